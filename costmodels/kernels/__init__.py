@@ -1,0 +1,1 @@
+"""Kernel cost models: arrays of kernel calls in, seconds with their basis out."""

@@ -1,0 +1,260 @@
+"""ExecutionPlan and PlanBatch: how a job is laid out on devices, one plan or a million.
+
+A ``PlanBatch`` is a structure of arrays, one row per plan; everything downstream takes a batch. A
+single plan is a batch of one. What belongs to the job (precision, optimizer, attention kernel) is
+constant over a batch and lives in ``workload.TrainingJob``.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
+
+
+class Recompute(IntEnum):
+    """What the backward pass recomputes, as Megatron-LM's ``--recompute-granularity``."""
+
+    NONE = 0
+    SELECTIVE = 1  # the attention core only
+    FULL = 2  # every layer from its input
+    BLOCK = 3  # the first ``recompute_layers`` layers of each stage, from their input
+
+
+class Schedule(IntEnum):
+    """Order of forward and backward micro-batches over the pipeline stages."""
+
+    ONE_F_ONE_B = 0  # PipeDream-flush (arXiv:2104.04473); interleaved when virtual_stages > 1
+    GPIPE = 1  # all forward, then all backward (arXiv:1811.06965); nanotron "afab"
+    ZERO_BUBBLE_1P = 2  # ZB-1p / ZB-H1: memory of 1F1B (arXiv:2401.10241)
+    ZERO_BUBBLE_2P = 3  # ZB-2p / ZB-H2: twice that memory
+    ZERO_BUBBLE_V = 4  # ZB-V: V-shaped placement of two chunks per rank (arXiv:2405.15362)
+
+
+class ContextKind(IntEnum):
+    """How context parallelism exchanges keys and values."""
+
+    RING = 0  # point to point around the ring, overlapped with attention (arXiv:2310.01889)
+    ALL_GATHER = 1  # gather keys and values first (Llama 3)
+    ULYSSES = 2  # all-to-all between sequence and heads (arXiv:2309.14509)
+
+
+class AxisOrder(IntEnum):
+    """Which parallel axis varies fastest over consecutive ranks, innermost first."""
+
+    TP_CP_DP_PP = 0  # Megatron-LM default order "tp-cp-ep-dp-pp"
+    TP_CP_PP_DP = 1  # pipeline inside, data outside: DeepSpeed topology (pipe, data, model)
+
+
+_INT_COLUMNS = {
+    "tensor_parallel": 1,
+    "pipeline_parallel": 1,
+    "data_parallel": 1,
+    "context_parallel": 1,
+    "expert_parallel": 1,
+    "expert_tensor_parallel": 1,
+    "virtual_stages": 1,
+    "zero_stage": 0,
+    "zero_shard_degree": 0,
+    "micro_batch_size": 1,
+    "num_microbatches": 1,
+    "recompute": 0,
+    "recompute_layers": 0,
+    "schedule": 0,
+    "context_kind": 0,
+    "axis_order": 0,
+    "first_stage_layers": 0,
+    "last_stage_layers": 0,
+}
+_BOOL_COLUMNS = {
+    "sequence_parallel": False,
+    "offload_optimizer": False,
+    "offload_activations": False,
+    "overlap_grad_reduce": True,
+    "overlap_param_gather": True,
+    "tensor_parallel_overlap": False,
+}
+_ENUMS: dict[str, type[IntEnum]] = {
+    "recompute": Recompute,
+    "schedule": Schedule,
+    "context_kind": ContextKind,
+    "axis_order": AxisOrder,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionPlan:
+    """One plan, in the field's words. ``PlanBatch`` documents each column.
+
+    ``stage_layers`` lists the transformer layers of every pipeline stage when the user laid them out
+    by hand; empty means an even split around ``first_stage_layers`` and ``last_stage_layers``.
+    """
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    data_parallel: int = 1
+    context_parallel: int = 1
+    expert_parallel: int = 1
+    expert_tensor_parallel: int = 1
+    virtual_stages: int = 1
+    zero_stage: int = 0
+    zero_shard_degree: int = 0
+    micro_batch_size: int = 1
+    num_microbatches: int = 1
+    recompute: Recompute = Recompute.NONE
+    recompute_layers: int = 0
+    schedule: Schedule = Schedule.ONE_F_ONE_B
+    context_kind: ContextKind = ContextKind.RING
+    axis_order: AxisOrder = AxisOrder.TP_CP_DP_PP
+    first_stage_layers: int = 0
+    last_stage_layers: int = 0
+    sequence_parallel: bool = False
+    offload_optimizer: bool = False
+    offload_activations: bool = False
+    overlap_grad_reduce: bool = True
+    overlap_param_gather: bool = True
+    tensor_parallel_overlap: bool = False
+    stage_layers: tuple[int, ...] = ()
+
+    @property
+    def num_devices(self) -> int:
+        """Devices the plan occupies: t * p * d * c (expert axes reuse the data-parallel ranks)."""
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel * self.context_parallel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanBatch:
+    """N plans as arrays of length N.
+
+    Attributes:
+        tensor_parallel: Ranks that share each matrix (t).
+        pipeline_parallel: Pipeline stages (p).
+        data_parallel: Model replicas that see different samples (d), context parallelism not counted.
+        context_parallel: Ranks that share each sequence (c).
+        expert_parallel: Ranks over which experts are spread (e), out of the d*c*t ranks of a stage.
+        expert_tensor_parallel: Ranks that share each expert's matrices.
+        virtual_stages: Model chunks per pipeline rank (v); above 1 the schedule is interleaved.
+        zero_stage: ZeRO stage over the data-parallel ranks (0 to 3; 3 is FSDP).
+        zero_shard_degree: Ranks one shard set spans (HSDP); 0 means all d*c ranks.
+        micro_batch_size: Sequences per micro-batch and data-parallel rank (b).
+        num_microbatches: Micro-batches per step and data-parallel rank (m).
+        recompute: ``Recompute`` code.
+        recompute_layers: Layers per stage recomputed with ``BLOCK``.
+        schedule: ``Schedule`` code.
+        context_kind: ``ContextKind`` code.
+        axis_order: ``AxisOrder`` code.
+        first_stage_layers / last_stage_layers: Layers of those stages; 0 for an even split.
+        sequence_parallel: Megatron sequence parallelism (norms and dropouts sharded over t).
+        offload_optimizer: Optimizer states and step on the host (ZeRO-Offload).
+        offload_activations: Checkpointed activations on the host.
+        overlap_grad_reduce: Gradient reduction runs under the backward pass.
+        overlap_param_gather: Parameter gathering runs under the forward pass.
+        tensor_parallel_overlap: Tensor-parallel communication split and run under the GEMMs.
+        stage_layers: (N, max p) layers of each stage, 0 beyond p, when any plan lays stages out by hand.
+    """
+
+    tensor_parallel: IntArray
+    pipeline_parallel: IntArray
+    data_parallel: IntArray
+    context_parallel: IntArray
+    expert_parallel: IntArray
+    expert_tensor_parallel: IntArray
+    virtual_stages: IntArray
+    zero_stage: IntArray
+    zero_shard_degree: IntArray
+    micro_batch_size: IntArray
+    num_microbatches: IntArray
+    recompute: IntArray
+    recompute_layers: IntArray
+    schedule: IntArray
+    context_kind: IntArray
+    axis_order: IntArray
+    first_stage_layers: IntArray
+    last_stage_layers: IntArray
+    sequence_parallel: BoolArray
+    offload_optimizer: BoolArray
+    offload_activations: BoolArray
+    overlap_grad_reduce: BoolArray
+    overlap_param_gather: BoolArray
+    tensor_parallel_overlap: BoolArray
+    stage_layers: IntArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.tensor_parallel)
+
+    @classmethod
+    def from_columns(cls, length: int, **columns: Any) -> "PlanBatch":
+        """A batch of ``length`` plans; scalars are broadcast, absent columns take their defaults.
+
+        Raises:
+            TypeError: If a column is unknown.
+        """
+        stage_layers = columns.pop("stage_layers", None)
+        unknown = set(columns) - set(_INT_COLUMNS) - set(_BOOL_COLUMNS)
+        if unknown:
+            raise TypeError(f"unknown plan columns: {sorted(unknown)}")
+        built: dict[str, Any] = {}
+        for name, default in (*_INT_COLUMNS.items(), *_BOOL_COLUMNS.items()):
+            kind = np.bool_ if name in _BOOL_COLUMNS else np.int64
+            value = np.asarray(columns.get(name, default), dtype=kind)
+            built[name] = np.ascontiguousarray(np.broadcast_to(value, (length,)))
+        return cls(**built, stage_layers=stage_layers)
+
+    @classmethod
+    def from_plans(cls, plans: Sequence[ExecutionPlan]) -> "PlanBatch":
+        """The given plans as one batch, in order."""
+        columns: dict[str, Any] = {
+            name: [getattr(plan, name) for plan in plans] for name in (*_INT_COLUMNS, *_BOOL_COLUMNS)
+        }
+        if any(plan.stage_layers for plan in plans):
+            width = max(plan.pipeline_parallel for plan in plans)
+            table = np.zeros((len(plans), width), dtype=np.int64)
+            for row, plan in enumerate(plans):
+                table[row, : len(plan.stage_layers)] = plan.stage_layers
+            columns["stage_layers"] = table
+        return cls.from_columns(len(plans), **columns)
+
+    def take(self, rows: NDArray[np.integer[Any]] | slice | Sequence[int]) -> "PlanBatch":
+        """The selected rows as a new batch."""
+        picked: dict[str, Any] = {}
+        for item in fields(self):
+            column = getattr(self, item.name)
+            picked[item.name] = None if column is None else column[rows]
+        return PlanBatch(**picked)
+
+    def plan(self, row: int) -> ExecutionPlan:
+        """One row as an ``ExecutionPlan``."""
+        values: dict[str, Any] = {name: int(getattr(self, name)[row]) for name in _INT_COLUMNS}
+        values |= {name: bool(getattr(self, name)[row]) for name in _BOOL_COLUMNS}
+        for name, kind in _ENUMS.items():
+            values[name] = kind(values[name])
+        if self.stage_layers is not None:
+            values["stage_layers"] = tuple(int(n) for n in self.stage_layers[row] if n > 0)
+        return ExecutionPlan(**values)
+
+    @property
+    def num_devices(self) -> IntArray:
+        """(N,) devices each plan occupies."""
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel * self.context_parallel
+
+    @property
+    def shard_degree(self) -> IntArray:
+        """(N,) ranks over which ZeRO shards dense parameters: d*c unless HSDP says fewer."""
+        return np.where(
+            self.zero_shard_degree > 0, self.zero_shard_degree, self.data_parallel * self.context_parallel
+        )
+
+
+def concatenate(batches: Iterable[PlanBatch]) -> PlanBatch:
+    """One batch with the rows of all, in order; none may have hand-laid stages."""
+    parts = list(batches)
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_INT_COLUMNS, *_BOOL_COLUMNS)
+    }
+    return PlanBatch.from_columns(sum(map(len, parts)), **columns)

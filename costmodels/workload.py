@@ -1,0 +1,105 @@
+"""Jobs: what is to be trained, independent of how it is laid out on devices."""
+
+from dataclasses import dataclass
+
+from profiles.errors import SpecError
+from profiles.model import MAX_SEQUENCE
+from profiles.precision import ELEMENT_BYTES, Precision, parse_precision
+
+MAX_GLOBAL_BATCH = 1 << 22
+TASKS = ("pretrain", "full", "lora", "qlora")
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "sgd", "none")
+ATTENTION_KERNELS = ("flash", "unfused")
+
+# Linear layers of one transformer layer that an adapter may be attached to.
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSpec:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685).
+
+    Attributes:
+        rank: Inner width r of the adapter pair.
+        targets: Which linear layers carry one (``LORA_TARGETS``).
+    """
+
+    rank: int = 16
+    targets: tuple[str, ...] = LORA_TARGETS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """One training run.
+
+    Attributes:
+        sequence_length: Tokens per sequence as the kernels see them (s).
+        global_batch_size: Sequences per optimizer step over all ranks.
+        task: ``pretrain``, ``full`` (fine-tuning), ``lora`` or ``qlora``.
+        precision: Recipe name, see ``profiles.precision``.
+        gradient_dtype: Format gradients are accumulated in; "" means the stack's default.
+        master_dtype: Format of the master copy of the weights; ``none`` when there is none.
+        state_dtype: Format of each optimizer moment; ``int8`` for 8-bit Adam.
+        optimizer: Which optimizer.
+        attention: ``flash`` (never materialises scores) or ``unfused``.
+        lora: Adapter structure for ``lora`` and ``qlora``.
+        dropout: Whether dropout masks are kept (Megatron GPT-2/3 recipes).
+        padding_efficiency: Useful tokens over computed tokens; 1 for packed sequences.
+        train_tokens: Length of the run in tokens, for days and dollars; None when not asked.
+        fused_cross_entropy: The loss never materialises fp32 logits.
+    """
+
+    sequence_length: int
+    global_batch_size: int
+    task: str = "pretrain"
+    precision: str = "bf16"
+    gradient_dtype: str = ""
+    master_dtype: str = "fp32"
+    state_dtype: str = "fp32"
+    optimizer: str = "adamw"
+    attention: str = "flash"
+    lora: LoraSpec | None = None
+    dropout: bool = False
+    padding_efficiency: float = 1.0
+    train_tokens: float | None = None
+    fused_cross_entropy: bool = False
+
+    def __post_init__(self) -> None:
+        _between("job.sequence_length", self.sequence_length, 1, MAX_SEQUENCE)
+        _between("job.global_batch_size", self.global_batch_size, 1, MAX_GLOBAL_BATCH)
+        _one_of("job.task", self.task, TASKS)
+        _one_of("job.optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("job.attention", self.attention, ATTENTION_KERNELS)
+        _one_of("job.master_dtype", self.master_dtype, tuple(ELEMENT_BYTES))
+        _one_of("job.state_dtype", self.state_dtype, tuple(ELEMENT_BYTES))
+        _one_of("job.gradient_dtype", self.gradient_dtype, ("", *ELEMENT_BYTES))
+        parse_precision(self.precision)
+        if not 0 < self.padding_efficiency <= 1:
+            raise SpecError("job.padding_efficiency", f"must be in (0, 1]; got {self.padding_efficiency}")
+        if (self.lora is not None) != (self.task in ("lora", "qlora")):
+            raise SpecError("job.lora", f"must be given exactly when task is lora or qlora; task is {self.task!r}")
+
+    @property
+    def numerics(self) -> Precision:
+        """The precision recipe."""
+        return parse_precision(self.precision)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens computed per optimizer step, padding included."""
+        return self.sequence_length * self.global_batch_size
+
+    @property
+    def trains_adapters_only(self) -> bool:
+        """Whether base weights are frozen."""
+        return self.task in ("lora", "qlora")
+
+
+def _between(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise SpecError(name, f"must be between {low} and {high}; got {value}")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise SpecError(name, f"unknown value {value[:40]!r}", "use one of " + ", ".join(word for word in known if word))

@@ -1,0 +1,73 @@
+"""The exception tree, and the helper that turns a typo into a hint.
+
+PlannerError
+ + SpecError(field, problem, hint)   what was described cannot exist      CLI exit 2, HTTP 422
+ + InfeasibleError(reasons)          it exists, but nothing satisfies it  CLI exit 3, HTTP 200 with plans=[]
+
+Anything else that escapes is a bug (CLI exit 1, HTTP 500).
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+
+class PlannerError(Exception):
+    """Base of every error that a caller is expected to handle."""
+
+
+class SpecError(PlannerError):
+    """The input describes something that cannot exist or is out of bounds.
+
+    Attributes:
+        field: Dotted path as the user wrote it, e.g. ``cluster.device``.
+        problem: What is wrong, with the offending value.
+        hint: The smallest change that would fix it; may be empty.
+    """
+
+    def __init__(self, field: str, problem: str, hint: str = "") -> None:
+        self.field = field
+        self.problem = problem
+        self.hint = hint
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = f"{self.field}: {self.problem}"
+        return f"{text}. Hint: {self.hint}" if self.hint else text
+
+    def __reduce__(self) -> tuple[type["SpecError"], tuple[str, str, str]]:
+        return SpecError, (self.field, self.problem, self.hint)
+
+
+class InfeasibleError(PlannerError):
+    """The request is well formed, but no plan satisfies every limit.
+
+    Attributes:
+        reasons: How many candidate plans each named rule rejected.
+    """
+
+    def __init__(self, reasons: Mapping[str, int]) -> None:
+        self.reasons = dict(reasons)
+        listed = ", ".join(f"{rule}: {count}" for rule, count in self.reasons.items())
+        super().__init__(f"no plan satisfies every limit ({listed})")
+
+    def __reduce__(self) -> tuple[type["InfeasibleError"], tuple[dict[str, int]]]:
+        return InfeasibleError, (self.reasons,)
+
+
+def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3) -> str:
+    """Hint naming the known words closest to ``name``, or listing a few when none is close.
+
+    Args:
+        name: What the user wrote; compared case-insensitively, only its first 64 characters.
+        known: Every accepted word.
+        limit: Most words to offer.
+
+    Returns:
+        A hint such as ``did you mean 'H100-80GB'?``; empty when ``known`` is empty.
+    """
+    words = sorted(set(known))
+    lowered = {word.lower(): word for word in words}
+    close = difflib.get_close_matches(name[:64].lower(), lowered, n=limit, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(f"'{lowered[word]}'" for word in close) + "?"
+    return "known: " + ", ".join(words[:12]) + (", ..." if len(words) > 12 else "") if words else ""

@@ -1,0 +1,156 @@
+"""Devices, links, nodes and clusters: the facts a price is computed from.
+
+All bandwidths are per direction. A *scale-up domain* is the set of GPUs that reach each other over
+the fast links (NVLink, xGMI); it equals the node except on rack-scale machines (NVL72).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from profiles.errors import SpecError
+
+MAX_NODES = 1 << 17
+MAX_DEVICES_PER_NODE = 72
+MAX_DEVICES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSpec:
+    """One accelerator, as its vendor and its users' logs describe it.
+
+    Attributes:
+        name: Canonical name, e.g. ``H100-SXM-80GB``.
+        vendor: ``nvidia`` or ``amd``.
+        architecture: Family whose fitted efficiency applies when the device has none, e.g. ``hopper``.
+        peak_flops_per_s: Dense peak per GEMM format (``precision.GEMM_FORMATS``); absent: unsupported.
+        memory_bytes: Nominal capacity.
+        usable_memory_bytes: What a framework can allocate (nominal less ECC and driver reserve).
+        memory_bandwidth_bytes_per_s: Device memory bandwidth.
+        num_sms: Streaming multiprocessors or compute units.
+        l2_bytes: Last-level cache.
+        power_w: Board power limit.
+        default_node: Catalogue name of the node this device usually comes in.
+        sources: Field name to the document it was read from.
+    """
+
+    name: str
+    vendor: str
+    architecture: str
+    peak_flops_per_s: Mapping[str, float]
+    memory_bytes: float
+    usable_memory_bytes: float
+    memory_bandwidth_bytes_per_s: float
+    num_sms: int
+    l2_bytes: float
+    power_w: float
+    default_node: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def peak(self, gemm_format: str) -> float:
+        """Dense peak FLOP/s of a format; one without its own units runs at the best wider rate.
+
+        Raises:
+            SpecError: If the device can run the format in no way (fp8 on A100 has no kernels).
+        """
+        if gemm_format in self.peak_flops_per_s:
+            return self.peak_flops_per_s[gemm_format]
+        if gemm_format == "tf32" and "fp32" in self.peak_flops_per_s:
+            return self.peak_flops_per_s["fp32"]
+        raise SpecError(
+            "job.precision",
+            f"{self.name} has no {gemm_format} arithmetic",
+            "use one of " + ", ".join(sorted(self.peak_flops_per_s)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSpec:
+    """One kind of connection between devices, hosts or nodes.
+
+    Attributes:
+        name: Canonical name, e.g. ``nvlink4`` or ``ib-ndr-400``.
+        kind: ``nvlink``, ``xgmi``, ``pcie``, ``infiniband``, ``roce``, ``efa``, ``slingshot``, ``ethernet``.
+        bandwidth_bytes_per_s: Per direction: per device for scale-up links, per NIC for fabrics.
+        latency_s: One-way latency of a small message between two devices, library included.
+        peer_to_peer: Whether devices reach each other without staging through host memory.
+        source: Document the figures come from.
+    """
+
+    name: str
+    kind: str
+    bandwidth_bytes_per_s: float
+    latency_s: float
+    peer_to_peer: bool = True
+    source: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSpec:
+    """One host: its devices and what connects them.
+
+    Attributes:
+        name: Catalogue name, e.g. ``dgx-h100``.
+        device: The accelerator.
+        devices_per_node: Accelerators per host.
+        scale_up: Link between devices of one domain.
+        domain_devices: Devices per scale-up domain; a multiple of ``devices_per_node``.
+        nic: Link of one network adapter.
+        nics_per_node: Network adapters used for training traffic.
+        host_link: Link between a device and host memory.
+        host_memory_bytes: Host memory per node.
+        source: Document the figures come from.
+    """
+
+    name: str
+    device: DeviceSpec
+    devices_per_node: int
+    scale_up: LinkSpec
+    domain_devices: int
+    nic: LinkSpec
+    nics_per_node: int
+    host_link: LinkSpec
+    host_memory_bytes: float
+    source: str = field(default="", compare=False)
+
+    @property
+    def scale_out_bytes_per_s(self) -> float:
+        """Network bandwidth per device when all devices of the node send at once."""
+        return self.nic.bandwidth_bytes_per_s * self.nics_per_node / self.devices_per_node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSpec:
+    """Identical nodes on one fabric.
+
+    Attributes:
+        name: As the user wrote it.
+        node: The node type.
+        num_nodes: How many.
+        assumptions: What was filled in because the user did not say, in words for the user.
+    """
+
+    name: str
+    node: NodeSpec
+    num_nodes: int
+    assumptions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_nodes <= MAX_NODES:
+            raise SpecError("cluster.num_nodes", f"must be between 1 and {MAX_NODES}; got {self.num_nodes}")
+        if self.num_devices > MAX_DEVICES:
+            raise SpecError("cluster", f"at most {MAX_DEVICES} devices; got {self.num_devices}")
+
+    @property
+    def num_devices(self) -> int:
+        """Accelerators in the cluster."""
+        return self.num_nodes * self.node.devices_per_node
+
+    @property
+    def device(self) -> DeviceSpec:
+        """The accelerator type."""
+        return self.node.device
+
+    @property
+    def domain_devices(self) -> int:
+        """Devices per scale-up domain, not more than the cluster has."""
+        return min(self.node.domain_devices, self.num_devices)

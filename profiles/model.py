@@ -1,0 +1,174 @@
+"""ModelSpec: the facts about a decoder-only transformer that costs depend on.
+
+Dimension names are those of Hugging Face configurations. What it leaves out, on purpose: encoders,
+vision towers and state-space layers; a configuration that needs them is rejected by ``hf_config``.
+"""
+
+from dataclasses import dataclass, field
+
+from profiles.errors import SpecError
+
+MAX_LAYERS = 4096
+MAX_DIMENSION = 1 << 22
+MAX_SEQUENCE = 1 << 24
+MAX_EXPERTS = 1 << 14
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): low-rank queries, keys and values.
+
+    Attributes:
+        q_lora_rank: Rank of the query compression; 0 when queries are projected directly.
+        kv_lora_rank: Rank of the joint key/value compression.
+        qk_nope_head_dim: Per-head query/key width without rotary embedding.
+        qk_rope_head_dim: Per-head rotary width, shared by all heads on the key side.
+        v_head_dim: Per-head value width.
+    """
+
+    q_lora_rank: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoESpec:
+    """Mixture of experts: which layers have it and how wide its experts are.
+
+    Attributes:
+        num_experts: Routed experts per MoE layer.
+        experts_per_token: Routed experts each token visits (top-k).
+        ffn_hidden_size: Width of one routed expert.
+        shared_ffn_hidden_size: Total width of the always-active shared experts; 0 for none.
+        first_dense_layers: Leading layers with a dense MLP (DeepSeek ``first_k_dense_replace``).
+        layer_interval: After those, every n-th layer is MoE (1: all; Llama-4 Maverick: 2).
+        shared_expert_gate: Whether a learned scalar gates the shared expert (Qwen2-MoE).
+    """
+
+    num_experts: int
+    experts_per_token: int
+    ffn_hidden_size: int
+    shared_ffn_hidden_size: int = 0
+    first_dense_layers: int = 0
+    layer_interval: int = 1
+    shared_expert_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A decoder-only transformer.
+
+    Attributes:
+        name: Catalogue name or the configuration's own.
+        num_layers: Transformer layers (L).
+        hidden_size: Width of the residual stream (h).
+        num_attention_heads: Query heads (a).
+        num_key_value_heads: Key/value heads; equal to ``num_attention_heads`` without GQA.
+        head_dim: Width of one head; not always ``hidden_size / num_attention_heads``.
+        ffn_hidden_size: Inner width of a dense MLP (unused when every layer is MoE).
+        vocab_size: Rows of the embedding, unpadded (V).
+        gated_mlp: Three MLP matrices (SwiGLU, GeGLU) instead of two.
+        tie_word_embeddings: The output head shares the embedding's weights.
+        learned_positions: Rows of a learned position embedding; 0 for rotary or ALiBi.
+        max_sequence_length: Longest sequence the model was built for; 0 when unlimited or unknown.
+        rms_norm: RMSNorm (one vector) instead of LayerNorm (two).
+        norms_per_layer: Norms of width h per layer (2; Gemma 4; parallel-residual models 1 or 2).
+        qk_norm: Per-head query and key norms (Qwen3, Gemma3).
+        qkv_bias / attention_out_bias / mlp_bias: Whether those linear layers carry biases.
+        parallel_residual: Attention and MLP read the same input (GPT-NeoX, Falcon).
+        embedding_norm: A norm directly after the embedding (BLOOM).
+        latent_attention: MLA dimensions, when used.
+        moe: Expert structure, when used.
+        sliding_window: Window of the windowed layers, in tokens; 0 for none.
+        windowed_layers: How many layers use the window.
+        published_parameters: Parameter count as published; None when there is none.
+        source: Where the dimensions come from.
+    """
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    ffn_hidden_size: int
+    vocab_size: int
+    gated_mlp: bool = False
+    tie_word_embeddings: bool = False
+    learned_positions: int = 0
+    max_sequence_length: int = 0
+    rms_norm: bool = False
+    norms_per_layer: int = 2
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    parallel_residual: bool = False
+    embedding_norm: bool = False
+    latent_attention: LatentAttention | None = None
+    moe: MoESpec | None = None
+    sliding_window: int = 0
+    windowed_layers: int = 0
+    published_parameters: float | None = None
+    source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "num_layers": MAX_LAYERS,
+            "hidden_size": MAX_DIMENSION,
+            "num_attention_heads": MAX_DIMENSION,
+            "num_key_value_heads": MAX_DIMENSION,
+            "head_dim": MAX_DIMENSION,
+            "ffn_hidden_size": MAX_DIMENSION,
+            "vocab_size": 1 << 26,
+        }
+        for name, largest in bounds.items():
+            value = getattr(self, name)
+            if not 1 <= value <= largest:
+                raise SpecError(f"model.{name}", f"must be between 1 and {largest}; got {value}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise SpecError(
+                "model.num_key_value_heads",
+                f"must divide num_attention_heads={self.num_attention_heads}; got {self.num_key_value_heads}",
+            )
+        if self.moe is not None:
+            self._check_moe(self.moe)
+
+    def _check_moe(self, moe: MoESpec) -> None:
+        if not 1 <= moe.num_experts <= MAX_EXPERTS:
+            raise SpecError("model.moe.num_experts", f"must be between 1 and {MAX_EXPERTS}; got {moe.num_experts}")
+        if not 1 <= moe.experts_per_token <= moe.num_experts:
+            raise SpecError(
+                "model.moe.experts_per_token",
+                f"must be between 1 and num_experts={moe.num_experts}; got {moe.experts_per_token}",
+            )
+        if not 1 <= moe.ffn_hidden_size <= MAX_DIMENSION:
+            raise SpecError("model.moe.ffn_hidden_size", f"must be between 1 and {MAX_DIMENSION}")
+        if not 0 <= moe.first_dense_layers <= self.num_layers:
+            raise SpecError("model.moe.first_dense_layers", f"must be between 0 and num_layers={self.num_layers}")
+        if not 1 <= moe.layer_interval <= self.num_layers:
+            raise SpecError("model.moe.layer_interval", f"must be between 1 and num_layers={self.num_layers}")
+
+    @property
+    def layer_is_moe(self) -> tuple[bool, ...]:
+        """For each layer in order, whether its MLP is a mixture of experts."""
+        moe = self.moe
+        if moe is None:
+            return (False,) * self.num_layers
+        return tuple(
+            index >= moe.first_dense_layers
+            and (index - moe.first_dense_layers) % moe.layer_interval == moe.layer_interval - 1
+            for index in range(self.num_layers)
+        )
+
+    @property
+    def num_moe_layers(self) -> int:
+        """Layers whose MLP is a mixture of experts."""
+        return sum(self.layer_is_moe)
+
+    @property
+    def mlp_matrices(self) -> int:
+        """Weight matrices of one MLP: 3 when gated, else 2."""
+        return 3 if self.gated_mlp else 2

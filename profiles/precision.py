@@ -1,0 +1,60 @@
+"""Numeric formats: how many bytes an element takes and which peak rate multiplies it."""
+
+from dataclasses import dataclass
+
+from profiles.errors import SpecError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """One training precision recipe, as frameworks name them.
+
+    Attributes:
+        name: Canonical short name.
+        gemm_format: Key into ``DeviceSpec.peak_flops_per_s`` for the linear layers.
+        storage_bytes: Bytes per element of the weights and activations kept in memory. The 8- and
+            4-bit training recipes keep 16-bit weights and quantise on the fly (Transformer Engine).
+        linear_input_bytes: Bytes per element of the activation a linear layer saves for its
+            weight gradient (Transformer Engine saves the quantised copy).
+    """
+
+    name: str
+    gemm_format: str
+    storage_bytes: float
+    linear_input_bytes: float
+
+
+_RECIPES = (
+    Precision(name="fp32", gemm_format="fp32", storage_bytes=4, linear_input_bytes=4),
+    Precision(name="tf32", gemm_format="tf32", storage_bytes=4, linear_input_bytes=4),
+    Precision(name="fp16", gemm_format="fp16", storage_bytes=2, linear_input_bytes=2),
+    Precision(name="bf16", gemm_format="bf16", storage_bytes=2, linear_input_bytes=2),
+    Precision(name="fp8", gemm_format="fp8", storage_bytes=2, linear_input_bytes=1),
+    # One shared 8-bit exponent per 32 elements (OCP Microscaling Formats v1.0), row and column copies.
+    Precision(name="mxfp8", gemm_format="fp8", storage_bytes=2, linear_input_bytes=1 + 1 / 32),
+    # One fp8 scale per 16 elements (NVIDIA NVFP4 pre-training report, arXiv:2509.25149).
+    Precision(name="nvfp4", gemm_format="fp4", storage_bytes=2, linear_input_bytes=0.5 + 1 / 16),
+)
+PRECISIONS = {recipe.name: recipe for recipe in _RECIPES}
+GEMM_FORMATS = ("fp32", "tf32", "fp16", "bf16", "fp8", "fp4")
+
+_ALIASES = {
+    "float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16",
+    "float8": "fp8", "fp4": "nvfp4", "mixed": "bf16",
+}  # fmt: skip
+
+# Bytes per element of the tensors a job may choose a format for (gradients, master weights, states).
+ELEMENT_BYTES = {"none": 0, "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
+
+
+def parse_precision(name: str, *, field: str = "job.precision") -> Precision:
+    """The recipe of that name (case-insensitive; common aliases accepted).
+
+    Raises:
+        SpecError: If the name is unknown.
+    """
+    key = name.strip().lower()
+    key = _ALIASES.get(key, key)
+    if key not in PRECISIONS:
+        raise SpecError(field, f"unknown precision {name[:40]!r}", did_you_mean(key, PRECISIONS))
+    return PRECISIONS[key]

@@ -1,0 +1,63 @@
+"""StackSpec: what a training framework adds to, and hides from, the sum of kernel and link prices.
+
+Every field is physically meaningful and either cited or fitted (``costmodels.calibration``) on
+end-to-end measurements, cross-validated by source; the packaged YAML says which, with residuals.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackSpec:
+    """One framework stack, of one era.
+
+    Attributes:
+        name: Catalogue name, e.g. ``megatron-core``.
+        framework: Whose rules decide legality: ``megatron``, ``deepspeed``, ``fsdp`` or ``nanotron``.
+        description: What runs under this name.
+        gemm_time_scale: Measured over fitted GEMM time (library version, quantisation kernels).
+        attention_time_scale: The same for attention kernels.
+        memory_time_scale: The same for bandwidth-bound kernels.
+        collective_time_scale: The same for collectives.
+        fused_elementwise: Bias, activation, dropout and norm run as fused kernels.
+        kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
+        microbatch_overhead_s: Host time per micro-batch and stage that nothing hides.
+        step_overhead_s: Time per step outside forward, backward and optimizer (data, logging, sync).
+        tensor_parallel_overlap: Share of tensor-parallel communication hidden under compute.
+        data_parallel_overlap: Share of gradient and parameter traffic hidden when overlap is on.
+        expert_parallel_overlap: Share of expert all-to-all hidden under compute.
+        straggler_fraction_per_doubling: Slow-down per doubling of the GPU count beyond one node.
+        context_bytes: CUDA context, library workspaces and communicators per process.
+        communicator_bytes: Extra device memory per communicator group.
+        fragmentation_fraction: Allocator reserve as a share of the dynamic (activation) part.
+        gradient_dtype: Default format gradients are accumulated in.
+        logits_fp32_copies: fp32 copies of the logits alive at the loss.
+        residual_log_std: Standard deviation of log(measured / predicted) in cross-validation.
+        fitted_on: What the fitted values rest on.
+        sources: Field name to citation, for the values that are cited.
+    """
+
+    name: str
+    framework: str
+    description: str
+    gemm_time_scale: float = 1.0
+    attention_time_scale: float = 1.0
+    memory_time_scale: float = 1.0
+    collective_time_scale: float = 1.0
+    fused_elementwise: bool = True
+    kernel_launch_s: float = 0.0
+    microbatch_overhead_s: float = 0.0
+    step_overhead_s: float = 0.0
+    tensor_parallel_overlap: float = 0.0
+    data_parallel_overlap: float = 0.0
+    expert_parallel_overlap: float = 0.0
+    straggler_fraction_per_doubling: float = 0.0
+    context_bytes: float = 0.0
+    communicator_bytes: float = 0.0
+    fragmentation_fraction: float = 0.0
+    gradient_dtype: str = "fp32"
+    logits_fp32_copies: float = 1.0
+    residual_log_std: float = 0.0
+    fitted_on: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
