@@ -202,7 +202,7 @@ class PlanBatch:
         built: dict[str, Any] = {}
         for name, default in (*_INT_COLUMNS.items(), *_BOOL_COLUMNS.items()):
             kind = np.bool_ if name in _BOOL_COLUMNS else np.int64
-            value = np.asarray(columns.get(name, default), dtype=kind)
+            value: NDArray[Any] = np.asarray(columns.get(name, default), dtype=kind)
             built[name] = np.ascontiguousarray(np.broadcast_to(value, (length,)))
         return cls(**built, stage_layers=stage_layers)
 
@@ -246,9 +246,7 @@ class PlanBatch:
     @property
     def shard_degree(self) -> IntArray:
         """(N,) ranks over which ZeRO shards dense parameters: d*c unless HSDP says fewer."""
-        return np.where(
-            self.zero_shard_degree > 0, self.zero_shard_degree, self.data_parallel * self.context_parallel
-        )
+        return np.where(self.zero_shard_degree > 0, self.zero_shard_degree, self.data_parallel * self.context_parallel)
 
 
 def concatenate(batches: Iterable[PlanBatch]) -> PlanBatch:

@@ -102,4 +102,6 @@ def _between(name: str, value: int, low: int, high: int) -> None:
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise SpecError(name, f"unknown value {value[:40]!r}", "use one of " + ", ".join(word for word in known if word))
+        raise SpecError(
+            name, f"unknown value {value[:40]!r}", "use one of " + ", ".join(word for word in known if word)
+        )

@@ -1,0 +1,1 @@
+"""Decisions: which plans are legal, which is best, and why."""

@@ -1,0 +1,1 @@
+"""The REST service: wire format and nothing else."""

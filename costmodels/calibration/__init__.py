@@ -1,0 +1,1 @@
+"""Fitting programs: run offline on measurements, their results are committed as data."""

@@ -1,0 +1,1 @@
+"""Predicted against measured: published runs in, errors by source out."""

@@ -1,0 +1,31 @@
+"""CostContext: everything a price depends on besides the plan, gathered once at the edge."""
+
+from dataclasses import dataclass
+
+from costmodels.collectives import CollectiveCostModel
+from costmodels.kernels.calls import KernelCostModel
+from costmodels.workload import TrainingJob
+from profiles.hardware import ClusterSpec
+from profiles.model import ModelSpec
+from profiles.stack import StackSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostContext:
+    """What is constant over a batch of plans.
+
+    Attributes:
+        model: The model.
+        cluster: The devices and links.
+        job: What is trained.
+        stack: The framework that runs it.
+        kernels: Prices kernel calls.
+        collectives: Prices collective calls.
+    """
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    job: TrainingJob
+    stack: StackSpec
+    kernels: KernelCostModel
+    collectives: CollectiveCostModel

@@ -1,0 +1,95 @@
+"""Pipeline schedules: how many micro-batches a stage holds, and how long a step of them takes.
+
+Symbols: p stages, i stage index from 0, v chunks per rank, m micro-batches. Sources: PipeDream-flush
+and interleaving, Narayanan et al. 2021 (arXiv:2104.04473) section 2.2; GPipe (arXiv:1811.06965);
+zero bubble, Qi et al. 2023 (arXiv:2401.10241) sections 2 and 3; ZB-V, Qi et al. 2024
+(arXiv:2405.15362).
+
+What it leaves out, on purpose: jitter between ranks, which ``StackSpec`` holds as a straggler term.
+"""
+
+import numpy as np
+
+from costmodels.plan import FloatArray, IntArray, Schedule
+
+
+def in_flight_microbatches(
+    schedule: IntArray, *, stage: IntArray, stages: IntArray, virtual_stages: IntArray, num_microbatches: IntArray
+) -> FloatArray:
+    """Most micro-batches whose activations one stage holds at once, for all layers of the stage.
+
+    Args:
+        schedule: (...) ``Schedule`` codes.
+        stage: (...) stage index i from 0.
+        stages: (...) pipeline stages p.
+        virtual_stages: (...) chunks per rank v; above 1, 1F1B is interleaved.
+        num_microbatches: (...) micro-batches per step m.
+
+    Returns:
+        (...) micro-batch equivalents; fractional when only some chunks of a rank are held.
+
+    Source:
+        1F1B: p - i warm-up forwards (arXiv:2104.04473 section 2.2.1). Interleaved: Megatron-LM runs
+        2(p - i - 1) + (v - 1)p warm-up chunks plus the one in work, each 1/v of the stage's layers.
+        ZB-1p and ZB-V hold p on every stage, ZB-2p at most 2p - 1 - 2i (arXiv:2401.10241, table 1).
+    """
+    chunks = 2.0 * (stages - stage - 1) + (virtual_stages - 1) * stages + 1
+    one_f_one_b = np.where(virtual_stages > 1, chunks / virtual_stages, 1.0 * (stages - stage))
+    held: FloatArray = np.select(
+        [
+            schedule == Schedule.GPIPE,
+            (schedule == Schedule.ZERO_BUBBLE_1P) | (schedule == Schedule.ZERO_BUBBLE_V),
+            schedule == Schedule.ZERO_BUBBLE_2P,
+        ],
+        [1.0 * num_microbatches, 1.0 * stages, np.maximum(2.0 * stages - 1, 1.0)],
+        one_f_one_b,
+    )
+    held = np.minimum(held, 1.0 * num_microbatches)
+    return held
+
+
+def pipeline_s(
+    schedule: IntArray,
+    *,
+    forward_s: FloatArray,
+    input_gradient_s: FloatArray,
+    weight_gradient_s: FloatArray,
+    count: IntArray,
+    virtual_stages: IntArray,
+    num_microbatches: IntArray,
+) -> tuple[FloatArray, FloatArray]:
+    """Seconds from the first forward to the last backward of a step, and the part that is bubble.
+
+    Args:
+        schedule: (N,) ``Schedule`` codes.
+        forward_s: (N, S) one micro-batch's forward on each stage class, communication included.
+        input_gradient_s: (N, S) its backward towards the inputs, recomputation included.
+        weight_gradient_s: (N, S) its weight gradients.
+        count: (N, S) pipeline stages each class stands for; 0 for unused columns.
+        virtual_stages: (N,) chunks per rank v.
+        num_microbatches: (N,) micro-batches m.
+
+    Returns:
+        (N,) seconds, and (N,) of them in which the slowest stage idles.
+
+    Source:
+        The slowest stage works m times; the others' fill and drain is the bubble: the sum of the
+        other stages' times for 1F1B and GPipe, divided by v when interleaved (arXiv:2104.04473
+        section 2.2.2). Zero bubble moves weight gradients into it: ZB-1p saves one, ZB-2p and ZB-V
+        two weight-gradient times per stage (arXiv:2401.10241 table 1), never below zero.
+    """
+    stage_s = np.where(count > 0, forward_s + input_gradient_s + weight_gradient_s, 0.0)
+    slowest_s = stage_s.max(axis=1)
+    fill_s = (stage_s * count).sum(axis=1) - slowest_s
+    weight_s = (weight_gradient_s * count).sum(axis=1) * (1 - 1 / np.maximum(count.sum(axis=1), 1))
+    saved = np.select(
+        [
+            schedule == Schedule.ZERO_BUBBLE_1P,
+            (schedule == Schedule.ZERO_BUBBLE_2P) | (schedule == Schedule.ZERO_BUBBLE_V),
+        ],
+        [2.0, 3.0],
+        0.0,
+    )
+    chunks = np.where(schedule == Schedule.ONE_F_ONE_B, virtual_stages, 1)
+    bubble_s = np.maximum(fill_s / chunks - saved * weight_s, 0.0)
+    return num_microbatches * slowest_s + bubble_s, bubble_s
