@@ -4,7 +4,7 @@ Dimension names are those of Hugging Face configurations. What it leaves out, on
 vision towers and state-space layers; a configuration that needs them is rejected by ``hf_config``.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from profiles.errors import SpecError
 
@@ -12,6 +12,7 @@ MAX_LAYERS = 4096
 MAX_DIMENSION = 1 << 22
 MAX_SEQUENCE = 1 << 24
 MAX_EXPERTS = 1 << 14
+MAX_NORMS_PER_LAYER = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,8 @@ class MoESpec:
         first_dense_layers: Leading layers with a dense MLP (DeepSeek ``first_k_dense_replace``).
         layer_interval: After those, every n-th layer is MoE (1: all; Llama-4 Maverick: 2).
         shared_expert_gate: Whether a learned scalar gates the shared expert (Qwen2-MoE).
+        router_bias: One number per expert beside the router's matrix: a bias (gpt-oss) or the
+            load-balancing correction of DeepSeek-V3.
     """
 
     num_experts: int
@@ -54,6 +57,7 @@ class MoESpec:
     first_dense_layers: int = 0
     layer_interval: int = 1
     shared_expert_gate: bool = False
+    router_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +78,16 @@ class ModelSpec:
         learned_positions: Rows of a learned position embedding; 0 for rotary or ALiBi.
         max_sequence_length: Longest sequence the model was built for; 0 when unlimited or unknown.
         rms_norm: RMSNorm (one vector) instead of LayerNorm (two).
+        norm_bias: Whether a LayerNorm carries its second vector (not in MPT, Command-R).
         norms_per_layer: Norms of width h per layer (2; Gemma 4; parallel-residual models 1 or 2).
         qk_norm: Per-head query and key norms (Qwen3, Gemma3).
         qkv_bias / attention_out_bias / mlp_bias: Whether those linear layers carry biases.
         parallel_residual: Attention and MLP read the same input (GPT-NeoX, Falcon).
+        attention_sinks: One learned logit per query head (gpt-oss).
+        head_bias: The output head carries a bias (GPT-J, Phi-2).
         embedding_norm: A norm directly after the embedding (BLOOM).
+        embedding_dim: Width of the embedding where it is projected to ``hidden_size`` and back
+            (OPT-350M); 0 when it is ``hidden_size`` itself.
         latent_attention: MLA dimensions, when used.
         moe: Expert structure, when used.
         sliding_window: Window of the windowed layers, in tokens; 0 for none.
@@ -100,13 +109,17 @@ class ModelSpec:
     learned_positions: int = 0
     max_sequence_length: int = 0
     rms_norm: bool = False
+    norm_bias: bool = True
     norms_per_layer: int = 2
     qk_norm: bool = False
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
     parallel_residual: bool = False
+    attention_sinks: bool = False
+    head_bias: bool = False
     embedding_norm: bool = False
+    embedding_dim: int = 0
     latent_attention: LatentAttention | None = None
     moe: MoESpec | None = None
     sliding_window: int = 0
@@ -128,6 +141,7 @@ class ModelSpec:
             value = getattr(self, name)
             if not 1 <= value <= largest:
                 raise SpecError(f"model.{name}", f"must be between 1 and {largest}; got {value}")
+        self._check_optional()
         if self.num_attention_heads % self.num_key_value_heads:
             raise SpecError(
                 "model.num_key_value_heads",
@@ -135,6 +149,29 @@ class ModelSpec:
             )
         if self.moe is not None:
             self._check_moe(self.moe)
+
+    def _check_optional(self) -> None:
+        bounds = {
+            "learned_positions": MAX_SEQUENCE,
+            "max_sequence_length": MAX_SEQUENCE,
+            "sliding_window": MAX_SEQUENCE,
+            "embedding_dim": MAX_DIMENSION,
+            "norms_per_layer": MAX_NORMS_PER_LAYER,
+            "windowed_layers": self.num_layers,
+        }
+        for name, largest in bounds.items():
+            value = getattr(self, name)
+            if not 0 <= value <= largest:
+                raise SpecError(f"model.{name}", f"must be between 0 and {largest}; got {value}")
+        if self.latent_attention is not None:
+            for item in fields(self.latent_attention):
+                value = getattr(self.latent_attention, item.name)
+                smallest = 0 if item.name in ("q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim") else 1
+                if not smallest <= value <= MAX_DIMENSION:
+                    raise SpecError(
+                        f"model.latent_attention.{item.name}",
+                        f"must be between {smallest} and {MAX_DIMENSION}; got {value}",
+                    )
 
     def _check_moe(self, moe: MoESpec) -> None:
         if not 1 <= moe.num_experts <= MAX_EXPERTS:
@@ -145,7 +182,14 @@ class ModelSpec:
                 f"must be between 1 and num_experts={moe.num_experts}; got {moe.experts_per_token}",
             )
         if not 1 <= moe.ffn_hidden_size <= MAX_DIMENSION:
-            raise SpecError("model.moe.ffn_hidden_size", f"must be between 1 and {MAX_DIMENSION}")
+            raise SpecError(
+                "model.moe.ffn_hidden_size", f"must be between 1 and {MAX_DIMENSION}; got {moe.ffn_hidden_size}"
+            )
+        if not 0 <= moe.shared_ffn_hidden_size <= MAX_DIMENSION:
+            raise SpecError(
+                "model.moe.shared_ffn_hidden_size",
+                f"must be between 0 and {MAX_DIMENSION}; got {moe.shared_ffn_hidden_size}",
+            )
         if not 0 <= moe.first_dense_layers <= self.num_layers:
             raise SpecError("model.moe.first_dense_layers", f"must be between 0 and num_layers={self.num_layers}")
         if not 1 <= moe.layer_interval <= self.num_layers:

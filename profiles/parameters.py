@@ -1,0 +1,313 @@
+"""How many parameters a model has, part by part, as exact integers.
+
+Symbols: h hidden_size, a query heads, k key/value heads, d head_dim, f ffn_hidden_size, V vocab_size,
+L num_layers. Counts are those of the Hugging Face implementation of the family, so that their sum
+equals the published checkpoint. Left out on purpose: multi-token-prediction modules (DeepSeek-V3
+ships one), vision towers, vocabulary padding (a framework's choice, not the model's) and the scales
+of a quantised checkpoint.
+"""
+
+from dataclasses import dataclass
+
+from profiles.model import LatentAttention, ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerParameters:
+    """Parameters of one layer, by part, and how tensor parallelism splits them.
+
+    ``total == column_row_sharded + replicated + routed_experts``: the routed experts stand apart
+    because expert and expert-tensor parallelism divide them, not tensor parallelism.
+
+    Attributes:
+        attention: Projections, their biases, query/key norms and sinks.
+        dense_mlp: The dense MLP with its biases; 0 in a MoE layer.
+        routed_experts: All routed experts of the layer with their biases; 0 in a dense layer.
+        shared_experts: Always-active experts and their gate; 0 where there are none.
+        router: The routing matrix and its bias; 0 in a dense layer.
+        norms: The norms of width h.
+        replicated: Of everything but the routed experts, what every tensor-parallel rank holds in
+            full: norms, biases of row-parallel layers, router, shared-expert gate, query/key norms
+            and the down-projections of latent attention.
+        routed_experts_replicated: Of ``routed_experts``, the biases of row-parallel layers, which
+            expert-tensor parallelism does not divide.
+    """
+
+    attention: int
+    dense_mlp: int
+    routed_experts: int
+    shared_experts: int
+    router: int
+    norms: int
+    replicated: int
+    routed_experts_replicated: int
+
+    @property
+    def total(self) -> int:
+        """All parameters of the layer."""
+        return self.attention + self.dense_mlp + self.routed_experts + self.shared_experts + self.router + self.norms
+
+    @property
+    def column_row_sharded(self) -> int:
+        """What tensor parallelism divides: column- and row-parallel matrices and column biases, no routed expert."""
+        return self.total - self.replicated - self.routed_experts
+
+
+def norm_parameters(model: ModelSpec, *, width: int | None = None) -> int:
+    """Parameters of one norm over ``width`` (default h): one vector for RMSNorm, two for LayerNorm with bias."""
+    vectors = 1 if model.rms_norm or not model.norm_bias else 2
+    return vectors * (model.hidden_size if width is None else width)
+
+
+def key_value_parameters(model: ModelSpec) -> int:
+    """Parameters of the key and value projections of one layer, with biases (0 under latent attention).
+
+    Beyond k-way tensor parallelism a rank still holds one whole key/value head: this over k.
+    """
+    if model.latent_attention is not None:
+        return 0
+    width = 2 * model.num_key_value_heads * model.head_dim
+    return model.hidden_size * width + (width if model.qkv_bias else 0)
+
+
+def attention_parameters(model: ModelSpec) -> int:
+    """Parameters of one layer's attention: MHA, GQA, MQA or MLA, with biases, query/key norms and sinks.
+
+    Source:
+        Grouped queries: Ainslie et al., arXiv:2305.13245. Latent attention: DeepSeek-V2,
+        arXiv:2405.04434, section 2.1 and appendix C.
+
+    Example:
+        Llama-2-7B: 4 matrices of 4096 x 4096 = 67108864.
+    """
+    latent = model.latent_attention
+    extra = model.num_attention_heads if model.attention_sinks else 0
+    if latent is not None:
+        return extra + _latent_down(model, latent) + _latent_up(model, latent) + _out_bias(model)
+    h, q_width = model.hidden_size, model.num_attention_heads * model.head_dim
+    query = h * q_width + (q_width if model.qkv_bias else 0)
+    output = q_width * h + _out_bias(model)
+    return extra + query + key_value_parameters(model) + output + _qk_norm(model)
+
+
+def mlp_parameters(model: ModelSpec) -> int:
+    """Parameters of one dense MLP: two matrices of h x f, three when gated, and biases if any."""
+    return _mlp(model, model.ffn_hidden_size)
+
+
+def expert_parameters(model: ModelSpec) -> int:
+    """Parameters of one routed expert; 0 for a dense model."""
+    return _mlp(model, model.moe.ffn_hidden_size) if model.moe else 0
+
+
+def shared_expert_parameters(model: ModelSpec) -> int:
+    """Parameters of a MoE layer's always-active experts together, with their gate of h weights; 0 for none."""
+    moe = model.moe
+    if moe is None or not moe.shared_ffn_hidden_size:
+        return 0
+    return _mlp(model, moe.shared_ffn_hidden_size) + (model.hidden_size if moe.shared_expert_gate else 0)
+
+
+def router_parameters(model: ModelSpec) -> int:
+    """Parameters of one router: h per expert, and one more where it has a bias; 0 for a dense model."""
+    moe = model.moe
+    return moe.num_experts * (model.hidden_size + (1 if moe.router_bias else 0)) if moe else 0
+
+
+def layer_norm_parameters(model: ModelSpec) -> int:
+    """Parameters of all norms of width h in one layer."""
+    return model.norms_per_layer * norm_parameters(model)
+
+
+def layer_parameters(model: ModelSpec, *, moe: bool) -> LayerParameters:
+    """Parameters of one layer, dense or (``moe``) with experts.
+
+    Args:
+        model: The model.
+        moe: Whether the layer's MLP is a mixture of experts (see ``ModelSpec.layer_is_moe``).
+
+    Returns:
+        The layer's parts and their tensor-parallel split. For a dense model ``moe`` gives a layer
+        without MLP, which no model has.
+    """
+    latent = model.latent_attention
+    row_bias = model.hidden_size if model.mlp_bias else 0
+    replicated = layer_norm_parameters(model) + _out_bias(model)
+    replicated += _latent_down(model, latent) if latent else _qk_norm(model)
+    shared = shared_expert_parameters(model) if moe else 0
+    if model.moe and shared:
+        replicated += row_bias + (model.hidden_size if model.moe.shared_expert_gate else 0)
+    if not moe:
+        replicated += row_bias
+    num_experts = model.moe.num_experts if model.moe and moe else 0
+    router = router_parameters(model) if moe else 0
+    return LayerParameters(
+        attention=attention_parameters(model),
+        dense_mlp=0 if moe else mlp_parameters(model),
+        routed_experts=num_experts * expert_parameters(model),
+        shared_experts=shared,
+        router=router,
+        norms=layer_norm_parameters(model),
+        replicated=replicated + router,
+        routed_experts_replicated=num_experts * row_bias,
+    )
+
+
+def embedding_parameters(model: ModelSpec) -> int:
+    """Parameters of the token embedding: V rows, and the two projections where it is narrower than h (OPT-350M)."""
+    width = model.embedding_dim or model.hidden_size
+    projections = 0 if width == model.hidden_size else 2 * width * model.hidden_size
+    return model.vocab_size * width + projections
+
+
+def position_parameters(model: ModelSpec) -> int:
+    """Parameters of the learned position embedding; 0 for rotary positions or ALiBi."""
+    return model.learned_positions * model.hidden_size
+
+
+def head_parameters(model: ModelSpec) -> int:
+    """Parameters the output head adds: 0 when tied to the embedding, apart from its bias if any."""
+    width = model.embedding_dim or model.hidden_size
+    matrix = 0 if model.tie_word_embeddings else model.vocab_size * width
+    return matrix + (model.vocab_size if model.head_bias else 0)
+
+
+def embedding_norm_parameters(model: ModelSpec) -> int:
+    """Parameters of the norm directly after the embedding (BLOOM); 0 without one."""
+    return norm_parameters(model) if model.embedding_norm else 0
+
+
+def final_norm_parameters(model: ModelSpec) -> int:
+    """Parameters of the norm before the output head."""
+    return norm_parameters(model)
+
+
+def non_layer_parameters(model: ModelSpec) -> int:
+    """Everything outside the layers: embedding, positions, embedding norm, final norm and head."""
+    return (
+        embedding_parameters(model)
+        + position_parameters(model)
+        + embedding_norm_parameters(model)
+        + final_norm_parameters(model)
+        + head_parameters(model)
+    )
+
+
+def total_parameters(model: ModelSpec) -> int:
+    """Parameters of the whole model, every expert counted; a tied head counted once.
+
+    Example:
+        Llama-2-7B: 6738415616, the count of the published checkpoint.
+    """
+    dense_layers = model.num_layers - model.num_moe_layers
+    total = non_layer_parameters(model) + dense_layers * layer_parameters(model, moe=False).total
+    if model.num_moe_layers:
+        total += model.num_moe_layers * layer_parameters(model, moe=True).total
+    return total
+
+
+def active_parameters(model: ModelSpec) -> int:
+    """Parameters that one token meets: all but the routed experts it does not visit.
+
+    The embedding and the head count in full, as most model cards do.
+    """
+    moe = model.moe
+    if moe is None:
+        return total_parameters(model)
+    idle = moe.num_experts - moe.experts_per_token
+    return total_parameters(model) - model.num_moe_layers * idle * expert_parameters(model)
+
+
+def lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...], *, moe: bool | None = None) -> int:
+    """Trainable parameters that low-rank adapters add to one layer: r (in + out) per adapted matrix.
+
+    Args:
+        model: The model.
+        rank: Inner width r of every adapter.
+        targets: Names among q, k, v, o, gate, up, down. Under latent attention q adapts both query
+            projections, k the joint key/value down-projection and v its up-projection. ``gate`` adds
+            nothing to an MLP without gate.
+        moe: Whether the layer is a MoE layer; by default whether the model has experts. There gate,
+            up and down adapt every routed expert and the shared expert; the router has no adapter.
+
+    Returns:
+        A count for one layer.
+
+    Source:
+        Hu et al., arXiv:2106.09685, section 4.1.
+    """
+    is_moe = model.moe is not None if moe is None else moe
+    shapes = [shape for name, shape in _attention_matrices(model) if name in targets]
+    for width, copies in _mlp_widths(model, is_moe):
+        shapes += copies * [
+            (model.hidden_size, width)
+            for name in ("gate", "up", "down")
+            if name in targets and (name != "gate" or model.gated_mlp)
+        ]
+    return sum(rank * (rows + columns) for rows, columns in shapes)
+
+
+def total_lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...]) -> int:
+    """Trainable parameters that low-rank adapters add to the whole model (see ``lora_parameters``)."""
+    moe_layers = model.num_moe_layers
+    total = (model.num_layers - moe_layers) * lora_parameters(model, rank, targets, moe=False)
+    if moe_layers:
+        total += moe_layers * lora_parameters(model, rank, targets, moe=True)
+    return total
+
+
+def _attention_matrices(model: ModelSpec) -> list[tuple[str, tuple[int, int]]]:
+    """The linear layers of attention as (adapter target, (in, out))."""
+    h, heads, latent = model.hidden_size, model.num_attention_heads, model.latent_attention
+    if latent is None:
+        q_width, kv_width = heads * model.head_dim, model.num_key_value_heads * model.head_dim
+        return [("q", (h, q_width)), ("k", (h, kv_width)), ("v", (h, kv_width)), ("o", (q_width, h))]
+    q_width = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
+    query = [(h, latent.q_lora_rank), (latent.q_lora_rank, q_width)] if latent.q_lora_rank else [(h, q_width)]
+    return [
+        *(("q", shape) for shape in query),
+        ("k", (h, latent.kv_lora_rank + latent.qk_rope_head_dim)),
+        ("v", (latent.kv_lora_rank, heads * (latent.qk_nope_head_dim + latent.v_head_dim))),
+        ("o", (heads * latent.v_head_dim, h)),
+    ]
+
+
+def _mlp_widths(model: ModelSpec, is_moe: bool) -> list[tuple[int, int]]:
+    """Inner width and number of the MLPs in one layer."""
+    moe = model.moe
+    if moe is None or not is_moe:
+        return [(model.ffn_hidden_size, 1)]
+    shared = [(moe.shared_ffn_hidden_size, 1)] if moe.shared_ffn_hidden_size else []
+    return [(moe.ffn_hidden_size, moe.num_experts), *shared]
+
+
+def _mlp(model: ModelSpec, width: int) -> int:
+    biases = (model.mlp_matrices - 1) * width + model.hidden_size if model.mlp_bias else 0
+    return model.mlp_matrices * model.hidden_size * width + biases
+
+
+def _out_bias(model: ModelSpec) -> int:
+    return model.hidden_size if model.attention_out_bias else 0
+
+
+def _qk_norm(model: ModelSpec) -> int:
+    """One norm over a head's width for queries and one for keys, shared by the heads (Qwen3, Gemma 3)."""
+    if not model.qk_norm or model.latent_attention is not None:
+        return 0
+    return 2 * norm_parameters(model, width=model.head_dim)
+
+
+def _latent_down(model: ModelSpec, latent: LatentAttention) -> int:
+    """Down-projections of latent attention and the norms on their results; Megatron-Core keeps these whole."""
+    kv_width = latent.kv_lora_rank + latent.qk_rope_head_dim
+    down = model.hidden_size * kv_width + latent.kv_lora_rank
+    down += model.hidden_size * latent.q_lora_rank + latent.q_lora_rank
+    return down + ((kv_width + latent.q_lora_rank) if model.qkv_bias else 0)
+
+
+def _latent_up(model: ModelSpec, latent: LatentAttention) -> int:
+    """Up-projections (or the direct query projection) and the output projection of latent attention."""
+    heads = model.num_attention_heads
+    query = (latent.q_lora_rank or model.hidden_size) * heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
+    key_value = latent.kv_lora_rank * heads * (latent.qk_nope_head_dim + latent.v_head_dim)
+    return query + key_value + heads * latent.v_head_dim * model.hidden_size
