@@ -1,0 +1,62 @@
+# Everything a visitor or a contributor types. A fresh machine needs Python 3.11 or newer and make.
+
+PYTHON ?= python3
+DATA ?= ../shared/data
+VENV := .venv
+BIN := $(VENV)/bin
+export PLANNER_DATA ?= $(DATA)
+
+# Prerequisites of an installation; the stamps make a second run start at once.
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint types contracts pytest format accuracy fit bench readme serve constraints clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+run: $(INSTALLED) ## Install, then print the ranked plans for Llama-2-13B on 8 x A100-80GB
+	@$(BIN)/planner plan --model llama-2-13b --gpus 8xA100-80GB --seq 4096 --global-batch 128
+
+test: $(INSTALLED_DEV) lint types contracts pytest ## Install, then lint, types, layer contracts and tests
+
+lint: $(INSTALLED_DEV) ## ruff format and ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+types: $(INSTALLED_DEV) ## mypy, strict
+	$(BIN)/mypy
+
+contracts: $(INSTALLED_DEV) ## import-linter: the layers of the house
+	$(BIN)/lint-imports
+
+pytest: $(INSTALLED_DEV) ## The tests alone
+	$(BIN)/pytest -q
+
+format: $(INSTALLED_DEV) ## Rewrite the code as ruff formats it
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+serve: $(INSTALLED) ## The REST service on http://127.0.0.1:8000/docs
+	$(BIN)/planner serve
+
+constraints: $(INSTALLED_DEV) ## Rewrite constraints.txt from what is installed
+	@{ sed -n '/^#/p' constraints.txt; \
+	   $(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==[^ ]+$$'; } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean: ## Remove the environment and every cache
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .schemathesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(INSTALLED_DEV): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $(INSTALLED) $@
