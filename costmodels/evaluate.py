@@ -1,0 +1,79 @@
+"""The one cost path: plans and their context in, priced estimates out."""
+
+import numpy as np
+
+from costmodels.context import CostContext
+from costmodels.estimate import EstimateBatch
+from costmodels.flops import hardware_flops_per_step, model_flops_per_step
+from costmodels.layer_costs import LayerCosts, layer_costs
+from costmodels.memory import host_memory_bytes, memory_interval, stage_memory
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
+from costmodels.stage_parameters import stage_parameters
+from costmodels.stages import stage_table
+from costmodels.step import step_time
+
+NORMAL_90 = 1.645  # standard deviations either side of the mean that hold 90 % of a normal law
+
+
+def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> EstimateBatch:
+    """Price every plan of a batch.
+
+    Args:
+        plans: N legal plans (legality is the planner's business).
+        context: Model, cluster, job, stack and price lists.
+        full: Report memory for every pipeline stage instead of stage classes; times and peaks
+            are the same.
+
+    Returns:
+        Estimates in the order of the plans.
+    """
+    stages = stage_table(plans, context.model, full=full)
+    parameters = stage_parameters(plans, stages, context.model, context.job)
+    costs = layer_costs(plans, context)
+    step = step_time(plans, stages, costs, parameters, context)
+    memory = stage_memory(plans, stages, context)
+    per_stage = np.sum(list(memory.values()), axis=0)
+    peak_bytes = per_stage.max(axis=1)
+    low_bytes, high_bytes = memory_interval(memory, context)
+    host_bytes = host_memory_bytes(plans, stages, context)
+    spread, basis, extrapolated = _trust(costs, context)
+    layers = np.maximum((stages.layers * stages.count).sum(axis=1), 1)
+    return EstimateBatch(
+        step_time_s=step.step_time_s,
+        step_time_low_s=step.step_time_s * np.exp(-spread),
+        step_time_high_s=step.step_time_s * np.exp(spread),
+        time_parts_s=step.parts_s,
+        communication_total_s=step.communication_total_s,
+        stage_time_s=step.stage_time_s,
+        stages=stages,
+        memory_parts_bytes=memory,
+        stage_memory_bytes=per_stage,
+        peak_memory_bytes=peak_bytes,
+        peak_memory_low_bytes=low_bytes,
+        peak_memory_high_bytes=high_bytes,
+        host_memory_bytes=host_bytes,
+        fits=(peak_bytes <= context.cluster.device.usable_memory_bytes)
+        & (host_bytes <= context.cluster.node.host_memory_bytes),
+        basis=basis,
+        extrapolated=extrapolated,
+        model_flops=model_flops_per_step(context.model, context.job, causal=True),
+        hardware_flops=hardware_flops_per_step(
+            context.model,
+            context.job,
+            recompute=plans.recompute,
+            recomputed_layer_share=(step.recomputed_layers * stages.count).sum(axis=1) / layers,
+        ),
+    )
+
+
+def _trust(costs: LayerCosts, context: CostContext) -> tuple[FloatArray, IntArray, BoolArray]:
+    """(N,) half-width of the 90 % interval of log time, weakest basis, and whether extrapolated.
+
+    Kernel prices and the stack's residual are independent: their log variances add.
+    """
+    blocks = [costs.attention, costs.expert_mlp or costs.dense_mlp]
+    kernel = np.max([block.relative_half_width[block.of_row] for block in blocks], axis=0)
+    basis = np.max([block.basis[block.of_row] for block in blocks], axis=0)
+    extrapolated = np.max([block.extrapolated[block.of_row] for block in blocks], axis=0) > 0
+    spread = np.sqrt((NORMAL_90 * context.stack.residual_log_std) ** 2 + np.log1p(kernel) ** 2)
+    return spread, basis, extrapolated

@@ -1,0 +1,75 @@
+"""FLOPs of a training step, and the two utilisations they define.
+
+MFU counts what the model needs (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), HFU also what
+recomputation repeats. Papers differ on causal attention: PaLM and Megatron count the full score
+matrix, newer NVIDIA tables half of it; both are offered and every figure says which it is.
+"""
+
+import numpy as np
+
+from costmodels.lowering.attention import score_share
+from costmodels.plan import FloatArray, IntArray, Recompute
+from costmodels.workload import TrainingJob
+from profiles.model import ModelSpec
+from profiles.parameters import layer_parameters, lora_parameters
+
+
+def matmul_parameters(model: ModelSpec) -> float:
+    """Weights that multiply every token, all layers and the head: routed experts count k of E."""
+    total = 1.0 * model.vocab_size * model.hidden_size
+    for is_moe in model.layer_is_moe:
+        part = layer_parameters(model, moe=is_moe)
+        total += part.attention + part.dense_mlp + part.shared_experts + part.router
+        if model.moe is not None and is_moe:
+            total += part.routed_experts * model.moe.experts_per_token / model.moe.num_experts
+    return total
+
+
+def attention_core_flops_per_token(model: ModelSpec, sequence_length: int, *, causal: bool) -> float:
+    """Forward FLOPs of scores and values for one token, all layers.
+
+    Args:
+        model: Heads and widths are read.
+        sequence_length: Tokens per sequence.
+        causal: Count only the unmasked part of the score matrix.
+    """
+    latent = model.latent_attention
+    width = 2 * model.head_dim
+    if latent is not None:
+        width = latent.qk_nope_head_dim + latent.qk_rope_head_dim + latent.v_head_dim
+    share = score_share(model, sequence_length) if causal else 1.0
+    return 2.0 * model.num_layers * model.num_attention_heads * width * sequence_length * share
+
+
+def model_flops_per_step(model: ModelSpec, job: TrainingJob, *, causal: bool) -> float:
+    """FLOPs of one optimizer step without recomputation: 3 forwards, or 2 and the adapters' with LoRA.
+
+    Example:
+        GPT-3 175B, 1536 sequences of 2048: 6 * 1.74e11 * 3.1e6 + attention = 4.5e18 FLOPs
+        (arXiv:2104.04473 equation 3 without its recomputed forward).
+    """
+    core = attention_core_flops_per_token(model, job.sequence_length, causal=causal)
+    weights = matmul_parameters(model)
+    per_token = 6 * weights + 3 * core
+    if job.trains_adapters_only and job.lora is not None:
+        per_token = 4 * weights + 3 * core
+        per_token += 6 * model.num_layers * lora_parameters(model, rank=job.lora.rank, targets=job.lora.targets)
+    return per_token * job.tokens_per_step
+
+
+def hardware_flops_per_step(
+    model: ModelSpec, job: TrainingJob, *, recompute: IntArray, recomputed_layer_share: FloatArray
+) -> FloatArray:
+    """(N,) causal FLOPs of one step including what is recomputed.
+
+    Args:
+        model: The model.
+        job: Sequence and batch are read.
+        recompute: (N,) ``Recompute`` codes.
+        recomputed_layer_share: (N,) share of the layers recomputed in full.
+    """
+    core = attention_core_flops_per_token(model, job.sequence_length, causal=True)
+    head = 1.0 * model.vocab_size * model.hidden_size
+    layers_forward = 2 * (matmul_parameters(model) - head) + core
+    repeated = np.where(recompute == Recompute.SELECTIVE, core, recomputed_layer_share * layers_forward)
+    return model_flops_per_step(model, job, causal=True) + repeated * job.tokens_per_step

@@ -1,0 +1,214 @@
+"""The attention block of one layer: norm, projections, core, output projection, residual.
+
+Symbols as in ``costmodels``; T = b*s/c tokens per rank, T/t where sequence parallelism shards them.
+"""
+
+import numpy as np
+
+from costmodels.collectives import CollectiveOp
+from costmodels.context import CostContext
+from costmodels.lowering.calls import Axis, CallList, PartCosts, Phase, core_format
+from costmodels.lowering.elementwise import norm_and_residual
+from costmodels.lowering.shapes import RankShape
+from costmodels.plan import ContextKind, FloatArray
+from profiles.model import ModelSpec
+
+# Backward of fused attention recomputes the scores: 5 GEMMs against the forward's 2 (arXiv:2205.14135).
+_BACKWARD_FLOPS = 2.5
+# It reads q, k, v, o, do and writes dq, dk, dv: twice what the forward moves.
+_BACKWARD_TRAFFIC = 2.0
+
+
+def score_share(model: ModelSpec, sequence_length: int) -> float:
+    """Share of the s x s score matrix that is computed, averaged over the layers.
+
+    One half for causal attention; a window of w keeps w*s - w^2/2 of s^2 scores.
+    """
+    causal = 0.5
+    window = model.sliding_window
+    if not window or window >= sequence_length:
+        return causal
+    windowed = window / sequence_length - 0.5 * (window / sequence_length) ** 2
+    share = model.windowed_layers / model.num_layers
+    return causal * (1 - share) + windowed * share
+
+
+def lower_attention(shape: RankShape, context: CostContext) -> PartCosts:
+    """Price the attention block for every distinct rank shape."""
+    calls = CallList(context, len(shape))
+    norm_and_residual(calls, shape, passes=1)
+    _projections(calls, shape, context)
+    if context.job.attention == "flash":
+        _fused_core(calls, shape, context)
+    else:
+        _unfused_core(calls, shape, context)
+    _tensor_traffic(calls, shape, context)
+    _context_traffic(calls, shape, context)
+    return calls.price()
+
+
+def _projections(calls: CallList, shape: RankShape, context: CostContext) -> None:
+    model, job = context.model, context.job
+    tokens, t = shape.tokens, shape.tensor
+    hidden, trained = model.hidden_size, not job.trains_adapters_only
+    heads = model.num_attention_heads / t
+    kv_heads = shape.kv_heads
+    latent = model.latent_attention
+    if latent is None:
+        q_width, kv_width = heads * model.head_dim, kv_heads * model.head_dim
+        calls.linear(tokens, hidden, q_width + 2 * kv_width, trained=trained)
+        out_width = q_width
+        rotary_width = q_width + kv_width
+    else:
+        qk_width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
+        if latent.q_lora_rank:
+            calls.linear(shape.sharded_tokens, hidden, latent.q_lora_rank, trained=trained)
+            calls.linear(tokens, latent.q_lora_rank, heads * qk_width, trained=trained)
+        else:
+            calls.linear(tokens, hidden, heads * qk_width, trained=trained)
+        calls.linear(shape.sharded_tokens, hidden, latent.kv_lora_rank + latent.qk_rope_head_dim, trained=trained)
+        calls.linear(
+            tokens, latent.kv_lora_rank, heads * (latent.qk_nope_head_dim + latent.v_head_dim), trained=trained
+        )
+        out_width = heads * latent.v_head_dim
+        rotary_width = 2 * heads * qk_width  # rotation and the concatenation of both halves
+    calls.linear(tokens, out_width, hidden, trained=trained)
+    element = job.numerics.storage_bytes
+    if not model.learned_positions:
+        for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
+            calls.memory(phase, 2 * element * tokens * rotary_width, kernels=2)
+    if job.lora is not None:
+        widths: dict[str, tuple[FloatArray | float, FloatArray | float]] = {
+            "q": (hidden, heads * model.head_dim),
+            "k": (hidden, kv_heads * model.head_dim),
+        }
+        widths["v"] = widths["k"]
+        widths["o"] = (out_width, hidden)
+        for target in job.lora.targets:
+            if target in widths:
+                lora_pair(calls, tokens, *widths[target], rank=job.lora.rank, element=element)
+
+
+def lora_pair(
+    calls: CallList,
+    tokens: FloatArray,
+    inputs: FloatArray | float,
+    outputs: FloatArray | float,
+    *,
+    rank: int,
+    element: float,
+) -> None:
+    """The two thin GEMMs of an adapter, their dropout, and the addition onto the frozen output."""
+    calls.linear(tokens, inputs, float(rank), trained=True)
+    calls.linear(tokens, float(rank), outputs, trained=True)
+    for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
+        calls.memory(phase, element * tokens * (2.0 * inputs + 3.0 * outputs), kernels=3)
+
+
+def _core_shape(shape: RankShape, context: CostContext) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Query tokens per sequence, query heads and key/value heads that one rank's core sees."""
+    ulysses = shape.context_kind == ContextKind.ULYSSES
+    heads = context.model.num_attention_heads / shape.tensor
+    queries = np.where(ulysses, 1.0, 1.0 / shape.context) * context.job.sequence_length
+    return (
+        queries,
+        np.where(ulysses, heads / shape.context, heads),
+        np.where(ulysses, np.maximum(shape.kv_heads / shape.context, 1.0), shape.kv_heads),
+    )
+
+
+def _head_widths(model: ModelSpec) -> tuple[float, float]:
+    """Width of one query/key head and of one value head."""
+    latent = model.latent_attention
+    if latent is None:
+        return float(model.head_dim), float(model.head_dim)
+    return float(latent.qk_nope_head_dim + latent.qk_rope_head_dim), float(latent.v_head_dim)
+
+
+def _fused_core(calls: CallList, shape: RankShape, context: CostContext) -> None:
+    queries, heads, kv_heads = _core_shape(shape, context)
+    qk_width, v_width = _head_widths(context.model)
+    keys = float(context.job.sequence_length)
+    share = score_share(context.model, context.job.sequence_length)
+    element = min(context.job.numerics.storage_bytes, 4.0)
+    flops = 2 * (qk_width + v_width) * shape.sequences * heads * queries * keys * share
+    traffic = element * shape.sequences * (heads * queries + kv_heads * keys) * (qk_width + v_width)
+    for phase, work, moved in (
+        (Phase.CORE, 1.0, 1.0),
+        (Phase.INPUT_GRADIENT, _BACKWARD_FLOPS, _BACKWARD_TRAFFIC),
+    ):
+        calls.attention(
+            phase,
+            sequences=shape.sequences,
+            queries=queries,
+            keys=keys,
+            heads=heads,
+            kv_heads=kv_heads,
+            width=qk_width,
+            causal=share,
+            flops=work * flops,
+            traffic_bytes=moved * traffic,
+        )
+
+
+def _unfused_core(calls: CallList, shape: RankShape, context: CostContext) -> None:
+    """Two batched GEMMs with scores in memory; the masked half is computed too."""
+    queries, heads, _ = _core_shape(shape, context)
+    qk_width, v_width = _head_widths(context.model)
+    keys = float(context.job.sequence_length)
+    batch = shape.sequences * heads
+    element = context.job.numerics.storage_bytes
+    scores = batch * queries * keys
+    name = core_format(context)
+    calls.gemm(Phase.CORE, queries, keys, qk_width, batch=batch, gemm_format=name)
+    calls.gemm(Phase.CORE, queries, v_width, keys, batch=batch, gemm_format=name)
+    for m, n, k in ((queries, qk_width, keys), (keys, qk_width, queries)):  # dQ, dK
+        calls.gemm(Phase.INPUT_GRADIENT, m, n, k, batch=batch, gemm_format=name)
+    for m, n, k in ((queries, keys, v_width), (keys, v_width, queries)):  # dP, dV
+        calls.gemm(Phase.INPUT_GRADIENT, m, n, k, batch=batch, gemm_format=name)
+    fused = context.stack.fused_elementwise
+    # Softmax reads and writes the scores once; unfused, scale, mask and fp32 casts each do so again.
+    softmax_passes = 2.0 if fused else 8.0
+    calls.memory(Phase.CORE, softmax_passes * element * scores, kernels=1 if fused else 4)
+    calls.memory(Phase.INPUT_GRADIENT, 1.5 * softmax_passes * element * scores, kernels=1 if fused else 3)
+    if context.job.dropout:
+        for phase in (Phase.CORE, Phase.INPUT_GRADIENT):
+            calls.memory(phase, (2 * element + 1) * scores)  # values in and out, one mask byte
+
+
+def _tensor_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:
+    """One all-reduce each way per block, or all-gather + reduce-scatter (arXiv:2205.05198, figure 5)."""
+    tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
+
+
+def tensor_block_traffic(calls: CallList, shape: RankShape, row_bytes: float) -> None:
+    """Tensor-parallel collectives round one column-row pair of linear layers."""
+    size = shape.tokens * row_bytes
+    one = np.ones_like(shape.tensor)
+    plain = np.where(shape.sequence_parallel, 0.0, size)
+    scattered = np.where(shape.sequence_parallel, size, 0.0)
+    for axis in (Axis.TENSOR_FORWARD, Axis.TENSOR_BACKWARD):
+        calls.transfer(axis, CollectiveOp.ALL_REDUCE, plain, group=shape.tensor, stride=one)
+        calls.transfer(axis, CollectiveOp.ALL_GATHER, scattered, group=shape.tensor, stride=one)
+        calls.transfer(axis, CollectiveOp.REDUCE_SCATTER, scattered, group=shape.tensor, stride=one)
+    # The saved input is sharded, so the weight gradient gathers it once more.
+    calls.transfer(Axis.TENSOR_BACKWARD, CollectiveOp.ALL_GATHER, scattered, group=shape.tensor, stride=one)
+
+
+def _context_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:
+    """Keys and values round the ring or gathered; or queries, keys, values, output all-to-all."""
+    if int(shape.context.max(initial=1)) == 1:
+        return
+    qk_width, v_width = _head_widths(context.model)
+    element = context.job.numerics.storage_bytes
+    c, t = shape.context, shape.tensor
+    per_rank = shape.tokens * shape.kv_heads * (qk_width + v_width) * element
+    ulysses = shape.context_kind == ContextKind.ULYSSES
+    gathered = np.where(shape.context_kind == ContextKind.ALL_GATHER, per_rank * c, 0.0)
+    ring = np.where(shape.context_kind == ContextKind.RING, per_rank * (c - 1), 0.0)
+    heads = context.model.num_attention_heads / t
+    exchanged = np.where(ulysses, shape.tokens * (heads + shape.kv_heads) * (qk_width + v_width) * element, 0.0)
+    for axis, passes in ((Axis.CONTEXT_FORWARD, 1.0), (Axis.CONTEXT_BACKWARD, 2.0)):
+        calls.transfer(axis, CollectiveOp.ALL_GATHER, passes * gathered, group=c, stride=t)
+        calls.transfer(axis, CollectiveOp.SEND_RECV, passes * ring, group=c, stride=t)
+        calls.transfer(axis, CollectiveOp.ALL_TO_ALL, exchanged, group=c, stride=t)

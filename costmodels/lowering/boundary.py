@@ -1,0 +1,43 @@
+"""What only the first and the last stage run: embedding, final norm, output head and loss."""
+
+import numpy as np
+
+from costmodels.collectives import CollectiveOp
+from costmodels.context import CostContext
+from costmodels.lowering.calls import Axis, CallList, PartCosts, Phase, core_format
+from costmodels.lowering.shapes import RankShape
+
+# Passes over fp32 logits by an op-by-op loss: cast, max, subtract-exp, sum, gradient; fused: one each way.
+_LOSS_PASSES = {Phase.FORWARD: 4.0, Phase.INPUT_GRADIENT: 2.0}
+_FUSED_LOSS_PASSES = {Phase.FORWARD: 0.5, Phase.INPUT_GRADIENT: 1.0}
+
+
+def lower_embedding(shape: RankShape, context: CostContext) -> PartCosts:
+    """Gather of embedding rows and scatter of their gradients; a reduction when vocabulary-parallel."""
+    calls = CallList(context, len(shape))
+    row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
+    calls.memory(Phase.FORWARD, 3 * row_bytes * shape.tokens, kernels=3)
+    calls.memory(Phase.WEIGHT_GRADIENT, 3 * row_bytes * shape.tokens, kernels=3)
+    one = np.ones_like(shape.tensor)
+    size = shape.tokens * row_bytes
+    reduce = np.where(shape.sequence_parallel, 0.0, size)
+    calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.ALL_REDUCE, reduce, group=shape.tensor, stride=one)
+    calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.REDUCE_SCATTER, size - reduce, group=shape.tensor, stride=one)
+    return calls.price()
+
+
+def lower_head(shape: RankShape, context: CostContext) -> PartCosts:
+    """Output projection and cross-entropy over the vocabulary, sharded over t."""
+    calls = CallList(context, len(shape))
+    model, job = context.model, context.job
+    vocabulary = model.vocab_size / shape.tensor
+    trained = not job.trains_adapters_only
+    calls.linear(shape.tokens, model.hidden_size, vocabulary, trained=trained, gemm_format=core_format(context))
+    passes = _FUSED_LOSS_PASSES if job.fused_cross_entropy else _LOSS_PASSES
+    for phase, count in passes.items():
+        calls.memory(phase, count * 4 * shape.tokens * vocabulary, kernels=1 if job.fused_cross_entropy else 4)
+    one = np.ones_like(shape.tensor)
+    size = shape.tokens * model.hidden_size * job.numerics.storage_bytes
+    calls.transfer(Axis.TENSOR_BACKWARD, CollectiveOp.ALL_REDUCE, size, group=shape.tensor, stride=one)
+    calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.ALL_REDUCE, 12 * shape.tokens, group=shape.tensor, stride=one)
+    return calls.price()

@@ -1,0 +1,265 @@
+"""Collects the calls of one part of a layer, phase by phase, and prices them together."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from costmodels.collectives import CollectiveCallBatch, CollectiveOp, ranks_per_domain
+from costmodels.context import CostContext
+from costmodels.kernels.calls import KernelCallBatch, KernelOp, Prediction
+from costmodels.plan import FloatArray, IntArray
+from profiles.precision import GEMM_FORMATS
+
+
+class Phase(IntEnum):
+    """When a call runs, and hence what repeats or hides it."""
+
+    FORWARD = 0  # forward, except the attention core
+    CORE = 1  # attention core of the forward pass, what selective recomputation repeats
+    INPUT_GRADIENT = 2
+    WEIGHT_GRADIENT = 3
+
+
+class Axis(IntEnum):
+    """Parallel axis that causes a collective, and the pass it runs in."""
+
+    TENSOR_FORWARD = 0
+    TENSOR_BACKWARD = 1
+    CONTEXT_FORWARD = 2
+    CONTEXT_BACKWARD = 3
+    EXPERT_FORWARD = 4
+    EXPERT_BACKWARD = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartCosts:
+    """Priced calls of one part of a layer for one micro-batch on one rank; K distinct shapes.
+
+    Attributes:
+        kernel_s: (phases, K) seconds.
+        launches: (phases, K) kernels launched.
+        collective_s: (axes, K) seconds, as if nothing hid them.
+        half_width_s: (K,) half the 90 % interval of the kernel seconds, all phases.
+        basis: (K,) weakest basis of the kernel prices.
+        extrapolated: (K,) whether any price left its fitted domain.
+    """
+
+    kernel_s: FloatArray
+    launches: FloatArray
+    collective_s: FloatArray
+    half_width_s: FloatArray
+    basis: IntArray
+    extrapolated: IntArray
+
+    @staticmethod
+    def stack(parts: "list[PartCosts]") -> "PartCosts":
+        """Parts with equal K, one after the other on the last axis."""
+        return PartCosts(
+            **{
+                name: np.concatenate([getattr(part, name) for part in parts], axis=-1)
+                for name in PartCosts.__dataclass_fields__
+            }
+        )
+
+
+@dataclass(slots=True)
+class CallList:
+    """Grows by one row of K shapes per call site; ``price`` turns it into ``PartCosts``."""
+
+    context: CostContext
+    shapes: int
+    _columns: list[dict[str, FloatArray | float]] = field(default_factory=list)
+    _phases: list[Phase] = field(default_factory=list)
+    _transfers: list[tuple[Axis, CollectiveOp, FloatArray, IntArray, IntArray]] = field(default_factory=list)
+
+    def gemm(
+        self,
+        phase: Phase,
+        m: FloatArray | float,
+        n: FloatArray | float,
+        k: FloatArray | float,
+        *,
+        batch: FloatArray | float = 1.0,
+        grouped: bool = False,
+        gemm_format: str = "",
+    ) -> None:
+        """C[m,n] = A[m,k] B[k,n], ``batch`` of them; in the job's linear-layer format unless said."""
+        numerics = self.context.job.numerics
+        name = gemm_format or numerics.gemm_format
+        elements = 1.0 * m * k + 1.0 * k * n + 1.0 * m * n
+        self._add(
+            phase,
+            op=float(KernelOp.GROUPED_GEMM if grouped else KernelOp.GEMM),
+            gemm_format=float(GEMM_FORMATS.index(name)),
+            m=m,
+            n=n,
+            k=k,
+            batch=batch,
+            flops=2.0 * m * n * k * batch,
+            bytes=elements * batch * min(numerics.storage_bytes, 4.0),
+        )
+
+    def linear(
+        self,
+        rows: FloatArray | float,
+        inputs: FloatArray | float,
+        outputs: FloatArray | float,
+        *,
+        trained: bool,
+        batch: FloatArray | float = 1.0,
+        grouped: bool = False,
+        gemm_format: str = "",
+    ) -> None:
+        """A linear layer: forward, input gradient and, when its weight is trained, weight gradient."""
+        self.gemm(Phase.FORWARD, rows, outputs, inputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
+        self.gemm(Phase.INPUT_GRADIENT, rows, inputs, outputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
+        if trained:
+            self.gemm(
+                Phase.WEIGHT_GRADIENT, outputs, inputs, rows, batch=batch, grouped=grouped, gemm_format=gemm_format
+            )
+
+    def memory(self, phase: Phase, traffic_bytes: FloatArray | float, *, kernels: float = 1.0) -> None:
+        """Bandwidth-bound work: bytes read plus written by ``kernels`` kernels together."""
+        self._add(phase, op=float(KernelOp.MEMORY), batch=kernels, bytes=traffic_bytes)
+
+    def attention(
+        self,
+        phase: Phase,
+        *,
+        sequences: FloatArray | float,
+        queries: FloatArray | float,
+        keys: FloatArray | float,
+        heads: FloatArray | float,
+        kv_heads: FloatArray | float,
+        width: float,
+        causal: float,
+        flops: FloatArray,
+        traffic_bytes: FloatArray,
+    ) -> None:
+        """One fused attention kernel, forward (``CORE``) or backward (``INPUT_GRADIENT``)."""
+        forward = phase is Phase.CORE
+        self._add(
+            phase,
+            op=float(KernelOp.ATTENTION_FORWARD if forward else KernelOp.ATTENTION_BACKWARD),
+            gemm_format=float(GEMM_FORMATS.index(core_format(self.context))),
+            m=queries,
+            n=keys,
+            k=width,
+            batch=sequences,
+            heads=heads,
+            kv_heads=kv_heads,
+            causal=causal,
+            flops=flops,
+            bytes=traffic_bytes,
+        )
+
+    def transfer(
+        self, axis: Axis, op: CollectiveOp, size_bytes: FloatArray, *, group: IntArray, stride: IntArray
+    ) -> None:
+        """A collective over ``group`` ranks that lie ``stride`` apart."""
+        self._transfers.append((axis, op, size_bytes, group, stride))
+
+    def _add(self, phase: Phase, **columns: FloatArray | float) -> None:
+        self._columns.append(columns)
+        self._phases.append(phase)
+
+    def price(self) -> PartCosts:
+        """Price every call at once and add up by phase and axis."""
+        sites, shapes = len(self._phases), self.shapes
+        kernel_s = np.zeros((len(Phase), shapes))
+        launches = np.zeros((len(Phase), shapes))
+        half_width = np.zeros(shapes)
+        basis: IntArray = np.zeros(shapes, dtype=np.int64)
+        extrapolated = np.zeros(shapes, dtype=np.int64)
+        if sites:
+            batch = self._kernel_calls()
+            priced = self.context.kernels.predict(batch, self.context.cluster.device)
+            seconds = (priced.time_s * _time_scale(batch.op, self.context)).reshape(sites, shapes)
+            width = ((priced.high_s - priced.low_s) / 2).reshape(sites, shapes)
+            counts = np.where(batch.op == KernelOp.MEMORY, batch.batch, 1.0).reshape(sites, shapes)
+            present = (batch.flops + batch.bytes).reshape(sites, shapes) > 0
+            seconds, counts, width = (np.where(present, table, 0.0) for table in (seconds, counts, width))
+            for phase in Phase:
+                rows = [i for i, tag in enumerate(self._phases) if tag is phase]
+                kernel_s[phase] = seconds[rows].sum(axis=0)
+                launches[phase] = counts[rows].sum(axis=0)
+            half_width = width.sum(axis=0)
+            np.max(priced.basis.reshape(sites, shapes), axis=0, out=basis)
+            extrapolated = (priced.extrapolated.reshape(sites, shapes) & present).any(axis=0).astype(np.int64)
+        return PartCosts(
+            kernel_s=kernel_s,
+            launches=launches,
+            collective_s=self._price_transfers(),
+            half_width_s=half_width,
+            basis=basis,
+            extrapolated=extrapolated,
+        )
+
+    def _kernel_calls(self) -> KernelCallBatch:
+        table = {
+            name: np.concatenate(
+                [np.broadcast_to(np.asarray(site.get(name, 0.0), dtype=float), self.shapes) for site in self._columns]
+            )
+            for name in KernelCallBatch.__dataclass_fields__
+        }
+        typed: dict[str, Any] = {
+            name: column.astype(np.int64) if name in ("op", "gemm_format") else column for name, column in table.items()
+        }
+        return KernelCallBatch(**typed)
+
+    def _price_transfers(self) -> FloatArray:
+        collective_s = np.zeros((len(Axis), self.shapes))
+        if not self._transfers:
+            return collective_s
+        group = np.concatenate([np.broadcast_to(item[3], self.shapes) for item in self._transfers])
+        stride = np.concatenate([np.broadcast_to(item[4], self.shapes) for item in self._transfers])
+        priced = price_collectives(
+            self.context,
+            op=np.repeat([int(item[1]) for item in self._transfers], self.shapes),
+            size_bytes=np.concatenate([np.broadcast_to(item[2], self.shapes) for item in self._transfers]),
+            group=group,
+            stride=stride,
+        )
+        seconds = priced.time_s.reshape(len(self._transfers), self.shapes)
+        for row, item in enumerate(self._transfers):
+            collective_s[item[0]] += seconds[row]
+        return collective_s
+
+
+def price_collectives(
+    context: CostContext, *, op: IntArray, size_bytes: FloatArray, group: IntArray, stride: IntArray
+) -> Prediction:
+    """Collectives over groups whose members lie ``stride`` ranks apart, on the context's cluster."""
+    calls = CollectiveCallBatch(
+        op=op,
+        size_bytes=size_bytes,
+        group_size=group,
+        ranks_per_domain=ranks_per_domain(group, stride, context.cluster.domain_devices),
+    )
+    priced = context.collectives.predict(calls, context.cluster)
+    scale = context.stack.collective_time_scale
+    return Prediction(
+        time_s=priced.time_s * scale,
+        low_s=priced.low_s * scale,
+        high_s=priced.high_s * scale,
+        basis=priced.basis,
+        extrapolated=priced.extrapolated,
+    )
+
+
+def core_format(context: CostContext) -> str:
+    """Format of the attention core and the output head: 16-bit under 8- and 4-bit recipes."""
+    name = context.job.numerics.gemm_format
+    return "bf16" if name in ("fp8", "fp4") else name
+
+
+def _time_scale(op: IntArray, context: CostContext) -> FloatArray:
+    """(calls,) how much slower than the fitted kernels this stack's are."""
+    stack = context.stack
+    by_op = np.empty(len(KernelOp))
+    by_op[[KernelOp.GEMM, KernelOp.GROUPED_GEMM]] = stack.gemm_time_scale
+    by_op[[KernelOp.ATTENTION_FORWARD, KernelOp.ATTENTION_BACKWARD]] = stack.attention_time_scale
+    by_op[KernelOp.MEMORY] = stack.memory_time_scale
+    return by_op[op]

@@ -1,0 +1,103 @@
+"""The MLP block of one layer: dense, or a mixture of experts with its dispatch."""
+
+import numpy as np
+
+from costmodels.collectives import CollectiveOp
+from costmodels.context import CostContext
+from costmodels.lowering.attention import lora_pair, tensor_block_traffic
+from costmodels.lowering.calls import Axis, CallList, PartCosts, Phase
+from costmodels.lowering.elementwise import activation, norm_and_residual
+from costmodels.lowering.shapes import RankShape
+from costmodels.plan import FloatArray
+from profiles.model import MoESpec
+
+# Passes over the routed tokens to permute them into expert order and back (gather, scatter-add).
+_PERMUTE_PASSES = 4.0
+_PERMUTE_KERNELS = 4.0
+
+
+def lower_dense_mlp(shape: RankShape, context: CostContext) -> PartCosts:
+    """Price the dense MLP block for every distinct rank shape."""
+    calls = CallList(context, len(shape))
+    if not context.model.parallel_residual:
+        norm_and_residual(calls, shape, passes=1)
+        tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
+    _matrices(calls, context, rows=shape.tokens, width=context.model.ffn_hidden_size / shape.tensor, adapters=True)
+    return calls.price()
+
+
+def lower_expert_mlp(shape: RankShape, context: CostContext) -> PartCosts:
+    """Price the mixture-of-experts block for every distinct rank shape, tokens evenly routed."""
+    calls = CallList(context, len(shape))
+    moe = context.model.moe
+    if moe is None:
+        return calls.price()
+    norm_and_residual(calls, shape, passes=1)
+    element = context.job.numerics.storage_bytes
+    hidden = context.model.hidden_size
+    trained = not context.job.trains_adapters_only
+    # Each token is routed once per tensor-parallel group, by the rank that owns it after splitting.
+    own_tokens = shape.tokens / shape.tensor
+    calls.linear(own_tokens, hidden, moe.num_experts, trained=trained, gemm_format=_router_format(context))
+    local_experts = moe.num_experts / shape.expert
+    routed_rows = moe.experts_per_token * own_tokens * shape.expert_tensor
+    _matrices(
+        calls,
+        context,
+        rows=routed_rows / local_experts,
+        width=moe.ffn_hidden_size / shape.expert_tensor,
+        batch=local_experts,
+        adapters=False,
+    )
+    for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
+        calls.memory(phase, _PERMUTE_PASSES * element * hidden * routed_rows, kernels=_PERMUTE_KERNELS)
+    if moe.shared_ffn_hidden_size:
+        width = moe.shared_ffn_hidden_size / shape.tensor
+        _matrices(calls, context, rows=shape.tokens, width=width, adapters=True)
+        tensor_block_traffic(calls, shape, hidden * element)
+    _dispatch_traffic(calls, shape, moe, own_tokens * moe.experts_per_token * hidden * element)
+    return calls.price()
+
+
+def _router_format(context: CostContext) -> str:
+    """Routers run in 32 bits (Megatron-Core, DeepSeek-V3); devices reach them at tf32 or fp32 rates."""
+    peaks = context.cluster.device.peak_flops_per_s
+    return "tf32" if "tf32" in peaks else "fp32"
+
+
+def _matrices(
+    calls: CallList,
+    context: CostContext,
+    *,
+    rows: FloatArray,
+    width: FloatArray,
+    adapters: bool,
+    batch: FloatArray | None = None,
+) -> None:
+    """Up, gate and down matrices with the activation between them, ``batch`` experts at once."""
+    hidden = context.model.hidden_size
+    trained = not context.job.trains_adapters_only
+    grouped = batch is not None
+    count: FloatArray | float = 1.0 if batch is None else batch
+    up_width = width * (context.model.mlp_matrices - 1)
+    calls.linear(rows, hidden, up_width, trained=trained, batch=count, grouped=grouped)
+    calls.linear(rows, width, hidden, trained=trained, batch=count, grouped=grouped)
+    activation(calls, rows * count, width)
+    lora = context.job.lora
+    if adapters and lora is not None:
+        element = context.job.numerics.storage_bytes
+        for target, inputs, outputs in (("gate", hidden, width), ("up", hidden, width), ("down", width, hidden)):
+            if target in lora.targets and not (target == "gate" and not context.model.gated_mlp):
+                lora_pair(calls, rows, inputs, outputs, rank=lora.rank, element=element)
+
+
+def _dispatch_traffic(calls: CallList, shape: RankShape, moe: MoESpec, sent_bytes: FloatArray) -> None:
+    """All-to-all to the experts' ranks and back; gather and scatter over expert-tensor ranks."""
+    one = np.ones_like(shape.expert)
+    split = shape.expert_tensor
+    whole = np.where(split > 1, sent_bytes * split, 0.0)
+    for axis in (Axis.EXPERT_FORWARD, Axis.EXPERT_BACKWARD):
+        for _ in range(2):  # dispatch and combine
+            calls.transfer(axis, CollectiveOp.ALL_TO_ALL, sent_bytes, group=shape.expert, stride=split)
+        calls.transfer(axis, CollectiveOp.ALL_GATHER, whole, group=split, stride=one)
+        calls.transfer(axis, CollectiveOp.REDUCE_SCATTER, whole, group=split, stride=one)

@@ -1,0 +1,76 @@
+"""RankShape: the plan columns that decide what one rank computes in one layer."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.context import CostContext
+from costmodels.lowering.grouping import Groups, group_rows
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankShape:
+    """K distinct rank shapes, columns of length K.
+
+    Attributes:
+        sequences: Sequences per micro-batch b.
+        tokens: Tokens per rank T = b*s/c.
+        sharded_tokens: T/t where sequence parallelism shards the tokens between blocks, else T.
+        tensor, context: Degrees t and c.
+        expert, expert_tensor: Degrees of the expert layers.
+        context_kind: ``ContextKind`` codes.
+        sequence_parallel: Megatron sequence parallelism.
+        kv_heads: Key/value heads per rank, at least one (replicated beyond).
+    """
+
+    sequences: FloatArray
+    tokens: FloatArray
+    sharded_tokens: FloatArray
+    tensor: IntArray
+    context: IntArray
+    expert: IntArray
+    expert_tensor: IntArray
+    context_kind: IntArray
+    sequence_parallel: BoolArray
+    kv_heads: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def rank_shapes(plans: PlanBatch, context: CostContext, *, experts: bool) -> tuple[RankShape, Groups]:
+    """Distinct rank shapes of a batch, and which one each plan has.
+
+    Args:
+        plans: N plans.
+        context: Model and sequence length are read.
+        experts: Whether the expert degrees matter to the part that is lowered.
+    """
+    columns: list[IntArray] = [
+        plans.micro_batch_size,
+        plans.tensor_parallel,
+        plans.context_parallel,
+        plans.context_kind,
+        plans.sequence_parallel.astype(np.int64),
+    ]
+    if experts:
+        columns += [plans.expert_parallel, plans.expert_tensor_parallel]
+    groups = group_rows(*columns)
+    b = plans.micro_batch_size[groups.first]
+    t = plans.tensor_parallel[groups.first]
+    c = plans.context_parallel[groups.first]
+    tokens = b * context.job.sequence_length / c
+    sequence_parallel = plans.sequence_parallel[groups.first]
+    return RankShape(
+        sequences=b.astype(np.float64),
+        tokens=tokens,
+        sharded_tokens=np.where(sequence_parallel, tokens / t, tokens),
+        tensor=t,
+        context=c,
+        expert=plans.expert_parallel[groups.first],
+        expert_tensor=plans.expert_tensor_parallel[groups.first],
+        context_kind=plans.context_kind[groups.first],
+        sequence_parallel=sequence_parallel,
+        kv_heads=np.maximum(context.model.num_key_value_heads / t, 1.0),
+    ), groups

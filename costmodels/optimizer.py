@@ -1,0 +1,71 @@
+"""The optimizer step: device memory traffic, or a step on the host when states are offloaded."""
+
+import numpy as np
+
+from costmodels.context import CostContext
+from costmodels.data_parallel import gradient_element_bytes
+from costmodels.kernels.calls import KernelCallBatch, KernelOp
+from costmodels.plan import FloatArray, PlanBatch
+from costmodels.stage_parameters import StageParameters
+from costmodels.workload import TrainingJob
+from profiles.precision import ELEMENT_BYTES
+from profiles.units import GIB
+
+# Moments kept per parameter. Adafactor keeps row and column sums, vanishing for large matrices
+# (arXiv:1804.04235).
+MOMENTS = {"adamw": 2, "adamw8bit": 2, "adafactor": 0, "sgd": 1, "none": 0}
+
+# Parameters per second that a host's vectorised Adam updates, all cores of a node together: 1 to 10e9
+# parameters in 0.22 to 2.57 s on two Xeon 8168 (ZeRO-Offload, arXiv:2101.06840, table 4: CPU-Adam).
+HOST_ADAM_PARAMETERS_PER_S = 4e9
+
+
+def moment_bytes(job: TrainingJob) -> float:
+    """Bytes of one optimizer moment per parameter."""
+    return 1.0 if job.optimizer == "adamw8bit" else float(ELEMENT_BYTES[job.state_dtype])
+
+
+def traffic_bytes_per_parameter(context: CostContext) -> float:
+    """Device memory read and written per updated parameter, gradient norm and clipping included."""
+    job = context.job
+    gradient = gradient_element_bytes(context)
+    master = float(ELEMENT_BYTES[job.master_dtype])
+    states = 2 * MOMENTS[job.optimizer] * moment_bytes(job)
+    weight = job.numerics.storage_bytes
+    return 2 * gradient + states + (2 * master + weight if master else 2 * weight)
+
+
+def optimizer_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
+    """(N,) seconds of the optimizer step on the fullest stage, excluding parameter gathering."""
+    sharded = plans.zero_stage > 0
+    dense: FloatArray = parameters.trained_dense.max(axis=1) / np.where(sharded, plans.shard_degree, 1)
+    expert = parameters.trained_expert.max(axis=1) / np.where(sharded, parameters.expert_replicas, 1)
+    updated = dense + expert
+    on_device = updated * traffic_bytes_per_parameter(context) * _seconds_per_byte(context)
+    node = context.cluster.node
+    per_node = updated * node.devices_per_node
+    on_host = per_node / HOST_ADAM_PARAMETERS_PER_S
+    moved = updated * (gradient_element_bytes(context) + context.job.numerics.storage_bytes)
+    on_host = on_host + moved / node.host_link.bandwidth_bytes_per_s
+    return np.where(plans.offload_optimizer, on_host, on_device)
+
+
+def _seconds_per_byte(context: CostContext) -> float:
+    """Price of memory traffic in bulk, from the kernel model: seconds per byte of a 1 GiB pass."""
+    one = np.ones(1)
+    zero = np.zeros(1)
+    call = KernelCallBatch(
+        op=np.array([int(KernelOp.MEMORY)]),
+        gemm_format=np.zeros(1, dtype=np.int64),
+        m=zero,
+        n=zero,
+        k=zero,
+        batch=one,
+        heads=zero,
+        kv_heads=zero,
+        causal=zero,
+        flops=zero,
+        bytes=one * GIB,
+    )
+    priced = context.kernels.predict(call, context.cluster.device)
+    return float(priced.time_s[0]) * context.stack.memory_time_scale / GIB

@@ -1,0 +1,269 @@
+"""Step time: the blocks of each stage, the pipeline over them, and what surrounds it.
+
+The slowest stage works through every micro-batch; the rest of the pipeline, gradient traffic that the
+backward pass does not hide, the optimizer and fixed overheads come on top. Every part is a number of
+seconds on the critical path, so that they add up to the step time.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.collectives import CollectiveOp
+from costmodels.context import CostContext
+from costmodels.data_parallel import data_parallel_traffic
+from costmodels.layer_costs import RECOMPUTED, BlockCosts, LayerCosts
+from costmodels.lowering.calls import price_collectives
+from costmodels.lowering.grouping import group_rows
+from costmodels.optimizer import optimizer_s
+from costmodels.overlap import exposed_s
+from costmodels.pipeline import pipeline_s
+from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch, Recompute
+from costmodels.stage_parameters import StageParameters
+from costmodels.stages import StageTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """Priced steps of N plans.
+
+    Attributes:
+        step_time_s: (N,) seconds.
+        parts_s: ``estimate.TIME_PARTS`` to (N,) seconds.
+        communication_total_s: Axis to (N,) seconds of traffic per step, hidden or not.
+        stage_time_s: (N, S) one micro-batch, forward and backward.
+        recomputed_layers: (N, S) layers recomputed in full.
+    """
+
+    step_time_s: FloatArray
+    parts_s: dict[str, FloatArray]
+    communication_total_s: dict[str, FloatArray]
+    stage_time_s: FloatArray
+    recomputed_layers: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Multiplicity:
+    """How often each block occurs: (N,) or (N, S) columns."""
+
+    attention: FloatArray | IntArray
+    dense_mlp: FloatArray | IntArray
+    expert_mlp: FloatArray | IntArray
+    embedding: FloatArray | IntArray
+    head: FloatArray | IntArray
+
+    def blocks(self, costs: LayerCosts) -> list[tuple[BlockCosts, FloatArray | IntArray]]:
+        """Each priced block with how often it occurs."""
+        pairs = [
+            (costs.attention, self.attention),
+            (costs.dense_mlp, self.dense_mlp),
+            (costs.embedding, self.embedding),
+            (costs.head, self.head),
+        ]
+        return pairs if costs.expert_mlp is None else [*pairs, (costs.expert_mlp, self.expert_mlp)]
+
+
+def step_time(
+    plans: PlanBatch, stages: StageTable, costs: LayerCosts, parameters: StageParameters, context: CostContext
+) -> StepTime:
+    """Compose block prices into the step time of every plan.
+
+    Args:
+        plans: N plans.
+        stages: Their stages.
+        costs: Their blocks, priced.
+        parameters: What each stage holds.
+        context: Job, cluster and stack.
+    """
+    multiplicity = _Multiplicity(
+        attention=stages.layers,
+        dense_mlp=stages.layers - stages.moe_layers,
+        expert_mlp=stages.moe_layers,
+        embedding=stages.has_embedding.astype(np.int64),
+        head=stages.has_head.astype(np.int64),
+    )
+    repeated = _recomputed_layers(plans, stages)
+    forward_s, input_s, weight_s = _stage_seconds(plans, multiplicity, repeated, stages, costs)
+    transfer_s, transfer_total_s = _pipeline_transfer(plans, context)
+    per_micro = context.stack.microbatch_overhead_s * plans.virtual_stages
+    forward_s = forward_s + (transfer_s + per_micro / 2)[:, None]
+    input_s = input_s + (transfer_s + per_micro / 2)[:, None]
+    traffic = data_parallel_traffic(plans, parameters, context)
+    hide = context.stack.data_parallel_overlap
+    hide_gather = np.where(plans.overlap_param_gather, hide, 0.0)
+    hide_reduce = np.where(plans.overlap_grad_reduce, hide, 0.0)
+    widest_forward, widest_backward = forward_s.max(axis=1), (input_s + weight_s).max(axis=1)
+    gather_s = exposed_s(traffic.parameters_s, widest_forward, hide_gather)
+    back_s = traffic.gradients_s + traffic.gathers_per_microbatch * traffic.parameters_s
+    reduce_s = exposed_s(back_s, widest_backward, hide_reduce)
+    m = plans.num_microbatches
+    data_parallel = gather_s * np.where(traffic.gathers_per_microbatch > 0, m, 1)
+    data_parallel = data_parallel + reduce_s * np.where(traffic.reduces_per_microbatch > 0, m, 1)
+    pipeline, bubble = pipeline_s(
+        plans.schedule,
+        forward_s=forward_s,
+        input_gradient_s=input_s,
+        weight_gradient_s=weight_s,
+        count=stages.count,
+        virtual_stages=plans.virtual_stages,
+        num_microbatches=m,
+    )
+    stage_s = np.where(stages.count > 0, forward_s + input_s + weight_s, 0.0)
+    parts = _parts(plans, stages, costs, repeated, stage_s.argmax(axis=1))
+    parts["pipeline_transfer"] = 2 * m * transfer_s
+    parts["data_parallel"] = data_parallel
+    parts["bubble"] = bubble
+    parts["optimizer"] = optimizer_s(plans, parameters, context)
+    parts["offload"] = _activation_offload_s(plans, stages, context)
+    known = pipeline + data_parallel + parts["optimizer"] + parts["offload"]
+    straggling = known * context.stack.straggler_fraction_per_doubling * _doublings(plans, context)
+    parts["overhead"] = parts["overhead"] + m * per_micro + context.stack.step_overhead_s + straggling
+    gathers = np.where(traffic.gathers_per_microbatch > 0, 2 * m, 1)
+    totals = _totals(plans, stages, costs, stage_s.argmax(axis=1))
+    totals["pipeline_transfer"] = 2 * m * transfer_total_s
+    totals["data_parallel"] = traffic.parameters_s * gathers + traffic.gradients_s * np.where(
+        traffic.reduces_per_microbatch > 0, m, 1
+    )
+    return StepTime(
+        step_time_s=known + context.stack.step_overhead_s + straggling,
+        parts_s=parts,
+        communication_total_s=totals,
+        stage_time_s=stage_s,
+        recomputed_layers=repeated,
+    )
+
+
+def _recomputed_layers(plans: PlanBatch, stages: StageTable) -> FloatArray:
+    """(N, S) layers of each stage that are recomputed from their input."""
+    kind = plans.recompute[:, None]
+    block = np.minimum(plans.recompute_layers[:, None], stages.layers)
+    return 1.0 * np.where(kind == Recompute.FULL, stages.layers, np.where(kind == Recompute.BLOCK, block, 0))
+
+
+def _stage_seconds(
+    plans: PlanBatch, multiplicity: _Multiplicity, repeated: FloatArray, stages: StageTable, costs: LayerCosts
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """(N, S) forward, input-gradient (with recomputation) and weight-gradient seconds of one micro-batch."""
+    forward_s = np.zeros(stages.layers.shape)
+    input_s = np.zeros(stages.layers.shape)
+    weight_s = np.zeros(stages.layers.shape)
+    share = repeated / np.maximum(stages.layers, 1)
+    for block, times in multiplicity.blocks(costs):
+        ahead = block.forward_s()[:, None]
+        forward_s += times * ahead
+        input_s += times * block.input_gradient_s()[:, None]
+        weight_s += times * block.weight_gradient_s()[:, None]
+        if block is not costs.embedding and block is not costs.head:
+            input_s += times * share * ahead
+    core = np.where(plans.recompute == Recompute.SELECTIVE, costs.attention.component("core"), 0.0)
+    input_s += stages.layers * core[:, None]
+    return forward_s, input_s, weight_s
+
+
+def _parts(
+    plans: PlanBatch, stages: StageTable, costs: LayerCosts, repeated: FloatArray, slowest: IntArray
+) -> dict[str, FloatArray]:
+    """Seconds per step of the slowest stage, by cause."""
+    m = plans.num_microbatches
+    at = _at_stage(stages, slowest)
+    share = np.take_along_axis(repeated, slowest[:, None], axis=1)[:, 0] / np.maximum(at.attention, 1)
+    zero = np.zeros(len(plans))
+    sums = dict.fromkeys((*RECOMPUTED, "input_gradient", "weight_gradient", "launch_backward"), zero)
+    sums |= dict.fromkeys(("tensor_backward", "context_backward", "expert_backward"), zero)
+    ends, again = zero, zero
+    for block, times in at.blocks(costs):
+        boundary = block is costs.embedding or block is costs.head
+        repeat = 1.0 if boundary else 1.0 + share
+        for name in sums:
+            seconds = times * block.component(name)
+            if boundary and name in ("forward", "input_gradient", "weight_gradient"):
+                ends = ends + seconds
+                continue
+            if name in ("forward", "core") and not boundary:
+                again = again + share * seconds
+            elif name in RECOMPUTED:
+                seconds = seconds * repeat
+            sums[name] = sums[name] + seconds
+    core = np.where(plans.recompute == Recompute.SELECTIVE, sums["core"], 0.0)
+    return {
+        "forward": m * (sums["forward"] + sums["core"]),
+        "backward": m * (sums["input_gradient"] + sums["weight_gradient"]),
+        "recompute": m * (again + core),
+        "embedding_and_loss": m * ends,
+        "tensor_parallel": m * (sums["tensor_forward"] + sums["tensor_backward"]),
+        "context_parallel": m * (sums["context_forward"] + sums["context_backward"]),
+        "expert_parallel": m * (sums["expert_forward"] + sums["expert_backward"]),
+        "overhead": m * (sums["launch_forward"] + sums["launch_backward"]),
+    }
+
+
+def _totals(plans: PlanBatch, stages: StageTable, costs: LayerCosts, slowest: IntArray) -> dict[str, FloatArray]:
+    """Seconds of traffic per step on the slowest stage by axis, hidden or not, without recomputation."""
+    totals = {}
+    for axis in ("tensor", "context", "expert"):
+        seconds = np.zeros(len(plans))
+        for block, times in _at_stage(stages, slowest).blocks(costs):
+            seconds = seconds + times * block.component(f"{axis}_total")
+        totals[f"{axis}_parallel"] = plans.num_microbatches * seconds
+    return totals
+
+
+def _at_stage(stages: StageTable, which: IntArray) -> _Multiplicity:
+    """How often each block occurs on one stage of each plan."""
+
+    def pick(column: IntArray) -> IntArray:
+        return np.take_along_axis(column, which[:, None], axis=1)[:, 0]
+
+    layers, moe_layers = pick(stages.layers), pick(stages.moe_layers)
+    return _Multiplicity(
+        attention=layers,
+        dense_mlp=layers - moe_layers,
+        expert_mlp=moe_layers,
+        embedding=pick(stages.has_embedding.astype(np.int64)),
+        head=pick(stages.has_head.astype(np.int64)),
+    )
+
+
+def _pipeline_transfer(plans: PlanBatch, context: CostContext) -> tuple[FloatArray, FloatArray]:
+    """(N,) exposed and total seconds that one micro-batch spends crossing to the next stage, one way.
+
+    Interleaving crosses v times but overlaps them with other chunks (arXiv:2104.04473 section 2.2).
+    """
+    t, c = plans.tensor_parallel, plans.context_parallel
+    inside = plans.axis_order == AxisOrder.TP_CP_PP_DP
+    stride = t * c * np.where(inside, 1, plans.data_parallel)
+    sharded = plans.sequence_parallel.astype(np.int64)
+    crosses = (plans.pipeline_parallel > 1).astype(np.int64)
+    span = np.minimum(stride, context.cluster.domain_devices)
+    groups = group_rows(plans.micro_batch_size, t, c, span, sharded, crosses)
+    row = groups.first
+    row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
+    tokens = plans.micro_batch_size[row] * context.job.sequence_length / c[row]
+    size = np.where(crosses[row] > 0, tokens * row_bytes / np.where(sharded[row] > 0, t[row], 1), 0.0)
+    priced = price_collectives(
+        context,
+        op=np.full(len(row), int(CollectiveOp.SEND_RECV), dtype=np.int64),
+        size_bytes=size,
+        group=1 + crosses[row],
+        stride=stride[row],
+    )
+    once = np.where(crosses > 0, priced.time_s[groups.of_row], 0.0)
+    return once, once * plans.virtual_stages
+
+
+def _activation_offload_s(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:
+    """(N,) seconds per step of checkpoints going to host memory and back that compute cannot hide.
+
+    The layer inputs of one micro-batch move under the layers of the next; half is taken as hidden.
+    """
+    row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
+    tokens = plans.micro_batch_size * context.job.sequence_length / plans.context_parallel
+    size = stages.layers.max(axis=1) * tokens * row_bytes / np.where(plans.sequence_parallel, plans.tensor_parallel, 1)
+    moved_s = 2 * size / context.cluster.node.host_link.bandwidth_bytes_per_s
+    return np.where(plans.offload_activations, 0.5 * moved_s * plans.num_microbatches, 0.0)
+
+
+def _doublings(plans: PlanBatch, context: CostContext) -> FloatArray:
+    """(N,) how often the device count doubles beyond one node."""
+    nodes = plans.num_devices / context.cluster.node.devices_per_node
+    return np.log2(np.maximum(nodes, 1.0))

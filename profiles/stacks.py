@@ -1,0 +1,60 @@
+"""Framework stacks: loads the packaged ``data/stacks/*.yaml`` into ``StackSpec``.
+
+Each file holds one mapping of stack name to fields; ``sources`` says what each value rests on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+
+import yaml
+
+from profiles.errors import SpecError, did_you_mean
+from profiles.stack import StackSpec
+
+# The stack a user of each framework most likely runs today.
+_DEFAULTS = {
+    "megatron": "megatron-core",
+    "deepspeed": "deepspeed",
+    "fsdp": "fsdp",
+    "nanotron": "nanotron",
+    "huggingface": "hf-trainer",
+}
+FRAMEWORKS = tuple(_DEFAULTS)
+
+
+@cache
+def load_stacks() -> Mapping[str, StackSpec]:
+    """All packaged stacks by name."""
+    known = {item.name for item in fields(StackSpec)}
+    stacks: dict[str, StackSpec] = {}
+    folder = resources.files("profiles") / "data" / "stacks"
+    for path in sorted(folder.iterdir(), key=lambda item: item.name):
+        if not path.name.endswith(".yaml"):
+            continue
+        for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            unknown = set(entry) - known
+            if unknown:
+                raise SpecError(f"stacks.{name}", f"unknown fields {sorted(unknown)} in {path.name}")
+            stacks[name] = StackSpec(name=name, **entry)
+    return MappingProxyType(stacks)
+
+
+def find_stack(name: str) -> StackSpec:
+    """The stack of that name, or the default stack of a framework of that name.
+
+    Raises:
+        SpecError: If neither is known.
+    """
+    stacks = load_stacks()
+    key = _DEFAULTS.get(name.lower(), name.lower())
+    if key not in stacks:
+        raise SpecError("framework", f"unknown name {name[:40]!r}", did_you_mean(name, [*_DEFAULTS, *stacks]))
+    return stacks[key]
+
+
+def default_stack(task: str) -> StackSpec:
+    """The stack assumed when the user names none: Megatron-Core to pre-train, else Hugging Face."""
+    return find_stack("megatron" if task == "pretrain" else "huggingface")
