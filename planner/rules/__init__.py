@@ -1,0 +1,1 @@
+"""What each training framework accepts: one named rule per condition, with where it comes from."""

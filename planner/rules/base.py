@@ -1,0 +1,119 @@
+"""Rule and Setting: one legality condition, evaluated on a whole batch of plans at once.
+
+A rule says which plan columns it reads, so that the search can apply it as soon as those columns are
+decided, and so that nothing has to be enumerated below a layout that is already illegal.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
+from costmodels.workload import TrainingJob
+from profiles.errors import SpecError
+from profiles.model import ModelSpec
+
+MEGATRON, DEEPSPEED, FSDP, NANOTRON = "megatron", "deepspeed", "fsdp", "nanotron"
+HUGGINGFACE = "huggingface"
+FRAMEWORKS = (MEGATRON, DEEPSPEED, FSDP, NANOTRON, HUGGINGFACE)
+FRAMEWORK_TITLES = {
+    MEGATRON: "Megatron-LM",
+    DEEPSPEED: "DeepSpeed",
+    FSDP: "PyTorch FSDP (torchtitan)",
+    NANOTRON: "nanotron",
+    HUGGINGFACE: "Hugging Face Trainer",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What rules may look at besides the plan.
+
+    Attributes:
+        model: The model.
+        job: What is trained.
+        num_devices: Devices the plan has to fill.
+        framework: Whose rules apply.
+    """
+
+    model: ModelSpec
+    job: TrainingJob
+    num_devices: int
+    framework: str
+
+    @cached_property
+    def key_value_heads(self) -> int:
+        """Key/value heads tensor parallelism splits: latent attention expands them to all heads."""
+        latent = self.model.latent_attention is not None
+        return self.model.num_attention_heads if latent else self.model.num_key_value_heads
+
+
+Check = Callable[[PlanBatch, Setting], BoolArray]
+Complaint = Callable[[ExecutionPlan, Setting], tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One condition a framework puts on a plan.
+
+    Attributes:
+        name: Key under which rejected plans are counted.
+        frameworks: Who imposes it.
+        field: Plan field named in an error message.
+        text: The condition, in words.
+        source: Where the framework says so.
+        columns: Plan columns it reads.
+        holds: (N,) whether each plan satisfies it.
+        complaint: Problem and hint for one plan that does not.
+    """
+
+    name: str
+    frameworks: tuple[str, ...]
+    field: str
+    text: str
+    source: str
+    columns: frozenset[str]
+    holds: Check
+    complaint: Complaint
+
+    def error(self, plan: ExecutionPlan, setting: Setting) -> SpecError:
+        """The error a plan that breaks this rule deserves."""
+        problem, hint = self.complaint(plan, setting)
+        return SpecError(f"plan.{self.field}", problem, hint)
+
+
+def mask(values: Any) -> BoolArray:
+    """Comparison results as a plain boolean array."""
+    return np.asarray(values, dtype=np.bool_)
+
+
+def columns(*names: str) -> frozenset[str]:
+    """A set of plan columns."""
+    return frozenset(names)
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a positive integer, ascending."""
+    small = [k for k in range(1, int(number**0.5) + 1) if number % k == 0]
+    return small + [number // k for k in reversed(small) if k * k != number]
+
+
+def one_of(numbers: list[int]) -> str:
+    """``1, 2 or 4``; long lists lose their middle."""
+    words = [str(number) for number in numbers]
+    if len(words) > 9:
+        words = [*words[:7], "...", words[-1]]
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + f" or {words[-1]}"
+
+
+def must_divide(what: str, total: int, got: int) -> tuple[str, str]:
+    """Problem and hint for a degree that has to divide a dimension."""
+    return f"must divide {what}={total}; got {got}", one_of(divisors(total))
+
+
+def must_be_multiple(what: str, of: str, unit: int) -> tuple[str, str]:
+    """Problem and hint for a dimension that has to be a multiple of something the plan decides."""
+    return f"{what} must be a multiple of {of} = {unit}", ""

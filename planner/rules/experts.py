@@ -1,0 +1,193 @@
+"""Rules on expert and expert-tensor parallelism."""
+
+import numpy as np
+
+from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
+from planner.rules.base import (
+    DEEPSPEED,
+    FRAMEWORKS,
+    FSDP,
+    HUGGINGFACE,
+    MEGATRON,
+    NANOTRON,
+    Rule,
+    Setting,
+    columns,
+    divisors,
+    mask,
+    must_divide,
+    one_of,
+)
+
+_MCORE = "megatron.core.transformer.TransformerConfig.__post_init__"
+_ARGUMENTS = "Megatron-LM megatron/training/arguments.py validate_args"
+_TITAN_DIMS = "torchtitan/distributed/parallel_dims.py ParallelDims"
+
+
+def _num_experts(setting: Setting) -> int:
+    return setting.model.moe.num_experts if setting.model.moe is not None else 1
+
+
+def _expert_width(setting: Setting) -> int:
+    return setting.model.moe.ffn_hidden_size if setting.model.moe is not None else 1
+
+
+def _expert_ranks(plans: PlanBatch) -> BoolArray:
+    ranks = plans.tensor_parallel * plans.context_parallel * plans.data_parallel
+    return mask(ranks % (plans.expert_parallel * plans.expert_tensor_parallel) == 0)
+
+
+def _titan_expert_ranks(plans: PlanBatch) -> BoolArray:
+    """EP borrows all of cp (and tp when etp is 1) and some of the sharded data ranks."""
+    t, c, e = plans.tensor_parallel, plans.context_parallel, plans.expert_parallel
+    replicated = np.where(plans.zero_shard_degree > 0, plans.data_parallel * c // plans.shard_degree, 1)
+    sharded = plans.data_parallel // np.maximum(replicated, 1) * c
+    with_tensor = (e % c == 0) & (sharded % e == 0)
+    alone = (e % (c * t) == 0) & (sharded * t % e == 0)
+    fits = np.where(plans.expert_tensor_parallel == t, with_tensor, alone)
+    holds: BoolArray = (e == 1) | fits
+    return holds
+
+
+def _expert_complaint(plan: ExecutionPlan, _setting: Setting) -> tuple[str, str]:
+    ranks = plan.tensor_parallel * plan.context_parallel * plan.data_parallel
+    return (
+        f"{plan.expert_parallel} x {plan.expert_tensor_parallel} (ep x etp) must divide the {ranks} ranks of a stage",
+        one_of([e for e in divisors(ranks) if ranks % (e * plan.expert_tensor_parallel) == 0]),
+    )
+
+
+EXPERT = (
+    Rule(
+        name="expert_parallel_needs_experts",
+        frameworks=FRAMEWORKS,
+        field="expert_parallel",
+        text="expert parallelism needs a mixture-of-experts model",
+        source=f"{_MCORE}: num_moe_experts must be non None to use expert-parallel",
+        columns=columns("expert_parallel", "expert_tensor_parallel"),
+        holds=lambda plans, setting: (
+            (plans.expert_parallel * plans.expert_tensor_parallel == 1) | (setting.model.moe is not None)
+        ),
+        complaint=lambda _plan, setting: (f"{setting.model.name} has no experts", "ep 1 and etp 1"),
+    ),
+    Rule(
+        name="expert_parallel_divides_experts",
+        frameworks=FRAMEWORKS,
+        field="expert_parallel",
+        text="ep divides the number of experts",
+        source=f"{_ARGUMENTS}: Number of experts should be a multiple of expert model parallel size",
+        columns=columns("expert_parallel"),
+        holds=lambda plans, setting: (
+            (plans.expert_parallel == 1) | (_num_experts(setting) % plans.expert_parallel == 0)
+        ),
+        complaint=lambda plan, setting: must_divide("num_experts", _num_experts(setting), plan.expert_parallel),
+    ),
+    Rule(
+        name="expert_tensor_parallel_divides_width",
+        frameworks=FRAMEWORKS,
+        field="expert_tensor_parallel",
+        text="etp divides the width of an expert",
+        source="megatron/core/utils.py divide()",
+        columns=columns("expert_tensor_parallel"),
+        holds=lambda plans, setting: (
+            (plans.expert_tensor_parallel == 1) | (_expert_width(setting) % plans.expert_tensor_parallel == 0)
+        ),
+        complaint=lambda plan, setting: must_divide(
+            "moe.ffn_hidden_size", _expert_width(setting), plan.expert_tensor_parallel
+        ),
+    ),
+    Rule(
+        name="expert_ranks",
+        frameworks=(MEGATRON,),
+        field="expert_parallel",
+        text="ep x etp divides the tp x cp x dp ranks of a stage",
+        source="megatron/core/parallel_state.py: expert_tensor_model_pipeline_parallel_size divides the world size",
+        columns=columns(
+            "tensor_parallel", "context_parallel", "data_parallel", "expert_parallel", "expert_tensor_parallel"
+        ),
+        holds=lambda plans, _setting: _expert_ranks(plans),
+        complaint=_expert_complaint,
+    ),
+    Rule(
+        name="expert_ranks_in_data_ranks",
+        frameworks=(DEEPSPEED, NANOTRON, HUGGINGFACE),
+        field="expert_parallel",
+        text="ep divides the data-parallel ranks",
+        source="deepspeed/utils/groups.py _create_expert_and_data_parallel; nanotron ParallelContext",
+        columns=columns("data_parallel", "expert_parallel"),
+        holds=lambda plans, _setting: plans.data_parallel % plans.expert_parallel == 0,
+        complaint=lambda plan, _setting: must_divide("data_parallel", plan.data_parallel, plan.expert_parallel),
+    ),
+    Rule(
+        name="expert_ranks_in_sharded_ranks",
+        frameworks=(FSDP,),
+        field="expert_parallel",
+        text="ep takes all of cp (and of tp when etp is 1) and divides the sharded ranks",
+        source=f"{_TITAN_DIMS}._validate",
+        columns=columns(
+            "tensor_parallel",
+            "context_parallel",
+            "data_parallel",
+            "expert_parallel",
+            "expert_tensor_parallel",
+            "zero_shard_degree",
+        ),
+        holds=lambda plans, _setting: _titan_expert_ranks(plans),
+        complaint=_expert_complaint,
+    ),
+    Rule(
+        name="expert_tensor_parallel_one_or_tp",
+        frameworks=(FSDP,),
+        field="expert_tensor_parallel",
+        text="etp is 1 or tp",
+        source=f"{_TITAN_DIMS}._validate: Currently we only support ETP=TP or ETP=1",
+        columns=columns("tensor_parallel", "expert_parallel", "expert_tensor_parallel"),
+        holds=lambda plans, _setting: (
+            (plans.expert_tensor_parallel == plans.tensor_parallel) | (plans.expert_tensor_parallel == 1)
+        ),
+        complaint=lambda plan, _setting: (
+            f"must be 1 or tp={plan.tensor_parallel}; got {plan.expert_tensor_parallel}",
+            one_of(sorted({1, plan.tensor_parallel})),
+        ),
+    ),
+    Rule(
+        name="expert_tensor_parallel_is_tp",
+        frameworks=(DEEPSPEED, NANOTRON, HUGGINGFACE),
+        field="expert_tensor_parallel",
+        text="experts are split over the same tensor ranks as the rest",
+        source="DeepSpeed MoE enable_expert_tensor_parallelism; nanotron MoE layers",
+        columns=columns("tensor_parallel", "expert_tensor_parallel"),
+        holds=lambda plans, setting: (
+            (setting.model.moe is None) | (plans.expert_tensor_parallel == plans.tensor_parallel)
+        ),
+        complaint=lambda plan, _setting: (
+            f"must equal tp={plan.tensor_parallel}; got {plan.expert_tensor_parallel}",
+            f"etp {plan.tensor_parallel}",
+        ),
+    ),
+    Rule(
+        name="trainer_keeps_experts_whole",
+        frameworks=(HUGGINGFACE,),
+        field="expert_parallel",
+        text="the Trainer has no expert parallelism",
+        source="Hugging Face transformers Trainer",
+        columns=columns("expert_parallel"),
+        holds=lambda plans, _setting: plans.expert_parallel == 1,
+        complaint=lambda _plan, _setting: ("the Hugging Face Trainer has no expert parallelism", "ep 1"),
+    ),
+    Rule(
+        name="experts_need_sequence_parallel",
+        frameworks=(MEGATRON,),
+        field="sequence_parallel",
+        text="mixtures of experts with tp > 1 need sequence parallelism",
+        source=f"{_ARGUMENTS}: When using MoE and tensor parallelism, sequence parallelism must be used",
+        columns=columns("tensor_parallel", "sequence_parallel"),
+        holds=lambda plans, setting: (
+            plans.sequence_parallel | (plans.tensor_parallel == 1) | (setting.model.moe is None)
+        ),
+        complaint=lambda plan, _setting: (
+            f"is needed by a mixture of experts with tp={plan.tensor_parallel}",
+            "sequence_parallel on",
+        ),
+    ),
+)

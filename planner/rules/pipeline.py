@@ -1,0 +1,239 @@
+"""Rules on pipeline stages, virtual stages and schedules.
+
+Symbols: L layers, p stages, v virtual stages per rank, m micro-batches.
+"""
+
+import numpy as np
+
+from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Schedule
+from planner.rules.base import (
+    DEEPSPEED,
+    FRAMEWORKS,
+    FSDP,
+    HUGGINGFACE,
+    MEGATRON,
+    NANOTRON,
+    Rule,
+    Setting,
+    columns,
+    divisors,
+    mask,
+    one_of,
+)
+
+_ARGUMENTS = "Megatron-LM megatron/training/arguments.py validate_args"
+_TITAN_PIPELINE = "torchtitan/distributed/pipeline_parallel.py; torch.distributed.pipelining.schedules"
+_STAGES = columns("pipeline_parallel", "first_stage_layers", "last_stage_layers")
+_SCHEDULES = {
+    MEGATRON: (Schedule.ONE_F_ONE_B,),
+    DEEPSPEED: (Schedule.ONE_F_ONE_B,),
+    FSDP: (Schedule.ONE_F_ONE_B, Schedule.GPIPE, Schedule.ZERO_BUBBLE_V),
+    NANOTRON: (Schedule.ONE_F_ONE_B, Schedule.GPIPE),
+    HUGGINGFACE: (Schedule.ONE_F_ONE_B,),
+}
+SCHEDULE_NAMES = {
+    "1f1b": Schedule.ONE_F_ONE_B,
+    "gpipe": Schedule.GPIPE,
+    "zb-1p": Schedule.ZERO_BUBBLE_1P,
+    "zb-2p": Schedule.ZERO_BUBBLE_2P,
+    "zb-v": Schedule.ZERO_BUBBLE_V,
+}
+_NAME_OF = {code: name for name, code in SCHEDULE_NAMES.items()}
+
+
+def _even_layers(plans: PlanBatch, setting: Setting) -> BoolArray:
+    """Layers left after fixed first and last stages divide over the other stages."""
+    if plans.stage_layers is not None:
+        return _laid_out(plans, setting)
+    first, last = plans.first_stage_layers, plans.last_stage_layers
+    free_stages = plans.pipeline_parallel - (first > 0) - (last > 0)
+    free_layers = setting.model.num_layers - first - last
+    even = (free_stages > 0) & (free_layers > 0) & (free_layers % np.maximum(free_stages, 1) == 0)
+    return mask(even | ((free_stages == 0) & (free_layers == 0)))
+
+
+def _laid_out(plans: PlanBatch, setting: Setting) -> BoolArray:
+    table = plans.stage_layers
+    if table is None:
+        return np.ones(len(plans), dtype=np.bool_)
+    laid = table.sum(axis=1) > 0
+    complete = (table.sum(axis=1) == setting.model.num_layers) & ((table > 0).sum(axis=1) == plans.pipeline_parallel)
+    return mask(~laid | complete)
+
+
+def _enough_layers(plans: PlanBatch, setting: Setting) -> BoolArray:
+    chunks = np.where(plans.schedule == Schedule.ZERO_BUBBLE_V, 2, plans.virtual_stages)
+    ends = plans.first_stage_layers + plans.last_stage_layers
+    return mask((plans.pipeline_parallel * chunks <= setting.model.num_layers) & (ends < setting.model.num_layers + 1))
+
+
+def _even_chunks(plans: PlanBatch, setting: Setting) -> BoolArray:
+    """Every rank's layers divide into its chunks, fixed first and last stages included."""
+    v = plans.virtual_stages
+    first, last = plans.first_stage_layers, plans.last_stage_layers
+    free_stages = np.maximum(plans.pipeline_parallel - (first > 0) - (last > 0), 1)
+    middle = (setting.model.num_layers - first - last) // free_stages
+    return mask((v == 1) | ((first % v == 0) & (last % v == 0) & (middle % v == 0)))
+
+
+def _rounds(plans: PlanBatch) -> BoolArray:
+    """Torch's interleaved schedule runs max(1, m // p) rounds, which must divide m."""
+    m = plans.num_microbatches
+    rounds = np.maximum(m // plans.pipeline_parallel, 1)
+    return mask((plans.virtual_stages == 1) | (m % rounds == 0))
+
+
+def _schedule_known(plans: PlanBatch, setting: Setting) -> BoolArray:
+    known = [int(code) for code in _SCHEDULES[setting.framework]]
+    return mask(np.isin(plans.schedule, known))
+
+
+def _layers_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
+    layers = setting.model.num_layers
+    fixed = f" around first {plan.first_stage_layers} and last {plan.last_stage_layers}"
+    ends = fixed if plan.first_stage_layers or plan.last_stage_layers else ""
+    return (
+        f"must divide num_layers={layers}{ends}; got {plan.pipeline_parallel}",
+        f"{one_of(divisors(layers))}; or set first_stage_layers and last_stage_layers",
+    )
+
+
+PIPELINE_RULES = (
+    Rule(
+        name="pipeline_divides_layers",
+        frameworks=(MEGATRON,),
+        field="pipeline_parallel",
+        text="pp divides the layers, apart from fixed first and last stages",
+        source=f"{_ARGUMENTS}: Number of layers should be divisible by the pipeline-model-parallel size",
+        columns=_STAGES,
+        holds=_even_layers,
+        complaint=_layers_complaint,
+    ),
+    Rule(
+        name="stage_layers_complete",
+        frameworks=FRAMEWORKS,
+        field="stage_layers",
+        text="hand-laid stages name every stage and add up to the layers",
+        source="Megatron-LM --pipeline-model-parallel-layout (PipelineParallelLayerLayout)",
+        columns=columns("pipeline_parallel"),
+        holds=_laid_out,
+        complaint=lambda plan, setting: (
+            f"{len(plan.stage_layers)} stages with {sum(plan.stage_layers)} layers; "
+            f"pp is {plan.pipeline_parallel} and the model has {setting.model.num_layers} layers",
+            "list every stage's layers",
+        ),
+    ),
+    Rule(
+        name="stages_have_layers",
+        frameworks=FRAMEWORKS,
+        field="pipeline_parallel",
+        text="every stage, and every virtual stage, has a layer",
+        source=_TITAN_PIPELINE,
+        columns=_STAGES | columns("virtual_stages", "schedule"),
+        holds=_enough_layers,
+        complaint=lambda plan, setting: (
+            f"{plan.pipeline_parallel} stages x {plan.virtual_stages} chunks need more than the "
+            f"{setting.model.num_layers} layers of {setting.model.name}",
+            f"pp x vpp at most {setting.model.num_layers}",
+        ),
+    ),
+    Rule(
+        name="pipeline_schedule_exists",
+        frameworks=FRAMEWORKS,
+        field="schedule",
+        text="the framework implements the schedule",
+        source=(
+            "megatron/core/pipeline_parallel/schedules.py; deepspeed/runtime/pipe/schedule.py TrainSchedule; "
+            f"{_TITAN_PIPELINE}; nanotron pp_engine: 1f1b or afab"
+        ),
+        columns=columns("schedule"),
+        holds=_schedule_known,
+        complaint=lambda plan, setting: (
+            f"{_NAME_OF[plan.schedule]!r} is not implemented by {setting.framework}",
+            " or ".join(_NAME_OF[code] for code in _SCHEDULES[setting.framework]),
+        ),
+    ),
+    Rule(
+        name="schedule_needs_pipeline",
+        frameworks=FRAMEWORKS,
+        field="schedule",
+        text="a schedule other than 1F1B needs pp > 1",
+        source=_TITAN_PIPELINE,
+        columns=columns("pipeline_parallel", "schedule"),
+        holds=lambda plans, _setting: (plans.pipeline_parallel > 1) | (plans.schedule == Schedule.ONE_F_ONE_B),
+        complaint=lambda plan, _setting: (f"{_NAME_OF[plan.schedule]!r} needs pipeline_parallel > 1", "1f1b"),
+    ),
+    Rule(
+        name="interleaving_exists",
+        frameworks=(DEEPSPEED, NANOTRON),
+        field="virtual_stages",
+        text="there are no virtual stages",
+        source="deepspeed/runtime/pipe/schedule.py TrainSchedule; nanotron pp_engine: 1f1b or afab",
+        columns=columns("virtual_stages"),
+        holds=lambda plans, _setting: plans.virtual_stages == 1,
+        complaint=lambda _plan, setting: (f"{setting.framework} has no interleaved schedule", "vpp 1"),
+    ),
+    Rule(
+        name="interleaving_is_1f1b",
+        frameworks=FRAMEWORKS,
+        field="virtual_stages",
+        text="virtual stages belong to 1F1B (ZB-V places its two chunks itself)",
+        source="arXiv:2104.04473 section 2.2.2; arXiv:2405.15362",
+        columns=columns("virtual_stages", "schedule"),
+        holds=lambda plans, _setting: (plans.virtual_stages == 1) | (plans.schedule == Schedule.ONE_F_ONE_B),
+        complaint=lambda plan, _setting: (f"must be 1 with schedule {_NAME_OF[plan.schedule]!r}", "vpp 1"),
+    ),
+    Rule(
+        name="interleaving_needs_pipeline",
+        frameworks=(MEGATRON, FSDP),
+        field="virtual_stages",
+        text="virtual stages need pp > 1",
+        source=f"{_ARGUMENTS}: pipeline-model-parallel size should be greater than 1 (with p2p overlap)",
+        columns=columns("pipeline_parallel", "virtual_stages"),
+        holds=lambda plans, _setting: (plans.virtual_stages == 1) | (plans.pipeline_parallel > 1),
+        complaint=lambda _plan, _setting: ("needs pipeline_parallel > 1", "vpp 1, or pp 2"),
+    ),
+    Rule(
+        name="interleaving_divides_layers",
+        frameworks=(MEGATRON,),
+        field="virtual_stages",
+        text="vpp divides the layers of every stage",
+        source=f"{_ARGUMENTS}: number of layers per pipeline stage must be divisible (80 layers, PP16 VPP2 "
+        "silently trained 64: NVIDIA/Megatron-LM issue 468)",
+        columns=_STAGES | columns("virtual_stages"),
+        holds=_even_chunks,
+        complaint=lambda plan, setting: (
+            f"must divide the {setting.model.num_layers // plan.pipeline_parallel} layers of a stage; "
+            f"got {plan.virtual_stages}",
+            one_of(divisors(max(setting.model.num_layers // plan.pipeline_parallel, 1))),
+        ),
+    ),
+    Rule(
+        name="interleaving_divides_microbatches",
+        frameworks=(MEGATRON,),
+        field="virtual_stages",
+        text="with virtual stages, pp divides the micro-batches",
+        source="megatron/core/pipeline_parallel/schedules.py (micro-batch groups of pp by default)",
+        columns=columns("pipeline_parallel", "virtual_stages", "num_microbatches"),
+        holds=lambda plans, _setting: (
+            (plans.virtual_stages == 1) | (plans.num_microbatches % plans.pipeline_parallel == 0)
+        ),
+        complaint=lambda plan, _setting: (
+            f"needs micro-batches in multiples of pp={plan.pipeline_parallel}; got {plan.num_microbatches}",
+            "vpp 1, or another micro-batch size",
+        ),
+    ),
+    Rule(
+        name="interleaving_rounds",
+        frameworks=(FSDP,),
+        field="virtual_stages",
+        text="with virtual stages, max(1, m // pp) rounds divide the m micro-batches",
+        source="torch.distributed.pipelining.schedules ScheduleInterleaved1F1B",
+        columns=columns("pipeline_parallel", "virtual_stages", "num_microbatches"),
+        holds=lambda plans, _setting: _rounds(plans),
+        complaint=lambda plan, _setting: (
+            f"{plan.num_microbatches} micro-batches do not form whole rounds over pp={plan.pipeline_parallel}",
+            "vpp 1, or micro-batches in multiples of pp",
+        ),
+    ),
+)

@@ -1,0 +1,138 @@
+"""Rules on context parallelism: rings, gathered keys and values, and Ulysses."""
+
+import numpy as np
+
+from costmodels.plan import BoolArray, ContextKind, ExecutionPlan, PlanBatch
+from planner.rules.base import (
+    DEEPSPEED,
+    FRAMEWORKS,
+    FSDP,
+    MEGATRON,
+    NANOTRON,
+    Rule,
+    Setting,
+    columns,
+    divisors,
+    mask,
+    must_divide,
+    one_of,
+)
+
+_ARGUMENTS = "Megatron-LM megatron/training/arguments.py validate_args"
+_TITAN_DIMS = "torchtitan/distributed/parallel_dims.py ParallelDims"
+_ULYSSES = "DeepSpeed-Ulysses (arXiv:2309.14509) section 3; deepspeed/sequence/layer.py"
+
+
+def _zigzag(plans: PlanBatch, setting: Setting) -> BoolArray:
+    c = plans.context_parallel
+    return mask((c == 1) | (setting.job.sequence_length % (2 * c) == 0))
+
+
+def _zigzag_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
+    s = setting.job.sequence_length
+    legal = [c for c in divisors(s) if c == 1 or s % (2 * c) == 0]
+    return f"the sequence length {s} must be a multiple of 2 x {plan.context_parallel}", one_of(legal)
+
+
+def _ulysses(plans: PlanBatch) -> BoolArray:
+    return mask((plans.context_parallel > 1) & (plans.context_kind == ContextKind.ULYSSES))
+
+
+def _ulysses_heads(plans: PlanBatch, setting: Setting) -> BoolArray:
+    group = plans.tensor_parallel * plans.context_parallel
+    heads = setting.model.num_attention_heads % group == 0
+    return mask(~_ulysses(plans) | (heads & (setting.key_value_heads % group == 0)))
+
+
+def _context_kinds(plans: PlanBatch, *kinds: ContextKind) -> BoolArray:
+    return mask((plans.context_parallel == 1) | np.isin(plans.context_kind, [int(kind) for kind in kinds]))
+
+
+CONTEXT = (
+    Rule(
+        name="context_parallel_divides_sequence",
+        frameworks=(MEGATRON, FSDP),
+        field="context_parallel",
+        text="2 x cp divides the sequence length (each rank takes an early and a late chunk)",
+        source=f"{_ARGUMENTS}: seq-length should be a multiple of 2 * context-parallel-size; {_TITAN_DIMS}",
+        columns=columns("context_parallel"),
+        holds=_zigzag,
+        complaint=_zigzag_complaint,
+    ),
+    Rule(
+        name="sequence_divides_over_context",
+        frameworks=(DEEPSPEED, NANOTRON),
+        field="context_parallel",
+        text="cp divides the sequence length",
+        source=_ULYSSES,
+        columns=columns("context_parallel"),
+        holds=lambda plans, setting: setting.job.sequence_length % plans.context_parallel == 0,
+        complaint=lambda plan, setting: must_divide(
+            "sequence_length", setting.job.sequence_length, plan.context_parallel
+        ),
+    ),
+    Rule(
+        name="ulysses_divides_heads",
+        frameworks=FRAMEWORKS,
+        field="context_parallel",
+        text="with Ulysses, tp x cp divides the attention and the key/value heads",
+        source=f"{_ULYSSES}; Transformer Engine AttnFuncWithCPAndQKVOA2A",
+        columns=columns("tensor_parallel", "context_parallel", "context_kind"),
+        holds=_ulysses_heads,
+        complaint=lambda plan, setting: (
+            f"tp {plan.tensor_parallel} x cp {plan.context_parallel} must divide "
+            f"{setting.model.num_attention_heads} heads and {setting.key_value_heads} key/value heads with Ulysses",
+            "context_kind ring, or a smaller degree",
+        ),
+    ),
+    Rule(
+        name="context_parallel_ulysses_only",
+        frameworks=(DEEPSPEED,),
+        field="context_kind",
+        text="context parallelism is Ulysses",
+        source=_ULYSSES,
+        columns=columns("context_parallel", "context_kind"),
+        holds=lambda plans, _setting: _context_kinds(plans, ContextKind.ULYSSES),
+        complaint=lambda _plan, _setting: ("DeepSpeed offers Ulysses only", "context_kind ulysses"),
+    ),
+    Rule(
+        name="context_parallel_no_ulysses",
+        frameworks=(FSDP,),
+        field="context_kind",
+        text="context parallelism is a ring or gathers keys and values",
+        source="torchtitan context_parallel_rotate_method: allgather or alltoall (a rotating ring)",
+        columns=columns("context_parallel", "context_kind"),
+        holds=lambda plans, _setting: _context_kinds(plans, ContextKind.RING, ContextKind.ALL_GATHER),
+        complaint=lambda _plan, _setting: ("torchtitan has no Ulysses", "context_kind ring or all_gather"),
+    ),
+    Rule(
+        name="context_parallel_ring_only",
+        frameworks=(NANOTRON,),
+        field="context_kind",
+        text="context parallelism is ring attention",
+        source="nanotron parallelism.context_parallel_size with ring flash attention",
+        columns=columns("context_parallel", "context_kind"),
+        holds=lambda plans, _setting: _context_kinds(plans, ContextKind.RING),
+        complaint=lambda _plan, _setting: ("nanotron has ring attention only", "context_kind ring"),
+    ),
+    Rule(
+        name="ulysses_excludes_pipeline",
+        frameworks=(DEEPSPEED,),
+        field="context_parallel",
+        text="Ulysses is not combined with pipeline stages",
+        source="microsoft/DeepSpeed discussion 5551 (DS-SP is incompatible with PP in Megatron-DeepSpeed)",
+        columns=columns("pipeline_parallel", "context_parallel"),
+        holds=lambda plans, _setting: (plans.context_parallel == 1) | (plans.pipeline_parallel == 1),
+        complaint=lambda _plan, _setting: ("is not combined with pipeline_parallel > 1", "cp 1 or pp 1"),
+    ),
+    Rule(
+        name="ulysses_excludes_sequence_parallel",
+        frameworks=(DEEPSPEED,),
+        field="sequence_parallel",
+        text="Ulysses is not combined with Megatron's sequence parallelism",
+        source="Megatron-DeepSpeed megatron/initialize.py: Remove --sequence_parallel",
+        columns=columns("context_parallel", "sequence_parallel"),
+        holds=lambda plans, _setting: (plans.context_parallel == 1) | ~plans.sequence_parallel,
+        complaint=lambda _plan, _setting: ("is not combined with context_parallel > 1", "sequence_parallel off"),
+    ),
+)

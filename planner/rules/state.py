@@ -1,0 +1,286 @@
+"""Rules on ZeRO and FSDP, recomputation, offloading, overlap and the order of the axes."""
+
+import numpy as np
+
+from costmodels.plan import AxisOrder, BoolArray, ExecutionPlan, PlanBatch, Recompute
+from planner.rules.base import (
+    DEEPSPEED,
+    FRAMEWORKS,
+    FSDP,
+    HUGGINGFACE,
+    MEGATRON,
+    NANOTRON,
+    Rule,
+    Setting,
+    columns,
+    divisors,
+    mask,
+    one_of,
+)
+
+_ARGUMENTS = "Megatron-LM megatron/training/arguments.py validate_args"
+_MCORE = "megatron.core.transformer.TransformerConfig.__post_init__"
+_TITAN_PARALLELIZE = "torchtitan parallelize_llama"
+_SHARDING = columns("data_parallel", "context_parallel", "zero_stage", "zero_shard_degree")
+
+
+def _ddp_alone(plans: PlanBatch, _setting: Setting) -> BoolArray:
+    """Torchtitan replicates with DDP only when nothing else is parallel; else it is HSDP or FSDP."""
+    model_degree = plans.tensor_parallel * plans.pipeline_parallel * plans.context_parallel
+    replicas = plans.data_parallel * plans.context_parallel
+    return mask((plans.zero_stage > 0) | (replicas == 1) | (model_degree == 1))
+
+
+def _shards_divide(plans: PlanBatch, _setting: Setting) -> BoolArray:
+    degree = plans.zero_shard_degree
+    ranks = plans.data_parallel * plans.context_parallel
+    return mask((degree == 0) | ((ranks % np.maximum(degree, 1) == 0) & (plans.zero_stage > 0)))
+
+
+def _shards_complaint(plan: ExecutionPlan, _setting: Setting) -> tuple[str, str]:
+    ranks = plan.data_parallel * plan.context_parallel
+    if plan.zero_stage == 0:
+        return "needs zero_stage > 0", "zero 1, or no shard degree"
+    return f"must divide dp x cp = {ranks}; got {plan.zero_shard_degree}", one_of(divisors(ranks))
+
+
+def _block_layers(plans: PlanBatch, setting: Setting) -> BoolArray:
+    per_stage = -(-setting.model.num_layers // plans.pipeline_parallel)
+    inside = (plans.recompute_layers >= 1) & (plans.recompute_layers <= per_stage)
+    block = plans.recompute == Recompute.BLOCK
+    return mask(np.where(block, inside, plans.recompute_layers == 0))
+
+
+def _recomputes_layers(plans: PlanBatch) -> BoolArray:
+    return mask((plans.recompute == Recompute.FULL) | (plans.recompute == Recompute.BLOCK))
+
+
+def _stage_rule(name: str, framework: str, *, stages: tuple[int, ...], text: str, source: str, hint: str) -> Rule:
+    """ZeRO stages a framework has at all."""
+    return Rule(
+        name=name,
+        frameworks=(framework,),
+        field="zero_stage",
+        text=text,
+        source=source,
+        columns=columns("zero_stage"),
+        holds=lambda plans, _setting: np.isin(plans.zero_stage, stages),
+        complaint=lambda plan, _setting: (f"{text}; got {plan.zero_stage}", hint),
+    )
+
+
+STATE_RULES = (
+    _stage_rule(
+        "zero_stage_exists_nanotron",
+        NANOTRON,
+        stages=(0, 1),
+        text="nanotron has ZeRO stages 0 and 1",
+        source="nanotron optimizer.zero_stage and ZeroDistributedOptimizer",
+        hint="zero 0 or 1",
+    ),
+    _stage_rule(
+        "zero_stage_exists_fsdp",
+        FSDP,
+        stages=(0, 2, 3),
+        text="PyTorch has DDP (0), FSDP kept gathered after forward (2) and FSDP (3)",
+        source="torch.distributed.fsdp.fully_shard reshard_after_forward",
+        hint="zero 0, 2 or 3",
+    ),
+    Rule(
+        name="megatron_fsdp_excludes_pipeline",
+        frameworks=(MEGATRON,),
+        field="zero_stage",
+        text="ZeRO 2 and 3 (Megatron-FSDP) are not combined with pipeline stages",
+        source=f"{_ARGUMENTS}: --use-torch-fsdp2 is not supported with pipeline parallelism; "
+        "Megatron-FSDP presets use pp 1",
+        columns=columns("pipeline_parallel", "zero_stage"),
+        holds=lambda plans, _setting: (plans.zero_stage <= 1) | (plans.pipeline_parallel == 1),
+        complaint=lambda plan, _setting: (
+            f"{plan.zero_stage} is not combined with pipeline_parallel={plan.pipeline_parallel} in Megatron-LM",
+            "zero 1 (the distributed optimizer), or pp 1",
+        ),
+    ),
+    Rule(
+        name="deepspeed_zero_excludes_pipeline",
+        frameworks=(DEEPSPEED,),
+        field="zero_stage",
+        text="ZeRO 2 and 3 are not combined with pipeline stages",
+        source="deepspeed/runtime/pipe/engine.py: ZeRO-2 and ZeRO-3 are incompatible with pipeline parallelism",
+        columns=columns("pipeline_parallel", "zero_stage"),
+        holds=lambda plans, _setting: (plans.zero_stage <= 1) | (plans.pipeline_parallel == 1),
+        complaint=lambda plan, _setting: (
+            f"{plan.zero_stage} is not combined with pipeline_parallel={plan.pipeline_parallel} in DeepSpeed",
+            "zero 1, or pp 1",
+        ),
+    ),
+    Rule(
+        name="ddp_stands_alone",
+        frameworks=(FSDP,),
+        field="zero_stage",
+        text="DDP (stage 0) is not combined with tensor, pipeline or context parallelism",
+        source=f"{_TITAN_PARALLELIZE}: DDP has not supported > 1D parallelism",
+        columns=columns("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "zero_stage"),
+        holds=_ddp_alone,
+        complaint=lambda _plan, _setting: ("0 (DDP) is not combined with other parallelism", "zero 2 or 3"),
+    ),
+    Rule(
+        name="shard_degree_divides",
+        frameworks=(MEGATRON, DEEPSPEED, FSDP, HUGGINGFACE),
+        field="zero_shard_degree",
+        text="the shard degree divides the dp x cp ranks, and there is something to shard",
+        source="Megatron-LM --num-distributed-optimizer-instances; "
+        "torchtitan data_parallel_shard_degree; DeepSpeed MiCS",
+        columns=_SHARDING,
+        holds=_shards_divide,
+        complaint=_shards_complaint,
+    ),
+    Rule(
+        name="shard_degree_needs_stage_3",
+        frameworks=(DEEPSPEED,),
+        field="zero_shard_degree",
+        text="a shard degree (MiCS) needs ZeRO 3",
+        source="deepspeed/runtime/zero/mics.py: MiCS_Init with zero stage 3",
+        columns=columns("zero_stage", "zero_shard_degree"),
+        holds=lambda plans, _setting: (plans.zero_shard_degree == 0) | (plans.zero_stage == 3),
+        complaint=lambda _plan, _setting: ("needs zero_stage 3 (MiCS)", "zero 3, or no shard degree"),
+    ),
+    Rule(
+        name="shard_degree_exists",
+        frameworks=(NANOTRON,),
+        field="zero_shard_degree",
+        text="states are sharded over all data-parallel ranks",
+        source="nanotron ZeroDistributedOptimizer",
+        columns=columns("zero_shard_degree"),
+        holds=lambda plans, _setting: plans.zero_shard_degree == 0,
+        complaint=lambda _plan, _setting: ("nanotron shards over all data-parallel ranks", "no shard degree"),
+    ),
+    Rule(
+        name="recompute_exists",
+        frameworks=(NANOTRON, HUGGINGFACE),
+        field="recompute",
+        text="recomputation is none or full",
+        source="nanotron parallelism.recompute_layer: bool; transformers gradient_checkpointing: bool",
+        columns=columns("recompute"),
+        holds=lambda plans, _setting: np.isin(plans.recompute, [int(Recompute.NONE), int(Recompute.FULL)]),
+        complaint=lambda _plan, _setting: ("all layers are recomputed or none", "none or full"),
+    ),
+    Rule(
+        name="recompute_block_within_stage",
+        frameworks=FRAMEWORKS,
+        field="recompute_layers",
+        text="block:N names 1 to all layers of a stage; other modes name none",
+        source="Megatron-LM --recompute-method block --recompute-num-layers",
+        columns=columns("pipeline_parallel", "recompute", "recompute_layers"),
+        holds=_block_layers,
+        complaint=lambda plan, setting: (
+            f"must be between 1 and the {-(-setting.model.num_layers // plan.pipeline_parallel)} layers of a stage; "
+            f"got {plan.recompute_layers}"
+            if plan.recompute == Recompute.BLOCK
+            else f"must be 0 with recompute {plan.recompute.name.lower()}; got {plan.recompute_layers}",
+            "block:1, or full",
+        ),
+    ),
+    Rule(
+        name="offload_optimizer_needs_zero",
+        frameworks=(DEEPSPEED, HUGGINGFACE),
+        field="offload_optimizer",
+        text="offloading the optimizer needs ZeRO 1, 2 or 3",
+        source="deepspeed/runtime/zero/config.py offload_optimizer (ZeRO-Offload, arXiv:2101.06840)",
+        columns=columns("zero_stage", "offload_optimizer"),
+        holds=lambda plans, _setting: ~plans.offload_optimizer | (plans.zero_stage >= 1),
+        complaint=lambda _plan, _setting: ("needs zero_stage >= 1", "zero 1, 2 or 3"),
+    ),
+    Rule(
+        name="offload_optimizer_needs_fsdp",
+        frameworks=(FSDP,),
+        field="offload_optimizer",
+        text="offloading the optimizer needs FSDP",
+        source="torch.distributed.fsdp CPUOffloadPolicy; torchtitan training.enable_cpu_offload",
+        columns=columns("zero_stage", "offload_optimizer"),
+        holds=lambda plans, _setting: ~plans.offload_optimizer | (plans.zero_stage >= 2),
+        complaint=lambda _plan, _setting: ("needs FSDP", "zero 2 or 3"),
+    ),
+    Rule(
+        name="offload_optimizer_excludes_fsdp",
+        frameworks=(MEGATRON,),
+        field="offload_optimizer",
+        text="the optimizer is offloaded with ZeRO 0 or 1 only",
+        source="Megatron-LM Megatron-FSDP adapter: does not currently support optimizer CPU offload",
+        columns=columns("zero_stage", "offload_optimizer"),
+        holds=lambda plans, _setting: ~plans.offload_optimizer | (plans.zero_stage <= 1),
+        complaint=lambda _plan, _setting: ("is not combined with Megatron-FSDP", "zero 0 or 1"),
+    ),
+    Rule(
+        name="offload_exists",
+        frameworks=(NANOTRON,),
+        field="offload_optimizer",
+        text="nothing is offloaded",
+        source="nanotron has no offload option",
+        columns=columns("offload_optimizer", "offload_activations"),
+        holds=lambda plans, _setting: ~plans.offload_optimizer & ~plans.offload_activations,
+        complaint=lambda _plan, _setting: ("nanotron offloads nothing", "offload off"),
+    ),
+    Rule(
+        name="offload_activations_alone",
+        frameworks=(MEGATRON,),
+        field="offload_activations",
+        text="activations are offloaded without pipeline stages and without recomputation",
+        source=f"{_MCORE}: no support for Pipeline parallelism with CPU offloading; "
+        "CPU offloading does not work when activation recomputation is enabled",
+        columns=columns("pipeline_parallel", "recompute", "offload_activations"),
+        holds=lambda plans, _setting: (
+            ~plans.offload_activations | ((plans.pipeline_parallel == 1) & (plans.recompute == Recompute.NONE))
+        ),
+        complaint=lambda _plan, _setting: (
+            "is not combined with pipeline stages or recomputation in Megatron-LM",
+            "pp 1 and recompute none",
+        ),
+    ),
+    Rule(
+        name="offload_activations_needs_checkpoints",
+        frameworks=(DEEPSPEED, FSDP, HUGGINGFACE),
+        field="offload_activations",
+        text="offloaded activations are the checkpoints of full or block recomputation",
+        source="DeepSpeed activation_checkpointing.cpu_checkpointing; torch save_on_cpu around checkpointed blocks",
+        columns=columns("recompute", "offload_activations"),
+        holds=lambda plans, _setting: ~plans.offload_activations | _recomputes_layers(plans),
+        complaint=lambda _plan, _setting: ("needs recompute full or block:N", "recompute full"),
+    ),
+    Rule(
+        name="tensor_overlap_needs_sequence_parallel",
+        frameworks=(MEGATRON, NANOTRON),
+        field="tensor_parallel_overlap",
+        text="overlapping tensor-parallel communication needs sequence parallelism",
+        source=f"{_ARGUMENTS}: overlap can happen only when sequence parallelism is enabled; "
+        "nanotron tp_linear_async_communication with REDUCE_SCATTER",
+        columns=columns("sequence_parallel", "tensor_parallel_overlap"),
+        holds=lambda plans, _setting: ~plans.tensor_parallel_overlap | plans.sequence_parallel,
+        complaint=lambda _plan, _setting: ("needs sequence_parallel", "sequence_parallel on"),
+    ),
+    Rule(
+        name="axis_order_exists",
+        frameworks=(DEEPSPEED, FSDP, NANOTRON, HUGGINGFACE),
+        field="axis_order",
+        text="pipeline stages are the outermost axis",
+        source="DeepSpeed PipeModelDataParallelTopology (pipe, data, model); torchtitan mesh (pp, dp, cp, tp); "
+        "nanotron ParallelContext",
+        columns=columns("axis_order"),
+        holds=lambda plans, _setting: plans.axis_order == AxisOrder.TP_CP_DP_PP,
+        complaint=lambda _plan, setting: (
+            f"{setting.framework} places pipeline stages outermost",
+            "tp_cp_dp_pp",
+        ),
+    ),
+    Rule(
+        name="qlora_not_model_parallel",
+        frameworks=(DEEPSPEED, FSDP),
+        field="tensor_parallel",
+        text="4-bit base weights are neither split over tensor ranks nor over pipeline stages",
+        source="Hugging Face PEFT documentation: QLoRA with FSDP or DeepSpeed ZeRO (bitsandbytes)",
+        columns=columns("tensor_parallel", "pipeline_parallel"),
+        holds=lambda plans, setting: (
+            (plans.tensor_parallel * plans.pipeline_parallel == 1) | (setting.job.task != "qlora")
+        ),
+        complaint=lambda _plan, _setting: ("4-bit weights are not split over tp or pp", "tp 1 and pp 1"),
+    ),
+)
