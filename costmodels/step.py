@@ -232,7 +232,9 @@ def _pipeline_transfer(plans: PlanBatch, context: CostContext) -> tuple[FloatArr
     t, c = plans.tensor_parallel, plans.context_parallel
     inside = plans.axis_order == AxisOrder.TP_CP_PP_DP
     stride = t * c * np.where(inside, 1, plans.data_parallel)
-    sharded = plans.sequence_parallel.astype(np.int64)
+    # Sequence parallelism leaves the boundary tensor sharded; Megatron scatters it over t anyway.
+    scattered = plans.sequence_parallel | (context.stack.framework == "megatron")
+    sharded = scattered.astype(np.int64)
     crosses = (plans.pipeline_parallel > 1).astype(np.int64)
     span = np.minimum(stride, context.cluster.domain_devices)
     groups = group_rows(plans.micro_batch_size, t, c, span, sharded, crosses)
