@@ -198,31 +198,32 @@ class CallList:
         )
 
     def _kernel_calls(self) -> KernelCallBatch:
-        table = {
-            name: np.concatenate(
-                [np.broadcast_to(np.asarray(site.get(name, 0.0), dtype=float), self.shapes) for site in self._columns]
-            )
-            for name in KernelCallBatch.__dataclass_fields__
-        }
-        typed: dict[str, Any] = {
-            name: column.astype(np.int64) if name in ("op", "gemm_format") else column for name, column in table.items()
-        }
+        names = tuple(KernelCallBatch.__dataclass_fields__)
+        table = np.zeros((len(names), len(self._columns), self.shapes))
+        for site, columns in enumerate(self._columns):
+            for row, name in enumerate(names):
+                if name in columns:
+                    table[row, site] = columns[name]
+        flat = dict(zip(names, table.reshape(len(names), -1), strict=True))
+        typed: dict[str, Any] = flat | {name: flat[name].astype(np.int64) for name in ("op", "gemm_format")}
         return KernelCallBatch(**typed)
 
     def _price_transfers(self) -> FloatArray:
         collective_s = np.zeros((len(Axis), self.shapes))
         if not self._transfers:
             return collective_s
-        group = np.concatenate([np.broadcast_to(item[3], self.shapes) for item in self._transfers])
-        stride = np.concatenate([np.broadcast_to(item[4], self.shapes) for item in self._transfers])
+        size = np.zeros((len(self._transfers), self.shapes))
+        placement = np.zeros((2, len(self._transfers), self.shapes), dtype=np.int64)
+        for row, item in enumerate(self._transfers):
+            size[row], placement[0, row], placement[1, row] = item[2:]
         priced = price_collectives(
             self.context,
             op=np.repeat([int(item[1]) for item in self._transfers], self.shapes),
-            size_bytes=np.concatenate([np.broadcast_to(item[2], self.shapes) for item in self._transfers]),
-            group=group,
-            stride=stride,
+            size_bytes=size.ravel(),
+            group=placement[0].ravel(),
+            stride=placement[1].ravel(),
         )
-        seconds = priced.time_s.reshape(len(self._transfers), self.shapes)
+        seconds = priced.time_s.reshape(size.shape)
         for row, item in enumerate(self._transfers):
             collective_s[item[0]] += seconds[row]
         return collective_s
