@@ -31,7 +31,7 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     parameters = stage_parameters(plans, stages, context.model, context.job)
     costs = layer_costs(plans, context)
     step = step_time(plans, stages, costs, parameters, context)
-    memory = stage_memory(plans, stages, context)
+    memory = stage_memory(plans, stages, context, parameters)
     per_stage = np.sum(list(memory.values()), axis=0)
     peak_bytes = per_stage.max(axis=1)
     low_bytes, high_bytes = memory_interval(memory, context)
