@@ -33,6 +33,16 @@ class StackSpec:
         fragmentation_fraction: Allocator reserve as a share of the dynamic (activation) part.
         gradient_dtype: Default format gradients are accumulated in.
         logits_fp32_copies: fp32 copies of the logits alive at the loss.
+        fused_norm: Norms keep their input only; otherwise an fp32 copy and the normalised tensor.
+        fused_gate: A gated MLP keeps gate and up only; otherwise also the activated gate.
+        separate_gradients: Autograd's gradients of a micro-batch are complete before they are added
+            to the accumulation buffers (PyTorch DDP and nanotron; not Megatron-LM, which fuses the two).
+        gradient_bucket_copies: Copies of all gradients, in storage precision, that reduction buckets
+            hold throughout (PyTorch DDP: 1).
+        bucket_bytes: Fixed reduction and gathering buckets of a sharded optimizer (DeepSpeed).
+        unsharded_units: Layers gathered at once under ZeRO-3: the one in use and those prefetched.
+        reserve_bytes: Allocator reserve that does not grow with the activations.
+        memory_residual_log_std: Standard deviation of log(measured / predicted) peak memory.
         residual_log_std: Standard deviation of log(measured / predicted) in cross-validation.
         fitted_on: What the fitted values rest on.
         sources: Field name to citation, for the values that are cited.
@@ -58,6 +68,14 @@ class StackSpec:
     fragmentation_fraction: float = 0.0
     gradient_dtype: str = "fp32"
     logits_fp32_copies: float = 1.0
+    fused_norm: bool = True
+    fused_gate: bool = True
+    separate_gradients: bool = False
+    gradient_bucket_copies: float = 0.0
+    bucket_bytes: float = 0.0
+    unsharded_units: float = 2.0
+    reserve_bytes: float = 0.0
+    memory_residual_log_std: float = 0.0
     residual_log_std: float = 0.0
     fitted_on: str = ""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -1,0 +1,223 @@
+"""Activation memory of one layer: what a rank keeps of a micro-batch for the backward pass.
+
+Tensor by tensor, as autograd keeps them: the inputs of norms and linear layers, what the attention
+kernel saves, the inputs of the MLP's activation function. Symbols: h hidden, f MLP width, a query
+heads, k key/value heads, s sequence, b micro-batch, t tensor-, c context-parallel ranks.
+
+Sources: Korthikanti et al. 2022 (arXiv:2205.05198) section 4 and table 2, whose 34sbh + 5as^2b is the
+case of 16-bit GPT layers with dropout and unfused attention; FlashAttention (arXiv:2205.14135) keeps
+its output and one fp32 logsumexp per head and token instead of the scores; Megatron-LM keeps the
+sharded input of a sequence-parallel linear layer and gathers it again in the backward pass; a frozen
+linear layer needs no input (LoRA, arXiv:2106.09685), an adapter does.
+
+Left out on purpose: routing imbalance between experts (tokens are spread evenly), and the layers'
+own temporaries in the forward pass, which are smaller than those of the backward pass.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.plan import FloatArray, PlanBatch
+from costmodels.workload import TrainingJob
+from profiles.model import LatentAttention, ModelSpec, MoESpec
+from profiles.stack import StackSpec
+
+_FP32 = 4.0  # bytes
+_MASK = 1.0  # bytes per element of a dropout mask (arXiv:2205.05198 section 4.1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerActivations:
+    """Bytes of one layer and one micro-batch on one rank, each (N,).
+
+    Attributes:
+        whole: All that is kept without recomputation.
+        core: The part of ``whole`` inside the attention core, which selective recomputation drops.
+        layer_input: The part of ``whole`` that full recomputation keeps.
+        backward: Gradients alive at once while the layer is differentiated, beyond what is kept.
+    """
+
+    whole: FloatArray
+    core: FloatArray
+    layer_input: FloatArray
+    backward: FloatArray
+
+
+@dataclass(slots=True, kw_only=True)
+class _PerToken:
+    """Bytes per token, by what divides them over the ranks of a tensor-parallel group."""
+
+    sequence: float = 0.0  # sharded only by sequence parallelism
+    tensor: float = 0.0  # sharded by tensor parallelism
+    key_value: float = 0.0  # sharded by tensor parallelism up to one key/value head per rank
+    routed: float = 0.0  # per routed token copy, not sharded: inputs and outputs of an expert
+    routed_inner: float = 0.0  # per routed token copy, sharded by expert-tensor parallelism
+
+
+def tokens_per_rank(plans: PlanBatch, job: TrainingJob) -> FloatArray:
+    """(N,) tokens of one micro-batch on one rank: b s / c."""
+    return plans.micro_batch_size * (job.sequence_length / plans.context_parallel)
+
+
+def sequence_divisor(plans: PlanBatch) -> FloatArray:
+    """(N,) ranks over which norms, dropouts and layer inputs are spread: t with sequence parallelism, else 1."""
+    return np.where(plans.sequence_parallel, plans.tensor_parallel, 1.0)
+
+
+def layer_activations(
+    plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool
+) -> LayerActivations:
+    """Activations of one dense or (``moe``) mixture-of-experts layer under each plan.
+
+    Args:
+        plans: N plans.
+        model: Its dimensions.
+        job: Precision, attention kernel, dropout, trained weights.
+        stack: Which element-wise operations are fused.
+        moe: Whether the layer's MLP is a mixture of experts.
+
+    Returns:
+        Bytes per micro-batch, each array (N,).
+
+    Example:
+        GPT-3 175B, t = 8 with sequence parallelism, b = 8, unfused attention, dropout: 2.87 GB.
+    """
+    element = job.numerics.storage_bytes
+    kept = _PerToken()
+    _add_norms(kept, model, job, stack, moe=moe)
+    _add_attention(kept, model, job)
+    _add_mlp(kept, model, job, stack, moe=moe)
+    tokens = tokens_per_rank(plans, job)
+    over_t = tokens / plans.tensor_parallel
+    over_r = tokens / sequence_divisor(plans)
+    core = over_t * _core_bytes(model, job)
+    whole = kept.sequence * over_r + kept.tensor * over_t + core
+    if kept.key_value:
+        whole += kept.key_value * tokens / np.minimum(plans.tensor_parallel, model.num_key_value_heads)
+    backward = (2 * element * model.hidden_size) * tokens + (_mlp_gradient(model, job, moe=False)) * over_t
+    if moe and model.moe is not None:
+        copies = model.moe.experts_per_token * over_t
+        whole += copies * (kept.routed * plans.expert_tensor_parallel + kept.routed_inner)
+        backward = (2 * element * model.hidden_size) * (tokens + copies * plans.expert_tensor_parallel)
+        backward += _mlp_gradient(model, job, moe=True) * copies
+    return LayerActivations(
+        whole=whole, core=core, layer_input=(element * model.hidden_size) * over_r, backward=backward
+    )
+
+
+def output_activations(plans: PlanBatch, model: ModelSpec, job: TrainingJob) -> FloatArray:
+    """(N,) bytes kept by the final norm and as the head's input, per micro-batch.
+
+    Source:
+        arXiv:2205.05198 section 4.2.2: 2sbh each.
+    """
+    return (2 * job.numerics.storage_bytes * model.hidden_size) * (
+        tokens_per_rank(plans, job) / sequence_divisor(plans)
+    )
+
+
+def embedding_activations(plans: PlanBatch, model: ModelSpec, job: TrainingJob) -> FloatArray:
+    """(N,) bytes kept after the embedding, per micro-batch: its dropout mask (arXiv:2205.05198 section 4.2.2)."""
+    per_token = _MASK * model.hidden_size if job.dropout else 0.0
+    return per_token * (tokens_per_rank(plans, job) / sequence_divisor(plans))
+
+
+def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> FloatArray:
+    """(N,) bytes of logits alive at the loss of one micro-batch, vocabulary-parallel.
+
+    One copy as the head computes it and ``stack.logits_fp32_copies`` in fp32; a fused loss keeps
+    only the first (and its gradient in place).
+    """
+    element = job.numerics.storage_bytes
+    copies = 0.0 if job.fused_cross_entropy else stack.logits_fp32_copies * _FP32
+    over_t = tokens_per_rank(plans, job) / plans.tensor_parallel
+    return (element + copies) * model.vocab_size * over_t
+
+
+def _trains(job: TrainingJob, *targets: str) -> bool:
+    """Whether any of these linear layers, or an adapter on it, needs its input for a weight gradient."""
+    return job.lora is None or any(name in job.lora.targets for name in targets)
+
+
+def _add_norms(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:
+    """Inputs of the norms (the residual stream) and their outputs, which feed the linear layers."""
+    element, linear = job.numerics.storage_bytes, job.numerics.linear_input_bytes
+    h = model.hidden_size
+    norms = model.norms_per_layer
+    inputs = 1 if model.parallel_residual else norms
+    kept.sequence += inputs * element * h
+    if not stack.fused_norm:  # an fp32 copy instead of the 16-bit input, and the normalised 16-bit tensor
+        kept.sequence += inputs * ((_FP32 - element) + (element if job.lora is None else 0.0)) * h
+    attention_input = _trains(job, "q", "k", "v")
+    mlp_input = _trains(job, "gate", "up") or moe  # a router reads it in any case
+    shared = model.parallel_residual and norms == 1
+    outputs = max(attention_input, mlp_input) if shared else attention_input + mlp_input
+    kept.sequence += outputs * linear * h
+    if job.dropout:
+        kept.sequence += 2 * _MASK * h
+
+
+def _add_attention(kept: _PerToken, model: ModelSpec, job: TrainingJob) -> None:
+    """Queries, keys and values, and the attention output."""
+    element, linear = job.numerics.storage_bytes, job.numerics.linear_input_bytes
+    flash = job.attention == "flash"
+    latent = model.latent_attention
+    if latent is None:
+        query = model.num_attention_heads * model.head_dim
+        key_value = 2 * model.num_key_value_heads * model.head_dim
+        output = query
+        kept.key_value += element * key_value
+        if model.qk_norm:  # the projections before their norm
+            kept.tensor += element * query
+            kept.key_value += element * key_value / 2
+    else:
+        query, output = _add_latent(kept, latent, model.num_attention_heads, element)
+    kept.tensor += element * query
+    if flash:
+        kept.tensor += element * output + _FP32 * model.num_attention_heads
+        kept.tensor += linear * output if linear != element and _trains(job, "o") else 0.0
+    elif _trains(job, "o"):
+        kept.tensor += linear * output
+
+
+def _add_latent(kept: _PerToken, latent: LatentAttention, heads: int, element: float) -> tuple[int, int]:
+    """Compressed queries, keys and values (twice: before and after their norm) and the expanded keys and values."""
+    kept.sequence += 2 * element * (latent.q_lora_rank + latent.kv_lora_rank) + element * latent.qk_rope_head_dim
+    width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
+    kept.tensor += element * heads * (width + latent.v_head_dim)
+    return heads * width, heads * latent.v_head_dim
+
+
+def _core_bytes(model: ModelSpec, job: TrainingJob) -> float:
+    """Bytes per token of softmax output, its dropout mask and its dropout output; nothing with flash attention."""
+    if job.attention == "flash":
+        return 0.0
+    element = job.numerics.storage_bytes
+    per_score = 2 * element + _MASK if job.dropout else element
+    return per_score * model.num_attention_heads * job.sequence_length
+
+
+def _add_mlp(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:
+    """Inputs of the activation function and of the second linear layer."""
+    element, linear = job.numerics.storage_bytes, job.numerics.linear_input_bytes
+    inner = element * (2 if model.gated_mlp else 1)
+    if model.gated_mlp and not stack.fused_gate:
+        inner += element  # act(gate) is kept beside gate and up
+    if _trains(job, "down"):
+        inner += linear
+    if not moe or model.moe is None:
+        kept.tensor += inner * model.ffn_hidden_size
+        return
+    experts: MoESpec = model.moe
+    kept.tensor += inner * experts.shared_ffn_hidden_size
+    kept.sequence += 2 * _FP32 * experts.num_experts  # router logits and probabilities in fp32
+    kept.routed += linear * model.hidden_size if _trains(job, "gate", "up") else 0.0
+    kept.routed += element * model.hidden_size  # expert outputs, weighted by their probability when combined
+    kept.routed_inner += inner * experts.ffn_hidden_size
+
+
+def _mlp_gradient(model: ModelSpec, job: TrainingJob, *, moe: bool) -> float:
+    """Bytes per token of the gradients of the activation function's output and inputs."""
+    width = model.moe.ffn_hidden_size if moe and model.moe is not None else model.ffn_hidden_size
+    return job.numerics.storage_bytes * (3 if model.gated_mlp else 2) * width
