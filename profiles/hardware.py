@@ -36,7 +36,7 @@ class DeviceSpec:
     name: str
     vendor: str
     architecture: str
-    peak_flops_per_s: Mapping[str, float]
+    peak_flops_per_s: Mapping[str, float] = field(hash=False)
     memory_bytes: float
     usable_memory_bytes: float
     memory_bandwidth_bytes_per_s: float
@@ -69,7 +69,8 @@ class LinkSpec:
 
     Attributes:
         name: Canonical name, e.g. ``nvlink4`` or ``ib-ndr-400``.
-        kind: ``nvlink``, ``xgmi``, ``pcie``, ``infiniband``, ``roce``, ``efa``, ``slingshot``, ``ethernet``.
+        kind: ``nvlink``, ``c2c``, ``xgmi``, ``pcie``, ``infiniband``, ``roce``, ``efa``, ``omnipath``,
+            ``slingshot`` or ``ethernet``.
         bandwidth_bytes_per_s: Per direction: per device for scale-up links, per NIC for fabrics.
         latency_s: One-way latency of a small message between two devices, library included.
         peer_to_peer: Whether devices reach each other without staging through host memory.
@@ -111,6 +112,16 @@ class NodeSpec:
     host_link: LinkSpec
     host_memory_bytes: float
     source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.devices_per_node <= MAX_DEVICES_PER_NODE:
+            problem = f"must be between 1 and {MAX_DEVICES_PER_NODE}; got {self.devices_per_node}"
+            raise SpecError("cluster.gpus_per_node", problem)
+        if self.domain_devices < 1 or self.domain_devices % self.devices_per_node:
+            problem = f"must be a multiple of gpus_per_node={self.devices_per_node}; got {self.domain_devices}"
+            raise SpecError("cluster.domain_devices", problem)
+        if self.nics_per_node < 1:
+            raise SpecError("cluster.nics_per_node", f"must be at least 1; got {self.nics_per_node}")
 
     @property
     def scale_out_bytes_per_s(self) -> float:

@@ -1,0 +1,191 @@
+"""What a catalogue file may say, and how it becomes a spec.
+
+The YAML speaks vendor units (TFLOP/s, GiB, GB/s, us), the specs SI; the conversion happens here and
+nowhere else. Vendors write "80 GB" for device memory that is 80 GiB, so memory is in GiB.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from profiles.errors import SpecError, did_you_mean
+from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, DeviceSpec, LinkSpec, NodeSpec
+from profiles.units import GIB, GIGA, MIB, MICROSECOND, TERA
+
+GemmFormat = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "fp4"]
+LinkKind = Literal[
+    "nvlink", "c2c", "xgmi", "pcie", "infiniband", "roce", "efa", "omnipath", "slingshot", "ethernet"
+]  # fmt: skip
+
+# The numbers of a device; each must have a source.
+DEVICE_NUMBERS = (
+    "peak_flops_per_s", "memory_bytes", "usable_memory_bytes", "memory_bandwidth_bytes_per_s",
+    "num_sms", "l2_bytes", "power_w",
+)  # fmt: skip
+_ENTRY_FIELD_OF = {
+    "peak_flops_per_s": "peak_tflops",
+    "memory_bytes": "memory_gib",
+    "usable_memory_bytes": "usable_memory_gib",
+    "memory_bandwidth_bytes_per_s": "memory_bandwidth_gb_per_s",
+    "num_sms": "num_sms",
+    "l2_bytes": "l2_mib",
+    "power_w": "power_w",
+}
+DEFAULT_SOURCE = "default"
+
+EntryT = TypeVar("EntryT", bound=BaseModel)
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DeviceEntry(BaseModel):
+    """One device of ``devices/*.yaml``; ``sources`` names a document per field, or ``default`` for the rest."""
+
+    model_config = _STRICT
+
+    vendor: str = Field(min_length=1, max_length=40)
+    architecture: str = Field(min_length=1, max_length=40)
+    form_factor: str = Field(default="", max_length=20)
+    aliases: tuple[str, ...] = ()
+    peak_tflops: dict[GemmFormat, float] = Field(min_length=1)
+    memory_gib: float = Field(gt=0, le=1 << 20)
+    usable_memory_gib: float = Field(gt=0, le=1 << 20)
+    memory_bandwidth_gb_per_s: float = Field(gt=0, le=1e6)
+    num_sms: int = Field(gt=0, le=100_000)
+    l2_mib: float = Field(gt=0, le=1e6)
+    power_w: float = Field(gt=0, le=1e5)
+    default_node: str = ""
+    sources: dict[str, str] = Field(default_factory=dict)
+
+    def to_spec(self, name: str, *, file: str) -> DeviceSpec:
+        """The device in SI units."""
+        where = f"{file}:{name}"
+        if self.usable_memory_gib > self.memory_gib:
+            problem = f"must not exceed memory_gib={self.memory_gib:g}; got {self.usable_memory_gib:g}"
+            raise SpecError(f"{where}.usable_memory_gib", problem)
+        if any(peak <= 0 for peak in self.peak_tflops.values()):
+            raise SpecError(f"{where}.peak_tflops", "every peak must be positive", "leave an unsupported format out")
+        unknown = set(self.sources) - set(_ENTRY_FIELD_OF.values()) - {DEFAULT_SOURCE}
+        if unknown:
+            word = min(unknown)
+            hint = did_you_mean(word, [*_ENTRY_FIELD_OF.values(), DEFAULT_SOURCE])
+            raise SpecError(f"{where}.sources", f"unknown field {word[:40]!r}", hint)
+        rest = self.sources.get(DEFAULT_SOURCE, f"unsourced, from {file}")
+        return DeviceSpec(
+            name=name,
+            vendor=self.vendor,
+            architecture=self.architecture,
+            peak_flops_per_s={kind: peak * TERA for kind, peak in self.peak_tflops.items()},
+            memory_bytes=self.memory_gib * GIB,
+            usable_memory_bytes=self.usable_memory_gib * GIB,
+            memory_bandwidth_bytes_per_s=self.memory_bandwidth_gb_per_s * GIGA,
+            num_sms=self.num_sms,
+            l2_bytes=self.l2_mib * MIB,
+            power_w=self.power_w,
+            default_node=self.default_node,
+            sources={number: self.sources.get(field, rest) for number, field in _ENTRY_FIELD_OF.items()},
+        )
+
+
+class LinkEntry(BaseModel):
+    """One link of ``links.yaml``; bandwidth per direction, per device (scale-up) or per adapter (fabric)."""
+
+    model_config = _STRICT
+
+    kind: LinkKind
+    bandwidth_gb_per_s: float = Field(gt=0, le=1e5)
+    latency_us: float = Field(gt=0, le=1e6)
+    peer_to_peer: bool = True
+    aliases: tuple[str, ...] = ()
+    source: str = ""
+    latency_source: str = ""
+
+    def to_spec(self, name: str, *, file: str) -> LinkSpec:
+        """The link in SI units."""
+        source = self.source or f"unsourced, from {file}"
+        return LinkSpec(
+            name=name,
+            kind=self.kind,
+            bandwidth_bytes_per_s=self.bandwidth_gb_per_s * GIGA,
+            latency_s=self.latency_us * MICROSECOND,
+            peer_to_peer=self.peer_to_peer,
+            source=f"{source}; latency: {self.latency_source}" if self.latency_source else source,
+        )
+
+
+class NodeEntry(BaseModel):
+    """One node of ``nodes.yaml``; ``domain_devices`` defaults to the devices of the node."""
+
+    model_config = _STRICT
+
+    device: str
+    devices_per_node: PositiveInt = Field(le=MAX_DEVICES_PER_NODE)
+    domain_devices: PositiveInt | None = Field(default=None, le=MAX_DEVICES)
+    scale_up: str
+    nic: str
+    nics_per_node: PositiveInt = Field(le=1024)
+    host_link: str
+    host_memory_gib: float = Field(gt=0, le=1 << 24)
+    aliases: tuple[str, ...] = ()
+    source: str = ""
+
+    def to_spec(
+        self, name: str, *, file: str, devices: Mapping[str, DeviceSpec], links: Mapping[str, LinkSpec]
+    ) -> NodeSpec:
+        """The node, its device and links looked up by canonical name."""
+        where = f"{file}:{name}"
+
+        def link(field: str) -> LinkSpec:
+            wanted: str = getattr(self, field)
+            if wanted not in links:
+                raise SpecError(f"{where}.{field}", f"unknown link {wanted[:60]!r}", did_you_mean(wanted, links))
+            return links[wanted]
+
+        if self.device not in devices:
+            hint = did_you_mean(self.device, devices)
+            raise SpecError(f"{where}.device", f"unknown device {self.device[:60]!r}", hint)
+        domain = self.domain_devices or self.devices_per_node
+        if domain % self.devices_per_node:
+            problem = f"must be a multiple of devices_per_node={self.devices_per_node}; got {domain}"
+            raise SpecError(f"{where}.domain_devices", problem)
+        return NodeSpec(
+            name=name,
+            device=devices[self.device],
+            devices_per_node=self.devices_per_node,
+            scale_up=link("scale_up"),
+            domain_devices=domain,
+            nic=link("nic"),
+            nics_per_node=self.nics_per_node,
+            host_link=link("host_link"),
+            host_memory_bytes=self.host_memory_gib * GIB,
+            source=self.source or f"unsourced, from {file}",
+        )
+
+
+def validated(entry_type: type[EntryT], data: Any, *, where: str) -> EntryT:
+    """``data`` checked against an entry type.
+
+    Args:
+        entry_type: A pydantic model with ``extra="forbid"``.
+        data: What the YAML (or the caller's mapping) holds.
+        where: Prefix of the field in errors, e.g. ``devices/mine.yaml:H100-SXM-80GB``.
+
+    Raises:
+        SpecError: Naming the first offending field.
+    """
+    if not isinstance(data, Mapping):
+        raise SpecError(where, f"must be a mapping of fields; got {type(data).__name__}")
+    try:
+        return entry_type.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        path = ".".join(str(part)[:60] for part in first["loc"])
+        field = f"{where}.{path}" if path else where
+        if first["type"] == "extra_forbidden":
+            hint = did_you_mean(str(first["loc"][-1]), entry_type.model_fields)
+            raise SpecError(field, "unknown field", hint) from None
+        if first["type"] == "missing":
+            raise SpecError(field, "is required") from None
+        given = repr(first["input"])
+        shown = given if len(given) <= 60 else given[:57] + "..."
+        raise SpecError(field, f"{first['msg'][:1].lower()}{first['msg'][1:]}; got {shown}") from None

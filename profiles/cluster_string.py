@@ -1,0 +1,312 @@
+"""From what a user writes to a ``ClusterSpec``: ``"2x8xH100-80GB"``, or a mapping for everything else.
+
+====================  ==================================================================
+``A100``              one device
+``8xA100``, ``A100:8``  eight devices, spread over nodes of the usual size
+``2x8xH100-80GB``     two nodes of eight
+``72xGB200``          eighteen hosts of four in one NVLink domain
+``2x72xGB200``        two NVLink domains of 72
+====================  ==================================================================
+
+Whatever the user did not say is taken from the catalogue and recorded, in words, in
+``ClusterSpec.assumptions``. Every count is bounded here, so that nothing behind has to.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from profiles.catalog import Catalog, default_catalog
+from profiles.catalog_entries import validated
+from profiles.errors import SpecError
+from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, MAX_NODES, ClusterSpec, LinkSpec, NodeSpec
+from profiles.units import GIGA
+
+MAX_TEXT_LENGTH = 200
+MAX_NICS_PER_NODE = 1024
+_FORMS = "write a device ('H100'), a count and a device ('8xH100') or nodes, devices per node and a device ('2x8xH100')"
+_COUNT = r"[0-9]+"
+_CLUSTER = re.compile(
+    rf"(?:gpu[._])?(?:(?P<outer>{_COUNT})\s*[x×*]\s*)?(?:(?P<inner>{_COUNT})\s*[x×*]\s*)?"  # noqa: RUF001
+    rf"(?P<device>[a-z0-9](?:[a-z0-9 ._/+-]*[a-z0-9])?)(?:\s*:\s*(?P<suffix>{_COUNT}))?",
+    re.IGNORECASE | re.ASCII,
+)
+
+
+class ClusterEntry(BaseModel):
+    """A cluster as a mapping (YAML file, REST body); what is left out comes from the catalogue.
+
+    Attributes:
+        device: Device name; may be left out when ``node`` is given.
+        node: Catalogue name of the node to start from.
+        num_nodes: Hosts.
+        gpus_per_node: Devices per host.
+        domain_devices: Devices that share the scale-up links; a multiple of ``gpus_per_node``.
+        scale_up: Link between devices of one domain.
+        fabric: Link of one network adapter.
+        nics_per_node: Network adapters per host.
+        host_link: Link between device and host memory.
+        host_memory_gb: Host memory per node, decimal GB.
+        name: How to call the cluster.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    device: str | None = Field(default=None, min_length=1, max_length=MAX_TEXT_LENGTH)
+    node: str | None = Field(default=None, min_length=1, max_length=MAX_TEXT_LENGTH)
+    num_nodes: int = Field(default=1, ge=1, le=MAX_NODES)
+    gpus_per_node: int | None = Field(default=None, ge=1, le=MAX_DEVICES_PER_NODE)
+    domain_devices: int | None = Field(default=None, ge=1, le=MAX_DEVICES)
+    scale_up: str | None = Field(default=None, max_length=MAX_TEXT_LENGTH)
+    fabric: str | None = Field(default=None, max_length=MAX_TEXT_LENGTH)
+    nics_per_node: int | None = Field(default=None, ge=1, le=MAX_NICS_PER_NODE)
+    host_link: str | None = Field(default=None, max_length=MAX_TEXT_LENGTH)
+    host_memory_gb: float | None = Field(default=None, gt=0, le=1e6)
+    name: str | None = Field(default=None, max_length=MAX_TEXT_LENGTH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Overrides:
+    """What the user said about the node, the rest being the catalogue's."""
+
+    nics_per_node: int | None = None
+    scale_up: str | None = None
+    fabric: str | None = None
+    host_link: str | None = None
+    host_memory_bytes: float | None = None
+    domain_devices: int | None = None
+
+
+def parse_cluster(
+    text: str,
+    catalog: Catalog | None = None,
+    *,
+    gpus_per_node: int | None = None,
+    fabric: str | None = None,
+    nics_per_node: int | None = None,
+    scale_up: str | None = None,
+    node: str | None = None,
+) -> ClusterSpec:
+    """The cluster a short text describes.
+
+    Args:
+        text: ``[NODESx][COUNTx]DEVICE`` or ``DEVICE[:COUNT]``, case-insensitive.
+        catalog: Where names are looked up; the default catalogue if omitted.
+        gpus_per_node: Devices per host, for the forms that give a total.
+        fabric: Link of one network adapter, e.g. ``ib-hdr-200``.
+        nics_per_node: Network adapters per host.
+        scale_up: Link between the devices of a host.
+        node: Catalogue name of the node, e.g. ``p4d.24xlarge``.
+
+    Raises:
+        SpecError: If the text has another form, a name is unknown or a count out of bounds.
+    """
+    catalog = catalog or default_catalog()
+    _check_count("cluster.gpus_per_node", gpus_per_node, MAX_DEVICES_PER_NODE)
+    _check_count("cluster.nics_per_node", nics_per_node, MAX_NICS_PER_NODE)
+    if len(text) > MAX_TEXT_LENGTH:
+        raise SpecError("cluster", f"at most {MAX_TEXT_LENGTH} characters; got {len(text)}", _FORMS)
+    match = _CLUSTER.fullmatch(text.strip())
+    if match is None:
+        raise SpecError("cluster", f"cannot read {text[:60]!r}", _FORMS)
+    outer, inner, suffix = (int(count) if count else None for count in match.group("outer", "inner", "suffix"))
+    if suffix is not None and outer is not None:
+        raise SpecError("cluster", f"{text[:60]!r} counts devices twice", _FORMS)
+
+    base, assumptions = _device_and_node(match["device"], catalog, node=node)
+    overrides = _Overrides(nics_per_node=nics_per_node, scale_up=scale_up, fabric=fabric)
+    if outer is not None and inner is not None:
+        if gpus_per_node is not None and gpus_per_node != inner:
+            problem = f"{text[:60]!r} says {inner}; got {gpus_per_node}"
+            raise SpecError("cluster.gpus_per_node", problem, "give it once")
+        _check_count("cluster.num_nodes", outer, MAX_NODES)
+        _check_count("cluster.gpus_per_node", inner, MAX_DEVICES_PER_NODE)
+        base, num_nodes = _nodes_of(base, outer, inner, catalog, fixed=node is not None, assumptions=assumptions)
+    else:
+        total = next((count for count in (outer, suffix) if count is not None), 1)
+        _check_count("cluster.num_devices", total, MAX_DEVICES)
+        base, num_nodes = _split(base, total, gpus_per_node, catalog, assumptions=assumptions)
+    return _assemble(text.strip(), base, num_nodes, overrides, catalog, assumptions=assumptions)
+
+
+def cluster_from_mapping(mapping: Mapping[str, Any], catalog: Catalog | None = None) -> ClusterSpec:
+    """The cluster a mapping (see ``ClusterEntry``) describes.
+
+    Raises:
+        SpecError: If a field is unknown, of the wrong type or out of bounds, or a name is unknown.
+    """
+    catalog = catalog or default_catalog()
+    entry = validated(ClusterEntry, mapping, where="cluster")
+    if entry.device is None and entry.node is None:
+        raise SpecError("cluster.device", "is required", "name a device, or a node that implies one")
+    device_text = entry.device or catalog.node(entry.node or "").device.name
+    base, assumptions = _device_and_node(device_text, catalog, node=entry.node)
+    num_nodes = entry.num_nodes
+    if entry.gpus_per_node is not None:
+        fixed = entry.node is not None
+        base, num_nodes = _nodes_of(base, num_nodes, entry.gpus_per_node, catalog, fixed=fixed, assumptions=assumptions)
+    overrides = _Overrides(
+        nics_per_node=entry.nics_per_node,
+        scale_up=entry.scale_up,
+        fabric=entry.fabric,
+        host_link=entry.host_link,
+        host_memory_bytes=None if entry.host_memory_gb is None else entry.host_memory_gb * GIGA,
+        domain_devices=entry.domain_devices,
+    )
+    name = entry.name or f"{num_nodes}x{base.devices_per_node}x{base.device.name}"
+    return _assemble(name, base, num_nodes, overrides, catalog, assumptions=assumptions)
+
+
+def cluster_to_mapping(cluster: ClusterSpec) -> dict[str, Any]:
+    """The mapping that describes the cluster in full; ``cluster_from_mapping`` reads it back without assuming."""
+    node = cluster.node
+    return {
+        "name": cluster.name,
+        "device": node.device.name,
+        "node": node.name,
+        "num_nodes": cluster.num_nodes,
+        "gpus_per_node": node.devices_per_node,
+        "domain_devices": node.domain_devices,
+        "scale_up": node.scale_up.name,
+        "fabric": node.nic.name,
+        "nics_per_node": node.nics_per_node,
+        "host_link": node.host_link.name,
+        "host_memory_gb": node.host_memory_bytes / GIGA,
+    }
+
+
+def _check_count(field: str, count: int | None, limit: int) -> None:
+    if count is not None and not 1 <= count <= limit:
+        shown = str(count) if count < 10**12 else "a larger number"
+        raise SpecError(field, f"must be between 1 and {limit}; got {shown}")
+
+
+def _device_and_node(text: str, catalog: Catalog, *, node: str | None) -> tuple[NodeSpec, list[str]]:
+    """The node the device is assumed to sit in, and what was assumed about the device."""
+    matches = catalog.device_matches(text)
+    if node is not None:
+        base = catalog.node(node)
+        if base.device not in matches:
+            problem = f"{base.name} holds {base.device.name}, not {matches[0].name}"
+            hint = ", ".join(other.name for other in catalog.nodes.values() if other.device in matches)
+            raise SpecError("cluster.node", problem, f"{matches[0].name} comes in {hint}" if hint else "")
+        return base, []
+    device = matches[0]
+    if not device.default_node:
+        held = [other.name for other in catalog.nodes.values() if other.device == device]
+        hint = ", ".join(held) if held else "add one to nodes.yaml"
+        raise SpecError("cluster.node", f"{device.name} has no default node", f"name one: {hint}")
+    assumptions = []
+    if len(matches) > 1:
+        others = ", ".join(other.name for other in matches[1:])
+        assumptions.append(f"device: {text.strip()!r} is taken as {device.name} (it could also mean {others})")
+    elif device.name.lower().endswith("-gcd") and "gcd" not in text.lower():
+        assumptions.append(f"device: {text.strip()!r} is counted in {device.name}, half a package each")
+    return catalog.nodes[device.default_node], assumptions
+
+
+def _split(
+    base: NodeSpec, total: int, gpus_per_node: int | None, catalog: Catalog, *, assumptions: list[str]
+) -> tuple[NodeSpec, int]:
+    """Spread a number of devices over nodes: one partial node, or full ones only."""
+    if gpus_per_node is not None:
+        base, _ = _resized(base, gpus_per_node, catalog, fixed=False, assumptions=assumptions)
+    size = base.devices_per_node
+    if total < size:
+        if gpus_per_node is not None:
+            raise SpecError("cluster.gpus_per_node", f"must not exceed the {total} devices; got {gpus_per_node}")
+        return _partial(base, total), 1
+    if total % size:
+        lower = total - total % size
+        problem = f"{total} devices do not fill nodes of {size} ({base.name})"
+        raise SpecError("cluster.num_devices", problem, f"use {lower} or {lower + size}, or say NODESxCOUNTxDEVICE")
+    if total > size and gpus_per_node is None:
+        assumptions.append(f"nodes: {total} devices are taken as {total // size} nodes of {size}")
+    return base, total // size
+
+
+def _nodes_of(
+    base: NodeSpec, groups: int, size: int, catalog: Catalog, *, fixed: bool, assumptions: list[str]
+) -> tuple[NodeSpec, int]:
+    """``groups x size x device``: nodes of that size, or NVLink domains that span several hosts."""
+    node, hosts_per_group = _resized(base, size, catalog, fixed=fixed, assumptions=assumptions)
+    num_nodes = groups * hosts_per_group
+    _check_count("cluster.num_nodes", num_nodes, MAX_NODES)
+    return node, num_nodes
+
+
+def _resized(
+    base: NodeSpec, size: int, catalog: Catalog, *, fixed: bool, assumptions: list[str]
+) -> tuple[NodeSpec, int]:
+    """The node holding ``size`` devices, and how many hosts make up one group of that size."""
+    if size == base.devices_per_node:
+        return base, 1
+    if base.devices_per_node < size <= base.domain_devices and size % base.devices_per_node == 0:
+        hosts = size // base.devices_per_node
+        assumptions.append(
+            f"nodes: each group of {size} is {hosts} hosts of {base.devices_per_node}"
+            f" in one {base.scale_up.name} domain"
+        )
+        return replace(base, domain_devices=size), hosts
+    if not fixed:
+        for node in catalog.nodes.values():
+            if (node.device, node.devices_per_node, node.scale_up) == (base.device, size, base.scale_up):
+                return node, 1
+    nics = max(1, round(base.nics_per_node * size / base.devices_per_node))
+    domain = size if base.domain_devices == base.devices_per_node else _domain_multiple(base, size)
+    if nics != base.nics_per_node:
+        assumptions.append(
+            f"nics_per_node: {nics}, in proportion to the {base.nics_per_node} that {base.name} has"
+            f" for {base.devices_per_node} devices"
+        )
+    memory = base.host_memory_bytes * size / base.devices_per_node
+    resized = replace(base, devices_per_node=size, domain_devices=domain, nics_per_node=nics, host_memory_bytes=memory)
+    return resized, 1
+
+
+def _domain_multiple(base: NodeSpec, size: int) -> int:
+    """Devices of a rack-scale domain when its hosts hold ``size`` each."""
+    return max(size, base.domain_devices // base.devices_per_node * size)
+
+
+def _partial(base: NodeSpec, total: int) -> NodeSpec:
+    """One node of which only some devices are used; adapters and host memory are all there."""
+    return replace(base, devices_per_node=total, domain_devices=total)
+
+
+def _assemble(
+    name: str, base: NodeSpec, num_nodes: int, overrides: _Overrides, catalog: Catalog, *, assumptions: list[str]
+) -> ClusterSpec:
+    """Apply the overrides and record what was not said."""
+    if overrides.nics_per_node is not None:
+        assumptions = [line for line in assumptions if not line.startswith("nics_per_node:")]
+
+    def link(field: str, wanted: str | None, default: LinkSpec) -> LinkSpec:
+        return default if wanted is None else catalog.link(wanted, field=f"cluster.{field}")
+
+    domain = overrides.domain_devices or base.domain_devices
+    if domain % base.devices_per_node:
+        problem = f"must be a multiple of gpus_per_node={base.devices_per_node}; got {domain}"
+        raise SpecError("cluster.domain_devices", problem)
+    node = replace(
+        base,
+        scale_up=link("scale_up", overrides.scale_up, base.scale_up),
+        nic=link("fabric", overrides.fabric, base.nic),
+        nics_per_node=overrides.nics_per_node or base.nics_per_node,
+        host_link=link("host_link", overrides.host_link, base.host_link),
+        host_memory_bytes=overrides.host_memory_bytes or base.host_memory_bytes,
+        domain_devices=domain,
+    )
+    assumed = []
+    if overrides.scale_up is None:
+        assumed.append(f"{node.scale_up.name} between devices")
+    if num_nodes > 1 and overrides.fabric is None:
+        assumed.append(f"{node.nics_per_node} x {node.nic.name} per node")
+    elif num_nodes > 1 and overrides.nics_per_node is None:
+        assumed.append(f"{node.nics_per_node} adapters per node")
+    if assumed:
+        assumptions = [*assumptions, f"node: as {base.name}: " + ", ".join(assumed)]
+    return ClusterSpec(name=name, node=node, num_nodes=num_nodes, assumptions=tuple(assumptions))
