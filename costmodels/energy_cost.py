@@ -5,7 +5,6 @@ Prices and tariffs are always the caller's, with their date; nothing here has a 
 
 from dataclasses import dataclass
 
-from costmodels.plan import FloatArray, IntArray
 from costmodels.workload import TrainingJob
 from profiles.errors import SpecError
 from profiles.hardware import DeviceSpec
@@ -41,17 +40,17 @@ def steps_in_run(job: TrainingJob) -> float | None:
     return job.train_tokens / (job.tokens_per_step * job.padding_efficiency)
 
 
-def device_hours(duration_s: FloatArray | float, num_devices: IntArray | int) -> FloatArray | float:
+def device_hours(duration_s: float, num_devices: int) -> float:
     """Device-hours that ``num_devices`` spend in ``duration_s``."""
     return duration_s * num_devices / SECONDS_PER_HOUR
 
 
-def cost_usd(duration_s: FloatArray | float, num_devices: IntArray | int, price: Price) -> FloatArray | float:
+def cost_usd(duration_s: float, num_devices: int, price: Price) -> float:
     """Dollars for the devices over that time; idle, storage and network cost are not in it."""
     return device_hours(duration_s, num_devices) * price.usd_per_device_hour
 
 
-def energy_j(duration_s: FloatArray | float, num_devices: IntArray | int, device: DeviceSpec) -> FloatArray | float:
+def energy_j(duration_s: float, num_devices: int, device: DeviceSpec) -> float:
     """Joules the devices draw at most: board power limit times time, hosts and cooling not counted.
 
     An upper bound of the devices' share: no device draws more than its limit for long.
