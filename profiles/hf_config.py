@@ -1,0 +1,343 @@
+"""From a Hugging Face config.json to a ModelSpec.
+
+Dimensions come from the file; structure that the file leaves to code comes from ``hf_families``. A
+key that the family defaults is filled in and reported as an assumption; a key nobody defaults is a
+``SpecError`` naming it. Left out on purpose: encoders, state-space and vision models (rejected), and
+the vision part of a multimodal model (ignored, and said so).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from profiles.errors import SpecError
+from profiles.hf_families import ENCODERS, FAMILIES, LLAMA, STATE_SPACE, SYNONYMS, VISION, Family, Rule
+from profiles.hf_layers import layer_mask_of_experts, windowed_layers
+from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, MoESpec
+from profiles.model_fields import is_integer, shown
+
+FIELD = "config.json"
+
+# Names under which families keep one dimension, most common first.
+_NAMES = {
+    "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "n_embed"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num"),
+    "head_dim": ("head_dim", "kv_channels", "attention_head_dim"),
+    "ffn_hidden_size": ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"),
+    "vocab_size": ("vocab_size", "padded_vocab_size"),
+    "max_sequence_length": (
+        "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx",
+    ),
+    "num_experts": ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts"),
+    "experts_per_token": ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_k"),
+    "shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
+}  # fmt: skip
+_GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Typed access to one configuration; collects what had to be assumed."""
+
+    config: Mapping[str, Any]
+    family: Family
+    notes: list[str] = field(default_factory=list)
+
+    def raw(self, *keys: str) -> Any:
+        """The first of these keys that is present and not null."""
+        for key in keys:
+            value = self.config.get(key)
+            if value is not None:
+                return value
+        return None
+
+    def integer(self, *keys: str) -> int | None:
+        """A non-negative whole number, or None when absent."""
+        for key in keys:
+            value = self.config.get(key)
+            if value is None:
+                continue
+            if not is_integer(value) or value < 0:
+                raise SpecError(f"{FIELD}.{key}", f"must be a whole number of at least 0; got {shown(value)}")
+            return int(value)
+        return None
+
+    def boolean(self, rule: Rule) -> bool:
+        """The value of a rule's key when present, else its default."""
+        key, default = rule
+        value = self.config.get(key) if key else None
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise SpecError(f"{FIELD}.{key}", f"must be true or false; got {shown(value)}")
+        return value
+
+    def dimension(self, name: str) -> int | None:
+        """One dimension by its usual names, or the family's default for it."""
+        value = self.integer(*_NAMES[name])
+        default = self.family.defaults.get(_NAMES[name][0])
+        if value is None and default is not None:
+            self.assume(_NAMES[name][0], str(default))
+            return default
+        return value
+
+    def required(self, name: str) -> int:
+        """A dimension that has to be there and positive."""
+        value = self.dimension(name)
+        key = next((key for key in _NAMES[name] if self.config.get(key) is not None), _NAMES[name][0])
+        if value is None:
+            raise SpecError(f"{FIELD}.{key}", "is missing", "this family has no default for it")
+        if value < 1:
+            raise SpecError(f"{FIELD}.{key}", f"must be at least 1; got {value}")
+        return value
+
+    def assume(self, key: str, value: str) -> None:
+        self.notes.append(f"{FIELD}.{key} is absent: taken as {value}")
+
+
+def model_from_hf_config(config: Mapping[str, Any], name: str) -> ModelSpec:
+    """The model of a parsed config.json; see ``read_hf_config``, which also returns the assumptions."""
+    return read_hf_config(config, name)[0]
+
+
+def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD) -> tuple[ModelSpec, tuple[str, ...]]:
+    """The model of a parsed Hugging Face config.json, and what had to be assumed.
+
+    Args:
+        config: The parsed file.
+        name: Name for the model.
+        source: Where the file came from.
+
+    Returns:
+        The model and one sentence per assumption.
+
+    Raises:
+        SpecError: If the model is no decoder-only transformer, a key is missing that the family does
+            not default, or a value is of the wrong type or out of bounds.
+    """
+    if not isinstance(config, Mapping):
+        raise SpecError(FIELD, f"must be a mapping; got {shown(config)}")
+    text, notes = _text_part(config)
+    model_type = text.get("model_type")
+    kind = model_type if isinstance(model_type, str) else ""
+    _reject_other_architectures(text, kind)
+    reader = _Reader(_flattened(text), _family(text, kind, notes), notes)
+    try:
+        spec = _build(reader, name, source)
+    except SpecError as error:
+        raise SpecError(error.field.replace("model.", f"{FIELD}: ", 1), error.problem, error.hint) from None
+    return spec, tuple(notes)
+
+
+def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """The language model's own configuration, out of a multimodal one where necessary."""
+    for key in ("text_config", "llm_config", "language_config"):
+        nested = config.get(key)
+        if nested is None:
+            continue
+        if not isinstance(nested, Mapping):
+            raise SpecError(f"{FIELD}.{key}", f"must be a mapping; got {shown(nested)}")
+        text = dict(nested)
+        for shared in ("model_type", "tie_word_embeddings"):
+            if text.get(shared) is None and config.get(shared) is not None:
+                text[shared] = config[shared]
+        return text, [f"multimodal model: only its text part ({key}) is planned for"]
+    return config, []
+
+
+def _reject_other_architectures(config: Mapping[str, Any], kind: str) -> None:
+    if config.get("is_encoder_decoder") is True or kind in ENCODERS:
+        raise SpecError(f"{FIELD}.model_type", f"{shown(kind)} is not a decoder-only transformer")
+    if kind in STATE_SPACE or any(
+        key in config for key in ("ssm_cfg", "state_size", "mamba_d_state", "ssm_state_size")
+    ):
+        raise SpecError(
+            f"{FIELD}.model_type", f"{shown(kind)} has state-space or recurrent layers, which have no cost model"
+        )
+    if kind in VISION or ("image_size" in config and "vocab_size" not in config):
+        raise SpecError(f"{FIELD}.model_type", f"{shown(kind)} is a vision model, not a language model")
+
+
+def _flattened(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration with MPT's and DBRX's nested attention and MLP settings at the top."""
+    flat = dict(config)
+    for key in ("attn_config", "ffn_config"):
+        nested = config.get(key)
+        if isinstance(nested, Mapping):
+            flat = {**{inner: value for inner, value in nested.items() if inner != "model_type"}, **flat}
+    return flat
+
+
+def _family(config: Mapping[str, Any], kind: str, notes: list[str]) -> Family:
+    family = FAMILIES.get(SYNONYMS.get(kind, kind))
+    if family is not None:
+        return family
+    activation = config.get("hidden_act", config.get("hidden_activation"))
+    gated = activation is None or activation in _GATED_ACTIVATIONS if not isinstance(activation, list | dict) else True
+    notes.append(
+        f"{FIELD}.model_type {shown(kind)} is not a known family: read by its keys as a Llama-like decoder "
+        f"({'gated' if gated else 'plain'} MLP, RMSNorm)"
+    )
+    return replace(LLAMA, gated=gated, tied=True, router_bias=False)
+
+
+def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
+    family = reader.family
+    num_layers, hidden = reader.required("num_layers"), reader.required("hidden_size")
+    if num_layers > MAX_LAYERS:
+        raise SpecError(f"{FIELD}.{_NAMES['num_layers'][0]}", f"must be at most {MAX_LAYERS}; got {shown(num_layers)}")
+    heads, vocab = reader.required("num_attention_heads"), reader.required("vocab_size")
+    latent = _latent(reader)
+    moe = _moe(reader, num_layers)
+    window, windowed = windowed_layers(reader.config, family, num_layers, reader.notes)
+    max_length = reader.dimension("max_sequence_length") or 0
+    embedding = reader.integer("word_embed_proj_dim") or 0
+    return ModelSpec(
+        name=name,
+        num_layers=num_layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=_key_value_heads(reader, heads),
+        head_dim=latent.v_head_dim if latent else _head_dim(reader, hidden, heads),
+        ffn_hidden_size=_ffn(reader, hidden, moe),
+        vocab_size=vocab,
+        gated_mlp=family.gated,
+        tie_word_embeddings=_tied(reader),
+        learned_positions=_learned_positions(reader),
+        max_sequence_length=max_length,
+        rms_norm=family.rms,
+        norm_bias=family.norm_bias and not family.rms,
+        norms_per_layer=_norms(reader),
+        qk_norm=reader.boolean(family.qk_norm),
+        qkv_bias=reader.boolean(family.qkv_bias),
+        attention_out_bias=reader.boolean(family.out_bias),
+        mlp_bias=reader.boolean(family.mlp_bias),
+        parallel_residual=reader.boolean(family.parallel),
+        attention_sinks=family.sinks,
+        head_bias=reader.boolean(family.head_bias),
+        embedding_norm=family.embedding_norm,
+        embedding_dim=0 if embedding == hidden else embedding,
+        latent_attention=latent,
+        moe=moe,
+        sliding_window=window,
+        windowed_layers=windowed,
+        source=source,
+    )
+
+
+def _key_value_heads(reader: _Reader, heads: int) -> int:
+    kind = reader.config.get("model_type")
+    grouped = reader.boolean(("new_decoder_architecture", False))
+    if kind in ("falcon", "RefinedWeb", "RefinedWebModel", "gpt_bigcode") and not grouped:
+        # multi_query defaults to true in both families and overrules the number of key/value heads.
+        return 1 if reader.boolean(("multi_query", True)) else heads
+    if kind == "chatglm" and not reader.boolean(("multi_query_attention", False)):
+        return heads
+    value = reader.dimension("num_key_value_heads")
+    if value is not None:
+        return value
+    default = reader.family.key_value_heads or heads
+    reader.assume("num_key_value_heads", f"{default}, as the family does")
+    return default
+
+
+def _head_dim(reader: _Reader, hidden: int, heads: int) -> int:
+    value = reader.dimension("head_dim")
+    if value is not None:
+        return value
+    if hidden % heads:
+        raise SpecError(
+            f"{FIELD}.num_attention_heads", f"must divide hidden_size={hidden} when head_dim is absent; got {heads}"
+        )
+    return hidden // heads
+
+
+def _ffn(reader: _Reader, hidden: int, moe: MoESpec | None) -> int:
+    family = reader.family
+    if moe is not None:
+        dense = reader.integer("intermediate_size_mlp")  # Llama 4: the width of its dense layers
+        if dense:
+            return dense
+    value = reader.integer(*_NAMES["ffn_hidden_size"])
+    if value is None and reader.config.get("expansion_ratio") is not None:
+        value = (reader.integer("expansion_ratio") or 0) * hidden  # MPT
+    if value is None and family.ffn_multiple:
+        return family.ffn_multiple * hidden
+    if value is None and moe is not None:
+        return moe.ffn_hidden_size
+    if value is None:
+        raise SpecError(f"{FIELD}.intermediate_size", "is missing", "this family has no default for it")
+    return value // family.ffn_divisor
+
+
+def _tied(reader: _Reader) -> bool:
+    if reader.raw("tie_word_embeddings") is None:
+        reader.assume("tie_word_embeddings", f"{str(reader.family.tied).lower()}, as the family does")
+    return reader.boolean(("tie_word_embeddings", reader.family.tied))
+
+
+def _learned_positions(reader: _Reader) -> int:
+    family = reader.family
+    if not family.positions_key:
+        return 0
+    value = reader.integer(family.positions_key)
+    if value is None:
+        raise SpecError(f"{FIELD}.{family.positions_key}", "is missing", "the position embedding has that many rows")
+    return value + family.positions_offset
+
+
+def _norms(reader: _Reader) -> int:
+    """Falcon has one norm per layer with parallel attention, two in its newer architecture."""
+    kind = reader.config.get("model_type")
+    if kind in ("falcon", "RefinedWeb", "RefinedWebModel") and reader.boolean(("parallel_attn", True)):
+        two = reader.boolean(("new_decoder_architecture", kind == "RefinedWeb"))
+        return 2 if two and reader.integer("num_ln_in_parallel_attn") != 1 else 1
+    return reader.family.norms
+
+
+def _latent(reader: _Reader) -> LatentAttention | None:
+    rank = reader.integer("kv_lora_rank")
+    if not rank:
+        return None
+    widths = {}
+    for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+        value = reader.integer(key)
+        if value is None:
+            raise SpecError(f"{FIELD}.{key}", "is missing", "latent attention (kv_lora_rank) needs it")
+        widths[key] = value
+    return LatentAttention(q_lora_rank=reader.integer("q_lora_rank") or 0, kv_lora_rank=rank, **widths)
+
+
+def _moe(reader: _Reader, num_layers: int) -> MoESpec | None:
+    experts = reader.integer(*_NAMES["num_experts"])
+    if not experts:
+        return None
+    placement = layer_mask_of_experts(reader.config, num_layers)
+    if placement is None:
+        return None
+    per_token = reader.integer(*_NAMES["experts_per_token"])
+    if per_token is None:
+        raise SpecError(f"{FIELD}.num_experts_per_tok", "is missing", "it says how many experts a token visits")
+    width = reader.integer("moe_intermediate_size", "expert_ffn_hidden_size", *_NAMES["ffn_hidden_size"])
+    if width is None:
+        raise SpecError(f"{FIELD}.moe_intermediate_size", "is missing", "it is the width of one expert")
+    first, interval = placement
+    return MoESpec(
+        num_experts=experts,
+        experts_per_token=per_token,
+        ffn_hidden_size=width,
+        shared_ffn_hidden_size=_shared_width(reader, width),
+        first_dense_layers=first,
+        layer_interval=interval,
+        shared_expert_gate=reader.family.shared_gate,
+        router_bias=reader.family.router_bias,
+    )
+
+
+def _shared_width(reader: _Reader, width: int) -> int:
+    if reader.config.get("model_type") in ("llama4", "llama4_text"):
+        return width  # one shared expert, always, as wide as a routed one
+    explicit = reader.integer("shared_expert_intermediate_size", "shared_intermediate_size")
+    return explicit if explicit is not None else (reader.integer(*_NAMES["shared_experts"]) or 0) * width

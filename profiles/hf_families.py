@@ -1,0 +1,186 @@
+"""What each Hugging Face model family fixes in code rather than in its config.json.
+
+A config.json leaves out what the family's modelling code decides (biases, norms, gating) and what
+its configuration class defaults. This table states both per ``model_type``; values are those of the
+``transformers`` library (``src/transformers/models/<family>``) or of the remote code of the model
+repository for families outside it. Each rule is ``(key, default)``: the key that decides when it is
+present ("" for none), and what holds otherwise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+Rule = tuple[str, bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """Structure of one model family.
+
+    Attributes:
+        gated: Three MLP matrices.
+        rms: RMSNorm rather than LayerNorm.
+        norm_bias: LayerNorm has a bias.
+        norms: Norms of width h per layer.
+        tied: Head tied to the embedding when ``tie_word_embeddings`` is absent.
+        qkv_bias / out_bias / mlp_bias / head_bias / qk_norm / parallel: Rules (see the module).
+        embedding_norm: A norm follows the embedding.
+        sinks: Learned attention sinks.
+        router_bias: One number per expert beside the router's matrix.
+        shared_gate: The shared expert has a gate.
+        positions_key: Key with the rows of the learned position embedding; "" for none.
+        positions_offset: Rows on top of that (OPT keeps two).
+        ffn_multiple: MLP width over h when no key gives it; 0 when a key must.
+        ffn_divisor: What the given MLP width is divided by (Qwen counts both halves).
+        key_value_heads: When no key gives them: 0 for as many as query heads, else this number.
+        window: Which layers a sliding window applies to: ``none``, ``all`` (where the key is not
+            null), ``qwen`` (switched by use_sliding_window), ``every:n`` (all but each n-th layer)
+            or ``chunk`` (Llama 4).
+        window_default: Window when the key is absent.
+        defaults: Dimensions of the configuration class that its files really leave out.
+    """
+
+    gated: bool = True
+    rms: bool = True
+    norm_bias: bool = True
+    norms: int = 2
+    tied: bool = False
+    qkv_bias: Rule = ("attention_bias", False)
+    out_bias: Rule = ("attention_bias", False)
+    mlp_bias: Rule = ("mlp_bias", False)
+    head_bias: Rule = ("", False)
+    qk_norm: Rule = ("", False)
+    parallel: Rule = ("", False)
+    embedding_norm: bool = False
+    sinks: bool = False
+    router_bias: bool = False
+    shared_gate: bool = False
+    positions_key: str = ""
+    positions_offset: int = 0
+    ffn_multiple: int = 0
+    ffn_divisor: int = 1
+    key_value_heads: int = 0
+    window: str = "none"
+    window_default: int = 0
+    defaults: Mapping[str, int] = field(default_factory=dict)
+
+
+_YES, _NO = ("", True), ("", False)
+LLAMA = Family()
+# GPT-2 and its line: LayerNorm, two matrices, biases everywhere.
+_GPT = Family(
+    gated=False, rms=False, tied=True, qkv_bias=_YES, out_bias=_YES, mlp_bias=_YES, ffn_multiple=4,
+)  # fmt: skip
+_MISTRAL = replace(LLAMA, key_value_heads=8, window="all", qkv_bias=_NO, out_bias=_NO, mlp_bias=_NO)
+_QWEN2 = replace(LLAMA, qkv_bias=_YES, out_bias=_NO, mlp_bias=_NO, window="qwen")
+_QWEN3 = replace(LLAMA, qk_norm=_YES, window="qwen", mlp_bias=_NO)
+_DEEPSEEK = replace(LLAMA, mlp_bias=_NO)
+_GEMMA = replace(LLAMA, tied=True, mlp_bias=_NO)
+_COHERE = replace(LLAMA, rms=False, norm_bias=False, norms=1, tied=True, parallel=_YES, qk_norm=("use_qk_norm", False))
+_GLM = replace(LLAMA, qkv_bias=("attention_bias", True), out_bias=_NO, mlp_bias=_NO)
+# Gemma3TextConfig; the multimodal checkpoints write only what differs from it.
+_GEMMA3_DEFAULTS = {
+    "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "max_position_embeddings": 131072,
+}  # fmt: skip
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": LLAMA,
+    "Yi": LLAMA,
+    "baichuan": LLAMA,
+    "deepseek": LLAMA,
+    "granite": LLAMA,
+    "internlm": replace(LLAMA, qkv_bias=("bias", True), out_bias=("bias", True)),
+    "internlm2": replace(LLAMA, qkv_bias=("bias", True), out_bias=("bias", True)),
+    "smollm3": replace(LLAMA, tied=True, key_value_heads=4),
+    "mistral": replace(_MISTRAL, window_default=4096),
+    "ministral": replace(_MISTRAL, window_default=4096),
+    "mixtral": _MISTRAL,
+    "qwen": replace(_QWEN2, window="none", ffn_divisor=2),
+    "qwen2": _QWEN2,
+    "qwen2_moe": replace(_QWEN2, shared_gate=True, key_value_heads=16, qkv_bias=("qkv_bias", True)),
+    "qwen3": replace(_QWEN3, defaults={"head_dim": 128}),
+    "qwen3_moe": replace(_QWEN3, key_value_heads=4),
+    "deepseek_v2": _DEEPSEEK,
+    "deepseek_v3": replace(_DEEPSEEK, router_bias=True),
+    "kimi_k2": replace(_DEEPSEEK, router_bias=True),
+    "gemma": replace(_GEMMA, key_value_heads=16, defaults={"head_dim": 256}),
+    "gemma2": replace(
+        _GEMMA, norms=4, key_value_heads=4, window="every:2", window_default=4096, defaults={"head_dim": 256}
+    ),
+    "gemma3_text": replace(
+        _GEMMA, norms=4, qk_norm=_YES, window="every:6", window_default=4096, defaults=_GEMMA3_DEFAULTS
+    ),
+    "phi": replace(
+        _GPT, tied=False, norms=1, parallel=_YES, head_bias=_YES, ffn_multiple=4, qk_norm=("qk_layernorm", False)
+    ),
+    "phi3": replace(LLAMA, qkv_bias=_NO, out_bias=_NO, mlp_bias=_NO, window="all"),
+    "phimoe": replace(LLAMA, rms=False, key_value_heads=8, head_bias=("lm_head_bias", False), window="all"),
+    "opt": replace(
+        _GPT, qkv_bias=("enable_bias", True), out_bias=("enable_bias", True), mlp_bias=("enable_bias", True),
+        ffn_multiple=0, positions_key="max_position_embeddings", positions_offset=2,
+    ),
+    "bloom": replace(_GPT, embedding_norm=True),
+    "gpt_neox": replace(
+        _GPT, tied=False, qkv_bias=("attention_bias", True), out_bias=("attention_bias", True),
+        parallel=("use_parallel_residual", True), ffn_multiple=0,
+    ),
+    "gpt2": replace(_GPT, positions_key="n_positions"),
+    "gpt_bigcode": replace(_GPT, positions_key="n_positions"),
+    "gptj": replace(_GPT, tied=False, norms=1, parallel=_YES, qkv_bias=_NO, out_bias=_NO, head_bias=_YES),
+    "mpt": replace(_GPT, qkv_bias=_NO, out_bias=_NO, mlp_bias=_NO, norm_bias=False),
+    "falcon": replace(
+        _GPT, qkv_bias=("bias", False), out_bias=("bias", False), mlp_bias=("bias", False),
+        parallel=("parallel_attn", True),
+    ),
+    "starcoder2": replace(
+        _GPT, qkv_bias=("use_bias", True), out_bias=("use_bias", True), mlp_bias=("use_bias", True),
+        ffn_multiple=0, key_value_heads=2, window="all", window_default=4096,
+    ),
+    "stablelm": replace(
+        LLAMA, rms=False, qkv_bias=("use_qkv_bias", False), out_bias=_NO, mlp_bias=_NO,
+        parallel=("use_parallel_residual", False), qk_norm=("qk_layernorm", False),
+    ),
+    "cohere": _COHERE,
+    "cohere2": replace(_COHERE, window="every:4", window_default=4096),
+    "llama4_text": replace(LLAMA, mlp_bias=_NO, key_value_heads=8, window="chunk", window_default=8192),
+    "gpt_oss": replace(
+        LLAMA, qkv_bias=("attention_bias", True), out_bias=("attention_bias", True), mlp_bias=_YES, sinks=True,
+        router_bias=True, key_value_heads=8, window="every:2", window_default=128, defaults={"head_dim": 64},
+    ),
+    "chatglm": replace(LLAMA, qkv_bias=("add_qkv_bias", False), out_bias=_NO, mlp_bias=("add_bias_linear", False)),
+    "glm": replace(_GLM, key_value_heads=2, defaults={"head_dim": 128}),
+    "glm4": replace(_GLM, norms=4, key_value_heads=2, qkv_bias=("attention_bias", False)),
+    "glm4_moe": replace(
+        _GLM, qkv_bias=("attention_bias", False), key_value_heads=8, router_bias=True, qk_norm=("use_qk_norm", False),
+        defaults={"head_dim": 128},
+    ),
+    "nemotron": replace(LLAMA, gated=False, rms=False),
+    "dots1": replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, router_bias=True),
+}  # fmt: skip
+
+# Families named differently at the top of a multimodal or renamed configuration.
+SYNONYMS: Mapping[str, str] = {
+    "gemma3": "gemma3_text", "llama4": "llama4_text", "RefinedWeb": "falcon", "RefinedWebModel": "falcon",
+    "phi-msft": "phi", "InternLM2ForCausalLM": "internlm2", "BaichuanForCausalLM": "baichuan",
+    "nemotron4": "nemotron", "phi4mm": "phi3", "starcoder": "gpt_bigcode",
+}  # fmt: skip
+
+ENCODERS = frozenset({
+    "t5", "mt5", "umt5", "longt5", "switch_transformers", "t5gemma", "bart", "mbart", "pegasus", "marian",
+    "m2m_100", "nllb-moe", "whisper", "led", "prophetnet", "blenderbot", "blenderbot-small", "fsmt", "plbart",
+    "encoder-decoder", "speech_to_text", "vision-encoder-decoder", "bert", "roberta", "xlm-roberta",
+    "xlm-roberta-xl", "camembert", "electra", "albert", "distilbert", "deberta", "deberta-v2", "mpnet",
+    "modernbert", "eurobert", "esm", "layoutlm", "longformer", "big_bird", "wav2vec2", "hubert",
+})  # fmt: skip
+STATE_SPACE = frozenset({
+    "mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "rwkv", "rwkv5",
+    "rwkv6", "rwkv7", "recurrent_gemma", "retnet", "xlstm", "nemotron_h", "granitemoehybrid", "qwen3_next",
+    "kimi_linear", "lfm2", "lfm2_moe", "minimax", "hyena", "stripedhyena", "gemma3n", "gemma3n_text",
+    "plamo2",
+})  # fmt: skip
+VISION = frozenset({
+    "vit", "vit_mae", "vit_msn", "deit", "beit", "swin", "swinv2", "clip", "clip_vision_model",
+    "clip_text_model", "siglip", "siglip_vision_model", "siglip2", "dinov2", "dinov3_vit", "convnext",
+    "convnextv2", "resnet", "detr", "segformer", "sam", "dpt", "yolos", "mobilevit", "efficientnet",
+})  # fmt: skip

@@ -1,0 +1,116 @@
+"""Which layers of a Hugging Face model have experts, and which attend within a window.
+
+Families say this in lists, frequencies and patterns; ``ModelSpec`` knows a number of leading dense
+layers with an interval, and a number of windowed layers. What does not fit is a ``SpecError``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from profiles.errors import SpecError
+from profiles.hf_families import Family
+from profiles.model_fields import is_integer, shown
+
+FIELD = "config.json"
+_LOCAL = ("sliding_attention", "chunked_attention")
+
+
+def layer_mask_of_experts(config: Mapping[str, Any], num_layers: int) -> tuple[int, int] | None:
+    """Where the mixture-of-experts layers are, as (leading dense layers, interval); None when there are none.
+
+    Raises:
+        SpecError: If the layers do not follow that scheme.
+    """
+    mask = _mask(config, num_layers)
+    indices = [index for index, is_moe in enumerate(mask) if is_moe]
+    if not indices:
+        return None
+    interval = indices[1] - indices[0] if len(indices) > 1 else 1
+    first = indices[0] - (interval - 1)
+    if first >= 0 and indices == list(range(indices[0], num_layers, interval)):
+        return first, interval
+    raise SpecError(
+        f"{FIELD}: expert layers",
+        f"at {shown(str(indices[:8]))} of {num_layers} follow no regular interval",
+        "only leading dense layers and every n-th layer are supported",
+    )
+
+
+def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
+    """For each layer whether it has experts, by whichever keys the family uses."""
+    explicit = config.get("moe_layers")
+    if isinstance(explicit, list):  # Llama 4
+        chosen = {index for index in explicit if is_integer(index)}
+        return [index in chosen for index in range(num_layers)]
+    frequency = config.get("moe_layer_freq")
+    if isinstance(frequency, list):
+        if len(frequency) != num_layers:
+            raise SpecError(f"{FIELD}.moe_layer_freq", f"must have {num_layers} entries; got {len(frequency)}")
+        return [item in (1, True) for item in frequency]
+    first = _whole(config, "first_k_dense_replace", 0)
+    if is_integer(frequency):  # DeepSeek counts from layer 0
+        every = _whole(config, "moe_layer_freq", 1)
+        mask = [index >= first and index % every == 0 for index in range(num_layers)]
+    else:
+        step = _whole(config, "interleave_moe_layer_step", _whole(config, "decoder_sparse_step", 1))
+        mask = [index >= first and (index + 1) % step == 0 for index in range(num_layers)]
+    dense_only = config.get("mlp_only_layers")
+    dense = {index for index in dense_only if is_integer(index)} if isinstance(dense_only, list) else set()
+    return [is_moe and index not in dense for index, is_moe in enumerate(mask)]
+
+
+def windowed_layers(config: Mapping[str, Any], family: Family, num_layers: int, notes: list[str]) -> tuple[int, int]:
+    """The attention window in tokens and how many layers it applies to; (0, 0) for none.
+
+    Raises:
+        SpecError: If a layer is neither full nor windowed attention, or a number is not one.
+    """
+    key = "attention_chunk_size" if family.window == "chunk" else "sliding_window"
+    window = _whole(config, key, 0, smallest=0)
+    if key not in config and family.window_default:
+        window = family.window_default
+        notes.append(f"{FIELD}.{key} is absent: taken as {window}, as the family does")
+    types = config.get("layer_types")
+    if isinstance(types, list):
+        count = _windowed_by_type(types, num_layers)
+    elif family.window == "chunk":
+        count = _chunked(config, num_layers)
+    elif family.window.startswith("every:"):
+        every = _whole(config, "sliding_window_pattern", int(family.window.removeprefix("every:")))
+        count = num_layers - num_layers // every
+    elif family.window == "qwen":
+        full = _whole(config, "max_window_layers", num_layers, smallest=0)
+        count = max(0, num_layers - full) if config.get("use_sliding_window") is True else 0
+    else:
+        count = num_layers if family.window == "all" else 0
+    if not window or not count:
+        return 0, 0
+    if family.window == "chunk":
+        notes.append(f"attention in chunks of {window} tokens is treated as a sliding window")
+    return window, count
+
+
+def _windowed_by_type(types: list[Any], num_layers: int) -> int:
+    for item in types:
+        if item not in (*_LOCAL, "full_attention"):
+            raise SpecError(f"{FIELD}.layer_types", f"unsupported layer {shown(item)}")
+    if len(types) != num_layers:
+        raise SpecError(f"{FIELD}.layer_types", f"must have {num_layers} entries; got {len(types)}")
+    return sum(item in _LOCAL for item in types)
+
+
+def _chunked(config: Mapping[str, Any], num_layers: int) -> int:
+    """Llama 4: layers with rotary positions attend within a chunk, every fourth has neither."""
+    rotary = config.get("no_rope_layers")
+    if isinstance(rotary, list) and rotary:
+        return min(num_layers, sum(item in (1, True) for item in rotary))
+    return num_layers - num_layers // _whole(config, "no_rope_layer_interval", 4)
+
+
+def _whole(config: Mapping[str, Any], key: str, default: int, *, smallest: int = 1) -> int:
+    value = config.get(key)
+    if value is None:
+        return default
+    if not is_integer(value) or value < smallest:
+        raise SpecError(f"{FIELD}.{key}", f"must be a whole number of at least {smallest}; got {shown(value)}")
+    return int(value)

@@ -1,0 +1,137 @@
+"""From a mapping of our own field names (catalogue entry, request body) to a checked ModelSpec.
+
+Keys are exactly the fields of ``ModelSpec``, with ``moe`` and ``latent_attention`` nested; unknown
+keys are errors. Three fields may be left out where the rest decides them: see ``_fill``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from profiles.errors import SpecError, did_you_mean
+from profiles.model import LatentAttention, ModelSpec, MoESpec
+
+MAX_TEXT = 256
+
+_NESTED: dict[str, type[MoESpec] | type[LatentAttention]] = {"moe": MoESpec, "latent_attention": LatentAttention}
+
+
+def model_from_fields(
+    name: str, values: Mapping[str, Any], *, field: str = "model", source: str = ""
+) -> tuple[ModelSpec, tuple[str, ...]]:
+    """The model described by ``values``, and what had to be assumed.
+
+    Args:
+        name: The model's name.
+        values: Field name to value; nested mappings for ``moe`` and ``latent_attention``.
+        field: Dotted path of the mapping in the user's input, for messages.
+        source: Where the figures come from, when ``values`` does not say.
+
+    Returns:
+        The model and one sentence per field that was filled in.
+
+    Raises:
+        SpecError: If a key is unknown or missing, a value has the wrong type or is out of bounds.
+    """
+    checked = _checked(values, ModelSpec, field, skip=("name",))
+    for key, kind in _NESTED.items():
+        nested = checked.get(key)
+        if nested is not None:
+            inner = _checked(nested, kind, f"{field}.{key}")
+            _require(inner, kind, f"{field}.{key}")
+            checked[key] = kind(**inner)
+    assumptions = _fill(checked, field)
+    _require(checked, ModelSpec, field, skip=("name",))
+    checked.setdefault("source", source)
+    try:
+        return ModelSpec(name=name, **checked), assumptions
+    except SpecError as error:
+        raise SpecError(field + error.field.removeprefix("model"), error.problem, error.hint) from None
+
+
+def _fill(values: dict[str, Any], field: str) -> tuple[str, ...]:
+    """Fill in what the rest decides: key/value heads, head width, the dense width of an all-MoE model."""
+    notes = []
+    heads, hidden, moe = values.get("num_attention_heads"), values.get("hidden_size"), values.get("moe")
+    if heads and values.get("num_key_value_heads") is None:
+        values["num_key_value_heads"] = heads
+        notes.append(f"{field}.num_key_value_heads taken as num_attention_heads={heads}")
+    if heads and hidden and values.get("head_dim") is None:
+        if heads < 0 or hidden % heads:
+            raise SpecError(
+                f"{field}.num_attention_heads",
+                f"must divide hidden_size={hidden} when head_dim is not given; got {heads}",
+                "give head_dim",
+            )
+        values["head_dim"] = hidden // heads
+        notes.append(f"{field}.head_dim taken as hidden_size / num_attention_heads = {hidden // heads}")
+    all_moe = isinstance(moe, MoESpec) and moe.first_dense_layers == 0 and moe.layer_interval == 1
+    if all_moe and values.get("ffn_hidden_size") is None:
+        values["ffn_hidden_size"] = moe.ffn_hidden_size  # type: ignore[union-attr]  # all_moe says so
+    return tuple(notes)
+
+
+def _checked(
+    values: object,
+    kind: type[ModelSpec] | type[MoESpec] | type[LatentAttention],
+    field: str,
+    skip: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """A copy of ``values`` with every key known and every value of its field's type; None means absent."""
+    if not isinstance(values, Mapping):
+        raise SpecError(field, f"must be a mapping; got {shown(values)}")
+    known = {item.name: item.type for item in fields(kind) if item.name not in skip}
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if not isinstance(key, str) or key not in known:
+            raise SpecError(f"{field}.{str(key)[:64]}", "unknown field", did_you_mean(str(key), known))
+        if value is None:
+            continue
+        wanted = known[key]
+        if key in _NESTED:
+            fits, expected = isinstance(value, Mapping), "a mapping"
+        elif wanted is bool:
+            fits, expected = isinstance(value, bool), "true or false"
+        elif wanted is int:
+            fits, expected = is_integer(value), "a whole number"
+        elif wanted is str:
+            fits, expected = isinstance(value, str), "text"
+        else:
+            fits, expected = is_number(value), "a number"
+        if not fits:
+            raise SpecError(f"{field}.{key}", f"must be {expected}; got {shown(value)}")
+        checked[key] = value
+    return checked
+
+
+def _require(
+    values: Mapping[str, Any],
+    kind: type[ModelSpec] | type[MoESpec] | type[LatentAttention],
+    field: str,
+    skip: tuple[str, ...] = (),
+) -> None:
+    for item in fields(kind):
+        if item.default is MISSING and item.name not in skip and values.get(item.name) is None:
+            raise SpecError(f"{field}.{item.name}", "is required")
+
+
+def is_integer(value: object) -> bool:
+    """Whether the value is an int that is not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether the value is a positive finite number that fits a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("1e30")
+
+
+def shown(value: object) -> str:
+    """A short, safe rendering of any input value for an error message."""
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple | set):
+        return "a list"
+    if is_integer(value) and not -(10**30) < value < 10**30:  # type: ignore[operator]  # an int, says is_integer
+        return "an integer of more than 30 digits"
+    text = repr(value) if isinstance(value, str | int | float | bool) or value is None else type(value).__name__
+    return text if len(text) <= 48 else text[:45] + "..."
