@@ -192,10 +192,7 @@ class Catalog:
             for n, entry in node_entries.items()
         }
         for name, device in devices.items():
-            if device.default_node and device.default_node not in nodes:
-                problem = f"unknown node {device.default_node[:60]!r}"
-                hint = did_you_mean(device.default_node, nodes)
-                raise SpecError(f"{raw_devices[name].file}:{name}.default_node", problem, hint)
+            _check_default_node(device, nodes, where=f"{raw_devices[name].file}:{name}.default_node")
         return cls(
             devices=devices,
             links=links,
@@ -256,6 +253,14 @@ class Catalog:
             if not isinstance(raw.data, dict):
                 raise SpecError(f"{raw.file}:{name}", f"must be a mapping of fields; got {type(raw.data).__name__}")
         return {name: raw.data for name, raw in merged.items()}
+
+
+def _check_default_node(device: DeviceSpec, nodes: Mapping[str, NodeSpec], *, where: str) -> None:
+    wanted = device.default_node
+    if wanted and wanted not in nodes:
+        raise SpecError(where, f"unknown node {wanted[:60]!r}", did_you_mean(wanted, nodes))
+    if wanted and nodes[wanted].device != device:
+        raise SpecError(where, f"{wanted} holds {nodes[wanted].device.name}, not {device.name}")
 
 
 def _keys(aliases: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -31,7 +31,7 @@ _FORMS = "write a device ('H100'), a count and a device ('8xH100') or nodes, dev
 _COUNT = r"[0-9]+"
 _CLUSTER = re.compile(
     rf"(?:gpu[._])?(?:(?P<outer>{_COUNT})\s*[x×*]\s*)?(?:(?P<inner>{_COUNT})\s*[x×*]\s*)?"  # noqa: RUF001
-    rf"(?P<device>[a-z0-9](?:[a-z0-9 ._/+-]*[a-z0-9])?)(?:\s*:\s*(?P<suffix>{_COUNT}))?",
+    rf"(?P<device>(?![0-9]+\s*[x×*])[a-z0-9](?:[a-z0-9 ._/+-]*[a-z0-9])?)(?:\s*:\s*(?P<suffix>{_COUNT}))?",
     re.IGNORECASE | re.ASCII,
 )
 
@@ -195,17 +195,18 @@ def _device_and_node(text: str, catalog: Catalog, *, node: str | None) -> tuple[
             raise SpecError("cluster.node", problem, f"{matches[0].name} comes in {hint}" if hint else "")
         return base, []
     device = matches[0]
-    if not device.default_node:
-        held = [other.name for other in catalog.nodes.values() if other.device == device]
-        hint = ", ".join(held) if held else "add one to nodes.yaml"
-        raise SpecError("cluster.node", f"{device.name} has no default node", f"name one: {hint}")
+    held = [device.default_node, *(other.name for other in catalog.nodes.values() if other.device == device)]
+    node_name = next((name for name in held if name), None)
+    if node_name is None:
+        hint = "add a node that holds it to nodes.yaml in a directory of PLANNER_CATALOG"
+        raise SpecError("cluster.node", f"the catalogue has no node with {device.name}", hint)
     assumptions = []
     if len(matches) > 1:
         others = ", ".join(other.name for other in matches[1:])
         assumptions.append(f"device: {text.strip()!r} is taken as {device.name} (it could also mean {others})")
     elif device.name.lower().endswith("-gcd") and "gcd" not in text.lower():
         assumptions.append(f"device: {text.strip()!r} is counted in {device.name}, half a package each")
-    return catalog.nodes[device.default_node], assumptions
+    return catalog.nodes[node_name], assumptions
 
 
 def _split(

@@ -1,0 +1,510 @@
+"""The catalogue: what it knows, where its numbers come from, and what it says about bad files."""
+
+import csv
+import os
+import pickle
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import profiles.catalog as catalog_module
+from profiles.catalog import Catalog, default_catalog, load_yaml_directory
+from profiles.catalog_entries import DEVICE_NUMBERS
+from profiles.device_names import name_words
+from profiles.errors import SpecError
+from profiles.hardware import DeviceSpec, LinkSpec, NodeSpec
+from profiles.units import GIB, MIB, TERA
+
+DATA = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+
+MINE = """
+Mine-96GB:
+  vendor: acme
+  architecture: anvil
+  peak_tflops: {fp32: 10, bf16: 100}
+  memory_gib: 96
+  usable_memory_gib: 95
+  memory_bandwidth_gb_per_s: 2000
+  num_sms: 64
+  l2_mib: 40
+  power_w: 400
+"""
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return Catalog.load()
+
+
+def user_directory(root: Path, **files: str) -> Path:
+    """A catalogue directory; ``devices__mine`` becomes ``devices/mine.yaml``."""
+    for name, content in files.items():
+        file = root / (name.replace("__", "/") + ".yaml")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    return root
+
+
+# ---- what is known ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16_tflops", "usable_gib", "bandwidth_tb_per_s"),
+    [
+        ("A100-SXM-80GB", 312, 79.19, 2.039),
+        ("A100-SXM-40GB", 312, 39.59, 1.555),
+        ("H100-SXM-80GB", 989.4, 79.19, 3.35),
+        ("H100-PCIe-80GB", 756, 79.19, 2.039),
+        ("H200-SXM-141GB", 989.4, 139.8, 4.8),
+        ("B200-SXM-180GB", 2250, 178.35, 7.7),
+        ("GB200-186GB", 2500, 184.3, 8.0),
+        ("RTX-4090", 165.2, 23.65, 1.008),
+        ("RTX-3090", 71, 23.7, 0.936),
+        ("MI300X", 1307.4, 191.98, 5.3),
+    ],
+)
+def test_device_figures(
+    catalog: Catalog, device: str, bf16_tflops: float, usable_gib: float, bandwidth_tb_per_s: float
+) -> None:
+    spec = catalog.devices[device]
+    assert spec.peak_flops_per_s["bf16"] == pytest.approx(bf16_tflops * TERA)
+    assert spec.usable_memory_bytes == pytest.approx(usable_gib * GIB)
+    assert spec.memory_bandwidth_bytes_per_s == pytest.approx(bandwidth_tb_per_s * 1e12)
+
+
+def test_every_device_is_plausible_and_sourced(catalog: Catalog) -> None:
+    for device in catalog.devices.values():
+        assert set(device.sources) == set(DEVICE_NUMBERS), device.name
+        assert not any(text.startswith("unsourced") or len(text) < 15 for text in device.sources.values()), device.name
+        assert 0.9 < device.usable_memory_bytes / device.memory_bytes <= 1, device.name
+        assert device.peak("tf32") >= device.peak("fp32"), device.name
+        # Dense tensor rates double from format to format; a sparse figure would break the ratio.
+        peaks = device.peak_flops_per_s
+        if "fp8" in peaks:
+            assert peaks["fp8"] == pytest.approx(2 * peaks["fp16"], rel=0.02), device.name
+        if "bf16" in peaks:
+            assert peaks["bf16"] == peaks["fp16"], device.name
+
+
+def test_every_link_and_node_is_sourced(catalog: Catalog) -> None:
+    for link in catalog.links.values():
+        assert not link.source.startswith("unsourced"), link.name
+        assert "; latency: " in link.source, link.name
+    assert not [node.name for node in catalog.nodes.values() if node.source.startswith("unsourced")]
+
+
+def test_every_device_has_a_default_node_that_holds_it(catalog: Catalog) -> None:
+    for device in catalog.devices.values():
+        assert catalog.nodes[device.default_node].device == device, device.name
+
+
+@pytest.mark.parametrize(
+    ("link", "gb_per_s"),
+    [
+        ("nvlink2", 150), ("nvlink3", 300), ("nvlink4", 450), ("nvlink5", 900), ("nvlink3-a800", 200),
+        ("nvlink4-h800", 200), ("nvlink3-bridge", 56.25), ("xgmi-mi300", 448), ("pcie3", 15.75), ("pcie4", 31.5),
+        ("pcie5", 63), ("ib-edr-100", 12.5), ("ib-hdr-200", 25), ("ib-ndr-400", 50), ("ib-xdr-800", 100),
+        ("roce-400", 50), ("efa-100", 12.5), ("omnipath-100", 12.5), ("slingshot-11", 25), ("ethernet-25", 3.125),
+    ],
+)  # fmt: skip
+def test_links_are_per_direction_line_rates(catalog: Catalog, link: str, gb_per_s: float) -> None:
+    assert catalog.links[link].bandwidth_bytes_per_s == pytest.approx(gb_per_s * 1e9)
+
+
+@pytest.mark.parametrize(
+    ("node", "devices", "domain", "gb_per_s_per_device"),
+    [
+        ("dgx-h100", 8, 8, 50),
+        ("dgx-a100-80gb", 8, 8, 25),
+        ("p4d.24xlarge", 8, 8, 6.25),
+        ("p5.48xlarge", 8, 8, 50),
+        ("p3.16xlarge", 8, 8, 3.125 / 8),
+        ("dgx-2", 16, 16, 6.25),
+        ("gb200-nvl72", 4, 72, 50),
+        ("gb300-nvl72", 4, 72, 100),
+        ("frontier", 8, 8, 12.5),
+    ],
+)
+def test_nodes(catalog: Catalog, node: str, devices: int, domain: int, gb_per_s_per_device: float) -> None:
+    spec = catalog.nodes[node]
+    assert (spec.devices_per_node, spec.domain_devices) == (devices, domain)
+    assert spec.scale_out_bytes_per_s == pytest.approx(gb_per_s_per_device * 1e9)
+
+
+def test_only_links_without_peer_to_peer_say_so(catalog: Catalog) -> None:
+    staged = {link.name for link in catalog.links.values() if not link.peer_to_peer}
+    assert staged == {"pcie3-no-p2p", "pcie4-no-p2p", "pcie5-no-p2p"}
+    assert not catalog.nodes["rtx4090-8x"].scale_up.peer_to_peer
+
+
+# (device, column) where the public table and the catalogue differ by more than its rounding, and why.
+TABLE_DIFFERENCES = {
+    ("MI250-GCD", "bf16_tflops"): "the table prints the MI250X rate beside the MI250's compute units",
+    ("MI250-GCD", "fp32_tflops"): "the same",
+    ("B300-SXM-288GB", "fp4_tflops"): "the table prints 14 PFLOP/s, the vendor 108 over 8 devices",
+}
+TABLE_FORMATS = {"bf16_tflops": "fp16", "fp8_tflops": "fp8", "fp4_tflops": "fp4", "fp32_tflops": "fp32"}
+
+
+def test_figures_agree_with_the_public_table(catalog: Catalog) -> None:
+    table = DATA / "timings" / "gpu_specs.csv"
+    if not table.is_file():
+        pytest.skip("needs the data folder (timings/gpu_specs.csv)")
+    compared = 0
+    for row in csv.DictReader(table.read_text().splitlines()):
+        try:
+            device = catalog.device(row["gpu"])
+        except SpecError:
+            continue  # accelerators the catalogue does not have
+        compared += 1
+        ours = {column: device.peak_flops_per_s.get(kind, 0) / TERA for column, kind in TABLE_FORMATS.items()}
+        ours |= {
+            "hbm_gbs": device.memory_bandwidth_bytes_per_s / 1e9,
+            "sms": device.num_sms,
+            "l2_mb": device.l2_bytes / MIB,
+        }
+        different = {column for column, value in ours.items() if value != pytest.approx(float(row[column]), rel=0.01)}
+        assert different == {column for name, column in TABLE_DIFFERENCES if name == device.name}, device.name
+    assert compared >= 20
+
+
+# ---- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("A100", "A100-SXM-80GB"),
+        ("a100-40gb", "A100-SXM-40GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100-SXM-80GB"),
+        ("A100 80G PCIe", "A100-PCIe-80GB"),
+        ("a100sxm80gb", "A100-SXM-80GB"),
+        ("A100-80GB-PCIe", "A100-PCIe-80GB"),
+        ("NVIDIA H100 80GB HBM3", "H100-SXM-80GB"),
+        ("h100_sxm", "H100-SXM-80GB"),
+        ("H100-96GB", "H100-SXM-96GB"),
+        ("H100 NVL", "H100-NVL-94GB"),
+        ("H20", "H20-SXM-96GB"),
+        ("NVIDIA B300 SXM6 AC", "B300-SXM-288GB"),
+        ("B200-192GB", "B200-SXM-180GB"),
+        ("gb200nvl72", "GB200-186GB"),
+        ("4090", "RTX-4090"),
+        ("GeForce RTX 4090", "RTX-4090"),
+        ("RTX4090", "RTX-4090"),
+        ("RTX 6000 Ada Generation", "RTX-6000-Ada"),
+        ("A6000", "RTX-A6000"),
+        ("L4-24GB", "L4"),
+        ("AMD Instinct MI300X OAM", "MI300X"),
+        ("mi250x", "MI250X-GCD"),
+        ("2080ti", "RTX-2080-Ti"),
+        ("V100-SXM2-16GB", "V100-SXM-16GB"),
+    ],
+)
+def test_spellings(catalog: Catalog, written: str, meant: str) -> None:
+    assert catalog.device(written).name == meant
+
+
+def test_every_canonical_name_means_itself_alone(catalog: Catalog) -> None:
+    for name in catalog.devices:
+        assert [device.name for device in catalog.device_matches(name)] == [name]
+        assert [device.name for device in catalog.device_matches(name.lower().replace("-", " "))] == [name]
+
+
+def test_distinct_devices_never_share_a_full_spelling(catalog: Catalog) -> None:
+    assert len({name_words(name) for name in catalog.devices}) == len(catalog.devices)
+
+
+def test_ambiguous_name_lists_the_alternatives(catalog: Catalog) -> None:
+    assert [device.name for device in catalog.device_matches("A100-80GB")] == ["A100-SXM-80GB", "A100-PCIe-80GB"]
+
+
+@pytest.mark.parametrize("name", ["dgx-h100", "DGX_H100", "dgx h100", "hgx-h100"])
+def test_node_lookup_ignores_case_and_takes_aliases(catalog: Catalog, name: str) -> None:
+    assert catalog.node(name).name == "dgx-h100"
+
+
+@pytest.mark.parametrize("name", ["ib-ndr-400", "IB_NDR_400", "ndr", " NDR "])
+def test_link_lookup_ignores_case_and_takes_aliases(catalog: Catalog, name: str) -> None:
+    assert catalog.link(name).name == "ib-ndr-400"
+
+
+def test_lookup_errors_verbatim(catalog: Catalog) -> None:
+    with pytest.raises(SpecError) as device:
+        catalog.device("H10O")
+    assert str(device.value) == ("cluster.device: unknown name 'H10O'. Hint: did you mean 'H100' or 'H20' or 'V100'?")
+    with pytest.raises(SpecError) as memory:
+        catalog.device("A100-160GB", field="device")
+    assert str(memory.value) == (
+        "device: unknown name 'A100-160GB'. Hint: did you mean 'A100-SXM-80GB' or 'A100-SXM-40GB' or 'A100-PCIe-80GB'?"
+    )
+    with pytest.raises(SpecError) as link:
+        catalog.link("ib-ndr-40")
+    assert str(link.value).startswith("cluster.fabric: unknown link 'ib-ndr-40'. Hint: did you mean 'ib-ndr-400'")
+    with pytest.raises(SpecError) as node:
+        catalog.node("dgx-h10")
+    assert str(node.value).startswith("cluster.node: unknown node 'dgx-h10'. Hint: did you mean 'dgx-h100'")
+
+
+# ---- user directories ---------------------------------------------------------------------------
+
+
+def test_user_directory_extends_and_overrides(tmp_path: Path) -> None:
+    user_directory(
+        tmp_path,
+        devices__mine=MINE,
+        links="ib-ndr-400: {kind: infiniband, bandwidth_gb_per_s: 48, latency_us: 5}",
+        nodes=(
+            "dgx-h100: {device: H100-SXM-80GB, devices_per_node: 8, scale_up: nvlink4, nic: ib-ndr-400, "
+            "nics_per_node: 4, host_link: pcie5, host_memory_gib: 1024}"
+        ),
+    )
+    loaded = Catalog.load([tmp_path])
+    assert loaded.device("mine").peak("bf16") == pytest.approx(100e12)
+    assert loaded.device("mine").sources["power_w"] == f"unsourced, from {tmp_path / 'devices' / 'mine.yaml'}"
+    assert loaded.nodes["dgx-h100"].scale_out_bytes_per_s == pytest.approx(24e9)
+    assert loaded.nodes["hgx-h200"].nic.bandwidth_bytes_per_s == pytest.approx(48e9)
+    assert loaded.device("H100").name == "H100-SXM-80GB"
+
+
+def test_later_directories_win(tmp_path: Path) -> None:
+    first = user_directory(tmp_path / "a", devices__x=MINE)
+    second = user_directory(tmp_path / "b", devices__y=MINE.replace("bf16: 100", "bf16: 50"))
+    assert Catalog.load([first, second]).device("Mine").peak("bf16") == pytest.approx(50e12)
+
+
+def test_environment_variable_names_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user_directory(tmp_path, devices__mine=MINE)
+    monkeypatch.setenv("PLANNER_CATALOG", str(tmp_path))
+    catalog_module._load_default.cache_clear()
+    try:
+        assert default_catalog().device("Mine").name == "Mine-96GB"
+    finally:
+        catalog_module._load_default.cache_clear()
+
+
+def test_default_catalog_is_loaded_once_across_threads() -> None:
+    catalog_module._load_default.cache_clear()
+    found: list[Catalog] = []
+    threads = [threading.Thread(target=lambda: found.append(default_catalog())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(each) for each in found}) == 1
+
+
+def test_loading_is_fast() -> None:
+    best = min(_seconds_to_load() for _ in range(5))
+    assert best < 0.06
+
+
+def _seconds_to_load() -> float:
+    start = time.perf_counter()
+    Catalog.load()
+    return time.perf_counter() - start
+
+
+def test_specs_travel_between_processes(catalog: Catalog) -> None:
+    node = catalog.nodes["gb200-nvl72"]
+    assert pickle.loads(pickle.dumps(node)) == node
+    assert hash(node) == hash(Catalog.load().nodes["gb200-nvl72"])
+
+
+def test_model_entries_are_raw_and_overridable(tmp_path: Path) -> None:
+    assert Catalog.load().model_entries
+    user_directory(tmp_path, models__tiny="tiny-model: {num_layers: 2, hidden_size: 64}")
+    assert Catalog.load([tmp_path]).model_entries["tiny-model"] == {"num_layers": 2, "hidden_size": 64}
+
+
+# ---- bad files ----------------------------------------------------------------------------------
+
+NODE = (
+    "n: {device: H100-SXM-80GB, devices_per_node: 8, scale_up: nvlink4, nic: ib-ndr-400, nics_per_node: 8, "
+    "host_link: pcie5, host_memory_gib: 1}"
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "devices/mine",
+            MINE + "  colour: red\n",
+            ":Mine-96GB.colour: unknown field. Hint: known: aliases, architecture, default_node, form_factor, l2_mib, "
+            "memory_bandwidth_gb_per_s, memory_gib, num_sms, peak_tflops, power_w, sources, usable_memory_gib, ...",
+        ),
+        (
+            "devices/mine",
+            MINE.replace("  power_w: 400\n", "  powerw: 400\n  power_w: 400\n"),
+            ":Mine-96GB.powerw: unknown field. Hint: did you mean 'power_w'?",
+        ),
+        ("devices/mine", MINE.replace("  power_w: 400\n", ""), ":Mine-96GB.power_w: is required"),
+        (
+            "devices/mine",
+            MINE.replace("num_sms: 64", "num_sms: -1"),
+            ":Mine-96GB.num_sms: input should be greater than 0; got -1",
+        ),
+        (
+            "devices/mine",
+            MINE.replace("memory_gib: 96", "memory_gib: .nan", 1),
+            ":Mine-96GB.memory_gib: input should be a finite number; got nan",
+        ),
+        (
+            "devices/mine",
+            MINE.replace("usable_memory_gib: 95", "usable_memory_gib: 97"),
+            ":Mine-96GB.usable_memory_gib: must not exceed memory_gib=96; got 97",
+        ),
+        (
+            "devices/mine",
+            MINE.replace("bf16: 100", "bf16: 0"),
+            ":Mine-96GB.peak_tflops: every peak must be positive. Hint: leave an unsupported format out",
+        ),
+        (
+            "devices/mine",
+            MINE + "  sources: {powerw: somewhere}\n",
+            ":Mine-96GB.sources: unknown field 'powerw'. Hint: did you mean 'power_w'?",
+        ),
+        (
+            "devices/mine",
+            MINE + "  default_node: dgx-h10\n",
+            ":Mine-96GB.default_node: unknown node 'dgx-h10'. Hint: "
+            "did you mean 'dgx-h100' or 'hgx-h20' or 'dgx-1-v100'?",
+        ),
+        (
+            "devices/mine",
+            MINE + "  default_node: dgx-h100\n",
+            ":Mine-96GB.default_node: dgx-h100 holds H100-SXM-80GB, not Mine-96GB",
+        ),
+        ("devices/mine", "Mine: 5\n", ":Mine: must be a mapping of fields; got int"),
+        (
+            "devices/mine",
+            "- Mine\n",
+            ": the top level must map names to entries. Hint: quote names made of digits",
+        ),
+        (
+            "devices/mine",
+            "4090: {}\n",
+            ": the top level must map names to entries. Hint: quote names made of digits",
+        ),
+        ("devices/mine", "a: {b: 1, b: 2}\n", ": is not valid YAML at line 1: key 'b' is given twice"),
+        ("devices/mine", "a: [1\n", ": is not valid YAML at line 2: did not find expected ',' or ']'"),
+        ("devices/mine", "a: !!python/object:os.system {}\n", ": is not valid YAML at line 1: could not determine a "),
+        (
+            "links",
+            "l: {kind: rope, bandwidth_gb_per_s: 1, latency_us: 1}",
+            ":l.kind: input should be 'nvlink', 'c2c', 'xgmi', 'pcie', 'infiniband', 'roce', 'efa', 'omnipath', "
+            "'slingshot' or 'ethernet'; got 'rope'",
+        ),
+        (
+            "nodes",
+            NODE.replace("nvlink4", "nvlink44"),
+            ":n.scale_up: unknown link 'nvlink44'. Hint: did you mean 'nvlink4' or 'nvlink5' or 'nvlink3'?",
+        ),
+        (
+            "nodes",
+            NODE.replace("H100-SXM-80GB", "H100-SXM"),
+            ":n.device: unknown device 'H100-SXM'. Hint: did you mean",
+        ),
+        (
+            "nodes",
+            NODE.replace("host_memory_gib: 1", "host_memory_gib: 1, domain_devices: 12"),
+            ":n.domain_devices: must be a multiple of devices_per_node=8; got 12",
+        ),
+        (
+            "nodes",
+            NODE.replace("devices_per_node: 8", "devices_per_node: 1000"),
+            ":n.devices_per_node: input should be less than or equal to 72; got 1000",
+        ),
+    ],
+)
+def test_bad_entries_name_file_and_field(tmp_path: Path, file: str, content: str, message: str) -> None:
+    user_directory(tmp_path, **{file.replace("/", "__"): content})
+    with pytest.raises(SpecError) as error:
+        Catalog.load([tmp_path])
+    where = f"{tmp_path / file}.yaml"
+    assert str(error.value).startswith(where + message), str(error.value)
+    exact = not message.endswith(("could not determine a ", "did you mean"))
+    assert not exact or str(error.value) == where + message
+
+
+def test_same_name_in_two_files_of_a_directory(tmp_path: Path) -> None:
+    user_directory(tmp_path, devices__a=MINE, devices__b=MINE)
+    with pytest.raises(SpecError) as error:
+        Catalog.load([tmp_path])
+    folder = tmp_path / "devices"
+    assert str(error.value) == f"{folder / 'b.yaml'}:Mine-96GB: is already defined in {folder / 'a.yaml'}"
+
+
+def test_missing_directory(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as error:
+        Catalog.load([tmp_path / "nowhere"])
+    assert str(error.value) == f"catalog: no such directory: {tmp_path / 'nowhere'}"
+
+
+def test_oversized_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "MAX_YAML_BYTES", 10)
+    user_directory(tmp_path, links="# a comment that is longer than ten bytes\n")
+    with pytest.raises(SpecError) as error:
+        catalog_module.load_yaml(tmp_path / "links.yaml")
+    assert str(error.value) == f"{tmp_path / 'links.yaml'}: at most 10 bytes; got more"
+
+
+def test_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as error:
+        catalog_module.load_yaml(tmp_path / "absent.yaml")
+    assert str(error.value) == f"{tmp_path / 'absent.yaml'}: cannot be read: No such file or directory"
+
+
+def test_deep_nesting_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    user_directory(tmp_path, devices__deep="a: " + "[" * 3000)
+    with pytest.raises(SpecError):
+        Catalog.load([tmp_path])
+
+
+def test_model_entry_must_be_a_mapping(tmp_path: Path) -> None:
+    user_directory(tmp_path, models__tiny="tiny: 3")
+    with pytest.raises(SpecError) as error:
+        _ = Catalog.load([tmp_path]).model_entries
+    assert str(error.value) == f"{tmp_path / 'models' / 'tiny.yaml'}:tiny: must be a mapping of fields; got int"
+
+
+def test_directory_without_files_has_no_entries(tmp_path: Path) -> None:
+    assert load_yaml_directory(tmp_path / "devices") == {}
+    user_directory(tmp_path, devices__empty="# nothing yet\n")
+    assert load_yaml_directory(tmp_path / "devices") == {}
+
+
+# ---- the specs themselves -----------------------------------------------------------------------
+
+
+def test_peak_falls_back_and_refuses(catalog: Catalog) -> None:
+    volta = catalog.devices["V100-SXM-32GB"]
+    assert volta.peak("tf32") == volta.peak_flops_per_s["fp32"]
+    with pytest.raises(SpecError) as error:
+        catalog.devices["A100-SXM-80GB"].peak("fp8")
+    assert str(error.value) == (
+        "job.precision: A100-SXM-80GB has no fp8 arithmetic. Hint: use one of bf16, fp16, fp32, tf32"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"devices_per_node": 0}, "cluster.gpus_per_node: must be between 1 and 72; got 0"),
+        ({"domain_devices": 12}, "cluster.domain_devices: must be a multiple of gpus_per_node=8; got 12"),
+        ({"nics_per_node": 0}, "cluster.nics_per_node: must be at least 1; got 0"),
+    ],
+)
+def test_node_spec_refuses_nonsense(catalog: Catalog, changes: dict[str, int], message: str) -> None:
+    node = catalog.nodes["dgx-h100"]
+    fields = {name: getattr(node, name) for name in NodeSpec.__slots__} | changes
+    with pytest.raises(SpecError) as error:
+        NodeSpec(**fields)
+    assert str(error.value) == message
+
+
+def test_types(catalog: Catalog) -> None:
+    assert all(isinstance(device, DeviceSpec) for device in catalog.devices.values())
+    assert all(isinstance(link, LinkSpec) for link in catalog.links.values())
