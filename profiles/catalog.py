@@ -180,6 +180,7 @@ class Catalog:
             names[name] = DeviceNames.of(
                 name, aliases=entry.aliases, form_factor=entry.form_factor, memory_gib=entry.memory_gib
             )
+        _check_distinct(names, raw_devices)
 
         raw_links = _merged(_optional_file(directory, "links.yaml") for directory in directories)
         link_entries = {n: validated(LinkEntry, raw.data, where=f"{raw.file}:{n}") for n, raw in raw_links.items()}
@@ -253,6 +254,18 @@ class Catalog:
             if not isinstance(raw.data, dict):
                 raise SpecError(f"{raw.file}:{name}", f"must be a mapping of fields; got {type(raw.data).__name__}")
         return {name: raw.data for name, raw in merged.items()}
+
+
+def _check_distinct(names: Mapping[str, DeviceNames], raw: Mapping[str, RawEntry]) -> None:
+    """Refuse device names that no lookup could tell apart."""
+    seen: dict[frozenset[str], str] = {}
+    for name, known in names.items():
+        words, where = known.spellings[0], f"{raw[name].file}:{name}"
+        if not words - known.optional:
+            raise SpecError(where, "the name has no distinctive word", "add a model number")
+        if words in seen:
+            raise SpecError(where, f"reads the same as {seen[words]!r}", "use exactly that name to replace it")
+        seen[words] = name
 
 
 def _check_default_node(device: DeviceSpec, nodes: Mapping[str, NodeSpec], *, where: str) -> None:

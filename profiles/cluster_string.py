@@ -29,9 +29,10 @@ MAX_TEXT_LENGTH = 200
 MAX_NICS_PER_NODE = 1024
 _FORMS = "write a device ('H100'), a count and a device ('8xH100') or nodes, devices per node and a device ('2x8xH100')"
 _COUNT = r"[0-9]+"
+_TIMES = r"\s*[x*\u00d7]\s*"
 _CLUSTER = re.compile(
-    rf"(?:gpu[._])?(?:(?P<outer>{_COUNT})\s*[x×*]\s*)?(?:(?P<inner>{_COUNT})\s*[x×*]\s*)?"  # noqa: RUF001
-    rf"(?P<device>(?![0-9]+\s*[x×*])[a-z0-9](?:[a-z0-9 ._/+-]*[a-z0-9])?)(?:\s*:\s*(?P<suffix>{_COUNT}))?",
+    rf"(?:gpu[._])?(?:(?P<outer>{_COUNT}){_TIMES})?(?:(?P<inner>{_COUNT}){_TIMES})?"
+    rf"(?P<device>(?!{_COUNT}{_TIMES})[a-z0-9](?:[a-z0-9 ._/+-]*[a-z0-9])?)(?:\s*:\s*(?P<suffix>{_COUNT}))?",
     re.IGNORECASE | re.ASCII,
 )
 
