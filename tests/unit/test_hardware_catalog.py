@@ -162,6 +162,8 @@ def test_figures_agree_with_the_public_table(catalog: Catalog) -> None:
         ("H100 NVL", "H100-NVL-94GB"),
         ("H20", "H20-SXM-96GB"),
         ("NVIDIA B300 SXM6 AC", "B300-SXM-288GB"),
+        ("NVIDIA Blackwell Ultra GPU (B300-SXM-270GB)", "B300-SXM-288GB"),
+        ("AMD Instinct MI325X 256GB HBM3E DLC", "MI325X"),
         ("B200-192GB", "B200-SXM-180GB"),
         ("gb200nvl72", "GB200-186GB"),
         ("4090", "RTX-4090"),
