@@ -14,8 +14,8 @@ MAX_NAME_LENGTH = 120
 
 # Words that add nothing to a name: vendors, product lines, architectures, memory technologies.
 _NOISE = frozenset({
-    "nvidia", "amd", "instinct", "tesla", "geforce", "quadro", "rtx", "gpu", "tensor", "core", "oam", "ac", "dlc", "ultra",
-    "volta", "ampere", "hopper", "blackwell", "hbm2", "hbm2e", "hbm3", "hbm3e",
+    "nvidia", "amd", "instinct", "tesla", "geforce", "quadro", "rtx", "gpu", "tensor", "core", "ultra", "oam", "ac",
+    "dlc", "volta", "ampere", "hopper", "blackwell", "hbm2", "hbm2e", "hbm3", "hbm3e",
 })  # fmt: skip
 _MEMORY = re.compile(r"\b([0-9]{1,6})\s*g(?:i?b)?\b")
 _GLUED = re.compile(r"((?:sxm|pcie)[2-6](?![0-9])|sxm|pcie|nvl72|nvl(?![0-9])|rtx)")
