@@ -1,0 +1,143 @@
+"""The cluster of a published row: catalogue hardware, adjusted to what the row says about it."""
+
+import dataclasses
+import math
+import re
+
+from planner.validate.reader import Row
+from planner.validate.rows import CannotScore
+from profiles.catalog import Catalog
+from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from profiles.units import BITS_PER_BYTE, GIGA
+
+_NOT_A_GPU = re.compile(r"tpu|gaudi|trainium|ascend|habana", re.IGNORECASE)
+_FAMILY = re.compile(
+    r"gb300|gb200|b300|b200|gh200|h200|h100|h800|h20|a100|a800|v100|l40s|l40|l4|a40|a10g?|a30|a6000|t4|p100"
+    r"|mi[0-9]{3}x?|rtx[ -]?pro[ -]?6000|rtx[ -]?6000(?: ada)?|rtx[ -]?[0-9]{4}(?: ?ti)?|titan[ -]rtx|[34]090",
+    re.IGNORECASE,
+)
+# A capacity this far from the catalogue's is another product, not another way to round.
+_SAME_MEMORY = 0.12
+
+
+def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
+    """The cluster and what had to be assumed about it.
+
+    Raises:
+        CannotScore: If the device is unknown, not a GPU, mixed, or not stated.
+    """
+    num_gpus = row.integer("num_gpus")
+    if not num_gpus:
+        raise CannotScore("GPU count not stated")
+    device, assumptions = _device(row, catalog)
+    if not device.default_node:
+        raise CannotScore(f"no node known for {device.name}")
+    node = catalog.node(device.default_node)
+    per_node = row.integer("gpus_per_node") or node.devices_per_node
+    per_node = min(per_node, num_gpus)
+    if num_gpus % per_node:
+        per_node = math.gcd(num_gpus, per_node)
+    domain = node.domain_devices if node.domain_devices > node.devices_per_node else per_node
+    nic, nics = _network(row, node, per_node)
+    node = dataclasses.replace(
+        node,
+        device=device,
+        devices_per_node=per_node,
+        domain_devices=max(domain, per_node) if domain % per_node == 0 else per_node,
+        scale_up=_scale_up(row, node, catalog),
+        nic=nic,
+        nics_per_node=nics,
+    )
+    name = f"{num_gpus // per_node}x{per_node}x{device.name}"
+    return ClusterSpec(name=name, node=node, num_nodes=num_gpus // per_node), assumptions
+
+
+def _device(row: Row, catalog: Catalog) -> tuple[DeviceSpec, list[str]]:
+    text = row.text("gpu")
+    if not text:
+        raise CannotScore("GPU not stated")
+    if _NOT_A_GPU.search(text):
+        raise CannotScore(f"not a GPU: {text[:40]}")
+    families = list(dict.fromkeys(match.lower() for match in _FAMILY.findall(text)))
+    if len(families) > 1:
+        raise CannotScore(f"mixed or undecidable GPUs: {text[:40]}")
+    if not families:
+        raise CannotScore(f"GPU not in the catalogue: {text[:40]}")
+    try:
+        matches = catalog.device_matches(families[0])
+    except SpecError:
+        raise CannotScore(f"GPU not in the catalogue: {text[:40]}") from None
+    matches = _form_factor(matches, text, row.text("intra_node"))
+    memory_gb = row.number("gpu_mem_gb")
+    if memory_gb is None:
+        assumed = len({device.memory_bytes for device in matches}) > 1
+        return matches[0], [f"memory size of {text[:20]} not printed: {matches[0].name}"] if assumed else []
+    nearest = min(matches, key=lambda device: abs(math.log(device.memory_bytes / (memory_gb * GIGA))))
+    nominal = memory_gb * GIGA
+    if abs(nearest.memory_bytes / nominal - 1) <= _SAME_MEMORY:
+        return nearest, []
+    scale = nominal / nearest.memory_bytes
+    resized = dataclasses.replace(
+        nearest,
+        name=f"{nearest.name}-as-{memory_gb:g}GB",
+        memory_bytes=nominal,
+        usable_memory_bytes=nearest.usable_memory_bytes * scale,
+    )
+    return resized, []
+
+
+def _form_factor(matches: tuple[DeviceSpec, ...], text: str, intra_node: str) -> tuple[DeviceSpec, ...]:
+    """Of several boards of one chip, those the row can mean; the socketed one unless it says otherwise."""
+    lowered = f"{text} {intra_node}".lower()
+    wanted = "nvl" if re.search(r"\bnvl\b", lowered) else "pcie" if "pcie" in lowered else ""
+    if wanted:
+        chosen = tuple(device for device in matches if wanted in device.name.lower())
+    else:
+        chosen = tuple(device for device in matches if not re.search("pcie|nvl(?!72)", device.name.lower()))
+    return chosen or matches
+
+
+def _scale_up(row: Row, node: NodeSpec, catalog: Catalog) -> LinkSpec:
+    """PCIe where the row says that a device that could have NVLink has none."""
+    if "pcie" not in row.text("intra_node").lower() or node.scale_up.kind == "pcie":
+        return node.scale_up
+    pcie = [link for link in catalog.links.values() if link.kind == "pcie" and "4" in link.name]
+    return pcie[0] if pcie else node.scale_up
+
+
+def _network(row: Row, node: NodeSpec, per_node: int) -> tuple[LinkSpec, int]:
+    """Adapter and adapters per node, from text such as "8 x 200 Gb/s HDR IB per node"."""
+    text = row.text("inter_node")
+    text = re.split(r"[;,] ?(?:Management|Storage)|Data bandwidth", text.split("Compute:")[-1])[0]
+    found = _adapters(text, node, per_node)
+    if found is None:
+        return node.nic, max(1, round(node.nics_per_node * per_node / node.devices_per_node))
+    nics, gigabits = found
+    link = dataclasses.replace(
+        node.nic,
+        name=f"{text[:60]}",
+        bandwidth_bytes_per_s=gigabits * GIGA / BITS_PER_BYTE,
+        source="as printed in the table",
+    )
+    return link, nics
+
+
+def _adapters(text: str, node: NodeSpec, per_node: int) -> tuple[int, float] | None:
+    """Adapters per node and Gb/s of each; None when the text does not say."""
+    if "omni-path" in text.lower():
+        return 4, 100.0  # Omni-Path 100; Jean Zay's four-link nodes
+    if "selene" in text.lower() or "hdr infiniband" in text.lower():
+        return 8, 200.0  # Selene: DGX A100 with 8 HDR adapters (arXiv:2104.04473 section 5)
+    match = re.search(r"([0-9]+) ?x [^0-9]*(?:ConnectX-[0-9][^0-9]*)?([0-9]{2,4}) ?G", text) or re.search(
+        r"([0-9]+)x [A-Za-z ]*ConnectX-[0-9] (?:Ex |IB [A-Z]+ )?([0-9]{2,4}) ?G", text
+    )
+    if match:
+        return max(1, int(match.group(1))), float(match.group(2))
+    single = re.search(r"([0-9]{2,5}) ?G(?:bps|b/s|bit)", text)
+    if single is None:
+        return None
+    gigabits = float(single.group(1))
+    # "RoCE 400 Gbps" beside Hopper means every GPU's adapter (Llama 3, arXiv:2407.21783 section 3.3).
+    each = "per gpu" in text.lower() or (gigabits == 400 and node.device.architecture in ("hopper", "blackwell"))
+    return (per_node, gigabits) if each else (1, gigabits)

@@ -1,0 +1,179 @@
+"""From table rows to rows the planner can price, each with the reason where it cannot.
+
+One row goes reader -> stack, cluster, model, degrees, batch, job, plan -> what was measured. Then rows
+that repeat a configuration (releases, reruns) are averaged.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from planner.validate.clusters import cluster_of
+from planner.validate.layouts import Reading, batch_of, degrees_of, job_of, plan_of
+from planner.validate.measured import Memory, memory_of, step_time_s
+from planner.validate.models import ModelFinder, model_of
+from planner.validate.reader import Row, csv_files, read_rows
+from planner.validate.rows import CannotScore, ScorableRow, UnscorableRow
+from planner.validate.stack_choice import defaults_of
+from profiles.catalog import Catalog, default_catalog
+from profiles.errors import SpecError
+
+Figure = TypeVar("Figure")
+
+# A contradiction noted by whoever transcribed the row; one about the MFU column alone harms nothing else.
+_CHECK = re.compile(r"CHECK(?! printed mfu)(.{0,80})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mapped:
+    """All rows of some tables.
+
+    Attributes:
+        scorable: What can be priced, repeats averaged, in table order.
+        unscorable: What cannot, with the reason.
+    """
+
+    scorable: tuple[ScorableRow, ...]
+    unscorable: tuple[UnscorableRow, ...]
+
+
+def scorable_rows(paths: Sequence[Path], catalog: Catalog | None = None) -> list[ScorableRow]:
+    """The rows of the given files or folders that can be priced.
+
+    Raises:
+        SpecError: If a file is malformed.
+    """
+    return list(map_files(paths, catalog).scorable)
+
+
+def map_files(paths: Sequence[Path], catalog: Catalog | None = None) -> Mapped:
+    """Every row of the given files or folders, priced or with a reason.
+
+    Raises:
+        SpecError: If a file is malformed.
+    """
+    known = catalog or default_catalog()
+    return map_rows((row for path in csv_files(paths) for row in read_rows(path)), known)
+
+
+def map_rows(rows: Iterable[Row], catalog: Catalog) -> Mapped:
+    """The same for rows already read."""
+    scorable: list[ScorableRow] = []
+    unscorable: list[UnscorableRow] = []
+    finder = ModelFinder(catalog)
+    for row in rows:
+        try:
+            scorable.append(map_row(row, catalog, finder))
+        except (CannotScore, SpecError) as error:
+            reason = error.reason if isinstance(error, CannotScore) else str(error)
+            unscorable.append(
+                UnscorableRow(
+                    file=row.file, line=row.line, source=row.text("source"), model_name=row.text("model"), reason=reason
+                )
+            )
+    return Mapped(scorable=average_repeats(scorable), unscorable=tuple(unscorable))
+
+
+def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
+    """One row in the planner's terms.
+
+    Raises:
+        CannotScore: With the reason, if it cannot be priced or measured nothing that can be compared.
+        SpecError: If a cell it needs is malformed.
+    """
+    check = _CHECK.search(row.text("notes"))
+    if check:
+        raise CannotScore(f"marked as contradictory by its transcriber:{check.group(1).rstrip()}")
+    defaults = defaults_of(row)
+    cluster, assumptions = cluster_of(row, catalog)
+    model, assumed = model_of(row, finder)
+    reading = Reading(row=row, model=model, cluster=cluster, defaults=defaults, assumptions=assumptions + assumed)
+    degrees = degrees_of(row, cluster.num_devices)
+    batch = batch_of(reading, degrees)
+    job = job_of(reading, batch[2])
+    plan = plan_of(reading, degrees, batch)
+    died = row.flag("oom")
+    time_s, time_note = _unless_excluded(lambda: None if died else _time(row, reading, degrees.pipeline, job))
+    memory, memory_note = _unless_excluded(lambda: None if died else memory_of(row, cluster))
+    if time_s is None and memory is None and not died:
+        raise CannotScore(time_note or memory_note or "measured neither time nor memory")
+    return ScorableRow(
+        file=row.file,
+        line=row.line,
+        source=row.text("source"),
+        model_name=row.text("model"),
+        model=model,
+        cluster=cluster,
+        job=job,
+        plan=plan,
+        stack=defaults.stack,
+        step_time_s=time_s,
+        out_of_memory=True if died else False if (time_s or memory or time_note) else None,
+        assumptions=tuple(dict.fromkeys(reading.assumptions)),
+        trend="digitised" in row.text("source").lower(),
+        time_note=time_note,
+        memory_note=memory_note,
+        **_memory_fields(memory),  # type: ignore[arg-type]
+    )
+
+
+def _memory_fields(memory: Memory | None) -> dict[str, object]:
+    if memory is None:
+        return {}
+    return {
+        "memory_bytes": memory.bytes,
+        "memory_kind": memory.kind,
+        "allocated_bytes": memory.allocated_bytes,
+        "first_stage_memory": memory.first_stage,
+    }
+
+
+def _unless_excluded(read: Callable[[], Figure | None]) -> tuple[Figure | None, str]:
+    """A figure, or None and why it must not count."""
+    try:
+        return read(), ""
+    except CannotScore as reason:
+        return None, reason.reason
+
+
+def _time(row: Row, reading: Reading, pipeline: int, job: object) -> float | None:
+    notes = row.text("notes")
+    if "after_pp_fix=False" in notes and pipeline > 1:
+        raise CannotScore("ran before the pipeline fix of its framework")
+    if "LOW QUALITY" in notes:
+        raise CannotScore("sequence lengths not controlled (low quality)")
+    return step_time_s(row, reading.model, reading.cluster, job)  # type: ignore[arg-type]
+
+
+def average_repeats(rows: Sequence[ScorableRow]) -> tuple[ScorableRow, ...]:
+    """Rows of one source with the same configuration become one, with mean time and memory.
+
+    A configuration that both ran and died stays as it is: two rows that contradict each other.
+    """
+    groups: dict[object, list[ScorableRow]] = {}
+    for row in rows:
+        key = (row.file, row.source, row.model, row.cluster.name, row.cluster.node, row.job, row.plan, row.stack,
+               row.out_of_memory, row.memory_kind, row.trend)  # fmt: skip
+        groups.setdefault(repr(key), []).append(row)
+    return tuple(_average(group) for group in groups.values())
+
+
+def _average(group: list[ScorableRow]) -> ScorableRow:
+    if len(group) == 1:
+        return group[0]
+    return replace(
+        group[0],
+        repeats=len(group),
+        step_time_s=_mean([row.step_time_s for row in group]),
+        memory_bytes=_mean([row.memory_bytes for row in group]),
+        allocated_bytes=_mean([row.allocated_bytes for row in group]),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

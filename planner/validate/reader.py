@@ -1,0 +1,171 @@
+"""Reads tables of published measurements: one schema, checked, bounded, tolerant of blanks.
+
+A row keeps its cells as text and parses them on demand, so that a bad number in a column nobody needs
+costs nothing, and every complaint names file, line and column.
+"""
+
+import csv
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from profiles.errors import SpecError, did_you_mean
+
+COLUMNS = (
+    "source", "source_url_or_path", "locator", "model", "params_b", "layers", "hidden", "heads", "kv_heads",
+    "ffn_hidden", "vocab", "seq_len", "gated_mlp", "attention_impl", "gpu", "gpu_mem_gb", "num_gpus",
+    "gpus_per_node", "intra_node", "inter_node", "framework", "precision", "optimizer", "tp", "sp", "pp", "vpp",
+    "dp", "cp", "ep", "zero_stage", "offload", "micro_batch", "global_batch_seqs", "recompute",
+    "flash_attention", "task", "measured_step_time_s", "measured_tokens_per_s_total",
+    "measured_tokens_per_s_per_gpu", "measured_tflops_per_gpu", "measured_mfu", "measured_peak_mem_gb", "oom",
+    "notes",
+)  # fmt: skip
+REQUIRED = ("source", "model", "gpu", "num_gpus")
+MAX_FILE_BYTES = 64 << 20
+MAX_ROWS = 200_000
+MAX_FILES = 1000
+
+# A number, perhaps followed by a remark: "2.5 (nominal)".
+_NUMBER = re.compile(r"([0-9][0-9,]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+)\s*(?:\(.*\))?")
+_RANGE = re.compile(r"[0-9.]+\s*-\s*[0-9.]+")
+_YES_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False, "none": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        file: Name of the file, without its folder.
+        line: Line the row ends on.
+        cells: Column to text; absent columns read as blank.
+    """
+
+    file: str
+    line: int
+    cells: Mapping[str, str]
+
+    def text(self, column: str) -> str:
+        """The cell without surrounding blanks; ``""`` when there is none."""
+        return self.cells.get(column, "").strip()
+
+    def where(self, column: str) -> str:
+        """Place of a cell, for messages: ``file:line:column``."""
+        return f"{self.file}:{self.line}:{column}"
+
+    def number(self, column: str) -> float | None:
+        """The cell as a positive number or zero; None when blank or a range.
+
+        Raises:
+            SpecError: If it holds something else.
+        """
+        text = self.text(column)
+        if not text or _RANGE.fullmatch(text):
+            return None
+        match = _NUMBER.fullmatch(text)
+        value = float(match.group(1).replace(",", "")) if match else math.nan
+        if not math.isfinite(value):
+            raise SpecError(self.where(column), f"not a number: {text[:40]!r}")
+        return value
+
+    def positive(self, column: str) -> float | None:
+        """The cell as a number above zero; None when blank or zero, as zero stands for "not measured"."""
+        return self.number(column) or None
+
+    def integer(self, column: str) -> int | None:
+        """The cell as a whole number; None when blank.
+
+        Raises:
+            SpecError: If it holds a fraction or no number.
+        """
+        value = self.number(column)
+        if value is None:
+            return None
+        if value != int(value) or value > 1 << 40:
+            raise SpecError(self.where(column), f"not a whole number: {self.text(column)[:40]!r}")
+        return int(value)
+
+    def flag(self, column: str) -> bool | None:
+        """Whether the cell starts with yes or no; None when it says neither."""
+        words = self.text(column).lower().split(maxsplit=1)
+        return _YES_NO.get(words[0].strip(",;:(")) if words else None
+
+
+def read_rows(path: Path) -> tuple[Row, ...]:
+    """Every row of one file.
+
+    Args:
+        path: A CSV file with a header line of ``COLUMNS`` (order free, absent ones blank).
+
+    Raises:
+        SpecError: If the file is missing, too large, not text, or not a table of this schema.
+    """
+    name = path.name
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise SpecError(name, f"is {size} bytes; at most {MAX_FILE_BYTES}")
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            return tuple(_rows(name, csv.reader(stream)))
+    except UnicodeDecodeError:
+        raise SpecError(name, "is not UTF-8 text") from None
+    except OSError as error:
+        raise SpecError(name, f"cannot be read: {error.strerror or type(error).__name__}") from None
+
+
+def csv_files(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """The files themselves, and the ``*.csv`` of each folder (not of its subfolders), in name order.
+
+    Raises:
+        SpecError: If a path does not exist, a folder holds no table, or there are too many.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.glob("*.csv"))
+            if not inside:
+                raise SpecError("files", f"folder {path.name!r} holds no .csv file")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise SpecError("files", f"no file or folder {str(path)[-80:]!r}")
+    if len(found) > MAX_FILES:
+        raise SpecError("files", f"at most {MAX_FILES} files; got {len(found)}")
+    return tuple(found)
+
+
+def _rows(name: str, table: "Iterator[list[str]]") -> Iterator[Row]:
+    try:
+        header = [cell.strip() for cell in next(table, [])]
+        _check_header(name, header)
+        for count, cells in enumerate(table):
+            line = getattr(table, "line_num", count + 2)
+            if count >= MAX_ROWS:
+                raise SpecError(f"{name}:{line}", f"more than {MAX_ROWS} rows")
+            if not any(cells):
+                continue
+            if len(cells) != len(header):
+                column = header[len(cells)] if len(cells) < len(header) else header[-1]
+                raise SpecError(
+                    f"{name}:{line}:{column}", f"the header has {len(header)} columns, this row {len(cells)} cells"
+                )
+            yield Row(file=name, line=line, cells=dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        raise SpecError(f"{name}:{getattr(table, 'line_num', 1)}", f"is not valid CSV: {error}") from None
+
+
+def _check_header(name: str, header: list[str]) -> None:
+    if not any(header):
+        raise SpecError(f"{name}:1", "is empty", "the first line must name the columns")
+    for column in header:
+        if column not in COLUMNS:
+            raise SpecError(f"{name}:1:{column[:40]}", "unknown column", did_you_mean(column, COLUMNS))
+    if len(set(header)) != len(header):
+        twice = next(column for column in header if header.count(column) > 1)
+        raise SpecError(f"{name}:1:{twice}", "column is named twice")
+    missing = [column for column in REQUIRED if column not in header]
+    if missing:
+        raise SpecError(f"{name}:1:{missing[0]}", "column is missing", "needed: " + ", ".join(REQUIRED))

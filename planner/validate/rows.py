@@ -1,0 +1,113 @@
+"""What a published row becomes: something the planner can price, or a reason why it cannot."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from costmodels.plan import ExecutionPlan
+from costmodels.workload import TrainingJob
+from profiles.hardware import ClusterSpec
+from profiles.model import ModelSpec
+
+
+class MemoryKind(StrEnum):
+    """What a printed memory figure counts."""
+
+    ALLOCATED = "allocated"  # live tensors (torch max_memory_allocated)
+    RESERVED = "reserved"  # what the allocator holds (torch max_memory_reserved)
+    SMI = "smi"  # what the device shows (nvidia-smi): context and libraries too
+    UNKNOWN = "unknown"  # the source does not say
+
+
+class CannotScore(Exception):
+    """Raised while mapping a row that must not or cannot be compared; carries the reason."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorableRow:
+    """One measurement, in the planner's own terms.
+
+    Attributes:
+        file: File it was read from.
+        line: Line in that file (the first, when duplicates were averaged).
+        source: The table's ``source`` column.
+        model_name: Model as the table names it.
+        model: Its dimensions.
+        cluster: Where it ran.
+        job: What was trained.
+        plan: How it was laid out.
+        stack: Name of the framework stack.
+        step_time_s: Measured seconds per optimizer step; None where there is none or it must not count.
+        memory_bytes: Measured peak of one device; None where there is none or it must not count.
+        memory_kind: What that figure counts.
+        allocated_bytes: Peak of live tensors where the source prints it beside another kind.
+        first_stage_memory: The figure is that of the first pipeline stage (rank 0), not of the fullest.
+        out_of_memory: True: died; False: ran; None: the source does not say or contradicts itself.
+        assumptions: What had to be filled in that the result depends on.
+        trend: Digitised from a figure: scored apart.
+        repeats: Table rows averaged into this one.
+        time_note: Why a measured time is not used; empty when it is.
+        memory_note: Why a measured memory is not used.
+    """
+
+    file: str
+    line: int
+    source: str
+    model_name: str
+    model: ModelSpec
+    cluster: ClusterSpec
+    job: TrainingJob
+    plan: ExecutionPlan
+    stack: str
+    step_time_s: float | None = None
+    memory_bytes: float | None = None
+    memory_kind: MemoryKind = MemoryKind.UNKNOWN
+    allocated_bytes: float | None = None
+    first_stage_memory: bool = False
+    out_of_memory: bool | None = None
+    assumptions: tuple[str, ...] = ()
+    trend: bool = False
+    repeats: int = 1
+    time_note: str = ""
+    memory_note: str = ""
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Measured tokens per second over all devices."""
+        return None if self.step_time_s is None else self.job.tokens_per_step / self.step_time_s
+
+    @property
+    def pick_group(self) -> tuple[str, ...]:
+        """Rows among which a planner would pick: one source, model, GPU and GPU count."""
+        return (self.file, self.source, self.model_name, self.cluster.device.name, str(self.cluster.num_devices))
+
+    @property
+    def plan_group(self) -> tuple[str, ...]:
+        """Rows that differ only by plan."""
+        job = self.job
+        return (
+            *self.pick_group, str(job.sequence_length), str(job.global_batch_size), job.task, job.precision,
+            job.attention,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnscorableRow:
+    """A row that was left out, and why.
+
+    Attributes:
+        file: File it was read from.
+        line: Line in that file.
+        source: The table's ``source`` column.
+        model_name: Model as the table names it.
+        reason: Why, in words for the user.
+    """
+
+    file: str
+    line: int
+    source: str
+    model_name: str
+    reason: str

@@ -1,0 +1,119 @@
+"""Which framework stack, of which era, a published row ran on - and what that stack does by default.
+
+The defaults hold what a table leaves out because everyone who uses the stack knows it: the ZeRO stage
+of Megatron-Core's distributed optimizer, the attention kernel of a pre-flash code base, and so on.
+"""
+
+import re
+from dataclasses import dataclass
+
+from planner.validate.reader import Row
+from planner.validate.rows import CannotScore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackDefaults:
+    """A stack as of one era, and what it does where a table does not say.
+
+    Attributes:
+        stack: Name of the ``StackSpec``.
+        zero_stage: Data-parallel sharding.
+        zero_is_known: Everyone who runs this stack uses that stage, so that it is no assumption.
+        sequence_parallel: Whether tensor parallelism implies Megatron sequence parallelism.
+        attention: ``flash`` or ``unfused``.
+        recompute: Whether large runs recompute everything unless they say otherwise.
+        precision: 16-bit format of the era.
+        dropout: Whether pre-training recipes keep dropout masks.
+        sixteen_bit_states: Fine-tuning keeps weights, gradients and moments in bf16, with no master copy.
+        overlap_grad_reduce: Gradient reduction runs under the backward pass.
+        overlap_param_gather: Parameter gathering runs under the forward pass.
+        tensor_parallel_overlap: Tensor-parallel traffic is split and run under the GEMMs.
+    """
+
+    stack: str
+    zero_stage: int = 0
+    zero_is_known: bool = True
+    sequence_parallel: bool = False
+    attention: str = "flash"
+    recompute: bool = False
+    precision: str = "bf16"
+    dropout: bool = False
+    sixteen_bit_states: bool = False
+    overlap_grad_reduce: bool = True
+    overlap_param_gather: bool = True
+    tensor_parallel_overlap: bool = False
+
+
+_MEGATRON_2021 = StackDefaults(
+    stack="megatron-2021",
+    attention="unfused",
+    recompute=True,
+    precision="fp16",
+    dropout=True,
+    overlap_grad_reduce=False,
+    overlap_param_gather=False,
+)
+_MEGATRON_CORE = StackDefaults(
+    stack="megatron-core", zero_stage=1, sequence_parallel=True, tensor_parallel_overlap=True
+)
+_DEEPSPEED_2022 = StackDefaults(
+    stack="deepspeed", zero_stage=3, zero_is_known=False, attention="unfused", recompute=True, precision="fp16"
+)
+_DEEPSPEED = StackDefaults(stack="deepspeed", zero_stage=3, zero_is_known=False)
+_FSDP = StackDefaults(stack="fsdp", zero_stage=3, sequence_parallel=True)
+_COMPOSER = StackDefaults(stack="fsdp-composer", zero_stage=3)
+_HUGGING_FACE = StackDefaults(stack="hf-trainer", zero_is_known=False, sixteen_bit_states=True)
+_NANOTRON = StackDefaults(stack="nanotron", tensor_parallel_overlap=True, overlap_param_gather=False)
+_XLA = StackDefaults(
+    stack="alpa", attention="unfused", precision="fp16", overlap_grad_reduce=False, overlap_param_gather=False
+)
+_PADDLE = StackDefaults(stack="megatron-2021", overlap_grad_reduce=False, overlap_param_gather=False)
+
+_RL = "reinforcement learning: generation is part of the step"
+_NO_STACK = "no stack model for"
+# First match wins. Patterns see "framework | source" in lower case. A text instead of defaults: the reason.
+_RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
+    (re.compile(pattern), found)
+    for pattern, found in (
+        (r"\bverl\b|grpo|openrlhf|\brlhf?\b", _RL),
+        (r"nnscaler|hai-llm|dualpipe|zero-infinity|zero-offload|metaseq", _NO_STACK),
+        (r"maxtext|pathways|t5x|\bpax\b|llmboost", _NO_STACK),
+        (r"^megascale", "the system changes the model (parallel block, sliding window): dimensions do not describe it"),
+        (r"megascale", _MEGATRON_CORE),  # its Megatron-LM baseline, with flash attention 2
+        (r"nanotron|picotron", _NANOTRON),
+        (r"torchtitan|fsdp2", _FSDP),
+        (r"composer|llm-foundry|mosaicml", _COMPOSER),
+        (r"paddle", _PADDLE),
+        (r"paxml", _XLA),
+        (r"deepspeed \+ megatron gpt-2|deepspeed moe", _DEEPSPEED_2022),
+        (r"megatron-bridge|nemo|megatron-core|megatron core|flagscale|pai-megatron|\(core\)|dgxc", _MEGATRON_CORE),
+        (r"zb-1p|zb-2p|zb-v|1f1b", _MEGATRON_2021),
+        (r"^alpa|parax|/xla", _XLA),
+        (r"megatron-llama|4d parallelism", _MEGATRON_CORE),
+        (r"ulysses", _DEEPSPEED),
+        (r"deepspeed azure|deepspeed 0\.[0-9]\b", _DEEPSPEED_2022),
+        (r"megatron|gpt-neox|3d parallelism|turing|mt-nlg|vtrain|bigscience", _MEGATRON_2021),
+        (r"vectorlm|peft|ms-swift|litgpt|lit-gpt|transformers|\btrl\b|axolotl|unsloth", _HUGGING_FACE),
+        (r"zero-3", _DEEPSPEED_2022),
+        (r"xtuner|deepspeed|colossal|gemini", _DEEPSPEED),
+        (r"fsdp", _FSDP),
+        (r"mlperf.*", _MEGATRON_CORE),  # NVIDIA's and AMD's containers hold Megatron-Core
+    )
+)
+
+
+def defaults_of(row: Row) -> StackDefaults:
+    """The stack the row ran on.
+
+    Raises:
+        CannotScore: If no stack of ours describes it.
+    """
+    framework, source = row.text("framework").lower(), row.text("source").lower()
+    if row.text("task").lower().startswith("rl"):
+        raise CannotScore(_RL)
+    for pattern, found in _RULES:
+        if pattern.search(f"{framework} | {source}"):
+            if isinstance(found, str):
+                raise CannotScore(f"{found} {row.text('framework')[:40]!r}" if found == _NO_STACK else found)
+            return _MEGATRON_CORE if found is _MEGATRON_2021 and row.flag("flash_attention") else found
+    raise CannotScore(f"framework not stated or unknown: {row.text('framework')[:40]!r}")

@@ -1,0 +1,165 @@
+"""How tables word things: text cells and notes turned into the planner's terms."""
+
+import re
+
+from costmodels.plan import Recompute
+from costmodels.workload import LORA_TARGETS, LoraSpec
+from planner.validate.reader import Row
+from planner.validate.rows import CannotScore
+
+_ATTENTION_ONLY = ("q", "k", "v", "o")
+_ACCUMULATION = (
+    r"gradient_accumulation_steps[ =]+([0-9]+)",
+    r"grad_accum[ =]+([0-9]+)",
+    r"gradient accumulation[ =]+([0-9]+)",
+    r"\bGAS[ =]+([0-9]+)",
+    r"\baccumulation ([0-9]+)",
+    r"number of microbatches ([0-9]+)",
+    r"\bGA[ =]+([0-9]+)",
+)
+
+
+def recompute_of(row: Row) -> tuple[Recompute, int] | None:
+    """Kind of recomputation and, for ``BLOCK``, the layers per stage; None when the table is silent.
+
+    torchtitan's selective modes save every second matrix product, or every second layer: both repeat
+    about half of the forward pass, which is what ``BLOCK`` with half of the layers costs.
+
+    Raises:
+        CannotScore: If the word is unknown.
+    """
+    text = row.text("recompute").lower()
+    if not text:
+        return None
+    if text.startswith("block"):
+        layers = re.search(r"([0-9]+)", text)
+        if layers is None:
+            raise CannotScore(f"recompute {text[:30]!r} does not say how many layers")
+        return Recompute.BLOCK, int(layers.group(1))
+    if text.startswith("selective") and "torchtitan" in row.text("framework").lower():
+        return Recompute.BLOCK, -2
+    for word, kind in (("none", Recompute.NONE), ("no", Recompute.NONE), ("selective", Recompute.SELECTIVE),
+                       ("full", Recompute.FULL), ("yes", Recompute.FULL)):  # fmt: skip
+        if text.startswith(word):
+            return kind, 0
+    raise CannotScore(f"recompute {text[:30]!r} is not a kind the planner prices")
+
+
+def precision_of(row: Row) -> str | None:
+    """Recipe name; None when the table is silent."""
+    text = row.text("precision").lower()
+    for word, recipe in (
+        ("nvfp4", "nvfp4"), ("fp4+", "nvfp4"), ("mxfp8", "mxfp8"), ("fp8-mx", "mxfp8"), ("fp8", "fp8"),
+        ("float8", "fp8"), ("bf16", "bf16"), ("bfloat16", "bf16"), ("fp16", "fp16"), ("float16", "fp16"),
+        ("mixed", "fp16"), ("tf32", "tf32"), ("fp32", "fp32"), ("float32", "fp32"),
+    ):  # fmt: skip
+        if word in text:
+            return recipe
+    return None
+
+
+def zero_stage_of(row: Row) -> tuple[int, bool, str] | None:
+    """ZeRO stage, whether it is hybrid (sharded within a node), and a remark; None when silent."""
+    text = row.text("zero_stage").lower()
+    if not text:
+        return None
+    if text.startswith("hsdp"):
+        return 3, True, ""
+    if text.startswith("fsdp"):
+        return (2 if "not resharded" in text else 3), False, ""
+    if text.startswith("none"):
+        return 0, False, ""
+    digits = re.match(r"(?:zero[- ]?)?([0-3])", text)
+    if digits is None:
+        raise CannotScore(f"ZeRO stage {text[:30]!r} is not one the planner knows")
+    ambiguous = re.match(r"[0-3] or [0-3]", text)
+    return int(digits.group(1)), False, f"ZeRO stage printed as {text!r}" if ambiguous else ""
+
+
+def offload_of(row: Row) -> tuple[bool, bool]:
+    """Whether optimizer states and activations live on the host.
+
+    Raises:
+        CannotScore: If parameters, or a disk, are involved.
+    """
+    text = row.text("offload").lower()
+    if not text or text.startswith(("none", "no")):
+        return False, False
+    if "nvme" in text or "params" in text or "parameter" in text:
+        raise CannotScore("parameters offloaded to host or disk: not priced")
+    if re.search(r"activations of [0-9]+ layers", text):
+        raise CannotScore("only some layers' activations are offloaded: not priced")
+    optimizer, activations = "optimizer" in text, "activation" in text
+    if not optimizer and not activations:
+        raise CannotScore(f"offload {text[:30]!r} does not say what is offloaded")
+    return optimizer, activations
+
+
+def optimizer_of(row: Row) -> str:
+    """Optimizer name.
+
+    Raises:
+        CannotScore: If the planner does not price it.
+    """
+    text = row.text("optimizer").lower()
+    if "8-bit" in text or "8bit" in text:
+        return "adamw8bit"
+    if not text or "adam" in text:
+        return "adamw"
+    for known in ("adafactor", "sgd"):
+        if known in text:
+            return known
+    raise CannotScore(f"optimizer {row.text('optimizer')[:30]!r} is not priced")
+
+
+def task_of(row: Row) -> str:
+    """Task name.
+
+    Raises:
+        CannotScore: If the planner does not price it.
+    """
+    text = row.text("task").lower()
+    if text in ("", "pretrain", "pretraining", "pre-training"):
+        return "pretrain"
+    if text in ("full", "full_ft", "sft", "full_finetune"):
+        return "full"
+    if text in ("lora", "qlora"):
+        variant = re.search(r"\b(?:use_dora=true|dora|bdlora|lorafa|mica|lora\+|loraplus)\b", row.text("notes").lower())
+        if variant:
+            raise CannotScore(f"LoRA variant {variant.group(0)!r} is not priced")
+        weights = row.text("precision").lower()
+        if re.search(r"int8|2bit|aqlm", weights + row.text("model").lower()):
+            raise CannotScore("weights quantised to other than 4 bits: not priced")
+        return "qlora" if re.search(r"nf4|int4|4bit|4-bit|awq|gptq", weights + row.text("model").lower()) else text
+    raise CannotScore(f"fine-tuning method {row.text('task')[:30]!r} is not priced")
+
+
+def lora_of(row: Row) -> LoraSpec:
+    """Rank and targets of the adapters, as far as the notes say; else r=8 on queries and values."""
+    notes = row.text("notes")
+    rank = re.search(r"(?:\brank|lora_r|lora r|\br)[ =]*([0-9]+)", notes, re.IGNORECASE)
+    lowered = notes.lower()
+    targets: tuple[str, ...] = ("q", "v")
+    switches = dict(re.findall(r"\b(q|k|v|proj|mlp)=(true|false)", lowered))
+    if switches:
+        named = {"q": ("q",), "k": ("k",), "v": ("v",), "proj": ("o",), "mlp": ("gate", "up", "down")}
+        targets = tuple(t for key, group in named.items() if switches.get(key) == "true" for t in group)
+    elif re.search(r"target[a-z_ ]*[ =:\"']*all", lowered):
+        targets = LORA_TARGETS
+    elif "attention-only" in lowered or "mlperf" in row.text("source").lower():
+        targets = _ATTENTION_ONLY
+    elif "c_attn" in lowered:
+        targets = ("q", "k", "v")
+    elif re.search(r"nemo|megatron", row.text("framework").lower()):
+        targets = _ATTENTION_ONLY
+    return LoraSpec(rank=int(rank.group(1)) if rank else (16 if "mlperf" in row.text("source").lower() else 8),
+                    targets=targets)  # fmt: skip
+
+
+def accumulation_of(row: Row) -> int | None:
+    """Micro-batches per step and data-parallel rank, where the notes print them."""
+    for pattern in _ACCUMULATION:
+        match = re.search(pattern, row.text("notes"))
+        if match:
+            return int(match.group(1))
+    return None
