@@ -129,11 +129,14 @@ def _exposed(part: PartCosts, shape: RankShape, groups: Groups, context: CostCon
     table[_ROW["context_total"]] = transfer[Axis.CONTEXT_FORWARD] + transfer[Axis.CONTEXT_BACKWARD]
     table[_ROW["expert_total"]] = transfer[Axis.EXPERT_FORWARD] + transfer[Axis.EXPERT_BACKWARD]
     launched = part.launches * stack.kernel_launch_s
+    called = part.collectives * stack.collective_launch_s
     busy = table[[_ROW["tensor_forward"], _ROW["context_forward"], _ROW["expert_forward"]]].sum(axis=0)
     issue = launched[Phase.FORWARD] + launched[Phase.CORE]
+    issue = issue + called[[Axis.TENSOR_FORWARD, Axis.CONTEXT_FORWARD, Axis.EXPERT_FORWARD]].sum(axis=0)
     table[_ROW["launch_forward"]] = np.maximum(issue - busy - kernel[Phase.FORWARD] - kernel[Phase.CORE], 0.0)
     busy = table[[_ROW["tensor_backward"], _ROW["context_backward"], _ROW["expert_backward"]]].sum(axis=0)
     issue = launched[Phase.INPUT_GRADIENT] + launched[Phase.WEIGHT_GRADIENT]
+    issue = issue + called[[Axis.TENSOR_BACKWARD, Axis.CONTEXT_BACKWARD, Axis.EXPERT_BACKWARD]].sum(axis=0)
     table[_ROW["launch_backward"]] = np.maximum(issue - busy - gradients, 0.0)
     total = kernel.sum(axis=0)
     return BlockCosts(

@@ -41,7 +41,7 @@ def optimizer_s(plans: PlanBatch, parameters: StageParameters, context: CostCont
     dense: FloatArray = parameters.trained_dense.max(axis=1) / np.where(sharded, plans.shard_degree, 1)
     expert = parameters.trained_expert.max(axis=1) / np.where(sharded, parameters.expert_replicas, 1)
     updated = dense + expert
-    on_device = updated * traffic_bytes_per_parameter(context) * _seconds_per_byte(context)
+    on_device = updated * traffic_bytes_per_parameter(context) * memory_seconds_per_byte(context)
     node = context.cluster.node
     per_node = updated * node.devices_per_node
     on_host = per_node / HOST_ADAM_PARAMETERS_PER_S
@@ -50,7 +50,7 @@ def optimizer_s(plans: PlanBatch, parameters: StageParameters, context: CostCont
     return np.where(plans.offload_optimizer, on_host, on_device)
 
 
-def _seconds_per_byte(context: CostContext) -> float:
+def memory_seconds_per_byte(context: CostContext) -> float:
     """Price of memory traffic in bulk, from the kernel model: seconds per byte of a 1 GiB pass."""
     one = np.ones(1)
     zero = np.zeros(1)

@@ -11,11 +11,11 @@ import numpy as np
 
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
-from costmodels.data_parallel import data_parallel_traffic
+from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
 from costmodels.layer_costs import RECOMPUTED, BlockCosts, LayerCosts
 from costmodels.lowering.calls import price_collectives
 from costmodels.lowering.grouping import group_rows
-from costmodels.optimizer import optimizer_s
+from costmodels.optimizer import memory_seconds_per_byte, optimizer_s
 from costmodels.overlap import exposed_s
 from costmodels.pipeline import pipeline_s
 from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch, Recompute
@@ -84,21 +84,15 @@ def step_time(
     )
     repeated = _recomputed_layers(plans, stages)
     forward_s, input_s, weight_s = _stage_seconds(plans, multiplicity, repeated, stages, costs)
+    accumulate_s = _accumulation_s(plans, parameters, context)
+    weight_s = weight_s + accumulate_s
     transfer_s, transfer_total_s = _pipeline_transfer(plans, context)
     per_micro = context.stack.microbatch_overhead_s * plans.virtual_stages
     forward_s = forward_s + (transfer_s + per_micro / 2)[:, None]
     input_s = input_s + (transfer_s + per_micro / 2)[:, None]
-    traffic = data_parallel_traffic(plans, parameters, context)
-    hide = context.stack.data_parallel_overlap
-    hide_gather = np.where(plans.overlap_param_gather, hide, 0.0)
-    hide_reduce = np.where(plans.overlap_grad_reduce, hide, 0.0)
-    widest_forward, widest_backward = forward_s.max(axis=1), (input_s + weight_s).max(axis=1)
-    gather_s = exposed_s(traffic.parameters_s, widest_forward, hide_gather)
-    back_s = traffic.gradients_s + traffic.gathers_per_microbatch * traffic.parameters_s
-    reduce_s = exposed_s(back_s, widest_backward, hide_reduce)
+    stage_s = np.where(stages.count > 0, forward_s + input_s + weight_s, 0.0)
+    slowest = stage_s.argmax(axis=1)
     m = plans.num_microbatches
-    data_parallel = gather_s * np.where(traffic.gathers_per_microbatch > 0, m, 1)
-    data_parallel = data_parallel + reduce_s * np.where(traffic.reduces_per_microbatch > 0, m, 1)
     pipeline, bubble = pipeline_s(
         plans.schedule,
         forward_s=forward_s,
@@ -108,22 +102,19 @@ def step_time(
         virtual_stages=plans.virtual_stages,
         num_microbatches=m,
     )
-    stage_s = np.where(stages.count > 0, forward_s + input_s + weight_s, 0.0)
-    parts = _parts(plans, stages, costs, repeated, stage_s.argmax(axis=1))
-    parts["pipeline_transfer"] = 2 * m * transfer_s
-    parts["data_parallel"] = data_parallel
+    parts = _parts(plans, stages, costs, repeated, slowest)
+    totals = _totals(plans, stages, costs, slowest)
+    parts["backward"] = parts["backward"] + m * np.take_along_axis(accumulate_s, slowest[:, None], axis=1)[:, 0]
+    parts["pipeline_transfer"], totals["pipeline_transfer"] = 2 * m * transfer_s, 2 * m * transfer_total_s
+    parts["data_parallel"], totals["data_parallel"] = _data_parallel(
+        plans, parameters, context, forward_s=forward_s.max(axis=1), backward_s=(input_s + weight_s).max(axis=1)
+    )
     parts["bubble"] = bubble
     parts["optimizer"] = optimizer_s(plans, parameters, context)
     parts["offload"] = _activation_offload_s(plans, stages, context)
-    known = pipeline + data_parallel + parts["optimizer"] + parts["offload"]
+    known = pipeline + parts["data_parallel"] + parts["optimizer"] + parts["offload"]
     straggling = known * context.stack.straggler_fraction_per_doubling * _doublings(plans, context)
     parts["overhead"] = parts["overhead"] + m * per_micro + context.stack.step_overhead_s + straggling
-    gathers = np.where(traffic.gathers_per_microbatch > 0, 2 * m, 1)
-    totals = _totals(plans, stages, costs, stage_s.argmax(axis=1))
-    totals["pipeline_transfer"] = 2 * m * transfer_total_s
-    totals["data_parallel"] = traffic.parameters_s * gathers + traffic.gradients_s * np.where(
-        traffic.reduces_per_microbatch > 0, m, 1
-    )
     return StepTime(
         step_time_s=known + context.stack.step_overhead_s + straggling,
         parts_s=parts,
@@ -131,6 +122,50 @@ def step_time(
         stage_time_s=stage_s,
         recomputed_layers=repeated,
     )
+
+
+def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
+    """(N, S) seconds per micro-batch to add new gradients onto the accumulated ones.
+
+    Megatron-LM accumulates inside the weight-gradient GEMM (gradient_accumulation_fusion): the sum is
+    read and written there, and the 16-bit gradient is never stored. Elsewhere it is, and is read back.
+    16-bit sums need no pass for the first micro-batch; ZeRO-3 accumulates shards, which are small.
+    """
+    gradient, stored = gradient_element_bytes(context), context.job.numerics.storage_bytes
+    fused = context.stack.framework == "megatron" and gradient > stored
+    per_parameter = 2 * gradient - stored if fused else 2 * gradient + stored
+    m = plans.num_microbatches
+    rounds = np.where(gradient > stored, 1.0, (m - 1) / m) * (plans.zero_stage < 3)
+    seconds = rounds * per_parameter * memory_seconds_per_byte(context)
+    return (parameters.trained_dense + parameters.trained_expert) * seconds[:, None]
+
+
+def _data_parallel(
+    plans: PlanBatch,
+    parameters: StageParameters,
+    context: CostContext,
+    *,
+    forward_s: FloatArray,
+    backward_s: FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    """(N,) exposed and total seconds per step of gradient and parameter traffic.
+
+    Args:
+        plans: N plans.
+        parameters: What each stage holds.
+        context: Stack and cluster.
+        forward_s: (N,) forward time of one micro-batch, under which parameters are gathered.
+        backward_s: (N,) backward time of one micro-batch, under which gradients are reduced.
+    """
+    traffic = data_parallel_traffic(plans, parameters, context)
+    hide = context.stack.data_parallel_overlap
+    gathers = np.where(traffic.gathers_per_microbatch > 0, plans.num_microbatches, 1)
+    reduces = np.where(traffic.reduces_per_microbatch > 0, plans.num_microbatches, 1)
+    backward_traffic_s = traffic.gradients_s + traffic.gathers_per_microbatch * traffic.parameters_s
+    gather_s = exposed_s(traffic.parameters_s, forward_s, np.where(plans.overlap_param_gather, hide, 0.0))
+    reduce_s = exposed_s(backward_traffic_s, backward_s, np.where(plans.overlap_grad_reduce, hide, 0.0))
+    exposed = gathers * gather_s + reduces * reduce_s
+    return exposed, gathers * traffic.parameters_s + reduces * backward_traffic_s
 
 
 def _recomputed_layers(plans: PlanBatch, stages: StageTable) -> FloatArray:

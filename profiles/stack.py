@@ -22,6 +22,7 @@ class StackSpec:
         collective_time_scale: The same for collectives.
         fused_elementwise: Bias, activation, dropout and norm run as fused kernels.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
+        collective_launch_s: Host time to issue one collective, framework bookkeeping included.
         microbatch_overhead_s: Host time per micro-batch and stage that nothing hides.
         step_overhead_s: Time per step outside forward, backward and optimizer (data, logging, sync).
         tensor_parallel_overlap: Share of tensor-parallel communication hidden under compute.
@@ -57,6 +58,7 @@ class StackSpec:
     collective_time_scale: float = 1.0
     fused_elementwise: bool = True
     kernel_launch_s: float = 0.0
+    collective_launch_s: float = 0.0
     microbatch_overhead_s: float = 0.0
     step_overhead_s: float = 0.0
     tensor_parallel_overlap: float = 0.0

@@ -7,8 +7,9 @@ from costmodels.context import CostContext
 from costmodels.lowering.calls import Axis, CallList, PartCosts, Phase, core_format
 from costmodels.lowering.shapes import RankShape
 
-# Passes over fp32 logits by an op-by-op loss: cast, max, subtract-exp, sum, gradient; fused: one each way.
-_LOSS_PASSES = {Phase.FORWARD: 4.0, Phase.INPUT_GRADIENT: 2.0}
+# Passes over fp32 logits (one read or one write each). Op by op: cast, max, subtract, exp, sum, divide
+# ahead; scale and cast back. Fused: 16-bit logits read and their gradient written once each.
+_LOSS_PASSES = {Phase.FORWARD: 9.5, Phase.INPUT_GRADIENT: 3.5}
 _FUSED_LOSS_PASSES = {Phase.FORWARD: 0.5, Phase.INPUT_GRADIENT: 1.0}
 
 

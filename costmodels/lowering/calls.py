@@ -41,6 +41,7 @@ class PartCosts:
         kernel_s: (phases, K) seconds.
         launches: (phases, K) kernels launched.
         collective_s: (axes, K) seconds, as if nothing hid them.
+        collectives: (axes, K) collectives launched.
         half_width_s: (K,) half the 90 % interval of the kernel seconds, all phases.
         basis: (K,) weakest basis of the kernel prices.
         extrapolated: (K,) whether any price left its fitted domain.
@@ -49,19 +50,10 @@ class PartCosts:
     kernel_s: FloatArray
     launches: FloatArray
     collective_s: FloatArray
+    collectives: FloatArray
     half_width_s: FloatArray
     basis: IntArray
     extrapolated: IntArray
-
-    @staticmethod
-    def stack(parts: "list[PartCosts]") -> "PartCosts":
-        """Parts with equal K, one after the other on the last axis."""
-        return PartCosts(
-            **{
-                name: np.concatenate([getattr(part, name) for part in parts], axis=-1)
-                for name in PartCosts.__dataclass_fields__
-            }
-        )
 
 
 @dataclass(slots=True)
@@ -188,10 +180,12 @@ class CallList:
             half_width = width.sum(axis=0)
             np.max(priced.basis.reshape(sites, shapes), axis=0, out=basis)
             extrapolated = (priced.extrapolated.reshape(sites, shapes) & present).any(axis=0).astype(np.int64)
+        collective_s, collectives = self._price_transfers()
         return PartCosts(
             kernel_s=kernel_s,
             launches=launches,
-            collective_s=self._price_transfers(),
+            collective_s=collective_s,
+            collectives=collectives,
             half_width_s=half_width,
             basis=basis,
             extrapolated=extrapolated,
@@ -208,10 +202,11 @@ class CallList:
         typed: dict[str, Any] = flat | {name: flat[name].astype(np.int64) for name in ("op", "gemm_format")}
         return KernelCallBatch(**typed)
 
-    def _price_transfers(self) -> FloatArray:
+    def _price_transfers(self) -> tuple[FloatArray, FloatArray]:
         collective_s = np.zeros((len(Axis), self.shapes))
+        collectives = np.zeros((len(Axis), self.shapes))
         if not self._transfers:
-            return collective_s
+            return collective_s, collectives
         size = np.zeros((len(self._transfers), self.shapes))
         placement = np.zeros((2, len(self._transfers), self.shapes), dtype=np.int64)
         for row, item in enumerate(self._transfers):
@@ -226,7 +221,8 @@ class CallList:
         seconds = priced.time_s.reshape(size.shape)
         for row, item in enumerate(self._transfers):
             collective_s[item[0]] += seconds[row]
-        return collective_s
+            collectives[item[0]] += (placement[0, row] > 1) & (size[row] > 0)
+        return collective_s, collectives
 
 
 def price_collectives(

@@ -27,6 +27,7 @@ PRIOR_STD = {
     "memory_time_scale": 0.3,
     "collective_time_scale": 0.3,
     "kernel_launch_s": 0.5,
+    "collective_launch_s": 0.7,
     "microbatch_overhead_s": 1.0,
     "step_overhead_s": 1.0,
     "straggler_fraction_per_doubling": 0.7,

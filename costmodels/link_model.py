@@ -1,0 +1,203 @@
+"""Collective communication priced by latency and bandwidth of the links it crosses (alpha-beta).
+
+Symbols: S message size as nccl-tests counts it; g ranks in the group; r of them in one scale-up domain
+(NVLink, xGMI, PCIe); d = g / r domains. *Wire bytes* are what one rank sends: S times 2(g-1)/g for an
+all-reduce, (g-1)/g for a gather, scatter or all-to-all, 1 for a broadcast or send. Bandwidth is per
+device and direction, an efficiency is the bus bandwidth reached over it.
+
+* Inside a domain: the better of two protocols, each ``launch + steps * hop + wire bytes / bandwidth``:
+  the low-latency one of NCCL (flags in the data, a fraction of the bandwidth) and the simple one; for an
+  all-reduce on a switch that can add, also that (NVLS), which moves S rather than 2(g-1)/g of it.
+* Across domains: a ring or tree over all ranks leaves each domain through the adapters of the r ranks
+  it holds, so its bus bandwidth is r times the network bandwidth per device, never above the inside one;
+  an all-to-all sends (g-r)/g of S through each rank's own share of the adapters.
+
+Left out on purpose: stragglers, congestion by other jobs, and overlap with kernels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.collectives import CollectiveCallBatch, CollectiveOp
+from costmodels.kernels.calls import Basis, FloatArray, Prediction
+from profiles.fits import CollectiveFits, Fit
+from profiles.hardware import ClusterSpec, LinkSpec
+
+Parameters = Mapping[str, float]
+
+OP_NAMES = {
+    CollectiveOp.ALL_REDUCE: "all_reduce",
+    CollectiveOp.ALL_GATHER: "all_gather",
+    CollectiveOp.REDUCE_SCATTER: "reduce_scatter",
+    CollectiveOp.ALL_TO_ALL: "all_to_all",
+    CollectiveOp.SEND_RECV: "send_recv",
+    CollectiveOp.BROADCAST: "broadcast",
+    CollectiveOp.HOST_COPY: "host_copy",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """Collectives of one operation: message size, ranks, and ranks per scale-up domain, as floats."""
+
+    op: CollectiveOp
+    size_bytes: FloatArray
+    ranks: FloatArray
+    local: FloatArray
+
+
+def wire_factor(op: CollectiveOp, ranks: FloatArray) -> FloatArray:
+    """Bytes one rank sends, over the message size (nccl-tests' bus bandwidth factor)."""
+    if op is CollectiveOp.ALL_REDUCE:
+        return 2 * (ranks - 1) / ranks
+    if op in (CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER, CollectiveOp.ALL_TO_ALL):
+        return (ranks - 1) / ranks
+    return np.ones_like(ranks)
+
+
+def ring_steps(op: CollectiveOp, ranks: FloatArray) -> FloatArray:
+    """Dependent messages of a ring; all-to-all and send/receive post theirs at once."""
+    if op is CollectiveOp.ALL_REDUCE:
+        return 2 * (ranks - 1)
+    if op in (CollectiveOp.SEND_RECV, CollectiveOp.HOST_COPY):
+        return np.ones_like(ranks)
+    return ranks - 1
+
+
+def reach(fit: Parameters, local: FloatArray) -> FloatArray:
+    """Share of a device's link bandwidth that ``local`` ranks reach together.
+
+    Few ranks cannot use every lane (``pair_loss``), do so only as far as lanes lead to them in a mesh
+    (``mesh_peers`` direct neighbours), or compete for a shared bridge (``sharing`` exponent).
+    """
+    lanes = np.minimum(1.0, (local - 1) / fit["mesh_peers"]) if fit["mesh_peers"] > 1 else np.ones_like(local)
+    return lanes * (1 - fit["pair_loss"] / local) * (np.maximum(local, 2) / 2) ** -fit["sharing"]
+
+
+def inside_time_s(groups: Groups, fit: Parameters, bytes_per_s: float) -> FloatArray:
+    """Seconds of collectives whose ranks share one scale-up domain.
+
+    Args:
+        groups: Calls; only ``local`` ranks count.
+        fit: ``launch_s``, ``hop_s``, ``efficiency`` of the simple protocol; ``low_launch_s``, ``low_hop_s``,
+            ``low_efficiency`` of the low-latency one; ``pair_loss``, ``sharing``, ``mesh_peers`` (see
+            ``reach``); ``switch_launch_s`` and ``switch_efficiency`` of in-switch reduction (0: none).
+        bytes_per_s: Link bandwidth per device and direction.
+    """
+    local = groups.local
+    steps = ring_steps(groups.op, local)
+    wire_bytes = groups.size_bytes * wire_factor(groups.op, local)
+    usable = np.maximum(reach(fit, local), 1e-3) * bytes_per_s
+    simple_s = fit["launch_s"] + steps * fit["hop_s"] + wire_bytes / (usable * fit["efficiency"])
+    low_s = fit["low_launch_s"] + steps * fit["low_hop_s"] + wire_bytes / (usable * fit["low_efficiency"])
+    best_s = np.minimum(simple_s, low_s)
+    if fit["switch_efficiency"] > 0:
+        switch_s = fit["switch_launch_s"] + groups.size_bytes / (bytes_per_s * fit["switch_efficiency"])
+        best_s = np.where(local > 2, np.minimum(best_s, switch_s), best_s)
+    return best_s
+
+
+def across_time_s(
+    groups: Groups, inside: Parameters, across: Parameters, links: tuple[LinkSpec, float, float]
+) -> FloatArray:
+    """Seconds of collectives over several domains.
+
+    Args:
+        groups: Calls.
+        inside: As in ``inside_time_s``.
+        across: ``launch_s``; ``hops``, latencies of the adapter per crossing of a ring; ``efficiency`` of the
+            network bandwidth in rings; ``tree_efficiency`` and ``tree_hops`` for trees (0: none).
+        links: The adapter, the network bytes/s per device, and the scale-up bytes/s per device.
+    """
+    nic, out_bytes_per_s, in_bytes_per_s = links
+    ranks, local = groups.ranks, np.maximum(groups.local, 1.0)
+    domains = ranks / local
+    hop_s = across["hops"] * nic.latency_s
+    inside_bandwidth = np.maximum(reach(inside, np.maximum(local, 2)), 1e-3) * in_bytes_per_s * inside["efficiency"]
+    inside_bandwidth = np.where(local > 1, inside_bandwidth, np.inf)
+    if groups.op is CollectiveOp.ALL_TO_ALL:
+        out_s = groups.size_bytes * (ranks - local) / ranks / (out_bytes_per_s * across["efficiency"])
+        in_s = groups.size_bytes * (local - 1) / ranks / inside_bandwidth
+        return across["launch_s"] + (ranks - local) * hop_s + (local - 1) * inside["hop_s"] + np.maximum(out_s, in_s)
+    if groups.op is CollectiveOp.SEND_RECV:
+        return across["launch_s"] + hop_s + groups.size_bytes / (out_bytes_per_s * across["efficiency"])
+    network = local * out_bytes_per_s * across["efficiency"]
+    wire_bytes = groups.size_bytes * wire_factor(groups.op, ranks)
+    turns = 2.0 if groups.op is CollectiveOp.ALL_REDUCE else 1.0
+    ring_hops_s = turns * (domains * hop_s + (ranks - domains) * inside["hop_s"])
+    ring_s = across["launch_s"] + ring_hops_s + wire_bytes / np.minimum(inside_bandwidth, network)
+    if groups.op is not CollectiveOp.ALL_REDUCE or across["tree_efficiency"] <= 0:
+        return ring_s
+    # A tree inside the domain's switch or chain, and double binary trees over the domains: an inner node of
+    # a tree passes on 2 S each way, two domains exchange S (arXiv:1907.06167 describes the trees).
+    in_s = inside_time_s(groups, inside, in_bytes_per_s) * (local > 1)
+    share = np.where(domains > 2, 2.0, 1.0)
+    out_s = groups.size_bytes * share / (local * out_bytes_per_s * across["tree_efficiency"])
+    tree_s = across["launch_s"] + 2 * np.log2(np.maximum(domains, 2)) * across["tree_hops"] * nic.latency_s
+    return np.minimum(ring_s, tree_s + np.maximum(in_s, out_s))
+
+
+@dataclass(frozen=True, slots=True)
+class LinkCollectiveModel:
+    """Prices collectives by latency and bandwidth of the links they cross.
+
+    Attributes:
+        fits: Parameters per link and operation (``profiles.fits.default_fits().collectives``).
+    """
+
+    fits: CollectiveFits
+
+    def predict(self, calls: CollectiveCallBatch, cluster: ClusterSpec) -> Prediction:
+        """Seconds for each call; zero for groups of one (except copies to the host)."""
+        size = len(calls)
+        time_s, low_s, high_s = np.zeros(size), np.zeros(size), np.zeros(size)
+        basis = np.full(size, int(Basis.ANALYTIC), dtype=np.int64)
+        extrapolated = np.zeros(size, dtype=np.bool_)
+        ranks = np.maximum(calls.group_size, 1).astype(float)
+        local = np.clip(calls.ranks_per_domain, 1, np.minimum(ranks, cluster.domain_devices)).astype(float)
+        real = (calls.size_bytes > 0) & ((ranks > 1) | (calls.op == CollectiveOp.HOST_COPY))
+        crosses = (local < ranks) & (calls.op != CollectiveOp.HOST_COPY)
+        for code in np.unique(calls.op[real]):
+            op = CollectiveOp(int(code))
+            for across in (False, True):
+                rows = np.flatnonzero(real & (calls.op == code) & (crosses == across))
+                if not len(rows):
+                    continue
+                groups = Groups(op=op, size_bytes=calls.size_bytes[rows], ranks=ranks[rows], local=local[rows])
+                price_s, fits = self._price(groups, cluster, across=across)
+                time_s[rows] = price_s
+                low_s[rows] = price_s * min(fit.low_factor for fit in fits)
+                high_s[rows] = price_s * max(fit.high_factor for fit in fits)
+                known = all(fit.scope == "link" for fit in fits)
+                basis[rows] = int(Basis.ANALYTIC if known else Basis.ASSUMED)
+                extrapolated[rows] = _outside(groups, fits[-1])
+        return Prediction(time_s=time_s, low_s=low_s, high_s=high_s, basis=basis, extrapolated=extrapolated)
+
+    def _price(self, groups: Groups, cluster: ClusterSpec, *, across: bool) -> tuple[FloatArray, tuple[Fit, ...]]:
+        node, name = cluster.node, OP_NAMES[groups.op]
+        if groups.op is CollectiveOp.HOST_COPY:
+            fit = self.fits.resolve(name, link=node.host_link.name, kind=node.host_link.kind)
+            bytes_per_s = node.host_link.bandwidth_bytes_per_s * fit.parameters["efficiency"]
+            return node.host_link.latency_s + groups.size_bytes / bytes_per_s, (fit,)
+        inside = self.fits.resolve(name, link=node.scale_up.name, kind=_kind(node.scale_up))
+        if not across:
+            return inside_time_s(groups, inside.parameters, node.scale_up.bandwidth_bytes_per_s), (inside,)
+        outside = self.fits.resolve(f"{name}_across", link=node.nic.name, kind=node.nic.kind)
+        links = (node.nic, node.scale_out_bytes_per_s, node.scale_up.bandwidth_bytes_per_s)
+        return across_time_s(groups, inside.parameters, outside.parameters, links), (inside, outside)
+
+
+def _kind(link: LinkSpec) -> str:
+    """Link kind; PCIe without peer access is one of its own."""
+    return link.kind if link.peer_to_peer else f"{link.kind}-staged"
+
+
+def _outside(groups: Groups, fit: Fit) -> NDArray[np.bool_]:
+    """Whether each call lies outside the fitted sizes and group sizes."""
+    low, high = fit.domain.get("size_bytes", (0.0, np.inf))
+    fewest, most = fit.domain.get("ranks", (0.0, np.inf))
+    sizes = (groups.size_bytes < low) | (groups.size_bytes > high)
+    return sizes | (groups.ranks < fewest) | (groups.ranks > most)
