@@ -1,0 +1,139 @@
+"""Errors on the wire: RFC 9457 ``application/problem+json``, one shape for every status.
+
+A ``SpecError`` and a body that does not match the schema look alike to a client: status 422, and for
+each mistake the field as the client wrote it, what is wrong with it, and a hint.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from profiles.errors import SpecError
+from service.schemas import MAPPING_TAG, TEXT_TAG
+
+MEDIA_TYPE = "application/problem+json"
+MAX_ERRORS = 20
+MAX_FIELD_CHARACTERS = 200
+MAX_MESSAGE_CHARACTERS = 2000
+
+_log = logging.getLogger(__name__)
+
+
+class FieldProblem(BaseModel):
+    """One thing that is wrong with the request."""
+
+    field: str = Field(description="Dotted path in the request, e.g. `job.precision`.")
+    problem: str = Field(description="What is wrong, with the offending value.")
+    hint: str = Field(default="", description="The smallest change that would fix it; may be empty.")
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 describes it, with the fields at fault as an extension."""
+
+    type: str = "about:blank"
+    title: str = Field(description="The meaning of the status code.")
+    status: int = Field(ge=400, le=599)
+    detail: str = Field(description="What happened, in one sentence.")
+    errors: list[FieldProblem] = Field(default_factory=list, description="Fields at fault; empty if none is.")
+
+
+class NotFoundError(Exception):
+    """A name in the path is unknown; carries the ``SpecError`` that says so."""
+
+    def __init__(self, error: SpecError) -> None:
+        self.error = error
+        super().__init__(str(error))
+
+
+def problem_response(
+    status: int, detail: str, *, errors: Iterable[FieldProblem] = (), headers: Mapping[str, str] | None = None
+) -> Response:
+    """The response for one error; text that is not valid Unicode is replaced, never echoed raw."""
+    body = Problem(
+        title=HTTPStatus(status).phrase, status=status, detail=_clean(detail, MAX_MESSAGE_CHARACTERS), errors=[*errors]
+    )
+    content = json.dumps(body.model_dump(), ensure_ascii=False).encode()
+    return Response(content, status_code=status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+
+
+def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI ``responses`` of a route for those error statuses."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Answer every error of the application with a problem document."""
+    app.add_exception_handler(SpecError, _spec_error)
+    app.add_exception_handler(NotFoundError, _not_found)
+    app.add_exception_handler(RequestValidationError, _invalid_body)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _bug)
+
+
+def _clean(text: str, most_characters: int) -> str:
+    """The text, cut to a bound and with lone surrogates replaced, so that it can be encoded."""
+    return text[:most_characters].encode("utf-8", "replace").decode("utf-8")
+
+
+def _of_spec_error(error: SpecError) -> FieldProblem:
+    return FieldProblem(
+        field=_clean(error.field, MAX_FIELD_CHARACTERS),
+        problem=_clean(error.problem, MAX_MESSAGE_CHARACTERS),
+        hint=_clean(error.hint, MAX_MESSAGE_CHARACTERS),
+    )
+
+
+async def _spec_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, SpecError):
+        raise error
+    return problem_response(422, str(error), errors=[_of_spec_error(error)])
+
+
+async def _not_found(_: Request, error: Exception) -> Response:
+    if not isinstance(error, NotFoundError):
+        raise error
+    return problem_response(404, str(error), errors=[_of_spec_error(error.error)])
+
+
+async def _invalid_body(_: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    errors = [
+        FieldProblem(
+            field=_clean(_dotted(item["loc"]), MAX_FIELD_CHARACTERS),
+            problem=_clean(item["msg"], MAX_MESSAGE_CHARACTERS),
+        )
+        for item in error.errors()[:MAX_ERRORS]
+    ]
+    return problem_response(422, f"{errors[0].field}: {errors[0].problem}", errors=errors)
+
+
+def _dotted(location: Iterable[object]) -> str:
+    """``("body", "job", "lora_rank")`` as ``job.lora_rank``; the whole body as ``body``."""
+    first, *rest = (str(part) for part in location if part not in (TEXT_TAG, MAPPING_TAG))
+    return ".".join(rest) if rest else first
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    return problem_response(error.status_code, str(error.detail), headers=error.headers)
+
+
+async def _bug(_: Request, error: Exception) -> Response:
+    _log.error("unhandled error", exc_info=error)
+    return problem_response(500, "an internal error; it has been logged")

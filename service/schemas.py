@@ -1,0 +1,171 @@
+"""Request bodies: what may be posted, with a bound on every number, text and list.
+
+The answers are the versioned documents of ``planner.schema``, the same as the library and the CLI
+give; only the questions are described here. Names follow ``TrainingJob`` and ``ExecutionPlan``.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from costmodels.workload import MAX_GLOBAL_BATCH
+from profiles.hardware import MAX_DEVICES
+from profiles.model import MAX_LAYERS, MAX_SEQUENCE
+
+MAX_TOP = 100
+MAX_DEPTH = 8
+MAX_VALUES = 4096
+MAX_TEXT = 4096
+MAX_INTEGER = 1 << 63
+MAX_TOKENS = 1e18
+
+# Which branch of ``NameOrMapping`` an error lies in; no part of a field's name.
+TEXT_TAG, MAPPING_TAG = "(text)", "(mapping)"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._:+()/-]*$"
+
+
+def _bounded(value: dict[str, Any]) -> dict[str, Any]:
+    """The mapping, if its depth, size, texts and numbers are within bounds.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    values = 0
+    level: list[dict[str, Any] | list[Any]] = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            inner += [*item, *item.values()] if isinstance(item, dict) else item
+        values += len(inner)
+        if values > MAX_VALUES:
+            raise ValueError(f"may hold at most {MAX_VALUES} values")
+        for item in inner:
+            _check_scalar(item)
+        level = [item for item in inner if isinstance(item, dict | list)]
+        if not level:
+            return value
+    raise ValueError(f"may be nested at most {MAX_DEPTH} levels deep")
+
+
+def _check_scalar(value: object) -> None:
+    if isinstance(value, str) and (len(value) > MAX_TEXT or not value.isprintable()):
+        raise ValueError(f"texts may have at most {MAX_TEXT} printable characters")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("numbers must be finite")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise ValueError("whole numbers must fit into 64 bits")
+
+
+def _kind(value: object) -> str | None:
+    return TEXT_TAG if isinstance(value, str) else MAPPING_TAG if isinstance(value, dict) else None
+
+
+Name = Annotated[str, Field(min_length=1, max_length=120, pattern=NAME_PATTERN)]
+Mapping = Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_bounded)]
+NameOrMapping = Annotated[
+    Annotated[Name, Tag(TEXT_TAG)] | Annotated[Mapping, Tag(MAPPING_TAG)],
+    Discriminator(_kind, custom_error_type="kind", custom_error_message="must be a text or a mapping"),
+]
+Degree = Annotated[int, Field(ge=1, le=MAX_DEVICES)]
+Bytes = Annotated[float, Field(ge=0, le=1e15)]
+DType = Literal["none", "fp32", "bf16", "fp16", "fp8", "int8"]
+
+
+class Body(BaseModel):
+    """Base of every body: unknown keys, coerced types, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class JobBody(Body):
+    """What is trained. Everything may be left out; what is filled in is listed under `assumptions`."""
+
+    sequence_length: int | None = Field(default=None, ge=1, le=MAX_SEQUENCE, description="Tokens per sequence.")
+    global_batch_size: int | None = Field(
+        default=None, ge=1, le=MAX_GLOBAL_BATCH, description="Sequences per optimizer step."
+    )
+    global_batch_tokens: int | None = Field(
+        default=None, ge=1, le=MAX_SEQUENCE * MAX_GLOBAL_BATCH, description="The same in tokens; give either."
+    )
+    task: Literal["pretrain", "full", "lora", "qlora"] | None = None
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"] | None = None
+    gradient_dtype: DType | None = None
+    master_dtype: DType | None = None
+    state_dtype: DType | None = None
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "sgd", "none"] | None = None
+    attention: Literal["flash", "unfused"] | None = None
+    lora_rank: int | None = Field(default=None, ge=1, le=1 << 16)
+    lora_targets: list[Literal["q", "k", "v", "o", "gate", "up", "down"]] | None = Field(
+        default=None, min_length=1, max_length=7
+    )
+    dropout: bool | None = None
+    padding_efficiency: float | None = Field(default=None, gt=0, le=1)
+    train_tokens: float | None = Field(default=None, ge=1, le=MAX_TOKENS, description="Length of the run.")
+    fused_cross_entropy: bool | None = None
+
+
+class PlanBody(Body):
+    """An execution plan, or those parts of it that are fixed beforehand."""
+
+    tensor_parallel: Degree | None = None
+    pipeline_parallel: Degree | None = None
+    data_parallel: Degree | None = None
+    context_parallel: Degree | None = None
+    expert_parallel: Degree | None = None
+    expert_tensor_parallel: Degree | None = None
+    virtual_stages: int | None = Field(default=None, ge=1, le=MAX_LAYERS)
+    zero_stage: int | None = Field(default=None, ge=0, le=3)
+    zero_shard_degree: int | None = Field(default=None, ge=0, le=MAX_DEVICES)
+    micro_batch_size: int | None = Field(default=None, ge=1, le=MAX_GLOBAL_BATCH)
+    num_microbatches: int | None = Field(default=None, ge=1, le=MAX_GLOBAL_BATCH)
+    recompute: str | None = Field(default=None, max_length=10, pattern=r"^(none|selective|full|block:[1-9][0-9]{0,3})$")
+    schedule: Literal["1f1b", "gpipe", "zb-1p", "zb-2p", "zb-v"] | None = None
+    context_kind: Literal["ring", "all_gather", "ulysses"] | None = None
+    axis_order: Literal["tp_cp_dp_pp", "tp_cp_pp_dp"] | None = None
+    first_stage_layers: int | None = Field(default=None, ge=0, le=MAX_LAYERS)
+    last_stage_layers: int | None = Field(default=None, ge=0, le=MAX_LAYERS)
+    sequence_parallel: bool | None = None
+    offload_optimizer: bool | None = None
+    offload_activations: bool | None = None
+    overlap_grad_reduce: bool | None = None
+    overlap_param_gather: bool | None = None
+    tensor_parallel_overlap: bool | None = None
+
+
+class EstimateRequest(Body):
+    """Price one plan, or the best one when no plan is given."""
+
+    model: NameOrMapping = Field(
+        description="A preset, a size such as `13b`, or the contents of a Hugging Face config.json.",
+        examples=["llama-2-13b"],
+    )
+    cluster: NameOrMapping = Field(
+        description="A cluster string or the mapping a cluster file holds.", examples=["8xA100-80GB"]
+    )
+    job: JobBody = Field(default=JobBody())
+    plan: PlanBody = Field(default=PlanBody(), description="The plan; what is left out is chosen.")
+    framework: Literal["megatron", "deepspeed", "fsdp", "nanotron"] | None = None
+    fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
+    price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
+    price_date: str = Field(default="", max_length=10, pattern=r"^([0-9]{4}-[0-9]{2}-[0-9]{2})?$")
+    memory_reserve_bytes: Bytes = Field(default=0.0, description="Device memory to leave free.")
+
+
+class PlanRequest(EstimateRequest):
+    """Search for the best plans."""
+
+    plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
+    objective: Literal["step_time", "cost", "fewest_gpus", "memory_headroom"] = "step_time"
+    top: int = Field(default=10, ge=1, le=MAX_TOP, description="Most plans to return.")
+
+
+def given(body: Body) -> dict[str, Any]:
+    """The fields a client set, nulls left out, as the plain mapping the library takes."""
+    return body.model_dump(exclude_none=True, exclude_unset=True)
+
+
+class Health(BaseModel):
+    """That the service is up."""
+
+    status: Literal["ok"] = "ok"
