@@ -177,7 +177,9 @@ class LinkCollectiveModel:
         return Prediction(time_s=time_s, low_s=low_s, high_s=high_s, basis=basis, extrapolated=extrapolated)
 
     def _price(self, groups: Groups, cluster: ClusterSpec, *, across: bool) -> tuple[FloatArray, tuple[Fit, ...]]:
-        node, name = cluster.node, OP_NAMES[groups.op]
+        node = cluster.node
+        # Nobody timed broadcasts: a pipelined ring passes every byte on once, as a gather does.
+        name = "all_gather" if groups.op is CollectiveOp.BROADCAST else OP_NAMES[groups.op]
         if groups.op is CollectiveOp.HOST_COPY:
             fit = self.fits.resolve(name, link=node.host_link.name, kind=node.host_link.kind)
             bytes_per_s = node.host_link.bandwidth_bytes_per_s * fit.parameters["efficiency"]

@@ -1,0 +1,106 @@
+"""Robust fits of positive parameters on relative error, and the error on rows kept out of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+FloatArray = NDArray[np.float64]
+Parameters = dict[str, float]
+Price = Callable[[Mapping[str, float], NDArray[np.int64]], FloatArray]
+
+HELD_OUT_SHARE = 0.2
+SEED = 20240601  # any fixed number: rows are shuffled once, so that every run gives the same file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Start and bounds of one fitted parameter; positive ones are fitted by their logarithm."""
+
+    start: float
+    low: float
+    high: float
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether the parameter spans decades."""
+        return self.low > 0 and self.high / self.low > 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errors:
+    """Relative errors on a set of rows, weighted alike."""
+
+    rows: int
+    mape: float
+    median_ape: float
+    log_std: float
+    low_factor: float
+    high_factor: float
+
+
+def split(count: int, *, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row numbers to fit on and to judge by, at most ``most`` of each; the same at every run."""
+    order = np.random.default_rng(SEED).permutation(count)
+    held = max(1, int(count * HELD_OUT_SHARE))
+    return np.sort(order[held:][:most]), np.sort(order[:held][:most])
+
+
+def fit_parameters(
+    price: Price,
+    measured_s: FloatArray,
+    rows: NDArray[np.int64],
+    ranges: Mapping[str, Range],
+    *,
+    fixed: Mapping[str, float] | None = None,
+    weights: FloatArray | None = None,
+) -> Parameters:
+    """Parameters that minimise the soft-L1 loss of the log error of ``price`` on ``rows``."""
+    names = list(ranges)
+    given = dict(fixed or {})
+    target = np.log(measured_s[rows])
+    root_weight = np.ones(len(rows)) if weights is None else np.sqrt(weights[rows])
+
+    def unpack(vector: FloatArray) -> Parameters:
+        values = {
+            name: float(np.exp(value)) if ranges[name].logarithmic else float(value)
+            for name, value in zip(names, vector, strict=True)
+        }
+        return values | given
+
+    def residual(vector: FloatArray) -> FloatArray:
+        predicted = np.maximum(price(unpack(vector), rows), 1e-12)
+        return (np.log(predicted) - target) * root_weight
+
+    def pack(value: float, name: str) -> float:
+        return float(np.log(value)) if ranges[name].logarithmic else value
+
+    low = np.array([pack(ranges[name].low, name) for name in names])
+    high = np.array([pack(ranges[name].high, name) for name in names])
+    start = np.clip(np.array([pack(ranges[name].start, name) for name in names]), low + 1e-9, high - 1e-9)
+    solution: Any = least_squares(
+        residual, start, bounds=(low, high), loss="soft_l1", f_scale=0.1, diff_step=1e-3, max_nfev=60
+    )
+    return unpack(np.asarray(solution.x, dtype=float))
+
+
+def errors(price: Price, parameters: Mapping[str, float], measured_s: FloatArray, rows: NDArray[np.int64]) -> Errors:
+    """Errors of a price on rows."""
+    ratio = measured_s[rows] / price(parameters, rows)
+    relative = np.abs(1 / ratio - 1)
+    return Errors(
+        rows=len(rows),
+        mape=float(relative.mean()),
+        median_ape=float(np.median(relative)),
+        log_std=float(np.log(ratio).std()),
+        low_factor=float(min(np.quantile(ratio, 0.05), 1.0)),
+        high_factor=float(max(np.quantile(ratio, 0.95), 1.0)),
+    )
+
+
+def significant(value: float, digits: int = 5) -> float:
+    """Rounded to significant digits, so that files stay short and stable."""
+    return float(f"{value:.{digits}g}")

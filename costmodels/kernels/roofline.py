@@ -1,0 +1,202 @@
+"""The first price list for kernels: rooflines with fitted efficiencies.
+
+Which question it answers: how long does one kernel run on one device, given only its shape and the
+device's peak rates? Every formula is the larger of an arithmetic and a memory time (joined smoothly)
+plus a fixed floor; the efficiencies in them were fitted by ``costmodels.calibration.kernel_fit``.
+
+Left out on purpose: host launch gaps, overlap, contention with communication, and what only a learned
+model can know (the kernel a library picks for one shape).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernels.calls import Basis, FloatArray, KernelCallBatch, KernelOp, Prediction
+from profiles.fits import Fit, KernelFits
+from profiles.hardware import DeviceSpec
+from profiles.precision import GEMM_FORMATS
+
+# Output tiles of one thread block or cluster in the GEMM libraries' kernels; the best is taken.
+TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
+_LARGEST_TILE = 256 * 128
+QUERY_TILE = 128  # query rows per thread block of fused attention (FlashAttention-2, arXiv:2307.08691)
+
+Parameters = Mapping[str, float]
+
+OP_NAMES = {
+    KernelOp.GEMM: "gemm",
+    KernelOp.GROUPED_GEMM: "grouped_gemm",
+    KernelOp.ATTENTION_FORWARD: "attention_forward",
+    KernelOp.ATTENTION_BACKWARD: "attention_backward",
+    KernelOp.MEMORY: "memory",
+}
+FORMAT_CLASS = {"fp32": "fp32", "tf32": "tf32", "fp16": "16-bit", "bf16": "16-bit", "fp8": "fp8", "fp4": "fp4"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What the formulas read of a device, for one format: peak FLOP/s, memory bytes/s, multiprocessors."""
+
+    flops_per_s: float
+    bytes_per_s: float
+    num_sms: int
+
+
+def _waves(tiles: FloatArray, num_sms: int, quantisation: float) -> FloatArray:
+    """Rounds of ``num_sms`` tiles; ``quantisation`` 1 charges a started round in full, 0 its share."""
+    rounds = tiles / num_sms
+    return quantisation * np.ceil(rounds - 1e-9) + (1 - quantisation) * rounds
+
+
+def _join(arithmetic_s: FloatArray, memory_s: FloatArray, sharpness: float) -> FloatArray:
+    """Smooth maximum: the p-norm of two times; sharpness p = infinity is the plain maximum."""
+    larger = np.maximum(arithmetic_s, memory_s)
+    smaller = np.minimum(arithmetic_s, memory_s)
+    share = np.divide(smaller, larger, out=np.zeros_like(larger), where=larger > 0)
+    return larger * np.power(1 + np.power(share, sharpness), 1 / sharpness)
+
+
+def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatArray:
+    """Seconds of each (grouped) GEMM: tiles in waves over the multiprocessors, or memory, plus a floor.
+
+    Args:
+        calls: GEMM rows; ``batch`` problems of one shape share the waves.
+        fit: ``floor_s``; ``max_efficiency`` of the peak; ``k_half``, the depth at which half of it is
+            reached; ``tile_exponent``, the loss of smaller tiles; ``wave_quantisation``;
+            ``memory_efficiency``; ``sharpness`` of the corner between the two regimes.
+        rates: Of the device in the format of the calls.
+    """
+    sm_flops_per_s = rates.flops_per_s * fit["max_efficiency"] / rates.num_sms
+    arithmetic_s = np.full(len(calls), np.inf)
+    for tile_m, tile_n in TILES:
+        tiles = calls.batch * np.ceil(calls.m / tile_m) * np.ceil(calls.n / tile_n)
+        relative = (tile_m * tile_n / _LARGEST_TILE) ** fit["tile_exponent"]
+        tile_s = 2.0 * tile_m * tile_n * (calls.k + fit["k_half"]) / (sm_flops_per_s * relative)
+        arithmetic_s = np.minimum(arithmetic_s, tile_s * _waves(tiles, rates.num_sms, fit["wave_quantisation"]))
+    memory_s = calls.bytes / (rates.bytes_per_s * fit["memory_efficiency"])
+    return fit["floor_s"] + _join(arithmetic_s, memory_s, fit["sharpness"])
+
+
+def attention_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatArray:
+    """Seconds of each fused attention: blocks of query rows in waves, or memory, plus a floor.
+
+    Args:
+        calls: Attention rows; ``flops`` counts the causal or windowed share only.
+        fit: As ``gemm_time_s``, with ``efficiency_64``, ``_128`` and ``_256`` of the peak by head width
+            and ``kv_half``, the key tokens per query block at which half of it is reached.
+        rates: Of the device in the format of the calls.
+    """
+    widths = np.log2(np.maximum(calls.k, 1.0))
+    efficiency = np.interp(
+        widths, (6.0, 7.0, 8.0), (fit["efficiency_64"], fit["efficiency_128"], fit["efficiency_256"])
+    )
+    query_blocks = np.ceil(calls.m / QUERY_TILE)
+    blocks = np.maximum(calls.batch * calls.heads * query_blocks, 1.0)
+    padding = query_blocks * QUERY_TILE / np.maximum(calls.m, 1.0)
+    ramp = 1.0 + fit["kv_half"] / np.maximum(calls.causal * calls.n, 1.0)
+    waves = _waves(blocks, rates.num_sms, fit["wave_quantisation"])
+    block_s = calls.flops * padding * ramp / blocks / (rates.flops_per_s * efficiency / rates.num_sms)
+    memory_s = calls.bytes / (rates.bytes_per_s * fit["memory_efficiency"])
+    return fit["floor_s"] + _join(waves * block_s, memory_s, fit["sharpness"])
+
+
+def memory_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatArray:
+    """Seconds of each bandwidth-bound call: a floor per kernel launched plus its bytes.
+
+    A ramp of the bandwidth with the size, ``e * b / (b + b_half)``, is the same straight line: its
+    ``b_half`` is the floor times the reached bandwidth.
+
+    Args:
+        calls: Memory rows; ``batch`` kernels launched.
+        fit: ``floor_s`` and ``memory_efficiency``.
+        rates: Only the memory bandwidth is read.
+    """
+    return calls.batch * fit["floor_s"] + calls.bytes / (rates.bytes_per_s * fit["memory_efficiency"])
+
+
+FORMULAS: Mapping[str, Callable[[KernelCallBatch, Parameters, Rates], FloatArray]] = {
+    "gemm": gemm_time_s,
+    "grouped_gemm": gemm_time_s,
+    "attention_forward": attention_time_s,
+    "attention_backward": attention_time_s,
+    "memory": memory_time_s,
+}
+
+
+def take(calls: KernelCallBatch, rows: NDArray[np.int64]) -> KernelCallBatch:
+    """The calls of some rows."""
+    return KernelCallBatch(
+        op=calls.op[rows], gemm_format=calls.gemm_format[rows], m=calls.m[rows], n=calls.n[rows],
+        k=calls.k[rows], batch=calls.batch[rows], heads=calls.heads[rows], kv_heads=calls.kv_heads[rows],
+        causal=calls.causal[rows], flops=calls.flops[rows], bytes=calls.bytes[rows],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RooflineKernelModel:
+    """Prices kernels by roofline formulas with fitted efficiencies.
+
+    Attributes:
+        fits: Parameters per device, architecture and format (``profiles.fits.default_fits().kernels``).
+    """
+
+    fits: KernelFits
+
+    def predict(self, calls: KernelCallBatch, device: DeviceSpec) -> Prediction:
+        """Seconds for each call on one device.
+
+        Raises:
+            SpecError: If the device cannot multiply in a format that a call asks for.
+        """
+        size = len(calls)
+        time_s, low_s, high_s = np.zeros(size), np.zeros(size), np.zeros(size)
+        basis = np.full(size, int(Basis.ANALYTIC), dtype=np.int64)
+        extrapolated = np.zeros(size, dtype=np.bool_)
+        groups = calls.op * len(GEMM_FORMATS) + np.where(calls.op == KernelOp.MEMORY, 0, calls.gemm_format)
+        for group in np.unique(groups):
+            rows = np.flatnonzero(groups == group)
+            op, format_index = divmod(int(group), len(GEMM_FORMATS))
+            part = take(calls, rows)
+            fit, fit_basis, rates = self._resolve(KernelOp(op), GEMM_FORMATS[format_index], device)
+            price_s = FORMULAS[fit.op](part, fit.parameters, rates)
+            time_s[rows], low_s[rows], high_s[rows] = price_s, price_s * fit.low_factor, price_s * fit.high_factor
+            basis[rows] = int(fit_basis)
+            extrapolated[rows] = _outside(part, fit)
+        return Prediction(time_s=time_s, low_s=low_s, high_s=high_s, basis=basis, extrapolated=extrapolated)
+
+    def provenance(self, op: KernelOp, gemm_format: str, device: DeviceSpec) -> str:
+        """One line on what the price of an operation on a device rests on."""
+        return self._resolve(op, gemm_format, device)[0].provenance
+
+    def _resolve(self, op: KernelOp, gemm_format: str, device: DeviceSpec) -> tuple[Fit, Basis, Rates]:
+        bytes_per_s, num_sms = device.memory_bandwidth_bytes_per_s, device.num_sms
+        where = {"device": device.name, "architecture": device.architecture}
+        if op is KernelOp.MEMORY:
+            fit = self.fits.resolve("memory", "", **where)
+            basis = Basis.ASSUMED if fit.scope == "global" else Basis.ANALYTIC
+            return fit, basis, Rates(flops_per_s=1.0, bytes_per_s=bytes_per_s, num_sms=num_sms)
+        rates = Rates(flops_per_s=device.peak(gemm_format), bytes_per_s=bytes_per_s, num_sms=num_sms)
+        format_class = FORMAT_CLASS[gemm_format]
+        if format_class == "tf32" and "tf32" not in device.peak_flops_per_s:
+            format_class = "fp32"  # DeviceSpec.peak runs it on the fp32 units
+        name = OP_NAMES[op]
+        if (name, format_class, "global", "*") in self.fits.records:
+            fit = self.fits.resolve(name, format_class, **where)
+            return fit, Basis.ASSUMED if fit.scope == "global" else Basis.ANALYTIC, rates
+        # No measurement of the operation in that format anywhere: grouped GEMMs borrow the efficiency of
+        # single ones, every other format that of the 16-bit kernels.
+        if op is KernelOp.GROUPED_GEMM and ("gemm", format_class, "global", "*") in self.fits.records:
+            return self.fits.resolve("gemm", format_class, **where), Basis.ASSUMED, rates
+        return self.fits.resolve(name, "16-bit", **where), Basis.ASSUMED, rates
+
+
+def _outside(calls: KernelCallBatch, fit: Fit) -> NDArray[np.bool_]:
+    """Whether each call lies outside the fitted range of any quantity the record names."""
+    outside = np.zeros(len(calls), dtype=np.bool_)
+    for name, (low, high) in fit.domain.items():
+        values = calls.flops if name == "flops" else calls.bytes
+        outside |= (values < low) | (values > high)
+    return outside
