@@ -1,0 +1,185 @@
+"""Prices published rows through the one cost path, thousands at a time.
+
+Rows that share model, cluster, job (whatever the batch) and stack are one batch of plans. The grouping is
+done once, so that a fitter can swap stacks and price again cheaply.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from costmodels.collectives import CollectiveCostModel
+from costmodels.context import CostContext
+from costmodels.evaluate import evaluate
+from costmodels.kernels.calls import KernelCostModel
+from costmodels.kernels.roofline import RooflineKernelModel
+from costmodels.link_model import LinkCollectiveModel
+from costmodels.memory import ALLOCATED_PARTS, RESERVED_PARTS
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
+from costmodels.workload import TrainingJob
+from planner.validate.rows import MemoryKind, ScorableRow
+from profiles.errors import SpecError
+from profiles.fits import default_fits
+from profiles.hardware import ClusterSpec
+from profiles.model import ModelSpec
+from profiles.stack import StackSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """What the planner says about n rows, in their order.
+
+    Attributes:
+        step_time_s: (n,) seconds; NaN where the row cannot be priced.
+        step_time_low_s, step_time_high_s: (n,) 90 % interval.
+        memory_bytes: (n,) peak as the row's source counts it (kind and stage).
+        memory_low_bytes, memory_high_bytes: (n,) 90 % interval, on that scale.
+        allocated_bytes: (n,) peak of live tensors.
+        peak_memory_bytes: (n,) peak of the fullest device, everything counted.
+        fits: (n,) OOM verdict.
+        problems: Row number to reason, for rows that cannot be priced.
+    """
+
+    step_time_s: FloatArray
+    step_time_low_s: FloatArray
+    step_time_high_s: FloatArray
+    memory_bytes: FloatArray
+    memory_low_bytes: FloatArray
+    memory_high_bytes: FloatArray
+    allocated_bytes: FloatArray
+    peak_memory_bytes: FloatArray
+    fits: BoolArray
+    problems: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """Rows priced in one call."""
+
+    rows: IntArray
+    model: ModelSpec
+    cluster: ClusterSpec
+    job: TrainingJob
+    stack: str
+    plans: PlanBatch
+    first_stage: BoolArray
+
+
+class RowPredictor:
+    """Prices a fixed set of rows with varying stacks."""
+
+    def __init__(
+        self,
+        rows: Sequence[ScorableRow],
+        *,
+        kernels: KernelCostModel | None = None,
+        collectives: CollectiveCostModel | None = None,
+    ) -> None:
+        """Group the rows.
+
+        Args:
+            rows: Rows to price.
+            kernels: Kernel prices; the packaged fits when absent.
+            collectives: Collective prices; the packaged fits when absent.
+        """
+        self._rows = tuple(rows)
+        self._kernels = kernels or RooflineKernelModel(default_fits().kernels)
+        self._collectives = collectives or LinkCollectiveModel(default_fits().collectives)
+        self._kinds = np.array([row.memory_kind.value for row in rows], dtype=object)
+        self._groups = _groups(self._rows)
+
+    def step_times_s(self, stacks: Mapping[str, StackSpec]) -> FloatArray:
+        """(n,) predicted seconds per step; NaN where a row cannot be priced."""
+        return self.predict(stacks).step_time_s
+
+    def predict(self, stacks: Mapping[str, StackSpec]) -> Predictions:
+        """Everything the planner says about the rows.
+
+        Args:
+            stacks: Stack name to stack; must hold every stack the rows name.
+        """
+        count = len(self._rows)
+        columns = {
+            name: np.full(count, np.nan)
+            for name in (
+                "step_time_s", "step_time_low_s", "step_time_high_s", "memory_bytes", "memory_low_bytes",
+                "memory_high_bytes", "allocated_bytes", "peak_memory_bytes",
+            )
+        }  # fmt: skip
+        fits = np.zeros(count, dtype=np.bool_)
+        problems: dict[int, str] = {}
+        for group in self._groups:
+            try:
+                self._price(group, stacks[group.stack], columns, fits)
+            except SpecError as error:
+                problems.update(dict.fromkeys(group.rows.tolist(), str(error)))
+        return Predictions(**columns, fits=fits, problems=problems)
+
+    def _price(self, group: _Group, stack: StackSpec, columns: Mapping[str, FloatArray], fits: BoolArray) -> None:
+        context = CostContext(
+            model=group.model,
+            cluster=group.cluster,
+            job=group.job,
+            stack=stack,
+            kernels=self._kernels,
+            collectives=self._collectives,
+        )
+        estimate = evaluate(group.plans, context)
+        at = group.rows
+        columns["step_time_s"][at] = estimate.step_time_s
+        columns["step_time_low_s"][at] = estimate.step_time_low_s
+        columns["step_time_high_s"][at] = estimate.step_time_high_s
+        columns["peak_memory_bytes"][at] = estimate.peak_memory_bytes
+        fits[at] = estimate.fits
+        allocated = _peak(estimate.memory_parts_bytes, ALLOCATED_PARTS, group.first_stage)
+        reserved = _peak(estimate.memory_parts_bytes, RESERVED_PARTS, group.first_stage)
+        everything = _peak(estimate.memory_parts_bytes, tuple(estimate.memory_parts_bytes), group.first_stage)
+        columns["allocated_bytes"][at] = allocated
+        kinds = self._kinds[at]
+        # A figure of unknown kind comes from a framework's own log: reserved is the middle of the three.
+        counted = np.select(
+            [kinds == MemoryKind.ALLOCATED.value, kinds == MemoryKind.SMI.value], [allocated, everything], reserved
+        )
+        columns["memory_bytes"][at] = counted
+        columns["memory_low_bytes"][at] = counted * estimate.peak_memory_low_bytes / estimate.peak_memory_bytes
+        columns["memory_high_bytes"][at] = counted * estimate.peak_memory_high_bytes / estimate.peak_memory_bytes
+
+
+def predict_rows(rows: Sequence[ScorableRow], stacks: Mapping[str, StackSpec]) -> Predictions:
+    """Price the rows once (see ``RowPredictor`` to do it many times)."""
+    return RowPredictor(rows).predict(stacks)
+
+
+def _groups(rows: Sequence[ScorableRow]) -> tuple[_Group, ...]:
+    members: dict[tuple[object, ...], list[int]] = {}
+    keys: dict[int, int] = {}
+    jobs = [replace(row.job, global_batch_size=1) for row in rows]  # a step's price reads the plan's batch only
+    for number, row in enumerate(rows):
+        cluster = keys.setdefault(_cluster_key(row.cluster), len(keys))
+        by_hand = number if row.plan.stage_layers else -1
+        members.setdefault((row.model, cluster, jobs[number], row.stack, by_hand), []).append(number)
+    return tuple(
+        _Group(
+            rows=np.array(numbers, dtype=np.int64),
+            model=rows[numbers[0]].model,
+            cluster=rows[numbers[0]].cluster,
+            job=jobs[numbers[0]],
+            stack=rows[numbers[0]].stack,
+            plans=PlanBatch.from_plans([rows[number].plan for number in numbers]),
+            first_stage=np.array([rows[number].first_stage_memory for number in numbers]),
+        )
+        for numbers in members.values()
+    )
+
+
+def _cluster_key(cluster: ClusterSpec) -> int:
+    """Clusters hold mappings and do not hash; two that print alike are alike."""
+    return hash((cluster.num_nodes, repr(cluster.node)))
+
+
+def _peak(parts: Mapping[str, FloatArray], names: Sequence[str], first_stage: BoolArray) -> FloatArray:
+    """(N,) sum of those parts on the fullest stage, or on the first where a source reports rank 0."""
+    per_stage: FloatArray = np.sum([parts[name] for name in names], axis=0)
+    peak: FloatArray = np.where(first_stage, per_stage[:, 0], per_stage.max(axis=1))
+    return peak
