@@ -156,7 +156,8 @@ class PlanBatch:
         overlap_grad_reduce: Gradient reduction runs under the backward pass.
         overlap_param_gather: Parameter gathering runs under the forward pass.
         tensor_parallel_overlap: Tensor-parallel communication split and run under the GEMMs.
-        stage_layers: (N, max p) layers of each stage, 0 beyond p, when any plan lays stages out by hand.
+        stage_layers: (N, max p) layers of each stage, 0 beyond p, when any plan lays stages out by hand;
+            a row of zeros is laid out automatically.
     """
 
     tensor_parallel: IntArray
@@ -213,7 +214,7 @@ class PlanBatch:
             name: [getattr(plan, name) for plan in plans] for name in (*_INT_COLUMNS, *_BOOL_COLUMNS)
         }
         if any(plan.stage_layers for plan in plans):
-            width = max(plan.pipeline_parallel for plan in plans)
+            width = max(max(plan.pipeline_parallel, len(plan.stage_layers)) for plan in plans)
             table = np.zeros((len(plans), width), dtype=np.int64)
             for row, plan in enumerate(plans):
                 table[row, : len(plan.stage_layers)] = plan.stage_layers
@@ -234,8 +235,8 @@ class PlanBatch:
         values |= {name: bool(getattr(self, name)[row]) for name in _BOOL_COLUMNS}
         for name, kind in _ENUMS.items():
             values[name] = kind(values[name])
-        if self.stage_layers is not None:
-            values["stage_layers"] = tuple(int(n) for n in self.stage_layers[row] if n > 0)
+        if self.stage_layers is not None and self.stage_layers[row].any():
+            values["stage_layers"] = tuple(int(n) for n in self.stage_layers[row, : values["pipeline_parallel"]])
         return ExecutionPlan(**values)
 
     @property
@@ -250,8 +251,14 @@ class PlanBatch:
 
 
 def concatenate(batches: Iterable[PlanBatch]) -> PlanBatch:
-    """One batch with the rows of all, in order; none may have hand-laid stages."""
+    """One batch with the rows of all, in order.
+
+    Raises:
+        TypeError: If a batch has hand-laid stages, whose tables may differ in width.
+    """
     parts = list(batches)
+    if any(part.stage_layers is not None for part in parts):
+        raise TypeError("batches with stage_layers cannot be concatenated")
     columns = {
         name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_INT_COLUMNS, *_BOOL_COLUMNS)
     }

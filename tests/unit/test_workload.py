@@ -1,0 +1,69 @@
+import pytest
+
+from costmodels.workload import LoraSpec, TrainingJob
+from profiles.errors import SpecError
+from tests.fakes import job
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sequence_length": 0}, "job.sequence_length: must be between 1 and 16777216; got 0"),
+        ({"global_batch_size": 0}, "job.global_batch_size: must be between 1 and 4194304; got 0"),
+        ({"global_batch_size": 1 << 23}, "job.global_batch_size: must be between 1 and 4194304; got 8388608"),
+        ({"task": "dream"}, "job.task: unknown value 'dream'. Hint: use one of pretrain, full, lora, qlora"),
+        (
+            {"optimizer": "lion"},
+            "job.optimizer: unknown value 'lion'. Hint: use one of adamw, adamw8bit, adafactor, sgd, none",
+        ),
+        ({"attention": "linear"}, "job.attention: unknown value 'linear'. Hint: use one of flash, unfused"),
+        (
+            {"master_dtype": "fp64"},
+            "job.master_dtype: unknown value 'fp64'. Hint: use one of none, fp32, bf16, fp16, fp8, int8",
+        ),
+        (
+            {"state_dtype": "fp64"},
+            "job.state_dtype: unknown value 'fp64'. Hint: use one of none, fp32, bf16, fp16, fp8, int8",
+        ),
+        (
+            {"gradient_dtype": "fp64"},
+            "job.gradient_dtype: unknown value 'fp64'. Hint: use one of none, fp32, bf16, fp16, fp8, int8",
+        ),
+        ({"padding_efficiency": 0.0}, "job.padding_efficiency: must be in (0, 1]; got 0.0"),
+        ({"padding_efficiency": 1.5}, "job.padding_efficiency: must be in (0, 1]; got 1.5"),
+        ({"lora": LoraSpec()}, "job.lora: must be given exactly when task is lora or qlora; task is 'pretrain'"),
+        ({"task": "qlora"}, "job.lora: must be given exactly when task is lora or qlora; task is 'qlora'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_a_job_that_cannot_exist_says_why(changes, message):
+    with pytest.raises(SpecError) as caught:
+        job(**changes)
+    assert str(caught.value) == message
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(SpecError, match=r"^job\.precision: unknown precision 'fp7'"):
+        job(precision="fp7")
+
+
+def test_long_words_are_cut_before_they_are_shown():
+    with pytest.raises(SpecError) as caught:
+        job(task="x" * 1000)
+    assert "x" * 40 in str(caught.value)
+    assert "x" * 41 not in str(caught.value)
+
+
+def test_tokens_per_step_count_padding():
+    # GPT-3 trains on 3.2 M tokens per step (arXiv:2005.14165 table 2.1): 1536 sequences of 2048.
+    assert TrainingJob(sequence_length=2048, global_batch_size=1536, padding_efficiency=0.5).tokens_per_step == 3145728
+
+
+@pytest.mark.parametrize(("task", "frozen"), [("pretrain", False), ("full", False), ("lora", True), ("qlora", True)])
+def test_only_adapter_jobs_freeze_the_base(task, frozen):
+    assert job(task=task, lora=LoraSpec() if frozen else None).trains_adapters_only is frozen
+
+
+def test_numerics_follow_the_recipe():
+    assert job(precision="fp8").numerics.gemm_format == "fp8"
+    assert job(precision="BF16").numerics.storage_bytes == 2
