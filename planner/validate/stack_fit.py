@@ -41,7 +41,8 @@ MEASUREMENT_STD = 0.08  # run-to-run spread of published step times beside which
 MAX_EFFECTIVE_ROWS = 12.0  # rows one source counts as at most: its rows share their systematic error
 ITERATIONS = 3
 
-Predict = Callable[[Mapping[str, StackSpec]], FloatArray]
+# Predicts the step time of the rows an index array selects, with the given stacks.
+Predict = Callable[[Mapping[str, StackSpec], NDArray[np.int64]], FloatArray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ def fit_stacks(
         stack_of_row: (n,) stack each measurement ran on.
         source_of_row: (n,) source it was published by.
         measured_s: (n,) measured step time.
-        predict: Predicts (n,) step times with the given stacks.
+        predict: Predicts the step times of selected rows with the given stacks.
 
     Returns:
         The fit and its cross-validation.
@@ -117,8 +118,9 @@ def fit_stacks(
             fitted[name] = from_vector(stacks[name], parameters, solve(rows, sources))
     held_out = np.empty(len(measured_s))
     for source, kept in folds.items():
-        held_out = np.where(sources == source, predict(kept), held_out)
-    return StackFit(stacks=fitted, held_out_s=held_out, fitted_s=predict(fitted))
+        judged = np.flatnonzero(sources == source)
+        held_out[judged] = predict(kept, judged)
+    return StackFit(stacks=fitted, held_out_s=held_out, fitted_s=predict(fitted, np.arange(len(measured_s))))
 
 
 def free_parameters(stack: StackSpec) -> tuple[str, ...]:
@@ -148,7 +150,7 @@ class _Solver:
         for _ in range(20):
             residual = error - table @ step
             weight = effective * np.minimum(1.0, HUBER / np.maximum(np.abs(residual), 1e-9)) / MEASUREMENT_STD**2
-            normal = (table * weight[:, None]).T @ table + np.diag(precision)
+            normal: FloatArray = (table * weight[:, None]).T @ table + np.diag(precision)
             right = (table * weight[:, None]).T @ error + precision * (self.prior - self.here)
             step = np.linalg.solve(normal, right)
         reach = 2 * np.array([PRIOR_STD[name] for name in self.names])
@@ -159,7 +161,8 @@ def _jacobian(
     stacks: Mapping[str, StackSpec], stack_names: NDArray[np.str_], predict: Predict
 ) -> tuple[FloatArray, FloatArray]:
     """(n, parameters) derivative of log step time by each row's own stack's free parameters, and log time."""
-    base = np.log(predict(stacks))
+    everything = np.arange(len(stack_names))
+    base = np.log(predict(stacks, everything))
     used = sorted(set(stack_names.tolist()))
     width = max(len(free_parameters(stacks[name])) for name in used)
     jacobian = np.zeros((len(base), width))
@@ -172,5 +175,6 @@ def _jacobian(
                 vector = to_vector(stacks[name], parameters)
                 vector[column] += delta
                 moved[name] = from_vector(stacks[name], parameters, vector)
-        jacobian[:, column] = (np.log(predict(moved)) - base) / delta
+        moved_rows = np.flatnonzero([column < len(free_parameters(stacks[name])) for name in stack_names.tolist()])
+        jacobian[moved_rows, column] = (np.log(predict(moved, moved_rows)) - base[moved_rows]) / delta
     return jacobian, base
