@@ -1,14 +1,18 @@
 """Which layers sit on which pipeline stage, and what else each stage carries.
 
-Most stages of an even pipeline are alike, so a batch is priced on five stage classes (first, second,
-other stages with one layer more, other plain stages, last); the full table, one column per stage, is
-built only to report one plan or when stages were laid out by hand. Both go through the same functions.
+Most stages of a pipeline are alike, so a batch is priced on stage classes: stages with the same layers
+of each kind and the same ends share one column, represented by the first of them, which holds the most
+micro-batches. One column per stage is built only for a report. Layouts are worked out once per
+distinct combination of the columns they depend on, and gathered onto the plans.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.pipeline import in_flight_microbatches
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Schedule
 from profiles.model import ModelSpec
@@ -19,13 +23,14 @@ class StageTable:
     """Stages of N plans, columns of shape (N, S); a column with ``count`` 0 is unused.
 
     Attributes:
-        index: Stage number from 0.
+        index: Number of the stage, or of the first stage of its class, from 0.
         count: How many pipeline stages the column stands for.
         layers: Transformer layers on the stage, all its chunks together.
         moe_layers: Of those, how many are mixtures of experts.
         in_flight: Micro-batches whose activations the stage holds at its peak.
         has_embedding: Whether the stage holds the input embedding.
         has_head: Whether the stage holds the output head and the loss.
+        groups: Plans with the same layout: equal rows in everything but ``in_flight``.
     """
 
     index: IntArray
@@ -35,114 +40,150 @@ class StageTable:
     in_flight: FloatArray
     has_embedding: BoolArray
     has_head: BoolArray
+    groups: Groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """What stages hold whatever the number of micro-batches; (K, S) columns as in ``StageTable``."""
+
+    index: IntArray
+    count: IntArray
+    layers: IntArray
+    moe_layers: IntArray
+    has_embedding: BoolArray
+    has_head: BoolArray
 
 
 def stage_table(plans: PlanBatch, model: ModelSpec, *, full: bool = False) -> StageTable:
     """The stages of every plan.
 
     Args:
-        plans: N plans; hand-laid stages force the full table.
+        plans: N plans.
         model: ``num_layers`` and the MoE pattern are read.
-        full: One column per stage up to the largest p, instead of five classes.
+        full: One column per stage up to the largest p, instead of one per class.
 
     Returns:
-        Table with S = 5, or S = largest p when full.
+        Table with S as small as the batch allows, or S = largest p when full.
     """
-    stages = plans.pipeline_parallel[:, None]
-    split = _split(plans, model.num_layers)
-    if full or plans.stage_layers is not None:
-        index = np.broadcast_to(np.arange(int(stages.max(initial=1))), (len(plans), int(stages.max(initial=1))))
-        count = (index < stages).astype(np.int64)
-        index = np.minimum(index, stages - 1)
-    else:
-        index, count = _stage_classes(plans.pipeline_parallel, split)
-    layers, before = _placed(plans, split, index)
-    last = index == stages - 1
-    zero_bubble_v = (plans.schedule == Schedule.ZERO_BUBBLE_V)[:, None]
+    groups = _layout_groups(plans)
+    distinct = plans.take(groups.first)
+    layout = _full_layout(distinct, model)
+    if not full:
+        layout = _merged(layout)
+    rows = {name: getattr(layout, name)[groups.of_row] for name in _Layout.__dataclass_fields__}
     in_flight = in_flight_microbatches(
         plans.schedule[:, None],
-        stage=index,
-        stages=stages,
+        stage=rows["index"],
+        stages=plans.pipeline_parallel[:, None],
         virtual_stages=plans.virtual_stages[:, None],
         num_microbatches=plans.num_microbatches[:, None],
     )
-    return StageTable(
-        index=index,
-        count=count,
-        layers=np.where(count > 0, layers, 0),
-        moe_layers=np.where(count > 0, _moe_layers(plans, model, index, layers, before), 0),
-        in_flight=np.where(count > 0, in_flight, 0.0),
-        has_embedding=(index == 0) & (count > 0),
-        has_head=np.where(zero_bubble_v, index == 0, last) & (count > 0),
+    return StageTable(in_flight=np.where(rows["count"] > 0, in_flight, 0.0), groups=groups, **rows)
+
+
+def _layout_groups(plans: PlanBatch) -> Groups:
+    columns = [
+        plans.pipeline_parallel,
+        plans.virtual_stages,
+        plans.first_stage_layers,
+        plans.last_stage_layers,
+        (plans.schedule == Schedule.ZERO_BUBBLE_V).astype(np.int64),
+    ]
+    if plans.stage_layers is not None:
+        columns.append(np.unique(plans.stage_layers, axis=0, return_inverse=True)[1].reshape(-1))
+    return group_rows(*columns)
+
+
+def _full_layout(plans: PlanBatch, model: ModelSpec) -> _Layout:
+    """One column per stage."""
+    p = plans.pipeline_parallel[:, None]
+    stage = np.arange(int(p.max(initial=1)))[None, :]
+    used = stage < p
+    layers, before = _placed(plans, model.num_layers, stage)
+    layers = np.where(used, layers, 0)
+    v_shaped = (plans.schedule == Schedule.ZERO_BUBBLE_V)[:, None]
+    return _Layout(
+        index=np.minimum(stage, p - 1),
+        count=used.astype(np.int64),
+        layers=layers,
+        moe_layers=np.where(used, _moe_layers(plans, model, layers, before), 0),
+        has_embedding=np.broadcast_to(stage == 0, used.shape),
+        # A V-shaped placement brings the last chunk back to the first stage.
+        has_head=stage == np.where(v_shaped, 0, p - 1),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Split:
-    """An automatic split: first | base + 1, ``extra`` times | base ... | last. Columns (N,)."""
+def _placed(plans: PlanBatch, num_layers: int, stage: IntArray) -> tuple[IntArray, IntArray]:
+    """(K, P) layers of each stage, and layers on the stages before it.
 
-    first: IntArray
-    base: IntArray
-    extra: IntArray
-    last: IntArray
-
-
-def _split(plans: PlanBatch, num_layers: int) -> _Split:
-    """A remainder goes to the middle stages, which carry nothing else; the overflow to the ends."""
-    stages = plans.pipeline_parallel
-    first, last = plans.first_stage_layers, plans.last_stage_layers
-    free_stages = np.maximum(stages - (first > 0) - (last > 0), 1)
+    A remainder goes to the middle stages, which carry nothing else; what these cannot take to the first.
+    """
+    p = plans.pipeline_parallel[:, None]
+    first, last = plans.first_stage_layers[:, None], plans.last_stage_layers[:, None]
+    free_stages = np.maximum(p - (first > 0) - (last > 0), 1)
     free_layers = np.maximum(num_layers - first - last, 0)
     base, remainder = free_layers // free_stages, free_layers % free_stages
-    extra = np.minimum(remainder, np.maximum(stages - 2, 0))
-    spill = remainder - extra
-    at_first = np.where(first > 0, first, base + (spill > 0))
-    at_last = np.where(last > 0, last, base + np.where(first > 0, spill > 0, spill > 1))
-    return _Split(
-        first=np.where(stages == 1, num_layers, at_first),
-        base=base,
-        extra=extra,
-        last=np.where(stages == 1, num_layers, at_last),
-    )
-
-
-def _stage_classes(stages: IntArray, split: _Split) -> tuple[IntArray, IntArray]:
-    """(N, 5) index and multiplicity: first, second, other enlarged, other plain, and last stage."""
-    middle = np.maximum(stages - 2, 0)
-    second = np.minimum(middle, 1)
-    enlarged = np.maximum(split.extra - 1, 0)
-    index = np.stack([np.zeros_like(stages), np.ones_like(stages), split.extra, stages - 2, stages - 1], axis=1)
-    count = np.stack([np.ones_like(stages), second, enlarged, middle - second - enlarged, 1 * (stages > 1)], axis=1)
-    return np.clip(index, 0, stages[:, None] - 1), count
-
-
-def _placed(plans: PlanBatch, split: _Split, index: IntArray) -> tuple[IntArray, IntArray]:
-    """(N, S) layers of each stage, and layers on the stages before it."""
+    extra = np.minimum(remainder, np.maximum(p - 2, 0))
+    at_first = np.where(first > 0, first, base + (remainder > extra))
+    at_last = np.where(last > 0, last, base)
+    middle = base + (stage <= extra)
+    layers = np.where(stage == p - 1, at_last, np.where(stage == 0, at_first, middle))
+    layers = np.where(p == 1, num_layers, layers)
     if plans.stage_layers is not None:
-        before = np.cumsum(plans.stage_layers, axis=1) - plans.stage_layers
-        return np.take_along_axis(plans.stage_layers, index, axis=1), np.take_along_axis(before, index, axis=1)
-    first, base, extra, last = (column[:, None] for column in (split.first, split.base, split.extra, split.last))
-    middle = base + (index <= extra)
-    at_end = index == plans.pipeline_parallel[:, None] - 1
-    layers = np.where(at_end, last, np.where(index == 0, first, middle))
-    before = np.where(index == 0, 0, first + base * (index - 1) + np.minimum(index - 1, extra))
-    return layers, before
+        by_hand = plans.stage_layers[:, : layers.shape[1]]
+        laid = plans.stage_layers.sum(axis=1, keepdims=True) > 0
+        layers = np.where(laid, by_hand, layers)
+    layers = np.where(stage < p, layers, 0)
+    return layers, np.cumsum(layers, axis=1) - layers
 
 
-def _moe_layers(plans: PlanBatch, model: ModelSpec, index: IntArray, layers: IntArray, before: IntArray) -> IntArray:
-    """(N, S) MoE layers of each stage, from the positions its layers have in the model."""
-    if model.moe is None:
-        return np.zeros_like(layers)
-    moe_before = np.concatenate([[0], np.cumsum(model.layer_is_moe)])  # MoE layers before each layer
+def _moe_layers(plans: PlanBatch, model: ModelSpec, layers: IntArray, before: IntArray) -> IntArray:
+    """(K, P) MoE layers of each stage, from the positions its layers have in the model.
+
+    Chunk k of v covers the layers from kL/v on, each stage its share of them; the second chunk of a
+    V-shaped placement runs through the stages backwards.
+    """
     last = model.num_layers
-    contiguous: IntArray = moe_before[np.clip(before + layers, 0, last)] - moe_before[np.clip(before, 0, last)]
-    most_chunks = int(plans.virtual_stages.max(initial=1))
-    if most_chunks == 1:
-        return contiguous
-    stages, chunks = plans.pipeline_parallel[:, None], plans.virtual_stages[:, None]
-    interleaved = np.zeros_like(layers)
-    size = np.maximum(layers // chunks, 1)
-    for chunk in range(most_chunks):
-        start = np.minimum((chunk * stages + index) * size, last)
-        interleaved += np.where(chunk < chunks, moe_before[np.minimum(start + size, last)] - moe_before[start], 0)
-    return np.where(chunks > 1, np.minimum(interleaved, layers), contiguous)
+    if model.num_moe_layers in (0, last):
+        return layers if model.num_moe_layers else np.zeros_like(layers)
+    moe_before = np.concatenate([[0], np.cumsum(model.layer_is_moe)])  # MoE layers before each layer
+    v_shaped = plans.schedule == Schedule.ZERO_BUBBLE_V
+    chunks = np.where(v_shaped, 2, plans.virtual_stages)
+    found = np.zeros_like(layers)
+    for chunk in range(int(chunks.max(initial=1))):
+        rows = np.flatnonzero(chunks > chunk)
+        low, high, v = before[rows], before[rows] + layers[rows], chunks[rows, None]
+        start, end = (chunk * last + low) // v, (chunk * last + high) // v
+        if chunk == 1:
+            mirrored = v_shaped[rows, None]
+            start, end = np.where(mirrored, last + -high // 2, start), np.where(mirrored, last + -low // 2, end)
+        found[rows] += moe_before[np.clip(end, 0, last)] - moe_before[np.clip(start, 0, last)]
+    return np.minimum(found, layers)
+
+
+def _merged(layout: _Layout) -> _Layout:
+    """Stages that hold the same in one column, in the order of their first stage."""
+    row, column = np.nonzero(layout.count)
+    ends = layout.has_embedding[row, column] + 2 * layout.has_head[row, column]
+    classes = group_rows(row, layout.layers[row, column], layout.moe_layers[row, column], ends)
+    first = np.sort(classes.first)
+    of_class = row[first]
+    place = np.arange(len(first)) - np.searchsorted(of_class, of_class)
+    shape = (len(layout.count), int(place.max(initial=0)) + 1)
+    source = (row[first], column[first])
+    count = np.bincount(classes.of_row, minlength=len(first))[classes.of_row[first]]
+
+    def placed(values: NDArray[Any]) -> NDArray[Any]:
+        table = np.zeros(shape, dtype=values.dtype)
+        table[of_class, place] = values
+        return table
+
+    return _Layout(
+        index=placed(layout.index[source]),
+        count=placed(count),
+        layers=placed(layout.layers[source]),
+        moe_layers=placed(layout.moe_layers[source]),
+        has_embedding=placed(layout.has_embedding[source]),
+        has_head=placed(layout.has_head[source]),
+    )
