@@ -211,6 +211,7 @@ def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
         norm_bias=family.norm_bias and not family.rms,
         norms_per_layer=_norms(reader),
         qk_norm=reader.boolean(family.qk_norm),
+        qk_norm_all_heads=family.qk_norm_all_heads and reader.boolean(family.qk_norm),
         qkv_bias=reader.boolean(family.qkv_bias),
         attention_out_bias=reader.boolean(family.out_bias),
         mlp_bias=reader.boolean(family.mlp_bias),

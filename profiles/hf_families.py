@@ -24,6 +24,7 @@ class Family:
         norms: Norms of width h per layer.
         tied: Head tied to the embedding when ``tie_word_embeddings`` is absent.
         qkv_bias / out_bias / mlp_bias / head_bias / qk_norm / parallel: Rules (see the module).
+        qk_norm_all_heads: Query and key norms span all heads.
         embedding_norm: A norm follows the embedding.
         sinks: Learned attention sinks.
         router_bias: One number per expert beside the router's matrix.
@@ -50,6 +51,7 @@ class Family:
     mlp_bias: Rule = ("mlp_bias", False)
     head_bias: Rule = ("", False)
     qk_norm: Rule = ("", False)
+    qk_norm_all_heads: bool = False
     parallel: Rule = ("", False)
     embedding_norm: bool = False
     sinks: bool = False
@@ -76,7 +78,11 @@ _QWEN2 = replace(LLAMA, qkv_bias=_YES, out_bias=_NO, mlp_bias=_NO, window="qwen"
 _QWEN3 = replace(LLAMA, qk_norm=_YES, window="qwen", mlp_bias=_NO)
 _DEEPSEEK = replace(LLAMA, mlp_bias=_NO)
 _GEMMA = replace(LLAMA, tied=True, mlp_bias=_NO)
-_COHERE = replace(LLAMA, rms=False, norm_bias=False, norms=1, tied=True, parallel=_YES, qk_norm=("use_qk_norm", False))
+_COHERE = replace(
+    LLAMA, rms=False, norm_bias=False, norms=1, tied=True, parallel=_YES,
+    qk_norm=("use_qk_norm", False), qk_norm_all_heads=True,
+)  # fmt: skip
+_OLMO2 = replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, qk_norm_all_heads=True)
 _GLM = replace(LLAMA, qkv_bias=("attention_bias", True), out_bias=_NO, mlp_bias=_NO)
 # Gemma3TextConfig; the multimodal checkpoints write only what differs from it.
 _GEMMA3_DEFAULTS = {
@@ -135,7 +141,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "starcoder2": replace(
         _GPT, qkv_bias=("use_bias", True), out_bias=("use_bias", True), mlp_bias=("use_bias", True),
-        ffn_multiple=0, key_value_heads=2, window="all", window_default=4096,
+        ffn_multiple=0, key_value_heads=2, window="all",
     ),
     "stablelm": replace(
         LLAMA, rms=False, qkv_bias=("use_qkv_bias", False), out_bias=_NO, mlp_bias=_NO,
@@ -155,6 +161,8 @@ FAMILIES: Mapping[str, Family] = {
         _GLM, qkv_bias=("attention_bias", False), key_value_heads=8, router_bias=True, qk_norm=("use_qk_norm", False),
         defaults={"head_dim": 128},
     ),
+    "olmo2": _OLMO2,
+    "olmoe": _OLMO2,
     "nemotron": replace(LLAMA, gated=False, rms=False),
     "dots1": replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, router_bias=True),
 }  # fmt: skip

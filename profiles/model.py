@@ -80,7 +80,8 @@ class ModelSpec:
         rms_norm: RMSNorm (one vector) instead of LayerNorm (two).
         norm_bias: Whether a LayerNorm carries its second vector (not in MPT, Command-R).
         norms_per_layer: Norms of width h per layer (2; Gemma 4; parallel-residual models 1 or 2).
-        qk_norm: Per-head query and key norms (Qwen3, Gemma3).
+        qk_norm: Query and key norms (Qwen3, Gemma3).
+        qk_norm_all_heads: Those norms span all heads (OLMo 2, Command R+) instead of one head's width.
         qkv_bias / attention_out_bias / mlp_bias: Whether those linear layers carry biases.
         parallel_residual: Attention and MLP read the same input (GPT-NeoX, Falcon).
         attention_sinks: One learned logit per query head (gpt-oss).
@@ -112,6 +113,7 @@ class ModelSpec:
     norm_bias: bool = True
     norms_per_layer: int = 2
     qk_norm: bool = False
+    qk_norm_all_heads: bool = False
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False

@@ -291,9 +291,12 @@ def _out_bias(model: ModelSpec) -> int:
 
 
 def _qk_norm(model: ModelSpec) -> int:
-    """One norm over a head's width for queries and one for keys, shared by the heads (Qwen3, Gemma 3)."""
+    """One norm for queries and one for keys, of a head's width (Qwen3, Gemma 3) or all heads' (OLMo 2)."""
     if not model.qk_norm or model.latent_attention is not None:
         return 0
+    if model.qk_norm_all_heads:
+        heads = model.num_attention_heads + model.num_key_value_heads
+        return norm_parameters(model, width=heads * model.head_dim)
     return 2 * norm_parameters(model, width=model.head_dim)
 
 
