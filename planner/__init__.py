@@ -1,1 +1,46 @@
-"""Decisions: which plans are legal, which is best, and why."""
+"""Decisions: which plans are legal, which is best, and why.
+
+``planner.plan`` and ``planner.estimate`` are the public calls; their modules load on first use, so
+that importing the package stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from costmodels.plan import ExecutionPlan as ExecutionPlan
+    from costmodels.workload import TrainingJob as TrainingJob
+    from planner.api import estimate as estimate
+    from planner.api import plan as plan
+    from planner.request import Options as Options
+    from planner.results import PlanResult as PlanResult
+    from planner.schema import to_document as to_document
+    from profiles.errors import InfeasibleError as InfeasibleError
+    from profiles.errors import PlannerError as PlannerError
+    from profiles.errors import SpecError as SpecError
+
+_HOMES = {
+    "ExecutionPlan": "costmodels.plan",
+    "InfeasibleError": "profiles.errors",
+    "Options": "planner.request",
+    "PlanResult": "planner.results",
+    "PlannerError": "profiles.errors",
+    "SpecError": "profiles.errors",
+    "TrainingJob": "costmodels.workload",
+    "estimate": "planner.api",
+    "plan": "planner.api",
+    "to_document": "planner.schema",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'planner' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

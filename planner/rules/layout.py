@@ -132,7 +132,7 @@ TENSOR = (
         frameworks=(HUGGINGFACE,),
         field="tensor_parallel",
         text="the Trainer is planned with data parallelism only (DDP, ZeRO or FSDP)",
-        source="Hugging Face transformers Trainer with accelerate; plan model parallelism as fsdp, deepspeed or megatron",
+        source="Hugging Face transformers Trainer; plan model parallelism as fsdp, deepspeed or megatron",
         columns=columns("tensor_parallel", "pipeline_parallel", "context_parallel"),
         holds=lambda plans, _setting: plans.tensor_parallel * plans.pipeline_parallel * plans.context_parallel == 1,
         complaint=lambda _plan, _setting: (

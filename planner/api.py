@@ -1,0 +1,275 @@
+"""The public calls: ``plan`` ranks every legal plan, ``estimate`` prices and explains one.
+
+Both are pure functions of their arguments and the catalogue, safe to call from several threads, and
+answer the same to the same question.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from costmodels.plan import ExecutionPlan, PlanBatch
+from planner.constraints import check_plan
+from planner.estimates import plan_estimates
+from planner.explain import explain
+from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, nearest_row, pareto_rows
+from planner.remedies import find_remedies
+from planner.request import (
+    ClusterInput,
+    JobInput,
+    ModelInput,
+    Options,
+    PinsInput,
+    cost_context,
+    part_of,
+    pins_of,
+    resolve_request,
+    setting_of,
+)
+from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Request
+from planner.search.enumerate import join, memory_rejections, price_all
+from planner.space import plan_space
+from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec
+
+MAX_TOP = 1000
+
+
+def plan(
+    model: ModelInput,
+    cluster: ClusterInput,
+    job: JobInput = None,
+    *,
+    top: int = 10,
+    pins: PinsInput = None,
+    options: Options | None = None,
+    **settings: Any,
+) -> PlanResult:
+    """Rank every legal plan for a job on a cluster.
+
+    Args:
+        model: Name, Hugging Face config (mapping or path), or ``ModelSpec``.
+        cluster: Text such as ``"2x8xH100"``, a mapping, or ``ClusterSpec``.
+        job: ``TrainingJob`` or a mapping of its fields; what is missing is filled in and reported.
+        top: Most plans to return.
+        pins: Plan fields to hold fixed, e.g. ``{"tensor_parallel": 8}`` or ``{"tp": 8}``.
+        options: Framework, objective and the rest; or give its fields as keywords.
+        **settings: Fields of ``Options``.
+
+    Returns:
+        The ranking; ``result.infeasible`` is set, and ``plans`` empty, when nothing fits.
+
+    Raises:
+        SpecError: If the question itself is wrong.
+
+    Example:
+        >>> import planner
+        >>> result = planner.plan("llama-2-13b", "8xA100-80GB", top=3)
+        >>> result.best.fits
+        True
+    """
+    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP:
+        raise SpecError("top", f"must be a whole number between 1 and {MAX_TOP}; got {str(top)[:40]!r}")
+    request = resolve_request(model, cluster, job, pins, _options(options, settings))
+    return _answer("plan", request, top)
+
+
+def estimate(
+    model: ModelInput,
+    cluster: ClusterInput,
+    job: JobInput = None,
+    *,
+    plan: ExecutionPlan | Mapping[str, Any] | None = None,
+    options: Options | None = None,
+    **settings: Any,
+) -> PlanResult:
+    """Price and explain one plan: the one given, or the best with the given fields fixed.
+
+    Args:
+        model: As for ``plan``.
+        cluster: As for ``plan``.
+        job: As for ``plan``.
+        plan: An ``ExecutionPlan`` to price as it is, or plan fields to hold fixed.
+        options: Framework, objective and the rest; or give its fields as keywords.
+        **settings: Fields of ``Options``.
+
+    Returns:
+        One plan in ``plans``, even when it does not fit (then ``result.infeasible`` says what would);
+        none only when no plan is legal.
+
+    Raises:
+        SpecError: If the question itself is wrong, or the framework would refuse the plan.
+    """
+    chosen = _options(options, settings)
+    if isinstance(plan, ExecutionPlan):
+        request = resolve_request(model, cluster, job, pins_of(plan), chosen)
+        return _single(request, plan)
+    request = resolve_request(model, cluster, job, plan, chosen)
+    return _answer("estimate", request, 1)
+
+
+def _options(options: Options | None, settings: Mapping[str, Any]) -> Options:
+    if options is not None and settings:
+        raise TypeError("give options or keywords, not both")
+    return options or Options(**settings)
+
+
+def _single(request: Request, plan: ExecutionPlan) -> PlanResult:
+    """Exactly one plan, no search."""
+    check_plan(plan, setting_of(request))
+    batch = PlanBatch.from_plans([plan])
+    (answer,) = plan_estimates(batch, cost_context(request), price=request.price)
+    priced = Priced(
+        plans=batch,
+        step_time_s=np.asarray([answer.step_time_s]),
+        peak_memory_bytes=np.asarray([answer.peak_memory_bytes]),
+        host_memory_bytes=np.asarray([answer.host_memory_bytes]),
+        fits=np.asarray([answer.fits]),
+    )
+    return _result("estimate", request, priced, [answer], {})
+
+
+def _answer(kind: str, request: Request, top: int) -> PlanResult:
+    priced, rejected = _search(request)
+    rows = best_rows(priced, objective=request.objective, count=top)
+    if not len(rows):
+        if kind == "plan" or not len(priced):
+            return _result(kind, request, priced, [], rejected)
+        rows = np.asarray([_nearest(request, priced)])
+    return _result(kind, request, priced, _estimates(request, priced, rows), rejected)
+
+
+def _search(request: Request) -> tuple[Priced, dict[str, int]]:
+    """Every legal plan of the request priced, on the whole cluster or also on parts of it."""
+    parts: list[Priced] = []
+    rejected: dict[str, int] = {}
+    for cluster in _clusters(request):
+        space = plan_space(
+            setting_of(request, cluster),
+            domain_devices=cluster.domain_devices,
+            pins=request.pins,
+            offload=request.offload,
+        )
+        context = cost_context(request, cluster)
+        priced = price_all(space.plans, context)
+        for counts in (space.rejected, memory_rejections(priced, context)):
+            for name, count in counts.items():
+                rejected[name] = rejected.get(name, 0) + count
+        parts.append(priced)
+        if request.objective == "fewest_gpus" and priced.fits.any():
+            break
+    return join(parts), rejected
+
+
+def _clusters(request: Request) -> list[ClusterSpec]:
+    """The cluster; for objectives that may leave devices unused, also its parts, smallest first."""
+    cluster = request.cluster
+    if request.objective not in MAY_USE_FEWER_DEVICES:
+        return [cluster]
+    sizes, size = [], 1
+    while size < cluster.num_devices:
+        if size < cluster.node.devices_per_node or size % cluster.node.devices_per_node == 0:
+            sizes.append(size)
+        size *= 2
+    wanted = [size for size in sizes if _pins_allow(request, size)]
+    return [*(part_of(cluster, size) for size in wanted), cluster]
+
+
+def _pins_allow(request: Request, size: int) -> bool:
+    """Whether fixed degrees can multiply to that many devices at all."""
+    product, complete = 1, True
+    for name in ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel"):
+        product *= request.pins.get(name, 1)
+        complete = complete and name in request.pins
+    return product == size if complete else size % product == 0
+
+
+def _nearest(request: Request, priced: Priced) -> int:
+    node = request.cluster.node
+    return nearest_row(priced, usable_bytes=node.device.usable_memory_bytes, host_bytes=node.host_memory_bytes)
+
+
+def _estimates(request: Request, priced: Priced, rows: Any) -> list[PlanEstimate]:
+    """The chosen rows in full, each on the part of the cluster it uses."""
+    plans = priced.plans.take(rows)
+    devices = plans.num_devices
+    found: dict[int, PlanEstimate] = {}
+    for size in np.unique(devices):
+        members = np.flatnonzero(devices == size)
+        context = cost_context(request, _part(request.cluster, int(size)))
+        for index, answer in zip(
+            members, plan_estimates(plans.take(members), context, price=request.price), strict=True
+        ):
+            found[int(index)] = answer
+    return [_ranked(found[index], index + 1) for index in range(len(plans))]
+
+
+def _part(cluster: ClusterSpec, size: int) -> ClusterSpec:
+    return cluster if size == cluster.num_devices else part_of(cluster, size)
+
+
+def _ranked(answer: PlanEstimate, rank: int) -> PlanEstimate:
+    return replace(answer, rank=rank)
+
+
+def _result(
+    kind: str, request: Request, priced: Priced, answers: list[PlanEstimate], rejected: dict[str, int]
+) -> PlanResult:
+    fitting = int(priced.fits.sum())
+    infeasible = None
+    if not fitting:
+        nearest = answers[0] if answers else None
+        if nearest is None and len(priced):
+            (nearest,) = _estimates(request, priced, np.asarray([_nearest(request, priced)]))
+        infeasible = Infeasible(
+            reasons=rejected or memory_rejections(priced, cost_context(request)),
+            nearest=nearest,
+            remedies=find_remedies(request),
+        )
+    front = pareto_rows(priced) if fitting else np.zeros(0, dtype=np.int64)
+    return PlanResult(
+        kind=kind,
+        request=request,
+        plans=tuple(answers),
+        pareto=tuple(
+            FrontierPoint(
+                plan=priced.plans.plan(int(row)),
+                num_devices=int(priced.num_devices[row]),
+                step_time_s=float(priced.step_time_s[row]),
+                peak_memory_bytes=float(priced.peak_memory_bytes[row]),
+            )
+            for row in front
+        ),
+        considered=len(priced),
+        fitting=fitting,
+        rejected=rejected,
+        explanation=explain(answers[0], priced) if answers else None,
+        infeasible=infeasible,
+        warnings=_warnings(request, answers[0] if answers else None),
+    )
+
+
+def _warnings(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
+    """What to know before trusting the numbers of the first plan."""
+    notes: list[Note] = []
+
+    def warn(code: str, name: str, message: str) -> None:
+        notes.append(Note(code=code, field=name, message=message))
+
+    longest, length = request.model.max_sequence_length, request.job.sequence_length
+    if longest and length > longest:
+        warn("beyond_model_length", "job.sequence_length", f"{request.model.name} was built for {longest} tokens")
+    if best is None:
+        return tuple(notes)
+    if best.extrapolated:
+        warn("extrapolated", "step_time_s", "a price lies outside the range its model was fitted on")
+    if best.basis == "assumed":
+        warn("uncalibrated", "step_time_s", "efficiencies are borrowed from other hardware; no timings of this one")
+    usable = best.usable_memory_bytes
+    if best.fits and best.peak_memory_high_bytes > usable:
+        warn("may_not_fit", "peak_memory_bytes", "the upper end of the memory interval exceeds usable memory")
+    if not best.fits and best.peak_memory_low_bytes <= usable:
+        warn("might_fit", "peak_memory_bytes", "the lower end of the memory interval is within usable memory")
+    return tuple(notes)

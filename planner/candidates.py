@@ -1,0 +1,145 @@
+"""Candidates: rows of plan columns that grow one dimension at a time, thinned by rules as they go."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from costmodels.plan import BoolArray, ExecutionPlan, IntArray, PlanBatch
+from planner.constraints import sieve
+from planner.rules.base import Rule, Setting
+from profiles.errors import SpecError
+
+MAX_CANDIDATES = 4_000_000  # bounds the memory of one request; real ones stay below a million
+
+Columns = dict[str, IntArray]
+Keep = Callable[[Columns], BoolArray]
+
+_DEFAULTS = ExecutionPlan()
+_NAMES = [name for name in PlanBatch.__dataclass_fields__ if name != "stage_layers"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Candidates:
+    """Columns decided so far, the rules still to apply, and what they have rejected.
+
+    Attributes:
+        setting: What rules look at besides the plan.
+        pins: Plan columns the user fixed.
+        pending: Rules not applied yet.
+        columns: Decided columns, each of length ``length``.
+        length: Rows.
+        rejected: Rule name to candidates rejected.
+    """
+
+    setting: Setting
+    pins: dict[str, int]
+    pending: list[Rule]
+    columns: Columns = field(default_factory=dict)
+    length: int = 1
+    rejected: dict[str, int] = field(default_factory=dict)
+
+    def expand(
+        self,
+        names: tuple[str, ...],
+        options: Sequence[tuple[int, ...]],
+        *,
+        keep: Keep | None = None,
+        provisional: bool = False,
+    ) -> None:
+        """Cross every row with every option for ``names``; pinned values override the options.
+
+        Args:
+            names: Columns to decide.
+            options: Value tuples; those the framework lacks altogether are not candidates.
+            keep: Drops rows that mean the same as another; skipped when the user fixed one of the names.
+            provisional: The columns hold codes that ``derive`` will replace: ignore pins and rules.
+        """
+        fixed = not provisional and any(name in self.pins for name in names)
+        if fixed:
+            named = [dict(zip(names, row, strict=True)) for row in options]
+            options = list(dict.fromkeys(tuple(self.pins.get(name, row[name]) for name in names) for row in named))
+        elif not provisional:
+            options = self.offered(names, options)
+        table = np.asarray(options, dtype=np.int64).reshape(-1, len(names))
+        if self.length * len(table) > MAX_CANDIDATES:
+            raise SpecError(
+                "cluster",
+                f"{self.setting.num_devices} devices allow more than {MAX_CANDIDATES} plans",
+                "fix tp, pp, cp or the micro-batch size",
+            )
+        rows = np.repeat(np.arange(self.length), len(table))
+        self.columns = {name: column[rows] for name, column in self.columns.items()}
+        for index, name in enumerate(names):
+            self.columns[name] = np.tile(table[:, index], self.length)
+        self.length *= len(table)
+        if keep is not None and not fixed:
+            self._filter(keep(self.columns))
+        if not provisional:
+            self._settle()
+
+    def derive(self, **values: Any) -> None:
+        """Set columns that follow from the others, unless the user fixed them."""
+        for name, column in values.items():
+            value = self.pins.get(name, column)
+            self.columns[name] = np.array(np.broadcast_to(np.asarray(value, dtype=np.int64), (self.length,)))
+        self._settle()
+
+    def offered(self, names: tuple[str, ...], options: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """The options that no rule about ``names`` alone rejects."""
+        own = [rule for rule in self.pending if rule.columns <= set(names)]
+        if not own or not options:
+            return list(options)
+        table = np.asarray(options, dtype=np.int64).reshape(-1, len(names))
+        probe = Candidates(setting=self.setting, pins={}, pending=[], length=len(table))
+        probe.columns = {name: table[:, index] for index, name in enumerate(names)}
+        mask, _ = sieve(probe.batch(), self.setting, own)
+        return [row for row, held in zip(options, mask, strict=True) if held]
+
+    def batch(self) -> PlanBatch:
+        """The rows so far; undecided columns hold their defaults."""
+        built: dict[str, Any] = {}
+        for name in _NAMES:
+            default = getattr(_DEFAULTS, name)
+            kind = np.bool_ if isinstance(default, bool) else np.int64
+            column = self.columns.get(name)
+            if column is None:
+                built[name] = np.broadcast_to(np.asarray(default, dtype=kind), (self.length,))
+            else:
+                built[name] = column.astype(kind, copy=False)
+        return PlanBatch(**built)
+
+    def _settle(self) -> None:
+        """Apply every rule whose columns are all decided."""
+        ready = [rule for rule in self.pending if rule.columns <= self.columns.keys()]
+        if not ready:
+            return
+        self.pending = [rule for rule in self.pending if rule not in ready]
+        if self.length == 0:
+            return
+        batch = self.batch()
+        mask, rejected = sieve(batch, self.setting, ready)
+        for name, count in rejected.items():
+            self.rejected[name] = self.rejected.get(name, 0) + count
+        if not mask.any():
+            self._blame(batch, ready)
+        self._filter(mask)
+
+    def _filter(self, mask: BoolArray) -> None:
+        if mask.all():
+            return
+        rows = np.flatnonzero(mask)
+        self.columns = {name: column[rows] for name, column in self.columns.items()}
+        self.length = len(rows)
+
+    def _blame(self, batch: PlanBatch, rules: list[Rule]) -> None:
+        """Nothing is left: if a dimension the user fixed is to blame, say so as an error about it."""
+        alive = np.ones(len(batch), dtype=np.bool_)
+        for rule in rules:
+            passed = alive & rule.holds(batch, self.setting)
+            if not passed.any():
+                if rule.columns & self.pins.keys():
+                    raise rule.error(batch.plan(int(np.flatnonzero(alive)[0])), self.setting)
+                return
+            alive = passed

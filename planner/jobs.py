@@ -1,0 +1,223 @@
+"""The training job a user means: what was said, and documented defaults for what was not.
+
+Defaults: pre-training in bf16 (fp16 where the device has no bf16 units); sequences of 4096 tokens or
+the model's longest; a global batch of 4 Mi tokens to pre-train (Llama 2, arXiv:2307.09288 section 2.2,
+used 4M) and of 128 sequences to fine-tune (Stanford Alpaca's recipe), rounded so that the devices
+divide it. Any two of sequence length, sequences per batch and tokens per batch give the third; any
+two of micro-batch, micro-batches and global batch too, once the data-parallel degree is known.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
+from planner.results import Note
+from planner.rules.base import divisors
+from profiles.errors import SpecError, did_you_mean
+from profiles.hardware import ClusterSpec
+from profiles.model import ModelSpec
+
+DEFAULT_SEQUENCE = 4096  # tokens
+PRETRAIN_BATCH_TOKENS = 4 << 20  # arXiv:2307.09288 section 2.2
+FINETUNE_BATCH_SEQUENCES = 128  # Stanford Alpaca training recipe
+MAX_TRAIN_TOKENS = 1e18
+_MAX_LORA_RANK = 1 << 14
+
+_TYPES: dict[Any, type] = {int: int, str: str, bool: bool, float: float, float | None: float}
+_KINDS = {item.name: _TYPES[item.type] for item in fields(TrainingJob) if item.name != "lora"}
+_EXTRA: dict[str, type] = {"global_batch_tokens": float, "lora_rank": int, "lora_targets": object, "lora": object}
+JOB_FIELDS = (*_KINDS, *_EXTRA)
+
+
+def resolve_job(
+    given: TrainingJob | Mapping[str, Any] | None, model: ModelSpec, cluster: ClusterSpec, pins: Mapping[str, int]
+) -> tuple[TrainingJob, tuple[Note, ...]]:
+    """The job in full, and what was assumed.
+
+    Args:
+        given: A job, a mapping of its fields (plus ``global_batch_tokens``, ``lora_rank`` and
+            ``lora_targets``), or None.
+        model: Its longest sequence bounds the default.
+        cluster: Its devices shape the default batch and precision.
+        pins: Fixed plan columns; micro-batch, micro-batches and degrees may imply the batch.
+
+    Raises:
+        SpecError: If a field is unknown, of the wrong type, out of bounds or contradicts another.
+    """
+    notes: list[Note] = []
+    if isinstance(given, TrainingJob):
+        job = given
+    else:
+        values = _checked(given or {})
+        _fill_precision(values, cluster, notes)
+        _fill_sequence(values, model, notes)
+        _fill_batch(values, cluster, pins, notes)
+        _fill_lora(values, notes)
+        job = TrainingJob(**values)
+    _check_against(job, model, cluster)
+    return job, tuple(notes)
+
+
+def _assume(notes: list[Note], name: str, message: str) -> None:
+    notes.append(Note(code="assumed_default", field=f"job.{name}", message=message))
+
+
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        kind = _KINDS.get(name, _EXTRA.get(name))
+        if kind is None:
+            raise SpecError(f"job.{str(name)[:40]}", "unknown field", did_you_mean(str(name), JOB_FIELDS))
+        if value is None:
+            continue
+        values[name] = _typed(f"job.{name}", value, kind)
+    return values
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 1e300 else value
+    if kind is not object and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
+        wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
+        raise SpecError(name, f"must be {wanted}; got {str(value)[:40]!r}")
+    return value
+
+
+def _fill_precision(values: dict[str, Any], cluster: ClusterSpec, notes: list[Note]) -> None:
+    if "precision" in values:
+        return
+    has_bf16 = "bf16" in cluster.device.peak_flops_per_s
+    values["precision"] = "bf16" if has_bf16 else "fp16"
+    reason = "" if has_bf16 else f"; {cluster.device.name} has no bf16 units"
+    _assume(notes, "precision", f"precision {values['precision']} (not given{reason})")
+
+
+def _fill_sequence(values: dict[str, Any], model: ModelSpec, notes: list[Note]) -> None:
+    tokens, batch = values.get("global_batch_tokens"), values.get("global_batch_size")
+    if "sequence_length" in values:
+        return
+    if tokens is not None and batch is not None:
+        length, rest = divmod(tokens, batch) if batch > 0 else (0, 1)
+        if rest:
+            raise SpecError("job.global_batch_tokens", f"{tokens:g} is not a multiple of global_batch_size={batch}")
+        values["sequence_length"] = int(length)
+        return
+    longest = model.max_sequence_length or DEFAULT_SEQUENCE
+    values["sequence_length"] = min(longest, DEFAULT_SEQUENCE)
+    _assume(notes, "sequence_length", f"sequences of {values['sequence_length']} tokens (not given)")
+
+
+def _fill_batch(values: dict[str, Any], cluster: ClusterSpec, pins: Mapping[str, int], notes: list[Note]) -> None:
+    tokens = values.pop("global_batch_tokens", None)
+    sequence = values["sequence_length"]
+    if tokens is not None:
+        _batch_of_tokens(values, tokens, sequence)
+    if "global_batch_size" in values:
+        return
+    implied = _implied_batch(cluster, pins)
+    if implied is not None:
+        values["global_batch_size"] = implied
+        return
+    if "micro_batch_size" in pins and "num_microbatches" in pins:
+        raise SpecError(
+            "job.global_batch_size",
+            "is needed: micro-batch and micro-batches alone leave the data-parallel degree open",
+            "give the global batch, or all of tp, pp and cp",
+        )
+    pretrain = values.get("task", "pretrain") == "pretrain"
+    target = max(PRETRAIN_BATCH_TOKENS // max(sequence, 1), 1) if pretrain else FINETUNE_BATCH_SEQUENCES
+    values["global_batch_size"] = rounded_batch(target, cluster.num_devices, pins)
+    why = "4 Mi tokens" if pretrain else f"{FINETUNE_BATCH_SEQUENCES} sequences"
+    _assume(
+        notes,
+        "global_batch_size",
+        f"a global batch of {values['global_batch_size']} sequences (not given: {why}, rounded to the devices)",
+    )
+
+
+def _batch_of_tokens(values: dict[str, Any], tokens: float, sequence: int) -> None:
+    if not 1 <= tokens <= MAX_TRAIN_TOKENS:
+        raise SpecError("job.global_batch_tokens", f"must be between 1 and {MAX_TRAIN_TOKENS:g}; got {tokens:g}")
+    batch, rest = divmod(tokens, sequence) if sequence > 0 else (0, 1)
+    if "global_batch_size" in values:
+        if values["global_batch_size"] * sequence != tokens:
+            raise SpecError(
+                "job.global_batch_tokens",
+                f"{tokens:g} contradicts {values['global_batch_size']} sequences of {sequence} tokens",
+                "give two of tokens, sequence length and batch",
+            )
+        return
+    if rest:
+        near = max(int(batch), 1) * sequence
+        raise SpecError(
+            "job.global_batch_tokens", f"{tokens:g} is not a multiple of the sequence length {sequence}", f"{near}"
+        )
+    values["global_batch_size"] = int(min(batch, MAX_GLOBAL_BATCH + 1))
+
+
+def _implied_batch(cluster: ClusterSpec, pins: Mapping[str, int]) -> int | None:
+    """Micro-batch x micro-batches x data-parallel degree, when all three are fixed."""
+    d = pins.get("data_parallel")
+    degrees = [pins.get(name) for name in ("tensor_parallel", "pipeline_parallel", "context_parallel")]
+    if d is None and degrees[0] is not None and degrees[1] is not None:
+        d = cluster.num_devices // max(degrees[0] * degrees[1] * (degrees[2] or 1), 1)
+    b, m = pins.get("micro_batch_size"), pins.get("num_microbatches")
+    return None if d is None or b is None or m is None else max(b * m * d, 1)
+
+
+def rounded_batch(target: int, num_devices: int, pins: Mapping[str, int]) -> int:
+    """Sequences near ``target`` that the data-parallel ranks can share.
+
+    A multiple of the devices (of the pinned micro-batch, too) when there are no more of them than
+    ``target``; else the divisor of the devices nearest to it.
+    """
+    model_degree = 1
+    for name in ("tensor_parallel", "pipeline_parallel", "context_parallel"):
+        model_degree *= pins.get(name, 1)
+    ranks = pins.get("data_parallel", max(num_devices // model_degree, 1))
+    unit = ranks * pins.get("micro_batch_size", 1) * pins.get("num_microbatches", 1)
+    if unit <= target or "data_parallel" in pins:
+        return int(min(max(round(target / unit), 1) * unit, MAX_GLOBAL_BATCH))
+    return min(divisors(ranks), key=lambda batch: (abs(batch - target), batch))
+
+
+def _fill_lora(values: dict[str, Any], notes: list[Note]) -> None:
+    rank, targets, lora = (values.pop(name, None) for name in ("lora_rank", "lora_targets", "lora"))
+    if isinstance(lora, Mapping):
+        rank, targets = lora.get("rank", rank), lora.get("targets", targets)
+    elif isinstance(lora, LoraSpec):
+        rank, targets = lora.rank, lora.targets
+    elif lora is not None:
+        raise SpecError("job.lora", f"must be a mapping with rank and targets; got {str(lora)[:40]!r}")
+    if values.get("task") not in ("lora", "qlora"):
+        if rank is not None or targets is not None:
+            raise SpecError("job.lora", "is given, but the task does not train adapters", "task lora or qlora")
+        return
+    known = LoraSpec()
+    if rank is None:
+        rank = known.rank
+        _assume(notes, "lora.rank", f"adapters of rank {rank} (not given)")
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= _MAX_LORA_RANK:
+        raise SpecError("job.lora.rank", f"must be a whole number from 1 to {_MAX_LORA_RANK}; got {str(rank)[:40]}")
+    if targets is None:
+        targets = known.targets
+    chosen = tuple(targets.split(",")) if isinstance(targets, str) else targets
+    if not isinstance(chosen, (list, tuple)) or not chosen or any(word not in known.targets for word in chosen):
+        raise SpecError(
+            "job.lora.targets", f"unknown value {str(targets)[:60]!r}", "a list of " + ", ".join(known.targets)
+        )
+    values["lora"] = LoraSpec(rank=rank, targets=tuple(dict.fromkeys(chosen)))
+
+
+def _check_against(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
+    """Refuse a job the model or the device cannot run at all."""
+    cluster.device.peak(job.numerics.gemm_format)
+    if model.learned_positions and job.sequence_length > model.learned_positions:
+        raise SpecError(
+            "job.sequence_length",
+            f"{model.name} has {model.learned_positions} learned positions; got {job.sequence_length}",
+            f"{model.learned_positions}",
+        )
+    if job.train_tokens is not None and not 0 < job.train_tokens <= MAX_TRAIN_TOKENS:
+        raise SpecError("job.train_tokens", f"must be above 0 and at most {MAX_TRAIN_TOKENS:g}; got {job.train_tokens}")

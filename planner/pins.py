@@ -1,0 +1,103 @@
+"""Pins: plan dimensions the user fixes, in the field's words or the command line's short ones."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute
+from planner.rules.pipeline import SCHEDULE_NAMES
+from profiles.errors import SpecError, did_you_mean
+
+ALIASES = {
+    "tp": "tensor_parallel",
+    "pp": "pipeline_parallel",
+    "dp": "data_parallel",
+    "cp": "context_parallel",
+    "ep": "expert_parallel",
+    "etp": "expert_tensor_parallel",
+    "vpp": "virtual_stages",
+    "sp": "sequence_parallel",
+    "zero": "zero_stage",
+    "hsdp": "zero_shard_degree",
+    "mbs": "micro_batch_size",
+    "micro_batch": "micro_batch_size",
+    "ga": "num_microbatches",
+    "gradient_accumulation_steps": "num_microbatches",
+}
+CONTEXT_KIND_NAMES = {kind.name.lower(): kind for kind in ContextKind}
+AXIS_ORDER_NAMES = {order.name.lower(): order for order in AxisOrder}
+RECOMPUTE_NAMES = {mode.name.lower(): mode for mode in Recompute}
+LARGEST_DEGREE = 1 << 20  # more devices than any cluster the parser accepts
+
+_WORDS: dict[str, Mapping[str, int]] = {
+    "schedule": SCHEDULE_NAMES,
+    "context_kind": CONTEXT_KIND_NAMES,
+    "axis_order": AXIS_ORDER_NAMES,
+    "recompute": RECOMPUTE_NAMES,
+}
+_KINDS = {item.name: type(item.default) for item in fields(ExecutionPlan) if item.name != "stage_layers"}
+PLAN_FIELDS = tuple(_KINDS)
+_MAY_BE_ZERO = ("zero_stage", "zero_shard_degree", "recompute_layers", "first_stage_layers", "last_stage_layers")
+
+
+def parse_pins(given: Mapping[str, Any] | None) -> dict[str, int]:
+    """Plan columns fixed by the user, as the codes ``PlanBatch`` holds.
+
+    Args:
+        given: Field or short name to value; ``None`` values mean "not fixed". ``recompute`` takes
+            ``none``, ``selective``, ``full`` or ``block:N``.
+
+    Raises:
+        SpecError: If a name or a value is unknown or out of bounds.
+    """
+    pins: dict[str, int] = {}
+    for name, value in (given or {}).items():
+        if value is None:
+            continue
+        column = ALIASES.get(str(name).lower(), str(name).lower())
+        if column not in _KINDS:
+            raise SpecError(
+                f"plan.{str(name)[:40]}", "unknown field", did_you_mean(str(name), [*PLAN_FIELDS, *ALIASES])
+            )
+        if column in pins:
+            raise SpecError(f"plan.{column}", "is given twice", "give one of its names")
+        if column == "recompute":
+            _pin_recompute(pins, value)
+        else:
+            pins[column] = _code(column, value)
+    return pins
+
+
+def _pin_recompute(pins: dict[str, int], value: Any) -> None:
+    text, _, layers = str(value).strip().lower().partition(":")
+    if isinstance(value, Recompute):
+        text, layers = value.name.lower(), ""
+    pins["recompute"] = _code("recompute", text)
+    if layers:
+        if text != "block" or not layers.isascii() or not layers.isdigit() or len(layers) > 6:
+            raise SpecError("plan.recompute", f"unknown value {str(value)[:40]!r}", "none, selective, full or block:N")
+        pins["recompute_layers"] = int(layers)
+
+
+def _code(column: str, value: Any) -> int:
+    words = _WORDS.get(column)
+    if words is not None:
+        if isinstance(value, str):
+            key = value.strip().lower().replace("-", "_") if column != "schedule" else value.strip().lower()
+            if key not in words:
+                raise SpecError(f"plan.{column}", f"unknown value {value[:40]!r}", did_you_mean(key, words))
+            return int(words[key])
+        if isinstance(value, int) and not isinstance(value, bool) and value in set(words.values()):
+            return int(value)
+        raise SpecError(f"plan.{column}", f"unknown value {str(value)[:40]!r}", did_you_mean("", words))
+    if _KINDS[column] is bool:
+        if not isinstance(value, bool):
+            raise SpecError(f"plan.{column}", f"must be true or false; got {str(value)[:40]!r}")
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SpecError(f"plan.{column}", f"must be a whole number; got {str(value)[:40]!r}")
+    smallest = 0 if column in _MAY_BE_ZERO else 1
+    largest = 3 if column == "zero_stage" else LARGEST_DEGREE
+    if not smallest <= value <= largest:
+        raise SpecError(f"plan.{column}", f"must be between {smallest} and {largest}; got {value}")
+    return value

@@ -1,0 +1,194 @@
+"""Order among plans: objectives, the documented tie-break, and the Pareto front.
+
+Ties are broken towards the simpler plan: shorter step, then fewer pipeline stages, tensor, context and
+expert ranks, virtual stages, the lower ZeRO stage, less recomputation, no offloading, the default axis
+order, the smaller micro-batch. Values within one part in a million count as equal, so that rounding
+never decides. Plans of equal step time and peak memory are one answer, represented by the simplest.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
+from profiles.errors import SpecError, did_you_mean
+
+_DIGITS = 6  # significant decimal digits two values must differ in to be different
+
+# Simplicity, most important first; smaller is simpler.
+TIE_BREAK = (
+    "pipeline_parallel",
+    "tensor_parallel",
+    "context_parallel",
+    "expert_parallel",
+    "expert_tensor_parallel",
+    "virtual_stages",
+    "schedule",
+    "zero_stage",
+    "zero_shard_degree",
+    "recompute",
+    "recompute_layers",
+    "offload_optimizer",
+    "offload_activations",
+    "axis_order",
+    "context_kind",
+    "micro_batch_size",
+    "first_stage_layers",
+    "last_stage_layers",
+    "sequence_parallel",
+)
+# How much of the forward pass a recomputation mode repeats.
+_EFFORT = {Recompute.NONE: 0, Recompute.SELECTIVE: 1, Recompute.BLOCK: 2, Recompute.FULL: 3}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Priced:
+    """Plans with what ranking needs of their estimates, as arrays of length N.
+
+    Attributes:
+        plans: The plans.
+        step_time_s: Seconds per step.
+        peak_memory_bytes: Fullest device.
+        host_memory_bytes: Per node, for offloaded states.
+        fits: Whether device and host memory suffice.
+    """
+
+    plans: PlanBatch
+    step_time_s: FloatArray
+    peak_memory_bytes: FloatArray
+    host_memory_bytes: FloatArray
+    fits: BoolArray
+
+    def __len__(self) -> int:
+        return len(self.step_time_s)
+
+    @property
+    def num_devices(self) -> IntArray:
+        """(N,) devices each plan occupies."""
+        return self.plans.num_devices
+
+
+Key = Callable[[Priced], FloatArray]
+
+_OBJECTIVES: dict[str, Key] = {
+    "step_time": lambda priced: priced.step_time_s,
+    "cost": lambda priced: priced.step_time_s * priced.num_devices,
+    "fewest_gpus": lambda priced: priced.num_devices.astype(np.float64),
+    "memory_headroom": lambda priced: priced.peak_memory_bytes,
+}
+OBJECTIVES = tuple(_OBJECTIVES)
+# Objectives that may leave devices of the cluster unused.
+MAY_USE_FEWER_DEVICES = ("cost", "fewest_gpus")
+
+
+def check_objective(name: str) -> str:
+    """The objective of that name.
+
+    Raises:
+        SpecError: If there is none.
+    """
+    key = name.strip().lower().replace("-", "_")
+    if key not in _OBJECTIVES:
+        raise SpecError("objective", f"unknown value {name[:40]!r}", did_you_mean(key, OBJECTIVES))
+    return key
+
+
+def best_rows(priced: Priced, *, objective: str, count: int, among: BoolArray | None = None) -> IntArray:
+    """Rows of the best plans, best first.
+
+    Args:
+        priced: The plans.
+        objective: One of ``OBJECTIVES``.
+        count: Most rows to return.
+        among: (N,) rows to choose from; those that fit by default.
+
+    Returns:
+        Row numbers, at most ``count``; plans that cost the same are represented once.
+    """
+    pool = np.flatnonzero(priced.fits if among is None else among)
+    if not len(pool) or count < 1:
+        return np.zeros(0, dtype=np.int64)
+    first = _significant(_OBJECTIVES[objective](priced)[pool])
+    step = _significant(priced.step_time_s[pool])
+    wanted = count
+    while True:
+        near = _smallest(first, step, wanted)
+        order = near[_tie_break_order(priced, pool[near], first[near], step[near])]
+        chosen = _distinct(priced, pool[order])
+        if len(chosen) >= count or len(near) == len(pool):
+            return chosen[:count]
+        wanted *= 4
+
+
+def nearest_row(priced: Priced, *, usable_bytes: float, host_bytes: float) -> int:
+    """The row with the smallest relative memory overshoot, for when nothing fits."""
+    overshoot = np.maximum(priced.peak_memory_bytes / usable_bytes, priced.host_memory_bytes / max(host_bytes, 1.0))
+    among = overshoot <= overshoot.min() * (1 + 10.0**-_DIGITS)
+    return int(best_rows(priced, objective="step_time", count=1, among=among)[0])
+
+
+def pareto_rows(priced: Priced) -> IntArray:
+    """Rows of the plans no other fitting plan beats in step time, peak memory and devices, fastest first.
+
+    A plan is beaten by one that is no worse in all three and better in one; equals appear once.
+    """
+    rows = best_rows(priced, objective="step_time", count=len(priced))
+    front: list[int] = []
+    devices = priced.num_devices[rows]
+    lowest = np.full(len(rows), np.inf)
+    for number in np.unique(devices):
+        # Among plans with at most this many devices, in order of time, keep each new memory minimum.
+        small = np.flatnonzero(devices <= number)
+        memory = _significant(priced.peak_memory_bytes[rows[small]])
+        before = np.concatenate([[np.inf], np.minimum.accumulate(memory)[:-1]])
+        lowest[small] = np.minimum(lowest[small], before)
+        own = devices[small] == number
+        front.extend(rows[small[own & (memory < before)]].tolist())
+    order = np.argsort(priced.step_time_s[front], kind="stable")
+    return np.asarray(front, dtype=np.int64)[order]
+
+
+def _significant(values: FloatArray) -> FloatArray:
+    """Values rounded to the digits that count."""
+    safe = np.maximum(np.abs(values), 1e-300)
+    scale = 10.0 ** (_DIGITS - 1 - np.floor(np.log10(safe)))
+    rounded: FloatArray = np.round(values * scale) / scale
+    return rounded
+
+
+def _smallest(first: FloatArray, step: FloatArray, count: int) -> IntArray:
+    """Positions of the ``count`` smallest by (first, step), and everything that ties with the last."""
+    if count >= len(first):
+        return np.arange(len(first))
+    bound = np.partition(first, count - 1)[count - 1]
+    inside = np.flatnonzero(first <= bound)
+    if len(inside) <= count:
+        return inside
+    sure = np.flatnonzero(first < bound)
+    ties = np.flatnonzero(first == bound)
+    missing = count - len(sure)
+    limit = np.partition(step[ties], missing - 1)[missing - 1]
+    return np.concatenate([sure, ties[step[ties] <= limit]])
+
+
+def _tie_break_order(priced: Priced, rows: IntArray, first: FloatArray, step: FloatArray) -> IntArray:
+    effort = np.asarray([_EFFORT[mode] for mode in Recompute])
+    keys: list[FloatArray | IntArray] = []
+    for name in reversed(TIE_BREAK):
+        column = getattr(priced.plans, name)[rows]
+        keys.append(effort[column] if name == "recompute" else column.astype(np.int64))
+    return np.lexsort([*keys, step, first])
+
+
+def _distinct(priced: Priced, rows: IntArray) -> IntArray:
+    """Rows in order, leaving out those with the time, memory and devices of an earlier one."""
+    values = np.stack(
+        [
+            _significant(priced.step_time_s[rows]),
+            _significant(priced.peak_memory_bytes[rows]),
+            1.0 * priced.num_devices[rows],
+        ]
+    )
+    _, first = np.unique(values, axis=1, return_index=True)
+    return rows[np.sort(first)]

@@ -1,0 +1,176 @@
+"""When nothing fits: the smallest changes to the question under which something would.
+
+Each remedy changes one thing the user fixed or left out (recomputation, ZeRO stage, micro-batch,
+degrees, offloading, optimizer states, sequence length, number of devices) and searches again.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from planner.jobs import rounded_batch
+from planner.ranking import Priced, best_rows, nearest_row
+from planner.request import cost_context, part_of, setting_of
+from planner.results import Remedy, Request
+from planner.search.enumerate import price_all
+from planner.space import plan_space
+from profiles.errors import SpecError
+from profiles.hardware import MAX_DEVICES, ClusterSpec
+
+MAX_GROWTH = 64  # largest multiple of the given devices tried
+_SHORTEST = 512  # tokens; shorter sequences are no remedy
+
+# Which pins a remedy lifts, smallest change first.
+_LIFTS = (
+    ("more_recompute", "let the planner choose the recomputation", ("recompute", "recompute_layers")),
+    ("smaller_micro_batch", "let the planner choose the micro-batch", ("micro_batch_size", "num_microbatches")),
+    ("higher_zero", "let the planner choose the ZeRO stage", ("zero_stage", "zero_shard_degree")),
+    (
+        "other_degrees",
+        "let the planner choose the parallel degrees",
+        (
+            "tensor_parallel",
+            "pipeline_parallel",
+            "data_parallel",
+            "context_parallel",
+            "sequence_parallel",
+            "expert_parallel",
+            "expert_tensor_parallel",
+            "virtual_stages",
+            "schedule",
+            "first_stage_layers",
+            "last_stage_layers",
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trial:
+    """One changed question."""
+
+    code: str
+    message: str
+    request: Request
+    cluster: ClusterSpec
+
+
+Searcher = Callable[[Request, ClusterSpec], Priced]
+
+
+def search_once(request: Request, cluster: ClusterSpec) -> Priced:
+    """Every legal plan of a request on a cluster, priced."""
+    space = plan_space(
+        setting_of(request, cluster), domain_devices=cluster.domain_devices, pins=request.pins, offload=request.offload
+    )
+    return price_all(space.plans, cost_context(request, cluster))
+
+
+def find_remedies(request: Request, *, searcher: Searcher = search_once) -> tuple[Remedy, ...]:
+    """Changes under which a plan fits, smallest first; if none does, those that come closest.
+
+    Args:
+        request: A question to which nothing fits.
+        searcher: Prices the plans of a changed question.
+    """
+    remedies: list[Remedy] = []
+    for trials in _families(request):
+        for trial in trials:
+            remedy = _try(trial, searcher)
+            if remedy is not None:
+                remedies.append(remedy)
+                if remedy.fits:
+                    break
+    working = [remedy for remedy in remedies if remedy.fits]
+    return tuple(working or sorted(remedies, key=lambda remedy: remedy.peak_memory_bytes)[:3])
+
+
+def _try(trial: _Trial, searcher: Searcher) -> Remedy | None:
+    try:
+        priced = searcher(trial.request, trial.cluster)
+    except SpecError:  # the change makes a pinned dimension illegal: no remedy
+        return None
+    if not len(priced):
+        return None
+    rows = best_rows(priced, objective="step_time", count=1)
+    node = trial.cluster.node
+    if len(rows):
+        row = int(rows[0])
+    else:
+        row = nearest_row(priced, usable_bytes=node.device.usable_memory_bytes, host_bytes=node.host_memory_bytes)
+    plan = priced.plans.plan(row)
+    return Remedy(
+        code=trial.code,
+        message=trial.message,
+        fits=bool(priced.fits[row]),
+        plan=plan,
+        num_devices=plan.num_devices,
+        step_time_s=float(priced.step_time_s[row]),
+        peak_memory_bytes=float(priced.peak_memory_bytes[row]),
+    )
+
+
+def _families(request: Request) -> Iterator[Iterator[_Trial]]:
+    """Families of ever larger changes of one kind; within one, the first that works is reported."""
+    for code, message, names in _LIFTS:
+        if set(names) & request.pins.keys():
+            pins = {name: value for name, value in request.pins.items() if name not in names}
+            yield iter([_trial(request, code, message, pins=pins)])
+    if not request.offload:
+        freed = {
+            name: value for name, value in request.pins.items() if name in ("tensor_parallel", "pipeline_parallel")
+        }
+        yield iter([_trial(request, "offload", "offload optimizer states and checkpoints to the host", offload=True)])
+        if freed != dict(request.pins):
+            message = "offload, and let the planner choose all but tp and pp"
+            yield iter([_trial(request, "offload_and_free", message, pins=freed, offload=True)])
+    if request.job.optimizer == "adamw" and not request.job.trains_adapters_only:
+        job = replace(request.job, optimizer="adamw8bit", state_dtype="int8")
+        yield iter([_trial(request, "smaller_states", "keep optimizer states in 8 bits", job=job)])
+    yield _shorter(request)
+    yield _more_devices(request)
+
+
+def _trial(
+    request: Request,
+    code: str,
+    message: str,
+    *,
+    pins: Mapping[str, int] | None = None,
+    cluster: ClusterSpec | None = None,
+    **changes: object,
+) -> _Trial:
+    changed = replace(request, pins=request.pins if pins is None else pins, **changes)  # type: ignore[arg-type]
+    return _Trial(code=code, message=message, request=changed, cluster=cluster or request.cluster)
+
+
+def _shorter(request: Request) -> Iterator[_Trial]:
+    length = request.job.sequence_length // 2
+    while length >= _SHORTEST:
+        job = replace(request.job, sequence_length=length)
+        yield _trial(request, "shorter_sequence", f"shorten sequences to {length} tokens", job=job)
+        length //= 2
+
+
+def _more_devices(request: Request) -> Iterator[_Trial]:
+    """The next sizes, degrees of data and pipeline parallelism free to grow."""
+    free = ("data_parallel", "num_microbatches")
+    pins = {name: value for name, value in request.pins.items() if name not in free}
+    for size in larger_sizes(request.cluster):
+        cluster = part_of(request.cluster, size)
+        batch = request.job.global_batch_size
+        job = request.job
+        if batch % size and size % batch:
+            job = replace(job, global_batch_size=rounded_batch(batch, size, pins))
+        message = f"use {size} devices"
+        yield _trial(request, "more_devices", message, pins=pins, cluster=cluster, job=job)
+
+
+def larger_sizes(cluster: ClusterSpec) -> list[int]:
+    """Device counts to try above the given one: doubling, in whole nodes."""
+    sizes, size, node = [], cluster.num_devices, cluster.node
+    full = max(node.devices_per_node, 1)
+    while size * 2 <= min(cluster.num_devices * MAX_GROWTH, MAX_DEVICES):
+        size *= 2
+        if size % full == 0:
+            sizes.append(size)
+    return sizes

@@ -1,0 +1,203 @@
+"""From what a user writes to a ``Request``: names looked up, defaults filled in and recorded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from costmodels.context import CostContext
+from costmodels.energy_cost import Price
+from costmodels.kernels.calls import KernelCostModel
+from costmodels.kernels.roofline import RooflineKernelModel
+from costmodels.link_model import LinkCollectiveModel
+from costmodels.plan import ExecutionPlan
+from costmodels.workload import TrainingJob
+from planner.jobs import resolve_job
+from planner.pins import parse_pins
+from planner.ranking import check_objective
+from planner.results import Note, Request
+from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
+from profiles.catalog import default_catalog
+from profiles.cluster_string import cluster_from_mapping, parse_cluster
+from profiles.errors import SpecError, did_you_mean
+from profiles.fits import default_fits
+from profiles.hardware import ClusterSpec
+from profiles.model import ModelSpec
+from profiles.model_presets import ResolvedModel, resolve_model
+from profiles.stack import StackSpec
+from profiles.stacks import default_stack, find_stack
+
+ModelInput = str | Path | Mapping[str, Any] | ModelSpec
+ClusterInput = str | Mapping[str, Any] | ClusterSpec
+JobInput = TrainingJob | Mapping[str, Any] | None
+PinsInput = Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Everything about a question that is neither model, cluster nor job.
+
+    Attributes:
+        framework: Framework or stack name; None for the usual one of the task.
+        objective: What "best" means, see ``planner.ranking.OBJECTIVES``.
+        offload: Also consider offloading optimizer states and checkpoints to host memory.
+        fabric: Network link of the nodes, when the cluster text does not say.
+        price_per_device_hour_usd: Dollars; None when not given.
+        price_date: When that was the price.
+        memory_reserve_bytes: Device memory to leave free.
+        allow_files: Whether a model may be named by a path; False for text from a network.
+    """
+
+    framework: str | None = None
+    objective: str = "step_time"
+    offload: bool = False
+    fabric: str | None = None
+    price_per_device_hour_usd: float | None = None
+    price_date: str = ""
+    memory_reserve_bytes: float = 0.0
+    allow_files: bool = True
+
+
+def resolve_request(
+    model: ModelInput, cluster: ClusterInput, job: JobInput, pins: PinsInput, options: Options
+) -> Request:
+    """The question in full.
+
+    Raises:
+        SpecError: If anything named is unknown, out of bounds or contradictory.
+    """
+    resolved = _model(model, allow_files=options.allow_files)
+    machines = _cluster(cluster, options.fabric)
+    notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]
+    notes += [Note(code="assumed_default", field="cluster", message=text) for text in machines.assumptions]
+    fixed = parse_pins(pins)
+    training, job_notes = resolve_job(job, resolved.spec, machines, fixed)
+    stack, stack_notes = _stack(options.framework, training, fixed)
+    price = options.price_per_device_hour_usd
+    return Request(
+        model=resolved.spec,
+        cluster=_with_reserve(machines, options.memory_reserve_bytes),
+        job=training,
+        stack=stack,
+        pins=fixed,
+        objective=check_objective(options.objective),
+        offload=options.offload,
+        price=None if price is None else Price(usd_per_device_hour=float(price), date=options.price_date[:40]),
+        memory_reserve_bytes=options.memory_reserve_bytes,
+        assumptions=(*notes, *job_notes, *stack_notes),
+    )
+
+
+def cost_context(request: Request, cluster: ClusterSpec | None = None) -> CostContext:
+    """What prices depend on besides the plan, on the request's cluster or a part of it."""
+    kernels, collectives = _price_lists()
+    return CostContext(
+        model=request.model,
+        cluster=cluster or request.cluster,
+        job=request.job,
+        stack=request.stack,
+        kernels=kernels,
+        collectives=collectives,
+    )
+
+
+def setting_of(request: Request, cluster: ClusterSpec | None = None) -> Setting:
+    """What legality rules look at besides the plan."""
+    return Setting(
+        model=request.model,
+        job=request.job,
+        num_devices=(cluster or request.cluster).num_devices,
+        framework=request.stack.framework,
+    )
+
+
+def part_of(cluster: ClusterSpec, num_devices: int) -> ClusterSpec:
+    """The same machines, fewer or more of them: part of one node, or whole nodes."""
+    node = cluster.node
+    if num_devices < node.devices_per_node:
+        node = replace(node, devices_per_node=num_devices, domain_devices=num_devices)
+        return replace(cluster, node=node, num_nodes=1)
+    return replace(cluster, num_nodes=num_devices // node.devices_per_node)
+
+
+@lru_cache(maxsize=1)
+def _price_lists() -> tuple[KernelCostModel, LinkCollectiveModel]:
+    fits = default_fits()
+    return RooflineKernelModel(fits.kernels), LinkCollectiveModel(fits.collectives)
+
+
+def _model(model: ModelInput, *, allow_files: bool) -> ResolvedModel:
+    if isinstance(model, str):
+        try:
+            return _named_model(model)
+        except SpecError:
+            if not allow_files:
+                raise
+    text = str(model) if isinstance(model, Path) else model
+    return resolve_model(text, default_catalog(), allow_paths=allow_files)
+
+
+@lru_cache(maxsize=256)
+def _named_model(name: str) -> ResolvedModel:
+    return resolve_model(name, default_catalog(), allow_paths=False)
+
+
+def _cluster(cluster: ClusterInput, fabric: str | None) -> ClusterSpec:
+    if isinstance(cluster, str):
+        return _named_cluster(cluster, fabric)
+    if isinstance(cluster, ClusterSpec):
+        if fabric is None:
+            return cluster
+        nic = default_catalog().link(fabric, field="cluster.fabric")
+        return replace(cluster, node=replace(cluster.node, nic=nic))
+    if not isinstance(cluster, Mapping):
+        raise SpecError("cluster", f"must be text or a mapping; got {str(cluster)[:40]!r}", "for example '8xH100'")
+    return cluster_from_mapping(dict(cluster) if fabric is None else {**cluster, "fabric": fabric}, default_catalog())
+
+
+@lru_cache(maxsize=256)
+def _named_cluster(text: str, fabric: str | None) -> ClusterSpec:
+    return parse_cluster(text, default_catalog(), fabric=fabric)
+
+
+def _with_reserve(cluster: ClusterSpec, reserve_bytes: float) -> ClusterSpec:
+    device = cluster.device
+    if not 0 <= reserve_bytes < device.usable_memory_bytes:
+        raise SpecError(
+            "memory_reserve_bytes",
+            f"must be at least 0 and below the {device.usable_memory_bytes:.0f} usable bytes; got {reserve_bytes:g}",
+        )
+    if not reserve_bytes:
+        return cluster
+    smaller = replace(device, usable_memory_bytes=device.usable_memory_bytes - reserve_bytes)
+    return replace(cluster, node=replace(cluster.node, device=smaller))
+
+
+def _stack(name: str | None, job: TrainingJob, pins: Mapping[str, int]) -> tuple[StackSpec, list[Note]]:
+    if name is not None:
+        stack = find_stack(name)
+        if stack.framework not in FRAMEWORKS:
+            raise SpecError("framework", f"unknown name {name[:40]!r}", did_you_mean(name, FRAMEWORKS))
+        return stack, []
+    stack = default_stack(job.task)
+    split = max((pins.get(column, 1) for column in _MODEL_AXES), default=1) > 1
+    if stack.framework == HUGGINGFACE and split:
+        stack = find_stack(MEGATRON)
+    note = Note(code="assumed_default", field="framework", message=f"{stack.name}: {stack.description}")
+    return stack, [note]
+
+
+_MODEL_AXES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "virtual_stages")
+
+
+def pins_of(plan: ExecutionPlan) -> dict[str, int]:
+    """A whole plan as pins, for what the batch of a job may be derived from."""
+    return {
+        "tensor_parallel": plan.tensor_parallel,
+        "pipeline_parallel": plan.pipeline_parallel,
+        "context_parallel": plan.context_parallel,
+        "data_parallel": plan.data_parallel,
+        "micro_batch_size": plan.micro_batch_size,
+        "num_microbatches": plan.num_microbatches,
+    }

@@ -1,0 +1,67 @@
+"""Exhaustive search: price every legal plan, chunk by chunk, and keep what ranking needs."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from costmodels.context import CostContext
+from costmodels.estimate import EstimateBatch
+from costmodels.evaluate import evaluate
+from costmodels.plan import PlanBatch
+from planner.ranking import Priced
+
+CHUNK_ROWS = 32_768  # rows priced at once; bounds memory, and more do not run faster
+
+Evaluator = Callable[[PlanBatch, CostContext], EstimateBatch]
+
+
+def price_all(
+    plans: PlanBatch, context: CostContext, *, evaluator: Evaluator = evaluate, chunk_rows: int = CHUNK_ROWS
+) -> Priced:
+    """Price every plan of a space.
+
+    Args:
+        plans: N legal plans.
+        context: Model, cluster, job, stack and price lists.
+        evaluator: Prices a batch; the one cost path unless a test says otherwise.
+        chunk_rows: Rows priced at once.
+
+    Returns:
+        The plans with step time, memory and feasibility, in the same order.
+    """
+    total = len(plans)
+    step_time_s, peak_bytes, host_bytes = np.empty(total), np.empty(total), np.empty(total)
+    fits = np.empty(total, dtype=np.bool_)
+    for start in range(0, total, chunk_rows):
+        rows = slice(start, min(start + chunk_rows, total))
+        estimate = evaluator(plans.take(rows), context)
+        step_time_s[rows] = estimate.step_time_s
+        peak_bytes[rows] = estimate.peak_memory_bytes
+        host_bytes[rows] = estimate.host_memory_bytes
+        fits[rows] = estimate.fits
+    return Priced(
+        plans=plans, step_time_s=step_time_s, peak_memory_bytes=peak_bytes, host_memory_bytes=host_bytes, fits=fits
+    )
+
+
+def memory_rejections(priced: Priced, context: CostContext) -> dict[str, int]:
+    """How many legal plans device memory, and host memory alone, rule out."""
+    device = priced.peak_memory_bytes > context.cluster.device.usable_memory_bytes
+    host = ~priced.fits & ~device
+    counts = {"out_of_memory": int(device.sum()), "out_of_host_memory": int(host.sum())}
+    return {name: count for name, count in counts.items() if count}
+
+
+def join(parts: list[Priced]) -> Priced:
+    """Priced plans of several searches as one, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    from costmodels.plan import concatenate
+
+    return Priced(
+        plans=concatenate([part.plans for part in parts]),
+        step_time_s=np.concatenate([part.step_time_s for part in parts]),
+        peak_memory_bytes=np.concatenate([part.peak_memory_bytes for part in parts]),
+        host_memory_bytes=np.concatenate([part.host_memory_bytes for part in parts]),
+        fits=np.concatenate([part.fits for part in parts]),
+    )

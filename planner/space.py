@@ -1,0 +1,268 @@
+"""The space of plans: every legal combination of the plan dimensions, as one batch.
+
+Dimensions are decided one group after the other; after each, every rule whose columns are all known
+is applied, so that nothing is enumerated below a layout that is already illegal. A rejected layout is
+counted once under its rule, however many plans it would have led to.
+
+Left out on purpose, because each means the same as a plan that is kept: sharding over a single rank,
+sequence parallelism without tensor parallelism, and the order of axes inside one scale-up domain.
+Grids, where a dimension has no natural bound: ``block`` recomputation in quarters of a stage,
+micro-batches beyond 8 in powers of two up to 2^19 tokens, HSDP groups of 4^k scale-up domains, and
+context parallelism from 8192 tokens on, down to 4096 tokens per rank.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.plan import AxisOrder, BoolArray, ContextKind, ExecutionPlan, PlanBatch, Recompute, Schedule
+from planner.candidates import Candidates, Columns
+from planner.constraints import rules_for
+from planner.rules.base import DEEPSPEED, FSDP, MEGATRON, NANOTRON, Setting, divisors, mask
+
+LONG_SEQUENCE = 8192  # tokens from which context parallelism is considered unasked
+CONTEXT_TOKENS = 4096  # fewest tokens per context-parallel rank considered unasked
+MICRO_BATCH_TOKENS = 1 << 19  # largest micro-batch considered unasked, in tokens
+_EVERY_MICRO_BATCH = 8  # all divisors up to here, powers of two beyond
+_QUARTERS = (1, 2, 3)  # block recomputation of a quarter, half and three quarters of a stage
+_CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # virtual stages where any number is legal
+_DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """The legal plans of one request.
+
+    Attributes:
+        plans: Every legal plan.
+        rejected: Rule name to candidates it rejected.
+    """
+
+    plans: PlanBatch
+    rejected: dict[str, int]
+
+
+def plan_space(
+    setting: Setting, *, domain_devices: int, pins: Mapping[str, int] | None = None, offload: bool = False
+) -> Space:
+    """Every legal plan for a model, a job and a number of devices under a framework.
+
+    Args:
+        setting: Model, job, devices and framework.
+        domain_devices: Devices per scale-up domain; placement and HSDP degrees depend on it.
+        pins: Plan columns the user fixed (``pins.parse_pins``).
+        offload: Also consider offloading the optimizer and checkpoints to host memory.
+
+    Returns:
+        The plans, and how many candidates each rule rejected.
+
+    Raises:
+        SpecError: If a pinned dimension alone makes every plan illegal, or there are too many plans.
+    """
+    candidates = Candidates(setting=setting, pins=dict(pins or {}), pending=list(rules_for(setting.framework)))
+    _degrees(candidates)
+    _sharding(candidates, domain_devices)
+    _experts(candidates)
+    _pipeline(candidates)
+    _micro_batches(candidates)
+    _recomputation(candidates)
+    _flags(candidates, domain_devices, offload=offload)
+    return Space(plans=candidates.batch(), rejected=candidates.rejected)
+
+
+def _singles(values: Sequence[int]) -> list[tuple[int, ...]]:
+    return [(value,) for value in values]
+
+
+def _degrees(candidates: Candidates) -> None:
+    """Tensor, pipeline, context and data degree; they multiply to the devices."""
+    setting, pins = candidates.setting, candidates.pins
+    _check_pinned_product(setting, pins)
+    model_devices = setting.num_devices // pins.get("data_parallel", 1)
+    parts = divisors(model_devices)
+
+    def whole(columns: Columns) -> BoolArray:
+        product = columns["tensor_parallel"] * columns["pipeline_parallel"] * columns.get("context_parallel", 1)
+        return mask(model_devices % product == 0)
+
+    candidates.expand(("tensor_parallel",), _singles([t for t in parts if t <= setting.model.num_attention_heads]))
+    candidates.expand(("pipeline_parallel",), _singles([p for p in parts if p <= setting.model.num_layers]), keep=whole)
+    sequence = setting.job.sequence_length
+    most = sequence // CONTEXT_TOKENS if sequence >= LONG_SEQUENCE else 1
+    candidates.expand(("context_parallel",), _singles([c for c in parts if c <= most]), keep=whole)
+    product = np.prod([candidates.columns[name] for name in _DEGREES[:3]], axis=0)
+    candidates.derive(data_parallel=np.maximum(setting.num_devices // product, 1))
+    kinds = [int(kind) for kind in _context_kinds(setting.framework)]
+    candidates.expand(
+        ("context_kind",),
+        _singles(kinds),
+        keep=lambda c: mask((c["context_parallel"] > 1) | (c["context_kind"] == kinds[0])),
+    )
+    candidates.expand(
+        ("sequence_parallel",),
+        _singles([0, 1]),
+        keep=lambda c: mask((c["tensor_parallel"] > 1) | (c["sequence_parallel"] == 0)),
+    )
+
+
+def _check_pinned_product(setting: Setting, pins: Mapping[str, int]) -> None:
+    """Refuse fixed degrees that cannot multiply to the devices, whatever the others are."""
+    fixed = [pins[name] for name in _DEGREES if name in pins]
+    product = int(np.prod([float(degree) for degree in fixed])) if fixed else 1
+    complete = len(fixed) == len(_DEGREES)
+    if setting.num_devices % product or (complete and product != setting.num_devices):
+        t, p, c, d = (pins.get(name, 1) for name in _DEGREES)
+        plan = ExecutionPlan(tensor_parallel=t, pipeline_parallel=p, context_parallel=c, data_parallel=d)
+        rule = next(rule for rule in rules_for(setting.framework) if rule.name == "world_size")
+        raise rule.error(plan, setting)
+
+
+def _context_kinds(framework: str) -> tuple[ContextKind, ...]:
+    """How the framework can exchange keys and values; the first also stands for "not used"."""
+    return {
+        MEGATRON: (ContextKind.RING, ContextKind.ALL_GATHER, ContextKind.ULYSSES),
+        DEEPSPEED: (ContextKind.ULYSSES,),
+        FSDP: (ContextKind.RING, ContextKind.ALL_GATHER),
+    }.get(framework, (ContextKind.RING,))
+
+
+def _sharding(candidates: Candidates, domain_devices: int) -> None:
+    """ZeRO stage, and how many ranks one set of shards spans: all, or whole scale-up domains."""
+
+    def useful(columns: Columns) -> BoolArray:
+        return mask((columns["zero_stage"] == 0) | (columns["data_parallel"] * columns["context_parallel"] > 1))
+
+    def hybrid(columns: Columns) -> BoolArray:
+        ranks, span = columns["data_parallel"] * columns["context_parallel"], columns["zero_shard_degree"]
+        degree = span // columns["tensor_parallel"]
+        whole = (span % columns["tensor_parallel"] == 0) & (degree > 1) & (degree < ranks)
+        return mask((span == 0) | (whole & (columns["zero_stage"] > 0)))
+
+    candidates.expand(("zero_stage",), _singles([0, 1, 2, 3]), keep=useful)
+    spans = [domain_devices * 4**k for k in range(10) if domain_devices * 4**k < candidates.setting.num_devices]
+    if "zero_shard_degree" in candidates.pins or candidates.setting.framework == NANOTRON:
+        spans = []
+    candidates.expand(("zero_shard_degree",), _singles([0, *spans]), keep=hybrid, provisional=True)
+    columns = candidates.columns
+    candidates.derive(zero_shard_degree=columns["zero_shard_degree"] // columns["tensor_parallel"])
+
+
+def _experts(candidates: Candidates) -> None:
+    """Expert degree, and expert-tensor degree 1 or t; 1 for dense models."""
+    moe = candidates.setting.model.moe
+    candidates.expand(("expert_parallel",), _singles(divisors(moe.num_experts) if moe is not None else [1]))
+    candidates.expand(
+        ("expert_tensor_parallel",),
+        _singles([0, 1] if moe is not None and "expert_tensor_parallel" not in candidates.pins else [1]),
+        keep=lambda c: mask((c["tensor_parallel"] > 1) | (c["expert_tensor_parallel"] == 1)),
+        provisional=True,
+    )
+    t, choice = candidates.columns["tensor_parallel"], candidates.columns["expert_tensor_parallel"]
+    candidates.derive(expert_tensor_parallel=np.where(choice == 0, t, 1))
+
+
+def _pipeline(candidates: Candidates) -> None:
+    """First and last stage, schedule and virtual stages."""
+    layers = candidates.setting.model.num_layers
+    megatron = candidates.setting.framework == MEGATRON
+    _uneven_ends(candidates, layers, allowed=megatron)
+    candidates.expand(
+        ("schedule",),
+        _singles([int(code) for code in Schedule]),
+        keep=lambda c: mask((c["pipeline_parallel"] > 1) | (c["schedule"] == Schedule.ONE_F_ONE_B)),
+    )
+
+    def fits(columns: Columns) -> BoolArray:
+        p, v = columns["pipeline_parallel"], columns["virtual_stages"]
+        first, last = columns["first_stage_layers"], columns["last_stage_layers"]
+        per_stage = (layers - first - last) // np.maximum(p - (first > 0) - (last > 0), 1)
+        even = (per_stage % v == 0) & (first % v == 0) & (last % v == 0) if megatron else p * v <= layers
+        return mask((v == 1) | (even & (p > 1) & (columns["schedule"] == Schedule.ONE_F_ONE_B)))
+
+    chunks = divisors(layers) if megatron else [v for v in _CHUNKS if v <= layers]
+    candidates.expand(("virtual_stages",), _singles(chunks), keep=fits)
+
+
+def _uneven_ends(candidates: Candidates, layers: int, *, allowed: bool) -> None:
+    """Layers over stages: even; or, where they do not divide, one less on the last stage or on both ends."""
+
+    def divides(columns: Columns) -> BoolArray:
+        p, short = columns["pipeline_parallel"], columns["first_stage_layers"]
+        uneven = (layers % p != 0) & ((layers + short) % p == 0) & ((layers + short) // p > 1)
+        return mask((short == 0) | uneven)
+
+    pinned = {"first_stage_layers", "last_stage_layers"} & candidates.pins.keys()
+    codes = [0, 1, 2] if allowed and not pinned else [0]
+    candidates.expand(("first_stage_layers",), _singles(codes), keep=divides, provisional=True)
+    p, short = candidates.columns["pipeline_parallel"], candidates.columns["first_stage_layers"]
+    reduced = (layers + short) // p - 1
+    candidates.derive(
+        first_stage_layers=np.where(short == 2, reduced, 0), last_stage_layers=np.where(short > 0, reduced, 0)
+    )
+
+
+def _micro_batches(candidates: Candidates) -> None:
+    """Micro-batch size and count; with d they multiply to the global batch."""
+    job = candidates.setting.job
+    total = job.global_batch_size
+    if "num_microbatches" in candidates.pins and "micro_batch_size" not in candidates.pins:
+        per_step = candidates.columns["data_parallel"] * candidates.pins["num_microbatches"]
+        candidates.derive(micro_batch_size=np.maximum(total // np.maximum(per_step, 1), 1), num_microbatches=1)
+        return
+    sizes = [
+        b
+        for b in divisors(total)
+        if b == 1 or (b * job.sequence_length <= MICRO_BATCH_TOKENS and (b <= _EVERY_MICRO_BATCH or b & (b - 1) == 0))
+    ]
+    candidates.expand(
+        ("micro_batch_size",),
+        _singles(sizes),
+        keep=lambda c: mask(total % (c["data_parallel"] * c["micro_batch_size"]) == 0),
+    )
+    per_step = candidates.columns["data_parallel"] * candidates.columns["micro_batch_size"]
+    candidates.derive(num_microbatches=np.maximum(total // per_step, 1))
+
+
+def _recomputation(candidates: Candidates) -> None:
+    """None, selective, full, and block in quarters of a stage."""
+    layers = candidates.setting.model.num_layers
+    wanted = candidates.pins.get("recompute", int(Recompute.BLOCK) if "recompute_layers" in candidates.pins else None)
+    modes = [int(mode) for mode in Recompute] if wanted is None else [wanted]
+    offered = candidates.offered(("recompute",), _singles(modes)) if wanted is None else _singles(modes)
+    grid = _QUARTERS if "recompute_layers" not in candidates.pins else (1,)
+    options = [(mode, part) for (mode,) in offered for part in (grid if mode == Recompute.BLOCK else (0,))]
+
+    def distinct(columns: Columns) -> BoolArray:
+        per_stage, part = layers // columns["pipeline_parallel"], columns["recompute_layers"]
+        size, before = -(-per_stage * part // 4), -(-per_stage * (part - 1) // 4)
+        return mask((part == 0) | ((size > before) & (size < per_stage)))
+
+    keep = None if "recompute_layers" in candidates.pins else distinct
+    candidates.expand(("recompute", "recompute_layers"), options, keep=keep, provisional=True)
+    per_stage = layers // candidates.columns["pipeline_parallel"]
+    candidates.derive(
+        recompute=candidates.columns["recompute"],
+        recompute_layers=-(-per_stage * candidates.columns["recompute_layers"] // 4),
+    )
+
+
+def _flags(candidates: Candidates, domain_devices: int, *, offload: bool) -> None:
+    """Offloading when asked for, axis order where it matters, overlap wherever it is legal."""
+    setting = candidates.setting
+    choices = _singles([0, 1] if offload else [0])
+    candidates.expand(("offload_optimizer",), choices)
+    candidates.expand(("offload_activations",), choices)
+    crosses = setting.num_devices > domain_devices
+
+    def matters(columns: Columns) -> BoolArray:
+        both = (columns["pipeline_parallel"] > 1) & (columns["data_parallel"] > 1)
+        return mask((columns["axis_order"] == AxisOrder.TP_CP_DP_PP) | (both & crosses))
+
+    candidates.expand(("axis_order",), _singles([int(order) for order in AxisOrder]), keep=matters)
+    columns = candidates.columns
+    candidates.derive(
+        overlap_grad_reduce=1,
+        overlap_param_gather=columns["zero_stage"] > 0,
+        tensor_parallel_overlap=columns["sequence_parallel"] if setting.framework != DEEPSPEED else 0,
+    )
