@@ -31,20 +31,21 @@ def in_flight_microbatches(
     Source:
         1F1B: p - i warm-up forwards (arXiv:2104.04473 section 2.2.1). Interleaved: Megatron-LM runs
         2(p - i - 1) + (v - 1)p warm-up chunks plus the one in work, each 1/v of the stage's layers.
-        ZB-1p and ZB-V hold p on every stage, ZB-2p at most 2p - 1 - 2i (arXiv:2401.10241, table 1).
+        ZB-1p and ZB-V hold p on every stage, ZB-2p at most 2p - 1: later stages hold fewer inputs but
+        defer more weight gradients (arXiv:2401.10241, table 1; arXiv:2405.15362).
     """
     chunks = 2.0 * (stages - stage - 1) + (virtual_stages - 1) * stages + 1
     one_f_one_b = np.where(virtual_stages > 1, chunks / virtual_stages, 1.0 * (stages - stage))
-    held: FloatArray = np.select(
+    unlimited = np.select(
         [
             schedule == Schedule.GPIPE,
             (schedule == Schedule.ZERO_BUBBLE_1P) | (schedule == Schedule.ZERO_BUBBLE_V),
             schedule == Schedule.ZERO_BUBBLE_2P,
         ],
-        [1.0 * num_microbatches, 1.0 * stages, np.maximum(2.0 * stages - 1, 1.0)],
+        [1.0 * num_microbatches, 1.0 * stages, 2.0 * stages - 1],
         one_f_one_b,
     )
-    held = np.minimum(held, 1.0 * num_microbatches)
+    held: FloatArray = np.minimum(unlimited, 1.0 * num_microbatches)
     return held
 
 
@@ -75,21 +76,25 @@ def pipeline_s(
     Source:
         The slowest stage works m times; the others' fill and drain is the bubble: the sum of the
         other stages' times for 1F1B and GPipe, divided by v when interleaved (arXiv:2104.04473
-        section 2.2.2). Zero bubble moves weight gradients into it: ZB-1p saves one, ZB-2p and ZB-V
-        two weight-gradient times per stage (arXiv:2401.10241 table 1), never below zero.
+        section 2.2.2). Zero bubble defers weight gradients into it: F + B + W per stage becomes F + B - W
+        with ZB-1p and F + B - 2W with ZB-2p and ZB-V (arXiv:2401.10241 table 1), as far as there are
+        enough to defer: the last stage's m forwards and backwards, the way there and back and one
+        weight gradient, (m + p - 1)(F + B) + W, remain. Never below zero.
     """
     stage_s = np.where(count > 0, forward_s + input_gradient_s + weight_gradient_s, 0.0)
     slowest_s = stage_s.max(axis=1)
     fill_s = (stage_s * count).sum(axis=1) - slowest_s
-    weight_s = (weight_gradient_s * count).sum(axis=1) * (1 - 1 / np.maximum(count.sum(axis=1), 1))
+    stages = np.maximum(count.sum(axis=1), 1)
+    weight_s = (weight_gradient_s * count).sum(axis=1) / stages
     saved = np.select(
         [
             schedule == Schedule.ZERO_BUBBLE_1P,
             (schedule == Schedule.ZERO_BUBBLE_2P) | (schedule == Schedule.ZERO_BUBBLE_V),
         ],
-        [2.0, 3.0],
-        0.0,
+        [2, 3],
+        0,
     )
+    saved = np.minimum(saved * (stages - 1), num_microbatches + stages - 2)
     chunks = np.where(schedule == Schedule.ONE_F_ONE_B, virtual_stages, 1)
     bubble_s = np.maximum(fill_s / chunks - saved * weight_s, 0.0)
     return num_microbatches * slowest_s + bubble_s, bubble_s
