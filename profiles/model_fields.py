@@ -12,6 +12,7 @@ from profiles.errors import SpecError, did_you_mean
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 
 MAX_TEXT = 256
+LARGEST = 10**30
 
 _NESTED: dict[str, type[MoESpec] | type[LatentAttention]] = {"moe": MoESpec, "latent_attention": LatentAttention}
 
@@ -116,8 +117,8 @@ def _require(
 
 
 def is_integer(value: object) -> bool:
-    """Whether the value is an int that is not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether the value is an int, no bool, of at most 30 digits (longer ones cannot even be printed)."""
+    return isinstance(value, int) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
 def is_number(value: object) -> bool:
@@ -131,7 +132,7 @@ def shown(value: object) -> str:
         return "a mapping"
     if isinstance(value, list | tuple | set):
         return "a list"
-    if is_integer(value) and not -(10**30) < value < 10**30:  # type: ignore[operator]  # an int, says is_integer
+    if isinstance(value, int) and not -LARGEST < value < LARGEST:
         return "an integer of more than 30 digits"
     text = repr(value) if isinstance(value, str | int | float | bool) or value is None else type(value).__name__
     return text if len(text) <= 48 else text[:45] + "..."

@@ -237,14 +237,11 @@ def lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...], *, mo
         Hu et al., arXiv:2106.09685, section 4.1.
     """
     is_moe = model.moe is not None if moe is None else moe
-    shapes = [shape for name, shape in _attention_matrices(model) if name in targets]
+    total = sum(rank * (rows + columns) for name, (rows, columns) in _attention_matrices(model) if name in targets)
+    matrices = sum(name in targets and (name != "gate" or model.gated_mlp) for name in ("gate", "up", "down"))
     for width, copies in _mlp_widths(model, is_moe):
-        shapes += copies * [
-            (model.hidden_size, width)
-            for name in ("gate", "up", "down")
-            if name in targets and (name != "gate" or model.gated_mlp)
-        ]
-    return sum(rank * (rows + columns) for rows, columns in shapes)
+        total += copies * matrices * rank * (model.hidden_size + width)
+    return total
 
 
 def total_lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...]) -> int:
