@@ -9,7 +9,7 @@ from planner.validate.rows import CannotScore
 from profiles.catalog import Catalog
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
-from profiles.units import BITS_PER_BYTE, GIGA
+from profiles.units import BITS_PER_BYTE, GIB, GIGA
 
 _NOT_A_GPU = re.compile(r"tpu|gaudi|trainium|ascend|habana", re.IGNORECASE)
 _FAMILY = re.compile(
@@ -19,6 +19,7 @@ _FAMILY = re.compile(
 )
 # A capacity this far from the catalogue's is another product, not another way to round.
 _SAME_MEMORY = 0.12
+MEMORY_ASSUMED = "memory size of the GPU not printed"
 
 
 def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
@@ -69,14 +70,19 @@ def _device(row: Row, catalog: Catalog) -> tuple[DeviceSpec, list[str]]:
     except SpecError:
         raise CannotScore(f"GPU not in the catalogue: {text[:40]}") from None
     matches = _form_factor(matches, text, row.text("intra_node"))
-    memory_gb = row.number("gpu_mem_gb")
+    in_name = re.search(r"([0-9]{2,3}) ?GB", text)
+    memory_gb = float(in_name.group(1)) if in_name else row.number("gpu_mem_gb")
     if memory_gb is None:
         assumed = len({device.memory_bytes for device in matches}) > 1
-        return matches[0], [f"memory size of {text[:20]} not printed: {matches[0].name}"] if assumed else []
-    nearest = min(matches, key=lambda device: abs(math.log(device.memory_bytes / (memory_gb * GIGA))))
-    nominal = memory_gb * GIGA
+        return matches[0], [f"{MEMORY_ASSUMED}: {matches[0].name}"] if assumed else []
+    nearest, nominal = min(
+        ((device, memory_gb * unit) for device in matches for unit in (GIGA, GIB)),
+        key=lambda pair: abs(math.log(pair[0].memory_bytes / pair[1])),
+    )
     if abs(nearest.memory_bytes / nominal - 1) <= _SAME_MEMORY:
         return nearest, []
+    if "mlperf" in row.text("source").lower():  # its system descriptions carry over older figures
+        return nearest, [f"{MEMORY_ASSUMED}: {nearest.name}, not the {memory_gb:g} GB of the table"]
     scale = nominal / nearest.memory_bytes
     resized = dataclasses.replace(
         nearest,

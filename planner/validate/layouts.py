@@ -17,6 +17,7 @@ from profiles.model import ModelSpec
 _ROUNDED_BATCH = 0.02
 # From here on nobody packs two sequences into a micro-batch.
 _LONG_SEQUENCE = 16384
+RECOMPUTE_ASSUMED = "recomputation not printed"
 
 
 @dataclass(slots=True)
@@ -160,7 +161,7 @@ def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int]:
     found = wording.recompute_of(row)
     if found is None:
         kind = _assumed_recompute(row, reading.defaults)
-        reading.assumptions.append(f"recomputation not printed: {kind.name.lower()}")
+        reading.assumptions.append(f"{RECOMPUTE_ASSUMED}: {kind.name.lower()}, or full where that does not fit")
         return kind, 0
     kind, layers = found
     if layers < 0:  # half of the layers of a stage
@@ -170,7 +171,9 @@ def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int]:
 
 def _assumed_recompute(row: Row, defaults: StackDefaults) -> Recompute:
     notes = row.text("notes").lower()
-    if "activation checkpointing on" in notes or ("fsdp per litgpt defaults" in notes and row.integer("num_gpus") != 1):
+    if re.search(r"activation checkpointing (?:on|true)", notes) or (
+        "fsdp per litgpt defaults" in notes and row.integer("num_gpus") != 1
+    ):
         return Recompute.FULL
     return Recompute.FULL if defaults.recompute else Recompute.NONE
 
@@ -183,6 +186,8 @@ def _zero(reading: Reading, degrees: Degrees) -> tuple[int, int]:
         return 0, 0
     if found is None:
         stage = reading.defaults.zero_stage
+        if re.search(r"Megatron-FSDP|use_megatron_fsdp=True", row.text("notes")):
+            return 3, 0
         if not reading.defaults.zero_is_known:
             stage = 3 if "FSDP" in row.text("notes") else stage
             reading.assumptions.append(f"ZeRO stage not printed: {stage}")
@@ -200,6 +205,9 @@ def _zero(reading: Reading, degrees: Degrees) -> tuple[int, int]:
 def _virtual_stages(reading: Reading, degrees: Degrees) -> int:
     row = reading.row
     chunks = row.integer("vpp")
+    if "interleaved" in row.text("notes").lower() and "torchtitan" in row.text("framework").lower():
+        reading.assumptions.append("stages per rank not printed: torchtitan's default of 2")
+        return 2
     if degrees.pipeline == 1:
         return 1
     if chunks is None and "mlperf" in row.text("source").lower():

@@ -12,8 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from planner.validate.clusters import cluster_of
-from planner.validate.layouts import Reading, batch_of, degrees_of, job_of, plan_of
+from costmodels.flops import model_flops_per_step
+from costmodels.workload import TrainingJob
+from planner.validate.clusters import MEMORY_ASSUMED, cluster_of
+from planner.validate.layouts import RECOMPUTE_ASSUMED, Reading, batch_of, degrees_of, job_of, plan_of
 from planner.validate.measured import Memory, memory_of, step_time_s
 from planner.validate.models import ModelFinder, model_of
 from planner.validate.reader import Row, csv_files, read_rows
@@ -21,8 +23,11 @@ from planner.validate.rows import CannotScore, ScorableRow, UnscorableRow
 from planner.validate.stack_choice import defaults_of
 from profiles.catalog import Catalog, default_catalog
 from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec
+from profiles.model import ModelSpec
 
 Figure = TypeVar("Figure")
+_PLAUSIBLE = 0.8  # no training run uses more of the FP32 units than this
 
 # A contradiction noted by whoever transcribed the row; one about the MFU column alone harms nothing else.
 _CHECK = re.compile(r"CHECK(?! printed mfu)(.{0,80})")
@@ -96,8 +101,10 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
     batch = batch_of(reading, degrees)
     job = job_of(reading, batch[2])
     plan = plan_of(reading, degrees, batch)
-    died = row.flag("oom")
+    died = row.flag("oom") is True
     time_s, time_note = _unless_excluded(lambda: None if died else _time(row, reading, degrees.pipeline, job))
+    if time_s is not None:
+        job = _tensor_float(job, cluster, time_s, model, reading)
     memory, memory_note = _unless_excluded(lambda: None if died else memory_of(row, cluster))
     if time_s is None and memory is None and not died:
         raise CannotScore(time_note or memory_note or "measured neither time nor memory")
@@ -113,12 +120,33 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
         stack=defaults.stack,
         step_time_s=time_s,
         out_of_memory=True if died else False if (time_s or memory or time_note) else None,
-        assumptions=tuple(dict.fromkeys(reading.assumptions)),
+        assumptions=_material(reading.assumptions, memory_matters=died or memory is not None),
+        recompute_assumed=any(text.startswith(RECOMPUTE_ASSUMED) for text in reading.assumptions),
         trend="digitised" in row.text("source").lower(),
         time_note=time_note,
         memory_note=memory_note,
         **_memory_fields(memory),  # type: ignore[arg-type]
     )
+
+
+def _material(assumptions: Sequence[str], *, memory_matters: bool) -> tuple[str, ...]:
+    """Assumptions the scored figures depend on, once each."""
+    kept = (text for text in assumptions if memory_matters or not text.startswith(MEMORY_ASSUMED))
+    return tuple(dict.fromkeys(kept))
+
+
+def _tensor_float(
+    job: TrainingJob, cluster: ClusterSpec, time_s: float, model: ModelSpec, reading: Reading
+) -> TrainingJob:
+    """TF32 where "fp32" ran faster than the FP32 units can (NGC containers switch TF32 on)."""
+    peaks = cluster.device.peak_flops_per_s
+    if job.precision != "fp32" or "tf32" not in peaks:
+        return job
+    needed = model_flops_per_step(model, job, causal=True) / (time_s * cluster.num_devices)
+    if needed < _PLAUSIBLE * peaks["fp32"]:
+        return job
+    reading.assumptions.append("precision printed as fp32, faster than its peak: tf32")
+    return replace(job, precision="tf32")
 
 
 def _memory_fields(memory: Memory | None) -> dict[str, object]:
@@ -140,13 +168,13 @@ def _unless_excluded(read: Callable[[], Figure | None]) -> tuple[Figure | None, 
         return None, reason.reason
 
 
-def _time(row: Row, reading: Reading, pipeline: int, job: object) -> float | None:
+def _time(row: Row, reading: Reading, pipeline: int, job: TrainingJob) -> float | None:
     notes = row.text("notes")
     if "after_pp_fix=False" in notes and pipeline > 1:
         raise CannotScore("ran before the pipeline fix of its framework")
     if "LOW QUALITY" in notes:
         raise CannotScore("sequence lengths not controlled (low quality)")
-    return step_time_s(row, reading.model, reading.cluster, job)  # type: ignore[arg-type]
+    return step_time_s(row, reading.model, reading.cluster, job)
 
 
 def average_repeats(rows: Sequence[ScorableRow]) -> tuple[ScorableRow, ...]:
@@ -156,9 +184,11 @@ def average_repeats(rows: Sequence[ScorableRow]) -> tuple[ScorableRow, ...]:
     """
     groups: dict[object, list[ScorableRow]] = {}
     for row in rows:
-        key = (row.file, row.source, row.model, row.cluster.name, row.cluster.node, row.job, row.plan, row.stack,
-               row.out_of_memory, row.memory_kind, row.trend)  # fmt: skip
-        groups.setdefault(repr(key), []).append(row)
+        key = (
+            *(row.file, row.source, row.model_name, row.model, row.cluster_key, row.job, row.plan, row.stack),
+            *(row.out_of_memory, row.memory_kind, row.trend, row.step_time_s is None),
+        )
+        groups.setdefault(key, []).append(row)
     return tuple(_average(group) for group in groups.values())
 
 

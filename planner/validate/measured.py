@@ -112,7 +112,7 @@ def step_time_s(row: Row, model: ModelSpec, cluster: ClusterSpec, job: TrainingJ
         flops = flops_per_step(flop_convention(row), model, job)
         rate = tflops * TERA if tflops else _rate_from_mfu(row, cluster, job)
         return flops / (rate * cluster.num_devices)
-    if tflops and flop_convention(row) is FlopConvention.MEGATRON_96:
+    if tflops and model.moe is None and flop_convention(row) is FlopConvention.MEGATRON_96:
         flops = flops_per_step(FlopConvention.MEGATRON_96, model, job)
         ratio = tflops * TERA * cluster.num_devices * time_s / flops
         if not _TFLOPS_LOW <= ratio <= _TFLOPS_HIGH:
@@ -170,6 +170,6 @@ def memory_kind(row: Row) -> MemoryKind:
         return MemoryKind.ALLOCATED
     if "nvidia-smi" in notes or "flagperf" in source or "bigscience" in source:
         return MemoryKind.SMI
-    if "ms-swift" in source:
+    if "ms-swift" in source or "torchtitan" in source:
         return MemoryKind.RESERVED
     return MemoryKind.UNKNOWN

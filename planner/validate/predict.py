@@ -16,7 +16,7 @@ from costmodels.kernels.calls import KernelCostModel
 from costmodels.kernels.roofline import RooflineKernelModel
 from costmodels.link_model import LinkCollectiveModel
 from costmodels.memory import ALLOCATED_PARTS, RESERVED_PARTS
-from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
 from costmodels.workload import TrainingJob
 from planner.validate.rows import MemoryKind, ScorableRow
 from profiles.errors import SpecError
@@ -64,6 +64,7 @@ class _Group:
     stack: str
     plans: PlanBatch
     first_stage: BoolArray
+    recompute_assumed: BoolArray
 
 
 class RowPredictor:
@@ -125,7 +126,12 @@ class RowPredictor:
             kernels=self._kernels,
             collectives=self._collectives,
         )
-        estimate = evaluate(group.plans, context)
+        plans = group.plans
+        estimate = evaluate(plans, context)
+        forced = group.recompute_assumed & ~estimate.fits & (plans.recompute == Recompute.NONE)
+        if forced.any():
+            plans = replace(plans, recompute=np.where(forced, int(Recompute.FULL), plans.recompute))
+            estimate = evaluate(plans, context)
         at = group.rows
         columns["step_time_s"][at] = estimate.step_time_s
         columns["step_time_low_s"][at] = estimate.step_time_low_s
@@ -153,12 +159,10 @@ def predict_rows(rows: Sequence[ScorableRow], stacks: Mapping[str, StackSpec]) -
 
 def _groups(rows: Sequence[ScorableRow]) -> tuple[_Group, ...]:
     members: dict[tuple[object, ...], list[int]] = {}
-    keys: dict[int, int] = {}
     jobs = [replace(row.job, global_batch_size=1) for row in rows]  # a step's price reads the plan's batch only
     for number, row in enumerate(rows):
-        cluster = keys.setdefault(_cluster_key(row.cluster), len(keys))
         by_hand = number if row.plan.stage_layers else -1
-        members.setdefault((row.model, cluster, jobs[number], row.stack, by_hand), []).append(number)
+        members.setdefault((row.model, row.cluster_key, jobs[number], row.stack, by_hand), []).append(number)
     return tuple(
         _Group(
             rows=np.array(numbers, dtype=np.int64),
@@ -168,14 +172,10 @@ def _groups(rows: Sequence[ScorableRow]) -> tuple[_Group, ...]:
             stack=rows[numbers[0]].stack,
             plans=PlanBatch.from_plans([rows[number].plan for number in numbers]),
             first_stage=np.array([rows[number].first_stage_memory for number in numbers]),
+            recompute_assumed=np.array([rows[number].recompute_assumed for number in numbers]),
         )
         for numbers in members.values()
     )
-
-
-def _cluster_key(cluster: ClusterSpec) -> int:
-    """Clusters hold mappings and do not hash; two that print alike are alike."""
-    return hash((cluster.num_nodes, repr(cluster.node)))
 
 
 def _peak(parts: Mapping[str, FloatArray], names: Sequence[str], first_stage: BoolArray) -> FloatArray:

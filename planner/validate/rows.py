@@ -49,6 +49,7 @@ class ScorableRow:
         assumptions: What had to be filled in that the result depends on.
         trend: Digitised from a figure: scored apart.
         repeats: Table rows averaged into this one.
+        recompute_assumed: Recomputation is not printed: what the plan assumes, or all of it if that does not fit.
         time_note: Why a measured time is not used; empty when it is.
         memory_note: Why a measured memory is not used.
     """
@@ -71,8 +72,18 @@ class ScorableRow:
     assumptions: tuple[str, ...] = ()
     trend: bool = False
     repeats: int = 1
+    recompute_assumed: bool = False
     time_note: str = ""
     memory_note: str = ""
+
+    @property
+    def cluster_key(self) -> tuple[str, ...]:
+        """Stands for the cluster where one is compared: clusters hold mappings and do not hash."""
+        node = self.cluster.node
+        return (
+            *(self.cluster.name, node.name, node.scale_up.name, node.nic.name, str(node.nics_per_node)),
+            *(str(node.nic.bandwidth_bytes_per_s), str(node.domain_devices), str(node.device.memory_bytes)),
+        )
 
     @property
     def tokens_per_s(self) -> float | None:

@@ -71,6 +71,7 @@ _PADDLE = StackDefaults(stack="megatron-2021", overlap_grad_reduce=False, overla
 
 _RL = "reinforcement learning: generation is part of the step"
 _NO_STACK = "no stack model for"
+_EXPERTS_IN_A_LOOP = re.compile(r"mixtral|moe|deepseek[ -_]?v[23]")
 # First match wins. Patterns see "framework | source" in lower case. A text instead of defaults: the reason.
 _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
     (re.compile(pattern), found)
@@ -113,6 +114,8 @@ def defaults_of(row: Row) -> StackDefaults:
         raise CannotScore(_RL)
     for pattern, found in _RULES:
         if pattern.search(f"{framework} | {source}"):
+            if found is _DEEPSPEED and _EXPERTS_IN_A_LOOP.search(row.text("model").lower() + row.text("notes").lower()):
+                raise CannotScore("experts of Hugging Face model code run one by one: not modelled")
             if isinstance(found, str):
                 raise CannotScore(f"{found} {row.text('framework')[:40]!r}" if found == _NO_STACK else found)
             return _MEGATRON_CORE if found is _MEGATRON_2021 and row.flag("flash_attention") else found

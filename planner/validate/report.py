@@ -1,0 +1,361 @@
+"""``planner validate``: predicted against measured, as plain data.
+
+Everything here is a fraction, a count or a name; ``planner.validate.render`` formats it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from costmodels.plan import BoolArray, FloatArray
+from planner.validate.mapping import Mapped, map_files
+from planner.validate.metrics import (
+    ErrorSummary,
+    OomSummary,
+    RankSummary,
+    error_summary,
+    mean_over_sources,
+    oom_summary,
+    rank_summary,
+    worst_source,
+)
+from planner.validate.pick import GroupPick, PickSummary, pick_groups, pick_summary
+from planner.validate.predict import Predictions, RowPredictor
+from planner.validate.rows import MemoryKind, ScorableRow
+from profiles.catalog import Catalog
+from profiles.stack import StackSpec
+from profiles.stacks import load_stacks
+
+# Run by run too noisy for a mean (twins differ by a quarter): judged by its median and its picks.
+JUDGED_APART = ("nanotron",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceScore:
+    """Scores of one source of one file, of one file, or of everything.
+
+    Attributes:
+        file: File, or "" for all.
+        source: Source, or "" for all of the file.
+        rows: Rows priced.
+        assumed_rows: Of those, rows that rest on a stated assumption.
+        unscorable: Rows left out.
+        time: Step-time errors.
+        stated_time: The same over rows without assumptions.
+        rank: Rank correlation within groups that differ only by plan.
+        memory: Peak-memory errors.
+        memory_by_kind: The same by what the figure counts.
+        oom: Verdicts.
+        trend: Digitised figures, left out of every mean.
+        apart: Judged by median and picks, left out of the mean over sources.
+    """
+
+    file: str
+    source: str
+    rows: int
+    assumed_rows: int
+    unscorable: int
+    time: ErrorSummary | None
+    stated_time: ErrorSummary | None
+    rank: RankSummary | None
+    memory: ErrorSummary | None
+    memory_by_kind: Mapping[str, ErrorSummary]
+    oom: OomSummary
+    trend: bool = False
+    apart: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """Means over sources with enough rows, each source weighing the same.
+
+    Attributes:
+        time_mape: Step time.
+        stated_time_mape: Step time, rows without assumptions.
+        memory_mape: Peak memory.
+        worst_time: Source with the largest step-time error, and it.
+        worst_memory: The same for memory.
+        time_sources: Sources in the first mean.
+        memory_sources: Sources in the memory mean.
+    """
+
+    time_mape: float | None
+    stated_time_mape: float | None
+    memory_mape: float | None
+    worst_time: tuple[str, float] | None
+    worst_memory: tuple[str, float] | None
+    time_sources: int
+    memory_sources: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowScore:
+    """One row, predicted against measured; absent figures are None."""
+
+    file: str
+    line: int
+    source: str
+    model: str
+    cluster: str
+    stack: str
+    measured_step_time_s: float | None
+    predicted_step_time_s: float | None
+    measured_memory_bytes: float | None
+    predicted_memory_bytes: float | None
+    memory_kind: str
+    out_of_memory: bool | None
+    predicted_to_fit: bool
+    assumptions: tuple[str, ...]
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationReport:
+    """What ``planner validate`` found.
+
+    Attributes:
+        files: Files read.
+        overall: Everything but trends.
+        means: Means over sources.
+        by_file: One score per file.
+        by_source: One score per source of each file.
+        picks: Picks per file that holds groups.
+        all_picks: Picks of all files.
+        groups: Every pick.
+        unscorable: (file, source, reason) to rows left out.
+        time_notes: (file, source, reason) to rows whose time, though measured, is not used.
+        rows: Every row priced.
+    """
+
+    files: tuple[str, ...]
+    overall: SourceScore
+    means: Means
+    by_file: tuple[SourceScore, ...]
+    by_source: tuple[SourceScore, ...]
+    picks: Mapping[str, PickSummary]
+    all_picks: PickSummary | None
+    groups: tuple[GroupPick, ...]
+    unscorable: Mapping[tuple[str, str, str], int]
+    time_notes: Mapping[tuple[str, str, str], int]
+    rows: tuple[RowScore, ...]
+
+
+def published_table() -> Path:
+    """The curated, cited table that ships with the package."""
+    return Path(str(resources.files("planner.validate") / "data" / "published.csv"))
+
+
+def validate(
+    files: Sequence[Path] | None = None,
+    *,
+    stacks: Mapping[str, StackSpec] | None = None,
+    catalog: Catalog | None = None,
+) -> ValidationReport:
+    """Predict published rows and compare.
+
+    Args:
+        files: CSV files or folders of them; the packaged table when None or empty.
+        stacks: Framework stacks by name; the packaged ones when None.
+        catalog: Hardware and models; the default one when None.
+
+    Raises:
+        SpecError: If a file is malformed; names file, line and column.
+    """
+    mapped = map_files(list(files) if files else [published_table()], catalog)
+    predictions = RowPredictor(mapped.scorable).predict(stacks or load_stacks())
+    return score(mapped, predictions)
+
+
+def score(mapped: Mapped, predictions: Predictions) -> ValidationReport:
+    """Scores of rows already priced."""
+    rows = mapped.scorable
+    table = _Table(rows, predictions)
+    named = [(row.file, row.source) for row in rows] + [(row.file, row.source) for row in mapped.unscorable]
+    keys = list(dict.fromkeys(named))
+    left_out = Counter((row.file, row.source) for row in mapped.unscorable)
+    by_source = tuple(
+        table.score(
+            np.array([(row.file, row.source) == key for row in rows], dtype=np.bool_), *key, unscorable=left_out[key]
+        )
+        for key in keys
+    )
+    files = list(dict.fromkeys(file for file, _ in keys))
+    by_file = tuple(
+        table.score(
+            np.array([row.file == file for row in rows], dtype=np.bool_),
+            file,
+            "",
+            unscorable=sum(count for key, count in left_out.items() if key[0] == file),
+        )
+        for file in files
+    )
+    counted = np.array([not row.trend for row in rows], dtype=np.bool_)
+    groups = pick_groups(rows, predictions)
+    picks = {file: pick_summary([group for group in groups if group.file == file]) for file in files}
+    return ValidationReport(
+        files=tuple(files),
+        overall=table.score(counted, "", "", unscorable=len(mapped.unscorable)),
+        means=_means(by_source),
+        by_file=by_file,
+        by_source=by_source,
+        picks={file: summary for file, summary in picks.items() if summary is not None},
+        all_picks=pick_summary(groups),
+        groups=groups,
+        unscorable=Counter((row.file, row.source, row.reason) for row in mapped.unscorable),
+        time_notes=Counter((row.file, row.source, row.time_note) for row in rows if row.time_note),
+        rows=tuple(table.row(number) for number in range(len(rows))),
+    )
+
+
+def _means(by_source: Sequence[SourceScore]) -> Means:
+    timed = {f"{s.file}: {s.source}": s.time for s in by_source if not s.trend and not s.apart}
+    stated = [s.stated_time for s in by_source if not s.trend and not s.apart]
+    memory = {f"{s.file}: {s.source}": s.memory for s in by_source if not s.trend}
+    return Means(
+        time_mape=mean_over_sources(timed.values()),
+        stated_time_mape=mean_over_sources(stated),
+        memory_mape=mean_over_sources(memory.values()),
+        worst_time=worst_source(timed),
+        worst_memory=worst_source(memory),
+        time_sources=_enough(timed.values()),
+        memory_sources=_enough(memory.values()),
+    )
+
+
+def _enough(errors: Sequence[ErrorSummary | None] | Any) -> int:
+    return sum(mean_over_sources([error]) is not None for error in errors)
+
+
+class _Table:
+    """Rows and predictions side by side, as arrays."""
+
+    def __init__(self, rows: Sequence[ScorableRow], predictions: Predictions) -> None:
+        self._rows = rows
+        self._predicted = predictions
+        self._time = _column([row.step_time_s for row in rows])
+        self._memory = _column([row.memory_bytes for row in rows])
+        self._died = np.array([row.out_of_memory is True for row in rows], dtype=np.bool_)
+        self._ran = np.array([row.out_of_memory is False for row in rows], dtype=np.bool_)
+        self._assumed = np.array([bool(row.assumptions) for row in rows], dtype=np.bool_)
+        self._kinds = np.array([row.memory_kind.value for row in rows], dtype=object)
+        self._priced = np.isfinite(predictions.step_time_s)
+
+    def score(self, chosen: BoolArray, file: str, source: str, *, unscorable: int) -> SourceScore:
+        """Scores of the chosen rows."""
+        chosen = chosen & self._priced
+        members = [row for row, here in zip(self._rows, chosen.tolist(), strict=True) if here]
+        timed = chosen & np.isfinite(self._time)
+        remembered = chosen & np.isfinite(self._memory)
+        by_kind = {kind.value: self._memory_errors(remembered & (self._kinds == kind.value)) for kind in MemoryKind}
+        predicted = self._predicted
+        return SourceScore(
+            file=file,
+            source=source,
+            rows=len(members),
+            assumed_rows=int((chosen & self._assumed).sum()),
+            unscorable=unscorable,
+            time=self._time_errors(timed),
+            stated_time=self._time_errors(timed & ~self._assumed),
+            rank=rank_summary(
+                predicted.step_time_s[timed],
+                self._time[timed],
+                [row.plan_group for row, here in zip(self._rows, timed.tolist(), strict=True) if here],
+            ),
+            memory=self._memory_errors(remembered),
+            memory_by_kind={kind: errors for kind, errors in by_kind.items() if errors is not None},
+            oom=oom_summary(predicted.fits[chosen], self._died[chosen], self._ran[chosen]),
+            trend=bool(members) and all(row.trend for row in members),
+            apart=bool(members) and all(row.stack in JUDGED_APART for row in members),
+        )
+
+    def _time_errors(self, rows: BoolArray) -> ErrorSummary | None:
+        predicted = self._predicted
+        return error_summary(
+            predicted.step_time_s[rows],
+            self._time[rows],
+            low=predicted.step_time_low_s[rows],
+            high=predicted.step_time_high_s[rows],
+        )
+
+    def _memory_errors(self, rows: BoolArray) -> ErrorSummary | None:
+        predicted = self._predicted
+        return error_summary(
+            predicted.memory_bytes[rows],
+            self._memory[rows],
+            low=predicted.memory_low_bytes[rows],
+            high=predicted.memory_high_bytes[rows],
+        )
+
+    def row(self, number: int) -> RowScore:
+        """One row for the document."""
+        row, predicted = self._rows[number], self._predicted
+        return RowScore(
+            file=row.file,
+            line=row.line,
+            source=row.source,
+            model=row.model_name,
+            cluster=row.cluster.name,
+            stack=row.stack,
+            measured_step_time_s=row.step_time_s,
+            predicted_step_time_s=_finite(predicted.step_time_s[number]),
+            measured_memory_bytes=row.memory_bytes,
+            predicted_memory_bytes=_finite(predicted.memory_bytes[number]),
+            memory_kind=row.memory_kind.value,
+            out_of_memory=row.out_of_memory,
+            predicted_to_fit=bool(predicted.fits[number]),
+            assumptions=row.assumptions,
+            repeats=row.repeats,
+        )
+
+
+def _column(values: Sequence[float | None]) -> FloatArray:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def report_document(report: ValidationReport, *, rows: bool = False) -> dict[str, Any]:
+    """The report as JSON-ready data, fractions and SI units.
+
+    Args:
+        report: What was found.
+        rows: Also list every row.
+    """
+    return {
+        "schema_version": 1,
+        "files": list(report.files),
+        "means_over_sources": asdict(report.means),
+        "overall": _score_document(report.overall),
+        "by_file": [_score_document(item) for item in report.by_file],
+        "by_source": [_score_document(item) for item in report.by_source],
+        "picks": {
+            "all": asdict(report.all_picks) if report.all_picks else None,
+            "by_file": {file: asdict(summary) for file, summary in report.picks.items()},
+            "groups": [asdict(group) for group in report.groups],
+        },
+        "unscorable": _reasons(report.unscorable),
+        "time_not_used": _reasons(report.time_notes),
+    } | ({"rows": [asdict(row) for row in report.rows]} if rows else {})
+
+
+def _score_document(item: SourceScore) -> dict[str, Any]:
+    document = asdict(item)
+    verdicts = item.oom
+    document["oom"] |= {
+        "accuracy": verdicts.accuracy,
+        "caught_share": verdicts.caught_share,
+        "false_alarm_share": verdicts.false_alarm_share,
+    }
+    return document
+
+
+def _reasons(counts: Mapping[tuple[str, str, str], int]) -> list[dict[str, Any]]:
+    ordered = sorted(counts.items(), key=lambda item: (item[0][0], -item[1], item[0]))
+    return [{"file": f, "source": s, "reason": reason, "rows": n} for (f, s, reason), n in ordered]
