@@ -5,13 +5,15 @@ recomputation repeats. Papers differ on causal attention: PaLM and Megatron coun
 matrix, newer NVIDIA tables half of it; both are offered and every figure says which it is.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from costmodels.lowering.attention import score_share
 from costmodels.plan import FloatArray, IntArray, Recompute
-from costmodels.workload import TrainingJob
+from costmodels.workload import LoraSpec, TrainingJob
 from profiles.model import ModelSpec
-from profiles.parameters import layer_parameters, lora_parameters
+from profiles.parameters import layer_parameters, total_lora_parameters
 
 
 def matmul_parameters(model: ModelSpec) -> float:
@@ -51,10 +53,17 @@ def model_flops_per_step(model: ModelSpec, job: TrainingJob, *, causal: bool) ->
     core = attention_core_flops_per_token(model, job.sequence_length, causal=causal)
     weights = matmul_parameters(model)
     per_token = 6 * weights + 3 * core
-    if job.trains_adapters_only and job.lora is not None:
-        per_token = 4 * weights + 3 * core
-        per_token += 6 * model.num_layers * lora_parameters(model, rank=job.lora.rank, targets=job.lora.targets)
+    if job.lora is not None:
+        per_token = 4 * weights + 3 * core + 6 * _visited_adapter_parameters(model, job.lora)
     return per_token * job.tokens_per_step
+
+
+def _visited_adapter_parameters(model: ModelSpec, lora: LoraSpec) -> int:
+    """Adapter parameters that one token meets, all layers: those of k experts in a MoE layer."""
+    visited = model
+    if model.moe is not None:
+        visited = replace(model, moe=replace(model.moe, num_experts=model.moe.experts_per_token))
+    return total_lora_parameters(visited, lora.rank, lora.targets)
 
 
 def hardware_flops_per_step(

@@ -5,23 +5,27 @@ parallelism; routed experts by expert and expert-tensor parallelism, and their r
 of their own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stages import StageTable
-from costmodels.workload import TrainingJob
+from costmodels.workload import LoraSpec, TrainingJob
 from profiles.model import ModelSpec
 from profiles.parameters import (
     embedding_norm_parameters,
     embedding_parameters,
     final_norm_parameters,
     head_parameters,
+    key_value_parameters,
     layer_parameters,
     lora_parameters,
     position_parameters,
 )
+
+_ATTENTION_TARGETS = ("q", "k", "v", "o")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +37,7 @@ class StageParameters:
         trained_dense, trained_expert: Those that get gradients and optimizer states.
         dense_replicas: (N,) ranks with the same dense parameters: d*c.
         expert_replicas: (N,) ranks with the same experts: d*c*t / (e * expert-tensor).
+        groups: Plans with equal rows.
     """
 
     dense: FloatArray
@@ -41,6 +46,20 @@ class StageParameters:
     trained_expert: FloatArray
     dense_replicas: IntArray
     expert_replicas: IntArray
+    groups: Groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shares:
+    """Degrees and stages of K distinct plans; degrees (K, 1), stages (K, S)."""
+
+    tensor: IntArray
+    expert: IntArray
+    expert_tensor: IntArray
+    plain_layers: IntArray
+    moe_layers: IntArray
+    has_embedding: FloatArray
+    has_head: FloatArray
 
 
 def stage_parameters(plans: PlanBatch, stages: StageTable, model: ModelSpec, job: TrainingJob) -> StageParameters:
@@ -55,25 +74,22 @@ def stage_parameters(plans: PlanBatch, stages: StageTable, model: ModelSpec, job
     Returns:
         Counts per rank; the head of a tied model counts only where no embedding is.
     """
-    t = plans.tensor_parallel[:, None]
-    dense_layers = stages.layers - stages.moe_layers
-    plain = layer_parameters(model, moe=False)
-    dense = dense_layers * (plain.column_row_sharded / t + plain.replicated)
-    expert = np.zeros_like(dense)
-    if model.moe is not None:
-        mixed = layer_parameters(model, moe=True)
-        dense = dense + stages.moe_layers * (mixed.column_row_sharded / t + mixed.replicated)
-        spread = (plans.expert_parallel * plans.expert_tensor_parallel)[:, None]
-        expert = stages.moe_layers * mixed.routed_experts / spread
-    # A tied head is a second copy of the embedding wherever the embedding itself is not.
-    head_copy = np.where(stages.has_embedding, 0, embedding_parameters(model)) if model.tie_word_embeddings else 0
-    head = np.where(stages.has_head, (head_parameters(model) + head_copy) / t, 0.0)
-    at_input = embedding_parameters(model) / t + position_parameters(model) + embedding_norm_parameters(model)
-    embedding = np.where(stages.has_embedding, at_input, 0.0)
-    dense = dense + embedding + head + np.where(stages.has_head, final_norm_parameters(model), 0)
+    t, e, expert_tensor = plans.tensor_parallel, plans.expert_parallel, plans.expert_tensor_parallel
+    groups = group_rows(stages.groups.of_row, t, e, expert_tensor)
+    rows = groups.first
+    share = _Shares(
+        tensor=t[rows, None],
+        expert=e[rows, None],
+        expert_tensor=expert_tensor[rows, None],
+        plain_layers=stages.layers[rows] - stages.moe_layers[rows],
+        moe_layers=stages.moe_layers[rows],
+        has_embedding=stages.has_embedding[rows].astype(np.float64),
+        has_head=stages.has_head[rows].astype(np.float64),
+    )
+    dense, expert = (table[groups.of_row] for table in _all_parameters(share, model))
     trained_dense, trained_expert = dense, expert
     if job.lora is not None:
-        trained_dense, trained_expert = _adapters(plans, stages, model, job)
+        trained_dense, trained_expert = (table[groups.of_row] for table in _adapters(share, model, job.lora))
     replicas = plans.data_parallel * plans.context_parallel
     return StageParameters(
         dense=dense,
@@ -81,29 +97,44 @@ def stage_parameters(plans: PlanBatch, stages: StageTable, model: ModelSpec, job
         trained_dense=trained_dense,
         trained_expert=trained_expert,
         dense_replicas=replicas,
-        expert_replicas=np.maximum(
-            replicas * plans.tensor_parallel // (plans.expert_parallel * plans.expert_tensor_parallel), 1
-        ),
+        expert_replicas=np.maximum(replicas * t // (e * expert_tensor), 1),
+        groups=groups,
     )
 
 
-def _adapters(
-    plans: PlanBatch, stages: StageTable, model: ModelSpec, job: TrainingJob
-) -> tuple[FloatArray, FloatArray]:
-    """(N, S) adapter parameters per rank beside dense and beside routed matrices.
+def _all_parameters(share: _Shares, model: ModelSpec) -> tuple[FloatArray, FloatArray]:
+    """(K, S) dense and routed-expert parameters per rank."""
+    t = share.tensor
+    plain = layer_parameters(model, moe=False)
+    # Ranks beyond the key/value heads hold a whole one each.
+    whole_heads = key_value_parameters(model) * (np.maximum(1 / t, 1 / model.num_key_value_heads) - 1 / t)
+    dense: FloatArray = share.plain_layers * (plain.column_row_sharded / t + plain.replicated + whole_heads)
+    expert = np.zeros_like(dense)
+    if model.moe is not None:
+        mixed = layer_parameters(model, moe=True)
+        dense = dense + share.moe_layers * (mixed.column_row_sharded / t + mixed.replicated + whole_heads)
+        split = (mixed.routed_experts - mixed.routed_experts_replicated) / share.expert_tensor
+        expert = share.moe_layers * (split + mixed.routed_experts_replicated) / share.expert
+    at_input = embedding_parameters(model) / t + position_parameters(model) + embedding_norm_parameters(model)
+    # A tied head is a second copy of the embedding wherever the embedding itself is not.
+    copy = embedding_parameters(model) * (1 - share.has_embedding) if model.tie_word_embeddings else 0.0
+    at_output = (head_parameters(model) + copy) / t + final_norm_parameters(model)
+    return dense + share.has_embedding * at_input + share.has_head * at_output, expert
+
+
+def _adapters(share: _Shares, model: ModelSpec, lora: LoraSpec) -> tuple[FloatArray, FloatArray]:
+    """(K, S) adapter parameters per rank beside dense and beside routed matrices.
 
     One matrix of each pair is split over t, the other replicated; both are counted as halves.
     """
-    if job.lora is None:
-        return np.zeros_like(stages.in_flight), np.zeros_like(stages.in_flight)
-    t = plans.tensor_parallel[:, None]
-    share = 0.5 + 0.5 / t
-    plain = lora_parameters(model, job.lora.rank, job.lora.targets, moe=False)
-    dense = (stages.layers - stages.moe_layers) * plain * share
+    half_split = 0.5 + 0.5 / share.tensor
+    plain = lora_parameters(model, lora.rank, lora.targets, moe=False)
+    dense: FloatArray = share.plain_layers * plain * half_split
     if model.moe is None:
         return dense, np.zeros_like(dense)
-    attention_only = tuple(target for target in job.lora.targets if target in ("q", "k", "v", "o"))
-    attention = lora_parameters(model, job.lora.rank, attention_only, moe=True) if attention_only else 0
-    routed = lora_parameters(model, job.lora.rank, job.lora.targets, moe=True) - attention
-    spread = (plans.expert_parallel * plans.expert_tensor_parallel)[:, None]
-    return dense + stages.moe_layers * attention * share, stages.moe_layers * routed / spread
+    everywhere = lora_parameters(model, lora.rank, lora.targets, moe=True)
+    in_mlp = tuple(target for target in lora.targets if target not in _ATTENTION_TARGETS)
+    unshared = replace(model, moe=replace(model.moe, shared_ffn_hidden_size=0))
+    routed = lora_parameters(unshared, lora.rank, in_mlp, moe=True)
+    expert: FloatArray = share.moe_layers * routed / (share.expert * share.expert_tensor)
+    return dense + share.moe_layers * (everywhere - routed) * half_split, expert
