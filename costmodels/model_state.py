@@ -10,13 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from costmodels.context import CostContext
 from costmodels.optimizer import MOMENTS, moment_bytes
-from costmodels.plan import FloatArray, PlanBatch
+from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters
 from costmodels.stages import StageTable
 from costmodels.workload import TrainingJob
 from profiles.model import ModelSpec
-from profiles.parameters import embedding_parameters, head_parameters, layer_parameters, position_parameters
+from profiles.parameters import (
+    embedding_parameters,
+    head_parameters,
+    layer_norm_parameters,
+    layer_parameters,
+    position_parameters,
+)
 from profiles.precision import ELEMENT_BYTES
 from profiles.stack import StackSpec
 
@@ -29,18 +36,16 @@ _INT8_SCALE_BYTES = 4 / 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateBytes:
-    """Bytes per parameter.
+    """Bytes per trained parameter.
 
     Attributes:
-        weight: Resident weights that are trained.
-        frozen: Resident weights that are not (LoRA), quantised ones apart.
+        weight: Resident weights.
         gradient: Gradients as accumulated.
         master: Separate master copy; 0 where the weights are the master copy.
         moments: All optimizer moments together.
     """
 
     weight: float
-    frozen: float
     gradient: float
     master: float
     moments: float
@@ -70,51 +75,48 @@ def state_bytes(job: TrainingJob, stack: StackSpec) -> StateBytes:
     moments = MOMENTS[job.optimizer] * moment_bytes(job)
     if moment_bytes(job) == 1:
         moments += MOMENTS[job.optimizer] * _INT8_SCALE_BYTES
-    return StateBytes(weight=weight, frozen=storage, gradient=gradient, master=master, moments=moments)
+    return StateBytes(weight=weight, gradient=gradient, master=master, moments=moments)
 
 
-def model_state(
-    plans: PlanBatch,
-    stages: StageTable,
-    parameters: StageParameters,
-    job: TrainingJob,
-    stack: StackSpec,
-    model: ModelSpec,
-) -> ModelState:
+def model_state(plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext) -> ModelState:
     """Weights, gradients and optimizer states of one rank of each stage, after ZeRO.
 
     Args:
         plans: N plans; ZeRO 1 divides optimizer states, 2 also gradients, 3 also weights.
         stages: Their stages.
         parameters: What each stage holds before ZeRO.
-        job: Precision, optimizer and trained weights.
-        stack: Gradient format, and whether shards are the master copy.
-        model: For the weights that 4-bit quantisation leaves alone.
+        context: Job (precision, optimizer, trained weights), stack (gradient format) and model.
 
     Returns:
-        Bytes on the device; the optimizer's are there before any offload.
+        Bytes; the optimizer's are those before any offload.
     """
-    each = state_bytes(job, stack)
-    weights = _divided(plans, parameters, each.weight, from_stage=3, trained=True)
-    if job.trains_adapters_only:
-        weights += _frozen_bytes(plans, stages, parameters, job, model, each)
+    each = state_bytes(context.job, context.stack)
+    degrees = (plans.shard_degree, expert_shard_degree(plans, parameters))
+    trained = (parameters.trained_dense, parameters.trained_expert if parameters.trained_expert.any() else None)
+    weights = _divided(plans, trained, degrees, each.weight, from_stage=3)
+    if context.job.trains_adapters_only:
+        weights = weights + _frozen_bytes(plans, stages, parameters, context, degrees)
     return ModelState(
         weights=weights,
-        gradients=_divided(plans, parameters, each.gradient, from_stage=2, trained=True),
-        optimizer=_divided(plans, parameters, each.master + each.moments, from_stage=1, trained=True),
+        gradients=_divided(plans, trained, degrees, each.gradient, from_stage=2),
+        optimizer=_divided(plans, trained, degrees, each.master + each.moments, from_stage=1),
     )
 
 
 def _divided(
-    plans: PlanBatch, parameters: StageParameters, bytes_each: float, *, from_stage: int, trained: bool
+    plans: PlanBatch,
+    counts: tuple[FloatArray, FloatArray | None],
+    degrees: tuple[IntArray, FloatArray],
+    bytes_each: float,
+    *,
+    from_stage: int,
 ) -> FloatArray:
-    """(N, S) bytes of all parameters, divided by their replicas from one ZeRO stage on."""
+    """(N, S) bytes of (dense, expert) parameters, divided by their replicas from one ZeRO stage on."""
     sharded = plans.zero_stage >= from_stage
-    dense = parameters.trained_dense if trained else parameters.dense
-    held: FloatArray = dense * (bytes_each / np.where(sharded, plans.shard_degree, 1))[:, None]
-    expert = parameters.trained_expert if trained else parameters.expert
-    if expert.any():
-        held += expert * (bytes_each / np.where(sharded, expert_shard_degree(plans, parameters), 1))[:, None]
+    dense, expert = counts
+    held: FloatArray = dense * (bytes_each / np.where(sharded, degrees[0], 1))[:, None]
+    if expert is not None:
+        held += expert * (bytes_each / np.where(sharded, degrees[1], 1))[:, None]
     return held
 
 
@@ -128,22 +130,51 @@ def _frozen_bytes(
     plans: PlanBatch,
     stages: StageTable,
     parameters: StageParameters,
-    job: TrainingJob,
-    model: ModelSpec,
-    each: StateBytes,
+    context: CostContext,
+    degrees: tuple[IntArray, FloatArray],
 ) -> FloatArray:
     """(N, S) bytes of the frozen weights; QLoRA quantises all but embedding, head and norms."""
+    job, model = context.job, context.model
+    counts = (parameters.dense, parameters.expert if parameters.expert.any() else None)
     if job.task != "qlora":
-        return _divided(plans, parameters, each.frozen, from_stage=3, trained=False)
-    divisor = np.where(plans.zero_stage >= 3, plans.shard_degree, 1)[:, None]
-    ends = stages.has_embedding * float(embedding_parameters(model) + position_parameters(model))
-    head = embedding_parameters(model) if model.tie_word_embeddings else head_parameters(model)
-    ends = ends + (stages.has_head & ~(stages.has_embedding & model.tie_word_embeddings)) * float(head)
-    plain = ends / plans.tensor_parallel[:, None]
-    plain += stages.layers * float(layer_parameters(model, moe=model.moe is not None).norms)
-    quantised = _divided(plans, parameters, NF4_BYTES, from_stage=3, trained=False)
-    frozen: FloatArray = quantised + plain * (each.frozen - NF4_BYTES) / divisor
-    return frozen
+        return _divided(plans, counts, degrees, job.numerics.storage_bytes, from_stage=3)
+    embedding, head = embedding_parameters(model), head_parameters(model)
+    ends = stages.has_embedding * float(embedding + position_parameters(model))
+    if model.tie_word_embeddings:
+        ends = ends + (stages.has_head & ~stages.has_embedding) * float(embedding)
+    ends = ends + stages.has_head * float(head)
+    plain = ends / plans.tensor_parallel[:, None] + stages.layers * float(layer_norm_parameters(model))
+    # PEFT's prepare_model_for_kbit_training casts what is not quantised to fp32.
+    plain_bytes = 4.0 if context.stack.framework == "huggingface" else job.numerics.storage_bytes
+    quantised = _divided(plans, counts, degrees, NF4_BYTES, from_stage=3)
+    return quantised + _divided(plans, (plain, None), degrees, plain_bytes - NF4_BYTES, from_stage=3)
+
+
+def end_gradient_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
+    """(N,) bytes alive while the weight gradient of the embedding or head is computed.
+
+    It is a matrix of the whole vocabulary in storage precision and, where gradients are accumulated
+    in fp32, its fp32 copy: these two layers are outside the fused accumulation of the others. Measured
+    as 6 bytes per parameter on Megatron-Core (SimuMax B200 runs: the peak grows by V h 6 / t).
+    """
+    if context.job.trains_adapters_only:
+        return np.zeros(len(plans))
+    gradient = state_bytes(context.job, context.stack).gradient
+    storage = context.job.numerics.storage_bytes
+    each = storage + (gradient if gradient > storage else 0.0)
+    return each * embedding_parameters(context.model) / plans.tensor_parallel
+
+
+def optimizer_temporary_bytes(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
+    """(N, S) bytes an optimizer that is not fused needs for the length of its step.
+
+    PyTorch's multi-tensor Adam materialises the denominator of all parameters: one more moment.
+    """
+    each = context.stack.optimizer_temporaries * moment_bytes(context.job) * min(MOMENTS[context.job.optimizer], 1)
+    trained = (parameters.trained_dense, parameters.trained_expert if parameters.trained_expert.any() else None)
+    degrees = (plans.shard_degree, expert_shard_degree(plans, parameters))
+    needed = _divided(plans, trained, degrees, each, from_stage=1)
+    return np.where(plans.offload_optimizer[:, None], 0.0, needed)
 
 
 def unit_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:

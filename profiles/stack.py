@@ -17,10 +17,17 @@ class StackSpec:
         framework: Whose rules decide legality: ``megatron``, ``deepspeed``, ``fsdp`` or ``nanotron``.
         description: What runs under this name.
         gemm_time_scale: Measured over fitted GEMM time (library version, quantisation kernels).
+        fp8_time_scale: The same for 8-bit linear layers, quantisation included.
+        fp4_time_scale: The same for 4-bit linear layers.
+        blackwell_16bit_time_scale: The same for 16-bit linear layers on Blackwell, on top of
+            ``gemm_time_scale``: benchmarks run in bursts, training at the power limit.
         attention_time_scale: The same for attention kernels.
+        hopper_attention_time_scale: The same on Hopper, on top of it: FlashAttention-2 reaches half
+            the rate of FlashAttention-3 or cuDNN there (arXiv:2407.08608, figure 5).
         memory_time_scale: The same for bandwidth-bound kernels.
         collective_time_scale: The same for collectives.
         fused_elementwise: Bias, activation, dropout and norm run as fused kernels.
+        grouped_experts: Experts run in one grouped kernel rather than one after the other.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
         collective_launch_s: Host time to issue one collective, framework bookkeeping included.
         microbatch_overhead_s: Host time per micro-batch and stage that nothing hides.
@@ -42,6 +49,8 @@ class StackSpec:
             hold throughout (PyTorch DDP: 1).
         bucket_bytes: Fixed reduction and gathering buckets of a sharded optimizer (DeepSpeed).
         unsharded_units: Layers gathered at once under ZeRO-3: the one in use and those prefetched.
+        optimizer_temporaries: Copies of one moment an optimizer that is not fused holds during its step
+            (PyTorch's multi-tensor Adam: 1).
         reserve_bytes: Allocator reserve that does not grow with the activations.
         memory_residual_log_std: Standard deviation of log(measured / predicted) peak memory.
         residual_log_std: Standard deviation of log(measured / predicted) in cross-validation.
@@ -53,10 +62,15 @@ class StackSpec:
     framework: str
     description: str
     gemm_time_scale: float = 1.0
+    fp8_time_scale: float = 1.0
+    fp4_time_scale: float = 1.0
+    blackwell_16bit_time_scale: float = 1.0
     attention_time_scale: float = 1.0
+    hopper_attention_time_scale: float = 1.0
     memory_time_scale: float = 1.0
     collective_time_scale: float = 1.0
     fused_elementwise: bool = True
+    grouped_experts: bool = True
     kernel_launch_s: float = 0.0
     collective_launch_s: float = 0.0
     microbatch_overhead_s: float = 0.0
@@ -76,6 +90,7 @@ class StackSpec:
     gradient_bucket_copies: float = 0.0
     bucket_bytes: float = 0.0
     unsharded_units: float = 2.0
+    optimizer_temporaries: float = 0.0
     reserve_bytes: float = 0.0
     memory_residual_log_std: float = 0.0
     residual_log_std: float = 0.0
