@@ -118,11 +118,12 @@ def _exposed(part: PartCosts, shape: RankShape, groups: Groups, context: CostCon
     table[_ROW["weight_gradient"]] = kernel[Phase.WEIGHT_GRADIENT]
     # A ring exchanges the next block while attention works on this one (arXiv:2310.01889).
     ring = np.where(shape.context_kind == ContextKind.RING, 1.0, 0.0)
+    hidden = np.where(shape.tensor_overlap, stack.tensor_parallel_overlap, 0.0)
     for direction, window in (("forward", kernel[Phase.CORE]), ("backward", kernel[Phase.INPUT_GRADIENT])):
         work = kernel[Phase.FORWARD] + kernel[Phase.CORE] if direction == "forward" else gradients
         tensor = transfer[Axis[f"TENSOR_{direction.upper()}"]]
         expert = transfer[Axis[f"EXPERT_{direction.upper()}"]]
-        table[_ROW[f"tensor_{direction}"]] = exposed_s(tensor, work, stack.tensor_parallel_overlap)
+        table[_ROW[f"tensor_{direction}"]] = exposed_s(tensor, work, hidden)
         table[_ROW[f"expert_{direction}"]] = exposed_s(expert, work, stack.expert_parallel_overlap)
         table[_ROW[f"context_{direction}"]] = exposed_s(transfer[Axis[f"CONTEXT_{direction.upper()}"]], window, ring)
     table[_ROW["tensor_total"]] = transfer[Axis.TENSOR_FORWARD] + transfer[Axis.TENSOR_BACKWARD]

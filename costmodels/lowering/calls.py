@@ -112,7 +112,7 @@ class CallList:
                 Phase.WEIGHT_GRADIENT, outputs, inputs, rows, batch=batch, grouped=grouped, gemm_format=gemm_format
             )
 
-    def memory(self, phase: Phase, traffic_bytes: FloatArray | float, *, kernels: float = 1.0) -> None:
+    def memory(self, phase: Phase, traffic_bytes: FloatArray | float, *, kernels: FloatArray | float = 1.0) -> None:
         """Bandwidth-bound work: bytes read plus written by ``kernels`` kernels together."""
         self._add(phase, op=float(KernelOp.MEMORY), batch=kernels, bytes=traffic_bytes)
 
@@ -168,9 +168,12 @@ class CallList:
         if sites:
             batch = self._kernel_calls()
             priced = self.context.kernels.predict(batch, self.context.cluster.device)
-            seconds = (priced.time_s * _time_scale(batch.op, self.context)).reshape(sites, shapes)
+            seconds = (priced.time_s * _time_scale(batch, self.context)).reshape(sites, shapes)
             width = ((priced.high_s - priced.low_s) / 2).reshape(sites, shapes)
-            counts = np.where(batch.op == KernelOp.MEMORY, batch.batch, 1.0).reshape(sites, shapes)
+            several = batch.op == KernelOp.MEMORY
+            if not self.context.stack.grouped_experts:
+                several = several | (batch.op == KernelOp.GROUPED_GEMM)
+            counts = np.where(several, batch.batch, 1.0).reshape(sites, shapes)
             present = (batch.flops + batch.bytes).reshape(sites, shapes) > 0
             seconds, counts, width = (np.where(present, table, 0.0) for table in (seconds, counts, width))
             for phase in Phase:
@@ -252,11 +255,17 @@ def core_format(context: CostContext) -> str:
     return "bf16" if name in ("fp8", "fp4") else name
 
 
-def _time_scale(op: IntArray, context: CostContext) -> FloatArray:
+def _time_scale(calls: KernelCallBatch, context: CostContext) -> FloatArray:
     """(calls,) how much slower than the fitted kernels this stack's are."""
-    stack = context.stack
-    by_op = np.empty(len(KernelOp))
-    by_op[[KernelOp.GEMM, KernelOp.GROUPED_GEMM]] = stack.gemm_time_scale
-    by_op[[KernelOp.ATTENTION_FORWARD, KernelOp.ATTENTION_BACKWARD]] = stack.attention_time_scale
-    by_op[KernelOp.MEMORY] = stack.memory_time_scale
-    return by_op[op]
+    stack, architecture = context.stack, context.cluster.device.architecture
+    by_format = np.full(len(GEMM_FORMATS), stack.gemm_time_scale)
+    by_format[GEMM_FORMATS.index("fp8")] = stack.fp8_time_scale
+    by_format[GEMM_FORMATS.index("fp4")] = stack.fp4_time_scale
+    if architecture == "blackwell":
+        by_format[[GEMM_FORMATS.index("fp16"), GEMM_FORMATS.index("bf16")]] *= stack.blackwell_16bit_time_scale
+    attention = stack.attention_time_scale
+    if architecture == "hopper":
+        attention *= stack.hopper_attention_time_scale
+    is_gemm = (calls.op == KernelOp.GEMM) | (calls.op == KernelOp.GROUPED_GEMM)
+    other = np.where(calls.op == KernelOp.MEMORY, stack.memory_time_scale, attention)
+    return np.where(is_gemm, by_format[calls.gemm_format], other)

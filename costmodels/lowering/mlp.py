@@ -49,8 +49,9 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> PartCosts:
         batch=local_experts,
         adapters=False,
     )
+    permutations = 1.0 if context.stack.grouped_experts else local_experts
     for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
-        calls.memory(phase, _PERMUTE_PASSES * element * hidden * routed_rows, kernels=_PERMUTE_KERNELS)
+        calls.memory(phase, _PERMUTE_PASSES * element * hidden * routed_rows, kernels=_PERMUTE_KERNELS * permutations)
     if moe.shared_ffn_hidden_size:
         width = moe.shared_ffn_hidden_size / shape.tensor
         _matrices(calls, context, rows=shape.tokens, width=width, adapters=True)

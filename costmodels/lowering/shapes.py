@@ -21,6 +21,7 @@ class RankShape:
         expert, expert_tensor: Degrees of the expert layers.
         context_kind: ``ContextKind`` codes.
         sequence_parallel: Megatron sequence parallelism.
+        tensor_overlap: Tensor-parallel traffic runs under the GEMMs.
         kv_heads: Key/value heads per rank, at least one (replicated beyond).
     """
 
@@ -33,6 +34,7 @@ class RankShape:
     expert_tensor: IntArray
     context_kind: IntArray
     sequence_parallel: BoolArray
+    tensor_overlap: BoolArray
     kv_heads: FloatArray
 
     def __len__(self) -> int:
@@ -53,6 +55,7 @@ def rank_shapes(plans: PlanBatch, context: CostContext, *, experts: bool) -> tup
         plans.context_parallel,
         plans.context_kind,
         plans.sequence_parallel.astype(np.int64),
+        plans.tensor_parallel_overlap.astype(np.int64),
     ]
     if experts:
         columns += [plans.expert_parallel, plans.expert_tensor_parallel]
@@ -72,5 +75,6 @@ def rank_shapes(plans: PlanBatch, context: CostContext, *, experts: bool) -> tup
         expert_tensor=plans.expert_tensor_parallel[groups.first],
         context_kind=plans.context_kind[groups.first],
         sequence_parallel=sequence_parallel,
+        tensor_overlap=plans.tensor_parallel_overlap[groups.first],
         kv_heads=np.maximum(context.model.num_key_value_heads / t, 1.0),
     ), groups

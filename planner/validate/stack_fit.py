@@ -23,7 +23,11 @@ FloatArray = NDArray[np.float64]
 # for shares. Times and scales are positive, shares lie between 0 and 1.
 PRIOR_STD = {
     "gemm_time_scale": 0.15,
+    "fp8_time_scale": 0.2,
+    "fp4_time_scale": 0.2,
+    "blackwell_16bit_time_scale": 0.2,
     "attention_time_scale": 0.2,
+    "hopper_attention_time_scale": 0.2,
     "memory_time_scale": 0.3,
     "collective_time_scale": 0.3,
     "kernel_launch_s": 0.5,
