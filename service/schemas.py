@@ -145,7 +145,8 @@ class EstimateRequest(Body):
     )
     job: JobBody = Field(default=JobBody())
     plan: PlanBody = Field(default=PlanBody(), description="The plan; what is left out is chosen.")
-    framework: Literal["megatron", "deepspeed", "fsdp", "nanotron"] | None = None
+    framework: Name | None = Field(default=None, description="Framework or stack; the usual one of the task if null.")
+    offload: bool = Field(default=False, description="Also consider offloading to host memory.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
     price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
     price_date: str = Field(default="", max_length=10, pattern=r"^([0-9]{4}-[0-9]{2}-[0-9]{2})?$")
@@ -157,6 +158,7 @@ class PlanRequest(EstimateRequest):
 
     plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
     objective: Literal["step_time", "cost", "fewest_gpus", "memory_headroom"] = "step_time"
+    variants: bool = Field(default=False, description="List plans that differ only in details one by one.")
     top: int = Field(default=10, ge=1, le=MAX_TOP, description="Most plans to return.")
 
 

@@ -1,0 +1,75 @@
+"""The application factory: ``uvicorn --factory service.app:create_app``."""
+
+import importlib.metadata
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from planner.schema_types import document_schema
+from service.limits import BodyLimit, WorkQueue
+from service.problems import Problem, install_handlers
+from service.routes import router
+from service.settings import ServiceSettings
+
+_DESCRIPTION = """Which execution plan is best for a model on a cluster, how long a step takes, whether it fits, and how
+sure that is. Quantities are in SI units, named in the key (`step_time_s`, `peak_memory_bytes`)."""
+_COMPONENTS = "#/components/schemas/"
+
+
+def create_app(settings: ServiceSettings | None = None) -> FastAPI:
+    """The service, ready to be served.
+
+    Args:
+        settings: Limits; from the environment when None.
+
+    Raises:
+        SpecError: If a setting in the environment is out of bounds.
+    """
+    limits = settings if settings is not None else ServiceSettings.from_environment()
+    app = FastAPI(
+        title="LLM execution planner",
+        version=importlib.metadata.version("llm-execution-planner"),
+        description=_DESCRIPTION,
+    )
+    app.state.queue = WorkQueue(limits)
+    app.add_middleware(BodyLimit, max_body_bytes=limits.max_body_bytes)
+    install_handlers(app)
+    app.include_router(router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the shapes of results and problems among its components; built once."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for name, definition in (
+            ("Document", document_schema()),
+            ("Problem", Problem.model_json_schema(ref_template=_COMPONENTS + "{model}")),
+        ):
+            _hoist(name, definition, schemas)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _hoist(name: str, definition: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Put a JSON Schema among the components, its ``$defs`` beside it."""
+    renamed = _with_references_moved(definition)
+    schemas.update(renamed.pop("$defs", {}))
+    renamed.pop("$schema", None)
+    renamed.pop("$id", None)
+    schemas[name] = renamed
+
+
+def _with_references_moved(node: Any) -> Any:
+    """The schema with references to ``$defs`` pointing at the components instead."""
+    if isinstance(node, dict):
+        return {
+            key: value.replace("#/$defs/", _COMPONENTS) if key == "$ref" else _with_references_moved(value)
+            for key, value in node.items()
+        }
+    return [_with_references_moved(item) for item in node] if isinstance(node, list) else node

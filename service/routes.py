@@ -1,0 +1,126 @@
+"""The routes: each validates, hands over to ``planner`` in a worker thread, and returns its document."""
+
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import RedirectResponse
+from starlette.responses import Response
+
+from planner import api, schema
+from profiles.catalog import default_catalog
+from profiles.errors import SpecError
+from profiles.model_presets import resolve_model
+from service.limits import WorkQueue
+from service.problems import NotFoundError, declared
+from service.schemas import NAME_PATTERN, EstimateRequest, Health, PlanRequest, given
+from service.views import DeviceList, DeviceView, ModelList, ModelView
+
+DOCUMENT_REFERENCE = "#/components/schemas/Document"
+
+_DOCUMENT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The document that `planner --json` prints. Without a fitting plan, `plans` is empty and "
+        "`infeasible` says why.",
+        "content": {"application/json": {"schema": {"$ref": DOCUMENT_REFERENCE}}},
+    }
+}
+_SEARCH_PROBLEMS = declared(400, 413, 422, 429)
+
+EntryName = Annotated[str, Path(min_length=1, max_length=120, pattern=NAME_PATTERN)]
+
+router = APIRouter()
+
+
+@router.post("/plan", response_model=None, responses=_DOCUMENT | _SEARCH_PROBLEMS, tags=["planning"])
+async def post_plan(body: PlanRequest, request: Request) -> Response:
+    """Rank every legal execution plan of a job on a cluster."""
+    search = functools.partial(
+        api.plan, pins=given(body.plan), objective=body.objective, top=body.top, variants=body.variants
+    )
+    return await _answer(request, functools.partial(search, **_inputs(body)))
+
+
+@router.post("/estimate", response_model=None, responses=_DOCUMENT | _SEARCH_PROBLEMS, tags=["planning"])
+async def post_estimate(body: EstimateRequest, request: Request) -> Response:
+    """Price and explain one execution plan."""
+    return await _answer(request, functools.partial(api.estimate, plan=given(body.plan), **_inputs(body)))
+
+
+@router.get("/models", tags=["catalogue"])
+async def get_models() -> ModelList:
+    """Every model known by name, with its parameter count and source."""
+    return ModelList.model_validate(schema.models_document())
+
+
+@router.get("/models/{name:path}", responses=declared(404, 422), tags=["catalogue"])
+async def get_model(name: EntryName) -> ModelView:
+    """One model, by name, alias or size."""
+    with _unknown_is_404():
+        found = resolve_model(name, default_catalog(), allow_paths=False)
+    return ModelView.model_validate(schema.model_document(found.spec))
+
+
+@router.get("/devices", tags=["catalogue"])
+async def get_devices() -> DeviceList:
+    """Every device known by name, with a source for each figure."""
+    return DeviceList.model_validate(schema.devices_document())
+
+
+@router.get("/devices/{name:path}", responses=declared(404, 422), tags=["catalogue"])
+async def get_device(name: EntryName) -> DeviceView:
+    """One device, by any spelling of its name; an ambiguous one means what a cluster of that name would."""
+    with _unknown_is_404():
+        device = default_catalog().device(name, field="device")
+    return DeviceView.model_validate(schema.device_document(device))
+
+
+@router.get("/healthz", tags=["service"])
+async def get_health() -> Health:
+    """Whether the service answers; never waits for a search."""
+    return Health()
+
+
+@router.get("/", include_in_schema=False)
+async def get_root() -> Response:
+    """Lead a browser to the interactive documentation."""
+    return RedirectResponse("/docs")
+
+
+@contextlib.contextmanager
+def _unknown_is_404() -> Iterator[None]:
+    """A name in the path that nothing goes by is a missing page rather than a mistake in a body."""
+    try:
+        yield
+    except SpecError as error:
+        raise NotFoundError(error) from None
+
+
+def _inputs(body: EstimateRequest) -> dict[str, Any]:
+    """What both searches and estimates are asked about; files of the server are out of reach."""
+    return {
+        "model": body.model,
+        "cluster": body.cluster,
+        "job": given(body.job),
+        "framework": body.framework,
+        "offload": body.offload,
+        "fabric": body.fabric,
+        "price_per_device_hour_usd": body.price_per_device_hour_usd,
+        "price_date": body.price_date,
+        "memory_reserve_bytes": body.memory_reserve_bytes,
+        "allow_files": False,
+    }
+
+
+async def _answer(request: Request, work: Callable[[], Any]) -> Response:
+    """The document of a result, priced and encoded off the event loop."""
+
+    def encoded() -> bytes:
+        document = schema.to_document(work())
+        return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+    queue: WorkQueue = request.app.state.queue
+    return Response(await queue.run(encoded), media_type="application/json")

@@ -1,0 +1,207 @@
+"""The REST service: routes, error documents, limits. Every error is problem+json, whatever is posted."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+
+from profiles.errors import SpecError
+from service import routes
+from service.app import create_app
+from service.settings import ServiceSettings
+
+BODY = {"model": "llama-2-7b", "cluster": "8xA100-80GB", "job": {"sequence_length": 2048, "global_batch_size": 64}}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    with TestClient(create_app(ServiceSettings())) as client:
+        yield client
+
+
+def problem(response: httpx2.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert body["status"] == status
+    assert set(body) == {"type", "title", "status", "detail", "errors"}
+    return body
+
+
+def test_health_and_front_door(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/", follow_redirects=False).headers["location"] == "/docs"
+    assert client.get("/docs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        pytest.param({"model": "lama-2-7b"}, "model", "unknown name 'lama-2-7b'", id="unknown model"),
+        pytest.param({"cluster": "8xH10O"}, "cluster.device", "unknown name 'H10O'", id="unknown device"),
+        pytest.param({"model": "/etc/hostname"}, "model", "pattern", id="a path is no model"),
+        pytest.param({"model": "./config.json"}, "model", "pattern", id="a relative path is no model"),
+        pytest.param({"modle": "x"}, "modle", "Extra inputs are not permitted", id="unknown key"),
+        pytest.param({"job": {"sequence_length": 0}}, "job.sequence_length", "greater than or equal to 1", id="zero"),
+        pytest.param({"job": {"sequence_length": "2048"}}, "job.sequence_length", "valid integer", id="text"),
+        pytest.param({"plan": {"tensor_parallel": 10**30}}, "plan.tensor_parallel", "less than", id="huge"),
+        pytest.param({"plan": {"recompute": "block:0"}}, "plan.recompute", "pattern", id="recompute"),
+        pytest.param({"cluster": 8}, "cluster", "must be a text or a mapping", id="neither text nor mapping"),
+        pytest.param({"model": {}}, "model", "at least 1", id="empty config"),
+    ],
+)
+def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], field: str, words: str) -> None:
+    error = problem(client.post("/plan", json=BODY | change), 422)
+    fields = {entry["field"]: entry["problem"] for entry in error["errors"]}
+    assert words in fields[field]
+
+
+HOSTILE = {
+    "not json": b"{",
+    "empty": b"",
+    "null": b"null",
+    "list": b"[]",
+    "nan": b'{"model": "llama-2-7b", "cluster": "8xA100-80GB", "memory_reserve_bytes": NaN}',
+    "infinity": b'{"model": "llama-2-7b", "cluster": "8xA100-80GB", "memory_reserve_bytes": 1e999}',
+    "nan in a config": b'{"model": {"num_layers": NaN}, "cluster": "8xA100-80GB"}',
+    "deep": b'{"model": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    "deep config": b'{"cluster": "8xA100-80GB", "model": ' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}",
+    "wide config": json.dumps({"cluster": "8xA100-80GB", "model": {"a": list(range(5000))}}).encode(),
+    "many digits": b'{"model": "llama-2-7b", "cluster": "8xA100-80GB", "top": ' + b"9" * 10_000 + b"}",
+    "long integer in a config": b'{"cluster": "8xA100-80GB", "model": {"num_layers": ' + b"9" * 400 + b"}}",
+    "lone surrogate": b'{"cluster": "8xA100-80GB", "model": {"model_type": "\\ud800"}}',
+    "lone surrogate as key": b'{"cluster": "8xA100-80GB", "model": {"\\ud800": 1}}',
+    "lone surrogate as name": b'{"cluster": "8xA100-80GB", "model": "\\ud800"}',
+    "zero byte": b'{"cluster": "8xA100-80GB", "model": {"model_type": "\\u0000"}}',
+    "not utf-8": b'{"model": "\xff"}',
+    "utf-16": '{"model": "x"}'.encode("utf-16"),
+    "huge cluster": b'{"model": "llama-2-7b", "cluster": "999999999x8xH100"}',
+    "wrong config": b'{"cluster": "8xA100-80GB", "model": {"model_type": "llama", "num_hidden_layers": true}}',
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize("path", ["/plan", "/estimate"])
+def test_hostile_bodies_are_refused(client: TestClient, path: str, content: bytes) -> None:
+    response = client.post(path, content=content, headers={"content-type": "application/json"})
+    assert response.status_code in (400, 422)
+    assert problem(response, response.status_code)["detail"]
+
+
+def test_a_body_of_another_type_is_refused(client: TestClient) -> None:
+    problem(client.post("/plan", data={"model": "llama-2-7b"}), 422)
+
+
+def test_large_bodies_are_refused_whether_or_not_they_say_so(client: TestClient) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(20):
+            yield b" " * (1 << 16)
+
+    problem(client.post("/plan", content=b" " * ((1 << 20) + 1)), 413)
+    problem(client.post("/plan", content=chunks()), 413)
+    problem(client.post("/plan", content=b"x" * (1 << 20)), 422)
+
+
+def test_unknown_routes_and_methods(client: TestClient) -> None:
+    problem(client.get("/nowhere"), 404)
+    response = client.delete("/plan")
+    problem(response, 405)
+    assert response.headers["allow"] == "POST"
+
+
+def test_a_bug_is_a_problem_document_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(routes.api, "plan", broken)
+    client = TestClient(create_app(ServiceSettings()), raise_server_exceptions=False)
+    error = problem(client.post("/plan", json=BODY), 500)
+    assert "secret" not in json.dumps(error)
+
+
+def test_a_search_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a search runs and another waits, health is answered and a third search is refused."""
+    release, started = threading.Event(), threading.Event()
+
+    def slow(*_: object, **__: object) -> dict[str, Any]:
+        started.set()
+        release.wait(30)
+        return {}
+
+    monkeypatch.setattr(routes.api, "plan", slow)
+    monkeypatch.setattr(routes.schema, "to_document", lambda result: result)
+    app = create_app(ServiceSettings(max_searches=1, max_waiting=1))
+    with TestClient(app) as client, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(client.post, "/plan", json=BODY)
+        assert started.wait(10)
+        second = pool.submit(client.post, "/plan", json=BODY)
+        deadline = time.monotonic() + 10
+        while not app.state.queue.waiting and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert client.get("/healthz").status_code == 200
+        refused = client.post("/plan", json=BODY)
+        release.set()
+        assert problem(refused, 429)["detail"] == "too many searches are waiting"
+        assert refused.headers["retry-after"] == "1"
+        assert (first.result().status_code, second.result().status_code) == (200, 200)
+
+
+def test_settings_come_from_the_environment() -> None:
+    assert ServiceSettings.from_environment({"PLANNER_MAX_SEARCHES": "7"}).max_searches == 7
+    assert ServiceSettings.from_environment({}) == ServiceSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("many", "settings.max_searches: must be a whole number; got 'many'"),
+        ("0", "settings.max_searches: must be between 1 and 1073741824; got 0"),
+    ],
+)
+def test_wrong_settings_are_named(text: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        ServiceSettings.from_environment({"PLANNER_MAX_SEARCHES": text})
+    assert str(caught.value) == message
+
+
+def test_openapi_names_every_document(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert {"Document", "Problem", "FieldProblem"} <= set(document["components"]["schemas"])
+    text = json.dumps(document)
+    assert "$defs" not in text
+    assert "HTTPValidationError" not in text
+    for path in ("/plan", "/estimate"):
+        responses = document["paths"][path]["post"]["responses"]
+        assert set(responses) == {"200", "400", "413", "422", "429"}
+        for status in set(responses) - {"200"}:
+            assert list(responses[status]["content"]) == ["application/problem+json"]
+
+
+def test_the_catalogue_is_listed_with_sources(client: TestClient) -> None:
+    models = client.get("/models").json()["models"]
+    assert "llama-2-13b" in {model["name"] for model in models}
+    assert all(model["total_parameters"] > 0 and model["source"] for model in models)
+    devices = client.get("/devices").json()["devices"]
+    assert "A100-SXM-80GB" in {device["name"] for device in devices}
+    assert all(device["sources"] for device in devices)
+
+
+def test_one_entry_by_any_of_its_names(client: TestClient) -> None:
+    model = client.get("/models/meta-llama/Llama-2-13b-hf").json()
+    assert (model["name"], model["num_layers"]) == ("llama-2-13b", 40)
+    device = client.get("/devices/a100").json()
+    assert device["name"] == "A100-SXM-80GB"
+    assert device["peak_flops_per_s"]["bf16"] == pytest.approx(312e12)
+
+
+@pytest.mark.parametrize("path", ["/models/lama-2-13b", "/devices/H10O", "/models/etc/passwd"])
+def test_an_unknown_name_is_not_found(client: TestClient, path: str) -> None:
+    error = problem(client.get(path), 404)
+    assert error["errors"][0]["problem"].startswith("unknown ")
+    assert error["errors"][0]["hint"]
