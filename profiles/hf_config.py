@@ -66,13 +66,13 @@ class _Reader:
 
     def boolean(self, rule: Rule) -> bool:
         """The value of a rule's key when present, else its default."""
-        key, default = rule
+        key, default = rule[0].removeprefix("!"), rule[1]
         value = self.config.get(key) if key else None
         if value is None:
             return default
         if not isinstance(value, bool):
             raise SpecError(f"{FIELD}.{key}", f"must be true or false; got {shown(value)}")
-        return value
+        return value is not rule[0].startswith("!")
 
     def dimension(self, name: str) -> int | None:
         """One dimension by its usual names, or the family's default for it."""
@@ -127,7 +127,9 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
     try:
         spec = _build(reader, name, source)
     except SpecError as error:
-        raise SpecError(error.field.replace("model.", f"{FIELD}: ", 1), error.problem, error.hint) from None
+        where = error.field.removeprefix("model.")
+        field_name = where if where == error.field else f"{FIELD}: {where}"
+        raise SpecError(field_name, error.problem, error.hint) from None
     return spec, tuple(notes)
 
 
@@ -208,7 +210,7 @@ def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
         learned_positions=_learned_positions(reader),
         max_sequence_length=max_length,
         rms_norm=family.rms,
-        norm_bias=family.norm_bias and not family.rms,
+        norm_bias=_norm_bias(reader),
         norms_per_layer=_norms(reader),
         qk_norm=reader.boolean(family.qk_norm),
         qk_norm_all_heads=family.qk_norm_all_heads and reader.boolean(family.qk_norm),
@@ -234,6 +236,8 @@ def _key_value_heads(reader: _Reader, heads: int) -> int:
     if kind in ("falcon", "RefinedWeb", "RefinedWebModel", "gpt_bigcode") and not grouped:
         # multi_query defaults to true in both families and overrules the number of key/value heads.
         return 1 if reader.boolean(("multi_query", True)) else heads
+    if kind == "mpt" and reader.config.get("attn_type") == "multiquery_attention":
+        return 1
     if kind == "chatglm" and not reader.boolean(("multi_query_attention", False)):
         return heads
     value = reader.dimension("num_key_value_heads")
@@ -281,12 +285,22 @@ def _tied(reader: _Reader) -> bool:
 
 def _learned_positions(reader: _Reader) -> int:
     family = reader.family
+    if reader.config.get("model_type") == "mpt":
+        rotary_or_alibi = reader.boolean(("alibi", False)) or reader.boolean(("rope", False))
+        learned = reader.boolean(("learned_pos_emb", True)) and not rotary_or_alibi
+        return (reader.integer("max_seq_len") or 0) if learned else 0
     if not family.positions_key:
         return 0
     value = reader.integer(family.positions_key)
     if value is None:
         raise SpecError(f"{FIELD}.{family.positions_key}", "is missing", "the position embedding has that many rows")
     return value + family.positions_offset
+
+
+def _norm_bias(reader: _Reader) -> bool:
+    if reader.config.get("model_type") == "mpt":
+        return reader.boolean(("!no_bias", False))
+    return reader.family.norm_bias
 
 
 def _norms(reader: _Reader) -> int:

@@ -4,7 +4,7 @@ A config.json leaves out what the family's modelling code decides (biases, norms
 its configuration class defaults. This table states both per ``model_type``; values are those of the
 ``transformers`` library (``src/transformers/models/<family>``) or of the remote code of the model
 repository for families outside it. Each rule is ``(key, default)``: the key that decides when it is
-present ("" for none), and what holds otherwise.
+present ("" for none, a leading "!" when it says the opposite), and what holds otherwise.
 """
 
 from collections.abc import Mapping
@@ -134,7 +134,9 @@ FAMILIES: Mapping[str, Family] = {
     "gpt2": replace(_GPT, positions_key="n_positions"),
     "gpt_bigcode": replace(_GPT, positions_key="n_positions"),
     "gptj": replace(_GPT, tied=False, norms=1, parallel=_YES, qkv_bias=_NO, out_bias=_NO, head_bias=_YES),
-    "mpt": replace(_GPT, qkv_bias=_NO, out_bias=_NO, mlp_bias=_NO, norm_bias=False),
+    "mpt": replace(
+        _GPT, qkv_bias=("!no_bias", False), out_bias=("!no_bias", False), mlp_bias=("!no_bias", False), norm_bias=False
+    ),
     "falcon": replace(
         _GPT, qkv_bias=("bias", False), out_bias=("bias", False), mlp_bias=("bias", False),
         parallel=("parallel_attn", True),

@@ -25,13 +25,14 @@ def layer_mask_of_experts(config: Mapping[str, Any], num_layers: int) -> tuple[i
     indices = [index for index, is_moe in enumerate(mask) if is_moe]
     if not indices:
         return None
-    interval = indices[1] - indices[0] if len(indices) > 1 else 1
+    # A single one fits any interval that leaves room for no second.
+    interval = indices[1] - indices[0] if len(indices) > 1 else num_layers - indices[0]
     first = indices[0] - (interval - 1)
     if first >= 0 and indices == list(range(indices[0], num_layers, interval)):
         return first, interval
     raise SpecError(
         f"{FIELD}: expert layers",
-        f"at {shown(str(indices[:8]))} of {num_layers} follow no regular interval",
+        f"{', '.join(map(str, indices[:8]))} of {num_layers} follow no regular interval",
         "only leading dense layers and every n-th layer are supported",
     )
 

@@ -3,10 +3,13 @@
 import csv
 import os
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
@@ -255,6 +258,32 @@ def test_wrong_own_fields_name_the_field(change, message):
     with pytest.raises(SpecError) as error:
         resolve_model({**OWN_FIELDS, **change}, CATALOG)
     assert str(error.value).startswith(message)
+
+
+own_keys = st.sampled_from([item.name for item in fields(ModelSpec)] + ["base", "model_type", "other"])
+own_values = (
+    st.none() | st.booleans() | st.integers(-(10**40), 10**40) | st.integers(0, 64) | st.floats()
+    | st.sampled_from(["llama-2-7b", "mixtral-8x7b", "", "7b"]) | st.text(max_size=8)
+    | st.dictionaries(st.sampled_from(["num_experts", "experts_per_token", "kv_lora_rank", "?"]), st.integers())
+)  # fmt: skip
+
+
+@given(st.dictionaries(own_keys | st.text(max_size=4), own_values, max_size=8), st.booleans())
+def test_arbitrary_mapping_gives_a_model_or_a_spec_error(values, complete):
+    try:
+        found = resolve_model(OWN_FIELDS | values if complete else values, CATALOG)
+    except SpecError:
+        return
+    assert total_parameters(found.spec) > 0
+
+
+@given(st.text(max_size=40))
+def test_arbitrary_text_gives_a_model_or_a_spec_error(text):
+    try:
+        found = resolve_model(text, CATALOG, allow_paths=False)
+    except SpecError:
+        return
+    assert found.spec.name in MODELS
 
 
 def test_entry_errors_name_the_entry():
