@@ -3,7 +3,7 @@
 Volumes after Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054, section 7): all-reduce is a
 reduce-scatter and an all-gather of the parameters' size; stages 1 and 2 move the same volume, stage 3
 gathers parameters once more for the backward pass. Hybrid sharding (HSDP) reduces across replicas of
-the shard group besides.
+the shard group besides. Routed experts move within the ranks that hold the same experts.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,19 @@ from costmodels.context import CostContext
 from costmodels.lowering.calls import price_collectives
 from costmodels.lowering.grouping import group_rows
 from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch
-from costmodels.stage_parameters import StageParameters
+from costmodels.stage_parameters import StageParameters, expert_shard_degree, fullest_stage
 from profiles.precision import ELEMENT_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataParallelTraffic:
-    """Seconds of traffic of the fullest stage, columns (N,).
+    """Seconds of traffic of the fullest stage, and how often it happens; columns (N,).
 
     Attributes:
         gradients_s: One reduction of all gradients.
         parameters_s: One gathering of all parameters.
-        per_microbatch: Whether both happen for every micro-batch rather than once per step.
+        reduces_per_microbatch: 1 where gradients are reduced for every micro-batch, else 0.
+        gathers_per_microbatch: 1 where parameters are gathered for every forward and every backward pass.
     """
 
     gradients_s: FloatArray
@@ -35,43 +36,42 @@ class DataParallelTraffic:
     gathers_per_microbatch: FloatArray
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shards:
+    """One kind of parameters of K plans: how many of them, over which ranks.
+
+    Attributes:
+        trained: (K,) parameters whose gradients are reduced.
+        gathered: (K,) parameters that are gathered.
+        replicas: (K,) ranks that hold the same ones before sharding.
+        degree: (K,) of those, ranks that one set of shards spans.
+        stride: (K,) distance of these ranks in the global order.
+    """
+
+    trained: FloatArray
+    gathered: FloatArray
+    replicas: IntArray
+    degree: IntArray
+    stride: IntArray
+
+
 def gradient_element_bytes(context: CostContext) -> float:
     """Bytes per gradient element as accumulated and reduced."""
     return float(ELEMENT_BYTES[context.job.gradient_dtype or context.stack.gradient_dtype])
 
 
 def data_parallel_traffic(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> DataParallelTraffic:
-    """Price the traffic of every plan's fullest stage."""
-    dense = parameters.trained_dense.max(axis=1)
-    expert = parameters.trained_expert.max(axis=1)
-    gathered = parameters.dense.max(axis=1), parameters.expert.max(axis=1)
+    """Price the traffic of every plan's fullest stage, once per distinct one."""
     groups = group_rows(
-        plans.tensor_parallel,
+        parameters.groups.of_row,
         plans.pipeline_parallel,
         plans.data_parallel,
         plans.context_parallel,
-        plans.expert_parallel,
-        plans.expert_tensor_parallel,
         plans.zero_shard_degree,
-        np.minimum(plans.zero_stage, 3),
+        np.clip(plans.zero_stage, 0, 3),
         plans.axis_order,
-        plans.first_stage_layers,
-        plans.last_stage_layers,
-        np.arange(len(plans)) if plans.stage_layers is not None else np.zeros(len(plans), dtype=np.int64),
     )
-    rows = groups.first
-    distinct = plans.take(rows)
-    whole = gathered if context.job.lora is None else (gathered[0], gathered[1])
-    gradients_s, parameters_s = _distinct_traffic(
-        distinct,
-        parameters,
-        context,
-        rows=rows,
-        dense=dense[rows],
-        expert=expert[rows],
-        gathered_dense=whole[0][rows],
-        gathered_expert=whole[1][rows],
-    )
+    gradients_s, parameters_s = _distinct_traffic(plans, parameters, context, rows=groups.first)
     # ZeRO-3 gathers and reduces per micro-batch; kept whole between micro-batches under a pipeline.
     sharded = (plans.zero_stage == 3) & (plans.pipeline_parallel == 1)
     return DataParallelTraffic(
@@ -83,44 +83,59 @@ def data_parallel_traffic(plans: PlanBatch, parameters: StageParameters, context
 
 
 def _distinct_traffic(
-    plans: PlanBatch,
-    parameters: StageParameters,
-    context: CostContext,
-    *,
-    rows: IntArray,
-    dense: FloatArray,
-    expert: FloatArray,
-    gathered_dense: FloatArray,
-    gathered_expert: FloatArray,
+    plans: PlanBatch, parameters: StageParameters, context: CostContext, *, rows: IntArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Seconds of one gradient reduction and one parameter gathering of distinct plans."""
+    """(K,) seconds of one gradient reduction and one parameter gathering of the plans in ``rows``."""
+    experts_apart = expert_shard_degree(plans, parameters)[rows]
+    distinct = plans.take(rows)
+    zero = distinct.zero_stage
+    trained = fullest_stage(parameters.trained_dense[rows], parameters.trained_expert[rows])
+    gathered = trained
+    if context.job.lora is not None:  # stage 3 shards the frozen parameters too
+        held = fullest_stage(parameters.dense[rows], parameters.expert[rows])
+        gathered = np.where(zero == 3, held[0], trained[0]), np.where(zero == 3, held[1], trained[1])
+    apart = np.where(distinct.axis_order == AxisOrder.TP_CP_PP_DP, distinct.pipeline_parallel, 1)
     replicas = parameters.dense_replicas[rows]
-    expert_replicas = parameters.expert_replicas[rows]
-    shard = np.minimum(plans.shard_degree, replicas)
-    gradient_bytes, element = gradient_element_bytes(context), context.job.numerics.storage_bytes
-    pipeline_inside = plans.axis_order == AxisOrder.TP_CP_PP_DP
-    stride = plans.tensor_parallel * np.where(pipeline_inside, plans.pipeline_parallel, 1)
-    expert_stride = plans.expert_parallel * plans.expert_tensor_parallel
-    expert_stride = expert_stride * np.where(pipeline_inside, plans.pipeline_parallel, 1)
-    zero = plans.zero_stage
-    gather_all = zero == 3
-
-    def price(op: CollectiveOp, size: FloatArray, group: IntArray, apart: IntArray) -> FloatArray:
-        codes = np.full(len(group), int(op), dtype=np.int64)
-        return price_collectives(context, op=codes, size_bytes=size, group=group, stride=apart).time_s
-
-    reduce_plain = price(CollectiveOp.ALL_REDUCE, np.where(zero == 0, dense, 0.0) * gradient_bytes, replicas, stride)
-    sharded_dense = np.where(zero > 0, dense, 0.0)
-    scatter = price(CollectiveOp.REDUCE_SCATTER, sharded_dense * gradient_bytes, shard, stride)
-    across = price(CollectiveOp.ALL_REDUCE, sharded_dense / shard * gradient_bytes, replicas // shard, stride * shard)
-    gather_dense = np.where(gather_all, gathered_dense, sharded_dense)
-    gather = price(CollectiveOp.ALL_GATHER, gather_dense * element, shard, stride)
-    gradients_s = reduce_plain + scatter + across
+    dense = _Shards(
+        trained=trained[0],
+        gathered=gathered[0],
+        replicas=replicas,
+        degree=np.minimum(distinct.shard_degree, replicas),
+        stride=distinct.tensor_parallel * apart,
+    )
+    gradients_s, parameters_s = _traffic_s(zero, dense, context)
     if context.model.moe is not None:
-        plain = np.where(zero == 0, expert, 0.0) * gradient_bytes
-        sharded = np.where(zero > 0, expert, 0.0)
-        held = np.where(gather_all, gathered_expert, sharded)
-        gradients_s = gradients_s + price(CollectiveOp.ALL_REDUCE, plain, expert_replicas, expert_stride)
-        gradients_s += price(CollectiveOp.REDUCE_SCATTER, sharded * gradient_bytes, expert_replicas, expert_stride)
-        gather = gather + price(CollectiveOp.ALL_GATHER, held * element, expert_replicas, expert_stride)
-    return gradients_s, np.where(zero > 0, gather, 0.0)
+        expert = _Shards(
+            trained=trained[1],
+            gathered=gathered[1],
+            replicas=parameters.expert_replicas[rows],
+            degree=experts_apart,
+            stride=distinct.expert_parallel * distinct.expert_tensor_parallel * apart,
+        )
+        routed = _traffic_s(zero, expert, context)
+        gradients_s, parameters_s = gradients_s + routed[0], parameters_s + routed[1]
+    return gradients_s, parameters_s
+
+
+def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[FloatArray, FloatArray]:
+    """(K,) seconds to reduce all gradients and to gather all parameters of one kind."""
+    plain, sharded = 1.0 * (zero == 0), 1.0 * (zero > 0)
+    gradient_bytes = shards.trained * gradient_element_bytes(context)
+    parameter_bytes = shards.gathered * context.job.numerics.storage_bytes
+    replicas, degree, stride = shards.replicas, shards.degree, shards.stride
+    # Operation, bytes, ranks and their distance; gradients first, parameters last.
+    calls = (
+        (CollectiveOp.ALL_REDUCE, plain * gradient_bytes, replicas, stride),
+        (CollectiveOp.REDUCE_SCATTER, sharded * gradient_bytes, degree, stride),
+        (CollectiveOp.ALL_REDUCE, sharded * gradient_bytes / degree, replicas // degree, stride * degree),
+        (CollectiveOp.ALL_GATHER, sharded * parameter_bytes, degree, stride),
+    )
+    priced = price_collectives(
+        context,
+        op=np.repeat([int(call[0]) for call in calls], len(zero)),
+        size_bytes=np.concatenate([call[1] for call in calls]),
+        group=np.concatenate([call[2] for call in calls]),
+        stride=np.concatenate([call[3] for call in calls]),
+    )
+    reduce_s, scatter_s, across_s, gather_s = priced.time_s.reshape(len(calls), -1)
+    return reduce_s + scatter_s + across_s, gather_s

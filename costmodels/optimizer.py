@@ -5,8 +5,9 @@ import numpy as np
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.kernels.calls import KernelCallBatch, KernelOp
+from costmodels.lowering.grouping import group_rows
 from costmodels.plan import FloatArray, PlanBatch
-from costmodels.stage_parameters import StageParameters
+from costmodels.stage_parameters import StageParameters, expert_shard_degree
 from costmodels.workload import TrainingJob
 from profiles.precision import ELEMENT_BYTES
 from profiles.units import GIB
@@ -38,16 +39,20 @@ def traffic_bytes_per_parameter(context: CostContext) -> float:
 def optimizer_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
     """(N,) seconds of the optimizer step on the fullest stage, excluding parameter gathering."""
     sharded = plans.zero_stage > 0
-    dense: FloatArray = parameters.trained_dense.max(axis=1) / np.where(sharded, plans.shard_degree, 1)
-    expert = parameters.trained_expert.max(axis=1) / np.where(sharded, parameters.expert_replicas, 1)
-    updated = dense + expert
-    on_device = updated * traffic_bytes_per_parameter(context) * memory_seconds_per_byte(context)
+    degree = np.where(sharded, np.minimum(plans.shard_degree, parameters.dense_replicas), 1)
+    expert_degree = np.where(sharded, expert_shard_degree(plans, parameters), 1)
+    groups = group_rows(parameters.groups.of_row, degree, expert_degree)
+    rows = groups.first
+    dense = parameters.trained_dense[rows] / degree[rows, None]
+    updated: FloatArray = (dense + parameters.trained_expert[rows] / expert_degree[rows, None]).max(axis=1)
+    on_device = (updated * traffic_bytes_per_parameter(context) * memory_seconds_per_byte(context))[groups.of_row]
+    if not plans.offload_optimizer.any():
+        return on_device
     node = context.cluster.node
-    per_node = updated * node.devices_per_node
-    on_host = per_node / HOST_ADAM_PARAMETERS_PER_S
+    on_host = updated * node.devices_per_node / HOST_ADAM_PARAMETERS_PER_S
     moved = updated * (gradient_element_bytes(context) + context.job.numerics.storage_bytes)
     on_host = on_host + moved / node.host_link.bandwidth_bytes_per_s
-    return np.where(plans.offload_optimizer, on_host, on_device)
+    return np.where(plans.offload_optimizer, on_host[groups.of_row], on_device)
 
 
 def memory_seconds_per_byte(context: CostContext) -> float:

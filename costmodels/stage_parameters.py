@@ -102,6 +102,18 @@ def stage_parameters(plans: PlanBatch, stages: StageTable, model: ModelSpec, job
     )
 
 
+def fullest_stage(dense: FloatArray, expert: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """(N,) dense and expert parameters of the stage that holds most of both together, from (N, S)."""
+    stage = (dense + expert).argmax(axis=1)[:, None]
+    return np.take_along_axis(dense, stage, axis=1)[:, 0], np.take_along_axis(expert, stage, axis=1)[:, 0]
+
+
+def expert_shard_degree(plans: PlanBatch, parameters: StageParameters) -> IntArray:
+    """(N,) ranks over which ZeRO divides an expert: its replicas, fewer where HSDP replicates shards."""
+    replicated = np.maximum(parameters.dense_replicas // np.maximum(plans.shard_degree, 1), 1)
+    return np.maximum(parameters.expert_replicas // replicated, 1)
+
+
 def _all_parameters(share: _Shares, model: ModelSpec) -> tuple[FloatArray, FloatArray]:
     """(K, S) dense and routed-expert parameters per rank."""
     t = share.tensor

@@ -1,0 +1,172 @@
+"""Data-parallel and ZeRO traffic: volumes of arXiv:1910.02054 section 7, groups and placements."""
+
+import numpy as np
+import pytest
+
+from costmodels.collectives import CollectiveOp
+from costmodels.data_parallel import DataParallelTraffic, data_parallel_traffic
+from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch, Schedule
+from costmodels.stage_parameters import expert_shard_degree, stage_parameters
+from costmodels.stages import stage_table
+from costmodels.workload import LoraSpec
+from profiles.parameters import total_parameters
+from tests.fakes import RingCollectives, UnitCollectives, context, gpt, job, llama, mixture, stack
+
+
+def traffic(plans: list[ExecutionPlan], **changes) -> DataParallelTraffic:
+    where = context(**{"collectives": RingCollectives()} | changes)
+    batch = PlanBatch.from_plans(plans)
+    table = stage_table(batch, where.model)
+    return data_parallel_traffic(batch, stage_parameters(batch, table, where.model, where.job), where)
+
+
+def calls(plan: ExecutionPlan, **changes) -> list[tuple[CollectiveOp, float, int, int]]:
+    """(operation, bytes, ranks, ranks per domain) of every call that moves anything."""
+    prices = UnitCollectives()
+    traffic([plan], collectives=prices, **changes)
+    return [
+        (CollectiveOp(int(op)), float(size), int(ranks), int(near))
+        for batch in prices.seen
+        for op, size, ranks, near in zip(
+            batch.op, batch.size_bytes, batch.group_size, batch.ranks_per_domain, strict=True
+        )
+        if size > 0 and ranks > 1
+    ]
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "volume"),
+    [(0, 2.0), (1, 2.0), (2, 2.0), (3, 3.0)],  # times the parameters, times (d - 1) / d
+)
+def test_volume_per_step_of_zero(zero_stage, volume):
+    """2 Psi without and with stages 1 and 2, 3 Psi with stage 3 (16-bit everywhere, one micro-batch)."""
+    found = traffic(
+        [ExecutionPlan(data_parallel=16, zero_stage=zero_stage)], stack=stack(gradient_dtype="bf16", framework="fsdp")
+    )
+    gathers = 1 + found.gathers_per_microbatch
+    sent = found.gradients_s + gathers * found.parameters_s
+    assert sent == pytest.approx([volume * 2 * total_parameters(gpt()) * 15 / 16])
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("fp32", 4), ("bf16", 2)])
+def test_gradients_move_in_the_format_they_are_kept_in(dtype, width):
+    psi = total_parameters(gpt())
+    plain = calls(ExecutionPlan(data_parallel=8), stack=stack(gradient_dtype=dtype))
+    assert plain == [(CollectiveOp.ALL_REDUCE, pytest.approx(width * psi), 8, 8)]
+    assert calls(ExecutionPlan(data_parallel=8), job=job(gradient_dtype=dtype)) == plain
+    # Sharded: gradients scattered in that format, parameters gathered in the precision they compute in.
+    assert calls(ExecutionPlan(data_parallel=8, zero_stage=1), stack=stack(gradient_dtype=dtype)) == [
+        (CollectiveOp.REDUCE_SCATTER, pytest.approx(width * psi), 8, 8),
+        (CollectiveOp.ALL_GATHER, pytest.approx(2 * psi), 8, 8),
+    ]
+
+
+def test_context_ranks_reduce_gradients_too():
+    assert calls(ExecutionPlan(data_parallel=4, context_parallel=4))[0][2] == 16
+
+
+def test_hybrid_sharding_reduces_a_shard_across_replicas():
+    psi = total_parameters(gpt())
+    assert calls(ExecutionPlan(data_parallel=64, zero_stage=3, zero_shard_degree=8)) == [
+        (CollectiveOp.REDUCE_SCATTER, pytest.approx(4 * psi), 8, 8),
+        (CollectiveOp.ALL_REDUCE, pytest.approx(4 * psi / 8), 8, 1),
+        (CollectiveOp.ALL_GATHER, pytest.approx(2 * psi), 8, 8),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("plan", "near"),
+    [
+        (ExecutionPlan(data_parallel=64), 8),
+        (ExecutionPlan(data_parallel=32, tensor_parallel=2), 4),
+        (ExecutionPlan(data_parallel=8, tensor_parallel=8), 1),
+        (ExecutionPlan(data_parallel=32, pipeline_parallel=2), 8),
+        (ExecutionPlan(data_parallel=32, pipeline_parallel=2, axis_order=AxisOrder.TP_CP_PP_DP), 4),
+        (ExecutionPlan(data_parallel=4, pipeline_parallel=16, axis_order=AxisOrder.TP_CP_PP_DP), 1),
+    ],
+)
+def test_neighbours_in_the_group_depend_on_what_lies_inside(plan, near):
+    assert {call[3] for call in calls(plan)} == {near}
+
+
+def test_experts_are_reduced_over_the_ranks_that_hold_them():
+    model = mixture()
+    experts = 8 * 8 * 3 * 1024 * 1408
+    dense = total_parameters(model) - experts
+    plan = ExecutionPlan(data_parallel=16, tensor_parallel=2, expert_parallel=8)
+    shared, routed = calls(plan, model=model)
+    replicated = (8 * 2 + 1) * 1024 + 8 * 8 * 1024  # norms and routers
+    assert shared == (CollectiveOp.ALL_REDUCE, pytest.approx(4 * ((dense - replicated) / 2 + replicated)), 16, 4)
+    # 32 ranks hold 8 experts each in 8 places: 4 replicas, one per 8 ranks.
+    assert routed == (CollectiveOp.ALL_REDUCE, pytest.approx(4 * experts / 8), 4, 1)
+
+
+def test_hybrid_sharding_of_experts():
+    plan = ExecutionPlan(data_parallel=32, expert_parallel=4, zero_stage=1, zero_shard_degree=8)
+    found = [call[:3] for call in calls(plan, model=mixture())]
+    size = 4 * 8 * 8 * 3 * 1024 * 1408 / 4
+    assert found[3:5] == [
+        (CollectiveOp.REDUCE_SCATTER, pytest.approx(size), 2),  # 8 replicas of an expert, 4 of every shard
+        (CollectiveOp.ALL_REDUCE, pytest.approx(size / 2), 4),
+    ]
+    batch = PlanBatch.from_plans([plan])
+    held = stage_parameters(batch, stage_table(batch, mixture()), mixture(), job())
+    assert expert_shard_degree(batch, held).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("plan", "reduces", "gathers"),
+    [
+        (ExecutionPlan(data_parallel=8), 0, 0),
+        (ExecutionPlan(data_parallel=8, zero_stage=1), 0, 0),
+        (ExecutionPlan(data_parallel=8, zero_stage=2), 1, 0),
+        (ExecutionPlan(data_parallel=8, zero_stage=3), 1, 1),
+        (ExecutionPlan(data_parallel=8, zero_stage=3, pipeline_parallel=2), 0, 0),
+    ],
+)
+def test_what_happens_for_every_microbatch(plan, reduces, gathers):
+    found = traffic([plan])
+    assert found.reduces_per_microbatch.tolist() == [reduces]
+    assert found.gathers_per_microbatch.tolist() == [gathers]
+
+
+def test_adapters_reduce_their_gradients_only_and_stage_3_gathers_the_base():
+    model, task = llama(), job(task="lora", lora=LoraSpec(rank=8, targets=("q",)))
+    adapters, base = 8 * 8 * 2048, total_parameters(model)
+    moved = {zero: calls(ExecutionPlan(data_parallel=8, zero_stage=zero), model=model, job=task) for zero in (0, 2, 3)}
+    assert moved[0] == [(CollectiveOp.ALL_REDUCE, pytest.approx(4 * adapters), 8, 8)]
+    assert moved[2][1] == (CollectiveOp.ALL_GATHER, pytest.approx(2 * adapters), 8, 8)
+    assert moved[3] == [
+        (CollectiveOp.REDUCE_SCATTER, pytest.approx(4 * adapters), 8, 8),
+        (CollectiveOp.ALL_GATHER, pytest.approx(2 * base), 8, 8),
+    ]
+
+
+def test_the_fullest_stage_sets_the_time():
+    """Four stages of two layers; the ends hold an embedding or a head, the head also a norm."""
+    (call,) = calls(ExecutionPlan(data_parallel=8, pipeline_parallel=4), model=gpt(rms_norm=True))
+    layer = 12 * 1024**2 + 2 * 1024
+    assert call[1] == pytest.approx(4 * (2 * layer + 32768 * 1024 + 1024))
+
+
+def test_plans_that_differ_in_layout_only_are_priced_apart():
+    """A V-shaped placement puts embedding and head on one stage; chunks move the MoE layers."""
+    model = mixture(moe={"first_dense_layers": 4})
+    plans = [
+        ExecutionPlan(pipeline_parallel=2, data_parallel=8, schedule=schedule, virtual_stages=chunks)
+        for schedule, chunks in [
+            (Schedule.ONE_F_ONE_B, 1),
+            (Schedule.ONE_F_ONE_B, 4),
+            (Schedule.ZERO_BUBBLE_V, 1),
+        ]
+    ]
+    together = traffic(plans, model=model).gradients_s
+    alone = [traffic([plan], model=model).gradients_s[0] for plan in plans]
+    assert together.tolist() == alone
+    assert len(set(alone)) == 3
+
+
+def test_one_rank_moves_nothing():
+    found = traffic([ExecutionPlan(zero_stage=stage) for stage in range(4)])
+    assert not np.any(found.gradients_s)
+    assert not np.any(found.parameters_s)

@@ -1,0 +1,95 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodels.context import CostContext
+from costmodels.kernels.calls import KernelOp
+from costmodels.optimizer import (
+    HOST_ADAM_PARAMETERS_PER_S,
+    memory_seconds_per_byte,
+    moment_bytes,
+    optimizer_s,
+    traffic_bytes_per_parameter,
+)
+from costmodels.plan import ExecutionPlan, PlanBatch
+from costmodels.stage_parameters import stage_parameters
+from costmodels.stages import stage_table
+from costmodels.workload import LoraSpec
+from profiles.parameters import total_parameters
+from tests.fakes import RateKernels, UnitKernels, context, gpt, job, mixture, stack
+
+BYTES = UnitKernels(ops=(KernelOp.MEMORY,), quantity="bytes")  # one second per byte
+
+
+def seconds(plans: list[ExecutionPlan], where: CostContext) -> np.ndarray:
+    batch = PlanBatch.from_plans(plans)
+    table = stage_table(batch, where.model)
+    return optimizer_s(batch, stage_parameters(batch, table, where.model, where.job), where)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # Gradient read for its norm and for the update; two moments and the master read and written; weight written.
+        ({}, 2 * 4 + 2 * 2 * 4 + 2 * 4 + 2),
+        ({"gradient_dtype": "bf16"}, 2 * 2 + 2 * 2 * 4 + 2 * 4 + 2),
+        ({"optimizer": "adamw8bit"}, 2 * 4 + 2 * 2 * 1 + 2 * 4 + 2),
+        ({"optimizer": "sgd"}, 2 * 4 + 2 * 1 * 4 + 2 * 4 + 2),
+        ({"optimizer": "adafactor"}, 2 * 4 + 0 + 2 * 4 + 2),
+        ({"state_dtype": "bf16"}, 2 * 4 + 2 * 2 * 2 + 2 * 4 + 2),
+        # Without a master copy the weight itself is read and written.
+        ({"master_dtype": "none"}, 2 * 4 + 2 * 2 * 4 + 2 * 2),
+    ],
+    ids=lambda value: "-".join(map(str, value.items())) if isinstance(value, dict) else None,
+)
+def test_bytes_moved_per_updated_parameter(changes, expected):
+    assert traffic_bytes_per_parameter(context(job=job(**changes))) == expected
+
+
+def test_8_bit_moments_take_a_byte():
+    assert moment_bytes(job(optimizer="adamw8bit")) == 1
+    assert moment_bytes(job(state_dtype="bf16")) == 2
+
+
+def test_traffic_costs_what_the_kernel_model_says():
+    where = context(kernels=RateKernels(bytes_per_s=1e12), stack=stack(memory_time_scale=1.5))
+    assert memory_seconds_per_byte(where) == pytest.approx(1.5e-12)
+
+
+def test_sharding_divides_the_step():
+    where = context(kernels=BYTES)
+    plans = [ExecutionPlan(data_parallel=8, context_parallel=2, zero_stage=zero) for zero in range(4)]
+    plans.append(replace(plans[1], zero_shard_degree=4))
+    whole = 34 * total_parameters(gpt())
+    assert seconds(plans, where) == pytest.approx([whole, whole / 16, whole / 16, whole / 16, whole / 4])
+
+
+def test_experts_are_divided_by_their_own_replicas():
+    where = context(kernels=BYTES, model=mixture())
+    experts = 8 * 8 * 3 * 1024 * 1408
+    dense = total_parameters(mixture()) - experts
+    plans = [ExecutionPlan(data_parallel=16, expert_parallel=4, zero_stage=zero) for zero in (0, 1)]
+    plans.append(replace(plans[1], zero_shard_degree=8))  # two replicas of everything remain
+    expected = [dense + experts / 4, dense / 16 + experts / 4 / 4, dense / 8 + experts / 4 / 2]
+    assert seconds(plans, where) == pytest.approx([34 * count for count in expected])
+
+
+def test_the_fullest_stage_sets_the_time():
+    layer = 12 * 1024**2 + 2 * 2 * 1024
+    where = context(kernels=BYTES)
+    found = seconds([ExecutionPlan(pipeline_parallel=4)], where)
+    assert found == pytest.approx([34 * (2 * layer + 32768 * 1024 + 2 * 1024)])
+
+
+def test_frozen_weights_are_not_updated():
+    task = job(task="lora", lora=LoraSpec(rank=8, targets=("q",)))
+    assert seconds([ExecutionPlan()], context(kernels=BYTES, job=task)) == pytest.approx([34 * 8 * 8 * 2048])
+
+
+def test_a_host_steps_for_all_its_devices_and_gradients_and_weights_cross_the_link():
+    plans = [ExecutionPlan(data_parallel=8, zero_stage=2, offload_optimizer=offload) for offload in (True, False)]
+    where = context(kernels=RateKernels(bytes_per_s=1e12))
+    shard = total_parameters(gpt()) / 8
+    on_host = 8 * shard / HOST_ADAM_PARAMETERS_PER_S + shard * (4 + 2) / 25e9
+    assert seconds(plans, where) == pytest.approx([on_host, shard * 34 / 1e12])
