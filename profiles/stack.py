@@ -25,7 +25,9 @@ class StackSpec:
         hopper_attention_time_scale: The same on Hopper, on top of it: FlashAttention-2 reaches half
             the rate of FlashAttention-3 or cuDNN there (arXiv:2407.08608, figure 5).
         memory_time_scale: The same for bandwidth-bound kernels.
-        collective_time_scale: The same for collectives.
+        collective_time_scale: The same for collectives within a scale-up domain.
+        scale_out_time_scale: The same for collectives that cross domains: training shares the network
+            with its own other groups and with the kernels that run meanwhile.
         fused_elementwise: Bias, activation, dropout and norm run as fused kernels.
         grouped_experts: Experts run in one grouped kernel rather than one after the other.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
@@ -43,8 +45,9 @@ class StackSpec:
         logits_fp32_copies: fp32 copies of the logits alive at the loss.
         fused_norm: Norms keep their input only; otherwise an fp32 copy and the normalised tensor.
         fused_gate: A gated MLP keeps gate and up only; otherwise also the activated gate.
-        separate_gradients: Autograd's gradients of a micro-batch are complete before they are added
-            to the accumulation buffers (PyTorch DDP and nanotron; not Megatron-LM, which fuses the two).
+        autograd_gradients: What becomes of autograd's 16-bit gradients where they are accumulated in
+            fp32: ``fused`` into the accumulation (Megatron-LM), ``freed`` after every micro-batch (nanotron)
+            or ``kept`` (DeepSpeed's BF16_Optimizer).
         gradient_bucket_copies: Copies of all gradients, in storage precision, that reduction buckets
             hold throughout (PyTorch DDP: 1).
         bucket_bytes: Fixed reduction and gathering buckets of a sharded optimizer (DeepSpeed).
@@ -69,6 +72,7 @@ class StackSpec:
     hopper_attention_time_scale: float = 1.0
     memory_time_scale: float = 1.0
     collective_time_scale: float = 1.0
+    scale_out_time_scale: float = 1.0
     fused_elementwise: bool = True
     grouped_experts: bool = True
     kernel_launch_s: float = 0.0
@@ -86,7 +90,7 @@ class StackSpec:
     logits_fp32_copies: float = 1.0
     fused_norm: bool = True
     fused_gate: bool = True
-    separate_gradients: bool = False
+    autograd_gradients: str = "fused"
     gradient_bucket_copies: float = 0.0
     bucket_bytes: float = 0.0
     unsharded_units: float = 2.0

@@ -239,7 +239,8 @@ def price_collectives(
         ranks_per_domain=ranks_per_domain(group, stride, context.cluster.domain_devices),
     )
     priced = context.collectives.predict(calls, context.cluster)
-    scale = context.stack.collective_time_scale
+    crosses = calls.ranks_per_domain < calls.group_size
+    scale = np.where(crosses, context.stack.scale_out_time_scale, context.stack.collective_time_scale)
     return Prediction(
         time_s=priced.time_s * scale,
         low_s=priced.low_s * scale,

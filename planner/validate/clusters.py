@@ -22,6 +22,11 @@ _SAME_MEMORY = 0.12
 MEMORY_ASSUMED = "memory size of the GPU not printed"
 
 
+# Clusters that tables name by partition only. Hugging Face's "hopper-prod" runs on AWS (its public
+# batch scripts write to an FSx file system), whose 8 x H100 hosts are p5.48xlarge.
+_KNOWN_CLUSTERS = {"hopper-prod": "p5.48xlarge"}
+
+
 def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
     """The cluster and what had to be assumed about it.
 
@@ -34,7 +39,7 @@ def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
     device, assumptions = _device(row, catalog)
     if not device.default_node:
         raise CannotScore(f"no node known for {device.name}")
-    node = catalog.node(device.default_node)
+    node = catalog.node(_KNOWN_CLUSTERS.get(_named_cluster(row), device.default_node))
     per_node = row.integer("gpus_per_node") or node.devices_per_node
     per_node = min(per_node, num_gpus)
     if num_gpus % per_node:
@@ -110,6 +115,11 @@ def _scale_up(row: Row, node: NodeSpec, catalog: Catalog) -> LinkSpec:
         return node.scale_up
     pcie = [link for link in catalog.links.values() if link.kind == "pcie" and "4" in link.name]
     return pcie[0] if pcie else node.scale_up
+
+
+def _named_cluster(row: Row) -> str:
+    """Name of a known cluster that the row's notes mention; empty when none."""
+    return next((name for name in _KNOWN_CLUSTERS if name in row.text("notes")), "")
 
 
 def _network(row: Row, node: NodeSpec, per_node: int) -> tuple[LinkSpec, int]:

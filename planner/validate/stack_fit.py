@@ -30,6 +30,7 @@ PRIOR_STD = {
     "hopper_attention_time_scale": 0.2,
     "memory_time_scale": 0.3,
     "collective_time_scale": 0.3,
+    "scale_out_time_scale": 0.4,
     "kernel_launch_s": 0.5,
     "collective_launch_s": 0.7,
     "microbatch_overhead_s": 1.0,
