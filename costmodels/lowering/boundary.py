@@ -20,10 +20,11 @@ def lower_embedding(shape: RankShape, context: CostContext) -> PartCosts:
     calls.memory(Phase.FORWARD, 3 * row_bytes * shape.tokens, kernels=3)
     calls.memory(Phase.WEIGHT_GRADIENT, 3 * row_bytes * shape.tokens, kernels=3)
     one = np.ones_like(shape.tensor)
-    size = shape.tokens * row_bytes
-    reduce = np.where(shape.sequence_parallel, 0.0, size)
-    calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.ALL_REDUCE, reduce, group=shape.tensor, stride=one)
-    calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.REDUCE_SCATTER, size - reduce, group=shape.tensor, stride=one)
+    whole = np.where(shape.sequence_parallel, 0.0, shape.tokens * row_bytes)
+    scattered = np.where(shape.sequence_parallel, shape.tokens * row_bytes, 0.0)
+    calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.ALL_REDUCE, whole, group=shape.tensor, stride=one)
+    calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.REDUCE_SCATTER, scattered, group=shape.tensor, stride=one)
+    calls.transfer(Axis.TENSOR_BACKWARD, CollectiveOp.ALL_GATHER, scattered, group=shape.tensor, stride=one)
     return calls.price()
 
 
@@ -39,6 +40,16 @@ def lower_head(shape: RankShape, context: CostContext) -> PartCosts:
         calls.memory(phase, count * 4 * shape.tokens * vocabulary, kernels=1 if job.fused_cross_entropy else 4)
     one = np.ones_like(shape.tensor)
     size = shape.tokens * model.hidden_size * job.numerics.storage_bytes
-    calls.transfer(Axis.TENSOR_BACKWARD, CollectiveOp.ALL_REDUCE, size, group=shape.tensor, stride=one)
+    whole = np.where(shape.sequence_parallel, 0.0, size)
+    scattered = np.where(shape.sequence_parallel, size, 0.0)
+    # The input is gathered ahead, and once more for the weight gradient if that is computed.
+    gathers_back = 1.0 if trained else 0.0
+    calls.transfer(Axis.TENSOR_BACKWARD, CollectiveOp.ALL_REDUCE, whole, group=shape.tensor, stride=one)
+    calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.ALL_GATHER, scattered, group=shape.tensor, stride=one)
+    calls.transfer(
+        Axis.TENSOR_BACKWARD, CollectiveOp.ALL_GATHER, gathers_back * scattered, group=shape.tensor, stride=one
+    )
+    calls.transfer(Axis.TENSOR_BACKWARD, CollectiveOp.REDUCE_SCATTER, scattered, group=shape.tensor, stride=one)
+    # Largest logit, sum of exponentials and the target's logit of every token, in fp32.
     calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.ALL_REDUCE, 12 * shape.tokens, group=shape.tensor, stride=one)
     return calls.price()

@@ -1,0 +1,208 @@
+"""Lowered collectives: bytes of every block against the papers that introduced each axis."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodels.collectives import CollectiveOp
+from costmodels.context import CostContext
+from costmodels.lowering.attention import lower_attention
+from costmodels.lowering.boundary import lower_embedding, lower_head
+from costmodels.lowering.calls import Axis, PartCosts
+from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
+from costmodels.lowering.shapes import rank_shapes
+from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
+from tests.fakes import RingCollectives, UnitCollectives, context, gpt, latent, llama, mixture, stack
+
+S, H = 2048, 1024
+ROWS = 2 * S * H  # bytes of one (s, h) tensor in 16 bits
+LOWER = {
+    "attention": lower_attention,
+    "dense_mlp": lower_dense_mlp,
+    "expert_mlp": lower_expert_mlp,
+    "embedding": lower_embedding,
+    "head": lower_head,
+}
+AR, AG, RS, A2A, P2P = (
+    CollectiveOp.ALL_REDUCE,
+    CollectiveOp.ALL_GATHER,
+    CollectiveOp.REDUCE_SCATTER,
+    CollectiveOp.ALL_TO_ALL,
+    CollectiveOp.SEND_RECV,
+)
+
+
+def lowered(block: str, plan: ExecutionPlan, where: CostContext) -> PartCosts:
+    return LOWER[block](rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0], where)
+
+
+def sent(block: str, plan: ExecutionPlan, where: CostContext | None = None) -> dict[Axis, dict[CollectiveOp, float]]:
+    """Message bytes by axis and operation; axes without traffic left out."""
+    found: dict[Axis, dict[CollectiveOp, float]] = {}
+    for op in CollectiveOp:
+        prices = UnitCollectives(op=op)
+        seconds = lowered(block, plan, replace(where or context(), collectives=prices)).collective_s[:, 0]
+        for axis in Axis:
+            if seconds[axis]:
+                found.setdefault(axis, {})[op] = pytest.approx(float(seconds[axis]))
+    return found
+
+
+@pytest.mark.parametrize("block", ["attention", "dense_mlp"])
+def test_tensor_parallel_layers_all_reduce_once_per_block_and_pass(block):
+    """Four all-reduces of b s h per layer and micro-batch: arXiv:1909.08053 section 3, figure 4."""
+    found = sent(block, ExecutionPlan(tensor_parallel=4, micro_batch_size=2))
+    assert found == {Axis.TENSOR_FORWARD: {AR: 2 * ROWS}, Axis.TENSOR_BACKWARD: {AR: 2 * ROWS}}
+
+
+@pytest.mark.parametrize("block", ["attention", "dense_mlp"])
+def test_sequence_parallelism_splits_them_in_two_and_gathers_the_saved_input_again(block):
+    """g and g-bar of arXiv:2205.05198 figure 5; section 4.2.2 stores the shard and gathers in the backward pass."""
+    found = sent(block, ExecutionPlan(tensor_parallel=4, sequence_parallel=True))
+    assert found == {
+        Axis.TENSOR_FORWARD: {AG: ROWS, RS: ROWS},
+        Axis.TENSOR_BACKWARD: {AG: 2 * ROWS, RS: ROWS},
+    }
+
+
+def test_sequence_parallelism_sends_as_much_forward():
+    """An all-reduce is a reduce-scatter and an all-gather (arXiv:2205.05198 section 4.2.2)."""
+    where = context(collectives=RingCollectives())
+    plain, scattered = (
+        lowered("dense_mlp", ExecutionPlan(tensor_parallel=8, sequence_parallel=on), where).collective_s
+        for on in (False, True)
+    )
+    assert plain[Axis.TENSOR_FORWARD] == pytest.approx(scattered[Axis.TENSOR_FORWARD])
+    assert plain[Axis.TENSOR_FORWARD] == pytest.approx(2 * 7 / 8 * ROWS)
+
+
+def test_context_parallelism_shares_the_tensor_parallel_traffic():
+    plan = ExecutionPlan(tensor_parallel=4, context_parallel=2)
+    assert sent("dense_mlp", plan)[Axis.TENSOR_FORWARD] == {AR: ROWS / 2}
+
+
+def test_parallel_residual_blocks_reduce_together():
+    where = context(model=gpt(parallel_residual=True))
+    assert sent("dense_mlp", ExecutionPlan(tensor_parallel=4), where) == {}
+    assert sent("attention", ExecutionPlan(tensor_parallel=4), where)[Axis.TENSOR_FORWARD] == {AR: ROWS}
+
+
+def test_a_single_rank_sends_nothing():
+    for block in LOWER:
+        assert sent(block, ExecutionPlan(), context(model=mixture())) == {}
+
+
+@pytest.mark.parametrize("kv_heads", [16, 4])
+def test_ring_attention_passes_keys_and_values_on_and_their_gradients_back(kv_heads):
+    """c - 1 blocks of keys and values forward, and their gradients beside them backward (arXiv:2310.01889)."""
+    where = context(model=llama(num_key_value_heads=kv_heads))
+    block = 2 * (S / 4) * 2 * kv_heads * 64
+    assert sent("attention", ExecutionPlan(context_parallel=4), where) == {
+        Axis.CONTEXT_FORWARD: {P2P: 3 * block},
+        Axis.CONTEXT_BACKWARD: {P2P: 2 * 3 * block},
+    }
+
+
+def test_gathered_context_moves_all_keys_and_values():
+    """All-gather of keys and values, section 3.3.2 of the Llama 3 report (arXiv:2407.21783)."""
+    plan = ExecutionPlan(context_parallel=4, context_kind=ContextKind.ALL_GATHER)
+    whole = 2 * S * 2 * 4 * 64
+    assert sent("attention", plan, context(model=llama())) == {
+        Axis.CONTEXT_FORWARD: {AG: whole},
+        Axis.CONTEXT_BACKWARD: {AG: 2 * whole},
+    }
+
+
+def test_ulysses_exchanges_queries_keys_values_and_output():
+    """Four s h / c tensors per layer and pass: arXiv:2309.14509 section 3.2."""
+    plan = ExecutionPlan(context_parallel=4, context_kind=ContextKind.ULYSSES)
+    volume = 4 * ROWS / 4
+    assert sent("attention", plan) == {Axis.CONTEXT_FORWARD: {A2A: volume}, Axis.CONTEXT_BACKWARD: {A2A: volume}}
+
+
+def test_tensor_parallelism_shares_the_context_traffic_down_to_one_head():
+    where = context(model=llama(num_key_value_heads=2))
+    plan = ExecutionPlan(tensor_parallel=8, context_parallel=2)
+    assert sent("attention", plan, where)[Axis.CONTEXT_FORWARD] == {P2P: 2 * (S / 2) * 2 * 64}
+
+
+def test_latent_attention_sends_expanded_keys_and_values():
+    found = sent("attention", ExecutionPlan(context_parallel=2), context(model=latent()))
+    assert found[Axis.CONTEXT_FORWARD] == {P2P: 2 * (S / 2) * 16 * (96 + 64)}
+
+
+@pytest.mark.parametrize(("t", "c"), [(1, 1), (4, 1), (1, 2)])
+def test_each_token_copy_is_dispatched_and_combined(t, c):
+    """Two all-to-alls of k b s h each way (GShard, arXiv:2006.16668), shared by the ranks of a micro-batch."""
+    where = context(model=mixture(moe={"shared_ffn_hidden_size": 0}))
+    plan = ExecutionPlan(
+        tensor_parallel=t, context_parallel=c, sequence_parallel=t > 1, expert_parallel=8, data_parallel=8
+    )
+    volume = 2 * 2 * ROWS / t / c
+    assert sent("expert_mlp", plan, where) == {Axis.EXPERT_FORWARD: {A2A: volume}, Axis.EXPERT_BACKWARD: {A2A: volume}}
+
+
+def test_expert_tensor_ranks_gather_and_reduce_the_routed_tokens():
+    where = context(model=mixture(moe={"shared_ffn_hidden_size": 0}))
+    plan = ExecutionPlan(tensor_parallel=4, sequence_parallel=True, expert_parallel=2, expert_tensor_parallel=4)
+    own = 2 * ROWS / 4
+    expected = {A2A: 2 * own, AG: 4 * own, RS: 4 * own}
+    assert sent("expert_mlp", plan, where) == {Axis.EXPERT_FORWARD: expected, Axis.EXPERT_BACKWARD: expected}
+
+
+def test_only_shared_experts_are_tensor_parallel():
+    plan = ExecutionPlan(tensor_parallel=4, sequence_parallel=True)
+    assert sent("expert_mlp", plan, context(model=mixture())) == {
+        Axis.TENSOR_FORWARD: {AG: ROWS, RS: ROWS},
+        Axis.TENSOR_BACKWARD: {AG: 2 * ROWS, RS: ROWS},
+    }
+    assert sent("expert_mlp", plan, context(model=mixture(moe={"shared_ffn_hidden_size": 0}))) == {}
+
+
+def test_vocabulary_parallel_ends():
+    """f and g round embedding and head, and three fp32 numbers per token for the loss (arXiv:1909.08053 section 3)."""
+    plan = ExecutionPlan(tensor_parallel=4)
+    assert sent("embedding", plan) == {Axis.TENSOR_FORWARD: {AR: ROWS}}
+    assert sent("head", plan) == {Axis.TENSOR_FORWARD: {AR: 12 * S}, Axis.TENSOR_BACKWARD: {AR: ROWS}}
+
+
+def test_vocabulary_parallel_ends_of_a_sharded_sequence():
+    plan = ExecutionPlan(tensor_parallel=4, sequence_parallel=True)
+    assert sent("embedding", plan) == {Axis.TENSOR_FORWARD: {RS: ROWS}, Axis.TENSOR_BACKWARD: {AG: ROWS}}
+    assert sent("head", plan) == {
+        Axis.TENSOR_FORWARD: {AG: ROWS, AR: 12 * S},
+        Axis.TENSOR_BACKWARD: {AG: ROWS, RS: ROWS},
+    }
+
+
+@pytest.mark.parametrize(
+    ("block", "plan", "op", "placement"),
+    [
+        ("dense_mlp", ExecutionPlan(tensor_parallel=8), AR, (8, 8)),
+        ("dense_mlp", ExecutionPlan(tensor_parallel=16), AR, (16, 8)),
+        ("attention", ExecutionPlan(tensor_parallel=2, context_parallel=4), P2P, (4, 4)),
+        ("attention", ExecutionPlan(tensor_parallel=4, context_parallel=4), P2P, (4, 2)),
+        ("attention", ExecutionPlan(tensor_parallel=8, context_parallel=4), P2P, (4, 1)),
+        ("expert_mlp", ExecutionPlan(data_parallel=16, expert_parallel=16), A2A, (16, 8)),
+        ("expert_mlp", ExecutionPlan(tensor_parallel=4, expert_parallel=4, expert_tensor_parallel=4), A2A, (4, 2)),
+    ],
+)
+def test_groups_and_the_neighbours_in_them(block, plan, op, placement):
+    """Ranks of a group, and how many of them share one of the nodes of eight."""
+    model = gpt() if block != "expert_mlp" else mixture(moe={"num_experts": 16, "shared_ffn_hidden_size": 0})
+    prices = UnitCollectives()
+    lowered(block, plan, context(model=model, collectives=prices))
+    (calls,) = prices.seen
+    used = (calls.op == op) & (calls.size_bytes > 0) & (calls.group_size > 1)
+    assert set(zip(calls.group_size[used], calls.ranks_per_domain[used], strict=True)) == {placement}
+
+
+def test_collectives_are_counted_and_scaled():
+    plan = ExecutionPlan(tensor_parallel=4, sequence_parallel=True)
+    plain = context(collectives=RingCollectives())
+    slower = replace(plain, stack=stack(collective_time_scale=1.5))
+    before, after = (lowered("attention", plan, where) for where in (plain, slower))
+    assert after.collective_s == pytest.approx(1.5 * before.collective_s)
+    assert before.collectives[[Axis.TENSOR_FORWARD, Axis.TENSOR_BACKWARD], 0].tolist() == [2, 3]
+    assert np.all(lowered("attention", ExecutionPlan(), plain).collectives == 0)
