@@ -119,7 +119,7 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
         plan=plan,
         stack=defaults.stack,
         step_time_s=time_s,
-        out_of_memory=True if died else False if (time_s or memory or time_note) else None,
+        out_of_memory=_verdict(row, died=died, ran=bool(time_s or memory or time_note)),
         assumptions=_material(reading.assumptions, memory_matters=died or memory is not None),
         recompute_assumed=any(text.startswith(RECOMPUTE_ASSUMED) for text in reading.assumptions),
         trend="digitised" in row.text("source").lower(),
@@ -127,6 +127,13 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
         memory_note=memory_note,
         **_memory_fields(memory),  # type: ignore[arg-type]
     )
+
+
+def _verdict(row: Row, *, died: bool, ran: bool) -> bool | None:
+    """True: died; False: ran; None: unknown, or the capacity it ran in is in doubt."""
+    if re.search(r"GB[^;]{0,20}verify", row.text("notes")):
+        return None
+    return True if died else False if ran else None
 
 
 def _material(assumptions: Sequence[str], *, memory_matters: bool) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def _time_table(report: ValidationReport) -> "Table":
     for name in ("rows", "assumed", "left out", "MAPE", "median", "p90", "bias", "in 90 %", "rank"):
         table.add_column(name, justify="right")
     for item in (*report.by_source, report.overall):
-        if item.time is None and item.rows and item is not report.overall:
+        if item.time is None and item is not report.overall:
             continue
         table.add_row(*_names(item), *_counts(item), *_errors(item.time), _rank(item.rank))
     return table

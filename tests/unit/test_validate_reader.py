@@ -1,0 +1,119 @@
+"""Reading tables: tolerant of blanks, exact about what is wrong and where."""
+
+from pathlib import Path
+
+import pytest
+
+from planner.validate.reader import COLUMNS, Row, csv_files, read_rows
+from profiles.errors import SpecError
+
+
+def write(tmp_path: Path, text: str, name: str = "t.csv") -> Path:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def row(**cells: str) -> Row:
+    return Row(file="t.csv", line=7, cells=cells)
+
+
+def test_reads_rows_with_absent_and_blank_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, "source,model,gpu,num_gpus,tp\nA,m,A100,8,\n\nB,m,A100,16,2\n")
+    rows = read_rows(path)
+    assert [(r.line, r.text("source"), r.integer("num_gpus"), r.integer("tp")) for r in rows] == [
+        (2, "A", 8, None),
+        (4, "B", 16, 2),
+    ]
+    assert rows[0].text("notes") == ""
+
+
+def test_accepts_a_byte_order_mark_and_quoted_commas(tmp_path: Path) -> None:
+    path = write(tmp_path, '\ufeffsource,model,gpu,num_gpus,notes\nA,m,A100,8,"a, b"\n')
+    assert read_rows(path)[0].text("notes") == "a, b"
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "problem"),
+    [
+        ("", "t.csv:1", "is empty"),
+        ("source,model,gpu\n", "t.csv:1:num_gpus", "column is missing"),
+        ("source,model,gpu,num_gpus,tpp\n", "t.csv:1:tpp", "unknown column"),
+        ("source,model,gpu,num_gpus,gpu\n", "t.csv:1:gpu", "column is named twice"),
+        ("source,model,gpu,num_gpus\nA,m,A100\n", "t.csv:2:num_gpus", "the header has 4 columns, this row 3 cells"),
+        ("source,model,gpu,num_gpus\nA,m,A100,8,9\n", "t.csv:2:num_gpus", "the header has 4 columns, this row 5"),
+    ],
+)
+def test_names_the_place_of_a_malformed_table(tmp_path: Path, text: str, place: str, problem: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        read_rows(write(tmp_path, text))
+    assert caught.value.field == place
+    assert problem in caught.value.problem
+
+
+def test_hints_at_the_column_meant(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="did you mean 'micro_batch'"):
+        read_rows(write(tmp_path, "source,model,gpu,num_gpus,micro_batches\n"))
+
+
+def test_refuses_what_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"source\xff\xfe\n")
+    with pytest.raises(SpecError, match=r"t\.csv: is not UTF-8 text"):
+        read_rows(path)
+
+
+def test_refuses_an_oversized_cell(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="is not valid CSV"):
+        read_rows(write(tmp_path, "source,model,gpu,num_gpus\n" + "x" * 200_000 + ",m,A100,8\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("12", 12.0), ("2.5 (nominal)", 2.5), ("1,024", 1024.0), ("1e3", 1000.0), ("", None), ("25.4-50.6", None)],
+)
+def test_numbers(text: str, value: float | None) -> None:
+    assert row(x=text).number("x") == value
+
+
+@pytest.mark.parametrize("text", ["eight", "-3", "nan", "inf", "1/2"])
+def test_bad_numbers_name_file_line_and_column(text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        row(tp=text).number("tp")
+    assert caught.value.field == "t.csv:7:tp"
+
+
+def test_fractions_are_not_whole_numbers() -> None:
+    with pytest.raises(SpecError, match=r"t\.csv:7:micro_batch: not a whole number: '1\.25'"):
+        row(micro_batch="1.25").integer("micro_batch")
+
+
+def test_zero_measures_nothing() -> None:
+    assert row(measured_mfu="0").positive("measured_mfu") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("yes", True), ("no (2023 script)", False), ("", None), ("maybe", None), ("True", True)]
+)
+def test_flags(text: str, value: bool | None) -> None:
+    assert row(x=text).flag("x") is value
+
+
+def test_folders_give_their_tables_in_order_but_not_subfolders(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.csv", "README.md"):
+        write(tmp_path, "x", name)
+    (tmp_path / "extra").mkdir()
+    write(tmp_path / "extra", "x", "c.csv")
+    assert [path.name for path in csv_files([tmp_path])] == ["a.csv", "b.csv"]
+
+
+def test_missing_files_and_empty_folders(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no file or folder"):
+        csv_files([tmp_path / "none.csv"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SpecError, match=r"folder 'empty' holds no \.csv file"):
+        csv_files([tmp_path / "empty"])
+
+
+def test_schema_is_complete() -> None:
+    assert len(COLUMNS) == len(set(COLUMNS)) == 45
