@@ -74,7 +74,8 @@ def reach(fit: Parameters, local: FloatArray) -> FloatArray:
     (``mesh_peers`` direct neighbours), or compete for a shared bridge (``sharing`` exponent).
     """
     lanes = np.minimum(1.0, (local - 1) / fit["mesh_peers"]) if fit["mesh_peers"] > 1 else np.ones_like(local)
-    return lanes * (1 - fit["pair_loss"] / local) * (np.maximum(local, 2) / 2) ** -fit["sharing"]
+    shared = (np.maximum(local, 2) / 2) ** -fit["sharing"]
+    return np.asarray(lanes * (1 - fit["pair_loss"] / local) * shared, dtype=float)
 
 
 def inside_time_s(groups: Groups, fit: Parameters, bytes_per_s: float) -> FloatArray:

@@ -3,8 +3,8 @@
 The files ``data/fits/{kernels,collectives}.json`` are written by ``costmodels.calibration``; each
 record names what it was fitted on and how far it was off. This module only loads and finds them.
 
-A kernel record belongs to one device, to an architecture (pooled over its devices) or to all devices
-(pooled over everything), in this order of preference.
+A kernel record belongs to one device, to a family (devices with the same chip, or the same limits), to an
+architecture, or to all devices; the first of these that has measurements prices a device.
 """
 
 import json
@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from typing import Any
-
-SCOPES = ("device", "architecture", "global")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +45,8 @@ class Fit:
     """Parameters of one price formula.
 
     Attributes:
-        scope: ``device``, ``architecture`` or ``global`` (kernels); ``link`` or ``kind`` (collectives).
-        name: Device, architecture, link or link kind; ``*`` for all.
+        scope: ``device``, ``family``, ``architecture`` (kernels), ``link``, ``kind`` (collectives) or ``global``.
+        name: Device, family, architecture, link or link kind; ``*`` for all.
         op: Operation class, e.g. ``gemm`` or ``all_reduce``.
         format: Format class of the arithmetic, e.g. ``16-bit``; empty where it plays no role.
         parameters: The constants, named as the formula names them.
@@ -79,26 +77,38 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelFits:
-    """Kernel records by (operation, format class, scope, name)."""
+    """Kernel records, and which devices share them.
+
+    Attributes:
+        records: By (operation, format class, scope, name).
+        families: Device to family.
+        borrowed: Devices whose family was measured on another architecture.
+    """
 
     records: Mapping[tuple[str, str, str, str], Fit]
+    families: Mapping[str, str] = field(default_factory=dict)
+    borrowed: frozenset[str] = frozenset()
 
     def resolve(self, op: str, format_class: str, *, device: str, architecture: str) -> Fit:
-        """The record nearest to a device: its own, its architecture's, or the pooled one.
+        """The record nearest to a device: its own, its family's, its architecture's, or the pooled one.
 
         Raises:
             KeyError: If not even a pooled record of the operation and format exists.
         """
-        for scope, name in (("device", device), ("architecture", architecture), ("global", "*")):
+        family = self.families.get(device, "")
+        for scope, name in (("device", device), ("family", family), ("architecture", architecture), ("global", "*")):
             found = self.records.get((op, format_class, scope, name))
             if found is not None:
                 return found
         raise KeyError(f"no fit of {op} in {format_class}")
 
-    def has(self, op: str, format_class: str, *, device: str, architecture: str) -> bool:
-        """Whether a record of the device itself or of its architecture exists."""
-        own = (op, format_class, "device", device) in self.records
-        return own or (op, format_class, "architecture", architecture) in self.records
+    def is_borrowed(self, fit: Fit, *, device: str) -> bool:
+        """Whether a record rests on no measurement of the device's own architecture."""
+        return fit.scope == "global" or (fit.scope == "family" and device in self.borrowed)
+
+    def knows(self, op: str, format_class: str) -> bool:
+        """Whether the operation was measured in that format on any device."""
+        return (op, format_class, "global", "*") in self.records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +156,13 @@ def _fit(record: Mapping[str, Any]) -> Fit:
 
 def parse_kernel_fits(text: str) -> KernelFits:
     """Kernel records from the text of ``kernels.json``."""
-    fits = [_fit(record) for record in json.loads(text)["records"]]
-    return KernelFits(records={(fit.op, fit.format, fit.scope, fit.name): fit for fit in fits})
+    content = json.loads(text)
+    fits = [_fit(record) for record in content["records"]]
+    return KernelFits(
+        records={(fit.op, fit.format, fit.scope, fit.name): fit for fit in fits},
+        families=content["families"],
+        borrowed=frozenset(content["borrowed"]),
+    )
 
 
 def parse_collective_fits(text: str) -> CollectiveFits:

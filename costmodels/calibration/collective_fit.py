@@ -18,7 +18,7 @@ from costmodels.calibration.across_fit import across_records
 from costmodels.calibration.collective_tables import FloatArray, LinkTimings, inside_timings
 from costmodels.calibration.robust import Errors, Price, Range, errors, fit_parameters, significant, split
 from costmodels.collectives import CollectiveOp
-from costmodels.link_model import OP_NAMES, Groups, inside_time_s
+from costmodels.link_model import OP_NAMES, inside_time_s
 from profiles.catalog import default_catalog
 
 MOST_ROWS = 4000

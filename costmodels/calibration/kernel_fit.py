@@ -1,64 +1,43 @@
 """Fits the parameters of the kernel price list on published timings.
 
 Run: ``python -m costmodels.calibration.kernel_fit --data <folder with timings/> --out profiles/data/fits``.
-Every (device, operation, format) with enough rows gets a record of its own, every architecture and the
-whole a pooled one whose error is judged by leaving one device out. The result is deterministic.
+Every (device, operation, format) with enough rows gets a record of its own; every family, architecture and
+the whole a pooled one whose error is judged by leaving one device out. The result is deterministic.
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.calibration.families import BORROWED, FAMILIES
+from costmodels.calibration.kernel_ranges import NUISANCES, RELEVANT_S, ranges_of
 from costmodels.calibration.kernel_tables import (
     FORMAT_NAME,
     Timings,
     attention_timings,
+    dots_timings,
     gemm_timings,
+    grouped_timings,
+    join,
     memory_timings,
 )
-from costmodels.calibration.robust import Errors, Price, Range, errors, fit_parameters, significant, split
+from costmodels.calibration.robust import Errors, Price, errors, fit_parameters, significant, split
 from costmodels.kernels.calls import FloatArray
 from costmodels.kernels.roofline import FORMULAS, Rates, take
 from profiles.catalog import default_catalog
-from profiles.errors import SpecError
 
 MOST_ROWS = 4000  # per record; more does not move the parameters
-RELEVANT_S = 20e-6  # training kernels are longer; shorter rows weigh less and are not judged by
+FEWEST_ROWS = 4  # below, a device has no record of its own
+FEWEST_FOR_SPREAD = 30  # held-out rows below which an interval is not a record's own
+KIN = {"ampere": "ada"}  # an architecture leans on another that runs the same kernels before it leans on all
+GLUE_EFFICIENCY = 0.8  # of the memory bandwidth, for traffic that is timed along but priced elsewhere
 
-GEMM_RANGES = {
-    "floor_s": Range(start=4e-6, low=5e-7, high=3e-5),
-    "max_efficiency": Range(start=0.8, low=0.2, high=1.1),
-    "k_half": Range(start=150, low=1, high=2000),
-    "tile_exponent": Range(start=0.15, low=0.0, high=0.6),
-    "wave_quantisation": Range(start=0.5, low=0.0, high=1.0),
-    "memory_efficiency": Range(start=0.8, low=0.2, high=1.2),
-    "sharpness": Range(start=3.0, low=1.0, high=12.0),
-}
-ATTENTION_RANGES = {
-    "floor_s": Range(start=6e-6, low=5e-7, high=5e-5),
-    "efficiency_64": Range(start=0.5, low=0.05, high=0.95),
-    "efficiency_128": Range(start=0.6, low=0.05, high=0.95),
-    "efficiency_256": Range(start=0.55, low=0.05, high=0.95),
-    "kv_half": Range(start=150, low=1, high=3000),
-    "wave_quantisation": Range(start=0.5, low=0.0, high=1.0),
-    "memory_efficiency": Range(start=0.6, low=0.05, high=1.2),
-    "sharpness": Range(start=2.0, low=1.0, high=12.0),
-}
-MEMORY_RANGES = {
-    "floor_s": Range(start=3e-6, low=5e-7, high=6e-5),
-    "memory_efficiency": Range(start=0.8, low=0.1, high=1.2),
-}
-RANGES = {
-    "gemm": GEMM_RANGES,
-    "attention_forward": ATTENTION_RANGES,
-    "attention_backward": ATTENTION_RANGES,
-    "memory": MEMORY_RANGES,
-}
+Parameters = Mapping[str, float]
 
 
 def rates_of(device: str, format_class: str) -> Rates:
@@ -69,25 +48,36 @@ def rates_of(device: str, format_class: str) -> Rates:
 
 
 def price_of(timings: Timings) -> Price:
-    """The price list's own formula over rows of several devices."""
+    """The price list's own formula over rows of several devices, plus what was timed along with them."""
     formula = FORMULAS[timings.op]
     rates = {str(name): rates_of(str(name), timings.format) for name in np.unique(timings.device)}
+    eager = timings.eager
 
-    def price(parameters: Mapping[str, float], rows: NDArray[np.int64]) -> FloatArray:
+    def price(parameters: Parameters, rows: NDArray[np.int64]) -> FloatArray:
         seconds = np.zeros(len(rows))
         for name, rate in rates.items():
             mine = np.flatnonzero(timings.device[rows] == name)
-            if len(mine):
-                seconds[mine] = formula(take(timings.calls, rows[mine]), parameters, rate)
-        return seconds
+            chosen = rows[mine]
+            if not len(mine):
+                continue
+            seconds[mine] = formula(take(timings.calls, chosen), parameters, rate)
+            if timings.second is not None:
+                second = take(timings.second, chosen)
+                seconds[mine] += np.where(second.flops > 0, formula(second, parameters, rate), 0.0)
+            along = parameters.get("extra_passes", 0.0) * timings.extra_bytes[chosen]
+            seconds[mine] += along / (rate.bytes_per_s * GLUE_EFFICIENCY)
+        return seconds + parameters.get("host_s", 0.0) * eager[rows]
 
     return price
 
 
 def _weights(timings: Timings) -> FloatArray:
+    """Long kernels, rare devices and rare sources weigh more."""
     relevance = np.clip(timings.time_s / RELEVANT_S, 0.05, 1.0)
-    counts = {name: int(np.sum(timings.device == name)) for name in np.unique(timings.device)}
-    balance = np.array([len(timings) / len(counts) / counts[name] for name in timings.device])
+    sets = zip(timings.device, timings.source, timings.kind, strict=True)
+    keys = np.array(["/".join(names) for names in sets])
+    counts = {key: int(np.sum(keys == key)) for key in np.unique(keys)}
+    balance = np.array([len(timings) / len(counts) / counts[key] for key in keys])
     return np.asarray(relevance * np.sqrt(balance), dtype=float)
 
 
@@ -96,34 +86,40 @@ def _judged(timings: Timings, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return relevant if len(relevant) >= 5 else rows
 
 
-def fit_record(timings: Timings, *, scope: str, name: str) -> dict[str, Any]:
+def fit_on(timings: Timings, rows: NDArray[np.int64], prior: Parameters | None) -> dict[str, float]:
+    """Parameters of the formula of those timings from some of their rows."""
+    ranges, fixed = ranges_of(timings)
+    return fit_parameters(
+        price_of(timings), timings.time_s, rows, ranges, fixed=fixed, prior=prior, weights=_weights(timings)
+    )
+
+
+def fit_record(timings: Timings, *, scope: str, name: str, prior: Parameters | None) -> dict[str, Any]:
     """One record: parameters from a random 80 % of the rows, error on the rest."""
-    price, ranges = price_of(timings), RANGES[timings.op]
     fitted, held = split(len(timings), most=MOST_ROWS)
-    parameters = fit_parameters(price, timings.time_s, fitted, ranges, weights=_weights(timings))
-    found = errors(price, parameters, timings.time_s, _judged(timings, held))
-    return _record(timings, parameters, found, scope=scope, name=name, held_out="random 20 % of the rows")
+    parameters = fit_on(timings, fitted, prior)
+    found = errors(price_of(timings), parameters, timings.time_s, _judged(timings, held))
+    return _record(timings, parameters, found, scope=scope, name=name)
 
 
-def fit_pooled(timings: Timings, *, scope: str, name: str) -> dict[str, Any]:
+def fit_pooled(timings: Timings, *, scope: str, name: str, prior: Parameters | None) -> dict[str, Any]:
     """A pooled record, judged on each device in turn by a fit on the others."""
     devices = np.unique(timings.device)
-    record = fit_record(timings, scope=scope, name=name)
+    record = fit_record(timings, scope=scope, name=name, prior=prior)
     if len(devices) < 2:
         return record
-    price, ranges = price_of(timings), RANGES[timings.op]
+    price = price_of(timings)
     ratios: list[FloatArray] = []
     for device in devices:
         others = timings.where(timings.device != device)
         rows, _ = split(len(others), most=MOST_ROWS)
-        parameters = fit_parameters(price_of(others), others.time_s, rows, ranges, weights=_weights(others))
+        parameters = fit_on(others, rows, prior)
         mine = _judged(timings, np.flatnonzero(timings.device == device))[:MOST_ROWS]
         ratios.append(timings.time_s[mine] / price(parameters, mine))
     ratio = np.concatenate(ratios)
-    mape = float(np.mean([np.mean(np.abs(1 / part - 1)) for part in ratios]))
     record["card"] |= {
         "held_out_rows": len(ratio),
-        "mape": significant(mape, 3),
+        "mape": significant(float(np.mean([np.mean(np.abs(1 / part - 1)) for part in ratios])), 3),
         "median_ape": significant(float(np.median(np.abs(1 / ratio - 1))), 3),
         "log_std": significant(float(np.log(ratio).std()), 3),
         "held_out": "leave one device out",
@@ -133,18 +129,18 @@ def fit_pooled(timings: Timings, *, scope: str, name: str) -> dict[str, Any]:
     return record
 
 
-def _record(
-    timings: Timings, parameters: Mapping[str, float], found: Errors, *, scope: str, name: str, held_out: str
-) -> dict[str, Any]:
+def _record(timings: Timings, parameters: Parameters, found: Errors, *, scope: str, name: str) -> dict[str, Any]:
     domain = {"bytes": timings.calls.bytes}
     if timings.op != "memory":
         domain["flops"] = timings.calls.flops
+    along = {key: significant(parameters[key], 3) for key in NUISANCES if parameters.get(key, 0.0) > 0}
+    timed_along = ", ".join(f"{key} {value:g}" for key, value in along.items())
     return {
         "scope": scope,
         "name": name,
         "op": timings.op,
         "format": timings.format,
-        "parameters": {key: significant(value) for key, value in sorted(parameters.items())},
+        "parameters": {key: significant(parameters[key]) for key in sorted(parameters) if key not in NUISANCES},
         "low_factor": significant(found.low_factor, 4),
         "high_factor": significant(found.high_factor, 4),
         "domain": {key: [float(values.min()), float(values.max())] for key, values in sorted(domain.items())},
@@ -155,47 +151,75 @@ def _record(
             "mape": significant(found.mape, 3),
             "median_ape": significant(found.median_ape, 3),
             "log_std": significant(found.log_std, 3),
-            "held_out": held_out,
-            "note": "",
+            "held_out": "random 20 % of the rows",
+            "note": f"fitted along, not priced: {timed_along}" if timed_along else "",
         },
     }
 
 
-def fit_all(tables: Iterable[Timings]) -> list[dict[str, Any]]:
-    """Device, architecture and global records of every table."""
-    records = []
-    for timings in tables:
-        known = np.array([_catalogued(str(device)) for device in timings.device], dtype=np.bool_)
-        timings = timings.where(known)
-        if not len(timings):
-            continue
-        for device in np.unique(timings.device):
-            records.append(fit_record(timings.where(timings.device == device), scope="device", name=str(device)))
-        for architecture in np.unique(timings.architecture):
-            mine = timings.where(timings.architecture == architecture)
-            records.append(fit_pooled(mine, scope="architecture", name=str(architecture)))
-        records.append(fit_pooled(timings, scope="global", name="*"))
+def fit_table(timings: Timings, start: Parameters | None = None) -> list[dict[str, Any]]:
+    """Records of one operation and format, each leaning on the wider one: all, architecture, family, device.
+
+    Grouped GEMMs stop at the family: one device was timed with an inference library, another with a
+    training one, and the truth for a training step lies between.
+    """
+    catalog = default_catalog()
+    architectures = np.array([catalog.device(str(device)).architecture for device in timings.device], dtype=np.str_)
+    families = np.array([FAMILIES.get(str(device), "") for device in timings.device], dtype=np.str_)
+    whole = fit_pooled(timings, scope="global", name="*", prior=start)
+    records = [whole]
+    by_architecture: dict[str, dict[str, Any]] = {}
+    for architecture in sorted(np.unique(architectures), key=lambda name: (str(name) in KIN, str(name))):
+        wide = timings.where(architectures == architecture)
+        parent = by_architecture.get(KIN.get(str(architecture), ""), whole)
+        pooled = fit_pooled(wide, scope="architecture", name=str(architecture), prior=parent["parameters"])
+        _widen(pooled, whole)
+        by_architecture[str(architecture)] = pooled
+        records.append(pooled)
+        for family in np.unique(families[architectures == architecture]):
+            same = timings.where(families == family)
+            shared = fit_pooled(same, scope="family", name=str(family), prior=pooled["parameters"])
+            _widen(shared, pooled)
+            records.append(shared)
+            for device in np.unique(same.device):
+                mine = same.where(same.device == device)
+                alone = len(np.unique(same.device)) == 1 or timings.op == "grouped_gemm"
+                if len(mine) >= FEWEST_ROWS and not alone:
+                    own = fit_record(mine, scope="device", name=str(device), prior=shared["parameters"])
+                    _widen(own, shared)
+                    records.append(own)
     return records
 
 
-def _catalogued(device: str) -> bool:
-    try:
-        default_catalog().device(device)
-    except SpecError:
-        return False
-    return True
+def _widen(record: dict[str, Any], wider: Mapping[str, Any]) -> None:
+    """A handful of held-out rows says nothing of the spread: take over the wider record's interval."""
+    if record["card"]["held_out_rows"] < FEWEST_FOR_SPREAD:
+        record["low_factor"] = min(record["low_factor"], wider["low_factor"])
+        record["high_factor"] = max(record["high_factor"], wider["high_factor"])
+
+
+def fit_all(data: Path) -> list[dict[str, Any]]:
+    """Records of every operation and format."""
+    gemms = gemm_timings(data)
+    records = [record for timings in gemms for record in fit_table(timings)]
+    single = {(r["format"], r["scope"], r["name"]): r["parameters"] for r in records}
+    for timings in grouped_timings(data):
+        joined = join(timings, dots_timings(data)) if timings.format == "16-bit" else timings
+        records += fit_table(joined, single[timings.format, "global", "*"])
+    forward, backward = attention_timings(data)
+    records += fit_table(forward)
+    records += fit_table(backward, records[-1]["parameters"])
+    return records + fit_table(memory_timings(data))
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds timings/")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds timings/ and endtoend/")
     parser.add_argument("--out", type=Path, required=True, help="folder to write kernels.json to")
     options = parser.parse_args()
-    tables = [*gemm_timings(options.data), *attention_timings(options.data), memory_timings(options.data)]
-    records = fit_all(tables)
-    text = json.dumps({"records": records}, indent=1)
-    (options.out / "kernels.json").write_text(text + "\n", encoding="utf-8")
+    content = {"families": FAMILIES, "borrowed": sorted(BORROWED), "records": fit_all(options.data)}
+    (options.out / "kernels.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ Parameters = dict[str, float]
 Price = Callable[[Mapping[str, float], NDArray[np.int64]], FloatArray]
 
 HELD_OUT_SHARE = 0.2
+TOLERANCE = 0.1  # log error beyond which a row counts as an outlier (soft L1)
+PRIOR_ROWS = 10.0  # see fit_parameters
+PRIOR_SCALE = 0.3  # of the logarithm, or of the range of a parameter
 SEED = 20240601  # any fixed number: rows are shuffled once, so that every run gives the same file
 
 
@@ -56,9 +59,21 @@ def fit_parameters(
     ranges: Mapping[str, Range],
     *,
     fixed: Mapping[str, float] | None = None,
+    prior: Mapping[str, float] | None = None,
     weights: FloatArray | None = None,
 ) -> Parameters:
-    """Parameters that minimise the soft-L1 loss of the log error of ``price`` on ``rows``."""
+    """Parameters that minimise the soft-L1 loss of the log error of ``price`` on ``rows``.
+
+    Args:
+        price: Seconds of rows under parameters.
+        measured_s: (K,) seconds measured.
+        rows: Rows to fit on.
+        ranges: Start and bounds of each free parameter.
+        fixed: Parameters that stay.
+        prior: Where the parameters lie for want of rows: one ``PRIOR_SCALE`` away weighs as much as
+            ``PRIOR_ROWS`` rows off by ``TOLERANCE``.
+        weights: (K,) weight of each row.
+    """
     names = list(ranges)
     given = dict(fixed or {})
     target = np.log(measured_s[rows])
@@ -73,7 +88,9 @@ def fit_parameters(
 
     def residual(vector: FloatArray) -> FloatArray:
         predicted = np.maximum(price(unpack(vector), rows), 1e-12)
-        return (np.log(predicted) - target) * root_weight
+        off = np.asarray((np.log(predicted) - target) * root_weight, dtype=float)
+        pull = (vector[anchored] - centre) / scale * (TOLERANCE * np.sqrt(PRIOR_ROWS))
+        return np.concatenate([off, pull])
 
     def pack(value: float, name: str) -> float:
         return float(np.log(value)) if ranges[name].logarithmic else value
@@ -81,8 +98,15 @@ def fit_parameters(
     low = np.array([pack(ranges[name].low, name) for name in names])
     high = np.array([pack(ranges[name].high, name) for name in names])
     start = np.clip(np.array([pack(ranges[name].start, name) for name in names]), low + 1e-9, high - 1e-9)
+    known = [i for i, name in enumerate(names) if prior is not None and name in prior]
+    anchored = np.array(known, dtype=np.int64)
+    centre = np.array([pack((prior or {})[names[i]], names[i]) for i in known])
+    scale = np.array([PRIOR_SCALE * (1.0 if ranges[names[i]].logarithmic else high[i] - low[i]) for i in known])
+    if known:
+        start[anchored] = np.clip(centre, low[anchored] + 1e-9, high[anchored] - 1e-9)
+    step: Any = 1e-3
     solution: Any = least_squares(
-        residual, start, bounds=(low, high), loss="soft_l1", f_scale=0.1, diff_step=1e-3, max_nfev=60
+        residual, start, bounds=(low, high), loss="soft_l1", f_scale=TOLERANCE, diff_step=step, max_nfev=60
     )
     return unpack(np.asarray(solution.x, dtype=float))
 

@@ -22,6 +22,7 @@ from profiles.precision import GEMM_FORMATS
 # Output tiles of one thread block or cluster in the GEMM libraries' kernels; the best is taken.
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 _LARGEST_TILE = 256 * 128
+_QUANTISED_BYTES = 3.0  # per element: two read, one written
 QUERY_TILE = 128  # query rows per thread block of fused attention (FlashAttention-2, arXiv:2307.08691)
 
 Parameters = Mapping[str, float]
@@ -56,7 +57,7 @@ def _join(arithmetic_s: FloatArray, memory_s: FloatArray, sharpness: float) -> F
     larger = np.maximum(arithmetic_s, memory_s)
     smaller = np.minimum(arithmetic_s, memory_s)
     share = np.divide(smaller, larger, out=np.zeros_like(larger), where=larger > 0)
-    return larger * np.power(1 + np.power(share, sharpness), 1 / sharpness)
+    return np.asarray(larger * np.power(1 + np.power(share, sharpness), 1 / sharpness), dtype=float)
 
 
 def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatArray:
@@ -66,7 +67,8 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
         calls: GEMM rows; ``batch`` problems of one shape share the waves.
         fit: ``floor_s``; ``max_efficiency`` of the peak; ``k_half``, the depth at which half of it is
             reached; ``tile_exponent``, the loss of smaller tiles; ``wave_quantisation``;
-            ``memory_efficiency``; ``sharpness`` of the corner between the two regimes.
+            ``memory_efficiency``; ``sharpness`` of the corner between the two regimes; ``quantise_passes``,
+            separate traffic of narrow formats: once over the 16-bit input A and its narrow copy is 1.
         rates: Of the device in the format of the calls.
     """
     sm_flops_per_s = rates.flops_per_s * fit["max_efficiency"] / rates.num_sms
@@ -77,7 +79,9 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
         tile_s = 2.0 * tile_m * tile_n * (calls.k + fit["k_half"]) / (sm_flops_per_s * relative)
         arithmetic_s = np.minimum(arithmetic_s, tile_s * _waves(tiles, rates.num_sms, fit["wave_quantisation"]))
     memory_s = calls.bytes / (rates.bytes_per_s * fit["memory_efficiency"])
-    return fit["floor_s"] + _join(arithmetic_s, memory_s, fit["sharpness"])
+    quantised_bytes = _QUANTISED_BYTES * fit["quantise_passes"] * calls.batch * calls.m * calls.k
+    quantise_s = quantised_bytes / rates.bytes_per_s
+    return fit["floor_s"] + quantise_s + _join(arithmetic_s, memory_s, fit["sharpness"])
 
 
 def attention_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatArray:
@@ -172,25 +176,22 @@ class RooflineKernelModel:
         return self._resolve(op, gemm_format, device)[0].provenance
 
     def _resolve(self, op: KernelOp, gemm_format: str, device: DeviceSpec) -> tuple[Fit, Basis, Rates]:
-        bytes_per_s, num_sms = device.memory_bandwidth_bytes_per_s, device.num_sms
-        where = {"device": device.name, "architecture": device.architecture}
-        if op is KernelOp.MEMORY:
-            fit = self.fits.resolve("memory", "", **where)
-            basis = Basis.ASSUMED if fit.scope == "global" else Basis.ANALYTIC
-            return fit, basis, Rates(flops_per_s=1.0, bytes_per_s=bytes_per_s, num_sms=num_sms)
-        rates = Rates(flops_per_s=device.peak(gemm_format), bytes_per_s=bytes_per_s, num_sms=num_sms)
-        format_class = FORMAT_CLASS[gemm_format]
+        format_class = "" if op is KernelOp.MEMORY else FORMAT_CLASS[gemm_format]
         if format_class == "tf32" and "tf32" not in device.peak_flops_per_s:
             format_class = "fp32"  # DeviceSpec.peak runs it on the fp32 units
-        name = OP_NAMES[op]
-        if (name, format_class, "global", "*") in self.fits.records:
-            fit = self.fits.resolve(name, format_class, **where)
-            return fit, Basis.ASSUMED if fit.scope == "global" else Basis.ANALYTIC, rates
-        # No measurement of the operation in that format anywhere: grouped GEMMs borrow the efficiency of
-        # single ones, every other format that of the 16-bit kernels.
-        if op is KernelOp.GROUPED_GEMM and ("gemm", format_class, "global", "*") in self.fits.records:
-            return self.fits.resolve("gemm", format_class, **where), Basis.ASSUMED, rates
-        return self.fits.resolve(name, "16-bit", **where), Basis.ASSUMED, rates
+        rates = Rates(
+            flops_per_s=device.peak(gemm_format) if format_class else 1.0,
+            bytes_per_s=device.memory_bandwidth_bytes_per_s,
+            num_sms=device.num_sms,
+        )
+        name, known = OP_NAMES[op], self.fits.knows(OP_NAMES[op], format_class)
+        if not known and op is KernelOp.GROUPED_GEMM and self.fits.knows("gemm", format_class):
+            name = "gemm"  # one group at a time is the least that is known of the format
+        elif not known:
+            format_class = "16-bit"
+        fit = self.fits.resolve(name, format_class, device=device.name, architecture=device.architecture)
+        assumed = not known or self.fits.is_borrowed(fit, device=device.name)
+        return fit, Basis.ASSUMED if assumed else Basis.ANALYTIC, rates
 
 
 def _outside(calls: KernelCallBatch, fit: Fit) -> NDArray[np.bool_]:
