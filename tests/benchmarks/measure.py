@@ -1,0 +1,133 @@
+"""Measurements of speed and memory, each a function that returns plain numbers.
+
+Run as a script, ``measure.py NAME`` prints one of them, so that each can have a process of its own.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import workloads
+
+BINARIES = Path(sys.executable).parent
+
+
+def seconds(work: Callable[[], object], *, repeat: int, warm_up: int = 1) -> list[float]:
+    """Wall-clock seconds of each repetition, after some that are not counted."""
+    for _ in range(warm_up):
+        work()
+    taken = []
+    for _ in range(repeat):
+        begin = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begin)
+    return taken
+
+
+def start_up(repeat: int = 7) -> dict[str, float]:
+    """Best wall-clock seconds of a process that only starts: the interpreter, the import, the help text."""
+    commands = {
+        "python -c pass": [sys.executable, "-c", "pass"],
+        "import planner": [sys.executable, "-c", "import planner"],
+        "planner --help": [str(BINARIES / "planner"), "--help"],
+    }
+    return {
+        name: min(seconds(lambda command=command: run_silently(command), repeat=repeat))  # type: ignore[misc]
+        for name, command in commands.items()
+    }
+
+
+def run_silently(command: list[str]) -> None:
+    """Run a command, which must succeed."""
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def search(devices: int, repeat: int = 7) -> dict[str, float]:
+    """Seconds of ``plan()`` for GPT-3 175B over the full space: the first call, then the median."""
+    from planner.api import plan
+
+    def once() -> Any:
+        return plan(workloads.MODEL, workloads.CLUSTERS[devices], workloads.JOB)
+
+    begin = time.perf_counter()
+    considered = once().considered
+    first_s = time.perf_counter() - begin
+    return {"plans": considered, "first_s": first_s, "warm_s": statistics.median(seconds(once, repeat=repeat))}
+
+
+def peak_memory(devices: int) -> dict[str, float]:
+    """Peak resident bytes of a process that answers one search, and of one that only imports the planner."""
+    from planner.api import plan
+
+    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    plan(workloads.MODEL, workloads.CLUSTERS[devices], workloads.JOB)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+    return {"loaded_bytes": loaded * unit, "peak_bytes": peak * unit}
+
+
+def one_estimate(repeat: int = 100) -> dict[str, float]:
+    """Median seconds of ``estimate()`` of one given plan, and of the best plan, warm."""
+    from planner.api import estimate, plan
+
+    best = plan(workloads.MODEL, workloads.CLUSTERS[1024], workloads.JOB, top=1).plans[0].plan
+
+    def given() -> object:
+        return estimate(workloads.MODEL, workloads.CLUSTERS[1024], workloads.JOB, plan=best)
+
+    return {"given_plan_s": statistics.median(seconds(given, repeat=repeat, warm_up=5))}
+
+
+def batch_path(devices: int, repeat: int = 7) -> dict[str, float]:
+    """Fully priced plans per second: the whole legal space through ``evaluate``, as the search calls it."""
+    from planner.search.enumerate import price_all
+
+    plans, context = workloads.space(devices)
+    best_s = min(seconds(lambda: price_all(plans, context), repeat=repeat))
+    return {"plans": len(plans), "plans_per_s": len(plans) / best_s}
+
+
+def batches_of_one(devices: int, count: int = 200) -> dict[str, float]:
+    """Plans per second when the same function is called with one plan at a time."""
+    from costmodels.evaluate import evaluate
+
+    plans, context = workloads.space(devices)
+    step = max(len(plans) // count, 1)
+    single = [plans.take([row]) for row in range(0, len(plans), step)]
+
+    def once() -> None:
+        for plan in single:
+            evaluate(plan, context)
+
+    return {"plans_per_s": len(single) / min(seconds(once, repeat=3))}
+
+
+MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
+    "start_up": start_up,
+    "search_1024": lambda: search(1024),
+    "search_16384": lambda: search(16384),
+    "peak_memory_16384": lambda: peak_memory(16384),
+    "one_estimate": one_estimate,
+    "batch_path_1024": lambda: batch_path(1024),
+    "batch_path_16384": lambda: batch_path(16384),
+    "batches_of_one": lambda: batches_of_one(1024),
+}
+
+
+def in_own_process(name: str) -> dict[str, float]:
+    """One measurement in a fresh process bound to one core."""
+    done = subprocess.run([sys.executable, __file__, name], check=True, capture_output=True, text=True, timeout=600)
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
+
+
+if __name__ == "__main__":
+    workloads.use_one_core()
+    sys.stdout.write(json.dumps(MEASUREMENTS[sys.argv[1]]()))
