@@ -133,7 +133,7 @@ def _single(request: Request, plan: ExecutionPlan) -> PlanResult:
 
 def _answer(kind: str, request: Request, top: int) -> PlanResult:
     priced, rejected = _search(request)
-    rows = best_rows(priced, objective=request.objective, count=top)
+    rows = best_rows(priced, objective=request.objective, count=top, variants=request.variants)
     if not len(rows):
         if kind == "plan" or not len(priced):
             return _result(kind, request, priced, [], rejected)

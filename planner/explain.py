@@ -27,6 +27,7 @@ DIMENSIONS = (
 )
 # Dimensions whose other values a user would rather have, if only they fitted.
 _WISHES = ("recompute", "micro_batch_size", "zero_stage", "offload_optimizer")
+_NOTICEABLE = 0.005  # a wish must promise more than this share of the step
 _COMPARED = [name for name in PlanBatch.__dataclass_fields__ if name != "stage_layers"]
 
 
@@ -52,18 +53,19 @@ def shares(parts: Mapping[str, float]) -> tuple[Share, ...]:
 
 
 def _rivals(best: PlanEstimate, priced: Priced) -> tuple[Rival, ...]:
-    rivals = []
+    """The best alternative per dimension, and what would be faster if it fitted; each plan once."""
+    rivals: dict[ExecutionPlan, Rival] = {}
     for dimension in DIMENSIONS:
         differs = _column(priced, dimension) != _value(best.plan, dimension)
-        rival = _best_of(best, priced, dimension, differs & priced.fits)
-        if rival is not None:
-            rivals.append(rival)
-        if dimension in _WISHES:
-            faster = differs & ~priced.fits & _same_elsewhere(best.plan, priced.plans, dimension)
-            wish = _best_of(best, priced, dimension, faster & (priced.step_time_s < best.step_time_s))
-            if wish is not None:
-                rivals.append(wish)
-    return tuple(sorted(rivals, key=lambda rival: rival.step_time_ratio))
+        rows = best_rows(priced, objective="step_time", count=1, among=differs & priced.fits)
+        if dimension in _WISHES and best.fits:
+            quicker = priced.step_time_s < best.step_time_s * (1 - _NOTICEABLE)
+            wishes = differs & ~priced.fits & quicker & _same_elsewhere(best.plan, priced.plans, dimension)
+            rows = np.append(rows, best_rows(priced, objective="memory_headroom", count=1, among=wishes))
+        for row in rows:
+            rival = _rival(best, priced, dimension, int(row))
+            rivals.setdefault(rival.plan, rival)
+    return tuple(sorted(rivals.values(), key=lambda rival: rival.step_time_ratio))
 
 
 def _column(priced: Priced, dimension: str) -> np.ndarray:
@@ -75,11 +77,7 @@ def _value(plan: ExecutionPlan, dimension: str) -> int:
     return int(getattr(plan, dimension))
 
 
-def _best_of(best: PlanEstimate, priced: Priced, dimension: str, among: BoolArray) -> Rival | None:
-    rows = best_rows(priced, objective="step_time", count=1, among=among)
-    if not len(rows):
-        return None
-    row = int(rows[0])
+def _rival(best: PlanEstimate, priced: Priced, dimension: str, row: int) -> Rival:
     plan = priced.plans.plan(row)
     return Rival(
         dimension=dimension,

@@ -112,7 +112,7 @@ def _fill_batch(values: dict[str, Any], cluster: ClusterSpec, pins: Mapping[str,
     tokens = values.pop("global_batch_tokens", None)
     sequence = values["sequence_length"]
     if tokens is not None:
-        _batch_of_tokens(values, tokens, sequence)
+        _batch_of_tokens(values, tokens, cluster, pins, notes)
     if "global_batch_size" in values:
         return
     implied = _implied_batch(cluster, pins)
@@ -136,7 +136,10 @@ def _fill_batch(values: dict[str, Any], cluster: ClusterSpec, pins: Mapping[str,
     )
 
 
-def _batch_of_tokens(values: dict[str, Any], tokens: float, sequence: int) -> None:
+def _batch_of_tokens(
+    values: dict[str, Any], tokens: float, cluster: ClusterSpec, pins: Mapping[str, int], notes: list[Note]
+) -> None:
+    sequence = values["sequence_length"]
     if not 1 <= tokens <= MAX_TRAIN_TOKENS:
         raise SpecError("job.global_batch_tokens", f"must be between 1 and {MAX_TRAIN_TOKENS:g}; got {tokens:g}")
     batch, rest = divmod(tokens, sequence) if sequence > 0 else (0, 1)
@@ -148,12 +151,11 @@ def _batch_of_tokens(values: dict[str, Any], tokens: float, sequence: int) -> No
                 "give two of tokens, sequence length and batch",
             )
         return
-    if rest:
-        near = max(int(batch), 1) * sequence
-        raise SpecError(
-            "job.global_batch_tokens", f"{tokens:g} is not a multiple of the sequence length {sequence}", f"{near}"
-        )
     values["global_batch_size"] = int(min(batch, MAX_GLOBAL_BATCH + 1))
+    if rest:
+        values["global_batch_size"] = rounded_batch(max(round(tokens / max(sequence, 1)), 1), cluster.num_devices, pins)
+        near = f"{values['global_batch_size']} sequences of {sequence}, rounded to the devices"
+        _assume(notes, "global_batch_size", f"a batch of {tokens:,.0f} tokens is taken as {near}")
 
 
 def _implied_batch(cluster: ClusterSpec, pins: Mapping[str, int]) -> int | None:

@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute
+from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.rules.pipeline import SCHEDULE_NAMES
 from profiles.errors import SpecError, did_you_mean
 
@@ -97,7 +98,9 @@ def _code(column: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise SpecError(f"plan.{column}", f"must be a whole number; got {str(value)[:40]!r}")
     smallest = 0 if column in _MAY_BE_ZERO else 1
-    largest = 3 if column == "zero_stage" else LARGEST_DEGREE
+    largest = {"zero_stage": 3, "micro_batch_size": MAX_GLOBAL_BATCH, "num_microbatches": MAX_GLOBAL_BATCH}.get(
+        column, LARGEST_DEGREE
+    )
     if not smallest <= value <= largest:
         raise SpecError(f"plan.{column}", f"must be between {smallest} and {largest}; got {value}")
     return value

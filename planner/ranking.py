@@ -38,6 +38,19 @@ TIE_BREAK = (
     "last_stage_layers",
     "sequence_parallel",
 )
+# What makes two plans different to a reader; others are variants of the same plan.
+FAMILY = (
+    "tensor_parallel",
+    "pipeline_parallel",
+    "data_parallel",
+    "context_parallel",
+    "expert_parallel",
+    "zero_stage",
+    "micro_batch_size",
+    "recompute",
+    "offload_optimizer",
+    "offload_activations",
+)
 # How much of the forward pass a recomputation mode repeats.
 _EFFORT = {Recompute.NONE: 0, Recompute.SELECTIVE: 1, Recompute.BLOCK: 2, Recompute.FULL: 3}
 
@@ -94,7 +107,9 @@ def check_objective(name: str) -> str:
     return key
 
 
-def best_rows(priced: Priced, *, objective: str, count: int, among: BoolArray | None = None) -> IntArray:
+def best_rows(
+    priced: Priced, *, objective: str, count: int, among: BoolArray | None = None, variants: bool = True
+) -> IntArray:
     """Rows of the best plans, best first.
 
     Args:
@@ -102,6 +117,7 @@ def best_rows(priced: Priced, *, objective: str, count: int, among: BoolArray | 
         objective: One of ``OBJECTIVES``.
         count: Most rows to return.
         among: (N,) rows to choose from; those that fit by default.
+        variants: List plans that agree in every field of ``FAMILY`` one by one, instead of the best.
 
     Returns:
         Row numbers, at most ``count``; plans that cost the same are represented once.
@@ -115,7 +131,7 @@ def best_rows(priced: Priced, *, objective: str, count: int, among: BoolArray | 
     while True:
         near = _smallest(first, step, wanted)
         order = near[_tie_break_order(priced, pool[near], first[near], step[near])]
-        chosen = _distinct(priced, pool[order])
+        chosen = _distinct(priced, pool[order]) if variants else _families(priced, pool[order])
         if len(chosen) >= count or len(near) == len(pool):
             return chosen[:count]
         wanted *= 4
@@ -190,5 +206,12 @@ def _distinct(priced: Priced, rows: IntArray) -> IntArray:
             1.0 * priced.num_devices[rows],
         ]
     )
+    _, first = np.unique(values, axis=1, return_index=True)
+    return rows[np.sort(first)]
+
+
+def _families(priced: Priced, rows: IntArray) -> IntArray:
+    """Rows in order, leaving out those of the same family as an earlier one."""
+    values = np.stack([getattr(priced.plans, name)[rows].astype(np.int64) for name in FAMILY])
     _, first = np.unique(values, axis=1, return_index=True)
     return rows[np.sort(first)]

@@ -42,6 +42,8 @@ class Options:
         framework: Framework or stack name; None for the usual one of the task.
         objective: What "best" means, see ``planner.ranking.OBJECTIVES``.
         offload: Also consider offloading optimizer states and checkpoints to host memory.
+        variants: List plans that differ only in virtual stages, placement and other details (see
+            ``planner.ranking.FAMILY``) one by one, instead of the best of them.
         fabric: Network link of the nodes, when the cluster text does not say.
         price_per_device_hour_usd: Dollars; None when not given.
         price_date: When that was the price.
@@ -52,6 +54,7 @@ class Options:
     framework: str | None = None
     objective: str = "step_time"
     offload: bool = False
+    variants: bool = False
     fabric: str | None = None
     price_per_device_hour_usd: float | None = None
     price_date: str = ""
@@ -83,6 +86,7 @@ def resolve_request(
         pins=fixed,
         objective=check_objective(options.objective),
         offload=options.offload,
+        variants=options.variants,
         price=None if price is None else Price(usd_per_device_hour=float(price), date=options.price_date[:40]),
         memory_reserve_bytes=options.memory_reserve_bytes,
         assumptions=(*notes, *job_notes, *stack_notes),

@@ -6,26 +6,28 @@ counted once under its rule, however many plans it would have led to.
 
 Left out on purpose, because each means the same as a plan that is kept: sharding over a single rank,
 sequence parallelism without tensor parallelism, and the order of axes inside one scale-up domain.
-Grids, where a dimension has no natural bound: ``block`` recomputation in quarters of a stage,
+Grids, where a dimension has no natural bound: ``block`` recomputation in eighths of a stage,
 micro-batches beyond 8 in powers of two up to 2^19 tokens, HSDP groups of 4^k scale-up domains, and
 context parallelism from 8192 tokens on, down to 4096 tokens per rank.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
-from costmodels.plan import AxisOrder, BoolArray, ContextKind, ExecutionPlan, PlanBatch, Recompute, Schedule
+from costmodels.plan import AxisOrder, BoolArray, ContextKind, PlanBatch, Recompute, Schedule
 from planner.candidates import Candidates, Columns
 from planner.constraints import rules_for
-from planner.rules.base import DEEPSPEED, FSDP, MEGATRON, NANOTRON, Setting, divisors, mask
+from planner.rules.base import DEEPSPEED, FSDP, MEGATRON, NANOTRON, Setting, divisors, mask, one_of
+from profiles.errors import SpecError
 
 LONG_SEQUENCE = 8192  # tokens from which context parallelism is considered unasked
 CONTEXT_TOKENS = 4096  # fewest tokens per context-parallel rank considered unasked
 MICRO_BATCH_TOKENS = 1 << 19  # largest micro-batch considered unasked, in tokens
 _EVERY_MICRO_BATCH = 8  # all divisors up to here, powers of two beyond
-_QUARTERS = (1, 2, 3)  # block recomputation of a quarter, half and three quarters of a stage
+_EIGHTHS = (1, 2, 3, 4, 5, 6, 7)  # block recomputation in eighths of a stage
 _CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # virtual stages where any number is legal
 _DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")
 
@@ -78,7 +80,7 @@ def _singles(values: Sequence[int]) -> list[tuple[int, ...]]:
 def _degrees(candidates: Candidates) -> None:
     """Tensor, pipeline, context and data degree; they multiply to the devices."""
     setting, pins = candidates.setting, candidates.pins
-    _check_pinned_product(setting, pins)
+    _check_pins(setting, pins)
     model_devices = setting.num_devices // pins.get("data_parallel", 1)
     parts = divisors(model_devices)
 
@@ -106,16 +108,18 @@ def _degrees(candidates: Candidates) -> None:
     )
 
 
-def _check_pinned_product(setting: Setting, pins: Mapping[str, int]) -> None:
-    """Refuse fixed degrees that cannot multiply to the devices, whatever the others are."""
-    fixed = [pins[name] for name in _DEGREES if name in pins]
-    product = int(np.prod([float(degree) for degree in fixed])) if fixed else 1
-    complete = len(fixed) == len(_DEGREES)
-    if setting.num_devices % product or (complete and product != setting.num_devices):
-        t, p, c, d = (pins.get(name, 1) for name in _DEGREES)
-        plan = ExecutionPlan(tensor_parallel=t, pipeline_parallel=p, context_parallel=c, data_parallel=d)
-        rule = next(rule for rule in rules_for(setting.framework) if rule.name == "world_size")
-        raise rule.error(plan, setting)
+def _check_pins(setting: Setting, pins: Mapping[str, int]) -> None:
+    """Refuse what no choice of the other dimensions can make legal."""
+    known = PlanBatch.from_columns(1, **pins)
+    for rule in rules_for(setting.framework):
+        if rule.columns <= pins.keys() and not rule.holds(known, setting)[0]:
+            raise rule.error(known.plan(0), setting)
+    fixed = {name: pins[name] for name in _DEGREES if name in pins}
+    product = prod(fixed.values())
+    if setting.num_devices % product:
+        words = " x ".join(f"{name} {degree}" for name, degree in fixed.items())
+        problem = f"{words} must divide the {setting.num_devices} devices"
+        raise SpecError(f"plan.{next(iter(fixed))}", problem, one_of(divisors(setting.num_devices)))
 
 
 def _context_kinds(framework: str) -> tuple[ContextKind, ...]:
@@ -225,17 +229,17 @@ def _micro_batches(candidates: Candidates) -> None:
 
 
 def _recomputation(candidates: Candidates) -> None:
-    """None, selective, full, and block in quarters of a stage."""
+    """None, selective, full, and block in eighths of a stage."""
     layers = candidates.setting.model.num_layers
     wanted = candidates.pins.get("recompute", int(Recompute.BLOCK) if "recompute_layers" in candidates.pins else None)
     modes = [int(mode) for mode in Recompute] if wanted is None else [wanted]
     offered = candidates.offered(("recompute",), _singles(modes)) if wanted is None else _singles(modes)
-    grid = _QUARTERS if "recompute_layers" not in candidates.pins else (1,)
+    grid = _EIGHTHS if "recompute_layers" not in candidates.pins else (1,)
     options = [(mode, part) for (mode,) in offered for part in (grid if mode == Recompute.BLOCK else (0,))]
 
     def distinct(columns: Columns) -> BoolArray:
         per_stage, part = layers // columns["pipeline_parallel"], columns["recompute_layers"]
-        size, before = -(-per_stage * part // 4), -(-per_stage * (part - 1) // 4)
+        size, before = -(-per_stage * part // 8), -(-per_stage * (part - 1) // 8)
         return mask((part == 0) | ((size > before) & (size < per_stage)))
 
     keep = None if "recompute_layers" in candidates.pins else distinct
@@ -243,7 +247,7 @@ def _recomputation(candidates: Candidates) -> None:
     per_stage = layers // candidates.columns["pipeline_parallel"]
     candidates.derive(
         recompute=candidates.columns["recompute"],
-        recompute_layers=-(-per_stage * candidates.columns["recompute_layers"] // 4),
+        recompute_layers=-(-per_stage * candidates.columns["recompute_layers"] // 8),
     )
 
 

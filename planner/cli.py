@@ -1,0 +1,285 @@
+"""The command line: results on stdout, everything else on stderr.
+
+Exit codes: 0 answered, 1 a bug, 2 bad input, 3 answered that nothing fits.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from planner import cli_options as option
+from profiles.errors import InfeasibleError, SpecError
+from profiles.units import GIB
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from planner.results import PlanResult
+
+EXIT_BUG, EXIT_BAD_INPUT, EXIT_NOTHING_FITS = 1, 2, 3
+_SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+
+app = typer.Typer(
+    name="planner",
+    help="Execution plans for training large language models: which is best, how long a step takes, whether it fits.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(given)
+    except SpecError as error:
+        _fail(f"error: {error}", EXIT_BAD_INPUT)
+    except InfeasibleError as error:
+        _fail(f"error: {error}", EXIT_NOTHING_FITS)
+    except BrokenPipeError:
+        # The reader has gone, as in `planner models | head`; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        _fail(f"internal error: {type(error).__name__}: {error}. Repeat with --debug for the traceback.", EXIT_BUG)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(message + "\n")
+    sys.exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("llm-execution-planner"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+@option.asks
+def plan(
+    values: dict[str, Any],
+    top: option.Top = 10,
+    variants: option.Variants = False,
+    pareto: option.Pareto = False,
+) -> None:
+    """Rank every legal plan, best first."""
+    from planner import api
+
+    with _progress("pricing plans", quiet=values["quiet"]):
+        result = api.plan(**_inputs(values), pins=_pins(values), top=top, variants=variants)
+    _show(result, values, pareto=pareto)
+
+
+@app.command()
+@option.asks
+def estimate(values: dict[str, Any]) -> None:
+    """Price and explain one plan: the one given, or the best that agrees with what is given."""
+    from planner import api
+
+    with _progress("pricing plans", quiet=values["quiet"]):
+        result = api.estimate(**_inputs(values), plan=_pins(values))
+    _show(result, values)
+
+
+@app.command()
+def models(
+    name: Annotated[str, typer.Argument(help="Only models whose name contains this.")] = "",
+    json_: option.Json = False,
+    output: option.Output = None,
+    debug: option.Debug = False,
+) -> None:
+    """List the models known by name, with their sources."""
+    from planner.cli_catalog import show_models
+
+    _emit(show_models(name), json_=json_, output=output)
+
+
+@app.command()
+def gpus(
+    name: Annotated[str, typer.Argument(help="One device in full, with a source per figure.")] = "",
+    json_: option.Json = False,
+    output: option.Output = None,
+    debug: option.Debug = False,
+) -> None:
+    """List the devices known by name, with their sources."""
+    from planner.cli_catalog import show_devices
+
+    _emit(show_devices(name), json_=json_, output=output)
+
+
+@app.command()
+def validate(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="CSV files or folders of measured runs; the packaged table if none.")
+    ] = None,
+    rows: Annotated[bool, typer.Option("--rows", help="List every row in the document.")] = False,
+    json_: option.Json = False,
+    output: option.Output = None,
+    quiet: option.Quiet = False,
+    debug: option.Debug = False,
+) -> None:
+    """Compare predictions with published measurements."""
+    from planner.validate.render import render_report
+    from planner.validate.report import report_document
+    from planner.validate.report import validate as run
+
+    with _progress("predicting measured runs", quiet=quiet):
+        report = run(files)
+    shown = (report_document(report, rows=rows), lambda console: render_report(report, console))
+    _emit(shown, json_=json_, output=output)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8000,
+    debug: option.Debug = False,
+) -> None:
+    """Serve the REST interface; its documentation is at /docs."""
+    import uvicorn
+
+    uvicorn.run("service.app:create_app", factory=True, host=host, port=port)
+
+
+_JOB_OPTIONS = {
+    "task": "task",
+    "seq": "sequence_length",
+    "global_batch": "global_batch_size",
+    "precision": "precision",
+    "optimizer": "optimizer",
+    "gradient_dtype": "gradient_dtype",
+    "master_dtype": "master_dtype",
+    "state_dtype": "state_dtype",
+    "attention": "attention",
+    "dropout": "dropout",
+    "fused_loss": "fused_cross_entropy",
+    "padding_efficiency": "padding_efficiency",
+    "lora_rank": "lora_rank",
+    "lora_targets": "lora_targets",
+}
+_SAME_NAME = (
+    *("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "zero", "hsdp", "sp", "micro_batch", "recompute", "schedule"),
+    *("context_kind", "axis_order", "first_stage_layers", "last_stage_layers"),
+    *("offload_optimizer", "offload_activations"),
+)
+_PLAN_OPTIONS = {name: name for name in _SAME_NAME} | {"micro_batches": "num_microbatches"}
+
+
+def _inputs(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``api.plan`` and ``api.estimate`` that both have."""
+    job = {field: values[name] for name, field in _JOB_OPTIONS.items() if values[name] is not None}
+    for name, field in (("tokens", "train_tokens"), ("batch_tokens", "global_batch_tokens")):
+        if values[name] is not None:
+            job[field] = _amount(f"job.{field}", values[name])
+    return {
+        "model": values["model"],
+        "cluster": _cluster(values["gpus"]),
+        "job": job,
+        "framework": values["framework"],
+        "objective": values["objective"],
+        "offload": values["offload"],
+        "fabric": values["fabric"],
+        "memory_reserve_bytes": values["reserve_gib"] * GIB,
+        "price_per_device_hour_usd": values["price_per_gpu_hour"],
+        "price_date": values["price_date"],
+    }
+
+
+def _pins(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: values[name] for name, field in _PLAN_OPTIONS.items() if values[name] is not None}
+
+
+def _amount(field: str, text: str) -> float:
+    """``15T`` as 15e12; plain and scientific numbers too."""
+    words = text.strip().lower().replace("_", "").replace(",", "")
+    scale = _SUFFIXES.get(words[-1:], 1.0)
+    try:
+        number = float(words[:-1] if scale != 1.0 else words) * scale
+    except ValueError:
+        number = float("nan")
+    if not 0 < number < float("inf"):
+        raise SpecError(field, f"must be a number of tokens; got {text[:40]!r}", "for example 15T, 300B or 1e12")
+    return number
+
+
+def _cluster(text: str) -> Any:
+    """A cluster string as it is; a YAML file as the mapping it holds."""
+    if not text.lower().endswith((".yaml", ".yml")):
+        return text
+    from profiles.catalog import load_yaml
+
+    mapping = load_yaml(Path(text))
+    if not isinstance(mapping, dict):
+        raise SpecError(text[:200], "must hold a mapping", "for example 'device: H100'")
+    return mapping
+
+
+def _show(result: "PlanResult", values: Mapping[str, Any], *, pareto: bool = False) -> None:
+    """Print an answer and exit with 3 if nothing fits."""
+    from planner.render import render, render_front
+    from planner.schema import to_document
+
+    def tables(console: "Console") -> None:
+        render(result, console, quiet=values["quiet"])
+        if pareto and result.pareto:
+            render_front(result, console)
+
+    _emit((to_document(result), tables), json_=values["json_"], output=values["output"])
+    if not result.fits:
+        raise typer.Exit(EXIT_NOTHING_FITS)
+
+
+def _emit(shown: tuple[Mapping[str, Any], Callable[["Console"], None]], *, json_: bool, output: str | None) -> None:
+    """Write the document to the file asked for, and the document or its tables to stdout."""
+    document, tables = shown
+    if json_ or output is not None:
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+        if output is not None:
+            _write(output, text)
+        if json_:
+            typer.echo(text)
+            return
+    from rich.console import Console
+
+    tables(Console())
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SpecError("--output", f"cannot write {path[:200]!r}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _progress(words: str, *, quiet: bool) -> Iterator[None]:
+    """A spinner on stderr while something takes time, if someone is watching."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(words):
+        yield

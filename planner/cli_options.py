@@ -1,0 +1,152 @@
+"""The options the commands share, declared once."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+_JOB, _PLAN, _SEARCH, _OUTPUT = "Job", "Fixed parts of the plan (the rest is searched)", "Search", "Output"
+
+
+def _option(name: str, words: str, panel: str, *more: str) -> Any:
+    return typer.Option(name, *more, help=words, rich_help_panel=panel, show_default=False)
+
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Name, size (13b), Hugging Face id, or config.json.")]
+Gpus = Annotated[str, typer.Option("--gpus", "-g", help="8xA100, 2x8xH100-80GB, 72xGB200, or a YAML file.")]
+
+Task = Annotated[str | None, _option("--task", "pretrain (default), full, lora or qlora.", _JOB)]
+Seq = Annotated[int | None, _option("--seq", "Tokens per sequence.", _JOB)]
+GlobalBatch = Annotated[int | None, _option("--global-batch", "Sequences per optimizer step.", _JOB)]
+BatchTokens = Annotated[str | None, _option("--batch-tokens", "The same in tokens, e.g. 4M.", _JOB)]
+Precision = Annotated[str | None, _option("--precision", "fp32, tf32, fp16, bf16, fp8, mxfp8 or nvfp4.", _JOB)]
+Optimizer = Annotated[str | None, _option("--optimizer", "adamw, adamw8bit, adafactor, sgd or none.", _JOB)]
+GradientDtype = Annotated[str | None, _option("--gradient-dtype", "Format gradients accumulate in.", _JOB)]
+MasterDtype = Annotated[str | None, _option("--master-dtype", "Format of the master weights, or none.", _JOB)]
+StateDtype = Annotated[str | None, _option("--state-dtype", "Format of the optimizer moments.", _JOB)]
+Attention = Annotated[str | None, _option("--attention", "flash (default) or unfused.", _JOB)]
+Dropout = Annotated[bool | None, _option("--dropout/--no-dropout", "Dropout masks are kept.", _JOB)]
+FusedLoss = Annotated[
+    bool | None, _option("--fused-loss/--no-fused-loss", "The loss never materialises fp32 logits.", _JOB)
+]
+Packing = Annotated[float | None, _option("--padding-efficiency", "Useful share of the tokens, 1 if packed.", _JOB)]
+LoraRank = Annotated[int | None, _option("--lora-rank", "Rank of the adapters.", _JOB)]
+LoraTargets = Annotated[str | None, _option("--lora-targets", "Adapted layers, e.g. q,k,v,o.", _JOB)]
+Tokens = Annotated[str | None, _option("--tokens", "Length of the run, e.g. 15T, for days and dollars.", _JOB)]
+
+Tp = Annotated[int | None, _option("--tp", "Tensor parallel.", _PLAN)]
+Pp = Annotated[int | None, _option("--pp", "Pipeline parallel.", _PLAN)]
+Dp = Annotated[int | None, _option("--dp", "Data parallel.", _PLAN)]
+Cp = Annotated[int | None, _option("--cp", "Context parallel.", _PLAN)]
+Ep = Annotated[int | None, _option("--ep", "Expert parallel.", _PLAN)]
+Etp = Annotated[int | None, _option("--etp", "Expert tensor parallel.", _PLAN)]
+Vpp = Annotated[int | None, _option("--vpp", "Virtual stages per pipeline rank.", _PLAN)]
+Zero = Annotated[int | None, _option("--zero", "ZeRO stage 0 to 3 (3: FSDP).", _PLAN)]
+Hsdp = Annotated[int | None, _option("--hsdp", "Ranks that share one set of shards; 0: all.", _PLAN)]
+MicroBatch = Annotated[int | None, _option("--micro-batch", "Sequences per micro-batch.", _PLAN)]
+Accumulation = Annotated[int | None, _option("--micro-batches", "Micro-batches per step.", _PLAN)]
+Recompute = Annotated[str | None, _option("--recompute", "none, selective, full or block:N.", _PLAN)]
+Schedule = Annotated[str | None, _option("--schedule", "1f1b, gpipe or zb-v.", _PLAN)]
+Sp = Annotated[bool | None, _option("--sp/--no-sp", "Megatron sequence parallelism.", _PLAN)]
+ContextKind = Annotated[str | None, _option("--context-kind", "ring, all_gather or ulysses.", _PLAN)]
+AxisOrder = Annotated[str | None, _option("--axis-order", "tp_cp_dp_pp or tp_cp_pp_dp, innermost first.", _PLAN)]
+FirstLayers = Annotated[int | None, _option("--first-stage-layers", "Layers of the first stage.", _PLAN)]
+LastLayers = Annotated[int | None, _option("--last-stage-layers", "Layers of the last stage.", _PLAN)]
+OffloadOptimizer = Annotated[
+    bool | None, _option("--offload-optimizer/--no-offload-optimizer", "Optimizer on the host.", _PLAN)
+]
+OffloadActivations = Annotated[
+    bool | None, _option("--offload-activations/--no-offload-activations", "Checkpoints on the host.", _PLAN)
+]
+
+Framework = Annotated[
+    str | None, _option("--framework", "megatron, deepspeed, fsdp, nanotron or huggingface.", _SEARCH)
+]
+Objective = Annotated[
+    str, _option("--objective", "step_time (default), cost, fewest_gpus or memory_headroom.", _SEARCH)
+]
+Top = Annotated[int, typer.Option("--top", help="Most plans to list.", rich_help_panel=_SEARCH)]
+Variants = Annotated[bool, _option("--variants", "List plans that differ only in details one by one.", _SEARCH)]
+Offload = Annotated[bool, _option("--offload", "Also consider offloading to host memory.", _SEARCH)]
+Fabric = Annotated[str | None, _option("--fabric", "Network link between nodes, e.g. ib-hdr-200.", _SEARCH)]
+Reserve = Annotated[float, _option("--reserve-gib", "GPU memory to leave free, GiB.", _SEARCH)]
+Price = Annotated[float | None, _option("--price-per-gpu-hour", "Dollars; no price is assumed.", _SEARCH)]
+PriceDate = Annotated[str, _option("--price-date", "When that was the price, e.g. 2026-11-20.", _SEARCH)]
+
+Pareto = Annotated[bool, _option("--pareto", "Also list what trades time, memory and GPUs.", _OUTPUT)]
+Json = Annotated[bool, _option("--json", "Print the document instead of tables.", _OUTPUT)]
+Output = Annotated[str | None, _option("--output", "Also write the document to this file.", _OUTPUT, "-o")]
+Quiet = Annotated[bool, _option("--quiet", "No warnings, assumptions or progress.", _OUTPUT, "-q")]
+Debug = Annotated[bool, _option("--debug", "Show the traceback of an internal error.", _OUTPUT)]
+
+
+def question(
+    model: Model,
+    gpus: Gpus,
+    task: Task = None,
+    seq: Seq = None,
+    global_batch: GlobalBatch = None,
+    batch_tokens: BatchTokens = None,
+    precision: Precision = None,
+    optimizer: Optimizer = None,
+    gradient_dtype: GradientDtype = None,
+    master_dtype: MasterDtype = None,
+    state_dtype: StateDtype = None,
+    attention: Attention = None,
+    dropout: Dropout = None,
+    fused_loss: FusedLoss = None,
+    padding_efficiency: Packing = None,
+    lora_rank: LoraRank = None,
+    lora_targets: LoraTargets = None,
+    tokens: Tokens = None,
+    tp: Tp = None,
+    pp: Pp = None,
+    dp: Dp = None,
+    cp: Cp = None,
+    ep: Ep = None,
+    etp: Etp = None,
+    vpp: Vpp = None,
+    zero: Zero = None,
+    hsdp: Hsdp = None,
+    micro_batch: MicroBatch = None,
+    micro_batches: Accumulation = None,
+    recompute: Recompute = None,
+    schedule: Schedule = None,
+    sp: Sp = None,
+    context_kind: ContextKind = None,
+    axis_order: AxisOrder = None,
+    first_stage_layers: FirstLayers = None,
+    last_stage_layers: LastLayers = None,
+    offload_optimizer: OffloadOptimizer = None,
+    offload_activations: OffloadActivations = None,
+    framework: Framework = None,
+    objective: Objective = "step_time",
+    offload: Offload = False,
+    fabric: Fabric = None,
+    reserve_gib: Reserve = 0.0,
+    price_per_gpu_hour: Price = None,
+    price_date: PriceDate = "",
+    json_: Json = False,
+    output: Output = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """What every question may say; a declaration only, see ``asks``."""
+
+
+def asks(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of ``question``; it receives their values as its first argument."""
+    own = list(inspect.signature(command).parameters.values())[1:]
+    shared = list(inspect.signature(question).parameters.values())
+    parameters = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in (*shared, *own)]
+
+    @wraps(command)
+    def asked(**values: Any) -> None:
+        extra = {item.name: values.pop(item.name) for item in own}
+        command(values, **extra)
+
+    asked.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    asked.__annotations__ = {item.name: item.annotation for item in parameters}
+    return asked

@@ -1,0 +1,199 @@
+"""Numbers and plans in words: the only place that formats quantities for people."""
+
+from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute
+from planner.results import Explanation, PlanEstimate, Remedy, Rival
+from planner.rules.pipeline import SCHEDULE_NAMES
+from profiles.units import GIB, SECONDS_PER_DAY, SECONDS_PER_HOUR
+
+TIME_NAMES = {
+    "forward": "forward",
+    "backward": "backward",
+    "recompute": "recomputation",
+    "embedding_and_loss": "embedding and loss",
+    "tensor_parallel": "tensor-parallel communication",
+    "context_parallel": "context-parallel communication",
+    "expert_parallel": "expert-parallel communication",
+    "pipeline_transfer": "pipeline transfers",
+    "data_parallel": "gradient and parameter traffic",
+    "bubble": "pipeline bubble",
+    "optimizer": "optimizer step",
+    "offload": "offloading to the host",
+    "overhead": "launches and fixed overhead",
+}
+MEMORY_NAMES = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer states",
+    "activations": "activations",
+    "logits": "logits",
+    "communication": "communication buffers",
+    "reserve": "allocator reserve",
+    "context": "context and libraries",
+}
+SHORT_NAMES = {
+    "tensor_parallel": "tp",
+    "pipeline_parallel": "pp",
+    "data_parallel": "dp",
+    "context_parallel": "cp",
+    "expert_parallel": "ep",
+    "expert_tensor_parallel": "etp",
+    "virtual_stages": "vpp",
+    "zero_stage": "zero",
+    "zero_shard_degree": "shard degree",
+    "micro_batch_size": "micro-batch",
+    "num_microbatches": "micro-batches",
+    "recompute_layers": "recomputed layers",
+    "sequence_parallel": "sequence parallel",
+    "offload_optimizer": "optimizer offload",
+    "offload_activations": "activation offload",
+    "num_devices": "devices",
+}
+
+
+def gib(count_bytes: float) -> str:
+    """Bytes in GiB, e.g. ``72.4 GiB``."""
+    return f"{count_bytes / GIB:.1f} GiB"
+
+
+def seconds(duration_s: float) -> str:
+    """A duration in the unit that suits it, three digits: ``7.95 s``, ``812 ms``, ``3.2 days``."""
+    if duration_s < 1e-3:
+        return f"{duration_s * 1e6:.3g} us"
+    if duration_s < 1:
+        return f"{duration_s * 1e3:.3g} ms"
+    if duration_s < 2 * SECONDS_PER_HOUR:
+        return f"{duration_s:.3g} s" if duration_s < 1000 else f"{duration_s:,.0f} s"
+    if duration_s < 2 * SECONDS_PER_DAY:
+        return f"{duration_s / SECONDS_PER_HOUR:.1f} hours"
+    return f"{duration_s / SECONDS_PER_DAY:,.1f} days"
+
+
+def count(number: float) -> str:
+    """A large count: ``13.0 B``, ``4.19 M``, ``1,024``."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}" if number / size < 1000 else f"{number / size:,.0f}{unit}"
+    return f"{number:,.0f}"
+
+
+def percent(share: float) -> str:
+    """A share: ``55 %``; below ten per cent with one decimal."""
+    return f"{share * 100:.1f} %" if share < 0.0995 else f"{share * 100:.0f} %"
+
+
+def dollars(usd: float) -> str:
+    """Dollars without cents from a hundred up."""
+    return f"${usd:,.0f}" if usd >= 100 else f"${usd:,.2f}"
+
+
+def plan_label(answer: PlanEstimate) -> str:
+    """A plan in the field's short words, parts that are off left out."""
+    plan = answer.plan
+    words = [f"tp{plan.tensor_parallel}", f"pp{plan.pipeline_parallel}", f"dp{plan.data_parallel}"]
+    optional = (
+        ("cp", plan.context_parallel),
+        ("ep", plan.expert_parallel),
+        ("etp", plan.expert_tensor_parallel if plan.expert_parallel > 1 else 1),
+        ("vpp", plan.virtual_stages),
+    )
+    words += [f"{name}{degree}" for name, degree in optional if degree > 1]
+    return " ".join([*words, f"zero{plan.zero_stage}", f"mbs{plan.micro_batch_size}", recompute_label(plan)])
+
+
+def recompute_label(plan: ExecutionPlan) -> str:
+    """The recomputation as the command line takes it: ``none``, ``full``, ``block:4``."""
+    mode = plan.recompute.name.lower()
+    return f"{mode}:{plan.recompute_layers}" if plan.recompute == Recompute.BLOCK else mode
+
+
+def explanation_sentences(best: PlanEstimate, explanation: Explanation) -> list[str]:
+    """An explanation as sentences, most important first."""
+    sentences = [_time_sentence(best, explanation), _memory_sentence(best, explanation)]
+    sentences += [rival_sentence(rival) for rival in explanation.rivals]
+    return sentences
+
+
+def _time_sentence(best: PlanEstimate, explanation: Explanation) -> str:
+    parts = [f"{TIME_NAMES[item.part]} {percent(item.share)}" for item in explanation.time[:3]]
+    return f"A step takes {seconds(best.step_time_s)}: {', '.join(parts)}."
+
+
+def _memory_sentence(best: PlanEstimate, explanation: Explanation) -> str:
+    parts = [f"{MEMORY_NAMES[item.part]} {gib(item.value)}" for item in explanation.memory[:3]]
+    where = f" (stage {best.fullest_stage.index})" if len(best.stages) > 1 else ""
+    usable = gib(best.usable_memory_bytes)
+    return f"The fullest device{where} holds {gib(best.peak_memory_bytes)} of {usable}: {', '.join(parts)}."
+
+
+def rival_changes(rival: Rival) -> str:
+    """What is different about a rival: ``tp 1 -> 2, zero 3 -> 2``."""
+    return ", ".join(
+        f"{SHORT_NAMES.get(name, name.replace('_', ' '))} "
+        f"{_shown(name, old, rival, 0)} -> {_shown(name, new, rival, 1)}"
+        for name, (old, new) in _told(rival).items()
+    )
+
+
+def rival_sentence(rival: Rival) -> str:
+    """What one rival trades."""
+    pace = "as fast"
+    if abs(rival.step_time_ratio - 1) >= 0.0005:
+        change = abs(rival.step_time_ratio - 1)
+        pace = f"{percent(change)} {'slower' if rival.step_time_ratio > 1 else 'faster'}"
+    memory = rival.peak_memory_difference_bytes
+    more = f"{gib(abs(memory))} {'more' if memory > 0 else 'less'} memory"
+    if not rival.fits:
+        return f"{rival_changes(rival)}: would be {pace} but does not fit ({more})."
+    return f"{rival_changes(rival)}: {pace}, {more}."
+
+
+def signed_percent(change: float) -> str:
+    """A relative change: ``+1.2 %``; ``=`` when it rounds to nothing."""
+    if abs(change) < 0.0005:
+        return "="
+    return ("+" if change > 0 else "-") + percent(abs(change))
+
+
+def signed_gib(change_bytes: float) -> str:
+    """A difference in GiB: ``-1.6 GiB``; ``=`` when it rounds to nothing."""
+    if abs(change_bytes) < 0.05 * GIB:
+        return "="
+    return ("+" if change_bytes > 0 else "-") + gib(abs(change_bytes))
+
+
+def schedule_label(plan: ExecutionPlan) -> str:
+    """The schedule as the command line takes it: ``1f1b``."""
+    return next(word for word, code in SCHEDULE_NAMES.items() if code == plan.schedule)
+
+
+def _told(rival: Rival) -> dict[str, tuple[int, int]]:
+    """The changes worth telling, the one sought first; not those that follow from others."""
+    silent = {"overlap_param_gather", "tensor_parallel_overlap", "overlap_grad_reduce", "num_microbatches"}
+    told = {name: pair for name, pair in rival.changes.items() if name not in silent}
+    if "recompute" in told and Recompute.BLOCK in told["recompute"]:
+        told.pop("recompute_layers", None)
+    first = {name: pair for name, pair in told.items() if name == rival.dimension}
+    return first | told
+
+
+def _shown(name: str, value: int, rival: Rival, side: int) -> str:
+    if name == "recompute":
+        mode = Recompute(value).name.lower()
+        layers = rival.changes.get("recompute_layers", (0, 0))[side]
+        return f"{mode}:{layers}" if value == Recompute.BLOCK and layers else mode
+    for words, kind in (("context_kind", ContextKind), ("axis_order", AxisOrder)):
+        if name == words:
+            return kind(value).name.lower()
+    if name == "schedule":
+        return next(word for word, code in SCHEDULE_NAMES.items() if code == value)
+    if name in ("sequence_parallel", "offload_optimizer", "offload_activations"):
+        return "on" if value else "off"
+    return "all" if name == "zero_shard_degree" and value == 0 else str(value)
+
+
+def remedy_sentence(remedy: Remedy) -> str:
+    """What one remedy leads to."""
+    peak = f"peak {gib(remedy.peak_memory_bytes)}"
+    if remedy.fits:
+        return f"{remedy.message}: fits, {peak}, {seconds(remedy.step_time_s)} per step on {remedy.num_devices} devices"
+    return f"{remedy.message}: still does not fit, {peak}"

@@ -1,0 +1,334 @@
+"""Answers as tables for a terminal; quantities are put into words by ``planner.phrases``."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from planner.phrases import (
+    MEMORY_NAMES,
+    TIME_NAMES,
+    count,
+    dollars,
+    gib,
+    percent,
+    plan_label,
+    recompute_label,
+    remedy_sentence,
+    rival_changes,
+    schedule_label,
+    seconds,
+    signed_gib,
+    signed_percent,
+)
+from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request, StageEstimate
+from planner.rules.base import FRAMEWORK_TITLES
+from profiles.parameters import active_parameters, total_parameters
+from profiles.units import GIB, TERA
+
+_BAR_WIDTH = 28
+_MOST_RIVALS = 8
+_MOST_FRONT = 12
+# Columns of the ranking shown only when some plan uses them.
+_OPTIONAL = (("cp", "context_parallel"), ("ep", "expert_parallel"), ("vpp", "virtual_stages"))
+
+
+def render(result: PlanResult, console: Console, *, quiet: bool = False) -> None:
+    """Print a whole answer; ``quiet`` leaves out warnings and assumptions."""
+    _heading(result.request, console)
+    if result.kind == "plan":
+        render_ranking(result, console)
+    elif result.best is not None:
+        render_estimate(result, result.best, console)
+    if result.infeasible is not None:
+        _infeasible(result, result.infeasible, console)
+    if not quiet:
+        _notes("Warnings", result.warnings, console)
+        _notes("Assumed", result.assumptions, console)
+
+
+def render_ranking(result: PlanResult, console: Console) -> None:
+    """The plans as a table, best first, and what sets the first apart."""
+    if result.plans:
+        console.print(_ranking_table(result.plans))
+        console.print(_legend(result.plans), style="dim", highlight=False)
+    _searched(result, console)
+    if result.best is not None:
+        _rivals(result, console)
+
+
+def render_estimate(result: PlanResult, best: PlanEstimate, console: Console) -> None:
+    """One plan in full: verdict, time, memory, rivals."""
+    _verdict(best, console)
+    _throughput(result.request, best, console)
+    console.print(_time_table(best))
+    console.print(_memory_table(best))
+    if result.considered > 1:
+        _searched(result, console)
+    _rivals(result, console)
+
+
+def _heading(request: Request, console: Console) -> None:
+    model, cluster, job = request.model, request.cluster, request.job
+    parameters = count(total_parameters(model))
+    if model.moe is not None:
+        parameters += f", {count(active_parameters(model))} active"
+    adapters = f" rank {job.lora.rank}" if job.lora is not None else ""
+    lines = [
+        f"[bold]{model.name}[/] ({parameters} parameters) on "
+        f"[bold]{cluster.num_devices} x {cluster.device.name}[/]"
+        + (f" in {cluster.num_nodes} nodes" if cluster.num_nodes > 1 else ""),
+        f"{job.task}{adapters}, {job.precision}, {job.global_batch_size} sequences of {job.sequence_length} tokens "
+        f"per step, {FRAMEWORK_TITLES[request.stack.framework]} ({request.stack.name})",
+    ]
+    console.print("\n".join(lines), highlight=False)
+
+
+def _ranking_table(plans: Sequence[PlanEstimate]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    shown = [(title, name) for title, name in _OPTIONAL if any(getattr(item.plan, name) > 1 for item in plans)]
+    sized = len({item.num_devices for item in plans}) > 1
+    right = ["#", *(["gpus"] if sized else []), "tp", "pp", "dp", *(title for title, _ in shown)]
+    right += ["zero", "mbs", "m"]
+    for title in right:
+        table.add_column(title, justify="right")
+    table.add_column("recompute")
+    for title in ("step", "tok/s/gpu", "MFU", "memory"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for item in plans:
+        plan = item.plan
+        cells = [item.rank, *([item.num_devices] if sized else [])]
+        cells += [plan.tensor_parallel, plan.pipeline_parallel, plan.data_parallel]
+        cells += [getattr(plan, name) for _, name in shown]
+        words = [str(cell) for cell in cells]
+        words += [_zero_label(item), str(plan.micro_batch_size), str(plan.num_microbatches)]
+        table.add_row(
+            *words,
+            _recompute_cell(item),
+            seconds(item.step_time_s),
+            f"{item.tokens_per_s_per_device:,.0f}",
+            percent(item.mfu),
+            gib(item.peak_memory_bytes),
+            style="bold" if item.rank == 1 else "",
+        )
+    return table
+
+
+def _zero_label(item: PlanEstimate) -> str:
+    degree = item.plan.zero_shard_degree
+    return f"{item.plan.zero_stage}/{degree}" if degree else str(item.plan.zero_stage)
+
+
+def _recompute_cell(item: PlanEstimate) -> str:
+    extra = (", offload" if item.plan.offload_optimizer else "") + (
+        ", ckpt offload" if item.plan.offload_activations else ""
+    )
+    return recompute_label(item.plan) + extra
+
+
+def _legend(plans: Sequence[PlanEstimate]) -> str:
+    best = plans[0]
+    words = "mbs micro-batch size, m micro-batches per step"
+    if any(item.plan.zero_shard_degree for item in plans):
+        words += ", zero s/n stage s sharded over n ranks"
+    return (
+        f"{words}; memory of {gib(best.usable_memory_bytes)} usable; "
+        f"90 % interval of the best: {seconds(best.step_time_low_s)} to {seconds(best.step_time_high_s)}"
+    )
+
+
+def _searched(result: PlanResult, console: Console) -> None:
+    rejected = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in _largest(result.rejected))
+    words = f"{result.considered:,} legal plans priced, {result.fitting:,} fit"
+    console.print(words + (f"; ruled out: {rejected}" if rejected else ""), style="dim", highlight=False)
+
+
+def _largest(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _verdict(best: PlanEstimate, console: Console) -> None:
+    color, word = ("green", "fits") if best.fits else ("red", "does not fit")
+    plan = best.plan
+    extras = [
+        "sequence parallel" if plan.sequence_parallel else "",
+        f"shards over {plan.zero_shard_degree} ranks" if plan.zero_shard_degree else "",
+        f"{plan.context_kind.name.lower()} context" if plan.context_parallel > 1 else "",
+        schedule_label(plan) if plan.pipeline_parallel > 1 else "",
+        "pipeline inside data" if plan.axis_order else "",
+        "optimizer offloaded" if plan.offload_optimizer else "",
+        "checkpoints offloaded" if plan.offload_activations else "",
+    ]
+    told = ", ".join(word for word in extras if word)
+    console.print(
+        f"\n[bold]{plan_label(best)}[/]" + (f" ({told})" if told else "") + f", {plan.num_microbatches} micro-batches",
+        highlight=False,
+    )
+    console.print(
+        f"[bold {color}]{word}[/]: {gib(best.peak_memory_bytes)} of {gib(best.usable_memory_bytes)} usable "
+        f"({gib(best.peak_memory_low_bytes)} to {gib(best.peak_memory_high_bytes)})",
+        highlight=False,
+    )
+
+
+def _throughput(request: Request, best: PlanEstimate, console: Console) -> None:
+    rate = best.model_flops / best.device_seconds_per_step / TERA
+    lines = [
+        f"[bold]{seconds(best.step_time_s)}[/] per step ({seconds(best.step_time_low_s)} to "
+        f"{seconds(best.step_time_high_s)}), {best.tokens_per_s:,.0f} tokens/s, "
+        f"{best.tokens_per_s_per_device:,.0f} per GPU, basis: {best.basis}",
+        f"MFU {percent(best.mfu)} ({rate:,.0f} TFLOP/s per GPU; causal attention counted in half), "
+        f"{percent(best.mfu_full_attention)} counting it in full, HFU {percent(best.hfu)}",
+    ]
+    run = best.run
+    if run is not None:
+        price = request.price
+        cost = ""
+        if run.cost_usd is not None and price is not None:
+            dated = f" of {price.date}" if price.date else ""
+            cost = f", {dollars(run.cost_usd)} at {dollars(price.usd_per_device_hour)} per GPU-hour{dated}"
+        lines.append(
+            f"{count(run.tokens)} tokens: {seconds(run.duration_s)}, {run.device_hours:,.0f} GPU-hours{cost}, "
+            f"at most {run.energy_j / 3.6e9:,.2f} MWh for the GPUs"
+        )
+    console.print("\n".join(lines), highlight=False)
+
+
+def _time_table(best: PlanEstimate) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", title=None)
+    table.add_column("time per step")
+    table.add_column("", justify="right")
+    table.add_column("", justify="right")
+    table.add_column("")
+    table.add_column("hidden", justify="right")
+    for name, value in sorted(best.time_parts_s.items(), key=lambda item: -item[1]):
+        share = value / best.step_time_s
+        total = best.communication_total_s.get(name, 0.0)
+        if value <= 0 and total <= 0:
+            continue
+        hidden = seconds(total - value) if total - value > 0.01 * best.step_time_s else ""
+        table.add_row(TIME_NAMES[name], seconds(value), percent(share), _bar(share), hidden)
+    return table
+
+
+def _bar(share: float) -> Text:
+    return Text("█" * round(share * _BAR_WIDTH) or "▏", style="cyan")
+
+
+def _memory_table(best: PlanEstimate) -> Table:
+    """One column per group of like stages, one row per part."""
+    groups = _stage_groups(best.stages)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("memory per GPU, GiB")
+    fullest = best.fullest_stage.index
+    for first, last, _ in groups:
+        title = "" if len(best.stages) == 1 else f"stage {first}" if first == last else f"stages {first}-{last}"
+        table.add_column(title, justify="right", style="bold" if first <= fullest <= last else "")
+    columns = [stage for _, _, stage in groups]
+    if len(best.stages) > 1:
+        table.add_row("layers", *(str(stage.layers) for stage in columns))
+        table.add_row("micro-batches held", *(f"{stage.in_flight_microbatches:g}" for stage in columns))
+    for name in columns[0].memory_parts_bytes:
+        values = [stage.memory_parts_bytes[name] for stage in columns]
+        if max(values) > 0:
+            table.add_row(MEMORY_NAMES[name], *(f"{value / GIB:.2f}" for value in values))
+    table.add_row("total", *(f"{stage.memory_bytes / GIB:.2f}" for stage in columns), style="bold")
+    table.add_row("usable", *(f"{best.usable_memory_bytes / GIB:.2f}" for _ in columns))
+    if best.host_memory_bytes > 0:
+        table.add_row("host memory per node", f"{best.host_memory_bytes / GIB:.1f}")
+    return table
+
+
+def _stage_groups(stages: Sequence[StageEstimate]) -> list[tuple[int, int, StageEstimate]]:
+    """Runs of stages that read alike; the middle of long pipelines is represented by its fullest stage."""
+    groups: list[tuple[int, int, StageEstimate]] = []
+    for stage in stages:
+        if groups and _reads_alike(groups[-1][2], stage):
+            groups[-1] = (groups[-1][0], stage.index, groups[-1][2])
+        else:
+            groups.append((stage.index, stage.index, stage))
+    if len(groups) <= 5:
+        return groups
+    middle = groups[2:-1]
+    fullest = max((stage for _, _, stage in middle), key=lambda stage: stage.memory_bytes)
+    return [*groups[:2], (middle[0][0], middle[-1][1], fullest), groups[-1]]
+
+
+def _reads_alike(one: StageEstimate, other: StageEstimate) -> bool:
+    return (
+        one.layers == other.layers
+        and one.has_embedding == other.has_embedding
+        and one.has_head == other.has_head
+        and abs(one.memory_bytes - other.memory_bytes) < 0.005 * GIB
+    )
+
+
+def _rivals(result: PlanResult, console: Console) -> None:
+    explanation = result.explanation
+    if explanation is None or not explanation.rivals:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("the best plans that differ", overflow="fold")
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("memory", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for rival in explanation.rivals[:_MOST_RIVALS]:
+        table.add_row(
+            rival_changes(rival),
+            signed_percent(rival.step_time_ratio - 1),
+            signed_gib(rival.peak_memory_difference_bytes),
+            "" if rival.fits else "does not fit",
+            style="" if rival.fits else "dim",
+        )
+    console.print()
+    console.print(table)
+
+
+def _infeasible(result: PlanResult, infeasible: Infeasible, console: Console) -> None:
+    console.print("\n[bold red]Nothing fits.[/]", highlight=False)
+    reasons = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in _largest(infeasible.reasons))
+    if reasons:
+        console.print(f"Ruled out: {reasons}", highlight=False)
+    nearest = infeasible.nearest
+    if nearest is not None and result.kind == "plan":
+        over = nearest.peak_memory_bytes - nearest.usable_memory_bytes
+        what = f"{gib(over)} too much" if over > 0 else f"{gib(nearest.host_memory_bytes)} of host memory per node"
+        console.print(f"Nearest: {plan_label(nearest)}: peak {gib(nearest.peak_memory_bytes)}, {what}", highlight=False)
+    if infeasible.remedies:
+        works = infeasible.remedies[0].fits
+        console.print("What would fit:" if works else "Closest changes:", style="bold", highlight=False)
+        for remedy in infeasible.remedies:
+            _indented(remedy_sentence(remedy), console)
+
+
+def _notes(title: str, notes: Sequence[Note], console: Console) -> None:
+    if not notes:
+        return
+    style = "yellow" if title == "Warnings" else "dim"
+    console.print(f"\n{title}", style=f"bold {style}" if style != "dim" else "dim", highlight=False)
+    for note in notes:
+        _indented(note.message, console, style=style)
+
+
+def render_front(result: PlanResult, console: Console) -> None:
+    """Plans that trade step time, memory and devices."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("step", "memory", "gpus"):
+        table.add_column(title, justify="right")
+    table.add_column("plan")
+    for point in result.pareto[:_MOST_FRONT]:
+        plan = point.plan
+        words = f"tp{plan.tensor_parallel} pp{plan.pipeline_parallel} dp{plan.data_parallel} zero{plan.zero_stage} "
+        table.add_row(
+            seconds(point.step_time_s),
+            gib(point.peak_memory_bytes),
+            str(point.num_devices),
+            words + f"mbs{plan.micro_batch_size} {recompute_label(plan)}",
+        )
+    console.print(table)
+
+
+def _indented(words: str, console: Console, *, style: str = "") -> None:
+    console.print(Padding(Text(words, style=style), (0, 0, 0, 2)))
