@@ -1,10 +1,13 @@
-"""Framework stacks: loads the packaged ``data/stacks/*.yaml`` into ``StackSpec``.
+"""Framework stacks: loads the packaged ``data/stacks/*.yaml`` and the values fitted on top of it.
 
-Each file holds one mapping of stack name to fields; ``sources`` says what each value rests on.
+A YAML file maps stack names to fields: what is cited, and the starting point of what is fitted.
+``data/fits/stacks.json`` holds the fitted values with what they were fitted on
+(``planner.validate.refit`` writes it); they replace the starting points.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
@@ -26,8 +29,8 @@ FRAMEWORKS = tuple(_DEFAULTS)
 
 
 @cache
-def load_stacks() -> Mapping[str, StackSpec]:
-    """All packaged stacks by name."""
+def load_priors() -> Mapping[str, StackSpec]:
+    """All packaged stacks before fitting, by name."""
     known = {item.name for item in fields(StackSpec)}
     stacks: dict[str, StackSpec] = {}
     folder = resources.files("profiles") / "data" / "stacks"
@@ -39,6 +42,22 @@ def load_stacks() -> Mapping[str, StackSpec]:
             if unknown:
                 raise SpecError(f"stacks.{name}", f"unknown fields {sorted(unknown)} in {path.name}")
             stacks[name] = StackSpec(name=name, **entry)
+    return MappingProxyType(stacks)
+
+
+@cache
+def load_stacks() -> Mapping[str, StackSpec]:
+    """All packaged stacks as fitted, by name."""
+    stacks = dict(load_priors())
+    path = resources.files("profiles") / "data" / "fits" / "stacks.json"
+    if path.is_file():
+        for name, card in json.loads(path.read_text(encoding="utf-8"))["stacks"].items():
+            stacks[name] = replace(
+                stacks[name],
+                **card["values"],
+                residual_log_std=card["residual_log_std"],
+                fitted_on=f"{card['rows']} runs of {', '.join(card['sources'])}",
+            )
     return MappingProxyType(stacks)
 
 

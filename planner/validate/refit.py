@@ -1,0 +1,118 @@
+"""Fits every framework stack on a folder of published runs and writes the result as data.
+
+``python -m planner.validate.refit --data FOLDER --out profiles/data/fits/stacks.json``. Offline: nothing
+in the product runs it. The protocol is that of ``stack_fit``: sources weigh alike, and each is judged by
+parameters that never saw it; the residual that sets the interval is the one of that judgement.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from costmodels.plan import FloatArray, IntArray
+from planner.validate.mapping import scorable_rows
+from planner.validate.predict import RowPredictor
+from planner.validate.rows import ScorableRow
+from planner.validate.stack_fit import StackFit, fit_stacks, free_parameters
+from profiles.stack import StackSpec
+from profiles.stacks import load_priors
+
+# Rows of one file that are fitted; a larger file is thinned evenly, its rows repeat one another.
+MOST_ROWS_PER_FILE = 300
+NORMAL_90 = 1.645  # standard deviations either side of the mean that hold 90 % of a normal law
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refit:
+    """Rows that were fitted, in order, and the fit."""
+
+    rows: tuple[ScorableRow, ...]
+    measured_s: FloatArray
+    fit: StackFit
+
+
+def refit(rows: Sequence[ScorableRow], priors: Mapping[str, StackSpec] | None = None) -> Refit:
+    """Fit and cross-validate the stacks on timed rows.
+
+    Args:
+        rows: Scorable rows; those without a time, and digitised ones, are left out.
+        priors: Stacks to start from; the packaged ones when absent.
+    """
+    start = dict(priors or load_priors())
+    timed = [row for row in rows if row.step_time_s is not None and not row.trend]
+    priced = np.isfinite(RowPredictor(timed).step_times_s(start))
+    kept = _thinned([row for row, usable in zip(timed, priced.tolist(), strict=True) if usable])
+    predictors: dict[bytes, RowPredictor] = {}
+
+    def predict(stacks: Mapping[str, StackSpec], chosen: IntArray) -> FloatArray:
+        key = chosen.tobytes()
+        if key not in predictors:
+            predictors[key] = RowPredictor([kept[row] for row in chosen.tolist()])
+        return predictors[key].step_times_s(stacks)
+
+    measured_s = np.array([row.step_time_s for row in kept], dtype=float)
+    fit = fit_stacks(
+        start,
+        stack_of_row=[row.stack for row in kept],
+        source_of_row=[row.file for row in kept],
+        measured_s=measured_s,
+        predict=predict,
+    )
+    return Refit(rows=tuple(kept), measured_s=measured_s, fit=fit)
+
+
+def card(result: Refit) -> dict[str, Any]:
+    """The fitted stacks as a JSON document, with what each rests on and its held-out residual."""
+    error = np.log(result.measured_s / result.fit.held_out_s)
+    stacks = {}
+    for name in sorted({row.stack for row in result.rows}):
+        chosen = [number for number, row in enumerate(result.rows) if row.stack == name]
+        files = [result.rows[number].file for number in chosen]
+        stack = result.fit.stacks[name]
+        stacks[name] = {
+            "values": {field: float(f"{getattr(stack, field):.4g}") for field in free_parameters(load_priors()[name])},
+            "residual_log_std": round(_residual(np.abs(error[chosen]), files), 4),
+            "held_out_mape": round(float(np.mean(np.abs(np.expm1(-error[chosen])))), 4),
+            "rows": len(chosen),
+            "sources": sorted(set(files)),
+        }
+    return {"protocol": "planner.validate.stack_fit; each file left out in turn", "stacks": stacks}
+
+
+def _residual(size: FloatArray, files: Sequence[str]) -> float:
+    """Log standard deviation whose 90 % interval holds 90 % of the held-out errors, files weighing alike."""
+    counts = {name: files.count(name) for name in files}
+    weight = np.array([1 / counts[name] for name in files])
+    order = np.argsort(size)
+    reached = np.cumsum(weight[order]) / weight.sum()
+    return float(size[order][np.searchsorted(reached, 0.9 - 1e-9)] / NORMAL_90)
+
+
+def _thinned(rows: Sequence[ScorableRow]) -> list[ScorableRow]:
+    """At most ``MOST_ROWS_PER_FILE`` rows of each file, evenly spaced."""
+    files = sorted({row.file for row in rows})
+    kept: list[ScorableRow] = []
+    for name in files:
+        own = [row for row in rows if row.file == name]
+        spaced = np.unique(np.linspace(0, len(own) - 1, min(len(own), MOST_ROWS_PER_FILE)).round().astype(int))
+        kept += [own[number] for number in spaced.tolist()]
+    return kept
+
+
+def main() -> None:
+    """Command line of the program."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of published runs")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    chosen = parser.parse_args()
+    document = card(refit(scorable_rows(sorted(chosen.data.glob("*.csv")))))
+    chosen.out.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
