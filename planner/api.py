@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.plan import ExecutionPlan, PlanBatch
+from costmodels.plan import ExecutionPlan
 from planner.constraints import check_plan
 from planner.estimates import plan_estimates
 from planner.explain import explain
@@ -118,8 +118,7 @@ def _options(options: Options | None, settings: Mapping[str, Any]) -> Options:
 
 def _single(request: Request, plan: ExecutionPlan) -> PlanResult:
     """Exactly one plan, no search."""
-    check_plan(plan, setting_of(request))
-    batch = PlanBatch.from_plans([plan])
+    batch = check_plan(plan, setting_of(request))
     (answer,) = plan_estimates(batch, cost_context(request), price=request.price)
     priced = Priced(
         plans=batch,
@@ -245,7 +244,7 @@ def _result(
         considered=len(priced),
         fitting=fitting,
         rejected=rejected,
-        explanation=explain(answers[0], priced) if answers else None,
+        explanation=explain(answers[0], priced, objective=request.objective) if answers else None,
         infeasible=infeasible,
         warnings=_warnings(request, answers[0] if answers else None),
     )

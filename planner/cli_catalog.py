@@ -6,13 +6,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from planner.phrases import count, gib
+from planner.phrases import count
 from planner.schema import device_document, models_document
 from planner.schema_types import SCHEMA_VERSION
 from profiles.catalog import default_catalog
 from profiles.hardware import DeviceSpec
 from profiles.model_presets import canonical_name
-from profiles.units import GIGA, TERA
+from profiles.units import GIB, TERA
+
+_FEW = 3  # as many models are listed with their sources in full
 
 Shown = tuple[dict[str, Any], Callable[[Console], None]]
 
@@ -39,46 +41,65 @@ def show_devices(name: str) -> Shown:
 
 
 def _models(models: list[dict[str, Any]], console: Console) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("model", no_wrap=True)
-    for title in ("parameters", "active", "layers", "hidden", "heads", "kv", "experts"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("source", overflow="fold")
+    rows = []
     for model in models:
-        table.add_row(
-            model["name"],
-            count(model["total_parameters"]),
-            count(model["active_parameters"]) if model["moe"] else "",
-            str(model["num_layers"]),
-            str(model["hidden_size"]),
-            str(model["num_attention_heads"]),
-            str(model["num_key_value_heads"]),
-            str(model["moe"]["num_experts"]) if model["moe"] else "",
-            model["source"],
+        moe = model["moe"]
+        rows.append(
+            [
+                model["name"],
+                count(model["total_parameters"]),
+                count(model["active_parameters"]) if moe else "",
+                *(str(model[name]) for name in ("num_layers", "hidden_size", "num_attention_heads")),
+                str(model["num_key_value_heads"]),
+                str(moe["num_experts"]) if moe else "",
+                model["source"],
+            ]
         )
-    console.print(table)
+    titles = ["model", "params", "active", "layers", "hidden", "heads", "kv", "experts", "source"]
+    _print_listing(titles, rows, console, full=len(models) <= _FEW)
+    if len(models) > _FEW:
+        console.print("planner models NAME and --json give sources in full", style="dim", highlight=False)
 
 
 def _devices(devices: list[DeviceSpec], console: Console) -> None:
-    table = Table(
-        box=None, pad_edge=False, header_style="bold", caption="dense TFLOP/s; planner gpus NAME lists sources"
-    )
-    table.add_column("device", no_wrap=True)
-    for title in ("bf16", "fp16", "fp8", "fp4", "memory", "usable", "GB/s", "W"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("usual node", no_wrap=True)
+    rows = []
     for device in devices:
-        peaks = [device.peak_flops_per_s.get(name) for name in ("bf16", "fp16", "fp8", "fp4")]
-        table.add_row(
-            device.name,
-            *("" if peak is None else f"{peak / TERA:,.0f}" for peak in peaks),
-            gib(device.memory_bytes),
-            gib(device.usable_memory_bytes),
-            f"{device.memory_bandwidth_bytes_per_s / GIGA:,.0f}",
-            f"{device.power_w:,.0f}",
-            device.default_node,
+        peaks = device.peak_flops_per_s
+        shown = [peaks.get("bf16", peaks.get("fp16")), peaks.get("fp8"), peaks.get("fp4")]
+        rows.append(
+            [
+                device.name,
+                *("" if peak is None else f"{peak / TERA:.0f}" for peak in shown),
+                f"{device.memory_bytes / GIB:.0f}",
+                f"{device.usable_memory_bytes / GIB:.1f}",
+                f"{device.memory_bandwidth_bytes_per_s / TERA:.2f}",
+                f"{device.power_w:.0f}",
+                device.default_node,
+            ]
         )
+    titles = ["device", "16-bit", "fp8", "fp4", "memory", "usable", "TB/s", "W", "usual node"]
+    _print_listing(titles, rows, console, full=False)
+    note = "dense TFLOP/s, GiB; planner gpus NAME gives the source of every figure"
+    console.print(note, style="dim", highlight=False)
+
+
+def _print_listing(titles: list[str], rows: list[list[str]], console: Console, *, full: bool) -> None:
+    """A table whose last column takes what is left of the line, in full or cut."""
+    used = sum(max(len(row[index]) for row in [titles, *rows]) + 2 for index in range(len(titles) - 1))
+    left = max(console.width - used, len(titles[-1]))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, title in enumerate(titles):
+        last = index == len(titles) - 1
+        table.add_column(title, justify="left" if index == 0 or last else "right", no_wrap=not last)
+    for row in rows:
+        words = row[-1] if full or len(row[-1]) <= left else _short(row[-1])[: left - 1] + "…"
+        table.add_row(*row[:-1], words)
     console.print(table)
+
+
+def _short(source: str) -> str:
+    """A source without what every address has in common."""
+    return source.removeprefix("https://").replace("huggingface.co/", "hf:").replace("/blob/main/config.json", "")
 
 
 def _device(device: DeviceSpec, console: Console) -> None:

@@ -64,8 +64,11 @@ def violations(plan: ExecutionPlan, setting: Setting) -> list[SpecError]:
     return [rule.error(plan, setting) for rule in rules_for(setting.framework) if not rule.holds(batch, setting)[0]]
 
 
-def check_plan(plan: ExecutionPlan, setting: Setting) -> None:
+def check_plan(plan: ExecutionPlan, setting: Setting) -> PlanBatch:
     """Refuse a plan the framework would refuse.
+
+    Returns:
+        The plan as a batch of one.
 
     Raises:
         SpecError: For the first rule the plan breaks.
@@ -74,3 +77,4 @@ def check_plan(plan: ExecutionPlan, setting: Setting) -> None:
     for rule in rules_for(setting.framework):
         if not rule.holds(batch, setting)[0]:
             raise rule.error(plan, setting)
+    return batch

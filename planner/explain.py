@@ -1,6 +1,6 @@
 """Why a plan looks as it does: what dominates its time and memory, and what its nearest rivals trade."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -27,21 +27,23 @@ DIMENSIONS = (
 )
 # Dimensions whose other values a user would rather have, if only they fitted.
 _WISHES = ("recompute", "micro_batch_size", "zero_stage", "offload_optimizer")
+_SAME = 0.0005  # relative differences below this are not told
 _NOTICEABLE = 0.005  # a wish must promise more than this share of the step
 _COMPARED = [name for name in PlanBatch.__dataclass_fields__ if name != "stage_layers"]
 
 
-def explain(best: PlanEstimate, priced: Priced) -> Explanation:
+def explain(best: PlanEstimate, priced: Priced, *, objective: str = "step_time") -> Explanation:
     """Explain a plan against every other plan that was priced.
 
     Args:
         best: The plan to explain.
         priced: All plans of the search it came from.
+        objective: What the search was after; rivals are the best by it.
     """
     return Explanation(
         time=shares(best.time_parts_s),
         memory=shares(best.fullest_stage.memory_parts_bytes),
-        rivals=_rivals(best, priced),
+        rivals=_rivals(best, priced, objective) if len(priced) > 1 else (),
     )
 
 
@@ -52,20 +54,34 @@ def shares(parts: Mapping[str, float]) -> tuple[Share, ...]:
     return tuple(Share(part=name, value=value, share=value / total) for name, value in ordered if value > 0)
 
 
-def _rivals(best: PlanEstimate, priced: Priced) -> tuple[Rival, ...]:
+def _rivals(best: PlanEstimate, priced: Priced, objective: str) -> tuple[Rival, ...]:
     """The best alternative per dimension, and what would be faster if it fitted; each plan once."""
     rivals: dict[ExecutionPlan, Rival] = {}
     for dimension in DIMENSIONS:
         differs = _column(priced, dimension) != _value(best.plan, dimension)
-        rows = best_rows(priced, objective="step_time", count=1, among=differs & priced.fits)
+        rows = best_rows(priced, objective=objective, count=1, among=differs & priced.fits)
         if dimension in _WISHES and best.fits:
             quicker = priced.step_time_s < best.step_time_s * (1 - _NOTICEABLE)
             wishes = differs & ~priced.fits & quicker & _same_elsewhere(best.plan, priced.plans, dimension)
             rows = np.append(rows, best_rows(priced, objective="memory_headroom", count=1, among=wishes))
         for row in rows:
             rival = _rival(best, priced, dimension, int(row))
-            rivals.setdefault(rival.plan, rival)
-    return tuple(sorted(rivals.values(), key=lambda rival: rival.step_time_ratio))
+            if _trades(best, rival):
+                rivals.setdefault(rival.plan, rival)
+    return tuple(sorted(rivals.values(), key=_RIVAL_ORDER.get(objective, _RIVAL_ORDER["step_time"])))
+
+
+_RIVAL_ORDER: dict[str, Callable[[Rival], float]] = {
+    "step_time": lambda rival: rival.step_time_ratio,
+    "cost": lambda rival: rival.device_seconds_ratio,
+    "memory_headroom": lambda rival: rival.peak_memory_difference_bytes,
+}
+
+
+def _trades(best: PlanEstimate, rival: Rival) -> bool:
+    """Whether a rival is worth telling: it takes another time or another amount of memory."""
+    memory = abs(rival.peak_memory_difference_bytes) > _SAME * best.peak_memory_bytes
+    return abs(rival.step_time_ratio - 1) > _SAME or memory
 
 
 def _column(priced: Priced, dimension: str) -> np.ndarray:
@@ -79,15 +95,17 @@ def _value(plan: ExecutionPlan, dimension: str) -> int:
 
 def _rival(best: PlanEstimate, priced: Priced, dimension: str, row: int) -> Rival:
     plan = priced.plans.plan(row)
+    ratio = float(priced.step_time_s[row]) / best.step_time_s
     return Rival(
         dimension=dimension,
         plan=plan,
         changes={
             name: (_value(best.plan, name), _value(plan, name))
-            for name in _COMPARED
+            for name in ("num_devices", *_COMPARED)
             if _value(best.plan, name) != _value(plan, name)
         },
-        step_time_ratio=float(priced.step_time_s[row]) / best.step_time_s,
+        step_time_ratio=ratio,
+        device_seconds_ratio=ratio * plan.num_devices / best.num_devices,
         peak_memory_difference_bytes=float(priced.peak_memory_bytes[row]) - best.peak_memory_bytes,
         fits=bool(priced.fits[row]),
     )

@@ -46,7 +46,7 @@ SHORT_NAMES = {
     "sequence_parallel": "sequence parallel",
     "offload_optimizer": "optimizer offload",
     "offload_activations": "activation offload",
-    "num_devices": "devices",
+    "num_devices": "gpus",
 }
 
 

@@ -24,15 +24,21 @@ from planner.phrases import (
     signed_percent,
 )
 from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request, StageEstimate
-from planner.rules.base import FRAMEWORK_TITLES
 from profiles.parameters import active_parameters, total_parameters
 from profiles.units import GIB, TERA
 
 _BAR_WIDTH = 28
 _MOST_RIVALS = 8
+_MOST_REASONS = 3
+_NARROW = 96  # columns below which tables are set tighter
 _MOST_FRONT = 12
 # Columns of the ranking shown only when some plan uses them.
-_OPTIONAL = (("cp", "context_parallel"), ("ep", "expert_parallel"), ("vpp", "virtual_stages"))
+_OPTIONAL = (
+    ("cp", "context_parallel"),
+    ("ep", "expert_parallel"),
+    ("etp", "expert_tensor_parallel"),
+    ("vpp", "virtual_stages"),
+)
 
 
 def render(result: PlanResult, console: Console, *, quiet: bool = False) -> None:
@@ -52,7 +58,7 @@ def render(result: PlanResult, console: Console, *, quiet: bool = False) -> None
 def render_ranking(result: PlanResult, console: Console) -> None:
     """The plans as a table, best first, and what sets the first apart."""
     if result.plans:
-        console.print(_ranking_table(result.plans))
+        console.print(_ranking_table(result.plans, narrow=console.width < _NARROW))
         console.print(_legend(result.plans), style="dim", highlight=False)
     _searched(result, console)
     if result.best is not None:
@@ -81,21 +87,22 @@ def _heading(request: Request, console: Console) -> None:
         f"[bold]{cluster.num_devices} x {cluster.device.name}[/]"
         + (f" in {cluster.num_nodes} nodes" if cluster.num_nodes > 1 else ""),
         f"{job.task}{adapters}, {job.precision}, {job.global_batch_size} sequences of {job.sequence_length} tokens "
-        f"per step, {FRAMEWORK_TITLES[request.stack.framework]} ({request.stack.name})",
+        f"per step, {request.stack.name}",
     ]
     console.print("\n".join(lines), highlight=False)
 
 
-def _ranking_table(plans: Sequence[PlanEstimate]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+def _ranking_table(plans: Sequence[PlanEstimate], *, narrow: bool) -> Table:
+    padding = (0, 1, 0, 0) if narrow else (0, 1)
+    table = Table(box=None, pad_edge=False, padding=padding, header_style="bold")
     shown = [(title, name) for title, name in _OPTIONAL if any(getattr(item.plan, name) > 1 for item in plans)]
     sized = len({item.num_devices for item in plans}) > 1
     right = ["#", *(["gpus"] if sized else []), "tp", "pp", "dp", *(title for title, _ in shown)]
     right += ["zero", "mbs", "m"]
     for title in right:
-        table.add_column(title, justify="right")
-    table.add_column("recompute")
-    for title in ("step", "tok/s/gpu", "MFU", "memory"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("recompute", no_wrap=True)
+    for title in ("step", "tok/s/gpu", "MFU %", "GiB"):
         table.add_column(title, justify="right", no_wrap=True)
     for item in plans:
         plan = item.plan
@@ -109,8 +116,8 @@ def _ranking_table(plans: Sequence[PlanEstimate]) -> Table:
             _recompute_cell(item),
             seconds(item.step_time_s),
             f"{item.tokens_per_s_per_device:,.0f}",
-            percent(item.mfu),
-            gib(item.peak_memory_bytes),
+            f"{item.mfu * 100:.1f}",
+            f"{item.peak_memory_bytes / GIB:.1f}",
             style="bold" if item.rank == 1 else "",
         )
     return table
@@ -134,13 +141,15 @@ def _legend(plans: Sequence[PlanEstimate]) -> str:
     if any(item.plan.zero_shard_degree for item in plans):
         words += ", zero s/n stage s sharded over n ranks"
     return (
-        f"{words}; memory of {gib(best.usable_memory_bytes)} usable; "
+        f"{words}; {gib(best.usable_memory_bytes)} usable; "
         f"90 % interval of the best: {seconds(best.step_time_low_s)} to {seconds(best.step_time_high_s)}"
     )
 
 
 def _searched(result: PlanResult, console: Console) -> None:
-    rejected = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in _largest(result.rejected))
+    reasons = _largest(result.rejected)
+    rejected = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in reasons[:_MOST_REASONS])
+    rejected += f", {len(reasons) - _MOST_REASONS} more rules" if len(reasons) > _MOST_REASONS else ""
     words = f"{result.considered:,} legal plans priced, {result.fitting:,} fit"
     console.print(words + (f"; ruled out: {rejected}" if rejected else ""), style="dim", highlight=False)
 
@@ -269,17 +278,21 @@ def _rivals(result: PlanResult, console: Console) -> None:
     explanation = result.explanation
     if explanation is None or not explanation.rivals:
         return
+    shown = explanation.rivals[:_MOST_RIVALS]
+    sized = any("num_devices" in rival.changes for rival in shown)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("the best plans that differ", overflow="fold")
-    table.add_column("step", justify="right", no_wrap=True)
-    table.add_column("memory", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for rival in explanation.rivals[:_MOST_RIVALS]:
+    for title in ("step", *(["GPU time"] if sized else []), "memory"):
+        table.add_column(title, justify="right", no_wrap=True)
+    if not all(rival.fits for rival in shown):
+        table.add_column("", no_wrap=True)
+    for rival in shown:
         table.add_row(
             rival_changes(rival),
             signed_percent(rival.step_time_ratio - 1),
+            *([signed_percent(rival.device_seconds_ratio - 1)] if sized else []),
             signed_gib(rival.peak_memory_difference_bytes),
-            "" if rival.fits else "does not fit",
+            *([] if rival.fits else ["does not fit"]),
             style="" if rival.fits else "dim",
         )
     console.print()
@@ -331,4 +344,4 @@ def render_front(result: PlanResult, console: Console) -> None:
 
 
 def _indented(words: str, console: Console, *, style: str = "") -> None:
-    console.print(Padding(Text(words, style=style), (0, 0, 0, 2)))
+    console.print(Padding(Text(words, style=style), (0, 0, 0, 2), expand=False))

@@ -207,6 +207,7 @@ class Rival:
         plan: The rival.
         changes: Every plan field in which it differs, to (chosen, rival) values.
         step_time_ratio: Its step time over the chosen plan's.
+        device_seconds_ratio: The same for devices times step time.
         peak_memory_difference_bytes: Its peak less the chosen plan's.
         fits: Whether it fits; one that does not is listed only if it would be faster.
     """
@@ -215,6 +216,7 @@ class Rival:
     plan: ExecutionPlan
     changes: Mapping[str, tuple[int, int]]
     step_time_ratio: float
+    device_seconds_ratio: float
     peak_memory_difference_bytes: float
     fits: bool
 

@@ -212,6 +212,7 @@ def _rival(rival: Rival) -> dict[str, Any]:
         "plan": plan_document(rival.plan),
         "changed": list(rival.changes),
         "step_time_ratio": rival.step_time_ratio,
+        "device_seconds_ratio": rival.device_seconds_ratio,
         "peak_memory_difference_bytes": rival.peak_memory_difference_bytes,
         "fits": rival.fits,
     }

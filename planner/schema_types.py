@@ -187,6 +187,7 @@ def _explanation() -> Shape:
                 plan={"$ref": "#/$defs/plan"},
                 changed=_list(_TEXT),
                 step_time_ratio=_AMOUNT,
+                device_seconds_ratio=_AMOUNT,
                 peak_memory_difference_bytes=_NUMBER,
                 fits=_FLAG,
             )
