@@ -12,13 +12,13 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types contracts pytest format accuracy fit bench readme serve constraints clean
+.PHONY: help run test lint types contracts pytest format serve fit accuracy bench docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 run: $(INSTALLED) ## Install, then print the ranked plans for Llama-2-13B on 8 x A100-80GB
-	@$(BIN)/planner plan --model llama-2-13b --gpus 8xA100-80GB --seq 4096 --global-batch 128
+	@$(BIN)/planner plan --model llama-2-13b --gpus 8xA100-80GB
 
 test: $(INSTALLED_DEV) lint types contracts pytest ## Install, then lint, types, layer contracts and tests
 
@@ -41,6 +41,22 @@ format: $(INSTALLED_DEV) ## Rewrite the code as ruff formats it
 
 serve: $(INSTALLED) ## The REST service on http://127.0.0.1:8000/docs
 	$(BIN)/planner serve
+
+fit: $(INSTALLED) ## Fit kernel, link and stack parameters again on the measurements under DATA
+	$(BIN)/python -m costmodels.calibration.kernel_fit --data $(DATA) --out profiles/data/fits
+	$(BIN)/python -m costmodels.calibration.collective_fit --data $(DATA) --out profiles/data/fits
+	$(BIN)/python -m planner.validate.refit --data $(DATA)/endtoend --out profiles/data/fits/stacks.json
+
+accuracy: $(INSTALLED) ## Rewrite docs/accuracy.md from the published runs under DATA
+	$(BIN)/python -m planner.validate.accuracy --data $(DATA)/endtoend --out docs/accuracy.md
+	@sed -n '/^## Result/,/^## Step/p' docs/accuracy.md | sed '$$d'
+
+bench: $(INSTALLED_DEV) ## Measure speed and memory on one core; rewrite docs/benchmarks.md
+	$(BIN)/python tests/benchmarks/report.py
+	@cat docs/benchmarks.md
+
+docs: $(INSTALLED_DEV) ## Rewrite the command output and figures that the documentation quotes
+	$(BIN)/python tests/docs/refresh.py
 
 constraints: $(INSTALLED_DEV) ## Rewrite constraints.txt from what is installed
 	@{ sed -n '/^#/p' constraints.txt; \
