@@ -4,8 +4,8 @@ The peak is the largest of three moments of a step:
 
 * the start of a micro-batch's backward pass: all kept activations, with the loss or with the
   gradients of one layer;
-* its end: that micro-batch's activations are gone, the embedding's gradient and, where the stack keeps
-  them apart, all 16-bit gradients are complete;
+* its end: that micro-batch's activations are gone, the embedding's gradient and, in some
+  stacks, all 16-bit gradients are complete;
 * the optimizer step: no activations, the temporaries of an optimizer that is not fused.
 
 Sources: arXiv:2205.05198 (activations), arXiv:1910.02054 (states), arXiv:2104.04473 (micro-batches in
@@ -21,6 +21,7 @@ from costmodels.activations import logits_bytes, sequence_divisor, tokens_per_ra
 from costmodels.context import CostContext
 from costmodels.model_state import (
     ModelState,
+    autograd_gradient_bytes,
     end_gradient_bytes,
     model_state,
     optimizer_temporary_bytes,
@@ -77,6 +78,8 @@ def stage_memory(
         "reserve": start * stack.fragmentation_fraction + stack.reserve_bytes,
         "context": np.broadcast_to(_context(plans, context)[:, None], start.shape),
     }
+    if stack.cache_fraction:
+        parts["reserve"] += _cached(parts, start, context)
     used = stages.count > 0
     return parts if used.all() else {name: part * used for name, part in parts.items()}
 
@@ -138,13 +141,13 @@ def _gradients_at_end(
 ) -> FloatArray:
     """(N, S) bytes by which the end of a backward pass exceeds its start.
 
-    Alive then: the activations of the other micro-batches, and the gradient of the embedding or, with
-    ``separate_gradients``, of every parameter.
+    Alive then: the activations of the other micro-batches, and the gradient of the embedding or, where
+    the stack frees them only after a micro-batch, of every parameter in storage precision.
     """
     last = stages.has_embedding * end_gradient_bytes(plans, context)[:, None]
-    if context.stack.separate_gradients:
-        storage = context.job.numerics.storage_bytes
-        last = np.maximum(last, (parameters.trained_dense + parameters.trained_expert) * storage)
+    if context.stack.autograd_gradients == "freed":
+        each = autograd_gradient_bytes(context.job, context.stack)
+        last = np.maximum(last, (parameters.trained_dense + parameters.trained_expert) * each)
     end: FloatArray = last + held.kept - held.newest - start
     return np.maximum(end, 0.0)
 
@@ -191,6 +194,17 @@ def _gathered(plans: PlanBatch, parameters: StageParameters, context: CostContex
         gathered = np.where(whole[:, None], weights * (storage + reduced), gathered)
     sharded = (plans.zero_stage >= 3) & (plans.shard_degree > 1)
     return np.where(sharded[:, None], gathered, 0.0)
+
+
+def _cached(parts: Mapping[str, FloatArray], dynamic: FloatArray, context: CostContext) -> FloatArray:
+    """(N, S) bytes of free blocks the allocator holds on to while the device has room for them.
+
+    Source:
+        PyTorch's caching allocator releases its cached blocks and tries again before it raises
+        out-of-memory (PyTorch notes on CUDA semantics, memory management).
+    """
+    room = context.cluster.device.usable_memory_bytes - np.sum(list(parts.values()), axis=0)
+    return np.clip(room, 0.0, dynamic * context.stack.cache_fraction)
 
 
 def _context(plans: PlanBatch, context: CostContext) -> FloatArray:

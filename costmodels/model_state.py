@@ -41,7 +41,8 @@ class StateBytes:
     Attributes:
         weight: Resident weights.
         gradient: Gradients as accumulated.
-        master: Separate master copy; 0 where the weights are the master copy.
+        master: Separate master copy, and its gradients where they are not accumulated in its format;
+            0 where the weights are the master copy.
         moments: All optimizer moments together.
     """
 
@@ -61,7 +62,11 @@ class ModelState:
 
 
 def state_bytes(job: TrainingJob, stack: StackSpec) -> StateBytes:
-    """Bytes per parameter of a job on a stack.
+    """Bytes per trained parameter of a job on a stack.
+
+    An optimizer with fp32 master weights needs fp32 gradients: where they are accumulated in 16 bits it
+    keeps a copy of its shard (Megatron-LM's table for its distributed optimizer: fp16 gradients take
+    4 + 16/d bytes per parameter, fp32 ones 6 + 12/d; BigScience's A100 logs fit 4.3 + 18.6/d).
 
     Example:
         bf16 with fp32 gradients, master weights and Adam moments: 2 + 4 + 4 + 8 (Megatron-LM).
@@ -72,10 +77,21 @@ def state_bytes(job: TrainingJob, stack: StackSpec) -> StateBytes:
     if stack.framework == "fsdp" and master:  # the shards are the master copy, cast when gathered
         weight, master = master, 0.0
     gradient = float(ELEMENT_BYTES[job.gradient_dtype or stack.gradient_dtype])
+    if storage >= 4:
+        gradient = max(gradient, storage)
+    copy = master if stack.casts_gradients and gradient < master else 0.0
     moments = MOMENTS[job.optimizer] * moment_bytes(job)
     if moment_bytes(job) == 1:
         moments += MOMENTS[job.optimizer] * _INT8_SCALE_BYTES
-    return StateBytes(weight=weight, gradient=gradient, master=master, moments=moments)
+    kept = autograd_gradient_bytes(job, stack) if stack.autograd_gradients == "kept" else 0.0
+    return StateBytes(weight=weight, gradient=gradient + kept, master=master + copy, moments=moments)
+
+
+def autograd_gradient_bytes(job: TrainingJob, stack: StackSpec) -> float:
+    """Bytes per parameter of autograd's own gradients beside wider accumulation buffers; 0 where there are none."""
+    storage = job.numerics.storage_bytes
+    accumulated = float(ELEMENT_BYTES[job.gradient_dtype or stack.gradient_dtype])
+    return storage if accumulated > storage and stack.autograd_gradients != "fused" else 0.0
 
 
 def model_state(plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext) -> ModelState:

@@ -40,7 +40,9 @@ class StackSpec:
         straggler_fraction_per_doubling: Slow-down per doubling of the GPU count beyond one node.
         context_bytes: CUDA context, library workspaces and communicators per process.
         communicator_bytes: Extra device memory per communicator group.
-        fragmentation_fraction: Allocator reserve as a share of the dynamic (activation) part.
+        fragmentation_fraction: Allocator reserve as a share of the dynamic (activation) part, never given back.
+        cache_fraction: Free blocks the allocator keeps besides, as a share of the same part, and returns
+            before it runs out of memory; large where tensor sizes vary from step to step.
         gradient_dtype: Default format gradients are accumulated in.
         logits_fp32_copies: fp32 copies of the logits alive at the loss.
         fused_norm: Norms keep their input only; otherwise an fp32 copy and the normalised tensor.
@@ -48,6 +50,8 @@ class StackSpec:
         autograd_gradients: What becomes of autograd's 16-bit gradients where they are accumulated in
             fp32: ``fused`` into the accumulation (Megatron-LM), ``freed`` after every micro-batch (nanotron)
             or ``kept`` (DeepSpeed's BF16_Optimizer).
+        casts_gradients: The optimizer keeps an fp32 copy of gradients accumulated in 16 bits (not XLA,
+            which fuses the cast into the update).
         gradient_bucket_copies: Copies of all gradients, in storage precision, that reduction buckets
             hold throughout (PyTorch DDP: 1).
         bucket_bytes: Fixed reduction and gathering buckets of a sharded optimizer (DeepSpeed).
@@ -91,10 +95,12 @@ class StackSpec:
     fused_norm: bool = True
     fused_gate: bool = True
     autograd_gradients: str = "fused"
+    casts_gradients: bool = True
     gradient_bucket_copies: float = 0.0
     bucket_bytes: float = 0.0
     unsharded_units: float = 2.0
     optimizer_temporaries: float = 0.0
+    cache_fraction: float = 0.0
     reserve_bytes: float = 0.0
     memory_residual_log_std: float = 0.0
     residual_log_std: float = 0.0
