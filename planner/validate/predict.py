@@ -90,15 +90,18 @@ class RowPredictor:
         self._kinds = np.array([row.memory_kind.value for row in rows], dtype=object)
         self._groups = _groups(self._rows)
 
-    def step_times_s(self, stacks: Mapping[str, StackSpec]) -> FloatArray:
-        """(n,) predicted seconds per step; NaN where a row cannot be priced."""
-        return self.predict(stacks).step_time_s
+    def step_times_s(self, stacks: Mapping[str, StackSpec], rows: IntArray | None = None) -> FloatArray:
+        """Predicted seconds per step of the selected rows (all when None); NaN where one cannot be priced."""
+        times = self.predict(stacks, rows).step_time_s
+        return times if rows is None else times[rows]
 
-    def predict(self, stacks: Mapping[str, StackSpec]) -> Predictions:
+    def predict(self, stacks: Mapping[str, StackSpec], rows: IntArray | None = None) -> Predictions:
         """Everything the planner says about the rows.
 
         Args:
             stacks: Stack name to stack; must hold every stack the rows name.
+            rows: Which rows are wanted, so that others need not be priced (their figures stay NaN); all
+                when None.
         """
         count = len(self._rows)
         columns = {
@@ -110,7 +113,13 @@ class RowPredictor:
         }  # fmt: skip
         fits = np.zeros(count, dtype=np.bool_)
         problems: dict[int, str] = {}
+        wanted = np.ones(count, dtype=np.bool_)
+        if rows is not None:
+            wanted[:] = False
+            wanted[rows] = True
         for group in self._groups:
+            if not wanted[group.rows].any():
+                continue
             try:
                 self._price(group, stacks[group.stack], columns, fits)
             except SpecError as error:

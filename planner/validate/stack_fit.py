@@ -56,11 +56,13 @@ class StackFit:
 
     Attributes:
         stacks: Stacks fitted on all sources.
+        held_out: Source to the stacks fitted without it.
         held_out_s: (n,) step time predicted for each row with its source left out.
         fitted_s: (n,) step time predicted with nothing left out.
     """
 
     stacks: dict[str, StackSpec]
+    held_out: dict[str, dict[str, StackSpec]]
     held_out_s: FloatArray
     fitted_s: FloatArray
 
@@ -125,7 +127,9 @@ def fit_stacks(
     for source, kept in folds.items():
         judged = np.flatnonzero(sources == source)
         held_out[judged] = predict(kept, judged)
-    return StackFit(stacks=fitted, held_out_s=held_out, fitted_s=predict(fitted, np.arange(len(measured_s))))
+    return StackFit(
+        stacks=fitted, held_out=folds, held_out_s=held_out, fitted_s=predict(fitted, np.arange(len(measured_s)))
+    )
 
 
 def free_parameters(stack: StackSpec) -> tuple[str, ...]:
