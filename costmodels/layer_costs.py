@@ -1,6 +1,6 @@
 """Seconds of each part of a stage, on the plans: lowered, priced and exposed once per distinct shape."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,9 +29,12 @@ COMPONENTS = (
     "expert_backward",
     "launch_forward",
     "launch_backward",
-    "tensor_total",
-    "context_total",
-    "expert_total",
+    "tensor_forward_total",
+    "context_forward_total",
+    "expert_forward_total",
+    "tensor_backward_total",
+    "context_backward_total",
+    "expert_backward_total",
 )
 _ROW = {name: row for row, name in enumerate(COMPONENTS)}
 _FORWARD = [_ROW[name] for name in ("forward", "core", "tensor_forward", "context_forward", "expert_forward")] + [
@@ -40,7 +43,11 @@ _FORWARD = [_ROW[name] for name in ("forward", "core", "tensor_forward", "contex
 _BACKWARD = [_ROW[name] for name in ("input_gradient", "tensor_backward", "context_backward", "expert_backward")] + [
     _ROW["launch_backward"]
 ]
-RECOMPUTED = ("forward", "core", "tensor_forward", "context_forward", "expert_forward", "launch_forward")
+# Of these, what runs again when a layer is recomputed.
+RECOMPUTED = (
+    *("forward", "core", "tensor_forward", "context_forward", "expert_forward", "launch_forward"),
+    *("tensor_forward_total", "context_forward_total", "expert_forward_total"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,10 @@ class BlockCosts:
     relative_half_width: FloatArray
     basis: IntArray
     extrapolated: IntArray
+
+    def take(self, rows: IntArray) -> "BlockCosts":
+        """The same prices for the selected plans."""
+        return replace(self, of_row=self.of_row[rows])
 
     def component(self, name: str) -> FloatArray:
         """(N,) seconds of one component."""
@@ -87,6 +98,16 @@ class LayerCosts:
     expert_mlp: BlockCosts | None
     embedding: BlockCosts
     head: BlockCosts
+
+    def take(self, rows: IntArray) -> "LayerCosts":
+        """The blocks of the selected plans."""
+        return LayerCosts(
+            attention=self.attention.take(rows),
+            dense_mlp=self.dense_mlp.take(rows),
+            expert_mlp=None if self.expert_mlp is None else self.expert_mlp.take(rows),
+            embedding=self.embedding.take(rows),
+            head=self.head.take(rows),
+        )
 
 
 def layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
@@ -126,9 +147,8 @@ def _exposed(part: PartCosts, shape: RankShape, groups: Groups, context: CostCon
         table[_ROW[f"tensor_{direction}"]] = exposed_s(tensor, work, hidden)
         table[_ROW[f"expert_{direction}"]] = exposed_s(expert, work, stack.expert_parallel_overlap)
         table[_ROW[f"context_{direction}"]] = exposed_s(transfer[Axis[f"CONTEXT_{direction.upper()}"]], window, ring)
-    table[_ROW["tensor_total"]] = transfer[Axis.TENSOR_FORWARD] + transfer[Axis.TENSOR_BACKWARD]
-    table[_ROW["context_total"]] = transfer[Axis.CONTEXT_FORWARD] + transfer[Axis.CONTEXT_BACKWARD]
-    table[_ROW["expert_total"]] = transfer[Axis.EXPERT_FORWARD] + transfer[Axis.EXPERT_BACKWARD]
+    for axis in Axis:
+        table[_ROW[f"{axis.name.lower()}_total"]] = transfer[axis]
     launched = part.launches * stack.kernel_launch_s
     called = part.collectives * stack.collective_launch_s
     busy = table[[_ROW["tensor_forward"], _ROW["context_forward"], _ROW["expert_forward"]]].sum(axis=0)

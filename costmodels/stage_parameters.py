@@ -5,7 +5,7 @@ parallelism; routed experts by expert and expert-tensor parallelism, and their r
 of their own.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -47,6 +47,11 @@ class StageParameters:
     dense_replicas: IntArray
     expert_replicas: IntArray
     groups: Groups
+
+    def take(self, rows: IntArray) -> "StageParameters":
+        """What the stages of the selected plans hold."""
+        columns = {item.name: getattr(self, item.name)[rows] for item in fields(self) if item.name != "groups"}
+        return StageParameters(groups=self.groups.take(rows), **columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

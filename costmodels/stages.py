@@ -6,7 +6,7 @@ micro-batches. One column per stage is built only for a report. Layouts are work
 distinct combination of the columns they depend on, and gathered onto the plans.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,11 @@ class StageTable:
     has_embedding: BoolArray
     has_head: BoolArray
     groups: Groups
+
+    def take(self, rows: IntArray) -> "StageTable":
+        """The stages of the selected plans."""
+        columns = {item.name: getattr(self, item.name)[rows] for item in fields(self) if item.name != "groups"}
+        return StageTable(groups=self.groups.take(rows), **columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,15 +12,18 @@ import numpy as np
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
-from costmodels.layer_costs import RECOMPUTED, BlockCosts, LayerCosts
+from costmodels.layer_costs import COMPONENTS, RECOMPUTED, BlockCosts, LayerCosts
 from costmodels.lowering.calls import price_collectives
-from costmodels.lowering.grouping import group_rows
+from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.optimizer import memory_seconds_per_byte, optimizer_s
 from costmodels.overlap import exposed_s
 from costmodels.pipeline import pipeline_s
 from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch, Recompute
 from costmodels.stage_parameters import StageParameters
 from costmodels.stages import StageTable
+
+# Components that are work of kernels, as opposed to traffic and launches.
+_KERNELS = ("forward", "core", "input_gradient", "weight_gradient")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +66,37 @@ class _Multiplicity:
         return pairs if costs.expert_mlp is None else [*pairs, (costs.expert_mlp, self.expert_mlp)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pipeline:
+    """Forward and backward passes of a step, without what happens once per step; K plans.
+
+    Attributes:
+        pipeline_s: (K,) from the first forward to the last backward.
+        parts_s: Part name to (K,) seconds; they add up to ``pipeline_s``.
+        totals_s: Axis to (K,) seconds of traffic, hidden or not.
+        forward_s, backward_s: (K,) one micro-batch's passes through the slowest stage for each.
+        offload_s: (K,) exposed seconds if activations are offloaded.
+        stage_time_s: (K, S) one micro-batch, forward and backward.
+        recomputed_layers: (K, S) layers recomputed in full.
+    """
+
+    pipeline_s: FloatArray
+    parts_s: dict[str, FloatArray]
+    totals_s: dict[str, FloatArray]
+    forward_s: FloatArray
+    backward_s: FloatArray
+    offload_s: FloatArray
+    stage_time_s: FloatArray
+    recomputed_layers: FloatArray
+
+
 def step_time(
     plans: PlanBatch, stages: StageTable, costs: LayerCosts, parameters: StageParameters, context: CostContext
 ) -> StepTime:
     """Compose block prices into the step time of every plan.
+
+    Many plans differ only in what happens once per step (sharding, offloading, overlap), so the
+    pipeline is worked out once per distinct one.
 
     Args:
         plans: N plans.
@@ -75,6 +105,55 @@ def step_time(
         parameters: What each stage holds.
         context: Job, cluster and stack.
     """
+    alike = _alike(plans, stages, costs)
+    rows, of_row = alike.first, alike.of_row
+    distinct = _pipeline(plans.take(rows), stages.take(rows), costs.take(rows), parameters.take(rows), context)
+    parts = {name: np.take(seconds, of_row) for name, seconds in distinct.parts_s.items()}
+    totals = {name: np.take(seconds, of_row) for name, seconds in distinct.totals_s.items()}
+    parts["data_parallel"], totals["data_parallel"] = _data_parallel(
+        plans,
+        parameters,
+        context,
+        forward_s=np.take(distinct.forward_s, of_row),
+        backward_s=np.take(distinct.backward_s, of_row),
+    )
+    parts["optimizer"] = optimizer_s(plans, parameters, context)
+    parts["offload"] = np.where(plans.offload_activations, np.take(distinct.offload_s, of_row), 0.0)
+    known = np.take(distinct.pipeline_s, of_row) + parts["data_parallel"] + parts["optimizer"] + parts["offload"]
+    straggling = known * context.stack.straggler_fraction_per_doubling * _doublings(plans, context)
+    per_step = context.stack.step_overhead_s + straggling
+    parts["overhead"] = parts["overhead"] + per_step
+    return StepTime(
+        step_time_s=known + per_step,
+        parts_s=parts,
+        communication_total_s=totals,
+        stage_time_s=np.take(distinct.stage_time_s, of_row, axis=0),
+        recomputed_layers=np.take(distinct.recomputed_layers, of_row, axis=0),
+    )
+
+
+def _alike(plans: PlanBatch, stages: StageTable, costs: LayerCosts) -> Groups:
+    """Plans with the same pipeline: all that ``_pipeline`` reads, directly or through blocks and stages."""
+    columns = [
+        costs.attention.of_row,
+        stages.groups.of_row,
+        plans.recompute,
+        plans.recompute_layers,
+        plans.schedule,
+        plans.num_microbatches,
+        plans.data_parallel,
+        plans.axis_order,
+        (plans.zero_stage < 3).astype(np.int64),
+    ]
+    if costs.expert_mlp is not None:
+        columns.append(costs.expert_mlp.of_row)
+    return group_rows(*columns)
+
+
+def _pipeline(
+    plans: PlanBatch, stages: StageTable, costs: LayerCosts, parameters: StageParameters, context: CostContext
+) -> _Pipeline:
+    """Forward and backward passes of K plans, and what they spend their time on."""
     multiplicity = _Multiplicity(
         attention=stages.layers,
         dense_mlp=stages.layers - stages.moe_layers,
@@ -93,7 +172,7 @@ def step_time(
     stage_s = np.where(stages.count > 0, forward_s + input_s + weight_s, 0.0)
     slowest = stage_s.argmax(axis=1)
     m = plans.num_microbatches
-    pipeline, bubble = pipeline_s(
+    whole_s, bubble_s = pipeline_s(
         plans.schedule,
         forward_s=forward_s,
         input_gradient_s=input_s,
@@ -102,23 +181,18 @@ def step_time(
         virtual_stages=plans.virtual_stages,
         num_microbatches=m,
     )
-    parts = _parts(plans, stages, costs, repeated, slowest)
-    totals = _totals(plans, stages, costs, slowest)
+    parts, totals = _parts(plans, stages, costs, repeated, slowest)
     parts["backward"] = parts["backward"] + m * np.take_along_axis(accumulate_s, slowest[:, None], axis=1)[:, 0]
     parts["pipeline_transfer"], totals["pipeline_transfer"] = 2 * m * transfer_s, 2 * m * transfer_total_s
-    parts["data_parallel"], totals["data_parallel"] = _data_parallel(
-        plans, parameters, context, forward_s=forward_s.max(axis=1), backward_s=(input_s + weight_s).max(axis=1)
-    )
-    parts["bubble"] = bubble
-    parts["optimizer"] = optimizer_s(plans, parameters, context)
-    parts["offload"] = _activation_offload_s(plans, stages, context)
-    known = pipeline + parts["data_parallel"] + parts["optimizer"] + parts["offload"]
-    straggling = known * context.stack.straggler_fraction_per_doubling * _doublings(plans, context)
-    parts["overhead"] = parts["overhead"] + m * per_micro + context.stack.step_overhead_s + straggling
-    return StepTime(
-        step_time_s=known + context.stack.step_overhead_s + straggling,
+    parts["overhead"] = parts["overhead"] + m * per_micro
+    parts["bubble"] = bubble_s
+    return _Pipeline(
+        pipeline_s=whole_s,
         parts_s=parts,
-        communication_total_s=totals,
+        totals_s=totals,
+        forward_s=forward_s.max(axis=1),
+        backward_s=(input_s + weight_s).max(axis=1),
+        offload_s=_activation_offload_s(plans, stages, context),
         stage_time_s=stage_s,
         recomputed_layers=repeated,
     )
@@ -197,50 +271,39 @@ def _stage_seconds(
 
 def _parts(
     plans: PlanBatch, stages: StageTable, costs: LayerCosts, repeated: FloatArray, slowest: IntArray
-) -> dict[str, FloatArray]:
-    """Seconds per step of the slowest stage, by cause."""
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """(N,) seconds per step of the slowest stage by cause, and its traffic by axis, hidden or not."""
     m = plans.num_microbatches
     at = _at_stage(stages, slowest)
     share = np.take_along_axis(repeated, slowest[:, None], axis=1)[:, 0] / np.maximum(at.attention, 1)
-    zero = np.zeros(len(plans))
-    sums = dict.fromkeys((*RECOMPUTED, "input_gradient", "weight_gradient", "launch_backward"), zero)
-    sums |= dict.fromkeys(("tensor_backward", "context_backward", "expert_backward"), zero)
-    ends, again = zero, zero
+    sums = dict.fromkeys(COMPONENTS, np.zeros(len(plans)))
+    ends, again = np.zeros(len(plans)), np.zeros(len(plans))
     for block, times in at.blocks(costs):
         boundary = block is costs.embedding or block is costs.head
-        repeat = 1.0 if boundary else 1.0 + share
-        for name in sums:
+        for name in COMPONENTS:
             seconds = times * block.component(name)
-            if boundary and name in ("forward", "input_gradient", "weight_gradient"):
+            if boundary and name in _KERNELS:
                 ends = ends + seconds
                 continue
-            if name in ("forward", "core") and not boundary:
-                again = again + share * seconds
-            elif name in RECOMPUTED:
-                seconds = seconds * repeat
+            if name in RECOMPUTED and not boundary:
+                if name in _KERNELS:
+                    again = again + share * seconds
+                else:
+                    seconds = seconds * (1.0 + share)
             sums[name] = sums[name] + seconds
     core = np.where(plans.recompute == Recompute.SELECTIVE, sums["core"], 0.0)
-    return {
+    parts = {
         "forward": m * (sums["forward"] + sums["core"]),
         "backward": m * (sums["input_gradient"] + sums["weight_gradient"]),
         "recompute": m * (again + core),
         "embedding_and_loss": m * ends,
-        "tensor_parallel": m * (sums["tensor_forward"] + sums["tensor_backward"]),
-        "context_parallel": m * (sums["context_forward"] + sums["context_backward"]),
-        "expert_parallel": m * (sums["expert_forward"] + sums["expert_backward"]),
         "overhead": m * (sums["launch_forward"] + sums["launch_backward"]),
     }
-
-
-def _totals(plans: PlanBatch, stages: StageTable, costs: LayerCosts, slowest: IntArray) -> dict[str, FloatArray]:
-    """Seconds of traffic per step on the slowest stage by axis, hidden or not, without recomputation."""
     totals = {}
     for axis in ("tensor", "context", "expert"):
-        seconds = np.zeros(len(plans))
-        for block, times in _at_stage(stages, slowest).blocks(costs):
-            seconds = seconds + times * block.component(f"{axis}_total")
-        totals[f"{axis}_parallel"] = plans.num_microbatches * seconds
-    return totals
+        parts[f"{axis}_parallel"] = m * (sums[f"{axis}_forward"] + sums[f"{axis}_backward"])
+        totals[f"{axis}_parallel"] = m * (sums[f"{axis}_forward_total"] + sums[f"{axis}_backward_total"])
+    return parts, totals
 
 
 def _at_stage(stages: StageTable, which: IntArray) -> _Multiplicity:
@@ -289,7 +352,7 @@ def _pipeline_transfer(plans: PlanBatch, context: CostContext) -> tuple[FloatArr
 
 
 def _activation_offload_s(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:
-    """(N,) seconds per step of checkpoints going to host memory and back that compute cannot hide.
+    """(N,) seconds per step, if offloaded, of checkpoints going to the host and back that compute cannot hide.
 
     The layer inputs of one micro-batch move under the layers of the next; half is taken as hidden.
     """
@@ -297,10 +360,11 @@ def _activation_offload_s(plans: PlanBatch, stages: StageTable, context: CostCon
     tokens = plans.micro_batch_size * context.job.sequence_length / plans.context_parallel
     size = stages.layers.max(axis=1) * tokens * row_bytes / np.where(plans.sequence_parallel, plans.tensor_parallel, 1)
     moved_s = 2 * size / context.cluster.node.host_link.bandwidth_bytes_per_s
-    return np.where(plans.offload_activations, 0.5 * moved_s * plans.num_microbatches, 0.0)
+    return 0.5 * moved_s * plans.num_microbatches
 
 
 def _doublings(plans: PlanBatch, context: CostContext) -> FloatArray:
     """(N,) how often the device count doubles beyond one node."""
     nodes = plans.num_devices / context.cluster.node.devices_per_node
-    return np.log2(np.maximum(nodes, 1.0))
+    doublings: FloatArray = np.log2(np.maximum(nodes, 1.0))
+    return doublings

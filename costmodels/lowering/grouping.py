@@ -16,6 +16,10 @@ class Groups:
     first: IntArray
     of_row: IntArray
 
+    def take(self, rows: IntArray) -> "Groups":
+        """The grouping of the selected rows."""
+        return group_rows(self.of_row[rows])
+
 
 def group_rows(*columns: IntArray) -> Groups:
     """Group N rows that agree in every given column.
