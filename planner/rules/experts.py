@@ -78,7 +78,7 @@ EXPERT = (
         source=f"{_ARGUMENTS}: Number of experts should be a multiple of expert model parallel size",
         columns=columns("expert_parallel"),
         holds=lambda plans, setting: (
-            (plans.expert_parallel == 1) | (_num_experts(setting) % plans.expert_parallel == 0)
+            mask(setting.model.moe is None) | (_num_experts(setting) % plans.expert_parallel == 0)
         ),
         complaint=lambda plan, setting: must_divide("num_experts", _num_experts(setting), plan.expert_parallel),
     ),

@@ -1,0 +1,341 @@
+"""Legality: every rule accepts what the framework accepts, refuses what it refuses, and says so."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, PlanBatch, Recompute, Schedule
+from planner.constraints import RULES, check_plan, legal, rules_for, sieve, violations
+from planner.rules.base import FRAMEWORK_TITLES, FRAMEWORKS, Setting
+from profiles import stacks
+from profiles.errors import SpecError
+from tests.fakes import gpt, job, latent, llama, mixture
+
+# An 8-device plan that every framework accepts: data parallelism alone, one micro-batch of one.
+PLAIN = ExecutionPlan(data_parallel=8, num_microbatches=8)
+MEGATRON, DEEPSPEED, FSDP, NANOTRON, TRAINER = FRAMEWORKS
+
+
+def setting(framework: str = MEGATRON, *, devices: int = 8, **changes: object) -> Setting:
+    values: dict[str, object] = {"model": gpt(), "job": job()}
+    return Setting(num_devices=devices, framework=framework, **values | changes)  # type: ignore[arg-type]
+
+
+def broken(plan: ExecutionPlan, where: Setting) -> set[str]:
+    batch = PlanBatch.from_plans([plan])
+    return {rule.name for rule in rules_for(where.framework) if not rule.holds(batch, where)[0]}
+
+
+def split(t: int = 1, p: int = 1, d: int = 1, c: int = 1, *, m: int = 0, **changes: object) -> ExecutionPlan:
+    """A plan of those degrees that shares 64 sequences out in micro-batches of one."""
+    plan = ExecutionPlan(
+        tensor_parallel=t, pipeline_parallel=p, data_parallel=d, context_parallel=c, num_microbatches=m or 64 // d
+    )
+    return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_data_parallelism_alone_is_legal_everywhere(framework: str) -> None:
+    check_plan(PLAIN, setting(framework))
+    assert violations(PLAIN, setting(framework)) == []
+
+
+def test_frameworks_are_those_of_the_stacks() -> None:
+    assert set(FRAMEWORKS) == set(stacks.FRAMEWORKS) == set(FRAMEWORK_TITLES)
+
+
+def test_every_rule_is_named_once_and_says_where_it_comes_from() -> None:
+    assert len({rule.name for rule in RULES}) == len(RULES)
+    for rule in RULES:
+        assert rule.frameworks, rule.name
+        assert rule.source, rule.name
+        assert rule.text, rule.name
+        assert rule.field in ExecutionPlan.__dataclass_fields__, rule.name
+        assert rule.columns <= set(PlanBatch.__dataclass_fields__), rule.name
+
+
+# Plan, framework, and every rule it breaks there.
+CASES = [
+    pytest.param(
+        split(t=3, d=2),
+        MEGATRON,
+        {
+            "world_size",
+            "tensor_parallel_divides_heads",
+            "tensor_parallel_splits_kv_heads",
+            "tensor_parallel_divides_mlp",
+        },
+        id="heads",
+    ),
+    pytest.param(split(d=4), MEGATRON, {"world_size"}, id="idle devices"),
+    pytest.param(split(d=8, m=4), MEGATRON, {"global_batch"}, id="batch product"),
+    pytest.param(split(d=8, sequence_parallel=True), MEGATRON, {"sequence_parallel_needs_tensor_parallel"}, id="sp"),
+    pytest.param(split(t=2, d=4), FSDP, {"tensor_parallel_shards_sequence", "ddp_stands_alone"}, id="fsdp tp"),
+    pytest.param(split(t=2, d=4, sequence_parallel=True, zero_stage=3), FSDP, set(), id="fsdp tp sp"),
+    pytest.param(split(d=8, zero_stage=1), FSDP, {"zero_stage_exists_fsdp"}, id="no zero 1 in fsdp"),
+    pytest.param(split(d=8, zero_stage=2), NANOTRON, {"zero_stage_exists_nanotron"}, id="no zero 2 in nanotron"),
+    pytest.param(split(p=2, d=4, zero_stage=2), MEGATRON, {"megatron_fsdp_excludes_pipeline"}, id="megatron fsdp pp"),
+    pytest.param(split(p=2, d=4, zero_stage=3), DEEPSPEED, {"deepspeed_zero_excludes_pipeline"}, id="zero 3 pp"),
+    pytest.param(split(p=2, d=4, zero_stage=3), FSDP, set(), id="fsdp pp"),
+    pytest.param(split(p=2, d=4, zero_stage=1), DEEPSPEED, set(), id="zero 1 pp"),
+    pytest.param(
+        split(p=2, d=4, virtual_stages=2), DEEPSPEED, {"interleaving_exists"}, id="no interleaving in deepspeed"
+    ),
+    pytest.param(split(p=2, d=4, virtual_stages=2), MEGATRON, set(), id="interleaved"),
+    pytest.param(
+        split(p=4, d=2, virtual_stages=4),
+        MEGATRON,
+        {"stages_have_layers", "interleaving_divides_layers"},
+        id="more chunks than layers",
+    ),
+    pytest.param(split(d=8, virtual_stages=2), MEGATRON, {"interleaving_needs_pipeline"}, id="vpp without pp"),
+    pytest.param(
+        split(p=4, d=2, micro_batch_size=16, m=2, virtual_stages=2),
+        MEGATRON,
+        {"interleaving_divides_microbatches"},
+        id="fewer micro-batches than stages",
+    ),
+    pytest.param(
+        split(p=2, d=4, schedule=Schedule.ZERO_BUBBLE_V), MEGATRON, {"pipeline_schedule_exists"}, id="zb in megatron"
+    ),
+    pytest.param(split(p=2, d=4, schedule=Schedule.ZERO_BUBBLE_V, zero_stage=3), FSDP, set(), id="zb in torchtitan"),
+    pytest.param(split(p=2, d=4, schedule=Schedule.GPIPE), NANOTRON, set(), id="afab in nanotron"),
+    pytest.param(
+        split(d=8, schedule=Schedule.GPIPE, zero_stage=3), FSDP, {"schedule_needs_pipeline"}, id="gpipe without pp"
+    ),
+    pytest.param(split(t=2, d=4), TRAINER, {"trainer_is_data_parallel"}, id="trainer tp"),
+    pytest.param(split(c=2, d=4), MEGATRON, set(), id="ring"),
+    pytest.param(split(c=2, d=4), DEEPSPEED, {"context_parallel_ulysses_only"}, id="deepspeed has no ring"),
+    pytest.param(split(c=2, d=4, context_kind=ContextKind.ULYSSES), DEEPSPEED, set(), id="ulysses"),
+    pytest.param(
+        split(c=2, p=2, d=2, context_kind=ContextKind.ULYSSES), DEEPSPEED, {"ulysses_excludes_pipeline"}, id="ds pp"
+    ),
+    pytest.param(
+        split(c=2, t=2, d=2, context_kind=ContextKind.ULYSSES, sequence_parallel=True),
+        DEEPSPEED,
+        {"ulysses_excludes_sequence_parallel"},
+        id="ds sp",
+    ),
+    pytest.param(
+        split(c=2, d=4, zero_stage=3, context_kind=ContextKind.ULYSSES),
+        FSDP,
+        {"context_parallel_no_ulysses"},
+        id="no ulysses in torchtitan",
+    ),
+    pytest.param(split(d=8, expert_parallel=2), MEGATRON, {"expert_parallel_needs_experts"}, id="ep dense"),
+    pytest.param(split(d=8, recompute_layers=3), MEGATRON, {"recompute_block_within_stage"}, id="layers without block"),
+    pytest.param(
+        split(p=2, d=4, recompute=Recompute.BLOCK, recompute_layers=5),
+        MEGATRON,
+        {"recompute_block_within_stage"},
+        id="more than a stage",
+    ),
+    pytest.param(split(d=8, recompute=Recompute.SELECTIVE), NANOTRON, {"recompute_exists"}, id="nanotron selective"),
+    pytest.param(
+        split(d=8, offload_optimizer=True), DEEPSPEED, {"offload_optimizer_needs_zero"}, id="zero-offload needs zero"
+    ),
+    pytest.param(
+        split(d=8, offload_optimizer=True, zero_stage=3),
+        MEGATRON,
+        {"offload_optimizer_excludes_fsdp"},
+        id="megatron fsdp offload",
+    ),
+    pytest.param(split(d=8, offload_optimizer=True), FSDP, {"offload_optimizer_needs_fsdp"}, id="ddp offload"),
+    pytest.param(split(d=8, offload_optimizer=True), NANOTRON, {"offload_exists"}, id="nanotron offload"),
+    pytest.param(
+        split(p=2, d=4, offload_activations=True), MEGATRON, {"offload_activations_alone"}, id="activation offload pp"
+    ),
+    pytest.param(
+        split(d=8, offload_activations=True), DEEPSPEED, {"offload_activations_needs_checkpoints"}, id="no checkpoints"
+    ),
+    pytest.param(split(d=8, zero_stage=1, zero_shard_degree=3), MEGATRON, {"shard_degree_divides"}, id="shards"),
+    pytest.param(split(d=8, zero_shard_degree=4), MEGATRON, {"shard_degree_divides"}, id="shards of nothing"),
+    pytest.param(
+        split(d=8, zero_stage=1, zero_shard_degree=4), DEEPSPEED, {"shard_degree_needs_stage_3"}, id="mics needs zero 3"
+    ),
+    pytest.param(split(d=8, zero_stage=1, zero_shard_degree=4), NANOTRON, {"shard_degree_exists"}, id="nanotron hsdp"),
+    pytest.param(
+        split(t=2, d=4, tensor_parallel_overlap=True),
+        MEGATRON,
+        {"tensor_overlap_needs_sequence_parallel"},
+        id="overlap",
+    ),
+    pytest.param(split(p=2, d=4, axis_order=AxisOrder.TP_CP_PP_DP), NANOTRON, {"axis_order_exists"}, id="axis order"),
+]
+
+
+@pytest.mark.parametrize(("plan", "framework", "expected"), CASES)
+def test_rules_broken(plan: ExecutionPlan, framework: str, expected: set[str]) -> None:
+    assert broken(plan, setting(framework)) == expected
+    assert bool(legal(PlanBatch.from_plans([plan]), setting(framework))[0]) == (not expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "plan", "framework", "expected"),
+    [
+        pytest.param(llama(), split(t=8), MEGATRON, set(), id="megatron replicates key/value heads"),
+        pytest.param(llama(), split(t=8), NANOTRON, {"tensor_parallel_divides_kv_heads"}, id="nanotron does not"),
+        pytest.param(latent(), split(t=8), NANOTRON, set(), id="latent attention expands to all heads"),
+        pytest.param(
+            llama(num_key_value_heads=1, ffn_hidden_size=2820),
+            split(t=8),
+            MEGATRON,
+            {"tensor_parallel_divides_mlp"},
+            id="mlp width",
+        ),
+        pytest.param(gpt(num_layers=6), split(p=4, d=2), MEGATRON, {"pipeline_divides_layers"}, id="layers"),
+        pytest.param(gpt(num_layers=6), split(p=4, d=2), DEEPSPEED, set(), id="uneven stages elsewhere"),
+        pytest.param(
+            gpt(num_layers=6),
+            split(p=4, d=2, first_stage_layers=1, last_stage_layers=1),
+            MEGATRON,
+            set(),
+            id="fixed first and last stage",
+        ),
+        pytest.param(
+            gpt(num_layers=6), split(p=4, d=2, stage_layers=(1, 2, 2, 1)), MEGATRON, set(), id="hand-laid stages"
+        ),
+        pytest.param(
+            gpt(num_layers=6),
+            split(p=4, d=2, stage_layers=(1, 2, 2, 2)),
+            MEGATRON,
+            {"pipeline_divides_layers", "stage_layers_complete"},
+            id="one layer too many",
+        ),
+        pytest.param(mixture(), split(t=2, d=4), MEGATRON, {"experts_need_sequence_parallel"}, id="moe tp"),
+        pytest.param(
+            mixture(),
+            split(d=8, expert_parallel=3),
+            MEGATRON,
+            {"expert_parallel_divides_experts", "expert_ranks"},
+            id="3",
+        ),
+        pytest.param(mixture(), split(d=8, expert_parallel=8), MEGATRON, set(), id="one expert per rank"),
+        pytest.param(
+            mixture(moe={"num_experts": 16}), split(d=8, expert_parallel=16), MEGATRON, {"expert_ranks"}, id="too few"
+        ),
+        pytest.param(
+            mixture(),
+            split(p=2, d=4, expert_parallel=8),
+            DEEPSPEED,
+            {"expert_ranks_in_data_ranks"},
+            id="experts live on data ranks",
+        ),
+        pytest.param(
+            mixture(),
+            split(t=2, d=4, sequence_parallel=True, zero_stage=3, expert_parallel=4, expert_tensor_parallel=2),
+            FSDP,
+            set(),
+            id="torchtitan etp = tp",
+        ),
+        pytest.param(
+            mixture(),
+            split(t=4, d=2, sequence_parallel=True, zero_stage=3, expert_parallel=2, expert_tensor_parallel=2),
+            FSDP,
+            {"expert_tensor_parallel_one_or_tp", "expert_ranks_in_sharded_ranks"},
+            id="torchtitan etp is 1 or tp",
+        ),
+        pytest.param(
+            mixture(), split(d=8, expert_parallel=2), TRAINER, {"trainer_keeps_experts_whole"}, id="trainer ep"
+        ),
+    ],
+)
+def test_rules_about_the_model(model: object, plan: ExecutionPlan, framework: str, expected: set[str]) -> None:
+    assert broken(plan, setting(framework, model=model)) == expected
+
+
+@pytest.mark.parametrize(
+    ("length", "plan", "framework", "expected"),
+    [
+        pytest.param(2050, split(c=2, d=4), MEGATRON, {"context_parallel_divides_sequence"}, id="2 x cp"),
+        pytest.param(2050, split(c=2, d=4, context_kind=ContextKind.ULYSSES), DEEPSPEED, set(), id="cp is enough"),
+        pytest.param(
+            2049, split(t=2, d=4, sequence_parallel=True), MEGATRON, {"sequence_divides_over_ranks"}, id="odd length"
+        ),
+    ],
+)
+def test_rules_about_the_sequence(length: int, plan: ExecutionPlan, framework: str, expected: set[str]) -> None:
+    assert broken(plan, setting(framework, job=job(sequence_length=length))) == expected
+
+
+def test_ulysses_needs_heads_for_every_rank() -> None:
+    plan = split(t=4, c=2, context_kind=ContextKind.ULYSSES)
+    assert broken(plan, setting(MEGATRON, model=gpt())) == set()
+    assert broken(plan, setting(MEGATRON, model=llama())) == {"ulysses_divides_heads"}
+
+
+def test_qlora_is_data_parallel() -> None:
+    from costmodels.workload import LoraSpec
+
+    where = setting(FSDP, job=job(task="qlora", lora=LoraSpec()))
+    assert "qlora_not_model_parallel" in broken(split(t=2, d=4, sequence_parallel=True, zero_stage=3), where)
+
+
+# The message a user reads, verbatim.
+MESSAGES = [
+    (
+        split(t=16),
+        setting(devices=16, model=gpt(num_attention_heads=40, num_key_value_heads=40, ffn_hidden_size=4000)),
+        "plan.tensor_parallel: must divide num_attention_heads=40; got 16. Hint: 1, 2, 4, 5, 8, 10, 20 or 40",
+    ),
+    (
+        split(t=2, d=2),
+        setting(),
+        "plan.data_parallel: 2 x 1 x 2 x 1 (tp x pp x dp x cp) must equal the 8 devices. Hint: dp 4",
+    ),
+    (
+        split(p=3, d=2),
+        setting(devices=6),
+        "plan.pipeline_parallel: must divide num_layers=8; got 3. Hint: 1, 2, 4 or 8; "
+        "or set first_stage_layers and last_stage_layers",
+    ),
+    (
+        split(p=2, d=4, zero_stage=3),
+        setting(DEEPSPEED),
+        "plan.zero_stage: 3 is not combined with pipeline_parallel=2 in DeepSpeed. Hint: zero 1, or pp 1",
+    ),
+    (
+        split(p=2, d=4, schedule=Schedule.ZERO_BUBBLE_1P),
+        setting(FSDP),
+        "plan.zero_stage: 0 (DDP) is not combined with other parallelism. Hint: zero 2 or 3",
+    ),
+    (
+        split(p=2, d=4, schedule=Schedule.ZERO_BUBBLE_1P),
+        setting(MEGATRON),
+        "plan.schedule: 'zb-1p' is not implemented by megatron. Hint: 1f1b",
+    ),
+]
+
+
+@pytest.mark.parametrize(("plan", "where", "message"), MESSAGES, ids=range(len(MESSAGES)))
+def test_messages(plan: ExecutionPlan, where: Setting, message: str) -> None:
+    assert message in [str(error) for error in violations(plan, where)]
+
+
+@pytest.mark.parametrize(("plan", "framework", "expected"), [case for case in CASES if case.values[2]])
+def test_every_refusal_has_a_message(plan: ExecutionPlan, framework: str, expected: set[str]) -> None:
+    errors = violations(plan, setting(framework))
+    assert len(errors) == len(expected)
+    for error in errors:
+        assert error.field.startswith("plan.")
+        assert error.problem
+        assert error.hint
+
+
+def test_the_first_broken_rule_is_raised() -> None:
+    with pytest.raises(SpecError, match=r"^plan.data_parallel: .* must equal the 8 devices"):
+        check_plan(split(t=3, d=2), setting())
+
+
+def test_a_sieve_charges_each_plan_once() -> None:
+    plans = PlanBatch.from_plans([PLAIN, split(t=3, d=2), split(d=4), split(d=8, zero_shard_degree=4)])
+    mask, rejected = sieve(plans, setting(), rules_for(MEGATRON))
+    assert mask.tolist() == [True, False, False, False]
+    assert rejected == {"world_size": 2, "shard_degree_divides": 1}
+    assert np.count_nonzero(~mask) == sum(rejected.values())
+
+
+def test_an_unknown_framework_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"framework: unknown name 'megatrn'. Hint: did you mean 'megatron'"):
+        rules_for("megatrn")
