@@ -18,12 +18,14 @@ from profiles.parameters import layer_parameters, total_lora_parameters
 
 def matmul_parameters(model: ModelSpec) -> float:
     """Weights that multiply every token, all layers and the head: routed experts count k of E."""
+    moe_layers = model.num_moe_layers
+    plain = layer_parameters(model, moe=False)
     total = 1.0 * model.vocab_size * model.hidden_size
-    for is_moe in model.layer_is_moe:
-        part = layer_parameters(model, moe=is_moe)
-        total += part.attention + part.dense_mlp + part.shared_experts + part.router
-        if model.moe is not None and is_moe:
-            total += part.routed_experts * model.moe.experts_per_token / model.moe.num_experts
+    total += (model.num_layers - moe_layers) * (plain.attention + plain.dense_mlp)
+    if model.moe is not None:
+        mixed = layer_parameters(model, moe=True)
+        visited = mixed.routed_experts * model.moe.experts_per_token / model.moe.num_experts
+        total += moe_layers * (mixed.attention + mixed.shared_experts + mixed.router + visited)
     return total
 
 
