@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp
 from costmodels.kernels.calls import Basis, FloatArray, Prediction
 from profiles.fits import CollectiveFits, Fit
-from profiles.hardware import ClusterSpec, LinkSpec
+from profiles.hardware import ClusterSpec, LinkSpec, NodeSpec
 
 Parameters = Mapping[str, float]
 
@@ -95,50 +95,79 @@ def inside_time_s(groups: Groups, fit: Parameters, bytes_per_s: float) -> FloatA
     simple_s = fit["launch_s"] + steps * fit["hop_s"] + wire_bytes / (usable * fit["efficiency"])
     low_s = fit["low_launch_s"] + steps * fit["low_hop_s"] + wire_bytes / (usable * fit["low_efficiency"])
     best_s = np.minimum(simple_s, low_s)
-    if fit["switch_efficiency"] > 0:
+    if groups.op is CollectiveOp.ALL_REDUCE and fit["switch_efficiency"] > 0:
         switch_s = fit["switch_launch_s"] + groups.size_bytes / (bytes_per_s * fit["switch_efficiency"])
         best_s = np.where(local > 2, np.minimum(best_s, switch_s), best_s)
     return best_s
 
 
-def across_time_s(
-    groups: Groups, inside: Parameters, across: Parameters, links: tuple[LinkSpec, float, float]
-) -> FloatArray:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What crosses domains: latency of an adapter, bytes/s per device over the network and inside."""
+
+    latency_s: float
+    out_bytes_per_s: float
+    in_bytes_per_s: float
+
+    @classmethod
+    def of(cls, node: NodeSpec) -> "Network":
+        """The network of a node type."""
+        return cls(
+            latency_s=node.nic.latency_s,
+            out_bytes_per_s=node.scale_out_bytes_per_s,
+            in_bytes_per_s=node.scale_up.bandwidth_bytes_per_s,
+        )
+
+
+def across_time_s(groups: Groups, inside: Parameters, across: Parameters, network: Network) -> FloatArray:
     """Seconds of collectives over several domains.
 
     Args:
         groups: Calls.
         inside: As in ``inside_time_s``.
-        across: ``launch_s``; ``hops``, latencies of the adapter per crossing of a ring; ``efficiency`` of the
-            network bandwidth in rings; ``tree_efficiency`` and ``tree_hops`` for trees (0: none).
-        links: The adapter, the network bytes/s per device, and the scale-up bytes/s per device.
+        across: ``launch_s``; ``efficiency`` of the network bandwidth in rings, ``hops``, adapter latencies per
+            domain of a ring; ``low_share`` of that efficiency and ``low_hops`` of the low-latency protocol;
+            ``tree_efficiency`` (0: no trees) and ``tree_hops`` per level.
+        network: Latency and bandwidths.
     """
-    nic, out_bytes_per_s, in_bytes_per_s = links
     ranks, local = groups.ranks, np.maximum(groups.local, 1.0)
-    domains = ranks / local
-    hop_s = across["hops"] * nic.latency_s
-    inside_bandwidth = np.maximum(reach(inside, np.maximum(local, 2)), 1e-3) * in_bytes_per_s * inside["efficiency"]
-    inside_bandwidth = np.where(local > 1, inside_bandwidth, np.inf)
-    if groups.op is CollectiveOp.ALL_TO_ALL:
-        out_s = groups.size_bytes * (ranks - local) / ranks / (out_bytes_per_s * across["efficiency"])
-        in_s = groups.size_bytes * (local - 1) / ranks / inside_bandwidth
-        return across["launch_s"] + (ranks - local) * hop_s + (local - 1) * inside["hop_s"] + np.maximum(out_s, in_s)
+    out_bytes_per_s = network.out_bytes_per_s * across["efficiency"]
+    hop_s = across["hops"] * network.latency_s
     if groups.op is CollectiveOp.SEND_RECV:
-        return across["launch_s"] + hop_s + groups.size_bytes / (out_bytes_per_s * across["efficiency"])
-    network = local * out_bytes_per_s * across["efficiency"]
+        return np.asarray(across["launch_s"] + hop_s + groups.size_bytes / out_bytes_per_s, dtype=float)
+    in_bytes_per_s = (
+        network.in_bytes_per_s * inside["efficiency"] * np.maximum(reach(inside, np.maximum(local, 2)), 1e-3)
+    )
+    in_bytes_per_s = np.where(local > 1, in_bytes_per_s, np.inf)
+    if groups.op is CollectiveOp.ALL_TO_ALL:
+        out_s = groups.size_bytes * (ranks - local) / ranks / out_bytes_per_s
+        in_s = groups.size_bytes * (local - 1) / ranks / in_bytes_per_s
+        posts_s = (ranks - local) * hop_s + (local - 1) * inside["hop_s"]
+        return np.asarray(across["launch_s"] + posts_s + np.maximum(out_s, in_s), dtype=float)
+    domains = ranks / local
     wire_bytes = groups.size_bytes * wire_factor(groups.op, ranks)
     turns = 2.0 if groups.op is CollectiveOp.ALL_REDUCE else 1.0
-    ring_hops_s = turns * (domains * hop_s + (ranks - domains) * inside["hop_s"])
-    ring_s = across["launch_s"] + ring_hops_s + wire_bytes / np.minimum(inside_bandwidth, network)
+    ring_s = turns * (domains * hop_s + (ranks - domains) * inside["hop_s"])
+    ring_s += wire_bytes / np.minimum(in_bytes_per_s, local * out_bytes_per_s)
+    low_s = turns * (domains * across["low_hops"] * network.latency_s + (ranks - domains) * inside["low_hop_s"])
+    low_s += wire_bytes / (across["low_share"] * np.minimum(in_bytes_per_s, local * out_bytes_per_s))
+    best_s = across["launch_s"] + np.minimum(ring_s, low_s)
     if groups.op is not CollectiveOp.ALL_REDUCE or across["tree_efficiency"] <= 0:
-        return ring_s
-    # A tree inside the domain's switch or chain, and double binary trees over the domains: an inner node of
-    # a tree passes on 2 S each way, two domains exchange S (arXiv:1907.06167 describes the trees).
-    in_s = inside_time_s(groups, inside, in_bytes_per_s) * (local > 1)
+        return best_s
+    return np.minimum(best_s, _tree_time_s(groups, inside, across, network))
+
+
+def _tree_time_s(groups: Groups, inside: Parameters, across: Parameters, network: Network) -> FloatArray:
+    """Seconds of all-reduces that add up inside a domain and in double binary trees over the domains.
+
+    An inner node of a tree passes on 2 S each way, two domains exchange S; the parts are pipelined.
+    """
+    domains = groups.ranks / groups.local
+    in_s = inside_time_s(groups, inside, network.in_bytes_per_s) * (groups.local > 1)
     share = np.where(domains > 2, 2.0, 1.0)
-    out_s = groups.size_bytes * share / (local * out_bytes_per_s * across["tree_efficiency"])
-    tree_s = across["launch_s"] + 2 * np.log2(np.maximum(domains, 2)) * across["tree_hops"] * nic.latency_s
-    return np.minimum(ring_s, tree_s + np.maximum(in_s, out_s))
+    tree_bytes_per_s = groups.local * network.out_bytes_per_s * across["tree_efficiency"]
+    levels_s = 2 * np.log2(np.maximum(domains, 2)) * across["tree_hops"] * network.latency_s
+    return across["launch_s"] + levels_s + np.maximum(in_s, groups.size_bytes * share / tree_bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +201,7 @@ class LinkCollectiveModel:
                 time_s[rows] = price_s
                 low_s[rows] = price_s * min(fit.low_factor for fit in fits)
                 high_s[rows] = price_s * max(fit.high_factor for fit in fits)
-                known = all(fit.scope == "link" for fit in fits)
+                known = all(fit.scope != "global" and fit.card.rows > 0 for fit in fits)
                 basis[rows] = int(Basis.ANALYTIC if known else Basis.ASSUMED)
                 extrapolated[rows] = _outside(groups, fits[-1])
         return Prediction(time_s=time_s, low_s=low_s, high_s=high_s, basis=basis, extrapolated=extrapolated)
@@ -185,12 +214,24 @@ class LinkCollectiveModel:
             fit = self.fits.resolve(name, link=node.host_link.name, kind=node.host_link.kind)
             bytes_per_s = node.host_link.bandwidth_bytes_per_s * fit.parameters["efficiency"]
             return node.host_link.latency_s + groups.size_bytes / bytes_per_s, (fit,)
-        inside = self.fits.resolve(name, link=node.scale_up.name, kind=_kind(node.scale_up))
+        inside = self._inside(name, node.scale_up)
         if not across:
             return inside_time_s(groups, inside.parameters, node.scale_up.bandwidth_bytes_per_s), (inside,)
         outside = self.fits.resolve(f"{name}_across", link=node.nic.name, kind=node.nic.kind)
-        links = (node.nic, node.scale_out_bytes_per_s, node.scale_up.bandwidth_bytes_per_s)
-        return across_time_s(groups, inside.parameters, outside.parameters, links), (inside, outside)
+        return across_time_s(groups, inside.parameters, outside.parameters, Network.of(node)), (inside, outside)
+
+    def _inside(self, name: str, link: LinkSpec) -> Fit:
+        """The record of an operation on a scale-up link.
+
+        Want of the operation is bridged by the all-reduce of the same link, then of its kind, before records
+        of other kinds: bus bandwidths of one link are alike.
+        """
+        records, kind = self.fits.records, _kind(link)
+        wanted = ((name, "link", link.name), ("all_reduce", "link", link.name), (name, "kind", kind))
+        for key in (*wanted, ("all_reduce", "kind", kind)):
+            if key in records:
+                return records[key]
+        return self.fits.resolve(name, link=link.name, kind=kind)
 
 
 def _kind(link: LinkSpec) -> str:

@@ -1,7 +1,7 @@
 """Published collective timings as calls over named links: which rows a price list may be fitted on.
 
-Left out: 8-bit integers (no in-switch sum), inference libraries' own all-reduce kernels, and rows timed
-with host overhead. XLA's rows count for send/receive only, where nothing else measured the link.
+Left out: 8-bit integers (no in-switch sum), inference libraries' own all-reduce kernels, XLA's (its compiler
+adds 10 us and takes no in-switch sum), and profiled rows of links that nccl-tests timed too.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ INSIDE = {
     ("vtrain", "nvlink3"): "nvlink3",
     ("vtrain", "nvlink2"): "nvlink2",
     ("xxrjun-nccl", "nvlink4"): "nvlink4",
-    ("vidur", "nvlink3"): "nvlink3",
+    ("vidur", "nvlink3"): "nvlink3",  # send/receive only, like the next: nccl-tests timed the rest
     ("vidur", "nvlink4"): "nvlink4",
     ("vidur", "nvlink3-pair"): "nvlink3-bridge-a100",
     ("vidur", "nvlink4-pair"): "nvlink4-bridge",
@@ -80,7 +80,7 @@ def read_collectives(folder: Path) -> Any:
     table = pd.read_csv(folder / "timings" / "collectives.csv.gz")
     notes = table.notes.fillna("")
     usable = (table.time_us > 0) & ~notes.str.contains("int8|custom")
-    usable &= (table.source != "xla-perf-table") | (table.op == "send_recv")
+    usable &= (table.source != "vidur") | ~table.link.isin(["nvlink3", "nvlink4"]) | (table.op == "send_recv")
     return table[usable]
 
 
@@ -88,8 +88,6 @@ def link_of(row: Any) -> str:
     """Catalogue link of a table row; empty where it cannot be named."""
     if row.link == "pcie-across-pairs":
         return ACROSS_PAIRS.get(row.gpu, "")
-    if row.source == "xla-perf-table":
-        return str(row.link) if row.link in ("nvlink4", "nvlink5") else ""
     return INSIDE.get((row.source, row.link), "")
 
 

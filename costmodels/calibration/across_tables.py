@@ -1,0 +1,122 @@
+"""Published collective timings between nodes, as calls on named nodes and adapters.
+
+The sweep of 8-512 H100 (nanotron) logs bandwidths without message sizes. They follow from the figures
+themselves: the all-reduce inside a node matches nccl-tests at about 1 GiB, and in the runs without trees
+the gather's bandwidth is half the all-reduce's at every scale, as of half the message. Runs of that sweep with
+pipeline parallelism logged 3-7 times less, the more the more nodes: a setting of those jobs, left out here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from costmodels.collectives import CollectiveOp
+from costmodels.link_model import OP_NAMES, wire_factor
+
+FloatArray = NDArray[np.float64]
+
+# Source, kind, node of the catalogue, operation, ranks, ranks per node, bytes, bus bandwidth in GB/s.
+PUBLISHED: tuple[tuple[str, str, str, str, int, int, float, float], ...] = (
+    ("NVIDIA/nccl issue 1221", "roce", "dgx-h100", "all_reduce", 16, 8, 8e9, 430.0),
+    ("NVIDIA/nccl issue 1221", "roce", "dgx-h100", "all_reduce", 32, 8, 8e9, 320.0),
+    ("NVIDIA/nccl-tests issue 283", "roce", "hgx-h200", "all_reduce", 1984, 8, 5.4e8, 350.0),
+    ("NVIDIA/nccl-tests issue 119", "infiniband", "jean-zay-a100", "all_reduce", 24, 8, 1.34e8, 96.0),
+    ("NVIDIA/nccl issue 1218", "infiniband", "dgx-h100", "all_gather", 256, 8, 2.15e9, 200.0),
+)
+# Bus bandwidth of pinned copies to or from the host over the link's, by link: nvbandwidth issues 15, 24 and 42,
+# mpicbg-scicomp/gearshifft pull request 82.
+HOST_COPIES = (("pcie3", 12.15), ("pcie3", 12.89), ("pcie4", 25.13), ("pcie4", 25.5), ("pcie4", 26.8), ("pcie5", 52.8))
+
+NANOTRON_BYTES = {"all_reduce": 2.0**30, "all_gather": 2.0**29, "reduce_scatter": 2.0**29}
+_NANOTRON_COLUMNS = {
+    "all_reduce": "AllReduce (GB/s)",
+    "all_gather": "AllGather (GB/s)",
+    "reduce_scatter": "ReduceScatter (GB/s)",
+}
+HEALTHY_SHARE = 0.6  # of the best run with as many nodes; the others ran with the setting described above
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcrossTimings:
+    """Measured collectives of one operation over several nodes.
+
+    Attributes:
+        op: Operation.
+        node: (K,) node of the catalogue, with its adapters.
+        kind: (K,) link kind of the adapters.
+        size_bytes, ranks, local, time_s: (K,) the calls and what they took.
+        source: (K,) where the row was published.
+    """
+
+    op: CollectiveOp
+    node: NDArray[np.str_]
+    kind: NDArray[np.str_]
+    size_bytes: FloatArray
+    ranks: FloatArray
+    local: FloatArray
+    time_s: FloatArray
+    source: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.time_s)
+
+    def where(self, mask: NDArray[np.bool_]) -> "AcrossTimings":
+        """The rows of a mask."""
+        return AcrossTimings(
+            op=self.op, node=self.node[mask], kind=self.kind[mask], size_bytes=self.size_bytes[mask],
+            ranks=self.ranks[mask], local=self.local[mask], time_s=self.time_s[mask], source=self.source[mask],
+        )  # fmt: skip
+
+
+def _nanotron(folder: Path) -> Any:
+    table: Any = pd.read_csv(folder / "endtoend" / "extra" / "nanotron_sweep_nccl_bandwidth.csv")
+    table = table[(table.nodes > 1) & (table.pp == 1)]
+    rows = []
+    for op, column in _NANOTRON_COLUMNS.items():
+        best = table.groupby("nodes")[column].transform("max")
+        healthy = table[table[column] > HEALTHY_SHARE * best]
+        for nodes, busbw in healthy.groupby("nodes")[column].median().items():
+            rows.append(
+                ("nanotron sweep", "efa", "p5.48xlarge", op, int(nodes) * 8, 8, NANOTRON_BYTES[op], float(busbw))
+            )
+    return rows
+
+
+def _nccl_tests(folder: Path) -> Any:
+    table: Any = pd.read_csv(folder / "timings" / "collectives.csv.gz")
+    table = table[(table.source == "xxrjun-nccl") & (table.link == "ib400")]
+    return [
+        ("xxrjun-nccl", "infiniband", "dgx-h100", row.op, row.num_gpus, row.num_gpus // row.num_nodes,
+         float(row.size_bytes), float(row.busbw_gbps))
+        for row in table.itertuples()
+    ]  # fmt: skip
+
+
+def across_timings(folder: Path) -> list[AcrossTimings]:
+    """Rows over several nodes, one ``AcrossTimings`` per operation; reduce-scatters count as gathers."""
+    names = ["source", "kind", "node", "op", "ranks", "local", "size_bytes", "busbw"]
+    table: Any = pd.DataFrame([*PUBLISHED, *_nanotron(folder), *_nccl_tests(folder)], columns=names)
+    table["op"] = table.op.replace("reduce_scatter", "all_gather")
+    found = []
+    for op, name in OP_NAMES.items():
+        part = table[table.op == name]
+        if len(part):
+            ranks = part.ranks.to_numpy(dtype=float)
+            size_bytes = part.size_bytes.to_numpy(dtype=float)
+            found.append(
+                AcrossTimings(
+                    op=op,
+                    node=part.node.to_numpy(dtype=np.str_),
+                    kind=part.kind.to_numpy(dtype=np.str_),
+                    size_bytes=size_bytes,
+                    ranks=ranks,
+                    local=part.local.to_numpy(dtype=float),
+                    time_s=size_bytes * wire_factor(op, ranks) / part.busbw.to_numpy(dtype=float) / 1e9,
+                    source=part.source.to_numpy(dtype=np.str_),
+                )
+            )
+    return found
