@@ -162,7 +162,6 @@ def _memory_fields(memory: Memory | None) -> dict[str, object]:
     return {
         "memory_bytes": memory.bytes,
         "memory_kind": memory.kind,
-        "allocated_bytes": memory.allocated_bytes,
         "first_stage_memory": memory.first_stage,
     }
 
@@ -207,7 +206,6 @@ def _average(group: list[ScorableRow]) -> ScorableRow:
         repeats=len(group),
         step_time_s=_mean([row.step_time_s for row in group]),
         memory_bytes=_mean([row.memory_bytes for row in group]),
-        allocated_bytes=_mean([row.allocated_bytes for row in group]),
     )
 
 

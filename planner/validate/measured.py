@@ -41,13 +41,11 @@ class Memory:
     Attributes:
         bytes: Peak of one device.
         kind: What it counts.
-        allocated_bytes: Live tensors, where printed beside another kind.
         first_stage: It is that of rank 0.
     """
 
     bytes: float
     kind: MemoryKind
-    allocated_bytes: float | None = None
     first_stage: bool = False
 
 
@@ -149,11 +147,9 @@ def memory_of(row: Row, cluster: ClusterSpec) -> Memory | None:
     peak = figure * unit
     if peak > cluster.device.memory_bytes * 1.03:
         raise CannotScore("contradiction: peak memory above the device's capacity")
-    allocated = re.search(r"max_memory_allocated\)? ([0-9.]+) GiB", notes)
     return Memory(
         bytes=peak,
         kind=kind,
-        allocated_bytes=float(allocated.group(1)) * GIB if allocated else None,
         first_stage="rank 0" in notes,
     )
 

@@ -61,10 +61,8 @@ def summary_lines(report: ValidationReport) -> tuple[str, ...]:
 
 
 def _pick_sentence(picks: PickSummary) -> str:
-    return (
-        f"{picks.died} of {picks.groups} died, {picks.within} within 5 % of the best measured, "
-        f"mean regret {percent(picks.mean_regret)}."
-    )
+    regret = "" if picks.mean_regret is None else f", mean regret of the others {percent(picks.mean_regret)}"
+    return f"{picks.died} of {picks.groups} died, {picks.within} within 5 % of the best measured{regret}."
 
 
 def _time_table(report: ValidationReport) -> "Table":

@@ -43,7 +43,6 @@ class ScorableRow:
         step_time_s: Measured seconds per optimizer step; None where there is none or it must not count.
         memory_bytes: Measured peak of one device; None where there is none or it must not count.
         memory_kind: What that figure counts.
-        allocated_bytes: Peak of live tensors where the source prints it beside another kind.
         first_stage_memory: The figure is that of the first pipeline stage (rank 0), not of the fullest.
         out_of_memory: True: died; False: ran; None: the source does not say or contradicts itself.
         assumptions: What had to be filled in that the result depends on.
@@ -66,7 +65,6 @@ class ScorableRow:
     step_time_s: float | None = None
     memory_bytes: float | None = None
     memory_kind: MemoryKind = MemoryKind.UNKNOWN
-    allocated_bytes: float | None = None
     first_stage_memory: bool = False
     out_of_memory: bool | None = None
     assumptions: tuple[str, ...] = ()
