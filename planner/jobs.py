@@ -171,17 +171,20 @@ def _implied_batch(cluster: ClusterSpec, pins: Mapping[str, int]) -> int | None:
 def rounded_batch(target: int, num_devices: int, pins: Mapping[str, int]) -> int:
     """Sequences near ``target`` that the data-parallel ranks can share.
 
-    A multiple of the devices (of the pinned micro-batch, too) when there are no more of them than
-    ``target``; else the divisor of the devices nearest to it.
+    With the pinned micro-batch set apart: a multiple of the ranks when there are no more of them than
+    micro-batches wanted; else the divisor of the ranks nearest to it.
     """
     model_degree = 1
     for name in ("tensor_parallel", "pipeline_parallel", "context_parallel"):
         model_degree *= pins.get(name, 1)
     ranks = pins.get("data_parallel", max(num_devices // model_degree, 1))
-    unit = ranks * pins.get("micro_batch_size", 1) * pins.get("num_microbatches", 1)
-    if unit <= target or "data_parallel" in pins:
-        return int(min(max(round(target / unit), 1) * unit, MAX_GLOBAL_BATCH))
-    return min(divisors(ranks), key=lambda batch: (abs(batch - target), batch))
+    unit = pins.get("micro_batch_size", 1) * pins.get("num_microbatches", 1)
+    wanted = target / unit
+    if ranks <= wanted or "data_parallel" in pins:
+        shared = max(round(wanted / ranks), 1) * ranks
+    else:
+        shared = min(divisors(ranks), key=lambda batch: (abs(batch - wanted), batch))
+    return min(shared * unit, MAX_GLOBAL_BATCH)
 
 
 def _fill_lora(values: dict[str, Any], notes: list[Note]) -> None:

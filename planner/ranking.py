@@ -150,6 +150,12 @@ def pareto_rows(priced: Priced) -> IntArray:
     A plan is beaten by one that is no worse in all three and better in one; equals appear once.
     """
     rows = best_rows(priced, objective="step_time", count=len(priced))
+    cost = [
+        priced.num_devices[rows],
+        _significant(priced.peak_memory_bytes[rows]),
+        _significant(priced.step_time_s[rows]),
+    ]
+    rows = rows[np.lexsort(cost)]
     front: list[int] = []
     devices = priced.num_devices[rows]
     lowest = np.full(len(rows), np.inf)

@@ -1,0 +1,155 @@
+"""Jobs: what is filled in is documented and reported, and any two of three give the third."""
+
+from typing import Any
+
+import pytest
+
+from costmodels.workload import LoraSpec, TrainingJob
+from planner.jobs import resolve_job, rounded_batch
+from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec
+from tests.fakes import device, gpt, node
+
+PRECISION = "precision bf16 (not given)"
+
+
+def cluster(nodes: int = 1, **changes: Any) -> ClusterSpec:
+    return ClusterSpec(name="fake", node=node(device=device(**changes)), num_nodes=nodes)
+
+
+def resolved(given: Any = None, *, pins: dict[str, int] | None = None, nodes: int = 1, **changes: Any) -> TrainingJob:
+    return resolve_job(given, gpt(max_sequence_length=8192), cluster(nodes, **changes), pins or {})[0]
+
+
+def test_defaults_are_reported() -> None:
+    job, notes = resolve_job(None, gpt(max_sequence_length=2048), cluster(), {})
+    assert (job.sequence_length, job.global_batch_size, job.precision, job.task) == (2048, 2048, "bf16", "pretrain")
+    assert [note.message for note in notes] == [
+        PRECISION,
+        "sequences of 2048 tokens (not given)",
+        "a global batch of 2048 sequences (not given: 4 Mi tokens, rounded to the devices)",
+    ]
+    assert {note.code for note in notes} == {"assumed_default"}
+
+
+def test_a_complete_job_assumes_nothing() -> None:
+    given = {"precision": "fp16", "sequence_length": 1024, "global_batch_size": 16}
+    job, notes = resolve_job(given, gpt(), cluster(), {})
+    assert (job.precision, job.sequence_length, job.global_batch_size) == ("fp16", 1024, 16)
+    assert notes == ()
+
+
+def test_a_job_object_is_taken_as_it_is() -> None:
+    job = TrainingJob(sequence_length=77, global_batch_size=3)
+    assert resolved(job) is job
+
+
+def test_devices_without_bf16_train_in_fp16() -> None:
+    assert resolved(peak_flops_per_s={"fp16": 125e12, "fp32": 15e12}).precision == "fp16"
+
+
+def test_fine_tuning_takes_small_batches() -> None:
+    assert resolved({"task": "full"}).global_batch_size == 128
+    assert resolved({"task": "lora"}).lora == LoraSpec(rank=16)
+
+
+@pytest.mark.parametrize(
+    ("given", "sequence", "batch"),
+    [
+        ({"sequence_length": 2048, "global_batch_tokens": 1 << 20}, 2048, 512),
+        ({"global_batch_size": 512, "global_batch_tokens": 1 << 20}, 2048, 512),
+        ({"sequence_length": 2048, "global_batch_size": 512}, 2048, 512),
+        ({"sequence_length": 2048, "global_batch_size": 512, "global_batch_tokens": 1 << 20}, 2048, 512),
+        ({"sequence_length": 4096, "global_batch_tokens": 4e6}, 4096, 976),
+    ],
+    ids=str,
+)
+def test_two_of_tokens_sequence_and_batch(given: dict[str, Any], sequence: int, batch: int) -> None:
+    job = resolved(given)
+    assert (job.sequence_length, job.global_batch_size) == (sequence, batch)
+
+
+def test_rounded_tokens_are_reported() -> None:
+    _, notes = resolve_job({"sequence_length": 4096, "global_batch_tokens": 4e6}, gpt(), cluster(), {})
+    assert notes[-1].message == "a batch of 4,000,000 tokens is taken as 976 sequences of 4096, rounded to the devices"
+
+
+@pytest.mark.parametrize(
+    ("pins", "batch"),
+    [
+        ({"data_parallel": 4, "micro_batch_size": 2, "num_microbatches": 8}, 64),
+        ({"tensor_parallel": 2, "pipeline_parallel": 2, "micro_batch_size": 1, "num_microbatches": 8}, 16),
+        ({"tensor_parallel": 2, "pipeline_parallel": 1, "context_parallel": 2, "micro_batch_size": 1}, 1024),
+    ],
+    ids=str,
+)
+def test_micro_batches_imply_the_batch(pins: dict[str, int], batch: int) -> None:
+    assert resolved(pins=pins).global_batch_size == batch
+
+
+@pytest.mark.parametrize(
+    ("target", "devices", "pins", "batch"),
+    [
+        (1024, 8, {}, 1024),
+        (1024, 24, {}, 1032),
+        (1024, 16384, {}, 1024),
+        (1024, 3000, {}, 1000),
+        (100, 8, {"micro_batch_size": 16}, 128),
+        (1024, 3000, {"data_parallel": 3000}, 3000),
+        (1, 8, {"tensor_parallel": 8}, 1),
+    ],
+    ids=str,
+)
+def test_default_batches_divide_over_the_devices(target: int, devices: int, pins: dict[str, int], batch: int) -> None:
+    assert rounded_batch(target, devices, pins) == batch
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sequence_lenght": 1}, "job.sequence_lenght: unknown field. Hint: did you mean 'sequence_length'"),
+        ({"sequence_length": "2k"}, "job.sequence_length: must be a whole number; got '2k'"),
+        ({"sequence_length": True}, "job.sequence_length: must be a whole number; got 'True'"),
+        ({"sequence_length": 0}, "job.sequence_length: must be between 1 and 16777216; got 0"),
+        ({"dropout": 1}, "job.dropout: must be true or false; got '1'"),
+        ({"padding_efficiency": "most"}, "job.padding_efficiency: must be a number; got 'most'"),
+        ({"task": "distil"}, "job.task: unknown value 'distil'"),
+        ({"global_batch_tokens": 0}, "job.global_batch_tokens: must be between 1 and 1e+18; got 0"),
+        (
+            {"sequence_length": 10, "global_batch_size": 10, "global_batch_tokens": 101},
+            "job.global_batch_tokens: 101 contradicts 10 sequences of 10 tokens. Hint: give two of",
+        ),
+        (
+            {"global_batch_size": 7, "global_batch_tokens": 100},
+            "job.global_batch_tokens: 100 is not a multiple of global_batch_size=7",
+        ),
+        ({"train_tokens": 0.0}, "job.train_tokens: must be above 0 and at most 1e+18; got 0.0"),
+        ({"lora_rank": 8}, "job.lora: is given, but the task does not train adapters. Hint: task lora or qlora"),
+        ({"task": "lora", "lora_rank": 0}, "job.lora.rank: must be a whole number from 1 to 16384; got 0"),
+        ({"task": "lora", "lora_targets": "q,z"}, "job.lora.targets: unknown value 'q,z'. Hint: a list of q, k, v"),
+        ({"task": "lora", "lora": 8}, "job.lora: must be a mapping with rank and targets; got '8'"),
+        ({"precision": "fp8"}, "job.precision: fake-80GB has no fp8 arithmetic"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        resolved(given)
+    assert str(error.value).startswith(message)
+
+
+def test_learned_positions_bound_the_sequence() -> None:
+    with pytest.raises(SpecError, match=r"job.sequence_length: gpt has 2048 learned positions; got 4096. Hint: 2048"):
+        resolve_job({"sequence_length": 4096}, gpt(learned_positions=2048), cluster(), {})
+
+
+def test_micro_batches_without_degrees_need_a_batch() -> None:
+    with pytest.raises(SpecError, match=r"job.global_batch_size: is needed: .* Hint: give the global batch"):
+        resolved(pins={"micro_batch_size": 1, "num_microbatches": 8})
+
+
+@pytest.mark.parametrize("targets", ["q,v", ["q", "v"], ("q", "v", "q")])
+def test_adapter_targets(targets: Any) -> None:
+    assert resolved({"task": "qlora", "lora_rank": 4, "lora_targets": targets}).lora == LoraSpec(
+        rank=4, targets=("q", "v")
+    )

@@ -1,0 +1,270 @@
+"""The plan space: complete, legal, without duplicates, and obedient to what the user fixed."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch, Recompute, Schedule
+from planner.constraints import legal, rules_for
+from planner.pins import parse_pins
+from planner.rules.base import FRAMEWORKS, Setting
+from planner.space import Space, plan_space
+from profiles.errors import SpecError
+from tests.fakes import GPT3, gpt, job, llama, mixture
+
+
+def setting(framework: str = "megatron", *, devices: int = 8, **changes: Any) -> Setting:
+    return Setting(**{"model": gpt(), "job": job(), "num_devices": devices, "framework": framework} | changes)
+
+
+def space(where: Setting, **pins: Any) -> Space:
+    return plan_space(where, domain_devices=8, pins=parse_pins(pins))
+
+
+def degrees(plans: PlanBatch) -> set[tuple[int, int, int]]:
+    return set(
+        zip(plans.tensor_parallel.tolist(), plans.pipeline_parallel.tolist(), plans.data_parallel.tolist(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("model", [gpt(), mixture(), llama(num_layers=6)], ids=lambda model: model.name)
+def test_everything_enumerated_is_legal_and_listed_once(framework: str, model: Any) -> None:
+    where = setting(framework, devices=16, model=model)
+    plans = space(where).plans
+    assert len(plans) > 0
+    assert legal(plans, where).all()
+    columns = np.stack(
+        [getattr(plans, name).astype(np.int64) for name in PlanBatch.__dataclass_fields__ if name != "stage_layers"]
+    )
+    assert len(np.unique(columns, axis=1).T) == len(plans)
+
+
+def test_every_rule_is_applied() -> None:
+    from planner.candidates import Candidates
+
+    seen: list[Candidates] = []
+    original = Candidates.batch
+
+    def spy(self: Candidates) -> PlanBatch:
+        seen.append(self)
+        return original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Candidates, "batch", spy)
+        for framework in FRAMEWORKS:
+            space(setting(framework, model=mixture()))
+            assert [rule.name for rule in seen[-1].pending] == []
+
+
+def test_the_degrees_are_all_factorisations() -> None:
+    """16 heads and 8 layers admit every power-of-two split of 8 devices."""
+    expected = {(t, p, 8 // (t * p)) for t, p in itertools.product((1, 2, 4, 8), repeat=2) if 8 % (t * p) == 0}
+    assert degrees(space(setting()).plans) == expected
+
+
+def test_the_layers_bound_the_stages() -> None:
+    plans = space(setting(model=gpt(num_layers=2))).plans
+    assert set(plans.pipeline_parallel.tolist()) == {1, 2}
+
+
+def test_uneven_ends_stand_in_for_layers_that_do_not_divide() -> None:
+    """126 layers over 16 stages: 7 on the first and last, 8 on the others (Llama 3, arXiv:2407.21783)."""
+    where = setting(devices=16, model=gpt(num_layers=126))
+    plans = space(where, pp=16).plans
+    assert set(plans.first_stage_layers.tolist()) == {7}
+    assert set(plans.last_stage_layers.tolist()) == {7}
+    assert set(space(where, pp=2).plans.first_stage_layers.tolist()) == {0}
+
+
+def test_virtual_stages_are_the_divisors_of_a_stage() -> None:
+    plans = space(setting(devices=8, model=gpt(num_layers=24)), pp=2).plans
+    assert set(plans.virtual_stages.tolist()) == {1, 2, 3, 4, 6, 12}
+
+
+def test_context_parallelism_waits_for_long_sequences() -> None:
+    assert set(space(setting()).plans.context_parallel.tolist()) == {1}
+    long = setting(job=job(sequence_length=32768))
+    assert set(space(long).plans.context_parallel.tolist()) == {1, 2, 4, 8}
+    assert set(space(setting(), cp=2).plans.context_parallel.tolist()) == {2}
+
+
+def test_experts_are_spread_only_over_models_that_have_them() -> None:
+    assert set(space(setting()).plans.expert_parallel.tolist()) == {1}
+    plans = space(setting(model=mixture())).plans
+    assert set(plans.expert_parallel.tolist()) == {1, 2, 4, 8}
+    tensor = plans.expert_tensor_parallel[plans.tensor_parallel == 4]
+    assert set(tensor.tolist()) == {1, 4}
+
+
+@pytest.mark.parametrize(
+    ("framework", "stages"),
+    [
+        ("megatron", {0, 1, 2, 3}),
+        ("deepspeed", {0, 1, 2, 3}),
+        ("fsdp", {0, 2, 3}),
+        ("nanotron", {0, 1}),
+        ("huggingface", {0, 1, 2, 3}),
+    ],
+)
+def test_zero_stages_are_those_of_the_framework(framework: str, stages: set[int]) -> None:
+    assert set(space(setting(framework)).plans.zero_stage.tolist()) == stages
+
+
+def test_schedules_are_those_of_the_framework() -> None:
+    assert set(space(setting("fsdp")).plans.schedule.tolist()) == {
+        Schedule.ONE_F_ONE_B,
+        Schedule.GPIPE,
+        Schedule.ZERO_BUBBLE_V,
+    }
+    assert set(space(setting()).plans.schedule.tolist()) == {Schedule.ONE_F_ONE_B}
+
+
+def test_nothing_is_sharded_over_one_rank() -> None:
+    plans = space(setting(), tp=8).plans
+    assert set(plans.zero_stage.tolist()) == {0}
+    assert set(space(setting(), tp=8, zero=1).plans.zero_stage.tolist()) == {1}
+
+
+def test_shards_span_whole_domains() -> None:
+    plans = space(setting(devices=64), tp=2, pp=1).plans
+    assert set(plans.zero_shard_degree.tolist()) == {0, 4, 16}
+
+
+def test_placement_matters_only_beyond_one_domain() -> None:
+    assert set(space(setting(devices=8)).plans.axis_order.tolist()) == {AxisOrder.TP_CP_DP_PP}
+    assert set(space(setting(devices=16)).plans.axis_order.tolist()) == set(AxisOrder)
+
+
+def test_block_recomputation_in_eighths() -> None:
+    plans = space(setting(), pp=1).plans
+    block = plans.recompute == Recompute.BLOCK
+    assert set(plans.recompute_layers[block].tolist()) == {1, 2, 3, 4, 5, 6, 7}
+    assert set(plans.recompute_layers[~block].tolist()) == {0}
+    shallow = space(setting(), pp=4).plans
+    assert set(shallow.recompute_layers.tolist()) == {0, 1}
+
+
+def test_micro_batches_multiply_to_the_batch() -> None:
+    plans = space(setting(job=job(global_batch_size=48))).plans
+    assert set((plans.micro_batch_size * plans.num_microbatches * plans.data_parallel).tolist()) == {48}
+    assert set(plans.micro_batch_size[plans.data_parallel == 1].tolist()) == {1, 2, 3, 4, 6, 8, 16}
+
+
+def test_offloading_only_when_asked_for() -> None:
+    assert not space(setting()).plans.offload_optimizer.any()
+    offered = plan_space(setting(), domain_devices=8, offload=True).plans
+    assert offered.offload_optimizer.any()
+    assert offered.offload_activations.any()
+    assert set(space(setting(), offload_optimizer=True).plans.offload_optimizer.tolist()) == {True}
+
+
+def test_overlap_is_on_wherever_it_is_legal() -> None:
+    plans = space(setting()).plans
+    assert (plans.tensor_parallel_overlap == plans.sequence_parallel).all()
+    assert (plans.overlap_param_gather == (plans.zero_stage > 0)).all()
+    assert plans.overlap_grad_reduce.all()
+
+
+@pytest.mark.parametrize(
+    ("pins", "field", "value"),
+    [
+        ({"tp": 2}, "tensor_parallel", 2),
+        ({"dp": 2}, "data_parallel", 2),
+        ({"pp": 2, "vpp": 2}, "virtual_stages", 2),
+        ({"mbs": 4}, "micro_batch_size", 4),
+        ({"ga": 4}, "num_microbatches", 4),
+        ({"recompute": "block:3"}, "recompute_layers", 3),
+        ({"recompute": "full"}, "recompute", Recompute.FULL),
+        ({"axis_order": "tp_cp_pp_dp"}, "axis_order", AxisOrder.TP_CP_PP_DP),
+        ({"zero": 1, "hsdp": 2}, "zero_shard_degree", 2),
+        ({"overlap_grad_reduce": False}, "overlap_grad_reduce", False),
+        ({"tensor_parallel_overlap": False}, "tensor_parallel_overlap", False),
+        ({"first_stage_layers": 2, "last_stage_layers": 2, "pp": 4}, "first_stage_layers", 2),
+    ],
+    ids=str,
+)
+def test_pins_hold(pins: dict[str, Any], field: str, value: int) -> None:
+    where = setting()
+    plans = space(where, **pins).plans
+    assert len(plans) > 0
+    assert set(getattr(plans, field).tolist()) == {value}
+    assert legal(plans, where).all()
+
+
+def test_pins_narrow_the_space_and_nothing_else() -> None:
+    """Fixing a value keeps exactly the plans that have it."""
+    free = space(setting()).plans
+    for name, value in (
+        ("tensor_parallel", 2),
+        ("micro_batch_size", 4),
+        ("sequence_parallel", True),
+        ("virtual_stages", 2),
+    ):
+        pinned = space(setting(), **{name: value}).plans
+        assert len(pinned) == int((getattr(free, name) == value).sum()), name
+
+
+def test_a_whole_plan_as_pins_is_one_plan() -> None:
+    plan = space(setting(devices=16, model=mixture())).plans.plan(100)
+    pins = {name: getattr(plan, name) for name in ExecutionPlan.__dataclass_fields__ if name != "stage_layers"}
+    assert [space(setting(devices=16, model=mixture()), **pins).plans.plan(0)] == [plan]
+
+
+@pytest.mark.parametrize(
+    ("pins", "message"),
+    [
+        ({"tp": 3}, "plan.tensor_parallel: must divide num_attention_heads=16; got 3. Hint: 1, 2, 4, 8 or 16"),
+        ({"dp": 3}, "plan.data_parallel: must divide global_batch_size=64; got 3. Hint: 1, 2, 4, 8, 16, 32 or 64"),
+        ({"tp": 16}, "plan.tensor_parallel: tensor_parallel 16 must divide the 8 devices. Hint: 1, 2, 4 or 8"),
+        ({"tp": 4, "pp": 4}, "tensor_parallel 4 x pipeline_parallel 4 must divide the 8 devices"),
+        ({"tp": 2, "pp": 1, "dp": 2, "cp": 1}, "plan.data_parallel: 2 x 1 x 2 x 1 .* must equal the 8 devices"),
+        ({"mbs": 3}, "plan.micro_batch_size: micro-batch 3 x dp .* must equal the global batch of 64 sequences"),
+        ({"vpp": 3, "pp": 2}, "plan.virtual_stages: must divide the 4 layers of a stage; got 3. Hint: 1, 2 or 4"),
+        ({"ep": 2}, "plan.expert_parallel: gpt has no experts. Hint: ep 1 and etp 1"),
+        ({"schedule": "zb-v"}, "plan.schedule: 'zb-v' is not implemented by megatron. Hint: 1f1b"),
+        ({"sp": True, "tp": 1}, "plan.sequence_parallel: needs tensor_parallel > 1"),
+        ({"zero": 3, "pp": 2}, "plan.zero_stage: 3 is not combined with pipeline_parallel=2"),
+        ({"recompute": "block:9", "pp": 1}, "plan.recompute_layers: must be between 1 and the 8 layers of a stage"),
+    ],
+    ids=str,
+)
+def test_a_pin_that_nothing_can_satisfy_is_an_error_about_it(pins: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        space(setting(), **pins)
+
+
+def test_without_pins_an_impossible_batch_is_counted_not_raised() -> None:
+    """3 sequences cannot be shared by 8 data ranks, and 7 heads leave no other split."""
+    model = gpt(num_attention_heads=7, num_key_value_heads=7, num_layers=1)
+    found = space(setting(model=model, job=job(global_batch_size=3)))
+    assert len(found.plans) == 0
+    assert found.rejected == {"data_parallel_divides_batch": 1}
+
+
+def test_rejected_layouts_are_counted_by_rule() -> None:
+    found = space(setting(devices=64, model=gpt(num_layers=6)))
+    assert found.rejected["pipeline_divides_layers"] > 0
+    assert set(found.rejected) <= {rule.name for rule in rules_for("megatron")}
+
+
+def test_the_order_is_stable() -> None:
+    first, second = space(setting(devices=16)).plans, space(setting(devices=16)).plans
+    assert all(
+        np.array_equal(getattr(first, name), getattr(second, name))
+        for name in PlanBatch.__dataclass_fields__
+        if name != "stage_layers"
+    )
+
+
+def test_too_wide_a_space_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.candidates.MAX_CANDIDATES", 1000)
+    with pytest.raises(SpecError, match=r"cluster: 64 devices allow more than 1000 plans. Hint: fix tp, pp"):
+        space(setting(devices=64))
+
+
+def test_the_largest_search_stays_within_what_pricing_can_do() -> None:
+    where = setting(devices=16384, model=GPT3, job=job(global_batch_size=2048))
+    assert 10_000 < len(plan_space(where, domain_devices=8).plans) < 300_000
