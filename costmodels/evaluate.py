@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from costmodels.arrays import total
 from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
@@ -32,7 +33,7 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     costs = layer_costs(plans, context)
     step = step_time(plans, stages, costs, parameters, context)
     memory = stage_memory(plans, stages, context, parameters)
-    per_stage = np.sum(list(memory.values()), axis=0)
+    per_stage = total(memory.values())
     peak_bytes = per_stage.max(axis=1)
     low_bytes, high_bytes = memory_interval(memory, context)
     host_bytes = host_memory_bytes(plans, stages, context)
@@ -61,7 +62,7 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
             context.model,
             context.job,
             recompute=plans.recompute,
-            recomputed_layer_share=(step.recomputed_layers * stages.count).sum(axis=1) / layers,
+            recomputed_layer_share=total((step.recomputed_layers * stages.count).T) / layers,
         ),
     )
 

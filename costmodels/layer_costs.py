@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from costmodels.arrays import total
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
@@ -78,11 +79,11 @@ class BlockCosts:
 
     def forward_s(self) -> FloatArray:
         """(N,) seconds of the block's forward pass with its exposed transfers."""
-        return np.take(self.seconds[_FORWARD].sum(axis=0), self.of_row)
+        return np.take(total(self.seconds[_FORWARD]), self.of_row)
 
     def input_gradient_s(self) -> FloatArray:
         """(N,) seconds of the backward pass towards the inputs, with its exposed transfers."""
-        return np.take(self.seconds[_BACKWARD].sum(axis=0), self.of_row)
+        return np.take(total(self.seconds[_BACKWARD]), self.of_row)
 
     def weight_gradient_s(self) -> FloatArray:
         """(N,) seconds of the weight gradients."""
@@ -151,19 +152,19 @@ def _exposed(part: PartCosts, shape: RankShape, groups: Groups, context: CostCon
         table[_ROW[f"{axis.name.lower()}_total"]] = transfer[axis]
     launched = part.launches * stack.kernel_launch_s
     called = part.collectives * stack.collective_launch_s
-    busy = table[[_ROW["tensor_forward"], _ROW["context_forward"], _ROW["expert_forward"]]].sum(axis=0)
+    busy = total(table[[_ROW["tensor_forward"], _ROW["context_forward"], _ROW["expert_forward"]]])
     issue = launched[Phase.FORWARD] + launched[Phase.CORE]
-    issue = issue + called[[Axis.TENSOR_FORWARD, Axis.CONTEXT_FORWARD, Axis.EXPERT_FORWARD]].sum(axis=0)
+    issue = issue + total(called[[Axis.TENSOR_FORWARD, Axis.CONTEXT_FORWARD, Axis.EXPERT_FORWARD]])
     table[_ROW["launch_forward"]] = np.maximum(issue - busy - kernel[Phase.FORWARD] - kernel[Phase.CORE], 0.0)
-    busy = table[[_ROW["tensor_backward"], _ROW["context_backward"], _ROW["expert_backward"]]].sum(axis=0)
+    busy = total(table[[_ROW["tensor_backward"], _ROW["context_backward"], _ROW["expert_backward"]]])
     issue = launched[Phase.INPUT_GRADIENT] + launched[Phase.WEIGHT_GRADIENT]
-    issue = issue + called[[Axis.TENSOR_BACKWARD, Axis.CONTEXT_BACKWARD, Axis.EXPERT_BACKWARD]].sum(axis=0)
+    issue = issue + total(called[[Axis.TENSOR_BACKWARD, Axis.CONTEXT_BACKWARD, Axis.EXPERT_BACKWARD]])
     table[_ROW["launch_backward"]] = np.maximum(issue - busy - gradients, 0.0)
-    total = kernel.sum(axis=0)
+    busy = total(kernel)
     return BlockCosts(
         seconds=table,
         of_row=groups.of_row,
-        relative_half_width=np.divide(part.half_width_s, total, out=np.zeros_like(total), where=total > 0),
+        relative_half_width=np.divide(part.half_width_s, busy, out=np.zeros_like(busy), where=busy > 0),
         basis=part.basis,
         extrapolated=part.extrapolated,
     )

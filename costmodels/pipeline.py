@@ -10,6 +10,7 @@ What it leaves out, on purpose: jitter between ranks, which ``StackSpec`` holds 
 
 import numpy as np
 
+from costmodels.arrays import total
 from costmodels.plan import FloatArray, IntArray, Schedule
 
 
@@ -83,9 +84,9 @@ def pipeline_s(
     """
     stage_s = np.where(count > 0, forward_s + input_gradient_s + weight_gradient_s, 0.0)
     slowest_s = stage_s.max(axis=1)
-    fill_s = (stage_s * count).sum(axis=1) - slowest_s
+    fill_s = total((stage_s * count).T) - slowest_s
     stages = np.maximum(count.sum(axis=1), 1)
-    weight_s = (weight_gradient_s * count).sum(axis=1) / stages
+    weight_s = total((weight_gradient_s * count).T) / stages
     saved = np.select(
         [
             schedule == Schedule.ZERO_BUBBLE_1P,

@@ -360,7 +360,8 @@ def _activation_offload_s(plans: PlanBatch, stages: StageTable, context: CostCon
     tokens = plans.micro_batch_size * context.job.sequence_length / plans.context_parallel
     size = stages.layers.max(axis=1) * tokens * row_bytes / np.where(plans.sequence_parallel, plans.tensor_parallel, 1)
     moved_s = 2 * size / context.cluster.node.host_link.bandwidth_bytes_per_s
-    return 0.5 * moved_s * plans.num_microbatches
+    shown_s: FloatArray = 0.5 * moved_s * plans.num_microbatches
+    return shown_s
 
 
 def _doublings(plans: PlanBatch, context: CostContext) -> FloatArray:

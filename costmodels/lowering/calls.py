@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from costmodels.arrays import total
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp, ranks_per_domain
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelCallBatch, KernelOp, Prediction
@@ -178,9 +179,10 @@ class CallList:
             seconds, counts, width = (np.where(present, table, 0.0) for table in (seconds, counts, width))
             for phase in Phase:
                 rows = [i for i, tag in enumerate(self._phases) if tag is phase]
-                kernel_s[phase] = seconds[rows].sum(axis=0)
-                launches[phase] = counts[rows].sum(axis=0)
-            half_width = width.sum(axis=0)
+                if rows:
+                    kernel_s[phase] = total(seconds[rows])
+                    launches[phase] = total(counts[rows])
+            half_width = total(width)
             np.max(priced.basis.reshape(sites, shapes), axis=0, out=basis)
             extrapolated = (priced.extrapolated.reshape(sites, shapes) & present).any(axis=0).astype(np.int64)
         collective_s, collectives = self._price_transfers()
