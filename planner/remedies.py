@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from planner.jobs import rounded_batch
 from planner.ranking import Priced, best_rows, nearest_row
-from planner.request import cost_context, part_of, setting_of
+from planner.request import cost_context, full_node, part_of, setting_of
 from planner.results import Remedy, Request
 from planner.search.enumerate import price_all
 from planner.space import plan_space
@@ -166,11 +166,11 @@ def _more_devices(request: Request) -> Iterator[_Trial]:
 
 
 def larger_sizes(cluster: ClusterSpec) -> list[int]:
-    """Device counts to try above the given one: doubling, in whole nodes."""
-    sizes, size, node = [], cluster.num_devices, cluster.node
-    full = max(node.devices_per_node, 1)
+    """Device counts to try above the given one: doubling, part of a node or whole nodes."""
+    sizes, size = [], cluster.num_devices
+    full = full_node(cluster).devices_per_node
     while size * 2 <= min(cluster.num_devices * MAX_GROWTH, MAX_DEVICES):
         size *= 2
-        if size % full == 0:
+        if size < full or size % full == 0:
             sizes.append(size)
     return sizes

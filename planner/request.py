@@ -22,7 +22,7 @@ from profiles.catalog import default_catalog
 from profiles.cluster_string import cluster_from_mapping, parse_cluster
 from profiles.errors import SpecError, did_you_mean
 from profiles.fits import default_fits
-from profiles.hardware import ClusterSpec
+from profiles.hardware import ClusterSpec, NodeSpec
 from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
 from profiles.stack import StackSpec
@@ -116,13 +116,22 @@ def setting_of(request: Request, cluster: ClusterSpec | None = None) -> Setting:
     )
 
 
+def full_node(cluster: ClusterSpec) -> NodeSpec:
+    """The node with all its devices, where only some of a single one are used."""
+    node = cluster.node
+    known = default_catalog().nodes.get(node.name)
+    if cluster.num_nodes > 1 or known is None or known.devices_per_node <= node.devices_per_node:
+        return node
+    return replace(node, devices_per_node=known.devices_per_node, domain_devices=known.domain_devices)
+
+
 def part_of(cluster: ClusterSpec, num_devices: int) -> ClusterSpec:
     """The same machines, fewer or more of them: part of one node, or whole nodes."""
-    node = cluster.node
+    node = full_node(cluster)
     if num_devices < node.devices_per_node:
         node = replace(node, devices_per_node=num_devices, domain_devices=num_devices)
         return replace(cluster, node=node, num_nodes=1)
-    return replace(cluster, num_nodes=num_devices // node.devices_per_node)
+    return replace(cluster, node=node, num_nodes=num_devices // node.devices_per_node)
 
 
 @lru_cache(maxsize=1)

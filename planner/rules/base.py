@@ -102,7 +102,9 @@ def divisors(number: int) -> list[int]:
 
 
 def one_of(numbers: list[int]) -> str:
-    """``1, 2 or 4``; long lists lose their middle."""
+    """``1, 2 or 4``; long lists lose their middle, and of none nothing is said."""
+    if not numbers:
+        return ""
     words = [str(number) for number in numbers]
     if len(words) > 9:
         words = [*words[:7], "...", words[-1]]

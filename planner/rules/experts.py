@@ -53,7 +53,7 @@ def _expert_complaint(plan: ExecutionPlan, _setting: Setting) -> tuple[str, str]
     ranks = plan.tensor_parallel * plan.context_parallel * plan.data_parallel
     return (
         f"{plan.expert_parallel} x {plan.expert_tensor_parallel} (ep x etp) must divide the {ranks} ranks of a stage",
-        one_of([e for e in divisors(ranks) if ranks % (e * plan.expert_tensor_parallel) == 0]),
+        one_of([e for e in divisors(ranks) if ranks % (e * plan.expert_tensor_parallel) == 0]) or "etp 1",
     )
 
 

@@ -1,0 +1,134 @@
+"""Exhaustive search: chunks change nothing, nothing is missed, and what is ruled out is counted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from costmodels.context import CostContext
+from costmodels.estimate import EstimateBatch
+from costmodels.plan import PlanBatch, Recompute
+from costmodels.stages import stage_table
+from planner.ranking import best_rows
+from planner.rules.base import Setting
+from planner.search.enumerate import join, memory_rejections, price_all
+from planner.space import plan_space
+from tests.fakes import RateKernels, context, gpt, job
+
+
+def toy(plans: PlanBatch, context: CostContext) -> EstimateBatch:
+    """Time falls and memory grows with the micro-batch; recomputation trades one for the other."""
+    full = plans.recompute == Recompute.FULL
+    time_s = 1.0 * plans.num_microbatches * (plans.micro_batch_size + 1) + 10.0 * full + plans.pipeline_parallel
+    memory = 1e9 * plans.micro_batch_size * np.where(full, 1, 10) / plans.tensor_parallel
+    host = 1e12 * plans.pipeline_parallel
+    stages = stage_table(plans, context.model)
+    shape = stages.layers.shape
+    usable, host_usable = context.cluster.device.usable_memory_bytes, context.cluster.node.host_memory_bytes
+    return EstimateBatch(
+        step_time_s=time_s,
+        step_time_low_s=time_s,
+        step_time_high_s=time_s,
+        time_parts_s={"forward": time_s},
+        communication_total_s={},
+        stage_time_s=np.zeros(shape),
+        stages=stages,
+        memory_parts_bytes={"weights": np.zeros(shape)},
+        stage_memory_bytes=np.zeros(shape),
+        peak_memory_bytes=memory,
+        peak_memory_low_bytes=memory,
+        peak_memory_high_bytes=memory,
+        host_memory_bytes=host,
+        fits=(memory <= usable) & (host <= host_usable),
+        basis=np.zeros(len(plans), dtype=np.int64),
+        extrapolated=np.zeros(len(plans), dtype=np.bool_),
+        model_flops=1.0,
+        hardware_flops=np.ones(len(plans)),
+    )
+
+
+@pytest.fixture(scope="module")
+def plans() -> PlanBatch:
+    setting = Setting(model=gpt(), job=job(), num_devices=64, framework="megatron")
+    return plan_space(setting, domain_devices=8).plans
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 1000, 1 << 20])
+def test_chunks_change_nothing(plans: PlanBatch, chunk_rows: int) -> None:
+    few = plans.take(slice(0, 500))
+    whole = toy(few, context())
+    priced = price_all(few, context(), evaluator=toy, chunk_rows=chunk_rows)
+    assert np.array_equal(priced.step_time_s, whole.step_time_s)
+    assert np.array_equal(priced.peak_memory_bytes, whole.peak_memory_bytes)
+    assert np.array_equal(priced.fits, whole.fits)
+
+
+def test_chunks_are_bounded(plans: PlanBatch) -> None:
+    sizes: list[int] = []
+
+    def counting(part: PlanBatch, where: CostContext) -> EstimateBatch:
+        sizes.append(len(part))
+        return toy(part, where)
+
+    price_all(plans, context(), evaluator=counting, chunk_rows=100)
+    assert max(sizes) == 100
+    assert sum(sizes) == len(plans)
+
+
+def test_the_best_is_the_best_of_all(plans: PlanBatch) -> None:
+    priced = price_all(plans, context(), evaluator=toy)
+    row = int(best_rows(priced, objective="step_time", count=1)[0])
+    assert priced.fits[row]
+    assert priced.step_time_s[row] == priced.step_time_s[priced.fits].min()
+
+
+def test_nothing_to_price() -> None:
+    none = PlanBatch.from_columns(0)
+    priced = price_all(none, context(), evaluator=toy)
+    assert len(priced) == 0
+    assert memory_rejections(priced, context()) == {}
+
+
+def test_memory_rejections_name_the_memory(plans: PlanBatch) -> None:
+    priced = price_all(plans, context(), evaluator=toy)
+    device = (priced.peak_memory_bytes > 79e9).sum()
+    host = ((priced.host_memory_bytes > 2e12) & (priced.peak_memory_bytes <= 79e9)).sum()
+    assert device > 0
+    assert host > 0
+    assert memory_rejections(priced, context()) == {"out_of_memory": device, "out_of_host_memory": host}
+    assert device + host == np.count_nonzero(~priced.fits)
+
+
+def test_joined_searches_keep_their_order(plans: PlanBatch) -> None:
+    first, second = (price_all(plans.take(rows), context(), evaluator=toy) for rows in (slice(0, 5), slice(5, 9)))
+    both = join([first, second])
+    assert len(both) == 9
+    assert both.plans.plan(6) == plans.plan(6)
+    assert both.step_time_s[6] == second.step_time_s[1]
+    assert join([first]) is first
+
+
+def test_the_default_evaluator_is_the_one_cost_path(plans: PlanBatch) -> None:
+    from costmodels.evaluate import evaluate
+
+    where = context(kernels=RateKernels())
+    few = plans.take(slice(0, 50))
+    assert np.array_equal(price_all(few, where).step_time_s, evaluate(few, where).step_time_s)
+
+
+def neighbours(plans: PlanBatch, row: int) -> list[int]:
+    """Rows that differ from one plan in a single degree of freedom."""
+    names = ("tensor_parallel", "pipeline_parallel", "micro_batch_size", "recompute", "zero_stage", "virtual_stages")
+    differing = np.sum([getattr(plans, name) != getattr(plans, name)[row] for name in names], axis=0)
+    return np.flatnonzero(differing <= 1).tolist()
+
+
+@pytest.mark.parametrize("price", [toy, None], ids=["toy", "real"])
+def test_the_best_is_no_worse_than_any_neighbour(plans: PlanBatch, price: Callable[..., Any] | None) -> None:
+    where = context(kernels=RateKernels())
+    priced = price_all(plans, where, evaluator=price) if price else price_all(plans, where)
+    row = int(best_rows(priced, objective="step_time", count=1)[0])
+    near = [other for other in neighbours(plans, row) if priced.fits[other]]
+    assert len(near) > 5
+    assert all(priced.step_time_s[row] <= priced.step_time_s[other] * (1 + 1e-6) for other in near)
