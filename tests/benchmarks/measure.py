@@ -109,6 +109,23 @@ def batches_of_one(devices: int, count: int = 200) -> dict[str, float]:
     return {"plans_per_s": len(single) / min(seconds(once, repeat=3))}
 
 
+def python_loop(devices: int, count: int = 4000) -> dict[str, float]:
+    """Plans per second of the plain-Python loop, and how far it strays from the batch path."""
+    import numpy as np
+    import scalar_loop
+
+    from costmodels.evaluate import evaluate
+
+    plans, context = workloads.space(devices)
+    sample = plans.take(np.arange(0, len(plans), max(len(plans) // count, 1)))
+    rows = scalar_loop.prepare(sample, context)
+    best_s = min(seconds(lambda: scalar_loop.price(rows, context), repeat=3))
+    estimate = evaluate(sample, context)
+    batch = np.stack([estimate.step_time_s, estimate.peak_memory_bytes], axis=1)
+    loop = np.array([priced[:2] for priced in scalar_loop.price(rows, context)])
+    return {"plans_per_s": len(rows) / best_s, "largest_difference": float(np.abs(loop / batch - 1).max())}
+
+
 MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
     "start_up": start_up,
     "search_1024": lambda: search(1024),
@@ -118,6 +135,7 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
     "batch_path_1024": lambda: batch_path(1024),
     "batch_path_16384": lambda: batch_path(16384),
     "batches_of_one": lambda: batches_of_one(1024),
+    "python_loop": lambda: python_loop(1024),
 }
 
 

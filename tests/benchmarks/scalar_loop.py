@@ -1,0 +1,197 @@
+"""The plain-Python loop that the batch path is compared with: the same formulas, one plan at a time, on floats.
+
+It composes what ``costmodels.step``, ``pipeline`` and ``memory`` compose: stage times, parts of the step, bubble,
+exposed traffic, memory parts of every stage, peak and verdict. What they look up once per distinct shape (kernel and
+collective prices, stage layouts, parameters and activations) is handed to the loop ready-made, so its rate is an
+upper bound of what such a loop could reach. Restricted to what the benchmark prices: a dense model on Megatron-Core
+without offloading. ``report`` checks that both agree, so that this second copy of the formulas cannot drift unseen;
+nothing but the benchmark uses it.
+"""
+
+from math import exp, log2
+from typing import Any
+
+from costmodels.context import CostContext
+from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
+from costmodels.layer_costs import COMPONENTS, layer_costs
+from costmodels.memory import _communication, _context, _loss_and_working
+from costmodels.model_state import end_gradient_bytes, state_bytes
+from costmodels.optimizer import memory_seconds_per_byte, optimizer_s
+from costmodels.plan import PlanBatch, Recompute, Schedule
+from costmodels.stage_activations import stage_activations
+from costmodels.stage_parameters import stage_parameters
+from costmodels.stages import stage_table
+from costmodels.step import _pipeline_transfer
+
+Row = dict[str, Any]
+_COLUMNS = (
+    "recompute", "recompute_layers", "schedule", "virtual_stages", "num_microbatches", "zero_stage", "shard_degree",
+    "overlap_param_gather", "overlap_grad_reduce", "num_devices",
+)  # fmt: skip
+_FORWARD = ("forward", "core", "tensor_forward", "context_forward", "launch_forward")
+_BACKWARD = ("input_gradient", "tensor_backward", "context_backward", "launch_backward")
+_KERNELS = ("forward", "core", "input_gradient", "weight_gradient")
+
+
+def prepare(plans: PlanBatch, context: CostContext) -> list[Row]:
+    """Everything the loop reads, as Python numbers: one dictionary per plan, shared pieces shared."""
+    stages = stage_table(plans, context.model)
+    parameters = stage_parameters(plans, stages, context.model, context.job)
+    costs = layer_costs(plans, context)
+    held = stage_activations(plans, stages, context)
+    traffic = data_parallel_traffic(plans, parameters, context)
+    logits, working = _loss_and_working(plans, stages, held, context)
+    blocks = []
+    for block in (costs.attention, costs.dense_mlp, costs.embedding, costs.head):
+        shapes = [dict(zip(COMPONENTS, column, strict=True)) for column in block.seconds.T.tolist()]
+        blocks.append([shapes[shape] for shape in block.of_row.tolist()])
+    columns: dict[str, list[Any]] = {
+        **{name: getattr(plans, name).tolist() for name in _COLUMNS},
+        **{name: getattr(stages, name).tolist() for name in ("count", "layers", "has_embedding", "has_head")},
+        "transfer_s": _pipeline_transfer(plans, context)[0].tolist(),
+        "gradients_s": traffic.gradients_s.tolist(),
+        "parameters_s": traffic.parameters_s.tolist(),
+        "gathers": traffic.gathers_per_microbatch.tolist(),
+        "reduces": traffic.reduces_per_microbatch.tolist(),
+        "optimizer_s": optimizer_s(plans, parameters, context).tolist(),
+        "parameters": parameters.dense.tolist(),
+        "kept": held.kept.tolist(),
+        "newest": held.newest.tolist(),
+        "working": working.tolist(),
+        "logits": logits.tolist(),
+        "end_gradient": end_gradient_bytes(plans, context).tolist(),
+        "communication": _communication(plans, parameters, context).tolist(),
+        "context": _context(plans, context).tolist(),
+        "blocks": list(zip(*blocks, strict=True)),
+    }
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def price(rows: list[Row], context: CostContext) -> list[tuple[float, float, bool]]:
+    """Step time, peak memory and verdict of every plan, with the parts in between."""
+    byte_s = memory_seconds_per_byte(context)
+    return [_price_one(row, context, byte_s) for row in rows]
+
+
+def _price_one(row: Row, context: CostContext, byte_s: float) -> tuple[float, float, bool]:
+    stack, m = context.stack, row["num_microbatches"]
+    per_micro = stack.microbatch_overhead_s * row["virtual_stages"]
+    either = row["transfer_s"] + per_micro / 2
+    forward, backward, weight = _stage_seconds(row, _accumulation_s(row, context, byte_s), either)
+    pipeline_s, bubble_s, slowest = _pipeline_s(row, forward, backward, weight)
+    parts = _parts(row, slowest)
+    parts["bubble"], parts["pipeline_transfer"] = bubble_s, 2 * m * row["transfer_s"]
+    hide = stack.data_parallel_overlap
+    longest_forward = max(forward)
+    longest_backward = max(b + w for b, w in zip(backward, weight, strict=True))
+    back = row["gradients_s"] + row["gathers"] * row["parameters_s"]
+    gather = row["parameters_s"] - min(
+        (hide if row["overlap_param_gather"] else 0.0) * row["parameters_s"], longest_forward
+    )
+    reduce = back - min((hide if row["overlap_grad_reduce"] else 0.0) * back, longest_backward)
+    parts["data_parallel"] = (m if row["gathers"] else 1) * gather + (m if row["reduces"] else 1) * reduce
+    parts["optimizer"] = row["optimizer_s"]
+    known = pipeline_s + parts["data_parallel"] + parts["optimizer"]
+    nodes = max(row["num_devices"] / context.cluster.node.devices_per_node, 1.0)
+    per_step = stack.step_overhead_s + known * stack.straggler_fraction_per_doubling * log2(nodes)
+    parts["overhead"] += per_step + m * per_micro
+    peak = max(sum(part.values()) for part in _memory(row, context))
+    spread = exp(1.645 * stack.memory_residual_log_std)
+    interval = (peak / spread, peak * spread)
+    return known + per_step, peak, interval[0] <= peak <= context.cluster.device.usable_memory_bytes
+
+
+def _accumulation_s(row: Row, context: CostContext, byte_s: float) -> list[float]:
+    gradient, stored = gradient_element_bytes(context), context.job.numerics.storage_bytes
+    each = 2 * gradient - stored if gradient > stored else 2 * gradient + stored
+    m = row["num_microbatches"]
+    rounds = (1.0 if gradient > stored else (m - 1) / m) * (row["zero_stage"] < 3)
+    return [parameters * rounds * each * byte_s for parameters in row["parameters"]]
+
+
+def _stage_seconds(row: Row, accumulate: list[float], either: float) -> tuple[list[float], list[float], list[float]]:
+    """Forward, input-gradient and weight-gradient seconds of one micro-batch on every stage class."""
+    ahead = [sum(block[name] for name in _FORWARD) for block in row["blocks"]]
+    behind = [sum(block[name] for name in _BACKWARD) for block in row["blocks"]]
+    grads = [block["weight_gradient"] for block in row["blocks"]]
+    core = row["blocks"][0]["core"] if row["recompute"] == Recompute.SELECTIVE else 0.0
+    forward, backward, weight = [], [], []
+    for stage, layers in enumerate(row["layers"]):
+        times = (layers, layers, row["has_embedding"][stage], row["has_head"][stage])
+        again = _repeated(row, layers) * (ahead[0] + ahead[1]) + layers * core
+        forward.append(sum(n * s for n, s in zip(times, ahead, strict=True)) + either)
+        backward.append(sum(n * s for n, s in zip(times, behind, strict=True)) + again + either)
+        weight.append(sum(n * s for n, s in zip(times, grads, strict=True)) + accumulate[stage])
+    return forward, backward, weight
+
+
+def _repeated(row: Row, layers: int) -> int:
+    kind = row["recompute"]
+    return layers if kind == Recompute.FULL else min(row["recompute_layers"], layers) if kind == Recompute.BLOCK else 0
+
+
+def _pipeline_s(row: Row, forward: list[float], backward: list[float], weight: list[float]) -> tuple[float, float, int]:
+    used = [1 if count > 0 else 0 for count in row["count"]]
+    stage_s = [u * (f + b + w) for u, f, b, w in zip(used, forward, backward, weight, strict=True)]
+    slowest = max(range(len(stage_s)), key=stage_s.__getitem__)
+    stages = max(sum(row["count"]), 1)
+    fill = sum(s * n for s, n in zip(stage_s, row["count"], strict=True)) - stage_s[slowest]
+    mean_weight = sum(w * n for w, n in zip(weight, row["count"], strict=True)) / stages
+    kind, m = row["schedule"], row["num_microbatches"]
+    saved = {Schedule.ZERO_BUBBLE_1P: 2, Schedule.ZERO_BUBBLE_2P: 3, Schedule.ZERO_BUBBLE_V: 3}.get(kind, 0)
+    saved = min(saved * (stages - 1), m + stages - 2)
+    chunks = row["virtual_stages"] if kind == Schedule.ONE_F_ONE_B else 1
+    bubble = max(fill / chunks - saved * mean_weight, 0.0)
+    return m * stage_s[slowest] + bubble, bubble, slowest
+
+
+def _parts(row: Row, stage: int) -> dict[str, float]:
+    """Seconds per step of the slowest stage, by cause."""
+    m, layers = row["num_microbatches"], row["layers"][stage]
+    share = _repeated(row, layers) / max(layers, 1)
+    attention, mlp, embedding, head = row["blocks"]
+    ends = [(embedding, row["has_embedding"][stage]), (head, row["has_head"][stage])]
+    sums = {name: layers * (attention[name] + mlp[name]) for name in COMPONENTS}
+    again = share * (sums["forward"] + sums["core"])
+    for name in ("tensor_forward", "context_forward", "launch_forward"):
+        sums[name] *= 1 + share
+    for name in COMPONENTS:
+        if name not in _KERNELS:
+            sums[name] += sum(times * block[name] for block, times in ends)
+    core = sums["core"] if row["recompute"] == Recompute.SELECTIVE else 0.0
+    return {
+        "forward": m * (sums["forward"] + sums["core"]),
+        "backward": m * (sums["input_gradient"] + sums["weight_gradient"]),
+        "recompute": m * (again + core),
+        "embedding_and_loss": m * sum(times * block[name] for block, times in ends for name in _KERNELS),
+        "tensor_parallel": m * (sums["tensor_forward"] + sums["tensor_backward"]),
+        "context_parallel": m * (sums["context_forward"] + sums["context_backward"]),
+        "overhead": m * (sums["launch_forward"] + sums["launch_backward"]),
+    }
+
+
+def _memory(row: Row, context: CostContext) -> list[dict[str, float]]:
+    """Memory parts of every stage class that is used."""
+    each, stack, shard = state_bytes(context.job, context.stack), context.stack, row["shard_degree"]
+    zero, stages = row["zero_stage"], []
+    for stage, count in enumerate(row["count"]):
+        if count == 0:
+            continue
+        parameters, kept = row["parameters"][stage], row["kept"][stage]
+        start = kept + row["working"][stage] + row["logits"][stage]
+        last = row["end_gradient"] if row["has_embedding"][stage] else 0.0
+        parts = {
+            "weights": parameters * each.weight / (shard if zero >= 3 else 1),
+            "gradients": parameters * each.gradient / (shard if zero >= 2 else 1)
+            + max(last + kept - row["newest"][stage] - start, 0.0),
+            "optimizer": parameters * (each.master + each.moments) / (shard if zero >= 1 else 1),
+            "activations": kept + row["working"][stage],
+            "logits": row["logits"][stage],
+            "communication": row["communication"][stage],
+            "reserve": start * stack.fragmentation_fraction + stack.reserve_bytes,
+            "context": row["context"],
+        }
+        room = context.cluster.device.usable_memory_bytes - sum(parts.values())
+        parts["reserve"] += min(max(room, 0.0), start * stack.cache_fraction)
+        stages.append(parts)
+    return stages
