@@ -204,7 +204,8 @@ def _cached(parts: Mapping[str, FloatArray], dynamic: FloatArray, context: CostC
         out-of-memory (PyTorch notes on CUDA semantics, memory management).
     """
     room = context.cluster.device.usable_memory_bytes - np.sum(list(parts.values()), axis=0)
-    return np.clip(room, 0.0, dynamic * context.stack.cache_fraction)
+    kept: FloatArray = np.clip(room, 0.0, dynamic * context.stack.cache_fraction)
+    return kept
 
 
 def _context(plans: PlanBatch, context: CostContext) -> FloatArray:

@@ -149,11 +149,16 @@ def _frozen_bytes(
     context: CostContext,
     degrees: tuple[IntArray, FloatArray],
 ) -> FloatArray:
-    """(N, S) bytes of the frozen weights; QLoRA quantises all but embedding, head and norms."""
+    """(N, S) bytes of the frozen weights.
+
+    QLoRA quantises all but embedding, head and norms. The 8-bit recipes of Transformer Engine keep
+    weights that are never updated in 8 bits only (NVIDIA's MLPerf Llama-2-70B LoRA submissions).
+    """
     job, model = context.job, context.model
     counts = (parameters.dense, parameters.expert if parameters.expert.any() else None)
     if job.task != "qlora":
-        return _divided(plans, counts, degrees, job.numerics.storage_bytes, from_stage=3)
+        stored = min(job.numerics.storage_bytes, job.numerics.linear_input_bytes)
+        return _divided(plans, counts, degrees, stored, from_stage=3)
     embedding, head = embedding_parameters(model), head_parameters(model)
     ends = stages.has_embedding * float(embedding + position_parameters(model))
     if model.tie_word_embeddings:

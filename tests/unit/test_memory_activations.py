@@ -1,0 +1,223 @@
+"""Activations of one layer, tensor by tensor: what each option adds to or takes from the bytes kept."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodels.activations import (
+    LayerActivations,
+    embedding_activations,
+    layer_activations,
+    logits_bytes,
+    output_activations,
+)
+from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
+from costmodels.stage_activations import stage_activations
+from costmodels.stages import stage_table
+from costmodels.workload import LoraSpec, TrainingJob
+from profiles.model import ModelSpec
+from profiles.stack import StackSpec
+from tests.fakes import context, gpt, job, latent, llama, mixture, stack
+
+H, A, F, S = 1024, 16, 4096, 2048
+TOKENS = 2 * S
+
+
+def one(
+    plan: ExecutionPlan | None = None,
+    *,
+    model: ModelSpec | None = None,
+    on: TrainingJob | None = None,
+    using: StackSpec | None = None,
+    moe: bool = False,
+) -> LayerActivations:
+    batch = PlanBatch.from_plans([plan or ExecutionPlan(micro_batch_size=2)])
+    return layer_activations(batch, model or gpt(), on or job(), using or stack(), moe=moe)
+
+
+def whole(plan: ExecutionPlan | None = None, **options) -> float:
+    return float(one(plan, **options).whole[0])
+
+
+def test_gpt_layer_with_flash_attention():
+    # Two norm inputs, two linear inputs, q, k, v and the attention output, twice the MLP's 4h; one logsumexp.
+    assert whole() == pytest.approx(TOKENS * (2 * 8 * H + 2 * 2 * F + 4 * A))
+
+
+def test_unfused_attention_keeps_scores_instead_of_the_logsumexp():
+    plain = whole(on=job(attention="unfused"))
+    assert plain - whole() == pytest.approx(TOKENS * (2 * A * S - 4 * A))
+
+
+def test_dropout_adds_masks_and_the_dropped_scores():
+    unfused, dropped = (job(attention="unfused", dropout=flag) for flag in (False, True))
+    assert whole(on=dropped) - whole(on=unfused) == pytest.approx(TOKENS * (3 * A * S + 2 * H))
+
+
+def test_gated_mlp_keeps_three_inner_tensors_and_an_unfused_gate_a_fourth():
+    gated = whole(model=gpt(gated_mlp=True))
+    assert gated - whole() == pytest.approx(TOKENS * 2 * F)
+    unfused = whole(model=gpt(gated_mlp=True), using=stack(fused_gate=False))
+    assert unfused - gated == pytest.approx(TOKENS * 2 * F)
+
+
+def test_unfused_norms_keep_an_fp32_copy_and_the_normalised_tensor():
+    assert whole(using=stack(fused_norm=False)) - whole() == pytest.approx(TOKENS * 2 * 4 * H)
+
+
+def test_grouped_queries_shrink_keys_and_values():
+    grouped = gpt(num_key_value_heads=4)
+    assert whole() - whole(model=grouped) == pytest.approx(TOKENS * 2 * 2 * (16 - 4) * 64)
+
+
+def test_tensor_parallel_splits_keys_only_down_to_one_head():
+    grouped = gpt(num_key_value_heads=2)
+    plan = ExecutionPlan(micro_batch_size=2, tensor_parallel=8, sequence_parallel=True)
+    sharded = (2 * 4 * H + 2 * 2 * H + 2 * 2 * F + 4 * A) / 8  # residual stream and norms, q and out, MLP
+    assert whole(plan, model=grouped) == pytest.approx(TOKENS * (sharded + 2 * 2 * 2 * 64 / 2))
+
+
+def test_sequence_parallel_splits_norms_and_context_parallel_everything():
+    tensor = ExecutionPlan(micro_batch_size=2, tensor_parallel=4)
+    sequence = replace(tensor, sequence_parallel=True)
+    assert whole(tensor) - whole(sequence) == pytest.approx(TOKENS * 8 * H * 3 / 4)
+    assert whole(sequence) == pytest.approx(whole() / 4)
+    assert whole(ExecutionPlan(micro_batch_size=2, context_parallel=4)) == pytest.approx(whole() / 4)
+
+
+def test_fp8_keeps_quantised_linear_inputs_beside_the_attention_output():
+    # Inputs of both first linears and of the second MLP matrix shrink; a copy of the output is added.
+    assert whole() - whole(on=job(precision="fp8")) == pytest.approx(TOKENS * (2 * H + F - H))
+
+
+def test_fp32_doubles_all_but_the_logsumexp():
+    assert whole(on=job(precision="fp32")) == pytest.approx(2 * whole() - TOKENS * 4 * A)
+
+
+@pytest.mark.parametrize(
+    ("targets", "dropped_per_token"),
+    [(("q", "v"), 2 * H + 2 * F), (("q", "gate"), 2 * F), (("down",), 2 * 2 * H), (("q", "up", "down"), 0)],
+    ids=str,
+)
+def test_frozen_linears_keep_only_what_an_adapter_needs(targets, dropped_per_token):
+    lora = job(task="lora", lora=LoraSpec(targets=targets))
+    assert whole() - whole(on=lora) == pytest.approx(TOKENS * dropped_per_token)
+
+
+def test_unfused_attention_of_a_frozen_output_projection_keeps_no_output():
+    lora = job(task="lora", lora=LoraSpec(targets=("q",)), attention="unfused")
+    with_output = replace(lora, lora=LoraSpec(targets=("q", "o")))
+    assert whole(on=with_output) - whole(on=lora) == pytest.approx(TOKENS * 2 * H)
+
+
+def test_parallel_residual_shares_one_input():
+    parallel = gpt(parallel_residual=True, norms_per_layer=1)
+    assert whole() - whole(model=parallel) == pytest.approx(TOKENS * 2 * 2 * H)
+
+
+def test_query_and_key_norms_keep_their_inputs():
+    assert whole(model=gpt(qk_norm=True)) - whole() == pytest.approx(TOKENS * 2 * 2 * H)
+
+
+def test_latent_attention_keeps_compressed_and_expanded_tensors():
+    compressed = 2 * 2 * (384 + 256) + 2 * 32
+    expanded = 2 * A * ((64 + 32) + (64 + 32) + 64 + 64) + 4 * A  # queries, keys, values, output
+    expected = 2 * 4 * H + compressed + expanded + 2 * 2 * F
+    assert whole(model=latent()) == pytest.approx(TOKENS * expected)
+
+
+def test_experts_keep_routed_copies():
+    # llama() attention; two copies of every token in experts of width 1408, a shared expert of 2816.
+    attention = 2 * (6 * H + 2 * 4 * 64) + 4 * A
+    experts = 2 * (2 * 2 * H + 3 * 2 * 1408) + 3 * 2 * 2816 + 2 * 4 * 8
+    assert whole(model=mixture(), moe=True) == pytest.approx(TOKENS * (attention + experts))
+
+
+def test_expert_tensor_parallel_gathers_tokens_and_splits_widths():
+    plan = ExecutionPlan(micro_batch_size=2, tensor_parallel=4, sequence_parallel=True)
+    spread = whole(plan, model=mixture(), moe=True)
+    split = whole(replace(plan, expert_tensor_parallel=4), model=mixture(), moe=True)
+    # Whole experts on each rank: 2/4 copies per token. Split ones: all copies, inner tensors by 4.
+    assert split - spread == pytest.approx(TOKENS * 2 * (1 - 1 / 4) * 2 * 2 * H)
+
+
+def test_layer_input_is_what_full_recomputation_keeps():
+    assert one().layer_input[0] == TOKENS * 2 * H
+    sharded = one(ExecutionPlan(micro_batch_size=2, tensor_parallel=2, sequence_parallel=True))
+    assert sharded.layer_input[0] == TOKENS * H
+
+
+def test_ends_of_the_model():
+    batch = PlanBatch.from_plans([ExecutionPlan(micro_batch_size=2, tensor_parallel=4, sequence_parallel=True)])
+    assert output_activations(batch, gpt(), job())[0] == TOKENS * 4 * H / 4
+    assert embedding_activations(batch, gpt(), job(dropout=True))[0] == TOKENS * H / 4
+    assert embedding_activations(batch, gpt(), job())[0] == 0
+    logits = logits_bytes(batch, gpt(), job(), stack(logits_fp32_copies=2))
+    assert logits[0] == TOKENS * 32768 * (2 + 2 * 4) / 4
+    assert logits_bytes(batch, gpt(), job(fused_cross_entropy=True), stack())[0] == TOKENS * 32768 * 2 / 4
+
+
+def kept(plan: ExecutionPlan, *, stage: int = 0, model: ModelSpec | None = None, **options) -> float:
+    where = context(model=model or gpt(), **options)
+    batch = PlanBatch.from_plans([plan])
+    stages = stage_table(batch, where.model, full=True)
+    return float(stage_activations(batch, stages, where).kept[0, stage])
+
+
+def test_stage_holds_its_layers_for_every_micro_batch_in_flight():
+    plan = ExecutionPlan(pipeline_parallel=4, num_microbatches=16)
+    layer = whole(ExecutionPlan())
+    assert kept(plan) == pytest.approx(4 * 2 * layer)
+    assert kept(plan, stage=3) == pytest.approx(1 * 2 * layer + S * 4 * H)
+    assert kept(replace(plan, num_microbatches=2)) == pytest.approx(2 * 2 * layer)
+
+
+def test_recomputation_of_whole_layers():
+    full = ExecutionPlan(recompute=Recompute.FULL, micro_batch_size=2)
+    inputs = 8 * 2 * H * TOKENS + output_activations(PlanBatch.from_plans([full]), gpt(), job())[0]
+    assert kept(full) == pytest.approx(inputs)
+    block = replace(full, recompute=Recompute.BLOCK, recompute_layers=3)
+    assert kept(block) == pytest.approx(inputs + 5 * (whole() - 2 * H * TOKENS))
+    assert kept(replace(block, recompute_layers=99)) == pytest.approx(inputs)
+
+
+def test_selective_recomputation_drops_the_attention_core():
+    on = job(attention="unfused", dropout=True)
+    plan = ExecutionPlan(micro_batch_size=2)
+    saved = kept(plan, job=on) - kept(replace(plan, recompute=Recompute.SELECTIVE), job=on)
+    assert saved == pytest.approx(8 * TOKENS * 5 * A * S)
+
+
+def test_working_set_recomputes_one_layer():
+    batch = PlanBatch.from_columns(3, recompute=[0, 2, 3], recompute_layers=[0, 0, 1], micro_batch_size=2)
+    where = context()
+    working = stage_activations(batch, stage_table(batch, where.model), where).working
+    again = whole() - 2 * H * TOKENS
+    np.testing.assert_allclose(working[1:] - working[0], again)
+
+
+def test_mixed_layers_recompute_in_proportion():
+    model = mixture(moe={"first_dense_layers": 4})
+    plan = ExecutionPlan(micro_batch_size=2)
+    dense, sparse = whole(model=model), whole(model=model, moe=True)
+    ends = output_activations(PlanBatch.from_plans([plan]), model, job())[0]
+    assert kept(plan, model=model) == pytest.approx(4 * dense + 4 * sparse + ends)
+    half = replace(plan, recompute=Recompute.BLOCK, recompute_layers=4)
+    both = dense + sparse
+    assert kept(half, model=model) == pytest.approx(4 * both - 2 * (both - 2 * 2 * H * TOKENS) + ends)
+
+
+def test_offloaded_activations_leave_two_layers_on_the_device():
+    plan = ExecutionPlan(offload_activations=True, recompute=Recompute.FULL)
+    where, batch = context(), PlanBatch.from_plans([plan])
+    held = stage_activations(batch, stage_table(batch, where.model, full=True), where)
+    everything = kept(replace(plan, offload_activations=False))
+    assert held.kept[0, 0] == pytest.approx(everything * 2 / 8)
+    assert held.offloaded is not None
+    assert held.offloaded[0, 0] == pytest.approx(everything * 6 / 8)
+
+
+def test_llama_layer_matches_its_parts():
+    f = 2816
+    assert whole(model=llama()) == pytest.approx(TOKENS * (2 * 6 * H + 4 * 4 * 64 + 4 * A + 3 * 2 * f))
