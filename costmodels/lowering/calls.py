@@ -165,7 +165,7 @@ class CallList:
         launches = np.zeros((len(Phase), shapes))
         half_width = np.zeros(shapes)
         basis: IntArray = np.zeros(shapes, dtype=np.int64)
-        extrapolated = np.zeros(shapes, dtype=np.int64)
+        extrapolated: IntArray = np.zeros(shapes, dtype=np.int64)
         if sites:
             batch = self._kernel_calls()
             priced = self.context.kernels.predict(batch, self.context.cluster.device)
@@ -184,7 +184,8 @@ class CallList:
                     launches[phase] = total(counts[rows])
             half_width = total(width)
             np.max(priced.basis.reshape(sites, shapes), axis=0, out=basis)
-            extrapolated = (priced.extrapolated.reshape(sites, shapes) & present).any(axis=0).astype(np.int64)
+            left = priced.extrapolated.reshape(sites, shapes) & present
+            extrapolated = left.max(axis=0).astype(np.int64)
         collective_s, collectives = self._price_transfers()
         return PartCosts(
             kernel_s=kernel_s,

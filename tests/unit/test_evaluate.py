@@ -1,0 +1,143 @@
+"""The one cost path end to end: what an estimate says, how sure it is, and when a plan fits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodels.context import CostContext
+from costmodels.estimate import MEMORY_PARTS, TIME_PARTS
+from costmodels.evaluate import NORMAL_90, evaluate
+from costmodels.flops import model_flops_per_step
+from costmodels.kernels.calls import Basis
+from costmodels.layer_costs import layer_costs
+from costmodels.memory import host_memory_bytes, memory_interval, stage_memory
+from costmodels.plan import ExecutionPlan, PlanBatch, Recompute, Schedule
+from costmodels.stage_parameters import stage_parameters
+from costmodels.stages import stage_table
+from costmodels.step import step_time
+from tests.fakes import RateKernels, RingCollectives, context, device, gpt, mixture, node, stack
+
+PLANS = PlanBatch.from_columns(
+    6,
+    tensor_parallel=[1, 2, 4, 2, 1, 8],
+    pipeline_parallel=[1, 2, 4, 4, 8, 1],
+    data_parallel=[1, 4, 2, 4, 8, 2],
+    num_microbatches=[4, 8, 16, 8, 16, 2],
+    zero_stage=[0, 1, 2, 0, 1, 3],
+    recompute=[0, 1, 2, 0, 2, 0],
+    schedule=[0, 0, 1, 2, 3, 0],
+)
+
+
+def real(**changes) -> CostContext:
+    values = {
+        "kernels": RateKernels(start_s=1e-6, relative_half_width=0.2),
+        "collectives": RingCollectives(200e9, 20e9),
+        "stack": stack(step_overhead_s=0.01, residual_log_std=0.08),
+    }
+    return context(**values | changes)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("model", [gpt(), mixture()], ids=lambda model: model.name)
+def test_an_estimate_is_its_parts_put_together(model, full):
+    """The estimate shows what the parts of the cost model say, nothing else."""
+    where = real(model=model)
+    found = evaluate(PLANS, where, full=full)
+    stages = stage_table(PLANS, model, full=full)
+    held = stage_parameters(PLANS, stages, model, where.job)
+    step = step_time(PLANS, stages, layer_costs(PLANS, where), held, where)
+    memory = stage_memory(PLANS, stages, where, held)
+    assert len(found) == len(PLANS)
+    assert found.step_time_s.tolist() == step.step_time_s.tolist()
+    assert set(found.time_parts_s) == set(TIME_PARTS)
+    assert found.stage_time_s.tolist() == step.stage_time_s.tolist()
+    assert set(found.memory_parts_bytes) == set(MEMORY_PARTS)
+    assert found.stage_memory_bytes == pytest.approx(sum(memory.values()))
+    assert found.peak_memory_bytes == pytest.approx(sum(memory.values()).max(axis=1))
+    assert found.host_memory_bytes == pytest.approx(host_memory_bytes(PLANS, stages, where))
+    low, high = memory_interval(memory, where)
+    assert found.peak_memory_low_bytes == pytest.approx(low)
+    assert found.peak_memory_high_bytes == pytest.approx(high)
+    assert found.stages.layers.tolist() == stages.layers.tolist()
+    assert found.stages.layers.shape[1] == (8 if full else 3)
+
+
+def test_uncertainties_of_kernels_and_stack_add_as_independent():
+    found = evaluate(PLANS, real())
+    half = np.sqrt((NORMAL_90 * 0.08) ** 2 + np.log(1.2) ** 2)
+    assert found.step_time_high_s / found.step_time_s == pytest.approx(np.exp(half))
+    assert found.step_time_s / found.step_time_low_s == pytest.approx(np.exp(half))
+
+
+def test_certain_prices_have_no_interval():
+    found = evaluate(PLANS, context())
+    assert found.step_time_low_s == pytest.approx(found.step_time_s)
+    assert found.step_time_high_s == pytest.approx(found.step_time_s)
+
+
+@pytest.mark.parametrize("basis", Basis)
+def test_the_basis_is_that_of_the_weakest_price(basis):
+    found = evaluate(PLANS, real(kernels=RateKernels(basis=basis, extrapolated=basis == Basis.LEARNED)))
+    assert set(found.basis.tolist()) == {basis}
+    assert set(found.extrapolated.tolist()) == {basis == Basis.LEARNED}
+
+
+def test_a_plan_fits_when_its_peak_and_its_host_memory_do():
+    plan = PlanBatch.from_plans([ExecutionPlan(offload_optimizer=True)])
+    found = evaluate(plan, real())
+    peak, host = float(found.peak_memory_bytes[0]), float(found.host_memory_bytes[0])
+    assert host > 0
+    for usable, on_host, fits in ((peak, host, True), (peak * 0.999, host, False), (peak, host * 0.999, False)):
+        machine = node(device=device(usable_memory_bytes=usable), host_memory_bytes=on_host)
+        where = real()
+        where = replace(where, cluster=replace(where.cluster, node=machine))
+        assert evaluate(plan, where).fits.tolist() == [fits]
+
+
+def test_utilisation_counts_recomputation_in_hardware_flops_only():
+    plans = [
+        ExecutionPlan(pipeline_parallel=4, recompute=how, recompute_layers=1, num_microbatches=8) for how in Recompute
+    ]
+    where = real()
+    found = evaluate(PlanBatch.from_plans(plans), where)
+    assert found.model_flops == pytest.approx(model_flops_per_step(where.model, where.job, causal=True))
+    none, selective, full, block = found.hardware_flops
+    assert none == pytest.approx(found.model_flops)
+    assert none < selective < block < full
+    assert block - none == pytest.approx((full - none) / 2)  # one of two layers per stage
+
+
+def test_flops_of_a_step_are_those_the_kernels_run():
+    """With one second per FLOP and attention's backward at twice its forward, time is model FLOPs over devices."""
+    where = context()
+    plan = ExecutionPlan(tensor_parallel=8, data_parallel=8, num_microbatches=8)  # 64 sequences
+    found = evaluate(PlanBatch.from_plans([plan]), where)
+    core = 8 * 4 * 2048 * 1024 * 0.5 * where.job.tokens_per_step
+    assert (found.step_time_s[0]) * 64 == pytest.approx(found.model_flops + 0.5 * core, rel=1e-12)
+
+
+def test_an_empty_batch_has_an_empty_estimate():
+    found = evaluate(PlanBatch.from_columns(0), real())
+    assert len(found) == 0
+    assert found.peak_memory_bytes.shape == (0,)
+    assert found.time_parts_s["forward"].shape == (0,)
+
+
+def test_prices_are_reproducible_and_leave_the_plans_alone():
+    before = PLANS.take(slice(None))
+    copies = {name: np.array(getattr(PLANS, name)) for name in ("tensor_parallel", "recompute", "zero_stage")}
+    first, second = evaluate(PLANS, real()), evaluate(before, real())
+    assert first.step_time_s.tobytes() == second.step_time_s.tobytes()
+    assert first.peak_memory_bytes.tobytes() == second.peak_memory_bytes.tobytes()
+    assert all((getattr(PLANS, name) == values).all() for name, values in copies.items())
+
+
+def test_schedules_rank_as_published():
+    """Same memory, smaller bubble from 1F1B to ZB-1p to ZB-2p (arXiv:2401.10241 figure 5)."""
+    plan = ExecutionPlan(pipeline_parallel=4, num_microbatches=16)
+    order = [Schedule.ONE_F_ONE_B, Schedule.ZERO_BUBBLE_1P, Schedule.ZERO_BUBBLE_2P]
+    found = evaluate(PlanBatch.from_plans([replace(plan, schedule=schedule) for schedule in order]), real())
+    assert (np.diff(found.step_time_s) < 0).all()
+    assert found.peak_memory_bytes[1] <= found.peak_memory_bytes[2]
