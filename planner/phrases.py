@@ -57,12 +57,12 @@ def gib(count_bytes: float) -> str:
 
 def seconds(duration_s: float) -> str:
     """A duration in the unit that suits it, three digits: ``7.95 s``, ``812 ms``, ``3.2 days``."""
-    if duration_s < 1e-3:
+    if duration_s < 0.9995e-3:
         return f"{duration_s * 1e6:.3g} us"
-    if duration_s < 1:
+    if duration_s < 0.9995:
         return f"{duration_s * 1e3:.3g} ms"
     if duration_s < 2 * SECONDS_PER_HOUR:
-        return f"{duration_s:.3g} s" if duration_s < 1000 else f"{duration_s:,.0f} s"
+        return f"{duration_s:.3g} s" if duration_s < 999.5 else f"{duration_s:,.0f} s"
     if duration_s < 2 * SECONDS_PER_DAY:
         return f"{duration_s / SECONDS_PER_HOUR:.1f} hours"
     return f"{duration_s / SECONDS_PER_DAY:,.1f} days"

@@ -47,6 +47,8 @@ def to_document(result: PlanResult) -> dict[str, Any]:
 def request_document(request: Request) -> dict[str, Any]:
     """The question as it was understood."""
     job = asdict(request.job)
+    if request.job.lora is not None:
+        job["lora"]["targets"] = list(request.job.lora.targets)
     return {
         "model": model_document(request.model),
         "cluster": {

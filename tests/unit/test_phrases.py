@@ -1,0 +1,85 @@
+"""Quantities in words."""
+
+import pytest
+
+from costmodels.estimate import MEMORY_PARTS, TIME_PARTS
+from costmodels.plan import ExecutionPlan, Recompute, Schedule
+from planner import phrases
+from planner.results import Remedy
+from profiles.units import GIB
+
+
+def test_every_part_has_a_name() -> None:
+    assert set(phrases.TIME_NAMES) == set(TIME_PARTS)
+    assert set(phrases.MEMORY_NAMES) == set(MEMORY_PARTS)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (3.2e-6, "3.2 us"),
+        (0.0123, "12.3 ms"),
+        (0.9999, "1 s"),
+        (1.234, "1.23 s"),
+        (59.96, "60 s"),
+        (1234.0, "1,234 s"),
+        (7200.0, "2.0 hours"),
+        (172800.0, "2.0 days"),
+        (1e8, "1,157.4 days"),
+    ],
+)
+def test_seconds(value: float, words: str) -> None:
+    assert phrases.seconds(value) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0, "0"), (1024, "1,024"), (6.74e9, "6.74B"), (15e12, "15T"), (4194304, "4.19M"), (2e15, "2,000T")],
+)
+def test_counts(value: float, words: str) -> None:
+    assert phrases.count(value) == words
+
+
+@pytest.mark.parametrize(("value", "words"), [(0.5, "50 %"), (0.0312, "3.1 %"), (0.0996, "10 %"), (0.0, "0.0 %")])
+def test_percents(value: float, words: str) -> None:
+    assert phrases.percent(value) == words
+
+
+def test_differences() -> None:
+    assert phrases.signed_percent(0.012) == "+1.2 %"
+    assert phrases.signed_percent(-0.5) == "-50 %"
+    assert phrases.signed_percent(1e-5) == "="
+    assert phrases.signed_gib(-1.5 * GIB) == "-1.5 GiB"
+    assert phrases.signed_gib(1e6) == "="
+
+
+@pytest.mark.parametrize(("value", "words"), [(2.5, "$2.50"), (549420.3, "$549,420"), (100.0, "$100")])
+def test_dollars(value: float, words: str) -> None:
+    assert phrases.dollars(value) == words
+
+
+def test_plans() -> None:
+    plan = ExecutionPlan(recompute=Recompute.BLOCK, recompute_layers=4, schedule=Schedule.ZERO_BUBBLE_V)
+    assert phrases.recompute_label(plan) == "block:4"
+    assert phrases.recompute_label(ExecutionPlan(recompute=Recompute.FULL)) == "full"
+    assert phrases.schedule_label(plan) == "zb-v"
+
+
+@pytest.mark.parametrize(
+    ("fits", "words"),
+    [
+        (True, "use 16 devices: fits, peak 70.0 GiB, 12 s per step on 16 devices"),
+        (False, "use 16 devices: still does not fit, peak 70.0 GiB"),
+    ],
+)
+def test_remedies(fits: bool, words: str) -> None:
+    remedy = Remedy(
+        code="more_devices",
+        message="use 16 devices",
+        fits=fits,
+        plan=ExecutionPlan(),
+        num_devices=16,
+        step_time_s=12.0,
+        peak_memory_bytes=70.0 * GIB,
+    )
+    assert phrases.remedy_sentence(remedy) == words

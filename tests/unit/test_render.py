@@ -1,0 +1,121 @@
+"""Tables for a terminal: readable at 80 columns, complete, and silent about what does not apply."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from planner import api
+from planner.render import render, render_front
+from planner.results import PlanResult
+
+JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 64}
+
+
+def shown(result: PlanResult, *, width: int = 100, quiet: bool = False) -> str:
+    stream = io.StringIO()
+    render(result, Console(file=stream, width=width), quiet=quiet)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def ranking() -> PlanResult:
+    return api.plan("llama-2-7b", "8xA100-80GB", JOB)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> PlanResult:
+    pins = {"tp": 2, "pp": 4, "recompute": "selective", "sp": True}
+    return api.estimate("llama-2-7b", "8xA100-80GB", JOB | {"train_tokens": 1e12}, plan=pins)
+
+
+def test_ranking(ranking: PlanResult) -> None:
+    text = shown(ranking)
+    lines = text.splitlines()
+    assert lines[0] == "llama-2-7b (6.74B parameters) on 8 x A100-SXM-80GB"
+    assert "64 sequences of 2048 tokens per step, megatron-core" in lines[1]
+    assert lines[2].split()[:4] == ["#", "tp", "pp", "dp"]
+    assert [line.split()[0] for line in lines[3:13]] == [str(rank) for rank in range(1, 11)]
+    best = ranking.plans[0]
+    assert f"{best.peak_memory_bytes / 2**30:.1f}" in lines[3]
+    assert f"{best.mfu * 100:.1f}" in lines[3]
+    assert f"{ranking.considered:,} legal plans priced, {ranking.fitting:,} fit" in text
+    assert "the best plans that differ" in text
+    assert "precision bf16 (not given)" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_nothing_is_cut_off(ranking: PlanResult, pipeline: PlanResult, width: int) -> None:
+    for result in (ranking, pipeline):
+        text = shown(result, width=width)
+        assert "…" not in text
+        assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+
+
+def test_optional_columns_appear_when_used(ranking: PlanResult) -> None:
+    assert " ep " not in shown(ranking).splitlines()[2]
+    experts = api.plan("mixtral-8x7b", "4x8xH100", JOB, top=3)
+    assert " ep " in shown(experts).splitlines()[2]
+    assert "12.9B active" in shown(experts)
+    sizes = api.plan("llama-2-7b", "32xA100", JOB, objective="cost")
+    assert " gpus " in shown(sizes).splitlines()[2]
+    assert "GPU time" in shown(sizes)
+
+
+def test_one_plan_in_full(pipeline: PlanResult) -> None:
+    best = pipeline.plans[0]
+    text = shown(pipeline)
+    assert "tp2 pp4 dp1 " in text
+    assert "sequence parallel" in text
+    assert "fits: " in text
+    assert "MFU" in text
+    assert "causal attention counted in half" in text
+    assert "backward" in text
+    assert "GPU-hours" in text
+    assert "$" not in text
+    memory = text[text.index("memory per GPU") :]
+    assert "stage 0" in memory
+    for part in ("weights", "gradients", "optimizer states", "activations", "usable", "total"):
+        assert part in memory
+    assert f"{best.peak_memory_bytes / 2**30:.2f}" in memory
+
+
+def test_prices_come_with_their_date() -> None:
+    answer = api.estimate(
+        "llama-2-7b", "8xA100", JOB | {"train_tokens": 1e12}, price_per_device_hour_usd=2.5, price_date="2026-11"
+    )
+    assert "at $2.50 per GPU-hour of 2026-11" in shown(answer).replace("\n", " ")
+
+
+def test_long_pipelines_are_summarised() -> None:
+    answer = api.estimate("gpt3-175b", "16x8xA100", JOB, plan={"tp": 8, "pp": 16, "vpp": 1, "recompute": "full"})
+    text = shown(answer, width=80)
+    assert "stage 0" in text
+    assert "stage 15" in text
+    assert "stages 2-14" in text or "stages 1-14" in text
+
+
+def test_what_does_not_fit() -> None:
+    answer = api.plan("llama-3-70b", "8xA100", JOB)
+    text = shown(answer)
+    assert "Nothing fits." in text
+    assert "Nearest: tp" in text
+    assert "too much" in text
+    assert "What would fit:" in text
+    assert "use 16 devices" in text or "use 32 devices" in text
+    nearest = shown(api.estimate("llama-3-70b", "8xA100", JOB))
+    assert "does not fit: " in nearest
+
+
+def test_quiet_leaves_out_notes(ranking: PlanResult) -> None:
+    assert "Assumed" not in shown(ranking, quiet=True)
+    assert "Assumed" in shown(ranking)
+
+
+def test_front(ranking: PlanResult) -> None:
+    stream = io.StringIO()
+    render_front(ranking, Console(file=stream, width=100))
+    lines = stream.getvalue().splitlines()
+    assert lines[0].split() == ["step", "memory", "gpus", "plan"]
+    assert len(lines) == 1 + min(len(ranking.pareto), 12)
