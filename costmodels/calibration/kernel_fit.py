@@ -37,6 +37,8 @@ FEWEST_FOR_SPREAD = 30  # held-out rows below which an interval is not a record'
 KIN = {"ampere": "ada"}  # an architecture leans on another that runs the same kernels before it leans on all
 GLUE_EFFICIENCY = 0.8  # of the memory bandwidth, for traffic that is timed along but priced elsewhere
 
+TUNED_NOTE = "MI300X: kernels tuned per shape, a lower envelope of the default ones"
+
 Parameters = Mapping[str, float]
 
 
@@ -133,8 +135,10 @@ def _record(timings: Timings, parameters: Parameters, found: Errors, *, scope: s
     domain = {"bytes": timings.calls.bytes}
     if timings.op != "memory":
         domain["flops"] = timings.calls.flops
+    notes = [TUNED_NOTE] if "aiter-tuned" in timings.source else []
     along = {key: significant(parameters[key], 3) for key in NUISANCES if parameters.get(key, 0.0) > 0}
-    timed_along = ", ".join(f"{key} {value:g}" for key, value in along.items())
+    if along:
+        notes.append("fitted along, not priced: " + ", ".join(f"{key} {value:g}" for key, value in along.items()))
     return {
         "scope": scope,
         "name": name,
@@ -152,7 +156,7 @@ def _record(timings: Timings, parameters: Parameters, found: Errors, *, scope: s
             "median_ape": significant(found.median_ape, 3),
             "log_std": significant(found.log_std, 3),
             "held_out": "random 20 % of the rows",
-            "note": f"fitted along, not priced: {timed_along}" if timed_along else "",
+            "note": "; ".join(notes),
         },
     }
 

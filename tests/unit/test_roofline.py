@@ -1,0 +1,246 @@
+"""The kernel price list: formulas by hand, choice of record, basis, intervals and the packaged fits."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp
+from costmodels.kernels.roofline import RooflineKernelModel
+from profiles.catalog import default_catalog
+from profiles.errors import SpecError
+from profiles.fits import Fit, FitCard, KernelFits, default_fits, parse_kernel_fits
+from profiles.hardware import DeviceSpec
+from profiles.precision import GEMM_FORMATS
+
+CARD = FitCard(
+    sources=("hand",), rows=1, held_out_rows=1, mape=0.1, median_ape=0.1, log_std=0.1, held_out="random split"
+)
+GEMM = {
+    "floor_s": 1e-6, "max_efficiency": 0.5, "k_half": 1024.0, "tile_exponent": 0.5, "wave_quantisation": 1.0,
+    "memory_efficiency": 0.5, "sharpness": 64.0, "quantise_passes": 0.0,
+}  # fmt: skip
+ATTENTION = {
+    "floor_s": 1e-6, "efficiency_64": 0.25, "efficiency_128": 0.5, "efficiency_256": 0.5, "kv_half": 1024.0,
+    "wave_quantisation": 1.0, "memory_efficiency": 0.5, "sharpness": 64.0,
+}  # fmt: skip
+MEMORY = {"floor_s": 2e-6, "memory_efficiency": 0.5}
+DEVICE = DeviceSpec(
+    name="toy", vendor="nvidia", architecture="toyarch", peak_flops_per_s={"bf16": 1e14, "fp32": 1e13},
+    memory_bytes=1e10, usable_memory_bytes=1e10, memory_bandwidth_bytes_per_s=1e12, num_sms=100, l2_bytes=1e6,
+    power_w=100,
+)  # fmt: skip
+
+
+def record(op: str, parameters: dict, *, scope="global", name="*", kind="16-bit", domain=None) -> Fit:
+    return Fit(
+        scope=scope, name=name, op=op, format=kind, parameters=parameters, low_factor=0.8, high_factor=1.5,
+        domain=domain or {}, card=CARD,
+    )  # fmt: skip
+
+
+def model(*fits: Fit, **families) -> RooflineKernelModel:
+    return RooflineKernelModel(KernelFits(records={(f.op, f.format, f.scope, f.name): f for f in fits}, **families))
+
+
+def call(op: KernelOp, kind: str = "bf16", **columns) -> KernelCallBatch:
+    names = ("m", "n", "k", "batch", "heads", "kv_heads", "causal", "flops", "bytes")
+    filled = {name: np.array([float(columns.get(name, 0.0))]) for name in names}
+    return KernelCallBatch(op=np.array([int(op)]), gemm_format=np.array([GEMM_FORMATS.index(kind)]), **filled)
+
+
+def gemm(m: float, n: float, k: float, *, batch: float = 1.0, op=KernelOp.GEMM, kind="bf16") -> KernelCallBatch:
+    traffic = 2 * batch * (m * n + m * k + k * n)
+    return call(op, kind, m=m, n=n, k=k, batch=batch, flops=2 * m * n * k * batch, bytes=traffic)
+
+
+def price(calls: KernelCallBatch, *fits: Fit) -> float:
+    return float(model(*fits).predict(calls, DEVICE).time_s[0])
+
+
+def test_one_full_wave_of_the_largest_tile_costs_its_operations_over_the_reached_peak() -> None:
+    # 10 x 10 tiles of 256 x 128 on 100 SMs: exactly one wave; depth = k_half halves the efficiency of 0.5.
+    flops = 2 * 2560 * 1280 * 1024
+    assert price(gemm(2560, 1280, 1024), record("gemm", GEMM)) == pytest.approx(1e-6 + flops / (1e14 * 0.25))
+
+
+def test_a_started_wave_is_charged_in_full_only_with_quantisation() -> None:
+    full = price(gemm(2560, 1280, 1024), record("gemm", GEMM | {"floor_s": 0.0}))
+    more = gemm(2560, 1408, 1024)  # one more column of tiles
+    assert price(more, record("gemm", GEMM | {"floor_s": 0.0, "tile_exponent": 9.0})) == pytest.approx(2 * full)
+    free = GEMM | {"floor_s": 0.0, "wave_quantisation": 0.0, "tile_exponent": 9.0}
+    assert price(more, record("gemm", free)) == pytest.approx(1.1 * full)
+
+
+def test_a_matrix_vector_product_costs_its_bytes() -> None:
+    traffic = 2 * (4096 + 4096 + 4096 * 4096)
+    thin = GEMM | {"k_half": 0.0, "tile_exponent": 0.0, "wave_quantisation": 0.0}
+    assert price(gemm(1, 4096, 4096), record("gemm", thin)) == pytest.approx(1e-6 + traffic / 0.5e12, rel=1e-3)
+
+
+def test_grouped_gemms_share_their_waves() -> None:
+    grouped = gemm(256, 1280, 1024, batch=10, op=KernelOp.GROUPED_GEMM)
+    alone = gemm(2560, 1280, 1024)
+    fits = (record("gemm", GEMM), record("grouped_gemm", GEMM))
+    assert price(grouped, *fits) == pytest.approx(price(alone, *fits))
+
+
+def test_narrow_formats_pay_for_quantising_their_input() -> None:
+    fits = record("gemm", GEMM | {"quantise_passes": 2.0}), record("gemm", GEMM)
+    with_pass, without = (price(gemm(2560, 1280, 1024), fit) for fit in fits)
+    assert with_pass - without == pytest.approx(2 * 3 * 2560 * 1024 / 1e12)
+
+
+def test_attention_counts_blocks_of_128_queries_in_waves() -> None:
+    # 25 heads x 4 blocks = 100 blocks, one wave; 0.5 * 2048 keys = kv_half, so half of efficiency 0.5.
+    flops = 4 * 25 * 512 * 2048 * 128 * 0.5
+    attention = call(
+        KernelOp.ATTENTION_FORWARD,
+        m=512,
+        n=2048,
+        k=128,
+        batch=1,
+        heads=25,
+        kv_heads=25,
+        causal=0.5,
+        flops=flops,
+        bytes=1,
+    )
+    assert price(attention, record("attention_forward", ATTENTION)) == pytest.approx(1e-6 + flops / (1e14 * 0.25))
+
+
+@pytest.mark.parametrize(("width", "efficiency"), [(32, 0.25), (64, 0.25), (128, 0.5), (90.51, 0.375), (512, 0.5)])
+def test_attention_efficiency_follows_the_head_width(width: float, efficiency: float) -> None:
+    flops = 4 * 100 * 128 * 1024 * width
+    attention = call(
+        KernelOp.ATTENTION_BACKWARD, m=128, n=1024, k=width, batch=1, heads=100, causal=1, flops=flops, bytes=1
+    )
+    expected = 1e-6 + flops / (1e14 * efficiency / 2)
+    assert price(attention, record("attention_backward", ATTENTION)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_memory_calls_cost_a_floor_per_kernel_and_their_bytes() -> None:
+    assert price(call(KernelOp.MEMORY, batch=3, bytes=1e9), record("memory", MEMORY, kind="")) == pytest.approx(
+        3 * 2e-6 + 1e9 / 0.5e12
+    )
+
+
+def test_the_nearest_record_prices_a_device() -> None:
+    faster = [GEMM | {"floor_s": floor} for floor in (4e-3, 3e-3, 2e-3, 1e-3)]
+    fits = [
+        record("gemm", faster[0]),
+        record("gemm", faster[1], scope="architecture", name="toyarch"),
+        record("gemm", faster[2], scope="family", name="toys"),
+        record("gemm", faster[3], scope="device", name="toy"),
+    ]
+    tiny = gemm(1, 1, 1)
+    found = [model(*fits[: i + 1], families={"toy": "toys"}).predict(tiny, DEVICE) for i in range(4)]
+    assert [round(float(p.time_s[0]), 4) for p in found] == [4e-3, 3e-3, 2e-3, 1e-3]
+    assert [int(p.basis[0]) for p in found] == [Basis.ASSUMED, Basis.ANALYTIC, Basis.ANALYTIC, Basis.ANALYTIC]
+
+
+def test_a_family_of_another_architecture_is_an_assumption() -> None:
+    fits = record("gemm", GEMM), record("gemm", GEMM, scope="family", name="toys")
+    borrowed = model(*fits, families={"toy": "toys"}, borrowed=frozenset({"toy"}))
+    assert borrowed.predict(gemm(1, 1, 1), DEVICE).basis[0] == Basis.ASSUMED
+
+
+def test_a_format_nobody_measured_borrows_the_16_bit_efficiency_at_its_own_peak() -> None:
+    fp32 = model(record("gemm", GEMM)).predict(gemm(2560, 1280, 1024, kind="fp32"), DEVICE)
+    flops = 2 * 2560 * 1280 * 1024
+    assert fp32.time_s[0] == pytest.approx(1e-6 + flops / (1e13 * 0.25))
+    assert fp32.basis[0] == Basis.ASSUMED
+
+
+def test_tf32_without_units_of_its_own_runs_as_fp32() -> None:
+    fits = record("gemm", GEMM), record("gemm", GEMM | {"max_efficiency": 1.0}, kind="fp32")
+    tf32 = model(*fits).predict(gemm(2560, 1280, 1024, kind="tf32"), DEVICE)
+    assert tf32.time_s[0] == pytest.approx(1e-6 + 2 * 2560 * 1280 * 1024 / (1e13 * 0.5))
+
+
+def test_a_format_the_device_cannot_run_is_an_error() -> None:
+    with pytest.raises(SpecError, match="toy has no fp8 arithmetic"):
+        model(record("gemm", GEMM)).predict(gemm(1, 1, 1, kind="fp8"), DEVICE)
+
+
+def test_interval_and_extrapolation() -> None:
+    fit = record("gemm", GEMM, domain={"flops": (1e6, 1e12), "bytes": (0.0, 1e12)})
+    inside, outside = (model(fit).predict(gemm(n, n, n), DEVICE) for n in (1024, 32768))
+    assert (inside.low_s[0], inside.high_s[0]) == pytest.approx((0.8 * inside.time_s[0], 1.5 * inside.time_s[0]))
+    assert not inside.extrapolated[0]
+    assert outside.extrapolated[0]
+
+
+def test_empty_batch_and_empty_calls() -> None:
+    none = replace(gemm(1, 1, 1), **{f: np.zeros(0) for f in ("m", "n", "k", "batch", "flops", "bytes", "causal")})
+    none = replace(none, op=np.zeros(0, dtype=int), gemm_format=np.zeros(0, dtype=int))
+    assert len(model(record("gemm", GEMM)).predict(none, DEVICE).time_s) == 0
+    absent = [call(op) for op in KernelOp]
+    packaged = RooflineKernelModel(default_fits().kernels)
+    device = default_catalog().device("H100-SXM-80GB")
+    assert all(np.isfinite(packaged.predict(calls, device).time_s).all() for calls in absent)
+
+
+def test_every_catalogued_device_is_priced_in_every_format_it_has() -> None:
+    packaged, catalog = RooflineKernelModel(default_fits().kernels), default_catalog()
+    for name in catalog.devices:
+        device = catalog.device(name)
+        for kind in device.peak_flops_per_s:
+            for calls in (gemm(4096, 4096, 4096, kind=kind), gemm(512, 4096, 4096, batch=8, kind=kind)):
+                priced = packaged.predict(calls, device)
+                reached = float(calls.flops[0] / priced.time_s[0]) / device.peak(kind)
+                assert 0.1 < reached < 1.05, (name, kind, reached)
+                assert priced.low_s[0] <= priced.time_s[0] <= priced.high_s[0]
+
+
+def test_a_price_says_what_it_rests_on() -> None:
+    packaged, catalog = RooflineKernelModel(default_fits().kernels), default_catalog()
+    line = packaged.provenance(KernelOp.GEMM, "bf16", catalog.device("H200-SXM-141GB"))
+    assert line.startswith("gemm 16-bit of family gh100: ")
+    assert "aiconfigurator" in line
+
+
+def test_the_file_of_fits_is_read_back_whole() -> None:
+    content = {
+        "families": {"toy": "toys"},
+        "borrowed": ["toy"],
+        "records": [
+            {
+                "scope": "global", "name": "*", "op": "memory", "format": "", "parameters": MEMORY, "low_factor": 0.8,
+                "high_factor": 1.5, "domain": {"bytes": [1, 2]},
+                "card": {
+                    "sources": ["hand"], "rows": 1, "held_out_rows": 1, "mape": 0.1, "median_ape": 0.1,
+                    "log_std": 0.1, "held_out": "random split", "note": "",
+                },
+            }
+        ],
+    }  # fmt: skip
+    fits = parse_kernel_fits(json.dumps(content))
+    assert fits.resolve("memory", "", device="toy", architecture="").domain == {"bytes": (1.0, 2.0)}
+    with pytest.raises(KeyError, match="no fit of gemm in 16-bit"):
+        fits.resolve("gemm", "16-bit", device="toy", architecture="")
+
+
+def test_pricing_does_not_import_the_fitting_tools() -> None:
+    code = "import sys, costmodels.kernels.roofline, costmodels.link_model; sys.exit('pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_ten_thousand_calls_in_well_under_a_tenth_of_a_second() -> None:
+    rng = np.random.default_rng(0)
+    count = 10_000
+    size = {name: rng.integers(64, 16384, count).astype(float) for name in ("m", "n", "k")}
+    ones = np.ones(count)
+    calls = KernelCallBatch(
+        op=rng.integers(0, 5, count), gemm_format=np.full(count, 3), **size, batch=ones, heads=8 * ones,
+        kv_heads=8 * ones, causal=0.5 * ones, flops=1e12 * ones, bytes=1e8 * ones,
+    )  # fmt: skip
+    packaged, device = RooflineKernelModel(default_fits().kernels), default_catalog().device("H100-SXM-80GB")
+    packaged.predict(calls, device)
+    start = time.perf_counter()
+    packaged.predict(calls, device)
+    assert time.perf_counter() - start < 0.1  # about 3 ms; the bound is for busy machines
