@@ -25,6 +25,15 @@ step, on H100 nodes: the whole legal space of Megatron-Core, not a sample of it.
 Machine: {machine}; Python {python}, NumPy {numpy}.
 """
 
+_NOTES = """A plan counts as priced once its step time, interval, parts of the step, memory of every stage, verdict,
+basis and FLOPs are known. Rates are per second of processor time.
+
+The loop gets kernel and collective prices, stage layouts, parameters and activations ready-made and only composes
+them, so its rate is an upper bound of what a loop could reach; it agrees with the batch path to a part in a million.
+
+Calculon is measured where `CALCULON_HOME` names a checkout of it; its executions include those it rejects.
+"""
+
 
 def machine() -> str:
     """The processor as the system names it."""
@@ -96,18 +105,27 @@ def latency_rows() -> list[tuple[str, str, str]]:
 def page() -> str:
     """The report as Markdown."""
     head = _HEAD.format(
-        model=workloads.MODEL, sequence=workloads.JOB["sequence_length"], batch=f"{workloads.JOB['global_batch_size']:,}",
-        machine=machine(), python=platform.python_version(), numpy=importlib.metadata.version("numpy"),
-    )  # fmt: skip
-    notes = (
-        "A plan counts as priced once its step time, interval, parts of the step, memory of every stage, verdict, basis "
-        "and FLOPs are known.\nThe loop gets kernel and collective prices, stage layouts, parameters and activations "
-        "ready-made and only composes them, so its rate is an upper bound of what a loop could reach; it agrees with "
-        "the batch path to a part in a million.\nCalculon is measured where `CALCULON_HOME` names a checkout of it; its "
-        "executions include those it rejects."
+        model=workloads.MODEL,
+        sequence=workloads.JOB["sequence_length"],
+        batch=f"{workloads.JOB['global_batch_size']:,}",
+        machine=machine(),
+        python=platform.python_version(),
+        numpy=importlib.metadata.version("numpy"),
     )
     return "\n".join(
-        [head, "## Throughput", "", table(speed_rows()), "", notes, "", "## Whole calls", "", table(latency_rows()), ""]
+        [
+            head,
+            "## Throughput",
+            "",
+            table(speed_rows()),
+            "",
+            _NOTES,
+            "",
+            "## Whole calls",
+            "",
+            table(latency_rows()),
+            "",
+        ]
     )
 
 

@@ -1,0 +1,106 @@
+"""The documentation tells the truth: quoted output is current, commands run, every option is explained."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+SKIPPED = ("planner serve", "planner plan --model my-")  # blocks; needs the catalogue, tested with it
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def load_refresh() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("refresh", Path(__file__).with_name("refresh.py"))
+    if spec is None or spec.loader is None:
+        raise ImportError("refresh.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+refresh = load_refresh()
+
+
+@pytest.mark.parametrize("name", refresh.DOCUMENTS)
+def test_quoted_output_is_current(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert refresh.refreshed(text) == text, f"run 'make docs' and commit {name}"
+
+
+def unmarked_commands() -> list[str]:
+    """``$ planner ...`` lines of shell blocks that are not quoted output."""
+    text = re.sub(r"<!-- output: .*?<!-- end -->", "", README.read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    lines = [line.removeprefix("$ ").split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("planner ") and not line.startswith(SKIPPED)]
+
+
+@pytest.mark.parametrize("command", unmarked_commands())
+def test_readme_commands_run(command: str, tmp_path: Path) -> None:
+    done = refresh.run(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_readme_catalogue_extends_the_planner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = README.read_text()
+    for path, content in re.findall(r"```yaml\n# my-catalog/(\S+)\n(.*?)```", text, re.DOTALL):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(content)
+    (command,) = re.findall(r"^(planner plan --model my-.*)$", text, re.MULTILINE)
+    done = refresh.run(command, PLANNER_CATALOG=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "my-3b" in done.stdout
+    assert "MyGPU-96GB" in done.stdout
+
+
+def test_readme_python_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_readme_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in DOCUMENTS:
+        named = set(re.findall(r"`make ([a-z]+)[ `]|^\$ make ([a-z]+)", document.read_text(), re.MULTILINE))
+        assert {name for pair in named for name in pair if name} <= targets, document.name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_paths_lead_somewhere(document: Path) -> None:
+    text = document.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    assert [link for link in links if not (document.parent / link).exists()] == []
+    paths = re.findall(r"`((?:profiles|costmodels|planner|service|tests|docs)/[A-Za-z0-9_./-]*)`", text)
+    assert [path for path in paths if not (ROOT / path).exists() and not list(ROOT.glob(path + "*"))] == []
+
+
+def options(help_text: str) -> dict[str, str]:
+    """Options of a command's help with the text beside each."""
+    found = re.findall(r"^[\s│|]*(?:\*\s+)?(--[a-z][a-z-]*)[^\n]*?\s{2,}([^\n]*)", help_text, re.MULTILINE)
+    return dict(found)
+
+
+def commands() -> list[str]:
+    listed = re.findall(r"^[\s│|]*([a-z]+)\s{2,}\S", refresh.output_of("planner --help").partition("Commands")[2], re.M)
+    return [name for name in listed if name not in ("help", "version")]
+
+
+def test_every_option_is_explained_in_the_command_reference() -> None:
+    reference = (ROOT / "docs" / "cli.md").read_text()
+    assert commands()
+    for name in commands():
+        assert f"<!-- output: planner {name} --help -->" in reference
+        found = options(refresh.output_of(f"planner {name} --help"))
+        assert found, name
+        assert [option for option, words in found.items() if not re.search(r"[a-z]{2}", words)] == [], name
+
+
+def test_the_checker_reads_commands() -> None:
+    assert all(shlex.split(command)[0] == "planner" for command in unmarked_commands())
