@@ -36,12 +36,17 @@ class Refit:
     fit: StackFit
 
 
-def refit(rows: Sequence[ScorableRow], priors: Mapping[str, StackSpec] | None = None) -> Refit:
+def refit(
+    rows: Sequence[ScorableRow],
+    priors: Mapping[str, StackSpec] | None = None,
+    left_out_with: Mapping[tuple[str, str], str] | None = None,
+) -> Refit:
     """Fit and cross-validate the stacks on timed rows.
 
     Args:
         rows: Scorable rows; those without a time, and digitised ones, are left out.
         priors: Stacks to start from; the packaged ones when absent.
+        left_out_with: (file, source) to the name of what is left out together; the file when absent.
     """
     start = dict(priors or load_priors())
     timed = [row for row in rows if row.step_time_s is not None and not row.trend]
@@ -59,7 +64,7 @@ def refit(rows: Sequence[ScorableRow], priors: Mapping[str, StackSpec] | None = 
     fit = fit_stacks(
         start,
         stack_of_row=[row.stack for row in kept],
-        source_of_row=[row.file for row in kept],
+        source_of_row=[left_out_with[row.file, row.source] if left_out_with else row.file for row in kept],
         measured_s=measured_s,
         predict=predict,
     )

@@ -1,0 +1,57 @@
+"""The accuracy page: who is left out with whom, and what the page says."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from planner.validate.accuracy import Accuracy, accuracy_page, left_out_together, main, publisher
+from planner.validate.mapping import scorable_rows
+from planner.validate.report import published_table, validate
+from planner.validate.rows import ScorableRow
+
+ROW = scorable_rows([published_table()])[0]
+
+
+def rows(*named: tuple[str, str]) -> list[ScorableRow]:
+    return [replace(ROW, file=file, source=source) for file, source in named]
+
+
+def test_a_file_is_left_out_whole() -> None:
+    together = left_out_together(rows(("a.csv", "One"), ("a.csv", "Two"), ("b.csv", "Three")))
+    assert together["a.csv", "One"] == together["a.csv", "Two"]
+    assert together["a.csv", "One"] != together["b.csv", "Three"]
+
+
+def test_files_of_one_publisher_are_left_out_together_however_long_the_chain() -> None:
+    together = left_out_together(
+        rows(("a.csv", "P (2023)"), ("b.csv", "P (2024)"), ("b.csv", "Q"), ("c.csv", "Q (x)"), ("d.csv", "R"))
+    )
+    assert len({together[key] for key in together if key[0] in ("a.csv", "b.csv", "c.csv")}) == 1
+    assert together["d.csv", "R"] != together["a.csv", "P (2023)"]
+
+
+def test_a_lone_file_is_left_out_publisher_by_publisher() -> None:
+    together = left_out_together(rows(("a.csv", "P (2023)"), ("a.csv", "P (2024)"), ("a.csv", "Q")))
+    assert together["a.csv", "P (2023)"] == together["a.csv", "P (2024)"] != together["a.csv", "Q"]
+
+
+def test_publisher() -> None:
+    assert publisher("vTrain ground truth (multi-node)") == "vTrain ground truth"
+
+
+def test_page_has_every_section_and_source() -> None:
+    report = validate()
+    page = accuracy_page(Accuracy(held_out=report, in_sample=report))
+    for title in ("# Accuracy", "## Protocol", "## Result", "## Step time by source", "## Peak memory",
+                  "## The plan the planner would pick", "## Assumptions made"):  # fmt: skip
+        assert title in page
+    assert all(item.source in page for item in report.by_source)
+    tables = [line for line in page.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in tables)
+
+
+def test_missing_tables_are_the_users_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["--data", str(tmp_path / "none"), "--out", str(tmp_path / "page.md")])
+    assert code == 2
+    assert "no file or folder" in capsys.readouterr().err
