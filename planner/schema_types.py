@@ -116,19 +116,7 @@ def _estimate() -> Shape:
             host_memory_bytes=_AMOUNT,
             fullest_stage=_COUNT,
         ),
-        stages=_list(
-            _object(
-                index=_COUNT,
-                layers=_COUNT,
-                moe_layers=_COUNT,
-                in_flight_microbatches=_AMOUNT,
-                has_embedding=_FLAG,
-                has_head=_FLAG,
-                microbatch_time_s=_AMOUNT,
-                memory_bytes=_AMOUNT,
-                memory_parts_bytes=_object(**dict.fromkeys(MEMORY_PARTS, _AMOUNT)),
-            )
-        ),
+        stages=_list(_stage()),
         throughput=_object(
             tokens_per_s=_AMOUNT,
             tokens_per_s_per_device=_AMOUNT,
@@ -155,6 +143,20 @@ def _estimate() -> Shape:
         ),
         basis={"enum": ["measured", "learned", "analytic", "assumed"]},
         extrapolated=_FLAG,
+    )
+
+
+def _stage() -> Shape:
+    return _object(
+        index=_COUNT,
+        layers=_COUNT,
+        moe_layers=_COUNT,
+        in_flight_microbatches=_AMOUNT,
+        has_embedding=_FLAG,
+        has_head=_FLAG,
+        microbatch_time_s=_AMOUNT,
+        memory_bytes=_AMOUNT,
+        memory_parts_bytes=_object(**dict.fromkeys(MEMORY_PARTS, _AMOUNT)),
     )
 
 

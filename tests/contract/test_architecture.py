@@ -18,6 +18,8 @@ MAX_FUNCTION_LINES = 60
 # A parameter or field that ends like this names a quantity, so it has to say the unit.
 QUANTITY = re.compile(r"(^|_)(time|duration|latency|memory|bandwidth|busbw|algbw|power|energy|cost|price|flops)$")
 UNITS = ("_s", "_bytes", "_flops", "_per_s", "_w", "_j", "_usd", "_days", "_hours", "_bits")
+# Plain numbers and arrays of them; a table keyed by name says elsewhere what it holds.
+NUMBER = re.compile(r"(float|int|FloatArray|IntArray)( \| None)?")
 NOT_A_QUANTITY = {"flops"}  # a count of operations: the name is the unit
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -76,9 +78,7 @@ def quantities_without_unit(path: Path) -> list[str]:
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
             ]
         for name, annotation in named:
-            number = annotation is not None and re.search(
-                r"\b(float|int|FloatArray|IntArray)\b", ast.unparse(annotation)
-            )
+            number = annotation is not None and NUMBER.fullmatch(ast.unparse(annotation))
             if number and QUANTITY.search(name) and not name.endswith(UNITS) and name not in NOT_A_QUANTITY:
                 found.append(f"{name_of(path)}:{node.lineno} {name}")
     return found
