@@ -9,7 +9,7 @@ export PLANNER_DATA ?= $(DATA)
 # Prerequisites of an installation; the stamps make a second run start at once.
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint types contracts pytest format serve fit accuracy bench docs constraints clean
