@@ -17,13 +17,14 @@ import numpy as np
 from costmodels.plan import FloatArray, IntArray
 from planner.validate.mapping import scorable_rows
 from planner.validate.predict import RowPredictor
+from planner.validate.report import JUDGED_APART
 from planner.validate.rows import ScorableRow
 from planner.validate.stack_fit import StackFit, fit_stacks, free_parameters
 from profiles.stack import StackSpec
 from profiles.stacks import load_priors
 
 # Rows of one file that are fitted; a larger file is thinned evenly, its rows repeat one another.
-MOST_ROWS_PER_FILE = 300
+MOST_ROWS_PER_FILE = 200
 NORMAL_90 = 1.645  # standard deviations either side of the mean that hold 90 % of a normal law
 
 
@@ -64,11 +65,19 @@ def refit(
     fit = fit_stacks(
         start,
         stack_of_row=[row.stack for row in kept],
-        source_of_row=[left_out_with[row.file, row.source] if left_out_with else row.file for row in kept],
+        source_of_row=[_fold(row, left_out_with or {}) for row in kept],
         measured_s=measured_s,
         predict=predict,
     )
     return Refit(rows=tuple(kept), measured_s=measured_s, fit=fit)
+
+
+def _fold(row: ScorableRow, left_out_with: Mapping[tuple[str, str], str]) -> str:
+    """What is left out together: a file or publisher, or one model on one GPU count of a sweep judged apart."""
+    name = left_out_with.get((row.file, row.source), row.file)
+    if row.file.startswith(JUDGED_APART):
+        return f"{name}: {row.model_name} on {row.cluster.num_devices}"
+    return name
 
 
 def card(result: Refit) -> dict[str, Any]:

@@ -9,8 +9,10 @@ Method: Gauss-Newton on log(measured / predicted) with Huber weights. The Jacobi
 differences once per iteration and shared by all folds.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +46,7 @@ SHARES = ("tensor_parallel_overlap", "data_parallel_overlap", "expert_parallel_o
 HUBER = 0.2  # log error beyond which a row counts linearly: beyond 20 % something else is wrong with it
 MEASUREMENT_STD = 0.08  # run-to-run spread of published step times beside which the prior is weighed
 MAX_EFFECTIVE_ROWS = 12.0  # rows one source counts as at most: its rows share their systematic error
-ITERATIONS = 3
+ITERATIONS = 5
 
 # Predicts the step time of the rows an index array selects, with the given stacks.
 Predict = Callable[[Mapping[str, StackSpec], NDArray[np.int64]], FloatArray]
@@ -111,25 +113,26 @@ def fit_stacks(
     fitted = dict(stacks)
     for _ in range(ITERATIONS):
         jacobian, log_predicted = _jacobian(fitted, stack_names, predict)
-        for name in sorted(set(stack_of_row)):
-            rows = stack_names == name
-            parameters = free_parameters(stacks[name])
-            prior = to_vector(stacks[name], parameters)
-            here = to_vector(fitted[name], parameters)
-            table = jacobian[:, : len(parameters)]
-            solve = _Solver(prior=prior, here=here, names=parameters, table=table, error=log_measured - log_predicted)
+        solvers = {
+            name: _Solver.of(stacks[name], fitted[name], rows=stack_names == name, sources=sources, table=jacobian)
+            for name in sorted(set(stack_of_row))
+        }
+        error = log_measured - log_predicted
+        damping = _damping(solvers, fitted, error, lambda moved: log_measured - np.log(predict(moved, _all(sources))))
+        for name, solver in solvers.items():
             for source, kept in folds.items():
-                if np.any(rows & (sources == source)):
-                    vector = solve(rows & (sources != source), sources)
-                    kept[name] = from_vector(stacks[name], parameters, vector)
-            fitted[name] = from_vector(stacks[name], parameters, solve(rows, sources))
+                if np.any(solver.rows & (sources == source)):
+                    kept[name] = solver.moved(error, solver.rows & (sources != source), damping[name])
+            fitted[name] = solver.moved(error, solver.rows, damping[name])
     held_out = np.empty(len(measured_s))
     for source, kept in folds.items():
         judged = np.flatnonzero(sources == source)
         held_out[judged] = predict(kept, judged)
-    return StackFit(
-        stacks=fitted, held_out=folds, held_out_s=held_out, fitted_s=predict(fitted, np.arange(len(measured_s)))
-    )
+    return StackFit(stacks=fitted, held_out=folds, held_out_s=held_out, fitted_s=predict(fitted, _all(sources)))
+
+
+def _all(rows: NDArray[Any]) -> NDArray[np.int64]:
+    return np.arange(len(rows))
 
 
 def free_parameters(stack: StackSpec) -> tuple[str, ...]:
@@ -139,31 +142,96 @@ def free_parameters(stack: StackSpec) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Solver:
-    """One linearised, regularised least-squares step for one stack."""
+    """Linearised, regularised least squares for one stack.
 
+    Attributes:
+        origin: The stack before fitting, whose parameters are the prior.
+        names: Its free parameters.
+        prior, here: Their values there and where the model was linearised, unbounded.
+        rows: (n,) which measurements ran on the stack.
+        sources: (n,) who published each.
+        table: (n, parameters) derivative of log time.
+    """
+
+    origin: StackSpec
+    names: tuple[str, ...]
     prior: FloatArray
     here: FloatArray
-    names: tuple[str, ...]
+    rows: NDArray[np.bool_]
+    sources: NDArray[np.str_]
     table: FloatArray
-    error: FloatArray
 
-    def __call__(self, rows: NDArray[np.bool_], sources: NDArray[np.str_]) -> FloatArray:
-        """Parameter vector that best explains ``rows``, each source weighing alike."""
+    @classmethod
+    def of(
+        cls,
+        origin: StackSpec,
+        current: StackSpec,
+        *,
+        rows: NDArray[np.bool_],
+        sources: NDArray[np.str_],
+        table: FloatArray,
+    ) -> "_Solver":
+        """The solver of one stack, linearised at ``current``."""
+        names = free_parameters(origin)
+        return cls(
+            origin=origin,
+            names=names,
+            prior=to_vector(origin, names),
+            here=to_vector(current, names),
+            rows=rows,
+            sources=sources,
+            table=table[:, : len(names)],
+        )
+
+    def moved(self, error: FloatArray, rows: NDArray[np.bool_], damping: float) -> StackSpec:
+        """The stack after ``damping`` of the step that best explains ``rows``."""
+        step = self.prior - self.here if not rows.any() else self._step(error[rows], rows)
+        return from_vector(self.origin, self.names, self.here + (damping if rows.any() else 1.0) * step)
+
+    def objective(self, stack: StackSpec, error: FloatArray) -> float:
+        """Huber loss of the stack's own rows, each source weighing alike, plus the prior's."""
+        own = np.abs(error[self.rows])
+        loss = np.where(own < HUBER, 0.5 * own**2, HUBER * (own - 0.5 * HUBER)) / MEASUREMENT_STD**2
+        strain = (to_vector(stack, self.names) - self.prior) / np.array([PRIOR_STD[name] for name in self.names])
+        return float((self._weights(self.rows) * loss).sum() + 0.5 * (strain**2).sum())
+
+    def _step(self, error: FloatArray, rows: NDArray[np.bool_]) -> FloatArray:
         precision = np.array([PRIOR_STD[name] ** -2 for name in self.names])
-        if not rows.any():
-            return self.prior
-        table, error, names = self.table[rows], self.error[rows], sources[rows]
-        counts = {name: int((names == name).sum()) for name in set(names.tolist())}
-        effective = np.array([min(counts[name], MAX_EFFECTIVE_ROWS) / counts[name] for name in names.tolist()])
-        step = np.zeros(len(self.names))
+        table, effective = self.table[rows], self._weights(rows)
+        step: FloatArray = np.zeros(len(self.names))
         for _ in range(20):
             residual = error - table @ step
             weight = effective * np.minimum(1.0, HUBER / np.maximum(np.abs(residual), 1e-9)) / MEASUREMENT_STD**2
-            normal: FloatArray = (table * weight[:, None]).T @ table + np.diag(precision)
+            normal = (table * weight[:, None]).T @ table + np.diag(precision)
             right = (table * weight[:, None]).T @ error + precision * (self.prior - self.here)
-            step = np.linalg.solve(normal, right)
-        reach = 2 * np.array([PRIOR_STD[name] for name in self.names])
-        return self.here + np.clip(step, -reach, reach)
+            step = np.asarray(np.linalg.solve(normal, right), dtype=np.float64)
+        reach = np.array([PRIOR_STD[name] for name in self.names])
+        return np.clip(step, -reach, reach)
+
+    def _weights(self, rows: NDArray[np.bool_]) -> FloatArray:
+        """(rows,) weight of each row: its source's effective rows, shared out."""
+        names = self.sources[rows].tolist()
+        counts = Counter(names)
+        return np.array([min(counts[name], MAX_EFFECTIVE_ROWS) / counts[name] for name in names])
+
+
+def _damping(
+    solvers: Mapping[str, _Solver],
+    fitted: Mapping[str, StackSpec],
+    error: FloatArray,
+    error_of: Callable[[Mapping[str, StackSpec]], FloatArray],
+) -> dict[str, float]:
+    """For each stack the share of its full step that lowers the objective most; 0 when none does.
+
+    Launch floors and overlap have kinks, over which a full linearised step can overshoot.
+    """
+    best = {name: (solver.objective(fitted[name], error), 0.0) for name, solver in solvers.items()}
+    for share in (1.0, 0.5, 0.2):
+        moved = dict(fitted) | {name: solver.moved(error, solver.rows, share) for name, solver in solvers.items()}
+        after = error_of(moved)
+        for name, solver in solvers.items():
+            best[name] = min(best[name], (solver.objective(moved[name], after), share))
+    return {name: share for name, (_, share) in best.items()}
 
 
 def _jacobian(
