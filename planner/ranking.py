@@ -125,6 +125,8 @@ def best_rows(
     pool = np.flatnonzero(priced.fits if among is None else among)
     if not len(pool) or count < 1:
         return np.zeros(0, dtype=np.int64)
+    if len(pool) == 1:
+        return pool
     first = _significant(_OBJECTIVES[objective](priced)[pool])
     step = _significant(priced.step_time_s[pool])
     wanted = count
@@ -150,6 +152,8 @@ def pareto_rows(priced: Priced) -> IntArray:
     A plan is beaten by one that is no worse in all three and better in one; equals appear once.
     """
     rows = best_rows(priced, objective="step_time", count=len(priced))
+    if len(rows) < 2:
+        return rows
     cost = [
         priced.num_devices[rows],
         _significant(priced.peak_memory_bytes[rows]),

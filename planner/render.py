@@ -327,6 +327,7 @@ def _notes(title: str, notes: Sequence[Note], console: Console) -> None:
 
 def render_front(result: PlanResult, console: Console) -> None:
     """Plans that trade step time, memory and devices."""
+    console.print()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("step", "memory", "gpus"):
         table.add_column(title, justify="right")

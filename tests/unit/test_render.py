@@ -116,6 +116,6 @@ def test_quiet_leaves_out_notes(ranking: PlanResult) -> None:
 def test_front(ranking: PlanResult) -> None:
     stream = io.StringIO()
     render_front(ranking, Console(file=stream, width=100))
-    lines = stream.getvalue().splitlines()
+    lines = stream.getvalue().strip().splitlines()
     assert lines[0].split() == ["step", "memory", "gpus", "plan"]
     assert len(lines) == 1 + min(len(ranking.pareto), 12)
