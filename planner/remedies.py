@@ -116,18 +116,21 @@ def _families(request: Request) -> Iterator[Iterator[_Trial]]:
             pins = {name: value for name, value in request.pins.items() if name not in names}
             yield iter([_trial(request, code, message, pins=pins)])
     if not request.offload:
-        freed = {
-            name: value for name, value in request.pins.items() if name in ("tensor_parallel", "pipeline_parallel")
-        }
-        yield iter([_trial(request, "offload", "offload optimizer states and checkpoints to the host", offload=True)])
-        if freed != dict(request.pins):
-            message = "offload, and let the planner choose all but tp and pp"
-            yield iter([_trial(request, "offload_and_free", message, pins=freed, offload=True)])
+        yield _offloading(request)
     if request.job.optimizer == "adamw" and not request.job.trains_adapters_only:
         job = replace(request.job, optimizer="adamw8bit", state_dtype="int8")
         yield iter([_trial(request, "smaller_states", "keep optimizer states in 8 bits", job=job)])
     yield _shorter(request)
     yield _more_devices(request)
+
+
+def _offloading(request: Request) -> Iterator[_Trial]:
+    """Offload as it is, then with everything but the model-parallel degrees free."""
+    yield _trial(request, "offload", "offload optimizer states and checkpoints to the host", offload=True)
+    kept = {name: value for name, value in request.pins.items() if name in ("tensor_parallel", "pipeline_parallel")}
+    if kept != dict(request.pins):
+        message = "offload, and let the planner choose all but tp and pp"
+        yield _trial(request, "offload_and_free", message, pins=kept, offload=True)
 
 
 def _trial(

@@ -48,6 +48,8 @@ def render(result: PlanResult, console: Console, *, quiet: bool = False) -> None
         render_ranking(result, console)
     elif result.best is not None:
         render_estimate(result, result.best, console)
+    else:
+        _searched(result, console)
     if result.infeasible is not None:
         _infeasible(result, result.infeasible, console)
     if not quiet:
@@ -301,9 +303,6 @@ def _rivals(result: PlanResult, console: Console) -> None:
 
 def _infeasible(result: PlanResult, infeasible: Infeasible, console: Console) -> None:
     console.print("\n[bold red]Nothing fits.[/]", highlight=False)
-    reasons = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in _largest(infeasible.reasons))
-    if reasons:
-        console.print(f"Ruled out: {reasons}", highlight=False)
     nearest = infeasible.nearest
     if nearest is not None and result.kind == "plan":
         over = nearest.peak_memory_bytes - nearest.usable_memory_bytes

@@ -166,6 +166,19 @@ EXPERT = (
         ),
     ),
     Rule(
+        name="deepspeed_experts_exclude_zero_3",
+        frameworks=(DEEPSPEED,),
+        field="zero_stage",
+        text="expert parallelism is not combined with ZeRO 3",
+        source="deepspeed/runtime/engine.py: MoE not supported with Stage 3",
+        columns=columns("zero_stage", "expert_parallel"),
+        holds=lambda plans, _setting: (plans.zero_stage < 3) | (plans.expert_parallel == 1),
+        complaint=lambda plan, _setting: (
+            f"3 is not combined with expert_parallel={plan.expert_parallel} in DeepSpeed",
+            "zero 2, or ep 1",
+        ),
+    ),
+    Rule(
         name="trainer_keeps_experts_whole",
         frameworks=(HUGGINGFACE,),
         field="expert_parallel",

@@ -237,6 +237,13 @@ def test_rules_broken(plan: ExecutionPlan, framework: str, expected: set[str]) -
             id="torchtitan etp is 1 or tp",
         ),
         pytest.param(
+            mixture(),
+            split(d=8, expert_parallel=2, zero_stage=3),
+            DEEPSPEED,
+            {"deepspeed_experts_exclude_zero_3"},
+            id="deepspeed moe zero 3",
+        ),
+        pytest.param(
             mixture(), split(d=8, expert_parallel=2), TRAINER, {"trainer_keeps_experts_whole"}, id="trainer ep"
         ),
     ],
