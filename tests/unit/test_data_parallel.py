@@ -72,6 +72,9 @@ def test_hybrid_sharding_reduces_a_shard_across_replicas():
         (CollectiveOp.ALL_REDUCE, pytest.approx(4 * psi / 8), 8, 1),
         (CollectiveOp.ALL_GATHER, pytest.approx(2 * psi), 8, 8),
     ]
+    # Replicas of a shard are the shard's ranks apart: two of every four in a node of eight.
+    across = calls(ExecutionPlan(data_parallel=64, zero_stage=1, zero_shard_degree=4))[1]
+    assert across == (CollectiveOp.ALL_REDUCE, pytest.approx(psi), 16, 2)
 
 
 @pytest.mark.parametrize(

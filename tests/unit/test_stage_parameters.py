@@ -14,6 +14,7 @@ MODELS = {
     "gpt": gpt(),
     "biased": gpt(qkv_bias=True, attention_out_bias=True, mlp_bias=True),
     "gpt3": GPT3,
+    "bloom": gpt(embedding_norm=True, head_bias=True),
     "llama": llama(),
     "latent": latent(),
     "mixture": mixture(),
@@ -58,7 +59,8 @@ def test_sharding_conserves_parameters(name, t, e, etp):
         mixed = layer_parameters(model, moe=True)
         replicated += model.num_moe_layers * mixed.replicated
         assert held.expert * e * etp == pytest.approx(model.num_moe_layers * mixed.routed_experts)
-    replicated += model.hidden_size * (1 if model.rms_norm else 2) + model.learned_positions * model.hidden_size
+    norms = 2 if model.embedding_norm else 1
+    replicated += norms * model.hidden_size * (1 if model.rms_norm else 2) + model.learned_positions * model.hidden_size
     total = held.dense * t - (t - 1) * replicated + held.expert * e * etp
     assert total == pytest.approx(total_parameters(model), rel=1e-12)
 

@@ -362,3 +362,33 @@ def test_recomputation_is_ordered():
     assert (np.diff(times) > 0).all()
     assert times[-1] == pytest.approx(seconds(replace(plan, recompute=Recompute.FULL), where))
     assert times[0] < seconds(replace(plan, recompute=Recompute.SELECTIVE), where) < times[-1]
+
+
+@pytest.mark.parametrize(
+    ("framework", "gradient", "zero", "bytes_each"),
+    [
+        ("megatron", "fp32", 0, 2 * 4 - 2),  # added inside the GEMM: the 16-bit gradient is never stored
+        ("fsdp", "fp32", 1, 2 * 4 + 2),
+        ("fsdp", "bf16", 0, (2 * 2 + 2) * 3 / 4),  # the first of four micro-batches needs no addition
+        ("fsdp", "fp32", 3, 0),
+    ],
+)
+def test_gradients_are_added_up_over_micro_batches(framework, gradient, zero, bytes_each):
+    where = context(
+        kernels=UnitKernels(ops=(KernelOp.MEMORY,), quantity="bytes"),
+        stack=stack(framework=framework, gradient_dtype=gradient),
+    )
+    plan = ExecutionPlan(num_microbatches=4, zero_stage=zero, data_parallel=8)
+    without = part("backward", replace(plan, zero_stage=3), where)
+    extra = part("backward", plan, where) - without
+    assert extra == pytest.approx(4 * bytes_each * total_parameters(gpt()))
+
+
+def test_offloaded_inputs_cross_the_host_link_there_and_back_half_hidden():
+    plan = ExecutionPlan(
+        offload_activations=True, num_microbatches=6, pipeline_parallel=2, context_parallel=2, tensor_parallel=4
+    )
+    once = 4 * (S / 2) * H * 2 / 25e9
+    assert part("offload", plan, context()) == pytest.approx(0.5 * 2 * 6 * once)
+    assert part("offload", replace(plan, sequence_parallel=True), context()) == pytest.approx(0.5 * 2 * 6 * once / 4)
+    assert part("offload", replace(plan, offload_activations=False), context()) == 0

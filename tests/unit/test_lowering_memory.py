@@ -1,0 +1,150 @@
+"""Lowered bandwidth-bound work: bytes of every pass, counted by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodels.context import CostContext
+from costmodels.kernels.calls import KernelCallBatch, KernelOp
+from costmodels.lowering.attention import lower_attention
+from costmodels.lowering.boundary import lower_embedding, lower_head
+from costmodels.lowering.calls import PartCosts, Phase
+from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
+from costmodels.lowering.shapes import rank_shapes
+from costmodels.plan import ExecutionPlan, PlanBatch
+from costmodels.workload import LoraSpec
+from tests.fakes import UnitKernels, context, gpt, job, llama, mixture, stack
+
+S, H, F = 2048, 1024, 4096
+ROWS = 2 * S * H  # bytes of one (s, h) tensor in 16 bits
+LOWER = {
+    "attention": lower_attention,
+    "dense_mlp": lower_dense_mlp,
+    "expert_mlp": lower_expert_mlp,
+    "embedding": lower_embedding,
+    "head": lower_head,
+}
+BYTES = UnitKernels(ops=(KernelOp.MEMORY,), quantity="bytes")
+LEARNED = {"learned_positions": S}  # no rotary embedding
+
+
+def lowered(block: str, where: CostContext, plan: ExecutionPlan | None = None) -> PartCosts:
+    shapes = rank_shapes(PlanBatch.from_plans([plan or ExecutionPlan()]), where, experts=True)[0]
+    return LOWER[block](shapes, where)
+
+
+def moved(block: str, plan: ExecutionPlan | None = None, **changes) -> dict[Phase, float]:
+    seconds = lowered(block, context(kernels=BYTES, **changes), plan).kernel_s[:, 0]
+    return {phase: float(seconds[phase]) for phase in Phase if seconds[phase]}
+
+
+def test_norm_residual_and_activation_of_fused_stacks():
+    """Norm reads and writes, residual adds two into one; GELU reads and writes f; backward as the table says."""
+    assert moved("attention", model=gpt(**LEARNED)) == {
+        Phase.FORWARD: pytest.approx(5 * ROWS),
+        Phase.INPUT_GRADIENT: pytest.approx(5 * ROWS),
+    }
+    assert moved("dense_mlp", model=gpt()) == {
+        Phase.FORWARD: pytest.approx(5 * ROWS + 2 * 2 * S * F),
+        Phase.INPUT_GRADIENT: pytest.approx(5 * ROWS + 3 * 2 * S * F),
+    }
+
+
+def test_four_norms_per_layer_move_twice_as_much():
+    twice = moved("attention", model=gpt(norms_per_layer=4, **LEARNED))
+    assert twice[Phase.FORWARD] == pytest.approx(2 * 5 * ROWS)
+
+
+def test_op_by_op_stacks_move_more_in_more_kernels():
+    for block, model in (("attention", gpt()), ("dense_mlp", gpt()), ("dense_mlp", llama())):
+        fused, plain = (moved(block, model=model, stack=stack(fused_elementwise=on)) for on in (True, False))
+        assert all(plain[phase] > 1.3 * fused[phase] for phase in fused)
+        launches = [
+            lowered(block, context(model=model, stack=stack(fused_elementwise=on))).launches.sum()
+            for on in (True, False)
+        ]
+        assert launches[1] > launches[0]
+
+
+def test_gated_activations_read_two_and_write_one():
+    found = moved("dense_mlp", model=llama())
+    assert found[Phase.FORWARD] == pytest.approx(5 * ROWS + 3 * 2 * S * 2816)
+    assert found[Phase.INPUT_GRADIENT] == pytest.approx(5 * ROWS + 5 * 2 * S * 2816)
+
+
+def test_rotary_embedding_rewrites_queries_and_keys_both_ways():
+    extra = {
+        phase: moved("attention", model=llama())[phase] - moved("attention", model=llama(**LEARNED))[phase]
+        for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT)
+    }
+    once = pytest.approx(2 * 2 * S * (H + 256))
+    assert extra == {Phase.FORWARD: once, Phase.INPUT_GRADIENT: once}
+
+
+@pytest.mark.parametrize(("fused", "passes"), [(True, 2), (False, 8)])
+def test_unfused_attention_passes_over_its_scores(fused, passes):
+    scores = 2 * 16 * S * S
+    values = {"model": gpt(**LEARNED), "stack": stack(fused_elementwise=fused)}
+    flash, plain, dropped = (
+        moved("attention", job=job(attention=kind, dropout=dropout), **values)
+        for kind, dropout in (("flash", False), ("unfused", False), ("unfused", True))
+    )
+    assert Phase.CORE not in flash
+    assert plain[Phase.CORE] == pytest.approx(passes * scores)
+    assert plain[Phase.INPUT_GRADIENT] - flash[Phase.INPUT_GRADIENT] == pytest.approx(1.5 * passes * scores)
+    # Dropout reads and writes the 16-bit values and one byte of mask.
+    assert dropped[Phase.CORE] - plain[Phase.CORE] == pytest.approx(2.5 * scores)
+    assert dropped[Phase.INPUT_GRADIENT] - plain[Phase.INPUT_GRADIENT] == pytest.approx(2.5 * scores)
+
+
+def test_backward_attention_moves_twice_what_forward_does():
+    kernels = UnitKernels()
+    lowered("attention", context(kernels=kernels))
+    calls: KernelCallBatch = kernels.seen[0]
+    ahead, back = (
+        float(calls.bytes[calls.op == op][0]) for op in (KernelOp.ATTENTION_FORWARD, KernelOp.ATTENTION_BACKWARD)
+    )
+    assert ahead == pytest.approx(4 * ROWS)  # q, k, v, o
+    assert back == pytest.approx(8 * ROWS)
+
+
+@pytest.mark.parametrize(("fused", "ahead", "back"), [(False, 9.5, 3.5), (True, 0.5, 1.0)])
+def test_the_loss_passes_over_fp32_logits(fused, ahead, back):
+    logits = 4 * S * 32768
+    found = moved("head", job=job(fused_cross_entropy=fused))
+    assert found == {Phase.FORWARD: pytest.approx(ahead * logits), Phase.INPUT_GRADIENT: pytest.approx(back * logits)}
+    assert moved("head", ExecutionPlan(tensor_parallel=4))[Phase.FORWARD] == pytest.approx(9.5 * logits / 4)
+
+
+def test_the_embedding_gathers_rows_and_scatters_their_gradients():
+    assert moved("embedding") == {
+        Phase.FORWARD: pytest.approx(3 * ROWS),
+        Phase.WEIGHT_GRADIENT: pytest.approx(3 * ROWS),
+    }
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_routed_tokens_are_permuted_there_and_back(grouped):
+    model = mixture(moe={"shared_ffn_hidden_size": 0})
+    values = {"model": model, "stack": stack(grouped_experts=grouped)}
+    expected = 5 * ROWS + 4 * 2 * ROWS + 3 * 2 * 2 * S * 1408  # norm, permutation of two copies, their activation
+    assert moved("expert_mlp", **values)[Phase.FORWARD] == pytest.approx(expected)
+    launches = lowered("expert_mlp", context(**values)).launches[Phase.FORWARD, 0]
+    # Norm and residual 2, router 1, activation 1; two matrices and the permutation once, or per expert.
+    assert launches == 4 + (2 + 4) * (1 if grouped else 8)
+
+
+def test_adapters_read_their_input_and_add_to_the_output():
+    lora = job(task="lora", lora=LoraSpec(rank=8, targets=("up",)))
+    extra = (
+        moved("dense_mlp", model=llama(), job=lora)[Phase.FORWARD] - moved("dense_mlp", model=llama())[Phase.FORWARD]
+    )
+    assert extra == pytest.approx(2 * S * (2 * H + 3 * 2816))
+
+
+def test_launches_are_one_per_product_and_as_told_per_memory_call():
+    costs = lowered("attention", context(model=gpt(**LEARNED)))
+    assert costs.launches[:, 0].tolist() == [2 + 2, 1, 3 + 2 + 1, 2]  # norm, residual, qkv, out | core | ...
+    alone = replace(context(), kernels=BYTES)
+    assert np.all(lowered("attention", alone).launches == lowered("attention", context()).launches)
