@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
+from planner.ranking import OBJECTIVES
 from service.app import create_app
 from service.schemas import MAX_TOP
 from service.settings import ServiceSettings
@@ -36,70 +37,88 @@ def test_the_service_keeps_its_contract(case: schemathesis.Case) -> None:
     case.call_and_validate(checks=CHECKS)
 
 
-SIZES = st.one_of(
-    st.sampled_from([1, 2, 3, 4, 8, 16, 64, 512, 4096]),
-    st.integers(min_value=-1, max_value=1 << 24),
-    st.sampled_from([0, 2**31, 2**63, 10**30]),
-)
+DEGREES = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 16, 32, 64, 96])
+COUNTS = st.one_of(st.sampled_from([1, 2, 3, 8, 64, 96, 512, 1000, 4096]), st.integers(1, 1 << 20))
+LENGTHS = st.one_of(st.sampled_from([1, 7, 512, 2048, 4096, 131072]), st.integers(1, 1 << 24))
+HOSTILE = st.sampled_from([0, -1, 2**31, 2**63, 10**30, 0.5, 1e308, "", "8", "x" * 5000, None, True, [], {}])
 JOBS = st.fixed_dictionaries(
     {},
     optional={
-        "sequence_length": SIZES,
-        "global_batch_size": SIZES,
-        "global_batch_tokens": SIZES,
-        "task": st.sampled_from(["pretrain", "full", "lora", "qlora", "rlhf"]),
-        "precision": st.sampled_from(["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4", "fp3"]),
+        "sequence_length": LENGTHS,
+        "global_batch_size": COUNTS,
+        "precision": st.sampled_from(["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"]),
         "optimizer": st.sampled_from(["adamw", "adamw8bit", "adafactor", "sgd", "none"]),
         "attention": st.sampled_from(["flash", "unfused"]),
-        "lora_rank": SIZES,
-        "padding_efficiency": st.floats(min_value=0, max_value=1),
-        "train_tokens": st.floats(min_value=0, max_value=1e18),
+        "padding_efficiency": st.floats(min_value=1e-9, max_value=1),
+        "train_tokens": st.floats(min_value=1, max_value=1e18),
+        "dropout": st.booleans(),
     },
 )
-COUNTS = (
-    "tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel",
-    "virtual_stages", "zero_shard_degree", "micro_batch_size", "num_microbatches", "first_stage_layers",
-)  # fmt: skip
+LORA = st.fixed_dictionaries({"task": st.sampled_from(["lora", "qlora"])}, optional={"lora_rank": COUNTS})
 PLANS = st.fixed_dictionaries(
     {},
     optional={
-        **dict.fromkeys(COUNTS, SIZES),
-        "zero_stage": st.integers(-1, 4),
+        "tensor_parallel": DEGREES,
+        "pipeline_parallel": DEGREES,
+        "context_parallel": DEGREES,
+        "expert_parallel": DEGREES,
+        "virtual_stages": DEGREES,
+        "zero_stage": st.integers(0, 3),
+        "zero_shard_degree": DEGREES,
+        "micro_batch_size": COUNTS,
+        "num_microbatches": COUNTS,
+        "first_stage_layers": DEGREES,
         "recompute": st.sampled_from(["none", "selective", "full", "block:2", "block:9999"]),
         "schedule": st.sampled_from(["1f1b", "gpipe", "zb-1p", "zb-2p", "zb-v"]),
         "sequence_parallel": st.booleans(),
         "offload_optimizer": st.booleans(),
+        "offload_activations": st.booleans(),
     },
 )
-CONFIGS = st.fixed_dictionaries(
-    {
-        "model_type": st.sampled_from(["llama", "mixtral", "gpt2", "deepseek_v3", "unheard-of"]),
-        "hidden_size": SIZES,
-        "num_hidden_layers": SIZES,
-        "num_attention_heads": SIZES,
-        "intermediate_size": SIZES,
-        "vocab_size": SIZES,
+CONFIGS = st.builds(
+    lambda kind, layers, heads, width, experts: {
+        "model_type": kind,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_size": heads * width,
+        "intermediate_size": 4 * heads * width,
+        "vocab_size": 32000,
+        **({"num_local_experts": 8, "num_experts_per_tok": experts} if kind == "mixtral" else {}),
     },
-    optional={"num_key_value_heads": SIZES, "num_local_experts": SIZES, "num_experts_per_tok": SIZES},
+    st.sampled_from(["llama", "mixtral", "qwen2", "unheard-of"]),
+    st.integers(1, 128),
+    DEGREES,
+    st.integers(1, 256),
+    st.integers(0, 9),
 )
-CLUSTER_STRINGS = st.one_of(
-    st.sampled_from(["8xA100-80GB", "2x8xH100-80GB", "72xGB200", "RTX 4090", "8xMI300X", "4xT4", "64xH800"]),
-    st.builds("{}x{}xH100".format, SIZES, SIZES),
-    st.text(alphabet="0123456789xXAH:-. ", max_size=24),
+NAMES = st.sampled_from(["llama-2-7b", "13b", "mixtral-8x7b", "deepseek-v3", "gpt3-175b", "gemma-3-27b", "pythia-70m"])
+CLUSTERS = st.one_of(
+    st.sampled_from(["8xA100-80GB", "2x8xH100-80GB", "72xGB200", "RTX 4090", "8xMI300X", "4xT4", "63xH800"]),
+    st.builds("{}x{}xH100".format, st.integers(1, 3000), DEGREES),
+    st.builds(lambda n: {"device": "H100-SXM-80GB", "num_nodes": n, "gpus_per_node": 8}, st.integers(1, 5000)),
 )
 REQUESTS = st.fixed_dictionaries(
-    {
-        "model": st.one_of(st.sampled_from(["llama-2-7b", "13b", "mixtral-8x7b", "deepseek-v3", "gpt3-175b"]), CONFIGS),
-        "cluster": CLUSTER_STRINGS,
-    },
+    {"model": st.one_of(NAMES, CONFIGS), "cluster": CLUSTERS},
     optional={
-        "job": JOBS,
-        "plan": PLANS,
-        "framework": st.sampled_from(["megatron", "deepspeed", "fsdp", "nanotron"]),
-        "memory_reserve_bytes": st.floats(min_value=0, max_value=1e15),
+        "job": st.one_of(JOBS, JOBS, LORA),
+        "plan": st.one_of(st.just({}), PLANS),
+        "framework": st.sampled_from(["megatron", "deepspeed", "fsdp", "nanotron", "huggingface"]),
+        "offload": st.booleans(),
+        "memory_reserve_bytes": st.floats(min_value=0, max_value=2e10),
         "price_per_device_hour_usd": st.floats(min_value=0, max_value=1e6),
     },
 )
+
+
+@st.composite
+def bent(draw: st.DrawFn) -> dict[str, Any]:
+    """A plausible request with one value, at any depth, replaced by a hostile one or added under a strange name."""
+    body: dict[str, Any] = draw(REQUESTS)
+    target = draw(st.sampled_from([part for part in (body, *body.values()) if isinstance(part, dict)]))
+    target[draw(st.sampled_from([*target, "unknown"]))] = draw(HOSTILE)
+    return body
+
+
 CLIENT = TestClient(APP, raise_server_exceptions=True)
 
 
@@ -113,13 +132,19 @@ def check(path: str, body: dict[str, Any]) -> None:
         assert all(error["field"] and error["problem"] for error in response.json()["errors"])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=QUIET)
 @given(body=REQUESTS)
 def test_estimates_of_odd_sizes_answer(body: dict[str, Any]) -> None:
     check("/estimate", body)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=QUIET)
-@given(body=REQUESTS, objective=st.sampled_from(["step_time", "cost", "fewest_gpus"]), top=st.integers(0, MAX_TOP))
-def test_searches_of_odd_sizes_answer(body: dict[str, Any], objective: str, top: int) -> None:
-    check("/plan", body | {"objective": objective, "top": top})
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@given(body=REQUESTS, objective=st.sampled_from(OBJECTIVES), top=st.integers(1, MAX_TOP), variants=st.booleans())
+def test_searches_of_odd_sizes_answer(body: dict[str, Any], objective: str, top: int, variants: bool) -> None:
+    check("/plan", body | {"objective": objective, "top": top, "variants": variants})
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@given(body=bent(), path=st.sampled_from(["/plan", "/estimate"]))
+def test_one_hostile_value_is_refused_or_answered(body: dict[str, Any], path: str) -> None:
+    check(path, body)
