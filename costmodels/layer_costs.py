@@ -151,7 +151,8 @@ def _exposed(part: PartCosts, shape: RankShape, groups: Groups, context: CostCon
     for axis in Axis:
         table[_ROW[f"{axis.name.lower()}_total"]] = transfer[axis]
     launched = part.launches * stack.kernel_launch_s
-    called = part.collectives * stack.collective_launch_s
+    per_call = stack.collective_launch_s + stack.pipelined_collective_step_s * shape.tensor * shape.pipelined
+    called = part.collectives * per_call
     busy = total(table[[_ROW["tensor_forward"], _ROW["context_forward"], _ROW["expert_forward"]]])
     issue = launched[Phase.FORWARD] + launched[Phase.CORE]
     issue = issue + total(called[[Axis.TENSOR_FORWARD, Axis.CONTEXT_FORWARD, Axis.EXPERT_FORWARD]])

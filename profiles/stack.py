@@ -32,6 +32,9 @@ class StackSpec:
         grouped_experts: Experts run in one grouped kernel rather than one after the other.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
         collective_launch_s: Host time to issue one collective, framework bookkeeping included.
+        pipelined_collective_step_s: Extra time per rank of a tensor-parallel collective issued by a rank
+            that also takes part in a pipeline. Only nanotron shows it: its sweep logs 3 to 7 times less
+            collective bandwidth in pipelined runs, whatever the message size.
         microbatch_overhead_s: Host time per micro-batch and stage that nothing hides.
         step_overhead_s: Time per step outside forward, backward and optimizer (data, logging, sync).
         tensor_parallel_overlap: Share of tensor-parallel communication hidden under compute.
@@ -81,6 +84,7 @@ class StackSpec:
     grouped_experts: bool = True
     kernel_launch_s: float = 0.0
     collective_launch_s: float = 0.0
+    pipelined_collective_step_s: float = 0.0
     microbatch_overhead_s: float = 0.0
     step_overhead_s: float = 0.0
     tensor_parallel_overlap: float = 0.0
