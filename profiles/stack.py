@@ -16,6 +16,8 @@ class StackSpec:
         name: Catalogue name, e.g. ``megatron-core``.
         framework: Whose rules decide legality: ``megatron``, ``deepspeed``, ``fsdp`` or ``nanotron``.
         description: What runs under this name.
+        shares_time_with: Stack whose fitted times this one has too, because it runs the same kernels
+            and differs in what it keeps in memory; empty when its times are its own.
         gemm_time_scale: Measured over fitted GEMM time (library version, quantisation kernels).
         fp8_time_scale: The same for 8-bit linear layers, quantisation included.
         fp4_time_scale: The same for 4-bit linear layers.
@@ -71,6 +73,7 @@ class StackSpec:
     name: str
     framework: str
     description: str
+    shares_time_with: str = ""
     gemm_time_scale: float = 1.0
     fp8_time_scale: float = 1.0
     fp4_time_scale: float = 1.0

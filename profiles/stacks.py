@@ -50,10 +50,12 @@ def load_stacks() -> Mapping[str, StackSpec]:
     """All packaged stacks as fitted, by name."""
     stacks = dict(load_priors())
     path = resources.files("profiles") / "data" / "fits" / "stacks.json"
-    if path.is_file():
-        for name, card in json.loads(path.read_text(encoding="utf-8"))["stacks"].items():
+    cards = json.loads(path.read_text(encoding="utf-8"))["stacks"] if path.is_file() else {}
+    for name, stack in stacks.items():
+        card = cards.get(stack.shares_time_with or name)
+        if card is not None:
             stacks[name] = replace(
-                stacks[name],
+                stack,
                 **card["values"],
                 residual_log_std=card["residual_log_std"],
                 fitted_on=f"{card['rows']} runs of {', '.join(card['sources'])}",

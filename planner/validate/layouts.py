@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, Schedule
+from costmodels.stage_balance import balanced_stage_layers
 from costmodels.workload import TrainingJob
 from planner.validate import wording
 from planner.validate.reader import Row
@@ -125,6 +126,8 @@ def plan_of(reading: Reading, degrees: Degrees, batch: tuple[int, int, int]) -> 
         sequence_parallel = defaults.sequence_parallel
     first, last = _uneven_stages(row, reading.model.num_layers, degrees.pipeline)
     stages = _stage_layers(row, reading.model.num_layers, degrees.pipeline)
+    if defaults.stack == "nanotron" and degrees.pipeline > 1:
+        stages = balanced_stage_layers(reading.model, degrees.pipeline)
     notes = row.text("notes").lower()
     overlap = "no comm overlap" not in notes and "no comm/compute overlap" not in notes
     return ExecutionPlan(
@@ -159,6 +162,8 @@ def plan_of(reading: Reading, degrees: Degrees, batch: tuple[int, int, int]) -> 
 def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int]:
     row = reading.row
     found = wording.recompute_of(row)
+    if found is None and reading.defaults.stack == "litgpt" and wording.task_of(row) in ("lora", "qlora"):
+        return Recompute.NONE, 0  # LitGPT's adapter scripts have no activation checkpointing
     if found is None:
         kind = _assumed_recompute(row, reading.defaults)
         reading.assumptions.append(f"{RECOMPUTE_ASSUMED}: {kind.name.lower()}, or full where that does not fit")
@@ -292,18 +297,35 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             global_batch_size=batch,
             task=task,
             precision=_precision(reading),
-            gradient_dtype="fp32" if "fp32 grad accumulation" in f"{notes} {row.text('optimizer').lower()}"
-            else "bf16" if sixteen else "",
-            master_dtype="none" if sixteen else "fp32",
+            gradient_dtype=_gradient_dtype(row, sixteen),
+            master_dtype="none" if sixteen or _without_master_copy(reading) else "fp32",
             state_dtype=state,
             optimizer=optimizer,
             attention=defaults.attention if flash is None else "flash" if flash else "unfused",
             lora=wording.lora_of(row) if task in ("lora", "qlora") else None,
             dropout=defaults.dropout and task == "pretrain",
             fused_cross_entropy="ce fusion" in notes,
-        )  # fmt: skip
+        )
     except SpecError as error:
         raise CannotScore(f"{error.field}: {error.problem}") from None
+
+
+def _gradient_dtype(row: Row, sixteen_bit_states: bool) -> str:
+    """Format gradients are accumulated in; "" leaves it to the stack.
+
+    NVIDIA's performance recipes reduce gradients in 16 bits (grad_reduce_in_fp32 = False).
+    """
+    if "fp32 grad accumulation" in f"{row.text('notes')} {row.text('optimizer')}".lower():
+        return "fp32"
+    publisher = f"{row.text('source')} {row.text('framework')}".lower()
+    if sixteen_bit_states or re.search(r"dgxc|megatron-bridge|nemo|nvidia.*mlperf|mlperf.*nvidia", publisher):
+        return "bf16"
+    return ""
+
+
+def _without_master_copy(reading: Reading) -> bool:
+    """Alpa's MoE runs: 8.33 GiB for 0.69B parameters leave no room for an fp32 copy."""
+    return reading.defaults.stack == "alpa" and reading.model.moe is not None
 
 
 def _sixteen_bit_states(row: Row, default: bool, task: str) -> bool:

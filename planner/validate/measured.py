@@ -162,7 +162,7 @@ def memory_kind(row: Row) -> MemoryKind:
         return MemoryKind.RESERVED
     if re.search(r"max_memory_allocated|max_allocated|alloc_mem|'peak_mem'", notes):
         return MemoryKind.ALLOCATED
-    if "litgpt" in source:
+    if "litgpt" in source or "zero bubble" in source:  # both print torch.cuda.max_memory_allocated
         return MemoryKind.ALLOCATED
     if "nvidia-smi" in notes or "flagperf" in source or "bigscience" in source:
         return MemoryKind.SMI

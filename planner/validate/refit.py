@@ -8,7 +8,7 @@ parameters that never saw it; the residual that sets the interval is the one of 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from planner.validate.mapping import scorable_rows
 from planner.validate.predict import RowPredictor
 from planner.validate.report import JUDGED_APART
 from planner.validate.rows import ScorableRow
-from planner.validate.stack_fit import StackFit, fit_stacks, free_parameters
+from planner.validate.stack_fit import PRIOR_STD, StackFit, fit_stacks, free_parameters
 from profiles.stack import StackSpec
 from profiles.stacks import load_priors
 
@@ -59,17 +59,31 @@ def refit(
         key = chosen.tobytes()
         if key not in predictors:
             predictors[key] = RowPredictor([kept[row] for row in chosen.tolist()])
-        return predictors[key].step_times_s(stacks)
+        return predictors[key].step_times_s(_with_shared_times(stacks))
 
     measured_s = np.array([row.step_time_s for row in kept], dtype=float)
     fit = fit_stacks(
         start,
-        stack_of_row=[row.stack for row in kept],
+        stack_of_row=[time_stack(start[row.stack]) for row in kept],
         source_of_row=[_fold(row, left_out_with or {}) for row in kept],
         measured_s=measured_s,
         predict=predict,
     )
     return Refit(rows=tuple(kept), measured_s=measured_s, fit=fit)
+
+
+def time_stack(stack: StackSpec) -> str:
+    """Name of the stack whose fitted times a stack has: its own unless it shares another's."""
+    return stack.shares_time_with or stack.name
+
+
+def _with_shared_times(stacks: Mapping[str, StackSpec]) -> dict[str, StackSpec]:
+    """The stacks, those that share times with the times of the stack they share with."""
+    shared = {}
+    for name, stack in stacks.items():
+        times = stacks[time_stack(stack)]
+        shared[name] = replace(stack, **{field: getattr(times, field) for field in PRIOR_STD})
+    return shared
 
 
 def _fold(row: ScorableRow, left_out_with: Mapping[tuple[str, str], str]) -> str:
@@ -84,12 +98,13 @@ def card(result: Refit) -> dict[str, Any]:
     """The fitted stacks as a JSON document, with what each rests on and its held-out residual."""
     error = np.log(result.measured_s / result.fit.held_out_s)
     stacks = {}
-    for name in sorted({row.stack for row in result.rows}):
-        chosen = [number for number, row in enumerate(result.rows) if row.stack == name]
+    priors = load_priors()
+    for name in sorted({time_stack(priors[row.stack]) for row in result.rows}):
+        chosen = [number for number, row in enumerate(result.rows) if time_stack(priors[row.stack]) == name]
         files = [result.rows[number].file for number in chosen]
         stack = result.fit.stacks[name]
         stacks[name] = {
-            "values": {field: float(f"{getattr(stack, field):.4g}") for field in free_parameters(load_priors()[name])},
+            "values": {field: float(f"{getattr(stack, field):.4g}") for field in free_parameters(priors[name])},
             "residual_log_std": round(_residual(np.abs(error[chosen]), files), 4),
             "held_out_mape": round(float(np.mean(np.abs(np.expm1(-error[chosen])))), 4),
             "rows": len(chosen),

@@ -4,6 +4,7 @@ The defaults hold what a table leaves out because everyone who uses the stack kn
 of Megatron-Core's distributed optimizer, the attention kernel of a pre-flash code base, and so on.
 """
 
+import dataclasses
 import re
 from dataclasses import dataclass
 
@@ -62,12 +63,14 @@ _DEEPSPEED_2022 = StackDefaults(
 _DEEPSPEED = StackDefaults(stack="deepspeed", zero_stage=3, zero_is_known=False)
 _FSDP = StackDefaults(stack="fsdp", zero_stage=3, sequence_parallel=True)
 _COMPOSER = StackDefaults(stack="fsdp-composer", zero_stage=3)
+_MEGATRON_DEEPSPEED = dataclasses.replace(_MEGATRON_2021, stack="megatron-deepspeed", zero_stage=1)
+_LITGPT = StackDefaults(stack="litgpt", zero_stage=3, zero_is_known=True, sixteen_bit_states=True)
 _HUGGING_FACE = StackDefaults(stack="hf-trainer", zero_is_known=False, sixteen_bit_states=True)
 _NANOTRON = StackDefaults(stack="nanotron", tensor_parallel_overlap=True, overlap_param_gather=False)
 _XLA = StackDefaults(
     stack="alpa", attention="unfused", precision="fp16", overlap_grad_reduce=False, overlap_param_gather=False
 )
-_PADDLE = StackDefaults(stack="megatron-2021", overlap_grad_reduce=False, overlap_param_gather=False)
+_PADDLE = StackDefaults(stack="paddle", overlap_grad_reduce=False, overlap_param_gather=False)
 
 _RL = "reinforcement learning: generation is part of the step"
 _NO_STACK = "no stack model for"
@@ -93,8 +96,10 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"megatron-llama|4d parallelism", _MEGATRON_CORE),
         (r"ulysses", _DEEPSPEED),
         (r"deepspeed azure|deepspeed 0\.[0-9]\b", _DEEPSPEED_2022),
+        (r"bigscience|mt-nlg|megatron\\+deepspeed", _MEGATRON_DEEPSPEED),
         (r"megatron|gpt-neox|3d parallelism|turing|mt-nlg|vtrain|bigscience", _MEGATRON_2021),
-        (r"vectorlm|peft|ms-swift|litgpt|lit-gpt|transformers|\btrl\b|axolotl|unsloth", _HUGGING_FACE),
+        (r"litgpt|lit-gpt", _LITGPT),
+        (r"vectorlm|peft|ms-swift|transformers|\btrl\b|axolotl|unsloth", _HUGGING_FACE),
         (r"zero-3", _DEEPSPEED_2022),
         (r"xtuner|deepspeed|colossal|gemini", _DEEPSPEED),
         (r"fsdp", _FSDP),
