@@ -1,11 +1,13 @@
-"""Sums whose last bit does not depend on how many plans are priced together."""
+"""Sums and extremes over few columns: fast, and the same to the last bit however many plans there are."""
 
 from collections.abc import Iterable
 from functools import reduce
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from costmodels.plan import FloatArray
+from costmodels.plan import FloatArray, IntArray
 
 
 def total(terms: Iterable[FloatArray]) -> FloatArray:
@@ -15,3 +17,24 @@ def total(terms: Iterable[FloatArray]) -> FloatArray:
     the same plan in a batch would differ in the last bit.
     """
     return reduce(np.add, terms)
+
+
+def largest(table: FloatArray) -> FloatArray:
+    """(N,) largest of the few columns of an (N, S) table, many times faster than a reduction row by row."""
+    return reduce(np.maximum, table.T)
+
+
+def largest_column(table: FloatArray) -> IntArray:
+    """(N,) number of the first column that holds the largest value of each row of an (N, S) table."""
+    best, column = table[:, 0], np.zeros(len(table), dtype=np.int64)
+    for number in range(1, table.shape[1]):
+        better = table[:, number] > best
+        column[better] = number
+        best = np.where(better, table[:, number], best)
+    return column
+
+
+def at_column(table: NDArray[Any], column: IntArray) -> NDArray[Any]:
+    """(N,) the value of each row of an (N, S) table in the given column."""
+    picked: NDArray[Any] = np.take(table.ravel(), np.arange(len(table)) * table.shape[1] + column)
+    return picked

@@ -75,8 +75,8 @@ def data_parallel_traffic(plans: PlanBatch, parameters: StageParameters, context
     # ZeRO-3 gathers and reduces per micro-batch; kept whole between micro-batches under a pipeline.
     sharded = (plans.zero_stage == 3) & (plans.pipeline_parallel == 1)
     return DataParallelTraffic(
-        gradients_s=gradients_s[groups.of_row],
-        parameters_s=parameters_s[groups.of_row],
+        gradients_s=np.take(gradients_s, groups.of_row),
+        parameters_s=np.take(parameters_s, groups.of_row),
         reduces_per_microbatch=1.0 * (sharded | (plans.zero_stage == 2)),
         gathers_per_microbatch=1.0 * sharded,
     )

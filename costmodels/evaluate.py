@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from costmodels.arrays import total
+from costmodels.arrays import largest, total
 from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
@@ -34,11 +34,10 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     step = step_time(plans, stages, costs, parameters, context)
     memory = stage_memory(plans, stages, context, parameters)
     per_stage = total(memory.values())
-    peak_bytes = per_stage.max(axis=1)
+    peak_bytes = largest(per_stage)
     low_bytes, high_bytes = memory_interval(memory, context)
     host_bytes = host_memory_bytes(plans, stages, context)
     spread, basis, extrapolated = _trust(costs, context)
-    layers = np.maximum((stages.layers * stages.count).sum(axis=1), 1)
     return EstimateBatch(
         step_time_s=step.step_time_s,
         step_time_low_s=step.step_time_s * np.exp(-spread),
@@ -62,7 +61,7 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
             context.model,
             context.job,
             recompute=plans.recompute,
-            recomputed_layer_share=total((step.recomputed_layers * stages.count).T) / layers,
+            recomputed_layer_share=step.recomputed_share,
         ),
     )
 
@@ -73,8 +72,8 @@ def _trust(costs: LayerCosts, context: CostContext) -> tuple[FloatArray, IntArra
     Kernel prices and the stack's residual are independent: their log variances add.
     """
     blocks = [costs.attention, costs.expert_mlp or costs.dense_mlp]
-    kernel = np.max([block.relative_half_width[block.of_row] for block in blocks], axis=0)
-    basis = np.max([block.basis[block.of_row] for block in blocks], axis=0)
-    extrapolated = np.max([block.extrapolated[block.of_row] for block in blocks], axis=0) > 0
+    kernel = np.maximum(*(np.take(block.relative_half_width, block.of_row) for block in blocks))
+    basis = np.maximum(*(np.take(block.basis, block.of_row) for block in blocks))
+    extrapolated = np.maximum(*(np.take(block.extrapolated, block.of_row) for block in blocks)) > 0
     spread = np.sqrt((NORMAL_90 * context.stack.residual_log_std) ** 2 + np.log1p(kernel) ** 2)
     return spread, basis, extrapolated

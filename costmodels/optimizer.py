@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from costmodels.arrays import largest
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.kernels.calls import KernelCallBatch, KernelOp
@@ -44,15 +45,15 @@ def optimizer_s(plans: PlanBatch, parameters: StageParameters, context: CostCont
     groups = group_rows(parameters.groups.of_row, degree, expert_degree)
     rows = groups.first
     dense = parameters.trained_dense[rows] / degree[rows, None]
-    updated: FloatArray = (dense + parameters.trained_expert[rows] / expert_degree[rows, None]).max(axis=1)
-    on_device = (updated * traffic_bytes_per_parameter(context) * memory_seconds_per_byte(context))[groups.of_row]
+    updated = largest(dense + parameters.trained_expert[rows] / expert_degree[rows, None])
+    on_device_s = updated * traffic_bytes_per_parameter(context) * memory_seconds_per_byte(context)
     if not plans.offload_optimizer.any():
-        return on_device
+        return np.take(on_device_s, groups.of_row)
     node = context.cluster.node
-    on_host = updated * node.devices_per_node / HOST_ADAM_PARAMETERS_PER_S
+    on_host_s = updated * node.devices_per_node / HOST_ADAM_PARAMETERS_PER_S
     moved = updated * (gradient_element_bytes(context) + context.job.numerics.storage_bytes)
-    on_host = on_host + moved / node.host_link.bandwidth_bytes_per_s
-    return np.where(plans.offload_optimizer, on_host[groups.of_row], on_device)
+    on_host_s = on_host_s + moved / node.host_link.bandwidth_bytes_per_s
+    return np.where(plans.offload_optimizer, np.take(on_host_s, groups.of_row), np.take(on_device_s, groups.of_row))
 
 
 def memory_seconds_per_byte(context: CostContext) -> float:

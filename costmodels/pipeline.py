@@ -10,7 +10,7 @@ What it leaves out, on purpose: jitter between ranks, which ``StackSpec`` holds 
 
 import numpy as np
 
-from costmodels.arrays import total
+from costmodels.arrays import largest, total
 from costmodels.plan import FloatArray, IntArray, Schedule
 
 
@@ -83,7 +83,7 @@ def pipeline_s(
         weight gradient, (m + p - 1)(F + B) + W, remain. Never below zero.
     """
     stage_s = np.where(count > 0, forward_s + input_gradient_s + weight_gradient_s, 0.0)
-    slowest_s = stage_s.max(axis=1)
+    slowest_s = largest(stage_s)
     fill_s = total((stage_s * count).T) - slowest_s
     stages = np.maximum(count.sum(axis=1), 1)
     weight_s = total((weight_gradient_s * count).T) / stages

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from costmodels.arrays import at_column, largest_column
 from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stages import StageTable
@@ -50,7 +51,9 @@ class StageParameters:
 
     def take(self, rows: IntArray) -> "StageParameters":
         """What the stages of the selected plans hold."""
-        columns = {item.name: getattr(self, item.name)[rows] for item in fields(self) if item.name != "groups"}
+        columns = {
+            item.name: np.take(getattr(self, item.name), rows, axis=0) for item in fields(self) if item.name != "groups"
+        }
         return StageParameters(groups=self.groups.take(rows), **columns)
 
 
@@ -91,10 +94,12 @@ def stage_parameters(plans: PlanBatch, stages: StageTable, model: ModelSpec, job
         has_embedding=stages.has_embedding[rows].astype(np.float64),
         has_head=stages.has_head[rows].astype(np.float64),
     )
-    dense, expert = (table[groups.of_row] for table in _all_parameters(share, model))
+    dense, expert = (np.take(table, groups.of_row, axis=0) for table in _all_parameters(share, model))
     trained_dense, trained_expert = dense, expert
     if job.lora is not None:
-        trained_dense, trained_expert = (table[groups.of_row] for table in _adapters(share, model, job.lora))
+        trained_dense, trained_expert = (
+            np.take(table, groups.of_row, axis=0) for table in _adapters(share, model, job.lora)
+        )
     replicas = plans.data_parallel * plans.context_parallel
     return StageParameters(
         dense=dense,
@@ -109,8 +114,8 @@ def stage_parameters(plans: PlanBatch, stages: StageTable, model: ModelSpec, job
 
 def fullest_stage(dense: FloatArray, expert: FloatArray) -> tuple[FloatArray, FloatArray]:
     """(N,) dense and expert parameters of the stage that holds most of both together, from (N, S)."""
-    stage = (dense + expert).argmax(axis=1)[:, None]
-    return np.take_along_axis(dense, stage, axis=1)[:, 0], np.take_along_axis(expert, stage, axis=1)[:, 0]
+    stage = largest_column(dense + expert)
+    return at_column(dense, stage), at_column(expert, stage)
 
 
 def expert_shard_degree(plans: PlanBatch, parameters: StageParameters) -> IntArray:

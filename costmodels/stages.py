@@ -44,7 +44,9 @@ class StageTable:
 
     def take(self, rows: IntArray) -> "StageTable":
         """The stages of the selected plans."""
-        columns = {item.name: getattr(self, item.name)[rows] for item in fields(self) if item.name != "groups"}
+        columns = {
+            item.name: np.take(getattr(self, item.name), rows, axis=0) for item in fields(self) if item.name != "groups"
+        }
         return StageTable(groups=self.groups.take(rows), **columns)
 
 
@@ -76,15 +78,24 @@ def stage_table(plans: PlanBatch, model: ModelSpec, *, full: bool = False) -> St
     layout = _full_layout(distinct, model)
     if not full:
         layout = _merged(layout)
-    rows = {name: getattr(layout, name)[groups.of_row] for name in _Layout.__dataclass_fields__}
-    in_flight = in_flight_microbatches(
-        plans.schedule[:, None],
-        stage=rows["index"],
-        stages=plans.pipeline_parallel[:, None],
-        virtual_stages=plans.virtual_stages[:, None],
-        num_microbatches=plans.num_microbatches[:, None],
+    rows = {name: np.take(getattr(layout, name), groups.of_row, axis=0) for name in _Layout.__dataclass_fields__}
+    return StageTable(in_flight=_in_flight(plans, layout, groups), groups=groups, **rows)
+
+
+def _in_flight(plans: PlanBatch, layout: _Layout, layouts: Groups) -> FloatArray:
+    """(N, S) micro-batches held, once per distinct layout, schedule and number of micro-batches."""
+    groups = group_rows(layouts.of_row, plans.schedule, plans.num_microbatches)
+    rows = groups.first
+    of_layout = layouts.of_row[rows]
+    held = in_flight_microbatches(
+        plans.schedule[rows, None],
+        stage=layout.index[of_layout],
+        stages=plans.pipeline_parallel[rows, None],
+        virtual_stages=plans.virtual_stages[rows, None],
+        num_microbatches=plans.num_microbatches[rows, None],
     )
-    return StageTable(in_flight=np.where(rows["count"] > 0, in_flight, 0.0), groups=groups, **rows)
+    held = np.where(layout.count[of_layout] > 0, held, 0.0)
+    return np.take(held, groups.of_row, axis=0)
 
 
 def _layout_groups(plans: PlanBatch) -> Groups:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from costmodels.arrays import at_column, largest, largest_column, total
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
@@ -35,14 +36,14 @@ class StepTime:
         parts_s: ``estimate.TIME_PARTS`` to (N,) seconds.
         communication_total_s: Axis to (N,) seconds of traffic per step, hidden or not.
         stage_time_s: (N, S) one micro-batch, forward and backward.
-        recomputed_layers: (N, S) layers recomputed in full.
+        recomputed_share: (N,) share of all layers that is recomputed in full.
     """
 
     step_time_s: FloatArray
     parts_s: dict[str, FloatArray]
     communication_total_s: dict[str, FloatArray]
     stage_time_s: FloatArray
-    recomputed_layers: FloatArray
+    recomputed_share: FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ class _Pipeline:
         forward_s, backward_s: (K,) one micro-batch's passes through the slowest stage for each.
         offload_s: (K,) exposed seconds if activations are offloaded.
         stage_time_s: (K, S) one micro-batch, forward and backward.
-        recomputed_layers: (K, S) layers recomputed in full.
+        recomputed_share: (K,) share of all layers that is recomputed in full.
     """
 
     pipeline_s: FloatArray
@@ -87,7 +88,7 @@ class _Pipeline:
     backward_s: FloatArray
     offload_s: FloatArray
     stage_time_s: FloatArray
-    recomputed_layers: FloatArray
+    recomputed_share: FloatArray
 
 
 def step_time(
@@ -128,7 +129,7 @@ def step_time(
         parts_s=parts,
         communication_total_s=totals,
         stage_time_s=np.take(distinct.stage_time_s, of_row, axis=0),
-        recomputed_layers=np.take(distinct.recomputed_layers, of_row, axis=0),
+        recomputed_share=np.take(distinct.recomputed_share, of_row),
     )
 
 
@@ -170,7 +171,7 @@ def _pipeline(
     forward_s = forward_s + (transfer_s + per_micro / 2)[:, None]
     input_s = input_s + (transfer_s + per_micro / 2)[:, None]
     stage_s = np.where(stages.count > 0, forward_s + input_s + weight_s, 0.0)
-    slowest = stage_s.argmax(axis=1)
+    slowest = largest_column(stage_s)
     m = plans.num_microbatches
     whole_s, bubble_s = pipeline_s(
         plans.schedule,
@@ -182,7 +183,7 @@ def _pipeline(
         num_microbatches=m,
     )
     parts, totals = _parts(plans, stages, costs, repeated, slowest)
-    parts["backward"] = parts["backward"] + m * np.take_along_axis(accumulate_s, slowest[:, None], axis=1)[:, 0]
+    parts["backward"] = parts["backward"] + m * at_column(accumulate_s, slowest)
     parts["pipeline_transfer"], totals["pipeline_transfer"] = 2 * m * transfer_s, 2 * m * transfer_total_s
     parts["overhead"] = parts["overhead"] + m * per_micro
     parts["bubble"] = bubble_s
@@ -190,11 +191,11 @@ def _pipeline(
         pipeline_s=whole_s,
         parts_s=parts,
         totals_s=totals,
-        forward_s=forward_s.max(axis=1),
-        backward_s=(input_s + weight_s).max(axis=1),
+        forward_s=largest(forward_s),
+        backward_s=largest(input_s + weight_s),
         offload_s=_activation_offload_s(plans, stages, context),
         stage_time_s=stage_s,
-        recomputed_layers=repeated,
+        recomputed_share=total((repeated * stages.count).T) / np.maximum(total((stages.layers * stages.count).T), 1),
     )
 
 
@@ -275,7 +276,7 @@ def _parts(
     """(N,) seconds per step of the slowest stage by cause, and its traffic by axis, hidden or not."""
     m = plans.num_microbatches
     at = _at_stage(stages, slowest)
-    share = np.take_along_axis(repeated, slowest[:, None], axis=1)[:, 0] / np.maximum(at.attention, 1)
+    share = at_column(repeated, slowest) / np.maximum(at.attention, 1)
     sums = dict.fromkeys(COMPONENTS, np.zeros(len(plans)))
     ends, again = np.zeros(len(plans)), np.zeros(len(plans))
     for block, times in at.blocks(costs):
@@ -308,17 +309,13 @@ def _parts(
 
 def _at_stage(stages: StageTable, which: IntArray) -> _Multiplicity:
     """How often each block occurs on one stage of each plan."""
-
-    def pick(column: IntArray) -> IntArray:
-        return np.take_along_axis(column, which[:, None], axis=1)[:, 0]
-
-    layers, moe_layers = pick(stages.layers), pick(stages.moe_layers)
+    layers, moe_layers = at_column(stages.layers, which), at_column(stages.moe_layers, which)
     return _Multiplicity(
         attention=layers,
         dense_mlp=layers - moe_layers,
         expert_mlp=moe_layers,
-        embedding=pick(stages.has_embedding.astype(np.int64)),
-        head=pick(stages.has_head.astype(np.int64)),
+        embedding=at_column(stages.has_embedding, which).astype(np.int64),
+        head=at_column(stages.has_head, which).astype(np.int64),
     )
 
 
@@ -358,7 +355,12 @@ def _activation_offload_s(plans: PlanBatch, stages: StageTable, context: CostCon
     """
     row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
     tokens = plans.micro_batch_size * context.job.sequence_length / plans.context_parallel
-    size = stages.layers.max(axis=1) * tokens * row_bytes / np.where(plans.sequence_parallel, plans.tensor_parallel, 1)
+    size = (
+        largest(stages.layers.astype(np.float64))
+        * tokens
+        * row_bytes
+        / np.where(plans.sequence_parallel, plans.tensor_parallel, 1)
+    )
     moved_s = 2 * size / context.cluster.node.host_link.bandwidth_bytes_per_s
     shown_s: FloatArray = 0.5 * moved_s * plans.num_microbatches
     return shown_s

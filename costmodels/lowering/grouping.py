@@ -6,7 +6,8 @@ import numpy as np
 
 from costmodels.plan import IntArray
 
-_TABLE_LIMIT = 1 << 22  # largest value or key range looked up directly rather than sorted
+_SMALL = 1 << 16  # key range up to which columns are packed as they are: a table of it stays in the cache
+_TABLE = 1 << 22  # largest key range looked up directly rather than sorted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,27 +31,29 @@ def group_rows(*columns: IntArray) -> Groups:
     Returns:
         Groups, numbered in the order of their packed key (deterministic, not by appearance).
     """
-    key = np.zeros(len(columns[0]), dtype=np.int64)
-    cardinality = 1
+    key, span = np.zeros(len(columns[0]), dtype=np.int64), 1
     for column in columns:
-        codes, count = _dense_codes(np.asarray(column, dtype=np.int64))
-        if cardinality * count > _TABLE_LIMIT:
-            key, cardinality = _dense_codes(key)
-        key = key * count + codes
-        cardinality *= count
-    of_row, count = _dense_codes(key)
+        width = int(column.max(initial=0)) + 1
+        if width == 1:
+            continue
+        if span * width > _SMALL:
+            key, span = _dense_codes(key, span)
+            if span * width > _SMALL:
+                column, width = _dense_codes(column, width)
+        key = column if span == 1 else key * width + column
+        span *= width
+    of_row, count = _dense_codes(key, span)
     first = np.empty(count, dtype=np.int64)
     first[of_row[::-1]] = np.arange(len(of_row) - 1, -1, -1)
     return Groups(first=first, of_row=of_row)
 
 
-def _dense_codes(column: IntArray) -> tuple[IntArray, int]:
-    """(N,) codes 0..count-1 in the order of the values, and how many there are."""
-    largest = int(column.max(initial=0))
-    if largest < _TABLE_LIMIT:
-        present = np.zeros(largest + 1, dtype=np.int64)
-        present[column] = 1
-        table = np.cumsum(present) - 1
-        return table[column], int(table[-1]) + 1
-    values, codes = np.unique(column, return_inverse=True)
-    return codes.astype(np.int64), len(values)
+def _dense_codes(column: IntArray, span: int) -> tuple[IntArray, int]:
+    """(N,) codes 0..count-1 in the order of the values, all below ``span``, and how many there are."""
+    if span > _TABLE:
+        values, codes = np.unique(column, return_inverse=True)
+        return codes.reshape(-1).astype(np.int64), len(values)
+    present = np.zeros(span, dtype=np.bool_)
+    present[column] = True
+    table = np.cumsum(present, dtype=np.int64) - 1
+    return np.take(table, column), int(table[-1]) + 1
