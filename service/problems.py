@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from profiles.errors import SpecError
-from service.schemas import MAPPING_TAG, TEXT_TAG
+from profiles.model_fields import shown
+from service.schemas import MAPPING_TAG, TEXT_TAG, meant_field
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
@@ -112,20 +113,29 @@ async def _not_found(_: Request, error: Exception) -> Response:
 async def _invalid_body(_: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    errors = [
-        FieldProblem(
-            field=_clean(_dotted(item["loc"]), MAX_FIELD_CHARACTERS),
-            problem=_clean(item["msg"], MAX_MESSAGE_CHARACTERS),
-        )
-        for item in error.errors()[:MAX_ERRORS]
-    ]
-    return problem_response(422, f"{errors[0].field}: {errors[0].problem}", errors=errors)
+    errors = [_of_validation_error(item) for item in error.errors()[:MAX_ERRORS]]
+    return problem_response(422, _sentence(errors[0]), errors=errors)
 
 
-def _dotted(location: Iterable[object]) -> str:
-    """``("body", "job", "lora_rank")`` as ``job.lora_rank``; the whole body as ``body``."""
-    first, *rest = (str(part) for part in location if part not in (TEXT_TAG, MAPPING_TAG))
-    return ".".join(rest) if rest else first
+def _of_validation_error(item: Mapping[str, Any]) -> FieldProblem:
+    """One of pydantic's errors, with the value at fault and, for an unknown field, what it may have meant."""
+    location = [str(part) for part in item["loc"] if part not in (TEXT_TAG, MAPPING_TAG)]
+    field = ".".join(location[1:]) or location[0]
+    if item["type"] == "extra_forbidden":
+        problem, hint = "unknown field", meant_field(location[1:-1], location[-1])
+    else:
+        problem, hint = item["msg"][:1].lower() + item["msg"][1:], ""
+        if item["type"] != "missing":
+            problem = f"{problem}; got {shown(item.get('input'))}"
+    return FieldProblem(
+        field=_clean(field, MAX_FIELD_CHARACTERS),
+        problem=_clean(problem, MAX_MESSAGE_CHARACTERS),
+        hint=_clean(hint, MAX_MESSAGE_CHARACTERS),
+    )
+
+
+def _sentence(problem: FieldProblem) -> str:
+    return str(SpecError(problem.field, problem.problem, problem.hint))
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -5,11 +5,14 @@ give; only the questions are described here. Names follow ``TrainingJob`` and ``
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from costmodels.workload import MAX_GLOBAL_BATCH
+from planner.pins import ALIASES
+from profiles.errors import did_you_mean
 from profiles.hardware import MAX_DEVICES
 from profiles.model import MAX_LAYERS, MAX_SEQUENCE
 
@@ -160,6 +163,22 @@ class PlanRequest(EstimateRequest):
     objective: Literal["step_time", "cost", "fewest_gpus", "memory_headroom"] = "step_time"
     variants: bool = Field(default=False, description="List plans that differ only in details one by one.")
     top: int = Field(default=10, ge=1, le=MAX_TOP, description="Most plans to return.")
+
+
+def meant_field(parents: Sequence[str], name: str) -> str:
+    """What a client may have meant by an unknown field of the body at that path; empty when nothing is close.
+
+    Args:
+        parents: Fields that lead to the body, outermost first.
+        name: The unknown field.
+    """
+    bodies: dict[str, type[Body]] = {"job": JobBody, "plan": PlanBody}
+    body = bodies.get(parents[-1]) if parents else PlanRequest
+    if body is None:
+        return ""
+    if body is PlanBody and name in ALIASES:
+        return f"did you mean '{ALIASES[name]}'?"
+    return did_you_mean(name, body.model_fields)
 
 
 def given(body: Body) -> dict[str, Any]:

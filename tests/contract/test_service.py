@@ -47,7 +47,7 @@ def test_health_and_front_door(client: TestClient) -> None:
         pytest.param({"cluster": "8xH10O"}, "cluster.device", "unknown name 'H10O'", id="unknown device"),
         pytest.param({"model": "/etc/hostname"}, "model", "pattern", id="a path is no model"),
         pytest.param({"model": "./config.json"}, "model", "pattern", id="a relative path is no model"),
-        pytest.param({"modle": "x"}, "modle", "Extra inputs are not permitted", id="unknown key"),
+        pytest.param({"modle": "x"}, "modle", "unknown field", id="unknown key"),
         pytest.param({"job": {"sequence_length": 0}}, "job.sequence_length", "greater than or equal to 1", id="zero"),
         pytest.param({"job": {"sequence_length": "2048"}}, "job.sequence_length", "valid integer", id="text"),
         pytest.param({"plan": {"tensor_parallel": 10**30}}, "plan.tensor_parallel", "less than", id="huge"),
@@ -60,6 +60,20 @@ def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], fiel
     error = problem(client.post("/plan", json=BODY | change), 422)
     fields = {entry["field"]: entry["problem"] for entry in error["errors"]}
     assert words in fields[field]
+
+
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        ({"modle": "x"}, "modle: unknown field. Hint: did you mean 'model'?"),
+        ({"plan": {"tp": 8}}, "plan.tp: unknown field. Hint: did you mean 'tensor_parallel'?"),
+        ({"job": {"seq_length": 1}}, "job.seq_length: unknown field. Hint: did you mean 'sequence_length'?"),
+        ({"top": 0}, "top: input should be greater than or equal to 1; got 0"),
+        ({"cluster": "8xH10O"}, "cluster.device: unknown name 'H10O'. Hint: did you mean 'H100'"),
+    ],
+)
+def test_the_detail_says_what_to_change(client: TestClient, change: dict[str, Any], detail: str) -> None:
+    assert problem(client.post("/plan", json=BODY | change), 422)["detail"].startswith(detail)
 
 
 HOSTILE = {
