@@ -35,8 +35,8 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     memory = stage_memory(plans, stages, context, parameters)
     per_stage = total(memory.values())
     peak_bytes = largest(per_stage)
-    low_bytes, high_bytes = memory_interval(memory, context)
-    host_bytes = host_memory_bytes(plans, stages, context)
+    low_bytes, high_bytes = memory_interval(peak_bytes, context)
+    host_bytes = host_memory_bytes(plans, stages, context, parameters)
     spread, basis, extrapolated = _trust(costs, context)
     return EstimateBatch(
         step_time_s=step.step_time_s,

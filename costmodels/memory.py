@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from costmodels.activations import logits_bytes, sequence_divisor, tokens_per_rank
+from costmodels.arrays import largest, total
 from costmodels.context import CostContext
 from costmodels.model_state import (
     ModelState,
@@ -84,22 +85,36 @@ def stage_memory(
     return parts if used.all() else {name: part * used for name, part in parts.items()}
 
 
-def memory_interval(memory: Mapping[str, FloatArray], context: CostContext) -> tuple[FloatArray, FloatArray]:
-    """(N,) low and high end of the 90 % interval of the peak, from the stack's residuals."""
-    peak: FloatArray = np.sum(list(memory.values()), axis=0).max(axis=1)
+def memory_interval(peak_bytes: FloatArray, context: CostContext) -> tuple[FloatArray, FloatArray]:
+    """(N,) low and high end of the 90 % interval of the peaks, from the stack's residuals."""
     spread = float(np.exp(_NORMAL_90 * context.stack.memory_residual_log_std))
-    return peak / spread, peak * spread
+    return peak_bytes / spread, peak_bytes * spread
 
 
-def host_memory_bytes(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:
+def host_memory_bytes(
+    plans: PlanBatch, stages: StageTable, context: CostContext, parameters: StageParameters | None = None
+) -> FloatArray:
     """(N,) host memory per node that offloaded states and activations take.
 
     Source:
         ZeRO-Offload (arXiv:2101.06840) section 3: master weights, moments and gradients.
     """
+    rows = np.flatnonzero(plans.offload_optimizer | plans.offload_activations)
+    host = np.zeros(len(plans))
+    if not len(rows):
+        return host
+    if parameters is None:
+        parameters = stage_parameters(plans, stages, context.model, context.job)
+    host[rows] = _offloaded_bytes(plans.take(rows), stages.take(rows), context, parameters.take(rows))
+    return host
+
+
+def _offloaded_bytes(
+    plans: PlanBatch, stages: StageTable, context: CostContext, parameters: StageParameters
+) -> FloatArray:
+    """(N,) bytes per node of plans that offload something."""
     per_rank = np.zeros_like(stages.in_flight)
     if plans.offload_optimizer.any():
-        parameters = stage_parameters(plans, stages, context.model, context.job)
         each = state_bytes(context.job, context.stack)
         kept = each.master + each.moments
         with_gradients = 1.0 + (each.gradient / kept if kept else 0.0)
@@ -109,8 +124,7 @@ def host_memory_bytes(plans: PlanBatch, stages: StageTable, context: CostContext
         offloaded = stage_activations(plans, stages, context).offloaded
         per_rank += 0.0 if offloaded is None else np.where(stages.count > 0, offloaded, 0.0)
     ranks = np.minimum(plans.num_devices, context.cluster.node.devices_per_node)
-    host: FloatArray = per_rank.max(axis=1) * ranks
-    return host
+    return largest(per_rank) * ranks
 
 
 def _loss_and_working(
@@ -203,7 +217,7 @@ def _cached(parts: Mapping[str, FloatArray], dynamic: FloatArray, context: CostC
         PyTorch's caching allocator releases its cached blocks and tries again before it raises
         out-of-memory (PyTorch notes on CUDA semantics, memory management).
     """
-    room = context.cluster.device.usable_memory_bytes - np.sum(list(parts.values()), axis=0)
+    room = context.cluster.device.usable_memory_bytes - total(parts.values())
     kept: FloatArray = np.clip(room, 0.0, dynamic * context.stack.cache_fraction)
     return kept
 
@@ -220,5 +234,5 @@ def _context(plans: PlanBatch, context: CostContext) -> FloatArray:
     groups = np.zeros(len(plans))
     for ranks in axes:
         groups += ranks > 1
-    total: FloatArray = context.stack.context_bytes + context.stack.communicator_bytes * groups
-    return total
+    held: FloatArray = context.stack.context_bytes + context.stack.communicator_bytes * groups
+    return held
