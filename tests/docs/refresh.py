@@ -1,8 +1,8 @@
-"""Regenerate what the documentation quotes: command output and accuracy figures between markers.
+"""Regenerate what the documentation quotes: command output and tables between markers.
 
 ``<!-- output: planner models -->`` up to ``<!-- end -->`` holds what that command prints;
-``<!-- accuracy -->`` up to ``<!-- end -->`` holds the result table of ``docs/accuracy.md``. Run as
-``make docs``; the tests check that nothing would change.
+``<!-- table: docs/accuracy.md Result -->`` up to ``<!-- end -->`` holds the table under that heading of a
+generated page. Run as ``make docs``; the tests check that nothing would change.
 """
 
 import os
@@ -15,7 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "docs/cli.md", "docs/architecture.md", "CONTRIBUTING.md")
 COLUMNS = 110
-_BLOCK = re.compile(r"<!-- (?P<kind>output: (?P<command>[^\n]+)|accuracy) -->\n.*?<!-- end -->", re.DOTALL)
+_BLOCK = re.compile(
+    r"<!-- (?P<kind>output: (?P<command>[^\n]+)|table: (?P<page>\S+) (?P<heading>[^\n]+)) -->\n.*?<!-- end -->",
+    re.DOTALL,
+)
 
 
 def environment() -> dict[str, str]:
@@ -48,13 +51,15 @@ def output_of(command: str) -> str:
     return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
 
 
-def accuracy_summary() -> str:
-    """The table under the heading ``## Result`` of the accuracy report."""
-    text = (ROOT / "docs" / "accuracy.md").read_text()
-    section = re.search(r"^## Result\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
-    if section is None:
-        raise SystemExit("docs/accuracy.md has no section '## Result'")
-    return section.group(1).strip()
+def table_of(page: str, heading: str) -> str:
+    """The first table under a heading of a generated page."""
+    section = re.search(
+        rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+    )
+    table = re.search(r"^\|.*?(?=\n[^|]|\n*\Z)", section.group(1), re.DOTALL | re.MULTILINE) if section else None
+    if table is None:
+        raise SystemExit(f"{page} has no table under '## {heading}'")
+    return table.group(0).strip()
 
 
 def refreshed(text: str) -> str:
@@ -62,7 +67,8 @@ def refreshed(text: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         command = match["command"]
-        body = accuracy_summary() if command is None else f"```console\n$ {command}\n{output_of(command)}\n```"
+        quoted = f"```console\n$ {command}\n{output_of(command)}\n```" if command else ""
+        body = quoted or table_of(match["page"], match["heading"])
         return f"<!-- {match['kind']} -->\n{body}\n<!-- end -->"
 
     return _BLOCK.sub(block, text)
