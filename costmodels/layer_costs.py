@@ -73,6 +73,10 @@ class BlockCosts:
         """The same prices for the selected plans."""
         return replace(self, of_row=self.of_row[rows])
 
+    def present(self) -> list[str]:
+        """Components that are not zero for every shape."""
+        return [COMPONENTS[row] for row in np.flatnonzero(self.seconds.any(axis=1))]
+
     def component(self, name: str) -> FloatArray:
         """(N,) seconds of one component."""
         return np.take(self.seconds[_ROW[name]], self.of_row)

@@ -281,7 +281,7 @@ def _parts(
     ends, again = np.zeros(len(plans)), np.zeros(len(plans))
     for block, times in at.blocks(costs):
         boundary = block is costs.embedding or block is costs.head
-        for name in COMPONENTS:
+        for name in block.present():
             seconds = times * block.component(name)
             if boundary and name in _KERNELS:
                 ends = ends + seconds
