@@ -169,8 +169,9 @@ class CallList:
         if sites:
             batch = self._kernel_calls()
             priced = self.context.kernels.predict(batch, self.context.cluster.device)
-            seconds = (priced.time_s * _time_scale(batch, self.context)).reshape(sites, shapes)
-            width = ((priced.high_s - priced.low_s) / 2).reshape(sites, shapes)
+            scale = _time_scale(batch, self.context)
+            seconds = (priced.time_s * scale).reshape(sites, shapes)
+            width = ((priced.high_s - priced.low_s) / 2 * scale).reshape(sites, shapes)
             several = batch.op == KernelOp.MEMORY
             if not self.context.stack.grouped_experts:
                 several = several | (batch.op == KernelOp.GROUPED_GEMM)

@@ -251,7 +251,8 @@ def test_scales_apply_to_their_own_operations():
 
 def test_trust_is_that_of_the_weakest_price():
     kernels = RateKernels(relative_half_width=0.2, basis=Basis.ASSUMED, extrapolated=True)
-    costs = lowered("dense_mlp", ExecutionPlan(), context(kernels=kernels))
+    slower = stack(gemm_time_scale=2.0, memory_time_scale=3.0)  # scales the uncertainty too
+    costs = lowered("dense_mlp", ExecutionPlan(), context(kernels=kernels, stack=slower))
     assert costs.basis.tolist() == [Basis.ASSUMED]
     assert costs.extrapolated.tolist() == [1]
     assert costs.half_width_s == pytest.approx(0.2 * costs.kernel_s.sum(axis=0))

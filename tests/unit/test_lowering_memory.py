@@ -14,7 +14,7 @@ from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.workload import LoraSpec
-from tests.fakes import UnitKernels, context, gpt, job, llama, mixture, stack
+from tests.fakes import UnitKernels, context, gpt, job, latent, llama, mixture, stack
 
 S, H, F = 2048, 1024, 4096
 ROWS = 2 * S * H  # bytes of one (s, h) tensor in 16 bits
@@ -80,6 +80,13 @@ def test_rotary_embedding_rewrites_queries_and_keys_both_ways():
     }
     once = pytest.approx(2 * 2 * S * (H + 256))
     assert extra == {Phase.FORWARD: once, Phase.INPUT_GRADIENT: once}
+
+
+def test_latent_attention_rotates_and_concatenates_whole_heads():
+    extra = (
+        moved("attention", model=latent())[Phase.FORWARD] - moved("attention", model=latent(**LEARNED))[Phase.FORWARD]
+    )
+    assert extra == pytest.approx(2 * 2 * S * 2 * 16 * 96)
 
 
 @pytest.mark.parametrize(("fused", "passes"), [(True, 2), (False, 8)])

@@ -382,6 +382,9 @@ def test_gradients_are_added_up_over_micro_batches(framework, gradient, zero, by
     without = part("backward", replace(plan, zero_stage=3), where)
     extra = part("backward", plan, where) - without
     assert extra == pytest.approx(4 * bytes_each * total_parameters(gpt()))
+    routed = replace(where, model=mixture())
+    extra = part("backward", plan, routed) - part("backward", replace(plan, zero_stage=3), routed)
+    assert extra == pytest.approx(4 * bytes_each * total_parameters(mixture()))
 
 
 def test_offloaded_inputs_cross_the_host_link_there_and_back_half_hidden():
