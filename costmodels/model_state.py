@@ -13,7 +13,7 @@ import numpy as np
 from costmodels.context import CostContext
 from costmodels.optimizer import MOMENTS, moment_bytes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
-from costmodels.stage_parameters import StageParameters
+from costmodels.stage_parameters import StageParameters, expert_shard_degree
 from costmodels.stages import StageTable
 from costmodels.workload import TrainingJob
 from profiles.model import ModelSpec
@@ -122,7 +122,7 @@ def model_state(plans: PlanBatch, stages: StageTable, parameters: StageParameter
 def _divided(
     plans: PlanBatch,
     counts: tuple[FloatArray, FloatArray | None],
-    degrees: tuple[IntArray, FloatArray],
+    degrees: tuple[IntArray, IntArray],
     bytes_each: float,
     *,
     from_stage: int,
@@ -136,18 +136,12 @@ def _divided(
     return held
 
 
-def expert_shard_degree(plans: PlanBatch, parameters: StageParameters) -> FloatArray:
-    """(N,) ranks over which ZeRO divides an expert: its replicas, fewer where HSDP replicates shards."""
-    replicated = np.maximum(parameters.dense_replicas / np.maximum(plans.shard_degree, 1), 1.0)
-    return np.maximum(parameters.expert_replicas / replicated, 1.0)
-
-
 def _frozen_bytes(
     plans: PlanBatch,
     stages: StageTable,
     parameters: StageParameters,
     context: CostContext,
-    degrees: tuple[IntArray, FloatArray],
+    degrees: tuple[IntArray, IntArray],
 ) -> FloatArray:
     """(N, S) bytes of the frozen weights.
 

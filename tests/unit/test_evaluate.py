@@ -7,7 +7,7 @@ import pytest
 
 from costmodels.context import CostContext
 from costmodels.estimate import MEMORY_PARTS, TIME_PARTS
-from costmodels.evaluate import NORMAL_90, evaluate
+from costmodels.evaluate import evaluate
 from costmodels.flops import model_flops_per_step
 from costmodels.kernels.calls import Basis
 from costmodels.layer_costs import layer_costs
@@ -66,7 +66,7 @@ def test_an_estimate_is_its_parts_put_together(model, full):
 
 def test_uncertainties_of_kernels_and_stack_add_as_independent():
     found = evaluate(PLANS, real())
-    half = np.sqrt((NORMAL_90 * 0.08) ** 2 + np.log(1.2) ** 2)
+    half = np.sqrt((1.645 * 0.08) ** 2 + np.log(1.2) ** 2)
     assert found.step_time_high_s / found.step_time_s == pytest.approx(np.exp(half))
     assert found.step_time_s / found.step_time_low_s == pytest.approx(np.exp(half))
 
