@@ -43,6 +43,7 @@ class _Shards:
     Attributes:
         trained: (K,) parameters whose gradients are reduced.
         gathered: (K,) parameters that are gathered.
+        layers: (K,) layers they belong to.
         replicas: (K,) ranks that hold the same ones before sharding.
         degree: (K,) of those, ranks that one set of shards spans.
         stride: (K,) distance of these ranks in the global order.
@@ -50,6 +51,7 @@ class _Shards:
 
     trained: FloatArray
     gathered: FloatArray
+    layers: FloatArray
     replicas: IntArray
     degree: IntArray
     stride: IntArray
@@ -94,11 +96,13 @@ def _distinct_traffic(
     if context.job.lora is not None:  # stage 3 shards the frozen parameters too
         held = fullest_stage(parameters.dense[rows], parameters.expert[rows])
         gathered = np.where(zero == 3, held[0], trained[0]), np.where(zero == 3, held[1], trained[1])
+    layers = context.model.num_layers / distinct.pipeline_parallel
     apart = np.where(distinct.axis_order == AxisOrder.TP_CP_PP_DP, distinct.pipeline_parallel, 1)
     replicas = parameters.dense_replicas[rows]
     dense = _Shards(
         trained=trained[0],
         gathered=gathered[0],
+        layers=layers,
         replicas=replicas,
         degree=np.minimum(distinct.shard_degree, replicas),
         stride=distinct.tensor_parallel * apart,
@@ -108,6 +112,7 @@ def _distinct_traffic(
         expert = _Shards(
             trained=trained[1],
             gathered=gathered[1],
+            layers=layers,
             replicas=parameters.expert_replicas[rows],
             degree=experts_apart,
             stride=distinct.expert_parallel * distinct.expert_tensor_parallel * apart,
@@ -123,19 +128,34 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[F
     gradient_bytes = shards.trained * gradient_element_bytes(context)
     parameter_bytes = shards.gathered * context.job.numerics.storage_bytes
     replicas, degree, stride = shards.replicas, shards.degree, shards.stride
-    # Operation, bytes, ranks and their distance; gradients first, parameters last.
+    reductions, gatherings = _messages(zero, shards, gradient_bytes, context)
+    # Operation, messages, bytes of all, ranks and their distance; gradients first, parameters last.
     calls = (
-        (CollectiveOp.ALL_REDUCE, plain * gradient_bytes, replicas, stride),
-        (CollectiveOp.REDUCE_SCATTER, sharded * gradient_bytes, degree, stride),
-        (CollectiveOp.ALL_REDUCE, sharded * gradient_bytes / degree, replicas // degree, stride * degree),
-        (CollectiveOp.ALL_GATHER, sharded * parameter_bytes, degree, stride),
+        (CollectiveOp.ALL_REDUCE, reductions, plain * gradient_bytes, replicas, stride),
+        (CollectiveOp.REDUCE_SCATTER, reductions, sharded * gradient_bytes, degree, stride),
+        (CollectiveOp.ALL_REDUCE, reductions, sharded * gradient_bytes / degree, replicas // degree, stride * degree),
+        (CollectiveOp.ALL_GATHER, gatherings, sharded * parameter_bytes, degree, stride),
     )
+    messages = np.concatenate([call[1] for call in calls])
     priced = price_collectives(
         context,
         op=np.repeat([int(call[0]) for call in calls], len(zero)),
-        size_bytes=np.concatenate([call[1] for call in calls]),
-        group=np.concatenate([call[2] for call in calls]),
-        stride=np.concatenate([call[3] for call in calls]),
+        size_bytes=np.concatenate([call[2] for call in calls]) / messages,
+        group=np.concatenate([call[3] for call in calls]),
+        stride=np.concatenate([call[4] for call in calls]),
     )
-    reduce_s, scatter_s, across_s, gather_s = priced.time_s.reshape(len(calls), -1)
+    reduce_s, scatter_s, across_s, gather_s = (priced.time_s * messages).reshape(len(calls), -1)
     return reduce_s + scatter_s + across_s, gather_s
+
+
+def _messages(
+    zero: IntArray, shards: _Shards, gradient_bytes: FloatArray, context: CostContext
+) -> tuple[FloatArray, FloatArray]:
+    """(K,) collective calls that one reduction and one gathering are split into."""
+    stack = context.stack
+    by_layer = np.maximum(shards.layers * max(stack.gather_messages_per_layer, 1.0), 1.0)
+    gatherings = by_layer if stack.gather_messages_per_layer else np.where(zero == 3, by_layer, 1.0)
+    buckets: FloatArray = np.ones(len(zero))
+    if stack.gradient_message_bytes:
+        buckets = np.maximum(np.ceil(gradient_bytes / stack.gradient_message_bytes), 1.0)
+    return np.where(zero == 3, np.maximum(shards.layers, 1.0), buckets), gatherings

@@ -34,6 +34,9 @@ class StackSpec:
         grouped_experts: Experts run in one grouped kernel rather than one after the other.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
         collective_launch_s: Host time to issue one collective, framework bookkeeping included.
+        gradient_message_bytes: Gradients reduced per collective call; 0 when a reduction is one call.
+        gather_messages_per_layer: Parameter-gathering calls per layer; 0 when a gathering is one call.
+            ZeRO-3 gathers and reduces at least layer by layer.
         pipelined_collective_step_s: Extra time per rank of a tensor-parallel collective issued by a rank
             that also takes part in a pipeline. Only nanotron shows it: its sweep logs 3 to 7 times less
             collective bandwidth in pipelined runs, whatever the message size.
@@ -87,6 +90,8 @@ class StackSpec:
     grouped_experts: bool = True
     kernel_launch_s: float = 0.0
     collective_launch_s: float = 0.0
+    gradient_message_bytes: float = 0.0
+    gather_messages_per_layer: float = 0.0
     pipelined_collective_step_s: float = 0.0
     microbatch_overhead_s: float = 0.0
     step_overhead_s: float = 0.0
