@@ -65,7 +65,7 @@ def refit(
     fit = fit_stacks(
         start,
         stack_of_row=[time_stack(start[row.stack]) for row in kept],
-        source_of_row=[_fold(row, left_out_with or {}) for row in kept],
+        source_of_row=[fold_of(row, left_out_with or {}) for row in kept],
         measured_s=measured_s,
         predict=predict,
     )
@@ -86,7 +86,7 @@ def _with_shared_times(stacks: Mapping[str, StackSpec]) -> dict[str, StackSpec]:
     return shared
 
 
-def _fold(row: ScorableRow, left_out_with: Mapping[tuple[str, str], str]) -> str:
+def fold_of(row: ScorableRow, left_out_with: Mapping[tuple[str, str], str]) -> str:
     """What is left out together: a file or publisher, or one model on one GPU count of a sweep judged apart."""
     name = left_out_with.get((row.file, row.source), row.file)
     if row.file.startswith(JUDGED_APART):
