@@ -23,6 +23,8 @@ class StackSpec:
         fp4_time_scale: The same for 4-bit linear layers.
         blackwell_16bit_time_scale: The same for 16-bit linear layers on Blackwell, on top of
             ``gemm_time_scale``: benchmarks run in bursts, training at the power limit.
+        volta_gemm_time_scale: The same for linear layers on Volta, on top of it: the kernel fit rests on
+            127 DeepBench rows, each the best of several algorithms.
         attention_time_scale: The same for attention kernels.
         hopper_attention_time_scale: The same on Hopper, on top of it: FlashAttention-2 reaches half
             the rate of FlashAttention-3 or cuDNN there (arXiv:2407.08608, figure 5).
@@ -81,6 +83,7 @@ class StackSpec:
     fp8_time_scale: float = 1.0
     fp4_time_scale: float = 1.0
     blackwell_16bit_time_scale: float = 1.0
+    volta_gemm_time_scale: float = 1.0
     attention_time_scale: float = 1.0
     hopper_attention_time_scale: float = 1.0
     memory_time_scale: float = 1.0

@@ -268,6 +268,8 @@ def _time_scale(calls: KernelCallBatch, context: CostContext) -> FloatArray:
     by_format[GEMM_FORMATS.index("fp4")] = stack.fp4_time_scale
     if architecture == "blackwell":
         by_format[[GEMM_FORMATS.index("fp16"), GEMM_FORMATS.index("bf16")]] *= stack.blackwell_16bit_time_scale
+    if architecture == "volta":
+        by_format *= stack.volta_gemm_time_scale
     attention = stack.attention_time_scale
     if architecture == "hopper":
         attention *= stack.hopper_attention_time_scale

@@ -163,7 +163,8 @@ def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int]:
     row = reading.row
     found = wording.recompute_of(row)
     if found is None and reading.defaults.stack == "litgpt" and wording.task_of(row) in ("lora", "qlora"):
-        return Recompute.NONE, 0  # LitGPT's adapter scripts have no activation checkpointing
+        # LitGPT's adapter scripts checkpoint every block where FSDP shards the model, and nothing elsewhere.
+        return (Recompute.FULL if degrees.data > 1 else Recompute.NONE), 0
     if found is None:
         kind = _assumed_recompute(row, reading.defaults)
         reading.assumptions.append(f"{RECOMPUTE_ASSUMED}: {kind.name.lower()}, or full where that does not fit")

@@ -122,7 +122,7 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
         out_of_memory=_verdict(row, died=died, ran=bool(time_s or memory or time_note)),
         assumptions=_material(reading.assumptions, memory_matters=died or memory is not None),
         recompute_assumed=any(text.startswith(RECOMPUTE_ASSUMED) for text in reading.assumptions),
-        trend="digitised" in row.text("source").lower(),
+        trend="digitised" in row.text("source").lower() or _declared_inexact(row),
         time_note=time_note,
         memory_note=memory_note,
         **_memory_fields(memory),  # type: ignore[arg-type]
@@ -154,6 +154,11 @@ def _tensor_float(
         return job
     reading.assumptions.append("precision printed as fp32, faster than its peak: tf32")
     return replace(job, precision="tf32")
+
+
+def _declared_inexact(row: Row) -> bool:
+    """Whether the log itself states an error no prediction can be judged by (BigScience GPT-2: +-40 %)."""
+    return "only +/-40% correct" in row.text("notes")
 
 
 def _memory_fields(memory: Memory | None) -> dict[str, object]:

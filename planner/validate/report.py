@@ -51,7 +51,7 @@ class SourceScore:
         memory: Peak-memory errors.
         memory_by_kind: The same by what the figure counts.
         oom: Verdicts.
-        trend: Digitised figures, left out of every mean.
+        trend: Digitised figures and logs that declare themselves inexact, left out of every mean.
         apart: Judged by median and picks, left out of the mean over sources.
     """
 

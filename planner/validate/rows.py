@@ -46,7 +46,7 @@ class ScorableRow:
         first_stage_memory: The figure is that of the first pipeline stage (rank 0), not of the fullest.
         out_of_memory: True: died; False: ran; None: the source does not say or contradicts itself.
         assumptions: What had to be filled in that the result depends on.
-        trend: Digitised from a figure: scored apart.
+        trend: Digitised from a figure, or declared inexact by its own source: scored apart.
         repeats: Table rows averaged into this one.
         recompute_assumed: Recomputation is not printed: what the plan assumes, or all of it if that does not fit.
         time_note: Why a measured time is not used; empty when it is.

@@ -1,18 +1,17 @@
 """Fits the stack parameters on end-to-end measurements, and cross-validates them by source.
 
 A stack's parameters are few, physically meaningful and pulled towards a prior (the values in the
-packaged YAML before fitting, or those of a related stack), because a dozen sources cannot pin down
-more. Protocol: every source weighs the same however many rows it has; a source is judged only by
-parameters fitted on the other sources of its stack.
+packaged YAML before fitting), because a dozen sources cannot pin down more. Protocol: every source
+weighs alike however many rows it has; a source is judged by a fit that never saw its measurements,
+neither directly nor through where that fit starts, is linearised or stops.
 
-Method: Gauss-Newton on log(measured / predicted) with Huber weights. The Jacobian is taken by finite
-differences once per iteration and shared by all folds.
+Method: Gauss-Newton on log(measured / predicted) with Huber weights and a line search. Stacks share no
+parameter, so each is a problem of its own; so is each source left out of it.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from profiles.stack import StackSpec
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 # Prior standard deviation of each fitted parameter, in log units for scales and times, in logit units
 # for shares. Times and scales are positive, shares lie between 0 and 1.
@@ -28,6 +28,7 @@ PRIOR_STD = {
     "fp8_time_scale": 0.2,
     "fp4_time_scale": 0.2,
     "blackwell_16bit_time_scale": 0.2,
+    "volta_gemm_time_scale": 0.2,
     "attention_time_scale": 0.2,
     "hopper_attention_time_scale": 0.2,
     "memory_time_scale": 0.3,
@@ -47,10 +48,15 @@ SHARES = ("tensor_parallel_overlap", "data_parallel_overlap", "expert_parallel_o
 HUBER = 0.2  # log error beyond which a row counts linearly: beyond 20 % something else is wrong with it
 MEASUREMENT_STD = 0.08  # run-to-run spread of published step times beside which the prior is weighed
 MAX_EFFECTIVE_ROWS = 12.0  # rows one source counts as at most: its rows share their systematic error
-ITERATIONS = 5
+ITERATIONS = 6
+# Shares of a full step that are tried: launch floors and overlap have kinks, over which it can overshoot.
+STEP_SHARES = (1.0, 0.5, 0.2)
+REACH_STD = 2.0  # prior standard deviations one step moves a parameter at most
+LEAST_GAIN = 1e-3  # share of the objective a step must take off for another to be worth its time
+DELTA = 0.05  # of the finite differences, in the units of ``PRIOR_STD``
 
 # Predicts the step time of the rows an index array selects, with the given stacks.
-Predict = Callable[[Mapping[str, StackSpec], NDArray[np.int64]], FloatArray]
+Predict = Callable[[Mapping[str, StackSpec], IntArray], FloatArray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +65,7 @@ class StackFit:
 
     Attributes:
         stacks: Stacks fitted on all sources.
-        held_out: Source to the stacks fitted without it.
+        held_out: Source to the stacks fitted without it; those it has no rows of are as in ``stacks``.
         held_out_s: (n,) step time predicted for each row with its source left out.
         fitted_s: (n,) step time predicted with nothing left out.
     """
@@ -107,33 +113,30 @@ def fit_stacks(
     Returns:
         The fit and its cross-validation.
     """
-    stack_names = np.asarray(stack_of_row)
-    sources = np.asarray(source_of_row)
-    log_measured = np.log(measured_s)
-    folds = {source: dict(stacks) for source in sorted(set(source_of_row))}
+    stack_names, sources = np.asarray(stack_of_row), np.asarray(source_of_row)
     fitted = dict(stacks)
-    for _ in range(ITERATIONS):
-        jacobian, log_predicted = _jacobian(fitted, stack_names, predict)
-        solvers = {
-            name: _Solver.of(stacks[name], fitted[name], rows=stack_names == name, sources=sources, table=jacobian)
-            for name in sorted(set(stack_of_row))
-        }
-        error = log_measured - log_predicted
-        damping = _damping(solvers, fitted, error, lambda moved: log_measured - np.log(predict(moved, _all(sources))))
-        for name, solver in solvers.items():
-            for source, kept in folds.items():
-                if np.any(solver.rows & (sources == source)):
-                    kept[name] = solver.moved(error, solver.rows & (sources != source), damping[name])
-            fitted[name] = solver.moved(error, solver.rows, damping[name])
-    held_out = np.empty(len(measured_s))
+    left_out: dict[tuple[str, str], StackSpec] = {}
+    for name in sorted(set(stack_of_row)):
+        own = np.flatnonzero(stack_names == name)
+        problem = _Problem.of(
+            stacks[name],
+            rows=own,
+            sources=sources[own],
+            measured_s=measured_s[own],
+            predict=lambda stack, rows: predict({**stacks, stack.name: stack}, rows),
+        )
+        fitted[name] = problem.solve()
+        for source in sorted(set(problem.sources.tolist())):
+            left_out[source, name] = problem.without(source).solve()
+    folds = {source: dict(fitted) for source in sorted(set(source_of_row))}
+    for (source, name), stack in left_out.items():
+        folds[source][name] = stack
+    held_out_s = np.empty(len(measured_s))
     for source, kept in folds.items():
         judged = np.flatnonzero(sources == source)
-        held_out[judged] = predict(kept, judged)
-    return StackFit(stacks=fitted, held_out=folds, held_out_s=held_out, fitted_s=predict(fitted, _all(sources)))
-
-
-def _all(rows: NDArray[Any]) -> NDArray[np.int64]:
-    return np.arange(len(rows))
+        held_out_s[judged] = predict(kept, judged)
+    everything = np.arange(len(measured_s))
+    return StackFit(stacks=fitted, held_out=folds, held_out_s=held_out_s, fitted_s=predict(fitted, everything))
 
 
 def free_parameters(stack: StackSpec) -> tuple[str, ...]:
@@ -142,117 +145,129 @@ def free_parameters(stack: StackSpec) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Solver:
-    """Linearised, regularised least squares for one stack.
+class _Problem:
+    """Regularised robust least squares for the P parameters of one stack on n measurements.
 
     Attributes:
         origin: The stack before fitting, whose parameters are the prior.
-        names: Its free parameters.
-        prior, here: Their values there and where the model was linearised, unbounded.
-        rows: (n,) which measurements ran on the stack.
+        names: (P,) its free parameters that any of the measurements depends on.
+        prior: (P,) their values, unbounded.
+        prior_std: (P,) their standard deviations.
+        rows: (n,) numbers of the measurements.
         sources: (n,) who published each.
-        table: (n, parameters) derivative of log time.
+        log_measured: (n,) log of the measured seconds.
+        start: (n,) log of the seconds predicted by the prior.
+        slope: (n, P) its derivative by the parameters.
+        predict: Seconds predicted for some rows by a variant of the stack.
     """
 
     origin: StackSpec
     names: tuple[str, ...]
     prior: FloatArray
-    here: FloatArray
-    rows: NDArray[np.bool_]
+    prior_std: FloatArray
+    rows: IntArray
     sources: NDArray[np.str_]
-    table: FloatArray
+    log_measured: FloatArray
+    start: FloatArray
+    slope: FloatArray
+    predict: Callable[[StackSpec, IntArray], FloatArray]
 
     @classmethod
     def of(
         cls,
         origin: StackSpec,
-        current: StackSpec,
         *,
-        rows: NDArray[np.bool_],
+        rows: IntArray,
         sources: NDArray[np.str_],
-        table: FloatArray,
-    ) -> "_Solver":
-        """The solver of one stack, linearised at ``current``."""
+        measured_s: FloatArray,
+        predict: Callable[[StackSpec, IntArray], FloatArray],
+    ) -> "_Problem":
+        """The problem, linearised at the prior. Parameters no row depends on there stay where they are."""
         names = free_parameters(origin)
-        return cls(
+        everything = cls(
             origin=origin,
             names=names,
             prior=to_vector(origin, names),
-            here=to_vector(current, names),
+            prior_std=np.array([PRIOR_STD[name] for name in names]),
             rows=rows,
             sources=sources,
-            table=table[:, : len(names)],
+            log_measured=np.log(measured_s),
+            start=np.log(predict(origin, rows)),
+            slope=np.zeros((len(rows), len(names))),
+            predict=predict,
+        )
+        slope = everything._slope_at(everything.prior, everything.start)
+        felt = np.flatnonzero(slope.any(axis=0))
+        return replace(
+            everything,
+            names=tuple(names[column] for column in felt.tolist()),
+            prior=everything.prior[felt],
+            prior_std=everything.prior_std[felt],
+            slope=slope[:, felt],
         )
 
-    def moved(self, error: FloatArray, rows: NDArray[np.bool_], damping: float) -> StackSpec:
-        """The stack after ``damping`` of the step that best explains ``rows``."""
-        step = self.prior - self.here if not rows.any() else self._step(error[rows], rows)
-        return from_vector(self.origin, self.names, self.here + (damping if rows.any() else 1.0) * step)
+    def without(self, source: str) -> "_Problem":
+        """The problem less the measurements of one source."""
+        kept = self.sources != source
+        return replace(
+            self,
+            rows=self.rows[kept],
+            sources=self.sources[kept],
+            log_measured=self.log_measured[kept],
+            start=self.start[kept],
+            slope=self.slope[kept],
+        )
 
-    def objective(self, stack: StackSpec, error: FloatArray) -> float:
-        """Huber loss of the stack's own rows, each source weighing alike, plus the prior's."""
-        own = np.abs(error[self.rows])
-        loss = np.where(own < HUBER, 0.5 * own**2, HUBER * (own - 0.5 * HUBER)) / MEASUREMENT_STD**2
-        strain = (to_vector(stack, self.names) - self.prior) / np.array([PRIOR_STD[name] for name in self.names])
-        return float((self._weights(self.rows) * loss).sum() + 0.5 * (strain**2).sum())
+    def solve(self) -> StackSpec:
+        """The stack that explains the measurements best; the prior where there are none."""
+        here, predicted, slope = self.prior, self.start, self.slope
+        if not self.rows.size or not self.names:
+            return self.origin
+        loss = self.objective(here, predicted)
+        for iteration in range(ITERATIONS):
+            if iteration:
+                slope = self._slope_at(here, predicted)
+            step = self._step(here, predicted, slope)
+            trials = [(here + share * step, self._log_time(here + share * step)) for share in STEP_SHARES]
+            losses = [self.objective(*trial) for trial in trials]
+            best = int(np.argmin(losses))
+            gain = loss - losses[best]
+            if gain > 0:
+                (here, predicted), loss = trials[best], losses[best]
+            if gain <= LEAST_GAIN * loss:
+                break
+        return from_vector(self.origin, self.names, here)
 
-    def _step(self, error: FloatArray, rows: NDArray[np.bool_]) -> FloatArray:
-        precision = np.array([PRIOR_STD[name] ** -2 for name in self.names])
-        table, effective = self.table[rows], self._weights(rows)
-        step: FloatArray = np.zeros(len(self.names))
+    def objective(self, here: FloatArray, predicted: FloatArray) -> float:
+        """Huber loss of the rows, each source weighing alike, plus the prior's."""
+        size = np.abs(self.log_measured - predicted)
+        loss = np.where(size < HUBER, 0.5 * size**2, HUBER * (size - 0.5 * HUBER)) / MEASUREMENT_STD**2
+        strain = (here - self.prior) / self.prior_std
+        return float((self._weights() * loss).sum() + 0.5 * (strain**2).sum())
+
+    def _log_time(self, here: FloatArray) -> FloatArray:
+        """(n,) log of the seconds predicted with these parameters."""
+        return np.log(self.predict(from_vector(self.origin, self.names, here), self.rows))
+
+    def _slope_at(self, here: FloatArray, predicted: FloatArray) -> FloatArray:
+        """(n, P) derivative of the log time, by finite differences."""
+        moved = here + DELTA * np.eye(len(here))
+        return np.stack([(self._log_time(point) - predicted) / DELTA for point in moved], axis=1)
+
+    def _step(self, here: FloatArray, predicted: FloatArray, slope: FloatArray) -> FloatArray:
+        """(P,) step to the minimum of the linearised objective, the Huber weights iterated."""
+        error, effective, precision = self.log_measured - predicted, self._weights(), self.prior_std**-2
+        step: FloatArray = np.zeros(len(here))
         for _ in range(20):
-            residual = error - table @ step
+            residual = error - slope @ step
             weight = effective * np.minimum(1.0, HUBER / np.maximum(np.abs(residual), 1e-9)) / MEASUREMENT_STD**2
-            normal = (table * weight[:, None]).T @ table + np.diag(precision)
-            right = (table * weight[:, None]).T @ error + precision * (self.prior - self.here)
+            normal = (slope * weight[:, None]).T @ slope + np.diag(precision)
+            right = (slope * weight[:, None]).T @ error + precision * (self.prior - here)
             step = np.asarray(np.linalg.solve(normal, right), dtype=np.float64)
-        reach = np.array([PRIOR_STD[name] for name in self.names])
-        return np.clip(step, -reach, reach)
+        return np.clip(step, -REACH_STD * self.prior_std, REACH_STD * self.prior_std)
 
-    def _weights(self, rows: NDArray[np.bool_]) -> FloatArray:
-        """(rows,) weight of each row: its source's effective rows, shared out."""
-        names = self.sources[rows].tolist()
+    def _weights(self) -> FloatArray:
+        """(n,) weight of each row: its source's effective rows, shared out."""
+        names = self.sources.tolist()
         counts = Counter(names)
         return np.array([min(counts[name], MAX_EFFECTIVE_ROWS) / counts[name] for name in names])
-
-
-def _damping(
-    solvers: Mapping[str, _Solver],
-    fitted: Mapping[str, StackSpec],
-    error: FloatArray,
-    error_of: Callable[[Mapping[str, StackSpec]], FloatArray],
-) -> dict[str, float]:
-    """For each stack the share of its full step that lowers the objective most; 0 when none does.
-
-    Launch floors and overlap have kinks, over which a full linearised step can overshoot.
-    """
-    best = {name: (solver.objective(fitted[name], error), 0.0) for name, solver in solvers.items()}
-    for share in (1.0, 0.5, 0.2):
-        moved = dict(fitted) | {name: solver.moved(error, solver.rows, share) for name, solver in solvers.items()}
-        after = error_of(moved)
-        for name, solver in solvers.items():
-            best[name] = min(best[name], (solver.objective(moved[name], after), share))
-    return {name: share for name, (_, share) in best.items()}
-
-
-def _jacobian(
-    stacks: Mapping[str, StackSpec], stack_names: NDArray[np.str_], predict: Predict
-) -> tuple[FloatArray, FloatArray]:
-    """(n, parameters) derivative of log step time by each row's own stack's free parameters, and log time."""
-    everything = np.arange(len(stack_names))
-    base = np.log(predict(stacks, everything))
-    used = sorted(set(stack_names.tolist()))
-    width = max(len(free_parameters(stacks[name])) for name in used)
-    jacobian = np.zeros((len(base), width))
-    delta = 0.05
-    for column in range(width):
-        moved = dict(stacks)
-        for name in used:
-            parameters = free_parameters(stacks[name])
-            if column < len(parameters):
-                vector = to_vector(stacks[name], parameters)
-                vector[column] += delta
-                moved[name] = from_vector(stacks[name], parameters, vector)
-        moved_rows = np.flatnonzero([column < len(free_parameters(stacks[name])) for name in stack_names.tolist()])
-        jacobian[moved_rows, column] = (np.log(predict(moved, moved_rows)) - base[moved_rows]) / delta
-    return jacobian, base
