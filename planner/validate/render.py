@@ -1,7 +1,8 @@
 """The validation report as tables for the terminal; the only place that formats its numbers."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from planner.validate.metrics import LEAST_ROWS, ErrorSummary, OomSummary, RankSummary
@@ -12,7 +13,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_SHOWN_REASONS = 40
+_NARROW = 96  # columns below which tables are set tighter
+_NAME_WIDTH = 60
+_LEAST_NAME_WIDTH = 16
+_REASON_WIDTH = 120
+_QUOTED = re.compile(r"'[^']*'")
+
+# Cells of a row, name first, and its style.
+_Row = tuple[tuple[str, ...], str]
 
 
 def render_report(report: ValidationReport, console: "Console | None" = None) -> None:
@@ -25,12 +33,14 @@ def render_report(report: ValidationReport, console: "Console | None" = None) ->
     from rich.console import Console
 
     out = console or Console()
-    out.print(_time_table(report))
-    out.print(_memory_table(report))
+    tables = [_time_table(report, out.width), _memory_table(report, out.width)]
     if report.picks:
-        out.print(_pick_table(report))
+        tables.append(_pick_table(report, out.width))
     if report.unscorable or report.time_notes:
-        out.print(_reason_table(report))
+        tables.append(_reason_table(report))
+    for table in tables:
+        out.print(table)
+        out.print()
     for line in summary_lines(report):
         out.print(line, highlight=False)
 
@@ -65,67 +75,125 @@ def _pick_sentence(picks: PickSummary) -> str:
     return f"{picks.died} of {picks.groups} died, {picks.within} within 5 % of the best measured{regret}."
 
 
-def _time_table(report: ValidationReport) -> "Table":
+def _table(title: str, names: Sequence[str], rows: Sequence[_Row], *, width: int) -> "Table":
+    """A table without rules, one line per row: names in the first column are cut to what is left for them."""
     from rich.table import Table
 
-    table = Table(title="Step time, predicted against measured", title_justify="left")
-    for name in ("file", "source"):
-        table.add_column(name, overflow="fold")
-    for name in ("rows", "assumed", "left out", "MAPE", "median", "p90", "bias", "in 90 %", "rank"):
-        table.add_column(name, justify="right")
-    for item in (*report.by_source, report.overall):
-        if item.time is None and item is not report.overall:
-            continue
-        table.add_row(*_names(item), *_counts(item), *_errors(item.time), _rank(item.rank))
+    gap = 1 if width < _NARROW else 2
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, gap, 0, 0)
+    )
+    taken = sum(gap + max(map(len, (name, *column))) for name, *column in _columns(names, rows))
+    room = max(_LEAST_NAME_WIDTH, min(_NAME_WIDTH, width - taken))
+    table.add_column(names[0], no_wrap=True)
+    for name in names[1:]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for cells, style in rows:
+        table.add_row(_cut(cells[0], room), *cells[1:], style=style)
     return table
 
 
-def _memory_table(report: ValidationReport) -> "Table":
-    from rich.table import Table
+def _columns(names: Sequence[str], rows: Sequence[_Row]) -> list[tuple[str, ...]]:
+    """All columns but the first, heading and cells."""
+    filled = [(*cells, *[""] * (len(names) - len(cells))) for cells, _ in rows]
+    return list(zip(names, *filled, strict=True))[1:]
 
-    table = Table(title="Peak memory and out-of-memory verdicts", title_justify="left")
-    for name in ("file", "source", "counts"):
-        table.add_column(name, overflow="fold")
-    for name in ("rows", "MAPE", "median", "p90", "bias", "in 90 %", "died: caught", "ran: cleared", "right"):
-        table.add_column(name, justify="right")
-    for item in (*report.by_source, report.overall):
-        if item.memory is None and not item.oom.rows:
-            continue
-        kinds = "+".join(item.memory_by_kind)
+
+def _cut(words: str, width: int) -> str:
+    return words if len(words) <= width else words[: width - 1].rstrip() + "…"
+
+
+def _time_table(report: ValidationReport, width: int) -> "Table":
+    wide = ("assumed", "left out") if width >= _NARROW else ()
+    names = ("source", "rows", *wide, "MAPE %", "median", "p90", "bias", "in 90 %", "rank")
+    scores = [item for item in report.by_source if item.time is not None]
+
+    def cells(item: SourceScore) -> tuple[str, ...]:
+        rows, *counts = _counts(item)
+        return rows, *(counts if wide else ()), *_errors(item.time), _rank(item.rank)
+
+    return _table("Step time, predicted against measured", names, _rows(report, scores, cells), width=width)
+
+
+def _memory_table(report: ValidationReport, width: int) -> "Table":
+    shown = range(5) if width >= _NARROW else (0, 1, 3)
+    errors = [("MAPE %", "median", "p90", "bias", "in 90 %")[number] for number in shown]
+    names = ("source", "rows", *errors, "died", "ran", "right %")
+    scores = [item for item in report.by_source if item.memory is not None or item.oom.rows]
+
+    def cells(item: SourceScore) -> tuple[str, ...]:
         rows = "" if item.memory is None else str(item.memory.rows)
-        table.add_row(*_names(item), kinds, rows, *_errors(item.memory), *_verdicts(item.oom))
-    return table
+        figures = _errors(item.memory)
+        return rows, *(figures[number] for number in shown), *_verdicts(item.oom)
+
+    title = "Peak memory; deaths foreseen, runs cleared"
+    return _table(title, names, _rows(report, scores, cells), width=width)
 
 
-def _pick_table(report: ValidationReport) -> "Table":
-    from rich.table import Table
+def _rows(
+    report: ValidationReport, scores: Sequence[SourceScore], cells: Callable[[SourceScore], tuple[str, ...]]
+) -> list[_Row]:
+    """The scores, a heading before those of each of several files, and last the overall one."""
+    several = len(report.files) > 1
+    rows: list[_Row] = []
+    for file in report.files:
+        members = [item for item in scores if item.file == file]
+        if members and several:
+            rows.append(((file.removesuffix(".csv"),), "dim"))
+        rows += [(("  " * several + _name(item), *cells(item)), "") for item in members]
+    return [*rows, (("all", *cells(report.overall)), "bold")]
 
-    table = Table(title="The plan the planner would pick", title_justify="left")
-    table.add_column("file", overflow="fold")
-    for name in ("groups", "died", "nothing fits", "within 5 %", "mean regret", "median regret"):
-        table.add_column(name, justify="right")
-    for file, picks in report.picks.items():
-        table.add_row(
-            file, str(picks.groups), str(picks.died), str(picks.nothing_fits), str(picks.within),
-            percent(picks.mean_regret), percent(picks.median_regret),
-        )  # fmt: skip
-    return table
+
+def _pick_table(report: ValidationReport, width: int) -> "Table":
+    names = ("file", "groups", "died", "no fit", "in 5 %", "mean regret", "median")
+    rows: list[_Row] = [
+        (
+            (
+                file.removesuffix(".csv"), str(picks.groups), str(picks.died), str(picks.nothing_fits),
+                str(picks.within), percent(picks.mean_regret), percent(picks.median_regret),
+            ),
+            "",
+        )
+        for file, picks in report.picks.items()
+    ]  # fmt: skip
+    return _table("The plan the planner would pick", names, rows, width=width)
 
 
 def _reason_table(report: ValidationReport) -> "Table":
     from rich.table import Table
 
-    table = Table(title="Rows left out, and times not used", title_justify="left")
-    table.add_column("file", overflow="fold")
-    table.add_column("rows", justify="right")
+    title = "Rows left out, and times not used (each one: --json)"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
+    for name in ("rows", "files"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold")
-    shown = list(reason_counts((report.unscorable, report.time_notes)))
-    for file, reason, count in shown[:_SHOWN_REASONS]:
-        table.add_row(file, str(count), reason)
-    if len(shown) > _SHOWN_REASONS:
-        rest = shown[_SHOWN_REASONS:]
-        table.add_row("...", str(sum(count for *_, count in rest)), f"{len(rest)} more reasons (see --json)")
+    for reason, rows, files in reason_kinds((report.unscorable, report.time_notes)):
+        table.add_row(str(rows), str(files), reason)
     return table
+
+
+def reason_kinds(counts: Iterable[Mapping[tuple[str, str, str], int]]) -> list[tuple[str, int, int]]:
+    """(reason, rows, files), reasons that differ in particulars taken together, the most frequent first.
+
+    Where one kind has several wordings, the most frequent one is quoted as an example.
+    """
+    wordings: dict[str, Counter[str]] = {}
+    files: dict[str, set[str]] = {}
+    for mapping in counts:
+        for (file, _, reason), number in mapping.items():
+            kind = _QUOTED.sub("'...'", reason).partition(": ")[0]
+            wordings.setdefault(kind, Counter())[reason] += number
+            files.setdefault(kind, set()).add(file)
+    ordered = sorted(wordings.items(), key=lambda item: (-item[1].total(), item[0]))
+    return [(_told(kind, words), words.total(), len(files[kind])) for kind, words in ordered]
+
+
+def _told(kind: str, wordings: Mapping[str, int]) -> str:
+    example = min(wordings, key=lambda words: (-wordings[words], words))
+    if len(wordings) == 1:
+        return _cut(example, _REASON_WIDTH)
+    particular = example.removeprefix(kind).lstrip(": ") if example.startswith(kind) else ""
+    return _cut(f"{kind}, e.g. {particular}" if particular else kind, _REASON_WIDTH)
 
 
 def reason_counts(counts: Iterable[Mapping[tuple[str, str, str], int]]) -> list[tuple[str, str, int]]:
@@ -138,11 +206,9 @@ def reason_counts(counts: Iterable[Mapping[tuple[str, str, str], int]]) -> list[
     return [(file, reason, count) for (file, reason), count in ordered]
 
 
-def _names(item: SourceScore) -> tuple[str, str]:
-    if not item.file:
-        return "all", ""
-    mark = " (trend)" if item.trend else " (apart)" if item.apart else ""
-    return item.file.removesuffix(".csv"), item.source[:48] + mark
+def _name(item: SourceScore) -> str:
+    mark = "(trend) " if item.trend else "(apart) " if item.apart else ""
+    return mark + item.source
 
 
 def _counts(item: SourceScore) -> tuple[str, str, str]:
@@ -155,8 +221,7 @@ def _errors(errors: ErrorSummary | None) -> tuple[str, str, str, str, str]:
     if errors is None:
         return "", "", "", "", ""
     return (
-        percent(errors.mape), percent(errors.median), percent(errors.p90), f"{100 * errors.bias:+.1f} %",
-        percent(errors.covered),
+        bare(errors.mape), bare(errors.median), bare(errors.p90), f"{100 * errors.bias:+.1f}", bare(errors.covered),
     )  # fmt: skip
 
 
@@ -167,7 +232,12 @@ def _rank(rank: RankSummary | None) -> str:
 def _verdicts(oom: OomSummary) -> tuple[str, str, str]:
     died = f"{oom.caught}/{oom.caught + oom.missed}" if oom.caught + oom.missed else ""
     ran = f"{oom.cleared}/{oom.cleared + oom.false_alarms}" if oom.cleared + oom.false_alarms else ""
-    return died, ran, percent(oom.accuracy)
+    return died, ran, bare(oom.accuracy)
+
+
+def bare(share: float | None) -> str:
+    """A fraction as percent with one decimal, where the column says that it is."""
+    return "" if share is None else f"{100 * share:.1f}"
 
 
 def percent(share: float | None) -> str:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from planner.validate.reader import read_rows
-from planner.validate.render import render_report, summary_lines
+from planner.validate.render import reason_kinds, render_report, summary_lines
 from planner.validate.report import ValidationReport, published_table, report_document, validate
 from profiles.errors import SpecError
 
@@ -77,6 +77,34 @@ def test_renders_tables(report: ValidationReport) -> None:
     assert "Step time, predicted against measured" in text
     assert "The plan the planner would pick" in text
     assert summary_lines(report)[0] in " ".join(text.split())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_hold_one_line_per_source(report: ValidationReport, width: int) -> None:
+    console = Console(record=True, width=width, file=io.StringIO())
+    render_report(report, console)
+    lines = console.export_text().splitlines()
+    rows = lines[lines.index(next(line for line in lines if line.startswith("source"))) + 1 :]
+    rows = rows[: next(number for number, line in enumerate(rows) if not line.strip())]
+    assert len(rows) == 1 + sum(item.time is not None for item in report.by_source)
+    assert all(len(line) <= width for line in lines)
+    assert sum("…" in line.split("  ")[-1] for line in rows) == 0, "a figure was cut"
+    assert any("Reducing Activation Recomputation" in line for line in rows)
+
+
+def test_reasons_that_differ_in_particulars_are_told_together() -> None:
+    counts = {
+        ("a.csv", "s", "not a GPU: TPU v4"): 2,
+        ("b.csv", "s", "not a GPU: Gaudi2"): 3,
+        ("b.csv", "s", "method 'peft:ia3' is not priced"): 1,
+        ("b.csv", "t", "method 'peft:miss' is not priced"): 1,
+        ("b.csv", "t", "sequence length not stated"): 1,
+    }
+    assert reason_kinds([counts]) == [
+        ("not a GPU, e.g. Gaudi2", 5, 2),
+        ("method '...' is not priced", 2, 1),
+        ("sequence length not stated", 1, 1),
+    ]
 
 
 def test_unscorable_rows_are_listed_with_their_reason(tmp_path: Path) -> None:
