@@ -13,6 +13,11 @@ import numpy as np
 from costmodels.arrays import largest, total
 from costmodels.plan import FloatArray, IntArray, Schedule
 
+# Weight gradients per stage that each schedule moves into the bubble.
+_DEFERRED = [
+    {Schedule.ZERO_BUBBLE_1P: 2, Schedule.ZERO_BUBBLE_2P: 3, Schedule.ZERO_BUBBLE_V: 3}.get(s, 0) for s in Schedule
+]
+
 
 def in_flight_microbatches(
     schedule: IntArray, *, stage: IntArray, stages: IntArray, virtual_stages: IntArray, num_microbatches: IntArray
@@ -57,6 +62,7 @@ def pipeline_s(
     input_gradient_s: FloatArray,
     weight_gradient_s: FloatArray,
     count: IntArray,
+    ahead: IntArray,
     virtual_stages: IntArray,
     num_microbatches: IntArray,
 ) -> tuple[FloatArray, FloatArray]:
@@ -68,6 +74,7 @@ def pipeline_s(
         input_gradient_s: (N, S) its backward towards the inputs, recomputation included.
         weight_gradient_s: (N, S) its weight gradients.
         count: (N, S) pipeline stages each class stands for; 0 for unused columns.
+        ahead: (N, S, S) of the stages of class k, how many come before the last stage of class c.
         virtual_stages: (N,) chunks per rank v.
         num_microbatches: (N,) micro-batches m.
 
@@ -75,27 +82,53 @@ def pipeline_s(
         (N,) seconds, and (N,) of them in which the slowest stage idles.
 
     Source:
-        The slowest stage works m times; the others' fill and drain is the bubble: the sum of the
-        other stages' times for 1F1B and GPipe, divided by v when interleaved (arXiv:2104.04473
-        section 2.2.2). Zero bubble defers weight gradients into it: F + B + W per stage becomes F + B - W
-        with ZB-1p and F + B - 2W with ZB-2p and ZB-V (arXiv:2401.10241 table 1), as far as there are
-        enough to defer: the last stage's m forwards and backwards, the way there and back and one
-        weight gradient, (m + p - 1)(F + B) + W, remain. Never below zero.
+        The slowest stage works m times; waiting for the others is the bubble: the sum of their times
+        for GPipe and, between equal stages, for 1F1B (arXiv:2104.04473 section 2.2.2); see ``_idle_s``
+        for unequal ones. Interleaving divides it by v (section 2.2.2). Zero bubble defers weight
+        gradients into it: F + B + W per stage becomes F + B - W with ZB-1p and F + B - 2W with ZB-2p
+        and ZB-V (arXiv:2401.10241 table 1), as far as there are enough to defer: the last stage's m
+        forwards and backwards, the way there and back and one weight gradient, (m + p - 1)(F + B) + W,
+        remain. Never below zero.
     """
-    stage_s = np.where(count > 0, forward_s + input_gradient_s + weight_gradient_s, 0.0)
-    slowest_s = largest(stage_s)
-    fill_s = total((stage_s * count).T) - slowest_s
+    used = count > 0
+    forward_s = np.where(used, forward_s, 0.0)
+    backward_s = np.where(used, input_gradient_s + weight_gradient_s, 0.0)
+    slowest_s = largest(forward_s + backward_s)
+    working_s = num_microbatches * slowest_s
+    idle_s = _idle_s(forward_s, backward_s, count=count, ahead=ahead, num_microbatches=num_microbatches)
+    last_to_finish_s = largest(np.where(used, num_microbatches[:, None] * (forward_s + backward_s) + idle_s, 0.0))
+    fill_s = np.where(
+        schedule == Schedule.GPIPE,
+        total(((forward_s + backward_s) * count).T) - slowest_s,
+        np.maximum(last_to_finish_s - working_s, 0.0),
+    )
     stages = np.maximum(count.sum(axis=1), 1)
     weight_s = total((weight_gradient_s * count).T) / stages
-    saved = np.select(
-        [
-            schedule == Schedule.ZERO_BUBBLE_1P,
-            (schedule == Schedule.ZERO_BUBBLE_2P) | (schedule == Schedule.ZERO_BUBBLE_V),
-        ],
-        [2, 3],
-        0,
-    )
+    saved = np.asarray(_DEFERRED)[schedule]
     saved = np.minimum(saved * (stages - 1), num_microbatches + stages - 2)
     chunks = np.where(schedule == Schedule.ONE_F_ONE_B, virtual_stages, 1)
     bubble_s = np.maximum(fill_s / chunks - saved * weight_s, 0.0)
-    return num_microbatches * slowest_s + bubble_s, bubble_s
+    return working_s + bubble_s, bubble_s
+
+
+def _idle_s(
+    forward_s: FloatArray, backward_s: FloatArray, *, count: IntArray, ahead: IntArray, num_microbatches: IntArray
+) -> FloatArray:
+    """(N, S) seconds in which the last stage of each class has nothing to do under 1F1B.
+
+    A stage waits for the stages before it to fill and, at the end, to drain. While its first
+    micro-batch is in the n stages after it, and again after its last forward, it has n others to work
+    on: only what the round trip through those stages takes longer than that shows. With fewer
+    micro-batches than that all forwards come first, and there is one such wait. Agrees with schedules
+    played out step by step, to a few per cent where there are fewer micro-batches than stages.
+    """
+    stage_s = forward_s + backward_s
+    upstream_s = total(ahead[:, :, k] * stage_s[:, k, None] for k in range(stage_s.shape[1]))
+    round_trip_s = total((stage_s * count).T)[:, None] - upstream_s - stage_s
+    others = count.sum(axis=1)[:, None] - 1 - ahead.sum(axis=2)
+    most = num_microbatches[:, None] - 1
+    in_turn = np.minimum(others, most)
+    first_wait_s = np.maximum(round_trip_s - in_turn * forward_s, 0.0)
+    last_wait_s = np.where(others <= most, np.maximum(round_trip_s - in_turn * backward_s, 0.0), 0.0)
+    idle_s: FloatArray = upstream_s + np.where(others > 0, first_wait_s + last_wait_s, 0.0)
+    return idle_s

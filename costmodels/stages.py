@@ -31,6 +31,7 @@ class StageTable:
         has_embedding: Whether the stage holds the input embedding.
         has_head: Whether the stage holds the output head and the loss.
         groups: Plans with the same layout: equal rows in everything but ``in_flight``.
+        ahead: (layouts, S, S): of the stages of column k, how many come before the last stage of column c.
     """
 
     index: IntArray
@@ -41,13 +42,17 @@ class StageTable:
     has_embedding: BoolArray
     has_head: BoolArray
     groups: Groups
+    ahead: IntArray
 
     def take(self, rows: IntArray) -> "StageTable":
         """The stages of the selected plans."""
         columns = {
-            item.name: np.take(getattr(self, item.name), rows, axis=0) for item in fields(self) if item.name != "groups"
+            item.name: np.take(getattr(self, item.name), rows, axis=0)
+            for item in fields(self)
+            if item.name not in ("groups", "ahead")
         }
-        return StageTable(groups=self.groups.take(rows), **columns)
+        groups = self.groups.take(rows)
+        return StageTable(groups=groups, ahead=self.ahead[self.groups.of_row[rows[groups.first]]], **columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,7 @@ class _Layout:
     moe_layers: IntArray
     has_embedding: BoolArray
     has_head: BoolArray
+    ahead: IntArray
 
 
 def stage_table(plans: PlanBatch, model: ModelSpec, *, full: bool = False) -> StageTable:
@@ -78,8 +84,12 @@ def stage_table(plans: PlanBatch, model: ModelSpec, *, full: bool = False) -> St
     layout = _full_layout(distinct, model)
     if not full:
         layout = _merged(layout)
-    rows = {name: np.take(getattr(layout, name), groups.of_row, axis=0) for name in _Layout.__dataclass_fields__}
-    return StageTable(in_flight=_in_flight(plans, layout, groups), groups=groups, **rows)
+    rows = {
+        name: np.take(getattr(layout, name), groups.of_row, axis=0)
+        for name in _Layout.__dataclass_fields__
+        if name != "ahead"
+    }
+    return StageTable(in_flight=_in_flight(plans, layout, groups), groups=groups, ahead=layout.ahead, **rows)
 
 
 def _in_flight(plans: PlanBatch, layout: _Layout, layouts: Groups) -> FloatArray:
@@ -118,6 +128,7 @@ def _full_layout(plans: PlanBatch, model: ModelSpec) -> _Layout:
     used = stage < p
     layers, before = _placed(plans, model.num_layers, stage)
     layers = np.where(used, layers, 0)
+    earlier = np.tri(used.shape[1], k=-1, dtype=np.int64)
     v_shaped = (plans.schedule == Schedule.ZERO_BUBBLE_V)[:, None]
     return _Layout(
         index=np.minimum(stage, p - 1),
@@ -127,6 +138,7 @@ def _full_layout(plans: PlanBatch, model: ModelSpec) -> _Layout:
         has_embedding=np.broadcast_to(stage == 0, used.shape),
         # A V-shaped placement brings the last chunk back to the first stage.
         has_head=stage == np.where(v_shaped, 0, p - 1),
+        ahead=np.broadcast_to(earlier, (len(plans), *earlier.shape)),
     )
 
 
@@ -189,6 +201,12 @@ def _merged(layout: _Layout) -> _Layout:
     shape = (len(layout.count), int(place.max(initial=0)) + 1)
     source = (row[first], column[first])
     count = np.bincount(classes.of_row, minlength=len(first))[classes.of_row[first]]
+    number = np.empty(len(first), dtype=np.int64)  # of the column, by class
+    number[classes.of_row[first]] = place
+    member = np.zeros((*layout.count.shape, shape[1]), dtype=np.int64)
+    member[row, column, number[classes.of_row]] = 1
+    before = np.cumsum(member, axis=1) - member
+    last = layout.count.shape[1] - 1 - member[:, ::-1].argmax(axis=1)  # stage, for every column
 
     def placed(values: NDArray[Any]) -> NDArray[Any]:
         table = np.zeros(shape, dtype=values.dtype)
@@ -202,4 +220,5 @@ def _merged(layout: _Layout) -> _Layout:
         moe_layers=placed(layout.moe_layers[source]),
         has_embedding=placed(layout.has_embedding[source]),
         has_head=placed(layout.has_head[source]),
+        ahead=before[np.arange(len(last))[:, None], last],
     )

@@ -179,6 +179,7 @@ def _pipeline(
         input_gradient_s=input_s,
         weight_gradient_s=weight_s,
         count=stages.count,
+        ahead=stages.ahead[stages.groups.of_row],
         virtual_stages=plans.virtual_stages,
         num_microbatches=m,
     )

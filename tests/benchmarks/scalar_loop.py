@@ -48,6 +48,7 @@ def prepare(plans: PlanBatch, context: CostContext) -> list[Row]:
     columns: dict[str, list[Any]] = {
         **{name: getattr(plans, name).tolist() for name in _COLUMNS},
         **{name: getattr(stages, name).tolist() for name in ("count", "layers", "has_embedding", "has_head")},
+        "ahead": stages.ahead[stages.groups.of_row].tolist(),
         "transfer_s": _pipeline_transfer(plans, context)[0].tolist(),
         "gradients_s": traffic.gradients_s.tolist(),
         "parameters_s": traffic.parameters_s.tolist(),
@@ -135,14 +136,31 @@ def _pipeline_s(row: Row, forward: list[float], backward: list[float], weight: l
     stage_s = [u * (f + b + w) for u, f, b, w in zip(used, forward, backward, weight, strict=True)]
     slowest = max(range(len(stage_s)), key=stage_s.__getitem__)
     stages = max(sum(row["count"]), 1)
-    fill = sum(s * n for s, n in zip(stage_s, row["count"], strict=True)) - stage_s[slowest]
     mean_weight = sum(w * n for w, n in zip(weight, row["count"], strict=True)) / stages
     kind, m = row["schedule"], row["num_microbatches"]
+    if kind == Schedule.GPIPE:
+        fill = sum(s * n for s, n in zip(stage_s, row["count"], strict=True)) - stage_s[slowest]
+    else:
+        last = max(m * s + _idle_s(row, stage_s, forward[c], c) for c, s in enumerate(stage_s) if used[c])
+        fill = max(last - m * stage_s[slowest], 0.0)
     saved = {Schedule.ZERO_BUBBLE_1P: 2, Schedule.ZERO_BUBBLE_2P: 3, Schedule.ZERO_BUBBLE_V: 3}.get(kind, 0)
     saved = min(saved * (stages - 1), m + stages - 2)
     chunks = row["virtual_stages"] if kind == Schedule.ONE_F_ONE_B else 1
     bubble = max(fill / chunks - saved * mean_weight, 0.0)
     return m * stage_s[slowest] + bubble, bubble, slowest
+
+
+def _idle_s(row: Row, stage_s: list[float], forward: float, column: int) -> float:
+    """Seconds in which the last stage of a column waits under 1F1B."""
+    before, most = row["ahead"][column], row["num_microbatches"] - 1
+    upstream = sum(n * s for n, s in zip(before, stage_s, strict=True))
+    others = sum(row["count"]) - 1 - sum(before)
+    if others <= 0:
+        return upstream
+    around = sum(n * s for n, s in zip(row["count"], stage_s, strict=True)) - upstream - stage_s[column]
+    turn = min(others, most)
+    idle = upstream + max(around - turn * forward, 0.0)
+    return idle + max(around - turn * (stage_s[column] - forward), 0.0) if others <= most else idle
 
 
 def _parts(row: Row, stage: int) -> dict[str, float]:

@@ -75,6 +75,7 @@ def price(
         input_gradient_s=np.array([backward]),
         weight_gradient_s=np.array([weight]),
         count=np.ones((1, len(forward)), dtype=np.int64),
+        ahead=np.tri(len(forward), k=-1, dtype=np.int64)[None],
         virtual_stages=np.array([chunks]),
         num_microbatches=np.array([microbatches]),
     )
@@ -101,20 +102,54 @@ def test_uniform_gpipe_takes_as_long_as_the_schedule_played_out(stages, microbat
     )
 
 
-@pytest.mark.parametrize("slow", [0, 1, 3])
-def test_a_slow_stage_sets_the_pace(slow):
-    """1F1B waits for the slowest stage and fills through the others once; exact when that is the last.
+UNEVEN = [
+    [1.5, 1, 1, 1],
+    [1, 1.5, 1, 1],
+    [1, 1, 1, 1.5],
+    [1, 2, 2, 2, 1, 1, 1, 1],
+    [2, 1, 2, 1, 2, 1, 2, 1],
+    [2, 2, 1, 1, 1, 3],
+]
 
-    A slow stage further ahead runs its warm-up forwards while it waits, so a little less than that shows.
-    """
-    forward, backward = [1.0] * 4, [2.0] * 4
-    forward[slow], backward[slow] = 1.5, 3.0
-    played = play([one_f_one_b(stage, 4, 1, 32) for stage in range(4)], forward, backward, 1)
-    time_s, bubble_s = price(Schedule.ONE_F_ONE_B, forward, backward, [0.0] * 4, 1, 32)
-    assert bubble_s == pytest.approx(9.0)
-    assert played <= time_s + 1e-9 <= 1.04 * played
-    if slow == 3:
-        assert time_s == pytest.approx(played)
+
+@pytest.mark.parametrize("ratio", [0.7, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("more", [0, 1, 20])
+@pytest.mark.parametrize("weights", UNEVEN, ids=str)
+def test_unequal_stages_take_as_long_as_the_schedule_played_out(weights, more, ratio):
+    stages = len(weights)
+    forward, backward = list(weights), [ratio * weight for weight in weights]
+    played = play([one_f_one_b(stage, stages, 1, stages + more) for stage in range(stages)], forward, backward, 1)
+    time_s, bubble_s = price(Schedule.ONE_F_ONE_B, forward, backward, [0.0] * stages, 1, stages + more)
+    assert time_s == pytest.approx(played, rel=1e-9)
+    assert bubble_s == pytest.approx(played - (stages + more) * max(weights) * (1 + ratio), rel=1e-9)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 3, 5])
+@pytest.mark.parametrize("weights", UNEVEN, ids=str)
+def test_fewer_microbatches_than_stages(weights, microbatches):
+    stages = len(weights)
+    backward = [2 * weight for weight in weights]
+    played = play([one_f_one_b(stage, stages, 1, microbatches) for stage in range(stages)], weights, backward, 1)
+    time_s, _ = price(Schedule.ONE_F_ONE_B, weights, backward, [0.0] * stages, 1, microbatches)
+    assert 0.93 * played <= time_s <= played * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("weights", UNEVEN, ids=str)
+def test_unequal_stages_under_gpipe(weights):
+    stages = len(weights)
+    backward = [2 * weight for weight in weights]
+    played = play([gpipe(stage, stages, 1, 9) for stage in range(stages)], weights, backward, 1)
+    assert price(Schedule.GPIPE, weights, backward, [0.0] * stages, 1, 9)[0] == pytest.approx(played)
+
+
+@pytest.mark.parametrize("chunks", [2, 4])
+@pytest.mark.parametrize("weights", UNEVEN, ids=str)
+def test_unequal_interleaved_stages_are_close(weights, chunks):
+    stages = len(weights)
+    backward = [2 * weight for weight in weights]
+    orders = [one_f_one_b(stage, stages, chunks, 4 * stages) for stage in range(stages)]
+    time_s, _ = price(Schedule.ONE_F_ONE_B, weights, backward, [0.0] * stages, chunks, 4 * stages)
+    assert time_s == pytest.approx(play(orders, weights, backward, chunks), rel=0.04)
 
 
 @pytest.mark.parametrize(("stages", "chunks", "microbatches"), CASES)
@@ -215,6 +250,7 @@ def test_unused_columns_and_classes_of_several_stages_count_right():
         input_gradient_s=np.array([[1.0, 2.0, 3.0, 99.0]]),
         weight_gradient_s=np.array([[0.5, 0.5, 1.0, 99.0]]),
         count=np.array([[1, 6, 1, 0]]),
+        ahead=np.array([[[0, 0, 0, 0], [1, 5, 0, 0], [1, 6, 0, 0], [0, 0, 0, 0]]]),
         virtual_stages=np.array([1]),
         num_microbatches=np.array([16]),
     )
