@@ -48,11 +48,12 @@ SHARES = ("tensor_parallel_overlap", "data_parallel_overlap", "expert_parallel_o
 HUBER = 0.2  # log error beyond which a row counts linearly: beyond 20 % something else is wrong with it
 MEASUREMENT_STD = 0.08  # run-to-run spread of published step times beside which the prior is weighed
 MAX_EFFECTIVE_ROWS = 12.0  # rows one source counts as at most: its rows share their systematic error
-ITERATIONS = 6
+ITERATIONS = 8
 # Shares of a full step that are tried: launch floors and overlap have kinks, over which it can overshoot.
 STEP_SHARES = (1.0, 0.5, 0.2)
 REACH_STD = 2.0  # prior standard deviations one step moves a parameter at most
-LEAST_GAIN = 1e-3  # share of the objective a step must take off for another to be worth its time
+LEAST_GAIN = 1e-3  # share of the objective that a step must take off to be worth taking
+LARGE_GAIN = 0.05  # after a step that takes off less than this, the last linearisation still serves
 DELTA = 0.05  # of the finite differences, in the units of ``PRIOR_STD``
 
 # Predicts the step time of the rows an index array selects, with the given stacks.
@@ -224,18 +225,19 @@ class _Problem:
         if not self.rows.size or not self.names:
             return self.origin
         loss = self.objective(here, predicted)
-        for iteration in range(ITERATIONS):
-            if iteration:
-                slope = self._slope_at(here, predicted)
-            step = self._step(here, predicted, slope)
-            trials = [(here + share * step, self._log_time(here + share * step)) for share in STEP_SHARES]
-            losses = [self.objective(*trial) for trial in trials]
-            best = int(np.argmin(losses))
-            gain = loss - losses[best]
-            if gain > 0:
-                (here, predicted), loss = trials[best], losses[best]
-            if gain <= LEAST_GAIN * loss:
+        for _ in range(ITERATIONS):
+            step, before = self._step(here, predicted, slope), loss
+            for share in STEP_SHARES:
+                there = here + share * step
+                time = self._log_time(there)
+                after = self.objective(there, time)
+                if after < (1 - LEAST_GAIN) * before:
+                    here, predicted, loss = there, time, after
+                    break
+            else:  # no share of the step is worth taking
                 break
+            if loss < (1 - LARGE_GAIN) * before:
+                slope = self._slope_at(here, predicted)
         return from_vector(self.origin, self.names, here)
 
     def objective(self, here: FloatArray, predicted: FloatArray) -> float:
@@ -251,8 +253,10 @@ class _Problem:
 
     def _slope_at(self, here: FloatArray, predicted: FloatArray) -> FloatArray:
         """(n, P) derivative of the log time, by finite differences."""
-        moved = here + DELTA * np.eye(len(here))
-        return np.stack([(self._log_time(point) - predicted) / DELTA for point in moved], axis=1)
+        slope: FloatArray = np.empty((len(predicted), len(here)))
+        for column, shift in enumerate(DELTA * np.eye(len(here))):
+            slope[:, column] = (self._log_time(here + shift) - predicted) / DELTA
+        return slope
 
     def _step(self, here: FloatArray, predicted: FloatArray, slope: FloatArray) -> FloatArray:
         """(P,) step to the minimum of the linearised objective, the Huber weights iterated."""
