@@ -34,6 +34,9 @@ MEMORY_PARTS = (
     "context",  # CUDA context and library workspaces
 )
 
+# Prices that may lie outside the range their model was fitted on.
+EXTRAPOLATED = ("kernels", "collectives")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateBatch:
@@ -53,7 +56,7 @@ class EstimateBatch:
         host_memory_bytes: (N,) per node, for offloaded states.
         fits: (N,) whether the peak is within usable device memory and offload within host memory.
         basis: (N,) weakest ``kernels.calls.Basis`` among the prices a plan rests on.
-        extrapolated: (N,) whether any price lies outside its fitted domain.
+        extrapolated_share: ``EXTRAPOLATED`` to (N,) share of a layer's unhidden time priced outside the fitted domain.
         model_flops: FLOPs of the model per step, no recomputation, causal attention counted in half.
         hardware_flops: (N,) the same with recomputation.
     """
@@ -73,7 +76,7 @@ class EstimateBatch:
     host_memory_bytes: FloatArray
     fits: BoolArray
     basis: IntArray
-    extrapolated: BoolArray
+    extrapolated_share: dict[str, FloatArray]
     model_flops: float
     hardware_flops: FloatArray
 

@@ -1,14 +1,16 @@
 """The one cost path: plans and their context in, priced estimates out."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from costmodels.arrays import largest, total
 from costmodels.context import CostContext
-from costmodels.estimate import EstimateBatch
+from costmodels.estimate import EXTRAPOLATED, EstimateBatch
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
 from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.memory import host_memory_bytes, memory_interval, stage_memory
-from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
+from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
 from costmodels.step import step_time
@@ -37,7 +39,8 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     peak_bytes = largest(per_stage)
     low_bytes, high_bytes = memory_interval(peak_bytes, context)
     host_bytes = host_memory_bytes(plans, stages, context, parameters)
-    spread, basis, extrapolated = _trust(costs, context)
+    trust = _trust(costs, context)
+    spread = trust.half_width
     return EstimateBatch(
         step_time_s=step.step_time_s,
         step_time_low_s=step.step_time_s * np.exp(-spread),
@@ -54,8 +57,8 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
         host_memory_bytes=host_bytes,
         fits=(peak_bytes <= context.cluster.device.usable_memory_bytes)
         & (host_bytes <= context.cluster.node.host_memory_bytes),
-        basis=basis,
-        extrapolated=extrapolated,
+        basis=trust.basis,
+        extrapolated_share=trust.extrapolated_share,
         model_flops=model_flops_per_step(context.model, context.job, causal=True),
         hardware_flops=hardware_flops_per_step(
             context.model,
@@ -66,14 +69,32 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     )
 
 
-def _trust(costs: LayerCosts, context: CostContext) -> tuple[FloatArray, IntArray, BoolArray]:
-    """(N,) half-width of the 90 % interval of log time, weakest basis, and whether extrapolated.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trust:
+    """(N,) half-width of the 90 % interval of log time, weakest basis, and shares priced by extrapolation."""
+
+    half_width: FloatArray
+    basis: IntArray
+    extrapolated_share: dict[str, FloatArray]
+
+
+def _trust(costs: LayerCosts, context: CostContext) -> _Trust:
+    """How far to trust the price of a layer, which stands for the whole step.
 
     Kernel prices and the stack's residual are independent: their log variances add.
     """
     blocks = [costs.attention, costs.expert_mlp or costs.dense_mlp]
     kernel = np.maximum(*(np.take(block.relative_half_width, block.of_row) for block in blocks))
-    basis = np.maximum(*(np.take(block.basis, block.of_row) for block in blocks))
-    extrapolated = np.maximum(*(np.take(block.extrapolated, block.of_row) for block in blocks)) > 0
-    spread = np.sqrt((NORMAL_90 * context.stack.residual_log_std) ** 2 + np.log1p(kernel) ** 2)
-    return spread, basis, extrapolated
+    if costs.expert_mlp is None:  # both blocks know the same shapes
+        of_row, trust = costs.attention.of_row, costs.attention.trust + costs.dense_mlp.trust
+    else:
+        of_row, trust = (
+            np.arange(len(kernel)),
+            np.add(*(np.take(block.trust, block.of_row, axis=1) for block in blocks)),
+        )
+    shares = np.divide(trust[1:], trust[0], out=np.zeros_like(trust[1:]), where=trust[0] > 0)
+    return _Trust(
+        half_width=np.sqrt((NORMAL_90 * context.stack.residual_log_std) ** 2 + np.log1p(kernel) ** 2),
+        basis=np.maximum(*(np.take(block.basis, block.of_row) for block in blocks)),
+        extrapolated_share={name: np.take(share, of_row) for name, share in zip(EXTRAPOLATED, shares, strict=True)},
+    )

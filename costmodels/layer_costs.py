@@ -8,7 +8,7 @@ from costmodels.arrays import total
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
-from costmodels.lowering.calls import Axis, PartCosts, Phase
+from costmodels.lowering.calls import Axis, PartCosts, Phase, price_parts
 from costmodels.lowering.grouping import Groups
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.shapes import RankShape, rank_shapes
@@ -44,6 +44,11 @@ _FORWARD = [_ROW[name] for name in ("forward", "core", "tensor_forward", "contex
 _BACKWARD = [_ROW[name] for name in ("input_gradient", "tensor_backward", "context_backward", "expert_backward")] + [
     _ROW["launch_backward"]
 ]
+# Phases of each pass, and the one whose attention a ring exchange runs under.
+_DIRECTIONS = {
+    "forward": ([Phase.FORWARD, Phase.CORE], Phase.CORE),
+    "backward": ([Phase.INPUT_GRADIENT, Phase.WEIGHT_GRADIENT], Phase.INPUT_GRADIENT),
+}
 # Of these, what runs again when a layer is recomputed.
 RECOMPUTED = (
     *("forward", "core", "tensor_forward", "context_forward", "expert_forward", "launch_forward"),
@@ -60,14 +65,15 @@ class BlockCosts:
         of_row: (N,) shape of each plan.
         relative_half_width: (K,) half the 90 % interval over the kernel time.
         basis: (K,) weakest price basis.
-        extrapolated: (K,) 1 where a price left its fitted domain.
+        trust: (3, K) seconds of its kernels and collectives, nothing hidden; of these, kernel and
+            collective seconds priced outside their fitted domains.
     """
 
     seconds: FloatArray
     of_row: IntArray
     relative_half_width: FloatArray
     basis: IntArray
-    extrapolated: IntArray
+    trust: FloatArray
 
     def take(self, rows: IntArray) -> "BlockCosts":
         """The same prices for the selected plans."""
@@ -118,58 +124,60 @@ class LayerCosts:
 def layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
     """Lower and price every block for every distinct rank shape of the batch."""
     shape, groups = rank_shapes(plans, context, experts=False)
-    attention = lower_attention(shape, context)
-    expert = None
+    lists = [
+        lower_attention(shape, context),
+        lower_dense_mlp(shape, context),
+        lower_embedding(shape, context),
+        lower_head(shape, context),
+    ]
+    wheres = [(shape, groups)] * len(lists)
     if context.model.moe is not None:
-        expert_shape, expert_groups = rank_shapes(plans, context, experts=True)
-        expert = _exposed(lower_expert_mlp(expert_shape, context), expert_shape, expert_groups, context)
+        wheres.append(rank_shapes(plans, context, experts=True))
+        lists.append(lower_expert_mlp(wheres[-1][0], context))
+    attention, dense_mlp, embedding, head, *experts = (
+        _exposed(part, *where, context) for part, where in zip(price_parts(lists), wheres, strict=True)
+    )
     return LayerCosts(
-        attention=_exposed(attention, shape, groups, context),
-        dense_mlp=_exposed(lower_dense_mlp(shape, context), shape, groups, context),
-        expert_mlp=expert,
-        embedding=_exposed(lower_embedding(shape, context), shape, groups, context),
-        head=_exposed(lower_head(shape, context), shape, groups, context),
+        attention=attention,
+        dense_mlp=dense_mlp,
+        expert_mlp=experts[0] if experts else None,
+        embedding=embedding,
+        head=head,
     )
 
 
 def _exposed(part: PartCosts, shape: RankShape, groups: Groups, context: CostContext) -> BlockCosts:
     """Hide what the stack hides, and add what launching the kernels costs beyond running them."""
-    stack = context.stack
-    kernel, transfer = part.kernel_s, part.collective_s
-    gradients = kernel[Phase.INPUT_GRADIENT] + kernel[Phase.WEIGHT_GRADIENT]
+    stack, kernel, transfer = context.stack, part.kernel_s, part.collective_s
     table = np.zeros((len(COMPONENTS), len(shape)))
-    table[_ROW["forward"]] = kernel[Phase.FORWARD]
-    table[_ROW["core"]] = kernel[Phase.CORE]
-    table[_ROW["input_gradient"]] = kernel[Phase.INPUT_GRADIENT]
-    table[_ROW["weight_gradient"]] = kernel[Phase.WEIGHT_GRADIENT]
+    for phase in Phase:
+        table[_ROW[phase.name.lower()]] = kernel[phase]
+    for axis in Axis:
+        table[_ROW[f"{axis.name.lower()}_total"]] = transfer[axis]
     # A ring exchanges the next block while attention works on this one (arXiv:2310.01889).
     ring = np.where(shape.context_kind == ContextKind.RING, 1.0, 0.0)
     hidden = np.where(shape.tensor_overlap, stack.tensor_parallel_overlap, 0.0)
-    for direction, window in (("forward", kernel[Phase.CORE]), ("backward", kernel[Phase.INPUT_GRADIENT])):
-        work = kernel[Phase.FORWARD] + kernel[Phase.CORE] if direction == "forward" else gradients
-        tensor = transfer[Axis[f"TENSOR_{direction.upper()}"]]
-        expert = transfer[Axis[f"EXPERT_{direction.upper()}"]]
-        table[_ROW[f"tensor_{direction}"]] = exposed_s(tensor, work, hidden)
-        table[_ROW[f"expert_{direction}"]] = exposed_s(expert, work, stack.expert_parallel_overlap)
-        table[_ROW[f"context_{direction}"]] = exposed_s(transfer[Axis[f"CONTEXT_{direction.upper()}"]], window, ring)
-    for axis in Axis:
-        table[_ROW[f"{axis.name.lower()}_total"]] = transfer[axis]
-    launched = part.launches * stack.kernel_launch_s
-    per_call = stack.collective_launch_s + stack.pipelined_collective_step_s * shape.tensor * shape.pipelined
-    called = part.collectives * per_call
-    busy = total(table[[_ROW["tensor_forward"], _ROW["context_forward"], _ROW["expert_forward"]]])
-    issue = launched[Phase.FORWARD] + launched[Phase.CORE]
-    issue = issue + total(called[[Axis.TENSOR_FORWARD, Axis.CONTEXT_FORWARD, Axis.EXPERT_FORWARD]])
-    table[_ROW["launch_forward"]] = np.maximum(issue - busy - kernel[Phase.FORWARD] - kernel[Phase.CORE], 0.0)
-    busy = total(table[[_ROW["tensor_backward"], _ROW["context_backward"], _ROW["expert_backward"]]])
-    issue = launched[Phase.INPUT_GRADIENT] + launched[Phase.WEIGHT_GRADIENT]
-    issue = issue + total(called[[Axis.TENSOR_BACKWARD, Axis.CONTEXT_BACKWARD, Axis.EXPERT_BACKWARD]])
-    table[_ROW["launch_backward"]] = np.maximum(issue - busy - gradients, 0.0)
+    pipelined_s = stack.pipelined_collective_step_s * shape.tensor * shape.pipelined
+    for direction, (phases, window) in _DIRECTIONS.items():
+        tensor, context_axis, expert = (Axis[f"{kind}_{direction.upper()}"] for kind in ("TENSOR", "CONTEXT", "EXPERT"))
+        work = total(kernel[phases])
+        shown = np.stack(
+            [
+                exposed_s(transfer[tensor], work, hidden),
+                exposed_s(transfer[context_axis], kernel[window], ring),
+                exposed_s(transfer[expert], work, stack.expert_parallel_overlap),
+            ]
+        )
+        table[[_ROW[f"{kind}_{direction}"] for kind in ("tensor", "context", "expert")]] = shown
+        # The host issues kernels and collectives one after the other; the device waits where it is faster.
+        issue = total(part.launches[phases]) * stack.kernel_launch_s + part.collectives[tensor] * pipelined_s
+        issue = issue + total(part.collectives[[tensor, context_axis, expert]]) * stack.collective_launch_s
+        table[_ROW[f"launch_{direction}"]] = np.maximum(issue - total(shown) - work, 0.0)
     busy = total(kernel)
     return BlockCosts(
         seconds=table,
         of_row=groups.of_row,
         relative_half_width=np.divide(part.half_width_s, busy, out=np.zeros_like(busy), where=busy > 0),
         basis=part.basis,
-        extrapolated=part.extrapolated,
+        trust=np.stack([busy + total(transfer), part.extrapolated_kernel_s, part.extrapolated_collective_s]),
     )

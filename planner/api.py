@@ -35,6 +35,11 @@ from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 
 MAX_TOP = 1000
+_MATERIAL = 0.05  # share of a layer's time from which extrapolated prices are told
+_EXTRAPOLATED = {
+    "kernels": "{share:.0%} of the time of a layer is kernels larger or smaller than any timed on such hardware",
+    "collectives": "{share:.0%} of the time of a layer is messages or groups of sizes nobody timed on such links",
+}
 
 
 def plan(
@@ -262,8 +267,9 @@ def _warnings(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
         warn("beyond_model_length", "job.sequence_length", f"{request.model.name} was built for {longest} tokens")
     if best is None:
         return tuple(notes)
-    if best.extrapolated:
-        warn("extrapolated", "step_time_s", "a price lies outside the range its model was fitted on")
+    for kind, share in best.extrapolated_share.items():
+        if share >= _MATERIAL:
+            warn("extrapolated", "step_time_s", _EXTRAPOLATED[kind].format(share=share))
     if best.basis == "assumed":
         warn("uncalibrated", "step_time_s", "efficiencies are borrowed from other hardware; no timings of this one")
     usable = best.usable_memory_bytes

@@ -122,7 +122,8 @@ class PlanEstimate:
         usable_memory_bytes: What a device offers, less the user's reserve.
         host_memory_bytes: Per node, for offloaded states.
         basis: Weakest basis of its prices: ``measured``, ``learned``, ``analytic`` or ``assumed``.
-        extrapolated: Whether a price lies outside its fitted domain.
+        extrapolated_share: ``kernels`` and ``collectives`` to the share of a layer's time that they take and
+            whose price lies outside the fitted domain.
         tokens_per_s: Useful tokens per second of all devices.
         samples_per_s: Sequences per second of all devices.
         model_flops: FLOPs of the model per step, causal attention counted in half.
@@ -150,7 +151,7 @@ class PlanEstimate:
     usable_memory_bytes: float
     host_memory_bytes: float
     basis: str
-    extrapolated: bool
+    extrapolated_share: Mapping[str, float]
     tokens_per_s: float
     samples_per_s: float
     model_flops: float

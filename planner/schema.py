@@ -138,7 +138,7 @@ def estimate_document(answer: PlanEstimate) -> dict[str, Any]:
             "run": None if answer.run is None else asdict(answer.run),
         },
         "basis": answer.basis,
-        "extrapolated": answer.extrapolated,
+        "extrapolated_share": dict(answer.extrapolated_share),
     }
 
 

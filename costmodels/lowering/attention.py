@@ -7,7 +7,7 @@ import numpy as np
 
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
-from costmodels.lowering.calls import Axis, CallList, PartCosts, Phase, core_format
+from costmodels.lowering.calls import Axis, CallList, Phase, core_format
 from costmodels.lowering.elementwise import norm_and_residual
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import ContextKind, FloatArray
@@ -33,8 +33,8 @@ def score_share(model: ModelSpec, sequence_length: int) -> float:
     return causal * (1 - share) + windowed * share
 
 
-def lower_attention(shape: RankShape, context: CostContext) -> PartCosts:
-    """Price the attention block for every distinct rank shape."""
+def lower_attention(shape: RankShape, context: CostContext) -> CallList:
+    """Calls of the attention block for every distinct rank shape."""
     calls = CallList(context, len(shape))
     norm_and_residual(calls, shape, passes=1)
     _projections(calls, shape, context)
@@ -44,7 +44,7 @@ def lower_attention(shape: RankShape, context: CostContext) -> PartCosts:
         _unfused_core(calls, shape, context)
     _tensor_traffic(calls, shape, context)
     _context_traffic(calls, shape, context)
-    return calls.price()
+    return calls
 
 
 def _projections(calls: CallList, shape: RankShape, context: CostContext) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
-from costmodels.lowering.calls import Axis, CallList, PartCosts, Phase, core_format
+from costmodels.lowering.calls import Axis, CallList, Phase, core_format
 from costmodels.lowering.shapes import RankShape
 
 # Passes over fp32 logits (one read or one write each). Op by op: cast, max, subtract, exp, sum, divide
@@ -13,7 +13,7 @@ _LOSS_PASSES = {Phase.FORWARD: 9.5, Phase.INPUT_GRADIENT: 3.5}
 _FUSED_LOSS_PASSES = {Phase.FORWARD: 0.5, Phase.INPUT_GRADIENT: 1.0}
 
 
-def lower_embedding(shape: RankShape, context: CostContext) -> PartCosts:
+def lower_embedding(shape: RankShape, context: CostContext) -> CallList:
     """Gather of embedding rows and scatter of their gradients; a reduction when vocabulary-parallel."""
     calls = CallList(context, len(shape))
     row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
@@ -25,10 +25,10 @@ def lower_embedding(shape: RankShape, context: CostContext) -> PartCosts:
     calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.ALL_REDUCE, whole, group=shape.tensor, stride=one)
     calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.REDUCE_SCATTER, scattered, group=shape.tensor, stride=one)
     calls.transfer(Axis.TENSOR_BACKWARD, CollectiveOp.ALL_GATHER, scattered, group=shape.tensor, stride=one)
-    return calls.price()
+    return calls
 
 
-def lower_head(shape: RankShape, context: CostContext) -> PartCosts:
+def lower_head(shape: RankShape, context: CostContext) -> CallList:
     """Output projection and cross-entropy over the vocabulary, sharded over t."""
     calls = CallList(context, len(shape))
     model, job = context.model, context.job
@@ -52,4 +52,4 @@ def lower_head(shape: RankShape, context: CostContext) -> PartCosts:
     calls.transfer(Axis.TENSOR_BACKWARD, CollectiveOp.REDUCE_SCATTER, scattered, group=shape.tensor, stride=one)
     # Largest logit, sum of exponentials and the target's logit of every token, in fp32.
     calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.ALL_REDUCE, 12 * shape.tokens, group=shape.tensor, stride=one)
-    return calls.price()
+    return calls

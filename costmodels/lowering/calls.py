@@ -1,10 +1,12 @@
 """Collects the calls of one part of a layer, phase by phase, and prices them together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from costmodels.arrays import total
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp, ranks_per_domain
@@ -12,6 +14,8 @@ from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelCallBatch, KernelOp, Prediction
 from costmodels.plan import FloatArray, IntArray
 from profiles.precision import GEMM_FORMATS
+
+_COLUMN = {name: row for row, name in enumerate(KernelCallBatch.__dataclass_fields__)}
 
 
 class Phase(IntEnum):
@@ -45,7 +49,8 @@ class PartCosts:
         collectives: (axes, K) collectives launched.
         half_width_s: (K,) half the 90 % interval of the kernel seconds, all phases.
         basis: (K,) weakest basis of the kernel prices.
-        extrapolated: (K,) whether any price left its fitted domain.
+        extrapolated_kernel_s: (K,) of the kernel seconds, those priced outside the fitted domain.
+        extrapolated_collective_s: (K,) the same of the collective seconds.
     """
 
     kernel_s: FloatArray
@@ -54,12 +59,13 @@ class PartCosts:
     collectives: FloatArray
     half_width_s: FloatArray
     basis: IntArray
-    extrapolated: IntArray
+    extrapolated_kernel_s: FloatArray
+    extrapolated_collective_s: FloatArray
 
 
 @dataclass(slots=True)
 class CallList:
-    """Grows by one row of K shapes per call site; ``price`` turns it into ``PartCosts``."""
+    """Grows by one row of K shapes per call site; ``price_parts`` turns lists into ``PartCosts``."""
 
     context: CostContext
     shapes: int
@@ -158,78 +164,135 @@ class CallList:
         self._columns.append(columns)
         self._phases.append(phase)
 
-    def price(self) -> PartCosts:
-        """Price every call at once and add up by phase and axis."""
-        sites, shapes = len(self._phases), self.shapes
-        kernel_s = np.zeros((len(Phase), shapes))
-        launches = np.zeros((len(Phase), shapes))
-        half_width = np.zeros(shapes)
-        basis: IntArray = np.zeros(shapes, dtype=np.int64)
-        extrapolated: IntArray = np.zeros(shapes, dtype=np.int64)
-        if sites:
-            batch = self._kernel_calls()
-            priced = self.context.kernels.predict(batch, self.context.cluster.device)
-            scale = _time_scale(batch, self.context)
-            seconds = (priced.time_s * scale).reshape(sites, shapes)
-            width = ((priced.high_s - priced.low_s) / 2 * scale).reshape(sites, shapes)
-            several = batch.op == KernelOp.MEMORY
-            if not self.context.stack.grouped_experts:
-                several = several | (batch.op == KernelOp.GROUPED_GEMM)
-            counts = np.where(several, batch.batch, 1.0).reshape(sites, shapes)
-            present = (batch.flops + batch.bytes).reshape(sites, shapes) > 0
-            seconds, counts, width = (np.where(present, table, 0.0) for table in (seconds, counts, width))
-            for phase in Phase:
-                rows = [i for i, tag in enumerate(self._phases) if tag is phase]
-                if rows:
-                    kernel_s[phase] = total(seconds[rows])
-                    launches[phase] = total(counts[rows])
-            half_width = total(width)
-            np.max(priced.basis.reshape(sites, shapes), axis=0, out=basis)
-            left = priced.extrapolated.reshape(sites, shapes) & present
-            extrapolated = left.max(axis=0).astype(np.int64)
-        collective_s, collectives = self._price_transfers()
+    def fill_kernels(self, table: FloatArray) -> None:
+        """Write the kernel calls into a zeroed (columns of ``KernelCallBatch``, sites, K) table."""
+        for site, columns in enumerate(self._columns):
+            for name, values in columns.items():
+                table[_COLUMN[name], site] = values
+
+    def fill_transfers(self, op: IntArray, size_bytes: FloatArray, placement: IntArray) -> None:
+        """Write the collectives into (transfers, K) tables; group and stride into the two of ``placement``."""
+        for row, (_, code, sizes, group, stride) in enumerate(self._transfers):
+            op[row], size_bytes[row], placement[0, row], placement[1, row] = int(code), sizes, group, stride
+
+    @property
+    def sites(self) -> int:
+        """Kernel calls per shape."""
+        return len(self._phases)
+
+    @property
+    def transfers(self) -> int:
+        """Collectives per shape."""
+        return len(self._transfers)
+
+    def gather(self, kernels: "_PricedKernels", transfers: "_PricedTransfers") -> PartCosts:
+        """Add up the prices of this list by phase and axis."""
+        kernel_s, launches = np.zeros((2, len(Phase), self.shapes))
+        for phase in Phase:
+            rows = [i for i, tag in enumerate(self._phases) if tag is phase]
+            if rows:
+                kernel_s[phase] = total(kernels.seconds[rows])
+                launches[phase] = total(kernels.launches[rows])
+        collective_s, collectives = np.zeros((2, len(Axis), self.shapes))
+        for row, item in enumerate(self._transfers):
+            collective_s[item[0]] += transfers.seconds[row]
+            collectives[item[0]] += transfers.calls[row]
+        nothing = np.zeros(self.shapes)
+        basis: IntArray = np.zeros(self.shapes, dtype=np.int64)
         return PartCosts(
             kernel_s=kernel_s,
             launches=launches,
             collective_s=collective_s,
             collectives=collectives,
-            half_width_s=half_width,
-            basis=basis,
-            extrapolated=extrapolated,
+            half_width_s=total(kernels.half_width_s) if self.sites else nothing,
+            basis=np.max(kernels.basis, axis=0, initial=0, out=basis),
+            extrapolated_kernel_s=total(kernels.extrapolated_s) if self.sites else nothing,
+            extrapolated_collective_s=total(transfers.extrapolated_s) if self.transfers else nothing,
         )
 
-    def _kernel_calls(self) -> KernelCallBatch:
-        names = tuple(KernelCallBatch.__dataclass_fields__)
-        table = np.zeros((len(names), len(self._columns), self.shapes))
-        for site, columns in enumerate(self._columns):
-            for row, name in enumerate(names):
-                if name in columns:
-                    table[row, site] = columns[name]
-        flat = dict(zip(names, table.reshape(len(names), -1), strict=True))
-        typed: dict[str, Any] = flat | {name: flat[name].astype(np.int64) for name in ("op", "gemm_format")}
-        return KernelCallBatch(**typed)
 
-    def _price_transfers(self) -> tuple[FloatArray, FloatArray]:
-        collective_s = np.zeros((len(Axis), self.shapes))
-        collectives = np.zeros((len(Axis), self.shapes))
-        if not self._transfers:
-            return collective_s, collectives
-        size = np.zeros((len(self._transfers), self.shapes))
-        placement = np.zeros((2, len(self._transfers), self.shapes), dtype=np.int64)
-        for row, item in enumerate(self._transfers):
-            size[row], placement[0, row], placement[1, row] = item[2:]
-        priced = price_collectives(
-            self.context,
-            op=np.repeat([int(item[1]) for item in self._transfers], self.shapes),
-            size_bytes=size.ravel(),
-            group=placement[0].ravel(),
-            stride=placement[1].ravel(),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PricedKernels:
+    """Prices of one list's kernel calls: (sites, K) tables, zero where a call does nothing."""
+
+    seconds: FloatArray
+    launches: FloatArray
+    half_width_s: FloatArray
+    extrapolated_s: FloatArray
+    basis: IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PricedTransfers:
+    """Prices of one list's collectives: (transfers, K) tables; ``calls`` is 1 where one is launched."""
+
+    seconds: FloatArray
+    calls: FloatArray
+    extrapolated_s: FloatArray
+
+
+def price_parts(lists: Sequence[CallList]) -> list[PartCosts]:
+    """Price the calls of several parts of a layer, all of one context, in one go.
+
+    The price of a call does not depend on its company; few long columns are priced faster than many
+    short ones.
+    """
+    kernels, transfers = _price_kernels(lists), _price_transfers(lists)
+    return [part.gather(work, traffic) for part, work, traffic in zip(lists, kernels, transfers, strict=True)]
+
+
+def _price_kernels(lists: Sequence[CallList]) -> list[_PricedKernels]:
+    context = lists[0].context
+    shapes = [(part.sites, part.shapes) for part in lists]
+    table = np.zeros((len(_COLUMN), sum(sites * width for sites, width in shapes)))
+    for part, place in zip(lists, _split(table, shapes), strict=True):
+        part.fill_kernels(place)
+    flat = dict(zip(_COLUMN, table, strict=True))
+    typed: dict[str, Any] = flat | {name: flat[name].astype(np.int64) for name in ("op", "gemm_format")}
+    batch = KernelCallBatch(**typed)
+    priced = context.kernels.predict(batch, context.cluster.device)
+    several = batch.op == KernelOp.MEMORY
+    if not context.stack.grouped_experts:
+        several = several | (batch.op == KernelOp.GROUPED_GEMM)
+    scale = np.where(batch.flops + batch.bytes > 0, _time_scale(batch, context), 0.0)
+    found = np.empty((5, len(batch)))
+    found[0] = priced.time_s * scale
+    found[1] = np.where(several, batch.batch, 1.0) * (scale > 0)
+    found[2] = (priced.high_s - priced.low_s) / 2 * scale
+    found[3] = np.where(priced.extrapolated, found[0], 0.0)
+    found[4] = priced.basis
+    return [
+        _PricedKernels(
+            seconds=part[0], launches=part[1], half_width_s=part[2], extrapolated_s=part[3], basis=part[4].astype(int)
         )
-        seconds = priced.time_s.reshape(size.shape)
-        for row, item in enumerate(self._transfers):
-            collective_s[item[0]] += seconds[row]
-            collectives[item[0]] += (placement[0, row] > 1) & (size[row] > 0)
-        return collective_s, collectives
+        for part in _split(found, shapes)
+    ]
+
+
+def _price_transfers(lists: Sequence[CallList]) -> list[_PricedTransfers]:
+    context = lists[0].context
+    shapes = [(part.transfers, part.shapes) for part in lists]
+    calls = sum(transfers * width for transfers, width in shapes)
+    integers: IntArray = np.zeros((3, calls), dtype=np.int64)
+    size = np.zeros((1, calls))
+    for part, whole, sizes in zip(lists, _split(integers, shapes), _split(size, shapes), strict=True):
+        part.fill_transfers(whole[0], sizes[0], whole[1:])
+    op, group, stride = integers
+    priced = price_collectives(context, op=op, size_bytes=size[0], group=group, stride=stride)
+    found = np.empty((3, calls))
+    found[0] = priced.time_s
+    found[1] = (group > 1) & (size[0] > 0)
+    found[2] = np.where(priced.extrapolated, priced.time_s, 0.0)
+    return [_PricedTransfers(seconds=part[0], calls=part[1], extrapolated_s=part[2]) for part in _split(found, shapes)]
+
+
+def _split(table: NDArray[Any], shapes: Sequence[tuple[int, int]]) -> list[NDArray[Any]]:
+    """(rows, sites, K) views of the consecutive parts of a (rows, calls) table."""
+    views, start = [], 0
+    for sites, width in shapes:
+        views.append(table[:, start : start + sites * width].reshape(len(table), sites, width))
+        start += sites * width
+    return views
 
 
 def price_collectives(

@@ -5,7 +5,7 @@ import numpy as np
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lora_pair, tensor_block_traffic
-from costmodels.lowering.calls import Axis, CallList, PartCosts, Phase
+from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import activation, norm_and_residual
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import FloatArray
@@ -16,22 +16,22 @@ _PERMUTE_PASSES = 4.0
 _PERMUTE_KERNELS = 4.0
 
 
-def lower_dense_mlp(shape: RankShape, context: CostContext) -> PartCosts:
-    """Price the dense MLP block for every distinct rank shape."""
+def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:
+    """Calls of the dense MLP block for every distinct rank shape."""
     calls = CallList(context, len(shape))
     if not context.model.parallel_residual:
         norm_and_residual(calls, shape, passes=1)
         tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
     _matrices(calls, context, rows=shape.tokens, width=context.model.ffn_hidden_size / shape.tensor, adapters=True)
-    return calls.price()
+    return calls
 
 
-def lower_expert_mlp(shape: RankShape, context: CostContext) -> PartCosts:
-    """Price the mixture-of-experts block for every distinct rank shape, tokens evenly routed."""
+def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
+    """Calls of the mixture-of-experts block for every distinct rank shape, tokens evenly routed."""
     calls = CallList(context, len(shape))
     moe = context.model.moe
     if moe is None:
-        return calls.price()
+        return calls
     norm_and_residual(calls, shape, passes=1)
     element = context.job.numerics.storage_bytes
     hidden = context.model.hidden_size
@@ -57,7 +57,7 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> PartCosts:
         _matrices(calls, context, rows=shape.tokens, width=width, adapters=True)
         tensor_block_traffic(calls, shape, hidden * element)
     _dispatch_traffic(calls, shape, moe, own_tokens * moe.experts_per_token * hidden * element)
-    return calls.price()
+    return calls
 
 
 def _router_format(context: CostContext) -> str:

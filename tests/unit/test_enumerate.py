@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from costmodels.context import CostContext
-from costmodels.estimate import EstimateBatch
+from costmodels.estimate import EXTRAPOLATED, EstimateBatch
 from costmodels.plan import PlanBatch, Recompute
 from costmodels.stages import stage_table
 from planner.ranking import best_rows
@@ -42,7 +42,7 @@ def toy(plans: PlanBatch, context: CostContext) -> EstimateBatch:
         host_memory_bytes=host,
         fits=(memory <= usable) & (host <= host_usable),
         basis=np.zeros(len(plans), dtype=np.int64),
-        extrapolated=np.zeros(len(plans), dtype=np.bool_),
+        extrapolated_share=dict.fromkeys(EXTRAPOLATED, np.zeros(len(plans))),
         model_flops=1.0,
         hardware_flops=np.ones(len(plans)),
     )

@@ -81,7 +81,20 @@ def test_certain_prices_have_no_interval():
 def test_the_basis_is_that_of_the_weakest_price(basis):
     found = evaluate(PLANS, real(kernels=RateKernels(basis=basis, extrapolated=basis == Basis.LEARNED)))
     assert set(found.basis.tolist()) == {basis}
-    assert set(found.extrapolated.tolist()) == {basis == Basis.LEARNED}
+
+
+def test_the_shares_priced_by_extrapolation_are_of_a_layers_time():
+    """All kernels or none; with them, the collectives beside them make up the rest of the layer."""
+    none = evaluate(PLANS, real())
+    some = evaluate(PLANS, real(kernels=RateKernels(extrapolated=True)))
+    assert not none.extrapolated_share["kernels"].any()
+    assert not some.extrapolated_share["collectives"].any()
+    alone = evaluate(PlanBatch.from_plans([ExecutionPlan()]), real(kernels=RateKernels(extrapolated=True)))
+    assert alone.extrapolated_share["kernels"] == pytest.approx(1.0)
+    crossing = evaluate(
+        PlanBatch.from_plans([ExecutionPlan(tensor_parallel=8)]), real(kernels=RateKernels(extrapolated=True))
+    )
+    assert 0.0 < crossing.extrapolated_share["kernels"][0] < 1.0
 
 
 def test_a_plan_fits_when_its_peak_and_its_host_memory_do():

@@ -9,7 +9,7 @@ from costmodels.context import CostContext
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp
 from costmodels.lowering.attention import lower_attention, score_share
 from costmodels.lowering.boundary import lower_embedding, lower_head
-from costmodels.lowering.calls import PartCosts, Phase
+from costmodels.lowering.calls import PartCosts, Phase, price_parts
 from costmodels.lowering.grouping import group_rows
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.shapes import rank_shapes
@@ -29,7 +29,8 @@ LOWER = {
 
 
 def lowered(block: str, plan: ExecutionPlan, where: CostContext) -> PartCosts:
-    return LOWER[block](rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0], where)
+    shapes = rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
+    return price_parts([LOWER[block](shapes, where)])[0]
 
 
 def work(block: str, plan: ExecutionPlan, where: CostContext, ops: tuple[KernelOp, ...] = GEMMS) -> dict[Phase, float]:
@@ -254,7 +255,7 @@ def test_trust_is_that_of_the_weakest_price():
     slower = stack(gemm_time_scale=2.0, memory_time_scale=3.0)  # scales the uncertainty too
     costs = lowered("dense_mlp", ExecutionPlan(), context(kernels=kernels, stack=slower))
     assert costs.basis.tolist() == [Basis.ASSUMED]
-    assert costs.extrapolated.tolist() == [1]
+    assert costs.extrapolated_kernel_s == pytest.approx(costs.kernel_s.sum(axis=0))
     assert costs.half_width_s == pytest.approx(0.2 * costs.kernel_s.sum(axis=0))
 
 

@@ -9,7 +9,7 @@ from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelCallBatch, KernelOp
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
-from costmodels.lowering.calls import PartCosts, Phase
+from costmodels.lowering.calls import PartCosts, Phase, price_parts
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ExecutionPlan, PlanBatch
@@ -31,7 +31,7 @@ LEARNED = {"learned_positions": S}  # no rotary embedding
 
 def lowered(block: str, where: CostContext, plan: ExecutionPlan | None = None) -> PartCosts:
     shapes = rank_shapes(PlanBatch.from_plans([plan or ExecutionPlan()]), where, experts=True)[0]
-    return LOWER[block](shapes, where)
+    return price_parts([LOWER[block](shapes, where)])[0]
 
 
 def moved(block: str, plan: ExecutionPlan | None = None, **changes) -> dict[Phase, float]:

@@ -9,7 +9,7 @@ from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
-from costmodels.lowering.calls import Axis, PartCosts
+from costmodels.lowering.calls import Axis, PartCosts, price_parts
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
@@ -34,7 +34,8 @@ AR, AG, RS, A2A, P2P = (
 
 
 def lowered(block: str, plan: ExecutionPlan, where: CostContext) -> PartCosts:
-    return LOWER[block](rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0], where)
+    shapes = rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
+    return price_parts([LOWER[block](shapes, where)])[0]
 
 
 def sent(block: str, plan: ExecutionPlan, where: CostContext | None = None) -> dict[Axis, dict[CollectiveOp, float]]:
