@@ -151,11 +151,12 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[F
 def _messages(
     zero: IntArray, shards: _Shards, gradient_bytes: FloatArray, context: CostContext
 ) -> tuple[FloatArray, FloatArray]:
-    """(K,) collective calls that one reduction and one gathering are split into."""
+    """(K,) collective calls that one reduction and one gathering are split into; under ZeRO-3 one a layer or more."""
     stack = context.stack
-    by_layer = np.maximum(shards.layers * max(stack.gather_messages_per_layer, 1.0), 1.0)
-    gatherings = by_layer if stack.gather_messages_per_layer else np.where(zero == 3, by_layer, 1.0)
-    buckets: FloatArray = np.ones(len(zero))
+    layers, buckets = np.maximum(shards.layers, 1.0), np.ones(len(zero))
+    gatherings = layers * max(stack.gather_messages_per_layer, 1.0)
+    if not stack.gather_messages_per_layer:
+        gatherings = np.where(zero == 3, gatherings, 1.0)
     if stack.gradient_message_bytes:
         buckets = np.maximum(np.ceil(gradient_bytes / stack.gradient_message_bytes), 1.0)
-    return np.where(zero == 3, np.maximum(shards.layers, 1.0), buckets), gatherings
+    return np.where(zero == 3, np.maximum(layers, buckets), buckets), gatherings

@@ -2,7 +2,7 @@
 
 ``python -m planner.validate.refit --data FOLDER --out profiles/data/fits/stacks.json``. Offline: nothing
 in the product runs it. The protocol is that of ``stack_fit``: sources weigh alike, and each is judged by
-parameters that never saw it; the residual that sets the interval is the one of that judgement.
+a fit that never saw it; the residual that sets the interval is the one of that judgement.
 """
 
 import argparse
@@ -30,7 +30,13 @@ NORMAL_90 = 1.645  # standard deviations either side of the mean that hold 90 % 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refit:
-    """Rows that were fitted, in order, and the fit."""
+    """Rows that were fitted, and the fit.
+
+    Attributes:
+        rows: The n rows, in order.
+        measured_s: (n,) measured step time.
+        fit: The fit; stacks that share times have those of the stack they share with.
+    """
 
     rows: tuple[ScorableRow, ...]
     measured_s: FloatArray
@@ -69,6 +75,8 @@ def refit(
         measured_s=measured_s,
         predict=predict,
     )
+    held_out = {source: _with_shared_times(stacks) for source, stacks in fit.held_out.items()}
+    fit = replace(fit, stacks=_with_shared_times(fit.stacks), held_out=held_out)
     return Refit(rows=tuple(kept), measured_s=measured_s, fit=fit)
 
 
@@ -89,7 +97,7 @@ def _with_shared_times(stacks: Mapping[str, StackSpec]) -> dict[str, StackSpec]:
 def fold_of(row: ScorableRow, left_out_with: Mapping[tuple[str, str], str]) -> str:
     """What is left out together: a file or publisher, or one model on one GPU count of a sweep judged apart."""
     name = left_out_with.get((row.file, row.source), row.file)
-    if row.file.startswith(JUDGED_APART):
+    if row.stack in JUDGED_APART:
         return f"{name}: {row.model_name} on {row.cluster.num_devices}"
     return name
 
@@ -97,14 +105,15 @@ def fold_of(row: ScorableRow, left_out_with: Mapping[tuple[str, str], str]) -> s
 def card(result: Refit) -> dict[str, Any]:
     """The fitted stacks as a JSON document, with what each rests on and its held-out residual."""
     error = np.log(result.measured_s / result.fit.held_out_s)
+    fitted = result.fit.stacks
+    names = [time_stack(fitted[row.stack]) for row in result.rows]
     stacks = {}
-    priors = load_priors()
-    for name in sorted({time_stack(priors[row.stack]) for row in result.rows}):
-        chosen = [number for number, row in enumerate(result.rows) if time_stack(priors[row.stack]) == name]
+    for name in sorted(set(names)):
+        chosen = [number for number, own in enumerate(names) if own == name]
         files = [result.rows[number].file for number in chosen]
-        stack = result.fit.stacks[name]
+        values = {field: float(f"{getattr(fitted[name], field):.4g}") for field in free_parameters(fitted[name])}
         stacks[name] = {
-            "values": {field: float(f"{getattr(stack, field):.4g}") for field in free_parameters(priors[name])},
+            "values": values,
             "residual_log_std": round(_residual(np.abs(error[chosen]), files), 4),
             "held_out_mape": round(float(np.mean(np.abs(np.expm1(-error[chosen])))), 4),
             "rows": len(chosen),

@@ -193,17 +193,19 @@ class _Problem:
             rows=rows,
             sources=sources,
             log_measured=np.log(measured_s),
-            start=np.log(predict(origin, rows)),
+            start=np.zeros(len(rows)),
             slope=np.zeros((len(rows), len(names))),
             predict=predict,
         )
-        slope = everything._slope_at(everything.prior, everything.start)
+        start = everything._log_time(everything.prior)
+        slope = everything._slope_at(everything.prior, start)
         felt = np.flatnonzero(slope.any(axis=0))
         return replace(
             everything,
             names=tuple(names[column] for column in felt.tolist()),
             prior=everything.prior[felt],
             prior_std=everything.prior_std[felt],
+            start=start,
             slope=slope[:, felt],
         )
 
