@@ -1,0 +1,178 @@
+"""Packaged framework stacks: what the files say, what fits replace, and what stacks share."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from importlib import resources
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from planner.validate.refit import time_stack
+from planner.validate.stack_fit import SHARES, free_parameters
+from profiles import stacks as module
+from profiles.errors import SpecError
+from profiles.precision import ELEMENT_BYTES
+from profiles.stack import StackSpec
+from profiles.stacks import FRAMEWORKS, default_stack, find_stack, load_priors, load_stacks
+
+PACKAGED = sorted(load_priors())
+Packages = Callable[[dict[str, object], dict[str, object] | None], None]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Packages]:
+    """Replaces the packaged files by those given: stacks, and fitted values."""
+
+    def write(stacks: dict[str, object], cards: dict[str, object] | None = None) -> None:
+        for folder in ("stacks", "fits"):
+            (tmp_path / "data" / folder).mkdir(parents=True)
+        (tmp_path / "data" / "stacks" / "all.yaml").write_text(yaml.safe_dump(stacks), encoding="utf-8")
+        (tmp_path / "data" / "stacks" / "README.md").write_text("not a table", encoding="utf-8")
+        if cards is not None:
+            text = json.dumps({"stacks": cards})
+            (tmp_path / "data" / "fits" / "stacks.json").write_text(text, encoding="utf-8")
+        monkeypatch.setattr(module, "resources", SimpleNamespace(files=lambda name: tmp_path))
+        forget()
+
+    yield write
+    forget()
+
+
+def forget() -> None:
+    load_priors.cache_clear()
+    load_stacks.cache_clear()
+
+
+def entry(**changes: object) -> dict[str, object]:
+    return {"framework": "megatron", "description": "some stack"} | changes
+
+
+def fitted(**values: float) -> dict[str, object]:
+    return {"values": values, "residual_log_std": 0.12, "rows": 34, "sources": ["one.csv", "two.csv"]}
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_packaged_stack_is_complete(name: str) -> None:
+    stack = load_stacks()[name]
+    assert stack.name == name
+    assert stack.description
+    assert stack.framework in FRAMEWORKS
+    assert stack.residual_log_std > 0
+    assert stack.memory_residual_log_std > 0
+    assert stack.fitted_on.split(" runs of ")[0].isdigit()
+    assert stack.gradient_dtype in ELEMENT_BYTES
+    assert stack.autograd_gradients in ("fused", "freed", "kept")
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_packaged_figures_are_possible(name: str) -> None:
+    """Numbers are numbers (YAML reads 1e9 as text), shares at most 1, nothing negative."""
+    for stack in (load_priors()[name], load_stacks()[name]):
+        for item in fields(StackSpec):
+            value = getattr(stack, item.name)
+            if isinstance(item.default, float):
+                assert type(value) in (int, float), item.name
+                assert value >= 0, item.name
+            elif isinstance(item.default, bool):
+                assert type(value) is bool, item.name
+            if item.name.endswith("_scale"):
+                assert value > 0, item.name
+        assert all(getattr(stack, share) < 1 for share in SHARES)
+        assert stack.straggler_fraction_per_doubling < 0.5
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_fits_replace_fitted_values_and_no_others(name: str) -> None:
+    prior, stack = load_priors()[name], load_stacks()[name]
+    free = {*free_parameters(prior), *free_parameters(load_priors()[time_stack(prior)])}
+    kept = {item.name: getattr(prior, item.name) for item in fields(StackSpec) if item.name in free}
+    assert replace(stack, **kept, residual_log_std=0.0, fitted_on="") == prior
+
+
+@pytest.mark.parametrize("name", [name for name in PACKAGED if load_priors()[name].shares_time_with])
+def test_stacks_that_share_times_have_them_all(name: str) -> None:
+    stack = load_stacks()[name]
+    other = load_stacks()[stack.shares_time_with]
+    assert not other.shares_time_with  # no chains
+    path = resources.files("profiles") / "data" / "fits" / "stacks.json"
+    shared = json.loads(path.read_text(encoding="utf-8"))["stacks"][other.name]["values"]
+    assert {field: getattr(stack, field) for field in shared} == {field: getattr(other, field) for field in shared}
+    assert (stack.residual_log_std, stack.fitted_on) == (other.residual_log_std, other.fitted_on)
+    # What the other's prior switches off, no fit can share.
+    assert {*free_parameters(load_priors()[name])} <= {*free_parameters(load_priors()[other.name])}
+
+
+def test_every_framework_has_a_default() -> None:
+    for framework in FRAMEWORKS:
+        assert find_stack(framework).framework == framework
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("megatron", "megatron-core"), ("MEGATRON-2021", "megatron-2021"), ("HuggingFace", "hf-trainer")],
+)
+def test_stacks_are_found_by_name_or_framework_in_any_case(wanted: str, found: str) -> None:
+    assert find_stack(wanted).name == found
+
+
+def test_unknown_names_are_told() -> None:
+    with pytest.raises(SpecError) as caught:
+        find_stack("megatorn")
+    assert str(caught.value).startswith("framework: unknown name 'megatorn'. Hint: did you mean 'megatron'")
+    with pytest.raises(SpecError) as caught:
+        find_stack("x" * 1000)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(("task", "name"), [("pretrain", "megatron"), ("lora", "huggingface"), ("full", "huggingface")])
+def test_default_stack(task: str, name: str) -> None:
+    assert default_stack(task) == find_stack(name)
+
+
+def test_stacks_cannot_be_changed() -> None:
+    for stacks in (load_priors(), load_stacks()):
+        with pytest.raises(TypeError):
+            stacks["megatron-core"] = find_stack("fsdp")  # type: ignore[index]
+
+
+def test_unknown_field_in_a_file(package: Packages) -> None:
+    package({"mine": entry(gemm_scale=2.0, wings=1)})
+    with pytest.raises(SpecError) as caught:
+        load_priors()
+    assert str(caught.value) == "stacks.mine: unknown fields ['gemm_scale', 'wings'] in all.yaml"
+
+
+def test_without_fits_stacks_are_their_priors(package: Packages) -> None:
+    package({"mine": entry(gemm_time_scale=1.5)})
+    assert load_stacks() == load_priors() == {"mine": StackSpec(name="mine", **entry(gemm_time_scale=1.5))}  # type: ignore[arg-type]
+
+
+def test_fitted_values_override_priors(package: Packages) -> None:
+    package(
+        {"mine": entry(gemm_time_scale=1.5, kernel_launch_s=1e-5), "other": entry(gemm_time_scale=1.7)},
+        {"mine": fitted(gemm_time_scale=1.25), "gone": fitted(gemm_time_scale=9.0)},
+    )
+    stacks = load_stacks()
+    assert sorted(stacks) == ["mine", "other"]
+    assert stacks["mine"].gemm_time_scale == pytest.approx(1.25)
+    assert stacks["mine"].kernel_launch_s == pytest.approx(1e-5)
+    assert stacks["mine"].residual_log_std == pytest.approx(0.12)
+    assert stacks["mine"].fitted_on == "34 runs of one.csv, two.csv"
+    assert stacks["other"] == load_priors()["other"]
+
+
+def test_sharing_copies_times_and_nothing_else(package: Packages) -> None:
+    package(
+        {
+            "owner": entry(gemm_time_scale=1.5, context_bytes=1e9, gradient_dtype="fp32"),
+            "guest": entry(shares_time_with="owner", context_bytes=2e9, gradient_dtype="bf16", framework="deepspeed"),
+        },
+        {"owner": fitted(gemm_time_scale=1.25), "guest": fitted(gemm_time_scale=3.0)},
+    )
+    guest, owner = load_stacks()["guest"], load_stacks()["owner"]
+    assert guest.gemm_time_scale == pytest.approx(1.25)
+    assert (guest.residual_log_std, guest.fitted_on) == (owner.residual_log_std, owner.fitted_on)
+    assert (guest.context_bytes, guest.gradient_dtype, guest.framework) == (2e9, "bf16", "deepspeed")
