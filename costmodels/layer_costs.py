@@ -1,5 +1,6 @@
 """Seconds of each part of a stage, on the plans: lowered, priced and exposed once per distinct shape."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,6 +54,38 @@ _DIRECTIONS = {
 RECOMPUTED = (
     *("forward", "core", "tensor_forward", "context_forward", "expert_forward", "launch_forward"),
     *("tensor_forward_total", "context_forward_total", "expert_forward_total"),
+)
+_PHASE_ROWS = [(phase, _ROW[phase.name.lower()]) for phase in Phase]
+_TOTAL_ROWS = [(axis, _ROW[f"{axis.name.lower()}_total"]) for axis in Axis]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pass:
+    """A forward or backward pass: the kernels and collectives in it, and where what shows of them goes."""
+
+    phases: tuple[Phase, Phase]
+    ring_window: Phase  # kernels under which a ring exchanges
+    axes: tuple[Axis, Axis, Axis]
+    rows: tuple[int, int, int]
+    launch_row: int
+
+
+def _pass(name: str, phases: tuple[Phase, Phase], ring_window: Phase) -> _Pass:
+    kinds = ("tensor", "context", "expert")
+    tensor, around, expert = (Axis[f"{kind}_{name}".upper()] for kind in kinds)
+    rows = (_ROW[f"tensor_{name}"], _ROW[f"context_{name}"], _ROW[f"expert_{name}"])
+    return _Pass(
+        phases=phases,
+        ring_window=ring_window,
+        axes=(tensor, around, expert),
+        rows=rows,
+        launch_row=_ROW[f"launch_{name}"],
+    )
+
+
+_PASSES = (
+    _pass("forward", (Phase.FORWARD, Phase.CORE), Phase.CORE),
+    _pass("backward", (Phase.INPUT_GRADIENT, Phase.WEIGHT_GRADIENT), Phase.INPUT_GRADIENT),
 )
 
 
@@ -130,54 +163,60 @@ def layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
         lower_embedding(shape, context),
         lower_head(shape, context),
     ]
-    wheres = [(shape, groups)] * len(lists)
-    if context.model.moe is not None:
-        wheres.append(rank_shapes(plans, context, experts=True))
-        lists.append(lower_expert_mlp(wheres[-1][0], context))
-    attention, dense_mlp, embedding, head, *experts = (
-        _exposed(part, *where, context) for part, where in zip(price_parts(lists), wheres, strict=True)
-    )
-    return LayerCosts(
-        attention=attention,
-        dense_mlp=dense_mlp,
-        expert_mlp=experts[0] if experts else None,
-        embedding=embedding,
-        head=head,
-    )
+    if context.model.moe is None:
+        attention, dense_mlp, embedding, head = _exposed(price_parts(lists), shape, groups, context)
+        return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=None, embedding=embedding, head=head)
+    expert_shape, expert_groups = rank_shapes(plans, context, experts=True)
+    *parts, routed = price_parts([*lists, lower_expert_mlp(expert_shape, context)])
+    attention, dense_mlp, embedding, head = _exposed(parts, shape, groups, context)
+    (expert_mlp,) = _exposed([routed], expert_shape, expert_groups, context)
+    return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head)
 
 
-def _exposed(part: PartCosts, shape: RankShape, groups: Groups, context: CostContext) -> BlockCosts:
-    """Hide what the stack hides, and add what launching the kernels costs beyond running them."""
-    stack, kernel, transfer = context.stack, part.kernel_s, part.collective_s
-    table = np.zeros((len(COMPONENTS), len(shape)))
-    for phase in Phase:
-        table[_ROW[phase.name.lower()]] = kernel[phase]
-    for axis in Axis:
-        table[_ROW[f"{axis.name.lower()}_total"]] = transfer[axis]
+def _exposed(parts: Sequence[PartCosts], shape: RankShape, groups: Groups, context: CostContext) -> list[BlockCosts]:
+    """Hide what the stack hides, and add what launching the kernels costs beyond running them.
+
+    Tables are (..., parts, K): parts of the same shapes are worked out together.
+    """
+    stack = context.stack
+    kernel = np.stack([part.kernel_s for part in parts], axis=1)
+    transfer = np.stack([part.collective_s for part in parts], axis=1)
+    launched = np.stack([part.launches for part in parts], axis=1) * stack.kernel_launch_s
+    per_call = stack.collective_launch_s + stack.pipelined_collective_step_s * shape.tensor * shape.pipelined
+    called = np.stack([part.collectives for part in parts], axis=1) * per_call
+    table = np.zeros((len(COMPONENTS), *kernel.shape[1:]))
+    for phase, row in _PHASE_ROWS:
+        table[row] = kernel[phase]
+    for axis, row in _TOTAL_ROWS:
+        table[row] = transfer[axis]
     # A ring exchanges the next block while attention works on this one (arXiv:2310.01889).
     ring = np.where(shape.context_kind == ContextKind.RING, 1.0, 0.0)
     hidden = np.where(shape.tensor_overlap, stack.tensor_parallel_overlap, 0.0)
-    pipelined_s = stack.pipelined_collective_step_s * shape.tensor * shape.pipelined
-    for direction, (phases, window) in _DIRECTIONS.items():
-        tensor, context_axis, expert = (Axis[f"{kind}_{direction.upper()}"] for kind in ("TENSOR", "CONTEXT", "EXPERT"))
-        work = total(kernel[phases])
-        shown = np.stack(
-            [
-                exposed_s(transfer[tensor], work, hidden),
-                exposed_s(transfer[context_axis], kernel[window], ring),
-                exposed_s(transfer[expert], work, stack.expert_parallel_overlap),
-            ]
-        )
-        table[[_ROW[f"{kind}_{direction}"] for kind in ("tensor", "context", "expert")]] = shown
-        # The host issues kernels and collectives one after the other; the device waits where it is faster.
-        issue = total(part.launches[phases]) * stack.kernel_launch_s + part.collectives[tensor] * pipelined_s
-        issue = issue + total(part.collectives[[tensor, context_axis, expert]]) * stack.collective_launch_s
-        table[_ROW[f"launch_{direction}"]] = np.maximum(issue - total(shown) - work, 0.0)
-    busy = total(kernel)
+    for each in _PASSES:
+        first, second = (kernel[phase] for phase in each.phases)
+        tensor, around, expert = each.axes
+        shown = [
+            exposed_s(transfer[tensor], first + second, hidden),
+            exposed_s(transfer[around], kernel[each.ring_window], ring),
+            exposed_s(transfer[expert], first + second, stack.expert_parallel_overlap),
+        ]
+        for row, seconds in zip(each.rows, shown, strict=True):
+            table[row] = seconds
+        issue = launched[each.phases[0]] + launched[each.phases[1]] + total(called[axis] for axis in each.axes)
+        table[each.launch_row] = np.maximum(issue - total(shown) - first - second, 0.0)
+    return [
+        _block(part, np.ascontiguousarray(table[:, number]), groups, busy_s=busy_s, sent_s=sent_s)
+        for number, (part, busy_s, sent_s) in enumerate(zip(parts, total(kernel), total(transfer), strict=True))
+    ]
+
+
+def _block(
+    part: PartCosts, seconds: FloatArray, groups: Groups, *, busy_s: FloatArray, sent_s: FloatArray
+) -> BlockCosts:
     return BlockCosts(
-        seconds=table,
+        seconds=seconds,
         of_row=groups.of_row,
-        relative_half_width=np.divide(part.half_width_s, busy, out=np.zeros_like(busy), where=busy > 0),
+        relative_half_width=np.divide(part.half_width_s, busy_s, out=np.zeros_like(busy_s), where=busy_s > 0),
         basis=part.basis,
-        trust=np.stack([busy + total(transfer), part.extrapolated_kernel_s, part.extrapolated_collective_s]),
+        trust=np.stack([busy_s + sent_s, part.extrapolated_kernel_s, part.extrapolated_collective_s]),
     )

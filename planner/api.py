@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.plan import ExecutionPlan
+from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.constraints import check_plan
 from planner.estimates import plan_estimates
 from planner.explain import explain
@@ -30,7 +30,7 @@ from planner.request import (
 )
 from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Request
 from planner.search.enumerate import join, memory_rejections, price_all
-from planner.space import plan_space
+from planner.space import Space, plan_space
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 
@@ -123,20 +123,29 @@ def _options(options: Options | None, settings: Mapping[str, Any]) -> Options:
 
 def _single(request: Request, plan: ExecutionPlan) -> PlanResult:
     """Exactly one plan, no search."""
-    batch = check_plan(plan, setting_of(request))
-    (answer,) = plan_estimates(batch, cost_context(request), price=request.price)
+    return _alone(request, check_plan(plan, setting_of(request)), {})
+
+
+def _alone(request: Request, batch: PlanBatch, rejected: Mapping[str, int]) -> PlanResult:
+    """The only plan there is, priced once."""
+    context = cost_context(request)
+    answers = plan_estimates(batch, context, price=request.price)
     priced = Priced(
         plans=batch,
-        step_time_s=np.asarray([answer.step_time_s]),
-        peak_memory_bytes=np.asarray([answer.peak_memory_bytes]),
-        host_memory_bytes=np.asarray([answer.host_memory_bytes]),
-        fits=np.asarray([answer.fits]),
+        step_time_s=np.asarray([answer.step_time_s for answer in answers]),
+        peak_memory_bytes=np.asarray([answer.peak_memory_bytes for answer in answers]),
+        host_memory_bytes=np.asarray([answer.host_memory_bytes for answer in answers]),
+        fits=np.asarray([answer.fits for answer in answers]),
     )
-    return _result("estimate", request, priced, [answer], {})
+    return _result("estimate", request, priced, answers, dict(rejected) | memory_rejections(priced, context))
 
 
 def _answer(kind: str, request: Request, top: int) -> PlanResult:
-    priced, rejected = _search(request)
+    clusters = _clusters(request)
+    first = _space(request, clusters[0])
+    if kind == "estimate" and len(clusters) == 1 and len(first.plans) == 1:
+        return _alone(request, first.plans, first.rejected)
+    priced, rejected = _search(request, clusters, first)
     rows = best_rows(priced, objective=request.objective, count=top, variants=request.variants)
     if not len(rows):
         if kind == "plan" or not len(priced):
@@ -145,17 +154,21 @@ def _answer(kind: str, request: Request, top: int) -> PlanResult:
     return _result(kind, request, priced, _estimates(request, priced, rows), rejected)
 
 
-def _search(request: Request) -> tuple[Priced, dict[str, int]]:
-    """Every legal plan of the request priced, on the whole cluster or also on parts of it."""
+def _space(request: Request, cluster: ClusterSpec) -> Space:
+    return plan_space(
+        setting_of(request, cluster),
+        domain_devices=cluster.domain_devices,
+        pins=request.pins,
+        offload=request.offload,
+    )
+
+
+def _search(request: Request, clusters: list[ClusterSpec], first: Space) -> tuple[Priced, dict[str, int]]:
+    """Every legal plan of the request priced, on each of the clusters; ``first`` is the space of the first."""
     parts: list[Priced] = []
     rejected: dict[str, int] = {}
-    for cluster in _clusters(request):
-        space = plan_space(
-            setting_of(request, cluster),
-            domain_devices=cluster.domain_devices,
-            pins=request.pins,
-            offload=request.offload,
-        )
+    for cluster in clusters:
+        space = first if cluster is clusters[0] else _space(request, cluster)
         context = cost_context(request, cluster)
         priced = price_all(space.plans, context)
         for counts in (space.rejected, memory_rejections(priced, context)):

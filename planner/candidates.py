@@ -16,8 +16,13 @@ MAX_CANDIDATES = 2_500_000  # bounds the memory of one request to about 1 GiB; r
 Columns = dict[str, IntArray]
 Keep = Callable[[Columns], BoolArray]
 
-_DEFAULTS = ExecutionPlan()
-_NAMES = [name for name in PlanBatch.__dataclass_fields__ if name != "stage_layers"]
+_DEFAULTS = {
+    name: np.asarray(value, dtype=np.bool_ if isinstance(value, bool) else np.int64)
+    for name, value in ((name, getattr(ExecutionPlan(), name)) for name in PlanBatch.__dataclass_fields__)
+    if name != "stage_layers"
+}
+for _default in _DEFAULTS.values():
+    _default.flags.writeable = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,8 +74,9 @@ class Candidates:
                 f"{self.setting.num_devices} devices allow more than {MAX_CANDIDATES} plans",
                 "fix tp, pp, cp or the micro-batch size",
             )
-        rows = np.repeat(np.arange(self.length), len(table))
-        self.columns = {name: column[rows] for name, column in self.columns.items()}
+        if len(table) != 1:
+            rows = np.repeat(np.arange(self.length), len(table))
+            self.columns = {name: column[rows] for name, column in self.columns.items()}
         for index, name in enumerate(names):
             self.columns[name] = np.tile(table[:, index], self.length)
         self.length *= len(table)
@@ -100,14 +106,12 @@ class Candidates:
     def batch(self) -> PlanBatch:
         """The rows so far; undecided columns hold their defaults."""
         built: dict[str, Any] = {}
-        for name in _NAMES:
-            default = getattr(_DEFAULTS, name)
-            kind = np.bool_ if isinstance(default, bool) else np.int64
+        for name, default in _DEFAULTS.items():
             column = self.columns.get(name)
-            if column is None:
-                built[name] = np.broadcast_to(np.asarray(default, dtype=kind), (self.length,))
+            if column is None:  # a view of one value, as broadcast_to makes, many times faster
+                built[name] = np.ndarray((self.length,), dtype=default.dtype, buffer=default, strides=(0,))
             else:
-                built[name] = column.astype(kind, copy=False)
+                built[name] = column.astype(default.dtype, copy=False)
         return PlanBatch(**built)
 
     def _settle(self) -> None:

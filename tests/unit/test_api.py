@@ -100,6 +100,17 @@ def test_a_plan_alone_costs_what_it_costs_in_the_ranking(ranking: PlanResult, ra
     assert replace(alone, rank=item.rank) == item
 
 
+def test_one_legal_plan_is_priced_once_and_the_same() -> None:
+    """Fixing every choice leaves one plan; it costs what it costs when given whole."""
+    pins = {"tp": 2, "pp": 2, "dp": 2, "vpp": 1, "zero": 1, "sp": True, "micro_batch": 2}
+    pins |= {"axis_order": "tp_cp_dp_pp", "hsdp": 0, "schedule": "1f1b", "recompute": "none"}
+    pinned = api.estimate(MODEL, CLUSTER, JOB, plan=pins)
+    assert pinned.considered == 1
+    whole = api.estimate(MODEL, CLUSTER, JOB, plan=pinned.plans[0].plan)
+    assert pinned.plans == whole.plans
+    assert api.plan(MODEL, CLUSTER, JOB, pins=pins).plans == whole.plans
+
+
 def test_the_batch_of_a_whole_plan_follows_from_it() -> None:
     plan = ExecutionPlan(data_parallel=8, micro_batch_size=2, num_microbatches=3, zero_stage=3)
     answer = api.estimate(MODEL, CLUSTER, {"sequence_length": 2048}, plan=plan)
