@@ -24,12 +24,9 @@ from profiles.parameters import (
     layer_parameters,
     position_parameters,
 )
-from profiles.precision import ELEMENT_BYTES
+from profiles.precision import ELEMENT_BYTES, NF4_BYTES
 from profiles.stack import StackSpec
 
-# NF4 with double quantisation: 4 bits, an 8-bit constant per 64 weights and an fp32 one per 256 of
-# those (arXiv:2305.14314 section 3).
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Block-wise 8-bit moments carry one fp32 scale per block (arXiv:2110.02861); 256 in bitsandbytes.
 _INT8_SCALE_BYTES = 4 / 256
 

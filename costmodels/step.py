@@ -19,7 +19,7 @@ from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.optimizer import memory_seconds_per_byte, optimizer_s
 from costmodels.overlap import exposed_s
 from costmodels.pipeline import pipeline_s
-from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch, Recompute
+from costmodels.plan import AxisOrder, BoolArray, FloatArray, IntArray, PlanBatch, Recompute
 from costmodels.stage_parameters import StageParameters
 from costmodels.stages import StageTable
 
@@ -144,7 +144,7 @@ def _alike(plans: PlanBatch, stages: StageTable, costs: LayerCosts) -> Groups:
         plans.num_microbatches,
         plans.data_parallel,
         plans.axis_order,
-        (plans.zero_stage < 3).astype(np.int64),
+        _accumulates_whole(plans).astype(np.int64),
     ]
     if costs.expert_mlp is not None:
         columns.append(costs.expert_mlp.of_row)
@@ -200,18 +200,24 @@ def _pipeline(
     )
 
 
+def _accumulates_whole(plans: PlanBatch) -> BoolArray:
+    """(N,) whether a rank accumulates all gradients of its stage, and not just its shard of them."""
+    return (plans.zero_stage < 3) | (plans.pipeline_parallel > 1)
+
+
 def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
     """(N, S) seconds per micro-batch to add new gradients onto the accumulated ones.
 
     Megatron-LM accumulates inside the weight-gradient GEMM (gradient_accumulation_fusion): the sum is
     read and written there, and the 16-bit gradient is never stored. Elsewhere it is, and is read back.
-    16-bit sums need no pass for the first micro-batch; ZeRO-3 accumulates shards, which are small.
+    16-bit sums need no pass for the first micro-batch; ZeRO-3 accumulates shards, which are small,
+    unless a pipeline keeps them whole.
     """
     gradient, stored = gradient_element_bytes(context), context.job.numerics.storage_bytes
     fused = context.stack.framework == "megatron" and gradient > stored
     per_parameter = 2 * gradient - stored if fused else 2 * gradient + stored
     m = plans.num_microbatches
-    rounds = np.where(gradient > stored, 1.0, (m - 1) / m) * (plans.zero_stage < 3)
+    rounds = np.where(gradient > stored, 1.0, (m - 1) / m) * _accumulates_whole(plans)
     seconds = rounds * per_parameter * memory_seconds_per_byte(context)
     return (parameters.trained_dense + parameters.trained_expert) * seconds[:, None]
 

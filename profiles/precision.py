@@ -46,6 +46,10 @@ _ALIASES = {
 # Bytes per element of the tensors a job may choose a format for (gradients, master weights, states).
 ELEMENT_BYTES = {"none": 0, "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
 
+# NF4 with double quantisation: 4 bits, an 8-bit constant per 64 weights and an fp32 one per 256 of
+# those (arXiv:2305.14314 section 3).
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+
 
 def parse_precision(name: str, *, field: str = "job.precision") -> Precision:
     """The recipe of that name (case-insensitive; common aliases accepted).

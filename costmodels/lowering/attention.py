@@ -97,12 +97,17 @@ def lora_pair(
     *,
     rank: int,
     element: float,
+    batch: FloatArray | None = None,
 ) -> None:
-    """The two thin GEMMs of an adapter, their dropout, and the addition onto the frozen output."""
-    calls.linear(tokens, inputs, float(rank), trained=True)
-    calls.linear(tokens, float(rank), outputs, trained=True)
+    """The two thin GEMMs of an adapter, their dropout, and the addition onto the frozen output.
+
+    ``batch`` experts of ``tokens`` each run theirs as grouped GEMMs.
+    """
+    count: FloatArray | float = 1.0 if batch is None else batch
+    calls.linear(tokens, inputs, float(rank), trained=True, batch=count, grouped=batch is not None)
+    calls.linear(tokens, float(rank), outputs, trained=True, batch=count, grouped=batch is not None)
     for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
-        calls.memory(phase, element * tokens * (2.0 * inputs + 3.0 * outputs), kernels=3)
+        calls.memory(phase, element * count * tokens * (2.0 * inputs + 3.0 * outputs), kernels=3)
 
 
 def _core_shape(shape: RankShape, context: CostContext) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -13,7 +13,7 @@ from costmodels.collectives import CollectiveCallBatch, CollectiveOp, ranks_per_
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelCallBatch, KernelOp, Prediction
 from costmodels.plan import FloatArray, IntArray
-from profiles.precision import GEMM_FORMATS
+from profiles.precision import GEMM_FORMATS, NF4_BYTES
 
 _COLUMN = {name: row for row, name in enumerate(KernelCallBatch.__dataclass_fields__)}
 
@@ -111,9 +111,16 @@ class CallList:
         grouped: bool = False,
         gemm_format: str = "",
     ) -> None:
-        """A linear layer: forward, input gradient and, when its weight is trained, weight gradient."""
+        """A linear layer: forward, input gradient and, when its weight is trained, weight gradient.
+
+        QLoRA restores a frozen 4-bit weight to 16 bits in every pass over it (arXiv:2305.14314 section 3).
+        """
         self.gemm(Phase.FORWARD, rows, outputs, inputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
         self.gemm(Phase.INPUT_GRADIENT, rows, inputs, outputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
+        if not trained and self.context.job.task == "qlora":
+            restored = (NF4_BYTES + self.context.job.numerics.storage_bytes) * inputs * outputs * batch
+            for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
+                self.memory(phase, restored)
         if trained:
             self.gemm(
                 Phase.WEIGHT_GRADIENT, outputs, inputs, rows, batch=batch, grouped=grouped, gemm_format=gemm_format

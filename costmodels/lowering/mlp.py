@@ -22,7 +22,7 @@ def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:
     if not context.model.parallel_residual:
         norm_and_residual(calls, shape, passes=1)
         tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
-    _matrices(calls, context, rows=shape.tokens, width=context.model.ffn_hidden_size / shape.tensor, adapters=True)
+    _matrices(calls, context, rows=shape.tokens, width=context.model.ffn_hidden_size / shape.tensor)
     return calls
 
 
@@ -47,14 +47,13 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         rows=routed_rows / local_experts,
         width=moe.ffn_hidden_size / shape.expert_tensor,
         batch=local_experts,
-        adapters=False,
     )
     permutations = 1.0 if context.stack.grouped_experts else local_experts
     for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
         calls.memory(phase, _PERMUTE_PASSES * element * hidden * routed_rows, kernels=_PERMUTE_KERNELS * permutations)
     if moe.shared_ffn_hidden_size:
         width = moe.shared_ffn_hidden_size / shape.tensor
-        _matrices(calls, context, rows=shape.tokens, width=width, adapters=True)
+        _matrices(calls, context, rows=shape.tokens, width=width)
         tensor_block_traffic(calls, shape, hidden * element)
     _dispatch_traffic(calls, shape, moe, own_tokens * moe.experts_per_token * hidden * element)
     return calls
@@ -72,7 +71,6 @@ def _matrices(
     *,
     rows: FloatArray,
     width: FloatArray,
-    adapters: bool,
     batch: FloatArray | None = None,
 ) -> None:
     """Up, gate and down matrices with the activation between them, ``batch`` experts at once."""
@@ -85,11 +83,11 @@ def _matrices(
     calls.linear(rows, width, hidden, trained=trained, batch=count, grouped=grouped)
     activation(calls, rows * count, width)
     lora = context.job.lora
-    if adapters and lora is not None:
+    if lora is not None:
         element = context.job.numerics.storage_bytes
         for target, inputs, outputs in (("gate", hidden, width), ("up", hidden, width), ("down", width, hidden)):
             if target in lora.targets and not (target == "gate" and not context.model.gated_mlp):
-                lora_pair(calls, rows, inputs, outputs, rank=lora.rank, element=element)
+                lora_pair(calls, rows, inputs, outputs, rank=lora.rank, element=element, batch=batch)
 
 
 def _dispatch_traffic(calls: CallList, shape: RankShape, moe: MoESpec, sent_bytes: FloatArray) -> None:

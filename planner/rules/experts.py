@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
+from costmodels.plan import AxisOrder, BoolArray, ExecutionPlan, PlanBatch
 from planner.rules.base import (
     DEEPSPEED,
     FRAMEWORKS,
@@ -107,6 +107,29 @@ EXPERT = (
         ),
         holds=lambda plans, _setting: _expert_ranks(plans),
         complaint=_expert_complaint,
+    ),
+    Rule(
+        name="expert_order_with_pipeline_inside",
+        frameworks=(MEGATRON,),
+        field="axis_order",
+        text="with the pipeline inside the data ranks, ep x etp equals tp x cp",
+        source="megatron/core/parallel_state.py: without pp-last rank ordering, the data-parallel sizes of attention "
+        "and MoE layers must be the same",
+        columns=columns(
+            "axis_order",
+            "pipeline_parallel",
+            "tensor_parallel",
+            "context_parallel",
+            "expert_parallel",
+            "expert_tensor_parallel",
+        ),
+        holds=lambda plans, setting: (
+            mask(setting.model.moe is None)
+            | (plans.axis_order == AxisOrder.TP_CP_DP_PP)
+            | (plans.pipeline_parallel == 1)
+            | (plans.expert_parallel * plans.expert_tensor_parallel == plans.tensor_parallel * plans.context_parallel)
+        ),
+        complaint=lambda _plan, _setting: ("needs ep x etp = tp x cp for a mixture of experts", "the default order"),
     ),
     Rule(
         name="expert_ranks_in_data_ranks",

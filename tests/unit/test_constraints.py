@@ -346,3 +346,14 @@ def test_a_sieve_charges_each_plan_once() -> None:
 def test_an_unknown_framework_is_refused() -> None:
     with pytest.raises(SpecError, match=r"framework: unknown name 'megatrn'. Hint: did you mean 'megatron'"):
         rules_for("megatrn")
+
+
+@pytest.mark.parametrize(
+    ("expert", "legal"), [(2, True), (4, False)], ids=["ranks of attention and experts agree", "they differ"]
+)
+def test_megatron_keeps_data_groups_alike_when_the_pipeline_lies_inside(expert: int, legal: bool) -> None:
+    plan = split(t=2, p=2, d=4, expert_parallel=expert, sequence_parallel=True, axis_order=AxisOrder.TP_CP_PP_DP)
+    found = broken(plan, setting(MEGATRON, devices=16, model=mixture()))
+    assert ("expert_order_with_pipeline_inside" not in found) is legal
+    outside = replace(plan, axis_order=AxisOrder.TP_CP_DP_PP)
+    assert "expert_order_with_pipeline_inside" not in broken(outside, setting(MEGATRON, devices=16, model=mixture()))

@@ -14,6 +14,7 @@ from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.workload import LoraSpec
+from profiles.precision import NF4_BYTES
 from tests.fakes import UnitKernels, context, gpt, job, latent, llama, mixture, stack
 
 S, H, F = 2048, 1024, 4096
@@ -155,3 +156,25 @@ def test_launches_are_one_per_product_and_as_told_per_memory_call():
     assert costs.launches[:, 0].tolist() == [2 + 2, 1, 3 + 2 + 1, 2]  # norm, residual, qkv, out | core | ...
     alone = replace(context(), kernels=BYTES)
     assert np.all(lowered("attention", alone).launches == lowered("attention", context()).launches)
+
+
+def test_qlora_restores_every_frozen_matrix_in_both_passes():
+    """Read in 4 bits with constants, written in 16: whatever the tokens (arXiv:2305.14314 section 3)."""
+    tasks = {task: job(task=task, lora=LoraSpec(rank=8, targets=("q",))) for task in ("lora", "qlora")}
+    model = gpt(**LEARNED)
+    for block, matrices in (("attention", 4 * H * H), ("dense_mlp", 2 * H * F)):
+        plain, restored = (moved(block, model=model, job=tasks[task]) for task in ("lora", "qlora"))
+        for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
+            assert restored[phase] - plain[phase] == pytest.approx((2 + NF4_BYTES) * matrices)
+
+
+def test_adapters_of_routed_experts_move_the_routed_tokens():
+    """k rows per token: dropout reads and writes the input; the output is read twice and written once."""
+    model = mixture()
+    targets = {name: job(task="lora", lora=LoraSpec(rank=8, targets=(name,))) for name in ("q", "down")}
+    without, with_down = (moved("expert_mlp", model=model, job=targets[name]) for name in ("q", "down"))
+    assert model.moe is not None
+    rows = S * model.moe.experts_per_token
+    shared = S * model.moe.shared_ffn_hidden_size
+    expected = 2 * (rows * (2 * model.moe.ffn_hidden_size + 3 * H) + 2 * shared + 3 * S * H * (shared > 0))
+    assert with_down[Phase.FORWARD] - without[Phase.FORWARD] == pytest.approx(expected)

@@ -5,7 +5,6 @@ import pytest
 
 from costmodels.context import CostContext
 from costmodels.model_state import (
-    NF4_BYTES,
     ModelState,
     end_gradient_bytes,
     model_state,
@@ -23,6 +22,7 @@ from profiles.parameters import (
     total_lora_parameters,
     total_parameters,
 )
+from profiles.precision import NF4_BYTES
 from tests.fakes import context, gpt, job, llama, mixture, stack
 
 P = total_parameters(gpt())
