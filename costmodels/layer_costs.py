@@ -45,11 +45,6 @@ _FORWARD = [_ROW[name] for name in ("forward", "core", "tensor_forward", "contex
 _BACKWARD = [_ROW[name] for name in ("input_gradient", "tensor_backward", "context_backward", "expert_backward")] + [
     _ROW["launch_backward"]
 ]
-# Phases of each pass, and the one whose attention a ring exchange runs under.
-_DIRECTIONS = {
-    "forward": ([Phase.FORWARD, Phase.CORE], Phase.CORE),
-    "backward": ([Phase.INPUT_GRADIENT, Phase.WEIGHT_GRADIENT], Phase.INPUT_GRADIENT),
-}
 # Of these, what runs again when a layer is recomputed.
 RECOMPUTED = (
     *("forward", "core", "tensor_forward", "context_forward", "expert_forward", "launch_forward"),
@@ -182,8 +177,10 @@ def _exposed(parts: Sequence[PartCosts], shape: RankShape, groups: Groups, conte
     kernel = np.stack([part.kernel_s for part in parts], axis=1)
     transfer = np.stack([part.collective_s for part in parts], axis=1)
     launched = np.stack([part.launches for part in parts], axis=1) * stack.kernel_launch_s
-    per_call = stack.collective_launch_s + stack.pipelined_collective_step_s * shape.tensor * shape.pipelined
-    called = np.stack([part.collectives for part in parts], axis=1) * per_call
+    calls = np.stack([part.collectives for part in parts], axis=1)
+    called = calls * stack.collective_launch_s
+    tensor_axes = [Axis.TENSOR_FORWARD, Axis.TENSOR_BACKWARD]
+    called[tensor_axes] += calls[tensor_axes] * stack.pipelined_collective_step_s * shape.tensor * shape.pipelined
     table = np.zeros((len(COMPONENTS), *kernel.shape[1:]))
     for phase, row in _PHASE_ROWS:
         table[row] = kernel[phase]

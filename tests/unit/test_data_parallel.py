@@ -1,5 +1,7 @@
 """Data-parallel and ZeRO traffic: volumes of arXiv:1910.02054 section 7, groups and placements."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -171,3 +173,84 @@ def test_one_rank_moves_nothing():
     found = traffic([ExecutionPlan(zero_stage=stage) for stage in range(4)])
     assert not np.any(found.gradients_s)
     assert not np.any(found.parameters_s)
+
+
+def sizes(plan: ExecutionPlan, **changes) -> dict[CollectiveOp, float]:
+    """Bytes of one message of each operation."""
+    return {op: size for op, size, _, _ in calls(plan, **changes)}
+
+
+def test_gradients_go_out_in_messages_of_about_the_size_the_stack_sends():
+    psi = total_parameters(gpt())
+    whole = 4 * psi
+    for zero, op in ((0, CollectiveOp.ALL_REDUCE), (1, CollectiveOp.REDUCE_SCATTER)):
+        plan = ExecutionPlan(data_parallel=8, zero_stage=zero)
+        assert sizes(plan, stack=stack(gradient_message_bytes=0))[op] == pytest.approx(whole)
+        assert sizes(plan, stack=stack(gradient_message_bytes=whole / 2.5))[op] == pytest.approx(whole / 3)
+        assert sizes(plan, stack=stack(gradient_message_bytes=whole))[op] == pytest.approx(whole)
+        assert sizes(plan, stack=stack(gradient_message_bytes=9 * whole))[op] == pytest.approx(whole)
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "per_layer", "messages"),
+    [(1, 0, 1), (2, 0, 1), (3, 0, 8), (1, 1, 8), (1, 3, 24), (3, 1, 8), (3, 3, 24)],
+)
+def test_parameters_are_gathered_in_one_call_or_layer_by_layer(zero_stage, per_layer, messages):
+    plan = ExecutionPlan(data_parallel=8, zero_stage=zero_stage)
+    found = sizes(plan, stack=stack(gather_messages_per_layer=per_layer))
+    assert found[CollectiveOp.ALL_GATHER] == pytest.approx(2 * total_parameters(gpt()) / messages)
+
+
+def test_a_pipeline_stage_gathers_its_own_layers():
+    found = sizes(
+        ExecutionPlan(data_parallel=8, pipeline_parallel=4, zero_stage=1), stack=stack(gather_messages_per_layer=1)
+    )
+    layer = 12 * 1024**2 + 4 * 1024
+    fullest = 2 * layer + 32768 * 1024 + 2 * 1024
+    assert found[CollectiveOp.ALL_GATHER] == pytest.approx(2 * fullest / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("share", "messages"),
+    [(0.0, 8), (9.0, 8), (1 / 100.5, 101)],
+    ids=["one call", "larger than all", "smaller than a layer"],
+)
+def test_stage_3_reduces_at_least_layer_by_layer(share, messages):
+    whole = 4 * total_parameters(gpt())
+    found = sizes(ExecutionPlan(data_parallel=8, zero_stage=3), stack=stack(gradient_message_bytes=share * whole))
+    assert found[CollectiveOp.REDUCE_SCATTER] == pytest.approx(whole / messages)
+
+
+def test_messages_share_the_bandwidth_and_each_pays_the_start():
+    """Splitting moves the same bytes; what is priced per message is paid as often as there are messages."""
+
+    class Starts(RingCollectives):
+        def predict(self, calls, cluster):
+            priced = super().predict(calls, cluster)
+            start_s = np.where((calls.group_size > 1) & (calls.size_bytes > 0), 7.0, 0.0)
+            return replace(priced, time_s=priced.time_s + start_s)
+
+    psi, ring = total_parameters(gpt()), 7 / 8
+    plan = [ExecutionPlan(data_parallel=8, zero_stage=1)]
+    split = stack(gradient_message_bytes=4 * psi / 10, gather_messages_per_layer=2)
+    found = traffic(plan, stack=split, collectives=Starts(inside_bytes_per_s=1e6))
+    assert found.gradients_s == pytest.approx([10 * 7 + ring * 4 * psi / 1e6])
+    assert found.parameters_s == pytest.approx([16 * 7 + ring * 2 * psi / 1e6])
+
+
+def test_traffic_across_domains_has_the_scale_of_the_network():
+    scaled = stack(collective_time_scale=3.0, scale_out_time_scale=5.0)
+    plans = [ExecutionPlan(data_parallel=degree, zero_stage=1) for degree in (8, 16)]
+    before, after = traffic(plans), traffic(plans, stack=scaled)
+    assert after.gradients_s / before.gradients_s == pytest.approx([3, 5])
+    assert after.parameters_s / before.parameters_s == pytest.approx([3, 5])
+
+
+def test_hybrid_sharding_crosses_the_network_for_the_replicas_only():
+    scaled = stack(collective_time_scale=3.0, scale_out_time_scale=5.0)
+    plan = [ExecutionPlan(data_parallel=64, zero_stage=3, zero_shard_degree=8)]
+    psi = total_parameters(gpt())
+    found = traffic(plan, stack=scaled)
+    ring = 7 / 8  # eight shards in a node, eight nodes
+    assert found.gradients_s == pytest.approx([4 * psi * ring * 3 + 2 * 4 * psi / 8 * ring * 5])
+    assert found.parameters_s == pytest.approx([2 * psi * ring * 3])

@@ -6,7 +6,8 @@ import pytest
 from costmodels.context import CostContext
 from costmodels.layer_costs import COMPONENTS, BlockCosts, layer_costs
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
-from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, mixture, stack
+from profiles.hardware import ClusterSpec
+from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, device, job, mixture, node, stack
 
 S, H = 2048, 1024
 ROWS = 2 * S * H
@@ -101,3 +102,119 @@ def test_sums_of_a_pass_hold_its_work_and_what_shows_of_its_traffic():
     assert costs.weight_gradient_s() == pytest.approx(costs.component("weight_gradient"))
     assert set(costs.present()) <= set(COMPONENTS)
     assert "context_forward" not in costs.present()
+
+
+def test_every_kernel_is_issued_and_more_kernels_take_longer():
+    """Free kernels: a pass takes its launches; fused kernels need fewer of them."""
+    fused, eager = (
+        blocks(ExecutionPlan(), context(kernels=FREE, stack=stack(kernel_launch_s=1.0, fused_elementwise=flag)))
+        for flag in (True, False)
+    )
+    assert fused["attention"]["launch_forward"] == 7
+    for block in ("attention", "dense_mlp"):
+        for way in ("forward", "backward"):
+            assert eager[block][f"launch_{way}"] > fused[block][f"launch_{way}"] == int(fused[block][f"launch_{way}"])
+        assert fused[block]["launch_backward"] > fused[block]["launch_forward"]  # two gradients per product
+
+
+def test_host_and_device_run_side_by_side():
+    """A pass takes as long as the slower of the two, never their sum."""
+    plan = ExecutionPlan(tensor_parallel=4)
+    prices = {"kernels": RateKernels(), "collectives": RingCollectives(1e11, 1e11)}
+    device_s = blocks(plan, context(**prices))["dense_mlp"]
+    host_s = blocks(plan, context(kernels=FREE, stack=stack(kernel_launch_s=1.0)))["dense_mlp"]
+    for launch_s in (1e-6, 1e-4, 3e-4, 1e-2):
+        both = blocks(plan, context(**prices, stack=stack(kernel_launch_s=launch_s)))["dense_mlp"]
+        for way, parts in (
+            ("forward", ("forward", "core", "tensor_forward")),
+            ("backward", ("input_gradient", "weight_gradient", "tensor_backward")),
+        ):
+            works = sum(device_s[part] for part in parts)
+            issues = host_s[f"launch_{way}"] * launch_s
+            took = sum(both[part] for part in (*parts, f"launch_{way}"))
+            assert took == pytest.approx(max(works, issues))
+
+
+@pytest.mark.parametrize(("tensor", "pipeline", "extra_s"), [(4, 1, 0), (4, 2, 4), (8, 2, 8), (8, 4, 8)])
+def test_pipelined_ranks_issue_tensor_collectives_slowly(tensor, pipeline, extra_s):
+    """So long per rank of the group, in a pipeline of whatever depth; collectives of one layer: 1 a pass."""
+    where = context(kernels=FREE, stack=stack(collective_launch_s=0.25, pipelined_collective_step_s=1.0))
+    found = blocks(ExecutionPlan(tensor_parallel=tensor, pipeline_parallel=pipeline), where)["dense_mlp"]
+    assert found["launch_forward"] == found["launch_backward"] == 0.25 + extra_s
+
+
+def test_pipelined_ranks_issue_other_collectives_as_fast_as_ever():
+    where = context(kernels=FREE, stack=stack(collective_launch_s=0.25, pipelined_collective_step_s=1.0))
+    found = blocks(ExecutionPlan(context_parallel=4, pipeline_parallel=2), where)["attention"]
+    alone = blocks(ExecutionPlan(context_parallel=4), where)["attention"]
+    assert found["launch_forward"] == alone["launch_forward"] > 0
+
+
+@pytest.mark.parametrize(("overlap", "shown"), [(False, 1.0), (True, 0.3)])
+def test_tensor_traffic_hides_where_the_plan_overlaps_it(overlap, shown):
+    where = context(collectives=RingCollectives(), stack=stack(tensor_parallel_overlap=0.7))
+    plan = ExecutionPlan(tensor_parallel=4, tensor_parallel_overlap=overlap, sequence_parallel=True)
+    for block in ("attention", "dense_mlp"):
+        found = blocks(plan, where)[block]
+        for way in ("forward", "backward"):
+            assert found[f"tensor_{way}_total"] > 0
+            assert found[f"tensor_{way}"] == pytest.approx(shown * found[f"tensor_{way}_total"])
+
+
+def test_tensor_traffic_hides_under_no_more_than_the_work_there_is():
+    plan = ExecutionPlan(tensor_parallel=4, tensor_parallel_overlap=True)
+    work = blocks(plan, context())["dense_mlp"]["forward"]
+    crawl = RingCollectives(inside_bytes_per_s=1e-6)
+    found = blocks(plan, context(collectives=crawl, stack=stack(tensor_parallel_overlap=0.7)))["dense_mlp"]
+    assert found["tensor_forward"] == pytest.approx(found["tensor_forward_total"] - work, rel=1e-12)
+
+
+SCALES = {
+    "gemm_time_scale": 2.0,
+    "fp8_time_scale": 3.0,
+    "fp4_time_scale": 5.0,
+    "blackwell_16bit_time_scale": 7.0,
+    "volta_gemm_time_scale": 11.0,
+    "attention_time_scale": 13.0,
+    "hopper_attention_time_scale": 17.0,
+    "memory_time_scale": 19.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "precision", "linear", "core"),
+    [
+        ("ampere", "bf16", 2, 13),
+        ("volta", "fp16", 2 * 11, 13),
+        ("hopper", "bf16", 2, 13 * 17),
+        ("hopper", "fp8", 3, 13 * 17),
+        ("blackwell", "bf16", 2 * 7, 13),
+        ("blackwell", "fp8", 3, 13),
+        ("blackwell", "fp4", 5, 13),
+    ],
+)
+def test_each_kind_of_kernel_has_its_scale(architecture, precision, linear, core):
+    peaks = dict.fromkeys(("fp16", "bf16", "tf32", "fp32", "fp8", "fp4"), 1e15)
+    fake = device(architecture=architecture, peak_flops_per_s=peaks)
+    where = ClusterSpec(name="fake", node=node(device=fake), num_nodes=8)
+    plain, scaled = (
+        blocks(ExecutionPlan(), context(cluster=where, job=job(precision=precision), stack=stack(**scales)))
+        for scales in ({}, SCALES)
+    )
+    assert scaled["dense_mlp"]["weight_gradient"] == pytest.approx(linear * plain["dense_mlp"]["weight_gradient"])
+    assert scaled["attention"]["core"] == pytest.approx(core * plain["attention"]["core"])
+    # The output head stays in 16 bits.
+    head = 2 * 7 if architecture == "blackwell" else 2 * 11 if architecture == "volta" else 2
+    assert scaled["head"]["weight_gradient"] == pytest.approx(head * plain["head"]["weight_gradient"])
+    assert plain["attention"]["core"] > 0
+
+
+def test_collectives_within_and_across_domains_have_their_scales():
+    scaled = stack(collective_time_scale=3.0, scale_out_time_scale=5.0)
+    for degree, factor in ((8, 3), (16, 5)):  # eight devices share a domain
+        plan = ExecutionPlan(tensor_parallel=degree)
+        before, after = (
+            blocks(plan, context(collectives=RingCollectives(), stack=own))["attention"] for own in (stack(), scaled)
+        )
+        assert before["tensor_forward"] > 0
+        assert after["tensor_forward"] == pytest.approx(factor * before["tensor_forward"])
