@@ -24,7 +24,7 @@ from profiles.stack import StackSpec
 from profiles.stacks import load_priors
 
 # Rows of one file that are fitted; a larger file is thinned evenly, its rows repeat one another.
-MOST_ROWS_PER_FILE = 200
+MOST_ROWS_PER_FILE = 100
 NORMAL_90 = 1.645  # standard deviations either side of the mean that hold 90 % of a normal law
 
 
@@ -47,6 +47,7 @@ def refit(
     rows: Sequence[ScorableRow],
     priors: Mapping[str, StackSpec] | None = None,
     left_out_with: Mapping[tuple[str, str], str] | None = None,
+    jobs: int = 1,
 ) -> Refit:
     """Fit and cross-validate the stacks on timed rows.
 
@@ -54,6 +55,7 @@ def refit(
         rows: Scorable rows; those without a time, and digitised ones, are left out.
         priors: Stacks to start from; the packaged ones when absent.
         left_out_with: (file, source) to the name of what is left out together; the file when absent.
+        jobs: Processes to use; all cores when negative.
     """
     start = dict(priors or load_priors())
     timed = [row for row in rows if row.step_time_s is not None and not row.trend]
@@ -74,6 +76,7 @@ def refit(
         source_of_row=[fold_of(row, left_out_with or {}) for row in kept],
         measured_s=measured_s,
         predict=predict,
+        jobs=jobs,
     )
     held_out = {source: _with_shared_times(stacks) for source, stacks in fit.held_out.items()}
     fit = replace(fit, stacks=_with_shared_times(fit.stacks), held_out=held_out)
@@ -148,7 +151,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of published runs")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     chosen = parser.parse_args()
-    document = card(refit(scorable_rows(sorted(chosen.data.glob("*.csv")))))
+    document = card(refit(scorable_rows(sorted(chosen.data.glob("*.csv"))), jobs=-1))
     chosen.out.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from profiles.stack import StackSpec
@@ -101,6 +102,7 @@ def fit_stacks(
     source_of_row: Sequence[str],
     measured_s: FloatArray,
     predict: Predict,
+    jobs: int = 1,
 ) -> StackFit:
     """Fit every stack that has measurements, and judge each source by the others.
 
@@ -110,13 +112,13 @@ def fit_stacks(
         source_of_row: (n,) source it was published by.
         measured_s: (n,) measured step time.
         predict: Predicts the step times of selected rows with the given stacks.
+        jobs: Processes to spread the fits over; the result does not depend on it.
 
     Returns:
         The fit and its cross-validation.
     """
     stack_names, sources = np.asarray(stack_of_row), np.asarray(source_of_row)
-    fitted = dict(stacks)
-    left_out: dict[tuple[str, str], StackSpec] = {}
+    problems: dict[tuple[str, str], _Problem] = {}  # by stack and what is left out; "" for nothing
     for name in sorted(set(stack_of_row)):
         own = np.flatnonzero(stack_names == name)
         problem = _Problem.of(
@@ -126,9 +128,12 @@ def fit_stacks(
             measured_s=measured_s[own],
             predict=lambda stack, rows: predict({**stacks, stack.name: stack}, rows),
         )
-        fitted[name] = problem.solve()
-        for source in sorted(set(problem.sources.tolist())):
-            left_out[source, name] = problem.without(source).solve()
+        problems[name, ""] = problem
+        problems |= {(name, source): problem.without(source) for source in sorted(set(problem.sources.tolist()))}
+    solved = Parallel(n_jobs=jobs)(delayed(_Problem.solve)(problem) for problem in problems.values())
+    solutions = dict(zip(problems, solved, strict=True))
+    fitted = dict(stacks) | {name: stack for (name, source), stack in solutions.items() if not source}
+    left_out = {(source, name): stack for (name, source), stack in solutions.items() if source}
     folds = {source: dict(fitted) for source in sorted(set(source_of_row))}
     for (source, name), stack in left_out.items():
         folds[source][name] = stack
