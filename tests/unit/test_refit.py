@@ -251,7 +251,7 @@ def test_program_writes_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("b.csv", "a.csv", "notes.md"):
         (tmp_path / name).write_text("", encoding="utf-8")
     monkeypatch.setattr(module, "scorable_rows", rows_of)
-    monkeypatch.setattr(module, "refit", lambda rows: hand_made())
+    monkeypatch.setattr(module, "refit", lambda rows, jobs: hand_made())
     monkeypatch.setattr("sys.argv", ["refit", "--data", str(tmp_path), "--out", str(tmp_path / "out.json")])
     module.main()
     assert [path.name for path in seen] == ["a.csv", "b.csv"]
