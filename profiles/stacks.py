@@ -12,8 +12,7 @@ from functools import cache
 from importlib import resources
 from types import MappingProxyType
 
-import yaml
-
+from profiles.catalog import load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
 from profiles.stack import StackSpec
 
@@ -30,18 +29,18 @@ FRAMEWORKS = tuple(_DEFAULTS)
 
 @cache
 def load_priors() -> Mapping[str, StackSpec]:
-    """All packaged stacks before fitting, by name."""
+    """All packaged stacks before fitting, by name.
+
+    Raises:
+        SpecError: If a file is malformed, or names a field that no stack has.
+    """
     known = {item.name for item in fields(StackSpec)}
     stacks: dict[str, StackSpec] = {}
-    folder = resources.files("profiles") / "data" / "stacks"
-    for path in sorted(folder.iterdir(), key=lambda item: item.name):
-        if not path.name.endswith(".yaml"):
-            continue
-        for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-            unknown = set(entry) - known
-            if unknown:
-                raise SpecError(f"stacks.{name}", f"unknown fields {sorted(unknown)} in {path.name}")
-            stacks[name] = StackSpec(name=name, **entry)
+    for name, entry in load_yaml_directory(resources.files("profiles") / "data" / "stacks").items():
+        unknown = set(entry.data) - known
+        if unknown:
+            raise SpecError(f"stacks.{name}", f"unknown fields {sorted(unknown)} in {entry.file}")
+        stacks[name] = StackSpec(name=name, **entry.data)
     return MappingProxyType(stacks)
 
 
