@@ -14,6 +14,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.constraints import check_plan
 from planner.estimates import plan_estimates
 from planner.explain import explain
+from planner.pins import check_values
 from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, nearest_row, pareto_rows
 from planner.remedies import find_remedies
 from planner.request import (
@@ -109,6 +110,7 @@ def estimate(
     """
     chosen = _options(options, settings)
     if isinstance(plan, ExecutionPlan):
+        check_values(plan)
         request = resolve_request(model, cluster, job, pins_of(plan), chosen)
         return _single(request, plan)
     request = resolve_request(model, cluster, job, plan, chosen)

@@ -7,6 +7,7 @@ divide it. Any two of sequence length, sequences per batch and tokens per batch 
 two of micro-batch, micro-batches and global batch too, once the data-parallel degree is known.
 """
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -49,7 +50,7 @@ def resolve_job(
     if isinstance(given, TrainingJob):
         job = given
     else:
-        values = _checked(given or {})
+        values = _checked({} if given is None else given)
         _fill_precision(values, cluster, notes)
         _fill_sequence(values, model, notes)
         _fill_batch(values, cluster, pins, notes)
@@ -64,6 +65,10 @@ def _assume(notes: list[Note], name: str, message: str) -> None:
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise SpecError(
+            "job", f"must be a mapping of job fields; got {str(given)[:40]!r}", "for example {'sequence_length': 4096}"
+        )
     values: dict[str, Any] = {}
     for name, value in given.items():
         kind = _KINDS.get(name, _EXTRA.get(name))
@@ -76,6 +81,8 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
+    if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = int(value)  # NumPy's integers too
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else value
     if kind is not object and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):

@@ -1,5 +1,6 @@
 """Pins: plan dimensions the user fixes, in the field's words or the command line's short ones."""
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -51,6 +52,8 @@ def parse_pins(given: Mapping[str, Any] | None) -> dict[str, int]:
     Raises:
         SpecError: If a name or a value is unknown or out of bounds.
     """
+    if given is not None and not isinstance(given, Mapping):
+        raise SpecError("plan", f"must be a mapping of plan fields; got {str(given)[:40]!r}", "for example {'tp': 8}")
     pins: dict[str, int] = {}
     for name, value in (given or {}).items():
         if value is None:
@@ -67,6 +70,21 @@ def parse_pins(given: Mapping[str, Any] | None) -> dict[str, int]:
         else:
             pins[column] = _code(column, value)
     return pins
+
+
+def check_values(plan: ExecutionPlan) -> None:
+    """Refuse a plan with a field of the wrong type or out of bounds, before any rule reads it.
+
+    Raises:
+        SpecError: For the first such field.
+    """
+    for column in PLAN_FIELDS:
+        _code(column, getattr(plan, column))
+    if plan.stage_layers and (len(plan.stage_layers) != plan.pipeline_parallel or min(plan.stage_layers) < 0):
+        raise SpecError(
+            "plan.stage_layers",
+            f"must hold the layers of each of the {plan.pipeline_parallel} stages; got {str(plan.stage_layers)[:60]}",
+        )
 
 
 def _pin_recompute(pins: dict[str, int], value: Any) -> None:
@@ -95,12 +113,13 @@ def _code(column: str, value: Any) -> int:
         if not isinstance(value, bool):
             raise SpecError(f"plan.{column}", f"must be true or false; got {str(value)[:40]!r}")
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise SpecError(f"plan.{column}", f"must be a whole number; got {str(value)[:40]!r}")
+    number = int(value)  # NumPy's integers too
     smallest = 0 if column in _MAY_BE_ZERO else 1
     largest = {"zero_stage": 3, "micro_batch_size": MAX_GLOBAL_BATCH, "num_microbatches": MAX_GLOBAL_BATCH}.get(
         column, LARGEST_DEGREE
     )
-    if not smallest <= value <= largest:
+    if not smallest <= number <= largest:
         raise SpecError(f"plan.{column}", f"must be between {smallest} and {largest}; got {value}")
-    return value
+    return number

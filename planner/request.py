@@ -1,7 +1,9 @@
 """From what a user writes to a ``Request``: names looked up, defaults filled in and recorded."""
 
+import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,7 @@ def resolve_request(
     Raises:
         SpecError: If anything named is unknown, out of bounds or contradictory.
     """
+    _check_options(options)
     resolved = _model(model, allow_files=options.allow_files)
     machines = _cluster(cluster, options.fabric)
     notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]
@@ -87,10 +90,34 @@ def resolve_request(
         objective=check_objective(options.objective),
         offload=options.offload,
         variants=options.variants,
-        price=None if price is None else Price(usd_per_device_hour=float(price), date=options.price_date[:40]),
+        price=None if price is None else Price(usd_per_device_hour=float(price), date=options.price_date),
         memory_reserve_bytes=options.memory_reserve_bytes,
         assumptions=(*notes, *job_notes, *stack_notes),
     )
+
+
+def _check_options(options: Options) -> None:
+    """Refuse values of the wrong type, which only a caller in Python can give."""
+    if not isinstance(options, Options):
+        raise SpecError("options", f"must be planner.request.Options; got {str(options)[:40]!r}")
+    for item in fields(options):
+        value, optional = getattr(options, item.name), item.default is None
+        number = item.name in _NUMBERS
+        kind: Any = numbers.Real if number else bool if isinstance(item.default, bool) else str
+        if (value is None and optional) or (isinstance(value, kind) and not (number and isinstance(value, bool))):
+            continue
+        wanted = "a number" if number else "true or false" if kind is bool else "text"
+        raise SpecError(item.name, f"must be {wanted}; got {str(value)[:40]!r}")
+    if options.price_date:
+        try:
+            date.fromisoformat(options.price_date if len(options.price_date) > 7 else f"{options.price_date}-01")
+        except ValueError:
+            raise SpecError(
+                "price_date", f"must be a date; got {options.price_date[:40]!r}", "for example 2026-11-20 or 2026-11"
+            ) from None
+
+
+_NUMBERS = ("price_per_device_hour_usd", "memory_reserve_bytes")
 
 
 def cost_context(request: Request, cluster: ClusterSpec | None = None) -> CostContext:

@@ -25,6 +25,8 @@ from profiles.hardware import DeviceSpec, LinkSpec, NodeSpec
 
 MAX_YAML_BYTES = 4 << 20
 MAX_YAML_FILES = 2000
+MAX_YAML_DEPTH = 32
+MAX_YAML_NODES = 500_000
 ENVIRONMENT_VARIABLE = "PLANNER_CATALOG"
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -76,12 +78,40 @@ def load_yaml(file: Traversable) -> Any:
     if len(content) > MAX_YAML_BYTES:
         raise SpecError(label, f"at most {MAX_YAML_BYTES} bytes; got more")
     try:
+        _check_size(content)
         return yaml.load(content, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark is not None else ""
         reason = getattr(error, "problem", None) or type(error).__name__
         raise SpecError(label, f"is not valid YAML{place}: {reason}") from None
+
+
+def _check_size(content: bytes) -> None:
+    """Refuse what would exhaust the stack or the memory: deep nesting, aliases of aliases.
+
+    Raises:
+        yaml.YAMLError: Names the place.
+    """
+    depth, nodes = 0, 0  # nodes as if every alias were written out
+    begun: list[tuple[str | None, int]] = []  # anchor of each open collection, and nodes before it
+    sizes: dict[str, int] = {}
+    event: Any
+    for event in yaml.parse(content, Loader=_SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            begun.append((event.anchor, nodes))
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = begun.pop()
+            depth -= 1
+            if anchor is not None:
+                sizes[anchor] = nodes - before
+        elif isinstance(event, yaml.AliasEvent):
+            nodes += sizes.get(event.anchor or "", 0)
+        nodes += 1
+        if depth > MAX_YAML_DEPTH or nodes > MAX_YAML_NODES:
+            what = f"deeper than {MAX_YAML_DEPTH}" if depth > MAX_YAML_DEPTH else f"more than {MAX_YAML_NODES} values"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
 
 
 def load_yaml_entries(file: Traversable) -> dict[str, RawEntry]:

@@ -152,7 +152,7 @@ class EstimateRequest(Body):
     offload: bool = Field(default=False, description="Also consider offloading to host memory.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
     price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
-    price_date: str = Field(default="", max_length=10, pattern=r"^([0-9]{4}-[0-9]{2}-[0-9]{2})?$")
+    price_date: str = Field(default="", max_length=10, pattern=r"^([0-9]{4}-[0-9]{2}(-[0-9]{2})?)?$")
     memory_reserve_bytes: Bytes = Field(default=0.0, description="Device memory to leave free.")
 
 

@@ -295,6 +295,19 @@ def test_fabrics_matter() -> None:
         ({"pins": {"tp": 3}}, "plan.tensor_parallel: must divide num_attention_heads=32; got 3. Hint: 1, 2, 4, 8"),
         ({"fabric": "string-and-cans"}, "cluster.fabric: unknown link 'string-and-cans'"),
         ({"job": {"seq": 1}}, "job.seq: unknown field"),
+        ({"job": 3}, "job: must be a mapping of job fields; got '3'"),
+        ({"job": [1]}, "job: must be a mapping of job fields"),
+        ({"pins": 3}, "plan: must be a mapping of plan fields; got '3'"),
+        ({"options": 3}, "options: must be planner.request.Options; got '3'"),
+        ({"objective": None}, "objective: must be text; got 'None'"),
+        ({"framework": 3}, "framework: must be text; got '3'"),
+        ({"fabric": {}}, "fabric: must be text; got '{}'"),
+        ({"offload": "yes"}, "offload: must be true or false; got 'yes'"),
+        ({"memory_reserve_bytes": "x"}, "memory_reserve_bytes: must be a number; got 'x'"),
+        ({"price_per_device_hour_usd": True}, "price_per_device_hour_usd: must be a number; got 'True'"),
+        ({"price_per_device_hour_usd": float("nan")}, "price_per_device_hour_usd: must be between 0 and 1e+06"),
+        ({"price_per_device_hour_usd": 2.0, "price_date": "May"}, "price_date: must be a date; got 'May'"),
+        ({"price_per_device_hour_usd": 2.0, "price_date": "2026-13"}, "price_date: must be a date; got '2026-13'"),
     ],
     ids=str,
 )
@@ -302,6 +315,35 @@ def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as error:
         api.plan(**{"model": MODEL, "cluster": CLUSTER, "job": JOB} | arguments)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"recompute": 7}, "plan.recompute: unknown value '7'"),
+        ({"schedule": 55}, "plan.schedule: unknown value '55'"),
+        ({"axis_order": 9}, "plan.axis_order: unknown value '9'"),
+        ({"zero_stage": 9}, "plan.zero_stage: must be between 0 and 3; got 9"),
+        ({"zero_stage": 3, "zero_shard_degree": -5}, "plan.zero_shard_degree: must be between 0 and"),
+        ({"first_stage_layers": -5}, "plan.first_stage_layers: must be between 0 and"),
+        ({"data_parallel": 8.0}, "plan.data_parallel: must be a whole number; got '8.0'"),
+        ({"sequence_parallel": "yes"}, "plan.sequence_parallel: must be true or false; got 'yes'"),
+        ({"pipeline_parallel": 2, "stage_layers": (32,)}, "plan.stage_layers: must hold the layers of each of the 2"),
+    ],
+    ids=str,
+)
+def test_nonsense_in_a_whole_plan_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        api.estimate(MODEL, CLUSTER, JOB, plan=ExecutionPlan(**{"data_parallel": 8} | values))
+    assert str(error.value).startswith(message)
+
+
+def test_numpy_integers_are_whole_numbers() -> None:
+    import numpy as np
+
+    job = {name: np.int64(value) if isinstance(value, int) else value for name, value in JOB.items()}
+    found = api.estimate(MODEL, CLUSTER, job, plan={"tp": np.int32(2)})
+    assert found.plans == api.estimate(MODEL, CLUSTER, JOB, plan={"tp": 2}).plans
 
 
 def test_a_plan_the_framework_refuses_is_never_priced() -> None:

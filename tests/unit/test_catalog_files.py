@@ -254,6 +254,30 @@ def test_unreadable_file(tmp_path: Path) -> None:
     assert str(error.value) == f"{tmp_path / 'absent.yaml'}: cannot be read: No such file or directory"
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[" * 100_000, "at line 1: deeper than 32"),
+        ("- " * 50_000, "at line 1: deeper than 32"),
+        ("{" * 50_000, "at line 1: deeper than 32"),
+        ("a: &a [" + "x, " * 99 + "x]\n" + "".join(
+            f"{new}: &{new} [{', '.join([f'*{old}'] * 100)}]\n" for old, new in zip("abcd", "bcde", strict=True)
+        ), "at line 3: more than 500000 values"),
+        ("a: &a [*a]", "valid YAML"),
+    ],
+)  # fmt: skip
+def test_files_that_would_exhaust_the_machine_are_refused(tmp_path: Path, content: str, problem: str) -> None:
+    """Deep nesting would overrun the stack of the C parser; aliases of aliases grow without bound."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    if problem == "valid YAML":  # a list that holds itself is a value like any other; no entry may be one
+        catalog_module.load_yaml(file)
+        return
+    with pytest.raises(SpecError) as error:
+        catalog_module.load_yaml(file)
+    assert str(error.value) == f"{file}: is not valid YAML {problem}"
+
+
 def test_deep_nesting_is_an_error_not_a_crash(tmp_path: Path) -> None:
     user_directory(tmp_path, devices__deep="a: " + "[" * 3000)
     with pytest.raises(SpecError):
