@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from planner.validate import refit as module
-from planner.validate.mapping import scorable_rows
+from planner.validate.accuracy import cross_validate, left_out_together
+from planner.validate.mapping import Mapped, scorable_rows
+from planner.validate.predict import predict_rows
 from planner.validate.refit import MOST_ROWS_PER_FILE, NORMAL_90, Refit, card, fold_of, refit, time_stack
 from planner.validate.report import published_table
 from planner.validate.rows import ScorableRow
@@ -259,6 +261,34 @@ def test_program_writes_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert json.loads(text) == card(hand_made())
     assert text.index('"other"') < text.index('"owner"')
     assert text.endswith("}\n")
+
+
+@pytest.mark.usefixtures("closed")
+def test_the_accuracy_page_judges_each_row_by_the_stacks_of_its_fold() -> None:
+    """Sweeps by group, stacks that share times by the times they share, files of one publisher together."""
+    guest = next(row for row in PUBLISHED if row.stack == "megatron-deepspeed" and row.step_time_s is not None)
+    owner = next(row for row in PUBLISHED if row.stack == "megatron-2021" and row.step_time_s is not None)
+    named = [
+        *((row, file, source, 1.0) for row, file, source in ((owner, "a", "P (2021)"), (guest, "b", "P (2022)"))),
+        *((row, file, file, 1.4) for row, file in ((owner, "c"), (guest, "d"))),
+        *((replace(SWEEP, model_name=name), "s", "S", scale) for name, scale in (("one", 1.0), ("two", 1.5))),
+    ]
+    rows = tuple(
+        replace(row, file=file, source=source, line=line, step_time_s=scale * line)
+        for line, (row, file, source, scale) in enumerate(named, start=1)
+    )
+    found = cross_validate(Mapped(scorable=rows, unscorable=()))
+    folds = found.refit.fit.held_out
+    together = left_out_together(rows)
+    assert sorted(folds) == sorted({fold_of(row, together) for row in rows})
+    assert len(folds) == 5
+    priced = [predict_rows([row], folds[fold_of(row, together)]).step_time_s[0] for row in rows]
+    assert [row.predicted_step_time_s for row in found.held_out.rows] == pytest.approx(priced)
+    fitted_s = predict_rows(rows, found.refit.fit.stacks).step_time_s
+    assert [row.predicted_step_time_s for row in found.in_sample.rows] == pytest.approx(fitted_s)
+    assert all(abs(held_out / seen - 1) > 1e-4 for held_out, seen in zip(priced, fitted_s, strict=True))
+    priors = predict_rows(rows, load_priors()).step_time_s
+    assert all(abs(held_out / prior - 1) > 1e-4 for held_out, prior in zip(priced[:5], priors[:5], strict=True))
 
 
 def test_real_prices_reach_the_fit() -> None:

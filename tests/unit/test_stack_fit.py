@@ -288,6 +288,29 @@ def test_same_input_same_output():
     assert first.held_out_s.tobytes() == second.held_out_s.tobytes()
 
 
+def test_number_of_processes_does_not_matter():
+    world = several(24)
+    gemm_s, memory_s = world.gemm_s, world.memory_s
+
+    def predict(stacks, rows):  # holds nothing of this module, which other processes cannot import
+        return gemm_s[rows] * stacks["s"].gemm_time_scale + memory_s[rows] * stacks["s"].memory_time_scale
+
+    one, two = (
+        fit_stacks(
+            {"s": PRIOR},
+            stack_of_row=world.stacks,
+            source_of_row=world.sources,
+            measured_s=world.measured_s(),
+            predict=predict,
+            jobs=jobs,
+        )
+        for jobs in (1, 2)
+    )
+    assert one.held_out == two.held_out
+    assert one.held_out_s.tobytes() == two.held_out_s.tobytes()
+    assert one.stacks["s"] != PRIOR
+
+
 def test_order_of_the_rows_does_not_matter():
     world = several()
     order = np.random.default_rng(2).permutation(80)
