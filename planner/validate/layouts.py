@@ -305,7 +305,8 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             attention=defaults.attention if flash is None else "flash" if flash else "unfused",
             lora=wording.lora_of(row) if task in ("lora", "qlora") else None,
             dropout=defaults.dropout and task == "pretrain",
-            fused_cross_entropy="ce fusion" in notes,
+            # llm-foundry's models take loss_fn fused_crossentropy unless told otherwise.
+            fused_cross_entropy="ce fusion" in notes or defaults.stack == "fsdp-composer",
         )
     except SpecError as error:
         raise CannotScore(f"{error.field}: {error.problem}") from None
