@@ -3,12 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from planner.validate.accuracy import Accuracy, accuracy_page, left_out_together, main, publisher
+from planner.validate.accuracy import Accuracy, accuracy_page, main
 from planner.validate.mapping import scorable_rows
+from planner.validate.refit import Refit
+from planner.validate.refit import left_out_together, publisher, refit
 from planner.validate.report import published_table, validate
 from planner.validate.rows import ScorableRow
+from planner.validate.stack_fit import StackFit
 
 ROW = scorable_rows([published_table()])[0]
 
@@ -42,7 +46,9 @@ def test_publisher() -> None:
 
 def test_page_has_every_section_and_source() -> None:
     report = validate()
-    page = accuracy_page(Accuracy(held_out=report, in_sample=report))
+    nothing = StackFit(stacks={}, held_out={}, held_out_s=np.empty(0), fitted_s=np.empty(0))
+    fit = Refit(rows=(), measured_s=np.empty(0), fit=nothing)
+    page = accuracy_page(Accuracy(held_out=report, in_sample=report, refit=fit))
     for title in ("# Accuracy", "## Protocol", "## Result", "## Step time by source", "## Peak memory",
                   "## The plan the planner would pick", "## Assumptions made"):  # fmt: skip
         assert title in page
