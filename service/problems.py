@@ -121,7 +121,10 @@ def _of_validation_error(item: Mapping[str, Any]) -> FieldProblem:
     """One of pydantic's errors, with the value at fault and, for an unknown field, what it may have meant."""
     location = [str(part) for part in item["loc"] if part not in (TEXT_TAG, MAPPING_TAG)]
     field = ".".join(location[1:]) or location[0]
-    if item["type"] == "extra_forbidden":
+    if item["type"] == "json_invalid":
+        reason = str(item.get("ctx", {}).get("error", ""))
+        field, problem, hint = "body", f"is not valid JSON at character {location[-1]}: {reason}", ""
+    elif item["type"] == "extra_forbidden":
         problem, hint = "unknown field", meant_field(location[1:-1], location[-1])
     else:
         problem, hint = item["msg"][:1].lower() + item["msg"][1:], ""

@@ -108,6 +108,13 @@ def test_hostile_bodies_are_refused(client: TestClient, path: str, content: byte
     assert problem(response, response.status_code)["detail"]
 
 
+def test_broken_json_is_placed(client: TestClient) -> None:
+    response = client.post("/plan", content=b'{"model": "13b",}', headers={"content-type": "application/json"})
+    (error,) = problem(response, 422)["errors"]
+    assert error["field"] == "body"
+    assert error["problem"].startswith("is not valid JSON at character 1")
+
+
 def test_a_body_of_another_type_is_refused(client: TestClient) -> None:
     problem(client.post("/plan", data={"model": "llama-2-7b"}), 422)
 
