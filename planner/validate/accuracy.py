@@ -18,10 +18,9 @@ from planner.validate.mapping import Mapped, map_files
 from planner.validate.metrics import LEAST_ROWS
 from planner.validate.pick import PickSummary
 from planner.validate.predict import Predictions, RowPredictor
-from planner.validate.refit import Refit, card, fold_of, refit
+from planner.validate.refit import Refit, card, fold_of, left_out_together, refit
 from planner.validate.render import percent, reason_counts
 from planner.validate.report import SourceScore, ValidationReport, score
-from planner.validate.rows import ScorableRow
 from profiles.errors import SpecError
 from profiles.stack import StackSpec
 
@@ -84,31 +83,6 @@ def cross_validate(mapped: Mapped, priors: Mapping[str, StackSpec] | None = None
         judged = np.array([n for n, row in enumerate(rows) if fold_of(row, together) == name], dtype=np.int64)
         held_out = _with_rows(held_out, predictor.predict(kept, judged), judged)
     return Accuracy(held_out=score(mapped, held_out), in_sample=score(mapped, in_sample), refit=result)
-
-
-def left_out_together(rows: Sequence[ScorableRow]) -> dict[tuple[str, str], str]:
-    """(file, source) to what is left out with it: the whole file, and files of the same publisher.
-
-    A lone file is left out publisher by publisher. The publisher is the source's text up to its first
-    bracket, so that two tables of one README, or one simulator's two validations, are never apart.
-    """
-    keys = sorted({(row.file, row.source) for row in rows})
-    lone = len({file for file, _ in keys}) == 1
-    name = {key: publisher(key[1]) for key in keys}
-    for _ in keys:  # spread the smallest name over files and publishers until nothing changes
-        before = dict(name)
-        for left in keys:
-            for right in keys:
-                if publisher(left[1]) == publisher(right[1]) or (left[0] == right[0] and not lone):
-                    name[left] = name[right] = min(name[left], name[right])
-        if name == before:
-            break
-    return name
-
-
-def publisher(source: str) -> str:
-    """A source's text up to its first bracket."""
-    return source.split(" (")[0]
 
 
 def _with_rows(base: Predictions, other: Predictions, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Predictions:

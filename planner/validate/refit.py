@@ -54,10 +54,11 @@ def refit(
     Args:
         rows: Scorable rows; those without a time, and digitised ones, are left out.
         priors: Stacks to start from; the packaged ones when absent.
-        left_out_with: (file, source) to the name of what is left out together; the file when absent.
+        left_out_with: (file, source) to the name of what is left out together; ``left_out_together`` when absent.
         jobs: Processes to use; all cores when negative.
     """
     start = dict(priors or load_priors())
+    together = left_out_together(rows) if left_out_with is None else left_out_with
     timed = [row for row in rows if row.step_time_s is not None and not row.trend]
     priced = np.isfinite(RowPredictor(timed).step_times_s(start))
     kept = _thinned([row for row, usable in zip(timed, priced.tolist(), strict=True) if usable])
@@ -73,7 +74,7 @@ def refit(
     fit = fit_stacks(
         start,
         stack_of_row=[time_stack(start[row.stack]) for row in kept],
-        source_of_row=[fold_of(row, left_out_with or {}) for row in kept],
+        source_of_row=[fold_of(row, together) for row in kept],
         measured_s=measured_s,
         predict=predict,
         jobs=jobs,
@@ -95,6 +96,31 @@ def _with_shared_times(stacks: Mapping[str, StackSpec]) -> dict[str, StackSpec]:
         times = stacks[time_stack(stack)]
         shared[name] = replace(stack, **{field: getattr(times, field) for field in PRIOR_STD})
     return shared
+
+
+def left_out_together(rows: Sequence[ScorableRow]) -> dict[tuple[str, str], str]:
+    """(file, source) to what is left out with it: the whole file, and files of the same publisher.
+
+    A lone file is left out publisher by publisher. The publisher is the source's text up to its first
+    bracket, so that two tables of one README, or one simulator's two validations, are never apart.
+    """
+    keys = sorted({(row.file, row.source) for row in rows})
+    lone = len({file for file, _ in keys}) == 1
+    name = {key: publisher(key[1]) for key in keys}
+    for _ in keys:  # spread the smallest name over files and publishers until nothing changes
+        before = dict(name)
+        for left in keys:
+            for right in keys:
+                if publisher(left[1]) == publisher(right[1]) or (left[0] == right[0] and not lone):
+                    name[left] = name[right] = min(name[left], name[right])
+        if name == before:
+            break
+    return name
+
+
+def publisher(source: str) -> str:
+    """A source's text up to its first bracket."""
+    return source.split(" (")[0]
 
 
 def fold_of(row: ScorableRow, left_out_with: Mapping[tuple[str, str], str]) -> str:
@@ -122,7 +148,7 @@ def card(result: Refit) -> dict[str, Any]:
             "rows": len(chosen),
             "sources": sorted(set(files)),
         }
-    return {"protocol": "planner.validate.stack_fit; each file left out in turn", "stacks": stacks}
+    return {"protocol": "planner.validate.stack_fit; each publisher left out in turn", "stacks": stacks}
 
 
 def _residual(size: FloatArray, files: Sequence[str]) -> float:

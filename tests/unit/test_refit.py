@@ -11,10 +11,19 @@ import pytest
 import yaml
 
 from planner.validate import refit as module
-from planner.validate.accuracy import cross_validate, left_out_together
+from planner.validate.accuracy import cross_validate
 from planner.validate.mapping import Mapped, scorable_rows
 from planner.validate.predict import predict_rows
-from planner.validate.refit import MOST_ROWS_PER_FILE, NORMAL_90, Refit, card, fold_of, refit, time_stack
+from planner.validate.refit import (
+    MOST_ROWS_PER_FILE,
+    NORMAL_90,
+    Refit,
+    card,
+    fold_of,
+    left_out_together,
+    refit,
+    time_stack,
+)
 from planner.validate.report import published_table
 from planner.validate.rows import ScorableRow
 from planner.validate.stack_fit import PRIOR_STD, StackFit, free_parameters
@@ -112,6 +121,20 @@ def test_files_are_left_out_whole_unless_named_together() -> None:
     together = fitted(rows, {("a.csv", "a.csv"): "one", ("b.csv", "b.csv"): "one"}).fit.held_out
     assert sorted(together) == ["c.csv", "one"]
     assert together["one"]["owner"].gemm_time_scale < 1 < apart["a.csv"]["owner"].gemm_time_scale
+
+
+@pytest.mark.usefixtures("closed")
+def test_tables_of_one_publisher_are_left_out_together() -> None:
+    """So that the residual on the card is that of a stranger's runs."""
+    rows = [
+        replace(row, source=source)
+        for file, source, scale in (("a.csv", "P (2023)", 1.3), ("b.csv", "P (2024)", 1.3), ("c.csv", "Q", 1.0))
+        for row in runs(file, "owner", scale=scale)
+    ]
+    result = fitted(rows)
+    assert sorted(result.fit.held_out) == ["P", "Q"]
+    assert result.fit.held_out["P"]["owner"].gemm_time_scale == pytest.approx(1.0)
+    assert card(result)["stacks"]["owner"]["residual_log_std"] > 0.9 * np.log(1.3) / 1.645
 
 
 @pytest.mark.usefixtures("closed")

@@ -8,8 +8,7 @@ import pytest
 
 from planner.validate.accuracy import Accuracy, accuracy_page, main
 from planner.validate.mapping import scorable_rows
-from planner.validate.refit import Refit
-from planner.validate.refit import left_out_together, publisher, refit
+from planner.validate.refit import Refit, left_out_together, publisher
 from planner.validate.report import published_table, validate
 from planner.validate.rows import ScorableRow
 from planner.validate.stack_fit import StackFit
