@@ -17,7 +17,7 @@ from math import prod
 
 import numpy as np
 
-from costmodels.plan import AxisOrder, BoolArray, ContextKind, PlanBatch, Recompute, Schedule
+from costmodels.plan import AxisOrder, BoolArray, ContextKind, IntArray, PlanBatch, Recompute, Schedule
 from planner.candidates import Candidates, Columns
 from planner.constraints import rules_for
 from planner.rules.base import DEEPSPEED, FSDP, MEGATRON, NANOTRON, Setting, divisors, mask, one_of
@@ -189,20 +189,25 @@ def _pipeline(candidates: Candidates) -> None:
 
 
 def _uneven_ends(candidates: Candidates, layers: int, *, allowed: bool) -> None:
-    """Layers over stages: even; or, where they do not divide, one less on the last stage or on both ends."""
+    """Layers over stages: even; or, where they do not divide, what is left on the last, or one less on both ends."""
+
+    def remainder(p: IntArray) -> IntArray:
+        return layers - -(-layers // p) * (p - 1)
 
     def divides(columns: Columns) -> BoolArray:
-        p, short = columns["pipeline_parallel"], columns["first_stage_layers"]
-        uneven = (layers % p != 0) & ((layers + short) % p == 0) & ((layers + short) // p > 1)
-        return mask((short == 0) | uneven)
+        p, code = columns["pipeline_parallel"], columns["first_stage_layers"]
+        both = ((layers + 2) % p == 0) & ((layers + 2) // p > 1)
+        legal = np.where(code == 1, remainder(p) > 0, both)
+        return mask((code == 0) | ((layers % p != 0) & legal))
 
     pinned = {"first_stage_layers", "last_stage_layers"} & candidates.pins.keys()
     codes = [0, 1, 2] if allowed and not pinned else [0]
     candidates.expand(("first_stage_layers",), _singles(codes), keep=divides, provisional=True)
-    p, short = candidates.columns["pipeline_parallel"], candidates.columns["first_stage_layers"]
-    reduced = (layers + short) // p - 1
+    p, code = candidates.columns["pipeline_parallel"], candidates.columns["first_stage_layers"]
+    reduced = (layers + 2) // p - 1
     candidates.derive(
-        first_stage_layers=np.where(short == 2, reduced, 0), last_stage_layers=np.where(short > 0, reduced, 0)
+        first_stage_layers=np.where(code == 2, reduced, 0),
+        last_stage_layers=np.select([code == 1, code == 2], [remainder(p), reduced], 0),
     )
 
 

@@ -71,12 +71,21 @@ def test_the_layers_bound_the_stages() -> None:
 
 
 def test_uneven_ends_stand_in_for_layers_that_do_not_divide() -> None:
-    """126 layers over 16 stages: 7 on the first and last, 8 on the others (Llama 3, arXiv:2407.21783)."""
+    """126 layers over 16 stages: 7 on the first and last, 8 on the others (Llama 3, arXiv:2407.21783); or 6 last."""
     where = setting(devices=16, model=gpt(num_layers=126))
     plans = space(where, pp=16).plans
-    assert set(plans.first_stage_layers.tolist()) == {7}
-    assert set(plans.last_stage_layers.tolist()) == {7}
+    ends = set(zip(plans.first_stage_layers.tolist(), plans.last_stage_layers.tolist(), strict=True))
+    assert ends == {(7, 7), (0, 6)}
     assert set(space(where, pp=2).plans.first_stage_layers.tolist()) == {0}
+
+
+@pytest.mark.parametrize(("stages", "last"), [(2, 30), (4, 13), (8, 5), (16, 1)])
+def test_a_prime_number_of_layers_is_cut_all_the_same(stages: int, last: int) -> None:
+    """61 layers (DeepSeek-V3, trained on 16 stages, arXiv:2412.19437): the last stage takes what is left."""
+    where = setting(devices=16, model=gpt(num_layers=61))
+    plans = space(where, pp=stages).plans
+    assert set(plans.last_stage_layers.tolist()) == {last}
+    assert not plans.first_stage_layers.any()
 
 
 def test_virtual_stages_are_the_divisors_of_a_stage() -> None:
