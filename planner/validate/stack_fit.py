@@ -49,12 +49,12 @@ SHARES = ("tensor_parallel_overlap", "data_parallel_overlap", "expert_parallel_o
 HUBER = 0.2  # log error beyond which a row counts linearly: beyond 20 % something else is wrong with it
 MEASUREMENT_STD = 0.08  # run-to-run spread of published step times beside which the prior is weighed
 MAX_EFFECTIVE_ROWS = 12.0  # rows one source counts as at most: its rows share their systematic error
-ITERATIONS = 8
+ITERATIONS = 10
 # Shares of a full step that are tried: launch floors and overlap have kinks, over which it can overshoot.
 STEP_SHARES = (1.0, 0.5, 0.2)
 REACH_STD = 2.0  # prior standard deviations one step moves a parameter at most
 LEAST_GAIN = 1e-3  # share of the objective that a step must take off to be worth taking
-LARGE_GAIN = 0.05  # after a step that takes off less than this, the last linearisation still serves
+LARGE_GAIN = 0.05  # after a step that takes off less than this, the last linearisation is tried once more
 DELTA = 0.05  # of the finite differences, in the units of ``PRIOR_STD``
 
 # Predicts the step time of the rows an index array selects, with the given stacks.
@@ -231,19 +231,15 @@ class _Problem:
         here, predicted, slope = self.prior, self.start, self.slope
         if not self.rows.size or not self.names:
             return self.origin
-        loss = self.objective(here, predicted)
+        loss, fresh = self.objective(here, predicted), True
         for _ in range(ITERATIONS):
-            step, before = self._step(here, predicted, slope), loss
-            for share in STEP_SHARES:
-                there = here + share * step
-                time = self._log_time(there)
-                after = self.objective(there, time)
-                if after < (1 - LEAST_GAIN) * before:
-                    here, predicted, loss = there, time, after
-                    break
-            else:  # no share of the step is worth taking
+            found = self._line_search(here, self._step(here, predicted, slope), least=(1 - LEAST_GAIN) * loss)
+            if found is None and fresh:
                 break
-            if loss < (1 - LARGE_GAIN) * before:
+            fresh = found is None or found[2] < (1 - LARGE_GAIN) * loss
+            if found is not None:
+                here, predicted, loss = found
+            if fresh:
                 slope = self._slope_at(here, predicted)
         return from_vector(self.origin, self.names, here)
 
@@ -253,6 +249,18 @@ class _Problem:
         loss = np.where(size < HUBER, 0.5 * size**2, HUBER * (size - 0.5 * HUBER)) / MEASUREMENT_STD**2
         strain = (here - self.prior) / self.prior_std
         return float((self._weights() * loss).sum() + 0.5 * (strain**2).sum())
+
+    def _line_search(
+        self, here: FloatArray, step: FloatArray, *, least: float
+    ) -> tuple[FloatArray, FloatArray, float] | None:
+        """Parameters, log time and objective after the largest share of a step that gets below ``least``."""
+        for share in STEP_SHARES:
+            there = here + share * step
+            predicted = self._log_time(there)
+            loss = self.objective(there, predicted)
+            if loss < least:
+                return there, predicted, loss
+        return None
 
     def _log_time(self, here: FloatArray) -> FloatArray:
         """(n,) log of the seconds predicted with these parameters."""

@@ -105,6 +105,59 @@ def test_recovers_the_truth_up_to_the_pull_of_the_prior():
     assert fit.held_out_s == pytest.approx(world.measured_s(), rel=0.04)
 
 
+def scaled(log_error: float, *, sources: int = 1, predict: Callable[[float], float] = lambda scale: scale) -> float:
+    """Log of the linear-layer scale fitted on runs that take exp(log_error) times one second."""
+    rows = 12 * sources
+    fit = fit_stacks(
+        {"s": PRIOR},
+        stack_of_row=["s"] * rows,
+        source_of_row=[str(row % sources) for row in range(rows)],
+        measured_s=np.full(rows, np.exp(log_error)),
+        predict=lambda stacks, chosen: np.full(len(chosen), predict(stacks["s"].gemm_time_scale)),
+    )
+    return float(np.log(fit.stacks["s"].gemm_time_scale))
+
+
+@pytest.mark.parametrize("log_error", [-0.6, -0.1, 0.1, 0.6], ids=lambda error: f"{error:+}")
+@pytest.mark.parametrize("sources", [1, 4])
+def test_data_and_prior_weigh_by_their_variances(log_error: float, sources: int):
+    """Twelve effective rows a source at 8 % each against a prior of 15 %, in however many steps."""
+    data, prior = 12 * sources / 0.08**2, 1 / 0.15**2
+    assert scaled(log_error, sources=sources) == pytest.approx(log_error * data / (data + prior), rel=2e-3)
+
+
+def test_a_step_over_a_kink_is_shortened():
+    """Half the runs cannot get faster than 0.9; following their slope to the end would lose the others."""
+    kinked = np.arange(24) % 2 == 0
+    fit = fit_stacks(
+        {"s": PRIOR},
+        stack_of_row=["s"] * 24,
+        source_of_row=["a"] * 24,
+        measured_s=np.where(kinked, 0.6, 0.95),
+        predict=lambda stacks, rows: (
+            np.where(kinked[rows], np.maximum(stacks["s"].gemm_time_scale, 0.9), 1.0)
+            * np.where(kinked[rows], 1.0, stacks["s"].gemm_time_scale)
+        ),
+    )
+    assert 0.85 < fit.stacks["s"].gemm_time_scale < 0.97
+
+
+def test_the_line_search_lowers_what_the_steps_lower():
+    world = several()
+    measured_s = world.measured_s() * np.exp(np.random.default_rng(3).normal(0, 0.3, 80))
+    problem = stack_fit._Problem.of(
+        PRIOR,
+        rows=np.arange(80),
+        sources=np.array(world.sources),
+        measured_s=measured_s,
+        predict=lambda stack, rows: world.predict({"s": stack}, rows),
+    )
+    for stack in (PRIOR, TRUTH):
+        predicted = np.log(world.predict({"s": stack}, np.arange(80)))
+        found = problem.objective(to_vector(stack, problem.names), predicted)
+        assert found == pytest.approx(objective(world, measured_s, stack))
+
+
 def test_what_no_run_depends_on_keeps_its_prior():
     world = several()
     found = world.fit(world.measured_s()).stacks["s"]
