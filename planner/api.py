@@ -14,6 +14,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.constraints import check_plan
 from planner.estimates import plan_estimates
 from planner.explain import explain
+from planner.phrases import percent
 from planner.pins import check_values
 from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, nearest_row, pareto_rows
 from planner.remedies import find_remedies
@@ -38,8 +39,8 @@ from profiles.hardware import ClusterSpec
 MAX_TOP = 1000
 _MATERIAL = 0.05  # share of a layer's time from which extrapolated prices are told
 _EXTRAPOLATED = {
-    "kernels": "{share:.0%} of the time of a layer is kernels larger or smaller than any timed on such hardware",
-    "collectives": "{share:.0%} of the time of a layer is messages or groups of sizes nobody timed on such links",
+    "kernels": "{share} of the time of a layer is kernels larger or smaller than any timed on such hardware",
+    "collectives": "{share} of the time of a layer is messages or groups of sizes nobody timed on such links",
 }
 
 
@@ -284,7 +285,7 @@ def _warnings(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
         return tuple(notes)
     for kind, share in best.extrapolated_share.items():
         if share >= _MATERIAL:
-            warn("extrapolated", "step_time_s", _EXTRAPOLATED[kind].format(share=share))
+            warn("extrapolated", "step_time_s", _EXTRAPOLATED[kind].format(share=percent(share)))
     if best.basis == "assumed":
         warn("uncalibrated", "step_time_s", "efficiencies are borrowed from other hardware; no timings of this one")
     usable = best.usable_memory_bytes

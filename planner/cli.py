@@ -160,7 +160,11 @@ def serve(
     """Serve the REST interface; its documentation is at /docs."""
     import uvicorn
 
-    uvicorn.run("service.app:create_app", factory=True, host=host, port=port)
+    try:
+        uvicorn.run("service.app:create_app", factory=True, host=host, port=port)
+    except SystemExit as stopped:  # its own codes mean something else here
+        if stopped.code:
+            raise SpecError("--host, --port", f"cannot listen on {host[:100]}:{port}", "see the line above") from None
 
 
 _JOB_OPTIONS = {

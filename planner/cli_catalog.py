@@ -10,6 +10,7 @@ from planner.phrases import count
 from planner.schema import device_document, models_document
 from planner.schema_types import SCHEMA_VERSION
 from profiles.catalog import default_catalog
+from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import DeviceSpec
 from profiles.model_presets import canonical_name
 from profiles.units import GIB, TERA
@@ -24,7 +25,10 @@ def show_models(name: str) -> Shown:
     document = models_document()
     if name:
         wanted = canonical_name(name)
+        names = [model["name"] for model in document["models"]]
         document["models"] = [model for model in document["models"] if wanted in canonical_name(model["name"])]
+        if not document["models"]:
+            raise SpecError("model", f"no name contains {name[:40]!r}", did_you_mean(name, names))
     return document, lambda console: _models(document["models"], console)
 
 

@@ -162,8 +162,9 @@ def signed_gib(change_bytes: float) -> str:
 
 
 def schedule_label(plan: ExecutionPlan) -> str:
-    """The schedule as the command line takes it: ``1f1b``."""
-    return next(word for word, code in SCHEDULE_NAMES.items() if code == plan.schedule)
+    """The schedule as the command line takes it, ``1f1b``; virtual stages make it an interleaved one."""
+    word = next(word for word, code in SCHEDULE_NAMES.items() if code == plan.schedule)
+    return f"interleaved {word}" if plan.virtual_stages > 1 else word
 
 
 def _told(rival: Rival) -> dict[str, tuple[int, int]]:

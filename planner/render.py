@@ -41,6 +41,10 @@ _OPTIONAL = (
 )
 
 
+# What rules out plans that are legal.
+_MEMORY = {"out_of_memory": "out of memory", "out_of_host_memory": "out of host memory"}
+
+
 def render(result: PlanResult, console: Console, *, quiet: bool = False) -> None:
     """Print a whole answer; ``quiet`` leaves out warnings and assumptions."""
     _heading(result.request, console)
@@ -71,9 +75,11 @@ def render_estimate(result: PlanResult, best: PlanEstimate, console: Console) ->
     """One plan in full: verdict, time, memory, rivals."""
     _verdict(best, console)
     _throughput(result.request, best, console)
-    console.print(_time_table(best))
-    console.print(_memory_table(best))
+    for table in (_time_table(best), _memory_table(best)):
+        console.print()
+        console.print(table)
     if result.considered > 1:
+        console.print()
         _searched(result, console)
     _rivals(result, console)
 
@@ -149,11 +155,14 @@ def _legend(plans: Sequence[PlanEstimate]) -> str:
 
 
 def _searched(result: PlanResult, console: Console) -> None:
-    reasons = _largest(result.rejected)
-    rejected = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in reasons[:_MOST_REASONS])
-    rejected += f", {len(reasons) - _MOST_REASONS} more rules" if len(reasons) > _MOST_REASONS else ""
-    words = f"{result.considered:,} legal plans priced, {result.fitting:,} fit"
-    console.print(words + (f"; ruled out: {rejected}" if rejected else ""), style="dim", highlight=False)
+    plans = "1 legal plan" if result.considered == 1 else f"{result.considered:,} legal plans"
+    words = f"{plans} priced, {result.fitting:,} fit"
+    words += "".join(f", {result.rejected[name]:,} {told}" for name, told in _MEMORY.items() if name in result.rejected)
+    reasons = _largest({name: number for name, number in result.rejected.items() if name not in _MEMORY})
+    broken = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in reasons[:_MOST_REASONS])
+    more = len(reasons) - _MOST_REASONS
+    broken += f", {more} more rule{'s' if more > 1 else ''}" if more > 0 else ""
+    console.print(words + (f"; not legal: {broken}" if broken else ""), style="dim", highlight=False)
 
 
 def _largest(counts: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -168,13 +177,17 @@ def _verdict(best: PlanEstimate, console: Console) -> None:
         f"shards over {plan.zero_shard_degree} ranks" if plan.zero_shard_degree else "",
         f"{plan.context_kind.name.lower()} context" if plan.context_parallel > 1 else "",
         schedule_label(plan) if plan.pipeline_parallel > 1 else "",
+        f"{plan.first_stage_layers} layers on the first stage" if plan.first_stage_layers else "",
+        f"{plan.last_stage_layers} on the last stage" if plan.last_stage_layers else "",
         "pipeline inside data" if plan.axis_order else "",
         "optimizer offloaded" if plan.offload_optimizer else "",
         "checkpoints offloaded" if plan.offload_activations else "",
     ]
     told = ", ".join(word for word in extras if word)
     console.print(
-        f"\n[bold]{plan_label(best)}[/]" + (f" ({told})" if told else "") + f", {plan.num_microbatches} micro-batches",
+        f"\n[bold]{plan_label(best)}[/]"
+        + (f" ({told})" if told else "")
+        + f", {plan.num_microbatches} micro-batch{'' if plan.num_microbatches == 1 else 'es'}",
         highlight=False,
     )
     console.print(

@@ -90,10 +90,17 @@ def _schedule_known(plans: PlanBatch, setting: Setting) -> BoolArray:
 
 def _layers_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
     layers = setting.model.num_layers
-    fixed = f" around first {plan.first_stage_layers} and last {plan.last_stage_layers}"
-    ends = fixed if plan.first_stage_layers or plan.last_stage_layers else ""
+    first, last = plan.first_stage_layers, plan.last_stage_layers
+    if plan.stage_layers:
+        return f"stage_layers must give all {layers} layers to the stages; got {str(plan.stage_layers)[:60]}", ""
+    if first or last:
+        return (
+            f"{layers} layers, less {first} on the first and {last} on the last stage, must divide over the stages "
+            f"between; got {plan.pipeline_parallel} stages",
+            "change first_stage_layers or last_stage_layers",
+        )
     return (
-        f"must divide num_layers={layers}{ends}; got {plan.pipeline_parallel}",
+        f"must divide num_layers={layers}; got {plan.pipeline_parallel}",
         f"{one_of(divisors(layers))}; or set first_stage_layers and last_stage_layers",
     )
 

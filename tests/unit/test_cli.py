@@ -276,6 +276,9 @@ def test_models(run: Any) -> None:
     document = json.loads(run("models", "llama-3", "--json").out)
     assert all("llama-3" in model["name"] for model in document["models"])
     assert all(model["source"] for model in document["models"])
+    unknown = run("models", "lama-9")
+    assert unknown.code == 2
+    assert "no name contains 'lama-9'. Hint: did you mean" in unknown.err
 
 
 def test_gpus(run: Any) -> None:
@@ -296,6 +299,18 @@ def test_serve_hands_over_to_uvicorn(run: Any, monkeypatch: pytest.MonkeyPatch) 
     assert run("serve", "--port", "9000").code == 0
     assert calls == [(("service.app:create_app",), {"factory": True, "host": "127.0.0.1", "port": 9000})]
     assert run("serve", "--port", "0").code == 2
+
+
+def test_an_address_that_cannot_be_served_is_the_users_error(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import uvicorn
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise SystemExit(3)  # what uvicorn exits with; here 3 means that nothing fits
+
+    monkeypatch.setattr(uvicorn, "run", stop)
+    done = run("serve", "--host", "nosuch.invalid")
+    assert done.code == 2
+    assert "cannot listen on nosuch.invalid:8000" in done.err
 
 
 def test_version_and_help(run: Any) -> None:

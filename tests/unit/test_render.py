@@ -108,6 +108,20 @@ def test_what_does_not_fit() -> None:
     assert "does not fit: " in nearest
 
 
+def test_what_is_legal_and_what_fits_are_told_apart(ranking: PlanResult) -> None:
+    text = " ".join(shown(ranking).split())
+    assert f"{ranking.fitting:,} fit, {ranking.rejected['out_of_memory']:,} out of memory" in text
+    assert "not legal: " in text
+    assert "out of memory" not in text[text.index("not legal: ") : text.index("the best plans")]
+
+
+def test_interleaving_and_uneven_stages_show(pipeline: PlanResult) -> None:
+    interleaved = api.estimate("llama-2-7b", "8xA100", JOB, plan={"tp": 2, "pp": 4, "vpp": 2})
+    assert "interleaved 1f1b" in shown(interleaved)
+    uneven = api.estimate("llama-2-7b", "8xA100", JOB, plan={"tp": 4, "pp": 2, "last_stage_layers": 14})
+    assert "14 on the last stage" in shown(uneven)
+
+
 def test_quiet_leaves_out_notes(ranking: PlanResult) -> None:
     assert "Assumed" not in shown(ranking, quiet=True)
     assert "Assumed" in shown(ranking)
