@@ -160,7 +160,7 @@ def _texts(entry: object, key: str) -> tuple[str, ...]:
 
 def _hint(text: str, catalog: ModelCatalog) -> str:
     entries = catalog.model_entries
-    size = text.lower()
+    size = f"{text}b" if _SIZE.fullmatch(f"{text}b") else text.lower()
     if _SIZE.fullmatch(size):
         ending = sorted(name for name in entries if name.endswith("-" + size))
         if ending:

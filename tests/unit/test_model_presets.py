@@ -172,6 +172,7 @@ def test_fine_tunes_map_to_their_base_with_an_assumption(text, preset):
     [
         ("lama-13b", "model: unknown name 'lama-13b'. Hint: did you mean 'llama-13b' or 'llama-2-13b'"),
         ("62.5b", "model: unknown name '62.5b'. Hint: did you mean"),
+        ("13", "model: unknown name '13'. Hint: name the family: baichuan-13b, "),
         ("1.6b", "model: unknown name '1.6b'"),
         ("  ", "model: is empty. Hint: name a model, e.g. 'llama-2-13b'"),
         ("someone/13b", "model: unknown name 'someone/13b'"),
