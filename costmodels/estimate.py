@@ -29,9 +29,9 @@ MEMORY_PARTS = (
     "optimizer",
     "activations",
     "logits",
-    "communication",  # unsharded parameter and bucket buffers, communicators
+    "communication",  # unsharded parameters, gradient buckets
     "reserve",  # what the allocator holds beyond what is allocated
-    "context",  # CUDA context and library workspaces
+    "context",  # CUDA context, library workspaces, communicators (what PyTorch does not count)
 )
 
 # Prices that may lie outside the range their model was fitted on.

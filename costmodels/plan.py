@@ -49,7 +49,7 @@ class AxisOrder(IntEnum):
     """Which parallel axis varies fastest over consecutive ranks, innermost first."""
 
     TP_CP_DP_PP = 0  # Megatron-LM default order "tp-cp-ep-dp-pp"
-    TP_CP_PP_DP = 1  # pipeline inside, data outside: DeepSpeed topology (pipe, data, model)
+    TP_CP_PP_DP = 1  # pipeline inside, data outside: Megatron-LM --use-tp-pp-dp-mapping
 
 
 _INT_COLUMNS = {
