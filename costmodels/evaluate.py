@@ -81,10 +81,14 @@ class _Trust:
 def _trust(costs: LayerCosts, context: CostContext) -> _Trust:
     """How far to trust the price of a layer, which stands for the whole step.
 
-    Kernel prices and the stack's residual are independent: their log variances add.
+    Kernel prices and the stack's residual are independent: their log variances add. The two blocks of a
+    layer are taken to err together, each by its share of the layer's time.
     """
     blocks = [costs.attention, costs.expert_mlp or costs.dense_mlp]
-    kernel = np.maximum(*(np.take(block.relative_half_width, block.of_row) for block in blocks))
+    first, second = (np.take(block.trust[0], block.of_row) for block in blocks)
+    widths = [np.take(block.relative_half_width, block.of_row) for block in blocks]
+    both = first + second
+    kernel = np.divide(widths[0] * first + widths[1] * second, both, out=np.zeros_like(both), where=both > 0)
     if costs.expert_mlp is None:  # both blocks know the same shapes
         of_row, trust = costs.attention.of_row, costs.attention.trust + costs.dense_mlp.trust
     else:
