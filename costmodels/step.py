@@ -194,7 +194,7 @@ def _pipeline(
         totals_s=totals,
         forward_s=largest(forward_s),
         backward_s=largest(input_s + weight_s),
-        offload_s=_activation_offload_s(plans, stages, context),
+        offload_s=_activation_offload_s(plans, stages, context, work_s=largest(stage_s)),
         stage_time_s=stage_s,
         recomputed_share=total((repeated * stages.count).T) / np.maximum(total((stages.layers * stages.count).T), 1),
     )
@@ -355,10 +355,13 @@ def _pipeline_transfer(plans: PlanBatch, context: CostContext) -> tuple[FloatArr
     return once, once * plans.virtual_stages
 
 
-def _activation_offload_s(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:
+def _activation_offload_s(
+    plans: PlanBatch, stages: StageTable, context: CostContext, *, work_s: FloatArray
+) -> FloatArray:
     """(N,) seconds per step, if offloaded, of checkpoints going to the host and back that compute cannot hide.
 
-    The layer inputs of one micro-batch move under the layers of the next; half is taken as hidden.
+    The layer inputs of one micro-batch move on copy engines of their own while the slowest stage works
+    ``work_s`` (N,) on another; only what takes longer than that shows.
     """
     row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
     tokens = plans.micro_batch_size * context.job.sequence_length / plans.context_parallel
@@ -369,8 +372,7 @@ def _activation_offload_s(plans: PlanBatch, stages: StageTable, context: CostCon
         / np.where(plans.sequence_parallel, plans.tensor_parallel, 1)
     )
     moved_s = 2 * size / context.cluster.node.host_link.bandwidth_bytes_per_s
-    shown_s: FloatArray = 0.5 * moved_s * plans.num_microbatches
-    return shown_s
+    return exposed_s(moved_s, work_s, 1.0) * plans.num_microbatches
 
 
 def _doublings(plans: PlanBatch, context: CostContext) -> FloatArray:
