@@ -14,8 +14,7 @@ from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
 from costmodels.step import step_time
-
-NORMAL_90 = 1.645  # standard deviations either side of the mean that hold 90 % of a normal law
+from costmodels.uncertainty import NORMAL_90
 
 
 def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> EstimateBatch:

@@ -33,8 +33,7 @@ from costmodels.plan import FloatArray, PlanBatch, Schedule
 from costmodels.stage_activations import StageActivations, stage_activations
 from costmodels.stage_parameters import StageParameters, stage_parameters
 from costmodels.stages import StageTable
-
-_NORMAL_90 = 1.645  # standard deviations either side of the mean that hold 90 % of a normal law
+from costmodels.uncertainty import NORMAL_90
 
 # What PyTorch's allocator counts as allocated and as reserved; nvidia-smi shows every part.
 ALLOCATED_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "communication")
@@ -87,7 +86,7 @@ def stage_memory(
 
 def memory_interval(peak_bytes: FloatArray, context: CostContext) -> tuple[FloatArray, FloatArray]:
     """(N,) low and high end of the 90 % interval of the peaks, from the stack's residuals."""
-    spread = float(np.exp(_NORMAL_90 * context.stack.memory_residual_log_std))
+    spread = float(np.exp(NORMAL_90 * context.stack.memory_residual_log_std))
     return peak_bytes / spread, peak_bytes * spread
 
 

@@ -16,6 +16,11 @@ from costmodels.workload import TrainingJob
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
 
+# Places in the frameworks that several rules cite.
+ARGUMENTS = "Megatron-LM megatron/training/arguments.py validate_args"
+MCORE = "megatron.core.transformer.TransformerConfig.__post_init__"
+TITAN_DIMS = "torchtitan/distributed/parallel_dims.py ParallelDims"
+
 MEGATRON, DEEPSPEED, FSDP, NANOTRON = "megatron", "deepspeed", "fsdp", "nanotron"
 HUGGINGFACE = "huggingface"
 FRAMEWORKS = (MEGATRON, DEEPSPEED, FSDP, NANOTRON, HUGGINGFACE)

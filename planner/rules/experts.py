@@ -4,12 +4,15 @@ import numpy as np
 
 from costmodels.plan import AxisOrder, BoolArray, ExecutionPlan, PlanBatch
 from planner.rules.base import (
+    ARGUMENTS,
     DEEPSPEED,
     FRAMEWORKS,
     FSDP,
     HUGGINGFACE,
+    MCORE,
     MEGATRON,
     NANOTRON,
+    TITAN_DIMS,
     Rule,
     Setting,
     columns,
@@ -18,10 +21,6 @@ from planner.rules.base import (
     must_divide,
     one_of,
 )
-
-_MCORE = "megatron.core.transformer.TransformerConfig.__post_init__"
-_ARGUMENTS = "Megatron-LM megatron/training/arguments.py validate_args"
-_TITAN_DIMS = "torchtitan/distributed/parallel_dims.py ParallelDims"
 
 
 def _num_experts(setting: Setting) -> int:
@@ -63,7 +62,7 @@ EXPERT = (
         frameworks=FRAMEWORKS,
         field="expert_parallel",
         text="expert parallelism needs a mixture-of-experts model",
-        source=f"{_MCORE}: num_moe_experts must be non None to use expert-parallel",
+        source=f"{MCORE}: num_moe_experts must be non None to use expert-parallel",
         columns=columns("expert_parallel", "expert_tensor_parallel"),
         holds=lambda plans, setting: (
             (plans.expert_parallel * plans.expert_tensor_parallel == 1) | (setting.model.moe is not None)
@@ -75,7 +74,7 @@ EXPERT = (
         frameworks=FRAMEWORKS,
         field="expert_parallel",
         text="ep divides the number of experts",
-        source=f"{_ARGUMENTS}: Number of experts should be a multiple of expert model parallel size",
+        source=f"{ARGUMENTS}: Number of experts should be a multiple of expert model parallel size",
         columns=columns("expert_parallel"),
         holds=lambda plans, setting: (
             mask(setting.model.moe is None) | (_num_experts(setting) % plans.expert_parallel == 0)
@@ -146,7 +145,7 @@ EXPERT = (
         frameworks=(FSDP,),
         field="expert_parallel",
         text="ep takes all of cp (and of tp when etp is 1) and divides the sharded ranks",
-        source=f"{_TITAN_DIMS}._validate",
+        source=f"{TITAN_DIMS}._validate",
         columns=columns(
             "tensor_parallel",
             "context_parallel",
@@ -163,7 +162,7 @@ EXPERT = (
         frameworks=(FSDP,),
         field="expert_tensor_parallel",
         text="etp is 1 or tp",
-        source=f"{_TITAN_DIMS}._validate: Currently we only support ETP=TP or ETP=1",
+        source=f"{TITAN_DIMS}._validate: Currently we only support ETP=TP or ETP=1",
         columns=columns("tensor_parallel", "expert_parallel", "expert_tensor_parallel"),
         holds=lambda plans, _setting: (
             (plans.expert_tensor_parallel == plans.tensor_parallel) | (plans.expert_tensor_parallel == 1)
@@ -216,7 +215,7 @@ EXPERT = (
         frameworks=(MEGATRON,),
         field="sequence_parallel",
         text="mixtures of experts with tp > 1 need sequence parallelism",
-        source=f"{_ARGUMENTS}: When using MoE and tensor parallelism, sequence parallelism must be used",
+        source=f"{ARGUMENTS}: When using MoE and tensor parallelism, sequence parallelism must be used",
         columns=columns("tensor_parallel", "sequence_parallel"),
         holds=lambda plans, setting: (
             plans.sequence_parallel | (plans.tensor_parallel == 1) | (setting.model.moe is None)

@@ -4,12 +4,14 @@ import numpy as np
 
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
 from planner.rules.base import (
+    ARGUMENTS,
     DEEPSPEED,
     FRAMEWORKS,
     FSDP,
     HUGGINGFACE,
     MEGATRON,
     NANOTRON,
+    TITAN_DIMS,
     Rule,
     Setting,
     columns,
@@ -20,8 +22,6 @@ from planner.rules.base import (
 )
 
 _MCORE_ERRORS = "Megatron Core documentation, 'Configuration Errors' (2026)"
-_ARGUMENTS = "Megatron-LM megatron/training/arguments.py validate_args"
-_TITAN_DIMS = "torchtitan/distributed/parallel_dims.py ParallelDims"
 _NANOTRON_CONFIG = "nanotron/config/config.py Config.__post_init__"
 
 
@@ -95,7 +95,7 @@ LAYOUT = (
         frameworks=FRAMEWORKS,
         field="data_parallel",
         text="tp x pp x dp x cp equals the number of devices",
-        source=f"{_ARGUMENTS}; {_TITAN_DIMS}._validate; deepspeed/runtime/pipe/topology.py",
+        source=f"{ARGUMENTS}; {TITAN_DIMS}._validate; deepspeed/runtime/pipe/topology.py",
         columns=columns("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel"),
         holds=lambda plans, setting: plans.num_devices == setting.num_devices,
         complaint=_degree_product,
@@ -105,7 +105,7 @@ LAYOUT = (
         frameworks=FRAMEWORKS,
         field="micro_batch_size",
         text="micro-batch x dp x micro-batches equals the global batch",
-        source=f"{_ARGUMENTS} and num_microbatches_calculator; deepspeed/runtime/config.py batch assertion",
+        source=f"{ARGUMENTS} and num_microbatches_calculator; deepspeed/runtime/config.py batch assertion",
         columns=columns("data_parallel", "micro_batch_size", "num_microbatches"),
         holds=lambda plans, setting: (
             plans.micro_batch_size * plans.data_parallel * plans.num_microbatches == setting.job.global_batch_size
@@ -117,7 +117,7 @@ LAYOUT = (
         frameworks=FRAMEWORKS,
         field="data_parallel",
         text="dp divides the global batch",
-        source=f"{_ARGUMENTS} and num_microbatches_calculator",
+        source=f"{ARGUMENTS} and num_microbatches_calculator",
         columns=columns("data_parallel"),
         holds=lambda plans, setting: setting.job.global_batch_size % plans.data_parallel == 0,
         complaint=lambda plan, setting: must_divide(
@@ -226,7 +226,7 @@ TENSOR = (
         frameworks=FRAMEWORKS,
         field="sequence_parallel",
         text="with sequence parallelism, cp x tp divides the sequence length",
-        source=f"{_TITAN_DIMS}.seq_len_divisor; Megatron-LM scatter_to_sequence_parallel_region",
+        source=f"{TITAN_DIMS}.seq_len_divisor; Megatron-LM scatter_to_sequence_parallel_region",
         columns=columns("tensor_parallel", "context_parallel", "sequence_parallel"),
         holds=_sequence_unit,
         complaint=lambda plan, setting: (

@@ -7,6 +7,7 @@ import numpy as np
 
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Schedule
 from planner.rules.base import (
+    ARGUMENTS,
     DEEPSPEED,
     FRAMEWORKS,
     FSDP,
@@ -21,7 +22,6 @@ from planner.rules.base import (
     one_of,
 )
 
-_ARGUMENTS = "Megatron-LM megatron/training/arguments.py validate_args"
 _TITAN_PIPELINE = "torchtitan/distributed/pipeline_parallel.py; torch.distributed.pipelining.schedules"
 _STAGES = columns("pipeline_parallel", "first_stage_layers", "last_stage_layers")
 _SCHEDULES = {
@@ -111,7 +111,7 @@ PIPELINE_RULES = (
         frameworks=(MEGATRON,),
         field="pipeline_parallel",
         text="pp divides the layers, apart from fixed first and last stages",
-        source=f"{_ARGUMENTS}: Number of layers should be divisible by the pipeline-model-parallel size",
+        source=f"{ARGUMENTS}: Number of layers should be divisible by the pipeline-model-parallel size",
         columns=_STAGES,
         holds=_even_layers,
         complaint=_layers_complaint,
@@ -195,7 +195,7 @@ PIPELINE_RULES = (
         frameworks=(MEGATRON, FSDP),
         field="virtual_stages",
         text="virtual stages need pp > 1",
-        source=f"{_ARGUMENTS}: pipeline-model-parallel size should be greater than 1 (with p2p overlap)",
+        source=f"{ARGUMENTS}: pipeline-model-parallel size should be greater than 1 (with p2p overlap)",
         columns=columns("pipeline_parallel", "virtual_stages"),
         holds=lambda plans, _setting: (plans.virtual_stages == 1) | (plans.pipeline_parallel > 1),
         complaint=lambda _plan, _setting: ("needs pipeline_parallel > 1", "vpp 1, or pp 2"),
@@ -205,7 +205,7 @@ PIPELINE_RULES = (
         frameworks=(MEGATRON,),
         field="virtual_stages",
         text="vpp divides the layers of every stage",
-        source=f"{_ARGUMENTS}: number of layers per pipeline stage must be divisible (80 layers, PP16 VPP2 "
+        source=f"{ARGUMENTS}: number of layers per pipeline stage must be divisible (80 layers, PP16 VPP2 "
         "silently trained 64: NVIDIA/Megatron-LM issue 468)",
         columns=_STAGES | columns("virtual_stages"),
         holds=_even_chunks,

@@ -4,11 +4,13 @@ import numpy as np
 
 from costmodels.plan import BoolArray, ContextKind, ExecutionPlan, PlanBatch
 from planner.rules.base import (
+    ARGUMENTS,
     DEEPSPEED,
     FRAMEWORKS,
     FSDP,
     MEGATRON,
     NANOTRON,
+    TITAN_DIMS,
     Rule,
     Setting,
     columns,
@@ -18,8 +20,6 @@ from planner.rules.base import (
     one_of,
 )
 
-_ARGUMENTS = "Megatron-LM megatron/training/arguments.py validate_args"
-_TITAN_DIMS = "torchtitan/distributed/parallel_dims.py ParallelDims"
 _ULYSSES = "DeepSpeed-Ulysses (arXiv:2309.14509) section 3; deepspeed/sequence/layer.py"
 
 
@@ -54,7 +54,7 @@ CONTEXT = (
         frameworks=(MEGATRON, FSDP),
         field="context_parallel",
         text="2 x cp divides the sequence length (each rank takes an early and a late chunk)",
-        source=f"{_ARGUMENTS}: seq-length should be a multiple of 2 * context-parallel-size; {_TITAN_DIMS}",
+        source=f"{ARGUMENTS}: seq-length should be a multiple of 2 * context-parallel-size; {TITAN_DIMS}",
         columns=columns("context_parallel"),
         holds=_zigzag,
         complaint=_zigzag_complaint,

@@ -4,10 +4,12 @@ import numpy as np
 
 from costmodels.plan import AxisOrder, BoolArray, ExecutionPlan, PlanBatch, Recompute
 from planner.rules.base import (
+    ARGUMENTS,
     DEEPSPEED,
     FRAMEWORKS,
     FSDP,
     HUGGINGFACE,
+    MCORE,
     MEGATRON,
     NANOTRON,
     Rule,
@@ -18,8 +20,6 @@ from planner.rules.base import (
     one_of,
 )
 
-_ARGUMENTS = "Megatron-LM megatron/training/arguments.py validate_args"
-_MCORE = "megatron.core.transformer.TransformerConfig.__post_init__"
 _TITAN_PARALLELIZE = "torchtitan parallelize_llama"
 _SHARDING = columns("data_parallel", "context_parallel", "zero_stage", "zero_shard_degree")
 
@@ -91,7 +91,7 @@ STATE_RULES = (
         frameworks=(MEGATRON,),
         field="zero_stage",
         text="ZeRO 2 and 3 (Megatron-FSDP) are not combined with pipeline stages",
-        source=f"{_ARGUMENTS}: --use-torch-fsdp2 is not supported with pipeline parallelism; "
+        source=f"{ARGUMENTS}: --use-torch-fsdp2 is not supported with pipeline parallelism; "
         "Megatron-FSDP presets use pp 1",
         columns=columns("pipeline_parallel", "zero_stage"),
         holds=lambda plans, _setting: (plans.zero_stage <= 1) | (plans.pipeline_parallel == 1),
@@ -225,7 +225,7 @@ STATE_RULES = (
         frameworks=(MEGATRON,),
         field="offload_activations",
         text="activations are offloaded without pipeline stages and without recomputation",
-        source=f"{_MCORE}: no support for Pipeline parallelism with CPU offloading; "
+        source=f"{MCORE}: no support for Pipeline parallelism with CPU offloading; "
         "CPU offloading does not work when activation recomputation is enabled",
         columns=columns("pipeline_parallel", "recompute", "offload_activations"),
         holds=lambda plans, _setting: (
@@ -251,7 +251,7 @@ STATE_RULES = (
         frameworks=(MEGATRON, NANOTRON),
         field="tensor_parallel_overlap",
         text="overlapping tensor-parallel communication needs sequence parallelism",
-        source=f"{_ARGUMENTS}: overlap can happen only when sequence parallelism is enabled; "
+        source=f"{ARGUMENTS}: overlap can happen only when sequence parallelism is enabled; "
         "nanotron tp_linear_async_communication with REDUCE_SCATTER",
         columns=columns("sequence_parallel", "tensor_parallel_overlap"),
         holds=lambda plans, _setting: ~plans.tensor_parallel_overlap | plans.sequence_parallel,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
+from costmodels.uncertainty import NORMAL_90
 from planner.validate.mapping import scorable_rows
 from planner.validate.predict import RowPredictor
 from planner.validate.report import JUDGED_APART
@@ -25,7 +26,6 @@ from profiles.stacks import load_priors
 
 # Rows of one file that are fitted; a larger file is thinned evenly, its rows repeat one another.
 MOST_ROWS_PER_FILE = 100
-NORMAL_90 = 1.645  # standard deviations either side of the mean that hold 90 % of a normal law
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

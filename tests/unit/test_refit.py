@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
+from costmodels.uncertainty import NORMAL_90
 from planner.validate import refit as module
 from planner.validate.accuracy import cross_validate
 from planner.validate.mapping import Mapped, scorable_rows
 from planner.validate.predict import predict_rows
 from planner.validate.refit import (
     MOST_ROWS_PER_FILE,
-    NORMAL_90,
     Refit,
     card,
     fold_of,
