@@ -5,7 +5,7 @@ import numpy as np
 from costmodels.arrays import largest
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
-from costmodels.kernels.calls import KernelCallBatch, KernelOp
+from costmodels.kernels.calls import KernelFamily, KernelOp, kernel_calls
 from costmodels.lowering.grouping import group_rows
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree
@@ -58,20 +58,15 @@ def optimizer_s(plans: PlanBatch, parameters: StageParameters, context: CostCont
 
 def memory_seconds_per_byte(context: CostContext) -> float:
     """Price of memory traffic in bulk, from the kernel model: seconds per byte of a 1 GiB pass."""
-    one = np.ones(1)
-    zero = np.zeros(1)
-    call = KernelCallBatch(
-        op=np.array([int(KernelOp.MEMORY)]),
-        gemm_format=np.zeros(1, dtype=np.int64),
-        m=zero,
-        n=zero,
-        k=zero,
-        batch=one,
-        heads=zero,
-        kv_heads=zero,
-        causal=zero,
-        flops=zero,
-        bytes=one * GIB,
+    call = kernel_calls(
+        1,
+        op=KernelOp.MEMORY,
+        family=KernelFamily.OPTIMIZER,
+        batch=1,
+        n=GIB / context.job.numerics.storage_bytes,
+        m=1,
+        bytes=GIB,
+        element_bytes=context.job.numerics.storage_bytes,
     )
     priced = context.kernels.predict(call, context.cluster.device)
     return float(priced.time_s[0]) * context.stack.memory_time_scale / GIB

@@ -27,8 +27,8 @@ from costmodels.calibration.kernel_tables import (
     memory_timings,
 )
 from costmodels.calibration.robust import Errors, Price, errors, fit_parameters, significant, split
-from costmodels.kernels.calls import FloatArray
-from costmodels.kernels.roofline import FORMULAS, Rates, take
+from costmodels.kernels.calls import FloatArray, take
+from costmodels.kernels.roofline import FORMULAS, Rates
 from profiles.catalog import default_catalog
 
 MOST_ROWS = 4000  # per record; more does not move the parameters

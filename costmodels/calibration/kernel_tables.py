@@ -15,8 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from costmodels.calibration.published import ATTENTION as PUBLISHED_ATTENTION
-from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
-from costmodels.kernels.roofline import take
+from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp, concatenate, kernel_calls, take
 from profiles.precision import GEMM_FORMATS
 
 # Device names of the tables -> catalogue entry with the same silicon.
@@ -102,12 +101,8 @@ class Timings:
 
 def make_calls(op: KernelOp, format_class: str, count: int, **columns: Any) -> KernelCallBatch:
     """Calls of one operation and format class; columns left out are zero."""
-    filled = {
-        key: np.broadcast_to(np.asarray(columns.get(key, 0.0), dtype=float), count).copy()
-        for key in ("m", "n", "k", "batch", "heads", "kv_heads", "causal", "flops", "bytes")
-    }
     format_index = GEMM_FORMATS.index(FORMAT_NAME.get(format_class, "fp16"))
-    return KernelCallBatch(op=np.full(count, int(op)), gemm_format=np.full(count, format_index), **filled)
+    return kernel_calls(count, op=op, gemm_format=format_index, **columns)
 
 
 def gemm_calls(op: KernelOp, format_class: str, m: Any, n: Any, k: Any, batch: Any) -> KernelCallBatch:
@@ -192,19 +187,14 @@ def join(first: Timings, more: Timings) -> Timings:
         raise ValueError("both tables must have a second kernel, possibly an empty one")
     return replace(
         first,
-        calls=_join_calls(first.calls, more.calls),
-        second=_join_calls(first.second, more.second),
+        calls=concatenate((first.calls, more.calls)),
+        second=concatenate((first.second, more.second)),
         time_s=np.concatenate([first.time_s, more.time_s]),
         device=np.concatenate([first.device, more.device]),
         source=np.concatenate([first.source, more.source]),
         extra_bytes=np.concatenate([first.extra_bytes, more.extra_bytes]),
         kind=np.concatenate([first.kind, more.kind]),
     )
-
-
-def _join_calls(first: KernelCallBatch, more: KernelCallBatch) -> KernelCallBatch:
-    names = KernelCallBatch.__dataclass_fields__
-    return KernelCallBatch(**{name: np.concatenate([getattr(first, name), getattr(more, name)]) for name in names})
 
 
 def attention_timings(folder: Path) -> list[Timings]:

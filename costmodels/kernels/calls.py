@@ -1,11 +1,12 @@
 """The language kernel cost models speak: distinct kernel calls as arrays, and priced predictions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from profiles.hardware import DeviceSpec
 
@@ -20,7 +21,35 @@ class KernelOp(IntEnum):
     GROUPED_GEMM = 1  # batch GEMMs of m rows each in one launch (experts)
     ATTENTION_FORWARD = 2  # fused: m query tokens x n key tokens x k head width, batch * heads of them
     ATTENTION_BACKWARD = 3
-    MEMORY = 4  # bandwidth-bound: norms, activations, residuals, softmax, loss, optimizer
+    MEMORY = 4  # bandwidth-bound: norms, activations, residuals, softmax, loss, optimizer (``KernelFamily``)
+    ATTENTION_DECODE = 5  # fused, one query token per sequence, or a few
+
+
+class KernelFamily(IntEnum):
+    """Which bandwidth-bound work a ``MEMORY`` call does."""
+
+    POINTWISE = 0  # additions, products, dropout, casts
+    NORM = 1  # layer or RMS norm, with the residual added to it
+    NORM_BACKWARD = 2
+    ACTIVATION = 3
+    GATED_ACTIVATION = 4  # activation of one half times the other
+    SOFTMAX = 5
+    ROTARY = 6
+    EMBEDDING = 7  # gather of rows, or scatter-add of their gradients
+    CROSS_ENTROPY = 8
+    OPTIMIZER = 9
+    QUANTISE = 10  # to or from a narrower format
+    PERMUTE = 11  # rows into expert order and back
+    COPY = 12
+    OTHER = 13
+
+
+class GemmLayout(IntEnum):
+    """Which of a linear layer's three GEMMs a call is; it decides what is read along its rows."""
+
+    FORWARD = 0  # x W^T, activations alone as NN
+    INPUT_GRADIENT = 1  # dy W
+    WEIGHT_GRADIENT = 2  # dy^T x
 
 
 class Basis(IntEnum):
@@ -39,16 +68,22 @@ class KernelCallBatch:
     Attributes:
         op: ``KernelOp`` codes.
         gemm_format: Index into ``profiles.precision.GEMM_FORMATS``.
-        m, n, k: Dimensions, see ``KernelOp``.
+        family: ``KernelFamily`` codes (``MEMORY`` only).
+        layout: ``GemmLayout`` codes (``GEMM`` and ``GROUPED_GEMM`` only).
+        m, n, k: Dimensions, see ``KernelOp``; ``MEMORY``: m rows of n elements, 0 where it has none.
         batch: GEMMs in the call, or sequences for attention; ``MEMORY``: kernels launched.
         heads, kv_heads: Query and key/value heads on this device (attention only, else 0).
         causal: Share of the score matrix computed: 0.5 causal, 1.0 full, less for windows.
         flops: Floating-point operations of the call (2 per multiply-add).
         bytes: Device memory read plus written, each operand once.
+        element_bytes: Bytes per element of the main operand as it lies in memory (narrow GEMM formats
+            are quantised from it).
     """
 
     op: IntArray
     gemm_format: IntArray
+    family: IntArray
+    layout: IntArray
     m: FloatArray
     n: FloatArray
     k: FloatArray
@@ -58,9 +93,33 @@ class KernelCallBatch:
     causal: FloatArray
     flops: FloatArray
     bytes: FloatArray
+    element_bytes: FloatArray
 
     def __len__(self) -> int:
         return len(self.op)
+
+
+COLUMNS = tuple(KernelCallBatch.__dataclass_fields__)
+INTEGER_COLUMNS = ("op", "gemm_format", "family", "layout")
+
+
+def kernel_calls(count: int, **columns: ArrayLike) -> KernelCallBatch:
+    """``count`` calls from columns by name: scalars are repeated, columns left out are zero."""
+    filled: dict[str, Any] = {
+        name: np.full(count, columns.get(name, 0), dtype=np.int64 if name in INTEGER_COLUMNS else np.float64)
+        for name in COLUMNS
+    }
+    return KernelCallBatch(**filled)
+
+
+def take(calls: KernelCallBatch, rows: IntArray | NDArray[np.bool_]) -> KernelCallBatch:
+    """The calls of some rows."""
+    return KernelCallBatch(**{name: getattr(calls, name)[rows] for name in COLUMNS})
+
+
+def concatenate(parts: Sequence[KernelCallBatch]) -> KernelCallBatch:
+    """The calls of several batches, one after the other."""
+    return KernelCallBatch(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

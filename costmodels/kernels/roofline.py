@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.calls import Basis, FloatArray, KernelCallBatch, KernelOp, Prediction
+from costmodels.kernels.calls import Basis, FloatArray, KernelCallBatch, KernelOp, Prediction, take
 from profiles.fits import Fit, KernelFits
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
@@ -33,6 +33,7 @@ OP_NAMES = {
     KernelOp.ATTENTION_FORWARD: "attention_forward",
     KernelOp.ATTENTION_BACKWARD: "attention_backward",
     KernelOp.MEMORY: "memory",
+    KernelOp.ATTENTION_DECODE: "attention_forward",
 }
 FORMAT_CLASS = {"fp32": "fp32", "tf32": "tf32", "fp16": "16-bit", "bf16": "16-bit", "fp8": "fp8", "fp4": "fp4"}
 
@@ -128,15 +129,6 @@ FORMULAS: Mapping[str, Callable[[KernelCallBatch, Parameters, Rates], FloatArray
     "attention_backward": attention_time_s,
     "memory": memory_time_s,
 }
-
-
-def take(calls: KernelCallBatch, rows: NDArray[np.int64]) -> KernelCallBatch:
-    """The calls of some rows."""
-    return KernelCallBatch(
-        op=calls.op[rows], gemm_format=calls.gemm_format[rows], m=calls.m[rows], n=calls.n[rows],
-        k=calls.k[rows], batch=calls.batch[rows], heads=calls.heads[rows], kv_heads=calls.kv_heads[rows],
-        causal=calls.causal[rows], flops=calls.flops[rows], bytes=calls.bytes[rows],
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
+from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.calls import Axis, CallList, Phase, core_format
 from costmodels.lowering.elementwise import norm_and_residual
 from costmodels.lowering.shapes import RankShape
@@ -76,7 +77,14 @@ def _projections(calls: CallList, shape: RankShape, context: CostContext) -> Non
     element = job.numerics.storage_bytes
     if not model.learned_positions:
         for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
-            calls.memory(phase, 2 * element * tokens * rotary_width, kernels=2)
+            calls.memory(
+                phase,
+                2 * element * tokens * rotary_width,
+                family=KernelFamily.ROTARY,
+                rows=tokens,
+                width=rotary_width,
+                kernels=2,
+            )
     if job.lora is not None:
         widths: dict[str, tuple[FloatArray | float, FloatArray | float]] = {
             "q": (hidden, heads * model.head_dim),
@@ -107,7 +115,14 @@ def lora_pair(
     calls.linear(tokens, inputs, float(rank), trained=True, batch=count, grouped=batch is not None)
     calls.linear(tokens, float(rank), outputs, trained=True, batch=count, grouped=batch is not None)
     for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
-        calls.memory(phase, element * count * tokens * (2.0 * inputs + 3.0 * outputs), kernels=3)
+        calls.memory(
+            phase,
+            element * count * tokens * (2.0 * inputs + 3.0 * outputs),
+            family=KernelFamily.POINTWISE,
+            rows=count * tokens,
+            width=outputs,
+            kernels=3,
+        )
 
 
 def _core_shape(shape: RankShape, context: CostContext) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -174,11 +189,19 @@ def _unfused_core(calls: CallList, shape: RankShape, context: CostContext) -> No
     fused = context.stack.fused_elementwise
     # Softmax reads and writes the scores once; unfused, scale, mask and fp32 casts each do so again.
     softmax_passes = 2.0 if fused else 8.0
-    calls.memory(Phase.CORE, softmax_passes * element * scores, kernels=1 if fused else 4)
-    calls.memory(Phase.INPUT_GRADIENT, 1.5 * softmax_passes * element * scores, kernels=1 if fused else 3)
+    for phase, passes, kernels in ((Phase.CORE, 1.0, 4), (Phase.INPUT_GRADIENT, 1.5, 3)):
+        calls.memory(
+            phase,
+            passes * softmax_passes * element * scores,
+            family=KernelFamily.SOFTMAX,
+            rows=batch * queries,
+            width=keys,
+            kernels=1 if fused else kernels,
+        )
     if context.job.dropout:
+        masked_bytes = (2 * element + 1) * scores  # values in and out, one mask byte
         for phase in (Phase.CORE, Phase.INPUT_GRADIENT):
-            calls.memory(phase, (2 * element + 1) * scores)  # values in and out, one mask byte
+            calls.memory(phase, masked_bytes, family=KernelFamily.POINTWISE, rows=batch * queries, width=keys)
 
 
 def _tensor_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:

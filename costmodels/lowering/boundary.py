@@ -4,6 +4,7 @@ import numpy as np
 
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
+from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.calls import Axis, CallList, Phase, core_format
 from costmodels.lowering.shapes import RankShape
 
@@ -17,8 +18,15 @@ def lower_embedding(shape: RankShape, context: CostContext) -> CallList:
     """Gather of embedding rows and scatter of their gradients; a reduction when vocabulary-parallel."""
     calls = CallList(context, len(shape))
     row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
-    calls.memory(Phase.FORWARD, 3 * row_bytes * shape.tokens, kernels=3)
-    calls.memory(Phase.WEIGHT_GRADIENT, 3 * row_bytes * shape.tokens, kernels=3)
+    for phase in (Phase.FORWARD, Phase.WEIGHT_GRADIENT):
+        calls.memory(
+            phase,
+            3 * row_bytes * shape.tokens,
+            family=KernelFamily.EMBEDDING,
+            rows=shape.tokens,
+            width=context.model.hidden_size,
+            kernels=3,
+        )
     one = np.ones_like(shape.tensor)
     whole = np.where(shape.sequence_parallel, 0.0, shape.tokens * row_bytes)
     scattered = np.where(shape.sequence_parallel, shape.tokens * row_bytes, 0.0)
@@ -37,7 +45,15 @@ def lower_head(shape: RankShape, context: CostContext) -> CallList:
     calls.linear(shape.tokens, model.hidden_size, vocabulary, trained=trained, gemm_format=core_format(context))
     passes = _FUSED_LOSS_PASSES if job.fused_cross_entropy else _LOSS_PASSES
     for phase, count in passes.items():
-        calls.memory(phase, count * 4 * shape.tokens * vocabulary, kernels=1 if job.fused_cross_entropy else 4)
+        calls.memory(
+            phase,
+            count * 4 * shape.tokens * vocabulary,
+            family=KernelFamily.CROSS_ENTROPY,
+            rows=shape.tokens,
+            width=vocabulary,
+            kernels=1 if job.fused_cross_entropy else 4,
+            element_bytes=job.numerics.storage_bytes if job.fused_cross_entropy else 4.0,
+        )
     one = np.ones_like(shape.tensor)
     size = shape.tokens * model.hidden_size * job.numerics.storage_bytes
     whole = np.where(shape.sequence_parallel, 0.0, size)

@@ -11,11 +11,19 @@ from numpy.typing import NDArray
 from costmodels.arrays import total
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp, ranks_per_domain
 from costmodels.context import CostContext
-from costmodels.kernels.calls import KernelCallBatch, KernelOp, Prediction
+from costmodels.kernels.calls import (
+    COLUMNS,
+    INTEGER_COLUMNS,
+    GemmLayout,
+    KernelCallBatch,
+    KernelFamily,
+    KernelOp,
+    Prediction,
+)
 from costmodels.plan import FloatArray, IntArray
 from profiles.precision import GEMM_FORMATS, NF4_BYTES
 
-_COLUMN = {name: row for row, name in enumerate(KernelCallBatch.__dataclass_fields__)}
+_COLUMN = {name: row for row, name in enumerate(COLUMNS)}
 
 
 class Phase(IntEnum):
@@ -25,6 +33,9 @@ class Phase(IntEnum):
     CORE = 1  # attention core of the forward pass, what selective recomputation repeats
     INPUT_GRADIENT = 2
     WEIGHT_GRADIENT = 3
+
+
+_LAYOUT = {Phase.INPUT_GRADIENT: GemmLayout.INPUT_GRADIENT, Phase.WEIGHT_GRADIENT: GemmLayout.WEIGHT_GRADIENT}
 
 
 class Axis(IntEnum):
@@ -92,12 +103,14 @@ class CallList:
             phase,
             op=float(KernelOp.GROUPED_GEMM if grouped else KernelOp.GEMM),
             gemm_format=float(GEMM_FORMATS.index(name)),
+            layout=float(_LAYOUT.get(phase, GemmLayout.FORWARD)),
             m=m,
             n=n,
             k=k,
             batch=batch,
             flops=2.0 * m * n * k * batch,
             bytes=elements * batch * min(numerics.storage_bytes, 4.0),
+            element_bytes=min(numerics.storage_bytes, 4.0),
         )
 
     def linear(
@@ -120,15 +133,37 @@ class CallList:
         if not trained and self.context.job.task == "qlora":
             restored = (NF4_BYTES + self.context.job.numerics.storage_bytes) * inputs * outputs * batch
             for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
-                self.memory(phase, restored)
+                self.memory(phase, restored, family=KernelFamily.QUANTISE, rows=inputs, width=outputs * batch)
         if trained:
             self.gemm(
                 Phase.WEIGHT_GRADIENT, outputs, inputs, rows, batch=batch, grouped=grouped, gemm_format=gemm_format
             )
 
-    def memory(self, phase: Phase, traffic_bytes: FloatArray | float, *, kernels: FloatArray | float = 1.0) -> None:
-        """Bandwidth-bound work: bytes read plus written by ``kernels`` kernels together."""
-        self._add(phase, op=float(KernelOp.MEMORY), batch=kernels, bytes=traffic_bytes)
+    def memory(
+        self,
+        phase: Phase,
+        traffic_bytes: FloatArray | float,
+        *,
+        family: KernelFamily,
+        rows: FloatArray | float,
+        width: FloatArray | float,
+        kernels: FloatArray | float = 1.0,
+        element_bytes: float = 0.0,
+    ) -> None:
+        """Bandwidth-bound work: bytes read plus written by ``kernels`` kernels together.
+
+        Its tensor has ``rows`` of ``width`` elements, in the job's storage format unless said.
+        """
+        self._add(
+            phase,
+            op=float(KernelOp.MEMORY),
+            family=float(family),
+            m=rows,
+            n=width,
+            batch=kernels,
+            bytes=traffic_bytes,
+            element_bytes=element_bytes or self.context.job.numerics.storage_bytes,
+        )
 
     def attention(
         self,
@@ -159,6 +194,7 @@ class CallList:
             causal=causal,
             flops=flops,
             bytes=traffic_bytes,
+            element_bytes=min(self.context.job.numerics.storage_bytes, 4.0),
         )
 
     def transfer(
@@ -255,7 +291,7 @@ def _price_kernels(lists: Sequence[CallList]) -> list[_PricedKernels]:
     for part, place in zip(lists, _split(table, shapes), strict=True):
         part.fill_kernels(place)
     flat = dict(zip(_COLUMN, table, strict=True))
-    typed: dict[str, Any] = flat | {name: flat[name].astype(np.int64) for name in ("op", "gemm_format")}
+    typed: dict[str, Any] = flat | {name: flat[name].astype(np.int64) for name in INTEGER_COLUMNS}
     batch = KernelCallBatch(**typed)
     priced = context.kernels.predict(batch, context.cluster.device)
     several = batch.op == KernelOp.MEMORY

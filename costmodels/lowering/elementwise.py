@@ -4,6 +4,7 @@ Traffic is counted in passes over a tensor (one read or one write each), kernels
 launches them; ``StackSpec.fused_elementwise`` tells the fused from the op-by-op implementation.
 """
 
+from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.calls import CallList, Phase
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import FloatArray
@@ -29,14 +30,30 @@ def norm_and_residual(calls: CallList, shape: RankShape, *, passes: int) -> None
     context = calls.context
     table = _FUSED if context.stack.fused_elementwise else _UNFUSED
     norms = passes * max(context.model.norms_per_layer / 2, 0.5)
-    row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
+    hidden = context.model.hidden_size
+    row_bytes = hidden * context.job.numerics.storage_bytes
     for phase, (traffic, kernels) in table.items():
-        calls.memory(phase, norms * traffic * row_bytes * shape.sharded_tokens, kernels=norms * kernels)
+        calls.memory(
+            phase,
+            norms * traffic * row_bytes * shape.sharded_tokens,
+            family=KernelFamily.NORM if phase is Phase.FORWARD else KernelFamily.NORM_BACKWARD,
+            rows=shape.sharded_tokens,
+            width=hidden,
+            kernels=norms * kernels,
+        )
 
 
 def activation(calls: CallList, rows: FloatArray, width: FloatArray | float) -> None:
     """Activation function between the MLP matrices, over ``width`` per row."""
     context = calls.context
-    table = _ACTIVATION[context.model.gated_mlp, context.stack.fused_elementwise]
+    gated = context.model.gated_mlp
+    table = _ACTIVATION[gated, context.stack.fused_elementwise]
     for phase, (traffic, kernels) in table.items():
-        calls.memory(phase, traffic * context.job.numerics.storage_bytes * rows * width, kernels=kernels)
+        calls.memory(
+            phase,
+            traffic * context.job.numerics.storage_bytes * rows * width,
+            family=KernelFamily.GATED_ACTIVATION if gated else KernelFamily.ACTIVATION,
+            rows=rows,
+            width=width,
+            kernels=kernels,
+        )

@@ -4,6 +4,7 @@ import numpy as np
 
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
+from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.attention import lora_pair, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import activation, norm_and_residual
@@ -50,7 +51,14 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
     )
     permutations = 1.0 if context.stack.grouped_experts else local_experts
     for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
-        calls.memory(phase, _PERMUTE_PASSES * element * hidden * routed_rows, kernels=_PERMUTE_KERNELS * permutations)
+        calls.memory(
+            phase,
+            _PERMUTE_PASSES * element * hidden * routed_rows,
+            family=KernelFamily.PERMUTE,
+            rows=routed_rows,
+            width=hidden,
+            kernels=_PERMUTE_KERNELS * permutations,
+        )
     if moe.shared_ffn_hidden_size:
         width = moe.shared_ffn_hidden_size / shape.tensor
         _matrices(calls, context, rows=shape.tokens, width=width)

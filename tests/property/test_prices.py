@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp
-from costmodels.kernels.calls import KernelCallBatch, KernelOp
+from costmodels.kernels.calls import KernelCallBatch, KernelOp, kernel_calls
 from costmodels.kernels.roofline import RooflineKernelModel
 from costmodels.link_model import LinkCollectiveModel
 from profiles.catalog import default_catalog
@@ -30,20 +30,17 @@ SLACK = 1 + 1e-9
 
 
 def gemm(m: int, n: int, k: int, batch: int, op: KernelOp) -> KernelCallBatch:
-    m_, n_, k_, b_ = (np.array([float(x)]) for x in (m, n, k, batch))
-    none = np.zeros(1)
-    return KernelCallBatch(
-        op=np.array([int(op)]), gemm_format=np.array([GEMM_FORMATS.index("fp16")]), m=m_, n=n_, k=k_, batch=b_,
-        heads=none, kv_heads=none, causal=none, flops=2 * m_ * n_ * k_ * b_,
-        bytes=2 * b_ * (m_ * n_ + m_ * k_ + k_ * n_),
+    return kernel_calls(
+        1, op=op, gemm_format=GEMM_FORMATS.index("fp16"), m=m, n=n, k=k, batch=batch, flops=2.0 * m * n * k * batch,
+        bytes=2.0 * batch * (m * n + m * k + k * n),
     )  # fmt: skip
 
 
 def attention(queries: int, keys: int, width: int, sequences: int, heads: int, op: KernelOp) -> KernelCallBatch:
-    m, n, k, b, h = (np.array([float(x)]) for x in (queries, keys, width, sequences, heads))
-    return KernelCallBatch(
-        op=np.array([int(op)]), gemm_format=np.array([GEMM_FORMATS.index("fp16")]), m=m, n=n, k=k, batch=b, heads=h,
-        kv_heads=h, causal=np.ones(1), flops=4 * b * h * m * n * k, bytes=4 * b * h * k * (m + n),
+    rows = 4.0 * sequences * heads * width
+    return kernel_calls(
+        1, op=op, gemm_format=GEMM_FORMATS.index("fp16"), m=queries, n=keys, k=width, batch=sequences, heads=heads,
+        kv_heads=heads, causal=1, flops=rows * queries * keys, bytes=rows * (queries + keys),
     )  # fmt: skip
 
 

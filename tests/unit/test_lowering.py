@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from costmodels.context import CostContext
-from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp
+from costmodels.kernels.calls import Basis, GemmLayout, KernelCallBatch, KernelFamily, KernelOp
 from costmodels.lowering.attention import lower_attention, score_share
 from costmodels.lowering.boundary import lower_embedding, lower_head
 from costmodels.lowering.calls import PartCosts, Phase, price_parts
@@ -213,6 +213,41 @@ def test_gemm_bytes_are_each_operand_once():
     rows = calls.op == KernelOp.GEMM
     elements = S * H + H * 8192 + S * 8192
     assert calls.bytes[rows] == pytest.approx([2 * elements] * 3)
+
+
+def test_each_gemm_of_a_linear_layer_names_its_layout():
+    calls = seen("head", ExecutionPlan(), context())
+    rows = np.flatnonzero(calls.op == KernelOp.GEMM)
+    shape = {GemmLayout(calls.layout[row]): (calls.m[row], calls.n[row], calls.k[row]) for row in rows}
+    vocabulary = 32768
+    assert shape == {
+        GemmLayout.FORWARD: (S, vocabulary, H),
+        GemmLayout.INPUT_GRADIENT: (S, H, vocabulary),
+        GemmLayout.WEIGHT_GRADIENT: (vocabulary, H, S),
+    }
+    assert set(calls.element_bytes[rows]) == {2.0}
+
+
+@pytest.mark.parametrize(
+    ("block", "changes", "families"),
+    [
+        ("attention", {}, {"NORM", "NORM_BACKWARD", "ROTARY"}),
+        ("attention", {"job": job(attention="unfused")}, {"NORM", "NORM_BACKWARD", "ROTARY", "SOFTMAX"}),
+        ("dense_mlp", {"model": gpt()}, {"NORM", "NORM_BACKWARD", "ACTIVATION"}),
+        ("dense_mlp", {"model": llama()}, {"NORM", "NORM_BACKWARD", "GATED_ACTIVATION"}),
+        ("expert_mlp", {"model": mixture()}, {"NORM", "NORM_BACKWARD", "GATED_ACTIVATION", "PERMUTE"}),
+        ("embedding", {}, {"EMBEDDING"}),
+        ("head", {}, {"CROSS_ENTROPY"}),
+    ],
+)
+def test_bandwidth_bound_work_names_its_family_and_its_rows(block, changes, families):
+    calls = seen(block, ExecutionPlan(), context(**changes))
+    memory = calls.op == KernelOp.MEMORY
+    assert {KernelFamily(code).name for code in calls.family[memory]} == families
+    assert (calls.m[memory] >= S).all()
+    # At least one element in or out per element of the tensor, at most a dozen passes of each.
+    passes = calls.bytes[memory] / (calls.m * calls.n * calls.element_bytes)[memory]
+    assert ((passes >= 0.5) & (passes <= 24)).all()
 
 
 def test_sequence_parallelism_shards_what_lies_between_the_matrices():

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp
+from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls
 from costmodels.kernels.roofline import RooflineKernelModel
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
@@ -48,9 +48,7 @@ def model(*fits: Fit, **families) -> RooflineKernelModel:
 
 
 def call(op: KernelOp, kind: str = "bf16", **columns) -> KernelCallBatch:
-    names = ("m", "n", "k", "batch", "heads", "kv_heads", "causal", "flops", "bytes")
-    filled = {name: np.array([float(columns.get(name, 0.0))]) for name in names}
-    return KernelCallBatch(op=np.array([int(op)]), gemm_format=np.array([GEMM_FORMATS.index(kind)]), **filled)
+    return kernel_calls(1, op=op, gemm_format=GEMM_FORMATS.index(kind), **columns)
 
 
 def gemm(m: float, n: float, k: float, *, batch: float = 1.0, op=KernelOp.GEMM, kind="bf16") -> KernelCallBatch:
@@ -234,10 +232,9 @@ def test_ten_thousand_calls_in_well_under_a_tenth_of_a_second() -> None:
     rng = np.random.default_rng(0)
     count = 10_000
     size = {name: rng.integers(64, 16384, count).astype(float) for name in ("m", "n", "k")}
-    ones = np.ones(count)
-    calls = KernelCallBatch(
-        op=rng.integers(0, 5, count), gemm_format=np.full(count, 3), **size, batch=ones, heads=8 * ones,
-        kv_heads=8 * ones, causal=0.5 * ones, flops=1e12 * ones, bytes=1e8 * ones,
+    calls = kernel_calls(
+        count, op=rng.integers(0, len(KernelOp), count), gemm_format=3, **size, batch=1, heads=8, kv_heads=8,
+        causal=0.5, flops=1e12, bytes=1e8,
     )  # fmt: skip
     packaged, device = RooflineKernelModel(default_fits().kernels), default_catalog().device("H100-SXM-80GB")
     packaged.predict(calls, device)
