@@ -1,0 +1,120 @@
+"""Timing tables on disk: Parquet with a schema version, the columns of ``profiles.timings.COLUMNS``.
+
+The layout: one row group after another, zstd, text columns dictionary-encoded, the version under the key
+``planner.timings.version`` of the file's metadata. Columns a file lacks are missing values; columns it has
+beyond the schema are refused, so that a misspelt one is not silently dropped.
+"""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from profiles.errors import SpecError, did_you_mean
+from profiles.timings import (
+    COLUMNS,
+    MAX_ROWS,
+    MISSING,
+    REQUIRED,
+    SCHEMA_VERSION,
+    TimingTable,
+    check_table,
+    timing_table,
+)
+
+MAX_FILE_BYTES = 2 << 30
+_VERSION_KEY = b"planner.timings.version"
+
+
+def write_timings(table: TimingTable, path: Path) -> None:
+    """Write a table; the same table gives the same bytes.
+
+    Raises:
+        SpecError: If a row is unsound or the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    check_table(table)
+    types = {"text": pa.string(), "whole": pa.int64(), "number": pa.float64(), "flag": pa.bool_()}
+    fields = [pa.field(name, types[column.kind]) for name, column in COLUMNS.items()]
+    schema = pa.schema(fields, metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})
+    arrays = [pa.array(getattr(table, field.name), type=field.type) for field in fields]
+    texts = [name for name, column in COLUMNS.items() if column.kind == "text"]
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), temporary, compression="zstd", use_dictionary=texts)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise SpecError(str(path)[:200], f"cannot be written: {error.strerror or type(error).__name__}") from None
+
+
+def read_parquet_columns(path: Path, *, columns: list[str] | None = None) -> tuple[dict[str, Any], dict[bytes, bytes]]:
+    """The columns of any Parquet file as NumPy arrays by name, and the file's metadata.
+
+    Raises:
+        SpecError: If the file is too large, unreadable or no Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    label = str(path)[:200]
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise SpecError(label, f"at most {MAX_FILE_BYTES} bytes; got more")
+        with pq.ParquetFile(path) as file:
+            if file.metadata.num_rows > MAX_ROWS:
+                raise SpecError(label, f"at most {MAX_ROWS} rows; got {file.metadata.num_rows}")
+            table = file.read(columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a Parquet file, or a broken one"
+        raise SpecError(label, f"cannot be read: {reason}") from None
+    return {name: table.column(name).to_numpy() for name in table.column_names}, dict(table.schema.metadata or {})
+
+
+def is_timing_file(path: Path) -> bool:
+    """Whether a file is Parquet that carries this schema's version."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return _VERSION_KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def read_timings(path: Path) -> TimingTable:
+    """A table that ``write_timings`` wrote, or any Parquet file with those columns.
+
+    Raises:
+        SpecError: If the file is unreadable, of a later version, lacks a required column, has an unknown one, or
+            a row is unsound.
+    """
+    label = str(path)[:200]
+    columns, metadata = read_parquet_columns(path)
+    version = metadata.get(_VERSION_KEY, b"1").decode("ascii", "replace")
+    if not version.isdigit() or int(version) > SCHEMA_VERSION:
+        raise SpecError(label, f"has timing schema version {version[:20]!r}; this program reads up to {SCHEMA_VERSION}")
+    missing = [name for name in REQUIRED if name not in columns]
+    if missing:
+        raise SpecError(
+            f"{label}.{missing[0]}", "is required", "see 'planner profiles import' for files of other tools"
+        )
+    unknown = [name for name in columns if name not in COLUMNS]
+    if unknown:
+        raise SpecError(f"{label}.{unknown[0][:60]}", "unknown column", did_you_mean(unknown[0], COLUMNS))
+    count = len(columns["time_s"])
+    filled = {name: _without_nulls(name, values) for name, values in columns.items()}
+    return check_table(timing_table(count, **filled), where=label)
+
+
+def _without_nulls(name: str, values: Any) -> Any:
+    if COLUMNS[name].kind == "text":
+        return np.array([MISSING[name] if value is None else value for value in values.tolist()], dtype=object)
+    if COLUMNS[name].kind == "whole" and values.dtype.kind == "f":
+        return np.nan_to_num(values, nan=0.0)
+    return values
