@@ -22,7 +22,8 @@ TOLERANCE = 1.1
 SLOWEST = 1000.0  # times what the hardware needs; a mistaken unit is a factor of a thousand
 SLOW_S = 0.01  # below, launch overhead and tails explain any ratio
 _TIMER_S = 1e-6  # resolution of the coarsest published timers
-_FORMAT = {"int8": "fp8", "int4": "fp4", "fp64": "fp32"}  # whose units multiply it, at most as fast
+# Whose units multiply it, at most as fast.
+_FORMAT = {"int8": "fp8", "int4": "fp4", "fp64": "fp32", "fp8_block": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
