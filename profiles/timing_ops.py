@@ -22,8 +22,7 @@ LAYOUTS = ("NT", "NN", "TN")
 
 ELEMENT_BYTES = {
     "fp64": 8.0, "fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5, "int4": 0.5,
-    # One scale per block of elements: 128 (DeepSeek's recipe), 32 (OCP Microscaling), 16 (NVIDIA).
-    "fp8_block": 1.0, "mxfp8": 1.0, "nvfp4": 0.5, "int32": 4.0, "int64": 8.0,
+    "int32": 4.0, "int64": 8.0,
 }  # fmt: skip
 DTYPES = tuple(ELEMENT_BYTES)
 

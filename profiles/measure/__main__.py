@@ -1,0 +1,78 @@
+"""``python -m profiles.measure``: collect with nothing but PyTorch, NumPy and pyarrow installed."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from profiles.errors import SpecError
+from profiles.measure.collect import FAMILIES, Collected, Progress, collect
+
+EXIT_BAD_INPUT = 2
+_REDRAW_EVERY_S = 0.2
+_LABEL_WIDTH = 60
+_FAILURES_SHOWN = 5
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m profiles.measure", description="Measure the device at hand.")
+    parser.add_argument("--out", type=Path, required=True, help="Parquet file to write or continue")
+    parser.add_argument("--budget", default="60s", help="time to spend: 60s about a hundred kernels, 30m all of them")
+    parser.add_argument("--only", action="append", default=[], metavar="FAMILY", help=", ".join(FAMILIES))
+    parser.add_argument("--on", default="", help="cuda, cuda:N or cpu; by default a GPU if there is one")
+    parser.add_argument("--device", default="", help="name to store the rows under, e.g. H200-SXM-141GB")
+    parser.add_argument("--eager", action="store_true", help="let the launch by the host count")
+    return parser
+
+
+def _bar() -> Progress | None:
+    """A line on stderr that is redrawn; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+    drawn_s = 0.0
+
+    def draw(done: int, total: int, label: str) -> None:
+        nonlocal drawn_s
+        if done == total or time.monotonic() - drawn_s > _REDRAW_EVERY_S:
+            drawn_s = time.monotonic()
+            end = "\n" if done == total else ""
+            sys.stderr.write(f"\r\x1b[K{done}/{total} {label[:_LABEL_WIDTH]}{end}")
+            sys.stderr.flush()
+
+    return draw
+
+
+def _report(result: Collected) -> str:
+    lines = [
+        f"{result.out}: {result.measured} measured on {result.device} in {result.elapsed_s:.0f} s, "
+        f"{result.before} done before, {len(result.failed)} failed, {result.left} not reached",
+        f"left out: {result.too_large} too large for the memory, {result.too_long} too long for the budget",
+    ]
+    if result.runs is not None:
+        lines.append(f"training steps: {result.runs}")
+    reasons = [f"  {label}: {reason}" for label, reason in result.failed[:_FAILURES_SHOWN]]
+    return "\n".join([*lines, *reasons])
+
+
+def main() -> int:
+    """Collect and say what was done."""
+    given = _arguments().parse_args()
+    try:
+        result = collect(
+            given.out,
+            budget=given.budget,
+            only=given.only,
+            on=given.on,
+            device=given.device,
+            launch_included=given.eager,
+            progress=_bar(),
+        )
+    except SpecError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_BAD_INPUT
+    print(_report(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
