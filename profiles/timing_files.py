@@ -78,13 +78,24 @@ def read_parquet_columns(path: Path, *, columns: list[str] | None = None) -> tup
 
 def is_timing_file(path: Path) -> bool:
     """Whether a file is Parquet that carries this schema's version."""
+    schema = _schema(path)
+    return schema is not None and _VERSION_KEY in (schema.metadata or {})
+
+
+def parquet_names(path: Path) -> list[str]:
+    """The columns of a Parquet file; none if it is no such file."""
+    schema = _schema(path)
+    return [] if schema is None else list(schema.names)
+
+
+def _schema(path: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return _VERSION_KEY in (pq.read_schema(path).metadata or {})
+        return pq.read_schema(path)
     except (pa.ArrowException, OSError):
-        return False
+        return None
 
 
 def read_timings(path: Path) -> TimingTable:

@@ -22,7 +22,8 @@ LAYOUTS = ("NT", "NN", "TN")
 
 ELEMENT_BYTES = {
     "fp64": 8.0, "fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5, "int4": 0.5,
-    "int32": 4.0, "int64": 8.0,
+    # One scale per block of elements: 128 (DeepSeek's recipe), 32 (OCP Microscaling), 16 (NVIDIA).
+    "fp8_block": 1.0, "mxfp8": 1.0, "nvfp4": 0.5, "int32": 4.0, "int64": 8.0,
 }  # fmt: skip
 DTYPES = tuple(ELEMENT_BYTES)
 
@@ -61,6 +62,7 @@ POINTWISE_PASSES = {
     "gelu": Passes(reads=1, writes=1),
     "gelu_backward": Passes(reads=2, writes=1),
     "silu": Passes(reads=1, writes=1),
+    "silu_backward": Passes(reads=2, writes=1),
     "relu": Passes(reads=1, writes=1),
     "silu_mul": Passes(reads=2, writes=1),
     "silu_mul_backward": Passes(reads=3, writes=2),
@@ -75,6 +77,7 @@ POINTWISE_PASSES = {
     "softmax": Passes(reads=1, writes=1),
     "softmax_backward": Passes(reads=2, writes=1),
     "rotary": Passes(reads=1, writes=1),
+    "rotary_backward": Passes(reads=1, writes=1),
     "embedding": Passes(reads=1, writes=1),
     "embedding_backward": Passes(reads=2, writes=1),
     "cross_entropy": Passes(reads=1, writes=0),

@@ -1,0 +1,128 @@
+"""Could a device have done this? Measured rows against the peaks of the hardware they name.
+
+A row that beats the arithmetic peak, the memory or the link is wrong whatever its source says: a unit was
+mistaken, work was skipped or counted twice, or the clock was started late. So is one a thousand times slower
+than the hardware needs. Rows of devices and links that the catalogue does not know are kept, and counted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from profiles import timing_ops as ops
+from profiles.catalog import Catalog
+from profiles.errors import SpecError
+from profiles.hardware import DeviceSpec
+from profiles.timing_work import flops, traffic_bytes
+from profiles.timings import BoolArray, FloatArray, TextArray, TimingTable, row_problems
+
+# The fastest row of the public GEMM tables reaches 1.08 of its data sheet: an RTX 3090 above its boost clock.
+TOLERANCE = 1.1
+SLOWEST = 1000.0  # times what the hardware needs; a mistaken unit is a factor of a thousand
+SLOW_S = 0.01  # below, launch overhead and tails explain any ratio
+_TIMER_S = 1e-6  # resolution of the coarsest published timers
+# Whose units multiply it, at most as fast.
+_FORMAT = {"int8": "fp8", "int4": "fp4", "fp64": "fp32", "fp8_block": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What became of each row of a table.
+
+    Attributes:
+        reasons: (R,) why a row is impossible; empty where it is not.
+        unaudited: (R,) rows that no peak bounds: kept. The device or link is unknown, or all fits in its cache.
+    """
+
+    reasons: TextArray
+    unaudited: BoolArray
+
+    @property
+    def accepted(self) -> BoolArray:
+        """(R,) rows to keep."""
+        return np.asarray(self.reasons == "", dtype=np.bool_)
+
+    def counts(self) -> dict[str, int]:
+        """Rejected rows by reason, most first."""
+        found: dict[str, int] = {}
+        for reason in self.reasons[~self.accepted].tolist():
+            found[reason] = found.get(reason, 0) + 1
+        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def audit(table: TimingTable, catalog: Catalog) -> Audit:
+    """Judge every row; also those that are unsound as data (``profiles.timings.row_problems``)."""
+    reasons = row_problems(table)
+    unaudited = np.ones(len(table), dtype=np.bool_)
+    for name in sorted(set(table.device.tolist())):
+        rows = np.flatnonzero(table.device == name)
+        device = _known(catalog, str(name))
+        if device is None:
+            continue
+        part = table.take(rows)
+        arithmetic_s, memory_s = _arithmetic_s(part, device), _memory_s(part, device)
+        wire_s = _wire_s(part, device, catalog)
+        needed_s = np.fmax(np.fmax(arithmetic_s, memory_s), wire_s)
+        unaudited[rows] = np.isnan(needed_s)
+        measured_s = (part.time_s + _TIMER_S) * TOLERANCE
+        slow = (part.time_s > SLOW_S) & (part.time_s > SLOWEST * np.fmax(needed_s, _cached_s(part, device)))
+        verdicts: tuple[tuple[BoolArray, str], ...] = (
+            (arithmetic_s > measured_s, "beats the arithmetic peak of its device and dtype"),
+            (memory_s > measured_s, "beats the memory bandwidth of its device"),
+            (wire_s > measured_s, "beats the bandwidth of its link"),
+            (slow, f"takes over {SLOWEST:.0f} times what the hardware needs"),
+        )
+        for bad, reason in verdicts:
+            reasons[rows[bad & (reasons[rows] == "")]] = reason
+    return Audit(reasons=reasons, unaudited=unaudited)
+
+
+def _known(catalog: Catalog, name: str) -> DeviceSpec | None:
+    try:
+        return catalog.device(name)
+    except SpecError:
+        return None
+
+
+def _arithmetic_s(table: TimingTable, device: DeviceSpec) -> FloatArray:
+    """Least seconds of the multiply-adds; NaN where there are none or the format's peak is unknown."""
+    peaks = {word: _peak(device, word) for word in set(table.dtype.tolist())}
+    peak = np.array([peaks[word] for word in table.dtype.tolist()], dtype=np.float64)
+    work = flops(table)
+    return np.where(work > 0, work / peak, np.nan)
+
+
+def _peak(device: DeviceSpec, dtype: str) -> float:
+    form = _FORMAT.get(dtype, dtype)
+    peaks: Mapping[str, float] = device.peak_flops_per_s
+    if form == "fp16" or form == "bf16":
+        return max(peaks.get("fp16", 0.0), peaks.get("bf16", 0.0)) or np.nan
+    return peaks.get(form, np.nan)
+
+
+def _memory_s(table: TimingTable, device: DeviceSpec) -> FloatArray:
+    """Least seconds of the traffic that cannot have stayed in the last-level cache before and after."""
+    beyond = traffic_bytes(table) - 2 * device.l2_bytes
+    return np.where(beyond > 0, beyond / device.memory_bandwidth_bytes_per_s, np.nan)
+
+
+def _cached_s(table: TimingTable, device: DeviceSpec) -> FloatArray:
+    return traffic_bytes(table) / device.memory_bandwidth_bytes_per_s
+
+
+def _wire_s(table: TimingTable, device: DeviceSpec, catalog: Catalog) -> FloatArray:
+    """Least seconds of a collective within one node: what one rank must send, even with sums in the switch."""
+    ranks = np.maximum(table.group_size, 1).astype(float)
+    whole = np.isin(table.op, ("all_reduce", "send_recv", "broadcast", *ops.HOST_COPIES))
+    sent = table.size_bytes * np.where(whole, 1.0, (ranks - 1) / ranks)
+    links = {word: _link_bytes_per_s(device, word, catalog) for word in set(table.link.tolist())}
+    bandwidth = np.array([links[word] for word in table.link.tolist()], dtype=np.float64)
+    local = (table.kind == ops.COLLECTIVE) & (table.num_nodes <= 1)
+    return np.where(local, sent / bandwidth, np.nan)
+
+
+def _link_bytes_per_s(device: DeviceSpec, link: str, catalog: Catalog) -> float:
+    """Of the link named, of the node the device usually comes in, or NaN."""
+    name = link or (catalog.nodes[device.default_node].scale_up.name if device.default_node in catalog.nodes else "")
+    return catalog.links[name].bandwidth_bytes_per_s if name in catalog.links else np.nan

@@ -1,0 +1,207 @@
+"""The store of measured timings: one Parquet file per device in the catalogue directories.
+
+``<directory>/timings/<device>.parquet``, packaged ones first, then those of ``PLANNER_CATALOG``; a later
+directory adds rows and replaces poorer ones. Of rows that say the same of the same thing - operation, shape,
+device, libraries, kernel and method - one is kept: the most robust statistic, then the newest, then the one of
+most samples.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiles import timing_ops as ops
+from profiles.catalog import ENVIRONMENT_VARIABLE, Catalog, default_catalog
+from profiles.errors import SpecError
+from profiles.timing_files import read_timings, write_timings
+from profiles.timings import IntArray, TimingTable, joined, timing_table
+
+FOLDER = "timings"
+# What a row is about; the other columns say how well it is known.
+SHAPE = (
+    "kind", "op", "dtype", "layout", "m", "n", "k", "batch", "heads", "kv_heads", "value_width", "window", "causal",
+    "bytes", "size_bytes", "group_size", "num_nodes", "link", "config",
+)  # fmt: skip
+IDENTITY = (*SHAPE, "device", "stack", "kernel", "method")
+
+
+def _codes(values: NDArray[Any]) -> IntArray:
+    """Equal values to equal small numbers."""
+    if values.dtype == object:
+        seen: dict[Any, int] = {}
+        return np.fromiter((seen.setdefault(word, len(seen)) for word in values.tolist()), np.int64, len(values))
+    return np.asarray(np.unique(values, return_inverse=True, equal_nan=True)[1], dtype=np.int64).reshape(-1)
+
+
+def groups(table: TimingTable, columns: Sequence[str]) -> IntArray:
+    """(R,) number of the group of rows that agree in every one of the columns."""
+    found: IntArray = np.zeros(len(table), dtype=np.int64)
+    for name in columns:
+        codes = _codes(getattr(table, name))
+        if len(codes):
+            found = _codes(found * (int(codes.max()) + 1) + codes)
+    return found
+
+
+def _rank(words: NDArray[Any], order: Sequence[str]) -> IntArray:
+    """Place of each word in an order, best first; unknown ones last."""
+    places = {word: place for place, word in enumerate(order)}
+    return np.array([places.get(word, len(order)) for word in words.tolist()], dtype=np.int64)
+
+
+def _newness(table: TimingTable) -> IntArray:
+    dates = {word: place for place, word in enumerate(sorted(set(table.measured_on.tolist())))}
+    return np.array([dates[word] for word in table.measured_on.tolist()], dtype=np.int64)
+
+
+def best_of_groups(table: TimingTable, columns: Sequence[str]) -> IntArray:
+    """Rows, in order, that are the best of those that agree in the columns.
+
+    Best: timed without the host's launches, most robust statistic, newest, most samples, last in the table.
+    """
+    group = groups(table, columns)
+    quality = (
+        np.arange(len(table)),
+        table.samples,
+        _newness(table),
+        -_rank(table.statistic, ops.STATISTICS),
+        -_rank(table.method, tuple(ops.METHODS)),
+    )
+    order = np.lexsort((*quality, group))
+    last = np.append(group[order][1:] != group[order][:-1], True) if len(order) else np.zeros(0, dtype=np.bool_)
+    return np.sort(order[last])
+
+
+def deduplicated(table: TimingTable) -> TimingTable:
+    """The table with one row per ``IDENTITY``."""
+    return table.take(best_of_groups(table, IDENTITY))
+
+
+class KeyIndex:
+    """Exact look-ups by kernel key in the rows of one device: the best row of each key.
+
+    Args:
+        table: Rows whose ``key`` is filled in; others are passed over.
+        stack: Only rows of these libraries; empty for any.
+    """
+
+    def __init__(self, table: TimingTable, *, stack: str = "") -> None:
+        mask = np.asarray((table.key != "") & ((table.stack == stack) | (stack == "")), dtype=np.bool_)
+        self._table = table.take(mask)
+        self._table = self._table.take(best_of_groups(self._table, ("key",)))
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @cached_property
+    def _sorted(self) -> tuple[NDArray[np.str_], IntArray]:
+        keys = self._table.key.astype(np.str_)
+        order = np.argsort(keys)
+        return keys[order], order
+
+    def rows(self, keys: Sequence[str]) -> IntArray:
+        """(K,) row of ``table`` that holds each key; -1 where none does."""
+        wanted = np.asarray(list(keys), dtype=np.str_)
+        known, order = self._sorted
+        if not len(known):
+            return np.full(len(wanted), -1, dtype=np.int64)
+        place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        return np.where(known[place] == wanted, order[place], -1)
+
+    @property
+    def table(self) -> TimingTable:
+        """The rows that can be found, one per key."""
+        return self._table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """What adding a table to the store did.
+
+    Attributes:
+        added: Rows of things not measured before.
+        replaced: Rows that took the place of poorer ones.
+        kept: Rows passed over because what is stored is as good or better.
+        files: Files written.
+    """
+
+    added: int
+    replaced: int
+    kept: int
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingStore:
+    """Measured timings in catalogue directories.
+
+    Attributes:
+        directories: Where to look, packaged first; new rows are written to the last.
+        writable: Whether the last is the user's own.
+    """
+
+    directories: tuple[Path, ...]
+    writable: bool = True
+
+    def files(self, device: str = "") -> list[Path]:
+        """Files of one device, or of all."""
+        pattern = f"{_file_name(device)}.parquet" if device else "*.parquet"
+        return [path for folder in self.directories for path in sorted((folder / FOLDER).glob(pattern))]
+
+    def table(self, device: str = "") -> TimingTable:
+        """Everything measured, or what was measured on one device; later directories win.
+
+        Raises:
+            SpecError: If a file is broken.
+        """
+        found = deduplicated(joined(read_timings(path) for path in self.files(device)))
+        return found.take(np.asarray(found.device == device, dtype=np.bool_)) if device else found
+
+    def add(self, table: TimingTable) -> Merged:
+        """Merge a table into the user's directory, and say what that changed.
+
+        Raises:
+            SpecError: If there is no user directory, a row is unsound, or a file cannot be read or written.
+        """
+        if not self.writable or not self.directories:
+            raise SpecError(
+                ENVIRONMENT_VARIABLE,
+                "no catalogue directory of yours to store timings in",
+                f"mkdir my-catalog && export {ENVIRONMENT_VARIABLE}=my-catalog",
+            )
+        fresh = deduplicated(table)
+        added = replaced = 0
+        files: list[Path] = []
+        for device in sorted(set(fresh.device.tolist())):
+            path = self.directories[-1] / FOLDER / f"{_file_name(device)}.parquet"
+            stored = read_timings(path) if path.is_file() else timing_table(0)
+            both = joined([stored, fresh.take(np.asarray(fresh.device == device, dtype=np.bool_))])
+            rows = best_of_groups(both, IDENTITY)
+            grown = len(rows) - len(stored)
+            added += grown
+            replaced += int(np.sum(rows >= len(stored))) - grown
+            write_timings(both.take(rows), path)
+            files.append(path)
+        return Merged(added=added, replaced=replaced, kept=len(table) - added - replaced, files=tuple(files))
+
+
+def _file_name(device: str) -> str:
+    """A device's name as a file name: letters, digits, dots, dashes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", device).strip(".")[:120] or "_"
+
+
+def store_of(catalog: Catalog) -> TimingStore:
+    """The store in a catalogue's directories."""
+    directories = tuple(Path(str(directory)) for directory in catalog.directories)
+    return TimingStore(directories=directories, writable=len(directories) > 1)
+
+
+def default_store() -> TimingStore:
+    """The packaged timings and those in the directories of ``PLANNER_CATALOG``."""
+    return store_of(default_catalog())

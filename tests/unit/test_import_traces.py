@@ -1,0 +1,237 @@
+"""Importers of profiler traces: a PyTorch profiler's JSON and an Nsight Systems export, made here in their formats."""
+
+import gzip
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiles.errors import SpecError
+from profiles.importers.base import Imported, ImportOptions
+from profiles.importers.detect import import_file
+from profiles.importers.torch_ops import Call, recognise
+from profiles.timings import row_problems
+
+BF16, LONG = "c10::BFloat16", "long int"
+
+
+def operator(
+    name: str,
+    number: int,
+    ts: float,
+    dur: float,
+    dims: Any = (),
+    *,
+    kind: str = BF16,
+    values: Any = (),
+    strides: Any = (),
+) -> dict[str, Any]:
+    arguments = {
+        "External id": number, "Input Dims": dims, "Input type": [kind if shape else "Scalar" for shape in dims],
+        "Concrete Inputs": list(values), "Input Strides": strides,
+    }  # fmt: skip
+    return {"ph": "X", "cat": "cpu_op", "name": name, "pid": 1, "tid": 1, "ts": ts, "dur": dur, "args": arguments}
+
+
+def kernel(name: str, number: int, dur: float, **arguments: Any) -> dict[str, Any]:
+    event = {"ph": "X", "cat": "kernel", "name": name, "pid": 0, "tid": 7, "ts": 1e6, "dur": dur}
+    return event | {"args": {"External id": number} | arguments}
+
+
+ATTENTION = [[2, 16, 128, 64], [2, 4, 128, 64], [2, 4, 128, 64], [], []]
+EVENTS = [
+    operator("aten::linear", 1, 0, 50, [[512, 1024], [4096, 1024]]),
+    operator("aten::mm", 2, 10, 20, [[512, 1024], [1024, 4096]], strides=[[1024, 1], [1, 1024]]),
+    kernel("sm90_xmma_gemm_bf16bf16", 2, 100),
+    kernel("splitk_reduce", 2, 10),
+    operator("aten::mm", 3, 100, 20, [[512, 1024], [1024, 4096]], strides=[[1024, 1], [1, 1024]]),
+    kernel("sm90_xmma_gemm_bf16bf16", 3, 130),
+    operator("aten::mm", 4, 200, 20, [[4096, 512], [512, 1024]], strides=[[1, 4096], [1024, 1]]),
+    kernel("sm90_xmma_gemm_bf16bf16", 4, 90),
+    operator("aten::_scaled_dot_product_flash_attention", 5, 300, 90, ATTENTION, values=["", "", "", "0.", "True"]),
+    operator("aten::_flash_attention_forward", 6, 310, 50, [[2, 128, 16, 64]]),
+    kernel("flash_fwd_kernel", 6, 40),
+    operator("aten::cross_entropy_loss", 7, 400, 90, [[512, 32000], [512]]),
+    operator("aten::log_softmax", 8, 410, 10, [[512, 32000]]),
+    operator("aten::_log_softmax", 9, 412, 5, [[512, 32000]]),
+    kernel("softmax_warp_forward", 9, 30),
+    operator("aten::nll_loss_nd", 10, 430, 10, [[512, 32000]]),
+    kernel("nll_loss_forward", 10, 5),
+    operator("aten::sort", 11, 600, 10, [[512, 32000]]),
+    kernel("radix_sort", 11, 5),
+    kernel("ncclDevKernel_AllGather", 99, 200, **{
+        "Collective name": "_allgather_base", "In msg nelems": 1024, "Out msg nelems": 8192, "Group size": 8,
+        "dtype": "BFloat16",
+    }),
+    kernel("ncclDevKernel_AllGather", 98, 150, **{
+        "Collective name": "_allgather_base", "In msg nelems": 1024, "Out msg nelems": 8192, "Group size": 8,
+        "dtype": "BFloat16",
+    }),
+    {"ph": "X", "cat": "gpu_memcpy", "name": "Memcpy HtoD (Pinned -> Device)", "ts": 1, "dur": 50,
+     "args": {"bytes": 1 << 20}},
+    {"ph": "i", "name": "an instant"},
+]  # fmt: skip
+
+
+def trace(tmp_path: Path, events: Any, name: str = "trace.json", **top: Any) -> Imported:
+    content = {"schemaVersion": 1, "deviceProperties": [{"id": 0, "name": "NVIDIA H100 80GB HBM3"}]} | top
+    text = json.dumps(content | {"traceEvents": events}).encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    found = import_file(path, ImportOptions())
+    assert row_problems(found.table).tolist() == [""] * len(found.table)
+    return found
+
+
+def rows_by_op(found: Imported) -> dict[str, dict[str, Any]]:
+    rows = [found.table.row(index) for index in range(len(found.table))]
+    return {row["op"] + row["layout"]: row for row in rows}
+
+
+@pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
+def test_kernels_are_added_up_by_the_operator_that_launched_them(tmp_path: Path, name: str) -> None:
+    found = trace(tmp_path, EVENTS, name)
+    rows = rows_by_op(found)
+    assert found.skipped == {"kernels of operators that are not listed": 1}
+    product = rows["gemmNT"]
+    assert [product[key] for key in ("m", "n", "k", "batch", "samples")] == [512, 4096, 1024, 1, 2]
+    assert product["time_s"] == pytest.approx(120e-6)  # median of 110 and 130
+    assert (product["device"], product["dtype"], product["method"]) == ("H100-SXM-80GB", "bf16", "profiler")
+    assert [rows["gemmTN"][key] for key in ("m", "n", "k")] == [4096, 1024, 512]
+    attention = rows["attention_forward"]
+    assert [attention[key] for key in ("m", "n", "k", "batch", "heads", "kv_heads")] == [128, 128, 64, 2, 16, 4]
+    assert (attention["causal"], attention["time_s"]) == (True, pytest.approx(40e-6))
+    assert (rows["cross_entropy"]["n"], rows["cross_entropy"]["time_s"]) == (32000, pytest.approx(35e-6))
+
+
+def test_collectives_take_the_least_duration(tmp_path: Path) -> None:
+    rows = rows_by_op(trace(tmp_path, EVENTS))
+    gathered = rows["all_gather"]
+    assert [gathered[key] for key in ("size_bytes", "group_size", "samples")] == [16384, 8, 2]
+    assert (gathered["time_s"], gathered["statistic"]) == (pytest.approx(150e-6), "minimum")
+    assert (rows["host_to_device"]["size_bytes"], rows["host_to_device"]["time_s"]) == (1 << 20, pytest.approx(50e-6))
+
+
+def test_a_profile_of_the_cpu_takes_the_operators_themselves(tmp_path: Path) -> None:
+    found = trace(tmp_path, [event for event in EVENTS if event.get("cat") == "cpu_op"], deviceProperties=[])
+    rows = rows_by_op(found)
+    assert (rows["gemmNT"]["device"], rows["gemmNT"]["method"]) == ("cpu", "wall")
+    assert rows["gemmNT"]["time_s"] == pytest.approx(20e-6)
+    assert set(rows) == {"gemmNT", "gemmTN", "attention_forward", "cross_entropy"}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"schemaVersion": 1, "traceEvents": [}', r"trace.json line 1: is not valid JSON"),
+        ('{"schemaVersion": 1, "traceEvents": 7}', "traceEvents: must be a list"),
+        ('{"traceEvents": [{"ph": "X", "cat": "cpu_op", "ts": 1, "dur": "long"}]}', "event 1: dur: must be a number"),
+        ('{"traceEvents": [{"ph": "X", "ts": 1, "dur": 1, "args": 3}]}', "complete event 1: args: must be an object"),
+        ('{"traceEvents": []}', "no row can be read as kineto"),
+        ('{"traceEvents": ' + "[" * 20_000, "is not valid JSON"),
+    ],
+)
+def test_malformed_traces_are_told(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "trace.json"
+    path.write_text(text)
+    with pytest.raises(SpecError, match=problem):
+        import_file(path, ImportOptions())
+
+
+def test_traces_without_shapes_say_so(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="record_shapes=True"):
+        trace(tmp_path, [operator("aten::mm", 1, 0, 5), kernel("gemm", 1, 7)])
+
+
+@pytest.mark.parametrize(
+    ("name", "dims", "expected"),
+    [
+        ("aten::addmm", [[64], [8, 32], [32, 64]], {"op": "gemm", "m": 8, "n": 64, "k": 32, "batch": 1}),
+        ("aten::bmm", [[4, 8, 32], [4, 32, 64]], {"op": "gemm", "m": 8, "n": 64, "k": 32, "batch": 4}),
+        ("aten::gelu", [[2, 8, 64]], {"op": "gelu", "m": 16, "n": 64, "bytes": 2 * 2 * 16 * 64}),
+        ("aten::add", [[8, 64], [8, 64]], {"op": "add", "bytes": 3 * 2 * 8 * 64}),
+        ("aten::embedding", [[1000, 64], [2, 8]], {"op": "embedding", "m": 16, "n": 64}),
+        ("aten::_fused_adamw_", [[[8, 4], [4]]] * 4, {"op": "adamw", "n": 36, "bytes": 7 * 2 * 36}),
+        ("aten::add", [[8, 64], [64]], None),
+        ("aten::mm", [[8, 32], [31, 64]], None),
+        ("aten::mm", [[8, 32], []], None),
+        ("aten::bmm", [[4, 8, 32], [5, 32, 64]], None),
+        ("aten::gelu", [["x"]], None),
+        ("aten::_scaled_dot_product_flash_attention", ATTENTION, None),  # nothing says whether it was causal
+        ("aten::unheard_of", [[8, 8]], None),
+    ],
+)
+def test_operators(name: str, dims: Any, expected: dict[str, Any] | None) -> None:
+    found = recognise(Call(name=name, dims=dims, dtypes=["bf16"] * len(dims)))
+    assert found is None if expected is None else found is not None and found | expected == found
+
+
+def test_casts_move_both_formats() -> None:
+    found = recognise(Call(name="aten::copy_", dims=[[8, 4], [8, 4]], dtypes=["fp32", "bf16"]))
+    assert found == {"op": "cast_to_fp32", "dtype": "bf16", "m": 8, "n": 4, "bytes": 32 * 6.0}
+
+
+def test_one_query_token_is_decoding() -> None:
+    dims = [[2, 16, 1, 64], [2, 4, 300, 64], [2, 4, 300, 64]]
+    call = Call(name="aten::_scaled_dot_product_flash_attention", dims=dims, dtypes=["bf16"] * 3, values=["False"] * 5)
+    found = recognise(call)
+    assert found is not None
+    assert (found["op"], found["m"], found["n"]) == ("attention_decode", 1, 300)
+
+
+def export(path: Path, *, ranges: bool = True) -> Path:
+    with sqlite3.connect(path) as database:
+        database.executescript("""
+            CREATE TABLE StringIds (id INTEGER, value TEXT);
+            CREATE TABLE TARGET_INFO_GPU (id INTEGER, name TEXT);
+            CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (start INT, end INT, correlationId INT, demangledName INT);
+            CREATE TABLE CUPTI_ACTIVITY_KIND_RUNTIME (start INT, end INT, correlationId INT, globalTid INT);
+            CREATE TABLE CUPTI_ACTIVITY_KIND_MEMCPY (start INT, end INT, copyKind INT, bytes INT);
+            CREATE TABLE NVTX_EVENTS (start INT, end INT, text TEXT, textId INT, globalTid INT);
+            INSERT INTO StringIds VALUES (1, 'ampere_bf16_s16816gemm_bf16_128x64'), (2, 'at::native::elementwise'),
+                (3, 'aten::gelu, op_id = 9, sizes = [[64, 32]]');
+            INSERT INTO TARGET_INFO_GPU VALUES (0, 'NVIDIA A100-SXM4-80GB');
+            INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (500, 3500, 1, 1), (4000, 9000, 2, 1), (9500, 9600, 3, 2);
+            INSERT INTO CUPTI_ACTIVITY_KIND_RUNTIME VALUES (15, 20, 1, 77), (115, 120, 2, 77), (400, 410, 3, 77);
+            INSERT INTO CUPTI_ACTIVITY_KIND_MEMCPY VALUES (0, 2000, 1, 4096), (0, 1000, 8, 4096);
+        """)
+        if ranges:
+            database.executescript("""
+                INSERT INTO NVTX_EVENTS VALUES
+                    (5, 60, 'aten::linear, op_id = 1, sizes = [[64, 32], [16, 32]]', NULL, 77),
+                    (10, 50, 'aten::mm, op_id = 2, sizes = [[64, 32], [32, 16]], input_op_ids = [[1,0]]', NULL, 77),
+                    (110, 150, 'aten::mm, seq = 5, sizes = [[64, 32], [32, 16]]', NULL, 77),
+                    (390, 420, NULL, 3, 77), (395, 415, 'my own range', NULL, 77), (1, NULL, 'open', NULL, 77);
+            """)
+    database.close()
+    return path
+
+
+def test_nsight_systems_export(tmp_path: Path) -> None:
+    found = import_file(export(tmp_path / "report.sqlite"), ImportOptions())
+    rows = rows_by_op(found)
+    assert found.format == "nsys"
+    assert [rows["gemm"][key] for key in ("m", "n", "k", "samples", "dtype")] == [64, 16, 32, 2, "bf16"]
+    assert rows["gemm"]["time_s"] == pytest.approx(4e-6)  # median of 3 and 5 us
+    assert rows["gemm"]["device"] == "A100-SXM-80GB"
+    assert [rows["host_to_device"][key] for key in ("size_bytes", "group_size")] == [4096, 0]
+    assert sum(found.skipped.values()) == 1  # the activation's kernel tells no element type
+    told = import_file(tmp_path / "report.sqlite", ImportOptions(dtype="fp16"))
+    assert rows_by_op(told)["gelu"]["time_s"] == pytest.approx(1e-7)
+
+
+def test_exports_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    bare = import_file(export(tmp_path / "bare.sqlite", ranges=False), ImportOptions())
+    assert bare.table.op.tolist() == ["host_to_device"]
+    assert bare.skipped == {"kernels outside the ranges of listed operators": 3}
+    broken = tmp_path / "broken.sqlite"
+    broken.write_bytes((tmp_path / "bare.sqlite").read_bytes()[:1000])
+    with pytest.raises(SpecError, match="cannot be read as an Nsight Systems export"):
+        import_file(broken, ImportOptions())
+    with sqlite3.connect(tmp_path / "other.sqlite") as database:
+        database.execute("CREATE TABLE t (x INT)")
+    database.close()
+    with pytest.raises(SpecError, match=r"holds neither GPU kernels nor copies.*trace=cuda,nvtx"):
+        import_file(tmp_path / "other.sqlite", ImportOptions())
