@@ -1,6 +1,7 @@
 """``python -m profiles.measure``: collect with nothing but PyTorch, NumPy and pyarrow installed."""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 def _bar() -> Progress | None:
     """A line on stderr that is redrawn; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         return None
     drawn_s = 0.0
 
@@ -70,7 +71,8 @@ def main() -> int:
     except SpecError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_INPUT
-    print(_report(result))
+    if os.environ.get("RANK", "0") == "0":
+        print(_report(result))
     return 0
 
 

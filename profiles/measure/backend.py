@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -141,16 +142,17 @@ class Backend:
         if self.is_gpu:
             self.torch.cuda.empty_cache()
 
-    def start_memory_watch(self) -> None:
-        """Forget earlier peaks."""
-        if self.is_gpu:
-            self.torch.cuda.reset_peak_memory_stats()
+    def watch_memory(self) -> Callable[[], tuple[float, float]]:
+        """Start watching; calling what it returns gives the largest memory allocated and reserved since.
 
-    def peak_memory_bytes(self) -> tuple[float, float]:
-        """Largest allocated and reserved memory since then; NaN on a CPU, where PyTorch does not count."""
+        What was there before (the scratch memory) is taken off. NaN on a CPU, where PyTorch does not count.
+        """
         if not self.is_gpu:
-            return float("nan"), float("nan")
-        return float(self.torch.cuda.max_memory_allocated()), float(self.torch.cuda.max_memory_reserved())
+            return lambda: (math.nan, math.nan)
+        cuda = self.torch.cuda
+        cuda.reset_peak_memory_stats()
+        allocated, reserved = cuda.memory_allocated(), cuda.memory_reserved()
+        return lambda: (float(cuda.max_memory_allocated() - allocated), float(cuda.max_memory_reserved() - reserved))
 
     def event(self) -> Any:
         """A mark in the current stream; GPUs only."""

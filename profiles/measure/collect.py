@@ -98,19 +98,21 @@ def collect(
     _check(out, only)
     with _session(on) as session:
         name = device or device_name(session.backend.name)
-        store = Store(out, device=name, stack=stack_of(session.backend))
+        store = Store(out, device=name, stack=stack_of(session.backend)) if session.writes else None
         wanted = [case for case in (session.grid() if cases is None else cases) if not only or case.family in only]
-        todo = [case for case in wanted if not store.is_done(case, launch_included=launch_included)]
+        todo = session.told(
+            [case for case in wanted if store and not store.is_done(case, launch_included=launch_included)]
+        )
         chosen = session.choose(todo, budget_s - (time.monotonic() - began_s))
         runner = _Runner(session=session, store=store, launch_included=launch_included, sensor=Sensor(session.backend))
         try:
             left = runner.run(chosen.cases, until_s=began_s + budget_s, progress=progress)
         finally:
-            if session.writes:
+            if store is not None:
                 store.flush()
         return Collected(
             out=out,
-            runs=_runs(store) if session.writes else None,
+            runs=None if store is None else _runs(store),
             device=name,
             measured=runner.measured,
             before=len(wanted) - len(todo),
@@ -126,6 +128,10 @@ def _check(out: Path, only: Sequence[str]) -> None:
     for family in only:
         if family not in FAMILIES:
             raise SpecError("measure.only", f"unknown family {family[:40]!r}", did_you_mean(family, FAMILIES))
+    if COLLECTIVE_FAMILY in only and world_size() == 1:
+        raise SpecError(
+            "measure.only", "collectives need several processes", "torchrun --nproc-per-node=8 -m profiles.measure ..."
+        )
     if not out.name or out.is_dir():
         raise SpecError("measure.out", f"must be a file; got {str(out)[-200:]!r}", "for example my-gpu.parquet")
     if not out.absolute().parent.is_dir():
@@ -148,6 +154,10 @@ class _Session:
     def writes(self) -> bool:
         """Whether this process writes the file."""
         return self.world is None or self.world.rank == 0
+
+    def told(self, cases: list[Case]) -> list[Case]:
+        """The list of the process that has the file, in every process."""
+        return cases if self.world is None else list(self.world.told(cases))
 
     def grid(self) -> tuple[Case, ...]:
         """Everything that can be measured here."""
@@ -189,7 +199,7 @@ def _session(on: str) -> Iterator[_Session]:
 class _Runner:
     """Measures cases one after the other and keeps count."""
 
-    def __init__(self, *, session: _Session, store: Store, launch_included: bool, sensor: Sensor) -> None:
+    def __init__(self, *, session: _Session, store: Store | None, launch_included: bool, sensor: Sensor) -> None:
         self._session, self._store, self._sensor = session, store, sensor
         self._launch_included = launch_included
         self.measured = 0
@@ -223,10 +233,11 @@ class _Runner:
         backend = self._session.backend
         try:
             self._measure(case)
-        except (RuntimeError, MemoryError, NotImplementedError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever one kernel does wrong, the others are still worth measuring
             reason = OUT_OF_MEMORY if backend.is_out_of_memory(error) else _first_line(error)
             self.failed.append((case.label, reason))
-            self._store.skip(case, reason, launch_included=self._launch_included)
+            if self._store is not None:
+                self._store.skip(case, reason, launch_included=self._launch_included)
             if backend.is_broken():
                 return False
         backend.release()
@@ -247,7 +258,7 @@ class _Runner:
             timing = measure_step_workload(case, session.backend, target_s=TARGET_S, launch_included=included)
         else:
             timing = measure_kernel(case, session.backend, target_s=TARGET_S, launch_included=included)
-        if timing is not None:
+        if timing is not None and self._store is not None:
             words = " ".join(part for part in (note, self._sensor.read()) if part)
             self._store.add(case, timing, note=words, peak_memory_bytes=peak_bytes)
             self.measured += 1

@@ -83,6 +83,12 @@ class World:
         distributed = self.backend.torch.distributed
         return self._reduced(value, distributed.ReduceOp.MIN, None)
 
+    def told(self, value: Any) -> Any:
+        """What rank 0 says, on every rank."""
+        said = [value]
+        self.backend.torch.distributed.broadcast_object_list(said, src=0)
+        return said[0]
+
     def slowest(self, value: float, size: tuple[int, int]) -> float:
         """The largest value that any rank of a group gives, on every rank of it."""
         distributed = self.backend.torch.distributed

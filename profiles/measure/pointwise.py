@@ -154,7 +154,7 @@ def copy_workload(case: Case, backend: Backend, sets: int) -> Workload:
         if on_device:
             other = torch.empty_like(here)
             return lambda: other.copy_(here)
-        there = torch.empty(count, dtype=here.dtype, pin_memory=backend.is_gpu).normal_()
+        there = torch.empty(count, dtype=here.dtype, pin_memory=backend.is_gpu).copy_(here)
         source, target = (there, here) if case.op == "host_to_device" else (here, there)
         return lambda: target.copy_(source, non_blocking=True)
 

@@ -48,7 +48,7 @@ def measure_train_step(case: Case, backend: Backend) -> StepResult:
     shape, settings = _settings(case)
     backend.release()
     backend.seed()
-    backend.start_memory_watch()
+    peaks = backend.watch_memory()
     model = Decoder(backend=backend, shape=shape, max_sequence=settings["seq"])
     fused = settings["optimizer"] == "adamw_fused_master"
     optimizer = MasterAdamW(backend.torch, model.weights, capturable=False, fused=fused)
@@ -70,7 +70,7 @@ def measure_train_step(case: Case, backend: Backend) -> StepResult:
         if step >= _WARM_UP_STEPS:
             samples.append(stop())
         losses.append(float(total))
-    allocated, reserved = backend.peak_memory_bytes()
+    allocated, reserved = peaks()
     return StepResult(
         timing=summary(samples, "wall"),
         allocated_bytes=allocated,
