@@ -12,7 +12,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types contracts pytest format serve fit accuracy bench docs constraints clean
+.PHONY: help run test lint types contracts pytest format serve fit collectives accuracy bench docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,8 +44,11 @@ serve: $(INSTALLED) ## The REST service on http://127.0.0.1:8000/docs
 
 fit: $(INSTALLED) ## Fit kernel, link and stack parameters again on the measurements under DATA
 	$(BIN)/python -m costmodels.calibration.kernel_fit --data $(DATA) --out profiles/data/fits
-	$(BIN)/python -m costmodels.calibration.collective_fit --data $(DATA) --out profiles/data/fits
+	$(MAKE) collectives
 	$(BIN)/python -m planner.validate.refit --data $(DATA)/endtoend --out profiles/data/fits/stacks.json
+
+collectives: $(INSTALLED) ## Fit collectives again on the timings under DATA; rewrite docs/collectives.md
+	$(BIN)/python -m costmodels.calibration.collective_report --data $(DATA) --out profiles/data/fits --page docs/collectives.md
 
 accuracy: $(INSTALLED) ## Rewrite docs/accuracy.md from the published runs under DATA
 	$(BIN)/python -m planner.validate.accuracy --data $(DATA)/endtoend --out docs/accuracy.md

@@ -5,28 +5,37 @@ Symbols: S message size as nccl-tests counts it; g ranks in the group; r of them
 all-reduce, (g-1)/g for a gather, scatter or all-to-all, 1 for a broadcast or send. Bandwidth is per
 device and direction, an efficiency is the bus bandwidth reached over it.
 
-* Inside a domain: the better of two protocols, each ``launch + steps * hop + wire bytes / bandwidth``:
-  the low-latency one of NCCL (flags in the data, a fraction of the bandwidth) and the simple one; for an
-  all-reduce on a switch that can add, also that (NVLS), which moves S rather than 2(g-1)/g of it.
+* Inside a domain: the better of two protocols, each ``launch + steps * hop + wire bytes / bandwidth``: the
+  low-latency ones of NCCL (flags in the data, a fraction of the bandwidth) and the simple one. The simple one
+  cuts a message into chunks that follow each other round the ring; with the best chunk the pipeline takes
+  2 sqrt(ramp * transfer) longer than the transfer alone, so its bandwidth rises slowly with the size. For an
+  all-reduce on a switch that can add, also that (NVLS): a rank sends S (1 + 1/g), not 2(g-1)/g of it (said by
+  NCCL's authors in nccl-tests pull request 239).
 * Across domains: a ring or tree over all ranks leaves each domain through the adapters of the r ranks
   it holds, so its bus bandwidth is r times the network bandwidth per device, never above the inside one;
-  an all-to-all sends (g-r)/g of S through each rank's own share of the adapters.
+  an all-to-all sends (g-r)/g of S through each rank's own share of the adapters (nccl-tests issue 130).
+* Who pays for shared adapters: bandwidth per device is the node's adapters over its devices, which is what a
+  group gets while the other devices of the node run the same collective in groups of their own (data parallelism
+  next to tensor parallelism), or fewer adapters than devices serve one group. A group that has the node to
+  itself could use more than its share; no plan has one, because every rank of a plan belongs to such a group.
 
 Left out on purpose: stragglers, congestion by other jobs, and overlap with kernels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp
-from costmodels.kernels.calls import Basis, FloatArray, Prediction
+from costmodels.kernels.calls import Basis, FloatArray, IntArray, Prediction
 from profiles.fits import CollectiveFits, Fit
 from profiles.hardware import ClusterSpec, LinkSpec, NodeSpec
 
 Parameters = Mapping[str, float]
+
+_MESH_SIZES = (2.0, 4.0, 8.0, 16.0)
 
 OP_NAMES = {
     CollectiveOp.ALL_REDUCE: "all_reduce",
@@ -70,10 +79,11 @@ def ring_steps(op: CollectiveOp, ranks: FloatArray) -> FloatArray:
 def reach(fit: Parameters, local: FloatArray) -> FloatArray:
     """Share of a device's link bandwidth that ``local`` ranks reach together.
 
-    Few ranks cannot use every lane (``pair_loss``), do so only as far as lanes lead to them in a mesh
-    (``mesh_peers`` direct neighbours), or compete for a shared bridge (``sharing`` exponent).
+    Few ranks cannot use every lane (``pair_loss``), or in a mesh only those that lead to one another
+    (``lanes_of_2``, ``lanes_of_4``, ``lanes_of_8``: shares of all lanes, in between by interpolation), or compete
+    for the bridges of a bus (``sharing`` exponent).
     """
-    lanes = np.minimum(1.0, (local - 1) / fit["mesh_peers"]) if fit["mesh_peers"] > 1 else np.ones_like(local)
+    lanes = np.interp(local, _MESH_SIZES, [fit[f"lanes_of_{size}"] for size in (2, 4, 8)] + [1.0])
     shared = (np.maximum(local, 2) / 2) ** -fit["sharing"]
     return np.asarray(lanes * (1 - fit["pair_loss"] / local) * shared, dtype=float)
 
@@ -83,22 +93,28 @@ def inside_time_s(groups: Groups, fit: Parameters, bytes_per_s: float) -> FloatA
 
     Args:
         groups: Calls; only ``local`` ranks count.
-        fit: ``launch_s``, ``hop_s``, ``efficiency`` of the simple protocol; ``low_launch_s``, ``low_hop_s``,
-            ``low_efficiency`` of the low-latency one; ``pair_loss``, ``sharing``, ``mesh_peers`` (see
-            ``reach``); ``switch_launch_s`` and ``switch_efficiency`` of in-switch reduction (0: none).
+        fit: ``launch_s``, ``hop_s``, ``efficiency``, ``ramp_s`` of the simple protocol; ``low_launch_s``,
+            ``low_hop_s``, ``low_efficiency`` of the low-latency one; what ``reach`` reads; ``switch_hop_s`` per
+            rank and ``switch_efficiency`` of in-switch reduction (0: none).
         bytes_per_s: Link bandwidth per device and direction.
     """
     local = groups.local
     steps = ring_steps(groups.op, local)
     wire_bytes = groups.size_bytes * wire_factor(groups.op, local)
     usable = np.maximum(reach(fit, local), 1e-3) * bytes_per_s
-    simple_s = fit["launch_s"] + steps * fit["hop_s"] + wire_bytes / (usable * fit["efficiency"])
+    simple_s = fit["launch_s"] + steps * fit["hop_s"] + _in_chunks_s(wire_bytes / (usable * fit["efficiency"]), fit)
     low_s = fit["low_launch_s"] + steps * fit["low_hop_s"] + wire_bytes / (usable * fit["low_efficiency"])
     best_s = np.minimum(simple_s, low_s)
     if groups.op is CollectiveOp.ALL_REDUCE and fit["switch_efficiency"] > 0:
-        switch_s = fit["switch_launch_s"] + groups.size_bytes / (bytes_per_s * fit["switch_efficiency"])
-        best_s = np.where(local > 2, np.minimum(best_s, switch_s), best_s)
+        wire_bytes = groups.size_bytes * (1 + 1 / local)
+        switch_s = _in_chunks_s(wire_bytes / (bytes_per_s * fit["switch_efficiency"]), fit)
+        best_s = np.where(local > 2, np.minimum(best_s, local * fit["switch_hop_s"] + switch_s), best_s)
     return best_s
+
+
+def _in_chunks_s(transfer_s: FloatArray, fit: Parameters) -> FloatArray:
+    """Seconds of a transfer in the chunks that minimise it: n chunks take (n + steps) (alpha + transfer / n)."""
+    return np.asarray(transfer_s + 2 * np.sqrt(fit["ramp_s"] * transfer_s), dtype=float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +143,7 @@ def across_time_s(groups: Groups, inside: Parameters, across: Parameters, networ
         inside: As in ``inside_time_s``.
         across: ``launch_s``; ``efficiency`` of the network bandwidth in rings, ``hops``, adapter latencies per
             domain of a ring; ``low_share`` of that efficiency and ``low_hops`` of the low-latency protocol;
-            ``tree_efficiency`` (0: no trees) and ``tree_hops`` per level.
+            ``tree_share`` of that efficiency (0: no trees) and ``tree_hops`` per level.
         network: Latency and bandwidths.
     """
     ranks, local = groups.ranks, np.maximum(groups.local, 1.0)
@@ -152,7 +168,7 @@ def across_time_s(groups: Groups, inside: Parameters, across: Parameters, networ
     low_s = turns * (domains * across["low_hops"] * network.latency_s + (ranks - domains) * inside["low_hop_s"])
     low_s += wire_bytes / (across["low_share"] * np.minimum(in_bytes_per_s, local * out_bytes_per_s))
     best_s = across["launch_s"] + np.minimum(ring_s, low_s)
-    if groups.op is not CollectiveOp.ALL_REDUCE or across["tree_efficiency"] <= 0:
+    if groups.op is not CollectiveOp.ALL_REDUCE or across["tree_share"] <= 0:
         return best_s
     return np.minimum(best_s, _tree_time_s(groups, inside, across, network))
 
@@ -160,14 +176,28 @@ def across_time_s(groups: Groups, inside: Parameters, across: Parameters, networ
 def _tree_time_s(groups: Groups, inside: Parameters, across: Parameters, network: Network) -> FloatArray:
     """Seconds of all-reduces that add up inside a domain and in double binary trees over the domains.
 
-    An inner node of a tree passes on 2 S each way, two domains exchange S; the parts are pipelined.
+    Of d domains, one sends 2 (d-1)/d of S on average: half of it along each of the d-1 edges of both trees, up
+    and down. The parts are pipelined.
     """
     domains = groups.ranks / groups.local
     in_s = inside_time_s(groups, inside, network.in_bytes_per_s) * (groups.local > 1)
-    share = np.where(domains > 2, 2.0, 1.0)
-    tree_bytes_per_s = groups.local * network.out_bytes_per_s * across["tree_efficiency"]
+    share = 2 * (domains - 1) / domains
+    tree_bytes_per_s = groups.local * network.out_bytes_per_s * across["efficiency"] * across["tree_share"]
     levels_s = 2 * np.log2(np.maximum(domains, 2)) * across["tree_hops"] * network.latency_s
     return across["launch_s"] + levels_s + np.maximum(in_s, groups.size_bytes * share / tree_bytes_per_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Calls of one operation, inside a domain or across: rows, link kind, price, records, how well known."""
+
+    rows: IntArray
+    groups: Groups
+    kind: str
+    price_s: FloatArray
+    fits: tuple[Fit, ...]
+    outside: NDArray[np.bool_]
+    known: NDArray[np.str_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +206,11 @@ class LinkCollectiveModel:
 
     Attributes:
         fits: Parameters per link and operation (``profiles.fits.default_fits().collectives``).
+        in_switch_sums: Whether switches may add; they cannot add 8-bit integers.
     """
 
     fits: CollectiveFits
+    in_switch_sums: bool = True
 
     def predict(self, calls: CollectiveCallBatch, cluster: ClusterSpec) -> Prediction:
         """Seconds for each call; zero for groups of one (except copies to the host)."""
@@ -186,6 +218,15 @@ class LinkCollectiveModel:
         time_s, low_s, high_s = np.zeros(size), np.zeros(size), np.zeros(size)
         basis = np.full(size, int(Basis.ANALYTIC), dtype=np.int64)
         extrapolated = np.zeros(size, dtype=np.bool_)
+        for part in self._parts(calls, cluster):
+            rows, low, high = part.rows, *self._factors(part)
+            time_s[rows], low_s[rows], high_s[rows] = part.price_s, part.price_s * low, part.price_s * high
+            known = all(fit.scope != "global" and fit.card.rows > 0 for fit in part.fits)
+            basis[rows] = int(Basis.ANALYTIC if known else Basis.ASSUMED)
+            extrapolated[rows] = part.outside
+        return Prediction(time_s=time_s, low_s=low_s, high_s=high_s, basis=basis, extrapolated=extrapolated)
+
+    def _parts(self, calls: CollectiveCallBatch, cluster: ClusterSpec) -> Iterator[_Part]:
         ranks = np.maximum(calls.group_size, 1).astype(float)
         local = np.clip(calls.ranks_per_domain, 1, np.minimum(ranks, cluster.domain_devices)).astype(float)
         real = (calls.size_bytes > 0) & ((ranks > 1) | (calls.op == CollectiveOp.HOST_COPY))
@@ -198,13 +239,13 @@ class LinkCollectiveModel:
                     continue
                 groups = Groups(op=op, size_bytes=calls.size_bytes[rows], ranks=ranks[rows], local=local[rows])
                 price_s, fits = self._price(groups, cluster, across=across)
-                time_s[rows] = price_s
-                low_s[rows] = price_s * min(fit.low_factor for fit in fits)
-                high_s[rows] = price_s * max(fit.high_factor for fit in fits)
-                known = all(fit.scope != "global" and fit.card.rows > 0 for fit in fits)
-                basis[rows] = int(Basis.ANALYTIC if known else Basis.ASSUMED)
-                extrapolated[rows] = _outside(groups, fits[-1])
-        return Prediction(time_s=time_s, low_s=low_s, high_s=high_s, basis=basis, extrapolated=extrapolated)
+                outside = _outside(groups, fits[-1])
+                near = "own" if _is_own(op, fits, cluster.node) else "kin"
+                known = np.where(outside & (near == "own"), "beyond", near)
+                kind = cluster.node.nic.kind if across else cluster.node.scale_up.kind
+                yield _Part(
+                    rows=rows, groups=groups, kind=kind, price_s=price_s, fits=fits, outside=outside, known=known
+                )  # fmt: skip
 
     def _price(self, groups: Groups, cluster: ClusterSpec, *, across: bool) -> tuple[FloatArray, tuple[Fit, ...]]:
         node = cluster.node
@@ -215,23 +256,49 @@ class LinkCollectiveModel:
             bytes_per_s = node.host_link.bandwidth_bytes_per_s * fit.parameters["efficiency"]
             return node.host_link.latency_s + groups.size_bytes / bytes_per_s, (fit,)
         inside = self._inside(name, node.scale_up)
+        parameters = inside.parameters if self.in_switch_sums else {**inside.parameters, "switch_efficiency": 0.0}
         if not across:
-            return inside_time_s(groups, inside.parameters, node.scale_up.bandwidth_bytes_per_s), (inside,)
+            return inside_time_s(groups, parameters, node.scale_up.bandwidth_bytes_per_s), (inside,)
         outside = self.fits.resolve(f"{name}_across", link=node.nic.name, kind=node.nic.kind)
-        return across_time_s(groups, inside.parameters, outside.parameters, Network.of(node)), (inside, outside)
+        return across_time_s(groups, parameters, outside.parameters, Network.of(node)), (inside, outside)
 
     def _inside(self, name: str, link: LinkSpec) -> Fit:
         """The record of an operation on a scale-up link.
 
-        Want of the operation is bridged by the all-reduce of the same link, then of its kind, before records
-        of other kinds: bus bandwidths of one link are alike.
+        Want of the operation is bridged by the all-reduce of the same link, then by the full-width link of its
+        generation (an H800 has fewer lanes of NVLink 4), then by its kind, before records of other kinds: bus
+        bandwidths of one link are alike.
         """
         records, kind = self.fits.records, _kind(link)
-        wanted = ((name, "link", link.name), ("all_reduce", "link", link.name), (name, "kind", kind))
-        for key in (*wanted, ("all_reduce", "kind", kind)):
+        names = [link.name, *([link.name.split("-")[0]] if link.kind == "nvlink" else [])]
+        wanted = [(op, "link", one) for one in names for op in (name, "all_reduce")]
+        for key in (*wanted, (name, "kind", kind), ("all_reduce", "kind", kind)):
             if key in records:
                 return records[key]
         return self.fits.resolve(name, link=link.name, kind=kind)
+
+    def _factors(self, part: _Part) -> tuple[FloatArray | float, FloatArray | float]:
+        """Low and high end of the 90 % interval over the price, per call.
+
+        By how well a call is known (``Spread``); records that rest on no rows state their own.
+        """
+        if not self.fits.spreads or part.fits[-1].card.rows == 0 or part.groups.op is CollectiveOp.HOST_COPY:
+            return min(fit.low_factor for fit in part.fits), max(fit.high_factor for fit in part.fits)
+        where = "across" if len(part.fits) > 1 else "inside"
+        low, high = np.ones(len(part.known)), np.ones(len(part.known))
+        for spread in self.fits.spreads:
+            if spread.where == where and spread.kind in ("", part.kind):
+                rows = (part.known == spread.known) & (part.groups.size_bytes >= spread.least_bytes)
+                low[rows], high[rows] = spread.low_factor, spread.high_factor
+        return low, high
+
+
+def _is_own(op: CollectiveOp, fits: tuple[Fit, ...], node: NodeSpec) -> bool:
+    """Whether the operation was timed on this very link (inside a domain) or kind of fabric (across)."""
+    last = fits[-1]
+    if last.op.removesuffix("_across") != OP_NAMES[op]:
+        return False
+    return last.scope == "kind" if len(fits) > 1 else (last.scope, last.name) == ("link", node.scale_up.name)
 
 
 def _kind(link: LinkSpec) -> str:

@@ -112,10 +112,37 @@ class KernelFits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How far collectives of one class lie from their price, as whole groups kept out of the fit were.
+
+    Attributes:
+        where: ``inside`` a scale-up domain or ``across`` several.
+        known: ``own``: the link was timed with as many ranks and bytes; ``beyond``: with fewer or others; ``kin``: the
+            parameters are those of other links or operations; ``guess``: the network itself is a guess.
+        kind: Kind of link it holds for; empty: any.
+        least_bytes: Smallest message it holds for. Of several that hold, the last does.
+        low_factor, high_factor: Measured time over predicted time, ends of the 90 % interval.
+        groups, rows: What was kept out.
+        held_out: How.
+    """
+
+    where: str
+    known: str
+    kind: str
+    least_bytes: float
+    low_factor: float
+    high_factor: float
+    groups: int
+    rows: int
+    held_out: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CollectiveFits:
-    """Collective records by (operation, scope, name)."""
+    """Collective records by (operation, scope, name), and what their intervals are; without, the records' own."""
 
     records: Mapping[tuple[str, str, str], Fit]
+    spreads: tuple[Spread, ...] = ()
 
     def resolve(self, op: str, *, link: str, kind: str) -> Fit:
         """The record nearest to a link: its own, its kind's, or the pooled one.
@@ -167,8 +194,10 @@ def parse_kernel_fits(text: str) -> KernelFits:
 
 def parse_collective_fits(text: str) -> CollectiveFits:
     """Collective records from the text of ``collectives.json``."""
-    fits = [_fit(record) for record in json.loads(text)["records"]]
-    return CollectiveFits(records={(fit.op, fit.scope, fit.name): fit for fit in fits})
+    content = json.loads(text)
+    fits = [_fit(record) for record in content["records"]]
+    spreads = tuple(Spread(**spread) for spread in content.get("spreads", ()))
+    return CollectiveFits(records={(fit.op, fit.scope, fit.name): fit for fit in fits}, spreads=spreads)
 
 
 @lru_cache(maxsize=1)

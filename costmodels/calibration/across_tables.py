@@ -6,7 +6,7 @@ the gather's bandwidth is half the all-reduce's at every scale, as of half the m
 pipeline parallelism logged 3-7 times less, the more the more nodes: a setting of those jobs, left out here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from costmodels.calibration.collective_tables import read_collectives, thinned
 from costmodels.collectives import CollectiveOp
-from costmodels.link_model import OP_NAMES, wire_factor
+from costmodels.link_model import OP_NAMES, Groups, wire_factor
+from profiles.catalog import default_catalog
 
 FloatArray = NDArray[np.float64]
 
@@ -24,9 +26,13 @@ PUBLISHED: tuple[tuple[str, str, str, str, int, int, float, float], ...] = (
     ("NVIDIA/nccl issue 1221", "roce", "dgx-h100", "all_reduce", 16, 8, 8e9, 430.0),
     ("NVIDIA/nccl issue 1221", "roce", "dgx-h100", "all_reduce", 32, 8, 8e9, 320.0),
     ("NVIDIA/nccl-tests issue 283", "roce", "hgx-h200", "all_reduce", 1984, 8, 5.4e8, 350.0),
-    ("NVIDIA/nccl-tests issue 119", "infiniband", "jean-zay-a100", "all_reduce", 24, 8, 1.34e8, 96.0),
+    ("NVIDIA/nccl-tests issue 119", "infiniband", "dgx-a100-40gb", "all_reduce", 24, 8, 1.34e8, 96.0),
     ("NVIDIA/nccl issue 1218", "infiniband", "dgx-h100", "all_gather", 256, 8, 2.15e9, 200.0),
 )
+# Where a node has other than the catalogue's number of adapters.
+PUBLISHED_NICS = {"NVIDIA/nccl-tests issue 119": 4}
+# Networks of the timing table that are not named, taken as the usual nodes' with so many adapters.
+UNNAMED_NICS = {"ib?": 8, "net~100-200G": 4}
 # Bus bandwidth of pinned copies to or from the host over the link's, by link: nvbandwidth issues 15, 24 and 42,
 # mpicbg-scicomp/gearshifft pull request 82.
 HOST_COPIES = (("pcie3", 12.15), ("pcie3", 12.89), ("pcie4", 25.13), ("pcie4", 25.5), ("pcie4", 26.8), ("pcie5", 52.8))
@@ -46,7 +52,8 @@ class AcrossTimings:
 
     Attributes:
         op: Operation.
-        node: (K,) node of the catalogue, with its adapters.
+        node: (K,) node of the catalogue.
+        nics: (K,) adapters per node.
         kind: (K,) link kind of the adapters.
         size_bytes, ranks, local, time_s: (K,) the calls and what they took.
         source: (K,) where the row was published.
@@ -54,6 +61,7 @@ class AcrossTimings:
 
     op: CollectiveOp
     node: NDArray[np.str_]
+    nics: NDArray[np.int64]
     kind: NDArray[np.str_]
     size_bytes: FloatArray
     ranks: FloatArray
@@ -64,12 +72,21 @@ class AcrossTimings:
     def __len__(self) -> int:
         return len(self.time_s)
 
+    @property
+    def fabric(self) -> NDArray[np.str_]:
+        """(K,) kind of the adapters; RDMA over Ethernet counts as InfiniBand."""
+        return np.where(self.kind == "roce", "infiniband", self.kind)
+
+    def groups(self, rows: NDArray[np.int64]) -> Groups:
+        """Those rows as the price list sees them."""
+        return Groups(
+            op=self.op, size_bytes=self.size_bytes[rows], ranks=self.ranks[rows], local=self.local[rows]
+        )  # fmt: skip
+
     def where(self, mask: NDArray[np.bool_]) -> "AcrossTimings":
         """The rows of a mask."""
-        return AcrossTimings(
-            op=self.op, node=self.node[mask], kind=self.kind[mask], size_bytes=self.size_bytes[mask],
-            ranks=self.ranks[mask], local=self.local[mask], time_s=self.time_s[mask], source=self.source[mask],
-        )  # fmt: skip
+        columns = {item.name: getattr(self, item.name)[mask] for item in fields(self) if item.name != "op"}
+        return AcrossTimings(op=self.op, **columns)
 
 
 def _nanotron(folder: Path) -> Any:
@@ -96,11 +113,40 @@ def _nccl_tests(folder: Path) -> Any:
     ]  # fmt: skip
 
 
+def unnamed_timings(folder: Path) -> list[AcrossTimings]:
+    """Rows over two nodes of which the source does not name the network: to judge by, never to fit on."""
+    table = thinned(read_collectives(folder).assign(name=lambda rows: rows.link))
+    table = table[(table.num_nodes == 2) & table.name.isin(UNNAMED_NICS)]
+    found = []
+    for op, name in OP_NAMES.items():
+        part = table[table.op == name]
+        if len(part):
+            ranks = part.num_gpus.to_numpy(dtype=float)
+            nodes = ["dgx-a100-80gb" if gpu.startswith("A100") else "dgx-h100" for gpu in part.gpu]
+            found.append(
+                AcrossTimings(
+                    op=op,
+                    node=np.array(nodes, dtype=np.str_),
+                    nics=part.name.map(UNNAMED_NICS).to_numpy(dtype=np.int64),
+                    kind=np.full(len(part), "infiniband"),
+                    size_bytes=part.size_bytes.to_numpy(dtype=float),
+                    ranks=ranks,
+                    local=ranks / 2,
+                    time_s=part.time_us.to_numpy(dtype=float) * 1e-6,
+                    source=(part.source + ", " + part.gpu).to_numpy(dtype=np.str_),
+                )
+            )
+    return found
+
+
 def across_timings(folder: Path) -> list[AcrossTimings]:
     """Rows over several nodes, one ``AcrossTimings`` per operation; reduce-scatters count as gathers."""
     names = ["source", "kind", "node", "op", "ranks", "local", "size_bytes", "busbw"]
     table: Any = pd.DataFrame([*PUBLISHED, *_nanotron(folder), *_nccl_tests(folder)], columns=names)
     table["op"] = table.op.replace("reduce_scatter", "all_gather")
+    catalog = default_catalog()
+    nics = [PUBLISHED_NICS.get(row.source, catalog.node(row.node).nics_per_node) for row in table.itertuples()]
+    table["nics"] = nics
     found = []
     for op, name in OP_NAMES.items():
         part = table[table.op == name]
@@ -111,6 +157,7 @@ def across_timings(folder: Path) -> list[AcrossTimings]:
                 AcrossTimings(
                     op=op,
                     node=part.node.to_numpy(dtype=np.str_),
+                    nics=part.nics.to_numpy(dtype=np.int64),
                     kind=part.kind.to_numpy(dtype=np.str_),
                     size_bytes=size_bytes,
                     ranks=ranks,

@@ -1,89 +1,160 @@
-"""Fits the parameters of the collective price list on published timings.
+"""Fits the parameters of the collective price list on published timings; deterministic.
 
-Run: ``python -m costmodels.calibration.collective_fit --data <folder with timings/> --out profiles/data/fits``.
-Inside a domain every (link, operation) with rows gets a record, every link kind a pooled one. The result is
-deterministic.
+Inside a domain every (link, operation) with rows gets a record, every link kind a pooled one. All-reduces,
+gathers and reduce-scatters send the same chunks round the same ring, so the parameters of one are where those of
+the others lie for want of rows: first the rings of a kind are fitted together, then those of a link, drawn
+towards their kind, then each operation, drawn towards its link. So eight ranks can be priced from two and four,
+and no table of one operation is followed into its accidents.
 """
 
-import argparse
 import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.calibration.across_fit import across_records
-from costmodels.calibration.collective_tables import FloatArray, LinkTimings, inside_timings
-from costmodels.calibration.robust import Errors, Price, Range, errors, fit_parameters, significant, split
+from costmodels.calibration.collective_tables import FloatArray, LinkTimings
+from costmodels.calibration.robust import (
+    Errors,
+    Parameters,
+    Price,
+    Range,
+    errors,
+    fit_parameters,
+    significant,
+    split,
+)
 from costmodels.collectives import CollectiveOp
 from costmodels.link_model import OP_NAMES, inside_time_s
 from profiles.catalog import default_catalog
-from profiles.fits import parse_collective_fits
+from profiles.fits import CollectiveFits, parse_collective_fits
 
 MOST_ROWS = 4000
+RINGS = (CollectiveOp.ALL_REDUCE, CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER)
 RANGES = {
-    "launch_s": Range(start=1.5e-5, low=1e-6, high=3e-4),
-    "hop_s": Range(start=2e-6, low=1e-7, high=1e-4),
+    "launch_s": Range(start=2e-5, low=1e-6, high=3e-4),
+    "hop_s": Range(start=3.4e-6, low=1e-7, high=1e-4),  # where it starts, and the next: NCCL, src/graph/tuning.cc
     "efficiency": Range(start=0.8, low=0.02, high=1.1),
-    "low_launch_s": Range(start=5e-6, low=5e-7, high=1e-4),
+    "ramp_s": Range(start=1e-6, low=1e-9, high=3e-5),
+    "low_launch_s": Range(start=6.6e-6, low=5e-7, high=1e-4),
     "low_hop_s": Range(start=1e-6, low=1e-7, high=5e-5),
     "low_efficiency": Range(start=0.2, low=0.005, high=1.0),
-    "pair_loss": Range(start=0.3, low=0.0, high=1.7),
+    "pair_loss": Range(start=0.6, low=0.0, high=1.7),
 }
 SWITCH = {
-    "switch_launch_s": Range(start=2e-5, low=2e-6, high=1e-4),
-    "switch_efficiency": Range(start=0.55, low=0.1, high=0.9),
+    "switch_hop_s": Range(start=4e-6, low=5e-7, high=3e-5),
+    "switch_efficiency": Range(start=0.6, low=0.1, high=0.9),
 }
-SHARING = {"sharing": Range(start=1.0, low=0.0, high=3.0)}
-NEUTRAL = {"sharing": 0.0, "mesh_peers": 1.0, "switch_launch_s": 0.0, "switch_efficiency": 0.0}
-MESHES = ("xgmi-mi300", "xgmi-mi350")
-WITH_SWITCH = ("nvlink4", "nvlink5")  # third-generation NVSwitch and later add in the network (NVLS)
+BUS = {"sharing": Range(start=1.0, low=0.0, high=3.0)}
+MESH = {f"lanes_of_{size}": Range(start=0.5, low=0.05, high=1.5) for size in (2, 4, 8)}
+NEUTRAL = {
+    "sharing": 0.0, "lanes_of_2": 1.0, "lanes_of_4": 1.0, "lanes_of_8": 1.0,
+    "switch_hop_s": 0.0, "switch_efficiency": 0.0,
+}  # fmt: skip
+# Hybrid cube mesh, six lanes: in a quad each device has four, to one peer two and to the others one or two (NVIDIA
+# DGX-1 whitepaper WP-08437); a pair is timed as often with one lane as with two.
+CUBE_MESH = {"lanes_of_2": 1.5 / 6, "lanes_of_4": 4 / 6, "lanes_of_8": 1.0}
+STATED_MESHES = {"nvlink2": CUBE_MESH}
+FITTED_MESHES = ("xgmi-mi250",)
+FULL_MESHES = ("xgmi-mi300", "xgmi-mi350")
+# What a switch that adds reaches of the lanes: 309 of 450 GB/s on H100 and 543 of 900 on B300 (NVIDIA/nccl issue 2140).
+SWITCH_PRIOR: dict[str, dict[str, float]] = {
+    "nvlink4": {"switch_efficiency": 0.687},
+    "nvlink5": {"switch_efficiency": 0.603},
+}
 
 
-def price_of(timings: LinkTimings) -> Price:
-    """The price list's own formula over rows of several links."""
-    rates = {str(name): float(timings.bytes_per_s[timings.link == name][0]) for name in np.unique(timings.link)}
+def price_of(tables: Sequence[LinkTimings]) -> Price:
+    """The price list's own formula over the rows of several tables, one after the other, and of several links."""
+    ends = np.cumsum([len(timings) for timings in tables])
 
     def price(parameters: Mapping[str, float], rows: NDArray[np.int64]) -> FloatArray:
         seconds = np.zeros(len(rows))
-        for name, bytes_per_s in rates.items():
-            mine = np.flatnonzero(timings.link[rows] == name)
-            if len(mine):
-                seconds[mine] = inside_time_s(timings.groups(rows[mine]), parameters, bytes_per_s)
+        for start, end, timings in zip(ends - [len(t) for t in tables], ends, tables, strict=True):
+            inside = np.flatnonzero((rows >= start) & (rows < end))
+            mine = rows[inside] - start
+            for name in np.unique(timings.link[mine]):
+                here = np.flatnonzero(timings.link[mine] == name)
+                rate = float(timings.bytes_per_s[mine[here[0]]])
+                own = {**parameters, **STATED_MESHES.get(str(name), {})}
+                for adds in (False, True):
+                    some = here[timings.adds[mine[here]] == adds]
+                    used = own if adds else own | {"switch_efficiency": 0.0}
+                    seconds[inside[some]] = inside_time_s(timings.groups(mine[some]), used, rate)
         return seconds
 
     return price
 
 
-def fit_record(timings: LinkTimings, *, scope: str, name: str) -> dict[str, Any]:
-    """One record: parameters from a random 80 % of the rows, error on the rest."""
-    links = {str(link) for link in timings.link}
+def _ranges(tables: Sequence[LinkTimings], *, switch: bool) -> tuple[dict[str, Range], Parameters]:
+    """What is free on these rows, and what stays."""
+    links = {str(link) for timings in tables for link in timings.link}
     ranges, fixed = dict(RANGES), dict(NEUTRAL)
-    if timings.op is CollectiveOp.ALL_REDUCE and links & set(WITH_SWITCH) and scope == "link":
+    if switch and any(timings.op is CollectiveOp.ALL_REDUCE for timings in tables):
         ranges |= SWITCH
     if any(link.startswith("pcie") for link in links):
-        ranges |= SHARING
-    if len(np.unique(timings.ranks)) < 2:
+        ranges |= BUS
+    if links & set(FITTED_MESHES):
+        ranges |= MESH
+    if not ranges.keys().isdisjoint(BUS | MESH) or links <= set(STATED_MESHES):
         del ranges["pair_loss"]
-        fixed["pair_loss"] = 0.0
-    fixed = {key: value for key, value in fixed.items() if key not in ranges}
-    price = price_of(timings)
-    fitted, held = split(len(timings), most=MOST_ROWS)
-    fitted_to = fit_parameters(price, timings.time_s, fitted, ranges, fixed=fixed, weights=_weights(timings))
-    parameters = _ordered(fitted_to)
-    found = errors(price, parameters, timings.time_s, held)
-    return record(timings, parameters, found, scope=scope, name=name)
+    if len(np.unique(np.concatenate([timings.ranks for timings in tables]))) < 2:
+        ranges = {name: value for name, value in ranges.items() if name not in ("pair_loss", "sharing")}
+    fixed |= {"pair_loss": 0.0}
+    for link in links & set(STATED_MESHES):
+        if len(links) == 1:
+            fixed |= STATED_MESHES[link]
+    return ranges, {key: value for key, value in fixed.items() if key not in ranges}
 
 
-def _ordered(parameters: dict[str, float]) -> dict[str, float]:
-    """The protocol with more bandwidth is the simple one; the formula treats the two alike."""
+def fit_tables(
+    tables: Sequence[LinkTimings],
+    rows: NDArray[np.int64] | None = None,
+    *,
+    prior: Mapping[str, float] | None = None,
+    switch: bool = False,
+) -> Parameters:
+    """Parameters of the rows of some tables, drawn towards a prior.
+
+    Args:
+        tables: Timings, one table per operation.
+        rows: Row numbers in the tables, one after the other; all when None.
+        prior: Where parameters lie for want of rows.
+        switch: Whether the switches of these links add.
+    """
+    ranges, fixed = _ranges(tables, switch=switch)
+    known = {key: value for key, value in (prior or {}).items() if value != NEUTRAL.get(key)}
+    time_s = np.concatenate([timings.time_s for timings in tables])
+    fitted = fit_parameters(
+        price_of(tables),
+        time_s,
+        np.arange(len(time_s)) if rows is None else rows,
+        ranges,
+        fixed=fixed,
+        prior={key: value for key, value in known.items() if key in ranges},
+        weights=np.concatenate([_weights(timings) for timings in tables]),
+    )
+    return _ordered(fitted)
+
+
+def _ordered(parameters: Parameters) -> Parameters:
+    """The protocol with more bandwidth is the simple one; the formula treats the two almost alike."""
     if parameters["low_efficiency"] <= parameters["efficiency"]:
         return parameters
-    swap = {"launch_s", "hop_s", "efficiency"}
+    swap = ("launch_s", "hop_s", "efficiency")
     low = {f"low_{name}": parameters[name] for name in swap}
     return parameters | {name: parameters[f"low_{name}"] for name in swap} | low
+
+
+def fit_record(
+    timings: LinkTimings, *, scope: str, name: str, prior: Mapping[str, float] | None, switch: bool = False
+) -> dict[str, Any]:
+    """One record: parameters from a random 80 % of the rows, error on the rest."""
+    fitted, held = split(len(timings), most=MOST_ROWS)
+    parameters = fit_tables([timings], fitted, prior=prior, switch=switch)
+    found = errors(price_of([timings]), parameters, timings.time_s, held)
+    return record(timings, parameters, found, scope=scope, name=name)
 
 
 def _weights(timings: LinkTimings) -> FloatArray:
@@ -127,17 +198,52 @@ def kind_of(link: str) -> str:
     return spec.kind if spec.peer_to_peer else f"{spec.kind}-staged"
 
 
+def _ring_only(timings: LinkTimings) -> LinkTimings:
+    """Without all-reduces that a switch may have added up."""
+    return timings.where(~timings.adds)
+
+
 def fit_inside(tables: Iterable[LinkTimings]) -> list[dict[str, Any]]:
-    """Link and kind records of every operation."""
+    """Link and kind records of every operation, and one over all links."""
+    given = [timings for timings in tables if len(timings)]
     records = []
-    for timings in tables:
-        for link in np.unique(timings.link):
-            records.append(fit_record(timings.where(timings.link == link), scope="link", name=str(link)))
-        kinds = np.array([kind_of(str(link)) for link in timings.link])
-        for kind in np.unique(kinds):
-            records.append(fit_record(timings.where(kinds == kind), scope="kind", name=str(kind)))
-        records.append(fit_record(timings, scope="global", name="*"))
+    kinds = {str(link): kind_of(str(link)) for timings in given for link in np.unique(timings.link)}
+    for kind in sorted(set(kinds.values())):
+        links = sorted(link for link in kinds if kinds[link] == kind)
+        of_kind = [timings.where(np.isin(timings.link, links)) for timings in given]
+        priors = _priors([_ring_only(timings) for timings in of_kind], {})
+        for timings in map(_ring_only, of_kind):
+            if len(timings):
+                records.append(fit_record(timings, scope="kind", name=kind, prior=priors.get(timings.op)))
+        for link in links:
+            of_link = [timings.where(timings.link == link) for timings in of_kind]
+            switch = SWITCH_PRIOR.get(link, {})
+            own = _priors(of_link, priors, switch=switch)
+            for timings in of_link:
+                if len(timings):
+                    prior = own.get(timings.op, {}) | switch
+                    adds = bool(switch)
+                    records.append(fit_record(timings, scope="link", name=link, prior=prior, switch=adds))
+    for timings in map(_ring_only, given):
+        records.append(fit_record(timings, scope="global", name="*", prior=None))
     return records
+
+
+def _priors(
+    tables: Sequence[LinkTimings],
+    wider: Mapping[CollectiveOp, Mapping[str, float]],
+    *,
+    switch: Mapping[str, float] | None = None,
+) -> dict[CollectiveOp, Parameters]:
+    """Per operation, the parameters fitted on all rings of these tables together, or on the operation alone."""
+    found: dict[CollectiveOp, Parameters] = {}
+    rings = [timings for timings in tables if timings.op in RINGS and len(timings)]
+    others = [[timings] for timings in tables if timings.op not in RINGS and len(timings)]
+    for together in ([rings] if rings else []) + others:
+        drawn = {**wider.get(together[0].op, {}), **(switch or {})}
+        fitted = fit_tables(together, prior=drawn, switch=bool(switch))
+        found |= {timings.op: fitted for timings in together}
+    return found
 
 
 def mesh_records() -> list[dict[str, Any]]:
@@ -146,10 +252,9 @@ def mesh_records() -> list[dict[str, Any]]:
     Of each 64 GB/s link 48 remain after protocol and error correction, says the library's author; a device
     reaches each of its seven peers over one of them. Latencies are NVLink 3's.
     """
-    parameters = {
-        "launch_s": 3e-5, "hop_s": 2e-6, "efficiency": 0.75, "low_launch_s": 9e-6, "low_hop_s": 1e-6,
-        "low_efficiency": 0.2, "pair_loss": 0.0, "sharing": 0.0, "mesh_peers": 7.0,
-        "switch_launch_s": 0.0, "switch_efficiency": 0.0,
+    parameters = NEUTRAL | {
+        "launch_s": 3e-5, "hop_s": 2e-6, "efficiency": 0.75, "ramp_s": 0.0, "low_launch_s": 9e-6, "low_hop_s": 1e-6,
+        "low_efficiency": 0.2, "pair_loss": 0.0, "lanes_of_2": significant(1 / 7), "lanes_of_4": significant(3 / 7),
     }  # fmt: skip
     card = {
         "sources": ["ROCm/rccl issue 1210"], "rows": 0, "held_out_rows": 0, "mape": 0.0, "median_ape": 0.0,
@@ -160,22 +265,11 @@ def mesh_records() -> list[dict[str, Any]]:
             "scope": "link", "name": link, "op": op, "format": "", "parameters": parameters,
             "low_factor": 0.7, "high_factor": 1.6, "domain": {}, "card": card,
         }
-        for link in MESHES
+        for link in FULL_MESHES
         for op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
     ]  # fmt: skip
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds timings/ and endtoend/")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write collectives.json to")
-    options = parser.parse_args()
-    inside = [*fit_inside(inside_timings(options.data)), *mesh_records()]
-    fits = parse_collective_fits(json.dumps({"records": inside}))
-    text = json.dumps({"records": [*inside, *across_records(options.data, fits)]}, indent=1)
-    (options.out / "collectives.json").write_text(text + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+def as_fits(records: Sequence[Mapping[str, Any]]) -> CollectiveFits:
+    """Records as the price list reads them."""
+    return parse_collective_fits(json.dumps({"records": records}))

@@ -1,10 +1,11 @@
 """Published collective timings as calls over named links: which rows a price list may be fitted on.
 
-Left out: 8-bit integers (no in-switch sum), inference libraries' own all-reduce kernels, XLA's (its compiler
-adds 10 us and takes no in-switch sum), and profiled rows of links that nccl-tests timed too.
+Left out: 8-bit integers, which repeat the rows of 16-bit ones, except the sums that no switch can add; inference
+libraries' own all-reduce kernels; XLA's (its compiler adds 10 us and takes no in-switch sum); and profiled rows of
+links that nccl-tests timed too. Of a source that lists a thousand sizes, ``MOST_SIZES`` are kept, evenly spread.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,28 @@ INSIDE = {
     ("vidur-history", "v100?"): "nvlink2",
     ("nnscaler", "xgmi"): "xgmi-mi250",
 }
+# Rows to judge by and never to fit on: their overheads are those of another library or of a profiler.
+JUDGED = {
+    ("xla-perf-table", "nvlink4"): "nvlink4",
+    ("xla-perf-table", "nvlink5"): "nvlink5",
+    ("galvatron", "nvlink3?"): "nvlink3",
+    ("vidur", "nvlink3"): "nvlink3",
+    ("vidur", "nvlink4"): "nvlink4",
+    ("vidur-history", "nvlink3?"): "nvlink3",
+}
+MOST_SIZES = 48  # of one source, link, operation and number of ranks
 # Four cards in two bridged pairs: the ring's slowest hop is PCIe, of the generation of the card.
 ACROSS_PAIRS = {"A100-SXM4-80GB": "pcie4", "H100-SXM5-80GB": "pcie5"}
+WITH_SWITCH = ("nvlink4", "nvlink5")  # third-generation NVSwitch and later add in the network (NVLS)
+# Link, operation, ranks, bytes, microseconds: a rack of GB200, coreweave/nccl-tests pull request 43.
+RACK_SOURCE = "coreweave/nccl-tests pull request 43"
+RACK = (
+    ("nvlink5", "all_reduce", 72, 2.0**29, 1806.7),
+    ("nvlink5", "all_reduce", 72, 2.0**30, 3108.8),
+    ("nvlink5", "all_reduce", 72, 2.0**31, 5589.1),
+    ("nvlink5", "all_reduce", 72, 2.0**32, 10094.0),
+    ("nvlink5", "all_reduce", 72, 2.0**33, 20299.0),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +70,7 @@ class LinkTimings:
         bytes_per_s: (K,) its bandwidth per device and direction.
         size_bytes, ranks, time_s: (K,) the calls and what they took.
         source: (K,) table the row came from.
+        adds: (K,) whether a switch may have added: an all-reduce of numbers it can add, over switches that do.
     """
 
     op: CollectiveOp
@@ -58,16 +80,15 @@ class LinkTimings:
     ranks: FloatArray
     time_s: FloatArray
     source: NDArray[np.str_]
+    adds: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.time_s)
 
     def where(self, mask: NDArray[np.bool_]) -> "LinkTimings":
         """The rows of a mask."""
-        return LinkTimings(
-            op=self.op, link=self.link[mask], bytes_per_s=self.bytes_per_s[mask], size_bytes=self.size_bytes[mask],
-            ranks=self.ranks[mask], time_s=self.time_s[mask], source=self.source[mask],
-        )  # fmt: skip
+        columns = {item.name: getattr(self, item.name)[mask] for item in fields(self) if item.name != "op"}
+        return LinkTimings(op=self.op, **columns)
 
     def groups(self, rows: NDArray[np.int64]) -> Groups:
         """Those rows as the price list sees them."""
@@ -76,28 +97,36 @@ class LinkTimings:
 
 
 def read_collectives(folder: Path) -> Any:
-    """The table of collectives without the rows no price list may use."""
+    """The table of collectives without repeated rows and without kernels of other libraries."""
     table = pd.read_csv(folder / "timings" / "collectives.csv.gz")
     notes = table.notes.fillna("")
-    usable = (table.time_us > 0) & ~notes.str.contains("int8|custom")
-    usable &= (table.source != "vidur") | ~table.link.isin(["nvlink3", "nvlink4"]) | (table.op == "send_recv")
-    return table[usable]
+    sums = (table.op == "all_reduce") & table.link.isin(WITH_SWITCH) & (table.num_gpus > 2)
+    usable = (table.time_us > 0) & ~notes.str.contains("custom") & (sums | ~notes.str.contains("int8"))
+    adds = sums & ~notes.str.contains("int8") & (table.source != "xla-perf-table")
+    return table.assign(adds=adds)[usable]
 
 
-def link_of(row: Any) -> str:
-    """Catalogue link of a table row; empty where it cannot be named."""
+def link_of(row: Any, *, judged: bool) -> str:
+    """Catalogue link of a table row to fit on, or to judge by only; empty where it is not one."""
+    profiled = row.source == "vidur" and row.link in ("nvlink3", "nvlink4") and row.op != "send_recv"
+    if judged:
+        return JUDGED.get((row.source, row.link), "") if profiled or row.source != "vidur" else ""
     if row.link == "pcie-across-pairs":
         return ACROSS_PAIRS.get(row.gpu, "")
-    return INSIDE.get((row.source, row.link), "")
+    return "" if profiled else INSIDE.get((row.source, row.link), "")
 
 
-def inside_timings(folder: Path) -> list[LinkTimings]:
-    """Rows inside one node, one ``LinkTimings`` per operation."""
+def inside_timings(folder: Path, *, judged: bool = False) -> list[LinkTimings]:
+    """Rows inside one scale-up domain, one ``LinkTimings`` per operation: to fit on, or to judge by only."""
     table = read_collectives(folder)
     table = table[table.num_nodes == 1]
-    table = table.assign(name=[link_of(row) for row in table.itertuples()])
+    table = table.assign(name=[link_of(row, judged=judged) for row in table.itertuples()])
     # The rings of the V100's cube mesh need a power of two; no plan puts 3, 5, 6 or 7 ranks together.
     table = table[(table.name != "") & table.num_gpus.isin([2, 4, 8, 16])]
+    if not judged:
+        rack = pd.DataFrame(RACK, columns=["name", "op", "num_gpus", "size_bytes", "time_us"])
+        table = pd.concat([table, rack.assign(source=RACK_SOURCE, adds=True)], ignore_index=True)
+    table = thinned(table)
     names = {name: op for op, name in OP_NAMES.items()}
     found = []
     for name, op in names.items():
@@ -113,6 +142,19 @@ def inside_timings(folder: Path) -> list[LinkTimings]:
                     ranks=part.num_gpus.to_numpy(dtype=float),
                     time_s=part.time_us.to_numpy(dtype=float) * 1e-6,
                     source=part.source.to_numpy(dtype=np.str_),
+                    adds=part.adds.to_numpy(dtype=np.bool_),
                 )
             )
     return found
+
+
+def thinned(table: Any) -> Any:
+    """Of each group, the rows nearest to sizes evenly spread in the logarithm."""
+    kept = []
+    for _, group in table.groupby(["source", "name", "op", "num_gpus", "adds"], sort=True):
+        sizes = np.log(group.size_bytes.to_numpy(dtype=float))
+        wanted = np.linspace(sizes.min(), sizes.max(), MOST_SIZES)
+        few = len(np.unique(sizes)) <= MOST_SIZES
+        nearest = np.unique(np.abs(sizes[:, None] - wanted[None, :]).argmin(axis=0))
+        kept.append(group if few else group.iloc[nearest])
+    return pd.concat(kept, ignore_index=True)

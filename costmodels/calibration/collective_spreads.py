@@ -1,0 +1,79 @@
+"""Intervals of collective prices, from what whole groups kept out of the fit measured over their price.
+
+Split-conformal by group: the 5 % and 95 % quantiles of log(measured / predicted), every group (one source on one
+link, one link, one fabric, ...) weighing the same however many rows it lists, and both moved outwards by a share of
+2 / groups, because the next group varies more than few groups show. Small and large messages apart,
+because latencies and bandwidths vary differently; NVLink apart among the links never seen, because buses and
+meshes differ from one another by their topology, which a link's name does not tell. Where nothing of a class was
+measured, the interval of the next wider class holds.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from costmodels.calibration.collective_splits import SPLITS, Judged
+from costmodels.calibration.collective_tables import FloatArray
+from costmodels.calibration.robust import significant
+
+LARGE_BYTES = 2.0**20
+LEAST_BYTES = (0.0, LARGE_BYTES)
+TAIL = 0.05
+CLASSES = ("own", "beyond", "kin", "guess")
+FEW_GROUPS = 2.0  # see above; with it, groups kept out of their own interval are covered as promised
+KINDS = ("", "nvlink")
+
+
+def interval(logs: Sequence[FloatArray]) -> tuple[float, float]:
+    """Low and high end of the 90 % interval of the next group's values; never on the wrong side of 0."""
+    values = np.concatenate(logs)
+    weights = np.concatenate([np.full(len(group), 1 / len(group)) for group in logs])
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order]) / weights.sum()
+    low, high = (values[order][min(int(np.searchsorted(reached, q)), len(values) - 1)] for q in (TAIL, 1 - TAIL))
+    wider = 1 + FEW_GROUPS / len(logs)
+    return min(float(low), 0.0) * wider, max(float(high), 0.0) * wider
+
+
+def logs_by_group(
+    judged: Iterable[Judged], *, where: str, known: str, kind: str, least_bytes: float
+) -> dict[tuple[str, str], FloatArray]:
+    """log(measured / predicted) of every group of a class, messages of one size band; empty groups left out."""
+    found: dict[tuple[str, str], list[FloatArray]] = {}
+    for item in judged:
+        if SPLITS[item.split][:2] != (where, known) or kind not in ("", item.kind):
+            continue
+        rows = (item.size_bytes >= LARGE_BYTES) == (least_bytes > 0)
+        if np.any(rows):
+            logs = np.log(item.time_s[rows] / item.predicted_s[rows])
+            found.setdefault((item.split, item.group), []).append(logs)
+    return {key: np.concatenate(logs) for key, logs in found.items()}
+
+
+def spread_records(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """Spreads as ``collectives.json`` holds them: general ones first, those of one kind of link after them."""
+    records: list[dict[str, Any]] = []
+    for where in ("inside", "across"):
+        for kind in KINDS if where == "inside" else KINDS[:1]:
+            for least_bytes in LEAST_BYTES:
+                wider: dict[str, Any] | None = None
+                for known in reversed(CLASSES):
+                    groups = logs_by_group(judged, where=where, known=known, kind=kind, least_bytes=least_bytes)
+                    if groups:
+                        wider = _record(groups)
+                    if wider is not None:
+                        key = {"where": where, "known": known, "kind": kind, "least_bytes": least_bytes}
+                        records.append(key | wider)
+    return records
+
+
+def _record(groups: dict[tuple[str, str], FloatArray]) -> dict[str, Any]:
+    low, high = interval(list(groups.values()))
+    return {
+        "low_factor": significant(float(np.exp(low)), 4),
+        "high_factor": significant(float(np.exp(high)), 4),
+        "groups": len(groups),
+        "rows": sum(len(logs) for logs in groups.values()),
+        "held_out": "; ".join(sorted({SPLITS[split][2] for split, _ in groups})),
+    }

@@ -1,0 +1,142 @@
+"""Fits of collectives: rings pooled over operations, what is stated of meshes, intervals from whole groups."""
+
+import json
+
+import numpy as np
+import pytest
+
+from costmodels.calibration.collective_fit import CUBE_MESH, NEUTRAL, fit_inside, fit_tables, price_of
+from costmodels.calibration.collective_report import page, scores
+from costmodels.calibration.collective_splits import SPLITS, Judged, judge_inside
+from costmodels.calibration.collective_spreads import interval, spread_records
+from costmodels.calibration.collective_tables import MOST_SIZES, LinkTimings, thinned
+from costmodels.collectives import CollectiveOp
+from costmodels.link_model import OP_NAMES
+from profiles.catalog import default_catalog
+from profiles.fits import parse_collective_fits
+
+TRUE = NEUTRAL | {
+    "launch_s": 2e-5, "hop_s": 3e-6, "efficiency": 0.8, "ramp_s": 1e-6, "low_launch_s": 7e-6, "low_hop_s": 1e-6,
+    "low_efficiency": 0.2, "pair_loss": 0.6,
+}  # fmt: skip
+SIZES = 2.0 ** np.arange(10, 30)
+
+
+def timings(
+    op: CollectiveOp, *, link: str = "nvlink3", ranks: tuple[int, ...] = (2, 4, 8), factor: float = 1.0, **other: float
+) -> LinkTimings:
+    size, group = (part.ravel() for part in np.meshgrid(SIZES, np.array(ranks, dtype=float)))
+    count = len(size)
+    bytes_per_s = default_catalog().link(link).bandwidth_bytes_per_s
+    empty = LinkTimings(
+        op=op, link=np.full(count, link), bytes_per_s=np.full(count, bytes_per_s),
+        size_bytes=size, ranks=group, time_s=np.ones(count), source=np.full(count, "hand"),
+        adds=np.zeros(count, dtype=np.bool_),
+    )  # fmt: skip
+    seconds = price_of([empty])(TRUE | other, np.arange(count)) * factor
+    return LinkTimings(**{name: getattr(empty, name) for name in empty.__slots__ if name != "time_s"}, time_s=seconds)
+
+
+def test_the_formula_is_recovered_from_its_own_timings() -> None:
+    tables = [timings(op) for op in (CollectiveOp.ALL_REDUCE, CollectiveOp.ALL_GATHER)]
+    found = fit_tables(tables)
+    assert found["efficiency"] == pytest.approx(0.8, rel=0.02)
+    assert found["pair_loss"] == pytest.approx(0.6, rel=0.1)
+    again = np.concatenate([price_of([table])(found, np.arange(len(table))) / table.time_s for table in tables])
+    assert np.abs(again - 1).max() < 0.03
+
+
+def test_eight_ranks_follow_from_two_and_four() -> None:
+    few = fit_tables([timings(CollectiveOp.ALL_GATHER, ranks=(2, 4))])
+    eight = timings(CollectiveOp.ALL_GATHER, ranks=(8,))
+    assert np.abs(price_of([eight])(few, np.arange(len(eight))) / eight.time_s - 1).max() < 0.05
+
+
+def test_the_cube_mesh_is_stated_not_fitted() -> None:
+    rows = timings(CollectiveOp.ALL_REDUCE, link="nvlink2", ranks=(2, 4), pair_loss=0.0)
+    found = fit_tables([rows])
+    assert {name: found[name] for name in CUBE_MESH} == CUBE_MESH
+    eight = timings(CollectiveOp.ALL_REDUCE, link="nvlink2", ranks=(8,), pair_loss=0.0)
+    assert np.abs(price_of([eight])(found, np.arange(len(eight))) / eight.time_s - 1).max() < 0.1
+
+
+def test_a_prior_fills_in_for_rows_that_say_nothing() -> None:
+    one_size = timings(CollectiveOp.ALL_GATHER, ranks=(2,)).where(SIZES == 2.0**29)
+    drawn = fit_tables([one_size], prior={"low_hop_s": 4e-6, "hop_s": 9e-6})
+    assert drawn["low_hop_s"] == pytest.approx(4e-6, rel=0.01)
+    assert drawn["hop_s"] == pytest.approx(9e-6, rel=0.1)
+
+
+def test_records_of_links_kinds_and_all() -> None:
+    tables = [timings(op, ranks=(2, 8)) for op in (CollectiveOp.ALL_REDUCE, CollectiveOp.ALL_TO_ALL)]
+    found = {(record["scope"], record["name"], record["op"]): record for record in fit_inside(tables)}
+    scopes = [("link", "nvlink3"), ("kind", "nvlink"), ("global", "*")]
+    assert set(found) == {(*scope, op) for scope in scopes for op in ("all_reduce", "all_to_all")}
+    card = found["link", "nvlink3", "all_reduce"]["card"]
+    assert card["rows"] == 40
+    assert card["mape"] < 0.02
+    assert found["link", "nvlink3", "all_reduce"]["domain"] == {"ranks": [2.0, 8.0], "size_bytes": [1024.0, 2.0**29]}
+
+
+def test_thinning_keeps_the_extremes_and_short_lists() -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = pandas.DataFrame({"size_bytes": np.arange(1, 1001) * 2048, "num_gpus": 2})
+    table = pandas.concat([rows, rows.iloc[:5].assign(num_gpus=4)]).assign(source="s", name="l", op="o", adds=False)
+    kept = thinned(table)
+    many = kept[kept.num_gpus == 2].size_bytes
+    assert len(many) <= MOST_SIZES
+    assert (many.min(), many.max()) == (2048, 1000 * 2048)
+    assert len(kept[kept.num_gpus == 4]) == 5
+
+
+def judged(split: str, group: str, ratios: list[float], *, kind: str = "nvlink", size: float = 2.0**24) -> Judged:
+    count = len(ratios)
+    return Judged(
+        split=split, group=group, op="all_reduce", kind=kind, size_bytes=np.full(count, size),
+        time_s=np.array(ratios), predicted_s=np.ones(count), baseline_s=np.full(count, 0.5),
+    )  # fmt: skip
+
+
+def test_groups_weigh_alike_however_many_rows_they_list() -> None:
+    logs = [np.log(np.full(900, 1.1)), np.log(np.full(10, 1.5)), np.log(np.full(10, 0.8))]
+    low, high = interval(logs)
+    assert np.exp(low) == pytest.approx(0.8 ** (1 + 2 / 3))
+    assert np.exp(high) == pytest.approx(1.5 ** (1 + 2 / 3))
+    one_sided = interval([np.log(np.full(5, 1.2))])
+    assert one_sided == (0.0, pytest.approx(3 * np.log(1.2)))
+
+
+def test_spreads_follow_classes_and_fall_back_on_the_next_wider() -> None:
+    rows = [judged(split, "a", [0.9, 1.0, 1.2]) for split in SPLITS] + [judged("link", "b", [4.0], kind="pcie")]
+    content = {"records": [], "spreads": spread_records(rows)}
+    spreads = parse_collective_fits(json.dumps(content)).spreads
+    found = {(s.where, s.known, s.kind, s.least_bytes): s for s in spreads}
+    assert found["inside", "kin", "", 2.0**20].high_factor == pytest.approx(4.0**2, rel=1e-3)
+    assert found["inside", "kin", "nvlink", 2.0**20].high_factor == pytest.approx(1.2**3, rel=1e-3)
+    assert found["across", "own", "", 2.0**20].held_out == found["across", "beyond", "", 2.0**20].held_out
+    assert ("inside", "own", "", 0.0) not in found
+
+
+def test_scores_and_page() -> None:
+    rows = [judged(split, group, [1.0, 1.25]) for split in SPLITS for group in ("a", "b")]
+    by_split = {item.split: item for item in scores(rows)}
+    score = by_split["eight ranks"]
+    assert (score.rows, score.groups) == (4, 2)
+    assert score.mape == pytest.approx((0.0 + 0.2) / 2)
+    assert score.baseline_mape == pytest.approx((0.5 + 0.6) / 2)
+    assert score.covered == 1.0
+    text = page(rows, spread_records(rows))
+    assert "| inside: eight ranks; fitted on two and four | 4 | 2 | 10.0 % | 10 % |" in text
+    assert text.count("| link | a | 2 |") == 1
+
+
+def test_rows_are_judged_by_the_price_list_itself() -> None:
+    rows = timings(CollectiveOp.ALL_GATHER, ranks=(2, 4), factor=1.0)
+    records = fit_inside([rows])
+    fits = parse_collective_fits(json.dumps({"records": records}))
+    item = judge_inside("link", "nvlink3", fits, rows)
+    assert item.op == OP_NAMES[CollectiveOp.ALL_GATHER]
+    assert np.abs(item.predicted_s / item.time_s - 1).mean() < 0.02
+    large = rows.size_bytes == 2.0**29
+    ideal = 9.1e-6 + rows.size_bytes * (rows.ranks - 1) / rows.ranks / 300e9
+    assert item.baseline_s[large] == pytest.approx(ideal[large])
