@@ -361,7 +361,7 @@ REFERENCE = {
     "quantise": quantise, "quantise_rows": quantise_rows, "dequantise": quantise,
     "copy": lambda kernel, x: x, "transpose": lambda kernel, x: lax.transpose(x, (1, 0)),
 }  # fmt: skip
-COMPOSITES = ("grouped_gemm", "sdpa", "sdpa_decode", "sdpa_backward", "copy")
+COMPOSITES = ("grouped_gemm", "sdpa", "sdpa_decode", "sdpa_backward", "copy", "permute", "unpermute")
 
 
 def program(kernel: Kernel):

@@ -18,7 +18,7 @@ from profiles.precision import GEMM_FORMATS
 
 PREFIX = "planner."
 _INDEXED = ("embedding", "embedding_backward", "permute", "unpermute")
-_COMPOSITES = ("grouped_gemm", *ATTENTION, "copy")
+_COMPOSITES = ("grouped_gemm", *ATTENTION, "copy", "permute", "unpermute")
 _WRITERS = contractions.WRITERS | bandwidth.WRITERS
 _FIRST_OF_FAMILY = {family: op for op, family in reversed(MEMORY.items())}
 
