@@ -66,15 +66,29 @@ def flatten(program: Program, function: Function) -> FlatProgram:
         SpecError: If it calls itself, loops a number of times that is not written down, or grows too long.
     """
     flat = FlatProgram(aliases=program.aliases)
-    walker = _Walker(program, flat)
+    walker = _Walker(program, flat, _Budget())
     flat.arguments = [walker.value(kind) for _, kind in function.arguments]
     flat.returned = walker.call(function, flat.arguments, 1.0, 0)
     return flat
 
 
+@dataclass(slots=True)
+class _Budget:
+    """Operations walked so far, in all functions and composites together."""
+
+    spent: int = 0
+
+    def spend(self, line: int) -> None:
+        """One more."""
+        self.spent += 1
+        if self.spent > MOST_FLAT:
+            raise fault(line, f"more than {MOST_FLAT} operations once calls are inlined")
+
+
 class _Walker:
-    def __init__(self, program: Program, flat: FlatProgram) -> None:
+    def __init__(self, program: Program, flat: FlatProgram, budget: _Budget) -> None:
         self._program = program
+        self._budget = budget
         self._flat = flat
         self._scalars: dict[int, int] = {}
 
@@ -97,6 +111,7 @@ class _Walker:
     def _block(self, operations: list[Operation], names: dict[str, int], count: float, depth: int) -> list[int]:
         returned: list[int] = []
         for operation in operations:
+            self._budget.spend(operation.line)
             operands = [self._find(name, names, operation) for name, _ in operation.operands]
             if operation.name in _RETURNS:
                 returned = operands
@@ -129,7 +144,7 @@ class _Walker:
             if depth >= _MOST_CALLS:
                 raise fault(operation.line, f"composites are more than {_MOST_CALLS} deep")
             callee = FlatProgram(aliases=self._flat.aliases)
-            walker = _Walker(self._program, callee)
+            walker = _Walker(self._program, callee, self._budget)
             callee.arguments = [walker.value(kind) for _, kind in inner.arguments]
             callee.returned = walker.call(inner, callee.arguments, 1.0, depth + 1)
         results = [self.value(kind) for _, kind in operation.results]
@@ -137,8 +152,6 @@ class _Walker:
             raise fault(operation.line, f"{name} has {len(operands)} operands and {len(results)} results")
         if name == "constant" and results and (scalar := _SCALAR.search(operation.text)):
             self._scalars[results[0]] = int(scalar[1])
-        if len(self._flat.operations) >= MOST_FLAT:
-            raise fault(operation.line, f"more than {MOST_FLAT} operations once calls are inlined")
         self._flat.operations.append(Flat(name, operation, operands, results, count, callee))
         return results
 

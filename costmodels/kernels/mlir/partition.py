@@ -15,6 +15,7 @@ from costmodels.kernels.mlir.flatten import Flat, FlatProgram, element_count
 from costmodels.kernels.mlir.kernel import ELEMENT_BYTES
 from costmodels.kernels.mlir.reader import TensorType, fault
 
+_MOST_VIEWS = 256  # of one value that are followed; a value with more is taken to be used elsewhere
 ATTENTION_NAMES = ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention", "attention")
 
 
@@ -58,6 +59,7 @@ class Partition:
         self.program = program
         self._maker: dict[int, Flat] = {}
         self._users: dict[int, list[Flat]] = {}
+        self._roots: dict[int, int | None] = {}
         self._escaping = set(program.returned) | program.carried
         for flat in program.operations:
             if flat.name == "generic" and contract.is_product(flat):
@@ -96,12 +98,20 @@ class Partition:
 
     def root(self, value: int) -> int | None:
         """The value whose memory is read; None of constants."""
-        while (maker := self._maker.get(value)) is not None and maker.name in FREE:
+        passed: list[int] = []
+        found: int | None = value
+        while found is not None:
+            if found in self._roots:
+                found = self._roots[found]
+                break
+            maker = self._maker.get(found)
+            if maker is None or maker.name not in FREE:
+                break
+            passed.append(found)
             tensors = [operand for operand in maker.operands if self.program.types[operand] is not None]
-            if not tensors:
-                return None
-            value = tensors[0]
-        return value
+            found = tensors[0] if tensors else None
+        self._roots.update(dict.fromkeys(passed, found))
+        return found
 
     def _fold(self, flat: Flat) -> Fusion:
         """A product with the conversions and transpositions at its operands and its result."""
@@ -121,7 +131,10 @@ class Partition:
 
     def _source(self, value: int, fusion: Fusion) -> int | None:
         """Follow an operand back through what folds into the product."""
-        while (maker := self._maker.get(value)) is not None and (maker.name in FOLDS or maker.name in FREE):
+        for _ in range(_MOST_VIEWS):
+            maker = self._maker.get(value)
+            if maker is None or not (maker.name in FOLDS or maker.name in FREE):
+                break
             if maker.name in FOLDS:
                 if maker.name not in FREE and not self._feeds_products(value):
                     break
@@ -201,7 +214,7 @@ class Partition:
         waiting, seen = [value], {value}
         while waiting:
             current = waiting.pop()
-            if current in self._escaping:
+            if current in self._escaping or len(seen) > _MOST_VIEWS:
                 return True
             for user in self._users.get(current, []):
                 if user.name in FREE:
