@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from costmodels.workload import TrainingJob as TrainingJob
     from planner.api import estimate as estimate
     from planner.api import plan as plan
+    from planner.kernel_prices import price_mlir as price_mlir
     from planner.request import Options as Options
     from planner.results import PlanResult as PlanResult
     from planner.schema import to_document as to_document
@@ -29,6 +30,7 @@ _HOMES = {
     "TrainingJob": "costmodels.workload",
     "estimate": "planner.api",
     "plan": "planner.api",
+    "price_mlir": "planner.kernel_prices",
     "to_document": "planner.schema",
 }
 __all__ = sorted(_HOMES)

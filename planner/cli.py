@@ -152,6 +152,20 @@ def validate(
 
 
 @app.command()
+def price(
+    file: Annotated[str, typer.Argument(help="MLIR text: StableHLO, torch or linalg dialect, IREE flow dispatches.")],
+    device: Annotated[str, typer.Option("--device", "-d", help="The device, as planner gpus names it.")],
+    json_: option.Json = False,
+    output: option.Output = None,
+    debug: option.Debug = False,
+) -> None:
+    """Price the kernels of an MLIR file on one device."""
+    from planner.cli_price import show_price
+
+    _emit(show_price(file, device), json_=json_, output=output)
+
+
+@app.command()
 def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8000,

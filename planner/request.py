@@ -133,6 +133,11 @@ def cost_context(request: Request, cluster: ClusterSpec | None = None) -> CostCo
     )
 
 
+def kernel_prices() -> KernelCostModel:
+    """The kernel price list that plans are priced with."""
+    return _price_lists()[0]
+
+
 def setting_of(request: Request, cluster: ClusterSpec | None = None) -> Setting:
     """What legality rules look at besides the plan."""
     return Setting(

@@ -130,25 +130,33 @@ class Partition:
         return fusion
 
     def _source(self, value: int, fusion: Fusion) -> int | None:
-        """Follow an operand back through what folds into the product."""
+        """Follow an operand back through what folds into the product.
+
+        A conversion of something that was computed on the way belongs to that computation instead.
+        """
+        last, folds = value, list[Flat]()
         for _ in range(_MOST_VIEWS):
-            maker = self._maker.get(value)
+            maker = self._maker.get(last)
             if maker is None or not (maker.name in FOLDS or maker.name in FREE):
                 break
             if maker.name in FOLDS:
-                if maker.name not in FREE and not self._feeds_products(value):
+                if maker.name not in FREE and not self._feeds_products(last):
                     break
-                self._folded.add(id(maker))
-                fusion.operations.insert(0, maker)
+                folds.append(maker)
             tensors = [operand for operand in maker.operands if self.program.types[operand] is not None]
             if not tensors:
                 return None
-            value = tensors[0]
-        return value
+            last = tensors[0]
+        maker = self._maker.get(last)
+        if maker is not None and not is_kernel(maker):
+            return self.root(value)
+        self._folded.update(id(flat) for flat in folds)
+        fusion.operations[:0] = folds
+        return last
 
     def _feeds_products(self, value: int) -> bool:
         users = self._users.get(value, [])
-        return value not in self._escaping and all(user.name in contract.NAMES for user in users)
+        return value not in self._escaping and all(user.name in contract.NAMES or user.name in FOLDS for user in users)
 
     def _single(self, flat: Flat) -> Fusion:
         """A kernel that reads its operands and writes its results."""

@@ -1,0 +1,86 @@
+"""Prices of MLIR texts: the ones the kernel model gives its calls, through the library and the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import planner
+from costmodels.kernels.calls import Basis
+from costmodels.kernels.mlir.emit import emit
+from costmodels.kernels.mlir.kernel import Kernel
+from costmodels.kernels.mlir.parse import calls_of, parse
+from planner.kernel_prices import price_mlir
+from planner.request import kernel_prices
+from profiles.catalog import default_catalog
+from profiles.errors import SpecError
+
+GEMM = emit(Kernel(op="gemm", m=4096, n=4096, k=4096))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "planner", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_text_costs_what_its_call_costs():
+    device = default_catalog().device("H100", field="device")
+    expected = kernel_prices().predict(calls_of(parse(GEMM)), device)
+    priced = planner.price_mlir(GEMM, device="H100")
+    assert priced.time_s == expected.time_s[0]
+    assert priced.kernels[0].low_s < priced.time_s < priced.kernels[0].high_s
+    assert priced.device == device.name
+    peak_s = 2 * 4096**3 / device.peak("bf16")
+    assert peak_s < priced.time_s < 2 * peak_s
+
+
+def test_twice_the_work_takes_about_twice_as_long():
+    large = price_mlir(emit(Kernel(op="gemm", m=8192, n=4096, k=4096)), device="H100")
+    assert 1.7 < large.time_s / price_mlir(GEMM, device="H100").time_s < 2.2
+
+
+def test_an_operation_nobody_wrote_code_for_has_a_price():
+    text = emit(Kernel(op="add", m=8192, n=8192)).replace("stablehlo.add", "chlo.next_after")
+    priced = price_mlir(text, device="A100-80GB")
+    assert isinstance(priced.kernels[0].basis, Basis)
+    moved = 3 * 2 * 8192 * 8192
+    device = default_catalog().device("A100-80GB", field="device")
+    assert 1.0 < priced.time_s / (moved / device.memory_bandwidth_bytes_per_s) < 3
+
+
+def test_a_device_that_cannot_multiply_so_is_named():
+    with pytest.raises(SpecError, match="fp8"):
+        price_mlir(emit(Kernel(op="gemm", format="fp8", m=64, n=64, k=64)), device="A100-80GB")
+
+
+def test_text_is_wanted():
+    with pytest.raises(SpecError, match="must be text"):
+        price_mlir(7, device="H100")  # type: ignore[arg-type]
+
+
+def test_the_command_prints_a_table_and_a_document(tmp_path: Path):
+    file = tmp_path / "gemm.mlir"
+    file.write_text(GEMM)
+    shown = run("price", str(file), "--device", "H100")
+    assert shown.returncode == 0, shown.stderr
+    assert "dot_general" in shown.stdout
+    assert "4096x4096x4096 bf16" in shown.stdout
+    document = json.loads(run("price", str(file), "--device", "H100", "--json").stdout)
+    priced = price_mlir(GEMM, device="H100")
+    assert document["time_s"] == priced.time_s
+    assert document["kernels"][0]["interval_s"] == [priced.kernels[0].low_s, priced.kernels[0].high_s]
+    assert document["kernels"][0]["basis"] == "analytic"
+    assert document["key"] == priced.key
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"nonsense", "mlir line 1"), (b"\xff\xfe\x00", "is no text"), (None, "cannot read")]
+)
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes | None, words: str):
+    file = tmp_path / "x.mlir"
+    if content is not None:
+        file.write_bytes(content)
+    shown = run("price", str(file), "--device", "H100")
+    assert shown.returncode == 2
+    assert words in shown.stderr
