@@ -282,3 +282,23 @@ def test_calls_without_bound_are_refused():
 def test_what_has_no_price_is_refused_in_words(text, words):
     with pytest.raises(SpecError, match=words):
         calls_of(parse(text))
+
+
+def test_jax_s_ragged_product_is_a_grouped_one():
+    text = main(
+        """
+    %0 = "chlo.ragged_dot"(%arg0, %arg1, %arg2) <{ragged_dot_dimension_numbers = #chlo.ragged_dot<lhs_contracting_dimensions = [1], rhs_contracting_dimensions = [1], lhs_ragged_dimensions = [0], rhs_group_dimensions = [0]>}> : (tensor<64x32xbf16>, tensor<4x32x16xbf16>, tensor<4xi32>) -> tensor<64x16xbf16>
+    return %0 : tensor<64x16xbf16>""",
+        "%arg0: tensor<64x32xbf16>, %arg1: tensor<4x32x16xbf16>, %arg2: tensor<4xi32>",
+        "tensor<64x16xbf16>",
+    )
+    (found,) = parse(text)
+    assert (found.op, found.batch, found.m, found.n, found.k) == (KernelOp.GROUPED_GEMM, 4, 16, 16, 32)
+    assert found.matrix_flops == 2 * 64 * 32 * 16
+
+
+def test_a_program_split_over_devices_is_refused():
+    header = "module @jit_f attributes {mhlo.num_partitions = 8 : i32, mhlo.num_replicas = 1 : i32} {"
+    with pytest.raises(SpecError, match="split over 8 devices"):
+        parse(LAYER.replace("module @jit_f {", header))
+    assert len(parse(LAYER.replace("module @jit_f {", header.replace("= 8", "= 1")))) == 3

@@ -12,7 +12,7 @@ NAMES = frozenset(
     (
         *("dot_general", "dot", "convolution", "mm", "bmm", "matmul", "linear", "addmm", "baddbmm"),
         *("batch_matmul", "matmul_transpose_a", "matmul_transpose_b", "batch_matmul_transpose_a"),
-        *("batch_matmul_transpose_b", "generic_contraction"),
+        *("batch_matmul_transpose_b", "generic_contraction", "ragged_dot"),
     )
 )
 _PAIR = r"\s*=\s*\[([\d, ]*)\]\s*x\s*\[([\d, ]*)\]"
@@ -76,6 +76,8 @@ def product_of(flat: Flat, program: FlatProgram) -> Product:
     a, b = _ranked(flat, program, left), _ranked(flat, program, right)
     if flat.name == "convolution":
         return _convolution(flat, program, a, b)
+    if flat.name == "ragged_dot":
+        return _ragged(flat, a, b)
     contract, batch = _axes(flat, program, a, b)
     try:
         extents = [math.prod(a.dims[axis] for axis in axes) for axes in (batch[0], contract[0])]
@@ -124,7 +126,7 @@ def _format(flat: Flat, a: TensorType, b: TensorType) -> str:
     """
     elements = (a.element, b.element)
     if "f32" in elements or "f64" in elements or "i32" in elements:
-        plain = flat.source.name.startswith(("stablehlo.", "mhlo."))
+        plain = flat.source.name.startswith(("stablehlo.", "mhlo.", "chlo."))
         return "tf32" if "tf32" in flat.source.text or (plain and "HIGH" not in flat.source.text) else "fp32"
     for element in ("bf16", "f16", "i8", "ui8"):
         if element in elements:
@@ -189,6 +191,17 @@ def _from_maps(maps: list[tuple[list[str], list[str]]]) -> tuple[Axes, Axes]:
         ([left.index(name) for name in contracted], [right.index(name) for name in contracted]),
         ([left.index(name) for name in batched], [right.index(name) for name in batched]),
     )
+
+
+def _ragged(flat: Flat, a: TensorType, b: TensorType) -> Product:
+    """Rows of ``a`` (m, k) times the matrix of their group in ``b`` (groups, k, n); groups taken as even."""
+    if len(a.dims) != 2 or len(b.dims) != 3 or a.dims[1] != b.dims[1]:
+        raise fault(flat.source.line, f"ragged_dot of {a.dims} and {b.dims}, where (m, k) and (groups, k, n) are known")
+    return Product(
+        batch=float(b.dims[0]), m=a.dims[0] / b.dims[0], n=float(b.dims[2]), k=float(a.dims[1]),
+        layout=GemmLayout.INPUT_GRADIENT, format=_format(flat, a, b),
+        left=flat.operands[0], right=flat.operands[1], result=flat.results[0],
+    )  # fmt: skip
 
 
 def _convolution(flat: Flat, program: FlatProgram, a: TensorType, b: TensorType) -> Product:

@@ -33,7 +33,16 @@ MOVES = frozenset(
         *("convert", "transpose", "slice", "dynamic_slice", "dynamic_update_slice", "concatenate", "pad", "gather"),
         *("reverse", "copy", "cat", "to", "_to_copy", "type_as", "clone", "contiguous"),
         *("embedding", "index_select", "truncf", "extf", "repeat_interleave", "repeat", "stack", "roll"),
-        *("extract", "insert", "extract_slice", "insert_slice", "index", "sort", "real_dynamic_slice"),
+        *("extract", "insert", "extract_slice", "insert_slice", "index", "real_dynamic_slice"),
+    )
+)
+ARITHMETIC = frozenset(
+    (
+        *("add", "subtract", "multiply", "divide", "negate", "maximum", "minimum", "select", "compare", "and", "or"),
+        *("not", "xor", "abs", "sign", "clamp", "floor", "ceil", "remainder", "is_finite", "reduce_precision"),
+        *("sub", "mul", "div", "rsub", "neg", "where", "masked_fill", "dropout", "clone", "relu", "threshold"),
+        *("addf", "subf", "mulf", "divf", "negf", "maximumf", "minimumf", "maxnumf", "minnumf", "cmpf", "absf"),
+        *("addi", "subi", "muli", "cmpi", "lerp", "addcmul", "addcdiv"),
     )
 )
 TRANSCENDENTAL = frozenset(
@@ -83,16 +92,17 @@ def family_of(histogram: Mapping[str, int], *, large_inputs: int) -> KernelFamil
     names = set(histogram) - FREE
     reduces = bool(names & REDUCTIONS)
     raises = bool(names & {"exponential", "exp"})
-    if names & _TABLES:
+    activates = names & _ACTIVATIONS or raises
+    if names & _TABLES and not reduces:
         return KernelFamily.EMBEDDING
     if names & _NORMS or ("rsqrt" in names and reduces):
         return KernelFamily.NORM
     if names & _SOFTMAXES or (reduces and raises):
         return KernelFamily.SOFTMAX
-    if reduces:
+    if reduces or not names <= MOVES | ARITHMETIC | _ACTIVATIONS | {"exponential", "exp"}:
         return KernelFamily.OTHER
     if names <= MOVES:
         return KernelFamily.COPY
-    if names & _ACTIVATIONS or raises:
+    if activates:
         return KernelFamily.GATED_ACTIVATION if large_inputs >= _GATE else KernelFamily.ACTIVATION
-    return KernelFamily.OTHER if names & TRANSCENDENTAL else KernelFamily.POINTWISE
+    return KernelFamily.POINTWISE

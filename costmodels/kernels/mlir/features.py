@@ -101,7 +101,8 @@ def _product(flat: Flat, fusion: Fusion, program: FlatProgram, common: Mapping[s
     product = product_of(flat, program)
     left = next(iter(fusion.inputs), None)
     return KernelFeatures(
-        name=flat.name, op=KernelOp.GEMM, format=product.format, layout=_stored_layout(product, fusion, flat, program),
+        name=flat.name, op=KernelOp.GROUPED_GEMM if flat.name == "ragged_dot" else KernelOp.GEMM,
+        format=product.format, layout=_stored_layout(product, fusion, flat, program),
         batch=product.batch, m=product.m, n=product.n, k=product.k, reduced=product.k,
         matrix_flops=product.flops, bytes=fusion.bytes,
         element_bytes=_element_bytes(program.types[left]) if left is not None else 0.0,

@@ -29,6 +29,7 @@ _STATEMENT = re.compile(r'(?:((?:%[\w$.\-]+(?::\d{1,6})?(?:,\s*)?)+)\s*=\s*)?"?(
 _FUNCTION = re.compile(r"(?:func|util)\.func\s+(?:(public|private)\s+)?@([\w$.\-]+|\"[^\"]*\")")
 _INITIAL = re.compile(r"(%[\w$.\-]+)\s*=\s*(%[\w$.\-]+(?:#\d{1,4})?)")
 _CONTAINER = re.compile(r"(?:builtin\.)?module\b|flow\.executable\b|flow\.executable\.export\b|hal\.executable\b")
+_PARTITIONS = re.compile(r"mhlo\.num_partitions = (\d{1,9}) :")
 _ALIAS = re.compile(r"(#[\w$]+)\s*=\s*(.*)")
 
 
@@ -155,6 +156,12 @@ class _Reader:
         elif text.startswith("^"):
             self._block(line, text)
         elif _CONTAINER.match(text):
+            split = _PARTITIONS.search(text)
+            if split and int(split[1]) > 1:
+                raise fault(
+                    line, f"is split over {split[1]} devices, and its shapes are those of all of them",
+                    "give the program of one device",
+                )  # fmt: skip
             if text.endswith("{"):
                 self._push(line, None)
         elif _FUNCTION.match(text):
