@@ -291,7 +291,8 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     optimizer = wording.optimizer_of(row)
     notes = row.text("notes").lower()
     flash = row.flag("flash_attention")
-    state = "int8" if optimizer == "adamw8bit" else "bf16" if sixteen else "fp32"
+    plain = _without_master_copy(reading)  # optax keeps moments in the format of the parameters they belong to
+    state = "int8" if optimizer == "adamw8bit" else "bf16" if sixteen else "fp16" if plain else "fp32"
     try:
         return TrainingJob(
             sequence_length=_sequence_length(reading),
@@ -299,7 +300,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             task=task,
             precision=_precision(reading),
             gradient_dtype=_gradient_dtype(row, sixteen),
-            master_dtype="none" if sixteen or _without_master_copy(reading) else "fp32",
+            master_dtype="none" if sixteen or plain else "fp32",
             state_dtype=state,
             optimizer=optimizer,
             attention=defaults.attention if flash is None else "flash" if flash else "unfused",

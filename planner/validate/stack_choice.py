@@ -70,6 +70,8 @@ _NANOTRON = StackDefaults(stack="nanotron", tensor_parallel_overlap=True, overla
 _XLA = StackDefaults(
     stack="alpa", attention="unfused", precision="fp16", overlap_grad_reduce=False, overlap_param_gather=False
 )
+# Alpa's search prefers reduce-scatter to all-reduce, which shards the optimizer step (its auto_sharding options).
+_ALPA_AUTO = dataclasses.replace(_XLA, zero_stage=2)
 _PADDLE = StackDefaults(stack="paddle", overlap_grad_reduce=False, overlap_param_gather=False)
 
 _RL = "reinforcement learning: generation is part of the step"
@@ -84,6 +86,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"maxtext|pathways|t5x|\bpax\b|llmboost", _NO_STACK),
         (r"^megascale", "the system changes the model (parallel block, sliding window): dimensions do not describe it"),
         (r"megascale", _MEGATRON_CORE),  # its Megatron-LM baseline, with flash attention 2
+        (r"^[^|]*zero-3", _DEEPSPEED_2022),
         (r"nanotron|picotron", _NANOTRON),
         (r"torchtitan|fsdp2", _FSDP),
         (r"composer|llm-foundry|mosaicml", _COMPOSER),
@@ -92,6 +95,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"deepspeed \+ megatron gpt-2|deepspeed moe", _DEEPSPEED_2022),
         (r"megatron-bridge|nemo|megatron-core|megatron core|flagscale|pai-megatron|\(core\)|dgxc", _MEGATRON_CORE),
         (r"zb-1p|zb-2p|zb-v|1f1b", _MEGATRON_2021),
+        (r"^alpa auto", _ALPA_AUTO),
         (r"^alpa|parax|/xla", _XLA),
         (r"megatron-llama|4d parallelism", _MEGATRON_CORE),
         (r"ulysses", _DEEPSPEED),
@@ -100,7 +104,6 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"megatron|gpt-neox|3d parallelism|turing|mt-nlg|vtrain|bigscience", _MEGATRON_2021),
         (r"litgpt|lit-gpt", _LITGPT),
         (r"vectorlm|peft|ms-swift|transformers|\btrl\b|axolotl|unsloth", _HUGGING_FACE),
-        (r"zero-3", _DEEPSPEED_2022),
         (r"xtuner|deepspeed|colossal|gemini", _DEEPSPEED),
         (r"fsdp", _FSDP),
         (r"mlperf.*", _MEGATRON_CORE),  # NVIDIA's and AMD's containers hold Megatron-Core

@@ -128,6 +128,18 @@ def test_torchtitan_selective_repeats_half_of_the_layers() -> None:
     assert (plan.recompute, plan.recompute_layers) == (Recompute.BLOCK, 24)
 
 
+def test_torchtitan_saves_no_float8_products() -> None:
+    cells = {"recompute": "selective", "framework": "torchtitan", "precision": "fp8", "gpu": "H100-80GB"}
+    assert mapped(**cells).plan.recompute is Recompute.FULL
+    by_layer = mapped(**cells, notes="AC=selective layer").plan
+    assert (by_layer.recompute, by_layer.recompute_layers) == (Recompute.BLOCK, 24)
+
+
+def test_v100_logs_of_bigscience_show_the_first_stage() -> None:
+    assert mapped(source="BigScience tr3m 1.3B (Jean Zay V100)", measured_peak_mem_gb="16").first_stage_memory
+    assert not mapped(source="BigScience tr11 prequel (Jean Zay A100)", measured_peak_mem_gb="16").first_stage_memory
+
+
 def test_silent_recompute_is_a_stated_assumption() -> None:
     row = mapped(recompute="", framework="NeMo / Megatron-Core")
     assert row.plan.recompute is Recompute.NONE
@@ -141,7 +153,7 @@ def test_silent_recompute_is_a_stated_assumption() -> None:
         ("Megatron-DeepSpeed", "megatron-2021", 0), ("NeMo / Megatron-Core", "megatron-core", 1),
         ("xtuner (mmengine + DeepSpeed)", "deepspeed", 3), ("torchtitan (FSDP2)", "fsdp", 3),
         ("llm-foundry/Composer FSDP", "fsdp-composer", 3), ("PEFT 0.19", "hf-trainer", 0), ("nanotron", "nanotron", 0),
-        ("Alpa/XLA zero_2", "alpa", 0),
+        ("Alpa/XLA zero_2", "alpa", 0), ("Alpa auto", "alpa", 2), ("ZeRO-3", "deepspeed", 3),
     ],
 )  # fmt: skip
 def test_stacks(framework: str, stack: str, zero: int) -> None:
