@@ -46,6 +46,7 @@ fit: $(INSTALLED) ## Fit kernel, link and stack parameters again on the measurem
 	$(BIN)/python -m costmodels.calibration.kernel_fit --data $(DATA) --out profiles/data/fits
 	$(MAKE) collectives
 	$(BIN)/python -m planner.validate.refit --data $(DATA)/endtoend --out profiles/data/fits/stacks.json
+	$(BIN)/python -m planner.validate.memory_fit --data $(DATA)/endtoend --out profiles/data/fits/stack_memory.json
 
 collectives: $(INSTALLED) ## Fit collectives again on the timings under DATA; rewrite docs/collectives.md
 	$(BIN)/python -m costmodels.calibration.collective_report --data $(DATA) --out profiles/data/fits --page docs/collectives.md

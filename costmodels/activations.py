@@ -91,7 +91,7 @@ def layer_activations(
     tokens = tokens_per_rank(plans, job)
     over_t = tokens / plans.tensor_parallel
     over_r = tokens / sequence_divisor(plans)
-    core = over_t * _core_bytes(model, job)
+    core = over_t * _core_bytes(model, job, stack)
     whole = kept.sequence * over_r + kept.tensor * over_t + core
     if kept.key_value:
         whole += kept.key_value * tokens / np.minimum(plans.tensor_parallel, model.num_key_value_heads)
@@ -130,7 +130,10 @@ def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: St
     only the first (and its gradient in place).
     """
     element = job.numerics.storage_bytes
-    copies = 0.0 if job.fused_cross_entropy else stack.logits_fp32_copies * _FP32
+    split = stack.sharded_logits_fp32_copies or stack.logits_fp32_copies
+    copies = np.where(plans.tensor_parallel > 1, split, stack.logits_fp32_copies) * _FP32
+    if job.fused_cross_entropy:
+        copies = np.zeros(len(plans))
     over_t = tokens_per_rank(plans, job) / plans.tensor_parallel
     return (element + copies) * model.vocab_size * over_t
 
@@ -189,12 +192,13 @@ def _add_latent(kept: _PerToken, latent: LatentAttention, heads: int, element: f
     return heads * width, heads * latent.v_head_dim
 
 
-def _core_bytes(model: ModelSpec, job: TrainingJob) -> float:
+def _core_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per token of softmax output, its dropout mask and its dropout output; nothing with flash attention."""
     if job.attention == "flash":
         return 0.0
     element = job.numerics.storage_bytes
-    per_score = 2 * element + _MASK if job.dropout else element
+    softmax = stack.score_bytes or element
+    per_score = softmax + _MASK + element if job.dropout else softmax
     return per_score * model.num_attention_heads * job.sequence_length
 
 

@@ -13,7 +13,8 @@ flight), arXiv:2304.11277 (gathered units). Constants of a stack are cited or fi
 ``profiles/data/stacks``. Left out on purpose: loading and saving checkpoints, evaluation, data loading.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,20 +25,62 @@ from costmodels.model_state import (
     ModelState,
     autograd_gradient_bytes,
     end_gradient_bytes,
+    largest_matrix_parameters,
     model_state,
     optimizer_temporary_bytes,
     state_bytes,
     unit_parameters,
 )
-from costmodels.plan import FloatArray, PlanBatch, Schedule
+from costmodels.plan import BoolArray, FloatArray, PlanBatch, Schedule
 from costmodels.stage_activations import StageActivations, stage_activations
 from costmodels.stage_parameters import StageParameters, stage_parameters
 from costmodels.stages import StageTable
 from costmodels.uncertainty import NORMAL_90
+from profiles.stack import StackSpec
+from profiles.units import MIB
 
 # What PyTorch's allocator counts as allocated and as reserved; nvidia-smi shows every part.
 ALLOCATED_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "communication")
 RESERVED_PARTS = (*ALLOCATED_PARTS, "reserve")
+
+_SEGMENT_BYTES = 2 * MIB
+# DeepSpeed's default stage3_max_live_parameters.
+_DEEPSPEED_LIVE_PARAMETERS = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorMemory:
+    """What the tensors of N plans take at the peak of each of their S stages.
+
+    Attributes:
+        parts: ``ALLOCATED_PARTS`` to (N, S) bytes.
+        dynamic: (N, S) of those bytes, what comes and goes with micro-batches: activations and logits.
+        used: (N, S) whether the column is a stage.
+        communicators: (N, 1) process groups with more than one rank that a rank takes part in.
+        usable_bytes: (N, 1) device memory that programs can use.
+    """
+
+    parts: Mapping[str, FloatArray]
+    dynamic: FloatArray
+    used: BoolArray
+    communicators: FloatArray
+    usable_bytes: FloatArray
+
+
+def joined(tables: Sequence[TensorMemory]) -> TensorMemory:
+    """One table with the rows of all, in order; missing stages are unused columns."""
+    width = max(table.used.shape[1] for table in tables)
+
+    def stacked(columns: Iterable[FloatArray]) -> FloatArray:
+        return np.concatenate([np.pad(each, ((0, 0), (0, width - each.shape[1]))) for each in columns])
+
+    return TensorMemory(
+        parts={name: stacked(table.parts[name] for table in tables) for name in ALLOCATED_PARTS},
+        dynamic=stacked(table.dynamic for table in tables),
+        used=stacked(table.used.astype(np.float64) for table in tables) > 0,
+        communicators=np.concatenate([table.communicators for table in tables]),
+        usable_bytes=np.concatenate([table.usable_bytes for table in tables]),
+    )
 
 
 def stage_memory(
@@ -54,6 +97,13 @@ def stage_memory(
     Returns:
         Part name (``estimate.MEMORY_PARTS``) to (N, S) bytes, 0 in unused columns.
     """
+    return with_overheads(tensor_memory(plans, stages, context, parameters), context.stack)
+
+
+def tensor_memory(
+    plans: PlanBatch, stages: StageTable, context: CostContext, parameters: StageParameters | None = None
+) -> TensorMemory:
+    """The part of ``stage_memory`` that follows from shapes; takes the same arguments."""
     stack = context.stack
     if parameters is None:
         parameters = stage_parameters(plans, stages, context.model, context.job)
@@ -61,27 +111,51 @@ def stage_memory(
     held = stage_activations(plans, stages, context)
     logits, working = _loss_and_working(plans, stages, held, context)
     start = held.kept + working + logits
+    resident = _gradients_on_device(plans, state, stack)
     gradients = _gradients_at_end(plans, stages, parameters, held, start, context)
     optimizer = state.optimizer
     if plans.offload_optimizer.any():
         optimizer = np.where(plans.offload_optimizer[:, None], 0.0, optimizer)
     if stack.optimizer_temporaries:
         temporary = optimizer_temporary_bytes(plans, parameters, context)
+        temporary = temporary + np.where(resident > 0, 0.0, state.gradients)  # born by then, if they were not before
         optimizer = optimizer + np.maximum(temporary - start - gradients, 0.0)
     parts = {
         "weights": state.weights,
-        "gradients": _gradients_on_device(plans, state) + gradients,
+        "gradients": resident + gradients,
         "optimizer": optimizer,
         "activations": held.kept + working,
         "logits": logits,
         "communication": _communication(plans, parameters, context),
-        "reserve": start * stack.fragmentation_fraction + stack.reserve_bytes,
-        "context": np.broadcast_to(_context(plans, context)[:, None], start.shape),
     }
+    return TensorMemory(
+        parts=parts,
+        dynamic=start,
+        used=stages.count > 0,
+        communicators=_communicators(plans)[:, None],
+        usable_bytes=np.full((len(plans), 1), context.cluster.device.usable_memory_bytes),
+    )
+
+
+def with_overheads(tensors: TensorMemory, stack: StackSpec) -> dict[str, FloatArray]:
+    """What tensors take, and what a stack's kernels, allocator and libraries add to it.
+
+    Args:
+        tensors: The tensors of N plans.
+        stack: Its six fitted memory parameters are read (``planner.validate.memory_fit``).
+
+    Returns:
+        Part name (``estimate.MEMORY_PARTS``) to (N, S) bytes, 0 in unused columns.
+    """
+    dynamic = tensors.dynamic
+    parts = dict(tensors.parts)
+    parts["activations"] = parts["activations"] + dynamic * stack.temporary_fraction
+    parts["reserve"] = dynamic * stack.fragmentation_fraction + stack.reserve_bytes
+    held = stack.context_bytes + stack.communicator_bytes * tensors.communicators
+    parts["context"] = np.broadcast_to(held, dynamic.shape)
     if stack.cache_fraction:
-        parts["reserve"] += _cached(parts, start, context)
-    used = stages.count > 0
-    return parts if used.all() else {name: part * used for name, part in parts.items()}
+        parts["reserve"] = parts["reserve"] + _cached(parts, tensors, stack)
+    return parts if tensors.used.all() else {name: part * tensors.used for name, part in parts.items()}
 
 
 def memory_interval(peak_bytes: FloatArray, context: CostContext) -> tuple[FloatArray, FloatArray]:
@@ -154,20 +228,37 @@ def _gradients_at_end(
 ) -> FloatArray:
     """(N, S) bytes by which the end of a backward pass exceeds its start.
 
-    Alive then: the activations of the other micro-batches, and the gradient of the embedding or, where
-    the stack frees them only after a micro-batch, of every parameter in storage precision.
+    Alive then: the activations of the other micro-batches, and the gradient of the embedding; or, while the
+    first layer is differentiated, the gradients of every parameter where the stack frees these after a
+    micro-batch or a step.
     """
+    stack = context.stack
     last = stages.has_embedding * end_gradient_bytes(plans, context)[:, None]
-    if context.stack.autograd_gradients == "freed":
-        each = autograd_gradient_bytes(context.job, context.stack)
-        last = np.maximum(last, (parameters.trained_dense + parameters.trained_expert) * each)
+    trained = parameters.trained_dense + parameters.trained_expert
+    if stack.autograd_gradients == "freed":
+        each = autograd_gradient_bytes(context.job, stack)
+        last = np.maximum(last, trained * each + held.working[:, None])
+    born = _born_in_backward(plans, stack)
+    if born.any():
+        whole = trained * state_bytes(context.job, stack).gradient
+        shards = np.where(plans.zero_stage >= (2 if stack.framework == "fsdp" else 3), plans.shard_degree, 1)
+        last = np.where(born[:, None], np.maximum(last, whole / shards[:, None] + held.working[:, None]), last)
     end: FloatArray = last + held.kept - held.newest - start
     return np.maximum(end, 0.0)
 
 
-def _gradients_on_device(plans: PlanBatch, state: ModelState) -> FloatArray:
-    """(N, S) gradient bytes; ZeRO-2 and -3 with an offloaded optimizer send them to the host as they come."""
-    leaves = plans.offload_optimizer & (plans.zero_stage >= 2)
+def _born_in_backward(plans: PlanBatch, stack: StackSpec) -> BoolArray:
+    """(N,) whether gradients come into being in the only backward pass of a step and go with the step."""
+    born: BoolArray = (plans.num_microbatches == 1) & stack.transient_gradients
+    return born
+
+
+def _gradients_on_device(plans: PlanBatch, state: ModelState, stack: StackSpec) -> FloatArray:
+    """(N, S) gradient bytes held throughout.
+
+    ZeRO-2 and -3 with an offloaded optimizer send them to the host as they come.
+    """
+    leaves = plans.offload_optimizer & (plans.zero_stage >= 2) | _born_in_backward(plans, stack)
     if not leaves.any():
         return state.gradients
     return np.where(leaves[:, None], 0.0, state.gradients)
@@ -195,6 +286,8 @@ def _gathered(plans: PlanBatch, parameters: StageParameters, context: CostContex
     One unit in use and those prefetched, never more than the stage has. FSDP under a pipeline keeps
     the whole stage gathered, and its gradients whole, until the last micro-batch: resharding between
     micro-batches would gather everything again for each (torchtitan, ``reshard_after_forward``).
+    DeepSpeed gathers module by module and keeps what it will need again soon, up to a fixed number of
+    parameters (``stage3_max_live_parameters``); gradients leave module by module too.
     """
     job, stack = context.job, context.stack
     reduced = 0.0 if job.trains_adapters_only else state_bytes(job, stack).gradient
@@ -202,6 +295,10 @@ def _gathered(plans: PlanBatch, parameters: StageParameters, context: CostContex
     unit = unit_parameters(plans, context.model)[:, None]
     storage = job.numerics.storage_bytes
     gathered = np.minimum(unit * stack.unsharded_units, weights) * storage + np.minimum(unit, weights) * reduced
+    if stack.framework == "deepspeed":
+        matrix = largest_matrix_parameters(plans, context.model)[:, None]
+        live = np.minimum(np.maximum(matrix, _DEEPSPEED_LIVE_PARAMETERS), weights)
+        gathered = live * storage + np.minimum(matrix, weights) * (storage if reduced else 0.0)
     if stack.framework == "fsdp":
         whole = (plans.pipeline_parallel > 1) & (plans.num_microbatches > 1)
         gathered = np.where(whole[:, None], weights * (storage + reduced), gathered)
@@ -209,29 +306,27 @@ def _gathered(plans: PlanBatch, parameters: StageParameters, context: CostContex
     return np.where(sharded[:, None], gathered, 0.0)
 
 
-def _cached(parts: Mapping[str, FloatArray], dynamic: FloatArray, context: CostContext) -> FloatArray:
+def _cached(parts: Mapping[str, FloatArray], tensors: TensorMemory, stack: StackSpec) -> FloatArray:
     """(N, S) bytes of free blocks the allocator holds on to while the device has room for them.
 
     Source:
         PyTorch's caching allocator releases its cached blocks and tries again before it raises
-        out-of-memory (PyTorch notes on CUDA semantics, memory management).
+        out-of-memory (PyTorch notes on CUDA semantics, memory management). It holds whole segments of 2 MiB.
     """
-    room = context.cluster.device.usable_memory_bytes - total(parts.values())
-    kept: FloatArray = np.clip(room, 0.0, dynamic * context.stack.cache_fraction)
+    room = tensors.usable_bytes - total(parts.values()) - _SEGMENT_BYTES
+    kept: FloatArray = np.clip(room, 0.0, tensors.dynamic * stack.cache_fraction)
     return kept
 
 
-def _context(plans: PlanBatch, context: CostContext) -> FloatArray:
-    """(N,) CUDA context and libraries, and each communicator's buffers; outside PyTorch's allocator."""
-    axes = (
+def _communicators(plans: PlanBatch) -> FloatArray:
+    """(N,) process groups with more than one rank: each keeps buffers outside PyTorch's allocator."""
+    groups = np.zeros(len(plans))
+    for ranks in (
         plans.tensor_parallel,
         plans.pipeline_parallel,
         plans.data_parallel,
         plans.context_parallel,
         plans.expert_parallel,
-    )
-    groups = np.zeros(len(plans))
-    for ranks in axes:
+    ):
         groups += ranks > 1
-    held: FloatArray = context.stack.context_bytes + context.stack.communicator_bytes * groups
-    return held
+    return groups

@@ -202,3 +202,10 @@ def unit_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
     ends = max(embedding_parameters(model), head_parameters(model)) / plans.tensor_parallel
     largest: FloatArray = np.maximum(per_layer, ends)
     return largest
+
+
+def largest_matrix_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
+    """(N,) weights of the largest linear layer or embedding: what is gathered where modules are gathered one by one."""
+    width = max(model.ffn_hidden_size, model.num_attention_heads * model.head_dim)
+    found: FloatArray = max(model.hidden_size * width, embedding_parameters(model)) / plans.tensor_parallel
+    return found

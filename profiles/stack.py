@@ -50,16 +50,24 @@ class StackSpec:
         straggler_fraction_per_doubling: Slow-down per doubling of the GPU count beyond one node.
         context_bytes: CUDA context, library workspaces and communicators per process.
         communicator_bytes: Extra device memory per communicator group.
-        fragmentation_fraction: Allocator reserve as a share of the dynamic (activation) part, never given back.
+        temporary_fraction: Temporaries alive at the peak that no formula counts (workspaces, casts, masks), as a
+            share of the dynamic (activation) part.
+        fragmentation_fraction: Allocator reserve as a share of the dynamic part, never given back.
         cache_fraction: Free blocks the allocator keeps besides, as a share of the same part, and returns
             before it runs out of memory; large where tensor sizes vary from step to step.
         gradient_dtype: Default format gradients are accumulated in.
         logits_fp32_copies: fp32 copies of the logits alive at the loss.
+        sharded_logits_fp32_copies: The same where tensor parallelism splits the vocabulary; 0: no difference.
         fused_norm: Norms keep their input only; otherwise an fp32 copy and the normalised tensor.
         fused_gate: A gated MLP keeps gate and up only; otherwise also the activated gate.
         autograd_gradients: What becomes of autograd's 16-bit gradients where they are accumulated in
             fp32: ``fused`` into the accumulation (Megatron-LM), ``freed`` after every micro-batch (nanotron)
             or ``kept`` (DeepSpeed's BF16_Optimizer).
+        transient_gradients: Gradients are freed by the optimizer step and come into being as the backward pass
+            reaches them, so that a step of one micro-batch never holds them beside all its activations (PyTorch's
+            ``zero_grad(set_to_none=True)``, FSDP's reduced shards, XLA's liveness analysis).
+        score_bytes: Bytes per element of the attention scores that unfused attention keeps after its softmax; 0
+            for those of the model's format.
         casts_gradients: The optimizer keeps an fp32 copy of gradients accumulated in 16 bits (not XLA,
             which fuses the cast into the update).
         gradient_bucket_copies: Copies of all gradients, in storage precision, that reduction buckets
@@ -104,12 +112,16 @@ class StackSpec:
     straggler_fraction_per_doubling: float = 0.0
     context_bytes: float = 0.0
     communicator_bytes: float = 0.0
+    temporary_fraction: float = 0.0
     fragmentation_fraction: float = 0.0
     gradient_dtype: str = "fp32"
     logits_fp32_copies: float = 1.0
+    sharded_logits_fp32_copies: float = 0.0
     fused_norm: bool = True
     fused_gate: bool = True
     autograd_gradients: str = "fused"
+    transient_gradients: bool = False
+    score_bytes: float = 0.0
     casts_gradients: bool = True
     gradient_bucket_copies: float = 0.0
     bucket_bytes: float = 0.0

@@ -1,8 +1,9 @@
 """Framework stacks: loads the packaged ``data/stacks/*.yaml`` and the values fitted on top of it.
 
 A YAML file maps stack names to fields: what is cited, and the starting point of what is fitted.
-``data/fits/stacks.json`` holds the fitted values with what they were fitted on
-(``planner.validate.refit`` writes it); they replace the starting points.
+``data/fits/stacks.json`` holds the fitted values of times with what they were fitted on
+(``planner.validate.refit`` writes it), ``data/fits/stack_memory.json`` those of memory
+(``planner.validate.memory_fit``); they replace the starting points.
 """
 
 import json
@@ -11,6 +12,7 @@ from dataclasses import fields, replace
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
+from typing import Any
 
 from profiles.catalog import load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
@@ -48,8 +50,7 @@ def load_priors() -> Mapping[str, StackSpec]:
 def load_stacks() -> Mapping[str, StackSpec]:
     """All packaged stacks as fitted, by name."""
     stacks = dict(load_priors())
-    path = resources.files("profiles") / "data" / "fits" / "stacks.json"
-    cards = json.loads(path.read_text(encoding="utf-8"))["stacks"] if path.is_file() else {}
+    cards, memory = _cards("stacks.json"), _cards("stack_memory.json")
     for name, stack in stacks.items():
         card = cards.get(stack.shares_time_with or name)
         if card is not None:
@@ -59,7 +60,15 @@ def load_stacks() -> Mapping[str, StackSpec]:
                 residual_log_std=card["residual_log_std"],
                 fitted_on=f"{card['rows']} runs of {', '.join(card['sources'])}",
             )
+        if name in memory:
+            stacks[name] = replace(stacks[name], **memory[name]["values"])
     return MappingProxyType(stacks)
+
+
+def _cards(file: str) -> dict[str, Any]:
+    """What a fit found, by stack; nothing where the file is not packaged."""
+    path = resources.files("profiles") / "data" / "fits" / file
+    return dict(json.loads(path.read_text(encoding="utf-8"))["stacks"]) if path.is_file() else {}
 
 
 def find_stack(name: str) -> StackSpec:

@@ -166,6 +166,13 @@ def mean_over_sources(errors: Iterable[ErrorSummary | None], *, least_rows: int 
     return float(np.mean(counted)) if counted else None
 
 
+def mean_covered(errors: Iterable[ErrorSummary | None], *, least_rows: int = LEAST_ROWS) -> float | None:
+    """Mean coverage of the intervals over sources with enough rows; None when there is none."""
+    counted = [error.covered for error in errors if error is not None and error.rows >= least_rows]
+    known = [share for share in counted if share is not None]
+    return float(np.mean(known)) if known else None
+
+
 def worst_source(
     errors: Mapping[str, ErrorSummary | None], *, least_rows: int = LEAST_ROWS
 ) -> tuple[str, float] | None:

@@ -9,14 +9,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from costmodels.arrays import largest, total
 from costmodels.collectives import CollectiveCostModel
 from costmodels.context import CostContext
+from costmodels.estimate import MEMORY_PARTS
 from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import KernelCostModel
 from costmodels.kernels.roofline import RooflineKernelModel
 from costmodels.link_model import LinkCollectiveModel
-from costmodels.memory import ALLOCATED_PARTS, RESERVED_PARTS
+from costmodels.memory import ALLOCATED_PARTS, RESERVED_PARTS, TensorMemory, joined, tensor_memory, with_overheads
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
+from costmodels.stages import stage_table
 from costmodels.workload import TrainingJob
 from planner.validate.rows import MemoryKind, ScorableRow
 from profiles.errors import SpecError
@@ -65,6 +68,12 @@ class _Group:
     plans: PlanBatch
     first_stage: BoolArray
     recompute_assumed: BoolArray
+
+    @property
+    def may_recompute(self) -> BoolArray:
+        """(N,) rows that recompute everything if they do not fit otherwise."""
+        may: BoolArray = self.recompute_assumed & (self.plans.recompute == Recompute.NONE)
+        return may
 
 
 class RowPredictor:
@@ -126,8 +135,31 @@ class RowPredictor:
                 problems.update(dict.fromkeys(group.rows.tolist(), str(error)))
         return Predictions(**columns, fits=fits, problems=problems)
 
-    def _price(self, group: _Group, stack: StackSpec, columns: Mapping[str, FloatArray], fits: BoolArray) -> None:
-        context = CostContext(
+    def tensors(self, stacks: Mapping[str, StackSpec]) -> dict[str, tuple[IntArray, TensorMemory]]:
+        """What the tensors of the rows take, by stack: numbers of its rows, and their memory in that order.
+
+        Args:
+            stacks: Stack name to stack; their overheads decide whether a row whose recomputation is not printed
+                recomputes everything.
+        """
+        found: dict[str, list[tuple[IntArray, TensorMemory]]] = {}
+        for group in self._groups:
+            context = self._context(group, stacks[group.stack])
+            plans = group.plans
+            tensors = tensor_memory(plans, stage_table(plans, group.model), context)
+            needed = largest(total(with_overheads(tensors, context.stack).values()))
+            forced = group.may_recompute & (needed > tensors.usable_bytes[:, 0])
+            if forced.any():
+                plans = _recomputing(plans, forced)
+                tensors = tensor_memory(plans, stage_table(plans, group.model), context)
+            found.setdefault(group.stack, []).append((group.rows, tensors))
+        return {
+            name: (np.concatenate([rows for rows, _ in parts]), joined([tensors for _, tensors in parts]))
+            for name, parts in found.items()
+        }
+
+    def _context(self, group: _Group, stack: StackSpec) -> CostContext:
+        return CostContext(
             model=group.model,
             cluster=group.cluster,
             job=group.job,
@@ -135,11 +167,14 @@ class RowPredictor:
             kernels=self._kernels,
             collectives=self._collectives,
         )
+
+    def _price(self, group: _Group, stack: StackSpec, columns: Mapping[str, FloatArray], fits: BoolArray) -> None:
+        context = self._context(group, stack)
         plans = group.plans
         estimate = evaluate(plans, context)
-        forced = group.recompute_assumed & ~estimate.fits & (plans.recompute == Recompute.NONE)
+        forced = group.may_recompute & ~estimate.fits
         if forced.any():
-            plans = replace(plans, recompute=np.where(forced, int(Recompute.FULL), plans.recompute))
+            plans = _recomputing(plans, forced)
             estimate = evaluate(plans, context)
         at = group.rows
         columns["step_time_s"][at] = estimate.step_time_s
@@ -147,15 +182,12 @@ class RowPredictor:
         columns["step_time_high_s"][at] = estimate.step_time_high_s
         columns["peak_memory_bytes"][at] = estimate.peak_memory_bytes
         fits[at] = estimate.fits
-        allocated = _peak(estimate.memory_parts_bytes, ALLOCATED_PARTS, group.first_stage)
-        reserved = _peak(estimate.memory_parts_bytes, RESERVED_PARTS, group.first_stage)
-        everything = _peak(estimate.memory_parts_bytes, tuple(estimate.memory_parts_bytes), group.first_stage)
-        columns["allocated_bytes"][at] = allocated
+        peaks = {
+            kind: _peak(estimate.memory_parts_bytes, counted_parts(kind), group.first_stage) for kind in MemoryKind
+        }
+        columns["allocated_bytes"][at] = peaks[MemoryKind.ALLOCATED]
         kinds = self._kinds[at]
-        # A figure of unknown kind comes from a framework's own log: reserved is the middle of the three.
-        counted = np.select(
-            [kinds == MemoryKind.ALLOCATED.value, kinds == MemoryKind.SMI.value], [allocated, everything], reserved
-        )
+        counted = np.select([kinds == kind.value for kind in peaks], list(peaks.values()))
         columns["memory_bytes"][at] = counted
         columns["memory_low_bytes"][at] = counted * estimate.peak_memory_low_bytes / estimate.peak_memory_bytes
         columns["memory_high_bytes"][at] = counted * estimate.peak_memory_high_bytes / estimate.peak_memory_bytes
@@ -164,6 +196,19 @@ class RowPredictor:
 def predict_rows(rows: Sequence[ScorableRow], stacks: Mapping[str, StackSpec]) -> Predictions:
     """Price the rows once (see ``RowPredictor`` to do it many times)."""
     return RowPredictor(rows).predict(stacks)
+
+
+def counted_parts(kind: MemoryKind) -> tuple[str, ...]:
+    """Parts of the peak that a printed figure counts.
+
+    A figure of unknown kind comes from a framework's own log: reserved is the middle of the three.
+    """
+    return {MemoryKind.ALLOCATED: ALLOCATED_PARTS, MemoryKind.SMI: MEMORY_PARTS}.get(kind, RESERVED_PARTS)
+
+
+def _recomputing(plans: PlanBatch, rows: BoolArray) -> PlanBatch:
+    """The plans, some of them with full recomputation."""
+    return replace(plans, recompute=np.where(rows, int(Recompute.FULL), plans.recompute))
 
 
 def _groups(rows: Sequence[ScorableRow]) -> tuple[_Group, ...]:

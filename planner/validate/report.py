@@ -15,10 +15,12 @@ import numpy as np
 from costmodels.plan import BoolArray, FloatArray
 from planner.validate.mapping import Mapped, map_files
 from planner.validate.metrics import (
+    LEAST_ROWS,
     ErrorSummary,
     OomSummary,
     RankSummary,
     error_summary,
+    mean_covered,
     mean_over_sources,
     oom_summary,
     rank_summary,
@@ -80,6 +82,9 @@ class Means:
         memory_mape: Peak memory.
         worst_time: Source with the largest step-time error, and it.
         worst_memory: The same for memory.
+        oom_accuracy: Share of right verdicts.
+        time_covered: Share of step times inside their interval.
+        memory_covered: Share of peaks inside their interval.
         time_sources: Sources in the first mean.
         memory_sources: Sources in the memory mean.
     """
@@ -89,6 +94,9 @@ class Means:
     memory_mape: float | None
     worst_time: tuple[str, float] | None
     worst_memory: tuple[str, float] | None
+    oom_accuracy: float | None
+    time_covered: float | None
+    memory_covered: float | None
     time_sources: int
     memory_sources: int
 
@@ -222,9 +230,17 @@ def _means(by_source: Sequence[SourceScore]) -> Means:
         memory_mape=mean_over_sources(memory.values()),
         worst_time=worst_source(timed),
         worst_memory=worst_source(memory),
+        oom_accuracy=_mean([s.oom.accuracy for s in by_source if not s.trend and s.oom.rows >= LEAST_ROWS]),
+        time_covered=mean_covered(timed.values()),
+        memory_covered=mean_covered(memory.values()),
         time_sources=_enough(timed.values()),
         memory_sources=_enough(memory.values()),
     )
+
+
+def _mean(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _enough(errors: Sequence[ErrorSummary | None] | Any) -> int:

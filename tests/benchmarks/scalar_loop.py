@@ -203,13 +203,13 @@ def _memory(row: Row, context: CostContext) -> list[dict[str, float]]:
             "gradients": parameters * each.gradient / (shard if zero >= 2 else 1)
             + max(last + kept - row["newest"][stage] - start, 0.0),
             "optimizer": parameters * (each.master + each.moments) / (shard if zero >= 1 else 1),
-            "activations": kept + row["working"][stage],
+            "activations": kept + row["working"][stage] + start * stack.temporary_fraction,
             "logits": row["logits"][stage],
             "communication": row["communication"][stage],
             "reserve": start * stack.fragmentation_fraction + stack.reserve_bytes,
             "context": row["context"],
         }
-        room = context.cluster.device.usable_memory_bytes - sum(parts.values())
+        room = context.cluster.device.usable_memory_bytes - sum(parts.values()) - 2 * 2**20
         parts["reserve"] += min(max(room, 0.0), start * stack.cache_fraction)
         stages.append(parts)
     return stages

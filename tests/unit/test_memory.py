@@ -12,8 +12,11 @@ from costmodels.memory import (
     ALLOCATED_PARTS,
     RESERVED_PARTS,
     host_memory_bytes,
+    joined,
     memory_interval,
     stage_memory,
+    tensor_memory,
+    with_overheads,
 )
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute, Schedule
 from costmodels.stages import stage_table
@@ -103,6 +106,28 @@ def test_autograd_gradients_outlive_a_micro_batch_when_they_are_not_fused():
     assert kept["gradients"] >= 6 * P
 
 
+def test_transient_gradients_are_not_beside_all_activations() -> None:
+    lazy, held = (
+        context(job=job(sequence_length=8192), stack=stack(transient_gradients=flag)) for flag in (True, False)
+    )
+    assert parts(ExecutionPlan(), held)["gradients"] == 4 * P
+    assert parts(ExecutionPlan(), lazy)["gradients"] == 0  # the activations outweigh them
+    twice = ExecutionPlan(num_microbatches=2)
+    assert parts(twice, lazy) == parts(twice, held)  # the second micro-batch finds them there
+
+
+def test_transient_gradients_come_whole_where_little_is_kept() -> None:
+    short = job(sequence_length=16)
+    lazy = context(job=short, stack=stack(transient_gradients=True))
+    found = parts(ExecutionPlan(), lazy)
+    live = found["activations"] + found["logits"] + found["gradients"]
+    working = 16 * (2 * 2 * H + 2 * 2 * 4 * H)
+    assert live == pytest.approx(4 * P + working, rel=1e-3)
+    sharded = [parts(ExecutionPlan(data_parallel=8, zero_stage=zero), lazy)["gradients"] for zero in (2, 3)]
+    assert sharded[0] == found["gradients"]  # reduced after the backward pass
+    assert sharded[1] < found["gradients"] / 2
+
+
 def test_optimizer_temporaries_count_only_beyond_the_activations():
     narrow = job(sequence_length=16)
     with_temporaries = stack(optimizer_temporaries=1)
@@ -125,9 +150,9 @@ def test_cache_fills_the_device_but_never_overflows_it():
     found = parts(ExecutionPlan(), context(stack=cached))
     assert found["reserve"] == pytest.approx(0.5 * (found["activations"] + found["logits"]))
     needed = sum(parts(ExecutionPlan()).values())
-    tight = node(device=device(usable_memory_bytes=needed + 1e6))
+    tight = node(device=device(usable_memory_bytes=needed + 4 * 2**20))
     squeezed = parts(ExecutionPlan(), context(stack=cached, cluster=ClusterSpec(name="x", node=tight, num_nodes=8)))
-    assert squeezed["reserve"] == pytest.approx(1e6)
+    assert squeezed["reserve"] == pytest.approx(4 * 2**20 - 2 * 2**20)  # whole segments, one of them free
     full = node(device=device(usable_memory_bytes=needed / 2))
     assert parts(ExecutionPlan(), context(stack=cached, cluster=ClusterSpec(name="x", node=full, num_nodes=8)))[
         "reserve"
@@ -168,6 +193,37 @@ def test_zero_3_gathers_units_and_never_more_than_the_stage_has():
     frozen = context(job=job(task="lora", lora=LoraSpec()))
     assert parts(plan, frozen)["communication"] == 2 * unit * 2
     assert parts(ExecutionPlan(zero_stage=3))["communication"] == 0
+
+
+def test_deepspeed_gathers_modules_and_keeps_a_fixed_number_of_parameters() -> None:
+    plan = ExecutionPlan(data_parallel=8, zero_stage=3)
+    small = context(stack=stack(framework="deepspeed"))
+    matrix = max(embedding_parameters(gpt()), 4 * H * H)
+    assert parts(plan, small)["communication"] == pytest.approx(2 * P + 2 * matrix)  # all of it stays gathered
+    large = gpt(num_layers=64, hidden_size=8192, num_attention_heads=64, num_key_value_heads=64, ffn_hidden_size=32768)
+    wide = context(model=large, stack=stack(framework="deepspeed"))
+    assert parts(plan, wide)["communication"] == pytest.approx(2e9 + 2 * 4 * 8192**2)
+
+
+def test_joined_tables_are_those_of_their_plans() -> None:
+    where = context(stack=stack(fragmentation_fraction=0.1, cache_fraction=0.2, context_bytes=1e9))
+    batches = [
+        PlanBatch.from_columns(2, pipeline_parallel=[1, 4], num_microbatches=8),
+        PlanBatch.from_columns(1, tensor_parallel=2),
+    ]
+    tables = [tensor_memory(batch, stage_table(batch, where.model, full=True), where) for batch in batches]
+    together = with_overheads(joined(tables), where.stack)
+    for name, part in together.items():
+        apart = [with_overheads(table, where.stack)[name].max(axis=1) for table in tables]
+        np.testing.assert_allclose(part.max(axis=1), np.concatenate(apart))
+
+
+def test_temporaries_and_fragmentation_are_shares_of_what_moves() -> None:
+    plain = parts(ExecutionPlan())
+    found = parts(ExecutionPlan(), context(stack=stack(temporary_fraction=0.1, fragmentation_fraction=0.2)))
+    moving = plain["activations"] + plain["logits"]
+    assert found["activations"] == pytest.approx(plain["activations"] + 0.1 * moving)
+    assert found["reserve"] == pytest.approx(0.2 * moving)
 
 
 def test_fsdp_under_a_pipeline_keeps_its_stage_gathered():

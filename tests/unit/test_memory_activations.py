@@ -50,6 +50,19 @@ def test_unfused_attention_keeps_scores_instead_of_the_logsumexp():
     assert plain - whole() == pytest.approx(TOKENS * (2 * A * S - 4 * A))
 
 
+def test_fp32_softmax_doubles_the_scores() -> None:
+    plain = job(attention="unfused")
+    wider = whole(on=plain, using=stack(score_bytes=4)) - whole(on=plain)
+    assert wider == pytest.approx(TOKENS * 2 * A * S)
+    assert whole(using=stack(score_bytes=4)) == whole()  # flash attention keeps none
+
+
+def test_sharded_logits_may_take_other_copies() -> None:
+    using = stack(logits_fp32_copies=1, sharded_logits_fp32_copies=4)
+    batch = PlanBatch.from_columns(2, tensor_parallel=[1, 4], micro_batch_size=2)
+    assert logits_bytes(batch, gpt(), job(), using) == pytest.approx([TOKENS * 32768 * 6, TOKENS * 32768 * 18 / 4])
+
+
 def test_dropout_adds_masks_and_the_dropped_scores():
     unfused, dropped = (job(attention="unfused", dropout=flag) for flag in (False, True))
     assert whole(on=dropped) - whole(on=unfused) == pytest.approx(TOKENS * (3 * A * S + 2 * H))

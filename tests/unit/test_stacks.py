@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from planner.validate import memory_fit
 from planner.validate.refit import time_stack
 from planner.validate.stack_fit import SHARES, free_parameters
 from profiles import stacks as module
@@ -88,6 +89,7 @@ def test_packaged_figures_are_possible(name: str) -> None:
 def test_fits_replace_fitted_values_and_no_others(name: str) -> None:
     prior, stack = load_priors()[name], load_stacks()[name]
     free = {*free_parameters(prior), *free_parameters(load_priors()[time_stack(prior)])}
+    free |= {*memory_fit.NAMES, "memory_residual_log_std"}
     kept = {item.name: getattr(prior, item.name) for item in fields(StackSpec) if item.name in free}
     assert replace(stack, **kept, residual_log_std=0.0, fitted_on="") == prior
 

@@ -8,6 +8,7 @@ import pytest
 
 from planner.validate.accuracy import Accuracy, accuracy_page, main
 from planner.validate.mapping import scorable_rows
+from planner.validate.memory_fit import MemoryFit
 from planner.validate.refit import Refit, left_out_together, publisher
 from planner.validate.report import published_table, validate
 from planner.validate.rows import ScorableRow
@@ -47,7 +48,8 @@ def test_page_has_every_section_and_source() -> None:
     report = validate()
     nothing = StackFit(stacks={}, held_out={}, held_out_s=np.empty(0), fitted_s=np.empty(0))
     fit = Refit(rows=(), measured_s=np.empty(0), fit=nothing)
-    page = accuracy_page(Accuracy(held_out=report, in_sample=report, refit=fit))
+    memory = MemoryFit(common={}, stacks={}, held_out={}, errors=np.empty(0), rows={}, sources={})
+    page = accuracy_page(Accuracy(held_out=report, in_sample=report, refit=fit, memory=memory))
     for title in ("# Accuracy", "## Protocol", "## Result", "## Step time by source", "## Peak memory",
                   "## The plan the planner would pick", "## Assumptions made"):  # fmt: skip
         assert title in page
