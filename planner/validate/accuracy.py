@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from planner.validate.mapping import Mapped, map_files
-from planner.validate.memory_fit import MemoryFit, fit_memory, memory_card, with_memory
+from planner.validate.memory_fit import MemoryFit, fit_memory, memory_card, residual_log_std, with_memory
 from planner.validate.metrics import LEAST_ROWS
 from planner.validate.pick import PickSummary
 from planner.validate.predict import Predictions, RowPredictor
-from planner.validate.refit import Refit, card, fold_of, left_out_together, refit
+from planner.validate.refit import Refit, card, fold_of, left_out_together, refit, time_stack
 from planner.validate.render import percent, reason_counts
 from planner.validate.report import SourceScore, ValidationReport, score
 from profiles.errors import SpecError
@@ -85,11 +85,25 @@ def cross_validate(mapped: Mapped, priors: Mapping[str, StackSpec] | None = None
     in_sample = predictor.predict(with_memory(result.fit.stacks, memory.stacks))
     held_out = in_sample
     for name in sorted({*result.fit.held_out, *memory.held_out}):
-        times = result.fit.held_out.get(name, result.fit.stacks)
+        times = with_residuals(result.fit.held_out.get(name, result.fit.stacks), result, together, without=name)
         kept = with_memory(times, memory.held_out.get(name, memory.stacks))
         judged = np.array([n for n, row in enumerate(rows) if fold_of(row, together) == name], dtype=np.int64)
         held_out = _with_rows(held_out, predictor.predict(kept, judged), judged)
     return Accuracy(held_out=score(mapped, held_out), in_sample=score(mapped, in_sample), refit=result, memory=memory)
+
+
+def with_residuals(
+    stacks: Mapping[str, StackSpec], result: Refit, left_out_with: Mapping[tuple[str, str], str], *, without: str
+) -> dict[str, StackSpec]:
+    """The stacks with the widths of their times' intervals, told by held-out errors of all but what is judged."""
+    errors = np.log(result.measured_s / result.fit.held_out_s)
+    of_row = np.array([fold_of(row, left_out_with) for row in result.rows])
+    names = np.array([time_stack(stacks[row.stack]) for row in result.rows])
+    widths = {
+        name: residual_log_std(errors, of_row, of_row != without, names == name)
+        for name in sorted({time_stack(stack) for stack in stacks.values()})
+    }
+    return {name: replace(stack, residual_log_std=widths[time_stack(stack)]) for name, stack in stacks.items()}
 
 
 def _with_rows(base: Predictions, other: Predictions, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Predictions:

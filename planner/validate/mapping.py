@@ -168,6 +168,7 @@ def _memory_fields(memory: Memory | None) -> dict[str, object]:
         "memory_bytes": memory.bytes,
         "memory_kind": memory.kind,
         "first_stage_memory": memory.first_stage,
+        "reserved_bytes": memory.reserved_bytes,
     }
 
 
@@ -211,6 +212,7 @@ def _average(group: list[ScorableRow]) -> ScorableRow:
         repeats=len(group),
         step_time_s=_mean([row.step_time_s for row in group]),
         memory_bytes=_mean([row.memory_bytes for row in group]),
+        reserved_bytes=_mean([row.reserved_bytes for row in group]),
     )
 
 

@@ -42,11 +42,13 @@ class Memory:
         bytes: Peak of one device.
         kind: What it counts.
         first_stage: It is that of rank 0.
+        reserved_bytes: What the allocator held, where the notes print it beside live tensors.
     """
 
     bytes: float
     kind: MemoryKind
     first_stage: bool = False
+    reserved_bytes: float | None = None
 
 
 def flop_convention(row: Row) -> FlopConvention:
@@ -149,9 +151,11 @@ def memory_of(row: Row, cluster: ClusterSpec) -> Memory | None:
     peak = figure * unit
     if peak > cluster.device.memory_bytes * 1.03:
         raise CannotScore("contradiction: peak memory above the device's capacity")
+    reserved = re.search(r"reserved GiB=([0-9.]+)", notes)
     return Memory(
         bytes=peak,
         kind=kind,
+        reserved_bytes=float(reserved.group(1)) * GIB if reserved and kind is MemoryKind.ALLOCATED else None,
         first_stage="rank 0" in notes or "Jean Zay V100" in row.text("source"),
     )
 

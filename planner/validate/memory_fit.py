@@ -90,7 +90,7 @@ class MemoryRows:
         log_measured: (n,) log of the measured bytes, NaN where none is printed.
         died, ran: (n,) what became of the run.
         sources: (n,) what each is left out with.
-        numbers: (n,) where the row stands in the list that was given.
+        numbers: (n,) where the row stands in the list that was given; -1 for a second figure of a row.
     """
 
     tensors: TensorMemory
@@ -161,7 +161,7 @@ def fit_memory(
         kept = {name: _loss_of(problem, stacks[name], without=fold) for name, problem in touched.items()}
         folds[fold] = _pooled(kept, pool)
         for name, problem in touched.items():
-            judged = problem.sources == fold
+            judged = (problem.sources == fold) & (problem.numbers >= 0)
             predicted = problem.log_peaks(_with(stacks[name], folds[fold].of(name)))[0]
             errors[problem.numbers[judged]] = (problem.log_measured - predicted)[judged]
     of_row = np.array([fold_of(row, together) for row in rows])
@@ -174,7 +174,7 @@ def fit_memory(
         errors=errors,
         rows={name: (int(np.isfinite(p.log_measured).sum()), len(p.numbers)) for name, p in problems.items()},
         sources={
-            name: tuple(sorted({rows[n].file for n in p.numbers[np.isfinite(p.log_measured)].tolist()}))
+            name: tuple(sorted({rows[n].file for n in p.numbers[np.isfinite(p.log_measured)].tolist() if n >= 0}))
             for name, p in problems.items()
         },
     )
@@ -191,6 +191,9 @@ def _problems(
     """Rows with a peak or a fate, by stack; tensors are worked out once."""
     known = [n for n, row in enumerate(rows) if not row.trend and (row.memory_bytes or row.out_of_memory is not None)]
     chosen = [rows[number] for number in known]
+    second = [replace(row, memory_kind=MemoryKind.RESERVED, memory_bytes=row.reserved_bytes) for row in chosen]
+    second = [replace(row, out_of_memory=None) for row in second if row.memory_bytes]
+    chosen, known = chosen + second, known + [-1] * len(second)
     typical = {name: _with(stack, _TYPICAL) for name, stack in stacks.items()}
     tables = RowPredictor(chosen).tensors(typical)
     problems = {}
@@ -315,7 +318,7 @@ def _carded(
     for name in stacks:
         own = np.zeros_like(told)
         if name in problems:
-            own[problems[name].numbers] = True
+            own[problems[name].numbers[problems[name].numbers >= 0]] = True
         widths[name] = residual_log_std(errors, of_row, told, own)
     return {name: _named(pool.of(name)) | {"memory_residual_log_std": widths[name]} for name in stacks}
 
@@ -324,7 +327,8 @@ def residual_log_std(errors: FloatArray, of_row: NDArray[np.str_], told: BoolArr
     """Log standard deviation whose 90 % interval holds 90 % of the held-out errors that bear on a stack.
 
     Sources of the stack weigh alike; the sources of all other stacks together weigh as one more, so that a
-    stack seldom measured is as uncertain as stacks are on the whole.
+    stack seldom measured is as uncertain as stacks are on the whole. A new source brings a bias of its own beside
+    that of the k that are known, hence the factor sqrt(1 + 1/k) of a prediction interval.
 
     Args:
         errors: (rows,) held-out log errors.
@@ -342,7 +346,9 @@ def residual_log_std(errors: FloatArray, of_row: NDArray[np.str_], told: BoolArr
     size = np.abs(np.where(told, errors, 0.0))
     order = np.argsort(size)
     reached = np.cumsum(weight[order]) / weight.sum()
-    return float(size[order][np.searchsorted(reached, 0.9 - 1e-9)] / NORMAL_90)
+    told_by = 1 + len(set(of_row[told & own].tolist()))
+    unknown_bias = np.sqrt(1 + 1 / told_by)
+    return float(size[order][np.searchsorted(reached, 0.9 - 1e-9)] * unknown_bias / NORMAL_90)
 
 
 def memory_card(fit: MemoryFit) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class ScorableRow:
         memory_bytes: Measured peak of one device; None where there is none or it must not count.
         memory_kind: What that figure counts.
         first_stage_memory: The figure is that of the first pipeline stage (rank 0), not of the fullest.
+        reserved_bytes: What the allocator held at most, where it is printed beside another figure.
         out_of_memory: True: died; False: ran; None: the source does not say or contradicts itself.
         assumptions: What had to be filled in that the result depends on.
         trend: Digitised from a figure, or declared inexact by its own source: scored apart.
@@ -66,6 +67,7 @@ class ScorableRow:
     memory_bytes: float | None = None
     memory_kind: MemoryKind = MemoryKind.UNKNOWN
     first_stage_memory: bool = False
+    reserved_bytes: float | None = None
     out_of_memory: bool | None = None
     assumptions: tuple[str, ...] = ()
     trend: bool = False

@@ -96,12 +96,24 @@ def test_verdicts_move_a_stack_that_prints_no_peaks() -> None:
     assert ran["communicator_bytes"] < PRIORS["communicator_bytes"].typical
 
 
+def test_a_reserved_figure_beside_another_is_told_too() -> None:
+    rows = [
+        replace(row, reserved_bytes=1.3 * (row.memory_bytes or 0.0))
+        for row in runs("other", "C", TRUTH, (MemoryKind.ALLOCATED,))
+    ]
+    more = fit_memory(rows, STACKS)
+    less = fit_memory([replace(row, reserved_bytes=None) for row in rows], STACKS)
+    assert more.stacks["other"]["fragmentation_fraction"] > less.stacks["other"]["fragmentation_fraction"]
+    assert more.rows["other"] == (8, 8)
+    assert len(more.errors) == len(rows)
+
+
 def test_residual_weighs_sources_alike_and_other_stacks_as_one() -> None:
     errors = np.array([0.1] * 10 + [0.3] + [0.5] * 100)
     of_row = np.array(["A"] * 10 + ["B"] + ["C"] * 100)
     told, own = np.ones(111, np.bool_), np.array([True] * 11 + [False] * 100)
-    assert residual_log_std(errors, of_row, told, own) == pytest.approx(0.5 / NORMAL_90)
-    assert residual_log_std(errors, of_row, own, own) == pytest.approx(0.3 / NORMAL_90)
+    assert residual_log_std(errors, of_row, told, own) == pytest.approx(0.5 * np.sqrt(1 + 1 / 3) / NORMAL_90)
+    assert residual_log_std(errors, of_row, own, own) == pytest.approx(0.3 * np.sqrt(1 + 1 / 3) / NORMAL_90)
     assert residual_log_std(errors, of_row, ~told, own) == 0
 
 

@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.validate.accuracy import Accuracy, accuracy_page, main
+from costmodels.uncertainty import NORMAL_90
+from planner.validate.accuracy import Accuracy, accuracy_page, main, with_residuals
 from planner.validate.mapping import scorable_rows
 from planner.validate.memory_fit import MemoryFit
 from planner.validate.refit import Refit, left_out_together, publisher
 from planner.validate.report import published_table, validate
 from planner.validate.rows import ScorableRow
 from planner.validate.stack_fit import StackFit
+from profiles.stacks import load_priors
 
 ROW = scorable_rows([published_table()])[0]
 
@@ -56,6 +58,20 @@ def test_page_has_every_section_and_source() -> None:
     assert all(item.source in page for item in report.by_source)
     tables = [line for line in page.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in tables)
+
+
+def test_time_intervals_are_as_wide_as_errors_of_other_sources() -> None:
+    pair = tuple(replace(ROW, file=name, source=name, stack="megatron-core") for name in ("A", "B"))
+    stacks = dict(load_priors())
+    fit = StackFit(stacks=stacks, held_out={}, held_out_s=np.ones(2), fitted_s=np.ones(2))
+    result = Refit(rows=pair, measured_s=np.exp([0.1, 0.3]), fit=fit)
+    together = left_out_together(pair)
+    for without, size, sources in (("A", 0.3, 1), ("B", 0.1, 1), ("", 0.3, 2)):
+        found = with_residuals(stacks, result, together, without=without)
+        assert found["megatron-core"].residual_log_std == pytest.approx(
+            size * np.sqrt(1 + 1 / (1 + sources)) / NORMAL_90
+        )
+        assert found["nanotron"].residual_log_std == pytest.approx(size * np.sqrt(2) / NORMAL_90)  # none of its own
 
 
 def test_missing_tables_are_the_users_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

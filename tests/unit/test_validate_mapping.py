@@ -135,6 +135,12 @@ def test_torchtitan_saves_no_float8_products() -> None:
     assert (by_layer.recompute, by_layer.recompute_layers) == (Recompute.BLOCK, 24)
 
 
+def test_reserved_memory_is_read_beside_live_tensors() -> None:
+    notes = "measured_peak_mem_gb = max_allocated GiB (max over ranks); reserved GiB=62.5"
+    assert mapped(measured_peak_mem_gb="60", notes=notes).reserved_bytes == 62.5 * 2**30
+    assert mapped(measured_peak_mem_gb="60").reserved_bytes is None
+
+
 def test_v100_logs_of_bigscience_show_the_first_stage() -> None:
     assert mapped(source="BigScience tr3m 1.3B (Jean Zay V100)", measured_peak_mem_gb="16").first_stage_memory
     assert not mapped(source="BigScience tr11 prequel (Jean Zay A100)", measured_peak_mem_gb="16").first_stage_memory
