@@ -1,6 +1,7 @@
 """The only door to PyTorch: the device at hand, its clock and its memory, behind a few typed functions."""
 
 import contextlib
+import gc
 import importlib
 import math
 import time
@@ -197,6 +198,7 @@ class Backend:
         """The calls as one graph with ``replay()``; None where one of them cannot be captured."""
         self.synchronize()
         graph = self.torch.cuda.CUDAGraph()
+        gc.disable()  # collecting device memory meanwhile would invalidate the capture
         graph.capture_begin()
         failed = False
         try:
@@ -208,9 +210,20 @@ class Backend:
             graph.capture_end()
         except RuntimeError:
             failed = True
+        finally:
+            gc.enable()
         if failed:
             self.synchronize()
         return None if failed else graph
+
+    def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The function as fused kernels for shapes of any size; compiled when first called, which takes seconds."""
+        # A backward pass is run many times on what one forward pass saved, so it must not recycle that memory.
+        config = optional_module("torch._functorch.config")
+        if config is not None:
+            config.donated_buffer = False
+        made: Callable[..., Tensor] = self.torch.compile(function, dynamic=True)
+        return made
 
     @contextlib.contextmanager
     def matmul_format(self, dtype: str) -> Iterator[None]:

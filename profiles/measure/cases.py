@@ -28,6 +28,7 @@ class Case:
         flops: Floating-point operations.
         bytes: Device memory read plus written; bytes on the link for collectives and host copies.
         footprint_bytes: Device memory that one set of inputs and outputs takes.
+        setup_s: Seconds that the first case of a stratum takes to get ready: compilation.
     """
 
     family: str
@@ -41,6 +42,7 @@ class Case:
     flops: float
     bytes: float
     footprint_bytes: float
+    setup_s: float = 0.0
 
     @property
     def stratum(self) -> str:
@@ -149,12 +151,15 @@ def attention(
     )  # fmt: skip
 
 
-_FAMILY_OF = {"layer_norm": "norm", "rms_norm": "norm", "cross_entropy": "loss"}
+_FAMILY_OF = {"layer_norm": "norm", "rms_norm": "norm", "add_rms_norm": "norm", "cross_entropy": "loss"}
+COMPILED = "torch_compile"
+_COMPILATION_S = 8.0  # of one small function, forward and backward; guides the choice only
 
 
 def pointwise(op: str, dtype: str, rows: int, width: int, *, kernel: str = "torch") -> Case:
     """A norm, activation, softmax, loss or residual add over ``rows`` rows of ``width``; ``_backward`` for its pass.
 
+    ``torch`` runs PyTorch's own kernels, several where it has no fused one; ``torch_compile`` what its compiler makes.
     The footprint leaves room for what PyTorch keeps beside the operands: a loss holds fp32 log-probabilities and
     their gradient.
     """
@@ -163,16 +168,17 @@ def pointwise(op: str, dtype: str, rows: int, width: int, *, kernel: str = "torc
     kept = moved + (12.0 * rows * width if family == "loss" else 0.0)
     return Case(
         family=family, kind=KERNEL, op=op, dtype=dtype, kernel=kernel, shape=(("m", rows), ("n", width)),
-        flops=0.0, bytes=moved, footprint_bytes=kept,
+        flops=0.0, bytes=moved, footprint_bytes=kept, setup_s=_COMPILATION_S if kernel == COMPILED else 0.0,
     )  # fmt: skip
 
 
-def rotary(op: str, dtype: str, tokens: int, heads: int, width: int) -> Case:
+def rotary(op: str, dtype: str, tokens: int, heads: int, width: int, *, kernel: str = "torch") -> Case:
     """Rotary embedding of ``heads`` heads of ``width``: one read and one write of them."""
     moved = pointwise_bytes("rotary", float(tokens) * heads * width, dtype)
     return Case(
-        family="rotary", kind=KERNEL, op=op, dtype=dtype, shape=(("m", tokens), ("n", heads * width), ("heads", heads)),
-        flops=0.0, bytes=moved, footprint_bytes=3 * moved,
+        family="rotary", kind=KERNEL, op=op, dtype=dtype, kernel=kernel,
+        shape=(("m", tokens), ("n", heads * width), ("heads", heads)),
+        flops=0.0, bytes=moved, footprint_bytes=3 * moved, setup_s=_COMPILATION_S if kernel == COMPILED else 0.0,
     )  # fmt: skip
 
 

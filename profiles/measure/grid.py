@@ -34,7 +34,7 @@ _HEADS = ((12, 12, 64), (16, 16, 64), (4, 1, 128), (8, 1, 128), (8, 8, 128), (32
           (64, 8, 128), (40, 40, 128), (16, 8, 256))  # fmt: skip
 _LENGTHS = (512, 1024, 2048, 3000, 4096, 8192, 16384, 32768, 65536)
 _BATCHES = (1, 2, 4, 16)
-_LARGEST_ATTENTION_FLOPS = 4e13  # with the full mask
+_LARGEST_ATTENTION_FLOPS = 2.5e13  # with the full mask
 _CACHED = (512, 2048, 8192, 32768, 131072)
 _DECODED = (1, 8, 32, 128)
 
@@ -59,7 +59,7 @@ def kernel_grid(*, gpu: bool, eight_bit: bool = False) -> tuple[Case, ...]:
     """
     found = [
         *_gemms(), *_grouped(), *_attention(gpu=gpu), *_decoding(), *_rowwise(), *_rotary(), *_losses(),
-        *_embeddings(), *_optimizers(eight_bit=eight_bit), *_casts_and_copies(),
+        *(_compiled() if gpu else ()), *_embeddings(), *_optimizers(eight_bit=eight_bit), *_casts_and_copies(),
     ]  # fmt: skip
     return tuple(dict.fromkeys(found))
 
@@ -135,6 +135,22 @@ def _rowwise() -> Iterator[Case]:
         for width in _WIDTHS[::3]:
             yield cases.pointwise("add", "bf16", rows, width)
             yield cases.pointwise("rms_norm", "fp32", rows, width)
+
+
+def _compiled() -> Iterator[Case]:
+    """What training stacks run as one fused kernel and PyTorch, uncompiled, as several."""
+    for op in ("rms_norm", "rms_norm_backward", "add_rms_norm", "silu_mul", "silu_mul_backward"):
+        for rows in _ROWS[1::2]:
+            for width in _WIDTHS[::2]:
+                if rows * width <= _LARGEST_ROWWISE:
+                    yield cases.pointwise(op, "bf16", rows, width, kernel=cases.COMPILED)
+    for op in ("rotary", "rotary_backward"):
+        for heads, tokens in ((8, 1024), (8, 16384), (32, 1024), (32, 4096), (64, 4096), (64, 16384)):
+            yield cases.rotary(op, "bf16", tokens, heads, 128, kernel=cases.COMPILED)
+    for op in ("cross_entropy", "cross_entropy_backward"):
+        for vocabulary in _VOCABULARIES[:3]:
+            for tokens in (1024, 4096, 8192):
+                yield cases.pointwise(op, "bf16", tokens, vocabulary, kernel=cases.COMPILED)
 
 
 def _rotary() -> Iterator[Case]:

@@ -1,15 +1,16 @@
 """Bandwidth-bound kernels: norms, activations, rotary embedding, loss, embedding, casts and copies.
 
-All are PyTorch's own operations as a model would call them, so that ``rotary``, the gated activation and the loss are
-several kernels where PyTorch has no fused one.
+``torch`` cases are PyTorch's own operations as a model would call them, so that rotary, the gated activation and the
+loss are several kernels; ``torch_compile`` cases are what its compiler fuses them into.
 """
 
 import functools
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from profiles.measure.backend import Backend, Tensor
-from profiles.measure.cases import Case
+from profiles.measure.cases import COMPILED, Case
 from profiles.measure.timing import Call, Workload
 
 # The loss over this many tokens at a time keeps the fp32 copy of the logits small (kernel torch_chunked).
@@ -43,11 +44,54 @@ def differentiable(backend: Backend, function: Function, inputs: Sequence[Tensor
     return call
 
 
+@functools.cache
+def _functions(torch: Any) -> dict[str, tuple[Function, int, int]]:
+    """Operation to its function, the tensors of full size and the weight vectors it takes; made once per module.
+
+    The functions refer to nothing that changes with the shape, so that one compilation serves all.
+    """
+    functional = torch.nn.functional
+
+    def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + branch
+        return total, functional.rms_norm(total, total.shape[-1:], weight)
+
+    return {
+        "layer_norm": (lambda x, w, b: functional.layer_norm(x, x.shape[-1:], w, b), 1, 2),
+        "rms_norm": (lambda x, w: functional.rms_norm(x, x.shape[-1:], w), 1, 1),
+        "add_rms_norm": (add_rms_norm, 2, 1),
+        "gelu": (lambda x: functional.gelu(x, approximate="tanh"), 1, 0),
+        "silu": (functional.silu, 1, 0),
+        "silu_mul": (lambda gate, up: functional.silu(gate) * up, 2, 0),
+        "softmax": (lambda x: torch.softmax(x, dim=-1), 1, 0),
+        "add": (torch.add, 2, 0),
+        "rotary": (lambda x, cosine, sine: rotate(torch, x, cosine, sine), 1, 0),
+        "cross_entropy": (
+            lambda logits, targets: functional.cross_entropy(logits.float(), targets, reduction="sum"), 1, 0,
+        ),
+    }  # fmt: skip
+
+
+_compiled: dict[tuple[int, str], Function] = {}
+
+
+def _function(op: str, case: Case, backend: Backend) -> Function:
+    """The function of an operation, compiled if the case says so; compiled ones are kept for the next shape."""
+    function = _functions(backend.torch)[op][0]
+    if case.kernel != COMPILED:
+        return function
+    key = id(backend.torch), op
+    if key not in _compiled:
+        _compiled[key] = backend.compiled(function)
+    return _compiled[key]
+
+
 def rowwise_workload(case: Case, backend: Backend, sets: int) -> Workload:
     """Norms, activations, softmax and residual adds on (m, n) tensors."""
     rows, width = case["m"], case["n"]
     op, backward = case.op.removesuffix("_backward"), case.op.endswith("_backward")
-    function, tensors, weights = _rowwise(op, backend, width)
+    function = _function(op, case, backend)
+    _, tensors, weights = _functions(backend.torch)[op]
 
     def build() -> Call:
         inputs = [backend.random((rows, width), case.dtype, gradient=backward) for _ in range(tensors)]
@@ -57,25 +101,10 @@ def rowwise_workload(case: Case, backend: Backend, sets: int) -> Workload:
     return _workload(sets, build)
 
 
-def _rowwise(op: str, backend: Backend, width: int) -> tuple[Function, int, int]:
-    """Function, tensors of full size and weight vectors it takes."""
-    functional, torch = backend.torch.nn.functional, backend.torch
-    table: dict[str, tuple[Function, int, int]] = {
-        "layer_norm": (lambda x, w, b: functional.layer_norm(x, (width,), w, b), 1, 2),
-        "rms_norm": (lambda x, w: functional.rms_norm(x, (width,), w), 1, 1),
-        "gelu": (lambda x: functional.gelu(x, approximate="tanh"), 1, 0),
-        "silu": (functional.silu, 1, 0),
-        "silu_mul": (lambda gate, up: functional.silu(gate) * up, 2, 0),
-        "softmax": (lambda x: torch.softmax(x, dim=-1), 1, 0),
-        "add": (torch.add, 2, 0),
-    }
-    return table[op]
-
-
-def rotate(torch: object, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def rotate(torch: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotary embedding in its half-split form: x cos + rotate_half(x) sin, over the last dimension."""
     first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat((-second, first), dim=-1) * sine  # type: ignore[attr-defined]
+    return x * cosine + torch.cat((-second, first), dim=-1) * sine
 
 
 def rotary_workload(case: Case, backend: Backend, sets: int) -> Workload:
@@ -83,10 +112,11 @@ def rotary_workload(case: Case, backend: Backend, sets: int) -> Workload:
     tokens, heads = case["m"], case["heads"]
     width, backward = case["n"] // heads, case.op.endswith("_backward")
     cosine, sine = (backend.random((tokens, 1, width), case.dtype) for _ in range(2))
+    function = _function("rotary", case, backend)
 
     def build() -> Call:
         x = backend.random((tokens, heads, width), case.dtype, gradient=backward)
-        return differentiable(backend, lambda it: rotate(backend.torch, it, cosine, sine), [x], backward=backward)
+        return differentiable(backend, function, [x, cosine, sine], backward=backward)
 
     return _workload(sets, build)
 
@@ -94,19 +124,17 @@ def rotary_workload(case: Case, backend: Backend, sets: int) -> Workload:
 def loss_workload(case: Case, backend: Backend, sets: int) -> Workload:
     """Softmax cross-entropy of (m, n) logits in fp32, whole or in chunks of tokens."""
     tokens, vocabulary, backward = case["m"], case["n"], case.op.endswith("_backward")
-    cross_entropy = backend.torch.nn.functional.cross_entropy
+    cross_entropy = _function("cross_entropy", case, backend)
     chunk = _CHUNK_TOKENS if case.kernel == "torch_chunked" else tokens
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        pieces = zip(logits.split(chunk), targets.split(chunk), strict=True)
+        return functools.reduce(operator.add, (cross_entropy(piece, target) for piece, target in pieces))
 
     def build() -> Call:
         logits = backend.random((tokens, vocabulary), case.dtype, gradient=backward)
         targets = backend.integers(tokens, vocabulary)
-
-        def loss(values: Tensor) -> Tensor:
-            pieces = zip(values.split(chunk), targets.split(chunk), strict=True)
-            losses = (cross_entropy(piece.float(), target, reduction="sum") for piece, target in pieces)
-            return functools.reduce(operator.add, losses)
-
-        return differentiable(backend, loss, [logits], backward=backward)
+        return differentiable(backend, loss, [logits, targets], backward=backward)
 
     return _workload(sets, build)
 

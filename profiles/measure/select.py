@@ -98,7 +98,7 @@ def roofline_s(case: Case, speeds: Speeds) -> float:
 
 
 def cost_s(case: Case, speeds: Speeds) -> float:
-    """Seconds that measuring a case takes, about."""
+    """Seconds that measuring a case takes, about, once its stratum is set up."""
     sets = number_of_sets(case.footprint_bytes, cache_bytes=speeds.cache_bytes, free_bytes=speeds.free_bytes)
     drawn_s = sets * case.footprint_bytes / speeds.fill_bytes_per_s
     return OVERHEAD_S + TARGET_S + drawn_s + _RUNS * _SLOW * roofline_s(case, speeds)
@@ -127,13 +127,15 @@ def select(cases: Sequence[Case], speeds: Speeds, budget_s: float) -> Selection:
     """
     fitting = [case for case in cases if case.footprint_bytes <= speeds.free_bytes]
     longest_s = max(_LARGEST_SHARE * budget_s, _SHORTEST_LIMIT_S)
-    short = [case for case in fitting if cost_s(case, speeds) <= longest_s]
+    short = [case for case in fitting if case.setup_s + cost_s(case, speeds) <= longest_s]
     chosen: list[Case] = []
+    set_up: set[str] = set()
     spent_s = 0.0
     for case in ordered(short, speeds):
-        needed_s = cost_s(case, speeds)
+        needed_s = cost_s(case, speeds) + (0.0 if case.stratum in set_up else case.setup_s)
         if spent_s + needed_s <= budget_s:
             chosen.append(case)
+            set_up.add(case.stratum)
             spent_s += needed_s
     return Selection(
         cases=tuple(chosen),

@@ -57,14 +57,19 @@ def test_a_minute_buys_about_a_hundred_kernels_of_every_kind() -> None:
     families = Counter(case.family for case in chosen.cases)
     assert set(families) == {case.family for case in GRID}
     assert families["gemm"] + families["attention"] >= 0.35 * len(chosen.cases)
-    strata = {case.stratum for case in GRID if case.kind != "step"}
+    strata = {case.stratum for case in GRID if case.kind != "step" and not case.setup_s}
     assert strata <= {case.stratum for case in chosen.cases}
+    assert not any(case.setup_s for case in chosen.cases)  # compiling would eat the minute
 
 
 def test_half_an_hour_buys_the_whole_grid() -> None:
     chosen = select(GRID, GPU, 1800.0)
     assert len(chosen.cases) > 0.95 * len(GRID)
     assert chosen.too_large == 0
+    compiled = {case.stratum: case.setup_s for case in chosen.cases if case.setup_s}
+    assert len(compiled) == 9
+    running_s = sum(cost_s(case, GPU) for case in chosen.cases)
+    assert chosen.expected_s == pytest.approx(running_s + sum(compiled.values()))
 
 
 def test_the_order_does_not_depend_on_the_order_of_the_grid() -> None:
@@ -97,7 +102,9 @@ def test_what_does_not_fit_is_counted_and_left_out() -> None:
 @given(budget_s=st.floats(1.0, 2000.0), start=st.integers(0, 50), step=st.integers(20, 90))
 def test_a_selection_keeps_to_its_budget(budget_s: float, start: int, step: int) -> None:
     chosen = select(GRID[start::step], GPU, budget_s)
-    assert sum(cost_s(case, GPU) for case in chosen.cases) == pytest.approx(chosen.expected_s)
+    compiled = {case.stratum: case.setup_s for case in chosen.cases}
+    running_s = sum(cost_s(case, GPU) for case in chosen.cases)
+    assert running_s + sum(compiled.values()) == pytest.approx(chosen.expected_s)
     assert chosen.expected_s <= budget_s
     assert len(set(chosen.cases)) == len(chosen.cases)
 

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (pip install 'llm-execution-planner[measure]')")
 
-from profiles.measure import cases  # noqa: E402
+from profiles.measure import cases, pointwise  # noqa: E402
 from profiles.measure.backend import Backend  # noqa: E402
 from profiles.measure.cases import Case  # noqa: E402
 from profiles.measure.collect import collect  # noqa: E402
@@ -84,6 +84,29 @@ def test_layouts_compute_the_same_product_from_different_memory(layout: str, cpu
     assert (tuple(first.shape), tuple(second.shape)) == ((8, 16), (16, 12))
     assert [tensor.is_contiguous() for tensor in (first, second)] == [letter == "N" for letter in layout]
     np.testing.assert_allclose(call().numpy(), first.numpy() @ second.numpy(), rtol=1e-4, atol=1e-4)
+
+
+COMPILED = (
+    cases.pointwise("add_rms_norm", "bf16", 16, 64, kernel="torch_compile"),
+    cases.pointwise("silu_mul_backward", "bf16", 16, 64, kernel="torch_compile"),
+    cases.pointwise("silu_mul_backward", "bf16", 32, 96, kernel="torch_compile"),
+    cases.rotary("rotary", "bf16", 16, 4, 16, kernel="torch_compile"),
+    cases.pointwise("cross_entropy", "bf16", 16, 64, kernel="torch_compile"),
+)
+
+
+def test_a_function_is_compiled_once_for_all_shapes(cpu: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    compilations: list[bool] = []
+
+    def compile_(function: Any, *, dynamic: bool) -> Any:
+        compilations.append(dynamic)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(pointwise, "_compiled", {})
+    for case in COMPILED:
+        assert measure_kernel(case, cpu, target_s=1e-3).median_s > 0
+    assert compilations == [True] * 4
 
 
 def test_rotation_keeps_lengths_and_turns_by_the_angle(cpu: Backend) -> None:
