@@ -65,6 +65,8 @@ def _device(row: Row, catalog: Catalog) -> tuple[DeviceSpec, list[str]]:
         raise CannotScore("GPU not stated")
     if _NOT_A_GPU.search(text):
         raise CannotScore(f"not a GPU: {text[:40]}")
+    if text in catalog.devices:  # also what only a user's own catalogue knows
+        return catalog.devices[text], []
     families = list(dict.fromkeys(match.lower() for match in _FAMILY.findall(text)))
     if len(families) > 1:
         raise CannotScore(f"mixed or undecidable GPUs: {text[:40]}")

@@ -12,6 +12,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (pip install 'llm-execution-planner[measure]')")
 
+from planner.validate.mapping import map_files  # noqa: E402
+from planner.validate.predict import predict_rows  # noqa: E402
+from profiles.catalog import Catalog  # noqa: E402
 from profiles.measure import cases, pointwise  # noqa: E402
 from profiles.measure.backend import Backend  # noqa: E402
 from profiles.measure.cases import Case  # noqa: E402
@@ -25,6 +28,7 @@ from profiles.measure.pointwise import rotate  # noqa: E402
 from profiles.measure.probe import probe  # noqa: E402
 from profiles.measure.steps import measure_train_step  # noqa: E402
 from profiles.measure.workloads import measure_kernel  # noqa: E402
+from profiles.stacks import load_stacks  # noqa: E402
 from profiles.timing_files import read_timings  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -190,6 +194,52 @@ def test_a_collection_is_written_resumed_and_turned_into_runs(tmp_path: Path) ->
     again = collect(out, on="cpu", cases=FEW, budget="30s")
     assert (again.measured, again.before) == (0, len(FEW))
     assert len(read_timings(out)) == len(FEW)
+
+
+DEVICE = """
+My-Processor-2GB:
+  vendor: nvidia
+  architecture: hopper
+  peak_tflops: {fp32: 0.02, bf16: 0.02}
+  memory_gib: 2
+  usable_memory_gib: 2
+  memory_bandwidth_gb_per_s: 10
+  num_sms: 1
+  l2_mib: 32
+  power_w: 100
+  default_node: my-host
+  sources: {default: "a stand-in for a card of one's own"}
+"""
+NODE = """
+my-host:
+  device: My-Processor-2GB
+  devices_per_node: 1
+  scale_up: nvlink4
+  nic: ib-ndr-400
+  nics_per_node: 1
+  host_link: pcie5
+  host_memory_gib: 16
+  source: "a stand-in"
+"""
+
+
+def test_training_steps_of_a_card_of_one_s_own_can_be_validated(tmp_path: Path) -> None:
+    (tmp_path / "devices").mkdir()
+    (tmp_path / "devices" / "mine.yaml").write_text(DEVICE)
+    (tmp_path / "nodes.yaml").write_text(NODE)
+    steps = [
+        train_step(TINY, sequence=64, micro_batch=2, micro_batches=count, recompute=recompute)
+        for count, recompute in ((1, False), (2, False), (2, True))
+    ]
+    done = collect(tmp_path / "mine.parquet", on="cpu", device="My-Processor-2GB", cases=steps, budget="60s")
+    assert done.runs is not None
+    mapped = map_files([done.runs], Catalog.load([tmp_path]))
+    assert [row.reason for row in mapped.unscorable] == []
+    stored = read_timings(tmp_path / "mine.parquet")
+    assert sorted(row.step_time_s or 0 for row in mapped.scorable) == pytest.approx(sorted(stored.time_s), rel=1e-5)
+    assert {row.cluster.device.name for row in mapped.scorable} == {"My-Processor-2GB"}
+    predicted_s = predict_rows(mapped.scorable, load_stacks()).step_time_s
+    assert np.all((predicted_s > 0) & (predicted_s < 1))
 
 
 def test_a_case_that_cannot_run_does_not_end_a_collection(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """From a table row to the planner's terms: one paper row checked by hand, then every convention."""
 
+import dataclasses
+
 import pytest
 
 from costmodels.plan import ContextKind, Recompute, Schedule
@@ -48,6 +50,15 @@ def test_a_row_of_a_paper() -> None:
     assert row.tokens_per_s == pytest.approx(4 * 2048 / 1.1)
     assert row.assumptions == ()
     assert row.out_of_memory is False
+
+
+def test_a_device_of_one_s_own_is_meant_by_its_name() -> None:
+    name = "Our-H100-Like-96GB"  # of no family, whatever its name contains
+    own = dataclasses.replace(CATALOG.devices["A100-SXM-80GB"], name=name)
+    catalog = dataclasses.replace(CATALOG, devices={**CATALOG.devices, name: own})
+    row = map_row(Row(file="t.csv", line=2, cells=GPT_22B | {"gpu": name, "gpu_mem_gb": ""}), catalog, FINDER)
+    assert row.cluster.device == own
+    assert row.assumptions == ()
 
 
 def test_time_from_tokens_per_second_per_gpu() -> None:
