@@ -200,21 +200,24 @@ class Backend:
         graph = self.torch.cuda.CUDAGraph()
         gc.disable()  # collecting device memory meanwhile would invalidate the capture
         graph.capture_begin()
-        failed = False
+        failure: RuntimeError | None = None
         try:
             for call in calls:
                 call()
-        except RuntimeError:  # an operation that synchronises with the host invalidates the capture
-            failed = True
+        except RuntimeError as error:
+            failure = error  # an operation that synchronises with the host, most often
         try:
             graph.capture_end()
-        except RuntimeError:
-            failed = True
+        except RuntimeError as error:
+            failure = failure or error
         finally:
             gc.enable()
-        if failed:
-            self.synchronize()
-        return None if failed else graph
+        if failure is None:
+            return graph
+        self.synchronize()
+        if self.is_out_of_memory(failure):
+            raise failure
+        return None
 
     def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The function as fused kernels for shapes of any size; compiled when first called, which takes seconds."""
