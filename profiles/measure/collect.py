@@ -29,6 +29,8 @@ from profiles.measure.workloads import KERNEL_FAMILIES, measure_kernel
 STEP_FAMILIES = ("block", "train_step", "generate")
 COLLECTIVE_FAMILY = "collective"
 FAMILIES = (*KERNEL_FAMILIES, *STEP_FAMILIES, COLLECTIVE_FAMILY)
+# Always measured as their user sees them, launches included.
+_WHOLE = ("train_step", COLLECTIVE_FAMILY)
 _WAKE_UP_S = 0.5  # of work before the first sample, so that clocks have risen
 
 Progress = Callable[[int, int, str], None]
@@ -85,8 +87,8 @@ def collect(
         only: Families to measure (``FAMILIES``); all by default.
         on: PyTorch's name of the device: ``cuda``, ``cuda:1``, ``cpu``; by default a GPU if there is one.
         device: Name to store the rows under; by default the catalogue's name of what the driver reports.
-        launch_included: Measure kernels as one launch on an idle device (method ``eager``) instead of the device
-            alone.
+        launch_included: Measure kernels, layers and generation as one launch on an idle GPU (method ``eager``)
+            instead of the device alone.
         progress: Called with cases done, cases chosen and the current one.
         cases: Measure these instead of the grid.
 
@@ -99,10 +101,14 @@ def collect(
     with _session(on) as session:
         name = device or device_name(session.backend.name)
         store = Store(out, device=name, stack=stack_of(session.backend)) if session.writes else None
-        wanted = [case for case in (session.grid() if cases is None else cases) if not only or case.family in only]
-        todo = session.told(
-            [case for case in wanted if store and not store.is_done(case, launch_included=launch_included)]
-        )
+        launch_included = launch_included and session.backend.is_gpu  # a CPU knows no launches
+        wanted = [
+            case
+            for case in (session.grid() if cases is None else cases)
+            if (not only or case.family in only) and not (launch_included and case.family in _WHOLE)
+        ]
+        todo = [case for case in wanted if store and not store.is_done(case, launch_included=launch_included)]
+        todo = session.told(todo)
         chosen = session.choose(todo, budget_s - (time.monotonic() - began_s))
         runner = _Runner(session=session, store=store, launch_included=launch_included, sensor=Sensor(session.backend))
         try:
@@ -253,7 +259,9 @@ class _Runner:
         elif case.family == "train_step":
             result = measure_train_step(case, session.backend)
             timing, peak_bytes = result.timing, result.allocated_bytes
-            note = f"reserved_bytes={result.reserved_bytes:.0f}" if not math.isnan(result.reserved_bytes) else ""
+            note = f"loss={result.first_loss:.4f} to {result.last_loss:.4f}"
+            if not math.isnan(result.reserved_bytes):
+                note += f" reserved_bytes={result.reserved_bytes:.0f}"
         elif case.family in STEP_FAMILIES:
             timing = measure_step_workload(case, session.backend, target_s=TARGET_S, launch_included=included)
         else:

@@ -191,8 +191,11 @@ def test_a_collection_is_written_resumed_and_turned_into_runs(tmp_path: Path) ->
     assert all("threads=" in stack and "torch=" in stack for stack in table.stack.tolist())
     assert first.runs is not None
     assert "llama-like-tiny" in first.runs.read_text()
-    again = collect(out, on="cpu", cases=FEW, budget="30s")
-    assert (again.measured, again.before) == (0, len(FEW))
+    trained = table.note[table.op == "train_step"][0]
+    assert trained.startswith("loss=5.5")  # the logarithm of 256
+    for launch_included in (False, True):  # on a CPU the same
+        again = collect(out, on="cpu", cases=FEW, budget="30s", launch_included=launch_included)
+        assert (again.measured, again.before) == (0, len(FEW))
     assert len(read_timings(out)) == len(FEW)
 
 
