@@ -102,14 +102,10 @@ def collect(
         name = device or device_name(session.backend.name)
         store = Store(out, device=name, stack=stack_of(session.backend)) if session.writes else None
         launch_included = launch_included and session.backend.is_gpu  # a CPU knows no launches
-        wanted = [
-            case
-            for case in (session.grid() if cases is None else cases)
-            if (not only or case.family in only) and not (launch_included and case.family in _WHOLE)
-        ]
+        offered = session.grid() if cases is None else cases
+        wanted = [case for case in offered if _is_wanted(case, only, launch_included=launch_included)]
         todo = [case for case in wanted if store and not store.is_done(case, launch_included=launch_included)]
-        todo = session.told(todo)
-        chosen = session.choose(todo, budget_s - (time.monotonic() - began_s))
+        chosen = session.choose(session.told(todo), budget_s - (time.monotonic() - began_s))
         runner = _Runner(session=session, store=store, launch_included=launch_included, sensor=Sensor(session.backend))
         try:
             left = runner.run(chosen.cases, until_s=began_s + budget_s, progress=progress)
@@ -128,6 +124,10 @@ def collect(
             too_long=chosen.too_long,
             elapsed_s=time.monotonic() - began_s,
         )
+
+
+def _is_wanted(case: Case, only: Sequence[str], *, launch_included: bool) -> bool:
+    return (not only or case.family in only) and not (launch_included and case.family in _WHOLE)
 
 
 def _check(out: Path, only: Sequence[str]) -> None:

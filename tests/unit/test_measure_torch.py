@@ -258,9 +258,9 @@ def test_a_case_that_cannot_run_does_not_end_a_collection(tmp_path: Path) -> Non
 
 def test_the_budget_ends_a_collection(tmp_path: Path) -> None:
     done = collect(tmp_path / "cpu.parquet", on="cpu", budget="3s", only=["norm"])
-    assert done.measured >= 1
+    assert done.measured < 100  # of 163
     assert done.too_large + done.too_long + done.left > 0
-    assert done.elapsed_s < 30
+    assert done.elapsed_s < 60
 
 
 def test_a_probe_gives_speeds_a_computer_can_have(cpu: Backend) -> None:
