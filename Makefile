@@ -12,7 +12,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types contracts pytest format serve fit collectives accuracy bench docs constraints clean
+.PHONY: help run test lint types contracts pytest format serve fit collectives models accuracy bench docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,6 +50,10 @@ fit: $(INSTALLED) ## Fit kernel, link and stack parameters again on the measurem
 
 collectives: $(INSTALLED) ## Fit collectives again on the timings under DATA; rewrite docs/collectives.md
 	$(BIN)/python -m costmodels.calibration.collective_report --data $(DATA) --out profiles/data/fits --page docs/collectives.md
+
+models: $(INSTALLED) ## Build the learned kernel models again from the timings under DATA; rewrite docs/kernels.md
+	$(BIN)/python -m costmodels.calibration.kernel_models --data $(DATA) --out profiles/data/models_learned
+	$(BIN)/python -m costmodels.calibration.kernel_page --out docs/kernels.md
 
 accuracy: $(INSTALLED) ## Rewrite docs/accuracy.md from the published runs under DATA
 	$(BIN)/python -m planner.validate.accuracy --data $(DATA)/endtoend --out docs/accuracy.md

@@ -3,17 +3,17 @@
 Exit codes: 0 answered, 1 a bug, 2 bad input, 3 answered that nothing fits.
 """
 
-import contextlib
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from planner import cli_options as option
+from planner.cli_output import emit, progress
+from planner.cli_profiles import profiles
 from profiles.errors import InfeasibleError, SpecError
 from profiles.units import GIB
 
@@ -32,6 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(profiles)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -87,7 +90,7 @@ def plan(
     """Rank every legal plan, best first."""
     from planner import api
 
-    with _progress("pricing plans", quiet=values["quiet"]):
+    with progress("pricing plans", quiet=values["quiet"]):
         result = api.plan(**_inputs(values), pins=_pins(values), top=top, variants=variants)
     _show(result, values, pareto=pareto)
 
@@ -98,7 +101,7 @@ def estimate(values: dict[str, Any]) -> None:
     """Price and explain one plan: the one given, or the best that agrees with what is given."""
     from planner import api
 
-    with _progress("pricing plans", quiet=values["quiet"]):
+    with progress("pricing plans", quiet=values["quiet"]):
         result = api.estimate(**_inputs(values), plan=_pins(values))
     _show(result, values)
 
@@ -113,7 +116,7 @@ def models(
     """List the models known by name, with their sources."""
     from planner.cli_catalog import show_models
 
-    _emit(show_models(name), json_=json_, output=output)
+    emit(show_models(name), json_=json_, output=output)
 
 
 @app.command()
@@ -126,7 +129,7 @@ def gpus(
     """List the devices known by name, with their sources."""
     from planner.cli_catalog import show_devices
 
-    _emit(show_devices(name), json_=json_, output=output)
+    emit(show_devices(name), json_=json_, output=output)
 
 
 @app.command()
@@ -145,10 +148,10 @@ def validate(
     from planner.validate.report import report_document
     from planner.validate.report import validate as run
 
-    with _progress("predicting measured runs", quiet=quiet):
+    with progress("predicting measured runs", quiet=quiet):
         report = run(files)
     shown = (report_document(report, rows=rows), lambda console: render_report(report, console))
-    _emit(shown, json_=json_, output=output)
+    emit(shown, json_=json_, output=output)
 
 
 @app.command()
@@ -162,7 +165,7 @@ def price(
     """Price the kernels of an MLIR file on one device."""
     from planner.cli_price import show_price
 
-    _emit(show_price(file, device), json_=json_, output=output)
+    emit(show_price(file, device), json_=json_, output=output)
 
 
 @app.command()
@@ -264,40 +267,6 @@ def _show(result: "PlanResult", values: Mapping[str, Any], *, pareto: bool = Fal
         if pareto and result.pareto:
             render_front(result, console)
 
-    _emit((to_document(result), tables), json_=values["json_"], output=values["output"])
+    emit((to_document(result), tables), json_=values["json_"], output=values["output"])
     if not result.fits:
         raise typer.Exit(EXIT_NOTHING_FITS)
-
-
-def _emit(shown: tuple[Mapping[str, Any], Callable[["Console"], None]], *, json_: bool, output: str | None) -> None:
-    """Write the document to the file asked for, and the document or its tables to stdout."""
-    document, tables = shown
-    if json_ or output is not None:
-        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-        if output is not None:
-            _write(output, text)
-        if json_:
-            typer.echo(text)
-            return
-    from rich.console import Console
-
-    tables(Console())
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise SpecError("--output", f"cannot write {path[:200]!r}: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def _progress(words: str, *, quiet: bool) -> Iterator[None]:
-    """A spinner on stderr while something takes time, if someone is watching."""
-    if quiet or not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(words):
-        yield

@@ -10,20 +10,17 @@ from typing import Any
 
 from costmodels.context import CostContext
 from costmodels.energy_cost import Price
-from costmodels.kernels.calls import KernelCostModel
-from costmodels.kernels.roofline import RooflineKernelModel
-from costmodels.link_model import LinkCollectiveModel
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
 from planner.jobs import resolve_job
 from planner.pins import parse_pins
+from planner.price_lists import default_collective_model, default_kernel_model
 from planner.ranking import check_objective
 from planner.results import Note, Request
 from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
 from profiles.catalog import default_catalog
 from profiles.cluster_string import cluster_from_mapping, parse_cluster
 from profiles.errors import SpecError, did_you_mean
-from profiles.fits import default_fits
 from profiles.hardware import ClusterSpec, NodeSpec
 from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
@@ -122,20 +119,14 @@ _NUMBERS = ("price_per_device_hour_usd", "memory_reserve_bytes")
 
 def cost_context(request: Request, cluster: ClusterSpec | None = None) -> CostContext:
     """What prices depend on besides the plan, on the request's cluster or a part of it."""
-    kernels, collectives = _price_lists()
     return CostContext(
         model=request.model,
         cluster=cluster or request.cluster,
         job=request.job,
         stack=request.stack,
-        kernels=kernels,
-        collectives=collectives,
+        kernels=default_kernel_model(),
+        collectives=default_collective_model(),
     )
-
-
-def kernel_prices() -> KernelCostModel:
-    """The kernel price list that plans are priced with."""
-    return _price_lists()[0]
 
 
 def setting_of(request: Request, cluster: ClusterSpec | None = None) -> Setting:
@@ -164,12 +155,6 @@ def part_of(cluster: ClusterSpec, num_devices: int) -> ClusterSpec:
         node = replace(node, devices_per_node=num_devices, domain_devices=num_devices)
         return replace(cluster, node=node, num_nodes=1)
     return replace(cluster, node=node, num_nodes=num_devices // node.devices_per_node)
-
-
-@lru_cache(maxsize=1)
-def _price_lists() -> tuple[KernelCostModel, LinkCollectiveModel]:
-    fits = default_fits()
-    return RooflineKernelModel(fits.kernels), LinkCollectiveModel(fits.collectives)
 
 
 def _model(model: ModelInput, *, allow_files: bool) -> ResolvedModel:

@@ -16,12 +16,14 @@ class Precision:
             4-bit training recipes keep 16-bit weights and quantise on the fly (Transformer Engine).
         linear_input_bytes: Bytes per element of the activation a linear layer saves for its
             weight gradient (Transformer Engine saves the quantised copy).
+        scale_block: Elements that share one scale; 0: the whole tensor, or none.
     """
 
     name: str
     gemm_format: str
     storage_bytes: float
     linear_input_bytes: float
+    scale_block: int = 0
 
 
 _RECIPES = (
@@ -31,9 +33,9 @@ _RECIPES = (
     Precision(name="bf16", gemm_format="bf16", storage_bytes=2, linear_input_bytes=2),
     Precision(name="fp8", gemm_format="fp8", storage_bytes=2, linear_input_bytes=1),
     # One shared 8-bit exponent per 32 elements (OCP Microscaling Formats v1.0), row and column copies.
-    Precision(name="mxfp8", gemm_format="fp8", storage_bytes=2, linear_input_bytes=1 + 1 / 32),
+    Precision(name="mxfp8", gemm_format="fp8", storage_bytes=2, linear_input_bytes=1 + 1 / 32, scale_block=32),
     # One fp8 scale per 16 elements (NVIDIA NVFP4 pre-training report, arXiv:2509.25149).
-    Precision(name="nvfp4", gemm_format="fp4", storage_bytes=2, linear_input_bytes=0.5 + 1 / 16),
+    Precision(name="nvfp4", gemm_format="fp4", storage_bytes=2, linear_input_bytes=0.5 + 1 / 16, scale_block=16),
 )
 PRECISIONS = {recipe.name: recipe for recipe in _RECIPES}
 GEMM_FORMATS = ("fp32", "tf32", "fp16", "bf16", "fp8", "fp4")

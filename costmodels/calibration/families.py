@@ -37,8 +37,10 @@ FAMILIES = {
     "T4": "tu104",
     "MI250-GCD": "aldebaran",
     "MI250X-GCD": "aldebaran",
+    "MI210": "aldebaran",
     "MI300X": "gfx942",
     "MI325X": "gfx942",
+    "MI308X": "mi308x",  # the same dies with most units off, and so without the power limit that holds MI300X back
     "MI350X": "gfx942",
     "MI355X": "gfx942",
 }

@@ -78,6 +78,7 @@ class KernelCallBatch:
         bytes: Device memory read plus written, each operand once.
         element_bytes: Bytes per element of the main operand as it lies in memory (narrow GEMM formats
             are quantised from it).
+        scale_block: Elements that share one scale of a narrow format; 0: the whole tensor (GEMMs only).
     """
 
     op: IntArray
@@ -94,6 +95,7 @@ class KernelCallBatch:
     flops: FloatArray
     bytes: FloatArray
     element_bytes: FloatArray
+    scale_block: FloatArray
 
     def __len__(self) -> int:
         return len(self.op)

@@ -111,6 +111,7 @@ class CallList:
             flops=2.0 * m * n * k * batch,
             bytes=elements * batch * min(numerics.storage_bytes, 4.0),
             element_bytes=min(numerics.storage_bytes, 4.0),
+            scale_block=float(numerics.scale_block if name == numerics.gemm_format else 0),
         )
 
     def linear(

@@ -15,15 +15,13 @@ from costmodels.context import CostContext
 from costmodels.estimate import MEMORY_PARTS
 from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import KernelCostModel
-from costmodels.kernels.roofline import RooflineKernelModel
-from costmodels.link_model import LinkCollectiveModel
 from costmodels.memory import ALLOCATED_PARTS, RESERVED_PARTS, TensorMemory, joined, tensor_memory, with_overheads
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
 from costmodels.stages import stage_table
 from costmodels.workload import TrainingJob
+from planner.price_lists import default_collective_model, default_kernel_model
 from planner.validate.rows import MemoryKind, ScorableRow
 from profiles.errors import SpecError
-from profiles.fits import default_fits
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
 from profiles.stack import StackSpec
@@ -94,8 +92,8 @@ class RowPredictor:
             collectives: Collective prices; the packaged fits when absent.
         """
         self._rows = tuple(rows)
-        self._kernels = kernels or RooflineKernelModel(default_fits().kernels)
-        self._collectives = collectives or LinkCollectiveModel(default_fits().collectives)
+        self._kernels = kernels or default_kernel_model()
+        self._collectives = collectives or default_collective_model()
         self._kinds = np.array([row.memory_kind.value for row in rows], dtype=object)
         self._groups = _groups(self._rows)
 

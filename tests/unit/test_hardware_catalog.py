@@ -58,7 +58,7 @@ def test_every_device_is_plausible_and_sourced(catalog: Catalog) -> None:
         peaks = device.peak_flops_per_s
         if "fp8" in peaks:
             assert peaks["fp8"] == pytest.approx(2 * peaks["fp16"], rel=0.02), device.name
-        if "bf16" in peaks:
+        if "bf16" in peaks and device.name != "MI100":  # half rate, as its data sheet says
             assert peaks["bf16"] == peaks["fp16"], device.name
 
 
@@ -117,6 +117,7 @@ def test_only_links_without_peer_to_peer_say_so(catalog: Catalog) -> None:
 TABLE_DIFFERENCES = {
     ("MI250-GCD", "bf16_tflops"): "the table prints the MI250X rate beside the MI250's compute units",
     ("MI250-GCD", "fp32_tflops"): "the same",
+    ("MI100", "bf16_tflops"): "the table prints the bf16 rate, which is half of the 16-bit one compared here",
     ("B300-SXM-288GB", "fp4_tflops"): "the table prints 14 PFLOP/s, the vendor 108 over 8 devices",
 }
 TABLE_FORMATS = {"bf16_tflops": "fp16", "fp8_tflops": "fp8", "fp4_tflops": "fp4", "fp32_tflops": "fp32"}

@@ -13,7 +13,7 @@ from costmodels.kernels.mlir.emit import emit
 from costmodels.kernels.mlir.kernel import Kernel
 from costmodels.kernels.mlir.parse import calls_of, parse
 from planner.kernel_prices import price_mlir
-from planner.request import kernel_prices
+from planner.price_lists import default_kernel_model
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 
@@ -26,7 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_text_costs_what_its_call_costs():
     device = default_catalog().device("H100", field="device")
-    expected = kernel_prices().predict(calls_of(parse(GEMM)), device)
+    expected = default_kernel_model().predict(calls_of(parse(GEMM)), device)
     priced = planner.price_mlir(GEMM, device="H100")
     assert priced.time_s == expected.time_s[0]
     assert priced.kernels[0].low_s < priced.time_s < priced.kernels[0].high_s

@@ -1,0 +1,95 @@
+"""Builds the learned kernel models that come with the package.
+
+Run: ``python -m costmodels.calibration.kernel_models --data <folder with timings/> --out profiles/data/models_learned``
+(``make models``). Deterministic: the same rows give the same files.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from costmodels.calibration.learned_fit import ROUNDS, Trained, train
+from costmodels.calibration.learned_splits import Fold, best_share, folds, report, spread_of
+from costmodels.calibration.robust import significant
+from costmodels.calibration.training_rows import (
+    TrainingRows,
+    capped,
+    fp32_training_rows,
+    gemm_training_rows,
+    grouped_training_rows,
+)
+
+MOST_ROWS = 24_000  # of one device, source and format in the shipped fit
+MOST_ROWS_OF_A_FOLD = 5_000  # where a whole device or source is held out, which more rows do not help
+
+TRAINING: Mapping[str, Callable[[Path], TrainingRows]] = {
+    "gemm": gemm_training_rows,
+    "gemm_fp32": fp32_training_rows,
+    "grouped_gemm": grouped_training_rows,
+}
+
+
+def build(rows: TrainingRows, folder: Path) -> list[dict[str, Any]]:
+    """Judge, fit and write the model of one operation class; returns the report of its splits."""
+    found = list(folds(capped(rows, MOST_ROWS), capped(rows, MOST_ROWS_OF_A_FOLD)))
+    share = best_share(found)
+    trained = train(capped(rows, MOST_ROWS))
+    lines = report(found, share)
+    folder.mkdir(parents=True, exist_ok=True)
+    card = card_document(rows, trained, found, share, lines)
+    (folder / f"{rows.op_class}.txt").write_text(trained.text, encoding="utf-8")
+    (folder / f"{rows.op_class}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return lines
+
+
+def card_document(
+    rows: TrainingRows, trained: Trained, found: list[Fold], share: float, lines: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The JSON beside a model (``profiles.learned.LearnedCard``)."""
+    by_situation = {name: [fold for fold in found if fold.situation == name] for name in _SITUATIONS}
+    nearest = {"beyond": "measured", "related": "beyond", "foreign": "related"}
+    spread: dict[str, Any] = {}
+    for name in _SITUATIONS:
+        spread[name] = spread_of(by_situation[name], share) if by_situation[name] else spread[nearest[name]]
+    return {
+        "op_class": rows.op_class,
+        "features": list(trained.features),
+        "reference": trained.reference,
+        "ranges": {
+            name: [[significant(float(a), 6), significant(float(b), 6)] for a, b in ends]
+            for name, ends in trained.ranges.items()
+        },
+        "spread": spread,
+        "blend": {name: share if name == "foreign" else 1.0 for name in _SITUATIONS},
+        "sha256": hashlib.sha256(trained.text.encode()).hexdigest(),
+        "fitted_on": {
+            "rows": len(rows),
+            "sources": sorted({str(source) for source in rows.source}),
+            "devices": sorted({str(device) for device in rows.device}),
+            "trees": ROUNDS,
+            "target": "log of measured over reference time",
+        },
+        "errors": {"unit": "fractions, kernels over 20 us", "splits": lines},
+    }
+
+
+_SITUATIONS = ("measured", "beyond", "related", "foreign")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds timings/")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the models to")
+    parser.add_argument("--only", choices=sorted(TRAINING), help="one operation class")
+    options = parser.parse_args()
+    for name, rows_of in TRAINING.items():
+        if options.only in (None, name):
+            build(rows_of(options.data), options.out)
+
+
+if __name__ == "__main__":
+    main()

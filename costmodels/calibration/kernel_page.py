@@ -1,0 +1,88 @@
+"""Writes docs/kernels.md: what the learned kernel models are worth, from their cards.
+
+Run: ``python -m costmodels.calibration.kernel_page --out docs/kernels.md`` (part of ``make models``).
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from costmodels.calibration.kernel_models import MOST_ROWS, MOST_ROWS_OF_A_FOLD
+from costmodels.calibration.learned_splits import FEW_SHOT
+from profiles.learned import LearnedCard, packaged_learned
+
+_INTRODUCTION = f"""# How long a kernel runs, and how sure that is
+
+Written by `make models`; do not edit. Errors are |predicted / measured - 1| in per cent, over kernels longer than
+20 us; *covered* is the share of measurements inside the 90 % interval.
+
+A price is, in this order: a measurement of exactly that call on that device; a roofline fitted on the device x
+boosted trees, where device, format and shape were fitted; outside, a geometric mean of that and the
+calibrated roofline, with the spread that held-out devices show. `planner profiles score TABLE...` repeats the
+comparison on any table of timings, `--calibrate-with {FEW_SHOT}` with so many of its rows spent first.
+
+Each split is judged by a model fitted without it:
+
+* `random`: a fifth of the distinct shapes, on every device;
+* `larger`: of every device, source and format the fifth of these kernels with the most work;
+* `source X`: all rows of a source whose devices other sources measured;
+* `device X`: all rows of a device; *related* when another device with its chip stays in the fit, else *foreign*.
+  *After {FEW_SHOT}*: the same with so many of its kernels spent on calibration.
+
+Intervals of a fold come from the other folds of its situation. The *constant roofline* is the larger of arithmetic
+and memory time at data-sheet peaks over one efficiency per format, fitted on the same rows as the model. The shipped
+model and the splits of shapes are fitted on at most {MOST_ROWS:,} rows of one device, source and format, the splits
+of devices and sources on {MOST_ROWS_OF_A_FOLD:,}.
+"""
+
+_COLUMNS = (
+    ("split", "split", "text"), ("situation", "situation", "text"), ("format", "format", "text"),
+    ("rows", "rows", "count"), ("MAPE", "mape", "percent"), ("median", "median", "percent"), ("p90", "p90", "percent"),
+    ("bias", "bias", "signed"), ("covered", "covered", "percent"),
+    (f"MAPE after {FEW_SHOT}", "few_shot_mape", "percent"),
+    (f"covered after {FEW_SHOT}", "few_shot_covered", "percent"),
+    ("constant roofline MAPE", "constant_roofline_mape", "percent"),
+)  # fmt: skip
+
+
+def page(cards: Iterable[LearnedCard]) -> str:
+    """The whole page."""
+    return "\n".join([_INTRODUCTION, *(_section(card) for card in cards)])
+
+
+def _section(card: LearnedCard) -> str:
+    on, lines = card.fitted_on, card.errors["splits"]
+    header = "| " + " | ".join(title for title, _, _ in _COLUMNS) + " |"
+    rule = "|" + "---|" * len(_COLUMNS)
+    rows = ["| " + " | ".join(_cell(line, key, kind) for _, key, kind in _COLUMNS) + " |" for line in lines]
+    facts = (
+        f"Fitted on {on['rows']:,} distinct calls of {', '.join(on['sources'])}; devices {', '.join(on['devices'])}; "
+        f"{on['trees']} trees over {len(card.features)} features. Share of the trees on foreign devices: "
+        f"{card.blend['foreign']:g}."
+    )
+    return "\n".join([f"## {card.op_class}", "", facts, "", header, rule, *rows, ""])
+
+
+def _cell(line: Mapping[str, Any], key: str, kind: str) -> str:
+    value = line.get(key)
+    if value is None:
+        return ""
+    if kind == "text":
+        return str(value)
+    if kind == "count":
+        return f"{value:,}"
+    return f"{100 * value:+.1f}" if kind == "signed" else f"{100 * value:.1f}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="page to write")
+    options = parser.parse_args()
+    cards = [file.card for file in packaged_learned().values()]
+    options.out.write_text(page(cards), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What learned models see of a device, for the number format of each call."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
+from profiles.hardware import DeviceSpec
+from profiles.precision import GEMM_FORMATS
+
+# How kernels are written for an architecture, in the order in which one follows from another. Blackwell's
+# workstation chips multiply with the instructions of Ada, not with the data-centre part's tensor memory
+# (CUDA C++ programming guide, compute capability 12.0), and lie next to it.
+GENERATIONS: Mapping[str, float] = {
+    "pascal": 0.0,
+    "volta": 1.0,
+    "turing": 2.0,
+    "ampere": 3.0,
+    "ada": 4.0,
+    "blackwell-rtx": 4.5,
+    "hopper": 5.0,
+    "blackwell": 6.0,
+    "cdna1": 8.0,
+    "cdna2": 9.0,
+    "cdna3": 10.0,
+    "cdna4": 11.0,
+}
+# Where only the vendor of an architecture is known: the nearest thing measured.
+_VENDOR_GENERATION = {"amd": 10.0}
+_UNKNOWN_GENERATION = 5.0
+_OPERAND_BYTES = {"fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "fp4": 0.5}
+OPERAND_BYTES = np.array([_OPERAND_BYTES[name] for name in GEMM_FORMATS])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFormat:
+    """A device as one call sees it, columns of length C.
+
+    Attributes:
+        flops_per_s: Peak in the format of the call; 1 where none is needed.
+        bytes_per_s: Memory bandwidth.
+        num_sms: Multiprocessors.
+        l2_bytes: Last-level cache.
+        generation: ``GENERATIONS`` of its architecture.
+        power_w: Board power limit.
+    """
+
+    flops_per_s: FloatArray
+    bytes_per_s: float
+    num_sms: float
+    l2_bytes: float
+    generation: float
+    power_w: float
+
+
+def device_format(calls: KernelCallBatch, device: DeviceSpec) -> DeviceFormat:
+    """What calls see of a device.
+
+    Raises:
+        SpecError: If the device cannot multiply in a format that a call asks for.
+    """
+    peaks = np.ones(len(GEMM_FORMATS))
+    for code in np.unique(calls.gemm_format[calls.op != KernelOp.MEMORY]):
+        peaks[code] = device.peak(GEMM_FORMATS[code])
+    return DeviceFormat(
+        flops_per_s=np.where(calls.op == KernelOp.MEMORY, 1.0, peaks[calls.gemm_format]),
+        bytes_per_s=device.memory_bandwidth_bytes_per_s,
+        num_sms=float(device.num_sms),
+        l2_bytes=device.l2_bytes,
+        generation=GENERATIONS.get(device.architecture, _VENDOR_GENERATION.get(device.vendor, _UNKNOWN_GENERATION)),
+        power_w=device.power_w,
+    )

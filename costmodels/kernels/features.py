@@ -1,0 +1,56 @@
+"""What learned kernel models see of a call: numbers per call and device, mostly dimensionless.
+
+One function per operation class gives named columns; ``FEATURES`` lists them. A new class is a module with such
+a function and an entry there. Sizes enter as ratios to what the device offers (waves over its multiprocessors,
+bytes over its cache, arithmetic over memory time), so that a device that was never measured differs from known
+ones in the same numbers as a shape does.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
+from costmodels.kernels.device_features import DeviceFormat, device_format
+from costmodels.kernels.features_gemm import gemm_features
+from profiles.hardware import DeviceSpec
+from profiles.precision import GEMM_FORMATS
+
+FeatureFunction = Callable[[KernelCallBatch, DeviceFormat], Mapping[str, FloatArray]]
+
+FEATURES: Mapping[str, FeatureFunction] = {
+    "gemm": gemm_features,
+    "gemm_fp32": gemm_features,
+    "grouped_gemm": gemm_features,
+}
+_OP_CLASS: Mapping[KernelOp, str] = {
+    KernelOp.GEMM: "gemm",
+    KernelOp.GROUPED_GEMM: "grouped_gemm",
+    KernelOp.ATTENTION_FORWARD: "attention_forward",
+    KernelOp.ATTENTION_BACKWARD: "attention_backward",
+    KernelOp.ATTENTION_DECODE: "attention_decode",
+    KernelOp.MEMORY: "memory",
+}
+_BY_CODE = np.array([_OP_CLASS[op] for op in KernelOp], dtype="<U24")
+
+
+def op_classes(calls: KernelCallBatch) -> NDArray[np.str_]:
+    """(C,) operation class of each call; classes without an entry in ``FEATURES`` are priced by formula.
+
+    GEMMs in fp32 run on other units, in other kernels, and were timed on other cards: a class of their own.
+    """
+    found = _BY_CODE[calls.op]
+    found[(calls.op == KernelOp.GEMM) & (calls.gemm_format == GEMM_FORMATS.index("fp32"))] = "gemm_fp32"
+    return found
+
+
+def features_of(op_class: str, calls: KernelCallBatch, device: DeviceSpec) -> Mapping[str, FloatArray]:
+    """Named columns of length C for calls of one operation class, in a fixed order.
+
+    Raises:
+        SpecError: If the device cannot multiply in a format that a call asks for.
+        KeyError: If the class has no features.
+    """
+    found = FEATURES[op_class](calls, device_format(calls, device))
+    return {name: np.broadcast_to(np.asarray(values, dtype=np.float64), len(calls)) for name, values in found.items()}

@@ -1,0 +1,258 @@
+"""Learned kernel prices: boosted trees correct a roofline, and say how far they can be trusted.
+
+Which question it answers: how long does one kernel run, given every measurement of kernels like it? Per
+operation class, time = reference roofline x exp(trees(features)). The reference has a handful of physical parameters of
+each device and format (what share of the peaks is reached, from what depth, the launch), so that it extrapolates
+to larger work; the trees correct what shapes have in common on all devices. A device that was never measured gets
+the parameters of its relatives or of all devices pooled, and a share of what the trees say.
+
+Trust, per call, by where it lies: ``measured`` (device and format were fitted, shape inside the fitted ranges),
+``beyond`` (device was, shape lies outside), ``related`` (another device with the same chip was), ``foreign``
+(neither). Each situation has its own spread, found by holding out what the situation lacks, and its own share
+in a geometric mean with the calibrated roofline (``RooflineKernelModel``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernels.booster import Booster
+from costmodels.kernels.calls import (
+    COLUMNS,
+    Basis,
+    FloatArray,
+    IntArray,
+    KernelCallBatch,
+    KernelCostModel,
+    KernelOp,
+    Prediction,
+    take,
+)
+from costmodels.kernels.features import FEATURES, features_of, op_classes
+from costmodels.kernels.roofline import FORMAT_CLASS, FORMULAS, Rates
+from profiles.hardware import DeviceSpec
+from profiles.learned import LearnedCard, LearnedFile
+from profiles.precision import GEMM_FORMATS
+
+MOST_REMEMBERED = 200_000  # calls per model; about 300 bytes each
+MOST_LOOKED_UP = 5_000  # of a batch: larger ones are tables, priced once
+POOLED = "*"  # name of the parameters of all devices together
+FORMULA_OF: Mapping[str, str] = {"attention_decode": "attention_forward", "gemm_fp32": "gemm"}
+
+
+class Situation(IntEnum):
+    """Where a call lies relative to what a model was fitted on, the most trusted first."""
+
+    MEASURED = 0
+    BEYOND = 1
+    RELATED = 2
+    FOREIGN = 3
+
+
+_SPREAD_NAMES = tuple(situation.name.lower() for situation in Situation)
+
+
+_BLOCK_SCALED = "fp8-block"
+_COARSE_BLOCK = 128  # elements per scale of DeepSeek-V3's recipe, whose kernels rescale between steps of k
+
+
+def format_classes(calls: KernelCallBatch) -> NDArray[np.str_]:
+    """(C,) format class of each call as the fits name it, block-scaled fp8 apart; empty for bandwidth-bound work."""
+    names = np.array([FORMAT_CLASS[name] for name in GEMM_FORMATS], dtype="<U12")[calls.gemm_format]
+    names[(names == "fp8") & (calls.scale_block >= _COARSE_BLOCK)] = _BLOCK_SCALED
+    names[calls.op == KernelOp.MEMORY] = ""
+    return names
+
+
+def device_reference(
+    references: Mapping[str, Mapping[str, float]], device: DeviceSpec, families: Mapping[str, str]
+) -> tuple[Mapping[str, float], Situation]:
+    """Parameters of the reference roofline on a device in one format, and what they rest on.
+
+    Args:
+        references: Device to parameters, and ``*`` to those of all devices pooled.
+        device: Whose parameters are wanted.
+        families: Device to family.
+
+    Returns:
+        The device's own; else those of the first other device of its family; else the pooled ones.
+    """
+    if device.name in references:
+        return references[device.name], Situation.MEASURED
+    family = families.get(device.name, "")
+    kin = sorted(name for name in references if family and families.get(name) == family)
+    return (references[kin[0]], Situation.RELATED) if kin else (references[POOLED], Situation.FOREIGN)
+
+
+def formula_s(op_class: str, calls: KernelCallBatch, device: DeviceSpec, parameters: Mapping[str, float]) -> FloatArray:
+    """(C,) seconds by the roofline formula of an operation class, for calls of one format.
+
+    Raises:
+        SpecError: If the device cannot multiply in the format.
+    """
+    rates = Rates(
+        flops_per_s=1.0 if op_class == "memory" else device.peak(GEMM_FORMATS[calls.gemm_format[0]]),
+        bytes_per_s=device.memory_bandwidth_bytes_per_s,
+        num_sms=device.num_sms,
+    )
+    return FORMULAS[FORMULA_OF.get(op_class, op_class)](calls, parameters, rates)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpModel:
+    """The trees of one operation class with their card."""
+
+    card: LearnedCard
+    booster: Booster
+
+    @classmethod
+    def of(cls, file: LearnedFile) -> "OpModel":
+        """The model of a file.
+
+        Raises:
+            ValueError: If the text is no LightGBM model, or one of other features.
+        """
+        booster = Booster(file.text)
+        if booster.num_features != len(file.card.features):
+            raise ValueError(f"{file.card.op_class}: the card names {len(file.card.features)} features")
+        return cls(card=file.card, booster=booster)
+
+    def knows(self, calls: KernelCallBatch) -> NDArray[np.bool_]:
+        """(C,) whether the format of each call was fitted."""
+        return np.isin(format_classes(calls), list(self.card.reference))
+
+    def features(self, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:
+        """(C, F) features in the order of the card."""
+        found = features_of(self.card.op_class, calls, device)
+        return np.stack([found[name] for name in self.card.features], axis=1)
+
+    def price(
+        self, calls: KernelCallBatch, device: DeviceSpec, families: Mapping[str, str]
+    ) -> tuple[FloatArray, IntArray]:
+        """(C,) seconds by reference and trees, and the ``Situation`` of each call."""
+        features = self.features(calls, device)
+        correction = self.booster.predict(features)
+        base, situations = np.empty(len(calls)), np.empty(len(calls), dtype=np.int64)
+        classes = format_classes(calls)
+        for name in np.unique(classes):
+            rows = np.flatnonzero(classes == name)
+            parameters, situation = device_reference(self.card.reference[str(name)], device, families)
+            base[rows] = formula_s(self.card.op_class, take(calls, rows), device, parameters)
+            situations[rows] = int(situation)
+            if situation is Situation.MEASURED:
+                low, high = np.array(self.card.ranges[str(name)]).T
+                inside = ((features[rows] >= low) & (features[rows] <= high)).all(axis=1)
+                situations[rows[~inside]] = int(Situation.BEYOND)
+        return np.asarray(base * np.exp(correction), dtype=np.float64), situations
+
+    def interval(self, time_s: FloatArray, situations: IntArray) -> tuple[FloatArray, FloatArray]:
+        """(C,) both ends of the 90 % interval."""
+        low, high = np.empty(len(time_s)), np.empty(len(time_s))
+        for code in np.unique(situations):
+            rows = situations == code
+            spread = self.card.spread[_SPREAD_NAMES[code]]
+            place = np.searchsorted(spread.up_to_s, time_s[rows])
+            low[rows] = time_s[rows] * np.array(spread.low_factor)[place]
+            high[rows] = time_s[rows] * np.array(spread.high_factor)[place]
+        return low, high
+
+    def blend(self, situations: IntArray) -> FloatArray:
+        """(C,) share of the trees in the geometric mean with the calibrated roofline."""
+        return np.array([self.card.blend[name] for name in _SPREAD_NAMES])[situations]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedKernelModel:
+    """Prices kernels by learned models where there are any, and by the calibrated roofline elsewhere.
+
+    Attributes:
+        models: By operation class.
+        roofline: Prices what no model knows, and a part of what lies outside the models' domain.
+        families: Device to family (``profiles.fits.KernelFits.families``).
+    """
+
+    models: Mapping[str, OpModel]
+    roofline: KernelCostModel
+    families: Mapping[str, str]
+    _remembered: dict[DeviceSpec, dict[bytes, tuple[float, ...]]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def predict(self, calls: KernelCallBatch, device: DeviceSpec) -> Prediction:
+        """Seconds for each call on one device; the price of a call does not depend on its company.
+
+        Raises:
+            SpecError: If the device cannot multiply in a format that a call asks for.
+        """
+        if not 0 < len(calls) <= MOST_LOOKED_UP:
+            return _prediction(self._price(calls, device))
+        memory = self._remembered.setdefault(device, {})
+        if len(memory) > MOST_REMEMBERED:
+            memory.clear()
+        keys = _keys(calls)
+        missing = {key: row for row, key in enumerate(keys) if key not in memory}
+        fresh: dict[bytes, tuple[float, ...]] = {}
+        if missing:
+            priced = self._price(take(calls, np.fromiter(missing.values(), dtype=np.int64)), device)
+            fresh = dict(zip(missing, map(tuple, priced.T.tolist()), strict=True))
+            memory.update(fresh)
+        # Another thread may have forgotten a price meanwhile: it is worked out again.
+        rows = [fresh.get(key) or memory.get(key) for key in keys]
+        if any(row is None for row in rows):
+            return _prediction(self._price(calls, device))
+        return _prediction(np.array(rows, dtype=np.float64).T)
+
+    def _price(self, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:
+        """(5, C) seconds, both ends of the interval, basis, and whether the call lies outside the domain."""
+        found = _table(self.roofline.predict(calls, device))
+        classes = op_classes(calls)
+        for op_class, model in self.models.items():
+            rows = np.flatnonzero((classes == op_class) & (calls.flops + calls.bytes > 0))
+            rows = rows[model.knows(take(calls, rows))]
+            if not len(rows):
+                continue
+            part = take(calls, rows)
+            learned_s, situations = model.price(part, device, self.families)
+            share = model.blend(situations)
+            time_s = learned_s**share * found[0, rows] ** (1 - share)
+            low_s, high_s = model.interval(time_s, situations)
+            borrowed = situations == Situation.FOREIGN
+            found[0, rows], found[1, rows], found[2, rows] = time_s, low_s, high_s
+            found[3, rows] = np.where(borrowed, found[3, rows], int(Basis.LEARNED))
+            found[4, rows] = (situations == Situation.BEYOND) | (borrowed & (found[4, rows] > 0))
+        return found
+
+
+def _keys(calls: KernelCallBatch) -> list[bytes]:
+    """One key per call, equal for equal calls."""
+    table = np.empty((len(calls), len(COLUMNS)))
+    for column, name in enumerate(COLUMNS):
+        table[:, column] = getattr(calls, name)
+    width = table.itemsize * len(COLUMNS)
+    whole = table.tobytes()
+    return [whole[start : start + width] for start in range(0, len(whole), width)]
+
+
+def _table(priced: Prediction) -> FloatArray:
+    return np.array([priced.time_s, priced.low_s, priced.high_s, priced.basis, priced.extrapolated], dtype=np.float64)
+
+
+def _prediction(table: FloatArray) -> Prediction:
+    return Prediction(
+        time_s=table[0],
+        low_s=table[1],
+        high_s=table[2],
+        basis=table[3].astype(np.int64),
+        extrapolated=table[4] > 0,
+    )
+
+
+def learned_kernel_model(
+    files: Mapping[str, LearnedFile], *, roofline: KernelCostModel, families: Mapping[str, str]
+) -> LearnedKernelModel:
+    """The price list of some models' files; classes without features are left to the roofline."""
+    models = {name: OpModel.of(file) for name, file in files.items() if name in FEATURES}
+    return LearnedKernelModel(models=models, roofline=roofline, families=families)

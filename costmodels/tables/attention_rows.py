@@ -1,0 +1,54 @@
+"""Rows of fused attention as kernel calls."""
+
+import numpy as np
+
+from costmodels.kernels.calls import KernelOp, kernel_calls
+from costmodels.tables.read import Table
+from costmodels.tables.rows import KernelRows, first_problem, formats_of, rows_with
+
+_PHASES = {
+    "prefill": KernelOp.ATTENTION_FORWARD,
+    "train_fwd": KernelOp.ATTENTION_FORWARD,
+    "train_bwd": KernelOp.ATTENTION_BACKWARD,
+    "decode": KernelOp.ATTENTION_DECODE,
+}
+_NARROW_CACHE = "/kvfp8"  # 16-bit queries, keys and values kept in 8 bits
+# Backward: five GEMMs to the forward's two, and twice its traffic (arXiv:2205.14135).
+_BACKWARD_FLOPS, _BACKWARD_TRAFFIC = 2.5, 2.0
+
+
+def attention_rows(table: Table) -> KernelRows:
+    """Prefill, decode, forward and backward: one call a row."""
+    sequences, queries, keys, heads, kv_heads, width, masked = (
+        table.numbers[name] for name in ("batch", "seq_q", "seq_kv", "heads", "kv_heads", "head_dim", "causal")
+    )
+    phase, impl = table.words["phase"], table.words["impl"]
+    narrow_cache = table.words["dtype"].map(lambda dtype: dtype.endswith(_NARROW_CACHE))
+    index, _, known = formats_of(table.words["dtype"].renamed(lambda dtype: dtype.removesuffix(_NARROW_CACHE)))
+    sizes = np.stack([sequences, queries, keys, heads, kv_heads, width])
+    positive = np.asarray((sizes >= 1).all(axis=0), dtype=np.bool_)
+    problem = first_problem(
+        table,
+        (phase.map(lambda name: name not in _PHASES), "phase must be one of " + ", ".join(_PHASES)),
+        (~known, "arithmetic that training does not use"),
+        (
+            ~positive,
+            "batch, lengths, heads and head_dim must be at least 1",
+        ),
+    )
+    rows = np.flatnonzero(problem.codes == 0)
+    sequences, queries, keys, heads, kv_heads, width = sizes[:, rows]
+    op = phase.map(lambda name: int(_PHASES.get(name, KernelOp.ATTENTION_FORWARD)))[rows]
+    # Query i of q sees keys - q + i + 1 of the keys.
+    causal = 1 - np.where(masked[rows] > 0, (np.minimum(queries, keys) - 1) / (2 * keys), 0.0)
+    value = np.where(impl.map(lambda name: "v_head_dim=128" in name)[rows], 128.0, width)
+    backward = op == KernelOp.ATTENTION_BACKWARD
+    flops = 2 * sequences * heads * queries * keys * (width + value) * causal
+    cached = np.where(narrow_cache[rows], 1.0, 2.0)
+    traffic = sequences * (2 * queries * heads + cached * keys * kv_heads) * (width + value)
+    calls = kernel_calls(
+        len(rows), op=op, gemm_format=index[rows], m=queries, n=keys, k=width, batch=sequences, heads=heads,
+        kv_heads=kv_heads, causal=causal, flops=flops * np.where(backward, _BACKWARD_FLOPS, 1.0),
+        bytes=traffic * np.where(backward, _BACKWARD_TRAFFIC, 1.0), element_bytes=2.0,
+    )  # fmt: skip
+    return rows_with(table, op=phase, engine=impl, problem=problem, parts=[(rows, calls)])

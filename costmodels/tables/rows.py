@@ -1,0 +1,129 @@
+"""Rows of a table as kernel calls: one or several calls each, or the reason why a row has no price."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, concatenate, take
+from costmodels.tables.read import Table, Words
+from profiles.precision import GEMM_FORMATS
+from profiles.units import MICROSECOND
+
+# Arithmetic of the tables -> (GEMM format, elements that share one scale; 0 is the whole tensor).
+FORMATS: Mapping[str, tuple[str, int]] = {
+    "fp32": ("fp32", 0),
+    "tf32": ("tf32", 0),
+    "fp16": ("fp16", 0),
+    "bf16": ("bf16", 0),
+    "fp8": ("fp8", 0),
+    "fp8_block": ("fp8", 128),
+    "mxfp8": ("fp8", 32),
+    "nvfp4": ("fp4", 16),
+    "bfloat16/bfloat16": ("bf16", 0),
+    "float8_e4m3fnuz/float8_e4m3fnuz": ("fp8", 0),
+    "float8_e4m3fn/float8_e4m3fn": ("fp8", 0),
+}
+
+
+# Seconds of host launch inside each time of sources that time one eager call: median over their devices of the
+# shortest half per cent of GEMM times less 3 us of kernel (19 to 64 us for the first three, 4 to 8 us on cards since
+# 2016 for DeepBench, whose calls are queued). Sources not listed time the device.
+HOST_LAUNCH_S: Mapping[str, float] = {
+    "neusight": 30e-6,
+    "neusight-label": 52e-6,
+    "llmcompass": 29e-6,
+    "deepbench": 7e-6,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelRows:
+    """K measured rows and the C calls they are made of.
+
+    Attributes:
+        gpu, source, dtype: (K,) as the table spells them.
+        op: (K,) operation or phase, to report by.
+        engine: (K,) who ran the kernel and which, as the table notes it.
+        time_s: (K,) measured.
+        launch_s: (K,) of that, host launch rather than kernel, see ``HOST_LAUNCH_S``.
+        problem: (K,) why a row cannot be priced; code 0, empty, if it can.
+        calls: (C,) kernel calls of the rows without a problem.
+        row: (C,) which row each call belongs to.
+    """
+
+    gpu: Words
+    source: Words
+    dtype: Words
+    op: Words
+    engine: Words
+    time_s: FloatArray
+    launch_s: FloatArray
+    problem: Words
+    calls: KernelCallBatch
+    row: IntArray
+
+    def __len__(self) -> int:
+        return len(self.time_s)
+
+    def take(self, rows: IntArray) -> "KernelRows":
+        """Some rows, in the given order and each at most once, with their calls."""
+        place = np.full(len(self), -1, dtype=np.int64)
+        place[rows] = np.arange(len(rows))
+        kept = np.flatnonzero(place[self.row] >= 0)
+        return KernelRows(
+            gpu=self.gpu.take(rows),
+            source=self.source.take(rows),
+            dtype=self.dtype.take(rows),
+            op=self.op.take(rows),
+            engine=self.engine.take(rows),
+            time_s=self.time_s[rows],
+            launch_s=self.launch_s[rows],
+            problem=self.problem.take(rows),
+            calls=take(self.calls, kept),
+            row=place[self.row[kept]],
+        )
+
+
+Parts = list[tuple[IntArray, KernelCallBatch]]  # rows of a table, and one call for each of them
+
+
+def formats_of(dtype: Words) -> tuple[IntArray, FloatArray, NDArray[np.bool_]]:
+    """(K,) index into ``GEMM_FORMATS``, elements per scale, and whether the arithmetic is one of ``FORMATS``."""
+    return (
+        dtype.map(lambda word: GEMM_FORMATS.index(FORMATS.get(word, ("fp32", 0))[0])),
+        dtype.map(lambda word: float(FORMATS.get(word, ("", 0))[1])),
+        dtype.map(lambda word: word in FORMATS),
+    )
+
+
+def stored_bytes(index: IntArray) -> FloatArray:
+    """Bytes per element of the operands of a GEMM format as training keeps them: narrow ones in 16 bits."""
+    return np.array([4.0 if name in ("fp32", "tf32") else 2.0 for name in GEMM_FORMATS])[index]
+
+
+def rows_with(table: Table, *, op: Words, engine: Words, problem: Words, parts: Parts) -> KernelRows:
+    """The rows of a table with their calls; those of rows with a problem are dropped."""
+    kept = [(rows[problem.codes[rows] == 0], take(calls, problem.codes[rows] == 0)) for rows, calls in parts]
+    return KernelRows(
+        gpu=table.words["gpu"],
+        source=table.words["source"],
+        dtype=table.words["dtype"],
+        op=op,
+        engine=engine,
+        time_s=table.numbers["time_us"] * MICROSECOND,
+        launch_s=table.words["source"].map(lambda source: HOST_LAUNCH_S.get(source, 0.0)),
+        problem=problem,
+        calls=concatenate([calls for _, calls in kept]),
+        row=np.concatenate([rows for rows, _ in kept]),
+    )
+
+
+def first_problem(table: Table, *checks: tuple[NDArray[np.bool_], str]) -> Words:
+    """(K,) the words of the first check that fails for a row; code 0, empty, where none does."""
+    found = np.zeros(len(table), dtype=np.int64)
+    every = (*checks, (~(table.numbers["time_us"] > 0), "time_us must be positive"))
+    for number, (failed, _) in enumerate(every):
+        found[(found == 0) & failed] = number + 1
+    return Words(values=("", *(words for _, words in every)), codes=found)

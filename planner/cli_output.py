@@ -1,0 +1,49 @@
+"""How commands answer: the document or its tables on stdout, signs of life on stderr."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from profiles.errors import SpecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def emit(shown: tuple[Mapping[str, Any], Callable[["Console"], None]], *, json_: bool, output: str | None) -> None:
+    """Write the document to the file asked for, and the document or its tables to stdout."""
+    document, tables = shown
+    if json_ or output is not None:
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+        if output is not None:
+            _write(output, text)
+        if json_:
+            typer.echo(text)
+            return
+    from rich.console import Console
+
+    tables(Console())
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SpecError("--output", f"cannot write {path[:200]!r}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def progress(words: str, *, quiet: bool) -> Iterator[None]:
+    """A spinner on stderr while something takes time, if someone is watching."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(words):
+        yield

@@ -1,0 +1,1 @@
+"""Price lists against tables of measured timings."""

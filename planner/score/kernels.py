@@ -1,0 +1,144 @@
+"""Scores tables of kernels: prices every row that has calls on a known device."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, calibrate
+from costmodels.kernels.calls import Basis, FloatArray, IntArray, KernelCallBatch, KernelCostModel, KernelOp, take
+from costmodels.tables.rows import KernelRows
+from planner.score.results import GroupScore, Unpriced
+from planner.validate.metrics import error_summary
+from profiles.catalog import Catalog
+from profiles.errors import SpecError
+from profiles.hardware import DeviceSpec
+from profiles.precision import GEMM_FORMATS
+
+LONG_S = 20e-6  # kernels a training step is made of; shorter ones are timed no better than their launch
+_ADD_A_DEVICE = "add it as YAML in a directory of PLANNER_CATALOG (README, Add a GPU or a model)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FewShot:
+    """How many rows of each GPU are spent on calibration before the others are scored, and the draw's seed."""
+
+    rows: int
+    seed: int = 0
+
+
+def score_kernels(
+    rows: KernelRows, kernels: KernelCostModel, catalog: Catalog, *, few_shot: FewShot | None = None
+) -> tuple[list[GroupScore], list[Unpriced]]:
+    """Errors and unpriced rows of a table, by GPU, operation and dtype.
+
+    Raises:
+        SpecError: If a GPU has too few rows to be calibrated with as many as asked and still be scored.
+    """
+    groups: list[GroupScore] = []
+    unpriced: list[Unpriced] = []
+    for (gpu, op, dtype, code), chosen in _grouped(rows, np.flatnonzero(rows.problem.codes > 0)):
+        reason = rows.problem.values[code]
+        unpriced.append(Unpriced(gpu=gpu, op=op, dtype=dtype, rows=len(chosen), reason=reason))
+    devices: dict[str, DeviceSpec] = {}
+    priceable: dict[str, list[tuple[str, str, NDArray[np.int64]]]] = {}
+    for (gpu, op, dtype, _), chosen in _grouped(rows, np.flatnonzero(rows.problem.codes == 0)):
+        try:
+            devices[gpu] = catalog.device(gpu, field="gpu")
+            _check_formats(rows.take(chosen).calls, devices[gpu])
+        except SpecError as error:
+            hint = f"; {_ADD_A_DEVICE}" if error.field == "gpu" else ""
+            reason = f"{error.problem}{hint}"
+            unpriced.append(Unpriced(gpu=gpu, op=op, dtype=dtype, rows=len(chosen), reason=reason))
+            continue
+        priceable.setdefault(gpu, []).append((op, dtype, chosen))
+    for gpu, parts in priceable.items():
+        model, spent = kernels, np.zeros(len(rows), dtype=np.bool_)
+        if few_shot is not None and few_shot.rows > 0:
+            every = np.concatenate([chosen for _, _, chosen in parts])
+            model, drawn = _calibrated(rows, every, kernels, devices[gpu], few_shot)
+            spent[drawn] = True
+        for op, dtype, chosen in parts:
+            left = chosen[~spent[chosen]]
+            if len(left):
+                groups.append(_score(rows.take(left), model, devices[gpu], gpu=gpu, op=op, dtype=dtype))
+    return groups, unpriced
+
+
+def price_rows(
+    rows: KernelRows, kernels: KernelCostModel, device: DeviceSpec
+) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]:
+    """(K,) seconds, both ends of the interval, and weakest basis of rows of one device.
+
+    The sums of their calls, and the host's launch where the source times it too.
+    """
+    priced = kernels.predict(rows.calls, device)
+    sums = np.repeat(rows.launch_s[None, :], 3, axis=0)
+    for total, part in zip(sums, (priced.time_s, priced.low_s, priced.high_s), strict=True):
+        np.add.at(total, rows.row, part)
+    basis = np.zeros(len(rows), dtype=np.int64)
+    np.maximum.at(basis, rows.row, priced.basis)
+    return sums[0], sums[1], sums[2], basis
+
+
+def _calibrated(
+    rows: KernelRows, chosen: IntArray, kernels: KernelCostModel, device: DeviceSpec, few_shot: FewShot
+) -> tuple[KernelCostModel, IntArray]:
+    """The prices corrected on rows drawn from the chosen ones, and which were drawn.
+
+    A row of several calls corrects the one that takes longest, by the ratio of the whole row.
+    """
+    if not FEWEST_POINTS <= few_shot.rows < len(chosen):
+        problem = f"must be at least {FEWEST_POINTS} and fewer than the {len(chosen):,} rows of {device.name}"
+        raise SpecError("--calibrate-with", f"{problem}; got {few_shot.rows}")
+    drawn = np.sort(np.random.default_rng(few_shot.seed).choice(chosen, few_shot.rows, replace=False))
+    part = rows.take(drawn)
+    priced_s = kernels.predict(part.calls, device).time_s
+    whole_s = np.bincount(part.row, weights=priced_s, minlength=len(part))
+    order = np.lexsort((-priced_s, part.row))
+    longest = order[np.unique(part.row[order], return_index=True)[1]]
+    # A launch is never more than half of a row's time, however short that is.
+    ratio = np.maximum(part.time_s - part.launch_s, part.time_s / 2) / whole_s
+    calibration = calibrate(kernels, take(part.calls, longest), priced_s[longest] * ratio[part.row[longest]], device)
+    return CalibratedKernelModel(kernels, {device.name: calibration}), drawn
+
+
+def _score(
+    rows: KernelRows, kernels: KernelCostModel, device: DeviceSpec, *, gpu: str, op: str, dtype: str
+) -> GroupScore:
+    time_s, low_s, high_s, basis = price_rows(rows, kernels, device)
+    errors = error_summary(time_s, rows.time_s, low=low_s, high=high_s)
+    if errors is None:
+        raise ValueError("a group has at least one row")
+    long = rows.time_s > LONG_S
+    shares = np.bincount(basis, minlength=len(Basis)) / len(rows)
+    return GroupScore(
+        gpu=gpu,
+        device=device.name,
+        op=op,
+        dtype=dtype,
+        errors=errors,
+        long_errors=error_summary(time_s[long], rows.time_s[long], low=low_s[long], high=high_s[long]),
+        basis={name.name.lower(): float(shares[name]) for name in Basis if shares[name] > 0},
+    )
+
+
+def _check_formats(calls: KernelCallBatch, device: DeviceSpec) -> None:
+    """Raise what the device says of a format it cannot multiply in."""
+    for code in np.unique(take(calls, calls.op != KernelOp.MEMORY).gemm_format):
+        device.peak(GEMM_FORMATS[code])
+
+
+def _grouped(rows: KernelRows, chosen: IntArray) -> Iterable[tuple[tuple[str, str, str, int], NDArray[np.int64]]]:
+    """GPU, operation, dtype and problem code of every group of the chosen rows, and the group's rows."""
+    words = (rows.gpu, rows.op, rows.dtype)
+    columns = np.stack([*(column.codes for column in words), rows.problem.codes])[:, chosen]
+    keys, inverse = np.unique(columns, axis=1, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    bounds = np.searchsorted(inverse[order], np.arange(keys.shape[1] + 1))
+    found = []
+    for number, key in enumerate(keys.T.tolist()):
+        gpu, op, dtype = (column.values[code] for column, code in zip(words, key[:3], strict=True))
+        found.append(((gpu, op, dtype, key[3]), chosen[order[bounds[number] : bounds[number + 1]]]))
+    return sorted(found, key=lambda item: item[0])

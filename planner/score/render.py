@@ -1,0 +1,55 @@
+"""Prints scores as tables."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from planner.score.results import GroupScore, TableScore
+
+_TITLES = ("device", "operation", "dtype", "rows", "MAPE", "median", "p90", "bias", "covered", "> 20 us", "basis")
+
+
+def render_scores(scores: Sequence[TableScore], console: Console) -> None:
+    """One table of errors per file, and below it what has no price and why."""
+    for score in scores:
+        table = Table(
+            title=f"{score.table} ({score.schema}, {score.rows:,} rows)",
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            header_style="bold",
+        )
+        for number, title in enumerate(_TITLES):
+            table.add_column(title, justify="left" if number < 3 or title == "basis" else "right", no_wrap=number != 10)
+        for group in score.groups:
+            table.add_row(*_cells(group))
+        console.print(table)
+        for item in score.unpriced:
+            console.print(
+                f"not priced: {item.rows:,} rows of {item.gpu}, {item.op}, {item.dtype}: {item.reason}",
+                highlight=False,
+                markup=False,
+            )
+    console.print(
+        "MAPE, median, p90: |predicted / measured - 1| in %; bias: its signed mean; covered: rows inside the 90 % "
+        "interval; > 20 us: MAPE of longer kernels",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _cells(group: GroupScore) -> list[str]:
+    errors, long = group.errors, group.long_errors
+    covered = "" if errors.covered is None else f"{100 * errors.covered:.0f}"
+    return [
+        group.device,
+        group.op,
+        group.dtype,
+        f"{errors.rows:,}",
+        *(f"{100 * value:.1f}" for value in (errors.mape, errors.median, errors.p90)),
+        f"{100 * errors.bias:+.1f}",
+        covered,
+        "" if long is None else f"{100 * long.mape:.1f}",
+        ", ".join(f"{name} {100 * share:.0f} %" for name, share in group.basis.items()),
+    ]

@@ -1,0 +1,59 @@
+"""What scoring a table found: errors per group of rows, and rows without a price."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from planner.validate.metrics import ErrorSummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupScore:
+    """Errors on the rows of one device, operation and dtype.
+
+    Attributes:
+        gpu: As the table spells it.
+        device: Catalogue name.
+        op: Operation or phase.
+        dtype: As the table spells it.
+        errors: On all its rows.
+        long_errors: On rows that took more than ``LONG_S``; None if there is none.
+        basis: Share of the rows by basis of their price.
+    """
+
+    gpu: str
+    device: str
+    op: str
+    dtype: str
+    errors: ErrorSummary
+    long_errors: ErrorSummary | None
+    basis: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpriced:
+    """Rows of one device, operation and dtype without a price, and why."""
+
+    gpu: str
+    op: str
+    dtype: str
+    rows: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableScore:
+    """Everything about one table.
+
+    Attributes:
+        table: File.
+        schema: What kind of table it is.
+        rows: Rows in it.
+        groups: Errors by device, operation and dtype.
+        unpriced: Rows left out, with reasons.
+    """
+
+    table: str
+    schema: str
+    rows: int
+    groups: tuple[GroupScore, ...]
+    unpriced: tuple[Unpriced, ...]

@@ -1,0 +1,44 @@
+"""Scores tables of measured timings of any known schema with the packaged price lists."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from costmodels.tables.mapping import MAPPINGS, kernel_rows
+from costmodels.tables.read import read_table
+from planner.price_lists import default_kernel_model
+from planner.schema_types import SCHEMA_VERSION
+from planner.score.kernels import FewShot, score_kernels
+from planner.score.results import TableScore
+from profiles.catalog import default_catalog
+from profiles.errors import SpecError
+
+
+def score_tables(paths: Sequence[Path], *, few_shot: FewShot | None = None) -> list[TableScore]:
+    """Every table priced row by row.
+
+    Args:
+        paths: The tables.
+        few_shot: Rows of each GPU and table to calibrate with first.
+
+    Raises:
+        SpecError: If a file is no table of a known schema, or has too few rows to calibrate with.
+    """
+    return [score_table(path, few_shot=few_shot) for path in paths]
+
+
+def score_table(path: Path, *, few_shot: FewShot | None = None) -> TableScore:
+    """One table priced row by row, see ``score_tables``."""
+    table = read_table(path)
+    if table.schema not in MAPPINGS:
+        raise SpecError(str(path), f"{table.schema} are not scored yet", "score tables of kernels")
+    groups, unpriced = score_kernels(kernel_rows(table), default_kernel_model(), default_catalog(), few_shot=few_shot)
+    return TableScore(
+        table=str(path), schema=table.schema, rows=len(table), groups=tuple(groups), unpriced=tuple(unpriced)
+    )
+
+
+def scores_document(scores: Sequence[TableScore]) -> Mapping[str, Any]:
+    """What ``--json`` prints; errors are fractions."""
+    return {"schema_version": SCHEMA_VERSION, "tables": [asdict(score) for score in scores]}

@@ -1,0 +1,114 @@
+"""Few-shot calibration: a hundred kernels move every price of a device the right way, and no other device's."""
+
+import json
+
+import numpy as np
+import pytest
+
+from costmodels.kernels.calibrated import MOST_POINTS, CalibratedKernelModel, Calibration, calibrate
+from costmodels.kernels.calls import KernelCallBatch, KernelOp, kernel_calls, take
+from tests.fakes import RateKernels, device
+
+BASE = RateKernels(relative_half_width=0.3, start_s=2e-6)
+HERE = device()
+
+
+def gemms(count: int, seed: int = 0) -> KernelCallBatch:
+    rng = np.random.default_rng(seed)
+    m, n, k = (2.0 ** rng.uniform(6, 13, count) for _ in range(3))
+    return kernel_calls(
+        count, op=KernelOp.GEMM, gemm_format=3, m=m, n=n, k=k, batch=1, flops=2 * m * n * k,
+        bytes=2 * (m * n + m * k + k * n), element_bytes=2,
+    )  # fmt: skip
+
+
+def truth(calls: KernelCallBatch, factor: float, noise: float, seed: int = 1) -> np.ndarray:
+    """Slower by a factor, more so for short depths, with noise."""
+    wobble = np.random.default_rng(seed).normal(0, noise, len(calls))
+    return BASE.predict(calls, HERE).time_s * factor * np.exp(0.2 * (8 - np.log2(calls.k)) / 5 + wobble)
+
+
+def test_a_hundred_kernels_correct_level_and_shape():
+    seen, fresh = gemms(100), gemms(1000, seed=2)
+    calibration = calibrate(BASE, seen, truth(seen, 1.6, 0.03), HERE)
+    corrected = CalibratedKernelModel(BASE, {HERE.name: calibration}).predict(fresh, HERE)
+    measured = truth(fresh, 1.6, 0.03, seed=4)
+    assert np.mean(np.abs(BASE.predict(fresh, HERE).time_s / measured - 1)) > 0.3
+    assert np.mean(np.abs(corrected.time_s / measured - 1)) < 0.05
+    inside = (corrected.low_s <= measured) & (measured <= corrected.high_s)
+    assert 0.82 < inside.mean() <= 0.99
+    after, before = calibration.error
+    assert after < 0.06 < 0.3 < before
+
+
+def test_kernels_as_priced_change_nothing():
+    seen, fresh = gemms(50), gemms(200, seed=2)
+    calibration = calibrate(BASE, seen, BASE.predict(seen, HERE).time_s, HERE)
+    corrected = CalibratedKernelModel(BASE, {HERE.name: calibration}).predict(fresh, HERE)
+    assert corrected.time_s == pytest.approx(BASE.predict(fresh, HERE).time_s, rel=1e-6)
+
+
+def test_other_devices_keep_their_prices():
+    seen = gemms(20)
+    calibration = calibrate(BASE, seen, truth(seen, 2.0, 0.0), HERE)
+    elsewhere = device(name="other")
+    priced = CalibratedKernelModel(BASE, {HERE.name: calibration}).predict(seen, elsewhere)
+    assert priced.time_s.tolist() == BASE.predict(seen, elsewhere).time_s.tolist()
+
+
+def test_operations_never_measured_move_part_of_the_way_and_stay_unsure():
+    seen = gemms(100)
+    calibration = calibrate(BASE, seen, truth(seen, 1.6, 0.02), HERE)
+    memory = kernel_calls(1, op=KernelOp.MEMORY, batch=1, bytes=1e8)
+    before = BASE.predict(memory, HERE)
+    after = CalibratedKernelModel(BASE, {HERE.name: calibration}).predict(memory, HERE)
+    assert before.time_s[0] < after.time_s[0] < 1.6 * before.time_s[0]
+    assert after.high_s[0] / after.low_s[0] > 1.3
+
+
+def test_one_absurd_timing_does_not_spoil_the_rest():
+    seen, fresh = gemms(100), gemms(300, seed=2)
+    times = truth(seen, 1.3, 0.02)
+    times[7] *= 50
+    corrected = CalibratedKernelModel(BASE, {HERE.name: calibrate(BASE, seen, times, HERE)}).predict(fresh, HERE)
+    assert np.median(np.abs(corrected.time_s / truth(fresh, 1.3, 0.0) - 1)) < 0.05
+
+
+def test_calls_without_work_stay_free():
+    seen = gemms(20)
+    calibration = calibrate(BASE, seen, truth(seen, 2.0, 0.0), HERE)
+    free = RateKernels()
+    nothing = kernel_calls(2, op=KernelOp.GEMM, gemm_format=3)
+    priced = CalibratedKernelModel(free, {HERE.name: calibration}).predict(nothing, HERE)
+    assert priced.time_s.tolist() == priced.high_s.tolist() == [0.0, 0.0]
+
+
+def test_a_calibration_survives_json():
+    seen, fresh = gemms(60), gemms(50, seed=2)
+    calibration = calibrate(BASE, seen, truth(seen, 1.4, 0.05), HERE)
+    again = Calibration.from_document(json.loads(json.dumps(calibration.to_document())))
+    one, two = (
+        CalibratedKernelModel(BASE, {HERE.name: item}).predict(fresh, HERE).time_s for item in (calibration, again)
+    )
+    assert one == pytest.approx(two, rel=1e-3)
+    assert again.error == calibration.error
+
+
+def test_many_points_are_thinned_out():
+    seen = gemms(MOST_POINTS + 50)
+    assert len(calibrate(BASE, seen, truth(seen, 1.2, 0.05), HERE).group) == MOST_POINTS
+
+
+@pytest.mark.parametrize(
+    ("count", "time_s", "problem"), [(3, 1.0, "at least 4"), (5, 0.0, "positive"), (5, np.nan, "positive")]
+)
+def test_nonsense_is_refused(count, time_s, problem):
+    with pytest.raises(ValueError, match=problem):
+        calibrate(BASE, take(gemms(10), np.arange(count)), np.full(count, time_s), HERE)
+
+
+@pytest.mark.parametrize("broken", [{"group": [1]}, {"log_ratio": [[1]]}, {"error": [1]}, {"points": [[float("nan")]]}])
+def test_broken_documents_are_refused(broken):
+    document = calibrate(BASE, gemms(5), truth(gemms(5), 1.1, 0.0), HERE).to_document()
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        Calibration.from_document(document | broken)

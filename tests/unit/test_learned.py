@@ -1,0 +1,245 @@
+"""Learned prices: trees correct a roofline, blend with another one where they were never fitted, and say so."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from costmodels.kernels.booster import Booster
+from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, concatenate, kernel_calls, take
+from costmodels.kernels.features import FEATURES, features_of
+from costmodels.kernels.learned import OpModel, Situation, device_reference, learned_kernel_model
+from profiles.errors import SpecError
+from profiles.learned import LearnedFile, Spread, card_from, load_learned
+from profiles.precision import GEMM_FORMATS
+from tests.fakes import RateKernels, device
+
+# One tree, one split: -0.5 where log_k (feature 1) is at most 10, else 0.25.
+TREE = """tree
+version=v4
+num_class=1
+num_tree_per_iteration=1
+label_index=0
+max_feature_idx=1
+objective=regression
+feature_names=size log_k
+feature_infos=[0:39] [0:20]
+tree_sizes=151
+
+Tree=0
+num_leaves=2
+num_cat=0
+split_feature=1
+threshold=10
+decision_type=2
+left_child=-1
+right_child=-2
+leaf_value=-0.5 0.25
+is_linear=0
+shrinkage=1
+
+
+end of trees
+"""
+# One second per FLOP at peak, nothing else: floor, depth, tiles and waves play no role.
+PLAIN = {
+    "floor_s": 0.0, "max_efficiency": 1.0, "k_half": 0.0, "tile_exponent": 0.0, "wave_quantisation": 0.0,
+    "memory_efficiency": 1e9, "sharpness": 8.0, "quantise_passes": 0.0,
+}  # fmt: skip
+HALF = PLAIN | {"max_efficiency": 0.5}
+HERE = device()
+FAMILIES = {HERE.name: "chip", "sister": "chip", "stranger": "other"}
+SPREAD = {"up_to_s": [2e-3], "low_factor": [0.9, 0.8], "high_factor": [1.1, 1.3]}
+
+
+def card(**changes) -> dict:
+    return {
+        "op_class": "gemm", "features": ["size", "log_k"], "reference": {"16-bit": {"*": PLAIN, HERE.name: HALF}},
+        "ranges": {"16-bit": [[0, 1e9], [0, 14]]},
+        "spread": dict.fromkeys(("measured", "beyond", "related", "foreign"), SPREAD)
+        | {"foreign": {"up_to_s": [], "low_factor": [0.5], "high_factor": [2.0]}},
+        "blend": {"measured": 1, "beyond": 1, "related": 1, "foreign": 0.5},
+        "sha256": hashlib.sha256(TREE.encode()).hexdigest(),
+    } | changes  # fmt: skip
+
+
+def model(**changes):
+    file = LearnedFile(card=card_from(card(**changes)), text=TREE)
+    return learned_kernel_model({"gemm": file}, roofline=RateKernels(flops_per_s=1e12), families=FAMILIES)
+
+
+def gemm(m: float = 4096, n: float = 4096, k: float = 4096, kind: str = "bf16") -> KernelCallBatch:
+    return kernel_calls(
+        1, op=KernelOp.GEMM, gemm_format=GEMM_FORMATS.index(kind), m=m, n=n, k=k, batch=1, flops=2 * m * n * k,
+        bytes=2 * (m * n + m * k + k * n), element_bytes=2,
+    )  # fmt: skip
+
+
+AT_PEAK_S = 2 * 4096.0**3 / 312e12
+
+
+def test_a_known_device_gets_its_reference_and_the_trees():
+    priced = model().predict(gemm(), HERE)
+    assert priced.time_s[0] == pytest.approx(2 * AT_PEAK_S * np.exp(0.25))
+    assert priced.basis[0] == Basis.LEARNED
+    assert not priced.extrapolated[0]
+    shallow = model().predict(gemm(k=512), HERE)
+    assert shallow.time_s[0] == pytest.approx(2 * AT_PEAK_S / 8 * np.exp(-0.5))
+
+
+def test_the_interval_is_that_of_the_predicted_time():
+    short, long = model().predict(gemm(), HERE), model().predict(gemm(m=65536), HERE)
+    assert short.time_s[0] < 2e-3 < long.time_s[0]
+    assert (short.low_s[0], short.high_s[0]) == pytest.approx((0.9 * short.time_s[0], 1.1 * short.time_s[0]))
+    assert (long.low_s[0], long.high_s[0]) == pytest.approx((0.8 * long.time_s[0], 1.3 * long.time_s[0]))
+
+
+def test_shapes_beyond_the_fit_are_flagged():
+    priced = model().predict(gemm(k=1 << 15), HERE)
+    assert priced.extrapolated[0]
+    assert priced.basis[0] == Basis.LEARNED
+
+
+def test_a_sister_chip_takes_the_reference_of_its_family():
+    priced = model().predict(gemm(), device(name="sister"))
+    assert priced.time_s[0] == pytest.approx(2 * AT_PEAK_S * np.exp(0.25))
+    assert priced.basis[0] == Basis.LEARNED
+
+
+def test_a_stranger_is_blended_with_the_roofline_and_less_sure():
+    priced = model().predict(gemm(), device(name="stranger"))
+    roofline_s = 2 * 4096.0**3 / 1e12
+    assert priced.time_s[0] == pytest.approx(np.sqrt(AT_PEAK_S * np.exp(0.25) * roofline_s))
+    assert priced.high_s[0] / priced.low_s[0] == pytest.approx(4.0)
+    assert priced.basis[0] == Basis.ANALYTIC  # as the roofline says
+
+
+def test_what_no_model_knows_is_left_to_the_roofline():
+    for calls in (gemm(kind="tf32"), replace(gemm(), op=np.array([int(KernelOp.ATTENTION_FORWARD)]))):
+        assert model().predict(calls, HERE).time_s[0] == RateKernels(flops_per_s=1e12).predict(calls, HERE).time_s[0]
+
+
+def test_calls_without_work_are_free_and_harmless():
+    nothing = kernel_calls(2, op=KernelOp.GEMM, gemm_format=GEMM_FORMATS.index("bf16"))
+    assert model().predict(nothing, HERE).time_s.tolist() == [0.0, 0.0]
+    assert len(model().predict(kernel_calls(0), HERE).time_s) == 0
+
+
+def test_a_price_does_not_depend_on_its_company_or_on_what_was_asked_before():
+    sizes = 2.0 ** np.random.default_rng(0).uniform(5, 14, (40, 3))
+    calls = concatenate([gemm(*size) for size in sizes])
+    together, one_by_one = model(), model()
+    whole = together.predict(calls, HERE)
+    single = [one_by_one.predict(take(calls, np.array([row])), HERE).time_s[0] for row in range(40)]
+    assert whole.time_s.tolist() == single
+    assert together.predict(calls, HERE).time_s.tolist() == single
+    faster = replace(HERE, peak_flops_per_s={"bf16": 624e12})
+    assert together.predict(gemm(), faster).time_s[0] == pytest.approx(together.predict(gemm(), HERE).time_s[0] / 2)
+
+
+def test_a_format_the_device_lacks_is_refused():
+    with pytest.raises(SpecError, match="no fp8 arithmetic"):
+        model(reference={"fp8": {"*": PLAIN}}).predict(gemm(kind="fp8"), HERE)
+
+
+def test_references_come_from_the_device_or_its_family_or_all():
+    references = {"*": PLAIN, HERE.name: HALF}
+    assert device_reference(references, HERE, FAMILIES) == (HALF, Situation.MEASURED)
+    twin = replace(HERE, name="twin")
+    assert device_reference(references, twin, FAMILIES | {"twin": "chip"}) == (HALF, Situation.RELATED)
+    assert device_reference(references, twin, FAMILIES) == (PLAIN, Situation.FOREIGN)
+
+
+# ---- boosters and files ---------------------------------------------------------------------------------
+
+
+def test_a_booster_reads_its_text_and_checks_the_width():
+    booster = Booster(TREE)
+    assert (booster.num_trees, booster.num_features) == (1, 2)
+    assert booster.predict(np.array([[0.0, 9.0], [0.0, 11.0]])).tolist() == [-0.5, 0.25]
+    assert booster.predict(np.zeros((0, 2))).tolist() == []
+    with pytest.raises(ValueError, match="2 features"):
+        booster.predict(np.zeros((1, 3)))
+
+
+def test_a_card_of_other_features_is_refused():
+    with pytest.raises(ValueError, match="names 1 features"):
+        OpModel.of(LearnedFile(card=card_from(card(features=["size"])), text=TREE))
+
+
+def write(folder: Path, document: dict, text: str = TREE) -> None:
+    (folder / "gemm.json").write_text(json.dumps(document), encoding="utf-8")
+    (folder / "gemm.txt").write_text(text, encoding="utf-8")
+
+
+def test_models_are_loaded_with_their_cards(tmp_path):
+    write(tmp_path, card())
+    (found,) = load_learned(tmp_path).values()
+    assert found.text == TREE
+    assert found.card.spread["measured"] == Spread(
+        up_to_s=(2e-3, float("inf")), low_factor=(0.9, 0.8), high_factor=(1.1, 1.3)
+    )
+    assert load_learned(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize(
+    ("document", "text", "problem"),
+    [
+        (card(), TREE + "\n", "is not the model its card describes"),
+        ({"op_class": "gemm"}, TREE, "is no card"),
+        ([], TREE, "is no card"),
+        (card(blend={"measured": "high"}), TREE, "is no card"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_refused(tmp_path, document, text, problem):
+    write(tmp_path, document, text)
+    with pytest.raises(SpecError, match=problem) as error:
+        load_learned(tmp_path)
+    assert error.value.field.startswith(str(tmp_path))
+
+
+# ---- features -------------------------------------------------------------------------------------------
+
+
+def feature(name: str, calls: KernelCallBatch, **spec) -> float:
+    return float(features_of("gemm", calls, device(**spec))[name][0])
+
+
+def test_features_of_a_gemm_a_reader_can_count():
+    calls = gemm(m=256 * 27, n=512, k=1000)
+    # 27 x 4 tiles of 256 x 128 fill 108 multiprocessors once.
+    assert feature("waves_256x128", calls) == 0.0
+    assert feature("tail_256x128", calls) == 1.0
+    assert feature("tail_256x128", gemm(m=256 * 27 + 1, n=512, k=1000)) == pytest.approx(2 / (112 / 108))
+    assert feature("pad_128x128", gemm(m=96, n=128)) == pytest.approx(128 / 96)
+    assert [feature(f"align_{name}", calls) for name in "mnk"] == [8, 8, 3]
+    assert feature("align_m", gemm(m=37.5)) == 0
+    moved = 2 * (256 * 27 * 1000 + 512 * 1000 + 256 * 27 * 512)
+    assert feature("cache", calls) == pytest.approx(np.log2(moved / 40e6))
+    assert feature("intensity", calls) == pytest.approx(np.log(2 * 256 * 27 * 512 * 1000 / 312e12 / (moved / 2e12)))
+
+
+def test_twice_the_machine_for_twice_the_work_looks_the_same():
+    """Features are ratios to what the device offers: twice the columns on twice the multiprocessors and rates."""
+    small, large = gemm(n=4096), gemm(n=8192)
+    twice = {
+        "num_sms": 216, "peak_flops_per_s": {"bf16": 624e12}, "memory_bandwidth_bytes_per_s": 4e12, "l2_bytes": 80e6
+    }  # fmt: skip
+    for name in ("waves_256x128", "waves_64x64", "tail_128x128"):
+        assert feature(name, large, **twice) == pytest.approx(feature(name, small))
+
+
+@pytest.mark.parametrize("op_class", FEATURES)
+def test_features_are_finite_for_any_call(op_class):
+    rng = np.random.default_rng(0)
+    sizes = np.concatenate([2.0 ** rng.uniform(0, 20, (200, 4)), np.zeros((1, 4))])
+    calls = kernel_calls(
+        201, op=KernelOp.GEMM, gemm_format=3, m=sizes[:, 0], n=sizes[:, 1], k=sizes[:, 2], batch=sizes[:, 3],
+        heads=8, kv_heads=2, causal=0.5, flops=2e9, bytes=1e6, element_bytes=2,
+    )  # fmt: skip
+    for name, values in features_of(op_class, calls, HERE).items():
+        assert np.isfinite(values).all(), name
+        assert len(values) == 201

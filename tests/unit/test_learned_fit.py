@@ -1,0 +1,209 @@
+"""Fitting learned kernel models: which rows enter, what is held out, and that files come out the same twice."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from costmodels.calibration.kernel_models import build
+from costmodels.calibration.kernel_page import page
+from costmodels.calibration.learned_fit import predicted_s, slimmed, train
+from costmodels.calibration.learned_splits import (
+    Fold,
+    best_share,
+    covered,
+    largest,
+    measured_elsewhere,
+    report,
+    roofline_s,
+    shape_fold,
+    spread_of,
+    weighted_quantiles,
+)
+from costmodels.calibration.training_rows import TrainingRows, capped, gemm_training_rows, grouped_training_rows
+from costmodels.kernels.learned import learned_kernel_model
+from costmodels.tables.read import SCHEMAS
+from profiles.catalog import default_catalog
+from profiles.learned import load_learned
+from tests.fakes import RateKernels
+
+GPUS = {"A100-SXM4-80GB": 312e12, "H100-SXM5-80GB": 989e12}
+
+
+def data(tmp_path: Path, *, count: int = 400, seed: int = 0) -> Path:
+    """A folder with GEMMs that reach 70 % of the peak, and half of that where the depth is below 512."""
+    rng = np.random.default_rng(seed)
+    lines = [",".join(SCHEMAS["gemm"])]
+    for gpu, peak in GPUS.items():
+        shapes = 2 ** rng.integers(7, 13, (count, 3)) + 8 * rng.integers(0, 8, (count, 3))
+        for m, n, k in shapes.tolist():
+            seconds = 5e-6 + 2 * m * n * k / peak / (0.35 if k < 512 else 0.7)
+            lines.append(f"lab,{gpu},bf16,{m},{n},{k},1,{seconds * 1e6},x")
+    folder = tmp_path / "timings"
+    folder.mkdir(exist_ok=True)
+    write(folder / "gemm.csv.gz", lines)
+    return tmp_path
+
+
+def write(path: Path, lines: list[str]) -> None:
+    path.write_bytes(gzip.compress("\n".join([*lines, ""]).encode()))
+
+
+def rows_of(folder: Path) -> TrainingRows:
+    return gemm_training_rows(folder)
+
+
+def append(folder: Path, *lines: str) -> None:
+    path = folder / "timings" / "gemm.csv.gz"
+    write(path, [*gzip.decompress(path.read_bytes()).decode().splitlines(), *lines])
+
+
+def test_rows_that_teach_nothing_stay_out(tmp_path):
+    folder = data(tmp_path, count=20)
+    before = len(rows_of(folder))
+    append(
+        folder, "xla-perf-table,H100,bf16,4096,4096,4096,1,900,x", "lab,TitanX,bf16,4096,4096,4096,1,900,x",
+        "lab,A100,fp8,4096,4096,4096,1,900,x", "lab,A100,int8,4096,4096,4096,1,900,x",
+        "lab,A100,fp32,4096,4096,4096,1,9000,x",
+    )  # fmt: skip
+    assert len(rows_of(folder)) == before
+
+
+def test_launches_of_eager_sources_are_taken_off_and_short_rows_left_out(tmp_path):
+    folder = data(tmp_path, count=20)
+    eager = [f"deepbench,H100,bf16,{512 + 8 * i},64,64,1,{10 + i / 1000},x" for i in range(300)]
+    append(folder, *eager, "deepbench,H100,bf16,8192,8192,8192,1,2007,x")
+    rows = rows_of(folder)
+    long = rows.source == "deepbench"
+    assert long.sum() == 1
+    assert rows.time_s[long][0] == pytest.approx(2000e-6, rel=1e-3)  # ten less three microseconds
+
+
+def test_repeated_measurements_become_one(tmp_path):
+    folder = data(tmp_path, count=20)
+    before = len(rows_of(folder))
+    append(folder, *(f"other,H100,bf16,640,640,640,1,{time},v{time}" for time in (100, 400)))
+    rows = rows_of(folder)
+    assert len(rows) == before + 1
+    assert rows.time_s[rows.source == "other"] == pytest.approx([200e-6])
+
+
+def test_expert_layers_leave_both_gemms_what_the_glue_does_not_take(tmp_path):
+    folder = tmp_path / "timings"
+    folder.mkdir()
+    line = "lab,H100-SXM5-80GB,bf16,fused_moe,8192,4096,{inter},2,8,1,1,{how},trtllm;moe_torch_flow_cutlass,{time}"
+    text = [line.format(inter=2048, how="balanced", time=3000), line.format(inter=4096, how="power_law_1.2", time=9)]
+    write(folder / "moe.csv.gz", [",".join(SCHEMAS["moe"]), *text])
+    rows = grouped_training_rows(tmp_path)
+    assert len(rows) == 2
+    assert rows.calls.flops.tolist() == pytest.approx([2 * 16384 * 4096 * 4096, 2 * 16384 * 4096 * 2048])
+    assert rows.time_s[0] == pytest.approx(2 * rows.time_s[1])
+    # Four passes over the routed tokens of 4096 in 16 bits, three of 2048, at 80 % of 3.35 TB/s; three launches.
+    glue_s = 2 * 16384 * (4 * 4096 + 3 * 2048) / 3.35e12 / 0.8 + 9e-6
+    assert rows.time_s.sum() == pytest.approx(3000e-6 - glue_s)
+
+
+def test_a_model_learns_what_a_roofline_does_not_say(tmp_path):
+    rows = rows_of(data(tmp_path))
+    held = shape_fold(rows) == 0
+    trained = train(rows.take(~held), rounds=60)
+    part = rows.take(held)
+    learned_s, reference_s = predicted_s(trained, part)
+    error, without = (float(np.mean(np.abs(time_s / part.time_s - 1))) for time_s in (learned_s, reference_s))
+    assert error < 0.6 * without
+    assert set(trained.reference["16-bit"]) == {"*", "A100-SXM-80GB", "H100-SXM-80GB"}
+
+
+def test_the_same_rows_give_the_same_model(tmp_path):
+    rows = rows_of(data(tmp_path, count=100))
+    assert train(rows, rounds=5).text == train(rows, rounds=5).text
+
+
+def test_splits_hold_whole_shapes_and_the_most_work(tmp_path):
+    rows = rows_of(data(tmp_path, count=100))
+    doubled = rows.joined(rows)
+    fold = shape_fold(doubled)
+    assert (fold[: len(rows)] == fold[len(rows) :]).all()
+    assert set(fold) == set(range(5))
+    most = largest(rows)
+    for device in np.unique(rows.device):
+        mine = (rows.device == device) & (rows.time_s > 20e-6)
+        assert rows.calls.flops[mine & most].min() > rows.calls.flops[mine & ~most].max()
+        assert most[mine].mean() == pytest.approx(0.2, abs=0.08)
+    assert not measured_elsewhere(rows, "lab").any()
+
+
+def test_caps_draw_the_same_rows_of_every_group(tmp_path):
+    rows = rows_of(data(tmp_path, count=100))
+    few = capped(rows, 30)
+    assert [int((few.device == device).sum()) for device in np.unique(few.device)] == [30, 30]
+    assert (few.time_s == capped(rows, 30).time_s).all()
+    assert len(capped(rows, 1000)) == len(rows)
+
+
+def fold(rows: TrainingRows, factor: float, situation: str = "measured", name: str = "random") -> Fold:
+    return Fold(
+        name=name, situation=situation, rows=rows, learned_s=factor * rows.time_s, reference_s=rows.time_s,
+        constant_s=2 * rows.time_s,
+    )  # fmt: skip
+
+
+def test_reports_state_errors_as_fractions_and_cover_with_other_folds(tmp_path):
+    rows = rows_of(data(tmp_path, count=60))
+    (one, *_), other = report([fold(rows, 1.1)], 0.5), fold(rows, 1.2)
+    assert (one["mape"], one["bias"]) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert one["constant_roofline_mape"] == pytest.approx(1.0)
+    spread = spread_of([other], 0.5)
+    assert spread["low_factor"][-1] == pytest.approx(1 / 1.2, rel=1e-3)
+    assert covered(rows.time_s, 1.1 * rows.time_s, spread) == 1.0
+    assert covered(rows.time_s, 1.3 * rows.time_s, spread) == 0.0
+
+
+def test_the_share_on_strangers_is_what_errs_least(tmp_path):
+    rows = rows_of(data(tmp_path, count=60))
+    assert best_share([fold(rows, 1.5, "foreign")]) == 0.0
+    assert best_share([Fold(name="d", situation="foreign", rows=rows, learned_s=rows.time_s,
+                            reference_s=2 * rows.time_s, constant_s=rows.time_s)]) == 1.0  # fmt: skip
+
+
+def test_quantiles_follow_the_weights():
+    values = np.array([1.0, 2.0, 3.0, 4.0])
+    assert weighted_quantiles(values, np.ones(4), (0.5,)) == pytest.approx([2.5])
+    assert weighted_quantiles(values, np.array([1.0, 1.0, 1.0, 97.0]), (0.5,))[0] > 3.4
+
+
+def test_the_constant_roofline_is_the_larger_of_two_times(tmp_path):
+    rows = rows_of(data(tmp_path, count=30))
+    mine = rows.device == "A100-SXM-80GB"
+    expected = np.maximum(rows.calls.flops / 312e12, rows.calls.bytes / 2.039e12)
+    assert roofline_s(rows)[mine] == pytest.approx(expected[mine])
+
+
+def test_a_built_model_is_loaded_priced_and_described(tmp_path):
+    rows = rows_of(data(tmp_path, count=150))
+    lines = build(rows, tmp_path / "models")
+    assert {line["split"] for line in lines} == {"random", "larger", "device A100-SXM-80GB", "device H100-SXM-80GB"}
+    files = load_learned(tmp_path / "models")
+    model = learned_kernel_model(files, roofline=RateKernels(), families={})
+    mine = rows.take(rows.device == "A100-SXM-80GB")
+    priced = model.predict(mine.calls, default_catalog().device("A100-SXM-80GB"))
+    assert np.mean(np.abs(priced.time_s / mine.time_s - 1)) < 0.15
+    inside = (priced.low_s <= mine.time_s) & (mine.time_s <= priced.high_s)
+    assert inside.mean() > 0.85
+    text = page(file.card for file in files.values())
+    assert "| random | measured | 16-bit |" in text
+
+
+def test_slimmed_models_say_the_same():
+    import lightgbm
+
+    from costmodels.kernels.booster import Booster
+
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(500, 3))
+    data_set = lightgbm.Dataset(features, features[:, 0] * features[:, 1])
+    whole = lightgbm.train({"num_leaves": 7, "verbose": -1, "num_threads": 1}, data_set, 10)
+    text = slimmed(whole.model_to_string())
+    assert len(text) < 0.7 * len(whole.model_to_string())
+    assert Booster(text).predict(features).tolist() == whole.predict(features).tolist()

@@ -1,0 +1,181 @@
+"""Tables of measured kernels: read by their header, mapped to calls whose work a reader can count."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from costmodels.kernels.calls import GemmLayout, KernelFamily, KernelOp
+from costmodels.tables.mapping import kernel_rows
+from costmodels.tables.read import SCHEMAS, read_table
+from costmodels.tables.rows import KernelRows
+from profiles.errors import SpecError
+from profiles.precision import GEMM_FORMATS
+
+
+def table(tmp_path: Path, schema: str, *rows: str) -> Path:
+    path = tmp_path / f"{schema}.csv"
+    path.write_text("\n".join([",".join(SCHEMAS[schema]), *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def mapped(tmp_path: Path, schema: str, *rows: str) -> KernelRows:
+    return kernel_rows(read_table(table(tmp_path, schema, *rows)))
+
+
+def gemm(tmp_path: Path, *rows: str) -> KernelRows:
+    return mapped(tmp_path, "gemm", *rows)
+
+
+def test_a_gemm_row_is_one_call(tmp_path):
+    rows = gemm(tmp_path, "here,A100,bf16,128,256,512,2,10.0,lib")
+    calls = rows.calls
+    assert rows.time_s[0] == pytest.approx(10e-6)
+    assert calls.flops[0] == 2 * 2 * 128 * 256 * 512
+    assert calls.bytes[0] == 2 * 2 * (128 * 512 + 512 * 256 + 128 * 256)
+    assert (calls.m[0], calls.n[0], calls.k[0], calls.batch[0]) == (128, 256, 512, 2)
+    assert GEMM_FORMATS[calls.gemm_format[0]] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("note", "layout"),
+    [("TE;layout=TN;x", GemmLayout.FORWARD), ("op=NN;y", GemmLayout.INPUT_GRADIENT), ("layout=NT", 2), ("", 0)],
+)
+def test_blas_letters_name_the_pass(tmp_path, note, layout):
+    calls = gemm(tmp_path, f"here,A100,bf16,8,16,32,1,10.0,{note}").calls
+    assert calls.layout[0] == layout
+    assert (calls.m[0], calls.n[0], calls.k[0]) == (8, 16, 32)
+
+
+def test_both_gradients_are_two_calls_of_the_forward_shape(tmp_path):
+    rows = gemm(
+        tmp_path, "here,A100,fp32,8,16,32,1,10.0,fwd;x", "here,A100,fp32,8,16,32,1,20.0,bwd(dgrad+wgrad);x",
+        "here,A100,bf16,8,16,32,4,9.0,TE-grouped;stage=bwd_grad_w",
+    )  # fmt: skip
+    shapes = {
+        (int(row), int(layout)): (m, n, k)
+        for row, layout, m, n, k in zip(
+            rows.row, rows.calls.layout, rows.calls.m, rows.calls.n, rows.calls.k, strict=True
+        )
+    }
+    assert shapes == {(0, 0): (8, 16, 32), (1, 1): (8, 32, 16), (1, 2): (16, 32, 8), (2, 2): (16, 32, 8)}
+    assert rows.calls.op[rows.row == 2][0] == KernelOp.GROUPED_GEMM
+    assert rows.calls.element_bytes[rows.row == 0][0] == 4
+
+
+def test_block_scales_are_told_from_whole_tensors(tmp_path):
+    kinds = ("fp8", "fp8_block", "mxfp8", "nvfp4")
+    calls = gemm(tmp_path, *(f"here,H100,{kind},8,16,32,1,10.0,x" for kind in kinds)).calls
+    assert calls.scale_block.tolist() == [0, 128, 32, 16]
+    assert [GEMM_FORMATS[code] for code in calls.gemm_format] == ["fp8", "fp8", "fp8", "fp4"]
+
+
+def test_rows_that_cannot_be_priced_say_why_and_have_no_call(tmp_path):
+    rows = gemm(
+        tmp_path, "here,A100,int8_sq,8,16,32,1,10.0,x", "here,A100,bf16,0,16,32,1,10.0,x",
+        "here,A100,bf16,8,16,32,1,0,x", "here,A100,bf16,8,16,32,1,,x", "here,A100,bf16,8,16,32,1,5,x",
+    )  # fmt: skip
+    assert [rows.problem.values[code] for code in rows.problem.codes] == [
+        "arithmetic that training does not use",
+        "m, n, k and batch must be at least 1",
+        "time_us must be positive",
+        "time_us must be positive",
+        "",
+    ]
+    assert rows.row.tolist() == [4]
+
+
+def test_attention_counts_what_a_causal_kernel_computes(tmp_path):
+    rows = mapped(
+        tmp_path, "attention",
+        "here,H100,bf16,prefill,2,1024,1024,8,2,64,0,fa3,10", "here,H100,bf16,prefill,2,1024,1024,8,2,64,1,fa3,10",
+        "here,H100,bf16,train_bwd,2,1024,1024,8,2,64,0,fa3,10", "here,H100,bf16/kvfp8,decode,4,1,4096,8,2,64,1,fa3,10",
+    )  # fmt: skip
+    full = 4 * 2 * 8 * 1024 * 1024 * 64
+    calls = rows.calls
+    assert calls.flops[:3] == pytest.approx([full, full * (1025 / 2048), 2.5 * full])
+    # Two bytes for q and o, one each for the 8-bit keys and values.
+    assert calls.bytes[3] == pytest.approx(4 * 2 * 64 * (2 * 8 + 4096 * 2 * 1))
+    assert calls.bytes[0] == pytest.approx(2 * 2 * 2 * 64 * (1024 * 8 + 1024 * 2))
+    assert calls.op.tolist() == [2, 2, 3, 5]
+    assert calls.causal[3] == 1  # the newest token sees every key
+
+
+def test_bandwidth_bound_rows_name_family_and_sides(tmp_path):
+    rows = mapped(
+        tmp_path, "elementwise", "here,A100,fp32,layernorm_bwd,4x8x16,4096,9", "here,A100,fp16,silu_mul,32x64,100,9",
+        "here,A100,bf16->fp8,static_quant,odd,100,9", "here,A100,bf16,rmsnorm_eager,2x4,1,9",
+    )  # fmt: skip
+    calls = rows.calls
+    families = [KernelFamily(code).name for code in calls.family]
+    assert families == ["NORM_BACKWARD", "GATED_ACTIVATION", "QUANTISE", "NORM"]
+    assert list(zip(calls.m, calls.n, strict=True)) == [(32, 16), (32, 64), (0, 0), (2, 4)]
+    assert calls.element_bytes.tolist() == [4, 2, 2, 2]
+    assert calls.bytes.tolist() == [4096, 100, 100, 1]
+
+
+def test_a_fused_expert_layer_runs_both_gemms_of_the_experts_at_hand(tmp_path):
+    line = "here,H100,bf16,fused_moe,{tokens},64,32,2,8,2,{ep},balanced,lib,9"
+    rows = mapped(tmp_path, "moe", line.format(tokens=4096, ep=1), line.format(tokens=4096, ep=4))
+    gemms = rows.calls.op == KernelOp.GROUPED_GEMM
+    flops = [rows.calls.flops[gemms & (rows.row == row)].sum() for row in range(2)]
+    # Every token meets two experts; gate, up and down of width 32 / tp.
+    assert flops == pytest.approx([2 * 4096 * 2 * 3 * 64 * 16, 2 * 4096 * 2 * 3 * 64 * 16 / 4])
+    assert set(rows.calls.batch[gemms & (rows.row == 1)].round(6)) == {2.0}
+    few = mapped(tmp_path, "moe", line.format(tokens=1, ep=1)).calls
+    assert few.batch[0] == pytest.approx(2.0)  # one token wakes two experts
+    assert few.m[0] == pytest.approx(1.0)
+
+
+def test_a_skewed_routing_times_the_busiest_rank(tmp_path):
+    line = "here,H100,bf16,fused_moe,4096,64,32,2,8,1,{ep},{how},lib,9"
+    even, skewed, wide = (
+        mapped(tmp_path, "moe", line.format(ep=ep, how=how)).calls.flops.sum() * ep
+        for ep, how in ((1, "balanced"), (1, "power_law_1.2"), (8, "power_law_1.2"))
+    )
+    assert skewed / even == pytest.approx(1.05)
+    assert wide / even == pytest.approx(1.05 + 3 * 0.055)
+
+
+def test_rows_taken_out_keep_their_own_calls(tmp_path):
+    rows = gemm(
+        tmp_path, "here,A100,fp32,8,16,32,1,1,fwd", "here,A100,fp32,8,16,64,1,2,bwd(dgrad+wgrad)",
+        "here,A100,fp32,8,16,128,1,3,fwd",
+    )  # fmt: skip
+    part = rows.take(np.array([2, 1]))
+    assert part.time_s == pytest.approx([3e-6, 2e-6])
+    assert sorted(zip(part.row.tolist(), part.calls.flops.tolist(), strict=True)) == [
+        (0, 2 * 8 * 16 * 128),
+        (1, 2 * 8 * 16 * 64),
+        (1, 2 * 8 * 16 * 64),
+    ]
+
+
+def test_gzip_is_read_and_further_columns_are_ignored(tmp_path):
+    path = tmp_path / "gemm.csv.gz"
+    text = ",".join([*SCHEMAS["gemm"], "more"]) + "\nhere,A100,bf16,8,16,32,1,10.0,x,y\n"
+    path.write_bytes(gzip.compress(text.encode()))
+    assert len(read_table(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a,b\n1,2\n", "has the header of no known table"),
+        (",".join(SCHEMAS["gemm"]) + "\n", "holds no rows"),
+        (",".join(SCHEMAS["gemm"]) + "\nx,A100,bf16,eight,1,1,1,1,x\n", "is not a readable CSV table"),
+        ("", "is not a readable CSV table"),
+    ],
+)
+def test_what_is_no_table_is_refused_with_the_file(tmp_path, text, problem):
+    path = tmp_path / "t.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError, match=problem) as error:
+        read_table(path)
+    assert error.value.field == str(path)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(SpecError, match="no such file"):
+        read_table(tmp_path / "none.csv")
