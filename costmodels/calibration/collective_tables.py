@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from costmodels.collectives import CollectiveOp
-from costmodels.link_model import OP_NAMES, Groups
+from costmodels.link_model import OP_NAMES, Groups, wire_factor
 from profiles.catalog import default_catalog
 
 FloatArray = NDArray[np.float64]
@@ -45,6 +45,7 @@ JUDGED = {
     ("vidur", "nvlink4"): "nvlink4",
     ("vidur-history", "nvlink3?"): "nvlink3",
 }
+PEAK_TOLERANCE = 1.05  # of a link's bandwidth, by which a timer's resolution may exceed it
 MOST_SIZES = 48  # of one source, link, operation and number of ranks
 # Four cards in two bridged pairs: the ring's slowest hop is PCIe, of the generation of the card.
 ACROSS_PAIRS = {"A100-SXM4-80GB": "pcie4", "H100-SXM5-80GB": "pcie5"}
@@ -126,7 +127,7 @@ def inside_timings(folder: Path, *, judged: bool = False) -> list[LinkTimings]:
     if not judged:
         rack = pd.DataFrame(RACK, columns=["name", "op", "num_gpus", "size_bytes", "time_us"])
         table = pd.concat([table, rack.assign(source=RACK_SOURCE, adds=True)], ignore_index=True)
-    table = thinned(table)
+    table = thinned(table[[not _impossible(row) for row in table.itertuples()]])
     names = {name: op for op, name in OP_NAMES.items()}
     found = []
     for name, op in names.items():
@@ -146,6 +147,15 @@ def inside_timings(folder: Path, *, judged: bool = False) -> list[LinkTimings]:
                 )
             )
     return found
+
+
+def _impossible(row: Any) -> bool:
+    """Whether a rank sent more than its link carries; lanes inside AMD's packages do not count in their links'."""
+    link, op = default_catalog().link(row.name), CollectiveOp[row.op.upper()]
+    ring = float(wire_factor(op, np.array(float(row.num_gpus))))
+    sent = min(ring, 1 + 1 / row.num_gpus) if op is CollectiveOp.ALL_REDUCE else ring
+    rate = sent * row.size_bytes / (row.time_us * 1e-6)
+    return link.kind != "xgmi" and rate > PEAK_TOLERANCE * link.bandwidth_bytes_per_s
 
 
 def thinned(table: Any) -> Any:

@@ -5,6 +5,10 @@ import json
 import numpy as np
 import pytest
 
+pytest.importorskip("pandas", reason="the fitting tools need the optional extra 'fit'")
+
+import pandas
+
 from costmodels.calibration.collective_fit import CUBE_MESH, NEUTRAL, fit_inside, fit_tables, price_of
 from costmodels.calibration.collective_report import page, scores
 from costmodels.calibration.collective_splits import SPLITS, Judged, judge_inside
@@ -79,7 +83,6 @@ def test_records_of_links_kinds_and_all() -> None:
 
 
 def test_thinning_keeps_the_extremes_and_short_lists() -> None:
-    pandas = pytest.importorskip("pandas")
     rows = pandas.DataFrame({"size_bytes": np.arange(1, 1001) * 2048, "num_gpus": 2})
     table = pandas.concat([rows, rows.iloc[:5].assign(num_gpus=4)]).assign(source="s", name="l", op="o", adds=False)
     kept = thinned(table)
