@@ -19,6 +19,7 @@ from costmodels.calibration.collective_fit import as_fits, fit_inside, mesh_reco
 from costmodels.calibration.collective_splits import SPLITS, Judged, across_splits, inside_splits
 from costmodels.calibration.collective_spreads import LARGE_BYTES, interval, logs_by_group, spread_records
 from costmodels.calibration.collective_tables import FloatArray, inside_timings
+from costmodels.calibration.exchange_fit import exchange_records
 
 _BARS = {"eight ranks": "10 %", "more nodes": "20 %"}
 _INTRODUCTION = """# Collectives
@@ -47,6 +48,8 @@ _CAUSES = """## What does not hold, and why
   third at the crossing, by version and by number of ranks. The price list takes the better of two smooth curves.
 - **Two nodes.** In-switch sums reach across two nodes and no further on some fabrics; all-reduces on four nodes
   and more are priced 30 % low from runs on two nodes alone.
+- **Expert exchange between nodes.** The throughput kernels were timed on one layer over 2 to 8 nodes, with as few as
+  four multiprocessors, which also forward what comes from the network: errors of 20 to 30 % there.
 - **Other libraries.** XLA and torch add 10 to 40 us of their own to every call; prices are of the kernel.
 - Nothing between nodes was timed below 32 MiB on a network its source names.
 """
@@ -129,7 +132,9 @@ def _covered(split: str, judged: Sequence[Judged]) -> float:
     return float(np.concatenate(inside).mean())
 
 
-def page(judged: Sequence[Judged], spreads: Sequence[dict[str, Any]]) -> str:
+def page(
+    judged: Sequence[Judged], spreads: Sequence[dict[str, Any]], exchanges: Sequence[dict[str, Any]] = ()
+) -> str:  # fmt: skip
     """The page as Markdown."""
     lines = [_INTRODUCTION, "## Splits", ""]
     head = ("kept out", "rows", "groups", "MAPE", "bar", "MAPE of groups", "median", "bias", "covered", "baseline")
@@ -158,6 +163,12 @@ def page(judged: Sequence[Judged], spreads: Sequence[dict[str, Any]]) -> str:
         factors = f"{spread['low_factor']:.2f} to {spread['high_factor']:.2f}"
         link = spread["kind"] or "any"
         lines.append(_row(spread["where"], spread["known"], link, size, factors, spread["groups"], spread["rows"]))
+    lines += ["", "## Expert dispatch and combine (DeepEP)", ""]
+    lines += _head(("kernel", "link", "rows", "kept out", "MAPE", "median", "measured / price"))
+    for record in exchanges:
+        card, factors = record["card"], f"{record['low_factor']:.2f} to {record['high_factor']:.2f}"
+        errors = (_percent(card["mape"]), _percent(card["median_ape"]))
+        lines.append(_row(record["op"], record["name"], card["rows"], card["held_out"], *errors, factors))
     return "\n".join([*lines, "", _CAUSES])
 
 
@@ -200,9 +211,10 @@ def main() -> None:
     across = fabric_records(across_timings(options.data), as_fits(inside))
     judged = [*inside_splits(options.data), *across_splits(options.data, inside)]
     spreads = spread_records(judged)
-    content = {"records": [*inside, host_copy_record(), *across], "spreads": spreads}
+    exchanges = exchange_records(options.data)
+    content = {"records": [*inside, host_copy_record(), *across, *exchanges], "spreads": spreads}
     (options.out / "collectives.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    options.page.write_text(page(judged, spreads), encoding="utf-8")
+    options.page.write_text(page(judged, spreads, exchanges), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,72 @@
+"""Dispatch and combine of expert tokens: copies counted by hand, which resource limits, and what is fitted."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costmodels.expert_exchange import KINDS, Exchanges, exchange_time_s, groups_hit, price_exchanges
+from costmodels.kernels.calls import Basis
+from profiles.catalog import default_catalog
+from profiles.fits import default_fits
+
+FIT = {
+    "launch_s": 3e-5, "network_launch_s": 2e-5, "multiprocessor_bytes_per_s": 1e10, "efficiency": 0.5,
+    "network_efficiency": 0.8, "own_copies": 1.0,
+}  # fmt: skip
+NODE = default_catalog().node("dgx-h100")  # 450 GB/s inside, 50 GB/s out per device
+
+
+def exchanges(kind: str = "deepep_normal_combine", **columns: float) -> Exchanges:
+    usual = {
+        "tokens": 4096, "hidden": 1000, "topk": 1, "experts": 64, "ranks": 8, "nodes": 1, "multiprocessors": 20,
+    }  # fmt: skip
+    return Exchanges(kind=kind, **{name: np.array([float(v)]) for name, v in (usual | columns).items()})
+
+
+def seconds(kind: str = "deepep_normal_combine", fit: dict = FIT, **columns: float) -> float:
+    return float(exchange_time_s(exchanges(kind, **columns), fit, NODE)[0])
+
+
+def test_groups_hit_by_counting() -> None:
+    """6 experts in 3 groups, 2 per token: 15 choices."""
+    counted = [len({expert // 2 for expert in choice}) for choice in combinations(range(6), 2)]
+    found = groups_hit(np.array([2.0]), np.array([6.0]), np.array([3.0]))
+    assert found[0] == pytest.approx(np.mean(counted))
+
+
+@given(st.integers(1, 64), st.sampled_from([64, 128, 256]), st.sampled_from([1, 2, 8, 64]))
+def test_groups_hit_has_bounds(topk: int, experts: int, groups: int) -> None:
+    found = groups_hit(np.array([float(topk)]), np.array([float(experts)]), np.array([float(groups)]))[0]
+    assert min(1, topk) - 1e-9 <= found <= min(topk, groups) + 1e-9
+
+
+def test_few_multiprocessors_limit_the_copies_and_many_the_link() -> None:
+    moved = 4096 * 1000 * 2 * (1 + 1)
+    assert seconds(multiprocessors=10) == pytest.approx(3e-5 + moved / 1e11)
+    assert seconds(multiprocessors=100) == pytest.approx(3e-5 + moved / 225e9)
+
+
+def test_low_latency_kernels_send_a_copy_per_expert_in_fewer_bits() -> None:
+    fit = FIT | {"own_copies": 0.0}
+    many = seconds("deepep_ll_dispatch", fit, topk=8, multiprocessors=1)
+    assert many == pytest.approx(3e-5 + 4096 * 1000 * 1 * 8 / 225e9)
+    assert seconds("deepep_ll_combine", fit, topk=8) - 3e-5 == pytest.approx(2 * (many - 3e-5))
+
+
+def test_across_nodes_a_token_leaves_once_per_node() -> None:
+    out = 4096 * 1000 * 2 * 1 * 0.5 / (0.8 * 50e9)  # one expert: on the other node half the time
+    assert seconds(nodes=2, ranks=16, multiprocessors=1000) == pytest.approx(3e-5 + 2e-5 + out)
+
+
+def test_packaged_prices_know_what_they_rest_on() -> None:
+    fits = default_fits().collectives
+    for kind in KINDS:
+        timed = price_exchanges(exchanges(kind), fits, NODE)
+        assert timed.basis[0] == Basis.ANALYTIC
+        assert timed.low_s[0] < timed.time_s[0] < timed.high_s[0]
+        other = price_exchanges(exchanges(kind), fits, default_catalog().node("dgx-a100-80gb"))
+        assert other.basis[0] == Basis.ASSUMED
+        assert price_exchanges(exchanges(kind, tokens=1e9), fits, NODE).extrapolated[0]
