@@ -31,6 +31,9 @@ SCHEMAS: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
+# Columns that are read where a table has them: what ran a collective, and how many nodes experts are on.
+OPTIONAL: Mapping[str, tuple[str, ...]] = {"collectives": ("notes",), "moe": ("num_nodes",)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
@@ -111,13 +114,14 @@ def read_table(path: Path) -> Table:
                 rows += batch.num_rows
                 if rows > MAX_ROWS:
                     raise SpecError(label, f"has more than {MAX_ROWS:,} rows", "score a part of it")
-                batches.append(batch.select(SCHEMAS[schema]))
+                names = (*SCHEMAS[schema], *(name for name in OPTIONAL.get(schema, ()) if name in reader.schema.names))
+                batches.append(batch.select(names))
     except (pyarrow.ArrowInvalid, OSError, EOFError) as error:
         raise SpecError(label, f"is not a readable CSV table: {str(error).splitlines()[0][:200]}") from None
     if not rows:
         raise SpecError(label, "holds no rows")
     whole = pyarrow.Table.from_batches(batches)
-    names = SCHEMAS[schema]
+    names = tuple(whole.column_names)
     return Table(
         schema=schema,
         words={name: _words(whole[name]) for name in names if name in _TEXT},

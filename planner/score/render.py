@@ -33,7 +33,7 @@ def render_scores(scores: Sequence[TableScore], console: Console) -> None:
             )
     console.print(
         "MAPE, median, p90: |predicted / measured - 1| in %; bias: its signed mean; covered: rows inside the 90 % "
-        "interval; > 20 us: MAPE of longer kernels",
+        "interval; > 20 us: MAPE of longer kernels, of collectives that of messages of 1 MiB and more",
         style="dim",
         highlight=False,
     )

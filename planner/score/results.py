@@ -14,9 +14,10 @@ class GroupScore:
         gpu: As the table spells it.
         device: Catalogue name.
         op: Operation or phase.
-        dtype: As the table spells it.
+        dtype: As the table spells it; of collectives, the link and the ranks.
         errors: On all its rows.
-        long_errors: On rows that took more than ``LONG_S``; None if there is none.
+        long_errors: On kernels that took more than ``LONG_S``, or messages of at least ``LARGE_BYTES``; None if
+            there is none.
         basis: Share of the rows by basis of their price.
     """
 

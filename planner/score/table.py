@@ -5,14 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from costmodels.tables.mapping import MAPPINGS, kernel_rows
+from costmodels.expert_exchange import KINDS
+from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import read_table
 from planner.price_lists import default_kernel_model
 from planner.schema_types import SCHEMA_VERSION
+from planner.score.collectives import score_collectives
+from planner.score.exchanges import score_exchanges
 from planner.score.kernels import FewShot, score_kernels
 from planner.score.results import TableScore
 from profiles.catalog import default_catalog
-from profiles.errors import SpecError
+from profiles.fits import default_fits
 
 
 def score_tables(paths: Sequence[Path], *, few_shot: FewShot | None = None) -> list[TableScore]:
@@ -20,7 +23,7 @@ def score_tables(paths: Sequence[Path], *, few_shot: FewShot | None = None) -> l
 
     Args:
         paths: The tables.
-        few_shot: Rows of each GPU and table to calibrate with first.
+        few_shot: Rows of each GPU and table of kernels to calibrate with first.
 
     Raises:
         SpecError: If a file is no table of a known schema, or has too few rows to calibrate with.
@@ -30,10 +33,15 @@ def score_tables(paths: Sequence[Path], *, few_shot: FewShot | None = None) -> l
 
 def score_table(path: Path, *, few_shot: FewShot | None = None) -> TableScore:
     """One table priced row by row, see ``score_tables``."""
-    table = read_table(path)
-    if table.schema not in MAPPINGS:
-        raise SpecError(str(path), f"{table.schema} are not scored yet", "score tables of kernels")
-    groups, unpriced = score_kernels(kernel_rows(table), default_kernel_model(), default_catalog(), few_shot=few_shot)
+    table, fits, catalog = read_table(path), default_fits().collectives, default_catalog()
+    if table.schema == "collectives":
+        groups, unpriced = score_collectives(table, fits, catalog)
+    else:
+        groups, unpriced = score_kernels(kernel_rows(table), default_kernel_model(), catalog, few_shot=few_shot)
+    if table.schema == "moe":
+        exchanges, problems = score_exchanges(table, fits, catalog)
+        groups += exchanges
+        unpriced = [item for item in unpriced if item.op not in KINDS] + problems
     return TableScore(
         table=str(path), schema=table.schema, rows=len(table), groups=tuple(groups), unpriced=tuple(unpriced)
     )

@@ -1,4 +1,4 @@
-"""Collective prices against published timings: the bars of the splits, shared adapters."""
+"""Collective prices against published timings: the bars of the splits, shared adapters, whole tables."""
 
 import csv
 import os
@@ -13,7 +13,10 @@ from costmodels.calibration.collective_fit import as_fits, fit_inside
 from costmodels.calibration.collective_splits import judge_inside
 from costmodels.calibration.collective_tables import inside_timings
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp
+from costmodels.kernels.calls import Basis
 from costmodels.link_model import LinkCollectiveModel, wire_factor
+from costmodels.tables.read import read_table
+from planner.score.collectives import price_collective_rows
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
 from profiles.hardware import ClusterSpec
@@ -61,3 +64,13 @@ def test_groups_side_by_side_share_the_adapters_of_their_node() -> None:
     found = [measured[f"allreduce_size_{group}_consec_{int(group == 16)}"] for group in ranks]
     share, expected = predicted / predicted[-1], np.array(found) / found[-1]
     assert np.all(np.abs(np.log(share / expected)) < np.log(2))
+
+
+def test_every_row_of_the_published_table_is_priced_or_explained() -> None:
+    rows = read_table(DATA / "timings" / "collectives.csv.gz")
+    priced = price_collective_rows(rows, default_fits().collectives, default_catalog())
+    assert np.array_equal(np.isfinite(priced.predicted_s), priced.reason == 0)
+    assert np.mean(priced.reason == 0) > 0.9
+    known = (priced.reason == 0) & (priced.basis == Basis.ANALYTIC) & (rows.numbers["size_bytes"] >= 2**20)
+    error = np.abs(priced.predicted_s[known] / (rows.numbers["time_us"][known] * 1e-6) - 1)
+    assert np.mean(error) < 0.12

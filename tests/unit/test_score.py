@@ -118,10 +118,3 @@ def test_a_few_rows_calibrate_the_rest(tmp_path):
 def test_calibration_needs_rows_to_score(tmp_path):
     with pytest.raises(SpecError, match="fewer than the 60 rows of A100-SXM-80GB; got 60"):
         score_table(slow_by_half(tmp_path), few_shot=FewShot(rows=60))
-
-
-def test_a_table_of_something_else_is_refused(tmp_path):
-    path = tmp_path / "collectives.csv"
-    path.write_text(",".join(SCHEMAS["collectives"]) + "\nx,A100,nvlink3,all_reduce,8,1,1024,10\n", encoding="utf-8")
-    with pytest.raises(SpecError, match="not scored"):
-        score_table(path)
