@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodels.calibration.learned_fit import ROUNDS, Trained, train
-from costmodels.calibration.learned_splits import Fold, best_share, folds, report, spread_of
+from costmodels.calibration.learned_splits import Fold, best_shares, folds, report, spread_of
 from costmodels.calibration.robust import significant
 from costmodels.calibration.training_rows import (
     TrainingRows,
@@ -35,25 +35,25 @@ TRAINING: Mapping[str, Callable[[Path], TrainingRows]] = {
 def build(rows: TrainingRows, folder: Path) -> list[dict[str, Any]]:
     """Judge, fit and write the model of one operation class; returns the report of its splits."""
     found = list(folds(capped(rows, MOST_ROWS), capped(rows, MOST_ROWS_OF_A_FOLD)))
-    share = best_share(found)
+    shares = best_shares(found)
     trained = train(capped(rows, MOST_ROWS))
-    lines = report(found, share)
+    lines = report(found, shares)
     folder.mkdir(parents=True, exist_ok=True)
-    card = card_document(rows, trained, found, share, lines)
+    card = card_document(rows, trained, found, shares, lines)
     (folder / f"{rows.op_class}.txt").write_text(trained.text, encoding="utf-8")
     (folder / f"{rows.op_class}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return lines
 
 
 def card_document(
-    rows: TrainingRows, trained: Trained, found: list[Fold], share: float, lines: list[dict[str, Any]]
+    rows: TrainingRows, trained: Trained, found: list[Fold], shares: Mapping[str, float], lines: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The JSON beside a model (``profiles.learned.LearnedCard``)."""
     by_situation = {name: [fold for fold in found if fold.situation == name] for name in _SITUATIONS}
     nearest = {"beyond": "measured", "related": "beyond", "foreign": "related"}
     spread: dict[str, Any] = {}
     for name in _SITUATIONS:
-        spread[name] = spread_of(by_situation[name], share) if by_situation[name] else spread[nearest[name]]
+        spread[name] = spread_of(by_situation[name], shares) if by_situation[name] else spread[nearest[name]]
     return {
         "op_class": rows.op_class,
         "features": list(trained.features),
@@ -63,7 +63,7 @@ def card_document(
             for name, ends in trained.ranges.items()
         },
         "spread": spread,
-        "blend": {name: share if name == "foreign" else 1.0 for name in _SITUATIONS},
+        "blend": dict(shares),
         "sha256": hashlib.sha256(trained.text.encode()).hexdigest(),
         "fitted_on": {
             "rows": len(rows),

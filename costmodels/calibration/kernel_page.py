@@ -58,8 +58,9 @@ def _section(card: LearnedCard) -> str:
     rows = ["| " + " | ".join(_cell(line, key, kind) for _, key, kind in _COLUMNS) + " |" for line in lines]
     facts = (
         f"Fitted on {on['rows']:,} distinct calls of {', '.join(on['sources'])}; devices {', '.join(on['devices'])}; "
-        f"{on['trees']} trees over {len(card.features)} features. Share of the trees on foreign devices: "
-        f"{card.blend['foreign']:g}."
+        f"{on['trees']} trees over {len(card.features)} features. Share of the trees in the blend: "
+        + ", ".join(f"{name} {share:g}" for name, share in card.blend.items())
+        + "."
     )
     return "\n".join([f"## {card.op_class}", "", facts, "", header, rule, *rows, ""])
 

@@ -201,29 +201,35 @@ def _constant_s(known: TrainingRows, part: TrainingRows) -> FloatArray:
     return np.asarray(base * scale)
 
 
-def best_share(found: Sequence[Fold]) -> float:
-    """Share of the model in the blend that errs least over foreign devices, each counting alike."""
-    foreign = [fold for fold in found if fold.situation == "foreign"]
-    if not foreign:
-        return 0.5
+def best_shares(found: Sequence[Fold]) -> dict[str, float]:
+    """By situation: share of the model in the blend that errs least, devices and formats counting alike.
 
+    Inside the fitted domain the model stands alone.
+    """
+    shares = {"measured": 1.0}
+    for situation in ("beyond", "related", "foreign"):
+        mine = [fold for fold in found if fold.situation == situation]
+        shares[situation] = _best_share(mine) if mine else min(shares.values())
+    return shares
+
+
+def _best_share(found: Sequence[Fold]) -> float:
     def error(share: float) -> float:
         per_group = []
-        for fold in foreign:
-            long = fold.rows.time_s > RELEVANT_S
+        for fold in found:
             relative = np.abs(fold.blended_s(share) / fold.rows.time_s - 1)
-            formats = fold.rows.format
-            per_group += [relative[long & (formats == f)].mean() for f in np.unique(formats[long])]
-        return float(np.mean(np.minimum(per_group, 1.0)))
+            groups, long = fold.rows.group, fold.rows.time_s > RELEVANT_S
+            per_group += [relative[long & (groups == name)].mean() for name in np.unique(groups[long])]
+        return float(np.mean(np.minimum(per_group, 1.0)))  # one hopeless device does not decide
 
     return min(SHARES, key=error)
 
 
-def spread_of(found: Sequence[Fold], share: float) -> dict[str, Any]:
+def spread_of(found: Sequence[Fold], shares: Mapping[str, float]) -> dict[str, Any]:
     """Quantiles of measured over predicted time by class of predicted time, groups counting alike."""
     ratio, place, weight = [], [], []
     for fold in found:
-        predicted = fold.blended_s(share if fold.situation == "foreign" else 1.0)
+        predicted = fold.blended_s(shares[fold.situation])
         ratio.append(fold.rows.time_s / predicted)
         place.append(np.searchsorted(EDGES_S, predicted))
         _, inverse, counts = np.unique(fold.rows.group, return_inverse=True, return_counts=True)
@@ -254,13 +260,13 @@ def covered(time_s: FloatArray, predicted: FloatArray, spread: Mapping[str, Any]
     return float(np.mean((time_s >= predicted * low) & (time_s <= predicted * high)))
 
 
-def report(found: Sequence[Fold], share: float) -> list[dict[str, Any]]:
+def report(found: Sequence[Fold], shares: Mapping[str, float]) -> list[dict[str, Any]]:
     """One line per fold and format over kernels longer than 20 us: errors as fractions."""
     lines: list[dict[str, Any]] = []
     for fold in found:
         others = [other for other in found if other.situation == fold.situation and other is not fold]
-        spread = spread_of(others or [fold], share)
-        predicted = fold.blended_s(share if fold.situation == "foreign" else 1.0)
+        spread = spread_of(others or [fold], shares)
+        predicted = fold.blended_s(shares[fold.situation])
         formats, long = format_classes(fold.rows.calls), fold.rows.time_s > RELEVANT_S
         for name in np.unique(formats[long]):
             mine = long & (formats == name)

@@ -33,12 +33,14 @@ from costmodels.kernels.calls import (
 )
 from costmodels.kernels.features import FEATURES, features_of, op_classes
 from costmodels.kernels.roofline import FORMAT_CLASS, FORMULAS, Rates
+from profiles.fits import KernelFits
 from profiles.hardware import DeviceSpec
 from profiles.learned import LearnedCard, LearnedFile
 from profiles.precision import GEMM_FORMATS
 
 MOST_REMEMBERED = 200_000  # calls per model; about 300 bytes each
 MOST_LOOKED_UP = 5_000  # of a batch: larger ones are tables, priced once
+_ROUNDING = 1e-5  # the card writes the ends of a range with six digits
 POOLED = "*"  # name of the parameters of all devices together
 FORMULA_OF: Mapping[str, str] = {"attention_decode": "attention_forward", "gemm_fp32": "gemm"}
 
@@ -144,7 +146,8 @@ class OpModel:
             situations[rows] = int(situation)
             if situation is Situation.MEASURED:
                 low, high = np.array(self.card.ranges[str(name)]).T
-                inside = ((features[rows] >= low) & (features[rows] <= high)).all(axis=1)
+                slack = _ROUNDING * np.maximum(np.abs(low), np.abs(high))
+                inside = ((features[rows] >= low - slack) & (features[rows] <= high + slack)).all(axis=1)
                 situations[rows[~inside]] = int(Situation.BEYOND)
         return np.asarray(base * np.exp(correction), dtype=np.float64), situations
 
@@ -171,7 +174,7 @@ class LearnedKernelModel:
     Attributes:
         models: By operation class.
         roofline: Prices what no model knows, and a part of what lies outside the models' domain.
-        families: Device to family (``profiles.fits.KernelFits.families``).
+        families: Device to family, of devices that share a chip.
     """
 
     models: Mapping[str, OpModel]
@@ -251,8 +254,12 @@ def _prediction(table: FloatArray) -> Prediction:
 
 
 def learned_kernel_model(
-    files: Mapping[str, LearnedFile], *, roofline: KernelCostModel, families: Mapping[str, str]
+    files: Mapping[str, LearnedFile], *, roofline: KernelCostModel, fits: KernelFits
 ) -> LearnedKernelModel:
-    """The price list of some models' files; classes without features are left to the roofline."""
+    """The price list of some models' files; classes without features are left to the roofline.
+
+    A device whose family was measured on another architecture is a stranger to the models, not a relative.
+    """
     models = {name: OpModel.of(file) for name, file in files.items() if name in FEATURES}
+    families = {device: family for device, family in fits.families.items() if device not in fits.borrowed}
     return LearnedKernelModel(models=models, roofline=roofline, families=families)

@@ -13,6 +13,7 @@ from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, concatena
 from costmodels.kernels.features import FEATURES, features_of
 from costmodels.kernels.learned import OpModel, Situation, device_reference, learned_kernel_model
 from profiles.errors import SpecError
+from profiles.fits import KernelFits
 from profiles.learned import LearnedFile, Spread, card_from, load_learned
 from profiles.precision import GEMM_FORMATS
 from tests.fakes import RateKernels, device
@@ -51,7 +52,7 @@ PLAIN = {
 }  # fmt: skip
 HALF = PLAIN | {"max_efficiency": 0.5}
 HERE = device()
-FAMILIES = {HERE.name: "chip", "sister": "chip", "stranger": "other"}
+FAMILIES = {HERE.name: "chip", "sister": "chip", "cousin": "chip", "stranger": "other"}
 SPREAD = {"up_to_s": [2e-3], "low_factor": [0.9, 0.8], "high_factor": [1.1, 1.3]}
 
 
@@ -68,7 +69,8 @@ def card(**changes) -> dict:
 
 def model(**changes):
     file = LearnedFile(card=card_from(card(**changes)), text=TREE)
-    return learned_kernel_model({"gemm": file}, roofline=RateKernels(flops_per_s=1e12), families=FAMILIES)
+    fits = KernelFits(records={}, families=FAMILIES, borrowed=frozenset({"cousin"}))
+    return learned_kernel_model({"gemm": file}, roofline=RateKernels(flops_per_s=1e12), fits=fits)
 
 
 def gemm(m: float = 4096, n: float = 4096, k: float = 4096, kind: str = "bf16") -> KernelCallBatch:
@@ -109,8 +111,10 @@ def test_a_sister_chip_takes_the_reference_of_its_family():
     assert priced.basis[0] == Basis.LEARNED
 
 
-def test_a_stranger_is_blended_with_the_roofline_and_less_sure():
-    priced = model().predict(gemm(), device(name="stranger"))
+@pytest.mark.parametrize("name", ["stranger", "cousin"])
+def test_a_stranger_is_blended_with_the_roofline_and_less_sure(name):
+    """A cousin's family was measured on another architecture."""
+    priced = model().predict(gemm(), device(name=name))
     roofline_s = 2 * 4096.0**3 / 1e12
     assert priced.time_s[0] == pytest.approx(np.sqrt(AT_PEAK_S * np.exp(0.25) * roofline_s))
     assert priced.high_s[0] / priced.low_s[0] == pytest.approx(4.0)

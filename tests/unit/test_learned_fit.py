@@ -11,7 +11,7 @@ from costmodels.calibration.kernel_page import page
 from costmodels.calibration.learned_fit import predicted_s, slimmed, train
 from costmodels.calibration.learned_splits import (
     Fold,
-    best_share,
+    best_shares,
     covered,
     largest,
     measured_elsewhere,
@@ -25,9 +25,11 @@ from costmodels.calibration.training_rows import TrainingRows, capped, gemm_trai
 from costmodels.kernels.learned import learned_kernel_model
 from costmodels.tables.read import SCHEMAS
 from profiles.catalog import default_catalog
+from profiles.fits import KernelFits
 from profiles.learned import load_learned
 from tests.fakes import RateKernels
 
+ALONE = {"measured": 1.0}
 GPUS = {"A100-SXM4-80GB": 312e12, "H100-SXM5-80GB": 989e12}
 
 
@@ -151,20 +153,21 @@ def fold(rows: TrainingRows, factor: float, situation: str = "measured", name: s
 
 def test_reports_state_errors_as_fractions_and_cover_with_other_folds(tmp_path):
     rows = rows_of(data(tmp_path, count=60))
-    (one, *_), other = report([fold(rows, 1.1)], 0.5), fold(rows, 1.2)
+    (one, *_), other = report([fold(rows, 1.1)], ALONE), fold(rows, 1.2)
     assert (one["mape"], one["bias"]) == (pytest.approx(0.1), pytest.approx(0.1))
     assert one["constant_roofline_mape"] == pytest.approx(1.0)
-    spread = spread_of([other], 0.5)
+    spread = spread_of([other], ALONE)
     assert spread["low_factor"][-1] == pytest.approx(1 / 1.2, rel=1e-3)
     assert covered(rows.time_s, 1.1 * rows.time_s, spread) == 1.0
     assert covered(rows.time_s, 1.3 * rows.time_s, spread) == 0.0
 
 
-def test_the_share_on_strangers_is_what_errs_least(tmp_path):
+def test_the_share_in_the_blend_is_what_errs_least(tmp_path):
     rows = rows_of(data(tmp_path, count=60))
-    assert best_share([fold(rows, 1.5, "foreign")]) == 0.0
-    assert best_share([Fold(name="d", situation="foreign", rows=rows, learned_s=rows.time_s,
-                            reference_s=2 * rows.time_s, constant_s=rows.time_s)]) == 1.0  # fmt: skip
+    off = Fold(name="d", situation="beyond", rows=rows, learned_s=rows.time_s, reference_s=2 * rows.time_s,
+               constant_s=rows.time_s)  # fmt: skip
+    shares = best_shares([fold(rows, 1.5, "foreign"), off])
+    assert shares == {"measured": 1.0, "beyond": 1.0, "related": 1.0, "foreign": 0.0}
 
 
 def test_quantiles_follow_the_weights():
@@ -185,7 +188,7 @@ def test_a_built_model_is_loaded_priced_and_described(tmp_path):
     lines = build(rows, tmp_path / "models")
     assert {line["split"] for line in lines} == {"random", "larger", "device A100-SXM-80GB", "device H100-SXM-80GB"}
     files = load_learned(tmp_path / "models")
-    model = learned_kernel_model(files, roofline=RateKernels(), families={})
+    model = learned_kernel_model(files, roofline=RateKernels(), fits=KernelFits(records={}))
     mine = rows.take(rows.device == "A100-SXM-80GB")
     priced = model.predict(mine.calls, default_catalog().device("A100-SXM-80GB"))
     assert np.mean(np.abs(priced.time_s / mine.time_s - 1)) < 0.15
