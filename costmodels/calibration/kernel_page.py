@@ -30,10 +30,11 @@ Each split is judged by a model fitted without it:
 * `device X`: all rows of a device; *related* when another device with its chip stays in the fit, else *foreign*.
   *After {FEW_SHOT}*: the same with so many of its kernels spent on calibration.
 
-Intervals of a fold come from the other folds of its situation. The *constant roofline* is the larger of arithmetic
-and memory time at data-sheet peaks over one efficiency per format, fitted on the same rows as the model. The shipped
-model and the splits of shapes are fitted on at most {MOST_ROWS:,} rows of one device, source and format, the splits
-of devices and sources on {MOST_ROWS_OF_A_FOLD:,}.
+Intervals of a fold come from the other folds of its situation; `random` and `larger` are alone in theirs and use
+their own, three pairs of quantiles. The *constant roofline* is the larger of arithmetic and memory time at
+data-sheet peaks over one efficiency per format, fitted on the same rows as the model. The shipped model and the
+splits of shapes are fitted on at most {MOST_ROWS:,} rows of one device, source and format, the splits of devices and
+sources on {MOST_ROWS_OF_A_FOLD:,}.
 """
 
 _COLUMNS = (
