@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("pandas", reason="the fitting tools need the optional extra 'fit'")
+
 from costmodels.calibration.kernel_models import build
 from costmodels.calibration.kernel_page import page
 from costmodels.calibration.learned_fit import predicted_s, slimmed, train
