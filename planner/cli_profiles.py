@@ -5,9 +5,17 @@ Each command is a function of its own module, mounted here.
 
 import typer
 
+from planner.cli_collect import collect
 from planner.cli_score import score
+from planner.cli_timings import check, export, import_, list_, show
 
 profiles = typer.Typer(
     name="profiles", help="Measured timings, and how the prices compare with them.", no_args_is_help=True
 )
+profiles.command("list")(list_)
+profiles.command()(show)
+profiles.command()(check)
+profiles.command("import")(import_)
+profiles.command()(export)
+profiles.command()(collect)
 profiles.command()(score)

@@ -6,6 +6,7 @@ beyond the schema are refused, so that a misspelt one is not silently dropped.
 """
 
 import contextlib
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,23 @@ def write_timings(table: TimingTable, path: Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        raise SpecError(str(path)[:200], f"cannot be written: {error.strerror or type(error).__name__}") from None
+
+
+def write_timings_csv(table: TimingTable, path: Path) -> None:
+    """Write a table for spreadsheets: the same columns; what is missing is empty.
+
+    Raises:
+        SpecError: If the file cannot be written.
+    """
+    columns = [getattr(table, name).tolist() for name in COLUMNS]
+    try:
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(COLUMNS)
+            for row in zip(*columns, strict=True):
+                writer.writerow(["" if value != value else value for value in row])
+    except OSError as error:
         raise SpecError(str(path)[:200], f"cannot be written: {error.strerror or type(error).__name__}") from None
 
 

@@ -151,7 +151,7 @@ class TimingStore:
 
     def files(self, device: str = "") -> list[Path]:
         """Files of one device, or of all."""
-        pattern = f"{_file_name(device)}.parquet" if device else "*.parquet"
+        pattern = f"{device_file_name(device)}.parquet" if device else "*.parquet"
         return [path for folder in self.directories for path in sorted((folder / FOLDER).glob(pattern))]
 
     def table(self, device: str = "") -> TimingTable:
@@ -179,7 +179,7 @@ class TimingStore:
         added = replaced = 0
         files: list[Path] = []
         for device in sorted(set(fresh.device.tolist())):
-            path = self.directories[-1] / FOLDER / f"{_file_name(device)}.parquet"
+            path = self.directories[-1] / FOLDER / f"{device_file_name(device)}.parquet"
             stored = read_timings(path) if path.is_file() else timing_table(0)
             both = joined([stored, fresh.take(np.asarray(fresh.device == device, dtype=np.bool_))])
             rows = best_of_groups(both, IDENTITY)
@@ -191,7 +191,7 @@ class TimingStore:
         return Merged(added=added, replaced=replaced, kept=len(table) - added - replaced, files=tuple(files))
 
 
-def _file_name(device: str) -> str:
+def device_file_name(device: str) -> str:
     """A device's name as a file name: letters, digits, dots, dashes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", device).strip(".")[:120] or "_"
 

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.kernels.calls import (
-    COLUMNS,
     Basis,
     FloatArray,
     GemmLayout,
@@ -85,6 +84,14 @@ def priceable(table: TimingTable) -> BoolArray:
     return kernel & alone & (usable | memory) & (traffic_bytes(table) > 0)
 
 
+def measured_rows(table: TimingTable) -> TimingTable:
+    """The ``priceable`` rows, the best measurement of each call."""
+    usable = table.take(priceable(table))
+    hashes = _hashed(identity(calls_of(usable)))
+    numbered = usable.having(key=hashes.astype(np.str_).astype(object))
+    return usable.take(best_of_groups(numbered, ("device", "key")))
+
+
 def calls_of(table: TimingTable) -> KernelCallBatch:
     """The kernel calls of rows that are ``priceable``, with the work and traffic that the lowering counts.
 
@@ -119,13 +126,14 @@ def calls_of(table: TimingTable) -> KernelCallBatch:
         "element_bytes": stored,
         "scale_block": np.where(gemm, _coded(table.dtype, {word: block for word, (_, block) in formats.items()}), 0),
     }
-    return kernel_calls(count, **{name: values for name, values in columns.items() if name in COLUMNS})
+    return kernel_calls(count, **columns)
 
 
 def _coded(words: NDArray[np.object_], codes: Mapping[str, int]) -> IntArray:
     return np.array([codes[word] for word in words.tolist()], dtype=np.int64)
 
 
+_DTYPES = {pair: name for name, pair in _FORMATS.items()}
 _OP_NAMES = {code: name for name, code in _OPS.items()}
 _LAYOUT_NAMES = {code: name for name, code in _LAYOUTS.items() if name}
 _FAMILY_NAMES = {family: starts[0] for starts, family in reversed(_FAMILIES)} | {KernelFamily.OTHER: "other"}
@@ -146,9 +154,13 @@ def table_of(calls: KernelCallBatch, *, device: str, time_s: FloatArray) -> Timi
         for op, family in zip(calls.op.tolist(), calls.family.tolist(), strict=True)
     ]
     formats = [
-        _STORED.get(size, "bf16") if op == KernelOp.MEMORY else GEMM_FORMATS[form]
-        for op, size, form in zip(
-            calls.op.tolist(), calls.element_bytes.tolist(), calls.gemm_format.tolist(), strict=True
+        _STORED.get(size, "bf16") if op == KernelOp.MEMORY else _DTYPES[GEMM_FORMATS[form], block]
+        for op, size, form, block in zip(
+            calls.op.tolist(),
+            calls.element_bytes.tolist(),
+            calls.gemm_format.tolist(),
+            calls.scale_block.tolist(),
+            strict=True,
         )
     ]
     gemm = ~memory & ~attention
@@ -156,8 +168,8 @@ def table_of(calls: KernelCallBatch, *, device: str, time_s: FloatArray) -> Timi
     return timing_table(
         len(calls), kind=ops.KERNEL, op=names, dtype=formats, layout=np.where(gemm, np.array(layouts, object), ""),
         m=calls.m, n=calls.n, k=calls.k, batch=np.where(memory, 1.0, calls.batch), heads=calls.heads,
-        kv_heads=calls.kv_heads, causal=attention & (calls.causal < 1), bytes=calls.bytes / kernels,
-        device=device, time_s=time_s / kernels,
+        kv_heads=calls.kv_heads, causal=attention & (calls.causal < 1),
+        bytes=np.where(gemm, np.nan, calls.bytes / kernels), device=device, time_s=time_s / kernels,
     )  # fmt: skip
 
 
@@ -172,6 +184,7 @@ def identity(calls: KernelCallBatch) -> IntArray:
         np.where(memory, 0.0, calls.batch), calls.heads, calls.kv_heads, np.where(attention, 100 * calls.causal, 0.0),
         per_kernel,
         calls.element_bytes * 8,
+        calls.scale_block,
     )  # fmt: skip
     return np.asarray(np.rint(np.stack(columns, axis=1)), dtype=np.int64)
 
@@ -220,8 +233,8 @@ class MeasuredKernels:
 
     @classmethod
     def of(cls, table: TimingTable) -> "MeasuredKernels":
-        """From measured rows of any devices; rows that are not ``priceable`` are passed over."""
-        usable = table.take(priceable(table))
+        """From measured rows of any devices: the best of each call, those that are not ``priceable`` passed over."""
+        usable = measured_rows(table)
         names = sorted(set(usable.device.tolist()))
         parts = {name: usable.take(np.asarray(usable.device == name, dtype=np.bool_)) for name in names}
         return cls({name: _of_device(part) for name, part in parts.items()})
@@ -248,13 +261,11 @@ def _of_device(table: TimingTable) -> _OfDevice:
     calls = calls_of(table)
     keys = identity(calls)
     hashes = _hashed(keys)
-    # Of several measurements of one call, the one that is known best.
-    best = best_of_groups(table.having(key=hashes.astype(np.str_).astype(object)), ("key",))
-    best = best[np.argsort(hashes[best], kind="stable")]
+    order = np.argsort(hashes, kind="stable")
     spread = np.nan_to_num(table.spread_s / table.time_s, nan=0.0) * _IQR_TO_90
     repeat = np.where(np.isin(calls.op, [KernelOp.GEMM, KernelOp.GROUPED_GEMM]), _REPEAT_GEMM, _REPEAT_OTHER)
     return _OfDevice(
-        hashes=hashes[best], keys=keys[best], time_s=table.time_s[best], half_width=np.hypot(spread, repeat)[best]
+        hashes=hashes[order], keys=keys[order], time_s=table.time_s[order], half_width=np.hypot(spread, repeat)[order]
     )
 
 

@@ -24,6 +24,9 @@ DTYPES = {
     "long int": "int64", "byte": "int8", "char": "int8",
 }  # fmt: skip
 
+# Options that are columns of the schema and override what a file says.
+SAID = ("device", "stack", "source", "licence", "measured_on", "link")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOptions:
@@ -38,6 +41,7 @@ class ImportOptions:
         source: Who measured.
         licence: SPDX identifier.
         measured_on: Date, YYYY-MM-DD.
+        method: How it was timed (``timing_ops.METHODS``), where the file does not say.
     """
 
     device: str = ""
@@ -48,6 +52,7 @@ class ImportOptions:
     source: str = ""
     licence: str = ""
     measured_on: str = ""
+    method: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +117,7 @@ class Rows:
         if not self._rows:
             reasons = "; ".join(f"{count} times: {reason}" for reason, count in self.skipped.items())
             raise SpecError(label, f"no row can be read as {file_format}" + (f" ({reasons})" if reasons else ""))
-        names = ("stack", "source", "licence", "measured_on", "link", "device")
-        said = {name: value for name in names if (value := getattr(self.options, name))}
+        said = {name: value for name in SAID if (value := getattr(self.options, name))}
         table = table_of_rows([common | row | said for row in self._rows])
         if bool(np.any(table.device == "")):
             raise SpecError("--device", f"{label} does not say which device it was measured on", "name it")

@@ -3,29 +3,55 @@
 import gzip
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from profiles.errors import SpecError, did_you_mean
 from profiles.importers.aiconfigurator import import_aiconfigurator, looks_like_aiconfigurator
-from profiles.importers.base import Imported, ImportOptions
+from profiles.importers.base import SAID, Imported, ImportOptions, Rows, csv_rows, number_in, whole_in
 from profiles.importers.kineto import import_kineto, looks_like_kineto
 from profiles.importers.nccl_tests import import_nccl_tests, looks_like_nccl_tests
 from profiles.importers.neusight import import_neusight, looks_like_neusight
 from profiles.importers.nsys import import_nsys, looks_like_nsys
 from profiles.importers.vidur import import_vidur, looks_like_vidur
 from profiles.timing_files import is_timing_file, parquet_names, read_timings
+from profiles.timings import COLUMNS, REQUIRED
 
 _HEAD_BYTES = 64 << 10
 
 
 def import_own(path: Path, options: ImportOptions) -> Imported:
-    """Rows of a file in this project's own layout; what the user says overrides what it says."""
-    table = read_timings(path)
-    said = {
-        name: value
-        for name in ("device", "stack", "source", "licence", "measured_on", "link")
-        if (value := getattr(options, name))
-    }
-    return Imported(format="own", table=table.having(**said))
+    """Rows of a Parquet or CSV file with this project's columns; what the user says overrides what it says.
+
+    Raises:
+        SpecError: If a column or value is not of the schema.
+    """
+    if _head(path).startswith(b"PAR1"):
+        table = read_timings(path)
+        said = {name: value for name in SAID if (value := getattr(options, name))}
+        return Imported(format="own", table=table.having(**said))
+    rows = Rows(path, options)
+    for line, row in csv_rows(path, REQUIRED):
+        rows.add(**_typed(row, where=f"{str(path)[:200]} line {line}"))
+    return rows.finish("own")
+
+
+_READ: Mapping[str, Callable[[Mapping[str, str], str, str], Any]] = {
+    "text": lambda row, name, where: row[name],
+    "flag": lambda row, name, where: row[name].lower() == "true",
+    "whole": lambda row, name, where: whole_in(row, name, where=where),
+    "number": lambda row, name, where: number_in(row, name, where=where),
+}
+
+
+def _typed(row: Mapping[str, str], *, where: str) -> dict[str, Any]:
+    """The values of a CSV row as the schema types them; empty ones are missing."""
+    found: dict[str, Any] = {}
+    for name, word in row.items():
+        if name not in COLUMNS:
+            raise SpecError(f"{where}: {name[:60]}", "unknown column", did_you_mean(name, COLUMNS))
+        if word:
+            found[name] = _READ[COLUMNS[name].kind](row, name, where)
+    return found
 
 
 IMPORTERS: Mapping[str, Callable[[Path, ImportOptions], Imported]] = {
@@ -59,6 +85,8 @@ def detect(path: Path) -> str:
     if looks_like_nccl_tests(text):
         return "nccl-tests"
     header = [word.strip() for word in text.splitlines()[0].split(",")] if text.strip() else []
+    if set(REQUIRED) <= set(header):
+        return "own"
     for name, looks in (
         ("vidur", looks_like_vidur),
         ("aiconfigurator", looks_like_aiconfigurator),

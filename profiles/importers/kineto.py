@@ -145,7 +145,10 @@ def _from_operators(operators: list[dict[str, Any]], owners: list[int], rows: Ro
 def _from_kernels(
     kernels: list[dict[str, Any]], operators: list[dict[str, Any]], owners: list[int], rows: Rows
 ) -> None:
-    by_id = {event["args"]["External id"]: place for place, event in enumerate(operators) if _external_id(event)}
+    by_id: dict[int, int] = {}
+    for position, event in enumerate(operators):
+        if isinstance(number := event.get("args", {}).get("External id"), int):
+            by_id[number] = position
     seconds: dict[int, float] = {}
     names: dict[int, str] = {}
     transfers: dict[tuple[tuple[str, Any], ...], list[float]] = {}
@@ -154,7 +157,8 @@ def _from_kernels(
         if (transfer := _transfer(event, rows)) is not None:
             transfers.setdefault(tuple(sorted(transfer.items())), []).append(time_s)
             continue
-        place = by_id.get(event.get("args", {}).get("External id"), -1)
+        number = event.get("args", {}).get("External id")
+        place = by_id.get(number, -1) if isinstance(number, int) else -1
         owner = owners[place] if place >= 0 else -1
         if owner < 0:
             rows.skip("kernels of operators that are not listed")
@@ -166,10 +170,6 @@ def _from_kernels(
             _sample(time_s, _call(operators[owner]), rows, names[owner])
     for columns, times in transfers.items():
         rows.add(time_s=min(times), samples=len(times), statistic="minimum", **dict(columns))
-
-
-def _external_id(event: Mapping[str, Any]) -> bool:
-    return isinstance(event.get("args", {}).get("External id"), int)
 
 
 def _sample(seconds: float, call: Call, rows: Rows, kernel: str) -> None:

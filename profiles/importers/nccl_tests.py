@@ -39,7 +39,7 @@ class _Test:
 
 def looks_like_nccl_tests(head: str) -> bool:
     """Whether the beginning of a file is such a log."""
-    return "nccl-tests" in head or ("# nThread" in head and "minBytes" in head)
+    return re.search(r"^# (?:nccl-tests version|nThread .*minBytes)", head, re.MULTILINE) is not None
 
 
 def import_nccl_tests(path: Path, options: ImportOptions) -> Imported:

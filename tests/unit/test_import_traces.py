@@ -13,66 +13,7 @@ from profiles.importers.base import Imported, ImportOptions
 from profiles.importers.detect import import_file
 from profiles.importers.torch_ops import Call, recognise
 from profiles.timings import row_problems
-
-BF16, LONG = "c10::BFloat16", "long int"
-
-
-def operator(
-    name: str,
-    number: int,
-    ts: float,
-    dur: float,
-    dims: Any = (),
-    *,
-    kind: str = BF16,
-    values: Any = (),
-    strides: Any = (),
-) -> dict[str, Any]:
-    arguments = {
-        "External id": number, "Input Dims": dims, "Input type": [kind if shape else "Scalar" for shape in dims],
-        "Concrete Inputs": list(values), "Input Strides": strides,
-    }  # fmt: skip
-    return {"ph": "X", "cat": "cpu_op", "name": name, "pid": 1, "tid": 1, "ts": ts, "dur": dur, "args": arguments}
-
-
-def kernel(name: str, number: int, dur: float, **arguments: Any) -> dict[str, Any]:
-    event = {"ph": "X", "cat": "kernel", "name": name, "pid": 0, "tid": 7, "ts": 1e6, "dur": dur}
-    return event | {"args": {"External id": number} | arguments}
-
-
-ATTENTION = [[2, 16, 128, 64], [2, 4, 128, 64], [2, 4, 128, 64], [], []]
-EVENTS = [
-    operator("aten::linear", 1, 0, 50, [[512, 1024], [4096, 1024]]),
-    operator("aten::mm", 2, 10, 20, [[512, 1024], [1024, 4096]], strides=[[1024, 1], [1, 1024]]),
-    kernel("sm90_xmma_gemm_bf16bf16", 2, 100),
-    kernel("splitk_reduce", 2, 10),
-    operator("aten::mm", 3, 100, 20, [[512, 1024], [1024, 4096]], strides=[[1024, 1], [1, 1024]]),
-    kernel("sm90_xmma_gemm_bf16bf16", 3, 130),
-    operator("aten::mm", 4, 200, 20, [[4096, 512], [512, 1024]], strides=[[1, 4096], [1024, 1]]),
-    kernel("sm90_xmma_gemm_bf16bf16", 4, 90),
-    operator("aten::_scaled_dot_product_flash_attention", 5, 300, 90, ATTENTION, values=["", "", "", "0.", "True"]),
-    operator("aten::_flash_attention_forward", 6, 310, 50, [[2, 128, 16, 64]]),
-    kernel("flash_fwd_kernel", 6, 40),
-    operator("aten::cross_entropy_loss", 7, 400, 90, [[512, 32000], [512]]),
-    operator("aten::log_softmax", 8, 410, 10, [[512, 32000]]),
-    operator("aten::_log_softmax", 9, 412, 5, [[512, 32000]]),
-    kernel("softmax_warp_forward", 9, 30),
-    operator("aten::nll_loss_nd", 10, 430, 10, [[512, 32000]]),
-    kernel("nll_loss_forward", 10, 5),
-    operator("aten::sort", 11, 600, 10, [[512, 32000]]),
-    kernel("radix_sort", 11, 5),
-    kernel("ncclDevKernel_AllGather", 99, 200, **{
-        "Collective name": "_allgather_base", "In msg nelems": 1024, "Out msg nelems": 8192, "Group size": 8,
-        "dtype": "BFloat16",
-    }),
-    kernel("ncclDevKernel_AllGather", 98, 150, **{
-        "Collective name": "_allgather_base", "In msg nelems": 1024, "Out msg nelems": 8192, "Group size": 8,
-        "dtype": "BFloat16",
-    }),
-    {"ph": "X", "cat": "gpu_memcpy", "name": "Memcpy HtoD (Pinned -> Device)", "ts": 1, "dur": 50,
-     "args": {"bytes": 1 << 20}},
-    {"ph": "i", "name": "an instant"},
-]  # fmt: skip
+from tests.measurements import ATTENTION, EVENTS, kernel, operator
 
 
 def trace(tmp_path: Path, events: Any, name: str = "trace.json", **top: Any) -> Imported:

@@ -14,78 +14,21 @@ from profiles.importers.detect import IMPORTERS, detect, import_file
 from profiles.timing_audit import audit
 from profiles.timing_files import write_timings
 from profiles.timings import row_problems, table_of_rows
+from tests.measurements import (
+    AIC_ATTENTION,
+    AIC_GEMM,
+    AIC_NCCL,
+    NCCL,
+    NEUSIGHT,
+    OLD_NCCL,
+    VIDUR_ATTENTION,
+    VIDUR_MLP,
+    VIDUR_REDUCE,
+)
 
 SAMPLES = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "samples"
 NOTHING = ImportOptions()
 A100 = ImportOptions(device="A100-SXM-80GB")
-
-NCCL = """# nccl-tests version 2.17.8 nccl-headers=22902 nccl-library=22902
-# Collective test starting: all_gather_perf
-# nThread 1 nGpus 1 minBytes 1024 maxBytes 2048 step: 2(factor) warmup iters: 5 iters: 20 agg iters: 1 graph: 0
-#
-# Using devices
-#  Rank  0 Group  0 Pid 11 on host-a device  0 [0000:1b:00] NVIDIA H100 80GB HBM3
-#  Rank  1 Group  0 Pid 12 on host-a device  1 [0000:43:00] NVIDIA H100 80GB HBM3
-#  Rank  2 Group  0 Pid 13 on host-b device  0 [0000:1b:00] NVIDIA H100 80GB HBM3
-#  Rank  3 Group  0 Pid 14 on host-b device  1 [0000:43:00] NVIDIA H100 80GB HBM3
-#
-#                                                              out-of-place                       in-place
-#       size         count      type   redop    root     time   algbw   busbw  #wrong     time   algbw   busbw  #wrong
-#        (B)    (elements)                               (us)  (GB/s)  (GB/s)             (us)  (GB/s)  (GB/s)
-        1024            64     float    none      -1    12.50    0.08    0.06       0    11.50    0.09    0.07       0
-        2048           128     float    none      -1    14.00    0.15    0.11       3    13.00    0.16    0.12     N/A
-# Avg bus bandwidth    : 0.1
-# Collective test starting: hypercube_perf
-# nThread 1 nGpus 1 minBytes 1024 maxBytes 2048 step: 2(factor) warmup iters: 5 iters: 20 agg iters: 1 graph: 0
-#  Rank  0 Group  0 Pid 11 on host-a device  0 [0000:1b:00] NVIDIA H100 80GB HBM3
-#  Rank  1 Group  0 Pid 12 on host-a device  1 [0000:43:00] NVIDIA H100 80GB HBM3
-#       size         count      type   redop    root     time   algbw   busbw  #wrong     time   algbw   busbw  #wrong
-        1024            64     float    none      -1    12.50    0.08    0.06       0    11.50    0.09    0.07       0
-"""
-OLD_NCCL = """# nThread 1 nGpus 2 minBytes 8 maxBytes 8 step: 2(factor) warmup iters: 5 iters: 30 validation: 1
-# Using devices
-#   Rank  0 Pid  9 on  node device  0 [0x07] NVIDIA A100-SXM4-80GB
-#   Rank  1 Pid  9 on  node device  1 [0x0f] NVIDIA A100-SXM4-80GB
-#       size         count    type   redop     time   algbw   busbw  error     time   algbw   busbw  error
-           8             2   float     sum    9.500    0.00    0.00  0e+00    9.250    0.00    0.00  0e+00
-"""
-VIDUR_MLP = (
-    "time_stats.mlp_up_proj.median,time_stats.mlp_up_proj.std,time_stats.input_layernorm.median,"
-    "time_stats.mlp_act.median,time_stats.attn_pre_proj.median,time_stats.attn_rope.median,time_stats.add.median,"
-    "n_head,n_kv_head,n_embd,n_expanded_embd,vocab_size,use_gated_mlp,num_tokens,num_tensor_parallel_workers\n"
-    "0.5,0.01,0.02,0.04,0.3,0.0004,0.03,32,8,4096,14336,128256,True,1024,2\n"
-)
-VIDUR_ATTENTION = (
-    "time_stats.attn_prefill.median,time_stats.attn_decode.median,n_embd,n_q_head,n_kv_head,block_size,"
-    "num_tensor_parallel_workers,batch_size,prefill_chunk_size,kv_cache_size,is_prefill,attention_backend\n"
-    "0.2,,4096,32,8,16,2,1,512,1536,True,FLASHINFER\n"
-    ",0.1,4096,32,8,16,2,64,0,2047,False,FLASHINFER\n"
-)
-VIDUR_REDUCE = (
-    ",time_stats.all_reduce.median,time_stats.all_reduce.std,rank,num_workers,size,collective,devices_per_node\n"
-    "0,0.037,0.01,0,8,2048,all_reduce,4\n"
-)
-AIC_GEMM = (
-    "framework,version,device,op_name,kernel_source,gemm_dtype,m,n,k,latency\n"
-    "VLLM,0.14.0,NVIDIA A100-SXM4-80GB,gemm,vllm_default,bfloat16,64,128,256,0.011\n"
-    "VLLM,0.14.0,NVIDIA A100-SXM4-80GB,gemm,vllm_default,int4_wo,64,128,256,0.011\n"
-)
-AIC_ATTENTION = (
-    "framework,version,device,op_name,kernel_source,batch_size,isl,num_heads,num_key_value_heads,head_dim,beam_width,"
-    "attn_dtype,kv_cache_dtype,step,latency\n"
-    "VLLM,0.14.0,NVIDIA A100-SXM4-80GB,generation_attention,flash,32,1,64,8,128,1,bfloat16,bfloat16,15,0.02\n"
-    "VLLM,0.14.0,NVIDIA A100-SXM4-80GB,context_attention,flash,2,512,64,0,128,1,bfloat16,bfloat16,0,0.3\n"
-    "VLLM,0.14.0,NVIDIA A100-SXM4-80GB,context_attention,flash,2,512,64,8,128,1,bfloat16,fp8,0,0.3\n"
-)
-AIC_NCCL = (
-    "framework,version,device,op_name,kernel_source,nccl_dtype,num_gpus,message_size,latency\n"
-    "TRTLLM,2.27.3,NVIDIA A100-SXM4-80GB,alltoall,NCCL,half,4,1024,0.02\n"
-)
-NEUSIGHT = (
-    "OPName,Latency,Device,Kernel Name,B,M,N,K\n"
-    "linear,0.5,Tesla T4,some_sgemm,1,1024,256,4096\n"
-    "softmax,0.5,Tesla T4,some_kernel,1,1024,256,0\n"
-)
 
 
 def read(tmp_path: Path, name: str, text: str, options: ImportOptions = NOTHING) -> Imported:

@@ -1,0 +1,90 @@
+"""Tables of normalised public timings as rows of the timing schema: those that are one call each.
+
+Such a table does not say how its rows were timed: say the method, or they count as unknown and are stored but
+not used as exact prices.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from costmodels.kernels.calls import take
+from costmodels.kernels.measured import table_of
+from costmodels.tables.mapping import MAPPINGS, kernel_rows
+from costmodels.tables.read import Table, read_table, schema_of
+from profiles.errors import SpecError
+from profiles.importers.base import SAID, Imported, ImportOptions, catalogue_name, text_lines
+from profiles.timing_ops import COLLECTIVE, COLLECTIVES
+from profiles.timings import TimingTable, timing_table
+from profiles.units import MICROSECOND
+
+PUBLIC_TABLE = "table"
+_LONGEST_NAME = 200
+
+
+def is_public_table(path: Path) -> bool:
+    """Whether a file is a CSV of one of the known headers."""
+    try:
+        _, header = next(text_lines(path))
+    except (SpecError, StopIteration):
+        return False
+    return schema_of([word.strip() for word in header.split(",")]) is not None
+
+
+def import_public_table(path: Path, options: ImportOptions) -> Imported:
+    """The rows of one table.
+
+    Raises:
+        SpecError: If it is no such table, or none of its rows can be read.
+    """
+    table = read_table(path)
+    rows, skipped = _kernels(table) if table.schema in MAPPINGS else _collectives(table)
+    if not len(rows):
+        reasons = "; ".join(f"{count} times: {reason}" for reason, count in skipped.items())
+        raise SpecError(str(path)[:200], f"no row can be read ({reasons})")
+    devices = {name: catalogue_name(name) for name in set(rows.device.tolist())}
+    said = {name: value for name in SAID if (value := getattr(options, name))}
+    named = rows.having(
+        device=[devices[name] for name in rows.device.tolist()],
+        method=options.method or "unknown",
+        statistic="unknown",
+    )
+    return Imported(format=PUBLIC_TABLE, table=named.having(**said), skipped=skipped)
+
+
+def _kernels(table: Table) -> tuple[TimingTable, dict[str, int]]:
+    found = kernel_rows(table)
+    calls_per_row = np.bincount(found.row, minlength=len(found))
+    skipped = {
+        word: int(np.sum(found.problem.codes == code)) for code, word in enumerate(found.problem.values) if word
+    } | {"more than one kernel": int(np.sum(calls_per_row > 1))}
+    single = np.flatnonzero(calls_per_row[found.row] == 1)
+    row = found.row[single]
+    timings = table_of(take(found.calls, single), device="", time_s=found.time_s[row])
+    named = timings.having(
+        device=found.gpu.map(str)[row].astype(object),
+        source=found.source.map(str)[row].astype(object),
+        kernel=found.engine.map(lambda word: word[:_LONGEST_NAME])[row].astype(object),
+    )
+    return named, {reason: count for reason, count in skipped.items() if count}
+
+
+def _collectives(table: Table) -> tuple[TimingTable, dict[str, int]]:
+    op, numbers = table.words["op"].map(str), table.numbers
+    known = (
+        np.isin(op, COLLECTIVES) & (numbers["num_gpus"] > 1) & (numbers["size_bytes"] > 0) & (numbers["time_us"] > 0)
+    )
+    rows = np.flatnonzero(known)
+    timings = timing_table(
+        len(rows),
+        kind=COLLECTIVE,
+        op=op[rows].astype(object),
+        size_bytes=numbers["size_bytes"][rows],
+        group_size=numbers["num_gpus"][rows],
+        num_nodes=np.maximum(np.nan_to_num(numbers["num_nodes"][rows]), 1),
+        time_s=numbers["time_us"][rows] * MICROSECOND,
+        device=table.words["gpu"].map(str)[rows].astype(object),
+        source=table.words["source"].map(str)[rows].astype(object),
+    )
+    left = len(table) - len(rows)
+    return timings, {"no collective of a group, size and time": left} if left else {}

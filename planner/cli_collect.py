@@ -1,0 +1,80 @@
+"""``planner profiles collect``: measures the GPU in front of you."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from planner import cli_options as option
+from planner.cli_output import emit
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from profiles.measure.collect import Collected
+
+_LABEL_WIDTH = 60
+_FAILURES_SHOWN = 5
+
+
+def collect(
+    out: Annotated[Path, typer.Option("--out", help="Parquet file to write, or to continue.")],
+    budget: Annotated[
+        str, typer.Option("--budget", help="Time to spend: 60s for about a hundred kernels, 30m for all.")
+    ] = "60s",
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Family to measure, e.g. gemm; may be repeated.")
+    ] = None,
+    on: Annotated[str, typer.Option("--on", help="cuda, cuda:N or cpu; a GPU if there is one.")] = "",
+    device: Annotated[str, typer.Option("--device", help="Name to store the rows under.")] = "",
+    eager: Annotated[bool, typer.Option("--eager", help="Let the host's launch count.")] = False,
+    json_: option.Json = False,
+    output: option.Output = None,
+    quiet: option.Quiet = False,
+    debug: option.Debug = False,
+) -> None:
+    """Measure kernels and whole steps on the GPU at hand; needs PyTorch. docs/measuring.md explains."""
+    from planner.schema_types import SCHEMA_VERSION
+    from profiles.measure.collect import collect as measure
+
+    with _bar(quiet=quiet) as progress:
+        found = measure(
+            out, budget=budget, only=only or (), on=on, device=device, launch_included=eager, progress=progress
+        )
+    paths = {"out": str(found.out), "runs": None if found.runs is None else str(found.runs)}
+    document = {"schema_version": SCHEMA_VERSION} | asdict(found) | paths
+    emit((document, lambda console: _render(found, console)), json_=json_, output=output)
+
+
+def _render(found: "Collected", console: "Console") -> None:
+    lines = [
+        f"{found.out}: {found.measured} measured on {found.device} in {found.elapsed_s:.0f} s, {found.before} done"
+        f" before, {len(found.failed)} failed, {found.left} not reached",
+        f"left out: {found.too_large} too large for the memory, {found.too_long} too long for the budget",
+        *(f"  {label}: {reason}" for label, reason in found.failed[:_FAILURES_SHOWN]),
+        f"next: planner profiles import {found.out}",
+    ]
+    if found.runs is not None:
+        lines.append(f"training steps: {found.runs}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _bar(*, quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A progress bar on stderr, if someone is watching."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as shown:
+        task: Any = shown.add_task("", total=None)
+        yield lambda done, total, label: shown.update(
+            task, completed=done, total=total, description=label[:_LABEL_WIDTH]
+        )

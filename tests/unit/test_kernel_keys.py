@@ -1,0 +1,43 @@
+"""Keys of measured rows are those of the texts of the calls a plan makes."""
+
+from typing import Any
+
+import numpy as np
+
+from costmodels.kernels.calls import KernelOp, kernel_calls
+from costmodels.kernels.kernel_keys import with_kernel_keys
+from costmodels.kernels.mlir.emit import kernel_of
+from costmodels.kernels.mlir.key import kernel_key
+from profiles.precision import GEMM_FORMATS
+from profiles.timing_store import KeyIndex
+from profiles.timings import table_of_rows
+
+BASE: dict[str, Any] = {"kind": "kernel", "dtype": "bf16", "device": "x", "method": "events", "time_s": 1e-3}
+GEMM = BASE | {"op": "gemm", "layout": "NT", "m": 4096, "n": 512, "k": 1024, "batch": 1}
+CAUSAL = BASE | {
+    "op": "attention_forward", "m": 256, "n": 256, "k": 64, "batch": 2, "heads": 4, "kv_heads": 4, "causal": True,
+}  # fmt: skip
+
+
+def key(**columns: Any) -> str:
+    return kernel_key(kernel_of(kernel_calls(1, element_bytes=2.0, **columns), 0))
+
+
+def test_keys_are_those_of_lowered_calls() -> None:
+    found = with_kernel_keys(table_of_rows([GEMM, GEMM | {"dtype": "fp16"}, CAUSAL, BASE | {"op": "odd", "bytes": 8}]))
+    product = {"op": KernelOp.GEMM, "m": 4096, "n": 512, "k": 1024, "batch": 1, "flops": 1}
+    moved = 2 * (4096 * 1024 + 1024 * 512 + 4096 * 512)
+    formats = [GEMM_FORMATS.index(name) for name in ("bf16", "fp16")]
+    assert found.key[:2].tolist() == [key(**product, bytes=moved, gemm_format=form) for form in formats]
+    attention = {"op": KernelOp.ATTENTION_FORWARD, "m": 256, "n": 256, "k": 64, "batch": 2, "heads": 4, "kv_heads": 4}
+    read = 2 * 2 * 2 * 256 * 4 * 2 * 64
+    assert found.key[2] == key(**attention, bytes=read, causal=0.5, gemm_format=formats[0])
+    assert found.key[3] == ""
+
+
+def test_the_store_answers_keys() -> None:
+    rows = with_kernel_keys(table_of_rows([GEMM, GEMM | {"m": 1, "time_s": 2.0}, GEMM | {"method": "wall", "m": 2}]))
+    index = KeyIndex(rows)
+    assert len(index) == 2
+    assert index.table.time_s[index.rows([rows.key[1]])].tolist() == [2.0]
+    assert np.unique(rows.key).tolist()[0] == ""
