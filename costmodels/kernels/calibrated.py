@@ -1,6 +1,6 @@
 """Few-shot calibration: about a hundred measured kernels correct every price of one device.
 
-Model: log(measured / predicted) is a Gaussian process over calls, with a part that all calls of the device
+Model: log(measured / predicted) is a Gaussian process over calls, with a part that all calls with the same limit
 share, one per operation class and format, and one that varies smoothly with the shape. So few points move the
 level first and the shape only where several agree; far from every point the correction fades to the level. The
 amplitudes are chosen by marginal likelihood from a small grid, the interval is scaled to what leaving points out
@@ -30,6 +30,7 @@ from profiles.precision import GEMM_FORMATS
 FEWEST_POINTS = 4
 MOST_POINTS = 400  # a Gaussian process costs their cube; more are thinned out evenly by time
 _TRIED_ON = 150  # points that choose the amplitudes; more do not change the choice
+_MEMORY = 1000  # group of the first family of bandwidth-bound work
 _FOLDS = 10
 _CHUNK = 20_000  # calls compared with all points at once
 _FEWEST_OF_GROUP = 12  # points of an operation class and format from which its interval is its own
@@ -38,7 +39,7 @@ _OUTLIER = 4.0  # median absolute deviations beyond which a point is pulled in
 _NORMAL_QUANTILE = 1.645  # of the 90 % interval
 _NARROWEST = 1.0  # of the normal interval: leaving points out may widen it, not narrow it
 
-# Standard deviations of log(measured / predicted) that are tried: what all calls of a device share, what one
+# Standard deviations of log(measured / predicted) that are tried: what all calls with one limit share, what one
 # operation class and format does, what varies with the shape, and what is left; and the length over which the
 # shape part varies, in units of ``_descriptors``.
 _SHARED, _OWN, _SHAPE, _LENGTH, _REST = (
@@ -215,7 +216,7 @@ class _Correction:
         self._weights = self._inverse @ calibration.log_ratio
 
     def apply(self, calls: KernelCallBatch, priced: Prediction) -> Prediction:
-        """Corrected prices; calls without a price (zero) keep it."""
+        """Corrected prices; calls without a price (zero), or of which nothing like them was measured, keep theirs."""
         mean, deviation = self._correction(calls, priced.time_s)
         group, scales = _groups(calls), self._calibration.scales
         known = np.isin(group, self._calibration.group)
@@ -223,15 +224,16 @@ class _Correction:
         low_scale, high_scale = (
             np.array([scales.get(int(n), scales[_ANY_GROUP]) for n in numbers]).reshape(-1, 2)[place].T
         )
-        worked = priced.time_s > 0
+        # Nothing was measured of what limits the other calls: they keep price and interval.
+        worked = (priced.time_s > 0) & np.isin(_limits(group), _limits(self._calibration.group))
         before = np.log(np.divide(priced.high_s, priced.low_s, out=np.ones(len(calls)), where=priced.low_s > 0))
         deviation = np.where(known, deviation, np.maximum(deviation, before / (2 * _NORMAL_QUANTILE)))
         reach = _NORMAL_QUANTILE * deviation
-        time_s = np.where(worked, priced.time_s * np.exp(mean), 0.0)
+        time_s = np.where(worked, priced.time_s * np.exp(mean), priced.time_s)
         return Prediction(
             time_s=time_s,
-            low_s=time_s * np.exp(-reach * low_scale),
-            high_s=time_s * np.exp(reach * high_scale),
+            low_s=np.where(worked, time_s * np.exp(-reach * low_scale), priced.low_s),
+            high_s=np.where(worked, time_s * np.exp(reach * high_scale), priced.high_s),
             basis=np.where(known & worked, np.minimum(priced.basis, int(Basis.LEARNED)), priced.basis),
             extrapolated=priced.extrapolated,
         )
@@ -256,8 +258,21 @@ class _Correction:
 def _groups(calls: KernelCallBatch) -> IntArray:
     """(C,) one number per operation class, format (block-scaled apart), and kind of bandwidth-bound work."""
     memory = calls.op == KernelOp.MEMORY
-    formats = calls.gemm_format + len(GEMM_FORMATS) * (calls.scale_block > 0)
-    return np.where(memory, 1000 + calls.family, calls.op * 2 * len(GEMM_FORMATS) + formats)
+    half = calls.gemm_format == GEMM_FORMATS.index("fp16")  # the same units and kernels as bf16
+    single = np.where(half, GEMM_FORMATS.index("bf16"), calls.gemm_format)
+    formats = single + len(GEMM_FORMATS) * (calls.scale_block > 0)
+    return np.where(memory, _MEMORY + calls.family, calls.op * 2 * len(GEMM_FORMATS) + formats)
+
+
+def _limits(group: IntArray) -> IntArray:
+    """(C,) what limits the kernels of a group: the multipliers, those with attention's softmax, a cache read, memory.
+
+    Only kernels with the same limit say something of each other: a device whose norms are slow multiplies no slower.
+    """
+    op = group // (2 * len(GEMM_FORMATS))
+    attention = np.isin(op, [KernelOp.ATTENTION_FORWARD, KernelOp.ATTENTION_BACKWARD])
+    decode = op == KernelOp.ATTENTION_DECODE
+    return np.where(group >= _MEMORY, 3, np.where(decode, 2, attention.astype(np.int64)))
 
 
 def _descriptors(calls: KernelCallBatch, predicted_s: FloatArray) -> FloatArray:
@@ -280,7 +295,8 @@ def _covariance(
     same = group[:, None] == other_group[None, :]
     squared = (points**2).sum(axis=1)[:, None] + (others**2).sum(axis=1)[None, :] - 2 * points @ others.T
     near = np.exp(-np.maximum(squared, 0.0) / (2 * amplitudes.length**2))
-    return np.asarray(amplitudes.shared**2 + same * (amplitudes.own**2 + amplitudes.shape**2 * near))
+    alike = _limits(group)[:, None] == _limits(other_group)[None, :]
+    return np.asarray(alike * amplitudes.shared**2 + same * (amplitudes.own**2 + amplitudes.shape**2 * near))
 
 
 def _without_outliers(values: FloatArray) -> FloatArray:

@@ -1,12 +1,14 @@
 """Few-shot calibration: a hundred kernels move every price of a device the right way, and no other device's."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from costmodels.kernels.calibrated import MOST_POINTS, CalibratedKernelModel, Calibration, calibrate
 from costmodels.kernels.calls import KernelCallBatch, KernelOp, kernel_calls, take
+from profiles.precision import GEMM_FORMATS
 from tests.fakes import RateKernels, device
 
 BASE = RateKernels(relative_half_width=0.3, start_s=2e-6)
@@ -59,11 +61,31 @@ def test_other_devices_keep_their_prices():
 def test_operations_never_measured_move_part_of_the_way_and_stay_unsure():
     seen = gemms(100)
     calibration = calibrate(BASE, seen, truth(seen, 1.6, 0.02), HERE)
+    grouped = replace(take(seen, np.arange(1)), op=np.array([int(KernelOp.GROUPED_GEMM)]))
+    before = BASE.predict(grouped, HERE)
+    after = CalibratedKernelModel(BASE, {HERE.name: calibration}).predict(grouped, HERE)
+    assert before.time_s[0] < after.time_s[0] < 1.6 * before.time_s[0]
+    assert after.high_s[0] / after.low_s[0] > 1.3
+
+
+def test_products_say_nothing_of_memory():
+    seen = gemms(100)
+    calibration = calibrate(BASE, seen, truth(seen, 1.6, 0.02), HERE)
     memory = kernel_calls(1, op=KernelOp.MEMORY, batch=1, bytes=1e8)
     before = BASE.predict(memory, HERE)
     after = CalibratedKernelModel(BASE, {HERE.name: calibration}).predict(memory, HERE)
-    assert before.time_s[0] < after.time_s[0] < 1.6 * before.time_s[0]
-    assert after.high_s[0] / after.low_s[0] > 1.3
+    for name in ("time_s", "low_s", "high_s", "basis"):
+        assert getattr(after, name).tolist() == getattr(before, name).tolist(), name
+
+
+def test_both_16_bit_formats_are_one():
+    seen = gemms(100)
+    calibration = calibrate(BASE, seen, truth(seen, 1.6, 0.02), HERE)
+    model = CalibratedKernelModel(BASE, {HERE.name: calibration})
+    other = replace(seen, gemm_format=np.full(len(seen), GEMM_FORMATS.index("fp16")))
+    found, expected = (model.predict(calls, HERE) for calls in (other, seen))
+    assert found.time_s.tolist() == expected.time_s.tolist()
+    assert found.basis.tolist() == expected.basis.tolist()
 
 
 def test_one_absurd_timing_does_not_spoil_the_rest():
