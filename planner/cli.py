@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from planner import cli_options as option
+from planner.cli_calibrate import calibrate
 from planner.cli_output import emit, progress
 from planner.cli_profiles import profiles
 from profiles.errors import InfeasibleError, SpecError
@@ -35,6 +36,7 @@ app = typer.Typer(
 
 
 app.add_typer(profiles)
+app.command()(calibrate)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

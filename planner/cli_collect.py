@@ -56,7 +56,7 @@ def _render(found: "Collected", console: "Console") -> None:
         f" before, {len(found.failed)} failed, {found.left} not reached",
         f"left out: {found.too_large} too large for the memory, {found.too_long} too long for the budget",
         *(f"  {label}: {reason}" for label, reason in found.failed[:_FAILURES_SHOWN]),
-        f"next: planner profiles import {found.out}",
+        f"next: planner calibrate --device {found.device} --from {found.out}",
     ]
     if found.runs is not None:
         lines.append(f"training steps: {found.runs}")

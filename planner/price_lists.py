@@ -1,17 +1,29 @@
-"""Which price lists every answer uses; built once per process from the packaged fits."""
+"""Which price lists every answer uses: packaged models, corrected by what was measured on the user's devices.
 
+The order of trust: a kernel that was measured exactly, then the packaged model as the device's calibration
+corrects it, then the packaged model. Files are read here, once per process and device, never while pricing.
+"""
+
+import hashlib
 from functools import lru_cache
+from importlib import resources
 
 from costmodels.collectives import CollectiveCostModel
+from costmodels.kernels.calibrated import CalibratedKernelModel, Calibration, calibrate
 from costmodels.kernels.calls import KernelCostModel
+from costmodels.kernels.measured import MeasuredKernelModel, MeasuredKernels, calls_of, measured_rows
 from costmodels.kernels.roofline import RooflineKernelModel
 from costmodels.link_model import LinkCollectiveModel
+from profiles.calibrations import read_calibration
+from profiles.errors import SpecError
 from profiles.fits import default_fits
+from profiles.hardware import DeviceSpec
+from profiles.timing_store import TimingStore, default_store
 
 
 @lru_cache(maxsize=1)
 def default_kernel_model() -> KernelCostModel:
-    """Prices of kernels."""
+    """Packaged prices of kernels."""
     return RooflineKernelModel(default_fits().kernels)
 
 
@@ -19,3 +31,64 @@ def default_kernel_model() -> KernelCostModel:
 def default_collective_model() -> CollectiveCostModel:
     """Prices of collectives."""
     return LinkCollectiveModel(default_fits().collectives)
+
+
+@lru_cache(maxsize=64)
+def kernel_model_of(device: DeviceSpec) -> KernelCostModel:
+    """Prices of kernels on one device, with what was measured on it.
+
+    Raises:
+        SpecError: If a file of timings or a calibration is broken.
+    """
+    return kernel_model_from(default_store(), device)
+
+
+def kernel_model_from(store: TimingStore, device: DeviceSpec) -> KernelCostModel:
+    """Prices of kernels on one device with what a store holds of it.
+
+    Raises:
+        SpecError: If a file of timings or a calibration is broken.
+    """
+    model = default_kernel_model()
+    calibration = stored_calibration(store, device)
+    if calibration is not None:
+        model = CalibratedKernelModel(model, {device.name: calibration})
+    if not store.files(device.name):
+        return model
+    measured = MeasuredKernels.of(store.table(device.name))
+    return MeasuredKernelModel(measured, model) if len(measured) else model
+
+
+def stored_calibration(store: TimingStore, device: DeviceSpec) -> Calibration | None:
+    """The calibration of a device; made again from its stored timings if the packaged prices have changed since.
+
+    Raises:
+        SpecError: If its file is no calibration of this device.
+    """
+    found = read_calibration(store, device.name)
+    if found is None:
+        return None
+    path, document = found
+    if document.get("prices") != prices_version():
+        rows = measured_rows(store.table(device.name))
+        return calibrate(default_kernel_model(), calls_of(rows), rows.time_s, device)
+    try:
+        calibration = Calibration.from_document(document["calibration"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"is no calibration: {type(error).__name__}: {str(error)[:100]}"
+        raise SpecError(str(path)[:200], problem, "write it again with 'planner calibrate', or delete it") from None
+    if calibration.device != device.name:
+        raise SpecError(str(path)[:200], f"is a calibration of {calibration.device[:60]!r}, not of {device.name!r}")
+    return calibration
+
+
+@lru_cache(maxsize=1)
+def prices_version() -> str:
+    """A hash of the packaged kernel prices: a calibration corrects these and no others."""
+    digest = hashlib.sha256()
+    data = resources.files("profiles").joinpath("data")
+    learned = data.joinpath("models_learned")
+    cards = sorted(learned.iterdir(), key=lambda item: item.name) if learned.is_dir() else []
+    for file in (data.joinpath("fits", "kernels.json"), *cards):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -14,7 +14,7 @@ from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
 from planner.jobs import resolve_job
 from planner.pins import parse_pins
-from planner.price_lists import default_collective_model, default_kernel_model
+from planner.price_lists import default_collective_model, kernel_model_of
 from planner.ranking import check_objective
 from planner.results import Note, Request
 from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
@@ -119,12 +119,13 @@ _NUMBERS = ("price_per_device_hour_usd", "memory_reserve_bytes")
 
 def cost_context(request: Request, cluster: ClusterSpec | None = None) -> CostContext:
     """What prices depend on besides the plan, on the request's cluster or a part of it."""
+    chosen = cluster or request.cluster
     return CostContext(
         model=request.model,
-        cluster=cluster or request.cluster,
+        cluster=chosen,
         job=request.job,
         stack=request.stack,
-        kernels=default_kernel_model(),
+        kernels=kernel_model_of(chosen.device),
         collectives=default_collective_model(),
     )
 

@@ -28,7 +28,7 @@ def render_list(found: Sequence[DeviceSummary], console: Console) -> None:
     console.print(table)
     unknown = [item.device for item in found if not item.known]
     if unknown:
-        say(console, f"not in the catalogue: {', '.join(unknown)}")
+        say(console, f"not in the catalogue: {', '.join(unknown)}; planner calibrate says what YAML is needed")
 
 
 def render_show(table: TimingTable, found: Sequence[OperationSummary], listed: IntArray, console: Console) -> None:

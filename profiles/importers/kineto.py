@@ -179,6 +179,8 @@ def _sample(seconds: float, call: Call, rows: Rows, kernel: str) -> None:
     elif not columns.get("dtype"):
         rows.skip("operators of an element type that no plan uses")
     else:
+        if columns["dtype"] == "fp32" and "tf32" in kernel.lower():
+            columns["dtype"] = "tf32"  # a mode of multiplying 32-bit operands, which only the kernel's name tells
         rows.sample(seconds, kernel=kernel, **columns)
 
 

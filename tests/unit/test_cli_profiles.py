@@ -184,6 +184,6 @@ def test_what_was_collected_is_told(run: Any, tmp_path: Path, monkeypatch: pytes
     code, out, _ = run(*arguments)
     assert code == 0
     assert "mine.parquet: 7 measured on A40 in 5 s, 1 done before, 1 failed, 2 not reached" in out
-    assert "next: planner profiles import mine.parquet" in out
+    assert "next: planner calibrate --device A40 --from mine.parquet" in out
     document = json.loads(run(*arguments, "--json")[1])
     assert (document["measured"], document["out"], document["runs"]) == (7, "mine.parquet", None)

@@ -47,6 +47,17 @@ def test_kernels_are_added_up_by_the_operator_that_launched_them(tmp_path: Path,
     assert (rows["cross_entropy"]["n"], rows["cross_entropy"]["time_s"]) == (32000, pytest.approx(35e-6))
 
 
+def test_tf32_is_told_by_the_kernel(tmp_path: Path) -> None:
+    events = [
+        operator("aten::mm", 1, 0, 20, [[64, 32], [32, 16]], kind="float"),
+        kernel("ampere_sgemm_tf32_128x64", 1, 9),
+        operator("aten::mm", 2, 50, 20, [[8, 32], [32, 16]], kind="float"),
+        kernel("ampere_sgemm_128x64", 2, 9),
+    ]
+    found = trace(tmp_path, events).table
+    assert dict(zip(found.m.tolist(), found.dtype.tolist(), strict=True)) == {64: "tf32", 8: "fp32"}
+
+
 def test_collectives_take_the_least_duration(tmp_path: Path) -> None:
     rows = rows_by_op(trace(tmp_path, EVENTS))
     gathered = rows["all_gather"]

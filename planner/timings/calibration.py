@@ -1,0 +1,229 @@
+"""Calibrates the kernel prices of a device with measurements of it, and says what that changed on rows left out."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, Calibration, calibrate
+from costmodels.kernels.calls import KernelCallBatch, KernelCostModel, take
+from costmodels.kernels.measured import calls_of, measured_rows
+from planner.price_lists import default_kernel_model, prices_version
+from planner.schema_types import SCHEMA_VERSION
+from planner.timings.admission import Checked, admit
+from planner.validate.metrics import ErrorSummary, error_summary
+from profiles.calibrations import write_calibration
+from profiles.catalog import Catalog
+from profiles.errors import SpecError
+from profiles.hardware import DeviceSpec
+from profiles.timing_store import Merged, TimingStore, groups
+from profiles.timings import FloatArray, IntArray, TextArray, TimingTable
+
+HELD_OUT = 0.2  # of the measured kernels, to show what calibration does to kernels it has not seen
+_FEWEST = 2 * FEWEST_POINTS
+_SEED = 0
+MOST_ROWS = 300  # more kernels correct little more and the correction costs their cube
+
+# The smallest entry of ``devices/*.yaml`` that will do.
+_ENTRY = """{name}:
+  vendor: nvidia
+  architecture: hopper            # or ada, ampere, blackwell, cdna3, ...: whose fitted prices are corrected
+  peak_tflops: {{fp32: 60, bf16: 800}}   # dense, from the data sheet; every format you train in
+  memory_gib: 96
+  usable_memory_gib: 94           # what the driver reports as total
+  memory_bandwidth_gb_per_s: 3900
+  num_sms: 120
+  l2_mib: 50
+  power_w: 600
+  sources: {{default: "vendor's data sheet"}}"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupChange:
+    """Errors on left-out rows of one operation and dtype, before and after."""
+
+    op: str
+    dtype: str
+    before: ErrorSummary
+    after: ErrorSummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """What calibrating a device did.
+
+    Attributes:
+        device: Its catalogue name.
+        rows: Measured kernels it rests on.
+        held_out: How many of them were left out to show its effect.
+        before, after: Errors on those.
+        groups: The same by operation and dtype.
+        files: What was written.
+        merged: What became of the rows in the store; None when they were there already.
+    """
+
+    device: str
+    rows: int
+    held_out: int
+    before: ErrorSummary
+    after: ErrorSummary
+    groups: tuple[GroupChange, ...]
+    files: tuple[Path, ...]
+    merged: Merged | None
+
+
+def device_to_calibrate(catalog: Catalog, name: str) -> DeviceSpec:
+    """The device of that name.
+
+    Raises:
+        SpecError: If the catalogue has none; the hint is the data sheet to write.
+    """
+    try:
+        return catalog.device(name, field="--device")
+    except SpecError as error:
+        entry = _ENTRY.format(name=name[:60])
+        hint = (
+            f"{error.hint} If it is new, put its data sheet into DIRECTORY/devices/{name[:60]}.yaml and set"
+            f" PLANNER_CATALOG=DIRECTORY:\n\n{entry}\n"
+        )
+        raise SpecError("--device", error.problem, hint) from None
+
+
+def calibrate_device(device: DeviceSpec, checked: Sequence[Checked], store: TimingStore) -> Calibrated:
+    """Store measurements of a device and a calibration of its prices made with everything stored of it.
+
+    Args:
+        device: In the catalogue.
+        checked: Files of measurements; none to calibrate again with what is stored.
+        store: Where to.
+
+    Raises:
+        SpecError: If there are too few kernels of the device, or nowhere to store them.
+    """
+    merged = admit(checked, store) if checked else None
+    rows = measured_rows(store.table(device.name))
+    _check_formats(rows, device)
+    if len(rows) < _FEWEST:
+        problem = f"needs at least {_FEWEST} measured kernels of {device.name}; {len(rows)} are usable"
+        hint = "kernels in a format plans use, timed without the host; 'planner profiles collect' measures a hundred"
+        raise SpecError("--from", problem, hint)
+    base, calls = default_kernel_model(), calls_of(rows)
+    held_out = _left_out(len(rows))
+    changes, before, after = _effect(base, calls, rows, device, held_out)
+    chosen = spread_out(rows)
+    calibration = calibrate(base, take(calls, chosen), rows.time_s[chosen], device)
+    path = write_calibration(store.directories[-1], device.name, _document(calibration, len(rows)))
+    return Calibrated(
+        device=device.name,
+        rows=len(rows),
+        held_out=len(held_out),
+        before=before,
+        after=after,
+        groups=changes,
+        files=(path,) if merged is None else (*merged.files, path),
+        merged=merged,
+    )
+
+
+def _document(calibration: Calibration, rows: int) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "device": calibration.device,
+        "prices": prices_version(),
+        "rows": rows,
+        "calibration": calibration.to_document(),
+    }
+
+
+def _check_formats(rows: TimingTable, device: DeviceSpec) -> None:
+    """Refuse arithmetic that the data sheet does not list, before a price is asked for."""
+    for dtype in sorted(set(rows.dtype[rows.k > 0].tolist())):
+        form = {"fp8_block": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}.get(dtype, dtype)
+        if form not in device.peak_flops_per_s and not (form == "tf32" and "fp32" in device.peak_flops_per_s):
+            raise SpecError(
+                "--from",
+                f"holds {dtype} kernels, but {device.name} has no {form} peak",
+                f"add {form} to its peak_tflops",
+            )
+
+
+def _left_out(count: int) -> IntArray:
+    """Rows to leave out: the same for the same number of rows."""
+    shuffled = np.random.default_rng(_SEED).permutation(count)
+    return np.sort(shuffled[: max(round(count * HELD_OUT), FEWEST_POINTS)])
+
+
+def spread_out(rows: TimingTable) -> IntArray:
+    """At most ``MOST_ROWS`` rows, in order: each operation, dtype and layout its share, evenly over its times.
+
+    Kinds of few rows keep all of them; the others share what is left alike.
+    """
+    if len(rows) <= MOST_ROWS:
+        return np.arange(len(rows))
+    group = groups(rows, ("op", "dtype", "layout"))
+    members = [np.flatnonzero(group == number) for number in np.unique(group)]
+    chosen: list[IntArray] = []
+    left = MOST_ROWS
+    for place, mine in enumerate(sorted(members, key=len)):
+        share = max(left // (len(members) - place), 1)
+        by_time = mine[np.argsort(rows.time_s[mine], kind="stable")]
+        picked = by_time if len(mine) <= share else by_time[np.linspace(0, len(mine) - 1, share).astype(np.int64)]
+        chosen.append(picked)
+        left = max(left - len(picked), 0)
+    return np.sort(np.concatenate(chosen))
+
+
+def _effect(
+    base: KernelCostModel, calls: KernelCallBatch, rows: TimingTable, device: DeviceSpec, held_out: IntArray
+) -> tuple[tuple[GroupChange, ...], ErrorSummary, ErrorSummary]:
+    """Errors on left-out rows before and after a calibration on the others, by group and in all."""
+    kept = np.setdiff1d(np.arange(len(rows)), held_out)
+    kept = kept[spread_out(rows.take(kept))]
+    trial = calibrate(base, take(calls, kept), rows.time_s[kept], device)
+    corrected = CalibratedKernelModel(base, {device.name: trial})
+    part, time_s = take(calls, held_out), rows.time_s[held_out]
+    names: TextArray = rows.op[held_out] + np.full(len(held_out), "/", dtype=object) + rows.dtype[held_out]
+    priced = [model.predict(part, device) for model in (base, corrected)]
+
+    def errors(where: Any) -> list[ErrorSummary]:
+        found = []
+        for price in priced:
+            summary = _summary(price.time_s[where], time_s[where], price.low_s[where], price.high_s[where])
+            found.append(summary)
+        return found
+
+    changes = []
+    for name in sorted(set(names.tolist())):
+        op, _, dtype = name.partition("/")
+        before, after = errors(np.flatnonzero(names == name))
+        changes.append(GroupChange(op=op, dtype=dtype, before=before, after=after))
+    whole = errors(np.arange(len(held_out)))
+    return tuple(changes), whole[0], whole[1]
+
+
+def _summary(predicted_s: FloatArray, measured_s: FloatArray, low_s: FloatArray, high_s: FloatArray) -> ErrorSummary:
+    summary = error_summary(predicted_s, measured_s, low=low_s, high=high_s)
+    if summary is None:
+        raise ValueError("a group has at least one row")
+    return summary
+
+
+def calibration_document(found: Calibrated) -> dict[str, Any]:
+    """What ``planner calibrate --json`` prints; errors are fractions."""
+    merged = found.merged
+    stored = None
+    if merged is not None:
+        stored = {"added": merged.added, "replaced": merged.replaced, "kept": merged.kept}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "device": found.device,
+        "rows": found.rows,
+        "held_out": found.held_out,
+        "before": asdict(found.before),
+        "after": asdict(found.after),
+        "groups": [asdict(group) for group in found.groups],
+        "store": stored,
+        "files": [str(path) for path in found.files],
+    }

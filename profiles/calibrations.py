@@ -1,0 +1,60 @@
+"""Calibrations of devices in the catalogue directories: what measured kernels say of one device's prices.
+
+``<directory>/calibrations/<device>.json``, written by ``planner calibrate``; the last directory that has one wins.
+What a file means is known to ``costmodels.kernels.calibrated``; this module only finds, bounds and writes it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from profiles.errors import SpecError
+from profiles.timing_store import TimingStore, device_file_name
+
+FOLDER = "calibrations"
+MAX_CALIBRATION_BYTES = 16 << 20
+
+
+def calibration_path(directory: Path, device: str) -> Path:
+    """Where the calibration of a device is kept."""
+    return directory / FOLDER / f"{device_file_name(device)}.json"
+
+
+def read_calibration(store: TimingStore, device: str) -> tuple[Path, Mapping[str, Any]] | None:
+    """The calibration of a device as its file holds it, with the file; None if there is none.
+
+    Raises:
+        SpecError: If the file cannot be read, is too large or no JSON object.
+    """
+    found = [path for folder in store.directories if (path := calibration_path(folder, device)).is_file()]
+    if not found:
+        return None
+    path = found[-1]
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_CALIBRATION_BYTES + 1)
+        document = json.loads(content) if len(content) <= MAX_CALIBRATION_BYTES else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SpecError(str(path)[:200], f"cannot be read: {type(error).__name__}", _AGAIN) from None
+    if not isinstance(document, dict):
+        raise SpecError(str(path)[:200], f"must be a JSON object of at most {MAX_CALIBRATION_BYTES} bytes", _AGAIN)
+    return path, document
+
+
+_AGAIN = "write it again with 'planner calibrate', or delete it"
+
+
+def write_calibration(directory: Path, device: str, document: Mapping[str, Any]) -> Path:
+    """Keep the calibration of a device; the file written.
+
+    Raises:
+        SpecError: If it cannot be written.
+    """
+    path = calibration_path(directory, device)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SpecError(str(path)[:200], f"cannot be written: {error.strerror or type(error).__name__}") from None
+    return path

@@ -1,0 +1,205 @@
+"""Calibrating a device: errors on kernels left out fall, and every later price rests on what was measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from costmodels.kernels.calls import Basis, take
+from costmodels.kernels.measured import calls_of
+from planner import cli
+from planner.price_lists import default_kernel_model, kernel_model_from, prices_version, stored_calibration
+from planner.timings.calibration import MOST_ROWS, spread_out
+from profiles import timing_store
+from profiles.calibrations import calibration_path
+from profiles.catalog import Catalog, default_catalog
+from profiles.errors import SpecError
+from profiles.timing_files import write_timings
+from profiles.timing_store import TimingStore
+from profiles.timings import TimingTable, table_of_rows, timing_table
+
+A40 = default_catalog().device("A40")
+SLOWER = 1.7  # the pretended device's kernels, against the packaged prices
+
+
+def pretended(count: int = 60, seed: int = 0) -> TimingTable:
+    """GEMMs and norms of a device that is steadily slower than the packaged prices say, with 3 % of noise."""
+    random = np.random.default_rng(seed)
+    half = count // 2
+    table = timing_table(
+        count,
+        kind="kernel",
+        op=["gemm"] * half + ["rms_norm"] * (count - half),
+        dtype="bf16",
+        layout=["NT"] * half + [""] * (count - half),
+        m=128 * random.permutation(np.arange(8, 8 + count)),
+        n=np.where(np.arange(count) < half, 4096, 8192),
+        k=np.where(np.arange(count) < half, 2048, 0),
+        batch=np.where(np.arange(count) < half, 1, 0),
+        device=A40.name,
+        method="events",
+        statistic="median",
+        time_s=1.0,
+    )
+    priced = default_kernel_model().predict(calls_of(table), A40)
+    return table.having(time_s=SLOWER * priced.time_s * np.exp(0.03 * random.standard_normal(count)))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TimingStore:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    found = TimingStore(directories=(tmp_path / "packaged", mine))
+    monkeypatch.setattr(timing_store, "default_store", lambda: found)
+    return found
+
+
+def calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> Any:
+    write_timings(pretended(), tmp_path / "collected.parquet")
+    assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "collected.parquet"), *more) == 0
+    return capsys.readouterr().out
+
+
+def run(*arguments: str) -> int:
+    try:
+        cli.main(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture
+def document(tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]) -> Any:
+    write_timings(pretended(), tmp_path / "collected.parquet")
+    assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "collected.parquet"), "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_errors_on_kernels_left_out_fall(document: Any) -> None:
+    assert (document["rows"], document["held_out"], document["device"]) == (60, 12, "A40")
+    assert document["before"]["mape"] == pytest.approx(1 - 1 / SLOWER, abs=0.03)
+    assert document["after"]["mape"] < 0.08
+    assert {(group["op"], group["dtype"]) for group in document["groups"]} == {("gemm", "bf16"), ("rms_norm", "bf16")}
+    assert document["store"] == {"added": 60, "replaced": 0, "kept": 0}
+    assert [Path(name).name for name in document["files"]] == ["A40.parquet", "A40.json"]
+
+
+def test_later_prices_rest_on_what_was_measured(document: Any, store: TimingStore) -> None:
+    del document
+    measured = pretended()
+    model = kernel_model_from(store, A40)
+    hit = model.predict(calls_of(measured), A40)
+    assert set(hit.basis.tolist()) == {int(Basis.MEASURED)}
+    np.testing.assert_allclose(hit.time_s, measured.time_s)
+    near = calls_of(measured.having(m=measured.m + 1))
+    before, after = default_kernel_model().predict(near, A40), model.predict(near, A40)
+    assert set(after.basis.tolist()) == {int(Basis.LEARNED)}
+    assert after.time_s / before.time_s == pytest.approx(np.full(60, SLOWER), rel=0.15)
+    relative = [float(np.median((price.high_s - price.low_s) / price.time_s)) for price in (before, after)]
+    assert relative[1] < relative[0]
+
+
+def test_other_devices_keep_their_prices(document: Any, store: TimingStore) -> None:
+    del document
+    other = default_catalog().device("A100-SXM-80GB")
+    assert kernel_model_from(store, other) is default_kernel_model()
+
+
+def test_calibration_can_be_repeated_from_the_store(
+    document: Any, store: TimingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("calibrate", "--device", "A40", "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["store"] is None
+    assert {name: again[name] for name in ("rows", "after")} == {name: document[name] for name in ("rows", "after")}
+
+
+def test_a_calibration_of_other_prices_is_made_again(document: Any, store: TimingStore) -> None:
+    del document
+    path = calibration_path(store.directories[-1], A40.name)
+    kept = json.loads(path.read_text())
+    assert kept["prices"] == prices_version()
+    path.write_text(json.dumps(kept | {"prices": "older", "calibration": {}}))
+    again = stored_calibration(store, A40)
+    assert again is not None
+    assert again.to_document() == kept["calibration"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda kept: "[1, 2]", "must be a JSON object"),
+        (lambda kept: "{", "cannot be read: JSONDecodeError"),
+        (lambda kept: json.dumps(kept | {"calibration": {"device": "A40"}}), "is no calibration: KeyError"),
+        (
+            lambda kept: json.dumps(kept | {"calibration": kept["calibration"] | {"device": "T4"}}),
+            "is a calibration of 'T4', not of 'A40'",
+        ),
+    ],
+)
+def test_broken_calibrations_are_told(document: Any, store: TimingStore, change: Any, problem: str) -> None:
+    del document
+    path = calibration_path(store.directories[-1], A40.name)
+    path.write_text(change(json.loads(path.read_text())))
+    with pytest.raises(SpecError, match=problem):
+        kernel_model_from(store, A40)
+
+
+def test_formats_without_a_peak_are_told(
+    tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"kind": "kernel", "op": "gemm", "dtype": "fp8", "m": 64, "n": 64, "k": 64, "batch": 1, "device": "A40",
+           "method": "events", "time_s": 1e-5}  # fmt: skip
+    write_timings(table_of_rows([row]), tmp_path / "fp8.parquet")
+    assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "fp8.parquet")) == 2
+    assert "holds fp8 kernels, but A40 has no fp8 peak. Hint: add fp8 to its peak_tflops" in capsys.readouterr().err
+
+
+def test_tables_for_people(tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]) -> None:
+    out = calibrated(tmp_path, capsys)
+    assert "A40: errors on 12 of 60 kernels, left out to see" in out
+    assert "every answer about this device now rests on them" in out
+
+
+def test_out_names_the_directory(tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    calibrated(tmp_path, capsys, "--out", str(tmp_path / "elsewhere"))
+    assert calibration_path(tmp_path / "elsewhere", "A40").is_file()
+    assert not calibration_path(store.directories[-1], "A40").exists()
+
+
+def test_rows_are_thinned_by_kind_and_time() -> None:
+    table = pretended(10)
+    many = table.take(np.tile(np.arange(10), 100)).having(
+        op=["gemm"] * 990 + ["rms_norm"] * 10, time_s=np.arange(1000.0) + 1
+    )
+    rows = spread_out(many)
+    assert len(rows) == MOST_ROWS
+    assert np.isin(np.arange(990, 1000), rows).all()
+    assert {0, 989} <= set(rows.tolist())
+    assert spread_out(table).tolist() == list(range(10))
+    assert len(take(calls_of(table), spread_out(table))) == 10
+
+
+def test_an_unknown_device_gets_the_data_sheet_to_write(
+    tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("calibrate", "--device", "NewChip-96GB", "--from", "any.parquet") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --device: unknown name 'NewChip-96GB'. Hint:")
+    entry = err.partition("\n\n")[2]
+    (tmp_path / "devices").mkdir()
+    (tmp_path / "devices" / "new.yaml").write_text(entry)
+    assert list(yaml.safe_load(entry)) == ["NewChip-96GB"]
+    assert Catalog.load([tmp_path]).device("NewChip-96GB").peak("bf16") == 8e14
+
+
+def test_calibration_needs_kernels(tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]) -> None:
+    write_timings(pretended(4), tmp_path / "few.parquet")
+    assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "few.parquet")) == 2
+    assert "--from: needs at least 8 measured kernels of A40; 4 are usable" in capsys.readouterr().err
+    assert run("calibrate", "--device", "A40", "--out", str(tmp_path / "none")) == 2
+    assert "--out: no such directory" in capsys.readouterr().err
