@@ -12,7 +12,8 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types contracts pytest format serve fit collectives models accuracy bench docs constraints clean
+.PHONY: help run test lint types contracts pytest format serve fit collectives models accuracy text-models bench docs
+.PHONY: constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,6 +59,10 @@ models: $(INSTALLED) ## Build the learned kernel models again from the timings u
 accuracy: $(INSTALLED) ## Rewrite docs/accuracy.md from the published runs under DATA
 	$(BIN)/python -m planner.validate.accuracy --data $(DATA)/endtoend --out docs/accuracy.md
 	@sed -n '/^## Result/,/^## Step/p' docs/accuracy.md | sed '$$d'
+
+text-models: $(INSTALLED) ## Train models that read MLIR as language; rewrite docs/text-models.md (needs PyTorch)
+	$(PIP_INSTALL) --editable '.[fit,neural]'
+	$(BIN)/python -m costmodels.calibration.text_models --data $(DATA) --out docs/text-models.md
 
 bench: $(INSTALLED_DEV) ## Measure speed and memory on one core; rewrite docs/benchmarks.md
 	$(BIN)/python tests/benchmarks/report.py

@@ -4,7 +4,9 @@ Needs the extra ``mlir-jax``. Before they are compared both texts go through one
 """
 
 import random
+from functools import partial
 
+import numpy as np
 import pytest
 
 pytest.importorskip("jax", reason="the extra mlir-jax is not installed")
@@ -16,7 +18,7 @@ from jax._src.lib.mlir import ir
 from costmodels.kernels.mlir.emit import emit
 from costmodels.kernels.mlir.kernel import ATTENTION, CONTRACTIONS, FORMAT_ELEMENT, OPS, Kernel
 from costmodels.kernels.mlir.key import canonical, kernel_key
-from tests.jax_reference import DTYPES, program
+from tests.jax_reference import DTYPES, REFERENCE, program
 
 FORMATS = tuple(FORMAT_ELEMENT)
 
@@ -79,3 +81,32 @@ def test_text_is_what_jax_lowers(kernel, context):
 
 def test_stated_traffic_passes_the_verifier(context):
     printed(emit(Kernel(op="rms_norm", m=64, n=32, kernels=2.5, traffic_bytes=12345.75)), context)
+
+
+FORWARD = {  # operands of the forward pass among those of the backward pass; the gradient is the last
+    "rms_norm_backward": ("rms_norm", (0, 1)), "silu_backward": ("silu", (0,)), "gelu_backward": ("gelu", (0,)),
+    "relu_backward": ("relu", (0,)), "swiglu_backward": ("swiglu", (0, 1)), "geglu_backward": ("geglu", (0, 1)),
+    "sdpa_backward": ("sdpa", (0, 1, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", FORWARD)
+def test_a_backward_text_is_the_gradient_of_the_forward_one(op, context):
+    forward, taken = FORWARD[op]
+    fields = {"m": 6, "n": 8, "format": "fp32"}
+    if op == "sdpa_backward":
+        fields |= {"n": 6, "k": 4, "batch": 2, "heads": 4, "kv_heads": 2, "causal": 0.5}
+    kernel = Kernel(op=op, **fields)
+    ahead = partial(REFERENCE[forward], Kernel(op=forward, **fields))
+    module = ir.Module.parse(emit(kernel), context)
+    shapes = [ir.RankedTensorType(each).shape for each in ir.FunctionType(module.body.operations[0].type).inputs]
+    draw = np.random.default_rng(3)
+    operands = [draw.standard_normal(shape).astype(np.float32) for shape in shapes]
+    inputs = [operands[place] for place in taken]
+    output, back = jax.vjp(ahead, *inputs)
+    if op == "sdpa_backward":
+        operands[3] = output
+    found = program(kernel)(*operands)
+    found = found if isinstance(found, tuple) else (found,)
+    for ours, theirs in zip(found, back(operands[-1]), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-4)
