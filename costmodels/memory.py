@@ -237,12 +237,12 @@ def _gradients_at_end(
     trained = parameters.trained_dense + parameters.trained_expert
     if stack.autograd_gradients == "freed":
         each = autograd_gradient_bytes(context.job, stack)
-        last = np.maximum(last, trained * each + held.working[:, None])
+        last = np.maximum(last, trained * each + held.one_layer[:, None])
     born = _born_in_backward(plans, stack)
     if born.any():
         whole = trained * state_bytes(context.job, stack).gradient
         shards = np.where(plans.zero_stage >= (2 if stack.framework == "fsdp" else 3), plans.shard_degree, 1)
-        last = np.where(born[:, None], np.maximum(last, whole / shards[:, None] + held.working[:, None]), last)
+        last = np.where(born[:, None], np.maximum(last, whole / shards[:, None] + held.one_layer[:, None]), last)
     end: FloatArray = last + held.kept - held.newest - start
     return np.maximum(end, 0.0)
 

@@ -26,12 +26,14 @@ class StageActivations:
         kept: (N, S) kept for the backward pass by all micro-batches in flight.
         newest: (N, S) the part of it that belongs to one micro-batch.
         working: (N,) what the backward pass of one layer adds: what it recomputes, and gradients.
+        one_layer: (N,) all that is alive of one layer while it is differentiated: what was kept of it too.
         offloaded: (N, S) kept on the host instead; None when no plan offloads.
     """
 
     kept: FloatArray
     newest: FloatArray
     working: FloatArray
+    one_layer: FloatArray
     offloaded: FloatArray | None
 
 
@@ -47,38 +49,44 @@ def stage_activations(plans: PlanBatch, stages: StageTable, context: CostContext
         Bytes by what they belong to.
     """
     model, job = context.model, context.job
-    newest, working = _layers(plans, stages, context)
+    newest, working, one_layer = _layers(plans, stages, context)
     newest += stages.has_head * output_activations(plans, model, job)[:, None]
     if job.dropout:
         newest += stages.has_embedding * embedding_activations(plans, model, job)[:, None]
     kept = newest * stages.in_flight
     if not plans.offload_activations.any():
-        return StageActivations(kept=kept, newest=newest, working=working, offloaded=None)
+        return StageActivations(kept=kept, newest=newest, working=working, one_layer=one_layer, offloaded=None)
     share = np.minimum(_RESIDENT_WHEN_OFFLOADED / np.maximum(stages.layers * stages.in_flight, 1.0), 1.0)
     share = np.where(plans.offload_activations[:, None], share, 1.0)
     resident = kept * share
     return StageActivations(
-        kept=resident, newest=np.minimum(newest, resident), working=working, offloaded=kept - resident
+        kept=resident,
+        newest=np.minimum(newest, resident),
+        working=working,
+        one_layer=one_layer,
+        offloaded=kept - resident,
     )
 
 
-def _layers(plans: PlanBatch, stages: StageTable, context: CostContext) -> tuple[FloatArray, FloatArray]:
-    """(N, S) bytes one micro-batch keeps in the layers of each stage, and (N,) the working set of a backward pass."""
+def _layers(plans: PlanBatch, stages: StageTable, context: CostContext) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """(N, S) bytes one micro-batch keeps in the layers of each stage; (N,) ``working`` and (N,) ``one_layer``."""
     model = context.model
     recomputed = _recomputed_layers(plans, stages, model.num_layers)
     if model.num_moe_layers in (0, model.num_layers):
         layer = layer_activations(plans, model, context.job, context.stack, moe=model.num_moe_layers > 0)
         whole, saved = _whole_and_saved(plans, layer)
-        return stages.layers * whole[:, None] - recomputed * saved[:, None], _working(plans, layer)
+        kept = stages.layers * whole[:, None] - recomputed * saved[:, None]
+        return kept, _working(plans, layer), layer.whole + layer.backward
     kept = np.zeros_like(stages.in_flight)
-    working = np.zeros(len(plans))
+    working, one_layer = np.zeros((2, len(plans)))
     share = recomputed / np.maximum(stages.layers, 1)  # the kinds of layers are taken to alternate evenly
     for moe, layers in ((False, stages.layers - stages.moe_layers), (True, stages.moe_layers)):
         layer = layer_activations(plans, model, context.job, context.stack, moe=moe)
         whole, saved = _whole_and_saved(plans, layer)
         kept += layers * (whole[:, None] - share * saved[:, None])
         working = np.maximum(working, _working(plans, layer))
-    return kept, working
+        one_layer = np.maximum(one_layer, layer.whole + layer.backward)
+    return kept, working, one_layer
 
 
 def _recomputed_layers(plans: PlanBatch, stages: StageTable, num_layers: int) -> IntArray:

@@ -140,7 +140,8 @@ def test_bigger_micro_batches_and_longer_sequences_never_need_less(where, plan):
 @given(contexts(), plans())
 @settings(max_examples=60, deadline=None)
 def test_sharding_more_never_needs_more_states(where, plan):
-    states = ("weights", "optimizer")
+    # The largest moment of a step is split into parts: what shards is their sum. ZeRO-3 gathers, so without buffers.
+    states = tuple(name for name in ALLOCATED_PARTS if name != "communication")
     for zero in (1, 2, 3):
         assert peak(replace(plan, zero_stage=zero), where, states) <= peak(
             replace(plan, zero_stage=zero - 1), where, states
