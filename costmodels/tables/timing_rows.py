@@ -1,7 +1,7 @@
-"""Tables of normalised public timings as rows of the timing schema: those that are one call each.
+"""Between tables of normalised public timings, the timing schema, and rows to score.
 
-Such a table does not say how its rows were timed: say the method, or they count as unknown and are stored but
-not used as exact prices.
+Of a public table, rows that are one call each become rows of the schema. Such a table does not say how its rows
+were timed: say the method, or they count as unknown and are stored but not used as exact prices.
 """
 
 from pathlib import Path
@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from costmodels.kernels.calls import take
-from costmodels.kernels.measured import table_of
+from costmodels.kernels.measured import calls_of, priceable, table_of
 from costmodels.tables.mapping import MAPPINGS, kernel_rows
-from costmodels.tables.read import Table, read_table, schema_of
+from costmodels.tables.read import Table, Words, read_table, schema_of
+from costmodels.tables.rows import KernelRows
 from profiles.errors import SpecError
 from profiles.importers.base import SAID, Imported, ImportOptions, catalogue_name, text_lines
-from profiles.timing_ops import COLLECTIVE, COLLECTIVES
-from profiles.timings import TimingTable, timing_table
+from profiles.timing_ops import COLLECTIVE, COLLECTIVES, KERNEL
+from profiles.timings import TextArray, TimingTable, timing_table
 from profiles.units import MICROSECOND
 
 PUBLIC_TABLE = "table"
 _LONGEST_NAME = 200
+_NO_KERNEL = "only kernels are scored"
+_NOT_PRICEABLE = "a format that no plan computes in, traffic unknown, or the host's launch timed along"
 
 
 def is_public_table(path: Path) -> bool:
@@ -50,6 +53,32 @@ def import_public_table(path: Path, options: ImportOptions) -> Imported:
         statistic="unknown",
     )
     return Imported(format=PUBLIC_TABLE, table=named.having(**said), skipped=skipped)
+
+
+def rows_of_timings(table: TimingTable) -> KernelRows:
+    """Kernels of the timing schema as rows to score: one call each, or the reason why there is none."""
+    kernel = np.asarray(table.kind == KERNEL, dtype=np.bool_)
+    usable = priceable(table)
+    problem = np.where(usable, 0, np.where(kernel, 2, 1))
+    rows = np.flatnonzero(usable)
+    return KernelRows(
+        gpu=_words(table.device),
+        source=_words(table.source),
+        dtype=_words(table.dtype),
+        op=_words(table.op),
+        engine=_words(table.kernel),
+        time_s=table.time_s,
+        launch_s=np.zeros(len(table)),
+        problem=Words(values=("", _NO_KERNEL, _NOT_PRICEABLE), codes=problem.astype(np.int64)),
+        calls=calls_of(table.take(rows)),
+        row=rows,
+    )
+
+
+def _words(column: TextArray) -> Words:
+    places = {word: place for place, word in enumerate(dict.fromkeys(column.tolist()))}
+    codes = np.array([places[word] for word in column.tolist()], dtype=np.int64)
+    return Words(values=tuple(places), codes=codes)
 
 
 def _kernels(table: Table) -> tuple[TimingTable, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""Scores tables of measured timings of any known schema with the packaged price lists."""
+"""Scores tables of measured timings, public or one's own, with the packaged price lists."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -8,6 +8,7 @@ from typing import Any
 from costmodels.expert_exchange import KINDS
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import read_table
+from costmodels.tables.timing_rows import is_public_table, rows_of_timings
 from planner.price_lists import default_kernel_model
 from planner.schema_types import SCHEMA_VERSION
 from planner.score.collectives import score_collectives
@@ -16,6 +17,8 @@ from planner.score.kernels import FewShot, score_kernels
 from planner.score.results import TableScore
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
+from profiles.importers.base import ImportOptions
+from profiles.importers.detect import detect, import_file
 
 
 def score_tables(paths: Sequence[Path], *, few_shot: FewShot | None = None) -> list[TableScore]:
@@ -33,6 +36,8 @@ def score_tables(paths: Sequence[Path], *, few_shot: FewShot | None = None) -> l
 
 def score_table(path: Path, *, few_shot: FewShot | None = None) -> TableScore:
     """One table priced row by row, see ``score_tables``."""
+    if not is_public_table(path) and detect(path):
+        return _score_timings(path, few_shot=few_shot)
     table, fits, catalog = read_table(path), default_fits().collectives, default_catalog()
     if table.schema == "collectives":
         groups, unpriced = score_collectives(table, fits, catalog)
@@ -44,6 +49,16 @@ def score_table(path: Path, *, few_shot: FewShot | None = None) -> TableScore:
         unpriced = [item for item in unpriced if item.op not in KINDS] + problems
     return TableScore(
         table=str(path), schema=table.schema, rows=len(table), groups=tuple(groups), unpriced=tuple(unpriced)
+    )
+
+
+def _score_timings(path: Path, *, few_shot: FewShot | None) -> TableScore:
+    """Measurements of one's own, in any format that ``planner profiles import`` reads."""
+    imported = import_file(path, ImportOptions())
+    rows = rows_of_timings(imported.table)
+    groups, unpriced = score_kernels(rows, default_kernel_model(), default_catalog(), few_shot=few_shot)
+    return TableScore(
+        table=str(path), schema=imported.format, rows=len(rows), groups=tuple(groups), unpriced=tuple(unpriced)
     )
 
 

@@ -187,3 +187,15 @@ def test_what_was_collected_is_told(run: Any, tmp_path: Path, monkeypatch: pytes
     assert "next: planner calibrate --device A40 --from mine.parquet" in out
     document = json.loads(run(*arguments, "--json")[1])
     assert (document["measured"], document["out"], document["runs"]) == (7, "mine.parquet", None)
+
+
+def test_measurements_of_ones_own_are_scored(run: Any, tmp_path: Path) -> None:
+    rows = [GEMM, GEMM | {"m": 64, "time_s": 4e-5}, GEMM | {"method": "wall"}]
+    reduced = {"kind": "collective", "op": "all_reduce", "size_bytes": 1e9, "group_size": 8, "num_nodes": 1}
+    also = {name: GEMM[name] for name in ("device", "method", "statistic", "time_s")}
+    write_timings(table_of_rows([*rows, reduced | also]), tmp_path / "mine.parquet")
+    (table,) = json.loads(run("profiles", "score", str(tmp_path / "mine.parquet"), "--json")[1])["tables"]
+    (group,) = table["groups"]
+    assert (table["schema"], table["rows"], group["op"], group["errors"]["rows"]) == ("own", 4, "gemm", 2)
+    assert group["errors"]["mape"] < 0.5
+    assert sorted(item["reason"].split()[0] for item in table["unpriced"]) == ["a", "only"]
