@@ -12,7 +12,7 @@ import numpy as np
 
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
-from costmodels.lowering.calls import price_collectives
+from costmodels.lowering.calls import price_collectives, stalled_s
 from costmodels.lowering.grouping import group_rows
 from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree, fullest_stage
@@ -137,21 +137,23 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[F
         (CollectiveOp.ALL_GATHER, gatherings, sharded * parameter_bytes, degree, stride),
     )
     messages = np.concatenate([call[1] for call in calls])
-    priced = price_collectives(
-        context,
-        op=np.repeat([int(call[0]) for call in calls], len(zero)),
-        size_bytes=np.concatenate([call[2] for call in calls]) / messages,
-        group=np.concatenate([call[3] for call in calls]),
-        stride=np.concatenate([call[4] for call in calls]),
-    )
-    reduce_s, scatter_s, across_s, gather_s = (priced.time_s * messages).reshape(len(calls), -1)
+    op = np.repeat([int(call[0]) for call in calls], len(zero))
+    size_bytes = np.concatenate([call[2] for call in calls]) / messages
+    group = np.concatenate([call[3] for call in calls])
+    stride = np.concatenate([call[4] for call in calls])
+    priced = price_collectives(context, op=op, size_bytes=size_bytes, group=group, stride=stride)
+    least = np.where(size_bytes > 0, stalled_s(context, op=op, group=group), 0.0)
+    reduce_s, scatter_s, across_s, gather_s = (np.maximum(priced.time_s, least) * messages).reshape(len(calls), -1)
     return reduce_s + scatter_s + across_s, gather_s
 
 
 def _messages(
     zero: IntArray, shards: _Shards, gradient_bytes: FloatArray, context: CostContext
 ) -> tuple[FloatArray, FloatArray]:
-    """(K,) collective calls that one reduction and one gathering are split into; under ZeRO-3 one a layer or more."""
+    """(K,) collective calls that one reduction and one gathering are split into.
+
+    Replicas reduce bucket by bucket, shards in one call; ZeRO-3 works layer by layer, or in finer pieces.
+    """
     stack = context.stack
     layers, buckets = np.maximum(shards.layers, 1.0), np.ones(len(zero))
     gatherings = layers * max(stack.gather_messages_per_layer, 1.0)
@@ -159,4 +161,5 @@ def _messages(
         gatherings = np.where(zero == 3, gatherings, 1.0)
     if stack.gradient_message_bytes:
         buckets = np.maximum(np.ceil(gradient_bytes / stack.gradient_message_bytes), 1.0)
-    return np.where(zero == 3, np.maximum(layers, buckets), buckets), gatherings
+    reductions = np.select([zero == 0, zero == 3], [buckets, layers], 1.0)
+    return reductions, gatherings

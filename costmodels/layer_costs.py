@@ -178,9 +178,7 @@ def _exposed(parts: Sequence[PartCosts], shape: RankShape, groups: Groups, conte
     transfer = np.stack([part.collective_s for part in parts], axis=1)
     launched = np.stack([part.launches for part in parts], axis=1) * stack.kernel_launch_s
     calls = np.stack([part.collectives for part in parts], axis=1)
-    called = calls * stack.collective_launch_s
-    tensor_axes = [Axis.TENSOR_FORWARD, Axis.TENSOR_BACKWARD]
-    called[tensor_axes] += calls[tensor_axes] * stack.pipelined_collective_step_s * shape.tensor * shape.pipelined
+    called = calls * stack.collective_launch_s + np.stack([part.stalled_s for part in parts], axis=1)
     table = np.zeros((len(COMPONENTS), *kernel.shape[1:]))
     for phase, row in _PHASE_ROWS:
         table[row] = kernel[phase]

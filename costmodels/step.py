@@ -124,12 +124,25 @@ def step_time(
     straggling = known * context.stack.straggler_fraction_per_doubling * _doublings(plans, context)
     per_step = context.stack.step_overhead_s + straggling
     parts["overhead"] = parts["overhead"] + per_step
-    return StepTime(
+    step = StepTime(
         step_time_s=known + per_step,
         parts_s=parts,
         communication_total_s=totals,
         stage_time_s=np.take(distinct.stage_time_s, of_row, axis=0),
         recomputed_share=np.take(distinct.recomputed_share, of_row),
+    )
+    scale = context.stack.step_time_scale
+    return step if scale == 1.0 else _scaled(step, scale)
+
+
+def _scaled(step: StepTime, scale: float) -> StepTime:
+    """The same with all times so many times as long."""
+    return StepTime(
+        step_time_s=step.step_time_s * scale,
+        parts_s={name: seconds * scale for name, seconds in step.parts_s.items()},
+        communication_total_s={name: seconds * scale for name, seconds in step.communication_total_s.items()},
+        stage_time_s=step.stage_time_s * scale,
+        recomputed_share=step.recomputed_share,
     )
 
 

@@ -221,6 +221,7 @@ def _inputs(values: Mapping[str, Any]) -> dict[str, Any]:
         "cluster": _cluster(values["gpus"]),
         "job": job,
         "framework": values["framework"],
+        "stack_fit": values["stack_fit"],
         "objective": values["objective"],
         "offload": values["offload"],
         "fabric": values["fabric"],

@@ -12,20 +12,56 @@ from profiles.errors import SpecError
 
 
 def calibrate(
-    device: Annotated[str, typer.Option("--device", help="Device to calibrate, by its catalogue name.")],
+    device: Annotated[
+        str | None, typer.Option("--device", help="Device whose kernels to calibrate, by its catalogue name.")
+    ] = None,
     from_: Annotated[
         list[Path] | None,
         typer.Option("--from", help="Files of measurements of it; what is stored already if none."),
     ] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Option("--runs", help="Instead: tables of your own training runs, as planner validate reads them."),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Catalogue directory to store in; the last of PLANNER_CATALOG if none.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Catalogue directory to store in, the last of PLANNER_CATALOG if none; or, with --runs, a .json file "
+            "for --stack-fit.",
+        ),
     ] = None,
     json_: option.Json = False,
     output: option.Output = None,
     quiet: option.Quiet = False,
     debug: option.Debug = False,
 ) -> None:
-    """Correct the kernel prices of a device with about a hundred measurements of it; every later answer uses them."""
+    """Correct a device's kernel prices with some hundred measurements of it, or a framework stack with your runs."""
+    if (device is None) == (not runs):
+        raise SpecError("calibrate", "needs either --device or --runs", "--device H100-SXM-80GB, or --runs runs.csv")
+    if device is None:
+        if from_:
+            raise SpecError("--from", "holds measured kernels of a --device; tables of runs go to --runs")
+        _calibrate_runs(runs or [], out, json_=json_, output=output, quiet=quiet)
+    else:
+        _calibrate_device(device, from_ or [], out, json_=json_, output=output, quiet=quiet)
+
+
+def _calibrate_runs(runs: list[Path], out: Path | None, *, json_: bool, output: str | None, quiet: bool) -> None:
+    from planner.calibrate_runs import calibrate_runs, fit_file, write_fit
+    from planner.render_runs import show_run_calibration
+
+    with progress("fitting your runs", quiet=quiet):
+        found = calibrate_runs(runs)
+    path = fit_file(out)
+    if path is not None:
+        write_fit(found, path)
+    emit(show_run_calibration(found, path), json_=json_, output=output)
+
+
+def _calibrate_device(
+    device: str, files: list[Path], out: Path | None, *, json_: bool, output: str | None, quiet: bool
+) -> None:
     from planner.timings.admission import check_files
     from planner.timings.calibration import calibrate_device, calibration_document, device_to_calibrate
     from planner.timings.render_calibration import render_calibration
@@ -40,7 +76,7 @@ def calibrate(
             raise SpecError("--out", f"no such directory: {str(out)[:200]}", "make it first")
         store = replace(store, directories=(*store.directories, out), writable=True)
     with progress("calibrating", quiet=quiet):
-        checked = check_files(from_ or [], ImportOptions(device=spec.name), catalog)
+        checked = check_files(files, ImportOptions(device=spec.name), catalog)
         found = calibrate_device(spec, checked, store)
     emit(
         (calibration_document(found), lambda console: render_calibration(checked, found, console)),

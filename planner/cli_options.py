@@ -64,6 +64,7 @@ OffloadActivations = Annotated[
 Framework = Annotated[
     str | None, _option("--framework", "megatron, deepspeed, fsdp, nanotron or huggingface.", _SEARCH)
 ]
+StackFit = Annotated[str | None, _option("--stack-fit", "Stacks as planner calibrate --runs wrote them.", _SEARCH)]
 Objective = Annotated[
     str, _option("--objective", "step_time (default), cost, fewest_gpus or memory_headroom.", _SEARCH)
 ]
@@ -122,6 +123,7 @@ def question(
     offload_optimizer: OffloadOptimizer = None,
     offload_activations: OffloadActivations = None,
     framework: Framework = None,
+    stack_fit: StackFit = None,
     objective: Objective = "step_time",
     offload: Offload = False,
     fabric: Fabric = None,

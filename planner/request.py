@@ -25,7 +25,7 @@ from profiles.hardware import ClusterSpec, NodeSpec
 from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
 from profiles.stack import StackSpec
-from profiles.stacks import default_stack, find_stack
+from profiles.stacks import default_stack, find_stack, with_fit
 
 ModelInput = str | Path | Mapping[str, Any] | ModelSpec
 ClusterInput = str | Mapping[str, Any] | ClusterSpec
@@ -39,6 +39,7 @@ class Options:
 
     Attributes:
         framework: Framework or stack name; None for the usual one of the task.
+        stack_fit: File of stacks fitted on one's own runs (``planner calibrate --runs``).
         objective: What "best" means, see ``planner.ranking.OBJECTIVES``.
         offload: Also consider offloading optimizer states and checkpoints to host memory.
         variants: List plans that differ only in virtual stages, placement and other details (see
@@ -47,10 +48,11 @@ class Options:
         price_per_device_hour_usd: Dollars; None when not given.
         price_date: When that was the price.
         memory_reserve_bytes: Device memory to leave free.
-        allow_files: Whether a model may be named by a path; False for text from a network.
+        allow_files: Whether a model or a fit may be named by a path; False for text from a network.
     """
 
     framework: str | None = None
+    stack_fit: str | None = None
     objective: str = "step_time"
     offload: bool = False
     variants: bool = False
@@ -76,7 +78,7 @@ def resolve_request(
     notes += [Note(code="assumed_default", field="cluster", message=text) for text in machines.assumptions]
     fixed = parse_pins(pins)
     training, job_notes = resolve_job(job, resolved.spec, machines, fixed)
-    stack, stack_notes = _stack(options.framework, training, fixed)
+    stack, stack_notes = _stack(options, training, fixed)
     price = options.price_per_device_hour_usd
     return Request(
         model=resolved.spec,
@@ -205,16 +207,21 @@ def _with_reserve(cluster: ClusterSpec, reserve_bytes: float) -> ClusterSpec:
     return replace(cluster, node=replace(cluster.node, device=smaller))
 
 
-def _stack(name: str | None, job: TrainingJob, pins: Mapping[str, int]) -> tuple[StackSpec, list[Note]]:
+def _stack(options: Options, job: TrainingJob, pins: Mapping[str, int]) -> tuple[StackSpec, list[Note]]:
+    name, stacks = options.framework, None
+    if options.stack_fit is not None:
+        if not options.allow_files:
+            raise SpecError("stack_fit", "names a file, which is not read here")
+        stacks = with_fit(Path(options.stack_fit))
     if name is not None:
-        stack = find_stack(name)
+        stack = find_stack(name, stacks)
         if stack.framework not in FRAMEWORKS:
             raise SpecError("framework", f"unknown name {name[:40]!r}", did_you_mean(name, FRAMEWORKS))
         return stack, []
-    stack = default_stack(job.task)
+    stack = default_stack(job.task, stacks)
     split = max((pins.get(column, 1) for column in _MODEL_AXES), default=1) > 1
     if stack.framework == HUGGINGFACE and split:
-        stack = find_stack(MEGATRON)
+        stack = find_stack(MEGATRON, stacks)
     note = Note(code="assumed_default", field="framework", message=f"{stack.name}: {stack.description}")
     return stack, [note]
 

@@ -126,6 +126,7 @@ class NodeEntry(BaseModel):
     nics_per_node: PositiveInt = Field(le=1024)
     host_link: str
     host_memory_gib: float = Field(gt=0, le=1 << 24)
+    collective_rank_us: float = Field(default=0, ge=0, le=1e6)
     aliases: tuple[str, ...] = ()
     source: str = ""
 
@@ -158,6 +159,7 @@ class NodeEntry(BaseModel):
             nics_per_node=self.nics_per_node,
             host_link=link("host_link"),
             host_memory_bytes=self.host_memory_gib * GIB,
+            collective_rank_s=self.collective_rank_us * MICROSECOND,
             source=self.source or f"unsourced, from {file}",
         )
 

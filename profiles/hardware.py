@@ -99,6 +99,9 @@ class NodeSpec:
         nics_per_node: Network adapters used for training traffic.
         host_link: Link between a device and host memory.
         host_memory_bytes: Host memory per node.
+        collective_rank_s: Least time of a collective per rank that takes part, in jobs over several nodes, whatever
+            is sent and wherever the ranks sit; kernels can hide it. 0 on a cluster in good order, where
+            bandwidths and latencies are all. nccl-tests show it: times that grow with the ranks alone.
         source: Document the figures come from.
     """
 
@@ -111,6 +114,7 @@ class NodeSpec:
     nics_per_node: int
     host_link: LinkSpec
     host_memory_bytes: float
+    collective_rank_s: float = 0.0
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:

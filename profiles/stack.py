@@ -18,6 +18,8 @@ class StackSpec:
         description: What runs under this name.
         shares_time_with: Stack whose fitted times this one has too, because it runs the same kernels
             and differs in what it keeps in memory; empty when its times are its own.
+        step_time_scale: Measured over predicted step time of one's own runs, whatever the cause; 1 as packaged,
+            set by ``planner calibrate --runs``.
         gemm_time_scale: Measured over fitted GEMM time (library version, quantisation kernels).
         fp8_time_scale: The same for 8-bit linear layers, quantisation included.
         fp4_time_scale: The same for 4-bit linear layers.
@@ -36,12 +38,10 @@ class StackSpec:
         grouped_experts: Experts run in one grouped kernel rather than one after the other.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
         collective_launch_s: Host time to issue one collective, framework bookkeeping included.
-        gradient_message_bytes: Gradients reduced per collective call; 0 when a reduction is one call.
+        gradient_message_bytes: Gradients reduced per collective call where replicas keep all of them (the buckets
+            of PyTorch DDP); 0 when a reduction is one call. Sharded optimizers reduce in one call.
         gather_messages_per_layer: Parameter-gathering calls per layer; 0 when a gathering is one call.
             ZeRO-3 gathers and reduces at least layer by layer.
-        pipelined_collective_step_s: Extra time per rank of a tensor-parallel collective issued by a rank
-            that also takes part in a pipeline. Only nanotron shows it: its sweep logs 3 to 7 times less
-            collective bandwidth in pipelined runs, whatever the message size.
         microbatch_overhead_s: Host time per micro-batch and stage that nothing hides.
         step_overhead_s: Time per step outside forward, backward and optimizer (data, logging, sync).
         tensor_parallel_overlap: Share of tensor-parallel communication hidden under compute.
@@ -79,6 +79,7 @@ class StackSpec:
         reserve_bytes: Allocator reserve that does not grow with the activations.
         memory_residual_log_std: Standard deviation of log(measured / predicted) peak memory.
         residual_log_std: Standard deviation of log(measured / predicted) in cross-validation.
+        within_log_std: What is left of it among runs of one user, once their mean is known; 0 when unknown.
         fitted_on: What the fitted values rest on.
         sources: Field name to citation, for the values that are cited.
     """
@@ -87,6 +88,7 @@ class StackSpec:
     framework: str
     description: str
     shares_time_with: str = ""
+    step_time_scale: float = 1.0
     gemm_time_scale: float = 1.0
     fp8_time_scale: float = 1.0
     fp4_time_scale: float = 1.0
@@ -103,7 +105,6 @@ class StackSpec:
     collective_launch_s: float = 0.0
     gradient_message_bytes: float = 0.0
     gather_messages_per_layer: float = 0.0
-    pipelined_collective_step_s: float = 0.0
     microbatch_overhead_s: float = 0.0
     step_overhead_s: float = 0.0
     tensor_parallel_overlap: float = 0.0
@@ -131,5 +132,6 @@ class StackSpec:
     reserve_bytes: float = 0.0
     memory_residual_log_std: float = 0.0
     residual_log_std: float = 0.0
+    within_log_std: float = 0.0
     fitted_on: str = ""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -1,9 +1,10 @@
-"""Framework stacks: loads the packaged ``data/stacks/*.yaml`` and the values fitted on top of it.
+"""Framework stacks: loads ``stacks/*.yaml`` and the values fitted on top of it.
 
 A YAML file maps stack names to fields: what is cited, and the starting point of what is fitted.
-``data/fits/stacks.json`` holds the fitted values of times with what they were fitted on
-(``planner.validate.refit`` writes it), ``data/fits/stack_memory.json`` those of memory
-(``planner.validate.memory_fit``); they replace the starting points.
+``fits/stacks.json`` holds the fitted values of times with what they were fitted on (``planner.validate.refit``
+writes it), ``fits/stack_memory.json`` those of memory (``planner.validate.memory_fit``); they replace the starting
+points. A file like the first in a directory of ``PLANNER_CATALOG``, or named by the user (``planner calibrate
+--runs`` writes it), replaces the fitted times of the stacks it holds.
 """
 
 import json
@@ -11,10 +12,12 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from profiles.catalog import load_yaml_directory
+from profiles.catalog import default_catalog, load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
 from profiles.stack import StackSpec
 
@@ -27,6 +30,11 @@ _DEFAULTS = {
     "huggingface": "hf-trainer",
 }
 FRAMEWORKS = tuple(_DEFAULTS)
+FIT_FILE = ("fits", "stacks.json")  # in a catalogue directory
+_MEMORY_CARDS = ("fits", "stack_memory.json")
+_MAX_BYTES = 1 << 20
+_SPREADS = ("residual_log_std", "within_log_std")
+_LARGEST = 1e12  # of any fitted value: bytes, seconds, scales
 
 
 @cache
@@ -48,42 +56,109 @@ def load_priors() -> Mapping[str, StackSpec]:
 
 @cache
 def load_stacks() -> Mapping[str, StackSpec]:
-    """All packaged stacks as fitted, by name."""
-    stacks = dict(load_priors())
-    cards, memory = _cards("stacks.json"), _cards("stack_memory.json")
-    for name, stack in stacks.items():
-        card = cards.get(stack.shares_time_with or name)
-        if card is not None:
-            stacks[name] = replace(
-                stack,
-                **card["values"],
-                residual_log_std=card["residual_log_std"],
-                fitted_on=f"{card['rows']} runs of {', '.join(card['sources'])}",
-            )
-        if name in memory:
-            stacks[name] = replace(stacks[name], **memory[name]["values"])
-    return MappingProxyType(stacks)
+    """All stacks as fitted, by name: packaged, and as the directories of ``PLANNER_CATALOG`` have them.
+
+    Raises:
+        SpecError: If a file is malformed.
+    """
+    packaged = resources.files("profiles") / "data"
+    stacks = _with_memory(load_priors(), packaged.joinpath(*_MEMORY_CARDS))
+    for directory in (packaged, *default_catalog().directories[1:]):
+        path = directory.joinpath(*FIT_FILE)
+        if path.is_file():
+            stacks = _with_cards(stacks, path)
+    return MappingProxyType(dict(stacks))
 
 
-def _cards(file: str) -> dict[str, Any]:
-    """What a fit found, by stack; nothing where the file is not packaged."""
-    path = resources.files("profiles") / "data" / "fits" / file
-    return dict(json.loads(path.read_text(encoding="utf-8"))["stacks"]) if path.is_file() else {}
+def with_fit(path: Path) -> Mapping[str, StackSpec]:
+    """All stacks, those a user's file holds as fitted there.
+
+    Args:
+        path: A file as ``planner calibrate --runs`` writes it.
+
+    Raises:
+        SpecError: If it is missing or malformed.
+    """
+    if not path.is_file():
+        raise SpecError("stack_fit", f"no such file: {str(path)[:200]}")
+    return _with_cards(load_stacks(), path)
 
 
-def find_stack(name: str) -> StackSpec:
+def find_stack(name: str, stacks: Mapping[str, StackSpec] | None = None) -> StackSpec:
     """The stack of that name, or the default stack of a framework of that name.
+
+    Args:
+        name: Stack or framework.
+        stacks: Where to look; ``load_stacks()`` when None.
 
     Raises:
         SpecError: If neither is known.
     """
-    stacks = load_stacks()
+    known = load_stacks() if stacks is None else stacks
     key = _DEFAULTS.get(name.lower(), name.lower())
-    if key not in stacks:
-        raise SpecError("framework", f"unknown name {name[:40]!r}", did_you_mean(name, [*_DEFAULTS, *stacks]))
-    return stacks[key]
+    if key not in known:
+        raise SpecError("framework", f"unknown name {name[:40]!r}", did_you_mean(name, [*_DEFAULTS, *known]))
+    return known[key]
 
 
-def default_stack(task: str) -> StackSpec:
+def default_stack(task: str, stacks: Mapping[str, StackSpec] | None = None) -> StackSpec:
     """The stack assumed when the user names none: Megatron-Core to pre-train, else Hugging Face."""
-    return find_stack("megatron" if task == "pretrain" else "huggingface")
+    return find_stack("megatron" if task == "pretrain" else "huggingface", stacks)
+
+
+def _with_cards(stacks: Mapping[str, StackSpec], path: Traversable) -> dict[str, StackSpec]:
+    """The stacks, those a file of cards speaks of with its values; one that shares times has the other's."""
+    cards = _cards(path)
+    for name in cards:
+        if name not in stacks:
+            raise SpecError(f"{path.name}:stacks", f"unknown stack {name[:40]!r}", did_you_mean(name, stacks))
+    found = dict(stacks)
+    for name, stack in stacks.items():
+        card = cards.get(name) or cards.get(stack.shares_time_with)
+        if card is not None:
+            found[name] = replace(stack, **card)
+    return found
+
+
+def _with_memory(stacks: Mapping[str, StackSpec], path: Traversable) -> Mapping[str, StackSpec]:
+    """The stacks with what their memory was fitted to, or that of the stack they share times with."""
+    if not path.is_file():
+        return stacks
+    memory = json.loads(path.read_text(encoding="utf-8"))["stacks"]
+    found = dict(stacks)
+    for name, stack in stacks.items():
+        card = memory.get(name) or memory.get(stack.shares_time_with)
+        if card is not None:
+            found[name] = replace(stack, **card["values"])
+    return found
+
+
+def _cards(path: Traversable) -> dict[str, dict[str, Any]]:
+    """Stack name to the fields its card sets."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        cards: Any = json.loads(text)["stacks"] if len(text) <= _MAX_BYTES else None
+        return {name: _card(f"{path.name}:stacks.{name[:40]}", card) for name, card in cards.items()}
+    except SpecError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        hint = "write it with planner calibrate --runs"
+        raise SpecError(path.name, "is not a file of fitted stacks", hint) from None
+
+
+def _card(where: str, card: Mapping[str, Any]) -> dict[str, Any]:
+    numeric = {item.name for item in fields(StackSpec) if isinstance(item.default, float)}
+    values = {**card["values"], **{name: card[name] for name in _SPREADS if name in card}}
+    for name, value in values.items():
+        if name not in numeric:
+            raise SpecError(where, f"unknown value {name[:40]!r}", did_you_mean(name, numeric))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
+            raise SpecError(f"{where}.{name}", f"must be a number of at least 0; got {str(value)[:40]!r}")
+        if name.endswith("_overlap") and value > 1:
+            raise SpecError(f"{where}.{name}", f"is a share, at most 1; got {value:g}")
+        if name.endswith("_time_scale") and not value:
+            raise SpecError(f"{where}.{name}", "must be above 0")
+    return {
+        **{name: float(value) for name, value in values.items()},
+        "fitted_on": f"{card['rows']} runs of {', '.join(card['sources'])}",
+    }

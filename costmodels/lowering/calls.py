@@ -58,6 +58,7 @@ class PartCosts:
         launches: (phases, K) kernels launched.
         collective_s: (axes, K) seconds, as if nothing hid them.
         collectives: (axes, K) collectives launched.
+        stalled_s: (axes, K) least seconds of these collectives on a cluster where they stall, else 0.
         half_width_s: (K,) half the 90 % interval of the kernel seconds, all phases.
         basis: (K,) weakest basis of the kernel prices.
         extrapolated_kernel_s: (K,) of the kernel seconds, those priced outside the fitted domain.
@@ -68,6 +69,7 @@ class PartCosts:
     launches: FloatArray
     collective_s: FloatArray
     collectives: FloatArray
+    stalled_s: FloatArray
     half_width_s: FloatArray
     basis: IntArray
     extrapolated_kernel_s: FloatArray
@@ -237,10 +239,11 @@ class CallList:
             if rows:
                 kernel_s[phase] = total(kernels.seconds[rows])
                 launches[phase] = total(kernels.launches[rows])
-        collective_s, collectives = np.zeros((2, len(Axis), self.shapes))
+        collective_s, collectives, stalled_s = np.zeros((3, len(Axis), self.shapes))
         for row, item in enumerate(self._transfers):
             collective_s[item[0]] += transfers.seconds[row]
             collectives[item[0]] += transfers.calls[row]
+            stalled_s[item[0]] += transfers.stalled_s[row]
         nothing = np.zeros(self.shapes)
         basis: IntArray = np.zeros(self.shapes, dtype=np.int64)
         return PartCosts(
@@ -248,6 +251,7 @@ class CallList:
             launches=launches,
             collective_s=collective_s,
             collectives=collectives,
+            stalled_s=stalled_s,
             half_width_s=total(kernels.half_width_s) if self.sites else nothing,
             basis=np.max(kernels.basis, axis=0, initial=0, out=basis),
             extrapolated_kernel_s=total(kernels.extrapolated_s) if self.sites else nothing,
@@ -273,6 +277,7 @@ class _PricedTransfers:
     seconds: FloatArray
     calls: FloatArray
     extrapolated_s: FloatArray
+    stalled_s: FloatArray
 
 
 def price_parts(lists: Sequence[CallList]) -> list[PartCosts]:
@@ -323,11 +328,15 @@ def _price_transfers(lists: Sequence[CallList]) -> list[_PricedTransfers]:
         part.fill_transfers(whole[0], sizes[0], whole[1:])
     op, group, stride = integers
     priced = price_collectives(context, op=op, size_bytes=size[0], group=group, stride=stride)
-    found = np.empty((3, calls))
+    found = np.empty((4, calls))
     found[0] = priced.time_s
     found[1] = (group > 1) & (size[0] > 0)
     found[2] = np.where(priced.extrapolated, priced.time_s, 0.0)
-    return [_PricedTransfers(seconds=part[0], calls=part[1], extrapolated_s=part[2]) for part in _split(found, shapes)]
+    found[3] = found[1] * stalled_s(context, op=op, group=group)
+    return [
+        _PricedTransfers(seconds=part[0], calls=part[1], extrapolated_s=part[2], stalled_s=part[3])
+        for part in _split(found, shapes)
+    ]
 
 
 def _split(table: NDArray[Any], shapes: Sequence[tuple[int, int]]) -> list[NDArray[Any]]:
@@ -359,6 +368,12 @@ def price_collectives(
         basis=priced.basis,
         extrapolated=priced.extrapolated,
     )
+
+
+def stalled_s(context: CostContext, *, op: IntArray, group: IntArray) -> FloatArray:
+    """(K,) least seconds of collectives over ``group`` ranks by ``NodeSpec.collective_rank_s``; 0 within one node."""
+    per_rank_s = context.cluster.node.collective_rank_s * (context.cluster.num_nodes > 1)
+    return np.where((op == CollectiveOp.SEND_RECV) | (group == 1), 0.0, per_rank_s * group)
 
 
 def core_format(context: CostContext) -> str:

@@ -22,7 +22,6 @@ class RankShape:
         context_kind: ``ContextKind`` codes.
         sequence_parallel: Megatron sequence parallelism.
         tensor_overlap: Tensor-parallel traffic runs under the GEMMs.
-        pipelined: The rank also takes part in a pipeline.
         kv_heads: Key/value heads per rank, at least one (replicated beyond).
     """
 
@@ -36,7 +35,6 @@ class RankShape:
     context_kind: IntArray
     sequence_parallel: BoolArray
     tensor_overlap: BoolArray
-    pipelined: BoolArray
     kv_heads: FloatArray
 
     def __len__(self) -> int:
@@ -58,7 +56,6 @@ def rank_shapes(plans: PlanBatch, context: CostContext, *, experts: bool) -> tup
         plans.context_kind,
         plans.sequence_parallel.astype(np.int64),
         plans.tensor_parallel_overlap.astype(np.int64),
-        (plans.pipeline_parallel > 1).astype(np.int64),
     ]
     if experts:
         columns += [plans.expert_parallel, plans.expert_tensor_parallel]
@@ -79,6 +76,5 @@ def rank_shapes(plans: PlanBatch, context: CostContext, *, experts: bool) -> tup
         context_kind=plans.context_kind[groups.first],
         sequence_parallel=sequence_parallel,
         tensor_overlap=plans.tensor_parallel_overlap[groups.first],
-        pipelined=plans.pipeline_parallel[groups.first] > 1,
         kv_heads=np.maximum(context.model.num_key_value_heads / t, 1.0),
     ), groups

@@ -25,6 +25,12 @@ MEMORY_ASSUMED = "memory size of the GPU not printed"
 # Clusters that tables name by partition only. Hugging Face's "hopper-prod" runs on AWS (its public
 # batch scripts write to an FSx file system), whose 8 x H100 hosts are p5.48xlarge.
 _KNOWN_CLUSTERS = {"hopper-prod": "p5.48xlarge"}
+# That cluster's jobs log nccl bandwidths at start-up. In its first jobs, and in two later batches, they are those
+# of such hosts. In the others a collective takes a time in proportion to its ranks: 512 gather 0.5 GiB in
+# 84 ms and reduce 1 GiB in 165 ms, 64 in 10 and 22 ms, that is 0.16 ms and 0.32 ms a rank. The state goes by
+# batches of jobs (63 of 1,694 logs say otherwise than their batch), and so does what every row ran on.
+_HEALTHY_JOBS = ((0, 13_830_000), (14_016_386, 14_016_421), (14_028_970, 14_028_974))
+_STALLED_RANK_S = 2.0e-4
 
 
 def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
@@ -54,6 +60,7 @@ def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
         scale_up=_scale_up(row, node, catalog),
         nic=nic,
         nics_per_node=nics,
+        collective_rank_s=_collective_rank_s(row),
     )
     name = f"{num_gpus // per_node}x{per_node}x{device.name}"
     return ClusterSpec(name=name, node=node, num_nodes=num_gpus // per_node), assumptions
@@ -122,6 +129,16 @@ def _scale_up(row: Row, node: NodeSpec, catalog: Catalog) -> LinkSpec:
 def _named_cluster(row: Row) -> str:
     """Name of a known cluster that the row's notes mention; empty when none."""
     return next((name for name in _KNOWN_CLUSTERS if name in row.text("notes")), "")
+
+
+def _collective_rank_s(row: Row) -> float:
+    """Least time of a collective per rank when the row's job ran (see ``_HEALTHY_JOBS``); 0 when all was well."""
+    job = re.search(r"job ([0-9]+)", row.text("locator"))
+    if job is None or not _named_cluster(row):
+        return 0.0
+    number = int(job.group(1))
+    healthy = any(first <= number <= last for first, last in _HEALTHY_JOBS)
+    return 0.0 if healthy else _STALLED_RANK_S
 
 
 def _network(row: Row, node: NodeSpec, per_node: int) -> tuple[LinkSpec, int]:

@@ -213,8 +213,7 @@ def _groups(rows: Sequence[ScorableRow]) -> tuple[_Group, ...]:
     members: dict[tuple[object, ...], list[int]] = {}
     jobs = [replace(row.job, global_batch_size=1) for row in rows]  # a step's price reads the plan's batch only
     for number, row in enumerate(rows):
-        by_hand = number if row.plan.stage_layers else -1
-        members.setdefault((row.model, row.cluster_key, jobs[number], row.stack, by_hand), []).append(number)
+        members.setdefault((row.model, row.cluster_key, jobs[number], row.stack), []).append(number)
     return tuple(
         _Group(
             rows=np.array(numbers, dtype=np.int64),

@@ -140,15 +140,24 @@ def card(result: Refit) -> dict[str, Any]:
     for name in sorted(set(names)):
         chosen = [number for number, own in enumerate(names) if own == name]
         files = [result.rows[number].file for number in chosen]
+        about = error[chosen] - _means(error[chosen], files)
         values = {field: float(f"{getattr(fitted[name], field):.4g}") for field in free_parameters(fitted[name])}
         stacks[name] = {
             "values": values,
             "residual_log_std": round(_residual(np.abs(error[chosen]), files), 4),
+            "within_log_std": round(_residual(np.abs(about), files), 4),
             "held_out_mape": round(float(np.mean(np.abs(np.expm1(-error[chosen])))), 4),
             "rows": len(chosen),
             "sources": sorted(set(files)),
         }
     return {"protocol": "planner.validate.stack_fit; each publisher left out in turn", "stacks": stacks}
+
+
+def _means(error: FloatArray, files: Sequence[str]) -> FloatArray:
+    """(n,) mean error of the file each row is of."""
+    names, of_row = np.unique(np.asarray(files), return_inverse=True)
+    means: FloatArray = np.bincount(of_row, weights=error, minlength=len(names)) / np.bincount(of_row)
+    return means[of_row]
 
 
 def _residual(size: FloatArray, files: Sequence[str]) -> float:

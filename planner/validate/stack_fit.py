@@ -37,15 +37,13 @@ PRIOR_STD = {
     "scale_out_time_scale": 0.4,
     "kernel_launch_s": 0.5,
     "collective_launch_s": 0.5,
-    "pipelined_collective_step_s": 0.5,
     "microbatch_overhead_s": 1.0,
     "step_overhead_s": 1.0,
     "straggler_fraction_per_doubling": 0.7,
     "tensor_parallel_overlap": 1.0,
     "data_parallel_overlap": 1.0,
-    "expert_parallel_overlap": 1.0,
 }
-SHARES = ("tensor_parallel_overlap", "data_parallel_overlap", "expert_parallel_overlap")
+SHARES = ("tensor_parallel_overlap", "data_parallel_overlap")
 HUBER = 0.2  # log error beyond which a row counts linearly: beyond 20 % something else is wrong with it
 MEASUREMENT_STD = 0.08  # run-to-run spread of published step times beside which the prior is weighed
 MAX_EFFECTIVE_ROWS = 12.0  # rows one source counts as at most: its rows share their systematic error
@@ -118,10 +116,10 @@ def fit_stacks(
         The fit and its cross-validation.
     """
     stack_names, sources = np.asarray(stack_of_row), np.asarray(source_of_row)
-    problems: dict[tuple[str, str], _Problem] = {}  # by stack and what is left out; "" for nothing
+    problems: dict[tuple[str, str], Problem] = {}  # by stack and what is left out; "" for nothing
     for name in sorted(set(stack_of_row)):
         own = np.flatnonzero(stack_names == name)
-        problem = _Problem.of(
+        problem = Problem.of(
             stacks[name],
             rows=own,
             sources=sources[own],
@@ -130,7 +128,7 @@ def fit_stacks(
         )
         problems[name, ""] = problem
         problems |= {(name, source): problem.without(source) for source in sorted(set(problem.sources.tolist()))}
-    solved = Parallel(n_jobs=jobs)(delayed(_Problem.solve)(problem) for problem in problems.values())
+    solved = Parallel(n_jobs=jobs)(delayed(Problem.solve)(problem) for problem in problems.values())
     solutions = dict(zip(problems, solved, strict=True))
     fitted = dict(stacks) | {name: stack for (name, source), stack in solutions.items() if not source}
     left_out = {(source, name): stack for (name, source), stack in solutions.items() if source}
@@ -151,7 +149,7 @@ def free_parameters(stack: StackSpec) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Problem:
+class Problem:
     """Regularised robust least squares for the P parameters of one stack on n measurements.
 
     Attributes:
@@ -187,14 +185,27 @@ class _Problem:
         sources: NDArray[np.str_],
         measured_s: FloatArray,
         predict: Callable[[StackSpec, IntArray], FloatArray],
-    ) -> "_Problem":
-        """The problem, linearised at the prior. Parameters no row depends on there stay where they are."""
-        names = free_parameters(origin)
+        names: Sequence[str] | None = None,
+        prior_std: Mapping[str, float] | None = None,
+    ) -> "Problem":
+        """The problem, linearised at the prior. Parameters no row depends on there stay where they are.
+
+        Args:
+            origin: The stack before fitting.
+            rows: (n,) numbers of the measurements.
+            sources: (n,) who published each.
+            measured_s: (n,) seconds.
+            predict: Seconds predicted for some rows by a variant of the stack.
+            names: What to fit; ``free_parameters`` when None.
+            prior_std: Their standard deviations; ``PRIOR_STD`` when None.
+        """
+        names = tuple(names or free_parameters(origin))
+        stds = prior_std or PRIOR_STD
         everything = cls(
             origin=origin,
             names=names,
             prior=to_vector(origin, names),
-            prior_std=np.array([PRIOR_STD[name] for name in names]),
+            prior_std=np.array([stds[name] for name in names]),
             rows=rows,
             sources=sources,
             log_measured=np.log(measured_s),
@@ -214,7 +225,7 @@ class _Problem:
             slope=slope[:, felt],
         )
 
-    def without(self, source: str) -> "_Problem":
+    def without(self, source: str) -> "Problem":
         """The problem less the measurements of one source."""
         kept = self.sources != source
         return replace(
@@ -242,6 +253,16 @@ class _Problem:
             if fresh:
                 slope = self._slope_at(here, predicted)
         return from_vector(self.origin, self.names, here)
+
+    def variance_at(self, solution: StackSpec) -> FloatArray:
+        """(n,) variance of each row's log time that the parameters' remaining uncertainty leaves, there."""
+        here = to_vector(solution, self.names)
+        predicted = self._log_time(here)
+        slope = self._slope_at(here, predicted)
+        weight = self._weights() / MEASUREMENT_STD**2
+        normal = (slope * weight[:, None]).T @ slope + np.diag(self.prior_std**-2)
+        variance: FloatArray = np.einsum("np,pn->n", slope, np.linalg.solve(normal, slope.T))
+        return variance
 
     def objective(self, here: FloatArray, predicted: FloatArray) -> float:
         """Huber loss of the rows, each source weighing alike, plus the prior's."""

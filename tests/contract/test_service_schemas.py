@@ -53,7 +53,7 @@ def test_words_are_those_of_the_library(body: type[BaseModel], field: str, known
 def test_fields_are_those_of_the_library() -> None:
     assert set(JobBody.model_fields) == set(JOB_FIELDS) - {"lora"}
     assert set(PlanBody.model_fields) == set(ExecutionPlan.__dataclass_fields__) - NOT_POSTED
-    options = set(Options.__dataclass_fields__) - {"allow_files"}
+    options = set(Options.__dataclass_fields__) - {"allow_files", "stack_fit"}
     assert options <= set(PlanRequest.model_fields)
     assert set(EstimateRequest.model_fields) <= set(PlanRequest.model_fields)
 

@@ -148,11 +148,25 @@ def test_every_option_is_tested_or_reaches_nothing() -> None:
 
     told = {word for cases in (OPTIONS, JOB_OPTIONS, SEARCH_OPTIONS) for case in cases for word in case[0]}
     elsewhere = {"--model", "--gpus", "--seq", "--global-batch", "--json", "--output", "--quiet", "--debug", "--fabric"}
-    elsewhere |= {"--recompute", "--micro-batch"}
+    elsewhere |= {"--recompute", "--micro-batch", "--stack-fit"}
     for parameter in inspect.signature(question).parameters.values():
         declared = parameter.annotation.__metadata__[0]
         spoken = {part for name in (declared.default, *declared.param_decls) for part in str(name).split("/")}
         assert spoken & (told | elsewhere), parameter.name
+
+
+def test_stack_fit(run: Any, tmp_path: Path) -> None:
+    card = {"values": {"step_time_scale": 2.0}, "rows": 1, "sources": ["mine.csv"]}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"stacks": {"megatron-core": card}}))
+    times_s = [
+        json.loads(run("estimate", *BASE, "--tp", "2", *fit, "--json").out)["plans"][0]["time"]["step_time_s"]
+        for fit in ((), ("--stack-fit", str(path)))
+    ]
+    assert times_s[1] == pytest.approx(2 * times_s[0])
+    missing = run("estimate", *BASE, "--stack-fit", str(tmp_path / "none.json"))
+    assert missing.code == 2
+    assert "stack_fit: no such file" in missing.err
 
 
 def test_fabric(run: Any) -> None:

@@ -11,8 +11,9 @@ from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch, Schedule
 from costmodels.stage_parameters import expert_shard_degree, stage_parameters
 from costmodels.stages import stage_table
 from costmodels.workload import LoraSpec
+from profiles.hardware import ClusterSpec
 from profiles.parameters import total_parameters
-from tests.fakes import RingCollectives, UnitCollectives, context, gpt, job, llama, mixture, stack
+from tests.fakes import RingCollectives, UnitCollectives, context, gpt, job, llama, mixture, node, stack
 
 
 def traffic(plans: list[ExecutionPlan], **changes) -> DataParallelTraffic:
@@ -181,14 +182,13 @@ def sizes(plan: ExecutionPlan, **changes) -> dict[CollectiveOp, float]:
 
 
 def test_gradients_go_out_in_messages_of_about_the_size_the_stack_sends():
-    psi = total_parameters(gpt())
-    whole = 4 * psi
-    for zero, op in ((0, CollectiveOp.ALL_REDUCE), (1, CollectiveOp.REDUCE_SCATTER)):
-        plan = ExecutionPlan(data_parallel=8, zero_stage=zero)
-        assert sizes(plan, stack=stack(gradient_message_bytes=0))[op] == pytest.approx(whole)
-        assert sizes(plan, stack=stack(gradient_message_bytes=whole / 2.5))[op] == pytest.approx(whole / 3)
-        assert sizes(plan, stack=stack(gradient_message_bytes=whole))[op] == pytest.approx(whole)
-        assert sizes(plan, stack=stack(gradient_message_bytes=9 * whole))[op] == pytest.approx(whole)
+    whole = 4 * total_parameters(gpt())
+    for message, sent in ((0, whole), (whole / 2.5, whole / 3), (whole, whole), (9 * whole, whole)):
+        buckets = stack(gradient_message_bytes=message)
+        replicas = sizes(ExecutionPlan(data_parallel=8), stack=buckets)
+        assert replicas[CollectiveOp.ALL_REDUCE] == pytest.approx(sent)
+        shards = sizes(ExecutionPlan(data_parallel=8, zero_stage=1), stack=buckets)
+        assert shards[CollectiveOp.REDUCE_SCATTER] == pytest.approx(whole)
 
 
 @pytest.mark.parametrize(
@@ -210,15 +210,25 @@ def test_a_pipeline_stage_gathers_its_own_layers():
     assert found[CollectiveOp.ALL_GATHER] == pytest.approx(2 * fullest / 2, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("share", "messages"),
-    [(0.0, 8), (9.0, 8), (1 / 100.5, 101)],
-    ids=["one call", "larger than all", "smaller than a layer"],
-)
-def test_stage_3_reduces_at_least_layer_by_layer(share, messages):
+@pytest.mark.parametrize("share", [0.0, 9.0, 1 / 100.5], ids=["one call", "larger than all", "smaller than a layer"])
+def test_stage_3_reduces_layer_by_layer(share):
     whole = 4 * total_parameters(gpt())
     found = sizes(ExecutionPlan(data_parallel=8, zero_stage=3), stack=stack(gradient_message_bytes=share * whole))
-    assert found[CollectiveOp.REDUCE_SCATTER] == pytest.approx(whole / messages)
+    assert found[CollectiveOp.REDUCE_SCATTER] == pytest.approx(whole / 8)
+
+
+@pytest.mark.parametrize(("nodes", "least_s"), [(1, 0.0), (8, 16 * 5.0)])
+def test_stalled_collectives_take_a_time_for_every_rank(nodes, least_s):
+    """So long at least, and no longer where the bytes take longer anyway."""
+    where = ClusterSpec(name="stalling", node=node(devices_per_node=16, domain_devices=16, collective_rank_s=5.0),
+                        num_nodes=nodes)  # fmt: skip
+    plans = [ExecutionPlan(data_parallel=16, zero_stage=1), ExecutionPlan(tensor_parallel=16)]
+    quick = traffic(plans, cluster=where, collectives=RingCollectives(np.inf, np.inf))
+    assert quick.gradients_s == pytest.approx([least_s, 0.0])
+    assert quick.parameters_s == pytest.approx([least_s, 0.0])
+    slow = RingCollectives(1.0, 1.0)
+    alone = traffic(plans, cluster=replace(where, num_nodes=1), collectives=slow)
+    assert traffic(plans, cluster=where, collectives=slow).gradients_s == pytest.approx(alone.gradients_s)
 
 
 def test_messages_share_the_bandwidth_and_each_pays_the_start():
@@ -231,11 +241,11 @@ def test_messages_share_the_bandwidth_and_each_pays_the_start():
             return replace(priced, time_s=priced.time_s + start_s)
 
     psi, ring = total_parameters(gpt()), 7 / 8
-    plan = [ExecutionPlan(data_parallel=8, zero_stage=1)]
+    plans = [ExecutionPlan(data_parallel=8), ExecutionPlan(data_parallel=8, zero_stage=1)]
     split = stack(gradient_message_bytes=4 * psi / 10, gather_messages_per_layer=2)
-    found = traffic(plan, stack=split, collectives=Starts(inside_bytes_per_s=1e6))
-    assert found.gradients_s == pytest.approx([10 * 7 + ring * 4 * psi / 1e6])
-    assert found.parameters_s == pytest.approx([16 * 7 + ring * 2 * psi / 1e6])
+    found = traffic(plans, stack=split, collectives=Starts(inside_bytes_per_s=1e6))
+    assert found.gradients_s == pytest.approx([10 * 7 + 2 * ring * 4 * psi / 1e6, 7 + ring * 4 * psi / 1e6])
+    assert found.parameters_s == pytest.approx([0, 16 * 7 + ring * 2 * psi / 1e6])
 
 
 def test_traffic_across_domains_has_the_scale_of_the_network():

@@ -1,5 +1,7 @@
 """Blocks on their shapes: what is hidden, and what the host needs to issue it all."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -135,19 +137,23 @@ def test_host_and_device_run_side_by_side():
             assert took == pytest.approx(max(works, issues))
 
 
-@pytest.mark.parametrize(("tensor", "pipeline", "extra_s"), [(4, 1, 0), (4, 2, 4), (8, 2, 8), (8, 4, 8)])
-def test_pipelined_ranks_issue_tensor_collectives_slowly(tensor, pipeline, extra_s):
-    """So long per rank of the group, in a pipeline of whatever depth; collectives of one layer: 1 a pass."""
-    where = context(kernels=FREE, stack=stack(collective_launch_s=0.25, pipelined_collective_step_s=1.0))
-    found = blocks(ExecutionPlan(tensor_parallel=tensor, pipeline_parallel=pipeline), where)["dense_mlp"]
-    assert found["launch_forward"] == found["launch_backward"] == 0.25 + extra_s
+def stalling(*, nodes: int, **changes) -> CostContext:
+    cluster = ClusterSpec(name="stalling", node=node(collective_rank_s=1.0), num_nodes=nodes)
+    return context(kernels=FREE, cluster=cluster, stack=stack(collective_launch_s=0.25), **changes)
 
 
-def test_pipelined_ranks_issue_other_collectives_as_fast_as_ever():
-    where = context(kernels=FREE, stack=stack(collective_launch_s=0.25, pipelined_collective_step_s=1.0))
-    found = blocks(ExecutionPlan(context_parallel=4, pipeline_parallel=2), where)["attention"]
-    alone = blocks(ExecutionPlan(context_parallel=4), where)["attention"]
-    assert found["launch_forward"] == alone["launch_forward"] > 0
+@pytest.mark.parametrize(("tensor", "nodes", "extra_s"), [(4, 1, 0), (4, 8, 4), (8, 2, 8), (1, 8, 0)])
+def test_collectives_stall_for_every_rank_where_several_nodes_do(tensor, nodes, extra_s):
+    """Wherever the ranks sit, in jobs over several nodes; collectives of one block: one a pass."""
+    found = blocks(ExecutionPlan(tensor_parallel=tensor), stalling(nodes=nodes))["dense_mlp"]
+    called_s = 0.25 if tensor > 1 else 0
+    assert found["launch_forward"] == found["launch_backward"] == called_s + extra_s
+
+
+def test_kernels_hide_stalls():
+    plan, long = ExecutionPlan(tensor_parallel=4), RateKernels(start_s=10.0)
+    busy = blocks(plan, replace(stalling(nodes=8), kernels=long))["dense_mlp"]
+    assert busy["launch_forward"] == busy["launch_backward"] == 0
 
 
 @pytest.mark.parametrize(("overlap", "shown"), [(False, 1.0), (True, 0.3)])

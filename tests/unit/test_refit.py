@@ -241,6 +241,18 @@ def test_card_says_what_was_fitted_on_what() -> None:
     assert (stacks["other"]["rows"], stacks["other"]["sources"]) == (4, ["a.csv"])
 
 
+def test_spread_within_a_file_is_about_its_own_mean() -> None:
+    """Two files, one 20 % slower and one 10 % faster than predicted, each scattering by 5 % about that."""
+    result = hand_made()
+    files = np.array([row.file for row in result.rows])
+    scatter = np.where(np.arange(len(files)) % 2, 0.05, -0.05)
+    error = np.where(files == "a.csv", np.log(1.2), np.log(0.9)) + scatter
+    shifted = replace(result, fit=replace(result.fit, held_out_s=result.measured_s * np.exp(-error)))
+    owner = card(shifted)["stacks"]["owner"]
+    assert owner["within_log_std"] == pytest.approx(0.05 / 1.645, abs=2e-3)
+    assert owner["residual_log_std"] > 3 * owner["within_log_std"]
+
+
 def test_card_is_what_the_catalogue_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("stacks", "fits"):
         (tmp_path / "data" / folder).mkdir(parents=True)

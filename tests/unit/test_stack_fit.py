@@ -145,7 +145,7 @@ def test_a_step_over_a_kink_is_shortened():
 def test_the_line_search_lowers_what_the_steps_lower():
     world = several()
     measured_s = world.measured_s() * np.exp(np.random.default_rng(3).normal(0, 0.3, 80))
-    problem = stack_fit._Problem.of(
+    problem = stack_fit.Problem.of(
         PRIOR,
         rows=np.arange(80),
         sources=np.array(world.sources),

@@ -1,6 +1,7 @@
 """Packaged framework stacks: what the files say, what fits replace, and what stacks share."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from importlib import resources
@@ -17,7 +18,7 @@ from profiles import stacks as module
 from profiles.errors import SpecError
 from profiles.precision import ELEMENT_BYTES
 from profiles.stack import StackSpec
-from profiles.stacks import FRAMEWORKS, default_stack, find_stack, load_priors, load_stacks
+from profiles.stacks import FRAMEWORKS, default_stack, find_stack, load_priors, load_stacks, with_fit
 
 PACKAGED = sorted(load_priors())
 Packages = Callable[[dict[str, object], dict[str, object] | None], None]
@@ -164,7 +165,7 @@ def test_without_fits_stacks_are_their_priors(package: Packages) -> None:
 def test_fitted_values_override_priors(package: Packages) -> None:
     package(
         {"mine": entry(gemm_time_scale=1.5, kernel_launch_s=1e-5), "other": entry(gemm_time_scale=1.7)},
-        {"mine": fitted(gemm_time_scale=1.25), "gone": fitted(gemm_time_scale=9.0)},
+        {"mine": fitted(gemm_time_scale=1.25)},
     )
     stacks = load_stacks()
     assert sorted(stacks) == ["mine", "other"]
@@ -175,13 +176,70 @@ def test_fitted_values_override_priors(package: Packages) -> None:
     assert stacks["other"] == load_priors()["other"]
 
 
+def write(path: Path, cards: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"stacks": cards}), encoding="utf-8")
+    return path
+
+
+def test_a_users_fit_replaces_the_packaged_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.json", {"megatron-deepspeed": fitted(gemm_time_scale=3.0, step_time_scale=1.1)})
+    stacks = with_fit(path)
+    found = stacks["megatron-deepspeed"]
+    assert (found.gemm_time_scale, found.step_time_scale, found.residual_log_std) == (3.0, 1.1, 0.12)
+    assert {name for name in stacks if stacks[name] != load_stacks()[name]} == {"megatron-deepspeed"}
+    assert find_stack("megatron-deepspeed", stacks) is found
+    assert default_stack("pretrain", stacks) == default_stack("pretrain")
+
+
+def test_a_catalogue_directory_may_hold_a_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "fits" / "stacks.json", {"fsdp": fitted(gemm_time_scale=3.0)})
+    monkeypatch.setattr(module, "default_catalog", lambda: SimpleNamespace(directories=("packaged", tmp_path)))
+    load_stacks.cache_clear()
+    found = load_stacks()
+    load_stacks.cache_clear()
+    assert found["fsdp"].gemm_time_scale == 3.0
+    assert found["fsdp"].kernel_launch_s == load_stacks()["fsdp"].kernel_launch_s
+
+
+@pytest.mark.parametrize(
+    ("cards", "complaint"),
+    [
+        ({"fsdpp": fitted()}, "unknown stack 'fsdpp'. Hint: did you mean 'fsdp'"),
+        ({"fsdp": fitted(gemm_scale=1.0)}, "unknown value 'gemm_scale'. Hint: did you mean"),
+        ({"fsdp": fitted(framework=1.0)}, "unknown value 'framework'"),
+        ({"fsdp": fitted(gemm_time_scale=-1.0)}, "must be a number of at least 0; got '-1.0'"),
+        ({"fsdp": fitted(gemm_time_scale=float("nan"))}, "must be a number of at least 0; got 'nan'"),
+        ({"fsdp": fitted(gemm_time_scale=0)}, "must be above 0"),
+        ({"fsdp": fitted(data_parallel_overlap=1.5)}, "is a share, at most 1; got 1.5"),
+        ({"fsdp": fitted(gemm_time_scale=True)}, "must be a number of at least 0; got 'True'"),
+        ({"fsdp": {"values": {}}}, "is not a file of fitted stacks"),
+        ({"fsdp": []}, "is not a file of fitted stacks"),
+        ([], "is not a file of fitted stacks"),
+    ],
+)
+def test_malformed_fits_are_refused_by_name(tmp_path: Path, cards: object, complaint: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(complaint)):
+        with_fit(write(tmp_path / "mine.json", cards))
+
+
+@pytest.mark.parametrize("text", ["", "[", "{}", "[" * 100_000, '{"stacks": ' + " " * (1 << 20) + "{}}"])
+def test_files_that_are_no_fit_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(SpecError, match=r"mine\.json: is not a file of fitted stacks"):
+        with_fit(path)
+    with pytest.raises(SpecError, match="no such file"):
+        with_fit(tmp_path / "other.json")
+
+
 def test_sharing_copies_times_and_nothing_else(package: Packages) -> None:
     package(
         {
             "owner": entry(gemm_time_scale=1.5, context_bytes=1e9, gradient_dtype="fp32"),
             "guest": entry(shares_time_with="owner", context_bytes=2e9, gradient_dtype="bf16", framework="deepspeed"),
         },
-        {"owner": fitted(gemm_time_scale=1.25), "guest": fitted(gemm_time_scale=3.0)},
+        {"owner": fitted(gemm_time_scale=1.25)},
     )
     guest, owner = load_stacks()["guest"], load_stacks()["owner"]
     assert guest.gemm_time_scale == pytest.approx(1.25)

@@ -1,6 +1,7 @@
 """From a table row to the planner's terms: one paper row checked by hand, then every convention."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from planner.validate.mapping import average_repeats, map_row, map_rows
 from planner.validate.models import ModelFinder
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore, MemoryKind, ScorableRow
+from planner.validate.stack_choice import defaults_of
 from profiles.catalog import default_catalog
 from profiles.units import GIB
 
@@ -261,6 +263,37 @@ def test_runs_before_a_pipeline_fix_keep_their_memory_but_not_their_time() -> No
     assert row.memory_bytes == 40 * GIB
     assert row.out_of_memory is False
     assert mapped(notes="after_pp_fix=True", **cells).step_time_s == 1.1
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "stack"),
+    [
+        ("Qwen3_235B_a22B", "H100", "megatron-core-ep-overlap"),
+        ("Qwen3_235B_a22B (tokendrop)", "H100", "megatron-core"),
+        ("Qwen3_235B_a22B", "B200", "megatron-core"),
+        ("DeepSeekV3", "H100", "megatron-core"),
+    ],
+)
+def test_recipes_that_hide_expert_traffic(model: str, gpu: str, stack: str) -> None:
+    row = Row(file="t.csv", line=2, cells={"model": model, "gpu": gpu, "source": "NVIDIA-NeMo/Megatron-Bridge perf"})
+    assert defaults_of(row).stack == stack
+
+
+@pytest.mark.parametrize(
+    ("job", "notes", "stalls"),
+    [
+        ("13436302", "hopper-prod", False),
+        ("14098777", "hopper-prod", True),
+        ("14016386", "hopper-prod", False),
+        ("14016422", "hopper-prod", True),
+        ("14098777", "another cluster", False),
+    ],
+)
+def test_a_cluster_stalls_in_some_batches_of_jobs(job: str, notes: str, stalls: bool) -> None:
+    found = mapped(gpu="H100 80GB SXM", framework="nanotron", locator=f"line 16; job {job}", notes=notes)
+    assert (found.cluster.node.collective_rank_s > 0) is stalls
+    other = replace(found, cluster=replace(found.cluster, node=replace(found.cluster.node, collective_rank_s=1.0)))
+    assert other.cluster_key != found.cluster_key
 
 
 def test_fp32_faster_than_its_peak_is_tf32() -> None:

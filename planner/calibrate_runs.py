@@ -1,0 +1,186 @@
+"""A framework stack, calibrated on a handful of a user's own runs.
+
+The packaged fit is the prior. A user's runs differ from those it rests on by a level of their own (host, clocks,
+library versions, data loading), known to within ``between`` (the spread of sources in cross-validation), and less
+by each parameter of the stack. One regularised robust fit (``planner.validate.stack_fit``) weighs both: few runs
+move the level and little else, more runs move what they tell apart.
+
+What remains is the interval of the next run: the spread of the runs about the fit, and what the fit itself does not
+know yet. With no run it is the packaged one; it narrows with every run that agrees with the fit, and widens where
+they scatter.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from costmodels.plan import FloatArray, IntArray
+from planner.validate.mapping import Mapped, map_files
+from planner.validate.predict import RowPredictor
+from planner.validate.rows import ScorableRow
+from planner.validate.stack_fit import MEASUREMENT_STD, PRIOR_STD, Problem, free_parameters
+from profiles.catalog import default_catalog
+from profiles.errors import SpecError
+from profiles.stack import StackSpec
+from profiles.stacks import FIT_FILE, load_stacks, with_fit
+
+LEVEL = "step_time_scale"
+# The packaged fit rests on many runs already: its parameters move half as far as those of a prior.
+FITTED_SHARE = 0.5
+# Runs that the spread of other users' runs counts as, beside the user's own.
+SPREAD_WEIGHT = 4.0
+MAX_RUNS = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackCalibration:
+    """One stack before and after.
+
+    Attributes:
+        before: As packaged.
+        after: Calibrated, with the spread its interval is made of.
+        rows: The n runs it was calibrated on.
+        measured_s: (n,) their step times.
+        before_s, after_s: (n,) the step times predicted for them.
+    """
+
+    before: StackSpec
+    after: StackSpec
+    rows: tuple[ScorableRow, ...]
+    measured_s: FloatArray
+    before_s: FloatArray
+    after_s: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCalibration:
+    """What was learnt from some tables of runs.
+
+    Attributes:
+        stacks: One calibration per stack that has timed runs, by name.
+        mapped: All rows of the tables, with the reason for those that could not be used.
+    """
+
+    stacks: tuple[StackCalibration, ...]
+    mapped: Mapped
+
+
+def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None = None) -> RunCalibration:
+    """Calibrate every stack that the runs of some tables ran on.
+
+    Args:
+        paths: CSV files of the columns that ``planner validate`` reads, or folders of them.
+        stacks: The stacks to start from; ``load_stacks()`` when None.
+
+    Raises:
+        SpecError: If a table is malformed, or holds no run that can be used.
+    """
+    start = dict(load_stacks() if stacks is None else stacks)
+    mapped = map_files(paths)
+    timed = [row for row in mapped.scorable if row.step_time_s is not None]
+    if len(timed) > MAX_RUNS:
+        raise SpecError("runs", f"at most {MAX_RUNS} runs with a step time; got {len(timed)}")
+    priced = np.isfinite(RowPredictor(timed).step_times_s(start))
+    timed = [row for row, usable in zip(timed, priced.tolist(), strict=True) if usable]
+    if not timed:
+        reasons = sorted({row.reason for row in mapped.unscorable})
+        raise SpecError("runs", "no row has a step time that can be compared", "; ".join(reasons[:3]))
+    names = sorted({row.stack for row in timed})
+    found = tuple(_calibrated(start[name], [row for row in timed if row.stack == name]) for name in names)
+    return RunCalibration(stacks=found, mapped=mapped)
+
+
+def spreads(stack: StackSpec) -> tuple[float, float]:
+    """Log standard deviation between users' levels, and among the runs of one user.
+
+    Where a stack has too few sources to tell them apart, runs of one user scatter as published ones do.
+    """
+    within = min(stack.within_log_std or MEASUREMENT_STD, stack.residual_log_std or MEASUREMENT_STD)
+    between = float(np.sqrt(max(stack.residual_log_std**2 - within**2, MEASUREMENT_STD**2)))
+    return between, within
+
+
+def _calibrated(stack: StackSpec, rows: Sequence[ScorableRow]) -> StackCalibration:
+    predictor = RowPredictor(rows)
+    everything = np.arange(len(rows))
+
+    def predict(variant: StackSpec, chosen: IntArray) -> FloatArray:
+        return predictor.step_times_s({variant.name: variant}, chosen)
+
+    measured_s = np.array([row.step_time_s for row in rows], dtype=float)
+    between, within = spreads(stack)
+    problem = Problem.of(
+        stack,
+        names=(LEVEL, *free_parameters(stack)),
+        prior_std={name: FITTED_SHARE * std for name, std in PRIOR_STD.items()} | {LEVEL: between},
+        rows=everything,
+        sources=np.array([str(number) for number in everything]),  # every run counts in full
+        measured_s=measured_s,
+        predict=predict,
+    )
+    after = problem.solve()
+    after_s = predict(after, everything)
+    residual = np.log(measured_s / after_s)
+    spread = np.sqrt((SPREAD_WEIGHT * within**2 + float(residual @ residual)) / (SPREAD_WEIGHT + len(rows)))
+    remaining = float(np.mean(problem.variance_at(after)))
+    return StackCalibration(
+        before=stack,
+        after=replace(
+            after,
+            residual_log_std=float(np.hypot(spread, np.sqrt(remaining))),
+            within_log_std=float(spread),
+            fitted_on=f"{len(rows)} runs of {', '.join(sorted({row.file for row in rows}))}",
+        ),
+        rows=tuple(rows),
+        measured_s=measured_s,
+        before_s=predict(stack, everything),
+        after_s=after_s,
+    )
+
+
+def fit_document(found: RunCalibration) -> dict[str, Any]:
+    """The calibrated stacks as a file that ``profiles.stacks.with_fit`` reads."""
+    stacks = {}
+    for item in found.stacks:
+        names = (LEVEL, *free_parameters(item.after))
+        stacks[item.after.name] = {
+            "values": {name: float(f"{getattr(item.after, name):.6g}") for name in names},
+            "residual_log_std": round(item.after.residual_log_std, 4),
+            "within_log_std": round(item.after.within_log_std, 4),
+            "rows": len(item.rows),
+            "sources": sorted({row.file for row in item.rows}),
+        }
+    return {"protocol": "planner.calibrate_runs on the packaged fit", "stacks": stacks}
+
+
+def fit_file(out: Path | None) -> Path | None:
+    """Where the fit goes: the file given, or that of a catalogue directory; nowhere when there is none.
+
+    Args:
+        out: A file, a catalogue directory, or None for the last directory of ``PLANNER_CATALOG``.
+    """
+    if out is None:
+        own = [Path(str(directory)) for directory in default_catalog().directories[1:]]
+        out = own[-1] if own else None
+    return out.joinpath(*FIT_FILE) if out is not None and out.is_dir() else out
+
+
+def write_fit(found: RunCalibration, path: Path) -> None:
+    """Write the calibrated stacks; a fit of other stacks that the file holds stays.
+
+    Raises:
+        SpecError: If the file cannot be written, or holds something else.
+    """
+    document = fit_document(found)
+    if path.is_file():
+        with_fit(path)  # is it one?
+        document["stacks"] = json.loads(path.read_text(encoding="utf-8"))["stacks"] | document["stacks"]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SpecError("--out", f"cannot write {str(path)[:200]!r}: {error.strerror}") from None

@@ -1,0 +1,71 @@
+"""What ``planner calibrate --runs`` shows: what a user's runs changed, as a document and as a table."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from costmodels.uncertainty import NORMAL_90
+from planner.calibrate_runs import LEVEL, RunCalibration, StackCalibration
+from planner.schema_types import SCHEMA_VERSION
+from planner.validate.stack_fit import free_parameters
+
+Shown = tuple[dict[str, Any], Callable[[Console], None]]
+_MOVED = 0.01  # relative change of a parameter from which it is listed
+
+
+def show_run_calibration(found: RunCalibration, stored: Path | None) -> Shown:
+    """What runs changed, stack by stack, and where that is stored."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "stored": None if stored is None else str(stored),
+        "stacks": [_stack_document(item) for item in found.stacks],
+        "unused_rows": [
+            {"file": row.file, "line": row.line, "reason": row.reason} for row in found.mapped.unscorable
+        ],
+    }  # fmt: skip
+    return document, lambda console: _print(document, console)
+
+
+def _stack_document(item: StackCalibration) -> dict[str, Any]:
+    def error(predicted_s: Any) -> float:
+        return float(np.mean(np.abs(predicted_s / item.measured_s - 1)))
+
+    names = (LEVEL, *free_parameters(item.before))
+    return {
+        "stack": item.after.name,
+        "runs": len(item.rows),
+        "error_before": error(item.before_s),
+        "error_after": error(item.after_s),
+        "interval_factor_before": float(np.exp(NORMAL_90 * item.before.residual_log_std)),
+        "interval_factor_after": float(np.exp(NORMAL_90 * item.after.residual_log_std)),
+        "values": {
+            name: {"before": float(getattr(item.before, name)), "after": float(getattr(item.after, name))}
+            for name in names
+        },
+    }
+
+
+def _print(document: dict[str, Any], console: Console) -> None:
+    for item in document["stacks"]:
+        runs = "1 run" if item["runs"] == 1 else f"{item['runs']} runs"
+        console.print(
+            f"{item['stack']}: {runs}; mean error {item['error_before']:.1%} before, {item['error_after']:.1%} after; "
+            f"90 % interval of a step x/ {item['interval_factor_before']:.2f} before, "
+            f"x/ {item['interval_factor_after']:.2f} after"
+        )
+        table = Table(box=None, pad_edge=False)
+        for name in ("parameter", "before", "after"):
+            table.add_column(name, justify="left" if name == "parameter" else "right")
+        for name, value in item["values"].items():
+            if abs(value["after"] - value["before"]) > _MOVED * abs(value["before"]):
+                table.add_row(name, f"{value['before']:.4g}", f"{value['after']:.4g}")
+        if table.row_count:
+            console.print(table)
+    stored = document["stored"]
+    console.print(f"stored in {stored}" if stored else "not stored: give --out")
+    for row in document["unused_rows"]:
+        console.print(f"not used: {row['file']}:{row['line']}: {row['reason']}")

@@ -1,0 +1,187 @@
+"""Stacks calibrated on a user's own runs: what few and many of them move, and the interval they leave."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import planner
+from costmodels.uncertainty import NORMAL_90
+from planner.calibrate_runs import LEVEL, StackCalibration, calibrate_runs, fit_document, fit_file, spreads, write_fit
+from planner.cli import app
+from planner.validate.mapping import scorable_rows
+from planner.validate.predict import predict_rows
+from profiles.errors import SpecError
+from profiles.stack import StackSpec
+from profiles.stacks import load_stacks, with_fit
+
+COLUMNS = (
+    "source", "model", "layers", "hidden", "heads", "vocab", "seq_len", "gated_mlp", "gpu", "gpu_mem_gb", "num_gpus",
+    "framework", "precision", "tp", "pp", "dp", "micro_batch", "global_batch_seqs", "recompute", "flash_attention",
+    "task", "measured_step_time_s",
+)  # fmt: skip
+PLANS = [(t, p, b) for t in (1, 2, 4, 8) for p in (1, 2) for b in (1, 2) if t * p <= 8]
+STACK = "megatron-core"
+
+
+def table(path: Path, times_s: list[float]) -> Path:
+    """Runs of a 2.6B GPT on 8 A100, one per plan, as many as there are times."""
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(COLUMNS)
+        for (t, p, b), seconds in zip(PLANS, times_s, strict=False):
+            writer.writerow(
+                ("mine", "gpt-2.6b", 32, 2560, 32, 51200, 2048, "no", "A100", 80, 8, "Megatron-Core", "bf16",
+                 t, p, 8 // (t * p), b, 128, "none", "yes", "pretrain", f"{seconds:.9g}")
+            )  # fmt: skip
+    return path
+
+
+def runs(path: Path, count: int, *, scale: float = 1.0, **changes: float) -> Path:
+    """Runs measured where the packaged stack, changed like that, tells the truth but for a level."""
+    rows = scorable_rows([table(path, [1.0] * count)])
+    times_s = predict_rows(rows, {STACK: replace(load_stacks()[STACK], **changes)}).step_time_s
+    return table(path, (scale * times_s).tolist())
+
+
+def calibrated(path: Path, stack: StackSpec | None = None) -> StackCalibration:
+    (found,) = calibrate_runs([path], None if stack is None else {**load_stacks(), STACK: stack}).stacks
+    return found
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.25])
+def test_one_run_moves_the_level_and_little_else(tmp_path: Path, scale: float) -> None:
+    found = calibrated(runs(tmp_path / "runs.csv", 1, scale=scale))
+    moved = np.log(getattr(found.after, LEVEL)) / np.log(scale)
+    assert 0.5 < moved < 1
+    for name in ("gemm_time_scale", "memory_time_scale", "kernel_launch_s"):
+        assert abs(np.log(getattr(found.after, name) / getattr(found.before, name))) < 0.5 * abs(np.log(scale)) * moved
+
+
+def test_runs_that_agree_change_nothing_but_the_interval(tmp_path: Path) -> None:
+    found = calibrated(runs(tmp_path / "runs.csv", 8))
+    assert found.after_s == pytest.approx(found.before_s, rel=1e-6)
+    assert found.after.residual_log_std < 0.7 * found.before.residual_log_std
+
+
+def test_the_interval_narrows_with_every_run_that_agrees(tmp_path: Path) -> None:
+    widths = [
+        calibrated(runs(tmp_path / f"{count}.csv", count, scale=1.2)).after.residual_log_std for count in (1, 3, 10)
+    ]
+    assert load_stacks()[STACK].residual_log_std > widths[0] > widths[1] > widths[2] > 0.02
+
+
+def test_the_interval_stays_wide_where_runs_scatter(tmp_path: Path) -> None:
+    path = runs(tmp_path / "runs.csv", 10)
+    rows = scorable_rows([path])
+    noisy = [float(row.step_time_s or 0) * (2.0 if number % 2 else 0.5) for number, row in enumerate(rows)]
+    found = calibrated(table(path, noisy))
+    assert found.after.residual_log_std > 0.4
+
+
+def test_many_runs_move_the_parameter_they_tell_of(tmp_path: Path) -> None:
+    found = calibrated(runs(tmp_path / "runs.csv", len(PLANS), collective_time_scale=2.5))
+    assert found.after.collective_time_scale > 1.15 * found.before.collective_time_scale
+    before, after = (np.abs(np.log(s / found.measured_s)).mean() for s in (found.before_s, found.after_s))
+    assert after < 0.6 * before
+
+
+def test_spread_between_users_is_what_one_users_runs_leave_of_the_residual() -> None:
+    stack = replace(load_stacks()[STACK], residual_log_std=0.2, within_log_std=0.12)
+    assert spreads(stack) == (pytest.approx(0.16), 0.12)
+    assert spreads(replace(stack, within_log_std=0.0))[1] < 0.2
+    between, within = spreads(replace(stack, residual_log_std=0.1, within_log_std=0.3))
+    assert between > 0
+    assert within == 0.1
+
+
+def test_what_is_written_is_what_was_fitted(tmp_path: Path) -> None:
+    found = calibrate_runs([runs(tmp_path / "runs.csv", 5, scale=1.3)])
+    path = tmp_path / "new" / "mine.json"
+    write_fit(found, path)
+    assert json.loads(path.read_text()) == fit_document(found)
+    stack, after = with_fit(path)[STACK], found.stacks[0].after
+    assert stack.step_time_scale == pytest.approx(after.step_time_scale, rel=1e-5)
+    assert stack.residual_log_std == pytest.approx(after.residual_log_std, abs=1e-4)
+    assert stack.fitted_on == "5 runs of runs.csv"
+    assert with_fit(path)["nanotron"] == load_stacks()["nanotron"]
+
+
+def test_a_file_keeps_the_other_stacks_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    card = {"values": {"gemm_time_scale": 3.0}, "rows": 2, "sources": ["other.csv"]}
+    path.write_text(json.dumps({"stacks": {"fsdp": card}}))
+    write_fit(calibrate_runs([runs(tmp_path / "runs.csv", 2)]), path)
+    assert set(json.loads(path.read_text())["stacks"]) == {"fsdp", STACK}
+    path.write_text("notes of mine")
+    with pytest.raises(SpecError, match="is not a file of fitted stacks"):
+        write_fit(calibrate_runs([tmp_path / "runs.csv"]), path)
+
+
+def test_a_fit_goes_to_the_file_given_or_into_a_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fit_file(tmp_path / "mine.json") == tmp_path / "mine.json"
+    assert fit_file(tmp_path) == tmp_path / "fits" / "stacks.json"
+    for directories, expected in (((), None), ((tmp_path,), tmp_path / "fits" / "stacks.json")):
+        catalog = SimpleNamespace(directories=("packaged", *directories))
+        monkeypatch.setattr("planner.calibrate_runs.default_catalog", lambda catalog=catalog: catalog)
+        assert fit_file(None) == expected
+
+
+def test_estimates_use_the_fit_they_are_given(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    write_fit(calibrate_runs([runs(tmp_path / "runs.csv", 6, scale=1.3)]), path)
+    question = {"model": "llama-2-7b", "cluster": "8xA100-80GB", "framework": "megatron", "plan": {"tp": 2, "pp": 1}}
+    (packaged,), (mine,) = (planner.estimate(**question, **extra).plans for extra in ({}, {"stack_fit": str(path)}))
+    assert mine.step_time_s > 1.1 * packaged.step_time_s
+    assert sum(mine.time_parts_s.values()) == pytest.approx(mine.step_time_s)
+    widths = [np.log(item.step_time_high_s / item.step_time_low_s) for item in (packaged, mine)]
+    assert widths[1] < widths[0]
+    with pytest.raises(SpecError, match="names a file"):
+        planner.estimate(**question, stack_fit=str(path), allow_files=False)
+
+
+def test_tables_without_a_usable_run_are_refused(tmp_path: Path) -> None:
+    path = table(tmp_path / "runs.csv", [1.0])
+    path.write_text(path.read_text().replace("A100", "TPU v4"))
+    with pytest.raises(SpecError, match=r"no row has a step time that can be compared\. Hint: not a GPU"):
+        calibrate_runs([path])
+
+
+def test_an_unwritable_file_is_reported(tmp_path: Path) -> None:
+    found = calibrate_runs([runs(tmp_path / "runs.csv", 1)])
+    with pytest.raises(SpecError, match="cannot write"):
+        write_fit(found, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ((), "needs either --device or --runs"),
+        (("--device", "A100", "--runs", "runs.csv"), "needs either --device or --runs"),
+        (("--runs", "runs.csv", "--from", "kernels.csv"), "tables of runs go to --runs"),
+    ],
+)
+def test_kernels_and_runs_are_not_mixed(options: tuple[str, ...], complaint: str) -> None:
+    done = CliRunner().invoke(app, ["calibrate", *options])
+    assert isinstance(done.exception, SpecError)
+    assert complaint in str(done.exception)
+
+
+def test_the_command_shows_and_stores_what_changed(tmp_path: Path) -> None:
+    path, out = runs(tmp_path / "runs.csv", 6, scale=1.3), tmp_path / "fit.json"
+    shown = CliRunner().invoke(app, ["calibrate", "--runs", str(path), "--out", str(out)])
+    assert shown.exit_code == 0
+    assert f"{STACK}: 6 runs; mean error" in shown.output
+    assert LEVEL in shown.output
+    assert f"stored in {out}" in shown.output.replace("\n", "")
+    assert out.is_file()
+    document = json.loads(CliRunner().invoke(app, ["calibrate", "--runs", str(path), "--json"]).output)
+    (stack,) = document["stacks"]
+    assert stack["error_after"] < stack["error_before"]
+    assert stack["interval_factor_after"] < stack["interval_factor_before"]
+    assert stack["interval_factor_before"] == pytest.approx(np.exp(NORMAL_90 * load_stacks()[STACK].residual_log_std))
