@@ -11,6 +11,7 @@ from importlib import resources
 from costmodels.collectives import CollectiveCostModel
 from costmodels.kernels.calibrated import CalibratedKernelModel, Calibration, calibrate
 from costmodels.kernels.calls import KernelCostModel
+from costmodels.kernels.learned import learned_kernel_model
 from costmodels.kernels.measured import MeasuredKernelModel, MeasuredKernels, calls_of, measured_rows
 from costmodels.kernels.roofline import RooflineKernelModel
 from costmodels.link_model import LinkCollectiveModel
@@ -18,13 +19,15 @@ from profiles.calibrations import read_calibration
 from profiles.errors import SpecError
 from profiles.fits import default_fits
 from profiles.hardware import DeviceSpec
+from profiles.learned import packaged_learned
 from profiles.timing_store import TimingStore, default_store
 
 
 @lru_cache(maxsize=1)
 def default_kernel_model() -> KernelCostModel:
-    """Packaged prices of kernels."""
-    return RooflineKernelModel(default_fits().kernels)
+    """Packaged prices of kernels: learned where measurements allow it, by fitted rooflines elsewhere."""
+    fits = default_fits().kernels
+    return learned_kernel_model(packaged_learned(), roofline=RooflineKernelModel(fits), fits=fits)
 
 
 @lru_cache(maxsize=1)
