@@ -1,7 +1,7 @@
 """Scores tables of kernels: prices every row that has calls on a known device."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,10 @@ _ADD_A_DEVICE = "add it as YAML in a directory of PLANNER_CATALOG (README, Add a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FewShot:
-    """How many rows of each GPU are spent on calibration before the others are scored, and the draw's seed."""
+    """How many rows of each GPU are spent on calibration before the others are scored, and the draw's seed.
+
+    Of a GPU with fewer than twice as many rows, half are spent; of one with next to none, none.
+    """
 
     rows: int
     seed: int = 0
@@ -31,11 +34,7 @@ class FewShot:
 def score_kernels(
     rows: KernelRows, kernels: KernelCostModel, catalog: Catalog, *, few_shot: FewShot | None = None
 ) -> tuple[list[GroupScore], list[Unpriced]]:
-    """Errors and unpriced rows of a table, by GPU, operation and dtype.
-
-    Raises:
-        SpecError: If a GPU has too few rows to be calibrated with as many as asked and still be scored.
-    """
+    """Errors and unpriced rows of a table, by GPU, operation and dtype."""
     groups: list[GroupScore] = []
     unpriced: list[Unpriced] = []
     for (gpu, op, dtype, code), chosen in _grouped(rows, np.flatnonzero(rows.problem.codes > 0)):
@@ -54,15 +53,16 @@ def score_kernels(
             continue
         priceable.setdefault(gpu, []).append((op, dtype, chosen))
     for gpu, parts in priceable.items():
-        model, spent = kernels, np.zeros(len(rows), dtype=np.bool_)
-        if few_shot is not None and few_shot.rows > 0:
-            every = np.concatenate([chosen for _, _, chosen in parts])
-            model, drawn = _calibrated(rows, every, kernels, devices[gpu], few_shot)
-            spent[drawn] = True
+        every = np.concatenate([chosen for _, _, chosen in parts])
+        drawn = _drawn(every, few_shot)
+        model = _calibrated(rows.take(drawn), kernels, devices[gpu]) if len(drawn) else kernels
+        spent = np.zeros(len(rows), dtype=np.bool_)
+        spent[drawn] = True
         for op, dtype, chosen in parts:
             left = chosen[~spent[chosen]]
             if len(left):
-                groups.append(_score(rows.take(left), model, devices[gpu], gpu=gpu, op=op, dtype=dtype))
+                group = _score(rows.take(left), model, devices[gpu], gpu=gpu, op=op, dtype=dtype)
+                groups.append(replace(group, calibrated_with=len(drawn)))
     return groups, unpriced
 
 
@@ -82,18 +82,19 @@ def price_rows(
     return sums[0], sums[1], sums[2], basis
 
 
-def _calibrated(
-    rows: KernelRows, chosen: IntArray, kernels: KernelCostModel, device: DeviceSpec, few_shot: FewShot
-) -> tuple[KernelCostModel, IntArray]:
-    """The prices corrected on rows drawn from the chosen ones, and which were drawn.
+def _drawn(chosen: IntArray, few_shot: FewShot | None) -> IntArray:
+    """Which of a GPU's rows are spent on calibration."""
+    count = 0 if few_shot is None else min(few_shot.rows, len(chosen) // 2)
+    if few_shot is None or count < FEWEST_POINTS:
+        return np.zeros(0, dtype=np.int64)
+    return np.sort(np.random.default_rng(few_shot.seed).choice(chosen, count, replace=False))
+
+
+def _calibrated(part: KernelRows, kernels: KernelCostModel, device: DeviceSpec) -> KernelCostModel:
+    """The prices corrected on some rows of one device.
 
     A row of several calls corrects the one that takes longest, by the ratio of the whole row.
     """
-    if not FEWEST_POINTS <= few_shot.rows < len(chosen):
-        problem = f"must be at least {FEWEST_POINTS} and fewer than the {len(chosen):,} rows of {device.name}"
-        raise SpecError("--calibrate-with", f"{problem}; got {few_shot.rows}")
-    drawn = np.sort(np.random.default_rng(few_shot.seed).choice(chosen, few_shot.rows, replace=False))
-    part = rows.take(drawn)
     priced_s = kernels.predict(part.calls, device).time_s
     whole_s = np.bincount(part.row, weights=priced_s, minlength=len(part))
     order = np.lexsort((-priced_s, part.row))
@@ -101,7 +102,7 @@ def _calibrated(
     # A launch is never more than half of a row's time, however short that is.
     ratio = np.maximum(part.time_s - part.launch_s, part.time_s / 2) / whole_s
     calibration = calibrate(kernels, take(part.calls, longest), priced_s[longest] * ratio[part.row[longest]], device)
-    return CalibratedKernelModel(kernels, {device.name: calibration}), drawn
+    return CalibratedKernelModel(kernels, {device.name: calibration})
 
 
 def _score(

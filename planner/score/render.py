@@ -25,6 +25,10 @@ def render_scores(scores: Sequence[TableScore], console: Console) -> None:
         for group in score.groups:
             table.add_row(*_cells(group))
         console.print(table)
+        spent = {group.device: group.calibrated_with for group in score.groups if group.calibrated_with}
+        if spent:
+            words = ", ".join(f"{rows} of {device}" for device, rows in spent.items())
+            console.print(f"rows spent on calibration first: {words}", highlight=False, markup=False)
         for item in score.unpriced:
             console.print(
                 f"not priced: {item.rows:,} rows of {item.gpu}, {item.op}, {item.dtype}: {item.reason}",

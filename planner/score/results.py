@@ -19,6 +19,7 @@ class GroupScore:
         long_errors: On kernels that took more than ``LONG_S``, or messages of at least ``LARGE_BYTES``; None if
             there is none.
         basis: Share of the rows by basis of their price.
+        calibrated_with: Rows of the GPU, of any operation, spent on calibration before these were scored.
     """
 
     gpu: str
@@ -28,6 +29,7 @@ class GroupScore:
     errors: ErrorSummary
     long_errors: ErrorSummary | None
     basis: Mapping[str, float]
+    calibrated_with: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ def score_tables(paths: Sequence[Path], *, few_shot: FewShot | None = None) -> l
         few_shot: Rows of each GPU and table of kernels to calibrate with first.
 
     Raises:
-        SpecError: If a file is no table of a known schema, or has too few rows to calibrate with.
+        SpecError: If a file is no table of a known schema.
     """
     return [score_table(path, few_shot=few_shot) for path in paths]
 

@@ -13,7 +13,6 @@ from planner.cli import app
 from planner.score.kernels import FewShot, price_rows, score_kernels
 from planner.score.table import score_table, scores_document
 from profiles.catalog import default_catalog
-from profiles.errors import SpecError
 from tests.fakes import RateKernels, device
 
 HEADER = ",".join(SCHEMAS["gemm"])
@@ -112,9 +111,17 @@ def test_a_few_rows_calibrate_the_rest(tmp_path):
     assert before.errors.mape == pytest.approx(1 / 3)
     assert after.errors.mape < 0.03
     assert after.errors.rows == 40
+    assert (before.calibrated_with, after.calibrated_with) == (0, 20)
     assert after.basis == {"learned": 1.0}
 
 
-def test_calibration_needs_rows_to_score(tmp_path):
-    with pytest.raises(SpecError, match="fewer than the 60 rows of A100-SXM-80GB; got 60"):
-        score_table(slow_by_half(tmp_path), few_shot=FewShot(rows=60))
+def test_a_gpu_with_few_rows_keeps_half_of_them_to_be_scored(tmp_path):
+    (group,) = score_table(slow_by_half(tmp_path), few_shot=FewShot(rows=100)).groups
+    assert (group.calibrated_with, group.errors.rows) == (30, 30)
+    few, _ = score_kernels(
+        kernel_rows(read_table(write(tmp_path, *[{}] * 7))),
+        RateKernels(),
+        default_catalog(),
+        few_shot=FewShot(rows=100),
+    )
+    assert (few[0].calibrated_with, few[0].errors.rows) == (0, 7)
