@@ -117,6 +117,7 @@ def _calibrated(stack: StackSpec, rows: Sequence[ScorableRow]) -> StackCalibrati
         stack,
         names=(LEVEL, *free_parameters(stack)),
         prior_std={name: FITTED_SHARE * std for name, std in PRIOR_STD.items()} | {LEVEL: between},
+        noise_std=within,
         rows=everything,
         sources=np.array([str(number) for number in everything]),  # every run counts in full
         measured_s=measured_s,

@@ -157,6 +157,7 @@ class Problem:
         names: (P,) its free parameters that any of the measurements depends on.
         prior: (P,) their values, unbounded.
         prior_std: (P,) their standard deviations.
+        noise_std: Standard deviation of a measurement's log about the truth of its stack.
         rows: (n,) numbers of the measurements.
         sources: (n,) who published each.
         log_measured: (n,) log of the measured seconds.
@@ -169,6 +170,7 @@ class Problem:
     names: tuple[str, ...]
     prior: FloatArray
     prior_std: FloatArray
+    noise_std: float
     rows: IntArray
     sources: NDArray[np.str_]
     log_measured: FloatArray
@@ -187,6 +189,7 @@ class Problem:
         predict: Callable[[StackSpec, IntArray], FloatArray],
         names: Sequence[str] | None = None,
         prior_std: Mapping[str, float] | None = None,
+        noise_std: float = MEASUREMENT_STD,
     ) -> "Problem":
         """The problem, linearised at the prior. Parameters no row depends on there stay where they are.
 
@@ -198,6 +201,7 @@ class Problem:
             predict: Seconds predicted for some rows by a variant of the stack.
             names: What to fit; ``free_parameters`` when None.
             prior_std: Their standard deviations; ``PRIOR_STD`` when None.
+            noise_std: As the attribute.
         """
         names = tuple(names or free_parameters(origin))
         stds = prior_std or PRIOR_STD
@@ -206,6 +210,7 @@ class Problem:
             names=names,
             prior=to_vector(origin, names),
             prior_std=np.array([stds[name] for name in names]),
+            noise_std=noise_std,
             rows=rows,
             sources=sources,
             log_measured=np.log(measured_s),
@@ -259,7 +264,7 @@ class Problem:
         here = to_vector(solution, self.names)
         predicted = self._log_time(here)
         slope = self._slope_at(here, predicted)
-        weight = self._weights() / MEASUREMENT_STD**2
+        weight = self._weights() / self.noise_std**2
         normal = (slope * weight[:, None]).T @ slope + np.diag(self.prior_std**-2)
         variance: FloatArray = np.einsum("np,pn->n", slope, np.linalg.solve(normal, slope.T))
         return variance
@@ -267,7 +272,7 @@ class Problem:
     def objective(self, here: FloatArray, predicted: FloatArray) -> float:
         """Huber loss of the rows, each source weighing alike, plus the prior's."""
         size = np.abs(self.log_measured - predicted)
-        loss = np.where(size < HUBER, 0.5 * size**2, HUBER * (size - 0.5 * HUBER)) / MEASUREMENT_STD**2
+        loss = np.where(size < HUBER, 0.5 * size**2, HUBER * (size - 0.5 * HUBER)) / self.noise_std**2
         strain = (here - self.prior) / self.prior_std
         return float((self._weights() * loss).sum() + 0.5 * (strain**2).sum())
 
@@ -300,7 +305,7 @@ class Problem:
         step: FloatArray = np.zeros(len(here))
         for _ in range(20):
             residual = error - slope @ step
-            weight = effective * np.minimum(1.0, HUBER / np.maximum(np.abs(residual), 1e-9)) / MEASUREMENT_STD**2
+            weight = effective * np.minimum(1.0, HUBER / np.maximum(np.abs(residual), 1e-9)) / self.noise_std**2
             normal = (slope * weight[:, None]).T @ slope + np.diag(precision)
             right = (slope * weight[:, None]).T @ error + precision * (self.prior - here)
             step = np.asarray(np.linalg.solve(normal, right), dtype=np.float64)

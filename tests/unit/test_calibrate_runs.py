@@ -63,6 +63,15 @@ def test_one_run_moves_the_level_and_little_else(tmp_path: Path, scale: float) -
         assert abs(np.log(getattr(found.after, name) / getattr(found.before, name))) < 0.5 * abs(np.log(scale)) * moved
 
 
+def test_the_more_runs_of_one_user_scatter_the_less_each_one_says(tmp_path: Path) -> None:
+    path, levels = runs(tmp_path / "runs.csv", 3, scale=1.25), []
+    for within in (0.05, 0.15):
+        found = calibrated(path, replace(load_stacks()[STACK], residual_log_std=0.2, within_log_std=within))
+        levels.append(found.after.step_time_scale)
+        assert 1.645 * found.after.residual_log_std > within
+    assert levels[0] > levels[1] > 1.05
+
+
 def test_runs_that_agree_change_nothing_but_the_interval(tmp_path: Path) -> None:
     found = calibrated(runs(tmp_path / "runs.csv", 8))
     assert found.after_s == pytest.approx(found.before_s, rel=1e-6)
