@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from costmodels.calibration.additive_fit import fit_additive
 from costmodels.calibration.kernel_fit import fit_on
 from costmodels.calibration.kernel_ranges import NUISANCES
 from costmodels.calibration.robust import significant, split
 from costmodels.calibration.training_rows import SEED, TrainingRows
+from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, added_s
 from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import FloatArray, take
 from costmodels.kernels.features import features_of
@@ -87,8 +89,10 @@ def fit_reference(rows: TrainingRows) -> dict[str, dict[str, dict[str, float]]]:
     """By format class: parameters of the roofline formula of all devices pooled, and of each that leans on them.
 
     Kernels tuned per shape (``aiter-tuned``) are a lower envelope without quantisation; they count for their own
-    device only.
+    device only. Classes whose reference is added up have coefficients by group instead.
     """
+    if rows.op_class in ADDITIVE:
+        return fit_additive(rows)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in np.unique(rows.format):
         timings = rows.timings(str(name))
@@ -125,6 +129,10 @@ def reference_times_s(rows: TrainingRows, reference: References) -> FloatArray:
     seconds, classes, families = np.empty(len(rows)), rows.format, default_fits().kernels.families
     for device in np.unique(rows.device):
         spec = default_catalog().device(str(device))
+        if rows.op_class in ADDITIVE:
+            mine = np.flatnonzero(rows.device == device)
+            seconds[mine], _ = added_s(rows.op_class, take(rows.calls, mine), spec, reference[COEFFICIENTS])
+            continue
         for name in np.unique(classes[rows.device == device]):
             mine = np.flatnonzero((rows.device == device) & (classes == name))
             parameters, _ = device_reference(reference[str(name)], spec, families)

@@ -23,6 +23,7 @@ from costmodels.calibration.kernel_ranges import RELEVANT_S
 from costmodels.calibration.learned_fit import Trained, predicted_s, train
 from costmodels.calibration.robust import significant
 from costmodels.calibration.training_rows import SEED, TrainingRows
+from costmodels.kernels.additive import ADDITIVE
 from costmodels.kernels.calibrated import CalibratedKernelModel, calibrate
 from costmodels.kernels.calls import Basis, FloatArray, KernelCallBatch, KernelOp, Prediction, take
 from costmodels.kernels.learned import format_classes
@@ -36,6 +37,7 @@ FEWEST_ELSEWHERE = 500  # rows of a device and format that other sources must ha
 FEW_SHOT = 100
 EDGES_S = (20e-6, 100e-6)  # classes of predicted time that have a spread of their own
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_SEQUENCES = (KernelOp.ATTENTION_FORWARD, KernelOp.ATTENTION_DECODE)
 _QUANTILES = (0.05, 0.95)
 
 
@@ -75,10 +77,19 @@ def folds(whole: TrainingRows, thinned: TrainingRows, *, few_shot: bool = True) 
     """
     yield _fold("random", "measured", whole, shape_fold(whole) == 0)
     yield _fold("larger", "beyond", whole, largest(whole))
+    if whole.calls.op[0] in _SEQUENCES:
+        yield _fold("longer", "beyond", whole, whole.calls.n > np.quantile(whole.calls.n, 0.8))
+    kinds, sizes = np.unique(thinned.kind, return_counts=True)
+    for kind, size in zip(kinds, sizes, strict=True):
+        if len(kinds) > 1 and size >= FEWEST_ROWS:
+            yield _fold(f"kind {kind}", "foreign", thinned, thinned.kind == kind)
     for source in np.unique(thinned.source):
         judged = measured_elsewhere(thinned, str(source))
-        if judged.sum() >= FEWEST_ROWS:
-            yield _fold(f"source {source}", "related", thinned, judged, fitted=thinned.source != source)
+        fitted = thinned.source != source
+        if FEWEST_ROWS <= judged.sum() <= fitted.sum():
+            # Where the price depends on who runs the kernel, another source is another implementation.
+            situation = "foreign" if thinned.op_class in ADDITIVE else "related"
+            yield _fold(f"source {source}", situation, thinned, judged, fitted=fitted)
     families = default_fits().kernels.families
     devices, counts = np.unique(thinned.device, return_counts=True)
     for device, count in zip(devices, counts, strict=True):
@@ -86,7 +97,7 @@ def folds(whole: TrainingRows, thinned: TrainingRows, *, few_shot: bool = True) 
         if count < FEWEST_ROWS or few_formats(thinned, mine, ~mine):
             continue
         kin = [d for d in devices if d != device and families.get(str(d), "") == families.get(str(device), "-")]
-        situation = "related" if kin else "foreign"
+        situation = "related" if kin and not few_groups(thinned, mine) else "foreign"
         yield _fold(f"device {device}", situation, thinned, mine, few_shot=few_shot)
 
 
@@ -95,6 +106,16 @@ def measured_elsewhere(rows: TrainingRows, source: str) -> NDArray[np.bool_]:
     keys = np.array(["/".join(words) for words in zip(rows.device, rows.format, strict=True)])
     others, counts = np.unique(keys[rows.source != source], return_counts=True)
     return np.asarray((rows.source == source) & np.isin(keys, others[counts >= FEWEST_ELSEWHERE]))
+
+
+def few_groups(rows: TrainingRows, judged: NDArray[np.bool_]) -> bool:
+    """Whether most judged rows have no row of the same kind on another device with the same chip left to fit on."""
+    if rows.op_class not in ADDITIVE:
+        return False
+    families = default_fits().kernels.families
+    keys = np.array([f"{families.get(d, d)}/{kind}" for d, kind in zip(rows.device, rows.kind, strict=True)])
+    known, counts = np.unique(keys[~judged], return_counts=True)
+    return bool(np.isin(keys[judged], known[counts >= FEWEST_ROWS]).mean() < 0.5)
 
 
 def few_formats(rows: TrainingRows, judged: NDArray[np.bool_], fitted: NDArray[np.bool_]) -> bool:

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from costmodels.calibration.kernel_ranges import RELEVANT_S
 from costmodels.calibration.kernel_tables import Timings
 from costmodels.kernels.calls import COLUMNS, FloatArray, IntArray, KernelCallBatch, KernelOp, concatenate, take
+from costmodels.kernels.implementations import Library, implementation_of, library_of
 from costmodels.kernels.learned import FORMULA_OF, format_classes
+from costmodels.tables.gemm_rows import moe_rows
 from costmodels.tables.mapping import kernel_rows
+from costmodels.tables.memory_rows import family_of
 from costmodels.tables.read import read_table
 from costmodels.tables.rows import KernelRows
 from profiles.catalog import default_catalog
@@ -176,7 +179,7 @@ _GLUE_LAUNCH_S = 3e-6  # of each of their three kernels
 def grouped_training_rows(data: Path) -> TrainingRows:
     """Grouped GEMMs of fused expert layers: what the glue leaves of a row's time, over both GEMMs alike."""
     table = read_table(data / "timings" / "moe.csv.gz")
-    rows = kernel_rows(table)
+    rows = moe_rows(table)
     engine = rows.engine.map(lambda name: any(word in name for word in _GROUPED_ENGINES) and "latency" not in name)
     even = table.words["distribution"].map(lambda name: name in ("balanced", "random"))
     chosen = rows.take(np.flatnonzero(engine & even & (rows.problem.codes == 0) & (rows.time_s > 0)))
@@ -210,6 +213,31 @@ def _catalogue_name(gpu: str) -> str:
         return default_catalog().device(gpu).name
     except SpecError:
         return ""
+
+
+def attention_training_rows(data: Path, op_class: str) -> TrainingRows:
+    """Fused attention forward, or decoding: libraries as the engines run them."""
+    rows = kernel_rows(read_table(data / "timings" / "attention.csv.gz"))
+    phases = ("decode",) if op_class == "attention_decode" else ("prefill", "train_fwd")
+    return training_rows(rows, op_class, rows.op.map(lambda op: op in phases), _libraries(rows))
+
+
+def expert_training_rows(data: Path) -> TrainingRows:
+    """Fused expert layers, forward."""
+    rows = kernel_rows(read_table(data / "timings" / "moe.csv.gz"))
+    return training_rows(rows, "fused_experts", np.ones(len(rows), dtype=np.bool_), _libraries(rows))
+
+
+def _libraries(rows: KernelRows) -> NDArray[np.str_]:
+    """(K,) name of the kernel library of each row."""
+    return rows.engine.map(lambda label: Library(library_of(implementation_of(label))).name.lower()).astype(np.str_)
+
+
+def memory_training_rows(data: Path) -> TrainingRows:
+    """Bandwidth-bound work of every family."""
+    rows = kernel_rows(read_table(data / "timings" / "elementwise.csv.gz"))
+    family = rows.op.map(lambda op: family_of(op).name.lower()).astype(np.str_)
+    return training_rows(rows, "memory", np.ones(len(rows), dtype=np.bool_), family)
 
 
 def _priceable(rows: TrainingRows) -> NDArray[np.bool_]:

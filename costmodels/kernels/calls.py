@@ -23,6 +23,7 @@ class KernelOp(IntEnum):
     ATTENTION_BACKWARD = 3
     MEMORY = 4  # bandwidth-bound: norms, activations, residuals, softmax, loss, optimizer (``KernelFamily``)
     ATTENTION_DECODE = 5  # fused, one query token per sequence, or a few
+    FUSED_EXPERTS = 6  # a whole expert layer in one call (``costmodels.kernels.expert_terms`` names the columns)
 
 
 class KernelFamily(IntEnum):
@@ -78,6 +79,7 @@ class KernelCallBatch:
         bytes: Device memory read plus written, each operand once.
         element_bytes: Bytes per element of the main operand as it lies in memory (narrow GEMM formats
             are quantised from it).
+        implementation: Who ran the kernel and which (``costmodels.kernels.implementations``); 0: not known.
         scale_block: Elements that share one scale of a narrow format; 0: the whole tensor (GEMMs only).
     """
 
@@ -96,13 +98,14 @@ class KernelCallBatch:
     bytes: FloatArray
     element_bytes: FloatArray
     scale_block: FloatArray
+    implementation: IntArray
 
     def __len__(self) -> int:
         return len(self.op)
 
 
 COLUMNS = tuple(KernelCallBatch.__dataclass_fields__)
-INTEGER_COLUMNS = ("op", "gemm_format", "family", "layout")
+INTEGER_COLUMNS = ("op", "gemm_format", "family", "layout", "implementation")
 
 
 def kernel_calls(count: int, **columns: ArrayLike) -> KernelCallBatch:
@@ -139,6 +142,10 @@ class Prediction:
     high_s: FloatArray
     basis: IntArray
     extrapolated: NDArray[np.bool_]
+
+    def take(self, rows: IntArray) -> "Prediction":
+        """The prices of some calls."""
+        return Prediction(**{name: getattr(self, name)[rows] for name in Prediction.__dataclass_fields__})
 
 
 class KernelCostModel(Protocol):

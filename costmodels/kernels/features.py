@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.kernels.attention_terms import attention_features
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
 from costmodels.kernels.device_features import DeviceFormat, device_format
+from costmodels.kernels.expert_terms import expert_features
 from costmodels.kernels.features_gemm import gemm_features
+from costmodels.kernels.memory_terms import memory_features
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
 
@@ -23,6 +26,10 @@ FEATURES: Mapping[str, FeatureFunction] = {
     "gemm": gemm_features,
     "gemm_fp32": gemm_features,
     "grouped_gemm": gemm_features,
+    "attention_forward": attention_features,
+    "attention_decode": attention_features,
+    "fused_experts": expert_features,
+    "memory": memory_features,
 }
 _OP_CLASS: Mapping[KernelOp, str] = {
     KernelOp.GEMM: "gemm",
@@ -31,6 +38,7 @@ _OP_CLASS: Mapping[KernelOp, str] = {
     KernelOp.ATTENTION_BACKWARD: "attention_backward",
     KernelOp.ATTENTION_DECODE: "attention_decode",
     KernelOp.MEMORY: "memory",
+    KernelOp.FUSED_EXPERTS: "fused_experts",
 }
 _BY_CODE = np.array([_OP_CLASS[op] for op in KernelOp], dtype="<U24")
 

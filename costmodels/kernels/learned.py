@@ -19,6 +19,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES, added_s, floor_s
 from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import (
     COLUMNS,
@@ -32,6 +33,7 @@ from costmodels.kernels.calls import (
     take,
 )
 from costmodels.kernels.features import FEATURES, features_of, op_classes
+from costmodels.kernels.implementations import REPLAYED
 from costmodels.kernels.roofline import FORMAT_CLASS, FORMULAS, Rates
 from profiles.fits import KernelFits
 from profiles.hardware import DeviceSpec
@@ -54,6 +56,8 @@ class Situation(IntEnum):
     FOREIGN = 3
 
 
+# Classes whose price needs to know who runs the kernel; without that the calibrated roofline prices them.
+_BY_IMPLEMENTATION = ("attention_forward",)
 _SPREAD_NAMES = tuple(situation.name.lower() for situation in Situation)
 
 
@@ -168,6 +172,42 @@ class OpModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdditiveModel(OpModel):
+    """Reference by added terms, trees on what is left; the card's ``reference`` holds coefficients by group."""
+
+    def knows(self, calls: KernelCallBatch) -> NDArray[np.bool_]:
+        """(C,) whether the format of each call was fitted, and who runs it is known where that is needed."""
+        fitted = np.isin(format_classes(calls), list(self.card.ranges))
+        if self.card.op_class in _BY_IMPLEMENTATION:
+            return fitted & (calls.implementation % REPLAYED > 0)
+        return fitted
+
+    def price(
+        self, calls: KernelCallBatch, device: DeviceSpec, families: Mapping[str, str]
+    ) -> tuple[FloatArray, IntArray]:
+        """(C,) seconds, and the ``Situation`` of each call; where the groups are foreign, only a share of the trees."""
+        del families  # relatives are those of the same generation, which the groups name
+        base, steps = added_s(self.card.op_class, calls, device, self.card.reference[COEFFICIENTS])
+        features = self.features(calls, device)
+        situations = np.where(steps == 0, int(Situation.RELATED), int(Situation.FOREIGN))
+        classes = format_classes(calls)
+        for name in np.unique(classes):
+            if device.name not in self.card.reference[DEVICES][str(name)]:
+                continue
+            low, high = np.array(self.card.ranges[str(name)]).T
+            inside = ((features >= low) & (features <= high)).all(axis=1)
+            mine = (classes == name) & (steps == 0)
+            situations[mine] = np.where(inside, int(Situation.MEASURED), int(Situation.BEYOND))[mine]
+        correction = self.booster.predict(features) * OpModel.blend(self, situations)
+        seconds = np.maximum(base * np.exp(correction), floor_s(self.card.op_class, calls, device))
+        return np.asarray(seconds, dtype=np.float64), situations
+
+    def blend(self, situations: IntArray) -> FloatArray:
+        """(C,) ones: the price is blended with its own reference already."""
+        return np.ones(len(situations))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedKernelModel:
     """Prices kernels by learned models where there are any, and by the calibrated roofline elsewhere.
 
@@ -260,6 +300,10 @@ def learned_kernel_model(
 
     A device whose family was measured on another architecture is a stranger to the models, not a relative.
     """
-    models = {name: OpModel.of(file) for name, file in files.items() if name in FEATURES}
+    models = {
+        name: (AdditiveModel if name in ADDITIVE else OpModel).of(file)
+        for name, file in files.items()
+        if name in FEATURES
+    }
     families = {device: family for device, family in fits.families.items() if device not in fits.borrowed}
     return LearnedKernelModel(models=models, roofline=roofline, families=families)

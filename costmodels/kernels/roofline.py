@@ -14,7 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.calls import Basis, FloatArray, KernelCallBatch, KernelOp, Prediction, take
+from costmodels.kernels.calls import (
+    COLUMNS,
+    Basis,
+    FloatArray,
+    KernelCallBatch,
+    KernelOp,
+    Prediction,
+    concatenate,
+    take,
+)
 from profiles.fits import Fit, KernelFits
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
@@ -34,6 +43,7 @@ OP_NAMES = {
     KernelOp.ATTENTION_BACKWARD: "attention_backward",
     KernelOp.MEMORY: "memory",
     KernelOp.ATTENTION_DECODE: "attention_forward",
+    KernelOp.FUSED_EXPERTS: "grouped_gemm",
 }
 FORMAT_CLASS = {"fp32": "fp32", "tf32": "tf32", "fp16": "16-bit", "bf16": "16-bit", "fp8": "fp8", "fp4": "fp4"}
 
@@ -122,6 +132,14 @@ def memory_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> Floa
     return calls.batch * fit["floor_s"] + calls.bytes / (rates.bytes_per_s * fit["memory_efficiency"])
 
 
+def expert_matrices(calls: KernelCallBatch) -> KernelCallBatch:
+    """The matrices of fused expert layers as one grouped GEMM each: the rows of an expert, all outputs side by side."""
+    outputs, experts = 2.0 * calls.causal * calls.n, np.maximum(calls.batch, 1.0)
+    whole = {name: getattr(calls, name) for name in COLUMNS}
+    grouped = np.full(len(calls), int(KernelOp.GROUPED_GEMM), dtype=np.int64)
+    return KernelCallBatch(**(whole | {"op": grouped, "m": calls.m / experts, "n": outputs, "batch": experts}))
+
+
 FORMULAS: Mapping[str, Callable[[KernelCallBatch, Parameters, Rates], FloatArray]] = {
     "gemm": gemm_time_s,
     "grouped_gemm": gemm_time_s,
@@ -147,6 +165,14 @@ class RooflineKernelModel:
         Raises:
             SpecError: If the device cannot multiply in a format that a call asks for.
         """
+        fused = calls.op == KernelOp.FUSED_EXPERTS
+        if fused.any():
+            calls = concatenate([take(calls, ~fused), expert_matrices(take(calls, fused))])
+            place = np.argsort(np.concatenate([np.flatnonzero(~fused), np.flatnonzero(fused)]), kind="stable")
+            return self._predict(calls, device).take(place)
+        return self._predict(calls, device)
+
+    def _predict(self, calls: KernelCallBatch, device: DeviceSpec) -> Prediction:
         size = len(calls)
         time_s, low_s, high_s = np.zeros(size), np.zeros(size), np.zeros(size)
         basis = np.full(size, int(Basis.ANALYTIC), dtype=np.int64)

@@ -3,8 +3,10 @@
 import numpy as np
 
 from costmodels.kernels.calls import KernelOp, kernel_calls
+from costmodels.kernels.implementations import REPLAYED, implementation_of
 from costmodels.tables.read import Table
 from costmodels.tables.rows import KernelRows, first_problem, formats_of, rows_with
+from profiles.precision import GEMM_FORMATS
 
 _PHASES = {
     "prefill": KernelOp.ATTENTION_FORWARD,
@@ -44,11 +46,12 @@ def attention_rows(table: Table) -> KernelRows:
     value = np.where(impl.map(lambda name: "v_head_dim=128" in name)[rows], 128.0, width)
     backward = op == KernelOp.ATTENTION_BACKWARD
     flops = 2 * sequences * heads * queries * keys * (width + value) * causal
-    cached = np.where(narrow_cache[rows], 1.0, 2.0)
+    cached = np.where(narrow_cache[rows] | (index[rows] == GEMM_FORMATS.index("fp8")), 1.0, 2.0)
     traffic = sequences * (2 * queries * heads + cached * keys * kv_heads) * (width + value)
     calls = kernel_calls(
         len(rows), op=op, gemm_format=index[rows], m=queries, n=keys, k=width, batch=sequences, heads=heads,
         kv_heads=kv_heads, causal=causal, flops=flops * np.where(backward, _BACKWARD_FLOPS, 1.0),
         bytes=traffic * np.where(backward, _BACKWARD_TRAFFIC, 1.0), element_bytes=2.0,
+        implementation=impl.map(implementation_of)[rows] + REPLAYED,
     )  # fmt: skip
     return rows_with(table, op=phase, engine=impl, problem=problem, parts=[(rows, calls)])

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 
 from costmodels.tables.attention_rows import attention_rows
-from costmodels.tables.gemm_rows import gemm_rows, moe_rows
+from costmodels.tables.expert_rows import expert_rows
+from costmodels.tables.gemm_rows import gemm_rows
 from costmodels.tables.memory_rows import memory_rows
 from costmodels.tables.read import Table
 from costmodels.tables.rows import KernelRows
@@ -12,7 +13,7 @@ MAPPINGS: Mapping[str, Callable[[Table], KernelRows]] = {
     "gemm": gemm_rows,
     "attention": attention_rows,
     "elementwise": memory_rows,
-    "moe": moe_rows,
+    "moe": expert_rows,
 }
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from costmodels.kernels.calls import KernelFamily, KernelOp, kernel_calls
+from costmodels.kernels.implementations import REPLAYED
 from costmodels.tables.read import Table
 from costmodels.tables.rows import KernelRows, first_problem, rows_with
 
@@ -14,12 +15,15 @@ _FAMILIES = {
     "softmax": KernelFamily.SOFTMAX, "log_softmax": KernelFamily.SOFTMAX, "rope": KernelFamily.ROTARY,
     "embedding": KernelFamily.EMBEDDING, "static_quant": KernelFamily.QUANTISE, "copy": KernelFamily.COPY,
 }  # fmt: skip
+_ONE_BY_ONE = ("rmsnorm_eager", "rope_eager", "gelu_eager")  # several kernels, each over the whole tensor
 _HOW = ("_inductor", "_eager", "_bwd")
 _ELEMENT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 
 
 def family_of(op: str) -> KernelFamily:
     """The work an operation of the tables does; what is not named there is pointwise."""
+    if op in _ONE_BY_ONE:
+        return KernelFamily.OTHER
     name = op
     for suffix in _HOW:
         name = name.removesuffix(suffix)
@@ -39,7 +43,7 @@ def memory_rows(table: Table) -> KernelRows:
     element = table.words["dtype"].map(lambda name: _ELEMENT_BYTES.get(name.split("->")[0], 2.0))[rows]
     calls = kernel_calls(
         len(rows), op=KernelOp.MEMORY, family=family, m=sides[:, 0], n=sides[:, 1], batch=1, bytes=moved[rows],
-        element_bytes=element,
+        element_bytes=element, implementation=REPLAYED,
     )  # fmt: skip
     return rows_with(table, op=op, engine=op, problem=problem, parts=[(rows, calls)])
 

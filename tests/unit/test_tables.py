@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from costmodels.kernels.calls import GemmLayout, KernelFamily, KernelOp
+from costmodels.kernels.implementations import Engine, Library, engine_of, is_replayed, library_of
+from costmodels.tables.gemm_rows import moe_rows
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import SCHEMAS, read_table
 from costmodels.tables.rows import KernelRows
@@ -22,6 +24,10 @@ def table(tmp_path: Path, schema: str, *rows: str) -> Path:
 
 def mapped(tmp_path: Path, schema: str, *rows: str) -> KernelRows:
     return kernel_rows(read_table(table(tmp_path, schema, *rows)))
+
+
+def matrices(tmp_path: Path, *rows: str) -> KernelRows:
+    return moe_rows(read_table(table(tmp_path, "moe", *rows)))
 
 
 def gemm(tmp_path: Path, *rows: str) -> KernelRows:
@@ -109,7 +115,7 @@ def test_bandwidth_bound_rows_name_family_and_sides(tmp_path):
     )  # fmt: skip
     calls = rows.calls
     families = [KernelFamily(code).name for code in calls.family]
-    assert families == ["NORM_BACKWARD", "GATED_ACTIVATION", "QUANTISE", "NORM"]
+    assert families == ["NORM_BACKWARD", "GATED_ACTIVATION", "QUANTISE", "OTHER"]
     assert list(zip(calls.m, calls.n, strict=True)) == [(32, 16), (32, 64), (0, 0), (2, 4)]
     assert calls.element_bytes.tolist() == [4, 2, 2, 2]
     assert calls.bytes.tolist() == [4096, 100, 100, 1]
@@ -117,13 +123,13 @@ def test_bandwidth_bound_rows_name_family_and_sides(tmp_path):
 
 def test_a_fused_expert_layer_runs_both_gemms_of_the_experts_at_hand(tmp_path):
     line = "here,H100,bf16,fused_moe,{tokens},64,32,2,8,2,{ep},balanced,lib,9"
-    rows = mapped(tmp_path, "moe", line.format(tokens=4096, ep=1), line.format(tokens=4096, ep=4))
+    rows = matrices(tmp_path, line.format(tokens=4096, ep=1), line.format(tokens=4096, ep=4))
     gemms = rows.calls.op == KernelOp.GROUPED_GEMM
     flops = [rows.calls.flops[gemms & (rows.row == row)].sum() for row in range(2)]
     # Every token meets two experts; gate, up and down of width 32 / tp.
     assert flops == pytest.approx([2 * 4096 * 2 * 3 * 64 * 16, 2 * 4096 * 2 * 3 * 64 * 16 / 4])
     assert set(rows.calls.batch[gemms & (rows.row == 1)].round(6)) == {2.0}
-    few = mapped(tmp_path, "moe", line.format(tokens=1, ep=1)).calls
+    few = matrices(tmp_path, line.format(tokens=1, ep=1)).calls
     assert few.batch[0] == pytest.approx(2.0)  # one token wakes two experts
     assert few.m[0] == pytest.approx(1.0)
 
@@ -131,11 +137,37 @@ def test_a_fused_expert_layer_runs_both_gemms_of_the_experts_at_hand(tmp_path):
 def test_a_skewed_routing_times_the_busiest_rank(tmp_path):
     line = "here,H100,bf16,fused_moe,4096,64,32,2,8,1,{ep},{how},lib,9"
     even, skewed, wide = (
-        mapped(tmp_path, "moe", line.format(ep=ep, how=how)).calls.flops.sum() * ep
+        matrices(tmp_path, line.format(ep=ep, how=how)).calls.flops.sum() * ep
         for ep, how in ((1, "balanced"), (1, "power_law_1.2"), (8, "power_law_1.2"))
     )
     assert skewed / even == pytest.approx(1.05)
     assert wide / even == pytest.approx(1.05 + 3 * 0.055)
+
+
+def test_a_fused_expert_layer_is_one_call_of_its_device(tmp_path):
+    line = "here,H100,{dtype},fused_moe,4096,64,32,2,8,2,{ep},balanced,{impl},9"
+    rows = mapped(
+        tmp_path, "moe", line.format(dtype="bf16", ep=1, impl="vllm-0.1;vllm_triton"),
+        line.format(dtype="fp8", ep=4, impl="nongated"),
+    )  # fmt: skip
+    calls = rows.calls
+    assert calls.op.tolist() == [KernelOp.FUSED_EXPERTS] * 2
+    # Every token meets two experts; gate, up and down of width 32 / tp, or up and down alone.
+    assert calls.flops.tolist() == [2 * 4096 * 2 * 3 * 64 * 16, 2 * 4096 * 2 * 2 * 64 * 16 / 4]
+    assert calls.batch.tolist() == [8, 2]
+    # Weights in the format, tokens in 16 bits: four passes over the hidden width, three over the other.
+    assert calls.bytes[1] == 2 * 2 * 64 * 16 + 2 * 2048 * (4 * 64 + 3 * 16)
+    assert calls.implementation[0] - calls.implementation[1] == 32 * Engine.VLLM + Library.TRITON
+    assert rows.problem.codes.tolist() == [0, 0]
+
+
+def test_tables_say_who_ran_a_kernel_and_that_it_was_replayed(tmp_path):
+    line = "here,H100,bf16,prefill,2,1024,1024,8,2,64,0,{impl},10"
+    calls = mapped(tmp_path, "attention", line.format(impl="vllm-0.24.0;vllm_flash_attn_fa3"), line.format(impl="?"))
+    code = calls.calls.implementation
+    assert engine_of(code).tolist() == [Engine.VLLM, Engine.UNKNOWN]
+    assert library_of(code).tolist() == [Library.FLASH_3, Library.UNKNOWN]
+    assert is_replayed(code).all()
 
 
 def test_rows_taken_out_keep_their_own_calls(tmp_path):

@@ -1,0 +1,181 @@
+"""Fused attention taken apart: arithmetic, exponentials, keys and values, queries, rounds of thread blocks.
+
+A block of queries runs over its keys, so the time of a long sequence is the arithmetic's; the softmax takes one
+exponential per score on units that are 16 wide per multiprocessor (CUDA C++ programming guide, arithmetic
+instructions), which is what limits narrow heads and 8-bit arithmetic. Decoding reads every key once. Timings replay
+one problem, whose keys stay in the last-level cache if they fit: memory and cache traffic are separate terms.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
+from costmodels.kernels.device_features import GENERATIONS, OPERAND_BYTES, DeviceFormat
+from costmodels.kernels.implementations import Engine, Library, engine_of, is_replayed, library_of
+
+# Units of the terms that are not a device's: their coefficients are fitted, so they only set the scale.
+MICROSECOND = 1e-6
+CACHE_BYTES_PER_S_PER_SM = 30e9  # last-level cache, order of magnitude of A100 to B200
+EXPONENTIALS_PER_S_PER_SM = 16 * 1.7e9
+QUERY_TILE = 128.0  # query rows per thread block (arXiv:2307.08691)
+DECODE_TILE = 16.0  # smallest tile of the tensor cores' rows: query heads of one key head fill it
+SPLIT_KEYS = 256.0  # keys below which decoding is not split over thread blocks
+_OUTGROWN = 1.0  # log2 of traffic over cache from which nothing is served twice
+CACHE_EDGE = 8.0  # how sharply traffic moves from cache to memory where the operands outgrow it
+_BACKWARD = 2.5  # arithmetic of the backward pass over the forward's (arXiv:2205.14135)
+_HOPPER, _BLACKWELL = GENERATIONS["hopper"], GENERATIONS["blackwell"]
+
+
+def value_width(calls: KernelCallBatch) -> FloatArray:
+    """(C,) key plus value width of a head, from the operations the call counts."""
+    scores = calls.batch * calls.heads * calls.m * calls.n * calls.causal
+    passes = np.where(calls.op == KernelOp.ATTENTION_BACKWARD, _BACKWARD, 1.0)
+    return np.asarray(calls.flops / np.maximum(2.0 * scores * passes, 1.0))
+
+
+def traffic(calls: KernelCallBatch) -> tuple[FloatArray, FloatArray]:
+    """(C,) bytes of keys and values, and of queries and output."""
+    passes = np.where(calls.op == KernelOp.ATTENTION_BACKWARD, 2.0, 1.0)
+    query_bytes = passes * calls.element_bytes * calls.batch * calls.m * calls.heads * value_width(calls)
+    return np.maximum(calls.bytes - query_bytes, 0.0), np.minimum(query_bytes, calls.bytes)
+
+
+def key_bytes(calls: KernelCallBatch) -> FloatArray:
+    """(C,) bytes per element of the keys and values, rounded to 1, 2 or 4."""
+    keys, _ = traffic(calls)
+    passes = np.where(calls.op == KernelOp.ATTENTION_BACKWARD, 2.0, 1.0)
+    elements = passes * calls.batch * calls.n * calls.kv_heads * value_width(calls)
+    return np.asarray(2.0 ** np.clip(np.round(np.log2(np.maximum(keys / np.maximum(elements, 1.0), 0.5))), 0, 2))
+
+
+def blocks(calls: KernelCallBatch) -> tuple[FloatArray, FloatArray]:
+    """(C,) thread blocks without splits over the keys, and computed over wanted scores."""
+    decode = calls.op == KernelOp.ATTENTION_DECODE
+    group = np.maximum(calls.heads / np.maximum(calls.kv_heads, 1.0), 1.0)
+    rows = np.maximum(np.where(decode, group * calls.m, calls.m), 1.0)
+    tile = np.where(decode, DECODE_TILE, QUERY_TILE)
+    count = np.where(decode, calls.batch * calls.kv_heads, calls.batch * calls.heads) * np.ceil(rows / tile)
+    whole = np.ceil(rows / tile) * tile / rows
+    # Tiles on the diagonal of a causal mask are computed whole.
+    masked = (calls.causal < 1) & ~decode & (rows >= tile)
+    return count, np.where(masked, whole + tile / 2 / np.maximum(calls.n, 1.0), whole)
+
+
+def missed_share(moved_bytes: FloatArray, calls: KernelCallBatch, device: DeviceFormat) -> FloatArray:
+    """(C,) share of the traffic that the last-level cache does not serve: all of it unless a problem is replayed."""
+    outgrown = np.minimum(np.maximum(moved_bytes, 1.0) / device.l2_bytes, 1e6)
+    share = 1.0 - 1.0 / (1.0 + outgrown**CACHE_EDGE)
+    return np.where(is_replayed(calls.implementation), share, 1.0)
+
+
+def cache_ratio(moved_bytes: FloatArray, calls: KernelCallBatch, device: DeviceFormat) -> FloatArray:
+    """(C,) log2 of the traffic over the last-level cache; a problem that is not replayed counts as outgrowing it."""
+    ratio = np.log2(np.maximum(moved_bytes, 1.0) / device.l2_bytes)
+    return np.where(is_replayed(calls.implementation), ratio, np.maximum(ratio, _OUTGROWN))
+
+
+def attention_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
+    """Seconds at ideal rates, columns of length C."""
+    decode = calls.op == KernelOp.ATTENTION_DECODE
+    count, padded = blocks(calls)
+    keys, queries = traffic(calls)
+    scores = calls.batch * calls.heads * calls.m * calls.n * calls.causal
+    arithmetic_s = calls.flops * padded / device.flops_per_s
+    waves = count / device.num_sms
+    missed = missed_share(keys + queries, calls, device)
+    cache_bytes_per_s = device.num_sms * CACHE_BYTES_PER_S_PER_SM
+    width = value_width(calls)
+    # A block on its own: forward, all its keys at one multiprocessor's rate; decoding, split over thread blocks
+    # whose number grows with the keys, so that what is left in one grows with their root.
+    serial_keys = np.minimum(calls.n, np.sqrt(SPLIT_KEYS * calls.n))
+    sm_flops_per_s = device.flops_per_s / device.num_sms
+    block_s = np.where(
+        decode,
+        serial_keys * width * key_bytes(calls) / CACHE_BYTES_PER_S_PER_SM,
+        2.0 * QUERY_TILE * calls.n * width / sm_flops_per_s,
+    )
+    return {
+        "launch": np.full(len(calls), MICROSECOND),
+        "arithmetic": arithmetic_s,
+        "exponentials": scores * padded / (device.num_sms * EXPONENTIALS_PER_S_PER_SM),
+        "tail": arithmetic_s * (np.ceil(waves) / np.maximum(waves, 1e-9) - 1.0),
+        "block": block_s,
+        "keys_memory": keys * missed / device.bytes_per_s,
+        "keys_cache": keys * (1.0 - missed) / cache_bytes_per_s,
+        "queries_memory": queries * missed / device.bytes_per_s,
+        "queries_cache": queries * (1.0 - missed) / cache_bytes_per_s,
+        "rounds": waves * MICROSECOND,
+        "split": np.where(decode, np.minimum(calls.n / SPLIT_KEYS, 1.0), 0.01 * calls.batch) * MICROSECOND,
+    }
+
+
+def attention_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
+    """What the trees see: ratios of the terms, the shape, and who runs it; columns of length C."""
+    count, padded = blocks(calls)
+    keys, queries = traffic(calls)
+    waves = np.maximum(count, 1.0) / device.num_sms
+    terms = attention_terms(calls, device)
+    compute = terms["arithmetic"] + terms["exponentials"]
+    moved_s = (keys + queries) / device.bytes_per_s
+    library, engine = resolved(calls, device)
+    return {
+        "size": np.log2((compute + moved_s) / MICROSECOND + 1.0),
+        "intensity": np.log2(np.maximum(compute, 1e-12) / np.maximum(moved_s, 1e-12)),
+        "waves": np.log2(waves),
+        "tail": np.where(waves < 8, np.ceil(waves) / waves, 1.0),
+        "alone": np.log2(np.maximum(terms["block"], 1e-12) / np.maximum(compute, 1e-12)),
+        "cache": cache_ratio(keys + queries, calls, device),
+        "log_keys": np.log2(np.maximum(calls.n, 1.0)),
+        "log_queries": np.log2(np.maximum(calls.m, 1.0)),
+        "prefix": np.log2(np.maximum(calls.n, 1.0) / np.maximum(calls.m, 1.0)),
+        "log_batch": np.log2(np.maximum(calls.batch, 1.0)),
+        "log_kv_heads": np.log2(np.maximum(calls.kv_heads, 1.0)),
+        "group": np.log2(np.maximum(calls.heads, 1.0) / np.maximum(calls.kv_heads, 1.0)),
+        "width": calls.k,
+        "padded": padded,
+        "queries_share": np.log2(np.maximum(queries, 1.0) / np.maximum(keys, 1.0)),
+        "key_bytes": key_bytes(calls),
+        "operand_bytes": OPERAND_BYTES[calls.gemm_format],
+        "library": library.astype(np.float64),
+        "engine": engine.astype(np.float64),
+        "generation": np.full(len(calls), device.generation),
+    }
+
+
+def resolved(calls: KernelCallBatch, device: DeviceFormat) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(C,) ``Library`` and ``Engine`` codes; an unknown library is the one that frameworks pick on the device."""
+    library, engine = library_of(calls.implementation), engine_of(calls.implementation)
+    usual = Library.FLASH_2
+    if device.generation == _HOPPER:
+        usual = Library.FLASH_3
+    elif device.generation == _BLACKWELL:
+        usual = Library.TRTLLM_GEN
+    return np.where(library == Library.UNKNOWN, int(usual), library), engine
+
+
+def attention_paths(calls: KernelCallBatch, device: DeviceFormat) -> Sequence[NDArray[np.str_]]:
+    """Groups of coefficients: number format, library, engine, generation of the device."""
+    library, engine = resolved(calls, device)
+    narrow = [f"q{q:g}k{k:g}" for q, k in zip(OPERAND_BYTES[calls.gemm_format], key_bytes(calls), strict=True)]
+    formats = np.array(narrow, dtype="<U48")
+    by_library = joined(formats, np.array([Library(code).name.lower() for code in library], dtype="<U48"))
+    by_engine = joined(by_library, np.array([Engine(code).name.lower() for code in engine], dtype="<U48"))
+    nearest = np.floor(device.generation)  # of workstation Blackwell, which has a half, Ada
+    kin, own = (joined(by_engine, np.full(len(calls), f"g{value:g}")) for value in (nearest, device.generation))
+    return formats, by_library, by_engine, kin, own
+
+
+def joined(first: NDArray[np.str_], second: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Names of groups one step finer."""
+    return np.char.add(np.char.add(first, "/"), second)
+
+
+def attention_floor_s(calls: KernelCallBatch, device: DeviceFormat) -> FloatArray:
+    """(C,) arithmetic at the peak, or the operands once from the cache; narrow keys may be multiplied as such."""
+    keys, queries = traffic(calls)
+    faster = np.where(key_bytes(calls) < OPERAND_BYTES[calls.gemm_format], 2.0, 1.0)
+    outgrown = keys + queries > 4.0 * device.l2_bytes
+    fastest = np.where(outgrown, 1.0, np.inf)
+    return np.maximum(calls.flops / (device.flops_per_s * faster), (keys + queries) / (device.bytes_per_s * fastest))

@@ -1,0 +1,88 @@
+"""Fused expert layers taken apart: two grouped GEMMs, the weights they read, and moving the tokens.
+
+A ``FUSED_EXPERTS`` call counts in ``m`` the rows that arrive (tokens times experts per token), in ``n`` the
+intermediate width on this device, in ``k`` the hidden width, in ``batch`` the experts that see any row, in
+``heads`` the rows of the fullest expert, in ``kv_heads`` the rows after rounding each expert's up to a tile;
+``causal`` is the matrices per expert over two (1.5 with a gate); ``flops`` and ``bytes`` count the wanted rows.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernels.attention_terms import MICROSECOND, joined
+from costmodels.kernels.calls import FloatArray, KernelCallBatch
+from costmodels.kernels.device_features import OPERAND_BYTES, DeviceFormat
+from costmodels.kernels.implementations import Engine, Library, engine_of, library_of
+
+_TILE = 128.0  # output tile of the grouped kernels
+
+
+def expert_weight_bytes(calls: KernelCallBatch) -> FloatArray:
+    """(C,) bytes of the weights of the active experts; a narrow format's scales are under a tenth and left out."""
+    operand = OPERAND_BYTES[calls.gemm_format]
+    return np.asarray(calls.batch * 2.0 * calls.causal * calls.n * calls.k * operand)
+
+
+def expert_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
+    """Seconds at ideal rates, columns of length C."""
+    row_flops = 4.0 * calls.causal * calls.n * calls.k
+    tiles = np.ceil(calls.kv_heads / _TILE) * (2.0 * calls.causal - 1.0) * np.maximum(calls.n / _TILE, 1.0)
+    return {
+        "launch": np.full(len(calls), MICROSECOND),
+        "arithmetic": calls.m * row_flops / device.flops_per_s,
+        "padded": calls.kv_heads * row_flops / device.flops_per_s,
+        "weights": expert_weight_bytes(calls) / device.bytes_per_s,
+        "rows": 2.0 * calls.m * (4.0 * calls.k + 3.0 * calls.n) / device.bytes_per_s,
+        "heaviest": np.ceil(calls.heads / _TILE) * _TILE * 4.0 * calls.causal * calls.k * _TILE
+        / (device.flops_per_s / device.num_sms),
+        "experts": calls.batch / device.num_sms * MICROSECOND,
+        "rounds": tiles / device.num_sms * MICROSECOND,
+    }  # fmt: skip
+
+
+def expert_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
+    """What the trees see; columns of length C."""
+    terms = expert_terms(calls, device)
+    rows, active, padded, width, hidden = (
+        np.maximum(values, 1.0) for values in (calls.m, calls.batch, calls.kv_heads, calls.n, calls.k)
+    )
+    rounds = np.maximum(terms["rounds"] / MICROSECOND, 1e-3)
+    found = {name: np.log2(values / MICROSECOND + 1e-3) for name, values in terms.items() if name != "launch"}
+    return found | {
+        "rows_per_expert": np.log2(rows / active),
+        "skew": np.log2(np.maximum(calls.heads * active / rows, 1e-3)),
+        "padding": np.log2(padded / rows),
+        "active": np.log2(active),
+        "width": np.log2(width),
+        "hidden": np.log2(hidden),
+        "log_rows": np.log2(rows),
+        "tail": np.where(rounds < 8, np.ceil(rounds) / rounds, 1.0),
+        "matrices": calls.causal,
+        "operand_bytes": OPERAND_BYTES[calls.gemm_format],
+        "scale_block": calls.scale_block,
+        "library": library_of(calls.implementation).astype(np.float64),
+        "engine": engine_of(calls.implementation).astype(np.float64),
+        "generation": np.full(len(calls), device.generation),
+    }
+
+
+def expert_paths(calls: KernelCallBatch, device: DeviceFormat) -> Sequence[NDArray[np.str_]]:
+    """Groups of coefficients: number format, library, engine, generation of the device."""
+    formats = np.array(
+        [f"q{q:g}s{s:g}" for q, s in zip(OPERAND_BYTES[calls.gemm_format], calls.scale_block, strict=True)],
+        dtype="<U48",
+    )
+    libraries = [Library(code).name.lower() for code in library_of(calls.implementation)]
+    engines = [Engine(code).name.lower() for code in engine_of(calls.implementation)]
+    by_library = joined(formats, np.array(libraries, dtype="<U48"))
+    by_engine = joined(by_library, np.array(engines, dtype="<U48"))
+    nearest = np.floor(device.generation)  # of workstation Blackwell, which has a half, Ada
+    kin, own = (joined(by_engine, np.full(len(calls), f"g{value:g}")) for value in (nearest, device.generation))
+    return formats, by_library, by_engine, kin, own
+
+
+def expert_floor_s(calls: KernelCallBatch, device: DeviceFormat) -> FloatArray:
+    """(C,) arithmetic of the wanted rows at the peak."""
+    return np.asarray(calls.m * 4.0 * calls.causal * calls.n * calls.k / device.flops_per_s)

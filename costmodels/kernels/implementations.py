@@ -1,0 +1,82 @@
+"""Who ran a kernel: the engine and the kernel library, as tables of measured timings name them.
+
+One operation on one device takes up to twice as long in one engine as in another, so a price that does not know
+which it is for cannot be nearer than that. Calls carry a code; 0 stands for what is not known, and the price is
+then that of the library which the frameworks pick on the device's architecture.
+"""
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernels.calls import IntArray
+
+
+class Engine(IntEnum):
+    """The program round the kernel, which may add launches of its own: cache writes, plans, conversions."""
+
+    UNKNOWN = 0
+    TENSORRT_LLM = 1
+    VLLM = 2
+    SGLANG = 3
+    SARATHI = 4
+    TRANSFORMER_ENGINE = 5
+
+
+class Library(IntEnum):
+    """The kernel itself."""
+
+    UNKNOWN = 0
+    FLASH_2 = 1  # FlashAttention-2 (arXiv:2307.08691)
+    FLASH_3 = 2  # FlashAttention-3 (arXiv:2407.08608), Hopper only
+    FLASHINFER = 3  # arXiv:2501.01005
+    TRTLLM_GEN = 4  # TensorRT-LLM's generated kernels, as FlashInfer also ships them
+    TRITON = 5
+    CUTLASS = 6
+    DEEP_GEMM = 7
+    NATIVE = 8  # the engine's own choice
+    MIN_LATENCY = 9
+    TUNED = 10
+
+
+_ENGINES = (
+    ("trtllm-", Engine.TENSORRT_LLM), ("vllm-", Engine.VLLM), ("sglang-", Engine.SGLANG), ("sarathi", Engine.SARATHI),
+    ("TE/", Engine.TRANSFORMER_ENGINE),
+)  # fmt: skip
+# The first word found in the label decides.
+_LIBRARIES = (
+    ("fa3", Library.FLASH_3), ("fa2", Library.FLASH_2), ("trtllm_mha", Library.TRTLLM_GEN),
+    ("trtllmdecode", Library.TRTLLM_GEN), ("trtllmprefill", Library.TRTLLM_GEN),
+    ("flashinfer_trtllm", Library.TRTLLM_GEN), ("min_latency", Library.MIN_LATENCY), ("cutlass", Library.CUTLASS),
+    ("deepgemm", Library.DEEP_GEMM), ("triton", Library.TRITON), ("flashinfer", Library.FLASHINFER),
+    ("flash_att", Library.FLASH_2), ("FLASH_ATT", Library.FLASH_2), ("TE/flash", Library.FLASH_2),
+    ("fused_moe", Library.TRITON), ("best-tuned", Library.TUNED), ("torch_flow", Library.NATIVE),
+)  # fmt: skip
+_BASE = 32  # codes per engine
+# Added to the code of a kernel that was timed by running one problem over and over, which then lies in the
+# last-level cache if it fits. Plans never set it: what a layer reads was last touched a layer ago.
+REPLAYED = 1024
+
+
+def implementation_of(label: str) -> int:
+    """Code of a label such as ``vllm-0.24.0;vllm_flash_attn_fa3``: engine and library, each 0 if not recognised."""
+    engine = next((code for word, code in _ENGINES if label.startswith(word)), Engine.UNKNOWN)
+    library = next((code for word, code in _LIBRARIES if word in label), Library.UNKNOWN)
+    return int(engine) * _BASE + int(library)
+
+
+def engine_of(implementation: IntArray) -> IntArray:
+    """(C,) ``Engine`` codes."""
+    return implementation % REPLAYED // _BASE
+
+
+def library_of(implementation: IntArray | int) -> Any:
+    """(C,) ``Library`` codes."""
+    return implementation % _BASE
+
+
+def is_replayed(implementation: IntArray) -> NDArray[np.bool_]:
+    """(C,) whether the operands may lie in the cache."""
+    return implementation >= REPLAYED

@@ -1,0 +1,89 @@
+"""Bandwidth-bound work taken apart: launches, bytes from memory, bytes from the cache, rows, elements.
+
+A timing that replays one tensor reads it from the last-level cache if it fits; a step does not. A row that is
+reduced costs its thread block a synchronisation; an element costs instructions, which shows on devices whose memory
+is fast for their arithmetic.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernels.attention_terms import CACHE_BYTES_PER_S_PER_SM, MICROSECOND, cache_ratio, missed_share
+from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelFamily
+from costmodels.kernels.device_features import DeviceFormat
+
+_ELEMENTS_PER_S_PER_SM = 128 * 1.5e9  # one instruction per lane and cycle: sets a fitted coefficient's scale
+_ROWS_IN_FLIGHT = 16.0  # rows that a multiprocessor reduces at once, likewise
+# What an operation does per element besides moving it, as the kernels' formulas have it.
+_REDUCTIONS: Mapping[KernelFamily, float] = {
+    KernelFamily.NORM: 2.0,  # mean and variance
+    KernelFamily.NORM_BACKWARD: 4.0,  # two per row, two per column
+    KernelFamily.SOFTMAX: 2.0,  # largest and sum
+    KernelFamily.CROSS_ENTROPY: 2.0,
+}
+_TRANSCENDENTALS: Mapping[KernelFamily, float] = {
+    KernelFamily.ACTIVATION: 1.0,
+    KernelFamily.GATED_ACTIVATION: 1.0,
+    KernelFamily.SOFTMAX: 1.0,
+    KernelFamily.CROSS_ENTROPY: 1.0,
+    KernelFamily.ROTARY: 2.0,
+    KernelFamily.OPTIMIZER: 1.0,
+}
+_GATHERS = (KernelFamily.EMBEDDING, KernelFamily.PERMUTE, KernelFamily.ROTARY)
+
+
+def _of_family(table: Mapping[KernelFamily, float], calls: KernelCallBatch) -> FloatArray:
+    values = np.array([table.get(family, 0.0) for family in KernelFamily])
+    return np.asarray(values[calls.family])
+
+
+def memory_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
+    """Seconds at ideal rates, columns of length C."""
+    missed = missed_share(calls.bytes / np.maximum(calls.batch, 1.0), calls, device)
+    elements = calls.bytes / np.maximum(calls.element_bytes, 1.0)
+    reduced = np.where(_of_family(_REDUCTIONS, calls) > 0, calls.m, 0.0)
+    return {
+        "launch": calls.batch * MICROSECOND,
+        "memory": calls.bytes * missed / device.bytes_per_s,
+        "cache": calls.bytes * (1.0 - missed) / (device.num_sms * CACHE_BYTES_PER_S_PER_SM),
+        "elements": elements / (device.num_sms * _ELEMENTS_PER_S_PER_SM),
+        "rows": reduced / (device.num_sms * _ROWS_IN_FLIGHT) * MICROSECOND,
+    }
+
+
+def memory_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
+    """What the trees see, no name of an operation among it; columns of length C."""
+    kernels = np.maximum(calls.batch, 1.0)
+    each = np.maximum(calls.bytes / kernels, 1.0)
+    width_bytes = np.where(calls.n > 0, calls.n * calls.element_bytes, 0.0)
+    elements = np.maximum(calls.m * calls.n, 1.0)
+    passes = np.where(calls.n > 0, np.minimum(each / (elements * np.maximum(calls.element_bytes, 1.0)), 16.0), 0.0)
+    return {
+        "size": np.log2(each / device.bytes_per_s / MICROSECOND),
+        "cache": cache_ratio(each, calls, device),
+        "width": np.log2(np.maximum(width_bytes, 1.0)),
+        "rows_per_sm": np.log2(np.maximum(calls.m, 1.0) / device.num_sms),
+        "passes": passes,
+        "reductions": _of_family(_REDUCTIONS, calls),
+        "transcendentals": _of_family(_TRANSCENDENTALS, calls),
+        "gathers": np.isin(calls.family, [int(family) for family in _GATHERS]).astype(np.float64),
+        "element_bytes": calls.element_bytes,
+        "aligned": np.where(np.mod(width_bytes, 16.0) == 0, 1.0, 0.0),
+        "generation": np.full(len(calls), device.generation),
+        "bytes_per_sm": np.full(len(calls), np.log2(device.bytes_per_s / device.num_sms)),
+    }
+
+
+def memory_paths(calls: KernelCallBatch, device: DeviceFormat) -> Sequence[NDArray[np.str_]]:
+    """Groups of coefficients: all work alike, then its family, then the generation of the device."""
+    names = np.array([family.name.lower() for family in KernelFamily], dtype="<U32")[calls.family]
+    every = np.full(len(calls), "all", dtype="<U32")
+    return every, names, np.char.add(names, f"/g{device.generation:g}")
+
+
+def memory_floor_s(calls: KernelCallBatch, device: DeviceFormat) -> FloatArray:
+    """(C,) bytes at the memory's rate, for kernels too large for the cache to help."""
+    outgrown = calls.bytes / np.maximum(calls.batch, 1.0) > 4.0 * device.l2_bytes
+    return np.where(outgrown, (calls.bytes - device.l2_bytes * calls.batch) / device.bytes_per_s, 0.0)

@@ -1,0 +1,54 @@
+"""Rows of fused expert layers as kernel calls."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernels.calls import FloatArray, KernelOp, kernel_calls
+from costmodels.kernels.device_features import OPERAND_BYTES
+from costmodels.kernels.expert_load import expert_load
+from costmodels.kernels.implementations import REPLAYED, implementation_of
+from costmodels.tables.read import Table, Words
+from costmodels.tables.rows import KernelRows, first_problem, formats_of, rows_with
+
+_MOST_EXPERTS = 65_536  # of a layer: the load of each is worked out
+_LOAD = ("rows", "active", "heaviest", "padded")
+
+
+def expert_rows(table: Table) -> KernelRows:
+    """One call a row: both grouped GEMMs with the permutation round them and the activation between."""
+    sizes = np.stack(
+        [table.numbers[name] for name in ("num_tokens", "hidden", "inter", "topk", "num_experts", "tp", "ep")]
+    )
+    tokens, hidden, inter, topk, experts, tp, ep = sizes
+    index, block, known = formats_of(table.words["dtype"])
+    valid: NDArray[np.bool_] = (sizes >= 1).all(axis=0) & (topk <= experts) & (experts <= _MOST_EXPERTS)
+    problem = first_problem(
+        table,
+        (table.words["op"].map(lambda op: op != "fused_moe"), "dispatch and combine are communication"),
+        (~known, "arithmetic that training does not use"),
+        (~valid, f"sizes must be at least 1, topk at most num_experts, and that at most {_MOST_EXPERTS}"),
+    )
+    rows = np.flatnonzero(problem.codes == 0)
+    hidden, width = hidden[rows], np.maximum(inter[rows] / tp[rows], 1.0)
+    load = _loads(np.stack([tokens, experts, topk, ep])[:, rows], table.words["distribution"].take(rows))
+    matrices = table.words["impl"].map(lambda impl: 1.0 if "nongated" in impl else 1.5)[rows]
+    weights = load["active"] * 2.0 * matrices * width * hidden * OPERAND_BYTES[index[rows]]
+    moved = weights + 2.0 * load["rows"] * (4.0 * hidden + 3.0 * width)
+    calls = kernel_calls(
+        len(rows), op=KernelOp.FUSED_EXPERTS, gemm_format=index[rows], scale_block=block[rows], m=load["rows"],
+        n=width, k=hidden, batch=load["active"], heads=load["heaviest"], kv_heads=load["padded"], causal=matrices,
+        flops=4.0 * matrices * load["rows"] * width * hidden, bytes=moved, element_bytes=2.0,
+        implementation=table.words["impl"].map(implementation_of)[rows] + REPLAYED,
+    )  # fmt: skip
+    return rows_with(table, op=table.words["op"], engine=table.words["impl"], problem=problem, parts=[(rows, calls)])
+
+
+def _loads(shapes: FloatArray, distribution: Words) -> dict[str, FloatArray]:
+    """(K,) load of the fullest device, worked out once per distinct shape."""
+    table = np.vstack([shapes, distribution.codes])
+    distinct, inverse = np.unique(table, axis=1, return_inverse=True)
+    loads = [
+        expert_load(tokens, experts, topk, parallel, distribution.values[int(code)])
+        for tokens, experts, topk, parallel, code in distinct.T
+    ]
+    return {name: np.array([getattr(load, name) for load in loads])[inverse] for name in _LOAD}

@@ -1,0 +1,38 @@
+"""How tokens spread over experts."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costmodels.kernels.expert_load import TILE_ROWS, expert_load
+
+
+def test_even_loads_wake_one_expert_per_row_until_all_are_awake():
+    few, many = (expert_load(tokens, 256, 8, 8, "balanced") for tokens in (8.0, 4096.0))
+    assert (few.rows, few.active, few.heaviest) == (8, 8, 1)
+    assert few.padded == 8 * TILE_ROWS
+    assert (many.rows, many.active, many.heaviest) == (4096, 32, 128)
+    assert many.padded == 4096
+
+
+def test_random_routing_misses_some_experts():
+    load = expert_load(16.0, 16, 1, 1, "random")
+    assert load.active == pytest.approx(16 * (1 - (15 / 16) ** 16))
+
+
+def test_a_power_law_leaves_experts_idle_and_loads_one():
+    even, skewed = (expert_load(256.0, 256, 8, 1, name) for name in ("balanced", "power_law_1.2"))
+    assert skewed.active < even.active
+    assert skewed.heaviest > 4 * even.heaviest
+    assert skewed.rows == pytest.approx(even.rows, rel=0.2)
+
+
+@given(
+    tokens=st.integers(1, 100_000), experts=st.integers(1, 512), topk=st.integers(1, 8), parallel=st.integers(1, 64),
+    name=st.sampled_from(["balanced", "power_law_1.2", "random"]),
+)  # fmt: skip
+def test_loads_are_consistent(tokens, experts, topk, parallel, name):
+    load = expert_load(float(tokens), float(experts), float(min(topk, experts)), float(min(parallel, experts)), name)
+    assert 1 <= load.active <= max(experts, 1) + 1e-9
+    assert load.heaviest <= tokens * topk + 1e-9
+    assert load.padded >= min(load.rows, TILE_ROWS) - 1e-9
