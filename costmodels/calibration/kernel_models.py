@@ -39,7 +39,7 @@ TRAINING: Mapping[str, Callable[[Path], TrainingRows]] = {
     "memory": memory_training_rows,
 }
 # The same two bounds where rows of one kind (library or family) are bounded too.
-_BOUNDS: Mapping[str, tuple[int, int]] = {
+BOUNDS: Mapping[str, tuple[int, int]] = {
     "attention_forward": (8_000, 1_000),
     "attention_decode": (8_000, 2_500),
     "fused_experts": (8_000, 1_000),
@@ -47,12 +47,12 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
 }
 # Of the same kernel on the same device between versions of its library, at worst (the tables' notes: 2-23 %). Where no
 # device could be held out that has a relative, a relative's spread is taken to be that much wider than inside the fit.
-_VERSIONS = 1.23
+VERSIONS = 1.23
 
 
 def build(rows: TrainingRows, folder: Path) -> list[dict[str, Any]]:
     """Judge, fit and write the model of one operation class; returns the report of its splits."""
-    most, most_of_a_fold = _BOUNDS.get(rows.op_class, (MOST_ROWS, MOST_ROWS_OF_A_FOLD))
+    most, most_of_a_fold = BOUNDS.get(rows.op_class, (MOST_ROWS, MOST_ROWS_OF_A_FOLD))
     found = list(folds(capped(rows, most), capped(rows, most_of_a_fold)))
     shares = best_shares(found)
     trained = train(capped(rows, most))
@@ -75,8 +75,8 @@ def card_document(
         spread[name] = spread_of(by_situation[name], shares) if by_situation[name] else spread[nearest[name]]
     if not by_situation["related"]:
         low, high = spread["related"]["low_factor"], spread["related"]["high_factor"]
-        wider = {"low_factor": [significant(v / _VERSIONS, 4) for v in low],
-                 "high_factor": [significant(v * _VERSIONS, 4) for v in high]}  # fmt: skip
+        wider = {"low_factor": [significant(v / VERSIONS, 4) for v in low],
+                 "high_factor": [significant(v * VERSIONS, 4) for v in high]}  # fmt: skip
         spread["related"] = spread["related"] | wider
     return {
         "op_class": rows.op_class,

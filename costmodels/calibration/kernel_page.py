@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from costmodels.calibration.kernel_models import MOST_ROWS, MOST_ROWS_OF_A_FOLD
+from costmodels.calibration.kernel_models import BOUNDS, MOST_ROWS, MOST_ROWS_OF_A_FOLD, VERSIONS
 from costmodels.calibration.learned_splits import FEW_SHOT
 from profiles.learned import LearnedCard, packaged_learned
 
+BOUNDS_WORDS = "; ".join(f"{name} {most:,} and {held:,}" for name, (most, held) in BOUNDS.items())
 _INTRODUCTION = f"""# How long a kernel runs, and how sure that is
 
 Written by `make models`; do not edit. Errors are |predicted / measured - 1| in per cent, over kernels longer than
@@ -26,6 +27,8 @@ Each split is judged by a model fitted without it:
 
 * `random`: a fifth of the distinct shapes, on every device;
 * `larger`: of every device, source and format the fifth of these kernels with the most work;
+* `longer`: attention over more keys than four fifths of the rows have;
+* `kind X`: all rows of a kernel library, or of a family of bandwidth-bound work;
 * `source X`: all rows of a source whose devices other sources measured;
 * `device X`: all rows of a device; *related* when another device with its chip stays in the fit, else *foreign*.
   *After {FEW_SHOT}*: the same with so many of its kernels spent on calibration.
@@ -35,6 +38,12 @@ their own, three pairs of quantiles. The *constant roofline* is the larger of ar
 data-sheet peaks over one efficiency per format, fitted on the same rows as the model. The shipped model and the
 splits of shapes are fitted on at most {MOST_ROWS:,} rows of one device, source and format, the splits of devices and
 sources on {MOST_ROWS_OF_A_FOLD:,}.
+
+Attention, expert layers and bandwidth-bound work have another reference: ideal times of their parts (arithmetic,
+exponentials, bytes from memory and from the cache, launches, rounds of thread blocks), added up with coefficients of
+the kernel library, the engine and the device's generation. Where no held-out device shows the spread of a relative,
+it is taken to be a factor of {VERSIONS:g} wider than inside the fit. Their rows are bounded per library or family as
+well: {BOUNDS_WORDS}.
 """
 
 _COLUMNS = (

@@ -33,7 +33,7 @@ from costmodels.kernels.calls import (
     take,
 )
 from costmodels.kernels.features import FEATURES, features_of, op_classes
-from costmodels.kernels.implementations import REPLAYED
+from costmodels.kernels.implementations import REPLAYED, is_replayed
 from costmodels.kernels.roofline import FORMAT_CLASS, FORMULAS, Rates
 from profiles.fits import KernelFits
 from profiles.hardware import DeviceSpec
@@ -56,8 +56,6 @@ class Situation(IntEnum):
     FOREIGN = 3
 
 
-# Classes whose price needs to know who runs the kernel; without that the calibrated roofline prices them.
-_BY_IMPLEMENTATION = ("attention_forward",)
 _SPREAD_NAMES = tuple(situation.name.lower() for situation in Situation)
 
 
@@ -176,11 +174,15 @@ class AdditiveModel(OpModel):
     """Reference by added terms, trees on what is left; the card's ``reference`` holds coefficients by group."""
 
     def knows(self, calls: KernelCallBatch) -> NDArray[np.bool_]:
-        """(C,) whether the format of each call was fitted, and who runs it is known where that is needed."""
+        """(C,) whether the format of each call was fitted, and with it the kernels that it stands for.
+
+        The timings of prompts and of bandwidth-bound work are those of inference engines and of eager fp32; what
+        a training stack runs is faster, and has a calibrated roofline.
+        """
         fitted = np.isin(format_classes(calls), list(self.card.ranges))
-        if self.card.op_class in _BY_IMPLEMENTATION:
+        if self.card.op_class == "attention_forward":
             return fitted & (calls.implementation % REPLAYED > 0)
-        return fitted
+        return fitted & (is_replayed(calls.implementation) | (calls.op != KernelOp.MEMORY))
 
     def price(
         self, calls: KernelCallBatch, device: DeviceSpec, families: Mapping[str, str]
