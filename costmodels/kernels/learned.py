@@ -181,8 +181,9 @@ class AdditiveModel(OpModel):
         """
         fitted = np.isin(format_classes(calls), list(self.card.ranges))
         if self.card.op_class == "attention_forward":
-            return fitted & (calls.implementation % REPLAYED > 0)
-        return fitted & (is_replayed(calls.implementation) | (calls.op != KernelOp.MEMORY))
+            return np.asarray(fitted & (calls.implementation % REPLAYED > 0), dtype=np.bool_)
+        priced = is_replayed(calls.implementation) | (calls.op != KernelOp.MEMORY)
+        return np.asarray(fitted & priced, dtype=np.bool_)
 
     def price(
         self, calls: KernelCallBatch, device: DeviceSpec, families: Mapping[str, str]

@@ -1,6 +1,7 @@
 """Reference times that add up: what each term counts, whose coefficients a call takes, and how they are found."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -193,3 +194,9 @@ def test_a_model_says_where_a_call_lies_and_keeps_its_slope_beyond():
     assert long_s / short_s == pytest.approx(4, rel=0.03)
     assert not model.knows(attention(64, 64, implementation=0)).any()
     assert model.knows(inside).all()
+
+
+def test_only_tables_have_their_bandwidth_bound_work_learned():
+    model = replace(card(synthetic()), card=replace(card(synthetic()).card, op_class="memory", ranges={"": ()}))
+    work = kernel_calls(2, op=KernelOp.MEMORY, bytes=1e6, implementation=[0, REPLAYED])
+    assert model.knows(work).tolist() == [False, True]
