@@ -71,7 +71,7 @@ _TYPICAL = np.log([prior.typical for prior in PRIORS.values()])
 
 HUBER = 0.15  # log error beyond which a peak counts linearly
 MEASUREMENT_STD = 0.1  # of a published peak: rounding to GB, variation over ranks, settings that are not printed
-VERDICT_STD = 0.1  # log distance to the capacity at which five verdicts of six are right
+VERDICT_STD = 0.03  # log distance to the capacity at which five verdicts of six are right: what predicts peaks to 3 %
 WRONG_VERDICTS = 0.02  # share of published verdicts that another cause than memory may explain
 MAX_EFFECTIVE_ROWS = 12.0  # rows one source counts as at most: its rows share their systematic error
 SWEEPS = 4  # alternations between stacks and what is common to them
