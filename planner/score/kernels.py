@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, calibrate
 from costmodels.kernels.calls import Basis, FloatArray, IntArray, KernelCallBatch, KernelCostModel, KernelOp, take
-from costmodels.tables.rows import KernelRows
+from costmodels.tables.rows import LAUNCH_RANGE, KernelRows
 from planner.score.results import GroupScore, Unpriced
 from planner.validate.metrics import error_summary
 from profiles.catalog import Catalog
@@ -74,7 +74,7 @@ def price_rows(
     The sums of their calls, and the host's launch where the source times it too.
     """
     priced = kernels.predict(rows.calls, device)
-    sums = np.repeat(rows.launch_s[None, :], 3, axis=0)
+    sums = rows.launch_s * np.array([[1.0], [LAUNCH_RANGE[0]], [LAUNCH_RANGE[1]]])
     for total, part in zip(sums, (priced.time_s, priced.low_s, priced.high_s), strict=True):
         np.add.at(total, rows.row, part)
     basis = np.zeros(len(rows), dtype=np.int64)
