@@ -25,11 +25,15 @@ MEMORY_ASSUMED = "memory size of the GPU not printed"
 # Clusters that tables name by partition only. Hugging Face's "hopper-prod" runs on AWS (its public
 # batch scripts write to an FSx file system), whose 8 x H100 hosts are p5.48xlarge.
 _KNOWN_CLUSTERS = {"hopper-prod": "p5.48xlarge"}
-# That cluster's jobs log nccl bandwidths at start-up. In its first jobs, and in two later batches, they are those
+# That cluster's jobs log nccl bandwidths at start-up. In its first jobs, and in a few later batches, they are those
 # of such hosts. In the others a collective takes a time in proportion to its ranks: 512 gather 0.5 GiB in
 # 84 ms and reduce 1 GiB in 165 ms, 64 in 10 and 22 ms, that is 0.16 ms and 0.32 ms a rank. The state goes by
-# batches of jobs (63 of 1,694 logs say otherwise than their batch), and so does what every row ran on.
-_HEALTHY_JOBS = ((0, 13_830_000), (14_016_386, 14_016_421), (14_028_970, 14_028_974))
+# batches of jobs, and so does what every row ran on: a batch is three or more consecutive jobs on 32 GPUs or more
+# whose logged gathers take less than 0.09 ms a rank.
+_HEALTHY_JOBS = (
+    *((0, 13_830_000), (14_016_386, 14_016_421), (14_028_970, 14_028_974)),
+    *((14_098_777, 14_098_780), (14_098_957, 14_098_959)),
+)
 _STALLED_RANK_S = 2.0e-4
 
 

@@ -2,7 +2,8 @@
 
 A group is what a user chooses from: rows of one source with the same model, GPU and GPU count, at least
 ``LEAST_MEASURED`` of them measured. The pick is the highest predicted tokens/s among the rows predicted to
-fit, runs that died included; it is scored by its measured tokens/s.
+fit, runs that died included; it is scored by its measured tokens/s. Where the rows of a group ran on clusters in
+different states, the groups of one state are scored besides: there a pick can gain nothing from knowing the state.
 """
 
 from collections.abc import Sequence
@@ -67,12 +68,21 @@ class PickSummary:
     median_regret: float | None
 
 
-def pick_groups(rows: Sequence[ScorableRow], predictions: Predictions) -> tuple[GroupPick, ...]:
-    """The pick in every group of the rows, trends left out."""
+def pick_groups(
+    rows: Sequence[ScorableRow], predictions: Predictions, *, one_state: bool = False
+) -> tuple[GroupPick, ...]:
+    """The pick in every group of the rows, trends left out.
+
+    Args:
+        rows: Rows of published runs.
+        predictions: What the planner says about them.
+        one_state: Choose among rows of one cluster in one state only.
+    """
     members: dict[tuple[str, ...], list[int]] = {}
     for number, row in enumerate(rows):
         if not row.trend and (row.step_time_s is not None or row.out_of_memory):
-            members.setdefault(row.pick_group, []).append(number)
+            key = (*row.pick_group, *row.cluster_key) if one_state else row.pick_group
+            members.setdefault(key, []).append(number)
     picks = (_pick([rows[n] for n in numbers], numbers, predictions) for numbers in members.values())
     return tuple(pick for pick in picks if pick is not None)
 

@@ -146,15 +146,17 @@ def _rows(
 
 def _pick_table(report: ValidationReport, width: int) -> "Table":
     names = ("file", "groups", "died", "no fit", "in 5 %", "mean regret", "median")
+    named = [(file.removesuffix(".csv"), picks) for file, picks in report.picks.items()]
+    named += [(f"{file.removesuffix('.csv')}, one state", picks) for file, picks in report.state_picks.items()]
     rows: list[_Row] = [
         (
             (
-                file.removesuffix(".csv"), str(picks.groups), str(picks.died), str(picks.nothing_fits),
+                name, str(picks.groups), str(picks.died), str(picks.nothing_fits),
                 str(picks.within), percent(picks.mean_regret), percent(picks.median_regret),
             ),
             "",
         )
-        for file, picks in report.picks.items()
+        for name, picks in named
     ]  # fmt: skip
     return _table("The plan the planner would pick", names, rows, width=width)
 

@@ -133,6 +133,7 @@ class ValidationReport:
         by_file: One score per file.
         by_source: One score per source of each file.
         picks: Picks per file that holds groups.
+        state_picks: Of the files whose rows ran on a cluster in several states, the picks within one state.
         all_picks: Picks of all files.
         groups: Every pick.
         unscorable: (file, source, reason) to rows left out.
@@ -146,6 +147,7 @@ class ValidationReport:
     by_file: tuple[SourceScore, ...]
     by_source: tuple[SourceScore, ...]
     picks: Mapping[str, PickSummary]
+    state_picks: Mapping[str, PickSummary]
     all_picks: PickSummary | None
     groups: tuple[GroupPick, ...]
     unscorable: Mapping[tuple[str, str, str], int]
@@ -204,20 +206,28 @@ def score(mapped: Mapped, predictions: Predictions) -> ValidationReport:
     )
     counted = np.array([not row.trend for row in rows], dtype=np.bool_)
     groups = pick_groups(rows, predictions)
-    picks = {file: pick_summary([group for group in groups if group.file == file]) for file in files}
+    within_states = pick_groups(rows, predictions, one_state=True)
+    states = {file: {row.cluster.node.collective_rank_s for row in rows if row.file == file} for file in files}
     return ValidationReport(
         files=tuple(files),
         overall=table.score(counted, "", "", unscorable=len(mapped.unscorable)),
         means=_means(by_source),
         by_file=by_file,
         by_source=by_source,
-        picks={file: summary for file, summary in picks.items() if summary is not None},
+        picks=_picks_by_file(groups, files),
+        state_picks=_picks_by_file(within_states, [file for file in files if len(states[file]) > 1]),
         all_picks=pick_summary(groups),
         groups=groups,
         unscorable=Counter((row.file, row.source, row.reason) for row in mapped.unscorable),
         time_notes=Counter((row.file, row.source, row.time_note) for row in rows if row.time_note),
         rows=tuple(table.row(number) for number in range(len(rows))),
     )
+
+
+def _picks_by_file(groups: Sequence[GroupPick], files: Sequence[str]) -> dict[str, PickSummary]:
+    """Picks of each file that holds groups."""
+    picks = {file: pick_summary([group for group in groups if group.file == file]) for file in files}
+    return {file: summary for file, summary in picks.items() if summary is not None}
 
 
 def _means(by_source: Sequence[SourceScore]) -> Means:
@@ -354,6 +364,7 @@ def report_document(report: ValidationReport, *, rows: bool = False) -> dict[str
         "picks": {
             "all": asdict(report.all_picks) if report.all_picks else None,
             "by_file": {file: asdict(summary) for file, summary in report.picks.items()},
+            "within_one_state": {file: asdict(summary) for file, summary in report.state_picks.items()},
             "groups": [asdict(group) for group in report.groups],
         },
         "unscorable": _reasons(report.unscorable),

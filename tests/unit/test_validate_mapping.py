@@ -283,10 +283,11 @@ def test_recipes_that_hide_expert_traffic(model: str, gpu: str, stack: str) -> N
     ("job", "notes", "stalls"),
     [
         ("13436302", "hopper-prod", False),
-        ("14098777", "hopper-prod", True),
+        ("14098776", "hopper-prod", True),
+        ("14098777", "hopper-prod", False),
         ("14016386", "hopper-prod", False),
         ("14016422", "hopper-prod", True),
-        ("14098777", "another cluster", False),
+        ("14098776", "another cluster", False),
     ],
 )
 def test_a_cluster_stalls_in_some_batches_of_jobs(job: str, notes: str, stalls: bool) -> None:

@@ -138,3 +138,14 @@ def test_picks_within_five_percent() -> None:
     summary = pick_summary(pick_groups(rows, predictions([2.0, 1.0, 3.0, 3.0, 3.0], [True] * 5)))
     assert summary is not None
     assert (summary.within, summary.mean_regret) == (1, pytest.approx(1 - 1 / 1.04))
+
+
+def test_picks_within_one_state_gain_nothing_from_knowing_it() -> None:
+    stalled = replace(CLUSTER, node=replace(CLUSTER.node, collective_rank_s=1e-4))
+    rows = group([1.0, 1.1, 1.2, 1.3, 1.4, 4.0, 5.0, 6.0, 7.0, 8.0], [False] * 10)
+    rows = [*rows[:5], *(replace(row, cluster=stalled) for row in rows[5:])]
+    predicted = predictions([1.0, 2.0, 2.0, 2.0, 2.0, 6.0, 3.0, 6.0, 6.0, 6.0], [True] * 10)
+    assert [pick.regret for pick in pick_groups(rows, predicted)] == [pytest.approx(0.0)]
+    healthy, slow = pick_groups(rows, predicted, one_state=True)
+    assert healthy.regret == pytest.approx(0.0)
+    assert slow.regret == pytest.approx(1 - 4.0 / 5.0)
