@@ -31,6 +31,7 @@ class Booster:
         Raises:
             ValueError: If it is something else.
         """
+        self._text = text
         self._library = _library()
         self._handle = ctypes.c_void_p()
         trees = ctypes.c_int(0)
@@ -43,6 +44,10 @@ class Booster:
         features = ctypes.c_int(0)
         _check(self._library, self._library.LGBM_BoosterGetNumFeature(self._handle, ctypes.byref(features)))
         self.num_trees, self.num_features = trees.value, features.value
+
+    def __reduce__(self) -> tuple[type["Booster"], tuple[str]]:
+        """Another process gets the text: the handle means nothing there."""
+        return Booster, (self._text,)
 
     def __del__(self) -> None:
         handle = getattr(self, "_handle", None)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,6 +159,11 @@ def test_references_come_from_the_device_or_its_family_or_all():
 
 
 # ---- boosters and files ---------------------------------------------------------------------------------
+
+
+def test_other_processes_get_the_same_ensemble() -> None:
+    booster, rows = Booster(TREE), np.zeros((2, Booster(TREE).num_features))
+    assert pickle.loads(pickle.dumps(booster)).predict(rows).tolist() == booster.predict(rows).tolist()
 
 
 def test_a_booster_reads_its_text_and_checks_the_width():
