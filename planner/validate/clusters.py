@@ -51,6 +51,8 @@ def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
         raise CannotScore(f"no node known for {device.name}")
     node = catalog.node(_KNOWN_CLUSTERS.get(_named_cluster(row), device.default_node))
     per_node = row.integer("gpus_per_node") or node.devices_per_node
+    if num_gpus > per_node:  # fewer may be a part of a larger host
+        node = _node_of_size(node, per_node, catalog)
     per_node = min(per_node, num_gpus)
     if num_gpus % per_node:
         per_node = math.gcd(num_gpus, per_node)
@@ -68,6 +70,15 @@ def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
     )
     name = f"{num_gpus // per_node}x{per_node}x{device.name}"
     return ClusterSpec(name=name, node=node, num_nodes=num_gpus // per_node), assumptions
+
+
+def _node_of_size(default: NodeSpec, per_node: int, catalog: Catalog) -> NodeSpec:
+    """The default node of a device, or the catalogue's node of that device with as many of them, if only that has."""
+    if default.devices_per_node == per_node:
+        return default
+    same = {id(node): node for node in catalog.nodes.values() if node.device.name == default.device.name}
+    found = [node for node in same.values() if node.devices_per_node == per_node]
+    return found[0] if len(found) == 1 else default
 
 
 def _device(row: Row, catalog: Catalog) -> tuple[DeviceSpec, list[str]]:

@@ -352,3 +352,17 @@ def test_groups() -> None:
     assert left.plan_group == right.plan_group
     assert left.pick_group == mapped(seq_len="1024").pick_group
     assert left.plan_group != mapped(seq_len="1024").plan_group
+
+
+@pytest.mark.parametrize(
+    ("gpu", "num_gpus", "per_node", "node"),
+    [
+        ("NVIDIA L40S", "64", "4", "l40s-4x"),
+        ("NVIDIA L40S", "64", "8", "g6e.48xlarge"),
+        ("NVIDIA L40S", "4", "4", "g6e.48xlarge"),  # may be half of a larger host
+        ("NVIDIA L40S", "64", "2", "g6e.48xlarge"),  # no such host is known
+    ],
+)
+def test_hosts_go_by_their_number_of_devices(gpu: str, num_gpus: str, per_node: str, node: str) -> None:
+    found = mapped(gpu=gpu, gpu_mem_gb="", num_gpus=num_gpus, gpus_per_node=per_node, tp="1", pp="1", dp="")
+    assert found.cluster.node.name == node
