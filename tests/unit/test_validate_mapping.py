@@ -364,5 +364,7 @@ def test_groups() -> None:
     ],
 )
 def test_hosts_go_by_their_number_of_devices(gpu: str, num_gpus: str, per_node: str, node: str) -> None:
-    found = mapped(gpu=gpu, gpu_mem_gb="", num_gpus=num_gpus, gpus_per_node=per_node, tp="1", dp="", global_batch_seqs="1024")
+    found = mapped(
+        gpu=gpu, gpu_mem_gb="", num_gpus=num_gpus, gpus_per_node=per_node, tp="1", dp="", global_batch_seqs="1024"
+    )
     assert found.cluster.node.name == node
