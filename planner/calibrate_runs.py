@@ -132,7 +132,8 @@ def _calibrated(stack: StackSpec, rows: Sequence[ScorableRow]) -> StackCalibrati
         before=stack,
         after=replace(
             after,
-            residual_log_std=float(np.hypot(spread, np.sqrt(remaining))),
+            # Runs that agree never make a stack less certain than it was; runs that scatter do.
+            residual_log_std=float(min(np.hypot(spread, np.sqrt(remaining)), max(stack.residual_log_std, spread))),
             within_log_std=float(spread),
             fitted_on=f"{len(rows)} runs of {', '.join(sorted({row.file for row in rows}))}",
         ),

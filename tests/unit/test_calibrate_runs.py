@@ -49,8 +49,13 @@ def runs(path: Path, count: int, *, scale: float = 1.0, **changes: float) -> Pat
     return table(path, (scale * times_s).tolist())
 
 
+def start(**changes: float) -> StackSpec:
+    """The packaged stack with spreads that do not change when it is fitted again."""
+    return replace(load_stacks()[STACK], **({"residual_log_std": 0.17, "within_log_std": 0.08} | changes))
+
+
 def calibrated(path: Path, stack: StackSpec | None = None) -> StackCalibration:
-    (found,) = calibrate_runs([path], None if stack is None else {**load_stacks(), STACK: stack}).stacks
+    (found,) = calibrate_runs([path], {**load_stacks(), STACK: stack or start()}).stacks
     return found
 
 
@@ -66,7 +71,7 @@ def test_one_run_moves_the_level_and_little_else(tmp_path: Path, scale: float) -
 def test_the_more_runs_of_one_user_scatter_the_less_each_one_says(tmp_path: Path) -> None:
     path, levels = runs(tmp_path / "runs.csv", 3, scale=1.25), []
     for within in (0.05, 0.15):
-        found = calibrated(path, replace(load_stacks()[STACK], residual_log_std=0.2, within_log_std=within))
+        found = calibrated(path, start(residual_log_std=0.2, within_log_std=within))
         levels.append(found.after.step_time_scale)
         assert 1.645 * found.after.residual_log_std > within
     assert levels[0] > levels[1] > 1.05
@@ -82,7 +87,13 @@ def test_the_interval_narrows_with_every_run_that_agrees(tmp_path: Path) -> None
     widths = [
         calibrated(runs(tmp_path / f"{count}.csv", count, scale=1.2)).after.residual_log_std for count in (1, 3, 10)
     ]
-    assert load_stacks()[STACK].residual_log_std > widths[0] > widths[1] > widths[2] > 0.02
+    assert start().residual_log_std > widths[0] > widths[1] > widths[2] > 0.02
+
+
+def test_a_run_that_agrees_never_widens_the_interval(tmp_path: Path) -> None:
+    # Here the runs of one user scatter as all runs do: one more says next to nothing of the level.
+    stack = start(residual_log_std=0.15, within_log_std=0.15)
+    assert calibrated(runs(tmp_path / "runs.csv", 1), stack).after.residual_log_std <= stack.residual_log_std
 
 
 def test_the_interval_stays_wide_where_runs_scatter(tmp_path: Path) -> None:
