@@ -92,7 +92,7 @@ def test_fits_replace_fitted_values_and_no_others(name: str) -> None:
     free = {*free_parameters(prior), *free_parameters(load_priors()[time_stack(prior)])}
     free |= {*memory_fit.NAMES, "memory_residual_log_std"}
     kept = {item.name: getattr(prior, item.name) for item in fields(StackSpec) if item.name in free}
-    assert replace(stack, **kept, residual_log_std=0.0, fitted_on="") == prior
+    assert replace(stack, **kept, residual_log_std=0.0, within_log_std=0.0, fitted_on="") == prior
 
 
 @pytest.mark.parametrize("name", [name for name in PACKAGED if load_priors()[name].shares_time_with])
