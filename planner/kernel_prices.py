@@ -9,7 +9,7 @@ from costmodels.kernels.calls import Basis, KernelCostModel, KernelOp
 from costmodels.kernels.mlir.features import KernelFeatures
 from costmodels.kernels.mlir.key import kernel_key
 from costmodels.kernels.mlir.parse import calls_of, parse
-from planner.price_lists import default_kernel_model
+from planner.price_lists import kernel_model_of
 from planner.schema_types import SCHEMA_VERSION
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
@@ -74,7 +74,7 @@ def price_mlir(text: str, *, device: str | DeviceSpec, kernels: KernelCostModel 
         text: StableHLO as JAX lowers it, the ``torch`` dialect, linalg on tensors, IREE's flow dispatches,
             or our own canonical text.
         device: Name in the catalogue, or a ``DeviceSpec``.
-        kernels: Prices kernel calls; the planner's own price list if not given.
+        kernels: Prices kernel calls; if not given, those of every plan: what was measured on the device first.
 
     Raises:
         SpecError: If the text cannot be read, or the device cannot run it.
@@ -83,7 +83,7 @@ def price_mlir(text: str, *, device: str | DeviceSpec, kernels: KernelCostModel 
         raise SpecError("mlir", f"must be text; got {type(text).__name__}")
     spec = device if isinstance(device, DeviceSpec) else default_catalog().device(device, field="device")
     found = parse(text)
-    priced = (kernels or default_kernel_model()).predict(calls_of(found), spec)
+    priced = (kernels or kernel_model_of(spec)).predict(calls_of(found), spec)
     count = np.asarray([kernel.count for kernel in found])
     return PricedText(
         key=kernel_key(text),

@@ -10,7 +10,10 @@ import yaml
 
 from costmodels.kernels.calls import Basis, take
 from costmodels.kernels.measured import calls_of
+from costmodels.kernels.mlir.emit import emit
+from costmodels.kernels.mlir.kernel import Kernel
 from planner import cli
+from planner.kernel_prices import price_mlir
 from planner.price_lists import default_kernel_model, kernel_model_from, prices_version, stored_calibration
 from planner.timings.calibration import MOST_ROWS, spread_out
 from profiles import timing_store
@@ -85,6 +88,14 @@ def test_errors_on_kernels_left_out_fall(document: Any) -> None:
     assert {(group["op"], group["dtype"]) for group in document["groups"]} == {("gemm", "bf16"), ("rms_norm", "bf16")}
     assert document["store"] == {"added": 60, "replaced": 0, "kept": 0}
     assert [Path(name).name for name in document["files"]] == ["A40.parquet", "A40.json"]
+
+
+def test_texts_are_priced_with_it_too(document: Any, store: TimingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    del document
+    text = emit(Kernel(op="gemm", m=1500, n=4096, k=2048))
+    before = price_mlir(text, device="A40", kernels=default_kernel_model())
+    monkeypatch.setattr("planner.kernel_prices.kernel_model_of", lambda device: kernel_model_from(store, device))
+    assert price_mlir(text, device="A40").time_s / before.time_s == pytest.approx(SLOWER, rel=0.15)
 
 
 def test_later_prices_rest_on_what_was_measured(document: Any, store: TimingStore) -> None:
