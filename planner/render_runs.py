@@ -67,5 +67,8 @@ def _print(document: dict[str, Any], console: Console) -> None:
             console.print(table)
     stored = document["stored"]
     console.print(f"stored in {stored}" if stored else "not stored: give --out")
+    if stored:
+        names = " or ".join(f"--framework {item['stack']}" for item in document["stacks"])
+        console.print(f"plans asked for with {names} rest on it")
     for row in document["unused_rows"]:
         console.print(f"not used: {row['file']}:{row['line']}: {row['reason']}")

@@ -25,7 +25,7 @@ from profiles.hardware import ClusterSpec, NodeSpec
 from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
 from profiles.stack import StackSpec
-from profiles.stacks import default_stack, find_stack, with_fit
+from profiles.stacks import default_stack, find_stack, fitted_in, with_fit
 
 ModelInput = str | Path | Mapping[str, Any] | ModelSpec
 ClusterInput = str | Mapping[str, Any] | ClusterSpec
@@ -213,6 +213,17 @@ def _stack(options: Options, job: TrainingJob, pins: Mapping[str, int]) -> tuple
         if not options.allow_files:
             raise SpecError("stack_fit", "names a file, which is not read here")
         stacks = with_fit(Path(options.stack_fit))
+    stack, notes = _stack_among(stacks, name, job, pins)
+    if options.stack_fit is not None and stack.name not in (fitted := fitted_in(Path(options.stack_fit))):
+        hint = f"give framework {' or '.join(fitted[:3])}" if fitted else "write it with planner calibrate --runs"
+        raise SpecError("stack_fit", f"says nothing of {stack.name}, which is what is planned for", hint)
+    return stack, notes
+
+
+def _stack_among(
+    stacks: Mapping[str, StackSpec] | None, name: str | None, job: TrainingJob, pins: Mapping[str, int]
+) -> tuple[StackSpec, list[Note]]:
+    """The stack asked for, or the usual one of the task and what was assumed with it."""
     if name is not None:
         stack = find_stack(name, stacks)
         if stack.framework not in FRAMEWORKS:

@@ -34,6 +34,8 @@ FIT_FILE = ("fits", "stacks.json")  # in a catalogue directory
 _MEMORY_CARDS = ("fits", "stack_memory.json")
 _MAX_BYTES = 1 << 20
 _SPREADS = ("residual_log_std", "within_log_std")
+_WIDEST_SCALE = 1e3  # a time a thousand times off is a unit mistaken, not a stack
+_LARGEST_SPREAD = 3.0  # of a log: an interval of a hundred and forty times either way
 _LARGEST = 1e12  # of any fitted value: bytes, seconds, scales
 
 
@@ -82,6 +84,16 @@ def with_fit(path: Path) -> Mapping[str, StackSpec]:
     if not path.is_file():
         raise SpecError("stack_fit", f"no such file: {str(path)[:200]}")
     return _with_cards(load_stacks(), path)
+
+
+def fitted_in(path: Path) -> tuple[str, ...]:
+    """Names of the stacks that a user's file speaks of, itself or through the stack they share times with.
+
+    Raises:
+        SpecError: If it is malformed.
+    """
+    priors = load_priors()
+    return tuple(name for name, stack in _with_cards(priors, path).items() if stack != priors[name])
 
 
 def find_stack(name: str, stacks: Mapping[str, StackSpec] | None = None) -> StackSpec:
@@ -156,8 +168,10 @@ def _card(where: str, card: Mapping[str, Any]) -> dict[str, Any]:
             raise SpecError(f"{where}.{name}", f"must be a number of at least 0; got {str(value)[:40]!r}")
         if name.endswith("_overlap") and value > 1:
             raise SpecError(f"{where}.{name}", f"is a share, at most 1; got {value:g}")
-        if name.endswith("_time_scale") and not value:
-            raise SpecError(f"{where}.{name}", "must be above 0")
+        if name.endswith("_time_scale") and not 1 / _WIDEST_SCALE <= value <= _WIDEST_SCALE:
+            raise SpecError(f"{where}.{name}", f"must be {1 / _WIDEST_SCALE:g} to {_WIDEST_SCALE:g}; got {value:g}")
+        if name in _SPREADS and value > _LARGEST_SPREAD:
+            raise SpecError(f"{where}.{name}", f"must be at most {_LARGEST_SPREAD:g}; got {value:g}")
     return {
         **{name: float(value) for name, value in values.items()},
         "fitted_on": f"{card['rows']} runs of {', '.join(card['sources'])}",

@@ -167,6 +167,9 @@ def test_stack_fit(run: Any, tmp_path: Path) -> None:
     missing = run("estimate", *BASE, "--stack-fit", str(tmp_path / "none.json"))
     assert missing.code == 2
     assert "stack_fit: no such file" in missing.err
+    other = run("estimate", *BASE, "--framework", "nanotron", "--stack-fit", str(path))
+    assert other.code == 2
+    assert "stack_fit: says nothing of nanotron, which is what is planned for. Hint: give framework meg" in other.err
 
 
 def test_fabric(run: Any) -> None:
