@@ -270,6 +270,6 @@ def _show(result: "PlanResult", values: Mapping[str, Any], *, pareto: bool = Fal
         if pareto and result.pareto:
             render_front(result, console)
 
-    emit((to_document(result), tables), json_=values["json_"], output=values["output"])
+    emit((to_document(result), tables), json_=values["json_"], output=values["output"], markup=True)
     if not result.fits:
         raise typer.Exit(EXIT_NOTHING_FITS)

@@ -76,7 +76,7 @@ def _calibrate_device(
             raise SpecError("--out", f"no such directory: {str(out)[:200]}", "make it first")
         store = replace(store, directories=(*store.directories, out), writable=True)
     with progress("calibrating", quiet=quiet):
-        checked = check_files(files, ImportOptions(device=spec.name), catalog)
+        checked = check_files(files, ImportOptions(device=spec.name, only_device=True), catalog)
         found = calibrate_device(spec, checked, store)
     emit(
         (calibration_document(found), lambda console: render_calibration(checked, found, console)),

@@ -15,8 +15,21 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def emit(shown: tuple[Mapping[str, Any], Callable[["Console"], None]], *, json_: bool, output: str | None) -> None:
-    """Write the document to the file asked for, and the document or its tables to stdout."""
+def emit(
+    shown: tuple[Mapping[str, Any], Callable[["Console"], None]],
+    *,
+    json_: bool,
+    output: str | None,
+    markup: bool = False,
+) -> None:
+    """Write the document to the file asked for, and the document or its tables to stdout.
+
+    Args:
+        shown: The document, and what prints its tables.
+        json_: Print the document.
+        output: File to write it to as well.
+        markup: Whether the tables hold rich's markup; without, names from files may hold any bracket.
+    """
     document, tables = shown
     if json_ or output is not None:
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
@@ -27,7 +40,7 @@ def emit(shown: tuple[Mapping[str, Any], Callable[["Console"], None]], *, json_:
             return
     from rich.console import Console
 
-    tables(Console())
+    tables(Console(markup=markup, emoji=False))
 
 
 def _write(path: str, text: str) -> None:

@@ -1,5 +1,6 @@
 """``planner profiles list|show|check|import|export``: the store of measured timings."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from planner.cli_output import emit, progress
 from profiles.errors import SpecError
 
 EXIT_BAD_INPUT = 2
+_DATE = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
 _FILES = "Files of measurements; what wrote them is told by their content."
 _TOLD = "What files do not say"
 
@@ -164,7 +166,13 @@ def export(
 def _options(**said: Any) -> Any:
     from profiles.importers.base import ImportOptions, dtype_of
     from profiles.timing_ops import DTYPES, METHODS
+    from profiles.timings import MAX_TEXT
 
+    for name in ("device", "link", "stack", "source", "licence"):
+        if len(said.get(name, "")) > MAX_TEXT:
+            raise SpecError(f"--{name}", f"at most {MAX_TEXT} characters; got {len(said[name])}")
+    if (date := said.get("measured_on")) and not _DATE.fullmatch(date):
+        raise SpecError("--measured-on", f"must be a date; got {date[:40]!r}", "write it as 2026-11-20")
     if (method := said.get("method")) and method not in METHODS:
         raise SpecError("--method", f"unknown method {method[:40]!r}", "one of " + ", ".join(METHODS))
     if said["dtype"]:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib import resources
 
 from costmodels.collectives import CollectiveCostModel
-from costmodels.kernels.calibrated import CalibratedKernelModel, Calibration, calibrate
+from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, Calibration, calibrate
 from costmodels.kernels.calls import KernelCostModel
 from costmodels.kernels.learned import learned_kernel_model
 from costmodels.kernels.measured import MeasuredKernelModel, MeasuredKernels, calls_of, measured_rows
@@ -74,10 +74,13 @@ def stored_calibration(store: TimingStore, device: DeviceSpec) -> Calibration | 
     path, document = found
     if document.get("prices") != prices_version():
         rows = measured_rows(store.table(device.name))
+        if len(rows) < FEWEST_POINTS:
+            problem = f"was made for other packaged prices, and {len(rows)} measured kernels of it are stored"
+            raise SpecError(str(path)[:200], problem, "calibrate again with 'planner calibrate --from', or delete it")
         return calibrate(default_kernel_model(), calls_of(rows), rows.time_s, device)
     try:
         calibration = Calibration.from_document(document["calibration"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         problem = f"is no calibration: {type(error).__name__}: {str(error)[:100]}"
         raise SpecError(str(path)[:200], problem, "write it again with 'planner calibrate', or delete it") from None
     if calibration.device != device.name:

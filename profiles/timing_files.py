@@ -87,6 +87,9 @@ def read_parquet_columns(path: Path, *, columns: list[str] | None = None) -> tup
         with pq.ParquetFile(path) as file:
             if file.metadata.num_rows > MAX_ROWS:
                 raise SpecError(label, f"at most {MAX_ROWS} rows; got {file.metadata.num_rows}")
+            names = file.schema_arrow.names
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise SpecError(f"{label}.{twice[0][:60]}", "column is named twice")
             table = file.read(columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or "it is not a Parquet file, or a broken one"
@@ -145,5 +148,7 @@ def _without_nulls(name: str, values: Any) -> Any:
     if COLUMNS[name].kind == "text":
         return np.array([MISSING[name] if value is None else value for value in values.tolist()], dtype=object)
     if COLUMNS[name].kind == "whole" and values.dtype.kind == "f":
-        return np.nan_to_num(values, nan=0.0)
+        return np.where(np.isnan(values), 0.0, values)
+    if values.dtype == object:
+        return [MISSING[name] if value is None else value for value in values.tolist()]
     return values

@@ -97,6 +97,8 @@ COLUMNS: Mapping[str, Column] = {
     "key": _text("canonical kernel key, computed by the cost models; empty until then"),
 }
 _TYPES: Mapping[str, Any] = {"text": object, "whole": np.int64, "number": np.float64, "flag": np.bool_}
+_NUMPY_KINDS: Mapping[str, str] = {"whole": "iu", "number": "iuf", "flag": "b"}
+_LARGEST_WHOLE = 2.0**62
 _OF_TYPE: Mapping[str, Any] = {"text": "", "whole": 0, "number": np.nan, "flag": False}
 MISSING: Mapping[str, Any] = {name: _OF_TYPE[column.kind] for name, column in COLUMNS.items()} | {
     "method": "unknown",
@@ -182,12 +184,28 @@ def _filled(name: str, values: Any, count: int) -> NDArray[Any]:
     if isinstance(values, str) or np.ndim(values) == 0:
         return np.full(count, values, dtype=_TYPES[kind])
     try:
-        array = np.asarray(values, dtype=_TYPES[kind])
+        given = np.asarray(values, dtype=object if kind == "text" else None)
+        array = given.astype(_TYPES[kind]) if _fits(given, kind) else None
     except (TypeError, ValueError, OverflowError):
-        raise SpecError(f"timings.{name}", f"must hold values of type {kind}") from None
+        array = None
+    if array is None:
+        raise SpecError(f"timings.{name}", f"must hold values of type {kind}")
     if array.shape != (count,):
         raise SpecError(f"timings.{name}", f"must have {count} rows; got {array.shape}")
     return array
+
+
+def _fits(given: NDArray[Any], kind: str) -> bool:
+    """Whether values are of a kind of column: no dates as numbers, no words as flags, no fractions as whole numbers."""
+    if not given.size:
+        return True
+    if kind == "text":
+        return all(issubclass(found, str) for found in set(map(type, given.tolist())))
+    if kind == "whole" and given.dtype.kind == "f":
+        return bool(np.all(np.abs(given) < _LARGEST_WHOLE) and np.all(given == np.floor(given)))
+    if kind == "flag" and given.dtype.kind in "iu":
+        return bool(np.all((given == 0) | (given == 1)))
+    return given.dtype.kind in _NUMPY_KINDS[kind]
 
 
 def table_of_rows(rows: Sequence[Mapping[str, Any]]) -> TimingTable:

@@ -37,6 +37,8 @@ _FEWEST_OF_GROUP = 12  # points of an operation class and format from which its 
 _ANY_GROUP = -1
 _OUTLIER = 4.0  # median absolute deviations beyond which a point is pulled in
 _NORMAL_QUANTILE = 1.645  # of the 90 % interval
+_LARGEST_LOG_RATIO = 14.0  # a million times, more than an audit of measurements lets pass
+_LARGEST_AMPLITUDE, _LARGEST_SCALE = 10.0, 1e4  # of a file; what is chosen below is a thousandth of it
 _NARROWEST = 1.0  # of the normal interval: leaving points out may widen it, not narrow it
 
 # Standard deviations of log(measured / predicted) that are tried: what all calls with one limit share, what one
@@ -103,23 +105,29 @@ class Calibration:
         """From what ``to_document`` gave.
 
         Raises:
-            KeyError, TypeError, ValueError: If it is something else.
+            KeyError, TypeError, ValueError, OverflowError: If it is something else.
         """
         group = np.array(document["group"], dtype=np.int64)
         points = np.array(document["points"], dtype=np.float64)
         log_ratio = np.array(document["log_ratio"], dtype=np.float64)
         if not (points.ndim == 2 and len(group) == len(points) == len(log_ratio) <= MOST_POINTS):
             raise ValueError("group, points and log_ratio must have the same length")
-        if not (np.isfinite(points).all() and np.isfinite(log_ratio).all()):
-            raise ValueError("points and log_ratio must be finite")
+        if not (np.isfinite(points).all() and (np.abs(log_ratio) <= _LARGEST_LOG_RATIO).all()):
+            raise ValueError("points must be finite, log_ratio too and no wild number")
         before, after = (float(value) for value in document["error"])
+        amplitudes = {name: float(value) for name, value in document["amplitudes"].items()}
+        if not all(0 < value <= _LARGEST_AMPLITUDE for value in amplitudes.values()):
+            raise ValueError(f"amplitudes must be above 0 and at most {_LARGEST_AMPLITUDE:g}")
+        scales = {int(group): (float(low), float(high)) for group, (low, high) in document["scales"].items()}
+        if _ANY_GROUP not in scales or not all(0 < end <= _LARGEST_SCALE for pair in scales.values() for end in pair):
+            raise ValueError(f"scales must hold group {_ANY_GROUP} and be above 0 and at most {_LARGEST_SCALE:g}")
         return cls(
             device=str(document["device"]),
             group=group,
             points=points,
             log_ratio=log_ratio,
-            amplitudes=Amplitudes(**{name: float(value) for name, value in document["amplitudes"].items()}),
-            scales={int(group): (float(low), float(high)) for group, (low, high) in document["scales"].items()},
+            amplitudes=Amplitudes(**amplitudes),
+            scales=scales,
             error=(before, after),
         )
 

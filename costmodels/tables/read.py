@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiles.errors import SpecError
+from profiles.timings import MAX_DIMENSION
 
 MAX_ROWS = 5_000_000
 
@@ -107,17 +108,21 @@ def read_table(path: Path) -> Table:
     batches, rows = [], 0
     try:
         with csv.open_csv(pyarrow.input_stream(label, compression="detect"), convert_options=convert) as reader:
-            schema = schema_of(reader.schema.names)
+            header = reader.schema.names
+            schema = schema_of(header)
             if schema is None:
                 raise SpecError(label, "has the header of no known table", _hint())
+            if twice := sorted({name for name in header if header.count(name) > 1}):
+                raise SpecError(f"{label}.{twice[0][:60]}", "column is named twice")
             for batch in reader:
                 rows += batch.num_rows
                 if rows > MAX_ROWS:
                     raise SpecError(label, f"has more than {MAX_ROWS:,} rows", "score a part of it")
-                names = (*SCHEMAS[schema], *(name for name in OPTIONAL.get(schema, ()) if name in reader.schema.names))
+                names = (*SCHEMAS[schema], *(name for name in OPTIONAL.get(schema, ()) if name in header))
                 batches.append(batch.select(names))
     except (pyarrow.ArrowInvalid, OSError, EOFError) as error:
-        raise SpecError(label, f"is not a readable CSV table: {str(error).splitlines()[0][:200]}") from None
+        words = "".join(letter for letter in str(error).splitlines()[0][:200] if letter.isprintable())
+        raise SpecError(label, f"is not a readable CSV table: {words}") from None
     if not rows:
         raise SpecError(label, "holds no rows")
     whole = pyarrow.Table.from_batches(batches)
@@ -127,6 +132,11 @@ def read_table(path: Path) -> Table:
         words={name: _words(whole[name]) for name in names if name in _TEXT},
         numbers={name: whole[name].to_numpy() for name in names if name not in _TEXT},
     )
+
+
+def positive(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(K,) whether numbers are above zero, and not beyond what a device can hold."""
+    return np.asarray((values > 0) & (values <= MAX_DIMENSION))
 
 
 def _words(column: Any) -> Words:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, concatenate, take
 from costmodels.tables.read import Table, Words
 from profiles.precision import GEMM_FORMATS
+from profiles.timings import LONGEST_S, MAX_DIMENSION
 from profiles.units import MICROSECOND
 
 # Arithmetic of the tables -> (GEMM format, elements that share one scale; 0 is the whole tensor).
@@ -127,9 +128,18 @@ def rows_with(table: Table, *, op: Words, engine: Words, problem: Words, parts: 
 
 
 def first_problem(table: Table, *checks: tuple[NDArray[np.bool_], str]) -> Words:
-    """(K,) the words of the first check that fails for a row; code 0, empty, where none does."""
+    """(K,) the words of the first check that fails for a row; code 0, empty, where none does.
+
+    Checked of every kind of table: that time is one, and that no number exceeds what a device can hold.
+    """
     found = np.zeros(len(table), dtype=np.int64)
-    every = (*checks, (~(table.numbers["time_us"] > 0), "time_us must be positive"))
+    time_us = table.numbers["time_us"]
+    huge = np.logical_or.reduce([values > MAX_DIMENSION for values in table.numbers.values()])
+    every = (
+        *checks,
+        (~((time_us > 0) & (time_us * MICROSECOND < LONGEST_S)), f"time_us must be positive and below {LONGEST_S:g} s"),
+        (huge, f"a number exceeds {MAX_DIMENSION}"),
+    )
     for number, (failed, _) in enumerate(every):
         found[(found == 0) & failed] = number + 1
     return Words(values=("", *(words for _, words in every)), codes=found)

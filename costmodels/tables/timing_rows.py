@@ -11,10 +11,10 @@ import numpy as np
 from costmodels.kernels.calls import take
 from costmodels.kernels.measured import calls_of, priceable, table_of
 from costmodels.tables.mapping import MAPPINGS, kernel_rows
-from costmodels.tables.read import Table, Words, read_table, schema_of
+from costmodels.tables.read import Table, Words, positive, read_table, schema_of
 from costmodels.tables.rows import KernelRows
 from profiles.errors import SpecError
-from profiles.importers.base import SAID, Imported, ImportOptions, catalogue_name, text_lines
+from profiles.importers.base import Imported, ImportOptions, as_said, catalogue_name, text_lines
 from profiles.timing_ops import COLLECTIVE, COLLECTIVES, KERNEL
 from profiles.timings import TextArray, TimingTable, timing_table
 from profiles.units import MICROSECOND
@@ -46,13 +46,13 @@ def import_public_table(path: Path, options: ImportOptions) -> Imported:
         reasons = "; ".join(f"{count} times: {reason}" for reason, count in skipped.items())
         raise SpecError(str(path)[:200], f"no row can be read ({reasons})")
     devices = {name: catalogue_name(name) for name in set(rows.device.tolist())}
-    said = {name: value for name in SAID if (value := getattr(options, name))}
     named = rows.having(
         device=[devices[name] for name in rows.device.tolist()],
         method=options.method or "unknown",
         statistic="unknown",
     )
-    return Imported(format=PUBLIC_TABLE, table=named.having(**said), skipped=skipped)
+    named, others = as_said(named, options, str(path)[:200])
+    return Imported(format=PUBLIC_TABLE, table=named, skipped=skipped | others)
 
 
 def rows_of_timings(table: TimingTable) -> KernelRows:
@@ -100,17 +100,18 @@ def _kernels(table: Table) -> tuple[TimingTable, dict[str, int]]:
 
 def _collectives(table: Table) -> tuple[TimingTable, dict[str, int]]:
     op, numbers = table.words["op"].map(str), table.numbers
-    known = (
-        np.isin(op, COLLECTIVES) & (numbers["num_gpus"] > 1) & (numbers["size_bytes"] > 0) & (numbers["time_us"] > 0)
-    )
+    ranks, nodes = numbers["num_gpus"], np.maximum(np.nan_to_num(numbers["num_nodes"]), 1)
+    sound = [positive(numbers[name]) for name in ("num_gpus", "size_bytes", "time_us")]
+    whole = (ranks == np.floor(ranks)) & (nodes == np.floor(nodes))
+    known = np.isin(op, COLLECTIVES) & (ranks > 1) & (nodes <= ranks) & whole & np.logical_and.reduce(sound)
     rows = np.flatnonzero(known)
     timings = timing_table(
         len(rows),
         kind=COLLECTIVE,
         op=op[rows].astype(object),
         size_bytes=numbers["size_bytes"][rows],
-        group_size=numbers["num_gpus"][rows],
-        num_nodes=np.maximum(np.nan_to_num(numbers["num_nodes"][rows]), 1),
+        group_size=ranks[rows],
+        num_nodes=nodes[rows],
         time_s=numbers["time_us"][rows] * MICROSECOND,
         device=table.words["gpu"].map(str)[rows].astype(object),
         source=table.words["source"].map(str)[rows].astype(object),

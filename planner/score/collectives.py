@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp
 from costmodels.kernels.calls import Basis, FloatArray, Prediction
 from costmodels.link_model import OP_NAMES, LinkCollectiveModel, wire_factor
-from costmodels.tables.read import Table, Words
+from costmodels.tables.read import Table, Words, positive
 from planner.score.collective_links import Placement, place
 from planner.score.results import GroupScore, Unpriced
 from planner.validate.metrics import error_summary
@@ -57,7 +57,10 @@ def price_collective_rows(table: Table, fits: CollectiveFits, catalog: Catalog) 
     found = np.full((3, size), np.nan)
     basis, reason = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     reasons = [""]
-    for rows, words, ranks, nodes in _alike(table):
+    sound = positive(table.numbers["size_bytes"]) & positive(table.numbers["time_us"])
+    for alike, words, ranks, nodes in _alike(table):
+        rows = alike[sound[alike]]
+        reason[alike[~sound[alike]]] = _number(reasons, "sizes and times must be positive numbers")
         try:
             priced = _price(table, rows, words, ranks, nodes, fits, catalog)
         except SpecError as error:
@@ -147,14 +150,12 @@ def _price(
     gpu, link, name, notes = words
     if name not in _OPS:
         raise SpecError("op", f"no collective {name!r}", "use one of " + ", ".join(sorted(_OPS)))
-    if not (2 <= ranks <= MOST_RANKS and ranks == int(ranks) and 1 <= nodes == int(nodes)):
+    if not (2 <= ranks <= MOST_RANKS and ranks == int(ranks) and 1 <= nodes <= ranks and nodes == int(nodes)):
         raise SpecError("num_gpus", f"{ranks:g} ranks on {nodes:g} nodes make no group")
     if notes.startswith("custom"):
         raise SpecError("notes", _OTHER_LIBRARY)
     placement = place(catalog, gpu=gpu, link=link, ranks=int(ranks), nodes=int(nodes))
     size_bytes, time_s = table.numbers["size_bytes"][rows], table.numbers["time_us"][rows] * MICROSECOND
-    if not (np.all(np.isfinite(size_bytes) & (size_bytes > 0)) and np.all(np.isfinite(time_s) & (time_s > 0))):
-        raise SpecError("time_us", "sizes and times must be positive numbers")
     # A switch adds no 8-bit integers, and XLA's kernels do not ask it to.
     model = LinkCollectiveModel(fits, in_switch_sums="int8" not in notes and not notes.startswith("xla"))
     count = len(rows)

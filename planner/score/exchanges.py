@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from costmodels.expert_exchange import KINDS, USUAL_MULTIPROCESSORS, Exchanges, price_exchanges
 from costmodels.kernels.calls import Basis, FloatArray
-from costmodels.tables.read import Table
+from costmodels.tables.read import Table, positive
 from planner.score.collective_links import place
 from planner.score.results import GroupScore, Unpriced
 from planner.validate.metrics import error_summary
@@ -29,7 +29,14 @@ def score_exchanges(table: Table, fits: CollectiveFits, catalog: Catalog) -> tup
     unpriced: list[Unpriced] = []
     gpu, op = table.words["gpu"], table.words["op"]
     ranks, nodes = table.numbers["ep"], table.numbers.get("num_nodes", np.ones(len(table)))
-    chosen = np.flatnonzero(op.map(lambda name: name in KINDS))
+    exchange = op.map(lambda name: name in KINDS)
+    timed = positive(table.numbers["time_us"])
+    for code in np.unique(gpu.codes[exchange & ~timed]):
+        count = int(np.sum((gpu.codes == code) & exchange & ~timed))
+        unpriced.append(
+            Unpriced(gpu=gpu.values[code], op="exchange", dtype="", rows=count, reason="time_us must be positive")
+        )
+    chosen = np.flatnonzero(exchange & timed)
     keys = np.stack([gpu.codes[chosen], op.codes[chosen], ranks[chosen], nodes[chosen]])
     for key in np.unique(keys, axis=1).T if len(chosen) else ():
         rows = chosen[np.all(keys == key[:, None], axis=0)]

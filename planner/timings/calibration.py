@@ -107,7 +107,10 @@ def calibrate_device(device: DeviceSpec, checked: Sequence[Checked], store: Timi
     _check_formats(rows, device)
     if len(rows) < _FEWEST:
         problem = f"needs at least {_FEWEST} measured kernels of {device.name}; {len(rows)} are usable"
-        hint = "kernels in a format plans use, timed without the host; 'planner profiles collect' measures a hundred"
+        hint = (
+            "kernels in a format plans use, timed without the host; 'planner profiles collect' measures a hundred; a "
+            "table that does not say how it was timed is imported with 'planner profiles import FILE --method'"
+        )
         raise SpecError("--from", problem, hint)
     base, calls = default_kernel_model(), calls_of(rows)
     held_out = _left_out(len(rows))

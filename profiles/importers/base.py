@@ -34,6 +34,7 @@ class ImportOptions:
 
     Attributes:
         device: Device the rows were measured on; overrides what the file says.
+        only_device: Rows that the file says are of another device of the catalogue are passed over, not renamed.
         dtype: Element type, where the file names none.
         num_nodes: Hosts of a collective, where the file does not tell; 0 for one.
         link: Catalogue name of the slowest link a collective crosses.
@@ -45,6 +46,7 @@ class ImportOptions:
     """
 
     device: str = ""
+    only_device: bool = False
     dtype: str = ""
     num_nodes: int = 0
     link: str = ""
@@ -117,13 +119,33 @@ class Rows:
         if not self._rows:
             reasons = "; ".join(f"{count} times: {reason}" for reason, count in self.skipped.items())
             raise SpecError(label, f"no row can be read as {file_format}" + (f" ({reasons})" if reasons else ""))
-        said = {name: value for name in SAID if (value := getattr(self.options, name))}
-        table = table_of_rows([common | row | said for row in self._rows])
+        table, others = as_said(table_of_rows([common | row for row in self._rows]), self.options, label)
+        self.skipped |= others
         if bool(np.any(table.device == "")):
             raise SpecError("--device", f"{label} does not say which device it was measured on", "name it")
         devices = {name: catalogue_name(name) for name in set(table.device.tolist())}
         table = table.having(device=[devices[name] for name in table.device.tolist()])
         return Imported(format=file_format, table=table, skipped=dict(self.skipped))
+
+
+def as_said(table: TimingTable, options: ImportOptions, label: str) -> tuple[TimingTable, dict[str, int]]:
+    """The table with what the user says about it, and how many rows were passed over because of it, by reason.
+
+    Raises:
+        SpecError: If only rows of one device are wanted, and the file says that all are of others.
+    """
+    others: dict[str, int] = {}
+    if options.only_device:
+        reported = table.device.tolist()
+        names = {word: catalogue_name(word) for word in set(reported)}
+        known = default_catalog().devices
+        foreign = {word for word, name in names.items() if name in known and name != options.device}
+        others = {f"measured on {names[word][:60]}": reported.count(word) for word in sorted(foreign)}
+        table = table.take(np.array([word not in foreign for word in reported], dtype=np.bool_))
+        if not len(table):
+            found = ", ".join(sorted({names[word] for word in foreign})[:5])
+            raise SpecError("--from", f"{label} holds nothing measured on {options.device}, only on {found}")
+    return table.having(**{name: value for name in SAID if (value := getattr(options, name))}), others
 
 
 def catalogue_name(reported: str) -> str:
@@ -153,7 +175,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 seen += len(raw)
                 if seen > MAX_TEXT_BYTES:
                     raise SpecError(label, f"has more than {MAX_TEXT_BYTES} bytes", "import a part of it")
-                yield number, raw.decode("utf-8")
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         raise SpecError(label, "is not a text file") from None
     except (OSError, EOFError) as error:
@@ -165,7 +187,7 @@ def csv_rows(path: Path, required: Iterable[str] = ()) -> Iterator[tuple[int, di
     """Numbered rows of a CSV file by column name.
 
     Raises:
-        SpecError: If a required column or a value is missing, with the line.
+        SpecError: If a required column or a value is missing, or a column is named twice, with the line.
     """
     reader = csv.reader(line for _, line in text_lines(path))
     header: Sequence[str] = ()
@@ -176,6 +198,8 @@ def csv_rows(path: Path, required: Iterable[str] = ()) -> Iterator[tuple[int, di
                 missing = [name for name in required if name not in header]
                 if missing:
                     raise SpecError(f"{str(path)[:200]}.{missing[0]}", "is required")
+                if twice := sorted({name for name in header if header.count(name) > 1}):
+                    raise SpecError(f"{str(path)[:200]}.{twice[0][:60]}", "column is named twice")
             elif words:
                 if len(words) != len(header):
                     problem = f"has {len(words)} values; the header has {len(header)}"

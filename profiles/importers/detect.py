@@ -7,7 +7,7 @@ from typing import Any
 
 from profiles.errors import SpecError, did_you_mean
 from profiles.importers.aiconfigurator import import_aiconfigurator, looks_like_aiconfigurator
-from profiles.importers.base import SAID, Imported, ImportOptions, Rows, csv_rows, number_in, whole_in
+from profiles.importers.base import Imported, ImportOptions, Rows, as_said, csv_rows, number_in, whole_in
 from profiles.importers.kineto import import_kineto, looks_like_kineto
 from profiles.importers.nccl_tests import import_nccl_tests, looks_like_nccl_tests
 from profiles.importers.neusight import import_neusight, looks_like_neusight
@@ -17,6 +17,7 @@ from profiles.timing_files import is_timing_file, parquet_names, read_timings
 from profiles.timings import COLUMNS, REQUIRED
 
 _HEAD_BYTES = 64 << 10
+_REQUIRED = tuple(name for name in REQUIRED if name != "device")  # which the user may say instead
 
 
 def import_own(path: Path, options: ImportOptions) -> Imported:
@@ -27,10 +28,12 @@ def import_own(path: Path, options: ImportOptions) -> Imported:
     """
     if _head(path).startswith(b"PAR1"):
         table = read_timings(path)
-        said = {name: value for name in SAID if (value := getattr(options, name))}
-        return Imported(format="own", table=table.having(**said))
+        if not len(table):
+            raise SpecError(str(path)[:200], "holds no rows")
+        table, skipped = as_said(table, options, str(path)[:200])
+        return Imported(format="own", table=table, skipped=skipped)
     rows = Rows(path, options)
-    for line, row in csv_rows(path, REQUIRED):
+    for line, row in csv_rows(path, _REQUIRED):
         rows.add(**_typed(row, where=f"{str(path)[:200]} line {line}"))
     return rows.finish("own")
 
@@ -79,13 +82,13 @@ def detect(path: Path) -> str:
         return "aiconfigurator" if looks_like_aiconfigurator(names) else "own" if "time_s" in names else ""
     if looks_like_nsys(head):
         return "nsys"
-    text = head.decode("utf-8", "replace")
+    text = head.decode("utf-8-sig", "replace")
     if looks_like_kineto(text):
         return "kineto"
     if looks_like_nccl_tests(text):
         return "nccl-tests"
     header = [word.strip() for word in text.splitlines()[0].split(",")] if text.strip() else []
-    if set(REQUIRED) <= set(header):
+    if set(_REQUIRED) <= set(header):
         return "own"
     for name, looks in (
         ("vidur", looks_like_vidur),
@@ -105,10 +108,10 @@ def import_file(path: Path, options: ImportOptions, *, file_format: str = "") ->
     """
     name = file_format or detect(path)
     if not name:
-        hint = "name it with --format: " + ", ".join(IMPORTERS)
+        hint = "name it with --format: " + ", ".join((*IMPORTERS, "table"))
         raise SpecError(str(path)[:200], "is of no format that can be recognised", hint)
     if name not in IMPORTERS:
-        raise SpecError("--format", f"unknown format {name[:40]!r}", did_you_mean(name, IMPORTERS))
+        raise SpecError("--format", f"unknown format {name[:40]!r}", did_you_mean(name, (*IMPORTERS, "table")))
     return IMPORTERS[name](path, options)
 
 

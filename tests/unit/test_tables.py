@@ -85,8 +85,8 @@ def test_rows_that_cannot_be_priced_say_why_and_have_no_call(tmp_path):
     assert [rows.problem.values[code] for code in rows.problem.codes] == [
         "arithmetic that training does not use",
         "m, n, k and batch must be at least 1",
-        "time_us must be positive",
-        "time_us must be positive",
+        "time_us must be positive and below 86400 s",
+        "time_us must be positive and below 86400 s",
         "",
     ]
     assert rows.row.tolist() == [4]
