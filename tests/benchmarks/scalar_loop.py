@@ -14,7 +14,7 @@ from typing import Any
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
 from costmodels.layer_costs import COMPONENTS, layer_costs
-from costmodels.memory import _communication, _context, _loss_and_working
+from costmodels.memory import _communication, _communicators, _loss_and_working
 from costmodels.model_state import end_gradient_bytes, state_bytes
 from costmodels.optimizer import memory_seconds_per_byte, optimizer_s
 from costmodels.plan import PlanBatch, Recompute, Schedule
@@ -62,7 +62,7 @@ def prepare(plans: PlanBatch, context: CostContext) -> list[Row]:
         "logits": logits.tolist(),
         "end_gradient": end_gradient_bytes(plans, context).tolist(),
         "communication": _communication(plans, parameters, context).tolist(),
-        "context": _context(plans, context).tolist(),
+        "context": (context.stack.context_bytes + context.stack.communicator_bytes * _communicators(plans)).tolist(),
         "blocks": list(zip(*blocks, strict=True)),
     }
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -37,6 +37,10 @@ def test_batch_path_is_fast() -> None:
     assert measure.in_own_process("batch_path_1024")["plans_per_s"] > 60_000  # a fifth of the target
 
 
+def test_the_loop_it_is_compared_with_says_the_same() -> None:
+    assert measure.in_own_process("python_loop")["largest_difference"] < 1e-9
+
+
 def test_largest_search_is_quick_and_small() -> None:
     assert measure.in_own_process("search_16384")["warm_s"] < 4
     assert measure.in_own_process("peak_memory_16384")["peak_bytes"] < 1 << 30
