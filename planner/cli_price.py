@@ -54,7 +54,8 @@ def _tables(priced: PricedText, console: Console) -> None:
     if any(kernel.extrapolated for kernel in priced.kernels):
         console.print("* outside what the price was fitted on", style="dim", highlight=False)
     low, high = seconds(priced.low_s), seconds(priced.high_s)
-    total = f"{len(priced.kernels)} kernels one after the other on {priced.device}: {seconds(priced.time_s)}"
+    count = "1 kernel" if len(priced.kernels) == 1 else f"{len(priced.kernels)} kernels one after the other"
+    total = f"{count} on {priced.device}: {seconds(priced.time_s)}"
     console.print(f"{total} ({low} to {high})", highlight=False)
 
 

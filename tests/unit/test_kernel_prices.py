@@ -93,3 +93,8 @@ def test_a_file_that_is_no_text_is_refused(
         file.write_bytes(content)
     assert run("price", str(file), "--device", "H100") == 2
     assert words in capsys.readouterr().err
+
+
+def test_double_precision_products_have_no_price():
+    with pytest.raises(SpecError, match="multiplies f64 with f64, for which no rate is known"):
+        price_mlir(GEMM.replace("bf16", "f64"), device="A100-80GB")

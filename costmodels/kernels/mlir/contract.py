@@ -125,7 +125,9 @@ def _format(flat: Flat, a: TensorType, b: TensorType) -> str:
     those of PyTorch and linalg in fp32 (PyTorch's default since 1.12).
     """
     elements = (a.element, b.element)
-    if "f32" in elements or "f64" in elements or "i32" in elements:
+    if "f64" in elements:
+        raise fault(flat.source.line, f"multiplies {a.element} with {b.element}, for which no rate is known")
+    if "f32" in elements or "i32" in elements:
         plain = flat.source.name.startswith(("stablehlo.", "mhlo.", "chlo."))
         return "tf32" if "tf32" in flat.source.text or (plain and "HIGH" not in flat.source.text) else "fp32"
     for element in ("bf16", "f16", "i8", "ui8"):
