@@ -34,6 +34,7 @@ FITTED_SHARE = 0.5
 # Runs that the spread of other users' runs counts as, beside the user's own.
 SPREAD_WEIGHT = 4.0
 MAX_RUNS = 10_000
+FARTHEST = 100.0  # from its prediction, beyond which a run says more about its table than about its stack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,21 +78,32 @@ def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None
         stacks: The stacks to start from; ``load_stacks()`` when None.
 
     Raises:
-        SpecError: If a table is malformed, or holds no run that can be used.
+        SpecError: If a table is malformed, holds no run that can be used, or one in another unit.
     """
     start = dict(load_stacks() if stacks is None else stacks)
     mapped = map_files(paths)
     timed = [row for row in mapped.scorable if row.step_time_s is not None]
     if len(timed) > MAX_RUNS:
         raise SpecError("runs", f"at most {MAX_RUNS} runs with a step time; got {len(timed)}")
-    priced = np.isfinite(RowPredictor(timed).step_times_s(start))
-    timed = [row for row, usable in zip(timed, priced.tolist(), strict=True) if usable]
+    predicted_s = RowPredictor(timed).step_times_s(start)
+    _check_units(timed, predicted_s)
+    timed = [row for row, usable in zip(timed, np.isfinite(predicted_s).tolist(), strict=True) if usable]
     if not timed:
         reasons = sorted({row.reason for row in mapped.unscorable})
         raise SpecError("runs", "no row has a step time that can be compared", "; ".join(reasons[:3]))
     names = sorted({row.stack for row in timed})
     found = tuple(_calibrated(start[name], [row for row in timed if row.stack == name]) for name in names)
     return RunCalibration(stacks=found, mapped=mapped)
+
+
+def _check_units(rows: Sequence[ScorableRow], predicted_s: FloatArray) -> None:
+    for row, expected_s in zip(rows, predicted_s.tolist(), strict=True):
+        measured_s = row.step_time_s or expected_s
+        if not 1 / FARTHEST <= expected_s / measured_s <= FARTHEST and np.isfinite(expected_s):
+            problem = f"takes {measured_s:.3g} s a step, where about {expected_s:.3g} s are expected"
+            raise SpecError(
+                f"{row.file}:{row.line}", problem, "is the time in seconds, the batch that of a whole step?"
+            )
 
 
 def spreads(stack: StackSpec) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from planner.cli_output import emit, progress
 
 
 def score(
-    tables: Annotated[list[Path], typer.Argument(help="CSV or CSV.GZ tables of timings.")],
+    tables: Annotated[list[Path], typer.Argument(help="Tables of timings, or any file that import reads.")],
     calibrate_with: Annotated[
         int, typer.Option("--calibrate-with", min=0, help="Rows of each GPU to calibrate with; the others are scored.")
     ] = 0,

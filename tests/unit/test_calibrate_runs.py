@@ -172,6 +172,13 @@ def test_tables_without_a_usable_run_are_refused(tmp_path: Path) -> None:
         calibrate_runs([path])
 
 
+@pytest.mark.parametrize("time_s", ["1e-300", "1e-3"])
+def test_step_times_in_another_unit_are_named(tmp_path: Path, time_s: str) -> None:
+    path = table(tmp_path / "runs.csv", [float(time_s)])
+    with pytest.raises(SpecError, match=r"runs\.csv:2: takes \S+ s a step, where about .* s are expected"):
+        calibrate_runs([path])
+
+
 def test_an_unwritable_file_is_reported(tmp_path: Path) -> None:
     found = calibrate_runs([runs(tmp_path / "runs.csv", 1)])
     with pytest.raises(SpecError, match="cannot write"):
