@@ -5,6 +5,7 @@ What a file means is known to ``costmodels.kernels.calibrated``; this module onl
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def write_calibration(directory: Path, device: str, document: Mapping[str, Any])
     path = calibration_path(directory, device)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document) + "\n", encoding="utf-8")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # who reads meanwhile sees the old one
+        temporary.write_text(json.dumps(document) + "\n", encoding="utf-8")
+        temporary.replace(path)
     except OSError as error:
         raise SpecError(str(path)[:200], f"cannot be written: {error.strerror or type(error).__name__}") from None
     return path

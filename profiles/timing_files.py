@@ -7,6 +7,7 @@ beyond the schema are refused, so that a misspelt one is not silently dropped.
 
 import contextlib
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def write_timings(table: TimingTable, path: Path) -> None:
     schema = pa.schema(fields, metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})
     arrays = [pa.array(getattr(table, field.name), type=field.type) for field in fields]
     texts = [name for name, column in COLUMNS.items() if column.kind == "text"]
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_arrays(arrays, schema=schema), temporary, compression="zstd", use_dictionary=texts)

@@ -6,8 +6,9 @@ device, libraries, kernel and method - one is kept: the most robust statistic, t
 most samples.
 """
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,11 @@ from profiles.catalog import ENVIRONMENT_VARIABLE, Catalog, default_catalog
 from profiles.errors import SpecError
 from profiles.timing_files import read_timings, write_timings
 from profiles.timings import IntArray, TimingTable, joined, timing_table
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FOLDER = "timings"
 # What a row is about; the other columns say how well it is known.
@@ -180,15 +186,35 @@ class TimingStore:
         files: list[Path] = []
         for device in sorted(set(fresh.device.tolist())):
             path = self.directories[-1] / FOLDER / f"{device_file_name(device)}.parquet"
-            stored = read_timings(path) if path.is_file() else timing_table(0)
-            both = joined([stored, fresh.take(np.asarray(fresh.device == device, dtype=np.bool_))])
-            rows = best_of_groups(both, IDENTITY)
+            with _alone(path.parent):
+                stored = read_timings(path) if path.is_file() else timing_table(0)
+                both = joined([stored, fresh.take(np.asarray(fresh.device == device, dtype=np.bool_))])
+                rows = best_of_groups(both, IDENTITY)
+                write_timings(both.take(rows), path)
             grown = len(rows) - len(stored)
             added += grown
             replaced += int(np.sum(rows >= len(stored))) - grown
-            write_timings(both.take(rows), path)
             files.append(path)
         return Merged(added=added, replaced=replaced, kept=len(table) - added - replaced, files=tuple(files))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Reads and writes the folder's files while no other process does, so that none loses what another adds.
+
+    The system frees the lock of a process that has ended. Windows has no such lock; there the last one wins.
+
+    Raises:
+        SpecError: If the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise SpecError(str(folder)[:200], f"cannot be written: {error.strerror or type(error).__name__}") from None
 
 
 def device_file_name(device: str) -> str:

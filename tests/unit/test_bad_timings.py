@@ -1,6 +1,7 @@
 """Files of measurements that are not what they should be: refused by name, never a crash and never a guess."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,15 @@ def test_brackets_in_names_are_printed_as_they_are(run: Any, tmp_path: Path) -> 
     for arguments in (("show", path), ("import", path), ("list",), ("score", path), ("check", path)):
         code, out, err = run("profiles", *arguments)
         assert (code, err, "[/bold]x" in out) == (0, "", True)
+
+
+def test_nothing_is_lost_when_several_add_at_once(store: TimingStore, tmp_path: Path) -> None:
+    pq.write_table(pa.table(ROW), tmp_path / "mine.parquet")
+    row = read_timings(tmp_path / "mine.parquet")
+    with ThreadPoolExecutor(4) as pool:
+        merged = list(pool.map(lambda m: store.add(row.having(m=m)), range(1, 25)))
+    assert sum(item.added for item in merged) == 24
+    assert sorted(store.table().m.tolist()) == list(range(1, 25))
 
 
 @pytest.mark.parametrize(
