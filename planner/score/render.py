@@ -7,7 +7,8 @@ from rich.table import Table
 
 from planner.score.results import GroupScore, TableScore
 
-_TITLES = ("device", "operation", "dtype", "rows", "MAPE", "median", "p90", "bias", "covered", "> 20 us", "basis")
+_FIGURES = ("rows", "MAPE", "median", "p90", "bias", "covered", "> 20 us")
+_WIDE = 100  # columns below which the basis is left out: figures are never cut
 
 
 def render_scores(scores: Sequence[TableScore], console: Console) -> None:
@@ -18,12 +19,18 @@ def render_scores(scores: Sequence[TableScore], console: Console) -> None:
             title_justify="left",
             box=None,
             pad_edge=False,
+            padding=(0, 1, 0, 0),
             header_style="bold",
         )
-        for number, title in enumerate(_TITLES):
-            table.add_column(title, justify="left" if number < 3 or title == "basis" else "right", no_wrap=number != 10)
-        for group in score.groups:
-            table.add_row(*_cells(group))
+        table.add_column("operation, dtype", overflow="fold")
+        for title in _FIGURES:
+            table.add_column(title, justify="right", no_wrap=True)
+        if console.width >= _WIDE:
+            table.add_column("basis")
+        for before, group in zip((None, *score.groups), score.groups, strict=False):
+            if before is None or before.device != group.device:
+                table.add_row(group.device, style="dim")
+            table.add_row(*_cells(group)[: len(table.columns)])
         console.print(table)
         spent = {group.device: group.calibrated_with for group in score.groups if group.calibrated_with}
         if spent:
@@ -47,9 +54,7 @@ def _cells(group: GroupScore) -> list[str]:
     errors, long = group.errors, group.long_errors
     covered = "" if errors.covered is None else f"{100 * errors.covered:.0f}"
     return [
-        group.device,
-        group.op,
-        group.dtype,
+        f"  {group.op} {group.dtype}",
         f"{errors.rows:,}",
         *(f"{100 * value:.1f}" for value in (errors.mape, errors.median, errors.p90)),
         f"{100 * errors.bias:+.1f}",

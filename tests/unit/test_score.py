@@ -1,17 +1,22 @@
 """Scores of measured tables: errors by device, operation and dtype, and reasons for what has none."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import SCHEMAS, read_table
 from planner.cli import app
 from planner.score.kernels import FewShot, price_rows, score_kernels
+from planner.score.render import render_scores
+from planner.score.results import GroupScore, TableScore
 from planner.score.table import score_table, scores_document
+from planner.validate.metrics import ErrorSummary
 from profiles.catalog import default_catalog
 from tests.fakes import RateKernels, device
 
@@ -127,3 +132,19 @@ def test_a_gpu_with_few_rows_keeps_half_of_them_to_be_scored(tmp_path):
         few_shot=FewShot(rows=100),
     )
     assert (few[0].calibrated_with, few[0].errors.rows) == (0, 7)
+
+
+@pytest.mark.parametrize("width", [72, 80, 120])
+def test_figures_are_never_cut(width):
+    errors = ErrorSummary(rows=123_456, mape=1.234, median=0.5, p90=12.345, bias=-1.234, covered=0.9)
+    group = GroupScore(
+        gpu="g", device="RTX-PRO-6000-Blackwell-96GB", op="deepep_normal_dispatch", dtype="64 ranks on 8 nodes",
+        errors=errors, long_errors=errors, basis={"learned": 0.5, "analytic": 0.5},
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=width)
+    render_scores([TableScore(table="t.csv", schema="gemm", rows=1, groups=(group,), unpriced=())], console)
+    text = console.file.getvalue()
+    assert "…" not in text
+    for figure in ("123,456", "123.4", "50.0", "1234.5", "-123.4", "90"):
+        assert figure in text
+    assert ("learned 50 %" in text) is (width >= 100)
