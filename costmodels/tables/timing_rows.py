@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from costmodels.kernels.calls import take
+from costmodels.kernels.calls import KernelOp, take
 from costmodels.kernels.measured import calls_of, priceable, table_of
 from costmodels.tables.mapping import MAPPINGS, kernel_rows
 from costmodels.tables.read import Table, Words, positive, read_table, schema_of
@@ -84,10 +84,17 @@ def _words(column: TextArray) -> Words:
 def _kernels(table: Table) -> tuple[TimingTable, dict[str, int]]:
     found = kernel_rows(table)
     calls_per_row = np.bincount(found.row, minlength=len(found))
+    calls = found.calls
+    whole = np.logical_and.reduce([size == np.floor(size) for size in (calls.m, calls.n, calls.k, calls.batch)])
+    alone, layer = calls_per_row[found.row] == 1, calls.op == KernelOp.FUSED_EXPERTS
     skipped = {
         word: int(np.sum(found.problem.codes == code)) for code, word in enumerate(found.problem.values) if word
-    } | {"more than one kernel": int(np.sum(calls_per_row > 1))}
-    single = np.flatnonzero(calls_per_row[found.row] == 1)
+    } | {
+        "more than one kernel": int(np.sum(calls_per_row > 1)),
+        "a whole expert layer": int(np.sum(layer)),
+        "sizes must be whole numbers": int(np.sum(alone & ~layer & ~whole)),
+    }
+    single = np.flatnonzero(alone & ~layer & whole)
     row = found.row[single]
     timings = table_of(take(found.calls, single), device="", time_s=found.time_s[row])
     named = timings.having(

@@ -17,7 +17,7 @@ from profiles.hardware import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 from profiles.units import BITS_PER_BYTE, GIGA
 
 _FABRIC = re.compile(r"(ib|roce|efa|eth|ethernet)-?(\d+)?")
-_RANGE = re.compile(r"net~(\d+)-(\d+)g")
+_RANGE = re.compile(r"net~([1-9]\d{0,5})-([1-9]\d{0,5})g")
 # Where the GPU is not known: what comes with a link of that name.
 _UNKNOWN_GPU_NODES = {
     "nvlink2": "dgx-1-v100", "nvlink3": "dgx-a100-80gb", "nvlink4": "dgx-h100", "nvlink5": "hgx-b200",

@@ -30,13 +30,19 @@ def score_exchanges(table: Table, fits: CollectiveFits, catalog: Catalog) -> tup
     gpu, op = table.words["gpu"], table.words["op"]
     ranks, nodes = table.numbers["ep"], table.numbers.get("num_nodes", np.ones(len(table)))
     exchange = op.map(lambda name: name in KINDS)
-    timed = positive(table.numbers["time_us"])
-    for code in np.unique(gpu.codes[exchange & ~timed]):
-        count = int(np.sum((gpu.codes == code) & exchange & ~timed))
+    sound = positive(table.numbers["time_us"]) & positive(ranks) & positive(nodes)
+    for code in np.unique(gpu.codes[exchange & ~sound]):
+        count = int(np.sum((gpu.codes == code) & exchange & ~sound))
         unpriced.append(
-            Unpriced(gpu=gpu.values[code], op="exchange", dtype="", rows=count, reason="time_us must be positive")
+            Unpriced(
+                gpu=gpu.values[code],
+                op="exchange",
+                dtype="",
+                rows=count,
+                reason="times and ranks must be positive numbers",
+            )
         )
-    chosen = np.flatnonzero(exchange & timed)
+    chosen = np.flatnonzero(exchange & sound)
     keys = np.stack([gpu.codes[chosen], op.codes[chosen], ranks[chosen], nodes[chosen]])
     for key in np.unique(keys, axis=1).T if len(chosen) else ():
         rows = chosen[np.all(keys == key[:, None], axis=0)]

@@ -84,8 +84,15 @@ def _read(database: sqlite3.Connection, rows: Rows, label: str) -> Imported:
 Range = tuple[int, int, str]
 
 
-def _bounded(cursor: sqlite3.Cursor) -> Iterator[Any]:
+def _bounded(cursor: sqlite3.Cursor, *whole: int) -> Iterator[Any]:
+    """The rows of a query, in whose ``whole`` columns are whole numbers.
+
+    Raises:
+        SpecError: If there are too many, or one holds something else.
+    """
     for count, row in enumerate(cursor):
+        if not all(isinstance(row[place], int) for place in whole):
+            raise SpecError("events", f"times and sizes must be whole numbers; got {str(row)[:100]}")
         if count >= MAX_EVENTS:
             raise SpecError("events", f"more than {MAX_EVENTS}", "profile fewer steps")
         yield row
@@ -102,7 +109,7 @@ def _ranges(database: sqlite3.Connection, tables: set[str]) -> dict[Any, list[Ra
         else "SELECT globalTid, start, end, text FROM NVTX_EVENTS WHERE end IS NOT NULL ORDER BY start, end DESC"
     )
     found: dict[Any, list[Range]] = {}
-    for thread, start, end, text in _bounded(database.execute(query)):
+    for thread, start, end, text in _bounded(database.execute(query), 1, 2):
         mine = found.setdefault(thread, [])
         if isinstance(text, str) and known(text.split(",")[0].strip()) and (not mine or start >= mine[-1][1]):
             mine.append((start, end, text[:4000]))
@@ -125,13 +132,14 @@ def _kernels(database: sqlite3.Connection, tables: set[str]) -> Iterator[tuple[A
         " FROM CUPTI_ACTIVITY_KIND_KERNEL AS kernel"
         " JOIN CUPTI_ACTIVITY_KIND_RUNTIME AS launch ON launch.correlationId = kernel.correlationId"
     )
-    for thread, launched, duration, name in _bounded(database.execute(query)):
+    for thread, launched, duration, name in _bounded(database.execute(query), 1, 2):
         yield thread, launched, duration, str(name or "")[:80]
 
 
 def _copies(database: sqlite3.Connection, tables: set[str]) -> Iterator[tuple[int, int, int]]:
     if "CUPTI_ACTIVITY_KIND_MEMCPY" in tables:
-        yield from _bounded(database.execute("SELECT copyKind, bytes, end - start FROM CUPTI_ACTIVITY_KIND_MEMCPY"))
+        query = "SELECT copyKind, bytes, end - start FROM CUPTI_ACTIVITY_KIND_MEMCPY"
+        yield from _bounded(database.execute(query), 0, 1, 2)
 
 
 def _device(database: sqlite3.Connection, tables: set[str]) -> str:

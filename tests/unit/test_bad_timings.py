@@ -1,7 +1,9 @@
 """Files of measurements that are not what they should be: refused by name, never a crash and never a guess."""
 
 import json
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,53 @@ def test_unsound_collectives_leave_the_other_rows_scored(run: Any, tmp_path: Pat
     assert sum(item["rows"] for item in table["unpriced"]) == 5
     (checked,) = json.loads(run("profiles", "check", str(path), "--json")[1])["files"]
     assert (checked["rows"], checked["skipped"]) == (1, {"no collective of a group, size and time": 5})
+
+
+def test_expert_layers_and_their_exchanges_with_odd_numbers(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "moe.csv"
+    start = "aiconfigurator,H100-SXM5-80GB,bf16"
+    lines = [
+        f"{start},fused_moe,1024,4096,1024,2,8,1,1,uniform,x,900",
+    ]
+    exchange = f"{start},deepep_normal_dispatch,1024,4096,1024,8,256,1"
+    lines += [
+        f"{exchange},{ranks},uniform,x,{time}" for ranks, time in ((8, 300), ("nan", 300), (8, "nan"), ("inf", 9))
+    ]
+    path.write_text(
+        "source,gpu,dtype,op,num_tokens,hidden,inter,topk,num_experts,tp,ep,distribution,impl,time_us\n"
+        + "\n".join(lines)
+    )
+    (table,) = json.loads(run("profiles", "score", str(path), "--json")[1])["tables"]
+    assert sum(group["errors"]["rows"] for group in table["groups"]) == 2
+    assert sum(item["rows"] for item in table["unpriced"]) == 3
+    code, _, err = run("profiles", "check", str(path))
+    assert (code, "no row can be read (4 times: dispatch and combine are communication; 1 times: a whole" in err) == (
+        2,
+        True,
+    )
+
+
+def test_a_network_of_no_bandwidth_is_no_link(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "links.csv"
+    row = "lab,H100-SXM5-80GB,{},all_reduce,16,2,1e8,9000\n"
+    path.write_text(
+        "source,gpu,link,op,num_gpus,num_nodes,size_bytes,time_us\n"
+        + row.format("net~0-0G")
+        + row.format("net~100-200G")
+    )
+    code, out, err = run("profiles", "score", str(path), "--json")
+    (table,) = json.loads(out)["tables"]
+    assert (code, err, len(table["groups"]), len(table["unpriced"])) == (0, "", 1, 1)
+    assert "unknown link 'net~0-0g'" in table["unpriced"][0]["reason"]
+
+
+def test_an_export_with_words_for_numbers_is_refused(run: Any, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "odd.sqlite")) as database:
+        database.execute("CREATE TABLE CUPTI_ACTIVITY_KIND_MEMCPY(copyKind, bytes, start, end)")
+        database.execute("INSERT INTO CUPTI_ACTIVITY_KIND_MEMCPY VALUES (1, 'many', 1, 2)")
+        database.commit()
+    code, _, err = run("profiles", "check", str(tmp_path / "odd.sqlite"))
+    assert (code, "events: times and sizes must be whole numbers; got (1, 'many', 1)" in err) == (2, True)
 
 
 def test_brackets_in_names_are_printed_as_they_are(run: Any, tmp_path: Path) -> None:
