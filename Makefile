@@ -9,6 +9,7 @@ export PLANNER_DATA ?= $(DATA)
 # Prerequisites of an installation; the stamps make a second run start at once.
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_FIT := $(VENV)/.installed-fit
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -43,16 +44,16 @@ format: $(INSTALLED_DEV) ## Rewrite the code as ruff formats it
 serve: $(INSTALLED) ## The REST service on http://127.0.0.1:8000/docs
 	$(BIN)/planner serve
 
-fit: $(INSTALLED) ## Fit kernel, link and stack parameters again on the measurements under DATA
+fit: $(INSTALLED_FIT) ## Fit kernel, link and stack parameters again on the measurements under DATA
 	$(BIN)/python -m costmodels.calibration.kernel_fit --data $(DATA) --out profiles/data/fits
 	$(MAKE) collectives
 	$(BIN)/python -m planner.validate.refit --data $(DATA)/endtoend --out profiles/data/fits/stacks.json
 	$(BIN)/python -m planner.validate.memory_fit --data $(DATA)/endtoend --out profiles/data/fits/stack_memory.json
 
-collectives: $(INSTALLED) ## Fit collectives again on the timings under DATA; rewrite docs/collectives.md
+collectives: $(INSTALLED_FIT) ## Fit collectives again on the timings under DATA; rewrite docs/collectives.md
 	$(BIN)/python -m costmodels.calibration.collective_report --data $(DATA) --out profiles/data/fits --page docs/collectives.md
 
-models: $(INSTALLED) ## Build the learned kernel models again from the timings under DATA; rewrite docs/kernels.md
+models: $(INSTALLED_FIT) ## Build the learned kernel models again from the timings under DATA; rewrite docs/kernels.md
 	$(BIN)/python -m costmodels.calibration.kernel_models --data $(DATA) --out profiles/data/models_learned
 	$(BIN)/python -m costmodels.calibration.kernel_page --out docs/kernels.md
 
@@ -88,4 +89,8 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 
 $(INSTALLED_DEV): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $(INSTALLED) $@
+
+$(INSTALLED_FIT): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[fit]'
 	@touch $(INSTALLED) $@
