@@ -81,6 +81,8 @@ def price_mlir(text: str, *, device: str | DeviceSpec, kernels: KernelCostModel 
     """
     if not isinstance(text, str):
         raise SpecError("mlir", f"must be text; got {type(text).__name__}")
+    if not isinstance(device, str | DeviceSpec):
+        raise SpecError("device", f"must be a name or a DeviceSpec; got {type(device).__name__}", "for example H100")
     spec = device if isinstance(device, DeviceSpec) else default_catalog().device(device, field="device")
     found = parse(text)
     priced = (kernels or kernel_model_of(spec)).predict(calls_of(found), spec)

@@ -98,3 +98,9 @@ def test_a_file_that_is_no_text_is_refused(
 def test_double_precision_products_have_no_price():
     with pytest.raises(SpecError, match="multiplies f64 with f64, for which no rate is known"):
         price_mlir(GEMM.replace("bf16", "f64"), device="A100-80GB")
+
+
+@pytest.mark.parametrize("device", [None, 3])
+def test_a_device_is_a_name_or_a_specification(device: object):
+    with pytest.raises(SpecError, match="device: must be a name or a DeviceSpec; got"):
+        price_mlir(GEMM, device=device)  # type: ignore[arg-type]
