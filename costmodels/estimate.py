@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from costmodels.kernels.calls import Basis
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from costmodels.stages import StageTable
 
@@ -37,6 +38,9 @@ MEMORY_PARTS = (
 # Prices that may lie outside the range their model was fitted on.
 EXTRAPOLATED = ("kernels", "collectives")
 
+# What prices rest on, surest first.
+BASES = tuple(basis.name.lower() for basis in Basis)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateBatch:
@@ -57,6 +61,7 @@ class EstimateBatch:
         fits: (N,) whether the peak is within usable device memory and offload within host memory.
         basis: (N,) weakest ``kernels.calls.Basis`` among the prices a plan rests on.
         extrapolated_share: ``EXTRAPOLATED`` to (N,) share of a layer's unhidden time priced outside the fitted domain.
+        basis_share: ``BASES`` to (N,) share of that time whose price rests on each; they add up to 1.
         model_flops: FLOPs of the model per step, no recomputation, causal attention counted in half.
         hardware_flops: (N,) the same with recomputation.
     """
@@ -77,6 +82,7 @@ class EstimateBatch:
     fits: BoolArray
     basis: IntArray
     extrapolated_share: dict[str, FloatArray]
+    basis_share: dict[str, FloatArray]
     model_flops: float
     hardware_flops: FloatArray
 

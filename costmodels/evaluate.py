@@ -6,7 +6,7 @@ import numpy as np
 
 from costmodels.arrays import largest, total
 from costmodels.context import CostContext
-from costmodels.estimate import EXTRAPOLATED, EstimateBatch
+from costmodels.estimate import BASES, EXTRAPOLATED, EstimateBatch
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
 from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.memory import host_memory_bytes, memory_interval, stage_memory
@@ -58,6 +58,7 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
         & (host_bytes <= context.cluster.node.host_memory_bytes),
         basis=trust.basis,
         extrapolated_share=trust.extrapolated_share,
+        basis_share=trust.basis_share,
         model_flops=model_flops_per_step(context.model, context.job, causal=True),
         hardware_flops=hardware_flops_per_step(
             context.model,
@@ -70,11 +71,12 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trust:
-    """(N,) half-width of the 90 % interval of log time, weakest basis, and shares priced by extrapolation."""
+    """(N,) half-width of the 90 % interval of log time, weakest basis, and shares of a layer's time."""
 
     half_width: FloatArray
     basis: IntArray
     extrapolated_share: dict[str, FloatArray]
+    basis_share: dict[str, FloatArray]
 
 
 def _trust(costs: LayerCosts, context: CostContext) -> _Trust:
@@ -96,8 +98,10 @@ def _trust(costs: LayerCosts, context: CostContext) -> _Trust:
             np.add(*(np.take(block.trust, block.of_row, axis=1) for block in blocks)),
         )
     shares = np.divide(trust[1:], trust[0], out=np.zeros_like(trust[1:]), where=trust[0] > 0)
+    of_plan = {name: np.take(share, of_row) for name, share in zip((*EXTRAPOLATED, *BASES), shares, strict=True)}
     return _Trust(
         half_width=np.sqrt((NORMAL_90 * context.stack.residual_log_std) ** 2 + np.log1p(kernel) ** 2),
         basis=np.maximum(*(np.take(block.basis, block.of_row) for block in blocks)),
-        extrapolated_share={name: np.take(share, of_row) for name, share in zip(EXTRAPOLATED, shares, strict=True)},
+        extrapolated_share={name: of_plan[name] for name in EXTRAPOLATED},
+        basis_share={name: of_plan[name] for name in BASES},
     )

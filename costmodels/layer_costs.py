@@ -93,8 +93,8 @@ class BlockCosts:
         of_row: (N,) shape of each plan.
         relative_half_width: (K,) half the 90 % interval over the kernel time.
         basis: (K,) weakest price basis.
-        trust: (3, K) seconds of its kernels and collectives, nothing hidden; of these, kernel and
-            collective seconds priced outside their fitted domains.
+        trust: (3 + bases, K) seconds of its kernels and collectives, nothing hidden; of these, kernel and
+            collective seconds priced outside their fitted domains, and seconds by ``Basis`` of their price.
     """
 
     seconds: FloatArray
@@ -213,5 +213,5 @@ def _block(
         of_row=groups.of_row,
         relative_half_width=np.divide(part.half_width_s, busy_s, out=np.zeros_like(busy_s), where=busy_s > 0),
         basis=part.basis,
-        trust=np.stack([busy_s + sent_s, part.extrapolated_kernel_s, part.extrapolated_collective_s]),
+        trust=np.stack([busy_s + sent_s, part.extrapolated_kernel_s, part.extrapolated_collective_s, *part.basis_s]),
     )

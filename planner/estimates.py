@@ -68,6 +68,7 @@ def _plan_estimate(
         host_memory_bytes=float(batch.host_memory_bytes[row]),
         basis=Basis(int(batch.basis[row])).name.lower(),
         extrapolated_share={name: float(share[row]) for name, share in batch.extrapolated_share.items()},
+        basis_share={name: float(share[row]) for name, share in batch.basis_share.items()},
         tokens_per_s=job.tokens_per_step * job.padding_efficiency / step_s,
         samples_per_s=job.global_batch_size / step_s,
         model_flops=batch.model_flops,

@@ -202,10 +202,12 @@ def _throughput(request: Request, best: PlanEstimate, console: Console) -> None:
     lines = [
         f"[bold]{seconds(best.step_time_s)}[/] per step ({seconds(best.step_time_low_s)} to "
         f"{seconds(best.step_time_high_s)}), {best.tokens_per_s:,.0f} tokens/s, "
-        f"{best.tokens_per_s_per_device:,.0f} per GPU, basis: {best.basis}",
+        f"{best.tokens_per_s_per_device:,.0f} per GPU",
         f"MFU {percent(best.mfu)} ({rate:,.0f} TFLOP/s per GPU; causal attention counted in half), "
         f"{percent(best.mfu_full_attention)} counting it in full, HFU {percent(best.hfu)}",
     ]
+    shares = [f"{percent(share)} {name}" for name, share in best.basis_share.items() if share >= 0.005]
+    lines.append(f"basis, by time of a layer: {', '.join(shares)}")
     run = best.run
     if run is not None:
         price = request.price

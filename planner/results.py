@@ -124,6 +124,7 @@ class PlanEstimate:
         basis: Weakest basis of its prices: ``measured``, ``learned``, ``analytic`` or ``assumed``.
         extrapolated_share: ``kernels`` and ``collectives`` to the share of a layer's time that they take and
             whose price lies outside the fitted domain.
+        basis_share: Basis to the share of a layer's time whose price rests on it.
         tokens_per_s: Useful tokens per second of all devices.
         samples_per_s: Sequences per second of all devices.
         model_flops: FLOPs of the model per step, causal attention counted in half.
@@ -152,6 +153,7 @@ class PlanEstimate:
     host_memory_bytes: float
     basis: str
     extrapolated_share: Mapping[str, float]
+    basis_share: Mapping[str, float]
     tokens_per_s: float
     samples_per_s: float
     model_flops: float

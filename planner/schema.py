@@ -139,6 +139,7 @@ def estimate_document(answer: PlanEstimate) -> dict[str, Any]:
         },
         "basis": answer.basis,
         "extrapolated_share": dict(answer.extrapolated_share),
+        "basis_share": dict(answer.basis_share),
     }
 
 

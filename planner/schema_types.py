@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from costmodels.estimate import EXTRAPOLATED, MEMORY_PARTS, TIME_PARTS
+from costmodels.estimate import BASES, EXTRAPOLATED, MEMORY_PARTS, TIME_PARTS
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute
 from planner.ranking import OBJECTIVES
 from planner.rules.base import FRAMEWORKS
@@ -141,8 +141,9 @@ def _estimate() -> Shape:
                 )
             ),
         ),
-        basis={"enum": ["measured", "learned", "analytic", "assumed"]},
+        basis={"enum": list(BASES)},
         extrapolated_share=_object(**dict.fromkeys(EXTRAPOLATED, _AMOUNT)),
+        basis_share=_object(**dict.fromkeys(BASES, _AMOUNT)),
     )
 
 

@@ -14,12 +14,14 @@ from costmodels.context import CostContext
 from costmodels.kernels.calls import (
     COLUMNS,
     INTEGER_COLUMNS,
+    Basis,
     GemmLayout,
     KernelCallBatch,
     KernelFamily,
     KernelOp,
     Prediction,
 )
+from costmodels.lowering.time_scales import kernel_time_scale
 from costmodels.plan import FloatArray, IntArray
 from profiles.precision import GEMM_FORMATS, NF4_BYTES
 
@@ -61,6 +63,7 @@ class PartCosts:
         stalled_s: (axes, K) least seconds of these collectives on a cluster where they stall, else 0.
         half_width_s: (K,) half the 90 % interval of the kernel seconds, all phases.
         basis: (K,) weakest basis of the kernel prices.
+        basis_s: (bases, K) of the kernel and collective seconds, those whose price rests on each ``Basis``.
         extrapolated_kernel_s: (K,) of the kernel seconds, those priced outside the fitted domain.
         extrapolated_collective_s: (K,) the same of the collective seconds.
     """
@@ -72,6 +75,7 @@ class PartCosts:
     stalled_s: FloatArray
     half_width_s: FloatArray
     basis: IntArray
+    basis_s: FloatArray
     extrapolated_kernel_s: FloatArray
     extrapolated_collective_s: FloatArray
 
@@ -254,29 +258,39 @@ class CallList:
             stalled_s=stalled_s,
             half_width_s=total(kernels.half_width_s) if self.sites else nothing,
             basis=np.max(kernels.basis, axis=0, initial=0, out=basis),
+            basis_s=kernels.seconds_by_basis() + transfers.seconds_by_basis(),
             extrapolated_kernel_s=total(kernels.extrapolated_s) if self.sites else nothing,
             extrapolated_collective_s=total(transfers.extrapolated_s) if self.transfers else nothing,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _PricedKernels:
-    """Prices of one list's kernel calls: (sites, K) tables, zero where a call does nothing."""
+class _Priced:
+    """Prices of one list's calls: (calls, K) tables, zero where a call does nothing."""
 
     seconds: FloatArray
-    launches: FloatArray
-    half_width_s: FloatArray
     extrapolated_s: FloatArray
     basis: IntArray
 
+    def seconds_by_basis(self) -> FloatArray:
+        """(bases, K) seconds whose price rests on each ``Basis``."""
+        nothing = np.zeros(self.seconds.shape[1])
+        return np.stack([total((nothing, *np.where(self.basis == basis, self.seconds, 0.0))) for basis in Basis])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _PricedTransfers:
-    """Prices of one list's collectives: (transfers, K) tables; ``calls`` is 1 where one is launched."""
+class _PricedKernels(_Priced):
+    """Prices of one list's kernel calls."""
 
-    seconds: FloatArray
+    launches: FloatArray
+    half_width_s: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PricedTransfers(_Priced):
+    """Prices of one list's collectives; ``calls`` is 1 where one is launched."""
+
     calls: FloatArray
-    extrapolated_s: FloatArray
     stalled_s: FloatArray
 
 
@@ -303,7 +317,7 @@ def _price_kernels(lists: Sequence[CallList]) -> list[_PricedKernels]:
     several = batch.op == KernelOp.MEMORY
     if not context.stack.grouped_experts:
         several = several | (batch.op == KernelOp.GROUPED_GEMM)
-    scale = np.where(batch.flops + batch.bytes > 0, _time_scale(batch, context), 0.0)
+    scale = np.where(batch.flops + batch.bytes > 0, kernel_time_scale(batch, context), 0.0)
     found = np.empty((5, len(batch)))
     found[0] = priced.time_s * scale
     found[1] = np.where(several, batch.batch, 1.0) * (scale > 0)
@@ -328,13 +342,16 @@ def _price_transfers(lists: Sequence[CallList]) -> list[_PricedTransfers]:
         part.fill_transfers(whole[0], sizes[0], whole[1:])
     op, group, stride = integers
     priced = price_collectives(context, op=op, size_bytes=size[0], group=group, stride=stride)
-    found = np.empty((4, calls))
+    found = np.empty((5, calls))
     found[0] = priced.time_s
     found[1] = (group > 1) & (size[0] > 0)
     found[2] = np.where(priced.extrapolated, priced.time_s, 0.0)
     found[3] = found[1] * stalled_s(context, op=op, group=group)
+    found[4] = priced.basis
     return [
-        _PricedTransfers(seconds=part[0], calls=part[1], extrapolated_s=part[2], stalled_s=part[3])
+        _PricedTransfers(
+            seconds=part[0], calls=part[1], extrapolated_s=part[2], stalled_s=part[3], basis=part[4].astype(int)
+        )
         for part in _split(found, shapes)
     ]
 
@@ -380,21 +397,3 @@ def core_format(context: CostContext) -> str:
     """Format of the attention core and the output head: 16-bit under 8- and 4-bit recipes."""
     name = context.job.numerics.gemm_format
     return "bf16" if name in ("fp8", "fp4") else name
-
-
-def _time_scale(calls: KernelCallBatch, context: CostContext) -> FloatArray:
-    """(calls,) how much slower than the fitted kernels this stack's are."""
-    stack, architecture = context.stack, context.cluster.device.architecture
-    by_format = np.full(len(GEMM_FORMATS), stack.gemm_time_scale)
-    by_format[GEMM_FORMATS.index("fp8")] = stack.fp8_time_scale
-    by_format[GEMM_FORMATS.index("fp4")] = stack.fp4_time_scale
-    if architecture == "blackwell":
-        by_format[[GEMM_FORMATS.index("fp16"), GEMM_FORMATS.index("bf16")]] *= stack.blackwell_16bit_time_scale
-    if architecture == "volta":
-        by_format *= stack.volta_gemm_time_scale
-    attention = stack.attention_time_scale
-    if architecture == "hopper":
-        attention *= stack.hopper_attention_time_scale
-    is_gemm = (calls.op == KernelOp.GEMM) | (calls.op == KernelOp.GROUPED_GEMM)
-    other = np.where(calls.op == KernelOp.MEMORY, stack.memory_time_scale, attention)
-    return np.where(is_gemm, by_format[calls.gemm_format], other)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from costmodels.context import CostContext
-from costmodels.estimate import EXTRAPOLATED, EstimateBatch
+from costmodels.estimate import BASES, EXTRAPOLATED, EstimateBatch
 from costmodels.plan import PlanBatch, Recompute
 from costmodels.stages import stage_table
 from planner.ranking import best_rows
@@ -43,6 +43,7 @@ def toy(plans: PlanBatch, context: CostContext) -> EstimateBatch:
         fits=(memory <= usable) & (host <= host_usable),
         basis=np.zeros(len(plans), dtype=np.int64),
         extrapolated_share=dict.fromkeys(EXTRAPOLATED, np.zeros(len(plans))),
+        basis_share=dict.fromkeys(BASES, np.zeros(len(plans))),
         model_flops=1.0,
         hardware_flops=np.ones(len(plans)),
     )

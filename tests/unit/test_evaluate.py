@@ -97,6 +97,15 @@ def test_the_shares_priced_by_extrapolation_are_of_a_layers_time():
     assert 0.0 < crossing.extrapolated_share["kernels"][0] < 1.0
 
 
+def test_the_shares_by_basis_make_up_a_layers_time():
+    plans = PlanBatch.from_plans([ExecutionPlan(), ExecutionPlan(tensor_parallel=8)])
+    found = evaluate(plans, real(kernels=RateKernels(basis=Basis.LEARNED)))
+    np.testing.assert_allclose(np.sum(list(found.basis_share.values()), axis=0), 1.0)
+    assert found.basis_share["learned"][0] == pytest.approx(1.0)  # no collectives
+    assert 0.0 < found.basis_share["learned"][1] < 1.0
+    assert not found.basis_share["assumed"].any()
+
+
 def test_a_plan_fits_when_its_peak_and_its_host_memory_do():
     plan = PlanBatch.from_plans([ExecutionPlan(offload_optimizer=True)])
     found = evaluate(plan, real())
