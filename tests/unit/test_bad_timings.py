@@ -11,9 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from planner import cli
 from planner.price_lists import stored_calibration
-from profiles import timing_store
 from profiles.calibrations import write_calibration
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
@@ -26,31 +24,6 @@ ROW: dict[str, Any] = {
 }  # fmt: skip
 HEADER = "source,gpu,dtype,m,n,k,batch,time_us,notes"
 H100 = default_catalog().device("H100-SXM-80GB")
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TimingStore:
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    found = TimingStore(directories=(tmp_path / "packaged", mine))
-    monkeypatch.setattr(timing_store, "default_store", lambda: found)
-    return found
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], store: TimingStore) -> Any:
-    del store
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            cli.main(arguments)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.mark.parametrize(

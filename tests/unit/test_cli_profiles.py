@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from planner import cli
-from profiles import timing_store
 from profiles.measure import collect as collecting
 from profiles.timing_files import read_timings, write_timings
 from profiles.timing_store import TimingStore
@@ -26,32 +24,6 @@ GEMM: dict[str, Any] = {
     "device": "H100-SXM-80GB", "method": "events", "statistic": "median", "time_s": 1.6e-3, "spread_s": 1.6e-5,
     "samples": 20, "source": "own measurement", "measured_on": "2026-11-20", "stack": "torch=2.13.0",
 }  # fmt: skip
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TimingStore:
-    mine = tmp_path / "catalog"
-    mine.mkdir()
-    found = TimingStore(directories=(tmp_path / "packaged", mine))
-    monkeypatch.setattr(timing_store, "default_store", lambda: found)
-    return found
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, store: TimingStore) -> Any:
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            cli.main(arguments)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def log(tmp_path: Path, time: str = "4000.50", name: str = "reduce.log") -> str:

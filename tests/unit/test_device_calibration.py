@@ -16,7 +16,6 @@ from planner import cli
 from planner.kernel_prices import price_mlir
 from planner.price_lists import default_kernel_model, kernel_model_from, prices_version, stored_calibration
 from planner.timings.calibration import MOST_ROWS, spread_out
-from profiles import timing_store
 from profiles.calibrations import calibration_path
 from profiles.catalog import Catalog, default_catalog
 from profiles.errors import SpecError
@@ -49,15 +48,6 @@ def pretended(count: int = 60, seed: int = 0) -> TimingTable:
     )
     priced = default_kernel_model().predict(calls_of(table), A40)
     return table.having(time_s=SLOWER * priced.time_s * np.exp(0.03 * random.standard_normal(count)))
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TimingStore:
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    found = TimingStore(directories=(tmp_path / "packaged", mine))
-    monkeypatch.setattr(timing_store, "default_store", lambda: found)
-    return found
 
 
 def calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> Any:
