@@ -1,0 +1,267 @@
+"""The scheduling problem left once every call has been priced: candidates, order, transfers and room in memory.
+
+Nothing here knows models or kernels. A call is a list of candidates (where, how long, how many bytes); a search picks
+one candidate for every call and an order in which calls that compete for GPUs take turns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from costmodels.plan import BoolArray, FloatArray, IntArray
+from profiles.errors import SpecError
+
+MOST_CALLS = 32
+MOST_CANDIDATES = 200_000  # of one call: 1,024 GPUs have 8,512 meshes, and each some twenty layouts
+MOST_GPUS = 16_384
+MOST_ITERATIONS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallCandidates:
+    """The ways to run one call. Arrays have shape [candidates] and agree row by row.
+
+    Attributes:
+        name: The call, such as ``actor_generate``; unique within a problem.
+        start: First GPU of the candidate's mesh.
+        size: GPUs of the mesh, ``start .. start + size - 1``; 0 for a call that needs none, such as a reward service.
+        time_s: Seconds the call takes there, during which the mesh does nothing else.
+        static_bytes: Bytes per GPU of the mesh held for the whole run.
+        active_bytes: Further bytes per GPU held only while the call runs.
+        strategy_id: Layout of the weights: candidates of one role with equal mesh and equal id hold equal shards.
+    """
+
+    name: str
+    start: IntArray
+    size: IntArray
+    time_s: FloatArray
+    static_bytes: FloatArray
+    active_bytes: FloatArray
+    strategy_id: IntArray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def stop(self) -> IntArray:
+        """One past the last GPU of each mesh, shape [candidates]."""
+        return self.start + self.size
+
+    def take(self, rows: IntArray | BoolArray) -> "CallCandidates":
+        """Only the given candidates, in the order given."""
+        return CallCandidates(
+            name=self.name,
+            start=self.start[rows],
+            size=self.size[rows],
+            time_s=self.time_s[rows],
+            static_bytes=self.static_bytes[rows],
+            active_bytes=self.active_bytes[rows],
+            strategy_id=self.strategy_id[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """What moving weights costs between the meshes of two calls, by classes of candidates.
+
+    A transfer occupies the meshes of both calls. Candidates that cost the same against every partner share a class,
+    which keeps the table small; a class may be a single candidate.
+
+    Attributes:
+        source_class: Class of each candidate of the parent. [parent candidates]
+        target_class: Class of each candidate of the child. [child candidates]
+        time_s: Seconds by (source class, target class).
+    """
+
+    source_class: IntArray
+    target_class: IntArray
+    time_s: FloatArray
+
+    def price(self, source: IntArray, target: IntArray) -> FloatArray:
+        """Seconds for pairs of candidates, given by row. Broadcasts."""
+        seconds: FloatArray = self.time_s[self.source_class[source], self.target_class[target]]
+        return seconds
+
+    def restrict(self, source: IntArray, target: IntArray) -> "Transfer":
+        """The same prices after the candidates of both calls were reduced to the given rows."""
+        return Transfer(
+            source_class=self.source_class[source], target_class=self.target_class[target], time_s=self.time_s
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """``child`` of iteration i starts after ``parent`` of iteration i - ``lag`` has ended.
+
+    Attributes:
+        parent: Index of the call waited for.
+        child: Index of the call that waits; may equal ``parent`` when ``lag`` is at least 1.
+        lag: 0 for data of the same iteration; 1 for weights of the iteration before; 1 + eta when versions may be eta
+            iterations old. An edge into an iteration before the first is void.
+        transfer: Weights that move from the parent's mesh to the child's in between; none when nothing moves.
+    """
+
+    parent: int
+    child: int
+    lag: int = 0
+    transfer: Transfer | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataflowProblem:
+    """Pick a candidate per call and an order, so that ``iterations`` iterations end as early as possible.
+
+    A GPU does one thing at a time. On every GPU, the static bytes of all calls whose mesh holds it plus the largest
+    active bytes among them fit its capacity.
+
+    Attributes:
+        calls: The calls of one iteration.
+        edges: Who waits for whom, within and across iterations.
+        capacity_bytes: Memory per GPU. [GPUs]
+        iterations: Iterations simulated; more than 1 when calls of neighbouring iterations may overlap.
+        replicas: Pairs (call, sibling) of one role: where both hold the same shards on the same mesh, the call's static
+            bytes are those of the sibling and count once. A call has at most one sibling.
+        gpus_per_node: Node size, for what nodes have in common; it does not restrict meshes.
+    """
+
+    calls: tuple[CallCandidates, ...]
+    edges: tuple[Edge, ...]
+    capacity_bytes: FloatArray
+    iterations: int = 1
+    replicas: tuple[tuple[int, int], ...] = field(default=())
+    gpus_per_node: int = 8
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        for call in self.calls:
+            _check_call(call, self.num_gpus)
+        _check_edges(self)
+        _check_replicas(self.replicas, len(self.calls))
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of the cluster."""
+        return len(self.capacity_bytes)
+
+    @property
+    def num_plans(self) -> int:
+        """Ways to pick a candidate for every call, before memory and order."""
+        product = 1
+        for call in self.calls:
+            product *= len(call)
+        return product
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the calls, by index."""
+        return tuple(call.name for call in self.calls)
+
+    def restrict(self, rows: Sequence[IntArray]) -> "DataflowProblem":
+        """The same problem with only the given candidates of each call."""
+        edges = tuple(
+            Edge(
+                parent=edge.parent,
+                child=edge.child,
+                lag=edge.lag,
+                transfer=edge.transfer and edge.transfer.restrict(rows[edge.parent], rows[edge.child]),
+            )
+            for edge in self.edges
+        )
+        return DataflowProblem(
+            calls=tuple(call.take(kept) for call, kept in zip(self.calls, rows, strict=True)),
+            edges=edges,
+            capacity_bytes=self.capacity_bytes,
+            iterations=self.iterations,
+            replicas=self.replicas,
+            gpus_per_node=self.gpus_per_node,
+        )
+
+
+def topological_order(num_calls: int, edges: Sequence[Edge]) -> tuple[int, ...]:
+    """Calls of one iteration, parents first; equally free calls by index.
+
+    Raises:
+        SpecError: If edges within an iteration form a circle; the message lists the calls on it.
+    """
+    parents = {
+        call: {edge.parent for edge in edges if edge.child == call and edge.lag == 0} for call in range(num_calls)
+    }
+    done: list[int] = []
+    while len(done) < num_calls:
+        free = [call for call in range(num_calls) if call not in done and parents[call] <= set(done)]
+        if not free:
+            waiting = [call for call in range(num_calls) if call not in done]
+            raise SpecError("edges", f"calls {waiting} wait for each other", "give one of these edges a lag of 1")
+        done.append(free[0])
+    return tuple(done)
+
+
+def _check_sizes(problem: DataflowProblem) -> None:
+    if not 1 <= len(problem.calls) <= MOST_CALLS:
+        raise SpecError("calls", f"{len(problem.calls)} calls", f"1 to {MOST_CALLS} calls can be scheduled")
+    names = problem.names()
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SpecError("calls", f"two calls are named {twice!r}")
+    capacity = problem.capacity_bytes
+    if not 1 <= len(capacity) <= MOST_GPUS:
+        raise SpecError("capacity_bytes", f"{len(capacity)} GPUs", f"1 to {MOST_GPUS}")
+    if not (np.isfinite(capacity).all() and (capacity > 0).all()):
+        raise SpecError("capacity_bytes", "not every GPU has a positive, finite number of bytes")
+    if not 1 <= problem.iterations <= MOST_ITERATIONS:
+        raise SpecError("iterations", f"{problem.iterations}", f"1 to {MOST_ITERATIONS}")
+    if problem.gpus_per_node < 1:
+        raise SpecError("gpus_per_node", f"{problem.gpus_per_node}", "at least 1")
+
+
+def _check_call(call: CallCandidates, num_gpus: int) -> None:
+    where = f"calls.{call.name[:80]}"
+    if not 1 <= len(call) <= MOST_CANDIDATES:
+        raise SpecError(where, f"{len(call)} candidates", f"1 to {MOST_CANDIDATES}")
+    columns = ("start", "size", "time_s", "static_bytes", "active_bytes", "strategy_id")
+    for column in columns:
+        values = getattr(call, column)
+        if values.shape != (len(call),):
+            raise SpecError(
+                f"{where}.{column}", f"shape {values.shape}", f"one value for each of {len(call)} candidates"
+            )
+    for column in ("time_s", "static_bytes", "active_bytes"):
+        values = getattr(call, column)
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            raise SpecError(f"{where}.{column}", "a value is negative or not finite")
+    if call.start.min() < 0 or call.size.min() < 0 or call.stop.max() > num_gpus:
+        raise SpecError(where, f"a mesh leaves the {num_gpus} GPUs of the cluster")
+
+
+def _check_edges(problem: DataflowProblem) -> None:
+    number = len(problem.calls)
+    for edge in problem.edges:
+        if not (0 <= edge.parent < number and 0 <= edge.child < number):
+            raise SpecError("edges", f"{edge.parent} -> {edge.child}", f"calls are numbered 0 to {number - 1}")
+        if edge.lag < 0:
+            raise SpecError("edges.lag", f"{edge.lag}", "0, or the number of iterations in between")
+        if edge.transfer is not None:
+            _check_transfer(edge, problem)
+    topological_order(number, problem.edges)
+
+
+def _check_transfer(edge: Edge, problem: DataflowProblem) -> None:
+    transfer = edge.transfer
+    if transfer is None:
+        return
+    parent, child = problem.calls[edge.parent], problem.calls[edge.child]
+    where = f"edges.{parent.name[:80]}->{child.name[:80]}.transfer"
+    rows, columns = transfer.time_s.shape
+    for classes, call, most in ((transfer.source_class, parent, rows), (transfer.target_class, child, columns)):
+        if classes.shape != (len(call),) or classes.min() < 0 or classes.max() >= most:
+            raise SpecError(where, f"classes of {call.name[:80]} do not match its candidates or the table")
+    if not (np.isfinite(transfer.time_s).all() and (transfer.time_s >= 0).all()):
+        raise SpecError(where, "a time is negative or not finite")
+
+
+def _check_replicas(replicas: Sequence[tuple[int, int]], number: int) -> None:
+    calls = [call for call, _ in replicas]
+    if any(not (0 <= call < number and 0 <= other < number and call != other) for call, other in replicas):
+        raise SpecError("replicas", f"{list(replicas)}", f"pairs of different calls, numbered 0 to {number - 1}")
+    if len(set(calls)) < len(calls) or set(calls) & {other for _, other in replicas}:
+        raise SpecError("replicas", f"{list(replicas)}", "name one call of the role as sibling of all others")
