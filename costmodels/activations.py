@@ -135,7 +135,7 @@ def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: St
     if job.fused_cross_entropy:
         copies = np.zeros(len(plans))
     over_t = tokens_per_rank(plans, job) / plans.tensor_parallel
-    return (element + copies) * model.vocab_size * over_t
+    return (element + copies) * model.output_width * over_t
 
 
 def _trains(job: TrainingJob, *targets: str) -> bool:

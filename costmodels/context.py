@@ -21,6 +21,8 @@ class CostContext:
         stack: The framework that runs it.
         kernels: Prices kernel calls.
         collectives: Prices collective calls.
+        forward_only: Nothing is differentiated: calls of backward passes are neither lowered nor priced.
+        implementation: Who runs the kernels (``costmodels.kernels.implementations``); 0: the training stack.
     """
 
     model: ModelSpec
@@ -29,3 +31,5 @@ class CostContext:
     stack: StackSpec
     kernels: KernelCostModel
     collectives: CollectiveCostModel
+    forward_only: bool = False
+    implementation: int = 0

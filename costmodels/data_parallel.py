@@ -12,8 +12,8 @@ import numpy as np
 
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
-from costmodels.lowering.calls import price_collectives, stalled_s
 from costmodels.lowering.grouping import group_rows
+from costmodels.lowering.transfers import price_collectives, stalled_s
 from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree, fullest_stage
 from profiles.precision import ELEMENT_BYTES

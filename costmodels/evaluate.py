@@ -38,7 +38,7 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     peak_bytes = largest(per_stage)
     low_bytes, high_bytes = memory_interval(peak_bytes, context)
     host_bytes = host_memory_bytes(plans, stages, context, parameters)
-    trust = _trust(costs, context)
+    trust = price_trust(costs, context)
     spread = trust.half_width
     return EstimateBatch(
         step_time_s=step.step_time_s,
@@ -70,7 +70,7 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Trust:
+class Trust:
     """(N,) half-width of the 90 % interval of log time, weakest basis, and shares of a layer's time."""
 
     half_width: FloatArray
@@ -79,7 +79,7 @@ class _Trust:
     basis_share: dict[str, FloatArray]
 
 
-def _trust(costs: LayerCosts, context: CostContext) -> _Trust:
+def price_trust(costs: LayerCosts, context: CostContext) -> Trust:
     """How far to trust the price of a layer, which stands for the whole step.
 
     Kernel prices and the stack's residual are independent: their log variances add. The two blocks of a
@@ -99,7 +99,7 @@ def _trust(costs: LayerCosts, context: CostContext) -> _Trust:
         )
     shares = np.divide(trust[1:], trust[0], out=np.zeros_like(trust[1:]), where=trust[0] > 0)
     of_plan = {name: np.take(share, of_row) for name, share in zip((*EXTRAPOLATED, *BASES), shares, strict=True)}
-    return _Trust(
+    return Trust(
         half_width=np.sqrt((NORMAL_90 * context.stack.residual_log_std) ** 2 + np.log1p(kernel) ** 2),
         basis=np.maximum(*(np.take(block.basis, block.of_row) for block in blocks)),
         extrapolated_share={name: of_plan[name] for name in EXTRAPOLATED},

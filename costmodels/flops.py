@@ -20,7 +20,7 @@ def matmul_parameters(model: ModelSpec) -> float:
     """Weights that multiply every token, all layers and the head: routed experts count k of E."""
     moe_layers = model.num_moe_layers
     plain = layer_parameters(model, moe=False)
-    total = 1.0 * model.vocab_size * model.hidden_size
+    total = 1.0 * model.output_width * model.hidden_size
     total += (model.num_layers - moe_layers) * (plain.attention + plain.dense_mlp)
     if model.moe is not None:
         mixed = layer_parameters(model, moe=True)
@@ -80,7 +80,7 @@ def hardware_flops_per_step(
         recomputed_layer_share: (N,) share of the layers recomputed in full.
     """
     core = attention_core_flops_per_token(model, job.sequence_length, causal=True)
-    head = 1.0 * model.vocab_size * model.hidden_size
+    head = 1.0 * model.output_width * model.hidden_size
     layers_forward = 2 * (matmul_parameters(model) - head) + core
     repeated = np.where(recompute == Recompute.SELECTIVE, core, recomputed_layer_share * layers_forward)
     return model_flops_per_step(model, job, causal=True) + repeated * job.tokens_per_step

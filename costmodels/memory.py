@@ -132,7 +132,7 @@ def tensor_memory(
         parts=parts,
         dynamic=start,
         used=stages.count > 0,
-        communicators=_communicators(plans)[:, None],
+        communicators=communicators(plans)[:, None],
         usable_bytes=np.full((len(plans), 1), context.cluster.device.usable_memory_bytes),
     )
 
@@ -210,7 +210,7 @@ def _loss_and_working(
     """
     job = context.job
     logits = logits_bytes(plans, context.model, job, context.stack)
-    gradient = job.numerics.storage_bytes * context.model.vocab_size * tokens_per_rank(plans, job)
+    gradient = job.numerics.storage_bytes * context.model.output_width * tokens_per_rank(plans, job)
     head = gradient / plans.tensor_parallel + end_gradient_bytes(plans, context)
     at_head = np.maximum(np.maximum(held.working, head) - logits, 0.0)
     logits = logits * np.where(plans.schedule == Schedule.GPIPE, plans.num_microbatches, 1)
@@ -318,7 +318,7 @@ def _cached(parts: Mapping[str, FloatArray], tensors: TensorMemory, stack: Stack
     return kept
 
 
-def _communicators(plans: PlanBatch) -> FloatArray:
+def communicators(plans: PlanBatch) -> FloatArray:
     """(N,) process groups with more than one rank: each keeps buffers outside PyTorch's allocator."""
     groups = np.zeros(len(plans))
     for ranks in (

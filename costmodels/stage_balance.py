@@ -24,7 +24,7 @@ def balanced_stage_layers(model: ModelSpec, stages: int) -> tuple[int, ...]:
     """
     h = model.hidden_size
     layer = 4 * h * model.num_attention_heads * model.head_dim + 3 * h * model.ffn_hidden_size
-    total = model.num_layers * layer + model.vocab_size * h
+    total = model.num_layers * layer + model.output_width * h
     counts = [0] * stages
     rank, cost = 0, 0
     for _ in range(model.num_layers):

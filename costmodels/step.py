@@ -14,8 +14,8 @@ from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
 from costmodels.layer_costs import COMPONENTS, RECOMPUTED, BlockCosts, LayerCosts
-from costmodels.lowering.calls import price_collectives
 from costmodels.lowering.grouping import Groups, group_rows
+from costmodels.lowering.transfers import price_collectives
 from costmodels.optimizer import memory_seconds_per_byte, optimizer_s
 from costmodels.overlap import exposed_s
 from costmodels.pipeline import pipeline_s
@@ -121,7 +121,7 @@ def step_time(
     parts["optimizer"] = optimizer_s(plans, parameters, context)
     parts["offload"] = np.where(plans.offload_activations, np.take(distinct.offload_s, of_row), 0.0)
     known = np.take(distinct.pipeline_s, of_row) + parts["data_parallel"] + parts["optimizer"] + parts["offload"]
-    straggling = known * context.stack.straggler_fraction_per_doubling * _doublings(plans, context)
+    straggling = known * context.stack.straggler_fraction_per_doubling * scale_out_doublings(plans, context)
     per_step = context.stack.step_overhead_s + straggling
     parts["overhead"] = parts["overhead"] + per_step
     step = StepTime(
@@ -179,7 +179,7 @@ def _pipeline(
     forward_s, input_s, weight_s = _stage_seconds(plans, multiplicity, repeated, stages, costs)
     accumulate_s = _accumulation_s(plans, parameters, context)
     weight_s = weight_s + accumulate_s
-    transfer_s, transfer_total_s = _pipeline_transfer(plans, context)
+    transfer_s, transfer_total_s = pipeline_transfer(plans, context)
     per_micro = context.stack.microbatch_overhead_s * plans.virtual_stages
     forward_s = forward_s + (transfer_s + per_micro / 2)[:, None]
     input_s = input_s + (transfer_s + per_micro / 2)[:, None]
@@ -339,7 +339,7 @@ def _at_stage(stages: StageTable, which: IntArray) -> _Multiplicity:
     )
 
 
-def _pipeline_transfer(plans: PlanBatch, context: CostContext) -> tuple[FloatArray, FloatArray]:
+def pipeline_transfer(plans: PlanBatch, context: CostContext) -> tuple[FloatArray, FloatArray]:
     """(N,) exposed and total seconds that one micro-batch spends crossing to the next stage, one way.
 
     Interleaving crosses v times but overlaps them with other chunks (arXiv:2104.04473 section 2.2).
@@ -388,7 +388,7 @@ def _activation_offload_s(
     return exposed_s(moved_s, work_s, 1.0) * plans.num_microbatches
 
 
-def _doublings(plans: PlanBatch, context: CostContext) -> FloatArray:
+def scale_out_doublings(plans: PlanBatch, context: CostContext) -> FloatArray:
     """(N,) how often the device count doubles beyond one node."""
     nodes = plans.num_devices / context.cluster.node.devices_per_node
     doublings: FloatArray = np.log2(np.maximum(nodes, 1.0))

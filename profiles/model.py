@@ -4,7 +4,7 @@ Dimension names are those of Hugging Face configurations. What it leaves out, on
 vision towers and state-space layers; a configuration that needs them is rejected by ``hf_config``.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from profiles.errors import SpecError
 
@@ -86,6 +86,7 @@ class ModelSpec:
         parallel_residual: Attention and MLP read the same input (GPT-NeoX, Falcon).
         attention_sinks: One learned logit per query head (gpt-oss).
         head_bias: The output head carries a bias (GPT-J, Phi-2).
+        value_head: The output head gives one number per token instead of one per word (critics, reward models).
         embedding_norm: A norm directly after the embedding (BLOOM).
         embedding_dim: Width of the embedding where it is projected to ``hidden_size`` and back
             (OPT-350M); 0 when it is ``hidden_size`` itself.
@@ -120,6 +121,7 @@ class ModelSpec:
     parallel_residual: bool = False
     attention_sinks: bool = False
     head_bias: bool = False
+    value_head: bool = False
     embedding_norm: bool = False
     embedding_dim: int = 0
     latent_attention: LatentAttention | None = None
@@ -144,6 +146,8 @@ class ModelSpec:
             if not 1 <= value <= largest:
                 raise SpecError(f"model.{name}", f"must be between 1 and {largest}; got {value}")
         self._check_optional()
+        if self.value_head and self.tie_word_embeddings:
+            raise SpecError("model.value_head", "shares nothing with the embedding", "tie_word_embeddings false")
         if self.num_attention_heads % self.num_key_value_heads:
             raise SpecError(
                 "model.num_key_value_heads",
@@ -215,6 +219,16 @@ class ModelSpec:
         return sum(self.layer_is_moe)
 
     @property
+    def output_width(self) -> int:
+        """Numbers the output head gives per token: the vocabulary, or one."""
+        return 1 if self.value_head else self.vocab_size
+
+    @property
     def mlp_matrices(self) -> int:
         """Weight matrices of one MLP: 3 when gated, else 2."""
         return 3 if self.gated_mlp else 2
+
+
+def with_value_head(model: ModelSpec) -> ModelSpec:
+    """The same transformer as a critic or reward model: a head of one number per token of its own."""
+    return replace(model, value_head=True, tie_word_embeddings=False, head_bias=False, published_parameters=None)

@@ -168,8 +168,8 @@ def position_parameters(model: ModelSpec) -> int:
 def head_parameters(model: ModelSpec) -> int:
     """Parameters the output head adds: 0 when tied to the embedding, apart from its bias if any."""
     width = model.embedding_dim or model.hidden_size
-    matrix = 0 if model.tie_word_embeddings else model.vocab_size * width
-    return matrix + (model.vocab_size if model.head_bias else 0)
+    matrix = 0 if model.tie_word_embeddings else model.output_width * width
+    return matrix + (model.output_width if model.head_bias else 0)
 
 
 def embedding_norm_parameters(model: ModelSpec) -> int:

@@ -37,10 +37,10 @@ def lower_embedding(shape: RankShape, context: CostContext) -> CallList:
 
 
 def lower_head(shape: RankShape, context: CostContext) -> CallList:
-    """Output projection and cross-entropy over the vocabulary, sharded over t."""
+    """Output projection and cross-entropy over the vocabulary, sharded over t; a value head is on every rank."""
     calls = CallList(context, len(shape))
     model, job = context.model, context.job
-    vocabulary = model.vocab_size / shape.tensor
+    vocabulary = np.ones(len(shape)) if model.value_head else model.vocab_size / shape.tensor
     trained = not job.trains_adapters_only
     calls.linear(shape.tokens, model.hidden_size, vocabulary, trained=trained, gemm_format=core_format(context))
     passes = _FUSED_LOSS_PASSES if job.fused_cross_entropy else _LOSS_PASSES
@@ -66,6 +66,8 @@ def lower_head(shape: RankShape, context: CostContext) -> CallList:
         Axis.TENSOR_BACKWARD, CollectiveOp.ALL_GATHER, gathers_back * scattered, group=shape.tensor, stride=one
     )
     calls.transfer(Axis.TENSOR_BACKWARD, CollectiveOp.REDUCE_SCATTER, scattered, group=shape.tensor, stride=one)
+    if model.value_head:
+        return calls
     # Largest logit, sum of exponentials and the target's logit of every token, in fp32.
     calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.ALL_REDUCE, 12 * shape.tokens, group=shape.tensor, stride=one)
     return calls

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.arrays import total
-from costmodels.collectives import CollectiveCallBatch, CollectiveOp, ranks_per_domain
+from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import (
     COLUMNS,
@@ -19,9 +19,9 @@ from costmodels.kernels.calls import (
     KernelCallBatch,
     KernelFamily,
     KernelOp,
-    Prediction,
 )
 from costmodels.lowering.time_scales import kernel_time_scale
+from costmodels.lowering.transfers import price_collectives, stalled_s
 from costmodels.plan import FloatArray, IntArray
 from profiles.precision import GEMM_FORMATS, NF4_BYTES
 
@@ -49,6 +49,10 @@ class Axis(IntEnum):
     CONTEXT_BACKWARD = 3
     EXPERT_FORWARD = 4
     EXPERT_BACKWARD = 5
+
+
+_BACKWARD_PHASES = (Phase.INPUT_GRADIENT, Phase.WEIGHT_GRADIENT)
+_BACKWARD_AXES = (Axis.TENSOR_BACKWARD, Axis.CONTEXT_BACKWARD, Axis.EXPERT_BACKWARD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,15 +206,20 @@ class CallList:
             flops=flops,
             bytes=traffic_bytes,
             element_bytes=min(self.context.job.numerics.storage_bytes, 4.0),
+            implementation=float(self.context.implementation),
         )
 
     def transfer(
         self, axis: Axis, op: CollectiveOp, size_bytes: FloatArray, *, group: IntArray, stride: IntArray
     ) -> None:
         """A collective over ``group`` ranks that lie ``stride`` apart."""
+        if self.context.forward_only and axis in _BACKWARD_AXES:
+            return
         self._transfers.append((axis, op, size_bytes, group, stride))
 
     def _add(self, phase: Phase, **columns: FloatArray | float) -> None:
+        if self.context.forward_only and phase in _BACKWARD_PHASES:
+            return
         self._columns.append(columns)
         self._phases.append(phase)
 
@@ -363,34 +372,6 @@ def _split(table: NDArray[Any], shapes: Sequence[tuple[int, int]]) -> list[NDArr
         views.append(table[:, start : start + sites * width].reshape(len(table), sites, width))
         start += sites * width
     return views
-
-
-def price_collectives(
-    context: CostContext, *, op: IntArray, size_bytes: FloatArray, group: IntArray, stride: IntArray
-) -> Prediction:
-    """Collectives over groups whose members lie ``stride`` ranks apart, on the context's cluster."""
-    calls = CollectiveCallBatch(
-        op=op,
-        size_bytes=size_bytes,
-        group_size=group,
-        ranks_per_domain=ranks_per_domain(group, stride, context.cluster.domain_devices),
-    )
-    priced = context.collectives.predict(calls, context.cluster)
-    crosses = calls.ranks_per_domain < calls.group_size
-    scale = np.where(crosses, context.stack.scale_out_time_scale, context.stack.collective_time_scale)
-    return Prediction(
-        time_s=priced.time_s * scale,
-        low_s=priced.low_s * scale,
-        high_s=priced.high_s * scale,
-        basis=priced.basis,
-        extrapolated=priced.extrapolated,
-    )
-
-
-def stalled_s(context: CostContext, *, op: IntArray, group: IntArray) -> FloatArray:
-    """(K,) least seconds of collectives over ``group`` ranks by ``NodeSpec.collective_rank_s``; 0 within one node."""
-    per_rank_s = context.cluster.node.collective_rank_s * (context.cluster.num_nodes > 1)
-    return np.where((op == CollectiveOp.SEND_RECV) | (group == 1), 0.0, per_rank_s * group)
 
 
 def core_format(context: CostContext) -> str:

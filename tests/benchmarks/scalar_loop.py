@@ -14,14 +14,14 @@ from typing import Any
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
 from costmodels.layer_costs import COMPONENTS, layer_costs
-from costmodels.memory import _communication, _communicators, _loss_and_working
+from costmodels.memory import _communication, _loss_and_working, communicators
 from costmodels.model_state import end_gradient_bytes, state_bytes
 from costmodels.optimizer import memory_seconds_per_byte, optimizer_s
 from costmodels.plan import PlanBatch, Recompute, Schedule
 from costmodels.stage_activations import stage_activations
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
-from costmodels.step import _pipeline_transfer
+from costmodels.step import pipeline_transfer
 
 Row = dict[str, Any]
 _COLUMNS = (
@@ -49,7 +49,7 @@ def prepare(plans: PlanBatch, context: CostContext) -> list[Row]:
         **{name: getattr(plans, name).tolist() for name in _COLUMNS},
         **{name: getattr(stages, name).tolist() for name in ("count", "layers", "has_embedding", "has_head")},
         "ahead": stages.ahead[stages.groups.of_row].tolist(),
-        "transfer_s": _pipeline_transfer(plans, context)[0].tolist(),
+        "transfer_s": pipeline_transfer(plans, context)[0].tolist(),
         "gradients_s": traffic.gradients_s.tolist(),
         "parameters_s": traffic.parameters_s.tolist(),
         "gathers": traffic.gathers_per_microbatch.tolist(),
@@ -62,7 +62,7 @@ def prepare(plans: PlanBatch, context: CostContext) -> list[Row]:
         "logits": logits.tolist(),
         "end_gradient": end_gradient_bytes(plans, context).tolist(),
         "communication": _communication(plans, parameters, context).tolist(),
-        "context": (context.stack.context_bytes + context.stack.communicator_bytes * _communicators(plans)).tolist(),
+        "context": (context.stack.context_bytes + context.stack.communicator_bytes * communicators(plans)).tolist(),
         "blocks": list(zip(*blocks, strict=True)),
     }
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

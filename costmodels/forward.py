@@ -1,0 +1,151 @@
+"""A forward pass over a batch without a backward pass: seconds, and the memory it needs.
+
+What reward models, reference models and teachers do. It is the forward part of a training step by the same lowering
+and the same prices: no gradient is computed, kept, reduced or applied.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.activations import layer_activations, logits_bytes, tokens_per_rank
+from costmodels.arrays import largest, total
+from costmodels.context import CostContext
+from costmodels.data_parallel import data_parallel_traffic
+from costmodels.evaluate import price_trust
+from costmodels.layer_costs import LayerCosts, layer_costs
+from costmodels.memory import TensorMemory, communicators, with_overheads
+from costmodels.model_state import unit_parameters
+from costmodels.overlap import exposed_s
+from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.stage_parameters import StageParameters, expert_shard_degree, stage_parameters
+from costmodels.stages import StageTable, stage_table
+from costmodels.step import pipeline_transfer, scale_out_doublings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardEstimate:
+    """N priced forward passes.
+
+    Attributes:
+        time_s: (N,) seconds of all micro-batches.
+        low_s, high_s: (N,) 90 % interval.
+        weight_bytes: (N,) weights of the stage that holds most.
+        peak_bytes: (N,) memory of the fullest stage.
+        basis: (N,) weakest ``Basis``.
+    """
+
+    time_s: FloatArray
+    low_s: FloatArray
+    high_s: FloatArray
+    weight_bytes: FloatArray
+    peak_bytes: FloatArray
+    basis: IntArray
+
+
+def forward_pass(plans: PlanBatch, context: CostContext) -> ForwardEstimate:
+    """Price a forward pass of every plan: ``num_microbatches`` of ``micro_batch_size`` sequences per rank.
+
+    Args:
+        plans: N plans. ZeRO 3 shards the weights and gathers them for every micro-batch.
+        context: With ``forward_only`` set, so that nothing else is priced.
+
+    Returns:
+        Seconds and bytes in the order of the plans.
+
+    Source:
+        The pipeline fills once and drains once: m + p - 1 times the slowest of equal stages (arXiv:1811.06965).
+    """
+    stages = stage_table(plans, context.model)
+    parameters = stage_parameters(plans, stages, context.model, context.job)
+    costs = layer_costs(plans, context)
+    stage_s = forward_stage_s(plans, stages, costs, context)
+    slowest_s = largest(stage_s)
+    once_s = total((stage_s * stages.count).T)
+    time_s = once_s + (plans.num_microbatches - 1) * slowest_s
+    time_s = time_s + _gathering_s(plans, parameters, context, forward_s=slowest_s)
+    stack = context.stack
+    time_s = time_s * (1 + stack.straggler_fraction_per_doubling * scale_out_doublings(plans, context))
+    time_s = (time_s + stack.step_overhead_s) * stack.step_time_scale
+    trust = price_trust(costs, context)
+    weights = weight_bytes(plans, parameters, context)
+    return ForwardEstimate(
+        time_s=time_s,
+        low_s=time_s * np.exp(-trust.half_width),
+        high_s=time_s * np.exp(trust.half_width),
+        weight_bytes=largest(weights),
+        peak_bytes=largest(_memory(plans, stages, parameters, weights, context)),
+        basis=trust.basis,
+    )
+
+
+def forward_stage_s(plans: PlanBatch, stages: StageTable, costs: LayerCosts, context: CostContext) -> FloatArray:
+    """(N, S) seconds of one micro-batch on each stage, the way to the next stage included; 0 in unused columns."""
+    moe_layers = stages.moe_layers
+    seconds = stages.layers * costs.attention.forward_s()[:, None]
+    seconds = seconds + (stages.layers - moe_layers) * costs.dense_mlp.forward_s()[:, None]
+    if costs.expert_mlp is not None:
+        seconds = seconds + moe_layers * costs.expert_mlp.forward_s()[:, None]
+    seconds = seconds + stages.has_embedding * costs.embedding.forward_s()[:, None]
+    seconds = seconds + stages.has_head * costs.head.forward_s()[:, None]
+    transfer_s, _ = pipeline_transfer(plans, context)
+    each_s = transfer_s + context.stack.microbatch_overhead_s / 2
+    return np.where(stages.count > 0, seconds + each_s[:, None], 0.0)
+
+
+def weight_bytes(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
+    """(N, S) bytes of the weights one rank of each stage holds, in storage precision; ZeRO 3 divides them."""
+    storage = context.job.numerics.storage_bytes
+    sharded = plans.zero_stage >= 3
+    dense = np.where(sharded, plans.shard_degree, 1)[:, None]
+    expert = np.where(sharded, expert_shard_degree(plans, parameters), 1)[:, None]
+    held: FloatArray = storage * (parameters.dense / dense + parameters.expert / expert)
+    return held
+
+
+def _gathering_s(
+    plans: PlanBatch, parameters: StageParameters, context: CostContext, *, forward_s: FloatArray
+) -> FloatArray:
+    """(N,) exposed seconds of gathering sharded weights, for every micro-batch."""
+    sharded = plans.zero_stage >= 3
+    if not sharded.any():
+        return np.zeros(len(plans))
+    gather_s = data_parallel_traffic(plans, parameters, context).parameters_s
+    hide = np.where(plans.overlap_param_gather, context.stack.data_parallel_overlap, 0.0)
+    shown_s = exposed_s(gather_s, forward_s, hide)
+    rounds = np.where(plans.pipeline_parallel > 1, 1, plans.num_microbatches)  # kept whole under a pipeline
+    return np.where(sharded, rounds * shown_s, 0.0)
+
+
+def _memory(
+    plans: PlanBatch, stages: StageTable, parameters: StageParameters, weights: FloatArray, context: CostContext
+) -> FloatArray:
+    """(N, S) bytes: weights, what one layer keeps (nothing outlives it), logits, buffers, and what a stack adds."""
+    model, job, stack = context.model, context.job, context.stack
+    working = np.zeros(len(plans))
+    for moe in {model.num_moe_layers > 0, model.num_moe_layers == model.num_layers}:
+        working = np.maximum(working, layer_activations(plans, model, job, stack, moe=moe).whole)
+    boundary = 2 * job.numerics.storage_bytes * model.hidden_size * tokens_per_rank(plans, job)
+    received = np.where(plans.pipeline_parallel > 1, boundary, 0.0)
+    sharded = (plans.zero_stage >= 3) & (plans.shard_degree > 1)
+    unit = unit_parameters(plans, model)[:, None] * stack.unsharded_units
+    gathered = np.minimum(unit, parameters.dense + parameters.expert) * job.numerics.storage_bytes
+    shape = weights.shape
+    activations = np.broadcast_to(working[:, None], shape)
+    logits = stages.has_head * logits_bytes(plans, model, job, stack)[:, None]
+    nothing = np.zeros(shape)
+    tensors = TensorMemory(
+        parts={
+            "weights": weights,
+            "gradients": nothing,
+            "optimizer": nothing,
+            "activations": activations,
+            "logits": logits,
+            "communication": received[:, None] + np.where(sharded[:, None], gathered, 0.0),
+        },
+        dynamic=activations + logits,
+        used=stages.count > 0,
+        communicators=communicators(plans)[:, None],
+        usable_bytes=np.full((len(plans), 1), context.cluster.device.usable_memory_bytes),
+    )
+    return total(with_overheads(tensors, stack).values())

@@ -1,0 +1,36 @@
+"""Collectives of plans, priced on the context's cluster and scaled as its stack runs them."""
+
+import numpy as np
+
+from costmodels.collectives import CollectiveCallBatch, CollectiveOp, ranks_per_domain
+from costmodels.context import CostContext
+from costmodels.kernels.calls import Prediction
+from costmodels.plan import FloatArray, IntArray
+
+
+def price_collectives(
+    context: CostContext, *, op: IntArray, size_bytes: FloatArray, group: IntArray, stride: IntArray
+) -> Prediction:
+    """Collectives over groups whose members lie ``stride`` ranks apart, on the context's cluster."""
+    calls = CollectiveCallBatch(
+        op=op,
+        size_bytes=size_bytes,
+        group_size=group,
+        ranks_per_domain=ranks_per_domain(group, stride, context.cluster.domain_devices),
+    )
+    priced = context.collectives.predict(calls, context.cluster)
+    crosses = calls.ranks_per_domain < calls.group_size
+    scale = np.where(crosses, context.stack.scale_out_time_scale, context.stack.collective_time_scale)
+    return Prediction(
+        time_s=priced.time_s * scale,
+        low_s=priced.low_s * scale,
+        high_s=priced.high_s * scale,
+        basis=priced.basis,
+        extrapolated=priced.extrapolated,
+    )
+
+
+def stalled_s(context: CostContext, *, op: IntArray, group: IntArray) -> FloatArray:
+    """(K,) least seconds of collectives over ``group`` ranks by ``NodeSpec.collective_rank_s``; 0 within one node."""
+    per_rank_s = context.cluster.node.collective_rank_s * (context.cluster.num_nodes > 1)
+    return np.where((op == CollectiveOp.SEND_RECV) | (group == 1), 0.0, per_rank_s * group)

@@ -1,0 +1,158 @@
+"""What one model call costs on every number of devices with every legal strategy, through the one cost path.
+
+``call_costs`` is what the compiler of dataflows and their searches build on: they choose rows of its tables and never
+price anything themselves. Training rows come from ``costmodels.evaluate``, inference rows from ``costmodels.forward``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from costmodels.arrays import largest, total
+from costmodels.context import CostContext
+from costmodels.estimate import EstimateBatch
+from costmodels.evaluate import evaluate
+from costmodels.forward import forward_pass, weight_bytes
+from costmodels.model_calls import CallKind, CallTable, ModelCall
+from costmodels.plan import FloatArray, PlanBatch
+from costmodels.stage_parameters import stage_parameters
+from planner.dataflow.dominance import undominated
+from planner.dataflow.strategies import strategies, training_job
+from planner.price_lists import default_collective_model, kernel_model_of
+from profiles.errors import SpecError
+from profiles.hardware import MAX_DEVICES, ClusterSpec
+from profiles.model import ModelSpec
+from profiles.stack import StackSpec
+
+TRAINER = "trainer"
+_PERSISTENT = ("weights", "gradients", "optimizer")
+MAX_SIZES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSetting:
+    """What all calls of a dataflow have in common.
+
+    Attributes:
+        cluster: The devices; calls take some of them.
+        stack: The training framework, which also runs inference.
+        engines: Engines generation may use.
+    """
+
+    cluster: ClusterSpec
+    stack: StackSpec
+    engines: tuple[str, ...] = (TRAINER,)
+
+
+def call_costs(
+    call: ModelCall, model: ModelSpec, setting: CallSetting, sizes: Sequence[int], *, fitting: bool = True
+) -> CallTable:
+    """Every useful way to run a call on each of some numbers of devices.
+
+    Args:
+        call: What is computed.
+        model: The model, as its role names it; ``call.value_head`` gives it the head it needs.
+        setting: Cluster, training framework and engines.
+        sizes: Numbers of devices: part of a node, or whole nodes.
+        fitting: Leave out rows that do not fit a device even on their own.
+
+    Returns:
+        Rows without dominated ones (``planner.dataflow.dominance``), grouped by layout; empty when no layout is legal.
+
+    Raises:
+        SpecError: If a size is not one the cluster has.
+    """
+    _check_sizes(sizes, setting.cluster)
+    wanted = call.model(model)
+    if call.kind is CallKind.TRAIN:
+        table = _training(call, wanted, setting, sizes)
+    else:
+        table = _inference(call, wanted, setting, sizes)
+    if fitting:
+        peak = table.static_bytes + table.active_bytes
+        table = table.take(np.flatnonzero(peak <= setting.cluster.device.usable_memory_bytes))
+    return undominated(table)
+
+
+def call_context(call: ModelCall, model: ModelSpec, setting: CallSetting) -> CostContext:
+    """What prices of a training or inference call depend on besides the plan.
+
+    Free blocks that an allocator keeps while there is room for them are not memory the call needs.
+    """
+    return CostContext(
+        model=model,
+        cluster=setting.cluster,
+        job=training_job(call),
+        stack=replace(setting.stack, cache_fraction=0.0),
+        kernels=kernel_model_of(setting.cluster.device),
+        collectives=default_collective_model(),
+        forward_only=call.kind is not CallKind.TRAIN,
+    )
+
+
+def _check_sizes(sizes: Sequence[int], cluster: ClusterSpec) -> None:
+    if not 1 <= len(sizes) <= MAX_SIZES:
+        raise SpecError("sizes", f"must be 1 to {MAX_SIZES} numbers of devices; got {len(sizes)}")
+    each = cluster.node.devices_per_node
+    for size in sizes:
+        if not 1 <= size <= min(cluster.num_devices, MAX_DEVICES):
+            raise SpecError("sizes", f"must be between 1 and the {cluster.num_devices} devices; got {size}")
+        if size > each and size % each:
+            raise SpecError("sizes", f"must be whole nodes of {each} devices, or part of one; got {size}")
+
+
+def _strategies(call: ModelCall, model: ModelSpec, setting: CallSetting, sizes: Sequence[int]) -> PlanBatch:
+    return strategies(
+        model,
+        call,
+        sizes,
+        framework=setting.stack.framework,
+        domain_devices=min(setting.cluster.domain_devices, setting.cluster.node.devices_per_node),
+    )
+
+
+def _training(call: ModelCall, model: ModelSpec, setting: CallSetting, sizes: Sequence[int]) -> CallTable:
+    plans, context = _strategies(call, model, setting, sizes), call_context(call, model, setting)
+    priced = evaluate(plans, context)
+    static, active = _split(priced)
+    parameters = stage_parameters(plans, priced.stages, model, context.job)
+    return CallTable(
+        engines=(TRAINER,),
+        engine=np.zeros(len(plans), dtype=np.int64),
+        plans=plans,
+        concurrent=np.zeros(len(plans), dtype=np.int64),
+        time_s=priced.step_time_s * call.mini_batches,
+        low_s=priced.step_time_low_s * call.mini_batches,
+        high_s=priced.step_time_high_s * call.mini_batches,
+        static_bytes=static,
+        weight_bytes=np.minimum(largest(weight_bytes(plans, parameters, context)), static),
+        active_bytes=active,
+        offloadable_bytes=static,
+        basis=priced.basis,
+    )
+
+
+def _split(priced: EstimateBatch) -> tuple[FloatArray, FloatArray]:
+    """(N,) bytes held between calls on the stage that holds most, and what the fullest stage takes beyond that."""
+    static = largest(total(priced.memory_parts_bytes[name] for name in _PERSISTENT))
+    return static, np.maximum(priced.peak_memory_bytes - static, 0.0)
+
+
+def _inference(call: ModelCall, model: ModelSpec, setting: CallSetting, sizes: Sequence[int]) -> CallTable:
+    plans, context = _strategies(call, model, setting, sizes), call_context(call, model, setting)
+    priced = forward_pass(plans, context)
+    return CallTable(
+        engines=(TRAINER,),
+        engine=np.zeros(len(plans), dtype=np.int64),
+        plans=plans,
+        concurrent=np.zeros(len(plans), dtype=np.int64),
+        time_s=priced.time_s,
+        low_s=priced.low_s,
+        high_s=priced.high_s,
+        static_bytes=priced.weight_bytes,
+        weight_bytes=priced.weight_bytes,
+        active_bytes=np.maximum(priced.peak_bytes - priced.weight_bytes, 0.0),
+        offloadable_bytes=priced.weight_bytes,
+        basis=priced.basis,
+    )

@@ -1,0 +1,159 @@
+"""Every legal way to lay one model call out on each of several numbers of devices.
+
+Tensor parallelism stays inside one scale-up domain: a group across hosts is what users of colocated engines report as
+slow (OpenRLHF issue 889), and all published plans keep it inside. Context parallelism comes into play for long
+sequences only, as in ``planner.space``. Legality is that of the framework that runs the call.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from costmodels.model_calls import CallKind, ModelCall
+from costmodels.plan import BoolArray, IntArray, PlanBatch, Recompute
+from costmodels.workload import LoraSpec, TrainingJob
+from planner.constraints import rules_for, sieve
+from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, Setting, divisors
+from planner.space import CONTEXT_TOKENS, LONG_SEQUENCE, MICRO_BATCH_TOKENS
+from profiles.errors import SpecError
+from profiles.model import ModelSpec
+
+MAX_STRATEGY_ROWS = 4_000_000
+# Sharding that costs no time next to less of it, or is the only one there is.
+_ZERO_STAGES = {FSDP: (3,), HUGGINGFACE: (3,), DEEPSPEED: (1, 2, 3)}
+_RECOMPUTE = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
+_LORA_TARGETS = LoraSpec().targets
+
+Columns = dict[str, IntArray]
+
+
+def training_job(call: ModelCall) -> TrainingJob:
+    """One mini-batch of the call as a training job; of an inference or generation call, all its sequences."""
+    lora = None
+    if call.kind is CallKind.TRAIN and call.task != "full":
+        lora = LoraSpec(rank=call.lora_rank, targets=_LORA_TARGETS)
+    return TrainingJob(
+        sequence_length=call.sequence_tokens,
+        global_batch_size=call.num_sequences // call.mini_batches,
+        task=call.task if lora is not None else "full",
+        precision=call.precision,
+        lora=lora,
+    )
+
+
+def strategies(
+    model: ModelSpec, call: ModelCall, sizes: Sequence[int], *, framework: str, domain_devices: int
+) -> PlanBatch:
+    """Plans of a training or inference call on each number of devices.
+
+    Args:
+        model: With the head the call needs.
+        call: What is computed.
+        sizes: Numbers of devices.
+        framework: Whose rules apply.
+        domain_devices: Devices per scale-up domain, the most a tensor-parallel group may span.
+
+    Returns:
+        Every legal plan, in the order of the sizes: degrees, micro-batch sizes, recomputation (training only).
+
+    Raises:
+        SpecError: If there are too many.
+    """
+    job = training_job(call)
+    columns = degrees(model, sizes, domain_devices=domain_devices, sequence_tokens=job.sequence_length)
+    columns = _micro_batched(columns, job, exact=call.kind is CallKind.TRAIN)
+    if call.kind is CallKind.TRAIN:
+        columns = _crossed(columns, recompute=[int(mode) for mode in _RECOMPUTE])
+    columns = _crossed(columns, zero_stage=list(_ZERO_STAGES.get(framework, (1,))))
+    count = len(columns["tensor_parallel"])
+    if count > MAX_STRATEGY_ROWS:
+        raise SpecError("call", f"{count} ways to run it are too many", "fewer device counts, or a smaller batch")
+    plans = _plans(columns, model, job)
+    return plans.take(np.flatnonzero(_accepted(plans, Setting(
+        model=model, job=job, num_devices=max(sizes), framework=framework
+    ), call)))  # fmt: skip
+
+
+def degrees(
+    model: ModelSpec, sizes: Sequence[int], *, domain_devices: int, sequence_tokens: int, contexts: bool = True
+) -> Columns:
+    """Columns of tensor, pipeline, data, context, expert and expert-tensor degrees that fill each number of devices."""
+    rows: list[tuple[int, int, int, int]] = []
+    most = sequence_tokens // CONTEXT_TOKENS if contexts and sequence_tokens >= LONG_SEQUENCE else 1
+    for size in sizes:
+        for t in divisors(size):
+            if t > domain_devices or model.num_attention_heads % t:
+                continue
+            for p in divisors(size // t):
+                rest = size // (t * p)
+                if p <= model.num_layers:
+                    rows += [(t, p, rest // c, c) for c in divisors(rest) if c <= most and c & (c - 1) == 0]
+    table = np.asarray(rows, dtype=np.int64).reshape(-1, 4)
+    names = ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel")
+    columns = dict(zip(names, table.T, strict=True))
+    if model.moe is None:
+        return columns
+    experts = divisors(model.moe.num_experts)
+    columns = _crossed(columns, expert_parallel=experts, split=[0, 1])
+    split, tensor = columns.pop("split"), columns["tensor_parallel"]
+    columns["expert_tensor_parallel"] = np.where(split == 1, tensor, 1)
+    ranks = tensor * columns["data_parallel"] * columns["context_parallel"]
+    fits = ranks % (columns["expert_parallel"] * columns["expert_tensor_parallel"]) == 0
+    return _kept(columns, fits & ((split == 0) | (tensor > 1)))
+
+
+def _crossed(columns: Columns, **choices: Sequence[int]) -> Columns:
+    """Every row with every combination of the choices."""
+    for name, values in choices.items():
+        rows = len(next(iter(columns.values())))
+        columns = {key: np.repeat(column, len(values)) for key, column in columns.items()}
+        columns[name] = np.tile(np.asarray(values, dtype=np.int64), rows)
+    return columns
+
+
+def _kept(columns: Columns, mask: BoolArray) -> Columns:
+    return {name: column[mask] for name, column in columns.items()}
+
+
+def _micro_batched(columns: Columns, job: TrainingJob, *, exact: bool) -> Columns:
+    """Micro-batch sizes in powers of two, and their number; ``exact``: ranks and micro-batches divide the batch."""
+    batch = job.global_batch_size
+    most = max(MICRO_BATCH_TOKENS // job.sequence_length, 1)
+    sizes = [1 << k for k in range(batch.bit_length()) if 1 << k <= most]
+    if exact:
+        columns = _kept(columns, batch % columns["data_parallel"] == 0)
+    else:
+        columns = _kept(columns, columns["data_parallel"] <= batch)
+    per_rank = -(-batch // columns["data_parallel"])
+    columns = _crossed(columns | {"per_rank": per_rank}, micro_batch_size=sizes)
+    per_rank, size = columns.pop("per_rank"), columns["micro_batch_size"]
+    columns["num_microbatches"] = -(-per_rank // size)
+    return _kept(columns, (size <= per_rank) & ((per_rank % size == 0) | (not exact)))
+
+
+def _plans(columns: Columns, model: ModelSpec, job: TrainingJob) -> PlanBatch:
+    """The columns as plans; layers that do not divide over the stages leave the remainder on the last one."""
+    t, p = columns["tensor_parallel"], columns["pipeline_parallel"]
+    remainder = model.num_layers - -(-model.num_layers // p) * (p - 1)
+    shards = (t > 1) & (job.sequence_length % (t * columns["context_parallel"]) == 0)
+    last = np.where((model.num_layers % p != 0) & (remainder > 0), remainder, 0)
+    return PlanBatch.from_columns(
+        len(t),
+        **columns,
+        sequence_parallel=shards,
+        last_stage_layers=last,
+        overlap_param_gather=columns["zero_stage"] > 0,
+    )
+
+
+def _accepted(plans: PlanBatch, setting: Setting, call: ModelCall) -> BoolArray:
+    """(N,) whether the framework accepts each plan on the devices it fills.
+
+    Inference needs no whole batch per rank: the last micro-batch may be smaller.
+    """
+    waived = {"world_size"}
+    if call.kind is not CallKind.TRAIN:
+        waived |= {"global_batch", "data_parallel_divides_batch"}
+    rules = [rule for rule in rules_for(setting.framework) if rule.name not in waived]
+    accepted, _ = sieve(plans, setting, rules)
+    return accepted

@@ -1,0 +1,172 @@
+"""Tables of call costs: legal rows only, the same prices as plans, nothing useful dropped."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodels.evaluate import evaluate
+from costmodels.lengths import fixed_length
+from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
+from costmodels.plan import PlanBatch
+from planner.constraints import legal
+from planner.dataflow.call_costs import CallSetting, call_context, call_costs
+from planner.dataflow.dominance import undominated
+from planner.dataflow.strategies import strategies, training_job
+from planner.rules.base import Setting
+from profiles.catalog import default_catalog
+from profiles.cluster_string import parse_cluster
+from profiles.errors import SpecError
+from profiles.model_presets import resolve_model
+from profiles.parameters import total_parameters
+from profiles.stacks import find_stack
+from tests.fakes import mixture
+
+CLUSTER = parse_cluster("4x8xH100", default_catalog(), fabric=None)
+LLAMA = resolve_model("llama-2-7b", default_catalog(), allow_paths=False).spec
+SETTING = CallSetting(cluster=CLUSTER, stack=find_stack("megatron"))
+
+
+def call(kind: CallKind = CallKind.TRAIN, **changes: object) -> ModelCall:
+    values: dict[str, object] = {
+        "kind": kind,
+        "num_sequences": 512,
+        "prompt_tokens": 1024,
+        "output": fixed_length(1024),
+        "mini_batches": 4 if kind is CallKind.TRAIN else 1,
+    }
+    return ModelCall(**values | changes)  # type: ignore[arg-type]
+
+
+def test_training_is_priced_as_the_mini_batches_of_a_training_job() -> None:
+    table = call_costs(call(), LLAMA, SETTING, [8, 16])
+    row = int(np.argmin(table.time_s))
+    plan = table.plans.plan(row)
+    alone = evaluate(PlanBatch.from_plans([plan]), call_context(call(), LLAMA, SETTING))
+    assert table.time_s[row] == pytest.approx(4 * alone.step_time_s[0])
+    assert plan.data_parallel * plan.micro_batch_size * plan.num_microbatches == 128
+    assert table.static_bytes[row] + table.active_bytes[row] == pytest.approx(alone.peak_memory_bytes[0])
+
+
+def test_every_training_row_is_legal_for_the_framework() -> None:
+    wanted = call()
+    plans = strategies(LLAMA, wanted, [8], framework="megatron", domain_devices=8)
+    assert legal(plans, Setting(model=LLAMA, job=training_job(wanted), num_devices=8, framework="megatron")).all()
+    assert {1, 2, 4, 8} == set(plans.tensor_parallel.tolist())
+
+
+def test_weights_of_an_inference_call_are_two_bytes_each() -> None:
+    table = call_costs(call(CallKind.INFERENCE), LLAMA, SETTING, [8])
+    whole = (table.plans.tensor_parallel == 1) & (table.plans.pipeline_parallel == 1)
+    assert table.static_bytes[whole] == pytest.approx(2 * total_parameters(LLAMA))
+    assert (table.static_bytes == table.weight_bytes).all()
+    assert (table.offloadable_bytes == table.static_bytes).all()
+
+
+def test_inference_may_leave_the_last_micro_batch_smaller() -> None:
+    table = call_costs(call(CallKind.INFERENCE, num_sequences=500), LLAMA, SETTING, [24])
+    three = table.plans.data_parallel == 3
+    assert three.any()
+    assert (table.plans.num_microbatches * table.plans.micro_batch_size * 3 >= 500)[three].all()
+
+
+def test_a_critic_computes_no_vocabulary() -> None:
+    actor = call_costs(call(CallKind.INFERENCE), LLAMA, SETTING, [8])
+    critic = call_costs(call(CallKind.INFERENCE, value_head=True), LLAMA, SETTING, [8])
+    assert critic.time_s.min() < actor.time_s.min()
+    assert critic.active_bytes.min() < actor.active_bytes.min()
+
+
+def test_inference_is_a_fraction_of_training() -> None:
+    trained = call_costs(call(CallKind.TRAIN, mini_batches=1), LLAMA, SETTING, [8])
+    inferred = call_costs(call(CallKind.INFERENCE), LLAMA, SETTING, [8])
+    assert 0.2 < inferred.time_s.min() / trained.time_s.min() < 0.4
+
+
+def test_dominated_rows_go_and_only_those() -> None:
+    wanted = call()
+    plans = strategies(LLAMA, wanted, [8, 32], framework="megatron", domain_devices=8)
+    whole = call_costs(wanted, LLAMA, SETTING, [8, 32], fitting=False)
+    priced = evaluate(plans, call_context(wanted, LLAMA, SETTING))
+    assert len(whole) < len(plans)
+    for row in range(len(plans)):
+        alike = np.flatnonzero(
+            (whole.plans.tensor_parallel == plans.tensor_parallel[row])
+            & (whole.plans.pipeline_parallel == plans.pipeline_parallel[row])
+            & (whole.plans.data_parallel == plans.data_parallel[row])
+        )
+        better = (whole.time_s[alike] <= 4 * priced.step_time_s[row] * (1 + 1e-12)) & (
+            whole.static_bytes[alike] + whole.active_bytes[alike] <= priced.peak_memory_bytes[row] * (1 + 1e-12)
+        )
+        assert better.any()
+
+
+def test_equal_rows_keep_one() -> None:
+    table = call_costs(call(), LLAMA, SETTING, [8])
+    assert len(undominated(concatenated([table, table]))) == len(table)
+
+
+def test_what_does_not_fit_is_left_out_unless_asked_for() -> None:
+    big = resolve_model("llama-2-70b", default_catalog(), allow_paths=False).spec
+    assert len(call_costs(call(), big, SETTING, [8])) == 0
+    table = call_costs(call(), big, SETTING, [8], fitting=False)
+    assert (table.static_bytes + table.active_bytes > CLUSTER.device.usable_memory_bytes).all()
+
+
+def test_experts_get_their_degrees() -> None:
+    table = call_costs(call(), mixture(), SETTING, [8])
+    assert {1, 2, 4, 8} <= set(table.plans.expert_parallel.tolist())
+
+
+def test_several_sizes_are_priced_as_each_alone() -> None:
+    together = call_costs(call(), LLAMA, SETTING, [1, 2, 4, 8, 16])
+    for size in (2, 8):
+        alone = call_costs(call(), LLAMA, SETTING, [size])
+        part = together.take(np.flatnonzero(together.num_devices == size))
+        assert part.time_s == pytest.approx(alone.time_s, rel=1e-12)
+        assert part.active_bytes == pytest.approx(alone.active_bytes, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([], "sizes: must be 1 to 4096 numbers of devices; got 0"),
+        ([40], "sizes: must be between 1 and the 32 devices; got 40"),
+        ([12], "sizes: must be whole nodes of 8 devices, or part of one; got 12"),
+    ],
+)
+def test_sizes_the_cluster_has_not_are_refused(sizes: list[int], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        call_costs(call(), LLAMA, SETTING, sizes)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_sequences": 0}, "call.num_sequences: must be between 1 and 4194304; got 0"),
+        (
+            {"mini_batches": 3},
+            "call.mini_batches: must divide the 512 sequences; got 3. Hint: a divisor of the batch",
+        ),
+        ({"task": "pretrain"}, "call.task: unknown value 'pretrain'. Hint: use one of full, lora, qlora"),
+    ],
+)
+def test_calls_that_make_no_sense_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        call(**changes)
+    assert str(caught.value) == message
+
+
+def test_generation_needs_lengths() -> None:
+    with pytest.raises(SpecError, match=r"call\.output: is needed"):
+        call(CallKind.GENERATE, output=None)
+
+
+def test_joined_tables_join_their_engines() -> None:
+    table: CallTable = call_costs(call(), LLAMA, SETTING, [8])
+    other = replace(table, engines=("other",))
+    joined = concatenated([table, other])
+    assert joined.engines == ("trainer", "other")
+    assert joined.engine.tolist() == [0] * len(table) + [1] * len(table)
+    assert joined.scaled(2.0).time_s.sum() == pytest.approx(4 * table.time_s.sum())
