@@ -1,0 +1,231 @@
+"""Workflows in which a policy learns from what it generates.
+
+Each function returns the graph of one family; sources are listed in ``planner.dataflow.presets``.
+Data keys name what moves: token ids, one number per token (log-probabilities, values) or per sequence.
+"""
+
+from dataclasses import replace
+from fractions import Fraction
+
+from planner.dataflow.graph import (
+    EXTERNAL,
+    GENERATE,
+    INFERENCE,
+    TRAIN,
+    VALUE_HEAD,
+    Call,
+    Dataflow,
+    Role,
+    RoleCopy,
+)
+from planner.dataflow.preset_settings import MODEL_REWARD, Settings
+
+_RESPONSES = ("sequences", "logprobs")
+
+
+def ppo(settings: Settings) -> Dataflow:
+    """Generate; score with reward, reference and critic; train actor and critic."""
+    signals, scoring, roles = _scores(settings, Fraction(1), critics=("critic",))
+    inputs = (*_RESPONSES, *signals)
+    return Dataflow(
+        name="ppo",
+        roles=(_actor(settings), *roles),
+        calls=(
+            _generation(Fraction(1)),
+            *scoring,
+            _training("actor_train", "actor", inputs, settings),
+            _training("critic_train", "critic", inputs, settings),
+        ),
+    )
+
+
+def ppo_ema(settings: Settings) -> Dataflow:
+    """PPO; after training, the reference moves towards the actor."""
+    graph = ppo(settings)
+    if not settings.kl:
+        return graph
+    return Dataflow(
+        name="ppo-ema",
+        roles=tuple(replace(role, stays=True) if role.name == "ref" else role for role in graph.roles),
+        calls=graph.calls,
+        copies=(RoleCopy(source="actor", target="ref", share=settings.copy_share),),
+    )
+
+
+def safe_rlhf(settings: Settings) -> Dataflow:
+    """PPO with costs: a cost model and a cost critic, and a pre-training loss if wanted."""
+    signals, scoring, roles = _scores(settings, Fraction(1), critics=("critic", "cost_critic"))
+    cost = _inference("cost_inf", "cost", ("sequences",), ("costs",), Fraction(1))
+    inputs = (*_RESPONSES, *signals, "costs")
+    calls = [
+        _generation(Fraction(1)),
+        *scoring,
+        cost,
+        _training("actor_train", "actor", inputs, settings),
+        _training("critic_train", "critic", inputs, settings),
+        _training("cost_critic_train", "cost_critic", inputs, settings),
+    ]
+    dataset: tuple[str, ...] = ("prompts",)
+    if settings.pretrain_loss:
+        # One step on the sum of both losses: the second batch comes after the first, on the same weights.
+        dataset = ("prompts", "pretrain_text")
+        first = next(index for index, call in enumerate(calls) if call.name == "actor_train")
+        calls[first] = replace(calls[first], outputs=("actor_gradients",))
+        calls.append(_training("actor_pretrain", "actor", ("pretrain_text", "actor_gradients"), settings))
+    cost_role = Role(name="cost", like="cost_critic", head=VALUE_HEAD)
+    return Dataflow(name="safe-rlhf", roles=(_actor(settings), *roles, cost_role), calls=tuple(calls), dataset=dataset)
+
+
+def group_relative(settings: Settings) -> Dataflow:
+    """GRPO, RLOO, REINFORCE++ and DAPO: no critic; the reward of a response is compared with others'."""
+    trained = Fraction(settings.group_size)
+    sampled = trained * settings.oversampling
+    signals, scoring, roles = _scores(settings, trained, rewarded=sampled)
+    return Dataflow(
+        name="grpo",
+        roles=(_actor(settings), *roles),
+        calls=(
+            _generation(sampled),
+            *scoring,
+            _training("actor_train", "actor", (*_RESPONSES, *signals), settings, trained),
+        ),
+    )
+
+
+def remax(settings: Settings) -> Dataflow:
+    """A sampled and a greedy response per prompt, the reward of the second as baseline of the first."""
+    sampled, greedy = ("sequences", "logprobs"), ("greedy_sequences",)
+    signals, scoring, roles = _scores(settings, Fraction(1))
+    baseline = _reward("greedy_reward", settings, greedy, ("baselines",), Fraction(1))
+    return Dataflow(
+        name="remax",
+        roles=(_actor(settings), *roles),
+        calls=(
+            Call(name="sample_gen", kind=GENERATE, role="actor", inputs=("prompts",), outputs=sampled),
+            Call(name="greedy_gen", kind=GENERATE, role="actor", inputs=("prompts",), outputs=greedy),
+            *scoring,
+            baseline,
+            _training("actor_train", "actor", (*_RESPONSES, *signals, "baselines"), settings),
+        ),
+    )
+
+
+def distill_on_policy(settings: Settings) -> Dataflow:
+    """The student generates, the teacher scores, the student trains."""
+    group = Fraction(settings.group_size)
+    return Dataflow(
+        name="distill-on-policy",
+        roles=(Role(name="student", task=settings.task), Role(name="teacher", stays=True)),
+        calls=(
+            Call(
+                name="student_gen",
+                kind=GENERATE,
+                role="student",
+                inputs=("prompts",),
+                outputs=("sequences",),
+                factor=group,
+            ),
+            _inference("teacher_inf", "teacher", ("sequences",), ("teacher_logprobs",), group),
+            _training("student_train", "student", ("sequences", "teacher_logprobs"), settings, group),
+        ),
+    )
+
+
+def multi_round_dpo(settings: Settings) -> Dataflow:
+    """Two responses per prompt, judged; DPO against a reference that is refreshed between rounds."""
+    pair = Fraction(2)
+    judge = _reward("judge", settings, ("sequences",), ("preferences",), pair)
+    roles = [_actor(settings), Role(name="ref", like="actor")]
+    if settings.reward == MODEL_REWARD:
+        roles.append(Role(name="reward", like="actor", head=VALUE_HEAD))
+    return Dataflow(
+        name="mrdpo",
+        roles=tuple(roles),
+        calls=(
+            _generation(pair),
+            judge,
+            _inference("ref_inf", "ref", ("sequences",), ("ref_logprobs",), pair),
+            _training("actor_train", "actor", ("sequences", "preferences", "ref_logprobs"), settings, pair),
+        ),
+        copies=(RoleCopy(source="actor", target="ref", every=settings.copy_every),),
+    )
+
+
+def raft(settings: Settings) -> Dataflow:
+    """Generate a group, keep the best response, train on it as supervised data."""
+    graph = best_of_n(settings)
+    roles = tuple(_actor(settings) if role.name == "actor" else role for role in graph.roles)
+    train = _training("sft_train", "actor", ("sequences", "rewards"), settings)
+    return Dataflow(name="raft", roles=roles, calls=(*graph.calls, train))
+
+
+def best_of_n(settings: Settings) -> Dataflow:
+    """Generate a group and score it; choosing costs nothing."""
+    group = Fraction(settings.group_size)
+    roles = [Role(name="actor")]
+    if settings.reward == MODEL_REWARD:
+        roles.append(Role(name="reward", like="actor", head=VALUE_HEAD))
+    reward = _reward("reward_inf", settings, ("sequences",), ("rewards",), group)
+    return Dataflow(name="best-of-n", roles=tuple(roles), calls=(_generation(group), reward))
+
+
+def _actor(settings: Settings) -> Role:
+    return Role(name="actor", task=settings.task)
+
+
+def _generation(factor: Fraction) -> Call:
+    return Call(name="actor_gen", kind=GENERATE, role="actor", inputs=("prompts",), outputs=_RESPONSES, factor=factor)
+
+
+def _inference(name: str, role: str, inputs: tuple[str, ...], outputs: tuple[str, ...], factor: Fraction) -> Call:
+    return Call(name=name, kind=INFERENCE, role=role, inputs=inputs, outputs=outputs, factor=factor)
+
+
+def _training(
+    name: str, role: str, inputs: tuple[str, ...], settings: Settings, factor: Fraction = Fraction(1)
+) -> Call:
+    return Call(name=name, kind=TRAIN, role=role, inputs=inputs, factor=factor, mini_batches=settings.mini_batches)
+
+
+def _reward(name: str, settings: Settings, inputs: tuple[str, ...], outputs: tuple[str, ...], factor: Fraction) -> Call:
+    """Scores by a reward model on devices, or by a service beside them."""
+    if settings.reward == MODEL_REWARD:
+        return _inference(name, "reward", inputs, outputs, factor)
+    return Call(
+        name=name,
+        kind=EXTERNAL,
+        inputs=inputs,
+        outputs=outputs,
+        factor=factor,
+        latency_s=settings.latency_s,
+        concurrency=settings.concurrency,
+    )
+
+
+def _scores(
+    settings: Settings, factor: Fraction, *, rewarded: Fraction | None = None, critics: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], list[Call], list[Role]]:
+    """The signals training needs, the calls that make them and the roles those use.
+
+    Args:
+        settings: Whether there is a reference, and what rewards.
+        factor: Sequences per item that are trained on.
+        rewarded: Sequences per item that get a reward, if more.
+        critics: Value models, each with an inference of its own.
+    """
+    signals, calls, roles = ["rewards"], [], []
+    calls.append(_reward("reward_inf", settings, ("sequences",), ("rewards",), rewarded or factor))
+    # Groups that survive are known only once rewards are there, so oversampled workflows score them after.
+    scored = ("sequences", "rewards") if rewarded is not None and rewarded > factor else ("sequences",)
+    for critic in critics:
+        value = f"{critic}_values"
+        calls.append(_inference(f"{critic}_inf", critic, scored, (value,), factor))
+        roles.append(Role(name=critic, like="actor" if critic == critics[0] else critics[0], head=VALUE_HEAD))
+        signals.append(value)
+    if settings.reward == MODEL_REWARD:
+        roles.append(Role(name="reward", like=critics[0] if critics else "actor", head=VALUE_HEAD))
+    if settings.kl:
+        calls.append(_inference("ref_inf", "ref", scored, ("ref_logprobs",), factor))
+        roles.append(Role(name="ref", like="actor"))
+        signals.append("ref_logprobs")
+    return tuple(signals), calls, roles

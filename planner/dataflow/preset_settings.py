@@ -1,0 +1,72 @@
+"""What the workflows known by name let a user change."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from costmodels.workload import TASKS
+from planner.dataflow.graph import EXTERNAL, MAX_FACTOR, MAX_LATENCY_S, MAX_SEQUENCES
+from profiles.errors import SpecError
+
+MODEL_REWARD = "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settings of presets; each preset takes some of them.
+
+    Attributes:
+        group_size: Responses per prompt.
+        mini_batches: Optimizer steps per iteration.
+        kl: Whether a frozen reference scores the responses.
+        reward: ``model`` (a reward model on devices) or ``external`` (a verifier beside them).
+        latency_s: Seconds an external verifier, judge or labeller takes per sequence.
+        concurrency: Sequences it handles at once.
+        oversampling: Prompts generated per prompt trained on, at least 1.
+        task: ``full``, ``lora`` or ``qlora``: how the policy is trained.
+        pretrain_loss: Whether a pre-training batch of the same size is trained on too.
+        copy_share: Share of the policy that goes into the reference per iteration.
+        copy_every: Iterations between two refreshes of the reference.
+        tree_depth: Levels of a tree of responses.
+        tree_branches: Branches at each level.
+        prefetch: Iterations a teacher may run ahead of its student.
+    """
+
+    group_size: int = 1
+    mini_batches: int = 1
+    kl: bool = True
+    reward: str = MODEL_REWARD
+    latency_s: float = 0.0
+    concurrency: int = 1024
+    oversampling: Fraction = Fraction(1)
+    task: str = "full"
+    pretrain_loss: bool = False
+    copy_share: float = 1.0
+    copy_every: int = 1
+    tree_depth: int = 3
+    tree_branches: int = 2
+    prefetch: int = 1
+
+    def __post_init__(self) -> None:
+        for name, most in (("group_size", MAX_FACTOR), ("mini_batches", MAX_SEQUENCES), ("tree_depth", 10)):
+            _between(name, getattr(self, name), 1, most)
+        _between("tree_branches", self.tree_branches, 2, 16)
+        _between("concurrency", self.concurrency, 1, MAX_SEQUENCES)
+        _between("copy_every", self.copy_every, 1, 1 << 20)
+        _between("prefetch", self.prefetch, 0, 64)
+        _between("oversampling", self.oversampling, 1, 64)
+        if not 0 <= self.latency_s <= MAX_LATENCY_S:
+            raise SpecError("job.latency_s", f"must be between 0 and {MAX_LATENCY_S:g}; got {self.latency_s:g}")
+        if not 0 < self.copy_share <= 1:
+            raise SpecError("job.copy_share", f"must be above 0 and at most 1; got {self.copy_share:g}")
+        for name, known in (("reward", (MODEL_REWARD, EXTERNAL)), ("task", TASKS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise SpecError(f"job.{name}", f"unknown value {value[:40]!r}", "use one of " + ", ".join(known))
+        if self.tree_branches**self.tree_depth > MAX_FACTOR:
+            leaves = self.tree_branches**self.tree_depth
+            raise SpecError("job.tree_depth", f"gives {leaves} leaves; at most {MAX_FACTOR}", "a smaller tree")
+
+
+def _between(name: str, value: int | Fraction, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise SpecError(f"job.{name}", f"must be between {low} and {high}; got {value}")

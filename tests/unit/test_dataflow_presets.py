@@ -1,0 +1,175 @@
+"""The workflows known by name: their calls, how many sequences each handles, and their settings."""
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from planner.dataflow.graph import TRAIN, VALUE_HEAD, Dataflow
+from planner.dataflow.preset_data import shared_in_tree
+from planner.dataflow.presets import PRESETS, build_preset
+from profiles.errors import SpecError
+
+BATCH = 64
+
+# Name and settings to the sequences of each call for a batch of 64, and the roles that are trained.
+SHAPES: list[tuple[str, dict[str, Any], dict[str, int], set[str]]] = [
+    (
+        "ppo",
+        {},
+        {"actor_gen": 64, "reward_inf": 64, "critic_inf": 64, "ref_inf": 64, "actor_train": 64, "critic_train": 64},
+        {"actor", "critic"},
+    ),
+    ("grpo", {}, {"actor_gen": 512, "reward_inf": 512, "ref_inf": 512, "actor_train": 512}, {"actor"}),
+    ("grpo", {"kl": False, "group_size": 2}, {"actor_gen": 128, "reward_inf": 128, "actor_train": 128}, {"actor"}),
+    ("rloo", {"kl": False}, {"actor_gen": 256, "reward_inf": 256, "actor_train": 256}, {"actor"}),
+    ("reinforce++", {"kl": False}, {"actor_gen": 64, "reward_inf": 64, "actor_train": 64}, {"actor"}),
+    (
+        "remax",
+        {"kl": False},
+        {"sample_gen": 64, "greedy_gen": 64, "reward_inf": 64, "greedy_reward": 64, "actor_train": 64},
+        {"actor"},
+    ),
+    ("dapo", {}, {"actor_gen": 3072, "reward_inf": 3072, "actor_train": 1024}, {"actor"}),
+    (
+        "safe-rlhf",
+        {"kl": False},
+        {
+            "actor_gen": 64,
+            "reward_inf": 64,
+            "critic_inf": 64,
+            "cost_critic_inf": 64,
+            "cost_inf": 64,
+            "actor_train": 64,
+            "critic_train": 64,
+            "cost_critic_train": 64,
+        },
+        {"actor", "critic", "cost_critic"},
+    ),
+    ("dpo", {}, {"ref_inf": 128, "actor_train": 128}, {"actor"}),
+    ("mrdpo", {}, {"actor_gen": 128, "judge": 128, "ref_inf": 128, "actor_train": 128}, {"actor"}),
+    ("rm", {}, {"reward_train": 128}, {"reward"}),
+    ("rm-tree", {}, {"actor_gen": 512, "label": 512, "reward_train": 512}, {"reward"}),
+    ("raft", {}, {"actor_gen": 512, "reward_inf": 512, "sft_train": 64}, {"actor"}),
+    ("best-of-n", {}, {"actor_gen": 512, "reward_inf": 512}, set()),
+    ("sft", {}, {"actor_train": 64}, {"actor"}),
+    ("distill", {}, {"teacher_inf": 64, "student_train": 64}, {"student"}),
+    (
+        "distill-chain",
+        {},
+        {"teacher_inf": 64, "student_train": 64, "student_inf": 64, "small_train": 64},
+        {"student", "small"},
+    ),
+    ("distill-on-policy", {}, {"student_gen": 64, "teacher_inf": 64, "student_train": 64}, {"student"}),
+    ("coe", {}, {"router_inf": 64, "expert_gen": 64}, set()),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "sequences", "trained"), SHAPES, ids=lambda value: str(value)[:24])
+def test_calls_and_sequences(name: str, settings: dict[str, Any], sequences: dict[str, int], trained: set[str]) -> None:
+    graph = build_preset(name, settings)
+    assert {call.name: call.sequences(BATCH) for call in graph.calls} == sequences
+    assert {role.name for role in graph.roles if graph.trainable(role.name)} == trained
+
+
+def test_every_preset_is_tested_described_and_sourced() -> None:
+    assert {name for name, *_ in SHAPES} | {"ppo-ema"} == set(PRESETS)
+    for preset in PRESETS.values():
+        assert preset.summary.endswith("."), preset.name
+        assert preset.source, preset.name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_setting_a_preset_takes_changes_its_graph(name: str) -> None:
+    other: dict[str, Any] = {
+        "group_size": 6,
+        "mini_batches": 3,
+        "reward": "external",
+        "latency_s": 1.5,
+        "concurrency": 7,
+        "oversampling": Fraction(5, 2),
+        "task": "qlora",
+        "copy_share": 0.3,
+        "copy_every": 13,
+        "tree_depth": 2,
+        "tree_branches": 3,
+        "prefetch": 5,
+    }
+    preset = PRESETS[name]
+    for setting in preset.takes:
+        base: dict[str, Any] = {"reward": "external"} if setting in ("latency_s", "concurrency") else {}
+        base = {key: value for key, value in base.items() if key in preset.takes}
+        default = getattr(preset.defaults, setting)
+        value = not default if isinstance(default, bool) else other[setting]
+        if value == default:  # the verifier of DAPO
+            value = "model"
+        assert build_preset(name, base | {setting: value}) != build_preset(name, base), setting
+
+
+def test_critics_and_reward_models_have_value_heads() -> None:
+    heads = {role.name: role.head for role in build_preset("safe-rlhf").roles}
+    assert {name for name, head in heads.items() if head == VALUE_HEAD} == {"critic", "cost_critic", "reward", "cost"}
+
+
+def test_training_needs_every_signal() -> None:
+    graph = build_preset("ppo")
+    signals = {"sequences", "logprobs", "rewards", "critic_values", "ref_logprobs"}
+    assert all(set(call.inputs) == signals for call in graph.calls if call.kind == TRAIN)
+
+
+def test_oversampled_groups_are_scored_once_chosen() -> None:
+    graph = build_preset("dapo", {"kl": True})
+    assert graph.parents("ref_inf") == ("actor_gen", "reward_inf")
+    assert graph.call("ref_inf").sequences(BATCH) == 1024
+
+
+def test_ema_averages_the_reference_and_keeps_it() -> None:
+    graph = build_preset("ppo-ema")
+    (copy,) = graph.copies
+    assert (copy.source, copy.target, copy.every, copy.share) == ("actor", "ref", 1, 0.1)
+    assert graph.role("ref").stays
+    assert not build_preset("ppo-ema", {"kl": False}).copies
+
+
+def test_a_pretraining_loss_steps_after_the_policy_loss() -> None:
+    graph = build_preset("safe-rlhf", {"pretrain_loss": True})
+    assert graph.parents("actor_pretrain") == ("actor_train",)
+    assert "pretrain_text" in graph.dataset
+
+
+@pytest.mark.parametrize(
+    ("depth", "branches", "responses"),
+    [(1, 4, 4.0), (2, 2, 3.0), (3, 2, (2 + 4 + 8) / 3)],
+)
+def test_trees_spare_what_branches_share(depth: int, branches: int, responses: float) -> None:
+    assert branches**depth * (1 - shared_in_tree(depth, branches)) == pytest.approx(responses)
+
+
+def test_names_are_found_whatever_their_spelling() -> None:
+    assert build_preset("Best_of_N").name == "best-of-n"
+    assert isinstance(build_preset("dapo", {"oversampling": 1.5}), Dataflow)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "field", "words"),
+    [
+        ("pppo", {}, "job", "unknown workflow 'pppo'"),
+        ("ppo", {"group_size": 8}, "job.group_size", "has no effect on ppo"),
+        ("grpo", {"groupsize": 8}, "job.groupsize", "unknown setting"),
+        ("grpo", {"group_size": 0}, "job.group_size", "between 1 and 4096"),
+        ("grpo", {"group_size": "8"}, "job.group_size", "must be a whole number"),
+        ("grpo", {"group_size": True}, "job.group_size", "must be a whole number"),
+        ("grpo", {"reward": "models"}, "job.reward", "unknown value 'models'"),
+        ("dapo", {"oversampling": 0.5}, "job.oversampling", "between 1 and 64"),
+        ("dapo", {"oversampling": float("nan")}, "job.oversampling", "out of bounds"),
+        ("rm-tree", {"tree_depth": 10, "tree_branches": 16}, "job.tree_depth", "leaves; at most 4096"),
+        ("ppo-ema", {"copy_share": 0.0}, "job.copy_share", "above 0 and at most 1"),
+        ("grpo", {"latency_s": -1.0}, "job.latency_s", "between 0 and 86400"),
+        ("coe", {"kl": True}, "job.kl", "has no effect on coe"),
+    ],
+)
+def test_settings_are_checked(name: str, settings: dict[str, Any], field: str, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        build_preset(name, settings)
+    assert caught.value.field == field
+    assert words in caught.value.problem
