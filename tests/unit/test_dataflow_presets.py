@@ -65,7 +65,7 @@ SHAPES: list[tuple[str, dict[str, Any], dict[str, int], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "settings", "sequences", "trained"), SHAPES, ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize(("name", "settings", "sequences", "trained"), SHAPES)
 def test_calls_and_sequences(name: str, settings: dict[str, Any], sequences: dict[str, int], trained: set[str]) -> None:
     graph = build_preset(name, settings)
     assert {call.name: call.sequences(BATCH) for call in graph.calls} == sequences
