@@ -1,0 +1,271 @@
+"""Exact partitions by setting labels, from the last stage to the first.
+
+All that earlier stages need to know of the stages after them is where their layers begin, which devices
+they took, and few numbers that only ever make the step longer: one micro-batch's way through them, the
+moment the last of them would be done, and what they do once per step. Of choices that agree in the former,
+only those on the Pareto front of the latter can be part of the best. A label that cannot lead below a
+known choice is dropped; with more labels than allowed those with the best bounds stay, and the best bound
+of those dropped is the bound of the answer.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
+from planner.search.completion import Completion, completion
+from planner.search.fronts import nondominated
+from planner.search.partition import PartitionInstance, StageOptions, partition_time_s, undominated
+from planner.search.solved import Solved, Status
+
+_BEAMS = (300, 10_000)  # labels per stage of the passes that only look for a good choice first
+_PAIRS = 1 << 21  # labels times options worked out at once; bounds memory
+_TOLERANCE = 1e-12  # relative; values closer than this are one value in floating point
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Labels:
+    """Partial choices for the stages from some stage on; Q rows.
+
+    Attributes:
+        start: (Q,) layers before them.
+        used: (Q, G) devices they take.
+        kind: (Q,) kind of the first of these stages.
+        way_s: (Q,) one micro-batch's way through them.
+        done_s: (Q,) 1F1B: from the first forward on the first of them until the last is done; GPipe: the slowest.
+        once_s: (Q,) what shows of the work done once per step.
+        path_s: (Q,) detours.
+        option: (Q,) option of the first of these stages.
+        parent: (Q,) label of the stages after it.
+    """
+
+    start: IntArray
+    used: IntArray
+    kind: IntArray
+    way_s: FloatArray
+    done_s: FloatArray
+    once_s: FloatArray
+    path_s: FloatArray
+    option: IntArray
+    parent: IntArray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def take(self, rows: IntArray | BoolArray) -> "_Labels":
+        return _Labels(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+
+
+def solve_by_labels(
+    instance: PartitionInstance, *, most_labels: int = 1_000_000, hint: IntArray | None = None
+) -> Solved:
+    """The best partition, or the best found with at most so many labels per stage, with a bound.
+
+    Args:
+        instance: The problem.
+        most_labels: Labels kept per stage; the answer is proved optimal if it never takes more.
+        hint: (S,) a legal choice to start from.
+
+    Returns:
+        ``OPTIMAL``, ``FEASIBLE`` or ``INFEASIBLE``; ``UNKNOWN`` only if labels ran out.
+    """
+    began = time.perf_counter()
+    kept = undominated(instance)
+    options = instance.options.take(kept)
+    rest = completion(instance, options)
+    best_s, best_rows, bound_s, looked_at = np.inf, None, 0.0, 0
+    if hint is not None:
+        best_s, best_rows = float(partition_time_s(instance, hint[None, :])[0]), hint
+    for limit in (*(beam for beam in _BEAMS if beam < most_labels), most_labels):
+        found = _pass(instance, options, rest, limit, best_s)
+        looked_at += found.looked_at
+        if found.rows is not None and found.objective_s < best_s:
+            best_rows = kept[found.rows]
+            best_s = float(partition_time_s(instance, best_rows[None, :])[0])
+        bound_s = max(bound_s, min(best_s, found.dropped_s))
+        if found.dropped_s >= best_s * (1.0 - _TOLERANCE):  # nothing dropped could have been better
+            break
+    complete = bound_s >= best_s * (1.0 - _TOLERANCE) if best_rows is not None else np.isinf(bound_s)
+    statuses = (Status.FEASIBLE, Status.OPTIMAL) if best_rows is not None else (Status.UNKNOWN, Status.INFEASIBLE)
+    return Solved(
+        status=statuses[int(complete)], rows=best_rows, objective_s=best_s, bound_s=bound_s, rounding_error_s=0.0,
+        wall_time_s=time.perf_counter() - began, deterministic_time=float(looked_at), engine="labels",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """A choice below the value given, if any, and the smallest bound of the labels dropped for want of room."""
+
+    rows: IntArray | None
+    objective_s: float
+    dropped_s: float
+    looked_at: int
+
+
+def _pass(instance: PartitionInstance, options: StageOptions, rest: Completion, limit: int, known_s: float) -> _Found:
+    """Sets labels stage by stage, at most ``limit`` of each, dropping those that cannot lead below ``known_s``."""
+    labels = _last(instance)
+    history: list[_Labels] = []
+    dropped_s, looked_at = np.inf, 0
+    for stage in range(instance.num_stages - 1, -1, -1):
+        mine = np.flatnonzero(options.stage == stage)
+        labels, least_dropped_s, pairs = _extended(instance, options, rest, labels, stage, mine, limit, known_s)
+        dropped_s, looked_at = min(dropped_s, least_dropped_s), looked_at + pairs
+        history.append(labels)
+    if not len(labels):
+        return _Found(rows=None, objective_s=np.inf, dropped_s=dropped_s, looked_at=looked_at)
+    values = _value_s(instance, labels)
+    at = int(np.argmin(values))
+    objective_s, rows = float(values[at]), []
+    for labels in reversed(history):
+        rows.append(int(labels.option[at]))
+        at = int(labels.parent[at])
+    return _Found(
+        rows=np.asarray(rows, dtype=np.int64), objective_s=objective_s, dropped_s=dropped_s, looked_at=looked_at
+    )
+
+
+def _last(instance: PartitionInstance) -> _Labels:
+    """The label of no stages at all."""
+    zero, none = np.zeros(1), np.zeros(1, dtype=np.int64)
+    unused = np.zeros((1, len(instance.available_devices)), dtype=np.int64)
+    return _Labels(
+        start=none + instance.num_layers, used=unused, kind=none,
+        way_s=zero, done_s=zero, once_s=zero, path_s=zero, option=none - 1, parent=none - 1,
+    )  # fmt: skip
+
+
+def _value_s(instance: PartitionInstance, labels: _Labels) -> FloatArray:
+    """(Q,) step time if these stages were the whole pipeline."""
+    spread_s = labels.done_s
+    if instance.schedule == Schedule.GPIPE:
+        spread_s = labels.way_s + (instance.num_microbatches - 1) * labels.done_s
+    return spread_s + labels.once_s + labels.path_s
+
+
+def _extended(
+    instance: PartitionInstance,
+    options: StageOptions,
+    rest: Completion,
+    labels: _Labels,
+    stage: int,
+    mine: IntArray,
+    limit: int,
+    known_s: float,
+) -> tuple[_Labels, float, int]:
+    """Labels with one stage more; the least bound of those that found no room, and pairs looked at."""
+    pieces, pairs = [], 0
+    for label, option in _pairs(labels, options, mine, placed=instance.placed):
+        pairs += len(label)
+        grown, bounds = _grown(instance, options, rest, labels, stage, label, option)
+        useful = bounds < known_s * (1.0 - _TOLERANCE)
+        grown, bounds = grown.take(useful), bounds[useful]
+        front = _front(instance, grown)
+        pieces.append((grown.take(front), bounds[front]))
+    joined = (
+        {name: np.concatenate([getattr(piece, name) for piece, _ in pieces]) for name in _Labels.__dataclass_fields__}
+        if pieces
+        else {}
+    )
+    if not joined or not len(joined["start"]):
+        return labels.take(np.zeros(0, dtype=np.int64)), np.inf, pairs
+    grown, bounds = _Labels(**joined), np.concatenate([bounds for _, bounds in pieces])
+    front = _front(instance, grown)
+    grown, bounds = grown.take(front), bounds[front]
+    if len(grown) <= limit:
+        return grown, np.inf, pairs
+    order = np.argsort(bounds, kind="stable")
+    return grown.take(np.sort(order[:limit])), float(bounds[order[limit]]), pairs
+
+
+def _pairs(labels: _Labels, options: StageOptions, mine: IntArray, *, placed: bool) -> list[tuple[IntArray, IntArray]]:
+    """Labels and the options of the stage before that end where these begin, in chunks."""
+    if not len(labels) or not len(mine):
+        return []
+    if placed:
+        ends = options.first_layer[mine] + options.layers[mine]
+        order = np.argsort(ends, kind="stable")
+        low = np.searchsorted(ends[order], labels.start, side="left")
+        high = np.searchsorted(ends[order], labels.start, side="right")
+    else:
+        order = np.argsort(options.layers[mine], kind="stable")
+        low = np.zeros(len(labels), dtype=np.int64)
+        high = np.searchsorted(options.layers[mine][order], labels.start, side="right")
+    matches, chunks, begin = np.asarray(high - low), [], 0
+    behind = np.cumsum(matches)
+    while begin < len(labels):
+        before = behind[begin - 1] if begin else 0
+        end = max(int(np.searchsorted(behind, before + _PAIRS, side="right")), begin + 1)
+        sizes = matches[begin:end]
+        label = np.repeat(np.arange(begin, end), sizes)
+        offset = np.arange(len(label)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        chunks.append((label, mine[order[np.repeat(low[begin:end], sizes) + offset]]))
+        begin = end
+    return chunks
+
+
+def _grown(
+    instance: PartitionInstance,
+    options: StageOptions,
+    rest: Completion,
+    labels: _Labels,
+    stage: int,
+    label: IntArray,
+    option: IntArray,
+) -> tuple[_Labels, FloatArray]:
+    """Labels extended by one option each, without those that run out of devices; and bounds on where they lead."""
+    used = labels.used[label] + options.devices[option]
+    enough = (used <= np.asarray(instance.available_devices, dtype=np.int64)).all(axis=1)
+    label, option, used = label[enough], option[enough], used[enough]
+    forward_s, backward_s = options.forward_s[option], options.backward_s[option]
+    kind = options.kind[option]
+    if instance.hand_over_s is not None and stage < instance.num_stages - 1:
+        crossing_s = instance.hand_over_s[kind, labels.kind[label]]
+        forward_s, backward_s = forward_s + crossing_s, backward_s + crossing_s
+    stage_s = forward_s + backward_s
+    once_s = labels.once_s[label]
+    grown = _Labels(
+        start=labels.start[label] - options.layers[option],
+        used=used,
+        kind=kind,
+        way_s=labels.way_s[label] + stage_s,
+        done_s=_done_s(instance, stage, labels.way_s[label], labels.done_s[label], forward_s, backward_s),
+        once_s=np.maximum(options.once_s[option], once_s - stage_s if instance.once_under_fill else once_s),
+        path_s=labels.path_s[label] + options.path_s[option],
+        option=option,
+        parent=label,
+    )
+    return grown, rest.bound_s(stage, grown.start, grown.way_s, grown.done_s, grown.once_s, grown.path_s)
+
+
+def _done_s(
+    instance: PartitionInstance,
+    stage: int,
+    way_s: FloatArray,
+    done_s: FloatArray,
+    forward_s: FloatArray,
+    backward_s: FloatArray,
+) -> FloatArray:
+    """``_Labels.done_s`` with one stage more, as ``costmodels.pipeline`` has it for every stage at once."""
+    stage_s = forward_s + backward_s
+    if instance.schedule == Schedule.GPIPE:
+        return np.maximum(done_s, stage_s)
+    others, most = instance.num_stages - 1 - stage, instance.num_microbatches - 1
+    in_turn = min(others, most)
+    waits_s = np.maximum(way_s - in_turn * forward_s, 0.0)
+    if others <= most:
+        waits_s = waits_s + np.maximum(way_s - in_turn * backward_s, 0.0)
+    return np.maximum(done_s + stage_s, instance.num_microbatches * stage_s + waits_s)
+
+
+def _front(instance: PartitionInstance, labels: _Labels) -> IntArray:
+    """Labels that no other label with the same layers, devices and kind beats."""
+    kind = labels.kind if instance.hand_over_s is not None else np.zeros_like(labels.kind)
+    code = labels.start
+    columns = [kind, *labels.used.T]
+    for column, most in zip(columns, (int(kind.max(initial=0)), *instance.available_devices), strict=True):
+        code = code * (most + 1) + column
+    values = np.column_stack([labels.way_s, labels.done_s, labels.once_s, labels.path_s])
+    return nondominated(code, values)
