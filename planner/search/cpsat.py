@@ -27,7 +27,7 @@ class Budget:
     """When a solver stops; the answer then says what was proved so far.
 
     Attributes:
-        deterministic_time: CP-SAT's own measure of work, about seconds on one core: what makes answers
+        work: CP-SAT's deterministic time, about seconds on one core: what makes answers
             the same on every machine.
         wall_time_s: Seconds after which it stops whatever it has done; answers may then differ.
         workers: Strategies in turn on one core when 1; that many threads otherwise, whose answers may differ
@@ -35,7 +35,7 @@ class Budget:
         seed: Of the solver's random choices.
     """
 
-    deterministic_time: float = 30.0
+    work: float = 30.0
     wall_time_s: float = 60.0
     workers: int = 1
     seed: int = 0
@@ -112,7 +112,7 @@ def new_solver(budget: Budget) -> "CpSolver":
 
     solver = cp_model.CpSolver()
     parameters = solver.parameters
-    parameters.max_deterministic_time = budget.deterministic_time
+    parameters.max_deterministic_time = budget.work
     parameters.max_time_in_seconds = budget.wall_time_s
     parameters.random_seed = budget.seed
     parameters.num_workers = budget.workers
@@ -151,7 +151,7 @@ def answered(
         bound_s=np.inf if status == Status.INFEASIBLE else min(bound_s, objective_s),
         rounding_error_s=error / per_s,
         wall_time_s=float(solver.wall_time),
-        deterministic_time=float(solver.deterministic_time),
+        work=float(solver.deterministic_time),
         engine="cpsat",
     )
 

@@ -90,7 +90,7 @@ def solve_by_labels(
     statuses = (Status.FEASIBLE, Status.OPTIMAL) if best_rows is not None else (Status.UNKNOWN, Status.INFEASIBLE)
     return Solved(
         status=statuses[int(complete)], rows=best_rows, objective_s=best_s, bound_s=bound_s, rounding_error_s=0.0,
-        wall_time_s=time.perf_counter() - began, deterministic_time=float(looked_at), engine="labels",
+        wall_time_s=time.perf_counter() - began, work=float(looked_at), engine="labels",
     )  # fmt: skip
 
 

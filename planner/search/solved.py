@@ -27,8 +27,8 @@ class Solved:
         bound_s: No choice is below this value: the solver's bound less the rounding error.
         rounding_error_s: How much rounding to integers can change the value of a choice; 0 without rounding.
         wall_time_s: Seconds the solver took.
-        deterministic_time: The solver's own measure of work, the same on every machine; labels looked at
-            for the label-setting solver.
+        work: The solver's own measure of work, the same on every machine: deterministic time, or labels looked at
+            by the label-setting one.
         engine: ``cpsat`` or ``labels``.
     """
 
@@ -38,7 +38,7 @@ class Solved:
     bound_s: float
     rounding_error_s: float
     wall_time_s: float
-    deterministic_time: float
+    work: float
     engine: str
 
     @property

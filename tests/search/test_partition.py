@@ -132,7 +132,7 @@ def test_a_hint_is_never_made_worse() -> None:
     hint = rows[int(np.argsort(partition_time_s(instance, rows))[5])]
     for stopped in (
         solve_by_labels(instance, most_labels=1, hint=hint),
-        solve_by_cpsat(instance, budget=Budget(deterministic_time=1e-6), hint=hint),
+        solve_by_cpsat(instance, budget=Budget(work=1e-6), hint=hint),
     ):
         assert stopped.objective_s <= partition_time_s(instance, hint[None, :])[0]
     best = solve_by_labels(instance).rows
@@ -144,7 +144,7 @@ def test_a_hint_is_never_made_worse() -> None:
 
 def test_a_budget_that_ends_proves_nothing() -> None:
     instance = mist(80, 16, 64, seed=0)
-    stopped = solve_by_cpsat(instance, budget=Budget(deterministic_time=0.02))
+    stopped = solve_by_cpsat(instance, budget=Budget(work=0.02))
     assert stopped.status in (Status.UNKNOWN, Status.FEASIBLE)
     assert stopped.bound_s <= solve_by_labels(instance).objective_s
     assert stopped.gap > 0
@@ -172,7 +172,7 @@ def test_rounding_is_bounded_by_what_it_says() -> None:
 def test_gap_is_infinite_without_an_answer() -> None:
     solved = Solved(
         status=Status.UNKNOWN, rows=None, objective_s=np.inf, bound_s=1.0, rounding_error_s=0.0, wall_time_s=0.0,
-        deterministic_time=0.0, engine="cpsat",
+        work=0.0, engine="cpsat",
     )  # fmt: skip
     assert solved.gap == np.inf
 

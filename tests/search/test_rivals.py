@@ -25,7 +25,7 @@ def assert_best(solved: Solved, best_s: float) -> None:
 def test_mist_stages_are_proved_best(layers: int, stages: int, microbatches: int) -> None:
     instance = rivals.mist(layers, stages, microbatches, seed=0)
     exact = solve_by_labels(instance)
-    by_cpsat = solve_by_cpsat(instance, budget=Budget(deterministic_time=20.0))
+    by_cpsat = solve_by_cpsat(instance, budget=Budget(work=20.0))
     assert_best(exact, by_cpsat.objective_s)
     assert_best(by_cpsat, exact.objective_s)
     assert exact.rows is not None
