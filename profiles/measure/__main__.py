@@ -8,6 +8,7 @@ from pathlib import Path
 
 from profiles.errors import SpecError
 from profiles.measure.collect import FAMILIES, Collected, Progress, collect
+from profiles.measure.drawn import MOST, drawn_cases
 
 EXIT_BAD_INPUT = 2
 _REDRAW_EVERY_S = 0.2
@@ -22,6 +23,8 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--only", action="append", default=[], metavar="FAMILY", help=", ".join(FAMILIES))
     parser.add_argument("--on", default="", help="cuda, cuda:N or cpu; by default a GPU if there is one")
     parser.add_argument("--device", default="", help="name to store the rows under, e.g. H200-SXM-141GB")
+    parser.add_argument("--drawn", type=int, default=0, metavar="N", help="measure N kernels of random shapes instead")
+    parser.add_argument("--seed", type=int, default=0, help="of that draw")
     parser.add_argument("--eager", action="store_true", help="let the launch by the host count")
     return parser
 
@@ -67,6 +70,7 @@ def main() -> int:
             device=given.device,
             launch_included=given.eager,
             progress=_bar(),
+            cases=drawn_cases(min(given.drawn, MOST), seed=given.seed) if given.drawn > 0 else None,
         )
     except SpecError as error:
         sys.stderr.write(f"error: {error}\n")
