@@ -13,8 +13,8 @@ INSTALLED_FIT := $(VENV)/.installed-fit
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types contracts pytest format serve fit collectives models accuracy text-models bench docs
-.PHONY: constraints clean
+.PHONY: help run test lint types contracts pytest format serve fit collectives models own-timings accuracy text-models
+.PHONY: bench docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ collectives: $(INSTALLED_FIT) ## Fit collectives again on the timings under DATA
 models: $(INSTALLED_FIT) ## Build the learned kernel models again from the timings under DATA; rewrite docs/kernels.md
 	$(BIN)/python -m costmodels.calibration.kernel_models --data $(DATA) --out profiles/data/models_learned
 	$(BIN)/python -m costmodels.calibration.kernel_page --out docs/kernels.md
+
+own-timings: $(INSTALLED) ## Price the timings in profiles/data; rewrite docs/own-timings.md
+	$(BIN)/python -m planner.score.own_page --out docs/own-timings.md
 
 accuracy: $(INSTALLED) ## Rewrite docs/accuracy.md from the published runs under DATA
 	$(BIN)/python -m planner.validate.accuracy --data $(DATA)/endtoend --out docs/accuracy.md

@@ -31,6 +31,10 @@ def collect(
     ] = None,
     on: Annotated[str, typer.Option("--on", help="cuda, cuda:N or cpu; a GPU if there is one.")] = "",
     device: Annotated[str, typer.Option("--device", help="Name to store the rows under.")] = "",
+    drawn: Annotated[
+        int, typer.Option("--drawn", min=0, help="Measure that many kernels of random shapes instead of the lattice's.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of that draw.")] = 0,
     eager: Annotated[bool, typer.Option("--eager", help="Let the host's launch count.")] = False,
     json_: option.Json = False,
     output: option.Output = None,
@@ -40,11 +44,14 @@ def collect(
     """Measure kernels and whole steps on the GPU at hand; needs PyTorch. docs/measuring.md explains."""
     from planner.schema_types import SCHEMA_VERSION
     from profiles.measure.collect import collect as measure
+    from profiles.measure.drawn import MOST, drawn_cases
 
+    cases = drawn_cases(min(drawn, MOST), seed=seed) if drawn else None
     with _bar(quiet=quiet) as progress:
         found = measure(
-            out, budget=budget, only=only or (), on=on, device=device, launch_included=eager, progress=progress
-        )
+            out, budget=budget, only=only or (), on=on, device=device, launch_included=eager, progress=progress,
+            cases=cases,
+        )  # fmt: skip
     paths = {"out": str(found.out), "runs": None if found.runs is None else str(found.runs)}
     document = {"schema_version": SCHEMA_VERSION} | asdict(found) | paths
     emit((document, lambda console: _render(found, console)), json_=json_, output=output)

@@ -23,6 +23,7 @@ class Engine(IntEnum):
     SGLANG = 3
     SARATHI = 4
     TRANSFORMER_ENGINE = 5
+    PYTORCH = 6
 
 
 class Library(IntEnum):
@@ -39,6 +40,14 @@ class Library(IntEnum):
     NATIVE = 8  # the engine's own choice
     MIN_LATENCY = 9
     TUNED = 10
+    CUDNN = 11  # its fused attention
+    EAGER = 12  # PyTorch's own kernels one after the other, several where it has no fused one
+    COMPILED = 13  # what torch.compile makes of the same operation
+    CHUNKED = 14  # eager, over some tokens at a time
+    FUSED_OPTIMIZER = 15  # one launch over many tensors
+    FOREACH_OPTIMIZER = 16  # one launch per operation over many tensors
+    MASTER_OPTIMIZER = 17  # fused, on an fp32 master copy of 16-bit parameters
+    LOOP = 18  # one product after the other
 
 
 _ENGINES = (
@@ -54,6 +63,13 @@ _LIBRARIES = (
     ("flash_att", Library.FLASH_2), ("FLASH_ATT", Library.FLASH_2), ("TE/flash", Library.FLASH_2),
     ("fused_moe", Library.TRITON), ("best-tuned", Library.TUNED), ("torch_flow", Library.NATIVE),
 )  # fmt: skip
+# What ``profiles.measure`` runs, by the whole label.
+_TORCH = {
+    "torch": Library.EAGER, "torch_compile": Library.COMPILED, "torch_chunked": Library.CHUNKED,
+    "torch_flash": Library.FLASH_2, "torch_cudnn": Library.CUDNN, "torch_sdpa": Library.NATIVE,
+    "torch_fused": Library.FUSED_OPTIMIZER, "torch_foreach": Library.FOREACH_OPTIMIZER,
+    "torch_fused_master": Library.MASTER_OPTIMIZER, "torch_grouped_mm": Library.CUTLASS, "torch_loop": Library.LOOP,
+}  # fmt: skip
 _BASE = 32  # codes per engine
 # Added to the code of a kernel that was timed by running one problem over and over, which then lies in the
 # last-level cache if it fits. Plans never set it: what a layer reads was last touched a layer ago.
@@ -62,8 +78,15 @@ REPLAYED = 1024
 
 def implementation_of(label: str) -> int:
     """Code of a label such as ``vllm-0.24.0;vllm_flash_attn_fa3``: engine and library, each 0 if not recognised."""
+    if label in _TORCH:
+        return code_of(Engine.PYTORCH, _TORCH[label])
     engine = next((code for word, code in _ENGINES if label.startswith(word)), Engine.UNKNOWN)
     library = next((code for word, code in _LIBRARIES if word in label), Library.UNKNOWN)
+    return code_of(engine, library)
+
+
+def code_of(engine: Engine, library: Library) -> int:
+    """Code of a library as an engine runs it."""
     return int(engine) * _BASE + int(library)
 
 

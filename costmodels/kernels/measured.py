@@ -3,10 +3,13 @@
 Two calls are the same when a library would run the same kernel for both: operation, format (fp16 and bf16 count
 as one), layout, every extent, and the traffic where the shape does not say it. The share of a causal mask is
 compared to a hundredth: timings count the diagonal, plans do not.
+
+All stacks run plain GEMMs through the vendor's library. Anything else takes up to three times as long in one
+implementation as in another, so a row that says which it timed answers calls for that implementation only.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,7 @@ from costmodels.kernels.calls import (
     Prediction,
     kernel_calls,
 )
+from costmodels.kernels.implementations import REPLAYED, implementation_of
 from profiles import timing_ops as ops
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
@@ -125,6 +129,9 @@ def calls_of(table: TimingTable) -> KernelCallBatch:
         "bytes": np.where(memory, traffic_bytes(table), np.where(gemm, multiplied, attended)),
         "element_bytes": stored,
         "scale_block": np.where(gemm, _coded(table.dtype, {word: block for word, (_, block) in formats.items()}), 0),
+        "implementation": np.where(
+            op == KernelOp.GEMM, 0, _coded(table.kernel, {w: implementation_of(w) for w in set(table.kernel.tolist())})
+        ),
     }
     return kernel_calls(count, **columns)
 
@@ -185,6 +192,7 @@ def identity(calls: KernelCallBatch) -> IntArray:
         per_kernel,
         calls.element_bytes * 8,
         calls.scale_block,
+        np.where(calls.op == KernelOp.GEMM, 0, calls.implementation % REPLAYED),
     )  # fmt: skip
     return np.asarray(np.rint(np.stack(columns, axis=1)), dtype=np.int64)
 
@@ -220,6 +228,11 @@ class _OfDevice:
     time_s: FloatArray
     half_width: FloatArray
 
+    def places(self, keys: IntArray) -> IntArray:
+        """(K,) row of each identity; -1 where it was not measured."""
+        place = np.minimum(np.searchsorted(self.hashes, _hashed(keys)), len(self.hashes) - 1)
+        return np.where((self.keys[place] == keys).all(axis=1), place, -1)
+
 
 @dataclass(frozen=True, slots=True)
 class MeasuredKernels:
@@ -248,9 +261,12 @@ class MeasuredKernels:
         if known is None or not len(calls):
             nothing = np.zeros(0)
             return Hits(rows=np.zeros(0, dtype=np.int64), time_s=nothing, low_s=nothing, high_s=nothing)
-        keys = identity(calls)
-        place = np.minimum(np.searchsorted(known.hashes, _hashed(keys)), len(known.hashes) - 1)
-        rows = np.flatnonzero((known.keys[place] == keys).all(axis=1))
+        place = known.places(identity(calls))
+        missed = place < 0
+        if missed.any():  # rows that do not say which implementation they timed answer for any
+            anyone = replace(calls, implementation=np.zeros_like(calls.implementation))
+            place[missed] = known.places(identity(anyone))[missed]
+        rows = np.flatnonzero(place >= 0)
         found = place[rows]
         several = np.where(calls.op[rows] == KernelOp.MEMORY, calls.batch[rows], 1.0)
         time_s, half = known.time_s[found] * several, known.half_width[found]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from profiles.measure import collect as collecting
+from profiles.measure.drawn import drawn_cases
 from profiles.timing_files import read_timings, write_timings
 from profiles.timing_store import TimingStore
 from profiles.timings import table_of_rows
@@ -143,9 +144,13 @@ def test_collecting_needs_pytorch(run: Any, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_was_collected_is_told(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[bool] = []
+
     def measured(out: Path, **given: Any) -> collecting.Collected:
         assert given["budget"] == "5s"
         assert given["only"] == ["gemm"]
+        assert given["cases"] in (None, drawn_cases(20, seed=4))
+        drawn.append(given["cases"] is not None)
         return collecting.Collected(
             out=out, runs=None, device="A40", measured=7, before=1, failed=(("gemm bf16", "no memory"),), left=2,
             too_large=3, too_long=4, elapsed_s=5.2,
@@ -159,6 +164,8 @@ def test_what_was_collected_is_told(run: Any, tmp_path: Path, monkeypatch: pytes
     assert "next: planner calibrate --device A40 --from mine.parquet" in out
     document = json.loads(run(*arguments, "--json")[1])
     assert (document["measured"], document["out"], document["runs"]) == (7, "mine.parquet", None)
+    assert run(*arguments, "--drawn", "20", "--seed", "4")[0] == 0
+    assert drawn == [False, False, True]
 
 
 def test_measurements_of_ones_own_are_scored(run: Any, tmp_path: Path) -> None:

@@ -128,6 +128,27 @@ def test_what_differs_is_not(row: dict[str, Any], change: dict[str, Any]) -> Non
     assert known.hits(calls_of(table_of_rows([row | change])), H100).rows.tolist() == []
 
 
+def test_an_implementation_answers_for_itself_and_an_unnamed_one_for_all() -> None:
+    eager, unnamed = NORM | {"kernel": "torch", "time_s": 3e-3}, NORM | {"time_s": 1e-3}
+    calls = calls_of(table_of_rows([eager, NORM | {"kernel": "torch_compile"}, NORM]))
+    only = MeasuredKernels.of(table_of_rows([eager])).hits(calls, H100)
+    assert (only.rows.tolist(), only.time_s.tolist()) == ([0], [3e-3])
+    both = MeasuredKernels.of(table_of_rows([eager, unnamed])).hits(calls, H100)
+    assert (both.rows.tolist(), both.time_s.tolist()) == ([0, 1, 2], [3e-3, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize("row", [EXPERTS, FORWARD, FORWARD | {"op": "attention_backward"}], ids=lambda row: row["op"])
+def test_libraries_of_attention_and_experts_differ(row: dict[str, Any]) -> None:
+    known = MeasuredKernels.of(table_of_rows([row | {"kernel": "torch_cudnn"}]))
+    others = table_of_rows([row | {"kernel": "torch_cudnn"}, row | {"kernel": "torch_flash"}, row])
+    assert known.hits(calls_of(others), H100).rows.tolist() == [0]
+
+
+def test_a_plain_gemm_is_the_vendors_whoever_ran_it() -> None:
+    known = MeasuredKernels.of(table_of_rows([GEMM | {"kernel": "torch"}]))
+    assert len(known.hits(calls_of(table_of_rows([GEMM, GEMM | {"kernel": "vllm-0.24.0"}])), H100).rows) == 2
+
+
 def test_the_two_16_bit_formats_are_one() -> None:
     known = MeasuredKernels.of(table_of_rows([GEMM]))
     assert len(known.hits(calls_of(table_of_rows([GEMM | {"dtype": "fp16"}])), H100).rows) == 1

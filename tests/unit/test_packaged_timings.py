@@ -1,0 +1,83 @@
+"""The packaged timings: sound, possible, told by the commands, and used where they are of the stack."""
+
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from costmodels.kernels.calls import Basis, KernelOp, take
+from costmodels.kernels.implementations import Engine, Library, code_of
+from costmodels.kernels.measured import MeasuredKernelModel, MeasuredKernels, calls_of
+from planner.price_lists import default_kernel_model
+from planner.score.own_page import is_drawn, packaged_devices, packaged_timings, page
+from profiles.catalog import default_catalog
+from profiles.timing_audit import audit
+from profiles.timing_files import read_timings
+from tests.docs.refresh import run
+
+DEVICES = ("H100-SXM-80GB", "H200-SXM-141GB")
+FOLDER = resources.files("profiles").joinpath("data", "timings")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_row_says_who_how_and_when(device: str) -> None:
+    table = read_timings(Path(str(FOLDER.joinpath(f"{device}.parquet"))))
+    assert len(table) > 3000
+    assert set(table.device.tolist()) == {device}
+    assert set(table.licence.tolist()) == {"Apache-2.0"}
+    assert all("torch=" in stack and "driver=" in stack for stack in set(table.stack.tolist()))
+    assert set(table.method.tolist()) <= {"graph", "events", "eager", "wall"}
+    assert all(word.startswith("own measurement") for word in set(table.source.tolist()))
+    assert (table.measured_on != "").all()
+    # The table in the folder's README is of these files.
+    assert f"| `{device}.parquet` | {len(table):,} |" in FOLDER.joinpath("README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_row_beats_the_hardware(device: str) -> None:
+    table = read_timings(Path(str(FOLDER.joinpath(f"{device}.parquet"))))
+    found = audit(table, default_catalog())
+    assert set(found.reasons.tolist()) == {""}
+    assert not found.unaudited[(table.kind == "kernel") & (table.bytes > 1e9)].any()
+
+
+def test_the_commands_tell_of_them() -> None:
+    listed = run("planner profiles list")
+    assert listed.returncode == 0
+    for device in DEVICES:
+        assert device in listed.stdout
+    shown = run("planner profiles show H200 --op attention_backward").stdout
+    assert "attention_backward bf16" in shown
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_plan_meets_only_what_its_stack_runs(device: str) -> None:
+    spec = default_catalog().device(device)
+    table = packaged_timings(device)
+    model = MeasuredKernelModel(MeasuredKernels.of(table), default_kernel_model())
+    calls = calls_of(table)
+    assert (model.predict(calls, spec).basis == Basis.MEASURED).all()
+    anyone = take(calls, np.arange(len(calls)))
+    anyone.implementation[:] = 0  # as the lowering of a stack that does not say what it runs
+    measured = model.predict(anyone, spec).basis == Basis.MEASURED
+    assert measured[calls.op == KernelOp.GEMM].all()
+    assert not measured[calls.op != KernelOp.GEMM].any()
+    eager = code_of(Engine.PYTORCH, Library.EAGER)
+    assert ((calls.implementation == eager) & (calls.op == KernelOp.MEMORY)).sum() > 200
+    fused = take(calls, calls.op == KernelOp.MEMORY)
+    fused.implementation[:] = code_of(Engine.TRANSFORMER_ENGINE, Library.NATIVE)
+    assert not len(MeasuredKernels.of(table).hits(fused, spec).rows)
+
+
+def test_random_shapes_are_told_from_the_grid() -> None:
+    assert packaged_devices() == DEVICES
+    for device in DEVICES:
+        table = packaged_timings(device)
+        drawn = is_drawn(table)
+        assert 1000 < drawn.sum() < len(table) - 1000
+
+
+def test_the_page_is_what_the_prices_give() -> None:
+    written = Path(__file__).parents[2] / "docs" / "own-timings.md"
+    assert written.read_text(encoding="utf-8") == page(), "run 'make own-timings'"
