@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.calls import IntArray
+from costmodels.kernels.calls import IntArray, KernelCallBatch, KernelOp
+from profiles.precision import GEMM_FORMATS
 
 
 class Engine(IntEnum):
@@ -70,6 +71,7 @@ _TORCH = {
     "torch_fused": Library.FUSED_OPTIMIZER, "torch_foreach": Library.FOREACH_OPTIMIZER,
     "torch_fused_master": Library.MASTER_OPTIMIZER, "torch_grouped_mm": Library.CUTLASS, "torch_loop": Library.LOOP,
 }  # fmt: skip
+_NARROW = np.array([name in ("fp8", "fp4") for name in GEMM_FORMATS])
 _BASE = 32  # codes per engine
 # Added to the code of a kernel that was timed by running one problem over and over, which then lies in the
 # last-level cache if it fits. Plans never set it: what a layer reads was last touched a layer ago.
@@ -88,6 +90,12 @@ def implementation_of(label: str) -> int:
 def code_of(engine: Engine, library: Library) -> int:
     """Code of a library as an engine runs it."""
     return int(engine) * _BASE + int(library)
+
+
+def is_bare(calls: KernelCallBatch) -> NDArray[np.bool_]:
+    """(C,) products in a narrow format of operands that are in it already; the others quantise a 16-bit input along."""
+    gemm = (calls.op == KernelOp.GEMM) | (calls.op == KernelOp.GROUPED_GEMM)
+    return np.asarray(gemm & _NARROW[calls.gemm_format] & (engine_of(calls.implementation) == Engine.PYTORCH))
 
 
 def engine_of(implementation: IntArray) -> IntArray:

@@ -5,7 +5,8 @@ as one), layout, every extent, and the traffic where the shape does not say it. 
 compared to a hundredth: timings count the diagonal, plans do not.
 
 All stacks run plain GEMMs through the vendor's library. Anything else takes up to three times as long in one
-implementation as in another, so a row that says which it timed answers calls for that implementation only.
+implementation as in another, so a row that says which it timed answers calls for that implementation only; so does a
+product of narrow operands without their quantisation, which a linear layer has to run as well.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from costmodels.kernels.calls import (
     Prediction,
     kernel_calls,
 )
-from costmodels.kernels.implementations import REPLAYED, implementation_of
+from costmodels.kernels.implementations import REPLAYED, implementation_of, is_bare
 from profiles import timing_ops as ops
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
@@ -129,11 +130,11 @@ def calls_of(table: TimingTable) -> KernelCallBatch:
         "bytes": np.where(memory, traffic_bytes(table), np.where(gemm, multiplied, attended)),
         "element_bytes": stored,
         "scale_block": np.where(gemm, _coded(table.dtype, {word: block for word, (_, block) in formats.items()}), 0),
-        "implementation": np.where(
-            op == KernelOp.GEMM, 0, _coded(table.kernel, {w: implementation_of(w) for w in set(table.kernel.tolist())})
-        ),
+        "implementation": _coded(table.kernel, {word: implementation_of(word) for word in set(table.kernel.tolist())}),
     }
-    return kernel_calls(count, **columns)
+    calls = kernel_calls(count, **columns)
+    calls.implementation[(op == KernelOp.GEMM) & ~is_bare(calls)] = 0
+    return calls
 
 
 def _coded(words: NDArray[np.object_], codes: Mapping[str, int]) -> IntArray:
@@ -192,7 +193,7 @@ def identity(calls: KernelCallBatch) -> IntArray:
         per_kernel,
         calls.element_bytes * 8,
         calls.scale_block,
-        np.where(calls.op == KernelOp.GEMM, 0, calls.implementation % REPLAYED),
+        np.where((calls.op == KernelOp.GEMM) & ~is_bare(calls), 0, calls.implementation % REPLAYED),
     )  # fmt: skip
     return np.asarray(np.rint(np.stack(columns, axis=1)), dtype=np.int64)
 

@@ -149,6 +149,12 @@ def test_a_plain_gemm_is_the_vendors_whoever_ran_it() -> None:
     assert len(known.hits(calls_of(table_of_rows([GEMM, GEMM | {"kernel": "vllm-0.24.0"}])), H100).rows) == 2
 
 
+def test_a_product_without_its_quantisation_is_no_linear_layer() -> None:
+    bare = GEMM | {"kernel": "torch", "dtype": "fp8"}
+    calls = calls_of(table_of_rows([bare, GEMM | {"dtype": "fp8"}, GEMM | {"dtype": "fp8", "kernel": "trtllm-1.0.0"}]))
+    assert MeasuredKernels.of(table_of_rows([bare])).hits(calls, H100).rows.tolist() == [0]
+
+
 def test_the_two_16_bit_formats_are_one() -> None:
     known = MeasuredKernels.of(table_of_rows([GEMM]))
     assert len(known.hits(calls_of(table_of_rows([GEMM | {"dtype": "fp16"}])), H100).rows) == 1
