@@ -79,15 +79,21 @@ def forward_pass(plans: PlanBatch, context: CostContext) -> ForwardEstimate:
     )
 
 
-def forward_stage_s(plans: PlanBatch, stages: StageTable, costs: LayerCosts, context: CostContext) -> FloatArray:
-    """(N, S) seconds of one micro-batch on each stage, the way to the next stage included; 0 in unused columns."""
+def forward_stage_s(
+    plans: PlanBatch, stages: StageTable, costs: LayerCosts, context: CostContext, *, head: bool = True
+) -> FloatArray:
+    """(N, S) seconds of one micro-batch on each stage, the way to the next stage included; 0 in unused columns.
+
+    Without ``head``, the output head and what follows it are left out.
+    """
     moe_layers = stages.moe_layers
     seconds = stages.layers * costs.attention.forward_s()[:, None]
     seconds = seconds + (stages.layers - moe_layers) * costs.dense_mlp.forward_s()[:, None]
     if costs.expert_mlp is not None:
         seconds = seconds + moe_layers * costs.expert_mlp.forward_s()[:, None]
     seconds = seconds + stages.has_embedding * costs.embedding.forward_s()[:, None]
-    seconds = seconds + stages.has_head * costs.head.forward_s()[:, None]
+    if head:
+        seconds = seconds + stages.has_head * costs.head.forward_s()[:, None]
     transfer_s, _ = pipeline_transfer(plans, context)
     each_s = transfer_s + context.stack.microbatch_overhead_s / 2
     return np.where(stages.count > 0, seconds + each_s[:, None], 0.0)

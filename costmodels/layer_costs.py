@@ -159,16 +159,18 @@ def layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
         lower_head(shape, context),
     ]
     if context.model.moe is None:
-        attention, dense_mlp, embedding, head = _exposed(price_parts(lists), shape, groups, context)
+        attention, dense_mlp, embedding, head = exposed_blocks(price_parts(lists), shape, groups, context)
         return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=None, embedding=embedding, head=head)
     expert_shape, expert_groups = rank_shapes(plans, context, experts=True)
     *parts, routed = price_parts([*lists, lower_expert_mlp(expert_shape, context)])
-    attention, dense_mlp, embedding, head = _exposed(parts, shape, groups, context)
-    (expert_mlp,) = _exposed([routed], expert_shape, expert_groups, context)
+    attention, dense_mlp, embedding, head = exposed_blocks(parts, shape, groups, context)
+    (expert_mlp,) = exposed_blocks([routed], expert_shape, expert_groups, context)
     return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head)
 
 
-def _exposed(parts: Sequence[PartCosts], shape: RankShape, groups: Groups, context: CostContext) -> list[BlockCosts]:
+def exposed_blocks(
+    parts: Sequence[PartCosts], shape: RankShape, groups: Groups, context: CostContext
+) -> list[BlockCosts]:
     """Hide what the stack hides, and add what launching the kernels costs beyond running them.
 
     Tables are (..., parts, K): parts of the same shapes are worked out together.

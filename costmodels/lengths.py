@@ -15,7 +15,7 @@ from profiles.errors import SpecError
 from profiles.model import MAX_SEQUENCE
 
 _KNOTS = 64  # of a log-normal survival function
-_FEWEST_STEPS = 32  # intervals an integral over the steps is cut into
+_FEWEST_STEPS = 256  # intervals an integral over the steps is cut into
 _WIDEST_SIGMA = 4.0  # of the logarithm: a longest of a thousand many times the median
 
 

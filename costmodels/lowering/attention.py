@@ -38,7 +38,7 @@ def lower_attention(shape: RankShape, context: CostContext) -> CallList:
     """Calls of the attention block for every distinct rank shape."""
     calls = CallList(context, len(shape))
     norm_and_residual(calls, shape, passes=1)
-    _projections(calls, shape, context)
+    projections(calls, shape, context)
     if context.job.attention == "flash":
         _fused_core(calls, shape, context)
     else:
@@ -48,7 +48,8 @@ def lower_attention(shape: RankShape, context: CostContext) -> CallList:
     return calls
 
 
-def _projections(calls: CallList, shape: RankShape, context: CostContext) -> None:
+def projections(calls: CallList, shape: RankShape, context: CostContext) -> None:
+    """Query, key, value and output projections with rotary embedding and adapters."""
     model, job = context.model, context.job
     tokens, t = shape.tokens, shape.tensor
     hidden, trained = model.hidden_size, not job.trains_adapters_only
@@ -137,8 +138,8 @@ def _core_shape(shape: RankShape, context: CostContext) -> tuple[FloatArray, Flo
     )
 
 
-def _head_widths(model: ModelSpec) -> tuple[float, float]:
-    """Width of one query/key head and of one value head."""
+def head_widths(model: ModelSpec) -> tuple[float, float]:
+    """Width of one query/key head and of one value head, uncompressed."""
     latent = model.latent_attention
     if latent is None:
         return float(model.head_dim), float(model.head_dim)
@@ -147,7 +148,7 @@ def _head_widths(model: ModelSpec) -> tuple[float, float]:
 
 def _fused_core(calls: CallList, shape: RankShape, context: CostContext) -> None:
     queries, heads, kv_heads = _core_shape(shape, context)
-    qk_width, v_width = _head_widths(context.model)
+    qk_width, v_width = head_widths(context.model)
     keys = float(context.job.sequence_length)
     share = score_share(context.model, context.job.sequence_length)
     element = min(context.job.numerics.storage_bytes, 4.0)
@@ -174,7 +175,7 @@ def _fused_core(calls: CallList, shape: RankShape, context: CostContext) -> None
 def _unfused_core(calls: CallList, shape: RankShape, context: CostContext) -> None:
     """Two batched GEMMs with scores in memory; the masked half is computed too."""
     queries, heads, _ = _core_shape(shape, context)
-    qk_width, v_width = _head_widths(context.model)
+    qk_width, v_width = head_widths(context.model)
     keys = float(context.job.sequence_length)
     batch = shape.sequences * heads
     element = context.job.numerics.storage_bytes
@@ -227,7 +228,7 @@ def _context_traffic(calls: CallList, shape: RankShape, context: CostContext) ->
     """Keys and values round the ring or gathered; or queries, keys, values, output all-to-all."""
     if int(shape.context.max(initial=1)) == 1:
         return
-    qk_width, v_width = _head_widths(context.model)
+    qk_width, v_width = head_widths(context.model)
     element = context.job.numerics.storage_bytes
     c, t = shape.context, shape.tensor
     per_rank = shape.tokens * shape.kv_heads * (qk_width + v_width) * element

@@ -109,7 +109,7 @@ class CallList:
         numerics = self.context.job.numerics
         name = gemm_format or numerics.gemm_format
         elements = 1.0 * m * k + 1.0 * k * n + 1.0 * m * n
-        self._add(
+        self.add(
             phase,
             op=float(KernelOp.GROUPED_GEMM if grouped else KernelOp.GEMM),
             gemm_format=float(GEMM_FORMATS.index(name)),
@@ -165,7 +165,7 @@ class CallList:
 
         Its tensor has ``rows`` of ``width`` elements, in the job's storage format unless said.
         """
-        self._add(
+        self.add(
             phase,
             op=float(KernelOp.MEMORY),
             family=float(family),
@@ -189,12 +189,13 @@ class CallList:
         causal: float,
         flops: FloatArray,
         traffic_bytes: FloatArray,
+        op: KernelOp | None = None,
     ) -> None:
-        """One fused attention kernel, forward (``CORE``) or backward (``INPUT_GRADIENT``)."""
-        forward = phase is Phase.CORE
-        self._add(
+        """One fused attention kernel, by default forward (``CORE``) or backward (``INPUT_GRADIENT``)."""
+        usual = KernelOp.ATTENTION_FORWARD if phase is Phase.CORE else KernelOp.ATTENTION_BACKWARD
+        self.add(
             phase,
-            op=float(KernelOp.ATTENTION_FORWARD if forward else KernelOp.ATTENTION_BACKWARD),
+            op=float(usual if op is None else op),
             gemm_format=float(GEMM_FORMATS.index(core_format(self.context))),
             m=queries,
             n=keys,
@@ -217,7 +218,8 @@ class CallList:
             return
         self._transfers.append((axis, op, size_bytes, group, stride))
 
-    def _add(self, phase: Phase, **columns: FloatArray | float) -> None:
+    def add(self, phase: Phase, **columns: FloatArray | float) -> None:
+        """A kernel call from columns of ``KernelCallBatch``; columns left out are zero."""
         if self.context.forward_only and phase in _BACKWARD_PHASES:
             return
         self._columns.append(columns)

@@ -23,7 +23,7 @@ def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:
     if not context.model.parallel_residual:
         norm_and_residual(calls, shape, passes=1)
         tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
-    _matrices(calls, context, rows=shape.tokens, width=context.model.ffn_hidden_size / shape.tensor)
+    dense_matrices(calls, context, rows=shape.tokens, width=context.model.ffn_hidden_size / shape.tensor)
     return calls
 
 
@@ -39,10 +39,10 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
     trained = not context.job.trains_adapters_only
     # Each token is routed once per tensor-parallel group, by the rank that owns it after splitting.
     own_tokens = shape.tokens / shape.tensor
-    calls.linear(own_tokens, hidden, moe.num_experts, trained=trained, gemm_format=_router_format(context))
+    calls.linear(own_tokens, hidden, moe.num_experts, trained=trained, gemm_format=router_format(context))
     local_experts = moe.num_experts / shape.expert
     routed_rows = moe.experts_per_token * own_tokens * shape.expert_tensor
-    _matrices(
+    dense_matrices(
         calls,
         context,
         rows=routed_rows / local_experts,
@@ -61,19 +61,19 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         )
     if moe.shared_ffn_hidden_size:
         width = moe.shared_ffn_hidden_size / shape.tensor
-        _matrices(calls, context, rows=shape.tokens, width=width)
+        dense_matrices(calls, context, rows=shape.tokens, width=width)
         tensor_block_traffic(calls, shape, hidden * element)
     _dispatch_traffic(calls, shape, moe, own_tokens * moe.experts_per_token * hidden * element)
     return calls
 
 
-def _router_format(context: CostContext) -> str:
+def router_format(context: CostContext) -> str:
     """Routers run in 32 bits (Megatron-Core, DeepSeek-V3); devices reach them at tf32 or fp32 rates."""
     peaks = context.cluster.device.peak_flops_per_s
     return "tf32" if "tf32" in peaks else "fp32"
 
 
-def _matrices(
+def dense_matrices(
     calls: CallList,
     context: CostContext,
     *,

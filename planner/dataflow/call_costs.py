@@ -1,7 +1,8 @@
 """What one model call costs on every number of devices with every legal strategy, through the one cost path.
 
 ``call_costs`` is what the compiler of dataflows and their searches build on: they choose rows of its tables and never
-price anything themselves. Training rows come from ``costmodels.evaluate``, inference rows from ``costmodels.forward``.
+price anything themselves. Training rows come from ``costmodels.evaluate``, inference rows from ``costmodels.forward``,
+generation rows from ``costmodels.generation``.
 """
 
 from collections.abc import Sequence
@@ -14,18 +15,21 @@ from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
 from costmodels.evaluate import evaluate
 from costmodels.forward import forward_pass, weight_bytes
-from costmodels.model_calls import CallKind, CallTable, ModelCall
+from costmodels.generation import engine_context, generation, generation_memory, prompt_job
+from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.stage_parameters import stage_parameters
 from planner.dataflow.dominance import undominated
+from planner.dataflow.engine_strategies import engine_strategies, running_choices
 from planner.dataflow.strategies import strategies, training_job
 from planner.price_lists import default_collective_model, kernel_model_of
+from profiles.engines import TRAINER as TRAINER
+from profiles.engines import EngineSpec, find_engine
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.model import ModelSpec
 from profiles.stack import StackSpec
 
-TRAINER = "trainer"
 _PERSISTENT = ("weights", "gradients", "optimizer")
 MAX_SIZES = 4096
 
@@ -65,10 +69,18 @@ def call_costs(
     """
     _check_sizes(sizes, setting.cluster)
     wanted = call.model(model)
-    if call.kind is CallKind.TRAIN:
-        table = _training(call, wanted, setting, sizes)
+    if call.kind is CallKind.GENERATE:
+        tables = [_generation(call, wanted, setting, sizes, find_engine(name)) for name in setting.engines]
+        table = concatenated(tables)
     else:
-        table = _inference(call, wanted, setting, sizes)
+        plans = strategies(
+            wanted,
+            call,
+            sizes,
+            framework=setting.stack.framework,
+            domain_devices=setting.cluster.domain_devices,
+        )
+        table = price_plans(plans, call, wanted, setting)
     if fitting:
         peak = table.static_bytes + table.active_bytes
         table = table.take(np.flatnonzero(peak <= setting.cluster.device.usable_memory_bytes))
@@ -102,21 +114,23 @@ def _check_sizes(sizes: Sequence[int], cluster: ClusterSpec) -> None:
             raise SpecError("sizes", f"must be whole nodes of {each} devices, or part of one; got {size}")
 
 
-def _strategies(call: ModelCall, model: ModelSpec, setting: CallSetting, sizes: Sequence[int]) -> PlanBatch:
-    return strategies(
-        model,
-        call,
-        sizes,
-        framework=setting.stack.framework,
-        domain_devices=min(setting.cluster.domain_devices, setting.cluster.node.devices_per_node),
-    )
+def price_plans(plans: PlanBatch, call: ModelCall, model: ModelSpec, setting: CallSetting) -> CallTable:
+    """The given plans of a training or inference call, priced in order.
+
+    Args:
+        plans: Degrees, micro-batches and the rest, as ``planner.dataflow.strategies`` makes them.
+        call: What is computed.
+        model: With the head the call needs.
+        setting: Cluster and training framework.
+    """
+    context = call_context(call, model, setting)
+    return _training(plans, call, context) if call.kind is CallKind.TRAIN else _inference(plans, context)
 
 
-def _training(call: ModelCall, model: ModelSpec, setting: CallSetting, sizes: Sequence[int]) -> CallTable:
-    plans, context = _strategies(call, model, setting, sizes), call_context(call, model, setting)
+def _training(plans: PlanBatch, call: ModelCall, context: CostContext) -> CallTable:
     priced = evaluate(plans, context)
     static, active = _split(priced)
-    parameters = stage_parameters(plans, priced.stages, model, context.job)
+    parameters = stage_parameters(plans, priced.stages, context.model, context.job)
     return CallTable(
         engines=(TRAINER,),
         engine=np.zeros(len(plans), dtype=np.int64),
@@ -139,8 +153,7 @@ def _split(priced: EstimateBatch) -> tuple[FloatArray, FloatArray]:
     return static, np.maximum(priced.peak_memory_bytes - static, 0.0)
 
 
-def _inference(call: ModelCall, model: ModelSpec, setting: CallSetting, sizes: Sequence[int]) -> CallTable:
-    plans, context = _strategies(call, model, setting, sizes), call_context(call, model, setting)
+def _inference(plans: PlanBatch, context: CostContext) -> CallTable:
     priced = forward_pass(plans, context)
     return CallTable(
         engines=(TRAINER,),
@@ -154,5 +167,59 @@ def _inference(call: ModelCall, model: ModelSpec, setting: CallSetting, sizes: S
         weight_bytes=priced.weight_bytes,
         active_bytes=np.maximum(priced.peak_bytes - priced.weight_bytes, 0.0),
         offloadable_bytes=priced.weight_bytes,
+        basis=priced.basis,
+    )
+
+
+def _generation(
+    call: ModelCall, model: ModelSpec, setting: CallSetting, sizes: Sequence[int], engine: EngineSpec
+) -> CallTable:
+    """Rows of one engine: every layout with as many sequences at once as fit the engine's memory, and with fewer."""
+    plans = engine_strategies(
+        model,
+        call,
+        sizes,
+        engine,
+        framework=setting.stack.framework,
+        domain_devices=setting.cluster.domain_devices,
+    )
+    device = setting.cluster.device
+    room_bytes = min(engine.memory_utilization * device.memory_bytes, device.usable_memory_bytes)
+    return price_generation(plans, call, model, setting, engine, room_bytes=room_bytes)
+
+
+def price_generation(
+    plans: PlanBatch, call: ModelCall, model: ModelSpec, setting: CallSetting, engine: EngineSpec, *, room_bytes: float
+) -> CallTable:
+    """The given layouts of a generation call, each with several numbers of sequences at once.
+
+    Args:
+        plans: Degrees, and prompts read at once, as ``planner.dataflow.engine_strategies`` makes them.
+        call: What is generated.
+        model: Whose tokens.
+        setting: Cluster and training framework.
+        engine: Who generates.
+        room_bytes: Device memory the engine may use.
+
+    Returns:
+        Several rows per plan; none for a plan that has no room for a sequence.
+    """
+    context = call_context(call, model, setting)
+    memory = generation_memory(plans, call, engine, engine_context(context, engine, prompt_job(call)))
+    chosen = running_choices(memory, engine, -(-call.num_sequences // plans.data_parallel), room_bytes)
+    plans, memory = plans.take(chosen.plan), memory.take(chosen.plan)
+    priced = generation(plans, call, engine, context, chosen.count, chosen.staggered)
+    return CallTable(
+        engines=(engine.name,),
+        engine=np.zeros(len(plans), dtype=np.int64),
+        plans=plans,
+        concurrent=chosen.count,
+        time_s=priced.time_s,
+        low_s=priced.low_s,
+        high_s=priced.high_s,
+        static_bytes=memory.weight_bytes,
+        weight_bytes=memory.weight_bytes,
+        active_bytes=memory.active_bytes(chosen.count, chosen.staggered),
+        offloadable_bytes=memory.weight_bytes,
         basis=priced.basis,
     )

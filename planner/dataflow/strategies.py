@@ -23,6 +23,8 @@ MAX_STRATEGY_ROWS = 4_000_000
 _ZERO_STAGES = {FSDP: (3,), HUGGINGFACE: (3,), DEEPSPEED: (1, 2, 3)}
 _RECOMPUTE = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
 _LORA_TARGETS = LoraSpec().targets
+# Without an optimizer step nothing asks for whole batches, and devices are those of each row.
+WAIVED_WITHOUT_TRAINING = frozenset({"world_size", "global_batch", "data_parallel_divides_batch"})
 
 Columns = dict[str, IntArray]
 
@@ -75,14 +77,30 @@ def strategies(
 
 
 def degrees(
-    model: ModelSpec, sizes: Sequence[int], *, domain_devices: int, sequence_tokens: int, contexts: bool = True
+    model: ModelSpec,
+    sizes: Sequence[int],
+    *,
+    domain_devices: int,
+    sequence_tokens: int,
+    contexts: bool = True,
+    domains: int = 1,
 ) -> Columns:
-    """Columns of tensor, pipeline, data, context, expert and expert-tensor degrees that fill each number of devices."""
+    """Columns of tensor, pipeline, data, context, expert and expert-tensor degrees that fill each number of devices.
+
+    Args:
+        model: Heads, layers and experts bound the degrees.
+        sizes: Numbers of devices.
+        domain_devices: Devices per scale-up domain.
+        sequence_tokens: Long sequences may be split.
+        contexts: Whether they may at all.
+        domains: Most scale-up domains of a tensor-parallel group; it takes part of one, or whole ones.
+    """
     rows: list[tuple[int, int, int, int]] = []
     most = sequence_tokens // CONTEXT_TOKENS if contexts and sequence_tokens >= LONG_SEQUENCE else 1
     for size in sizes:
         for t in divisors(size):
-            if t > domain_devices or model.num_attention_heads % t:
+            whole = t <= domain_devices * domains and t % domain_devices == 0
+            if model.num_attention_heads % t or not (t <= domain_devices or whole):
                 continue
             for p in divisors(size // t):
                 rest = size // (t * p)
@@ -151,9 +169,7 @@ def _accepted(plans: PlanBatch, setting: Setting, call: ModelCall) -> BoolArray:
 
     Inference needs no whole batch per rank: the last micro-batch may be smaller.
     """
-    waived = {"world_size"}
-    if call.kind is not CallKind.TRAIN:
-        waived |= {"global_batch", "data_parallel_divides_batch"}
+    waived = {"world_size"} if call.kind is CallKind.TRAIN else WAIVED_WITHOUT_TRAINING
     rules = [rule for rule in rules_for(setting.framework) if rule.name not in waived]
     accepted, _ = sieve(plans, setting, rules)
     return accepted

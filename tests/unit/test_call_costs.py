@@ -163,6 +163,67 @@ def test_generation_needs_lengths() -> None:
         call(CallKind.GENERATE, output=None)
 
 
+def test_generation_rows_fit_the_memory_their_engine_may_use() -> None:
+    setting = replace(SETTING, engines=("vllm", "trainer"))
+    short = call(CallKind.GENERATE, prompt_tokens=256, output=fixed_length(256))
+    table = call_costs(short, LLAMA, setting, [8])
+    assert table.engines == ("vllm", "trainer")
+    used = table.static_bytes + table.active_bytes
+    assert (used[table.engine == 0] <= 0.9 * CLUSTER.device.memory_bytes).all()
+    assert (used[table.engine == 1] <= CLUSTER.device.usable_memory_bytes).all()
+    assert (table.static_bytes == table.weight_bytes).all()
+    whole = (table.engine == 0) & (table.plans.tensor_parallel * table.plans.pipeline_parallel == 1)
+    assert table.static_bytes[whole] == pytest.approx(2 * total_parameters(LLAMA))
+    assert (table.concurrent <= 512).all()
+    assert table.concurrent[whole].max() == 64  # all sequences of a replica
+
+
+def test_fewer_sequences_at_once_take_less_memory_and_more_time() -> None:
+    table = call_costs(call(CallKind.GENERATE), LLAMA, replace(SETTING, engines=("vllm",)), [8])
+    one = table.take(np.flatnonzero((table.plans.tensor_parallel == 2) & (table.plans.pipeline_parallel == 1)))
+    assert len(one) > 3
+    order = np.argsort(one.time_s)
+    assert (np.diff(one.active_bytes[order]) < 0).all()
+
+
+def test_a_model_of_many_gpus_spans_nodes_in_engines_only() -> None:
+    big = resolve_model("deepseek-v3", default_catalog(), allow_paths=False).spec
+    wanted = call(CallKind.GENERATE, num_sequences=512)
+    served = call_costs(wanted, big, replace(SETTING, engines=("vllm",)), [32])
+    assert {(16, 2), (32, 1), (8, 4)} <= set(
+        zip(served.plans.tensor_parallel.tolist(), served.plans.pipeline_parallel.tolist(), strict=True)
+    )
+    eager = call_costs(wanted, big, replace(SETTING, engines=("trainer",)), [32])
+    assert (eager.plans.tensor_parallel <= 8).all()
+
+
+def test_an_engine_beats_eager_generation() -> None:
+    served, eager = (
+        call_costs(call(CallKind.GENERATE), LLAMA, replace(SETTING, engines=(name,)), [8]).time_s.min()
+        for name in ("sglang", "trainer")
+    )
+    assert served < 0.8 * eager
+
+
+def test_tables_of_a_large_dataflow_are_quick() -> None:
+    # 4 x 70B PPO on 128 GPUs: six calls, 19 sizes; a tenth of the time allowed on an idle machine.
+    from time import perf_counter
+
+    cluster = parse_cluster("16x8xH100", default_catalog(), fabric=None)
+    big = resolve_model("llama-2-70b", default_catalog(), allow_paths=False).spec
+    setting = CallSetting(cluster=cluster, stack=find_stack("megatron"), engines=("trainer", "vllm"))
+    sizes = [1, 2, 4, *range(8, 129, 8)]
+    calls = [
+        call(CallKind.GENERATE),
+        *(call(CallKind.INFERENCE, value_head=head) for head in (False, True, True)),
+        *(call(CallKind.TRAIN, value_head=head) for head in (False, True)),
+    ]
+    start = perf_counter()
+    rows = sum(len(call_costs(wanted, big, setting, sizes)) for wanted in calls)
+    assert perf_counter() - start < 2.0
+    assert rows > 2000
+
+
 def test_joined_tables_join_their_engines() -> None:
     table: CallTable = call_costs(call(), LLAMA, SETTING, [8])
     other = replace(table, engines=("other",))

@@ -1,0 +1,181 @@
+"""Seconds of one decode step: a token for every running sequence, on a grid of batch sizes and cache lengths.
+
+A step is priced by the same lowering and price lists as training, once per distinct layout and batch size; attention
+also for a few cache lengths, between which it is a straight line. Searches read values between grid points.
+
+With p pipeline stages a replica's sequences form p micro-batches that follow each other round the stages, so that a
+step takes p times the slowest stage's time for its share; fewer sequences than stages leave some idle.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.context import CostContext
+from costmodels.evaluate import price_trust
+from costmodels.layer_costs import BlockCosts, LayerCosts, exposed_blocks
+from costmodels.lowering.boundary import lower_embedding
+from costmodels.lowering.calls import CallList, price_parts
+from costmodels.lowering.grouping import group_rows
+from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
+from costmodels.lowering.serving import lower_decode_attention, lower_sampling, lower_served_experts
+from costmodels.lowering.shapes import RankShape, rank_shapes
+from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.step import pipeline_transfer
+from profiles.engines import EngineSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodePrices:
+    """Priced decode steps of N plans with K distinct layouts.
+
+    Attributes:
+        layout: (N,) layout of each plan.
+        batches: (B,) sequences per micro-batch, ascending powers of two.
+        keys: (C,) tokens in the cache, ascending.
+        layer_s: (K, B, C) one layer, averaged over the kinds of layers.
+        ends_s: (K, B) embedding, head and sampling.
+        head_s: (K, B) of these, head and sampling: what the last stage does beside its layers.
+        layers: (N,) layers of the fullest stage.
+        num_layers: Of the model.
+        stages: (N,) pipeline stages.
+        transfer_s: (N,) passing one micro-batch on to the next stage.
+        engine: Its overheads are read.
+        half_width: (K, B) half the 90 % interval of log time.
+        basis: (K, B) weakest ``Basis``.
+    """
+
+    layout: IntArray
+    batches: FloatArray
+    keys: FloatArray
+    layer_s: FloatArray
+    ends_s: FloatArray
+    head_s: FloatArray
+    layers: IntArray
+    num_layers: int
+    stages: IntArray
+    transfer_s: FloatArray
+    engine: EngineSpec
+    half_width: FloatArray
+    basis: IntArray
+
+    def step_s(self, running: FloatArray, keys: FloatArray) -> FloatArray:
+        """(N, T) seconds of a step.
+
+        Args:
+            running: (N, T) sequences a replica runs, at least 1; fractions are averages.
+            keys: (T,) tokens in the cache per sequence.
+        """
+        stages = self.stages[:, None]
+        rounds = np.clip(running, 1.0, stages)
+        layer_s, ends_s, head_s = self._at(running / rounds, keys)
+        slowest_s = self.layers[:, None] * layer_s + np.where(stages > 1, head_s, ends_s)
+        whole_s = self.num_layers * layer_s + ends_s
+        transfer_s = self.transfer_s[:, None]
+        passes_s = np.maximum(rounds * (slowest_s + transfer_s), whole_s + stages * transfer_s)
+        host_s = self.engine.step_overhead_s + self.engine.sequence_overhead_s * running
+        return np.asarray(passes_s + host_s)
+
+    def nearest(self, running: FloatArray) -> tuple[FloatArray, IntArray]:
+        """(N,) half-width and basis of a step with so many sequences."""
+        place = np.clip(np.searchsorted(self.batches, running / self.stages), 0, len(self.batches) - 1)
+        return self.half_width[self.layout, place], self.basis[self.layout, place]
+
+    def _at(self, batch: FloatArray, keys: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """(N, T) seconds of a layer, of both ends and of the head: linear between grid points."""
+        row, row_share = _place(self.batches, batch)
+        column, column_share = _place(self.keys, np.broadcast_to(keys, batch.shape))
+        layout = self.layout[:, None]
+
+        def between(low: FloatArray, high: FloatArray, share: FloatArray) -> FloatArray:
+            return low + share * (high - low)
+
+        fewer = between(self.layer_s[layout, row, column], self.layer_s[layout, row, column + 1], column_share)
+        more = between(self.layer_s[layout, row + 1, column], self.layer_s[layout, row + 1, column + 1], column_share)
+        return (
+            between(fewer, more, row_share),
+            between(self.ends_s[layout, row], self.ends_s[layout, row + 1], row_share),
+            between(self.head_s[layout, row], self.head_s[layout, row + 1], row_share),
+        )
+
+
+def _place(grid: FloatArray, values: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Interval of an ascending grid each value lies in, and where in it; beyond the grid, its last interval goes on."""
+    interval = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
+    low = grid[interval]
+    return interval, (values - low) / (grid[interval + 1] - low)
+
+
+def decode_prices(
+    plans: PlanBatch, context: CostContext, engine: EngineSpec, *, most_running: int, keys: Sequence[float]
+) -> DecodePrices:
+    """Price decode steps of every layout up to ``most_running`` sequences per replica.
+
+    Args:
+        plans: N plans; degrees are read.
+        context: ``forward_only``, with a job of one-token sequences and the engine's stack.
+        engine: Who runs the steps.
+        most_running: Largest batch to price.
+        keys: At least two cache lengths, ascending.
+    """
+    groups = group_rows(plans.tensor_parallel, plans.expert_parallel, plans.expert_tensor_parallel)
+    layouts = plans.take(groups.first)
+    batches = 2 ** np.arange(max((max(most_running, 2) - 1).bit_length(), 1) + 1)
+    grid = PlanBatch.from_columns(
+        len(layouts) * len(batches),
+        micro_batch_size=np.tile(batches, len(layouts)),
+        **{
+            name: np.repeat(getattr(layouts, name), len(batches))
+            for name in ("tensor_parallel", "expert_parallel", "expert_tensor_parallel")
+        },
+    )
+    attention, rest = _priced(grid, context, engine, keys)
+    size, model = (len(layouts), len(batches)), context.model
+    mixed = model.num_moe_layers / model.num_layers
+    mlp_s = (1 - mixed) * rest.dense_mlp.forward_s()
+    if rest.expert_mlp is not None:
+        mlp_s = mlp_s + mixed * rest.expert_mlp.forward_s()
+    head_s = rest.head.forward_s().reshape(size)
+    trust = price_trust(rest, context)
+    transfer_s, _ = pipeline_transfer(plans, context)
+    return DecodePrices(
+        layout=groups.of_row,
+        batches=batches.astype(np.float64),
+        keys=np.asarray(keys, dtype=np.float64),
+        layer_s=np.stack([(block.forward_s() + mlp_s).reshape(size) for block in attention], axis=2),
+        ends_s=rest.embedding.forward_s().reshape(size) + head_s,
+        head_s=head_s,
+        layers=-(-model.num_layers // plans.pipeline_parallel),
+        num_layers=model.num_layers,
+        stages=plans.pipeline_parallel,
+        transfer_s=transfer_s,
+        engine=engine,
+        half_width=trust.half_width.reshape(size),
+        basis=trust.basis.reshape(size),
+    )
+
+
+def _priced(
+    grid: PlanBatch, context: CostContext, engine: EngineSpec, keys: Sequence[float]
+) -> tuple[list[BlockCosts], LayerCosts]:
+    """The attention block at every cache length, and all blocks at the middle one."""
+    shape, groups = rank_shapes(grid, context, experts=True)
+    lists = [lower_decode_attention(shape, context, keys=length) for length in keys]
+    lists += [lower_dense_mlp(shape, context), lower_embedding(shape, context), lower_sampling(shape, context)]
+    if context.model.moe is not None:
+        lists.append(_lower_experts(shape, context, engine))
+    blocks = exposed_blocks(price_parts(lists), shape, groups, context)
+    attention, (dense_mlp, embedding, head, *experts) = blocks[: len(keys)], blocks[len(keys) :]
+    return attention, LayerCosts(
+        attention=attention[len(keys) // 2],
+        dense_mlp=dense_mlp,
+        expert_mlp=experts[0] if experts else None,
+        embedding=embedding,
+        head=head,
+    )
+
+
+def _lower_experts(shape: RankShape, context: CostContext, engine: EngineSpec) -> CallList:
+    lower = lower_served_experts if engine.fused_experts else lower_expert_mlp
+    return lower(shape, context)

@@ -1,0 +1,322 @@
+"""Seconds and memory of a generation call: prompts are read, then tokens are drawn until the last sequence ends.
+
+Symbols: N sequences of a replica, C of them running at once, S(t) the share of sequences longer than t tokens.
+
+    T = prefill + sum over steps of P(any replica still runs) * step(running(t), keys(t))
+
+With room for all, running(t) = N S(t), and the call ends with the longest sequence of all replicas, not with the mean.
+Otherwise sequences wait. An engine with continuous batching replaces those that end. Sequences of all ages then run:
+their residual lengths are those of renewal theory, S_e(t) = integral of S beyond t over E[n], with mean r. C of them
+run until nobody waits, N E[n] / C - r steps so that the work adds up, and then drain. Equal lengths that start together
+end together, and run in waves, unless room in the cache ends first: then some are put off, and ages spread too. A
+static batch runs until its longest ends, with nobody leaving.
+
+Left out on purpose: the cost of putting sequences off, speculative decoding, skew between the replicas beyond that of
+their lengths.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from costmodels.activations import layer_activations
+from costmodels.arrays import largest
+from costmodels.context import CostContext
+from costmodels.decode import DecodePrices, decode_prices
+from costmodels.forward import forward_stage_s, weight_bytes
+from costmodels.kernels.implementations import implementation_of
+from costmodels.kv_cache import bytes_per_cached_token, tokens_staggered, tokens_together
+from costmodels.layer_costs import layer_costs
+from costmodels.lengths import OutputLengths, any_of
+from costmodels.model_calls import ModelCall
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
+from costmodels.stage_parameters import stage_parameters
+from costmodels.stages import stage_table
+from costmodels.workload import TrainingJob
+from profiles.engines import EngineSpec
+
+_KEY_POINTS = 4  # cache lengths priced between the shortest and the longest
+_FINER = 16  # points per interval of equal lengths, whose steps grow straight with the cache
+_POINTS = 128  # of other lengths: the last sequences of many end close to the longest
+_SAMPLING_COPIES = 3.0  # fp32 logits, their probabilities and the noise, alive together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationMemory:
+    """Bytes on the fullest rank of N plans.
+
+    Attributes:
+        weight_bytes: (N,) weights.
+        together_bytes: (N,) keys and values per sequence of a batch that starts together, where they are most.
+        staggered_bytes: (N,) the same per running sequence when ended ones are replaced.
+        working_bytes: (N,) activations of reading prompts.
+        logits_bytes: (N,) logits per running sequence.
+        fixed_bytes: Graphs and context.
+    """
+
+    weight_bytes: FloatArray
+    together_bytes: FloatArray
+    staggered_bytes: FloatArray
+    working_bytes: FloatArray
+    logits_bytes: FloatArray
+    fixed_bytes: float
+
+    def take(self, rows: IntArray) -> "GenerationMemory":
+        """What the selected plans keep."""
+        columns = {
+            item.name: getattr(self, item.name)[rows] for item in fields(GenerationMemory) if item.name != "fixed_bytes"
+        }
+        return GenerationMemory(fixed_bytes=self.fixed_bytes, **columns)
+
+    def active_bytes(self, running: IntArray, staggered: BoolArray) -> FloatArray:
+        """(N,) bytes beside the weights with so many sequences running per replica."""
+        kept = running * np.where(staggered, self.staggered_bytes, self.together_bytes)
+        at_once = np.maximum(self.working_bytes, running * self.logits_bytes)
+        return np.asarray(kept + at_once + self.fixed_bytes)
+
+    def most_running(self, room_bytes: float, *, staggered: bool) -> IntArray:
+        """(N,) sequences per replica that fit into so many bytes, weights included; 0 where not even one does."""
+        each = self.staggered_bytes if staggered else self.together_bytes
+        free = room_bytes - self.weight_bytes - self.fixed_bytes
+        fitting = np.floor(np.minimum((free - self.working_bytes) / each, free / (each + self.logits_bytes)))
+        return np.asarray(np.clip(fitting, 0, 1 << 30), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationEstimate:
+    """N priced generation calls.
+
+    Attributes:
+        time_s: (N,) seconds.
+        low_s, high_s: (N,) 90 % interval.
+        prefill_s: (N,) of them, reading prompts.
+        steps: (N,) expected decode steps of the call.
+        basis: (N,) weakest ``Basis``.
+    """
+
+    time_s: FloatArray
+    low_s: FloatArray
+    high_s: FloatArray
+    prefill_s: FloatArray
+    steps: FloatArray
+    basis: IntArray
+
+
+def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -> CostContext:
+    """The context of an engine's forward passes.
+
+    The trainer generates with the stack's own kernels, launched one by one from eager code; an engine runs fused
+    kernels as the price lists know them, and keeps none of the stack's scales.
+    """
+    stack = replace(
+        context.stack,
+        kernel_launch_s=0.0 if engine.captures_graphs else engine.kernel_launch_s,
+        collective_launch_s=0.0 if engine.captures_graphs else engine.collective_launch_s,
+        microbatch_overhead_s=0.0,
+        step_overhead_s=0.0,
+        tensor_parallel_overlap=0.0,
+        residual_log_std=engine.residual_log_std,
+    )
+    if engine.kernels:
+        unscaled: dict[str, Any] = dict.fromkeys(_SCALES, 1.0)
+        stack = replace(stack, fused_elementwise=True, grouped_experts=True, **unscaled)
+    else:
+        stack = replace(stack, fused_elementwise=False)
+    code = implementation_of(engine.kernels) if engine.kernels else 0
+    return replace(context, job=job, stack=stack, forward_only=True, implementation=code)
+
+
+_SCALES = (
+    "step_time_scale",
+    "gemm_time_scale",
+    "fp8_time_scale",
+    "fp4_time_scale",
+    "blackwell_16bit_time_scale",
+    "volta_gemm_time_scale",
+    "attention_time_scale",
+    "hopper_attention_time_scale",
+    "memory_time_scale",
+    "collective_time_scale",
+    "scale_out_time_scale",
+)
+
+
+def generation_memory(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> GenerationMemory:
+    """What generation keeps on the fullest rank of every plan.
+
+    Args:
+        plans: N plans; ``micro_batch_size`` prompts are read at once.
+        call: Prompt and output lengths, samples per prompt.
+        engine: Batching, prefix sharing, fixed memory.
+        context: Of the engine's prefill (``engine_context``), whose sequences are prompts.
+    """
+    output = _output(call)
+    stages = stage_table(plans, context.model)
+    parameters = stage_parameters(plans, stages, context.model, context.job)
+    element = context.job.numerics.storage_bytes
+    samples = call.samples_per_prompt if engine.shares_prefixes else 1
+    own_prompt = call.prompt_tokens / samples
+    together = tokens_together(context.model, own_prompt, output, continuous=engine.continuous)
+    staggered = tokens_staggered(context.model, own_prompt, output) if engine.continuous else together
+    per_token = bytes_per_cached_token(plans, context.model, element)
+    working = np.zeros(len(plans))
+    for moe in {context.model.num_moe_layers > 0, context.model.num_moe_layers == context.model.num_layers}:
+        layer = layer_activations(plans, context.model, context.job, context.stack, moe=moe)
+        working = np.maximum(working, layer.whole)
+    vocabulary = context.model.vocab_size
+    return GenerationMemory(
+        weight_bytes=largest(weight_bytes(plans, parameters, context)),
+        together_bytes=together * per_token,
+        staggered_bytes=staggered * per_token,
+        working_bytes=working,
+        logits_bytes=np.full(len(plans), vocabulary * (element + 4.0 * _SAMPLING_COPIES)),
+        fixed_bytes=engine.graph_bytes + (engine.context_bytes or context.stack.context_bytes),
+    )
+
+
+def generation(
+    plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext, running: IntArray, staggered: BoolArray
+) -> GenerationEstimate:
+    """Price a generation call of every plan.
+
+    Args:
+        plans: N plans: degrees, and prompts read at once in ``micro_batch_size``.
+        call: What is generated.
+        engine: Who does it.
+        context: Of training or inference; the engine's own is derived from it.
+        running: (N,) most sequences a replica runs at once, at least 1.
+        staggered: (N,) whether ages spread because room in the cache ends first; matters to equal lengths only.
+    """
+    output = _output(call)
+    step = engine_context(context, engine, replace(prompt_job(call), sequence_length=1))
+    prefill_s = _prefill_s(plans, call, engine, engine_context(context, engine, prompt_job(call)))
+    per_replica = np.ceil(call.num_sequences / plans.data_parallel)
+    at_once = np.minimum(running, per_replica)
+    keys = np.geomspace(call.prompt_tokens, call.prompt_tokens + output.most, _KEY_POINTS)
+    prices = decode_prices(
+        plans, step, engine, most_running=int(at_once.max(initial=1)), keys=[float(key) for key in keys]
+    )
+    batch = _Batch(
+        prices=prices,
+        output=output,
+        prompt_tokens=call.prompt_tokens,
+        per_replica=per_replica,
+        at_once=at_once,
+        replicas=plans.data_parallel,
+    )
+    if engine.continuous:
+        in_step = (at_once == per_replica) | (output.is_fixed & ~staggered)
+        decode_s, steps = _choice(in_step, batch.waves(), batch.refilled())
+    else:
+        decode_s, steps = batch.static()
+    half_width, basis = prices.nearest(at_once)
+    time_s = prefill_s + decode_s
+    return GenerationEstimate(
+        time_s=time_s,
+        low_s=time_s * np.exp(-half_width),
+        high_s=time_s * np.exp(half_width),
+        prefill_s=prefill_s,
+        steps=steps,
+        basis=basis,
+    )
+
+
+def prompt_job(call: ModelCall) -> TrainingJob:
+    """The prompts of a generation call as a job, for what prices and memory read of one."""
+    return TrainingJob(
+        sequence_length=call.prompt_tokens,
+        global_batch_size=call.num_sequences,
+        task="full",
+        precision=call.precision,
+        optimizer="none",
+    )
+
+
+def _output(call: ModelCall) -> OutputLengths:
+    if call.output is None:
+        raise ValueError("a generation call has output lengths")
+    return call.output
+
+
+def _prefill_s(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> FloatArray:
+    """(N,) seconds of reading all prompts once; the head sees one token of each, which decoding counts."""
+    stages = stage_table(plans, context.model)
+    stage_s = forward_stage_s(plans, stages, layer_costs(plans, context), context, head=False)
+    samples = call.samples_per_prompt if engine.shares_prefixes else 1
+    prompts = np.ceil(call.num_sequences / samples / plans.data_parallel)
+    passes = np.ceil(prompts / plans.micro_batch_size)
+    rounds = passes + plans.pipeline_parallel - 1
+    return rounds * largest(stage_s) + passes * engine.step_overhead_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """Sequences of N plans to be decoded; every method gives (N,) seconds and (N,) steps."""
+
+    prices: DecodePrices
+    output: OutputLengths
+    prompt_tokens: int
+    per_replica: FloatArray
+    at_once: FloatArray
+    replicas: IntArray
+
+    def static(self) -> tuple[FloatArray, FloatArray]:
+        """Batches one after the other, each until its longest sequence ends; ended ones are computed on."""
+        return self._batches(leaving=False)
+
+    def waves(self) -> tuple[FloatArray, FloatArray]:
+        """Batches that start together, whose ended sequences leave; the next starts when all have."""
+        return self._batches(leaving=True)
+
+    def _batches(self, *, leaving: bool) -> tuple[FloatArray, FloatArray]:
+        steps = _points(self.output)
+        share = self.output.longer_than(steps)[None, :]
+        keys = self.prompt_tokens + steps
+        whole = np.floor(self.per_replica / self.at_once)
+        rest = self.per_replica - whole * self.at_once
+        seconds, count = np.zeros(len(rest)), np.zeros(len(rest))
+        for times, size in ((whole, self.at_once), (np.minimum(rest, 1.0), np.maximum(rest, 1.0))):
+            if not times.any():
+                continue
+            going = any_of(share, np.asarray(size * self.replicas, dtype=np.float64)[:, None])
+            running = np.maximum(size[:, None] * share, 1.0) if leaving else np.broadcast_to(size[:, None], going.shape)
+            seconds = seconds + times * _sum(going * self.prices.step_s(running, keys), steps)
+            count = count + times * _sum(going, steps)
+        return seconds, count
+
+    def refilled(self) -> tuple[FloatArray, FloatArray]:
+        """Ended sequences are replaced until nobody waits; then sequences of all ages drain."""
+        output, steps = self.output, _points(self.output)
+        fresh = _areas(output.longer_than(steps), steps)
+        left = np.concatenate([np.cumsum(fresh[::-1])[::-1], [0.0]]) / output.mean
+        full_steps = np.maximum(self.per_replica * output.mean / self.at_once - output.mean_context, 0.0)
+        middle = np.asarray([self.prompt_tokens + output.mean_context])
+        full_s = full_steps * self.prices.step_s(self.at_once[:, None], middle)[:, 0]
+        going = any_of(left[None, :], (self.at_once * self.replicas)[:, None])
+        running = np.maximum(self.at_once[:, None] * left[None, :], 1.0)
+        keys = self.prompt_tokens + np.minimum(steps + output.mean_context, output.most)
+        drain_s = _sum(going * self.prices.step_s(running, keys), steps)
+        return full_s + drain_s, full_steps + _sum(going, steps)
+
+
+def _choice(
+    first: BoolArray, one: tuple[FloatArray, FloatArray], other: tuple[FloatArray, FloatArray]
+) -> tuple[FloatArray, FloatArray]:
+    """Row by row, one pair of columns or the other."""
+    return np.where(first, one[0], other[0]), np.where(first, one[1], other[1])
+
+
+def _points(output: OutputLengths) -> FloatArray:
+    """Steps at which the integral is evaluated."""
+    return output.steps(_FINER if output.is_fixed else max(-(-_POINTS // len(output.tokens)), 1))
+
+
+def _areas(values: FloatArray, steps: FloatArray) -> FloatArray:
+    """Integral over each interval."""
+    return np.asarray(np.diff(steps) * (values[..., 1:] + values[..., :-1]) / 2)
+
+
+def _sum(values: FloatArray, steps: FloatArray) -> FloatArray:
+    """(N,) integrals of (N, T) values."""
+    return np.asarray(_areas(values, steps).sum(axis=1))

@@ -1,0 +1,61 @@
+"""Keys and values that generation keeps per sequence, and how many sequences fit.
+
+Two vectors per key/value head and layer (arXiv:2305.13245 for grouped heads), or one latent vector for all heads
+under latent attention (arXiv:2405.04434 section 2.1), which every tensor-parallel rank holds whole. Windowed layers
+keep their window only.
+"""
+
+import numpy as np
+
+from costmodels.lengths import OutputLengths
+from costmodels.plan import FloatArray, IntArray, PlanBatch
+from profiles.model import ModelSpec
+
+_BLOCK_TOKENS = 16  # tokens per cache block (arXiv:2309.06180 section 7.2); half of the last one is empty on average
+
+
+def layer_bytes_per_token(model: ModelSpec, element_bytes: float, tensor_parallel: IntArray) -> FloatArray:
+    """(N,) bytes per token that one rank keeps for one layer.
+
+    Example:
+        Llama-2-70B in 16 bits: 2 x 8 heads x 128 x 2 bytes = 4096 on one rank, 512 on each of eight.
+    """
+    latent = model.latent_attention
+    if latent is not None:
+        width = latent.kv_lora_rank + latent.qk_rope_head_dim
+        return np.full(len(tensor_parallel), float(element_bytes * width))
+    heads = np.maximum(model.num_key_value_heads / tensor_parallel, 1.0)
+    return np.asarray(2.0 * element_bytes * model.head_dim * heads)
+
+
+def kept_tokens(model: ModelSpec, tokens: FloatArray | float) -> FloatArray:
+    """Tokens a layer keeps of a sequence, averaged over the layers."""
+    held = np.asarray(tokens, dtype=np.float64)
+    if not model.sliding_window:
+        return held
+    share = model.windowed_layers / model.num_layers
+    return np.asarray((1 - share) * held + share * np.minimum(held, model.sliding_window))
+
+
+def bytes_per_cached_token(plans: PlanBatch, model: ModelSpec, element_bytes: float) -> FloatArray:
+    """(N,) bytes per token on the rank that keeps most layers."""
+    layers = -(-model.num_layers // plans.pipeline_parallel)
+    return layers * layer_bytes_per_token(model, element_bytes, plans.tensor_parallel)
+
+
+def tokens_together(model: ModelSpec, prompt_tokens: float, output: OutputLengths, *, continuous: bool) -> float:
+    """Tokens kept per sequence of a batch that starts together, where all of it keeps most.
+
+    With continuous batching ended sequences leave: the largest share still running times what each has by then.
+    Otherwise every sequence keeps room for the longest.
+    """
+    if not continuous:
+        return float(kept_tokens(model, prompt_tokens + output.most))
+    steps = output.steps(4)
+    together = output.longer_than(steps) * kept_tokens(model, prompt_tokens + steps + _BLOCK_TOKENS / 2)
+    return float(together.max())
+
+
+def tokens_staggered(model: ModelSpec, prompt_tokens: float, output: OutputLengths) -> float:
+    """Tokens kept per running sequence on average, when sequences of all ages run because ended ones are replaced."""
+    return float(kept_tokens(model, prompt_tokens + output.mean_context + _BLOCK_TOKENS / 2))

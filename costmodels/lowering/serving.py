@@ -1,0 +1,148 @@
+"""One decode step of every block: a token per sequence, against keys and values that lie in a cache.
+
+Linear layers, norms and the dense MLP are those of a forward pass over one token per sequence. What differs is here:
+attention reads the cache, an expert layer of an engine reads the weights of the experts that see any token, and the
+head samples. Under latent attention the up-projections are applied to queries and outputs instead of to the cache
+(arXiv:2405.04434 section 2.1.2): the same multiplications per new token, and one latent key for all heads.
+"""
+
+import numpy as np
+
+from costmodels.collectives import CollectiveOp
+from costmodels.context import CostContext
+from costmodels.kernels.calls import KernelFamily, KernelOp
+from costmodels.kernels.expert_load import TILE_ROWS
+from costmodels.lowering.attention import head_widths, projections, tensor_block_traffic
+from costmodels.lowering.calls import Axis, CallList, Phase, core_format
+from costmodels.lowering.elementwise import norm_and_residual
+from costmodels.lowering.mlp import dense_matrices, router_format
+from costmodels.lowering.shapes import RankShape
+from costmodels.plan import FloatArray
+from profiles.model import ModelSpec
+from profiles.precision import GEMM_FORMATS
+
+# Passes over fp32 logits of one sampling: the cast (half a read, a write), softmax with its sum (read, write), log of
+# the chosen one's probability (read), division by noise (read, write) and the largest (read).
+_SAMPLING_PASSES = 7.5
+_SAMPLING_KERNELS = 5.0
+
+
+def windowed_keys(model: ModelSpec, keys: float) -> float:
+    """Keys that a layer's new token attends to, averaged over the layers."""
+    if not model.sliding_window:
+        return keys
+    share = model.windowed_layers / model.num_layers
+    return (1 - share) * keys + share * min(keys, model.sliding_window)
+
+
+def lower_decode_attention(shape: RankShape, context: CostContext, *, keys: float) -> CallList:
+    """Attention block of one step, for every distinct rank shape (``sequences`` tokens each).
+
+    Args:
+        shape: Rank shapes of one token per sequence.
+        context: Model, engine's stack, price lists.
+        keys: Tokens in the cache per sequence.
+    """
+    calls = CallList(context, len(shape))
+    norm_and_residual(calls, shape, passes=1)
+    projections(calls, shape, context)
+    _cached_core(calls, shape, context, windowed_keys(context.model, keys))
+    tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
+    return calls
+
+
+def _cached_core(calls: CallList, shape: RankShape, context: CostContext, keys: float) -> None:
+    model, latent = context.model, context.model.latent_attention
+    element = min(context.job.numerics.storage_bytes, 4.0)
+    heads = model.num_attention_heads / shape.tensor
+    if latent is None:
+        qk_width, v_width = head_widths(model)
+        kv_heads: FloatArray = shape.kv_heads
+        cached = kv_heads * (qk_width + v_width)
+    else:
+        qk_width, v_width = float(latent.kv_lora_rank + latent.qk_rope_head_dim), float(latent.kv_lora_rank)
+        kv_heads = np.ones(len(shape))
+        cached = kv_heads * qk_width  # values are part of the latent keys
+    calls.attention(
+        Phase.CORE,
+        op=KernelOp.ATTENTION_DECODE,
+        sequences=shape.sequences,
+        queries=1.0,
+        keys=keys,
+        heads=heads,
+        kv_heads=kv_heads,
+        width=qk_width,
+        causal=1.0,
+        flops=2 * (qk_width + v_width) * shape.sequences * heads * keys,
+        traffic_bytes=element * shape.sequences * (cached * keys + heads * (qk_width + v_width)),
+    )
+
+
+def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
+    """An expert layer as engines run it: tokens on every rank of the group, its experts in one fused kernel.
+
+    Each rank computes the share of its experts or of their width, and an all-reduce adds the results up; only experts
+    that see a token are read. Expert and expert-tensor degree multiply to the tensor-parallel degree.
+
+    Source:
+        vLLM ``FusedMoE`` without data-parallel attention; load of random routing as ``kernels.expert_load``.
+    """
+    calls = CallList(context, len(shape))
+    model, moe = context.model, context.model.moe
+    if moe is None:
+        return calls
+    norm_and_residual(calls, shape, passes=1)
+    element, hidden = min(context.job.numerics.storage_bytes, 4.0), model.hidden_size
+    calls.linear(shape.tokens, hidden, moe.num_experts, trained=False, gemm_format=router_format(context))
+    local = np.maximum(moe.num_experts / shape.expert, 1.0)
+    rows = np.maximum(shape.tokens * moe.experts_per_token / shape.expert, 1.0)
+    seen = min(moe.experts_per_token / moe.num_experts, 0.999999)
+    active = np.maximum(-local * np.expm1(shape.tokens * np.log1p(-seen)), 1.0)
+    each = np.maximum(rows / active, 1.0)
+    width, matrices = moe.ffn_hidden_size / shape.expert_tensor, model.mlp_matrices
+    calls.add(
+        Phase.FORWARD,
+        op=float(KernelOp.FUSED_EXPERTS),
+        gemm_format=float(GEMM_FORMATS.index(context.job.numerics.gemm_format)),
+        m=rows,
+        n=width,
+        k=float(hidden),
+        batch=active,
+        heads=each,
+        kv_heads=active * np.ceil(each / TILE_ROWS) * TILE_ROWS,
+        causal=matrices / 2,
+        flops=2.0 * matrices * rows * width * hidden,
+        bytes=element * (active * matrices * width * hidden + rows * (4.0 * hidden + 3.0 * width)),
+        element_bytes=element,
+        implementation=float(context.implementation),
+    )
+    if moe.shared_ffn_hidden_size:
+        dense_matrices(calls, context, rows=shape.tokens, width=moe.shared_ffn_hidden_size / shape.tensor)
+    tensor_block_traffic(calls, shape, hidden * element)
+    return calls
+
+
+def lower_sampling(shape: RankShape, context: CostContext) -> CallList:
+    """Head of one step: logits of every sequence, gathered over the tensor-parallel ranks, and the draw."""
+    calls = CallList(context, len(shape))
+    model, element = context.model, context.job.numerics.storage_bytes
+    vocabulary = model.vocab_size / shape.tensor
+    calls.linear(shape.tokens, model.hidden_size, vocabulary, trained=False, gemm_format=core_format(context))
+    calls.memory(
+        Phase.FORWARD,
+        _SAMPLING_PASSES * 4 * shape.tokens * model.vocab_size,
+        family=KernelFamily.SOFTMAX,
+        rows=shape.tokens,
+        width=float(model.vocab_size),
+        kernels=_SAMPLING_KERNELS,
+        element_bytes=4.0,
+    )
+    gathered = shape.tokens * model.vocab_size * element
+    calls.transfer(
+        Axis.TENSOR_FORWARD,
+        CollectiveOp.ALL_GATHER,
+        gathered,
+        group=shape.tensor,
+        stride=np.ones_like(shape.tensor),
+    )
+    return calls

@@ -1,0 +1,123 @@
+"""Every way an engine can lay a generation call out: replicas of a tensor- and pipeline-parallel group each.
+
+Engines split heads, never sequences, over ranks; experts are spread over the ranks of the tensor-parallel group, whole
+or by width. A tensor-parallel group spans one scale-up domain or several whole ones: the largest models fit no other
+way. The trainer generates with the layouts its framework accepts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.generation import GenerationMemory
+from costmodels.model_calls import ModelCall
+from costmodels.plan import BoolArray, IntArray, PlanBatch
+from planner.constraints import rules_for, sieve
+from planner.dataflow.strategies import WAIVED_WITHOUT_TRAINING, Columns, degrees, training_job
+from planner.rules.base import Setting
+from profiles.engines import TRAINER, EngineSpec
+from profiles.model import ModelSpec
+
+_LEVELS = 7  # from what fits down to a 64th of it
+_MOST_DOMAINS = 4  # scale-up domains one tensor-parallel group may span: 32 devices (NeMo-RL runs DeepSeek-V3 so)
+
+
+def engine_strategies(
+    model: ModelSpec,
+    call: ModelCall,
+    sizes: Sequence[int],
+    engine: EngineSpec,
+    *,
+    framework: str,
+    domain_devices: int,
+) -> PlanBatch:
+    """Layouts of a generation call on each number of devices; ``micro_batch_size`` prompts are read at once.
+
+    Args:
+        model: Heads, widths and experts are read.
+        call: Its sequences are shared out over replicas.
+        sizes: Numbers of devices.
+        engine: Who generates.
+        framework: Whose rules apply when that is the trainer.
+        domain_devices: Devices per scale-up domain.
+    """
+    span = 1 if engine.name == TRAINER else _MOST_DOMAINS
+    columns = degrees(
+        model, sizes, domain_devices=domain_devices, domains=span, sequence_tokens=call.prompt_tokens, contexts=False
+    )
+    p, d = columns["pipeline_parallel"], columns["data_parallel"]
+    keep = d <= call.num_sequences
+    if not engine.splits_stages:
+        keep &= p == 1
+    if engine.name != TRAINER:
+        keep &= _engine_accepts(model, columns)
+    columns = {name: column[keep] for name, column in columns.items()}
+    per_replica = -(-call.num_sequences // columns["data_parallel"])
+    at_once = np.minimum(max(engine.prefill_tokens // call.prompt_tokens, 1), per_replica)
+    plans = PlanBatch.from_columns(
+        len(at_once), **columns, micro_batch_size=at_once, num_microbatches=-(-per_replica // at_once)
+    )
+    if engine.name != TRAINER:
+        return plans
+    setting = Setting(model=model, job=training_job(call), num_devices=max(sizes), framework=framework)
+    rules = [rule for rule in rules_for(framework) if rule.name not in WAIVED_WITHOUT_TRAINING]
+    accepted, _ = sieve(plans, setting, rules)
+    return plans.take(np.flatnonzero(accepted))
+
+
+def _engine_accepts(model: ModelSpec, columns: Columns) -> BoolArray:
+    """(N,) whether vLLM and SGLang load the model so.
+
+    Source:
+        vLLM ``ModelConfig.verify_with_parallel_config``: tp divides the attention heads; ``QKVParallelLinear``: tp
+        divides the key/value heads or is a multiple of them; ``divide`` of the MLP width. Vocabularies are padded.
+        Experts: ``FusedMoEParallelConfig``: expert parallelism takes the whole tensor-parallel group, or none of it.
+    """
+    t = columns["tensor_parallel"]
+    kv_heads = model.num_attention_heads if model.latent_attention is not None else model.num_key_value_heads
+    accepted: BoolArray = (kv_heads % t == 0) | (t % kv_heads == 0)
+    if model.num_moe_layers < model.num_layers:
+        accepted &= model.ffn_hidden_size % t == 0
+    if model.moe is None:
+        return accepted
+    e, split = columns["expert_parallel"], columns["expert_tensor_parallel"]
+    accepted &= (e * split == t) & ((e == 1) | (split == 1)) & (model.moe.ffn_hidden_size % split == 0)
+    if model.moe.shared_ffn_hidden_size:
+        accepted &= model.moe.shared_ffn_hidden_size % t == 0
+    return accepted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Rows of plans with a number of sequences that run at once per replica.
+
+    Attributes:
+        plan: (R,) which plan.
+        count: (R,) sequences.
+        staggered: (R,) whether ended sequences are replaced one by one.
+    """
+
+    plan: IntArray
+    count: IntArray
+    staggered: BoolArray
+
+
+def running_choices(memory: GenerationMemory, engine: EngineSpec, per_replica: IntArray, room_bytes: float) -> Running:
+    """How many sequences to run at once: all or as many as fit, and halves of that, which leave memory to other calls.
+
+    A batch that starts together needs room for what it grows to. Where ended sequences are replaced one by one, the
+    cache holds sequences of all ages, and more of them fit. Plans that fit no sequence get no row.
+    """
+    most = np.minimum(np.minimum(memory.most_running(room_bytes, staggered=False), engine.max_sequences), per_replica)
+    together, apart = np.zeros((2, len(most)), dtype=np.bool_)
+    apart[:] = True
+    parts = [(most >> k, together) for k in range(1 if engine.continuous else _LEVELS)]
+    if engine.continuous:
+        most = np.minimum(memory.most_running(room_bytes, staggered=True), engine.max_sequences)
+        most = np.minimum(most, per_replica - 1)
+        parts += [(most >> k, apart) for k in range(_LEVELS)]
+    plan = np.tile(np.arange(len(per_replica)), len(parts))
+    count, staggered = (np.concatenate([part[i] for part in parts]) for i in range(2))
+    kept = np.flatnonzero(count > 0)
+    return Running(plan=plan[kept], count=count[kept], staggered=staggered[kept])

@@ -1,0 +1,26 @@
+"""Experiment: one comparison with published facts, its criterion and its outcome."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """What was compared and how it came out.
+
+    Attributes:
+        name: Short name, such as ``E3``.
+        title: What is compared with what.
+        criterion: What has to hold.
+        passed: Whether it does.
+        findings: Sentences with the figures, worst cases and caveats included.
+        header: Columns of the table.
+        rows: Its rows, as text.
+    """
+
+    name: str
+    title: str
+    criterion: str
+    passed: bool
+    findings: tuple[str, ...]
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]

@@ -1,0 +1,100 @@
+"""Generation engines: what a program that decodes adds to kernels and links, and the memory it works with.
+
+``data/engines/*.yaml`` maps names to fields, each with its source; ``data/fits/dataflow.json`` holds what was fitted on
+published runs (``planner.validate.dataflow_fit`` writes it). The engine ``trainer`` is the training framework
+itself generating, as ReaLHF, DeepSpeed-Chat and ``transformers`` do: its kernels are those of the training stack.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+
+from profiles.catalog import load_yaml_directory
+from profiles.errors import SpecError, did_you_mean
+
+TRAINER = "trainer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """One engine, of one era. Times are host times per replica.
+
+    Attributes:
+        name: Catalogue name.
+        description: What runs under this name.
+        captures_graphs: Decode steps are replayed as CUDA graphs: launching their kernels costs the host nothing.
+        continuous: A sequence that ends makes room for one that waits; otherwise a batch runs until its last ends.
+        fused_experts: Expert layers run as one fused kernel over the experts that see a token.
+        splits_stages: Whether layers can be split over pipeline stages.
+        shares_prefixes: Prompts of several samples are read and kept once.
+        kernel_launch_s: Host time to issue one kernel outside a graph.
+        collective_launch_s: Host time to issue one collective outside a graph.
+        step_overhead_s: Host time between two steps that nothing hides: scheduling, inputs, sampling.
+        sequence_overhead_s: The same per running sequence.
+        memory_utilization: Share of device memory the engine may use in all; the rest is other programs'.
+        max_sequences: Most sequences a replica runs at once.
+        prefill_tokens: Most prompt tokens of one step.
+        graph_bytes: Device memory of captured graphs.
+        context_bytes: CUDA context, workspaces and communicators.
+        kernels: Label of the timings whose kernels it runs (``costmodels.kernels.implementations``); empty: none.
+        residual_log_std: Standard deviation of log(measured / predicted) generation time.
+        sources: Field name to citation.
+    """
+
+    name: str
+    description: str
+    captures_graphs: bool = False
+    continuous: bool = True
+    fused_experts: bool = True
+    splits_stages: bool = True
+    shares_prefixes: bool = False
+    kernel_launch_s: float = 0.0
+    collective_launch_s: float = 0.0
+    step_overhead_s: float = 0.0
+    sequence_overhead_s: float = 0.0
+    memory_utilization: float = 1.0
+    max_sequences: int = 1 << 20
+    prefill_tokens: int = 8192
+    graph_bytes: float = 0.0
+    context_bytes: float = 0.0
+    kernels: str = ""
+    residual_log_std: float = 0.0
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
+
+
+@cache
+def load_engines() -> Mapping[str, EngineSpec]:
+    """All packaged engines by name.
+
+    Raises:
+        SpecError: If a file is malformed, or names a field that no engine has.
+    """
+    known = {item.name for item in fields(EngineSpec)}
+    data = resources.files("profiles") / "data"
+    fitted = json.loads(data.joinpath("fits", "dataflow.json").read_text(encoding="utf-8"))["engines"]
+    engines: dict[str, EngineSpec] = {}
+    for name, entry in load_yaml_directory(data / "engines").items():
+        unknown = set(entry.data) - known
+        if unknown:
+            raise SpecError(f"engines.{name}", f"unknown fields {sorted(unknown)} in {entry.file}")
+        values, sources = dict(entry.data), dict(entry.data.get("sources", {}))
+        if name in fitted:
+            values |= fitted[name]["values"]
+            sources |= dict.fromkeys(fitted[name]["values"], fitted[name]["source"])
+        engines[name] = EngineSpec(name=name, **values | {"sources": sources})
+    return MappingProxyType(engines)
+
+
+def find_engine(name: str) -> EngineSpec:
+    """The engine of that name.
+
+    Raises:
+        SpecError: If there is none.
+    """
+    engines = load_engines()
+    if name not in engines:
+        raise SpecError("engine", f"unknown name {name[:40]!r}", did_you_mean(name, engines))
+    return engines[name]

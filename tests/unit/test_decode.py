@@ -1,0 +1,131 @@
+"""Decode steps: bytes and FLOPs by hand, launches, pipelines, interpolation."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from costmodels.collectives import CollectiveOp
+from costmodels.context import CostContext
+from costmodels.decode import DecodePrices, decode_prices
+from costmodels.kernels.calls import KernelOp
+from costmodels.plan import ExecutionPlan, PlanBatch
+from profiles.engines import EngineSpec
+from tests.fakes import RateKernels, UnitCollectives, UnitKernels, context, gpt, job, latent, llama, mixture, stack
+
+H, L, V = 1024, 8, 32768
+ENGINE = EngineSpec(name="fake", description="", captures_graphs=True)
+
+
+def priced(
+    plans: list[ExecutionPlan], engine: EngineSpec = ENGINE, *, keys: tuple[float, ...] = (100.0, 300.0), **changes: Any
+) -> DecodePrices:
+    where: CostContext = context(job=job(sequence_length=1), forward_only=True, **changes)
+    return decode_prices(PlanBatch.from_plans(plans), where, engine, most_running=64, keys=keys)
+
+
+def step_s(prices: DecodePrices, running: float, keys: float) -> float:
+    rows = len(prices.layout)
+    return float(prices.step_s(np.full((rows, 1), running), np.array([keys]))[0, 0])
+
+
+def test_a_step_multiplies_every_weight_by_every_sequence() -> None:
+    kernels = UnitKernels(ops=(KernelOp.GEMM, KernelOp.ATTENTION_DECODE))
+    prices = priced([ExecutionPlan()], model=gpt(), kernels=kernels)
+    core = 4 * H * 200  # scores and values of 200 cached tokens
+    assert step_s(prices, 16, 200) == pytest.approx(16 * (L * (24 * H * H + core) + 2 * V * H))
+
+
+def test_a_step_reads_the_cache_once() -> None:
+    kernels = UnitKernels(ops=(KernelOp.ATTENTION_DECODE,), quantity="bytes")
+    prices = priced([ExecutionPlan()], model=llama(), kernels=kernels)
+    per_token = 2 * 2 * 4 * 64  # two bytes of keys and values of 4 heads of 64
+    queries = 2 * 16 * (64 + 64)
+    assert step_s(prices, 8, 250) == pytest.approx(8 * L * (per_token * 250 + queries))
+
+
+def test_latent_attention_reads_one_latent_for_all_heads() -> None:
+    kernels = UnitKernels(ops=(KernelOp.ATTENTION_DECODE,), quantity="bytes")
+    model = latent()
+    keys_only = [step_s(priced([ExecutionPlan()], model=model, kernels=kernels), 4, keys) for keys in (100, 200)]
+    assert keys_only[1] - keys_only[0] == pytest.approx(4 * L * 100 * 2 * (256 + 32))
+
+
+def test_weights_are_read_once_whatever_the_batch() -> None:
+    kernels = UnitKernels(ops=(KernelOp.GEMM,), quantity="bytes")
+    prices = priced([ExecutionPlan()], model=gpt(), kernels=kernels)
+    weights = 2 * (L * 12 * H * H + V * H)
+    one, many = step_s(prices, 1, 100), step_s(prices, 64, 100)
+    assert weights < one < 1.01 * weights
+    assert many < 1.15 * weights
+
+
+def test_each_layer_reduces_twice_over_the_tensor_ranks() -> None:
+    kernels, collectives = UnitKernels(ops=()), UnitCollectives(op=CollectiveOp.ALL_REDUCE)
+    prices = priced([ExecutionPlan(tensor_parallel=8)], model=gpt(), kernels=kernels, collectives=collectives)
+    message = 4 * H * 2  # four sequences
+    assert step_s(prices, 4, 100) == pytest.approx(message * (2 * L + 1))  # and once after the embedding
+
+
+def test_without_graphs_launches_are_the_floor() -> None:
+    slow = stack(kernel_launch_s=1e-3, collective_launch_s=1e-2)
+    eager = priced([ExecutionPlan()], kernels=RateKernels(), stack=slow, model=gpt())
+    layer = eager.layer_s[0, 0, 0]
+    # Norm and residual 2 + 2, four projections in 2 GEMMs, rotary 2, core 1, MLP 2, activation 1.
+    assert layer == pytest.approx(12e-3)
+    wide = priced([ExecutionPlan(tensor_parallel=2)], kernels=RateKernels(), stack=slow, model=gpt())
+    assert wide.layer_s[0, 0, 0] == pytest.approx(12e-3 + 2 * 1e-2)
+
+
+def test_overheads_are_per_step_and_per_sequence() -> None:
+    slow = replace(ENGINE, step_overhead_s=2.0, sequence_overhead_s=0.5)
+    without, with_overhead = (
+        step_s(priced([ExecutionPlan()], engine, kernels=RateKernels()), 8, 100) for engine in (ENGINE, slow)
+    )
+    assert with_overhead - without == pytest.approx(2.0 + 8 * 0.5)
+
+
+def test_a_pipeline_takes_turns_with_its_micro_batches() -> None:
+    alone, split = (
+        priced([ExecutionPlan(pipeline_parallel=p)], model=gpt(), kernels=RateKernels(start_s=1e-3)) for p in (1, 4)
+    )
+    # A stage has a quarter of the layers and the last one the head; four micro-batches pass it per step.
+    layer_s, head_s = split.layer_s[0, 2, 0], split.head_s[0, 2]
+    assert step_s(split, 16, 100) == pytest.approx(4 * (2 * layer_s + head_s))
+    assert step_s(split, 16, 100) > step_s(alone, 4, 100)
+    # One sequence cannot fill four stages: it passes all of them, one after the other.
+    assert step_s(split, 1, 100) == pytest.approx(L * split.layer_s[0, 0, 0] + split.ends_s[0, 0])
+
+
+def test_only_experts_that_see_a_token_are_read() -> None:
+    kernels = UnitKernels(ops=(KernelOp.FUSED_EXPERTS,), quantity="bytes")
+    prices = priced([ExecutionPlan()], model=mixture(), kernels=kernels)
+    expert = 2 * 3 * H * 1408
+    one, many = prices.layer_s[0, 0, 0], prices.layer_s[0, -1, 0]
+    assert one == pytest.approx(2 * expert, rel=0.01)  # two of eight experts
+    assert many == pytest.approx(8 * expert, rel=0.2)
+
+
+def test_experts_over_ranks_are_each_read_somewhere() -> None:
+    kernels = UnitKernels(ops=(KernelOp.FUSED_EXPERTS,), quantity="bytes")
+    whole = priced([ExecutionPlan()], model=mixture(), kernels=kernels).layer_s[0, -1, 0]
+    spread = ExecutionPlan(tensor_parallel=4, expert_parallel=4)
+    halved = ExecutionPlan(tensor_parallel=4, expert_tensor_parallel=4)
+    for plan in (spread, halved):
+        assert priced([plan], model=mixture(), kernels=kernels).layer_s[0, -1, 0] == pytest.approx(whole / 4, rel=0.15)
+
+
+def test_between_and_beyond_grid_points_it_is_a_straight_line() -> None:
+    prices = priced([ExecutionPlan()], model=gpt())
+    ends = [step_s(prices, 8, keys) for keys in (100, 300)]
+    assert step_s(prices, 8, 150) == pytest.approx(0.75 * ends[0] + 0.25 * ends[1])
+    assert step_s(prices, 8, 500) == pytest.approx(ends[0] + 2 * (ends[1] - ends[0]))
+    assert step_s(prices, 24, 100) == pytest.approx((step_s(prices, 16, 100) + step_s(prices, 32, 100)) / 2)
+
+
+def test_layouts_share_prices() -> None:
+    plans = [ExecutionPlan(tensor_parallel=2, data_parallel=d) for d in (1, 2, 4)]
+    prices = priced(plans, model=gpt())
+    assert len(prices.layer_s) == 1
+    assert prices.layout.tolist() == [0, 0, 0]
