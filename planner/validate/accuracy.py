@@ -17,6 +17,7 @@ import numpy as np
 from planner.validate.mapping import Mapped, map_files
 from planner.validate.memory_fit import MemoryFit, fit_memory, memory_card, residual_log_std, with_memory
 from planner.validate.metrics import LEAST_ROWS
+from planner.validate.own_runs import own_section
 from planner.validate.pick import PickSummary
 from planner.validate.predict import Predictions, RowPredictor
 from planner.validate.refit import Refit, card, fold_of, left_out_together, refit, time_stack
@@ -130,6 +131,7 @@ def accuracy_page(accuracy: Accuracy) -> str:
         _time_section(held_out, in_sample),
         _memory_section(held_out, in_sample),
         _pick_section(held_out),
+        own_section(with_memory(accuracy.refit.fit.stacks, accuracy.memory.stacks)),
         _assumption_section(held_out),
         _reason_section(held_out),
     ]

@@ -67,6 +67,7 @@ _COMPOSER = StackDefaults(stack="fsdp-composer", zero_stage=3)
 _MEGATRON_DEEPSPEED = dataclasses.replace(_MEGATRON_2021, stack="megatron-deepspeed", zero_stage=1)
 _LITGPT = StackDefaults(stack="litgpt", zero_stage=3, zero_is_known=True, sixteen_bit_states=True)
 _HUGGING_FACE = StackDefaults(stack="hf-trainer", zero_is_known=False, sixteen_bit_states=True)
+_PYTORCH = StackDefaults(stack="pytorch")
 _NANOTRON = StackDefaults(stack="nanotron", tensor_parallel_overlap=True, overlap_param_gather=False)
 _XLA = StackDefaults(
     stack="alpa", attention="unfused", precision="fp16", overlap_grad_reduce=False, overlap_param_gather=False
@@ -92,6 +93,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"megascale", _MEGATRON_CORE),  # its Megatron-LM baseline, with flash attention 2
         (r"^[^|]*zero-3", _DEEPSPEED_2022),
         (r"nanotron|picotron", _NANOTRON),
+        (r"^pytorch eager", _PYTORCH),
         (r"torchtitan|fsdp2", _FSDP),
         (r"composer|llm-foundry|mosaicml", _COMPOSER),
         (r"paddle", _PADDLE),
