@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from costmodels.workload import TrainingJob as TrainingJob
     from planner.api import estimate as estimate
     from planner.api import plan as plan
+    from planner.decisions.api import portfolio as portfolio
     from planner.kernel_prices import price_mlir as price_mlir
     from planner.request import Options as Options
     from planner.results import PlanResult as PlanResult
@@ -30,6 +31,7 @@ _HOMES = {
     "TrainingJob": "costmodels.workload",
     "estimate": "planner.api",
     "plan": "planner.api",
+    "portfolio": "planner.decisions.api",
     "price_mlir": "planner.kernel_prices",
     "to_document": "planner.schema",
 }

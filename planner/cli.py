@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from planner import cli_decisions as trial
 from planner import cli_options as option
 from planner.cli_calibrate import calibrate
 from planner.cli_output import emit, progress
@@ -88,10 +89,19 @@ def plan(
     top: option.Top = 10,
     variants: option.Variants = False,
     pareto: option.Pareto = False,
+    portfolio: trial.Portfolio = None,
+    trial_steps: trial.TrialSteps = 20,
+    oom_penalty: trial.OomPenalty = 0.05,
+    seed: trial.Seed = 0,
 ) -> None:
-    """Rank every legal plan, best first."""
+    """Rank every legal plan, best first; or say which are worth trying on the cluster."""
     from planner import api
 
+    if portfolio is not None:
+        inputs = _inputs(values) | {"pins": _pins(values), "variants": variants}
+        terms = trial.terms_of(trial_steps, oom_penalty, seed)
+        trial.show_portfolio(inputs, values, count=portfolio, terms=terms)
+        return
     with progress("pricing plans", quiet=values["quiet"]):
         result = api.plan(**_inputs(values), pins=_pins(values), top=top, variants=variants)
     _show(result, values, pareto=pareto)

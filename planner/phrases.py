@@ -86,9 +86,8 @@ def dollars(usd: float) -> str:
     return f"${usd:,.0f}" if usd >= 100 else f"${usd:,.2f}"
 
 
-def plan_label(answer: PlanEstimate) -> str:
+def plan_label(plan: ExecutionPlan) -> str:
     """A plan in the field's short words, parts that are off left out."""
-    plan = answer.plan
     words = [f"tp{plan.tensor_parallel}", f"pp{plan.pipeline_parallel}", f"dp{plan.data_parallel}"]
     optional = (
         ("cp", plan.context_parallel),

@@ -47,7 +47,7 @@ _MEMORY = {"out_of_memory": "out of memory", "out_of_host_memory": "out of host 
 
 def render(result: PlanResult, console: Console, *, quiet: bool = False) -> None:
     """Print a whole answer; ``quiet`` leaves out warnings and assumptions."""
-    _heading(result.request, console)
+    heading(result.request, console)
     if result.kind == "plan":
         render_ranking(result, console)
     elif result.best is not None:
@@ -55,10 +55,10 @@ def render(result: PlanResult, console: Console, *, quiet: bool = False) -> None
     else:
         _searched(result, console)
     if result.infeasible is not None:
-        _infeasible(result, result.infeasible, console)
+        render_infeasible(result.infeasible, console, nearest=result.kind == "plan")
     if not quiet:
-        _notes("Warnings", result.warnings, console)
-        _notes("Assumed", result.assumptions, console)
+        render_notes("Warnings", result.warnings, console)
+        render_notes("Assumed", result.assumptions, console)
 
 
 def render_ranking(result: PlanResult, console: Console) -> None:
@@ -84,7 +84,8 @@ def render_estimate(result: PlanResult, best: PlanEstimate, console: Console) ->
     _rivals(result, console)
 
 
-def _heading(request: Request, console: Console) -> None:
+def heading(request: Request, console: Console) -> None:
+    """What was asked: model, cluster and job, in two lines."""
     model, cluster, job = request.model, request.cluster, request.job
     parameters = count(total_parameters(model))
     if model.moe is not None:
@@ -185,7 +186,7 @@ def _verdict(best: PlanEstimate, console: Console) -> None:
     ]
     told = ", ".join(word for word in extras if word)
     console.print(
-        f"\n[bold]{plan_label(best)}[/]"
+        f"\n[bold]{plan_label(best.plan)}[/]"
         + (f" ({told})" if told else "")
         + f", {plan.num_microbatches} micro-batch{'' if plan.num_microbatches == 1 else 'es'}",
         highlight=False,
@@ -316,13 +317,15 @@ def _rivals(result: PlanResult, console: Console) -> None:
     console.print(table)
 
 
-def _infeasible(result: PlanResult, infeasible: Infeasible, console: Console) -> None:
+def render_infeasible(infeasible: Infeasible, console: Console, *, nearest: bool = True) -> None:
+    """Why nothing fits and what would, perhaps with the plan that comes nearest."""
     console.print("\n[bold red]Nothing fits.[/]", highlight=False)
-    nearest = infeasible.nearest
-    if nearest is not None and result.kind == "plan":
-        over = nearest.peak_memory_bytes - nearest.usable_memory_bytes
-        what = f"{gib(over)} too much" if over > 0 else f"{gib(nearest.host_memory_bytes)} of host memory per node"
-        console.print(f"Nearest: {plan_label(nearest)}: peak {gib(nearest.peak_memory_bytes)}, {what}", highlight=False)
+    plan = infeasible.nearest
+    if plan is not None and nearest:
+        over = plan.peak_memory_bytes - plan.usable_memory_bytes
+        what = f"{gib(over)} too much" if over > 0 else f"{gib(plan.host_memory_bytes)} of host memory per node"
+        words = f"Nearest: {plan_label(plan.plan)}: peak {gib(plan.peak_memory_bytes)}, {what}"
+        console.print(words, highlight=False)
     if infeasible.remedies:
         works = infeasible.remedies[0].fits
         console.print("What would fit:" if works else "Closest changes:", style="bold", highlight=False)
@@ -330,7 +333,8 @@ def _infeasible(result: PlanResult, infeasible: Infeasible, console: Console) ->
             _indented(remedy_sentence(remedy), console)
 
 
-def _notes(title: str, notes: Sequence[Note], console: Console) -> None:
+def render_notes(title: str, notes: Sequence[Note], console: Console) -> None:
+    """Warnings or assumptions under their title; nothing when there are none."""
     if not notes:
         return
     style = "yellow" if title == "Warnings" else "dim"

@@ -31,15 +31,15 @@ def to_document(result: PlanResult) -> dict[str, Any]:
         "request": request_document(result.request),
         "plans": [estimate_document(answer) for answer in result.plans],
         "explanation": _explanation(result),
-        "infeasible": None if result.infeasible is None else _infeasible(result.infeasible),
+        "infeasible": None if result.infeasible is None else infeasible_document(result.infeasible),
         "pareto": [_point(point) for point in result.pareto],
         "search": {
             "considered": result.considered,
             "fitting": result.fitting,
             "rejected": dict(sorted(result.rejected.items())),
         },
-        "assumptions": [_note(note) for note in result.assumptions],
-        "warnings": [_note(note) for note in result.warnings],
+        "assumptions": [note_document(note) for note in result.assumptions],
+        "warnings": [note_document(note) for note in result.warnings],
         "conventions": dict(CONVENTIONS),
     }
 
@@ -183,7 +183,8 @@ def devices_document() -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "devices": [device_document(devices[name]) for name in sorted(devices)]}
 
 
-def _note(note: Note) -> dict[str, str]:
+def note_document(note: Note) -> dict[str, str]:
+    """An assumption or a warning."""
     return {"code": note.code, "field": note.field, "message": note.message}
 
 
@@ -221,7 +222,8 @@ def _rival(rival: Rival) -> dict[str, Any]:
     }
 
 
-def _infeasible(infeasible: Infeasible) -> dict[str, Any]:
+def infeasible_document(infeasible: Infeasible) -> dict[str, Any]:
+    """Why nothing fits, and what would."""
     nearest = infeasible.nearest
     return {
         "reasons": dict(sorted(infeasible.reasons.items())),

@@ -21,39 +21,40 @@ CONVENTIONS = {
 
 Shape = dict[str, Any]
 
-_TEXT: Shape = {"type": "string"}
-_FLAG: Shape = {"type": "boolean"}
-_COUNT: Shape = {"type": "integer", "minimum": 0}
-_NUMBER: Shape = {"type": "number"}
-_AMOUNT: Shape = {"type": "number", "minimum": 0}
+TEXT: Shape = {"type": "string"}
+FLAG: Shape = {"type": "boolean"}
+COUNT: Shape = {"type": "integer", "minimum": 0}
+NUMBER: Shape = {"type": "number"}
+AMOUNT: Shape = {"type": "number", "minimum": 0}
 _FREE: Shape = {"type": "object"}
 
 
 def document_schema() -> Shape:
     """The schema of what ``schema.to_document`` returns."""
-    answer = _object(
+    answer = closed_object(
         schema_version={"const": SCHEMA_VERSION},
         kind={"enum": ["plan", "estimate"]},
-        fits=_FLAG,
-        request=_request(),
-        plans=_list({"$ref": "#/$defs/estimate"}),
-        explanation=_or_null(_explanation()),
-        infeasible=_or_null(_infeasible()),
-        pareto=_list(_priced_plan()),
-        search=_object(considered=_COUNT, fitting=_COUNT, rejected=_map(_COUNT)),
-        assumptions=_list(_note()),
-        warnings=_list(_note()),
-        conventions=_object(**dict.fromkeys(CONVENTIONS, _TEXT)),
+        fits=FLAG,
+        request=request_shape(),
+        plans=list_of({"$ref": "#/$defs/estimate"}),
+        explanation=or_null(_explanation()),
+        infeasible=or_null(infeasible_shape()),
+        pareto=list_of(_priced_plan()),
+        search=closed_object(considered=COUNT, fitting=COUNT, rejected=map_of(COUNT)),
+        assumptions=list_of(note_shape()),
+        warnings=list_of(note_shape()),
+        conventions=closed_object(**dict.fromkeys(CONVENTIONS, TEXT)),
     )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "planner answer",
         **answer,
-        "$defs": {"plan": _plan(), "estimate": _estimate()},
+        "$defs": {"plan": plan_shape(), "estimate": estimate_shape()},
     }
 
 
-def _object(**properties: Shape) -> Shape:
+def closed_object(**properties: Shape) -> Shape:
+    """An object with these keys and no others."""
     return {
         "type": "object",
         "properties": properties,
@@ -62,19 +63,23 @@ def _object(**properties: Shape) -> Shape:
     }
 
 
-def _list(items: Shape) -> Shape:
+def list_of(items: Shape) -> Shape:
+    """An array of such items."""
     return {"type": "array", "items": items}
 
 
-def _map(values: Shape) -> Shape:
+def map_of(values: Shape) -> Shape:
+    """An object of any keys with such values."""
     return {"type": "object", "additionalProperties": values}
 
 
-def _or_null(shape: Shape) -> Shape:
+def or_null(shape: Shape) -> Shape:
+    """That, or null."""
     return {"anyOf": [shape, {"type": "null"}]}
 
 
-def _plan() -> Shape:
+def plan_shape() -> Shape:
+    """An execution plan."""
     words = {
         "recompute": [mode.name.lower() for mode in Recompute],
         "schedule": list(SCHEDULE_NAMES),
@@ -87,126 +92,130 @@ def _plan() -> Shape:
         if name in words:
             shapes[name] = {"enum": words[name]}
         elif name == "stage_layers":
-            shapes[name] = _list(_COUNT)
+            shapes[name] = list_of(COUNT)
         else:
-            shapes[name] = _FLAG if isinstance(getattr(default, name), bool) else _COUNT
-    return _object(**shapes)
+            shapes[name] = FLAG if isinstance(getattr(default, name), bool) else COUNT
+    return closed_object(**shapes)
 
 
-def _estimate() -> Shape:
+def estimate_shape() -> Shape:
+    """A priced plan."""
     axes = ("tensor_parallel", "context_parallel", "expert_parallel", "pipeline_transfer", "data_parallel")
-    return _object(
+    return closed_object(
         rank={"type": "integer", "minimum": 1},
         plan={"$ref": "#/$defs/plan"},
         num_devices={"type": "integer", "minimum": 1},
-        fits=_FLAG,
-        time=_object(
-            step_time_s=_AMOUNT,
-            step_time_low_s=_AMOUNT,
-            step_time_high_s=_AMOUNT,
-            parts_s=_object(**dict.fromkeys(TIME_PARTS, _AMOUNT)),
-            communication_total_s=_object(**dict.fromkeys(axes, _AMOUNT)),
+        fits=FLAG,
+        time=closed_object(
+            step_time_s=AMOUNT,
+            step_time_low_s=AMOUNT,
+            step_time_high_s=AMOUNT,
+            parts_s=closed_object(**dict.fromkeys(TIME_PARTS, AMOUNT)),
+            communication_total_s=closed_object(**dict.fromkeys(axes, AMOUNT)),
         ),
-        memory=_object(
-            peak_memory_bytes=_AMOUNT,
-            peak_memory_low_bytes=_AMOUNT,
-            peak_memory_high_bytes=_AMOUNT,
-            usable_memory_bytes=_AMOUNT,
-            headroom_bytes=_NUMBER,
-            host_memory_bytes=_AMOUNT,
-            fullest_stage=_COUNT,
+        memory=closed_object(
+            peak_memory_bytes=AMOUNT,
+            peak_memory_low_bytes=AMOUNT,
+            peak_memory_high_bytes=AMOUNT,
+            usable_memory_bytes=AMOUNT,
+            headroom_bytes=NUMBER,
+            host_memory_bytes=AMOUNT,
+            fullest_stage=COUNT,
         ),
-        stages=_list(_stage()),
-        throughput=_object(
-            tokens_per_s=_AMOUNT,
-            tokens_per_s_per_device=_AMOUNT,
-            samples_per_s=_AMOUNT,
-            model_flops_per_s_per_device=_AMOUNT,
-            mfu=_AMOUNT,
-            mfu_full_attention=_AMOUNT,
-            hfu=_AMOUNT,
+        stages=list_of(_stage()),
+        throughput=closed_object(
+            tokens_per_s=AMOUNT,
+            tokens_per_s_per_device=AMOUNT,
+            samples_per_s=AMOUNT,
+            model_flops_per_s_per_device=AMOUNT,
+            mfu=AMOUNT,
+            mfu_full_attention=AMOUNT,
+            hfu=AMOUNT,
         ),
-        flops_per_step=_object(model_flops=_AMOUNT, model_flops_full_attention=_AMOUNT, hardware_flops=_AMOUNT),
-        cost=_object(
-            device_seconds_per_step=_AMOUNT,
-            energy_per_step_j=_AMOUNT,
-            run=_or_null(
-                _object(
-                    tokens=_AMOUNT,
-                    steps=_AMOUNT,
-                    duration_s=_AMOUNT,
-                    device_hours=_AMOUNT,
-                    cost_usd=_or_null(_AMOUNT),
-                    energy_j=_AMOUNT,
+        flops_per_step=closed_object(model_flops=AMOUNT, model_flops_full_attention=AMOUNT, hardware_flops=AMOUNT),
+        cost=closed_object(
+            device_seconds_per_step=AMOUNT,
+            energy_per_step_j=AMOUNT,
+            run=or_null(
+                closed_object(
+                    tokens=AMOUNT,
+                    steps=AMOUNT,
+                    duration_s=AMOUNT,
+                    device_hours=AMOUNT,
+                    cost_usd=or_null(AMOUNT),
+                    energy_j=AMOUNT,
                 )
             ),
         ),
         basis={"enum": list(BASES)},
-        extrapolated_share=_object(**dict.fromkeys(EXTRAPOLATED, _AMOUNT)),
-        basis_share=_object(**dict.fromkeys(BASES, _AMOUNT)),
+        extrapolated_share=closed_object(**dict.fromkeys(EXTRAPOLATED, AMOUNT)),
+        basis_share=closed_object(**dict.fromkeys(BASES, AMOUNT)),
     )
 
 
 def _stage() -> Shape:
-    return _object(
-        index=_COUNT,
-        layers=_COUNT,
-        moe_layers=_COUNT,
-        in_flight_microbatches=_AMOUNT,
-        has_embedding=_FLAG,
-        has_head=_FLAG,
-        microbatch_time_s=_AMOUNT,
-        memory_bytes=_AMOUNT,
-        memory_parts_bytes=_object(**dict.fromkeys(MEMORY_PARTS, _AMOUNT)),
+    return closed_object(
+        index=COUNT,
+        layers=COUNT,
+        moe_layers=COUNT,
+        in_flight_microbatches=AMOUNT,
+        has_embedding=FLAG,
+        has_head=FLAG,
+        microbatch_time_s=AMOUNT,
+        memory_bytes=AMOUNT,
+        memory_parts_bytes=closed_object(**dict.fromkeys(MEMORY_PARTS, AMOUNT)),
     )
 
 
-def _request() -> Shape:
-    return _object(
+def request_shape() -> Shape:
+    """A question as it was understood."""
+    return closed_object(
         model=_FREE,
         cluster=_FREE,
         job=_FREE,
         framework={"enum": list(FRAMEWORKS)},
-        stack=_TEXT,
+        stack=TEXT,
         objective={"enum": list(OBJECTIVES)},
-        pins=_map(_COUNT),
-        offload=_FLAG,
-        variants=_FLAG,
-        memory_reserve_bytes=_AMOUNT,
-        price_per_device_hour_usd=_or_null(_AMOUNT),
-        price_date=_or_null(_TEXT),
+        pins=map_of(COUNT),
+        offload=FLAG,
+        variants=FLAG,
+        memory_reserve_bytes=AMOUNT,
+        price_per_device_hour_usd=or_null(AMOUNT),
+        price_date=or_null(TEXT),
     )
 
 
 def _explanation() -> Shape:
-    return _object(
-        sentences=_list(_TEXT),
-        time=_list(_object(part={"enum": list(TIME_PARTS)}, time_s=_AMOUNT, share=_AMOUNT)),
-        memory=_list(_object(part={"enum": list(MEMORY_PARTS)}, memory_bytes=_AMOUNT, share=_AMOUNT)),
-        rivals=_list(
-            _object(
-                dimension=_TEXT,
-                sentence=_TEXT,
+    return closed_object(
+        sentences=list_of(TEXT),
+        time=list_of(closed_object(part={"enum": list(TIME_PARTS)}, time_s=AMOUNT, share=AMOUNT)),
+        memory=list_of(closed_object(part={"enum": list(MEMORY_PARTS)}, memory_bytes=AMOUNT, share=AMOUNT)),
+        rivals=list_of(
+            closed_object(
+                dimension=TEXT,
+                sentence=TEXT,
                 plan={"$ref": "#/$defs/plan"},
-                changed=_list(_TEXT),
-                step_time_ratio=_AMOUNT,
-                device_seconds_ratio=_AMOUNT,
-                peak_memory_difference_bytes=_NUMBER,
-                fits=_FLAG,
+                changed=list_of(TEXT),
+                step_time_ratio=AMOUNT,
+                device_seconds_ratio=AMOUNT,
+                peak_memory_difference_bytes=NUMBER,
+                fits=FLAG,
             )
         ),
     )
 
 
-def _infeasible() -> Shape:
+def infeasible_shape() -> Shape:
+    """Why nothing fits, and what would."""
     remedy = _priced_plan()
-    remedy = _object(code=_TEXT, sentence=_TEXT, fits=_FLAG, **remedy["properties"])
-    return _object(reasons=_map(_COUNT), nearest=_or_null({"$ref": "#/$defs/estimate"}), remedies=_list(remedy))
+    remedy = closed_object(code=TEXT, sentence=TEXT, fits=FLAG, **remedy["properties"])
+    return closed_object(reasons=map_of(COUNT), nearest=or_null({"$ref": "#/$defs/estimate"}), remedies=list_of(remedy))
 
 
 def _priced_plan() -> Shape:
-    return _object(plan={"$ref": "#/$defs/plan"}, num_devices=_COUNT, step_time_s=_AMOUNT, peak_memory_bytes=_AMOUNT)
+    return closed_object(plan={"$ref": "#/$defs/plan"}, num_devices=COUNT, step_time_s=AMOUNT, peak_memory_bytes=AMOUNT)
 
 
-def _note() -> Shape:
-    return _object(code=_TEXT, field=_TEXT, message=_TEXT)
+def note_shape() -> Shape:
+    """An assumption or a warning."""
+    return closed_object(code=TEXT, field=TEXT, message=TEXT)

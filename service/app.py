@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from planner.decisions.schema import portfolio_schema
 from planner.schema_types import document_schema
 from service.limits import BodyLimit, WorkQueue
 from service.problems import Problem, install_handlers
@@ -47,6 +48,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         for name, definition in (
             ("Document", document_schema()),
+            ("Portfolio", portfolio_schema()),
             ("Problem", Problem.model_json_schema(ref_template=_COMPONENTS + "{model}")),
         ):
             _hoist(name, definition, schemas)

@@ -11,23 +11,35 @@ from fastapi.responses import RedirectResponse
 from starlette.responses import Response
 
 from planner import api, schema
+from planner.decisions import api as decisions
+from planner.decisions.document import portfolio_document
+from planner.decisions.results import Terms
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
 from service.limits import WorkQueue
 from service.problems import NotFoundError, declared
-from service.schemas import NAME_PATTERN, EstimateRequest, Health, PlanRequest, given
+from service.schemas import NAME_PATTERN, EstimateRequest, Health, PlanRequest, PortfolioRequest, given
 from service.views import DeviceList, DeviceView, ModelList, ModelView
 
-DOCUMENT_REFERENCE = "#/components/schemas/Document"
+_COMPONENTS = "#/components/schemas/"
 
-_DOCUMENT: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The document that `planner --json` prints. Without a fitting plan, `plans` is empty and "
-        "`infeasible` says why.",
-        "content": {"application/json": {"schema": {"$ref": DOCUMENT_REFERENCE}}},
-    }
-}
+
+def _document(name: str, words: str) -> dict[int | str, dict[str, Any]]:
+    """The documented answer of a route: one of the components."""
+    content = {"application/json": {"schema": {"$ref": _COMPONENTS + name}}}
+    return {200: {"description": words, "content": content}}
+
+
+_DOCUMENT = _document(
+    "Document",
+    "The document that `planner --json` prints. Without a fitting plan, `plans` is empty and `infeasible` says why.",
+)
+_PORTFOLIO = _document(
+    "Portfolio",
+    "The document that `planner plan --portfolio --json` prints. When nothing may run, `trials` is empty and "
+    "`infeasible` says why.",
+)
 _SEARCH_PROBLEMS = declared(400, 413, 422, 429)
 
 EntryName = Annotated[str, Path(min_length=1, max_length=120, pattern=NAME_PATTERN)]
@@ -48,6 +60,16 @@ async def post_plan(body: PlanRequest, request: Request) -> Response:
 async def post_estimate(body: EstimateRequest, request: Request) -> Response:
     """Price and explain one execution plan."""
     return await _answer(request, functools.partial(api.estimate, plan=given(body.plan), **_inputs(body)))
+
+
+@router.post("/portfolio", response_model=None, responses=_PORTFOLIO | _SEARCH_PROBLEMS, tags=["decisions"])
+async def post_portfolio(body: PortfolioRequest, request: Request) -> Response:
+    """Say which execution plans are worth trying on the real cluster, in order."""
+    terms = Terms(steps=body.trial_steps, oom_penalty=body.oom_penalty, seed=body.seed)
+    weigh = functools.partial(
+        decisions.portfolio, pins=given(body.plan), variants=body.variants, count=body.count, terms=terms
+    )
+    return await _answer(request, functools.partial(weigh, **_inputs(body)), portfolio_document)
 
 
 @router.get("/models", tags=["catalogue"])
@@ -115,11 +137,13 @@ def _inputs(body: EstimateRequest) -> dict[str, Any]:
     }
 
 
-async def _answer(request: Request, work: Callable[[], Any]) -> Response:
+async def _answer(
+    request: Request, work: Callable[[], Any], to_document: Callable[[Any], dict[str, Any]] | None = None
+) -> Response:
     """The document of a result, priced and encoded off the event loop."""
 
     def encoded() -> bytes:
-        document = schema.to_document(work())
+        document = (to_document or schema.to_document)(work())
         return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
     queue: WorkQueue = request.app.state.queue

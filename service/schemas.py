@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from costmodels.workload import MAX_GLOBAL_BATCH
+from planner.decisions.results import MAX_SEED, MAX_STEPS, MAX_TRIALS
 from planner.pins import ALIASES
 from profiles.errors import did_you_mean
 from profiles.hardware import MAX_DEVICES
@@ -165,6 +166,19 @@ class PlanRequest(EstimateRequest):
     top: int = Field(default=10, ge=1, le=MAX_TOP, description="Most plans to return.")
 
 
+class PortfolioRequest(EstimateRequest):
+    """Ask which plans are worth trying on the real cluster."""
+
+    plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
+    variants: bool = Field(default=False, description="Tell plans apart that differ only in details.")
+    count: int = Field(default=3, ge=1, le=MAX_TRIALS, description="Most plans to try.")
+    trial_steps: int = Field(default=20, ge=1, le=MAX_STEPS, description="Optimizer steps of one trial.")
+    oom_penalty: float = Field(
+        default=0.05, ge=0, le=1, description="Share of the step time that avoiding a trial out of memory is worth."
+    )
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="Of the scenarios; the same seed draws the same.")
+
+
 def meant_field(parents: Sequence[str], name: str) -> str:
     """What a client may have meant by an unknown field of the body at that path; empty when nothing is close.
 
@@ -178,7 +192,8 @@ def meant_field(parents: Sequence[str], name: str) -> str:
         return ""
     if body is PlanBody and name in ALIASES:
         return f"did you mean '{ALIASES[name]}'?"
-    return did_you_mean(name, body.model_fields)
+    top = () if parents else PortfolioRequest.model_fields
+    return did_you_mean(name, {**body.model_fields, **dict.fromkeys(top)})
 
 
 def given(body: Body) -> dict[str, Any]:

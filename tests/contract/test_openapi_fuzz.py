@@ -127,7 +127,8 @@ def check(path: str, body: dict[str, Any]) -> None:
     assert response.status_code in (200, 422), response.text
     if response.status_code == 200:
         document = response.json()
-        assert bool(document["plans"]) != bool(document["infeasible"]) or path == "/estimate"
+        answered = document["trials" if path == "/portfolio" else "plans"]
+        assert bool(answered) != bool(document["infeasible"]) or path == "/estimate"
     else:
         assert all(error["field"] and error["problem"] for error in response.json()["errors"])
 
@@ -145,6 +146,12 @@ def test_searches_of_odd_sizes_answer(body: dict[str, Any], objective: str, top:
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=QUIET)
-@given(body=bent(), path=st.sampled_from(["/plan", "/estimate"]))
+@given(body=bent(), path=st.sampled_from(["/plan", "/estimate", "/portfolio"]))
 def test_one_hostile_value_is_refused_or_answered(body: dict[str, Any], path: str) -> None:
     check(path, body)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@given(body=REQUESTS, count=st.integers(1, 50), penalty=st.floats(0, 1), seed=st.integers(0, 1 << 32))
+def test_portfolios_of_odd_sizes_answer(body: dict[str, Any], count: int, penalty: float, seed: int) -> None:
+    check("/portfolio", body | {"count": count, "oom_penalty": penalty, "seed": seed})

@@ -11,12 +11,19 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
+import planner
+from planner.decisions.document import portfolio_document
+from planner.decisions.results import Terms
 from profiles.errors import SpecError
 from service import routes
 from service.app import create_app
 from service.settings import ServiceSettings
 
-BODY = {"model": "llama-2-7b", "cluster": "8xA100-80GB", "job": {"sequence_length": 2048, "global_batch_size": 64}}
+BODY: dict[str, Any] = {
+    "model": "llama-2-7b",
+    "cluster": "8xA100-80GB",
+    "job": {"sequence_length": 2048, "global_batch_size": 64},
+}
 
 
 @pytest.fixture(scope="module")
@@ -193,15 +200,29 @@ def test_wrong_settings_are_named(text: str, message: str) -> None:
 
 def test_openapi_names_every_document(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    assert {"Document", "Problem", "FieldProblem"} <= set(document["components"]["schemas"])
+    assert {"Document", "Portfolio", "Problem", "FieldProblem"} <= set(document["components"]["schemas"])
     text = json.dumps(document)
     assert "$defs" not in text
     assert "HTTPValidationError" not in text
-    for path in ("/plan", "/estimate"):
+    for path in ("/plan", "/estimate", "/portfolio"):
         responses = document["paths"][path]["post"]["responses"]
         assert set(responses) == {"200", "400", "413", "422", "429"}
         for status in set(responses) - {"200"}:
             assert list(responses[status]["content"]) == ["application/problem+json"]
+
+
+def test_plans_worth_trying_are_those_of_the_library(client: TestClient) -> None:
+    asked = BODY | {"count": 2, "seed": 3, "trial_steps": 10, "oom_penalty": 0.1}
+    document = client.post("/portfolio", json=asked).json()
+    terms = Terms(steps=10, oom_penalty=0.1, seed=3)
+    result = planner.portfolio(**BODY, count=2, terms=terms)
+    assert document == json.loads(json.dumps(portfolio_document(result)))
+    error = problem(client.post("/portfolio", json=asked | {"count": 51}), 422)
+    assert error["errors"][0]["field"] == "count"
+    error = problem(client.post("/portfolio", json=asked | {"trial_step": 5}), 422)
+    assert error["errors"][0]["hint"].startswith("did you mean 'trial_steps'")
+    nothing = client.post("/portfolio", json=BODY | {"model": "llama-3-405b"})
+    assert (nothing.status_code, nothing.json()["trials"]) == (200, [])
 
 
 def test_the_catalogue_is_listed_with_sources(client: TestClient) -> None:

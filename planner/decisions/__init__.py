@@ -1,0 +1,1 @@
+"""Decisions under uncertainty: which plans to try, what to measure first, what trials have taught."""

@@ -1,0 +1,145 @@
+"""What is believed of the true step times and peaks of some plans, before any of them has run: one joint law.
+
+In logarithms, the true step time of a plan is the price, plus what uncertain parameters do to it (shared, see
+``parameters`` and ``responses``), plus a level that all runs of one user share, plus an error of the plan's own, alike
+for similar plans (``kinship``). The parts are scaled so that the law of every single plan is the interval the planner
+states for it. The true peak is the price times an error that all plans share in part.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from costmodels.context import CostContext
+from costmodels.evaluate import evaluate
+from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.uncertainty import NORMAL_90
+from planner.decisions.kinship import NOISE, SPREAD, Traits, kinship
+from planner.decisions.parameters import Parameter, uncertain_parameters
+from planner.decisions.responses import Pricer, Responses
+
+# Share of the variance of a stack's memory errors that all plans of one user have in common; fitted to the errors of
+# sources held out, see ``make accuracy``.
+MEMORY_SHARED = 0.4
+# A user's level is at least this share of the spread of plans, however narrow the interval of a stack is.
+_LEAST_LEVEL = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subjects:
+    """Priced plans something is believed of; A of them.
+
+    Attributes:
+        price: Their step times under a variant of the stack.
+        log_std: (A,) standard deviation of the log step time that the planner states.
+        memory_log: (A,) log of the peak, freed blocks the allocator keeps left out, over usable memory.
+        traits: Their likeness.
+    """
+
+    price: Pricer
+    log_std: FloatArray
+    memory_log: FloatArray
+    traits: Traits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Belief:
+    """The joint law of A plans.
+
+    Attributes:
+        parameters: (P,) those that move any plan.
+        field_of: (P,) number of the responses' field each moves.
+        responses: How log step times answer to them.
+        level_std: Standard deviation of the level.
+        own_std: (A,) of each plan's own error.
+        kin: (A, A) correlation of own errors, of time and of memory.
+        memory_log: (A,) expected log of peak over usable memory.
+        memory_shared_std, memory_own_std: Of its error: the part all plans share, and each plan's own.
+    """
+
+    parameters: tuple[Parameter, ...]
+    field_of: IntArray
+    responses: Responses
+    level_std: float
+    own_std: FloatArray
+    kin: FloatArray
+    memory_log: FloatArray
+    memory_shared_std: float
+    memory_own_std: float
+
+    def __len__(self) -> int:
+        return len(self.own_std)
+
+    @property
+    def stds(self) -> FloatArray:
+        """(P,) standard deviations of the parameters."""
+        return np.array([parameter.std for parameter in self.parameters])
+
+    @property
+    def slopes(self) -> FloatArray:
+        """(P, A) derivative of log step times by each parameter."""
+        return self.responses.slopes[self.field_of]
+
+    def shifts(self, theta: FloatArray) -> FloatArray:
+        """(S, F) shifts of the stack's fields that (S, P) parameters amount to."""
+        fields = np.zeros((len(theta), len(self.responses.fields)))
+        for number, field in enumerate(self.field_of.tolist()):
+            fields[:, field] += theta[:, number]
+        return fields
+
+
+def candidate_subjects(plans: PlanBatch, context: CostContext) -> Subjects:
+    """Plans to choose among, as subjects of a belief."""
+    estimate = evaluate(plans, context)
+    lean = evaluate(plans, replace(context, stack=replace(context.stack, cache_fraction=0.0)))
+    return Subjects(
+        price=lambda stack: evaluate(plans, replace(context, stack=stack)).step_time_s,
+        log_std=np.log(estimate.step_time_high_s / estimate.step_time_s) / NORMAL_90,
+        memory_log=np.log(lean.peak_memory_bytes / context.cluster.device.usable_memory_bytes),
+        traits=Traits.of(plans, tokens=float(context.job.tokens_per_step)),
+    )
+
+
+def prior(subjects: Subjects, parameters: Sequence[Parameter], context: CostContext) -> Belief:
+    """What is believed before any trial.
+
+    Args:
+        subjects: The plans.
+        parameters: What may move them, see ``uncertain_parameters``.
+        context: What they are priced with.
+    """
+    stack = context.stack
+    responses = Responses.of(subjects.price, stack, _field_stds(parameters))
+    felt = tuple(parameter for parameter in parameters if parameter.along in responses.fields)
+    field_of = np.array([responses.fields.index(parameter.along) for parameter in felt], dtype=np.int64)
+    slopes = responses.slopes[field_of] * np.array([parameter.std for parameter in felt])[:, None]
+    explained = (slopes**2).sum(axis=0)
+    stated = subjects.log_std**2
+    left = float(np.mean(stated - explained)) - SPREAD**2
+    level = max(left, (_LEAST_LEVEL * SPREAD) ** 2)
+    memory = stack.memory_residual_log_std
+    return Belief(
+        parameters=felt,
+        field_of=field_of,
+        responses=responses,
+        level_std=float(np.sqrt(level)),
+        own_std=np.sqrt(np.maximum(stated - explained - level, NOISE**2)),
+        kin=kinship(subjects.traits, subjects.traits),
+        memory_log=subjects.memory_log,
+        memory_shared_std=float(memory * np.sqrt(MEMORY_SHARED)),
+        memory_own_std=float(memory * np.sqrt(1 - MEMORY_SHARED)),
+    )
+
+
+def belief_about(plans: PlanBatch, context: CostContext) -> Belief:
+    """What is believed of some plans of one question."""
+    return prior(candidate_subjects(plans, context), uncertain_parameters(plans, context), context)
+
+
+def _field_stds(parameters: Sequence[Parameter]) -> Mapping[str, float]:
+    """Field of the stack to the standard deviation of all that moves it; parameters are independent."""
+    stds: dict[str, float] = {}
+    for parameter in parameters:
+        stds[parameter.along] = float(np.hypot(stds.get(parameter.along, 0.0), parameter.std))
+    return stds

@@ -1,0 +1,63 @@
+"""The plans a decision is about: the fastest of those that may run."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import ndtr
+
+from costmodels.context import CostContext
+from costmodels.plan import BoolArray, FloatArray, PlanBatch
+from planner.ranking import Priced, best_rows
+from planner.remedies import search_once
+from planner.request import cost_context
+from planner.results import Request
+from profiles.errors import SpecError
+
+MOST = 256  # plans compared; slower ones are the best in no scenario worth counting
+MOST_RISK = 0.5  # a plan likelier to run out of memory than not is not worth a trial
+_NO_SPREAD = 1e-9  # stands for certainty
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Plans to choose among, fastest first.
+
+    Attributes:
+        plans: M plans; none when nothing may run.
+        context: What they are priced with.
+        considered: Legal plans they were chosen from.
+        fits: (M,) whether a plan fits by the price of its peak, as the ranking demands.
+    """
+
+    plans: PlanBatch
+    context: CostContext
+    fits: BoolArray
+    considered: int
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+
+def candidates_of(request: Request) -> Candidates:
+    """The plans a decision about a request is made among.
+
+    Raises:
+        SpecError: If the request is after something else than the step time.
+    """
+    if request.objective != "step_time":
+        problem = f"is {request.objective}, but decisions under uncertainty weigh step times"
+        raise SpecError("objective", problem, "leave it out, and give fewer GPUs to compare the cost of fewer")
+    context = cost_context(request)
+    priced = search_once(request, request.cluster)
+    hosted = priced.host_memory_bytes <= request.cluster.node.host_memory_bytes
+    likely = replace(priced, fits=hosted & (oom_risk(priced, context) <= MOST_RISK))
+    rows = best_rows(likely, objective="step_time", count=MOST, variants=request.variants)
+    return Candidates(plans=priced.plans.take(rows), context=context, considered=len(priced), fits=priced.fits[rows])
+
+
+def oom_risk(priced: Priced, context: CostContext) -> FloatArray:
+    """(N,) probability that the peak exceeds usable memory, from the stack's residuals."""
+    usable = context.cluster.device.usable_memory_bytes
+    spread = max(context.stack.memory_residual_log_std, _NO_SPREAD)
+    risk: FloatArray = ndtr(np.log(priced.peak_memory_bytes / usable) / spread)
+    return risk

@@ -1,0 +1,140 @@
+"""From candidates to a portfolio: scenarios drawn, trials chosen and costed."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from costmodels.energy_cost import cost_usd, device_hours, steps_in_run
+from costmodels.evaluate import evaluate
+from costmodels.plan import FloatArray
+from planner.decisions.belief import Belief, belief_about
+from planner.decisions.candidates import Candidates
+from planner.decisions.portfolio import Choice, World, choose, weighted_quantile
+from planner.decisions.results import Grounds, PortfolioResult, Terms, Trial
+from planner.decisions.scenarios import DRAWS, Scenarios, draw
+from planner.results import Request
+
+PRICED_EXACTLY = 8  # scenarios whose interpolated step times are compared with the cost path
+_LOW, _HIGH = 0.05, 0.95  # ends of a 90 % interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """Candidates and the scenarios a decision about them is made in.
+
+    Attributes:
+        candidates: M plans.
+        belief: About them.
+        scenarios: Drawn from it.
+        world: Their regrets.
+        grounds: What this rests on.
+    """
+
+    candidates: Candidates
+    belief: Belief
+    scenarios: Scenarios
+    world: World
+    grounds: Grounds
+
+
+def outlook_on(candidates: Candidates, terms: Terms) -> Outlook:
+    """What may become of some candidates."""
+    belief = belief_about(candidates.plans, candidates.context)
+    scenarios = draw(belief, seed=terms.seed)
+    return Outlook(
+        candidates=candidates,
+        belief=belief,
+        scenarios=scenarios,
+        world=World.of(scenarios.log_time_s, scenarios.died, scenarios.weight),
+        grounds=grounds_of(candidates, belief, scenarios, terms),
+    )
+
+
+def grounds_of(candidates: Candidates, belief: Belief, scenarios: Scenarios, terms: Terms) -> Grounds:
+    """What a decision among some candidates rests on; some scenarios are priced exactly to see."""
+    context = candidates.context
+    error = belief.responses.largest_error(
+        lambda stack: evaluate(candidates.plans, replace(context, stack=stack)).step_time_s,
+        belief.shifts(scenarios.theta[:PRICED_EXACTLY]),
+    )
+    return Grounds(
+        considered=candidates.considered,
+        candidates=len(candidates),
+        draws=len(scenarios.weight),
+        effective_draws=scenarios.effective_draws,
+        terms=terms,
+        table_error=error,
+        priced_exactly=PRICED_EXACTLY,
+    )
+
+
+def nothing_to_decide(candidates: Candidates, terms: Terms) -> Grounds:
+    """The grounds of an answer that nothing may run."""
+    return Grounds(
+        considered=candidates.considered,
+        candidates=0,
+        draws=DRAWS,
+        effective_draws=float(DRAWS),
+        terms=terms,
+        table_error=0.0,
+        priced_exactly=0,
+    )
+
+
+def portfolio_of(request: Request, outlook: Outlook, count: int) -> PortfolioResult:
+    """The plans worth trying.
+
+    Args:
+        request: The question.
+        outlook: What may become of its candidates.
+        count: Most plans to try.
+    """
+    world = outlook.world
+    count = min(count, len(outlook.candidates))
+    choice = choose(world, count, oom_penalty=outlook.grounds.terms.oom_penalty)
+    first = np.flatnonzero(outlook.candidates.fits)[:count]
+    return PortfolioResult(
+        request=request,
+        trials=_trials(request, outlook, choice),
+        ranked_regret=world.expected_regret(first),
+        grounds=outlook.grounds,
+        infeasible=None,
+    )
+
+
+def _trials(request: Request, outlook: Outlook, choice: Choice) -> tuple[Trial, ...]:
+    plans = outlook.candidates.plans.take(choice.rows)
+    priced = evaluate(plans, outlook.candidates.context)
+    scenarios, world, steps = outlook.scenarios, outlook.world, outlook.grounds.terms.steps
+    saved = _saved_hours(request, choice.lost_s, int(plans.num_devices[0]))
+    trials: list[Trial] = []
+    for place, row in enumerate(choice.rows.tolist()):
+        time_s = np.exp(scenarios.log_time_s[:, row])
+        expected_s, devices = steps * float(scenarios.weight @ time_s), int(plans.num_devices[place])
+        trials.append(
+            Trial(
+                rank=place + 1,
+                plan=plans.plan(place),
+                num_devices=devices,
+                step_time_s=float(priced.step_time_s[place]),
+                step_time_low_s=weighted_quantile(time_s, scenarios.weight, _LOW),
+                step_time_high_s=weighted_quantile(time_s, scenarios.weight, _HIGH),
+                peak_memory_bytes=float(priced.peak_memory_bytes[place]),
+                oom_probability=float(world.risk[row]),
+                best_probability=float(world.best_share[row]),
+                regret=float(choice.regret[place]),
+                regret_high=float(choice.regret_high[place]),
+                device_hours=device_hours(expected_s, devices),
+                cost_usd=None if request.price is None else cost_usd(expected_s, devices, request.price),
+                saved_device_hours=saved[place],
+            )
+        )
+    return tuple(trials)
+
+
+def _saved_hours(request: Request, lost_s: FloatArray, devices: int) -> list[float | None]:
+    """Device-hours of the whole run that each trial saves beside those before it; None where that is not known."""
+    steps = steps_in_run(request.job)
+    if steps is None:
+        return [None] * len(lost_s)
+    return [None, *(device_hours(steps * gain_s, devices) for gain_s in (lost_s[:-1] - lost_s[1:]).tolist())]

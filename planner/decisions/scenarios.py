@@ -1,0 +1,87 @@
+"""Scenarios: draws from a belief, the same for every plan, so that plans are compared in the same world.
+
+Draws are pseudo-random with a seed: the same question has the same answer.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.plan import BoolArray, FloatArray
+from planner.decisions.belief import Belief
+
+DRAWS = 4096  # probabilities are right to 0.8 % (one standard error at worst), means of regrets to a twentieth of that
+_JITTER = 1e-9  # keeps the Cholesky factor of nearly equal plans' covariance real
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenarios:
+    """S possible worlds for A plans.
+
+    Attributes:
+        theta: (S, P) parameters.
+        level: (S,) log of what all step times of the user are multiplied by.
+        own: (S, A) log of what each plan's step time is multiplied by besides.
+        log_time_s: (S, A) log of the true step time in seconds.
+        memory_log: (S, A) log of the true peak over usable memory.
+        weight: (S,) how likely each is; they add up to 1.
+    """
+
+    theta: FloatArray
+    level: FloatArray
+    own: FloatArray
+    log_time_s: FloatArray
+    memory_log: FloatArray
+    weight: FloatArray
+
+    @property
+    def died(self) -> BoolArray:
+        """(S, A) whether a plan runs out of memory."""
+        died: BoolArray = self.memory_log > 0
+        return died
+
+    @property
+    def effective_draws(self) -> float:
+        """How many equally likely scenarios carry as much information (Kish: 1 / sum of squared weights)."""
+        return float(1 / (self.weight**2).sum())
+
+    def take(self, count: int) -> "Scenarios":
+        """The same worlds for the first plans only."""
+        return Scenarios(
+            theta=self.theta,
+            level=self.level,
+            own=self.own[:, :count],
+            log_time_s=self.log_time_s[:, :count],
+            memory_log=self.memory_log[:, :count],
+            weight=self.weight,
+        )
+
+
+def draw(belief: Belief, *, seed: int, draws: int = DRAWS) -> Scenarios:
+    """Draw worlds from a belief.
+
+    Args:
+        belief: About A plans.
+        seed: The same seed draws the same worlds.
+        draws: How many.
+    """
+    rng = np.random.default_rng(seed)
+    theta = rng.standard_normal((draws, len(belief.parameters))) * belief.stds
+    level = rng.standard_normal(draws) * belief.level_std
+    factor = np.linalg.cholesky(belief.kin + _JITTER * np.eye(len(belief)))
+    own = rng.standard_normal((draws, len(belief))) @ factor.T * belief.own_std
+    shared = rng.standard_normal(draws) * belief.memory_shared_std
+    apart = rng.standard_normal((draws, len(belief))) @ factor.T * belief.memory_own_std
+    return Scenarios(
+        theta=theta,
+        level=level,
+        own=own,
+        log_time_s=times_of(belief, theta, level, own),
+        memory_log=belief.memory_log + shared[:, None] + apart,
+        weight=np.full(draws, 1 / draws),
+    )
+
+
+def times_of(belief: Belief, theta: FloatArray, level: FloatArray, own: FloatArray) -> FloatArray:
+    """(S, A) log step times of worlds given by their parameters, level and own errors."""
+    return belief.responses.log_times(belief.shifts(theta)) + level[:, None] + own
