@@ -14,6 +14,7 @@ import typer
 from planner import cli_decisions as trial
 from planner import cli_options as option
 from planner.cli_calibrate import calibrate
+from planner.cli_dataflow import dataflow
 from planner.cli_output import emit, progress
 from planner.cli_profiles import profiles
 from profiles.errors import InfeasibleError, SpecError
@@ -37,6 +38,7 @@ app = typer.Typer(
 
 
 app.add_typer(profiles)
+app.add_typer(dataflow)
 app.command()(calibrate)
 
 

@@ -120,8 +120,8 @@ class DataflowProblem:
         edges: Who waits for whom, within and across iterations.
         capacity_bytes: Memory per GPU. [GPUs]
         iterations: Iterations simulated; more than 1 when calls of neighbouring iterations may overlap.
-        replicas: Pairs (call, sibling) of one role: where both hold the same shards on the same mesh, the call's static
-            bytes are those of the sibling and count once. A call has at most one sibling.
+        replicas: Pairs (call, sibling) of one role: where both hold the same shards on the same mesh, the call's
+            static bytes are those of the sibling and count once. A call has at most one sibling.
         gpus_per_node: Node size, for what nodes have in common; it does not restrict meshes.
     """
 

@@ -1,0 +1,133 @@
+"""What a group of calls takes at least when one of its calls uses a given candidate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from costmodels.plan import BoolArray, FloatArray, IntArray
+from planner.dataflow.bounds import Chains
+from planner.dataflow.problem import CallCandidates, DataflowProblem
+from planner.dataflow.units import Units
+
+_BLOCK_CELLS = 4_000_000  # pairs or triples compared at once
+_MOST_TRIPLES = 60_000_000  # triples of meshes looked at for one group; larger groups keep the bounds of their pairs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupTables:
+    """Least times of the groups of a problem.
+
+    Attributes:
+        least_s: Least time of each group over all its candidates. [groups]
+        given_s: By group, then by call of the group: least time of the group if that call uses each candidate.
+            Infinite
+            where no candidate of another call of the group fits beside it.
+        area_gpu_s: Least GPU-seconds of each call. [calls]
+    """
+
+    least_s: FloatArray
+    given_s: tuple[dict[int, FloatArray], ...]
+    area_gpu_s: FloatArray
+
+
+def group_tables(problem: DataflowProblem, chains: Chains, units: Units) -> GroupTables:
+    """Least times of all groups, from pairs and triples of candidates and from the GPU-seconds needed.
+
+    Args:
+        problem: The problem; fewer candidates make this faster, so drop useless ones first.
+        chains: Its chains.
+        units: Its units.
+    """
+    area = np.array([(call.time_s * call.size).min() for call in problem.calls])
+    given: list[dict[int, FloatArray]] = [
+        {index: problem.calls[index].time_s.copy() for index in group} for group in chains.groups
+    ]
+    pairs = {pair for group in chains.groups for pair in combinations(group, 2)}
+    for first, second in sorted(pairs):
+        by_first, by_second = _pair(problem, units, first, second)
+        for group, tables in zip(chains.groups, given, strict=True):
+            if first in group and second in group:
+                np.maximum(tables[first], by_first, out=tables[first])
+                np.maximum(tables[second], by_second, out=tables[second])
+    for group, tables in zip(chains.groups, given, strict=True):
+        if len(group) == 3:
+            _add_triples(problem, group, tables)
+        for index in group:
+            call = problem.calls[index]
+            others = sum(area[other] for other in group if other != index)
+            np.maximum(tables[index], (call.time_s * call.size + others) / problem.num_gpus, out=tables[index])
+    least = np.array([max(table.min() for table in tables.values()) for tables in given])
+    return GroupTables(least_s=least, given_s=tuple(given), area_gpu_s=area)
+
+
+def fits_together(problem: DataflowProblem, units: Units, first: int, second: int, rows: IntArray) -> BoolArray:
+    """Whether two candidates leave each other enough memory: rows of the first call, all of the second. [rows, n].
+
+    Args:
+        problem: The problem.
+        units: Its units.
+        first: Index of a call.
+        second: Index of another call.
+        rows: Candidates of the first call.
+    """
+    one, two = problem.calls[first], problem.calls[second]
+    shared = (one.start[rows][:, None] < two.stop) & (two.start < one.stop[rows][:, None])
+    # What fits on the roomiest GPU may still not fit on the one shared; which only makes this weaker.
+    room = units.capacity_bytes.max()
+    static = one.static_bytes[rows][:, None] + two.static_bytes
+    if (first, second) in problem.replicas or (second, first) in problem.replicas:
+        static = np.maximum(one.static_bytes[rows][:, None], two.static_bytes)
+    together: BoolArray = static + np.maximum(one.active_bytes[rows][:, None], two.active_bytes) <= room
+    return ~shared | together
+
+
+def _pair(problem: DataflowProblem, units: Units, first: int, second: int) -> tuple[FloatArray, FloatArray]:
+    one, two = problem.calls[first], problem.calls[second]
+    by_first, by_second = np.empty(len(one)), np.full(len(two), np.inf)
+    block = max(1, _BLOCK_CELLS // len(two))
+    for begin in range(0, len(one), block):
+        rows = np.arange(begin, min(begin + block, len(one)))
+        shared = (one.start[rows][:, None] < two.stop) & (two.start < one.stop[rows][:, None])
+        time = np.where(
+            shared, one.time_s[rows][:, None] + two.time_s, np.maximum(one.time_s[rows][:, None], two.time_s)
+        )
+        time[~fits_together(problem, units, first, second, rows)] = np.inf
+        by_first[rows] = time.min(axis=1)
+        np.minimum(by_second, time.min(axis=0), out=by_second)
+    return by_first, by_second
+
+
+def _add_triples(problem: DataflowProblem, group: Sequence[int], tables: dict[int, FloatArray]) -> None:
+    meshes = [_fastest_by_mesh(problem.calls[index]) for index in group]
+    sizes = [len(time) for _, _, time, _ in meshes]
+    if np.prod(sizes, dtype=np.float64) > _MOST_TRIPLES:
+        return
+    least = [np.full(size, np.inf) for size in sizes]
+    (start0, stop0, time0, _), (start1, stop1, time1, _), (start2, stop2, time2, _) = meshes
+    apart12 = (start1[:, None] < stop2) & (start2 < stop1[:, None])
+    pair12 = np.where(apart12, time1[:, None] + time2, np.maximum(time1[:, None], time2))
+    block = max(1, _BLOCK_CELLS // (sizes[1] * sizes[2]))
+    for begin in range(0, sizes[0], block):
+        rows = slice(begin, begin + block)
+        with1 = (start0[rows][:, None] < stop1) & (start1 < stop0[rows][:, None])
+        with2 = (start0[rows][:, None] < stop2) & (start2 < stop0[rows][:, None])
+        time = pair12[None] + np.where(with1[:, :, None] & with2[:, None, :] & apart12, time0[rows][:, None, None], 0)
+        np.maximum(time, np.where(with1, time0[rows][:, None] + time1, 0)[:, :, None], out=time)
+        np.maximum(time, np.where(with2, time0[rows][:, None] + time2, 0)[:, None, :], out=time)
+        np.maximum(time, time0[rows][:, None, None], out=time)
+        least[0][rows] = time.min(axis=(1, 2))
+        np.minimum(least[1], time.min(axis=(0, 2)), out=least[1])
+        np.minimum(least[2], time.min(axis=(0, 1)), out=least[2])
+    for index, (_, _, fastest, mesh_of), smallest in zip(group, meshes, least, strict=True):
+        # A slower candidate of a mesh takes the group no less than the fastest of that mesh.
+        del fastest
+        np.maximum(tables[index], smallest[mesh_of], out=tables[index])
+
+
+def _fastest_by_mesh(call: CallCandidates) -> tuple[IntArray, IntArray, FloatArray, IntArray]:
+    keys, mesh_of = np.unique(np.stack([call.start, call.stop], axis=1), axis=0, return_inverse=True)
+    fastest = np.full(len(keys), np.inf)
+    np.minimum.at(fastest, mesh_of.ravel(), call.time_s)
+    return keys[:, 0], keys[:, 1], fastest, mesh_of.ravel()

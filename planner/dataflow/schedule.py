@@ -1,0 +1,149 @@
+"""When every call runs: simulation of many plans at once over GPU intervals.
+
+A task starts once its parents have ended and every GPU of its mesh is free; tasks take turns on a GPU in the plan's
+order.
+Calls hold one interval of GPUs, so a mesh is busy until the latest end of an earlier task whose mesh overlaps it.
+Only the
+last task of each call matters for that, hence the work per plan does not grow with the number of GPUs.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.plan import BoolArray, FloatArray, IntArray
+from planner.dataflow.orders import TaskGraph
+from planner.dataflow.problem import DataflowProblem
+
+_CHUNK_PLANS = 4096  # rows simulated at once; fits the cache, and more do not run faster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRows:
+    """P plans of one problem.
+
+    Attributes:
+        choice: Candidate of each call. [P, calls]
+        order: Row of the problem's table of orders. [P]
+    """
+
+    choice: IntArray
+    order: IntArray
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def take(self, rows: IntArray | BoolArray) -> "PlanRows":
+        """Only the given plans."""
+        return PlanRows(choice=self.choice[rows], order=self.order[rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """Start and end of every task of P plans, by task of the graph. [P, tasks]."""
+
+    start_s: FloatArray
+    end_s: FloatArray
+
+    @property
+    def makespan_s(self) -> FloatArray:
+        """When the last task of each plan ends, shape [P]."""
+        latest: FloatArray = self.end_s.max(axis=1)
+        return latest
+
+
+def makespan(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> FloatArray:
+    """Seconds until the last iteration of each plan ends. [P].
+
+    Args:
+        problem: Candidates and transfers.
+        graph: Tasks and orders, from ``task_graph(problem)``.
+        plans: Plans to simulate; rows of ``choice`` must be candidates of the problem.
+    """
+    result = np.empty(len(plans))
+    for begin in range(0, len(plans), _CHUNK_PLANS):
+        rows = slice(begin, begin + _CHUNK_PLANS)
+        part = PlanRows(choice=plans.choice[rows], order=plans.order[rows])
+        result[rows] = _ends(problem, graph, part)[0].max(axis=0)
+    return result
+
+
+def timeline(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> Timeline:
+    """Start and end of every task; ``makespan`` gives the same times and is leaner.
+
+    Args:
+        problem: Candidates and transfers.
+        graph: Tasks and orders, from ``task_graph(problem)``.
+        plans: Plans to simulate.
+    """
+    end_s, duration_s = _ends(problem, graph, plans)
+    return Timeline(start_s=(end_s - duration_s).T, end_s=end_s.T)
+
+
+def steady_state(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> FloatArray:
+    """Seconds per iteration once the first has filled the pipeline: (T_E - T_1) / (E - 1), or T_1 of one.
+
+    Args:
+        problem: Candidates and transfers.
+        graph: Tasks and orders, from ``task_graph(problem)``.
+        plans: Plans to simulate.
+    """
+    end_s = timeline(problem, graph, plans).end_s
+    last: FloatArray = end_s.max(axis=1)
+    if problem.iterations == 1:
+        return last
+    first: FloatArray = end_s[:, graph.iteration == 0].max(axis=1)
+    per_iteration: FloatArray = (last - first) / (problem.iterations - 1)
+    return per_iteration
+
+
+def slot_times(problem: DataflowProblem, choice: IntArray) -> FloatArray:
+    """Duration of every call, then of every transfer, in the order of the edges that have one. [slots, P]."""
+    times = [call.time_s[choice[:, index]] for index, call in enumerate(problem.calls)]
+    for edge in problem.edges:
+        if edge.transfer is not None:
+            times.append(edge.transfer.price(choice[:, edge.parent], choice[:, edge.child]))
+    return np.stack(times)
+
+
+def overlaps(problem: DataflowProblem, choice: IntArray, times: FloatArray) -> BoolArray:
+    """Which slots (calls, then transfers) compete for a GPU; a transfer without time never does. [slots, slots, P]."""
+    start = np.stack([call.start[choice[:, index]] for index, call in enumerate(problem.calls)])
+    stop = np.stack([call.stop[choice[:, index]] for index, call in enumerate(problem.calls)])
+    calls, plans = start.shape
+    slots = len(times)
+    both = np.zeros((slots, slots, plans), dtype=np.bool_)
+    both[:calls, :calls] = (start[:, None] < stop[None]) & (start[None] < stop[:, None])
+    moves = [edge for edge in problem.edges if edge.transfer is not None]
+    for slot, edge in enumerate(moves, start=calls):
+        busy = times[slot] > 0
+        both[slot, :slot] = (both[edge.parent, :slot] | both[edge.child, :slot]) & busy
+        both[:slot, slot] = both[slot, :slot]
+        both[slot, slot] = busy
+    return both
+
+
+def _ends(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> tuple[FloatArray, FloatArray]:
+    times = slot_times(problem, plans.choice)
+    conflict = overlaps(problem, plans.choice, times).astype(np.float64)
+    end_s = np.empty((len(graph.slot), len(plans)))
+    for order in np.unique(plans.order):
+        rows = np.flatnonzero(plans.order == order)
+        whole = len(rows) == len(plans)
+        one_order = _run(graph, order, times if whole else times[:, rows], conflict if whole else conflict[:, :, rows])
+        end_s[:, rows] = one_order
+    return end_s, times[graph.slot]
+
+
+def _run(graph: TaskGraph, order: int, times: FloatArray, conflict: FloatArray) -> FloatArray:
+    slots, plans = times.shape
+    busy_until = np.zeros((slots, plans))
+    end_s = np.empty((len(graph.slot), plans))
+    for task in graph.orders[order]:
+        slot = graph.slot[task]
+        start = (conflict[slot] * busy_until).max(axis=0)
+        for parent in graph.parents[task]:
+            np.maximum(start, end_s[parent], out=start)
+        np.add(start, times[slot], out=end_s[task])
+        busy_until[slot] = end_s[task]
+    return end_s

@@ -1,0 +1,240 @@
+"""Finds the best plan of a scheduling problem and says how far from the best it can be at most.
+
+Candidates that no best plan needs go first. Annealing finds a plan; branch and bound improves on it and proves how
+good it
+is. Small problems, and stages that follow each other, are solved to proven optimality; for the rest the bound is
+reported.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from costmodels.plan import IntArray
+from planner.dataflow.bounds import chains_of, group_time
+from planner.dataflow.group_tables import group_tables
+from planner.dataflow.memory import pressure
+from planner.dataflow.orders import TaskGraph, task_graph
+from planner.dataflow.pareto import useful_candidates
+from planner.dataflow.problem import DataflowProblem
+from planner.dataflow.schedule import PlanRows, Timeline, timeline
+from planner.dataflow.search_anneal import AnnealOptions, AnnealResult, anneal
+from planner.dataflow.search_tree import Incumbent, branch_and_bound
+from planner.dataflow.units import units_of
+from profiles.errors import InfeasibleError, SpecError, did_you_mean
+
+ENGINES = ("auto", "tree", "anneal")
+
+_QUICK_CHILDREN = 20_000_000  # of the tree search that goes before annealing; a few seconds
+_PROVEN = 1e-9  # relative gap that counts as none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """How hard to search. Without a time limit the answer depends on the seed alone.
+
+    Attributes:
+        engine: ``tree`` (branch and bound), ``anneal``, or ``auto``: both, as they are needed.
+        seed: Seed of the annealing.
+        most_children: Budget of the tree search, in candidates looked at below a node.
+        anneal: Length and temperatures of the annealing; its seed is ignored.
+        gap: Stop once the plan is within this share of the bound.
+        time_limit_s: Stop after so many seconds in any case; none for no limit.
+    """
+
+    engine: str = "auto"
+    seed: int = 0
+    most_children: int = 60_000_000
+    anneal: AnnealOptions = field(default_factory=AnnealOptions)
+    gap: float = 0.0
+    time_limit_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """The best plan found, and how good it can be at most.
+
+    Attributes:
+        choice: Candidate of each call, as rows of the problem that was posed. [calls]
+        order: Row of the table of orders of ``graph``.
+        graph: Tasks and orders.
+        makespan_s: Seconds until the last iteration ends.
+        bound_s: No plan, in any order, takes less.
+        timeline: Start and end of every task of the plan.
+        engine: What found the plan.
+        seed: Seed given.
+        kept: Candidates of each call left after dominated ones were dropped.
+        plans: Plans in the whole space, before memory and order.
+        children: Candidates the tree search looked at.
+        evaluations: Plans simulated by annealing.
+        accepted: Share of proposals annealing accepted; none if it did not run.
+        accepted_by_move: The same for each kind of move.
+    """
+
+    choice: IntArray
+    order: int
+    graph: TaskGraph
+    makespan_s: float
+    bound_s: float
+    timeline: Timeline
+    engine: str
+    seed: int
+    kept: tuple[int, ...]
+    plans: int
+    children: int
+    evaluations: int
+    accepted: float | None
+    accepted_by_move: dict[str, float]
+
+    @property
+    def gap(self) -> float:
+        """By which share of the bound the plan may be slower than the best there is."""
+        return self.makespan_s / self.bound_s - 1 if self.bound_s > 0 else 0.0
+
+    @property
+    def proven(self) -> bool:
+        """Whether the plan is the best there is."""
+        return self.gap <= _PROVEN
+
+
+def solve(
+    problem: DataflowProblem, options: SearchOptions | None = None, *, clock: Callable[[], float] = time.monotonic
+) -> Solution:
+    """Search for the plan whose last iteration ends first.
+
+    Args:
+        problem: Candidates, order and memory.
+        options: How hard to search; the defaults if none.
+        clock: Read only when there is a time limit.
+
+    Raises:
+        SpecError: If an option is out of bounds.
+        InfeasibleError: If no plan fits in memory, or none was found in the budget; the reasons say which.
+    """
+    given = options or SearchOptions()
+    _check(given)
+    begun = clock() if given.time_limit_s is not None else 0.0
+
+    def late() -> bool:
+        return given.time_limit_s is not None and clock() - begun > given.time_limit_s
+
+    search = _Search(problem, given, late)
+    if given.engine == "anneal":
+        search.anneal()
+    else:
+        quick = _QUICK_CHILDREN if given.engine == "auto" else given.most_children
+        search.tree(min(quick, given.most_children))
+        if given.engine == "auto" and search.open():
+            search.anneal()
+            search.tree(given.most_children - search.children)
+    return search.solution()
+
+
+class _Search:
+    """One problem without its useless candidates, and what is known of it so far."""
+
+    def __init__(self, problem: DataflowProblem, options: SearchOptions, late: Callable[[], bool]) -> None:
+        self.problem, self.options, self.late = problem, options, late
+        self.kept = useful_candidates(problem)
+        self.small = problem.restrict(self.kept)
+        self.graph, self.units = task_graph(self.small), units_of(self.small)
+        self.chains = chains_of(self.small, self.graph)
+        self.tables = group_tables(self.small, self.chains, self.units)
+        self.best = Incumbent(choice=np.zeros(len(self.kept), dtype=np.int64), order=0, makespan_s=np.inf)
+        self.bound_s = float(group_time(self.chains, self.tables.least_s[None])[0])
+        self.annealed: AnnealResult | None = None
+        self.children = 0
+        self.engine = options.engine
+
+    def open(self) -> bool:
+        """Whether the best plan known may still be further from the best there is than asked for."""
+        if self.late() or not np.isfinite(self.bound_s):
+            return False
+        return not self.best.makespan_s * (1 - max(self.options.gap, _PROVEN)) <= self.bound_s
+
+    def tree(self, most_children: int) -> None:
+        if most_children < 1 or not self.open():
+            return
+        found = branch_and_bound(
+            self.small,
+            self.graph,
+            self.chains,
+            self.units,
+            self.tables,
+            self.best,
+            most_children=most_children,
+            gap=self.options.gap,
+            stop=self.late,
+        )
+        self.children += found.children
+        self.bound_s = max(self.bound_s, found.bound_s)
+        self._improve(found.best, "tree")
+
+    def anneal(self) -> None:
+        if not self.open():
+            return
+        options = replace(self.options.anneal, seed=self.options.seed)
+        starts = self.best.choice[None] if np.isfinite(self.best.makespan_s) else None
+        found = anneal(self.small, self.graph, self.units, options, starts=starts, stop=self.late)
+        self.annealed = found
+        if found.best is not None:
+            choice, order = found.best.choice[0], int(found.best.order[0])
+            self._improve(Incumbent(choice=choice, order=order, makespan_s=found.makespan_s), "anneal")
+
+    def _improve(self, found: Incumbent, engine: str) -> None:
+        if found.makespan_s < self.best.makespan_s:
+            self.best, self.engine = found, engine
+
+    def solution(self) -> Solution:
+        best, annealed = self.best, self.annealed
+        if not np.isfinite(best.makespan_s):
+            raise InfeasibleError(_why(self.problem, exhausted=not np.isfinite(self.bound_s)))
+        choice = np.array([rows[row] for rows, row in zip(self.kept, best.choice, strict=True)])
+        return Solution(
+            choice=choice,
+            order=best.order,
+            graph=self.graph,
+            makespan_s=best.makespan_s,
+            bound_s=min(self.bound_s, best.makespan_s),
+            timeline=timeline(self.problem, self.graph, PlanRows(choice=choice[None], order=np.array([best.order]))),
+            engine=self.engine,
+            seed=self.options.seed,
+            kept=tuple(len(rows) for rows in self.kept),
+            plans=self.problem.num_plans,
+            children=self.children,
+            evaluations=annealed.evaluations if annealed else 0,
+            accepted=annealed.accepted if annealed else None,
+            accepted_by_move=annealed.accepted_by_move if annealed else {},
+        )
+
+
+def _check(options: SearchOptions) -> None:
+    if options.engine not in ENGINES:
+        raise SpecError("engine", f"unknown {options.engine[:80]!r}", did_you_mean(options.engine, ENGINES))
+    if not 0 <= options.seed < 2**63:
+        raise SpecError("seed", f"{options.seed}", "a whole number of at least 0")
+    if options.most_children < 1:
+        raise SpecError("most_children", f"{options.most_children}", "at least 1")
+    if not 0 <= options.gap < 1:
+        raise SpecError("gap", f"{options.gap}", "a share of at least 0 and less than 1")
+    if options.time_limit_s is not None and not options.time_limit_s > 0:
+        raise SpecError("time_limit_s", f"{options.time_limit_s}", "more than 0 seconds")
+
+
+def _why(problem: DataflowProblem, *, exhausted: bool) -> dict[str, int]:
+    """What stands in the way: calls without a candidate that fits even alone, else all plans together."""
+    units = units_of(problem)
+    roomiest = float(units.capacity_bytes.max())
+    alone = {
+        f"{call.name} fits on none of its meshes": len(call)
+        for call in problem.calls
+        if (call.static_bytes + call.active_bytes).min() > roomiest
+    }
+    if alone:
+        return alone
+    leanest = np.array([[int((call.static_bytes + call.active_bytes).argmin()) for call in problem.calls]])
+    share = float(pressure(problem, units, leanest)[0])
+    words = "out_of_memory" if exhausted else "no plan that fits found within the budget"
+    return {f"{words} (the leanest candidates together need {share:.0%} of a GPU)": problem.num_plans}
