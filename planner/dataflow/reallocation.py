@@ -1,0 +1,244 @@
+"""What it costs to move the weights of a role from where one call holds them to where another needs them.
+
+Meshes are where they are: what a node already holds it does not fetch. Four routes are priced through the one model
+of collectives, and the cheapest is taken:
+
+* nothing moves where mesh and layout are equal;
+* ``all_gather``: on one mesh, ranks regrouped so that each gathers the shards that make up its larger one;
+* ``broadcast``: every layer enters each node that lacks it once, through all of the node's network cards, is passed
+on from
+  node to node, and spreads inside the node;
+* ``shards``: every rank fetches its own shard from a rank that holds it, through its own network card.
+
+``full`` tensors broadcast to every rank, as weight synchronisation with a separate inference engine does, is priced
+on request. Transfers of one node share its cards: bytes into a node, or out of it, add up.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from costmodels.collectives import CollectiveCallBatch, CollectiveCostModel, CollectiveOp
+from costmodels.plan import BoolArray, FloatArray, IntArray
+from profiles.hardware import ClusterSpec
+
+
+class Route(IntEnum):
+    """How weights travel."""
+
+    NONE = 0
+    ALL_GATHER = 1
+    BROADCAST = 2
+    SHARDS = 3
+    FULL = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedLayouts:
+    """Where copies of a model lie, and how they are cut. Arrays have shape [layouts] and agree row by row.
+
+    Ranks count tensor-parallel first, then data-parallel, then pipeline stages, from the first GPU of the mesh.
+
+    Attributes:
+        start: First GPU of the mesh.
+        tensor_parallel: Shards of each layer.
+        pipeline_parallel: Stages.
+        data_parallel: Copies.
+        shard_bytes: Weights on each rank.
+        identity: Equal for layouts that hold equal shards on equal meshes.
+    """
+
+    start: IntArray
+    tensor_parallel: IntArray
+    pipeline_parallel: IntArray
+    data_parallel: IntArray
+    shard_bytes: FloatArray
+    identity: IntArray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def size(self) -> IntArray:
+        """GPUs of each mesh, shape [layouts]."""
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
+    @property
+    def model_bytes(self) -> FloatArray:
+        """Weights of one whole copy, shape [layouts]."""
+        return self.shard_bytes * self.tensor_parallel * self.pipeline_parallel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reallocation:
+    """Prices between all pairs of layouts. Arrays have shape [sources, targets].
+
+    Attributes:
+        time_s: Seconds, during which both meshes are busy.
+        moved_bytes: Bytes received by all ranks of the target together.
+        route: Code of ``Route``.
+    """
+
+    time_s: FloatArray
+    moved_bytes: FloatArray
+    route: IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReallocationModel:
+    """Prices on one cluster.
+
+    Attributes:
+        cluster: Devices and links.
+        collectives: Prices of single transfers.
+        layer_groups: Messages a model is sent in; more make a chain of nodes fill faster and cost more latency.
+    """
+
+    cluster: ClusterSpec
+    collectives: CollectiveCostModel
+    layer_groups: int = 32
+
+    def between(self, source: PlacedLayouts, target: PlacedLayouts) -> Reallocation:
+        """The cheapest route for every pair.
+
+        Args:
+            source: Copies that weights may come from.
+            target: Copies they may go to.
+        """
+        times = np.stack(
+            [self.all_gather_s(source, target), self.broadcast_s(source, target), self.shards_s(source, target)]
+        )
+        route = times.argmin(axis=0) + int(Route.ALL_GATHER)
+        time_s = times.min(axis=0)
+        moved = np.broadcast_to(target.shard_bytes * target.size, time_s.shape).copy()
+        gathered = route == Route.ALL_GATHER
+        moved[gathered] = (self._missing_shard(source, target) * target.size)[gathered]
+        same = source.identity[:, None] == target.identity
+        return Reallocation(
+            time_s=np.where(same, 0.0, time_s),
+            moved_bytes=np.where(same, 0.0, moved),
+            route=np.where(same, int(Route.NONE), route),
+        )
+
+    def all_gather_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
+        """Gather on one mesh; infinite between meshes, or where shards of the target are no unions of the source's.
+
+        A rank ends with ``M / (t_g p_g)`` bytes, of which it had ``M / (t p)``; the groups are those HybridFlow forms
+        (arXiv:2409.19256, section 5.3), so that no rank holds more than that.
+        """
+        one_mesh = (source.start[:, None] == target.start) & (source.size[:, None] == target.size)
+        wider = source.tensor_parallel[:, None] // target.tensor_parallel
+        longer = source.pipeline_parallel[:, None] // target.pipeline_parallel
+        whole = (source.tensor_parallel[:, None] % target.tensor_parallel == 0) & (
+            source.pipeline_parallel[:, None] % target.pipeline_parallel == 0
+        )
+        group = np.maximum(wider * longer, 1)
+        stage = source.tensor_parallel * source.data_parallel
+        stages_in_node = np.maximum(self._node_gpus(source.size) // stage, 1)[:, None]
+        near = np.maximum(wider, 1) * np.minimum(np.maximum(longer, 1), stages_in_node)
+        result = np.broadcast_to(target.shard_bytes, one_mesh.shape)
+        time_s = self._price(CollectiveOp.ALL_GATHER, result, group, near)
+        return np.where(one_mesh & whole, time_s, np.inf)
+
+    def broadcast_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
+        """Every layer into each node that lacks it once, then to the ranks inside."""
+        inflow, outflow, nodes = self._node_flows(source, target)
+        model = target.model_bytes
+        cards = self.cluster.node.nics_per_node
+        across = np.maximum(inflow, outflow) * model / cards
+        group = np.where(inflow > 0, 2, 1)
+        network_s = self._price(CollectiveOp.SEND_RECV, across, group, np.ones_like(group))
+        # A chain of nodes is full once the first message has passed all but the last of them.
+        chunk = np.where(nodes > 1, model / self.layer_groups / cards, 0.0)
+        hop_s = self._price(CollectiveOp.SEND_RECV, chunk, group, np.ones_like(group))
+        inside = np.where(self._alone(source, target), 1, 2)
+        shard = np.broadcast_to(target.shard_bytes, inflow.shape)
+        local_s = self._price(CollectiveOp.SEND_RECV, shard, inside, inside)
+        # Messages travel inside nodes while the next ones arrive; the slower link sets the pace.
+        return np.maximum(network_s, local_s) + np.maximum(nodes - 1, 0) * hop_s
+
+    def shards_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
+        """Every rank fetches its own shard; ranks that hold it share the work of sending."""
+        inflow, _, _ = self._node_flows(source, target)
+        shard = np.broadcast_to(target.shard_bytes, inflow.shape)
+        sent = (target.shard_bytes * target.size) / source.size[:, None]
+        most = np.maximum(shard, sent)
+        devices_per_card = self.cluster.node.devices_per_node / self.cluster.node.nics_per_node
+        remote = inflow > 0
+        two = np.full(inflow.shape, 2)
+        across_s = self._price(CollectiveOp.SEND_RECV, most * devices_per_card, two, np.ones_like(two))
+        inside_s = self._price(CollectiveOp.SEND_RECV, most, np.where(self._alone(source, target), 1, 2), two)
+        return np.where(remote, across_s, inside_s)
+
+    def full_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
+        """Whole tensors to every rank of the target, one tensor after the other, as engines are brought up to date."""
+        inflow, _, nodes = self._node_flows(source, target)
+        model = np.broadcast_to(target.model_bytes, inflow.shape)
+        devices_per_card = self.cluster.node.devices_per_node / self.cluster.node.nics_per_node
+        two = np.full(inflow.shape, 2)
+        across_s = self._price(CollectiveOp.SEND_RECV, model * devices_per_card, two, np.ones_like(two))
+        inside_s = self._price(CollectiveOp.SEND_RECV, model, two, two)
+        chunk_s = self._price(CollectiveOp.SEND_RECV, model / self.layer_groups, two, np.ones_like(two))
+        return np.where(inflow > 0, across_s + np.maximum(nodes - 1, 0) * chunk_s, inside_s)
+
+    def _price(self, op: CollectiveOp, size_bytes: FloatArray, group: IntArray, near: IntArray) -> FloatArray:
+        shape = np.broadcast_shapes(size_bytes.shape, group.shape, near.shape)
+        columns = [np.broadcast_to(column, shape).ravel() for column in (size_bytes, group, near)]
+        calls = CollectiveCallBatch(
+            op=np.full(len(columns[0]), int(op), dtype=np.int64),
+            size_bytes=columns[0].astype(np.float64),
+            group_size=columns[1].astype(np.int64),
+            ranks_per_domain=columns[2].astype(np.int64),
+        )
+        return self.collectives.predict(calls, self.cluster).time_s.reshape(shape)
+
+    def _node_gpus(self, size: IntArray) -> IntArray:
+        gpus: IntArray = np.minimum(size, self.cluster.domain_devices)
+        return gpus
+
+    def _alone(self, source: PlacedLayouts, target: PlacedLayouts) -> BoolArray:
+        """Pairs of single GPUs that are the same one."""
+        alone: BoolArray = (source.size[:, None] == 1) & (target.size == 1) & (source.start[:, None] == target.start)
+        return alone
+
+    def _missing_shard(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
+        missing: FloatArray = np.maximum(target.shard_bytes - source.shard_bytes[:, None], 0.0)
+        return missing
+
+    def _node_flows(self, source: PlacedLayouts, target: PlacedLayouts) -> tuple[FloatArray, FloatArray, IntArray]:
+        """Share of the model into the node that lacks most, share out of the busiest source, nodes that lack anything.
+
+        All shapes [sources, targets]. Nodes of a source that hold the same layers share the sending evenly, and a
+        layer leaves the source once: nodes pass it on.
+        """
+        shape = (len(source), len(target))
+        inflow, total, nodes = np.zeros(shape), np.zeros(shape), np.zeros(shape, dtype=np.int64)
+        each = self.cluster.domain_devices
+        for node in range(-(-self.cluster.num_devices // each)):
+            has_low, has_high = _layers_in(source, node * each, each)
+            low, high = _layers_in(target, node * each, each)
+            common = np.minimum(has_high[:, None], high) - np.maximum(has_low[:, None], low)
+            missing = (high - low) - np.maximum(common, 0.0)
+            missing[missing < 1e-12] = 0.0
+            np.maximum(inflow, missing, out=inflow)
+            total += missing
+            nodes += missing > 0
+        # A model of one copy over k nodes leaves each of them in part; copies share the work.
+        source_nodes = np.maximum(-(-source.size // each), 1)
+        outflow = np.minimum(np.broadcast_to(1.0 / source_nodes[:, None], shape), total)
+        return inflow, np.where(inflow > 0, outflow, 0.0), nodes
+
+
+def _layers_in(layouts: PlacedLayouts, first: int, gpus: int) -> tuple[FloatArray, FloatArray]:
+    """Interval of layers, as shares of the model, that GPUs ``first .. first + gpus - 1`` hold. Empty as (0, 0).
+
+    A node holds whole layers: tensor-parallel groups do not leave it.
+    """
+    stage = layouts.tensor_parallel * layouts.data_parallel
+    begin = np.clip(first - layouts.start, 0, layouts.size)
+    end = np.clip(first + gpus - layouts.start, 0, layouts.size)
+    low = begin // stage / layouts.pipeline_parallel
+    high = -(-end // stage) / layouts.pipeline_parallel
+    empty = end <= begin
+    return np.where(empty, 0.0, low), np.where(empty, 0.0, high)
