@@ -16,6 +16,7 @@ from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
 
 _CHUNK_PLANS = 4096  # rows simulated at once; fits the cache, and more do not run faster
+_ROWS_PER_ORDER = 24  # plans of one order from which on it pays to simulate them by themselves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +127,13 @@ def overlaps(problem: DataflowProblem, choice: IntArray, times: FloatArray) -> B
 def _ends(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> tuple[FloatArray, FloatArray]:
     times = slot_times(problem, plans.choice)
     conflict = overlaps(problem, plans.choice, times).astype(np.float64)
+    orders = np.unique(plans.order)
+    if len(orders) > 1 and len(plans) < _ROWS_PER_ORDER * len(orders):
+        return _run_mixed(graph, plans.order, times, conflict), times[graph.slot]
     end_s = np.empty((len(graph.slot), len(plans)))
-    for order in np.unique(plans.order):
-        rows = np.flatnonzero(plans.order == order)
-        whole = len(rows) == len(plans)
-        one_order = _run(graph, order, times if whole else times[:, rows], conflict if whole else conflict[:, :, rows])
-        end_s[:, rows] = one_order
+    for order in orders:
+        rows = slice(None) if len(orders) == 1 else np.flatnonzero(plans.order == order)
+        end_s[:, rows] = _run(graph, order, times[:, rows], conflict[:, :, rows])
     return end_s, times[graph.slot]
 
 
@@ -147,3 +149,22 @@ def _run(graph: TaskGraph, order: int, times: FloatArray, conflict: FloatArray) 
         np.add(start, times[slot], out=end_s[task])
         busy_until[slot] = end_s[task]
     return end_s
+
+
+def _run_mixed(graph: TaskGraph, order: IntArray, times: FloatArray, conflict: FloatArray) -> FloatArray:
+    """The same with an order of its own for every plan; fewer and larger steps when few plans share an order."""
+    tasks, plans = len(graph.slot), len(order)
+    most = max(1, *(len(parents) for parents in graph.parents))
+    # A task past the last one, which ends at once, stands in for missing parents.
+    parents = np.array([[*found, *[tasks] * (most - len(found))] for found in graph.parents], dtype=np.int64)
+    column = np.arange(plans)
+    busy_until = np.zeros((plans, len(times)))
+    end_s = np.zeros((tasks + 1, plans))
+    for task in graph.orders[order].T:
+        slot = graph.slot[task]
+        start = (conflict[slot, :, column] * busy_until).max(axis=1)
+        np.maximum(start, end_s[parents[task], column[:, None]].max(axis=1), out=start)
+        start += times[slot, column]
+        end_s[task, column] = start
+        busy_until[column, slot] = start
+    return end_s[:tasks]
