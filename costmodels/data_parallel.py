@@ -7,33 +7,40 @@ the shard group besides. Routed experts move within the ranks that hold the same
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from costmodels.arrays import at_column, largest, largest_column
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.lowering.grouping import group_rows
 from costmodels.lowering.transfers import price_collectives, stalled_s
+from costmodels.overlap import exposed_s
 from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch
-from costmodels.stage_parameters import StageParameters, expert_shard_degree, fullest_stage
+from costmodels.stage_parameters import StageParameters, expert_shard_degree
 from profiles.precision import ELEMENT_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataParallelTraffic:
-    """Seconds of traffic of the fullest stage, and how often it happens; columns (N,).
+    """Seconds of traffic of stages, and how often it happens; columns (N, S), or (N, 1) where one stands for all.
 
     Attributes:
         gradients_s: One reduction of all gradients.
         parameters_s: One gathering of all parameters.
         reduces_per_microbatch: 1 where gradients are reduced for every micro-batch, else 0.
         gathers_per_microbatch: 1 where parameters are gathered for every forward and every backward pass.
+        hidden_gathers, hidden_reductions: Share that runs under computation where there is enough of it.
     """
 
     gradients_s: FloatArray
     parameters_s: FloatArray
     reduces_per_microbatch: FloatArray
     gathers_per_microbatch: FloatArray
+    hidden_gathers: FloatArray
+    hidden_reductions: FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +70,11 @@ def gradient_element_bytes(context: CostContext) -> float:
 
 
 def data_parallel_traffic(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> DataParallelTraffic:
-    """Price the traffic of every plan's fullest stage, once per distinct one."""
+    """Price the traffic of every stage, once per distinct one.
+
+    Returns:
+        Columns (N, 1) where one stage of every plan has most traffic of both kinds, which then stands for all.
+    """
     groups = group_rows(
         parameters.groups.of_row,
         plans.pipeline_parallel,
@@ -73,53 +84,91 @@ def data_parallel_traffic(plans: PlanBatch, parameters: StageParameters, context
         np.clip(plans.zero_stage, 0, 3),
         plans.axis_order,
     )
-    gradients_s, parameters_s = _distinct_traffic(plans, parameters, context, rows=groups.first)
+    gradients_s, parameters_s = _slowest(*_distinct_traffic(plans, parameters, context, rows=groups.first))
     # ZeRO-3 gathers and reduces per micro-batch; kept whole between micro-batches under a pipeline.
     sharded = (plans.zero_stage == 3) & (plans.pipeline_parallel == 1)
+    hidden = context.stack.data_parallel_overlap
     return DataParallelTraffic(
-        gradients_s=np.take(gradients_s, groups.of_row),
-        parameters_s=np.take(parameters_s, groups.of_row),
-        reduces_per_microbatch=1.0 * (sharded | (plans.zero_stage == 2)),
-        gathers_per_microbatch=1.0 * sharded,
+        gradients_s=np.take(gradients_s, groups.of_row, axis=0),
+        parameters_s=np.take(parameters_s, groups.of_row, axis=0),
+        reduces_per_microbatch=1.0 * (sharded | (plans.zero_stage == 2))[:, None],
+        gathers_per_microbatch=1.0 * sharded[:, None],
+        hidden_gathers=np.where(plans.overlap_param_gather, hidden, 0.0)[:, None],
+        hidden_reductions=np.where(plans.overlap_grad_reduce, hidden, 0.0)[:, None],
     )
+
+
+def _slowest(gradients_s: FloatArray, parameters_s: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The (K, S) columns, or only the one that is slowest in both, if there is one in every row."""
+    stage = largest_column(gradients_s + parameters_s)
+    slowest = at_column(gradients_s, stage), at_column(parameters_s, stage)
+    if (slowest[0] < largest(gradients_s)).any() or (slowest[1] < largest(parameters_s)).any():
+        return gradients_s, parameters_s
+    return slowest[0][:, None], slowest[1][:, None]
+
+
+def exposed_traffic_s(
+    traffic: DataParallelTraffic, *, num_microbatches: IntArray, forward_s: FloatArray, backward_s: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """(N,) exposed and total seconds per step of gradient and parameter traffic, on the stage where most shows.
+
+    Args:
+        traffic: What is sent, and how often.
+        num_microbatches: (N,) micro-batches per step.
+        forward_s: (N,) forward time of one micro-batch on the slowest stage, under which parameters are gathered:
+            where a stage is faster than that, it waits, and traffic goes on.
+        backward_s: (N,) backward time of one micro-batch, under which gradients are reduced.
+    """
+    num_microbatches, forward_s, backward_s = num_microbatches[:, None], forward_s[:, None], backward_s[:, None]
+    gathers = np.where(traffic.gathers_per_microbatch > 0, num_microbatches, 1)
+    reduces = np.where(traffic.reduces_per_microbatch > 0, num_microbatches, 1)
+    backward_traffic_s = traffic.gradients_s + traffic.gathers_per_microbatch * traffic.parameters_s
+    gather_s = exposed_s(traffic.parameters_s, forward_s, traffic.hidden_gathers)
+    reduce_s = exposed_s(backward_traffic_s, backward_s, traffic.hidden_reductions)
+    exposed = gathers * gather_s + reduces * reduce_s
+    return largest(exposed), largest(gathers * traffic.parameters_s + reduces * backward_traffic_s)
 
 
 def _distinct_traffic(
     plans: PlanBatch, parameters: StageParameters, context: CostContext, *, rows: IntArray
 ) -> tuple[FloatArray, FloatArray]:
-    """(K,) seconds of one gradient reduction and one parameter gathering of the plans in ``rows``."""
-    experts_apart = expert_shard_degree(plans, parameters)[rows]
+    """(K, S) seconds of one gradient reduction and one parameter gathering on the stages of the plans in ``rows``."""
+    shape = parameters.dense[rows].shape
+
+    def each(values: NDArray[Any]) -> NDArray[Any]:
+        """Plan by plan, stage by stage: (K,) or (K, S) values as (K * S,)."""
+        return np.repeat(values, shape[1]) if values.ndim == 1 else values.reshape(-1)
+
     distinct = plans.take(rows)
-    zero = distinct.zero_stage
-    trained = fullest_stage(parameters.trained_dense[rows], parameters.trained_expert[rows])
-    gathered = trained
+    zero = each(distinct.zero_stage)
+    gathered = [each(table[rows]) for table in (parameters.trained_dense, parameters.trained_expert)]
+    trained = gathered
     if context.job.lora is not None:  # stage 3 shards the frozen parameters too
-        held = fullest_stage(parameters.dense[rows], parameters.expert[rows])
-        gathered = np.where(zero == 3, held[0], trained[0]), np.where(zero == 3, held[1], trained[1])
-    layers = context.model.num_layers / distinct.pipeline_parallel
-    apart = np.where(distinct.axis_order == AxisOrder.TP_CP_PP_DP, distinct.pipeline_parallel, 1)
-    replicas = parameters.dense_replicas[rows]
+        held = [each(table[rows]) for table in (parameters.dense, parameters.expert)]
+        gathered = [np.where(zero == 3, *pair) for pair in zip(held, trained, strict=True)]
+    apart = each(np.where(distinct.axis_order == AxisOrder.TP_CP_PP_DP, distinct.pipeline_parallel, 1))
+    replicas = each(parameters.dense_replicas[rows])
     dense = _Shards(
         trained=trained[0],
         gathered=gathered[0],
-        layers=layers,
+        layers=each(parameters.layers[rows]),
         replicas=replicas,
-        degree=np.minimum(distinct.shard_degree, replicas),
-        stride=distinct.tensor_parallel * apart,
+        degree=np.minimum(each(distinct.shard_degree), replicas),
+        stride=each(distinct.tensor_parallel) * apart,
     )
     gradients_s, parameters_s = _traffic_s(zero, dense, context)
     if context.model.moe is not None:
         expert = _Shards(
             trained=trained[1],
             gathered=gathered[1],
-            layers=layers,
-            replicas=parameters.expert_replicas[rows],
-            degree=experts_apart,
-            stride=distinct.expert_parallel * distinct.expert_tensor_parallel * apart,
+            layers=dense.layers,
+            replicas=each(parameters.expert_replicas[rows]),
+            degree=each(expert_shard_degree(plans, parameters)[rows]),
+            stride=each(distinct.expert_parallel * distinct.expert_tensor_parallel) * apart,
         )
         routed = _traffic_s(zero, expert, context)
         gradients_s, parameters_s = gradients_s + routed[0], parameters_s + routed[1]
-    return gradients_s, parameters_s
+    return gradients_s.reshape(shape), parameters_s.reshape(shape)
 
 
 def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[FloatArray, FloatArray]:

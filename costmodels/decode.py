@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.context import CostContext
-from costmodels.evaluate import price_trust
 from costmodels.layer_costs import BlockCosts, LayerCosts, exposed_blocks
 from costmodels.lowering.boundary import lower_embedding
 from costmodels.lowering.calls import CallList, price_parts
@@ -22,7 +21,8 @@ from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.serving import lower_decode_attention, lower_sampling, lower_served_experts
 from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
-from costmodels.step import pipeline_transfer
+from costmodels.transfer import boundary_transfer_s
+from costmodels.trust import price_trust
 from profiles.engines import EngineSpec
 
 
@@ -138,7 +138,7 @@ def decode_prices(
         mlp_s = mlp_s + mixed * rest.expert_mlp.forward_s()
     head_s = rest.head.forward_s().reshape(size)
     trust = price_trust(rest, context)
-    transfer_s, _ = pipeline_transfer(plans, context)
+    transfer_s = boundary_transfer_s(plans, context)
     return DecodePrices(
         layout=groups.of_row,
         batches=batches.astype(np.float64),

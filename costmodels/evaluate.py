@@ -1,20 +1,18 @@
 """The one cost path: plans and their context in, priced estimates out."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from costmodels.arrays import largest, total
 from costmodels.context import CostContext
-from costmodels.estimate import BASES, EXTRAPOLATED, EstimateBatch
+from costmodels.estimate import EstimateBatch
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
-from costmodels.layer_costs import LayerCosts, layer_costs
+from costmodels.layer_costs import layer_costs
 from costmodels.memory import host_memory_bytes, memory_interval, stage_memory
-from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.plan import PlanBatch
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
 from costmodels.step import step_time
-from costmodels.uncertainty import NORMAL_90
+from costmodels.trust import price_trust
 
 
 def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> EstimateBatch:
@@ -66,42 +64,4 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
             recompute=plans.recompute,
             recomputed_layer_share=step.recomputed_share,
         ),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trust:
-    """(N,) half-width of the 90 % interval of log time, weakest basis, and shares of a layer's time."""
-
-    half_width: FloatArray
-    basis: IntArray
-    extrapolated_share: dict[str, FloatArray]
-    basis_share: dict[str, FloatArray]
-
-
-def price_trust(costs: LayerCosts, context: CostContext) -> Trust:
-    """How far to trust the price of a layer, which stands for the whole step.
-
-    Kernel prices and the stack's residual are independent: their log variances add. The two blocks of a
-    layer are taken to err together, each by its share of the layer's time.
-    """
-    blocks = [costs.attention, costs.expert_mlp or costs.dense_mlp]
-    first, second = (np.take(block.trust[0], block.of_row) for block in blocks)
-    widths = [np.take(block.relative_half_width, block.of_row) for block in blocks]
-    both = first + second
-    kernel = np.divide(widths[0] * first + widths[1] * second, both, out=np.zeros_like(both), where=both > 0)
-    if costs.expert_mlp is None:  # both blocks know the same shapes
-        of_row, trust = costs.attention.of_row, costs.attention.trust + costs.dense_mlp.trust
-    else:
-        of_row, trust = (
-            np.arange(len(kernel)),
-            np.add(*(np.take(block.trust, block.of_row, axis=1) for block in blocks)),
-        )
-    shares = np.divide(trust[1:], trust[0], out=np.zeros_like(trust[1:]), where=trust[0] > 0)
-    of_plan = {name: np.take(share, of_row) for name, share in zip((*EXTRAPOLATED, *BASES), shares, strict=True)}
-    return Trust(
-        half_width=np.sqrt((NORMAL_90 * context.stack.residual_log_std) ** 2 + np.log1p(kernel) ** 2),
-        basis=np.maximum(*(np.take(block.basis, block.of_row) for block in blocks)),
-        extrapolated_share={name: of_plan[name] for name in EXTRAPOLATED},
-        basis_share={name: of_plan[name] for name in BASES},
     )

@@ -12,15 +12,17 @@ from costmodels.activations import layer_activations, logits_bytes, tokens_per_r
 from costmodels.arrays import largest, total
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
-from costmodels.evaluate import price_trust
 from costmodels.layer_costs import LayerCosts, layer_costs
-from costmodels.memory import TensorMemory, communicators, with_overheads
+from costmodels.memory import TensorMemory, with_overheads
+from costmodels.memory_terms import communicators
 from costmodels.model_state import unit_parameters
 from costmodels.overlap import exposed_s
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree, stage_parameters
 from costmodels.stages import StageTable, stage_table
-from costmodels.step import pipeline_transfer, scale_out_doublings
+from costmodels.step import scale_out_doublings
+from costmodels.transfer import boundary_transfer_s
+from costmodels.trust import price_trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,11 @@ def forward_pass(plans: PlanBatch, context: CostContext) -> ForwardEstimate:
     time_s = once_s + (plans.num_microbatches - 1) * slowest_s
     time_s = time_s + _gathering_s(plans, parameters, context, forward_s=slowest_s)
     stack = context.stack
-    time_s = time_s * (1 + stack.straggler_fraction_per_doubling * scale_out_doublings(plans, context))
+    time_s = time_s * (
+        1
+        + stack.straggler_fraction_per_doubling
+        * scale_out_doublings(plans.num_devices / context.cluster.node.devices_per_node)
+    )
     time_s = (time_s + stack.step_overhead_s) * stack.step_time_scale
     trust = price_trust(costs, context)
     weights = weight_bytes(plans, parameters, context)
@@ -94,7 +100,7 @@ def forward_stage_s(
     seconds = seconds + stages.has_embedding * costs.embedding.forward_s()[:, None]
     if head:
         seconds = seconds + stages.has_head * costs.head.forward_s()[:, None]
-    transfer_s, _ = pipeline_transfer(plans, context)
+    transfer_s = boundary_transfer_s(plans, context)
     each_s = transfer_s + context.stack.microbatch_overhead_s / 2
     return np.where(stages.count > 0, seconds + each_s[:, None], 0.0)
 

@@ -6,7 +6,7 @@ from costmodels.arrays import largest
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.kernels.calls import KernelFamily, KernelOp, kernel_calls
-from costmodels.lowering.grouping import group_rows
+from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree
 from costmodels.workload import TrainingJob
@@ -39,21 +39,41 @@ def traffic_bytes_per_parameter(context: CostContext) -> float:
 
 def optimizer_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
     """(N,) seconds of the optimizer step on the fullest stage, excluding parameter gathering."""
+    groups, updated = _updated(plans, parameters)
+    on_device_s = np.take(device_step_s(updated, context), groups.of_row)
+    if not plans.offload_optimizer.any():
+        return on_device_s
+    return np.where(plans.offload_optimizer, np.take(host_step_s(updated, context), groups.of_row), on_device_s)
+
+
+def updated_parameters(plans: PlanBatch, parameters: StageParameters) -> FloatArray:
+    """(N,) parameters that one rank of the fullest stage updates."""
+    groups, updated = _updated(plans, parameters)
+    return np.take(updated, groups.of_row)
+
+
+def device_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
+    """Seconds of an optimizer step over so many parameters per rank on the device."""
+    return updated * traffic_bytes_per_parameter(context) * memory_seconds_per_byte(context)
+
+
+def host_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
+    """Seconds of an optimizer step over so many parameters per rank on the host, gradients and weights moved."""
+    node = context.cluster.node
+    moved = updated * (gradient_element_bytes(context) + context.job.numerics.storage_bytes)
+    on_host_s = updated * node.devices_per_node / HOST_ADAM_PARAMETERS_PER_S
+    return on_host_s + moved / node.host_link.bandwidth_bytes_per_s
+
+
+def _updated(plans: PlanBatch, parameters: StageParameters) -> tuple[Groups, FloatArray]:
+    """Plans that update as much, and (K,) parameters per rank of the fullest stage of each group."""
     sharded = plans.zero_stage > 0
     degree = np.where(sharded, np.minimum(plans.shard_degree, parameters.dense_replicas), 1)
     expert_degree = np.where(sharded, expert_shard_degree(plans, parameters), 1)
     groups = group_rows(parameters.groups.of_row, degree, expert_degree)
     rows = groups.first
     dense = parameters.trained_dense[rows] / degree[rows, None]
-    updated = largest(dense + parameters.trained_expert[rows] / expert_degree[rows, None])
-    on_device_s = updated * traffic_bytes_per_parameter(context) * memory_seconds_per_byte(context)
-    if not plans.offload_optimizer.any():
-        return np.take(on_device_s, groups.of_row)
-    node = context.cluster.node
-    on_host_s = updated * node.devices_per_node / HOST_ADAM_PARAMETERS_PER_S
-    moved = updated * (gradient_element_bytes(context) + context.job.numerics.storage_bytes)
-    on_host_s = on_host_s + moved / node.host_link.bandwidth_bytes_per_s
-    return np.where(plans.offload_optimizer, np.take(on_host_s, groups.of_row), np.take(on_device_s, groups.of_row))
+    return groups, largest(dense + parameters.trained_expert[rows] / expert_degree[rows, None])
 
 
 def memory_seconds_per_byte(context: CostContext) -> float:

@@ -8,9 +8,12 @@ zero bubble, Qi et al. 2023 (arXiv:2401.10241) sections 2 and 3; ZB-V, Qi et al.
 What it leaves out, on purpose: jitter between ranks, which ``StackSpec`` holds as a straggler term.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from costmodels.arrays import largest, total
+from costmodels.overlap import exposed_s
 from costmodels.plan import FloatArray, IntArray, Schedule
 
 # Weight gradients per stage that each schedule moves into the bubble.
@@ -55,14 +58,96 @@ def in_flight_microbatches(
     return held
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """One micro-batch on every stage, communication included; columns (N, S), in the order of the pipeline.
+
+    Attributes:
+        forward_s: Forward pass.
+        input_gradient_s: Backward pass towards the inputs, recomputation included.
+        weight_gradient_s: Weight gradients.
+    """
+
+    forward_s: FloatArray
+    input_gradient_s: FloatArray
+    weight_gradient_s: FloatArray
+
+    @property
+    def backward_s(self) -> FloatArray:
+        """(N, S) the whole backward pass."""
+        return self.input_gradient_s + self.weight_gradient_s
+
+    @property
+    def work_s(self) -> FloatArray:
+        """(N, S) forward and backward."""
+        return self.forward_s + self.backward_s
+
+    def waiting(self, moved_s: FloatArray) -> "Passes":
+        """The same on stages that wait for activations going to the host and back.
+
+        Copy engines move them while the stage works; what takes longer than the forward pass on the way there, or
+        than the backward pass on the way back, the stage waits for.
+
+        Args:
+            moved_s: (N, S) one micro-batch's way to the host.
+        """
+        return Passes(
+            forward_s=self.forward_s + exposed_s(moved_s, self.forward_s, 1.0),
+            input_gradient_s=self.input_gradient_s + exposed_s(moved_s, self.backward_s, 1.0),
+            weight_gradient_s=self.weight_gradient_s,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheduled:
+    """Steps of N pipelines.
+
+    Attributes:
+        pipeline_s: (N,) from the first forward to the last backward.
+        bubble_s: (N,) of it, what the slowest stage idles.
+        offload_s: (N,) of it, what waiting for activations to come from the host adds.
+        passes: What stages take, waiting included.
+    """
+
+    pipeline_s: FloatArray
+    bubble_s: FloatArray
+    offload_s: FloatArray
+    passes: Passes
+
+
+def scheduled(
+    schedule: IntArray,
+    passes: Passes,
+    *,
+    count: IntArray,
+    virtual_stages: IntArray,
+    num_microbatches: IntArray,
+    moved_s: FloatArray | None,
+) -> Scheduled:
+    """Steps of pipelines whose stages may offload activations.
+
+    Args:
+        schedule: (N,) ``Schedule`` codes.
+        passes: What stages take.
+        count: (N, S) as for ``pipeline_s``.
+        virtual_stages: (N,) chunks per rank.
+        num_microbatches: (N,) micro-batches.
+        moved_s: (N, S) one micro-batch's way to the host; None when nothing is offloaded.
+    """
+    shape = {"count": count, "virtual_stages": virtual_stages, "num_microbatches": num_microbatches}
+    whole_s, bubble_s = pipeline_s(schedule, passes, **shape)
+    if moved_s is None:
+        return Scheduled(pipeline_s=whole_s, bubble_s=bubble_s, offload_s=np.zeros_like(whole_s), passes=passes)
+    slowed = passes.waiting(moved_s)
+    slowed_s = np.maximum(pipeline_s(schedule, slowed, **shape)[0], whole_s)
+    return Scheduled(pipeline_s=slowed_s, bubble_s=bubble_s, offload_s=slowed_s - whole_s, passes=slowed)
+
+
 def pipeline_s(
     schedule: IntArray,
+    passes: Passes,
     *,
-    forward_s: FloatArray,
-    input_gradient_s: FloatArray,
-    weight_gradient_s: FloatArray,
     count: IntArray,
-    ahead: IntArray,
     virtual_stages: IntArray,
     num_microbatches: IntArray,
 ) -> tuple[FloatArray, FloatArray]:
@@ -70,11 +155,8 @@ def pipeline_s(
 
     Args:
         schedule: (N,) ``Schedule`` codes.
-        forward_s: (N, S) one micro-batch's forward on each stage class, communication included.
-        input_gradient_s: (N, S) its backward towards the inputs, recomputation included.
-        weight_gradient_s: (N, S) its weight gradients.
-        count: (N, S) pipeline stages each class stands for; 0 for unused columns.
-        ahead: (N, S, S) of the stages of class k, how many come before the last stage of class c.
+        passes: What one micro-batch takes on each stage.
+        count: (N, S) consecutive stages each column stands for; 0 for unused ones, which come last.
         virtual_stages: (N,) chunks per rank v.
         num_microbatches: (N,) micro-batches m.
 
@@ -82,53 +164,83 @@ def pipeline_s(
         (N,) seconds, and (N,) of them in which the slowest stage idles.
 
     Source:
-        The slowest stage works m times; waiting for the others is the bubble: the sum of their times
-        for GPipe and, between equal stages, for 1F1B (arXiv:2104.04473 section 2.2.2); see ``_idle_s``
-        for unequal ones. Interleaving divides it by v (section 2.2.2). Zero bubble defers weight
-        gradients into it: F + B + W per stage becomes F + B - W with ZB-1p and F + B - 2W with ZB-2p
-        and ZB-V (arXiv:2401.10241 table 1), as far as there are enough to defer: the last stage's m
-        forwards and backwards, the way there and back and one weight gradient, (m + p - 1)(F + B) + W,
-        remain. Never below zero.
+        1F1B and GPipe take exactly as long as the schedule played out, whatever the stages (``_one_f_one_b_s``,
+        ``_gpipe_s``). Interleaving divides the bubble by v (arXiv:2104.04473 section 2.2.2), which between unequal
+        stages is an approximation. Zero bubble defers weight gradients into it: F + B + W per stage becomes
+        F + B - W with ZB-1p and F + B - 2W with ZB-2p and ZB-V (arXiv:2401.10241 table 1), as far as there are
+        enough to defer: the last stage's m forwards and backwards, the way there and back and one weight gradient,
+        (m + p - 1)(F + B) + W, remain. Never below zero.
     """
+    forward_s, backward_s, weight_s = passes.forward_s, passes.backward_s, passes.weight_gradient_s
     used = count > 0
-    forward_s = np.where(used, forward_s, 0.0)
-    backward_s = np.where(used, input_gradient_s + weight_gradient_s, 0.0)
-    slowest_s = largest(forward_s + backward_s)
-    working_s = num_microbatches * slowest_s
-    idle_s = _idle_s(forward_s, backward_s, count=count, ahead=ahead, num_microbatches=num_microbatches)
-    last_to_finish_s = largest(np.where(used, num_microbatches[:, None] * (forward_s + backward_s) + idle_s, 0.0))
-    fill_s = np.where(
-        schedule == Schedule.GPIPE,
-        total(((forward_s + backward_s) * count).T) - slowest_s,
-        np.maximum(last_to_finish_s - working_s, 0.0),
-    )
-    stages = np.maximum(count.sum(axis=1), 1)
-    weight_s = total((weight_gradient_s * count).T) / stages
-    saved = np.asarray(_DEFERRED)[schedule]
-    saved = np.minimum(saved * (stages - 1), num_microbatches + stages - 2)
+    if not used.all():
+        forward_s, backward_s, weight_s = (np.where(used, each, 0.0) for each in (forward_s, backward_s, weight_s))
+    working_s = num_microbatches * largest(forward_s + backward_s)
+    whole_s = _one_f_one_b_s(forward_s, backward_s, count=count, num_microbatches=num_microbatches)
+    at_once = schedule == Schedule.GPIPE
+    if at_once.any():
+        gpipe_s = _gpipe_s(forward_s, backward_s, count=count, num_microbatches=num_microbatches)
+        whole_s = np.where(at_once, gpipe_s, whole_s)
+    # A schedule takes at least that long; what rounding leaves of the difference is not a bubble.
+    fill_s = np.where(total(count.T) > 1, np.maximum(whole_s - working_s, 0.0), 0.0)
+    deferred = np.asarray(_DEFERRED)[schedule]
     chunks = np.where(schedule == Schedule.ONE_F_ONE_B, virtual_stages, 1)
-    bubble_s = np.maximum(fill_s / chunks - saved * weight_s, 0.0)
+    bubble_s = fill_s / chunks
+    if deferred.any():
+        stages = np.maximum(total(count.T), 1)
+        mean_weight_s = total((weight_s * count).T) / stages
+        saved = np.minimum(deferred * (stages - 1), num_microbatches + stages - 2)
+        bubble_s = np.where(deferred > 0, np.maximum(fill_s - saved * mean_weight_s, 0.0), bubble_s)
     return working_s + bubble_s, bubble_s
 
 
-def _idle_s(
-    forward_s: FloatArray, backward_s: FloatArray, *, count: IntArray, ahead: IntArray, num_microbatches: IntArray
+def _gpipe_s(
+    forward_s: FloatArray, backward_s: FloatArray, *, count: IntArray, num_microbatches: IntArray
 ) -> FloatArray:
-    """(N, S) seconds in which the last stage of each class has nothing to do under 1F1B.
+    """(N,) seconds of all forwards, then all backwards: one of each through every stage, the others at the slowest."""
+    through_s = total(((forward_s + backward_s) * count).T)
+    return through_s + (num_microbatches - 1) * (largest(forward_s) + largest(backward_s))
 
-    A stage waits for the stages before it to fill and, at the end, to drain. While its first
-    micro-batch is in the n stages after it, and again after its last forward, it has n others to work
-    on: only what the round trip through those stages takes longer than that shows. With fewer
-    micro-batches than that all forwards come first, and there is one such wait. Agrees with schedules
-    played out step by step, to a few per cent where there are fewer micro-batches than stages.
+
+def _one_f_one_b_s(
+    forward_s: FloatArray, backward_s: FloatArray, *, count: IntArray, num_microbatches: IntArray
+) -> FloatArray:
+    """(N,) seconds of 1F1B between stages of any times: the longest chain of work in which each waits for the last.
+
+    Number the turns of a stage so that its backward of turn q follows its forward of turn q. A chain moves on by one
+    turn when it stays on a stage (one backward, one forward) or goes down to the next (its forward), and by none
+    when it goes up (backwards only). A detour over other stages and back to the same never beats as many turns on
+    the slowest stage it meets, so that the longest chain spends all turns it can on one stage h:
+
+    * it reaches h from the first stage, all the time it can spare before the first backward spent at the slowest
+      forward on its way (x), perhaps by way of a stage i behind h and the backwards between them (``reach_s``);
+    * it leaves h for the end likewise, forwards and backwards exchanged (``leave_s``);
+    * in between are the turns of h: (m - p + h) times its forward and backward.
+
+    With fewer micro-batches than stages, the first p - m stages do all forwards before any backward; the chain
+    through stage p - m covers them. Within a run of equal stages all of this is convex, so its ends suffice.
     """
-    stage_s = forward_s + backward_s
-    upstream_s = total(ahead[:, :, k] * stage_s[:, k, None] for k in range(stage_s.shape[1]))
-    round_trip_s = total((stage_s * count).T)[:, None] - upstream_s - stage_s
-    others = count.sum(axis=1)[:, None] - 1 - ahead.sum(axis=2)
-    most = num_microbatches[:, None] - 1
-    in_turn = np.minimum(others, most)
-    first_wait_s = np.maximum(round_trip_s - in_turn * forward_s, 0.0)
-    last_wait_s = np.where(others <= most, np.maximum(round_trip_s - in_turn * backward_s, 0.0), 0.0)
-    idle_s: FloatArray = upstream_s + np.where(others > 0, first_wait_s + last_wait_s, 0.0)
-    return idle_s
+    stages = total(count.T)
+    forward, backward, steps = (np.ascontiguousarray(each.T) for each in (forward_s, backward_s, count))
+    if int(count.max(initial=0)) > 1:  # both ends of a run of equal stages, and where warming up stops short
+        before = np.cumsum(steps, axis=0) - steps
+        first = np.minimum(np.clip(stages - num_microbatches - before + 1, 1, None), steps)
+        steps = np.stack([first, steps - first], axis=1).reshape(-1, len(stages))
+        forward, backward = np.repeat(forward, 2, axis=0), np.repeat(backward, 2, axis=0)
+        way_forward_s, way_back_s = np.cumsum(forward * steps, axis=0), np.cumsum(backward * steps, axis=0)
+    else:
+        way_forward_s, way_back_s = np.cumsum(forward, axis=0), np.cumsum(backward, axis=0)
+    stage = np.cumsum(steps, axis=0) - 1
+    spare = np.minimum(stages - 1 - stage, num_microbatches - 1)
+    turns = num_microbatches - stages + stage
+    straight_s = way_forward_s + spare * np.maximum.accumulate(forward, axis=0)
+    reach_s = _largest_from_here(straight_s + way_back_s) - way_back_s
+    straight_s = way_back_s + spare * np.maximum.accumulate(backward, axis=0)
+    leave_s = _largest_from_here(straight_s + way_forward_s) - way_forward_s
+    chain_s = reach_s + leave_s + turns * (forward + backward)
+    return largest((chain_s if (num_microbatches >= stages).all() else np.where(turns >= 0, chain_s, 0.0)).T)
+
+
+def _largest_from_here(values: FloatArray) -> FloatArray:
+    """(P, N) largest of each row and those after it."""
+    return np.maximum.accumulate(values[::-1], axis=0)[::-1]

@@ -1,6 +1,7 @@
 """Activations of whole pipeline stages: layers times in-flight micro-batches, and the ends of the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import reduce
 
 import numpy as np
 
@@ -10,12 +11,32 @@ from costmodels.activations import (
     layer_activations,
     output_activations,
 )
+from costmodels.arrays import total
 from costmodels.context import CostContext
-from costmodels.plan import FloatArray, IntArray, PlanBatch, Recompute
+from costmodels.plan import BoolArray, FloatArray, PlanBatch
+from costmodels.stage_layers import LayerGroup, StageLayers, layer_kinds, stage_layers
 from costmodels.stages import StageTable
 
-# Layers whose offloaded checkpoints are on the device at once: one in use, one in transfer.
+# Layers whose offloaded activations are on the device at once: one in use, one in transfer.
 _RESIDENT_WHEN_OFFLOADED = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationUnits:
+    """Bytes of one micro-batch on one rank; columns (N, 1), or (N, S) where stages differ in more than layers.
+
+    Attributes:
+        layers: One layer of each kind, in the order of ``StageLayers.groups``.
+        ends: (N, S) what the ends of the model keep on the stages that hold them.
+    """
+
+    layers: tuple[LayerActivations, ...]
+    ends: FloatArray
+
+    @property
+    def one_layer(self) -> FloatArray:
+        """(N, 1) or (N, S) all that is alive of one layer while it is differentiated: what was kept of it too."""
+        return reduce(np.maximum, (layer.whole + layer.backward for layer in self.layers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,15 +46,15 @@ class StageActivations:
     Attributes:
         kept: (N, S) kept for the backward pass by all micro-batches in flight.
         newest: (N, S) the part of it that belongs to one micro-batch.
-        working: (N,) what the backward pass of one layer adds: what it recomputes, and gradients.
-        one_layer: (N,) all that is alive of one layer while it is differentiated: what was kept of it too.
+        working: (N, 1) or (N, S) what the backward pass of one layer adds: what it recomputes, and gradients.
+        moved: (N, S) of one micro-batch, what goes to the host and comes back; None when no plan offloads.
         offloaded: (N, S) kept on the host instead; None when no plan offloads.
     """
 
     kept: FloatArray
     newest: FloatArray
     working: FloatArray
-    one_layer: FloatArray
+    moved: FloatArray | None
     offloaded: FloatArray | None
 
 
@@ -48,65 +69,68 @@ def stage_activations(plans: PlanBatch, stages: StageTable, context: CostContext
     Returns:
         Bytes by what they belong to.
     """
+    units = activation_units(plans, context, has_embedding=stages.has_embedding, has_head=stages.has_head)
+    return held_activations(units, stage_layers(plans, stages, context.model), stages.in_flight)
+
+
+def activation_units(
+    plans: PlanBatch, context: CostContext, *, has_embedding: BoolArray, has_head: BoolArray
+) -> ActivationUnits:
+    """What each kind of layer keeps on a rank of N plans, and the ends of the model on their (N, S) stages."""
     model, job = context.model, context.job
-    newest, working, one_layer = _layers(plans, stages, context)
-    newest += stages.has_head * output_activations(plans, model, job)[:, None]
+    layers = (layer_activations(plans, model, job, context.stack, moe=moe) for moe in layer_kinds(model))
+    ends = has_head * output_activations(plans, model, job)[:, None]
     if job.dropout:
-        newest += stages.has_embedding * embedding_activations(plans, model, job)[:, None]
-    kept = newest * stages.in_flight
-    if not plans.offload_activations.any():
-        return StageActivations(kept=kept, newest=newest, working=working, one_layer=one_layer, offloaded=None)
-    share = np.minimum(_RESIDENT_WHEN_OFFLOADED / np.maximum(stages.layers * stages.in_flight, 1.0), 1.0)
-    share = np.where(plans.offload_activations[:, None], share, 1.0)
-    resident = kept * share
+        ends += has_embedding * embedding_activations(plans, model, job)[:, None]
+    return ActivationUnits(layers=tuple(_as_column(layer) for layer in layers), ends=ends)
+
+
+def held_activations(units: ActivationUnits, layers: StageLayers, in_flight: FloatArray) -> StageActivations:
+    """Activations of stages, from what their layers keep and how often.
+
+    Args:
+        units: What one layer of each kind keeps.
+        layers: How many layers of each kind there are, and how they are treated.
+        in_flight: (N, S) micro-batches held.
+    """
+    in_layers = total(_kept_bytes(group, layer) for group, layer in zip(layers.groups, units.layers, strict=True))
+    newest = in_layers + units.ends
+    kept = newest * in_flight
+    working = reduce(np.maximum, (_working(layer, layers) for layer in units.layers))
+    if layers.offloaded is None:
+        return StageActivations(kept=kept, newest=newest, working=working, moved=None, offloaded=None)
+    moved = _offloadable_bytes(units, layers, in_layers) * layers.offloaded
+    resident = np.minimum(_RESIDENT_WHEN_OFFLOADED / np.maximum(layers.offloaded * in_flight, 1.0), 1.0)
+    offloaded = moved * in_flight * (1.0 - resident)
     return StageActivations(
-        kept=resident,
-        newest=np.minimum(newest, resident),
+        kept=kept - offloaded,
+        newest=np.minimum(newest, kept - offloaded),
         working=working,
-        one_layer=one_layer,
-        offloaded=kept - resident,
+        moved=moved,
+        offloaded=offloaded,
     )
 
 
-def _layers(plans: PlanBatch, stages: StageTable, context: CostContext) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """(N, S) bytes one micro-batch keeps in the layers of each stage; (N,) ``working`` and (N,) ``one_layer``."""
-    model = context.model
-    recomputed = _recomputed_layers(plans, stages, model.num_layers)
-    if model.num_moe_layers in (0, model.num_layers):
-        layer = layer_activations(plans, model, context.job, context.stack, moe=model.num_moe_layers > 0)
-        whole, saved = _whole_and_saved(plans, layer)
-        kept = stages.layers * whole[:, None] - recomputed * saved[:, None]
-        return kept, _working(plans, layer), layer.whole + layer.backward
-    kept = np.zeros_like(stages.in_flight)
-    working, one_layer = np.zeros((2, len(plans)))
-    share = recomputed / np.maximum(stages.layers, 1)  # the kinds of layers are taken to alternate evenly
-    for moe, layers in ((False, stages.layers - stages.moe_layers), (True, stages.moe_layers)):
-        layer = layer_activations(plans, model, context.job, context.stack, moe=moe)
-        whole, saved = _whole_and_saved(plans, layer)
-        kept += layers * (whole[:, None] - share * saved[:, None])
-        working = np.maximum(working, _working(plans, layer))
-        one_layer = np.maximum(one_layer, layer.whole + layer.backward)
-    return kept, working, one_layer
+def _as_column(layer: LayerActivations) -> LayerActivations:
+    """The (N,) bytes of a layer as (N, 1), to go with the stages of a plan."""
+    return LayerActivations(**{item.name: getattr(layer, item.name)[:, None] for item in fields(layer)})
 
 
-def _recomputed_layers(plans: PlanBatch, stages: StageTable, num_layers: int) -> IntArray:
-    """(N, S) layers of a stage that are recomputed from their input: the first ones of the stage."""
-    block = np.where(plans.recompute == Recompute.BLOCK, plans.recompute_layers, 0)
-    most = np.where(plans.recompute == Recompute.FULL, num_layers, block)
-    return np.minimum(stages.layers, most[:, None])
+def _kept_bytes(group: LayerGroup, layer: LayerActivations) -> FloatArray:
+    """(N, S) bytes that one micro-batch keeps in the layers of one kind."""
+    kept: FloatArray = group.layers * layer.whole - group.full * (layer.whole - layer.layer_input)
+    return kept if group.selective is None else kept - group.selective * layer.core
 
 
-def _whole_and_saved(plans: PlanBatch, layer: LayerActivations) -> tuple[FloatArray, FloatArray]:
-    """(N,) bytes of a layer that is not recomputed as a whole, and what such recomputation saves."""
-    whole = layer.whole - np.where(plans.recompute == Recompute.SELECTIVE, layer.core, 0.0)
-    return whole, whole - layer.layer_input
-
-
-def _working(plans: PlanBatch, layer: LayerActivations) -> FloatArray:
-    """(N,) bytes of one layer's backward pass: what it recomputes, and gradients."""
-    block = (plans.recompute == Recompute.BLOCK) & (plans.recompute_layers > 0)
-    whole_again = block | (plans.recompute == Recompute.FULL)
-    again = np.where(whole_again, layer.whole - layer.layer_input, 0.0)
-    core = np.where(plans.recompute == Recompute.SELECTIVE, layer.core, 0.0)
-    working: FloatArray = layer.backward + again + core
+def _working(layer: LayerActivations, layers: StageLayers) -> FloatArray:
+    """(N, 1) or (N, S) bytes of one layer's backward pass: what it recomputes, and gradients."""
+    again = np.where(layers.recomputes_layers, layer.whole - layer.layer_input, 0.0)
+    core = np.where(layers.recomputes_core, layer.core, 0.0)
+    working: FloatArray = layer.backward + np.maximum(again, core)
     return working
+
+
+def _offloadable_bytes(units: ActivationUnits, layers: StageLayers, in_layers: FloatArray) -> FloatArray:
+    """(N, S) bytes one micro-batch keeps of a layer that can be offloaded: a checkpoint where there are any."""
+    each = in_layers / np.maximum(layers.total, 1)
+    return np.where(layers.recomputes_layers, units.layers[0].layer_input, each)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from costmodels.arrays import at_column, largest_column
 from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stages import StageTable
@@ -38,6 +37,7 @@ class StageParameters:
         trained_dense, trained_expert: Those that get gradients and optimizer states.
         dense_replicas: (N,) ranks with the same dense parameters: d*c.
         expert_replicas: (N,) ranks with the same experts: d*c*t / (e * expert-tensor).
+        layers: Layers they belong to.
         groups: Plans with equal rows.
     """
 
@@ -47,6 +47,7 @@ class StageParameters:
     trained_expert: FloatArray
     dense_replicas: IntArray
     expert_replicas: IntArray
+    layers: IntArray
     groups: Groups
 
     def take(self, rows: IntArray) -> "StageParameters":
@@ -108,14 +109,9 @@ def stage_parameters(plans: PlanBatch, stages: StageTable, model: ModelSpec, job
         trained_expert=trained_expert,
         dense_replicas=replicas,
         expert_replicas=np.maximum(replicas * t // (e * expert_tensor), 1),
+        layers=stages.layers,
         groups=groups,
     )
-
-
-def fullest_stage(dense: FloatArray, expert: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """(N,) dense and expert parameters of the stage that holds most of both together, from (N, S)."""
-    stage = largest_column(dense + expert)
-    return at_column(dense, stage), at_column(expert, stage)
 
 
 def expert_shard_degree(plans: PlanBatch, parameters: StageParameters) -> IntArray:

@@ -1,12 +1,13 @@
 """Which layers sit on which pipeline stage, and what else each stage carries.
 
-Most stages of a pipeline are alike, so a batch is priced on stage classes: stages with the same layers
-of each kind and the same ends share one column, represented by the first of them, which holds the most
+Most stages of a pipeline are alike, so a batch is priced on stage classes: consecutive stages with the same
+layers of each kind and the same ends share one column, represented by the first of them, which holds the most
 micro-batches. One column per stage is built only for a report. Layouts are worked out once per
 distinct combination of the columns they depend on, and gathered onto the plans.
 """
 
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,13 @@ class StageTable:
 
     Attributes:
         index: Number of the stage, or of the first stage of its class, from 0.
-        count: How many pipeline stages the column stands for.
+        count: How many consecutive pipeline stages the column stands for.
         layers: Transformer layers on the stage, all its chunks together.
         moe_layers: Of those, how many are mixtures of experts.
         in_flight: Micro-batches whose activations the stage holds at its peak.
         has_embedding: Whether the stage holds the input embedding.
         has_head: Whether the stage holds the output head and the loss.
         groups: Plans with the same layout: equal rows in everything but ``in_flight``.
-        ahead: (layouts, S, S): of the stages of column k, how many come before the last stage of column c.
     """
 
     index: IntArray
@@ -42,17 +42,13 @@ class StageTable:
     has_embedding: BoolArray
     has_head: BoolArray
     groups: Groups
-    ahead: IntArray
 
     def take(self, rows: IntArray) -> "StageTable":
         """The stages of the selected plans."""
         columns = {
-            item.name: np.take(getattr(self, item.name), rows, axis=0)
-            for item in fields(self)
-            if item.name not in ("groups", "ahead")
+            item.name: np.take(getattr(self, item.name), rows, axis=0) for item in fields(self) if item.name != "groups"
         }
-        groups = self.groups.take(rows)
-        return StageTable(groups=groups, ahead=self.ahead[self.groups.of_row[rows[groups.first]]], **columns)
+        return StageTable(groups=self.groups.take(rows), **columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +61,9 @@ class _Layout:
     moe_layers: IntArray
     has_embedding: BoolArray
     has_head: BoolArray
-    ahead: IntArray
+
+
+_ALIKE = ("layers", "moe_layers", "has_embedding", "has_head")  # what stages of one class agree in
 
 
 def stage_table(plans: PlanBatch, model: ModelSpec, *, full: bool = False) -> StageTable:
@@ -84,12 +82,31 @@ def stage_table(plans: PlanBatch, model: ModelSpec, *, full: bool = False) -> St
     layout = _full_layout(distinct, model)
     if not full:
         layout = _merged(layout)
-    rows = {
-        name: np.take(getattr(layout, name), groups.of_row, axis=0)
-        for name in _Layout.__dataclass_fields__
-        if name != "ahead"
-    }
-    return StageTable(in_flight=_in_flight(plans, layout, groups), groups=groups, ahead=layout.ahead, **rows)
+    rows = {name: np.take(getattr(layout, name), groups.of_row, axis=0) for name in _Layout.__dataclass_fields__}
+    return StageTable(in_flight=_in_flight(plans, layout, groups), groups=groups, **rows)
+
+
+def lone_stages(layers: IntArray, moe: IntArray, *, has_embedding: BoolArray, has_head: BoolArray) -> StageTable:
+    """K stages, each looked at on its own and holding one micro-batch: a table of one column.
+
+    Args:
+        layers: (K,) layers of each.
+        moe: (K,) of these, mixtures of experts.
+        has_embedding: (K,) whether it holds the input embedding.
+        has_head: (K,) whether it holds the output head.
+    """
+    groups = group_rows(layers, moe, has_embedding.astype(np.int64), has_head.astype(np.int64))
+    column = (len(layers), 1)
+    return StageTable(
+        index=np.zeros(column, dtype=np.int64),
+        count=np.ones(column, dtype=np.int64),
+        layers=layers[:, None],
+        moe_layers=moe[:, None],
+        in_flight=np.ones(column),
+        has_embedding=has_embedding[:, None],
+        has_head=has_head[:, None],
+        groups=groups,
+    )
 
 
 def _in_flight(plans: PlanBatch, layout: _Layout, layouts: Groups) -> FloatArray:
@@ -128,17 +145,15 @@ def _full_layout(plans: PlanBatch, model: ModelSpec) -> _Layout:
     used = stage < p
     layers, before = _placed(plans, model.num_layers, stage)
     layers = np.where(used, layers, 0)
-    earlier = np.tri(used.shape[1], k=-1, dtype=np.int64)
     v_shaped = (plans.schedule == Schedule.ZERO_BUBBLE_V)[:, None]
     return _Layout(
         index=np.minimum(stage, p - 1),
         count=used.astype(np.int64),
         layers=layers,
-        moe_layers=np.where(used, _moe_layers(plans, model, layers, before), 0),
+        moe_layers=np.where(used, moe_layers(model, layers, before, plans.schedule, plans.virtual_stages), 0),
         has_embedding=np.broadcast_to(stage == 0, used.shape),
         # A V-shaped placement brings the last chunk back to the first stage.
         has_head=stage == np.where(v_shaped, 0, p - 1),
-        ahead=np.broadcast_to(earlier, (len(plans), *earlier.shape)),
     )
 
 
@@ -166,18 +181,27 @@ def _placed(plans: PlanBatch, num_layers: int, stage: IntArray) -> tuple[IntArra
     return layers, np.cumsum(layers, axis=1) - layers
 
 
-def _moe_layers(plans: PlanBatch, model: ModelSpec, layers: IntArray, before: IntArray) -> IntArray:
+def moe_layers(
+    model: ModelSpec, layers: IntArray, before: IntArray, schedule: IntArray, virtual_stages: IntArray
+) -> IntArray:
     """(K, P) MoE layers of each stage, from the positions its layers have in the model.
 
     Chunk k of v covers the layers from kL/v on, each stage its share of them; the second chunk of a
     V-shaped placement runs through the stages backwards.
+
+    Args:
+        model: Which of its layers are mixtures of experts.
+        layers: (K, P) layers of each stage.
+        before: (K, P) layers on the stages before it.
+        schedule: (K,) ``Schedule`` codes.
+        virtual_stages: (K,) chunks per rank.
     """
     last = model.num_layers
     if model.num_moe_layers in (0, last):
         return layers if model.num_moe_layers else np.zeros_like(layers)
     moe_before = np.concatenate([[0], np.cumsum(model.layer_is_moe)])  # MoE layers before each layer
-    v_shaped = plans.schedule == Schedule.ZERO_BUBBLE_V
-    chunks = np.where(v_shaped, 2, plans.virtual_stages)
+    v_shaped = schedule == Schedule.ZERO_BUBBLE_V
+    chunks = np.where(v_shaped, 2, virtual_stages)
     found = np.zeros_like(layers)
     for chunk in range(int(chunks.max(initial=1))):
         rows = np.flatnonzero(chunks > chunk)
@@ -191,34 +215,22 @@ def _moe_layers(plans: PlanBatch, model: ModelSpec, layers: IntArray, before: In
 
 
 def _merged(layout: _Layout) -> _Layout:
-    """Stages that hold the same in one column, in the order of their first stage."""
-    row, column = np.nonzero(layout.count)
-    ends = layout.has_embedding[row, column] + 2 * layout.has_head[row, column]
-    classes = group_rows(row, layout.layers[row, column], layout.moe_layers[row, column], ends)
-    first = np.sort(classes.first)
-    of_class = row[first]
-    place = np.arange(len(first)) - np.searchsorted(of_class, of_class)
-    shape = (len(layout.count), int(place.max(initial=0)) + 1)
-    source = (row[first], column[first])
-    count = np.bincount(classes.of_row, minlength=len(first))[classes.of_row[first]]
-    number = np.empty(len(first), dtype=np.int64)  # of the column, by class
-    number[classes.of_row[first]] = place
-    member = np.zeros((*layout.count.shape, shape[1]), dtype=np.int64)
-    member[row, column, number[classes.of_row]] = 1
-    before = np.cumsum(member, axis=1) - member
-    last = layout.count.shape[1] - 1 - member[:, ::-1].argmax(axis=1)  # stage, for every column
+    """Consecutive stages that hold the same in one column, in the order of the pipeline."""
+    used = layout.count > 0
+    fresh = used.copy()
+    fresh[:, 1:] &= ~reduce(
+        np.logical_and,
+        (column[:, 1:] == column[:, :-1] for column in (getattr(layout, name) for name in _ALIKE)),
+    )
+    place = np.cumsum(fresh, axis=1) - 1
+    row, column = np.nonzero(fresh)
+    shape = (len(used), int(place.max(initial=0)) + 1)
+    flat = (np.arange(len(used))[:, None] * shape[1] + place)[used]
+    count = np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape)
 
     def placed(values: NDArray[Any]) -> NDArray[Any]:
         table = np.zeros(shape, dtype=values.dtype)
-        table[of_class, place] = values
+        table[row, place[row, column]] = values[row, column]
         return table
 
-    return _Layout(
-        index=placed(layout.index[source]),
-        count=placed(count),
-        layers=placed(layout.layers[source]),
-        moe_layers=placed(layout.moe_layers[source]),
-        has_embedding=placed(layout.has_embedding[source]),
-        has_head=placed(layout.has_head[source]),
-        ahead=before[np.arange(len(last))[:, None], last],
-    )
+    return _Layout(count=count, index=placed(layout.index), **{name: placed(getattr(layout, name)) for name in _ALIKE})

@@ -22,6 +22,7 @@ from profiles.catalog import default_catalog
 from profiles.cluster_string import cluster_from_mapping, parse_cluster
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import ClusterSpec, NodeSpec
+from profiles.mixed_cluster import is_mixed, mixed_cluster_from_mapping, parse_mixed_cluster
 from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
 from profiles.stack import StackSpec
@@ -177,6 +178,10 @@ def _named_model(name: str) -> ResolvedModel:
 
 
 def _cluster(cluster: ClusterInput, fabric: str | None) -> ClusterSpec:
+    if isinstance(cluster, str | Mapping) and is_mixed(cluster):
+        mixed = parse_mixed_cluster(cluster) if isinstance(cluster, str) else mixed_cluster_from_mapping(cluster)
+        groups = " and ".join(group.name for group in mixed.groups)
+        raise SpecError("cluster", f"a plan that treats all devices alike cannot use {groups}", "name one of them")
     if isinstance(cluster, str):
         return _named_cluster(cluster, fabric)
     if isinstance(cluster, ClusterSpec):

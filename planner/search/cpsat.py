@@ -6,6 +6,7 @@ found is worked out anew in floating point. Status and bound are read from the s
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,10 +91,11 @@ def solve_by_cpsat(
     chosen = [model.new_bool_var("") for _ in range(len(options))]
     _cover(model, instance, options, chosen)
     objective = _step(model, instance, options, ticks, chosen)
+    per_s, error = ticks.per_s * instance.virtual_stages, ticks.error * instance.virtual_stages  # of the objective
     known_s = np.inf
     if hint is not None:
         known_s = float(partition_time_s(instance, hint[None, :])[0])
-        model.add(objective <= int(np.ceil(known_s * ticks.per_s + ticks.error)) + _SLACK)
+        model.add(objective <= int(np.ceil(known_s * per_s + error)) + _SLACK)
         for row in range(len(options)):
             model.add_hint(chosen[row], bool(np.isin(kept[row], hint)))
     model.minimize(objective)
@@ -103,7 +105,7 @@ def solve_by_cpsat(
     objective_s = np.inf if rows is None else float(partition_time_s(instance, rows[None, :])[0])
     if hint is not None and known_s <= objective_s:
         rows, objective_s = hint, known_s
-    return answered(solver, code, rows=rows, objective_s=objective_s, error=ticks.error, per_s=ticks.per_s)
+    return answered(solver, code, rows=rows, objective_s=objective_s, error=error, per_s=per_s)
 
 
 def new_solver(budget: Budget) -> "CpSolver":
@@ -172,13 +174,13 @@ def _rows(solver: "CpSolver", options: StageOptions, kept: IntArray, chosen: lis
 def _ticks(instance: PartitionInstance, options: StageOptions, resolution: float) -> _Ticks:
     """Rounds to ticks of which the shortest imaginable step has enough.
 
-    Each rounded number is off by half a tick at most. A stage's forward and backward pass count m times,
-    every other stage's twice at most (on the way there, and while it waits there and back), with the hand-over
-    behind each; a wait takes another m - 1 passes off. What happens once and detours add a half each.
+    Each rounded number is off by half a tick at most. The value of a choice is the longest of sums in which a
+    stage's two passes count m times together with the turns spared, every other stage's twice at most (on the
+    way there and back), with the hand-over behind each. What happens once and detours add a half each.
     """
     stages, m = instance.num_stages, instance.num_microbatches
     half_per_pass = 2 if instance.hand_over_s is not None else 1
-    passes = 2 * (m + 2 * (stages - 1)) + 2 * min(stages - 1, m - 1)
+    passes = 2 * (m + 2 * stages)
     error = 0.5 * (half_per_pass * passes + 1 + stages)
     stage_s = options.forward_s + options.backward_s
     least_s = np.full(stages, np.inf)
@@ -191,7 +193,7 @@ def _ticks(instance: PartitionInstance, options: StageOptions, resolution: float
 
     crossing = np.zeros((1, 1)) if instance.hand_over_s is None else instance.hand_over_s
     slowest = 2 * (float(stage_s.max(initial=0.0)) + 2 * float(crossing.max()))
-    most_s = (m + 2 * stages) * slowest + float(options.once_s.max(initial=0.0))
+    most_s = 2 * (m + 2 * stages) * slowest + float(options.once_s.max(initial=0.0))
     most_s += stages * float(options.path_s.max(initial=0.0))
     return _Ticks(
         per_s=per_s,
@@ -239,11 +241,11 @@ def _sum(coefficients: IntArray, chosen: list[Any], rows: IntArray | None = None
 def _step(
     model: "CpModel", instance: PartitionInstance, options: StageOptions, ticks: _Ticks, chosen: list[Any]
 ) -> Any:
-    """The step time in ticks, bounded from below by what ``costmodels.pipeline`` adds up."""
+    """The step time in ticks times virtual stages, bounded from below by what ``costmodels.pipeline`` adds up."""
     stages, m = range(instance.num_stages), instance.num_microbatches
     of_stage = [np.flatnonzero(options.stage == stage) for stage in stages]
     crossing = _crossings(model, instance, options, ticks, chosen)
-    forward = [_sum(ticks.forward, chosen, of_stage[stage]) + crossing[stage] for stage in stages]
+    forward = [_sum(ticks.forward, chosen, of_stage[stage]) + crossing[stage + 1] for stage in stages]
     backward = [_sum(ticks.backward, chosen, of_stage[stage]) + crossing[stage] for stage in stages]
     time = [forward[stage] + backward[stage] for stage in stages]
 
@@ -260,32 +262,54 @@ def _step(
         )
     )
     if instance.schedule == Schedule.GPIPE:
-        spread = sum(time) + (m - 1) * at_least(*time)
+        spread = sum(time) + (m - 1) * (at_least(*forward) + at_least(*backward))
     else:
-        done = []
-        for stage in stages:
-            others = instance.num_stages - 1 - stage
-            behind, in_turn = sum(time[stage + 1 :]), min(others, m - 1)
-            waits = [forward[stage], backward[stage]] if others <= m - 1 else [forward[stage]]
-            waited = sum(at_least(behind - in_turn * each) for each in waits) if others else 0
-            done.append(m * time[stage] + sum(time[:stage]) + waited)
-        spread = at_least(*done)
-    return spread + once + _sum(ticks.path, chosen)
+        spread = _longest_chain(instance, forward, backward, at_least)
+        if instance.virtual_stages > 1:  # of the bubble each chunk has its share
+            spread = spread + (instance.virtual_stages - 1) * m * at_least(*time)
+    return spread + instance.virtual_stages * (once + _sum(ticks.path, chosen))
+
+
+def _longest_chain(
+    instance: PartitionInstance, forward: list[Any], backward: list[Any], at_least: Callable[..., Any]
+) -> Any:
+    """1F1B in ticks: at least every chain of work that ``costmodels.pipeline`` takes the longest of.
+
+    A chain reaches stage h by way of a stage behind it, spending the turns it can spare at the slowest forward
+    on its way, works on h for all turns left, and leaves likewise with forwards and backwards exchanged.
+    """
+    stages, m = instance.num_stages, instance.num_microbatches
+    way = [sum(forward[: stage + 1]) + sum(backward[: stage + 1]) for stage in range(stages)]
+    slowest = [[passes[0]] for passes in (forward, backward)]
+    for stage in range(1, stages):
+        for passes, longest in zip((forward, backward), slowest, strict=True):
+            longest.append(at_least(longest[-1], passes[stage]))
+    done: list[Any] = []
+    behind: list[Any] = []
+    for stage in range(stages - 1, -1, -1):
+        spare, turns = min(stages - 1 - stage, m - 1), m - stages + stage
+        straight = [way[stage] + spare * longest[stage] for longest in slowest]
+        behind = [
+            at_least(here, *beyond) for here, *beyond in zip(straight, *([behind] if behind else []), strict=True)
+        ]
+        if turns >= 0:
+            done.append(sum(behind) - way[stage] + turns * (forward[stage] + backward[stage]))
+    return at_least(*done)
 
 
 def _crossings(
     model: "CpModel", instance: PartitionInstance, options: StageOptions, ticks: _Ticks, chosen: list[Any]
 ) -> list[Any]:
-    """Ticks one way from each stage to the next, at least; the step only gets longer with them."""
-    if instance.hand_over_s is None:
-        return [0] * instance.num_stages
+    """Ticks one way at every end of a stage: of the boundary there, or of the only one if there is none."""
+    if instance.hand_over_s is None or instance.num_stages == 1:
+        return [0] * (instance.num_stages + 1)
     kinds = np.unique(options.kind)
     on = [_on_kinds(model, options, chosen, stage, kinds) for stage in range(instance.num_stages)]
     crossing: list[Any] = []
     for before, after in itertools.pairwise(on):
         pairs = pair_variables(model, before, after)
         crossing.append(linear(ticks.hand_over[np.ix_(kinds, kinds)].ravel(), pairs))
-    return [*crossing, 0]
+    return [crossing[0], *crossing, crossing[-1]]
 
 
 def _on_kinds(model: "CpModel", options: StageOptions, chosen: list[Any], stage: int, kinds: IntArray) -> list[Any]:

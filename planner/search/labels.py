@@ -1,4 +1,4 @@
-"""Exact partitions by setting labels, from the last stage to the first.
+"""Partitions by setting labels, from the last stage to the first: fast, with a bound.
 
 All that earlier stages need to know of the stages after them is where their layers begin, which devices
 they took, and few numbers that only ever make the step longer: one micro-batch's way through them, the
@@ -6,6 +6,10 @@ moment the last of them would be done, and what they do once per step. Of choice
 only those on the Pareto front of the latter can be part of the best. A label that cannot lead below a
 known choice is dropped; with more labels than allowed those with the best bounds stay, and the best bound
 of those dropped is the bound of the answer.
+
+For 1F1B these numbers follow only chains of work through two stages (see ``_done_s``), so that the value of a
+label is never above that of the choice; choices are valued in full at the end. What that leaves open is the
+gap between bound and value, for ``cpsat`` to close.
 """
 
 import time
@@ -14,12 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
-from planner.search.completion import Completion, completion
+from planner.search.completion import Completion, completion, slowest_of, spread
 from planner.search.fronts import nondominated
 from planner.search.partition import PartitionInstance, StageOptions, partition_time_s, undominated
 from planner.search.solved import Solved, Status
 
 _BEAMS = (300, 10_000)  # labels per stage of the passes that only look for a good choice first
+_VALUED = 1000  # complete choices whose step is worked out in full
 _PAIRS = 1 << 21  # labels times options worked out at once; bounds memory
 _TOLERANCE = 1e-12  # relative; values closer than this are one value in floating point
 
@@ -32,8 +37,11 @@ class _Labels:
         start: (Q,) layers before them.
         used: (Q, G) devices they take.
         kind: (Q,) kind of the first of these stages.
+        before: (Q,) kind that the stage before it has to have; where kinds matter.
         way_s: (Q,) one micro-batch's way through them.
-        done_s: (Q,) 1F1B: from the first forward on the first of them until the last is done; GPipe: the slowest.
+        done_s: (Q,) with 1F1B: from the first forward on the first of them until the last is done, at least.
+        slowest_s: (Q, 2) slowest forward and backward pass of them with GPipe, and the slowest stage with
+            interleaving.
         once_s: (Q,) what shows of the work done once per step.
         path_s: (Q,) detours.
         option: (Q,) option of the first of these stages.
@@ -43,8 +51,10 @@ class _Labels:
     start: IntArray
     used: IntArray
     kind: IntArray
+    before: IntArray
     way_s: FloatArray
     done_s: FloatArray
+    slowest_s: FloatArray
     once_s: FloatArray
     path_s: FloatArray
     option: IntArray
@@ -60,15 +70,16 @@ class _Labels:
 def solve_by_labels(
     instance: PartitionInstance, *, most_labels: int = 1_000_000, hint: IntArray | None = None
 ) -> Solved:
-    """The best partition, or the best found with at most so many labels per stage, with a bound.
+    """A partition with at most so many labels per stage, and a bound.
 
     Args:
         instance: The problem.
-        most_labels: Labels kept per stage; the answer is proved optimal if it never takes more.
+        most_labels: Labels kept per stage.
         hint: (S,) a legal choice to start from.
 
     Returns:
-        ``OPTIMAL``, ``FEASIBLE`` or ``INFEASIBLE``; ``UNKNOWN`` only if labels ran out.
+        ``OPTIMAL`` where bound and value meet, else ``FEASIBLE``; ``INFEASIBLE`` if proved; ``UNKNOWN`` only if
+        labels ran out.
     """
     began = time.perf_counter()
     kept = undominated(instance)
@@ -80,26 +91,40 @@ def solve_by_labels(
     for limit in (*(beam for beam in _BEAMS if beam < most_labels), most_labels):
         found = _pass(instance, options, rest, limit, best_s)
         looked_at += found.looked_at
-        if found.rows is not None and found.objective_s < best_s:
-            best_rows = kept[found.rows]
-            best_s = float(partition_time_s(instance, best_rows[None, :])[0])
-        bound_s = max(bound_s, min(best_s, found.dropped_s))
+        if len(found.rows):
+            values = partition_time_s(instance, kept[found.rows])
+            if values.min() < best_s:
+                best_s, best_rows = float(values.min()), kept[found.rows[int(values.argmin())]]
+        bound_s = max(bound_s, min(best_s, found.bound_s, found.dropped_s))
         if found.dropped_s >= best_s * (1.0 - _TOLERANCE):  # nothing dropped could have been better
             break
     complete = bound_s >= best_s * (1.0 - _TOLERANCE) if best_rows is not None else np.isinf(bound_s)
     statuses = (Status.FEASIBLE, Status.OPTIMAL) if best_rows is not None else (Status.UNKNOWN, Status.INFEASIBLE)
     return Solved(
-        status=statuses[int(complete)], rows=best_rows, objective_s=best_s, bound_s=bound_s, rounding_error_s=0.0,
-        wall_time_s=time.perf_counter() - began, work=float(looked_at), engine="labels",
-    )  # fmt: skip
+        status=statuses[int(complete)],
+        rows=best_rows,
+        objective_s=best_s,
+        bound_s=bound_s,
+        rounding_error_s=0.0,
+        wall_time_s=time.perf_counter() - began,
+        work=float(looked_at),
+        engine="labels",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """A choice below the value given, if any, and the smallest bound of the labels dropped for want of room."""
+    """What a pass leaves.
 
-    rows: IntArray | None
-    objective_s: float
+    Attributes:
+        rows: (K, S) choices that may be below the value given, those of the least value first.
+        bound_s: None that the pass followed to the end is below.
+        dropped_s: None that it dropped for want of room is below.
+        looked_at: Labels looked at.
+    """
+
+    rows: IntArray
+    bound_s: float
     dropped_s: float
     looked_at: int
 
@@ -114,16 +139,17 @@ def _pass(instance: PartitionInstance, options: StageOptions, rest: Completion, 
         labels, least_dropped_s, pairs = _extended(instance, options, rest, labels, stage, mine, limit, known_s)
         dropped_s, looked_at = min(dropped_s, least_dropped_s), looked_at + pairs
         history.append(labels)
-    if not len(labels):
-        return _Found(rows=None, objective_s=np.inf, dropped_s=dropped_s, looked_at=looked_at)
     values = _value_s(instance, labels)
-    at = int(np.argmin(values))
-    objective_s, rows = float(values[at]), []
+    at = np.argsort(values, kind="stable")[:_VALUED]
+    columns = []
     for labels in reversed(history):
-        rows.append(int(labels.option[at]))
-        at = int(labels.parent[at])
+        columns.append(labels.option[at])
+        at = labels.parent[at]
     return _Found(
-        rows=np.asarray(rows, dtype=np.int64), objective_s=objective_s, dropped_s=dropped_s, looked_at=looked_at
+        rows=np.column_stack(columns),
+        bound_s=float(values.min(initial=np.inf)),
+        dropped_s=dropped_s,
+        looked_at=looked_at,
     )
 
 
@@ -132,16 +158,14 @@ def _last(instance: PartitionInstance) -> _Labels:
     zero, none = np.zeros(1), np.zeros(1, dtype=np.int64)
     unused = np.zeros((1, len(instance.available_devices)), dtype=np.int64)
     return _Labels(
-        start=none + instance.num_layers, used=unused, kind=none,
-        way_s=zero, done_s=zero, once_s=zero, path_s=zero, option=none - 1, parent=none - 1,
+        start=none + instance.num_layers, used=unused, kind=none, before=none - 1,
+        way_s=zero, done_s=zero, slowest_s=np.zeros((1, 2)), once_s=zero, path_s=zero, option=none - 1, parent=none - 1,
     )  # fmt: skip
 
 
 def _value_s(instance: PartitionInstance, labels: _Labels) -> FloatArray:
     """(Q,) step time if these stages were the whole pipeline."""
-    spread_s = labels.done_s
-    if instance.schedule == Schedule.GPIPE:
-        spread_s = labels.way_s + (instance.num_microbatches - 1) * labels.done_s
+    spread_s = spread(instance, way_s=labels.way_s, done_s=labels.done_s, slowest_s=labels.slowest_s)
     return spread_s + labels.once_s + labels.path_s
 
 
@@ -219,25 +243,48 @@ def _grown(
     used = labels.used[label] + options.devices[option]
     enough = (used <= np.asarray(instance.available_devices, dtype=np.int64)).all(axis=1)
     label, option, used = label[enough], option[enough], used[enough]
+    before = np.full(len(label), -1)
     forward_s, backward_s = options.forward_s[option], options.backward_s[option]
-    kind = options.kind[option]
-    if instance.hand_over_s is not None and stage < instance.num_stages - 1:
-        crossing_s = instance.hand_over_s[kind, labels.kind[label]]
-        forward_s, backward_s = forward_s + crossing_s, backward_s + crossing_s
+    if instance.hand_over_s is not None and instance.num_stages > 1:
+        repeated, before = _with_kinds_before(options, labels, stage, label, option)
+        label, option, used = label[repeated], option[repeated], used[repeated]
+        kind, crossing_s = options.kind[option], instance.hand_over_s
+        behind_s = crossing_s[kind, labels.kind[label]] if stage < instance.num_stages - 1 else crossing_s[before, kind]
+        ahead_s = crossing_s[before, kind] if stage else behind_s
+        forward_s, backward_s = options.forward_s[option] + behind_s, options.backward_s[option] + ahead_s
     stage_s = forward_s + backward_s
     once_s = labels.once_s[label]
     grown = _Labels(
         start=labels.start[label] - options.layers[option],
         used=used,
-        kind=kind,
+        kind=options.kind[option],
+        before=before,
         way_s=labels.way_s[label] + stage_s,
         done_s=_done_s(instance, stage, labels.way_s[label], labels.done_s[label], forward_s, backward_s),
+        slowest_s=np.maximum(labels.slowest_s[label], slowest_of(instance, forward_s, backward_s)),
         once_s=np.maximum(options.once_s[option], once_s - stage_s if instance.once_under_fill else once_s),
         path_s=labels.path_s[label] + options.path_s[option],
         option=option,
         parent=label,
     )
-    return grown, rest.bound_s(stage, grown.start, grown.way_s, grown.done_s, grown.once_s, grown.path_s)
+    bounds_s = rest.bound_s(
+        stage, grown.start, way_s=grown.way_s, done_s=grown.done_s, slowest_s=grown.slowest_s, once_s=grown.once_s
+    )
+    return grown, bounds_s + grown.path_s
+
+
+def _with_kinds_before(
+    options: StageOptions, labels: _Labels, stage: int, label: IntArray, option: IntArray
+) -> tuple[IntArray, IntArray]:
+    """Pairs whose kinds agree, once for every kind the stage before may have; which pairs, and those kinds.
+
+    Sending gradients back to the stage before takes as long as its kind says, so a label decides that kind.
+    """
+    agreeing = np.flatnonzero((labels.before[label] < 0) | (labels.before[label] == options.kind[option]))
+    if not stage:
+        return agreeing, np.full(len(agreeing), -1)
+    kinds = np.unique(options.kind[options.stage == stage - 1])
+    return np.repeat(agreeing, len(kinds)), np.tile(kinds, len(agreeing))
 
 
 def _done_s(
@@ -248,24 +295,32 @@ def _done_s(
     forward_s: FloatArray,
     backward_s: FloatArray,
 ) -> FloatArray:
-    """``_Labels.done_s`` with one stage more, as ``costmodels.pipeline`` has it for every stage at once."""
+    """``_Labels.done_s`` with one stage more.
+
+    Of the chains of work that ``costmodels.pipeline`` takes the longest of, those that reach a stage straight
+    from the first or by way of the last, spend the turns they can spare at the stage itself, and leave
+    likewise. That the turns may be spent at a slower stage before, or on the way back from one in between,
+    is left out.
+    """
     stage_s = forward_s + backward_s
     if instance.schedule == Schedule.GPIPE:
-        return np.maximum(done_s, stage_s)
+        return done_s
     others, most = instance.num_stages - 1 - stage, instance.num_microbatches - 1
-    in_turn = min(others, most)
-    waits_s = np.maximum(way_s - in_turn * forward_s, 0.0)
-    if others <= most:
-        waits_s = waits_s + np.maximum(way_s - in_turn * backward_s, 0.0)
-    return np.maximum(done_s + stage_s, instance.num_microbatches * stage_s + waits_s)
+    if others > most:
+        return done_s + stage_s
+    waits_s = np.maximum(way_s - others * forward_s, 0.0) + np.maximum(way_s - others * backward_s, 0.0)
+    done: FloatArray = np.maximum(done_s + stage_s, instance.num_microbatches * stage_s + waits_s)
+    return done
 
 
 def _front(instance: PartitionInstance, labels: _Labels) -> IntArray:
     """Labels that no other label with the same layers, devices and kind beats."""
-    kind = labels.kind if instance.hand_over_s is not None else np.zeros_like(labels.kind)
+    columns, most = list(labels.used.T), list(instance.available_devices)
+    if instance.hand_over_s is not None:
+        columns += [labels.kind, labels.before + 1]
+        most += [len(instance.hand_over_s)] * 2
     code = labels.start
-    columns = [kind, *labels.used.T]
-    for column, most in zip(columns, (int(kind.max(initial=0)), *instance.available_devices), strict=True):
-        code = code * (most + 1) + column
-    values = np.column_stack([labels.way_s, labels.done_s, labels.once_s, labels.path_s])
+    for column, size in zip(columns, most, strict=True):
+        code = code * (size + 1) + column
+    values = np.column_stack([labels.way_s, labels.done_s, *labels.slowest_s.T, labels.once_s, labels.path_s])
     return nondominated(code, values)

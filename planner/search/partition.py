@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.pipeline import pipeline_s
+from costmodels.pipeline import Passes, pipeline_s
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
 from planner.search.fronts import nondominated
 
@@ -86,9 +86,11 @@ class PartitionInstance:
         num_microbatches: Micro-batches per step, m.
         options: What each stage may do.
         available_devices: Devices of each group, (G,); using fewer is legal.
-        schedule: ``ONE_F_ONE_B``, or ``GPIPE`` for the sum of all stages and m - 1 times the slowest.
-        hand_over_s: (C, C) seconds one way between a stage of the first kind and a next one of the second,
-            added to forward and backward pass of the first.
+        schedule: ``ONE_F_ONE_B`` or ``GPIPE``.
+        virtual_stages: Chunks of every stage, v; above 1, 1F1B is interleaved.
+        hand_over_s: (C, C) seconds one way between a stage of the first kind and a next one of the second. As in
+            ``costmodels.stage_evaluate``, a stage spends them on sending: forwards to the next stage, backwards to
+            the one before; the last stage receives what it cannot send, and so does the first on the way back.
         once_under_fill: Whether what happens once per step on a stage runs while the pipeline fills: only
             what takes longer than the stages before it need for one micro-batch counts.
     """
@@ -99,6 +101,7 @@ class PartitionInstance:
     options: StageOptions
     available_devices: tuple[int, ...] = ()
     schedule: Schedule = Schedule.ONE_F_ONE_B
+    virtual_stages: int = 1
     hand_over_s: FloatArray | None = None
     once_under_fill: bool = False
 
@@ -108,6 +111,8 @@ class PartitionInstance:
             raise ValueError("an instance needs a layer, a stage and a micro-batch")
         if self.schedule not in (Schedule.ONE_F_ONE_B, Schedule.GPIPE):
             raise ValueError(f"no partition of schedule {self.schedule.name}")
+        if self.virtual_stages < 1 or (self.virtual_stages > 1 and self.schedule == Schedule.GPIPE):
+            raise ValueError(f"no {self.virtual_stages} virtual stages with schedule {self.schedule.name}")
         if self.once_under_fill and self.schedule != Schedule.GPIPE:
             raise ValueError("what runs while the pipeline fills is known of GPIPE only")
         if options.devices.shape != (len(options), len(self.available_devices)):
@@ -150,23 +155,20 @@ def is_partition(instance: PartitionInstance, rows: IntArray) -> BoolArray:
 
 def partition_time_s(instance: PartitionInstance, rows: IntArray) -> FloatArray:
     """(N,) seconds per step of choices of options, (N, S), by the formulas of ``costmodels.pipeline``."""
-    options, stages = instance.options, instance.num_stages
+    options = instance.options
     forward_s, backward_s = options.forward_s[rows], options.backward_s[rows]
-    if instance.hand_over_s is not None:
+    if instance.hand_over_s is not None and instance.num_stages > 1:
         kind = options.kind[rows]
-        forward_s, backward_s = forward_s.copy(), backward_s.copy()
-        forward_s[:, :-1] += instance.hand_over_s[kind[:, :-1], kind[:, 1:]]
-        backward_s[:, :-1] += instance.hand_over_s[kind[:, :-1], kind[:, 1:]]
-    count = np.ones(rows.shape, dtype=np.int64)
+        crossing_s = instance.hand_over_s[kind[:, :-1], kind[:, 1:]]
+        forward_s = forward_s + np.concatenate([crossing_s, crossing_s[:, -1:]], axis=1)
+        backward_s = backward_s + np.concatenate([crossing_s[:, :1], crossing_s], axis=1)
+    one = np.ones(rows.shape, dtype=np.int64)
     whole_s, _ = pipeline_s(
-        np.full(len(rows), int(instance.schedule), dtype=np.int64),
-        forward_s=forward_s,
-        input_gradient_s=backward_s,
-        weight_gradient_s=np.zeros_like(backward_s),
-        count=count,
-        ahead=np.broadcast_to(np.tri(stages, k=-1, dtype=np.int64), (len(rows), stages, stages)),
-        virtual_stages=count[:, 0],
-        num_microbatches=np.full(len(rows), instance.num_microbatches, dtype=np.int64),
+        int(instance.schedule) * one[:, 0],
+        Passes(forward_s=forward_s, input_gradient_s=backward_s, weight_gradient_s=np.zeros_like(backward_s)),
+        count=one,
+        virtual_stages=instance.virtual_stages * one[:, 0],
+        num_microbatches=instance.num_microbatches * one[:, 0],
     )
     once_s = options.once_s[rows]
     if instance.once_under_fill:

@@ -11,17 +11,19 @@ nothing but the benchmark uses it.
 from math import exp, log2
 from typing import Any
 
+from costmodels.arrays import largest
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
 from costmodels.layer_costs import COMPONENTS, layer_costs
-from costmodels.memory import _communication, _loss_and_working, communicators
+from costmodels.memory_terms import communicators, logits_copies, memory_terms, working_bytes
 from costmodels.model_state import end_gradient_bytes, state_bytes
 from costmodels.optimizer import memory_seconds_per_byte, optimizer_s
 from costmodels.plan import PlanBatch, Recompute, Schedule
-from costmodels.stage_activations import stage_activations
+from costmodels.stage_activations import held_activations
+from costmodels.stage_layers import stage_layers
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
-from costmodels.step import pipeline_transfer
+from costmodels.transfer import boundary_transfer_s
 
 Row = dict[str, Any]
 _COLUMNS = (
@@ -38,9 +40,9 @@ def prepare(plans: PlanBatch, context: CostContext) -> list[Row]:
     stages = stage_table(plans, context.model)
     parameters = stage_parameters(plans, stages, context.model, context.job)
     costs = layer_costs(plans, context)
-    held = stage_activations(plans, stages, context)
+    terms = memory_terms(plans, stages, parameters, context)
+    held = held_activations(terms.activations, stage_layers(plans, stages, context.model), stages.in_flight)
     traffic = data_parallel_traffic(plans, parameters, context)
-    logits, working = _loss_and_working(plans, stages, held, context)
     blocks = []
     for block in (costs.attention, costs.dense_mlp, costs.embedding, costs.head):
         shapes = [dict(zip(COMPONENTS, column, strict=True)) for column in block.seconds.T.tolist()]
@@ -48,20 +50,19 @@ def prepare(plans: PlanBatch, context: CostContext) -> list[Row]:
     columns: dict[str, list[Any]] = {
         **{name: getattr(plans, name).tolist() for name in _COLUMNS},
         **{name: getattr(stages, name).tolist() for name in ("count", "layers", "has_embedding", "has_head")},
-        "ahead": stages.ahead[stages.groups.of_row].tolist(),
-        "transfer_s": pipeline_transfer(plans, context)[0].tolist(),
-        "gradients_s": traffic.gradients_s.tolist(),
-        "parameters_s": traffic.parameters_s.tolist(),
-        "gathers": traffic.gathers_per_microbatch.tolist(),
-        "reduces": traffic.reduces_per_microbatch.tolist(),
+        "transfer_s": boundary_transfer_s(plans, context).tolist(),
+        "gradients_s": largest(traffic.gradients_s).tolist(),
+        "parameters_s": largest(traffic.parameters_s).tolist(),
+        "gathers": traffic.gathers_per_microbatch[:, 0].tolist(),
+        "reduces": traffic.reduces_per_microbatch[:, 0].tolist(),
         "optimizer_s": optimizer_s(plans, parameters, context).tolist(),
         "parameters": parameters.dense.tolist(),
         "kept": held.kept.tolist(),
         "newest": held.newest.tolist(),
-        "working": working.tolist(),
-        "logits": logits.tolist(),
+        "working": working_bytes(terms, held).tolist(),
+        "logits": (terms.logits * logits_copies(plans)[:, None]).tolist(),
         "end_gradient": end_gradient_bytes(plans, context).tolist(),
-        "communication": _communication(plans, parameters, context).tolist(),
+        "communication": terms.communication.tolist(),
         "context": (context.stack.context_bytes + context.stack.communicator_bytes * communicators(plans)).tolist(),
         "blocks": list(zip(*blocks, strict=True)),
     }
@@ -138,11 +139,14 @@ def _pipeline_s(row: Row, forward: list[float], backward: list[float], weight: l
     stages = max(sum(row["count"]), 1)
     mean_weight = sum(w * n for w, n in zip(weight, row["count"], strict=True)) / stages
     kind, m = row["schedule"], row["num_microbatches"]
-    if kind == Schedule.GPIPE:
-        fill = sum(s * n for s, n in zip(stage_s, row["count"], strict=True)) - stage_s[slowest]
+    runs = [(f, b + w, n) for f, b, w, n in zip(forward, backward, weight, row["count"], strict=True) if n > 0]
+    if stages == 1:
+        fill = 0.0
+    elif kind == Schedule.GPIPE:
+        through = sum((f + b) * n for f, b, n in runs)
+        fill = through + (m - 1) * (max(f for f, _, _ in runs) + max(b for _, b, _ in runs)) - m * stage_s[slowest]
     else:
-        last = max(m * s + _idle_s(row, stage_s, forward[c], c) for c, s in enumerate(stage_s) if used[c])
-        fill = max(last - m * stage_s[slowest], 0.0)
+        fill = max(_one_f_one_b_s(runs, stages, m) - m * stage_s[slowest], 0.0)
     saved = {Schedule.ZERO_BUBBLE_1P: 2, Schedule.ZERO_BUBBLE_2P: 3, Schedule.ZERO_BUBBLE_V: 3}.get(kind, 0)
     saved = min(saved * (stages - 1), m + stages - 2)
     chunks = row["virtual_stages"] if kind == Schedule.ONE_F_ONE_B else 1
@@ -150,17 +154,25 @@ def _pipeline_s(row: Row, forward: list[float], backward: list[float], weight: l
     return m * stage_s[slowest] + bubble, bubble, slowest
 
 
-def _idle_s(row: Row, stage_s: list[float], forward: float, column: int) -> float:
-    """Seconds in which the last stage of a column waits under 1F1B."""
-    before, most = row["ahead"][column], row["num_microbatches"] - 1
-    upstream = sum(n * s for n, s in zip(before, stage_s, strict=True))
-    others = sum(row["count"]) - 1 - sum(before)
-    if others <= 0:
-        return upstream
-    around = sum(n * s for n, s in zip(row["count"], stage_s, strict=True)) - upstream - stage_s[column]
-    turn = min(others, most)
-    idle = upstream + max(around - turn * forward, 0.0)
-    return idle + max(around - turn * (stage_s[column] - forward), 0.0) if others <= most else idle
+def _one_f_one_b_s(runs: list[tuple[float, float, int]], stages: int, m: int) -> float:
+    """Seconds of 1F1B: the longest chain, through the ends of every run of equal stages."""
+    points, way_forward, way_back, most_forward, most_back, before = [], 0.0, 0.0, 0.0, 0.0, 0
+    for forward, backward, count in runs:
+        most_forward, most_back = max(most_forward, forward), max(most_back, backward)
+        first = min(max(stages - m - before + 1, 1), count)
+        for steps in (first, count - first):
+            way_forward, way_back, before = way_forward + steps * forward, way_back + steps * backward, before + steps
+            spare = min(stages - before, m - 1)
+            reach, leave = way_forward + spare * most_forward, way_back + spare * most_back
+            turns = m - stages + before - 1
+            chain = turns * (forward + backward) - way_forward - way_back
+            points.append((turns, reach + way_back, leave + way_forward, chain))
+    longest, reach, leave = 0.0, 0.0, 0.0
+    for turns, to_here, from_here, chain in reversed(points):
+        reach, leave = max(reach, to_here), max(leave, from_here)
+        if turns >= 0:
+            longest = max(longest, reach + leave + chain)
+    return longest
 
 
 def _parts(row: Row, stage: int) -> dict[str, float]:

@@ -47,7 +47,7 @@ def mist(layers: int, stages: int, microbatches: int, seed: int) -> PartitionIns
     steady_s = counts[count] * per_layer * (1.0 + 0.6 * share + 0.05 * rng.uniform(size=len(stage))) + ends
     extra_s = counts[count] * per_layer * (2.0 * (1.0 - share) ** 2 + 0.1 * rng.uniform(size=len(stage)))
     options = StageOptions.from_columns(
-        stage=stage, layers=counts[count], forward_s=steady_s / 3, backward_s=steady_s * 2 / 3, once_s=extra_s
+        stage=stage, layers=counts[count], forward_s=steady_s, backward_s=0.0, once_s=extra_s
     )
     return PartitionInstance(
         num_layers=layers, num_stages=stages, num_microbatches=microbatches, options=options,
@@ -87,7 +87,7 @@ def amp_partition(problem: AmpInstance) -> PartitionInstance:
     last = stage == stages - 1
     time_s = before[end] - before[first]
     options = StageOptions.from_columns(
-        stage=stage, first_layer=first, layers=end - first, forward_s=time_s / 3, backward_s=time_s * 2 / 3,
+        stage=stage, first_layer=first, layers=end - first, forward_s=time_s, backward_s=0.0,
         path_s=np.where(last, 0.0, problem.transfer_s[end - 1, np.minimum(stage, stages - 2)]),
     )  # fmt: skip
     return PartitionInstance(

@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from costmodels.collectives import CollectiveOp
-from costmodels.data_parallel import DataParallelTraffic, data_parallel_traffic
+from costmodels.collectives import CollectiveCallBatch, CollectiveOp
+from costmodels.data_parallel import DataParallelTraffic, data_parallel_traffic, exposed_traffic_s
+from costmodels.kernels.calls import Prediction
 from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch, Schedule
 from costmodels.stage_parameters import expert_shard_degree, stage_parameters
 from costmodels.stages import stage_table
 from costmodels.workload import LoraSpec
 from profiles.hardware import ClusterSpec
 from profiles.parameters import total_parameters
-from tests.fakes import RingCollectives, UnitCollectives, context, gpt, job, llama, mixture, node, stack
+from tests.fakes import RingCollectives, UnitCollectives, context, exactly, gpt, job, llama, mixture, node, stack
 
 
 def traffic(plans: list[ExecutionPlan], **changes) -> DataParallelTraffic:
@@ -132,8 +133,8 @@ def test_hybrid_sharding_of_experts():
 )
 def test_what_happens_for_every_microbatch(plan, reduces, gathers):
     found = traffic([plan])
-    assert found.reduces_per_microbatch.tolist() == [reduces]
-    assert found.gathers_per_microbatch.tolist() == [gathers]
+    assert found.reduces_per_microbatch.tolist() == [[reduces]]
+    assert found.gathers_per_microbatch.tolist() == [[gathers]]
 
 
 def test_adapters_reduce_their_gradients_only_and_stage_3_gathers_the_base():
@@ -142,15 +143,45 @@ def test_adapters_reduce_their_gradients_only_and_stage_3_gathers_the_base():
     plans = [ExecutionPlan(data_parallel=8, zero_stage=zero) for zero in (0, 2, 3)]
     found = traffic(plans, model=model, job=task)
     ring = 7 / 8
-    assert found.gradients_s == pytest.approx([ring * size * adapters for size in (2 * 4, 4, 4)])
-    assert found.parameters_s == pytest.approx([0, ring * 2 * adapters, ring * 2 * base])
+    assert found.gradients_s[:, 0] == pytest.approx([ring * size * adapters for size in (2 * 4, 4, 4)])
+    assert found.parameters_s[:, 0] == pytest.approx([0, ring * 2 * adapters, ring * 2 * base])
 
 
-def test_the_fullest_stage_sets_the_time():
+def test_the_stage_with_most_traffic_sets_the_time():
     """Four stages of two layers; the ends hold an embedding or a head, the head also a norm."""
-    (call,) = calls(ExecutionPlan(data_parallel=8, pipeline_parallel=4), model=gpt(rms_norm=True))
-    layer = 12 * 1024**2 + 2 * 1024
-    assert call[1] == pytest.approx(4 * (2 * layer + 32768 * 1024 + 1024))
+    plan = ExecutionPlan(data_parallel=8, pipeline_parallel=4)
+    sizes = [call[1] for call in calls(plan, model=gpt(rms_norm=True))]
+    layer, matrix = 12 * 1024**2 + 2 * 1024, 32768 * 1024
+    ends = [matrix, 0, matrix + 1024]  # the middle stages are alike and priced once
+    assert sizes == pytest.approx([4 * (2 * layer + end) for end in ends])
+    found = traffic([plan], model=gpt(rms_norm=True), collectives=UnitCollectives())
+    assert found.gradients_s == pytest.approx(np.array([[max(sizes)]]))
+
+
+class SmallIsSlow:
+    """A link on which messages of up to 120 MB take a second, and larger ones none."""
+
+    def predict(self, calls: CollectiveCallBatch, cluster: ClusterSpec) -> Prediction:
+        return exactly(np.where((calls.group_size > 1) & (calls.size_bytes < 120e6) & (calls.size_bytes > 0), 1.0, 0.0))
+
+
+def test_a_stage_that_holds_less_may_take_longer():
+    plan = ExecutionPlan(data_parallel=8, pipeline_parallel=4, zero_stage=1)
+    found = traffic([plan], collectives=SmallIsSlow())
+    # Scattered in fp32, only the middle stages stay below; gathered in 16 bits, all do. The middle stands for all.
+    assert found.gradients_s.tolist() == [[1.0]]
+    assert found.parameters_s.tolist() == [[1.0]]
+    exposed, total_s = exposed_traffic_s(
+        found, num_microbatches=np.array([1]), forward_s=np.zeros(1), backward_s=np.zeros(1)
+    )
+    assert exposed.tolist() == total_s.tolist() == [2.0]
+
+
+def test_messages_of_a_stage_follow_from_its_own_layers():
+    """ZeRO-3 gathers layer by layer: with 5 + 3 layers, five messages and three."""
+    plan = ExecutionPlan(data_parallel=8, pipeline_parallel=2, zero_stage=3, stage_layers=(5, 3))
+    slow = traffic([plan], collectives=SmallIsSlow(), stack=stack(framework="fsdp"))
+    assert slow.parameters_s.tolist() == [[5.0]]
 
 
 def test_plans_that_differ_in_layout_only_are_priced_apart():
@@ -165,8 +196,8 @@ def test_plans_that_differ_in_layout_only_are_priced_apart():
         ]
     ]
     together = traffic(plans, model=model).gradients_s
-    alone = [traffic([plan], model=model).gradients_s[0] for plan in plans]
-    assert together.tolist() == alone
+    alone = [traffic([plan], model=model).gradients_s.max() for plan in plans]
+    assert together.max(axis=1).tolist() == alone
     assert len(set(alone)) == 3
 
 

@@ -221,14 +221,36 @@ def test_mixed_layers_recompute_in_proportion():
     assert kept(half, model=model) == pytest.approx(4 * both - 2 * (both - 2 * 2 * H * TOKENS) + ends)
 
 
-def test_offloaded_activations_leave_two_layers_on_the_device():
-    plan = ExecutionPlan(offload_activations=True, recompute=Recompute.FULL)
+def offloaded(plan: ExecutionPlan) -> tuple[float, float, float]:
+    """Bytes on the device, on the host, and moved per micro-batch, on one stage."""
     where, batch = context(), PlanBatch.from_plans([plan])
     held = stage_activations(batch, stage_table(batch, where.model, full=True), where)
-    everything = kept(replace(plan, offload_activations=False))
-    assert held.kept[0, 0] == pytest.approx(everything * 2 / 8)
     assert held.offloaded is not None
-    assert held.offloaded[0, 0] == pytest.approx(everything * 6 / 8)
+    assert held.moved is not None
+    return float(held.kept[0, 0]), float(held.offloaded[0, 0]), float(held.moved[0, 0])
+
+
+OUTPUT = 2 * 2 * H * S  # final norm and head of one sequence, which stay
+
+
+def test_offloaded_checkpoints_leave_two_on_the_device():
+    checkpoint = 2 * H * S
+    plan = ExecutionPlan(offload_activations=True, recompute=Recompute.FULL)
+    assert offloaded(plan) == pytest.approx((2 * checkpoint + OUTPUT, 6 * checkpoint, 8 * checkpoint))
+
+
+def test_only_checkpoints_leave_where_some_layers_are_recomputed():
+    checkpoint = 2 * H * S
+    plan = ExecutionPlan(offload_activations=True, recompute=Recompute.BLOCK, recompute_layers=3)
+    everything = kept(replace(plan, offload_activations=False))
+    assert offloaded(plan) == pytest.approx((everything - checkpoint, checkpoint, 3 * checkpoint))
+
+
+def test_whole_layers_leave_where_nothing_is_recomputed():
+    layer = (kept(ExecutionPlan()) - OUTPUT) / 8
+    assert offloaded(ExecutionPlan(offload_activations=True)) == pytest.approx(
+        (2 * layer + OUTPUT, 6 * layer, 8 * layer)
+    )
 
 
 def test_llama_layer_matches_its_parts():

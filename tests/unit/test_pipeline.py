@@ -4,66 +4,20 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from costmodels.pipeline import in_flight_microbatches, pipeline_s
+from costmodels.pipeline import Passes, in_flight_microbatches, pipeline_s
+from costmodels.pipeline_simulation import EXACT, StageWork, play
 from costmodels.plan import Schedule
 
-Work = tuple[str, int, int]  # "F" or "B", chunk, micro-batch
 
-
-def one_f_one_b(stage: int, stages: int, chunks: int, microbatches: int) -> list[Work]:
-    """Order of work of one rank in Megatron-LM's (interleaved) 1F1B."""
-
-    def turn(step: int, kind: str) -> Work:
-        chunk = step % (stages * chunks) // stages
-        microbatch = step // (stages * chunks) * stages + step % stages
-        return (kind, chunk if kind == "F" else chunks - 1 - chunk, microbatch)
-
-    total = microbatches * chunks
-    warm = stages - stage - 1 if chunks == 1 else 2 * (stages - stage - 1) + (chunks - 1) * stages
-    warm = min(warm, total)
-    order = [turn(step, "F") for step in range(warm)]
-    for step in range(total - warm):
-        order += [turn(warm + step, "F"), turn(step, "B")]
-    return order + [turn(step, "B") for step in range(total - warm, total)]
-
-
-def gpipe(stage: int, stages: int, chunks: int, microbatches: int) -> list[Work]:
-    forward = [("F", 0, index) for index in range(microbatches)]
-    return forward + [("B", 0, index) for index in range(microbatches)]
-
-
-def needs(work: Work, stage: int, stages: int, chunks: int) -> tuple[str, int, int, int] | None:
-    """What has to be done before: (kind, chunk, micro-batch, stage)."""
-    kind, chunk, microbatch = work
-    place = chunk * stages + stage
-    if kind == "F":
-        return None if place == 0 else ("F", (place - 1) // stages, microbatch, (place - 1) % stages)
-    if place == chunks * stages - 1:
-        return ("F", chunk, microbatch, stage)
-    return ("B", (place + 1) // stages, microbatch, (place + 1) % stages)
-
-
-def play(orders: list[list[Work]], forward: list[float], backward: list[float], chunks: int) -> float:
-    """Seconds until every rank has worked through its order."""
-    stages = len(orders)
-    done: dict[tuple[str, int, int, int], float] = {}
-    clock, position = [0.0] * stages, [0] * stages
-    while any(position[stage] < len(orders[stage]) for stage in range(stages)):
-        moved = False
-        for stage in range(stages):
-            while position[stage] < len(orders[stage]):
-                work = orders[stage][position[stage]]
-                before = needs(work, stage, stages, chunks)
-                if before is not None and before not in done:
-                    break
-                start = max(clock[stage], done[before] if before is not None else 0.0)
-                clock[stage] = start + (forward if work[0] == "F" else backward)[stage] / chunks
-                done[(*work, stage)] = clock[stage]
-                position[stage] += 1
-                moved = True
-        assert moved, "the schedule deadlocks"
-    return max(clock)
+def played(schedule: Schedule, forward: list[float], backward: list[float], chunks: int, microbatches: int) -> float:
+    stages = [
+        StageWork(forward_s=ahead, input_gradient_s=behind, weight_gradient_s=0.0)
+        for ahead, behind in zip(forward, backward, strict=True)
+    ]
+    return play(schedule, stages, virtual_stages=chunks, num_microbatches=microbatches).pipeline_s
 
 
 def price(
@@ -71,11 +25,10 @@ def price(
 ) -> tuple[float, float]:
     time_s, bubble_s = pipeline_s(
         np.array([schedule]),
-        forward_s=np.array([forward]),
-        input_gradient_s=np.array([backward]),
-        weight_gradient_s=np.array([weight]),
+        Passes(
+            forward_s=np.array([forward]), input_gradient_s=np.array([backward]), weight_gradient_s=np.array([weight])
+        ),
         count=np.ones((1, len(forward)), dtype=np.int64),
-        ahead=np.tri(len(forward), k=-1, dtype=np.int64)[None],
         virtual_stages=np.array([chunks]),
         num_microbatches=np.array([microbatches]),
     )
@@ -87,19 +40,16 @@ CASES = [(1, 1, 4), (2, 1, 1), (4, 1, 4), (4, 1, 16), (8, 1, 3), (4, 2, 8), (4, 
 
 @pytest.mark.parametrize(("stages", "chunks", "microbatches"), CASES)
 def test_uniform_1f1b_takes_as_long_as_the_schedule_played_out(stages, chunks, microbatches):
-    orders = [one_f_one_b(stage, stages, chunks, microbatches) for stage in range(stages)]
-    played = play(orders, [1.0] * stages, [2.0] * stages, chunks)
+    expected = played(Schedule.ONE_F_ONE_B, [1.0] * stages, [2.0] * stages, chunks, microbatches)
     time_s, _ = price(Schedule.ONE_F_ONE_B, [1.0] * stages, [1.2] * stages, [0.8] * stages, chunks, microbatches)
-    assert time_s == pytest.approx(played)
+    assert time_s == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("stages", "microbatches"), [(1, 4), (2, 1), (4, 4), (4, 16), (8, 3)])
 def test_uniform_gpipe_takes_as_long_as_the_schedule_played_out(stages, microbatches):
-    orders = [gpipe(stage, stages, 1, microbatches) for stage in range(stages)]
-    played = play(orders, [1.0] * stages, [2.0] * stages, 1)
-    assert price(Schedule.GPIPE, [1.0] * stages, [2.0] * stages, [0.0] * stages, 1, microbatches)[0] == pytest.approx(
-        played
-    )
+    expected = played(Schedule.GPIPE, [1.0] * stages, [2.0] * stages, 1, microbatches)
+    time_s, _ = price(Schedule.GPIPE, [1.0] * stages, [2.0] * stages, [0.0] * stages, 1, microbatches)
+    assert time_s == pytest.approx(expected)
 
 
 UNEVEN = [
@@ -113,33 +63,51 @@ UNEVEN = [
 
 
 @pytest.mark.parametrize("ratio", [0.7, 1.0, 2.0, 3.0])
-@pytest.mark.parametrize("more", [0, 1, 20])
+@pytest.mark.parametrize("more", [-3, 0, 1, 20])
 @pytest.mark.parametrize("weights", UNEVEN, ids=str)
 def test_unequal_stages_take_as_long_as_the_schedule_played_out(weights, more, ratio):
-    stages = len(weights)
-    forward, backward = list(weights), [ratio * weight for weight in weights]
-    played = play([one_f_one_b(stage, stages, 1, stages + more) for stage in range(stages)], forward, backward, 1)
-    time_s, bubble_s = price(Schedule.ONE_F_ONE_B, forward, backward, [0.0] * stages, 1, stages + more)
-    assert time_s == pytest.approx(played, rel=1e-9)
-    assert bubble_s == pytest.approx(played - (stages + more) * max(weights) * (1 + ratio), rel=1e-9)
+    microbatches = len(weights) + more
+    backward = [ratio * weight for weight in weights]
+    expected = played(Schedule.ONE_F_ONE_B, weights, backward, 1, microbatches)
+    time_s, bubble_s = price(Schedule.ONE_F_ONE_B, weights, backward, [0.0] * len(weights), 1, microbatches)
+    assert time_s == pytest.approx(expected, rel=1e-9)
+    assert bubble_s == pytest.approx(expected - microbatches * max(weights) * (1 + ratio), rel=1e-9)
 
 
-@pytest.mark.parametrize("microbatches", [1, 2, 3, 5])
-@pytest.mark.parametrize("weights", UNEVEN, ids=str)
-def test_fewer_microbatches_than_stages(weights, microbatches):
-    stages = len(weights)
-    backward = [2 * weight for weight in weights]
-    played = play([one_f_one_b(stage, stages, 1, microbatches) for stage in range(stages)], weights, backward, 1)
-    time_s, _ = price(Schedule.ONE_F_ONE_B, weights, backward, [0.0] * stages, 1, microbatches)
-    assert 0.93 * played <= time_s <= played * (1 + 1e-9)
+SECONDS = st.lists(st.tuples(st.floats(0.01, 3.0), st.floats(0.01, 3.0)), min_size=1, max_size=9)
 
 
-@pytest.mark.parametrize("weights", UNEVEN, ids=str)
-def test_unequal_stages_under_gpipe(weights):
-    stages = len(weights)
-    backward = [2 * weight for weight in weights]
-    played = play([gpipe(stage, stages, 1, 9) for stage in range(stages)], weights, backward, 1)
-    assert price(Schedule.GPIPE, weights, backward, [0.0] * stages, 1, 9)[0] == pytest.approx(played)
+@given(SECONDS, st.integers(1, 24), st.sampled_from(EXACT))
+def test_stages_of_any_times_take_as_long_as_the_schedule_played_out(stages, microbatches, schedule):
+    """Forwards and backwards in no proportion to each other, fewer micro-batches than stages or more."""
+    forward, backward = [list(column) for column in zip(*stages, strict=True)]
+    time_s, bubble_s = price(schedule, forward, backward, [0.0] * len(stages), 1, microbatches)
+    expected = played(schedule, forward, backward, 1, microbatches)
+    assert time_s == pytest.approx(expected, rel=1e-9)
+    assert bubble_s == pytest.approx(expected - microbatches * max(map(sum, stages)), rel=1e-9, abs=1e-9)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 3.0), st.floats(0.01, 3.0), st.integers(1, 5)), min_size=1, max_size=4),
+    st.integers(1, 24),
+    st.sampled_from(EXACT),
+)
+def test_a_column_stands_for_a_run_of_equal_stages(runs, microbatches, schedule):
+    forward, backward, counts = zip(*runs, strict=True)
+    single = [np.repeat(column, counts) for column in (forward, backward)]
+    time_s, _ = pipeline_s(
+        np.array([schedule]),
+        Passes(
+            forward_s=np.array([[*forward, 99.0]]),
+            input_gradient_s=np.array([[*backward, 99.0]]),
+            weight_gradient_s=np.zeros((1, len(runs) + 1)),
+        ),
+        count=np.array([[*counts, 0]]),
+        virtual_stages=np.array([1]),
+        num_microbatches=np.array([microbatches]),
+    )
+    expected, _ = price(schedule, list(single[0]), list(single[1]), [0.0] * sum(counts), 1, microbatches)
+    assert time_s == pytest.approx([expected], rel=1e-9)
 
 
 @pytest.mark.parametrize("chunks", [2, 4])
@@ -147,9 +115,9 @@ def test_unequal_stages_under_gpipe(weights):
 def test_unequal_interleaved_stages_are_close(weights, chunks):
     stages = len(weights)
     backward = [2 * weight for weight in weights]
-    orders = [one_f_one_b(stage, stages, chunks, 4 * stages) for stage in range(stages)]
     time_s, _ = price(Schedule.ONE_F_ONE_B, weights, backward, [0.0] * stages, chunks, 4 * stages)
-    assert time_s == pytest.approx(play(orders, weights, backward, chunks), rel=0.04)
+    expected = played(Schedule.ONE_F_ONE_B, weights, backward, chunks, 4 * stages)
+    assert time_s == pytest.approx(expected, rel=0.04)
 
 
 @pytest.mark.parametrize(("stages", "chunks", "microbatches"), CASES)
@@ -191,11 +159,6 @@ def test_a_bubble_is_never_negative():
     assert price(Schedule.ZERO_BUBBLE_2P, [1.0] * 4, [1.0] * 4, [2.0] * 4, 1, 64)[1] == 0.0
 
 
-def peak_held(order: list[Work], chunks: int) -> float:
-    held = np.cumsum([1 if kind == "F" else -1 for kind, _, _ in order])
-    return float(held.max()) / chunks
-
-
 def cases() -> Iterator[tuple[int, int, int, int]]:
     for stages, chunks, microbatches in [*CASES, (8, 1, 64), (4, 4, 32)]:
         if chunks > 1 and microbatches == stages:
@@ -213,7 +176,9 @@ def test_1f1b_holds_as_many_microbatches_as_the_schedule_played_out(stage, stage
         virtual_stages=np.array(chunks),
         num_microbatches=np.array(microbatches),
     )
-    assert float(held) == peak_held(one_f_one_b(stage, stages, chunks, microbatches), chunks)
+    equal = [StageWork(forward_s=1.0, input_gradient_s=1.0, weight_gradient_s=1.0)] * stages
+    result = play(Schedule.ONE_F_ONE_B, equal, virtual_stages=chunks, num_microbatches=microbatches)
+    assert float(held) == result.in_flight[stage]
 
 
 @pytest.mark.parametrize(
@@ -246,11 +211,12 @@ def test_unused_columns_and_classes_of_several_stages_count_right():
     """Columns that stand for 1, 6 and 1 stages and an unused one price like eight stages."""
     classes = pipeline_s(
         np.array([Schedule.ZERO_BUBBLE_1P]),
-        forward_s=np.array([[1.0, 2.0, 3.0, 99.0]]),
-        input_gradient_s=np.array([[1.0, 2.0, 3.0, 99.0]]),
-        weight_gradient_s=np.array([[0.5, 0.5, 1.0, 99.0]]),
+        Passes(
+            forward_s=np.array([[1.0, 2.0, 3.0, 99.0]]),
+            input_gradient_s=np.array([[1.0, 2.0, 3.0, 99.0]]),
+            weight_gradient_s=np.array([[0.5, 0.5, 1.0, 99.0]]),
+        ),
         count=np.array([[1, 6, 1, 0]]),
-        ahead=np.array([[[0, 0, 0, 0], [1, 5, 0, 0], [1, 6, 0, 0], [0, 0, 0, 0]]]),
         virtual_stages=np.array([1]),
         num_microbatches=np.array([16]),
     )

@@ -1,0 +1,241 @@
+"""What the memory of a stage is composed of, and how: the one place where the peak of a step is worked out.
+
+The peak is the largest of three moments of a step:
+
+* the start of a micro-batch's backward pass: all kept activations, with the loss or with the
+  gradients of one layer;
+* its end: that micro-batch's activations are gone, the embedding's gradient and, in some
+  stacks, all 16-bit gradients are complete;
+* the optimizer step: no activations, the temporaries of an optimizer that is not fused.
+
+Terms depend on what a stage holds and on its degrees, not on what is recomputed, offloaded or in flight, so that
+terms worked out once serve every plan that has such a stage.
+
+Sources: arXiv:2205.05198 (activations), arXiv:1910.02054 (states), arXiv:2304.11277 (gathered units).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.activations import logits_bytes, sequence_divisor, tokens_per_rank
+from costmodels.context import CostContext
+from costmodels.model_state import (
+    autograd_gradient_bytes,
+    end_gradient_bytes,
+    largest_matrix_parameters,
+    model_state,
+    optimizer_temporary_bytes,
+    state_bytes,
+    unit_parameters,
+)
+from costmodels.plan import BoolArray, FloatArray, PlanBatch, Schedule
+from costmodels.stage_activations import ActivationUnits, StageActivations, activation_units
+from costmodels.stage_parameters import StageParameters
+from costmodels.stages import StageTable
+from profiles.stack import StackSpec
+
+# DeepSpeed's default stage3_max_live_parameters.
+_DEEPSPEED_LIVE_PARAMETERS = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryTerms:
+    """Bytes on one rank of each stage, (N, S).
+
+    Attributes:
+        activations: What layers and ends keep of one micro-batch.
+        weights: Resident weights.
+        gradients: Resident gradients while the optimizer is on the device; 0 where they come and go with a step.
+        leaves: (N, 1) or (N, S) whether gradients follow an offloaded optimizer as they come.
+        all_gradients: Gradients once they are there.
+        optimizer: Optimizer states and master weights, before any offload.
+        temporaries: What an optimizer that is not fused needs for its step.
+        last: Alive when the backward pass ends, beyond activations kept by other micro-batches.
+        logits: At the loss of one micro-batch, on the stage with the head.
+        head: What differentiating the head needs, there.
+        communication: Buckets, gathered weights and receive buffers.
+    """
+
+    activations: ActivationUnits
+    weights: FloatArray
+    gradients: FloatArray
+    leaves: BoolArray
+    all_gradients: FloatArray
+    optimizer: FloatArray
+    temporaries: FloatArray | None
+    last: FloatArray
+    logits: FloatArray
+    head: FloatArray
+    communication: FloatArray
+
+
+def memory_terms(
+    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
+) -> MemoryTerms:
+    """The terms of every stage of N plans."""
+    stack = context.stack
+    state = model_state(plans, stages, parameters, context)
+    units = activation_units(plans, context, has_embedding=stages.has_embedding, has_head=stages.has_head)
+    born = _born_in_backward(plans, stack)
+    resident = np.where(born[:, None], 0.0, state.gradients) if born.any() else state.gradients
+    storage = context.job.numerics.storage_bytes
+    end = end_gradient_bytes(plans, context)
+    head_gradient = storage * context.model.output_width * tokens_per_rank(plans, context.job) / plans.tensor_parallel
+    return MemoryTerms(
+        activations=units,
+        weights=state.weights,
+        gradients=resident,
+        leaves=plans.zero_stage[:, None] >= 2,
+        all_gradients=state.gradients,
+        optimizer=state.optimizer,
+        temporaries=optimizer_temporary_bytes(plans, parameters, context) if stack.optimizer_temporaries else None,
+        last=_last_bytes(plans, stages, parameters, units, context, born=born),
+        logits=stages.has_head * logits_bytes(plans, context.model, context.job, stack)[:, None],
+        head=stages.has_head * (head_gradient + end)[:, None],
+        communication=communication_bytes(plans, parameters, context),
+    )
+
+
+def composed(
+    terms: MemoryTerms,
+    held: StageActivations,
+    *,
+    optimizer_on_host: FloatArray | None,
+    logits_copies: FloatArray,
+) -> tuple[dict[str, FloatArray], FloatArray]:
+    """What tensors take at the peak of every stage.
+
+    Args:
+        terms: What the stages are made of.
+        held: Their activations.
+        optimizer_on_host: (N, 1) or (N, S) share of the optimizer that is offloaded; None for none anywhere.
+        logits_copies: (N, 1) micro-batches whose logits are alive at once.
+
+    Returns:
+        ``memory.ALLOCATED_PARTS`` to (N, S) bytes, and (N, S) of them, what comes and goes with micro-batches.
+    """
+    working = working_bytes(terms, held)
+    logits = terms.logits * logits_copies
+    start = held.kept + working + logits
+    resident, optimizer, temporary = terms.gradients, terms.optimizer, terms.temporaries
+    if optimizer_on_host is not None:
+        resident = resident * (1.0 - optimizer_on_host * terms.leaves)
+        optimizer = optimizer * (1.0 - optimizer_on_host)
+        temporary = None if temporary is None else temporary * (1.0 - optimizer_on_host)
+    end = np.maximum(terms.last + held.kept - held.newest - start, 0.0)
+    if temporary is not None:  # gradients are there by then, if they were not before
+        temporary = temporary + terms.all_gradients - resident
+        optimizer = optimizer + np.maximum(temporary - start - end, 0.0)
+    parts = {
+        "weights": terms.weights,
+        "gradients": resident + end,
+        "optimizer": optimizer,
+        "activations": held.kept + working,
+        "logits": logits,
+        "communication": terms.communication,
+    }
+    return parts, start
+
+
+def working_bytes(terms: MemoryTerms, held: StageActivations) -> FloatArray:
+    """(N, S) what the backward pass needs beyond what is kept, and beyond the logits.
+
+    The head is differentiated before any layer: the logits' 16-bit gradient and the head's weight
+    gradient are alive together.
+    """
+    return np.maximum(np.maximum(held.working, terms.head) - terms.logits, 0.0)
+
+
+def logits_copies(plans: PlanBatch) -> FloatArray:
+    """(N,) micro-batches whose logits are alive at once: all of them under GPipe."""
+    return np.where(plans.schedule == Schedule.GPIPE, plans.num_microbatches, 1.0)
+
+
+def _last_bytes(
+    plans: PlanBatch,
+    stages: StageTable,
+    parameters: StageParameters,
+    units: ActivationUnits,
+    context: CostContext,
+    *,
+    born: BoolArray,
+) -> FloatArray:
+    """(N, S) bytes alive at the end of a backward pass, other micro-batches' activations left out.
+
+    The gradient of the embedding; or, while the first layer is differentiated, the gradients of every parameter
+    where the stack frees these after a micro-batch or a step.
+    """
+    stack = context.stack
+    last = stages.has_embedding * end_gradient_bytes(plans, context)[:, None]
+    trained = parameters.trained_dense + parameters.trained_expert
+    one_layer = units.one_layer
+    if stack.autograd_gradients == "freed":
+        last = np.maximum(last, trained * autograd_gradient_bytes(context.job, stack) + one_layer)
+    if born.any():
+        whole = trained * state_bytes(context.job, stack).gradient
+        shards = np.where(plans.zero_stage >= (2 if stack.framework == "fsdp" else 3), plans.shard_degree, 1)
+        last = np.where(born[:, None], np.maximum(last, whole / shards[:, None] + one_layer), last)
+    return last
+
+
+def _born_in_backward(plans: PlanBatch, stack: StackSpec) -> BoolArray:
+    """(N,) whether gradients come into being in the only backward pass of a step and go with the step."""
+    born: BoolArray = (plans.num_microbatches == 1) & stack.transient_gradients
+    return born
+
+
+def communication_bytes(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
+    """(N, S) reduction buckets, gathered weights of ZeRO-3 and pipeline receive buffers."""
+    job, stack = context.job, context.stack
+    storage = job.numerics.storage_bytes
+    per_plan = np.where((plans.zero_stage > 0) & (plans.shard_degree > 1), stack.bucket_bytes, 0.0)
+    boundary = 2 * storage * context.model.hidden_size * tokens_per_rank(plans, job) / sequence_divisor(plans)
+    per_plan = per_plan + np.where(plans.pipeline_parallel > 1, boundary, 0.0)
+    held = np.broadcast_to(per_plan[:, None], parameters.dense.shape)
+    if stack.gradient_bucket_copies:
+        trained = parameters.trained_dense + parameters.trained_expert
+        held = held + trained * (stack.gradient_bucket_copies * storage)
+    if (plans.zero_stage >= 3).any():
+        held = held + _gathered(plans, parameters, context)
+    return held
+
+
+def _gathered(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
+    """(N, S) bytes of weights gathered and of gradients not yet reduced under ZeRO-3.
+
+    One unit in use and those prefetched, never more than the stage has. FSDP under a pipeline keeps
+    the whole stage gathered, and its gradients whole, until the last micro-batch: resharding between
+    micro-batches would gather everything again for each (torchtitan, ``reshard_after_forward``).
+    DeepSpeed gathers module by module and keeps what it will need again soon, up to a fixed number of
+    parameters (``stage3_max_live_parameters``); gradients leave module by module too.
+    """
+    job, stack = context.job, context.stack
+    reduced = 0.0 if job.trains_adapters_only else state_bytes(job, stack).gradient
+    weights = parameters.dense + parameters.expert
+    unit = unit_parameters(plans, context.model)[:, None]
+    storage = job.numerics.storage_bytes
+    gathered = np.minimum(unit * stack.unsharded_units, weights) * storage + np.minimum(unit, weights) * reduced
+    if stack.framework == "deepspeed":
+        matrix = largest_matrix_parameters(plans, context.model)[:, None]
+        live = np.minimum(np.maximum(matrix, _DEEPSPEED_LIVE_PARAMETERS), weights)
+        gathered = live * storage + np.minimum(matrix, weights) * (storage if reduced else 0.0)
+    if stack.framework == "fsdp":
+        whole = (plans.pipeline_parallel > 1) & (plans.num_microbatches > 1)
+        gathered = np.where(whole[:, None], weights * (storage + reduced), gathered)
+    sharded = (plans.zero_stage >= 3) & (plans.shard_degree > 1)
+    return np.where(sharded[:, None], gathered, 0.0)
+
+
+def communicators(plans: PlanBatch) -> FloatArray:
+    """(N,) process groups with more than one rank: each keeps buffers outside PyTorch's allocator."""
+    groups = np.zeros(len(plans))
+    for ranks in (
+        plans.tensor_parallel,
+        plans.pipeline_parallel,
+        plans.data_parallel,
+        plans.context_parallel,
+        plans.expert_parallel,
+    ):
+        groups += ranks > 1
+    return groups

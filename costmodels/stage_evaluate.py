@@ -1,0 +1,322 @@
+"""Price plans whose stages differ: look-ups in ``StagePrices``, then the sums that price every other plan.
+
+A plan that treats its stages alike costs the same here as in ``costmodels.evaluate``: both compose the same
+prices with the same functions. Stages of one plan may differ in all but the samples of a micro-batch. What differs
+between them is taken as follows: crossing a boundary takes as long as for the slower of both sides, over the link
+between their device groups; data-parallel traffic, the optimizer step and offloading take as long as on the stage
+where they take longest, under the passes of the slowest stage.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.activations import LayerActivations
+from costmodels.arrays import largest, total
+from costmodels.data_parallel import DataParallelTraffic, exposed_traffic_s
+from costmodels.memory import TensorMemory, host_bytes_per_optimizer_byte, with_overheads
+from costmodels.memory_terms import MemoryTerms, composed
+from costmodels.pipeline import Passes, in_flight_microbatches, scheduled
+from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
+from costmodels.stage_activations import ActivationUnits, StageActivations, held_activations
+from costmodels.stage_layers import LayerGroup, StageLayers, layer_kinds
+from costmodels.stage_plan import OFFLOAD_PARTS, StagePlanBatch
+from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
+from costmodels.stage_seconds import RecomputeUnits, recomputation_s
+from costmodels.step import per_step_overhead_s
+from profiles.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEstimateBatch:
+    """N priced plans whose stages may differ.
+
+    Attributes:
+        step_time_s: (N,) seconds per optimizer step.
+        time_parts_s: Part of the step to (N,) seconds; they add up to ``step_time_s``.
+        stages: One micro-batch on every stage.
+        memory_parts_bytes: Part name to (N, S) bytes of one device of every stage.
+        stage_memory_bytes: (N, S) their sum; 0 in unused columns.
+        usable_bytes: (N, S) device memory that programs can use.
+        host_memory_bytes: (N, S) per node, for what is offloaded.
+        host_usable_bytes: (N, S) host memory per node.
+        half_width: (N,) half the 90 % interval of the logarithm of the step time.
+    """
+
+    step_time_s: FloatArray
+    time_parts_s: dict[str, FloatArray]
+    stages: Passes
+    memory_parts_bytes: dict[str, FloatArray]
+    stage_memory_bytes: FloatArray
+    usable_bytes: FloatArray
+    host_memory_bytes: FloatArray
+    host_usable_bytes: FloatArray
+    half_width: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.step_time_s)
+
+    @property
+    def peak_memory_bytes(self) -> FloatArray:
+        """(N,) the fullest stage."""
+        return largest(self.stage_memory_bytes)
+
+    @property
+    def fits(self) -> BoolArray:
+        """(N,) whether device and host memory suffice on every stage."""
+        return self.overshoot <= 0.0
+
+    @property
+    def overshoot(self) -> FloatArray:
+        """(N,) memory beyond the limits, as a share of them, summed over stages; 0 when the plan fits."""
+        device = np.maximum(self.stage_memory_bytes / self.usable_bytes - 1.0, 0.0)
+        host = np.maximum(self.host_memory_bytes / self.host_usable_bytes - 1.0, 0.0)
+        return total((device + host).T)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Looked:
+    """Prices of the stages of N plans: columns (N, S) by name."""
+
+    content: dict[str, FloatArray]
+    unit: dict[str, FloatArray]
+    used: BoolArray
+
+    def __getitem__(self, name: str) -> FloatArray:
+        return self.content[name] if name in self.content else self.unit[name]
+
+
+def evaluate_stages(
+    plans: StagePlanBatch, prices: StagePrices, *, kinds: tuple[IntArray, IntArray] | None = None
+) -> StageEstimateBatch:
+    """Price plans whose stages may differ.
+
+    Args:
+        plans: N legal plans (legality is the planner's business).
+        prices: Prices of their stages.
+        kinds: (N, S) dense and MoE layers of every stage, for stages looked at one by one; from their
+            positions in the model if not given.
+
+    Returns:
+        Estimates in the order of the plans.
+    """
+    context, model = prices.context, prices.context.model
+    dense, moe = plans.kinds(model) if kinds is None else kinds
+    looked = _look_up(plans, prices, dense, moe)
+    layers = _layers(plans, model, dense, moe)
+    passes = _passes(plans, prices, looked, layers)
+    held = held_activations(_activation_units(looked, model), layers, _in_flight(plans))
+    step_s, parts = _step(plans, prices, looked, passes, held)
+    memory = with_overheads(_tensors(plans, looked, held, model), context.stack)
+    return StageEstimateBatch(
+        step_time_s=step_s,
+        time_parts_s=parts,
+        stages=passes,
+        memory_parts_bytes=memory,
+        stage_memory_bytes=total(memory.values()),
+        usable_bytes=looked["usable_bytes"],
+        host_memory_bytes=_host_bytes(plans, prices, looked, held),
+        host_usable_bytes=looked["host_memory_bytes"],
+        half_width=largest(looked["half_width"]),
+    )
+
+
+def _look_up(plans: StagePlanBatch, prices: StagePrices, dense: IntArray, moe: IntArray) -> _Looked:
+    config, used = plans.config.T, plans.used
+    has_embedding, has_head = plans.ends()
+    rows = prices.rows(config, dense=dense.T, moe=moe.T, has_embedding=(has_embedding & used).T, has_head=has_head.T)
+    content = np.take(prices.content, rows, axis=1)
+    return _Looked(
+        content={name: values.T for name, values in zip(CONTENT_COLUMNS, content, strict=True)},
+        unit={name: np.take(values, config).T for name, values in prices.unit.items()},
+        used=used,
+    )
+
+
+def _layers(plans: StagePlanBatch, model: ModelSpec, dense: IntArray, moe: IntArray) -> StageLayers:
+    """How many layers of each kind there are, recomputed and offloaded."""
+    columns = {
+        False: (dense, plans.selective_dense, plans.full_dense),
+        True: (moe, plans.selective_moe, plans.full_moe),
+    }
+    groups = tuple(
+        LayerGroup(moe=kind, layers=columns[kind][0], selective=columns[kind][1], full=columns[kind][2])
+        for kind in layer_kinds(model)
+    )
+    found = StageLayers(
+        groups=groups,
+        recomputes_core=np.zeros((1, 1), dtype=np.bool_),
+        recomputes_layers=np.zeros((1, 1), dtype=np.bool_),
+        offloaded=plans.offloaded if plans.offloaded.any() else None,
+    )
+    cores = found.with_core
+    return StageLayers(
+        groups=groups,
+        recomputes_core=found.recomputes_core if cores is None else cores > 0,
+        recomputes_layers=found.recomputed > 0,
+        offloaded=found.offloaded,
+    )
+
+
+def _passes(plans: StagePlanBatch, prices: StagePrices, looked: _Looked, layers: StageLayers) -> Passes:
+    """What every stage spends on one micro-batch."""
+    units = RecomputeUnits(
+        layer_s=tuple(looked[f"{'moe' if group.moe else 'dense'}_layer_s"] for group in layers.groups),
+        core_s=looked["core_s"],
+    )
+    there_s, back_s = _crossing_s(plans, prices)
+    per_micro = (prices.context.stack.microbatch_overhead_s * plans.virtual_stages / 2)[:, None]
+    used = looked.used
+    again_s = recomputation_s(units, layers)
+    return Passes(
+        forward_s=(looked["forward_s"] + (there_s + per_micro)) * used,
+        input_gradient_s=(looked["input_gradient_s"] + again_s + (back_s + per_micro)) * used,
+        weight_gradient_s=looked["weight_gradient_s"] * used,
+    )
+
+
+def _crossing_s(plans: StagePlanBatch, prices: StagePrices) -> tuple[FloatArray, FloatArray]:
+    """(N, S) seconds a micro-batch takes to leave each stage forwards, and backwards.
+
+    The last stage receives what it cannot send, and so does the first on the way back.
+    """
+    config, width = plans.config.T, plans.width
+    if width == 1:
+        nothing = np.zeros(plans.config.shape)
+        return nothing, nothing
+    groups = len(prices.contexts)
+    of_stage = np.take(prices.configs.group, config)
+    ahead = np.take(prices.transfer_s, config[:-1] * groups + of_stage[1:])
+    behind = np.take(prices.transfer_s, config[1:] * groups + of_stage[:-1])
+    boundary = np.maximum(ahead, behind) * (np.arange(1, width)[:, None] < plans.num_stages)
+    before = np.concatenate([boundary[:1], boundary])
+    after = np.concatenate([boundary, boundary[-1:]])
+    last = np.arange(width)[:, None] == plans.num_stages - 1
+    return np.where(last, before, after).T, before.T
+
+
+def _in_flight(plans: StagePlanBatch) -> FloatArray:
+    """(N, S) micro-batches held by every stage at its peak."""
+    held = in_flight_microbatches(
+        plans.schedule,
+        stage=np.arange(plans.width)[:, None],
+        stages=plans.num_stages,
+        virtual_stages=plans.virtual_stages,
+        num_microbatches=plans.num_microbatches,
+    )
+    return np.maximum(held, 0.0).T
+
+
+def _activation_units(looked: _Looked, model: ModelSpec) -> ActivationUnits:
+    kinds = ["moe" if moe else "dense" for moe in layer_kinds(model)]
+    return ActivationUnits(
+        layers=tuple(
+            LayerActivations(
+                whole=looked[f"{kind}_whole_bytes"],
+                core=looked[f"{kind}_core_bytes"],
+                layer_input=looked[f"{kind}_input_bytes"],
+                backward=looked[f"{kind}_backward_bytes"],
+            )
+            for kind in kinds
+        ),
+        ends=looked["ends_bytes"],
+    )
+
+
+def _step(
+    plans: StagePlanBatch, prices: StagePrices, looked: _Looked, passes: Passes, held: StageActivations
+) -> tuple[FloatArray, dict[str, FloatArray]]:
+    """(N,) step time and its parts."""
+    stack, m, used = prices.context.stack, plans.num_microbatches, looked.used
+    step = scheduled(
+        plans.schedule,
+        passes,
+        count=used.astype(np.int64),
+        virtual_stages=plans.virtual_stages,
+        num_microbatches=m,
+        moved_s=None if held.moved is None else held.moved * used / looked["host_bytes_per_s"],
+    )
+    traffic = DataParallelTraffic(
+        gradients_s=looked["gradients_s"] * used,
+        parameters_s=looked["parameters_s"] * used,
+        reduces_per_microbatch=looked["reduces_per_microbatch"],
+        gathers_per_microbatch=looked["gathers_per_microbatch"],
+        hidden_gathers=looked["hidden_gathers"],
+        hidden_reductions=looked["hidden_reductions"],
+    )
+    exposed, _ = exposed_traffic_s(
+        traffic,
+        num_microbatches=m,
+        forward_s=largest(step.passes.forward_s),
+        backward_s=largest(step.passes.backward_s),
+    )
+    parts = {
+        "passes": step.pipeline_s - step.bubble_s - step.offload_s,
+        "bubble": step.bubble_s,
+        "offload": step.offload_s,
+        "data_parallel": exposed,
+        "optimizer": largest(_optimizer_s(plans, looked) * used),
+    }
+    known = total(parts.values())
+    parts["overhead"] = per_step_overhead_s(known, nodes=total((looked["nodes"] * used).T), stack=stack)
+    step_s = known + parts["overhead"]
+    scale = stack.step_time_scale
+    return step_s * scale, {name: seconds * scale for name, seconds in parts.items()}
+
+
+def _optimizer_s(plans: StagePlanBatch, looked: _Looked) -> FloatArray:
+    """(N, S) seconds of the optimizer step: what is on the device, then what is on the host.
+
+    Source:
+        Megatron-LM's HybridDeviceOptimizer (``--optimizer-offload-fraction``) steps one after the other.
+    """
+    on_device_s = looked["device_step_s"]
+    if not plans.optimizer_offload.any():
+        return on_device_s
+    share = plans.optimizer_offload / OFFLOAD_PARTS
+    return on_device_s * (1.0 - share) + looked["host_step_s"] * share
+
+
+def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, model: ModelSpec) -> TensorMemory:
+    """What tensors take on every stage."""
+    temporaries = looked["temporaries_bytes"]
+    terms = MemoryTerms(
+        activations=_activation_units(looked, model),
+        weights=looked["weights_bytes"],
+        gradients=looked["gradients_bytes"],
+        leaves=looked["leaves"] > 0,
+        all_gradients=looked["all_gradients_bytes"],
+        optimizer=looked["optimizer_bytes"],
+        temporaries=temporaries if temporaries.any() else None,
+        last=looked["last_bytes"],
+        logits=looked["logits_bytes"],
+        head=looked["head_bytes"],
+        communication=looked["communication_bytes"],
+    )
+    offloads = plans.optimizer_offload.any()
+    parts, dynamic = composed(
+        terms,
+        held,
+        optimizer_on_host=plans.optimizer_offload / OFFLOAD_PARTS if offloads else None,
+        logits_copies=np.where(plans.schedule == Schedule.GPIPE, plans.num_microbatches, 1.0)[:, None],
+    )
+    return TensorMemory(
+        parts=parts,
+        dynamic=dynamic,
+        used=looked.used,
+        communicators=looked["communicators"],
+        usable_bytes=looked["usable_bytes"],
+    )
+
+
+def _host_bytes(plans: StagePlanBatch, prices: StagePrices, looked: _Looked, held: StageActivations) -> FloatArray:
+    """(N, S) bytes on a host whose devices all run the stage."""
+    host = np.zeros(plans.config.shape)
+    if not plans.optimizer_offload.any() and held.offloaded is None:
+        return host
+    share = plans.optimizer_offload / OFFLOAD_PARTS
+    host += looked["optimizer_bytes"] * share * host_bytes_per_optimizer_byte(prices.context)
+    if held.offloaded is not None:
+        host += held.offloaded
+    devices = total(np.take(1.0 * prices.configs.num_devices, plans.config.T) * looked.used.T)[:, None]
+    return host * np.minimum(devices, looked["devices_per_node"]) * looked.used

@@ -1,0 +1,255 @@
+"""StagePrices: what stages cost, worked out once per distinct stage and looked up ever after.
+
+A million plans whose stages differ share a few thousand stages: a configuration and what it holds (dense layers,
+MoE layers, embedding, head). Each is priced once, by the functions that price every other plan, and kept in a
+table; pricing plans is then a matter of look-ups and sums (``costmodels.stage_evaluate``).
+
+* ``StagePrices.contents`` are rows per (configuration, what it holds): seconds and bytes of the whole stage.
+* ``StagePrices.configs`` are rows per configuration: seconds and bytes of one layer of each kind, of recomputing
+  it, of crossing to the next stage, and limits of the device.
+
+Rows of contents are added when first asked for; what a row says never depends on when, or on what else was asked.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from costmodels.context import CostContext
+from costmodels.data_parallel import data_parallel_traffic
+from costmodels.layer_costs import layer_costs
+from costmodels.memory_terms import communicators, memory_terms
+from costmodels.optimizer import device_step_s, host_step_s, updated_parameters
+from costmodels.plan import BoolArray, FloatArray, IntArray
+from costmodels.stage_activations import activation_units
+from costmodels.stage_layers import layer_kinds, stage_layers
+from costmodels.stage_parameters import stage_parameters
+from costmodels.stage_plan import StageConfigs
+from costmodels.stage_seconds import recompute_units, stage_seconds
+from costmodels.stages import lone_stages
+from costmodels.transfer import boundary_transfer_s
+from costmodels.trust import price_trust
+from profiles.errors import SpecError
+
+# Seconds and bytes of a stage as a whole, nothing recomputed or offloaded.
+CONTENT_COLUMNS = (
+    "forward_s",
+    "input_gradient_s",
+    "weight_gradient_s",
+    "gradients_s",
+    "parameters_s",
+    "device_step_s",
+    "host_step_s",
+    "ends_bytes",
+    "weights_bytes",
+    "gradients_bytes",
+    "all_gradients_bytes",
+    "optimizer_bytes",
+    "temporaries_bytes",
+    "last_bytes",
+    "logits_bytes",
+    "head_bytes",
+    "communication_bytes",
+)
+# Of one layer, dense and MoE; of one configuration.
+KIND_COLUMNS = ("whole_bytes", "core_bytes", "input_bytes", "backward_bytes", "layer_s")
+CONFIG_COLUMNS = (
+    *(f"{kind}_{name}" for kind in ("dense", "moe") for name in KIND_COLUMNS),
+    "core_s",
+    "reduces_per_microbatch",
+    "gathers_per_microbatch",
+    "hidden_gathers",
+    "hidden_reductions",
+    "leaves",
+    "communicators",
+    "usable_bytes",
+    "host_bytes_per_s",
+    "host_memory_bytes",
+    "devices_per_node",
+    "nodes",
+    "half_width",
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class StagePrices:
+    """Prices of stages; see the module's docstring.
+
+    Attributes:
+        configs: The configurations that may be asked for.
+        contexts: One per device group of the cluster: same model, job and stack, other machines.
+        joint: Context in which traffic between two groups is priced, by their numbers, smaller first.
+        unit: ``CONFIG_COLUMNS`` to (K,) values per configuration.
+        content: (columns, M) values in the order of ``CONTENT_COLUMNS``, one column per row priced so far.
+        transfer_s: (K * groups,) seconds of one micro-batch crossing to a stage on each group, one way.
+    """
+
+    configs: StageConfigs
+    contexts: Sequence[CostContext]
+    joint: Mapping[tuple[int, int], CostContext] = field(default_factory=dict)
+    unit: dict[str, FloatArray] = field(init=False)
+    content: FloatArray = field(init=False)
+    transfer_s: FloatArray = field(init=False)
+    _priced: int = field(init=False, default=0)
+    _codes: IntArray = field(init=False)
+    _slot_of: IntArray = field(init=False)
+    _row_of: IntArray = field(init=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.configs)
+        groups = len(self.contexts)
+        if count and not (int(self.configs.group.min()) >= 0 and int(self.configs.group.max()) < groups):
+            raise SpecError("plan.device_group", f"must be between 0 and {groups - 1}")
+        self.unit = {name: np.zeros(count) for name in CONFIG_COLUMNS}
+        self.content = np.zeros((len(CONTENT_COLUMNS), 0))
+        self.transfer_s = np.zeros(count * groups)
+        model = self.context.model
+        # What stages hold, as numbers: slots in the order they are asked for, so that the table stays narrow.
+        self._codes = np.zeros(0, dtype=np.int64)
+        self._slot_of = np.full((model.num_layers - model.num_moe_layers + 1) * (model.num_moe_layers + 1) * 4, -1)
+        self._row_of = np.zeros((0, count), dtype=np.int64)
+        for group, context in enumerate(self.contexts):
+            members = np.flatnonzero(self.configs.group == group)
+            if len(members):
+                self._price_units(members, context)
+                self._price_transfers(members, group)
+
+    @property
+    def context(self) -> CostContext:
+        """Model, job and stack, which all groups share; the machines are those of the first."""
+        return self.contexts[0]
+
+    def rows(
+        self, config: IntArray, *, dense: IntArray, moe: IntArray, has_embedding: BoolArray, has_head: BoolArray
+    ) -> IntArray:
+        """Columns of ``content`` for stages, priced now if they are new.
+
+        Args:
+            config: (...) rows of ``configs``.
+            dense: (...) dense layers of the stage.
+            moe: (...) MoE layers of the stage.
+            has_embedding: (...) whether it holds the input embedding.
+            has_head: (...) whether it holds the output head.
+        """
+        code = (dense * (self.context.model.num_moe_layers + 1) + moe) * 4 + (has_embedding + 2 * has_head)
+        slot = np.take(self._slot_of, code)
+        if slot.size and slot.min() < 0:
+            self._add_slots(np.unique(code[slot < 0]))
+            slot = np.take(self._slot_of, code)
+        place = slot * len(self.configs) + config
+        found = np.take(self._row_of.ravel(), place)
+        if found.size and found.min() < 0:
+            self._price_contents(np.unique(place[found < 0]))
+            found = np.take(self._row_of.ravel(), place)
+        return found
+
+    def _add_slots(self, codes: IntArray) -> None:
+        """Room for stages that hold something new."""
+        self._slot_of[codes] = np.arange(len(codes)) + len(self._codes)
+        self._codes = np.concatenate([self._codes, codes])
+        room = np.full((len(codes), len(self.configs)), -1, dtype=np.int64)
+        self._row_of = np.concatenate([self._row_of, room])
+
+    def _price_contents(self, places: IntArray) -> None:
+        """Add rows for (what a stage holds, configuration) pairs, group by group."""
+        config, code = places % len(self.configs), self._codes[places // len(self.configs)]
+        new = np.zeros((len(CONTENT_COLUMNS), len(places)))
+        for group, context in enumerate(self.contexts):
+            members = np.flatnonzero(self.configs.group[config] == group)
+            if len(members):
+                new[:, members] = _priced_contents(self.configs, config[members], code[members], context)
+        start, end = self._priced, self._priced + len(places)
+        if end > self.content.shape[1]:  # twice the room, so that adding little by little stays cheap
+            grown = np.zeros((len(CONTENT_COLUMNS), max(end, 2 * start)))
+            grown[:, :start] = self.content[:, :start]
+            self.content = grown
+        self.content[:, start:end] = new
+        self._row_of.ravel()[places] = np.arange(start, end)
+        self._priced = end
+
+    def _price_units(self, members: IntArray, context: CostContext) -> None:
+        for name, values in _priced_units(self.configs, members, context).items():
+            self.unit[name][members] = values
+
+    def _price_transfers(self, members: IntArray, group: int) -> None:
+        plans, groups = self.configs.plans.take(members), len(self.contexts)
+        for other in range(groups):
+            if other == group:
+                seconds = boundary_transfer_s(plans, self.contexts[group])
+            else:
+                joint = self.joint.get((min(group, other), max(group, other)))
+                if joint is None:
+                    continue
+                seconds = boundary_transfer_s(plans, joint, apart=True)
+            self.transfer_s[members * groups + other] = seconds
+
+
+def _priced_contents(configs: StageConfigs, config: IntArray, code: IntArray, context: CostContext) -> FloatArray:
+    """(columns, R) seconds and bytes of stages of one device group."""
+    plans = configs.plans.take(config)
+    kinds = context.model.num_moe_layers + 1
+    dense, moe = code // 4 // kinds, code // 4 % kinds
+    stages = lone_stages(dense + moe, moe, has_embedding=code % 2 == 1, has_head=code % 4 >= 2)
+    parameters = stage_parameters(plans, stages, context.model, context.job)
+    work = stage_seconds(plans, stages, layer_costs(plans, context), parameters, context)
+    traffic = data_parallel_traffic(plans, parameters, context)
+    terms = memory_terms(plans, stages, parameters, context)
+    updated = updated_parameters(plans, parameters)
+    values = {
+        "forward_s": work.forward_s,
+        "input_gradient_s": work.input_gradient_s,
+        "weight_gradient_s": work.weight_gradient_s,
+        "gradients_s": traffic.gradients_s,
+        "parameters_s": traffic.parameters_s,
+        "device_step_s": device_step_s(updated, context),
+        "host_step_s": host_step_s(updated, context),
+        "ends_bytes": terms.activations.ends,
+        "weights_bytes": terms.weights,
+        "gradients_bytes": terms.gradients,
+        "all_gradients_bytes": terms.all_gradients,
+        "optimizer_bytes": terms.optimizer,
+        "temporaries_bytes": np.zeros(len(code)) if terms.temporaries is None else terms.temporaries,
+        "last_bytes": terms.last,
+        "logits_bytes": terms.logits,
+        "head_bytes": terms.head,
+        "communication_bytes": terms.communication,
+    }
+    return np.stack([values[name].reshape(-1) for name in CONTENT_COLUMNS])
+
+
+def _priced_units(configs: StageConfigs, members: IntArray, context: CostContext) -> dict[str, FloatArray]:
+    """``CONFIG_COLUMNS`` to (members,) values of one device group."""
+    plans = configs.plans.take(members)
+    none = np.zeros(len(members), dtype=np.int64)
+    stages = lone_stages(none, none, has_embedding=none > 0, has_head=none > 0)
+    costs, node = layer_costs(plans, context), context.cluster.node
+    layers = stage_layers(plans, stages, context.model)
+    again = recompute_units(costs, layers)
+    held = activation_units(plans, context, has_embedding=stages.has_embedding, has_head=stages.has_head)
+    traffic = data_parallel_traffic(plans, stage_parameters(plans, stages, context.model, context.job), context)
+    found = {
+        "core_s": again.core_s[:, 0],
+        "reduces_per_microbatch": traffic.reduces_per_microbatch[:, 0],
+        "gathers_per_microbatch": traffic.gathers_per_microbatch[:, 0],
+        "hidden_gathers": traffic.hidden_gathers[:, 0],
+        "hidden_reductions": traffic.hidden_reductions[:, 0],
+        "leaves": 1.0 * (plans.zero_stage >= 2),
+        "communicators": communicators(plans),
+        "usable_bytes": np.full(len(members), context.cluster.device.usable_memory_bytes),
+        "host_bytes_per_s": np.full(len(members), node.host_link.bandwidth_bytes_per_s),
+        "host_memory_bytes": np.full(len(members), node.host_memory_bytes),
+        "devices_per_node": np.full(len(members), 1.0 * node.devices_per_node),
+        "nodes": configs.num_devices[members] / node.devices_per_node,
+        "half_width": price_trust(costs, context).half_width,
+    }
+    for index, moe in enumerate(layer_kinds(context.model)):
+        kind, layer = "moe" if moe else "dense", held.layers[index]
+        found |= {
+            f"{kind}_whole_bytes": layer.whole[:, 0],
+            f"{kind}_core_bytes": layer.core[:, 0],
+            f"{kind}_input_bytes": layer.layer_input[:, 0],
+            f"{kind}_backward_bytes": layer.backward[:, 0],
+            f"{kind}_layer_s": again.layer_s[index][:, 0],
+        }
+    return found

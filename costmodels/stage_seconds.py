@@ -1,0 +1,140 @@
+"""Seconds that one micro-batch takes on each stage: its blocks, what is recomputed, and adding up gradients.
+
+Everything is linear in how often a block occurs, so the same sums serve a plan that treats its stages alike and
+one stage on its own. Crossing to the next stage is not in here (``costmodels.step``).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.context import CostContext
+from costmodels.data_parallel import gradient_element_bytes
+from costmodels.layer_costs import BlockCosts, LayerCosts
+from costmodels.optimizer import memory_seconds_per_byte
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
+from costmodels.stage_layers import StageLayers
+from costmodels.stage_parameters import StageParameters
+from costmodels.stages import StageTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Multiplicity:
+    """How often each block occurs: (N,) or (N, S) columns."""
+
+    attention: FloatArray | IntArray
+    dense_mlp: FloatArray | IntArray
+    expert_mlp: FloatArray | IntArray
+    embedding: FloatArray | IntArray
+    head: FloatArray | IntArray
+
+    def blocks(self, costs: LayerCosts) -> list[tuple[BlockCosts, FloatArray | IntArray]]:
+        """Each priced block with how often it occurs."""
+        pairs = [
+            (costs.attention, self.attention),
+            (costs.dense_mlp, self.dense_mlp),
+            (costs.embedding, self.embedding),
+            (costs.head, self.head),
+        ]
+        return pairs if costs.expert_mlp is None else [*pairs, (costs.expert_mlp, self.expert_mlp)]
+
+
+def multiplicity(stages: StageTable) -> Multiplicity:
+    """How often each block occurs on every stage."""
+    return Multiplicity(
+        attention=stages.layers,
+        dense_mlp=stages.layers - stages.moe_layers,
+        expert_mlp=stages.moe_layers,
+        embedding=stages.has_embedding.astype(np.int64),
+        head=stages.has_head.astype(np.int64),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSeconds:
+    """(N, S) seconds of one micro-batch on each stage, communication between stages left out.
+
+    Attributes:
+        forward_s: Forward pass.
+        input_gradient_s: Backward pass towards the inputs, without recomputation.
+        weight_gradient_s: Weight gradients, added up.
+        accumulate_s: The part of it that adds new gradients onto earlier ones.
+    """
+
+    forward_s: FloatArray
+    input_gradient_s: FloatArray
+    weight_gradient_s: FloatArray
+    accumulate_s: FloatArray
+
+
+def stage_seconds(
+    plans: PlanBatch, stages: StageTable, costs: LayerCosts, parameters: StageParameters, context: CostContext
+) -> StageSeconds:
+    """What every stage of N plans spends on one micro-batch, nothing recomputed."""
+    shape = stages.layers.shape
+    forward_s, input_s, weight_s = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for block, times in multiplicity(stages).blocks(costs):
+        forward_s += times * block.forward_s()[:, None]
+        input_s += times * block.input_gradient_s()[:, None]
+        weight_s += times * block.weight_gradient_s()[:, None]
+    accumulate_s = _accumulation_s(plans, parameters, context)
+    return StageSeconds(
+        forward_s=forward_s,
+        input_gradient_s=input_s,
+        weight_gradient_s=weight_s + accumulate_s,
+        accumulate_s=accumulate_s,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecomputeUnits:
+    """Seconds of one micro-batch, columns (N, 1) or (N, S).
+
+    Attributes:
+        layer_s: The forward pass of one layer of each kind, in the order of ``StageLayers.groups``.
+        core_s: An attention core.
+    """
+
+    layer_s: tuple[FloatArray, ...]
+    core_s: FloatArray
+
+
+def recompute_units(costs: LayerCosts, layers: StageLayers) -> RecomputeUnits:
+    """What repeating a layer, or its attention core, costs under each of N plans."""
+    attention_s = costs.attention.forward_s()[:, None]
+    mlps = [costs.expert_mlp if group.moe else costs.dense_mlp for group in layers.groups]
+    return RecomputeUnits(
+        layer_s=tuple(attention_s + mlp.forward_s()[:, None] for mlp in mlps if mlp is not None),
+        core_s=costs.attention.component("core")[:, None],
+    )
+
+
+def recomputation_s(units: RecomputeUnits, layers: StageLayers) -> FloatArray:
+    """(N, S) seconds of one micro-batch's backward pass that repeat forward work."""
+    again_s: FloatArray = layers.groups[0].full * units.layer_s[0]
+    for group, layer_s in zip(layers.groups[1:], units.layer_s[1:], strict=True):
+        again_s = again_s + group.full * layer_s
+    cores = layers.with_core
+    return again_s if cores is None else again_s + cores * units.core_s
+
+
+def accumulates_whole(plans: PlanBatch) -> BoolArray:
+    """(N,) whether a rank accumulates all gradients of its stage, and not just its shard of them."""
+    return (plans.zero_stage < 3) | (plans.pipeline_parallel > 1)
+
+
+def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
+    """(N, S) seconds per micro-batch to add new gradients onto the accumulated ones.
+
+    Megatron-LM accumulates inside the weight-gradient GEMM (gradient_accumulation_fusion): the sum is
+    read and written there, and the 16-bit gradient is never stored. Elsewhere it is, and is read back.
+    16-bit sums need no pass for the first micro-batch; ZeRO-3 accumulates shards, which are small,
+    unless a pipeline keeps them whole.
+    """
+    gradient, stored = gradient_element_bytes(context), context.job.numerics.storage_bytes
+    fused = context.stack.framework == "megatron" and gradient > stored
+    per_parameter = 2 * gradient - stored if fused else 2 * gradient + stored
+    m = plans.num_microbatches
+    rounds = np.where(gradient > stored, 1.0, (m - 1) / m) * accumulates_whole(plans)
+    seconds = rounds * per_parameter * memory_seconds_per_byte(context)
+    return (parameters.trained_dense + parameters.trained_expert) * seconds[:, None]

@@ -1,0 +1,41 @@
+"""Activations that cross from one pipeline stage to the next, and their gradients that come back."""
+
+import numpy as np
+
+from costmodels.collectives import CollectiveOp
+from costmodels.context import CostContext
+from costmodels.lowering.grouping import group_rows
+from costmodels.lowering.transfers import price_collectives
+from costmodels.plan import AxisOrder, FloatArray, PlanBatch
+from profiles.hardware import MAX_DEVICES
+
+
+def boundary_transfer_s(plans: PlanBatch, context: CostContext, *, apart: bool = False) -> FloatArray:
+    """(N,) seconds that one micro-batch spends crossing to the next stage, one way; 0 without stages.
+
+    Args:
+        plans: N plans.
+        context: Model, job, stack, and the cluster whose links are crossed.
+        apart: Whether the next stage never shares a scale-up domain with this one.
+    """
+    t, c = plans.tensor_parallel, plans.context_parallel
+    inside = plans.axis_order == AxisOrder.TP_CP_PP_DP
+    stride = np.full(len(plans), MAX_DEVICES) if apart else t * c * np.where(inside, 1, plans.data_parallel)
+    # Sequence parallelism leaves the boundary tensor sharded; Megatron scatters it over t anyway.
+    scattered = plans.sequence_parallel | (context.stack.framework == "megatron")
+    sharded = scattered.astype(np.int64)
+    crosses = (plans.pipeline_parallel > 1).astype(np.int64)
+    span = np.minimum(stride, context.cluster.domain_devices)
+    groups = group_rows(plans.micro_batch_size, t, c, span, sharded, crosses)
+    row = groups.first
+    row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
+    tokens = plans.micro_batch_size[row] * context.job.sequence_length / c[row]
+    size = np.where(crosses[row] > 0, tokens * row_bytes / np.where(sharded[row] > 0, t[row], 1), 0.0)
+    priced = price_collectives(
+        context,
+        op=np.full(len(row), int(CollectiveOp.SEND_RECV), dtype=np.int64),
+        size_bytes=size,
+        group=1 + crosses[row],
+        stride=stride[row],
+    )
+    return np.where(crosses > 0, priced.time_s[groups.of_row], 0.0)
