@@ -1,11 +1,14 @@
 """Decisions: which plans are legal, which is best, and why.
 
-``planner.plan`` and ``planner.estimate`` are the public calls; their modules load on first use, so
-that importing the package stays light.
+``planner.plan``, ``planner.estimate`` and ``planner.search`` are the public calls; their modules load on
+first use, so that importing the package stays light. ``planner.search`` is also the package of the
+search engines, which can be called.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from planner import search as search
 
 if TYPE_CHECKING:
     from costmodels.plan import ExecutionPlan as ExecutionPlan
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from planner.request import Options as Options
     from planner.results import PlanResult as PlanResult
     from planner.schema import to_document as to_document
+    from planner.search.result import SearchResult as SearchResult
+    from planner.search.sweep import sweep as sweep
+    from planner.search_document import search_document as search_document
     from profiles.errors import InfeasibleError as InfeasibleError
     from profiles.errors import PlannerError as PlannerError
     from profiles.errors import SpecError as SpecError
@@ -27,12 +33,15 @@ _HOMES = {
     "Options": "planner.request",
     "PlanResult": "planner.results",
     "PlannerError": "profiles.errors",
+    "SearchResult": "planner.search.result",
     "SpecError": "profiles.errors",
     "TrainingJob": "costmodels.workload",
     "estimate": "planner.api",
     "plan": "planner.api",
     "portfolio": "planner.decisions.api",
     "price_mlir": "planner.kernel_prices",
+    "search_document": "planner.search_document",
+    "sweep": "planner.search.sweep",
     "to_document": "planner.schema",
 }
 __all__ = sorted(_HOMES)

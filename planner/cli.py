@@ -17,6 +17,7 @@ from planner.cli_calibrate import calibrate
 from planner.cli_dataflow import dataflow
 from planner.cli_output import emit, progress
 from planner.cli_profiles import profiles
+from planner.cli_search import Evaluations, Seconds, Seed, Strategy, show_search
 from profiles.errors import InfeasibleError, SpecError
 from profiles.units import GIB
 
@@ -118,6 +119,20 @@ def estimate(values: dict[str, Any]) -> None:
     with progress("pricing plans", quiet=values["quiet"]):
         result = api.estimate(**_inputs(values), plan=_pins(values))
     _show(result, values)
+
+
+@app.command()
+@option.asks
+def search(
+    values: dict[str, Any],
+    strategy: Strategy = "auto",
+    seconds: Seconds = 20.0,
+    evaluations: Evaluations = None,
+    seed: Seed = 0,
+) -> None:
+    """Find the fastest plan stage by stage, also across different GPUs, and say how good it is."""
+    limits = {"strategy": strategy, "seconds": seconds, "evaluations": evaluations, "seed": seed}
+    show_search(_inputs(values) | {"pins": _pins(values)} | limits, values)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from fastapi.openapi.utils import get_openapi
 
 from planner.decisions.schema import portfolio_schema
 from planner.schema_types import document_schema
+from planner.search_document import search_schema
 from service.limits import BodyLimit, WorkQueue
 from service.problems import Problem, install_handlers
 from service.routes import router
@@ -49,6 +50,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for name, definition in (
             ("Document", document_schema()),
             ("Portfolio", portfolio_schema()),
+            ("SearchDocument", search_schema()),
             ("Problem", Problem.model_json_schema(ref_template=_COMPONENTS + "{model}")),
         ):
             _hoist(name, definition, schemas)

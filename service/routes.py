@@ -14,12 +14,14 @@ from planner import api, schema
 from planner.decisions import api as decisions
 from planner.decisions.document import portfolio_document
 from planner.decisions.results import Terms
+from planner.search.call import search
+from planner.search_document import search_document
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
 from service.limits import WorkQueue
 from service.problems import NotFoundError, declared
-from service.schemas import NAME_PATTERN, EstimateRequest, Health, PlanRequest, PortfolioRequest, given
+from service.schemas import NAME_PATTERN, EstimateRequest, Health, PlanRequest, PortfolioRequest, SearchRequest, given
 from service.views import DeviceList, DeviceView, ModelList, ModelView
 
 _COMPONENTS = "#/components/schemas/"
@@ -39,6 +41,9 @@ _PORTFOLIO = _document(
     "Portfolio",
     "The document that `planner plan --portfolio --json` prints. When nothing may run, `trials` is empty and "
     "`infeasible` says why.",
+)
+_FOUND = _document(
+    "SearchDocument", "The document that `planner search --json` prints. `best` is null when nothing fits."
 )
 _SEARCH_PROBLEMS = declared(400, 413, 422, 429)
 
@@ -70,6 +75,14 @@ async def post_portfolio(body: PortfolioRequest, request: Request) -> Response:
         decisions.portfolio, pins=given(body.plan), variants=body.variants, count=body.count, terms=terms
     )
     return await _answer(request, functools.partial(weigh, **_inputs(body)), portfolio_document)
+
+
+@router.post("/search", response_model=None, responses=_FOUND | _SEARCH_PROBLEMS, tags=["planning"])
+async def post_search(body: SearchRequest, request: Request) -> Response:
+    """Find the fastest plan stage by stage, also across different devices, and say how good it is."""
+    limits = {name: getattr(body, name) for name in ("strategy", "seconds", "evaluations", "seed")}
+    work = functools.partial(search, pins=given(body.plan), **limits, **_inputs(body))
+    return await _answer(request, work, search_document)
 
 
 @router.get("/models", tags=["catalogue"])

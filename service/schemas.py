@@ -18,6 +18,7 @@ from profiles.hardware import MAX_DEVICES
 from profiles.model import MAX_LAYERS, MAX_SEQUENCE
 
 MAX_TOP = 100
+MAX_SEARCH_SECONDS = 60
 MAX_DEPTH = 8
 MAX_VALUES = 4096
 MAX_TEXT = 4096
@@ -177,6 +178,16 @@ class PortfolioRequest(EstimateRequest):
         default=0.05, ge=0, le=1, description="Share of the step time that avoiding a trial out of memory is worth."
     )
     seed: int = Field(default=0, ge=0, le=MAX_SEED, description="Of the scenarios; the same seed draws the same.")
+
+
+class SearchRequest(EstimateRequest):
+    """Search for the fastest plan stage by stage; groups of different devices are joined by `+`."""
+
+    plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
+    strategy: Literal["auto", "enumerate", "cpsat"] = "auto"
+    seconds: float = Field(default=5.0, gt=0, le=MAX_SEARCH_SECONDS, description="Longest time to search.")
+    evaluations: int | None = Field(default=None, ge=1, le=1 << 40, description="Most plans and stages to price.")
+    seed: int = Field(default=0, ge=0, le=(1 << 31) - 1, description="Of everything random.")
 
 
 def meant_field(parents: Sequence[str], name: str) -> str:

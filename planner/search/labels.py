@@ -309,8 +309,8 @@ def _done_s(
     if others > most:
         return done_s + stage_s
     waits_s = np.maximum(way_s - others * forward_s, 0.0) + np.maximum(way_s - others * backward_s, 0.0)
-    done: FloatArray = np.maximum(done_s + stage_s, instance.num_microbatches * stage_s + waits_s)
-    return done
+    finished_s: FloatArray = np.maximum(done_s + stage_s, instance.num_microbatches * stage_s + waits_s)
+    return finished_s
 
 
 def _front(instance: PartitionInstance, labels: _Labels) -> IntArray:

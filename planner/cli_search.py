@@ -1,0 +1,37 @@
+"""``planner search``: plans whose stages may differ, with a proof or a gap."""
+
+from typing import Annotated, Any
+
+import typer
+
+from planner.cli_output import emit, progress
+
+EXIT_NOTHING_FITS = 3
+_SEARCH = "Search"
+
+Strategy = Annotated[str, typer.Option("--strategy", help="auto, enumerate or cpsat.", rich_help_panel=_SEARCH)]
+Seconds = Annotated[float, typer.Option("--seconds", help="Longest time to search.", rich_help_panel=_SEARCH)]
+Evaluations = Annotated[
+    int | None,
+    typer.Option("--evaluations", help="Most plans and stages to price.", rich_help_panel=_SEARCH, show_default=False),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.", rich_help_panel=_SEARCH)]
+
+
+def show_search(arguments: dict[str, Any], values: dict[str, Any]) -> None:
+    """Search, print the answer, and exit with 3 if nothing fits.
+
+    Args:
+        arguments: Of ``planner.search.call.search``.
+        values: Values of the shared options.
+    """
+    from planner.render_search import render_search
+    from planner.search.call import search
+    from planner.search_document import search_document
+
+    with progress("searching", quiet=values["quiet"]):
+        result = search(**arguments)
+    shown = (search_document(result), lambda console: render_search(result, console, quiet=values["quiet"]))
+    emit(shown, json_=values["json_"], output=values["output"])
+    if not result.fits:
+        raise typer.Exit(EXIT_NOTHING_FITS)

@@ -1,0 +1,106 @@
+"""A search's answer as tables for a terminal."""
+
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+
+from planner.phrases import percent, seconds
+from planner.search.result import EngineRun, FoundPlan, SearchResult, StageChoice
+from profiles.units import GIB
+
+# Columns and the fields they show; degrees that are 1 everywhere are left out.
+_TITLES = {
+    "device": "device", "GPUs": "num_devices", "layers": "layers", "tp": "tensor_parallel", "cp": "context_parallel",
+    "dp": "data_parallel", "ep": "expert_parallel", "zero": "zero_stage", "mbs": "micro_batch_size", "recomputed": "",
+    "time": "", "GiB": "",
+}  # fmt: skip
+_DEGREES = ("tp", "cp", "dp", "ep")
+
+
+def render_search(result: SearchResult, console: Console, *, quiet: bool = False) -> None:
+    """Print a whole answer; ``quiet`` leaves out assumptions."""
+    model = result.requests[0].model
+    job = result.requests[0].job
+    console.print(f"{model.name} on {result.cluster}", style="bold", highlight=False)
+    console.print(
+        f"{job.global_batch_size} sequences of {job.sequence_length} tokens per step, {result.requests[0].stack.name}",
+        highlight=False,
+    )
+    if result.best is None:
+        console.print("nothing fits; planner plan says what would", style="red")
+    else:
+        _plan(result, result.best, console)
+    console.print()
+    for run in result.engines:
+        console.print(_engine(run), style="dim", highlight=False)
+    if not quiet:
+        notes = dict.fromkeys(note.message for request in result.requests for note in request.assumptions)
+        if notes:
+            console.print("\nAssumed", style="bold")
+            for message in notes:
+                console.print(f"  {message}", highlight=False, style="dim")
+
+
+def _plan(result: SearchResult, best: FoundPlan, console: Console) -> None:
+    idle = f", {best.idle_devices} idle" if best.idle_devices else ""
+    chunks = f", {best.virtual_stages} chunks per stage" if best.virtual_stages > 1 else ""
+    interval = f"{seconds(best.step_time_low_s)} to {seconds(best.step_time_high_s)}"
+    words = f"\n{seconds(best.step_time_s)} per step ({interval}), {best.num_devices} GPUs{idle}"
+    console.print(words, style="bold", highlight=False)
+    console.print(_proof(result), highlight=False)
+    console.print(
+        f"{len(best.stages)} stage{'s' if len(best.stages) > 1 else ''}, {best.schedule}, "
+        f"{best.num_microbatches} micro-batches{chunks}",
+        highlight=False,
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    shown = [
+        title for title in _TITLES if title not in _DEGREES or any(_cell(stage, title) != "1" for stage in best.stages)
+    ]
+    table.add_column("stage", no_wrap=True)
+    for title in shown:
+        left = title == "device"  # the one that gives way on a narrow terminal
+        table.add_column(
+            title, justify="left" if left else "right", no_wrap=True, overflow="ellipsis", min_width=5 * left
+        )
+    for cells, run in groupby(best.stages, key=lambda stage: [_cell(stage, title) for title in shown]):
+        stages = list(run)
+        first, last = stages[0].index, stages[-1].index
+        table.add_row(str(first) if first == last else f"{first}-{last}", *cells)
+    console.print(table)
+    console.print("mbs micro-batch size; time of one micro-batch, forward and backward", style="dim", highlight=False)
+
+
+def _proof(result: SearchResult) -> str:
+    """What is proved, and what leaving stages their freedom is worth."""
+    if result.optimal:
+        words = "proved: no plan of the spaces searched is faster"
+    elif result.gap is not None:
+        words = f"at most {percent(result.gap)} from the fastest of the spaces searched"
+    else:
+        words = "nothing is proved about faster plans"
+    return f"{words}; {percent(result.gain)} faster than the best uniform plan" if result.gain > 0 else words
+
+
+def _cell(stage: StageChoice, title: str) -> str:
+    """What a column says of a stage."""
+    if title == "recomputed":
+        return _recomputed(stage)
+    if title == "time":
+        return seconds(stage.microbatch_time_s)
+    if title == "GiB":
+        return f"{stage.memory_bytes / GIB:.1f}"
+    return str(getattr(stage, _TITLES[title]))
+
+
+def _recomputed(stage: StageChoice) -> str:
+    words = [f"{stage.full_layers} full"] if stage.full_layers else []
+    words += [f"{stage.selective_layers} core"] if stage.selective_layers else []
+    words += [f"{stage.offloaded_layers} offloaded"] if stage.offloaded_layers else []
+    words += [f"optimizer {percent(stage.optimizer_offload)} on host"] if stage.optimizer_offload else []
+    return ", ".join(words) or "none"
+
+
+def _engine(run: EngineRun) -> str:
+    return f"{run.engine}: {run.space}; {run.status} after {run.evaluations:,} evaluations, {seconds(run.elapsed_s)}"

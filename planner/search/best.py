@@ -1,0 +1,90 @@
+"""What all engines of one search share: the best plan so far, the clock, and the budget."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from costmodels.stage_plan import StageConfigs, StagePlanBatch
+from planner.search.result import Improvement
+from profiles.errors import SpecError
+
+MAX_SECONDS = 86_400.0
+MAX_EVALUATIONS = 1 << 40
+MAX_SEED = (1 << 31) - 1  # what CP-SAT takes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchBudget:
+    """When a search stops; the answer then says what is proved so far.
+
+    Attributes:
+        seconds: Wall-clock limit.
+        evaluations: Most plans and stages to price; None for no limit. What makes answers repeatable: a
+            search that this limit ends, or a proof, answers the same on every machine.
+        seed: Of everything random.
+    """
+
+    seconds: float = 20.0
+    evaluations: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.seconds, int | float) and not isinstance(self.seconds, bool)
+        if not number or not 0 < self.seconds <= MAX_SECONDS:
+            raise SpecError("seconds", f"must be above 0 and at most {MAX_SECONDS:.0f}; got {str(self.seconds)[:40]}")
+        most = self.evaluations
+        if most is not None and (
+            not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= MAX_EVALUATIONS
+        ):
+            raise SpecError("evaluations", f"must be between 1 and {MAX_EVALUATIONS}; got {str(most)[:40]}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
+            raise SpecError("seed", f"must be between 0 and {MAX_SEED}; got {str(self.seed)[:40]}")
+
+
+@dataclass(slots=True, kw_only=True)
+class BestSoFar:
+    """The best plan of a search while engines look for better ones.
+
+    Attributes:
+        budget: When to stop.
+        clock: Seconds; replaced in tests.
+        step_time_s: Its price; infinite before there is one.
+        plans: It, as a batch of one; None before.
+        configs: The configurations its stages refer to.
+        improvements: How it came about.
+        evaluations: Plans and stages priced by all engines so far.
+    """
+
+    budget: SearchBudget
+    clock: Callable[[], float] = time.perf_counter
+    step_time_s: float = np.inf
+    plans: StagePlanBatch | None = None
+    configs: StageConfigs | None = None
+    improvements: list[Improvement] = field(default_factory=list)
+    evaluations: int = 0
+    _began_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._began_s = self.clock()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the search began."""
+        return self.clock() - self._began_s
+
+    @property
+    def spent(self) -> str:
+        """Which limit is reached: ``seconds``, ``evaluations`` or, if none is, nothing."""
+        if self.budget.evaluations is not None and self.evaluations >= self.budget.evaluations:
+            return "evaluations"
+        return "seconds" if self.elapsed_s >= self.budget.seconds else ""
+
+    def offer(self, engine: str, plans: StagePlanBatch, configs: StageConfigs, step_time_s: float) -> bool:
+        """Takes a plan that fits, as a batch of one, if it is better than the best so far."""
+        if not step_time_s < self.step_time_s:
+            return False
+        self.step_time_s, self.plans, self.configs = step_time_s, plans, configs
+        self.improvements.append(Improvement(engine=engine, elapsed_s=self.elapsed_s, step_time_s=step_time_s))
+        return True

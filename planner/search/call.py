@@ -1,0 +1,57 @@
+"""The public call ``planner.search``: plans beyond those that treat every stage alike."""
+
+from typing import Any
+
+from planner.request import JobInput, ModelInput, Options, PinsInput
+from planner.search.best import SearchBudget
+from planner.search.portfolio import search_question
+from planner.search.question import MixedInput, ask
+from planner.search.result import SearchResult
+
+
+def search(
+    model: ModelInput,
+    cluster: MixedInput,
+    job: JobInput = None,
+    *,
+    strategy: str = "auto",
+    seconds: float = 20.0,
+    evaluations: int | None = None,
+    seed: int = 0,
+    pins: PinsInput = None,
+    options: Options | None = None,
+    **settings: Any,
+) -> SearchResult:
+    """The plan with the shortest step, stage by stage, and what is proved about it.
+
+    Args:
+        model: As for ``planner.plan``.
+        cluster: As for ``planner.plan``; or groups of different devices, as ``"4x8xA100-80GB+4x8xH100"``.
+        job: As for ``planner.plan``.
+        strategy: ``enumerate`` for uniform plans only; ``cpsat`` for exact partitions by CP-SAT; ``auto``
+            picks what proves most in the time given.
+        seconds: Wall-clock limit of the search.
+        evaluations: Most plans and stages priced; unlike ``seconds``, answers the same on every machine.
+        seed: Of everything random.
+        pins: As for ``planner.plan``.
+        options: As for ``planner.plan``; the objective is the step time.
+        **settings: Fields of ``Options``.
+
+    Returns:
+        The best plan with bound and gap; ``best`` is None when nothing fits.
+
+    Raises:
+        SpecError: If the question itself is wrong.
+
+    Example:
+        >>> import planner
+        >>> result = planner.search("llama-2-13b", "8xA100-80GB")
+        >>> result.optimal
+        True
+    """
+    if options is not None and settings:
+        raise TypeError("give options or keywords, not both")
+    budget = SearchBudget(seconds=seconds, evaluations=evaluations, seed=seed)
+    return search_question(
+        ask(model, cluster, job, pins, options or Options(**settings)), strategy=strategy, budget=budget
+    )

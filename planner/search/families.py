@@ -1,0 +1,143 @@
+"""Families of pipelines: what is decided before layers are laid out, and how short their steps can be at best.
+
+A family fixes the number of stages, the schedule, the chunks, the micro-batches, and which configurations
+(degrees, sharding, micro-batch size, device group) a stage may run. What is left is a partition: layers,
+recomputation and offloading of every stage.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.lowering.grouping import group_rows
+from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule
+from costmodels.stage_plan import CONFIG_COLUMNS, StageConfigs
+from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
+from costmodels.step import per_step_overhead_s
+
+SCHEDULES = (Schedule.ONE_F_ONE_B, Schedule.GPIPE)  # whose steps a partition can have
+_WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """Pipelines that differ in the layout of layers only.
+
+    Attributes:
+        num_stages: Stages p.
+        schedule: 1F1B or GPipe.
+        virtual_stages: Chunks per stage v.
+        num_microbatches: Micro-batches per step m.
+        configs: Rows of ``StageConfigs`` that its stages may run, ascending.
+        slots: How many stages there are devices for, for each of these; empty for enough.
+    """
+
+    num_stages: int
+    schedule: Schedule
+    virtual_stages: int
+    num_microbatches: int
+    configs: IntArray
+    slots: tuple[int, ...] = ()
+
+
+def alike_families(plans: PlanBatch, *, group: int = 0) -> tuple[list[Family], StageConfigs]:
+    """The families of uniform plans, every stage of which runs the same configuration.
+
+    Args:
+        plans: Legal plans; their layers, recomputation and offloading are not read.
+        group: Number of the device group they run on.
+
+    Returns:
+        One family per distinct layout, and the configurations.
+    """
+    plans = plans.take(np.flatnonzero(np.isin(plans.schedule, [int(code) for code in SCHEDULES])))
+    columns = [getattr(plans, name).astype(np.int64) for name in (*CONFIG_COLUMNS, "pipeline_parallel")]
+    alike = group_rows(*columns)
+    distinct = plans.take(alike.first)
+    named = {name: getattr(distinct, name) for name in (*CONFIG_COLUMNS, "pipeline_parallel")}
+    count = len(alike.first)
+    configs = StageConfigs(plans=PlanBatch.from_columns(count, **named), group=np.full(count, group))
+    layouts = group_rows(alike.of_row, plans.schedule, plans.virtual_stages)
+    families = [
+        Family(
+            num_stages=int(plans.pipeline_parallel[row]),
+            schedule=Schedule(int(plans.schedule[row])),
+            virtual_stages=int(plans.virtual_stages[row]),
+            num_microbatches=int(plans.num_microbatches[row]),
+            configs=alike.of_row[row : row + 1],
+        )
+        for row in layouts.first
+    ]
+    return families, configs
+
+
+def passes_per_work(num_stages: IntArray, num_microbatches: IntArray, virtual_stages: IntArray) -> FloatArray:
+    """(N,) seconds of a pipeline per second of one micro-batch on all stages together, at best.
+
+    Stages that take equally long make the shortest pipeline, (m + (p - 1) / v) / p. For 1F1B with m > p that
+    follows from the formula of ``costmodels.pipeline``: the time of stage i is at least
+    m s_i + sum before + 2 sum after - (p - 1 - i) s_i, and with weights w_(i+1) = w_i (m - p - 1 + i) / (m - p + 1 + i)
+    the weighted mean of these has the same coefficient for every s. With fewer micro-batches, the slowest
+    stage works m times, and the way through all is the least there is.
+    """
+    p, m, v = num_stages, num_microbatches, virtual_stages
+    spread = np.where(m > p, (m + p - 1) / p, np.maximum(m / p, 1.0))
+    per_work: FloatArray = (1.0 - 1.0 / v) * m / p + spread / v
+    return per_work
+
+
+def least_step_s(families: list[Family], prices: StagePrices, *, extra_s: FloatArray | float = 0.0) -> FloatArray:
+    """(F,) seconds that no layout of families of one configuration goes below: stages in perfect balance.
+
+    Args:
+        families: The families.
+        prices: Prices of their configurations.
+        extra_s: (F,) seconds that recomputation adds to one micro-batch at least.
+    """
+    if not families:
+        return np.zeros(0)
+    model = prices.context.model
+    config = np.asarray([int(family.configs[0]) for family in families], dtype=np.int64)
+    p = np.asarray([family.num_stages for family in families], dtype=np.int64)
+    m = np.asarray([family.num_microbatches for family in families], dtype=np.int64)
+    v = np.asarray([family.virtual_stages for family in families], dtype=np.int64)
+    every = np.ones(len(families), dtype=np.bool_)
+    moe = np.full(len(families), model.num_moe_layers)
+    rows = prices.rows(config, dense=model.num_layers - moe, moe=moe, has_embedding=every, has_head=every)
+    content = {name: prices.content[index, rows] for index, name in enumerate(CONTENT_COLUMNS)}
+    crossing_s = np.where(p > 1, own_crossing_s(prices, config), 0.0)
+    per_stage_s = 2 * crossing_s + prices.context.stack.microbatch_overhead_s * v
+    work_s = np.sum([content[name] for name in _WORK], axis=0) + p * per_stage_s + extra_s
+    known_s = passes_per_work(p, m, v) * work_s + np.minimum(content["device_step_s"], content["host_step_s"]) / p
+    return step_s(known_s, nodes=p * prices.unit["nodes"][config], prices=prices)
+
+
+def own_crossing_s(prices: StagePrices, config: IntArray) -> FloatArray:
+    """(N,) seconds one way between two stages that run the same configuration."""
+    crossing_s: FloatArray = prices.transfer_s[config * len(prices.contexts) + prices.configs.group[config]]
+    return crossing_s
+
+
+def crossings_s(prices: StagePrices, configs: IntArray) -> FloatArray:
+    """(C, C) seconds one way between stages of any two configurations: the slower side's, as the cost path has it."""
+    groups = len(prices.contexts)
+    towards_s = prices.transfer_s[configs[:, None] * groups + prices.configs.group[configs][None, :]]
+    crossing_s: FloatArray = np.maximum(towards_s, towards_s.T)
+    return crossing_s
+
+
+def least_nodes(family: Family, prices: StagePrices) -> float:
+    """Hosts that a pipeline of the family takes at least."""
+    return float(prices.unit["nodes"][family.configs].min()) * family.num_stages
+
+
+def step_s(known_s: FloatArray, *, nodes: FloatArray, prices: StagePrices) -> FloatArray:
+    """(N,) whole steps from pipeline, traffic, optimizer and offloading."""
+    stack = prices.context.stack
+    return (known_s + per_step_overhead_s(known_s, nodes=nodes, stack=stack)) * stack.step_time_scale
+
+
+def known_of_step_s(whole_s: float, *, nodes: float, prices: StagePrices) -> float:
+    """The inverse of ``step_s`` for one plan."""
+    zero, one = step_s(np.asarray([0.0, 1.0]), nodes=np.full(2, nodes), prices=prices)
+    return float((whole_s - zero) / (one - zero))

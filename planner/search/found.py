@@ -1,0 +1,82 @@
+"""Plans found by any engine, priced again from scratch and put into words."""
+
+import numpy as np
+
+from costmodels.arrays import largest
+from costmodels.plan import FloatArray
+from costmodels.stage_evaluate import StageEstimateBatch, evaluate_stages
+from costmodels.stage_plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
+from costmodels.stage_prices import StagePrices
+from planner.rules.pipeline import SCHEDULE_NAMES
+from planner.search.question import Question
+from planner.search.result import FoundPlan, StageChoice
+
+_SCHEDULES = {int(code): name for name, code in SCHEDULE_NAMES.items()}
+
+
+def priced_anew(question: Question, plans: StagePlanBatch, configs: StageConfigs) -> StageEstimateBatch:
+    """Prices plans with tables of their own, as if nothing had been priced before."""
+    return evaluate_stages(plans, StagePrices(configs=configs, contexts=question.contexts, joint=question.joint))
+
+
+def found_plan(question: Question, plans: StagePlanBatch, configs: StageConfigs) -> FoundPlan:
+    """The first of the plans, priced anew.
+
+    Args:
+        question: What was searched for.
+        plans: The plan, as a batch of one.
+        configs: The configurations its stages refer to.
+    """
+    config = np.unique(plans.config[0, : int(plans.num_stages[0])])
+    own = StageConfigs(plans=configs.plans.take(config), group=configs.group[config])
+    plan = plans.take(np.zeros(1, dtype=np.int64))
+    plan = plan.with_columns(config=np.clip(np.searchsorted(config, plan.config), 0, len(config) - 1))
+    priced = priced_anew(question, plan, own)
+    used = np.flatnonzero(plan.used[0])
+    step_s, width = float(priced.step_time_s[0]), float(priced.half_width[0])
+    devices = int(own.num_devices[plan.config[0, used]].sum())
+    return FoundPlan(
+        schedule=_SCHEDULES[int(plan.schedule[0])],
+        virtual_stages=int(plan.virtual_stages[0]),
+        num_microbatches=int(plan.num_microbatches[0]),
+        num_devices=devices,
+        idle_devices=question.num_devices - devices,
+        step_time_s=step_s,
+        step_time_low_s=step_s * float(np.exp(-width)),
+        step_time_high_s=step_s * float(np.exp(width)),
+        time_parts_s={name: float(values[0]) for name, values in priced.time_parts_s.items()},
+        peak_memory_bytes=float(largest(priced.stage_memory_bytes)[0]),
+        fits=bool(priced.fits[0]),
+        stages=tuple(_stage(question, plan, own, priced, int(stage)) for stage in used),
+    )
+
+
+def _stage(
+    question: Question, plan: StagePlanBatch, configs: StageConfigs, priced: StageEstimateBatch, stage: int
+) -> StageChoice:
+    config = int(plan.config[0, stage])
+    way = configs.plans.plan(config)
+    _, moe = plan.kinds(question.contexts[0].model)
+    work_s: FloatArray = priced.stages.work_s
+    return StageChoice(
+        index=stage,
+        device=question.requests[int(configs.group[config])].cluster.device.name,
+        num_devices=int(configs.num_devices[config]),
+        layers=int(plan.layers[0, stage]),
+        moe_layers=int(moe[0, stage]),
+        tensor_parallel=way.tensor_parallel,
+        context_parallel=way.context_parallel,
+        data_parallel=way.data_parallel,
+        expert_parallel=way.expert_parallel,
+        expert_tensor_parallel=way.expert_tensor_parallel,
+        zero_stage=way.zero_stage,
+        micro_batch_size=way.micro_batch_size,
+        sequence_parallel=way.sequence_parallel,
+        selective_layers=int(plan.selective_dense[0, stage] + plan.selective_moe[0, stage]),
+        full_layers=int(plan.full_dense[0, stage] + plan.full_moe[0, stage]),
+        offloaded_layers=int(plan.offloaded[0, stage]),
+        optimizer_offload=int(plan.optimizer_offload[0, stage]) / OFFLOAD_PARTS,
+        microbatch_time_s=float(work_s[0, stage]),
+        memory_bytes=float(priced.stage_memory_bytes[0, stage]),
+        usable_memory_bytes=float(priced.usable_bytes[0, stage]),
+    )

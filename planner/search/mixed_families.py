@@ -1,0 +1,152 @@
+"""Families of pipelines across groups of different devices.
+
+All stages on one group have the same number of devices and the same configuration; which stages are on which
+group, and how many, is part of the partition, as is leaving devices idle. Numbers of devices per stage are
+powers of two, from an eighth of the group up, and whole groups; of the configurations a group offers for a
+size of micro-batch, those with the least work are considered. Interleaved schedules across groups are not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from costmodels.lowering.grouping import group_rows
+from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule, concatenate
+from costmodels.stage_plan import CONFIG_COLUMNS, StageConfigs
+from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
+from planner.request import setting_of
+from planner.search.families import Family, step_s
+from planner.search.question import Question
+from planner.space import plan_space
+
+_MOST_STAGES = 16
+_MOST_SLOTS = 8  # stages on one group
+_OFFERED = 3  # configurations per group, devices of a stage and size of micro-batch
+_WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixed:
+    """Families across groups, and the least step of each."""
+
+    families: list[Family]
+    prices: StagePrices
+    least_s: FloatArray
+
+
+def mixed_families(question: Question, pins: Mapping[str, int]) -> Mixed:
+    """Every family of the question that uses more than one group.
+
+    Args:
+        question: The question, with several groups.
+        pins: Plan columns the user fixed; of these, numbers of stages and ranks are not read.
+    """
+    configs = _configs(question, pins)
+    prices = StagePrices(configs=configs, contexts=question.contexts, joint=question.joint)
+    work_s = _work_s(prices)
+    kept = _offered(configs, work_s)
+    sizes = np.asarray([request.cluster.num_devices for request in question.requests])
+    slots = sizes[configs.group] // configs.num_devices
+    groups = len(question.requests)
+    families: list[Family] = []
+    for key in sorted(
+        set(zip(configs.samples[kept].tolist(), configs.plans.num_microbatches[kept].tolist(), strict=True))
+    ):
+        members = kept[(configs.samples[kept] == key[0]) & (configs.plans.num_microbatches[kept] == key[1])]
+        of_group = [members[configs.group[members] == group] for group in range(groups)]
+        for chosen in product(*([None, *rows.tolist()] for rows in of_group)):
+            rows = np.asarray(sorted(row for row in chosen if row is not None), dtype=np.int64)
+            if len(rows) > 1:
+                families += _of_configs(rows, slots, key[1], question.requests[0].model.num_layers)
+    return Mixed(families=families, prices=prices, least_s=_least_s(families, prices, work_s))
+
+
+def _of_configs(rows: IntArray, slots: IntArray, microbatches: int, layers: int) -> list[Family]:
+    most = min(int(slots[rows].sum()), _MOST_STAGES, layers)
+    return [
+        Family(
+            num_stages=stages,
+            schedule=Schedule.ONE_F_ONE_B,
+            virtual_stages=1,
+            num_microbatches=microbatches,
+            configs=rows,
+            slots=tuple(int(count) for count in slots[rows]),
+        )
+        for stages in range(len(rows), most + 1)
+    ]
+
+
+def _configs(question: Question, pins: Mapping[str, int]) -> StageConfigs:
+    """Legal configurations of stages of every group, from uniform pipelines of two such stages."""
+    fixed = {name: value for name, value in pins.items() if name not in _NOT_READ}
+    batches: list[PlanBatch] = []
+    group_of: list[IntArray] = []
+    for group, request in enumerate(question.requests):
+        cluster = request.cluster
+        for size in _stage_sizes(cluster.num_devices):
+            setting = setting_of(request)
+            setting = type(setting)(
+                model=setting.model, job=setting.job, num_devices=2 * size, framework=setting.framework
+            )
+            space = plan_space(
+                setting, domain_devices=cluster.domain_devices, pins=fixed | {"pipeline_parallel": 2}, offload=False
+            )
+            plans = space.plans.take(np.flatnonzero(space.plans.schedule == Schedule.ONE_F_ONE_B))
+            alike = group_rows(*(getattr(plans, name).astype(np.int64) for name in CONFIG_COLUMNS))
+            distinct = plans.take(alike.first)
+            named = {name: getattr(distinct, name) for name in (*CONFIG_COLUMNS, "pipeline_parallel")}
+            batches.append(PlanBatch.from_columns(len(alike.first), **named))
+            group_of.append(np.full(len(alike.first), group))
+    return StageConfigs(plans=concatenate(batches), group=np.concatenate(group_of))
+
+
+_NOT_READ = ("pipeline_parallel", "virtual_stages", "schedule", "first_stage_layers", "last_stage_layers", "recompute",
+             "recompute_layers", "data_parallel")  # fmt: skip
+
+
+def _stage_sizes(devices: int) -> list[int]:
+    """Devices of one stage: powers of two, and the whole group."""
+    sizes = [1 << power for power in range(devices.bit_length()) if devices // _MOST_SLOTS <= 1 << power <= devices]
+    return sizes if devices in sizes else [*sizes, devices]
+
+
+def _work_s(prices: StagePrices) -> FloatArray:
+    """(K,) one micro-batch through all layers, one after the other on one stage of each configuration."""
+    model, count = prices.context.model, len(prices.configs)
+    every = np.ones(count, dtype=np.bool_)
+    moe = np.full(count, model.num_moe_layers)
+    rows = prices.rows(np.arange(count), dense=model.num_layers - moe, moe=moe, has_embedding=every, has_head=every)
+    work_s: FloatArray = np.sum([prices.content[CONTENT_COLUMNS.index(name), rows] for name in _WORK], axis=0)
+    return work_s
+
+
+def _offered(configs: StageConfigs, work_s: FloatArray) -> IntArray:
+    """Of configurations with the same group, devices and micro-batches those with the least work, ascending."""
+    alike = group_rows(configs.group, configs.num_devices, configs.samples, configs.plans.num_microbatches)
+    order = np.lexsort((work_s, alike.of_row))
+    of_row = alike.of_row[order]
+    starts = np.flatnonzero(np.concatenate([[True], of_row[1:] != of_row[:-1]]))
+    place = np.arange(len(order)) - np.repeat(starts, np.diff(np.concatenate([starts, [len(order)]])))
+    return np.sort(order[place < _OFFERED])
+
+
+def _least_s(families: list[Family], prices: StagePrices, work_s: FloatArray) -> FloatArray:
+    """(F,) step times that no layout goes below: all layers at the rate of the fastest stages there are devices for.
+
+    The slowest stage works m times, and takes at least as long as all layers divided by the rates of all
+    stages together; one micro-batch passes m - 1 times less through the others, at the rate of the fastest.
+    """
+    least_s = np.zeros(len(families))
+    nodes = np.zeros(len(families))
+    for at, family in enumerate(families):
+        times_s = work_s[family.configs]
+        order = np.argsort(times_s)
+        left, rate = family.num_stages, 0.0
+        for index in order:
+            taken = min(left, family.slots[index])
+            rate, left = rate + taken / float(times_s[index]), left - taken
+        least_s[at] = max(family.num_microbatches / rate, float(times_s.min()))
+        nodes[at] = float(prices.unit["nodes"][family.configs].min()) * family.num_stages
+    return step_s(least_s, nodes=nodes, prices=prices) if len(families) else least_s

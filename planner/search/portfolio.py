@@ -1,0 +1,161 @@
+"""Strategies: which engines search a question, in which order, and what they prove together."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from costmodels.plan import PlanBatch, Recompute
+from costmodels.stage_plan import from_uniform
+from costmodels.stage_prices import StagePrices
+from planner.request import setting_of
+from planner.search.best import BestSoFar, SearchBudget
+from planner.search.capacity import capacity
+from planner.search.enumerate import price_all
+from planner.search.families import alike_families, least_step_s
+from planner.search.found import found_plan
+from planner.search.freedom import Freedom
+from planner.search.mixed_families import mixed_families
+from planner.search.question import Question
+from planner.search.result import EngineRun, SearchResult
+from planner.search.staged import StagedSearch
+from planner.space import plan_space
+from profiles.errors import SpecError, did_you_mean
+
+Engine = Callable[[Question, BestSoFar], list[EngineRun]]
+
+_UNIFORM = "plans that treat every stage alike"
+_STAGED = "any layers, recomputation and offloading per stage, degrees alike on all stages"
+_MIXED = "pipelines across groups, one configuration per group"
+
+
+def search_question(question: Question, *, strategy: str, budget: SearchBudget) -> SearchResult:
+    """Runs the engines of a strategy one after the other on the same best plan.
+
+    Raises:
+        SpecError: If there is no such strategy.
+    """
+    if strategy not in STRATEGIES:
+        raise SpecError("strategy", f"unknown value {str(strategy)[:40]!r}", did_you_mean(str(strategy), STRATEGIES))
+    best = BestSoFar(budget=budget)
+    runs: list[EngineRun] = []
+    uniform_s = np.inf
+    for engine in STRATEGIES[strategy]:
+        runs += engine(question, best)
+        if engine is by_enumeration:
+            uniform_s = best.step_time_s
+    found = None if best.plans is None or best.configs is None else found_plan(question, best.plans, best.configs)
+    proved = [run.bound_s for run in runs if run.bound_s is not None]
+    return SearchResult(
+        requests=question.requests,
+        cluster=question.cluster_name,
+        strategy=strategy,
+        seed=budget.seed,
+        best=found,
+        uniform_step_time_s=uniform_s,
+        engines=tuple(runs),
+        improvements=tuple(best.improvements),
+        elapsed_s=best.elapsed_s,
+        bound_s=_together(proved, best) if proved else None,
+    )
+
+
+def _together(bounds: list[float], best: BestSoFar) -> float | None:
+    """What all bounds prove of the spaces together: the least of them, and never more than the best plan."""
+    bound_s = min([*bounds, best.step_time_s])
+    return bound_s if np.isfinite(bound_s) else None
+
+
+def by_enumeration(question: Question, best: BestSoFar) -> list[EngineRun]:
+    """Prices every uniform plan, on each group by itself where there are several."""
+    runs = []
+    for group in range(len(question.requests)):
+        began_s = best.elapsed_s
+        plans = _uniform_plans(question, group)
+        priced = price_all(plans, question.contexts[group])
+        best.evaluations += len(plans)
+        fitting = np.flatnonzero(priced.fits)
+        found_s = np.inf
+        if len(fitting):
+            row = fitting[int(np.argmin(priced.step_time_s[fitting]))]
+            found_s = float(priced.step_time_s[row])
+            staged, configs = from_uniform(plans.take(np.asarray([row])), question.requests[group].model, group=group)
+            best.offer("enumerate", staged, configs, found_s)
+        runs.append(
+            EngineRun(
+                engine="enumerate", status="optimal" if len(fitting) else "infeasible", evaluations=len(plans),
+                elapsed_s=best.elapsed_s - began_s, step_time_s=found_s, bound_s=found_s,
+                space=_on(question, group, _UNIFORM), statistics={"fitting": len(fitting)},
+            )
+        )  # fmt: skip
+    return runs
+
+
+def by_cpsat(question: Question, best: BestSoFar) -> list[EngineRun]:
+    """Partitions by CP-SAT alone."""
+    return _partitions(question, best, engine="cpsat")
+
+
+def by_partition(question: Question, best: BestSoFar) -> list[EngineRun]:
+    """Partitions by label setting, and by CP-SAT what that leaves open."""
+    return _partitions(question, best, engine="partition")
+
+
+def _partitions(question: Question, best: BestSoFar, *, engine: str) -> list[EngineRun]:
+    runs = []
+    for group, request in enumerate(question.requests):
+        plans = _uniform_plans(question, group)
+        freedom = _freedom(plans, offload=request.offload)
+        families, configs = alike_families(plans, group=group)
+        prices = StagePrices(configs=configs, contexts=question.contexts)
+        perfect_s = least_step_s(families, prices)
+        hopeful = np.flatnonzero(perfect_s < best.step_time_s)
+        families = [families[at] for at in hopeful]
+        bounds = capacity(families, prices, freedom, perfect_s=perfect_s[hopeful])
+        search = StagedSearch(
+            families=families, least_s=bounds.least_s, most_layers=bounds.most_layers, prices=prices, freedom=freedom,
+            best=best, engine=engine,
+        )  # fmt: skip
+        runs.append(search.run(_on(question, group, _STAGED)))
+    if len(question.requests) > 1:
+        runs.append(_across(question, best, engine=engine))
+    return runs
+
+
+def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
+    """Pipelines that use several groups."""
+    request = question.requests[0]
+    mixed = mixed_families(question, request.pins)
+    layers = np.full(len(mixed.families), request.model.num_layers)
+    search = StagedSearch(
+        families=mixed.families, least_s=mixed.least_s, most_layers=layers, prices=mixed.prices,
+        freedom=_freedom(_uniform_plans(question, 0), offload=request.offload), best=best, engine=engine,
+    )  # fmt: skip
+    return search.run(_MIXED)
+
+
+def _uniform_plans(question: Question, group: int) -> PlanBatch:
+    """Every legal uniform plan on one group."""
+    request = question.requests[group]
+    space = plan_space(
+        setting_of(request), domain_devices=request.cluster.domain_devices, pins=request.pins, offload=request.offload
+    )
+    return space.plans
+
+
+def _freedom(plans: PlanBatch, *, offload: bool) -> Freedom:
+    """What the framework, and what the user fixed, leave to the layout of stages."""
+    modes = set(np.unique(plans.recompute).tolist())
+    whole = bool(modes & {int(Recompute.FULL), int(Recompute.BLOCK)})
+    return Freedom(selective=int(Recompute.SELECTIVE) in modes, full=whole, offload=offload)
+
+
+def _on(question: Question, group: int, space: str) -> str:
+    """The space, with the group it is searched on where there are several."""
+    return space if question.mixed is None else f"{space}, on {question.requests[group].cluster.name} alone"
+
+
+STRATEGIES: dict[str, tuple[Engine, ...]] = {
+    "enumerate": (by_enumeration,),
+    "cpsat": (by_enumeration, by_cpsat),
+    "auto": (by_enumeration, by_partition),
+}

@@ -1,0 +1,100 @@
+"""A search's question: one request per group of devices, and everything prices depend on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from math import ceil
+
+from costmodels.context import CostContext
+from planner.request import ClusterInput, JobInput, ModelInput, Options, PinsInput, cost_context, resolve_request
+from planner.results import Request
+from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec
+from profiles.mixed_cluster import MixedCluster, is_mixed, mixed_cluster_from_mapping, parse_mixed_cluster
+
+MixedInput = ClusterInput | MixedCluster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is searched for.
+
+    Attributes:
+        requests: One per group of devices; they differ in their cluster only.
+        mixed: The groups together; None for a single one.
+    """
+
+    requests: tuple[Request, ...]
+    mixed: MixedCluster | None = None
+
+    @property
+    def cluster_name(self) -> str:
+        """As the user wrote it."""
+        return self.requests[0].cluster.name if self.mixed is None else self.mixed.name
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of all groups."""
+        return sum(request.cluster.num_devices for request in self.requests)
+
+    @cached_property
+    def contexts(self) -> tuple[CostContext, ...]:
+        """What prices depend on, per group."""
+        return tuple(cost_context(request) for request in self.requests)
+
+    @cached_property
+    def joint(self) -> Mapping[tuple[int, int], CostContext]:
+        """What prices of traffic between two groups depend on."""
+        if self.mixed is None:
+            return {}
+        pairs = combinations(range(len(self.requests)), 2)
+        return {(a, b): cost_context(self.requests[a], self.mixed.joint(a, b)) for a, b in pairs}
+
+
+def ask(model: ModelInput, cluster: MixedInput, job: JobInput, pins: PinsInput, options: Options) -> Question:
+    """The question in full.
+
+    Args:
+        model: As for ``planner.api.plan``.
+        cluster: As for ``planner.api.plan``; or groups: text joined by ``+``, a mapping with ``groups``.
+        job: As for ``planner.api.plan``.
+        pins: As for ``planner.api.plan``.
+        options: As for ``planner.api.plan``; only the objective ``step_time`` is searched for.
+
+    Raises:
+        SpecError: If anything named is unknown, out of bounds or contradictory.
+    """
+    mixed = _mixed(cluster)
+    if mixed is None:
+        question = Question(requests=(resolve_request(model, cluster, job, pins, options),))  # type: ignore[arg-type]
+    else:
+        whole = _alike(mixed)
+        first = resolve_request(model, whole, job, pins, options)
+        groups = [resolve_request(model, group, first.job, pins, options) for group in mixed.groups]
+        notes = tuple(note for note in first.assumptions if note.field != "cluster")
+        question = Question(
+            requests=tuple(replace(group, assumptions=(*group.assumptions, *notes)) for group in groups), mixed=mixed
+        )
+    if question.requests[0].objective != "step_time":
+        raise SpecError("objective", "a search minimises step_time", "planner plan knows other objectives")
+    return question
+
+
+def _mixed(cluster: MixedInput) -> MixedCluster | None:
+    """The groups of a cluster that has several."""
+    if isinstance(cluster, MixedCluster):
+        found = cluster
+    elif isinstance(cluster, str) and is_mixed(cluster):
+        found = parse_mixed_cluster(cluster)
+    elif isinstance(cluster, Mapping) and is_mixed(cluster):
+        found = mixed_cluster_from_mapping(cluster)
+    else:
+        return None
+    return found
+
+
+def _alike(mixed: MixedCluster) -> ClusterSpec:
+    """As many devices of the first group's kind: what a job is sized by when its user does not say."""
+    node = mixed.groups[0].node
+    return ClusterSpec(name=mixed.name, node=node, num_nodes=ceil(mixed.num_devices / node.devices_per_node))

@@ -1,0 +1,198 @@
+"""What a search answers: the best plan, who found it, and what is proved about how good it is."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from planner.results import Note, Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageChoice:
+    """One stage of a plan.
+
+    Attributes:
+        index: Number of the stage from 0.
+        device: Name of its devices.
+        num_devices: How many it has.
+        layers, moe_layers: Transformer layers on it, and how many of them are mixtures of experts.
+        tensor_parallel, context_parallel, data_parallel, expert_parallel, expert_tensor_parallel: Degrees.
+        zero_stage: ZeRO stage over its data-parallel ranks.
+        micro_batch_size: Sequences per micro-batch and rank.
+        sequence_parallel: Whether norms are sharded over tensor-parallel ranks.
+        selective_layers: Layers that recompute their attention core.
+        full_layers: Layers recomputed from their input.
+        offloaded_layers: Layers whose kept activations are on the host.
+        optimizer_offload: Share of the optimizer's states that is on the host.
+        microbatch_time_s: One micro-batch, forward and backward.
+        memory_bytes: Of one device at its peak.
+        usable_memory_bytes: What the device offers.
+    """
+
+    index: int
+    device: str
+    num_devices: int
+    layers: int
+    moe_layers: int
+    tensor_parallel: int
+    context_parallel: int
+    data_parallel: int
+    expert_parallel: int
+    expert_tensor_parallel: int
+    zero_stage: int
+    micro_batch_size: int
+    sequence_parallel: bool
+    selective_layers: int
+    full_layers: int
+    offloaded_layers: int
+    optimizer_offload: float
+    microbatch_time_s: float
+    memory_bytes: float
+    usable_memory_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundPlan:
+    """A plan stage by stage, priced from scratch by the one cost path.
+
+    Attributes:
+        schedule: Name of the schedule.
+        virtual_stages: Chunks per stage.
+        num_microbatches: Micro-batches per step.
+        num_devices: Devices it occupies.
+        idle_devices: Devices of the cluster it leaves alone.
+        step_time_s, step_time_low_s, step_time_high_s: One optimizer step, and a 90 % interval.
+        time_parts_s: Part of the step to seconds; they add up to the step time.
+        peak_memory_bytes: Fullest device.
+        fits: Whether device and host memory suffice on every stage.
+        stages: Every stage.
+    """
+
+    schedule: str
+    virtual_stages: int
+    num_microbatches: int
+    num_devices: int
+    idle_devices: int
+    step_time_s: float
+    step_time_low_s: float
+    step_time_high_s: float
+    time_parts_s: Mapping[str, float]
+    peak_memory_bytes: float
+    fits: bool
+    stages: tuple[StageChoice, ...]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every stage runs alike: the same devices, degrees, layers and recomputation."""
+        return len({_alike(stage) for stage in self.stages}) == 1
+
+
+def _alike(stage: StageChoice) -> tuple[object, ...]:
+    return (
+        stage.device, stage.num_devices, stage.layers, stage.tensor_parallel, stage.context_parallel,
+        stage.expert_parallel, stage.zero_stage, stage.micro_batch_size, stage.selective_layers, stage.full_layers,
+        stage.offloaded_layers, stage.optimizer_offload,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Improvement:
+    """A plan better than every one before.
+
+    Attributes:
+        engine: Who found it.
+        elapsed_s: Seconds since the search began.
+        step_time_s: Its price.
+    """
+
+    engine: str
+    elapsed_s: float
+    step_time_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRun:
+    """What one engine did.
+
+    Attributes:
+        engine: Name: ``enumerate``, ``partition``, ``cpsat``, ``mcmc``.
+        status: What it proved or why it stopped: ``optimal``, ``feasible``, ``infeasible``, ``unknown``, or the limit.
+        evaluations: Plans, or stages of plans, that it priced.
+        elapsed_s: Seconds it took.
+        step_time_s: Best plan it found; infinite without one.
+        bound_s: No plan of the space it searched is below that; None when it proves nothing.
+        space: What it searched, in words.
+        statistics: Whatever else it counts, by name.
+    """
+
+    engine: str
+    status: str
+    evaluations: int
+    elapsed_s: float
+    step_time_s: float
+    bound_s: float | None
+    space: str
+    statistics: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """The answer to a search.
+
+    Attributes:
+        requests: The question as understood; one request per group of devices.
+        cluster: Name of the cluster.
+        strategy: What was asked for.
+        seed: Of everything random.
+        best: The best plan; None when none was found.
+        uniform_step_time_s: The best plan that treats every stage alike; infinite without one.
+        engines: What every engine did, in order.
+        improvements: How the best plan came about.
+        elapsed_s: Seconds altogether.
+        bound_s: No plan of the spaces searched is below that; None when nothing was proved.
+        warnings: What to know before trusting the numbers.
+    """
+
+    requests: tuple[Request, ...]
+    cluster: str
+    strategy: str
+    seed: int
+    best: FoundPlan | None
+    uniform_step_time_s: float
+    engines: tuple[EngineRun, ...]
+    improvements: tuple[Improvement, ...]
+    elapsed_s: float
+    bound_s: float | None
+    warnings: tuple[Note, ...] = ()
+
+    @property
+    def evaluations(self) -> int:
+        """Plans and stages priced by all engines."""
+        return sum(run.evaluations for run in self.engines)
+
+    @property
+    def gap(self) -> float | None:
+        """Share of the step time that a better plan could still save; None when nothing is proved."""
+        if self.best is None or self.bound_s is None:
+            return None
+        return max(1.0 - self.bound_s / self.best.step_time_s, 0.0)
+
+    @property
+    def optimal(self) -> bool:
+        """Whether no plan of the spaces searched is better, up to rounding."""
+        return self.gap is not None and self.gap <= OPTIMAL_GAP
+
+    @property
+    def fits(self) -> bool:
+        """Whether a plan was found that fits."""
+        return self.best is not None
+
+    @property
+    def gain(self) -> float:
+        """Share of the step time that the best plan saves over the best uniform one; 0 without either."""
+        if self.best is None or not math.isfinite(self.uniform_step_time_s):
+            return 0.0
+        return 1.0 - self.best.step_time_s / self.uniform_step_time_s
+
+
+OPTIMAL_GAP = 1e-6  # values closer than that are one value: what rounding to ticks may hide

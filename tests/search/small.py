@@ -1,0 +1,151 @@
+"""Questions small enough to price every plan: all families, and every layout of each."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from costmodels.plan import IntArray, Recompute
+from costmodels.stage_evaluate import evaluate_stages
+from costmodels.stage_plan import StagePlanBatch
+from costmodels.stage_prices import StagePrices
+from planner.request import Options, setting_of
+from planner.search.families import Family, alike_families
+from planner.search.mixed_families import mixed_families
+from planner.search.question import Question, ask
+from planner.space import plan_space
+
+_CHUNK = 50_000
+
+
+def model(layers: int, **more: Any) -> dict[str, Any]:
+    """A Llama-like configuration of some 100 million parameters per layer."""
+    return {
+        "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": layers, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 32000, "max_position_embeddings": 4096,
+    } | more  # fmt: skip
+
+
+def mixture(layers: int) -> dict[str, Any]:
+    """The same with eight experts per layer."""
+    return model(layers, model_type="mixtral", num_local_experts=8, num_experts_per_tok=2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Small:
+    """A question by name."""
+
+    name: str
+    model: dict[str, Any]
+    cluster: str
+    job: dict[str, Any]
+    reserve_gib: float = 0.0
+    pins: dict[str, Any] = field(default_factory=dict)
+
+    def question(self) -> Question:
+        """In full."""
+        options = Options(memory_reserve_bytes=self.reserve_gib * 2**30)
+        return ask(self.model, self.cluster, self.job, self.pins, options)
+
+    def arguments(self) -> dict[str, Any]:
+        """Of ``planner.search``."""
+        return {
+            "model": self.model, "cluster": self.cluster, "job": self.job, "pins": self.pins,
+            "memory_reserve_bytes": self.reserve_gib * 2**30,
+        }  # fmt: skip
+
+
+_JOB = {"sequence_length": 2048, "global_batch_size": 16}
+_LONG = {"sequence_length": 2048, "global_batch_size": 64}
+INSTANCES = (
+    Small(name="dense, loose", model=model(4), cluster="4xA100-80GB", job=_JOB),
+    Small(name="dense, tight", model=model(4), cluster="4xA100-80GB", job=_JOB, reserve_gib=65.0),
+    Small(name="dense, five layers", model=model(5), cluster="4xA100-80GB", job=_JOB, reserve_gib=60.0),
+    Small(name="dense, two stages", model=model(8), cluster="4xA100-80GB", job=_JOB, reserve_gib=52.0, pins={"pp": 2}),
+    Small(name="dense, few micro-batches", model=model(6), cluster="4xA100-80GB", pins={"pp": 2},
+          job={"sequence_length": 2048, "global_batch_size": 4}, reserve_gib=55.0),
+    Small(name="dense, large vocabulary", model=model(6, vocab_size=256000), cluster="4xA100-80GB", job=_JOB,
+          reserve_gib=50.0, pins={"pp": 2}),
+    Small(name="MoE, loose", model=mixture(4), cluster="4xH100", job=_JOB),
+    Small(name="MoE, tight", model=mixture(4), cluster="4xH100", job=_JOB, reserve_gib=25.0),
+    Small(name="MoE, two stages", model=mixture(6), cluster="8xH100", job=_JOB, reserve_gib=32.0, pins={"pp": 2}),
+    Small(name="two types, loose", model=model(5), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, pins={"mbs": 1}),
+    Small(name="two types, tight", model=model(5), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, reserve_gib=45.0,
+          pins={"mbs": 1}),
+    Small(name="two types, MoE", model=mixture(4), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, reserve_gib=5.0,
+          pins={"mbs": 1}),
+)  # fmt: skip
+
+
+def every_layout(family: Family, layers: int, *, moe: bool, modes: set[int]) -> Iterator[dict[str, IntArray]]:
+    """Columns of every layout of a family, in chunks: layers, their recomputation, and the stages' configurations."""
+    kind = "moe" if moe else "dense"
+    ways = {count: list(_recomputed(count, modes)) for count in range(1, layers + 1)}
+    rows: list[tuple[Any, ...]] = []
+    slots = dict(zip(family.configs.tolist(), family.slots, strict=True)) if family.slots else {}
+    for chosen in itertools.product(family.configs.tolist(), repeat=family.num_stages):
+        if any(chosen.count(config) > most for config, most in slots.items()):
+            continue
+        for split in _splits(layers, family.num_stages, family.virtual_stages):
+            for again in itertools.product(*(ways[count] for count in split)):
+                rows.append((chosen, split, [way[0] for way in again], [way[1] for way in again]))
+                if len(rows) == _CHUNK:
+                    yield _columns(rows, kind)
+                    rows = []
+    if rows:
+        yield _columns(rows, kind)
+
+
+def _columns(rows: list[tuple[Any, ...]], kind: str) -> dict[str, IntArray]:
+    config, split, selective, full = (np.asarray(column) for column in zip(*rows, strict=True))
+    return {"config": config, "layers": split, f"selective_{kind}": selective, f"full_{kind}": full}
+
+
+def _splits(layers: int, stages: int, chunks: int) -> Iterator[tuple[int, ...]]:
+    for cuts in itertools.combinations(range(1, layers), stages - 1):
+        split = np.diff([0, *cuts, layers])
+        if split.min() >= chunks:  # every chunk of every stage has a layer
+            yield tuple(split.tolist())
+
+
+def _recomputed(layers: int, modes: set[int]) -> Iterator[tuple[int, int]]:
+    whole = bool(modes & {int(Recompute.FULL), int(Recompute.BLOCK)})
+    for full in range(layers + 1 if whole else 1):
+        for selective in range(layers - full + 1 if int(Recompute.SELECTIVE) in modes else 1):
+            yield selective, full
+
+
+def true_optimum(question: Question) -> tuple[float, int]:
+    """The shortest step of all plans there are, and how many these are."""
+    best_s, plans = np.inf, 0
+    request = question.requests[0]
+    layers, moe = request.model.num_layers, request.model.num_moe_layers > 0
+    modes: set[int] = set()
+    for group, each in enumerate(question.requests):
+        space = plan_space(setting_of(each), domain_devices=each.cluster.domain_devices, pins=each.pins)
+        modes = set(np.unique(space.plans.recompute).tolist())
+        families, configs = alike_families(space.plans, group=group)
+        found = _best_of(families, StagePrices(configs=configs, contexts=question.contexts), layers, moe, modes)
+        best_s, plans = min(best_s, found[0]), plans + found[1]
+    if len(question.requests) > 1:
+        mixed = mixed_families(question, request.pins)
+        found = _best_of(mixed.families, mixed.prices, layers, moe, modes)
+        best_s, plans = min(best_s, found[0]), plans + found[1]
+    return best_s, plans
+
+
+def _best_of(families: list[Family], prices: StagePrices, layers: int, moe: bool, modes: set[int]) -> tuple[float, int]:
+    best_s, plans = np.inf, 0
+    for family in families:
+        for columns in every_layout(family, layers, moe=moe, modes=modes):
+            batch = StagePlanBatch.from_columns(
+                np.full(len(columns["layers"]), family.num_stages), columns.pop("config"), columns.pop("layers"),
+                schedule=int(family.schedule), virtual_stages=family.virtual_stages,
+                num_microbatches=family.num_microbatches, **columns,
+            )  # fmt: skip
+            priced = evaluate_stages(batch, prices)
+            plans += len(batch)
+            best_s = min(best_s, float(np.where(priced.fits, priced.step_time_s, np.inf).min()))
+    return best_s, plans

@@ -1,0 +1,96 @@
+"""``planner search`` and ``POST /search``: one document, exit codes, errors by field."""
+
+import json
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from planner import cli
+from planner.search_document import search_schema
+from service.app import create_app
+from service.settings import ServiceSettings
+from tests.search.small import INSTANCES
+
+MIXED = next(instance for instance in INSTANCES if instance.name == "two types, loose")
+BODY: dict[str, Any] = {
+    "model": MIXED.model, "cluster": MIXED.cluster, "job": MIXED.job, "plan": {"micro_batch_size": 1}, "seconds": 20.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.setenv("TERM", "dumb")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            cli.main(arguments)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+SMALL = ("search", "--model", "llama-2-7b", "--gpus", "4xA100-80GB", "--seq", "2048", "--global-batch", "64")
+
+
+def test_tables_say_what_is_proved(run: Any) -> None:
+    code, out, err = run(*SMALL)
+    assert code == 0
+    assert err == ""
+    assert "proved: no plan of the spaces searched is faster" in out
+    assert "recomputed" in out
+    assert "enumerate: plans that treat every stage alike; optimal after" in out
+
+
+def test_json_is_the_document_of_the_schema(run: Any) -> None:
+    code, out, _ = run(*SMALL, "--json", "--strategy", "enumerate", "--seed", "7")
+    document = json.loads(out)
+    schema = search_schema()
+    assert code == 0
+    assert set(document) == set(schema["properties"]) == set(schema["required"])
+    plan = schema["properties"]["best"]["anyOf"][0]
+    assert set(document["best"]) == set(plan["properties"])
+    assert set(document["best"]["stages"][0]) == set(plan["properties"]["stages"]["items"]["properties"])
+    assert document["seed"] == 7
+    assert document["optimal"] is True
+
+
+def test_nothing_fits_is_exit_code_three(run: Any) -> None:
+    code, out, err = run("search", "--model", "llama-3-70b", "--gpus", "1xA10G")
+    assert code == 3
+    assert "nothing fits" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--strategy", "luck"), "strategy: unknown value 'luck'"),
+        (("--seconds", "-1"), "seconds: must be above 0"),
+        (("--gpus", "8xA100+8xB1O0"), "unknown name 'B1O0'"),
+        (("--objective", "cost"), "objective: a search minimises step_time"),
+    ],
+)
+def test_bad_input_is_exit_code_two(run: Any, arguments: tuple[str, ...], words: str) -> None:
+    code, _, err = run(*SMALL, *arguments)
+    assert code == 2
+    assert words in err
+
+
+def test_a_cluster_of_two_types_is_searched_over_rest() -> None:
+    with TestClient(create_app(ServiceSettings())) as client:
+        answer = client.post("/search", json=BODY)
+        assert answer.status_code == 200, answer.text
+        document = answer.json()
+        assert document["kind"] == "search"
+        assert {stage["device"] for stage in document["best"]["stages"]} == {"A100-SXM-80GB", "H100-SXM-80GB"}
+        assert len(document["requests"]) == 2
+        for change, field in (({"strategy": "luck"}, "strategy"), ({"seconds": 0}, "seconds"), ({"top": 3}, "top")):
+            wrong = client.post("/search", json=BODY | change)
+            assert wrong.status_code == 422
+            assert [entry["field"] for entry in wrong.json()["errors"]] == [field]
