@@ -23,6 +23,7 @@ from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.problem import CallCandidates, DataflowProblem
 
 _BLOCK_CELLS = 2_000_000  # pairs compared at once
+_BLOCK_COLUMNS = 16  # of their costs; pairs that fail in some are not looked at in the next
 
 
 def useful_candidates(problem: DataflowProblem) -> tuple[IntArray, ...]:
@@ -109,16 +110,15 @@ def _block(
         better &= costs[others, column] <= costs[rows, column][:, None]
     better &= ~shareable[rows][:, None] | (key[others] == key[rows][:, None])
     row, other = np.nonzero(better)
-    same = rows[row] == others[other]
-    row, other = row[~same], other[~same]
-    x, y = rows[row], others[other]
-    equal = np.ones(len(x), dtype=np.bool_)
-    holds = np.ones(len(x), dtype=np.bool_)
-    for column in range(costs.shape[1]):
-        holds &= costs[y, column] <= costs[x, column]
-        equal &= costs[y, column] == costs[x, column]
-    equal &= (call.start[x] == call.start[y]) & (call.size[x] == call.size[y])
-    holds &= ~equal | (y < x)
+    different = rows[row] != others[other]
+    row, other = row[different], other[different]
+    equal = (call.start[rows[row]] == call.start[others[other]]) & (call.size[rows[row]] == call.size[others[other]])
+    for begin in range(0, costs.shape[1], _BLOCK_COLUMNS):
+        x, y = costs[rows[row], begin : begin + _BLOCK_COLUMNS], costs[others[other], begin : begin + _BLOCK_COLUMNS]
+        holds = (y <= x).all(axis=1)
+        equal = (equal & (y == x).all(axis=1))[holds]
+        row, other = row[holds], other[holds]
+    wins = ~equal | (others[other] < rows[row])
     gone = np.zeros(len(rows), dtype=np.bool_)
-    gone[row[holds]] = True
+    gone[row[wins]] = True
     return gone

@@ -85,9 +85,9 @@ class Transfer:
 
     def restrict(self, source: IntArray, target: IntArray) -> "Transfer":
         """The same prices after the candidates of both calls were reduced to the given rows."""
-        return Transfer(
-            source_class=self.source_class[source], target_class=self.target_class[target], time_s=self.time_s
-        )
+        rows, source_class = np.unique(self.source_class[source], return_inverse=True)
+        columns, target_class = np.unique(self.target_class[target], return_inverse=True)
+        return Transfer(source_class=source_class, target_class=target_class, time_s=self.time_s[np.ix_(rows, columns)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

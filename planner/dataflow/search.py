@@ -21,6 +21,7 @@ from planner.dataflow.pareto import useful_candidates
 from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.schedule import PlanRows, Timeline, timeline
 from planner.dataflow.search_anneal import AnnealOptions, AnnealResult, anneal
+from planner.dataflow.search_neighbourhood import polish
 from planner.dataflow.search_tree import Incumbent, branch_and_bound
 from planner.dataflow.units import units_of
 from profiles.errors import InfeasibleError, SpecError, did_you_mean
@@ -28,6 +29,7 @@ from profiles.errors import InfeasibleError, SpecError, did_you_mean
 ENGINES = ("auto", "tree", "anneal")
 
 _QUICK_CHILDREN = 20_000_000  # of the tree search that goes before annealing; a few seconds
+_POLISHED = 4  # plans of annealing that are improved further
 _PROVEN = 1e-9  # relative gap that counts as none
 
 
@@ -46,7 +48,7 @@ class SearchOptions:
 
     engine: str = "auto"
     seed: int = 0
-    most_children: int = 60_000_000
+    most_children: int = 40_000_000
     anneal: AnnealOptions = field(default_factory=AnnealOptions)
     gap: float = 0.0
     time_limit_s: float | None = None
@@ -124,10 +126,11 @@ def solve(
     if given.engine == "anneal":
         search.anneal()
     else:
-        quick = _QUICK_CHILDREN if given.engine == "auto" else given.most_children
+        quick = given.most_children if given.engine == "tree" else search.quick_children
         search.tree(min(quick, given.most_children))
         if given.engine == "auto" and search.open():
             search.anneal()
+            search.polish()
             search.tree(given.most_children - search.children)
     return search.solution()
 
@@ -147,6 +150,11 @@ class _Search:
         self.annealed: AnnealResult | None = None
         self.children = 0
         self.engine = options.engine
+
+    @property
+    def quick_children(self) -> int:
+        """Budget of the tree search that goes before annealing: large where its bounds are exact."""
+        return _QUICK_CHILDREN if self.graph.complete else _QUICK_CHILDREN // 20
 
     def open(self) -> bool:
         """Whether the best plan known may still be further from the best there is than asked for."""
@@ -179,9 +187,19 @@ class _Search:
         starts = self.best.choice[None] if np.isfinite(self.best.makespan_s) else None
         found = anneal(self.small, self.graph, self.units, options, starts=starts, stop=self.late)
         self.annealed = found
-        if found.best is not None:
-            choice, order = found.best.choice[0], int(found.best.order[0])
-            self._improve(Incumbent(choice=choice, order=order, makespan_s=found.makespan_s), "anneal")
+        for finalist in _finalists(found)[:1]:
+            self._improve(finalist, "anneal")
+
+    def polish(self) -> None:
+        """Improve the best plans that annealing met, each with a share of a fifth of the budget."""
+        if self.annealed is None or not self.open():
+            return
+        starts = _finalists(self.annealed)[:_POLISHED]
+        budget = self.options.most_children // 5 // max(1, len(starts))
+        for start in [self.best, *starts][: max(1, len(starts))]:
+            done = polish(self.small, self.graph, self.chains, start, most_children=budget, stop=self.late)
+            self.children += done.children
+            self._improve(done.best, "neighbourhood")
 
     def _improve(self, found: Incumbent, engine: str) -> None:
         if found.makespan_s < self.best.makespan_s:
@@ -221,6 +239,14 @@ def _check(options: SearchOptions) -> None:
         raise SpecError("gap", f"{options.gap}", "a share of at least 0 and less than 1")
     if options.time_limit_s is not None and not options.time_limit_s > 0:
         raise SpecError("time_limit_s", f"{options.time_limit_s}", "more than 0 seconds")
+
+
+def _finalists(found: AnnealResult) -> list[Incumbent]:
+    plans = found.finalists
+    return [
+        Incumbent(choice=plans.choice[row], order=int(plans.order[row]), makespan_s=float(time_s))
+        for row, time_s in enumerate(found.finalist_s)
+    ]
 
 
 def _why(problem: DataflowProblem, *, exhausted: bool) -> dict[str, int]:

@@ -18,6 +18,7 @@ from planner.dataflow.units import Units
 
 MOVES = ("one call", "same mesh", "shift", "swap meshes", "two calls apart", "join", "order")
 _WEIGHTS = (0.24, 0.16, 0.12, 0.08, 0.2, 0.12, 0.08)
+_FINALISTS = 8
 _RESTART_SHARE = 0.5  # of the chains that start over from the best plan halfway
 
 
@@ -45,8 +46,8 @@ class AnnealResult:
     """What the chains found.
 
     Attributes:
-        best: The fastest plan that fits, as one row; none if no chain met one.
-        makespan_s: Its time; infinite if there is none.
+        finalists: Different plans that fit, the fastest first; none if no chain met one.
+        finalist_s: Their times. [finalists]
         evaluations: Plans simulated.
         accepted: Share of proposals accepted.
         accepted_by_move: The same for each kind of move.
@@ -55,14 +56,19 @@ class AnnealResult:
         curve_steps: Step of each point.
     """
 
-    best: PlanRows | None
-    makespan_s: float
+    finalists: PlanRows
+    finalist_s: FloatArray
     evaluations: int
     accepted: float
     accepted_by_move: dict[str, float]
     per_chain_s: FloatArray
     curve_s: FloatArray
     curve_steps: IntArray
+
+    @property
+    def makespan_s(self) -> float:
+        """Time of the fastest plan; infinite if no chain met one that fits."""
+        return float(self.finalist_s[0]) if len(self.finalist_s) else np.inf
 
 
 def anneal(
@@ -150,11 +156,13 @@ class _Chains:
         self.cost[moving] = self.best_s[models]
 
     def result(self, curve: FloatArray, steps: IntArray) -> AnnealResult:
-        winner = int(self.best_s.argmin())
-        found = bool(np.isfinite(self.best_s[winner]))
+        fitting = np.flatnonzero(np.isfinite(self.best_s))
+        _, first = np.unique(self.best.choice[fitting], axis=0, return_index=True)
+        different = fitting[np.sort(first)]
+        ranked = different[np.argsort(self.best_s[different], kind="stable")][:_FINALISTS]
         return AnnealResult(
-            best=self.best.take(np.array([winner])) if found else None,
-            makespan_s=float(self.best_s[winner]),
+            finalists=self.best.take(ranked),
+            finalist_s=self.best_s[ranked],
             evaluations=self.evaluations,
             accepted=float(self.taken.sum()) / max(1, int(self.tried.sum())),
             accepted_by_move={

@@ -5,12 +5,15 @@ from itertools import product
 import numpy as np
 import pytest
 
+from planner.dataflow.bounds import chains_of
 from planner.dataflow.order_cpsat import best_order
 from planner.dataflow.orders import task_graph
 from planner.dataflow.problem import DataflowProblem, Edge
 from planner.dataflow.schedule import PlanRows, makespan
 from planner.dataflow.search import SearchOptions, solve
+from planner.dataflow.search_neighbourhood import polish
 from planner.dataflow.search_partition import partition_search
+from planner.dataflow.search_tree import Incumbent
 from profiles.errors import SpecError
 from tests.dataflow_problems import call, every_order, random_problem, slow_fits, slow_makespan
 
@@ -114,3 +117,23 @@ def test_orders_in_the_table_are_seldom_beaten(seed):
 def test_calls_without_time_are_in_order():
     problem = DataflowProblem(calls=(call("a", [(0, 2, 0, 0, 0)]),), edges=(), capacity_bytes=np.full(2, 1.0))
     assert best_order(problem, task_graph(problem), np.zeros(1, dtype=int)).bound_s == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_deciding_two_calls_anew_finds_the_best_of_all_pairs(seed):
+    problem = random_problem(np.random.default_rng(seed), calls=4, candidates=4, transfers=seed % 2 == 1)
+    graph = task_graph(problem)
+    fitting = [choice for choice in product(range(4), repeat=4) if slow_fits(problem, choice)]
+    if not fitting:
+        return
+    took = {choice: min(slow_makespan(problem, graph, choice, order) for order in graph.orders) for choice in fitting}
+    start = max(took, key=lambda choice: took[choice])
+    given = Incumbent(choice=np.array(start), order=0, makespan_s=took[start])
+    found = polish(problem, graph, chains_of(problem, graph), given, most_children=10**9, free=2)
+    assert found.children > 0
+    choice = tuple(int(row) for row in found.best.choice)
+    assert (
+        found.best.makespan_s == took[choice] == slow_makespan(problem, graph, choice, graph.orders[found.best.order])
+    )
+    near = [time_s for other, time_s in took.items() if sum(a != b for a, b in zip(other, choice, strict=True)) <= 2]
+    assert found.best.makespan_s == min(near)

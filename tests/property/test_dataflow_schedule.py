@@ -40,6 +40,17 @@ def test_many_plans_at_once_take_what_each_takes_gpu_by_gpu(seed):
             assert (lines.start_s[:, task] >= lines.end_s[:, parent]).all()
 
 
+def test_few_and_many_plans_of_one_order_take_the_same():
+    rng = np.random.default_rng(0)
+    problem = random_problem(rng, calls=3, iterations=3, transfers=True)
+    graph = task_graph(problem)
+    assert len(graph.orders) > 2
+    choice = rng.integers(0, 3, (5_000, 3))
+    plans = PlanRows(choice=choice, order=rng.integers(0, len(graph.orders), len(choice)))
+    singly = [makespan(problem, graph, plans.take(np.arange(row, row + 5))) for row in range(0, 500, 5)]
+    assert np.array_equal(makespan(problem, graph, plans)[:500], np.concatenate(singly))
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_bound_is_at_most_every_plan_and_the_plan_at_most_the_serial_sum(seed):
     rng = np.random.default_rng(seed)
