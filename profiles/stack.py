@@ -30,6 +30,8 @@ class StackSpec:
         attention_time_scale: The same for attention kernels.
         hopper_attention_time_scale: The same on Hopper, on top of it: FlashAttention-2 reaches half
             the rate of FlashAttention-3 or cuDNN there (arXiv:2407.08608, figure 5).
+        attention_library: Library of the fused attention kernel, ``flash_2`` or ``cudnn``; empty where it is not known
+            or has not been measured: the calibrated roofline prices it then.
         memory_time_scale: The same for bandwidth-bound kernels.
         collective_time_scale: The same for collectives within a scale-up domain.
         scale_out_time_scale: The same for collectives that cross domains: training shares the network
@@ -96,6 +98,7 @@ class StackSpec:
     volta_gemm_time_scale: float = 1.0
     attention_time_scale: float = 1.0
     hopper_attention_time_scale: float = 1.0
+    attention_library: str = ""
     memory_time_scale: float = 1.0
     collective_time_scale: float = 1.0
     scale_out_time_scale: float = 1.0

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from costmodels.calibration.learned_fit import ROUNDS, Trained, train
-from costmodels.calibration.learned_splits import Fold, best_shares, folds, report, spread_of
+from costmodels.calibration.learned_splits import Fold, best_shares, folds, own_folds, report, spread_of
+from costmodels.calibration.own_rows import kept_out, own_rows
 from costmodels.calibration.robust import significant
 from costmodels.calibration.training_rows import (
     TrainingRows,
@@ -34,6 +35,7 @@ TRAINING: Mapping[str, Callable[[Path], TrainingRows]] = {
     "gemm_fp32": fp32_training_rows,
     "grouped_gemm": grouped_training_rows,
     "attention_forward": partial(attention_training_rows, op_class="attention_forward"),
+    "attention_backward": partial(attention_training_rows, op_class="attention_backward"),
     "attention_decode": partial(attention_training_rows, op_class="attention_decode"),
     "fused_experts": expert_training_rows,
     "memory": memory_training_rows,
@@ -41,6 +43,7 @@ TRAINING: Mapping[str, Callable[[Path], TrainingRows]] = {
 # The same two bounds where rows of one kind (library or family) are bounded too.
 BOUNDS: Mapping[str, tuple[int, int]] = {
     "attention_forward": (8_000, 1_000),
+    "attention_backward": (8_000, 2_500),
     "attention_decode": (8_000, 2_500),
     "fused_experts": (8_000, 1_000),
     "memory": (3_000, 600),
@@ -53,12 +56,14 @@ VERSIONS = 1.23
 def build(rows: TrainingRows, folder: Path) -> list[dict[str, Any]]:
     """Judge, fit and write the model of one operation class; returns the report of its splits."""
     most, most_of_a_fold = BOUNDS.get(rows.op_class, (MOST_ROWS, MOST_ROWS_OF_A_FOLD))
-    found = list(folds(capped(rows, most), capped(rows, most_of_a_fold)))
+    fitted = rows.take(~kept_out(rows))
+    trained = train(capped(fitted, most))
+    found = list(folds(capped(fitted, most), capped(fitted, most_of_a_fold)))
+    found += own_folds(rows, trained, most)
     shares = best_shares(found)
-    trained = train(capped(rows, most))
     lines = report(found, shares)
     folder.mkdir(parents=True, exist_ok=True)
-    card = card_document(rows, trained, found, shares, lines)
+    card = card_document(fitted, trained, found, shares, lines)
     (folder / f"{rows.op_class}.txt").write_text(trained.text, encoding="utf-8")
     (folder / f"{rows.op_class}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return lines
@@ -112,7 +117,7 @@ def main() -> None:
     options = parser.parse_args()
     for name, rows_of in TRAINING.items():
         if options.only in (None, name):
-            build(rows_of(options.data), options.out)
+            build(rows_of(options.data).joined(own_rows(name)), options.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodels.calibration.kernel_models import BOUNDS, MOST_ROWS, MOST_ROWS_OF_A_FOLD, VERSIONS
-from costmodels.calibration.learned_splits import FEW_SHOT
+from costmodels.calibration.learned_splits import FEW_FOLDS, FEW_SHOT
 from profiles.learned import LearnedCard, packaged_learned
 
 BOUNDS_WORDS = "; ".join(f"{name} {most:,} and {held:,}" for name, (most, held) in BOUNDS.items())
@@ -31,10 +31,14 @@ Each split is judged by a model fitted without it:
 * `kind X`: all rows of a kernel library, or of a family of bandwidth-bound work;
 * `source X`: all rows of a source whose devices other sources measured;
 * `device X`: all rows of a device; *related* when another device with its chip stays in the fit, else *foreign*.
-  *After {FEW_SHOT}*: the same with so many of its kernels spent on calibration.
+  *After {FEW_SHOT}*: the same with so many of its kernels spent on calibration;
+* `own random`: our own timings of random shapes on an H100 and an H200 ([own-timings.md](own-timings.md)), by a fit
+  that has seen our grid of shapes, which ends at a fifth of their largest work;
+* `own kept`: the third of them that no packaged model is fitted on, by the packaged model.
 
-Intervals of a fold come from the other folds of its situation; `random` and `larger` are alone in theirs and use
-their own, three pairs of quantiles. The *constant roofline* is the larger of arithmetic and memory time at
+Intervals of a fold come from the other folds of its situation; one that is alone uses its own, three pairs of
+quantiles. Where a situation has fewer than {FEW_FOLDS} folds, errors count in both directions: of two cards that judge
+each other, one looks slow and the other fast. The *constant roofline* is the larger of arithmetic and memory time at
 data-sheet peaks over one efficiency per format, fitted on the same rows as the model. The shipped model and the
 splits of shapes are fitted on at most {MOST_ROWS:,} rows of one device, source and format, the splits of devices and
 sources on {MOST_ROWS_OF_A_FOLD:,}.

@@ -44,7 +44,7 @@ EAGER_SOURCES = ("neusight", "neusight-label", "llmcompass")  # timed with the h
 EAGER_LONG_US = 300  # against 12-57 us of launch overhead only long kernels say anything of the device
 GEMM_FORMAT = {"bf16": "16-bit", "fp16": "16-bit", "fp8": "fp8", "nvfp4": "fp4", "fp32": "fp32"}
 ELEMENT_BYTES = {"16-bit": 2.0, "fp8": 2.0, "fp4": 2.0, "fp32": 4.0}  # as the lowering counts traffic
-FORMAT_NAME = {"16-bit": "fp16", "fp8": "fp8", "fp4": "fp4", "fp32": "fp32"}
+FORMAT_NAME = {"16-bit": "fp16", "fp8": "fp8", "fp4": "fp4", "fp32": "fp32", "tf32": "tf32"}
 # Attention kernels that training runs too, in the inference engines' tables.
 FLASH = "flash_attention|flash_attn|fa3|flashinfer|trtllm_mha|TE/flash"
 POINTWISE = ("add", "addu", "mul", "mulu", "gelu", "relu", "tanh", "silu_mul", "gelu_bwd", "tanh_bwd", "static_quant")

@@ -16,7 +16,7 @@ from costmodels.calibration.kernel_ranges import RELEVANT_S
 from costmodels.calibration.kernel_tables import Timings
 from costmodels.kernels.calls import COLUMNS, FloatArray, IntArray, KernelCallBatch, KernelOp, concatenate, take
 from costmodels.kernels.implementations import Library, implementation_of, library_of
-from costmodels.kernels.learned import FORMULA_OF, format_classes
+from costmodels.kernels.learned import BARE, FORMULA_OF, format_classes
 from costmodels.tables.gemm_rows import moe_rows
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.memory_rows import family_of
@@ -103,7 +103,7 @@ class TrainingRows:
         part = self.take(self.format == format_class)
         return Timings(
             op=FORMULA_OF.get(self.op_class, self.op_class),
-            format=format_class.removesuffix("-block"),
+            format=format_class.removesuffix("-block").removesuffix(BARE),
             calls=part.calls,
             time_s=part.time_s,
             device=part.device,
@@ -215,11 +215,17 @@ def _catalogue_name(gpu: str) -> str:
         return ""
 
 
+_PHASES = {
+    "attention_forward": ("prefill", "train_fwd"),
+    "attention_backward": ("train_bwd",),
+    "attention_decode": ("decode",),
+}
+
+
 def attention_training_rows(data: Path, op_class: str) -> TrainingRows:
-    """Fused attention forward, or decoding: libraries as the engines run them."""
+    """Fused attention forward, backward, or decoding: libraries as the engines run them."""
     rows = kernel_rows(read_table(data / "timings" / "attention.csv.gz"))
-    phases = ("decode",) if op_class == "attention_decode" else ("prefill", "train_fwd")
-    return training_rows(rows, op_class, rows.op.map(lambda op: op in phases), _libraries(rows))
+    return training_rows(rows, op_class, rows.op.map(lambda op: op in _PHASES[op_class]), _libraries(rows))
 
 
 def expert_training_rows(data: Path) -> TrainingRows:

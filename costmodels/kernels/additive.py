@@ -43,6 +43,7 @@ class AdditiveClass:
 _ATTENTION = AdditiveClass(terms=attention_terms, paths=attention_paths, floor_s=attention_floor_s)
 ADDITIVE: Mapping[str, AdditiveClass] = {
     "attention_forward": _ATTENTION,
+    "attention_backward": _ATTENTION,
     "attention_decode": _ATTENTION,
     "fused_experts": AdditiveClass(terms=expert_terms, paths=expert_paths, floor_s=expert_floor_s),
     "memory": AdditiveClass(terms=memory_terms, paths=memory_paths, floor_s=memory_floor_s),
@@ -79,6 +80,11 @@ def added_s(
         seconds[rows] = sum((chosen[name] * values[rows] for name, values in terms.items()), np.zeros(len(rows)))
         steps[rows] = len(path) - 1 - found
     return seconds, steps
+
+
+def finest_groups(op_class: str, calls: KernelCallBatch, device: DeviceSpec) -> NDArray[np.str_]:
+    """(C,) names of the groups that ask for most: who runs a call on which generation of devices."""
+    return ADDITIVE[op_class].paths(calls, device_format(calls, device))[-1]
 
 
 def floor_s(op_class: str, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:

@@ -24,6 +24,7 @@ DECODE_TILE = 16.0  # smallest tile of the tensor cores' rows: query heads of on
 SPLIT_KEYS = 256.0  # keys below which decoding is not split over thread blocks
 _OUTGROWN = 1.0  # log2 of traffic over cache from which nothing is served twice
 CACHE_EDGE = 8.0  # how sharply traffic moves from cache to memory where the operands outgrow it
+_SHARES = 20.0  # of a score matrix, that are told apart: timings count the diagonal of a causal mask, plans do not
 _BACKWARD = 2.5  # arithmetic of the backward pass over the forward's (arXiv:2205.14135)
 _HOPPER, _BLACKWELL = GENERATIONS["hopper"], GENERATIONS["blackwell"]
 
@@ -135,6 +136,7 @@ def attention_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[
         "group": np.log2(np.maximum(calls.heads, 1.0) / np.maximum(calls.kv_heads, 1.0)),
         "width": calls.k,
         "padded": padded,
+        "causal": np.round(_SHARES * calls.causal) / _SHARES,
         "queries_share": np.log2(np.maximum(queries, 1.0) / np.maximum(keys, 1.0)),
         "key_bytes": key_bytes(calls),
         "operand_bytes": OPERAND_BYTES[calls.gemm_format],

@@ -15,7 +15,7 @@ from costmodels.kernels.attention_terms import attention_features
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
 from costmodels.kernels.device_features import DeviceFormat, device_format
 from costmodels.kernels.expert_terms import expert_features
-from costmodels.kernels.features_gemm import gemm_features
+from costmodels.kernels.features_gemm import gemm_features, grouped_features
 from costmodels.kernels.memory_terms import memory_features
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
@@ -25,8 +25,9 @@ FeatureFunction = Callable[[KernelCallBatch, DeviceFormat], Mapping[str, FloatAr
 FEATURES: Mapping[str, FeatureFunction] = {
     "gemm": gemm_features,
     "gemm_fp32": gemm_features,
-    "grouped_gemm": gemm_features,
+    "grouped_gemm": grouped_features,
     "attention_forward": attention_features,
+    "attention_backward": attention_features,
     "attention_decode": attention_features,
     "fused_experts": expert_features,
     "memory": memory_features,

@@ -6,6 +6,8 @@ import numpy as np
 
 from costmodels.kernels.calls import FloatArray, KernelCallBatch
 from costmodels.kernels.device_features import OPERAND_BYTES, DeviceFormat
+from costmodels.kernels.implementations import Engine, engine_of, is_bare, is_narrow
+from profiles.precision import GEMM_FORMATS
 
 # Output tiles whose waves the model sees; the libraries' kernels use these and their transposes.
 _TILES = ((256, 128), (128, 128), (128, 64), (64, 64))
@@ -13,6 +15,7 @@ _BEST_TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64
 _SMALL_TILE_EXPONENT = 0.15  # loss of a smaller tile; only ranks the tiles (start value of the fitted roofline's)
 _MOST_WAVES = 8.0  # beyond, the unfinished last wave no longer shows
 _LAUNCH_S = 3e-6  # of a kernel, as A100, H100 and B200 show for empty work; scales ``size``
+_FP16 = GEMM_FORMATS.index("fp16")
 _MOST_ALIGNMENT = 8  # powers of two that matter: 256 elements, the widest tile
 
 
@@ -40,6 +43,8 @@ def gemm_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, 
         "aspect": np.log2(m / n),
         "cache": np.log2(moved / device.l2_bytes),
         "operand_bytes": operand,
+        "quantised": (is_narrow(calls) & ~is_bare(calls)).astype(np.float64),
+        "half": (calls.gemm_format == _FP16).astype(np.float64),
         "layout": calls.layout.astype(np.float64),
         "generation": np.full(len(calls), device.generation),
         "bytes_per_sm": np.full(len(calls), np.log2(device.bytes_per_s / device.num_sms)),
@@ -55,6 +60,12 @@ def gemm_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, 
     for name, size in (("m", m), ("n", n), ("k", k)):
         found[f"align_{name}"] = _alignment(size)
     return found
+
+
+def grouped_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
+    """Those of a GEMM, and whether it was timed alone rather than as what a fused expert layer leaves for it."""
+    alone = np.asarray(engine_of(calls.implementation) == Engine.PYTORCH, dtype=np.float64)
+    return {**gemm_features(calls, device), "alone": alone}
 
 
 def _best_tile(m: FloatArray, n: FloatArray, batch: FloatArray, num_sms: float) -> tuple[FloatArray, FloatArray]:

@@ -87,15 +87,29 @@ def implementation_of(label: str) -> int:
     return code_of(engine, library)
 
 
+def attention_code(library: str) -> int:
+    """Code of a stack's attention (``StackSpec.attention_library``), measured through PyTorch; 0 for the empty name.
+
+    Raises:
+        KeyError: If there is no such library.
+    """
+    return code_of(Engine.PYTORCH, Library[library.upper()]) if library else 0
+
+
 def code_of(engine: Engine, library: Library) -> int:
     """Code of a library as an engine runs it."""
     return int(engine) * _BASE + int(library)
 
 
+def is_narrow(calls: KernelCallBatch) -> NDArray[np.bool_]:
+    """(C,) products in fewer than 16 bits."""
+    gemm = (calls.op == KernelOp.GEMM) | (calls.op == KernelOp.GROUPED_GEMM)
+    return np.asarray(gemm & _NARROW[calls.gemm_format], dtype=np.bool_)
+
+
 def is_bare(calls: KernelCallBatch) -> NDArray[np.bool_]:
     """(C,) products in a narrow format of operands that are in it already; the others quantise a 16-bit input along."""
-    gemm = (calls.op == KernelOp.GEMM) | (calls.op == KernelOp.GROUPED_GEMM)
-    return np.asarray(gemm & _NARROW[calls.gemm_format] & (engine_of(calls.implementation) == Engine.PYTORCH))
+    return np.asarray(is_narrow(calls) & (engine_of(calls.implementation) == Engine.PYTORCH), dtype=np.bool_)
 
 
 def engine_of(implementation: IntArray) -> IntArray:

@@ -19,7 +19,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES, added_s, floor_s
+from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES, added_s, finest_groups, floor_s
 from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import (
     COLUMNS,
@@ -33,7 +33,7 @@ from costmodels.kernels.calls import (
     take,
 )
 from costmodels.kernels.features import FEATURES, features_of, op_classes
-from costmodels.kernels.implementations import REPLAYED, is_replayed
+from costmodels.kernels.implementations import Engine, engine_of, is_bare
 from costmodels.kernels.roofline import FORMAT_CLASS, FORMULAS, Rates
 from profiles.fits import KernelFits
 from profiles.hardware import DeviceSpec
@@ -61,12 +61,18 @@ _SPREAD_NAMES = tuple(situation.name.lower() for situation in Situation)
 
 _BLOCK_SCALED = "fp8-block"
 _COARSE_BLOCK = 128  # elements per scale of DeepSeek-V3's recipe, whose kernels rescale between steps of k
+BARE = "-bare"  # behind a narrow format: without the quantisation of the input
 
 
 def format_classes(calls: KernelCallBatch) -> NDArray[np.str_]:
-    """(C,) format class of each call as the fits name it, block-scaled fp8 apart; empty for bandwidth-bound work."""
+    """(C,) format class of each call as the fits name it; empty for bandwidth-bound work.
+
+    Block-scaled fp8 is apart, and so are narrow products that do not quantise their input.
+    """
     names = np.array([FORMAT_CLASS[name] for name in GEMM_FORMATS], dtype="<U12")[calls.gemm_format]
     names[(names == "fp8") & (calls.scale_block >= _COARSE_BLOCK)] = _BLOCK_SCALED
+    bare = is_bare(calls)
+    names[bare] = np.char.add(names[bare], BARE)
     names[calls.op == KernelOp.MEMORY] = ""
     return names
 
@@ -124,8 +130,9 @@ class OpModel:
             raise ValueError(f"{file.card.op_class}: the card names {len(file.card.features)} features")
         return cls(card=file.card, booster=booster)
 
-    def knows(self, calls: KernelCallBatch) -> NDArray[np.bool_]:
+    def knows(self, calls: KernelCallBatch, device: DeviceSpec) -> NDArray[np.bool_]:
         """(C,) whether the format of each call was fitted."""
+        del device  # strangers are priced too, by what all devices have in common
         return np.isin(format_classes(calls), list(self.card.reference))
 
     def features(self, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:
@@ -173,17 +180,21 @@ class OpModel:
 class AdditiveModel(OpModel):
     """Reference by added terms, trees on what is left; the card's ``reference`` holds coefficients by group."""
 
-    def knows(self, calls: KernelCallBatch) -> NDArray[np.bool_]:
+    def knows(self, calls: KernelCallBatch, device: DeviceSpec) -> NDArray[np.bool_]:
         """(C,) whether the format of each call was fitted, and with it the kernels that it stands for.
 
-        The timings of prompts and of bandwidth-bound work are those of inference engines and of eager fp32; what
-        a training stack runs is faster, and has a calibrated roofline.
+        Attention of sequences and bandwidth-bound work are known where it is said who runs them. What PyTorch runs was
+        timed on Hopper: on another generation it has a calibrated roofline, whose rates are of that generation.
         """
         fitted = np.isin(format_classes(calls), list(self.card.ranges))
-        if self.card.op_class == "attention_forward":
-            return np.asarray(fitted & (calls.implementation % REPLAYED > 0), dtype=np.bool_)
-        priced = is_replayed(calls.implementation) | (calls.op != KernelOp.MEMORY)
-        return np.asarray(fitted & priced, dtype=np.bool_)
+        if self.card.op_class not in ("attention_forward", "attention_backward", "memory"):
+            return fitted
+        fitted &= calls.implementation > 0
+        asked = np.flatnonzero(fitted & (engine_of(calls.implementation) == Engine.PYTORCH))
+        if len(asked):
+            finest = finest_groups(self.card.op_class, take(calls, asked), device)
+            fitted[asked] = np.isin(finest, list(self.card.reference[COEFFICIENTS]))
+        return fitted
 
     def price(
         self, calls: KernelCallBatch, device: DeviceSpec, families: Mapping[str, str]
@@ -257,7 +268,7 @@ class LearnedKernelModel:
         classes = op_classes(calls)
         for op_class, model in self.models.items():
             rows = np.flatnonzero((classes == op_class) & (calls.flops + calls.bytes > 0))
-            rows = rows[model.knows(take(calls, rows))]
+            rows = rows[model.knows(take(calls, rows), device)]
             if not len(rows):
                 continue
             part = take(calls, rows)

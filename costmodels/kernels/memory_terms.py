@@ -10,9 +10,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.attention_terms import CACHE_BYTES_PER_S_PER_SM, MICROSECOND, cache_ratio, missed_share
+from costmodels.kernels.attention_terms import (
+    CACHE_BYTES_PER_S_PER_SM,
+    MICROSECOND,
+    cache_ratio,
+    joined,
+    missed_share,
+)
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelFamily
 from costmodels.kernels.device_features import DeviceFormat
+from costmodels.kernels.implementations import Library, library_of
 
 _ELEMENTS_PER_S_PER_SM = 128 * 1.5e9  # one instruction per lane and cycle: sets a fitted coefficient's scale
 _ROWS_IN_FLIGHT = 16.0  # rows that a multiprocessor reduces at once, likewise
@@ -44,9 +51,12 @@ def memory_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, F
     missed = missed_share(calls.bytes / np.maximum(calls.batch, 1.0), calls, device)
     elements = calls.bytes / np.maximum(calls.element_bytes, 1.0)
     reduced = np.where(_of_family(_REDUCTIONS, calls) > 0, calls.m, 0.0)
+    # What a chain of kernels moves besides the least traffic is so many times the tensor, whichever pass it is.
+    tensor_bytes = np.minimum(calls.m * calls.n * calls.element_bytes, calls.bytes)
     return {
         "launch": calls.batch * MICROSECOND,
         "memory": calls.bytes * missed / device.bytes_per_s,
+        "tensor": tensor_bytes * missed / device.bytes_per_s,
         "cache": calls.bytes * (1.0 - missed) / (device.num_sms * CACHE_BYTES_PER_S_PER_SM),
         "elements": elements / (device.num_sms * _ELEMENTS_PER_S_PER_SM),
         "rows": reduced / (device.num_sms * _ROWS_IN_FLIGHT) * MICROSECOND,
@@ -70,6 +80,7 @@ def memory_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str
         "transcendentals": _of_family(_TRANSCENDENTALS, calls),
         "gathers": np.isin(calls.family, [int(family) for family in _GATHERS]).astype(np.float64),
         "element_bytes": calls.element_bytes,
+        "library": np.asarray(library_of(calls.implementation), dtype=np.float64),
         "aligned": np.where(np.mod(width_bytes, 16.0) == 0, 1.0, 0.0),
         "generation": np.full(len(calls), device.generation),
         "bytes_per_sm": np.full(len(calls), np.log2(device.bytes_per_s / device.num_sms)),
@@ -77,10 +88,13 @@ def memory_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str
 
 
 def memory_paths(calls: KernelCallBatch, device: DeviceFormat) -> Sequence[NDArray[np.str_]]:
-    """Groups of coefficients: all work alike, then its family, then the generation of the device."""
-    names = np.array([family.name.lower() for family in KernelFamily], dtype="<U32")[calls.family]
-    every = np.full(len(calls), "all", dtype="<U32")
-    return every, names, np.char.add(names, f"/g{device.generation:g}")
+    """Groups of coefficients: all work alike, then who runs it, then its family, then the device's generation."""
+    libraries = np.array([library.name.lower() for library in Library], dtype="<U48")
+    names = np.array([family.name.lower() for family in KernelFamily], dtype="<U48")[calls.family]
+    every = np.full(len(calls), "all", dtype="<U48")
+    run_by = libraries[library_of(calls.implementation)]
+    both = joined(run_by, names)
+    return every, run_by, both, np.char.add(both, f"/g{device.generation:g}")
 
 
 def memory_floor_s(calls: KernelCallBatch, device: DeviceFormat) -> FloatArray:

@@ -20,6 +20,7 @@ from costmodels.kernels.calls import (
     KernelFamily,
     KernelOp,
 )
+from costmodels.kernels.implementations import attention_code
 from costmodels.lowering.time_scales import kernel_time_scale
 from costmodels.lowering.transfers import price_collectives, stalled_s
 from costmodels.plan import FloatArray, IntArray
@@ -207,7 +208,7 @@ class CallList:
             flops=flops,
             bytes=traffic_bytes,
             element_bytes=min(self.context.job.numerics.storage_bytes, 4.0),
-            implementation=float(self.context.implementation),
+            implementation=float(self.context.implementation or attention_code(self.context.stack.attention_library)),
         )
 
     def transfer(

@@ -14,7 +14,7 @@ from costmodels.kernels.attention_terms import attention_paths, attention_terms,
 from costmodels.kernels.calls import KernelCallBatch, KernelFamily, KernelOp, concatenate, kernel_calls, take
 from costmodels.kernels.device_features import device_format
 from costmodels.kernels.expert_terms import expert_terms
-from costmodels.kernels.implementations import REPLAYED, implementation_of
+from costmodels.kernels.implementations import REPLAYED, Engine, Library, code_of, implementation_of
 from costmodels.kernels.learned import AdditiveModel, Situation
 from costmodels.kernels.memory_terms import memory_terms
 from profiles.catalog import default_catalog
@@ -192,11 +192,26 @@ def test_a_model_says_where_a_call_lies_and_keeps_its_slope_beyond():
     half = attention(2.0**16, 2.0**16, heads=16)
     (short_s,), (long_s,) = (model.price(calls, H100, {})[0] for calls in (half, longer))
     assert long_s / short_s == pytest.approx(4, rel=0.03)
-    assert not model.knows(attention(64, 64, implementation=0)).any()
-    assert model.knows(inside).all()
+    assert not model.knows(attention(64, 64, implementation=0), H100).any()
+    assert model.knows(inside, H100).all()
 
 
-def test_only_tables_have_their_bandwidth_bound_work_learned():
-    model = replace(card(synthetic()), card=replace(card(synthetic()).card, op_class="memory", ranges={"": ()}))
-    work = kernel_calls(2, op=KernelOp.MEMORY, bytes=1e6, implementation=[0, REPLAYED])
-    assert model.knows(work).tolist() == [False, True]
+def test_bandwidth_bound_work_is_learned_where_it_is_said_who_runs_it():
+    coefficients = {COEFFICIENTS: {"": {}, "eager/norm/g5": {}}}
+    learned = replace(card(synthetic()).card, op_class="memory", ranges={"": ()}, reference=coefficients)
+    model = replace(card(synthetic()), card=learned)
+    eager = code_of(Engine.PYTORCH, Library.EAGER)
+    families = [KernelFamily.NORM] * 3 + [KernelFamily.ROTARY]
+    work = kernel_calls(4, op=KernelOp.MEMORY, family=families, bytes=1e6, implementation=[0, REPLAYED, eager, eager])
+    assert model.knows(work, H100).tolist() == [False, True, True, False]
+    # PyTorch's kernels were timed on Hopper; elsewhere the roofline has the rates of the generation.
+    assert model.knows(work, A100).tolist() == [False, True, False, False]
+
+
+def test_a_chain_of_kernels_moves_the_tensor_besides_the_least_traffic():
+    calls = kernel_calls(
+        2, op=KernelOp.MEMORY, m=4096, n=4096, batch=1, element_bytes=2, bytes=[2 * 2 * 4096**2, 3 * 2 * 4096**2]
+    )
+    terms = memory_terms(calls, device_format(calls, H100))
+    assert terms["tensor"].tolist() == pytest.approx([2 * 4096**2 / 3.35e12] * 2)
+    assert terms["memory"].tolist() == pytest.approx([2 * 2 * 4096**2 / 3.35e12, 3 * 2 * 4096**2 / 3.35e12])

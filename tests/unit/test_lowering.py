@@ -7,6 +7,7 @@ import pytest
 
 from costmodels.context import CostContext
 from costmodels.kernels.calls import Basis, GemmLayout, KernelCallBatch, KernelFamily, KernelOp
+from costmodels.kernels.implementations import Engine, Library, code_of
 from costmodels.lowering.attention import lower_attention, score_share
 from costmodels.lowering.boundary import lower_embedding, lower_head
 from costmodels.lowering.calls import PartCosts, Phase, price_parts
@@ -50,6 +51,18 @@ def seen(block: str, plan: ExecutionPlan, where: CostContext) -> KernelCallBatch
     kernels = UnitKernels()
     lowered(block, plan, replace(where, kernels=kernels))
     return kernels.seen[0]
+
+
+def test_attention_is_of_the_library_the_stack_runs_or_of_who_is_asked_for() -> None:
+    plan = ExecutionPlan()
+    for library, wanted in (("", 0), ("cudnn", code_of(Engine.PYTORCH, Library.CUDNN))):
+        calls = seen("attention", plan, context(stack=stack(attention_library=library)))
+        is_core = np.isin(calls.op, ATTENTION)
+        assert calls.implementation[is_core].tolist() == [wanted] * 2
+        assert not calls.implementation[~is_core].any()
+    other = code_of(Engine.VLLM, Library.FLASH_3)
+    calls = seen("attention", plan, context(stack=stack(attention_library="cudnn"), implementation=other))
+    assert set(calls.implementation[np.isin(calls.op, ATTENTION)].tolist()) == {other}
 
 
 # Weights that multiply each token in one block, and the models they belong to.
