@@ -1,0 +1,184 @@
+"""Rules on plans whose stages differ, one broken at a time, and which framework could run what."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodels.plan import ExecutionPlan, PlanBatch, Recompute, Schedule
+from costmodels.stage_balance import balanced_stage_layers
+from costmodels.stage_plan import StageConfigs, StagePlanBatch, concatenate, from_uniform
+from planner.rules.base import DEEPSPEED, FRAMEWORKS, FSDP, HUGGINGFACE, MEGATRON, NANOTRON, Setting
+from planner.stage_constraints import (
+    STAGE_RULES,
+    StageSetting,
+    as_uniform,
+    broken_by,
+    legal_stages,
+    runnable_by,
+    stage_excess,
+)
+from tests.fakes import gpt, job, mixture
+
+# Two groups of sixteen devices; 64 sequences: 8 micro-batches of 8.
+CONFIGS = StageConfigs(
+    plans=PlanBatch.from_plans(
+        [
+            ExecutionPlan(data_parallel=8, micro_batch_size=1, num_microbatches=8, pipeline_parallel=2),
+            ExecutionPlan(
+                tensor_parallel=4, data_parallel=2, micro_batch_size=4, num_microbatches=8, pipeline_parallel=2
+            ),
+            ExecutionPlan(data_parallel=8, micro_batch_size=2, num_microbatches=4, pipeline_parallel=2),
+            ExecutionPlan(data_parallel=8, micro_batch_size=1, num_microbatches=8, pipeline_parallel=2),
+        ]
+    ),
+    group=np.asarray([0, 0, 0, 1]),
+)
+MODEL = gpt()
+SETTING = StageSetting(model=MODEL, configs=CONFIGS, devices=(16, 16))
+
+
+def plan(config: tuple[int, ...] = (0, 3), layers: tuple[int, ...] = (5, 3), **columns) -> StagePlanBatch:
+    one = {name: [value] for name, value in columns.items()}
+    settled = {"num_microbatches": [8], **one}
+    return StagePlanBatch.from_columns([len(config)], [list(config)], [list(layers)], **settled)
+
+
+def test_a_legal_plan_breaks_nothing():
+    for legal in (plan(), plan((0, 1)), plan((0,), (8,)), plan((0, 3, 3), (4, 2, 2), full_dense=[4, 0, 2])):
+        assert legal_stages(legal, SETTING).tolist() == [True]
+        assert not any(values.any() for values in stage_excess(legal, SETTING).values())
+
+
+@pytest.mark.parametrize(
+    ("broken", "rule", "excess"),
+    [
+        (plan(layers=(5, 2)), "stages_hold_all_layers", 1 / 8),
+        (plan(layers=(8, 0)), "stages_have_layers", 1),
+        (plan(virtual_stages=4, layers=(5, 3)), "stages_have_layers", 1),
+        (plan((0, 2)), "stages_agree_in_samples", 1),
+        (plan(num_microbatches=4), "stages_agree_in_samples", 2),
+        (plan((0, 0, 1), (3, 3, 2)), "group_has_devices", 8 / 16),
+        (plan(full_dense=[4, 2], selective_dense=[2, 2]), "layers_are_there", 2),
+        (plan(full_dense=[2, 0], offloaded=[3, 0]), "layers_are_there", 1),
+        (plan(optimizer_offload=[9, 8]), "layers_are_there", 1),
+        (plan(full_dense=[-1, 0]), "layers_are_there", 1),
+        (plan((0,), (8,), schedule=Schedule.GPIPE), "schedule_fits_stages", 1),
+        (plan(schedule=Schedule.GPIPE, virtual_stages=2), "schedule_fits_stages", 1),
+        (plan((0, 3, 3), (4, 2, 2), virtual_stages=2), "schedule_fits_stages", 1),
+        (plan().with_columns(num_stages=[3]), "stages_exist", 1),
+        (plan().with_columns(num_stages=[0]), "stages_exist", 1),
+    ],
+)
+def test_each_rule_sees_its_violation(broken, rule, excess):
+    found = stage_excess(broken, SETTING)
+    assert found[rule] == pytest.approx([excess])
+    assert not legal_stages(broken, SETTING)[0]
+
+
+def test_moe_layers_count_by_position():
+    model = mixture(moe={"first_dense_layers": 3})
+    setting = replace(SETTING, model=model)
+    assert legal_stages(plan(full_dense=[3, 0], full_moe=[2, 3]), setting)[0]
+    assert stage_excess(plan(full_dense=[4, 0]), setting)["layers_are_there"] == [1.0]
+
+
+def test_rules_have_names_and_words():
+    assert len({rule.name for rule in STAGE_RULES}) == len(STAGE_RULES)
+    assert all(rule.text for rule in STAGE_RULES)
+
+
+def framework(name: str) -> Setting:
+    return Setting(model=MODEL, job=job(global_batch_size=64), num_devices=32, framework=name)
+
+
+def runners(batch: StagePlanBatch, setting: StageSetting = SETTING) -> set[str]:
+    return {name for name, rows in runnable_by(batch, setting, framework(MEGATRON)).items() if rows[0]}
+
+
+def test_uneven_layers_need_a_framework_that_takes_any_layout():
+    """Stages alike in all but layers, though on different devices: a hand-laid layout."""
+    assert runners(plan()) == {MEGATRON}
+    sharded = StageConfigs(
+        plans=replace(CONFIGS.plans, zero_stage=np.full(4, 2)), group=CONFIGS.group
+    )  # torchtitan pipelines FSDP only
+    assert runners(plan(), replace(SETTING, configs=sharded)) == {FSDP}
+    assert runners(plan(layers=(4, 4))) >= {MEGATRON, DEEPSPEED}
+    assert HUGGINGFACE not in runners(plan())
+
+
+def test_nanotron_lays_out_by_cost():
+    wanted = balanced_stage_layers(MODEL, 2)
+    assert wanted == (6, 2)
+    assert NANOTRON in runners(plan(layers=wanted))
+    assert list(broken_by(plan(), SETTING, framework(NANOTRON))) == ["layers_laid_out_by_hand"]
+
+
+def test_stages_with_degrees_of_their_own_run_on_none():
+    assert runners(plan((1, 3))) == set()
+    assert list(broken_by(plan((1, 3)), SETTING, framework(MEGATRON))) == ["stages_run_alike"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "mode", "layers"),
+    [
+        ({}, Recompute.NONE, 0),
+        ({"selective_dense": [5, 3]}, Recompute.SELECTIVE, 0),
+        ({"full_dense": [5, 3]}, Recompute.FULL, 0),
+        ({"full_dense": [4, 3]}, Recompute.BLOCK, 4),
+        ({"full_dense": [2, 2]}, Recompute.BLOCK, 2),
+    ],
+)
+def test_recomputation_that_a_framework_can_be_told(columns, mode, layers):
+    uniform, same = as_uniform(plan(**columns), SETTING)
+    assert same.tolist() == [True]
+    found = uniform.plan(0)
+    assert (found.recompute, found.recompute_layers, found.stage_layers) == (mode, layers, (5, 3))
+    assert MEGATRON in runners(plan(**columns))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"selective_dense": [5, 0]},
+        {"full_dense": [2, 3]},
+        {"full_dense": [5, 0]},
+        {"full_dense": [1, 1], "selective_dense": [4, 2]},
+        {"full_dense": [5, 3], "offloaded": [5, 0]},
+        {"optimizer_offload": [8, 4]},
+    ],
+)
+def test_stages_that_recompute_or_offload_on_their_own(columns):
+    assert as_uniform(plan(**columns), SETTING)[1].tolist() == [False]
+    assert runners(plan(**columns)) == set()
+
+
+def test_part_of_an_optimizer_is_offloaded_by_megatron():
+    assert runners(plan(layers=(4, 4), optimizer_offload=[4, 4])) == {MEGATRON}
+
+
+def test_uniform_plans_come_back_as_they_were():
+    plans = PlanBatch.from_plans(
+        [
+            ExecutionPlan(pipeline_parallel=4, data_parallel=8, num_microbatches=8, recompute=recompute,
+                          recompute_layers=2 if recompute == Recompute.BLOCK else 0, virtual_stages=v,
+                          schedule=schedule)
+            for recompute in Recompute
+            for v, schedule in [(1, Schedule.ONE_F_ONE_B), (2, Schedule.ONE_F_ONE_B), (1, Schedule.GPIPE)]
+        ]
+    )  # fmt: skip
+    batch, configs = from_uniform(plans, MODEL)
+    uniform, same = as_uniform(batch, StageSetting(model=MODEL, configs=configs, devices=(32,)))
+    assert same.all()
+    for name in ("pipeline_parallel", "virtual_stages", "schedule", "data_parallel", "num_microbatches"):
+        assert (getattr(uniform, name) == getattr(plans, name)).all(), name
+    # Two layers a stage: recomputing both is recomputing all.
+    assert [Recompute(code) for code in uniform.recompute[:6]] == [Recompute.NONE] * 3 + [Recompute.SELECTIVE] * 3
+    assert set(uniform.recompute[6:].tolist()) == {int(Recompute.FULL)}
+
+
+def test_frameworks_are_all_asked():
+    both = concatenate([plan(), plan((0,), (8,))])
+    found = runnable_by(both, SETTING, framework(MEGATRON))
+    assert tuple(found) == FRAMEWORKS
+    assert found[HUGGINGFACE].tolist() == [False, True]

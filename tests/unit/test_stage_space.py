@@ -1,0 +1,161 @@
+"""Configurations of stages: which there are, which are worth keeping, and how to find one's way among them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodels.context import CostContext
+from costmodels.evaluate import evaluate
+from costmodels.plan import PlanBatch
+from costmodels.stage_evaluate import evaluate_stages
+from costmodels.stage_plan import CONFIG_COLUMNS, StagePlanBatch, from_uniform
+from planner.constraints import legal
+from planner.rules.base import FSDP, MEGATRON, Setting
+from planner.search.stage_space import StageSpace, stage_sizes, stage_space
+from planner.space import plan_space
+from planner.stage_constraints import legal_stages
+from profiles.hardware import ClusterSpec
+from profiles.model import ModelSpec
+from tests.fakes import RateKernels, RingCollectives, context, device, gpt, job, mixture, node, stack
+
+
+def where(model: ModelSpec, *, nodes: int = 2, speed: float = 1.0, framework: str = MEGATRON) -> CostContext:
+    return context(
+        model=model,
+        job=job(global_batch_size=32),
+        cluster=ClusterSpec(name="fake", node=node(device=device()), num_nodes=nodes),
+        kernels=RateKernels(flops_per_s=speed * 100e12, bytes_per_s=speed * 1e12),
+        collectives=RingCollectives(inside_bytes_per_s=200e9, across_bytes_per_s=20e9),
+        stack=stack(framework=framework),
+    )
+
+
+def space_of(contexts: list[CostContext], **options) -> StageSpace:
+    settings = [
+        Setting(model=each.model, job=each.job, num_devices=each.cluster.num_devices, framework=each.stack.framework)
+        for each in contexts
+    ]
+    pairs = {(0, 1): contexts[0]} if len(contexts) > 1 else {}
+    return stage_space(settings, contexts, joint=pairs, **options)
+
+
+@pytest.fixture(scope="module")
+def two_groups() -> StageSpace:
+    return space_of([where(gpt()), where(gpt(), nodes=1, speed=3.0)])
+
+
+def test_stage_sizes_are_shares_of_a_domain_and_whole_domains():
+    assert stage_sizes(32, 8, max_stages=64) == [1, 2, 4, 8, 16, 24, 32]
+    assert stage_sizes(32, 8, max_stages=8) == [4, 8, 16, 24, 32]
+    assert stage_sizes(4, 4, max_stages=64) == [1, 2, 4]
+    assert stage_sizes(12, 6, max_stages=64) == [1, 2, 3, 6, 12]
+    assert len(stage_sizes(1 << 17, 8, max_stages=64)) < 20
+
+
+def test_every_configuration_is_legal_and_on_its_group(two_groups):
+    configs = two_groups.configs
+    assert two_groups.devices == (16, 8)
+    assert (configs.num_devices <= np.asarray([16, 8])[configs.group]).all()
+    assert (configs.samples * configs.plans.num_microbatches == 32).all()
+    setting = Setting(model=gpt(), job=job(global_batch_size=32), num_devices=0, framework=MEGATRON)
+    for size in np.unique(configs.num_devices):
+        rows = np.flatnonzero(configs.num_devices == size)
+        assert legal(configs.plans.take(rows), replace(setting, num_devices=2 * int(size))).all()
+
+
+def test_rows_and_counterparts(two_groups):
+    rows = two_groups.rows(8, group=1)
+    assert len(rows)
+    assert (two_groups.configs.plans.num_microbatches[rows] == 8).all()
+    assert (two_groups.configs.group[rows] == 1).all()
+    assert set(rows) < set(two_groups.rows(8))
+    for place, other in enumerate(two_groups.microbatches.tolist()):
+        found = two_groups.counterpart[rows, place]
+        there = found[found >= 0]
+        assert (two_groups.configs.plans.num_microbatches[there] == other).all()
+        mine = rows[found >= 0]
+        for name in set(CONFIG_COLUMNS) - {"micro_batch_size", "num_microbatches"}:
+            column = getattr(two_groups.configs.plans, name)
+            assert (column[there] == column[mine]).all(), name
+
+
+def test_bound_on_stages(two_groups):
+    assert two_groups.max_stages == 8  # layers; there is room for 24
+    assert space_of([where(gpt(num_layers=64))], max_stages=4).max_stages == 4
+
+
+@pytest.mark.parametrize("framework", [MEGATRON, FSDP])
+@pytest.mark.parametrize("model", [gpt(), mixture()], ids=["dense", "mixture"])
+def test_the_space_has_every_uniform_pipeline_or_one_no_worse(model, framework):
+    """Priced through the configurations that were kept, the best uniform plan is at least as good."""
+    here = where(model, nodes=1, framework=framework)
+    setting = Setting(model=model, job=here.job, num_devices=8, framework=framework)
+    plans = plan_space(setting, domain_devices=8, pins={"virtual_stages": 1}).plans
+    plans = plans.take(np.flatnonzero(plans.pipeline_parallel > 1))
+    whole, kept = space_of([here], prune=False), space_of([here], prune=True)
+    assert len(kept) <= len(whole) == whole.considered == kept.considered
+    assert len(kept) < len(whole) or model.moe is None
+    batch, configs = from_uniform(plans, model)
+    found = whole.index_of(configs)
+    assert (found >= 0).all()
+    same = evaluate_stages(batch.with_columns(config=found[batch.config]), whole.prices)
+    expected = evaluate(plans, here)
+    np.testing.assert_allclose(same.step_time_s, expected.step_time_s, rtol=1e-9)
+    best_of = _best_replacement(whole, kept)
+    better = evaluate_stages(batch.with_columns(config=best_of[found][batch.config]), kept.prices)
+    assert (better.step_time_s <= expected.step_time_s * (1 + 1e-9)).all()
+    assert (better.peak_memory_bytes <= expected.peak_memory_bytes * (1 + 1e-9)).all()
+
+
+def _best_replacement(whole: StageSpace, kept: StageSpace) -> np.ndarray:
+    """(K,) of the configurations that were kept, itself or one that is nowhere worse for a stage of two layers."""
+    own = kept.index_of(whole.configs)
+    costs = [_costs(space) for space in (whole, kept)]
+    for row in np.flatnonzero(own < 0):
+        alike = kept.configs.plans.num_microbatches == whole.configs.plans.num_microbatches[row]
+        no_worse = alike & (costs[1] <= costs[0][row]).all(axis=1)
+        assert no_worse.any()
+        own[row] = np.flatnonzero(no_worse)[0]
+    return own
+
+
+def _costs(space: StageSpace) -> np.ndarray:
+    count = len(space)
+    one = np.ones(count, dtype=np.int64)
+    moe = space.prices.context.model.num_moe_layers > 0
+    columns = [space.configs.num_devices, space.prices.transfer_s]
+    for layers, first, last in [(1, False, False), (8, True, True), (3, True, False), (3, False, True)]:
+        rows = space.prices.rows(
+            np.arange(count), dense=one * layers * (not moe), moe=one * layers * moe,
+            has_embedding=one > (not first), has_head=one > (not last),
+        )  # fmt: skip
+        columns.extend(space.prices.content[:, rows])
+    return np.column_stack(columns)
+
+
+def test_plans_of_both_groups_are_priced_and_legal(two_groups):
+    slow, fast = (two_groups.rows(4, group=group) for group in (0, 1))
+    sizes = two_groups.configs.num_devices
+    alone = two_groups.configs.plans.tensor_parallel == 1
+    first, second = (rows[(sizes[rows] == 8) & alone[rows]][0] for rows in (slow, fast))
+    layers = [[layers, 8 - layers] for layers in range(1, 8)]
+    plans = StagePlanBatch.from_columns([2] * 7, [[first, second]] * 7, layers, num_microbatches=4)
+    assert legal_stages(plans, two_groups.setting).all()
+    priced = evaluate_stages(plans, two_groups.prices)
+    assert int(np.argmin(priced.step_time_s)) < 3  # the slow group gets fewer layers
+
+
+def test_unknown_configurations_are_not_found(two_groups):
+    odd = replace(
+        two_groups.configs, plans=replace(two_groups.configs.plans, micro_batch_size=np.full(len(two_groups), 7))
+    )
+    assert (two_groups.index_of(odd) == -1).all()
+    assert two_groups.index_of(two_groups.configs).tolist() == list(range(len(two_groups)))
+
+
+def test_pins_hold_for_stages():
+    found = space_of([where(gpt())], pins={"tensor_parallel": 4, "pipeline_parallel": 8, "data_parallel": 2})
+    assert set(found.configs.plans.tensor_parallel.tolist()) == {4}
+    assert len(set(found.configs.plans.data_parallel.tolist())) > 1
+    assert isinstance(found.configs.plans, PlanBatch)
