@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from planner.search.result import SearchResult as SearchResult
     from planner.search.sweep import sweep as sweep
     from planner.search_document import search_document as search_document
+    from planner.workflows import plan_dataflow as plan_dataflow
     from profiles.errors import InfeasibleError as InfeasibleError
     from profiles.errors import PlannerError as PlannerError
     from profiles.errors import SpecError as SpecError
@@ -39,6 +40,7 @@ _HOMES = {
     "estimate": "planner.api",
     "plan": "planner.api",
     "portfolio": "planner.decisions.api",
+    "plan_dataflow": "planner.workflows",
     "price_mlir": "planner.kernel_prices",
     "search_document": "planner.search_document",
     "sweep": "planner.search.sweep",

@@ -6,6 +6,7 @@ Exit codes: 0 answered, 1 a bug, 2 bad input, 3 answered that nothing fits.
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from planner import cli_decisions as trial
 from planner import cli_options as option
 from planner.cli_calibrate import calibrate
 from planner.cli_dataflow import dataflow
+from planner.cli_flow import check_no_workflow, plan_workflow, show_workflows, workflow
 from planner.cli_output import emit, progress
 from planner.cli_profiles import profiles
 from planner.cli_search import Evaluations, Seconds, Seed, Strategy, show_search
@@ -86,7 +88,7 @@ def _root(
 
 
 @app.command()
-@option.asks
+@partial(option.asks, also=workflow)
 def plan(
     values: dict[str, Any],
     top: option.Top = 10,
@@ -97,7 +99,13 @@ def plan(
     oom_penalty: trial.OomPenalty = 0.05,
     seed: trial.Seed = 0,
 ) -> None:
-    """Rank every legal plan, best first; or say which are worth trying on the cluster."""
+    """Rank every legal plan, best first; say which to try on the cluster; or plan a workflow of several models."""
+    if values["workflow"]["job"] is not None:
+        extra: dict[str, Any] = {"top": top, "variants": variants, "pareto": pareto, "portfolio": portfolio}
+        extra |= {"trial_steps": trial_steps, "oom_penalty": oom_penalty}
+        plan_workflow(values | {"cluster": _cluster(values["gpus"]), "seed": seed}, extra)
+        return
+    check_no_workflow(values["workflow"])
     from planner import api
 
     if portfolio is not None:
@@ -146,6 +154,17 @@ def models(
     from planner.cli_catalog import show_models
 
     emit(show_models(name), json_=json_, output=output)
+
+
+@app.command()
+def workflows(
+    name: Annotated[str, typer.Argument(help="Only workflows whose name contains this.")] = "",
+    json_: option.Json = False,
+    output: option.Output = None,
+    debug: option.Debug = False,
+) -> None:
+    """List the workflows known by name, with their settings."""
+    emit(show_workflows(name), json_=json_, output=output)
 
 
 @app.command()
@@ -244,7 +263,7 @@ def _inputs(values: Mapping[str, Any]) -> dict[str, Any]:
         if values[name] is not None:
             job[field] = _amount(f"job.{field}", values[name])
     return {
-        "model": values["model"],
+        "model": _one_model(values["model"]),
         "cluster": _cluster(values["gpus"]),
         "job": job,
         "framework": values["framework"],
@@ -256,6 +275,18 @@ def _inputs(values: Mapping[str, Any]) -> dict[str, Any]:
         "price_per_device_hour_usd": values["price_per_gpu_hour"],
         "price_date": values["price_date"],
     }
+
+
+def _one_model(words: Sequence[str]) -> str:
+    """The model of a single job, the last one given.
+
+    Raises:
+        SpecError: If models are given by role.
+    """
+    if any("=" in word for word in words):
+        problem = f"{words[-1][:60]!r} names a role, and a single job has none"
+        raise SpecError("--model", problem, "for a workflow add --job, e.g. --job ppo")
+    return words[-1]
 
 
 def _pins(values: Mapping[str, Any]) -> dict[str, Any]:

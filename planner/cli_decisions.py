@@ -25,7 +25,7 @@ TrialSteps = Annotated[int, _option("--trial-steps", "Steps of one trial (20).")
 OomPenalty = Annotated[
     float, _option("--oom-penalty", "Share of the step time that avoiding a trial out of memory is worth (0.05).")
 ]
-Seed = Annotated[int, _option("--seed", "Of the scenarios (0).")]
+Seed = Annotated[int, _option("--seed", "Of the scenarios, or of a workflow's search (0).")]
 
 
 def terms_of(trial_steps: int, oom_penalty: float, seed: int) -> "Terms":

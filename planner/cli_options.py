@@ -14,7 +14,10 @@ def _option(name: str, words: str, panel: str, *more: str) -> Any:
     return typer.Option(name, *more, help=words, rich_help_panel=panel, show_default=False)
 
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Name, size (13b), Hugging Face id, or config.json.")]
+Model = Annotated[
+    list[str],
+    typer.Option("--model", "-m", help="Name, size (13b), Hugging Face id, or config.json; ROLE=MODEL of a workflow."),
+]
 Gpus = Annotated[str, typer.Option("--gpus", "-g", help="8xA100, 2x8xH100-80GB, 72xGB200, or a YAML file.")]
 
 Task = Annotated[str | None, _option("--task", "pretrain (default), full, lora or qlora.", _JOB)]
@@ -138,15 +141,23 @@ def question(
     """What every question may say; a declaration only, see ``asks``."""
 
 
-def asks(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of ``question``; it receives their values as its first argument."""
+def asks(command: Callable[..., None], *, also: Callable[..., None] | None = None) -> Callable[..., None]:
+    """Give a command the options of ``question``; it receives their values as its first argument.
+
+    Args:
+        command: Takes the mapping of values, then options of its own.
+        also: Another declaration; its values come as one mapping under its name.
+    """
     own = list(inspect.signature(command).parameters.values())[1:]
     shared = list(inspect.signature(question).parameters.values())
-    parameters = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in (*shared, *own)]
+    more = [] if also is None else list(inspect.signature(also).parameters.values())
+    parameters = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in (*shared, *own, *more)]
 
     @wraps(command)
     def asked(**values: Any) -> None:
         extra = {item.name: values.pop(item.name) for item in own}
+        if also is not None:
+            values[also.__name__] = {item.name: values.pop(item.name) for item in more}
         command(values, **extra)
 
     asked.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -34,7 +34,7 @@ def emit(
     if json_ or output is not None:
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
         if output is not None:
-            _write(output, text)
+            write_text(output, text, option="--output")
         if json_:
             typer.echo(text)
             return
@@ -43,11 +43,16 @@ def emit(
     tables(Console(markup=markup, emoji=False))
 
 
-def _write(path: str, text: str) -> None:
+def write_text(path: str, text: str, *, option: str) -> None:
+    """Write a file the user asked for.
+
+    Raises:
+        SpecError: If that cannot be done; the field is the option that named it.
+    """
     try:
         Path(path).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise SpecError("--output", f"cannot write {path[:200]!r}: {error.strerror}") from None
+        raise SpecError(option, f"cannot write {path[:200]!r}: {error.strerror}") from None
 
 
 @contextlib.contextmanager

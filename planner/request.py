@@ -73,8 +73,8 @@ def resolve_request(
         SpecError: If anything named is unknown, out of bounds or contradictory.
     """
     _check_options(options)
-    resolved = _model(model, allow_files=options.allow_files)
-    machines = _cluster(cluster, options.fabric)
+    resolved = resolve_named_model(model, allow_files=options.allow_files)
+    machines = resolve_cluster(cluster, options.fabric)
     notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]
     notes += [Note(code="assumed_default", field="cluster", message=text) for text in machines.assumptions]
     fixed = parse_pins(pins)
@@ -83,7 +83,7 @@ def resolve_request(
     price = options.price_per_device_hour_usd
     return Request(
         model=resolved.spec,
-        cluster=_with_reserve(machines, options.memory_reserve_bytes),
+        cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
         job=training,
         stack=stack,
         pins=fixed,
@@ -161,7 +161,8 @@ def part_of(cluster: ClusterSpec, num_devices: int) -> ClusterSpec:
     return replace(cluster, node=node, num_nodes=num_devices // node.devices_per_node)
 
 
-def _model(model: ModelInput, *, allow_files: bool) -> ResolvedModel:
+def resolve_named_model(model: ModelInput, *, allow_files: bool) -> ResolvedModel:
+    """The model a user names or describes; text names a file only where that is allowed."""
     if isinstance(model, str):
         try:
             return _named_model(model)
@@ -177,7 +178,8 @@ def _named_model(name: str) -> ResolvedModel:
     return resolve_model(name, default_catalog(), allow_paths=False)
 
 
-def _cluster(cluster: ClusterInput, fabric: str | None) -> ClusterSpec:
+def resolve_cluster(cluster: ClusterInput, fabric: str | None) -> ClusterSpec:
+    """The cluster a user names or describes, with another network link if one is given."""
     if isinstance(cluster, str | Mapping) and is_mixed(cluster):
         mixed = parse_mixed_cluster(cluster) if isinstance(cluster, str) else mixed_cluster_from_mapping(cluster)
         groups = " and ".join(group.name for group in mixed.groups)
@@ -199,7 +201,8 @@ def _named_cluster(text: str, fabric: str | None) -> ClusterSpec:
     return parse_cluster(text, default_catalog(), fabric=fabric)
 
 
-def _with_reserve(cluster: ClusterSpec, reserve_bytes: float) -> ClusterSpec:
+def with_memory_reserve(cluster: ClusterSpec, reserve_bytes: float) -> ClusterSpec:
+    """The cluster with so much less usable memory per device."""
     device = cluster.device
     if not 0 <= reserve_bytes < device.usable_memory_bytes:
         raise SpecError(

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from planner.decisions.schema import portfolio_schema
+from planner.schema_flow_types import flow_document_schema
 from planner.schema_types import document_schema
 from planner.search_document import search_schema
 from service.limits import BodyLimit, WorkQueue
@@ -49,6 +50,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         for name, definition in (
             ("Document", document_schema()),
+            ("WorkflowDocument", flow_document_schema()),
             ("Portfolio", portfolio_schema()),
             ("SearchDocument", search_schema()),
             ("Problem", Problem.model_json_schema(ref_template=_COMPONENTS + "{model}")),

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from profiles.errors import SpecError
 from profiles.model_fields import shown
-from service.schemas import MAPPING_TAG, TEXT_TAG, meant_field
+from service.schemas import TAGS, WORKFLOW_TAG, meant_field
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
@@ -119,13 +119,14 @@ async def _invalid_body(_: Request, error: Exception) -> Response:
 
 def _of_validation_error(item: Mapping[str, Any]) -> FieldProblem:
     """One of pydantic's errors, with the value at fault and, for an unknown field, what it may have meant."""
-    location = [str(part) for part in item["loc"] if part not in (TEXT_TAG, MAPPING_TAG)]
+    location = [str(part) for part in item["loc"] if part not in TAGS]
     field = ".".join(location[1:]) or location[0]
     if item["type"] == "json_invalid":
         reason = str(item.get("ctx", {}).get("error", ""))
         field, problem, hint = "body", f"is not valid JSON at character {location[-1]}: {reason}", ""
     elif item["type"] == "extra_forbidden":
-        problem, hint = "unknown field", meant_field(location[1:-1], location[-1])
+        workflow = WORKFLOW_TAG in item["loc"]
+        problem, hint = "unknown field", meant_field(location[1:-1], location[-1], workflow=workflow)
     else:
         problem, hint = item["msg"][:1].lower() + item["msg"][1:], ""
         if item["type"] != "missing":

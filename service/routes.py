@@ -14,36 +14,54 @@ from planner import api, schema
 from planner.decisions import api as decisions
 from planner.decisions.document import portfolio_document
 from planner.decisions.results import Terms
+from planner.schema_flow import flow_document
 from planner.search.call import search
 from planner.search_document import search_document
+from planner.workflows import plan_dataflow
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
 from service.limits import WorkQueue
 from service.problems import NotFoundError, declared
-from service.schemas import NAME_PATTERN, EstimateRequest, Health, PlanRequest, PortfolioRequest, SearchRequest, given
+from service.schemas import (
+    NAME_PATTERN,
+    EstimateRequest,
+    Health,
+    PlanQuestion,
+    PortfolioRequest,
+    SearchRequest,
+    WorkflowRequest,
+    given,
+)
 from service.views import DeviceList, DeviceView, ModelList, ModelView
 
 _COMPONENTS = "#/components/schemas/"
 
 
-def _document(name: str, words: str) -> dict[int | str, dict[str, Any]]:
-    """The documented answer of a route: one of the components."""
-    content = {"application/json": {"schema": {"$ref": _COMPONENTS + name}}}
+def _document(words: str, *names: str) -> dict[int | str, dict[str, Any]]:
+    """The documented answer of a route: one of these components."""
+    shapes = [{"$ref": _COMPONENTS + name} for name in names]
+    content = {"application/json": {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}}
     return {200: {"description": words, "content": content}}
 
 
 _DOCUMENT = _document(
-    "Document",
     "The document that `planner --json` prints. Without a fitting plan, `plans` is empty and `infeasible` says why.",
+    "Document",
+)
+_PLANNED = _document(
+    "The document that `planner plan --json` prints, of a job or of a workflow. Without a fitting plan, `plans` is "
+    "empty or `plan` null, and `infeasible` says why.",
+    "Document",
+    "WorkflowDocument",
 )
 _PORTFOLIO = _document(
-    "Portfolio",
     "The document that `planner plan --portfolio --json` prints. When nothing may run, `trials` is empty and "
     "`infeasible` says why.",
+    "Portfolio",
 )
 _FOUND = _document(
-    "SearchDocument", "The document that `planner search --json` prints. `best` is null when nothing fits."
+    "The document that `planner search --json` prints. `best` is null when nothing fits.", "SearchDocument"
 )
 _SEARCH_PROBLEMS = declared(400, 413, 422, 429)
 
@@ -52,9 +70,14 @@ EntryName = Annotated[str, Path(min_length=1, max_length=120, pattern=NAME_PATTE
 router = APIRouter()
 
 
-@router.post("/plan", response_model=None, responses=_DOCUMENT | _SEARCH_PROBLEMS, tags=["planning"])
-async def post_plan(body: PlanRequest, request: Request) -> Response:
-    """Rank every legal execution plan of a job on a cluster."""
+@router.post("/plan", response_model=None, responses=_PLANNED | _SEARCH_PROBLEMS, tags=["planning"])
+async def post_plan(body: PlanQuestion, request: Request) -> Response:
+    """Rank every legal execution plan of a job on a cluster, or plan a workflow of several models."""
+    if isinstance(body, WorkflowRequest):
+        asked = given(body)
+        ends = (asked.pop("job"), asked.pop("models"), asked.pop("cluster"))
+        work = functools.partial(plan_dataflow, *ends, **asked, allow_files=False)
+        return await _answer(request, work, flow_document)
     search = functools.partial(
         api.plan, pins=given(body.plan), objective=body.objective, top=body.top, variants=body.variants
     )

@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from costmodels.workload import MAX_GLOBAL_BATCH
+from planner.dataflow.flow_request import DEFAULT_STACK, MAX_GPUS, MAX_ITERATIONS
+from planner.dataflow.graph import MAX_CALLS, MAX_ROLES
+from planner.dataflow.iterations import MAX_STALENESS
 from planner.decisions.results import MAX_SEED, MAX_STEPS, MAX_TRIALS
 from planner.pins import ALIASES
 from profiles.errors import did_you_mean
@@ -27,6 +30,9 @@ MAX_TOKENS = 1e18
 
 # Which branch of ``NameOrMapping`` an error lies in; no part of a field's name.
 TEXT_TAG, MAPPING_TAG = "(text)", "(mapping)"
+# Which of the two questions of ``PlanQuestion`` an error lies in.
+JOB_TAG, WORKFLOW_TAG = "(job)", "(workflow)"
+TAGS = frozenset({TEXT_TAG, MAPPING_TAG, JOB_TAG, WORKFLOW_TAG})
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._:+()/-]*$"
 
 
@@ -72,6 +78,8 @@ NameOrMapping = Annotated[
     Annotated[Name, Tag(TEXT_TAG)] | Annotated[Mapping, Tag(MAPPING_TAG)],
     Discriminator(_kind, custom_error_type="kind", custom_error_message="must be a text or a mapping"),
 ]
+Role = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z][a-z0-9_]*$")]
+Lengths = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^(lognormal|cdf):[a-z0-9=.,+-]+$")]
 Degree = Annotated[int, Field(ge=1, le=MAX_DEVICES)]
 Bytes = Annotated[float, Field(ge=0, le=1e15)]
 DType = Literal["none", "fp32", "bf16", "fp16", "fp8", "int8"]
@@ -167,6 +175,57 @@ class PlanRequest(EstimateRequest):
     top: int = Field(default=10, ge=1, le=MAX_TOP, description="Most plans to return.")
 
 
+class WorkflowRequest(Body):
+    """Plan a workflow of several model calls: which GPUs, engine and layout each call gets, and when it runs."""
+
+    job: NameOrMapping = Field(description="Name of a workflow such as `grpo`, or a graph of one's own.")
+    models: dict[Role, NameOrMapping] = Field(
+        min_length=1, max_length=MAX_ROLES, description="Role to model; roles left out are like another one."
+    )
+    cluster: NameOrMapping = Field(description="A cluster string or the mapping a cluster file holds.")
+    settings: dict[Role, int | float | bool | Name] = Field(
+        default_factory=dict, max_length=MAX_ROLES, description="Settings of a named workflow, e.g. `group_size`."
+    )
+    batch: int | None = Field(default=None, ge=1, le=MAX_GLOBAL_BATCH, description="Items per iteration.")
+    prompt: int | None = Field(default=None, ge=1, le=MAX_SEQUENCE, description="Tokens per prompt.")
+    generate: Annotated[int, Field(ge=1, le=MAX_SEQUENCE)] | Lengths | None = Field(
+        default=None, description="Tokens per response: a number, or `lognormal:mean=800,sigma=1,max=8192`."
+    )
+    mode: Literal["hybrid", "colocated", "disaggregated", "async"] = "hybrid"
+    staleness: int | None = Field(default=None, ge=0, le=MAX_STALENESS, description="With `async` only.")
+    objective: Literal["time", "cost", "fewest_gpus"] = "time"
+    offload: bool = Field(default=True, description="Whether weights and states may lie on the host between calls.")
+    engine: Name | None = Field(default=None, description="Engine of every generating call.")
+    pins: dict[Role, dict[Role, int | Name]] = Field(
+        default_factory=dict,
+        max_length=MAX_CALLS,
+        description="Call to what is fixed of it: `gpus`, `engine`, `tp` ...",
+    )
+    min_mesh: int | None = Field(default=None, ge=1, le=MAX_GPUS, description="Fewest GPUs a call may use.")
+    framework: Name = Field(default=DEFAULT_STACK, description="Training framework or stack.")
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"] | None = None
+    iterations: int = Field(default=5, ge=1, le=MAX_ITERATIONS, description="Iterations simulated.")
+    seed: int = Field(default=0, ge=0, le=(1 << 31) - 1, description="Of the search.")
+    effort: float = Field(default=1.0, ge=0.01, le=1, description="Search budget relative to the usual one.")
+    fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
+    memory_reserve_bytes: Bytes = Field(default=0.0, description="Device memory to leave free.")
+    price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
+
+
+def _question(value: object) -> str:
+    """A workflow names its models by role; a job has one."""
+    return WORKFLOW_TAG if isinstance(value, WorkflowRequest | dict) and "models" in _keys(value) else JOB_TAG
+
+
+def _keys(value: WorkflowRequest | dict[str, Any]) -> set[str]:
+    return set(value) if isinstance(value, dict) else set(type(value).model_fields)
+
+
+PlanQuestion = Annotated[
+    Annotated[PlanRequest, Tag(JOB_TAG)] | Annotated[WorkflowRequest, Tag(WORKFLOW_TAG)], Discriminator(_question)
+]
+
+
 class PortfolioRequest(EstimateRequest):
     """Ask which plans are worth trying on the real cluster."""
 
@@ -190,13 +249,16 @@ class SearchRequest(EstimateRequest):
     seed: int = Field(default=0, ge=0, le=(1 << 31) - 1, description="Of everything random.")
 
 
-def meant_field(parents: Sequence[str], name: str) -> str:
+def meant_field(parents: Sequence[str], name: str, *, workflow: bool = False) -> str:
     """What a client may have meant by an unknown field of the body at that path; empty when nothing is close.
 
     Args:
         parents: Fields that lead to the body, outermost first.
         name: The unknown field.
+        workflow: Whether the body asks about a workflow.
     """
+    if workflow:
+        return "" if parents else did_you_mean(name, WorkflowRequest.model_fields)
     bodies: dict[str, type[Body]] = {"job": JobBody, "plan": PlanBody}
     body = bodies.get(parents[-1]) if parents else PlanRequest
     if body is None:

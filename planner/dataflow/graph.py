@@ -27,8 +27,8 @@ GENERATE, INFERENCE, TRAIN, EXTERNAL = "generate", "inference", "train", "extern
 KINDS = (GENERATE, INFERENCE, TRAIN, EXTERNAL)
 LANGUAGE_HEAD, VALUE_HEAD = "language", "value"
 HEADS = (LANGUAGE_HEAD, VALUE_HEAD)
-PROMPT, RESPONSE, FULL = "prompt", "response", "full"
-SPANS = (PROMPT, RESPONSE, FULL)
+PROMPT, FULL = "prompt", "full"
+SPANS = (PROMPT, FULL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,8 @@ class Call:
         outputs: Data keys it writes.
         factor: Sequences it handles per item of the batch: the group size of GRPO, 2 for pairs, more
             than the group when oversampling.
-        span: Which tokens of a sequence it computes: ``prompt``, ``response`` or both (``full``). A
+        group: Sequences that share one prompt, so that it may be read once (generating calls only).
+        span: Which tokens of a sequence it computes: those of the ``prompt`` or all (``full``). A
             generating call reads the prompt and writes the response whatever this says.
         shared: Share of the response tokens computed once for several sequences that begin alike, as
             in a tree of responses; 0 for independent ones.
@@ -79,6 +80,7 @@ class Call:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     factor: Fraction = Fraction(1)
+    group: int = 1
     span: str = FULL
     shared: float = 0.0
     mini_batches: int = 1
@@ -245,6 +247,7 @@ class Dataflow:
             raise SpecError(f"{where}.inputs", "is empty: a call works on something", f"inputs: [{first}]")
         if not 0 < call.factor <= MAX_FACTOR or call.factor.denominator > MAX_FACTOR:
             raise SpecError(f"{where}.factor", f"must be above 0 and at most {MAX_FACTOR}; got {_ratio(call.factor)}")
+        _between(f"{where}.group", call.group, 1, MAX_FACTOR)
         if not 0 <= call.shared < 1:
             raise SpecError(f"{where}.shared", f"must be at least 0 and below 1; got {call.shared:g}")
         _between(f"{where}.mini_batches", call.mini_batches, 1, MAX_SEQUENCES)
@@ -288,6 +291,11 @@ class Dataflow:
                 raise SpecError("job.copies.share", f"must be above 0 and at most 1; got {copy.share:g}")
 
     def _check_used(self) -> None:
+        for role in self.roles:
+            trains = [call.name for call in self.calls if call.kind == TRAIN and call.role == role.name]
+            if len(trains) > 1:
+                problem = f"{role.name} is trained by {trains[0]} already"
+                raise SpecError(f"job.calls.{trains[1]}", problem, "one call with all inputs and a larger factor")
         used = {call.role for call in self.calls}
         for role in self.roles:
             if role.name not in used:

@@ -64,7 +64,8 @@ class CallEntry(BaseModel):
     inputs: _Keys = Field(default_factory=list)
     outputs: _Keys = Field(default_factory=list)
     factor: float = Field(default=1.0, gt=0, le=MAX_FACTOR)
-    span: Literal["prompt", "response", "full"] = "full"
+    group: int = Field(default=1, ge=1, le=MAX_FACTOR)
+    span: Literal["prompt", "full"] = "full"
     shared: float = Field(default=0.0, ge=0, lt=1)
     mini_batches: int = Field(default=1, ge=1, le=MAX_SEQUENCES)
     latency_s: float = Field(default=0.0, ge=0, le=MAX_LATENCY_S)

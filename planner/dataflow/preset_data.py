@@ -84,6 +84,7 @@ def reward_trees(settings: Settings) -> Dataflow:
                 inputs=("prompts",),
                 outputs=("trees",),
                 factor=leaves,
+                group=int(leaves),
                 shared=shared_in_tree(settings.tree_depth, settings.tree_branches),
             ),
             labels,

@@ -67,11 +67,10 @@ def safe_rlhf(settings: Settings) -> Dataflow:
     ]
     dataset: tuple[str, ...] = ("prompts",)
     if settings.pretrain_loss:
-        # One step on the sum of both losses: the second batch comes after the first, on the same weights.
+        # One step on the sum of both losses: as many pre-training sequences again.
         dataset = ("prompts", "pretrain_text")
-        first = next(index for index, call in enumerate(calls) if call.name == "actor_train")
-        calls[first] = replace(calls[first], outputs=("actor_gradients",))
-        calls.append(_training("actor_pretrain", "actor", ("pretrain_text", "actor_gradients"), settings))
+        place = next(index for index, call in enumerate(calls) if call.name == "actor_train")
+        calls[place] = replace(calls[place], inputs=(*inputs, "pretrain_text"), factor=Fraction(2))
     cost_role = Role(name="cost", like="cost_critic", head=VALUE_HEAD)
     return Dataflow(name="safe-rlhf", roles=(_actor(settings), *roles, cost_role), calls=tuple(calls), dataset=dataset)
 
@@ -85,7 +84,7 @@ def group_relative(settings: Settings) -> Dataflow:
         name="grpo",
         roles=(_actor(settings), *roles),
         calls=(
-            _generation(sampled),
+            _generation(sampled, settings.group_size),
             *scoring,
             _training("actor_train", "actor", (*_RESPONSES, *signals), settings, trained),
         ),
@@ -124,6 +123,7 @@ def distill_on_policy(settings: Settings) -> Dataflow:
                 inputs=("prompts",),
                 outputs=("sequences",),
                 factor=group,
+                group=settings.group_size,
             ),
             _inference("teacher_inf", "teacher", ("sequences",), ("teacher_logprobs",), group),
             _training("student_train", "student", ("sequences", "teacher_logprobs"), settings, group),
@@ -142,7 +142,7 @@ def multi_round_dpo(settings: Settings) -> Dataflow:
         name="mrdpo",
         roles=tuple(roles),
         calls=(
-            _generation(pair),
+            _generation(pair, 2),
             judge,
             _inference("ref_inf", "ref", ("sequences",), ("ref_logprobs",), pair),
             _training("actor_train", "actor", ("sequences", "preferences", "ref_logprobs"), settings, pair),
@@ -166,15 +166,23 @@ def best_of_n(settings: Settings) -> Dataflow:
     if settings.reward == MODEL_REWARD:
         roles.append(Role(name="reward", like="actor", head=VALUE_HEAD))
     reward = _reward("reward_inf", settings, ("sequences",), ("rewards",), group)
-    return Dataflow(name="best-of-n", roles=tuple(roles), calls=(_generation(group), reward))
+    return Dataflow(name="best-of-n", roles=tuple(roles), calls=(_generation(group, settings.group_size), reward))
 
 
 def _actor(settings: Settings) -> Role:
     return Role(name="actor", task=settings.task)
 
 
-def _generation(factor: Fraction) -> Call:
-    return Call(name="actor_gen", kind=GENERATE, role="actor", inputs=("prompts",), outputs=_RESPONSES, factor=factor)
+def _generation(factor: Fraction, group: int = 1) -> Call:
+    return Call(
+        name="actor_gen",
+        kind=GENERATE,
+        role="actor",
+        inputs=("prompts",),
+        outputs=_RESPONSES,
+        factor=factor,
+        group=group,
+    )
 
 
 def _inference(name: str, role: str, inputs: tuple[str, ...], outputs: tuple[str, ...], factor: Fraction) -> Call:

@@ -13,7 +13,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "docs/cli.md", "docs/architecture.md", "docs/decisions.md", "CONTRIBUTING.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/cli.md",
+    "docs/architecture.md",
+    "docs/decisions.md",
+    "docs/dataflows.md",
+    "CONTRIBUTING.md",
+)
 COLUMNS = 110
 _BLOCK = re.compile(
     r"<!-- (?P<kind>output: (?P<command>[^\n]+)|table: (?P<page>\S+) (?P<heading>[^\n]+)) -->\n.*?<!-- end -->",

@@ -43,6 +43,9 @@ REFUSED = [
     pytest.param((GEN, INFER, call(kind="external")), {}, "job.calls.x.role", "has no role", id="external"),
     pytest.param((GEN, INFER, call(factor=Fraction(0))), {}, "job.calls.x.factor", "above 0", id="factor"),
     pytest.param((GEN, INFER, call(mini_batches=2)), {}, "job.calls.x.mini_batches", "training calls", id="minis"),
+    pytest.param(
+        (*CALLS, call(kind="train", role="actor")), {}, "job.calls.x", "is trained by train already", id="two trains"
+    ),
     pytest.param((GEN,), {}, "job.roles.ref", "no call uses it", id="unused role"),
     pytest.param((), {}, "job.calls", "1 to 32 entries; got 0", id="empty"),
     pytest.param(CALLS, {"prefetch": 99}, "job.prefetch", "between 0 and 64", id="prefetch"),

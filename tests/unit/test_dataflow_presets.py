@@ -131,10 +131,11 @@ def test_ema_averages_the_reference_and_keeps_it() -> None:
     assert not build_preset("ppo-ema", {"kl": False}).copies
 
 
-def test_a_pretraining_loss_steps_after_the_policy_loss() -> None:
+def test_a_pretraining_loss_doubles_what_the_actor_trains_on() -> None:
     graph = build_preset("safe-rlhf", {"pretrain_loss": True})
-    assert graph.parents("actor_pretrain") == ("actor_train",)
-    assert "pretrain_text" in graph.dataset
+    assert "pretrain_text" in graph.call("actor_train").inputs
+    assert graph.call("actor_train").sequences(BATCH) == 2 * BATCH
+    assert graph.call("critic_train").sequences(BATCH) == BATCH
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,258 @@
+"""``planner plan --job``: plans for workflows of several models, and the list of workflows known by name."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from planner.cli_output import emit, progress, write_text
+from profiles.errors import SpecError
+from profiles.units import GIB
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from planner.dataflow.flow_results import FlowResult
+
+_FLOW = "Workflow of several models"
+EXIT_NOTHING_FITS = 3
+
+
+def _option(name: str, words: str) -> Any:
+    return typer.Option(name, help=words, rich_help_panel=_FLOW, show_default=False)
+
+
+def workflow(
+    job: Annotated[
+        str | None, _option("--job", "ppo, grpo, ... (planner workflows lists them) or a YAML file.")
+    ] = None,
+    batch: Annotated[int | None, _option("--batch", "Prompts, pairs or texts per iteration.")] = None,
+    prompt: Annotated[int | None, _option("--prompt", "Tokens per prompt.")] = None,
+    generate: Annotated[
+        str | None, _option("--generate", "Tokens per response: 1024 or lognormal:mean=800,sigma=1,max=8192.")
+    ] = None,
+    mode: Annotated[str | None, _option("--mode", "hybrid (default), colocated, disaggregated or async.")] = None,
+    staleness: Annotated[int | None, _option("--staleness", "Training steps generation may lag, with async.")] = None,
+    settings: Annotated[
+        list[str] | None, _option("--set", "A setting of the workflow, e.g. group_size=8 or kl=false.")
+    ] = None,
+    pin: Annotated[
+        list[str] | None, _option("--pin", "Fix part of a call, e.g. actor_gen.gpus=0-63 or actor_train.tp=8.")
+    ] = None,
+    engine: Annotated[str | None, _option("--engine", "Engine of every generating call.")] = None,
+    keep_on_gpu: Annotated[bool, _option("--keep-on-gpu", "Nothing may lie in host memory between calls.")] = False,
+    min_mesh: Annotated[int | None, _option("--min-mesh", "Fewest GPUs a call may use.")] = None,
+    iterations: Annotated[int, _option("--iterations", "Iterations simulated, 5 by default.")] = 5,
+    effort: Annotated[float, _option("--effort", "Search budget relative to the usual one.")] = 1.0,
+    trace: Annotated[str | None, _option("--trace", "Write the timeline per GPU to this file, for Perfetto.")] = None,
+    picture: Annotated[str | None, _option("--picture", "Write the timeline to this SVG file.")] = None,
+) -> None:
+    """What a question about a workflow may say; a declaration only, see ``cli_options.asks``."""
+
+
+# Options of single jobs that say something about a workflow too.
+_SHARED = ("model", "gpus", "precision", "framework", "objective", "fabric", "reserve_gib", "price_per_gpu_hour")
+_OUTPUT = ("json_", "output", "quiet", "debug", "offload", "price_date")
+_OBJECTIVES = {"step_time": "time", "time": "time", "cost": "cost", "fewest_gpus": "fewest_gpus"}
+
+
+def check_no_workflow(flow: Mapping[str, Any]) -> None:
+    """Refuse options of workflows where there is none.
+
+    Raises:
+        SpecError: Naming the first one given.
+    """
+    defaults = {"iterations": 5, "effort": 1.0}
+    for name, value in flow.items():
+        if value and value != defaults.get(name):
+            raise SpecError(_flag(name), "says something about a workflow, and none is given", "add --job ppo")
+
+
+def plan_workflow(values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Answer a question about a workflow and exit with 3 if nothing fits.
+
+    Args:
+        values: Options, those of ``workflow`` under that name.
+        extra: Options of the command itself with their defaults, to be refused when given.
+    """
+    from planner.workflows import plan_dataflow
+
+    flow = values["workflow"]
+    _check_unused(values, extra)
+    with progress("searching plans", quiet=values["quiet"]):
+        result = plan_dataflow(
+            flow["job"],
+            models_by_role(values["model"]),
+            values["cluster"],
+            **_settings(values, flow),
+        )
+    _write_timelines(result, flow)
+    _show(result, values)
+
+
+def models_by_role(words: Sequence[str]) -> dict[str, str]:
+    """``["actor=llama-2-70b", "critic=llama-2-7b"]`` as a mapping; a model without a role is that of the first.
+
+    Raises:
+        SpecError: If a role is given twice.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        role, equals, model = word.partition("=")
+        role, model = (role.strip(), model.strip()) if equals else ("", word)
+        if role in found:
+            raise SpecError("--model", f"{role or word[:40]!r} is given twice", "one model per role, ROLE=MODEL")
+        found[role] = model
+    return found
+
+
+def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, Any]:
+    from planner.dataflow.flow_request import DEFAULT_STACK, HYBRID
+
+    objective = _OBJECTIVES.get(values["objective"])
+    if objective is None:
+        problem = f"unknown for workflows: {values['objective'][:40]!r}"
+        raise SpecError("--objective", problem, "time, cost or fewest_gpus")
+    return {
+        "batch": flow["batch"],
+        "prompt": flow["prompt"],
+        "generate": flow["generate"],
+        "settings": _named(flow["settings"] or []),
+        "mode": flow["mode"] or HYBRID,
+        "staleness": flow["staleness"],
+        "objective": objective,
+        "offload": not flow["keep_on_gpu"],
+        "engine": flow["engine"],
+        "pins": _pins(flow["pin"] or []),
+        "min_mesh": flow["min_mesh"],
+        "framework": values["framework"] or DEFAULT_STACK,
+        "precision": values["precision"],
+        "iterations": flow["iterations"],
+        "seed": values["seed"],
+        "effort": flow["effort"],
+        "fabric": values["fabric"],
+        "memory_reserve_bytes": values["reserve_gib"] * GIB,
+        "price_per_device_hour_usd": values["price_per_gpu_hour"],
+    }
+
+
+def _named(words: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` words; values are numbers, true, false or text."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise SpecError("--set", f"cannot read {word[:60]!r}", "NAME=VALUE, e.g. group_size=8")
+        found[name.strip()] = _value(value.strip())
+    return found
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text[:40])
+        except ValueError:
+            continue
+    return text
+
+
+def _pins(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    from planner.dataflow.flow_pins import pin_from_words
+
+    pins: dict[str, dict[str, Any]] = {}
+    for word in words:
+        call, key, value = pin_from_words(word)
+        pins.setdefault(call, {})[key] = value
+    return pins
+
+
+def _check_unused(values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Refuse options that say nothing about a workflow."""
+    known = {*_SHARED, *_OUTPUT, "workflow", "cluster", "seed"}
+    given = {name: value for name, value in values.items() if name not in known}
+    for name, value in {**given, **extra}.items():
+        if value not in (None, False, "") and value != _PLAIN_DEFAULTS.get(name):
+            raise SpecError(_flag(name), "has no effect on a workflow", "see planner plan --help, Workflow")
+
+
+_PLAIN_DEFAULTS = {"top": 10, "trial_steps": 20, "oom_penalty": 0.05}
+
+
+def _flag(name: str) -> str:
+    words = {"json_": "json", "settings": "set"}
+    return "--" + words.get(name, name).rstrip("_").replace("_", "-")
+
+
+def _write_timelines(result: "FlowResult", flow: Mapping[str, Any]) -> None:
+    """The files asked for; nothing when nothing fits."""
+    if result.plan is None:
+        return
+    if flow["trace"] is not None:
+        from planner.dataflow.flow_trace import trace_document
+
+        document = trace_document(result.plan, gpus_per_node=result.request.cluster.node.devices_per_node)
+        write_text(flow["trace"], json.dumps(document, separators=(",", ":")), option="--trace")
+    if flow["picture"] is not None:
+        from planner.dataflow.flow_picture import timeline_svg
+
+        request = result.request
+        title = f"{request.graph.name} on {result.plan.num_gpus} x {request.cluster.device.name}"
+        write_text(flow["picture"], timeline_svg(result.plan, title=title), option="--picture")
+
+
+def _show(result: "FlowResult", values: Mapping[str, Any]) -> None:
+    from planner.render_flow import render_flow
+    from planner.schema_flow import flow_document
+
+    def tables(console: "Console") -> None:
+        render_flow(result, console, quiet=values["quiet"])
+
+    emit((flow_document(result), tables), json_=values["json_"], output=values["output"], markup=True)
+    if not result.fits:
+        raise typer.Exit(EXIT_NOTHING_FITS)
+
+
+def show_workflows(name: str) -> tuple[dict[str, Any], Any]:
+    """The workflows whose name contains a text, as document and table.
+
+    Raises:
+        SpecError: If there is none.
+    """
+    from rich.table import Table
+
+    from planner.dataflow.presets import PRESETS, build_preset
+    from profiles.errors import did_you_mean
+
+    found = [preset for key, preset in PRESETS.items() if name.strip().lower() in key]
+    if not found:
+        raise SpecError("NAME", f"no workflow is called {name[:40]!r}", did_you_mean(name, PRESETS))
+    entries: list[dict[str, Any]] = [
+        {
+            "name": preset.name,
+            "summary": preset.summary,
+            "source": preset.source,
+            "roles": [role.name for role in build_preset(preset.name).roles],
+            "calls": list(build_preset(preset.name).order),
+            "settings": {setting: _plain(getattr(preset.defaults, setting)) for setting in preset.takes},
+        }
+        for preset in found
+    ]
+
+    def tables(console: "Console") -> None:
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        for title in ("workflow", "roles", "what it is", "settings"):
+            table.add_column(title, overflow="fold")
+        for entry in entries:
+            settings = " ".join(f"{key}={value}" for key, value in entry["settings"].items())
+            table.add_row(entry["name"], " ".join(entry["roles"]), entry["summary"], settings)
+        console.print(table)
+
+    return {"workflows": entries}, tables
+
+
+def _plain(value: Any) -> Any:
+    """A setting's default as JSON has it."""
+    return value if isinstance(value, (bool, int, float, str)) else float(value)

@@ -1,0 +1,295 @@
+"""From the choice of a search to the answer: how each call runs, when, with which memory, and why."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from costmodels.kernels.calls import Basis
+from costmodels.plan import FloatArray, IntArray
+from planner.dataflow.flow_compile import CompiledFlow
+from planner.dataflow.flow_costs import FlowCosts, call_flops
+from planner.dataflow.flow_reasons import flow_reasons
+from planner.dataflow.flow_request import FlowRequest
+from planner.dataflow.flow_results import (
+    CallPlan,
+    FlowPlan,
+    GpuMemory,
+    MemoryOwner,
+    Reallocation,
+    SearchStatistics,
+    Task,
+)
+from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
+from planner.dataflow.graph import EXTERNAL, TRAIN
+from planner.dataflow.holdings import HOLDING_NAMES
+from planner.dataflow.memory import memory_owners, unit_bytes
+from planner.dataflow.orders import TaskGraph
+from planner.dataflow.priced_cluster import PricedCluster
+from planner.dataflow.problem import CallCandidates, DataflowProblem
+from planner.dataflow.reallocation import Route
+from planner.dataflow.schedule import PlanRows, Timeline, slot_times, timeline
+from planner.dataflow.search import Solution
+from planner.dataflow.steady import steady_s
+from planner.dataflow.units import units_of
+from profiles.hardware import ClusterSpec
+from profiles.precision import parse_precision
+
+CALL, TRANSFER = "call", "transfer"
+
+
+def flow_plan(
+    request: FlowRequest, priced: PricedCluster, compiled: CompiledFlow, found: Solution, search: SearchStatistics
+) -> FlowPlan:
+    """The plan a search chose, in full.
+
+    Args:
+        request: The question.
+        priced: The GPUs planned for, and ways to run each call on them.
+        compiled: The abstract problem.
+        found: Candidate of each call, and their order.
+        search: How it was found.
+    """
+    cluster, choice = priced.cluster, found.choice
+    problem = compiled.problem.restrict([np.asarray([row]) for row in choice])
+    graph = found.graph
+    calls = call_plans(request, priced.costs, compiled, choice)
+    line = _simulated(problem, graph, found.order)
+    low, high = (_retimed(problem, [getattr(call, name) for call in calls]) for name in ("time_low_s", "time_high_s"))
+    pace_s = _pace_s(problem, graph, found.order)
+    flops = sum(call_flops(request, call.name) for call in calls)
+    busy = _busy_s(problem, cluster.num_devices)
+    return FlowPlan(
+        num_gpus=cluster.num_devices,
+        calls=calls,
+        reallocations=_reallocations(request, priced, compiled, choice),
+        tasks=_tasks(compiled, problem, graph, line),
+        memory=_memory(problem, busy / pace_s, cluster),
+        iterations=problem.iterations,
+        first_s=float(line.end_s[0][graph.iteration == 0].max()),
+        total_s=float(line.end_s.max()),
+        steady_s=pace_s,
+        steady_low_s=_pace_s(low, graph, found.order),
+        steady_high_s=_pace_s(high, graph, found.order),
+        busy_share=float(busy.mean() / pace_s),
+        model_flops=flops,
+        mfu=flops / (peak_flops_per_s(request, cluster) * pace_s),
+        host_bytes=host_bytes(calls, cluster),
+        usd_per_gpu_hour=request.options.price_per_device_hour_usd,
+        reasons=flow_reasons(request, priced, compiled, found, calls),
+        search=search,
+    )
+
+
+def peak_flops_per_s(request: FlowRequest, cluster: ClusterSpec) -> float:
+    """Dense peak of all GPUs in the format of the products."""
+    return cluster.num_devices * cluster.device.peak(parse_precision(request.precision).gemm_format)
+
+
+def call_plans(
+    request: FlowRequest, costs: FlowCosts, compiled: CompiledFlow, choice: IntArray
+) -> tuple[CallPlan, ...]:
+    """Every call as chosen, in the order of the problem."""
+    plans = []
+    for index, name in enumerate(compiled.names):
+        call, candidate = request.graph.call(name), compiled.problem.calls[index]
+        sequences = call.sequences(request.batch)
+        if call.kind == EXTERNAL:
+            plans.append(_service(name, float(candidate.time_s[0]), sequences))
+            continue
+        rows, row = costs.rows[name], int(compiled.row[index][choice[index]])
+        table, entry = rows.table, int(rows.row[row])
+        plans.append(
+            CallPlan(
+                name=name,
+                role=call.role,
+                kind=call.kind,
+                model=request.models[call.role].name,
+                first_gpu=int(candidate.start[choice[index]]),
+                num_gpus=int(candidate.size[choice[index]]),
+                engine=table.engines[int(table.engine[entry])],
+                plan=table.plans.plan(entry),
+                concurrent=int(table.concurrent[entry]),
+                sequences=sequences,
+                mini_batches=call.mini_batches,
+                holding=HOLDING_NAMES[int(rows.holding[row])],
+                time_s=float(rows.time_s[row]),
+                time_low_s=float(rows.low_s[row]),
+                time_high_s=float(rows.high_s[row]),
+                host_traffic_s=float(rows.moved_s[row]),
+                static_bytes=float(rows.static_bytes[row]),
+                active_bytes=float(rows.active_bytes[row]),
+                host_bytes=float(rows.host_bytes[row]),
+                basis=Basis(int(table.basis[entry])).name.lower(),
+            )
+        )
+    return tuple(plans)
+
+
+def host_bytes(calls: tuple[CallPlan, ...], cluster: ClusterSpec) -> float:
+    """Host memory of the fullest node, for what lies there between runs."""
+    node = np.zeros(cluster.num_nodes)
+    each = cluster.node.devices_per_node
+    for call in calls:
+        for index in range(cluster.num_nodes if call.num_gpus else 0):
+            inside = min(call.first_gpu + call.num_gpus, (index + 1) * each) - max(call.first_gpu, index * each)
+            node[index] += max(inside, 0) * call.host_bytes
+    return float(node.max())
+
+
+def _service(name: str, time_s: float, sequences: int) -> CallPlan:
+    return CallPlan(
+        name=name,
+        role="",
+        kind=EXTERNAL,
+        model="",
+        first_gpu=0,
+        num_gpus=0,
+        engine="",
+        plan=None,
+        concurrent=0,
+        sequences=sequences,
+        mini_batches=1,
+        holding="",
+        time_s=time_s,
+        time_low_s=time_s,
+        time_high_s=time_s,
+        host_traffic_s=0.0,
+        static_bytes=0.0,
+        active_bytes=0.0,
+        host_bytes=0.0,
+        basis="assumed",
+    )
+
+
+def _only(order: int, calls: int) -> PlanRows:
+    return PlanRows(choice=np.zeros((1, calls), dtype=np.int64), order=np.asarray([order]))
+
+
+def _simulated(problem: DataflowProblem, graph: TaskGraph, order: int) -> Timeline:
+    return timeline(problem, graph, _only(order, len(problem.calls)))
+
+
+def _retimed(problem: DataflowProblem, times_s: list[float]) -> DataflowProblem:
+    """The problem with other times of its only candidates; transfers keep theirs."""
+    calls = [replace(call, time_s=np.asarray([time])) for call, time in zip(problem.calls, times_s, strict=True)]
+    return replace(problem, calls=tuple(calls))
+
+
+def _pace_s(problem: DataflowProblem, graph: TaskGraph, order: int) -> float:
+    """Seconds per iteration of the only plan of a problem."""
+    return float(steady_s(_simulated(problem, graph, order).end_s, graph, len(problem.calls))[0])
+
+
+def _mesh(call: CallCandidates) -> tuple[int, int]:
+    return int(call.start[0]), int(call.size[0])
+
+
+def _tasks(compiled: CompiledFlow, problem: DataflowProblem, graph: TaskGraph, line: Timeline) -> tuple[Task, ...]:
+    """What happens when; external services and transfers that take no time included."""
+    meshes = {name: _mesh(call) for name, call in zip(compiled.names, problem.calls, strict=True)}
+    kinds: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [
+        (name, CALL, (meshes[name],)) for name in compiled.names
+    ]
+    kinds += [
+        (f"{move.source} -> {move.target}", TRANSFER, (meshes[move.source], meshes[move.target]))
+        for move in compiled.moves
+    ]
+    found = []
+    for task, slot in enumerate(graph.slot):
+        name, kind, places = kinds[slot]
+        found.append(
+            Task(
+                name=name,
+                kind=kind,
+                iteration=int(graph.iteration[task]),
+                start_s=float(line.start_s[0, task]),
+                end_s=float(line.end_s[0, task]),
+                meshes=tuple(dict.fromkeys(place for place in places if place[1])),
+            )
+        )
+    return tuple(sorted(found, key=lambda item: (item.start_s, item.end_s, item.name)))
+
+
+def _busy_s(problem: DataflowProblem, num_gpus: int) -> FloatArray:
+    """(G,) seconds per iteration each GPU spends on calls and transfers."""
+    times = slot_times(problem, np.zeros((1, len(problem.calls)), dtype=np.int64))[:, 0]
+    meshes = [[_mesh(call)] for call in problem.calls]
+    meshes += [
+        [_mesh(problem.calls[edge.parent]), _mesh(problem.calls[edge.child])]
+        for edge in problem.edges
+        if edge.transfer is not None
+    ]
+    busy = np.zeros(num_gpus)
+    for time_s, places in zip(times, meshes, strict=True):
+        used = np.zeros(num_gpus, dtype=bool)
+        for first, count in places:
+            used[first : first + count] = True
+        busy += used * time_s
+    return busy
+
+
+def _memory(problem: DataflowProblem, busy: FloatArray, cluster: ClusterSpec) -> tuple[GpuMemory, ...]:
+    units = units_of(problem)
+    only = np.zeros((1, len(problem.calls)), dtype=np.int64)
+    peaks = unit_bytes(problem, units, only)[0]
+    groups, first = [], 0
+    for count, peak in zip(units.gpus.tolist(), peaks.tolist(), strict=True):
+        owners = [
+            MemoryOwner(call=name, static_bytes=static, active_bytes=active)
+            for name, (static, active) in memory_owners(problem, only[0], first).items()
+        ]
+        owners.sort(key=lambda item: (-(item.static_bytes + item.active_bytes), item.call))
+        running = max(owners, key=lambda item: item.active_bytes, default=None)
+        groups.append(
+            GpuMemory(
+                first_gpu=first,
+                num_gpus=count,
+                peak_bytes=peak,
+                usable_bytes=cluster.device.usable_memory_bytes,
+                peak_call=running.call if running is not None else "",
+                owners=tuple(owners),
+                busy_share=float(busy[first]),
+            )
+        )
+        first += count
+    return tuple(groups)
+
+
+def _reallocations(
+    request: FlowRequest, priced: PricedCluster, compiled: CompiledFlow, choice: IntArray
+) -> tuple[Reallocation, ...]:
+    """What moves each iteration, and rarer copies of weights between roles."""
+    prices = TransferPrices.on(priced.cluster)
+    index = {name: place for place, name in enumerate(compiled.names)}
+
+    def placed(name: str) -> PlacedRows:
+        row = compiled.row[index[name]]
+        every = PlacedRows(call=compiled.problem.calls[index[name]], rows=priced.costs.rows[name], row=row)
+        return every.take(choice[[index[name]]])
+
+    found = []
+    for source, target, role, every in (*((m.source, m.target, m.role, 1) for m in compiled.moves), *_rare(request)):
+        moved = prices.pair(placed(source), placed(target))
+        found.append(
+            Reallocation(
+                role=role,
+                source=source,
+                target=target,
+                moved_bytes=float(moved.moved_bytes[0, 0]),
+                route=Route(int(moved.route[0, 0])).name.lower(),
+                time_s=float(moved.time_s[0, 0]),
+                every=every,
+            )
+        )
+    return tuple(found)
+
+
+def _rare(request: FlowRequest) -> list[tuple[str, str, str, int]]:
+    """Copies made once in several iterations: from, to, role and how often."""
+    graph = request.graph
+    found = []
+    for copy in graph.copies:
+        if copy.every > 1:
+            source = next(call.name for call in graph.calls_of(copy.source) if call.kind == TRAIN)
+            found += [(source, call.name, copy.target, copy.every) for call in graph.calls_of(copy.target)]
+    return found

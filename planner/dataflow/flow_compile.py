@@ -1,0 +1,212 @@
+"""From a priced workflow to the abstract problem a search solves, and back from its choice to what it means.
+
+The problem (``planner.dataflow.problem``) knows candidates, edges and transfers only. A candidate is a way to run and
+hold a call on one mesh. Weights move along edges from the call that trains a role to every other call on it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.plan import IntArray
+from planner.dataflow.flow_costs import FlowCosts
+from planner.dataflow.flow_pins import CallPin
+from planner.dataflow.flow_request import FlowRequest
+from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
+from planner.dataflow.graph import EXTERNAL, TRAIN
+from planner.dataflow.holdings import ALL_OUT, CallRows
+from planner.dataflow.iterations import iteration_edges
+from planner.dataflow.placement import Meshes, Region
+from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge
+from profiles.hardware import ClusterSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """Weights that move along an edge.
+
+    Attributes:
+        source: Call they come from.
+        target: Call they go to.
+        role: Role of the receiving call.
+        lag: Iterations between them.
+    """
+
+    source: str
+    target: str
+    role: str
+    lag: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledFlow:
+    """A workflow on a cluster as an abstract problem.
+
+    Attributes:
+        names: Calls in the order of the problem.
+        row: Row of ``FlowCosts.rows`` of each candidate, by call; zeros for an external service.
+        problem: What a search solves.
+        moves: What moves along each edge of the problem that has a transfer, in their order.
+    """
+
+    names: tuple[str, ...]
+    row: tuple[IntArray, ...]
+    problem: DataflowProblem
+    moves: tuple[Move, ...]
+
+
+def compile_flow(
+    request: FlowRequest,
+    cluster: ClusterSpec,
+    costs: FlowCosts,
+    meshes: Meshes,
+    regions: Mapping[str, Region],
+    transfers: TransferPrices,
+) -> CompiledFlow | None:
+    """The abstract problem of a workflow, placed within regions.
+
+    Args:
+        request: Graph, batch and mode.
+        cluster: The GPUs.
+        costs: Ways to run each call.
+        meshes: Meshes there are.
+        regions: GPUs each call may use.
+        transfers: Prices of moving weights.
+
+    Returns:
+        The problem; None when some call has no candidate.
+    """
+    calls, rows = [], []
+    for name in request.graph.order:
+        if request.graph.call(name).kind == EXTERNAL:
+            call, row = _service(name, request.graph.call(name).external_s(request.batch))
+        else:
+            held = costs.rows[name]
+            call, row = _candidates(name, held, meshes, regions[name], request.pins.get(name, CallPin()))
+        if not len(row):
+            return None
+        calls.append(call)
+        rows.append(row)
+    edges, moves = _edges(request, tuple(calls), tuple(rows), costs, transfers)
+    return CompiledFlow(
+        names=request.graph.order,
+        row=tuple(rows),
+        problem=DataflowProblem(
+            calls=tuple(calls),
+            edges=edges,
+            capacity_bytes=np.full(cluster.num_devices, cluster.device.usable_memory_bytes),
+            iterations=request.options.iterations,
+            replicas=_replicas(request),
+            gpus_per_node=cluster.node.devices_per_node,
+        ),
+        moves=moves,
+    )
+
+
+def _service(name: str, time_s: float) -> tuple[CallCandidates, IntArray]:
+    """A call beside the devices: one candidate without a mesh."""
+    nothing, zero = np.zeros(1), np.zeros(1, dtype=np.int64)
+    call = CallCandidates(
+        name=name,
+        start=zero,
+        size=zero,
+        time_s=np.asarray([time_s]),
+        static_bytes=nothing,
+        active_bytes=nothing,
+        strategy_id=zero,
+    )
+    return call, zero
+
+
+def _candidates(
+    name: str, held: CallRows, meshes: Meshes, region: Region, pin: CallPin
+) -> tuple[CallCandidates, IntArray]:
+    """Every way on every mesh of its size within the region."""
+    usable = region.holds(meshes.start, meshes.size)
+    if pin.num_gpus is not None:
+        usable = meshes.size == pin.num_gpus
+        if pin.first_gpu is not None:
+            usable &= meshes.start == pin.first_gpu
+    places = np.flatnonzero(usable)
+    pairs = held.size[:, None] == meshes.size[places][None, :]
+    row, place = np.nonzero(pairs)
+    mesh = places[place]
+    call = CallCandidates(
+        name=name,
+        start=meshes.start[mesh],
+        size=meshes.size[mesh],
+        time_s=held.time_s[row],
+        static_bytes=held.static_bytes[row],
+        active_bytes=held.active_bytes[row],
+        # A training call whose weights leave the devices shares none with its siblings.
+        strategy_id=2 * held.layout[row] + (held.holding[row] == ALL_OUT),
+    )
+    return call, row
+
+
+def _edges(
+    request: FlowRequest,
+    calls: tuple[CallCandidates, ...],
+    rows: tuple[IntArray, ...],
+    costs: FlowCosts,
+    transfers: TransferPrices,
+) -> tuple[tuple[Edge, ...], tuple[Move, ...]]:
+    """Edges of data and versions, with transfers where weights move."""
+    graph = request.graph
+    index = {name: place for place, name in enumerate(graph.order)}
+    lags = {(parent, name): 0 for name in graph.order for parent in graph.parents(name)}
+    for edge in iteration_edges(graph, dependency=request.dependency, staleness=request.staleness):
+        lags.setdefault((edge.source, edge.target), edge.distance)
+    for move in weight_moves(request):
+        key = (move.source, move.target)
+        lags[key] = min(lags.get(key, move.lag), move.lag)
+    moving = {(move.source, move.target): move for move in weight_moves(request)}
+    edges, moves = [], []
+    for (source, target), lag in lags.items():
+        parent, child = index[source], index[target]
+        transfer = None
+        if (source, target) in moving:
+            ends = (PlacedRows(call=calls[i], rows=costs.rows[graph.order[i]], row=rows[i]) for i in (parent, child))
+            transfer = transfers.between(*ends)
+        if transfer is not None:
+            moves.append(Move(source=source, target=target, role=graph.call(target).role, lag=lag))
+        edges.append(Edge(parent=parent, child=child, lag=lag, transfer=transfer))
+    return tuple(edges), tuple(moves)
+
+
+def weight_moves(request: FlowRequest) -> tuple[Move, ...]:
+    """From the training call of each role to every other call on it, and along copies made every iteration."""
+    graph, moves = request.graph, []
+    lag = {
+        (edge.source, edge.target): edge.distance
+        for edge in iteration_edges(graph, dependency=request.dependency, staleness=request.staleness)
+    }
+    for role in graph.roles:
+        trains = [call.name for call in graph.calls_of(role.name) if call.kind == TRAIN]
+        if not trains:
+            continue
+        source = trains[0]
+        targets = [(call.name, role.name) for call in graph.calls_of(role.name) if call.kind != TRAIN]
+        for copy in graph.copies:
+            if copy.source == role.name and copy.every == 1:
+                targets += [(call.name, copy.target) for call in graph.calls_of(copy.target)]
+        for target, owner in targets:
+            within = source in graph.ancestors(target)
+            distance = 0 if within else lag.get((source, target), 1)
+            moves.append(Move(source=source, target=target, role=owner, lag=distance))
+    return tuple(moves)
+
+
+def _replicas(request: FlowRequest) -> tuple[tuple[int, int], ...]:
+    """Calls that may share weights with the first training call of their role, or else its first call."""
+    graph = request.graph
+    index = {name: place for place, name in enumerate(graph.order)}
+    pairs = []
+    for role in graph.roles:
+        calls = graph.calls_of(role.name)
+        if len(calls) < 2:
+            continue
+        sibling = next((call for call in calls if call.kind == TRAIN), calls[0])
+        pairs += [(index[call.name], index[sibling.name]) for call in calls if call.name != sibling.name]
+    return tuple(pairs)

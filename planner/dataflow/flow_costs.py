@@ -1,0 +1,185 @@
+"""Every way to run every call of a workflow, priced: the graph's calls meet models, cluster and workload."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.flops import model_flops_per_step
+from costmodels.lowering.grouping import group_rows
+from costmodels.model_calls import CallKind, CallTable, ModelCall
+from costmodels.plan import IntArray
+from planner.dataflow.call_costs import CallSetting, call_costs
+from planner.dataflow.flow_pins import CallPin
+from planner.dataflow.flow_request import FlowRequest
+from planner.dataflow.flow_transfers import TransferPrices
+from planner.dataflow.graph import EXTERNAL, FULL, TRAIN, VALUE_HEAD, Call
+from planner.dataflow.holdings import (
+    ALL_OUT,
+    DELIVERED,
+    FETCHED,
+    RESIDENT,
+    STATES_OUT,
+    CallRows,
+    held_rows,
+    shareable,
+    useful_rows,
+)
+from planner.dataflow.strategies import training_job
+from profiles.engines import TRAINER
+from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec
+from profiles.model import ModelSpec
+
+TOLERANCE = 5e-4  # of all calls at their fastest one after the other: times closer than this count as equal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowCosts:
+    """Ways to run each call of a workflow on a cluster.
+
+    Attributes:
+        rows: Call to its ways; external services are left out.
+        sizes: Numbers of GPUs that were priced.
+    """
+
+    rows: Mapping[str, CallRows]
+    sizes: tuple[int, ...]
+
+
+def model_call(request: FlowRequest, call: Call) -> ModelCall:
+    """What a call of the graph computes per iteration."""
+    role = request.graph.role(call.role)
+    sequences = call.sequences(request.batch)
+    if call.shared:
+        # Branches that share what comes before them are fewer sequences' worth of tokens over as many steps.
+        sequences = max(round(sequences * (1 - call.shared)), 1)
+    adapters = role.task in ("lora", "qlora") and call.kind == TRAIN
+    return ModelCall(
+        kind=CallKind(call.kind),
+        num_sequences=sequences,
+        prompt_tokens=request.prompt_tokens,
+        output=request.output if call.span == FULL else None,
+        mini_batches=call.mini_batches,
+        samples_per_prompt=call.group,
+        value_head=role.head == VALUE_HEAD,
+        precision=request.precision,
+        task=role.task if adapters else "full",
+    )
+
+
+def call_flops(request: FlowRequest, name: str) -> float:
+    """FLOPs one call needs per iteration, causal attention in half; a token passes a model once to be generated."""
+    call = request.graph.call(name)
+    if call.kind == EXTERNAL:
+        return 0.0
+    asked = model_call(request, call)
+    model = asked.model(request.models[call.role])
+    per_step = model_flops_per_step(model, training_job(asked), causal=True)
+    return per_step * asked.mini_batches if call.kind == TRAIN else per_step / 3
+
+
+def flow_costs(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int]) -> FlowCosts:
+    """Price every call on each number of GPUs.
+
+    Args:
+        request: Graph, models, workload and what is fixed.
+        cluster: The GPUs, or the part of them that is considered.
+        sizes: Numbers of GPUs of the meshes there are.
+
+    Returns:
+        Ways without dominated ones; a call without any has an empty entry.
+    """
+    setting = CallSetting(cluster=cluster, stack=request.stack, engines=request.engines)
+    priced: dict[tuple[ModelCall, ModelSpec, tuple[str, ...]], CallTable] = {}
+    tables: dict[str, CallTable] = {}
+    for name in request.graph.order:
+        call = request.graph.call(name)
+        if call.kind == EXTERNAL:
+            continue
+        asked, model = model_call(request, call), request.models[call.role]
+        pin = request.pins.get(name, CallPin())
+        engines = _engines(request, call, pin)
+        key = (asked, model, engines)
+        if key not in priced:
+            chosen = CallSetting(cluster=setting.cluster, stack=setting.stack, engines=engines)
+            priced[key] = call_costs(asked, model, chosen, sizes)
+        tables[name] = _pinned(priced[key], pin)
+    rows: dict[str, CallRows] = {}
+    tolerance_s = TOLERANCE * sum(float(table.time_s.min(initial=np.inf)) for table in tables.values())
+    for role in request.graph.roles:
+        rows |= _role_rows(request, cluster, role.name, tables, tolerance_s)
+    return FlowCosts(rows=rows, sizes=tuple(sizes))
+
+
+def _role_rows(
+    request: FlowRequest, cluster: ClusterSpec, role: str, tables: Mapping[str, CallTable], tolerance_s: float
+) -> dict[str, CallRows]:
+    """Ways to run and hold every call of a role."""
+    calls = request.graph.calls_of(role)
+    host = cluster.node.host_link.bandwidth_bytes_per_s
+    layouts = dict(zip([call.name for call in calls], _layouts([tables[call.name] for call in calls]), strict=True))
+    trained = np.concatenate([layouts[call.name] for call in calls if call.kind == TRAIN] or [np.zeros(0, dtype=int)])
+    moves = len(calls) > 1 and request.graph.trainable(role)
+    moves = moves or any(role in (copy.source, copy.target) for copy in request.graph.copies)
+    prices = TransferPrices.on(cluster)
+    slack_s = prices.most_s(request.models[role], request.precision) if moves else 0.0
+    rows = {}
+    for call in calls:
+        held = held_rows(tables[call.name], layouts[call.name], holdings_of(request, call), host)
+        if call.kind != TRAIN and len(trained):
+            # A copy of weights that arrive anew each iteration is worth keeping only where the trained ones lie alike.
+            shared = shareable(held, trained)
+            held = held.take(np.flatnonzero((held.holding != RESIDENT) | shared))
+            shared = shareable(held, trained)
+        else:
+            shared = np.full(len(held), len(calls) > 1 and not len(trained)) & (held.holding == RESIDENT)
+        rows[call.name] = useful_rows(held, slack_s=slack_s, tolerance_s=tolerance_s, kept=shared)
+    return rows
+
+
+def holdings_of(request: FlowRequest, call: Call) -> tuple[int, ...]:
+    """Where the weights of a call may lie between its runs."""
+    role, offload = request.graph.role(call.role), request.options.offload
+    if call.kind == TRAIN:
+        return (RESIDENT, STATES_OUT, ALL_OUT) if offload else (RESIDENT,)
+    if request.graph.trainable(call.role):
+        return (RESIDENT, DELIVERED)
+    return (RESIDENT, FETCHED) if offload and not role.stays else (RESIDENT,)
+
+
+def _engines(request: FlowRequest, call: Call, pin: CallPin) -> tuple[str, ...]:
+    if call.kind != CallKind.GENERATE:
+        if pin.engine not in (None, TRAINER):
+            problem = f"{call.name} runs in the trainer; got {str(pin.engine)[:40]!r}"
+            raise SpecError(f"pins.{call.name}.engine", problem, TRAINER)
+        return (TRAINER,)
+    if pin.engine is not None and pin.engine not in request.engines:
+        problem = f"unknown engine {pin.engine[:40]!r}"
+        raise SpecError(f"pins.{call.name}.engine", problem, "use one of " + ", ".join(request.engines))
+    return request.engines if pin.engine is None else (pin.engine,)
+
+
+def _pinned(table: CallTable, pin: CallPin) -> CallTable:
+    """The rows that agree with what is fixed."""
+    keep = np.ones(len(table), dtype=bool)
+    for column, value in pin.columns.items():
+        keep &= getattr(table.plans, column) == value
+    return table if keep.all() else table.take(np.flatnonzero(keep))
+
+
+def _layouts(tables: Sequence[CallTable]) -> list[IntArray]:
+    """Numbers for the layouts of a role's calls, equal where its weights lie alike.
+
+    Engines other than the trainer lay weights out alike, but never as the trainer does.
+    """
+    every = []
+    for table in tables:
+        columns = table.layout()
+        columns[:, 1] = np.asarray([name == TRAINER for name in table.engines], dtype=np.int64)[table.engine]
+        every.append(columns)
+    if not every:
+        return []
+    number = group_rows(*np.concatenate(every).T).of_row
+    ends = np.cumsum([len(columns) for columns in every])
+    return [np.asarray(part, dtype=np.int64) for part in np.split(number, ends[:-1])]

@@ -1,0 +1,118 @@
+"""What a user fixes about single calls of a workflow: where it runs, with which engine and degrees.
+
+``{"actor_gen": {"gpus": "0-63", "engine": "vllm"}, "actor_train": {"gpus": 64, "tp": 8}}``: a range
+of GPUs, or a number of them; short and long names of plan fields both.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from planner.dataflow.graph import EXTERNAL, Dataflow
+from planner.pins import ALIASES
+from profiles.errors import SpecError, did_you_mean
+from profiles.hardware import MAX_DEVICES, ClusterSpec
+
+# Columns of a plan that may be fixed for one call of a workflow.
+COLUMNS = (
+    "tensor_parallel",
+    "pipeline_parallel",
+    "data_parallel",
+    "context_parallel",
+    "expert_parallel",
+    "expert_tensor_parallel",
+    "micro_batch_size",
+    "zero_stage",
+)
+_KEYS = ("gpus", "engine", *COLUMNS)
+_RANGE = re.compile(r"(\d{1,7})(?:\s*-\s*(\d{1,7}))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallPin:
+    """What is fixed of one call.
+
+    Attributes:
+        first_gpu: First GPU of its mesh; None when open.
+        num_gpus: GPUs of its mesh; None when open.
+        engine: Engine; None when open.
+        columns: Plan column to value.
+    """
+
+    first_gpu: int | None = None
+    num_gpus: int | None = None
+    engine: str | None = None
+    columns: Mapping[str, int] = field(default_factory=dict)
+
+
+def parse_call_pins(given: Mapping[str, Any], graph: Dataflow, cluster: ClusterSpec) -> dict[str, CallPin]:
+    """Pins by call.
+
+    Raises:
+        SpecError: If a call or key is unknown, a value is out of bounds, or a mesh is none of the cluster.
+    """
+    names = [call.name for call in graph.calls if call.kind != EXTERNAL]
+    pins = {}
+    for name, values in given.items():
+        if name not in names:
+            raise SpecError(
+                f"pins.{str(name)[:40]}", "no call of that name runs on GPUs", did_you_mean(str(name), names)
+            )
+        if not isinstance(values, Mapping):
+            raise SpecError(f"pins.{name}", f"must be a mapping; got {str(values)[:40]!r}", "{gpus: 0-7, tp: 8}")
+        pins[name] = _pin(name, values, cluster)
+    return pins
+
+
+def pin_from_words(words: str) -> tuple[str, str, int | str]:
+    """``actor_gen.tp=8`` as call, key and value.
+
+    Raises:
+        SpecError: If it has another form.
+    """
+    target, equals, value = words.partition("=")
+    call, dot, key = target.strip().partition(".")
+    if not (equals and dot and call and key and value.strip()):
+        raise SpecError("--pin", f"cannot read {words[:60]!r}", "CALL.FIELD=VALUE, e.g. actor_gen.gpus=0-63")
+    text = value.strip()
+    return call, key, int(text) if text.isdigit() and len(text) < 10 else text
+
+
+def _pin(name: str, values: Mapping[str, Any], cluster: ClusterSpec) -> CallPin:
+    columns: dict[str, int] = {}
+    first = count = engine = None
+    for key, value in values.items():
+        column = ALIASES.get(str(key), str(key))
+        where = f"pins.{name}.{str(key)[:40]}"
+        if column == "gpus":
+            first, count = _gpus(where, value, cluster)
+        elif column == "engine":
+            if not isinstance(value, str):
+                raise SpecError(where, f"must be text; got {str(value)[:40]!r}")
+            engine = value
+        elif column in COLUMNS:
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_DEVICES:
+                raise SpecError(where, f"must be a whole number from 0 to {MAX_DEVICES}; got {str(value)[:40]!r}")
+            columns[column] = value
+        else:
+            raise SpecError(where, "cannot be fixed for a call", did_you_mean(str(key), (*_KEYS, *ALIASES)))
+    return CallPin(first_gpu=first, num_gpus=count, engine=engine, columns=columns)
+
+
+def _gpus(where: str, value: object, cluster: ClusterSpec) -> tuple[int | None, int]:
+    """First GPU (None when only a number was given) and number of GPUs."""
+    total = cluster.num_devices
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= total:
+            raise SpecError(where, f"must be between 1 and the {total} GPUs; got {value}")
+        return None, value
+    match = _RANGE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise SpecError(where, f"cannot read {str(value)[:40]!r}", "a number of GPUs (16) or a range of them (0-15)")
+    if match[2] is None:
+        return _gpus(where, int(match[1]), cluster)
+    first, last = int(match[1]), int(match[2])
+    if not 0 <= first <= last < total:
+        raise SpecError(where, f"must lie within GPUs 0-{total - 1}; got {first}-{last}")
+    return first, last - first + 1

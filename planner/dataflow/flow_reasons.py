@@ -1,0 +1,87 @@
+"""Why the calls that dominate take as long as they do, and what else was possible."""
+
+import numpy as np
+
+from costmodels.plan import IntArray
+from planner.dataflow.flow_compile import CompiledFlow
+from planner.dataflow.flow_costs import call_flops, model_call
+from planner.dataflow.flow_request import FlowRequest
+from planner.dataflow.flow_results import Alternative, CallPlan, Reason
+from planner.dataflow.graph import EXTERNAL, GENERATE
+from planner.dataflow.memory import unit_bytes
+from planner.dataflow.priced_cluster import PricedCluster
+from planner.dataflow.schedule import PlanRows, timeline
+from planner.dataflow.search import Solution
+from planner.dataflow.steady import steady_s
+from planner.dataflow.units import units_of
+from profiles.precision import parse_precision
+
+_MOST_REASONS = 3
+_FASTER = 0.999  # of its time that another way must take to count as faster
+
+
+def flow_reasons(
+    request: FlowRequest,
+    priced: PricedCluster,
+    compiled: CompiledFlow,
+    found: Solution,
+    calls: tuple[CallPlan, ...],
+) -> tuple[Reason, ...]:
+    """The longest calls, longest first, each with the fastest other way to run it."""
+    pace_s = _pace_s(compiled, found, found.choice)
+    longest = sorted(calls, key=lambda call: (-call.time_s, call.name))[:_MOST_REASONS]
+    device = priced.cluster.device
+    peak = device.peak(parse_precision(request.precision).gemm_format)
+    reasons = []
+    for call in longest:
+        steps = mean = 0.0
+        if call.kind == GENERATE:
+            output = model_call(request, request.graph.call(call.name)).output
+            if output is not None:
+                steps, mean = output.longest_of(call.sequences), output.mean
+        work = peak * call.num_gpus * call.time_s
+        reasons.append(
+            Reason(
+                call=call.name,
+                share=call.time_s / pace_s,
+                mfu=call_flops(request, call.name) / work if work else 0.0,
+                decode_steps=steps,
+                mean_tokens=mean,
+                alternative=None if call.kind == EXTERNAL else _alternative(priced, compiled, found, call),
+            )
+        )
+    return tuple(reasons)
+
+
+def _pace_s(compiled: CompiledFlow, found: Solution, choice: IntArray) -> float:
+    """Seconds per iteration with other candidates in the order of the plan."""
+    plans = PlanRows(choice=choice[None], order=np.asarray([found.order]))
+    ends = timeline(compiled.problem, found.graph, plans).end_s
+    return float(steady_s(ends, found.graph, len(compiled.names))[0])
+
+
+def _alternative(priced: PricedCluster, compiled: CompiledFlow, found: Solution, call: CallPlan) -> Alternative | None:
+    """The fastest candidate of a call, everything else as planned; None when that is the one chosen."""
+    index = compiled.names.index(call.name)
+    candidates = compiled.problem.calls[index]
+    fastest = int(np.argmin(candidates.time_s))
+    if candidates.time_s[fastest] >= _FASTER * candidates.time_s[found.choice[index]]:
+        return None
+    choice = found.choice.copy()[None]
+    choice[0, index] = fastest
+    units = units_of(compiled.problem)
+    over = float((unit_bytes(compiled.problem, units, choice)[0] - units.capacity_bytes).max())
+    rows = priced.costs.rows[call.name]
+    row = int(compiled.row[index][fastest])
+    table, entry = rows.table, int(rows.row[row])
+    return Alternative(
+        call=call.name,
+        first_gpu=int(candidates.start[fastest]),
+        num_gpus=int(candidates.size[fastest]),
+        engine=table.engines[int(table.engine[entry])],
+        plan=table.plans.plan(entry),
+        time_s=float(candidates.time_s[fastest]),
+        steady_s=_pace_s(compiled, found, choice[0]),
+        fits=over <= 0,
+        over_bytes=max(over, 0.0),
+    )

@@ -1,0 +1,309 @@
+"""From what a user writes about a workflow to a ``FlowRequest``: names looked up, defaults filled in and recorded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from costmodels.lengths import OutputLengths
+from costmodels.workload import MAX_GLOBAL_BATCH
+from planner.dataflow.flow_pins import CallPin, parse_call_pins
+from planner.dataflow.graph import GENERATE, Dataflow
+from planner.dataflow.graph_file import graph_from_mapping, load_graph
+from planner.dataflow.iterations import MAX_STALENESS, STALE, VERSION, iteration_edges
+from planner.dataflow.length_text import LengthInput, parse_lengths, parse_prompt
+from planner.dataflow.presets import PRESETS, build_preset
+from planner.request import ClusterInput, ModelInput, resolve_cluster, resolve_named_model, with_memory_reserve
+from planner.results import Note
+from profiles.engines import find_engine
+from profiles.errors import SpecError, did_you_mean
+from profiles.hardware import ClusterSpec
+from profiles.model import MAX_SEQUENCE, ModelSpec
+from profiles.precision import parse_precision
+from profiles.stack import StackSpec
+from profiles.stacks import find_stack
+
+HYBRID, COLOCATED, DISAGGREGATED, ASYNC = "hybrid", "colocated", "disaggregated", "async"
+MODES = (HYBRID, COLOCATED, DISAGGREGATED, ASYNC)
+OBJECTIVES = ("time", "cost", "fewest_gpus")
+DEFAULT_BATCH = 512  # prompts; the batch of ReaLHF's and RLHFuse's experiments (arXiv:2406.14088, 2409.13221)
+DEFAULT_PROMPT = 1024  # tokens, as in HybridFlow's experiments (arXiv:2409.19256 section 8.1)
+DEFAULT_GENERATE = 1024  # tokens, as above
+DEFAULT_STACK = "megatron"
+DEFAULT_ENGINES = ("vllm", "sglang")  # what current training systems generate with
+MAX_ITERATIONS = 16
+MAX_GPUS = 4096
+
+GraphInput = str | Path | Mapping[str, Any] | Dataflow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowOptions:
+    """Everything about a workflow's plan that is neither graph, models nor cluster.
+
+    Attributes:
+        batch: Items (prompts, pairs, texts) per iteration; None for ``DEFAULT_BATCH``.
+        prompt: Tokens per prompt.
+        generate: Tokens per response, a number or a distribution, see ``length_text``.
+        settings: Settings of a preset, e.g. ``{"group_size": 8}``.
+        mode: ``hybrid`` (every call where it is best), ``colocated`` (all on all GPUs),
+            ``disaggregated`` (generation apart from the rest), ``async`` (that, with generation ahead).
+        staleness: Training steps by which generating weights may lag in ``async``; None for 1.
+        objective: ``time``, ``cost`` or ``fewest_gpus``.
+        offload: Whether frozen weights and optimizer states may lie in host memory between calls.
+        engine: Engine of every generating call; None for the best of those there are.
+        pins: Call to what is fixed of it, see ``flow_pins``.
+        min_mesh: Fewest GPUs a call may use.
+        framework: Training framework or stack.
+        precision: Number format of all models.
+        iterations: Iterations simulated.
+        seed: Of the search.
+        effort: Search budget relative to the usual one.
+        fabric: Network link of the nodes, when the cluster text does not say.
+        memory_reserve_bytes: Device memory to leave free.
+        price_per_device_hour_usd: Dollars; None when not given.
+        allow_files: Whether a model or a graph may be named by a path.
+    """
+
+    batch: int | None = None
+    prompt: int | None = None
+    generate: LengthInput | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    mode: str = HYBRID
+    staleness: int | None = None
+    objective: str = "time"
+    offload: bool = True
+    engine: str | None = None
+    pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    min_mesh: int | None = None
+    framework: str = DEFAULT_STACK
+    precision: str | None = None
+    iterations: int = 5
+    seed: int = 0
+    effort: float = 1.0
+    fabric: str | None = None
+    memory_reserve_bytes: float = 0.0
+    price_per_device_hour_usd: float | None = None
+    allow_files: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowRequest:
+    """A question about a workflow, with everything the user left open filled in.
+
+    Attributes:
+        graph: The workflow.
+        models: Role to its model.
+        cluster: The GPUs and links.
+        stack: The training framework, which also runs inference.
+        batch: Items per iteration.
+        prompt_tokens: Tokens per prompt.
+        output: Tokens per response.
+        mode: Placement, see ``FlowOptions``.
+        dependency: How iterations depend on each other, see ``planner.dataflow.iterations``.
+        staleness: Training steps by which generating weights may lag.
+        precision: Number format of all models.
+        engines: Engines generation may use.
+        pins: Call to what is fixed of it.
+        options: The rest, as given.
+        assumptions: What was filled in.
+    """
+
+    graph: Dataflow
+    models: Mapping[str, ModelSpec]
+    cluster: ClusterSpec
+    stack: StackSpec
+    batch: int
+    prompt_tokens: int
+    output: OutputLengths
+    mode: str
+    dependency: str
+    staleness: int
+    precision: str
+    engines: tuple[str, ...]
+    pins: Mapping[str, CallPin]
+    options: FlowOptions
+    assumptions: tuple[Note, ...]
+
+
+def resolve_flow(
+    job: GraphInput, models: Mapping[str, ModelInput], cluster: ClusterInput, options: FlowOptions
+) -> FlowRequest:
+    """The question in full.
+
+    Raises:
+        SpecError: If anything named is unknown, out of bounds or contradictory.
+    """
+    notes: list[Note] = []
+    graph, described = _graph(job, options)
+    _check_options(options)
+    machines = _with_reserve(resolve_cluster(cluster, options.fabric), options)
+    notes += [_assumed("cluster", text) for text in machines.assumptions]
+    specs = _models(graph, {**described, **_by_role(models, graph)}, options, notes)
+    batch = options.batch if options.batch is not None else DEFAULT_BATCH
+    if options.batch is None:
+        notes.append(_assumed("batch", f"{batch} items per iteration (not given)"))
+    prompt = DEFAULT_PROMPT if options.prompt is None else parse_prompt("prompt", options.prompt)
+    if options.prompt is None:
+        notes.append(_assumed("prompt", f"prompts of {prompt} tokens (not given)"))
+    output = parse_lengths("generate", DEFAULT_GENERATE if options.generate is None else options.generate)
+    if options.generate is None:
+        notes.append(_assumed("generate", f"responses of {DEFAULT_GENERATE} tokens (not given)"))
+    if prompt + output.most > MAX_SEQUENCE:
+        problem = f"prompt and response together have up to {prompt + output.most:.0f} tokens; at most {MAX_SEQUENCE}"
+        raise SpecError("generate", problem)
+    _check_batch(graph, batch)
+    staleness = _staleness(graph, options, notes)
+    return FlowRequest(
+        graph=graph,
+        models=specs,
+        cluster=machines,
+        stack=find_stack(options.framework),
+        batch=batch,
+        prompt_tokens=prompt,
+        output=output,
+        mode=options.mode,
+        dependency=STALE if options.mode == ASYNC else VERSION,
+        staleness=staleness,
+        precision=_precision(options, machines, notes),
+        engines=_engines(options),
+        pins=parse_call_pins(options.pins, graph, machines),
+        options=options,
+        assumptions=tuple(notes),
+    )
+
+
+def _assumed(name: str, message: str) -> Note:
+    return Note(code="assumed_default", field=name, message=message)
+
+
+def _graph(job: GraphInput, options: FlowOptions) -> tuple[Dataflow, Mapping[str, ModelInput]]:
+    """The workflow and the models its description names."""
+    if isinstance(job, Dataflow) or (isinstance(job, (Mapping, Path)) or _is_file(job)):
+        if options.settings:
+            name = next(iter(options.settings))
+            raise SpecError(f"job.{name}", "is a setting of presets", "write it into the calls of the workflow")
+        if isinstance(job, Dataflow):
+            return job, {}
+        if isinstance(job, Mapping):
+            found = graph_from_mapping(job)
+        elif options.allow_files:
+            found = load_graph(Path(job))
+        else:
+            raise SpecError("job", "names a file, which is not read here", "the graph itself, as a mapping")
+        return found.graph, found.models
+    if not isinstance(job, str):
+        raise SpecError("job", f"must be a name, a file or a graph; got {str(job)[:40]!r}", ", ".join(PRESETS))
+    return build_preset(job, options.settings), {}
+
+
+def _is_file(job: object) -> bool:
+    return isinstance(job, str) and job.lower().endswith((".yaml", ".yml"))
+
+
+def _by_role(models: Mapping[str, ModelInput], graph: Dataflow) -> dict[str, ModelInput]:
+    """Models by role; one without a role is that of the first."""
+    names = [role.name for role in graph.roles]
+    found: dict[str, ModelInput] = {}
+    for name, model in models.items():
+        role = name or names[0]
+        if role not in names:
+            raise SpecError(
+                f"models.{str(role)[:40]}", f"{graph.name} has no such role", did_you_mean(str(role), names)
+            )
+        if role in found:
+            raise SpecError(f"models.{role}", "is given twice", "one model per role")
+        found[role] = model
+    return found
+
+
+def _models(
+    graph: Dataflow, given: Mapping[str, ModelInput], options: FlowOptions, notes: list[Note]
+) -> dict[str, ModelSpec]:
+    specs: dict[str, ModelSpec] = {}
+    for role in graph.roles:
+        source, seen = role.name, [role.name]
+        while source not in given:
+            source = graph.role(source).like
+            if not source or source in seen:
+                hint = f"--model {role.name}=llama-2-7b"
+                raise SpecError(f"models.{role.name}", f"is needed: the model of the role {role.name}", hint)
+            seen.append(source)
+        try:
+            resolved = resolve_named_model(given[source], allow_files=options.allow_files)
+        except SpecError as error:
+            raise SpecError(f"models.{source}{error.field.removeprefix('model')}", error.problem, error.hint) from None
+        specs[role.name] = resolved.spec
+        if source != role.name:
+            notes.append(_assumed(f"models.{role.name}", f"{role.name} is as large as {source}: {resolved.spec.name}"))
+        else:
+            notes += [_assumed(f"models.{role.name}", text) for text in resolved.assumptions]
+    return specs
+
+
+def _check_options(options: FlowOptions) -> None:
+    for name, known in (("mode", MODES), ("objective", OBJECTIVES)):
+        value = getattr(options, name)
+        if value not in known:
+            raise SpecError(name, f"unknown value {str(value)[:40]!r}", did_you_mean(str(value), known))
+    for name, low, high in (
+        ("batch", 1, MAX_GLOBAL_BATCH),
+        ("iterations", 1, MAX_ITERATIONS),
+        ("min_mesh", 1, MAX_GPUS),
+        ("seed", 0, 1 << 31),
+        ("staleness", 0, MAX_STALENESS),
+    ):
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise SpecError(name, f"must be a whole number from {low} to {high}; got {str(value)[:40]}")
+    if not 0.01 <= options.effort <= 100:
+        raise SpecError("effort", f"must be between 0.01 and 100; got {options.effort:g}")
+    if options.staleness is not None and options.mode != ASYNC:
+        raise SpecError("staleness", f"has a meaning in mode async only; mode is {options.mode}", "mode async")
+    unknown = {item.name for item in fields(options)} & {"settings"} and not isinstance(options.settings, Mapping)
+    if unknown:
+        raise SpecError("settings", f"must be a mapping; got {str(options.settings)[:40]!r}")
+
+
+def _staleness(graph: Dataflow, options: FlowOptions, notes: list[Note]) -> int:
+    """Steps generation may lag; checked against the graph."""
+    if options.mode != ASYNC:
+        return 0
+    learning = [call.name for call in graph.calls if call.kind == GENERATE and graph.trainable(call.role)]
+    if not learning:
+        problem = f"{graph.name} does not generate with a model it trains, so nothing can run ahead"
+        raise SpecError("mode", problem, "hybrid")
+    if options.staleness is None:
+        notes.append(_assumed("staleness", "generation runs one step ahead (staleness not given)"))
+    staleness = 1 if options.staleness is None else options.staleness
+    iteration_edges(graph, dependency=STALE, staleness=staleness)
+    return staleness
+
+
+def _precision(options: FlowOptions, cluster: ClusterSpec, notes: list[Note]) -> str:
+    """The number format asked for, or bf16 where the device has it."""
+    if options.precision is not None:
+        cluster.device.peak(parse_precision(options.precision).gemm_format)
+        return options.precision
+    chosen = "bf16" if "bf16" in cluster.device.peak_flops_per_s else "fp16"
+    notes.append(_assumed("precision", f"{chosen} (not given)"))
+    return chosen
+
+
+def _engines(options: FlowOptions) -> tuple[str, ...]:
+    """The engine asked for, or the usual ones."""
+    return DEFAULT_ENGINES if options.engine is None else (find_engine(options.engine).name,)
+
+
+def _check_batch(graph: Dataflow, batch: int) -> None:
+    """Every call has a whole number of sequences, and training ones whole mini-batches."""
+    for call in graph.calls:
+        call.sequences(batch)
+
+
+def _with_reserve(cluster: ClusterSpec, options: FlowOptions) -> ClusterSpec:
+    if cluster.num_devices > MAX_GPUS:
+        raise SpecError("cluster", f"workflows are planned on up to {MAX_GPUS} GPUs; got {cluster.num_devices}")
+    return with_memory_reserve(cluster, options.memory_reserve_bytes)

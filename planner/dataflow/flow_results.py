@@ -1,0 +1,336 @@
+"""What the planner answers about a workflow: where each call runs and how, when, with which memory, and why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from costmodels.plan import ExecutionPlan
+from planner.dataflow.flow_request import FlowRequest
+from planner.results import Note
+from profiles.units import SECONDS_PER_HOUR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallPlan:
+    """How one call runs.
+
+    Attributes:
+        name: The call.
+        role: Whose weights; "" for an external service.
+        kind: ``generate``, ``inference``, ``train`` or ``external``.
+        model: Name of the model; "" for an external service.
+        first_gpu: First GPU of its mesh.
+        num_gpus: GPUs of its mesh; 0 for an external service.
+        engine: Who runs it; "" for an external service.
+        plan: Degrees, micro-batches, recomputation; None for an external service.
+        concurrent: Sequences in flight per replica of a generating call; 0 for others.
+        sequences: Sequences per iteration.
+        mini_batches: Optimizer steps per iteration.
+        holding: Where its weights lie between runs, see ``planner.dataflow.holdings``.
+        time_s, time_low_s, time_high_s: Seconds per run with traffic to the host, and 90 % interval.
+        host_traffic_s: The part of it that is traffic to the host.
+        static_bytes: Per GPU, between runs, before sharing with other calls of the role.
+        active_bytes: Per GPU, beyond that during a run.
+        host_bytes: Per GPU, in host memory between runs.
+        basis: Weakest basis of its prices.
+    """
+
+    name: str
+    role: str
+    kind: str
+    model: str
+    first_gpu: int
+    num_gpus: int
+    engine: str
+    plan: ExecutionPlan | None
+    concurrent: int
+    sequences: int
+    mini_batches: int
+    holding: str
+    time_s: float
+    time_low_s: float
+    time_high_s: float
+    host_traffic_s: float
+    static_bytes: float
+    active_bytes: float
+    host_bytes: float
+    basis: str
+
+    @property
+    def last_gpu(self) -> int:
+        """Last GPU of its mesh."""
+        return self.first_gpu + self.num_gpus - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reallocation:
+    """Weights that move between two calls each iteration.
+
+    Attributes:
+        role: Role they belong to; of the receiver when roles differ.
+        source: Call they come from.
+        target: Call they go to.
+        moved_bytes: Bytes all receiving GPUs take in together.
+        route: Name of ``planner.dataflow.reallocation.Route``, in lower case.
+        time_s: Seconds both meshes are busy with it.
+        every: Iterations between two moves.
+    """
+
+    role: str
+    source: str
+    target: str
+    moved_bytes: float
+    route: str
+    time_s: float
+    every: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One call or transfer of one iteration on the timeline.
+
+    Attributes:
+        name: Name of the call, or ``SOURCE -> TARGET`` of a transfer.
+        kind: ``call`` or ``transfer``.
+        iteration: Which, from 0.
+        start_s, end_s: Seconds since the first iteration began.
+        meshes: First GPU and number of GPUs of every mesh it occupies.
+    """
+
+    name: str
+    kind: str
+    iteration: int
+    start_s: float
+    end_s: float
+    meshes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryOwner:
+    """Bytes of one call on one GPU."""
+
+    call: str
+    static_bytes: float
+    active_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuMemory:
+    """Memory of GPUs that hold the same calls.
+
+    Attributes:
+        first_gpu: First of them.
+        num_gpus: How many.
+        peak_bytes: Most any of them holds at a time.
+        usable_bytes: What a device offers.
+        peak_call: Call that runs at the peak; "" when none runs there.
+        owners: Calls and what each holds, largest first.
+        busy_share: Share of the steady iteration during which they work.
+    """
+
+    first_gpu: int
+    num_gpus: int
+    peak_bytes: float
+    usable_bytes: float
+    peak_call: str
+    owners: tuple[MemoryOwner, ...]
+    busy_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """Another way to run a call, everything else as planned.
+
+    Attributes:
+        call: The call.
+        first_gpu, num_gpus: Its mesh.
+        engine: Who runs it.
+        plan: Degrees and micro-batches.
+        time_s: Seconds per run.
+        steady_s: Seconds per iteration with it.
+        fits: Whether the plan fits with it.
+        over_bytes: By how much the fullest GPU is exceeded when it does not.
+    """
+
+    call: str
+    first_gpu: int
+    num_gpus: int
+    engine: str
+    plan: ExecutionPlan
+    time_s: float
+    steady_s: float
+    fits: bool
+    over_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why a call takes the part of the iteration it takes.
+
+    Attributes:
+        call: The call.
+        share: Its time over that of the steady iteration.
+        mfu: FLOPs it needs over the peak of its GPUs during it.
+        decode_steps: Expected decode steps of a generating call: the length of its longest sequence; 0 for others.
+        mean_tokens: Mean tokens it generates per sequence; 0 for others.
+        alternative: The fastest other way to run it; None when it runs the fastest way there is.
+    """
+
+    call: str
+    share: float
+    mfu: float
+    decode_steps: float
+    mean_tokens: float
+    alternative: Alternative | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchStatistics:
+    """How the plan was found.
+
+    Attributes:
+        method: Search that found the plan.
+        candidates: Ways to run each call that were considered, by call.
+        plans: Combinations they make.
+        evaluations: Plans simulated or bounded.
+        bound_s: No plan takes less for the simulated iterations.
+        found_s: What the plan takes for them.
+        proven: Whether the plan is the best of those combinations.
+        seed: Of the search.
+    """
+
+    method: str
+    candidates: Mapping[str, int]
+    plans: float
+    evaluations: int
+    bound_s: float
+    found_s: float
+    proven: bool
+    seed: int
+
+    @property
+    def gap(self) -> float:
+        """By how much the plan may exceed the best, as a share of the bound; 0 when proven."""
+        return 0.0 if self.proven or self.bound_s <= 0 else self.found_s / self.bound_s - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowPlan:
+    """A plan for a workflow.
+
+    Attributes:
+        num_gpus: GPUs of the cluster, or of the part of it that is used.
+        calls: Calls in the order of the graph.
+        reallocations: Weights that move each iteration.
+        tasks: Everything that happens in the simulated iterations, by start.
+        memory: GPUs that hold the same calls, in order.
+        iterations: Iterations simulated.
+        first_s: Until the first iteration is over.
+        total_s: Until the last one is.
+        steady_s, steady_low_s, steady_high_s: Per iteration once settled, see ``planner.dataflow.steady``; interval.
+        busy_share: GPU time spent on calls and transfers over all GPU time of the steady iteration.
+        model_flops: FLOPs the calls need per iteration.
+        mfu: Those over the peak of all GPUs in the steady iteration.
+        host_bytes: Host memory the fullest node needs.
+        usd_per_gpu_hour: Price the user gave; None when none.
+        reasons: About the calls that take longest.
+        search: How it was found.
+    """
+
+    num_gpus: int
+    calls: tuple[CallPlan, ...]
+    reallocations: tuple[Reallocation, ...]
+    tasks: tuple[Task, ...]
+    memory: tuple[GpuMemory, ...]
+    iterations: int
+    first_s: float
+    total_s: float
+    steady_s: float
+    steady_low_s: float
+    steady_high_s: float
+    busy_share: float
+    model_flops: float
+    mfu: float
+    host_bytes: float
+    usd_per_gpu_hour: float | None
+    reasons: tuple[Reason, ...]
+    search: SearchStatistics
+
+    @property
+    def mean_s(self) -> float:
+        """Time of all simulated iterations over their number; charges the filling of the pipeline to the plan."""
+        return self.total_s / self.iterations
+
+    @property
+    def gpu_seconds(self) -> float:
+        """GPU time of a steady iteration, idle GPUs included."""
+        return self.num_gpus * self.steady_s
+
+    @property
+    def usd(self) -> float | None:
+        """Dollars per iteration; None without a price."""
+        return None if self.usd_per_gpu_hour is None else self.gpu_seconds * self.usd_per_gpu_hour / SECONDS_PER_HOUR
+
+    @property
+    def peak(self) -> GpuMemory:
+        """The fullest GPUs."""
+        return max(self.memory, key=lambda item: item.peak_bytes / item.usable_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallShortage:
+    """A call that fits nowhere, or all calls, which do not fit together.
+
+    Attributes:
+        call: The call; "" for all together.
+        needs_bytes: Least bytes per GPU it takes in any layout on the cluster; 0 when no layout is legal. For all
+            together: what lies on a GPU at least between calls, spread evenly, and the least that a call needs beyond.
+        usable_bytes: What a device offers.
+    """
+
+    call: str
+    needs_bytes: float
+    usable_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowInfeasible:
+    """Why nothing fits, and the smallest cluster of the same nodes that does.
+
+    Attributes:
+        shortages: What stands in the way.
+        minimum_gpus: Fewest GPUs that suffice; None when none up to the limit looked at do.
+        looked_at_gpus: Largest cluster that was tried.
+        minimum_steady_s: Seconds per iteration there.
+    """
+
+    shortages: tuple[CallShortage, ...]
+    minimum_gpus: int | None
+    looked_at_gpus: int
+    minimum_steady_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowResult:
+    """The answer to a question about a workflow.
+
+    Attributes:
+        request: The question as understood.
+        plan: The plan; None when nothing fits.
+        infeasible: What stands in the way; None when something fits.
+        warnings: What to know before trusting the numbers.
+    """
+
+    request: FlowRequest
+    plan: FlowPlan | None
+    infeasible: FlowInfeasible | None
+    warnings: tuple[Note, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a plan."""
+        return self.plan is not None
+
+    @property
+    def assumptions(self) -> tuple[Note, ...]:
+        """What was filled in because the user did not say."""
+        return self.request.assumptions

@@ -1,0 +1,108 @@
+"""Why no plan of a workflow fits, and the smallest cluster of the same nodes on which one does."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from planner.dataflow.call_costs import CallSetting, call_costs
+from planner.dataflow.flow_costs import model_call
+from planner.dataflow.flow_request import MAX_GPUS, FlowRequest
+from planner.dataflow.flow_results import CallShortage, FlowInfeasible, FlowPlan
+from planner.dataflow.flow_solve import best_plan
+from planner.dataflow.priced_cluster import PricedCluster, priced_on
+from planner.request import full_node, part_of
+from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec
+
+_EFFORT = 0.05  # whether something fits shows early; how fast it can be does not matter here
+_MOST_TIMES = 64  # how many times larger a cluster is looked at
+
+
+def explain_shortage(request: FlowRequest) -> FlowInfeasible:
+    """What stands in the way, and the minimum that would do.
+
+    Args:
+        request: A question for which there is no plan.
+    """
+    priced = priced_on(request, request.cluster)
+    minimum, largest, plan = _minimum(request)
+    return FlowInfeasible(
+        shortages=_shortages(request, priced),
+        minimum_gpus=minimum,
+        looked_at_gpus=largest,
+        minimum_steady_s=None if plan is None else plan.steady_s,
+    )
+
+
+def _shortages(request: FlowRequest, priced: PricedCluster) -> tuple[CallShortage, ...]:
+    """Calls that fit nowhere alone; if there are none, what all need together."""
+    usable = priced.cluster.device.usable_memory_bytes
+    alone = [
+        CallShortage(call=name, needs_bytes=_least_bytes(request, priced, name), usable_bytes=usable)
+        for name, rows in priced.costs.rows.items()
+        if not len(rows)
+    ]
+    if alone:
+        return tuple(alone)
+    rows = priced.costs.rows.values()
+    held = sum(float((item.static_bytes * item.size).min()) for item in rows) / priced.cluster.num_devices
+    running = max(float(item.active_bytes.min()) for item in rows)
+    return (CallShortage(call="", needs_bytes=held + running, usable_bytes=usable),)
+
+
+def _least_bytes(request: FlowRequest, priced: PricedCluster, name: str) -> float:
+    """Bytes per GPU of the leanest way to run a call on any number of the GPUs; 0 when no layout is legal."""
+    call = request.graph.call(name)
+    setting = CallSetting(cluster=priced.cluster, stack=request.stack, engines=request.engines)
+    asked = model_call(request, call)
+    table = call_costs(asked, request.models[call.role], setting, priced.costs.sizes, fitting=False)
+    return float((table.static_bytes + table.active_bytes).min()) if len(table) else 0.0
+
+
+def _minimum(request: FlowRequest) -> tuple[int | None, int, FlowPlan | None]:
+    """Fewest GPUs that suffice, the most looked at, and the plan found there."""
+    asked = replace(request, options=replace(request.options, iterations=1, objective="time"))
+    tried = [request.cluster.num_devices]
+    for cluster in _larger(request.cluster):
+        tried.append(cluster.num_devices)
+        plan = _fitting(asked, cluster)
+        if plan is not None:
+            return _narrowed(asked, tried[-2], cluster, plan, tried[-1])
+    return None, tried[-1], None
+
+
+def _larger(cluster: ClusterSpec) -> Iterator[ClusterSpec]:
+    """Larger and larger clusters of the same nodes: parts of one, then twice as many each time."""
+    each = full_node(cluster).devices_per_node
+    size = cluster.num_devices
+    limit = min(MAX_GPUS, max(size, each) * _MOST_TIMES)
+    while size < each:
+        size = min(size * 2, each) if each % (size * 2) == 0 else each
+        yield part_of(cluster, size)
+    size = max(size // each, 1) * each
+    while size * 2 <= limit:
+        size *= 2
+        yield part_of(cluster, size)
+
+
+def _narrowed(
+    request: FlowRequest, below: int, cluster: ClusterSpec, plan: FlowPlan, largest: int
+) -> tuple[int, int, FlowPlan]:
+    """The smallest number of whole nodes between one that does not suffice and one that does."""
+    each = full_node(cluster).devices_per_node
+    low, high, best = below // each, cluster.num_devices // each, plan
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = _fitting(request, part_of(cluster, middle * each))
+        if found is None:
+            low = middle
+        else:
+            high, best = middle, found
+    return best.num_gpus, largest, best
+
+
+def _fitting(request: FlowRequest, cluster: ClusterSpec) -> FlowPlan | None:
+    """A plan on a cluster; None when there is none, or a pin names GPUs it lacks."""
+    try:
+        return best_plan(request, cluster, effort=_EFFORT)
+    except SpecError:
+        return None

@@ -1,0 +1,177 @@
+"""Find the plan of a workflow: price, place, compile, search, and say why when nothing fits."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from planner.dataflow.flow_answer import flow_plan
+from planner.dataflow.flow_compile import CompiledFlow, compile_flow
+from planner.dataflow.flow_costs import FlowCosts
+from planner.dataflow.flow_request import FlowRequest
+from planner.dataflow.flow_results import FlowPlan, SearchStatistics
+from planner.dataflow.flow_transfers import TransferPrices
+from planner.dataflow.memory import pressure
+from planner.dataflow.placement import Region, placements
+from planner.dataflow.priced_cluster import PricedCluster, priced_on
+from planner.dataflow.schedule import PlanRows, makespan
+from planner.dataflow.search import SearchOptions, Solution, solve
+from planner.dataflow.search_anneal import AnnealOptions
+from planner.dataflow.units import units_of
+from planner.request import part_of
+from profiles.errors import InfeasibleError
+from profiles.hardware import ClusterSpec
+
+_CHILDREN = 60_000_000  # looked at by the tree search at the usual effort
+_ANNEAL = AnnealOptions()
+_EQUAL = 1e-9  # of a time: differences below it are rounding
+
+
+def best_plan(request: FlowRequest, cluster: ClusterSpec, *, effort: float | None = None) -> FlowPlan | None:
+    """The best plan on exactly that cluster; None when nothing fits.
+
+    Args:
+        request: The question.
+        cluster: The GPUs, all of which may be used.
+        effort: Search budget relative to the usual one; that of the request if None.
+    """
+    priced = priced_on(request, cluster)
+    if not all(len(rows) for rows in priced.costs.rows.values()):
+        return None
+    best: tuple[CompiledFlow, Solution] | None = None
+    for regions in _promising(request, priced):
+        compiled = _compiled(request, priced, regions)
+        if compiled is None:
+            continue
+        if best is not None and _least_s(compiled) >= best[1].makespan_s:
+            continue
+        try:
+            found = leaner(compiled, solve(compiled.problem, _options(request, effort)), priced.costs)
+        except InfeasibleError:
+            continue
+        if best is None or found.makespan_s < best[1].makespan_s:
+            best = compiled, found
+    if best is None:
+        return None
+    compiled, found = best
+    return flow_plan(request, priced, compiled, found, _statistics(compiled, found))
+
+
+def leaner(compiled: CompiledFlow, found: Solution, costs: FlowCosts) -> Solution:
+    """The same plan with less in host memory wherever that changes neither its time nor whether it fits.
+
+    The search minimises time alone: a copy on the host that nobody needs to fetch in a hurry costs it nothing.
+    """
+    problem, choice = compiled.problem, found.choice.copy()
+    units = units_of(problem)
+    for index, name in enumerate(compiled.names):
+        rows = costs.rows.get(name)
+        if rows is None or not rows.host_bytes[compiled.row[index][choice[index]]]:
+            continue
+        call = problem.calls[index]
+        mine = compiled.row[index]
+        host_bytes = rows.host_bytes[mine]
+        same = (call.start == call.start[choice[index]]) & (call.size == call.size[choice[index]])
+        others = np.flatnonzero(same & (host_bytes < host_bytes[choice[index]]))
+        tried = np.repeat(choice[None], len(others), axis=0)
+        tried[:, index] = others
+        plans = PlanRows(choice=tried, order=np.full(len(others), found.order))
+        good = (pressure(problem, units, tried) <= 1) & (
+            makespan(problem, found.graph, plans) <= found.makespan_s * (1 + _EQUAL)
+        )
+        if good.any():
+            choice[index] = min(others[good].tolist(), key=lambda row: (host_bytes[row], call.time_s[row], row))
+    return replace(found, choice=choice)
+
+
+def candidate_clusters(request: FlowRequest) -> list[ClusterSpec]:
+    """The cluster; for objectives that may leave GPUs unused also its parts, smallest first."""
+    whole = request.cluster
+    if request.options.objective == "time":
+        return [whole]
+    needed = max((_pinned_gpus(request, name) for name in request.pins), default=1)
+    each = whole.node.devices_per_node
+    inside = [size for size in range(1, each) if each % size == 0]
+    runs = sorted({1 << k for k in range(whole.num_nodes.bit_length())} | {3 << k for k in range(20)})
+    sizes = [size for size in (*inside, *(run * each for run in runs)) if needed <= size < whole.num_devices]
+    if request.options.objective == "fewest_gpus":
+        nodes = range(1, whole.num_nodes)
+        sizes = [size for size in (*inside, *(run * each for run in nodes)) if needed <= size < whole.num_devices]
+    return [*(part_of(whole, size) for size in sizes), whole]
+
+
+def solve_flow(request: FlowRequest) -> FlowPlan | None:
+    """The best plan under the objective; None when nothing fits."""
+    best: FlowPlan | None = None
+    for cluster in candidate_clusters(request):
+        plan = best_plan(request, cluster)
+        if plan is None:
+            continue
+        if request.options.objective == "fewest_gpus":
+            return plan
+        if best is None or _rank(plan, request) < _rank(best, request):
+            best = plan
+    return best
+
+
+def _rank(plan: FlowPlan, request: FlowRequest) -> tuple[float, int]:
+    wanted = plan.gpu_seconds if request.options.objective == "cost" else plan.steady_s
+    return wanted, plan.num_gpus
+
+
+def _pinned_gpus(request: FlowRequest, name: str) -> int:
+    pin = request.pins[name]
+    return (pin.first_gpu or 0) + (pin.num_gpus or 1)
+
+
+def _promising(request: FlowRequest, priced: PricedCluster) -> list[dict[str, Region]]:
+    """Divisions of the cluster, those first whose slowest pool is fastest at best."""
+    divisions = placements(request, priced.cluster)
+    if len(divisions) == 1:
+        return divisions
+
+    def slowest_s(regions: dict[str, Region]) -> float:
+        pools: dict[Region, float] = {}
+        for name, region in regions.items():
+            rows = priced.costs.rows[name]
+            fits = rows.size <= region.stop - region.first
+            least_s = float(rows.time_s[fits].min()) if fits.any() else np.inf
+            pools[region] = pools.get(region, 0.0) + least_s
+        return max(pools.values())
+
+    return sorted(divisions, key=slowest_s)
+
+
+def _compiled(request: FlowRequest, priced: PricedCluster, regions: dict[str, Region]) -> CompiledFlow | None:
+    transfers = TransferPrices.on(priced.cluster)
+    return compile_flow(request, priced.cluster, priced.costs, priced.meshes, regions, transfers)
+
+
+def _least_s(compiled: CompiledFlow) -> float:
+    """No plan takes less: in every iteration its slowest call at its fastest, and all work over all GPUs."""
+    problem = compiled.problem
+    work = sum(float((call.time_s * call.size).min()) for call in problem.calls)
+    slowest = max(float(call.time_s.min()) for call in problem.calls)
+    return problem.iterations * max(work / problem.num_gpus, slowest)
+
+
+def _options(request: FlowRequest, effort: float | None) -> SearchOptions:
+    scale = request.options.effort if effort is None else effort
+    steps = max(int(_ANNEAL.steps * scale), 50)
+    return SearchOptions(
+        seed=request.options.seed,
+        most_children=max(int(_CHILDREN * scale), 100_000),
+        anneal=replace(_ANNEAL, steps=steps),
+    )
+
+
+def _statistics(compiled: CompiledFlow, found: Solution) -> SearchStatistics:
+    return SearchStatistics(
+        method={"tree": "branch and bound", "anneal": "annealing"}.get(found.engine, found.engine),
+        candidates={call.name: len(call) for call in compiled.problem.calls},
+        plans=float(found.plans),
+        evaluations=found.children + found.evaluations,
+        bound_s=found.bound_s,
+        found_s=found.makespan_s,
+        proven=found.proven,
+        seed=found.seed,
+    )

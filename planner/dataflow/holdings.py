@@ -1,0 +1,156 @@
+"""Where the weights of a call lie between its runs, and what that changes about the call.
+
+A call's table (``planner.dataflow.call_costs``) says what it holds and what it takes beyond that while it
+runs. Between runs those bytes may stay, go to the host, or need not exist at all:
+
+* ``resident``: they stay. Calls of one role with the same shards on the same mesh hold them once.
+* ``fetched``: weights of a role that is never trained lie on the host and are read before each run.
+* ``delivered``: weights of a role that is trained elsewhere arrive with each transfer and are dropped after the run.
+* ``states_out``: gradients and optimizer states of a training call lie on the host between runs.
+* ``all_out``: its weights too.
+
+Bytes that come and go count as active rather than static, and what crosses the host link takes time:
+nothing is assumed to hide behind computation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from costmodels.model_calls import CallTable
+from costmodels.plan import BoolArray, FloatArray, IntArray
+
+RESIDENT, FETCHED, DELIVERED, STATES_OUT, ALL_OUT = range(5)
+HOLDING_NAMES = ("resident", "fetched", "delivered", "states_out", "all_out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRows:
+    """Ways to run and to hold one call, without a place. Arrays have one entry per row.
+
+    Attributes:
+        table: Ways to run it, as priced.
+        row: Row of the table.
+        holding: Code of ``HOLDING_NAMES``.
+        layout: Identity of the layout of its weights within the role.
+        time_s, low_s, high_s: Seconds with what crosses the host link, and 90 % interval.
+        static_bytes: Per GPU, between runs.
+        active_bytes: Per GPU, beyond that during a run.
+        host_bytes: Per GPU, in host memory between runs.
+        moved_s: The part of the time that is traffic with the host.
+    """
+
+    table: CallTable
+    row: IntArray
+    holding: IntArray
+    layout: IntArray
+    time_s: FloatArray
+    low_s: FloatArray
+    high_s: FloatArray
+    static_bytes: FloatArray
+    active_bytes: FloatArray
+    host_bytes: FloatArray
+    moved_s: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def size(self) -> IntArray:
+        """GPUs of each row."""
+        return self.table.num_devices[self.row]
+
+    def take(self, rows: IntArray) -> "CallRows":
+        """The selected rows."""
+        columns = [item.name for item in fields(self) if item.name != "table"]
+        return CallRows(table=self.table, **{name: getattr(self, name)[rows] for name in columns})
+
+
+def held_rows(table: CallTable, layout: IntArray, holdings: Sequence[int], host_bytes_per_s: float) -> CallRows:
+    """Every row of a table under every holding.
+
+    Args:
+        table: Ways to run the call.
+        layout: (R,) identity of each row's layout within the role.
+        holdings: Codes that may be used.
+        host_bytes_per_s: Of the link between one GPU and host memory, per direction.
+
+    Returns:
+        Rows in the order of the holdings.
+    """
+    count = len(table)
+    row = np.tile(np.arange(count), len(holdings))
+    holding = np.repeat(np.asarray(holdings, dtype=np.int64), count)
+    static, active, weights = table.static_bytes[row], table.active_bytes[row], table.weight_bytes[row]
+    states = static - weights
+    gone = np.select([holding == RESIDENT, holding == STATES_OUT], [np.zeros(len(row)), states], default=static)
+    on_host = np.where(holding == DELIVERED, 0.0, gone)
+    # Frozen weights are only read; states of a training call are read before it and written after it.
+    crossings = np.where(holding == FETCHED, 1.0, 2.0)
+    moved_s = on_host * crossings / host_bytes_per_s
+    return CallRows(
+        table=table,
+        row=row,
+        holding=holding,
+        layout=layout[row],
+        time_s=table.time_s[row] + moved_s,
+        low_s=table.low_s[row] + moved_s,
+        high_s=table.high_s[row] + moved_s,
+        static_bytes=static - gone,
+        active_bytes=active + gone,
+        host_bytes=on_host,
+        moved_s=moved_s,
+    )
+
+
+def shareable(rows: CallRows, trained: IntArray) -> BoolArray:
+    """(R,) whether a resident row may hold the same shards as the call that trains its role.
+
+    Args:
+        rows: Ways to run and hold a call.
+        trained: Layouts the training call has.
+    """
+    return np.asarray((rows.holding == RESIDENT) & np.isin(rows.layout, trained))
+
+
+def useful_rows(rows: CallRows, *, slack_s: float, tolerance_s: float, kept: BoolArray) -> CallRows:
+    """Rows without those that no plan worth telling apart needs.
+
+    A row goes when another on as many GPUs takes no more static and no more active bytes, and its time is no longer
+    by more than the tolerance: of the same layout, or shorter by ``slack_s`` of any layout, since no transfer can make
+    up for that.
+
+    Args:
+        rows: Ways to run and hold one call.
+        slack_s: Most that moving weights to or from one layout may cost above another; 0 when none move.
+        tolerance_s: Seconds that are not worth telling apart.
+        kept: (R,) rows that only one of the same layout and holding may beat, because they may share weights.
+    """
+    layouts = int(rows.layout.max(initial=0)) + 1
+    same = (rows.size * layouts + rows.layout) * 2 + kept
+    first = _unbeaten(rows, same, tolerance_s, np.zeros(len(rows), dtype=bool))
+    rows, kept = rows.take(first), kept[first]
+    return rows.take(_unbeaten(rows, rows.size, (tolerance_s if slack_s == 0 else 0.0) - slack_s, kept))
+
+
+def _unbeaten(rows: CallRows, group: IntArray, allowance_s: float, stays: BoolArray) -> IntArray:
+    """Rows that no row kept of their group beats: smaller in both kinds of bytes, and slower by the allowance at most.
+
+    Rows are looked at from the smallest on, so that what beats a row is itself kept and allowances never add up.
+    """
+    order = np.lexsort((rows.host_bytes, rows.time_s, rows.active_bytes, rows.static_bytes, group))
+    found: list[int] = []
+    kept: list[int] = []  # of the group at hand
+    for row in order.tolist():
+        if kept and group[kept[0]] != group[row]:
+            kept = []
+        beaten = (
+            (rows.static_bytes[kept] <= rows.static_bytes[row])
+            & (rows.active_bytes[kept] <= rows.active_bytes[row])
+            & (rows.time_s[kept] <= rows.time_s[row] + allowance_s)
+        )
+        if stays[row] or not beaten.any():
+            kept.append(row)
+            found.append(row)
+    return np.asarray(found, dtype=np.int64)

@@ -1,0 +1,132 @@
+"""Which meshes a call may use: runs of consecutive GPUs, aligned to nodes, within the region its placement leaves it.
+
+A mesh is part of one node, aligned to its size, or a run of whole nodes, as ReaLHF's are
+(arXiv:2406.14088 section 4). Up to ``EVERY_RUN`` nodes every run is a mesh. Above, there are runs of
+2^k and 3 * 2^k nodes and of all nodes, at every quarter of their size: longer runs that begin one node
+later are no different in kind, and their number grows with the square of the nodes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.plan import BoolArray, IntArray
+from planner.dataflow.flow_pins import CallPin
+from planner.dataflow.flow_request import ASYNC, COLOCATED, DISAGGREGATED, FlowRequest
+from planner.dataflow.graph import EXTERNAL, GENERATE
+from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec
+
+EVERY_RUN = 20  # nodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meshes:
+    """Meshes of a cluster, by size and then by start.
+
+    Attributes:
+        start: First GPU of each. [meshes]
+        size: GPUs of each. [meshes]
+    """
+
+    start: IntArray
+    size: IntArray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def stop(self) -> IntArray:
+        """One past the last GPU of each."""
+        return self.start + self.size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """GPUs a call may use.
+
+    Attributes:
+        first: First of them.
+        stop: One past the last.
+        whole: Whether it must use all of them.
+    """
+
+    first: int
+    stop: int
+    whole: bool = False
+
+    def holds(self, start: IntArray, size: IntArray) -> BoolArray:
+        """(M,) whether meshes lie in it, and fill it if they must."""
+        if self.whole:
+            return np.asarray((start == self.first) & (start + size == self.stop))
+        return np.asarray((start >= self.first) & (start + size <= self.stop))
+
+
+def least_mesh(cluster: ClusterSpec) -> int:
+    """Fewest GPUs of a mesh when the user does not say: one on up to two nodes, half a node beyond."""
+    return 1 if cluster.num_nodes <= 2 else max(cluster.node.devices_per_node // 2, 1)
+
+
+def cluster_meshes(cluster: ClusterSpec, min_mesh: int | None = None) -> Meshes:
+    """All meshes of a cluster with at least ``min_mesh`` GPUs.
+
+    Raises:
+        SpecError: If the smallest mesh wanted exceeds the cluster.
+    """
+    least = least_mesh(cluster) if min_mesh is None else min_mesh
+    if least > cluster.num_devices:
+        raise SpecError("min_mesh", f"must be at most the {cluster.num_devices} GPUs; got {least}")
+    each, nodes = cluster.node.devices_per_node, cluster.num_nodes
+    found = {
+        (size, start)
+        for size in range(least, each)
+        if each % size == 0
+        for start in range(0, cluster.num_devices, size)
+    }
+    for run in _runs(nodes):
+        step = _step(run) if nodes > EVERY_RUN else 1
+        found |= {(run * each, node * each) for node in range(0, nodes - run + 1, step) if run * each >= least}
+    table = np.asarray(sorted(found), dtype=np.int64)
+    return Meshes(start=table[:, 1], size=table[:, 0])
+
+
+def with_pinned(meshes: Meshes, pins: Mapping[str, CallPin]) -> Meshes:
+    """The meshes and those that pins name."""
+    found = set(zip(meshes.size.tolist(), meshes.start.tolist(), strict=True))
+    found |= {(pin.num_gpus, pin.first_gpu) for pin in pins.values() if pin.num_gpus and pin.first_gpu is not None}
+    table = np.asarray(sorted(found), dtype=np.int64)
+    return Meshes(start=table[:, 1], size=table[:, 0])
+
+
+def placements(request: FlowRequest, cluster: ClusterSpec) -> list[dict[str, Region]]:
+    """Regions by call, one set per way the mode divides the cluster."""
+    total = cluster.num_devices
+    names = [call.name for call in request.graph.calls if call.kind != EXTERNAL]
+    if request.mode == COLOCATED:
+        return [{name: Region(first=0, stop=total, whole=True) for name in names}]
+    if request.mode not in (DISAGGREGATED, ASYNC):
+        return [{name: Region(first=0, stop=total) for name in names}]
+    generating = {call.name for call in request.graph.calls if call.kind == GENERATE}
+    if not generating or generating == set(names):
+        problem = f"needs calls that generate and others; {request.graph.name} has one kind only"
+        raise SpecError("mode", problem, "hybrid")
+    step = cluster.node.devices_per_node if cluster.num_nodes > 1 else 1
+    if total <= step:
+        raise SpecError("mode", f"{request.mode} divides GPUs among two pools; there is {total}", "at least 2 GPUs")
+    return [
+        {name: Region(first=0, stop=cut) if name in generating else Region(first=cut, stop=total) for name in names}
+        for cut in range(step, total, step)
+    ]
+
+
+def _runs(nodes: int) -> list[int]:
+    if nodes <= EVERY_RUN:
+        return list(range(1, nodes + 1))
+    sizes = {factor << k for k in range(nodes.bit_length()) for factor in (1, 3)}
+    return sorted({size for size in sizes if size <= nodes} | {nodes})
+
+
+def _step(run: int) -> int:
+    """A quarter of a run, as a power of two."""
+    return 1 << max(run.bit_length() - 3, 0)

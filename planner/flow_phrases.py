@@ -1,0 +1,74 @@
+"""Plans of workflows in words; numbers are formatted by ``planner.phrases``."""
+
+from costmodels.plan import ExecutionPlan
+from planner.dataflow.flow_results import CallShortage, FlowInfeasible, FlowPlan, Reason
+from planner.dataflow.graph import EXTERNAL, GENERATE
+from planner.phrases import gib, percent, seconds
+
+
+def gpu_range(first: int, number: int) -> str:
+    """GPUs in words: ``0-63``, ``7``; ``none`` for a service beside them."""
+    if not number:
+        return "none"
+    return str(first) if number == 1 else f"{first}-{first + number - 1}"
+
+
+def layout_label(plan: ExecutionPlan) -> str:
+    """Degrees in short: ``tp8 pp2 dp4``, the others only where they are used."""
+    words = [f"tp{plan.tensor_parallel}", f"pp{plan.pipeline_parallel}", f"dp{plan.data_parallel}"]
+    if plan.context_parallel > 1:
+        words.append(f"cp{plan.context_parallel}")
+    if plan.expert_parallel > 1:
+        words.append(f"ep{plan.expert_parallel}")
+    return " ".join(words)
+
+
+def reason_sentence(plan: FlowPlan, reason: Reason) -> str:
+    """Why a call takes its part of the iteration, and what else was possible."""
+    call = next(item for item in plan.calls if item.name == reason.call)
+    words = f"{call.name} takes {percent(reason.share)} of the iteration"
+    if call.kind == EXTERNAL:
+        return f"{words}: a service beside the GPUs, {seconds(call.time_s)} for {call.sequences} sequences."
+    if call.kind == GENERATE:
+        each = seconds(call.time_s / max(reason.decode_steps, 1))
+        longer = ""
+        if reason.decode_steps > 1.05 * reason.mean_tokens:
+            longer = f" (the longest of {call.sequences}; the mean is {reason.mean_tokens:.0f})"
+        words += f": {reason.decode_steps:.0f} steps{longer} of {each}, MFU {percent(reason.mfu)}."
+    else:
+        words += f" at MFU {percent(reason.mfu)} on {call.num_gpus} GPUs."
+    other = reason.alternative
+    if other is None:
+        return words + " No other way to run it there is faster."
+    where = f"{other.engine} {layout_label(other.plan)} on GPUs {gpu_range(other.first_gpu, other.num_gpus)}"
+    words += f" Alone it would take {seconds(other.time_s)} as {where}"
+    if not other.fits:
+        return words + f", but that needs {gib(other.over_bytes)} more memory than there is."
+    change = other.steady_s / plan.steady_s - 1
+    if change > 0.0005:
+        return words + f", but the iteration would be {percent(change)} longer."
+    return words + ", which leaves the iteration as long."
+
+
+def shortage_sentence(item: CallShortage) -> str:
+    """What stands in the way of a plan."""
+    if item.needs_bytes <= item.usable_bytes and not item.call:
+        return "Every call fits alone, but no combination of them was found that fits together."
+    if not item.call:
+        return (
+            f"Together the calls need at least {gib(item.needs_bytes)} per GPU, {gib(item.usable_bytes)} are usable: "
+            "what they hold between runs, spread evenly, and the least that one needs beyond."
+        )
+    if not item.needs_bytes:
+        return f"{item.call}: no layout is legal on these GPUs with what is fixed."
+    return f"{item.call} needs at least {gib(item.needs_bytes)} per GPU, {gib(item.usable_bytes)} are usable."
+
+
+def minimum_sentence(infeasible: FlowInfeasible) -> str:
+    """The smallest cluster that would do."""
+    if infeasible.minimum_gpus is None:
+        return f"Nothing up to {infeasible.looked_at_gpus} GPUs of this kind does."
+    time = (
+        "" if infeasible.minimum_steady_s is None else f", about {seconds(infeasible.minimum_steady_s)} per iteration"
+    )
+    return f"{infeasible.minimum_gpus} GPUs of this kind would do{time}."

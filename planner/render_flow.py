@@ -1,0 +1,200 @@
+"""A workflow's plan as tables for a terminal; quantities are put into words by ``planner.phrases``."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from planner.dataflow.flow_request import ASYNC, FlowRequest
+from planner.dataflow.flow_results import CallPlan, FlowInfeasible, FlowPlan, FlowResult, GpuMemory
+from planner.dataflow.graph import GENERATE, TRAIN
+from planner.dataflow.length_text import lengths_text
+from planner.flow_phrases import gpu_range, layout_label, minimum_sentence, reason_sentence, shortage_sentence
+from planner.phrases import count, dollars, gib, percent, recompute_label, seconds
+from planner.results import Note
+from profiles.parameters import total_parameters
+from profiles.units import GIB, GIGA
+
+_HOLDINGS = {
+    "": "",
+    "resident": "stay",
+    "fetched": "on host",
+    "delivered": "arrive",
+    "states_out": "states out",
+    "all_out": "on host",
+}
+_ROUTES = {
+    "none": "already there",
+    "all_gather": "regrouped in place",
+    "broadcast": "broadcast into nodes",
+    "shards": "shard by shard",
+    "full": "whole tensors",
+}
+_MOST_OWNERS = 4
+
+
+def render_flow(result: FlowResult, console: Console, *, quiet: bool = False) -> None:
+    """Print a whole answer; ``quiet`` leaves out warnings and assumptions."""
+    _heading(result.request, console)
+    if result.plan is not None:
+        render_flow_plan(result.plan, console)
+    if result.infeasible is not None:
+        _nothing_fits(result.infeasible, console)
+    if not quiet:
+        _notes("Warnings", result.warnings, console, style="yellow")
+        _notes("Assumed", result.assumptions, console, style="dim")
+
+
+def render_flow_plan(plan: FlowPlan, console: Console) -> None:
+    """Where each call runs and how, the iteration, what moves, memory, reasons and the search."""
+    console.print(_calls_table(plan))
+    _iteration(plan, console)
+    for table in (_moves_table(plan), _memory_table(plan)):
+        if table.row_count:
+            console.print()
+            console.print(table)
+    if plan.reasons:
+        console.print("\nWhy", style="bold", highlight=False)
+        for reason in plan.reasons:
+            _indented(reason_sentence(plan, reason), console)
+    _searched(plan, console)
+
+
+def _heading(request: FlowRequest, console: Console) -> None:
+    graph, cluster = request.graph, request.cluster
+    nodes = f" in {cluster.num_nodes} nodes" if cluster.num_nodes > 1 else ""
+    console.print(
+        f"{graph.name} on {cluster.num_devices} x {cluster.device.name}{nodes}", style="bold", highlight=False
+    )
+    roles = [
+        f"{role.name} {request.models[role.name].name} ({count(total_parameters(request.models[role.name]))})"
+        for role in graph.roles
+    ]
+    console.print(", ".join(roles), highlight=False, markup=False)
+    ahead = f", up to {request.staleness} steps stale" if request.mode == ASYNC else ""
+    console.print(
+        f"batch {request.batch}, prompts of {request.prompt_tokens} tokens, responses of "
+        f"{lengths_text(request.output)}; {request.mode}{ahead}; {request.precision}, {request.stack.name}",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for index, title in enumerate(titles):
+        table.add_column(title, justify="left" if index == 0 else "right", no_wrap=True)
+    return table
+
+
+def _calls_table(plan: FlowPlan) -> Table:
+    table = _table("call", "gpus", "engine", "layout", "batches", "time", "share", "GiB", "weights")
+    for call in plan.calls:
+        table.add_row(
+            call.name,
+            gpu_range(call.first_gpu, call.num_gpus),
+            call.engine,
+            layout_label(call.plan) if call.plan is not None else "",
+            _batches(call),
+            seconds(call.time_s),
+            percent(call.time_s / plan.steady_s) if call.num_gpus else "",
+            f"{(call.static_bytes + call.active_bytes) / GIB:.1f}" if call.num_gpus else "",
+            _HOLDINGS[call.holding],
+        )
+    return table
+
+
+def _batches(call: CallPlan) -> str:
+    plan = call.plan
+    if plan is None:
+        return ""
+    if call.kind == GENERATE:
+        return f"{call.concurrent} at once"
+    recompute = f" {recompute_label(plan)}" if call.kind == TRAIN and plan.recompute.value else ""
+    steps = f"{call.mini_batches}x" if call.mini_batches > 1 else ""
+    return f"{steps}{plan.num_microbatches}x{plan.micro_batch_size}{recompute}"
+
+
+def _iteration(plan: FlowPlan, console: Console) -> None:
+    price = ""
+    if plan.usd is not None:
+        price = f", {dollars(plan.usd)} per iteration"
+    console.print(
+        f"\n[bold]{seconds(plan.steady_s)}[/] per iteration ({seconds(plan.steady_low_s)} to "
+        f"{seconds(plan.steady_high_s)}), the first {seconds(plan.first_s)}; GPUs busy {percent(plan.busy_share)}, "
+        f"MFU {percent(plan.mfu)}{price}",
+        highlight=False,
+    )
+    peak = plan.peak
+    console.print(
+        f"fullest GPUs {gpu_range(peak.first_gpu, peak.num_gpus)}: {gib(peak.peak_bytes)} of {gib(peak.usable_bytes)} "
+        f"usable, as {peak.peak_call} runs"
+        + (f"; host memory {plan.host_bytes / GIGA:,.0f} GB per node" if plan.host_bytes else ""),
+        highlight=False,
+    )
+
+
+def _moves_table(plan: FlowPlan) -> Table:
+    table = _table("weights move", "from", "to", "bytes", "time", "way")
+    for move in plan.reallocations:
+        rare = f", every {move.every} iterations" if move.every > 1 else ""
+        table.add_row(
+            move.role, move.source, move.target, gib(move.moved_bytes), seconds(move.time_s), _ROUTES[move.route] + rare
+        )
+    return table
+
+
+def _memory_table(plan: FlowPlan) -> Table:
+    table = _table("memory, GiB", "peak", "busy", "held by")
+    table.columns[-1].justify = "left"
+    table.columns[-1].no_wrap = False
+    for group in plan.memory:
+        table.add_row(
+            gpu_range(group.first_gpu, group.num_gpus),
+            f"{group.peak_bytes / GIB:.1f}",
+            percent(group.busy_share),
+            _owners(group),
+        )
+    return table
+
+
+def _owners(group: GpuMemory) -> str:
+    words = []
+    for owner in group.owners[:_MOST_OWNERS]:
+        running = owner.active_bytes if owner.call == group.peak_call else 0.0
+        part = f"{owner.call} {owner.static_bytes / GIB:.1f}"
+        words.append(part + (f" + {running / GIB:.1f} running" if running else ""))
+    more = len(group.owners) - _MOST_OWNERS
+    return ", ".join(words) + (f", {more} more" if more > 0 else "")
+
+
+def _searched(plan: FlowPlan, console: Console) -> None:
+    search = plan.search
+    found = "proven best" if search.proven else f"at most {percent(search.gap)} above the best"
+    console.print(
+        f"\n{search.method}: {count(search.plans)} plans of {sum(search.candidates.values()):,} candidates, "
+        f"{count(search.evaluations)} evaluated; {found}",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _nothing_fits(infeasible: FlowInfeasible, console: Console) -> None:
+    console.print("\n[bold red]Nothing fits.[/]", highlight=False)
+    for item in infeasible.shortages:
+        _indented(shortage_sentence(item), console)
+    _indented(minimum_sentence(infeasible), console)
+
+
+def _notes(title: str, notes: Sequence[Note], console: Console, *, style: str) -> None:
+    if not notes:
+        return
+    console.print(f"\n{title}", style=style, highlight=False)
+    for note in notes:
+        _indented(note.message, console, style=style)
+
+
+def _indented(words: str, console: Console, *, style: str = "") -> None:
+    console.print(Padding(Text(words, style=style), (0, 0, 0, 2), expand=False))

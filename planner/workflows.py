@@ -1,0 +1,76 @@
+"""Plans for workflows of several models: the public call."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from planner.dataflow.flow_request import FlowOptions, FlowRequest, GraphInput, resolve_flow
+from planner.dataflow.flow_results import FlowPlan, FlowResult
+from planner.dataflow.flow_shortage import explain_shortage
+from planner.dataflow.flow_solve import solve_flow
+from planner.request import ClusterInput, ModelInput
+from planner.results import Note
+from profiles.errors import SpecError, did_you_mean
+
+
+def plan_dataflow(
+    job: GraphInput, models: Mapping[str, ModelInput] | ModelInput, cluster: ClusterInput, **settings: Any
+) -> FlowResult:
+    """Plan a workflow of several model calls: which GPUs, engine and layout each gets, and when it runs.
+
+    Args:
+        job: Name of a workflow (``planner workflows`` lists them), a YAML file, a mapping of the same form, or a
+            ``planner.dataflow.graph.Dataflow``.
+        models: Role to model; a single model is that of the first role. Roles left out take the model of the role
+            they are like.
+        cluster: Text such as ``"2x8xH100"``, a mapping, or ``ClusterSpec``.
+        **settings: Fields of ``planner.dataflow.flow_request.FlowOptions``.
+
+    Returns:
+        The plan; ``result.infeasible`` is set, and ``plan`` None, when nothing fits.
+
+    Raises:
+        SpecError: If the question itself is wrong.
+
+    Example:
+        >>> import planner
+        >>> result = planner.plan_dataflow("grpo", "llama-3.2-1b", "8xH100", batch=64, prompt=256, generate=256)
+        >>> result.fits
+        True
+    """
+    known = [item.name for item in fields(FlowOptions)]
+    for name in settings:
+        if name not in known:
+            raise SpecError(name[:40], "unknown setting", did_you_mean(name, known))
+    by_role: Mapping[str, ModelInput] = models if _is_by_role(models) else {"": models}  # type: ignore[assignment]
+    request = resolve_flow(job, by_role, cluster, FlowOptions(**settings))
+    plan = solve_flow(request)
+    infeasible = None if plan is not None else explain_shortage(request)
+    return FlowResult(request=request, plan=plan, infeasible=infeasible, warnings=_warnings(request, plan))
+
+
+def _is_by_role(models: object) -> bool:
+    """Whether a mapping names roles, rather than being the configuration of one model."""
+    return isinstance(models, Mapping) and all(not isinstance(value, (int, float, bool)) for value in models.values())
+
+
+def _warnings(request: FlowRequest, plan: FlowPlan | None) -> tuple[Note, ...]:
+    """What to know before trusting the numbers."""
+    notes: list[Note] = []
+
+    def warn(code: str, name: str, message: str) -> None:
+        notes.append(Note(code=code, field=name, message=message))
+
+    longest = request.prompt_tokens + request.output.most
+    for role, model in request.models.items():
+        limit = model.max_sequence_length
+        if limit and longest > limit:
+            warn("beyond_model_length", f"models.{role}", f"{model.name} was built for {limit} tokens")
+    if plan is None:
+        return tuple(notes)
+    host = request.cluster.node.host_memory_bytes
+    if plan.host_bytes > host:
+        warn("may_not_fit", "host_memory_bytes", "what lies in host memory between calls exceeds that of a node")
+    if any(call.basis == "assumed" for call in plan.calls if call.num_gpus):
+        warn("uncalibrated", "time_s", "efficiencies are borrowed from other hardware; no timings of this one")
+    return tuple(notes)

@@ -1,0 +1,95 @@
+"""Workflows over REST: the same answer as the library's, and every mistake by its field."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from fastapi.testclient import TestClient
+
+from planner.dataflow.flow_request import MODES, OBJECTIVES, FlowOptions
+from planner.schema_flow import flow_document
+from planner.workflows import plan_dataflow
+from profiles.precision import PRECISIONS
+from service.app import create_app
+from service.schemas import WorkflowRequest
+from service.settings import ServiceSettings
+
+SMALL: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": 128, "effort": 0.01, "iterations": 1}
+BODY: dict[str, Any] = {"job": "grpo", "models": {"actor": "llama-3.2-1b"}, "cluster": "2xH100", **SMALL}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    with TestClient(create_app(ServiceSettings())) as client:
+        yield client
+
+
+def test_the_answer_is_the_document_of_the_library(client: TestClient) -> None:
+    response = client.post("/plan", json=BODY)
+    assert response.status_code == 200, response.text
+    own = flow_document(plan_dataflow("grpo", {"actor": "llama-3.2-1b"}, "2xH100", **SMALL))
+    assert response.json() == json.loads(json.dumps(own))
+
+
+def test_a_graph_of_ones_own_is_posted_as_a_mapping(client: TestClient) -> None:
+    graph = {
+        "name": "scored",
+        "roles": {"actor": {}, "judge": {"like": "actor", "head": "value"}},
+        "calls": {
+            "gen": {"role": "actor", "kind": "generate", "inputs": ["prompts"], "outputs": ["text"]},
+            "judge_inf": {"role": "judge", "kind": "inference", "inputs": ["text"], "outputs": ["scores"]},
+        },
+    }
+    body = client.post("/plan", json=BODY | {"job": graph}).json()
+    assert list(body["plan"]["calls"]) == ["gen", "judge_inf"]
+
+
+def test_nothing_fits_is_an_answer(client: TestClient) -> None:
+    body = BODY | {"job": "sft", "models": {"actor": "llama-2-70b"}, "cluster": "1xH100", "offload": False}
+    response = client.post("/plan", json=body)
+    assert response.status_code == 200
+    assert response.json()["plan"] is None
+    assert response.json()["infeasible"]["minimum_gpus"] > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        ({"job": "pppo"}, "job", "unknown workflow 'pppo'"),
+        ({"job": "work.yaml"}, "job", "names a file, which is not read here"),
+        ({"job": {"roles": {}, "calls": {}}}, "job.roles", "at least 1"),
+        ({"models": {}}, "models", "at least 1"),
+        ({"models": {"aktor": "llama-2-7b"}}, "models.aktor", "no such role"),
+        ({"models": {"actor": "/etc/hostname"}}, "models.actor", "pattern"),
+        ({"mode": "fast"}, "mode", "input should be"),
+        ({"staleness": 1}, "staleness", "mode async only"),
+        ({"generate": "lognormal"}, "generate", "pattern"),
+        ({"generate": 0}, "generate", "greater than or equal to 1"),
+        ({"effort": 50}, "effort", "less than or equal to 1"),
+        ({"bacth": 64}, "bacth", "unknown field"),
+        ({"settings": {"group_size": "many"}}, "job.group_size", "whole number"),
+        ({"pins": {"actor_gen": {"gpus": "0-9"}}}, "pins.actor_gen.gpus", "within GPUs 0-1"),
+        ({"cluster": "1024x8xH100"}, "cluster", "up to 4096 GPUs"),
+    ],
+)
+def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], field: str, words: str) -> None:
+    response = client.post("/plan", json=BODY | change)
+    assert response.status_code == 422, response.text
+    errors = response.json()["errors"]
+    assert field in {error["field"].removesuffix(".int").split(".constrained")[0] for error in errors}
+    assert any(words in error["problem"] for error in errors)
+
+
+def test_the_body_has_the_fields_and_words_of_the_library() -> None:
+    options = set(FlowOptions.__dataclass_fields__) - {"allow_files"}
+    assert set(WorkflowRequest.model_fields) == options | {"job", "models", "cluster"}
+    for name, known in (("mode", MODES), ("objective", OBJECTIVES)):
+        assert set(get_args(WorkflowRequest.model_fields[name].annotation)) == set(known)
+    precisions = next(part for part in get_args(WorkflowRequest.model_fields["precision"].annotation) if get_args(part))
+    assert set(get_args(precisions)) == set(PRECISIONS)
+
+
+def test_a_single_job_is_planned_as_before(client: TestClient) -> None:
+    body = {"model": "llama-2-7b", "cluster": "8xA100-80GB", "top": 1}
+    assert client.post("/plan", json=body).json()["kind"] == "plan"

@@ -1,0 +1,152 @@
+"""Meshes, holdings and pace: the parts a workflow's plan is put together from, by hand."""
+
+import numpy as np
+import pytest
+
+from costmodels.model_calls import CallTable
+from costmodels.plan import PlanBatch
+from planner.dataflow.flow_pins import CallPin
+from planner.dataflow.flow_request import FlowOptions, resolve_flow
+from planner.dataflow.holdings import (
+    ALL_OUT,
+    DELIVERED,
+    FETCHED,
+    RESIDENT,
+    STATES_OUT,
+    held_rows,
+    shareable,
+    useful_rows,
+)
+from planner.dataflow.orders import TaskGraph
+from planner.dataflow.placement import Region, cluster_meshes, placements, with_pinned
+from planner.dataflow.steady import steady_s
+from planner.request import resolve_cluster
+from profiles.errors import SpecError
+
+
+@pytest.mark.parametrize(("nodes", "count"), [(1, 3), (2, 7), (4, 18), (16, 168)])
+def test_meshes_of_four_gpus_and_more_are_those_of_the_reference(nodes: int, count: int) -> None:
+    """2 N halves of nodes and N (N + 1) / 2 runs of nodes, as ReaLHF enumerates them."""
+    cluster = resolve_cluster(f"{nodes}x8xH100", None)
+    assert len(cluster_meshes(cluster, 4)) == count == 2 * nodes + nodes * (nodes + 1) // 2
+
+
+def test_meshes_are_aligned_and_inside() -> None:
+    meshes = cluster_meshes(resolve_cluster("2x8xH100", None))
+    assert set(meshes.size.tolist()) == {1, 2, 4, 8, 16}
+    assert (meshes.start % np.minimum(meshes.size, 8) == 0).all()
+    assert (meshes.stop <= 16).all()
+
+
+def test_large_clusters_have_meshes_in_the_hundreds() -> None:
+    meshes = cluster_meshes(resolve_cluster("128x8xH100", None))
+    assert len(meshes) < 1500
+    assert {1024, 768, 512, 8, 4} <= set(meshes.size.tolist())
+    with pytest.raises(SpecError, match="at most the 8 GPUs; got 16"):
+        cluster_meshes(resolve_cluster("8xH100", None), 16)
+
+
+def test_a_pinned_mesh_joins_the_others() -> None:
+    meshes = cluster_meshes(resolve_cluster("2x8xH100", None))
+    more = with_pinned(meshes, {"a": CallPin(first_gpu=2, num_gpus=11)})
+    assert len(more) == len(meshes) + 1
+    assert (2, 11) in set(zip(more.start.tolist(), more.size.tolist(), strict=True))
+
+
+def test_modes_divide_the_cluster() -> None:
+    def regions(mode: str, cluster: str = "4x8xH100") -> list[dict[str, Region]]:
+        request = resolve_flow("grpo", {"": "llama-2-7b"}, cluster, FlowOptions(mode=mode))
+        return placements(request, request.cluster)
+
+    (whole,) = regions("colocated")
+    assert set(whole.values()) == {Region(first=0, stop=32, whole=True)}
+    (free,) = regions("hybrid")
+    assert set(free.values()) == {Region(first=0, stop=32)}
+    apart = regions("disaggregated")
+    assert [item["actor_gen"].stop for item in apart] == [8, 16, 24]
+    assert all(item["actor_gen"].stop == item["actor_train"].first for item in apart)
+    assert len(regions("async", "8xH100")) == 7
+    with pytest.raises(SpecError, match="divides GPUs among two pools"):
+        regions("async", "1xH100")
+
+
+def test_a_mode_of_two_pools_needs_two_kinds_of_calls() -> None:
+    request = resolve_flow("sft", {"": "llama-2-7b"}, "8xH100", FlowOptions(mode="disaggregated"))
+    with pytest.raises(SpecError, match="one kind only"):
+        placements(request, request.cluster)
+
+
+def table() -> CallTable:
+    """Two ways on two GPUs: 10 + 6 bytes of which 4 are weights, and a leaner, slower one."""
+    plans = PlanBatch.from_columns(2, tensor_parallel=np.array([1, 2]), data_parallel=np.array([2, 1]))
+    return CallTable(
+        engines=("trainer",),
+        engine=np.zeros(2, dtype=np.int64),
+        plans=plans,
+        concurrent=np.zeros(2, dtype=np.int64),
+        time_s=np.array([1.0, 1.5]),
+        low_s=np.array([0.9, 1.4]),
+        high_s=np.array([1.1, 1.6]),
+        static_bytes=np.array([10.0, 8.0]),
+        weight_bytes=np.array([4.0, 2.0]),
+        active_bytes=np.array([6.0, 5.0]),
+        offloadable_bytes=np.array([10.0, 8.0]),
+        basis=np.zeros(2, dtype=np.int64),
+    )
+
+
+@pytest.mark.parametrize(
+    ("holding", "static", "active", "host", "time_s"),
+    [
+        (RESIDENT, 10.0, 6.0, 0.0, 1.0),
+        (FETCHED, 0.0, 16.0, 10.0, 1.0 + 10 / 2),  # read once
+        (DELIVERED, 0.0, 16.0, 0.0, 1.0),
+        (STATES_OUT, 4.0, 12.0, 6.0, 1.0 + 2 * 6 / 2),  # read and written
+        (ALL_OUT, 0.0, 16.0, 10.0, 1.0 + 2 * 10 / 2),
+    ],
+)
+def test_what_leaves_counts_as_active_and_crosses_the_host_link(
+    holding: int, static: float, active: float, host: float, time_s: float
+) -> None:
+    rows = held_rows(table(), np.array([0, 1]), (holding,), 2.0)
+    assert (rows.static_bytes[0], rows.active_bytes[0], rows.host_bytes[0]) == (static, active, host)
+    assert rows.time_s[0] == pytest.approx(time_s)
+    assert rows.high_s[0] - rows.time_s[0] == pytest.approx(0.1)
+    assert rows.size.tolist() == [2, 2]
+
+
+def test_only_what_is_worse_in_everything_goes() -> None:
+    rows = held_rows(table(), np.array([0, 1]), (RESIDENT, ALL_OUT), 2.0)
+    none = np.zeros(len(rows), dtype=bool)
+    kept = useful_rows(rows, slack_s=0.0, tolerance_s=0.0, kept=none)
+    assert len(kept) == 3  # with everything out the second way is faster and leaner than the first
+    slower = held_rows(table().scaled(2.0), np.array([0, 1]), (RESIDENT,), 2.0)
+    both = useful_rows(slower, slack_s=0.0, tolerance_s=10.0, kept=np.zeros(2, dtype=bool))
+    assert both.row.tolist() == [1]  # within the tolerance the leaner one stands for both
+    apart = useful_rows(slower, slack_s=10.0, tolerance_s=10.0, kept=np.zeros(2, dtype=bool))
+    assert sorted(apart.row.tolist()) == [0, 1]  # a transfer could make up for a second
+
+
+def test_rows_that_may_share_weights_stay() -> None:
+    rows = held_rows(table(), np.array([0, 1]), (RESIDENT, DELIVERED), 2.0)
+    shared = shareable(rows, np.array([1]))
+    assert shared.tolist() == [False, True, False, False]
+    kept = useful_rows(rows, slack_s=0.0, tolerance_s=100.0, kept=shared)
+    assert (1, RESIDENT) in set(zip(kept.row.tolist(), kept.holding.tolist(), strict=True))
+
+
+def test_the_pace_is_that_of_the_slowest_call() -> None:
+    """Two calls, three iterations: the first call recurs every 2 s, the second one is put off once."""
+    graph = TaskGraph(
+        slot=np.array([0, 1, 0, 1, 0, 1]),
+        iteration=np.array([0, 0, 1, 1, 2, 2]),
+        parents=((), (), (), (), (), ()),
+        orders=np.zeros((1, 6), dtype=np.int64),
+        complete=True,
+    )
+    ends = np.array([[2.0, 5.0, 4.0, 5.5, 6.0, 7.0]])
+    assert steady_s(ends, graph, 2)[0] == 2.0
+    once = TaskGraph(
+        slot=np.array([0, 1]), iteration=np.array([0, 0]), parents=((), ()), orders=np.zeros((1, 2)), complete=True
+    )
+    assert steady_s(np.array([[2.0, 5.0]]), once, 2)[0] == 5.0

@@ -1,0 +1,186 @@
+"""Plans of workflows on a few GPUs: complete, consistent, and what the modes and constraints ask for."""
+
+import json
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from planner.dataflow.flow_results import FlowPlan, FlowResult
+from planner.dataflow.presets import PRESETS
+from planner.schema_flow import flow_document, flow_document_schema
+from planner.workflows import plan_dataflow
+
+SMALL = "llama-3.2-1b"
+NEEDED = {
+    "coe": {"router": SMALL, "expert": SMALL},
+    "distill": {"teacher": SMALL, "student": SMALL},
+    "distill-chain": {"teacher": SMALL, "student": SMALL, "small": SMALL},
+    "distill-on-policy": {"teacher": SMALL, "student": SMALL},
+}
+QUICK: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": 128, "effort": 0.01, "iterations": 2}
+
+
+@cache
+def solved(job: str, cluster: str = "2xH100", **settings: Any) -> FlowResult:
+    return plan_dataflow(job, NEEDED.get(job, SMALL), cluster, **QUICK | settings)
+
+
+def plan_of(result: FlowResult) -> FlowPlan:
+    assert result.plan is not None
+    return result.plan
+
+
+@pytest.mark.parametrize("job", PRESETS)
+def test_every_preset_is_planned(job: str) -> None:
+    result = solved(job, iterations=1)
+    plan = plan_of(result)
+    assert [call.name for call in plan.calls] == list(result.request.graph.order)
+    jsonschema_rs.validate(flow_document_schema(), json.loads(json.dumps(flow_document(result))))
+    assert all(group.peak_bytes <= group.usable_bytes for group in plan.memory)
+    assert sum(group.num_gpus for group in plan.memory) == 2
+    assert plan.steady_low_s <= plan.steady_s <= plan.steady_high_s
+
+
+def test_the_plan_of_ppo_is_consistent() -> None:
+    result = solved("ppo")
+    plan = plan_of(result)
+    calls = {call.name: call for call in plan.calls}
+    assert {move.source for move in plan.reallocations} == {"actor_train", "critic_train"}
+    assert {move.target for move in plan.reallocations} == {"actor_gen", "critic_inf"}
+    for task in plan.tasks:
+        if task.name in calls:
+            assert task.end_s - task.start_s == pytest.approx(calls[task.name].time_s)
+    starts = {(task.name, task.iteration): task.start_s for task in plan.tasks}
+    ends = {(task.name, task.iteration): task.end_s for task in plan.tasks}
+    for iteration in range(2):
+        for name in calls:
+            for parent in result.request.graph.parents(name):
+                assert starts[name, iteration] >= ends[parent, iteration] - 1e-9
+    assert starts["actor_gen", 1] >= ends["actor_train", 0] - 1e-9
+    assert plan.total_s == pytest.approx(max(ends.values()))
+    busiest = max(group.busy_share for group in plan.memory)
+    assert busiest <= 1 + 1e-9
+    assert plan.model_flops > 0
+    assert 0 < plan.mfu < 1
+
+
+def test_no_gpu_does_two_things_at_once() -> None:
+    plan = plan_of(solved("ppo"))
+    for gpu in range(plan.num_gpus):
+        spans = sorted(
+            (task.start_s, task.end_s)
+            for task in plan.tasks
+            if any(first <= gpu < first + count for first, count in task.meshes) and task.end_s > task.start_s
+        )
+        assert all(before[1] <= after[0] + 1e-9 for before, after in pairwise(spans))
+
+
+def test_colocated_calls_take_all_gpus_and_hybrid_is_no_worse() -> None:
+    together, free = plan_of(solved("grpo", mode="colocated")), plan_of(solved("grpo"))
+    assert all((call.first_gpu, call.num_gpus) == (0, 2) for call in together.calls)
+    assert free.total_s <= together.total_s * 1.02
+
+
+def test_disaggregated_pools_do_not_overlap_and_async_overlaps_them() -> None:
+    apart, ahead = solved("grpo", mode="disaggregated"), solved("grpo", mode="async", staleness=1)
+    for result in (apart, ahead):
+        calls = {call.name: call for call in plan_of(result).calls}
+        assert calls["actor_gen"].last_gpu < min(call.first_gpu for name, call in calls.items() if name != "actor_gen")
+    assert plan_of(ahead).steady_s < plan_of(apart).steady_s
+    assert ahead.request.staleness == 1
+
+
+def test_what_is_pinned_stays() -> None:
+    pins = {"actor_gen": {"gpus": "1-1", "engine": "vllm"}, "actor_train": {"gpus": 2, "tp": 2}}
+    calls = {call.name: call for call in plan_of(plan_dataflow("grpo", SMALL, "2xH100", pins=pins, **QUICK)).calls}
+    gen, train = calls["actor_gen"], calls["actor_train"]
+    assert (gen.first_gpu, gen.num_gpus, gen.engine) == (1, 1, "vllm")
+    assert train.num_gpus == 2
+    assert train.plan is not None
+    assert train.plan.tensor_parallel == 2
+
+
+def test_nothing_lies_on_the_host_when_that_is_forbidden() -> None:
+    kept = plan_of(solved("ppo", offload=False))
+    assert {call.holding for call in kept.calls} <= {"resident", "delivered"}
+    assert kept.host_bytes == 0
+
+
+def test_nothing_lies_on_the_host_without_need() -> None:
+    """Two small models leave room for everything: only what saves time may go."""
+    plan = plan_of(solved("distill-on-policy"))
+    assert plan.peak.peak_bytes < 0.9 * plan.peak.usable_bytes
+    assert plan.host_bytes == 0
+
+
+def test_the_engine_asked_for_generates() -> None:
+    gen = plan_of(solved("grpo", engine="sglang")).calls[0]
+    assert gen.engine == "sglang"
+    assert gen.concurrent >= 1
+
+
+def test_longer_responses_and_larger_batches_take_longer() -> None:
+    base = plan_of(solved("grpo", mode="colocated")).total_s
+    assert plan_of(solved("grpo", mode="colocated", generate=256)).total_s > 1.2 * base
+    assert plan_of(solved("grpo", mode="colocated", batch=128)).total_s > 1.2 * base
+
+
+def test_a_long_tail_takes_longer_than_its_mean() -> None:
+    fixed = plan_of(solved("grpo", mode="colocated")).calls[0]
+    tail = plan_of(solved("grpo", mode="colocated", generate="lognormal:mean=128,sigma=1,max=2048")).calls[0]
+    assert tail.time_s > 2 * fixed.time_s
+
+
+def test_a_service_beside_the_gpus_takes_time_and_no_gpu() -> None:
+    settings = {"reward": "external", "kl": False, "latency_s": 2.0, "concurrency": 512}
+    result = plan_dataflow("grpo", SMALL, "2xH100", settings=settings, **QUICK)
+    calls = {call.name: call for call in plan_of(result).calls}
+    assert (calls["reward_inf"].num_gpus, calls["reward_inf"].time_s) == (0, 2.0)
+    assert plan_of(result).steady_s >= calls["actor_gen"].time_s + 2.0 + calls["actor_train"].time_s - 1e-6
+
+
+def test_the_fewest_gpus_that_fit() -> None:
+    result = plan_dataflow("sft", SMALL, "4xH100", objective="fewest_gpus", **QUICK)
+    assert plan_of(result).num_gpus == 1
+    cheapest = plan_dataflow("sft", SMALL, "4xH100", objective="cost", price_per_device_hour_usd=2.0, **QUICK)
+    plan = plan_of(cheapest)
+    assert plan.usd == pytest.approx(plan.num_gpus * plan.steady_s * 2.0 / 3600)
+
+
+def test_what_does_not_fit_is_explained_with_the_minimum() -> None:
+    result = plan_dataflow("sft", "llama-2-70b", "1xH100", offload=False, **QUICK)
+    assert not result.fits
+    assert result.infeasible is not None
+    (shortage,) = result.infeasible.shortages
+    assert shortage.call == "actor_train"
+    assert shortage.needs_bytes > shortage.usable_bytes
+    # 70B parameters in bf16 with fp32 gradients and Adam states are 18 bytes each: 1.24 TB over 80 GB devices.
+    assert result.infeasible.minimum_gpus in (16, 24, 32)
+    document = flow_document(result)
+    jsonschema_rs.validate(flow_document_schema(), json.loads(json.dumps(document)))
+    assert document["infeasible"]["sentence"].startswith(f"{result.infeasible.minimum_gpus} GPUs")
+
+
+def test_a_refreshed_reference_is_told_and_kept() -> None:
+    rare = plan_of(solved("mrdpo"))
+    assert [(move.target, move.every) for move in rare.reallocations if move.every > 1] == [("ref_inf", 1000)]
+    every = plan_of(solved("ppo-ema"))
+    assert ("actor_train", "ref_inf") in {(move.source, move.target) for move in every.reallocations}
+    assert next(call for call in every.calls if call.name == "ref_inf").holding == "resident"
+
+
+def test_the_same_question_has_the_same_answer() -> None:
+    once = flow_document(plan_dataflow("grpo", SMALL, "2xH100", **QUICK))
+    assert once == flow_document(plan_dataflow("grpo", SMALL, "2xH100", **QUICK))
+
+
+def test_dominating_calls_come_with_reasons() -> None:
+    plan = plan_of(solved("ppo"))
+    shares = [reason.share for reason in plan.reasons]
+    assert shares == sorted(shares, reverse=True)
+    assert len(shares) == 3
+    sentences = [entry["sentence"] for entry in flow_document(solved("ppo"))["plan"]["reasons"]]
+    assert all("of the iteration" in sentence for sentence in sentences)

@@ -1,0 +1,149 @@
+"""A plan's timeline as a trace, as a picture and as tables."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from planner.dataflow import flow_trace
+from planner.dataflow.flow_picture import timeline_svg
+from planner.dataflow.flow_results import FlowPlan, FlowResult
+from planner.dataflow.flow_trace import trace_document
+from planner.render_flow import render_flow
+from planner.schema_flow import flow_document
+from planner.workflows import plan_dataflow
+
+QUICK: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": 128, "effort": 0.01, "iterations": 2}
+ASK = ("plan", "--job", "grpo", "--model", "actor=llama-3.2-1b", "--gpus", "2xH100", "--batch", "64")
+ASK = (*ASK, "--prompt", "128", "--generate", "128", "--effort", "0.01", "--iterations", "2")
+
+
+@cache
+def answer() -> FlowResult:
+    return plan_dataflow("grpo", "llama-3.2-1b", "2xH100", **QUICK)
+
+
+def plan() -> FlowPlan:
+    found = answer().plan
+    assert found is not None
+    return found
+
+
+def test_a_trace_has_one_track_per_gpu_and_all_busy_time() -> None:
+    document = trace_document(plan(), gpus_per_node=2)
+    events = [event for event in document["traceEvents"] if event["ph"] == "X"]
+    assert {event["tid"] for event in events} == {0, 1}
+    busy_us = sum(event["dur"] for event in events)
+    work_s = sum(
+        (task.end_s - task.start_s) * len({gpu for first, n in task.meshes for gpu in range(first, first + n)})
+        for task in plan().tasks
+    )
+    assert busy_us == pytest.approx(work_s * 1e6, rel=1e-6)
+    json.dumps(document)
+
+
+def test_a_trace_too_large_shows_one_gpu_of_each_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_trace, "MOST_EVENTS", 1)
+    tracks = {e["tid"] for e in trace_document(plan(), gpus_per_node=2)["traceEvents"] if e["ph"] == "X"}
+    assert tracks == {group.first_gpu for group in plan().memory}
+
+
+def test_a_picture_is_well_formed_and_names_what_it_shows() -> None:
+    text = timeline_svg(plan(), title="a < b & c")
+    root = ElementTree.fromstring(text)
+    words = [element.text or "" for element in root.iter() if element.tag.endswith("text")]
+    assert {"actor_gen", "actor_train", "weights move"} <= set(words)
+    assert "a < b & c" in words
+    bars = [element for element in root.iter() if element.tag.endswith("rect") and len(element)]
+    drawn = [mesh for task in plan().tasks if task.end_s > task.start_s for mesh in task.meshes]
+    assert len(bars) == len(drawn)
+    assert all(float(bar.attrib["x"]) + float(bar.attrib["width"]) <= 1181 for bar in bars)
+
+
+def shown(result: FlowResult, *, quiet: bool = False, width: int = 120) -> str:
+    console = Console(width=width, record=True, file=StringIO())
+    render_flow(result, console, quiet=quiet)
+    return console.export_text()
+
+
+def test_tables_say_where_each_call_runs() -> None:
+    text = shown(answer())
+    for word in ("grpo on 2 x H100", "actor_gen", "actor_train", "weights move", "per iteration", "Why", "Assumed"):
+        assert word in text
+    assert "Assumed" not in shown(answer(), quiet=True)
+
+
+def test_a_price_is_shown_per_iteration() -> None:
+    priced = replace(answer(), plan=replace(plan(), usd_per_gpu_hour=3600.0))
+    assert f"${2 * plan().steady_s:.2f}" in shown(priced)
+
+
+def test_the_command_line_says_what_the_library_says(run: Any, tmp_path: Path) -> None:
+    trace, picture = tmp_path / "trace.json", tmp_path / "plan.svg"
+    code, out, err = run(*ASK, "--json", "--trace", str(trace), "--picture", str(picture))
+    assert (code, err) == (0, "")
+    assert json.loads(out) == json.loads(json.dumps(flow_document(answer())))
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert picture.read_text().startswith("<svg")
+    code, out, _ = run(*ASK)
+    assert code == 0
+    assert "actor_gen" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--job", "pppo", "--model", "llama-2-7b", "--gpus", "8xH100"), "job: unknown workflow 'pppo'"),
+        ((*ASK, "--seq", "4096"), "--seq: has no effect on a workflow"),
+        ((*ASK, "--top", "3"), "--top: has no effect on a workflow"),
+        ((*ASK, "--model", "actor=llama-2-7b"), "--model: 'actor' is given twice"),
+        ((*ASK, "--set", "group_size"), "--set: cannot read 'group_size'"),
+        ((*ASK, "--set", "group_size=many"), "job.group_size: must be a whole number"),
+        ((*ASK, "--pin", "actor_gen"), "--pin: cannot read 'actor_gen'"),
+        ((*ASK, "--objective", "memory_headroom"), "--objective: unknown for workflows"),
+        ((*ASK, "--staleness", "1"), "staleness: has a meaning in mode async only"),
+        ((*ASK, "--trace", "/no/such/folder/t.json"), "--trace: cannot write"),
+        (("--model", "llama-2-7b", "--gpus", "8xH100", "--batch", "64"), "--batch: says something about a workflow"),
+        (("--model", "actor=llama-2-7b", "--gpus", "8xH100"), "--model: 'actor=llama-2-7b' names a role"),
+    ],
+)
+def test_wrong_options_are_named(run: Any, arguments: tuple[str, ...], words: str) -> None:
+    given = arguments if arguments[0] == "plan" else ("plan", *arguments)
+    code, out, err = run(*given)
+    assert (code, out) == (2, "")
+    assert words in err
+
+
+def test_settings_and_pins_reach_the_plan(run: Any) -> None:
+    options = ("--set", "group_size=4", "--set", "kl=false", "--pin", "actor_gen.gpus=1", "--keep-on-gpu")
+    code, out, _ = run(*ASK, *options, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["request"]["calls"]["actor_gen"]["sequences"] == 256
+    assert "ref_inf" not in document["request"]["calls"]
+    assert document["plan"]["calls"]["actor_gen"]["mesh"]["num_gpus"] == 1
+    assert document["request"]["offload"] is False
+
+
+def test_nothing_fits_is_exit_code_three(run: Any) -> None:
+    question = ("plan", "--job", "sft", "--model", "llama-2-70b", "--gpus", "1xH100", "--batch", "64", "--keep-on-gpu")
+    code, out, _ = run(*question, "--prompt", "128", "--generate", "128", "--effort", "0.01")
+    assert code == 3
+    assert "Nothing fits." in out
+    assert "GPUs of this kind would do" in out
+
+
+def test_workflows_are_listed(run: Any) -> None:
+    code, out, _ = run("workflows", "grpo", "--json")
+    assert code == 0
+    (entry,) = json.loads(out)["workflows"]
+    assert entry["settings"]["group_size"] == 8
+    assert entry["calls"][0] == "actor_gen"
+    assert "ppo-ema" in run("workflows")[1]
+    assert run("workflows", "pppo")[0] == 2
