@@ -63,24 +63,50 @@ def _extra(families: list[Family], prices: StagePrices, freedom: Freedom) -> tup
     """(F,) seconds of one micro-batch that recomputation adds at least, and (F,) most layers of a stage."""
     model = prices.context.model
     config = np.asarray([family.configs[0] for family in families])
-    allowed = {"none": True, "selective": freedom.selective, "full": freedom.full}
     extra_s, most = np.zeros(len(families)), np.zeros(len(families), dtype=np.int64)
     for moe in layer_kinds(model):
         layers = model.num_moe_layers if moe else model.num_layers - model.num_moe_layers
-        room = np.zeros((len(families), families[0].num_stages), dtype=np.int64)
-        total: list[IntArray] = []
-        for mode in _MODES:
-            if allowed[mode]:
-                room = np.maximum(room, _most_layers(families, prices, config, layers, moe=moe, mode=mode))
-            total.append(room.sum(axis=1))
+        room = rooms(families, prices, freedom, moe=moe)
+        total = room.sum(axis=2)
         again = np.maximum(layers - total[0], 0)
         in_full = np.maximum(layers - total[1], 0)
-        layer_s = prices.unit[f"{'moe' if moe else 'dense'}_layer_s"][config]
-        core_s = np.minimum(prices.unit["core_s"][config] if freedom.selective else layer_s, layer_s)
+        core_s, layer_s = again_s(prices, config, freedom, moe=moe)
         extra_s += in_full * layer_s + (again - in_full) * core_s
         extra_s = np.where(total[2] < layers, np.inf, extra_s)
-        most += room.max(axis=1)
+        most += room[2].max(axis=1)
     return extra_s, most
+
+
+def again_s(prices: StagePrices, config: IntArray, freedom: Freedom, *, moe: bool) -> tuple[FloatArray, FloatArray]:
+    """Seconds that recomputing a layer of a kind adds at least, and those that recomputing it from its input adds."""
+    layer_s = prices.unit[f"{'moe' if moe else 'dense'}_layer_s"][config]
+    core_s = prices.unit["core_s"][config] if freedom.selective else layer_s
+    return np.minimum(core_s, layer_s), layer_s
+
+
+def rooms(families: list[Family], prices: StagePrices, freedom: Freedom, *, moe: bool) -> IntArray:
+    """Most layers of a kind that stages hold, and nothing else, as if every stage ran a family's first configuration.
+
+    Args:
+        families: F families of one number of stages S.
+        prices: Prices of the configurations.
+        freedom: What may be recomputed.
+        moe: Which kind.
+
+    Returns:
+        (3, F, S): with nothing recomputed, with attention cores at most, with anything.
+    """
+    model = prices.context.model
+    config = np.asarray([family.configs[0] for family in families])
+    layers = model.num_moe_layers if moe else model.num_layers - model.num_moe_layers
+    allowed = {"none": True, "selective": freedom.selective, "full": freedom.full}
+    room = np.zeros((len(families), families[0].num_stages), dtype=np.int64)
+    found = []
+    for mode in _MODES:
+        if allowed[mode]:
+            room = np.maximum(room, _most_layers(families, prices, config, layers, moe=moe, mode=mode))
+        found.append(room)
+    return np.stack(found)
 
 
 def _most_layers(

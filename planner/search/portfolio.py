@@ -14,6 +14,7 @@ from planner.search.enumerate import price_all
 from planner.search.families import alike_families, least_step_s
 from planner.search.found import found_plan
 from planner.search.freedom import Freedom
+from planner.search.mixed_bounds import mixed_least_s
 from planner.search.mixed_families import mixed_families
 from planner.search.question import Question
 from planner.search.result import EngineRun, SearchResult
@@ -125,10 +126,13 @@ def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
     """Pipelines that use several groups."""
     request = question.requests[0]
     mixed = mixed_families(question, request.pins)
-    layers = np.full(len(mixed.families), request.model.num_layers)
+    freedom = _freedom(_uniform_plans(question, 0), offload=request.offload)
+    hopeful = np.flatnonzero(mixed.least_s < best.step_time_s)
+    families = [mixed.families[at] for at in hopeful]
+    bounds_s = mixed_least_s(families, mixed.prices, freedom, below_s=best.step_time_s)
     search = StagedSearch(
-        families=mixed.families, least_s=mixed.least_s, most_layers=layers, prices=mixed.prices,
-        freedom=_freedom(_uniform_plans(question, 0), offload=request.offload), best=best, engine=engine,
+        families=families, least_s=np.maximum(mixed.least_s[hopeful], bounds_s), prices=mixed.prices, best=best,
+        most_layers=np.full(len(families), request.model.num_layers), freedom=freedom, engine=engine,
     )  # fmt: skip
     return search.run(_MIXED)
 

@@ -1,0 +1,138 @@
+"""How short the steps of pipelines across groups can be, memory considered.
+
+A stage that works for at most t seconds on one micro-batch gets a limited number of layers done: as many as
+it has room for, and from a number on only with recomputation. The stages together have to get all layers
+done, with no more stages on a group than there are devices for; the least such t times the micro-batches is
+a bound on the step.
+"""
+
+import numpy as np
+
+from costmodels.plan import FloatArray, IntArray
+from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
+from planner.search.capacity import again_s, rooms
+from planner.search.families import Family, least_nodes, step_s
+from planner.search.freedom import Freedom
+
+_BISECTIONS = 20
+_WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
+
+
+def mixed_least_s(families: list[Family], prices: StagePrices, freedom: Freedom, *, below_s: float) -> FloatArray:
+    """(F,) step times that no layout of the families goes below; infinite where that is above ``below_s``.
+
+    Args:
+        families: Families of any number of configurations.
+        prices: Their prices.
+        freedom: What stages may decide; with offloading memory bounds nothing, and neither does this.
+        below_s: Step time to beat.
+    """
+    least_s = np.zeros(len(families))
+    if freedom.offload or not families:
+        return least_s
+    model = prices.context.model
+    moe = 2 * model.num_moe_layers >= model.num_layers
+    layers = model.num_moe_layers if moe else model.num_layers - model.num_moe_layers
+    for stages in sorted({family.num_stages for family in families}):
+        members = [at for at, family in enumerate(families) if family.num_stages == stages]
+        some = [families[at] for at in members]
+        tables = _Tables(some, prices, freedom, moe=moe)
+        most_s = below_s / np.asarray([family.num_microbatches for family in some])
+        times_s = _least_time_s(some, tables, layers, most_s)
+        found_s = times_s * np.asarray([family.num_microbatches for family in some])
+        nodes = np.asarray([least_nodes(family, prices) for family in some])
+        possible = np.isfinite(found_s)
+        whole_s = np.full(len(some), np.inf)
+        whole_s[possible] = step_s(found_s[possible], nodes=nodes[possible], prices=prices)
+        least_s[members] = whole_s
+    return least_s
+
+
+class _Tables:
+    """What every configuration of some families of S stages gets done, stage by stage; rows by (configuration, m).
+
+    Attributes:
+        row_of: Row of a configuration with a number of micro-batches.
+        room: (3, R, S) most layers, see ``capacity.rooms``.
+        layer_s, core_s, full_s: (R,) a layer's work, and what recomputing it adds.
+        ends_s: (R, S) work besides layers.
+    """
+
+    def __init__(self, families: list[Family], prices: StagePrices, freedom: Freedom, *, moe: bool) -> None:
+        stages = families[0].num_stages
+        keys = sorted({(int(config), family.num_microbatches) for family in families for config in family.configs})
+        self.row_of = {key: row for row, key in enumerate(keys)}
+        alone = [
+            Family(
+                num_stages=stages, schedule=families[0].schedule, virtual_stages=1, num_microbatches=m,
+                configs=np.asarray([config]),
+            )
+            for config, m in keys
+        ]  # fmt: skip
+        self.room = rooms(alone, prices, freedom, moe=moe)
+        config = np.asarray([key[0] for key in keys], dtype=np.int64)
+        self.layer_s = _work_s(prices, config, layers=1, moe=moe, first=False, last=False)
+        self.core_s, self.full_s = again_s(prices, config, freedom, moe=moe)
+        self.ends_s = np.zeros((len(keys), stages))
+        self.ends_s[:, 0] += _work_s(prices, config, layers=0, moe=moe, first=True, last=False)
+        self.ends_s[:, -1] += _work_s(prices, config, layers=0, moe=moe, first=False, last=True)
+
+    def done(self, rows: IntArray, time_s: FloatArray) -> FloatArray:
+        """(N, S) layers that stages of each row get done in (N,) seconds."""
+        layer_s, left_s = self.layer_s[rows, None], np.maximum(time_s[:, None] - self.ends_s[rows], 0.0)
+        done = np.zeros_like(left_s)
+        before = np.zeros_like(left_s)
+        again_s = (np.zeros_like(layer_s), self.core_s[rows, None], self.full_s[rows, None])
+        for room, more_s in zip(self.room, again_s, strict=True):
+            each_s = layer_s + more_s
+            further = np.clip(np.floor(left_s / each_s * (1 + 1e-9)), 0.0, np.maximum(room[rows] - before, 0.0))
+            done, left_s, before = done + further, np.maximum(left_s - further * each_s, 0.0), before + further
+        return done
+
+
+def _work_s(prices: StagePrices, config: IntArray, *, layers: int, moe: bool, first: bool, last: bool) -> FloatArray:
+    """(R,) one micro-batch's work on a stage."""
+    size = len(config)
+    rows = prices.rows(
+        config,
+        dense=np.full(size, 0 if moe else layers),
+        moe=np.full(size, layers if moe else 0),
+        has_embedding=np.full(size, first),
+        has_head=np.full(size, last),
+    )
+    work_s: FloatArray = np.sum([prices.content[CONTENT_COLUMNS.index(name), rows] for name in _WORK], axis=0)
+    return work_s
+
+
+def _least_time_s(families: list[Family], tables: _Tables, layers: int, most_s: FloatArray) -> FloatArray:
+    """(F,) least time of the slowest stage with which all layers get done; infinite if ``most_s`` is not enough."""
+    width = max(len(family.configs) for family in families)
+    rows = np.zeros((len(families), width), dtype=np.int64)
+    slots = np.zeros((len(families), width), dtype=np.int64)
+    for at, family in enumerate(families):
+        rows[at, : len(family.configs)] = [tables.row_of[int(c), family.num_microbatches] for c in family.configs]
+        slots[at, : len(family.configs)] = family.slots
+    enough = _done(tables, rows, slots, most_s) >= layers
+    low, high = np.zeros(len(families)), np.asarray(most_s, dtype=np.float64).copy()
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        met = _done(tables, rows, slots, middle) >= layers
+        low, high = np.where(met, low, middle), np.where(met, middle, high)
+    return np.where(enough, low, np.inf)
+
+
+def _done(tables: _Tables, rows: IntArray, slots: IntArray, time_s: FloatArray) -> FloatArray:
+    """(F,) most layers that the stages of families get done together, each on one of their configurations."""
+    done = np.stack([tables.done(rows[:, index], time_s) for index in range(rows.shape[1])])
+    done = np.where(slots.T[:, :, None] > 0, done, -np.inf)
+    if len(done) != 2:  # without counting devices: never too few
+        together: FloatArray = done.max(axis=0).sum(axis=1)
+        return together
+    stages = done.shape[2]
+    # Of two kinds of stages those go to the first that gain most from it, as many as have to and may.
+    gain = -np.sort(-(np.maximum(done[0], 0.0) - np.maximum(done[1], 0.0)), axis=1)
+    place = np.arange(stages)
+    needed, allowed = (stages - slots[:, 1])[:, None], slots[:, 0][:, None]
+    taken = (place < needed) | ((gain > 0) & (place < allowed))
+    both: FloatArray = np.maximum(done[1], 0.0).sum(axis=1) + np.where(taken, gain, 0.0).sum(axis=1)
+    return both
