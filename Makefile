@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-versio
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint types contracts pytest format serve fit collectives models own-timings accuracy text-models
-.PHONY: bench docs constraints clean
+.PHONY: bench search-report docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ text-models: $(INSTALLED) ## Train models that read MLIR as language; rewrite do
 bench: $(INSTALLED_DEV) ## Measure speed and memory on one core; rewrite docs/benchmarks.md
 	$(BIN)/python tests/benchmarks/report.py
 	@cat docs/benchmarks.md
+
+search-report: $(INSTALLED_DEV) ## Search small and realistic jobs, and other planners' problems; rewrite docs/search.md
+	$(BIN)/python -m tests.search.report
 
 docs: $(INSTALLED_DEV) ## Rewrite the command output and figures that the documentation quotes
 	$(BIN)/python tests/docs/refresh.py

@@ -8,6 +8,7 @@ from costmodels.plan import PlanBatch, Recompute
 from costmodels.stage_plan import from_uniform
 from costmodels.stage_prices import StagePrices
 from planner.request import setting_of
+from planner.results import Request
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.capacity import capacity
 from planner.search.enumerate import price_all
@@ -24,6 +25,12 @@ from profiles.errors import SpecError, did_you_mean
 
 Engine = Callable[[Question, BestSoFar], list[EngineRun]]
 
+MOST_LAYERS = 256  # of models whose stages are laid out one by one; bounds the work of one family
+# What a layout decides stage by stage: fixed by the user for all of them, it leaves nothing to decide.
+_LAYOUT_PINS = (
+    "first_stage_layers", "last_stage_layers", "recompute", "recompute_layers", "offload_optimizer",
+    "offload_activations",
+)  # fmt: skip
 _UNIFORM = "plans that treat every stage alike"
 _STAGED = "any layers, recomputation and offloading per stage, degrees alike on all stages"
 _MIXED = "pipelines across groups, one configuration per group"
@@ -102,6 +109,13 @@ def by_partition(question: Question, best: BestSoFar) -> list[EngineRun]:
 
 
 def _partitions(question: Question, best: BestSoFar, *, engine: str) -> list[EngineRun]:
+    if why := _uniform_only(question.requests[0]):
+        return [
+            EngineRun(
+                engine=engine, status="not run", evaluations=0, elapsed_s=0.0, step_time_s=np.inf, bound_s=None,
+                space=why,
+            )
+        ]  # fmt: skip
     runs = []
     for group, request in enumerate(question.requests):
         plans = _uniform_plans(question, group)
@@ -120,6 +134,16 @@ def _partitions(question: Question, best: BestSoFar, *, engine: str) -> list[Eng
     if len(question.requests) > 1:
         runs.append(_across(question, best, engine=engine))
     return runs
+
+
+def _uniform_only(request: Request) -> str:
+    """Why stages may not differ, if they may not."""
+    fixed = [name for name in _LAYOUT_PINS if name in request.pins]
+    if fixed:
+        return f"{', '.join(fixed)} fixed for all stages"
+    if request.model.num_layers > MOST_LAYERS:
+        return f"more than {MOST_LAYERS} layers"
+    return ""
 
 
 def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:

@@ -6,7 +6,7 @@ priced under the longest passes a stage of a better plan can have, so that the v
 its price.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,12 @@ from planner.search.partition import ANYWHERE, PartitionInstance, StageOptions
 from profiles.model import ModelSpec
 
 _COUNTS = ("selective_dense", "selective_moe", "full_dense", "full_moe", "offloaded", "optimizer_offload")
-_MOST_CELLS = 100_000  # stages priced at once; above, layers are recomputed in full only once all others are in part
+_MOST_WAYS, _MOST_CELLS = 500_000, 300_000  # ways looked at and stages priced; above, of a smaller choice
+# Which numbers of recomputed layers are tried: all; those where none is recomputed in full before all are in part; of
+# these a few, evenly spread.
+_FINENESS = ("all", "chain", "coarse")
+_COARSE = 8
+_WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +42,15 @@ class OptionTable:
         config: (K,) configuration of each option.
         counts: Name to (K,) layers recomputed or offloaded, as in ``StagePlanBatch``.
         priced: Stages priced to build it.
+        exhaustive: Whether every number of recomputed layers was tried; else its bound bounds nothing.
     """
 
     family: Family
     instance: PartitionInstance
     config: IntArray
     counts: dict[str, IntArray]
-    priced: int
+    priced: int = 0
+    exhaustive: bool = True
 
     def plans(self, rows: IntArray) -> StagePlanBatch:
         """Choices, (N, S), as plans."""
@@ -96,23 +103,47 @@ def option_table(
     contents = _contents(family, prices, most_s, most_layers)
     if not len(contents.first):
         return None
-    ways = _ways(contents, family, freedom)
-    cells = len(ways["dense"]) * len(family.configs) * family.num_stages
-    if cells > _MOST_CELLS:
-        ways = _ways(contents, family, freedom, thorough=False)
-    return _built(family, prices, contents, ways, most_s=most_s)
+    for fineness in _FINENESS:
+        if _count(contents, freedom, fineness) > _MOST_WAYS:
+            continue
+        config, columns = _in_time(family, prices, _ways(contents, freedom, fineness), most_s)
+        if len(config) * family.num_stages <= _MOST_CELLS or fineness == _FINENESS[-1]:
+            exhaustive = fineness == _FINENESS[0]
+            return _built(family, prices, contents, config, columns, most_s=most_s, exhaustive=exhaustive)
+    return None
+
+
+def _in_time(
+    family: Family, prices: StagePrices, ways: dict[str, IntArray], most_s: float
+) -> tuple[IntArray, dict[str, IntArray]]:
+    """Configurations and ways whose layers alone, with what they recompute, do not take longer than they may."""
+    config, way = (axis.ravel() for axis in np.indices((len(family.configs), len(ways["dense"]))))
+    unit = {name: column[family.configs] for name, column in prices.unit.items()}
+    work_s = np.zeros(len(config))
+    for kind in ("dense", "moe"):
+        one_s = (
+            _layer_s(prices, family.configs, moe=kind == "moe") if ways[kind].any() else np.zeros(len(unit["core_s"]))
+        )
+        work_s += ways[kind][way] * one_s[config]
+        work_s += ways[f"selective_{kind}"][way] * unit["core_s"][config]
+        work_s += ways[f"full_{kind}"][way] * unit[f"{kind}_layer_s"][config]
+    kept = np.flatnonzero(work_s <= most_s)
+    return family.configs[config[kept]], {name: column[way[kept]] for name, column in ways.items()}
+
+
+def _layer_s(prices: StagePrices, configs: IntArray, *, moe: bool) -> FloatArray:
+    """(C,) one micro-batch's forward and backward pass of one layer of a kind."""
+    one = np.ones(len(configs), dtype=np.int64)
+    rows = prices.rows(configs, dense=one * (not moe), moe=one * moe, has_embedding=one > 1, has_head=one > 1)
+    per_layer_s: FloatArray = prices.content[[CONTENT_COLUMNS.index(name) for name in _WORK]][:, rows].sum(axis=0)
+    return per_layer_s
 
 
 def _contents(family: Family, prices: StagePrices, most_s: float, most_layers: int | None) -> _Contents:
     """Runs of layers short enough to be worked through in time, and long enough to leave the others no more."""
     model, p = prices.context.model, family.num_stages
-    kinds, one = layer_kinds(model), np.ones(len(family.configs), dtype=np.int64)
-    no = one > 1
-    least_s = np.inf
-    for moe in kinds:
-        rows = prices.rows(family.configs, dense=one * (not moe), moe=one * moe, has_embedding=no, has_head=no)
-        per_layer_s = prices.content[: CONTENT_COLUMNS.index("weight_gradient_s") + 1, rows].sum(axis=0)
-        least_s = min(least_s, float(per_layer_s.min()))
+    kinds = layer_kinds(model)
+    least_s = min(float(_layer_s(prices, family.configs, moe=moe).min()) for moe in kinds)
     most = min(model.num_layers - p + 1, most_layers or model.num_layers)
     if np.isfinite(most_s):
         most = min(most, int(most_s / least_s))
@@ -135,12 +166,21 @@ def _by_kind(model: ModelSpec, family: Family, first: IntArray, layers: IntArray
     return _Contents(first=first, dense=layers - moe, moe=moe)
 
 
-def _ways(contents: _Contents, family: Family, freedom: Freedom, *, thorough: bool = True) -> dict[str, IntArray]:
-    """Ways to recompute and offload every distinct content: ``content`` and the columns of ``_COUNTS``, (W,)."""
+def _count(contents: _Contents, freedom: Freedom, fineness: str) -> float:
+    """How many ways ``_ways`` would give; none of the coarsest are too many."""
+    if fineness == _FINENESS[-1]:
+        return 0
+    kinds = np.unique(np.column_stack([contents.dense, contents.moe]), axis=0).astype(np.float64)
+    each = (kinds + 1) * (kinds + 2) / 2 if fineness == "all" else 2 * kinds + 1
+    return float(each.prod(axis=1).sum()) * (6 if freedom.offload else 1)
+
+
+def _ways(contents: _Contents, freedom: Freedom, fineness: str) -> dict[str, IntArray]:
+    """Ways to recompute and offload every distinct content: its layers and the columns of ``_COUNTS``, (W,)."""
     kinds = np.unique(np.column_stack([contents.dense, contents.moe]), axis=0)
     pieces: list[dict[str, IntArray]] = []
     for dense, moe in kinds.tolist():
-        chosen_dense, chosen_moe = _recomputed(dense, freedom, thorough), _recomputed(moe, freedom, thorough)
+        chosen_dense, chosen_moe = _recomputed(dense, freedom, fineness), _recomputed(moe, freedom, fineness)
         a, b = (axis.ravel() for axis in np.indices((len(chosen_dense), len(chosen_moe))))
         piece = {
             "dense": np.full(len(a), dense), "moe": np.full(len(a), moe),
@@ -160,26 +200,28 @@ def _ways(contents: _Contents, family: Family, freedom: Freedom, *, thorough: bo
     return repeated
 
 
-def _recomputed(layers: int, freedom: Freedom, thorough: bool) -> IntArray:
+def _recomputed(layers: int, freedom: Freedom, fineness: str) -> IntArray:
     """(W, 2) how many of so many alike layers recompute their core, and how many everything."""
-    selective = np.arange(layers + 1) if freedom.selective else np.zeros(1, dtype=np.int64)
-    full = np.arange(layers + 1) if freedom.full else np.zeros(1, dtype=np.int64)
-    pairs = np.stack(np.meshgrid(selective, full, indexing="ij"), axis=-1).reshape(-1, 2)
+    counts = np.arange(layers + 1)
+    if fineness == "coarse":
+        counts = np.unique(np.linspace(0, layers, _COARSE + 1).astype(np.int64))
+    none = np.zeros(1, dtype=np.int64)
+    pairs = np.stack(
+        np.meshgrid(counts if freedom.selective else none, counts if freedom.full else none, indexing="ij"), axis=-1
+    ).reshape(-1, 2)
     total = pairs.sum(axis=1)
     kept = total <= layers
-    if not thorough and freedom.selective:
+    if fineness != "all" and freedom.selective:
         kept &= (pairs[:, 1] == 0) | (total == layers)
     chosen: IntArray = pairs[kept]
     return chosen
 
 
 def _built(
-    family: Family, prices: StagePrices, contents: _Contents, ways: dict[str, IntArray], *, most_s: float
-) -> OptionTable | None:
+    family: Family, prices: StagePrices, contents: _Contents, config: IntArray, columns: dict[str, IntArray],
+    *, most_s: float, exhaustive: bool,
+) -> OptionTable | None:  # fmt: skip
     """Prices every way on every stage, keeps the best that fit, and places them."""
-    configs, size = family.configs, len(ways["dense"])
-    config = np.repeat(configs, size)
-    columns = {name: np.tile(column, len(configs)) for name, column in ways.items()}
     shape = (len(config), family.num_stages)
     batch = StagePlanBatch.from_columns(
         np.full(len(config), family.num_stages),
@@ -203,7 +245,8 @@ def _built(
     way, stage = _shortest(group.reshape(-1), backward_s, fits)
     if len(np.unique(stage)) < family.num_stages:
         return None
-    return _placed(family, prices, contents, config, columns, way, stage, forward_s, backward_s, shape[0] * shape[1])
+    table = _placed(family, prices, contents, config, columns, way, stage, forward_s, backward_s)
+    return None if table is None else replace(table, priced=shape[0] * shape[1], exhaustive=exhaustive)
 
 
 def _shortest(group: IntArray, backward_s: FloatArray, fits: BoolArray) -> tuple[IntArray, IntArray]:
@@ -220,7 +263,7 @@ def _shortest(group: IntArray, backward_s: FloatArray, fits: BoolArray) -> tuple
 
 def _placed(
     family: Family, prices: StagePrices, contents: _Contents, config: IntArray, columns: dict[str, IntArray],
-    way: IntArray, stage: IntArray, forward_s: FloatArray, backward_s: FloatArray, priced: int,
+    way: IntArray, stage: IntArray, forward_s: FloatArray, backward_s: FloatArray,
 ) -> OptionTable | None:  # fmt: skip
     """The options where their layers can lie, with what they spend once per step."""
     dense, moe = columns["dense"][way], columns["moe"][way]
@@ -264,7 +307,7 @@ def _placed(
         hand_over_s=crossings_s(prices, family.configs) if mixed else None,
     )
     counts = {name: chosen[name] for name in _COUNTS}
-    return OptionTable(family=family, instance=instance, config=config[way], counts=counts, priced=priced)
+    return OptionTable(family=family, instance=instance, config=config[way], counts=counts)
 
 
 def _reachable(first: IntArray, layers: IntArray, stage: IntArray, family: Family, total: int) -> BoolArray:

@@ -24,6 +24,7 @@ from planner.search.stage_table import OptionTable, option_table
 
 TOLERANCE = 1e-9  # share of the step time below which plans are equally good
 _CLOSE = 1e-6  # share of the step time that CP-SAT's rounding leaves open anyway
+_AT_LEAST = 3  # families tried whatever the budget: preparing for them is most of the work of a short search
 _LABELS = 20_000  # labels per stage; beyond, CP-SAT takes over
 
 Solver = Callable[[OptionTable], list[Solved]]
@@ -59,18 +60,29 @@ class StagedSearch:
         """Searches until the bound is reached or the budget is spent."""
         began_s, before = self.best.elapsed_s, self.best.evaluations
         self.counts = dict.fromkeys(
-            ("families", "solved", "without_layout", "closed_by_cpsat", "labels", "cpsat_work", "largest_price_gap"), 0
+            (
+                "families",
+                "solved",
+                "coarse",
+                "without_layout",
+                "closed_by_cpsat",
+                "labels",
+                "cpsat_work",
+                "largest_price_gap",
+            ),
+            0,
         )
         self.counts["families"] = len(self.families)
         found_s, status = np.inf, "optimal"
         for at in np.argsort(self.least_s, kind="stable"):
             if self.least_s[at] >= self.best.step_time_s * (1.0 - TOLERANCE):
                 break
-            if self.best.spent:
+            tried = self.counts["solved"] + self.counts["without_layout"]
+            if self.best.spent and tried >= _AT_LEAST:
                 status = self.best.spent
                 self.bound_s = min(self.bound_s, float(self.least_s[at]))
                 break
-            found_s = min(found_s, self._family(self.families[at], int(self.most_layers[at])))
+            found_s = min(found_s, self._family(at))
         self.bound_s = min(self.bound_s, self.best.step_time_s)
         if status == "optimal" and np.isinf(self.bound_s):
             status = "infeasible"
@@ -87,8 +99,9 @@ class StagedSearch:
             statistics=self.counts,
         )
 
-    def _family(self, family: Family, most_layers: int) -> float:
+    def _family(self, at: int) -> float:
         """Solves one family; the step time of its plan, if it has one below the best so far."""
+        family, most_layers = self.families[at], int(self.most_layers[at])
         table = option_table(family, self.prices, self.freedom, below_s=self.best.step_time_s, most_layers=most_layers)
         if table is None:
             self.counts["without_layout"] += 1
@@ -100,6 +113,9 @@ class StagedSearch:
             bound_s = max(bound_s, self._whole_s(family, solved.bound_s))
             if solved.rows is not None:
                 found_s = min(found_s, self._priced(table, solved))
+        if not table.exhaustive:  # what was left out may be better
+            self.counts["coarse"] += 1
+            bound_s = float(self.least_s[at])
         self.bound_s = min(self.bound_s, bound_s)
         return found_s
 

@@ -10,7 +10,7 @@ import pytest
 import planner
 from costmodels.evaluate import evaluate
 from costmodels.pipeline_simulation import StageWork, play
-from costmodels.plan import Recompute, Schedule
+from costmodels.plan import Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import StagePrices
@@ -24,12 +24,12 @@ from planner.search.labels import solve_by_labels
 from planner.search.portfolio import by_partition
 from planner.search.question import Question
 from planner.search.result import OPTIMAL_GAP, SearchResult
-from planner.search.stage_table import option_table
+from planner.search.stage_table import _recomputed, option_table
 from planner.search.sweep import sweep
 from planner.search_document import search_document
 from planner.space import plan_space
 from profiles.errors import SpecError
-from tests.search.small import INSTANCES, Small, true_optimum
+from tests.search.small import INSTANCES, Small, model, true_optimum
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
 UNEVEN = BY_NAME["dense, large vocabulary"]
@@ -240,13 +240,32 @@ def test_wrong_questions_are_named(arguments: dict[str, Any], words: str) -> Non
     assert words in str(error.value)
 
 
-def test_recomputation_that_is_pinned_away_is_not_used() -> None:
-    pinned = Small(name="", model=UNEVEN.model, cluster=UNEVEN.cluster, job=UNEVEN.job, reserve_gib=60.0,
-                   pins={"pp": 2, "recompute": "none"})  # fmt: skip
+@pytest.mark.parametrize("pin", [{"recompute": "full"}, {"first_stage_layers": 2, "pp": 2}])
+def test_what_is_fixed_for_all_stages_leaves_nothing_to_lay_out(pin: dict[str, Any]) -> None:
+    pinned = Small(name="", model=UNEVEN.model, cluster=UNEVEN.cluster, job=UNEVEN.job, pins=pin)
     result = found(pinned)
-    stages = () if result.best is None else result.best.stages
-    assert all(stage.full_layers == stage.selective_layers == 0 for stage in stages)
-    assert Recompute.NONE == 0
+    assert [run.status for run in result.engines] == ["optimal", "not run"]
+    assert "fixed for all stages" in result.engines[1].space
+    assert result.best is not None
+    if "recompute" in pin:
+        assert all(stage.full_layers == stage.layers for stage in result.best.stages)
+    else:
+        assert result.best.stages[0].layers == 2
+
+
+def test_deep_models_are_enumerated_only() -> None:
+    result = search(model(300), "8xA100-80GB", {"sequence_length": 512, "global_batch_size": 8}, pins={"tp": 8})
+    assert result.engines[1].status == "not run"
+    assert result.engines[1].space == "more than 256 layers"
+
+
+@pytest.mark.parametrize("fineness", ["all", "chain", "coarse"])
+def test_coarser_choices_of_recomputation_are_among_the_finer(fineness: str) -> None:
+    finer = {tuple(pair) for pair in _recomputed(20, Freedom(), "all").tolist()}
+    some = {tuple(pair) for pair in _recomputed(20, Freedom(), fineness).tolist()}
+    assert some <= finer
+    assert {(0, 0), (20, 0), (0, 20)} <= some
+    assert len(finer) == 21 * 22 // 2
 
 
 def test_the_package_can_be_called() -> None:

@@ -1,0 +1,272 @@
+"""Writes docs/search.md (``make search-report``): what the exact engines find and prove, beside others' rules."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import planner
+from planner.search.chain import chain_bytes, solve_chain
+from planner.search.cpsat import Budget, solve_by_cpsat
+from planner.search.labels import solve_by_labels
+from planner.search.partition import PartitionInstance, partition_time_s
+from planner.search.result import SearchResult
+from planner.search.solved import Solved, Status
+from tests.search import rivals
+from tests.search.small import INSTANCES, true_optimum
+
+PAGE = Path(__file__).parents[2] / "docs" / "search.md"
+_CLOSE = 3e-6  # share that rounding to ticks may hide, twice the resolution and a bit
+
+# Jobs of the value table: model, cluster, tokens per sequence, sequences per step.
+JOBS = (
+    ("llama-2-13b", "8xA100-80GB", 4096, 256),
+    ("llama-3-8b", "2x8xA100-40GB", 8192, 128),
+    ("llama-3-70b", "8x8xH100", 4096, 1024),
+    ("llama-3-70b", "16x8xA100-80GB", 8192, 512),
+    ("mixtral-8x7b", "4x8xH100", 4096, 512),
+    ("mixtral-8x22b", "16x8xH100", 4096, 1024),
+    ("gpt3-175b", "128x8xA100-80GB", 2048, 1536),
+    ("llama-3-405b", "128x8xH100", 8192, 1024),
+    ("deepseek-v3", "32x8xH100", 4096, 1024),
+    ("kimi-k2", "512x8xH100", 4096, 4096),
+)
+MIXED = (
+    ("llama-2-13b", "1x8xA100-80GB+1x8xH100", 4096, 256),
+    ("llama-3-70b", "4x8xA100-80GB+4x8xH100", 4096, 512),
+    ("mixtral-8x7b", "4x8xA100-80GB+2x8xH100", 4096, 512),
+)
+
+
+def table(titles: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)])
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call returns, and the seconds of processor time it took."""
+    began = time.process_time()
+    return call(), time.process_time() - began
+
+
+def share(number: float | None) -> str:
+    """A share in per cent; tiny ones as zero."""
+    if number is None:
+        return "none"
+    return "0" if abs(number) < 5e-7 else f"{100 * number:.2g} %"
+
+
+def brute_force() -> str:
+    """Every plan of small questions priced, beside what the search finds."""
+    rows = []
+    for instance in INSTANCES:
+        best_s, plans = true_optimum(instance.question())
+        auto, auto_s = timed(lambda: planner.search(**instance.arguments()))  # noqa: B023
+        exact, exact_s = timed(lambda: planner.search(**instance.arguments(), strategy="cpsat"))  # noqa: B023
+        uniform = auto.uniform_step_time_s / best_s - 1
+        rows.append(
+            (
+                instance.name, f"{plans:,}", share(uniform) if np.isfinite(uniform) else "none fits",
+                _excess(auto, best_s), share(auto.gap), f"{auto_s:.1f} s",
+                _excess(exact, best_s), share(exact.gap), f"{exact_s:.1f} s",
+            )
+        )  # fmt: skip
+    titles = (
+        "instance", "plans", "best uniform above the optimum", "`auto` above it", "gap told", "CPU",
+        "`cpsat` above it", "gap told", "CPU",
+    )  # fmt: skip
+    return table(titles, rows)
+
+
+def _excess(result: SearchResult, best_s: float) -> str:
+    return "nothing found" if result.best is None else share(result.best.step_time_s / best_s - 1)
+
+
+def mist() -> str:
+    """The inter-stage assignment at Mist's sizes."""
+    rows = []
+    for layers, stages, microbatches in rivals.MIST_SIZES:
+        cpsat_s, labels_s, proved, agree = [], [], 0, 0
+        for seed in range(5):
+            instance = rivals.mist(layers, stages, microbatches, seed)
+            by_cpsat, took_s = timed(lambda: solve_by_cpsat(instance, budget=Budget(work=60.0)))  # noqa: B023
+            cpsat_s.append(took_s)
+            by_labels, took_s = timed(lambda: solve_by_labels(instance))  # noqa: B023
+            labels_s.append(took_s)
+            proved += by_cpsat.status == by_labels.status == Status.OPTIMAL
+            agree += abs(by_cpsat.objective_s / by_labels.objective_s - 1) < _CLOSE
+        rows.append(
+            (f"{layers}, {stages}, {microbatches}", f"{proved} of 5", f"{agree} of 5", f"{max(cpsat_s):.2f} s",
+             f"{max(labels_s):.2f} s")
+        )  # fmt: skip
+    return table(
+        ("layers, stages, micro-batches", "proved by both", "agree", "CP-SAT, slowest", "labels, slowest"), rows
+    )
+
+
+def counted(name: str, answers: Iterator[tuple[Solved, float, float]]) -> tuple[Any, ...]:
+    """How often the best of all choices is found, and how often a rule misses it or finds none."""
+    right = missed = none = false = total = 0
+    worst = 0.0
+    for solved, best_s, ruled_s in answers:
+        total += 1
+        if np.isinf(best_s):
+            right += solved.status == Status.INFEASIBLE
+            none += 1
+            continue
+        right += solved.status == Status.OPTIMAL and solved.objective_s / best_s - 1 < _CLOSE
+        if np.isinf(ruled_s):
+            false += 1
+        elif ruled_s > best_s * (1 + 1e-9):
+            missed, worst = missed + 1, max(worst, ruled_s / best_s - 1)
+    return (name, f"{right} of {total}", none, f"{missed}, up to {share(worst)}", false)
+
+
+def amp() -> Iterator[tuple[Solved, float, float]]:
+    """Pipeline partitions at AMP's size."""
+    for seed in range(200):
+        problem = rivals.amp(seed)
+        instance = rivals.amp_partition(problem)
+        yield solve_by_cpsat(instance), rivals.brute_force_s(instance), rivals.amp_rule_s(problem)
+
+
+def chains() -> Iterator[tuple[Solved, float, float]]:
+    """Chains at nnScaler's size."""
+    for seed in range(400):
+        instance = rivals.chain(seed)
+        solved = solve_chain(instance)
+        if solved.rows is not None and chain_bytes(instance, solved.rows[None, :])[0] > instance.capacity_bytes:
+            raise SystemExit(f"chain {seed}: the answer does not fit")
+        yield solved, rivals.chain_brute_force_s(instance), rivals.chain_front_rule_s(instance)
+
+
+def two_types() -> str:
+    """Clusters of two types at Metis's size."""
+    rows = []
+    for seed in range(5):
+        plans, right, best_s, exact_s = 0, 0, np.inf, np.inf
+        instances: list[PartitionInstance] = [rivals.two_types(seed, *outer) for outer in rivals.METIS_OUTER]
+        for instance in instances:
+            choices = rivals.every_choice(instance)
+            plans += len(choices)
+            least_s = float(partition_time_s(instance, choices).min()) if len(choices) else np.inf
+            solved = solve_by_cpsat(instance)
+            found_s = solved.objective_s
+            same = solved.status == Status.INFEASIBLE if np.isinf(least_s) else found_s / least_s - 1 < _CLOSE
+            right += bool(same)
+            best_s, exact_s = min(best_s, least_s), min(exact_s, found_s)
+        rows.append((seed, f"{plans:,}", f"{right} of {len(instances)}", share(exact_s / best_s - 1)))
+    return table(("seed", "plans", "partitions solved to the optimum", "best plan above the optimum"), rows)
+
+
+def value(jobs: tuple[tuple[str, str, int, int], ...], seconds: float) -> str:
+    """What stages that differ are worth on realistic jobs."""
+    rows = []
+    for model, cluster, tokens, sequences in jobs:
+        job = {"sequence_length": tokens, "global_batch_size": sequences}
+        result, took_s = timed(lambda: planner.search(model, cluster, job, seconds=seconds))  # noqa: B023
+        if result.best is None:
+            rows.append((model, cluster, "none fits", "none fits", "", "", f"{took_s:.0f} s"))
+            continue
+        uniform_s = result.uniform_step_time_s
+        told = f"{uniform_s:.4g} s" if np.isfinite(uniform_s) else "none fits"
+        rows.append(
+            (model, cluster, told, f"{result.best.step_time_s:.4g} s", share(result.gain), share(result.gap),
+             f"{took_s:.0f} s")
+        )  # fmt: skip
+    titles = ("model", "cluster", "best uniform plan", "best plan", "saved", "gap", "CPU")
+    return table(titles, rows)
+
+
+def page(seconds: float) -> str:
+    """The whole page."""
+    counts = table(
+        ("problem", "solved and proved", "of them infeasible", "the rule misses the best", "the rule finds none"),
+        [counted("pipeline partitions, 9 layers on 3 stages (AMP)", amp()),
+         counted("chains of 6 operators with 3 ways and memory that does not add up (nnScaler)", chains())],
+    )  # fmt: skip
+    return TEXT.format(
+        brute=brute_force(), mist=mist(), counts=counts, metis=two_types(), value=value(JOBS, seconds),
+        mixed=value(MIXED, seconds), seconds=f"{seconds:.0f}",
+    )  # fmt: skip
+
+
+TEXT = """# Search beyond uniform plans
+
+Written by `make search-report`. Times are processor seconds of one thread, on whatever machine that ran on.
+
+## How
+
+`planner search` prices every plan that treats its stages alike, and then every *family* of pipelines (degrees,
+sharding, micro-batches, schedule, chunks) that might beat it, best bound first: any number of consecutive layers per
+stage, any number of them recomputed. Each stage's ways are priced by the cost path that prices all plans, memory in
+full, so that memory may follow any formula; what is left is a partition with a few hundred options, solved by label
+setting and, where that leaves a gap, by CP-SAT. The search ends with a proof when the next family's bound is no
+better than the best plan, or with the least bound that is left. Every plan is priced anew before it counts; the
+largest difference between a value that was minimised and the price of its plan is `largest_price_gap` in the
+document.
+
+Across groups of different GPUs every group runs one configuration; which stages are on which group, and how many, is
+part of the partition. Leaving devices idle is legal.
+
+The bound is about these spaces under this cost model. It says nothing about the cost model's own error
+(see [accuracy.md](accuracy.md)), and nothing about plans outside: degrees that differ between stages of one group,
+zero-bubble schedules with uneven stages, interleaving across groups.
+
+## Against every plan there is
+
+Small questions in which every plan can be priced: every family, every split of the layers, every number of recomputed
+layers on each stage, every assignment of stages to groups.
+
+{brute}
+
+## Other planners' problems
+
+Instances are drawn from seeds; sizes and formulas are those of the planners named, costs are not theirs.
+
+### Inter-stage assignment (Mist)
+
+Stages of avg - 2 to avg + 2 layers, 30 Pareto points each; (G - 1) max t + sum t + max(d - sum of t before).
+
+{mist}
+
+### Rules that miss
+
+AMP's dynamic program forgets the transfer of a cut once the cut has won. A dynamic program that keeps prefixes on the
+front of time and memory misses the best when memory is the larger of two moments and the two largest buffers.
+
+{counts}
+
+### Two types of devices (Metis)
+
+Stages on one, two or four devices of one of two types, four devices of each, 10 layers, up to 3 stages.
+
+{metis}
+
+## What stages that differ are worth
+
+`planner search` with {seconds} s per job; saved: over the best plan that treats every stage alike.
+
+{value}
+
+Across groups of different GPUs; saved: over the best uniform plan on either group alone, which is the faster one.
+
+{mixed}
+"""
+
+
+def main() -> None:
+    """Rewrite the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="Wall-clock limit of each realistic job.")
+    parser.add_argument("--out", type=Path, default=PAGE)
+    arguments = parser.parse_args()
+    arguments.out.write_text(page(arguments.seconds))
+
+
+if __name__ == "__main__":
+    main()
