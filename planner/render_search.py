@@ -19,7 +19,7 @@ _DEGREES = ("tp", "cp", "dp", "ep")
 
 
 def render_search(result: SearchResult, console: Console, *, quiet: bool = False) -> None:
-    """Print a whole answer; ``quiet`` leaves out assumptions."""
+    """Print a whole answer; ``quiet`` leaves out warnings and assumptions."""
     model = result.requests[0].model
     job = result.requests[0].job
     console.print(f"{model.name} on {result.cluster}", style="bold", highlight=False)
@@ -35,6 +35,10 @@ def render_search(result: SearchResult, console: Console, *, quiet: bool = False
     for run in result.engines:
         console.print(_engine(run), style="dim", highlight=False)
     if not quiet:
+        if result.warnings:
+            console.print("\nWarnings", style="bold")
+            for note in result.warnings:
+                console.print(f"  {note.message}", highlight=False)
         notes = dict.fromkeys(note.message for request in result.requests for note in request.assumptions)
         if notes:
             console.print("\nAssumed", style="bold")
@@ -69,7 +73,11 @@ def _plan(result: SearchResult, best: FoundPlan, console: Console) -> None:
         first, last = stages[0].index, stages[-1].index
         table.add_row(str(first) if first == last else f"{first}-{last}", *cells)
     console.print(table)
-    console.print("mbs micro-batch size; time of one micro-batch, forward and backward", style="dim", highlight=False)
+    console.print(
+        f"mbs micro-batch size; time of one micro-batch, forward and backward; prices {best.basis}",
+        style="dim",
+        highlight=False,
+    )
 
 
 def _proof(result: SearchResult) -> str:

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from costmodels.estimate import BASES
 from planner.results import Note
 from planner.rules.pipeline import SCHEDULE_NAMES
 from planner.schema import request_document
@@ -60,6 +61,7 @@ def _plan(plan: FoundPlan) -> dict[str, Any]:
         "time_parts_s": dict(plan.time_parts_s),
         "peak_memory_bytes": plan.peak_memory_bytes,
         "fits": plan.fits,
+        "basis": plan.basis,
         "stages": [asdict(stage) for stage in plan.stages],
     }
 
@@ -105,6 +107,7 @@ def search_schema() -> Shape:
         time_parts_s={"type": "object", "additionalProperties": amount},
         peak_memory_bytes=amount,
         fits=flag,
+        basis={"enum": list(BASES)},
         stages={"type": "array", "items": stage},
     )
     engine = _object(

@@ -3,10 +3,13 @@
 import numpy as np
 
 from costmodels.arrays import largest
+from costmodels.evaluate import evaluate
+from costmodels.kernels.calls import Basis
 from costmodels.plan import FloatArray
 from costmodels.stage_evaluate import StageEstimateBatch, evaluate_stages
 from costmodels.stage_plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
 from costmodels.stage_prices import StagePrices
+from planner.results import Note
 from planner.rules.pipeline import SCHEDULE_NAMES
 from planner.search.question import Question
 from planner.search.result import FoundPlan, StageChoice
@@ -47,8 +50,44 @@ def found_plan(question: Question, plans: StagePlanBatch, configs: StageConfigs)
         time_parts_s={name: float(values[0]) for name, values in priced.time_parts_s.items()},
         peak_memory_bytes=float(largest(priced.stage_memory_bytes)[0]),
         fits=bool(priced.fits[0]),
+        basis=_basis(question, own),
         stages=tuple(_stage(question, plan, own, priced, int(stage)) for stage in used),
     )
+
+
+def _basis(question: Question, configs: StageConfigs) -> str:
+    """The weakest basis of what stages cost."""
+    weakest = 0
+    for group, context in enumerate(question.contexts):
+        members = np.flatnonzero(configs.group == group)
+        if len(members):
+            weakest = max(weakest, int(evaluate(configs.plans.take(members), context).basis.max()))
+    return Basis(weakest).name.lower()
+
+
+def differences(question: Question, plan: FoundPlan) -> tuple[Note, ...]:
+    """In what stages differ, which not every framework can be told."""
+    framework = question.requests[0].stack.framework
+    told: dict[str, set[tuple[object, ...]]] = {
+        "layers": {(stage.layers,) for stage in plan.stages},
+        "recomputed or offloaded layers": {
+            (stage.selective_layers, stage.full_layers, stage.offloaded_layers, stage.optimizer_offload)
+            for stage in plan.stages
+        },
+        "devices, degrees or micro-batches": {
+            (stage.device, stage.num_devices, stage.tensor_parallel, stage.context_parallel, stage.micro_batch_size)
+            for stage in plan.stages
+        },
+    }
+    notes = []
+    for words, values in told.items():
+        if len(values) > 1:
+            message = f"stages differ in {words}: check that your version of {framework} can be told so"
+            notes.append(Note(code="stages_differ", field="best.stages", message=message))
+    if plan.basis == "assumed":
+        message = "efficiencies are borrowed from other hardware; no timings of this one"
+        notes.append(Note(code="uncalibrated", field="best.step_time_s", message=message))
+    return tuple(notes)
 
 
 def _stage(

@@ -13,7 +13,7 @@ from planner.search.best import BestSoFar, SearchBudget
 from planner.search.capacity import capacity
 from planner.search.enumerate import price_all
 from planner.search.families import alike_families, least_step_s
-from planner.search.found import found_plan
+from planner.search.found import differences, found_plan
 from planner.search.freedom import Freedom
 from planner.search.mixed_bounds import mixed_least_s
 from planner.search.mixed_families import mixed_families
@@ -64,6 +64,7 @@ def search_question(question: Question, *, strategy: str, budget: SearchBudget) 
         improvements=tuple(best.improvements),
         elapsed_s=best.elapsed_s,
         bound_s=_together(proved, best) if proved else None,
+        warnings=() if found is None else differences(question, found),
     )
 
 

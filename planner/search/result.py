@@ -65,6 +65,7 @@ class FoundPlan:
         time_parts_s: Part of the step to seconds; they add up to the step time.
         peak_memory_bytes: Fullest device.
         fits: Whether device and host memory suffice on every stage.
+        basis: Weakest basis of its prices: ``measured``, ``learned``, ``analytic`` or ``assumed``.
         stages: Every stage.
     """
 
@@ -79,6 +80,7 @@ class FoundPlan:
     time_parts_s: Mapping[str, float]
     peak_memory_bytes: float
     fits: bool
+    basis: str
     stages: tuple[StageChoice, ...]
 
     @property

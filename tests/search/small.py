@@ -76,6 +76,8 @@ INSTANCES = (
           pins={"mbs": 1}),
     Small(name="two types, MoE", model=mixture(4), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, reserve_gib=5.0,
           pins={"mbs": 1}),
+    Small(name="everything at once", model=model(5), cluster="1x2xA100-80GB+1x2xH100", reserve_gib=66.0,
+          job={"sequence_length": 2048, "global_batch_size": 16}),
 )  # fmt: skip
 
 
