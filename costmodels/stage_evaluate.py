@@ -34,7 +34,7 @@ class StageEstimateBatch:
     Attributes:
         step_time_s: (N,) seconds per optimizer step.
         time_parts_s: Part of the step to (N,) seconds; they add up to ``step_time_s``.
-        stages: One micro-batch on every stage.
+        stages: One micro-batch on every stage, waiting for offloaded activations included.
         memory_parts_bytes: Part name to (N, S) bytes of one device of every stage.
         stage_memory_bytes: (N, S) their sum; 0 in unused columns.
         usable_bytes: (N, S) device memory that programs can use.
@@ -87,7 +87,11 @@ class _Looked:
 
 
 def evaluate_stages(
-    plans: StagePlanBatch, prices: StagePrices, *, kinds: tuple[IntArray, IntArray] | None = None
+    plans: StagePlanBatch,
+    prices: StagePrices,
+    *,
+    kinds: tuple[IntArray, IntArray] | None = None,
+    played_s: FloatArray | None = None,
 ) -> StageEstimateBatch:
     """Price plans whose stages may differ.
 
@@ -96,6 +100,8 @@ def evaluate_stages(
         prices: Prices of their stages.
         kinds: (N, S) dense and MoE layers of every stage, for stages looked at one by one; from their
             positions in the model if not given.
+        played_s: (N,) seconds of forward and backward passes where they are known from the schedule played out
+            (``costmodels.stage_replay``); by the formulas of ``costmodels.pipeline`` if not given.
 
     Returns:
         Estimates in the order of the plans.
@@ -105,8 +111,8 @@ def evaluate_stages(
     looked = _look_up(plans, prices, dense, moe)
     layers = _layers(plans, model, dense, moe)
     passes = _passes(plans, prices, looked, layers)
-    held = held_activations(_activation_units(looked, model), layers, _in_flight(plans))
-    step_s, parts = _step(plans, prices, looked, passes, held)
+    held = held_activations(_activation_units(looked, model), layers, in_flight(plans))
+    step_s, parts, passes = _step(plans, prices, looked, passes, held, played_s)
     memory = with_overheads(_tensors(plans, looked, held, model), context.stack)
     return StageEstimateBatch(
         step_time_s=step_s,
@@ -195,7 +201,7 @@ def _crossing_s(plans: StagePlanBatch, prices: StagePrices) -> tuple[FloatArray,
     return np.where(last, before, after).T, before.T
 
 
-def _in_flight(plans: StagePlanBatch) -> FloatArray:
+def in_flight(plans: StagePlanBatch) -> FloatArray:
     """(N, S) micro-batches held by every stage at its peak."""
     held = in_flight_microbatches(
         plans.schedule,
@@ -224,9 +230,14 @@ def _activation_units(looked: _Looked, model: ModelSpec) -> ActivationUnits:
 
 
 def _step(
-    plans: StagePlanBatch, prices: StagePrices, looked: _Looked, passes: Passes, held: StageActivations
-) -> tuple[FloatArray, dict[str, FloatArray]]:
-    """(N,) step time and its parts."""
+    plans: StagePlanBatch,
+    prices: StagePrices,
+    looked: _Looked,
+    passes: Passes,
+    held: StageActivations,
+    played_s: FloatArray | None,
+) -> tuple[FloatArray, dict[str, FloatArray], Passes]:
+    """(N,) step time and its parts, and the passes with what they wait for."""
     stack, m, used = prices.context.stack, plans.num_microbatches, looked.used
     step = scheduled(
         plans.schedule,
@@ -250,9 +261,10 @@ def _step(
         forward_s=largest(step.passes.forward_s),
         backward_s=largest(step.passes.backward_s),
     )
+    more_s = 0.0 if played_s is None else played_s - step.pipeline_s
     parts = {
         "passes": step.pipeline_s - step.bubble_s - step.offload_s,
-        "bubble": step.bubble_s,
+        "bubble": step.bubble_s + more_s,
         "offload": step.offload_s,
         "data_parallel": exposed,
         "optimizer": largest(_optimizer_s(plans, looked) * used),
@@ -261,7 +273,7 @@ def _step(
     parts["overhead"] = per_step_overhead_s(known, nodes=total((looked["nodes"] * used).T), stack=stack)
     step_s = known + parts["overhead"]
     scale = stack.step_time_scale
-    return step_s * scale, {name: seconds * scale for name, seconds in parts.items()}
+    return step_s * scale, {name: seconds * scale for name, seconds in parts.items()}, step.passes
 
 
 def _optimizer_s(plans: StagePlanBatch, looked: _Looked) -> FloatArray:

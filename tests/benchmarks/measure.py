@@ -96,6 +96,20 @@ def batch_path(devices: int, repeat: int = 7) -> dict[str, float]:
     return {"plans": len(plans), "plans_per_s": len(plans) / best_s}
 
 
+def staged_path(stages: int, count: int = 32_768, repeat: int = 7) -> dict[str, float]:
+    """Fully priced plans per second whose stages differ, 64 layers, in batches of 2,048 as chains advance."""
+    from costmodels.stage_evaluate import evaluate_stages
+
+    plans, prices = workloads.staged_plans(count, stages=stages)
+    batches = [plans.take(slice(start, start + 2048)) for start in range(0, count, 2048)]
+
+    def once() -> None:
+        for batch in batches:
+            evaluate_stages(batch, prices)
+
+    return {"plans": count, "plans_per_s": count / min(seconds(once, repeat=repeat, clock=time.process_time))}
+
+
 def batches_of_one(devices: int, count: int = 200) -> dict[str, float]:
     """Plans per second when the same function is called with one plan at a time."""
     from costmodels.evaluate import evaluate
@@ -136,6 +150,8 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
     "one_estimate": one_estimate,
     "batch_path_1024": lambda: batch_path(1024),
     "batch_path_16384": lambda: batch_path(16384),
+    "staged_path_8": lambda: staged_path(8),
+    "staged_path_16": lambda: staged_path(16),
     "batches_of_one": lambda: batches_of_one(1024),
     "python_loop": lambda: python_loop(1024),
 }

@@ -66,6 +66,10 @@ def speed_rows() -> list[tuple[str, str, str]]:
         )
         for devices, found in ((1024, small), (16384, large))
     ]
+    for stages in (8, 16):
+        found = measure.in_own_process(f"staged_path_{stages}")
+        what = f"plans per second whose {stages} stages differ, {workloads.STAGED_MODEL} on {workloads.STAGED_CLUSTER}"
+        rows.append((what, f"{found['plans_per_s']:,.0f}", "200,000"))
     rows.append(
         (
             "plain-Python loop over the same formulas, plans per second",

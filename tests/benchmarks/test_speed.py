@@ -37,6 +37,10 @@ def test_batch_path_is_fast() -> None:
     assert measure.in_own_process("batch_path_1024")["plans_per_s"] > 60_000  # a fifth of the target
 
 
+def test_plans_whose_stages_differ_are_priced_fast() -> None:
+    assert measure.in_own_process("staged_path_8")["plans_per_s"] > 60_000  # a third of the target
+
+
 def test_the_loop_it_is_compared_with_says_the_same() -> None:
     assert measure.in_own_process("python_loop")["largest_difference"] < 1e-9
 
