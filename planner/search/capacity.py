@@ -34,7 +34,9 @@ class Capacity:
     most_layers: IntArray
 
 
-def capacity(families: list[Family], prices: StagePrices, freedom: Freedom, *, perfect_s: FloatArray) -> Capacity:
+def capacity(
+    families: list[Family], prices: StagePrices, freedom: Freedom, *, perfect_s: FloatArray, below_s: float = np.inf
+) -> Capacity:
     """What the families can still reach, memory considered.
 
     Args:
@@ -42,6 +44,7 @@ def capacity(families: list[Family], prices: StagePrices, freedom: Freedom, *, p
         prices: Prices of the configurations.
         freedom: What may be recomputed; with offloading, memory rules nothing out.
         perfect_s: (F,) what ``least_step_s`` says of them.
+        below_s: Step time to beat.
     """
     model = prices.context.model
     count = len(families)
@@ -55,7 +58,9 @@ def capacity(families: list[Family], prices: StagePrices, freedom: Freedom, *, p
             extra_s[some], most[some] = _extra([families[at] for at in some], prices, freedom)
     some = np.isfinite(extra_s)
     least_s = np.full(count, np.inf)
-    least_s[some] = least_step_s([families[at] for at in np.flatnonzero(some)], prices, extra_s=extra_s[some])
+    least_s[some] = least_step_s(
+        [families[at] for at in np.flatnonzero(some)], prices, below_s=below_s, extra_s=extra_s[some]
+    )
     return Capacity(least_s=np.maximum(least_s, perfect_s), most_layers=most)
 
 

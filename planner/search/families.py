@@ -11,9 +11,10 @@ import numpy as np
 
 from costmodels.lowering.grouping import group_rows
 from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule
-from costmodels.stage_plan import CONFIG_COLUMNS, StageConfigs
+from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs
 from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
 from costmodels.step import per_step_overhead_s
+from planner.search.once import once_s
 
 SCHEDULES = (Schedule.ONE_F_ONE_B, Schedule.GPIPE)  # whose steps a partition can have
 _WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
@@ -86,12 +87,15 @@ def passes_per_work(num_stages: IntArray, num_microbatches: IntArray, virtual_st
     return per_work
 
 
-def least_step_s(families: list[Family], prices: StagePrices, *, extra_s: FloatArray | float = 0.0) -> FloatArray:
+def least_step_s(
+    families: list[Family], prices: StagePrices, *, below_s: float = np.inf, extra_s: FloatArray | float = 0.0
+) -> FloatArray:
     """(F,) seconds that no layout of families of one configuration goes below: stages in perfect balance.
 
     Args:
         families: The families.
         prices: Prices of their configurations.
+        below_s: Step time to beat: passes that are longer than it allows hide no traffic.
         extra_s: (F,) seconds that recomputation adds to one micro-batch at least.
     """
     if not families:
@@ -108,8 +112,27 @@ def least_step_s(families: list[Family], prices: StagePrices, *, extra_s: FloatA
     crossing_s = np.where(p > 1, own_crossing_s(prices, config), 0.0)
     per_stage_s = 2 * crossing_s + prices.context.stack.microbatch_overhead_s * v
     work_s = np.sum([content[name] for name in _WORK], axis=0) + p * per_stage_s + extra_s
-    known_s = passes_per_work(p, m, v) * work_s + np.minimum(content["device_step_s"], content["host_step_s"]) / p
+    known_s = passes_per_work(p, m, v) * work_s + _least_once_s(prices, config, p, m, below_s)
     return step_s(known_s, nodes=p * prices.unit["nodes"][config], prices=prices)
+
+
+def _least_once_s(prices: StagePrices, config: IntArray, p: IntArray, m: IntArray, below_s: float) -> FloatArray:
+    """(F,) seconds that some stage of a pipeline spends once per step: one holds its share of the layers, or more."""
+    model, no = prices.context.model, np.zeros(len(config), dtype=np.bool_)
+    moe = 2 * model.num_moe_layers >= model.num_layers
+    layers = -(-(model.num_moe_layers if moe else model.num_layers - model.num_moe_layers) // p)
+    none = np.zeros_like(layers)
+    rows = prices.rows(
+        config, dense=none if moe else layers, moe=layers if moe else none, has_embedding=no, has_head=no
+    )
+    longest_s = np.full(len(config), below_s / prices.context.stack.step_time_scale) / m
+    on_device, on_host = (
+        once_s(
+            prices, config, rows, num_microbatches=m, forward_s=longest_s, backward_s=longest_s, optimizer_offload=share
+        )
+        for share in (0, OFFLOAD_PARTS)
+    )
+    return np.minimum(on_device, on_host)
 
 
 def own_crossing_s(prices: StagePrices, config: IntArray) -> FloatArray:

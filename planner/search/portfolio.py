@@ -32,7 +32,7 @@ _LAYOUT_PINS = (
     "offload_activations",
 )  # fmt: skip
 _UNIFORM = "plans that treat every stage alike"
-_STAGED = "any layers, recomputation and offloading per stage, degrees alike on all stages"
+_STAGED = "any layers per stage with the least recomputation that fits, degrees alike on all stages"
 _MIXED = "pipelines across groups, one configuration per group"
 
 
@@ -123,10 +123,10 @@ def _partitions(question: Question, best: BestSoFar, *, engine: str) -> list[Eng
         freedom = _freedom(plans, offload=request.offload)
         families, configs = alike_families(plans, group=group)
         prices = StagePrices(configs=configs, contexts=question.contexts)
-        perfect_s = least_step_s(families, prices)
+        perfect_s = least_step_s(families, prices, below_s=best.step_time_s)
         hopeful = np.flatnonzero(perfect_s < best.step_time_s)
         families = [families[at] for at in hopeful]
-        bounds = capacity(families, prices, freedom, perfect_s=perfect_s[hopeful])
+        bounds = capacity(families, prices, freedom, perfect_s=perfect_s[hopeful], below_s=best.step_time_s)
         search = StagedSearch(
             families=families, least_s=bounds.least_s, most_layers=bounds.most_layers, prices=prices, freedom=freedom,
             best=best, engine=engine,

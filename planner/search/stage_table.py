@@ -1,17 +1,16 @@
 """The partition problem of a family, from the prices of the one cost path.
 
 Every stage may take any number of consecutive layers, and recompute and offload any number of them; of the
-ways that fit its memory the one with the shortest backward pass is its option. What happens once per step is
+ways that fit its memory the one with the shortest backward pass is its option, so that no stage recomputes more
+than it has to. What happens once per step is
 priced under the longest passes a stage of a better plan can have, so that the value of a choice is never above
 its price.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from costmodels.data_parallel import DataParallelTraffic, exposed_traffic_s
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_layers import layer_kinds
@@ -20,6 +19,7 @@ from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
 from costmodels.stages import moe_layers
 from planner.search.families import Family, crossings_s, known_of_step_s, least_nodes, own_crossing_s
 from planner.search.freedom import Freedom
+from planner.search.once import once_s
 from planner.search.partition import ANYWHERE, PartitionInstance, StageOptions
 from profiles.model import ModelSpec
 
@@ -328,26 +328,12 @@ def _once_s(
         config, dense=columns["dense"], moe=columns["moe"], has_embedding=stage == 0,
         has_head=stage == family.num_stages - 1,
     )  # fmt: skip
-    content = {name: prices.content[index, rows] for index, name in enumerate(CONTENT_COLUMNS)}
-    unit = {name: column[config] for name, column in prices.unit.items()}
-
-    def column(values: FloatArray) -> Any:
-        return values[:, None]
-
-    traffic = DataParallelTraffic(
-        gradients_s=column(content["gradients_s"]),
-        parameters_s=column(content["parameters_s"]),
-        reduces_per_microbatch=column(unit["reduces_per_microbatch"]),
-        gathers_per_microbatch=column(unit["gathers_per_microbatch"]),
-        hidden_gathers=column(unit["hidden_gathers"]),
-        hidden_reductions=column(unit["hidden_reductions"]),
-    )
-    exposed, _ = exposed_traffic_s(
-        traffic,
+    return once_s(
+        prices,
+        config,
+        rows,
         num_microbatches=np.full(len(config), family.num_microbatches),
         forward_s=np.full(len(config), longest_s[0]),
         backward_s=np.full(len(config), longest_s[1]),
+        optimizer_offload=columns["optimizer_offload"],
     )
-    share = columns["optimizer_offload"] / 8
-    step: FloatArray = exposed + content["device_step_s"] * (1.0 - share) + content["host_step_s"] * share
-    return step

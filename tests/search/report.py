@@ -203,10 +203,10 @@ Written by `make search-report`. Times are processor seconds of one thread, on w
 
 `planner search` prices every plan that treats its stages alike, and then every *family* of pipelines (degrees,
 sharding, micro-batches, schedule, chunks) that might beat it, best bound first: any number of consecutive layers per
-stage, any number of them recomputed. Each stage's ways are priced by the cost path that prices all plans, memory in
-full, so that memory may follow any formula; what is left is a partition with a few hundred options, solved by label
-setting and, where that leaves a gap, by CP-SAT. The search ends with a proof when the next family's bound is no
-better than the best plan, or with the least bound that is left. Every plan is priced anew before it counts; the
+stage, recomputed as little as memory allows. Each stage's ways are priced by the cost path that prices all plans,
+memory in full, so that memory may follow any formula; what is left is a partition with a few hundred options, solved
+by label setting and, where that leaves a gap, by CP-SAT. The search ends with a proof when the next family's bound is
+no better than the best plan, or with the least bound that is left. Every plan is priced anew before it counts; the
 largest difference between a value that was minimised and the price of its plan is `largest_price_gap` in the
 document.
 
@@ -262,7 +262,7 @@ Across groups of different GPUs; saved: over the best uniform plan on either gro
 def main() -> None:
     """Rewrite the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--evaluations", type=int, default=1_000_000, help="Limit of each realistic job.")
+    parser.add_argument("--evaluations", type=int, default=500_000, help="Limit of each realistic job.")
     parser.add_argument("--out", type=Path, default=PAGE)
     arguments = parser.parse_args()
     arguments.out.write_text(page(arguments.evaluations))
