@@ -81,14 +81,14 @@ def _plan(result: SearchResult, best: FoundPlan, console: Console) -> None:
 
 
 def _proof(result: SearchResult) -> str:
-    """What is proved, and what leaving stages their freedom is worth."""
+    """What is proved, and what is gained over plans that treat every stage alike."""
     if result.optimal:
         words = "proved: no plan of the spaces searched is faster"
     elif result.gap is not None:
         words = f"at most {percent(result.gap)} from the fastest of the spaces searched"
     else:
         words = "nothing is proved about faster plans"
-    return f"{words}; {percent(result.gain)} faster than the best uniform plan" if result.gain > 0 else words
+    return f"{words}; {percent(result.gain)} faster than the best of planner plan" if result.gain > 0 else words
 
 
 def _cell(stage: StageChoice, title: str) -> str:

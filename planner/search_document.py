@@ -14,7 +14,7 @@ from planner.search.result import EngineRun, FoundPlan, SearchResult, StageChoic
 CONVENTIONS = {
     "bound": "no plan of the spaces searched has a shorter step; the cost model's own error is not part of it",
     "gap": "share of the step time that a better plan of these spaces could still save",
-    "gain": "share of the step time that the best plan saves over the best that treats every stage alike",
+    "gain": "share of the step time that the best plan saves over the best that planner plan knows",
     "evaluations": "plans and stages of plans priced",
 }
 

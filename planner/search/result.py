@@ -147,7 +147,8 @@ class SearchResult:
         strategy: What was asked for.
         seed: Of everything random.
         best: The best plan; None when none was found.
-        uniform_step_time_s: The best plan that treats every stage alike; infinite without one.
+        uniform_step_time_s: The best plan that ``planner.plan`` enumerates, which treats every stage alike; infinite
+            without one.
         engines: What every engine did, in order.
         improvements: How the best plan came about.
         elapsed_s: Seconds altogether.
@@ -191,7 +192,7 @@ class SearchResult:
 
     @property
     def gain(self) -> float:
-        """Share of the step time that the best plan saves over the best uniform one; 0 without either."""
+        """Share of the step time that the best plan saves over the best that is enumerated; 0 without either."""
         if self.best is None or not math.isfinite(self.uniform_step_time_s):
             return 0.0
         return 1.0 - self.best.step_time_s / self.uniform_step_time_s
