@@ -27,8 +27,9 @@ LONG_SEQUENCE = 8192  # tokens from which context parallelism is considered unas
 CONTEXT_TOKENS = 4096  # fewest tokens per context-parallel rank considered unasked
 MICRO_BATCH_TOKENS = 1 << 19  # largest micro-batch considered unasked, in tokens
 _EVERY_MICRO_BATCH = 8  # all divisors up to here, powers of two beyond
-_EIGHTHS = (1, 2, 3, 4, 5, 6, 7)  # block recomputation in eighths of a stage
+EIGHTHS = 8  # block recomputation in eighths of a stage
 _CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # virtual stages where any number is legal
+END_CODES = (0, 1, 2)  # layers over stages: even; the remainder on the last stage; one less on both ends
 _DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")
 
 
@@ -95,7 +96,7 @@ def _degrees(candidates: Candidates) -> None:
     candidates.expand(("context_parallel",), _singles([c for c in parts if c <= most]), keep=whole)
     product = np.prod([candidates.columns[name] for name in _DEGREES[:3]], axis=0)
     candidates.derive(data_parallel=np.maximum(setting.num_devices // product, 1))
-    kinds = [int(kind) for kind in _context_kinds(setting.framework)]
+    kinds = [int(kind) for kind in context_kinds(setting.framework)]
     candidates.expand(
         ("context_kind",),
         _singles(kinds),
@@ -122,7 +123,7 @@ def _check_pins(setting: Setting, pins: Mapping[str, int]) -> None:
         raise SpecError(f"plan.{next(iter(fixed))}", problem, one_of(divisors(setting.num_devices)))
 
 
-def _context_kinds(framework: str) -> tuple[ContextKind, ...]:
+def context_kinds(framework: str) -> tuple[ContextKind, ...]:
     """How the framework can exchange keys and values; the first also stands for "not used"."""
     return {
         MEGATRON: (ContextKind.RING, ContextKind.ALL_GATHER, ContextKind.ULYSSES),
@@ -144,12 +145,17 @@ def _sharding(candidates: Candidates, domain_devices: int) -> None:
         return mask((span == 0) | (whole & (columns["zero_stage"] > 0)))
 
     candidates.expand(("zero_stage",), _singles([0, 1, 2, 3]), keep=useful)
-    spans = [domain_devices * 4**k for k in range(10) if domain_devices * 4**k < candidates.setting.num_devices]
-    if "zero_shard_degree" in candidates.pins or candidates.setting.framework == NANOTRON:
-        spans = []
-    candidates.expand(("zero_shard_degree",), _singles([0, *spans]), keep=hybrid, provisional=True)
+    spans = shard_spans(candidates.setting, domain_devices) if "zero_shard_degree" not in candidates.pins else [0]
+    candidates.expand(("zero_shard_degree",), _singles(spans), keep=hybrid, provisional=True)
     columns = candidates.columns
     candidates.derive(zero_shard_degree=columns["zero_shard_degree"] // columns["tensor_parallel"])
+
+
+def shard_spans(setting: Setting, domain_devices: int) -> list[int]:
+    """Devices one set of shards may span: 0 for all ranks, or whole scale-up domains."""
+    if setting.framework == NANOTRON:
+        return [0]
+    return [0, *(domain_devices * 4**k for k in range(10) if domain_devices * 4**k < setting.num_devices)]
 
 
 def _experts(candidates: Candidates) -> None:
@@ -178,37 +184,52 @@ def _pipeline(candidates: Candidates) -> None:
     )
 
     def fits(columns: Columns) -> BoolArray:
-        p, v = columns["pipeline_parallel"], columns["virtual_stages"]
-        first, last = columns["first_stage_layers"], columns["last_stage_layers"]
-        per_stage = (layers - first - last) // np.maximum(p - (first > 0) - (last > 0), 1)
-        even = (per_stage % v == 0) & (first % v == 0) & (last % v == 0) if megatron else p * v <= layers
-        return mask((v == 1) | (even & (p > 1) & (columns["schedule"] == Schedule.ONE_F_ONE_B)))
+        return chunks_fit(columns, layers, even=megatron)
 
-    chunks = divisors(layers) if megatron else [v for v in _CHUNKS if v <= layers]
-    candidates.expand(("virtual_stages",), _singles(chunks), keep=fits)
+    candidates.expand(("virtual_stages",), _singles(chunk_counts(candidates.setting)), keep=fits)
+
+
+def chunks_fit(columns: Columns, layers: int, *, even: bool) -> BoolArray:
+    """Whether the layers of every stage divide into its chunks, and the schedule interleaves them."""
+    p, v = columns["pipeline_parallel"], columns["virtual_stages"]
+    first, last = columns["first_stage_layers"], columns["last_stage_layers"]
+    per_stage = (layers - first - last) // np.maximum(p - (first > 0) - (last > 0), 1)
+    whole = (per_stage % v == 0) & (first % v == 0) & (last % v == 0) if even else p * v <= layers
+    return mask((v == 1) | (whole & (p > 1) & (columns["schedule"] == Schedule.ONE_F_ONE_B)))
+
+
+def chunk_counts(setting: Setting) -> list[int]:
+    """Virtual stages per rank worth considering."""
+    layers = setting.model.num_layers
+    return divisors(layers) if setting.framework == MEGATRON else [v for v in _CHUNKS if v <= layers]
 
 
 def _uneven_ends(candidates: Candidates, layers: int, *, allowed: bool) -> None:
     """Layers over stages: even; or, where they do not divide, what is left on the last, or one less on both ends."""
 
-    def remainder(p: IntArray) -> IntArray:
-        return layers - -(-layers // p) * (p - 1)
-
     def divides(columns: Columns) -> BoolArray:
-        p, code = columns["pipeline_parallel"], columns["first_stage_layers"]
-        both = ((layers + 2) % p == 0) & ((layers + 2) // p > 1)
-        legal = np.where(code == 1, remainder(p) > 0, both)
-        return mask((code == 0) | ((layers % p != 0) & legal))
+        return ends_apply(columns["first_stage_layers"], columns["pipeline_parallel"], layers)
 
     pinned = {"first_stage_layers", "last_stage_layers"} & candidates.pins.keys()
-    codes = [0, 1, 2] if allowed and not pinned else [0]
+    codes = list(END_CODES) if allowed and not pinned else [0]
     candidates.expand(("first_stage_layers",), _singles(codes), keep=divides, provisional=True)
     p, code = candidates.columns["pipeline_parallel"], candidates.columns["first_stage_layers"]
-    reduced = (layers + 2) // p - 1
-    candidates.derive(
-        first_stage_layers=np.where(code == 2, reduced, 0),
-        last_stage_layers=np.select([code == 1, code == 2], [remainder(p), reduced], 0),
-    )
+    first, last = end_layers(code, p, layers)
+    candidates.derive(first_stage_layers=first, last_stage_layers=last)
+
+
+def ends_apply(code: IntArray, p: IntArray, layers: int) -> BoolArray:
+    """(N,) whether a way of laying out first and last stage is of use: always when even."""
+    remainder = layers - -(-layers // p) * (p - 1)
+    both = ((layers + 2) % p == 0) & ((layers + 2) // p > 1)
+    legal = np.where(code == 1, remainder > 0, both)
+    return mask((code == 0) | ((layers % p != 0) & legal))
+
+
+def end_layers(code: IntArray, p: IntArray, layers: int) -> tuple[IntArray, IntArray]:
+    """Layers of first and last stage by ``END_CODES``; 0 where the split is even."""
+    remainder, reduced = layers - -(-layers // p) * (p - 1), (layers + 2) // p - 1
+    return np.where(code == 2, reduced, 0), np.select([code == 1, code == 2], [remainder, reduced], 0)
 
 
 def _micro_batches(candidates: Candidates) -> None:
@@ -219,11 +240,7 @@ def _micro_batches(candidates: Candidates) -> None:
         per_step = candidates.columns["data_parallel"] * candidates.pins["num_microbatches"]
         candidates.derive(micro_batch_size=np.maximum(total // np.maximum(per_step, 1), 1), num_microbatches=1)
         return
-    sizes = [
-        b
-        for b in divisors(total)
-        if b == 1 or (b * job.sequence_length <= MICRO_BATCH_TOKENS and (b <= _EVERY_MICRO_BATCH or b & (b - 1) == 0))
-    ]
+    sizes = micro_batch_sizes(candidates.setting)
     candidates.expand(
         ("micro_batch_size",),
         _singles(sizes),
@@ -233,18 +250,33 @@ def _micro_batches(candidates: Candidates) -> None:
     candidates.derive(num_microbatches=np.maximum(total // per_step, 1))
 
 
+def micro_batch_sizes(setting: Setting) -> list[int]:
+    """Sequences per micro-batch worth considering: divisors of the global batch on the grid above."""
+    length = setting.job.sequence_length
+    return [
+        b
+        for b in divisors(setting.job.global_batch_size)
+        if b == 1 or (b * length <= MICRO_BATCH_TOKENS and (b <= _EVERY_MICRO_BATCH or b & (b - 1) == 0))
+    ]
+
+
+def block_layers(per_stage: IntArray, part: IntArray | int) -> IntArray:
+    """Layers of a stage that ``block`` recomputation covers at so many eighths."""
+    return -(-per_stage * part // EIGHTHS)
+
+
 def _recomputation(candidates: Candidates) -> None:
     """None, selective, full, and block in eighths of a stage."""
     layers = candidates.setting.model.num_layers
     wanted = candidates.pins.get("recompute", int(Recompute.BLOCK) if "recompute_layers" in candidates.pins else None)
     modes = [int(mode) for mode in Recompute] if wanted is None else [wanted]
     offered = candidates.offered(("recompute",), _singles(modes)) if wanted is None else _singles(modes)
-    grid = _EIGHTHS if "recompute_layers" not in candidates.pins else (1,)
+    grid = tuple(range(1, EIGHTHS)) if "recompute_layers" not in candidates.pins else (1,)
     options = [(mode, part) for (mode,) in offered for part in (grid if mode == Recompute.BLOCK else (0,))]
 
     def distinct(columns: Columns) -> BoolArray:
         per_stage, part = layers // columns["pipeline_parallel"], columns["recompute_layers"]
-        size, before = -(-per_stage * part // 8), -(-per_stage * (part - 1) // 8)
+        size, before = block_layers(per_stage, part), block_layers(per_stage, part - 1)
         return mask((part == 0) | ((size > before) & (size < per_stage)))
 
     keep = None if "recompute_layers" in candidates.pins else distinct
@@ -252,7 +284,7 @@ def _recomputation(candidates: Candidates) -> None:
     per_stage = layers // candidates.columns["pipeline_parallel"]
     candidates.derive(
         recompute=candidates.columns["recompute"],
-        recompute_layers=-(-per_stage * candidates.columns["recompute_layers"] // 8),
+        recompute_layers=block_layers(per_stage, candidates.columns["recompute_layers"]),
     )
 
 

@@ -319,7 +319,7 @@ def test_no_fit_is_worse_than_its_prior(seed, spread):
     world = World.of(*"abc" * 4, seed=seed)
     measured_s = world.measured_s() * np.exp(np.random.default_rng(seed).normal(0, spread, 12))
     found = world.fit(measured_s).stacks["s"]
-    assert objective(world, measured_s, found) <= objective(world, measured_s, PRIOR)
+    assert objective(world, measured_s, found) <= objective(world, measured_s, PRIOR) * (1 + 1e-12)  # rounding
 
 
 def test_every_step_taken_lowers_the_objective(monkeypatch: pytest.MonkeyPatch):
