@@ -9,7 +9,9 @@ from planner.cli_output import emit, progress
 EXIT_NOTHING_FITS = 3
 _SEARCH = "Search"
 
-Strategy = Annotated[str, typer.Option("--strategy", help="auto, enumerate or cpsat.", rich_help_panel=_SEARCH)]
+Strategy = Annotated[
+    str, typer.Option("--strategy", help="auto, enumerate, cpsat, mcmc or all.", rich_help_panel=_SEARCH)
+]
 Seconds = Annotated[float, typer.Option("--seconds", help="Longest time to search.", rich_help_panel=_SEARCH)]
 Evaluations = Annotated[
     int | None,

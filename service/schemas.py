@@ -243,7 +243,7 @@ class SearchRequest(EstimateRequest):
     """Search for the fastest plan stage by stage; groups of different devices are joined by `+`."""
 
     plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
-    strategy: Literal["auto", "enumerate", "cpsat"] = "auto"
+    strategy: Literal["auto", "enumerate", "cpsat", "mcmc", "all"] = "auto"
     seconds: float = Field(default=5.0, gt=0, le=MAX_SEARCH_SECONDS, description="Longest time to search.")
     evaluations: int | None = Field(default=None, ge=1, le=1 << 40, description="Most plans and stages to price.")
     seed: int = Field(default=0, ge=0, le=(1 << 31) - 1, description="Of everything random.")

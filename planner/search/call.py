@@ -28,8 +28,9 @@ def search(
         model: As for ``planner.plan``.
         cluster: As for ``planner.plan``; or groups of different devices, as ``"4x8xA100-80GB+4x8xH100"``.
         job: As for ``planner.plan``.
-        strategy: ``enumerate`` for uniform plans only; ``cpsat`` for exact partitions by CP-SAT; ``auto``
-            picks what proves most in the time given.
+        strategy: ``enumerate`` for uniform plans only; ``cpsat`` for exact partitions by CP-SAT; ``mcmc``
+            anneals over stages that may differ in everything, which proves nothing; ``auto`` picks what proves
+            most in the time given; ``all`` anneals after that.
         seconds: Wall-clock limit of the search.
         evaluations: Most plans and stages priced; unlike ``seconds``, answers the same on every machine.
         seed: Of everything random.

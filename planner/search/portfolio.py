@@ -9,6 +9,7 @@ from costmodels.stage_plan import from_uniform
 from costmodels.stage_prices import StagePrices
 from planner.request import setting_of
 from planner.results import Request
+from planner.search.annealing import anneal
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.capacity import capacity
 from planner.search.enumerate import price_all
@@ -53,6 +54,9 @@ def search_question(question: Question, *, strategy: str, budget: SearchBudget) 
             uniform_s = best.step_time_s
     found = None if best.plans is None or best.configs is None else found_plan(question, best.plans, best.configs)
     proved = [run.bound_s for run in runs if run.bound_s is not None]
+    unproved = {run.engine for run in runs if run.bound_s is None}
+    if best.improvements and best.improvements[-1].engine in unproved:
+        proved = []  # the best plan is of a space that nothing was proved about
     return SearchResult(
         requests=question.requests,
         cluster=question.cluster_name,
@@ -102,6 +106,11 @@ def by_enumeration(question: Question, best: BestSoFar) -> list[EngineRun]:
 def by_cpsat(question: Question, best: BestSoFar) -> list[EngineRun]:
     """Partitions by CP-SAT alone."""
     return _partitions(question, best, engine="cpsat")
+
+
+def by_annealing(question: Question, best: BestSoFar) -> list[EngineRun]:
+    """Simulated annealing, from the best plan so far."""
+    return [anneal(question, best)]
 
 
 def by_partition(question: Question, best: BestSoFar) -> list[EngineRun]:
@@ -187,4 +196,6 @@ STRATEGIES: dict[str, tuple[Engine, ...]] = {
     "enumerate": (by_enumeration,),
     "cpsat": (by_enumeration, by_cpsat),
     "auto": (by_enumeration, by_partition),
+    "mcmc": (by_enumeration, by_annealing),
+    "all": (by_enumeration, by_partition, by_annealing),
 }

@@ -1,0 +1,107 @@
+"""The annealer as an engine of ``planner.search``: every stage may differ in everything.
+
+It starts from the best plan the engines before it found, and from random ones. What it finds is priced by
+the one cost path like every plan; how close it comes to the optimum it cannot say.
+"""
+
+from costmodels.plan import IntArray
+from costmodels.stage_plan import CONFIG_COLUMNS
+from planner.request import setting_of
+from planner.search.anneal import SimulatedAnnealing
+from planner.search.best import BestSoFar
+from planner.search.question import Question
+from planner.search.result import EngineRun
+from planner.search.run import Budget, Search
+from planner.search.stage_space import stage_space
+from planner.search.varied import PINNED, VariedSpace
+
+_ENGINE = "mcmc"
+_MOST_STAGES = 16
+_CHAINS = 256  # enough for pricing to cost more than everything around it
+_CYCLE = 128  # moves of a chain between restarts
+_STARTS = 32  # chains that begin at the best plan known
+_SPACE = "any layers, devices, degrees, recomputation and offloading per stage"
+
+
+def anneal(question: Question, best: BestSoFar) -> EngineRun:
+    """Search until the budget is spent.
+
+    Args:
+        question: What is searched for.
+        best: The best plan so far, which is improved upon.
+    """
+    request, began_s = question.requests[0], best.elapsed_s
+    if request.pins.keys() - PINNED or request.pins.get("pipeline_parallel") == 1 or best.spent:
+        return _report(best, began_s, status=best.spent or "unknown")
+    stages = stage_space(
+        [setting_of(each) for each in question.requests],
+        question.contexts,
+        joint=question.joint,
+        pins={name: value for name, value in request.pins.items() if name in CONFIG_COLUMNS},
+        max_stages=_MOST_STAGES,
+        prune=False,  # so that the best uniform plan is one of its plans
+    )
+    if not len(stages):
+        return _report(best, began_s, status="infeasible")
+    space = VariedSpace(stages=stages, max_stages=_MOST_STAGES, offload=request.offload, pins=request.pins)
+    agent = SimulatedAnnealing(
+        space=space, seed=best.budget.seed, chains=_CHAINS, cycle=_CYCLE, start=_start(space, best)
+    )
+    left_s = best.budget.seconds - best.elapsed_s
+    most = best.budget.evaluations
+    left = None if most is None else most - best.evaluations
+    search = Search(space=space, agent=agent, budget=Budget(seconds=max(left_s, 1e-3), evaluations=left))
+    found: IntArray | None = None
+    try:
+        for improvement in search.improvements():
+            if improvement.step_time_s < best.step_time_s:
+                found = improvement.vector[None, :]
+                best.offer(_ENGINE, space.decode(found), space.choices.configs, improvement.step_time_s)
+    except KeyboardInterrupt:
+        search.status = "interrupted"
+    best.evaluations += search.evaluations
+    return _report(best, began_s, status=search.status, search=search, agent=agent)
+
+
+def _start(space: VariedSpace, best: BestSoFar) -> IntArray | None:
+    """The best plan so far for some of the chains, where this space has it."""
+    if best.plans is None or best.configs is None:
+        return None
+    try:
+        return space.encode((best.plans, best.configs)).repeat(_STARTS, axis=0)
+    except ValueError:
+        return None
+
+
+def _report(
+    best: BestSoFar,
+    began_s: float,
+    *,
+    status: str,
+    search: Search | None = None,
+    agent: SimulatedAnnealing | None = None,
+) -> EngineRun:
+    statistics: dict[str, float | int | str] = {}
+    if agent is not None:
+        chains = agent.chain_report()
+        rate, temperature = chains.acceptance_rate, chains.temperature
+        statistics = {
+            "chains": len(rate),
+            "moves": int(chains.proposed.sum()),
+            "restarts": int(chains.restarts.sum()),
+            "least_acceptance": float(rate.min()),
+            "mean_acceptance": float(rate.mean()),
+            "largest_acceptance": float(rate.max()),
+            "lowest_temperature": float(temperature.min()),
+            "highest_temperature": float(temperature.max()),
+        }
+    return EngineRun(
+        engine=_ENGINE,
+        status=status,
+        evaluations=search.evaluations if search is not None else 0,
+        elapsed_s=best.elapsed_s - began_s,
+        step_time_s=search.step_time_s if search is not None else float("inf"),
+        bound_s=None,
+        space=_SPACE,
+        statistics=statistics,
+    )
