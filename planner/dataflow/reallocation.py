@@ -14,7 +14,7 @@ on from
 on request. Transfers of one node share its cards: bytes into a node, or out of it, add up.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 
 import numpy as np
@@ -22,6 +22,8 @@ import numpy as np
 from costmodels.collectives import CollectiveCallBatch, CollectiveCostModel, CollectiveOp
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from profiles.hardware import ClusterSpec
+
+_BLOCK_PAIRS = 1_000_000  # priced at once; bounds memory
 
 
 class Route(IntEnum):
@@ -58,6 +60,10 @@ class PlacedLayouts:
 
     def __len__(self) -> int:
         return len(self.start)
+
+    def take(self, rows: IntArray | slice) -> "PlacedLayouts":
+        """Only the given layouts."""
+        return PlacedLayouts(**{column.name: getattr(self, column.name)[rows] for column in fields(self)})
 
     @property
     def size(self) -> IntArray:
@@ -106,9 +112,17 @@ class ReallocationModel:
             source: Copies that weights may come from.
             target: Copies they may go to.
         """
-        times = np.stack(
-            [self.all_gather_s(source, target), self.broadcast_s(source, target), self.shards_s(source, target)]
+        block = max(1, _BLOCK_PAIRS // max(len(target), 1))
+        parts = [self._between(source.take(slice(row, row + block)), target) for row in range(0, len(source), block)]
+        return Reallocation(
+            time_s=np.concatenate([part.time_s for part in parts]),
+            moved_bytes=np.concatenate([part.moved_bytes for part in parts]),
+            route=np.concatenate([part.route for part in parts]),
         )
+
+    def _between(self, source: PlacedLayouts, target: PlacedLayouts) -> Reallocation:
+        routes = (self.all_gather_s, self.broadcast_s, self.shards_s)
+        times = np.stack([route_s(source, target) for route_s in routes])
         route = times.argmin(axis=0) + int(Route.ALL_GATHER)
         time_s = times.min(axis=0)
         moved = np.broadcast_to(target.shard_bytes * target.size, time_s.shape).copy()
@@ -137,61 +151,65 @@ class ReallocationModel:
         stage = source.tensor_parallel * source.data_parallel
         stages_in_node = np.maximum(self._node_gpus(source.size) // stage, 1)[:, None]
         near = np.maximum(wider, 1) * np.minimum(np.maximum(longer, 1), stages_in_node)
-        result = np.broadcast_to(target.shard_bytes, one_mesh.shape)
-        time_s = self._price(CollectiveOp.ALL_GATHER, result, group, near)
-        return np.where(one_mesh & whole, time_s, np.inf)
+        row, column = np.nonzero(one_mesh & whole)
+        time_s = np.full(one_mesh.shape, np.inf)
+        gathered = target.shard_bytes[column]
+        time_s[row, column] = self._price(CollectiveOp.ALL_GATHER, gathered, group[row, column], near[row, column])
+        return time_s
 
     def broadcast_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
         """Every layer into each node that lacks it once, then to the ranks inside."""
         inflow, outflow, nodes = self._node_flows(source, target)
-        model = target.model_bytes
         cards = self.cluster.node.nics_per_node
-        across = np.maximum(inflow, outflow) * model / cards
-        group = np.where(inflow > 0, 2, 1)
-        network_s = self._price(CollectiveOp.SEND_RECV, across, group, np.ones_like(group))
+        network_s = self._across_s(np.maximum(inflow, outflow) * target.model_bytes / cards)
         # A chain of nodes is full once the first message has passed all but the last of them.
-        chunk = np.where(nodes > 1, model / self.layer_groups / cards, 0.0)
-        hop_s = self._price(CollectiveOp.SEND_RECV, chunk, group, np.ones_like(group))
-        inside = np.where(self._alone(source, target), 1, 2)
-        shard = np.broadcast_to(target.shard_bytes, inflow.shape)
-        local_s = self._price(CollectiveOp.SEND_RECV, shard, inside, inside)
+        hop_s = self._across_s(target.model_bytes / self.layer_groups / cards)
         # Messages travel inside nodes while the next ones arrive; the slower link sets the pace.
+        local_s = np.where(self._alone(source, target), 0.0, self._inside_s(target.shard_bytes))
         return np.maximum(network_s, local_s) + np.maximum(nodes - 1, 0) * hop_s
 
     def shards_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
         """Every rank fetches its own shard; ranks that hold it share the work of sending."""
         inflow, _, _ = self._node_flows(source, target)
-        shard = np.broadcast_to(target.shard_bytes, inflow.shape)
         sent = (target.shard_bytes * target.size) / source.size[:, None]
-        most = np.maximum(shard, sent)
-        devices_per_card = self.cluster.node.devices_per_node / self.cluster.node.nics_per_node
-        remote = inflow > 0
-        two = np.full(inflow.shape, 2)
-        across_s = self._price(CollectiveOp.SEND_RECV, most * devices_per_card, two, np.ones_like(two))
-        inside_s = self._price(CollectiveOp.SEND_RECV, most, np.where(self._alone(source, target), 1, 2), two)
-        return np.where(remote, across_s, inside_s)
+        most = np.maximum(target.shard_bytes, sent)
+        inside_s = np.where(self._alone(source, target), 0.0, self._inside_s(most))
+        return np.where(inflow > 0, self._across_s(most * self._devices_per_card), inside_s)
 
     def full_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
         """Whole tensors to every rank of the target, one tensor after the other, as engines are brought up to date."""
         inflow, _, nodes = self._node_flows(source, target)
-        model = np.broadcast_to(target.model_bytes, inflow.shape)
-        devices_per_card = self.cluster.node.devices_per_node / self.cluster.node.nics_per_node
-        two = np.full(inflow.shape, 2)
-        across_s = self._price(CollectiveOp.SEND_RECV, model * devices_per_card, two, np.ones_like(two))
-        inside_s = self._price(CollectiveOp.SEND_RECV, model, two, two)
-        chunk_s = self._price(CollectiveOp.SEND_RECV, model / self.layer_groups, two, np.ones_like(two))
-        return np.where(inflow > 0, across_s + np.maximum(nodes - 1, 0) * chunk_s, inside_s)
+        across_s = self._across_s(target.model_bytes * self._devices_per_card)
+        chunk_s = self._across_s(target.model_bytes / self.layer_groups)
+        chained_s = across_s + np.maximum(nodes - 1, 0) * chunk_s
+        return np.where(inflow > 0, chained_s, self._inside_s(target.model_bytes))
+
+    @property
+    def _devices_per_card(self) -> float:
+        return self.cluster.node.devices_per_node / self.cluster.node.nics_per_node
+
+    def _across_s(self, size_bytes: FloatArray) -> FloatArray:
+        """Seconds for so many bytes through one network card; each amount is priced once."""
+        return self._each_once_s(size_bytes, near=1)
+
+    def _inside_s(self, size_bytes: FloatArray) -> FloatArray:
+        """Seconds for so many bytes to one GPU inside a node."""
+        return self._each_once_s(size_bytes, near=2)
+
+    def _each_once_s(self, size_bytes: FloatArray, *, near: int) -> FloatArray:
+        amounts, place = np.unique(size_bytes, return_inverse=True)
+        two = np.full(len(amounts), 2)
+        time_s = self._price(CollectiveOp.SEND_RECV, amounts, two, np.full(len(amounts), near))
+        return time_s[place].reshape(size_bytes.shape)
 
     def _price(self, op: CollectiveOp, size_bytes: FloatArray, group: IntArray, near: IntArray) -> FloatArray:
-        shape = np.broadcast_shapes(size_bytes.shape, group.shape, near.shape)
-        columns = [np.broadcast_to(column, shape).ravel() for column in (size_bytes, group, near)]
         calls = CollectiveCallBatch(
-            op=np.full(len(columns[0]), int(op), dtype=np.int64),
-            size_bytes=columns[0].astype(np.float64),
-            group_size=columns[1].astype(np.int64),
-            ranks_per_domain=columns[2].astype(np.int64),
+            op=np.full(len(size_bytes), int(op), dtype=np.int64),
+            size_bytes=size_bytes,
+            group_size=group,
+            ranks_per_domain=near,
         )
-        return self.collectives.predict(calls, self.cluster).time_s.reshape(shape)
+        return self.collectives.predict(calls, self.cluster).time_s
 
     def _node_gpus(self, size: IntArray) -> IntArray:
         gpus: IntArray = np.minimum(size, self.cluster.domain_devices)
@@ -212,22 +230,41 @@ class ReallocationModel:
         All shapes [sources, targets]. Nodes of a source that hold the same layers share the sending evenly, and a
         layer leaves the source once: nodes pass it on.
         """
+        senders, sender = _shapes(source)
+        receivers, receiver = _shapes(target)
+        inflow, total, nodes = self._flows(senders, receivers)
+        # A model of one copy over k nodes leaves each of them in part; copies share the work.
+        source_nodes = np.maximum(-(-senders.size // self.cluster.domain_devices), 1)
+        outflow = np.where(inflow > 0, np.minimum(1.0 / source_nodes[:, None], total), 0.0)
+        pairs = np.ix_(sender, receiver)
+        return inflow[pairs], outflow[pairs], nodes[pairs]
+
+    def _flows(self, source: PlacedLayouts, target: PlacedLayouts) -> tuple[FloatArray, FloatArray, IntArray]:
+        """Largest and total share of the model that nodes lack, and how many lack any. [sources, targets]."""
         shape = (len(source), len(target))
         inflow, total, nodes = np.zeros(shape), np.zeros(shape), np.zeros(shape, dtype=np.int64)
         each = self.cluster.domain_devices
         for node in range(-(-self.cluster.num_devices // each)):
+            here = (target.start < (node + 1) * each) & (target.start + target.size > node * each)
+            if not here.any():
+                continue
+            columns = np.flatnonzero(here)
             has_low, has_high = _layers_in(source, node * each, each)
-            low, high = _layers_in(target, node * each, each)
+            low, high = _layers_in(target.take(columns), node * each, each)
             common = np.minimum(has_high[:, None], high) - np.maximum(has_low[:, None], low)
             missing = (high - low) - np.maximum(common, 0.0)
             missing[missing < 1e-12] = 0.0
-            np.maximum(inflow, missing, out=inflow)
-            total += missing
-            nodes += missing > 0
-        # A model of one copy over k nodes leaves each of them in part; copies share the work.
-        source_nodes = np.maximum(-(-source.size // each), 1)
-        outflow = np.minimum(np.broadcast_to(1.0 / source_nodes[:, None], shape), total)
-        return inflow, np.where(inflow > 0, outflow, 0.0), nodes
+            inflow[:, columns] = np.maximum(inflow[:, columns], missing)
+            total[:, columns] += missing
+            nodes[:, columns] += missing > 0
+        return inflow, total, nodes
+
+
+def _shapes(layouts: PlacedLayouts) -> tuple[PlacedLayouts, IntArray]:
+    """Layouts that differ in mesh or stages, and which of them each layout is like: the rest does not move layers."""
+    keys = np.stack([layouts.start, layouts.size, layouts.pipeline_parallel])
+    _, first, place = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+    return layouts.take(first), place.reshape(-1)
 
 
 def _layers_in(layouts: PlacedLayouts, first: int, gpus: int) -> tuple[FloatArray, FloatArray]:

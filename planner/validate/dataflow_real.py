@@ -1,9 +1,9 @@
 """ReaLHF's published iterations: what its Megatron heuristic takes, call by call, through the one cost path.
 
 The heuristic runs all six calls of PPO one after the other on all GPUs, tensor-parallel inside nodes and pipelined
-across them (profiler/search.py of ReaLHF in April 2024). Hence an iteration is the sum of six calls, nothing is moved,
-and differences between output lengths are decode steps. Settings as its paper's first version has them: 2^17 tokens
-per iteration, fixed output lengths, four mini-batches, full recomputation, ZeRO-1 (arXiv:2406.14088v1).
+across them (profiler/search.py of ReaLHF in April 2024). Hence an iteration is the sum of six calls, nothing is
+moved, and differences between output lengths are decode steps. Settings as its paper's first version has them: 2^17
+tokens per iteration, fixed output lengths, four mini-batches, full recomputation, ZeRO-1 (arXiv:2406.14088v1).
 
 The GPU is not named beyond 80 GB; an A100 is assumed, and what it does not explain goes into the fitted constants.
 """
@@ -43,8 +43,8 @@ class RealRow:
         mode: ``scale_actor``, ``scale_critic`` or ``scale_both``.
         system: Who ran it, as the file names it.
         num_devices: GPUs.
-        actor, critic: Billions of parameters; the reference model is like the actor, the reward model like the critic.
-        prompt_tokens, output_tokens: Per sequence, fixed.
+        actor, critic: Billions of parameters; the reference model is like the actor, the reward model like the
+        critic. prompt_tokens, output_tokens: Per sequence, fixed.
         num_sequences: Per iteration.
         time_s: Seconds per iteration.
     """
@@ -104,7 +104,7 @@ def heuristic_s(row: RealRow, constants: RealConstants) -> float:
 
 def heuristic_calls_s(row: RealRow, constants: RealConstants) -> dict[str, float]:
     """Predicted seconds of each call of one iteration under the heuristic, and of the overhead of all."""
-    setting = CallSetting(cluster=_cluster(row.num_devices), stack=_stack(constants))
+    setting = CallSetting(cluster=real_cluster(row.num_devices), stack=real_stack(constants))
     parts: dict[str, float] = {"actor_generate": generation_s(row, constants)}
     for name, billions, kind, value_head in (
         ("reward_inference", row.critic, CallKind.INFERENCE, True),
@@ -113,22 +113,22 @@ def heuristic_calls_s(row: RealRow, constants: RealConstants) -> dict[str, float
         ("actor_train", row.actor, CallKind.TRAIN, False),
         ("critic_train", row.critic, CallKind.TRAIN, True),
     ):
-        call = _call(row, kind, value_head=value_head)
+        call = real_call(row, kind, value_head=value_head)
         plans = _plans(row, call)
-        parts[name] = float(price_plans(plans, call, call.model(_model(billions)), setting).time_s[0])
+        parts[name] = float(price_plans(plans, call, call.model(real_model(billions)), setting).time_s[0])
     return parts | {"overhead": constants.overhead_s}
 
 
 def generation_s(row: RealRow, constants: RealConstants) -> float:
     """Predicted seconds of the generation call."""
-    setting = CallSetting(cluster=_cluster(row.num_devices), stack=_stack(constants))
+    setting = CallSetting(cluster=real_cluster(row.num_devices), stack=real_stack(constants))
     engine = replace(find_engine("trainer"), collective_launch_s=constants.collective_launch_s)
-    call = _call(row, CallKind.GENERATE)
+    call = real_call(row, CallKind.GENERATE)
     stages = row.num_devices // 8
     plans = PlanBatch.from_columns(
         1, tensor_parallel=8, pipeline_parallel=stages, micro_batch_size=max(row.num_sequences // stages, 1)
     )
-    table = price_generation(plans, call, _model(row.actor), setting, engine, room_bytes=np.inf)
+    table = price_generation(plans, call, real_model(row.actor), setting, engine, room_bytes=np.inf)
     return float(table.time_s.min())
 
 
@@ -145,13 +145,14 @@ def slopes_s(rows: Sequence[RealRow], times_s: Sequence[float]) -> dict[tuple[st
         ]
         if shorter:
             tokens, before = max(shorter)
-            layers = _model(row.actor).num_layers
+            layers = real_model(row.actor).num_layers
             key = (row.mode, row.num_devices, row.actor, row.output_tokens)
             found[key] = (seconds - before) / (row.output_tokens - tokens) / layers
     return found
 
 
-def _call(row: RealRow, kind: CallKind, *, value_head: bool = False) -> ModelCall:
+def real_call(row: RealRow, kind: CallKind, *, value_head: bool = False) -> ModelCall:
+    """What one call of an iteration computes."""
     return ModelCall(
         kind=kind,
         num_sequences=row.num_sequences,
@@ -182,16 +183,18 @@ def _plans(row: RealRow, call: ModelCall) -> PlanBatch:
 
 
 @lru_cache(maxsize=8)
-def _model(billions: int) -> ModelSpec:
+def real_model(billions: int) -> ModelSpec:
+    """The model of so many billion parameters that was used."""
     return resolve_model(_MODELS[billions], default_catalog(), allow_paths=False).spec
 
 
 @lru_cache(maxsize=8)
-def _cluster(num_devices: int) -> ClusterSpec:
+def real_cluster(num_devices: int) -> ClusterSpec:
+    """Whole nodes of the device assumed."""
     return parse_cluster(f"{num_devices // 8}x8x{DEVICE}", default_catalog(), fabric=None)
 
 
-def _stack(constants: RealConstants) -> StackSpec:
+def real_stack(constants: RealConstants) -> StackSpec:
     """Megatron-Core's kernels with the constants in place of what was fitted on its own runs."""
     return replace(
         find_stack("megatron"),

@@ -1,0 +1,83 @@
+"""Experiments on workflows that are cheap enough to repeat; the rest is in ``docs/dataflow.md``."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from planner.dataflow.orders import task_graph
+from planner.dataflow.pareto import useful_candidates
+from planner.dataflow.search import SearchOptions, solve
+from planner.dataflow.search_anneal import AnnealOptions, anneal
+from planner.dataflow.search_inputs import read_search_input
+from planner.dataflow.units import units_of
+from planner.validate.dataflow_formulas import throughputs
+from planner.validate.dataflow_gain import real_problem
+from planner.validate.dataflow_instances import InstanceOptions, synthetic_problem
+from planner.validate.dataflow_real import heuristic_s, read_real
+from planner.validate.dataflow_reallocation import transitions
+from planner.validate.dataflow_search import brute_force, without_calls
+from planner.validate.dataflow_speed import with_versions
+from planner.validate.dataflow_times import packaged_constants
+
+DATA = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "rlhf"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
+pytestmark = pytest.mark.accuracy
+
+
+@needs_data
+def test_throughputs_and_transitions_hold() -> None:
+    for experiment in (throughputs(DATA), transitions(DATA)):
+        assert experiment.passed, experiment.findings
+        assert all(len(row) == len(experiment.header) for row in experiment.rows)
+
+
+@needs_data
+def test_annealing_meets_the_brute_force_optimum_on_eight_gpus() -> None:
+    """E6, fewer and shorter runs."""
+    problem = read_search_input(DATA / "search_inputs" / "input_n1_a7_c7_b128.json")
+    problem = problem.restrict(useful_candidates(problem))
+    best_s = brute_force(problem)
+    assert best_s == pytest.approx(3.483)
+    graph, units = task_graph(problem), units_of(problem)
+    for seed in range(5):
+        run = anneal(problem, graph, units, AnnealOptions(chains=16, steps=400, seed=seed))
+        assert run.makespan_s <= best_s * 1.01
+        assert 0.05 < run.accepted < 0.95
+        assert (run.curve_s[1:] <= run.curve_s[:-1]).all()
+
+
+@needs_data
+def test_the_searched_plan_gains_on_the_heuristic_what_was_measured() -> None:
+    """E4, one of 36 pairs: 7B and 7B on 8 GPUs, 896 tokens, measured 1.69."""
+    row = next(one for one in read_real(DATA) if (one.num_devices, one.output_tokens) == (8, 896))
+    constants = packaged_constants()
+    found = solve(real_problem(row, constants), SearchOptions(most_children=1_000_000))
+    gain = heuristic_s(row, constants) / (found.makespan_s + constants.overhead_s)
+    assert gain == pytest.approx(1.69, rel=0.15)
+    assert found.gap < 0.01
+
+
+@pytest.mark.parametrize(
+    ("nodes", "inference", "training"), [(1, 22, 22), (2, 57, 53), (4, 164, 136), (8, 520, 356), (16, 2095, 1147)]
+)
+def test_made_up_inputs_have_as_many_candidates_as_reallhf_enumerates(
+    nodes: int, inference: int, training: int
+) -> None:
+    problem = synthetic_problem(InstanceOptions(nodes=nodes, sequences=512))
+    sizes = {call.name: len(call) for call in problem.calls}
+    assert sizes["reference"] == inference
+    assert sizes["actor_train"] == training
+
+
+def test_made_up_inputs_of_128_gpus_are_solved_and_proven() -> None:
+    found = solve(synthetic_problem(InstanceOptions(nodes=16, actor=10.2, critic=10.2, noise=0.1)))
+    assert found.proven
+    assert found.children < 20_000_000
+
+
+def test_counting_out_and_leaving_out_calls() -> None:
+    problem = without_calls(synthetic_problem(InstanceOptions(nodes=1, sequences=64)), (2, 3, 5))
+    assert problem.names() == ("actor_generate", "actor_train", "reference")
+    assert brute_force(problem) == pytest.approx(solve(problem).makespan_s)
+    assert with_versions(synthetic_problem(InstanceOptions(nodes=1)), 3).iterations == 3
