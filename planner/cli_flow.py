@@ -34,6 +34,9 @@ def workflow(
     ] = None,
     mode: Annotated[str | None, _option("--mode", "hybrid (default), colocated, disaggregated or async.")] = None,
     staleness: Annotated[int | None, _option("--staleness", "Training steps generation may lag, with async.")] = None,
+    dependency: Annotated[
+        str | None, _option("--dependency", "version (default) or barrier: an iteration ends before the next begins.")
+    ] = None,
     settings: Annotated[
         list[str] | None, _option("--set", "A setting of the workflow, e.g. group_size=8 or kl=false.")
     ] = None,
@@ -121,6 +124,7 @@ def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, A
         "settings": _named(flow["settings"] or []),
         "mode": flow["mode"] or HYBRID,
         "staleness": flow["staleness"],
+        "dependency": flow["dependency"],
         "objective": objective,
         "offload": not flow["keep_on_gpu"],
         "engine": flow["engine"],

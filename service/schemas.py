@@ -193,6 +193,9 @@ class WorkflowRequest(Body):
     )
     mode: Literal["hybrid", "colocated", "disaggregated", "async"] = "hybrid"
     staleness: int | None = Field(default=None, ge=0, le=MAX_STALENESS, description="With `async` only.")
+    dependency: Literal["barrier", "version", "stale"] | None = Field(
+        default=None, description="How iterations wait for each other; what the mode needs if null."
+    )
     objective: Literal["time", "cost", "fewest_gpus"] = "time"
     offload: bool = Field(default=True, description="Whether weights and states may lie on the host between calls.")
     engine: Name | None = Field(default=None, description="Engine of every generating call.")

@@ -10,7 +10,7 @@ from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.dataflow.flow_pins import CallPin, parse_call_pins
 from planner.dataflow.graph import GENERATE, Dataflow
 from planner.dataflow.graph_file import graph_from_mapping, load_graph
-from planner.dataflow.iterations import MAX_STALENESS, STALE, VERSION, iteration_edges
+from planner.dataflow.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
 from planner.dataflow.length_text import LengthInput, parse_lengths, parse_prompt
 from planner.dataflow.presets import PRESETS, build_preset
 from planner.request import ClusterInput, ModelInput, resolve_cluster, resolve_named_model, with_memory_reserve
@@ -49,6 +49,7 @@ class FlowOptions:
         mode: ``hybrid`` (every call where it is best), ``colocated`` (all on all GPUs),
             ``disaggregated`` (generation apart from the rest), ``async`` (that, with generation ahead).
         staleness: Training steps by which generating weights may lag in ``async``; None for 1.
+        dependency: ``version`` or ``barrier``, see ``planner.dataflow.iterations``; None for what the mode needs.
         objective: ``time``, ``cost`` or ``fewest_gpus``.
         offload: Whether frozen weights and optimizer states may lie in host memory between calls.
         engine: Engine of every generating call; None for the best of those there are.
@@ -71,6 +72,7 @@ class FlowOptions:
     settings: Mapping[str, Any] = field(default_factory=dict)
     mode: str = HYBRID
     staleness: int | None = None
+    dependency: str | None = None
     objective: str = "time"
     offload: bool = True
     engine: str | None = None
@@ -163,7 +165,7 @@ def resolve_flow(
         prompt_tokens=prompt,
         output=output,
         mode=options.mode,
-        dependency=STALE if options.mode == ASYNC else VERSION,
+        dependency=_dependency(options),
         staleness=staleness,
         precision=_precision(options, machines, notes),
         engines=_engines(options),
@@ -265,6 +267,19 @@ def _check_options(options: FlowOptions) -> None:
     unknown = {item.name for item in fields(options)} & {"settings"} and not isinstance(options.settings, Mapping)
     if unknown:
         raise SpecError("settings", f"must be a mapping; got {str(options.settings)[:40]!r}")
+
+
+def _dependency(options: FlowOptions) -> str:
+    """How iterations depend on each other."""
+    if options.mode == ASYNC:
+        if options.dependency not in (None, STALE):
+            problem = f"{str(options.dependency)[:40]!r} leaves nothing to run ahead"
+            raise SpecError("dependency", problem, f"{STALE}, or another mode")
+        return STALE
+    if options.dependency not in (None, VERSION, BARRIER):
+        hint = "mode async" if options.dependency == STALE else f"{VERSION} or {BARRIER}"
+        raise SpecError("dependency", f"must suit mode {options.mode}; got {str(options.dependency)[:40]!r}", hint)
+    return options.dependency or VERSION
 
 
 def _staleness(graph: Dataflow, options: FlowOptions, notes: list[Note]) -> int:

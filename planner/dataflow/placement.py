@@ -2,8 +2,9 @@
 
 A mesh is part of one node, aligned to its size, or a run of whole nodes, as ReaLHF's are
 (arXiv:2406.14088 section 4). Up to ``EVERY_RUN`` nodes every run is a mesh. Above, there are runs of
-2^k and 3 * 2^k nodes and of all nodes, at every quarter of their size: longer runs that begin one node
-later are no different in kind, and their number grows with the square of the nodes.
+2^k and 3 * 2^k nodes and of all nodes, at every quarter of their size, from a sixteenth of the nodes
+on: longer runs that begin one node later are no different in kind, and their number grows with the
+square of the nodes.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 
 EVERY_RUN = 20  # nodes
+_PARTS = 16  # of a cluster of more nodes that the smallest mesh makes up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +66,11 @@ class Region:
 
 
 def least_mesh(cluster: ClusterSpec) -> int:
-    """Fewest GPUs of a mesh when the user does not say: one on up to two nodes, half a node beyond."""
-    return 1 if cluster.num_nodes <= 2 else max(cluster.node.devices_per_node // 2, 1)
+    """Fewest GPUs of a mesh when the user does not say: one on up to two nodes, half a node beyond, then more."""
+    each = cluster.node.devices_per_node
+    if cluster.num_nodes <= EVERY_RUN:
+        return 1 if cluster.num_nodes <= 2 else max(each // 2, 1)
+    return each * max(cluster.num_nodes // _PARTS, 1)
 
 
 def cluster_meshes(cluster: ClusterSpec, min_mesh: int | None = None) -> Meshes:

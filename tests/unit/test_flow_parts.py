@@ -38,10 +38,17 @@ def test_meshes_are_aligned_and_inside() -> None:
     assert (meshes.stop <= 16).all()
 
 
-def test_large_clusters_have_meshes_in_the_hundreds() -> None:
-    meshes = cluster_meshes(resolve_cluster("128x8xH100", None))
-    assert len(meshes) < 1500
-    assert {1024, 768, 512, 8, 4} <= set(meshes.size.tolist())
+@pytest.mark.parametrize("nodes", [24, 128, 512])
+def test_large_clusters_have_about_as_many_meshes_as_medium_ones(nodes: int) -> None:
+    meshes = cluster_meshes(resolve_cluster(f"{nodes}x8xH100", None))
+    assert 100 < len(meshes) < 300
+    assert {nodes * 8} < set(meshes.size.tolist())
+    assert meshes.size.min() == nodes // 16 * 8
+
+
+def test_the_smallest_mesh_may_be_set() -> None:
+    meshes = cluster_meshes(resolve_cluster("128x8xH100", None), 8)
+    assert {1024, 768, 512, 8} <= set(meshes.size.tolist())
     with pytest.raises(SpecError, match="at most the 8 GPUs; got 16"):
         cluster_meshes(resolve_cluster("8xH100", None), 16)
 
