@@ -49,6 +49,7 @@ fit: $(INSTALLED_FIT) ## Fit kernel, link and stack parameters again on the meas
 	$(MAKE) collectives
 	$(BIN)/python -m planner.validate.refit --data $(DATA)/endtoend --out profiles/data/fits/stacks.json
 	$(BIN)/python -m planner.validate.memory_fit --data $(DATA)/endtoend --out profiles/data/fits/stack_memory.json
+	$(BIN)/python -m planner.validate.dataflow_fit --data $(DATA)/rlhf --out profiles/data/fits/dataflow.json
 
 collectives: $(INSTALLED_FIT) ## Fit collectives again on the timings under DATA; rewrite docs/collectives.md
 	$(BIN)/python -m costmodels.calibration.collective_report --data $(DATA) --out profiles/data/fits --page docs/collectives.md

@@ -190,7 +190,7 @@ def generation(
     """
     output = _output(call)
     step = engine_context(context, engine, replace(prompt_job(call), sequence_length=1))
-    prefill_s = _prefill_s(plans, call, engine, engine_context(context, engine, prompt_job(call)))
+    reading_s = prefill_s(plans, call, engine, engine_context(context, engine, prompt_job(call)))
     per_replica = np.ceil(call.num_sequences / plans.data_parallel)
     at_once = np.minimum(running, per_replica)
     keys = np.geomspace(call.prompt_tokens, call.prompt_tokens + output.most, _KEY_POINTS)
@@ -211,12 +211,12 @@ def generation(
     else:
         decode_s, steps = batch.static()
     half_width, basis = prices.nearest(at_once)
-    time_s = prefill_s + decode_s
+    time_s = reading_s + decode_s
     return GenerationEstimate(
         time_s=time_s,
         low_s=time_s * np.exp(-half_width),
         high_s=time_s * np.exp(half_width),
-        prefill_s=prefill_s,
+        prefill_s=reading_s,
         steps=steps,
         basis=basis,
     )
@@ -239,8 +239,15 @@ def _output(call: ModelCall) -> OutputLengths:
     return call.output
 
 
-def _prefill_s(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> FloatArray:
-    """(N,) seconds of reading all prompts once; the head sees one token of each, which decoding counts."""
+def prefill_s(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> FloatArray:
+    """(N,) seconds of reading all prompts once; the head sees one token of each, which decoding counts.
+
+    Args:
+        plans: N plans; ``micro_batch_size`` prompts are read at once.
+        call: How many prompts of what length.
+        engine: Whether samples share them, and its host time per pass.
+        context: Of the engine (``engine_context``), with prompts as sequences.
+    """
     stages = stage_table(plans, context.model)
     stage_s = forward_stage_s(plans, stages, layer_costs(plans, context), context, head=False)
     samples = call.samples_per_prompt if engine.shares_prefixes else 1

@@ -15,6 +15,7 @@ from profiles.errors import SpecError
 from profiles.model import MAX_SEQUENCE
 
 _KNOTS = 64  # of a log-normal survival function
+_HALVINGS = 48  # of the interval the median lies in: to twelve digits
 _FEWEST_STEPS = 256  # intervals an integral over the steps is cut into
 _WIDEST_SIGMA = 4.0  # of the logarithm: a longest of a thousand many times the median
 
@@ -118,13 +119,15 @@ def log_normal_lengths(*, mean: float, sigma: float, most: int) -> OutputLengths
     if sigma == 0:
         return fixed_length(max(round(mean), 1))
     low, high = log(mean) - sigma**2, log(most) + 4 * sigma  # of the median's logarithm
-    for _ in range(80):  # the mean grows with the median
+    for _ in range(_HALVINGS):  # the mean grows with the median
         middle = (low + high) / 2
-        if _cut_log_normal(middle, sigma, most).mean < mean:
+        tokens, longer = _cut_log_normal(middle, sigma, most)
+        if np.trapezoid(longer, tokens) < mean:
             low = middle
         else:
             high = middle
-    return _cut_log_normal((low + high) / 2, sigma, most)
+    tokens, longer = _cut_log_normal((low + high) / 2, sigma, most)
+    return OutputLengths(tokens=tuple(tokens), longer=tuple(longer))
 
 
 def lengths_from_quantiles(quantiles: Sequence[tuple[float, float]]) -> OutputLengths:
@@ -141,9 +144,10 @@ def lengths_from_quantiles(quantiles: Sequence[tuple[float, float]]) -> OutputLe
     return OutputLengths(tokens=tuple(n for _, n in points), longer=tuple(1.0 - p for p, _ in points))
 
 
-def _cut_log_normal(log_median: float, sigma: float, most: int) -> OutputLengths:
-    """Knots evenly spread over the logarithm, from where the first sequences end to the cut."""
+def _cut_log_normal(log_median: float, sigma: float, most: int) -> tuple[list[float], list[float]]:
+    """Tokens and the share longer: knots evenly spread over the logarithm, from where the first sequences end on."""
     start = min(log_median - 3 * sigma, log(most) - 1e-3)
-    knots = np.exp(np.linspace(start, log(most), _KNOTS))
-    longer = [0.5 - 0.5 * erf((log(knot) - log_median) / (sigma * sqrt(2))) for knot in knots]
-    return OutputLengths(tokens=(0.0, *(float(knot) for knot in knots)), longer=(1.0, *longer))
+    logarithms = np.linspace(start, log(most), _KNOTS)
+    wide = sigma * sqrt(2)
+    longer = [0.5 - 0.5 * erf((value - log_median) / wide) for value in logarithms.tolist()]
+    return [0.0, *np.exp(logarithms).tolist()], [1.0, *longer]

@@ -125,3 +125,8 @@ def library_of(implementation: IntArray | int) -> Any:
 def is_replayed(implementation: IntArray) -> NDArray[np.bool_]:
     """(C,) whether the operands may lie in the cache."""
     return implementation >= REPLAYED
+
+
+def with_library(implementation: int, library: Library) -> int:
+    """Code of another kernel library in the same engine; of an unknown engine, the code as it is."""
+    return implementation if implementation < _BASE else implementation // _BASE * _BASE + int(library)

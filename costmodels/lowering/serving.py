@@ -12,6 +12,7 @@ from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily, KernelOp
 from costmodels.kernels.expert_load import TILE_ROWS
+from costmodels.kernels.implementations import Library, with_library
 from costmodels.lowering.attention import head_widths, projections, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList, Phase, core_format
 from costmodels.lowering.elementwise import norm_and_residual
@@ -85,7 +86,8 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
     that see a token are read. Expert and expert-tensor degree multiply to the tensor-parallel degree.
 
     Source:
-        vLLM ``FusedMoE`` without data-parallel attention; load of random routing as ``kernels.expert_load``.
+        vLLM ``FusedMoE`` without data-parallel attention, whose kernels are Triton's, as SGLang's are by default; load
+        of random routing as ``kernels.expert_load``.
     """
     calls = CallList(context, len(shape))
     model, moe = context.model, context.model.moe
@@ -114,7 +116,7 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
         flops=2.0 * matrices * rows * width * hidden,
         bytes=element * (active * matrices * width * hidden + rows * (4.0 * hidden + 3.0 * width)),
         element_bytes=element,
-        implementation=float(context.implementation),
+        implementation=float(with_library(context.implementation, Library.TRITON)),
     )
     if moe.shared_ffn_hidden_size:
         dense_matrices(calls, context, rows=shape.tokens, width=moe.shared_ffn_hidden_size / shape.tensor)

@@ -20,7 +20,7 @@ from profiles.engines import TRAINER, EngineSpec
 from profiles.model import ModelSpec
 
 _LEVELS = 7  # from what fits down to a 64th of it
-_MOST_DOMAINS = 4  # scale-up domains one tensor-parallel group may span: 32 devices (NeMo-RL runs DeepSeek-V3 so)
+_MOST_DOMAINS = 8  # scale-up domains one tensor-parallel group may span: 64 devices (NeMo-RL runs DeepSeek-V3 so)
 
 
 def engine_strategies(

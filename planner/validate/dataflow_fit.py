@@ -1,8 +1,9 @@
-"""Fits the constants of ReaLHF's heuristic on one of its three series, and writes them as data.
+"""Fits the constants of published reinforcement-learning runs, and writes them as data.
 
-Fitted on the twelve iterations whose actor is scaled ("Scale Actor"); the other series judge them
-(``planner.validate.dataflow_real``). What a training framework's own decode steps take between its kernels, the host
-time of a collective, is used beyond this experiment: it prices the engine ``trainer``.
+ReaLHF's heuristic: fitted on the twelve iterations whose actor is scaled ("Scale Actor"); the other series judge them
+(``planner.validate.dataflow_real``). NeMo-RL's steps: ``planner.validate.dataflow_step_fit``. What a training
+framework's own decode steps take between its kernels, the host time of a collective, is used beyond this experiment: it
+prices the engine ``trainer``.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from planner.validate.dataflow_real import RealConstants, RealRow, generation_s, heuristic_s, read_real, slopes_s
+from planner.validate.dataflow_step_fit import step_cards
 
 FITTED_MODE = "scale_actor"
 _START = RealConstants(gemm_time_scale=1.5, collective_launch_s=3e-4, scale_out_time_scale=1.0, overhead_s=1.0)
@@ -61,26 +63,30 @@ def fit_document(folder: Path) -> dict[str, Any]:
         if (row.num_devices, row.actor, row.critic, row.output_tokens) not in known
     ]
     inside = [errors[row] for row in fitted]
+    steps, served = step_cards(folder)
     return {
-        "protocol": "planner.validate.dataflow_fit; ReaLHF heuristic, Scale Actor fitted, the others held out",
+        "protocol": "planner.validate.dataflow_fit",
         "realhf-heuristic": {
             "values": {name: float(f"{getattr(constants, name):.4g}") for name in RealConstants.__dataclass_fields__},
             "sources": ["real_v1_throughput_vws.csv (arXiv:2406.14088v1)"],
             "rows": len(fitted),
+            "held_out": "Scale Critic and Scale Both; fitted on Scale Actor",
             "mape": round(float(np.mean(np.abs(np.expm1(inside)))), 4),
             "held_out_rows": len(others),
             "held_out_mape": round(float(np.mean(np.abs(np.expm1(others)))), 4),
             "held_out_worst": round(float(np.max(np.abs(np.expm1(others)))), 4),
             "residual_log_std": round(float(np.std(others)), 4),
         },
+        "nemo-rl": steps,
         "engines": {
+            **served,
             "trainer": {
                 "values": {
                     "collective_launch_s": float(f"{constants.collective_launch_s:.4g}"),
                     "residual_log_std": round(_slope_log_std(rows, constants), 4),
                 },
                 "source": "c(8) of ReaLHF's heuristic; spread of decode slopes held out of the fit",
-            }
+            },
         },
     }
 

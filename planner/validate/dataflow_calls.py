@@ -1,0 +1,26 @@
+"""The experiments on single calls of a dataflow, in the order of their names."""
+
+from pathlib import Path
+
+from planner.validate.dataflow_hardware import fewest_gpus
+from planner.validate.dataflow_own_steps import own_passes
+from planner.validate.dataflow_replicas import generation_by_replica_size
+from planner.validate.dataflow_steps import disaggregated_steps
+from planner.validate.dataflow_times import decode_steps, heuristic_plan_times
+from planner.validate.experiment import Experiment
+
+
+def call_experiments(folder: Path) -> tuple[Experiment, ...]:
+    """E3, E5, the generation part of E9, E10 and E11.
+
+    Args:
+        folder: The published runs (``PLANNER_DATA``/rlhf).
+    """
+    return (
+        heuristic_plan_times(folder),
+        decode_steps(folder),
+        own_passes(),
+        generation_by_replica_size(folder),
+        disaggregated_steps(folder),
+        fewest_gpus(folder),
+    )
