@@ -8,7 +8,7 @@ step takes p times the slowest stage's time for its share; fewer sequences than 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,6 +59,16 @@ class DecodePrices:
     engine: EngineSpec
     half_width: FloatArray
     basis: IntArray
+
+    def take(self, rows: IntArray) -> "DecodePrices":
+        """The same prices for the selected plans."""
+        return replace(
+            self,
+            layout=self.layout[rows],
+            layers=self.layers[rows],
+            stages=self.stages[rows],
+            transfer_s=self.transfer_s[rows],
+        )
 
     def step_s(self, running: FloatArray, keys: FloatArray) -> FloatArray:
         """(N, T) seconds of a step.

@@ -205,11 +205,8 @@ def generation(
         at_once=at_once,
         replicas=plans.data_parallel,
     )
-    if engine.continuous:
-        in_step = (at_once == per_replica) | (output.is_fixed & ~staggered)
-        decode_s, steps = _choice(in_step, batch.waves(), batch.refilled())
-    else:
-        decode_s, steps = batch.static()
+    in_step = (at_once == per_replica) | (output.is_fixed & ~staggered)
+    decode_s, steps = batch.continuous(in_step) if engine.continuous else batch.static()
     half_width, basis = prices.nearest(at_once)
     time_s = reading_s + decode_s
     return GenerationEstimate(
@@ -268,6 +265,24 @@ class _Batch:
     at_once: FloatArray
     replicas: IntArray
 
+    def continuous(self, in_step: BoolArray) -> tuple[FloatArray, FloatArray]:
+        """Rows that are ``in_step`` run in waves, the others are refilled."""
+        seconds, steps = np.zeros((2, len(in_step)))
+        for rows, run in ((np.flatnonzero(in_step), _Batch.waves), (np.flatnonzero(~in_step), _Batch.refilled)):
+            if len(rows):
+                seconds[rows], steps[rows] = run(self.take(rows))
+        return seconds, steps
+
+    def take(self, rows: IntArray) -> "_Batch":
+        """The batch of the selected plans."""
+        return replace(
+            self,
+            prices=self.prices.take(rows),
+            per_replica=self.per_replica[rows],
+            at_once=self.at_once[rows],
+            replicas=self.replicas[rows],
+        )
+
     def static(self) -> tuple[FloatArray, FloatArray]:
         """Batches one after the other, each until its longest sequence ends; ended ones are computed on."""
         return self._batches(leaving=False)
@@ -305,13 +320,6 @@ class _Batch:
         keys = self.prompt_tokens + np.minimum(steps + output.mean_context, output.most)
         drain_s = _sum(going * self.prices.step_s(running, keys), steps)
         return full_s + drain_s, full_steps + _sum(going, steps)
-
-
-def _choice(
-    first: BoolArray, one: tuple[FloatArray, FloatArray], other: tuple[FloatArray, FloatArray]
-) -> tuple[FloatArray, FloatArray]:
-    """Row by row, one pair of columns or the other."""
-    return np.where(first, one[0], other[0]), np.where(first, one[1], other[1])
 
 
 def _points(output: OutputLengths) -> FloatArray:
