@@ -122,9 +122,8 @@ def _gathering_s(
     sharded = plans.zero_stage >= 3
     if not sharded.any():
         return np.zeros(len(plans))
-    gather_s = data_parallel_traffic(plans, parameters, context).parameters_s
-    hide = np.where(plans.overlap_param_gather, context.stack.data_parallel_overlap, 0.0)
-    shown_s = exposed_s(gather_s, forward_s, hide)
+    traffic = data_parallel_traffic(plans, parameters, context)
+    shown_s = largest(exposed_s(traffic.parameters_s, forward_s[:, None], traffic.hidden_gathers))
     rounds = np.where(plans.pipeline_parallel > 1, 1, plans.num_microbatches)  # kept whole under a pipeline
     return np.where(sharded, rounds * shown_s, 0.0)
 

@@ -13,7 +13,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch
 from profiles.errors import SpecError
 from profiles.model import with_value_head
 from profiles.parameters import total_parameters
-from tests.fakes import UnitCollectives, UnitKernels, context, gpt, llama, mixture, stack
+from tests.fakes import RateKernels, UnitCollectives, UnitKernels, context, gpt, llama, mixture, stack
 
 S, H, L, V = 2048, 1024, 8, 32768
 LAYER = 2 * 12 * H * H * S + 4 * S * S * H / 2  # forward FLOPs of one gpt() layer and sequence
@@ -74,6 +74,21 @@ def test_sharded_weights_are_divided_and_gathered() -> None:
     found = priced(plan, where)
     assert found.weight_bytes[0] == pytest.approx(2 * total_parameters(gpt()) / 8)
     assert found.time_s[0] == pytest.approx(2 * 2 * total_parameters(gpt()))  # every byte once per micro-batch
+
+
+def test_plans_are_priced_together_as_alone() -> None:
+    plans = [
+        ExecutionPlan(data_parallel=d, zero_stage=3, num_microbatches=m, micro_batch_size=b)
+        for d, m, b in ((2, 4, 1), (8, 1, 2), (4, 3, 1))
+    ] + [ExecutionPlan(pipeline_parallel=4, data_parallel=2, num_microbatches=2)]
+    where = context(
+        stack=stack(framework="fsdp", data_parallel_overlap=0.5), kernels=RateKernels(), collectives=UnitCollectives()
+    )
+    together = forward_pass(PlanBatch.from_plans(plans), replace(where, forward_only=True))
+    for row, plan in enumerate(plans):
+        alone = priced(plan, where)
+        assert together.time_s[row] == pytest.approx(alone.time_s[0], rel=1e-12)
+        assert together.peak_bytes[row] == pytest.approx(alone.peak_bytes[0], rel=1e-12)
 
 
 def test_a_value_head_is_one_column() -> None:
