@@ -65,11 +65,13 @@ def call_costs(
         Rows without dominated ones (``planner.dataflow.dominance``), grouped by layout; empty when no layout is legal.
 
     Raises:
-        SpecError: If a size is not one the cluster has.
+        SpecError: If a size is not one the cluster has, or no engine of that name is known.
     """
     _check_sizes(sizes, setting.cluster)
     wanted = call.model(model)
     if call.kind is CallKind.GENERATE:
+        if not setting.engines:
+            raise SpecError("engines", "names none, but the call generates", f"for example {TRAINER}")
         tables = [_generation(call, wanted, setting, sizes, find_engine(name)) for name in setting.engines]
         table = concatenated(tables)
     else:

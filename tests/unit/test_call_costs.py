@@ -225,6 +225,13 @@ def test_tables_of_a_large_dataflow_are_quick() -> None:
     assert rows > 2000
 
 
+def test_generation_needs_an_engine() -> None:
+    with pytest.raises(SpecError, match="engines: names none, but the call generates"):
+        call_costs(call(CallKind.GENERATE), LLAMA, replace(SETTING, engines=()), [8])
+    with pytest.raises(SpecError, match="engine: unknown name 'vlm'"):
+        call_costs(call(CallKind.GENERATE), LLAMA, replace(SETTING, engines=("vlm",)), [8])
+
+
 def test_joined_tables_join_their_engines() -> None:
     table: CallTable = call_costs(call(), LLAMA, SETTING, [8])
     other = replace(table, engines=("other",))
