@@ -73,8 +73,9 @@ bench: $(INSTALLED_DEV) ## Measure speed and memory on one core; rewrite docs/be
 	$(BIN)/python tests/benchmarks/report.py
 	@cat docs/benchmarks.md
 
-search-report: $(INSTALLED_DEV) ## Search small and realistic jobs, and other planners' problems; rewrite docs/search.md
+search-report: $(INSTALLED_DEV) ## Search small and realistic jobs and others' problems, compare agents; rewrite docs/search*.md
 	$(BIN)/python -m tests.search.report
+	$(BIN)/python -m tests.search.agents_report
 
 docs: $(INSTALLED_DEV) ## Rewrite the command output and figures that the documentation quotes
 	$(BIN)/python tests/docs/refresh.py

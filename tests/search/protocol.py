@@ -106,26 +106,27 @@ class Regrets:
     agent: str
     values: np.ndarray
     seconds_per_run: float
+    budgets: tuple[int, ...] = BUDGETS
 
     def rows(self, default_only: bool) -> Iterator[tuple[int, float, float, float]]:
         """Budget, median, worst, and share of the runs within ``CLOSE``."""
         values = self.values[:1] if default_only else self.values
-        for at, budget in enumerate(BUDGETS):
+        for at, budget in enumerate(self.budgets):
             each = values[:, :, at].ravel()
             yield budget, float(np.median(each)), float(each.max()), float((each <= CLOSE).mean())
 
 
-def regrets(space: Any, agent: str, makes: Sequence[Make], seeds: int) -> Regrets:
+def regrets(space: Any, agent: str, makes: Sequence[Make], seeds: int, budgets: tuple[int, ...] = BUDGETS) -> Regrets:
     """Every setting with every seed."""
     begin = time.process_time()
     found = [
-        [_one(space, make(space, seed)) for seed in range(seeds)]
+        [_one(space, make(space, seed), budgets) for seed in range(seeds)]
         for make in makes
     ]  # fmt: skip
     runs = len(makes) * seeds
-    return Regrets(agent, np.asarray(found), (time.process_time() - begin) / max(runs, 1))
+    return Regrets(agent, np.asarray(found), (time.process_time() - begin) / max(runs, 1), budgets)
 
 
-def _one(space: Any, agent: Agent) -> list[float]:
-    result = run(Search(space=space, agent=agent, budget=Budget(evaluations=BUDGETS[-1])))
-    return [result.best_at(budget) / space.optimum_s - 1.0 for budget in BUDGETS]
+def _one(space: Any, agent: Agent, budgets: tuple[int, ...]) -> list[float]:
+    result = run(Search(space=space, agent=agent, budget=Budget(evaluations=budgets[-1])))
+    return [result.best_at(budget) / space.optimum_s - 1.0 for budget in budgets]

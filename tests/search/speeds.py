@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import search_protocol
 
 from costmodels.evaluate import evaluate
 from planner.request import Options, cost_context, resolve_request, setting_of
@@ -17,6 +16,7 @@ from planner.search.proxy import Proxy, fit_proxy
 from planner.search.run import Budget, Search, run
 from planner.search.stage_space import stage_space
 from planner.search.varied import VariedSpace
+from tests.search.protocol import uniform_space
 
 LAYERS = 64
 CHAINS = 4096
@@ -85,7 +85,7 @@ def speed() -> Speed:
 
 def proxy(name: str, evaluations: int = 20_000) -> tuple[Proxy, float, float]:
     """A proxy fitted to a log of random plans, and plans per second of the cost path: one by one, and in a batch."""
-    space = search_protocol.uniform_space(name)
+    space = uniform_space(name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.parquet"
         with EvaluationLog(path, space, workload=name, cluster=space.context.cluster.name) as log:
