@@ -264,7 +264,7 @@ def _cost_table(prices: StagePrices) -> FloatArray:
     for moe in layer_kinds(model):  # what selective recomputation leaves
         kind = "moe" if moe else "dense"
         columns.append(prices.unit[f"{kind}_whole_bytes"] - prices.unit[f"{kind}_core_bytes"])
-    dense, moe_layers, embedding, head = (column[:, None] for column in _contents(model))
+    dense, moe_layers, embedding, head = (column[:, None] for column in stage_contents(model))
     rows = prices.rows(
         np.arange(len(configs)) + 0 * dense,
         dense=dense + np.zeros(len(configs), dtype=np.int64),
@@ -276,7 +276,7 @@ def _cost_table(prices: StagePrices) -> FloatArray:
     return np.concatenate([np.column_stack(columns), content], axis=1)
 
 
-def _contents(model: ModelSpec) -> IntArray:
+def stage_contents(model: ModelSpec) -> IntArray:
     """(4, C) everything a stage may hold: dense and MoE layers of a run, and whether the ends of the model."""
     before = np.concatenate([[0], np.cumsum(model.layer_is_moe)])
     start, end = np.triu_indices(model.num_layers + 1, k=1)

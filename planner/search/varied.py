@@ -20,7 +20,7 @@ from planner.constraints import rules_for
 from planner.rules.base import Setting
 from planner.search.agent import Knob, Outcome
 from planner.search.stage_candidates import StageChoices, stage_choices
-from planner.search.stage_space import StageSpace
+from planner.search.stage_space import StageSpace, stage_contents
 from planner.search.varied_moves import MOVES, StageMover
 from planner.search.varied_vectors import (
     PLAN_KNOBS,
@@ -39,6 +39,7 @@ from planner.space import chunk_counts
 from profiles.errors import SpecError
 
 MAX_STAGES = 64  # stages a vector has room for; more are never worth their bubble on clusters we know
+_PREPARED = 400_000  # stages priced before a search begins: half a second, and some 60 MB
 _WORTH_SORTING = 512  # plans from which pricing those of similar length together is quicker
 _ROUNDS = 24  # draws until enough plans are legal
 # Schedules that place consecutive layers on consecutive stages, which is what a stage's layers mean here.
@@ -75,6 +76,7 @@ class VariedSpace:
         if not 1 <= self.max_stages <= MAX_STAGES:
             raise SpecError("max_stages", f"must be between 1 and {MAX_STAGES}; got {self.max_stages}")
         self.choices = stage_choices(self.stages)
+        self._prepare()
         self.layout = self._laid_out()
         self.knobs = tuple(self._named())
         unit = self.stages.prices.unit
@@ -174,6 +176,20 @@ class VariedSpace:
     def columns(self, vectors: IntArray) -> dict[str, NDArray[Any]]:
         """Every knob as a column, for a log."""
         return {knob.name: vectors[:, place] for place, knob in enumerate(self.knobs)}
+
+    def _prepare(self) -> None:
+        """Price what every stage may hold at once, where that is not too much: a few at a time take far longer."""
+        prices, number = self.stages.prices, np.arange(len(self.choices.configs))
+        dense, moe, embedding, head = (column[:, None] for column in stage_contents(prices.context.model))
+        if len(number) * len(dense) <= _PREPARED:
+            shape = number + 0 * dense
+            prices.rows(
+                shape,
+                dense=dense + 0 * shape,
+                moe=moe + 0 * shape,
+                has_embedding=(embedding + 0 * shape) > 0,
+                has_head=(head + 0 * shape) > 0,
+            )
 
     def _priced(self, vectors: IntArray, broken: IntArray) -> Outcome:
         """Legal plans, those of similar length together: pricing takes time in proportion to the width of a batch."""
