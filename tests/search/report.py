@@ -178,7 +178,7 @@ def value(jobs: tuple[tuple[str, str, int, int], ...], most: int) -> str:
             (model, cluster, told, f"{result.best.step_time_s:.4g} s", share(result.gain), share(result.gap),
              f"{took_s:.0f} s")
         )  # fmt: skip
-    titles = ("model", "cluster", "best uniform plan", "best plan", "saved", "gap", "CPU")
+    titles = ("model", "cluster", "best of `planner plan`", "best plan", "saved", "gap", "CPU")
     return table(titles, rows)
 
 
@@ -249,11 +249,13 @@ Stages on one, two or four devices of one of two types, four devices of each, 10
 
 ## What stages that differ are worth
 
-`planner search --evaluations {most}` per job; saved: over the best plan that treats every stage alike.
+`planner search --evaluations {most}` per job; saved: over the best plan of `planner plan`.
 
 {value}
 
-Across groups of different GPUs; saved: over the best uniform plan on either group alone, which is the faster one.
+## Across groups
+
+Groups of different GPUs; saved: over the best plan of `planner plan` on either group alone.
 
 {mixed}
 """
