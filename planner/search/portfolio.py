@@ -34,7 +34,7 @@ _LAYOUT_PINS = (
 )  # fmt: skip
 _UNIFORM = "plans that treat every stage alike"
 _STAGED = "any layers per stage with the least recomputation that fits, degrees alike on all stages"
-_MIXED = "pipelines across groups, one configuration per group"
+_MIXED = "pipelines across groups, one of the configurations of least work on each"
 
 
 def search_question(question: Question, *, strategy: str, budget: SearchBudget) -> SearchResult:

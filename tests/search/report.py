@@ -210,7 +210,8 @@ no better than the best plan, or with the least bound that is left. Every plan i
 largest difference between a value that was minimised and the price of its plan is `largest_price_gap` in the
 document.
 
-Across groups of different GPUs every group runs one configuration; which stages are on which group, and how many, is
+Across groups of different GPUs every group runs one configuration, of the three with the least work for its number of
+devices per stage and size of micro-batch; bounds are about these. Which stages are on which group, and how many, is
 part of the partition. Leaving devices idle is legal.
 
 The bound is about these spaces under this cost model. It says nothing about the cost model's own error
