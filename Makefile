@@ -16,6 +16,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-versio
 .PHONY: help run test lint types contracts pytest format serve fit collectives models own-timings accuracy text-models
 .PHONY: bench search-report docs constraints clean
 
+.PHONY: dataflow-report
+
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -64,6 +66,10 @@ own-timings: $(INSTALLED) ## Price the timings in profiles/data; rewrite docs/ow
 accuracy: $(INSTALLED) ## Rewrite docs/accuracy.md from the published runs under DATA
 	$(BIN)/python -m planner.validate.accuracy --data $(DATA)/endtoend --out docs/accuracy.md
 	@sed -n '/^## Result/,/^## Step/p' docs/accuracy.md | sed '$$d'
+
+dataflow-report: $(INSTALLED) ## Rewrite docs/dataflow.md: experiments on workflows of several model calls
+	$(BIN)/python -m planner.validate.dataflow_report --data $(DATA)/rlhf --out docs/dataflow.md
+	@sed -n '/^## Result/,/^## E1:/p' docs/dataflow.md | sed '$$d'
 
 text-models: $(INSTALLED) ## Train models that read MLIR as language; rewrite docs/text-models.md (needs PyTorch)
 	$(PIP_INSTALL) --editable '.[fit,neural]'

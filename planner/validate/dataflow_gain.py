@@ -18,6 +18,7 @@ from planner.dataflow.call_costs import CallSetting, price_generation, price_pla
 from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, Transfer
 from planner.dataflow.reallocation import PlacedLayouts, ReallocationModel
 from planner.dataflow.search import SearchOptions, solve
+from planner.dataflow.search_anneal import AnnealOptions
 from planner.price_lists import default_collective_model
 from planner.validate.dataflow_real import (
     MINI_BATCHES,
@@ -63,7 +64,7 @@ def gains(folder: Path, options: SearchOptions | None = None) -> Experiment:
     measured = {_key(row): row.time_s for row in read_real(folder, _SEARCHED)}
     rows = [row for row in read_real(folder) if _key(row) in measured]
     constants = packaged_constants()
-    given = options or SearchOptions(most_children=2_000_000)
+    given = options or SearchOptions(most_children=1_000_000, anneal=AnnealOptions(chains=32, steps=500))
     predicted = [_predicted_gain(replace(row, mode="", time_s=0.0), constants, given) for row in rows]
     real = [row.time_s / measured[_key(row)] for row in rows]
     right = sum((a > 1) == (b > 1) for a, b in zip(predicted, real, strict=True))

@@ -1,0 +1,30 @@
+"""The page of experiments on workflows: complete, and current where that is cheap to tell."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from planner.validate.dataflow_formulas import fused_schedules, throughputs
+from planner.validate.dataflow_reallocation import transitions
+from planner.validate.dataflow_report import page
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("PLANNER_DATA", ROOT.parent / "shared" / "data")) / "rlhf"
+PAGE = (ROOT / "docs" / "dataflow.md").read_text()
+
+
+def test_every_experiment_is_there_with_its_outcome() -> None:
+    outcomes = re.findall(r"^\| (E\d+|Search|Speed)(?:, \w+)? \|.*\| (holds|does not hold) \|$", PAGE, re.M)
+    # E8, identities of the simulator, are property tests.
+    wanted = {"E1", "E2", "E3", "E4", "E5", "E6", "E7", "E9", "E10", "E11", "E12", "E13", "Search", "Speed"}
+    assert wanted - {name for name, _ in outcomes} == set()
+    assert "test_dataflow_schedule.py" in PAGE
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
+def test_cheap_sections_are_current() -> None:
+    for experiment in (throughputs(DATA), fused_schedules(DATA), transitions(DATA)):
+        _, _, section = page([experiment]).partition(f"## {experiment.name}: ")
+        assert section.strip() in PAGE, f"run 'make dataflow-report': {experiment.name} changed"
