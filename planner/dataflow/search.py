@@ -29,7 +29,8 @@ from profiles.errors import InfeasibleError, SpecError, did_you_mean
 ENGINES = ("auto", "tree", "anneal")
 
 _QUICK_CHILDREN = 20_000_000  # of the tree search that goes before annealing; a few seconds
-_POLISHED = 4  # plans of annealing that are improved further
+_POLISHED = 2  # plans of each annealing that are improved further
+_SEED_STEP = 7919  # between restarts, so that neighbouring seeds share none
 _PROVEN = 1e-9  # relative gap that counts as none
 
 
@@ -40,6 +41,7 @@ class SearchOptions:
     Attributes:
         engine: ``tree`` (branch and bound), ``anneal``, or ``auto``: both, as they are needed.
         seed: Seed of the annealing.
+        restarts: Times annealing starts over.
         most_children: Budget of the tree search, in candidates looked at below a node.
         anneal: Length and temperatures of the annealing; its seed is ignored.
         gap: Stop once the plan is within this share of the bound.
@@ -48,6 +50,7 @@ class SearchOptions:
 
     engine: str = "auto"
     seed: int = 0
+    restarts: int = 3
     most_children: int = 40_000_000
     anneal: AnnealOptions = field(default_factory=AnnealOptions)
     gap: float = 0.0
@@ -71,7 +74,7 @@ class Solution:
         plans: Plans in the whole space, before memory and order.
         children: Candidates the tree search looked at.
         evaluations: Plans simulated by annealing.
-        accepted: Share of proposals annealing accepted; none if it did not run.
+        accepted: Share of proposals the first annealing accepted; none if it did not run.
         accepted_by_move: The same for each kind of move.
     """
 
@@ -147,7 +150,7 @@ class _Search:
         self.tables = group_tables(self.small, self.chains, self.units)
         self.best = Incumbent(choice=np.zeros(len(self.kept), dtype=np.int64), order=0, makespan_s=np.inf)
         self.bound_s = float(group_time(self.chains, self.tables.least_s[None])[0])
-        self.annealed: AnnealResult | None = None
+        self.annealed: list[AnnealResult] = []
         self.children = 0
         self.engine = options.engine
 
@@ -183,20 +186,21 @@ class _Search:
     def anneal(self) -> None:
         if not self.open():
             return
-        options = replace(self.options.anneal, seed=self.options.seed)
         starts = self.best.choice[None] if np.isfinite(self.best.makespan_s) else None
-        found = anneal(self.small, self.graph, self.units, options, starts=starts, stop=self.late)
-        self.annealed = found
-        for finalist in _finalists(found)[:1]:
-            self._improve(finalist, "anneal")
+        for restart in range(self.options.restarts):
+            options = replace(self.options.anneal, seed=self.options.seed + restart * _SEED_STEP)
+            found = anneal(self.small, self.graph, self.units, options, starts=starts, stop=self.late)
+            self.annealed.append(found)
+            for finalist in _finalists(found)[:1]:
+                self._improve(finalist, "anneal")
 
     def polish(self) -> None:
         """Improve the best plans that annealing met, each with a share of a fifth of the budget."""
-        if self.annealed is None or not self.open():
+        starts = [finalist for found in self.annealed for finalist in _finalists(found)[:_POLISHED]]
+        if not starts or not self.open():
             return
-        starts = _finalists(self.annealed)[:_POLISHED]
-        budget = self.options.most_children // 5 // max(1, len(starts))
-        for start in [self.best, *starts][: max(1, len(starts))]:
+        budget = self.options.most_children // 5 // len(starts)
+        for start in starts:
             done = polish(self.small, self.graph, self.chains, start, most_children=budget, stop=self.late)
             self.children += done.children
             self._improve(done.best, "neighbourhood")
@@ -207,6 +211,7 @@ class _Search:
 
     def solution(self) -> Solution:
         best, annealed = self.best, self.annealed
+        first = annealed[0] if annealed else None
         if not np.isfinite(best.makespan_s):
             raise InfeasibleError(_why(self.problem, exhausted=not np.isfinite(self.bound_s)))
         choice = np.array([rows[row] for rows, row in zip(self.kept, best.choice, strict=True)])
@@ -222,9 +227,9 @@ class _Search:
             kept=tuple(len(rows) for rows in self.kept),
             plans=self.problem.num_plans,
             children=self.children,
-            evaluations=annealed.evaluations if annealed else 0,
-            accepted=annealed.accepted if annealed else None,
-            accepted_by_move=annealed.accepted_by_move if annealed else {},
+            evaluations=sum(found.evaluations for found in annealed),
+            accepted=first.accepted if first else None,
+            accepted_by_move=first.accepted_by_move if first else {},
         )
 
 
@@ -233,6 +238,8 @@ def _check(options: SearchOptions) -> None:
         raise SpecError("engine", f"unknown {options.engine[:80]!r}", did_you_mean(options.engine, ENGINES))
     if not 0 <= options.seed < 2**63:
         raise SpecError("seed", f"{options.seed}", "a whole number of at least 0")
+    if not 1 <= options.restarts <= 1000:
+        raise SpecError("restarts", f"{options.restarts}", "1 to 1000")
     if options.most_children < 1:
         raise SpecError("most_children", f"{options.most_children}", "at least 1")
     if not 0 <= options.gap < 1:

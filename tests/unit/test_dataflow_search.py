@@ -167,6 +167,7 @@ def test_a_plan_that_never_fits_is_an_answer():
         ({"engine": "magic"}, "engine"),
         ({"seed": -1}, "seed"),
         ({"most_children": 0}, "most_children"),
+        ({"restarts": 0}, "restarts"),
         ({"gap": 1.0}, "gap"),
         ({"gap": float("nan")}, "gap"),
         ({"time_limit_s": 0.0}, "time_limit_s"),
