@@ -114,6 +114,8 @@ def test_stage_classes_have_the_peak_of_the_full_table(where, plan):
 @given(contexts(), plans())
 @settings(max_examples=80, deadline=None)
 def test_recomputation_never_raises_memory(where, plan):
+    # On the host, whole layers take no more of the device than checkpoints, and nothing is recomputed beside them.
+    plan = replace(plan, offload_activations=False)
     none, selective, full = (
         replace(plan, recompute=kind) for kind in (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
     )
