@@ -131,11 +131,18 @@ def accuracy_page(accuracy: Accuracy) -> str:
         _time_section(held_out, in_sample),
         _memory_section(held_out, in_sample),
         _pick_section(held_out),
-        own_section(with_memory(accuracy.refit.fit.stacks, accuracy.memory.stacks)),
+        own_section(_packaged(accuracy)),
         _assumption_section(held_out),
         _reason_section(held_out),
     ]
     return "\n".join(parts)
+
+
+def _packaged(accuracy: Accuracy) -> dict[str, StackSpec]:
+    """The stacks as they are packaged: fitted on everything, intervals as wide as errors held out."""
+    refitted = accuracy.refit
+    times = with_residuals(refitted.fit.stacks, refitted, left_out_together(refitted.rows), without="")
+    return with_memory(times, accuracy.memory.stacks)
 
 
 def _result(held_out: ValidationReport, in_sample: ValidationReport) -> str:
