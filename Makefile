@@ -13,7 +13,7 @@ INSTALLED_FIT := $(VENV)/.installed-fit
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types contracts pytest format serve fit collectives models own-timings accuracy text-models
+.PHONY: help run test lint types contracts pytest format serve fit collectives models own-timings accuracy trials text-models
 .PHONY: bench search-report docs constraints clean
 
 .PHONY: dataflow-report
@@ -70,6 +70,9 @@ accuracy: $(INSTALLED) ## Rewrite docs/accuracy.md from the published runs under
 dataflow-report: $(INSTALLED) ## Rewrite docs/dataflow.md: experiments on workflows of several model calls
 	$(BIN)/python -m planner.validate.dataflow_report --data $(DATA)/rlhf --out docs/dataflow.md
 	@sed -n '/^## Result/,/^## E1:/p' docs/dataflow.md | sed '$$d'
+
+trials: $(INSTALLED) ## Rewrite docs/trials.md: decisions under uncertainty on the published runs under DATA
+	$(BIN)/python -m planner.decisions.measured_page --data $(DATA)/endtoend --out docs/trials.md
 
 text-models: $(INSTALLED) ## Train models that read MLIR as language; rewrite docs/text-models.md (needs PyTorch)
 	$(PIP_INSTALL) --editable '.[fit,neural]'

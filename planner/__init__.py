@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from costmodels.workload import TrainingJob as TrainingJob
     from planner.api import estimate as estimate
     from planner.api import plan as plan
+    from planner.decisions.api import observe as observe
     from planner.decisions.api import portfolio as portfolio
+    from planner.decisions.api import sensitivity as sensitivity
     from planner.kernel_prices import price_mlir as price_mlir
     from planner.request import Options as Options
     from planner.results import PlanResult as PlanResult
@@ -38,9 +40,11 @@ _HOMES = {
     "SpecError": "profiles.errors",
     "TrainingJob": "costmodels.workload",
     "estimate": "planner.api",
+    "observe": "planner.decisions.api",
     "plan": "planner.api",
     "portfolio": "planner.decisions.api",
     "plan_dataflow": "planner.workflows",
+    "sensitivity": "planner.decisions.api",
     "price_mlir": "planner.kernel_prices",
     "search_document": "planner.search_document",
     "sweep": "planner.search.sweep",

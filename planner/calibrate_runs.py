@@ -86,7 +86,7 @@ def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None
     if len(timed) > MAX_RUNS:
         raise SpecError("runs", f"at most {MAX_RUNS} runs with a step time; got {len(timed)}")
     predicted_s = RowPredictor(timed).step_times_s(start)
-    _check_units(timed, predicted_s)
+    check_units(timed, predicted_s)
     timed = [row for row, usable in zip(timed, np.isfinite(predicted_s).tolist(), strict=True) if usable]
     if not timed:
         reasons = sorted({row.reason for row in mapped.unscorable})
@@ -96,7 +96,12 @@ def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None
     return RunCalibration(stacks=found, mapped=mapped)
 
 
-def _check_units(rows: Sequence[ScorableRow], predicted_s: FloatArray) -> None:
+def check_units(rows: Sequence[ScorableRow], predicted_s: FloatArray) -> None:
+    """Refuse (n,) timed rows whose step time is so far from the prediction that it must be something else.
+
+    Raises:
+        SpecError: Naming the first.
+    """
     for row, expected_s in zip(rows, predicted_s.tolist(), strict=True):
         measured_s = row.step_time_s or expected_s
         if not 1 / FARTHEST <= expected_s / measured_s <= FARTHEST and np.isfinite(expected_s):

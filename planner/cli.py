@@ -144,6 +144,35 @@ def search(
 
 
 @app.command()
+@option.asks
+def sensitivity(
+    values: dict[str, Any],
+    rivals: trial.Rivals = 3,
+    oom_penalty: trial.OomPenalty = 0.05,
+    seed: trial.Seed = 0,
+) -> None:
+    """Say what to measure first: which unknown decides between plans, and what knowing it is worth."""
+    inputs = _inputs(values) | {"pins": _pins(values)}
+    trial.show_sensitivity(inputs, values, rivals=rivals, terms=trial.terms_of(20, oom_penalty, seed))
+
+
+@app.command()
+@option.asks
+def observe(
+    values: dict[str, Any],
+    trials: trial.Trials,
+    next_: trial.Next = 3,
+    trial_steps: trial.TrialSteps = 20,
+    oom_penalty: trial.OomPenalty = 0.05,
+    seed: trial.Seed = 0,
+) -> None:
+    """Say what trials on the cluster have changed: ranking, intervals, chances, and what to try next."""
+    inputs = _inputs(values) | {"pins": _pins(values)}
+    terms = trial.terms_of(trial_steps, oom_penalty, seed)
+    trial.show_observed(inputs, values, trials=trials, count=next_, terms=terms)
+
+
+@app.command()
 def models(
     name: Annotated[str, typer.Argument(help="Only models whose name contains this.")] = "",
     json_: option.Json = False,

@@ -1,6 +1,7 @@
-"""``planner plan --portfolio``: decisions under uncertainty on the command line."""
+"""``planner plan --portfolio``, ``sensitivity`` and ``observe``: decisions under uncertainty on the command line."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +22,14 @@ def _option(name: str, words: str) -> Any:
 Portfolio = Annotated[
     int | None, _option("--portfolio", "Instead of the ranking: so many plans worth trying on the cluster.")
 ]
+Rivals = Annotated[int, _option("--rivals", "How many rivals to set against the best plan (3).")]
+Trials = Annotated[
+    list[Path],
+    typer.Option(
+        "--trials", help="Tables of trials, as planner validate reads them, or folders.", rich_help_panel=_PANEL
+    ),
+]
+Next = Annotated[int, _option("--next", "How many plans to try next (3).")]
 TrialSteps = Annotated[int, _option("--trial-steps", "Steps of one trial (20).")]
 OomPenalty = Annotated[
     float, _option("--oom-penalty", "Share of the step time that avoiding a trial out of memory is worth (0.05).")
@@ -51,6 +60,51 @@ def show_portfolio(inputs: Mapping[str, Any], values: Mapping[str, Any], *, coun
     with progress("weighing plans", quiet=values["quiet"]):
         result = portfolio(**inputs, count=count, terms=terms)
     shown = (portfolio_document(result), lambda console: render_portfolio(result, console, quiet=values["quiet"]))
+    emit(shown, json_=values["json_"], output=values["output"], markup=True)
+    if not result.fits:
+        raise typer.Exit(EXIT_NOTHING_FITS)
+
+
+def show_sensitivity(inputs: Mapping[str, Any], values: Mapping[str, Any], *, rivals: int, terms: "Terms") -> None:
+    """Print what to measure first, and exit with 3 if nothing may run.
+
+    Args:
+        inputs: Arguments of ``planner.sensitivity``, those of this function left out.
+        values: The options of the command line.
+        rivals: How many rivals to set against the best plan.
+        terms: Penalty and seed.
+    """
+    from planner.decisions.api import sensitivity
+    from planner.decisions.document import sensitivity_document
+    from planner.decisions.render import render_sensitivity
+
+    with progress("weighing parameters", quiet=values["quiet"]):
+        result = sensitivity(**inputs, rivals=rivals, terms=terms)
+    shown = (sensitivity_document(result), lambda console: render_sensitivity(result, console, quiet=values["quiet"]))
+    emit(shown, json_=values["json_"], output=values["output"], markup=True)
+    if not result.fits:
+        raise typer.Exit(EXIT_NOTHING_FITS)
+
+
+def show_observed(
+    inputs: Mapping[str, Any], values: Mapping[str, Any], *, trials: list[Path], count: int, terms: "Terms"
+) -> None:
+    """Print what trials changed, and exit with 3 if there is no plan to choose.
+
+    Args:
+        inputs: Arguments of ``planner.observe``, those of this function left out.
+        values: The options of the command line.
+        trials: Tables of them.
+        count: Most plans to try next.
+        terms: Of further trials.
+    """
+    from planner.decisions.api import observe
+    from planner.decisions.document import observe_document
+    from planner.decisions.render import render_observed
+
+    with progress("weighing trials", quiet=values["quiet"]):
+        result = observe(**inputs, trials=trials, count=count, terms=terms)
+    shown = (observe_document(result), lambda console: render_observed(result, console, quiet=values["quiet"]))
     emit(shown, json_=values["json_"], output=values["output"], markup=True)
     if not result.fits:
         raise typer.Exit(EXIT_NOTHING_FITS)

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from planner.decisions.schema import portfolio_schema
+from planner.decisions.schema import observe_schema, portfolio_schema, sensitivity_schema
 from planner.schema_flow_types import flow_document_schema
 from planner.schema_types import document_schema
 from planner.search_document import search_schema
@@ -53,6 +53,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             ("WorkflowDocument", flow_document_schema()),
             ("Portfolio", portfolio_schema()),
             ("SearchDocument", search_schema()),
+            ("Sensitivity", sensitivity_schema()),
+            ("Observation", observe_schema()),
             ("Problem", Problem.model_json_schema(ref_template=_COMPONENTS + "{model}")),
         ):
             _hoist(name, definition, schemas)

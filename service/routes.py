@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from planner import api, schema
 from planner.decisions import api as decisions
-from planner.decisions.document import portfolio_document
+from planner.decisions.document import observe_document, portfolio_document, sensitivity_document
 from planner.decisions.results import Terms
 from planner.schema_flow import flow_document
 from planner.search.call import search
@@ -27,9 +27,11 @@ from service.schemas import (
     NAME_PATTERN,
     EstimateRequest,
     Health,
+    ObserveRequest,
     PlanQuestion,
     PortfolioRequest,
     SearchRequest,
+    SensitivityRequest,
     WorkflowRequest,
     given,
 )
@@ -62,6 +64,16 @@ _PORTFOLIO = _document(
 )
 _FOUND = _document(
     "The document that `planner search --json` prints. `best` is null when nothing fits.", "SearchDocument"
+)
+_SENSITIVITY = _document(
+    "Sensitivity",
+    "The document that `planner sensitivity --json` prints. When nothing may run, `parameters` is empty and "
+    "`infeasible` says why.",
+)
+_OBSERVATION = _document(
+    "Observation",
+    "The document that `planner observe --json` prints. Without a plan to choose, `plans` is empty and `infeasible` "
+    "says why.",
 )
 _SEARCH_PROBLEMS = declared(400, 413, 422, 429)
 
@@ -106,6 +118,27 @@ async def post_search(body: SearchRequest, request: Request) -> Response:
     limits = {name: getattr(body, name) for name in ("strategy", "seconds", "evaluations", "seed")}
     work = functools.partial(search, pins=given(body.plan), **limits, **_inputs(body))
     return await _answer(request, work, search_document)
+
+
+@router.post("/sensitivity", response_model=None, responses=_SENSITIVITY | _SEARCH_PROBLEMS, tags=["decisions"])
+async def post_sensitivity(body: SensitivityRequest, request: Request) -> Response:
+    """Say what to measure first: which unknown decides between plans, and what knowing it is worth."""
+    terms = Terms(oom_penalty=body.oom_penalty, seed=body.seed)
+    weigh = functools.partial(
+        decisions.sensitivity, pins=given(body.plan), variants=body.variants, rivals=body.rivals, terms=terms
+    )
+    return await _answer(request, functools.partial(weigh, **_inputs(body)), sensitivity_document)
+
+
+@router.post("/observe", response_model=None, responses=_OBSERVATION | _SEARCH_PROBLEMS, tags=["decisions"])
+async def post_observe(body: ObserveRequest, request: Request) -> Response:
+    """Say what trials on the cluster have changed: ranking, intervals, chances, and what to try next."""
+    terms = Terms(steps=body.trial_steps, oom_penalty=body.oom_penalty, seed=body.seed)
+    update = functools.partial(
+        decisions.observe, pins=given(body.plan), variants=body.variants, count=body.count, terms=terms
+    )
+    inputs = _inputs(body) | {"trials": body.trials}
+    return await _answer(request, functools.partial(update, **inputs), observe_document)
 
 
 @router.get("/models", tags=["catalogue"])

@@ -14,8 +14,10 @@ from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.dataflow.flow_request import DEFAULT_STACK, MAX_GPUS, MAX_ITERATIONS
 from planner.dataflow.graph import MAX_CALLS, MAX_ROLES
 from planner.dataflow.iterations import MAX_STALENESS
-from planner.decisions.results import MAX_SEED, MAX_STEPS, MAX_TRIALS
+from planner.decisions.results import MAX_RIVALS, MAX_SEED, MAX_STEPS, MAX_TRIALS
+from planner.decisions.trials import MAX_TRIALS as MAX_OBSERVED
 from planner.pins import ALIASES
+from planner.validate.reader import COLUMNS
 from profiles.errors import did_you_mean
 from profiles.hardware import MAX_DEVICES
 from profiles.model import MAX_LAYERS, MAX_SEQUENCE
@@ -229,17 +231,44 @@ PlanQuestion = Annotated[
 ]
 
 
-class PortfolioRequest(EstimateRequest):
-    """Ask which plans are worth trying on the real cluster."""
+class DecisionRequest(EstimateRequest):
+    """What questions under uncertainty have in common."""
 
     plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
     variants: bool = Field(default=False, description="Tell plans apart that differ only in details.")
-    count: int = Field(default=3, ge=1, le=MAX_TRIALS, description="Most plans to try.")
-    trial_steps: int = Field(default=20, ge=1, le=MAX_STEPS, description="Optimizer steps of one trial.")
     oom_penalty: float = Field(
         default=0.05, ge=0, le=1, description="Share of the step time that avoiding a trial out of memory is worth."
     )
     seed: int = Field(default=0, ge=0, le=MAX_SEED, description="Of the scenarios; the same seed draws the same.")
+
+
+class PortfolioRequest(DecisionRequest):
+    """Ask which plans are worth trying on the real cluster."""
+
+    count: int = Field(default=3, ge=1, le=MAX_TRIALS, description="Most plans to try.")
+    trial_steps: int = Field(default=20, ge=1, le=MAX_STEPS, description="Optimizer steps of one trial.")
+
+
+class SensitivityRequest(DecisionRequest):
+    """Ask what to measure first."""
+
+    rivals: int = Field(default=3, ge=1, le=MAX_RIVALS, description="How many rivals to set against the best plan.")
+
+
+Cell = Annotated[str, Field(max_length=MAX_TEXT)] | Annotated[float, Field(ge=0, le=1e18)] | bool | None
+
+
+class ObserveRequest(DecisionRequest):
+    """Say what trials changed."""
+
+    trials: list[Annotated[dict[str, Cell], Field(min_length=1, max_length=len(COLUMNS))]] = Field(
+        min_length=1,
+        max_length=MAX_OBSERVED,
+        description="Trials, each a mapping of the columns that `planner validate` reads to their values.",
+        examples=[[{"model": "llama-2-13b", "gpu": "A100", "num_gpus": 8, "framework": "Megatron-Core", "tp": 2}]],
+    )
+    count: int = Field(default=3, ge=1, le=MAX_TRIALS, description="Most plans to try next.")
+    trial_steps: int = Field(default=20, ge=1, le=MAX_STEPS, description="Optimizer steps of one trial.")
 
 
 class SearchRequest(EstimateRequest):

@@ -7,6 +7,7 @@ from scipy.special import ndtr
 
 from costmodels.context import CostContext
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
+from planner.decisions.portfolio import MOST_RISK
 from planner.ranking import Priced, best_rows
 from planner.remedies import search_once
 from planner.request import cost_context
@@ -14,7 +15,6 @@ from planner.results import Request
 from profiles.errors import SpecError
 
 MOST = 256  # plans compared; slower ones are the best in no scenario worth counting
-MOST_RISK = 0.5  # a plan likelier to run out of memory than not is not worth a trial
 _NO_SPREAD = 1e-9  # stands for certainty
 
 

@@ -1,12 +1,14 @@
 """From candidates to a portfolio: scenarios drawn, trials chosen and costed."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
+from costmodels.context import CostContext
 from costmodels.energy_cost import cost_usd, device_hours, steps_in_run
 from costmodels.evaluate import evaluate
-from costmodels.plan import FloatArray
+from costmodels.plan import FloatArray, PlanBatch
 from planner.decisions.belief import Belief, belief_about
 from planner.decisions.candidates import Candidates
 from planner.decisions.portfolio import Choice, World, choose, weighted_quantile
@@ -15,7 +17,7 @@ from planner.decisions.scenarios import DRAWS, Scenarios, draw
 from planner.results import Request
 
 PRICED_EXACTLY = 8  # scenarios whose interpolated step times are compared with the cost path
-_LOW, _HIGH = 0.05, 0.95  # ends of a 90 % interval
+LOW, HIGH = 0.05, 0.95  # ends of a 90 % interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,18 +54,15 @@ def outlook_on(candidates: Candidates, terms: Terms) -> Outlook:
 
 def grounds_of(candidates: Candidates, belief: Belief, scenarios: Scenarios, terms: Terms) -> Grounds:
     """What a decision among some candidates rests on; some scenarios are priced exactly to see."""
-    context = candidates.context
-    error = belief.responses.largest_error(
-        lambda stack: evaluate(candidates.plans, replace(context, stack=stack)).step_time_s,
-        belief.shifts(scenarios.theta[:PRICED_EXACTLY]),
-    )
+    errors = belief.responses.errors(belief.price, belief.shifts(scenarios.theta[:PRICED_EXACTLY]))
     return Grounds(
         considered=candidates.considered,
         candidates=len(candidates),
         draws=len(scenarios.weight),
         effective_draws=scenarios.effective_draws,
         terms=terms,
-        table_error=error,
+        table_error=float(np.sqrt(np.mean(errors**2))),
+        table_error_largest=float(np.abs(errors).max()),
         priced_exactly=PRICED_EXACTLY,
     )
 
@@ -77,6 +76,7 @@ def nothing_to_decide(candidates: Candidates, terms: Terms) -> Grounds:
         effective_draws=float(DRAWS),
         terms=terms,
         table_error=0.0,
+        table_error_largest=0.0,
         priced_exactly=0,
     )
 
@@ -93,32 +93,71 @@ def portfolio_of(request: Request, outlook: Outlook, count: int) -> PortfolioRes
     count = min(count, len(outlook.candidates))
     choice = choose(world, count, oom_penalty=outlook.grounds.terms.oom_penalty)
     first = np.flatnonzero(outlook.candidates.fits)[:count]
+    tried = Tried(
+        plans=outlook.candidates.plans,
+        context=outlook.candidates.context,
+        scenarios=outlook.scenarios,
+        world=world,
+        steps=outlook.grounds.terms.steps,
+    )
     return PortfolioResult(
         request=request,
-        trials=_trials(request, outlook, choice),
+        trials=trials_of(request, tried, choice),
         ranked_regret=world.expected_regret(first),
         grounds=outlook.grounds,
         infeasible=None,
     )
 
 
-def _trials(request: Request, outlook: Outlook, choice: Choice) -> tuple[Trial, ...]:
-    plans = outlook.candidates.plans.take(choice.rows)
-    priced = evaluate(plans, outlook.candidates.context)
-    scenarios, world, steps = outlook.scenarios, outlook.world, outlook.grounds.terms.steps
-    saved = _saved_hours(request, choice.lost_s, int(plans.num_devices[0]))
-    trials: list[Trial] = []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What trials are costed from.
+
+    Attributes:
+        plans: M plans.
+        context: What they are priced with.
+        scenarios: Of these plans.
+        world: Their regrets.
+        steps: Of a trial.
+        learnt: Whether trials have moved the scenarios, so that the price is no longer what is expected.
+    """
+
+    plans: PlanBatch
+    context: CostContext
+    scenarios: Scenarios
+    world: World
+    steps: int
+    learnt: bool = False
+
+
+def trials_of(
+    request: Request, tried: Tried, choice: Choice, *, lost_before_s: float | None = None
+) -> tuple[Trial, ...]:
+    """The chosen plans as trials, costed.
+
+    Args:
+        request: The question.
+        tried: The plans, their scenarios and the length of a trial.
+        choice: Rows of the plans, in order.
+        lost_before_s: Expected regret in seconds of a step before the first of them; None when nothing ran yet.
+    """
+    plans = tried.plans.take(choice.rows)
+    priced = evaluate(plans, tried.context)
+    saved = _saved_hours(request, choice.lost_s, lost_before_s, int(plans.num_devices[0]) if len(plans) else 0)
+    weight, world, trials = tried.scenarios.weight, tried.world, []
     for place, row in enumerate(choice.rows.tolist()):
-        time_s = np.exp(scenarios.log_time_s[:, row])
-        expected_s, devices = steps * float(scenarios.weight @ time_s), int(plans.num_devices[place])
+        time_s = np.exp(tried.scenarios.log_time_s[:, row])
+        expected_s, devices = tried.steps * float(weight @ time_s), int(plans.num_devices[place])
         trials.append(
             Trial(
                 rank=place + 1,
                 plan=plans.plan(place),
                 num_devices=devices,
-                step_time_s=float(priced.step_time_s[place]),
-                step_time_low_s=weighted_quantile(time_s, scenarios.weight, _LOW),
-                step_time_high_s=weighted_quantile(time_s, scenarios.weight, _HIGH),
+                step_time_s=weighted_quantile(time_s, weight, 0.5)
+                if tried.learnt
+                else float(priced.step_time_s[place]),
+                step_time_low_s=weighted_quantile(time_s, weight, LOW),
+                step_time_high_s=weighted_quantile(time_s, weight, HIGH),
                 peak_memory_bytes=float(priced.peak_memory_bytes[place]),
                 oom_probability=float(world.risk[row]),
                 best_probability=float(world.best_share[row]),
@@ -132,9 +171,13 @@ def _trials(request: Request, outlook: Outlook, choice: Choice) -> tuple[Trial, 
     return tuple(trials)
 
 
-def _saved_hours(request: Request, lost_s: FloatArray, devices: int) -> list[float | None]:
+def _saved_hours(request: Request, lost_s: FloatArray, before_s: float | None, devices: int) -> list[float | None]:
     """Device-hours of the whole run that each trial saves beside those before it; None where that is not known."""
     steps = steps_in_run(request.job)
     if steps is None:
         return [None] * len(lost_s)
-    return [None, *(device_hours(steps * gain_s, devices) for gain_s in (lost_s[:-1] - lost_s[1:]).tolist())]
+    lost = [before_s, *lost_s.tolist()]
+    return [
+        None if earlier is None else device_hours(steps * (earlier - later), devices)
+        for earlier, later in pairwise(lost)
+    ]

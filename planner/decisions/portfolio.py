@@ -10,13 +10,16 @@ When every trial dies, the user falls back on the fastest plan that all but sure
 does), and is taken to get it to run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
 
+MOST_RISK = 0.5  # a plan likelier to run out of memory than not is not worth a trial
 SURE = 0.01  # risk of running out of memory below which a plan all but surely fits
+_LAST = 1e6  # puts plans behind all others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,7 @@ class World:
     @property
     def risk(self) -> FloatArray:
         """(M,) probability that a plan runs out of memory."""
-        risk: FloatArray = self.weight @ np.isinf(self.regret)
+        risk: FloatArray = np.minimum(self.weight @ np.isinf(self.regret), 1.0)  # weights add up to 1 but for rounding
         return risk
 
     @property
@@ -67,13 +70,20 @@ class World:
         alive = np.isfinite(self.regret).any(axis=1)
         share: FloatArray = np.zeros(self.regret.shape[1])
         np.add.at(share, winner, self.weight * alive)
-        return share
+        return np.minimum(share, 1.0)
 
     def settled(self, reached: FloatArray) -> FloatArray:
         """(S, ...) regrets of the fastest plan that ran, the fallback's where none did."""
         fallback = self.fallback.reshape(-1, *[1] * (reached.ndim - 1))
         settled: FloatArray = np.where(np.isfinite(reached), reached, fallback)
         return settled
+
+    def ranks(self, *, oom_penalty: float) -> IntArray:
+        """(M,) place of each plan as the only choice, from 0; those likelier to die than not come last."""
+        cost = self.weight @ self.settled(self.regret) + oom_penalty * self.risk + _LAST * (self.risk > MOST_RISK)
+        ranks: IntArray = np.empty(len(cost), dtype=np.int64)
+        ranks[np.argsort(cost, kind="stable")] = np.arange(len(cost))
+        return ranks
 
     def expected_regret(self, rows: IntArray) -> float:
         """Expected regret of trying some plans."""
@@ -98,22 +108,24 @@ class Choice:
     lost_s: FloatArray
 
 
-def choose(world: World, count: int, *, oom_penalty: float) -> Choice:
+def choose(world: World, count: int, *, oom_penalty: float, tried: Sequence[int] = ()) -> Choice:
     """The plans to try, one after the other.
 
     Args:
         world: What may happen.
-        count: How many, at most as many as there are plans.
+        count: How many, at most as many as there are plans to try.
         oom_penalty: What a trial that dies is worth avoiding: a share of the step time of the final plan.
+        tried: Numbers of plans that were tried already and are not tried again; the fastest of them is at hand.
     """
     penalty = oom_penalty * world.risk
-    reached = np.full(len(world.weight), np.inf)
+    reached = world.regret[:, list(tried)].min(axis=1, initial=np.inf)
     rows: list[int] = []
     regret, high, lost_s = np.empty(count), np.empty(count), np.empty(count)
     for place in range(count):
         after = world.settled(np.minimum(reached[:, None], world.regret))
         cost = world.weight @ after + penalty
-        cost[rows] = np.inf
+        cost[world.risk > MOST_RISK] += _LAST
+        cost[[*rows, *tried]] = np.inf
         rows.append(int(cost.argmin()))
         reached = np.minimum(reached, world.regret[:, rows[-1]])
         settled = world.settled(reached)

@@ -1,14 +1,26 @@
 """Decisions under uncertainty as tables for a terminal."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from planner.decisions.results import Grounds, PortfolioResult
+from planner.decisions.results import (
+    Grounds,
+    ObserveResult,
+    PortfolioResult,
+    RivalSensitivity,
+    SensitivityResult,
+    Trial,
+)
 from planner.phrases import dollars, percent, plan_label, seconds
 from planner.render import heading, render_infeasible, render_notes
 
 _MATERIAL = 0.001  # shares below this are not worth a line
+_JUST_RUN = 0.01  # regret below which nothing is worth measuring
+_MOST_DECIDERS = 5
+_LEARNT = 0.9  # share of its spread below which something was learnt of a parameter
 
 
 def render_portfolio(result: PortfolioResult, console: Console, *, quiet: bool = False) -> None:
@@ -18,7 +30,7 @@ def render_portfolio(result: PortfolioResult, console: Console, *, quiet: bool =
         render_infeasible(result.infeasible, console)
     else:
         console.print("\nWorth trying on the cluster, in this order", style="bold", highlight=False)
-        console.print(_trials_table(result))
+        console.print(_trials_table(result.trials))
         _summary(result, console)
         if not quiet:
             _say(_READING.format(steps=result.grounds.terms.steps), console)
@@ -41,16 +53,19 @@ def grounds_sentence(grounds: Grounds) -> str:
     )
     if grounds.effective_draws < 0.99 * grounds.draws:
         words += f", worth {grounds.effective_draws:,.0f} equally likely ones"
-    return f"{words}; step times are interpolated, within {percent(grounds.table_error)} of the cost path"
+    return (
+        f"{words}; step times are interpolated, {percent(grounds.table_error)} from the cost path (at most "
+        f"{percent(grounds.table_error_largest)})"
+    )
 
 
-def _trials_table(result: PortfolioResult) -> Table:
+def _trials_table(trials: Sequence[Trial]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("#", justify="right")
     table.add_column("plan", overflow="fold")
     for title in ("step", "90 % interval", "OOM", "fastest", "regret", "trial"):
         table.add_column(title, justify="right", no_wrap=True)
-    for trial in result.trials:
+    for trial in trials:
         cost = f"{trial.device_hours:.3g} GPU-h"
         table.add_row(
             str(trial.rank),
@@ -86,3 +101,154 @@ def _summary(result: PortfolioResult, console: Console) -> None:
 
 def _say(words: str, console: Console, *, style: str = "dim") -> None:
     console.print(Text(words, style=style))
+
+
+def render_sensitivity(result: SensitivityResult, console: Console, *, quiet: bool = False) -> None:
+    """What to measure first; ``quiet`` leaves out what was assumed and how to read the tables."""
+    heading(result.request, console)
+    if result.choice is None or result.step_time_s is None or result.infeasible is not None:
+        if result.infeasible is not None:
+            render_infeasible(result.infeasible, console)
+    else:
+        console.print(f"\n[bold]{plan_label(result.choice)}[/]: {seconds(result.step_time_s)} a step", highlight=False)
+        _say(_verdict(result), console, style="")
+        console.print()
+        console.print(_worth_table(result))
+        for rival in result.rivals:
+            _rival(rival, console)
+        if not quiet:
+            console.print()
+            _say(_SENSITIVITY_READING, console)
+            _say(grounds_sentence(result.grounds), console)
+    if not quiet:
+        render_notes("Assumed", result.request.assumptions, console)
+
+
+_SENSITIVITY_READING = (
+    "saves: how much faster the plan chosen would be, expected, if that were known beforehand; shares of a difference: "
+    "total Sobol' indices, own: what only trials of the two plans tell"
+)
+
+
+def _verdict(result: SensitivityResult) -> str:
+    """What knowing is worth at all."""
+    if result.perfect < _JUST_RUN:
+        return f"Run it: knowing everything beforehand would save {percent(result.perfect)} of the step."
+    known = f"all of the hardware {percent(max(result.hardware, 0.0))}, all of the stack"
+    return (
+        f"The best plan without a trial. Knowing everything beforehand would save {percent(result.perfect)} of the "
+        f"step: {known} {percent(max(result.stack, 0.0))}, the rest only trials tell."
+    )
+
+
+def _worth_table(result: SensitivityResult) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("parameter", no_wrap=True)
+    hours = any(item.device_hours is not None for item in result.worth)
+    for title in ("known to", "saves", *(["GPU-hours"] if hours else [])):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("measured by")
+    told = [item for item in result.worth if item.regret >= _MATERIAL]
+    for item in told:
+        saved = [] if item.device_hours is None else [f"{item.device_hours:,.0f}"]
+        table.add_row(item.name, f"{item.std:.2f}", percent(item.regret), *saved, item.measured_by)
+    left = len(result.worth) - len(told)
+    if left:
+        blanks = [""] if hours else []
+        table.add_row(f"{left} others", "", f"< {percent(_MATERIAL)}", *blanks, "")
+    return table
+
+
+def _rival(rival: RivalSensitivity, console: Console) -> None:
+    """What decides between the choice and one rival."""
+    deciders = ", ".join(f"{item.name} {percent(item.total)}" for item in rival.deciders[:_MOST_DECIDERS])
+    words = (
+        f"\nagainst {plan_label(rival.plan)} ({100 * (rival.step_time_ratio - 1):+.1f} %, faster in "
+        f"{percent(rival.faster_probability)} of cases): {deciders or 'nothing'}"
+    )
+    _say(words, console, style="")
+
+
+def render_observed(result: ObserveResult, console: Console, *, quiet: bool = False) -> None:
+    """What trials changed; ``quiet`` leaves out warnings, what was assumed and how to read the tables."""
+    heading(result.request, console)
+    if result.infeasible is not None:
+        render_infeasible(result.infeasible, console)
+    else:
+        console.print("\nTrials", style="bold", highlight=False)
+        console.print(_observed_table(result))
+        _say(_learned_words(result), console, style="")
+        if result.plans:
+            console.print("\nPlans before and after, best first", style="bold", highlight=False)
+            console.print(_updated_table(result))
+        if result.regret is not None:
+            words = f"Stopping here: the fastest that ran is expected to be {percent(result.regret)} above the best."
+            _say(words, console, style="")
+        if result.next_trials:
+            console.print("\nWorth trying next", style="bold", highlight=False)
+            console.print(_trials_table(result.next_trials))
+        if not quiet:
+            _say(_OBSERVE_READING, console)
+            _say(grounds_sentence(result.grounds), console)
+    for row in result.unused:
+        _say(f"not used: {row.file}:{row.line}: {row.reason}", console)
+    if not quiet:
+        render_notes("Warnings", result.warnings, console)
+        render_notes("Assumed", result.request.assumptions, console)
+
+
+_OBSERVE_READING = (
+    "sd: how many standard deviations a trial is slower than expected; OOM and fastest: probabilities of running out "
+    "of memory and of being the fastest that runs; * tried"
+)
+
+
+def _observed_table(result: ObserveResult) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("row", no_wrap=True)
+    table.add_column("plan", overflow="fold")
+    for title in ("expected", "90 % interval", "OOM", "measured", "sd"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for item in result.observed:
+        measured = "" if item.measured_s is None else seconds(item.measured_s)
+        table.add_row(
+            f"{item.file}:{item.line}",
+            plan_label(item.plan) + ("" if item.same_job else " (other job)"),
+            seconds(item.step_time_s),
+            f"{seconds(item.step_time_low_s)} - {seconds(item.step_time_high_s)}",
+            percent(item.oom_probability),
+            "out of memory" if item.died else measured or "ran",
+            "" if item.surprise is None else f"{item.surprise:+.1f}",
+        )
+    return table
+
+
+def _learned_words(result: ObserveResult) -> str:
+    """What most was learnt of, the level first."""
+    told = [
+        f"{item.name} x{item.factor:.2f} (known to {item.std_before:.2f}, now {item.std_after:.2f})"
+        for item in result.learned
+        if item.std_after < _LEARNT * item.std_before or item.name == "level"
+    ]
+    return "Learnt: " + ", ".join(told[:_MOST_DECIDERS])
+
+
+def _updated_table(result: ObserveResult) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("#", "was"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("plan", overflow="fold")
+    for title in ("step", "90 % before", "90 % now", "OOM", "fastest"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for item in result.plans:
+        before, after = item.before, item.after
+        table.add_row(
+            str(item.rank),
+            str(item.rank_before),
+            plan_label(item.plan) + (" *" if item.tried else ""),
+            seconds(after.step_time_s),
+            *(f"{seconds(view.step_time_low_s)} - {seconds(view.step_time_high_s)}" for view in (before, after)),
+            f"{percent(before.oom_probability)} > {percent(after.oom_probability)}",
+            f"{percent(before.best_probability)} > {percent(after.best_probability)}",
+        )
+    return table

@@ -3,11 +3,11 @@
 Every parameter is moved alone to a few values and all plans are priced there. In between, and for several
 parameters moved at once, the logarithm of the step time is taken to be the sum of what each of them does to it,
 linear between the values priced. That keeps the kinks of overlap and launch floors, and leaves out how parameters
-act on one another; ``largest_error`` prices combinations exactly and says how much that is.
+act on one another; ``errors`` prices combinations exactly and says how much that is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -83,19 +83,24 @@ class Responses:
     def log_times(self, shifts: FloatArray) -> FloatArray:
         """(S, M) log of the step times under (S, F) shifts."""
         result = np.broadcast_to(np.log(self.base_s), (len(shifts), len(self.base_s))).copy()
-        for number in range(len(self.fields)):
+        for number in np.flatnonzero(shifts.any(axis=0)).tolist():
             result += self.of_field(number, shifts[:, number])
         return result
 
-    def largest_error(self, price: Pricer, shifts: FloatArray) -> float:
-        """Largest difference of log step times between the table and the cost path, over (S, F) shifts.
+    def of_plans(self, rows: Sequence[int]) -> "Responses":
+        """The answers of some of the plans."""
+        return replace(self, base_s=self.base_s[rows], log_ratio=self.log_ratio[:, :, rows])
 
-        Differences that all plans of a scenario share do not count: they change no choice.
+    def errors(self, price: Pricer, shifts: FloatArray) -> FloatArray:
+        """(S, M) log step times of the table less those of the cost path, under (S, F) shifts.
+
+        What all plans of a scenario share does not count (the median is taken off): it changes no choice.
         """
         told = self.log_times(shifts)
         true = np.log([price(_shifted(self.stack, self.fields, shift)) for shift in shifts])
         error = told - true
-        return float(np.abs(error - np.median(error, axis=1, keepdims=True)).max(initial=0.0))
+        apart: FloatArray = error - np.median(error, axis=1, keepdims=True)
+        return apart
 
 
 def _shifted(stack: StackSpec, names: Sequence[str], shift: FloatArray) -> StackSpec:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 from costmodels.plan import ExecutionPlan
-from planner.results import Infeasible, Request
+from planner.results import Infeasible, Note, Request
+from planner.validate.rows import UnscorableRow
 from profiles.errors import SpecError
 
 MAX_TRIALS = 50
+MAX_RIVALS = 20
 MAX_STEPS = 100_000
 MAX_SEED = (1 << 32) - 1
 
@@ -43,7 +45,7 @@ class Trial:
         rank: Place in the order of trials, from 1.
         plan: The plan.
         num_devices: Devices it occupies.
-        step_time_s, step_time_low_s, step_time_high_s: Price, and the 90 % interval over all scenarios.
+        step_time_s, step_time_low_s, step_time_high_s: Price (median after trials), and 90 % interval.
         peak_memory_bytes: Price of the peak.
         oom_probability: That it runs out of memory.
         best_probability: That it runs and no candidate is faster.
@@ -82,8 +84,9 @@ class Grounds:
         draws: Scenarios drawn.
         effective_draws: How many equally likely ones they are worth.
         terms: Trial length, penalty and seed.
-        table_error: Largest relative difference, between plans of one scenario, of the interpolated step times from
-            the cost path, over the scenarios priced exactly.
+        table_error: Difference of the interpolated step times from the cost path, relative and what all plans of a
+            scenario share left out: root of the mean square over the scenarios priced exactly.
+        table_error_largest: The largest.
         priced_exactly: How many those were.
     """
 
@@ -93,6 +96,7 @@ class Grounds:
     effective_draws: float
     terms: Terms
     table_error: float
+    table_error_largest: float
     priced_exactly: int
 
 
@@ -117,4 +121,203 @@ class PortfolioResult:
     @property
     def fits(self) -> bool:
         """Whether anything may run."""
+        return self.infeasible is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worth:
+    """What knowing a parameter is worth before a plan is chosen.
+
+    Attributes:
+        name: ``kernels.*``, ``links.*``, ``stack.*`` or ``memory``.
+        kind: ``hardware`` or ``stack``.
+        std: Its standard deviation, in logarithms (logits for shares).
+        regret: Share of the expected step time that knowing it saves (EVPPI).
+        device_hours: Device-hours of the whole run that is; None when its length is not known.
+        measured_by: What would tell it.
+    """
+
+    name: str
+    kind: str
+    std: float
+    regret: float
+    device_hours: float | None
+    measured_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decider:
+    """A parameter's part in what decides between two plans: Sobol' indices of the difference."""
+
+    name: str
+    first: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RivalSensitivity:
+    """What decides between the choice and a rival.
+
+    Attributes:
+        plan: The rival.
+        step_time_ratio: Its step time over that of the choice, by the prices.
+        faster_probability: That it is the faster.
+        std: Standard deviation of the log of that ratio.
+        deciders: What explains at least a hundredth of its variance, most first; ``own``: no parameter, trials tell.
+    """
+
+    plan: ExecutionPlan
+    step_time_ratio: float
+    faster_probability: float
+    std: float
+    deciders: tuple[Decider, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensitivityResult:
+    """What to measure first.
+
+    Attributes:
+        request: The question as understood.
+        choice: The best plan to run without a trial; None when nothing may run.
+        step_time_s: Its price.
+        perfect: Regret that knowing everything would remove, as a share of the expected step time (EVPI).
+        hardware, stack: The same for all parameters of a kind.
+        worth: Every parameter, the one most worth knowing first.
+        rivals: What decides between the choice and the plans worth trying beside it.
+        grounds: What this rests on.
+        infeasible: Why nothing may run; None when something may.
+    """
+
+    request: Request
+    choice: ExecutionPlan | None
+    step_time_s: float | None
+    perfect: float
+    hardware: float
+    stack: float
+    worth: tuple[Worth, ...]
+    rivals: tuple[RivalSensitivity, ...]
+    grounds: Grounds
+    infeasible: Infeasible | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether anything may run."""
+        return self.infeasible is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """A trial, and what was expected of it.
+
+    Attributes:
+        file, line: Where its row stands.
+        plan: What was tried.
+        num_devices: Devices it occupied.
+        same_job: Whether it ran the very job of the question.
+        died: Whether it ran out of memory; None when the row does not say.
+        measured_s: Seconds per step; None where none are given.
+        step_time_s, step_time_low_s, step_time_high_s: What was expected, and the 90 % interval.
+        surprise: How many standard deviations the measured time is from that; None without one.
+        oom_probability: What was expected of its memory.
+    """
+
+    file: str
+    line: int
+    plan: ExecutionPlan
+    num_devices: int
+    same_job: bool
+    died: bool | None
+    measured_s: float | None
+    step_time_s: float
+    step_time_low_s: float
+    step_time_high_s: float
+    surprise: float | None
+    oom_probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What is believed of a plan at some point.
+
+    Attributes:
+        step_time_s, step_time_low_s, step_time_high_s: Median and 90 % interval.
+        oom_probability: That it runs out of memory.
+        best_probability: That it runs and no other plan is faster.
+    """
+
+    step_time_s: float
+    step_time_low_s: float
+    step_time_high_s: float
+    oom_probability: float
+    best_probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdatedPlan:
+    """A plan before and after the trials.
+
+    Attributes:
+        rank: Place after them, from 1: by expected step time, deaths counted.
+        rank_before: Place before.
+        plan: The plan.
+        tried: Whether it is one of the trials.
+        before, after: What was and is believed of it.
+    """
+
+    rank: int
+    rank_before: int
+    plan: ExecutionPlan
+    tried: bool
+    before: View
+    after: View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What the trials say of a parameter.
+
+    Attributes:
+        name: As in ``Worth``, or ``level``: what all step times of this user are multiplied by.
+        factor: Its expected ratio to the price list's or the stack's value (of the odds, for shares).
+        std_before, std_after: Standard deviation of the logarithm of that ratio.
+    """
+
+    name: str
+    factor: float
+    std_before: float
+    std_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObserveResult:
+    """What trials change.
+
+    Attributes:
+        request: The question as understood.
+        observed: The trials.
+        plans: The plans now best, tried or not, best first, and those tried that are not among them.
+        learned: Parameters, the level first, then those of which most was learnt.
+        regret: Expected regret of stopping here with the fastest plan that ran; None when none did.
+        next_trials: The plans worth trying next.
+        grounds: What this rests on.
+        unused: Rows that say nothing of the question: file, line and reason.
+        warnings: What to know before trusting the numbers.
+        infeasible: Why there is no plan to choose, tried or not; None when there is one.
+    """
+
+    request: Request
+    observed: tuple[Observed, ...]
+    plans: tuple[UpdatedPlan, ...]
+    learned: tuple[Learned, ...]
+    regret: float | None
+    next_trials: tuple[Trial, ...]
+    grounds: Grounds
+    unused: tuple[UnscorableRow, ...]
+    warnings: tuple[Note, ...]
+    infeasible: Infeasible | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a plan to choose."""
         return self.infeasible is None

@@ -6,6 +6,7 @@ from planner.schema_types import (
     FLAG,
     NUMBER,
     SCHEMA_VERSION,
+    TEXT,
     Shape,
     closed_object,
     estimate_shape,
@@ -37,6 +38,48 @@ def portfolio_schema() -> Shape:
     )
 
 
+def sensitivity_schema() -> Shape:
+    """The schema of what ``document.sensitivity_document`` returns."""
+    return _document(
+        "planner sensitivity",
+        schema_version={"const": SCHEMA_VERSION},
+        kind={"const": "sensitivity"},
+        fits=FLAG,
+        request=request_shape(),
+        choice=or_null(_PLAN),
+        step_time_s=or_null(AMOUNT),
+        regret_of_not_knowing=closed_object(everything=NUMBER, hardware=NUMBER, stack=NUMBER),
+        parameters=list_of(_worth()),
+        rivals=list_of(_rival()),
+        grounds=_grounds(),
+        infeasible=or_null(infeasible_shape()),
+        assumptions=list_of(note_shape()),
+    )
+
+
+def observe_schema() -> Shape:
+    """The schema of what ``document.observe_document`` returns."""
+    return _document(
+        "planner observe",
+        schema_version={"const": SCHEMA_VERSION},
+        kind={"const": "observe"},
+        fits=FLAG,
+        request=request_shape(),
+        observed=list_of(_observed()),
+        plans=list_of(
+            closed_object(rank=COUNT, rank_before=COUNT, plan=_PLAN, tried=FLAG, before=_view(), after=_view())
+        ),
+        learned=list_of(closed_object(name=TEXT, factor=AMOUNT, std_before=AMOUNT, std_after=AMOUNT)),
+        regret=or_null(AMOUNT),
+        next_trials=list_of(_trial()),
+        grounds=_grounds(),
+        infeasible=or_null(infeasible_shape()),
+        unused_rows=list_of(closed_object(file=TEXT, line=COUNT, reason=TEXT)),
+        assumptions=list_of(note_shape()),
+        warnings=list_of(note_shape()),
+    )
+
+
 def _document(title: str, **properties: Shape) -> Shape:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -65,6 +108,54 @@ def _trial() -> Shape:
     )
 
 
+def _worth() -> Shape:
+    return closed_object(
+        name=TEXT,
+        kind={"enum": ["hardware", "stack"]},
+        std=AMOUNT,
+        regret=NUMBER,
+        device_hours=or_null(NUMBER),
+        measured_by=TEXT,
+    )
+
+
+def _rival() -> Shape:
+    return closed_object(
+        plan=_PLAN,
+        step_time_ratio=AMOUNT,
+        faster_probability=_SHARE,
+        std=AMOUNT,
+        deciders=list_of(closed_object(name=TEXT, first=_SHARE, total=_SHARE)),
+    )
+
+
+def _observed() -> Shape:
+    return closed_object(
+        file=TEXT,
+        line=COUNT,
+        plan=_PLAN,
+        num_devices=COUNT,
+        same_job=FLAG,
+        died=or_null(FLAG),
+        measured_s=or_null(AMOUNT),
+        step_time_s=AMOUNT,
+        step_time_low_s=AMOUNT,
+        step_time_high_s=AMOUNT,
+        surprise=or_null(NUMBER),
+        oom_probability=_SHARE,
+    )
+
+
+def _view() -> Shape:
+    return closed_object(
+        step_time_s=AMOUNT,
+        step_time_low_s=AMOUNT,
+        step_time_high_s=AMOUNT,
+        oom_probability=_SHARE,
+        best_probability=_SHARE,
+    )
+
+
 def _grounds() -> Shape:
     return closed_object(
         considered=COUNT,
@@ -72,6 +163,7 @@ def _grounds() -> Shape:
         draws=COUNT,
         effective_draws=AMOUNT,
         table_error=AMOUNT,
+        table_error_largest=AMOUNT,
         priced_exactly=COUNT,
         trial_steps=COUNT,
         oom_penalty=_SHARE,

@@ -63,12 +63,14 @@ class Accuracy:
     Attributes:
         held_out: Every source judged by stacks that never saw it.
         in_sample: Nothing left out.
+        stacks: What is left out together to the stacks that judge it.
         refit: The fit of times behind them.
         memory: The fit of memory behind them.
     """
 
     held_out: ValidationReport
     in_sample: ValidationReport
+    stacks: Mapping[str, Mapping[str, StackSpec]]
     refit: Refit
     memory: MemoryFit
 
@@ -87,13 +89,19 @@ def cross_validate(mapped: Mapped, priors: Mapping[str, StackSpec] | None = None
     memory = fit_memory(rows, priors, together)
     predictor = RowPredictor(rows)
     in_sample = predictor.predict(with_memory(result.fit.stacks, memory.stacks))
-    held_out = in_sample
+    held_out, judges = in_sample, {}
     for name in sorted({*result.fit.held_out, *memory.held_out}):
         times = with_residuals(result.fit.held_out.get(name, result.fit.stacks), result, together, without=name)
-        kept = with_memory(times, memory.held_out.get(name, memory.stacks))
+        judges[name] = kept = with_memory(times, memory.held_out.get(name, memory.stacks))
         judged = np.array([n for n, row in enumerate(rows) if fold_of(row, together) == name], dtype=np.int64)
         held_out = _with_rows(held_out, predictor.predict(kept, judged), judged)
-    return Accuracy(held_out=score(mapped, held_out), in_sample=score(mapped, in_sample), refit=result, memory=memory)
+    return Accuracy(
+        held_out=score(mapped, held_out),
+        in_sample=score(mapped, in_sample),
+        stacks=judges,
+        refit=result,
+        memory=memory,
+    )
 
 
 def with_residuals(
@@ -131,6 +139,7 @@ def accuracy_page(accuracy: Accuracy) -> str:
         _time_section(held_out, in_sample),
         _memory_section(held_out, in_sample),
         _pick_section(held_out),
+        _first_section(held_out),
         own_section(_packaged(accuracy)),
         _assumption_section(held_out),
         _reason_section(held_out),
@@ -254,6 +263,25 @@ def _pick_section(report: ValidationReport) -> str:
             _line(name, str(picks.groups), str(picks.died), str(picks.nothing_fits), str(picks.within),
                   percent(picks.mean_regret), percent(picks.median_regret))
         )  # fmt: skip
+    return "\n".join([*lines, ""])
+
+
+def _first_section(report: ValidationReport) -> str:
+    """The first plans of the ranking, as ``planner.validate.first_plans`` defines their figures."""
+    head = ("k", "order", "best@k", "worst@k", "std@k", "out of memory", "SharpeRatio@k")
+    lines = ["## The first plans of the ranking", "", *_table_head(head)]
+    for item in report.first:
+        for order, values in (("ranking", item.ranked), ("random", item.random)):
+            lines.append(
+                _line(str(item.count), order, f"{values.best:.3f}", f"{values.worst:.3f}", f"{values.std:.3f}",
+                      f"{values.died:.2f}", "" if values.sharpe is None else f"{values.sharpe:.2f}")
+            )  # fmt: skip
+    lines += [
+        "",
+        f"In the groups above ({report.first[0].groups if report.first else 0}). Values are measured tokens/s over the "
+        "best measured, 0 for a plan that ran out of memory. SharpeRatio@k is (best@k - J) / std@k with J the median "
+        "plan that ran (arXiv:2311.18207), its median over groups.",
+    ]
     return "\n".join([*lines, ""])
 
 

@@ -78,20 +78,28 @@ def pick_groups(
         predictions: What the planner says about them.
         one_state: Choose among rows of one cluster in one state only.
     """
+    groups = choices(rows, one_state=one_state)
+    return tuple(_pick([rows[n] for n in numbers], numbers, predictions) for numbers in groups)
+
+
+def choices(rows: Sequence[ScorableRow], *, one_state: bool = False) -> list[list[int]]:
+    """Numbers of the rows of every group that a plan is picked from.
+
+    Args:
+        rows: Rows of published runs; trends are left out.
+        one_state: Keep rows of clusters in different states apart.
+    """
     members: dict[tuple[str, ...], list[int]] = {}
     for number, row in enumerate(rows):
         if not row.trend and (row.step_time_s is not None or row.out_of_memory):
             key = (*row.pick_group, *row.cluster_key) if one_state else row.pick_group
             members.setdefault(key, []).append(number)
-    picks = (_pick([rows[n] for n in numbers], numbers, predictions) for numbers in members.values())
-    return tuple(pick for pick in picks if pick is not None)
+    measured = {key: sum(bool(rows[n].tokens_per_s) for n in numbers) for key, numbers in members.items()}
+    return [numbers for key, numbers in members.items() if measured[key] >= LEAST_MEASURED]
 
 
-def _pick(group: list[ScorableRow], numbers: list[int], predictions: Predictions) -> GroupPick | None:
+def _pick(group: list[ScorableRow], numbers: list[int], predictions: Predictions) -> GroupPick:
     measured = [row.tokens_per_s or 0.0 for row in group]
-    ran = sum(speed > 0 for speed in measured)
-    if ran < LEAST_MEASURED:
-        return None
     predicted = [
         row.job.tokens_per_step / float(predictions.step_time_s[n]) for row, n in zip(group, numbers, strict=True)
     ]
@@ -104,7 +112,7 @@ def _pick(group: list[ScorableRow], numbers: list[int], predictions: Predictions
         model_name=group[0].model_name,
         device=group[0].cluster.device.name,
         num_devices=group[0].cluster.num_devices,
-        measured=ran,
+        measured=sum(speed > 0 for speed in measured),
         died=sum(bool(row.out_of_memory) for row in group),
         line=None if chosen is None else group[chosen].line,
         pick_died=died,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray
+from planner.validate.first_plans import FirstPlans, first_plans
 from planner.validate.mapping import Mapped, map_files
 from planner.validate.metrics import (
     LEAST_ROWS,
@@ -136,6 +137,7 @@ class ValidationReport:
         state_picks: Of the files whose rows ran on a cluster in several states, the picks within one state.
         all_picks: Picks of all files.
         groups: Every pick.
+        first: The first plans of the ranking in every group.
         unscorable: (file, source, reason) to rows left out.
         time_notes: (file, source, reason) to rows whose time, though measured, is not used.
         rows: Every row priced.
@@ -150,6 +152,7 @@ class ValidationReport:
     state_picks: Mapping[str, PickSummary]
     all_picks: PickSummary | None
     groups: tuple[GroupPick, ...]
+    first: tuple[FirstPlans, ...]
     unscorable: Mapping[tuple[str, str, str], int]
     time_notes: Mapping[tuple[str, str, str], int]
     rows: tuple[RowScore, ...]
@@ -218,6 +221,7 @@ def score(mapped: Mapped, predictions: Predictions) -> ValidationReport:
         state_picks=_picks_by_file(within_states, [file for file in files if len(states[file]) > 1]),
         all_picks=pick_summary(groups),
         groups=groups,
+        first=first_plans(rows, predictions),
         unscorable=Counter((row.file, row.source, row.reason) for row in mapped.unscorable),
         time_notes=Counter((row.file, row.source, row.time_note) for row in rows if row.time_note),
         rows=tuple(table.row(number) for number in range(len(rows))),
@@ -366,6 +370,7 @@ def report_document(report: ValidationReport, *, rows: bool = False) -> dict[str
             "by_file": {file: asdict(summary) for file, summary in report.picks.items()},
             "within_one_state": {file: asdict(summary) for file, summary in report.state_picks.items()},
             "groups": [asdict(group) for group in report.groups],
+            "first": [asdict(item) for item in report.first],
         },
         "unscorable": _reasons(report.unscorable),
         "time_not_used": _reasons(report.time_notes),

@@ -127,7 +127,7 @@ def check(path: str, body: dict[str, Any]) -> None:
     assert response.status_code in (200, 422), response.text
     if response.status_code == 200:
         document = response.json()
-        answered = document["trials" if path == "/portfolio" else "plans"]
+        answered = document[{"/portfolio": "trials", "/sensitivity": "parameters"}.get(path, "plans")]
         assert bool(answered) != bool(document["infeasible"]) or path == "/estimate"
     else:
         assert all(error["field"] and error["problem"] for error in response.json()["errors"])
@@ -146,7 +146,7 @@ def test_searches_of_odd_sizes_answer(body: dict[str, Any], objective: str, top:
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=QUIET)
-@given(body=bent(), path=st.sampled_from(["/plan", "/estimate", "/portfolio"]))
+@given(body=bent(), path=st.sampled_from(["/plan", "/estimate", "/portfolio", "/sensitivity"]))
 def test_one_hostile_value_is_refused_or_answered(body: dict[str, Any], path: str) -> None:
     check(path, body)
 
@@ -155,3 +155,30 @@ def test_one_hostile_value_is_refused_or_answered(body: dict[str, Any], path: st
 @given(body=REQUESTS, count=st.integers(1, 50), penalty=st.floats(0, 1), seed=st.integers(0, 1 << 32))
 def test_portfolios_of_odd_sizes_answer(body: dict[str, Any], count: int, penalty: float, seed: int) -> None:
     check("/portfolio", body | {"count": count, "oom_penalty": penalty, "seed": seed})
+
+
+CELLS = st.fixed_dictionaries(
+    {
+        "model": NAMES,
+        "gpu": st.sampled_from(["A100", "H100", "GB200", "none"]),
+        "num_gpus": COUNTS,
+        "framework": st.sampled_from(["Megatron-Core", "FSDP", "DeepSpeed", "abacus"]),
+        "tp": DEGREES,
+        "pp": DEGREES,
+        "micro_batch": COUNTS,
+    },
+    optional={
+        "measured_step_time_s": st.one_of(st.floats(1e-3, 1e3), HOSTILE),
+        "measured_peak_mem_gb": st.floats(0, 1e3),
+        "oom": st.booleans(),
+        "seq_len": LENGTHS,
+        "global_batch_seqs": COUNTS,
+        "recompute": st.sampled_from(["none", "full", "selective", "some"]),
+    },
+)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@given(trials=st.lists(CELLS, min_size=1, max_size=4), cluster=CLUSTERS)
+def test_trials_of_odd_sizes_are_answered_or_refused(trials: list[dict[str, Any]], cluster: Any) -> None:
+    check("/observe", {"model": trials[0]["model"], "cluster": cluster, "trials": trials})

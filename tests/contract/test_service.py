@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import planner
-from planner.decisions.document import portfolio_document
+from planner.decisions.document import observe_document, portfolio_document, sensitivity_document
 from planner.decisions.results import Terms
 from profiles.errors import SpecError
 from service import routes
@@ -200,11 +200,12 @@ def test_wrong_settings_are_named(text: str, message: str) -> None:
 
 def test_openapi_names_every_document(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    assert {"Document", "Portfolio", "Problem", "FieldProblem"} <= set(document["components"]["schemas"])
+    decisions = {"Portfolio", "Sensitivity", "Observation"}
+    assert {"Document", "Problem", "FieldProblem"} | decisions <= set(document["components"]["schemas"])
     text = json.dumps(document)
     assert "$defs" not in text
     assert "HTTPValidationError" not in text
-    for path in ("/plan", "/estimate", "/portfolio"):
+    for path in ("/plan", "/estimate", "/portfolio", "/sensitivity", "/observe"):
         responses = document["paths"][path]["post"]["responses"]
         assert set(responses) == {"200", "400", "413", "422", "429"}
         for status in set(responses) - {"200"}:
@@ -223,6 +224,28 @@ def test_plans_worth_trying_are_those_of_the_library(client: TestClient) -> None
     assert error["errors"][0]["hint"].startswith("did you mean 'trial_steps'")
     nothing = client.post("/portfolio", json=BODY | {"model": "llama-3-405b"})
     assert (nothing.status_code, nothing.json()["trials"]) == (200, [])
+
+
+def test_what_to_measure_first_is_what_the_library_says(client: TestClient) -> None:
+    document = client.post("/sensitivity", json=BODY | {"rivals": 1, "seed": 3}).json()
+    result = planner.sensitivity(**BODY, rivals=1, terms=Terms(seed=3))
+    assert document == json.loads(json.dumps(sensitivity_document(result)))
+    nothing = client.post("/sensitivity", json=BODY | {"model": "llama-3-405b"})
+    assert (nothing.status_code, nothing.json()["parameters"]) == (200, [])
+
+
+def test_trials_are_posted_row_by_row(client: TestClient) -> None:
+    ran = {"model": "llama-2-7b", "gpu": "A100", "gpu_mem_gb": 80, "num_gpus": 8, "framework": "Megatron-Core"}
+    ran |= {"seq_len": 2048, "global_batch_seqs": 64, "tp": 2, "pp": 1, "micro_batch": 1, "precision": "bf16"}
+    trials = [ran | {"measured_step_time_s": 4.5, "zero_stage": 1}, ran | {"oom": True, "micro_batch": 4}]
+    document = client.post("/observe", json=BODY | {"trials": trials, "count": 2, "seed": 3}).json()
+    result = planner.observe(**BODY, trials=trials, count=2, terms=Terms(seed=3))
+    assert document == json.loads(json.dumps(observe_document(result)))
+    assert [item["died"] for item in document["observed"]] == [False, True]
+    error = problem(client.post("/observe", json=BODY | {"trials": [ran | {"modle": "x"}]}), 422)
+    assert error["errors"][0]["field"] == "trials[1].modle"
+    problem(client.post("/observe", json=BODY | {"trials": []}), 422)
+    problem(client.post("/observe", json=BODY | {"trials": ["/etc/passwd"]}), 422)
 
 
 def test_the_catalogue_is_listed_with_sources(client: TestClient) -> None:

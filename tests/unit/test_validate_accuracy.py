@@ -51,7 +51,7 @@ def test_page_has_every_section_and_source() -> None:
     nothing = StackFit(stacks={}, held_out={}, held_out_s=np.empty(0), fitted_s=np.empty(0))
     fit = Refit(rows=(), measured_s=np.empty(0), fit=nothing)
     memory = MemoryFit(common={}, stacks={}, held_out={}, errors=np.empty(0), rows={}, sources={})
-    page = accuracy_page(Accuracy(held_out=report, in_sample=report, refit=fit, memory=memory))
+    page = accuracy_page(Accuracy(held_out=report, in_sample=report, stacks={}, refit=fit, memory=memory))
     for title in ("# Accuracy", "## Protocol", "## Result", "## Step time by source", "## Peak memory",
                   "## The plan the planner would pick", "## Assumptions made"):  # fmt: skip
         assert title in page

@@ -1,0 +1,164 @@
+"""What to measure first: how much regret knowing a parameter would remove, and what decides between two plans.
+
+The decision is which plan to run, without a trial. With what is known now, one takes the plan with the smallest
+expected step time; whoever knew a parameter would take the best plan given it. The difference of the expected step
+times is the expected value of partial perfect information (EVPPI: Strong, Oakley and Brennan 2014,
+doi:10.1177/0272989X12465490). Given some parameters, the expected step time of a plan answers to them as the table of
+``responses`` says, so no regression is needed. A plan that would run out of memory costs the step time of the fallback
+(``portfolio``) and the penalty of a trial that dies.
+
+Sobol' indices (``scipy.stats.sobol_indices``) are those of the *difference* of two plans' log step times: what makes
+both slow decides nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+from scipy.stats import sobol_indices
+
+from costmodels.plan import FloatArray
+from planner.decisions.belief import Belief
+from planner.decisions.portfolio import SURE
+from planner.decisions.scenarios import Scenarios
+
+SOBOL_DRAWS = 4096  # pairs of scenarios behind the indices, which are right to about 0.02
+_QUANTILES = 400  # by which the law of one normal variable is represented
+OWN = "own"  # the part of a difference that no parameter explains
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Information:
+    """What knowing something is worth, as shares of the expected step time of the best choice now.
+
+    Attributes:
+        choice: Number of that choice among the plans.
+        step_time_s: Its expected step time, deaths counted.
+        perfect: Worth of knowing everything.
+        parameters: (P,) worth of knowing each parameter alone.
+        hardware, stack: Worth of knowing all parameters of a kind.
+        memory_share: Worth of knowing what peaks of memory have in common.
+    """
+
+    choice: int
+    step_time_s: float
+    perfect: float
+    parameters: FloatArray
+    hardware: float
+    stack: float
+    memory_share: float
+
+
+def information(belief: Belief, scenarios: Scenarios, *, oom_penalty: float) -> Information:
+    """The value of information about M plans.
+
+    Args:
+        belief: About them.
+        scenarios: Drawn from it, equally likely.
+        oom_penalty: What a run that dies is worth avoiding, as a share of the step time.
+    """
+    running_s = np.exp(scenarios.log_time_s)
+    mean_s = running_s.mean(axis=0)
+    spread = float(np.hypot(belief.memory_shared_std, belief.memory_own_std))
+    risk = ndtr(belief.memory_log / max(spread, 1e-9))
+    safe = risk <= max(SURE, float(risk.min()))
+    fallback = int(np.where(safe, mean_s, np.inf).argmin())
+    dead = 1 + oom_penalty
+    now_s = (1 - risk) * mean_s + risk * dead * mean_s[fallback]
+    choice, expected_s = int(now_s.argmin()), float(now_s.min())
+
+    def worth(theta: FloatArray) -> float:
+        """Of knowing parameters with (S, P) values, those not known left at zero."""
+        answers = np.exp(belief.responses.log_times(belief.shifts(theta)))
+        given_s = answers * (mean_s / answers.mean(axis=0))
+        reached_s = (1 - risk) * given_s + risk * dead * given_s[:, [fallback]]
+        return 1 - float(reached_s.min(axis=1).mean()) / expected_s
+
+    normal = ndtri((np.arange(_QUANTILES) + 0.5) / _QUANTILES)
+    shared = normal * belief.memory_shared_std
+    informed = ndtr((belief.memory_log + shared[:, None]) / max(belief.memory_own_std, 1e-9))
+    remembered_s = (1 - informed) * mean_s + informed * dead * mean_s[fallback]
+    true_s = np.where(scenarios.died, dead * running_s[:, [fallback]], running_s)
+    hardware = np.array([parameter.kind == "hardware" for parameter in belief.parameters], dtype=np.bool_)
+    return Information(
+        choice=choice,
+        step_time_s=expected_s,
+        perfect=1 - float(true_s.min(axis=1).mean()) / expected_s,
+        parameters=np.array([worth(normal[:, None] * row) for row in np.diag(belief.stds)]),
+        hardware=worth(scenarios.theta * hardware),
+        stack=worth(scenarios.theta * ~hardware),
+        memory_share=1 - float(remembered_s.min(axis=1).mean()) / expected_s,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indices:
+    """What decides between two plans.
+
+    Attributes:
+        names: Parameters, and ``OWN`` for what none of them explains.
+        first: Share of the variance of the difference that each explains alone.
+        total: The same with what it does together with others.
+        std: Standard deviation of the difference of the log step times.
+        faster: Probability that the first plan is the faster.
+    """
+
+    names: tuple[str, ...]
+    first: FloatArray
+    total: FloatArray
+    std: float
+    faster: float
+
+
+def difference_indices(belief: Belief, left: int, right: int, *, seed: int) -> Indices:
+    """Sobol' indices of the log step time of one plan over another's.
+
+    Args:
+        belief: About the plans.
+        left: Number of the one.
+        right: Number of the other.
+        seed: Of the scenarios.
+    """
+    variance = belief.own_std[left] ** 2 + belief.own_std[right] ** 2
+    together = 2 * belief.kin[left, right] * belief.own_std[left] * belief.own_std[right]
+    stds = np.append(belief.stds, np.sqrt(max(variance - together, 0.0)))
+    responses = belief.responses.of_plans([left, right])
+
+    def difference(inputs: FloatArray) -> FloatArray:
+        """(S,) from (S, P + 1) parameters and own difference."""
+        log_time_s = responses.log_times(belief.shifts(inputs[:, :-1]))
+        apart: FloatArray = log_time_s[:, 0] - log_time_s[:, 1] + inputs[:, -1]
+        return apart
+
+    rng = np.random.default_rng(seed)
+    one, other = rng.standard_normal((2, SOBOL_DRAWS, len(stds))) * stds
+    mixed = []
+    for column in range(len(stds)):
+        exchanged = one.copy()
+        exchanged[:, column] = other[:, column]
+        mixed.append(difference(exchanged))
+    values: Mapping[Literal["f_A", "f_B", "f_AB"], FloatArray] = {
+        "f_A": difference(one)[None],
+        "f_B": difference(other)[None],
+        "f_AB": np.array(mixed)[:, None],
+    }
+    names = (*(parameter.name for parameter in belief.parameters), OWN)
+    varied = float(values["f_A"].std())
+    if varied < 1e-12:
+        nothing = np.zeros(len(names))
+        return Indices(names=names, first=nothing, total=nothing, std=varied, faster=0.5)
+    found = sobol_indices(func=values, n=SOBOL_DRAWS)
+    return Indices(
+        names=names,
+        first=_share(found.first_order),
+        total=_share(found.total_order),
+        std=varied,
+        faster=float((values["f_A"] < 0).mean()),
+    )
+
+
+def _share(indices: FloatArray) -> FloatArray:
+    """Indices of the one output, estimates outside of what a share can be pulled back."""
+    return np.clip(np.asarray(indices, dtype=np.float64).reshape(-1), 0.0, 1.0)

@@ -1,0 +1,107 @@
+"""What trials teach: scenarios moved and weighed so that they agree with what was measured.
+
+Step times and printed peaks move the scenarios (Matheron's rule, also known as pathwise conditioning: every draw is
+corrected by the regression of everything on what was observed; exact for the linear law, and the table of ``responses``
+then gives the step times of the corrected parameters). Verdicts (ran, died) weigh them: a scenario counts by the
+probability of the verdicts in it, softened as in ``planner.validate.memory_fit``. How many equally likely scenarios the
+weights leave is stated with every answer.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import ndtr
+
+from costmodels.plan import BoolArray, FloatArray, IntArray
+from planner.decisions.belief import Belief
+from planner.decisions.kinship import NOISE
+from planner.decisions.scenarios import Scenarios, times_of
+from planner.validate.memory_fit import MEASUREMENT_STD as PEAK_STD
+from planner.validate.memory_fit import VERDICT_STD, WRONG_VERDICTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observations:
+    """What became of T trials; each is one of the belief's plans.
+
+    Attributes:
+        rows: (T,) numbers of the plans.
+        log_time_s: (T,) log of the measured seconds of a step; NaN where there is none.
+        memory_error: (T,) log of the measured over the predicted peak; NaN where there is none.
+        died, ran: (T,) what became of the run.
+    """
+
+    rows: IntArray
+    log_time_s: FloatArray
+    memory_error: FloatArray
+    died: BoolArray
+    ran: BoolArray
+
+
+def condition(belief: Belief, scenarios: Scenarios, seen: Observations, *, seed: int) -> Scenarios:
+    """The scenarios after some trials.
+
+    Args:
+        belief: What they were drawn from.
+        scenarios: Before.
+        seen: The trials.
+        seed: Of the noise of measurements.
+    """
+    rng = np.random.default_rng(seed + 1)  # apart from the draws of the scenarios themselves
+    timed = np.isfinite(seen.log_time_s)
+    if timed.any():
+        scenarios = _with_times(belief, scenarios, seen.rows[timed], seen.log_time_s[timed], rng)
+    weighed = np.isfinite(seen.memory_error)
+    if weighed.any():
+        scenarios = _with_peaks(belief, scenarios, seen.rows[weighed], seen.memory_error[weighed], rng)
+    return _with_verdicts(scenarios, seen)
+
+
+def surprises(belief: Belief, seen: Observations) -> FloatArray:
+    """(T,) how many standard deviations each measured time is from what was expected; NaN where there is none."""
+    spread = np.sqrt(np.diag(_time_covariance(belief, seen.rows)))
+    expected = np.log(belief.responses.base_s[seen.rows])
+    return np.asarray((seen.log_time_s - expected) / spread, dtype=np.float64)
+
+
+def _time_covariance(belief: Belief, rows: IntArray) -> FloatArray:
+    """(T, T) covariance of measured log step times."""
+    moved = belief.slopes[:, rows] * belief.stds[:, None]
+    own = belief.own_std[rows]
+    covariance: FloatArray = moved.T @ moved + belief.level_std**2 + own[:, None] * own * belief.kin[np.ix_(rows, rows)]
+    covariance[np.diag_indices_from(covariance)] += NOISE**2
+    return covariance
+
+
+def _with_times(
+    belief: Belief, scenarios: Scenarios, rows: IntArray, log_time_s: FloatArray, rng: np.random.Generator
+) -> Scenarios:
+    noise = NOISE * rng.standard_normal((len(scenarios.weight), len(rows)))
+    missed = log_time_s - scenarios.log_time_s[:, rows] - noise
+    pull = np.linalg.solve(_time_covariance(belief, rows), missed.T).T  # (S, T)
+    theta = scenarios.theta + pull @ (belief.slopes[:, rows] * belief.stds[:, None] ** 2).T
+    level = scenarios.level + belief.level_std**2 * pull.sum(axis=1)
+    alike = belief.own_std[rows][:, None] * belief.kin[rows] * belief.own_std
+    own = scenarios.own + pull @ alike
+    return replace(scenarios, theta=theta, level=level, own=own, log_time_s=times_of(belief, theta, level, own))
+
+
+def _with_peaks(
+    belief: Belief, scenarios: Scenarios, rows: IntArray, error: FloatArray, rng: np.random.Generator
+) -> Scenarios:
+    shared, own = belief.memory_shared_std**2, belief.memory_own_std**2
+    covariance = shared + own * belief.kin[np.ix_(rows, rows)]
+    covariance[np.diag_indices_from(covariance)] += PEAK_STD**2
+    noise = PEAK_STD * rng.standard_normal((len(scenarios.weight), len(rows)))
+    missed = error - (scenarios.memory_log[:, rows] - belief.memory_log[rows]) - noise
+    pull = np.linalg.solve(covariance, missed.T).T
+    return replace(scenarios, memory_log=scenarios.memory_log + pull @ (shared + own * belief.kin[rows]))
+
+
+def _with_verdicts(scenarios: Scenarios, seen: Observations) -> Scenarios:
+    weight = scenarios.weight.copy()
+    for row, died, ran in zip(seen.rows.tolist(), seen.died.tolist(), seen.ran.tolist(), strict=True):
+        if died or ran:
+            over = ndtr((1.0 if died else -1.0) * scenarios.memory_log[:, row] / VERDICT_STD)
+            weight *= WRONG_VERDICTS + (1 - 2 * WRONG_VERDICTS) * over
+    return replace(scenarios, weight=weight / weight.sum())

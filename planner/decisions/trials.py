@@ -1,0 +1,202 @@
+"""Trials that a user ran, from a table of the columns ``planner validate`` reads, matched with a question."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from costmodels.plan import ExecutionPlan, FloatArray, IntArray
+from planner.calibrate_runs import check_units
+from planner.results import Request
+from planner.validate.mapping import Mapped, map_files, map_rows
+from planner.validate.predict import Predictions, RowPredictor
+from planner.validate.reader import COLUMNS, REQUIRED, Row
+from planner.validate.rows import ScorableRow, UnscorableRow
+from profiles.catalog import default_catalog
+from profiles.errors import SpecError, did_you_mean
+from profiles.stack import StackSpec
+
+MAX_TRIALS = 500  # trials a decision is updated with; more runs calibrate a stack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trials:
+    """What became of T trials.
+
+    Attributes:
+        rows: The trials.
+        stack: What they ran on, as fitted.
+        predictor: Prices them.
+        predictions: What the planner says about them.
+        worlds: (T,) 0 for trials of the question's model on as many devices in the same precision, another number for
+            every other combination.
+        same_job: (T,) numbers of the trials that ran the very job of the question.
+        unused: Rows that say nothing of the question, with the reason.
+    """
+
+    rows: tuple[ScorableRow, ...]
+    stack: StackSpec
+    predictor: RowPredictor
+    predictions: Predictions
+    worlds: IntArray
+    same_job: IntArray
+    unused: tuple[UnscorableRow, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def plans(self) -> list[ExecutionPlan]:
+        """(T,) what was tried."""
+        return [row.plan for row in self.rows]
+
+    @property
+    def measured_s(self) -> FloatArray:
+        """(T,) measured seconds per step; NaN where there are none."""
+        return np.array([row.step_time_s or np.nan for row in self.rows])
+
+    @property
+    def memory_error(self) -> FloatArray:
+        """(T,) log of the measured over the predicted peak; NaN where none is printed."""
+        measured = np.array([row.memory_bytes or np.nan for row in self.rows])
+        error: FloatArray = np.log(measured / self.predictions.memory_bytes)
+        return error
+
+
+TrialInput = str | Path | Mapping[str, Any]
+
+
+def read_trials(given: TrialInput | Sequence[TrialInput], *, allow_files: bool = True) -> Mapped:
+    """Trials from tables, or given row by row.
+
+    Args:
+        given: CSV files or folders of them, or mappings of column to value.
+        allow_files: Whether a path may be given; False for what comes from a network.
+
+    Raises:
+        SpecError: If a table or a row is malformed.
+    """
+    items = [given] if isinstance(given, str | Path | Mapping) else list(given)
+    if not items:
+        raise SpecError("trials", "none given", "name a table, or give rows")
+    paths = [Path(item) for item in items if isinstance(item, str | Path)]
+    if not paths:
+        return map_rows([_row(item, number) for number, item in enumerate(items, start=1)], default_catalog())
+    if len(paths) < len(items):
+        raise SpecError("trials", "tables and rows cannot be mixed")
+    if not allow_files:
+        raise SpecError("trials", "names a file, which is not read here", "give the rows")
+    return map_files(paths)
+
+
+def _row(item: Any, number: int) -> Row:
+    """A row as a table would hold it; true and false are yes and no there."""
+    where = f"trials[{number}]"
+    if not isinstance(item, Mapping):
+        raise SpecError(where, f"must be a mapping of columns; got {str(item)[:40]!r}")
+    cells = {}
+    for column, value in item.items():
+        if column not in COLUMNS:
+            raise SpecError(f"{where}.{str(column)[:40]}", "unknown column", did_you_mean(str(column), COLUMNS))
+        if value is not None and not isinstance(value, str | int | float):
+            raise SpecError(f"{where}.{column}", f"must be a text or a number; got {str(value)[:40]!r}")
+        cells[column] = _cell(value)
+    cells = {"source": "trial", **cells}
+    missing = [column for column in REQUIRED if not cells.get(column)]
+    if missing:
+        raise SpecError(f"{where}.{missing[0]}", "column is missing", "needed: " + ", ".join(REQUIRED))
+    return Row(file="trials", line=number, cells=cells)
+
+
+def _cell(value: str | float | bool | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return ("yes" if value else "no") if isinstance(value, bool) else f"{value:.15g}"
+
+
+def select_trials(request: Request, mapped: Mapped) -> Trials:
+    """The rows of a table that say something of a question.
+
+    Args:
+        request: The question.
+        mapped: The rows.
+
+    Raises:
+        SpecError: If none does, there are too many, or one is in another unit.
+    """
+    unused, rows = [*mapped.unscorable], []
+    for row in mapped.scorable:
+        reason = _reason(request, row)
+        if reason:
+            unused.append(_unused(row, reason))
+        else:
+            rows.append(row)
+    if len(rows) > MAX_TRIALS:
+        raise SpecError("trials", f"at most {MAX_TRIALS}; got {len(rows)}", "planner calibrate --runs takes more")
+    predictor = RowPredictor(rows)
+    predictions = predictor.predict({request.stack.name: request.stack})
+    unused += [_unused(rows[number], problem) for number, problem in predictions.problems.items()]
+    kept = [row for number, row in enumerate(rows) if number not in predictions.problems]
+    if not kept:
+        told = "; ".join(sorted({row.reason for row in unused})[:3])
+        raise SpecError("trials", "no row says anything of this question", told)
+    if len(kept) < len(rows):
+        predictor = RowPredictor(kept)
+        predictions = predictor.predict({request.stack.name: request.stack})
+    check_units([row for row in kept if row.step_time_s], predictions.step_time_s[_timed(kept)])
+    keys = [_world(request), *(_world_of(row) for row in kept)]
+    return Trials(
+        rows=tuple(kept),
+        stack=request.stack,
+        predictor=predictor,
+        predictions=predictions,
+        worlds=np.array([keys.index(key) for key in keys[1:]], dtype=np.int64),
+        same_job=np.flatnonzero([_is_same_job(request, row) for row in kept]),
+        unused=tuple(unused),
+    )
+
+
+def _timed(rows: Sequence[ScorableRow]) -> IntArray:
+    return np.flatnonzero([bool(row.step_time_s) for row in rows])
+
+
+def _reason(request: Request, row: ScorableRow) -> str:
+    """Why a row says nothing of the question; empty when it does."""
+    if row.stack != request.stack.name:
+        return f"ran on {row.stack}; planned for is {request.stack.name}"
+    device = request.cluster.device.name
+    if row.cluster.device.name != device:
+        return f"ran on {row.cluster.device.name}; planned for is {device}"
+    return ""
+
+
+def _unused(row: ScorableRow, reason: str) -> UnscorableRow:
+    return UnscorableRow(file=row.file, line=row.line, source=row.source, model_name=row.model_name, reason=reason)
+
+
+def _world(request: Request) -> tuple[object, ...]:
+    return _key(request.model, request.cluster.num_devices, request.job.precision, request.job.task)
+
+
+def _world_of(row: ScorableRow) -> tuple[object, ...]:
+    return _key(row.model, row.cluster.num_devices, row.job.precision, row.job.task)
+
+
+def _key(model: object, num_devices: int, precision: str, task: str) -> tuple[object, ...]:
+    shape = tuple(getattr(model, name) for name in _SHAPE)
+    return (*shape, num_devices, precision, task)
+
+
+_SHAPE = (
+    *("num_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "ffn_hidden_size", "vocab_size"),
+    "moe",
+)
+
+
+def _is_same_job(request: Request, row: ScorableRow) -> bool:
+    """Whether a trial is one of the plans the question is about."""
+    same = _world(request) == _world_of(row)
+    ours, theirs = request.job, row.job
+    return same and (ours.sequence_length, ours.global_batch_size) == (theirs.sequence_length, theirs.global_batch_size)

@@ -1,0 +1,230 @@
+"""Trials fed back: rows matched with the question, intervals that narrow, plans that move, what to try next."""
+
+import csv
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import numpy as np
+import pytest
+
+import planner
+from costmodels.plan import ExecutionPlan
+from planner.decisions.document import observe_document
+from planner.decisions.results import ObserveResult, UpdatedPlan
+from planner.decisions.schema import observe_schema
+from profiles.errors import SpecError
+
+JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 64}
+QUESTION: dict[str, Any] = {"model": "llama-2-7b", "cluster": "8xA100-80GB", "job": JOB}
+
+
+def row(plan: ExecutionPlan, **cells: object) -> dict[str, object]:
+    """A trial of the question as a table holds it."""
+    recompute = plan.recompute.name.lower()
+    return {
+        "source": "mine", "model": "llama-2-7b", "gpu": "A100", "gpu_mem_gb": 80, "num_gpus": 8,
+        "framework": "Megatron-Core", "precision": "bf16", "seq_len": 2048, "global_batch_seqs": 64,
+        "tp": plan.tensor_parallel, "pp": plan.pipeline_parallel, "dp": plan.data_parallel,
+        "vpp": plan.virtual_stages, "sp": plan.sequence_parallel, "zero_stage": plan.zero_stage,
+        "micro_batch": plan.micro_batch_size, "recompute": recompute, "flash_attention": True, "task": "pretrain",
+        **cells,
+    }  # fmt: skip
+
+
+@cache
+def trials() -> tuple[Any, ...]:
+    return planner.portfolio(**QUESTION, count=3).trials
+
+
+def simple() -> Any:
+    """The first trial whose recomputation a table can say."""
+    return next(trial for trial in trials() if trial.plan.recompute.name in ("NONE", "FULL", "SELECTIVE"))
+
+
+def seen(*cells: dict[str, object], **settings: Any) -> ObserveResult:
+    return planner.observe(**QUESTION, trials=[row(simple().plan, **each) for each in cells], **settings)
+
+
+def tried(result: ObserveResult) -> UpdatedPlan:
+    (found,) = [item for item in result.plans if item.tried]
+    return found
+
+
+def width(view: Any) -> float:
+    return float(np.log(view.step_time_high_s / view.step_time_low_s))
+
+
+def test_a_slow_trial_is_believed_and_narrows_every_interval() -> None:
+    trial = simple()
+    slow_s = 1.25 * trial.step_time_s
+    result = seen({"measured_step_time_s": slow_s})
+    (observed,) = result.observed
+    assert observed.same_job
+    assert observed.died is False
+    assert (observed.measured_s, observed.step_time_s) == pytest.approx((slow_s, trial.step_time_s), rel=0.02)
+    assert observed.surprise == pytest.approx(np.log(1.25) / 0.16, abs=0.3)
+    own = tried(result)
+    assert own.after.step_time_s == pytest.approx(slow_s, rel=0.05)
+    assert width(own.after) < 0.5 * width(own.before)
+    assert own.after.best_probability < own.before.best_probability
+    assert own.after.oom_probability == 0.0
+    assert own.rank > own.rank_before
+    others = [item for item in result.plans if not item.tried]
+    assert all(width(item.after) < width(item.before) for item in others)
+    assert result.learned[0].name == "level"
+    assert result.learned[0].factor > 1.0
+    assert result.learned[0].std_after < result.learned[0].std_before
+    assert result.regret is not None
+    assert result.next_trials[0].regret < result.regret
+
+
+def test_a_death_rules_its_plan_out_and_warns_of_its_kin() -> None:
+    result = seen({"oom": True})
+    own = tried(result)
+    assert own.after.oom_probability == pytest.approx(1.0)
+    assert own.after.best_probability == 0.0
+    assert result.regret is None
+    assert result.observed[0].died is True
+    assert result.grounds.effective_draws < result.grounds.draws
+    riskier = [item.after.oom_probability - item.before.oom_probability for item in result.plans if not item.tried]
+    assert np.mean(riskier) > 0
+    assert simple().plan not in {trial.plan for trial in result.next_trials}
+
+
+def test_a_fast_trial_ends_the_search() -> None:
+    result = seen({"measured_step_time_s": 0.57 * simple().step_time_s})
+    assert result.regret is not None
+    assert result.regret < 0.05
+    assert tried(result).rank == 1
+    assert tried(result).after.best_probability > 3 * tried(result).before.best_probability
+    assert [note.code for note in result.warnings] == ["surprising"]
+    assert "standard deviations faster than expected" in result.warnings[0].message
+
+
+def test_runs_of_another_job_teach_prices_only() -> None:
+    result = seen({"measured_step_time_s": 0.55 * simple().step_time_s, "global_batch_seqs": 32})
+    assert [item.same_job for item in result.observed] == [False]
+    assert result.regret is None
+    assert not any(item.tried for item in result.plans)
+    assert [note.code for note in result.warnings] == ["other_job"]
+    assert result.learned[0].factor == pytest.approx(1.0, abs=0.1)  # half the batch takes about half the time
+
+
+def test_rows_of_other_stacks_and_devices_are_listed_as_unused() -> None:
+    time_s = simple().step_time_s
+    result = seen(
+        {"measured_step_time_s": time_s},
+        {"measured_step_time_s": time_s, "framework": "PyTorch FSDP"},
+        {"measured_step_time_s": time_s / 2, "gpu": "H100"},
+        {},
+    )
+    reasons = {item.line: item.reason for item in result.unused}
+    assert reasons[2].startswith("ran on fsdp; planned for is megatron-core")
+    assert reasons[3].startswith("ran on H100-SXM-80GB; planned for is A100-SXM-80GB")
+    assert reasons[4] == "measured neither time nor memory"
+    assert len(result.observed) == 1
+
+
+def test_more_trials_teach_more() -> None:
+    level = []
+    for count in (1, 2, 3):
+        rows = [row(trial.plan, measured_step_time_s=1.2 * trial.step_time_s) for trial in trials()[:count]]
+        level.append(planner.observe(**QUESTION, trials=rows).learned[0].std_after)
+    assert level[0] > level[1] > level[2]
+
+
+def test_a_plan_that_ran_is_known_to_fit_though_nothing_was_expected_to() -> None:
+    # Nothing fits by the price; a trial that ran all the same is a plan to choose.
+    question: dict[str, Any] = {
+        "model": "llama-2-13b",
+        "cluster": "8xA100-40GB",
+        "job": JOB,
+        "pins": {"tp": 1, "pp": 1},
+    }
+    if planner.plan(**question).fits:
+        question["pins"] = {"tp": 1, "pp": 1, "zero": 0}
+    assert not planner.plan(**question).fits
+    plan = ExecutionPlan(data_parallel=8, num_microbatches=8)
+    cells = {"model": "llama-2-13b", "gpu_mem_gb": 40, "measured_step_time_s": 12.0}
+    ran = planner.observe(**question, trials=[row(plan, **cells)])
+    assert ran.fits
+    assert [item.tried for item in ran.plans] == [True]
+    assert (ran.regret, ran.next_trials) == (0.0, ())
+    other = planner.observe(**question, trials=[row(plan, **cells, global_batch_seqs=128)])
+    assert not other.fits
+    assert other.infeasible is not None
+    jsonschema_rs.validate(observe_schema(), observe_document(other))
+
+
+@pytest.mark.parametrize(
+    ("trials", "message"),
+    [
+        ([], "trials: none given"),
+        ([{"modle": "x"}], r"trials\[1\].modle: unknown column. Hint: did you mean 'model'"),
+        ([{"model": "llama-2-7b"}], r"trials\[1\].gpu: column is missing"),
+        ([{"model": ["x"]}], r"trials\[1\].model: must be a text or a number; got"),
+        ([3], r"trials\[1\]: must be a mapping of columns; got '3'"),
+        (["no-such-file.csv"], "files: no file or folder"),
+        (["a.csv", {"model": "x"}], "trials: tables and rows cannot be mixed"),
+    ],
+)
+def test_wrong_trials_are_named(trials: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        planner.observe(**QUESTION, trials=trials)
+
+
+def test_times_in_another_unit_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"trials:1: takes .* are expected. Hint: is the time in seconds"):
+        seen({"measured_step_time_s": 0.009 * simple().step_time_s})
+    with pytest.raises(SpecError, match="no row says anything of this question"):
+        seen({"measured_step_time_s": 1000 * simple().step_time_s})
+
+
+def test_files_are_out_of_reach_of_a_network() -> None:
+    with pytest.raises(SpecError, match="names a file, which is not read here"):
+        planner.observe(**QUESTION, trials=["trials.csv"], allow_files=False)
+
+
+def test_documents_match_their_schema_and_repeat() -> None:
+    first, again = (seen({"measured_step_time_s": 8.0}, {"oom": True}) for _ in range(2))
+    document = observe_document(first)
+    jsonschema_rs.validate(observe_schema(), document)
+    assert json.loads(json.dumps(document, allow_nan=False)) == document == observe_document(again)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "trials.csv"
+    rows = [row(simple().plan, measured_step_time_s=1.1 * simple().step_time_s), row(simple().plan)]
+    rows[0]["sp"] = "yes" if simple().plan.sequence_parallel else "no"
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerow(rows[0] | {"flash_attention": "yes"})
+    return path
+
+
+ASK = ("observe", "--model", "llama-2-7b", "--gpus", "8xA100-80GB", "--seq", "2048", "--global-batch", "64", "--trials")
+
+
+def test_the_command_prints_what_changed(run: Any, table: Path) -> None:
+    code, out, _ = run(*ASK, str(table), "--next", "2")
+    assert code == 0
+    expected = (
+        "Trials",
+        "trials.csv:2",
+        "Learnt: level x",
+        "Plans before and after",
+        "Stopping here",
+        "Worth trying next",
+    )
+    assert [words for words in expected if words not in out] == []
+    code, out, _ = run(*ASK, str(table), "--json")
+    document = json.loads(out)
+    assert (code, document["kind"], len(document["next_trials"])) == (0, "observe", 3)
+    code, _, err = run(*ASK, str(table.parent / "none.csv"))
+    assert code == 2
+    assert err.startswith("error: files: no file or folder")
