@@ -69,10 +69,13 @@ def seconds(duration_s: float) -> str:
 
 
 def count(number: float) -> str:
-    """A large count: ``13.0 B``, ``4.19 M``, ``1,024``."""
+    """A large count: ``13.0B``, ``4.19M``, ``1,024``; ``4.9e21`` where no word is left."""
+    if number >= 1e15:
+        return f"{number:.1e}".replace("e+", "e")
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
         if number >= size:
-            return f"{number / size:.3g}{unit}" if number / size < 1000 else f"{number / size:,.0f}{unit}"
+            scaled = number / size
+            return f"{scaled:.3g}{unit}" if scaled < 999.5 else f"{scaled:,.0f}{unit}"
     return f"{number:,.0f}"
 
 

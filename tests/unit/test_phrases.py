@@ -34,7 +34,15 @@ def test_seconds(value: float, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(0, "0"), (1024, "1,024"), (6.74e9, "6.74B"), (15e12, "15T"), (4194304, "4.19M"), (2e15, "2,000T")],
+    [
+        (0, "0"),
+        (1024, "1,024"),
+        (6.74e9, "6.74B"),
+        (15e12, "15T"),
+        (4194304, "4.19M"),
+        (999.6e9, "1,000B"),
+        (4.945e21, "4.9e21"),
+    ],
 )
 def test_counts(value: float, words: str) -> None:
     assert phrases.count(value) == words
