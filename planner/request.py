@@ -183,7 +183,11 @@ def resolve_cluster(cluster: ClusterInput, fabric: str | None) -> ClusterSpec:
     if isinstance(cluster, str | Mapping) and is_mixed(cluster):
         mixed = parse_mixed_cluster(cluster) if isinstance(cluster, str) else mixed_cluster_from_mapping(cluster)
         groups = " and ".join(group.name for group in mixed.groups)
-        raise SpecError("cluster", f"a plan that treats all devices alike cannot use {groups}", "name one of them")
+        raise SpecError(
+            "cluster",
+            f"a plan that treats all devices alike cannot use {groups}",
+            "name one of them, or let planner search use both",
+        )
     if isinstance(cluster, str):
         return _named_cluster(cluster, fabric)
     if isinstance(cluster, ClusterSpec):
