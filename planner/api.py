@@ -25,6 +25,7 @@ from planner.request import (
     Options,
     PinsInput,
     cost_context,
+    given_options,
     part_of,
     pins_of,
     resolve_request,
@@ -79,7 +80,7 @@ def plan(
     """
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP:
         raise SpecError("top", f"must be a whole number between 1 and {MAX_TOP}; got {str(top)[:40]!r}")
-    request = resolve_request(model, cluster, job, pins, _options(options, settings))
+    request = resolve_request(model, cluster, job, pins, given_options(options, settings))
     return _answer("plan", request, top)
 
 
@@ -109,19 +110,13 @@ def estimate(
     Raises:
         SpecError: If the question itself is wrong, or the framework would refuse the plan.
     """
-    chosen = _options(options, settings)
+    chosen = given_options(options, settings)
     if isinstance(plan, ExecutionPlan):
         check_values(plan)
         request = resolve_request(model, cluster, job, pins_of(plan), chosen)
         return _single(request, plan)
     request = resolve_request(model, cluster, job, plan, chosen)
     return _answer("estimate", request, 1)
-
-
-def _options(options: Options | None, settings: Mapping[str, Any]) -> Options:
-    if options is not None and settings:
-        raise TypeError("give options or keywords, not both")
-    return options or Options(**settings)
 
 
 def _single(request: Request, plan: ExecutionPlan) -> PlanResult:

@@ -64,6 +64,17 @@ class Options:
     allow_files: bool = True
 
 
+def given_options(options: Options | None, settings: Mapping[str, Any]) -> Options:
+    """The options of a public call, which come as one object or as keywords.
+
+    Raises:
+        TypeError: If they come as both.
+    """
+    if options is not None and settings:
+        raise TypeError("give options or keywords, not both")
+    return options or Options(**settings)
+
+
 def resolve_request(
     model: ModelInput, cluster: ClusterInput, job: JobInput, pins: PinsInput, options: Options
 ) -> Request:

@@ -3,7 +3,7 @@
 Like ``planner.plan``, pure functions of their arguments and the catalogue; the scenarios are drawn with a seed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from planner.api import plan
@@ -20,7 +20,7 @@ from planner.decisions.results import (
 )
 from planner.decisions.trials import TrialInput, read_trials, select_trials
 from planner.decisions.worth import sensitivity_of
-from planner.request import ClusterInput, JobInput, ModelInput, Options, PinsInput, resolve_request
+from planner.request import ClusterInput, JobInput, ModelInput, Options, PinsInput, given_options, resolve_request
 from planner.results import Infeasible, Request
 from profiles.errors import SpecError
 
@@ -62,7 +62,7 @@ def portfolio(
     """
     _check_count("portfolio", count, MAX_TRIALS)
     agreed = terms or Terms()
-    request, candidates, infeasible = _asked(model, cluster, job, pins, _options(options, settings))
+    request, candidates, infeasible = _asked(model, cluster, job, pins, given_options(options, settings))
     if infeasible is None:
         return portfolio_of(request, outlook_on(candidates, agreed), count)
     return PortfolioResult(
@@ -105,7 +105,7 @@ def sensitivity(
     """
     _check_count("rivals", rivals, MAX_RIVALS)
     agreed = terms or Terms()
-    request, candidates, infeasible = _asked(model, cluster, job, pins, _options(options, settings))
+    request, candidates, infeasible = _asked(model, cluster, job, pins, given_options(options, settings))
     if infeasible is None:
         return sensitivity_of(request, outlook_on(candidates, agreed), rivals)
     return SensitivityResult(
@@ -155,7 +155,7 @@ def observe(
         SpecError: If the question is wrong, a table malformed, or no row says anything of the question.
     """
     _check_count("count", count, MAX_TRIALS)
-    agreed, chosen = terms or Terms(), _options(options, settings)
+    agreed, chosen = terms or Terms(), given_options(options, settings)
     mapped = read_trials(trials, allow_files=chosen.allow_files)
     request, candidates, infeasible = _asked(model, cluster, job, pins, chosen)
     ran = select_trials(request, mapped)
@@ -173,12 +173,6 @@ def observe(
         warnings=(),
         infeasible=infeasible,
     )
-
-
-def _options(options: Options | None, settings: Mapping[str, Any]) -> Options:
-    if options is not None and settings:
-        raise TypeError("give options or keywords, not both")
-    return options or Options(**settings)
 
 
 def _check_count(name: str, count: object, most: int) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from planner.request import JobInput, ModelInput, Options, PinsInput
+from planner.request import JobInput, ModelInput, Options, PinsInput, given_options
 from planner.search.best import SearchBudget
 from planner.search.portfolio import search_question
 from planner.search.question import MixedInput, ask
@@ -50,9 +50,6 @@ def search(
         >>> result.optimal
         True
     """
-    if options is not None and settings:
-        raise TypeError("give options or keywords, not both")
+    chosen = given_options(options, settings)
     budget = SearchBudget(seconds=seconds, evaluations=evaluations, seed=seed)
-    return search_question(
-        ask(model, cluster, job, pins, options or Options(**settings)), strategy=strategy, budget=budget
-    )
+    return search_question(ask(model, cluster, job, pins, chosen), strategy=strategy, budget=budget)
