@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from costmodels.context import CostContext
 from costmodels.evaluate import evaluate
-from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch, Recompute
+from costmodels.plan import AxisOrder, BoolArray, FloatArray, IntArray, PlanBatch, Recompute
 from planner.constraints import rules_for
 from planner.rules.base import Setting
 from planner.search.agent import Knob, Outcome
+from planner.search.draws import legal_draws
 from planner.search.uniform_columns import KNOBS, Options, options_of, plan_columns, vectors_of
 from planner.search.uniform_moves import MOVES, Mover
 
@@ -57,22 +58,14 @@ class UniformSpace:
 
     def initial(self, count: int, rng: np.random.Generator) -> IntArray:
         """(count, K) random plans, legal unless no draw was."""
-        found: list[IntArray] = []
-        missing, drawn = count, np.zeros((0, len(KNOBS)), dtype=np.int64)
-        for share in _INITIAL_SHARES:
+
+        def draw(number: int, missing: int) -> tuple[IntArray, BoolArray]:
             shape = (max(4 * missing, 64), len(KNOBS))
             chosen = rng.integers(0, self._options.sizes, size=shape)
-            drawn, broken = self._judged(np.where(rng.random(shape) < share, chosen, 0))
-            found.append(drawn[broken == 0][:missing])
-            missing -= len(found[-1])
-            if not missing:
-                break
-        legal = np.concatenate([drawn[:0], *found])
-        if not missing:
-            return legal
-        if not len(legal):
-            return drawn[:missing]
-        return np.concatenate([legal, legal[rng.integers(0, len(legal), size=missing)]])
+            drawn, broken = self._judged(np.where(rng.random(shape) < _INITIAL_SHARES[number], chosen, 0))
+            return drawn, broken == 0
+
+        return legal_draws(count, len(KNOBS), draw, rounds=len(_INITIAL_SHARES), rng=rng)
 
     def propose(self, vectors: IntArray, moves: IntArray, rng: np.random.Generator) -> IntArray:
         """(N, K) a legal neighbour of each plan, or the plan itself where none was found."""

@@ -19,6 +19,7 @@ from planner.candidates import Candidates
 from planner.constraints import rules_for
 from planner.rules.base import Setting
 from planner.search.agent import Knob, Outcome
+from planner.search.draws import legal_draws
 from planner.search.stage_candidates import StageChoices, stage_choices
 from planner.search.stage_space import StageSpace, stage_contents
 from planner.search.varied_moves import MOVES, StageMover
@@ -85,20 +86,12 @@ class VariedSpace:
 
     def initial(self, count: int, rng: np.random.Generator) -> IntArray:
         """(count, K) random plans, the stages of a device group alike, layers by speed; legal unless no draw was."""
-        found, missing = [np.zeros((0, self.layout.length), dtype=np.int64)], count
-        drawn = found[0]
-        for _ in range(_ROUNDS):
+
+        def draw(_: int, missing: int) -> tuple[IntArray, BoolArray]:
             drawn = self._drawn(max(3 * missing, 64), rng)
-            found.append(drawn[self.broken_rules(drawn) == 0][:missing])
-            missing -= len(found[-1])
-            if not missing:
-                break
-        legal = np.concatenate(found)
-        if not missing:
-            return legal
-        if not len(legal):
-            return drawn[:missing]
-        return np.concatenate([legal, legal[rng.integers(0, len(legal), size=missing)]])
+            return drawn, self.broken_rules(drawn) == 0
+
+        return legal_draws(count, self.layout.length, draw, rounds=_ROUNDS, rng=rng)
 
     def propose(self, vectors: IntArray, moves: IntArray, rng: np.random.Generator) -> IntArray:
         """(N, K) a legal neighbour of each plan, or the plan itself where the draw was none."""
