@@ -17,7 +17,7 @@ from planner.dataflow.flow_results import (
 )
 from planner.dataflow.graph import Call
 from planner.flow_phrases import minimum_sentence, reason_sentence, shortage_sentence
-from planner.schema import model_document, plan_document
+from planner.schema import model_document, note_document, plan_document
 from planner.schema_flow_types import FLOW_CONVENTIONS
 from planner.schema_flow_types import flow_document_schema as flow_document_schema
 from planner.schema_types import SCHEMA_VERSION
@@ -33,14 +33,10 @@ def flow_document(result: FlowResult) -> dict[str, Any]:
         "request": _request(result.request),
         "plan": None if result.plan is None else _plan(result.plan),
         "infeasible": None if result.infeasible is None else _infeasible(result.infeasible),
-        "assumptions": [_note(note) for note in result.assumptions],
-        "warnings": [_note(note) for note in result.warnings],
+        "assumptions": [note_document(note) for note in result.assumptions],
+        "warnings": [note_document(note) for note in result.warnings],
         "conventions": dict(FLOW_CONVENTIONS),
     }
-
-
-def _note(note: Any) -> dict[str, str]:
-    return {"code": note.code, "field": note.field, "message": note.message}
 
 
 def _request(request: FlowRequest) -> dict[str, Any]:

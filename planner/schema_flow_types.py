@@ -10,6 +10,7 @@ from planner.schema_types import (
     AMOUNT,
     COUNT,
     FLAG,
+    FREE,
     NUMBER,
     SCHEMA_VERSION,
     TEXT,
@@ -20,6 +21,7 @@ from planner.schema_types import (
     note_shape,
     or_null,
     plan_shape,
+    titled,
 )
 
 FLOW_CONVENTIONS = {
@@ -35,10 +37,9 @@ _TASK_KINDS = (CALL, TRANSFER)
 
 def flow_document_schema() -> Shape:
     """JSON Schema (2020-12) of what ``flow_document`` returns."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "planner answer about a workflow",
-        **closed_object(
+    return titled(
+        "planner answer about a workflow",
+        closed_object(
             schema_version={"const": SCHEMA_VERSION},
             kind={"const": "workflow"},
             fits=FLAG,
@@ -49,11 +50,11 @@ def flow_document_schema() -> Shape:
             warnings=list_of(note_shape()),
             conventions=closed_object(**dict.fromkeys(FLOW_CONVENTIONS, TEXT)),
         ),
-        "$defs": {"layout": plan_shape(), "mesh": closed_object(first_gpu=COUNT, num_gpus=COUNT)},
-    }
+        layout=plan_shape(),
+        mesh=closed_object(first_gpu=COUNT, num_gpus=COUNT),
+    )
 
 
-_FREE: Shape = {"type": "object"}
 _LAYOUT: Shape = {"$ref": "#/$defs/layout"}
 _MESH: Shape = {"$ref": "#/$defs/mesh"}
 
@@ -70,10 +71,10 @@ def _request_shape() -> Shape:
     pin = closed_object(first_gpu=or_null(COUNT), num_gpus=or_null(COUNT), engine=or_null(TEXT), plan=map_of(COUNT))
     return closed_object(
         workflow=TEXT,
-        roles=map_of(closed_object(model=_FREE, head=TEXT, task=TEXT, trained=FLAG)),
+        roles=map_of(closed_object(model=FREE, head=TEXT, task=TEXT, trained=FLAG)),
         calls=map_of(call),
         copies=list_of(closed_object(source=TEXT, target=TEXT, every=COUNT, share=AMOUNT)),
-        cluster=_FREE,
+        cluster=FREE,
         framework=TEXT,
         engines=list_of(TEXT),
         precision=TEXT,

@@ -26,7 +26,7 @@ FLAG: Shape = {"type": "boolean"}
 COUNT: Shape = {"type": "integer", "minimum": 0}
 NUMBER: Shape = {"type": "number"}
 AMOUNT: Shape = {"type": "number", "minimum": 0}
-_FREE: Shape = {"type": "object"}
+FREE: Shape = {"type": "object"}
 
 
 def document_schema() -> Shape:
@@ -45,12 +45,13 @@ def document_schema() -> Shape:
         warnings=list_of(note_shape()),
         conventions=closed_object(**dict.fromkeys(CONVENTIONS, TEXT)),
     )
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "planner answer",
-        **answer,
-        "$defs": {"plan": plan_shape(), "estimate": estimate_shape()},
-    }
+    return titled("planner answer", answer, plan=plan_shape(), estimate=estimate_shape())
+
+
+def titled(title: str, answer: Shape, **definitions: Shape) -> Shape:
+    """The schema of a whole document: which dialect it is in, what it is called, and the shapes it names."""
+    named = {"$defs": definitions} if definitions else {}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **answer, **named}
 
 
 def closed_object(**properties: Shape) -> Shape:
@@ -170,9 +171,9 @@ def _stage() -> Shape:
 def request_shape() -> Shape:
     """A question as it was understood."""
     return closed_object(
-        model=_FREE,
-        cluster=_FREE,
-        job=_FREE,
+        model=FREE,
+        cluster=FREE,
+        job=FREE,
         framework={"enum": list(FRAMEWORKS)},
         stack=TEXT,
         objective={"enum": list(OBJECTIVES)},

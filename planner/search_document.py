@@ -5,10 +5,24 @@ from dataclasses import asdict
 from typing import Any
 
 from costmodels.estimate import BASES
-from planner.results import Note
 from planner.rules.pipeline import SCHEDULE_NAMES
-from planner.schema import request_document
-from planner.schema_types import SCHEMA_VERSION
+from planner.schema import note_document, request_document
+from planner.schema_types import (
+    AMOUNT,
+    COUNT,
+    FLAG,
+    FREE,
+    NUMBER,
+    SCHEMA_VERSION,
+    TEXT,
+    Shape,
+    closed_object,
+    list_of,
+    map_of,
+    note_shape,
+    or_null,
+    titled,
+)
 from planner.search.result import EngineRun, FoundPlan, SearchResult, StageChoice
 
 CONVENTIONS = {
@@ -17,8 +31,6 @@ CONVENTIONS = {
     "gain": "share of the step time that the best plan saves over the best that planner plan knows",
     "evaluations": "plans and stages of plans priced",
 }
-
-Shape = dict[str, Any]
 
 
 def search_document(result: SearchResult) -> dict[str, Any]:
@@ -41,8 +53,8 @@ def search_document(result: SearchResult) -> dict[str, Any]:
         "elapsed_s": result.elapsed_s,
         "engines": [_engine(run) for run in result.engines],
         "improvements": [asdict(item) for item in result.improvements],
-        "assumptions": [_note(note) for request in result.requests for note in request.assumptions],
-        "warnings": [_note(note) for note in result.warnings],
+        "assumptions": [note_document(note) for request in result.requests for note in request.assumptions],
+        "warnings": [note_document(note) for note in result.warnings],
         "conventions": dict(CONVENTIONS),
     }
 
@@ -84,69 +96,48 @@ def _known(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _note(note: Note) -> dict[str, str]:
-    return {"code": note.code, "field": note.field, "message": note.message}
-
-
 def search_schema() -> Shape:
     """The schema of what ``search_document`` returns."""
-    text: Shape = {"type": "string"}
-    flag: Shape = {"type": "boolean"}
-    amount: Shape = {"type": "number", "minimum": 0}
-    count: Shape = {"type": "integer", "minimum": 0}
-    free: Shape = {"type": "object"}
-    maybe: Shape = {"anyOf": [amount, {"type": "null"}]}
-    note = _object(code=text, field=text, message=text)
-    of_type: dict[Any, Shape] = {int: count, float: amount, str: text, bool: flag}
-    stage = _object(**{name: of_type[item.type] for name, item in StageChoice.__dataclass_fields__.items()})
-    plan = _object(
+    maybe = or_null(AMOUNT)
+    of_type: dict[Any, Shape] = {int: COUNT, float: AMOUNT, str: TEXT, bool: FLAG}
+    stage = closed_object(**{name: of_type[item.type] for name, item in StageChoice.__dataclass_fields__.items()})
+    plan = closed_object(
         schedule={"enum": list(SCHEDULE_NAMES)},
-        **dict.fromkeys(("virtual_stages", "num_microbatches", "num_devices", "idle_devices"), count),
-        uniform=flag,
-        **dict.fromkeys(("step_time_s", "step_time_low_s", "step_time_high_s"), amount),
-        time_parts_s={"type": "object", "additionalProperties": amount},
-        peak_memory_bytes=amount,
-        fits=flag,
+        **dict.fromkeys(("virtual_stages", "num_microbatches", "num_devices", "idle_devices"), COUNT),
+        uniform=FLAG,
+        **dict.fromkeys(("step_time_s", "step_time_low_s", "step_time_high_s"), AMOUNT),
+        time_parts_s=map_of(AMOUNT),
+        peak_memory_bytes=AMOUNT,
+        fits=FLAG,
         basis={"enum": list(BASES)},
-        stages={"type": "array", "items": stage},
+        stages=list_of(stage),
     )
-    engine = _object(
-        engine=text, status=text, space=text, evaluations=count, elapsed_s=amount, step_time_s=maybe, bound_s=maybe,
-        statistics=free,
+    engine = closed_object(
+        engine=TEXT, status=TEXT, space=TEXT, evaluations=COUNT, elapsed_s=AMOUNT, step_time_s=maybe, bound_s=maybe,
+        statistics=FREE,
     )  # fmt: skip
-    answer = _object(
-        schema_version={"const": SCHEMA_VERSION},
-        kind={"const": "search"},
-        fits=flag,
-        cluster=text,
-        requests={"type": "array", "items": free},
-        strategy=text,
-        seed=count,
-        best={"anyOf": [plan, {"type": "null"}]},
-        uniform_step_time_s=maybe,
-        gain={"type": "number"},
-        bound_s=maybe,
-        gap=maybe,
-        optimal=flag,
-        evaluations=count,
-        elapsed_s=amount,
-        engines={"type": "array", "items": engine},
-        improvements={"type": "array", "items": _object(engine=text, elapsed_s=amount, step_time_s=amount)},
-        assumptions={"type": "array", "items": note},
-        warnings={"type": "array", "items": note},
-        conventions=_object(**dict.fromkeys(CONVENTIONS, text)),
+    return titled(
+        "planner search answer",
+        closed_object(
+            schema_version={"const": SCHEMA_VERSION},
+            kind={"const": "search"},
+            fits=FLAG,
+            cluster=TEXT,
+            requests=list_of(FREE),
+            strategy=TEXT,
+            seed=COUNT,
+            best=or_null(plan),
+            uniform_step_time_s=maybe,
+            gain=NUMBER,
+            bound_s=maybe,
+            gap=maybe,
+            optimal=FLAG,
+            evaluations=COUNT,
+            elapsed_s=AMOUNT,
+            engines=list_of(engine),
+            improvements=list_of(closed_object(engine=TEXT, elapsed_s=AMOUNT, step_time_s=AMOUNT)),
+            assumptions=list_of(note_shape()),
+            warnings=list_of(note_shape()),
+            conventions=closed_object(**dict.fromkeys(CONVENTIONS, TEXT)),
+        ),
     )
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "planner search answer",
-        **answer,
-    }
-
-
-def _object(**properties: Shape) -> Shape:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }

@@ -16,6 +16,7 @@ from planner.schema_types import (
     or_null,
     plan_shape,
     request_shape,
+    titled,
 )
 
 _SHARE: Shape = {"type": "number", "minimum": 0, "maximum": 1}
@@ -81,12 +82,7 @@ def observe_schema() -> Shape:
 
 
 def _document(title: str, **properties: Shape) -> Shape:
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": title,
-        **closed_object(**properties),
-        "$defs": {"plan": plan_shape(), "estimate": estimate_shape()},
-    }
+    return titled(title, closed_object(**properties), plan=plan_shape(), estimate=estimate_shape())
 
 
 def _trial() -> Shape:
