@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from profiles.errors import SpecError, did_you_mean
 from profiles.timings import (
@@ -95,7 +96,22 @@ def read_parquet_columns(path: Path, *, columns: list[str] | None = None) -> tup
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or "it is not a Parquet file, or a broken one"
         raise SpecError(label, f"cannot be read: {reason}") from None
-    return {name: table.column(name).to_numpy() for name in table.column_names}, dict(table.schema.metadata or {})
+    return {name: _as_numpy(table.column(name)) for name in table.column_names}, dict(table.schema.metadata or {})
+
+
+def _as_numpy(column: Any) -> NDArray[Any]:
+    """What ``column.to_numpy()`` gives, without importing pandas, as that does where it is installed: 0.1 s."""
+    import pyarrow.types as kinds
+
+    number = kinds.is_integer(column.type) or kinds.is_floating(column.type)
+    if number and column.null_count == 0 and len(column):
+        return np.concatenate([np.from_dlpack(chunk) for chunk in column.chunks])
+    if kinds.is_boolean(column.type) and column.null_count == 0:
+        return np.array(column.to_pylist(), dtype=np.bool_)
+    if kinds.is_string(column.type):
+        return np.array(column.to_pylist(), dtype=object)
+    found: NDArray[Any] = column.to_numpy()
+    return found
 
 
 def is_timing_file(path: Path) -> bool:
