@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from planner import cli
 from planner.search_document import search_schema
 from service.app import create_app
 from service.settings import ServiceSettings
+from tests.command import command_line
 from tests.search.small import INSTANCES
 
 MIXED = next(instance for instance in INSTANCES if instance.name == "two types, loose")
@@ -20,19 +20,7 @@ BODY: dict[str, Any] = {
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("COLUMNS", "110")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            cli.main(arguments)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return command_line(capsys, monkeypatch, columns=110)
 
 
 SMALL = ("search", "--model", "llama-2-7b", "--gpus", "4xA100-80GB", "--seq", "2048", "--global-batch", "64")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from planner import cli
 from profiles import timing_store
 from profiles.timing_store import TimingStore
+from tests.command import command_line
 
 
 @pytest.fixture
@@ -24,16 +24,4 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TimingStore:
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, store: TimingStore) -> Any:
     """Runs a command on that store: exit code, what it printed, and what it said of errors."""
     del store
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            cli.main(arguments)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return command_line(capsys, monkeypatch)

@@ -15,6 +15,7 @@ from planner.cli_options import question
 from planner.schema import to_document
 from planner.schema_types import document_schema
 from profiles.errors import InfeasibleError
+from tests.command import command_line
 
 BASE = ("--model", "llama-2-7b", "--gpus", "8xA100-80GB", "--seq", "2048", "--global-batch", "64")
 JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 64}
@@ -29,17 +30,10 @@ class Done:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("TERM", "dumb")
+    plain = command_line(capsys, monkeypatch)
 
     def call(*arguments: str) -> Done:
-        code = 0
-        try:
-            cli.main(arguments)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
+        return Done(*plain(*arguments))
 
     return call
 

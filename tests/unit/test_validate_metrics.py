@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from costmodels.plan import ExecutionPlan
-from costmodels.workload import TrainingJob
 from planner.validate.metrics import (
     error_summary,
     mean_over_sources,
@@ -18,20 +16,7 @@ from planner.validate.metrics import (
 from planner.validate.pick import pick_groups, pick_summary
 from planner.validate.predict import Predictions
 from planner.validate.rows import ScorableRow
-from profiles.catalog import default_catalog
-from profiles.hardware import ClusterSpec
-from profiles.model import ModelSpec
-
-MODEL = ModelSpec(
-    name="tiny", num_layers=2, hidden_size=64, num_attention_heads=4, num_key_value_heads=4, head_dim=16,
-    ffn_hidden_size=256, vocab_size=1000,
-)  # fmt: skip
-CLUSTER = ClusterSpec(name="1x8xA100", node=default_catalog().node("dgx-a100-80gb"), num_nodes=1)
-ROW = ScorableRow(
-    file="t.csv", line=2, source="s", model_name="tiny", model=MODEL, cluster=CLUSTER,
-    job=TrainingJob(sequence_length=100, global_batch_size=10), plan=ExecutionPlan(data_parallel=8),
-    stack="megatron-core",
-)  # fmt: skip
+from tests.rows import CLUSTER, ROW
 
 
 def predictions(step_time_s: list[float], fits: list[bool]) -> Predictions:
