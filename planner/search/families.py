@@ -72,17 +72,27 @@ def alike_families(plans: PlanBatch, *, group: int = 0) -> tuple[list[Family], S
     return families, configs
 
 
-def passes_per_work(num_stages: IntArray, num_microbatches: IntArray, virtual_stages: IntArray) -> FloatArray:
+def passes_per_work(
+    num_stages: IntArray, num_microbatches: IntArray, virtual_stages: IntArray, schedule: IntArray
+) -> FloatArray:
     """(N,) seconds of a pipeline per second of one micro-batch on all stages together, at best.
 
-    Stages that take equally long make the shortest pipeline, (m + (p - 1) / v) / p. For 1F1B with m > p that
-    follows from the formula of ``costmodels.pipeline``: the time of stage i is at least
-    m s_i + sum before + 2 sum after - (p - 1 - i) s_i, and with weights w_(i+1) = w_i (m - p - 1 + i) / (m - p + 1 + i)
-    the weighted mean of these has the same coefficient for every s. With fewer micro-batches, the slowest
-    stage works m times, and the way through all is the least there is.
+    Follows from the formulas of ``costmodels.pipeline``, s_i being the time of stage i and W the sum of these.
+
+    * GPipe: W and m - 1 times the slowest forward and backward pass, so that equal stages are best:
+      (m + p - 1) / p.
+    * 1F1B, m > p: the time is at least m s_i + sum before + 2 sum after - (p - 1 - i) s_i, and with weights
+      w_(i+1) = w_i (m - p - 1 + i) / (m - p + 1 + i) the weighted mean of these has the same coefficient for every
+      s: again (m + p - 1) / p.
+    * 1F1B, m <= p: the time is at least W + the sum behind stage p - m, and for every i <= p - m at least
+      W + (m - 1) s_i / 2, the slower of both passes of i taking half of s_i or more. Together, each of the p - m + 1
+      latter 2 / (m - 1) times: 2 p / (2 p - m + 1). Stages of such times exist.
+    * Interleaving divides by v what is longer than m times the slowest stage, which takes W / p or more.
     """
     p, m, v = num_stages, num_microbatches, virtual_stages
-    spread = np.where(m > p, (m + p - 1) / p, np.maximum(m / p, 1.0))
+    even = (m + p - 1) / p
+    few = (schedule == Schedule.ONE_F_ONE_B) & (m <= p)
+    spread = np.where(few, 2 * p / np.maximum(2 * p - m + 1, 1), even)
     per_work: FloatArray = (1.0 - 1.0 / v) * m / p + spread / v
     return per_work
 
@@ -105,6 +115,7 @@ def least_step_s(
     p = np.asarray([family.num_stages for family in families], dtype=np.int64)
     m = np.asarray([family.num_microbatches for family in families], dtype=np.int64)
     v = np.asarray([family.virtual_stages for family in families], dtype=np.int64)
+    schedule = np.asarray([int(family.schedule) for family in families], dtype=np.int64)
     every = np.ones(len(families), dtype=np.bool_)
     moe = np.full(len(families), model.num_moe_layers)
     rows = prices.rows(config, dense=model.num_layers - moe, moe=moe, has_embedding=every, has_head=every)
@@ -112,7 +123,7 @@ def least_step_s(
     crossing_s = np.where(p > 1, own_crossing_s(prices, config), 0.0)
     per_stage_s = 2 * crossing_s + prices.context.stack.microbatch_overhead_s * v
     work_s = np.sum([content[name] for name in _WORK], axis=0) + p * per_stage_s + extra_s
-    known_s = passes_per_work(p, m, v) * work_s + _least_once_s(prices, config, p, m, below_s)
+    known_s = passes_per_work(p, m, v, schedule) * work_s + _least_once_s(prices, config, p, m, below_s)
     return step_s(known_s, nodes=p * prices.unit["nodes"][config], prices=prices)
 
 

@@ -9,8 +9,9 @@ import pytest
 
 import planner
 from costmodels.evaluate import evaluate
+from costmodels.pipeline import Passes, pipeline_s
 from costmodels.pipeline_simulation import StageWork, play
-from costmodels.plan import Schedule
+from costmodels.plan import FloatArray, Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import StagePrices
@@ -184,24 +185,57 @@ def test_a_value_is_never_above_the_price_of_its_plan() -> None:
     assert checked > 5
 
 
-@pytest.mark.parametrize(
-    ("stages", "microbatches", "chunks"), [(4, 8, 1), (4, 5, 1), (2, 1, 1), (8, 3, 1), (4, 8, 2), (1, 4, 1)]
-)
-def test_perfect_balance_is_the_least_a_pipeline_takes(stages: int, microbatches: int, chunks: int) -> None:
-    rng = np.random.default_rng(stages * 100 + microbatches)
-    from costmodels.pipeline import Passes, pipeline_s
-
-    forward_s, backward_s = rng.uniform(0.1, 2.0, (2, 2000, stages))
+def pipelines_s(
+    schedule: Schedule, forward_s: FloatArray, backward_s: FloatArray, *, microbatches: int, chunks: int = 1
+) -> FloatArray:
+    """(N,) seconds of pipelines of (N, S) passes."""
+    count = np.ones(forward_s.shape, dtype=np.int64)
     whole_s, _ = pipeline_s(
-        np.zeros(2000, dtype=np.int64),
+        int(schedule) * count[:, 0],
         Passes(forward_s=forward_s, input_gradient_s=backward_s, weight_gradient_s=np.zeros_like(backward_s)),
-        count=np.ones((2000, stages), dtype=np.int64),
-        virtual_stages=np.full(2000, chunks),
-        num_microbatches=np.full(2000, microbatches),
+        count=count,
+        virtual_stages=chunks * count[:, 0],
+        num_microbatches=microbatches * count[:, 0],
     )
-    sizes = (np.asarray([value]) for value in (stages, microbatches, chunks))
-    least = float(passes_per_work(*sizes)[0])
+    return whole_s
+
+
+def least_per_work(*sizes: int) -> float:
+    """``passes_per_work`` of one pipeline."""
+    return float(passes_per_work(*(np.asarray([value]) for value in sizes))[0])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stages", "microbatches", "chunks"),
+    [
+        (schedule, stages, microbatches, chunks)
+        for schedule, most in ((Schedule.ONE_F_ONE_B, 3), (Schedule.GPIPE, 1))
+        for stages, microbatches in ((4, 8), (4, 5), (4, 4), (2, 1), (8, 3), (8, 7), (1, 4))
+        for chunks in range(1, most + 1)
+    ],
+)
+def test_no_stages_make_a_shorter_pipeline(schedule: Schedule, stages: int, microbatches: int, chunks: int) -> None:
+    rng = np.random.default_rng(stages * 100 + microbatches)
+    forward_s, backward_s = rng.uniform(0.1, 2.0, (2, 2000, stages)) * rng.uniform(0.1, 2.0, (2000, stages))
+    whole_s = pipelines_s(schedule, forward_s, backward_s, microbatches=microbatches, chunks=chunks)
+    least = least_per_work(stages, microbatches, chunks, int(schedule))
     assert (whole_s >= least * (forward_s + backward_s).sum(axis=1) * (1 - 1e-12)).all()
+
+
+@pytest.mark.parametrize(
+    ("stages", "microbatches"), [(1, 1), (4, 16), (4, 5), (4, 4), (2, 2), (8, 3), (8, 7), (16, 16), (16, 2)]
+)
+def test_some_stages_make_a_pipeline_as_short_as_that(stages: int, microbatches: int) -> None:
+    p, m = stages, microbatches
+    half_s = np.full((1, p), 1.0)
+    assert pipelines_s(Schedule.GPIPE, half_s, half_s, microbatches=m)[0] == pytest.approx(
+        least_per_work(p, m, 1, int(Schedule.GPIPE)) * 2 * p, rel=1e-12
+    )
+    if 1 < m <= p:  # the stages in front, which wait for nothing, take as long as two of those behind
+        half_s[:, : p - m + 1] = 2.0
+    assert pipelines_s(Schedule.ONE_F_ONE_B, half_s, half_s, microbatches=m)[0] == pytest.approx(
+        least_per_work(p, m, 1, int(Schedule.ONE_F_ONE_B)) * 2 * half_s.sum(), rel=1e-12
+    )
 
 
 def test_the_same_question_has_the_same_answer_and_more_budget_none_worse() -> None:
