@@ -1,7 +1,5 @@
 """SI and binary unit constants. Quantities elsewhere carry their unit in their name."""
 
-KILO = 1e3
-MEGA = 1e6
 GIGA = 1e9
 TERA = 1e12
 

@@ -11,14 +11,12 @@ import numpy as np
 from costmodels.plan import IntArray
 from planner.dataflow.holdings import CallRows
 from planner.dataflow.problem import CallCandidates, Transfer
-from planner.dataflow.reallocation import PlacedLayouts, Reallocation, ReallocationModel, Route
+from planner.dataflow.reallocation import PlacedLayouts, Reallocation, ReallocationModel
 from planner.price_lists import default_collective_model
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
 from profiles.parameters import total_parameters
 from profiles.precision import parse_precision
-
-ROUTE_NAMES = {route: route.name.lower() for route in Route}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,8 +119,3 @@ def one_of(numbers: list[int]) -> str:
 def must_divide(what: str, total: int, got: int) -> tuple[str, str]:
     """Problem and hint for a degree that has to divide a dimension."""
     return f"must divide {what}={total}; got {got}", one_of(divisors(total))
-
-
-def must_be_multiple(what: str, of: str, unit: int) -> tuple[str, str]:
-    """Problem and hint for a dimension that has to be a multiple of something the plan decides."""
-    return f"{what} must be a multiple of {of} = {unit}", ""

@@ -13,8 +13,6 @@ from profiles.timing_store import TimingStore, groups
 from profiles.timing_work import flops, traffic_bytes
 from profiles.timings import IntArray, TimingTable
 
-MAX_LISTED = 1000
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSummary:

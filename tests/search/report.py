@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 import planner
-from planner.search.chain import chain_bytes, solve_chain
 from planner.search.cpsat import Budget, solve_by_cpsat
 from planner.search.labels import solve_by_labels
 from planner.search.partition import PartitionInstance, partition_time_s
 from planner.search.result import SearchResult
 from planner.search.solved import Solved, Status
 from tests.search import rivals
+from tests.search.chains import chain_bytes, solve_chain
 from tests.search.small import INSTANCES, true_optimum
 
 PAGE = Path(__file__).parents[2] / "docs" / "search.md"

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from planner.search.chain import chain_bytes, solve_chain
 from planner.search.cpsat import Budget, solve_by_cpsat
 from planner.search.labels import solve_by_labels
 from planner.search.partition import is_partition, partition_time_s
 from planner.search.solved import Solved, Status
 from tests.search import rivals
+from tests.search.chains import chain_bytes, solve_chain
 
 PROBLEMS = 20  # of the chains and partitions here; `make search-report` solves them all
 
