@@ -6,6 +6,7 @@ answer the same to the same question.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from planner.estimates import plan_estimates
 from planner.explain import explain
 from planner.phrases import percent
 from planner.pins import check_values
+from planner.pricing import join, memory_rejections, price_all
 from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, nearest_row, pareto_rows
 from planner.remedies import find_remedies
 from planner.request import (
@@ -32,7 +34,6 @@ from planner.request import (
     setting_of,
 )
 from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Request
-from planner.search.enumerate import join, memory_rejections, price_all
 from planner.space import Space, plan_space
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -229,20 +230,28 @@ def _ranked(answer: PlanEstimate, rank: int) -> PlanEstimate:
     return replace(answer, rank=rank)
 
 
+def what_stands_in_the_way(request: Request) -> Infeasible:
+    """Of a request to which no uniform plan fits: the nearest plan, and what would make one fit."""
+    priced, rejected = _search(request, [request.cluster], _space(request, request.cluster))
+    return _infeasible(request, priced, [], rejected)
+
+
+def _infeasible(request: Request, priced: Priced, answers: list[PlanEstimate], rejected: dict[str, int]) -> Infeasible:
+    nearest = answers[0] if answers else None
+    if nearest is None and len(priced):
+        (nearest,) = _estimates(request, priced, np.asarray([_nearest(request, priced)]))
+    return Infeasible(
+        reasons=rejected or memory_rejections(priced, cost_context(request)),
+        nearest=nearest,
+        remedies=find_remedies(request, needed_bytes=nearest.peak_memory_bytes if nearest else inf),
+    )
+
+
 def _result(
     kind: str, request: Request, priced: Priced, answers: list[PlanEstimate], rejected: dict[str, int]
 ) -> PlanResult:
     fitting = int(priced.fits.sum())
-    infeasible = None
-    if not fitting:
-        nearest = answers[0] if answers else None
-        if nearest is None and len(priced):
-            (nearest,) = _estimates(request, priced, np.asarray([_nearest(request, priced)]))
-        infeasible = Infeasible(
-            reasons=rejected or memory_rejections(priced, cost_context(request)),
-            nearest=nearest,
-            remedies=find_remedies(request),
-        )
+    infeasible = None if fitting else _infeasible(request, priced, answers, rejected)
     front = pareto_rows(priced) if fitting else np.zeros(0, dtype=np.int64)
     return PlanResult(
         kind=kind,

@@ -11,8 +11,8 @@ from costmodels.evaluate import evaluate
 from costmodels.flops import model_flops_per_step
 from costmodels.kernels.calls import Basis
 from costmodels.plan import PlanBatch
+from planner.pricing import Evaluator
 from planner.results import PlanEstimate, RunEstimate, StageEstimate
-from planner.search.enumerate import Evaluator
 
 
 @dataclass(frozen=True, slots=True)

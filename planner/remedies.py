@@ -1,23 +1,29 @@
 """When nothing fits: the smallest changes to the question under which something would.
 
 Each remedy changes one thing the user fixed or left out (recomputation, ZeRO stage, micro-batch,
-degrees, offloading, optimizer states, sequence length, number of devices) and searches again.
+degrees, offloading, optimizer states, sequence length, number or kind of devices) and searches again.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from math import inf
 
 from planner.jobs import rounded_batch
+from planner.pricing import price_all
 from planner.ranking import Priced, best_rows, nearest_row
 from planner.request import cost_context, full_node, part_of, setting_of
 from planner.results import Remedy, Request
-from planner.search.enumerate import price_all
 from planner.space import plan_space
+from profiles.catalog import default_catalog
+from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 
 MAX_GROWTH = 64  # largest multiple of the given devices tried
 _SHORTEST = 512  # tokens; shorter sequences are no remedy
+_MEMORIES_TRIED = 3  # kinds of devices: the smallest that hold the peak should do, but for what grows with memory
 
 # Which pins a remedy lifts, smallest change first.
 _LIFTS = (
@@ -65,15 +71,18 @@ def search_once(request: Request, cluster: ClusterSpec) -> Priced:
     return price_all(space.plans, cost_context(request, cluster))
 
 
-def find_remedies(request: Request, *, searcher: Searcher = search_once) -> tuple[Remedy, ...]:
+def find_remedies(
+    request: Request, *, needed_bytes: float = inf, searcher: Searcher = search_once
+) -> tuple[Remedy, ...]:
     """Changes under which a plan fits, smallest first; if none does, those that come closest.
 
     Args:
         request: A question to which nothing fits.
+        needed_bytes: The smallest peak memory of its plans: devices that hold less are not tried.
         searcher: Prices the plans of a changed question.
     """
     remedies: list[Remedy] = []
-    for trials in _families(request):
+    for trials in (*_families(request), _larger_memories(request, needed_bytes)):
         for trial in trials:
             remedy = _try(trial, searcher)
             if remedy is not None:
@@ -104,6 +113,7 @@ def _try(trial: _Trial, searcher: Searcher) -> Remedy | None:
         fits=bool(priced.fits[row]),
         plan=plan,
         num_devices=plan.num_devices,
+        device=node.device.name,
         step_time_s=float(priced.step_time_s[row]),
         peak_memory_bytes=float(priced.peak_memory_bytes[row]),
     )
@@ -166,6 +176,27 @@ def _more_devices(request: Request) -> Iterator[_Trial]:
             job = replace(job, global_batch_size=rounded_batch(batch, size, pins))
         message = f"use {size} devices"
         yield _trial(request, "more_devices", message, pins=pins, cluster=cluster, job=job)
+
+
+def _larger_memories(request: Request, needed_bytes: float) -> Iterator[_Trial]:
+    """As many devices of the vendor's with more memory, the least first; of equals its kin, then the fastest."""
+    given = request.cluster.device
+    enough = [
+        device
+        for device in default_catalog().devices.values()
+        if device.vendor == given.vendor
+        and device.default_node
+        and device.usable_memory_bytes >= needed_bytes
+        and device.usable_memory_bytes > given.usable_memory_bytes
+    ]
+    enough.sort(
+        key=lambda d: (d.usable_memory_bytes, d.architecture != given.architecture, -d.memory_bandwidth_bytes_per_s)
+    )
+    for _, alike in islice(groupby(enough, key=lambda device: device.usable_memory_bytes), _MEMORIES_TRIED):
+        device = next(alike)
+        with suppress(SpecError):  # a number of devices that its machines do not come to
+            cluster = parse_cluster(f"{request.cluster.num_devices}x{device.name}")
+            yield _trial(request, "more_memory", f"use {device.name} instead of {given.name}", cluster=cluster)
 
 
 def larger_sizes(cluster: ClusterSpec) -> list[int]:

@@ -319,7 +319,7 @@ def _rivals(result: PlanResult, console: Console) -> None:
 
 def render_infeasible(infeasible: Infeasible, console: Console, *, nearest: bool = True) -> None:
     """Why nothing fits and what would, perhaps with the plan that comes nearest."""
-    console.print("\n[bold red]Nothing fits.[/]", highlight=False)
+    console.print("\nNothing fits.", style="bold red", highlight=False)
     plan = infeasible.nearest
     if plan is not None and nearest:
         over = plan.peak_memory_bytes - plan.usable_memory_bytes

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.phrases import percent, seconds
+from planner.render import render_infeasible
 from planner.search.result import EngineRun, FoundPlan, SearchResult, StageChoice
 from profiles.units import GIB
 
@@ -28,7 +29,10 @@ def render_search(result: SearchResult, console: Console, *, quiet: bool = False
         highlight=False,
     )
     if result.best is None:
-        console.print("nothing fits; planner plan says what would", style="red")
+        for request, infeasible in zip(result.requests, result.infeasible, strict=True):
+            if len(result.requests) > 1:
+                console.print(f"\nOn {request.cluster.name} alone", style="bold", highlight=False)
+            render_infeasible(infeasible, console)
     else:
         _plan(result, result.best, console)
     console.print()

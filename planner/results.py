@@ -249,6 +249,7 @@ class Remedy:
         fits: Whether a plan fits then.
         plan: The best plan then.
         num_devices: Devices it occupies.
+        device: Their kind.
         step_time_s: Its step time.
         peak_memory_bytes: Its peak.
     """
@@ -258,6 +259,7 @@ class Remedy:
     fits: bool
     plan: ExecutionPlan
     num_devices: int
+    device: str
     step_time_s: float
     peak_memory_bytes: float
 

@@ -239,6 +239,7 @@ def _remedy(remedy: Remedy) -> dict[str, Any]:
         "fits": remedy.fits,
         "plan": plan_document(remedy.plan),
         "num_devices": remedy.num_devices,
+        "device": remedy.device,
         "step_time_s": remedy.step_time_s,
         "peak_memory_bytes": remedy.peak_memory_bytes,
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from costmodels.estimate import BASES
 from planner.rules.pipeline import SCHEDULE_NAMES
-from planner.schema import note_document, request_document
+from planner.schema import infeasible_document, note_document, request_document
 from planner.schema_types import (
     AMOUNT,
     COUNT,
@@ -17,10 +17,13 @@ from planner.schema_types import (
     TEXT,
     Shape,
     closed_object,
+    estimate_shape,
+    infeasible_shape,
     list_of,
     map_of,
     note_shape,
     or_null,
+    plan_shape,
     titled,
 )
 from planner.search.result import EngineRun, FoundPlan, SearchResult, StageChoice
@@ -54,6 +57,7 @@ def search_document(result: SearchResult) -> dict[str, Any]:
         "engines": [_engine(run) for run in result.engines],
         "improvements": [asdict(item) for item in result.improvements],
         "assumptions": [note_document(note) for request in result.requests for note in request.assumptions],
+        "infeasible": [infeasible_document(item) for item in result.infeasible],
         "warnings": [note_document(note) for note in result.warnings],
         "conventions": dict(CONVENTIONS),
     }
@@ -137,7 +141,10 @@ def search_schema() -> Shape:
             engines=list_of(engine),
             improvements=list_of(closed_object(engine=TEXT, elapsed_s=AMOUNT, step_time_s=AMOUNT)),
             assumptions=list_of(note_shape()),
+            infeasible=list_of(infeasible_shape()),
             warnings=list_of(note_shape()),
             conventions=closed_object(**dict.fromkeys(CONVENTIONS, TEXT)),
         ),
+        plan=plan_shape(),
+        estimate=estimate_shape(),
     )

@@ -7,6 +7,7 @@ decided, and so that nothing has to be enumerated below a layout that is already
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,6 @@ def one_of(numbers: list[int]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + f" or {words[-1]}"
 
 
-def must_divide(what: str, total: int, got: int) -> tuple[str, str]:
-    """Problem and hint for a degree that has to divide a dimension."""
-    return f"must divide {what}={total}; got {got}", one_of(divisors(total))
+def must_divide(what: str, total: int, got: int, num_devices: int) -> tuple[str, str]:
+    """Problem and hint for a degree that has to divide a dimension, and the number of devices as all degrees do."""
+    return f"must divide {what}={total}; got {got}", one_of(divisors(gcd(total, num_devices)))

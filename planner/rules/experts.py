@@ -79,7 +79,9 @@ EXPERT = (
         holds=lambda plans, setting: (
             mask(setting.model.moe is None) | (_num_experts(setting) % plans.expert_parallel == 0)
         ),
-        complaint=lambda plan, setting: must_divide("num_experts", _num_experts(setting), plan.expert_parallel),
+        complaint=lambda plan, setting: must_divide(
+            "num_experts", _num_experts(setting), plan.expert_parallel, setting.num_devices
+        ),
     ),
     Rule(
         name="expert_tensor_parallel_divides_width",
@@ -92,7 +94,7 @@ EXPERT = (
             (plans.expert_tensor_parallel == 1) | (_expert_width(setting) % plans.expert_tensor_parallel == 0)
         ),
         complaint=lambda plan, setting: must_divide(
-            "moe.ffn_hidden_size", _expert_width(setting), plan.expert_tensor_parallel
+            "moe.ffn_hidden_size", _expert_width(setting), plan.expert_tensor_parallel, setting.num_devices
         ),
     ),
     Rule(
@@ -138,7 +140,9 @@ EXPERT = (
         source="deepspeed/utils/groups.py _create_expert_and_data_parallel; nanotron ParallelContext",
         columns=columns("data_parallel", "expert_parallel"),
         holds=lambda plans, _setting: plans.data_parallel % plans.expert_parallel == 0,
-        complaint=lambda plan, _setting: must_divide("data_parallel", plan.data_parallel, plan.expert_parallel),
+        complaint=lambda plan, setting: must_divide(
+            "data_parallel", plan.data_parallel, plan.expert_parallel, setting.num_devices
+        ),
     ),
     Rule(
         name="expert_ranks_in_sharded_ranks",

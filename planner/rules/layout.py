@@ -121,7 +121,7 @@ LAYOUT = (
         columns=columns("data_parallel"),
         holds=lambda plans, setting: setting.job.global_batch_size % plans.data_parallel == 0,
         complaint=lambda plan, setting: must_divide(
-            "global_batch_size", setting.job.global_batch_size, plan.data_parallel
+            "global_batch_size", setting.job.global_batch_size, plan.data_parallel, setting.num_devices
         ),
     ),
 )
@@ -149,7 +149,7 @@ TENSOR = (
         columns=columns("tensor_parallel"),
         holds=lambda plans, setting: setting.model.num_attention_heads % plans.tensor_parallel == 0,
         complaint=lambda plan, setting: must_divide(
-            "num_attention_heads", setting.model.num_attention_heads, plan.tensor_parallel
+            "num_attention_heads", setting.model.num_attention_heads, plan.tensor_parallel, setting.num_devices
         ),
     ),
     Rule(

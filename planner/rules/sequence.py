@@ -68,7 +68,7 @@ CONTEXT = (
         columns=columns("context_parallel"),
         holds=lambda plans, setting: setting.job.sequence_length % plans.context_parallel == 0,
         complaint=lambda plan, setting: must_divide(
-            "sequence_length", setting.job.sequence_length, plan.context_parallel
+            "sequence_length", setting.job.sequence_length, plan.context_parallel, setting.num_devices
         ),
     ),
     Rule(

@@ -1,7 +1,9 @@
 """The public call ``planner.search``: plans beyond those that treat every stage alike."""
 
+from dataclasses import replace
 from typing import Any
 
+from planner.api import what_stands_in_the_way
 from planner.request import JobInput, ModelInput, Options, PinsInput, given_options
 from planner.search.best import SearchBudget
 from planner.search.portfolio import search_question
@@ -39,7 +41,7 @@ def search(
         **settings: Fields of ``Options``.
 
     Returns:
-        The best plan with bound and gap; ``best`` is None when nothing fits.
+        The best plan with bound and gap. When nothing fits, ``best`` is None and ``infeasible`` says what would.
 
     Raises:
         SpecError: If the question itself is wrong.
@@ -52,4 +54,8 @@ def search(
     """
     chosen = given_options(options, settings)
     budget = SearchBudget(seconds=seconds, evaluations=evaluations, seed=seed)
-    return search_question(ask(model, cluster, job, pins, chosen), strategy=strategy, budget=budget)
+    question = ask(model, cluster, job, pins, chosen)
+    result = search_question(question, strategy=strategy, budget=budget)
+    if result.fits:
+        return result
+    return replace(result, infeasible=tuple(what_stands_in_the_way(request) for request in question.requests))

@@ -7,12 +7,12 @@ import numpy as np
 from costmodels.plan import PlanBatch, Recompute
 from costmodels.stage_plan import from_uniform
 from costmodels.stage_prices import StagePrices
+from planner.pricing import price_all
 from planner.request import setting_of
 from planner.results import Request
 from planner.search.annealing import anneal
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.capacity import capacity
-from planner.search.enumerate import price_all
 from planner.search.families import alike_families, least_step_s
 from planner.search.found import differences, found_plan
 from planner.search.freedom import Freedom

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from planner.results import Note, Request
+from planner.results import Infeasible, Note, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +154,8 @@ class SearchResult:
         elapsed_s: Seconds altogether.
         bound_s: No plan of the spaces searched is below that; None when nothing was proved.
         warnings: What to know before trusting the numbers.
+        infeasible: When nothing fits: what stands in the way on each group of devices by itself, in the order of
+            ``requests``; empty otherwise.
     """
 
     requests: tuple[Request, ...]
@@ -167,6 +169,7 @@ class SearchResult:
     elapsed_s: float
     bound_s: float | None
     warnings: tuple[Note, ...] = ()
+    infeasible: tuple[Infeasible, ...] = ()
 
     @property
     def evaluations(self) -> int:

@@ -89,7 +89,7 @@ def one_estimate(repeat: int = 100) -> dict[str, float]:
 
 def batch_path(devices: int, repeat: int = 7) -> dict[str, float]:
     """Fully priced plans per second: the whole legal space through ``evaluate``, as the search calls it."""
-    from planner.search.enumerate import price_all
+    from planner.pricing import price_all
 
     plans, context = workloads.space(devices)
     best_s = min(seconds(lambda: price_all(plans, context), repeat=repeat, clock=time.process_time))

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+import planner
+from planner.schema import infeasible_document
 from planner.search_document import search_schema
 from service.app import create_app
 from service.settings import ServiceSettings
@@ -51,8 +53,22 @@ def test_json_is_the_document_of_the_schema(run: Any) -> None:
 def test_nothing_fits_is_exit_code_three(run: Any) -> None:
     code, out, err = run("search", "--model", "llama-3-70b", "--gpus", "1xA10G")
     assert code == 3
-    assert "nothing fits" in out
+    assert "Nothing fits." in out
+    assert "Nearest: tp1 pp1 dp1" in out
     assert err == ""
+
+
+def test_what_would_fit_is_told_of_every_group(run: Any) -> None:
+    code, out, _ = run("search", "--model", "llama-2-7b", "--gpus", "1xA100-40GB+1xH100", "--json")
+    document = json.loads(out)
+    assert code == 3
+    small, large = document["infeasible"]
+    alone = planner.plan("llama-2-7b", "1xA100-40GB").infeasible
+    assert alone is not None
+    assert small == infeasible_document(alone)
+    assert "more_memory" in {remedy["code"] for remedy in large["remedies"]}
+    _, table, _ = run("search", "--model", "llama-2-7b", "--gpus", "1xA100-40GB+1xH100")
+    assert table.index("On 1xA100-40GB alone") < table.index("On 1xH100 alone")
 
 
 @pytest.mark.parametrize(

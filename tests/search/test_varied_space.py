@@ -11,9 +11,9 @@ from costmodels.plan import Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import from_uniform
 from costmodels.stage_prices import StagePrices
+from planner.pricing import price_all
 from planner.rules.base import Setting
 from planner.search.anneal import SimulatedAnnealing
-from planner.search.enumerate import price_all
 from planner.search.run import Budget, Search, run
 from planner.search.stage_space import stage_space
 from planner.search.varied import VariedSpace

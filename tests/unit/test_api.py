@@ -13,14 +13,17 @@ import pytest
 import planner
 from costmodels.plan import ExecutionPlan, Recompute
 from planner import api
+from planner.ranking import Priced
 from planner.remedies import find_remedies, larger_sizes
 from planner.request import Options, part_of, resolve_request
-from planner.results import PlanResult
+from planner.results import PlanResult, Request
 from planner.schema import to_document
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec
 from profiles.model_presets import resolve_model
+from profiles.units import GIB
 
 MODEL, CLUSTER = "llama-2-7b", "8xA100-80GB"
 JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 64, "precision": "bf16"}
@@ -192,7 +195,7 @@ def test_what_nothing_fits_is_told_with_remedies() -> None:
     assert {"offload", "more_devices"} <= {remedy.code for remedy in answer.infeasible.remedies}
     for remedy in answer.infeasible.remedies:
         assert remedy.fits
-        assert remedy.peak_memory_bytes <= nearest.usable_memory_bytes
+        assert remedy.code == "more_memory" or remedy.peak_memory_bytes <= nearest.usable_memory_bytes
 
 
 def test_an_estimate_that_does_not_fit_still_answers() -> None:
@@ -212,6 +215,32 @@ def test_remedies_lift_what_was_fixed() -> None:
     assert codes[:2] == ["more_recompute", "smaller_micro_batch"]
     kept = answer.infeasible.remedies[0].plan
     assert (kept.tensor_parallel, kept.micro_batch_size) == (1, 8)
+
+
+def test_more_memory_is_enough_memory() -> None:
+    answer = api.plan("llama-3-70b", "8xA100-40GB", {"global_batch_size": 64})
+    assert answer.infeasible is not None
+    nearest = answer.infeasible.nearest
+    assert nearest is not None
+    (remedy,) = (item for item in answer.infeasible.remedies if item.code == "more_memory")
+    device = default_catalog().devices[remedy.device]
+    assert device.usable_memory_bytes >= nearest.peak_memory_bytes
+    assert (remedy.num_devices, remedy.fits) == (8, True)
+    assert api.plan("llama-3-70b", f"8x{device.name}", {"global_batch_size": 64}).fits
+
+
+def test_of_equal_memories_kin_come_first() -> None:
+    request = resolve_request("llama-2-13b", "8xA100-40GB", {"global_batch_size": 64}, None, Options())
+    tried: list[str] = []
+
+    def note(_: Request, cluster: ClusterSpec) -> Priced:
+        tried.append(cluster.device.name)
+        raise SpecError("cluster", "only looked at")
+
+    find_remedies(request, needed_bytes=60 * GIB, searcher=note)
+    others = [name for name in tried if name != "A100-SXM-40GB"]
+    assert others[0] == "A100-SXM-80GB"
+    assert len(others) == len(set(others)) == 3
 
 
 def test_remedies_find_the_next_size() -> None:

@@ -87,6 +87,7 @@ def test_remedies(fits: bool, words: str) -> None:
         fits=fits,
         plan=ExecutionPlan(),
         num_devices=16,
+        device="H100-SXM-80GB",
         step_time_s=12.0,
         peak_memory_bytes=70.0 * GIB,
     )

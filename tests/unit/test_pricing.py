@@ -10,9 +10,9 @@ from costmodels.context import CostContext
 from costmodels.estimate import BASES, EXTRAPOLATED, EstimateBatch
 from costmodels.plan import PlanBatch, Recompute
 from costmodels.stages import stage_table
+from planner.pricing import join, memory_rejections, price_all
 from planner.ranking import best_rows
 from planner.rules.base import Setting
-from planner.search.enumerate import join, memory_rejections, price_all
 from planner.space import plan_space
 from tests.fakes import RateKernels, context, gpt, job
 

@@ -1,4 +1,4 @@
-"""Exhaustive search: price every legal plan, chunk by chunk, and keep what ranking needs."""
+"""Every legal plan of a space priced, chunk by chunk, keeping what ranking needs."""
 
 from collections.abc import Callable
 
