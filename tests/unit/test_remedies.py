@@ -1,0 +1,68 @@
+"""What would make something fit: smallest change first, and only what a search confirms."""
+
+from typing import Any
+
+from planner import api
+from planner.ranking import Priced
+from planner.remedies import find_remedies, larger_sizes
+from planner.request import Options, resolve_request
+from planner.results import Request
+from profiles.catalog import default_catalog
+from profiles.cluster_string import parse_cluster
+from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec
+from profiles.units import GIB
+
+MODEL, CLUSTER = "llama-2-7b", "8xA100-80GB"
+JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 64, "precision": "bf16"}
+
+
+def test_remedies_lift_what_was_fixed() -> None:
+    """Without recomputation the micro-batch of 32 does not fit; letting go of either helps."""
+    pins = {"tp": 1, "pp": 1, "zero": 3, "mbs": 8, "recompute": "none"}
+    answer = api.plan(MODEL, CLUSTER, JOB | {"sequence_length": 4096}, pins=pins)
+    assert not answer.fits
+    assert answer.infeasible is not None
+    codes = [remedy.code for remedy in answer.infeasible.remedies]
+    assert codes[:2] == ["more_recompute", "smaller_micro_batch"]
+    kept = answer.infeasible.remedies[0].plan
+    assert (kept.tensor_parallel, kept.micro_batch_size) == (1, 8)
+
+
+def test_more_memory_is_enough_memory() -> None:
+    answer = api.plan("llama-3-70b", "8xA100-40GB", {"global_batch_size": 64})
+    assert answer.infeasible is not None
+    nearest = answer.infeasible.nearest
+    assert nearest is not None
+    (remedy,) = (item for item in answer.infeasible.remedies if item.code == "more_memory")
+    device = default_catalog().devices[remedy.device]
+    assert device.usable_memory_bytes >= nearest.peak_memory_bytes
+    assert (remedy.num_devices, remedy.fits) == (8, True)
+    assert api.plan("llama-3-70b", f"8x{device.name}", {"global_batch_size": 64}).fits
+
+
+def test_of_equal_memories_kin_come_first() -> None:
+    request = resolve_request("llama-2-13b", "8xA100-40GB", {"global_batch_size": 64}, None, Options())
+    tried: list[str] = []
+
+    def note(_: Request, cluster: ClusterSpec) -> Priced:
+        tried.append(cluster.device.name)
+        raise SpecError("cluster", "only looked at")
+
+    find_remedies(request, needed_bytes=60 * GIB, searcher=note)
+    others = [name for name in tried if name != "A100-SXM-40GB"]
+    assert others[0] == "A100-SXM-80GB"
+    assert len(others) == len(set(others)) == 3
+
+
+def test_remedies_find_the_next_size() -> None:
+    request = resolve_request("llama-3-70b", "8xH100", {"global_batch_size": 64}, None, Options())
+    sizes = {remedy.code: remedy.num_devices for remedy in find_remedies(request)}
+    assert sizes["more_devices"] in (16, 32)
+    assert api.plan("llama-3-70b", f"{sizes['more_devices']}xH100", {"global_batch_size": 64}).fits
+
+
+def test_larger_sizes_are_whole_nodes() -> None:
+    assert larger_sizes(parse_cluster("1xA100"))[:5] == [2, 4, 8, 16, 32]
+    assert larger_sizes(parse_cluster("3xA100"))[:3] == [6, 24, 48]
+    assert larger_sizes(parse_cluster("8xA100"))[:3] == [16, 32, 64]
