@@ -284,7 +284,7 @@ MESSAGES = [
     (
         split(t=16),
         setting(devices=16, model=gpt(num_attention_heads=40, num_key_value_heads=40, ffn_hidden_size=4000)),
-        "plan.tensor_parallel: must divide num_attention_heads=40; got 16. Hint: 1, 2, 4, 5, 8, 10, 20 or 40",
+        "plan.tensor_parallel: must divide num_attention_heads=40; got 16. Hint: 1, 2, 4 or 8",
     ),
     (
         split(t=2, d=2),
