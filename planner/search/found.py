@@ -9,10 +9,11 @@ from costmodels.plan import FloatArray
 from costmodels.stage_evaluate import StageEstimateBatch, evaluate_stages
 from costmodels.stage_plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
 from costmodels.stage_prices import StagePrices
+from planner.phrases import percent
 from planner.results import Note
 from planner.rules.pipeline import SCHEDULE_NAMES
 from planner.search.question import Question
-from planner.search.result import FoundPlan, StageChoice
+from planner.search.result import OPTIMAL_GAP, FoundPlan, StageChoice
 
 _SCHEDULES = {int(code): name for name, code in SCHEDULE_NAMES.items()}
 
@@ -88,6 +89,29 @@ def differences(question: Question, plan: FoundPlan) -> tuple[Note, ...]:
         message = "efficiencies are borrowed from other hardware; no timings of this one"
         notes.append(Note(code="uncalibrated", field="best.step_time_s", message=message))
     return tuple(notes)
+
+
+def groups_alone(
+    question: Question, plans: StagePlanBatch, configs: StageConfigs, *, step_time_s: float, bound_s: float | None
+) -> tuple[Note, ...]:
+    """Says so where one group alone does best, of several.
+
+    Args:
+        question: What was searched for.
+        plans: The best plan, as a batch of one.
+        configs: The configurations its stages refer to.
+        step_time_s: Its price.
+        bound_s: No pipeline across groups is below that; None where nothing is proved.
+    """
+    groups = np.unique(configs.group[plans.config[0, : int(plans.num_stages[0])]])
+    if question.mixed is None or len(groups) > 1:
+        return ()
+    room = np.inf if bound_s is None else 1.0 - bound_s / step_time_s
+    known, alone = "is" if room <= OPTIMAL_GAP else "was found", question.requests[int(groups[0])].cluster.name
+    message = f"of the pipelines across groups that were searched none {known} faster than {alone} alone"
+    if OPTIMAL_GAP < room < 1.0:
+        message += f"; one could save {percent(room)} at most"
+    return (Note(code="one_group", field="best.stages", message=message),)
 
 
 def _stage(

@@ -9,12 +9,12 @@ from costmodels.stage_plan import from_uniform
 from costmodels.stage_prices import StagePrices
 from planner.pricing import price_all
 from planner.request import setting_of
-from planner.results import Request
+from planner.results import Note, Request
 from planner.search.annealing import anneal
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.capacity import capacity
 from planner.search.families import alike_families, least_step_s
-from planner.search.found import differences, found_plan
+from planner.search.found import differences, found_plan, groups_alone
 from planner.search.freedom import Freedom
 from planner.search.mixed_bounds import mixed_least_s
 from planner.search.mixed_families import mixed_families
@@ -52,11 +52,18 @@ def search_question(question: Question, *, strategy: str, budget: SearchBudget) 
         runs += engine(question, best)
         if engine is by_enumeration:
             uniform_s = best.step_time_s
-    found = None if best.plans is None or best.configs is None else found_plan(question, best.plans, best.configs)
     proved = [run.bound_s for run in runs if run.bound_s is not None]
     unproved = {run.engine for run in runs if run.bound_s is None}
     if best.improvements and best.improvements[-1].engine in unproved:
         proved = []  # the best plan is of a space that nothing was proved about
+    found = None
+    warnings: tuple[Note, ...] = ()
+    if best.plans is not None and best.configs is not None:
+        found = found_plan(question, best.plans, best.configs)
+        warnings = differences(question, found)
+        across = [run.bound_s for run in runs if run.space == _MIXED or run.engine == "mcmc"][:1]
+        for known_s in across:
+            warnings += groups_alone(question, best.plans, best.configs, step_time_s=best.step_time_s, bound_s=known_s)
     return SearchResult(
         requests=question.requests,
         cluster=question.cluster_name,
@@ -68,7 +75,7 @@ def search_question(question: Question, *, strategy: str, budget: SearchBudget) 
         improvements=tuple(best.improvements),
         elapsed_s=best.elapsed_s,
         bound_s=_together(proved, best) if proved else None,
-        warnings=() if found is None else differences(question, found),
+        warnings=warnings,
     )
 
 

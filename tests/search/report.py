@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 
 import planner
+from planner.request import Options
 from planner.search.cpsat import Budget, solve_by_cpsat
 from planner.search.labels import solve_by_labels
 from planner.search.partition import PartitionInstance, partition_time_s
+from planner.search.question import ask
 from planner.search.result import SearchResult
 from planner.search.solved import Solved, Status
 from tests.search import rivals
 from tests.search.chains import chain_bytes, solve_chain
 from tests.search.small import INSTANCES, true_optimum
+from tests.search.thumb import thumb_s
 
 PAGE = Path(__file__).parents[2] / "docs" / "search.md"
 _CLOSE = 3e-6  # share that rounding to ticks may hide, twice the resolution and a bit
@@ -38,6 +41,7 @@ MIXED = (
     ("llama-2-13b", "1x8xA100-80GB+1x8xH100", 4096, 256),
     ("llama-3-70b", "4x8xA100-80GB+4x8xH100", 4096, 512),
     ("mixtral-8x7b", "4x8xA100-80GB+2x8xH100", 4096, 512),
+    ("llama-3-8b", "1x8xA10G+1x8xH100", 8192, 128),
 )
 
 
@@ -168,18 +172,29 @@ def value(jobs: tuple[tuple[str, str, int, int], ...], most: int) -> str:
     rows = []
     for model, cluster, tokens, sequences in jobs:
         job = {"sequence_length": tokens, "global_batch_size": sequences}
+        ruled_s = thumb_s(ask(model, cluster, job, None, Options()))
         result, took_s = timed(lambda: planner.search(model, cluster, job, seconds=3600.0, evaluations=most))  # noqa: B023
-        if result.best is None:
-            rows.append((model, cluster, "none fits", "none fits", "", "", f"{took_s:.0f} s"))
-            continue
-        uniform_s = result.uniform_step_time_s
-        told = f"{uniform_s:.4g} s" if np.isfinite(uniform_s) else "none fits"
+        best_s = np.inf if result.best is None else result.best.step_time_s
+        devices = {stage.device for stage in result.best.stages} if result.best is not None else set()
         rows.append(
-            (model, cluster, told, f"{result.best.step_time_s:.4g} s", share(result.gain), share(result.gap),
+            (model, cluster, _step(ruled_s), _step(result.uniform_step_time_s), _step(best_s),
+             " + ".join(sorted(devices)), _saved(best_s, ruled_s), share(result.gain), share(result.gap),
              f"{took_s:.0f} s")
         )  # fmt: skip
-    titles = ("model", "cluster", "best of `planner plan`", "best plan", "saved", "gap", "CPU")
+    titles = (
+        "model", "cluster", "Megatron rule of thumb", "best of `planner plan`", "best plan", "runs on",
+        "saved over the rule", "over `planner plan`", "gap", "CPU",
+    )  # fmt: skip
     return table(titles, rows)
+
+
+def _step(seconds: float) -> str:
+    return f"{seconds:.4g} s" if np.isfinite(seconds) else "none fits"
+
+
+def _saved(best_s: float, other_s: float) -> str:
+    """Share that the best plan saves over another."""
+    return share(1.0 - best_s / other_s) if np.isfinite(best_s) and np.isfinite(other_s) else ""
 
 
 def page(most: int) -> str:
@@ -250,13 +265,17 @@ Stages on one, two or four devices of one of two types, four devices of each, 10
 
 ## What stages that differ are worth
 
-`planner search --evaluations {most}` per job; saved: over the best plan of `planner plan`.
+`planner search --evaluations {most}` per job. The rule of thumb is what Megatron-LM's users are advised to do
+(arXiv:2104.04473, takeaways 1 to 3): tensor-parallel up to the GPUs of a node, then pipeline stages, as few of both as
+fit, data parallelism over the rest, experts within a node; with the fastest micro-batch, chunks and recomputation
+(none, of attention cores, of whole layers) of that layout, and the optimizer sharded where that is faster.
 
 {value}
 
 ## Across groups
 
-Groups of different GPUs; saved: over the best plan of `planner plan` on either group alone.
+Groups of different GPUs. The rule of thumb and `planner plan` use one group alone, the one on which they are faster.
+Where one group alone does best the answer says so, and whether that is proved.
 
 {mixed}
 """

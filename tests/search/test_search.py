@@ -1,7 +1,7 @@
 """Searching real questions: every plan's price is its price, bounds hold, answers repeat, limits stop."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,36 @@ def test_two_types_of_devices_beat_the_faster_alone() -> None:
     layers = {stage.device: stage.layers for stage in result.best.stages}
     assert layers["H100-SXM-80GB"] > layers["A100-SXM-80GB"]
     assert len(result.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({}, "none is faster than 1x2xH100 alone"),
+        (
+            {"strategy": "mcmc", "evaluations": 2000},
+            "none was found faster than 1x2xH100 alone",
+        ),
+    ],
+)
+def test_where_the_faster_group_alone_does_best_the_answer_says_so(limits: dict[str, Any], words: str) -> None:
+    slow = replace(TWO_TYPES, cluster="1x2xA10G+1x2xH100")
+    result = found(slow, **limits)
+    assert result.best is not None
+    assert {stage.device for stage in result.best.stages} == {"H100-SXM-80GB"}
+    alone = search(**slow.arguments() | {"cluster": "1x2xH100"})
+    assert alone.best is not None
+    if not limits:
+        assert result.best.step_time_s == pytest.approx(alone.best.step_time_s, rel=1e-9)
+    (message,) = (note.message for note in result.warnings if note.code == "one_group")
+    assert message == f"of the pipelines across groups that were searched {words}"
+
+
+@pytest.mark.parametrize(("cluster", "strategy"), [(TWO_TYPES.cluster, "auto"), ("1x2xA10G+1x2xH100", "enumerate"),
+                                                   ("2xH100", "auto")])  # fmt: skip
+def test_nothing_is_said_of_groups_that_help_or_were_not_tried(cluster: str, strategy: str) -> None:
+    result = found(replace(TWO_TYPES, cluster=cluster), strategy=strategy)
+    assert [note for note in result.warnings if note.code == "one_group"] == []
 
 
 def best_plan(question: Question) -> tuple[StagePlanBatch, StagePrices, BestSoFar]:
