@@ -68,7 +68,11 @@ class _Labels:
 
 
 def solve_by_labels(
-    instance: PartitionInstance, *, most_labels: int = 1_000_000, hint: IntArray | None = None
+    instance: PartitionInstance,
+    *,
+    most_labels: int = 1_000_000,
+    hint: IntArray | None = None,
+    below_s: float = np.inf,
 ) -> Solved:
     """A partition with at most so many labels per stage, and a bound.
 
@@ -76,18 +80,19 @@ def solve_by_labels(
         instance: The problem.
         most_labels: Labels kept per stage.
         hint: (S,) a legal choice to start from.
+        below_s: Only choices below that are of interest, and the bound says no more than that of the others.
 
     Returns:
-        ``OPTIMAL`` where bound and value meet, else ``FEASIBLE``; ``INFEASIBLE`` if proved; ``UNKNOWN`` only if
-        labels ran out.
+        ``OPTIMAL`` where bound and value meet, else ``FEASIBLE``; ``INFEASIBLE`` if it is proved that no choice is
+        below ``below_s``; ``UNKNOWN`` only if that is not.
     """
     began = time.perf_counter()
     kept = undominated(instance)
     options = instance.options.take(kept)
     rest = completion(instance, options)
-    best_s, best_rows, bound_s, looked_at = np.inf, None, 0.0, 0
-    if hint is not None:
-        best_s, best_rows = float(partition_time_s(instance, hint[None, :])[0]), hint
+    best_s, best_rows, bound_s, looked_at = below_s, None, 0.0, 0
+    if hint is not None and (hint_s := float(partition_time_s(instance, hint[None, :])[0])) < best_s:
+        best_s, best_rows = hint_s, hint
     for limit in (*(beam for beam in _BEAMS if beam < most_labels), most_labels):
         found = _pass(instance, options, rest, limit, best_s)
         looked_at += found.looked_at
@@ -98,12 +103,12 @@ def solve_by_labels(
         bound_s = max(bound_s, min(best_s, found.bound_s, found.dropped_s))
         if found.dropped_s >= best_s * (1.0 - _TOLERANCE):  # nothing dropped could have been better
             break
-    complete = bound_s >= best_s * (1.0 - _TOLERANCE) if best_rows is not None else np.isinf(bound_s)
+    complete = bound_s >= best_s * (1.0 - _TOLERANCE)
     statuses = (Status.FEASIBLE, Status.OPTIMAL) if best_rows is not None else (Status.UNKNOWN, Status.INFEASIBLE)
     return Solved(
         status=statuses[int(complete)],
         rows=best_rows,
-        objective_s=best_s,
+        objective_s=best_s if best_rows is not None else np.inf,
         bound_s=bound_s,
         rounding_error_s=0.0,
         wall_time_s=time.perf_counter() - began,

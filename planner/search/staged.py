@@ -1,8 +1,9 @@
 """Exact search over pipelines whose stages differ: family after family, best bound first.
 
 Families are taken in the order of what they could reach at best; the first that cannot beat the best plan
-found ends the search with a proof. Label setting solves each family's partition; what it leaves open CP-SAT
-closes, warm-started with what is known. Every plan is priced by the one cost path before it counts.
+found ends the search with a proof. Label setting, which is quick, solves each family's partition first. What that
+leaves open and could still beat the best plan, CP-SAT closes, again best bound first and warm-started with what is
+known. Every plan is priced by the one cost path before it counts.
 """
 
 from collections.abc import Callable
@@ -15,11 +16,11 @@ from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_prices import StagePrices
 from planner.search.best import BestSoFar
 from planner.search.cpsat import Budget, solve_by_cpsat
-from planner.search.families import Family, least_nodes, step_s
+from planner.search.families import Family, known_of_step_s, least_nodes, step_s
 from planner.search.freedom import Freedom
 from planner.search.labels import solve_by_labels
 from planner.search.result import EngineRun
-from planner.search.solved import Solved
+from planner.search.solved import Solved, Status
 from planner.search.stage_table import OptionTable, option_table
 
 TOLERANCE = 1e-9  # share of the step time below which plans are equally good
@@ -43,6 +44,8 @@ class StagedSearch:
         best: The best plan so far, of this engine or another.
         engine: ``partition``, or ``cpsat`` for CP-SAT on every family, even those that labels solve.
         bound_s: No plan of the families is below that, once ``run`` has ended.
+        found_s: The best plan of theirs that was found.
+        open_s: Bounds of the families that labels left open, by number.
         counts: What was done, by name.
     """
 
@@ -53,7 +56,9 @@ class StagedSearch:
     freedom: Freedom
     best: BestSoFar
     engine: str = "partition"
-    bound_s: float = np.inf
+    bound_s: float = field(default=np.inf, init=False)
+    found_s: float = field(default=np.inf, init=False)
+    open_s: dict[int, float] = field(default_factory=dict, init=False)
     counts: dict[str, float] = field(default_factory=dict)
 
     def run(self, space: str) -> EngineRun:
@@ -73,67 +78,80 @@ class StagedSearch:
             0,
         )
         self.counts["families"] = len(self.families)
-        found_s, status = np.inf, "optimal"
-        for at in np.argsort(self.least_s, kind="stable"):
-            if self.least_s[at] >= self.best.step_time_s * (1.0 - TOLERANCE):
-                break
-            tried = self.counts["solved"] + self.counts["without_layout"]
-            if self.best.spent and tried >= _AT_LEAST:
-                status = self.best.spent
-                self.bound_s = min(self.bound_s, float(self.least_s[at]))
-                break
-            found_s = min(found_s, self._family(at))
-        self.bound_s = min(self.bound_s, self.best.step_time_s)
-        if status == "optimal" and np.isinf(self.bound_s):
-            status = "infeasible"
-        elif status == "optimal" and self.bound_s < self.best.step_time_s * (1.0 - _CLOSE):
-            status = "feasible"
+        bounds = {int(at): float(self.least_s[at]) for at in np.argsort(self.least_s, kind="stable")}
+        status = self._each(bounds, exact=self.engine == "cpsat")
+        if not status:
+            left, self.open_s = self.open_s, {}
+            status = self._each(left, exact=True)
+        self.bound_s = min([self.bound_s, self.best.step_time_s, *self.open_s.values()])
+        if not status:
+            proved = self.bound_s >= self.best.step_time_s * (1.0 - _CLOSE)
+            status = "infeasible" if np.isinf(self.bound_s) else "optimal" if proved else "feasible"
         return EngineRun(
             engine=self.engine,
             status=status,
             evaluations=self.best.evaluations - before,
             elapsed_s=self.best.elapsed_s - began_s,
-            step_time_s=found_s,
+            step_time_s=self.found_s,
             bound_s=self.bound_s,
             space=space,
             statistics=self.counts,
         )
 
-    def _family(self, at: int) -> float:
-        """Solves one family; the step time of its plan, if it has one below the best so far."""
+    def _each(self, bounds: dict[int, float], *, exact: bool) -> str:
+        """Solves families, best bound first, until none can beat the best plan; the limit that ended that before."""
+        for at, least_s in sorted(bounds.items(), key=lambda item: item[1]):
+            if least_s >= self.best.step_time_s * (1.0 - TOLERANCE):
+                break
+            tried = self.counts["solved"] + self.counts["without_layout"]
+            if self.best.spent and tried >= _AT_LEAST:
+                self.bound_s = min(self.bound_s, least_s)
+                return self.best.spent
+            self._family(at, exact=exact)
+        return ""
+
+    def _family(self, at: int, *, exact: bool) -> None:
+        """Solves one family, by labels alone unless asked for what is exact."""
         family, most_layers = self.families[at], int(self.most_layers[at])
         table = option_table(family, self.prices, self.freedom, below_s=self.best.step_time_s, most_layers=most_layers)
+        anew = exact and self.engine != "cpsat"  # labels were there before, and counted it
         if table is None:
-            self.counts["without_layout"] += 1
-            return np.inf
+            self.counts["without_layout"] += not anew
+            return
         self.best.evaluations += table.priced
-        self.counts["solved"] += 1
-        bound_s, found_s = 0.0, np.inf
-        for solved in self._solved(table):
+        self.counts["solved"] += not anew
+        bound_s, closed = 0.0, False
+        for solved in self._solved(table, exact=exact):
             bound_s = max(bound_s, self._whole_s(family, solved.bound_s))
+            closed = solved.status == Status.INFEASIBLE or solved.gap <= _CLOSE
             if solved.rows is not None:
-                found_s = min(found_s, self._priced(table, solved))
+                self.found_s = min(self.found_s, self._priced(table, solved))
         if not table.exhaustive:  # what was left out may be better
-            self.counts["coarse"] += 1
+            self.counts["coarse"] += not anew
             bound_s = float(self.least_s[at])
-        self.bound_s = min(self.bound_s, bound_s)
-        return found_s
+        if exact or closed:
+            self.bound_s = min(self.bound_s, bound_s)
+        else:
+            self.open_s[at] = bound_s
 
-    def _solved(self, table: OptionTable) -> list[Solved]:
-        """By labels; by CP-SAT what they leave open, or if it is asked for."""
-        labels = solve_by_labels(table.instance, most_labels=_LABELS)
+    def _solved(self, table: OptionTable, *, exact: bool) -> list[Solved]:
+        """By labels; by CP-SAT too if that is asked for, of what they leave open at least."""
+        best_s, nodes = self.best.step_time_s, least_nodes(table.family, self.prices)
+        below_s = known_of_step_s(best_s, nodes=nodes, prices=self.prices) if np.isfinite(best_s) else np.inf
+        labels = solve_by_labels(table.instance, most_labels=_LABELS, below_s=below_s)
         self.counts["labels"] += labels.work
-        if self.engine != "cpsat" and (labels.gap <= _CLOSE or labels.bound_s == np.inf):
+        closed = labels.status == Status.INFEASIBLE or labels.gap <= _CLOSE
+        if not exact or (closed and self.engine != "cpsat"):
             return [labels]
         left_s = max(self.best.budget.seconds - self.best.elapsed_s, 0.1)
-        exact = solve_by_cpsat(
+        by_cpsat = solve_by_cpsat(
             table.instance,
             budget=Budget(wall_time_s=left_s, seed=self.best.budget.seed),
             hint=labels.rows,
         )
         self.counts["closed_by_cpsat"] += 1
-        self.counts["cpsat_work"] += exact.work
-        return [labels, exact]
+        self.counts["cpsat_work"] += by_cpsat.work
+        return [labels, by_cpsat]
 
     def _priced(self, table: OptionTable, solved: Solved) -> float:
         """The price of a solution, which is offered; how far it lies above the value that was minimised is noted."""

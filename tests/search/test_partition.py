@@ -106,6 +106,25 @@ def test_a_bound_is_below_the_best_even_when_labels_run_out(seed: int, few: int)
 
 
 @settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), few=st.sampled_from([3, 1_000_000]))
+def test_only_what_is_below_a_limit_is_found_and_the_rest_is_proved_not_to_be(seed: int, few: int) -> None:
+    instance = drawn(seed)
+    best_s = brute_force_s(instance)
+    if np.isinf(best_s):
+        return
+    none = solve_by_labels(instance, most_labels=few, below_s=0.9 * best_s)
+    assert none.rows is None
+    assert none.status in (Status.INFEASIBLE, Status.UNKNOWN)
+    assert none.bound_s <= 0.9 * best_s * (1 + 1e-12)
+    assert (none.status == Status.INFEASIBLE) == (none.bound_s >= 0.9 * best_s * (1 - 1e-12))
+    some, all_of_them = solve_by_labels(instance, below_s=1.1 * best_s), solve_by_labels(instance)
+    assert some.bound_s <= best_s * (1 + 1e-12)
+    if all_of_them.objective_s < 1.1 * best_s:
+        assert some.objective_s < 1.1 * best_s
+    assert none.work <= all_of_them.work
+
+
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_options_left_out_are_never_needed(seed: int) -> None:
     instance = drawn(seed)

@@ -282,6 +282,25 @@ def test_the_same_question_has_the_same_answer_and_more_budget_none_worse() -> N
     assert not few.optimal
 
 
+@pytest.mark.parametrize("name", ["dense, large vocabulary", "MoE, tight", "two types, MoE"])
+def test_however_early_a_search_ends_its_bound_holds_and_rises(name: str) -> None:
+    instance = BY_NAME[name]
+    whole = found(instance)
+    assert whole.best is not None
+    assert whole.bound_s is not None
+    bounds = []
+    for evaluations in (1, 300, 1000, 3000, 10_000):
+        early = found(instance, evaluations=evaluations)
+        assert early.best is not None
+        assert early.bound_s is not None
+        assert early.bound_s <= whole.best.step_time_s * (1 + 1e-9)
+        assert early.best.step_time_s >= whole.bound_s * (1 - 1e-9)
+        assert early.gap == pytest.approx(1 - early.bound_s / early.best.step_time_s, abs=1e-12)
+        bounds.append(early.bound_s)
+    assert bounds == sorted(bounds)
+    assert bounds[0] < whole.bound_s
+
+
 def test_nothing_fits_is_an_answer() -> None:
     result = search(UNEVEN.model, "1xA10G", {"sequence_length": 2048, "global_batch_size": 4})
     assert result.best is None
