@@ -19,7 +19,7 @@ from planner.cli_dataflow import dataflow
 from planner.cli_flow import check_no_workflow, plan_workflow, show_workflows, workflow
 from planner.cli_output import emit, progress
 from planner.cli_profiles import profiles
-from planner.cli_search import Evaluations, Seconds, Seed, Strategy, show_search
+from planner.cli_search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
 from profiles.errors import InfeasibleError, SpecError
 from profiles.units import GIB
 
@@ -137,9 +137,11 @@ def search(
     seconds: Seconds = 20.0,
     evaluations: Evaluations = None,
     seed: Seed = 0,
+    runnable: Runnable = False,
 ) -> None:
     """Find the fastest plan stage by stage, also across different GPUs, and say how good it is."""
     limits = {"strategy": strategy, "seconds": seconds, "evaluations": evaluations, "seed": seed}
+    limits["runnable"] = runnable
     show_search(_inputs(values) | {"pins": _pins(values)} | limits, values)
 
 

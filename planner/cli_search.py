@@ -18,6 +18,10 @@ Evaluations = Annotated[
     typer.Option("--evaluations", help="Most plans and stages to price.", rich_help_panel=_SEARCH, show_default=False),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random.", rich_help_panel=_SEARCH)]
+Runnable = Annotated[
+    bool,
+    typer.Option("--runnable", help="Only plans that --framework can run.", rich_help_panel=_SEARCH),
+]
 
 
 def show_search(arguments: dict[str, Any], values: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from planner.phrases import percent, seconds
 from planner.render import render_infeasible
+from planner.rules.base import FRAMEWORK_TITLES
 from planner.search.result import EngineRun, FoundPlan, SearchResult, StageChoice
 from profiles.units import GIB
 
@@ -82,6 +83,21 @@ def _plan(result: SearchResult, best: FoundPlan, console: Console) -> None:
         style="dim",
         highlight=False,
     )
+    _frameworks(result, best, console)
+
+
+def _frameworks(result: SearchResult, best: FoundPlan, console: Console) -> None:
+    """Who can run the plan, and what is in the way of the others."""
+    asked = result.requests[0].stack.framework
+    able = [FRAMEWORK_TITLES[verdict.framework] for verdict in best.frameworks if verdict.runs]
+    console.print(f"\nRuns on {', '.join(able) or 'no framework known here'}", style="bold", highlight=False)
+    for verdict in best.frameworks:
+        if not verdict.runs:
+            first, *others = verdict.broken.values()
+            more = f" (and {len(others)} more)" if others else ""
+            console.print(f"{FRAMEWORK_TITLES[verdict.framework]} needs: {first}{more}", style="dim", highlight=False)
+            if verdict.framework == asked:
+                console.print(f"--runnable: the best that {FRAMEWORK_TITLES[asked]} can run", highlight=False)
 
 
 def _proof(result: SearchResult) -> str:

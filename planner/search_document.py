@@ -26,7 +26,7 @@ from planner.schema_types import (
     plan_shape,
     titled,
 )
-from planner.search.result import EngineRun, FoundPlan, SearchResult, StageChoice
+from planner.search.result import EngineRun, FoundPlan, SearchResult, StageChoice, Verdict
 
 CONVENTIONS = {
     "bound": "no plan of the spaces searched has a shorter step; the cost model's own error is not part of it",
@@ -46,6 +46,7 @@ def search_document(result: SearchResult) -> dict[str, Any]:
         "requests": [request_document(request) for request in result.requests],
         "strategy": result.strategy,
         "seed": result.seed,
+        "runnable": result.runnable,
         "best": None if result.best is None else _plan(result.best),
         "uniform_step_time_s": _known(result.uniform_step_time_s),
         "gain": result.gain,
@@ -79,7 +80,13 @@ def _plan(plan: FoundPlan) -> dict[str, Any]:
         "fits": plan.fits,
         "basis": plan.basis,
         "stages": [asdict(stage) for stage in plan.stages],
+        "frameworks": [_verdict(verdict) for verdict in plan.frameworks],
     }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    broken = [{"rule": rule, "text": text} for rule, text in verdict.broken.items()]
+    return {"framework": verdict.framework, "runs": verdict.runs, "broken": broken}
 
 
 def _engine(run: EngineRun) -> dict[str, Any]:
@@ -105,6 +112,7 @@ def search_schema() -> Shape:
     maybe = or_null(AMOUNT)
     of_type: dict[Any, Shape] = {int: COUNT, float: AMOUNT, str: TEXT, bool: FLAG}
     stage = closed_object(**{name: of_type[item.type] for name, item in StageChoice.__dataclass_fields__.items()})
+    verdict = closed_object(framework=TEXT, runs=FLAG, broken=list_of(closed_object(rule=TEXT, text=TEXT)))
     plan = closed_object(
         schedule={"enum": list(SCHEDULE_NAMES)},
         **dict.fromkeys(("virtual_stages", "num_microbatches", "num_devices", "idle_devices"), COUNT),
@@ -115,6 +123,7 @@ def search_schema() -> Shape:
         fits=FLAG,
         basis={"enum": list(BASES)},
         stages=list_of(stage),
+        frameworks=list_of(verdict),
     )
     engine = closed_object(
         engine=TEXT, status=TEXT, space=TEXT, evaluations=COUNT, elapsed_s=AMOUNT, step_time_s=maybe, bound_s=maybe,
@@ -130,6 +139,7 @@ def search_schema() -> Shape:
             requests=list_of(FREE),
             strategy=TEXT,
             seed=COUNT,
+            runnable=FLAG,
             best=or_null(plan),
             uniform_step_time_s=maybe,
             gain=NUMBER,

@@ -6,15 +6,16 @@ left needs a runtime with a mesh per stage, which none of the frameworks planned
 and FlashFlex, arXiv:2409.01143, had one).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute, Schedule
 from costmodels.stage_balance import balanced_stage_layers
 from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs, StagePlanBatch
-from planner.constraints import rules_for
+from costmodels.stages import stage_table
+from planner.constraints import RULES, rules_for
 from planner.rules.base import DEEPSPEED, FRAMEWORKS, HUGGINGFACE, MEGATRON, NANOTRON, Setting, mask
 from profiles.model import ModelSpec
 
@@ -149,8 +150,18 @@ def legal_stages(plans: StagePlanBatch, setting: StageSetting) -> BoolArray:
     return legal
 
 
-def as_uniform(plans: StagePlanBatch, setting: StageSetting) -> tuple[PlanBatch, BoolArray]:
-    """Plans as uniform ones with their layers laid out by hand, and (N,) whether that says all.
+# What stages of plans differ in beyond what uniform plans say, and what frameworks cannot be told of those: in words.
+_CONDITIONS = {
+    "stages_share_a_mesh": "all stages have the same degrees, ZeRO stage and micro-batch",
+    "stages_recompute_alike": "all stages recompute alike: none, all or so many of their layers, or attention cores",
+    "stages_offload_alike": "all stages offload alike: a share of the optimizer, activations of all layers or none",
+    "layers_laid_out_by_itself": "layers are on the stages that the framework puts them on",
+    "optimizer_offloaded_whole": "the optimizer is offloaded as a whole or not at all",
+}
+
+
+def as_uniform(plans: StagePlanBatch, setting: StageSetting) -> tuple[PlanBatch, dict[str, BoolArray]]:
+    """Plans as uniform ones with their layers laid out by hand, and by condition (N,) where that does not say all.
 
     Args:
         plans: N legal plans.
@@ -167,7 +178,7 @@ def as_uniform(plans: StagePlanBatch, setting: StageSetting) -> tuple[PlanBatch,
     full = (plans.full_dense + plans.full_moe).T
     most = np.where(mode >= Recompute.FULL, full, plans.layers.T)
     moved_alike = (((offloaded == 0) | ~used).all(axis=0)) | (((offloaded == most) | ~used).all(axis=0))
-    same &= treated_alike & moved_alike & ((eighths == eighths[:1]) | ~used).all(axis=0)
+    moved_alike &= ((eighths == eighths[:1]) | ~used).all(axis=0)
     uniform = PlanBatch.from_columns(
         len(plans),
         **columns,
@@ -180,7 +191,12 @@ def as_uniform(plans: StagePlanBatch, setting: StageSetting) -> tuple[PlanBatch,
         offload_activations=offloaded[0] > 0,
         stage_layers=np.ascontiguousarray(plans.layers * plans.used),
     )
-    return uniform, same
+    differ = {
+        "stages_share_a_mesh": ~same,
+        "stages_recompute_alike": ~treated_alike,
+        "stages_offload_alike": ~moved_alike,
+    }
+    return uniform, differ
 
 
 def _recomputation(plans: StagePlanBatch, model: ModelSpec) -> tuple[IntArray, IntArray, BoolArray]:
@@ -214,60 +230,65 @@ def broken_by(plans: StagePlanBatch, setting: StageSetting, framework: Setting) 
         setting: What their stages refer to.
         framework: The framework, the model and the job; its number of devices is not read.
     """
-    uniform, expressible = as_uniform(plans, setting)
-    broken = {"stages_run_alike": ~expressible}
-    broken["layers_laid_out_by_hand"] = ~_layout_possible(plans, framework)
+    uniform, broken = as_uniform(plans, setting)
+    broken["layers_laid_out_by_itself"] = ~_layout_possible(plans, uniform, framework)
     if framework.framework not in (MEGATRON, DEEPSPEED):
         parts = (plans.optimizer_offload % OFFLOAD_PARTS * plans.used).T.any(axis=0)
-        broken["optimizer_offloaded_in_part"] = mask(parts)
-    for rule in rules_for(framework.framework):
-        if rule.name not in _OF_THE_CLUSTER:
-            broken[rule.name] = ~rule.holds(uniform, framework)
+        broken["optimizer_offloaded_whole"] = mask(parts)
+    broken |= uniform_broken(uniform, framework)
     return {name: rows for name, rows in broken.items() if rows.any()}
 
 
-# Plans may leave devices idle; layers laid out by hand divide as they are laid out.
+def uniform_broken(uniform: PlanBatch, framework: Setting) -> dict[str, BoolArray]:
+    """Rule name to (N,) whether uniform plans, which may leave devices idle, break it."""
+    return {
+        rule.name: ~rule.holds(uniform, framework)
+        for rule in rules_for(framework.framework)
+        if rule.name not in _OF_THE_CLUSTER
+    }
+
+
+# Plans may leave devices idle.
 _OF_THE_CLUSTER = ("world_size",)
 
 
-def _layout_possible(plans: StagePlanBatch, framework: Setting) -> BoolArray:
-    """(N,) whether the framework can lay layers out like that.
+def lays_out_itself(framework: str) -> bool:
+    """Whether layers cannot be laid out by hand.
 
     Source:
-        Megatron-LM --pipeline-model-parallel-layout and torchtitan parallelism.module_fqns_per_model_part take any;
-        DeepSpeed's PipelineModule has ``partition_method`` uniform, parameters and type:regex; nanotron balances by
-        cost (``stage_balance``).
+        Megatron-LM --pipeline-model-parallel-layout and torchtitan parallelism.module_fqns_per_model_part take any
+        layout; DeepSpeed's PipelineModule has ``partition_method`` uniform, parameters and type:regex; nanotron
+        balances by cost (``stage_balance``).
     """
-    if framework.framework not in (DEEPSPEED, NANOTRON, HUGGINGFACE):
+    return framework in (DEEPSPEED, NANOTRON, HUGGINGFACE)
+
+
+def _layout_possible(plans: StagePlanBatch, uniform: PlanBatch, framework: Setting) -> BoolArray:
+    """(N,) whether the framework can lay layers out like that, or does so itself as ``planner plan`` takes it to."""
+    if not lays_out_itself(framework.framework):
         return np.ones(len(plans), dtype=np.bool_)
     layers, model = plans.layers * plans.used, framework.model
-    possible = np.zeros(len(plans), dtype=np.bool_)
-    for stages in np.unique(plans.num_stages).tolist():
-        rows = np.flatnonzero(plans.num_stages == stages)
-        wanted: Sequence[int]
-        if framework.framework == NANOTRON:
-            wanted = balanced_stage_layers(model, stages)
-        elif model.num_layers % stages:
-            continue
-        else:
-            wanted = [model.num_layers // stages] * stages
-        possible[rows] = (layers[rows, :stages] == np.asarray(wanted)).all(axis=1)
-    return possible
+    unasked = stage_table(replace(uniform, stage_layers=None), model, full=True).layers
+    possible = (layers[:, : unasked.shape[1]] == unasked).all(axis=1) & ~layers[:, unasked.shape[1] :].any(axis=1)
+    if framework.framework == NANOTRON:
+        for stages in np.unique(plans.num_stages).tolist():
+            rows = np.flatnonzero(plans.num_stages == stages)
+            possible[rows] |= (layers[rows, :stages] == balanced_stage_layers(model, stages)).all(axis=1)
+    return mask(possible)
 
 
-def runnable_by(plans: StagePlanBatch, setting: StageSetting, framework: Setting) -> dict[str, BoolArray]:
-    """Framework to (N,) whether it can run each plan.
+def condition(name: str) -> str:
+    """In words, a condition that ``broken_by`` names."""
+    known = {rule.name: rule.text for rule in RULES} | _CONDITIONS
+    return known[name]
+
+
+def verdicts(plans: StagePlanBatch, setting: StageSetting, framework: Setting) -> dict[str, dict[str, BoolArray]]:
+    """Framework to what keeps it from running plans: name of a condition to (N,) whether it is broken.
 
     Args:
         plans: N legal plans.
         setting: What their stages refer to.
         framework: The model and the job; its framework is not read.
     """
-    found = {}
-    for name in FRAMEWORKS:
-        of = Setting(model=framework.model, job=framework.job, num_devices=framework.num_devices, framework=name)
-        broken = np.zeros(len(plans), dtype=np.bool_)
-        for rows in broken_by(plans, setting, of).values():
-            broken |= rows
-        found[name] = ~broken
-    return found
+    return {name: broken_by(plans, setting, replace(framework, framework=name)) for name in FRAMEWORKS}

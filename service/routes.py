@@ -115,7 +115,7 @@ async def post_portfolio(body: PortfolioRequest, request: Request) -> Response:
 @router.post("/search", response_model=None, responses=_FOUND | _SEARCH_PROBLEMS, tags=["planning"])
 async def post_search(body: SearchRequest, request: Request) -> Response:
     """Find the fastest plan stage by stage, also across different devices, and say how good it is."""
-    limits = {name: getattr(body, name) for name in ("strategy", "seconds", "evaluations", "seed")}
+    limits = {name: getattr(body, name) for name in ("strategy", "seconds", "evaluations", "seed", "runnable")}
     work = functools.partial(search, pins=given(body.plan), **limits, **_inputs(body))
     return await _answer(request, work, search_document)
 

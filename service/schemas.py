@@ -279,6 +279,7 @@ class SearchRequest(EstimateRequest):
     seconds: float = Field(default=5.0, gt=0, le=MAX_SEARCH_SECONDS, description="Longest time to search.")
     evaluations: int | None = Field(default=None, ge=1, le=1 << 40, description="Most plans and stages to price.")
     seed: int = Field(default=0, ge=0, le=(1 << 31) - 1, description="Of everything random.")
+    runnable: bool = Field(default=False, description="Whether only plans count that the framework can run.")
 
 
 def meant_field(parents: Sequence[str], name: str, *, workflow: bool = False) -> str:

@@ -68,12 +68,13 @@ def _enough_layers(plans: PlanBatch, setting: Setting) -> BoolArray:
 
 
 def _even_chunks(plans: PlanBatch, setting: Setting) -> BoolArray:
-    """Every rank's layers divide into its chunks, fixed first and last stages included."""
+    """Every rank's layers divide into its chunks, fixed first and last stages included; not where laid out by hand."""
     v = plans.virtual_stages
     first, last = plans.first_stage_layers, plans.last_stage_layers
     free_stages = np.maximum(plans.pipeline_parallel - (first > 0) - (last > 0), 1)
     middle = (setting.model.num_layers - first - last) // free_stages
-    return mask((v == 1) | ((first % v == 0) & (last % v == 0) & (middle % v == 0)))
+    laid = False if plans.stage_layers is None else plans.stage_layers.any(axis=1)
+    return mask((v == 1) | ((first % v == 0) & (last % v == 0) & (middle % v == 0)) | laid)
 
 
 def _rounds(plans: PlanBatch) -> BoolArray:

@@ -9,6 +9,7 @@ from planner.search.best import SearchBudget
 from planner.search.portfolio import search_question
 from planner.search.question import MixedInput, ask
 from planner.search.result import SearchResult
+from profiles.errors import SpecError
 
 
 def search(
@@ -20,6 +21,7 @@ def search(
     seconds: float = 20.0,
     evaluations: int | None = None,
     seed: int = 0,
+    runnable: bool = False,
     pins: PinsInput = None,
     options: Options | None = None,
     **settings: Any,
@@ -36,6 +38,8 @@ def search(
         seconds: Wall-clock limit of the search.
         evaluations: Most plans and stages priced; unlike ``seconds``, answers the same on every machine.
         seed: Of everything random.
+        runnable: Whether only plans count that the framework can run: it lays out one mesh of ranks, so that stages may
+            differ in layers and devices at most. Otherwise the answer says which frameworks can run it.
         pins: As for ``planner.plan``.
         options: As for ``planner.plan``; the objective is the step time.
         **settings: Fields of ``Options``.
@@ -52,9 +56,11 @@ def search(
         >>> result.optimal
         True
     """
+    if not isinstance(runnable, bool):
+        raise SpecError("runnable", f"must be true or false; got {str(runnable)[:40]!r}")
     chosen = given_options(options, settings)
     budget = SearchBudget(seconds=seconds, evaluations=evaluations, seed=seed)
-    question = ask(model, cluster, job, pins, chosen)
+    question = ask(model, cluster, job, pins, chosen, runnable=runnable)
     result = search_question(question, strategy=strategy, budget=budget)
     if result.fits:
         return result

@@ -10,10 +10,12 @@ from costmodels.stage_evaluate import StageEstimateBatch, evaluate_stages
 from costmodels.stage_plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
 from costmodels.stage_prices import StagePrices
 from planner.phrases import percent
+from planner.request import setting_of
 from planner.results import Note
 from planner.rules.pipeline import SCHEDULE_NAMES
 from planner.search.question import Question
-from planner.search.result import OPTIMAL_GAP, FoundPlan, StageChoice
+from planner.search.result import OPTIMAL_GAP, FoundPlan, StageChoice, Verdict
+from planner.stage_constraints import StageSetting, condition, verdicts
 
 _SCHEDULES = {int(code): name for name, code in SCHEDULE_NAMES.items()}
 
@@ -53,6 +55,7 @@ def found_plan(question: Question, plans: StagePlanBatch, configs: StageConfigs)
         fits=bool(priced.fits[0]),
         basis=_basis(question, own),
         stages=tuple(_stage(question, plan, own, priced, int(stage)) for stage in used),
+        frameworks=_verdicts(question, plan, own),
     )
 
 
@@ -66,29 +69,23 @@ def _basis(question: Question, configs: StageConfigs) -> str:
     return Basis(weakest).name.lower()
 
 
-def differences(question: Question, plan: FoundPlan) -> tuple[Note, ...]:
-    """In what stages differ, which not every framework can be told."""
-    framework = question.requests[0].stack.framework
-    told: dict[str, set[tuple[object, ...]]] = {
-        "layers": {(stage.layers,) for stage in plan.stages},
-        "recomputed or offloaded layers": {
-            (stage.selective_layers, stage.full_layers, stage.offloaded_layers, stage.optimizer_offload)
-            for stage in plan.stages
-        },
-        "devices, degrees or micro-batches": {
-            (stage.device, stage.num_devices, stage.tensor_parallel, stage.context_parallel, stage.micro_batch_size)
-            for stage in plan.stages
-        },
-    }
-    notes = []
-    for words, values in told.items():
-        if len(values) > 1:
-            message = f"stages differ in {words}: check that your version of {framework} can be told so"
-            notes.append(Note(code="stages_differ", field="best.stages", message=message))
-    if plan.basis == "assumed":
-        message = "efficiencies are borrowed from other hardware; no timings of this one"
-        notes.append(Note(code="uncalibrated", field="best.step_time_s", message=message))
-    return tuple(notes)
+def warnings_of(plan: FoundPlan) -> tuple[Note, ...]:
+    """Whether prices rest on other hardware."""
+    if plan.basis != "assumed":
+        return ()
+    message = "efficiencies are borrowed from other hardware; no timings of this one"
+    return (Note(code="uncalibrated", field="best.step_time_s", message=message),)
+
+
+def _verdicts(question: Question, plan: StagePlanBatch, configs: StageConfigs) -> tuple[Verdict, ...]:
+    """What every framework says of a batch of one."""
+    devices = tuple(request.cluster.num_devices for request in question.requests)
+    setting = StageSetting(model=question.contexts[0].model, configs=configs, devices=devices)
+    found = verdicts(plan, setting, setting_of(question.requests[0]))
+    return tuple(
+        Verdict(framework=name, broken={rule: condition(rule) for rule, rows in broken.items() if rows[0]})
+        for name, broken in found.items()
+    )
 
 
 def groups_alone(

@@ -2,6 +2,28 @@
 
 from dataclasses import dataclass
 
+from costmodels.plan import Recompute
+from costmodels.stage_plan import OFFLOAD_PARTS
+
+OFFLOADED_EIGHTHS = (0, OFFLOAD_PARTS // 2, OFFLOAD_PARTS)  # shares of the optimizer's states that are tried
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Treatment:
+    """What all stages of a plan do with their layers, as a framework is told.
+
+    Attributes:
+        recompute: What is recomputed.
+        block: Layers per stage, or all if it has fewer, that are recomputed with ``BLOCK``.
+        optimizer_offload: Eighths of the optimizer's states that are on the host.
+        offload_activations: Whether kept activations are, of recomputed layers where there are any.
+    """
+
+    recompute: Recompute = Recompute.NONE
+    block: int = 0
+    optimizer_offload: int = 0
+    offload_activations: bool = False
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freedom:
@@ -11,8 +33,10 @@ class Freedom:
         selective: Whether layers may recompute their attention core.
         full: Whether layers may be recomputed from their input.
         offload: Whether kept activations and optimizer states may be on the host.
+        told: What all stages do instead of deciding.
     """
 
     selective: bool = True
     full: bool = True
     offload: bool = False
+    told: Treatment | None = None

@@ -2,8 +2,9 @@
 
 All stages on one group have the same number of devices and the same configuration; which stages are on which
 group, and how many, is part of the partition, as is leaving devices idle. Numbers of devices per stage are
-powers of two, from an eighth of the group up, and whole groups; of the configurations a group offers for a
-size of micro-batch, those with the least work are considered. Interleaved schedules across groups are not.
+powers of two, from an eighth of the group up, and whole groups. Considered are all configurations that the groups
+share, as the frameworks have it; and for groups that run different ones, those with the least work for a size of
+micro-batch. Interleaved schedules across groups are not.
 """
 
 from collections.abc import Mapping
@@ -36,31 +37,45 @@ class Mixed:
     least_s: FloatArray
 
 
-def mixed_families(question: Question, pins: Mapping[str, int]) -> Mixed:
+def mixed_families(question: Question, pins: Mapping[str, int], *, alike: bool = False) -> Mixed:
     """Every family of the question that uses more than one group.
 
     Args:
         question: The question, with several groups.
         pins: Plan columns the user fixed; of these, numbers of stages and ranks are not read.
+        alike: Whether all groups run the same configuration.
     """
     configs = _configs(question, pins)
     prices = StagePrices(configs=configs, contexts=question.contexts, joint=question.joint)
     work_s = _work_s(prices)
-    kept = _offered(configs, work_s)
     sizes = np.asarray([request.cluster.num_devices for request in question.requests])
     slots = sizes[configs.group] // configs.num_devices
-    groups = len(question.requests)
+    together = _together(configs, np.arange(len(configs)), alike=True)
+    if not alike:
+        together += _together(configs, _offered(configs, work_s), alike=False)
     families: list[Family] = []
-    for key in sorted(
-        set(zip(configs.samples[kept].tolist(), configs.plans.num_microbatches[kept].tolist(), strict=True))
-    ):
-        members = kept[(configs.samples[kept] == key[0]) & (configs.plans.num_microbatches[kept] == key[1])]
-        of_group = [members[configs.group[members] == group] for group in range(groups)]
-        for chosen in product(*([None, *rows.tolist()] for rows in of_group)):
-            rows = np.asarray(sorted(row for row in chosen if row is not None), dtype=np.int64)
-            if len(rows) > 1:
-                families += _of_configs(rows, slots, key[1], question.requests[0].model.num_layers)
+    for rows in sorted({rows for members in together for rows in _across(configs, members)}):
+        microbatches = int(configs.plans.num_microbatches[rows[0]])
+        families += _of_configs(np.asarray(rows), slots, microbatches, question.requests[0].model.num_layers)
     return Mixed(families=families, prices=prices, least_s=_least_s(families, prices, work_s))
+
+
+def _together(configs: StageConfigs, kept: IntArray, *, alike: bool) -> list[IntArray]:
+    """Configurations that stages of one plan can have: the same samples in as many micro-batches, or ``alike``."""
+    plans = configs.plans
+    names = CONFIG_COLUMNS if alike else ("num_microbatches",)
+    columns = [configs.samples, *(getattr(plans, name).astype(np.int64) for name in names)]
+    groups = group_rows(*(column[kept] for column in columns))
+    order = np.argsort(groups.of_row, kind="stable")
+    return np.split(kept[order], np.flatnonzero(np.diff(groups.of_row[order])) + 1)
+
+
+def _across(configs: StageConfigs, members: IntArray) -> list[tuple[int, ...]]:
+    """Every choice of one configuration on each of several groups."""
+    groups = np.unique(configs.group[members])
+    offers = [[None, *members[configs.group[members] == group].tolist()] for group in groups]
+    chosen = (tuple(sorted(row for row in rows if row is not None)) for rows in product(*offers))
+    return [rows for rows in chosen if len(rows) > 1]
 
 
 def _of_configs(rows: IntArray, slots: IntArray, microbatches: int, layers: int) -> list[Family]:

@@ -5,23 +5,26 @@ from collections.abc import Callable
 import numpy as np
 
 from costmodels.plan import PlanBatch, Recompute
-from costmodels.stage_plan import from_uniform
+from costmodels.stage_plan import StageConfigs, from_uniform
 from costmodels.stage_prices import StagePrices
 from planner.pricing import price_all
 from planner.request import setting_of
-from planner.results import Note, Request
+from planner.results import Note
+from planner.rules.base import FRAMEWORK_TITLES
 from planner.search.annealing import anneal
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.capacity import capacity
-from planner.search.families import alike_families, least_step_s
-from planner.search.found import differences, found_plan, groups_alone
+from planner.search.families import Family, alike_families, least_step_s
+from planner.search.found import found_plan, groups_alone, warnings_of
 from planner.search.freedom import Freedom
 from planner.search.mixed_bounds import mixed_least_s
 from planner.search.mixed_families import mixed_families
 from planner.search.question import Question
 from planner.search.result import EngineRun, SearchResult
 from planner.search.staged import StagedSearch
+from planner.search.told import told_freedoms
 from planner.space import plan_space
+from planner.stage_constraints import lays_out_itself
 from profiles.errors import SpecError, did_you_mean
 
 Engine = Callable[[Question, BestSoFar], list[EngineRun]]
@@ -34,7 +37,8 @@ _LAYOUT_PINS = (
 )  # fmt: skip
 _UNIFORM = "plans that treat every stage alike"
 _STAGED = "any layers per stage with the least recomputation that fits, degrees alike on all stages"
-_MIXED = "pipelines across groups, one of the configurations of least work on each"
+_ACROSS = "pipelines across groups"
+_MIXED = f"{_ACROSS}, the same configuration on all or those of least work on each"
 
 
 def search_question(question: Question, *, strategy: str, budget: SearchBudget) -> SearchResult:
@@ -60,8 +64,8 @@ def search_question(question: Question, *, strategy: str, budget: SearchBudget) 
     warnings: tuple[Note, ...] = ()
     if best.plans is not None and best.configs is not None:
         found = found_plan(question, best.plans, best.configs)
-        warnings = differences(question, found)
-        across = [run.bound_s for run in runs if run.space == _MIXED or run.engine == "mcmc"][:1]
+        warnings = warnings_of(found)
+        across = [run.bound_s for run in runs if run.space.startswith(_ACROSS) or run.engine == "mcmc"][:1]
         for known_s in across:
             warnings += groups_alone(question, best.plans, best.configs, step_time_s=best.step_time_s, bound_s=known_s)
     return SearchResult(
@@ -69,6 +73,7 @@ def search_question(question: Question, *, strategy: str, budget: SearchBudget) 
         cluster=question.cluster_name,
         strategy=strategy,
         seed=budget.seed,
+        runnable=question.runnable,
         best=found,
         uniform_step_time_s=uniform_s,
         engines=tuple(runs),
@@ -126,7 +131,7 @@ def by_partition(question: Question, best: BestSoFar) -> list[EngineRun]:
 
 
 def _partitions(question: Question, best: BestSoFar, *, engine: str) -> list[EngineRun]:
-    if why := _uniform_only(question.requests[0]):
+    if why := _uniform_only(question):
         return [
             EngineRun(
                 engine=engine, status="not run", evaluations=0, elapsed_s=0.0, step_time_s=np.inf, bound_s=None,
@@ -144,38 +149,55 @@ def _partitions(question: Question, best: BestSoFar, *, engine: str) -> list[Eng
         families = [families[at] for at in hopeful]
         bounds = capacity(families, prices, freedom, perfect_s=perfect_s[hopeful], below_s=best.step_time_s)
         search = StagedSearch(
-            families=families, least_s=bounds.least_s, most_layers=bounds.most_layers, prices=prices, freedom=freedom,
-            best=best, engine=engine,
+            families=families, least_s=bounds.least_s, most_layers=bounds.most_layers, prices=prices, best=best,
+            freedoms=_freedoms(question, configs, freedom), engine=engine,
         )  # fmt: skip
-        runs.append(search.run(_on(question, group, _STAGED)))
+        runs.append(search.run(_on(question, group, _told(question) if question.runnable else _STAGED)))
     if len(question.requests) > 1:
         runs.append(_across(question, best, engine=engine))
     return runs
 
 
-def _uniform_only(request: Request) -> str:
+def _uniform_only(question: Question) -> str:
     """Why stages may not differ, if they may not."""
+    request = question.requests[0]
     fixed = [name for name in _LAYOUT_PINS if name in request.pins]
     if fixed:
         return f"{', '.join(fixed)} fixed for all stages"
     if request.model.num_layers > MOST_LAYERS:
         return f"more than {MOST_LAYERS} layers"
+    if question.runnable and lays_out_itself(request.stack.framework):
+        return f"{FRAMEWORK_TITLES[request.stack.framework]} lays layers out itself"
     return ""
 
 
 def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
     """Pipelines that use several groups."""
     request = question.requests[0]
-    mixed = mixed_families(question, request.pins)
+    mixed = mixed_families(question, request.pins, alike=question.runnable)
     freedom = _freedom(_uniform_plans(question, 0), offload=request.offload)
     hopeful = np.flatnonzero(mixed.least_s < best.step_time_s)
     families = [mixed.families[at] for at in hopeful]
     bounds_s = mixed_least_s(families, mixed.prices, freedom, below_s=best.step_time_s)
     search = StagedSearch(
         families=families, least_s=np.maximum(mixed.least_s[hopeful], bounds_s), prices=mixed.prices, best=best,
-        most_layers=np.full(len(families), request.model.num_layers), freedom=freedom, engine=engine,
+        most_layers=np.full(len(families), request.model.num_layers), engine=engine,
+        freedoms=_freedoms(question, mixed.prices.configs, freedom),
     )  # fmt: skip
-    return search.run(_MIXED)
+    return search.run(f"{_ACROSS}, {_told(question)}" if question.runnable else _MIXED)
+
+
+def _freedoms(question: Question, configs: StageConfigs, freedom: Freedom) -> Callable[[Family], tuple[Freedom, ...]]:
+    """What stages of families may decide: each for itself, or all together what the framework can be told."""
+    setting = setting_of(question.requests[0])
+    if question.runnable:
+        return lambda family: told_freedoms(family, configs, setting, freedom)
+    return lambda _: (freedom,)
+
+
+def _told(question: Question) -> str:
+    """The space of plans that the framework can run, in words."""
+    return f"any layers per stage of what {FRAMEWORK_TITLES[question.requests[0].stack.framework]} can run"
 
 
 def _uniform_plans(question: Question, group: int) -> PlanBatch:

@@ -23,10 +23,12 @@ class Question:
     Attributes:
         requests: One per group of devices; they differ in their cluster only.
         mixed: The groups together; None for a single one.
+        runnable: Whether only plans count that the framework can run.
     """
 
     requests: tuple[Request, ...]
     mixed: MixedCluster | None = None
+    runnable: bool = False
 
     @property
     def cluster_name(self) -> str:
@@ -52,7 +54,9 @@ class Question:
         return {(a, b): cost_context(self.requests[a], self.mixed.joint(a, b)) for a, b in pairs}
 
 
-def ask(model: ModelInput, cluster: MixedInput, job: JobInput, pins: PinsInput, options: Options) -> Question:
+def ask(
+    model: ModelInput, cluster: MixedInput, job: JobInput, pins: PinsInput, options: Options, *, runnable: bool = False
+) -> Question:
     """The question in full.
 
     Args:
@@ -61,20 +65,23 @@ def ask(model: ModelInput, cluster: MixedInput, job: JobInput, pins: PinsInput, 
         job: As for ``planner.api.plan``.
         pins: As for ``planner.api.plan``.
         options: As for ``planner.api.plan``; only the objective ``step_time`` is searched for.
+        runnable: Whether only plans count that the framework can run.
 
     Raises:
         SpecError: If anything named is unknown, out of bounds or contradictory.
     """
     mixed = _mixed(cluster)
     if mixed is None:
-        question = Question(requests=(resolve_request(model, cluster, job, pins, options),))  # type: ignore[arg-type]
+        question = Question(requests=(resolve_request(model, cluster, job, pins, options),), runnable=runnable)  # type: ignore[arg-type]
     else:
         whole = _alike(mixed)
         first = resolve_request(model, whole, job, pins, options)
         groups = [resolve_request(model, group, first.job, pins, options) for group in mixed.groups]
         notes = tuple(note for note in first.assumptions if note.field != "cluster")
         question = Question(
-            requests=tuple(replace(group, assumptions=(*group.assumptions, *notes)) for group in groups), mixed=mixed
+            requests=tuple(replace(group, assumptions=(*group.assumptions, *notes)) for group in groups),
+            mixed=mixed,
+            runnable=runnable,
         )
     if question.requests[0].objective != "step_time":
         raise SpecError("objective", "a search minimises step_time", "planner plan knows other objectives")

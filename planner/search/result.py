@@ -52,6 +52,24 @@ class StageChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether a framework can run a plan.
+
+    Attributes:
+        framework: Its name, as ``planner.rules.base.FRAMEWORKS`` has it.
+        broken: The rules in the way: name to the rule in words; none when it can.
+    """
+
+    framework: str
+    broken: Mapping[str, str]
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can run the plan."""
+        return not self.broken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FoundPlan:
     """A plan stage by stage, priced from scratch by the one cost path.
 
@@ -67,6 +85,7 @@ class FoundPlan:
         fits: Whether device and host memory suffice on every stage.
         basis: Weakest basis of its prices: ``measured``, ``learned``, ``analytic`` or ``assumed``.
         stages: Every stage.
+        frameworks: Which framework can run it, and what is in the way of the others.
     """
 
     schedule: str
@@ -82,6 +101,7 @@ class FoundPlan:
     fits: bool
     basis: str
     stages: tuple[StageChoice, ...]
+    frameworks: tuple[Verdict, ...]
 
     @property
     def uniform(self) -> bool:
@@ -146,6 +166,7 @@ class SearchResult:
         cluster: Name of the cluster.
         strategy: What was asked for.
         seed: Of everything random.
+        runnable: Whether only plans counted that the framework can run.
         best: The best plan; None when none was found.
         uniform_step_time_s: The best plan that ``planner.plan`` enumerates, which treats every stage alike; infinite
             without one.
@@ -162,6 +183,7 @@ class SearchResult:
     cluster: str
     strategy: str
     seed: int
+    runnable: bool
     best: FoundPlan | None
     uniform_step_time_s: float
     engines: tuple[EngineRun, ...]

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from costmodels.plan import BoolArray, FloatArray, IntArray
+from costmodels.plan import BoolArray, FloatArray, IntArray, Recompute
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_layers import layer_kinds
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
 from costmodels.stages import moe_layers
 from planner.search.families import Family, crossings_s, known_of_step_s, least_nodes, own_crossing_s
-from planner.search.freedom import Freedom
+from planner.search.freedom import OFFLOADED_EIGHTHS, Freedom, Treatment
 from planner.search.once import once_s
 from planner.search.partition import ANYWHERE, PartitionInstance, StageOptions
 from profiles.model import ModelSpec
@@ -107,8 +107,9 @@ def option_table(
         if _count(contents, freedom, fineness) > _MOST_WAYS:
             continue
         config, columns = _in_time(family, prices, _ways(contents, freedom, fineness), most_s)
-        if len(config) * family.num_stages <= _MOST_CELLS or fineness == _FINENESS[-1]:
-            exhaustive = fineness == _FINENESS[0]
+        told = freedom.told is not None
+        if told or len(config) * family.num_stages <= _MOST_CELLS or fineness == _FINENESS[-1]:
+            exhaustive = told or fineness == _FINENESS[0]
             return _built(family, prices, contents, config, columns, most_s=most_s, exhaustive=exhaustive)
     return None
 
@@ -168,7 +169,7 @@ def _by_kind(model: ModelSpec, family: Family, first: IntArray, layers: IntArray
 
 def _count(contents: _Contents, freedom: Freedom, fineness: str) -> float:
     """How many ways ``_ways`` would give; none of the coarsest are too many."""
-    if fineness == _FINENESS[-1]:
+    if fineness == _FINENESS[-1] or freedom.told is not None:
         return 0
     kinds = np.unique(np.column_stack([contents.dense, contents.moe]), axis=0).astype(np.float64)
     each = (kinds + 1) * (kinds + 2) / 2 if fineness == "all" else 2 * kinds + 1
@@ -178,6 +179,8 @@ def _count(contents: _Contents, freedom: Freedom, fineness: str) -> float:
 def _ways(contents: _Contents, freedom: Freedom, fineness: str) -> dict[str, IntArray]:
     """Ways to recompute and offload every distinct content: its layers and the columns of ``_COUNTS``, (W,)."""
     kinds = np.unique(np.column_stack([contents.dense, contents.moe]), axis=0)
+    if freedom.told is not None:
+        return _told(kinds[:, 0], kinds[:, 1], freedom.told)
     pieces: list[dict[str, IntArray]] = []
     for dense, moe in kinds.tolist():
         chosen_dense, chosen_moe = _recomputed(dense, freedom, fineness), _recomputed(moe, freedom, fineness)
@@ -192,12 +195,26 @@ def _ways(contents: _Contents, freedom: Freedom, fineness: str) -> dict[str, Int
     size = len(ways["dense"])
     full = ways["full_dense"] + ways["full_moe"]
     offloadable = np.where(full > 0, full, ways["dense"] + ways["moe"])
-    optimizer = (0, 4, 8) if freedom.offload else (0,)
+    optimizer = OFFLOADED_EIGHTHS if freedom.offload else (0,)
     copies = [(share, some) for share in optimizer for some in ((0, 1) if freedom.offload else (0,))]
     repeated = {name: np.tile(column, len(copies)) for name, column in ways.items()}
     repeated["optimizer_offload"] = np.repeat([share for share, _ in copies], size)
     repeated["offloaded"] = np.repeat([some for _, some in copies], size) * np.tile(offloadable, len(copies))
     return repeated
+
+
+def _told(dense: IntArray, moe: IntArray, told: Treatment) -> dict[str, IntArray]:
+    """The one way that (W,) contents have where all stages are told the same."""
+    layers, nothing = dense + moe, np.zeros_like(dense)
+    full = {Recompute.FULL: layers, Recompute.BLOCK: np.minimum(layers, told.block)}.get(told.recompute, nothing)
+    full_dense = np.rint(full * dense / layers).astype(np.int64)  # ``block`` recomputes both kinds in proportion
+    selective = told.recompute == Recompute.SELECTIVE
+    offloadable = full if told.recompute in (Recompute.FULL, Recompute.BLOCK) else layers
+    return {
+        "dense": dense, "moe": moe, "selective_dense": dense * selective, "selective_moe": moe * selective,
+        "full_dense": full_dense, "full_moe": full - full_dense,
+        "optimizer_offload": nothing + told.optimizer_offload, "offloaded": offloadable * told.offload_activations,
+    }  # fmt: skip
 
 
 def _recomputed(layers: int, freedom: Freedom, fineness: str) -> IntArray:

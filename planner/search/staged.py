@@ -40,7 +40,7 @@ class StagedSearch:
         least_s: (F,) step times that no plan of each family goes below.
         most_layers: (F,) most layers of one stage.
         prices: Prices of their configurations.
-        freedom: What stages may decide.
+        freedoms: What the stages of a family may decide: one of these.
         best: The best plan so far, of this engine or another.
         engine: ``partition``, or ``cpsat`` for CP-SAT on every family, even those that labels solve.
         bound_s: No plan of the families is below that, once ``run`` has ended.
@@ -53,7 +53,7 @@ class StagedSearch:
     least_s: FloatArray
     most_layers: IntArray
     prices: StagePrices
-    freedom: Freedom
+    freedoms: Callable[[Family], tuple[Freedom, ...]]
     best: BestSoFar
     engine: str = "partition"
     bound_s: float = field(default=np.inf, init=False)
@@ -107,13 +107,14 @@ class StagedSearch:
             if self.best.spent and tried >= _AT_LEAST:
                 self.bound_s = min(self.bound_s, least_s)
                 return self.best.spent
-            self._family(at, exact=exact)
+            for freedom in self.freedoms(self.families[at]):
+                self._family(at, freedom, exact=exact)
         return ""
 
-    def _family(self, at: int, *, exact: bool) -> None:
-        """Solves one family, by labels alone unless asked for what is exact."""
+    def _family(self, at: int, freedom: Freedom, *, exact: bool) -> None:
+        """Solves one family, or what one freedom makes of it, by labels alone unless asked for what is exact."""
         family, most_layers = self.families[at], int(self.most_layers[at])
-        table = option_table(family, self.prices, self.freedom, below_s=self.best.step_time_s, most_layers=most_layers)
+        table = option_table(family, self.prices, freedom, below_s=self.best.step_time_s, most_layers=most_layers)
         anew = exact and self.engine != "cpsat"  # labels were there before, and counted it
         if table is None:
             self.counts["without_layout"] += not anew
@@ -132,7 +133,7 @@ class StagedSearch:
         if exact or closed:
             self.bound_s = min(self.bound_s, bound_s)
         else:
-            self.open_s[at] = bound_s
+            self.open_s[at] = min(bound_s, self.open_s.get(at, np.inf))
 
     def _solved(self, table: OptionTable, *, exact: bool) -> list[Solved]:
         """By labels; by CP-SAT too if that is asked for, of what they leave open at least."""

@@ -225,9 +225,13 @@ no better than the best plan, or with the least bound that is left. Every plan i
 largest difference between a value that was minimised and the price of its plan is `largest_price_gap` in the
 document.
 
-Across groups of different GPUs every group runs one configuration, of the three with the least work for its number of
-devices per stage and size of micro-batch; bounds are about these. Which stages are on which group, and how many, is
-part of the partition. Leaving devices idle is legal.
+Across groups of different GPUs every group runs one configuration: any that the groups share, or, where they differ,
+one of the three with the least work for its number of devices per stage and size of micro-batch; bounds are about
+these. Which stages are on which group, and how many, is part of the partition. Leaving devices idle is legal.
+
+No framework lays out a mesh of ranks per stage, so the answer says which frameworks can run the plan, and which rule
+keeps each of the others from it. `--runnable` searches among the plans that the framework can run, exactly: stages
+share their degrees, and what they recompute and offload, and differ in layers and devices.
 
 The bound is about these spaces under this cost model. It says nothing about the cost model's own error
 (see [accuracy.md](accuracy.md)), and nothing about plans outside: degrees that differ between stages of one group,

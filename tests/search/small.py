@@ -16,6 +16,7 @@ from planner.search.families import Family, alike_families
 from planner.search.mixed_families import mixed_families
 from planner.search.question import Question, ask
 from planner.space import plan_space
+from planner.stage_constraints import StageSetting, broken_by
 
 _CHUNK = 50_000
 
@@ -44,17 +45,20 @@ class Small:
     reserve_gib: float = 0.0
     pins: dict[str, Any] = field(default_factory=dict)
 
+    framework: str | None = None
+    runnable: bool = False
+
     def question(self) -> Question:
         """In full."""
-        options = Options(memory_reserve_bytes=self.reserve_gib * 2**30)
-        return ask(self.model, self.cluster, self.job, self.pins, options)
+        options = Options(memory_reserve_bytes=self.reserve_gib * 2**30, framework=self.framework)
+        return ask(self.model, self.cluster, self.job, self.pins, options, runnable=self.runnable)
 
     def arguments(self) -> dict[str, Any]:
         """Of ``planner.search``."""
         return {
             "model": self.model, "cluster": self.cluster, "job": self.job, "pins": self.pins,
-            "memory_reserve_bytes": self.reserve_gib * 2**30,
-        }  # fmt: skip
+            "memory_reserve_bytes": self.reserve_gib * 2**30, "framework": self.framework,
+        } | ({"runnable": True} if self.runnable else {})  # fmt: skip
 
 
 _JOB = {"sequence_length": 2048, "global_batch_size": 16}
@@ -120,7 +124,7 @@ def _recomputed(layers: int, modes: set[int]) -> Iterator[tuple[int, int]]:
 
 
 def true_optimum(question: Question) -> tuple[float, int]:
-    """The shortest step of all plans there are, and how many these are."""
+    """The shortest step of all plans there are, or that the framework can run, and how many these are."""
     best_s, plans = np.inf, 0
     request = question.requests[0]
     layers, moe = request.model.num_layers, request.model.num_moe_layers > 0
@@ -129,17 +133,22 @@ def true_optimum(question: Question) -> tuple[float, int]:
         space = plan_space(setting_of(each), domain_devices=each.cluster.domain_devices, pins=each.pins)
         modes = set(np.unique(space.plans.recompute).tolist())
         families, configs = alike_families(space.plans, group=group)
-        found = _best_of(families, StagePrices(configs=configs, contexts=question.contexts), layers, moe, modes)
+        prices = StagePrices(configs=configs, contexts=question.contexts)
+        found = _best_of(question, families, prices, layers, moe, modes)
         best_s, plans = min(best_s, found[0]), plans + found[1]
     if len(question.requests) > 1:
-        mixed = mixed_families(question, request.pins)
-        found = _best_of(mixed.families, mixed.prices, layers, moe, modes)
+        mixed = mixed_families(question, request.pins, alike=question.runnable)
+        found = _best_of(question, mixed.families, mixed.prices, layers, moe, modes)
         best_s, plans = min(best_s, found[0]), plans + found[1]
     return best_s, plans
 
 
-def _best_of(families: list[Family], prices: StagePrices, layers: int, moe: bool, modes: set[int]) -> tuple[float, int]:
+def _best_of(
+    question: Question, families: list[Family], prices: StagePrices, layers: int, moe: bool, modes: set[int]
+) -> tuple[float, int]:
     best_s, plans = np.inf, 0
+    devices = tuple(request.cluster.num_devices for request in question.requests)
+    setting = StageSetting(model=question.requests[0].model, configs=prices.configs, devices=devices)
     for family in families:
         for columns in every_layout(family, layers, moe=moe, modes=modes):
             batch = StagePlanBatch.from_columns(
@@ -147,6 +156,11 @@ def _best_of(families: list[Family], prices: StagePrices, layers: int, moe: bool
                 schedule=int(family.schedule), virtual_stages=family.virtual_stages,
                 num_microbatches=family.num_microbatches, **columns,
             )  # fmt: skip
+            if question.runnable:
+                broken = broken_by(batch, setting, setting_of(question.requests[0])).values()
+                batch = batch.take(np.flatnonzero(~np.any([np.zeros(len(batch), np.bool_), *broken], axis=0)))
+                if not len(batch):
+                    continue
             priced = evaluate_stages(batch, prices)
             plans += len(batch)
             best_s = min(best_s, float(np.where(priced.fits, priced.step_time_s, np.inf).min()))

@@ -81,9 +81,6 @@ def test_two_types_of_devices_beat_the_faster_alone() -> None:
     assert {stage.device for stage in result.best.stages} == {"A100-SXM-80GB", "H100-SXM-80GB"}
     assert result.gain > 0.05
     assert result.best.basis in ("measured", "learned", "analytic", "assumed")
-    differ = [note.message for note in result.warnings if note.code == "stages_differ"]
-    assert any("layers" in message for message in differ)
-    assert any("devices, degrees or micro-batches" in message for message in differ)
     layers = {stage.device: stage.layers for stage in result.best.stages}
     assert layers["H100-SXM-80GB"] > layers["A100-SXM-80GB"]
     assert len(result.requests) == 2
@@ -160,7 +157,6 @@ def test_enumeration_is_what_plan_finds() -> None:
     assert result.best.step_time_s == pytest.approx(ranked.step_time_s, rel=1e-12)
     assert result.best.uniform
     assert result.best.basis == ranked.basis
-    assert [note for note in result.warnings if note.code == "stages_differ"] == []
     assert result.optimal
 
 

@@ -35,6 +35,7 @@ def test_tables_say_what_is_proved(run: Any) -> None:
     assert "proved: no plan of the spaces searched is faster" in out
     assert "recomputed" in out
     assert "enumerate: plans that treat every stage alike; optimal after" in out
+    assert "Runs on Megatron-LM" in out
 
 
 def test_json_is_the_document_of_the_schema(run: Any) -> None:
@@ -48,6 +49,15 @@ def test_json_is_the_document_of_the_schema(run: Any) -> None:
     assert set(document["best"]["stages"][0]) == set(plan["properties"]["stages"]["items"]["properties"])
     assert document["seed"] == 7
     assert document["optimal"] is True
+
+
+def test_only_what_the_framework_can_run_is_searched_if_asked(run: Any) -> None:
+    code, out, _ = run(*SMALL, "--json", "--runnable", "--framework", "nanotron")
+    document = json.loads(out)
+    assert code == 0
+    assert document["runnable"] is True
+    assert [entry["runs"] for entry in document["best"]["frameworks"] if entry["framework"] == "nanotron"] == [True]
+    assert document["engines"][-1]["status"] == "not run"
 
 
 def test_nothing_fits_is_exit_code_three(run: Any) -> None:
@@ -94,6 +104,10 @@ def test_a_cluster_of_two_types_is_searched_over_rest() -> None:
         assert document["kind"] == "search"
         assert {stage["device"] for stage in document["best"]["stages"]} == {"A100-SXM-80GB", "H100-SXM-80GB"}
         assert len(document["requests"]) == 2
+        assert not document["runnable"]
+        told = client.post("/search", json=BODY | {"runnable": True}).json()
+        assert told["runnable"]
+        assert told["best"]["frameworks"][0] == {"framework": "megatron", "runs": True, "broken": []}
         for change, field in (({"strategy": "luck"}, "strategy"), ({"seconds": 0}, "seconds"), ({"top": 3}, "top")):
             wrong = client.post("/search", json=BODY | change)
             assert wrong.status_code == 422

@@ -8,15 +8,18 @@ import pytest
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute, Schedule
 from costmodels.stage_balance import balanced_stage_layers
 from costmodels.stage_plan import StageConfigs, StagePlanBatch, concatenate, from_uniform
+from planner.constraints import rules_for
 from planner.rules.base import DEEPSPEED, FRAMEWORKS, FSDP, HUGGINGFACE, MEGATRON, NANOTRON, Setting
+from planner.space import plan_space
 from planner.stage_constraints import (
     STAGE_RULES,
     StageSetting,
     as_uniform,
     broken_by,
+    condition,
     legal_stages,
-    runnable_by,
     stage_excess,
+    verdicts,
 )
 from tests.fakes import gpt, job, mixture
 
@@ -92,8 +95,10 @@ def framework(name: str) -> Setting:
     return Setting(model=MODEL, job=job(global_batch_size=64), num_devices=32, framework=name)
 
 
-def runners(batch: StagePlanBatch, setting: StageSetting = SETTING) -> set[str]:
-    return {name for name, rows in runnable_by(batch, setting, framework(MEGATRON)).items() if rows[0]}
+def runners(batch: StagePlanBatch, setting: StageSetting = SETTING, row: int = 0) -> set[str]:
+    found = verdicts(batch, setting, framework(MEGATRON))
+    assert tuple(found) == FRAMEWORKS
+    return {name for name, broken in found.items() if not any(rows[row] for rows in broken.values())}
 
 
 def test_uneven_layers_need_a_framework_that_takes_any_layout():
@@ -111,12 +116,25 @@ def test_nanotron_lays_out_by_cost():
     wanted = balanced_stage_layers(MODEL, 2)
     assert wanted == (6, 2)
     assert NANOTRON in runners(plan(layers=wanted))
-    assert list(broken_by(plan(), SETTING, framework(NANOTRON))) == ["layers_laid_out_by_hand"]
+    assert list(broken_by(plan(), SETTING, framework(NANOTRON))) == ["layers_laid_out_by_itself"]
 
 
 def test_stages_with_degrees_of_their_own_run_on_none():
     assert runners(plan((1, 3))) == set()
-    assert list(broken_by(plan((1, 3)), SETTING, framework(MEGATRON))) == ["stages_run_alike"]
+    assert list(broken_by(plan((1, 3)), SETTING, framework(MEGATRON))) == ["stages_share_a_mesh"]
+    assert "same degrees" in condition("stages_share_a_mesh")
+    assert "1F1B" in condition("interleaving_is_1f1b")
+
+
+def test_a_layout_by_hand_need_not_divide_into_chunks():
+    """Megatron-LM reads virtual stages from the layout; without one it wants the same layers in every chunk."""
+    uneven = plan(layers=(5, 3), virtual_stages=2)
+    assert MEGATRON in runners(uneven)
+    uniform, _ = as_uniform(uneven, SETTING)
+    unasked = replace(uniform, stage_layers=None, virtual_stages=np.full(1, 3))
+    assert "interleaving_divides_layers" in {
+        rule.name for rule in rules_for(MEGATRON) if not rule.holds(unasked, framework(MEGATRON))[0]
+    }
 
 
 @pytest.mark.parametrize(
@@ -130,26 +148,26 @@ def test_stages_with_degrees_of_their_own_run_on_none():
     ],
 )
 def test_recomputation_that_a_framework_can_be_told(columns, mode, layers):
-    uniform, same = as_uniform(plan(**columns), SETTING)
-    assert same.tolist() == [True]
+    uniform, differ = as_uniform(plan(**columns), SETTING)
+    assert not any(rows[0] for rows in differ.values())
     found = uniform.plan(0)
     assert (found.recompute, found.recompute_layers, found.stage_layers) == (mode, layers, (5, 3))
     assert MEGATRON in runners(plan(**columns))
 
 
 @pytest.mark.parametrize(
-    "columns",
+    ("columns", "rule"),
     [
-        {"selective_dense": [5, 0]},
-        {"full_dense": [2, 3]},
-        {"full_dense": [5, 0]},
-        {"full_dense": [1, 1], "selective_dense": [4, 2]},
-        {"full_dense": [5, 3], "offloaded": [5, 0]},
-        {"optimizer_offload": [8, 4]},
+        ({"selective_dense": [5, 0]}, "stages_recompute_alike"),
+        ({"full_dense": [2, 3]}, "stages_recompute_alike"),
+        ({"full_dense": [5, 0]}, "stages_recompute_alike"),
+        ({"full_dense": [1, 1], "selective_dense": [4, 2]}, "stages_recompute_alike"),
+        ({"full_dense": [5, 3], "offloaded": [5, 0]}, "stages_offload_alike"),
+        ({"optimizer_offload": [8, 4]}, "stages_offload_alike"),
     ],
 )
-def test_stages_that_recompute_or_offload_on_their_own(columns):
-    assert as_uniform(plan(**columns), SETTING)[1].tolist() == [False]
+def test_stages_that_recompute_or_offload_on_their_own(columns, rule):
+    assert [name for name, rows in as_uniform(plan(**columns), SETTING)[1].items() if rows[0]] == [rule]
     assert runners(plan(**columns)) == set()
 
 
@@ -168,8 +186,8 @@ def test_uniform_plans_come_back_as_they_were():
         ]
     )  # fmt: skip
     batch, configs = from_uniform(plans, MODEL)
-    uniform, same = as_uniform(batch, StageSetting(model=MODEL, configs=configs, devices=(32,)))
-    assert same.all()
+    uniform, differ = as_uniform(batch, StageSetting(model=MODEL, configs=configs, devices=(32,)))
+    assert not any(rows.any() for rows in differ.values())
     for name in ("pipeline_parallel", "virtual_stages", "schedule", "data_parallel", "num_microbatches"):
         assert (getattr(uniform, name) == getattr(plans, name)).all(), name
     # Two layers a stage: recomputing both is recomputing all.
@@ -179,6 +197,16 @@ def test_uniform_plans_come_back_as_they_were():
 
 def test_frameworks_are_all_asked():
     both = concatenate([plan(), plan((0,), (8,))])
-    found = runnable_by(both, SETTING, framework(MEGATRON))
-    assert tuple(found) == FRAMEWORKS
-    assert found[HUGGINGFACE].tolist() == [False, True]
+    assert HUGGINGFACE not in runners(both, row=0)
+    assert HUGGINGFACE in runners(both, row=1)
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize("model", [gpt(num_layers=7), mixture(moe={"first_dense_layers": 3})])
+def test_a_framework_can_run_what_is_planned_for_it(name, model):
+    """Every uniform plan, with layers that divide and that do not, comes back as one that breaks no rule."""
+    setting = Setting(model=model, job=job(global_batch_size=32), num_devices=16, framework=name)
+    plans = plan_space(setting, domain_devices=8, offload=True).plans
+    batch, configs = from_uniform(plans, model)
+    assert len(plans) > 10
+    assert broken_by(batch, StageSetting(model=model, configs=configs, devices=(16,)), setting) == {}
