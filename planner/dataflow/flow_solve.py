@@ -21,7 +21,7 @@ from planner.request import part_of
 from profiles.errors import InfeasibleError
 from profiles.hardware import ClusterSpec
 
-_CHILDREN = 15_000_000  # looked at by the tree search at the usual effort: seconds on one core
+_CHILDREN = 150_000_000  # looked at by the tree search at the usual effort: seconds on one core
 _ANNEAL = AnnealOptions()
 _EQUAL = 1e-9  # of a time: differences below it are rounding
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.bounds import Chains
-from planner.dataflow.problem import CallCandidates, DataflowProblem
+from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge
 from planner.dataflow.units import Units
 
 _BLOCK_CELLS = 4_000_000  # pairs or triples compared at once
@@ -21,9 +21,8 @@ class GroupTables:
 
     Attributes:
         least_s: Least time of each group over all its candidates. [groups]
-        given_s: By group, then by call of the group: least time of the group if that call uses each candidate.
-            Infinite
-            where no candidate of another call of the group fits beside it.
+        given_s: By group, then by call it depends on: least time of the group if that call uses each candidate.
+            Infinite where no candidate of another call of the group fits beside it.
         area_gpu_s: Least GPU-seconds of each call. [calls]
     """
 
@@ -41,16 +40,16 @@ def group_tables(problem: DataflowProblem, chains: Chains, units: Units) -> Grou
         units: Its units.
     """
     area = np.array([(call.time_s * call.size).min() for call in problem.calls])
-    given: list[dict[int, FloatArray]] = [
-        {index: problem.calls[index].time_s.copy() for index in group} for group in chains.groups
-    ]
+    given = [_alone(problem, chains, place) for place in range(len(chains.groups))]
     pairs = {pair for group in chains.groups for pair in combinations(group, 2)}
     for first, second in sorted(pairs):
-        by_first, by_second = _pair(problem, units, first, second)
-        for group, tables in zip(chains.groups, given, strict=True):
-            if first in group and second in group:
-                np.maximum(tables[first], by_first, out=tables[first])
-                np.maximum(tables[second], by_second, out=tables[second])
+        places = [place for place, group in enumerate(chains.groups) if first in group and second in group]
+        moved = [_moved(problem, chains.moves[place], first, second) for place in places]
+        for shares in sorted(set(moved)):
+            by_first, by_second = _pair(problem, units, first, second, dict(shares))
+            for place in (place for place, other in zip(places, moved, strict=True) if other == shares):
+                np.maximum(given[place][first], by_first, out=given[place][first])
+                np.maximum(given[place][second], by_second, out=given[place][second])
     for group, tables in zip(chains.groups, given, strict=True):
         if len(group) == 3:
             _add_triples(problem, group, tables)
@@ -60,6 +59,27 @@ def group_tables(problem: DataflowProblem, chains: Chains, units: Units) -> Grou
             np.maximum(tables[index], (call.time_s * call.size + others) / problem.num_gpus, out=tables[index])
     least = np.array([max(table.min() for table in tables.values()) for tables in given])
     return GroupTables(least_s=least, given_s=tuple(given), area_gpu_s=area)
+
+
+def _alone(problem: DataflowProblem, chains: Chains, place: int) -> dict[int, FloatArray]:
+    """What each candidate takes of one group by itself, with the cheapest transfer to or from any other call."""
+    group = chains.groups[place]
+    tables = {index: problem.calls[index].time_s * float(index in group) for index in chains.touched(problem, place)}
+    for edge, share in zip(problem.moving, chains.moves[place], strict=True):
+        if share and edge.transfer is not None:
+            least_s = share * edge.transfer.time_s
+            tables[edge.parent] += least_s.min(axis=1)[edge.transfer.source_class]
+            tables[edge.child] += least_s.min(axis=0)[edge.transfer.target_class]
+    return tables
+
+
+def _moved(problem: DataflowProblem, moves: FloatArray, first: int, second: int) -> tuple[tuple[int, float], ...]:
+    """Transfers of a group between two calls, by slot, and how often each is part of it."""
+    return tuple(
+        (slot, float(share))
+        for slot, (edge, share) in enumerate(zip(problem.moving, moves, strict=True))
+        if share and {edge.parent, edge.child} == {first, second}
+    )
 
 
 def fits_together(problem: DataflowProblem, units: Units, first: int, second: int, rows: IntArray) -> BoolArray:
@@ -83,9 +103,16 @@ def fits_together(problem: DataflowProblem, units: Units, first: int, second: in
     return ~shared | together
 
 
-def _pair(problem: DataflowProblem, units: Units, first: int, second: int) -> tuple[FloatArray, FloatArray]:
+def _pair(
+    problem: DataflowProblem, units: Units, first: int, second: int, shares: dict[int, float]
+) -> tuple[FloatArray, FloatArray]:
+    """Least time of two calls and the transfers between them, for each candidate of either.
+
+    A transfer occupies both meshes, so that it adds to whatever the calls take.
+    """
     one, two = problem.calls[first], problem.calls[second]
     by_first, by_second = np.empty(len(one)), np.full(len(two), np.inf)
+    everyone = np.arange(len(two))
     block = max(1, _BLOCK_CELLS // len(two))
     for begin in range(0, len(one), block):
         rows = np.arange(begin, min(begin + block, len(one)))
@@ -93,10 +120,28 @@ def _pair(problem: DataflowProblem, units: Units, first: int, second: int) -> tu
         time = np.where(
             shared, one.time_s[rows][:, None] + two.time_s, np.maximum(one.time_s[rows][:, None], two.time_s)
         )
+        for slot, share in shares.items():
+            time += share * transfer_s(problem.moving[slot], first, rows, everyone)
         time[~fits_together(problem, units, first, second, rows)] = np.inf
         by_first[rows] = time.min(axis=1)
         np.minimum(by_second, time.min(axis=0), out=by_second)
     return by_first, by_second
+
+
+def transfer_s(edge: Edge, first: int, rows: IntArray, others: IntArray) -> FloatArray:
+    """Seconds of a transfer between candidates of one of its ends and of the other. [rows, others].
+
+    Args:
+        edge: An edge with a transfer.
+        first: The call at either end that ``rows`` are candidates of.
+        rows: Candidates of that call.
+        others: Candidates of the call at the other end.
+    """
+    if edge.transfer is None:
+        return np.zeros((len(rows), len(others)))
+    if first == edge.parent:
+        return edge.transfer.price(rows[:, None], others[None])
+    return edge.transfer.price(others[None], rows[:, None])
 
 
 def _add_triples(problem: DataflowProblem, group: Sequence[int], tables: dict[int, FloatArray]) -> None:

@@ -152,6 +152,11 @@ class DataflowProblem:
             product *= len(call)
         return product
 
+    @property
+    def moving(self) -> tuple[Edge, ...]:
+        """Edges along which weights move, in the order of the transfers' slots."""
+        return tuple(edge for edge in self.edges if edge.transfer is not None)
+
     def names(self) -> tuple[str, ...]:
         """Names of the calls, by index."""
         return tuple(call.name for call in self.calls)

@@ -1,9 +1,8 @@
 """Finds the best plan of a scheduling problem and says how far from the best it can be at most.
 
 Candidates that no best plan needs go first. Annealing finds a plan; branch and bound improves on it and proves how
-good it
-is. Small problems, and stages that follow each other, are solved to proven optimality; for the rest the bound is
-reported.
+good it is. Small problems, and stages that follow each other, are solved to proven optimality; for the rest the bound
+is reported.
 """
 
 import time
@@ -29,6 +28,7 @@ from profiles.errors import InfeasibleError, SpecError, did_you_mean
 ENGINES = ("auto", "tree", "anneal")
 
 _QUICK_CHILDREN = 20_000_000  # of the tree search that goes before annealing; a few seconds
+_TREE_SHARE = 0.8  # of the budget left after annealing
 _POLISHED = 2  # plans of each annealing that are improved further
 _SEED_STEP = 7919  # between restarts, so that neighbouring seeds share none
 _PROVEN = 1e-9  # relative gap that counts as none
@@ -51,7 +51,7 @@ class SearchOptions:
     engine: str = "auto"
     seed: int = 0
     restarts: int = 3
-    most_children: int = 40_000_000
+    most_children: int = 150_000_000
     anneal: AnnealOptions = field(default_factory=AnnealOptions)
     gap: float = 0.0
     time_limit_s: float | None = None
@@ -133,8 +133,8 @@ def solve(
         search.tree(min(quick, given.most_children))
         if given.engine == "auto" and search.open():
             search.anneal()
+            search.tree(int((given.most_children - search.children) * _TREE_SHARE))
             search.polish()
-            search.tree(given.most_children - search.children)
     return search.solution()
 
 
@@ -195,11 +195,12 @@ class _Search:
                 self._improve(finalist, "anneal")
 
     def polish(self) -> None:
-        """Improve the best plans that annealing met, each with a share of a fifth of the budget."""
+        """Improve the best plans known, each with a share of what is left of the budget."""
         starts = [finalist for found in self.annealed for finalist in _finalists(found)[:_POLISHED]]
         if not starts or not self.open():
             return
-        budget = self.options.most_children // 5 // len(starts)
+        starts = [self.best, *(start for start in starts if start.makespan_s > self.best.makespan_s)]
+        budget = max(self.options.most_children - self.children, 0) // len(starts)
         for start in starts:
             done = polish(self.small, self.graph, self.chains, start, most_children=budget, stop=self.late)
             self.children += done.children

@@ -1,0 +1,342 @@
+"""Nodes of the exact search: which calls are decided, what the rest takes at least, and the children of nodes.
+
+A node decides the first few calls of a sequence. Which sequence matters much: where the calls that narrow the rest
+most are decided first, bounds rise with few nodes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from costmodels.plan import BoolArray, FloatArray, IntArray
+from planner.dataflow.bounds import Chains, group_time
+from planner.dataflow.group_tables import GroupTables, transfer_s
+from planner.dataflow.problem import DataflowProblem
+from planner.dataflow.units import RangeMaxima, Units, range_maxima
+
+SLACK = 1e-12  # relative; absorbs the rounding of sums of times
+_SAMPLED_NODES = 64  # looked at to choose which call to decide next
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """Nodes of one depth, a row each.
+
+    Attributes:
+        choice: Candidates of the calls decided so far, in the order they are decided. [nodes, depth]
+        times: Least time of each group. [nodes, groups]
+        bound: No plan below the node takes less. [nodes]
+    """
+
+    choice: IntArray
+    times: FloatArray
+    bound: FloatArray
+
+    def take(self, rows: IntArray | BoolArray | slice) -> "Nodes":
+        """Some of the nodes."""
+        return Nodes(self.choice[rows], self.times[rows], self.bound[rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """What all nodes of a search have in common.
+
+    Attributes:
+        problem: The problem.
+        chains: Its chains.
+        tables: Least times of its groups.
+        units: Its units.
+        maxima: Maxima over the meshes of each call.
+        mesh_of: By call: which run of ``maxima`` each candidate uses.
+        sequence: Calls in the order they are decided.
+        twins: Call to an interchangeable call decided before it.
+        mirrored: Candidates of the first call that a mirror image makes superfluous; None for none.
+    """
+
+    problem: DataflowProblem
+    chains: Chains
+    tables: GroupTables
+    units: Units
+    maxima: tuple[RangeMaxima, ...]
+    mesh_of: tuple[IntArray, ...]
+    sequence: tuple[int, ...]
+    twins: dict[int, int]
+    mirrored: BoolArray | None
+
+
+def plant(problem: DataflowProblem, chains: Chains, units: Units, tables: GroupTables, upper_s: float) -> Tree:
+    """Prepare a search, and choose in which order calls are decided.
+
+    Args:
+        problem: The problem, useless candidates dropped.
+        chains: Its chains.
+        units: Its units.
+        tables: Least times of its groups.
+        upper_s: Time of the best plan known; infinite if none is.
+    """
+    maxima, mesh_of = [], []
+    for first, last in zip(units.first, units.stop, strict=True):
+        runs, place = np.unique(np.stack([first, last], axis=1), axis=0, return_inverse=True)
+        maxima.append(range_maxima(runs[:, 0], runs[:, 1], len(units)))
+        mesh_of.append(place.ravel())
+    tree = Tree(
+        problem=problem,
+        chains=chains,
+        tables=tables,
+        units=units,
+        maxima=tuple(maxima),
+        mesh_of=tuple(mesh_of),
+        sequence=_by_memory(problem),
+        twins={},
+        mirrored=None,
+    )
+    sequence = _narrowing(tree, upper_s) if np.isfinite(upper_s) else tree.sequence
+    return replace(tree, sequence=sequence, twins=_twins(problem, sequence), mirrored=_mirrored(problem, sequence[0]))
+
+
+def root(tree: Tree) -> Nodes:
+    """The node that decides nothing."""
+    least = tree.tables.least_s[None]
+    return Nodes(np.zeros((1, 0), dtype=np.int64), least, group_time(tree.chains, least))
+
+
+def _by_memory(problem: DataflowProblem) -> tuple[int, ...]:
+    """Calls that hold most memory for longest first; a sibling that shares its weights before those that use them."""
+    weight = [
+        float(np.median(call.static_bytes * call.size)) + 1e-6 * float(np.median(call.active_bytes * call.size))
+        for call in problem.calls
+    ]
+    siblings = {other for _, other in problem.replicas}
+    order = sorted(range(len(problem.calls)), key=lambda index: (index not in siblings, -weight[index], index))
+    return tuple(order)
+
+
+def _narrowing(tree: Tree, upper_s: float) -> tuple[int, ...]:
+    """Calls so that each leaves fewest children worth a look below the most promising nodes; siblings first again."""
+    sharing = dict(tree.problem.replicas)
+    chosen: tuple[int, ...] = ()
+    left, nodes = list(tree.sequence), root(tree)
+    while len(left) > 1 and len(nodes.bound):
+        grown: dict[int, Nodes] = {}
+        for call in left:
+            if sharing.get(call) not in left:
+                others = (other for other in left if other != call)
+                grown[call] = grow(replace(tree, sequence=(*chosen, call, *others)), len(chosen), nodes, upper_s)
+        fewest = min(grown, key=lambda call: len(grown[call].bound))
+        below = grown[fewest]
+        nodes = below.take(np.argsort(below.bound, kind="stable")[:_SAMPLED_NODES])
+        chosen = (*chosen, fewest)
+        left.remove(fewest)
+    return (*chosen, *left)
+
+
+def _twins(problem: DataflowProblem, sequence: Sequence[int]) -> dict[int, int]:
+    """Calls with the same candidates and neighbours; swapping two such calls changes nothing."""
+    twins: dict[int, int] = {}
+    for place, later in enumerate(sequence):
+        for earlier in reversed(sequence[:place]):
+            if _interchangeable(problem, earlier, later):
+                twins[later] = earlier
+                break
+    return twins
+
+
+def _interchangeable(problem: DataflowProblem, one: int, two: int) -> bool:
+    first, second = problem.calls[one], problem.calls[two]
+    if any(one in pair or two in pair for pair in problem.replicas):
+        return False
+    if any(edge.transfer is not None for edge in problem.edges if {edge.parent, edge.child} & {one, two}):
+        return False
+    columns = ("start", "size", "time_s", "static_bytes", "active_bytes")
+    if len(first) != len(second) or any(
+        not np.array_equal(getattr(first, column), getattr(second, column)) for column in columns
+    ):
+        return False
+    swap = {one: two, two: one}
+    edges = {(edge.parent, edge.child, edge.lag) for edge in problem.edges}
+    return edges == {(swap.get(parent, parent), swap.get(child, child), lag) for parent, child, lag in edges}
+
+
+def _mirrored(problem: DataflowProblem, first: int) -> BoolArray | None:
+    """Candidates of a call whose mirror image stands before them, if the whole problem is its own mirror image."""
+    if not np.array_equal(problem.capacity_bytes, problem.capacity_bytes[::-1]):
+        return None
+    if any(edge.transfer is not None for edge in problem.edges) or problem.replicas:
+        return None
+    for call in problem.calls:
+        columns = (call.size, call.time_s, call.static_bytes, call.active_bytes)
+        rows = np.stack([call.start, *columns], axis=1)
+        image = np.stack([problem.num_gpus - call.stop, *columns], axis=1)
+        if not np.array_equal(_sorted_rows(rows), _sorted_rows(image)):
+            return None
+    call = problem.calls[first]
+    superfluous: BoolArray = call.start > problem.num_gpus - call.stop
+    return superfluous
+
+
+def _sorted_rows(rows: FloatArray) -> FloatArray:
+    ordered: FloatArray = rows[np.lexsort(rows.T[::-1])]
+    return ordered
+
+
+def grow(tree: Tree, depth: int, nodes: Nodes, upper_s: float) -> Nodes:
+    """Children of nodes that fit and promise less than the upper bound.
+
+    Args:
+        tree: The search.
+        depth: Calls the nodes decide.
+        nodes: Some nodes of that depth.
+        upper_s: Children that take no less are left out.
+    """
+    choice, times = nodes.choice, nodes.times
+    index = tree.sequence[depth]
+    call = tree.problem.calls[index]
+    allowed = _fitting(tree, depth, choice)
+    if depth == 0 and tree.mirrored is not None:
+        allowed &= ~tree.mirrored
+    twin = tree.twins.get(index)
+    if twin is not None:
+        allowed &= np.arange(len(call)) >= choice[:, tree.sequence.index(twin), None]
+    fixed = times @ tree.chains.counts.T  # bound of each chain before this call is decided
+    bound = np.tile(fixed.max(axis=1)[:, None], (1, len(call)))
+    touched: dict[int, FloatArray] = {}
+    decided = _decided(tree, depth, choice)
+    for place in range(len(tree.chains.groups)):
+        if index in tree.tables.given_s[place]:
+            touched[place] = _group_times(tree, place, depth, decided, times)
+    for chain, counts in enumerate(tree.chains.counts):
+        if any(counts[place] for place in touched):
+            value = np.tile(fixed[:, chain, None], (1, len(call)))
+            for place, later in touched.items():
+                if counts[place]:
+                    value += counts[place] * (later - times[:, place, None])
+            np.maximum(bound, value, out=bound)
+    allowed &= bound < upper_s * (1 - SLACK)
+    node, row = np.nonzero(allowed)
+    new_times = times[node]
+    for place, later in touched.items():
+        new_times[:, place] = later[node, row]
+    return Nodes(np.concatenate([choice[node], row[:, None]], axis=1), new_times, bound[node, row])
+
+
+def _fitting(tree: Tree, depth: int, choice: IntArray) -> BoolArray:
+    """Whether each candidate of the next call fits beside the calls decided. [nodes, candidates]."""
+    problem, units = tree.problem, tree.units
+    index = tree.sequence[depth]
+    call, mesh_of = problem.calls[index], tree.mesh_of[index]
+    held, active = _memory(tree, depth, choice)
+    capacity = units.capacity_bytes
+    roomiest = capacity.max()
+    # As if every GPU had the memory of the roomiest, and the others held the difference already.
+    held += roomiest - capacity
+    peak = tree.maxima[index].over(held + active)[:, mesh_of]
+    held = tree.maxima[index].over(held)[:, mesh_of]
+    static = np.broadcast_to(call.static_bytes, peak.shape)
+    for one, other in problem.replicas:
+        if one == index and other in tree.sequence[:depth]:
+            sibling, rows = problem.calls[other], choice[:, tree.sequence.index(other), None]
+            same = (call.start == sibling.start[rows]) & (call.size == sibling.size[rows])
+            static = static * ~(same & (call.strategy_id == sibling.strategy_id[rows]))
+    fits: BoolArray = (peak + static <= roomiest) & (held + static + call.active_bytes <= roomiest)
+    return fits
+
+
+def _memory(tree: Tree, depth: int, choice: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Static bytes and largest active bytes in every unit under the calls decided. [nodes, units]."""
+    problem, units = tree.problem, tree.units
+    place = np.arange(len(units))
+    held, active = np.zeros((len(choice), len(units))), np.zeros((len(choice), len(units)))
+    sharing = dict(problem.replicas)
+    for column, index in enumerate(tree.sequence[:depth]):
+        call, rows = problem.calls[index], choice[:, column]
+        inside = (units.first[index][rows][:, None] <= place) & (place < units.stop[index][rows][:, None])
+        static = call.static_bytes[rows]
+        if index in sharing:
+            other = sharing[index]
+            sibling, others = problem.calls[other], choice[:, tree.sequence.index(other)]
+            same = (call.start[rows] == sibling.start[others]) & (call.size[rows] == sibling.size[others])
+            static = static * ~(same & (call.strategy_id[rows] == sibling.strategy_id[others]))
+        held += inside * static[:, None]
+        np.maximum(active, inside * call.active_bytes[rows][:, None], out=active)
+    return held, active
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """What the calls decided mean for the next one.
+
+    ``held``: units of each call decided, [nodes, units]. ``moved``: for each transfer between one of them and the next
+    call, by slot, which call that is, and the seconds, [nodes, candidates].
+    """
+
+    choice: IntArray
+    column_of: dict[int, int]
+    held: dict[int, BoolArray]
+    moved: dict[int, tuple[int, FloatArray]]
+
+    def rows(self, call: int) -> IntArray:
+        """Candidate of a call in every node."""
+        return np.asarray(self.choice[:, self.column_of[call]])
+
+
+def _decided(tree: Tree, depth: int, choice: IntArray) -> _Decided:
+    problem, units, index = tree.problem, tree.units, tree.sequence[depth]
+    column_of = {call: column for column, call in enumerate(tree.sequence[:depth])}
+    unit = np.arange(len(units))
+    held = {}
+    for call, column in column_of.items():
+        rows = choice[:, column]
+        held[call] = (units.first[call][rows][:, None] <= unit) & (unit < units.stop[call][rows][:, None])
+    moved = {}
+    everyone = np.arange(len(problem.calls[index]))
+    for slot, edge in enumerate(problem.moving):
+        other = edge.parent if index == edge.child else edge.child
+        if index in (edge.parent, edge.child) and other in column_of:
+            moved[slot] = other, transfer_s(edge, other, choice[:, column_of[other]], everyone)
+    return _Decided(choice, column_of, held, moved)
+
+
+def _group_times(tree: Tree, place: int, depth: int, decided: _Decided, times: FloatArray) -> FloatArray:
+    """Least time of one group for each candidate of the next call. [nodes, candidates]."""
+    group, moves = tree.chains.groups[place], tree.chains.moves[place]
+    index = tree.sequence[depth]
+    call = tree.problem.calls[index]
+    later = np.maximum(times[:, place, None], tree.tables.given_s[place][index])
+    load = _load(tree, place, decided)
+    # The call, and transfers to and from those decided, occupy the whole mesh of the candidate.
+    mine: FloatArray = call.time_s * float(index in group)
+    for slot, (other, time_s) in decided.moved.items():
+        if moves[slot]:
+            mine = mine + moves[slot] * time_s
+            if load is not None:
+                # And the whole mesh of the other call.
+                there = np.where(decided.held[other], load, 0.0).max(axis=1)
+                np.maximum(later, there[:, None] + moves[slot] * time_s, out=later)
+    if load is not None:
+        mine = mine + tree.maxima[index].over(load)[:, tree.mesh_of[index]]
+    np.maximum(later, mine, out=later)
+    before = [other for other in group if other in decided.column_of]
+    if before and index in group:
+        calls = tree.problem.calls
+        spent = sum(
+            calls[other].time_s[decided.rows(other)] * calls[other].size[decided.rows(other)] for other in before
+        )
+        left = sum(tree.tables.area_gpu_s[other] for other in group if other not in tree.sequence[: depth + 1])
+        area = (np.asarray(spent)[:, None] + call.time_s * call.size + left) / tree.problem.num_gpus
+        np.maximum(later, area, out=later)
+    return later
+
+
+def _load(tree: Tree, place: int, decided: _Decided) -> FloatArray | None:
+    """Time of a group on every unit under the calls decided; None where they take none of it. [nodes, units]."""
+    load: FloatArray | None = None
+    for call in (call for call in tree.chains.groups[place] if call in decided.column_of):
+        part = decided.held[call] * tree.problem.calls[call].time_s[decided.rows(call)][:, None]
+        load = part if load is None else load + part
+    for edge, share in zip(tree.problem.moving, tree.chains.moves[place], strict=True):
+        if share and edge.transfer is not None and {edge.parent, edge.child} <= decided.column_of.keys():
+            time_s = edge.transfer.price(decided.rows(edge.parent), decided.rows(edge.child))
+            part = (decided.held[edge.parent] | decided.held[edge.child]) * (share * time_s)[:, None]
+            load = part if load is None else load + part
+    return load
