@@ -197,13 +197,14 @@ def _write_timelines(result: "FlowResult", flow: Mapping[str, Any]) -> None:
     if flow["trace"] is not None:
         from planner.dataflow.flow_trace import trace_document
 
-        document = trace_document(result.plan, gpus_per_node=result.request.cluster.node.devices_per_node)
+        document = trace_document(result.plan, node_of=result.request.cluster.node_of)
         write_text(flow["trace"], json.dumps(document, separators=(",", ":")), option="--trace")
     if flow["picture"] is not None:
         from planner.dataflow.flow_picture import timeline_svg
+        from planner.flow_phrases import machines_label
 
         request = result.request
-        title = f"{request.graph.name} on {result.plan.num_gpus} x {request.cluster.device.name}"
+        title = f"{request.graph.name} on {machines_label(request.cluster, result.plan.num_gpus)}"
         write_text(flow["picture"], timeline_svg(result.plan, title=title), option="--picture")
 
 

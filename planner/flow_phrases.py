@@ -4,6 +4,7 @@ from costmodels.plan import ExecutionPlan
 from planner.dataflow.flow_results import CallShortage, FlowInfeasible, FlowPlan, Reason
 from planner.dataflow.graph import EXTERNAL, GENERATE
 from planner.phrases import gib, percent, seconds
+from profiles.mixed_cluster import MixedCluster
 
 
 def gpu_range(first: int, number: int) -> str:
@@ -11,6 +12,16 @@ def gpu_range(first: int, number: int) -> str:
     if not number:
         return "none"
     return str(first) if number == 1 else f"{first}-{first + number - 1}"
+
+
+def machines_label(machines: MixedCluster, used: int) -> str:
+    """GPUs in words: ``128 x H100-SXM-80GB``; of several kinds each with its range."""
+    if len(machines.groups) == 1:
+        return f"{used} x {machines.groups[0].device.name}"
+    return " and ".join(
+        f"{group.num_devices} x {group.device.name} ({gpu_range(first, group.num_devices)})"
+        for first, group in zip(machines.starts, machines.groups, strict=True)
+    )
 
 
 def layout_label(plan: ExecutionPlan) -> str:
@@ -67,7 +78,7 @@ def shortage_sentence(item: CallShortage) -> str:
 def minimum_sentence(infeasible: FlowInfeasible) -> str:
     """The smallest cluster that would do."""
     if infeasible.minimum_gpus is None:
-        return f"Nothing up to {infeasible.looked_at_gpus} GPUs of this kind does."
+        return f"Nothing up to {infeasible.looked_at_gpus} GPUs of these machines does."
     time = (
         "" if infeasible.minimum_steady_s is None else f", about {seconds(infeasible.minimum_steady_s)} per iteration"
     )

@@ -11,7 +11,14 @@ from planner.dataflow.flow_request import ASYNC, FlowRequest
 from planner.dataflow.flow_results import CallPlan, FlowInfeasible, FlowPlan, FlowResult, GpuMemory
 from planner.dataflow.graph import GENERATE, TRAIN
 from planner.dataflow.length_text import lengths_text
-from planner.flow_phrases import gpu_range, layout_label, minimum_sentence, reason_sentence, shortage_sentence
+from planner.flow_phrases import (
+    gpu_range,
+    layout_label,
+    machines_label,
+    minimum_sentence,
+    reason_sentence,
+    shortage_sentence,
+)
 from planner.phrases import count, dollars, gib, percent, recompute_label, seconds
 from planner.results import Note
 from profiles.parameters import total_parameters
@@ -66,7 +73,7 @@ def _heading(request: FlowRequest, console: Console) -> None:
     graph, cluster = request.graph, request.cluster
     nodes = f" in {cluster.num_nodes} nodes" if cluster.num_nodes > 1 else ""
     console.print(
-        f"{graph.name} on {cluster.num_devices} x {cluster.device.name}{nodes}", style="bold", highlight=False
+        f"{graph.name} on {machines_label(cluster, cluster.num_devices)}{nodes}", style="bold", highlight=False
     )
     roles = [
         f"{role.name} {request.models[role.name].name} ({count(total_parameters(request.models[role.name]))})"

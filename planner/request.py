@@ -22,7 +22,7 @@ from profiles.catalog import default_catalog
 from profiles.cluster_string import cluster_from_mapping, parse_cluster
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import ClusterSpec, NodeSpec
-from profiles.mixed_cluster import is_mixed, mixed_cluster_from_mapping, parse_mixed_cluster
+from profiles.mixed_cluster import MixedCluster, is_mixed, mixed_cluster_from_mapping, parse_mixed_cluster
 from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
 from profiles.stack import StackSpec
@@ -189,10 +189,25 @@ def _named_model(name: str) -> ResolvedModel:
     return resolve_model(name, default_catalog(), allow_paths=False)
 
 
+def mixed_of(cluster: object) -> MixedCluster | None:
+    """The groups of a cluster of several kinds of machines; None for one that is not described as such.
+
+    Raises:
+        SpecError: If it cannot be read.
+    """
+    if isinstance(cluster, MixedCluster):
+        return cluster
+    if isinstance(cluster, str) and is_mixed(cluster):
+        return parse_mixed_cluster(cluster)
+    if isinstance(cluster, Mapping) and is_mixed(cluster):
+        return mixed_cluster_from_mapping(cluster)
+    return None
+
+
 def resolve_cluster(cluster: ClusterInput, fabric: str | None) -> ClusterSpec:
     """The cluster a user names or describes, with another network link if one is given."""
-    if isinstance(cluster, str | Mapping) and is_mixed(cluster):
-        mixed = parse_mixed_cluster(cluster) if isinstance(cluster, str) else mixed_cluster_from_mapping(cluster)
+    mixed = mixed_of(cluster)
+    if mixed is not None:
         groups = " and ".join(group.name for group in mixed.groups)
         raise SpecError(
             "cluster",

@@ -22,6 +22,7 @@ from planner.schema_flow_types import FLOW_CONVENTIONS
 from planner.schema_flow_types import flow_document_schema as flow_document_schema
 from planner.schema_types import SCHEMA_VERSION
 from profiles.cluster_string import cluster_to_mapping
+from profiles.mixed_cluster import MixedCluster, mixed_cluster_to_mapping
 
 
 def flow_document(result: FlowResult) -> dict[str, Any]:
@@ -57,12 +58,7 @@ def _request(request: FlowRequest) -> dict[str, Any]:
             {"source": copy.source, "target": copy.target, "every": copy.every, "share": copy.share}
             for copy in graph.copies
         ],
-        "cluster": {
-            **cluster_to_mapping(cluster),
-            "name": cluster.name,
-            "num_devices": cluster.num_devices,
-            "usable_memory_bytes": cluster.device.usable_memory_bytes,
-        },
+        "cluster": _cluster(cluster),
         "framework": request.stack.framework,
         "engines": list(request.engines),
         "precision": request.precision,
@@ -84,6 +80,23 @@ def _request(request: FlowRequest) -> dict[str, Any]:
             for name, pin in request.pins.items()
         },
     }
+
+
+def _cluster(cluster: MixedCluster) -> dict[str, Any]:
+    """The machines as a request could name them, and what they offer; groups only where there are several."""
+    groups = [
+        {
+            **cluster_to_mapping(group),
+            "name": group.name,
+            "num_devices": group.num_devices,
+            "usable_memory_bytes": group.device.usable_memory_bytes,
+        }
+        for group in cluster.groups
+    ]
+    if len(groups) == 1:
+        return groups[0]
+    mapping = mixed_cluster_to_mapping(cluster)
+    return {**mapping, "name": cluster.name, "num_devices": cluster.num_devices, "groups": groups}
 
 
 def _graph_call(call: Call, batch: int) -> dict[str, Any]:

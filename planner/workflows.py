@@ -11,10 +11,14 @@ from planner.dataflow.flow_solve import solve_flow
 from planner.request import ClusterInput, ModelInput
 from planner.results import Note
 from profiles.errors import SpecError, did_you_mean
+from profiles.mixed_cluster import MixedCluster
 
 
 def plan_dataflow(
-    job: GraphInput, models: Mapping[str, ModelInput] | ModelInput, cluster: ClusterInput, **settings: Any
+    job: GraphInput,
+    models: Mapping[str, ModelInput] | ModelInput,
+    cluster: ClusterInput | MixedCluster,
+    **settings: Any,
 ) -> FlowResult:
     """Plan a workflow of several model calls: which GPUs, engine and layout each gets, and when it runs.
 
@@ -23,7 +27,8 @@ def plan_dataflow(
             ``planner.dataflow.graph.Dataflow``.
         models: Role to model; a single model is that of the first role. Roles left out take the model of the role
             they are like.
-        cluster: Text such as ``"2x8xH100"``, a mapping, or ``ClusterSpec``.
+        cluster: Text such as ``"2x8xH100"``, or ``"4x8xA100-80GB+4x8xH100"`` for machines of several kinds; a mapping;
+            or ``ClusterSpec`` or ``MixedCluster``.
         **settings: Fields of ``planner.dataflow.flow_request.FlowOptions``.
 
     Returns:
@@ -68,7 +73,7 @@ def _warnings(request: FlowRequest, plan: FlowPlan | None) -> tuple[Note, ...]:
             warn("beyond_model_length", f"models.{role}", f"{model.name} was built for {limit} tokens")
     if plan is None:
         return tuple(notes)
-    host = request.cluster.node.host_memory_bytes
+    host = min(group.node.host_memory_bytes for group in request.cluster.groups)
     if plan.host_bytes > host:
         warn("may_not_fit", "host_memory_bytes", "what lies in host memory between calls exceeds that of a node")
     if any(call.basis == "assumed" for call in plan.calls if call.num_gpus):

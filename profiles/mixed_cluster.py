@@ -6,7 +6,7 @@ between groups, two of them talk over the slower of their networks, which is rec
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -48,6 +48,26 @@ class MixedCluster:
         """Accelerators of all groups."""
         return sum(group.num_devices for group in self.groups)
 
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of all groups."""
+        return sum(group.num_nodes for group in self.groups)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First accelerator of each group, counted through all groups."""
+        return (0, *accumulate(group.num_devices for group in self.groups[:-1]))
+
+    def group_of(self, device: int) -> int:
+        """Number of the group an accelerator belongs to."""
+        return sum(start <= device for start in self.starts) - 1
+
+    @property
+    def node_of(self) -> tuple[int, ...]:
+        """Node of each accelerator, counted through all groups."""
+        sizes = [group.node.devices_per_node for group in self.groups for _ in range(group.num_nodes)]
+        return tuple(node for node, size in enumerate(sizes) for _ in range(size))
+
     def joint(self, first: int, second: int) -> ClusterSpec:
         """The cluster on which traffic between two groups is priced: nodes of the one with the slower network.
 
@@ -77,6 +97,11 @@ class MixedClusterEntry(BaseModel):
     groups: tuple[dict[str, Any], ...] = Field(min_length=1, max_length=MAX_GROUPS)
     between: str | None = Field(default=None, min_length=1, max_length=MAX_TEXT_LENGTH)
     name: str | None = Field(default=None, max_length=MAX_TEXT_LENGTH)
+
+
+def alone(cluster: ClusterSpec) -> MixedCluster:
+    """A cluster of identical nodes as the only group."""
+    return MixedCluster(name=cluster.name, groups=(cluster,), assumptions=cluster.assumptions)
 
 
 def is_mixed(description: str | Mapping[str, Any]) -> bool:

@@ -31,7 +31,7 @@ from planner.dataflow.schedule import PlanRows, Timeline, slot_times, timeline
 from planner.dataflow.search import Solution
 from planner.dataflow.steady import steady_s
 from planner.dataflow.units import units_of
-from profiles.hardware import ClusterSpec
+from profiles.mixed_cluster import MixedCluster
 from profiles.precision import parse_precision
 
 CALL, TRANSFER = "call", "transfer"
@@ -63,7 +63,7 @@ def flow_plan(
         calls=calls,
         reallocations=_reallocations(request, priced, compiled, choice),
         tasks=_tasks(compiled, problem, graph, line),
-        memory=_memory(problem, busy / pace_s, cluster),
+        memory=_memory(problem, busy / pace_s),
         iterations=problem.iterations,
         first_s=float(line.end_s[0][graph.iteration == 0].max()),
         total_s=float(line.end_s.max()),
@@ -80,9 +80,10 @@ def flow_plan(
     )
 
 
-def peak_flops_per_s(request: FlowRequest, cluster: ClusterSpec) -> float:
+def peak_flops_per_s(request: FlowRequest, cluster: MixedCluster) -> float:
     """Dense peak of all GPUs in the format of the products."""
-    return cluster.num_devices * cluster.device.peak(parse_precision(request.precision).gemm_format)
+    number = parse_precision(request.precision).gemm_format
+    return sum(group.num_devices * group.device.peak(number) for group in cluster.groups)
 
 
 def call_plans(
@@ -125,15 +126,12 @@ def call_plans(
     return tuple(plans)
 
 
-def host_bytes(calls: tuple[CallPlan, ...], cluster: ClusterSpec) -> float:
+def host_bytes(calls: tuple[CallPlan, ...], cluster: MixedCluster) -> float:
     """Host memory of the fullest node, for what lies there between runs."""
-    node = np.zeros(cluster.num_nodes)
-    each = cluster.node.devices_per_node
+    each = np.zeros(cluster.num_devices)
     for call in calls:
-        for index in range(cluster.num_nodes if call.num_gpus else 0):
-            inside = min(call.first_gpu + call.num_gpus, (index + 1) * each) - max(call.first_gpu, index * each)
-            node[index] += max(inside, 0) * call.host_bytes
-    return float(node.max())
+        each[call.first_gpu : call.first_gpu + call.num_gpus] += call.host_bytes
+    return float(np.bincount(cluster.node_of, weights=each).max())
 
 
 def _service(name: str, time_s: float, sequences: int) -> CallPlan:
@@ -228,12 +226,12 @@ def _busy_s(problem: DataflowProblem, num_gpus: int) -> FloatArray:
     return busy
 
 
-def _memory(problem: DataflowProblem, busy: FloatArray, cluster: ClusterSpec) -> tuple[GpuMemory, ...]:
+def _memory(problem: DataflowProblem, busy: FloatArray) -> tuple[GpuMemory, ...]:
     units = units_of(problem)
     only = np.zeros((1, len(problem.calls)), dtype=np.int64)
     peaks = unit_bytes(problem, units, only)[0]
     groups, first = [], 0
-    for count, peak in zip(units.gpus.tolist(), peaks.tolist(), strict=True):
+    for count, peak, usable in zip(units.gpus.tolist(), peaks.tolist(), units.capacity_bytes.tolist(), strict=True):
         owners = [
             MemoryOwner(call=name, static_bytes=static, active_bytes=active)
             for name, (static, active) in memory_owners(problem, only[0], first).items()
@@ -245,7 +243,7 @@ def _memory(problem: DataflowProblem, busy: FloatArray, cluster: ClusterSpec) ->
                 first_gpu=first,
                 num_gpus=count,
                 peak_bytes=peak,
-                usable_bytes=cluster.device.usable_memory_bytes,
+                usable_bytes=usable,
                 peak_call=running.call if running is not None else "",
                 owners=tuple(owners),
                 busy_share=float(busy[first]),

@@ -17,9 +17,9 @@ from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
 from planner.dataflow.graph import EXTERNAL, TRAIN
 from planner.dataflow.holdings import ALL_OUT, CallRows
 from planner.dataflow.iterations import iteration_edges
-from planner.dataflow.placement import Meshes, Region
+from planner.dataflow.placement import Meshes, Region, groups_of
 from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge
-from profiles.hardware import ClusterSpec
+from profiles.mixed_cluster import MixedCluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class CompiledFlow:
 
 def compile_flow(
     request: FlowRequest,
-    cluster: ClusterSpec,
+    cluster: MixedCluster,
     costs: FlowCosts,
     meshes: Meshes,
     regions: Mapping[str, Region],
@@ -83,7 +83,8 @@ def compile_flow(
             call, row = _service(name, request.graph.call(name).external_s(request.batch))
         else:
             held = costs.rows[name]
-            call, row = _candidates(name, held, meshes, regions[name], request.pins.get(name, CallPin()))
+            pin = request.pins.get(name, CallPin())
+            call, row = _candidates(name, held, meshes, regions[name], pin, groups_of(cluster, meshes.start))
         if not len(row):
             return None
         calls.append(call)
@@ -95,10 +96,13 @@ def compile_flow(
         problem=DataflowProblem(
             calls=tuple(calls),
             edges=edges,
-            capacity_bytes=np.full(cluster.num_devices, cluster.device.usable_memory_bytes),
+            capacity_bytes=np.repeat(
+                [group.device.usable_memory_bytes for group in cluster.groups],
+                [group.num_devices for group in cluster.groups],
+            ),
             iterations=request.options.iterations,
             replicas=_replicas(request),
-            gpus_per_node=cluster.node.devices_per_node,
+            gpus_per_node=cluster.groups[0].node.devices_per_node,
         ),
         moves=moves,
     )
@@ -120,9 +124,9 @@ def _service(name: str, time_s: float) -> tuple[CallCandidates, IntArray]:
 
 
 def _candidates(
-    name: str, held: CallRows, meshes: Meshes, region: Region, pin: CallPin
+    name: str, held: CallRows, meshes: Meshes, region: Region, pin: CallPin, machines: IntArray
 ) -> tuple[CallCandidates, IntArray]:
-    """Every way on every mesh of its size within the region."""
+    """Every way on every mesh of its size and kind of machines within the region."""
     usable = region.holds(meshes.start, meshes.size)
     if pin.num_gpus is not None:
         usable = meshes.size == pin.num_gpus
@@ -130,6 +134,7 @@ def _candidates(
             usable &= meshes.start == pin.first_gpu
     places = np.flatnonzero(usable)
     pairs = held.size[:, None] == meshes.size[places][None, :]
+    pairs &= held.machines[:, None] == machines[places][None, :]
     row, place = np.nonzero(pairs)
     mesh = places[place]
     call = CallCandidates(

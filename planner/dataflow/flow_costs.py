@@ -7,7 +7,7 @@ import numpy as np
 
 from costmodels.flops import model_flops_per_step
 from costmodels.lowering.grouping import group_rows
-from costmodels.model_calls import CallKind, CallTable, ModelCall
+from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import IntArray
 from planner.dataflow.call_costs import CallSetting, call_costs
 from planner.dataflow.flow_pins import CallPin
@@ -29,6 +29,7 @@ from planner.dataflow.strategies import training_job
 from profiles.engines import TRAINER
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
+from profiles.mixed_cluster import MixedCluster
 from profiles.model import ModelSpec
 
 TOLERANCE = 5e-4  # of all calls at their fastest one after the other: times closer than this count as equal
@@ -40,11 +41,11 @@ class FlowCosts:
 
     Attributes:
         rows: Call to its ways; external services are left out.
-        sizes: Numbers of GPUs that were priced.
+        sizes: Numbers of GPUs that were priced, by kind of machines.
     """
 
     rows: Mapping[str, CallRows]
-    sizes: tuple[int, ...]
+    sizes: tuple[tuple[int, ...], ...]
 
 
 def model_call(request: FlowRequest, call: Call) -> ModelCall:
@@ -79,18 +80,35 @@ def call_flops(request: FlowRequest, name: str) -> float:
     return per_step * asked.mini_batches if call.kind == TRAIN else per_step / 3
 
 
-def flow_costs(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int]) -> FlowCosts:
-    """Price every call on each number of GPUs.
+def flow_costs(request: FlowRequest, cluster: MixedCluster, sizes: Sequence[Sequence[int]]) -> FlowCosts:
+    """Price every call on each number of GPUs of each kind of machines.
 
     Args:
         request: Graph, models, workload and what is fixed.
         cluster: The GPUs, or the part of them that is considered.
-        sizes: Numbers of GPUs of the meshes there are.
+        sizes: Numbers of GPUs of the meshes there are, for each kind of machines.
 
     Returns:
         Ways without dominated ones; a call without any has an empty entry.
     """
-    setting = CallSetting(cluster=cluster, stack=request.stack, engines=request.engines)
+    by_kind = [
+        _tables(request, group, group_sizes) if len(group_sizes) else {}
+        for group, group_sizes in zip(cluster.groups, sizes, strict=True)
+    ]
+    tables: dict[str, CallTable] = {}
+    machines: dict[str, IntArray] = {}
+    for name in dict.fromkeys(name for priced in by_kind for name in priced):
+        tables[name] = concatenated([priced[name] for priced in by_kind if name in priced])
+        machines[name] = np.repeat(np.arange(len(by_kind)), [len(priced.get(name, ())) for priced in by_kind])
+    rows: dict[str, CallRows] = {}
+    tolerance_s = TOLERANCE * sum(float(table.time_s.min(initial=np.inf)) for table in tables.values())
+    for role in request.graph.roles:
+        rows |= _role_rows(request, cluster, role.name, tables, machines, tolerance_s)
+    return FlowCosts(rows=rows, sizes=tuple(tuple(group_sizes) for group_sizes in sizes))
+
+
+def _tables(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int]) -> dict[str, CallTable]:
+    """Ways to run every call on one kind of machines; equal calls are priced once."""
     priced: dict[tuple[ModelCall, ModelSpec, tuple[str, ...]], CallTable] = {}
     tables: dict[str, CallTable] = {}
     for name in request.graph.order:
@@ -102,22 +120,23 @@ def flow_costs(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int])
         engines = _engines(request, call, pin)
         key = (asked, model, engines)
         if key not in priced:
-            chosen = CallSetting(cluster=setting.cluster, stack=setting.stack, engines=engines)
-            priced[key] = call_costs(asked, model, chosen, sizes)
+            setting = CallSetting(cluster=cluster, stack=request.stack, engines=engines)
+            priced[key] = call_costs(asked, model, setting, sizes)
         tables[name] = _pinned(priced[key], pin)
-    rows: dict[str, CallRows] = {}
-    tolerance_s = TOLERANCE * sum(float(table.time_s.min(initial=np.inf)) for table in tables.values())
-    for role in request.graph.roles:
-        rows |= _role_rows(request, cluster, role.name, tables, tolerance_s)
-    return FlowCosts(rows=rows, sizes=tuple(sizes))
+    return tables
 
 
 def _role_rows(
-    request: FlowRequest, cluster: ClusterSpec, role: str, tables: Mapping[str, CallTable], tolerance_s: float
+    request: FlowRequest,
+    cluster: MixedCluster,
+    role: str,
+    tables: Mapping[str, CallTable],
+    machines: Mapping[str, IntArray],
+    tolerance_s: float,
 ) -> dict[str, CallRows]:
     """Ways to run and hold every call of a role."""
     calls = request.graph.calls_of(role)
-    host = cluster.node.host_link.bandwidth_bytes_per_s
+    host = [group.node.host_link.bandwidth_bytes_per_s for group in cluster.groups]
     layouts = dict(zip([call.name for call in calls], _layouts([tables[call.name] for call in calls]), strict=True))
     trained = np.concatenate([layouts[call.name] for call in calls if call.kind == TRAIN] or [np.zeros(0, dtype=int)])
     moves = len(calls) > 1 and request.graph.trainable(role)
@@ -126,7 +145,8 @@ def _role_rows(
     slack_s = prices.most_s(request.models[role], request.precision) if moves else 0.0
     rows = {}
     for call in calls:
-        held = held_rows(tables[call.name], layouts[call.name], holdings_of(request, call), host)
+        name = call.name
+        held = held_rows(tables[name], layouts[name], holdings_of(request, call), host, machines[name])
         if call.kind != TRAIN and len(trained):
             # A copy of weights that arrive anew each iteration is worth keeping only where the trained ones lie alike.
             shared = shareable(held, trained)
@@ -134,7 +154,7 @@ def _role_rows(
             shared = shareable(held, trained)
         else:
             shared = np.full(len(held), len(calls) > 1 and not len(trained)) & (held.holding == RESIDENT)
-        rows[call.name] = useful_rows(held, slack_s=slack_s, tolerance_s=tolerance_s, kept=shared)
+        rows[name] = useful_rows(held, slack_s=slack_s, tolerance_s=tolerance_s, kept=shared)
     return rows
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from planner.dataflow.graph import EXTERNAL, Dataflow
 from planner.pins import ALIASES
 from profiles.errors import SpecError, did_you_mean
-from profiles.hardware import MAX_DEVICES, ClusterSpec
+from profiles.hardware import MAX_DEVICES
+from profiles.mixed_cluster import MixedCluster
 
 # Columns of a plan that may be fixed for one call of a workflow.
 COLUMNS = (
@@ -46,7 +47,7 @@ class CallPin:
     columns: Mapping[str, int] = field(default_factory=dict)
 
 
-def parse_call_pins(given: Mapping[str, Any], graph: Dataflow, cluster: ClusterSpec) -> dict[str, CallPin]:
+def parse_call_pins(given: Mapping[str, Any], graph: Dataflow, cluster: MixedCluster) -> dict[str, CallPin]:
     """Pins by call.
 
     Raises:
@@ -79,7 +80,7 @@ def pin_from_words(words: str) -> tuple[str, str, int | str]:
     return call, key, int(text) if text.isdigit() and len(text) < 10 else text
 
 
-def _pin(name: str, values: Mapping[str, Any], cluster: ClusterSpec) -> CallPin:
+def _pin(name: str, values: Mapping[str, Any], cluster: MixedCluster) -> CallPin:
     columns: dict[str, int] = {}
     first = count = engine = None
     for key, value in values.items():
@@ -100,12 +101,14 @@ def _pin(name: str, values: Mapping[str, Any], cluster: ClusterSpec) -> CallPin:
     return CallPin(first_gpu=first, num_gpus=count, engine=engine, columns=columns)
 
 
-def _gpus(where: str, value: object, cluster: ClusterSpec) -> tuple[int | None, int]:
+def _gpus(where: str, value: object, cluster: MixedCluster) -> tuple[int | None, int]:
     """First GPU (None when only a number was given) and number of GPUs."""
     total = cluster.num_devices
     if isinstance(value, int) and not isinstance(value, bool):
-        if not 1 <= value <= total:
-            raise SpecError(where, f"must be between 1 and the {total} GPUs; got {value}")
+        most = max(group.num_devices for group in cluster.groups)
+        if not 1 <= value <= most:
+            kind = "" if len(cluster.groups) == 1 else " of one kind"
+            raise SpecError(where, f"must be between 1 and the {most} GPUs{kind}; got {value}")
         return None, value
     match = _RANGE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
@@ -115,4 +118,7 @@ def _gpus(where: str, value: object, cluster: ClusterSpec) -> tuple[int | None, 
     first, last = int(match[1]), int(match[2])
     if not 0 <= first <= last < total:
         raise SpecError(where, f"must lie within GPUs 0-{total - 1}; got {first}-{last}")
+    if cluster.group_of(first) != cluster.group_of(last):
+        name = cluster.groups[cluster.group_of(first)].device.name
+        raise SpecError(where, f"must lie within one kind of machines; GPU {first} is {name}, {last} is not")
     return first, last - first + 1

@@ -30,8 +30,7 @@ def flow_reasons(
     """The longest calls, longest first, each with the fastest other way to run it."""
     pace_s = _pace_s(compiled, found, found.choice)
     longest = sorted(calls, key=lambda call: (-call.time_s, call.name))[:_MOST_REASONS]
-    device = priced.cluster.device
-    peak = device.peak(parse_precision(request.precision).gemm_format)
+    number = parse_precision(request.precision).gemm_format
     reasons = []
     for call in longest:
         steps = mean = 0.0
@@ -39,7 +38,8 @@ def flow_reasons(
             output = model_call(request, request.graph.call(call.name)).output
             if output is not None:
                 steps, mean = output.longest_of(call.sequences), output.mean
-        work = peak * call.num_gpus * call.time_s
+        device = priced.cluster.groups[priced.cluster.group_of(call.first_gpu)].device
+        work = device.peak(number) * call.num_gpus * call.time_s
         reasons.append(
             Reason(
                 call=call.name,

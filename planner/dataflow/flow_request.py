@@ -1,7 +1,7 @@
 """From what a user writes about a workflow to a ``FlowRequest``: names looked up, defaults filled in and recorded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,18 @@ from planner.dataflow.graph_file import graph_from_mapping, load_graph
 from planner.dataflow.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
 from planner.dataflow.length_text import LengthInput, parse_lengths, parse_prompt
 from planner.dataflow.presets import PRESETS, build_preset
-from planner.request import ClusterInput, ModelInput, resolve_cluster, resolve_named_model, with_memory_reserve
+from planner.request import (
+    ClusterInput,
+    ModelInput,
+    mixed_of,
+    resolve_cluster,
+    resolve_named_model,
+    with_memory_reserve,
+)
 from planner.results import Note
 from profiles.engines import find_engine
 from profiles.errors import SpecError, did_you_mean
-from profiles.hardware import ClusterSpec
+from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import MAX_SEQUENCE, ModelSpec
 from profiles.precision import parse_precision
 from profiles.stack import StackSpec
@@ -96,7 +103,7 @@ class FlowRequest:
     Attributes:
         graph: The workflow.
         models: Role to its model.
-        cluster: The GPUs and links.
+        cluster: The GPUs and links, of one kind of machines or of several.
         stack: The training framework, which also runs inference.
         batch: Items per iteration.
         prompt_tokens: Tokens per prompt.
@@ -113,7 +120,7 @@ class FlowRequest:
 
     graph: Dataflow
     models: Mapping[str, ModelSpec]
-    cluster: ClusterSpec
+    cluster: MixedCluster
     stack: StackSpec
     batch: int
     prompt_tokens: int
@@ -129,7 +136,7 @@ class FlowRequest:
 
 
 def resolve_flow(
-    job: GraphInput, models: Mapping[str, ModelInput], cluster: ClusterInput, options: FlowOptions
+    job: GraphInput, models: Mapping[str, ModelInput], cluster: ClusterInput | MixedCluster, options: FlowOptions
 ) -> FlowRequest:
     """The question in full.
 
@@ -139,7 +146,7 @@ def resolve_flow(
     notes: list[Note] = []
     graph, described = _graph(job, options)
     _check_options(options)
-    machines = _with_reserve(resolve_cluster(cluster, options.fabric), options)
+    machines = _machines(cluster, options)
     notes += [_assumed("cluster", text) for text in machines.assumptions]
     specs = _models(graph, {**described, **_by_role(models, graph)}, options, notes)
     batch = options.batch if options.batch is not None else DEFAULT_BATCH
@@ -297,12 +304,13 @@ def _staleness(graph: Dataflow, options: FlowOptions, notes: list[Note]) -> int:
     return staleness
 
 
-def _precision(options: FlowOptions, cluster: ClusterSpec, notes: list[Note]) -> str:
-    """The number format asked for, or bf16 where the device has it."""
+def _precision(options: FlowOptions, cluster: MixedCluster, notes: list[Note]) -> str:
+    """The number format asked for, or bf16 where every device has it."""
     if options.precision is not None:
-        cluster.device.peak(parse_precision(options.precision).gemm_format)
+        for group in cluster.groups:
+            group.device.peak(parse_precision(options.precision).gemm_format)
         return options.precision
-    chosen = "bf16" if "bf16" in cluster.device.peak_flops_per_s else "fp16"
+    chosen = "bf16" if all("bf16" in group.device.peak_flops_per_s for group in cluster.groups) else "fp16"
     notes.append(_assumed("precision", f"{chosen} (not given)"))
     return chosen
 
@@ -318,7 +326,17 @@ def _check_batch(graph: Dataflow, batch: int) -> None:
         call.sequences(batch)
 
 
-def _with_reserve(cluster: ClusterSpec, options: FlowOptions) -> ClusterSpec:
-    if cluster.num_devices > MAX_GPUS:
-        raise SpecError("cluster", f"workflows are planned on up to {MAX_GPUS} GPUs; got {cluster.num_devices}")
-    return with_memory_reserve(cluster, options.memory_reserve_bytes)
+def _machines(cluster: ClusterInput | MixedCluster, options: FlowOptions) -> MixedCluster:
+    """The machines, with less memory where some is reserved."""
+    mixed = mixed_of(cluster)
+    if mixed is None:
+        mixed = alone(resolve_cluster(cluster, options.fabric))  # type: ignore[arg-type]
+    elif options.fabric is not None:
+        raise SpecError("fabric", "cannot be that of several kinds of machines", "groups with a fabric each")
+    if len(mixed.groups) > 1 and options.objective in OBJECTIVES[1:]:
+        problem = f"{options.objective} looks at parts of a cluster of one kind of machines; here are several"
+        raise SpecError("objective", problem, "time")
+    if mixed.num_devices > MAX_GPUS:
+        raise SpecError("cluster", f"workflows are planned on up to {MAX_GPUS} GPUs; got {mixed.num_devices}")
+    groups = tuple(with_memory_reserve(group, options.memory_reserve_bytes) for group in mixed.groups)
+    return replace(mixed, groups=groups)

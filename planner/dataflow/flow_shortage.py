@@ -1,6 +1,6 @@
 """Why no plan of a workflow fits, and the smallest cluster of the same nodes on which one does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from planner.dataflow.call_costs import CallSetting, call_costs
@@ -12,6 +12,7 @@ from planner.dataflow.priced_cluster import PricedCluster, priced_on
 from planner.request import full_node, part_of
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
+from profiles.mixed_cluster import alone
 
 _EFFORT = 0.05  # whether something fits shows early; how fast it can be does not matter here
 _MOST_TIMES = 64  # how many times larger a cluster is looked at
@@ -35,26 +36,34 @@ def explain_shortage(request: FlowRequest) -> FlowInfeasible:
 
 def _shortages(request: FlowRequest, priced: PricedCluster) -> tuple[CallShortage, ...]:
     """Calls that fit nowhere alone; if there are none, what all need together."""
-    usable = priced.cluster.device.usable_memory_bytes
-    alone = [
-        CallShortage(call=name, needs_bytes=_least_bytes(request, priced, name), usable_bytes=usable)
-        for name, rows in priced.costs.rows.items()
-        if not len(rows)
-    ]
-    if alone:
-        return tuple(alone)
+    nowhere = [_shortage(request, priced, name) for name, rows in priced.costs.rows.items() if not len(rows)]
+    if nowhere:
+        return tuple(nowhere)
+    usable = max(group.device.usable_memory_bytes for group in priced.cluster.groups)
     rows = priced.costs.rows.values()
     held = sum(float((item.static_bytes * item.size).min()) for item in rows) / priced.cluster.num_devices
     running = max(float(item.active_bytes.min()) for item in rows)
     return (CallShortage(call="", needs_bytes=held + running, usable_bytes=usable),)
 
 
-def _least_bytes(request: FlowRequest, priced: PricedCluster, name: str) -> float:
+def _shortage(request: FlowRequest, priced: PricedCluster, name: str) -> CallShortage:
+    """What a call needs at least on the kind of machines where least is missing."""
+    found = []
+    for group, sizes in zip(priced.cluster.groups, priced.costs.sizes, strict=True):
+        usable = group.device.usable_memory_bytes
+        needs = _least_bytes(request, group, sizes, name)
+        found.append(CallShortage(call=name, needs_bytes=needs, usable_bytes=usable))
+    return min(found, key=lambda item: (item.needs_bytes == 0, item.needs_bytes - item.usable_bytes))
+
+
+def _least_bytes(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int], name: str) -> float:
     """Bytes per GPU of the leanest way to run a call on any number of the GPUs; 0 when no layout is legal."""
     call = request.graph.call(name)
-    setting = CallSetting(cluster=priced.cluster, stack=request.stack, engines=request.engines)
+    setting = CallSetting(cluster=cluster, stack=request.stack, engines=request.engines)
     asked = model_call(request, call)
-    table = call_costs(asked, request.models[call.role], setting, priced.costs.sizes, fitting=False)
+    if not sizes:
+        return 0.0
+    table = call_costs(asked, request.models[call.role], setting, sizes, fitting=False)
     return float((table.static_bytes + table.active_bytes).min()) if len(table) else 0.0
 
 
@@ -62,7 +71,8 @@ def _minimum(request: FlowRequest) -> tuple[int | None, int, FlowPlan | None]:
     """Fewest GPUs that suffice, the most looked at, and the plan found there."""
     asked = replace(request, options=replace(request.options, iterations=1, objective="time"))
     tried = [request.cluster.num_devices]
-    for cluster in _larger(request.cluster):
+    # Of several kinds there is no telling which the user could have more of.
+    for cluster in _larger(request.cluster.groups[0]) if len(request.cluster.groups) == 1 else ():
         tried.append(cluster.num_devices)
         plan = _fitting(asked, cluster)
         if plan is not None:
@@ -103,6 +113,6 @@ def _narrowed(
 def _fitting(request: FlowRequest, cluster: ClusterSpec) -> FlowPlan | None:
     """A plan on a cluster; None when there is none, or a pin names GPUs it lacks."""
     try:
-        return best_plan(request, cluster, effort=_EFFORT)
+        return best_plan(request, alone(cluster), effort=_EFFORT)
     except SpecError:
         return None

@@ -19,14 +19,14 @@ from planner.dataflow.search_anneal import AnnealOptions
 from planner.dataflow.units import units_of
 from planner.request import part_of
 from profiles.errors import InfeasibleError
-from profiles.hardware import ClusterSpec
+from profiles.mixed_cluster import MixedCluster, alone
 
 _CHILDREN = 150_000_000  # looked at by the tree search at the usual effort: seconds on one core
 _ANNEAL = AnnealOptions()
 _EQUAL = 1e-9  # of a time: differences below it are rounding
 
 
-def best_plan(request: FlowRequest, cluster: ClusterSpec, *, effort: float | None = None) -> FlowPlan | None:
+def best_plan(request: FlowRequest, cluster: MixedCluster, *, effort: float | None = None) -> FlowPlan | None:
     """The best plan on exactly that cluster; None when nothing fits.
 
     Args:
@@ -83,11 +83,11 @@ def leaner(compiled: CompiledFlow, found: Solution, costs: FlowCosts) -> Solutio
     return replace(found, choice=choice)
 
 
-def candidate_clusters(request: FlowRequest) -> list[ClusterSpec]:
+def candidate_clusters(request: FlowRequest) -> list[MixedCluster]:
     """The cluster; for objectives that may leave GPUs unused also its parts, smallest first."""
-    whole = request.cluster
     if request.options.objective == "time":
-        return [whole]
+        return [request.cluster]
+    (whole,) = request.cluster.groups
     needed = max((_pinned_gpus(request, name) for name in request.pins), default=1)
     each = whole.node.devices_per_node
     inside = [size for size in range(1, each) if each % size == 0]
@@ -96,7 +96,7 @@ def candidate_clusters(request: FlowRequest) -> list[ClusterSpec]:
     if request.options.objective == "fewest_gpus":
         nodes = range(1, whole.num_nodes)
         sizes = [size for size in (*inside, *(run * each for run in nodes)) if needed <= size < whole.num_devices]
-    return [*(part_of(whole, size) for size in sizes), whole]
+    return [*(alone(part_of(whole, size)) for size in sizes), request.cluster]
 
 
 def solve_flow(request: FlowRequest) -> FlowPlan | None:

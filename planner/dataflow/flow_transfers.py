@@ -4,16 +4,19 @@ Prices are those of ``planner.dataflow.reallocation``; here candidates become th
 ranks hold the same weights, as data-parallel ones do.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
 from costmodels.plan import IntArray
 from planner.dataflow.holdings import CallRows
+from planner.dataflow.placement import groups_of
 from planner.dataflow.problem import CallCandidates, Transfer
 from planner.dataflow.reallocation import PlacedLayouts, Reallocation, ReallocationModel
 from planner.price_lists import default_collective_model
 from profiles.hardware import ClusterSpec
+from profiles.mixed_cluster import MixedCluster
 from profiles.model import ModelSpec
 from profiles.parameters import total_parameters
 from profiles.precision import parse_precision
@@ -40,34 +43,94 @@ class PlacedRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferPrices:
-    """Prices on one cluster."""
+    """Prices on machines of one or several kinds.
 
-    model: ReallocationModel
+    Attributes:
+        cluster: The machines.
+        models: Prices from each kind to each kind. Between two kinds, both lie on nodes of the one with the slower
+            network, one kind behind the other.
+    """
+
+    cluster: MixedCluster
+    models: tuple[tuple[ReallocationModel, ...], ...]
 
     @classmethod
-    def on(cls, cluster: ClusterSpec) -> "TransferPrices":
-        """Prices on a cluster, by the packaged model of collectives."""
-        return cls(model=ReallocationModel(cluster=cluster, collectives=default_collective_model()))
+    def on(cls, cluster: MixedCluster) -> "TransferPrices":
+        """Prices on machines, by the packaged model of collectives."""
+        kinds = range(len(cluster.groups))
+        collectives = default_collective_model()
+        models = [
+            [ReallocationModel(cluster=_joined(cluster, a, b), collectives=collectives) for b in kinds] for a in kinds
+        ]
+        return cls(cluster=cluster, models=tuple(tuple(row) for row in models))
 
     def between(self, source: PlacedRows, target: PlacedRows) -> Transfer:
         """Seconds for every pair of classes of candidates; a class is one layout on one mesh."""
         source_class, sources = _classes(source)
         target_class, targets = _classes(target)
-        return Transfer(
-            source_class=source_class, target_class=target_class, time_s=self.model.between(sources, targets).time_s
-        )
+        time_s = self._moved(sources, targets).time_s
+        return Transfer(source_class=source_class, target_class=target_class, time_s=time_s)
 
     def pair(self, source: PlacedRows, target: PlacedRows) -> Reallocation:
         """Seconds, bytes and route between the only candidates of two calls."""
-        return self.model.between(_classes(source)[1], _classes(target)[1])
+        return self._moved(_classes(source)[1], _classes(target)[1])
 
     def most_s(self, model: ModelSpec, precision: str) -> float:
         """Seconds that no transfer of a model exceeds: from one node to whole copies on every GPU there is."""
-        cluster = self.model.cluster
         whole_bytes = total_parameters(model) * parse_precision(precision).storage_bytes
-        one_node = _only(shards=cluster.node.devices_per_node, copies=1, whole_bytes=whole_bytes)
-        everywhere = _only(shards=1, copies=cluster.num_devices, whole_bytes=whole_bytes)
-        return float(self.model.broadcast_s(one_node, everywhere)[0, 0])
+        most = 0.0
+        for prices in (prices for row in self.models for prices in row):
+            cluster = prices.cluster
+            one_node = _only(shards=cluster.node.devices_per_node, copies=1, whole_bytes=whole_bytes)
+            everywhere = _only(shards=1, copies=cluster.num_devices, whole_bytes=whole_bytes)
+            most = max(most, float(prices.broadcast_s(one_node, everywhere)[0, 0]))
+        return most
+
+    def _moved(self, sources: PlacedLayouts, targets: PlacedLayouts) -> Reallocation:
+        """Prices of all pairs, by kind of the machines at both ends."""
+        shape = (len(sources), len(targets))
+        moved = Reallocation(time_s=np.empty(shape), moved_bytes=np.empty(shape), route=np.empty(shape, dtype=np.int64))
+        source_kind = groups_of(self.cluster, sources.start)
+        target_kind = groups_of(self.cluster, targets.start)
+        for a, b in product(range(len(self.models)), repeat=2):
+            rows, columns = np.flatnonzero(source_kind == a), np.flatnonzero(target_kind == b)
+            if not (len(rows) and len(columns)):
+                continue
+            prices = self.models[a][b]
+            behind = (
+                0
+                if a == b
+                else _whole_nodes(self.cluster.groups[a], prices.cluster) * prices.cluster.node.devices_per_node
+            )
+            part = prices.between(
+                _shifted(sources.take(rows), -self.cluster.starts[a]),
+                _shifted(targets.take(columns), behind - self.cluster.starts[b]),
+            )
+            block = np.ix_(rows, columns)
+            moved.time_s[block], moved.moved_bytes[block], moved.route[block] = (
+                part.time_s,
+                part.moved_bytes,
+                part.route,
+            )
+        return moved
+
+
+def _joined(cluster: MixedCluster, first: int, second: int) -> ClusterSpec:
+    """The cluster on which transfers between two kinds are priced, with room for both."""
+    joint = cluster.joint(first, second)
+    if first == second:
+        return joint
+    nodes = sum(_whole_nodes(cluster.groups[kind], joint) for kind in (first, second))
+    return replace(joint, num_nodes=nodes)
+
+
+def _whole_nodes(group: ClusterSpec, joint: ClusterSpec) -> int:
+    """Nodes of the joint cluster that hold a group."""
+    return -(-group.num_devices // joint.node.devices_per_node)
+
+
+def _shifted(layouts: PlacedLayouts, gpus: int) -> PlacedLayouts:
+    return replace(layouts, start=layouts.start + gpus)
 
 
 def _only(*, shards: int, copies: int, whole_bytes: float) -> PlacedLayouts:

@@ -32,6 +32,7 @@ class CallRows:
     Attributes:
         table: Ways to run it, as priced.
         row: Row of the table.
+        machines: Kind of machines it is priced on, as its number among the groups of the cluster.
         holding: Code of ``HOLDING_NAMES``.
         layout: Identity of the layout of its weights within the role.
         time_s, low_s, high_s: Seconds with what crosses the host link, and 90 % interval.
@@ -43,6 +44,7 @@ class CallRows:
 
     table: CallTable
     row: IntArray
+    machines: IntArray
     holding: IntArray
     layout: IntArray
     time_s: FloatArray
@@ -67,14 +69,21 @@ class CallRows:
         return CallRows(table=self.table, **{name: getattr(self, name)[rows] for name in columns})
 
 
-def held_rows(table: CallTable, layout: IntArray, holdings: Sequence[int], host_bytes_per_s: float) -> CallRows:
+def held_rows(
+    table: CallTable,
+    layout: IntArray,
+    holdings: Sequence[int],
+    host_bytes_per_s: Sequence[float],
+    machines: IntArray | None = None,
+) -> CallRows:
     """Every row of a table under every holding.
 
     Args:
         table: Ways to run the call.
         layout: (R,) identity of each row's layout within the role.
         holdings: Codes that may be used.
-        host_bytes_per_s: Of the link between one GPU and host memory, per direction.
+        host_bytes_per_s: Of the link between one GPU and host memory, per direction, for each kind of machines.
+        machines: (R,) kind of machines each row is priced on; all on the first if None.
 
     Returns:
         Rows in the order of the holdings.
@@ -88,10 +97,12 @@ def held_rows(table: CallTable, layout: IntArray, holdings: Sequence[int], host_
     on_host = np.where(holding == DELIVERED, 0.0, gone)
     # Frozen weights are only read; states of a training call are read before it and written after it.
     crossings = np.where(holding == FETCHED, 1.0, 2.0)
-    moved_s = on_host * crossings / host_bytes_per_s
+    kind = np.zeros(len(row), dtype=np.int64) if machines is None else machines[row]
+    moved_s = on_host * crossings / np.asarray(host_bytes_per_s)[kind]
     return CallRows(
         table=table,
         row=row,
+        machines=kind,
         holding=holding,
         layout=layout[row],
         time_s=table.time_s[row] + moved_s,
@@ -117,9 +128,9 @@ def shareable(rows: CallRows, trained: IntArray) -> BoolArray:
 def useful_rows(rows: CallRows, *, slack_s: float, tolerance_s: float, kept: BoolArray) -> CallRows:
     """Rows without those that no plan worth telling apart needs.
 
-    A row goes when another on as many GPUs takes no more static and no more active bytes, and its time is no longer
-    by more than the tolerance: of the same layout, or shorter by ``slack_s`` of any layout, since no transfer can make
-    up for that.
+    A row goes when another on as many GPUs of the same kind takes no more static and no more active bytes, and its
+    time is no longer by more than the tolerance: of the same layout, or shorter by ``slack_s`` of any layout, since no
+    transfer can make up for that.
 
     Args:
         rows: Ways to run and hold one call.
@@ -128,10 +139,11 @@ def useful_rows(rows: CallRows, *, slack_s: float, tolerance_s: float, kept: Boo
         kept: (R,) rows that only one of the same layout and holding may beat, because they may share weights.
     """
     layouts = int(rows.layout.max(initial=0)) + 1
-    same = (rows.size * layouts + rows.layout) * 2 + kept
-    first = _unbeaten(rows, same, tolerance_s, np.zeros(len(rows), dtype=bool))
-    rows, kept = rows.take(first), kept[first]
-    return rows.take(_unbeaten(rows, rows.size, (tolerance_s if slack_s == 0 else 0.0) - slack_s, kept))
+    kinds = int(rows.machines.max(initial=0)) + 1
+    place = rows.size * kinds + rows.machines
+    first = _unbeaten(rows, (place * layouts + rows.layout) * 2 + kept, tolerance_s, np.zeros(len(rows), dtype=bool))
+    rows, kept, place = rows.take(first), kept[first], place[first]
+    return rows.take(_unbeaten(rows, place, (tolerance_s if slack_s == 0 else 0.0) - slack_s, kept))
 
 
 def _unbeaten(rows: CallRows, group: IntArray, allowance_s: float, stays: BoolArray) -> IntArray:

@@ -18,6 +18,7 @@ from planner.dataflow.flow_request import ASYNC, COLOCATED, DISAGGREGATED, FlowR
 from planner.dataflow.graph import EXTERNAL, GENERATE
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
+from profiles.mixed_cluster import MixedCluster
 
 EVERY_RUN = 20  # nodes
 _PARTS = 16  # of a cluster of more nodes that the smallest mesh makes up
@@ -74,7 +75,7 @@ def least_mesh(cluster: ClusterSpec) -> int:
 
 
 def cluster_meshes(cluster: ClusterSpec, min_mesh: int | None = None) -> Meshes:
-    """All meshes of a cluster with at least ``min_mesh`` GPUs.
+    """All meshes of identical nodes with at least ``min_mesh`` GPUs.
 
     Raises:
         SpecError: If the smallest mesh wanted exceeds the cluster.
@@ -96,6 +97,29 @@ def cluster_meshes(cluster: ClusterSpec, min_mesh: int | None = None) -> Meshes:
     return Meshes(start=table[:, 1], size=table[:, 0])
 
 
+def machine_meshes(machines: MixedCluster, min_mesh: int | None = None) -> Meshes:
+    """All meshes of every kind of machines; none spans two kinds.
+
+    Raises:
+        SpecError: If the smallest mesh wanted exceeds every group.
+    """
+    most = max(group.num_devices for group in machines.groups)
+    if min_mesh is not None and min_mesh > most:
+        raise SpecError("min_mesh", f"must be at most the {most} GPUs of one kind; got {min_mesh}")
+    start, size = [], []
+    for first, group in zip(machines.starts, machines.groups, strict=True):
+        if min_mesh is None or min_mesh <= group.num_devices:
+            meshes = cluster_meshes(group, min_mesh)
+            start.append(first + meshes.start)
+            size.append(meshes.size)
+    return Meshes(start=np.concatenate(start), size=np.concatenate(size))
+
+
+def groups_of(machines: MixedCluster, gpus: IntArray) -> IntArray:
+    """Kind of machines that each of some GPUs belongs to, as its number among the groups."""
+    return np.asarray(np.searchsorted(machines.starts, gpus, side="right") - 1, dtype=np.int64)
+
+
 def with_pinned(meshes: Meshes, pins: Mapping[str, CallPin]) -> Meshes:
     """The meshes and those that pins name."""
     found = set(zip(meshes.size.tolist(), meshes.start.tolist(), strict=True))
@@ -104,25 +128,31 @@ def with_pinned(meshes: Meshes, pins: Mapping[str, CallPin]) -> Meshes:
     return Meshes(start=table[:, 1], size=table[:, 0])
 
 
-def placements(request: FlowRequest, cluster: ClusterSpec) -> list[dict[str, Region]]:
-    """Regions by call, one set per way the mode divides the cluster."""
-    total = cluster.num_devices
+def placements(request: FlowRequest, machines: MixedCluster) -> list[dict[str, Region]]:
+    """Regions by call, one set per way the mode divides the machines."""
+    total = machines.num_devices
     names = [call.name for call in request.graph.calls if call.kind != EXTERNAL]
     if request.mode == COLOCATED:
-        return [{name: Region(first=0, stop=total, whole=True) for name in names}]
+        # On all GPUs of one kind: a mesh never spans two.
+        wholes = [
+            Region(first=first, stop=first + group.num_devices, whole=True)
+            for first, group in zip(machines.starts, machines.groups, strict=True)
+        ]
+        return [dict.fromkeys(names, whole) for whole in wholes]
     if request.mode not in (DISAGGREGATED, ASYNC):
-        return [{name: Region(first=0, stop=total) for name in names}]
+        return [dict.fromkeys(names, Region(first=0, stop=total))]
     generating = {call.name for call in request.graph.calls if call.kind == GENERATE}
     if not generating or generating == set(names):
         problem = f"needs calls that generate and others; {request.graph.name} has one kind only"
         raise SpecError("mode", problem, "hybrid")
-    step = cluster.node.devices_per_node if cluster.num_nodes > 1 else 1
-    if total <= step:
+    if total <= 1:
         raise SpecError("mode", f"{request.mode} divides GPUs among two pools; there is {total}", "at least 2 GPUs")
-    return [
-        {name: Region(first=0, stop=cut) if name in generating else Region(first=cut, stop=total) for name in names}
-        for cut in range(step, total, step)
-    ]
+    node_of = machines.node_of
+    cuts = [gpu for gpu in range(1, total) if machines.num_nodes == 1 or node_of[gpu] != node_of[gpu - 1]]
+    pools = [(Region(first=0, stop=cut), Region(first=cut, stop=total)) for cut in cuts]
+    if len(machines.groups) > 1:
+        pools += [(late, early) for early, late in pools]  # which machines generate matters where they differ
+    return [{name: early if name in generating else late for name in names} for early, late in pools]
 
 
 def _runs(nodes: int) -> list[int]:

@@ -6,8 +6,8 @@ import numpy as np
 
 from planner.dataflow.flow_costs import FlowCosts, flow_costs
 from planner.dataflow.flow_request import FlowRequest
-from planner.dataflow.placement import Meshes, cluster_meshes, with_pinned
-from profiles.hardware import ClusterSpec
+from planner.dataflow.placement import Meshes, groups_of, machine_meshes, with_pinned
+from profiles.mixed_cluster import MixedCluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,17 +20,19 @@ class PricedCluster:
         costs: Ways to run each call.
     """
 
-    cluster: ClusterSpec
+    cluster: MixedCluster
     meshes: Meshes
     costs: FlowCosts
 
 
-def priced_on(request: FlowRequest, cluster: ClusterSpec) -> PricedCluster:
+def priced_on(request: FlowRequest, cluster: MixedCluster) -> PricedCluster:
     """Every way to run every call on that cluster.
 
     Raises:
         SpecError: If a pin or the smallest mesh is none of the cluster's.
     """
-    meshes = with_pinned(cluster_meshes(cluster, request.options.min_mesh), request.pins)
-    costs = flow_costs(request, cluster, np.unique(meshes.size).tolist())
+    meshes = with_pinned(machine_meshes(cluster, request.options.min_mesh), request.pins)
+    kind = groups_of(cluster, meshes.start)
+    sizes = [np.unique(meshes.size[kind == group]).tolist() for group in range(len(cluster.groups))]
+    costs = flow_costs(request, cluster, sizes)
     return PricedCluster(cluster=cluster, meshes=meshes, costs=costs)

@@ -7,11 +7,20 @@ from itertools import combinations
 from math import ceil
 
 from costmodels.context import CostContext
-from planner.request import ClusterInput, JobInput, ModelInput, Options, PinsInput, cost_context, resolve_request
+from planner.request import (
+    ClusterInput,
+    JobInput,
+    ModelInput,
+    Options,
+    PinsInput,
+    cost_context,
+    mixed_of,
+    resolve_request,
+)
 from planner.results import Request
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
-from profiles.mixed_cluster import MixedCluster, is_mixed, mixed_cluster_from_mapping, parse_mixed_cluster
+from profiles.mixed_cluster import MixedCluster
 
 MixedInput = ClusterInput | MixedCluster
 
@@ -70,7 +79,7 @@ def ask(
     Raises:
         SpecError: If anything named is unknown, out of bounds or contradictory.
     """
-    mixed = _mixed(cluster)
+    mixed = mixed_of(cluster)
     if mixed is None:
         question = Question(requests=(resolve_request(model, cluster, job, pins, options),), runnable=runnable)  # type: ignore[arg-type]
     else:
@@ -86,19 +95,6 @@ def ask(
     if question.requests[0].objective != "step_time":
         raise SpecError("objective", "a search minimises step_time", "planner plan knows other objectives")
     return question
-
-
-def _mixed(cluster: MixedInput) -> MixedCluster | None:
-    """The groups of a cluster that has several."""
-    if isinstance(cluster, MixedCluster):
-        found = cluster
-    elif isinstance(cluster, str) and is_mixed(cluster):
-        found = parse_mixed_cluster(cluster)
-    elif isinstance(cluster, Mapping) and is_mixed(cluster):
-        found = mixed_cluster_from_mapping(cluster)
-    else:
-        return None
-    return found
 
 
 def _alike(mixed: MixedCluster) -> ClusterSpec:

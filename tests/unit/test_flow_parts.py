@@ -115,7 +115,7 @@ def table() -> CallTable:
 def test_what_leaves_counts_as_active_and_crosses_the_host_link(
     holding: int, static: float, active: float, host: float, time_s: float
 ) -> None:
-    rows = held_rows(table(), np.array([0, 1]), (holding,), 2.0)
+    rows = held_rows(table(), np.array([0, 1]), (holding,), (2.0,))
     assert (rows.static_bytes[0], rows.active_bytes[0], rows.host_bytes[0]) == (static, active, host)
     assert rows.time_s[0] == pytest.approx(time_s)
     assert rows.high_s[0] - rows.time_s[0] == pytest.approx(0.1)
@@ -123,11 +123,11 @@ def test_what_leaves_counts_as_active_and_crosses_the_host_link(
 
 
 def test_only_what_is_worse_in_everything_goes() -> None:
-    rows = held_rows(table(), np.array([0, 1]), (RESIDENT, ALL_OUT), 2.0)
+    rows = held_rows(table(), np.array([0, 1]), (RESIDENT, ALL_OUT), (2.0,))
     none = np.zeros(len(rows), dtype=bool)
     kept = useful_rows(rows, slack_s=0.0, tolerance_s=0.0, kept=none)
     assert len(kept) == 3  # with everything out the second way is faster and leaner than the first
-    slower = held_rows(table().scaled(2.0), np.array([0, 1]), (RESIDENT,), 2.0)
+    slower = held_rows(table().scaled(2.0), np.array([0, 1]), (RESIDENT,), (2.0,))
     both = useful_rows(slower, slack_s=0.0, tolerance_s=10.0, kept=np.zeros(2, dtype=bool))
     assert both.row.tolist() == [1]  # within the tolerance the leaner one stands for both
     apart = useful_rows(slower, slack_s=10.0, tolerance_s=10.0, kept=np.zeros(2, dtype=bool))
@@ -135,7 +135,7 @@ def test_only_what_is_worse_in_everything_goes() -> None:
 
 
 def test_rows_that_may_share_weights_stay() -> None:
-    rows = held_rows(table(), np.array([0, 1]), (RESIDENT, DELIVERED), 2.0)
+    rows = held_rows(table(), np.array([0, 1]), (RESIDENT, DELIVERED), (2.0,))
     shared = shareable(rows, np.array([1]))
     assert shared.tolist() == [False, True, False, False]
     kept = useful_rows(rows, slack_s=0.0, tolerance_s=100.0, kept=shared)

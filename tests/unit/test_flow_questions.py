@@ -14,6 +14,7 @@ from planner.dataflow.presets import build_preset
 from planner.request import resolve_cluster
 from planner.workflows import plan_dataflow
 from profiles.errors import SpecError
+from profiles.mixed_cluster import alone
 
 MODELS = {"actor": "llama-2-70b", "critic": "llama-2-7b"}
 
@@ -154,7 +155,7 @@ def test_lengths_that_are_none(given: Any, words: str) -> None:
 
 
 def test_pins_name_meshes_engines_and_degrees() -> None:
-    cluster = resolve_cluster("2x8xH100", None)
+    cluster = alone(resolve_cluster("2x8xH100", None))
     given = {"actor_gen": {"gpus": "0-7", "engine": "vllm", "tp": 4}, "actor_train": {"gpus": 8}}
     pins = parse_call_pins(given, build_preset("ppo"), cluster)
     gen, train = pins["actor_gen"], pins["actor_train"]
@@ -178,7 +179,7 @@ def test_pins_name_meshes_engines_and_degrees() -> None:
 )
 def test_pins_are_checked(pins: dict[str, Any], field: str, words: str) -> None:
     with pytest.raises(SpecError) as caught:
-        parse_call_pins(pins, build_preset("ppo"), resolve_cluster("2x8xH100", None))
+        parse_call_pins(pins, build_preset("ppo"), alone(resolve_cluster("2x8xH100", None)))
     assert caught.value.field == field
     assert words in caught.value.problem
 

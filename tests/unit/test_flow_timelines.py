@@ -36,7 +36,7 @@ def plan() -> FlowPlan:
 
 
 def test_a_trace_has_one_track_per_gpu_and_all_busy_time() -> None:
-    document = trace_document(plan(), gpus_per_node=2)
+    document = trace_document(plan(), node_of=(0, 1))
     events = [event for event in document["traceEvents"] if event["ph"] == "X"]
     assert {event["tid"] for event in events} == {0, 1}
     busy_us = sum(event["dur"] for event in events)
@@ -50,7 +50,7 @@ def test_a_trace_has_one_track_per_gpu_and_all_busy_time() -> None:
 
 def test_a_trace_too_large_shows_one_gpu_of_each_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow_trace, "MOST_EVENTS", 1)
-    tracks = {e["tid"] for e in trace_document(plan(), gpus_per_node=2)["traceEvents"] if e["ph"] == "X"}
+    tracks = {e["tid"] for e in trace_document(plan(), node_of=(0, 1))["traceEvents"] if e["ph"] == "X"}
     assert tracks == {group.first_gpu for group in plan().memory}
 
 
