@@ -38,6 +38,7 @@ _ROUTES = {
     "broadcast": "broadcast into nodes",
     "shards": "shard by shard",
     "full": "whole tensors",
+    "handed_on": "share by share",
 }
 _MOST_OWNERS = 4
 
@@ -144,11 +145,18 @@ def _iteration(plan: FlowPlan, console: Console) -> None:
 
 
 def _moves_table(plan: FlowPlan) -> Table:
-    table = _table("weights move", "from", "to", "bytes", "time", "way")
+    table = _table("what moves", "from", "to", "bytes", "time", "way")
+    for column in (0, -1):
+        table.columns[column].no_wrap = False
     for move in plan.reallocations:
         rare = f", every {move.every} iterations" if move.every > 1 else ""
         table.add_row(
-            move.role, move.source, move.target, gib(move.moved_bytes), seconds(move.time_s), _ROUTES[move.route] + rare
+            move.role or ", ".join(move.data),
+            move.source,
+            move.target,
+            gib(move.moved_bytes),
+            seconds(move.time_s),
+            _ROUTES[move.route] + rare,
         )
     return table
 

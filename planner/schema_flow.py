@@ -198,6 +198,7 @@ def _reallocation(move: Reallocation) -> dict[str, Any]:
         "route": move.route,
         "time_s": move.time_s,
         "every": move.every,
+        "data": list(move.data),
     }
 
 

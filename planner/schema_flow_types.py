@@ -109,11 +109,7 @@ def _plan_shape() -> Shape:
         num_gpus=COUNT,
         time=closed_object(**dict.fromkeys(seconds, AMOUNT), iterations=COUNT),
         calls=map_of(_call_shape()),
-        reallocations=list_of(
-            closed_object(
-                role=TEXT, source=TEXT, target=TEXT, moved_bytes=AMOUNT, route=TEXT, time_s=AMOUNT, every=COUNT
-            )
-        ),
+        reallocations=list_of(_move_shape()),
         memory=list_of(
             closed_object(
                 gpus=_MESH,
@@ -150,6 +146,11 @@ def _plan_shape() -> Shape:
             seed=COUNT,
         ),
     )
+
+
+def _move_shape() -> Shape:
+    words = dict.fromkeys(("role", "source", "target", "route"), TEXT)
+    return closed_object(**words, moved_bytes=AMOUNT, time_s=AMOUNT, every=COUNT, data=list_of(TEXT))
 
 
 def _call_shape() -> Shape:

@@ -6,7 +6,7 @@ import numpy as np
 
 from costmodels.kernels.calls import Basis
 from costmodels.plan import FloatArray, IntArray
-from planner.dataflow.flow_compile import CompiledFlow
+from planner.dataflow.flow_compile import CompiledFlow, weight_moves
 from planner.dataflow.flow_costs import FlowCosts, call_flops
 from planner.dataflow.flow_reasons import flow_reasons
 from planner.dataflow.flow_request import FlowRequest
@@ -20,7 +20,7 @@ from planner.dataflow.flow_results import (
     Task,
 )
 from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
-from planner.dataflow.graph import EXTERNAL, TRAIN
+from planner.dataflow.graph import EXTERNAL
 from planner.dataflow.holdings import HOLDING_NAMES
 from planner.dataflow.memory import memory_owners, unit_bytes
 from planner.dataflow.orders import TaskGraph
@@ -35,6 +35,7 @@ from profiles.mixed_cluster import MixedCluster
 from profiles.precision import parse_precision
 
 CALL, TRANSFER = "call", "transfer"
+HANDED_ON = "handed_on"  # route of data
 
 
 def flow_plan(
@@ -189,8 +190,7 @@ def _tasks(compiled: CompiledFlow, problem: DataflowProblem, graph: TaskGraph, l
         (name, CALL, (meshes[name],)) for name in compiled.names
     ]
     kinds += [
-        (f"{move.source} -> {move.target}", TRANSFER, (meshes[move.source], meshes[move.target]))
-        for move in compiled.moves
+        (f"{source} -> {target}", TRANSFER, (meshes[source], meshes[target])) for source, target in compiled.moves
     ]
     found = []
     for task, slot in enumerate(graph.slot):
@@ -256,7 +256,7 @@ def _memory(problem: DataflowProblem, busy: FloatArray) -> tuple[GpuMemory, ...]
 def _reallocations(
     request: FlowRequest, priced: PricedCluster, compiled: CompiledFlow, choice: IntArray
 ) -> tuple[Reallocation, ...]:
-    """What moves each iteration, and rarer copies of weights between roles."""
+    """Weights that move, rarely moved ones too, and data large enough to count."""
     prices = TransferPrices.on(priced.cluster)
     index = {name: place for place, name in enumerate(compiled.names)}
 
@@ -266,28 +266,30 @@ def _reallocations(
         return every.take(choice[[index[name]]])
 
     found = []
-    for source, target, role, every in (*((m.source, m.target, m.role, 1) for m in compiled.moves), *_rare(request)):
-        moved = prices.pair(placed(source), placed(target))
+    for move in weight_moves(request):
+        moved = prices.pair(placed(move.source), placed(move.target))
         found.append(
             Reallocation(
-                role=role,
-                source=source,
-                target=target,
+                role=move.role,
+                source=move.source,
+                target=move.target,
                 moved_bytes=float(moved.moved_bytes[0, 0]),
                 route=Route(int(moved.route[0, 0])).name.lower(),
                 time_s=float(moved.time_s[0, 0]),
-                every=every,
+                every=move.every,
+            )
+        )
+    for data in compiled.handed:
+        time_s = float(prices.handed_on(placed(data.source), placed(data.target), data.total_bytes).time_s[0, 0])
+        found.append(
+            Reallocation(
+                role="",
+                source=data.source,
+                target=data.target,
+                moved_bytes=data.total_bytes if time_s else 0.0,
+                route=HANDED_ON if time_s else Route.NONE.name.lower(),
+                time_s=time_s,
+                data=data.keys,
             )
         )
     return tuple(found)
-
-
-def _rare(request: FlowRequest) -> list[tuple[str, str, str, int]]:
-    """Copies made once in several iterations: from, to, role and how often."""
-    graph = request.graph
-    found = []
-    for copy in graph.copies:
-        if copy.every > 1:
-            source = next(call.name for call in graph.calls_of(copy.source) if call.kind == TRAIN)
-            found += [(source, call.name, copy.target, copy.every) for call in graph.calls_of(copy.target)]
-    return found

@@ -4,13 +4,13 @@ The problem (``planner.dataflow.problem``) knows candidates, edges and transfers
 hold a call on one mesh. Weights move along edges from the call that trains a role to every other call on it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from costmodels.plan import IntArray
-from planner.dataflow.flow_costs import FlowCosts
+from planner.dataflow.flow_costs import FlowCosts, HandedOn, handed_on
 from planner.dataflow.flow_pins import CallPin
 from planner.dataflow.flow_request import FlowRequest
 from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
@@ -18,25 +18,27 @@ from planner.dataflow.graph import EXTERNAL, TRAIN
 from planner.dataflow.holdings import ALL_OUT, CallRows
 from planner.dataflow.iterations import iteration_edges
 from planner.dataflow.placement import Meshes, Region, groups_of
-from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge
+from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, Transfer
 from profiles.mixed_cluster import MixedCluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """Weights that move along an edge.
+    """Weights that move from the call that trains them.
 
     Attributes:
         source: Call they come from.
         target: Call they go to.
         role: Role of the receiving call.
         lag: Iterations between them.
+        every: Iterations between two moves.
     """
 
     source: str
     target: str
     role: str
     lag: int
+    every: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +49,15 @@ class CompiledFlow:
         names: Calls in the order of the problem.
         row: Row of ``FlowCosts.rows`` of each candidate, by call; zeros for an external service.
         problem: What a search solves.
-        moves: What moves along each edge of the problem that has a transfer, in their order.
+        moves: Ends of each edge of the problem along which something moves, in their order.
+        handed: Data large enough to count, of those edges.
     """
 
     names: tuple[str, ...]
     row: tuple[IntArray, ...]
     problem: DataflowProblem
-    moves: tuple[Move, ...]
+    moves: tuple[tuple[str, str], ...]
+    handed: tuple[HandedOn, ...]
 
 
 def compile_flow(
@@ -89,7 +93,7 @@ def compile_flow(
             return None
         calls.append(call)
         rows.append(row)
-    edges, moves = _edges(request, tuple(calls), tuple(rows), costs, transfers)
+    edges, moves, handed = _edges(request, tuple(calls), tuple(rows), costs, transfers)
     return CompiledFlow(
         names=request.graph.order,
         row=tuple(rows),
@@ -105,6 +109,7 @@ def compile_flow(
             gpus_per_node=cluster.groups[0].node.devices_per_node,
         ),
         moves=moves,
+        handed=handed,
     )
 
 
@@ -156,32 +161,58 @@ def _edges(
     rows: tuple[IntArray, ...],
     costs: FlowCosts,
     transfers: TransferPrices,
-) -> tuple[tuple[Edge, ...], tuple[Move, ...]]:
-    """Edges of data and versions, with transfers where weights move."""
+) -> tuple[tuple[Edge, ...], tuple[tuple[str, str], ...], tuple[HandedOn, ...]]:
+    """Edges of data and versions, with transfers where weights move or much is handed on."""
     graph = request.graph
     index = {name: place for place, name in enumerate(graph.order)}
     lags = {(parent, name): 0 for name in graph.order for parent in graph.parents(name)}
     for edge in iteration_edges(graph, dependency=request.dependency, staleness=request.staleness):
         lags.setdefault((edge.source, edge.target), edge.distance)
+    moving = {}
     for move in weight_moves(request):
         key = (move.source, move.target)
-        lags[key] = min(lags.get(key, move.lag), move.lag)
-    moving = {(move.source, move.target): move for move in weight_moves(request)}
+        if move.every == 1:
+            lags[key] = min(lags.get(key, move.lag), move.lag)
+        elif transfers.most_s(request.models[move.role], request.precision) / move.every <= costs.tolerance_s:
+            continue
+        moving[key] = move
+    handed = {
+        (data.source, data.target): data
+        for data in handed_on(request)
+        if transfers.most_handed_on_s(data.total_bytes) > costs.tolerance_s
+        and EXTERNAL not in (graph.call(data.source).kind, graph.call(data.target).kind)
+    }
     edges, moves = [], []
-    for (source, target), lag in lags.items():
+    for source, target in dict.fromkeys((*lags, *moving)):
         parent, child = index[source], index[target]
         transfer = None
-        if (source, target) in moving:
-            ends = (PlacedRows(call=calls[i], rows=costs.rows[graph.order[i]], row=rows[i]) for i in (parent, child))
-            transfer = transfers.between(*ends)
-        if transfer is not None:
-            moves.append(Move(source=source, target=target, role=graph.call(target).role, lag=lag))
-        edges.append(Edge(parent=parent, child=child, lag=lag, transfer=transfer))
-    return tuple(edges), tuple(moves)
+        if (source, target) in moving or (source, target) in handed:
+            ends = [PlacedRows(call=calls[i], rows=costs.rows[graph.order[i]], row=rows[i]) for i in (parent, child)]
+            transfer = _transfer(transfers, ends, moving.get((source, target)), handed.get((source, target)))
+            moves.append((source, target))
+        # Weights that move once in many iterations take their share of each; nothing waits for a share.
+        lag = lags.get((source, target), 1)
+        waits = (source, target) in lags
+        edges.append(Edge(parent=parent, child=child, lag=lag, transfer=transfer, waits=waits))
+    return tuple(edges), tuple(moves), tuple(handed.values())
+
+
+def _transfer(
+    transfers: TransferPrices, ends: Sequence[PlacedRows], move: Move | None, data: HandedOn | None
+) -> Transfer:
+    """Seconds per iteration of all that moves along an edge, of which at least one is given."""
+    source, target = ends
+    parts = []
+    if move is not None:
+        weights = transfers.between(source, target)
+        parts.append(replace(weights, time_s=weights.time_s / move.every))
+    if data is not None:
+        parts.append(transfers.handed_on(source, target, data.total_bytes))
+    return replace(parts[0], time_s=np.sum([part.time_s for part in parts], axis=0))
 
 
 def weight_moves(request: FlowRequest) -> tuple[Move, ...]:
-    """From the training call of each role to every other call on it, and along copies made every iteration."""
+    """From the training call of each role to every other call on it, and along copies, rare ones too."""
     graph, moves = request.graph, []
     lag = {
         (edge.source, edge.target): edge.distance
@@ -192,14 +223,14 @@ def weight_moves(request: FlowRequest) -> tuple[Move, ...]:
         if not trains:
             continue
         source = trains[0]
-        targets = [(call.name, role.name) for call in graph.calls_of(role.name) if call.kind != TRAIN]
+        targets = [(call.name, role.name, 1) for call in graph.calls_of(role.name) if call.kind != TRAIN]
         for copy in graph.copies:
-            if copy.source == role.name and copy.every == 1:
-                targets += [(call.name, copy.target) for call in graph.calls_of(copy.target)]
-        for target, owner in targets:
+            if copy.source == role.name:
+                targets += [(call.name, copy.target, copy.every) for call in graph.calls_of(copy.target)]
+        for target, owner, every in targets:
             within = source in graph.ancestors(target)
             distance = 0 if within else lag.get((source, target), 1)
-            moves.append(Move(source=source, target=target, role=owner, lag=distance))
+            moves.append(Move(source=source, target=target, role=owner, lag=distance, every=every))
     return tuple(moves)
 
 

@@ -13,7 +13,7 @@ from planner.dataflow.call_costs import CallSetting, call_costs
 from planner.dataflow.flow_pins import CallPin
 from planner.dataflow.flow_request import FlowRequest
 from planner.dataflow.flow_transfers import TransferPrices
-from planner.dataflow.graph import EXTERNAL, FULL, TRAIN, VALUE_HEAD, Call
+from planner.dataflow.graph import EXTERNAL, FULL, GENERATE, INFERENCE, TRAIN, VALUE_HEAD, Call
 from planner.dataflow.holdings import (
     ALL_OUT,
     DELIVERED,
@@ -31,6 +31,7 @@ from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import MixedCluster
 from profiles.model import ModelSpec
+from profiles.precision import parse_precision
 
 TOLERANCE = 5e-4  # of all calls at their fastest one after the other: times closer than this count as equal
 
@@ -42,10 +43,12 @@ class FlowCosts:
     Attributes:
         rows: Call to its ways; external services are left out.
         sizes: Numbers of GPUs that were priced, by kind of machines.
+        tolerance_s: Seconds per iteration that are not worth telling apart.
     """
 
     rows: Mapping[str, CallRows]
     sizes: tuple[tuple[int, ...], ...]
+    tolerance_s: float
 
 
 def model_call(request: FlowRequest, call: Call) -> ModelCall:
@@ -67,6 +70,54 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
         precision=request.precision,
         task=role.task if adapters else "full",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOn:
+    """Data that one call writes and another reads, per iteration.
+
+    Attributes:
+        source: Call that writes.
+        target: Call that reads.
+        keys: What is handed on.
+        total_bytes: All of it.
+    """
+
+    source: str
+    target: str
+    keys: tuple[str, ...]
+    total_bytes: float
+
+
+def handed_on(request: FlowRequest) -> tuple[HandedOn, ...]:
+    """Data along every edge within an iteration.
+
+    The first key of a generating call is token identities of 8 bytes each; every other number of a token takes 4. Of a
+    part of the vocabulary every number comes with its place there of 4 bytes.
+    """
+    graph, found = request.graph, []
+    for name in graph.order:
+        for parent in graph.parents(name):
+            keys = tuple(key for key in graph.call(name).inputs if key in graph.call(parent).outputs)
+            total = sum(_key_bytes(request, graph.call(parent), key) for key in keys)
+            found.append(HandedOn(source=parent, target=name, keys=keys, total_bytes=total))
+    return tuple(found)
+
+
+def _key_bytes(request: FlowRequest, call: Call, key: str) -> float:
+    """Bytes of one key that a call writes per iteration."""
+    if call.kind not in (GENERATE, INFERENCE):
+        return 0.0
+    length = request.prompt_tokens + (request.output.mean if call.span == FULL else 0.0)
+    number = parse_precision(request.precision).storage_bytes
+    each = 4.0
+    if call.kind == GENERATE and key == call.outputs[0]:
+        each = 8.0
+    elif call.scores == 0:
+        each = request.models[call.role].vocab_size * number
+    elif call.scores > 1:
+        each = call.scores * (number + 4.0)
+    return call.sequences(request.batch) * length * each
 
 
 def call_flops(request: FlowRequest, name: str) -> float:
@@ -104,7 +155,7 @@ def flow_costs(request: FlowRequest, cluster: MixedCluster, sizes: Sequence[Sequ
     tolerance_s = TOLERANCE * sum(float(table.time_s.min(initial=np.inf)) for table in tables.values())
     for role in request.graph.roles:
         rows |= _role_rows(request, cluster, role.name, tables, machines, tolerance_s)
-    return FlowCosts(rows=rows, sizes=tuple(tuple(group_sizes) for group_sizes in sizes))
+    return FlowCosts(rows=rows, sizes=tuple(tuple(group_sizes) for group_sizes in sizes), tolerance_s=tolerance_s)
 
 
 def _tables(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int]) -> dict[str, CallTable]:
@@ -141,7 +192,7 @@ def _role_rows(
     trained = np.concatenate([layouts[call.name] for call in calls if call.kind == TRAIN] or [np.zeros(0, dtype=int)])
     moves = len(calls) > 1 and request.graph.trainable(role)
     moves = moves or any(role in (copy.source, copy.target) for copy in request.graph.copies)
-    prices = TransferPrices.on(cluster)
+    prices, handed = TransferPrices.on(cluster), handed_on(request)
     slack_s = prices.most_s(request.models[role], request.precision) if moves else 0.0
     rows = {}
     for call in calls:
@@ -154,7 +205,12 @@ def _role_rows(
             shared = shareable(held, trained)
         else:
             shared = np.full(len(held), len(calls) > 1 and not len(trained)) & (held.holding == RESIDENT)
-        rows[name] = useful_rows(held, slack_s=slack_s, tolerance_s=tolerance_s, kept=shared)
+        most_s = slack_s + sum(
+            prices.most_handed_on_s(data.total_bytes)
+            for data in handed
+            if name in (data.source, data.target) and prices.most_handed_on_s(data.total_bytes) > tolerance_s
+        )
+        rows[name] = useful_rows(held, slack_s=most_s, tolerance_s=tolerance_s, kept=shared)
     return rows
 
 

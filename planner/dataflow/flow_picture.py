@@ -106,7 +106,7 @@ def _bars(task: Task, plan: FlowPlan, colour: dict[str, str]) -> list[str]:
 def _legend(names: list[str], colour: dict[str, str]) -> list[str]:
     parts = []
     columns = (_WIDTH - _LEFT) // _LEGEND_COLUMN
-    for index, name in enumerate([*names, "weights move"]):
+    for index, name in enumerate([*names, "what moves"]):
         x = _LEFT + index % columns * _LEGEND_COLUMN
         y = _TOP + _HEIGHT + 32 + index // columns * _LEGEND_LINE
         fill = colour.get(name, _TRANSFER)

@@ -63,16 +63,17 @@ class CallPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reallocation:
-    """Weights that move between two calls each iteration.
+    """Weights or data that move between two calls.
 
     Attributes:
-        role: Role they belong to; of the receiver when roles differ.
+        role: Role the weights belong to; of the receiver when roles differ; "" for data.
         source: Call they come from.
         target: Call they go to.
         moved_bytes: Bytes all receiving GPUs take in together.
-        route: Name of ``planner.dataflow.reallocation.Route``, in lower case.
+        route: Name of ``planner.dataflow.reallocation.Route``, in lower case; ``handed_on`` for data.
         time_s: Seconds both meshes are busy with it.
         every: Iterations between two moves.
+        data: Keys of the data; none for weights.
     """
 
     role: str
@@ -82,6 +83,7 @@ class Reallocation:
     route: str
     time_s: float
     every: int = 1
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +222,7 @@ class FlowPlan:
     Attributes:
         num_gpus: GPUs of the cluster, or of the part of it that is used.
         calls: Calls in the order of the graph.
-        reallocations: Weights that move each iteration.
+        reallocations: Weights that move, and data large enough to count.
         tasks: Everything that happens in the simulated iterations, by start.
         memory: GPUs that hold the same calls, in order.
         iterations: Iterations simulated.

@@ -4,6 +4,7 @@ Prices are those of ``planner.dataflow.reallocation``; here candidates become th
 ranks hold the same weights, as data-parallel ones do.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -71,6 +72,21 @@ class TransferPrices:
         time_s = self._moved(sources, targets).time_s
         return Transfer(source_class=source_class, target_class=target_class, time_s=time_s)
 
+    def handed_on(self, source: PlacedRows, target: PlacedRows, total_bytes: float) -> Transfer:
+        """Seconds of handing on so many bytes of data, for the same classes as ``between``."""
+        source_class, sources = _classes(source)
+        target_class, targets = _classes(target)
+        time_s = np.empty((len(sources), len(targets)))
+        for prices, block, ends in self._blocks(sources, targets):
+            time_s[block] = prices.data_s(*ends, total_bytes)
+        return Transfer(source_class=source_class, target_class=target_class, time_s=time_s)
+
+    def most_handed_on_s(self, total_bytes: float) -> float:
+        """Seconds that no handing on of so many bytes exceeds: from one GPU to one in another node."""
+        one = _only(shards=1, copies=1, whole_bytes=0.0)
+        apart = _shifted(one, self.cluster.num_devices)
+        return max(float(prices.data_s(one, apart, total_bytes)[0, 0]) for row in self.models for prices in row)
+
     def pair(self, source: PlacedRows, target: PlacedRows) -> Reallocation:
         """Seconds, bytes and route between the only candidates of two calls."""
         return self._moved(_classes(source)[1], _classes(target)[1])
@@ -87,9 +103,22 @@ class TransferPrices:
         return most
 
     def _moved(self, sources: PlacedLayouts, targets: PlacedLayouts) -> Reallocation:
-        """Prices of all pairs, by kind of the machines at both ends."""
+        """Prices of all pairs."""
         shape = (len(sources), len(targets))
         moved = Reallocation(time_s=np.empty(shape), moved_bytes=np.empty(shape), route=np.empty(shape, dtype=np.int64))
+        for prices, block, ends in self._blocks(sources, targets):
+            part = prices.between(*ends)
+            moved.time_s[block], moved.moved_bytes[block], moved.route[block] = (
+                part.time_s,
+                part.moved_bytes,
+                part.route,
+            )
+        return moved
+
+    def _blocks(
+        self, sources: PlacedLayouts, targets: PlacedLayouts
+    ) -> Iterator[tuple[ReallocationModel, tuple[IntArray, ...], tuple[PlacedLayouts, PlacedLayouts]]]:
+        """Pairs by kind of the machines at both ends: prices, rows and columns, and where the ends lie for them."""
         source_kind = groups_of(self.cluster, sources.start)
         target_kind = groups_of(self.cluster, targets.start)
         for a, b in product(range(len(self.models)), repeat=2):
@@ -97,22 +126,12 @@ class TransferPrices:
             if not (len(rows) and len(columns)):
                 continue
             prices = self.models[a][b]
-            behind = (
-                0
-                if a == b
-                else _whole_nodes(self.cluster.groups[a], prices.cluster) * prices.cluster.node.devices_per_node
-            )
-            part = prices.between(
+            nodes = 0 if a == b else _whole_nodes(self.cluster.groups[a], prices.cluster)
+            ends = (
                 _shifted(sources.take(rows), -self.cluster.starts[a]),
-                _shifted(targets.take(columns), behind - self.cluster.starts[b]),
+                _shifted(targets.take(columns), nodes * prices.cluster.node.devices_per_node - self.cluster.starts[b]),
             )
-            block = np.ix_(rows, columns)
-            moved.time_s[block], moved.moved_bytes[block], moved.route[block] = (
-                part.time_s,
-                part.moved_bytes,
-                part.route,
-            )
-        return moved
+            yield prices, np.ix_(rows, columns), ends
 
 
 def _joined(cluster: MixedCluster, first: int, second: int) -> ClusterSpec:

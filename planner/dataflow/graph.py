@@ -21,6 +21,7 @@ MAX_KEYS = 64
 MAX_SEQUENCES = 1 << 22  # per call and iteration, as of a training job
 MAX_FACTOR = 4096  # sequences a call handles per item of the batch
 MAX_LATENCY_S = 86400.0
+MAX_SCORES = 1 << 20  # numbers per token
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 GENERATE, INFERENCE, TRAIN, EXTERNAL = "generate", "inference", "train", "external"
@@ -70,6 +71,8 @@ class Call:
         shared: Share of the response tokens computed once for several sequences that begin alike, as
             in a tree of responses; 0 for independent ones.
         mini_batches: Optimizer steps a training call makes one after another.
+        scores: Numbers an inference call writes per token: 1 (a log-probability or value), so many of the vocabulary,
+            or 0 for all of it.
         latency_s: Seconds an external service takes per sequence.
         concurrency: Sequences an external service handles at once.
     """
@@ -84,6 +87,7 @@ class Call:
     span: str = FULL
     shared: float = 0.0
     mini_batches: int = 1
+    scores: int = 1
     latency_s: float = 0.0
     concurrency: int = 1
 
@@ -253,6 +257,9 @@ class Dataflow:
         _between(f"{where}.mini_batches", call.mini_batches, 1, MAX_SEQUENCES)
         if call.mini_batches > 1 and call.kind != TRAIN:
             raise SpecError(f"{where}.mini_batches", f"is for training calls; {call.name} is {call.kind}", "1")
+        _between(f"{where}.scores", call.scores, 0, MAX_SCORES)
+        if call.scores != 1 and (call.kind != INFERENCE or self.role(call.role).head == VALUE_HEAD):
+            raise SpecError(f"{where}.scores", f"is for inference with a language head; got {call.scores}", "1")
         _between(f"{where}.concurrency", call.concurrency, 1, MAX_SEQUENCES)
         if not 0 <= call.latency_s <= MAX_LATENCY_S:
             raise SpecError(f"{where}.latency_s", f"must be between 0 and {MAX_LATENCY_S:g}; got {call.latency_s:g}")

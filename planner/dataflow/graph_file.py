@@ -27,6 +27,7 @@ from planner.dataflow.graph import (
     MAX_KEYS,
     MAX_LATENCY_S,
     MAX_ROLES,
+    MAX_SCORES,
     MAX_SEQUENCES,
     Call,
     Dataflow,
@@ -68,6 +69,7 @@ class CallEntry(BaseModel):
     span: Literal["prompt", "full"] = "full"
     shared: float = Field(default=0.0, ge=0, lt=1)
     mini_batches: int = Field(default=1, ge=1, le=MAX_SEQUENCES)
+    scores: int = Field(default=1, ge=0, le=MAX_SCORES)
     latency_s: float = Field(default=0.0, ge=0, le=MAX_LATENCY_S)
     concurrency: int = Field(default=1, ge=1, le=MAX_SEQUENCES)
 

@@ -78,7 +78,8 @@ def _unroll(problem: DataflowProblem) -> tuple[list[int], list[int], list[list[i
             slots.append(next_slot)
             iterations.append(iteration)
             parents.append([parent])
-            parents[child].append(len(slots) - 1)
+            if edge.waits:
+                parents[child].append(len(slots) - 1)
         next_slot += edge.transfer is not None
     # A call follows itself: iterations of one call never swap, and never run at the same time.
     for task in range(calls, count):

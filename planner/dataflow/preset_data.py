@@ -116,7 +116,7 @@ def distill(settings: Settings) -> Dataflow:
         name="distill",
         roles=(Role(name="teacher", stays=True), Role(name="student", task=settings.task)),
         calls=(
-            _scoring("teacher_inf", "teacher", "teacher_scores"),
+            _scoring("teacher_inf", "teacher", "teacher_scores", settings),
             _training("student_train", "student", ("text", "teacher_scores"), settings, Fraction(1)),
         ),
         dataset=("text",),
@@ -132,7 +132,7 @@ def distill_chain(settings: Settings) -> Dataflow:
         roles=(*graph.roles, Role(name="small", task=settings.task)),
         calls=(
             *graph.calls,
-            _scoring("student_inf", "student", "student_scores"),
+            _scoring("student_inf", "student", "student_scores", settings),
             _training("small_train", "small", ("text", "student_scores"), settings, Fraction(1)),
         ),
         dataset=("text",),
@@ -166,8 +166,8 @@ def composition_of_experts(settings: Settings) -> Dataflow:
     )
 
 
-def _scoring(name: str, role: str, key: str) -> Call:
-    return Call(name=name, kind=INFERENCE, role=role, inputs=("text",), outputs=(key,))
+def _scoring(name: str, role: str, key: str, settings: Settings) -> Call:
+    return Call(name=name, kind=INFERENCE, role=role, inputs=("text",), outputs=(key,), scores=settings.scores)
 
 
 def _training(name: str, role: str, inputs: tuple[str, ...], settings: Settings, factor: Fraction) -> Call:

@@ -125,7 +125,10 @@ def distill_on_policy(settings: Settings) -> Dataflow:
                 factor=group,
                 group=settings.group_size,
             ),
-            _inference("teacher_inf", "teacher", ("sequences",), ("teacher_logprobs",), group),
+            replace(
+                _inference("teacher_inf", "teacher", ("sequences",), ("teacher_logprobs",), group),
+                scores=settings.scores,
+            ),
             _training("student_train", "student", ("sequences", "teacher_logprobs"), settings, group),
         ),
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from costmodels.workload import TASKS
-from planner.dataflow.graph import EXTERNAL, MAX_FACTOR, MAX_LATENCY_S, MAX_SEQUENCES
+from planner.dataflow.graph import EXTERNAL, MAX_FACTOR, MAX_LATENCY_S, MAX_SCORES, MAX_SEQUENCES
 from profiles.errors import SpecError
 
 MODEL_REWARD = "model"
@@ -29,6 +29,7 @@ class Settings:
         tree_depth: Levels of a tree of responses.
         tree_branches: Branches at each level.
         prefetch: Iterations a teacher may run ahead of its student.
+        scores: Numbers a teacher hands on per token; 0 for the whole vocabulary.
     """
 
     group_size: int = 1
@@ -45,6 +46,7 @@ class Settings:
     tree_depth: int = 3
     tree_branches: int = 2
     prefetch: int = 1
+    scores: int = 0
 
     def __post_init__(self) -> None:
         for name, most in (("group_size", MAX_FACTOR), ("mini_batches", MAX_SEQUENCES), ("tree_depth", 10)):
@@ -53,6 +55,7 @@ class Settings:
         _between("concurrency", self.concurrency, 1, MAX_SEQUENCES)
         _between("copy_every", self.copy_every, 1, 1 << 20)
         _between("prefetch", self.prefetch, 0, 64)
+        _between("scores", self.scores, 0, MAX_SCORES)
         _between("oversampling", self.oversampling, 1, 64)
         if not 0 <= self.latency_s <= MAX_LATENCY_S:
             raise SpecError("job.latency_s", f"must be between 0 and {MAX_LATENCY_S:g}; got {self.latency_s:g}")

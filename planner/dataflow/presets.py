@@ -111,7 +111,7 @@ PRESETS: Mapping[str, Preset] = {
             summary="The student generates, the teacher scores every token, the student trains on the difference.",
             source="Agarwal et al. 2023, arXiv:2306.13649; the teacher is a reference that may be far larger",
             build=preset_policy.distill_on_policy,
-            takes=("group_size", "mini_batches", "task"),
+            takes=("group_size", "mini_batches", "task", "scores"),
         ),
         Preset(
             name="mrdpo",
@@ -172,14 +172,14 @@ PRESETS: Mapping[str, Preset] = {
             summary="A teacher scores given text, a student trains on its scores; the teacher runs ahead.",
             source="Hinton et al. 2015, arXiv:1503.02531; Alexa Teacher Model, arXiv:2206.07808",
             build=preset_data.distill,
-            takes=("mini_batches", "task", "prefetch"),
+            takes=("mini_batches", "task", "prefetch", "scores"),
         ),
         Preset(
             name="distill-chain",
             summary="Teacher to student to a smaller student, the second stage on the first one's current weights.",
             source="Alexa Teacher Model, arXiv:2206.07808: 2.3B to 170M to 17M",
             build=preset_data.distill_chain,
-            takes=("mini_batches", "task", "prefetch"),
+            takes=("mini_batches", "task", "prefetch", "scores"),
         ),
         Preset(
             name="coe",

@@ -5,7 +5,7 @@ one candidate for every call and an order in which calls that compete for GPUs t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -99,13 +99,16 @@ class Edge:
         child: Index of the call that waits; may equal ``parent`` when ``lag`` is at least 1.
         lag: 0 for data of the same iteration; 1 for weights of the iteration before; 1 + eta when versions may be eta
             iterations old. An edge into an iteration before the first is void.
-        transfer: Weights that move from the parent's mesh to the child's in between; none when nothing moves.
+        transfer: What moves from the parent's mesh to the child's in between; none when nothing does.
+        waits: False when only the transfer takes its turn, and the child does not wait for it: a part of what moves
+            once in many iterations.
     """
 
     parent: int
     child: int
     lag: int = 0
     transfer: Transfer | None = None
+    waits: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +157,7 @@ class DataflowProblem:
 
     @property
     def moving(self) -> tuple[Edge, ...]:
-        """Edges along which weights move, in the order of the transfers' slots."""
+        """Edges along which something moves, in the order of the transfers' slots."""
         return tuple(edge for edge in self.edges if edge.transfer is not None)
 
     def names(self) -> tuple[str, ...]:
@@ -164,12 +167,7 @@ class DataflowProblem:
     def restrict(self, rows: Sequence[IntArray]) -> "DataflowProblem":
         """The same problem with only the given candidates of each call."""
         edges = tuple(
-            Edge(
-                parent=edge.parent,
-                child=edge.child,
-                lag=edge.lag,
-                transfer=edge.transfer and edge.transfer.restrict(rows[edge.parent], rows[edge.child]),
-            )
+            replace(edge, transfer=edge.transfer and edge.transfer.restrict(rows[edge.parent], rows[edge.child]))
             for edge in self.edges
         )
         return DataflowProblem(
@@ -245,6 +243,8 @@ def _check_edges(problem: DataflowProblem) -> None:
             raise SpecError("edges", f"{edge.parent} -> {edge.child}", f"calls are numbered 0 to {number - 1}")
         if edge.lag < 0:
             raise SpecError("edges.lag", f"{edge.lag}", "0, or the number of iterations in between")
+        if not edge.waits and (edge.lag == 0 or edge.transfer is None):
+            raise SpecError("edges.waits", "is false without a transfer to a later iteration", "true")
         if edge.transfer is not None:
             _check_transfer(edge, problem)
     topological_order(number, problem.edges)

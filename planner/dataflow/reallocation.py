@@ -184,6 +184,26 @@ class ReallocationModel:
         chained_s = across_s + np.maximum(nodes - 1, 0) * chunk_s
         return np.where(inflow > 0, chained_s, self._inside_s(target.model_bytes))
 
+    def data_s(self, source: PlacedLayouts, target: PlacedLayouts, total_bytes: float) -> FloatArray:
+        """What calls write for each other: sharded over replicas, from the GPUs of one stage to those of another.
+
+        Every GPU of a stage sends or receives an equal share, through its network card unless both stages lie in one
+        node. Nothing moves where mesh, replicas and stages are equal.
+        """
+        senders, receivers = source.size // source.pipeline_parallel, target.size // target.pipeline_parallel
+        share = total_bytes / np.minimum(senders[:, None], receivers)
+        each = self.cluster.domain_devices
+        first, last = source.start // each, (source.start + source.size - 1) // each
+        one_node = (first[:, None] == target.start // each) & (
+            last[:, None] == (target.start + target.size - 1) // each
+        )
+        one_node &= (first == last)[:, None]
+        same = (source.start[:, None] == target.start) & (source.size[:, None] == target.size)
+        same &= source.pipeline_parallel[:, None] == target.pipeline_parallel
+        same &= source.data_parallel[:, None] == target.data_parallel
+        across_s = self._across_s(share * self._devices_per_card)
+        return np.where(same, 0.0, np.where(one_node, self._inside_s(share), across_s))
+
     @property
     def _devices_per_card(self) -> float:
         return self.cluster.node.devices_per_node / self.cluster.node.nics_per_node

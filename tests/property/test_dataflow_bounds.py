@@ -21,8 +21,8 @@ ROUNDING = 1e-9
 
 
 def moving(seed, *, calls=3, candidates=3):
-    """A problem with transfers, over one to three iterations."""
-    return random_problem(
+    """A problem with transfers, over one to three iterations; nothing waits for some of those between iterations."""
+    problem = random_problem(
         np.random.default_rng(seed),
         calls=calls,
         candidates=candidates,
@@ -30,6 +30,8 @@ def moving(seed, *, calls=3, candidates=3):
         transfers=True,
         replicas=seed % 4 == 0,
     )
+    edges = [replace(edge, waits=seed % 2 == 0 or edge.lag == 0 or edge.transfer is None) for edge in problem.edges]
+    return replace(problem, edges=tuple(edges))
 
 
 def prepared(problem, upper_s=np.inf):

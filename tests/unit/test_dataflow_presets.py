@@ -94,6 +94,7 @@ def test_every_setting_a_preset_takes_changes_its_graph(name: str) -> None:
         "tree_depth": 2,
         "tree_branches": 3,
         "prefetch": 5,
+        "scores": 50,
     }
     preset = PRESETS[name]
     for setting in preset.takes:

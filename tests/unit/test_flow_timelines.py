@@ -58,7 +58,7 @@ def test_a_picture_is_well_formed_and_names_what_it_shows() -> None:
     text = timeline_svg(plan(), title="a < b & c")
     root = ElementTree.fromstring(text)
     words = [element.text or "" for element in root.iter() if element.tag.endswith("text")]
-    assert {"actor_gen", "actor_train", "weights move"} <= set(words)
+    assert {"actor_gen", "actor_train", "what moves"} <= set(words)
     assert "a < b & c" in words
     bars = [element for element in root.iter() if element.tag.endswith("rect") and len(element)]
     drawn = [mesh for task in plan().tasks if task.end_s > task.start_s for mesh in task.meshes]
@@ -74,7 +74,7 @@ def shown(result: FlowResult, *, quiet: bool = False, width: int = 120) -> str:
 
 def test_tables_say_where_each_call_runs() -> None:
     text = shown(answer())
-    for word in ("grpo on 2 x H100", "actor_gen", "actor_train", "weights move", "per iteration", "Why", "Assumed"):
+    for word in ("grpo on 2 x H100", "actor_gen", "actor_train", "what moves", "per iteration", "Why", "Assumed"):
         assert word in text
     assert "Assumed" not in shown(answer(), quiet=True)
 
