@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,12 +20,13 @@ _NAMES = {"7": "llama-2-7b", "13": "llama-2-13b", "34": "codellama-34b", "70": "
 _KEYS = ("actor_B", "critic_B", "batch_seqs", "prompt_len", "gen_len", "n_gpus")
 _SYSTEMS = {"search": "ReaL", "megatron_heuristic_tp8_pp_nodes_dp1": "ReaL-Heuristic"}
 _PRINTED = 0.0051  # half of the last digit printed, and rounding
-# Forward times of one stage in the units of the authors' own schedules (github.com/FlexFusion/FlexFusion).
-_FORWARD = {
-    ("33B/13B", 8, 4): (5.0, 4.0),
-    ("33B/13B", 8, 8): (5.0, 2.0),
-    ("65B/33B", 16, 8): (2.0, 2.0),
-    ("65B/33B", 16, 16): (2.0, 1.0),
+# The authors' own schedules (github.com/FlexFusion/FlexFusion, results/trace_exp*.txt): forward times of one stage of
+# either model, and for 1, 2 and 4 micro-batches per stage how long the greedy and the annealed schedule take.
+_SCHEDULES = {
+    ("33B/13B", 8, 4): ((5.0, 4.0), ((239, 225), (425, 372), (741, 708))),
+    ("33B/13B", 8, 8): ((5.0, 2.0), ((225, 225), (419, 366), (755, 702))),
+    ("65B/33B", 16, 8): ((2.0, 2.0), ((214, 186), (366, 330), (632, 618))),
+    ("65B/33B", 16, 16): ((2.0, 1.0), ((219, 186), (363, 318), (651, 613))),
 }
 _EXPERTS, _EXPERT_SEEDS = 20, 5
 
@@ -76,27 +78,61 @@ def _seconds_agree(row: Mapping[str, str], seconds: float, tolerance: float) -> 
 
 
 def fused_schedules(folder: Path) -> Experiment:
-    """E12: least time of fused actor and critic pipelines against RLHFuse's printed optimum."""
-    rows, equal = [], 0
-    for row in _rows(folder / "rlhfuse_table3_fused_pipeline.csv"):
-        stages, fewer, count = int(row["pp0"]), int(row["pp1"]), int(row["microbatches"])
-        larger_s, smaller_s = _FORWARD[row["models"], stages, fewer]
-        larger = PipelineLoad(stages=stages, microbatches=count, forward_s=larger_s)
-        smaller = PipelineLoad(stages=fewer, microbatches=count * fewer // stages, forward_s=smaller_s)
-        found = serial_s(larger, smaller) / fused_lower_bound_s(larger, smaller)
-        equal += abs(found - float(row["speedup_optimal"])) <= _PRINTED
-        rows.append((row["models"], f"{stages} + {fewer}", str(count), row["speedup_optimal"], f"{found:.3f}"))
+    """E12: least time of fused actor and critic pipelines against RLHFuse's schedules, and its printed optimum."""
+    table = [_fused_row(row) for row in _rows(folder / "rlhfuse_table3_fused_pipeline.csv")]
+    right = [row.bound == row.annealed if row.reached else row.bound < row.annealed for row in table]
+    printed = [row.serial / row.bound for row in table]
+    equal = sum(abs(ours - row.optimum) <= _PRINTED for row, ours in zip(table, printed, strict=True))
+    greedy = sum(abs(row.serial / row.greedy - row.printed_greedy) <= _PRINTED for row in table)
     return Experiment(
         name="E12",
         title="Fused pipelines (RLHFuse, table 3)",
-        criterion="the bound equals the optimum printed, to its two decimals",
-        passed=equal == len(rows),
+        criterion="the bound is what the published schedules take that the table calls optimal, and below the others",
+        passed=all(right),
         findings=(
-            f"{equal} of {len(rows)} equal. Where they differ the table prints more than the bound allows, by 1.4 % at "
-            "most; the stage times behind it are those of the authors' published schedules, not of the table.",
+            f"{sum(right)} of {len(table)} right, in the integer time units of the authors' schedules: "
+            f"{sum(row.reached for row in table)} of them reach the bound, which proves both.",
+            f"Of the speedups printed {equal} equal serial time over the bound to two decimals. The others are above "
+            "what the authors' own schedules give: 1.38 for 309/225 and 1.30 for 477/372. The column of greedy "
+            f"schedules agrees with theirs in {greedy} of {len(table)} rows. The print is right to about 0.02.",
         ),
-        header=("models", "stages", "micro-batches", "printed", "bound"),
-        rows=tuple(rows),
+        header=("models", "stages", "micro-batches", "printed", "serial / bound", "published schedule", "bound"),
+        rows=tuple(
+            (*row.setting, f"{row.optimum:g}", f"{ours:.3f}", f"{row.annealed:.0f}", f"{row.bound:.0f}")
+            for row, ours in zip(table, printed, strict=True)
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fused:
+    """One row of table 3: speedups as printed, times in the units of the authors' schedules."""
+
+    setting: tuple[str, str, str]
+    optimum: float
+    printed_greedy: float
+    reached: bool
+    serial: float
+    bound: float
+    greedy: float
+    annealed: float
+
+
+def _fused_row(row: Mapping[str, str]) -> _Fused:
+    stages, fewer, count = int(row["pp0"]), int(row["pp1"]), int(row["microbatches"])
+    (larger_s, smaller_s), schedules = _SCHEDULES[row["models"], stages, fewer]
+    greedy, annealed = schedules[(count // stages).bit_length() - 1]
+    larger = PipelineLoad(stages=stages, microbatches=count, forward_s=larger_s)
+    smaller = PipelineLoad(stages=fewer, microbatches=count * fewer // stages, forward_s=smaller_s)
+    return _Fused(
+        setting=(row["models"], f"{stages} + {fewer}", str(count)),
+        optimum=float(row["speedup_optimal"]),
+        printed_greedy=float(row["speedup_greedy"]),
+        reached=row["speedup_sa"] == row["speedup_optimal"],
+        serial=serial_s(larger, smaller),
+        bound=fused_lower_bound_s(larger, smaller),
+        greedy=float(greedy),
+        annealed=float(annealed),
     )
 
 

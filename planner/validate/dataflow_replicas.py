@@ -1,8 +1,8 @@
 """E9, generation part: how many GPUs a replica should have, on HybridFlow's 16 A100s.
 
-HybridFlow (arXiv:2409.19256, figure 15) trains with t = 8 and d = 2 and generates with smaller tensor-parallel groups:
-1024 prompts and as many outputs of 1024 tokens, vLLM of 2024. Gradients and optimizer states stay on the devices, which
-is what the key/value cache has to do without; training weights are reused.
+HybridFlow (arXiv:2409.19256, figure 15) trains with t = 8 and d = 2 and generates with smaller tensor-parallel groups.
+Gradients and optimizer states stay on the devices, which is what the key/value cache has to do without; training
+weights are reused.
 """
 
 import csv
@@ -10,19 +10,21 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from costmodels.lengths import fixed_length
-from costmodels.model_calls import CallKind, ModelCall
-from costmodels.plan import PlanBatch, Recompute
-from planner.dataflow.call_costs import CallSetting, price_generation, price_plans
-from planner.validate.dataflow_setups import cluster_of, model_named
+from costmodels.model_calls import CallKind
+from planner.dataflow.call_costs import price_generation, price_plans
+from planner.validate.dataflow_hybridflow import (
+    generation_plans,
+    hybridflow_call,
+    hybridflow_model,
+    hybridflow_setting,
+    training_plans,
+)
 from planner.validate.experiment import Experiment
 from profiles.engines import find_engine
-from profiles.stacks import find_stack
 
 _FILE = "hybridflow_fig15_gen_tp_digitised.csv"
-_DEVICES, _DEVICE = 16, "A100-80GB"
-_SEQUENCES, _TOKENS = 1024, 1024  # arXiv:2409.19256 section 8.1
-_MODELS = {"7B": "llama-2-7b", "13B": "llama-2-13b"}
+_DEVICES = 16
+_MODELS = ("7B", "13B")
 _BEST_13B = 4  # the figure's optimum
 
 
@@ -59,43 +61,19 @@ def generation_by_replica_size(folder: Path) -> Experiment:
 
 def predicted_s(name: str, tensor: int) -> float:
     """Seconds of one generation call with so many GPUs to a replica, in the memory that training leaves."""
-    cluster, model, engine = cluster_of(_DEVICES, _DEVICE), model_named(_MODELS[name]), find_engine("vllm-2024")
-    setting = CallSetting(cluster=cluster, stack=find_stack("megatron"))
-    room_bytes = engine.memory_utilization * cluster.device.memory_bytes - _resident_bytes(name, setting)
-    plans = PlanBatch.from_columns(
-        1,
-        tensor_parallel=tensor,
-        data_parallel=_DEVICES // tensor,
-        micro_batch_size=engine.prefill_tokens // _TOKENS,
+    setting = hybridflow_setting(_DEVICES)
+    engine, model = find_engine(setting.engines[0]), hybridflow_model(name)
+    training = price_plans(training_plans(name, _DEVICES), hybridflow_call(CallKind.TRAIN), model, setting)
+    resident_bytes = float(training.static_bytes[0] - training.weight_bytes[0])
+    table = price_generation(
+        generation_plans(tensor, _DEVICES, engine),
+        hybridflow_call(CallKind.GENERATE),
+        model,
+        setting,
+        engine,
+        room_bytes=engine.memory_utilization * setting.cluster.device.memory_bytes - resident_bytes,
     )
-    call = _call(CallKind.GENERATE)
-    table = price_generation(plans, call, model, setting, engine, room_bytes=room_bytes)
     return float(table.time_s.min())
-
-
-def _resident_bytes(name: str, setting: CallSetting) -> float:
-    """Gradients and optimizer states of training with t = 8 and d = 2."""
-    plans = PlanBatch.from_columns(
-        1,
-        tensor_parallel=8,
-        data_parallel=2,
-        num_microbatches=_SEQUENCES // 16,
-        zero_stage=1,
-        sequence_parallel=True,
-        recompute=int(Recompute.FULL),
-    )
-    table = price_plans(plans, _call(CallKind.TRAIN), model_named(_MODELS[name]), setting)
-    return float(table.static_bytes[0] - table.weight_bytes[0])
-
-
-def _call(kind: CallKind) -> ModelCall:
-    return ModelCall(
-        kind=kind,
-        num_sequences=_SEQUENCES,
-        prompt_tokens=_TOKENS,
-        output=fixed_length(_TOKENS),
-        mini_batches=8 if kind is CallKind.TRAIN else 1,
-    )
 
 
 def _pairs(measured: Mapping[tuple[str, int], float], predicted: Mapping[tuple[str, int], float]) -> str:

@@ -1,0 +1,121 @@
+"""HybridFlow's hybridflow_setting, and how calls ran on it: what its paper and its code say, nothing fitted.
+
+arXiv:2409.19256, section 8.1: machines of eight A100-80GB, 200 Gb/s between machines, Megatron-Core 0.6, vLLM 0.3.1,
+gradients in FP32; 1024 prompts of 1024 tokens, as many answers of 1024 tokens, 8 updates per iteration; optimizer
+states are not offloaded. Figure 14 names the layouts "under the same settings". Its code (verl,
+``megatron_utils.get_model``) reduces gradients after the backward pass, over a sharded optimizer.
+"""
+
+from functools import lru_cache
+from math import gcd
+
+import numpy as np
+
+from costmodels.lengths import fixed_length
+from costmodels.model_calls import CallKind, CallTable, ModelCall
+from costmodels.plan import PlanBatch, Recompute
+from planner.dataflow.call_costs import CallSetting, call_costs, price_generation, price_plans
+from planner.dataflow.dominance import undominated
+from planner.validate.dataflow_setups import model_named
+from profiles.catalog import default_catalog
+from profiles.cluster_string import parse_cluster
+from profiles.engines import EngineSpec, find_engine
+from profiles.model import ModelSpec
+from profiles.stacks import find_stack
+
+TOKENS = 1024  # of a prompt, and of an answer
+SEQUENCES, _UPDATES = 1024, 8  # per iteration
+_NODE = 8
+_MODELS = {"7B": "llama-2-7b", "13B": "llama-2-13b", "34B": "codellama-34b"}
+_STAGES = {"7B": 1, "13B": 1, "34B": 4}  # figure 14: p of training, whose t is 8
+_REPLICA = {"7B": 2, "13B": 4, "34B": 8}  # figure 14: t of generation
+_LARGEST_MICRO_BATCH = 32  # sequences; more are no faster per token
+
+
+@lru_cache(maxsize=16)
+def hybridflow_setting(num_devices: int) -> CallSetting:
+    """Whole machines of the hybridflow_setting, with the frameworks that ran there."""
+    text = f"{max(num_devices // _NODE, 1)}x8xA100-80GB"
+    cluster = parse_cluster(text, default_catalog(), fabric="ib-hdr-200", nics_per_node=1)
+    return CallSetting(cluster=cluster, stack=find_stack("megatron"), engines=("vllm-2024",))
+
+
+def hybridflow_model(name: str) -> ModelSpec:
+    """The Llama of that size."""
+    return model_named(_MODELS[name])
+
+
+def hybridflow_call(kind: CallKind, *, value_head: bool = False) -> ModelCall:
+    """What a call of that kind computes per iteration."""
+    return ModelCall(
+        kind=kind,
+        num_sequences=SEQUENCES,
+        prompt_tokens=TOKENS,
+        output=fixed_length(TOKENS),
+        mini_batches=_UPDATES if kind is CallKind.TRAIN else 1,
+        value_head=value_head,
+    )
+
+
+def priced_call(name: str, call: ModelCall, size: int, micro_batch: int | None = None) -> CallTable:
+    """Ways to run a call on so many GPUs that fit: published layouts where there are any, else all.
+
+    Args:
+        name: Size of the model, as the figures print it.
+        call: What is computed.
+        size: GPUs: part of a machine, or whole machines.
+        micro_batch: Sequences per micro-batch in training; all sizes if left out.
+    """
+    setting = hybridflow_setting(size)
+    model = call.model(hybridflow_model(name))
+    if call.kind is CallKind.INFERENCE:
+        return call_costs(call, model, setting, [size])
+    device = setting.cluster.device
+    if call.kind is CallKind.TRAIN:
+        table = price_plans(training_plans(name, size, micro_batch), call, model, setting)
+    else:
+        engine = find_engine(setting.engines[0])
+        plans = generation_plans(min(_REPLICA[name], size), size, engine)
+        room_bytes = engine.memory_utilization * device.memory_bytes
+        table = price_generation(plans, call, model, setting, engine, room_bytes=room_bytes)
+    fitting = np.flatnonzero(table.static_bytes + table.active_bytes <= device.usable_memory_bytes)
+    return undominated(table.take(fitting))
+
+
+def generation_plans(tensor: int, size: int, engine: EngineSpec) -> PlanBatch:
+    """Replicas of ``tensor`` GPUs each."""
+    return PlanBatch.from_columns(
+        1,
+        tensor_parallel=tensor,
+        data_parallel=size // tensor,
+        micro_batch_size=engine.prefill_tokens // TOKENS,
+    )
+
+
+def training_plans(name: str, size: int, micro_batch: int | None = None) -> PlanBatch:
+    """The published tensor- and pipeline-parallel degrees as far as they divide ``size``, data-parallel beyond.
+
+    Micro-batches and recomputation, which are not published, vary. Where ranks do not divide the batch, the fullest one
+    counts.
+    """
+    tensor = min(size, _NODE)
+    stages = gcd(size // tensor, _STAGES[name])
+    ranks = size // (tensor * stages)
+    per_rank = -(-SEQUENCES // _UPDATES // ranks)
+    sizes = [1 << k for k in range(per_rank.bit_length()) if 1 << k <= min(per_rank, _LARGEST_MICRO_BATCH)]
+    sizes = sizes if micro_batch is None else [micro_batch]
+    modes = [int(mode) for mode in (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)]
+    sequences, recompute = (column.ravel() for column in np.meshgrid(sizes, modes))
+    return PlanBatch.from_columns(
+        len(recompute),
+        tensor_parallel=tensor,
+        pipeline_parallel=stages,
+        data_parallel=ranks,
+        micro_batch_size=sequences,
+        num_microbatches=-(-per_rank // sequences),
+        recompute=recompute,
+        zero_stage=1,
+        sequence_parallel=tensor > 1,
+        overlap_grad_reduce=False,
+        overlap_param_gather=False,
+    )

@@ -1,0 +1,68 @@
+"""HybridFlow's placements from what its paper says of the machines, without a fit."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from costmodels.model_calls import CallKind
+from planner.validate.dataflow_hybridflow import (
+    SEQUENCES,
+    hybridflow_call,
+    hybridflow_setting,
+    priced_call,
+    training_plans,
+)
+from planner.validate.dataflow_placement import iteration_s, measured_s
+
+DATA = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "rlhf"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
+pytestmark = pytest.mark.accuracy
+
+
+def test_machines_share_one_adapter() -> None:
+    node = hybridflow_setting(128).cluster.node
+    assert node.scale_out_bytes_per_s * node.devices_per_node == pytest.approx(25e9)  # 200 Gb/s
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "degrees"),
+    [
+        ("13B", 128, (8, 1, 16)),
+        ("34B", 128, (8, 4, 4)),
+        ("34B", 48, (8, 2, 3)),  # four stages do not divide six machines
+        ("34B", 8, (8, 1, 1)),
+        ("13B", 4, (4, 1, 1)),
+    ],
+)
+def test_layouts_are_the_published_ones_where_they_divide(name: str, size: int, degrees: tuple[int, int, int]) -> None:
+    plans = training_plans(name, size)
+    found = np.stack([plans.tensor_parallel, plans.pipeline_parallel, plans.data_parallel])
+    assert (found == np.asarray(degrees)[:, None]).all()
+    assert (plans.num_devices == size).all()
+    # Eight updates see every sequence; no micro-batch is empty.
+    seen = plans.micro_batch_size * plans.num_microbatches * plans.data_parallel * 8
+    assert (seen >= SEQUENCES).all()
+    assert ((plans.num_microbatches - 1) * plans.micro_batch_size * plans.data_parallel * 8 < SEQUENCES).all()
+
+
+def test_gradients_over_one_adapter_keep_training_from_scaling() -> None:
+    """13B on 16 times the ranks: reductions alone take fp32 gradients of 1/8 model over 3 GB/s, eight times."""
+    call = hybridflow_call(CallKind.TRAIN)
+    on_8, on_128 = (priced_call("13B", call, size).time_s.min() for size in (8, 128))
+    reductions_s = 8 * 13e9 / 8 * 4 * 15 / 16 / (25e9 / 8)
+    assert on_128 > on_8 / 16 + reductions_s
+    assert on_128 < on_8 / 16 + 3 * reductions_s
+
+
+@needs_data
+def test_splitting_pays_on_many_gpus_only() -> None:
+    measured = measured_s(DATA)
+    for num_devices, together in ((32, True), (128, False)):
+        predicted = {name: iteration_s("13B", num_devices, name) for name in ("Colocate", "Split")}
+        theirs = measured["13B", num_devices]
+        assert (predicted["Colocate"] < predicted["Split"]) == together
+        assert (theirs["Colocate"] < theirs["Split"]) == together
+        for name, seconds in predicted.items():
+            assert seconds == pytest.approx(theirs[name], rel=0.25)
