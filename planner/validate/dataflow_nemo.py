@@ -1,8 +1,9 @@
 """NeMo-RL's published steps, priced call by call: generation, training, two passes of log-probabilities, weights.
 
 Each row names its layouts (``docs/about/performance-summary.md`` of NVIDIA-NeMo/RL); the rest is from its recipes:
-micro-batches of one sequence in training and four for log-probabilities, 32 samples per prompt, and half of the nodes
-for either side where generation runs one step ahead. Prompts are what the throughput counts beyond the generated
+micro-batches of one sequence in training and four for log-probabilities, 32 samples per prompt, half of the nodes for
+either side where generation runs one step ahead, vLLM without expert parallelism in 60 % of the device memory, and in
+80 % where it runs ahead. Prompts are what the throughput counts beyond the generated
 tokens. Spreads of the lengths are not published: log-normal, with the 99.9th percentile ten times the median that
 arXiv:2409.13221 quotes for LMSYS-Chat-1M.
 """
@@ -17,6 +18,7 @@ import numpy as np
 
 from costmodels.lengths import OutputLengths, log_normal_lengths
 from costmodels.model_calls import CallKind, CallTable, ModelCall
+from costmodels.plan import ExecutionPlan
 from planner.dataflow.call_costs import CallSetting, price_generation, price_plans
 from planner.dataflow.engine_strategies import engine_strategies
 from planner.dataflow.strategies import strategies
@@ -38,6 +40,8 @@ SERVING_STEP_S = 1.8e-3
 _PROBE_S = 1e-3  # more of it, to count steps
 _FILE = "nemo_rl_performance_summary.csv"
 _SIGMA = 0.745  # log-normal whose 99.9th percentile is ten times the median: ln 10 / 3.09
+_MEMORY_SHARE = {False: 0.6, True: 0.8}  # gpu_memory_utilization of the recipes, together and ahead
+_PASSES = {CallKind.TRAIN: 2, CallKind.INFERENCE: 1}  # forward, and backward
 _MICRO_BATCH = {CallKind.TRAIN: 1, CallKind.INFERENCE: 4}
 _LARGEST_PROMPT = 512  # tokens; more than the data sets have means that the row counts something else
 _TENSORS_PER_LAYER = 9  # norms, attention and dense matrices of a checkpoint
@@ -57,6 +61,7 @@ class NemoStep:
         generation_s: Predicted seconds of generation.
         passes: Steps of it, prompts included: what host time per step multiplies.
         training_s: Predicted seconds of training and log-probabilities.
+        expert_passes: Forward and backward passes through layers with experts that they take on one device.
         tensors, weight_bytes: What a weight update moves.
     """
 
@@ -69,6 +74,7 @@ class NemoStep:
     generation_s: float
     passes: float
     training_s: float
+    expert_passes: float
     tensors: int
     weight_bytes: float
 
@@ -100,8 +106,8 @@ def priced_step(row: dict[str, str]) -> NemoStep | str:
     device, per_node = ("H100", 8) if row["system"].startswith("H100") else ("GB200", 4)
     setting = CallSetting(cluster=cluster_of(devices, device, per_node), stack=find_stack("megatron"))
     generation = _generation(row, model, setting, devices)
-    training = [_train_side_s(row, kind, model, setting, devices) for kind in (CallKind.TRAIN, CallKind.INFERENCE)]
-    if generation is None or training[0] is None or training[1] is None:
+    train, infer = (_train_side(row, kind, model, setting, devices) for kind in (CallKind.TRAIN, CallKind.INFERENCE))
+    if generation is None or train is None or infer is None:
         return "its layout is none the planner has"
     experts = 0 if model.moe is None else model.num_moe_layers * model.moe.num_experts * model.mlp_matrices
     return NemoStep(
@@ -113,7 +119,8 @@ def priced_step(row: dict[str, str]) -> NemoStep | str:
         measured_s=float(row["step_time_s"]),
         generation_s=generation[0],
         passes=generation[1],
-        training_s=training[0] + 2 * training[1],
+        training_s=train[0] + 2 * infer[0],
+        expert_passes=train[1] + 2 * infer[1],
         tensors=experts + _TENSORS_PER_LAYER * model.num_layers,
         weight_bytes=2.0 * total_parameters(model),
     )
@@ -157,8 +164,9 @@ def _generation(
         framework=setting.stack.framework,
         domain_devices=setting.cluster.domain_devices,
     )
-    plans = plans.take(np.flatnonzero((plans.tensor_parallel == tensor) & (plans.pipeline_parallel == stages)))
-    room_bytes = serving.memory_utilization * setting.cluster.device.memory_bytes
+    published = (plans.tensor_parallel == tensor) & (plans.pipeline_parallel == stages) & (plans.expert_parallel == 1)
+    plans = plans.take(np.flatnonzero(published))
+    room_bytes = _MEMORY_SHARE["Off" in row["policy"]] * setting.cluster.device.memory_bytes
     slower = replace(serving, step_overhead_s=SERVING_STEP_S + _PROBE_S)
     table, probe = (
         price_generation(plans, call, model, setting, engine, room_bytes=room_bytes) for engine in (serving, slower)
@@ -169,10 +177,10 @@ def _generation(
     return float(table.time_s[best]), float((probe.time_s - table.time_s)[best]) / _PROBE_S
 
 
-def _train_side_s(
+def _train_side(
     row: dict[str, str], kind: CallKind, model: ModelSpec, setting: CallSetting, devices: int
-) -> float | None:
-    """Seconds of the fastest row with the published degrees that fits, else of the smallest."""
+) -> tuple[float, float] | None:
+    """Seconds of the fastest row with the published degrees that fits, else of the smallest, and its expert passes."""
     numbers = [int(number) for number in re.findall(r"\d+", row["train_[TP,CP,EP,PP,VPP]"])]
     call = _call(row, kind)
     plans = strategies(
@@ -190,10 +198,18 @@ def _train_side_s(
     if not len(chosen):
         return None
     table = price_plans(plans.take(chosen), call, model, setting)
-    return _fastest_that_fits(table, setting.cluster.device.usable_memory_bytes)
+    place = _fastest_that_fits(table, setting.cluster.device.usable_memory_bytes)
+    return float(table.time_s[place]), _expert_passes(table.plans.plan(place), call, model)
 
 
-def _fastest_that_fits(table: CallTable, usable_bytes: float) -> float:
+def _expert_passes(plan: ExecutionPlan, call: ModelCall, model: ModelSpec) -> float:
+    """Passes of micro-batches through layers with experts, the pipeline's filling included."""
+    layers = -(-model.num_layers // plan.pipeline_parallel) * model.num_moe_layers / model.num_layers
+    turns = plan.num_microbatches + plan.pipeline_parallel - 1
+    return layers * turns * call.mini_batches * _PASSES[call.kind]
+
+
+def _fastest_that_fits(table: CallTable, usable_bytes: float) -> int:
     peak = table.static_bytes + table.active_bytes
     fitting = np.flatnonzero(peak <= usable_bytes)
-    return float(table.time_s[fitting].min() if len(fitting) else table.time_s[int(np.argmin(peak))])
+    return int(fitting[np.argmin(table.time_s[fitting])] if len(fitting) else np.argmin(peak))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from planner.validate.dataflow_hardware import fits
-from planner.validate.dataflow_nemo import NemoStep
+from planner.validate.dataflow_nemo import NemoStep, nemo_steps
 from planner.validate.dataflow_own_steps import DECODE, own_steps, predicted_s
 from planner.validate.dataflow_replicas import generation_by_replica_size
 from planner.validate.dataflow_step_fit import StepConstants, fit_scales, packaged_steps, weight_update
@@ -46,12 +46,25 @@ def test_published_minimum_configurations_fit() -> None:
 
 
 @needs_data
-def test_steps_of_nemo_rl_are_ranked() -> None:
+def test_steps_of_nemo_rl_are_ranked_and_the_sign_of_running_ahead_is_right() -> None:
     found = disaggregated_steps(DATA)
     assert "rank correlation 0.9" in found.findings[0]
-    # Known to be wrong: the pair on 16 GB200, which takes longer ahead than any price explains.
-    assert "of 3 pairs right" in found.findings[2]
-    assert not found.passed
+    assert "3 of 3 pairs right" in found.findings[2]
+    assert found.passed, found.findings
+
+
+@needs_data
+def test_half_of_the_gpus_train_experts_in_twice_as_many_passes() -> None:
+    """Qwen3-30B: 2048 sequences one by one over 16 or 8 ranks, forward and backward; twice forward, four by four."""
+    steps, _ = nemo_steps(DATA)
+    together = next(step for step in steps if (step.model, step.num_devices) == ("Qwen3-30B3A", 16))
+    assert together.expert_passes == 48 * (2048 / 16) * (2 + 2 / 4)
+    ahead = next(step for step in steps if (step.model, step.num_devices, step.ahead) == ("Qwen3-30B3A", 32, True))
+    assert ahead.system.startswith("H100")
+    assert ahead.expert_passes == pytest.approx(24 * (2048 / 8) * (2 + 2 / 4), rel=0.02)  # two stages, and filling them
+    dense = [step for step in steps if step.model in ("LLAMA3.1_8B", "Qwen3-32B")]
+    assert dense
+    assert not any(step.expert_passes for step in dense)
 
 
 @needs_data
@@ -63,7 +76,9 @@ def test_a_weight_update_costs_what_verl_measured() -> None:
 
 
 def test_scales_are_recovered_from_steps_made_with_them() -> None:
-    true = StepConstants(host_step_s=7e-3, training_scale=1.3, tensor_s=1e-4, update_bytes_per_s=2e10)
+    true = StepConstants(
+        host_step_s=7e-3, training_scale=1.3, expert_pass_s=4e-3, tensor_s=1e-4, update_bytes_per_s=2e10
+    )
     made = [
         NemoStep(
             label="",
@@ -75,16 +90,18 @@ def test_scales_are_recovered_from_steps_made_with_them() -> None:
             generation_s=generation,
             passes=4000.0,
             training_s=training,
+            expert_passes=experts,
             tensors=1000,
             weight_bytes=1e11,
         )
         for ahead in (False, True)
-        for generation, training in ((100.0, 20.0), (50.0, 90.0), (80.0, 40.0))
+        for generation, training, experts in ((100.0, 20.0, 0.0), (50.0, 90.0, 9000.0), (80.0, 40.0, 0.0))
     ]
     steps = [replace(step, measured_s=true.step_s(step)) for step in made]
     found = fit_scales(steps, true)
     assert found.host_step_s == pytest.approx(7e-3, rel=1e-3)
     assert found.training_scale == pytest.approx(1.3, rel=1e-3)
+    assert found.expert_pass_s == pytest.approx(4e-3, rel=1e-3)
 
 
 @needs_data
