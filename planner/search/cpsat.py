@@ -48,7 +48,7 @@ class _Ticks:
 
     Attributes:
         per_s: Ticks per second.
-        forward, backward, once, path: (K,) ticks.
+        forward, backward, once, update, path: (K,) ticks.
         hand_over: (C, C) ticks.
         error: Ticks by which rounding can change the value of a choice.
         most: No choice takes more ticks.
@@ -58,6 +58,7 @@ class _Ticks:
     forward: IntArray
     backward: IntArray
     once: IntArray
+    update: IntArray
     path: IntArray
     hand_over: IntArray
     error: float
@@ -176,12 +177,12 @@ def _ticks(instance: PartitionInstance, options: StageOptions, resolution: float
 
     Each rounded number is off by half a tick at most. The value of a choice is the longest of sums in which a
     stage's two passes count m times together with the turns spared, every other stage's twice at most (on the
-    way there and back), with the hand-over behind each. What happens once and detours add a half each.
+    way there and back), with the hand-over behind each. What happens once, updates and detours add a half each.
     """
     stages, m = instance.num_stages, instance.num_microbatches
     half_per_pass = 2 if instance.hand_over_s is not None else 1
     passes = 2 * (m + 2 * stages)
-    error = 0.5 * (half_per_pass * passes + 1 + stages)
+    error = 0.5 * (half_per_pass * passes + 2 + stages)
     stage_s = options.forward_s + options.backward_s
     least_s = np.full(stages, np.inf)
     np.minimum.at(least_s, options.stage, stage_s)
@@ -193,13 +194,14 @@ def _ticks(instance: PartitionInstance, options: StageOptions, resolution: float
 
     crossing = np.zeros((1, 1)) if instance.hand_over_s is None else instance.hand_over_s
     slowest = 2 * (float(stage_s.max(initial=0.0)) + 2 * float(crossing.max()))
-    most_s = 2 * (m + 2 * stages) * slowest + float(options.once_s.max(initial=0.0))
+    most_s = 2 * (m + 2 * stages) * slowest + float(options.once_s.max(initial=0.0) + options.update_s.max(initial=0.0))
     most_s += stages * float(options.path_s.max(initial=0.0))
     return _Ticks(
         per_s=per_s,
         forward=rounded(options.forward_s),
         backward=rounded(options.backward_s),
         once=rounded(options.once_s),
+        update=rounded(options.update_s),
         path=rounded(options.path_s),
         hand_over=rounded(crossing),
         error=error,
@@ -261,13 +263,14 @@ def _step(
             for stage in stages
         )
     )
+    update = at_least(*(_sum(ticks.update, chosen, of_stage[stage]) for stage in stages))
     if instance.schedule == Schedule.GPIPE:
         spread = sum(time) + (m - 1) * (at_least(*forward) + at_least(*backward))
     else:
         spread = _longest_chain(instance, forward, backward, at_least)
         if instance.virtual_stages > 1:  # of the bubble each chunk has its share
             spread = spread + (instance.virtual_stages - 1) * m * at_least(*time)
-    return spread + instance.virtual_stages * (once + _sum(ticks.path, chosen))
+    return spread + instance.virtual_stages * (once + update + _sum(ticks.path, chosen))
 
 
 def _longest_chain(

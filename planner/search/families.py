@@ -123,12 +123,21 @@ def least_step_s(
     crossing_s = np.where(p > 1, own_crossing_s(prices, config), 0.0)
     per_stage_s = 2 * crossing_s + prices.context.stack.microbatch_overhead_s * v
     work_s = np.sum([content[name] for name in _WORK], axis=0) + p * per_stage_s + extra_s
-    known_s = passes_per_work(p, m, v, schedule) * work_s + _least_once_s(prices, config, p, m, below_s)
+    longest_s = below_s / prices.context.stack.step_time_scale / m
+    known_s = passes_per_work(p, m, v, schedule) * work_s + least_once_s(prices, config, p, m, longest_s)
     return step_s(known_s, nodes=p * prices.unit["nodes"][config], prices=prices)
 
 
-def _least_once_s(prices: StagePrices, config: IntArray, p: IntArray, m: IntArray, below_s: float) -> FloatArray:
-    """(F,) seconds that some stage of a pipeline spends once per step: one holds its share of the layers, or more."""
+def least_once_s(prices: StagePrices, config: IntArray, p: IntArray, m: IntArray, longest_s: FloatArray) -> FloatArray:
+    """(F,) seconds once per step of the stage that holds most layers: at least its share of these.
+
+    Args:
+        prices: Prices of the configurations.
+        config: (F,) configuration of that stage.
+        p: (F,) stages.
+        m: (F,) micro-batches per step.
+        longest_s: (F,) longest a stage works on one micro-batch, under which traffic hides.
+    """
     model, no = prices.context.model, np.zeros(len(config), dtype=np.bool_)
     moe = 2 * model.num_moe_layers >= model.num_layers
     layers = -(-(model.num_moe_layers if moe else model.num_layers - model.num_moe_layers) // p)
@@ -136,10 +145,17 @@ def _least_once_s(prices: StagePrices, config: IntArray, p: IntArray, m: IntArra
     rows = prices.rows(
         config, dense=none if moe else layers, moe=layers if moe else none, has_embedding=no, has_head=no
     )
-    longest_s = np.full(len(config), below_s / prices.context.stack.step_time_scale) / m
     on_device, on_host = (
-        once_s(
-            prices, config, rows, num_microbatches=m, forward_s=longest_s, backward_s=longest_s, optimizer_offload=share
+        sum(
+            once_s(
+                prices,
+                config,
+                rows,
+                num_microbatches=m,
+                forward_s=longest_s,
+                backward_s=longest_s,
+                optimizer_offload=share,
+            )
         )
         for share in (0, OFFLOAD_PARTS)
     )

@@ -8,8 +8,9 @@ known choice is dropped; with more labels than allowed those with the best bound
 of those dropped is the bound of the answer.
 
 For 1F1B these numbers follow only chains of work through two stages (see ``_done_s``), so that the value of a
-label is never above that of the choice; choices are valued in full at the end. What that leaves open is the
-gap between bound and value, for ``cpsat`` to close.
+label is never above that of the choice; likewise what is done once is added up stage by stage, not its slowest parts.
+Choices are valued in full at the end. What that leaves open is the gap between bound and value, for ``cpsat`` to
+close.
 """
 
 import time
@@ -42,7 +43,7 @@ class _Labels:
         done_s: (Q,) with 1F1B: from the first forward on the first of them until the last is done, at least.
         slowest_s: (Q, 2) slowest forward and backward pass of them with GPipe, and the slowest stage with
             interleaving.
-        once_s: (Q,) what shows of the work done once per step.
+        once_s: (Q,) what shows of the work done once per step, with its update on one stage.
         path_s: (Q,) detours.
         option: (Q,) option of the first of these stages.
         parent: (Q,) label of the stages after it.
@@ -267,7 +268,9 @@ def _grown(
         way_s=labels.way_s[label] + stage_s,
         done_s=_done_s(instance, stage, labels.way_s[label], labels.done_s[label], forward_s, backward_s),
         slowest_s=np.maximum(labels.slowest_s[label], slowest_of(instance, forward_s, backward_s)),
-        once_s=np.maximum(options.once_s[option], once_s - stage_s if instance.once_under_fill else once_s),
+        once_s=np.maximum(
+            options.once_s[option] + options.update_s[option], once_s - stage_s if instance.once_under_fill else once_s
+        ),
         path_s=labels.path_s[label] + options.path_s[option],
         option=option,
         parent=label,

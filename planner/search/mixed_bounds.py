@@ -2,16 +2,17 @@
 
 A stage that works for at most t seconds on one micro-batch gets a limited number of layers done: as many as
 it has room for, and from a number on only with recomputation. The stages together have to get all layers
-done, with no more stages on a group than there are devices for; the least such t times the micro-batches is
-a bound on the step.
+done, with no more stages on a group than there are devices for. In a step of T seconds t is T over the micro-batches
+at most, and the stages together work for no more than what ``passes_per_work`` says; the least T in which all layers
+get done is a bound on the step.
 """
 
 import numpy as np
 
-from costmodels.plan import FloatArray, IntArray
+from costmodels.plan import BoolArray, FloatArray, IntArray
 from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
 from planner.search.capacity import again_s, rooms
-from planner.search.families import Family, least_nodes, step_s
+from planner.search.families import Family, least_nodes, least_once_s, passes_per_work, step_s
 from planner.search.freedom import Freedom
 
 _BISECTIONS = 20
@@ -39,12 +40,23 @@ def mixed_least_s(families: list[Family], prices: StagePrices, freedom: Freedom,
         tables = _Tables(some, prices, freedom, moe=moe)
         most_s = below_s / np.asarray([family.num_microbatches for family in some])
         times_s = _least_time_s(some, tables, layers, most_s)
-        found_s = times_s * np.asarray([family.num_microbatches for family in some])
+        found_s = times_s * np.asarray([family.num_microbatches for family in some]) + _once_s(some, prices, below_s)
         nodes = np.asarray([least_nodes(family, prices) for family in some])
         possible = np.isfinite(found_s)
         whole_s = np.full(len(some), np.inf)
         whole_s[possible] = step_s(found_s[possible], nodes=nodes[possible], prices=prices)
         least_s[members] = whole_s
+    return least_s
+
+
+def _once_s(families: list[Family], prices: StagePrices, below_s: float) -> FloatArray:
+    """(F,) seconds once per step, on the configuration on which that takes least."""
+    m = np.asarray([family.num_microbatches for family in families])
+    stages, least_s = np.full(len(m), families[0].num_stages), np.full(len(m), np.inf)
+    longest_s = below_s / prices.context.stack.step_time_scale / m
+    for place in range(max(len(family.configs) for family in families)):
+        config = np.asarray([family.configs[min(place, len(family.configs) - 1)] for family in families])
+        least_s = np.minimum(least_s, least_once_s(prices, config, stages, m, longest_s))
     return least_s
 
 
@@ -112,13 +124,39 @@ def _least_time_s(families: list[Family], tables: _Tables, layers: int, most_s: 
     for at, family in enumerate(families):
         rows[at, : len(family.configs)] = [tables.row_of[int(c), family.num_microbatches] for c in family.configs]
         slots[at, : len(family.configs)] = family.slots
-    enough = _done(tables, rows, slots, most_s) >= layers
-    low, high = np.zeros(len(families)), np.asarray(most_s, dtype=np.float64).copy()
+    m = np.asarray([family.num_microbatches for family in families])
+    one = np.ones_like(m)
+    stages = m / passes_per_work(families[0].num_stages * one, m, one, int(families[0].schedule) * one)
+
+    def enough(time_s: FloatArray) -> BoolArray:
+        """(F,) whether all layers get done where no stage works longer than that on one micro-batch."""
+        met: BoolArray = _done(tables, rows, slots, time_s) >= layers
+        return met & (_done_together(tables, rows, slots, time_s, stages * time_s) >= layers)
+
+    # Nothing gets done that is not while one stage does it all, recomputing every layer.
+    alone_s = float((layers * (tables.layer_s + tables.full_s) + tables.ends_s.sum(axis=1)).max())
+    low, high = np.zeros(len(families)), np.minimum(most_s, alone_s)
+    possible = enough(high)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        met = _done(tables, rows, slots, middle) >= layers
+        met = enough(middle)
         low, high = np.where(met, low, middle), np.where(met, middle, high)
-    return np.where(enough, low, np.inf)
+    return np.where(possible, low, np.inf)
+
+
+def _done_together(
+    tables: _Tables, rows: IntArray, slots: IntArray, time_s: FloatArray, together_s: FloatArray
+) -> FloatArray:
+    """(F,) most layers that stages get done who work for so long each, and for so long together: the fastest first."""
+    here = slots > 0
+    layer_s = np.where(here, tables.layer_s[rows], np.inf)
+    ends_s = np.where(here[:, :, None], tables.ends_s[rows][:, :, [0, -1]], np.inf).min(axis=1).sum(axis=1)
+    left_s, done = np.maximum(together_s - ends_s, 0.0), np.zeros(len(rows))
+    for index in np.argsort(layer_s, axis=1, kind="stable").T:
+        at = np.arange(len(rows)), index
+        worked_s = np.minimum(left_s, slots[at] * time_s)
+        done, left_s = done + worked_s / layer_s[at], left_s - worked_s
+    return done * (1 + 1e-9)
 
 
 def _done(tables: _Tables, rows: IntArray, slots: IntArray, time_s: FloatArray) -> FloatArray:

@@ -17,8 +17,8 @@ def once_s(
     forward_s: FloatArray,
     backward_s: FloatArray,
     optimizer_offload: IntArray | int = 0,
-) -> FloatArray:
-    """(K,) seconds once per step of stages.
+) -> tuple[FloatArray, FloatArray]:
+    """(K,) seconds once per step of stages: of traffic that shows, and of the optimizer after that.
 
     Args:
         prices: Prices of the configurations.
@@ -43,5 +43,4 @@ def once_s(
         traffic, num_microbatches=num_microbatches, forward_s=forward_s, backward_s=backward_s
     )
     share = np.asarray(optimizer_offload) / OFFLOAD_PARTS
-    step: FloatArray = exposed + content["device_step_s"] * (1.0 - share) + content["host_step_s"] * share
-    return step
+    return exposed, content["device_step_s"] * (1.0 - share) + content["host_step_s"] * share

@@ -32,7 +32,8 @@ class StageOptions:
         first_layer: (K,) position of the first of them in the model, or ``ANYWHERE`` for all options.
         forward_s: (K,) one micro-batch's forward pass.
         backward_s: (K,) its backward pass, recomputation included.
-        once_s: (K,) seconds once per step: gradient traffic that shows, the optimizer.
+        once_s: (K,) seconds once per step, before all stages go on: gradient traffic that shows.
+        update_s: (K,) seconds once per step after that: the optimizer.
         path_s: (K,) seconds that one micro-batch takes on its way past the stage without occupying it.
         kind: (K,) group of devices, as ``PartitionInstance.hand_over_s`` counts them.
         devices: (K, G) devices taken from each group.
@@ -45,6 +46,7 @@ class StageOptions:
     forward_s: FloatArray
     backward_s: FloatArray
     once_s: FloatArray
+    update_s: FloatArray
     path_s: FloatArray
     kind: IntArray
     devices: IntArray
@@ -60,7 +62,8 @@ class StageOptions:
         """Options of the given columns; absent ones are anywhere, free of cost, on no particular devices."""
         rows = len(stage)
         defaults: dict[str, Any] = {
-            "first_layer": ANYWHERE, "once_s": 0.0, "path_s": 0.0, "kind": 0, "source": np.arange(rows),
+            "first_layer": ANYWHERE, "once_s": 0.0, "update_s": 0.0, "path_s": 0.0, "kind": 0,
+            "source": np.arange(rows),
         }  # fmt: skip
         given = {"stage": stage, "layers": layers, "forward_s": forward_s, "backward_s": backward_s}
         built: dict[str, NDArray[Any]] = {}
@@ -120,7 +123,9 @@ class PartitionInstance:
         placed = options.first_layer != ANYWHERE
         if placed.any() and not placed.all():
             raise ValueError("first_layer must be known of all options or of none")
-        times = np.concatenate([options.forward_s, options.backward_s, options.once_s, options.path_s])
+        times = np.concatenate(
+            [options.forward_s, options.backward_s, options.once_s, options.update_s, options.path_s]
+        )
         if not (np.isfinite(times).all() and (times >= 0).all() and (options.layers >= 0).all()):
             raise ValueError("seconds must be finite, and layers and seconds not negative")
         if self.hand_over_s is not None and int(options.kind.max(initial=0)) >= len(self.hand_over_s):
@@ -175,18 +180,19 @@ def partition_time_s(instance: PartitionInstance, rows: IntArray) -> FloatArray:
         stage_s = forward_s + backward_s
         once_s = once_s - (np.cumsum(stage_s, axis=1) - stage_s)
     step_s: FloatArray = whole_s + options.path_s[rows].sum(axis=1) + once_s.max(axis=1)
+    step_s += options.update_s[rows].max(axis=1)
     return step_s
 
 
 def undominated(instance: PartitionInstance) -> IntArray:
     """Options that no other one beats, in ascending order.
 
-    The step never gets shorter when a stage's forward or backward pass, what it does once, or its detour
+    The step never gets shorter when a stage's forward or backward pass, what it does once, its update, or its detour
     gets longer, and options only differ in devices they take: one that is no better than another for the
     same stage and layers in any of these is never needed.
     """
     options = instance.options
     keys = np.column_stack([options.stage, options.first_layer, options.layers, options.kind, options.devices])
-    times = np.column_stack([options.forward_s, options.backward_s, options.once_s, options.path_s])
+    times = np.column_stack([options.forward_s, options.backward_s, options.once_s, options.update_s, options.path_s])
     _, state = np.unique(keys, axis=0, return_inverse=True)
     return nondominated(state.reshape(-1), times)

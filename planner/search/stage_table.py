@@ -17,7 +17,7 @@ from costmodels.stage_layers import layer_kinds
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
 from costmodels.stages import moe_layers
-from planner.search.families import Family, crossings_s, known_of_step_s, least_nodes, own_crossing_s
+from planner.search.families import Family, crossings_s, known_of_step_s, least_nodes, least_once_s, own_crossing_s
 from planner.search.freedom import OFFLOADED_EIGHTHS, Freedom, Treatment
 from planner.search.once import once_s
 from planner.search.partition import ANYWHERE, PartitionInstance, StageOptions
@@ -29,6 +29,7 @@ _MOST_WAYS, _MOST_CELLS = 500_000, 300_000  # ways looked at and stages priced; 
 # these a few, evenly spread.
 _FINENESS = ("all", "chain", "coarse")
 _COARSE = 8
+_NARROWINGS = 4  # times that the longest a stage can work is worked out from what shows after the time before
 _WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
 
 
@@ -96,10 +97,7 @@ def option_table(
         below_s: Step time to beat, or infinity.
         most_layers: Most layers a stage can hold, if known.
     """
-    known_s = np.inf
-    if np.isfinite(below_s):
-        known_s = known_of_step_s(below_s, nodes=least_nodes(family, prices), prices=prices)
-    most_s = known_s / family.num_microbatches
+    most_s = _longest_s(family, prices, below_s) if np.isfinite(below_s) else np.inf
     contents = _contents(family, prices, most_s, most_layers)
     if not len(contents.first):
         return None
@@ -112,6 +110,21 @@ def option_table(
             exhaustive = told or fineness == _FINENESS[0]
             return _built(family, prices, contents, config, columns, most_s=most_s, exhaustive=exhaustive)
     return None
+
+
+def _longest_s(family: Family, prices: StagePrices, below_s: float) -> float:
+    """Seconds that a stage of a plan below a step time works on one micro-batch at most.
+
+    The slowest works as often as there are micro-batches, and what then happens once shows the more, the less time
+    it has to hide.
+    """
+    known_s = known_of_step_s(below_s, nodes=least_nodes(family, prices), prices=prices)
+    p, m = (np.full(len(family.configs), size) for size in (family.num_stages, family.num_microbatches))
+    longest_s = known_s / family.num_microbatches
+    for _ in range(_NARROWINGS):
+        once = least_once_s(prices, family.configs, p, m, np.full(len(p), longest_s))
+        longest_s = max(known_s - float(once.min()), 0.0) / family.num_microbatches
+    return longest_s
 
 
 def _in_time(
@@ -301,7 +314,7 @@ def _placed(
             return None
     forward_s, backward_s = forward_s[way, stage], backward_s[way, stage]
     chosen = {name: column[way] for name, column in columns.items()}
-    once_s = _once_s(
+    once_s, update_s = _once_s(
         family, prices, config[way], chosen, stage, longest_s=(float(forward_s.max()), float(backward_s.max()))
     )
     kind = np.searchsorted(family.configs, config[way])
@@ -310,7 +323,7 @@ def _placed(
     slots = np.asarray(family.slots, dtype=np.int64)
     options = StageOptions.from_columns(
         stage=stage, layers=layers, first_layer=first, forward_s=np.maximum(forward_s - own_s, 0.0),
-        backward_s=np.maximum(backward_s - own_s, 0.0), once_s=once_s, kind=kind,
+        backward_s=np.maximum(backward_s - own_s, 0.0), once_s=once_s, update_s=update_s, kind=kind,
         devices=(kind[:, None] == np.arange(len(slots))).astype(np.int64),
     )  # fmt: skip
     instance = PartitionInstance(
@@ -339,8 +352,8 @@ def _reachable(first: IntArray, layers: IntArray, stage: IntArray, family: Famil
 def _once_s(
     family: Family, prices: StagePrices, config: IntArray, columns: dict[str, IntArray], stage: IntArray,
     *, longest_s: tuple[float, float],
-) -> FloatArray:  # fmt: skip
-    """(K,) seconds once per step of each option: traffic under the longest passes there are, optimizer, offloading."""
+) -> tuple[FloatArray, FloatArray]:  # fmt: skip
+    """(K,) seconds once per step of each option: traffic under the longest passes there are, and the optimizer."""
     rows = prices.rows(
         config, dense=columns["dense"], moe=columns["moe"], has_embedding=stage == 0,
         has_head=stage == family.num_stages - 1,

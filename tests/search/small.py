@@ -72,6 +72,8 @@ INSTANCES = (
           job={"sequence_length": 2048, "global_batch_size": 4}, reserve_gib=55.0),
     Small(name="dense, large vocabulary", model=model(6, vocab_size=256000), cluster="4xA100-80GB", job=_JOB,
           reserve_gib=50.0, pins={"pp": 2}),
+    Small(name="dense, slow network", model=model(4, hidden_size=2048, intermediate_size=5632), cluster="4x1xA10G",
+          job={"sequence_length": 1024, "global_batch_size": 16}),
     Small(name="MoE, loose", model=mixture(4), cluster="4xH100", job=_JOB),
     Small(name="MoE, tight", model=mixture(4), cluster="4xH100", job=_JOB, reserve_gib=25.0),
     Small(name="MoE, two stages", model=mixture(6), cluster="8xH100", job=_JOB, reserve_gib=32.0, pins={"pp": 2}),
@@ -80,6 +82,8 @@ INSTANCES = (
           pins={"mbs": 1}),
     Small(name="two types, MoE", model=mixture(4), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, reserve_gib=5.0,
           pins={"mbs": 1}),
+    Small(name="two types, slow network", model=model(5, hidden_size=2048, intermediate_size=5632),
+          cluster="2x1xA10G+2x1xL4", job={"sequence_length": 1024, "global_batch_size": 8}, reserve_gib=8.0),
     Small(name="everything at once", model=model(5), cluster="1x2xA100-80GB+1x2xH100", reserve_gib=66.0,
           job={"sequence_length": 2048, "global_batch_size": 16}),
 )  # fmt: skip
@@ -134,16 +138,16 @@ def true_optimum(question: Question) -> tuple[float, int]:
         modes = set(np.unique(space.plans.recompute).tolist())
         families, configs = alike_families(space.plans, group=group)
         prices = StagePrices(configs=configs, contexts=question.contexts)
-        found = _best_of(question, families, prices, layers, moe, modes)
+        found = best_of(question, families, prices, layers, moe, modes)
         best_s, plans = min(best_s, found[0]), plans + found[1]
     if len(question.requests) > 1:
         mixed = mixed_families(question, request.pins, alike=question.runnable)
-        found = _best_of(question, mixed.families, mixed.prices, layers, moe, modes)
+        found = best_of(question, mixed.families, mixed.prices, layers, moe, modes)
         best_s, plans = min(best_s, found[0]), plans + found[1]
     return best_s, plans
 
 
-def _best_of(
+def best_of(
     question: Question, families: list[Family], prices: StagePrices, layers: int, moe: bool, modes: set[int]
 ) -> tuple[float, int]:
     best_s, plans = np.inf, 0

@@ -41,8 +41,17 @@ def found(instance: Small, **limits: Any) -> SearchResult:
     return search(**instance.arguments(), **limits)
 
 
-@pytest.mark.parametrize("name", ["dense, large vocabulary", "MoE, tight", "two types, loose"])
-def test_the_optimum_of_every_plan_there_is_is_found_and_proved(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "room"),
+    [
+        ("dense, large vocabulary", 1e-6),
+        ("dense, slow network", 1e-6),
+        ("MoE, tight", 1e-6),
+        ("two types, loose", 1e-6),
+        ("two types, slow network", 0.02),
+    ],
+)
+def test_the_optimum_of_every_plan_there_is_is_found_and_proved(name: str, room: float) -> None:
     instance = BY_NAME[name]
     best_s, plans = true_optimum(instance.question())
     result = found(instance)
@@ -52,7 +61,7 @@ def test_the_optimum_of_every_plan_there_is_is_found_and_proved(name: str) -> No
     assert result.bound_s is not None
     assert result.bound_s <= best_s * (1 + 1e-9)
     assert result.gap is not None
-    assert result.gap <= 1e-3
+    assert result.gap <= room
 
 
 def test_cpsat_alone_finds_the_same() -> None:
