@@ -96,6 +96,7 @@ class SimulatedAnnealing:
     _fresh: BoolArray = field(init=False)  # chains whose plan has no price yet
     _vain: IntArray = field(init=False)  # proposals in a row without a new plan
     _asked: IntArray = field(init=False)  # chains that wait for a price
+    _keys: Keys = field(init=False)  # of the plans they wait for
     _moves: IntArray = field(init=False)
     _best: IntArray | None = field(default=None, init=False)
     _best_s: float = field(default=np.inf, init=False)
@@ -115,6 +116,7 @@ class SimulatedAnnealing:
         self._fresh = np.ones(self.chains, dtype=np.bool_)
         self._vain = np.zeros(self.chains, dtype=np.int64)
         self._asked = np.zeros(0, dtype=np.int64)
+        self._keys = np.zeros(self.chains, dtype=np.uint64)
         self._moves = np.zeros(self.chains, dtype=np.int64)
         self._counts = np.zeros((5, self.chains), dtype=np.int64)
         self._move_counts = np.zeros((2, len(self.space.moves)), dtype=np.int64)
@@ -142,28 +144,32 @@ class SimulatedAnnealing:
     def ask(self, count: int) -> IntArray:
         """A neighbour that has no price yet for every chain; where a chain restarts, the plan it starts from."""
         proposals, waiting = self._here.copy(), self._fresh.copy()
-        pending = [self._memory.keys(self._here[waiting])]
+        self._keys[waiting] = self._memory.keys(self._here[waiting])
+        self._memory.claim(self._keys[waiting])
         for _ in range(_ROUNDS):
             rows = np.flatnonzero(~waiting)
             if len(rows) <= (1 - _ENOUGH) * self.chains:
                 break
-            unknown, vectors, keys = self._wander(rows, np.concatenate(pending))
+            unknown, vectors, keys = self._wander(rows)
+            self._keys[rows[unknown]] = keys[unknown]
             proposals[rows[unknown]] = vectors[unknown]
             waiting[rows[unknown]] = True
             self._vain[rows] += 1
-            pending.append(keys[unknown])
         self._vain[waiting] = 0
         stuck = np.flatnonzero(self._vain >= _ROUNDS)
         self._asked = np.flatnonzero(waiting)[:count]
+        if len(self._asked) < waiting.sum():
+            self._memory.disclaim(self._keys[np.flatnonzero(waiting)[count:]])
         if len(stuck):
             self._restart(stuck)
         return proposals[self._asked]
 
-    def _wander(self, rows: IntArray, pending: Keys) -> tuple[BoolArray, IntArray, Keys]:
+    def _wander(self, rows: IntArray) -> tuple[BoolArray, IntArray, Keys]:
         """Propose a move for some chains and decide those whose price is remembered.
 
         Returns:
-            (n,) which proposals have no price yet, each plan once, the (n, K) proposals, and their keys.
+            (n,) which proposals have no price yet and are asked for by no other chain, the (n, K) proposals, and their
+            keys.
         """
         self._moves[rows] = self._rng.integers(0, len(self.space.moves), size=len(rows))
         vectors = self.space.propose(self._here[rows], self._moves[rows], self._rng)
@@ -173,15 +179,13 @@ class SimulatedAnnealing:
         known = np.flatnonzero(~unknown)
         self._decide(rows[known], vectors[known], energy_s[known])
         self._counts[_RECALLED, rows[known]] += 1
-        _, first = np.unique(keys, return_index=True)
-        once = np.zeros(len(rows), dtype=np.bool_)
-        once[first] = True
-        return unknown & once & ~np.isin(keys, pending), vectors, keys
+        unknown[unknown] = self._memory.claim(keys[unknown])
+        return unknown, vectors, keys
 
     def tell(self, vectors: IntArray, outcome: Outcome) -> None:
         """Take or leave every proposal, cool down, and begin anew where a schedule has ended."""
         energy_s, rows = penalised(outcome, self.penalty), self._asked[: len(vectors)]
-        self._memory.remember(self._memory.keys(vectors), energy_s)
+        self._memory.remember(self._keys[rows], energy_s)
         if len(rows):
             begun = self._fresh[rows]
             self._here[rows[begun]], self._energy_s[rows[begun]] = vectors[begun], energy_s[begun]

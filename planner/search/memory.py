@@ -1,4 +1,4 @@
-"""What was already priced: a bounded, vectorised memory from plans to costs.
+"""What was already priced, or soon will be: a bounded, vectorised memory from plans to costs.
 
 A search near a good plan proposes the same neighbours again and again; remembering them leaves the budget
 for plans not seen yet. Plans are told apart by a 64-bit fingerprint, in a table in which a newer plan
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.plan import FloatArray, IntArray
+from costmodels.plan import BoolArray, FloatArray, IntArray
 
 Keys = NDArray[np.uint64]
 
@@ -32,21 +32,22 @@ class PriceMemory:
     _shift: np.uint64 = field(init=False)
     _keys: Keys = field(init=False)
     _values: FloatArray = field(init=False)
+    _claimed: Keys = field(init=False)
+    _first: IntArray = field(init=False)
 
     def __post_init__(self) -> None:
         bits = max(int(self.slots - 1).bit_length(), 1)
         self.slots = 1 << bits
         self._shift = np.uint64(64 - bits)
-        drawn = np.random.default_rng(0).integers(1, 1 << 63, size=self.knobs, dtype=np.uint64)
-        self._weights = drawn | np.uint64(1)
+        self._weights = np.random.default_rng(0).integers(0, 1 << 64, size=self.knobs, dtype=np.uint64)
         self._keys = np.zeros(self.slots, dtype=np.uint64)
         self._values = np.full(self.slots, np.nan)
+        self._claimed = np.zeros(self.slots, dtype=np.uint64)
+        self._first = np.zeros(self.slots, dtype=np.int64)
 
     def keys(self, vectors: IntArray) -> Keys:
-        """(N,) fingerprints; two plans share one with probability 2^-64."""
-        mixed = (vectors.astype(np.uint64) + np.uint64(1)) * self._weights
-        mixed ^= mixed >> np.uint64(29)
-        summed: Keys = (mixed * _MIX).sum(axis=1, dtype=np.uint64)
+        """(N,) fingerprints; two plans whose knobs are below 2^k share one with probability 2^(k - 64) at most."""
+        summed: Keys = vectors.astype(np.uint64) @ self._weights
         return (summed ^ (summed >> np.uint64(32))) * _MIX
 
     def recall(self, keys: Keys) -> FloatArray:
@@ -59,3 +60,18 @@ class PriceMemory:
         slot = keys >> self._shift
         self._keys[slot] = keys
         self._values[slot] = values
+
+    def claim(self, keys: Keys) -> BoolArray:
+        """(N,) which keys nobody has claimed: each once, and of several for one place only the first."""
+        slot = keys >> self._shift
+        free = np.flatnonzero(self._claimed[slot] != keys)
+        self._first[slot[free[::-1]]] = free[::-1]
+        mine = np.zeros(len(keys), dtype=np.bool_)
+        mine[free] = self._first[slot[free]] == free
+        self._claimed[slot[mine]] = keys[mine]
+        return mine
+
+    def disclaim(self, keys: Keys) -> None:
+        """Let keys be claimed again."""
+        slot = keys >> self._shift
+        self._claimed[slot[self._claimed[slot] == keys]] = 0

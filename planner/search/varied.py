@@ -27,7 +27,6 @@ from planner.search.varied_vectors import (
     PLAN_KNOBS,
     SAMPLES,
     SCHEDULE,
-    STAGE_KNOBS,
     STAGES,
     VIRTUAL,
     Layout,
@@ -147,8 +146,12 @@ class VariedSpace:
         width = row.shape[1]
 
         def put(name: str, column: IntArray) -> None:
-            start = layout.block(name).start
-            vectors[:, start : start + width] = column[:, : layout.width] * used
+            kept = column[:, : layout.width] * used
+            if name in layout.names:
+                start = layout.block(name).start
+                vectors[:, start : start + width] = kept
+            elif kept.any():
+                raise ValueError(f"a plan has {name} layers, which this space does not")
 
         put("shape", shape_of[row])
         for name in ("layers", "full_dense", "full_moe", "offloaded", "optimizer_offload"):
@@ -228,12 +231,12 @@ class VariedSpace:
         if layout.full:
             draw = rng.random(count)[:, None]
             part = np.select([draw < 0.4, draw < 0.7], [0.0, 1.0], rng.random((count, 1)))
-            for name in ("full_dense", "full_moe"):
-                wanted = np.ceil(part * vectors[:, layout.block("layers")]).astype(np.int64)
-                vectors[:, layout.block(name)] = wanted
+            wanted = np.ceil(part * vectors[:, layout.block("layers")]).astype(np.int64)
+            for name in layout.names:
+                if name in ("full_dense", "full_moe"):
+                    vectors[:, layout.block(name)] = wanted
         used = layout.used(vectors)
-        for name in STAGE_KNOBS:
-            vectors[:, layout.block(name)] *= used
+        layout.stages(vectors)[:] *= used[:, None]
         kept: IntArray = clipped(vectors, layout)[good]
         return kept
 
@@ -289,16 +292,10 @@ class VariedSpace:
     def _named(self) -> list[Knob]:
         layers, layout = self.layout.model.num_layers, self.layout
         numbers = tuple(str(number) for number in range(layers + 1))
-        only = ("0",)
-        kinds = (layout.model.num_moe_layers < layers, layout.model.num_moe_layers > 0)
-        options = {
+        options = dict.fromkeys(layout.names, numbers) | {
             "shape": self._shape_labels(),
-            "layers": numbers,
-            "full_dense": numbers if layout.full and kinds[0] else only,
-            "full_moe": numbers if layout.full and kinds[1] else only,
-            "selective": ("0", "1") if layout.selective else only,
-            "offloaded": numbers if layout.offload else only,
-            "optimizer_offload": numbers[: OFFLOAD_PARTS + 1] if layout.offload else only,
+            "selective": ("0", "1"),
+            "optimizer_offload": numbers[: OFFLOAD_PARTS + 1],
         }
         plan = (
             tuple(str(number + 1) for number in range(layout.width)),
@@ -307,7 +304,7 @@ class VariedSpace:
             tuple(str(number) for number in self.choices.samples),
         )
         found = [Knob(name=name, labels=labels) for name, labels in zip(PLAN_KNOBS, plan, strict=True)]
-        for name in STAGE_KNOBS:
+        for name in layout.names:
             found += [
                 Knob(name=f"{name}_{stage}", labels=options[name], ordered=name != "shape")
                 for stage in range(layout.width)

@@ -15,7 +15,6 @@ from costmodels.stage_plan import OFFLOAD_PARTS
 from planner.search.varied_vectors import (
     SAMPLES,
     SCHEDULE,
-    STAGE_KNOBS,
     STAGES,
     VIRTUAL,
     Layout,
@@ -178,11 +177,10 @@ def _swap(mover: StageMover, vectors: IntArray, rng: Generator) -> IntArray:
     """Two stages exchange everything."""
     layout, rows = mover.layout, np.arange(len(vectors))
     one, other = mover.stage(vectors, rng), mover.stage(vectors, rng)
-    for name in STAGE_KNOBS:
-        start = layout.block(name).start
-        held = vectors[rows, start + one].copy()
-        vectors[rows, start + one] = vectors[rows, start + other]
-        vectors[rows, start + other] = held
+    stages = layout.stages(vectors)
+    held = stages[rows, :, one]
+    stages[rows, :, one] = stages[rows, :, other]
+    stages[rows, :, other] = held
     return vectors
 
 
@@ -270,14 +268,8 @@ def _double(mover: StageMover, vectors: IntArray, rng: Generator) -> IntArray:
     fits = (number <= width) & (number * layout.chunks(vectors) <= layout.model.num_layers)
     place = np.arange(width)[None, :]
     source = np.clip(np.where(halve[:, None], place * 2, place // 2), 0, width - 1)
-    parts = vectors.copy()
-    for name in STAGE_KNOBS:
-        block = layout.block(name)
-        parts[:, block] = np.take_along_axis(vectors[:, block], source, axis=1)
-    parts[:, STAGES] = np.where(fits, number, stages) - 1
+    parts = _gathered(vectors, layout, source, np.where(fits, number, stages))
     used = layout.used(parts)
-    for name in STAGE_KNOBS:
-        parts[:, layout.block(name)] *= used
     block = layout.block("shape")
     way = np.where(halve, 1, -1)[:, None] + 0 * place
     key, known = _resized(mover, parts[:, block], way)
@@ -312,25 +304,22 @@ def _inserted(vectors: IntArray, layout: Layout, at: IntArray) -> IntArray:
     """Plans with the stage ``at`` twice."""
     place = np.arange(layout.width)[None, :]
     source = place - (place > at[:, None])
-    return _gathered(vectors, layout, source, 1)
+    return _gathered(vectors, layout, source, np.minimum(layout.count(vectors) + 1, layout.width))
 
 
 def _removed(vectors: IntArray, layout: Layout, at: IntArray) -> IntArray:
     """Plans without the stage after ``at``."""
     place = np.arange(layout.width)[None, :]
     source = np.minimum(place + (place > at[:, None]), layout.width - 1)
-    return _gathered(vectors, layout, source, -1)
+    return _gathered(vectors, layout, source, np.maximum(layout.count(vectors) - 1, 1))
 
 
-def _gathered(vectors: IntArray, layout: Layout, source: IntArray, more: int) -> IntArray:
+def _gathered(vectors: IntArray, layout: Layout, source: IntArray, number: IntArray) -> IntArray:
+    """Plans of so many stages, (N,), that are copies of others: (N, S) which."""
     parts = vectors.copy()
-    for name in STAGE_KNOBS:
-        block = layout.block(name)
-        parts[:, block] = np.take_along_axis(vectors[:, block], source, axis=1)
-    parts[:, STAGES] = np.clip(vectors[:, STAGES] + more, 0, layout.width - 1)
-    used = layout.used(parts)
-    for name in STAGE_KNOBS:
-        parts[:, layout.block(name)] *= used
+    parts[:, STAGES] = number - 1
+    taken = np.take_along_axis(layout.stages(vectors), source[:, None], axis=2)
+    np.multiply(taken, layout.used(parts)[:, None], out=layout.stages(parts))
     return parts
 
 

@@ -3,10 +3,12 @@
 A vector holds four knobs of the whole plan (stages, schedule, virtual stages, samples per micro-batch) and
 then, block after block, one knob for every stage there is room for: its shape, its layers, how many dense
 and MoE layers are recomputed from their input, whether the others recompute their attention core, and how
-much is offloaded. Knobs of stages a plan does not have are 0.
+much is offloaded. Knobs of stages a plan does not have are 0; knobs that can be nothing else, of layers the model
+does not have or of what is not considered, are left out.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -20,7 +22,7 @@ STAGES, SCHEDULE, VIRTUAL, SAMPLES = range(len(PLAN_KNOBS))
 STAGE_KNOBS = ("shape", "layers", "full_dense", "full_moe", "selective", "offloaded", "optimizer_offload")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """Where knobs are, and what their values stand for.
 
@@ -47,15 +49,39 @@ class Layout:
     legal_plan: BoolArray
     moe_before: IntArray
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Knobs of a stage, of ``STAGE_KNOBS``."""
+        moe, layers = self.model.num_moe_layers, self.model.num_layers
+        there = {
+            "full_dense": self.full and moe < layers, "full_moe": self.full and moe > 0, "selective": self.selective,
+            "offloaded": self.offload, "optimizer_offload": self.offload,
+        }  # fmt: skip
+        return tuple(name for name in STAGE_KNOBS if there.get(name, True))
+
     @property
     def length(self) -> int:
         """K, knobs of a vector."""
-        return len(PLAN_KNOBS) + len(STAGE_KNOBS) * self.width
+        return len(PLAN_KNOBS) + len(self.names) * self.width
 
     def block(self, name: str) -> slice:
-        """Columns of a knob of every stage."""
-        start = len(PLAN_KNOBS) + STAGE_KNOBS.index(name) * self.width
+        """Columns of a knob of every stage.
+
+        Raises:
+            ValueError: If no plan has that knob.
+        """
+        start = len(PLAN_KNOBS) + self.names.index(name) * self.width
         return slice(start, start + self.width)
+
+    def part(self, vectors: IntArray, name: str) -> IntArray:
+        """(N, S) values of a knob of every stage; 0 where there is none."""
+        if name in self.names:
+            return vectors[:, self.block(name)]
+        return np.zeros((len(vectors), self.width), dtype=np.int64)
+
+    def stages(self, vectors: IntArray) -> IntArray:
+        """(N, knobs, S) all knobs of stages, as a view."""
+        return vectors[:, len(PLAN_KNOBS) :].reshape(len(vectors), len(self.names), self.width)
 
     def count(self, vectors: IntArray) -> IntArray:
         """(N,) pipeline stages."""
@@ -111,8 +137,7 @@ def settled(vectors: IntArray, layout: Layout) -> IntArray:
     chunks = layout.chunks(vectors)
     vectors[:, STAGES] = np.minimum(vectors[:, STAGES], np.maximum(layers // chunks, 1) - 1)
     used = layout.used(vectors)
-    for name in STAGE_KNOBS:
-        vectors[:, layout.block(name)] *= used
+    layout.stages(vectors)[:] *= used[:, None]
     vectors[:, layout.block("layers")] = spread(vectors[:, layout.block("layers")], used, chunks, layers)
     return clipped(vectors, layout)
 
@@ -121,15 +146,16 @@ def clipped(vectors: IntArray, layout: Layout) -> IntArray:
     """Recomputed and offloaded layers limited to those there are, in place."""
     dense, moe = layout.kinds(vectors)
     for name, most in (("full_dense", dense), ("full_moe", moe)):
-        block = layout.block(name)
-        np.minimum(vectors[:, block], most, out=vectors[:, block])
+        if name in layout.names:
+            block = layout.block(name)
+            np.minimum(vectors[:, block], most, out=vectors[:, block])
     if layout.selective:
         block = layout.block("selective")
-        rest = dense + moe - vectors[:, layout.block("full_dense")] - vectors[:, layout.block("full_moe")]
+        rest = dense + moe - layout.part(vectors, "full_dense") - layout.part(vectors, "full_moe")
         vectors[:, block] *= rest > 0
     if layout.offload:
         block = layout.block("offloaded")
-        full = vectors[:, layout.block("full_dense")] + vectors[:, layout.block("full_moe")]
+        full = layout.part(vectors, "full_dense") + layout.part(vectors, "full_moe")
         np.minimum(vectors[:, block], np.where(full > 0, full, dense + moe), out=vectors[:, block])
     return vectors
 
@@ -163,7 +189,7 @@ def plans_of(vectors: IntArray, layout: Layout, *, width: int) -> StagePlanBatch
     """The plans of settled vectors, with room for ``width`` stages; a stage without configuration runs the first."""
     used = layout.used(vectors)[:, :width]
     dense, moe = (kind[:, :width] for kind in layout.kinds(vectors))
-    part = {name: vectors[:, layout.block(name)][:, :width] for name in STAGE_KNOBS}
+    part = {name: layout.part(vectors, name)[:, :width] for name in STAGE_KNOBS}
     columns = {name: part[name] for name in ("full_dense", "full_moe", "offloaded", "optimizer_offload")}
     if layout.selective:
         columns["selective_dense"] = (dense - part["full_dense"]) * part["selective"]

@@ -222,3 +222,29 @@ def test_memory_recalls_what_it_was_told_and_nothing_else() -> None:
     assert kept.mean() > 0.8
     assert (recalled[kept] == np.arange(1000.0)[kept]).all()
     assert np.isnan(memory.recall(memory.keys(vectors + 50))).all()
+
+
+def test_a_key_is_claimed_once_until_it_is_given_back() -> None:
+    memory = PriceMemory(knobs=3, slots=1 << 12)
+    keys = memory.keys(np.random.default_rng(0).integers(0, 50, size=(100, 3)))
+    assert len(np.unique(keys)) == 100
+    first = memory.claim(np.concatenate([keys, keys[:10], keys[:10]]))
+    assert not first[100:].any()
+    assert first[:100].sum() > 90  # the others fall on the place of one before them
+    assert not memory.claim(keys[first[:100]]).any()
+    assert memory.claim(keys[~first[:100]]).all()
+    memory.disclaim(keys[:5])
+    assert memory.claim(keys).tolist()[:5] == [True] * 5
+
+
+def test_no_question_asks_for_a_plan_twice(space: UniformSpace) -> None:
+    agent = SimulatedAnnealing(space=space, chains=64)
+    seen: set[bytes] = set()
+    for count in (64, 64, 3, 64, 64):  # of those left out when fewer are wanted none is lost
+        vectors = agent.ask(count)
+        assert len(vectors) <= count
+        rows = {row.tobytes() for row in vectors}
+        assert len(seen) == 0 or len(rows) == len(vectors)
+        assert not rows & seen
+        seen |= rows
+        agent.tell(vectors, space.price(vectors))

@@ -18,7 +18,7 @@ from planner.search.run import Budget, Search, run
 from planner.search.stage_space import stage_space
 from planner.search.varied import VariedSpace
 from planner.search.varied_moves import MOVES
-from planner.search.varied_vectors import STAGES, spread
+from planner.search.varied_vectors import PLAN_KNOBS, STAGES, spread
 from planner.space import plan_space
 from profiles.errors import SpecError
 from tests.fakes import device, gpt, job, mixture, stack
@@ -87,6 +87,33 @@ def test_every_kind_of_move_does_something(move: str) -> None:
     before = where.initial(300, rng)
     after = where.propose(before, np.full(300, list(MOVES).index(move)), rng)
     assert (after != before).any(axis=1).mean() > 0.03
+
+
+@pytest.mark.parametrize("case", SPACES)
+def test_only_knobs_that_can_be_turned_are_knobs(case: str) -> None:
+    where = SPACES[case]()
+    model = where.layout.model
+    names = {knob.name.rsplit("_", 1)[0] for knob in where.knobs[len(PLAN_KNOBS) :]}
+    assert names == set(where.layout.names)
+    assert ("full_dense" in names) == (where.layout.full and model.num_moe_layers < model.num_layers)
+    assert ("full_moe" in names) == (where.layout.full and model.num_moe_layers > 0)
+    assert ("offloaded" in names) == ("optimizer_offload" in names) == where.offload
+    assert all(len(knob.labels) > 1 for knob in where.knobs[len(PLAN_KNOBS) :])
+    vectors = where.initial(5, np.random.default_rng(0))
+    assert vectors.shape[1] == where.layout.length == len(where.knobs)
+    where.layout.stages(vectors)[:] = 7  # a view
+    assert (vectors[:, len(PLAN_KNOBS) :] == 7).all()
+
+
+def test_a_swap_exchanges_whole_stages() -> None:
+    where, rng = SPACES["two groups"](), np.random.default_rng(3)
+    before = where.initial(200, rng)
+    after = where.propose(before, np.full(200, list(MOVES).index("swap")), rng)
+    changed = (after != before).any(axis=1)
+    assert changed.any()
+    for old, new in zip(before[changed], after[changed], strict=True):
+        stages = [sorted(map(tuple, where.layout.stages(row[None])[0].T.tolist())) for row in (old, new)]
+        assert stages[0] == stages[1]
 
 
 def test_typed_moves_change_what_they_name() -> None:
