@@ -2,8 +2,9 @@
 
 In logarithms, the true step time of a plan is the price, plus what uncertain parameters do to it (shared, see
 ``parameters`` and ``responses``), plus a level that all runs of one user share, plus an error of the plan's own, alike
-for similar plans (``kinship``). The parts are scaled so that the law of every single plan is the interval the planner
-states for it. The true peak is the price times an error that all plans share in part.
+for similar plans (``kinship``). The parts and the noise of measuring are scaled so that what a run of any single plan
+measures has the interval the planner states for it. The true peak is the price times an error that all plans share in
+part.
 """
 
 from collections.abc import Mapping, Sequence
@@ -127,7 +128,7 @@ def prior(subjects: Subjects, parameters: Sequence[Parameter], context: CostCont
     slopes = responses.slopes[field_of] * np.array([parameter.std for parameter in felt])[:, None]
     explained = (slopes**2).sum(axis=0)
     stated = subjects.log_std**2
-    left = float(np.mean(stated - explained)) - SPREAD**2
+    left = float(np.mean(stated - explained)) - SPREAD**2 - NOISE**2
     level = max(left, (_LEAST_LEVEL * SPREAD) ** 2)
     memory = stack.memory_residual_log_std
     return Belief(
@@ -136,7 +137,7 @@ def prior(subjects: Subjects, parameters: Sequence[Parameter], context: CostCont
         field_of=field_of,
         responses=responses,
         level_std=float(np.sqrt(level)),
-        own_std=np.sqrt(np.maximum(stated - explained - level, NOISE**2)),
+        own_std=np.sqrt(np.maximum(stated - explained - level - NOISE**2, NOISE**2)),
         kin=kinship(subjects.traits, subjects.traits),
         memory_log=subjects.memory_log,
         memory_shared_std=float(memory * np.sqrt(MEMORY_SHARED)),

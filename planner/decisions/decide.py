@@ -11,13 +11,12 @@ from costmodels.evaluate import evaluate
 from costmodels.plan import FloatArray, PlanBatch
 from planner.decisions.belief import Belief, belief_about
 from planner.decisions.candidates import Candidates
-from planner.decisions.portfolio import Choice, World, choose, weighted_quantile
+from planner.decisions.portfolio import Choice, World, choose
 from planner.decisions.results import Grounds, PortfolioResult, Terms, Trial
 from planner.decisions.scenarios import DRAWS, Scenarios, draw
 from planner.results import Request
 
 PRICED_EXACTLY = 8  # scenarios whose interpolated step times are compared with the cost path
-LOW, HIGH = 0.05, 0.95  # ends of a 90 % interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,16 +147,15 @@ def trials_of(
     for place, row in enumerate(choice.rows.tolist()):
         time_s = np.exp(tried.scenarios.log_time_s[:, row])
         expected_s, devices = tried.steps * float(weight @ time_s), int(plans.num_devices[place])
+        middle_s, low_s, high_s = tried.scenarios.measured_s(row)
         trials.append(
             Trial(
                 rank=place + 1,
                 plan=plans.plan(place),
                 num_devices=devices,
-                step_time_s=weighted_quantile(time_s, weight, 0.5)
-                if tried.learnt
-                else float(priced.step_time_s[place]),
-                step_time_low_s=weighted_quantile(time_s, weight, LOW),
-                step_time_high_s=weighted_quantile(time_s, weight, HIGH),
+                step_time_s=middle_s if tried.learnt else float(priced.step_time_s[place]),
+                step_time_low_s=low_s,
+                step_time_high_s=high_s,
                 peak_memory_bytes=float(priced.peak_memory_bytes[place]),
                 oom_probability=float(world.risk[row]),
                 best_probability=float(world.best_share[row]),

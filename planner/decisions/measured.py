@@ -218,7 +218,8 @@ def _told(game: _Game, tried: Sequence[int]) -> tuple[float, float, float]:
     if not left.any():
         return (np.nan, np.nan, np.nan)
     measured = game.seen.log_time_s[left]
-    quantiles = _quantiles(scenarios.log_time_s[:, left], scenarios.weight, (0.05, 0.5, 0.95))
+    expected = scenarios.log_time_s[:, left] + scenarios.noise[:, None]
+    quantiles = _quantiles(expected, scenarios.weight, (0.05, 0.5, 0.95))
     inside = (quantiles[0] <= measured) & (measured <= quantiles[2])
     return (
         float(inside.mean()),

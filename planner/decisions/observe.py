@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from costmodels.plan import ExecutionPlan, FloatArray, PlanBatch
+from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.uncertainty import NORMAL_90
 from planner.decisions.belief import Belief, Subjects, candidate_subjects, prior
 from planner.decisions.candidates import Candidates
-from planner.decisions.decide import HIGH, LOW, Tried, grounds_of, trials_of
+from planner.decisions.decide import Tried, grounds_of, trials_of
 from planner.decisions.kinship import Traits
 from planner.decisions.parameters import uncertain_parameters
-from planner.decisions.portfolio import World, choose, weighted_quantile
+from planner.decisions.portfolio import World, choose
 from planner.decisions.posterior import Observations, condition, surprises
 from planner.decisions.results import Learned, Observed, ObserveResult, Terms, UpdatedPlan, View
 from planner.decisions.scenarios import Scenarios, draw
@@ -186,19 +186,13 @@ def _lost_s(world: World, rows: Sequence[int]) -> float:
     return float(world.weight @ (reached * world.best_s))
 
 
-def _interval(log_time_s: FloatArray, weight: FloatArray) -> tuple[float, float, float]:
-    """Median, low and high end of the 90 % interval of (S,) log times, in seconds."""
-    middle, low, high = (float(np.exp(weighted_quantile(log_time_s, weight, share))) for share in (0.5, LOW, HIGH))
-    return middle, low, high
-
-
 def _observed(decision: _Decision, trials: Trials) -> tuple[Observed, ...]:
     told, before, first = surprises(decision.belief, decision.seen), decision.before, decision.first_trial
     risk = np.minimum(before.weight @ before.died[:, first:], 1.0)
     same = set(trials.same_job.tolist())
     observed = []
     for number, row in enumerate(trials.rows):
-        _, low_s, high_s = _interval(before.log_time_s[:, first + number], before.weight)
+        _, low_s, high_s = before.measured_s(first + number)
         died = decision.seen.died[number]
         observed.append(
             Observed(
@@ -235,8 +229,8 @@ def _plans(decision: _Decision, before: World, after: World, oom_penalty: float)
                 best_probability=float(share[place]),
             )
             for interval, world, share in (
-                (_interval(decision.before.log_time_s[:, column], decision.before.weight), before, best_before),
-                (_interval(decision.after.log_time_s[:, column], decision.after.weight), after, best_after),
+                (decision.before.measured_s(column), before, best_before),
+                (decision.after.measured_s(column), after, best_after),
             )
         ]
         plans.append(

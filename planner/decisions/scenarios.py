@@ -9,8 +9,11 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray
 from planner.decisions.belief import Belief
+from planner.decisions.kinship import NOISE
+from planner.decisions.portfolio import weighted_quantile
 
 DRAWS = 4096  # probabilities are right to 0.8 % (one standard error at worst), means of regrets to a twentieth of that
+LOW, HIGH = 0.05, 0.95  # ends of a 90 % interval
 _JITTER = 1e-9  # keeps the Cholesky factor of nearly equal plans' covariance real
 
 
@@ -24,6 +27,7 @@ class Scenarios:
         own: (S, A) log of what each plan's step time is multiplied by besides.
         log_time_s: (S, A) log of the true step time in seconds.
         memory_log: (S, A) log of the true peak over usable memory.
+        noise: (S,) what one more measurement of a step adds to the log of the true step time.
         weight: (S,) how likely each is; they add up to 1.
     """
 
@@ -32,6 +36,7 @@ class Scenarios:
     own: FloatArray
     log_time_s: FloatArray
     memory_log: FloatArray
+    noise: FloatArray
     weight: FloatArray
 
     @property
@@ -45,6 +50,12 @@ class Scenarios:
         """How many equally likely scenarios carry as much information (Kish: 1 / sum of squared weights)."""
         return float(1 / (self.weight**2).sum())
 
+    def measured_s(self, row: int) -> tuple[float, float, float]:
+        """Median, low and high end of the 90 % interval of what a run of one plan will measure, in seconds."""
+        log_s = self.log_time_s[:, row] + self.noise
+        middle, low, high = (float(np.exp(weighted_quantile(log_s, self.weight, share))) for share in (0.5, LOW, HIGH))
+        return middle, low, high
+
     def take(self, count: int) -> "Scenarios":
         """The same worlds for the first plans only."""
         return Scenarios(
@@ -53,6 +64,7 @@ class Scenarios:
             own=self.own[:, :count],
             log_time_s=self.log_time_s[:, :count],
             memory_log=self.memory_log[:, :count],
+            noise=self.noise,
             weight=self.weight,
         )
 
@@ -78,6 +90,7 @@ def draw(belief: Belief, *, seed: int, draws: int = DRAWS) -> Scenarios:
         own=own,
         log_time_s=times_of(belief, theta, level, own),
         memory_log=belief.memory_log + shared[:, None] + apart,
+        noise=NOISE * rng.standard_normal(draws),
         weight=np.full(draws, 1 / draws),
     )
 

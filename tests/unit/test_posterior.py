@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from costmodels.uncertainty import NORMAL_90
 from planner.decisions.belief import Belief
 from planner.decisions.kinship import NOISE
 from planner.decisions.parameters import Parameter
@@ -159,3 +160,15 @@ def test_nothing_seen_changes_nothing() -> None:
     after = condition(found, before, seen(0), seed=1)
     assert (after.log_time_s == before.log_time_s).all()
     assert after.weight == pytest.approx(before.weight)
+
+
+def test_the_next_measurement_is_no_surer_than_measuring_is() -> None:
+    """However often a plan ran, another run of it differs by the noise of one measurement."""
+    found = belief(own_std=np.full(3, 1e-3), level_std=1e-3)
+    often = seen(0, 0, 0, 0, times_s=[1.2] * 4)
+    after = condition(found, draw(found, seed=3, draws=DRAWS), often, seed=3)
+    middle_s, low_s, high_s = after.measured_s(0)
+    assert middle_s == pytest.approx(1.2, rel=0.05)
+    known = after.log_time_s[:, 0].std()
+    assert known < NOISE
+    assert np.log(high_s / low_s) / (2 * NORMAL_90) == pytest.approx(np.hypot(known, NOISE), rel=0.03)
