@@ -7,6 +7,8 @@ at most, and the stages together work for no more than what ``passes_per_work`` 
 get done is a bound on the step.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
@@ -19,7 +21,14 @@ _BISECTIONS = 20
 _WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
 
 
-def mixed_least_s(families: list[Family], prices: StagePrices, freedom: Freedom, *, below_s: float) -> FloatArray:
+def mixed_least_s(
+    families: list[Family],
+    prices: StagePrices,
+    freedom: Freedom,
+    *,
+    below_s: float,
+    out_of_time: Callable[[], bool] = lambda: False,
+) -> FloatArray:
     """(F,) step times that no layout of the families goes below; infinite where that is above ``below_s``.
 
     Args:
@@ -27,6 +36,7 @@ def mixed_least_s(families: list[Family], prices: StagePrices, freedom: Freedom,
         prices: Their prices.
         freedom: What stages may decide; with offloading memory bounds nothing, and neither does this.
         below_s: Step time to beat.
+        out_of_time: Asked between numbers of stages; once it says so, the other families are bounded by 0.
     """
     least_s = np.zeros(len(families))
     if freedom.offload or not families:
@@ -35,6 +45,8 @@ def mixed_least_s(families: list[Family], prices: StagePrices, freedom: Freedom,
     moe = 2 * model.num_moe_layers >= model.num_layers
     layers = model.num_moe_layers if moe else model.num_layers - model.num_moe_layers
     for stages in sorted({family.num_stages for family in families}):
+        if out_of_time():
+            break
         members = [at for at, family in enumerate(families) if family.num_stages == stages]
         some = [families[at] for at in members]
         tables = _Tables(some, prices, freedom, moe=moe)

@@ -178,7 +178,9 @@ def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
     freedom = _freedom(_uniform_plans(question, 0), offload=request.offload)
     hopeful = np.flatnonzero(mixed.least_s < best.step_time_s)
     families = [mixed.families[at] for at in hopeful]
-    bounds_s = mixed_least_s(families, mixed.prices, freedom, below_s=best.step_time_s)
+    bounds_s = mixed_least_s(
+        families, mixed.prices, freedom, below_s=best.step_time_s, out_of_time=lambda: best.spent == "seconds"
+    )
     search = StagedSearch(
         families=families, least_s=np.maximum(mixed.least_s[hopeful], bounds_s), prices=mixed.prices, best=best,
         most_layers=np.full(len(families), request.model.num_layers), engine=engine,

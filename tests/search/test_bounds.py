@@ -64,6 +64,17 @@ def test_no_layout_across_groups_is_below_the_bound_of_its_family(name: str) -> 
         assert np.median(bound_s[beating & np.isfinite(least_s)] / least_s[beating & np.isfinite(least_s)]) > 0.5
 
 
+def test_bounds_across_groups_that_there_was_no_time_for_say_nothing() -> None:
+    question = BY_NAME["two types, loose"].question()
+    mixed = mixed_families(question, question.requests[0].pins)
+    whole_s = mixed_least_s(mixed.families, mixed.prices, Freedom(), below_s=1.0)
+    asked = iter([False, True])
+    some_s = mixed_least_s(mixed.families, mixed.prices, Freedom(), below_s=1.0, out_of_time=lambda: next(asked))
+    stages = np.asarray([family.num_stages for family in mixed.families])
+    assert (some_s == np.where(stages == stages.min(), whole_s, 0.0)).all()
+    assert (whole_s > 0).all()
+
+
 @pytest.mark.parametrize("name", ["dense, slow network", "dense, two stages"])
 def test_stages_too_slow_for_a_better_plan_are_left_out_and_no_others(name: str) -> None:
     question = BY_NAME[name].question()
