@@ -288,7 +288,7 @@ Where one group alone does best the answer says so, and whether that is proved.
 def main() -> None:
     """Rewrite the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--evaluations", type=int, default=500_000, help="Limit of each realistic job.")
+    parser.add_argument("--evaluations", type=int, default=2_000_000, help="Limit of each realistic job.")
     parser.add_argument("--out", type=Path, default=PAGE)
     arguments = parser.parse_args()
     arguments.out.write_text(page(arguments.evaluations))
