@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.plan import BoolArray, FloatArray, IntArray
+from costmodels.plan import FloatArray, IntArray
 from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.schedule import slot_times
 
 _MOST_GROUPS = 600  # groups over all iterations that are looked at; fewer only weaken a bound
-_MOST_CHAINS_BUILT = 128  # chains kept while they are built, the longest
-_MOST_CHAINS = 16  # chains kept in the end
+_MOST_CHAINS = 16
+_SAMPLED = 256  # plans at random, and as many of fast candidates, whose longest chains are taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,20 +70,20 @@ def chains_of(problem: DataflowProblem, graph: TaskGraph) -> Chains:
     index = {group: place for place, group in enumerate(groups)}
     belongs = np.array([[slot in group for slot in everything] for group in groups], dtype=np.float64)
     belongs[index[everything]] = often
-    counts = _longest(found, before, {group: index[slots_of[group]] for group in found}, len(groups))
-    if not (counts @ belongs >= problem.iterations * often).all(axis=1).any():
-        # A GPU runs all that uses it in every iteration. A chain through every task each time says as much and more.
-        work = np.zeros((1, len(groups)))
-        work[0, index[everything]] = problem.iterations
-        counts = np.concatenate([counts, work])
     every = Chains(
         groups=tuple(tuple(slot for slot in group if slot < calls) for group in groups),
         moves=belongs[:, calls:],
-        counts=counts,
+        counts=np.zeros((0, len(groups))),
     )
-    counts = _telling(problem, every)
-    used = np.flatnonzero(counts.any(axis=0))
-    return Chains(groups=tuple(every.groups[place] for place in used), moves=every.moves[used], counts=counts[:, used])
+    loads = _loads(problem, every, _sample(problem))
+    counts, time_s = _longest(found, before, [index[slots_of[group]] for group in found], loads)
+    # A GPU runs all that uses it in every iteration, whatever waits for what.
+    work_s = problem.iterations * loads[:, index[everything]]
+    counts[work_s > time_s] = problem.iterations * np.eye(len(groups))[index[everything]]
+    chosen, samples = np.unique(counts, axis=0, return_counts=True)
+    chosen = chosen[np.argsort(-samples, kind="stable")[:_MOST_CHAINS]]
+    used = np.flatnonzero(chosen.any(axis=0))
+    return Chains(groups=tuple(every.groups[place] for place in used), moves=every.moves[used], counts=chosen[:, used])
 
 
 def group_time(chains: Chains, times: FloatArray) -> FloatArray:
@@ -131,17 +131,14 @@ def _loads(problem: DataflowProblem, chains: Chains, choice: IntArray) -> FloatA
     return loads
 
 
-def _telling(problem: DataflowProblem, chains: Chains) -> FloatArray:
-    """The chains that are the longest for some of a sample of plans; any selection bounds, and fewer are faster."""
+def _sample(problem: DataflowProblem) -> IntArray:
+    """Plans for which chains are made: any selection of chains bounds, these are the longest ones of some plans."""
     rng = np.random.default_rng(0)
     columns = []
     for call in problem.calls:
         fastest = np.argsort(call.time_s, kind="stable")[: max(1, len(call) // 8)]
-        columns.append(np.concatenate([rng.integers(0, len(call), 512), rng.choice(fastest, 512)]))
-    longest = (_loads(problem, chains, np.stack(columns, axis=1)) @ chains.counts.T).argmax(axis=1)
-    often = np.bincount(longest, minlength=len(chains.counts))
-    kept = np.argsort(-often, kind="stable")[:_MOST_CHAINS]
-    return chains.counts[kept[often[kept] > 0]]
+        columns.append(np.concatenate([rng.integers(0, len(call), _SAMPLED), rng.choice(fastest, _SAMPLED)]))
+    return np.stack(columns, axis=1)
 
 
 def _ancestors(graph: TaskGraph) -> list[int]:
@@ -185,26 +182,34 @@ def _groups(before: Sequence[int], tasks: int) -> list[int]:
     return sorted(group for groups in fullest.values() for group in groups)
 
 
-def _longest(found: Sequence[int], before: Sequence[int], index: dict[int, int], groups: int) -> FloatArray:
-    """How often chains pass through each set of calls, for the chains that no other contains."""
-    earlier_of = {}
-    for group in found:
+def _longest(
+    found: Sequence[int], before: Sequence[int], index: Sequence[int], loads: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """The longest chain of each sampled plan: how often it passes through each group, and its time.
+
+    Args:
+        found: Sets of tasks, as bits.
+        before: What each task waits for, as bits.
+        index: Group of each set.
+        loads: Time of each group under each plan. [plans, groups]
+    """
+    earlier = []
+    for members in found:
         common = -1
-        for task in _members(group):
+        for task in _members(members):
             common &= before[task]
-        earlier_of[group] = common
-    best: dict[int, FloatArray] = {}
-    for group in sorted(found, key=lambda one: (earlier_of[one].bit_count(), one)):
-        vectors = [best[other] for other in best if other & ~earlier_of[group] == 0] or [np.zeros((1, groups))]
-        stacked = _thin(np.concatenate(vectors))
-        stacked[:, index[group]] += 1
-        best[group] = stacked
-    return _thin(np.concatenate(list(best.values())))
-
-
-def _thin(vectors: FloatArray) -> FloatArray:
-    unique = np.unique(vectors, axis=0)
-    unique = unique[np.argsort(-unique.sum(axis=1), kind="stable")[:_MOST_CHAINS_BUILT]]
-    covered: BoolArray = np.all(unique[None, :, :] >= unique[:, None, :], axis=2)
-    np.fill_diagonal(covered, val=False)
-    return unique[~covered.any(axis=1)]
+        earlier.append(common)
+    plans, groups = loads.shape
+    everyone = np.arange(plans)
+    counts = np.zeros((len(found) + 1, plans, groups))  # the last one: nothing goes before
+    time_s = np.zeros((len(found) + 1, plans))
+    done: list[int] = []
+    for place in sorted(range(len(found)), key=lambda one: (earlier[one].bit_count(), found[one])):
+        ahead = [other for other in done if found[other] & ~earlier[place] == 0] or [len(found)]
+        longest = np.asarray(ahead)[time_s[ahead].argmax(axis=0)]
+        counts[place] = counts[longest, everyone]
+        counts[place, :, index[place]] += 1
+        time_s[place] = time_s[longest, everyone] + loads[:, index[place]]
+        done.append(place)
+    last = time_s.argmax(axis=0)
+    return counts[last, everyone], time_s[last, everyone]

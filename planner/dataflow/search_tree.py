@@ -26,6 +26,7 @@ _BLOCK_NODES = 4096
 _DIVE_NODES = 256  # while no plan is known
 _MOST_WAITING = 6_000_000  # nodes in all pools before only the deepest are taken
 _LEAF_BLOCK = 64
+_CHILDREN_PER_LEAF = 25  # looked at in the time that simulating one plan in one order takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class TreeResult:
     Attributes:
         best: The best plan, at least as good as the one given.
         bound_s: No plan takes less, over every order.
-        children: Children looked at.
+        children: Children looked at, in the unit of the budget.
     """
 
     best: Incumbent
@@ -110,9 +111,10 @@ def branch_and_bound(
         units: Its units.
         tables: Least times of its groups.
         best: A plan to improve on; infinite time if none is known.
-        most_children: Budget of children looked at; the result depends on nothing else that is not an argument.
+        most_children: Budget of children looked at, a simulated plan counting as several; the result depends on nothing
+            else that is not an argument.
         gap: Stop when the best plan is within this share of the bound.
-        stop: Asked once per block; true ends the search early.
+        stop: Asked once per block of nodes or of plans; true ends the search early.
 
     Returns:
         Best plan and bound; equal when the plan is proven to be the best. The bound is infinite when nothing fits.
@@ -136,8 +138,9 @@ def branch_and_bound(
         children += len(nodes.bound) * width
         grown = grow(tree, depth, nodes, best.makespan_s)
         if depth + 1 == len(pools):
-            best, unproven = _harvest(tree, graph, grown, best)
+            best, unproven, spent = _harvest(tree, graph, grown, best, most_children - children, stop)
             missed = min(missed, unproven)
+            children += spent
         elif len(grown.bound):
             pools[depth + 1].push(grown)
     bound = float(min(min(pool.least() for pool in pools), missed, best.makespan_s))
@@ -151,18 +154,34 @@ def _next_depth(pools: Sequence[_Pool], turn: int) -> int:
     return min(filled, key=lambda depth: (pools[depth].least(), -depth))
 
 
-def _harvest(tree: Tree, graph: TaskGraph, grown: Nodes, best: Incumbent) -> tuple[Incumbent, float]:
-    """Simulate whole plans in every order; the best, and the least that orders outside the table might attain."""
+def _harvest(
+    tree: Tree,
+    graph: TaskGraph,
+    grown: Nodes,
+    best: Incumbent,
+    most_children: int,
+    stop: Callable[[], bool] | None,
+) -> tuple[Incumbent, float, int]:
+    """Simulate whole plans in every order, those with the smallest bounds first, within a budget.
+
+    Returns:
+        The best; the least that orders outside the table, or plans there was no budget for, might attain; what was
+        spent.
+    """
     choice, bound = grown.choice, grown.bound
     order = np.argsort(bound, kind="stable")
     columns = np.argsort(tree.sequence)
     orders = len(graph.orders)
-    missed = np.inf
+    missed, spent = np.inf, 0
     for begin in range(0, len(order), _LEAF_BLOCK):
         rows = order[begin : begin + _LEAF_BLOCK]
         rows = rows[bound[rows] < best.makespan_s * (1 - SLACK)]
         if not len(rows):
             break
+        if spent >= most_children or (stop and stop()):
+            missed = min(missed, float(bound[rows[0]]))
+            break
+        spent += _CHILDREN_PER_LEAF * orders * len(rows)
         plans = choice[rows][:, columns]
         whole = np.maximum(bound[rows], choice_bound(tree.problem, tree.chains, plans))
         repeated = PlanRows(choice=np.repeat(plans, orders, axis=0), order=np.tile(np.arange(orders), len(rows)))
@@ -174,4 +193,4 @@ def _harvest(tree: Tree, graph: TaskGraph, grown: Nodes, best: Incumbent) -> tup
         winner = int(least.argmin())
         if least[winner] < best.makespan_s:
             best = Incumbent(choice=plans[winner], order=int(time[winner].argmin()), makespan_s=float(least[winner]))
-    return best, missed
+    return best, missed, spent

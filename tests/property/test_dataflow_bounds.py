@@ -164,3 +164,53 @@ def test_calls_that_narrow_the_rest_are_decided_first():
 def test_overlapping_iterations_of_ppo_on_four_nodes_are_solved_to_proof():
     problem = with_versions(synthetic_problem(InstanceOptions(nodes=4, actor=1.9, critic=1.9)), 3)
     assert solve(problem).proven
+
+
+def test_a_pipeline_that_runs_ahead_is_bounded_with_its_end():
+    """Generation after generation, and what follows the last one: a chain of few groups, but the longest."""
+    calls = (
+        call("generate", [(0, 2, 10, 0, 0)]),
+        call("score", [(2, 1, 2, 0, 0)]),
+        call("reward", [(2, 1, 1, 0, 0)]),
+        call("train", [(2, 2, 3, 0, 0)]),
+    )
+    edges = [Edge(parent=0, child=child) for child in (1, 2, 3)]
+    edges += [Edge(parent=1, child=3), Edge(parent=2, child=3)]
+    edges += [Edge(parent=0, child=0, lag=1), Edge(parent=3, child=0, lag=2)]
+    problem = DataflowProblem(calls=calls, edges=tuple(edges), capacity_bytes=np.full(4, 1.0), iterations=5)
+    found = solve(problem)
+    assert (found.makespan_s, found.bound_s) == (5 * 10 + 3 + 3, 5 * 10 + 3 + 3)
+    assert found.evaluations == 0  # nothing was left for annealing
+
+
+def loose(candidates=30):
+    """Calls that the bounds say little about: every plan takes as long as its best order, none less than it seems."""
+    rng = np.random.default_rng(1)
+    return random_problem(rng, calls=4, candidates=candidates, gpus=8, iterations=3, transfers=True)
+
+
+def test_simulated_plans_are_paid_for_from_the_budget():
+    problem = loose()
+    graph = task_graph(problem)
+    chains, units, tables, _ = prepared(problem)
+    nothing = Incumbent(choice=np.zeros(4, dtype=int), order=0, makespan_s=np.inf)
+    spent = []
+    for budget in (2_000, 200_000):
+        found = branch_and_bound(problem, graph, chains, units, tables, nothing, most_children=budget)
+        spent.append(found.children)
+        assert found.children <= budget + 256 * 30 + 25 * 64 * len(graph.orders)
+        assert found.bound_s <= found.best.makespan_s
+    assert spent[0] < spent[1]
+
+
+def test_a_search_stops_between_simulations():
+    problem = loose()
+    graph = task_graph(problem)
+    chains, units, tables, _ = prepared(problem)
+    nothing = Incumbent(choice=np.zeros(4, dtype=int), order=0, makespan_s=np.inf)
+    asked = iter(range(10_000))
+    found = branch_and_bound(
+        problem, graph, chains, units, tables, nothing, most_children=10**9, stop=lambda: next(asked) > 8
+    )
+    assert next(asked) < 40
+    assert found.bound_s <= found.best.makespan_s
