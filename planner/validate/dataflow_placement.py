@@ -63,11 +63,12 @@ def placements(folder: Path) -> Experiment:
             "gradients are reduced after the backward pass is in its code; kernels are those of Megatron-Core's and "
             "vLLM's other users. Micro-batches and recomputation are not published: the fastest are taken.",
             _parts(measured, predicted),
-            "What misses: generation with the engine of early 2024, which is slower than priced on few GPUs, so that "
-            "splitting 13B on 64 looks better than it was; and training of 34B, which did not get faster from 64 to "
-            "128 GPUs. Micro-batches as large on many GPUs as on few would explain that, as its four pipeline stages "
-            f"then idle: with {_LARGE_MICRO_BATCH} sequences {_large_micro_batches()} were best. That is not published "
-            "and not used.",
+            "What misses: generation on few GPUs, which was slower than priced, so that splitting 13B on 64 looks "
+            "better than it was: vLLM of early 2024 left GPUs idle between steps (its issue 3030) and decoded grouped "
+            "heads up to three times slower than later kernels (issue 2767). And training of 34B, which did not get "
+            "faster from 64 to 128 GPUs. Micro-batches as large on many GPUs as on few would explain that, as its four "
+            f"pipeline stages then idle: with {_LARGE_MICRO_BATCH} sequences, predicted best are "
+            f"{_large_micro_batches()}. That size is not published, and not used.",
             "On 64 GPUs the figure has 34B 5 % faster split; the text beside it calls colocation best up to 64 GPUs.",
             "Transitions are left out: they are alike in all three placements. Rates were read from a figure, to about "
             "2 %; seconds are tokens over rates.",
