@@ -42,7 +42,7 @@ class LearnedCard:
         reference: By format class and device: parameters of the roofline formula whose time the model corrects;
             under ``*`` those of all devices pooled.
         ranges: By format class: lowest and highest value of each feature in the fit.
-        spread: By situation (``measured``, ``related``, ``foreign``, ``beyond``): see ``costmodels.kernels.learned``.
+        spread: By situation and group of kernels, ``*`` for groups without one: see ``costmodels.kernels.learned``.
         blend: By situation: share of the learned model in the geometric mean with the calibrated roofline.
         sha256: Of the model's text.
         fitted_on: Sources, rows, devices and date of the data, for people.
@@ -53,7 +53,7 @@ class LearnedCard:
     features: tuple[str, ...]
     reference: Mapping[str, Mapping[str, Mapping[str, float]]]
     ranges: Mapping[str, tuple[tuple[float, float], ...]]
-    spread: Mapping[str, Spread]
+    spread: Mapping[str, Mapping[str, Spread]]
     blend: Mapping[str, float]
     sha256: str
     fitted_on: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -83,17 +83,20 @@ def card_from(content: Mapping[str, Any]) -> LearnedCard:
         },
         ranges={name: tuple((float(a), float(b)) for a, b in rows) for name, rows in content["ranges"].items()},
         spread={
-            name: Spread(
-                up_to_s=(*(float(value) for value in row["up_to_s"]), float("inf")),
-                low_factor=tuple(float(value) for value in row["low_factor"]),
-                high_factor=tuple(float(value) for value in row["high_factor"]),
-            )
-            for name, row in content["spread"].items()
+            name: {group: _spread(row) for group, row in groups.items()} for name, groups in content["spread"].items()
         },
         blend={name: float(value) for name, value in content["blend"].items()},
         sha256=content["sha256"],
         fitted_on=content.get("fitted_on", {}),
         errors=content.get("errors", {}),
+    )
+
+
+def _spread(row: Mapping[str, Any]) -> Spread:
+    return Spread(
+        up_to_s=(*(float(value) for value in row["up_to_s"]), float("inf")),
+        low_factor=tuple(float(value) for value in row["low_factor"]),
+        high_factor=tuple(float(value) for value in row["high_factor"]),
     )
 
 

@@ -88,9 +88,13 @@ def _judged(timings: Timings, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return relevant if len(relevant) >= 5 else rows
 
 
-def fit_on(timings: Timings, rows: NDArray[np.int64], prior: Parameters | None) -> dict[str, float]:
-    """Parameters of the formula of those timings from some of their rows."""
+def fit_on(
+    timings: Timings, rows: NDArray[np.int64], prior: Parameters | None, *, known: Parameters | None = None
+) -> dict[str, float]:
+    """Parameters of the formula of those timings from some of their rows, those that are ``known`` already apart."""
     ranges, fixed = ranges_of(timings)
+    ranges = {name: span for name, span in ranges.items() if name not in (known or {})}
+    fixed |= known or {}
     return fit_parameters(
         price_of(timings), timings.time_s, rows, ranges, fixed=fixed, prior=prior, weights=_weights(timings)
     )

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from costmodels.calibration.learned_fit import ROUNDS, Trained, train
-from costmodels.calibration.learned_splits import Fold, best_shares, folds, own_folds, report, spread_of
+from costmodels.calibration.learned_splits import Fold, best_shares, folds, own_folds, report, residuals
+from costmodels.calibration.learned_spreads import spread_of
 from costmodels.calibration.own_rows import kept_out, own_rows
 from costmodels.calibration.robust import significant
 from costmodels.calibration.training_rows import (
@@ -30,10 +31,12 @@ from costmodels.calibration.training_rows import (
 MOST_ROWS = 24_000  # of one device, source and format in the shipped fit
 MOST_ROWS_OF_A_FOLD = 5_000  # where a whole device or source is held out, which more rows do not help
 
-TRAINING: Mapping[str, Callable[[Path], TrainingRows]] = {
+# Published rows of each class; None where only we timed it.
+TRAINING: Mapping[str, Callable[[Path], TrainingRows] | None] = {
     "gemm": gemm_training_rows,
     "gemm_fp32": fp32_training_rows,
     "grouped_gemm": grouped_training_rows,
+    "grouped_alone": None,
     "attention_forward": partial(attention_training_rows, op_class="attention_forward"),
     "attention_backward": partial(attention_training_rows, op_class="attention_backward"),
     "attention_decode": partial(attention_training_rows, op_class="attention_decode"),
@@ -51,6 +54,12 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
 # Of the same kernel on the same device between versions of its library, at worst (the tables' notes: 2-23 %). Where no
 # device could be held out that has a relative, a relative's spread is taken to be that much wider than inside the fit.
 VERSIONS = 1.23
+
+
+def every_row(op_class: str, data: Path) -> TrainingRows:
+    """Published rows of an operation class and our own."""
+    published = TRAINING[op_class]
+    return own_rows(op_class) if published is None else published(data).joined(own_rows(op_class))
 
 
 def build(rows: TrainingRows, folder: Path) -> list[dict[str, Any]]:
@@ -74,15 +83,13 @@ def card_document(
 ) -> dict[str, Any]:
     """The JSON beside a model (``profiles.learned.LearnedCard``)."""
     by_situation = {name: [fold for fold in found if fold.situation == name] for name in _SITUATIONS}
-    nearest = {"beyond": "measured", "related": "beyond", "foreign": "related"}
+    nearest = {"beyond": "measured", "related": "beyond", "foreign": "related", "unmet": "foreign"}
     spread: dict[str, Any] = {}
     for name in _SITUATIONS:
-        spread[name] = spread_of(by_situation[name], shares) if by_situation[name] else spread[nearest[name]]
+        folds_of = [residuals(fold, shares) for fold in by_situation[name]]
+        spread[name] = spread_of(folds_of) if folds_of else spread[nearest[name]]
     if not by_situation["related"]:
-        low, high = spread["related"]["low_factor"], spread["related"]["high_factor"]
-        wider = {"low_factor": [significant(v / VERSIONS, 4) for v in low],
-                 "high_factor": [significant(v * VERSIONS, 4) for v in high]}  # fmt: skip
-        spread["related"] = spread["related"] | wider
+        spread["related"] = {group: _wider(one) for group, one in spread["related"].items()}
     return {
         "op_class": rows.op_class,
         "features": list(trained.features),
@@ -105,7 +112,15 @@ def card_document(
     }
 
 
-_SITUATIONS = ("measured", "beyond", "related", "foreign")
+def _wider(spread: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = spread["low_factor"], spread["high_factor"]
+    return dict(spread) | {
+        "low_factor": [significant(v / VERSIONS, 4) for v in low],
+        "high_factor": [significant(v * VERSIONS, 4) for v in high],
+    }
+
+
+_SITUATIONS = ("measured", "beyond", "related", "foreign", "unmet")
 
 
 def main() -> None:
@@ -115,9 +130,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write the models to")
     parser.add_argument("--only", choices=sorted(TRAINING), help="one operation class")
     options = parser.parse_args()
-    for name, rows_of in TRAINING.items():
+    for name in TRAINING:
         if options.only in (None, name):
-            build(rows_of(options.data).joined(own_rows(name)), options.out)
+            build(every_row(name, options.data), options.out)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from costmodels.calibration.kernel_bars import bars
 from costmodels.calibration.kernel_models import BOUNDS, MOST_ROWS, MOST_ROWS_OF_A_FOLD, VERSIONS
-from costmodels.calibration.learned_splits import FEW_FOLDS, FEW_SHOT
+from costmodels.calibration.learned_splits import FEW_SHOT
+from costmodels.calibration.learned_spreads import FEW_FOLDS, FEWEST_OF_GROUP
 from profiles.learned import LearnedCard, packaged_learned
 
 BOUNDS_WORDS = "; ".join(f"{name} {most:,} and {held:,}" for name, (most, held) in BOUNDS.items())
@@ -26,9 +28,10 @@ comparison on any table of timings, `--calibrate-with {FEW_SHOT}` with so many o
 Each split is judged by a model fitted without it:
 
 * `random`: a fifth of the distinct shapes, on every device;
-* `larger`: of every device, source and format the fifth of these kernels with the most work;
+* `larger`: of every device, source and format the fifth of these kernels with the most work; `large`: the fifth below
+  it, by what is smaller still;
 * `longer`: attention over more keys than four fifths of the rows have;
-* `kind X`: all rows of a kernel library, or of a family of bandwidth-bound work;
+* `kind X`: all rows of a kernel library, or of a family of bandwidth-bound work, *ours* those that we timed;
 * `source X`: all rows of a source whose devices other sources measured;
 * `device X`: all rows of a device; *related* when another device with its chip stays in the fit, else *foreign*.
   *After {FEW_SHOT}*: the same with so many of its kernels spent on calibration;
@@ -36,12 +39,16 @@ Each split is judged by a model fitted without it:
   that has seen our grid of shapes, which ends at a fifth of their largest work;
 * `own kept`: the third of them that no packaged model is fitted on, by the packaged model.
 
-Intervals of a fold come from the other folds of its situation; one that is alone uses its own, three pairs of
-quantiles. Where a situation has fewer than {FEW_FOLDS} folds, errors count in both directions: of two cards that judge
-each other, one looks slow and the other fast. The *constant roofline* is the larger of arithmetic and memory time at
-data-sheet peaks over one efficiency per format, fitted on the same rows as the model. The shipped model and the
-splits of shapes are fitted on at most {MOST_ROWS:,} rows of one device, source and format, the splits of devices and
-sources on {MOST_ROWS_OF_A_FOLD:,}.
+Situations: *measured* (device, format and range of shapes were fitted), *beyond* (the shape lies outside), *related*,
+*foreign*, and *unmet* (nobody timed such a kernel on any device). An interval never judges rows that it was taken from:
+of measured kernels each half of the shapes is judged by the other, elsewhere each fold by the others of its situation;
+one that is alone uses its own. It is apart for formats, libraries where they count, and weights whose rows are no
+multiple of 64 elements, with {FEWEST_OF_GROUP} rows and more of each. Where fewer than {FEW_FOLDS} devices show it,
+errors count in both directions: of two cards that judge each other, one looks slow and the other fast. *By name* is a
+model that knows operations by name. The *constant roofline* is the larger of arithmetic and memory time at
+data-sheet peaks over one efficiency per format, fitted on the same rows as the model. The shipped model and the splits
+of shapes are fitted on at most {MOST_ROWS:,} rows of one device, source and format, the splits of devices and sources
+on {MOST_ROWS_OF_A_FOLD:,}.
 
 Attention, expert layers and bandwidth-bound work have another reference: ideal times of their parts (arithmetic,
 exponentials, bytes from memory and from the cache, launches, rounds of thread blocks), added up with coefficients of
@@ -56,20 +63,22 @@ _COLUMNS = (
     ("bias", "bias", "signed"), ("covered", "covered", "percent"),
     (f"MAPE after {FEW_SHOT}", "few_shot_mape", "percent"),
     (f"covered after {FEW_SHOT}", "few_shot_covered", "percent"),
-    ("constant roofline MAPE", "constant_roofline_mape", "percent"),
+    ("constant roofline MAPE", "constant_roofline_mape", "percent"), ("by name MAPE", "named_mape", "percent"),
 )  # fmt: skip
 
 
 def page(cards: Iterable[LearnedCard]) -> str:
     """The whole page."""
-    return "\n".join([_INTRODUCTION, *(_section(card) for card in cards)])
+    every = tuple(cards)
+    return "\n".join([_INTRODUCTION, bars(every), *(_section(card) for card in every)])
 
 
 def _section(card: LearnedCard) -> str:
     on, lines = card.fitted_on, card.errors["splits"]
-    header = "| " + " | ".join(title for title, _, _ in _COLUMNS) + " |"
-    rule = "|" + "---|" * len(_COLUMNS)
-    rows = ["| " + " | ".join(_cell(line, key, kind) for _, key, kind in _COLUMNS) + " |" for line in lines]
+    columns = [column for column in _COLUMNS if any(column[1] in line for line in lines)]
+    header = "| " + " | ".join(title for title, _, _ in columns) + " |"
+    rule = "|" + "---|" * len(columns)
+    rows = ["| " + " | ".join(_cell(line, key, kind) for _, key, kind in columns) + " |" for line in lines]
     facts = (
         f"Fitted on {on['rows']:,} distinct calls of {', '.join(on['sources'])}; devices {', '.join(on['devices'])}; "
         f"{on['trees']} trees over {len(card.features)} features. Share of the trees in the blend: "

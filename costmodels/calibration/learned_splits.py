@@ -3,15 +3,16 @@
 Splits, each with a model fitted without what it judges:
 
 * ``random``: a fifth of the distinct shapes;
-* ``larger``: of the kernels over 20 us of every device, source and format the fifth with the most work;
+* ``larger``: of the kernels over 20 us of every device, source and format the fifth with the most work; ``large``: the
+  fifth below it, by what is smaller still;
+* ``kind``: a whole kernel library, or family of bandwidth-bound work;
 * ``source``: a whole source whose device another source measured;
 * ``own random``: our own timings of random shapes, by a fit that has seen our lattice; ``own kept``: those of them
   that no packaged model is fitted on, by the packaged model;
 * ``device``: every row of one device, ``related`` when another device with its chip remains, else ``foreign``.
   The same with a hundred of its kernels spent on calibration.
 
-An interval that judges a fold is taken from the other folds of its situation; a fold that is alone in its own, of
-thousands of rows under three pairs of quantiles, from itself.
+``learned_spreads`` says where the interval comes from that judges a fold.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,14 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.calibration.kernel_ranges import RELEVANT_S
-from costmodels.calibration.learned_fit import Trained, predicted_s, train
-from costmodels.calibration.own_rows import DRAWN, kept_out
+from costmodels.calibration.learned_fit import Trained, grown, predicted_s, train
+from costmodels.calibration.learned_spreads import Residuals, inside_by_others
+from costmodels.calibration.op_identity import families, named_columns
+from costmodels.calibration.own_rows import DRAWN, LATTICE, kept_out
 from costmodels.calibration.robust import significant
 from costmodels.calibration.training_rows import SEED, TrainingRows, capped
 from costmodels.kernels.additive import ADDITIVE
+from costmodels.kernels.booster import Booster
 from costmodels.kernels.calibrated import CalibratedKernelModel, calibrate
 from costmodels.kernels.calls import Basis, FloatArray, KernelCallBatch, KernelOp, Prediction, take
-from costmodels.kernels.learned import format_classes
+from costmodels.kernels.learned import format_classes, spread_groups
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
 from profiles.hardware import DeviceSpec
@@ -38,11 +42,8 @@ from profiles.precision import GEMM_FORMATS
 FEWEST_ROWS = 50  # of a device or source to be held out
 FEWEST_ELSEWHERE = 500  # rows of a device and format that other sources must have for one to be held out
 FEW_SHOT = 100
-FEW_FOLDS = 3  # with fewer, a situation's errors count both ways
-EDGES_S = (20e-6, 100e-6)  # classes of predicted time that have a spread of their own
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _SEQUENCES = (KernelOp.ATTENTION_FORWARD, KernelOp.ATTENTION_BACKWARD, KernelOp.ATTENTION_DECODE)
-_QUANTILES = (0.05, 0.95)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +52,11 @@ class Fold:
 
     Attributes:
         name: Split, and which device or source.
-        situation: Spread it belongs to: ``measured``, ``beyond``, ``related`` or ``foreign``.
+        situation: Spread it belongs to: ``measured``, ``beyond``, ``related``, ``foreign`` or ``unmet``.
         rows: (K,) judged rows.
         learned_s, reference_s: (K,) seconds by the whole model and by its reference roofline.
         constant_s: (K,) seconds by a roofline with one efficiency per format, fitted on the same rows.
+        named_s: (K,) seconds by trees that know operations by name, where those are held out.
         few_shot: Mask of the rows left after calibration, and their corrected prices; None where not tried.
     """
 
@@ -64,6 +66,7 @@ class Fold:
     learned_s: FloatArray
     reference_s: FloatArray
     constant_s: FloatArray
+    named_s: FloatArray | None = None
     few_shot: tuple[NDArray[np.bool_], Prediction] | None = None
 
     def blended_s(self, share: float) -> FloatArray:
@@ -80,29 +83,32 @@ def folds(whole: TrainingRows, thinned: TrainingRows, *, few_shot: bool = True) 
         few_shot: Whether devices are calibrated too.
     """
     yield _fold("random", "measured", whole, shape_fold(whole) == 0)
-    yield _fold("larger", "beyond", whole, largest(whole))
+    most = largest(whole)
+    yield _fold("larger", "beyond", whole, most)
+    below = whole.take(~most)
+    yield _fold("large", "beyond", below, largest(below, 0.25))
     if whole.calls.op[0] in _SEQUENCES:
         yield _fold("longer", "beyond", whole, whole.calls.n > np.quantile(whole.calls.n, 0.8))
-    of_row = np.array([kind.partition("/")[0] for kind in thinned.kind])
+    of_row = families(thinned)
     kinds, sizes = np.unique(of_row, return_counts=True)
     for kind, size in zip(kinds, sizes, strict=True):
         if len(kinds) > 1 and size >= FEWEST_ROWS:
-            yield _fold(f"kind {kind}", "foreign", thinned, of_row == kind)
+            yield _fold(f"kind {kind}", "unmet", thinned, of_row == kind)
     publishers = np.array([source.partition(",")[0] for source in thinned.source])
     for source in np.unique(publishers):
         judged = measured_elsewhere(replace(thinned, source=publishers), str(source))
         fitted = publishers != source
         if FEWEST_ROWS <= judged.sum() <= fitted.sum():
             # Where the price depends on who runs the kernel, another source is another implementation.
-            situation = "foreign" if thinned.op_class in ADDITIVE else "related"
+            situation = "unmet" if thinned.op_class in ADDITIVE else "related"
             yield _fold(f"source {source}", situation, thinned, judged, fitted=fitted)
-    families = default_fits().kernels.families
+    chips = default_fits().kernels.families
     devices, counts = np.unique(thinned.device, return_counts=True)
     for device, count in zip(devices, counts, strict=True):
         mine = thinned.device == device
         if count < FEWEST_ROWS or few_formats(thinned, mine, ~mine):
             continue
-        kin = [d for d in devices if d != device and families.get(str(d), "") == families.get(str(device), "-")]
+        kin = [d for d in devices if d != device and chips.get(str(d), "") == chips.get(str(device), "-")]
         situation = "related" if kin and not few_groups(thinned, mine) else "foreign"
         yield _fold(f"device {device}", situation, thinned, mine, few_shot=few_shot)
 
@@ -134,8 +140,8 @@ def few_groups(rows: TrainingRows, judged: NDArray[np.bool_]) -> bool:
     """Whether most judged rows have no row of the same kind on another device with the same chip left to fit on."""
     if rows.op_class not in ADDITIVE:
         return False
-    families = default_fits().kernels.families
-    keys = np.array([f"{families.get(d, d)}/{kind}" for d, kind in zip(rows.device, rows.kind, strict=True)])
+    chips = default_fits().kernels.families
+    keys = np.array([f"{chips.get(d, d)}/{kind}" for d, kind in zip(rows.device, rows.kind, strict=True)])
     known, counts = np.unique(keys[~judged], return_counts=True)
     return bool(np.isin(keys[judged], known[counts >= FEWEST_ROWS]).mean() < 0.5)
 
@@ -190,6 +196,7 @@ def _judged(
         learned_s=learned_s,
         reference_s=reference_s,
         constant_s=_constant_s(known, part),
+        named_s=_named_s(known, part) if name.startswith("kind ") and part.op_class == "memory" else None,
         few_shot=calibrated,
     )
 
@@ -251,13 +258,26 @@ def _constant_s(known: TrainingRows, part: TrainingRows) -> FloatArray:
     return np.asarray(base * scale)
 
 
+def _named_s(known: TrainingRows, part: TrainingRows) -> FloatArray:
+    """(K,) what a model says that knows operations by name (``op_identity``)."""
+    names = np.unique(families(known))
+    matrix = named_columns(known, names)
+    text = grown(
+        matrix,
+        np.log(known.time_s / roofline_s(known)),
+        known.weights(),
+        [f"c{column}" for column in range(matrix.shape[1])],
+    )
+    return np.asarray(roofline_s(part) * np.exp(Booster(text).predict(named_columns(part, names))))
+
+
 def best_shares(found: Sequence[Fold]) -> dict[str, float]:
     """By situation: share of the model in the blend that errs least, devices and formats counting alike.
 
     Inside the fitted domain the model stands alone.
     """
     shares = {"measured": 1.0}
-    for situation in ("beyond", "related", "foreign"):
+    for situation in ("beyond", "related", "foreign", "unmet"):
         mine = [fold for fold in found if fold.situation == situation]
         shares[situation] = _best_share(mine) if mine else min(shares.values())
     return shares
@@ -275,71 +295,70 @@ def _best_share(found: Sequence[Fold]) -> float:
     return min(SHARES, key=error)
 
 
-def spread_of(found: Sequence[Fold], shares: Mapping[str, float]) -> dict[str, Any]:
-    """Quantiles of measured over predicted time by class of predicted time, groups counting alike."""
-    ratio, place, weight = [], [], []
-    for fold in found:
-        predicted = fold.blended_s(shares[fold.situation])
-        ratio.append(fold.rows.time_s / predicted)
-        place.append(np.searchsorted(EDGES_S, predicted))
-        _, inverse, counts = np.unique(fold.rows.group, return_inverse=True, return_counts=True)
-        weight.append(1 / np.sqrt(counts[inverse]))
-    if len(found) < FEW_FOLDS:
-        # Of two cards or libraries that judge each other one looks slow and the other fast: the sign is chance.
-        ratio, place, weight = [*ratio, *(1 / part for part in ratio)], 2 * place, 2 * weight
-    values, places, weights = np.concatenate(ratio), np.concatenate(place), np.concatenate(weight)
-    low, high = [], []
-    for number in range(len(EDGES_S) + 1):
-        mine = places == number
-        if mine.sum() < FEWEST_ROWS:
-            mine = np.ones(len(values), dtype=np.bool_)
-        ends = weighted_quantiles(values[mine], weights[mine], _QUANTILES)
-        low.append(significant(min(float(ends[0]), 1.0), 4))
-        high.append(significant(max(float(ends[1]), 1.0), 4))
-    return {"up_to_s": list(EDGES_S), "low_factor": low, "high_factor": high}
-
-
-def weighted_quantiles(values: FloatArray, weights: FloatArray, shares: Sequence[float]) -> FloatArray:
-    """The values below which those shares of the weight lie."""
-    order = np.argsort(values)
-    below = (np.cumsum(weights[order]) - 0.5 * weights[order]) / weights.sum()
-    return np.asarray(np.interp(shares, below, values[order]))
-
-
-def covered(time_s: FloatArray, predicted: FloatArray, spread: Mapping[str, Any]) -> float:
-    """Share of measured times inside the interval of a spread."""
-    place = np.searchsorted(EDGES_S, predicted)
-    low, high = (np.array(spread[name])[place] for name in ("low_factor", "high_factor"))
-    return float(np.mean((time_s >= predicted * low) & (time_s <= predicted * high)))
+def residuals(fold: Fold, shares: Mapping[str, float]) -> Residuals:
+    """What a fold shows of the errors of blended prices."""
+    predicted_s = fold.blended_s(shares[fold.situation])
+    _, inverse, counts = np.unique(fold.rows.group, return_inverse=True, return_counts=True)
+    return Residuals(
+        situation=fold.situation,
+        ratio=fold.rows.time_s / predicted_s,
+        predicted_s=predicted_s,
+        group=spread_groups(fold.rows.op_class, fold.rows.calls),
+        weight=1 / np.sqrt(counts[inverse]),
+    )
 
 
 def report(found: Sequence[Fold], shares: Mapping[str, float]) -> list[dict[str, Any]]:
-    """One line per fold and format over kernels longer than 20 us: errors as fractions."""
+    """One line per fold and format over kernels longer than 20 us: errors as fractions.
+
+    Of operations held out whole, our own timings have a line of their own too.
+    """
     lines: list[dict[str, Any]] = []
     for fold in found:
-        others = [other for other in found if other.situation == fold.situation and other is not fold]
-        spread = spread_of(others or [fold], shares)
-        predicted = fold.blended_s(shares[fold.situation])
+        alike = [other for other in found if other.situation == fold.situation]
+        held = inside_by_others(
+            [residuals(other, shares) for other in alike], [shape_fold(o.rows, 2) for o in alike], alike.index(fold)
+        )
         formats, long = format_classes(fold.rows.calls), fold.rows.time_s > RELEVANT_S
+        ours = np.char.startswith(fold.rows.source, LATTICE)
         for name in np.unique(formats[long]):
             mine = long & (formats == name)
-            line = {
-                "split": fold.name, "situation": fold.situation, "format": str(name), "rows": int(mine.sum()),
-                **_errors(predicted[mine], fold.rows.time_s[mine]),
-                "covered": covered(fold.rows.time_s[mine], predicted[mine], spread),
-                "constant_roofline_mape": _errors(fold.constant_s[mine], fold.rows.time_s[mine])["mape"],
-            }  # fmt: skip
-            if fold.few_shot is not None:
-                left, priced = fold.few_shot
-                kept = mine[left]
-                measured = fold.rows.time_s[left][kept]
-                inside = (priced.low_s[kept] <= measured) & (measured <= priced.high_s[kept])
-                line |= {
-                    "few_shot_mape": _errors(priced.time_s[kept], measured)["mape"],
-                    "few_shot_covered": float(inside.mean()),
-                }
-            lines.append({k: significant(v, 3) if isinstance(v, float) else v for k, v in line.items()})
-    return lines
+            lines.append(_line(fold, fold.name, shares, mine, held))
+            if fold.named_s is not None and 0 < (mine & ours).sum() < mine.sum():
+                lines.append(_line(fold, f"{fold.name}, ours", shares, mine & ours, held))
+    return [{k: significant(v, 3) if isinstance(v, float) else v for k, v in line.items()} for line in lines]
+
+
+def _line(
+    fold: Fold, name: str, shares: Mapping[str, float], mine: NDArray[np.bool_], held: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Errors of some rows of a fold, all of one format.
+
+    Args:
+        fold: The fold.
+        name: What the line is called.
+        shares: Of the trees, by situation.
+        mine: (K,) the rows.
+        held: (K,) which rows lie inside their interval.
+    """
+    measured_s = fold.rows.time_s
+    line = {
+        "split": name, "situation": fold.situation, "format": str(format_classes(fold.rows.calls)[mine][0]),
+        "rows": int(mine.sum()), **_errors(fold.blended_s(shares[fold.situation])[mine], measured_s[mine]),
+        "covered": float(held[mine].mean()),
+        "constant_roofline_mape": _errors(fold.constant_s[mine], measured_s[mine])["mape"],
+    }  # fmt: skip
+    if fold.named_s is not None:
+        line["named_mape"] = _errors(fold.named_s[mine], measured_s[mine])["mape"]
+    if fold.few_shot is not None:
+        left, priced = fold.few_shot
+        kept, measured_s = mine[left], measured_s[left][mine[left]]
+        within = (priced.low_s[kept] <= measured_s) & (measured_s <= priced.high_s[kept])
+        line |= {
+            "few_shot_mape": _errors(priced.time_s[kept], measured_s)["mape"],
+            "few_shot_covered": float(within.mean()),
+        }
+    return line
 
 
 def _errors(predicted: FloatArray, measured: FloatArray) -> dict[str, float]:

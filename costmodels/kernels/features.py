@@ -15,7 +15,8 @@ from costmodels.kernels.attention_terms import attention_features
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
 from costmodels.kernels.device_features import DeviceFormat, device_format
 from costmodels.kernels.expert_terms import expert_features
-from costmodels.kernels.features_gemm import gemm_features, grouped_features
+from costmodels.kernels.features_gemm import gemm_features
+from costmodels.kernels.implementations import Engine, engine_of
 from costmodels.kernels.memory_terms import memory_features
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
@@ -25,7 +26,8 @@ FeatureFunction = Callable[[KernelCallBatch, DeviceFormat], Mapping[str, FloatAr
 FEATURES: Mapping[str, FeatureFunction] = {
     "gemm": gemm_features,
     "gemm_fp32": gemm_features,
-    "grouped_gemm": grouped_features,
+    "grouped_gemm": gemm_features,
+    "grouped_alone": gemm_features,
     "attention_forward": attention_features,
     "attention_backward": attention_features,
     "attention_decode": attention_features,
@@ -47,9 +49,12 @@ _BY_CODE = np.array([_OP_CLASS[op] for op in KernelOp], dtype="<U24")
 def op_classes(calls: KernelCallBatch) -> NDArray[np.str_]:
     """(C,) operation class of each call; classes without an entry in ``FEATURES`` are priced by formula.
 
-    GEMMs in fp32 run on other units, in other kernels, and were timed on other cards: a class of their own.
+    GEMMs in fp32 run on other units, in other kernels, and were timed on other cards: a class of their own. So are
+    grouped products that were timed alone, as PyTorch runs them, rather than as what a fused expert layer leaves for
+    them.
     """
     found = _BY_CODE[calls.op]
+    found[(calls.op == KernelOp.GROUPED_GEMM) & (engine_of(calls.implementation) == Engine.PYTORCH)] = "grouped_alone"
     found[(calls.op == KernelOp.GEMM) & (calls.gemm_format == GEMM_FORMATS.index("fp32"))] = "gemm_fp32"
     return found
 

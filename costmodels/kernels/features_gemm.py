@@ -6,7 +6,7 @@ import numpy as np
 
 from costmodels.kernels.calls import FloatArray, KernelCallBatch
 from costmodels.kernels.device_features import OPERAND_BYTES, DeviceFormat
-from costmodels.kernels.implementations import Engine, engine_of, is_bare, is_narrow
+from costmodels.kernels.implementations import is_bare, is_narrow
 from profiles.precision import GEMM_FORMATS
 
 # Output tiles whose waves the model sees; the libraries' kernels use these and their transposes.
@@ -60,12 +60,6 @@ def gemm_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, 
     for name, size in (("m", m), ("n", n), ("k", k)):
         found[f"align_{name}"] = _alignment(size)
     return found
-
-
-def grouped_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
-    """Those of a GEMM, and whether it was timed alone rather than as what a fused expert layer leaves for it."""
-    alone = np.asarray(engine_of(calls.implementation) == Engine.PYTORCH, dtype=np.float64)
-    return {**gemm_features(calls, device), "alone": alone}
 
 
 def _best_tile(m: FloatArray, n: FloatArray, batch: FloatArray, num_sms: float) -> tuple[FloatArray, FloatArray]:

@@ -8,8 +8,8 @@ the parameters of its relatives or of all devices pooled, and a share of what th
 
 Trust, per call, by where it lies: ``measured`` (device and format were fitted, shape inside the fitted ranges),
 ``beyond`` (device was, shape lies outside), ``related`` (another device with the same chip was), ``foreign``
-(neither). Each situation has its own spread, found by holding out what the situation lacks, and its own share
-in a geometric mean with the calibrated roofline (``RooflineKernelModel``).
+(neither), ``unmet`` (nobody timed such a kernel on any device). Each situation has its own spread, found by holding out
+what the situation lacks, and its own share in a geometric mean with the calibrated roofline (``RooflineKernelModel``).
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES, added_s, finest_groups, floor_s
+from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES, added_s, finest_groups, floor_s, unmet
 from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import (
     COLUMNS,
@@ -33,7 +33,7 @@ from costmodels.kernels.calls import (
     take,
 )
 from costmodels.kernels.features import FEATURES, features_of, op_classes
-from costmodels.kernels.implementations import Engine, engine_of, is_bare
+from costmodels.kernels.implementations import Engine, Library, engine_of, is_bare, library_of
 from costmodels.kernels.roofline import FORMAT_CLASS, FORMULAS, Rates
 from profiles.fits import KernelFits
 from profiles.hardware import DeviceSpec
@@ -44,7 +44,13 @@ MOST_REMEMBERED = 200_000  # calls per model; about 300 bytes each
 MOST_LOOKED_UP = 5_000  # of a batch: larger ones are tables, priced once
 _ROUNDING = 1e-5  # the card writes the ends of a range with six digits
 POOLED = "*"  # name of the parameters of all devices together
-FORMULA_OF: Mapping[str, str] = {"attention_decode": "attention_forward", "gemm_fp32": "gemm"}
+_EVEN = 64.0  # elements; a weight whose rows are no multiple of it is odd
+ANY_GROUP = "*"  # name of the spread of kernels whose group has none of its own
+FORMULA_OF: Mapping[str, str] = {
+    "attention_decode": "attention_forward",
+    "gemm_fp32": "gemm",
+    "grouped_alone": "grouped_gemm",
+}
 
 
 class Situation(IntEnum):
@@ -54,6 +60,7 @@ class Situation(IntEnum):
     BEYOND = 1
     RELATED = 2
     FOREIGN = 3
+    UNMET = 4
 
 
 _SPREAD_NAMES = tuple(situation.name.lower() for situation in Situation)
@@ -75,6 +82,20 @@ def format_classes(calls: KernelCallBatch) -> NDArray[np.str_]:
     names[bare] = np.char.add(names[bare], BARE)
     names[calls.op == KernelOp.MEMORY] = ""
     return names
+
+
+def spread_groups(op_class: str, calls: KernelCallBatch) -> NDArray[np.str_]:
+    """(C,) group of each call that may have a spread of its own.
+
+    Its format class; with it the library, where that counts, or whether a row of the weights ends within a cache line
+    or two of them, where libraries have fewer kernels to choose from.
+    """
+    groups = format_classes(calls)
+    if op_class in ADDITIVE:
+        libraries = np.array([library.name.lower() for library in Library])[library_of(calls.implementation)]
+        return np.char.add(np.char.add(groups, "/"), libraries)
+    odd = (np.mod(calls.n, _EVEN) > 0) | (np.mod(calls.k, _EVEN) > 0)
+    return np.char.add(groups, np.where(odd, "/odd", ""))
 
 
 def device_reference(
@@ -160,12 +181,16 @@ class OpModel:
                 situations[rows[~inside]] = int(Situation.BEYOND)
         return np.asarray(base * np.exp(correction), dtype=np.float64), situations
 
-    def interval(self, time_s: FloatArray, situations: IntArray) -> tuple[FloatArray, FloatArray]:
+    def interval(
+        self, calls: KernelCallBatch, time_s: FloatArray, situations: IntArray
+    ) -> tuple[FloatArray, FloatArray]:
         """(C,) both ends of the 90 % interval."""
         low, high = np.empty(len(time_s)), np.empty(len(time_s))
-        for code in np.unique(situations):
-            rows = situations == code
-            spread = self.card.spread[_SPREAD_NAMES[code]]
+        names, group = np.unique(spread_groups(self.card.op_class, calls), return_inverse=True)
+        for code, number in sorted(set(zip(situations.tolist(), group.tolist(), strict=True))):
+            rows = (situations == code) & (group == number)
+            spreads = self.card.spread[_SPREAD_NAMES[code]]
+            spread = spreads.get(str(names[number]), spreads[ANY_GROUP])
             place = np.searchsorted(spread.up_to_s, time_s[rows])
             low[rows] = time_s[rows] * np.array(spread.low_factor)[place]
             high[rows] = time_s[rows] * np.array(spread.high_factor)[place]
@@ -204,6 +229,7 @@ class AdditiveModel(OpModel):
         base, steps = added_s(self.card.op_class, calls, device, self.card.reference[COEFFICIENTS])
         features = self.features(calls, device)
         situations = np.where(steps == 0, int(Situation.RELATED), int(Situation.FOREIGN))
+        situations[unmet(self.card.op_class, steps)] = int(Situation.UNMET)
         classes = format_classes(calls)
         for name in np.unique(classes):
             if device.name not in self.card.reference[DEVICES][str(name)]:
@@ -275,8 +301,8 @@ class LearnedKernelModel:
             learned_s, situations = model.price(part, device, self.families)
             share = model.blend(situations)
             time_s = learned_s**share * found[0, rows] ** (1 - share)
-            low_s, high_s = model.interval(time_s, situations)
-            borrowed = situations == Situation.FOREIGN
+            low_s, high_s = model.interval(part, time_s, situations)
+            borrowed = situations >= Situation.FOREIGN
             found[0, rows], found[1, rows], found[2, rows] = time_s, low_s, high_s
             found[3, rows] = np.where(borrowed, found[3, rows], int(Basis.LEARNED))
             found[4, rows] = (situations == Situation.BEYOND) | (borrowed & (found[4, rows] > 0))

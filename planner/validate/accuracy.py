@@ -17,6 +17,7 @@ import numpy as np
 from planner.validate.mapping import Mapped, map_files
 from planner.validate.memory_fit import MemoryFit, fit_memory, memory_card, residual_log_std, with_memory
 from planner.validate.metrics import LEAST_ROWS
+from planner.validate.others import OTHERS
 from planner.validate.own_runs import own_section
 from planner.validate.pick import PickSummary
 from planner.validate.predict import Predictions, RowPredictor
@@ -137,6 +138,7 @@ def accuracy_page(accuracy: Accuracy) -> str:
         _INTRODUCTION.format(least=LEAST_ROWS),
         _result(held_out, in_sample),
         _time_section(held_out, in_sample),
+        OTHERS,
         _memory_section(held_out, in_sample),
         _pick_section(held_out),
         _first_section(held_out),

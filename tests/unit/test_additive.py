@@ -172,11 +172,11 @@ def test_coefficients_are_found_again_per_generation():
 def card(rows: TrainingRows) -> AdditiveModel:
     trained = train(rows, rounds=20)
     spread = {"up_to_s": [1e-4], "low_factor": [0.9, 0.8], "high_factor": [1.1, 1.2]}
-    situations = ("measured", "beyond", "related", "foreign")
+    situations = [situation.name.lower() for situation in Situation]
     content = {
         "op_class": rows.op_class, "features": list(trained.features), "reference": trained.reference,
         "ranges": {name: ends.tolist() for name, ends in trained.ranges.items()},
-        "spread": dict.fromkeys(situations, spread), "blend": dict.fromkeys(situations, 0.0), "sha256": "",
+        "spread": {name: {"*": spread} for name in situations}, "blend": dict.fromkeys(situations, 0.0), "sha256": "",
     }  # fmt: skip
     return AdditiveModel.of(LearnedFile(card=card_from(json.loads(json.dumps(content))), text=trained.text))
 
@@ -189,6 +189,8 @@ def test_a_model_says_where_a_call_lies_and_keeps_its_slope_beyond():
     assert model.price(longer, H100, {})[1].tolist() == [Situation.BEYOND]
     assert model.price(inside, relative, {})[1].tolist() == [Situation.RELATED]
     assert model.price(inside, L40S, {})[1].tolist() == [Situation.FOREIGN]
+    nobody = attention(4096, 4096, heads=16, implementation=code_of(Engine.VLLM, Library.TRITON))
+    assert model.price(nobody, H100, {})[1].tolist() == [Situation.UNMET]
     half = attention(2.0**16, 2.0**16, heads=16)
     (short_s,), (long_s,) = (model.price(calls, H100, {})[0] for calls in (half, longer))
     assert long_s / short_s == pytest.approx(4, rel=0.03)

@@ -55,15 +55,16 @@ HALF = PLAIN | {"max_efficiency": 0.5}
 HERE = device()
 FAMILIES = {HERE.name: "chip", "sister": "chip", "cousin": "chip", "stranger": "other"}
 SPREAD = {"up_to_s": [2e-3], "low_factor": [0.9, 0.8], "high_factor": [1.1, 1.3]}
+WIDE = {"up_to_s": [], "low_factor": [0.5], "high_factor": [2.0]}
 
 
 def card(**changes) -> dict:
     return {
         "op_class": "gemm", "features": ["size", "log_k"], "reference": {"16-bit": {"*": PLAIN, HERE.name: HALF}},
         "ranges": {"16-bit": [[0, 1e9], [0, 14]]},
-        "spread": dict.fromkeys(("measured", "beyond", "related", "foreign"), SPREAD)
-        | {"foreign": {"up_to_s": [], "low_factor": [0.5], "high_factor": [2.0]}},
-        "blend": {"measured": 1, "beyond": 1, "related": 1, "foreign": 0.5},
+        "spread": {name: {"*": SPREAD, "fp8": WIDE} for name in ("measured", "beyond", "related")}
+        | {name: {"*": WIDE} for name in ("foreign", "unmet")},
+        "blend": {"measured": 1, "beyond": 1, "related": 1, "foreign": 0.5, "unmet": 0},
         "sha256": hashlib.sha256(TREE.encode()).hexdigest(),
     } | changes  # fmt: skip
 
@@ -98,6 +99,18 @@ def test_the_interval_is_that_of_the_predicted_time():
     assert short.time_s[0] < 2e-3 < long.time_s[0]
     assert (short.low_s[0], short.high_s[0]) == pytest.approx((0.9 * short.time_s[0], 1.1 * short.time_s[0]))
     assert (long.low_s[0], long.high_s[0]) == pytest.approx((0.8 * long.time_s[0], 1.3 * long.time_s[0]))
+
+
+def test_a_format_has_its_own_interval_where_it_was_seen_often():
+    kinds = ("16-bit", "fp8")
+    known = model(
+        reference={kind: {"*": PLAIN, HERE.name: HALF} for kind in kinds},
+        ranges={kind: [[0, 1e9], [0, 14]] for kind in kinds},
+    )
+    here = device(peak_flops_per_s={"bf16": 312e12, "fp8": 312e12})
+    narrow, wide = (known.predict(gemm(kind=kind), here) for kind in ("bf16", "fp8"))
+    assert wide.high_s[0] / wide.time_s[0] == pytest.approx(2.0)
+    assert narrow.high_s[0] / narrow.time_s[0] == pytest.approx(1.1)
 
 
 def test_shapes_beyond_the_fit_are_flagged():
@@ -189,7 +202,7 @@ def test_models_are_loaded_with_their_cards(tmp_path):
     write(tmp_path, card())
     (found,) = load_learned(tmp_path).values()
     assert found.text == TREE
-    assert found.card.spread["measured"] == Spread(
+    assert found.card.spread["measured"]["*"] == Spread(
         up_to_s=(2e-3, float("inf")), low_factor=(0.9, 0.8), high_factor=(1.1, 1.3)
     )
     assert load_learned(tmp_path / "none") == {}

@@ -11,7 +11,7 @@ import pytest
 from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls, take
 from costmodels.kernels.features import FEATURES, features_of
-from costmodels.kernels.learned import POOLED, LearnedKernelModel, learned_kernel_model
+from costmodels.kernels.learned import ANY_GROUP, POOLED, LearnedKernelModel, Situation, learned_kernel_model
 from costmodels.kernels.roofline import RooflineKernelModel
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
@@ -51,7 +51,9 @@ def test_the_files_are_few_small_and_agree_with_the_features():
             assert "" in file.card.reference[COEFFICIENTS]
         else:
             assert all(POOLED in devices for devices in file.card.reference.values())
-        assert set(file.card.spread) == set(file.card.blend) == {"measured", "beyond", "related", "foreign"}
+        situations = {situation.name.lower() for situation in Situation}
+        assert set(file.card.spread) == set(file.card.blend) == situations
+        assert all(ANY_GROUP in groups for groups in file.card.spread.values())
 
 
 def test_every_device_of_the_catalogue_gets_a_price_with_an_interval(model):

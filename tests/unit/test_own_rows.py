@@ -6,31 +6,30 @@ import pytest
 pytest.importorskip("pandas", reason="the fitting tools need the optional extra 'fit'")
 
 from costmodels.calibration.learned_fit import train
-from costmodels.calibration.learned_splits import Fold, own_folds, spread_of
+from costmodels.calibration.learned_splits import own_folds
 from costmodels.calibration.own_rows import DRAWN, LATTICE, kept_out, own_rows
 from costmodels.kernels.calls import KernelOp, take
 from costmodels.kernels.implementations import Library, is_bare, library_of
-from costmodels.kernels.learned import format_classes
+from costmodels.kernels.learned import FORMULA_OF, format_classes
 from costmodels.kernels.roofline import OP_NAMES
 
 BACKWARD = own_rows("attention_backward")
 
 
 def test_every_kernel_of_ours_teaches_one_class() -> None:
-    classes = ("gemm", "gemm_fp32", "grouped_gemm", "attention_forward", "attention_backward", "attention_decode",
+    classes = ("gemm", "gemm_fp32", "grouped_alone", "attention_forward", "attention_backward", "attention_decode",
                "memory")  # fmt: skip
+    assert not len(own_rows("grouped_gemm"))
     rows = {name: own_rows(name) for name in classes}
     assert sum(map(len, rows.values())) > 5000
     for name, part in rows.items():
-        assert {OP_NAMES[KernelOp(op)] for op in np.unique(part.calls.op)} == {
-            {"gemm_fp32": "gemm", "attention_decode": "attention_forward"}.get(name, name)
-        }
+        assert {OP_NAMES[KernelOp(op)] for op in np.unique(part.calls.op)} == {FORMULA_OF.get(name, name)}
         assert set(part.device) == {"H100-SXM-80GB", "H200-SXM-141GB"}
         assert set(part.source) <= {LATTICE, DRAWN}
     assert set(rows["attention_forward"].kind) == {"flash_2/pytorch", "cudnn/pytorch"}
     assert set(rows["gemm"].kind) == {""}
     assert {"norm/pytorch", "optimizer/pytorch", "cross_entropy/pytorch"} <= set(rows["memory"].kind)
-    assert Library.LOOP not in library_of(rows["grouped_gemm"].calls.implementation)
+    assert Library.LOOP not in library_of(rows["grouped_alone"].calls.implementation)
 
 
 def test_fp8_products_of_ours_are_a_format_of_their_own() -> None:
@@ -59,17 +58,3 @@ def test_random_shapes_are_judged_by_the_grid_and_by_the_packaged_model() -> Non
     error = np.abs(by_all.learned_s / by_all.rows.time_s - 1)[by_all.rows.time_s > 20e-6]
     assert error.mean() < 0.08
     assert not list(own_folds(BACKWARD.take(BACKWARD.source == LATTICE), trained, 8000))
-
-
-def test_few_folds_widen_an_interval_both_ways() -> None:
-    def fold(factor: float) -> Fold:
-        return Fold(
-            name="device", situation="related", rows=BACKWARD, learned_s=BACKWARD.time_s / factor,
-            reference_s=BACKWARD.time_s, constant_s=BACKWARD.time_s,
-        )  # fmt: skip
-
-    alone = spread_of([fold(1.25)], {"related": 1.0})
-    assert alone["low_factor"] == pytest.approx([0.8] * 3)
-    assert alone["high_factor"] == pytest.approx([1.25] * 3)
-    several = spread_of([fold(1.25)] * 3, {"related": 1.0})
-    assert several["low_factor"] == pytest.approx([1.0] * 3)

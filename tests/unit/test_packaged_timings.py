@@ -101,9 +101,9 @@ def test_a_third_of_the_random_shapes_judges_and_none_of_the_grid() -> None:
 
 # Mean absolute error of kernels over 20 us that no model was fitted on, both cards; somewhat above what was found.
 BARS = {
-    "gemm": 0.085, "attention_forward": 0.09, "attention_backward": 0.07, "attention_decode": 0.07, "adamw": 0.2,
-    "rms_norm": 0.12, "rms_norm_backward": 0.15, "silu_mul_backward": 0.1, "cross_entropy": 0.15,
-    "cross_entropy_backward": 0.1, "grouped_gemm": 0.25,
+    "gemm": 0.08, "attention_forward": 0.09, "attention_backward": 0.07, "attention_decode": 0.07, "adamw": 0.2,
+    "rms_norm": 0.15, "rms_norm_backward": 0.15, "silu_mul_backward": 0.1, "cross_entropy": 0.15,
+    "cross_entropy_backward": 0.1, "grouped_gemm": 0.17,  # rms_norm: five rows
 }  # fmt: skip
 
 
