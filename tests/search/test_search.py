@@ -287,7 +287,7 @@ def test_the_same_question_has_the_same_answer_and_more_budget_none_worse() -> N
     assert not few.optimal
 
 
-@pytest.mark.parametrize("name", ["dense, large vocabulary", "MoE, tight", "two types, MoE"])
+@pytest.mark.parametrize("name", ["dense, large vocabulary", "MoE, two stages", "two types, MoE"])
 def test_however_early_a_search_ends_its_bound_holds_and_rises(name: str) -> None:
     instance = BY_NAME[name]
     whole = found(instance)
