@@ -11,6 +11,11 @@ run until nobody waits, N E[n] / C - r steps so that the work adds up, and then 
 end together, and run in waves, unless room in the cache ends first: then some are put off, and ages spread too. A
 static batch runs until its longest ends, with nobody leaving.
 
+Where sequences may be carried over into k further iterations (partial rollouts), a call ends once N of them have:
+slots are refilled without end, N E[n] / C steps at a time, in no fewer steps than the longest sequence's share of k + 1
+calls. New weights interrupt the C that run, and their keys and values are computed anew from the tokens so far, the
+prompt and the E[n^2] / 2 E[n] that a running sequence has on average.
+
 Left out on purpose: the cost of putting sequences off, speculative decoding, skew between the replicas beyond that of
 their lengths.
 """
@@ -35,6 +40,7 @@ from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
 from costmodels.workload import TrainingJob
 from profiles.engines import EngineSpec
+from profiles.model import MAX_SEQUENCE
 
 _KEY_POINTS = 4  # cache lengths priced between the shortest and the longest
 _FINER = 16  # points per interval of equal lengths, whose steps grow straight with the cache
@@ -207,6 +213,13 @@ def generation(
     )
     in_step = (at_once == per_replica) | (output.is_fixed & ~staggered)
     decode_s, steps = batch.continuous(in_step) if engine.continuous else batch.static()
+    if call.carried_over and engine.continuous:
+        again_s = resumption_s(plans, call, engine, context, at_once)
+        carried_s, carried_steps = batch.carried(call.carried_over)
+        # Equal lengths that start together also end together, and nothing is left to carry over.
+        carries = ~in_step | np.asarray(not output.is_fixed)
+        decode_s = np.where(carries, carried_s + again_s, decode_s)
+        steps = np.where(carries, carried_steps, steps)
     half_width, basis = prices.nearest(at_once)
     time_s = reading_s + decode_s
     return GenerationEstimate(
@@ -245,10 +258,31 @@ def prefill_s(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: Co
         engine: Whether samples share them, and its host time per pass.
         context: Of the engine (``engine_context``), with prompts as sequences.
     """
+    samples = call.samples_per_prompt if engine.shares_prefixes else 1
+    return _reading_s(plans, np.ceil(call.num_sequences / samples / plans.data_parallel), engine, context)
+
+
+def resumption_s(
+    plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext, running: FloatArray
+) -> FloatArray:
+    """(N,) seconds of computing the keys and values of running sequences anew, once.
+
+    Args:
+        plans: N plans; ``micro_batch_size`` sequences are read at once.
+        call: What is generated; no two running sequences share more than their prompt, which is read with each.
+        engine: Its host time per pass.
+        context: Of training or inference; the engine's own is derived from it.
+        running: (N,) sequences of a replica that are interrupted.
+    """
+    tokens = round(call.prompt_tokens + _output(call).mean_context)
+    job = prompt_job(replace(call, prompt_tokens=min(tokens, MAX_SEQUENCE)))
+    return _reading_s(plans, running, engine, engine_context(context, engine, job))
+
+
+def _reading_s(plans: PlanBatch, prompts: FloatArray, engine: EngineSpec, context: CostContext) -> FloatArray:
+    """(N,) seconds in which every replica reads so many sequences of the context's length."""
     stages = stage_table(plans, context.model)
     stage_s = forward_stage_s(plans, stages, layer_costs(plans, context), context, head=False)
-    samples = call.samples_per_prompt if engine.shares_prefixes else 1
-    prompts = np.ceil(call.num_sequences / samples / plans.data_parallel)
     passes = np.ceil(prompts / plans.micro_batch_size)
     rounds = passes + plans.pipeline_parallel - 1
     return rounds * largest(stage_s) + passes * engine.step_overhead_s
@@ -320,6 +354,19 @@ class _Batch:
         keys = self.prompt_tokens + np.minimum(steps + output.mean_context, output.most)
         drain_s = _sum(going * self.prices.step_s(running, keys), steps)
         return full_s + drain_s, full_steps + _sum(going, steps)
+
+    def carried(self, further: int) -> tuple[FloatArray, FloatArray]:
+        """Slots are refilled without end; a call takes its share of the longest sequence, and ends with its last."""
+        output, steps = self.output, _points(self.output)
+        middle = np.asarray([self.prompt_tokens + output.mean_context])
+        full_steps = self.per_replica * output.mean / self.at_once
+        full_s = full_steps * self.prices.step_s(self.at_once[:, None], middle)[:, 0]
+        count = np.asarray(self.per_replica * self.replicas, dtype=np.float64)
+        longest = _sum(any_of(output.longer_than(steps)[None, :], count[:, None]), steps)
+        waiting = np.maximum(longest / (1 + further) - full_steps, 0.0)
+        last = np.asarray([self.prompt_tokens + output.most])
+        waiting_s = waiting * self.prices.step_s(np.ones((len(count), 1)), last)[:, 0]
+        return full_s + waiting_s, full_steps + waiting
 
 
 def _points(output: OutputLengths) -> FloatArray:

@@ -44,6 +44,8 @@ class ModelCall:
         precision: Recipe name, see ``profiles.precision``.
         task: ``full``, ``lora`` or ``qlora``: what is trained (training only).
         lora_rank: Rank of the adapters of ``lora`` and ``qlora``.
+        carried_over: Further iterations a sequence may go on in after the one it began in, its cache computed anew
+            with the weights of each (generation only); 0 where a call ends with its last sequence.
     """
 
     kind: CallKind
@@ -56,6 +58,7 @@ class ModelCall:
     precision: str = "bf16"
     task: str = "full"
     lora_rank: int = 32
+    carried_over: int = 0
 
     def __post_init__(self) -> None:
         bounds = {
@@ -68,6 +71,8 @@ class ModelCall:
             value = getattr(self, name)
             if not 1 <= value <= largest:
                 raise SpecError(f"call.{name}", f"must be between 1 and {largest}; got {value}")
+        if self.carried_over < 0:
+            raise SpecError("call.carried_over", f"must be at least 0; got {self.carried_over}")
         if self.kind is CallKind.GENERATE and self.output is None:
             raise SpecError("call.output", "is needed: how many tokens a generation call generates")
         if self.task not in ("full", "lora", "qlora"):

@@ -34,6 +34,10 @@ def workflow(
     ] = None,
     mode: Annotated[str | None, _option("--mode", "hybrid (default), colocated, disaggregated or async.")] = None,
     staleness: Annotated[int | None, _option("--staleness", "Training steps generation may lag, with async.")] = None,
+    rollout: Annotated[
+        str | None,
+        _option("--rollout", "whole (default), or partial with async: unfinished responses go on with new weights."),
+    ] = None,
     dependency: Annotated[
         str | None, _option("--dependency", "version (default) or barrier: an iteration ends before the next begins.")
     ] = None,
@@ -111,7 +115,7 @@ def models_by_role(words: Sequence[str]) -> dict[str, str]:
 
 
 def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, Any]:
-    from planner.dataflow.flow_request import DEFAULT_STACK, HYBRID
+    from planner.dataflow.flow_request import DEFAULT_STACK, HYBRID, WHOLE
 
     objective = _OBJECTIVES.get(values["objective"])
     if objective is None:
@@ -124,6 +128,7 @@ def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, A
         "settings": _named(flow["settings"] or []),
         "mode": flow["mode"] or HYBRID,
         "staleness": flow["staleness"],
+        "rollout": flow["rollout"] or WHOLE,
         "dependency": flow["dependency"],
         "objective": objective,
         "offload": not flow["keep_on_gpu"],

@@ -43,7 +43,9 @@ def reason_sentence(plan: FlowPlan, reason: Reason) -> str:
     if call.kind == GENERATE:
         each = seconds(call.time_s / max(reason.decode_steps, 1))
         longer = ""
-        if reason.decode_steps > 1.05 * reason.mean_tokens:
+        if reason.carries_over:
+            longer = f" (the mean response has {reason.mean_tokens:.0f}; what has not ended is carried over)"
+        elif reason.decode_steps > 1.05 * reason.mean_tokens:
             longer = f" (the longest of {call.sequences}; the mean is {reason.mean_tokens:.0f})"
         words += f": {reason.decode_steps:.0f} steps{longer} of {each}, MFU {percent(reason.mfu)}."
     else:

@@ -82,6 +82,8 @@ def _heading(request: FlowRequest, console: Console) -> None:
     ]
     console.print(", ".join(roles), highlight=False, markup=False)
     ahead = f", up to {request.staleness} steps stale" if request.mode == ASYNC else ""
+    if request.carried_over:
+        ahead += ", partial rollouts"
     console.print(
         f"batch {request.batch}, prompts of {request.prompt_tokens} tokens, responses of "
         f"{lengths_text(request.output)}; {request.mode}{ahead}; {request.precision}, {request.stack.name}",

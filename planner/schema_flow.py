@@ -68,6 +68,7 @@ def _request(request: FlowRequest) -> dict[str, Any]:
         "mode": request.mode,
         "dependency": request.dependency,
         "staleness": request.staleness,
+        "rollout": request.options.rollout,
         "objective": request.options.objective,
         "offload": request.options.offload,
         "pins": {

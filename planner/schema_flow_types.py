@@ -2,7 +2,7 @@
 
 from costmodels.estimate import BASES
 from planner.dataflow.flow_answer import CALL, TRANSFER
-from planner.dataflow.flow_request import MODES, OBJECTIVES
+from planner.dataflow.flow_request import MODES, OBJECTIVES, ROLLOUTS
 from planner.dataflow.graph import KINDS
 from planner.dataflow.holdings import HOLDING_NAMES
 from planner.dataflow.iterations import DEPENDENCIES
@@ -84,6 +84,7 @@ def _request_shape() -> Shape:
         mode={"enum": list(MODES)},
         dependency={"enum": list(DEPENDENCIES)},
         staleness=COUNT,
+        rollout={"enum": list(ROLLOUTS)},
         objective={"enum": list(OBJECTIVES)},
         offload=FLAG,
         pins=map_of(pin),

@@ -195,6 +195,9 @@ class WorkflowRequest(Body):
     )
     mode: Literal["hybrid", "colocated", "disaggregated", "async"] = "hybrid"
     staleness: int | None = Field(default=None, ge=0, le=MAX_STALENESS, description="With `async` only.")
+    rollout: Literal["whole", "partial"] = Field(
+        default="whole", description="`partial`, with `async`: unfinished responses go on with new weights."
+    )
     dependency: Literal["barrier", "version", "stale"] | None = Field(
         default=None, description="How iterations wait for each other; what the mode needs if null."
     )

@@ -166,7 +166,7 @@ def _edges(
     graph = request.graph
     index = {name: place for place, name in enumerate(graph.order)}
     lags = {(parent, name): 0 for name in graph.order for parent in graph.parents(name)}
-    for edge in iteration_edges(graph, dependency=request.dependency, staleness=request.staleness):
+    for edge in iteration_edges(graph, dependency=request.dependency, staleness=request.ahead):
         lags.setdefault((edge.source, edge.target), edge.distance)
     moving = {}
     for move in weight_moves(request):
@@ -216,7 +216,7 @@ def weight_moves(request: FlowRequest) -> tuple[Move, ...]:
     graph, moves = request.graph, []
     lag = {
         (edge.source, edge.target): edge.distance
-        for edge in iteration_edges(graph, dependency=request.dependency, staleness=request.staleness)
+        for edge in iteration_edges(graph, dependency=request.dependency, staleness=request.ahead)
     }
     for role in graph.roles:
         trains = [call.name for call in graph.calls_of(role.name) if call.kind == TRAIN]

@@ -69,6 +69,7 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
         value_head=role.head == VALUE_HEAD,
         precision=request.precision,
         task=role.task if adapters else "full",
+        carried_over=request.carried_over if call.kind == GENERATE and request.graph.trainable(call.role) else 0,
     )
 
 

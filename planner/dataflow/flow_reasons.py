@@ -34,10 +34,14 @@ def flow_reasons(
     reasons = []
     for call in longest:
         steps = mean = 0.0
-        if call.kind == GENERATE:
-            output = model_call(request, request.graph.call(call.name)).output
-            if output is not None:
-                steps, mean = output.longest_of(call.sequences), output.mean
+        further = 0
+        if call.kind == GENERATE and call.plan is not None:
+            asked = model_call(request, request.graph.call(call.name))
+            further = asked.carried_over
+            if asked.output is not None:
+                steps, mean = asked.output.longest_of(call.sequences), asked.output.mean
+            if further:
+                steps = max(steps / (1 + further), call.sequences * mean / (call.concurrent * call.plan.data_parallel))
         device = priced.cluster.groups[priced.cluster.group_of(call.first_gpu)].device
         work = device.peak(number) * call.num_gpus * call.time_s
         reasons.append(
@@ -47,6 +51,7 @@ def flow_reasons(
                 mfu=call_flops(request, call.name) / work if work else 0.0,
                 decode_steps=steps,
                 mean_tokens=mean,
+                carries_over=further > 0,
                 alternative=None if call.kind == EXTERNAL else _alternative(priced, compiled, found, call),
             )
         )

@@ -32,6 +32,8 @@ from profiles.stacks import find_stack
 
 HYBRID, COLOCATED, DISAGGREGATED, ASYNC = "hybrid", "colocated", "disaggregated", "async"
 MODES = (HYBRID, COLOCATED, DISAGGREGATED, ASYNC)
+WHOLE, PARTIAL = "whole", "partial"
+ROLLOUTS = (WHOLE, PARTIAL)
 OBJECTIVES = ("time", "cost", "fewest_gpus")
 DEFAULT_BATCH = 512  # prompts; the batch of ReaLHF's and RLHFuse's experiments (arXiv:2406.14088, 2409.13221)
 DEFAULT_PROMPT = 1024  # tokens, as in HybridFlow's experiments (arXiv:2409.19256 section 8.1)
@@ -56,6 +58,8 @@ class FlowOptions:
         mode: ``hybrid`` (every call where it is best), ``colocated`` (all on all GPUs),
             ``disaggregated`` (generation apart from the rest), ``async`` (that, with generation ahead).
         staleness: Training steps by which generating weights may lag in ``async``; None for 1.
+        rollout: ``whole`` (generation ends with its last response) or ``partial`` (in ``async``: it ends when enough
+            responses have; the others are interrupted by the new weights and go on in the next iterations).
         dependency: ``version`` or ``barrier``, see ``planner.dataflow.iterations``; None for what the mode needs.
         objective: ``time``, ``cost`` or ``fewest_gpus``.
         offload: Whether frozen weights and optimizer states may lie in host memory between calls.
@@ -79,6 +83,7 @@ class FlowOptions:
     settings: Mapping[str, Any] = field(default_factory=dict)
     mode: str = HYBRID
     staleness: int | None = None
+    rollout: str = WHOLE
     dependency: str | None = None
     objective: str = "time"
     offload: bool = True
@@ -133,6 +138,16 @@ class FlowRequest:
     pins: Mapping[str, CallPin]
     options: FlowOptions
     assumptions: tuple[Note, ...]
+
+    @property
+    def ahead(self) -> int:
+        """Training steps by which generation runs ahead of training."""
+        return min(self.staleness, 1) if self.options.rollout == PARTIAL else self.staleness
+
+    @property
+    def carried_over(self) -> int:
+        """Further iterations an unfinished response may go on in; running ahead uses up one step of the staleness."""
+        return self.staleness - self.ahead
 
 
 def resolve_flow(
@@ -251,7 +266,7 @@ def _models(
 
 
 def _check_options(options: FlowOptions) -> None:
-    for name, known in (("mode", MODES), ("objective", OBJECTIVES)):
+    for name, known in (("mode", MODES), ("objective", OBJECTIVES), ("rollout", ROLLOUTS)):
         value = getattr(options, name)
         if value not in known:
             raise SpecError(name, f"unknown value {str(value)[:40]!r}", did_you_mean(str(value), known))
@@ -271,6 +286,11 @@ def _check_options(options: FlowOptions) -> None:
         raise SpecError("effort", f"must be between 0.01 and 100; got {options.effort:g}")
     if options.staleness is not None and options.mode != ASYNC:
         raise SpecError("staleness", f"has a meaning in mode async only; mode is {options.mode}", "mode async")
+    if options.rollout == PARTIAL and options.mode != ASYNC:
+        raise SpecError("rollout", f"partial needs mode async; mode is {options.mode}", "mode async")
+    if options.rollout == PARTIAL and (options.staleness or 0) < 2:
+        problem = f"partial needs a staleness of at least 2, one step for running ahead; got {options.staleness}"
+        raise SpecError("rollout", problem, "staleness 2")
     unknown = {item.name for item in fields(options)} & {"settings"} and not isinstance(options.settings, Mapping)
     if unknown:
         raise SpecError("settings", f"must be a mapping; got {str(options.settings)[:40]!r}")
@@ -317,7 +337,13 @@ def _precision(options: FlowOptions, cluster: MixedCluster, notes: list[Note]) -
 
 def _engines(options: FlowOptions) -> tuple[str, ...]:
     """The engine asked for, or the usual ones."""
-    return DEFAULT_ENGINES if options.engine is None else (find_engine(options.engine).name,)
+    if options.engine is None:
+        return DEFAULT_ENGINES
+    engine = find_engine(options.engine)
+    if options.rollout == PARTIAL and not engine.continuous:
+        problem = f"{engine.name} cannot carry responses over: its batches end together"
+        raise SpecError("engine", problem, "use one of " + ", ".join(DEFAULT_ENGINES))
+    return (engine.name,)
 
 
 def _check_batch(graph: Dataflow, batch: int) -> None:

@@ -172,9 +172,11 @@ class Reason:
         call: The call.
         share: Its time over that of the steady iteration.
         mfu: FLOPs it needs over the peak of its GPUs during it.
-        decode_steps: Expected decode steps of a generating call: the length of its longest sequence; 0 for others.
+        decode_steps: Expected decode steps of a generating call: the length of its longest sequence, or fewer where
+            sequences are carried over; 0 for others.
         mean_tokens: Mean tokens it generates per sequence; 0 for others.
         alternative: The fastest other way to run it; None when it runs the fastest way there is.
+        carries_over: Whether sequences that have not ended go on in the next iteration.
     """
 
     call: str
@@ -183,6 +185,7 @@ class Reason:
     decode_steps: float
     mean_tokens: float
     alternative: Alternative | None
+    carries_over: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
