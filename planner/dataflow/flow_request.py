@@ -42,6 +42,7 @@ DEFAULT_STACK = "megatron"
 DEFAULT_ENGINES = ("vllm", "sglang")  # what current training systems generate with
 MAX_ITERATIONS = 16
 MAX_GPUS = 4096
+MAX_FILE_NAME_BYTES = 256  # what file systems take
 
 GraphInput = str | Path | Mapping[str, Any] | Dataflow
 
@@ -218,7 +219,16 @@ def _graph(job: GraphInput, options: FlowOptions) -> tuple[Dataflow, Mapping[str
         return found.graph, found.models
     if not isinstance(job, str):
         raise SpecError("job", f"must be a name, a file or a graph; got {str(job)[:40]!r}", ", ".join(PRESETS))
+    if options.allow_files and job.lower() not in PRESETS and _exists(job):
+        raise SpecError(
+            "job", f"{job[:60]!r} is a file, but not named as YAML", f"rename it to {Path(job).name[:40]}.yaml"
+        )
     return build_preset(job, options.settings), {}
+
+
+def _exists(job: str) -> bool:
+    """Whether a text, which may be anything, names a file."""
+    return len(job.encode(errors="replace")) < MAX_FILE_NAME_BYTES and Path(job).is_file()
 
 
 def _is_file(job: object) -> bool:

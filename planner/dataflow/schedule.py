@@ -81,23 +81,6 @@ def timeline(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> Tim
     return Timeline(start_s=(end_s - duration_s).T, end_s=end_s.T)
 
 
-def steady_state(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> FloatArray:
-    """Seconds per iteration once the first has filled the pipeline: (T_E - T_1) / (E - 1), or T_1 of one.
-
-    Args:
-        problem: Candidates and transfers.
-        graph: Tasks and orders, from ``task_graph(problem)``.
-        plans: Plans to simulate.
-    """
-    end_s = timeline(problem, graph, plans).end_s
-    last: FloatArray = end_s.max(axis=1)
-    if problem.iterations == 1:
-        return last
-    first: FloatArray = end_s[:, graph.iteration == 0].max(axis=1)
-    per_iteration: FloatArray = (last - first) / (problem.iterations - 1)
-    return per_iteration
-
-
 def slot_times(problem: DataflowProblem, choice: IntArray) -> FloatArray:
     """Duration of every call, then of every transfer, in the order of the edges that have one. [slots, P]."""
     times = [call.time_s[choice[:, index]] for index, call in enumerate(problem.calls)]

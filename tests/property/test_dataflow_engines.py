@@ -1,5 +1,6 @@
 """Second implementations against the first: HybridFlow's divisions, and orders by CP-SAT."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,6 +12,7 @@ from planner.dataflow.orders import task_graph
 from planner.dataflow.problem import DataflowProblem, Edge
 from planner.dataflow.schedule import PlanRows, makespan
 from planner.dataflow.search import SearchOptions, solve
+from planner.dataflow.search_anneal import AnnealOptions
 from planner.dataflow.search_neighbourhood import polish
 from planner.dataflow.search_partition import partition_search
 from planner.dataflow.search_tree import Incumbent
@@ -112,6 +114,22 @@ def test_orders_in_the_table_are_seldom_beaten(seed):
     table = makespan(problem, graph, plans).min()
     assert found.bound_s <= table * (1 + 1e-9)
     assert table <= 1.1 * slow_makespan(problem, graph, np.zeros(4, dtype=int), found.sequence)
+
+
+@pytest.mark.parametrize(("seed", "table_s", "best_s"), [(1, 60, 57), (22, 42, 40), (26, 49, 45)])
+def test_a_search_finds_orders_outside_the_table(seed, table_s, best_s):
+    """The only plan of each problem; other orders of equally ready tasks than those that recur end earlier."""
+    rng = np.random.default_rng(seed)
+    problem = random_problem(rng, calls=4, candidates=1, iterations=3, transfers=seed % 2 == 0)
+    problem = replace(problem, capacity_bytes=np.full(4, 99.0))
+    graph = task_graph(problem)
+    orders = len(graph.orders)
+    plans = PlanRows(choice=np.zeros((orders, 4), dtype=int), order=np.arange(orders))
+    assert makespan(problem, graph, plans).min() == table_s
+    found = solve(problem, SearchOptions(anneal=AnnealOptions(chains=4, steps=5)))
+    assert found.makespan_s == best_s == found.timeline.makespan_s[0]
+    assert found.bound_s <= best_s
+    assert slow_makespan(problem, found.graph, found.choice, found.graph.orders[found.order]) == best_s
 
 
 def test_calls_without_time_are_in_order():

@@ -8,7 +8,8 @@ from planner.dataflow.memory import memory_owners, pressure
 from planner.dataflow.orders import task_graph
 from planner.dataflow.pareto import useful_candidates
 from planner.dataflow.problem import DataflowProblem, Edge
-from planner.dataflow.schedule import PlanRows, makespan, steady_state, timeline
+from planner.dataflow.schedule import PlanRows, makespan, timeline
+from planner.dataflow.steady import steady_s
 from planner.dataflow.units import range_maxima, units_of
 from tests.dataflow_problems import call, every_order, random_problem, slow_best, slow_fits, slow_makespan
 
@@ -133,7 +134,8 @@ def best_order(problem):
     plans = PlanRows(
         choice=np.zeros((len(graph.orders), len(problem.calls)), dtype=int), order=np.arange(len(graph.orders))
     )
-    return makespan(problem, graph, plans).min(), steady_state(problem, graph, plans)
+    ends = timeline(problem, graph, plans).end_s
+    return makespan(problem, graph, plans).min(), steady_s(ends, graph, len(problem.calls))
 
 
 @pytest.mark.parametrize("seed", range(20))

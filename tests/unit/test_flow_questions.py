@@ -187,3 +187,16 @@ def test_pins_are_checked(pins: dict[str, Any], field: str, words: str) -> None:
 def test_words_that_pin_nothing() -> None:
     with pytest.raises(SpecError, match=r"CALL\.FIELD=VALUE"):
         pin_from_words("actor_gen=8")
+
+
+def test_a_file_that_is_not_named_as_yaml_is_told_from_an_unknown_workflow(tmp_path: Path) -> None:
+    file = tmp_path / "workflow.txt"
+    file.write_text("name: x")
+    for allow_files, problem in ((True, "is a file, but not named as YAML"), (False, "unknown workflow")):
+        with pytest.raises(SpecError) as refused:
+            resolve_flow(str(file), {}, "8xH100", FlowOptions(allow_files=allow_files))
+        assert refused.value.field == "job"
+        assert problem in refused.value.problem
+    for text in ("x" * 5000, "a\0b", "\ud800", str(tmp_path)):
+        with pytest.raises(SpecError, match="unknown workflow"):
+            resolve_flow(text, {}, "8xH100", FlowOptions())
