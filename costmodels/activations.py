@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.plan import FloatArray, PlanBatch
+from costmodels.plan import FloatArray, PlanBatch, RecomputeModule
 from costmodels.workload import TrainingJob
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 from profiles.stack import StackSpec
@@ -33,13 +33,13 @@ class LayerActivations:
 
     Attributes:
         whole: All that is kept without recomputation.
-        core: The part of ``whole`` inside the attention core, which selective recomputation drops.
+        modules: The part of ``whole`` that recomputing each ``RecomputeModule`` drops, (modules, N).
         layer_input: The part of ``whole`` that full recomputation keeps.
         backward: Gradients alive at once while the layer is differentiated, beyond what is kept.
     """
 
     whole: FloatArray
-    core: FloatArray
+    modules: FloatArray
     layer_input: FloatArray
     backward: FloatArray
 
@@ -102,8 +102,46 @@ def layer_activations(
         backward = (2 * element * model.hidden_size) * (tokens + copies * plans.expert_tensor_parallel)
         backward += _mlp_gradient(model, job, moe=True) * copies
     return LayerActivations(
-        whole=whole, core=core, layer_input=(element * model.hidden_size) * over_r, backward=backward
+        whole=whole,
+        modules=_module_bytes(plans, model, job, stack, core=core, moe=moe),
+        layer_input=(element * model.hidden_size) * over_r,
+        backward=backward,
     )
+
+
+def _module_bytes(
+    plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, core: FloatArray, moe: bool
+) -> FloatArray:
+    """(modules, N) bytes of a layer that are dropped, in the order of ``RecomputeModule``.
+
+    What a module needs to run again stays: its input. Norms fused into the linear layer behind them cannot be
+    recomputed alone (Megatron-Core's Transformer Engine layers fuse those before plain attention and dense MLPs).
+    """
+    element, linear, latent = job.numerics.storage_bytes, job.numerics.linear_input_bytes, model.latent_attention
+    tokens = tokens_per_rank(plans, job)
+    over_t, over_r = tokens / plans.tensor_parallel, tokens / sequence_divisor(plans)
+    found = np.zeros((len(RecomputeModule), len(plans)))
+    row = {module: at for at, module in enumerate(RecomputeModule)}
+    found[row[RecomputeModule.CORE_ATTN]] = core
+    found[row[RecomputeModule.LAYERNORM]] = ((latent is not None) + moe) * linear * model.hidden_size * over_r
+    if latent is not None:
+        width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
+        expanded = element * model.num_attention_heads * (2 * width + latent.v_head_dim)
+        found[row[RecomputeModule.MLA_UP_PROJ]] = expanded * over_t
+    inner = _inner_bytes(model, job, stack)
+    if not moe or model.moe is None:
+        found[row[RecomputeModule.MLP]] = inner * model.ffn_hidden_size * over_t
+        return found
+    copies = model.moe.experts_per_token * over_t
+    shared = inner * model.moe.shared_ffn_hidden_size * over_t
+    kept = _PerToken()
+    _add_experts(kept, model, model.moe, job, stack)
+    routed = copies * (kept.routed * plans.expert_tensor_parallel + kept.routed_inner)
+    activated = inner - element * (2 if model.gated_mlp else 1)
+    found[row[RecomputeModule.MOE_ACT]] = activated * model.moe.ffn_hidden_size * copies
+    found[row[RecomputeModule.MOE]] = routed + shared + kept.sequence * over_r
+    found[row[RecomputeModule.SHARED_EXPERTS]] = shared
+    return found
 
 
 def output_activations(plans: PlanBatch, model: ModelSpec, job: TrainingJob) -> FloatArray:
@@ -204,21 +242,29 @@ def _core_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
 
 def _add_mlp(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:
     """Inputs of the activation function and of the second linear layer."""
-    element, linear = job.numerics.storage_bytes, job.numerics.linear_input_bytes
+    if not moe or model.moe is None:
+        kept.tensor += _inner_bytes(model, job, stack) * model.ffn_hidden_size
+        return
+    kept.tensor += _inner_bytes(model, job, stack) * model.moe.shared_ffn_hidden_size
+    _add_experts(kept, model, model.moe, job, stack)
+
+
+def _inner_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
+    """Bytes per token and unit of width: inputs of the activation function, and what it gives the second matrix."""
+    element = job.numerics.storage_bytes
     inner = element * (2 if model.gated_mlp else 1)
     if model.gated_mlp and not stack.fused_gate:
         inner += element  # act(gate) is kept beside gate and up
-    if _trains(job, "down"):
-        inner += linear
-    if not moe or model.moe is None:
-        kept.tensor += inner * model.ffn_hidden_size
-        return
-    experts: MoESpec = model.moe
-    kept.tensor += inner * experts.shared_ffn_hidden_size
+    return inner + (job.numerics.linear_input_bytes if _trains(job, "down") else 0.0)
+
+
+def _add_experts(kept: _PerToken, model: ModelSpec, experts: MoESpec, job: TrainingJob, stack: StackSpec) -> None:
+    """Routing, and inputs and outputs of routed experts."""
+    element, linear = job.numerics.storage_bytes, job.numerics.linear_input_bytes
     kept.sequence += 2 * _FP32 * experts.num_experts  # router logits and probabilities in fp32
     kept.routed += linear * model.hidden_size if _trains(job, "gate", "up") else 0.0
     kept.routed += element * model.hidden_size  # expert outputs, weighted by their probability when combined
-    kept.routed_inner += inner * experts.ffn_hidden_size
+    kept.routed_inner += _inner_bytes(model, job, stack) * experts.ffn_hidden_size
 
 
 def _mlp_gradient(model: ModelSpec, job: TrainingJob, *, moe: bool) -> float:

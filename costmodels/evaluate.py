@@ -62,6 +62,7 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
             context.model,
             context.job,
             recompute=plans.recompute,
+            recompute_modules=plans.recompute_modules,
             recomputed_layer_share=step.recomputed_share,
         ),
     )

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from costmodels.lowering.attention import score_share
-from costmodels.plan import FloatArray, IntArray, Recompute
+from costmodels.plan import FloatArray, IntArray, Recompute, RecomputeModule, chosen_modules
 from costmodels.workload import LoraSpec, TrainingJob
 from profiles.model import ModelSpec
 from profiles.parameters import layer_parameters, total_lora_parameters
@@ -69,7 +69,12 @@ def _visited_adapter_parameters(model: ModelSpec, lora: LoraSpec) -> int:
 
 
 def hardware_flops_per_step(
-    model: ModelSpec, job: TrainingJob, *, recompute: IntArray, recomputed_layer_share: FloatArray
+    model: ModelSpec,
+    job: TrainingJob,
+    *,
+    recompute: IntArray,
+    recompute_modules: IntArray,
+    recomputed_layer_share: FloatArray,
 ) -> FloatArray:
     """(N,) causal FLOPs of one step including what is recomputed.
 
@@ -77,10 +82,35 @@ def hardware_flops_per_step(
         model: The model.
         job: Sequence and batch are read.
         recompute: (N,) ``Recompute`` codes.
+        recompute_modules: (N,) ``RecomputeModule`` flags.
         recomputed_layer_share: (N,) share of the layers recomputed in full.
     """
     core = attention_core_flops_per_token(model, job.sequence_length, causal=True)
     head = 1.0 * model.output_width * model.hidden_size
     layers_forward = 2 * (matmul_parameters(model) - head) + core
-    repeated = np.where(recompute == Recompute.SELECTIVE, core, recomputed_layer_share * layers_forward)
+    weights = _module_parameters(model)
+    modules = chosen_modules(
+        recompute_modules,
+        lambda module: np.full(len(recompute), core if module is RecomputeModule.CORE_ATTN else 2 * weights[module]),
+    )
+    repeated = np.where(recompute == Recompute.SELECTIVE, modules, recomputed_layer_share * layers_forward)
     return model_flops_per_step(model, job, causal=True) + repeated * job.tokens_per_step
+
+
+def _module_parameters(model: ModelSpec) -> dict[RecomputeModule, float]:
+    """Weights that multiply every token in a module of recomputation, all layers: routed experts count k of E."""
+    found = dict.fromkeys(RecomputeModule, 0.0)
+    latent = model.latent_attention
+    if latent is not None:
+        query = model.num_attention_heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
+        expanded = model.num_attention_heads * (latent.qk_nope_head_dim + latent.v_head_dim)
+        per_layer = (latent.q_lora_rank or model.hidden_size) * query + latent.kv_lora_rank * expanded
+        found[RecomputeModule.MLA_UP_PROJ] = 1.0 * model.num_layers * per_layer
+    dense_layers = model.num_layers - model.num_moe_layers
+    found[RecomputeModule.MLP] = 1.0 * dense_layers * layer_parameters(model, moe=False).dense_mlp
+    if model.moe is not None:
+        mixed = layer_parameters(model, moe=True)
+        visited = mixed.routed_experts * model.moe.experts_per_token / model.moe.num_experts
+        found[RecomputeModule.SHARED_EXPERTS] = 1.0 * model.num_moe_layers * mixed.shared_experts
+        found[RecomputeModule.MOE] = model.num_moe_layers * (mixed.shared_experts + mixed.router + visited)
+    return found

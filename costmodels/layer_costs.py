@@ -12,6 +12,7 @@ from costmodels.lowering.boundary import lower_embedding, lower_head
 from costmodels.lowering.calls import Axis, PartCosts, Phase, price_parts
 from costmodels.lowering.grouping import Groups
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
+from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.overlap import exposed_s
 from costmodels.plan import ContextKind, FloatArray, IntArray, PlanBatch
@@ -90,6 +91,7 @@ class BlockCosts:
 
     Attributes:
         seconds: (components, K), see ``COMPONENTS``.
+        part_s: (parts, K) kernel seconds of the parts of its forward pass that can be recomputed alone, see ``Part``.
         of_row: (N,) shape of each plan.
         relative_half_width: (K,) half the 90 % interval over the kernel time.
         basis: (K,) weakest price basis.
@@ -98,6 +100,7 @@ class BlockCosts:
     """
 
     seconds: FloatArray
+    part_s: FloatArray
     of_row: IntArray
     relative_half_width: FloatArray
     basis: IntArray
@@ -114,6 +117,10 @@ class BlockCosts:
     def component(self, name: str) -> FloatArray:
         """(N,) seconds of one component."""
         return np.take(self.seconds[_ROW[name]], self.of_row)
+
+    def of_part(self, part: Part) -> FloatArray:
+        """(N,) kernel seconds of one part."""
+        return np.take(self.part_s[part], self.of_row)
 
     def forward_s(self) -> FloatArray:
         """(N,) seconds of the block's forward pass with its exposed transfers."""
@@ -212,6 +219,7 @@ def _block(
 ) -> BlockCosts:
     return BlockCosts(
         seconds=seconds,
+        part_s=part.part_s,
         of_row=groups.of_row,
         relative_half_width=np.divide(part.half_width_s, busy_s, out=np.zeros_like(busy_s), where=busy_s > 0),
         basis=part.basis,

@@ -5,9 +5,9 @@ single plan is a batch of one. What belongs to the job (precision, optimizer, at
 constant over a batch and lives in ``workload.TrainingJob``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,40 @@ class Recompute(IntEnum):
     """What the backward pass recomputes, as Megatron-LM's ``--recompute-granularity``."""
 
     NONE = 0
-    SELECTIVE = 1  # the attention core only
+    SELECTIVE = 1  # parts of every layer: its ``RecomputeModule``s
     FULL = 2  # every layer from its input
     BLOCK = 3  # the first ``recompute_layers`` layers of each stage, from their input
+
+
+class RecomputeModule(IntFlag):
+    """Parts of a layer that selective recomputation repeats, named as Megatron-Core's ``--recompute-modules``.
+
+    Source:
+        megatron.core.transformer.TransformerConfig.recompute_modules.
+    """
+
+    CORE_ATTN = 1  # the attention core
+    LAYERNORM = 2  # norms that are kernels of their own: before latent attention, before experts
+    MLA_UP_PROJ = 4  # queries, keys and values of latent attention from their compressed forms
+    MLP = 8  # the MLP of dense layers
+    MOE_ACT = 16  # the activation function of routed experts
+    MOE = 32  # routed and shared experts from the norm's output on, with their traffic
+    SHARED_EXPERTS = 64  # the shared experts alone
+
+
+def chosen_modules(modules: IntArray, of_module: Callable[[RecomputeModule], FloatArray]) -> FloatArray:
+    """Sum over the modules that each of N plans, or each of their stages, recomputes; others are not asked for.
+
+    Args:
+        modules: ``RecomputeModule`` flags.
+        of_module: What a module costs or drops, of the same shape.
+    """
+    found = np.zeros(modules.shape)
+    for module in RecomputeModule:
+        chosen = (modules & module) > 0
+        if chosen.any():
+            found = found + np.where(chosen, of_module(module), 0.0)
+    return found
 
 
 class Schedule(IntEnum):
@@ -66,6 +97,7 @@ _INT_COLUMNS = {
     "num_microbatches": 1,
     "recompute": 0,
     "recompute_layers": 0,
+    "recompute_modules": int(RecomputeModule.CORE_ATTN),
     "schedule": 0,
     "context_kind": 0,
     "axis_order": 0,
@@ -80,8 +112,9 @@ _BOOL_COLUMNS = {
     "overlap_param_gather": True,
     "tensor_parallel_overlap": False,
 }
-_ENUMS: dict[str, type[IntEnum]] = {
+_ENUMS: dict[str, type[IntEnum | IntFlag]] = {
     "recompute": Recompute,
+    "recompute_modules": RecomputeModule,
     "schedule": Schedule,
     "context_kind": ContextKind,
     "axis_order": AxisOrder,
@@ -109,6 +142,7 @@ class ExecutionPlan:
     num_microbatches: int = 1
     recompute: Recompute = Recompute.NONE
     recompute_layers: int = 0
+    recompute_modules: RecomputeModule = RecomputeModule.CORE_ATTN
     schedule: Schedule = Schedule.ONE_F_ONE_B
     context_kind: ContextKind = ContextKind.RING
     axis_order: AxisOrder = AxisOrder.TP_CP_DP_PP
@@ -146,6 +180,7 @@ class PlanBatch:
         num_microbatches: Micro-batches per step and data-parallel rank (m).
         recompute: ``Recompute`` code.
         recompute_layers: Layers per stage recomputed with ``BLOCK``.
+        recompute_modules: ``RecomputeModule`` flags: what ``SELECTIVE`` recomputes.
         schedule: ``Schedule`` code.
         context_kind: ``ContextKind`` code.
         axis_order: ``AxisOrder`` code.
@@ -173,6 +208,7 @@ class PlanBatch:
     num_microbatches: IntArray
     recompute: IntArray
     recompute_layers: IntArray
+    recompute_modules: IntArray
     schedule: IntArray
     context_kind: IntArray
     axis_order: IntArray

@@ -1,6 +1,6 @@
 """Activations of whole pipeline stages: layers times in-flight micro-batches, and the ends of the model."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -13,12 +13,27 @@ from costmodels.activations import (
 )
 from costmodels.arrays import total
 from costmodels.context import CostContext
-from costmodels.plan import BoolArray, FloatArray, PlanBatch
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, RecomputeModule, chosen_modules
 from costmodels.stage_layers import LayerGroup, StageLayers, layer_kinds, stage_layers
 from costmodels.stages import StageTable
 
 # Layers whose offloaded activations are on the device at once: one in use, one in transfer.
 _RESIDENT_WHEN_OFFLOADED = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerUnits:
+    """``LayerActivations`` of one kind of layer, (N, 1) or (N, S), with what its selective recomputation drops.
+
+    Attributes:
+        whole, layer_input, backward: As there.
+        selective: The part of ``whole`` that the chosen modules drop.
+    """
+
+    whole: FloatArray
+    selective: FloatArray
+    layer_input: FloatArray
+    backward: FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +45,7 @@ class ActivationUnits:
         ends: (N, S) what the ends of the model keep on the stages that hold them.
     """
 
-    layers: tuple[LayerActivations, ...]
+    layers: tuple[LayerUnits, ...]
     ends: FloatArray
 
     @property
@@ -79,10 +94,11 @@ def activation_units(
     """What each kind of layer keeps on a rank of N plans, and the ends of the model on their (N, S) stages."""
     model, job = context.model, context.job
     layers = (layer_activations(plans, model, job, context.stack, moe=moe) for moe in layer_kinds(model))
+    units = tuple(_as_units(layer, plans.recompute_modules) for layer in layers)
     ends = has_head * output_activations(plans, model, job)[:, None]
     if job.dropout:
         ends += has_embedding * embedding_activations(plans, model, job)[:, None]
-    return ActivationUnits(layers=tuple(_as_column(layer) for layer in layers), ends=ends)
+    return ActivationUnits(layers=units, ends=ends)
 
 
 def held_activations(units: ActivationUnits, layers: StageLayers, in_flight: FloatArray) -> StageActivations:
@@ -111,22 +127,28 @@ def held_activations(units: ActivationUnits, layers: StageLayers, in_flight: Flo
     )
 
 
-def _as_column(layer: LayerActivations) -> LayerActivations:
-    """The (N,) bytes of a layer as (N, 1), to go with the stages of a plan."""
-    return LayerActivations(**{item.name: getattr(layer, item.name)[:, None] for item in fields(layer)})
+def _as_units(layer: LayerActivations, modules: IntArray) -> LayerUnits:
+    """The (N,) bytes of a layer as (N, 1), to go with the stages of plans that recompute such modules."""
+    dropped = dict(zip(RecomputeModule, layer.modules, strict=True))
+    return LayerUnits(
+        whole=layer.whole[:, None],
+        selective=chosen_modules(modules, dropped.__getitem__)[:, None],
+        layer_input=layer.layer_input[:, None],
+        backward=layer.backward[:, None],
+    )
 
 
-def _kept_bytes(group: LayerGroup, layer: LayerActivations) -> FloatArray:
+def _kept_bytes(group: LayerGroup, layer: LayerUnits) -> FloatArray:
     """(N, S) bytes that one micro-batch keeps in the layers of one kind."""
     kept: FloatArray = group.layers * layer.whole - group.full * (layer.whole - layer.layer_input)
-    return kept if group.selective is None else kept - group.selective * layer.core
+    return kept if group.selective is None else kept - group.selective * layer.selective
 
 
-def _working(layer: LayerActivations, layers: StageLayers) -> FloatArray:
-    """(N, 1) or (N, S) bytes of one layer's backward pass: what it recomputes, and gradients."""
+def _working(layer: LayerUnits, layers: StageLayers) -> FloatArray:
+    """(N, 1) or (N, S) bytes of one layer's backward pass: what it recomputes, all modules at once, and gradients."""
     again = np.where(layers.recomputes_layers, layer.whole - layer.layer_input, 0.0)
-    core = np.where(layers.recomputes_core, layer.core, 0.0)
-    working: FloatArray = layer.backward + np.maximum(again, core)
+    modules = np.where(layers.recomputes_modules, layer.selective, 0.0)
+    working: FloatArray = layer.backward + np.maximum(again, modules)
     return working
 
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.activations import LayerActivations
 from costmodels.arrays import largest, total
 from costmodels.data_parallel import DataParallelTraffic, exposed_traffic_s
 from costmodels.memory import TensorMemory, host_bytes_per_optimizer_byte, with_overheads
 from costmodels.memory_terms import MemoryTerms, composed
 from costmodels.pipeline import Passes, in_flight_microbatches, scheduled
-from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
-from costmodels.stage_activations import ActivationUnits, StageActivations, held_activations
+from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule, chosen_modules
+from costmodels.stage_activations import ActivationUnits, LayerUnits, StageActivations, held_activations
 from costmodels.stage_layers import LayerGroup, StageLayers, layer_kinds
 from costmodels.stage_plan import OFFLOAD_PARTS, StagePlanBatch
 from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
@@ -76,14 +75,32 @@ class StageEstimateBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Looked:
-    """Prices of the stages of N plans: columns (N, S) by name."""
+    """Prices of the stages of N plans: columns (N, S) by name.
+
+    Attributes:
+        content: Those of whole stages.
+        unit: Those of configurations asked for so far.
+        prices: Where the others are.
+        plans: The plans.
+        used: (N, S) whether a column is a stage.
+    """
 
     content: dict[str, FloatArray]
     unit: dict[str, FloatArray]
+    prices: StagePrices
+    plans: StagePlanBatch
     used: BoolArray
 
     def __getitem__(self, name: str) -> FloatArray:
-        return self.content[name] if name in self.content else self.unit[name]
+        if name in self.content:
+            return self.content[name]
+        if name not in self.unit:
+            self.unit[name] = np.take(self.prices.unit[name], self.plans.config.T).T
+        return self.unit[name]
+
+    def selective(self, kind: str, unit: str) -> FloatArray:
+        """(N, S) what the modules that a stage recomputes drop (``bytes``) or take (``s``), in one layer of a kind."""
+        return chosen_modules(self.plans.modules, lambda module: self[f"{kind}_{module.name}_{unit}".lower()])
 
 
 def evaluate_stages(
@@ -134,7 +151,9 @@ def _look_up(plans: StagePlanBatch, prices: StagePrices, dense: IntArray, moe: I
     content = np.take(prices.content, rows, axis=1)
     return _Looked(
         content={name: values.T for name, values in zip(CONTENT_COLUMNS, content, strict=True)},
-        unit={name: np.take(values, config).T for name, values in prices.unit.items()},
+        unit={},
+        prices=prices,
+        plans=plans,
         used=used,
     )
 
@@ -151,14 +170,14 @@ def _layers(plans: StagePlanBatch, model: ModelSpec, dense: IntArray, moe: IntAr
     )
     found = StageLayers(
         groups=groups,
-        recomputes_core=np.zeros((1, 1), dtype=np.bool_),
+        recomputes_modules=np.zeros((1, 1), dtype=np.bool_),
         recomputes_layers=np.zeros((1, 1), dtype=np.bool_),
         offloaded=plans.offloaded if plans.offloaded.any() else None,
     )
-    cores = found.with_core
+    modules = found.with_modules
     return StageLayers(
         groups=groups,
-        recomputes_core=found.recomputes_core if cores is None else cores > 0,
+        recomputes_modules=found.recomputes_modules if modules is None else modules > 0,
         recomputes_layers=found.recomputed > 0,
         offloaded=found.offloaded,
     )
@@ -166,9 +185,10 @@ def _layers(plans: StagePlanBatch, model: ModelSpec, dense: IntArray, moe: IntAr
 
 def _passes(plans: StagePlanBatch, prices: StagePrices, looked: _Looked, layers: StageLayers) -> Passes:
     """What every stage spends on one micro-batch."""
+    kinds = ["moe" if group.moe else "dense" for group in layers.groups]
     units = RecomputeUnits(
-        layer_s=tuple(looked[f"{'moe' if group.moe else 'dense'}_layer_s"] for group in layers.groups),
-        core_s=looked["core_s"],
+        layer_s=tuple(looked[f"{kind}_layer_s"] for kind in kinds),
+        selective_s=tuple(looked.selective(kind, "s") for kind in kinds),
     )
     there_s, back_s = _crossing_s(plans, prices)
     per_micro = (prices.context.stack.microbatch_overhead_s * plans.virtual_stages / 2)[:, None]
@@ -217,9 +237,9 @@ def _activation_units(looked: _Looked, model: ModelSpec) -> ActivationUnits:
     kinds = ["moe" if moe else "dense" for moe in layer_kinds(model)]
     return ActivationUnits(
         layers=tuple(
-            LayerActivations(
+            LayerUnits(
                 whole=looked[f"{kind}_whole_bytes"],
-                core=looked[f"{kind}_core_bytes"],
+                selective=looked.selective(kind, "bytes"),
                 layer_input=looked[f"{kind}_input_bytes"],
                 backward=looked[f"{kind}_backward_bytes"],
             )

@@ -21,7 +21,7 @@ class LayerGroup:
     Attributes:
         moe: Whether they are mixtures of experts.
         layers: How many there are.
-        selective: Of these, how many recompute the attention core only; None for none anywhere.
+        selective: Of these, how many recompute modules only; None for none anywhere.
         full: Of these, how many are recomputed from their input.
     """
 
@@ -37,13 +37,13 @@ class StageLayers:
 
     Attributes:
         groups: One entry per kind the model has.
-        recomputes_core, recomputes_layers: Whether a stage recomputes attention cores, or layers; (N, 1) or (N, S).
+        recomputes_modules, recomputes_layers: Whether a stage recomputes modules, or layers; (N, 1) or (N, S).
         offloaded: (N, S) layers whose kept activations are on the host: of those recomputed from their input, if
             there are any, else of all; None for none anywhere.
     """
 
     groups: tuple[LayerGroup, ...]
-    recomputes_core: BoolArray
+    recomputes_modules: BoolArray
     recomputes_layers: BoolArray
     offloaded: IntArray | FloatArray | None
 
@@ -60,8 +60,8 @@ class StageLayers:
         return first if not others else first + others[0]
 
     @property
-    def with_core(self) -> IntArray | FloatArray | None:
-        """(N, S) layers that recompute their attention core; None for none anywhere."""
+    def with_modules(self) -> IntArray | FloatArray | None:
+        """(N, S) layers that recompute modules; None for none anywhere."""
         counts = [group.selective for group in self.groups if group.selective is not None]
         return None if not counts else counts[0] if len(counts) == 1 else counts[0] + counts[1]
 
@@ -81,16 +81,16 @@ def stage_layers(plans: PlanBatch, stages: StageTable, model: ModelSpec) -> Stag
         model: Whether it mixes dense and MoE layers; ``block`` recomputes both in proportion, in whole layers.
     """
     kind = plans.recompute[:, None]
-    core = plans.recompute == Recompute.SELECTIVE
+    modules = plans.recompute == Recompute.SELECTIVE
     block = np.minimum(plans.recompute_layers[:, None], stages.layers)
     full = np.where(kind == Recompute.FULL, stages.layers, np.where(kind == Recompute.BLOCK, block, 0))
-    some_core = bool(core.any())
+    some = bool(modules.any())
 
     def group(moe: bool, layers: IntArray, recomputed: IntArray | FloatArray) -> LayerGroup:
         return LayerGroup(
             moe=moe,
             layers=layers,
-            selective=np.where(core[:, None], layers, 0) if some_core else None,
+            selective=np.where(modules[:, None], layers, 0) if some else None,
             full=recomputed,
         )
 
@@ -107,7 +107,7 @@ def stage_layers(plans: PlanBatch, stages: StageTable, model: ModelSpec) -> Stag
         offloaded = np.where(plans.offload_activations[:, None], np.where(whole[:, None], full, stages.layers), 0)
     return StageLayers(
         groups=groups,
-        recomputes_core=core[:, None],
+        recomputes_modules=modules[:, None],
         recomputes_layers=whole[:, None],
         offloaded=offloaded,
     )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.lowering.grouping import group_rows
-from costmodels.plan import BoolArray, IntArray, PlanBatch, Schedule
+from costmodels.plan import BoolArray, IntArray, PlanBatch, RecomputeModule, Schedule
 from costmodels.stage_layers import layer_kinds, stage_layers
 from costmodels.stages import moe_layers, stage_table
 from profiles.model import ModelSpec
@@ -80,11 +80,12 @@ class StagePlanBatch:
         num_microbatches: (N,) micro-batches per step m, as in every stage's configuration.
         config: Row of ``StageConfigs``.
         layers: Transformer layers.
-        selective_dense, selective_moe: Dense and MoE layers that recompute their attention core only.
+        selective_dense, selective_moe: Dense and MoE layers that recompute modules only.
         full_dense, full_moe: Dense and MoE layers recomputed from their input.
         offloaded: Layers whose kept activations are on the host: of those recomputed from their input where there
             are any, else of all.
         optimizer_offload: Eighths of the optimizer's states that are on the host.
+        modules: ``RecomputeModule`` flags: which modules; the attention core unless said.
     """
 
     num_stages: IntArray
@@ -99,6 +100,7 @@ class StagePlanBatch:
     full_moe: IntArray
     offloaded: IntArray
     optimizer_offload: IntArray
+    modules: IntArray
 
     def __len__(self) -> int:
         return len(self.num_stages)
@@ -136,9 +138,11 @@ class StagePlanBatch:
         for name, default in (("schedule", 0), ("virtual_stages", 1), ("num_microbatches", 1)):
             value = np.asarray(columns.get(name, default), dtype=np.int64)
             built[name] = np.ascontiguousarray(np.broadcast_to(value, stages.shape))
+        defaults = {"modules": int(RecomputeModule.CORE_ATTN)}
         for item in fields(cls):
             if item.name not in built:
-                built[item.name] = stage_major(np.broadcast_to(columns.get(item.name, 0), table.shape))
+                value = columns.get(item.name, defaults.get(item.name, 0))
+                built[item.name] = stage_major(np.broadcast_to(value, table.shape))
         return cls(**built)
 
     def take(self, rows: Any) -> "StagePlanBatch":
@@ -227,6 +231,7 @@ def from_uniform(plans: PlanBatch, model: ModelSpec, *, group: int = 0) -> tuple
         num_microbatches=plans.num_microbatches,
         offloaded=0 if layers.offloaded is None else layers.offloaded,
         optimizer_offload=OFFLOAD_PARTS * plans.offload_optimizer[:, None] * used,
+        modules=plans.recompute_modules[:, None],
         **counts,
     )
     return batch, configs

@@ -16,17 +16,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from costmodels.activations import layer_activations
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
 from costmodels.layer_costs import layer_costs
 from costmodels.memory_terms import communicators, memory_terms
 from costmodels.optimizer import device_step_s, host_step_s, updated_parameters
-from costmodels.plan import BoolArray, FloatArray, IntArray
+from costmodels.plan import BoolArray, FloatArray, IntArray, RecomputeModule
 from costmodels.stage_activations import activation_units
-from costmodels.stage_layers import layer_kinds, stage_layers
+from costmodels.stage_layers import layer_kinds
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stage_plan import StageConfigs
-from costmodels.stage_seconds import recompute_units, stage_seconds
+from costmodels.stage_seconds import module_s, recompute_units, stage_seconds
 from costmodels.stages import lone_stages
 from costmodels.transfer import boundary_transfer_s
 from costmodels.trust import price_trust
@@ -53,10 +54,17 @@ CONTENT_COLUMNS = (
     "communication_bytes",
 )
 # Of one layer, dense and MoE; of one configuration.
-KIND_COLUMNS = ("whole_bytes", "core_bytes", "input_bytes", "backward_bytes", "layer_s")
+KIND_COLUMNS = ("whole_bytes", "input_bytes", "backward_bytes", "layer_s")
+# What recomputing a module of one such layer drops and repeats.
+MODULE_COLUMNS = tuple(
+    f"{kind}_{module.name}_{unit}".lower()
+    for kind in ("dense", "moe")
+    for module in RecomputeModule
+    for unit in ("bytes", "s")
+)
 CONFIG_COLUMNS = (
     *(f"{kind}_{name}" for kind in ("dense", "moe") for name in KIND_COLUMNS),
-    "core_s",
+    *MODULE_COLUMNS,
     "reduces_per_microbatch",
     "gathers_per_microbatch",
     "hidden_gathers",
@@ -224,12 +232,10 @@ def _priced_units(configs: StageConfigs, members: IntArray, context: CostContext
     none = np.zeros(len(members), dtype=np.int64)
     stages = lone_stages(none, none, has_embedding=none > 0, has_head=none > 0)
     costs, node = layer_costs(plans, context), context.cluster.node
-    layers = stage_layers(plans, stages, context.model)
-    again = recompute_units(costs, layers)
+    again = recompute_units(plans, costs, context.model)
     held = activation_units(plans, context, has_embedding=stages.has_embedding, has_head=stages.has_head)
     traffic = data_parallel_traffic(plans, stage_parameters(plans, stages, context.model, context.job), context)
     found = {
-        "core_s": again.core_s[:, 0],
         "reduces_per_microbatch": traffic.reduces_per_microbatch[:, 0],
         "gathers_per_microbatch": traffic.gathers_per_microbatch[:, 0],
         "hidden_gathers": traffic.hidden_gathers[:, 0],
@@ -247,9 +253,13 @@ def _priced_units(configs: StageConfigs, members: IntArray, context: CostContext
         kind, layer = "moe" if moe else "dense", held.layers[index]
         found |= {
             f"{kind}_whole_bytes": layer.whole[:, 0],
-            f"{kind}_core_bytes": layer.core[:, 0],
             f"{kind}_input_bytes": layer.layer_input[:, 0],
             f"{kind}_backward_bytes": layer.backward[:, 0],
             f"{kind}_layer_s": again.layer_s[index][:, 0],
         }
+        dropped = layer_activations(plans, context.model, context.job, context.stack, moe=moe).modules
+        for module, bytes_ in zip(RecomputeModule, dropped, strict=True):
+            name = f"{kind}_{module.name}".lower()
+            found[f"{name}_bytes"] = bytes_
+            found[f"{name}_s"] = module_s(costs, context.model, module, moe=moe)
     return found

@@ -5,17 +5,21 @@ one stage on its own. Crossing to the next stage is not in here (``costmodels.st
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.layer_costs import BlockCosts, LayerCosts
+from costmodels.lowering.elementwise import NORM_SHARE
+from costmodels.lowering.parts import Part
 from costmodels.optimizer import memory_seconds_per_byte
-from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
-from costmodels.stage_layers import StageLayers
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, RecomputeModule, chosen_modules
+from costmodels.stage_layers import StageLayers, layer_kinds
 from costmodels.stage_parameters import StageParameters
 from costmodels.stages import StageTable
+from profiles.model import ModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,21 +96,65 @@ class RecomputeUnits:
 
     Attributes:
         layer_s: The forward pass of one layer of each kind, in the order of ``StageLayers.groups``.
-        core_s: An attention core.
+        selective_s: What selective recomputation repeats of one layer of each kind.
     """
 
     layer_s: tuple[FloatArray, ...]
-    core_s: FloatArray
+    selective_s: tuple[FloatArray, ...]
 
 
-def recompute_units(costs: LayerCosts, layers: StageLayers) -> RecomputeUnits:
-    """What repeating a layer, or its attention core, costs under each of N plans."""
+def recompute_units(plans: PlanBatch, costs: LayerCosts, model: ModelSpec) -> RecomputeUnits:
+    """What repeating a layer, or modules of it, costs under each of N plans."""
     attention_s = costs.attention.forward_s()[:, None]
-    mlps = [costs.expert_mlp if group.moe else costs.dense_mlp for group in layers.groups]
+    kinds = layer_kinds(model)
+    mlps = [costs.expert_mlp if moe else costs.dense_mlp for moe in kinds]
     return RecomputeUnits(
         layer_s=tuple(attention_s + mlp.forward_s()[:, None] for mlp in mlps if mlp is not None),
-        core_s=costs.attention.component("core")[:, None],
+        selective_s=tuple(
+            chosen_modules(plans.recompute_modules, partial(module_s, costs, model, moe=moe))[:, None] for moe in kinds
+        ),
     )
+
+
+def module_s(costs: LayerCosts, model: ModelSpec, module: RecomputeModule, *, moe: bool) -> FloatArray:
+    """(N,) seconds that recomputing a module of one layer of a kind takes; 0 where the layer does not have it.
+
+    Modules that are no whole block are taken to cost their kernels' time, without what launching them might add.
+    """
+    latent = model.latent_attention is not None
+    mlp = costs.expert_mlp if moe else None
+    nothing = np.zeros(len(costs.attention.of_row))
+    if module is RecomputeModule.CORE_ATTN:
+        return costs.attention.component("core")
+    if module is RecomputeModule.LAYERNORM:
+        blocks = [costs.attention] * latent + ([mlp] if mlp is not None else [])
+        return nothing + sum(NORM_SHARE * block.of_part(Part.NORM) for block in blocks)
+    if module is RecomputeModule.MLA_UP_PROJ:
+        return costs.attention.of_part(Part.UP_PROJECTION)
+    if module is RecomputeModule.MLP:
+        return nothing if moe else costs.dense_mlp.forward_s() - costs.dense_mlp.of_part(Part.NORM)
+    if mlp is None:
+        return nothing
+    if module is RecomputeModule.MOE_ACT:
+        return mlp.of_part(Part.ACTIVATION)
+    if module is RecomputeModule.MOE:
+        return mlp.forward_s() - mlp.of_part(Part.NORM)
+    return mlp.of_part(Part.SHARED) + mlp.component("tensor_forward")
+
+
+def module_traffic_s(costs: LayerCosts, modules: IntArray, *, moe: bool) -> dict[str, FloatArray]:
+    """Components of traffic to (N,) seconds that recomputing such modules of a layer repeats, hidden or not."""
+    block = costs.expert_mlp if moe else costs.dense_mlp
+    if block is None:
+        return {}
+    whole = (modules & (RecomputeModule.MOE if moe else RecomputeModule.MLP)) > 0
+    shared = moe & ((modules & RecomputeModule.SHARED_EXPERTS) > 0)
+    found = {}
+    for name, times in (("tensor", whole | shared), ("expert", whole)):
+        if times.any():
+            for component in (f"{name}_forward", f"{name}_forward_total"):
+                found[component] = np.where(times, block.component(component), 0.0)
+    return found
 
 
 def recomputation_s(units: RecomputeUnits, layers: StageLayers) -> FloatArray:
@@ -114,8 +162,10 @@ def recomputation_s(units: RecomputeUnits, layers: StageLayers) -> FloatArray:
     again_s: FloatArray = layers.groups[0].full * units.layer_s[0]
     for group, layer_s in zip(layers.groups[1:], units.layer_s[1:], strict=True):
         again_s = again_s + group.full * layer_s
-    cores = layers.with_core
-    return again_s if cores is None else again_s + cores * units.core_s
+    for group, selective_s in zip(layers.groups, units.selective_s, strict=True):
+        if group.selective is not None:
+            again_s = again_s + group.selective * selective_s
+    return again_s
 
 
 def accumulates_whole(plans: PlanBatch) -> BoolArray:

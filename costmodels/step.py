@@ -22,7 +22,9 @@ from costmodels.stage_layers import StageLayers, stage_layers
 from costmodels.stage_parameters import StageParameters
 from costmodels.stage_seconds import (
     Multiplicity,
+    RecomputeUnits,
     accumulates_whole,
+    module_traffic_s,
     recomputation_s,
     recompute_units,
     stage_seconds,
@@ -136,6 +138,7 @@ def _alike(plans: PlanBatch, stages: StageTable, costs: LayerCosts) -> Groups:
         stages.groups.of_row,
         plans.recompute,
         plans.recompute_layers,
+        plans.recompute_modules,
         plans.schedule,
         plans.num_microbatches,
         plans.data_parallel,
@@ -157,9 +160,10 @@ def _pipeline(
     transfer_s = boundary_transfer_s(plans, context)
     per_micro = context.stack.microbatch_overhead_s * plans.virtual_stages
     either_s = (transfer_s + per_micro / 2)[:, None]
+    again = recompute_units(plans, costs, context.model)
     passes = Passes(
         forward_s=work.forward_s + either_s,
-        input_gradient_s=work.input_gradient_s + recomputation_s(recompute_units(costs, layers), layers) + either_s,
+        input_gradient_s=work.input_gradient_s + recomputation_s(again, layers) + either_s,
         weight_gradient_s=work.weight_gradient_s,
     )
     stage_s = np.where(stages.count > 0, passes.work_s, 0.0)
@@ -173,7 +177,7 @@ def _pipeline(
         num_microbatches=m,
         moved_s=_moved_s(plans, stages, context),
     )
-    parts, totals = _parts(plans, stages, costs, layers, slowest)
+    parts, totals = _parts(plans, stages, costs, layers, again, slowest)
     parts["backward"] = parts["backward"] + m * at_column(work.accumulate_s, slowest)
     # Interleaving crosses v times but overlaps them with other chunks (arXiv:2104.04473 section 2.2).
     parts["pipeline_transfer"] = 2 * m * transfer_s
@@ -193,7 +197,12 @@ def _pipeline(
 
 
 def _parts(
-    plans: PlanBatch, stages: StageTable, costs: LayerCosts, layers: StageLayers, slowest: IntArray
+    plans: PlanBatch,
+    stages: StageTable,
+    costs: LayerCosts,
+    layers: StageLayers,
+    units: RecomputeUnits,
+    slowest: IntArray,
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """(N,) seconds per step of the slowest stage by cause, and its traffic by axis, hidden or not."""
     m = plans.num_microbatches
@@ -220,12 +229,17 @@ def _parts(
                 else:
                     seconds = seconds + repeated_s
             sums[name] = sums[name] + seconds
-    with_core = layers.with_core
-    core = 0.0 if with_core is None else at_column(with_core, slowest) * costs.attention.component("core")
+    for group, selective_s in zip(layers.groups, units.selective_s, strict=True):
+        if group.selective is not None:
+            counts = at_column(np.broadcast_to(group.selective, stages.layers.shape), slowest)
+            again = again + counts * selective_s[:, 0]
+            for name, seconds in module_traffic_s(costs, plans.recompute_modules, moe=group.moe).items():
+                sums[name] = sums[name] + counts * seconds
+                again = again - counts * seconds * (not name.endswith("_total"))
     parts = {
         "forward": m * (sums["forward"] + sums["core"]),
         "backward": m * (sums["input_gradient"] + sums["weight_gradient"]),
-        "recompute": m * (again + core),
+        "recompute": m * again,
         "embedding_and_loss": m * ends,
         "overhead": m * (sums["launch_forward"] + sums["launch_backward"]),
     }

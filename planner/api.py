@@ -159,6 +159,7 @@ def _space(request: Request, cluster: ClusterSpec) -> Space:
         domain_devices=cluster.domain_devices,
         pins=request.pins,
         offload=request.offload,
+        named_modules=request.named_modules,
     )
 
 

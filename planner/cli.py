@@ -301,6 +301,7 @@ def _inputs(values: Mapping[str, Any]) -> dict[str, Any]:
         "stack_fit": values["stack_fit"],
         "objective": values["objective"],
         "offload": values["offload"],
+        "named_modules": values["named_modules"],
         "fabric": values["fabric"],
         "memory_reserve_bytes": values["reserve_gib"] * GIB,
         "price_per_device_hour_usd": values["price_per_gpu_hour"],

@@ -50,7 +50,7 @@ Zero = Annotated[int | None, _option("--zero", "ZeRO stage 0 to 3 (3: FSDP).", _
 Hsdp = Annotated[int | None, _option("--hsdp", "Ranks that share one set of shards; 0: all.", _PLAN)]
 MicroBatch = Annotated[int | None, _option("--micro-batch", "Sequences per micro-batch.", _PLAN)]
 Accumulation = Annotated[int | None, _option("--micro-batches", "Micro-batches per step.", _PLAN)]
-Recompute = Annotated[str | None, _option("--recompute", "none, selective, full or block:N.", _PLAN)]
+Recompute = Annotated[str | None, _option("--recompute", "none, selective, selective:MODULES, full or block:N.", _PLAN)]
 Schedule = Annotated[str | None, _option("--schedule", "1f1b, gpipe or zb-v.", _PLAN)]
 Sp = Annotated[bool | None, _option("--sp/--no-sp", "Megatron sequence parallelism.", _PLAN)]
 ContextKind = Annotated[str | None, _option("--context-kind", "ring, all_gather or ulysses.", _PLAN)]
@@ -73,6 +73,7 @@ Objective = Annotated[
 ]
 Top = Annotated[int, typer.Option("--top", help="Most plans to list.", rich_help_panel=_SEARCH)]
 Variants = Annotated[bool, _option("--variants", "List plans that differ only in details one by one.", _SEARCH)]
+NamedModules = Annotated[bool, _option("--named-modules", "Also consider recomputing parts of layers.", _SEARCH)]
 Offload = Annotated[bool, _option("--offload", "Also consider offloading to host memory.", _SEARCH)]
 Fabric = Annotated[str | None, _option("--fabric", "Network link between nodes, e.g. ib-hdr-200.", _SEARCH)]
 Reserve = Annotated[float, _option("--reserve-gib", "GPU memory to leave free, GiB.", _SEARCH)]
@@ -129,6 +130,7 @@ def question(
     stack_fit: StackFit = None,
     objective: Objective = "step_time",
     offload: Offload = False,
+    named_modules: NamedModules = False,
     fabric: Fabric = None,
     reserve_gib: Reserve = 0.0,
     price_per_gpu_hour: Price = None,

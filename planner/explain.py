@@ -114,7 +114,7 @@ def _rival(best: PlanEstimate, priced: Priced, dimension: str, row: int) -> Riva
 # What a wish may change besides its own dimension.
 _FOLLOWS = {
     "micro_batch_size": ("num_microbatches",),
-    "recompute": ("recompute_layers",),
+    "recompute": ("recompute_layers", "recompute_modules"),
     "zero_stage": ("overlap_param_gather", "zero_shard_degree"),
 }
 

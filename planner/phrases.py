@@ -1,7 +1,8 @@
 """Numbers and plans in words: the only place that formats quantities for people."""
 
-from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute
+from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule
 from planner.results import Explanation, PlanEstimate, Remedy, Rival
+from planner.rules.modules import module_names
 from planner.rules.pipeline import SCHEDULE_NAMES
 from profiles.units import GIB, SECONDS_PER_DAY, SECONDS_PER_HOUR
 
@@ -43,6 +44,7 @@ SHORT_NAMES = {
     "micro_batch_size": "micro-batch",
     "num_microbatches": "micro-batches",
     "recompute_layers": "recomputed layers",
+    "recompute_modules": "recomputed modules",
     "sequence_parallel": "sequence parallel",
     "offload_optimizer": "optimizer offload",
     "offload_activations": "activation offload",
@@ -103,8 +105,10 @@ def plan_label(plan: ExecutionPlan) -> str:
 
 
 def recompute_label(plan: ExecutionPlan) -> str:
-    """The recomputation as the command line takes it: ``none``, ``full``, ``block:4``."""
+    """The recomputation as the command line takes it: ``none``, ``full``, ``block:4``, ``selective:moe_act``."""
     mode = plan.recompute.name.lower()
+    if plan.recompute == Recompute.SELECTIVE and plan.recompute_modules != RecomputeModule.CORE_ATTN:
+        return f"{mode}:{','.join(module_names(plan.recompute_modules))}"
     return f"{mode}:{plan.recompute_layers}" if plan.recompute == Recompute.BLOCK else mode
 
 
@@ -184,6 +188,8 @@ def _shown(name: str, value: int, rival: Rival, side: int) -> str:
         mode = Recompute(value).name.lower()
         layers = rival.changes.get("recompute_layers", (0, 0))[side]
         return f"{mode}:{layers}" if value == Recompute.BLOCK and layers else mode
+    if name == "recompute_modules":
+        return ",".join(module_names(value))
     for words, kind in (("context_kind", ContextKind), ("axis_order", AxisOrder)):
         if name == words:
             return kind(value).name.lower()

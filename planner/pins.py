@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute
+from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule
 from costmodels.workload import MAX_GLOBAL_BATCH
+from planner.rules.modules import MODULE_NAMES
 from planner.rules.pipeline import SCHEDULE_NAMES
 from profiles.errors import SpecError, did_you_mean
 
@@ -47,7 +48,7 @@ def parse_pins(given: Mapping[str, Any] | None) -> dict[str, int]:
 
     Args:
         given: Field or short name to value; ``None`` values mean "not fixed". ``recompute`` takes
-            ``none``, ``selective``, ``full`` or ``block:N``.
+            ``none``, ``selective``, ``selective:`` and names of modules, ``full`` or ``block:N``.
 
     Raises:
         SpecError: If a name or a value is unknown or out of bounds.
@@ -67,6 +68,8 @@ def parse_pins(given: Mapping[str, Any] | None) -> dict[str, int]:
             raise SpecError(f"plan.{column}", "is given twice", "give one of its names")
         if column == "recompute":
             _pin_recompute(pins, value)
+        elif column == "recompute_modules":
+            pins[column] = _modules(value)
         else:
             pins[column] = _code(column, value)
     return pins
@@ -92,13 +95,42 @@ def _pin_recompute(pins: dict[str, int], value: Any) -> None:
     if isinstance(value, Recompute):
         text, layers = value.name.lower(), ""
     pins["recompute"] = _code("recompute", text)
-    if layers:
+    if layers and text == "selective":
+        if "recompute_modules" in pins:
+            raise SpecError("plan.recompute_modules", "is given twice", "give them once")
+        pins["recompute_modules"] = _modules(layers)
+    elif layers:
         if text != "block" or not layers.isascii() or not layers.isdigit() or len(layers) > 6:
-            raise SpecError("plan.recompute", f"unknown value {str(value)[:40]!r}", "none, selective, full or block:N")
+            raise SpecError(
+                "plan.recompute",
+                f"unknown value {str(value)[:40]!r}",
+                "none, selective, selective:MODULE, full or block:N",
+            )
         pins["recompute_layers"] = int(layers)
 
 
+def _modules(value: Any) -> int:
+    """A set of modules: flags, names, or names joined by commas."""
+    if isinstance(value, RecomputeModule):
+        return int(value)
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or len(names) > len(MODULE_NAMES):
+        raise SpecError(
+            "plan.recompute_modules", f"must name modules; got {str(value)[:40]!r}", ", ".join(MODULE_NAMES)
+        )
+    found = 0
+    for name in names:
+        key = str(name).strip().lower()
+        if key not in MODULE_NAMES:
+            hint = did_you_mean(key, MODULE_NAMES)
+            raise SpecError("plan.recompute_modules", f"unknown name {str(name)[:40]!r}", hint)
+        found |= MODULE_NAMES[key]
+    return int(found)
+
+
 def _code(column: str, value: Any) -> int:
+    if column == "recompute_modules":
+        return _modules(value)
     words = _WORDS.get(column)
     if words is not None:
         if isinstance(value, str):

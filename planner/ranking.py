@@ -29,6 +29,7 @@ TIE_BREAK = (
     "zero_shard_degree",
     "recompute",
     "recompute_layers",
+    "recompute_modules",
     "offload_optimizer",
     "offload_activations",
     "axis_order",

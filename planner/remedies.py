@@ -66,7 +66,11 @@ Searcher = Callable[[Request, ClusterSpec], Priced]
 def search_once(request: Request, cluster: ClusterSpec) -> Priced:
     """Every legal plan of a request on a cluster, priced."""
     space = plan_space(
-        setting_of(request, cluster), domain_devices=cluster.domain_devices, pins=request.pins, offload=request.offload
+        setting_of(request, cluster),
+        domain_devices=cluster.domain_devices,
+        pins=request.pins,
+        offload=request.offload,
+        named_modules=request.named_modules,
     )
     return price_all(space.plans, cost_context(request, cluster))
 

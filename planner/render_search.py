@@ -124,7 +124,8 @@ def _cell(stage: StageChoice, title: str) -> str:
 
 def _recomputed(stage: StageChoice) -> str:
     words = [f"{stage.full_layers} full"] if stage.full_layers else []
-    words += [f"{stage.selective_layers} core"] if stage.selective_layers else []
+    names = "+".join(stage.recomputed_modules).replace("core_attn", "core")
+    words += [f"{stage.selective_layers} {names}"] if stage.selective_layers else []
     words += [f"{stage.offloaded_layers} offloaded"] if stage.offloaded_layers else []
     words += [f"optimizer {percent(stage.optimizer_offload)} on host"] if stage.optimizer_offload else []
     return ", ".join(words) or "none"

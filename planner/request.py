@@ -43,6 +43,7 @@ class Options:
         stack_fit: File of stacks fitted on one's own runs (``planner calibrate --runs``).
         objective: What "best" means, see ``planner.ranking.OBJECTIVES``.
         offload: Also consider offloading optimizer states and checkpoints to host memory.
+        named_modules: Also consider recomputing named modules of layers, as Megatron-Core can be told.
         variants: List plans that differ only in virtual stages, placement and other details (see
             ``planner.ranking.FAMILY``) one by one, instead of the best of them.
         fabric: Network link of the nodes, when the cluster text does not say.
@@ -56,6 +57,7 @@ class Options:
     stack_fit: str | None = None
     objective: str = "step_time"
     offload: bool = False
+    named_modules: bool = False
     variants: bool = False
     fabric: str | None = None
     price_per_device_hour_usd: float | None = None
@@ -100,6 +102,7 @@ def resolve_request(
         pins=fixed,
         objective=check_objective(options.objective),
         offload=options.offload,
+        named_modules=options.named_modules,
         variants=options.variants,
         price=None if price is None else Price(usd_per_device_hour=float(price), date=options.price_date),
         memory_reserve_bytes=options.memory_reserve_bytes,

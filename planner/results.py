@@ -38,6 +38,7 @@ class Request:
         pins: Plan columns the user fixed, as ``PlanBatch`` codes.
         objective: What "best" means, see ``planner.ranking``.
         offload: Whether offloading to host memory is considered.
+        named_modules: Whether recomputing named modules of layers is considered.
         variants: Whether the ranking lists plans that differ only in details one by one.
         price: What a device-hour costs; None when not given.
         memory_reserve_bytes: Device memory the user wants left free.
@@ -51,6 +52,7 @@ class Request:
     pins: Mapping[str, int]
     objective: str = "step_time"
     offload: bool = False
+    named_modules: bool = False
     variants: bool = False
     price: Price | None = None
     memory_reserve_bytes: float = 0.0

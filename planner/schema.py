@@ -11,6 +11,7 @@ from typing import Any
 from costmodels.plan import ExecutionPlan
 from planner.phrases import explanation_sentences, remedy_sentence, rival_sentence
 from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Remedy, Request, Rival
+from planner.rules.modules import module_names
 from planner.rules.pipeline import SCHEDULE_NAMES
 from planner.schema_types import CONVENTIONS, SCHEMA_VERSION
 from planner.schema_types import document_schema as document_schema
@@ -63,6 +64,7 @@ def request_document(request: Request) -> dict[str, Any]:
         "objective": request.objective,
         "pins": dict(request.pins),
         "offload": request.offload,
+        "named_modules": request.named_modules,
         "variants": request.variants,
         "memory_reserve_bytes": request.memory_reserve_bytes,
         "price_per_device_hour_usd": None if request.price is None else request.price.usd_per_device_hour,
@@ -74,6 +76,7 @@ def plan_document(plan: ExecutionPlan) -> dict[str, Any]:
     """A plan in the words the planner accepts back as pins (``stage_layers`` excepted)."""
     document = asdict(plan)
     document["recompute"] = plan.recompute.name.lower()
+    document["recompute_modules"] = list(module_names(plan.recompute_modules))
     document["schedule"] = _SCHEDULES[plan.schedule]
     document["context_kind"] = plan.context_kind.name.lower()
     document["axis_order"] = plan.axis_order.name.lower()

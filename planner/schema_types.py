@@ -6,6 +6,7 @@ from costmodels.estimate import BASES, EXTRAPOLATED, MEMORY_PARTS, TIME_PARTS
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute
 from planner.ranking import OBJECTIVES
 from planner.rules.base import FRAMEWORKS
+from planner.rules.modules import MODULE_NAMES
 from planner.rules.pipeline import SCHEDULE_NAMES
 
 SCHEMA_VERSION = "1.0"
@@ -94,6 +95,8 @@ def plan_shape() -> Shape:
             shapes[name] = {"enum": words[name]}
         elif name == "stage_layers":
             shapes[name] = list_of(COUNT)
+        elif name == "recompute_modules":
+            shapes[name] = list_of({"enum": list(MODULE_NAMES)})
         else:
             shapes[name] = FLAG if isinstance(getattr(default, name), bool) else COUNT
     return closed_object(**shapes)

@@ -79,7 +79,7 @@ def _plan(plan: FoundPlan) -> dict[str, Any]:
         "peak_memory_bytes": plan.peak_memory_bytes,
         "fits": plan.fits,
         "basis": plan.basis,
-        "stages": [asdict(stage) for stage in plan.stages],
+        "stages": [asdict(stage) | {"recomputed_modules": list(stage.recomputed_modules)} for stage in plan.stages],
         "frameworks": [_verdict(verdict) for verdict in plan.frameworks],
     }
 
@@ -110,7 +110,7 @@ def _known(number: float) -> float | None:
 def search_schema() -> Shape:
     """The schema of what ``search_document`` returns."""
     maybe = or_null(AMOUNT)
-    of_type: dict[Any, Shape] = {int: COUNT, float: AMOUNT, str: TEXT, bool: FLAG}
+    of_type: dict[Any, Shape] = {int: COUNT, float: AMOUNT, str: TEXT, bool: FLAG, tuple[str, ...]: list_of(TEXT)}
     stage = closed_object(**{name: of_type[item.type] for name, item in StageChoice.__dataclass_fields__.items()})
     verdict = closed_object(framework=TEXT, runs=FLAG, broken=list_of(closed_object(rule=TEXT, text=TEXT)))
     plan = closed_object(

@@ -21,6 +21,7 @@ from costmodels.plan import AxisOrder, BoolArray, ContextKind, IntArray, PlanBat
 from planner.candidates import Candidates, Columns
 from planner.constraints import rules_for
 from planner.rules.base import DEEPSPEED, FSDP, MEGATRON, NANOTRON, Setting, divisors, mask, one_of
+from planner.rules.modules import CORE, module_sets
 from profiles.errors import SpecError
 
 LONG_SEQUENCE = 8192  # tokens from which context parallelism is considered unasked
@@ -47,7 +48,12 @@ class Space:
 
 
 def plan_space(
-    setting: Setting, *, domain_devices: int, pins: Mapping[str, int] | None = None, offload: bool = False
+    setting: Setting,
+    *,
+    domain_devices: int,
+    pins: Mapping[str, int] | None = None,
+    offload: bool = False,
+    named_modules: bool = False,
 ) -> Space:
     """Every legal plan for a model, a job and a number of devices under a framework.
 
@@ -56,6 +62,7 @@ def plan_space(
         domain_devices: Devices per scale-up domain; placement and HSDP degrees depend on it.
         pins: Plan columns the user fixed (``pins.parse_pins``).
         offload: Also consider offloading the optimizer and checkpoints to host memory.
+        named_modules: Also consider recomputing named modules of layers.
 
     Returns:
         The plans, and how many candidates each rule rejected.
@@ -69,7 +76,7 @@ def plan_space(
     _experts(candidates)
     _pipeline(candidates)
     _micro_batches(candidates)
-    _recomputation(candidates)
+    _recomputation(candidates, named_modules=named_modules)
     _flags(candidates, domain_devices, offload=offload)
     return Space(plans=candidates.batch(), rejected=candidates.rejected)
 
@@ -265,14 +272,20 @@ def block_layers(per_stage: IntArray, part: IntArray | int) -> IntArray:
     return -(-per_stage * part // EIGHTHS)
 
 
-def _recomputation(candidates: Candidates) -> None:
-    """None, selective, full, and block in eighths of a stage."""
+def _recomputation(candidates: Candidates, *, named_modules: bool) -> None:
+    """None, sets of modules, full, and block in eighths of a stage."""
     layers = candidates.setting.model.num_layers
     wanted = candidates.pins.get("recompute", int(Recompute.BLOCK) if "recompute_layers" in candidates.pins else None)
     modes = [int(mode) for mode in Recompute] if wanted is None else [wanted]
     offered = candidates.offered(("recompute",), _singles(modes)) if wanted is None else _singles(modes)
     grid = tuple(range(1, EIGHTHS)) if "recompute_layers" not in candidates.pins else (1,)
-    options = [(mode, part) for (mode,) in offered for part in (grid if mode == Recompute.BLOCK else (0,))]
+    sets = module_sets(candidates.setting, named=named_modules and "recompute_modules" not in candidates.pins)
+    options = [
+        (mode, part, chosen)
+        for (mode,) in offered
+        for part in (grid if mode == Recompute.BLOCK else (0,))
+        for chosen in (sets if mode == Recompute.SELECTIVE else (CORE,))
+    ]
 
     def distinct(columns: Columns) -> BoolArray:
         per_stage, part = layers // columns["pipeline_parallel"], columns["recompute_layers"]
@@ -280,10 +293,11 @@ def _recomputation(candidates: Candidates) -> None:
         return mask((part == 0) | ((size > before) & (size < per_stage)))
 
     keep = None if "recompute_layers" in candidates.pins else distinct
-    candidates.expand(("recompute", "recompute_layers"), options, keep=keep, provisional=True)
+    candidates.expand(("recompute", "recompute_layers", "recompute_modules"), options, keep=keep, provisional=True)
     per_stage = layers // candidates.columns["pipeline_parallel"]
     candidates.derive(
         recompute=candidates.columns["recompute"],
+        recompute_modules=candidates.columns["recompute_modules"],
         recompute_layers=block_layers(per_stage, candidates.columns["recompute_layers"]),
     )
 

@@ -17,6 +17,7 @@ from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs, S
 from costmodels.stages import stage_table
 from planner.constraints import RULES, rules_for
 from planner.rules.base import DEEPSPEED, FRAMEWORKS, HUGGINGFACE, MEGATRON, NANOTRON, Setting, mask
+from planner.rules.modules import CORE
 from profiles.model import ModelSpec
 
 
@@ -153,7 +154,7 @@ def legal_stages(plans: StagePlanBatch, setting: StageSetting) -> BoolArray:
 # What stages of plans differ in beyond what uniform plans say, and what frameworks cannot be told of those: in words.
 _CONDITIONS = {
     "stages_share_a_mesh": "all stages have the same degrees, ZeRO stage and micro-batch",
-    "stages_recompute_alike": "all stages recompute alike: none, all or so many of their layers, or attention cores",
+    "stages_recompute_alike": "all stages recompute alike: none, all or so many of their layers, or the same modules",
     "stages_offload_alike": "all stages offload alike: a share of the optimizer, activations of all layers or none",
     "layers_laid_out_by_itself": "layers are on the stages that the framework puts them on",
     "optimizer_offloaded_whole": "the optimizer is offloaded as a whole or not at all",
@@ -174,6 +175,8 @@ def as_uniform(plans: StagePlanBatch, setting: StageSetting) -> tuple[PlanBatch,
         columns[name] = values[0]
         same &= ((values == values[:1]) | ~used).all(axis=0)
     mode, layers, treated_alike = _recomputation(plans, setting.model)
+    modules, modules_alike = _modules(plans)
+    treated_alike &= modules_alike
     eighths, offloaded = plans.optimizer_offload.T, plans.offloaded.T
     full = (plans.full_dense + plans.full_moe).T
     most = np.where(mode >= Recompute.FULL, full, plans.layers.T)
@@ -187,6 +190,7 @@ def as_uniform(plans: StagePlanBatch, setting: StageSetting) -> tuple[PlanBatch,
         schedule=plans.schedule,
         recompute=mode,
         recompute_layers=layers,
+        recompute_modules=np.where(mode == Recompute.SELECTIVE, modules, CORE),
         offload_optimizer=eighths[0] > 0,
         offload_activations=offloaded[0] > 0,
         stage_layers=np.ascontiguousarray(plans.layers * plans.used),
@@ -197,6 +201,14 @@ def as_uniform(plans: StagePlanBatch, setting: StageSetting) -> tuple[PlanBatch,
         "stages_offload_alike": ~moved_alike,
     }
     return uniform, differ
+
+
+def _modules(plans: StagePlanBatch) -> tuple[IntArray, BoolArray]:
+    """(N,) modules that stages recompute, and whether all that recompute any recompute the same."""
+    some = ((plans.selective_dense + plans.selective_moe) > 0).T & plans.used.T
+    least = np.where(some, plans.modules.T, np.iinfo(np.int64).max).min(axis=0)
+    most = np.where(some, plans.modules.T, 0).max(axis=0)
+    return np.where(some.any(axis=0), most, CORE), mask((least == most) | ~some.any(axis=0))
 
 
 def _recomputation(plans: StagePlanBatch, model: ModelSpec) -> tuple[IntArray, IntArray, BoolArray]:

@@ -198,6 +198,7 @@ def _inputs(body: EstimateRequest) -> dict[str, Any]:
         "job": given(body.job),
         "framework": body.framework,
         "offload": body.offload,
+        "named_modules": body.named_modules,
         "fabric": body.fabric,
         "price_per_device_hour_usd": body.price_per_device_hour_usd,
         "price_date": body.price_date,

@@ -17,6 +17,7 @@ from planner.dataflow.iterations import MAX_STALENESS
 from planner.decisions.results import MAX_RIVALS, MAX_SEED, MAX_STEPS, MAX_TRIALS
 from planner.decisions.trials import MAX_TRIALS as MAX_OBSERVED
 from planner.pins import ALIASES
+from planner.rules.modules import MODULE_NAMES
 from planner.validate.reader import COLUMNS
 from profiles.errors import did_you_mean
 from profiles.hardware import MAX_DEVICES
@@ -134,7 +135,12 @@ class PlanBody(Body):
     zero_shard_degree: int | None = Field(default=None, ge=0, le=MAX_DEVICES)
     micro_batch_size: int | None = Field(default=None, ge=1, le=MAX_GLOBAL_BATCH)
     num_microbatches: int | None = Field(default=None, ge=1, le=MAX_GLOBAL_BATCH)
-    recompute: str | None = Field(default=None, max_length=10, pattern=r"^(none|selective|full|block:[1-9][0-9]{0,3})$")
+    recompute: str | None = Field(
+        default=None,
+        max_length=80,
+        pattern=r"^(none|selective(:[a-z_]+(,[a-z_]+)*)?|full|block:[1-9][0-9]{0,3})$",
+    )
+    recompute_modules: list[Name] | None = Field(default=None, min_length=1, max_length=len(MODULE_NAMES))
     schedule: Literal["1f1b", "gpipe", "zb-1p", "zb-2p", "zb-v"] | None = None
     context_kind: Literal["ring", "all_gather", "ulysses"] | None = None
     axis_order: Literal["tp_cp_dp_pp", "tp_cp_pp_dp"] | None = None
@@ -162,6 +168,7 @@ class EstimateRequest(Body):
     plan: PlanBody = Field(default=PlanBody(), description="The plan; what is left out is chosen.")
     framework: Name | None = Field(default=None, description="Framework or stack; the usual one of the task if null.")
     offload: bool = Field(default=False, description="Also consider offloading to host memory.")
+    named_modules: bool = Field(default=False, description="Also consider recomputing named modules of layers.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
     price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
     price_date: str = Field(default="", max_length=10, pattern=r"^([0-9]{4}-[0-9]{2}(-[0-9]{2})?)?$")

@@ -10,6 +10,7 @@ from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.calls import Axis, CallList, Phase, core_format
 from costmodels.lowering.elementwise import norm_and_residual
+from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import ContextKind, FloatArray
 from profiles.model import ModelSpec
@@ -65,16 +66,14 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
         qk_width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
         if latent.q_lora_rank:
             calls.linear(shape.sharded_tokens, hidden, latent.q_lora_rank, trained=trained)
-            calls.linear(tokens, latent.q_lora_rank, heads * qk_width, trained=trained)
-        else:
-            calls.linear(tokens, hidden, heads * qk_width, trained=trained)
         calls.linear(shape.sharded_tokens, hidden, latent.kv_lora_rank + latent.qk_rope_head_dim, trained=trained)
+        calls.part = Part.UP_PROJECTION
+        calls.linear(tokens, latent.q_lora_rank or hidden, heads * qk_width, trained=trained)
         calls.linear(
             tokens, latent.kv_lora_rank, heads * (latent.qk_nope_head_dim + latent.v_head_dim), trained=trained
         )
         out_width = heads * latent.v_head_dim
         rotary_width = 2 * heads * qk_width  # rotation and the concatenation of both halves
-    calls.linear(tokens, out_width, hidden, trained=trained)
     element = job.numerics.storage_bytes
     if not model.learned_positions:
         for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
@@ -86,6 +85,8 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
                 width=rotary_width,
                 kernels=2,
             )
+    calls.part = None
+    calls.linear(tokens, out_width, hidden, trained=trained)
     if job.lora is not None:
         widths: dict[str, tuple[FloatArray | float, FloatArray | float]] = {
             "q": (hidden, heads * model.head_dim),

@@ -21,6 +21,7 @@ from costmodels.kernels.calls import (
     KernelOp,
 )
 from costmodels.kernels.implementations import attention_code
+from costmodels.lowering.parts import Part
 from costmodels.lowering.time_scales import kernel_time_scale
 from costmodels.lowering.transfers import price_collectives, stalled_s
 from costmodels.plan import FloatArray, IntArray
@@ -62,6 +63,7 @@ class PartCosts:
 
     Attributes:
         kernel_s: (phases, K) seconds.
+        part_s: (parts, K) of those of the forward pass, what each ``Part`` takes.
         launches: (phases, K) kernels launched.
         collective_s: (axes, K) seconds, as if nothing hid them.
         collectives: (axes, K) collectives launched.
@@ -74,6 +76,7 @@ class PartCosts:
     """
 
     kernel_s: FloatArray
+    part_s: FloatArray
     launches: FloatArray
     collective_s: FloatArray
     collectives: FloatArray
@@ -91,8 +94,10 @@ class CallList:
 
     context: CostContext
     shapes: int
+    part: Part | None = None  # of the calls that follow
     _columns: list[dict[str, FloatArray | float]] = field(default_factory=list)
     _phases: list[Phase] = field(default_factory=list)
+    _parts: list[Part | None] = field(default_factory=list)
     _transfers: list[tuple[Axis, CollectiveOp, FloatArray, IntArray, IntArray]] = field(default_factory=list)
 
     def gemm(
@@ -225,6 +230,7 @@ class CallList:
             return
         self._columns.append(columns)
         self._phases.append(phase)
+        self._parts.append(self.part if phase is Phase.FORWARD else None)
 
     def fill_kernels(self, table: FloatArray) -> None:
         """Write the kernel calls into a zeroed (columns of ``KernelCallBatch``, sites, K) table."""
@@ -247,14 +253,20 @@ class CallList:
         """Collectives per shape."""
         return len(self._transfers)
 
+    def _by_tag(self, values: FloatArray, tags: Sequence[IntEnum | None], kind: type[IntEnum]) -> FloatArray:
+        """(tags, K) sums of the values of the calls of each kind."""
+        found = np.zeros((len(kind), self.shapes))
+        for each in kind:
+            rows = [site for site, tag in enumerate(tags) if tag is each]
+            if rows:
+                found[each] = total(values[rows])
+        return found
+
     def gather(self, kernels: "_PricedKernels", transfers: "_PricedTransfers") -> PartCosts:
         """Add up the prices of this list by phase and axis."""
-        kernel_s, launches = np.zeros((2, len(Phase), self.shapes))
-        for phase in Phase:
-            rows = [i for i, tag in enumerate(self._phases) if tag is phase]
-            if rows:
-                kernel_s[phase] = total(kernels.seconds[rows])
-                launches[phase] = total(kernels.launches[rows])
+        kernel_s = self._by_tag(kernels.seconds, self._phases, Phase)
+        launches = self._by_tag(kernels.launches, self._phases, Phase)
+        part_s = self._by_tag(kernels.seconds, self._parts, Part)
         collective_s, collectives, stalled_s = np.zeros((3, len(Axis), self.shapes))
         for row, item in enumerate(self._transfers):
             collective_s[item[0]] += transfers.seconds[row]
@@ -264,6 +276,7 @@ class CallList:
         basis: IntArray = np.zeros(self.shapes, dtype=np.int64)
         return PartCosts(
             kernel_s=kernel_s,
+            part_s=part_s,
             launches=launches,
             collective_s=collective_s,
             collectives=collectives,

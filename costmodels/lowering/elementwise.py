@@ -6,12 +6,14 @@ launches them; ``StackSpec.fused_elementwise`` tells the fused from the op-by-op
 
 from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.calls import CallList, Phase
+from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import FloatArray
 
 # Passes over a (tokens, h) tensor and kernels, per norm with the residual add and dropout after the
 # block. Fused: norm 2 passes, bias-dropout-add 3; backward: norm 3 (x, dy -> dx), add 2. Op by op each
 # of cast, norm, bias, dropout, add reads and writes on its own.
+NORM_SHARE = 2 / 5  # of the forward passes below, those of the norm itself where fused
 _FUSED = {Phase.FORWARD: (5.0, 2.0), Phase.INPUT_GRADIENT: (5.0, 3.0)}
 _UNFUSED = {Phase.FORWARD: (12.0, 6.0), Phase.INPUT_GRADIENT: (12.0, 6.0)}
 
@@ -32,6 +34,7 @@ def norm_and_residual(calls: CallList, shape: RankShape, *, passes: int) -> None
     norms = passes * max(context.model.norms_per_layer / 2, 0.5)
     hidden = context.model.hidden_size
     row_bytes = hidden * context.job.numerics.storage_bytes
+    calls.part = Part.NORM
     for phase, (traffic, kernels) in table.items():
         calls.memory(
             phase,
@@ -41,6 +44,7 @@ def norm_and_residual(calls: CallList, shape: RankShape, *, passes: int) -> None
             width=hidden,
             kernels=norms * kernels,
         )
+    calls.part = None
 
 
 def activation(calls: CallList, rows: FloatArray, width: FloatArray | float) -> None:

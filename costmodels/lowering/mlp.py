@@ -8,6 +8,7 @@ from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.attention import lora_pair, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import activation, norm_and_residual
+from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import FloatArray
 from profiles.model import MoESpec
@@ -48,6 +49,7 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         rows=routed_rows / local_experts,
         width=moe.ffn_hidden_size / shape.expert_tensor,
         batch=local_experts,
+        activated=Part.ACTIVATION,
     )
     permutations = 1.0 if context.stack.grouped_experts else local_experts
     for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
@@ -61,7 +63,9 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         )
     if moe.shared_ffn_hidden_size:
         width = moe.shared_ffn_hidden_size / shape.tensor
-        dense_matrices(calls, context, rows=shape.tokens, width=width)
+        calls.part = Part.SHARED
+        dense_matrices(calls, context, rows=shape.tokens, width=width, activated=Part.SHARED)
+        calls.part = None
         tensor_block_traffic(calls, shape, hidden * element)
     _dispatch_traffic(calls, shape, moe, own_tokens * moe.experts_per_token * hidden * element)
     return calls
@@ -80,8 +84,12 @@ def dense_matrices(
     rows: FloatArray,
     width: FloatArray,
     batch: FloatArray | None = None,
+    activated: Part | None = None,
 ) -> None:
-    """Up, gate and down matrices with the activation between them, ``batch`` experts at once."""
+    """Up, gate and down matrices with the activation between them, ``batch`` experts at once.
+
+    The activation function belongs to the part ``activated``, the rest to that of the list.
+    """
     hidden = context.model.hidden_size
     trained = not context.job.trains_adapters_only
     grouped = batch is not None
@@ -89,7 +97,9 @@ def dense_matrices(
     up_width = width * (context.model.mlp_matrices - 1)
     calls.linear(rows, hidden, up_width, trained=trained, batch=count, grouped=grouped)
     calls.linear(rows, width, hidden, trained=trained, batch=count, grouped=grouped)
+    others, calls.part = calls.part, activated
     activation(calls, rows * count, width)
+    calls.part = others
     lora = context.job.lora
     if lora is not None:
         element = context.job.numerics.storage_bytes

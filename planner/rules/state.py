@@ -19,6 +19,7 @@ from planner.rules.base import (
     mask,
     one_of,
 )
+from planner.rules.modules import CORE, module_names, overlapping, present_modules
 
 _TITAN_PARALLELIZE = "torchtitan parallelize_llama"
 _SHARDING = columns("data_parallel", "context_parallel", "zero_stage", "zero_shard_degree")
@@ -53,6 +54,25 @@ def _block_layers(plans: PlanBatch, setting: Setting) -> BoolArray:
 
 def _recomputes_layers(plans: PlanBatch) -> BoolArray:
     return mask((plans.recompute == Recompute.FULL) | (plans.recompute == Recompute.BLOCK))
+
+
+def _modules_there(plans: PlanBatch, setting: Setting) -> BoolArray:
+    there = int(present_modules(setting.model))
+    exist = (
+        ((plans.recompute_modules & ~there) == 0)
+        & (plans.recompute_modules > 0)
+        & ~overlapping(plans.recompute_modules)
+    )
+    return mask(np.where(plans.recompute == Recompute.SELECTIVE, exist, plans.recompute_modules == CORE))
+
+
+def _modules_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
+    there = module_names(present_modules(setting.model))
+    if plan.recompute != Recompute.SELECTIVE:
+        return "needs recompute selective", f"selective:{there[-1]}"
+    missing = [name for name in module_names(plan.recompute_modules) if name not in there]
+    problem = f"{setting.model.name} has no {missing[0]}" if missing else "moe includes moe_act and shared_experts"
+    return problem, " or ".join(there)
 
 
 def _stage_rule(name: str, framework: str, *, stages: tuple[int, ...], text: str, source: str, hint: str) -> Rule:
@@ -163,6 +183,27 @@ STATE_RULES = (
         columns=columns("recompute"),
         holds=lambda plans, _setting: np.isin(plans.recompute, [int(Recompute.NONE), int(Recompute.FULL)]),
         complaint=lambda _plan, _setting: ("all layers are recomputed or none", "none or full"),
+    ),
+    Rule(
+        name="recompute_modules_named",
+        frameworks=(DEEPSPEED, FSDP, NANOTRON, HUGGINGFACE),
+        field="recompute_modules",
+        text="selective recomputation repeats the attention core",
+        source="Megatron-Core alone has --recompute-modules",
+        columns=columns("recompute_modules"),
+        holds=lambda plans, _setting: plans.recompute_modules == CORE,
+        complaint=lambda _plan, setting: (f"{setting.framework} cannot be told which modules", "core_attn"),
+    ),
+    Rule(
+        name="recompute_modules_there",
+        frameworks=(MEGATRON,),
+        field="recompute_modules",
+        text="modules are recomputed by recompute selective, exist in the model, and are named once",
+        source=f"{MCORE}: mla_up_proj is only supported with multi_latent_attention; shared_experts and moe_act need "
+        "them; moe includes both",
+        columns=columns("recompute", "recompute_modules"),
+        holds=_modules_there,
+        complaint=_modules_complaint,
     ),
     Rule(
         name="recompute_block_within_stage",

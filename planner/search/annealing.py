@@ -7,6 +7,7 @@ the one cost path like every plan; how close it comes to the optimum it cannot s
 from costmodels.plan import IntArray
 from costmodels.stage_plan import CONFIG_COLUMNS
 from planner.request import setting_of
+from planner.rules.modules import module_sets
 from planner.search.anneal import SimulatedAnnealing
 from planner.search.best import BestSoFar
 from planner.search.question import Question
@@ -45,7 +46,10 @@ def anneal(question: Question, best: BestSoFar) -> EngineRun:
     )
     if not len(stages):
         return _report(best, began_s, status="infeasible")
-    space = VariedSpace(stages=stages, max_stages=_MOST_STAGES, offload=request.offload, pins=request.pins)
+    space = VariedSpace(
+        stages=stages, max_stages=_MOST_STAGES, offload=request.offload, pins=request.pins,
+        modules=module_sets(setting_of(request), named=request.named_modules),
+    )  # fmt: skip
     agent = SimulatedAnnealing(
         space=space, seed=best.budget.seed, chains=_CHAINS, cycle=_CYCLE, start=_start(space, best)
     )

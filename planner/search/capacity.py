@@ -2,14 +2,14 @@
 
 Memory only grows with layers, and with recomputation only shrinks as more layers of a stage are recomputed
 in the same way; so the most layers a stage holds with nothing recomputed bound how many of its layers can go
-without, and likewise with attention cores recomputed.
+without, and likewise with modules recomputed, which the set that drops most stands for.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.plan import BoolArray, FloatArray, IntArray
+from costmodels.plan import BoolArray, FloatArray, IntArray, RecomputeModule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_layers import layer_kinds
 from costmodels.stage_plan import StagePlanBatch
@@ -84,9 +84,15 @@ def _extra(families: list[Family], prices: StagePrices, freedom: Freedom) -> tup
 
 def again_s(prices: StagePrices, config: IntArray, freedom: Freedom, *, moe: bool) -> tuple[FloatArray, FloatArray]:
     """Seconds that recomputing a layer of a kind adds at least, and those that recomputing it from its input adds."""
-    layer_s = prices.unit[f"{'moe' if moe else 'dense'}_layer_s"][config]
-    core_s = prices.unit["core_s"][config] if freedom.selective else layer_s
-    return np.minimum(core_s, layer_s), layer_s
+    kind = "moe" if moe else "dense"
+    layer_s = prices.unit[f"{kind}_layer_s"][config]
+    least_s = layer_s
+    for module in RecomputeModule if freedom.selective else ():
+        if any(some & module for some in freedom.modules):
+            name = f"{kind}_{module.name}".lower()
+            helps = prices.unit[f"{name}_bytes"][config] > 0
+            least_s = np.where(helps, np.minimum(least_s, prices.unit[f"{name}_s"][config]), least_s)
+    return least_s, layer_s
 
 
 def rooms(families: list[Family], prices: StagePrices, freedom: Freedom, *, moe: bool) -> IntArray:
@@ -99,7 +105,7 @@ def rooms(families: list[Family], prices: StagePrices, freedom: Freedom, *, moe:
         moe: Which kind.
 
     Returns:
-        (3, F, S): with nothing recomputed, with attention cores at most, with anything.
+        (3, F, S): with nothing recomputed, with modules at most, with anything.
     """
     model = prices.context.model
     config = np.asarray([family.configs[0] for family in families])
@@ -109,26 +115,34 @@ def rooms(families: list[Family], prices: StagePrices, freedom: Freedom, *, moe:
     found = []
     for mode in _MODES:
         if allowed[mode]:
-            room = np.maximum(room, _most_layers(families, prices, config, layers, moe=moe, mode=mode))
+            modules = freedom.most_modules
+            room = np.maximum(room, _most_layers(families, prices, config, layers, modules, moe=moe, mode=mode))
         found.append(room)
     return np.stack(found)
 
 
 def _most_layers(
-    families: list[Family], prices: StagePrices, config: IntArray, layers: int, *, moe: bool, mode: str
+    families: list[Family], prices: StagePrices, config: IntArray, layers: int, modules: int, *, moe: bool, mode: str
 ) -> IntArray:
     """(F, S) most layers of one kind that each stage holds, by bisection."""
     shape = (len(families), families[0].num_stages)
     low, high = np.zeros(shape, dtype=np.int64), np.full(shape, layers)
     while (low < high).any():
         middle = (low + high + 1) // 2
-        fits = _fits(families, prices, config, middle, moe=moe, mode=mode)
+        fits = _fits(families, prices, config, middle, modules, moe=moe, mode=mode)
         low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
     return low
 
 
 def _fits(
-    families: list[Family], prices: StagePrices, config: IntArray, layers: IntArray, *, moe: bool, mode: str
+    families: list[Family],
+    prices: StagePrices,
+    config: IntArray,
+    layers: IntArray,
+    modules: int,
+    *,
+    moe: bool,
+    mode: str,
 ) -> BoolArray:
     """(F, S) whether each stage has room for so many layers."""
     kind, none = "moe" if moe else "dense", np.zeros_like(layers)
@@ -139,6 +153,7 @@ def _fits(
         schedule=[int(family.schedule) for family in families],
         virtual_stages=[family.virtual_stages for family in families],
         num_microbatches=[family.num_microbatches for family in families],
+        modules=modules,
         **({f"{mode}_{kind}": layers} if mode != "none" else {}),
     )
     priced = evaluate_stages(batch, prices, kinds=(none, layers) if moe else (layers, none))

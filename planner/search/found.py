@@ -12,6 +12,7 @@ from costmodels.stage_prices import StagePrices
 from planner.phrases import percent
 from planner.request import setting_of
 from planner.results import Note
+from planner.rules.modules import module_names
 from planner.rules.pipeline import SCHEDULE_NAMES
 from planner.search.question import Question
 from planner.search.result import OPTIMAL_GAP, FoundPlan, StageChoice, Verdict
@@ -118,6 +119,7 @@ def _stage(
     way = configs.plans.plan(config)
     _, moe = plan.kinds(question.contexts[0].model)
     work_s: FloatArray = priced.stages.work_s
+    selective = int(plan.selective_dense[0, stage] + plan.selective_moe[0, stage])
     return StageChoice(
         index=stage,
         device=question.requests[int(configs.group[config])].cluster.device.name,
@@ -132,7 +134,8 @@ def _stage(
         zero_stage=way.zero_stage,
         micro_batch_size=way.micro_batch_size,
         sequence_parallel=way.sequence_parallel,
-        selective_layers=int(plan.selective_dense[0, stage] + plan.selective_moe[0, stage]),
+        selective_layers=selective,
+        recomputed_modules=module_names(int(plan.modules[0, stage])) if selective else (),
         full_layers=int(plan.full_dense[0, stage] + plan.full_moe[0, stage]),
         offloaded_layers=int(plan.offloaded[0, stage]),
         optimizer_offload=int(plan.optimizer_offload[0, stage]) / OFFLOAD_PARTS,

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from costmodels.plan import Recompute
+from costmodels.plan import Recompute, RecomputeModule
 from costmodels.stage_plan import OFFLOAD_PARTS
+from planner.rules.modules import CORE
 
 OFFLOADED_EIGHTHS = (0, OFFLOAD_PARTS // 2, OFFLOAD_PARTS)  # shares of the optimizer's states that are tried
 
@@ -15,12 +16,14 @@ class Treatment:
     Attributes:
         recompute: What is recomputed.
         block: Layers per stage, or all if it has fewer, that are recomputed with ``BLOCK``.
+        modules: What ``SELECTIVE`` recomputes of every layer.
         optimizer_offload: Eighths of the optimizer's states that are on the host.
         offload_activations: Whether kept activations are, of recomputed layers where there are any.
     """
 
     recompute: Recompute = Recompute.NONE
     block: int = 0
+    modules: int = CORE
     optimizer_offload: int = 0
     offload_activations: bool = False
 
@@ -30,7 +33,8 @@ class Freedom:
     """What the layout of a stage may decide besides its layers.
 
     Attributes:
-        selective: Whether layers may recompute their attention core.
+        selective: Whether layers may recompute modules.
+        modules: Sets of ``RecomputeModule`` flags that the layers of a stage may recompute, one set per stage.
         full: Whether layers may be recomputed from their input.
         offload: Whether kept activations and optimizer states may be on the host.
         told: What all stages do instead of deciding.
@@ -38,5 +42,15 @@ class Freedom:
 
     selective: bool = True
     full: bool = True
+    modules: tuple[int, ...] = (CORE,)
     offload: bool = False
     told: Treatment | None = None
+
+    @property
+    def most_modules(self) -> int:
+        """The modules that drop most: all of them, a mixture of experts as a whole."""
+        every = 0
+        for some in self.modules:
+            every |= some
+        parts = int(RecomputeModule.MOE_ACT | RecomputeModule.SHARED_EXPERTS)
+        return every & ~parts if every & RecomputeModule.MOE else every

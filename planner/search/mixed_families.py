@@ -118,7 +118,7 @@ def _configs(question: Question, pins: Mapping[str, int]) -> StageConfigs:
 
 
 _NOT_READ = ("pipeline_parallel", "virtual_stages", "schedule", "first_stage_layers", "last_stage_layers", "recompute",
-             "recompute_layers", "data_parallel")  # fmt: skip
+             "recompute_layers", "recompute_modules", "data_parallel")  # fmt: skip
 
 
 def _stage_sizes(devices: int) -> list[int]:

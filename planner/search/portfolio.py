@@ -9,8 +9,9 @@ from costmodels.stage_plan import StageConfigs, from_uniform
 from costmodels.stage_prices import StagePrices
 from planner.pricing import price_all
 from planner.request import setting_of
-from planner.results import Note
+from planner.results import Note, Request
 from planner.rules.base import FRAMEWORK_TITLES
+from planner.rules.modules import module_sets
 from planner.search.annealing import anneal
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.capacity import capacity
@@ -32,8 +33,8 @@ Engine = Callable[[Question, BestSoFar], list[EngineRun]]
 MOST_LAYERS = 256  # of models whose stages are laid out one by one; bounds the work of one family
 # What a layout decides stage by stage: fixed by the user for all of them, it leaves nothing to decide.
 _LAYOUT_PINS = (
-    "first_stage_layers", "last_stage_layers", "recompute", "recompute_layers", "offload_optimizer",
-    "offload_activations",
+    "first_stage_layers", "last_stage_layers", "recompute", "recompute_layers", "recompute_modules",
+    "offload_optimizer", "offload_activations",
 )  # fmt: skip
 _UNIFORM = "plans that treat every stage alike"
 _STAGED = "any layers per stage with the least recomputation that fits, degrees alike on all stages"
@@ -141,7 +142,7 @@ def _partitions(question: Question, best: BestSoFar, *, engine: str) -> list[Eng
     runs = []
     for group, request in enumerate(question.requests):
         plans = _uniform_plans(question, group)
-        freedom = _freedom(plans, offload=request.offload)
+        freedom = _freedom(plans, request)
         families, configs = alike_families(plans, group=group)
         prices = StagePrices(configs=configs, contexts=question.contexts)
         perfect_s = least_step_s(families, prices, below_s=best.step_time_s)
@@ -175,7 +176,7 @@ def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
     """Pipelines that use several groups."""
     request = question.requests[0]
     mixed = mixed_families(question, request.pins, alike=question.runnable)
-    freedom = _freedom(_uniform_plans(question, 0), offload=request.offload)
+    freedom = _freedom(_uniform_plans(question, 0), request)
     hopeful = np.flatnonzero(mixed.least_s < best.step_time_s)
     families = [mixed.families[at] for at in hopeful]
     bounds_s = mixed_least_s(
@@ -206,16 +207,21 @@ def _uniform_plans(question: Question, group: int) -> PlanBatch:
     """Every legal uniform plan on one group."""
     request = question.requests[group]
     space = plan_space(
-        setting_of(request), domain_devices=request.cluster.domain_devices, pins=request.pins, offload=request.offload
+        setting_of(request),
+        domain_devices=request.cluster.domain_devices,
+        pins=request.pins,
+        offload=request.offload,
+        named_modules=request.named_modules,
     )
     return space.plans
 
 
-def _freedom(plans: PlanBatch, *, offload: bool) -> Freedom:
+def _freedom(plans: PlanBatch, request: Request) -> Freedom:
     """What the framework, and what the user fixed, leave to the layout of stages."""
     modes = set(np.unique(plans.recompute).tolist())
     whole = bool(modes & {int(Recompute.FULL), int(Recompute.BLOCK)})
-    return Freedom(selective=int(Recompute.SELECTIVE) in modes, full=whole, offload=offload)
+    sets = module_sets(setting_of(request), named=request.named_modules)
+    return Freedom(selective=int(Recompute.SELECTIVE) in modes, full=whole, modules=sets, offload=request.offload)
 
 
 def _on(question: Question, group: int, space: str) -> str:

@@ -20,7 +20,8 @@ class StageChoice:
         zero_stage: ZeRO stage over its data-parallel ranks.
         micro_batch_size: Sequences per micro-batch and rank.
         sequence_parallel: Whether norms are sharded over tensor-parallel ranks.
-        selective_layers: Layers that recompute their attention core.
+        selective_layers: Layers that recompute modules.
+        recomputed_modules: Which.
         full_layers: Layers recomputed from their input.
         offloaded_layers: Layers whose kept activations are on the host.
         optimizer_offload: Share of the optimizer's states that is on the host.
@@ -43,6 +44,7 @@ class StageChoice:
     micro_batch_size: int
     sequence_parallel: bool
     selective_layers: int
+    recomputed_modules: tuple[str, ...]
     full_layers: int
     offloaded_layers: int
     optimizer_offload: float
@@ -113,6 +115,7 @@ def _alike(stage: StageChoice) -> tuple[object, ...]:
     return (
         stage.device, stage.num_devices, stage.layers, stage.tensor_parallel, stage.context_parallel,
         stage.expert_parallel, stage.zero_stage, stage.micro_batch_size, stage.selective_layers, stage.full_layers,
+        stage.recomputed_modules,
         stage.offloaded_layers, stage.optimizer_offload,
     )  # fmt: skip
 

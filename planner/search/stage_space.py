@@ -13,7 +13,8 @@ For whoever searches plans whose stages differ:
 Legality is that of uniform pipelines: a configuration is legal if a framework accepts a pipeline of two such stages.
 A stage takes whole scale-up domains, or an even share of one, so that stages of few devices never straddle domains.
 Configurations are dropped if another on as many devices of the same group, or fewer, for the same micro-batches, is
-nowhere worse: not in any time, not in any byte, for nothing that a stage may hold. No plan gets worse by that.
+nowhere worse: not in any time, not in any byte, for nothing that a stage may hold. No plan gets worse by that, unless
+it recomputes other modules than attention cores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from costmodels.lowering.grouping import group_rows
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute, Schedule, concatenate
 from costmodels.stage_layers import layer_kinds
 from costmodels.stage_plan import CONFIG_COLUMNS, StageConfigs
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_prices import MODULE_COLUMNS, StagePrices
 from planner.rules.base import Setting, divisors
 from planner.space import plan_space
 from planner.stage_constraints import StageSetting
@@ -38,7 +39,7 @@ _LOOKED_AT_FIRST = 64  # prices that rule most pairs out
 _PRUNED = 4000  # configurations up to which dominated ones are looked for unasked
 _NOT_READ = (
     "pipeline_parallel", "virtual_stages", "schedule", "first_stage_layers", "last_stage_layers", "recompute",
-    "recompute_layers", "offload_optimizer", "offload_activations", "data_parallel",
+    "recompute_layers", "recompute_modules", "offload_optimizer", "offload_activations", "data_parallel",
 )  # fmt: skip
 # Columns of ``StagePrices.unit`` that make no plan worse by being larger, or are the same for a whole group.
 _LIMITS = ("usable_bytes", "host_bytes_per_s", "host_memory_bytes", "devices_per_node", "half_width")
@@ -259,11 +260,11 @@ def _cost_table(prices: StagePrices) -> FloatArray:
     for name, values in prices.unit.items():
         if name in _HELPFUL:
             columns.append(-values)
-        elif name not in _LIMITS:
+        elif name not in _LIMITS and (name not in MODULE_COLUMNS or "core_attn" in name):
             columns.append(values)
     for moe in layer_kinds(model):  # what selective recomputation leaves
         kind = "moe" if moe else "dense"
-        columns.append(prices.unit[f"{kind}_whole_bytes"] - prices.unit[f"{kind}_core_bytes"])
+        columns.append(prices.unit[f"{kind}_whole_bytes"] - prices.unit[f"{kind}_core_attn_bytes"])
     dense, moe_layers, embedding, head = (column[:, None] for column in stage_contents(model))
     rows = prices.rows(
         np.arange(len(configs)) + 0 * dense,

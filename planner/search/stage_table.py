@@ -19,11 +19,12 @@ from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
 from costmodels.stages import moe_layers
 from planner.search.families import Family, crossings_s, known_of_step_s, least_nodes, least_once_s, own_crossing_s
 from planner.search.freedom import OFFLOADED_EIGHTHS, Freedom, Treatment
+from planner.search.module_choice import set_cost, worthwhile
 from planner.search.once import once_s
 from planner.search.partition import ANYWHERE, PartitionInstance, StageOptions
 from profiles.model import ModelSpec
 
-_COUNTS = ("selective_dense", "selective_moe", "full_dense", "full_moe", "offloaded", "optimizer_offload")
+_COUNTS = ("selective_dense", "selective_moe", "full_dense", "full_moe", "offloaded", "optimizer_offload", "modules")
 _MOST_WAYS, _MOST_CELLS = 500_000, 300_000  # ways looked at and stages priced; above, of a smaller choice
 # Which numbers of recomputed layers are tried: all; those where none is recomputed in full before all are in part; of
 # these a few, evenly spread.
@@ -101,6 +102,8 @@ def option_table(
     contents = _contents(family, prices, most_s, most_layers)
     if not len(contents.first):
         return None
+    if freedom.selective and freedom.told is None:
+        freedom = worthwhile(family, prices, freedom)
     for fineness in _FINENESS:
         if _count(contents, freedom, fineness) > _MOST_WAYS:
             continue
@@ -136,10 +139,12 @@ def _in_time(
     work_s = np.zeros(len(config))
     for kind in ("dense", "moe"):
         one_s = (
-            _layer_s(prices, family.configs, moe=kind == "moe") if ways[kind].any() else np.zeros(len(unit["core_s"]))
+            _layer_s(prices, family.configs, moe=kind == "moe") if ways[kind].any() else np.zeros(len(family.configs))
         )
         work_s += ways[kind][way] * one_s[config]
-        work_s += ways[f"selective_{kind}"][way] * unit["core_s"][config]
+        sets, of_way = np.unique(ways["modules"], return_inverse=True)
+        again_s = np.stack([set_cost(unit, int(some), kind, "s") for some in sets])
+        work_s += ways[f"selective_{kind}"][way] * again_s[of_way[way], config]
         work_s += ways[f"full_{kind}"][way] * unit[f"{kind}_layer_s"][config]
     kept = np.flatnonzero(work_s <= most_s)
     return family.configs[config[kept]], {name: column[way[kept]] for name, column in ways.items()}
@@ -186,7 +191,7 @@ def _count(contents: _Contents, freedom: Freedom, fineness: str) -> float:
         return 0
     kinds = np.unique(np.column_stack([contents.dense, contents.moe]), axis=0).astype(np.float64)
     each = (kinds + 1) * (kinds + 2) / 2 if fineness == "all" else 2 * kinds + 1
-    return float(each.prod(axis=1).sum()) * (6 if freedom.offload else 1)
+    return float(each.prod(axis=1).sum()) * (6 if freedom.offload else 1) * len(freedom.modules)
 
 
 def _ways(contents: _Contents, freedom: Freedom, fineness: str) -> dict[str, IntArray]:
@@ -203,7 +208,10 @@ def _ways(contents: _Contents, freedom: Freedom, fineness: str) -> dict[str, Int
             "selective_dense": chosen_dense[a, 0], "full_dense": chosen_dense[a, 1],
             "selective_moe": chosen_moe[b, 0], "full_moe": chosen_moe[b, 1],
         }  # fmt: skip
-        pieces.append(piece)
+        some = piece["selective_dense"] + piece["selective_moe"] > 0
+        for at, modules in enumerate(freedom.modules):  # which they are only matters where some are recomputed
+            chosen = np.flatnonzero(some) if at else np.arange(len(some))
+            pieces.append({name: column[chosen] for name, column in piece.items()} | {"modules": 0 * chosen + modules})
     ways = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     size = len(ways["dense"])
     full = ways["full_dense"] + ways["full_moe"]
@@ -227,6 +235,7 @@ def _told(dense: IntArray, moe: IntArray, told: Treatment) -> dict[str, IntArray
         "dense": dense, "moe": moe, "selective_dense": dense * selective, "selective_moe": moe * selective,
         "full_dense": full_dense, "full_moe": full - full_dense,
         "optimizer_offload": nothing + told.optimizer_offload, "offloaded": offloadable * told.offload_activations,
+        "modules": nothing + told.modules,
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from costmodels.plan import PlanBatch, Recompute
 from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs
 from planner.rules.base import MEGATRON, Setting
+from planner.rules.modules import CORE
 from planner.search.families import Family
 from planner.search.freedom import OFFLOADED_EIGHTHS, Freedom, Treatment
 from planner.stage_constraints import uniform_broken
@@ -31,16 +32,19 @@ def told_freedoms(family: Family, configs: StageConfigs, setting: Setting, freed
 
 def _treatments(most: int, framework: str, freedom: Freedom) -> list[Treatment]:
     """What stages of ``most`` layers, where these are even, may be told."""
-    modes = [(Recompute.NONE, 0)]
-    modes += [(Recompute.SELECTIVE, 0)] * freedom.selective
+    modes = [(Recompute.NONE, 0, CORE)]
+    if freedom.selective:
+        modes += [(Recompute.SELECTIVE, 0, modules) for modules in freedom.modules]
     if freedom.full:
-        modes += [(Recompute.BLOCK, layers) for layers in range(1, most + 1)] + [(Recompute.FULL, 0)]
+        modes += [(Recompute.BLOCK, layers, CORE) for layers in range(1, most + 1)] + [(Recompute.FULL, 0, CORE)]
     eighths = OFFLOADED_EIGHTHS if framework == MEGATRON else (0, OFFLOAD_PARTS)
     offloads = list(product(eighths, (False, True))) if freedom.offload else [(0, False)]
     return [
-        Treatment(recompute=mode, block=block, optimizer_offload=share, offload_activations=activations)
+        Treatment(
+            recompute=mode, block=block, modules=modules, optimizer_offload=share, offload_activations=activations
+        )
         for share, activations in offloads
-        for mode, block in modes
+        for mode, block, modules in modes
     ]
 
 
@@ -56,6 +60,7 @@ def _as_plans(family: Family, configs: StageConfigs, treatments: list[Treatment]
         virtual_stages=family.virtual_stages,
         recompute=[int(each.recompute) for each in treatments],
         recompute_layers=[each.block for each in treatments],
+        recompute_modules=[each.modules for each in treatments],
         offload_optimizer=[each.optimizer_offload > 0 for each in treatments],
         offload_activations=[each.offload_activations for each in treatments],
         stage_layers=np.tile(even, (size, 1)),

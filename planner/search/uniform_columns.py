@@ -14,6 +14,7 @@ from costmodels.plan import AxisOrder, BoolArray, IntArray, Recompute, Schedule
 from planner.candidates import Candidates
 from planner.constraints import rules_for
 from planner.rules.base import DEEPSPEED, MEGATRON, Setting, divisors
+from planner.rules.modules import CORE
 from planner.space import (
     CONTEXT_TOKENS,
     EIGHTHS,
@@ -207,6 +208,8 @@ def _recompute_columns(columns: Columns, vectors: IntArray, options: Options) ->
         instead = int(Recompute.FULL) if Recompute.FULL in modes else int(modes[0])
         mode, size = np.where(whole, instead, mode), np.where(whole, 0, size)
     columns["recompute"], columns["recompute_layers"] = mode, size
+    chosen_modules = options.pins.get("recompute_modules", CORE)
+    columns["recompute_modules"] = np.where(mode == Recompute.SELECTIVE, chosen_modules, CORE)
 
 
 def vectors_of(columns: Mapping[str, IntArray], options: Options) -> IntArray:

@@ -18,6 +18,7 @@ from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs, S
 from planner.candidates import Candidates
 from planner.constraints import rules_for
 from planner.rules.base import Setting
+from planner.rules.modules import CORE, module_names
 from planner.search.agent import Knob, Outcome
 from planner.search.draws import legal_draws
 from planner.search.stage_candidates import StageChoices, stage_choices
@@ -57,12 +58,14 @@ class VariedSpace:
         stages: The ways to run a stage on every device group, and what they cost.
         max_stages: Most stages; the layers or ``MAX_STAGES`` if fewer.
         offload: Whether offloading is considered.
+        modules: Sets of modules that the layers of a stage may recompute.
         pins: Plan columns the user fixed, of those in ``PINNED``.
     """
 
     stages: StageSpace
     max_stages: int = 16
     offload: bool = False
+    modules: tuple[int, ...] = (CORE,)
     pins: Mapping[str, int] = field(default_factory=dict)
     choices: StageChoices = field(init=False)
     layout: Layout = field(init=False)
@@ -156,7 +159,11 @@ class VariedSpace:
         put("shape", shape_of[row])
         for name in ("layers", "full_dense", "full_moe", "offloaded", "optimizer_offload"):
             put(name, getattr(batch, name))
-        put("selective", 1 * (batch.selective_dense + batch.selective_moe > 0))
+        some = (batch.selective_dense + batch.selective_moe > 0) & batch.used
+        chosen = np.where(some, batch.modules, 0)[:, :, None] == np.asarray((0, *layout.modules))
+        if not chosen.any(axis=2).all():
+            raise ValueError("a stage recomputes modules that this space does not consider")
+        put("selective", chosen.argmax(axis=2))
         vectors[:, STAGES] = batch.num_stages - 1
         vectors[:, SCHEDULE] = np.searchsorted(layout.schedules, batch.schedule)
         vectors[:, VIRTUAL] = np.searchsorted(layout.virtual_stages, batch.virtual_stages)
@@ -260,7 +267,7 @@ class VariedSpace:
             schedules=schedules,
             virtual_stages=chunks,
             full=bool(Recompute.FULL in modes),
-            selective=bool(Recompute.SELECTIVE in modes),
+            modules=self.modules if Recompute.SELECTIVE in modes else (),
             offload=self.offload,
             legal_plan=self._legal_plans(setting, width, schedules, chunks),
             moe_before=np.concatenate([[0], np.cumsum(model.layer_is_moe)]),
@@ -294,7 +301,7 @@ class VariedSpace:
         numbers = tuple(str(number) for number in range(layers + 1))
         options = dict.fromkeys(layout.names, numbers) | {
             "shape": self._shape_labels(),
-            "selective": ("0", "1"),
+            "selective": ("none", *(",".join(module_names(some)) for some in layout.modules)),
             "optimizer_offload": numbers[: OFFLOAD_PARTS + 1],
         }
         plan = (
@@ -306,7 +313,7 @@ class VariedSpace:
         found = [Knob(name=name, labels=labels) for name, labels in zip(PLAN_KNOBS, plan, strict=True)]
         for name in layout.names:
             found += [
-                Knob(name=f"{name}_{stage}", labels=options[name], ordered=name != "shape")
+                Knob(name=f"{name}_{stage}", labels=options[name], ordered=name not in ("shape", "selective"))
                 for stage in range(layout.width)
             ]
         return found

@@ -2,7 +2,7 @@
 
 A vector holds four knobs of the whole plan (stages, schedule, virtual stages, samples per micro-batch) and
 then, block after block, one knob for every stage there is room for: its shape, its layers, how many dense
-and MoE layers are recomputed from their input, whether the others recompute their attention core, and how
+and MoE layers are recomputed from their input, which modules the others recompute, and how
 much is offloaded. Knobs of stages a plan does not have are 0; knobs that can be nothing else, of layers the model
 does not have or of what is not considered, are left out.
 """
@@ -14,6 +14,7 @@ import numpy as np
 
 from costmodels.plan import BoolArray, IntArray
 from costmodels.stage_plan import StagePlanBatch
+from planner.rules.modules import CORE
 from planner.search.stage_candidates import StageChoices
 from profiles.model import ModelSpec
 
@@ -32,7 +33,8 @@ class Layout:
         width: S, most stages.
         schedules: Options of the schedule.
         virtual_stages: Options of the number of chunks.
-        full, selective: Whether recomputation from the input, and of the attention core, is considered.
+        full: Whether recomputation from the input is considered.
+        modules: Sets of modules that layers not recomputed from their input may recompute; a knob of 0 is none.
         offload: Whether offloading is considered.
         legal_plan: (S, schedules, chunks, samples) whether the rules about the whole plan hold.
         moe_before: (L + 1,) MoE layers before each layer.
@@ -44,7 +46,7 @@ class Layout:
     schedules: IntArray
     virtual_stages: IntArray
     full: bool
-    selective: bool
+    modules: tuple[int, ...]
     offload: bool
     legal_plan: BoolArray
     moe_before: IntArray
@@ -54,8 +56,8 @@ class Layout:
         """Knobs of a stage, of ``STAGE_KNOBS``."""
         moe, layers = self.model.num_moe_layers, self.model.num_layers
         there = {
-            "full_dense": self.full and moe < layers, "full_moe": self.full and moe > 0, "selective": self.selective,
-            "offloaded": self.offload, "optimizer_offload": self.offload,
+            "full_dense": self.full and moe < layers, "full_moe": self.full and moe > 0,
+            "selective": bool(self.modules), "offloaded": self.offload, "optimizer_offload": self.offload,
         }  # fmt: skip
         return tuple(name for name in STAGE_KNOBS if there.get(name, True))
 
@@ -149,7 +151,7 @@ def clipped(vectors: IntArray, layout: Layout) -> IntArray:
         if name in layout.names:
             block = layout.block(name)
             np.minimum(vectors[:, block], most, out=vectors[:, block])
-    if layout.selective:
+    if layout.modules:
         block = layout.block("selective")
         rest = dense + moe - layout.part(vectors, "full_dense") - layout.part(vectors, "full_moe")
         vectors[:, block] *= rest > 0
@@ -191,9 +193,11 @@ def plans_of(vectors: IntArray, layout: Layout, *, width: int) -> StagePlanBatch
     dense, moe = (kind[:, :width] for kind in layout.kinds(vectors))
     part = {name: layout.part(vectors, name)[:, :width] for name in STAGE_KNOBS}
     columns = {name: part[name] for name in ("full_dense", "full_moe", "offloaded", "optimizer_offload")}
-    if layout.selective:
-        columns["selective_dense"] = (dense - part["full_dense"]) * part["selective"]
-        columns["selective_moe"] = (moe - part["full_moe"]) * part["selective"]
+    if layout.modules:
+        some = part["selective"] > 0
+        columns["selective_dense"] = (dense - part["full_dense"]) * some
+        columns["selective_moe"] = (moe - part["full_moe"]) * some
+        columns["modules"] = np.asarray((CORE, *layout.modules))[part["selective"]]
     return StagePlanBatch.from_columns(
         layout.count(vectors),
         np.maximum(layout.config(vectors)[:, :width], 0) * used,

@@ -52,7 +52,7 @@ def layer_bytes(name: str, *, sequence_parallel: bool, recompute: Recompute) -> 
     layer = layer_activations(batch, paper_model(layers, hidden, heads), PAPER, stack(), moe=False)
     if recompute == Recompute.FULL:
         return float(layer.layer_input[0])
-    return float(layer.whole[0] - (layer.core[0] if recompute == Recompute.SELECTIVE else 0.0))
+    return float(layer.whole[0] - (layer.modules[0, 0] if recompute == Recompute.SELECTIVE else 0.0))
 
 
 @pytest.mark.parametrize("name", KORTHIKANTI)
@@ -80,9 +80,9 @@ def test_korthikanti_section_5_gpt3_layer():
     batch = PlanBatch.from_columns(1, tensor_parallel=8, micro_batch_size=8, sequence_parallel=True)
     layer = layer_activations(batch, model, PAPER, stack(), moe=False)
     assert layer.whole[0] == pytest.approx(2.87e9, rel=2e-3)
-    assert layer.core[0] / layer.whole[0] == pytest.approx(0.70, abs=0.01)
+    assert layer.modules[0, 0] / layer.whole[0] == pytest.approx(0.70, abs=0.01)
     nlg = layer_activations(batch, paper_model(105, 20480, 128), PAPER, stack(), moe=False)
-    assert nlg.core[0] / nlg.whole[0] == pytest.approx(0.65, abs=0.01)
+    assert nlg.modules[0, 0] / nlg.whole[0] == pytest.approx(0.65, abs=0.01)
 
 
 # arXiv:2205.05198 figure 7, read off the plot: percent of the tensor-parallel baseline.

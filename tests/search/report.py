@@ -218,12 +218,14 @@ Written by `make search-report`. Times are processor seconds of one thread, on w
 
 `planner search` prices every plan that treats its stages alike, and then every *family* of pipelines (degrees,
 sharding, micro-batches, schedule, chunks) that might beat it, best bound first: any number of consecutive layers per
-stage, recomputed as little as memory allows. Each stage's ways are priced by the cost path that prices all plans,
-memory in full, so that memory may follow any formula; what is left is a partition with a few hundred options, solved
-by label setting and, where that leaves a gap, by CP-SAT. The search ends with a proof when the next family's bound is
-no better than the best plan, or with the least bound that is left. Every plan is priced anew before it counts; the
-largest difference between a value that was minimised and the price of its plan is `largest_price_gap` in the
-document.
+stage, recomputed as little as memory allows: some from their input, some in part. With `--named-modules`, the part is
+any set of named modules (Megatron-Core's `--recompute-modules`), one set per stage. With `--offload`, activations of
+all layers or none and none, half or all of the optimizer's states may be on the host. Each stage's ways are priced by
+the cost path that prices all plans, memory in full, so that memory may follow any formula; what is left is a
+partition with a few hundred options, solved by label setting and, where that leaves a gap, by CP-SAT. The search ends
+with a proof when the next family's bound is no better than the best plan, or with the least bound that is left. Every
+plan is priced anew before it counts; the largest difference between a value that was minimised and the price of its
+plan is `largest_price_gap` in the document.
 
 Across groups of different GPUs every group runs one configuration: any that the groups share, or, where they differ,
 one of the three with the least work for its number of devices per stage and size of micro-batch; bounds are about

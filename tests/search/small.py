@@ -12,6 +12,7 @@ from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import StagePrices
 from planner.request import Options, setting_of
+from planner.rules.modules import module_sets
 from planner.search.families import Family, alike_families
 from planner.search.mixed_families import mixed_families
 from planner.search.question import Question, ask
@@ -46,11 +47,16 @@ class Small:
     pins: dict[str, Any] = field(default_factory=dict)
 
     framework: str | None = None
+    named_modules: bool = False
+    offload: bool = False
     runnable: bool = False
 
     def question(self) -> Question:
         """In full."""
-        options = Options(memory_reserve_bytes=self.reserve_gib * 2**30, framework=self.framework)
+        options = Options(
+            memory_reserve_bytes=self.reserve_gib * 2**30, framework=self.framework, named_modules=self.named_modules,
+            offload=self.offload,
+        )  # fmt: skip
         return ask(self.model, self.cluster, self.job, self.pins, options, runnable=self.runnable)
 
     def arguments(self) -> dict[str, Any]:
@@ -58,6 +64,7 @@ class Small:
         return {
             "model": self.model, "cluster": self.cluster, "job": self.job, "pins": self.pins,
             "memory_reserve_bytes": self.reserve_gib * 2**30, "framework": self.framework,
+            "named_modules": self.named_modules, "offload": self.offload,
         } | ({"runnable": True} if self.runnable else {})  # fmt: skip
 
 
@@ -77,6 +84,10 @@ INSTANCES = (
     Small(name="MoE, loose", model=mixture(4), cluster="4xH100", job=_JOB),
     Small(name="MoE, tight", model=mixture(4), cluster="4xH100", job=_JOB, reserve_gib=25.0),
     Small(name="MoE, two stages", model=mixture(6), cluster="8xH100", job=_JOB, reserve_gib=32.0, pins={"pp": 2}),
+    Small(name="MoE, named modules", model=mixture(4), cluster="4xH100", job=_JOB, reserve_gib=48.0, pins={"pp": 2},
+          named_modules=True),
+    Small(name="dense, offloading", model=model(4), cluster="4xA100-80GB", job=_JOB, reserve_gib=71.0, pins={"pp": 2},
+          offload=True),
     Small(name="two types, loose", model=model(5), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, pins={"mbs": 1}),
     Small(name="two types, tight", model=model(5), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, reserve_gib=45.0,
           pins={"mbs": 1}),
@@ -89,10 +100,39 @@ INSTANCES = (
 )  # fmt: skip
 
 
-def every_layout(family: Family, layers: int, *, moe: bool, modes: set[int]) -> Iterator[dict[str, IntArray]]:
-    """Columns of every layout of a family, in chunks: layers, their recomputation, and the stages' configurations."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What a stage may do with its layers.
+
+    Attributes:
+        modes: ``Recompute`` codes.
+        sets: Sets of modules to recompute.
+        offload: Whether the optimizer may be offloaded by halves, and activations of all layers or none.
+    """
+
+    modes: set[int]
+    sets: tuple[int, ...] = (1,)
+    offload: bool = False
+
+    def ways(self, layers: int) -> list[tuple[int, ...]]:
+        """Every way to treat so many layers: columns of ``_WAY``."""
+        whole = bool(self.modes & {int(Recompute.FULL), int(Recompute.BLOCK)})
+        found = []
+        for full in range(layers + 1 if whole else 1):
+            for selective in range(layers - full + 1 if int(Recompute.SELECTIVE) in self.modes else 1):
+                for modules in self.sets if selective else (1,):
+                    for eighths, moved in itertools.product((0, 4, 8), (0, 1)) if self.offload else ((0, 0),):
+                        found.append((selective, full, modules, eighths, moved * (full or layers)))
+        return found
+
+
+_WAY = ("selective", "full", "modules", "optimizer_offload", "offloaded")
+
+
+def every_layout(family: Family, layers: int, *, moe: bool, choices: Choices) -> Iterator[dict[str, IntArray]]:
+    """Columns of every layout of a family, in chunks: layers, their treatment, and the stages' configurations."""
     kind = "moe" if moe else "dense"
-    ways = {count: list(_recomputed(count, modes)) for count in range(1, layers + 1)}
+    ways = {count: choices.ways(count) for count in range(1, layers + 1)}
     rows: list[tuple[Any, ...]] = []
     slots = dict(zip(family.configs.tolist(), family.slots, strict=True)) if family.slots else {}
     for chosen in itertools.product(family.configs.tolist(), repeat=family.num_stages):
@@ -100,7 +140,7 @@ def every_layout(family: Family, layers: int, *, moe: bool, modes: set[int]) -> 
             continue
         for split in _splits(layers, family.num_stages, family.virtual_stages):
             for again in itertools.product(*(ways[count] for count in split)):
-                rows.append((chosen, split, [way[0] for way in again], [way[1] for way in again]))
+                rows.append((chosen, split, again))
                 if len(rows) == _CHUNK:
                     yield _columns(rows, kind)
                     rows = []
@@ -109,8 +149,10 @@ def every_layout(family: Family, layers: int, *, moe: bool, modes: set[int]) -> 
 
 
 def _columns(rows: list[tuple[Any, ...]], kind: str) -> dict[str, IntArray]:
-    config, split, selective, full = (np.asarray(column) for column in zip(*rows, strict=True))
-    return {"config": config, "layers": split, f"selective_{kind}": selective, f"full_{kind}": full}
+    config, split, again = (np.asarray(column) for column in zip(*rows, strict=True))
+    named = dict(zip(_WAY, np.moveaxis(again, 2, 0), strict=True))
+    treated = {f"{name}_{kind}": named.pop(name) for name in ("selective", "full")}
+    return {"config": config, "layers": split} | treated | named
 
 
 def _splits(layers: int, stages: int, chunks: int) -> Iterator[tuple[int, ...]]:
@@ -120,41 +162,35 @@ def _splits(layers: int, stages: int, chunks: int) -> Iterator[tuple[int, ...]]:
             yield tuple(split.tolist())
 
 
-def _recomputed(layers: int, modes: set[int]) -> Iterator[tuple[int, int]]:
-    whole = bool(modes & {int(Recompute.FULL), int(Recompute.BLOCK)})
-    for full in range(layers + 1 if whole else 1):
-        for selective in range(layers - full + 1 if int(Recompute.SELECTIVE) in modes else 1):
-            yield selective, full
-
-
 def true_optimum(question: Question) -> tuple[float, int]:
     """The shortest step of all plans there are, or that the framework can run, and how many these are."""
     best_s, plans = np.inf, 0
     request = question.requests[0]
     layers, moe = request.model.num_layers, request.model.num_moe_layers > 0
-    modes: set[int] = set()
+    sets = module_sets(setting_of(request), named=request.named_modules)
     for group, each in enumerate(question.requests):
         space = plan_space(setting_of(each), domain_devices=each.cluster.domain_devices, pins=each.pins)
         modes = set(np.unique(space.plans.recompute).tolist())
+        choices = Choices(modes=modes, sets=sets, offload=each.offload)
         families, configs = alike_families(space.plans, group=group)
         prices = StagePrices(configs=configs, contexts=question.contexts)
-        found = best_of(question, families, prices, layers, moe, modes)
+        found = best_of(question, families, prices, layers, moe, choices)
         best_s, plans = min(best_s, found[0]), plans + found[1]
     if len(question.requests) > 1:
         mixed = mixed_families(question, request.pins, alike=question.runnable)
-        found = best_of(question, mixed.families, mixed.prices, layers, moe, modes)
+        found = best_of(question, mixed.families, mixed.prices, layers, moe, choices)
         best_s, plans = min(best_s, found[0]), plans + found[1]
     return best_s, plans
 
 
 def best_of(
-    question: Question, families: list[Family], prices: StagePrices, layers: int, moe: bool, modes: set[int]
+    question: Question, families: list[Family], prices: StagePrices, layers: int, moe: bool, choices: Choices
 ) -> tuple[float, int]:
     best_s, plans = np.inf, 0
     devices = tuple(request.cluster.num_devices for request in question.requests)
     setting = StageSetting(model=question.requests[0].model, configs=prices.configs, devices=devices)
     for family in families:
-        for columns in every_layout(family, layers, moe=moe, modes=modes):
+        for columns in every_layout(family, layers, moe=moe, choices=choices):
             batch = StagePlanBatch.from_columns(
                 np.full(len(columns["layers"]), family.num_stages), columns.pop("config"), columns.pop("layers"),
                 schedule=int(family.schedule), virtual_stages=family.virtual_stages,

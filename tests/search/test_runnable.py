@@ -21,7 +21,7 @@ from planner.search.told import told_freedoms
 from planner.search_document import search_document
 from planner.space import plan_space
 from profiles.errors import SpecError
-from tests.search.small import INSTANCES, Small, mixture, model, true_optimum
+from tests.search.small import INSTANCES, Small, model, true_optimum
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
 _JOB = {"sequence_length": 2048, "global_batch_size": 16}
@@ -51,7 +51,7 @@ def runners(plan: FoundPlan) -> set[str]:
         replace(UNEVEN, reserve_gib=54.0),
         replace(UNEVEN, framework="fsdp", reserve_gib=40.0, pins={"pp": 2, "tp": 1}),
         replace(BY_NAME["two types, tight"], model=model(4), pins={"mbs": 1, "tp": 1}),
-        Small(name="", model=mixture(4), cluster="4xH100", job=_JOB, reserve_gib=20.0, pins={"pp": 2, "tp": 1}),
+        replace(BY_NAME["MoE, named modules"], pins={"pp": 2, "tp": 1}),
     ],
 )
 def test_the_best_of_what_a_framework_can_run_is_found_and_proved(instance: Small) -> None:

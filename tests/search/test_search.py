@@ -46,7 +46,7 @@ def found(instance: Small, **limits: Any) -> SearchResult:
     [
         ("dense, large vocabulary", 1e-6),
         ("dense, slow network", 1e-6),
-        ("MoE, tight", 1e-6),
+        ("MoE, named modules", 1e-6),
         ("two types, loose", 1e-6),
         ("two types, slow network", 0.02),
     ],

@@ -28,7 +28,7 @@ MIXED_KINDS = mixture(num_layers=8, moe={"first_dense_layers": 2})
 
 
 def space(*, nodes: int = 2, framework: str = "megatron", **changes: Any) -> VariedSpace:
-    own = {name: changes.pop(name) for name in ("offload", "max_stages") if name in changes}
+    own = {name: changes.pop(name) for name in ("offload", "max_stages", "modules") if name in changes}
     return varied([small_context(nodes=nodes, stack=stack(framework=framework), **changes)], **own)
 
 
@@ -54,6 +54,7 @@ SPACES = {
     "dense": lambda: space(model=gpt(num_layers=12), offload=True),
     "mixture": lambda: space(model=mixture(num_layers=6), nodes=3, job=job(global_batch_size=48)),
     "both kinds": lambda: space(model=MIXED_KINDS, offload=True),
+    "modules": lambda: space(model=mixture(num_layers=6), modules=(1, 16, 34), job=job(attention="unfused")),
     "schedules": lambda: space(model=gpt(num_layers=8), framework="fsdp"),
     "one node": lambda: space(nodes=1),
     "two groups": two_groups,
@@ -152,11 +153,27 @@ def test_uniform_plans_are_in_the_space_at_their_price() -> None:
     assert (outcome.feasible == priced.fits).all()
 
 
-@pytest.mark.parametrize("case", ["dense", "both kinds", "two groups"])
+@pytest.mark.parametrize("case", ["dense", "both kinds", "modules", "two groups"])
 def test_encoding_undoes_decoding(case: str) -> None:
-    where = SPACES[case]()
-    vectors = where.initial(100, np.random.default_rng(3))
+    where, rng = SPACES[case](), np.random.default_rng(3)
+    vectors = where.initial(100, rng)
+    for _ in range(20):
+        vectors = where.propose(vectors, np.full(100, list(MOVES).index("recompute")), rng)
     assert (where.encode((where.decode(vectors), where.choices.configs)) == vectors).all()
+
+
+def test_stages_draw_every_set_of_modules_and_no_other() -> None:
+    where, rng = SPACES["modules"](), np.random.default_rng(5)
+    vectors = where.initial(100, rng)
+    for _ in range(20):
+        vectors = where.propose(vectors, np.full(100, list(MOVES).index("recompute")), rng)
+    plans = where.decode(vectors)
+    some = plans.selective_moe > 0
+    assert set(plans.modules[some].tolist()) == {1, 16, 34}
+    assert (plans.modules[~some] == 1).all()
+    plain = space(model=mixture(num_layers=6), job=job(attention="unfused"))
+    with pytest.raises(ValueError, match="modules that this space does not consider"):
+        plain.encode((plans, where.choices.configs))
 
 
 def test_prices_do_not_depend_on_what_is_priced_along_or_before() -> None:

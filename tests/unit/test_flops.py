@@ -9,7 +9,7 @@ from costmodels.flops import (
     matmul_parameters,
     model_flops_per_step,
 )
-from costmodels.plan import Recompute
+from costmodels.plan import Recompute, RecomputeModule
 from costmodels.workload import LoraSpec
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 from tests.fakes import GPT3, gpt, job, llama, mixture
@@ -31,9 +31,13 @@ def plain_gpt(layers: int, hidden: int, heads: int) -> ModelSpec:
     )
 
 
-def hardware(model, task, recompute: Recompute, share: float = 0.0) -> float:
+def hardware(model, task, recompute: Recompute, share: float = 0.0, modules: int = RecomputeModule.CORE_ATTN) -> float:
     flops = hardware_flops_per_step(
-        model, task, recompute=np.array([recompute]), recomputed_layer_share=np.array([share])
+        model,
+        task,
+        recompute=np.array([recompute]),
+        recompute_modules=np.array([modules]),
+        recomputed_layer_share=np.array([share]),
     )
     return float(flops[0])
 

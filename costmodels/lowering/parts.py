@@ -1,0 +1,12 @@
+"""Parts of a block that can be recomputed alone, as its calls are tagged."""
+
+from enum import IntEnum
+
+
+class Part(IntEnum):
+    """Part of a block's forward pass that can be recomputed alone."""
+
+    NORM = 0  # with the residual behind the block
+    UP_PROJECTION = 1  # queries, keys and values of latent attention, with their rotation
+    ACTIVATION = 2  # of routed experts
+    SHARED = 3  # shared experts
