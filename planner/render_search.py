@@ -17,6 +17,7 @@ _TITLES = {
     "dp": "data_parallel", "ep": "expert_parallel", "zero": "zero_stage", "mbs": "micro_batch_size", "recomputed": "",
     "time": "", "GiB": "",
 }  # fmt: skip
+_SAME = 5e-5  # share of the step that percentages do not show
 _DEGREES = ("tp", "cp", "dp", "ep")
 
 
@@ -58,6 +59,10 @@ def _plan(result: SearchResult, best: FoundPlan, console: Console) -> None:
     words = f"\n{seconds(best.step_time_s)} per step ({interval}), {best.num_devices} GPUs{idle}"
     console.print(words, style="bold", highlight=False)
     console.print(_proof(result), highlight=False)
+    if best.played_step_time_s is not None:
+        off = best.played_step_time_s / best.step_time_s - 1.0
+        told = "takes as long" if abs(off) < _SAME else f"takes {percent(abs(off))} {'longer' if off > 0 else 'less'}"
+        console.print(f"the schedule played out event by event {told}", highlight=False)
     console.print(
         f"{len(best.stages)} stage{'s' if len(best.stages) > 1 else ''}, {best.schedule}, "
         f"{best.num_microbatches} micro-batches{chunks}",

@@ -182,6 +182,7 @@ def request_shape() -> Shape:
         objective={"enum": list(OBJECTIVES)},
         pins=map_of(COUNT),
         offload=FLAG,
+        named_modules=FLAG,
         variants=FLAG,
         memory_reserve_bytes=AMOUNT,
         price_per_device_hour_usd=or_null(AMOUNT),

@@ -5,10 +5,11 @@ import numpy as np
 from costmodels.arrays import largest
 from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import Basis
-from costmodels.plan import FloatArray
+from costmodels.plan import FloatArray, Schedule
 from costmodels.stage_evaluate import StageEstimateBatch, evaluate_stages
 from costmodels.stage_plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
 from costmodels.stage_prices import StagePrices
+from costmodels.stage_replay import replay
 from planner.phrases import percent
 from planner.request import setting_of
 from planner.results import Note
@@ -18,12 +19,8 @@ from planner.search.question import Question
 from planner.search.result import OPTIMAL_GAP, FoundPlan, StageChoice, Verdict
 from planner.stage_constraints import StageSetting, condition, verdicts
 
+_MOST_WORKS = 100_000  # micro-batches on all chunks of all stages that are played out: some tenths of a second
 _SCHEDULES = {int(code): name for name, code in SCHEDULE_NAMES.items()}
-
-
-def priced_anew(question: Question, plans: StagePlanBatch, configs: StageConfigs) -> StageEstimateBatch:
-    """Prices plans with tables of their own, as if nothing had been priced before."""
-    return evaluate_stages(plans, StagePrices(configs=configs, contexts=question.contexts, joint=question.joint))
 
 
 def found_plan(question: Question, plans: StagePlanBatch, configs: StageConfigs) -> FoundPlan:
@@ -38,7 +35,9 @@ def found_plan(question: Question, plans: StagePlanBatch, configs: StageConfigs)
     own = StageConfigs(plans=configs.plans.take(config), group=configs.group[config])
     plan = plans.take(np.zeros(1, dtype=np.int64))
     plan = plan.with_columns(config=np.clip(np.searchsorted(config, plan.config), 0, len(config) - 1))
-    priced = priced_anew(question, plan, own)
+    # Tables of their own, as if nothing had been priced before.
+    prices = StagePrices(configs=own, contexts=question.contexts, joint=question.joint)
+    priced = evaluate_stages(plan, prices)
     used = np.flatnonzero(plan.used[0])
     step_s, width = float(priced.step_time_s[0]), float(priced.half_width[0])
     devices = int(own.num_devices[plan.config[0, used]].sum())
@@ -51,6 +50,7 @@ def found_plan(question: Question, plans: StagePlanBatch, configs: StageConfigs)
         step_time_s=step_s,
         step_time_low_s=step_s * float(np.exp(-width)),
         step_time_high_s=step_s * float(np.exp(width)),
+        played_step_time_s=_played_s(plan, prices),
         time_parts_s={name: float(values[0]) for name, values in priced.time_parts_s.items()},
         peak_memory_bytes=float(largest(priced.stage_memory_bytes)[0]),
         fits=bool(priced.fits[0]),
@@ -58,6 +58,15 @@ def found_plan(question: Question, plans: StagePlanBatch, configs: StageConfigs)
         stages=tuple(_stage(question, plan, own, priced, int(stage)) for stage in used),
         frameworks=_verdicts(question, plan, own),
     )
+
+
+def _played_s(plan: StagePlanBatch, prices: StagePrices) -> float | None:
+    """The step of a batch of one with its schedule played out; None where that takes long, or is not what runs."""
+    p, v, m = (int(column[0]) for column in (plan.num_stages, plan.virtual_stages, plan.num_microbatches))
+    rounds = v == 1 or m % p == 0  # the order of interleaving that is played
+    if p * v * m > _MOST_WORKS or not rounds or plan.schedule[0] == Schedule.ZERO_BUBBLE_V:
+        return None
+    return float(replay(plan, prices).estimate.step_time_s[0])
 
 
 def _basis(question: Question, configs: StageConfigs) -> str:

@@ -1,0 +1,40 @@
+"""Plans that a search answers are scored twice: by formulas, and with their schedule played out."""
+
+from dataclasses import replace
+
+import pytest
+
+from planner.search.call import search
+from planner.search.result import FoundPlan
+from tests.search.small import INSTANCES, Small, model
+
+TWO_TYPES = next(instance for instance in INSTANCES if instance.name == "two types, loose")
+EIGHT = Small(
+    name="", model=model(8), cluster="4xA100-80GB", job={"sequence_length": 2048, "global_batch_size": 16}
+)  # fmt: skip
+
+
+def answer(instance: Small) -> FoundPlan:
+    best = search(**instance.arguments()).best
+    assert best is not None
+    return best
+
+
+@pytest.mark.parametrize(
+    ("instance", "off"),
+    [
+        (TWO_TYPES, 1e-9),
+        (replace(EIGHT, pins={"pp": 2, "vpp": 2}), 0.02),
+        (replace(EIGHT, pins={"pp": 4, "schedule": "gpipe"}, framework="fsdp"), 1e-9),
+    ],
+)
+def test_the_answer_says_what_its_schedule_takes_played_out(instance: Small, off: float) -> None:
+    best = answer(instance)
+    assert best.played_step_time_s == pytest.approx(best.step_time_s, rel=off)
+    assert (best.virtual_stages > 1) == (off > 1e-6)
+
+
+def test_schedules_that_are_not_what_is_played_have_no_second_price() -> None:
+    best = answer(replace(EIGHT, pins={"pp": 2, "schedule": "zb-v"}, framework="fsdp"))
+    assert best.schedule == "zb-v"
+    assert best.played_step_time_s is None
