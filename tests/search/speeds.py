@@ -19,7 +19,7 @@ from planner.search.varied import VariedSpace
 from tests.search.protocol import uniform_space
 
 LAYERS = 64
-CHAINS = 4096
+CHAINS = 8192
 STEPS = 40
 
 
