@@ -126,9 +126,9 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
     )
     if engine.kernels:
         unscaled: dict[str, Any] = dict.fromkeys(_SCALES, 1.0)
-        stack = replace(stack, fused_elementwise=True, grouped_experts=True, **unscaled)
+        stack = replace(stack, norm="fused", rotary="fused", activation="fused", grouped_experts=True, **unscaled)
     else:
-        stack = replace(stack, fused_elementwise=False)
+        stack = replace(stack, norm="module", rotary="eager", activation="eager")
     code = implementation_of(engine.kernels) if engine.kernels else 0
     return replace(context, job=job, stack=stack, forward_only=True, implementation=code)
 

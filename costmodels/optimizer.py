@@ -17,6 +17,12 @@ from profiles.units import GIB
 # (arXiv:1804.04235).
 MOMENTS = {"adamw": 2, "adamw8bit": 2, "adafactor": 0, "sgd": 1, "none": 0}
 
+# What an update takes beyond reading and writing each of its seven tensors once, by how it is launched
+# (``StackSpec.update``): one kernel over many tensors reaches 6/7 of a plain pass's rate, one per operation makes 25
+# passes. Medians of our own timings of AdamW on an H100 and an H200, over 60 us (``profiles/data/timings``).
+_FUSED_OVERHEAD = 7 / 6
+_FOREACH_OVERHEAD = 25 / 7
+
 # Parameters per second that a host's vectorised Adam updates, all cores of a node together: 1 to 10e9
 # parameters in 0.22 to 2.57 s on two Xeon 8168 (ZeRO-Offload, arXiv:2101.06840, table 4: CPU-Adam).
 HOST_ADAM_PARAMETERS_PER_S = 4e9
@@ -28,13 +34,26 @@ def moment_bytes(job: TrainingJob) -> float:
 
 
 def traffic_bytes_per_parameter(context: CostContext) -> float:
-    """Device memory read and written per updated parameter, gradient norm and clipping included."""
+    """Device memory read and written per updated parameter, gradient norm and clipping included.
+
+    Raises:
+        KeyError: If the stack's update is none of ``fused``, ``cast`` and ``foreach``.
+    """
     job = context.job
     gradient = gradient_element_bytes(context)
     master = float(ELEMENT_BYTES[job.master_dtype])
-    states = 2 * MOMENTS[job.optimizer] * moment_bytes(job)
-    weight = job.numerics.storage_bytes
-    return 2 * gradient + states + (2 * master + weight if master else 2 * weight)
+    state, weight = moment_bytes(job), job.numerics.storage_bytes
+    updated = master or weight
+    copied = weight if master else 0.0
+    # An optimizer that knows nothing of 16-bit copies casts gradients ahead and weights afterwards.
+    casts = gradient + 2 * master if master else 0.0
+    each = gradient + 2 * MOMENTS[job.optimizer] * state + 2 * updated
+    written = {
+        "fused": _FUSED_OVERHEAD * each,
+        "cast": casts + _FUSED_OVERHEAD * (each - gradient + updated),
+        "foreach": casts + _FOREACH_OVERHEAD * (each - gradient + updated),
+    }
+    return gradient + written[context.stack.update] + copied
 
 
 def optimizer_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:

@@ -182,7 +182,7 @@ def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: Cost
     unless a pipeline keeps them whole.
     """
     gradient, stored = gradient_element_bytes(context), context.job.numerics.storage_bytes
-    fused = context.stack.framework == "megatron" and gradient > stored
+    fused = context.stack.framework == "megatron" and context.stack.gradient_dtype == "fp32"
     per_parameter = 2 * gradient - stored if fused else 2 * gradient + stored
     m = plans.num_microbatches
     rounds = np.where(gradient > stored, 1.0, (m - 1) / m) * accumulates_whole(plans)

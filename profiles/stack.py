@@ -36,7 +36,14 @@ class StackSpec:
         collective_time_scale: The same for collectives within a scale-up domain.
         scale_out_time_scale: The same for collectives that cross domains: training shares the network
             with its own other groups and with the kernels that run meanwhile.
-        fused_elementwise: Bias, activation, dropout and norm run as fused kernels.
+        norm: Whose norms and what goes with them (residuals, dropout, biases, splits): ``fused``, ``patched``,
+            ``compiled``, ``eager`` or ``module`` code (``costmodels.lowering.elementwise``).
+        rotary: Whose rotary embedding: ``fused``, ``compiled`` or ``eager``.
+        activation: Whose activation functions: ``fused``, ``compiled`` or ``eager``.
+        softmax: Whose softmax where attention is not fused: ``fused`` or ``eager``.
+        loss: Whose cross-entropy: ``fused``, ``compiled``, ``eager`` or ``sharded``.
+        update: How the optimizer runs: ``fused``, one kernel over many tensors that keeps 16-bit copies up to date;
+            ``cast``, the same with gradients and weights cast apart; ``foreach``, a kernel per operation.
         grouped_experts: Experts run in one grouped kernel rather than one after the other.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
         collective_launch_s: Host time to issue one collective, framework bookkeeping included.
@@ -102,7 +109,12 @@ class StackSpec:
     memory_time_scale: float = 1.0
     collective_time_scale: float = 1.0
     scale_out_time_scale: float = 1.0
-    fused_elementwise: bool = True
+    norm: str = "fused"
+    rotary: str = "fused"
+    activation: str = "fused"
+    softmax: str = "fused"
+    loss: str = "sharded"
+    update: str = "fused"
     grouped_experts: bool = True
     kernel_launch_s: float = 0.0
     collective_launch_s: float = 0.0

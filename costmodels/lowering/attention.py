@@ -9,7 +9,7 @@ from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.calls import Axis, CallList, Phase, core_format
-from costmodels.lowering.elementwise import norm_and_residual
+from costmodels.lowering.elementwise import beside_product, norm_and_residual, positions_and_norms, softmax
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import ContextKind, FloatArray
@@ -60,6 +60,7 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
     if latent is None:
         q_width, kv_width = heads * model.head_dim, kv_heads * model.head_dim
         calls.linear(tokens, hidden, q_width + 2 * kv_width, trained=trained)
+        beside_product(calls, tokens, q_width + 2 * kv_width, bias=model.qkv_bias, joint=True)
         out_width = q_width
         rotary_width = q_width + kv_width
     else:
@@ -75,18 +76,10 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
         out_width = heads * latent.v_head_dim
         rotary_width = 2 * heads * qk_width  # rotation and the concatenation of both halves
     element = job.numerics.storage_bytes
-    if not model.learned_positions:
-        for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
-            calls.memory(
-                phase,
-                2 * element * tokens * rotary_width,
-                family=KernelFamily.ROTARY,
-                rows=tokens,
-                width=rotary_width,
-                kernels=2,
-            )
+    positions_and_norms(calls, tokens, rotary_width)
     calls.part = None
     calls.linear(tokens, out_width, hidden, trained=trained)
+    beside_product(calls, tokens, float(hidden), bias=model.attention_out_bias)
     if job.lora is not None:
         widths: dict[str, tuple[FloatArray | float, FloatArray | float]] = {
             "q": (hidden, heads * model.head_dim),
@@ -179,8 +172,6 @@ def _unfused_core(calls: CallList, shape: RankShape, context: CostContext) -> No
     qk_width, v_width = head_widths(context.model)
     keys = float(context.job.sequence_length)
     batch = shape.sequences * heads
-    element = context.job.numerics.storage_bytes
-    scores = batch * queries * keys
     name = core_format(context)
     calls.gemm(Phase.CORE, queries, keys, qk_width, batch=batch, gemm_format=name)
     calls.gemm(Phase.CORE, queries, v_width, keys, batch=batch, gemm_format=name)
@@ -188,22 +179,7 @@ def _unfused_core(calls: CallList, shape: RankShape, context: CostContext) -> No
         calls.gemm(Phase.INPUT_GRADIENT, m, n, k, batch=batch, gemm_format=name)
     for m, n, k in ((queries, keys, v_width), (keys, v_width, queries)):  # dP, dV
         calls.gemm(Phase.INPUT_GRADIENT, m, n, k, batch=batch, gemm_format=name)
-    fused = context.stack.fused_elementwise
-    # Softmax reads and writes the scores once; unfused, scale, mask and fp32 casts each do so again.
-    softmax_passes = 2.0 if fused else 8.0
-    for phase, passes, kernels in ((Phase.CORE, 1.0, 4), (Phase.INPUT_GRADIENT, 1.5, 3)):
-        calls.memory(
-            phase,
-            passes * softmax_passes * element * scores,
-            family=KernelFamily.SOFTMAX,
-            rows=batch * queries,
-            width=keys,
-            kernels=1 if fused else kernels,
-        )
-    if context.job.dropout:
-        masked_bytes = (2 * element + 1) * scores  # values in and out, one mask byte
-        for phase in (Phase.CORE, Phase.INPUT_GRADIENT):
-            calls.memory(phase, masked_bytes, family=KernelFamily.POINTWISE, rows=batch * queries, width=keys)
+    softmax(calls, batch * queries, keys)
 
 
 def _tensor_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:

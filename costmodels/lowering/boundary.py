@@ -6,12 +6,8 @@ from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.calls import Axis, CallList, Phase, core_format
+from costmodels.lowering.elementwise import cross_entropy
 from costmodels.lowering.shapes import RankShape
-
-# Passes over fp32 logits (one read or one write each). Op by op: cast, max, subtract, exp, sum, divide
-# ahead; scale and cast back. Fused: 16-bit logits read and their gradient written once each.
-_LOSS_PASSES = {Phase.FORWARD: 9.5, Phase.INPUT_GRADIENT: 3.5}
-_FUSED_LOSS_PASSES = {Phase.FORWARD: 0.5, Phase.INPUT_GRADIENT: 1.0}
 
 
 def lower_embedding(shape: RankShape, context: CostContext) -> CallList:
@@ -43,17 +39,7 @@ def lower_head(shape: RankShape, context: CostContext) -> CallList:
     vocabulary = np.ones(len(shape)) if model.value_head else model.vocab_size / shape.tensor
     trained = not job.trains_adapters_only
     calls.linear(shape.tokens, model.hidden_size, vocabulary, trained=trained, gemm_format=core_format(context))
-    passes = _FUSED_LOSS_PASSES if job.fused_cross_entropy else _LOSS_PASSES
-    for phase, count in passes.items():
-        calls.memory(
-            phase,
-            count * 4 * shape.tokens * vocabulary,
-            family=KernelFamily.CROSS_ENTROPY,
-            rows=shape.tokens,
-            width=vocabulary,
-            kernels=1 if job.fused_cross_entropy else 4,
-            element_bytes=job.numerics.storage_bytes if job.fused_cross_entropy else 4.0,
-        )
+    cross_entropy(calls, shape.tokens, vocabulary)
     one = np.ones_like(shape.tensor)
     size = shape.tokens * model.hidden_size * job.numerics.storage_bytes
     whole = np.where(shape.sequence_parallel, 0.0, size)

@@ -1,8 +1,23 @@
-"""Bandwidth-bound work between the linear layers: norms, residuals, dropout, activations.
+"""Bandwidth-bound work between the matrix products: norms, residuals, rotary embedding, activations, loss.
 
-Traffic is counted in passes over a tensor (one read or one write each), kernels as a framework
-launches them; ``StackSpec.fused_elementwise`` tells the fused from the op-by-op implementation.
+Who runs it matters more than what it computes: PyTorch's own kernels move several times the least traffic, model code
+that spells an operation out in Python more still. A stack names its code (``StackSpec.norm``, ``rotary``,
+``activation``, ``softmax``, ``loss``):
+
+- ``fused``: hand-written kernels, one each way, that also take biases and splits along (Transformer Engine).
+- ``patched``: eager PyTorch whose norms are such kernels (apex, Triton): biases and splits run apart.
+- ``compiled``: what PyTorch's compiler makes of it.
+- ``eager``: PyTorch's own kernels, one per operation.
+- ``module``: eager, and norms spelled out by the model code, as Hugging Face's RMSNorm: cast to fp32, square, mean,
+  scale, cast back, weight.
+- ``sharded``: a loss over a vocabulary split among ranks, op by op (Megatron-LM's vocab-parallel cross-entropy).
+
+Traffic is counted in passes, one read or one write of the whole tensor each. Passes of ``fused``, ``patched``,
+``module`` and ``sharded`` are counted in the code; those of ``compiled`` and ``eager`` are what our own timings of an
+H100 took (``profiles/data/timings``), in passes at nine tenths of its bandwidth: median of the kernels over 60 us.
 """
+
+from collections.abc import Mapping
 
 from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.calls import CallList, Phase
@@ -10,54 +25,139 @@ from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import FloatArray
 
-# Passes over a (tokens, h) tensor and kernels, per norm with the residual add and dropout after the
-# block. Fused: norm 2 passes, bias-dropout-add 3; backward: norm 3 (x, dy -> dx), add 2. Op by op each
-# of cast, norm, bias, dropout, add reads and writes on its own.
-NORM_SHARE = 2 / 5  # of the forward passes below, those of the norm itself where fused
-_FUSED = {Phase.FORWARD: (5.0, 2.0), Phase.INPUT_GRADIENT: (5.0, 3.0)}
-_UNFUSED = {Phase.FORWARD: (12.0, 6.0), Phase.INPUT_GRADIENT: (12.0, 6.0)}
+# Passes and kernels, forward and backward.
+_Work = tuple[tuple[float, float], tuple[float, float]]
+_PHASES = (Phase.FORWARD, Phase.INPUT_GRADIENT)
+_NONE = ((0.0, 0.0), (0.0, 0.0))
 
-# The same over the (tokens, f) input of the second MLP matrix. Fused gated: read 2f, write f.
-# Keyed by (gated, fused).
-_ACTIVATION = {
-    (True, True): {Phase.FORWARD: (3.0, 1.0), Phase.INPUT_GRADIENT: (5.0, 1.0)},
-    (True, False): {Phase.FORWARD: (5.0, 2.0), Phase.INPUT_GRADIENT: (8.0, 4.0)},
-    (False, True): {Phase.FORWARD: (2.0, 1.0), Phase.INPUT_GRADIENT: (3.0, 1.0)},
-    (False, False): {Phase.FORWARD: (8.0, 5.0), Phase.INPUT_GRADIENT: (10.0, 6.0)},
+NORM_SHARE = 2 / 5  # of the forward passes of a norm and the residual behind it, those of the norm where fused
+# Backward, a fused kernel reads input and gradient once; patched ones read both again for the weights' gradients.
+NORMS: Mapping[str, _Work] = {
+    "fused": ((2.0, 1.0), (3.0, 2.0)),
+    "patched": ((2.0, 1.0), (5.0, 2.0)),
+    "compiled": ((2.5, 1.0), (10.5, 2.0)),
+    "eager": ((3.3, 1.0), (8.0, 2.0)),
+    "module": ((18.0, 8.0), (42.0, 14.0)),
 }
+# A branch is added to the residual; backward the gradients of both are. Dropout of the branch runs along, writing a
+# byte of mask, or apart, with values in and out besides; backward always apart.
+_RESIDUAL = ((3.0, 1.0), (3.0, 1.0))
+DROPPED_OUT: Mapping[str, _Work] = dict.fromkeys(("fused", "patched", "compiled"), ((3.5, 1.0), (5.5, 2.0))) | (
+    dict.fromkeys(("eager", "module"), ((5.5, 2.0), (5.5, 2.0)))
+)
+_DROPOUT = ((2.5, 1.0), (2.5, 1.0))
+# The gradient of a bias is a sum over tokens of that of its layer's output.
+BIASES: Mapping[str, _Work] = {"fused": _NONE} | dict.fromkeys(
+    ("patched", "compiled", "eager", "module"), ((0.0, 0.0), (1.0, 1.0))
+)
+# Queries, keys and values, or gate and up, come from one product: the gradients of its parts are copied together.
+JOINTS: Mapping[str, _Work] = dict.fromkeys(("fused", "compiled"), _NONE) | dict.fromkeys(
+    ("patched", "eager", "module"), ((0.0, 0.0), (2.0, 1.0))
+)
+# Over the queries and keys, two tensors.
+ROTARY: Mapping[str, _Work] = {
+    "fused": ((2.0, 2.0), (2.0, 2.0)),
+    "compiled": ((7.0, 2.0), (8.0, 2.0)),
+    "eager": ((18.0, 10.0), (18.0, 10.0)),
+}
+# Over the (tokens, f) input of the second MLP matrix; a gated one reads twice as much.
+GATED: Mapping[str, _Work] = {
+    "fused": ((3.0, 1.0), (5.0, 1.0)),
+    "compiled": ((4.5, 1.0), (5.5, 1.0)),
+    "eager": ((5.1, 2.0), (9.1, 4.0)),
+}
+_PLAIN = ((2.0, 1.0), (3.0, 1.0))  # one kernel each way, whoever runs it
+# Over the attention scores: read and written once; op by op, scale, mask and fp32 casts each do so again.
+SOFTMAX: Mapping[str, _Work] = {
+    "fused": ((2.0, 1.0), (3.0, 1.0)),
+    "eager": ((8.0, 4.0), (12.0, 3.0)),
+}
+# Over fp32 logits. Fused: 16-bit logits read and their gradient written once each. Sharded: cast, largest, subtract,
+# exponential, sum, divide ahead; scale and cast back.
+LOSSES: Mapping[str, _Work] = {
+    "fused": ((0.5, 1.0), (1.0, 1.0)),
+    "compiled": ((1.4, 1.0), (2.7, 1.0)),
+    "eager": ((6.5, 4.0), (8.0, 4.0)),
+    "sharded": ((9.5, 4.0), (3.5, 4.0)),
+}
+
+
+def _passes(
+    calls: CallList,
+    work: _Work,
+    family: KernelFamily,
+    *,
+    rows: FloatArray,
+    width: FloatArray | float,
+    times: float = 1.0,
+    element_bytes: float = 0.0,
+    core: bool = False,
+) -> None:
+    """Work over a (rows, width) tensor, ``times`` over; forward it belongs to the attention core if said."""
+    element = element_bytes or calls.context.job.numerics.storage_bytes
+    for phase, (traffic, kernels) in zip(_PHASES, work, strict=True):
+        if not traffic:
+            continue
+        backward = phase is not Phase.FORWARD
+        calls.memory(
+            Phase.CORE if core and not backward else phase,
+            times * traffic * element * rows * width,
+            family=KernelFamily.NORM_BACKWARD if backward and family is KernelFamily.NORM else family,
+            rows=rows,
+            width=width,
+            kernels=times * kernels,
+            element_bytes=element_bytes,
+        )
 
 
 def norm_and_residual(calls: CallList, shape: RankShape, *, passes: int) -> None:
     """Norm before and residual after one block, over h per token; sharded by sequence parallelism."""
     context = calls.context
-    table = _FUSED if context.stack.fused_elementwise else _UNFUSED
+    code, hidden, tokens = context.stack.norm, context.model.hidden_size, shape.sharded_tokens
     norms = passes * max(context.model.norms_per_layer / 2, 0.5)
-    hidden = context.model.hidden_size
-    row_bytes = hidden * context.job.numerics.storage_bytes
     calls.part = Part.NORM
-    for phase, (traffic, kernels) in table.items():
-        calls.memory(
-            phase,
-            norms * traffic * row_bytes * shape.sharded_tokens,
-            family=KernelFamily.NORM if phase is Phase.FORWARD else KernelFamily.NORM_BACKWARD,
-            rows=shape.sharded_tokens,
-            width=hidden,
-            kernels=norms * kernels,
-        )
+    _passes(calls, NORMS[code], KernelFamily.NORM, rows=tokens, width=hidden, times=norms)
+    residual = DROPPED_OUT[code] if context.job.dropout else _RESIDUAL
+    _passes(calls, residual, KernelFamily.POINTWISE, rows=tokens, width=hidden, times=norms)
     calls.part = None
+
+
+def beside_product(
+    calls: CallList, tokens: FloatArray, width: FloatArray | float, *, bias: bool, joint: bool = False
+) -> None:
+    """What a linear layer takes besides its products: its bias, and the split of an output of several parts."""
+    code = calls.context.stack.norm
+    if bias and not calls.context.job.trains_adapters_only:
+        _passes(calls, BIASES[code], KernelFamily.POINTWISE, rows=tokens, width=width)
+    if joint:
+        _passes(calls, JOINTS[code], KernelFamily.COPY, rows=tokens, width=width)
+
+
+def positions_and_norms(calls: CallList, tokens: FloatArray, width: FloatArray | float) -> None:
+    """Rotary embedding and norms of the queries and keys of every token, together ``width`` elements."""
+    model, stack = calls.context.model, calls.context.stack
+    if not model.learned_positions:
+        _passes(calls, ROTARY[stack.rotary], KernelFamily.ROTARY, rows=tokens, width=width)
+    if model.qk_norm:
+        _passes(calls, NORMS[stack.norm], KernelFamily.NORM, rows=tokens, width=width)
 
 
 def activation(calls: CallList, rows: FloatArray, width: FloatArray | float) -> None:
     """Activation function between the MLP matrices, over ``width`` per row."""
-    context = calls.context
-    gated = context.model.gated_mlp
-    table = _ACTIVATION[gated, context.stack.fused_elementwise]
-    for phase, (traffic, kernels) in table.items():
-        calls.memory(
-            phase,
-            traffic * context.job.numerics.storage_bytes * rows * width,
-            family=KernelFamily.GATED_ACTIVATION if gated else KernelFamily.ACTIVATION,
-            rows=rows,
-            width=width,
-            kernels=kernels,
-        )
+    gated = calls.context.model.gated_mlp
+    work = GATED[calls.context.stack.activation] if gated else _PLAIN
+    family = KernelFamily.GATED_ACTIVATION if gated else KernelFamily.ACTIVATION
+    _passes(calls, work, family, rows=rows, width=width)
+
+
+def softmax(calls: CallList, rows: FloatArray, width: float) -> None:
+    """Softmax of attention scores that lie in memory, and dropout of what it gives."""
+    _passes(calls, SOFTMAX[calls.context.stack.softmax], KernelFamily.SOFTMAX, rows=rows, width=width, core=True)
+    if calls.context.job.dropout:
+        _passes(calls, _DROPOUT, KernelFamily.POINTWISE, rows=rows, width=width, core=True)
+
+
+def cross_entropy(calls: CallList, tokens: FloatArray, vocabulary: FloatArray) -> None:
+    """Softmax cross-entropy over ``vocabulary`` logits per token."""
+    code = "fused" if calls.context.job.fused_cross_entropy else calls.context.stack.loss
+    _passes(calls, LOSSES[code], KernelFamily.CROSS_ENTROPY, rows=tokens, width=vocabulary, element_bytes=4.0)

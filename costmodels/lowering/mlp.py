@@ -7,7 +7,7 @@ from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.attention import lora_pair, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList, Phase
-from costmodels.lowering.elementwise import activation, norm_and_residual
+from costmodels.lowering.elementwise import activation, beside_product, norm_and_residual
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import FloatArray
@@ -100,6 +100,8 @@ def dense_matrices(
     others, calls.part = calls.part, activated
     activation(calls, rows * count, width)
     calls.part = others
+    beside_product(calls, rows * count, up_width, bias=context.model.mlp_bias, joint=context.model.gated_mlp)
+    beside_product(calls, rows * count, float(hidden), bias=context.model.mlp_bias)
     lora = context.job.lora
     if lora is not None:
         element = context.job.numerics.storage_bytes

@@ -307,7 +307,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             lora=wording.lora_of(row) if task in ("lora", "qlora") else None,
             dropout=defaults.dropout and task == "pretrain",
             # llm-foundry's models take loss_fn fused_crossentropy unless told otherwise.
-            fused_cross_entropy="ce fusion" in notes or defaults.stack == "fsdp-composer",
+            fused_cross_entropy="ce fusion" in notes or defaults.stack.startswith("fsdp-composer"),
         )
     except SpecError as error:
         raise CannotScore(f"{error.field}: {error.problem}") from None

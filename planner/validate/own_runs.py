@@ -16,7 +16,8 @@ _TEXT = """## Our own runs
 
 Training steps of `profiles/measure` on one GPU: GPT- and Llama-like models of 0.1 to 1.9 billion parameters, in plain
 eager PyTorch, with and without recomputation, packaged in `profiles/data/runs`. They enter no mean above and nothing is
-fitted to them: times are those of Hugging Face's model code, memory follows from the code that ran (stack `pytorch`).
+fitted to them: passes over memory and tensors kept follow from the code that ran (stack `pytorch`), time scales are
+those of Hugging Face's model code.
 Memory is the peak of live tensors. A pick is the fastest by prediction of a model's runs on a card; its regret is
 counted in tokens/s.
 """

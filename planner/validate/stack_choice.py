@@ -64,6 +64,7 @@ _DEEPSPEED_2022 = StackDefaults(
 _DEEPSPEED = StackDefaults(stack="deepspeed", zero_stage=3, zero_is_known=False)
 _FSDP = StackDefaults(stack="fsdp", zero_stage=3, sequence_parallel=True)
 _COMPOSER = StackDefaults(stack="fsdp-composer", zero_stage=3)
+_COMPOSER_2023 = StackDefaults(stack="fsdp-composer-2023", zero_stage=3)
 _MEGATRON_DEEPSPEED = dataclasses.replace(_MEGATRON_2021, stack="megatron-deepspeed", zero_stage=1)
 _LITGPT = StackDefaults(stack="litgpt", zero_stage=3, zero_is_known=True, sixteen_bit_states=True)
 _HUGGING_FACE = StackDefaults(stack="hf-trainer", zero_is_known=False, sixteen_bit_states=True)
@@ -95,6 +96,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"nanotron|picotron", _NANOTRON),
         (r"^pytorch eager", _PYTORCH),
         (r"torchtitan|fsdp2", _FSDP),
+        (r"llm-foundry \(may 2023", _COMPOSER_2023),
         (r"composer|llm-foundry|mosaicml", _COMPOSER),
         (r"paddle", _PADDLE),
         (r"paxml", _XLA),

@@ -13,7 +13,11 @@ from tests.fakes import UnitCollectives, UnitKernels, context, gpt, job, latent,
 PLANS = PlanBatch.from_columns(3, tensor_parallel=[1, 2, 2], context_parallel=[1, 1, 2], expert_parallel=[1, 1, 1])
 CASES = {
     "gpt": {"model": gpt(), "job": job(attention="unfused", dropout=True)},
-    "llama": {"model": llama(), "job": job(precision="fp16"), "stack": stack(fused_elementwise=False)},
+    "llama": {
+        "model": llama(),
+        "job": job(precision="fp16"),
+        "stack": stack(norm="module", rotary="eager", activation="eager", loss="eager"),
+    },
     "llama in fp8": {"model": llama(), "job": job(precision="fp8")},
     "mixture": {"model": mixture(), "job": job(precision="tf32")},
     "latent": {"model": latent()},

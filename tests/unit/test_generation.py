@@ -159,13 +159,14 @@ def test_room_for_so_many_is_what_so_many_take() -> None:
 
 
 def test_engines_keep_none_of_the_training_stack_s_scales() -> None:
-    slow = stack(gemm_time_scale=2.0, memory_time_scale=3.0, fused_elementwise=False)
+    slow = stack(gemm_time_scale=2.0, memory_time_scale=3.0, norm="eager", rotary="eager", activation="eager")
     where = context(stack=slow)
     engine = engine_context(where, find_engine("vllm"), where.job).stack
-    assert (engine.gemm_time_scale, engine.memory_time_scale, engine.fused_elementwise) == (1.0, 1.0, True)
+    assert (engine.gemm_time_scale, engine.memory_time_scale) == (1.0, 1.0)
+    assert {engine.norm, engine.rotary, engine.activation} == {"fused"}
     assert engine.kernel_launch_s == 0.0
     trainer = engine_context(where, find_engine("trainer"), where.job).stack
-    assert (trainer.gemm_time_scale, trainer.fused_elementwise) == (2.0, False)
+    assert (trainer.gemm_time_scale, trainer.norm, trainer.rotary) == (2.0, "module", "eager")
     assert trainer.kernel_launch_s == find_engine("trainer").kernel_launch_s
 
 

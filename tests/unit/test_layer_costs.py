@@ -109,8 +109,8 @@ def test_sums_of_a_pass_hold_its_work_and_what_shows_of_its_traffic():
 def test_every_kernel_is_issued_and_more_kernels_take_longer():
     """Free kernels: a pass takes its launches; fused kernels need fewer of them."""
     fused, eager = (
-        blocks(ExecutionPlan(), context(kernels=FREE, stack=stack(kernel_launch_s=1.0, fused_elementwise=flag)))
-        for flag in (True, False)
+        blocks(ExecutionPlan(), context(kernels=FREE, stack=stack(kernel_launch_s=1.0, norm=code)))
+        for code in ("fused", "module")
     )
     assert fused["attention"]["launch_forward"] == 7
     for block in ("attention", "dense_mlp"):

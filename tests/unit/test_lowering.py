@@ -244,11 +244,11 @@ def test_each_gemm_of_a_linear_layer_names_its_layout():
 @pytest.mark.parametrize(
     ("block", "changes", "families"),
     [
-        ("attention", {}, {"NORM", "NORM_BACKWARD", "ROTARY"}),
-        ("attention", {"job": job(attention="unfused")}, {"NORM", "NORM_BACKWARD", "ROTARY", "SOFTMAX"}),
-        ("dense_mlp", {"model": gpt()}, {"NORM", "NORM_BACKWARD", "ACTIVATION"}),
-        ("dense_mlp", {"model": llama()}, {"NORM", "NORM_BACKWARD", "GATED_ACTIVATION"}),
-        ("expert_mlp", {"model": mixture()}, {"NORM", "NORM_BACKWARD", "GATED_ACTIVATION", "PERMUTE"}),
+        ("attention", {}, {"NORM", "NORM_BACKWARD", "POINTWISE", "ROTARY"}),
+        ("attention", {"job": job(attention="unfused")}, {"NORM", "NORM_BACKWARD", "POINTWISE", "ROTARY", "SOFTMAX"}),
+        ("dense_mlp", {"model": gpt()}, {"NORM", "NORM_BACKWARD", "POINTWISE", "ACTIVATION"}),
+        ("dense_mlp", {"model": llama()}, {"NORM", "NORM_BACKWARD", "POINTWISE", "GATED_ACTIVATION"}),
+        ("expert_mlp", {"model": mixture()}, {"NORM", "NORM_BACKWARD", "POINTWISE", "GATED_ACTIVATION", "PERMUTE"}),
         ("embedding", {}, {"EMBEDDING"}),
         ("head", {}, {"CROSS_ENTROPY"}),
     ],

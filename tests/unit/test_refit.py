@@ -301,8 +301,9 @@ def test_program_writes_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("closed")
 def test_the_accuracy_page_judges_each_row_by_the_stacks_of_its_fold() -> None:
     """Sweeps by group, stacks that share times by the times they share, files of one publisher together."""
-    guest = next(row for row in PUBLISHED if row.stack == "megatron-deepspeed" and row.step_time_s is not None)
-    owner = next(row for row in PUBLISHED if row.stack == "megatron-2021" and row.step_time_s is not None)
+    overlapped = next(row for row in PUBLISHED if row.stack == "megatron-core-ep-overlap")
+    guest = replace(overlapped, recompute_assumed=False)  # which would hang on the memory fit
+    owner = ROW
     named = [
         *((row, file, source, 1.0) for row, file, source in ((owner, "a", "P (2021)"), (guest, "b", "P (2022)"))),
         *((row, file, file, 1.4) for row, file in ((owner, "c"), (guest, "d"))),

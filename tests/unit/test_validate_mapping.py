@@ -180,6 +180,12 @@ def test_stacks(framework: str, stack: str, zero: int) -> None:
     assert (row.stack, row.plan.zero_stage) == (stack, zero)
 
 
+def test_the_table_of_spring_2023_ran_another_attention() -> None:
+    row = mapped(framework="llm-foundry/Composer FSDP", source="mosaicml/llm-foundry (May 2023 table)")
+    assert row.stack == "fsdp-composer-2023"
+    assert row.job.fused_cross_entropy
+
+
 def test_flash_attention_makes_a_megatron_of_today() -> None:
     assert mapped(flash_attention="yes").stack == "megatron-core"
 
