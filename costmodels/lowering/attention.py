@@ -38,7 +38,7 @@ def score_share(model: ModelSpec, sequence_length: int) -> float:
 def lower_attention(shape: RankShape, context: CostContext) -> CallList:
     """Calls of the attention block for every distinct rank shape."""
     calls = CallList(context, len(shape))
-    norm_and_residual(calls, shape, passes=1)
+    norm_and_residual(calls, shape)
     projections(calls, shape, context)
     if context.job.attention == "flash":
         _fused_core(calls, shape, context)

@@ -110,11 +110,11 @@ def _passes(
         )
 
 
-def norm_and_residual(calls: CallList, shape: RankShape, *, passes: int) -> None:
+def norm_and_residual(calls: CallList, shape: RankShape) -> None:
     """Norm before and residual after one block, over h per token; sharded by sequence parallelism."""
     context = calls.context
     code, hidden, tokens = context.stack.norm, context.model.hidden_size, shape.sharded_tokens
-    norms = passes * max(context.model.norms_per_layer / 2, 0.5)
+    norms = max(context.model.norms_per_layer / 2, 0.5)
     calls.part = Part.NORM
     _passes(calls, NORMS[code], KernelFamily.NORM, rows=tokens, width=hidden, times=norms)
     residual = DROPPED_OUT[code] if context.job.dropout else _RESIDUAL

@@ -22,7 +22,7 @@ def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:
     """Calls of the dense MLP block for every distinct rank shape."""
     calls = CallList(context, len(shape))
     if not context.model.parallel_residual:
-        norm_and_residual(calls, shape, passes=1)
+        norm_and_residual(calls, shape)
         tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
     dense_matrices(calls, context, rows=shape.tokens, width=context.model.ffn_hidden_size / shape.tensor)
     return calls
@@ -34,7 +34,7 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
     moe = context.model.moe
     if moe is None:
         return calls
-    norm_and_residual(calls, shape, passes=1)
+    norm_and_residual(calls, shape)
     element = context.job.numerics.storage_bytes
     hidden = context.model.hidden_size
     trained = not context.job.trains_adapters_only

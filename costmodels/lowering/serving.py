@@ -45,7 +45,7 @@ def lower_decode_attention(shape: RankShape, context: CostContext, *, keys: floa
         keys: Tokens in the cache per sequence.
     """
     calls = CallList(context, len(shape))
-    norm_and_residual(calls, shape, passes=1)
+    norm_and_residual(calls, shape)
     projections(calls, shape, context)
     _cached_core(calls, shape, context, windowed_keys(context.model, keys))
     tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
@@ -93,7 +93,7 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
     model, moe = context.model, context.model.moe
     if moe is None:
         return calls
-    norm_and_residual(calls, shape, passes=1)
+    norm_and_residual(calls, shape)
     element, hidden = min(context.job.numerics.storage_bytes, 4.0), model.hidden_size
     calls.linear(shape.tokens, hidden, moe.num_experts, trained=False, gemm_format=router_format(context))
     local = np.maximum(moe.num_experts / shape.expert, 1.0)

@@ -19,6 +19,8 @@ _ROUNDED_BATCH = 0.02
 # From here on nobody packs two sequences into a micro-batch.
 _LONG_SEQUENCE = 16384
 RECOMPUTE_ASSUMED = "recomputation not printed"
+PRESET_RECOMPUTE = "recomputation as in its publisher's presets"
+MODULES_RECOMPUTED = "recomputation or offloading of parts of a layer, as in its publisher's presets"
 
 
 @dataclass(slots=True)
@@ -165,6 +167,8 @@ def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int]:
     if found is None and reading.defaults.stack == "litgpt" and wording.task_of(row) in ("lora", "qlora"):
         # LitGPT's adapter scripts checkpoint every block where FSDP shards the model, and nothing elsewhere.
         return (Recompute.FULL if degrees.data > 1 else Recompute.NONE), 0
+    if found is None and "megatron-bridge" in row.text("source").lower():
+        return _preset_recompute(reading), 0
     if found is None:
         kind = _assumed_recompute(row, reading.defaults)
         reading.assumptions.append(f"{RECOMPUTE_ASSUMED}: {kind.name.lower()}, or full where that does not fit")
@@ -173,6 +177,20 @@ def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int]:
     if layers < 0:  # half of the layers of a stage
         layers = max(1, round(reading.model.num_layers / degrees.pipeline / 2))
     return kind, layers
+
+
+def _preset_recompute(reading: Reading) -> Recompute:
+    """What Megatron-Bridge's workload presets recompute: whole layers of no model, of DeepSeek's parts of layers.
+
+    Recomputing the core comes nearest to these parts (the up-projections of latent attention). Its presets with FSDP
+    offload some layers' activations, which the tables do not print either.
+    """
+    if reading.model.latent_attention is not None:
+        reading.assumptions.append(f"{MODULES_RECOMPUTED}: selective")
+        return Recompute.SELECTIVE
+    whole = not re.search(r"Megatron-FSDP|use_megatron_fsdp=True", reading.row.text("notes"))
+    reading.assumptions.append(f"{PRESET_RECOMPUTE if whole else MODULES_RECOMPUTED}: none")
+    return Recompute.NONE
 
 
 def _assumed_recompute(row: Row, defaults: StackDefaults) -> Recompute:

@@ -15,7 +15,15 @@ import numpy as np
 from costmodels.flops import model_flops_per_step
 from costmodels.workload import TrainingJob
 from planner.validate.clusters import MEMORY_ASSUMED, cluster_of
-from planner.validate.layouts import RECOMPUTE_ASSUMED, Reading, batch_of, degrees_of, job_of, plan_of
+from planner.validate.layouts import (
+    MODULES_RECOMPUTED,
+    RECOMPUTE_ASSUMED,
+    Reading,
+    batch_of,
+    degrees_of,
+    job_of,
+    plan_of,
+)
 from planner.validate.measured import Memory, memory_of, step_time_s
 from planner.validate.models import ModelFinder, model_of
 from planner.validate.reader import Row, csv_files, read_rows
@@ -119,7 +127,7 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
         plan=plan,
         stack=defaults.stack,
         step_time_s=time_s,
-        out_of_memory=_verdict(row, died=died, ran=bool(time_s or memory or time_note)),
+        out_of_memory=_verdict(row, reading, died=died, ran=bool(time_s or memory or time_note)),
         assumptions=_material(reading.assumptions, memory_matters=died or memory is not None),
         recompute_assumed=any(text.startswith(RECOMPUTE_ASSUMED) for text in reading.assumptions),
         trend="digitised" in row.text("source").lower() or _declared_inexact(row),
@@ -129,9 +137,11 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
     )
 
 
-def _verdict(row: Row, *, died: bool, ran: bool) -> bool | None:
-    """True: died; False: ran; None: unknown, or the capacity it ran in is in doubt."""
+def _verdict(row: Row, reading: Reading, *, died: bool, ran: bool) -> bool | None:
+    """True: died; False: ran; None: unknown, or the capacity it ran in, or what it kept there, is in doubt."""
     if re.search(r"GB[^;]{0,20}verify", row.text("notes")):
+        return None
+    if any(text.startswith(MODULES_RECOMPUTED) for text in reading.assumptions):
         return None
     return True if died else False if ran else None
 

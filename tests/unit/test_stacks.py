@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from costmodels.lowering.elementwise import GATED, LOSSES, NORMS, ROTARY, SOFTMAX
 from planner.validate import memory_fit
 from planner.validate.refit import time_stack
 from planner.validate.stack_fit import SHARES, free_parameters
@@ -67,6 +68,12 @@ def test_packaged_stack_is_complete(name: str) -> None:
     assert stack.fitted_on.split(" runs of ")[0].isdigit()
     assert stack.gradient_dtype in ELEMENT_BYTES
     assert stack.autograd_gradients in ("fused", "freed", "kept")
+    assert stack.norm in NORMS
+    assert stack.rotary in ROTARY
+    assert stack.activation in GATED
+    assert stack.softmax in SOFTMAX
+    assert stack.loss in LOSSES
+    assert stack.update in ("fused", "cast", "foreach")
 
 
 @pytest.mark.parametrize("name", PACKAGED)

@@ -166,6 +166,30 @@ def test_silent_recompute_is_a_stated_assumption() -> None:
     assert "recomputation not printed" in row.assumptions[0]
 
 
+BRIDGE = {"source": "NVIDIA-NeMo/Megatron-Bridge perf summary", "framework": "Megatron-Bridge", "recompute": ""}
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "verdict"),
+    [
+        ({}, Recompute.NONE, False),
+        ({"notes": "Megatron-FSDP, FSDP column=8"}, Recompute.NONE, None),  # its presets offload activations besides
+        ({"model": "DeepSeekV3"}, Recompute.SELECTIVE, None),  # parts of layers, not the core
+    ],
+)
+def test_what_presets_recompute_is_not_guessed_from_memory(cells, kind, verdict) -> None:
+    """No whole layer is recomputed because the plan looks too large; what parts keep cannot judge a verdict."""
+    shape = (
+        dict.fromkeys(("layers", "hidden", "heads", "kv_heads", "ffn_hidden", "vocab"), "") if "model" in cells else {}
+    )
+    row = mapped(**BRIDGE | shape | cells)
+    assert row.plan.recompute is kind
+    assert not row.recompute_assumed
+    assert any("publisher's presets" in text for text in row.assumptions)
+    assert row.out_of_memory is verdict
+    assert mapped(**BRIDGE | {"recompute": "full"}).plan.recompute is Recompute.FULL
+
+
 @pytest.mark.parametrize(
     ("framework", "stack", "zero"),
     [
