@@ -1,8 +1,7 @@
 """Prefill and decode steps measured on our own GPUs, priced: whole passes, of which nothing was fitted.
 
 Steps are captured and replayed, so that no launch shows; their model is plain PyTorch operations, one after the other,
-which is what the engine ``trainer`` runs. Norms and GELU are single kernels in PyTorch, so that GPT-like models leave
-nothing op by op; rotary embedding and gate of Llama-like ones are several.
+which is what the engine ``trainer`` runs, its norms PyTorch's own kernels.
 """
 
 import json
@@ -93,8 +92,8 @@ def predicted_s(step: OwnStep) -> float:
 
 
 def _as_written(context: CostContext) -> CostContext:
-    """The context with pointwise work fused where the measured model has none that is not."""
-    return replace(context, stack=replace(context.stack, fused_elementwise=not context.model.gated_mlp))
+    """The context with the pointwise work of the measured model: PyTorch's own kernels, one per operation."""
+    return replace(context, stack=replace(context.stack, norm="eager", rotary="eager", activation="eager"))
 
 
 def own_passes() -> Experiment:
@@ -115,10 +114,6 @@ def own_passes() -> Experiment:
             f"{len(decodes)} decode steps: mean error {mean:.1%}, worst {_worst(decodes):.1%}.",
             f"{len(prefills)} prefills: mean error {float(np.mean(np.abs(prefills))):.1%}, worst "
             f"{_worst(prefills):.1%}; smallest models are farthest off.",
-            "One switch says whether pointwise work is fused. It is off for Llama-like models, whose rotary embedding "
-            "and gate are several kernels, and with them their norms, which are not: fused, decode steps would be 5 to "
-            "14 % too fast. It is on for GPT-like ones, whose norms and GELU are single kernels: op by op, they would "
-            "be 17 to 37 % too slow.",
         ),
         header=("GPU", "pass", "model", "passes", "mean error", "bias", "worst"),
         rows=tuple(
