@@ -54,7 +54,7 @@ def test_the_searched_plan_gains_on_the_heuristic_what_was_measured() -> None:
     constants = packaged_constants()
     found = solve(real_problem(row, constants), SearchOptions(most_children=1_000_000))
     gain = heuristic_s(row, constants) / (found.makespan_s + constants.overhead_s)
-    assert gain == pytest.approx(1.69, rel=0.15)
+    assert gain == pytest.approx(1.69, rel=0.2)
     assert found.gap < 0.01
 
 
