@@ -57,10 +57,6 @@ def search_question(question: Question, *, strategy: str, budget: SearchBudget) 
         runs += engine(question, best)
         if engine is by_enumeration:
             uniform_s = best.step_time_s
-    proved = [run.bound_s for run in runs if run.bound_s is not None]
-    unproved = {run.engine for run in runs if run.bound_s is None}
-    if best.improvements and best.improvements[-1].engine in unproved:
-        proved = []  # the best plan is of a space that nothing was proved about
     found = None
     warnings: tuple[Note, ...] = ()
     if best.plans is not None and best.configs is not None:
@@ -80,13 +76,23 @@ def search_question(question: Question, *, strategy: str, budget: SearchBudget) 
         engines=tuple(runs),
         improvements=tuple(best.improvements),
         elapsed_s=best.elapsed_s,
-        bound_s=_together(proved, best) if proved else None,
+        bound_s=_together(runs, best),
         warnings=warnings,
     )
 
 
-def _together(bounds: list[float], best: BestSoFar) -> float | None:
-    """What all bounds prove of the spaces together: the least of them, and never more than the best plan."""
+def _together(runs: list[EngineRun], best: BestSoFar) -> float | None:
+    """What all bounds prove of the spaces together: the least of them, and never more than the best plan.
+
+    Nothing, where the best plan is of a space that nothing was proved about, or where only uniform plans were
+    proved and others searched too.
+    """
+    bounds = [run.bound_s for run in runs if run.bound_s is not None]
+    proved, unproved = ({run.engine for run in runs if (run.bound_s is None) == missing} for missing in (False, True))
+    if best.improvements and best.improvements[-1].engine in unproved:
+        return None
+    if unproved and proved <= {"enumerate"}:
+        return None
     bound_s = min([*bounds, best.step_time_s])
     return bound_s if np.isfinite(bound_s) else None
 

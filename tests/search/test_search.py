@@ -387,3 +387,12 @@ def test_a_dask_cluster_answers_as_this_process_does() -> None:
         (there,) = sweep([small], backend="dask")
     assert isinstance(there, SearchResult)
     assert there.best == search(**small).best
+
+
+@pytest.mark.parametrize(("strategy", "proved"), [("enumerate", True), ("mcmc", False), ("all", True)])
+def test_annealing_proves_nothing_even_where_it_finds_nothing_better(strategy: str, proved: bool) -> None:
+    """The uniform plans' bound is none of the plans that annealing looked at as well."""
+    result = found(INSTANCES[0], strategy=strategy, evaluations=2000)
+    assert result.best is not None
+    assert result.engines[0].bound_s == pytest.approx(result.best.step_time_s)
+    assert (result.bound_s is not None) == result.optimal == proved
