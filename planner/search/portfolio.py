@@ -88,7 +88,8 @@ def _together(runs: list[EngineRun], best: BestSoFar) -> float | None:
     proved and others searched too.
     """
     bounds = [run.bound_s for run in runs if run.bound_s is not None]
-    proved, unproved = ({run.engine for run in runs if (run.bound_s is None) == missing} for missing in (False, True))
+    proved = {run.engine for run in runs if run.bound_s is not None}
+    unproved = {run.engine for run in runs if run.bound_s is None and run.status != "not run"}
     if best.improvements and best.improvements[-1].engine in unproved:
         return None
     if unproved and proved <= {"enumerate"}:
