@@ -20,6 +20,7 @@ from costmodels.calibration.collective_splits import SPLITS, Judged, across_spli
 from costmodels.calibration.collective_spreads import LARGE_BYTES, interval, logs_by_group, spread_records
 from costmodels.calibration.collective_tables import FloatArray, inside_timings
 from costmodels.calibration.exchange_fit import exchange_records
+from profiles.markdown import table_head, table_row
 
 _BARS = {"eight ranks": "10 %", "more nodes": "20 %"}
 _INTRODUCTION = """# Collectives
@@ -138,17 +139,17 @@ def page(
     """The page as Markdown."""
     lines = [_INTRODUCTION, "## Splits", ""]
     head = ("kept out", "rows", "groups", "MAPE", "bar", "MAPE of groups", "median", "bias", "covered", "baseline")
-    lines += _head((*head, "worst"))
+    lines += table_head((*head, "worst"))
     for item in scores(judged):
         lines.append(
-            _row(
+            table_row(
                 f"{SPLITS[item.split][0]}: {SPLITS[item.split][2]}", item.rows, item.groups, _percent(item.mape),
                 _BARS.get(item.split, ""), _percent(item.group_mape), _percent(item.median_ape),
                 f"{100 * np.expm1(item.bias):+.0f} %", _percent(item.covered), _percent(item.baseline_mape),
                 f"{_percent(item.worst_mape)} ({item.worst})",
             )
         )  # fmt: skip
-    lines += ["", "## Groups", "", *_head(("kept out", "group", "rows", "MAPE", "bias", "baseline"))]
+    lines += ["", "## Groups", "", *table_head(("kept out", "group", "rows", "MAPE", "bias", "baseline"))]
     for split in SPLITS:
         for group in sorted({item.group for item in judged if item.split == split}):
             lines += _group_lines([item for item in judged if (item.split, item.group) == (split, group)])
@@ -156,19 +157,19 @@ def page(
         "",
         "## Intervals",
         "",
-        *_head(("where", "known", "link", "message", "measured / price", "groups", "rows")),
+        *table_head(("where", "known", "link", "message", "measured / price", "groups", "rows")),
     ]
     for spread in spreads:
         size = "1 MiB and more" if spread["least_bytes"] else "below 1 MiB"
         factors = f"{spread['low_factor']:.2f} to {spread['high_factor']:.2f}"
         link = spread["kind"] or "any"
-        lines.append(_row(spread["where"], spread["known"], link, size, factors, spread["groups"], spread["rows"]))
+        lines.append(table_row(spread["where"], spread["known"], link, size, factors, spread["groups"], spread["rows"]))
     lines += ["", "## Expert dispatch and combine (DeepEP)", ""]
-    lines += _head(("kernel", "link", "rows", "kept out", "MAPE", "median", "measured / price"))
+    lines += table_head(("kernel", "link", "rows", "kept out", "MAPE", "median", "measured / price"))
     for record in exchanges:
         card, factors = record["card"], f"{record['low_factor']:.2f} to {record['high_factor']:.2f}"
         errors = (_percent(card["mape"]), _percent(card["median_ape"]))
-        lines.append(_row(record["op"], record["name"], card["rows"], card["held_out"], *errors, factors))
+        lines.append(table_row(record["op"], record["name"], card["rows"], card["held_out"], *errors, factors))
     return "\n".join([*lines, "", _CAUSES])
 
 
@@ -181,7 +182,7 @@ def _group_lines(mine: Sequence[Judged]) -> list[str]:
         return []
     bias = float(np.log(predicted / measured).mean())
     return [
-        _row(
+        table_row(
             mine[0].split, mine[0].group, len(measured), _percent(float(np.abs(predicted / measured - 1).mean())),
             f"{100 * np.expm1(bias):+.0f} %", _percent(float(np.abs(base / measured - 1).mean())),
         )
@@ -190,14 +191,6 @@ def _group_lines(mine: Sequence[Judged]) -> list[str]:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
-
-
-def _head(names: Sequence[str]) -> list[str]:
-    return [_row(*names), "|" + "---|" * len(names)]
-
-
-def _row(*cells: object) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
 def main() -> None:

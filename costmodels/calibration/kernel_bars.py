@@ -12,6 +12,7 @@ import numpy as np
 
 from costmodels.kernels.learned import Situation
 from profiles.learned import LearnedCard
+from profiles.markdown import table_head, table_row
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -97,7 +98,7 @@ def _line(row: _Row, lines: Mapping[str, Lines]) -> str:
     key = "few_shot_mape" if row.few_shot else "mape"
     ours = [line[key] for line in found if key in line]
     plain = [line["constant_roofline_mape"] for line in found]
-    return f"| {row.what} | {row.split} | {row.bar} | {_mean(ours)} | {_mean(plain)} | {row.public} |"
+    return table_row(row.what, row.split, row.bar, _mean(ours), _mean(plain), row.public)
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -110,9 +111,11 @@ def _mean(values: Sequence[float]) -> str:
 def _families(lines: Lines) -> list[str]:
     """Operations held out whole: ours, the constant roofline, and a model that knows operations by name."""
     rows = [
-        f"| {line['split'].removeprefix('kind ')} | {line['rows']:,} | "
-        + " | ".join(f"{100 * line[key]:.1f}" for key in ("mape", "constant_roofline_mape", "named_mape"))
-        + " |"
+        table_row(
+            line["split"].removeprefix("kind "),
+            f"{line['rows']:,}",
+            *(f"{100 * line[key]:.1f}" for key in ("mape", "constant_roofline_mape", "named_mape")),
+        )
         for line in lines
         if "named_mape" in line
     ]
@@ -122,7 +125,7 @@ def _families(lines: Lines) -> list[str]:
         "19.3 % on element-wise work, 13.9 % on softmax and 56.7 % on layer norm of unseen cards and sizes, but has "
         "met those operations; its roofline 26, 32 and 58 %.",
         "",
-        "| operation held out | rows | MAPE | constant roofline | by name |\n|---|---|---|---|---|",
+        *table_head(("operation held out", "rows", "MAPE", "constant roofline", "by name")),
         *rows,
         "",
     ]
@@ -136,14 +139,11 @@ def _coverage(lines: Mapping[str, Lines]) -> list[str]:
         shares = np.array([line["covered"] for line in every if line["situation"] == situation])
         if len(shares):
             counts = ((shares < 0.85).sum(), ((shares >= 0.85) & (shares <= 0.95)).sum(), (shares > 0.95).sum())
-            rows.append(
-                f"| {situation} | {len(shares)} | {counts[0]} | {counts[1]} | {counts[2]} | "
-                f"{100 * float(np.mean(shares)):.1f} |"
-            )
+            rows.append(table_row(situation, len(shares), *counts, f"{100 * float(np.mean(shares)):.1f}"))
     return [
         f"Lines of the tables below with at least {_SMALL} rows, by the share of them inside their 90 % interval.",
         "",
-        "| situation | lines | under 85 % | 85 to 95 % | over 95 % | mean |\n|---|---|---|---|---|---|",
+        *table_head(("situation", "lines", "under 85 %", "85 to 95 %", "over 95 %", "mean")),
         *rows,
         "",
     ]

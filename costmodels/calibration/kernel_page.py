@@ -13,6 +13,7 @@ from costmodels.calibration.kernel_models import BOUNDS, MOST_ROWS, MOST_ROWS_OF
 from costmodels.calibration.learned_splits import FEW_SHOT
 from costmodels.calibration.learned_spreads import FEW_FOLDS, FEWEST_OF_GROUP
 from profiles.learned import LearnedCard, packaged_learned
+from profiles.markdown import table_head, table_row
 
 BOUNDS_WORDS = "; ".join(f"{name} {most:,} and {held:,}" for name, (most, held) in BOUNDS.items())
 _INTRODUCTION = f"""# How long a kernel runs, and how sure that is
@@ -76,16 +77,14 @@ def page(cards: Iterable[LearnedCard]) -> str:
 def _section(card: LearnedCard) -> str:
     on, lines = card.fitted_on, card.errors["splits"]
     columns = [column for column in _COLUMNS if any(column[1] in line for line in lines)]
-    header = "| " + " | ".join(title for title, _, _ in columns) + " |"
-    rule = "|" + "---|" * len(columns)
-    rows = ["| " + " | ".join(_cell(line, key, kind) for _, key, kind in columns) + " |" for line in lines]
+    rows = [table_row(*(_cell(line, key, kind) for _, key, kind in columns)) for line in lines]
     facts = (
         f"Fitted on {on['rows']:,} distinct calls of {', '.join(on['sources'])}; devices {', '.join(on['devices'])}; "
         f"{on['trees']} trees over {len(card.features)} features. Share of the trees in the blend: "
         + ", ".join(f"{name} {share:g}" for name, share in card.blend.items())
         + "."
     )
-    return "\n".join([f"## {card.op_class}", "", facts, "", header, rule, *rows, ""])
+    return "\n".join([f"## {card.op_class}", "", facts, "", *table_head([title for title, _, _ in columns]), *rows, ""])
 
 
 def _cell(line: Mapping[str, Any], key: str, kind: str) -> str:

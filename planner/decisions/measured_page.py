@@ -23,6 +23,7 @@ from planner.validate.predict import RowPredictor
 from planner.validate.refit import fold_of, left_out_together
 from planner.validate.rows import ScorableRow
 from profiles.errors import SpecError
+from profiles.markdown import table_head, table_row
 from profiles.stack import StackSpec
 from profiles.stacks import load_stacks
 
@@ -63,7 +64,7 @@ def trials_page(rows: Sequence[ScorableRow], judges: Judges) -> str:
 
 def _found_section(games: Sequence[Played], within: Sequence[Played]) -> str:
     head = ("groups", "number", "trials chosen by", *(f"k = {count}" for count in COUNTS), "out of memory")
-    lines = ["## The best of k trials", "", *_table_head(head)]
+    lines = ["## The best of k trials", "", *table_head(head)]
     named = [("all", games)]
     named += [(file.removesuffix(".csv"), [game for game in games if game.file == file]) for file in _files(games)]
     named += [
@@ -76,9 +77,9 @@ def _found_section(games: Sequence[Played], within: Sequence[Played]) -> str:
         for way in WAYS:
             regret = np.mean([game.regret[way] for game in group], axis=0)
             died = sum(game.died[way] for game in group) / (len(group) * len(COUNTS))
-            lines.append(_line(name, str(len(group)), way, *_percents(regret), _percent(died)))
+            lines.append(table_row(name, str(len(group)), way, *_percents(regret), _percent(died)))
         expected = np.mean([game.expected for game in group], axis=0)
-        lines.append(_line(name, str(len(group)), "portfolio, as it expected", *_percents(expected), ""))
+        lines.append(table_row(name, str(len(group)), "portfolio, as it expected", *_percents(expected), ""))
     lines += [
         "",
         "Mean regret of the fastest of k plans: its measured time over that of the fastest measured, less 1; where all "
@@ -91,12 +92,12 @@ def _found_section(games: Sequence[Played], within: Sequence[Played]) -> str:
 
 def _learning_section(games: Sequence[Played]) -> str:
     lines = ["## What trials teach of the others", ""]
-    lines += _table_head(("trials", "in their 90 % interval", "width of the interval", "median error"))
+    lines += table_head(("trials", "in their 90 % interval", "width of the interval", "median error"))
     for place, count in enumerate((0, *COUNTS)):
         covered, width, error = (
             float(np.nanmean([getattr(game, name)[place] for game in games])) for name in ("covered", "width", "error")
         )
-        lines.append(_line(str(count), _percent(covered), f"x/ {np.exp(width / 2):.2f}", _percent(error)))
+        lines.append(table_row(str(count), _percent(covered), f"x/ {np.exp(width / 2):.2f}", _percent(error)))
     lines += ["", "Step times of plans not yet tried, after the first trials of the portfolio; means over all groups."]
     return "\n".join([*lines, ""])
 
@@ -106,13 +107,15 @@ def _memory_section(rows: Sequence[ScorableRow], judges: Judges) -> str:
     known = [row for row in rows if not row.trend and (row.out_of_memory is not None or row.step_time_s is not None)]
     risk, died = _risks(known, judges), np.array([row.out_of_memory is True for row in known])
     lines = ["## Out of memory: predicted and measured", ""]
-    lines += _table_head(("predicted probability", "runs", "mean prediction", "died"))
+    lines += table_head(("predicted probability", "runs", "mean prediction", "died"))
     place = np.clip(np.digitize(risk, _BINS) - 1, 0, len(_BINS) - 2)
     for number in np.unique(place).tolist():
         chosen = place == number
         name = f"{_percent(_BINS[number])} to {_percent(_BINS[number + 1])}"
         lines.append(
-            _line(name, str(chosen.sum()), _percent(float(risk[chosen].mean())), _percent(float(died[chosen].mean())))
+            table_row(
+                name, str(chosen.sum()), _percent(float(risk[chosen].mean())), _percent(float(died[chosen].mean()))
+            )
         )
     lines += ["", "Most published runs are ones that worked; one source, the nanotron sweep, prints all its deaths."]
     return "\n".join([*lines, ""])
@@ -150,12 +153,12 @@ def _kin_section(rows: Sequence[ScorableRow], judges: Judges) -> str:
             step = min(round(float(steps[left, right])), _FAR)
             squares.setdefault(step, []).append(float((error[timed[left]] - error[timed[right]]) ** 2 / 2))
     lines = ["## How alike the errors of similar plans are", ""]
-    lines += _table_head(("distance", "pairs", "spread", "believed, parameters left out"))
+    lines += table_head(("distance", "pairs", "spread", "believed, parameters left out"))
     for step in sorted(squares):
         spread = np.sqrt(np.median(squares[step]) / _MAD)
         believed = np.sqrt(SPREAD**2 * -np.expm1(-step / LENGTH) + NOISE**2)
         name = f"{step} or more" if step == _FAR else str(step)
-        lines.append(_line(name, str(len(squares[step])), f"{spread:.3f}", f"{believed:.3f}"))
+        lines.append(table_row(name, str(len(squares[step])), f"{spread:.3f}", f"{believed:.3f}"))
     lines += [
         "",
         "Spread: robust standard deviation (from the median square) of two plans' log errors about their mean, in the "
@@ -183,14 +186,6 @@ def _percent(share: float) -> str:
 
 def _percents(shares: FloatArray) -> list[str]:
     return [_percent(float(share)) for share in shares]
-
-
-def _table_head(names: Sequence[str]) -> tuple[str, str]:
-    return _line(*names), "|" + "|".join("---" for _ in names) + "|"
-
-
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

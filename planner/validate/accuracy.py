@@ -25,6 +25,7 @@ from planner.validate.refit import Refit, card, fold_of, left_out_together, refi
 from planner.validate.render import percent, reason_counts
 from planner.validate.report import SourceScore, ValidationReport, score
 from profiles.errors import SpecError
+from profiles.markdown import table_head, table_row
 from profiles.stack import StackSpec
 
 _INTRODUCTION = """# Accuracy
@@ -158,40 +159,44 @@ def _packaged(accuracy: Accuracy) -> dict[str, StackSpec]:
 
 def _result(held_out: ValidationReport, in_sample: ValidationReport) -> str:
     means, overall = held_out.means, held_out.overall
-    lines = ["## Result", "", *_table_head(("measure", "cross-validated", "in-sample"))]
+    lines = ["## Result", "", *table_head(("measure", "cross-validated", "in-sample"))]
     lines += [
-        _line("step time, MAPE, mean over sources", percent(means.time_mape), percent(in_sample.means.time_mape)),
-        _line(
+        table_row("step time, MAPE, mean over sources", percent(means.time_mape), percent(in_sample.means.time_mape)),
+        table_row(
             "the same without assumed rows", percent(means.stated_time_mape), percent(in_sample.means.stated_time_mape)
         ),
-        _line("worst source", _worst(means.worst_time), _worst(in_sample.means.worst_time)),
-        _line("peak memory, MAPE, mean over sources", percent(means.memory_mape), percent(in_sample.means.memory_mape)),
-        _line("worst source, memory", _worst(means.worst_memory), _worst(in_sample.means.worst_memory)),
-        _line("out-of-memory verdicts right", percent(overall.oom.accuracy), percent(in_sample.overall.oom.accuracy)),
-        _line("the same, mean over sources", percent(means.oom_accuracy), percent(in_sample.means.oom_accuracy)),
-        _line("step times inside their 90 % interval, mean over sources", percent(means.time_covered), ""),
-        _line("peaks inside their 90 % interval, mean over sources", percent(means.memory_covered), ""),
+        table_row("worst source", _worst(means.worst_time), _worst(in_sample.means.worst_time)),
+        table_row(
+            "peak memory, MAPE, mean over sources", percent(means.memory_mape), percent(in_sample.means.memory_mape)
+        ),
+        table_row("worst source, memory", _worst(means.worst_memory), _worst(in_sample.means.worst_memory)),
+        table_row(
+            "out-of-memory verdicts right", percent(overall.oom.accuracy), percent(in_sample.overall.oom.accuracy)
+        ),
+        table_row("the same, mean over sources", percent(means.oom_accuracy), percent(in_sample.means.oom_accuracy)),
+        table_row("step times inside their 90 % interval, mean over sources", percent(means.time_covered), ""),
+        table_row("peaks inside their 90 % interval, mean over sources", percent(means.memory_covered), ""),
     ]
     for item in held_out.by_source:
         if item.apart and item.time is not None:
             before = next((other.time for other in in_sample.by_source if _key(other) == _key(item)), None)
             lines.append(
-                _line(f"{item.source}: median step-time error", percent(item.time.median),
+                table_row(f"{item.source}: median step-time error", percent(item.time.median),
                       percent(before.median) if before else "")
             )  # fmt: skip
             verdicts = next((other.oom for other in in_sample.by_source if _key(other) == _key(item)), item.oom)
             lines += [
-                _line(
+                table_row(
                     f"{item.source}: deaths foreseen", percent(item.oom.caught_share), percent(verdicts.caught_share)
                 ),
-                _line(
+                table_row(
                     f"{item.source}: false alarms",
                     percent(item.oom.false_alarm_share),
                     percent(verdicts.false_alarm_share),
                 ),
             ]
     lines.append(
-        _line("rows scored / on an assumption / left out",
+        table_row("rows scored / on an assumption / left out",
               f"{overall.rows} / {overall.assumed_rows} / {overall.unscorable}", "")
     )  # fmt: skip
     return "\n".join([*lines, ""])
@@ -200,14 +205,14 @@ def _result(held_out: ValidationReport, in_sample: ValidationReport) -> str:
 def _time_section(held_out: ValidationReport, in_sample: ValidationReport) -> str:
     before = {_key(item): item.time for item in in_sample.by_source}
     head = ("file", "source", "rows", "assumed", "MAPE", "median", "p90", "bias", "in 90 %", "rank", "in-sample MAPE")
-    lines = ["## Step time by source", "", *_table_head(head)]
+    lines = ["## Step time by source", "", *table_head(head)]
     for item in held_out.by_source:
         if item.time is None:
             continue
         stated = 0 if item.stated_time is None else item.stated_time.rows
         fitted = before[_key(item)]
         lines.append(
-            _line(
+            table_row(
                 item.file.removesuffix(".csv"), _marked(item), str(item.time.rows), str(item.time.rows - stated),
                 percent(item.time.mape), percent(item.time.median), percent(item.time.p90),
                 f"{100 * item.time.bias:+.1f} %", percent(item.time.covered),
@@ -229,7 +234,7 @@ def _memory_section(held_out: ValidationReport, in_sample: ValidationReport) -> 
         *("died: foreseen", "ran: cleared"),
     )
     before = {_key(item): item.memory for item in in_sample.by_source}
-    lines = ["## Peak memory and out-of-memory verdicts by source", "", *_table_head(head)]
+    lines = ["## Peak memory and out-of-memory verdicts by source", "", *table_head(head)]
     for item in held_out.by_source:
         if item.memory is None and not item.oom.rows:
             continue
@@ -240,7 +245,7 @@ def _memory_section(held_out: ValidationReport, in_sample: ValidationReport) -> 
         ]  # fmt: skip
         died, ran = oom.caught + oom.missed, oom.cleared + oom.false_alarms
         lines.append(
-            _line(
+            table_row(
                 item.file.removesuffix(".csv"), _marked(item), " + ".join(item.memory_by_kind), *figures,
                 f"{oom.caught}/{died}" if died else "", f"{oom.cleared}/{ran}" if ran else "",
             )
@@ -255,14 +260,14 @@ def _memory_section(held_out: ValidationReport, in_sample: ValidationReport) -> 
 
 def _pick_section(report: ValidationReport) -> str:
     head = ("file", "groups", "died", "nothing fits", "within 5 %", "mean regret", "median regret")
-    lines = ["## The plan the planner would pick", "", *_table_head(head)]
+    lines = ["## The plan the planner would pick", "", *table_head(head)]
     rows: list[tuple[str, PickSummary]] = [(file.removesuffix(".csv"), item) for file, item in report.picks.items()]
     rows += [(f"{file.removesuffix('.csv')}, within one state", item) for file, item in report.state_picks.items()]
     if report.all_picks is not None:
         rows.append(("all", report.all_picks))
     for name, picks in rows:
         lines.append(
-            _line(name, str(picks.groups), str(picks.died), str(picks.nothing_fits), str(picks.within),
+            table_row(name, str(picks.groups), str(picks.died), str(picks.nothing_fits), str(picks.within),
                   percent(picks.mean_regret), percent(picks.median_regret))
         )  # fmt: skip
     return "\n".join([*lines, ""])
@@ -271,11 +276,11 @@ def _pick_section(report: ValidationReport) -> str:
 def _first_section(report: ValidationReport) -> str:
     """The first plans of the ranking, as ``planner.validate.first_plans`` defines their figures."""
     head = ("k", "order", "best@k", "worst@k", "std@k", "out of memory", "SharpeRatio@k")
-    lines = ["## The first plans of the ranking", "", *_table_head(head)]
+    lines = ["## The first plans of the ranking", "", *table_head(head)]
     for item in report.first:
         for order, values in (("ranking", item.ranked), ("random", item.random)):
             lines.append(
-                _line(str(item.count), order, f"{values.best:.3f}", f"{values.worst:.3f}", f"{values.std:.3f}",
+                table_row(str(item.count), order, f"{values.best:.3f}", f"{values.worst:.3f}", f"{values.std:.3f}",
                       f"{values.died:.2f}", "" if values.sharpe is None else f"{values.sharpe:.2f}")
             )  # fmt: skip
     lines += [
@@ -289,15 +294,17 @@ def _first_section(report: ValidationReport) -> str:
 
 def _assumption_section(report: ValidationReport) -> str:
     counts = Counter(text.split(":")[0] for row in report.rows for text in row.assumptions)
-    lines = ["## Assumptions made", "", *_table_head(("assumption", "rows"))]
-    lines += [_line(text, str(count)) for text, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    lines = ["## Assumptions made", "", *table_head(("assumption", "rows"))]
+    lines += [
+        table_row(text, str(count)) for text, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
     return "\n".join([*lines, ""])
 
 
 def _reason_section(report: ValidationReport) -> str:
-    lines = ["## Rows left out, and times not used", "", *_table_head(("file", "rows", "reason"))]
+    lines = ["## Rows left out, and times not used", "", *table_head(("file", "rows", "reason"))]
     lines += [
-        _line(file.removesuffix(".csv"), str(count), reason)
+        table_row(file.removesuffix(".csv"), str(count), reason)
         for file, reason, count in reason_counts((report.unscorable, report.time_notes))
     ]
     return "\n".join([*lines, ""])
@@ -313,14 +320,6 @@ def _marked(item: SourceScore) -> str:
 
 def _worst(worst: tuple[str, float] | None) -> str:
     return "" if worst is None else f"{percent(worst[1])} ({worst[0]})"
-
-
-def _table_head(names: Sequence[str]) -> tuple[str, str]:
-    return _line(*names), "|" + "|".join("---" for _ in names) + "|"
-
-
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from planner.validate.dataflow_reallocation import reallocation_table, transitio
 from planner.validate.dataflow_search import search_experiments
 from planner.validate.dataflow_speed import speed
 from planner.validate.experiment import Experiment
+from profiles.markdown import table_head, table_row
 
 _INTRODUCTION = """# Workflows of several model calls: experiments
 
@@ -43,8 +44,8 @@ def experiments(folder: Path) -> tuple[Experiment, ...]:
 def page(found: Sequence[Experiment]) -> str:
     """The page as Markdown."""
     lines = [_INTRODUCTION, "## Result", ""]
-    lines += ["| experiment | what | must hold | outcome |", "|---|---|---|---|"]
-    lines += [f"| {one.name} | {one.title} | {one.criterion} | {_outcome(one)} |" for one in found]
+    lines += table_head(("experiment", "what", "must hold", "outcome"))
+    lines += [table_row(one.name, one.title, one.criterion, _outcome(one)) for one in found]
     for one in found:
         lines += [
             "",
@@ -54,8 +55,8 @@ def page(found: Sequence[Experiment]) -> str:
             "",
         ]
         lines += [f"- {finding}" for finding in one.findings]
-        lines += ["", f"| {' | '.join(one.header)} |", f"|{'---|' * len(one.header)}"]
-        lines += [f"| {' | '.join(row)} |" for row in one.rows]
+        lines += ["", *table_head(one.header)]
+        lines += [table_row(*row) for row in one.rows]
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from planner.validate.render import percent
 from planner.validate.report import SourceScore, ValidationReport, validate
+from profiles.markdown import table_head, table_row
 from profiles.stack import StackSpec
 
 _HEAD = (
@@ -33,8 +34,7 @@ def own_section(stacks: Mapping[str, StackSpec] | None = None) -> str:
     """A section of the accuracy page: one line per card, priced with the packaged stacks unless others are given."""
     report = validate(own_runs(), stacks=stacks)
     lines = [_line(item, report) for item in report.by_file]
-    head = "| " + " | ".join(_HEAD) + " |"
-    return "\n".join([_TEXT, head, "|" + "---|" * len(_HEAD), *lines, ""])
+    return "\n".join([_TEXT, *table_head(_HEAD), *lines, ""])
 
 
 def _line(item: SourceScore, report: ValidationReport) -> str:
@@ -48,4 +48,4 @@ def _line(item: SourceScore, report: ValidationReport) -> str:
         cells += [percent(memory.mape), f"{100 * memory.bias:+.1f} %", percent(memory.covered)]
     if picks is not None:
         cells += [f"{picks.groups}", percent(picks.mean_regret)]
-    return "| " + " | ".join(cells) + " |"
+    return table_row(*cells)

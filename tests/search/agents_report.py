@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.search.protocol import BUDGETS, CLOSE, INSTANCES, PricedSpace, Regrets, agents, regrets, uniform_space
+from tests.search.report import table
 from tests.search.speeds import CHAINS, LAYERS, proxy, speed
 
 PAGE = Path(__file__).parents[2] / "docs" / "search-agents.md"
@@ -58,12 +59,6 @@ Boosted trees fitted to a log of random plans of the first space, judged on plan
 
 {proxy}
 """
-
-
-def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in (titles, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
 
 
 def percent(share: float) -> str:

@@ -16,6 +16,7 @@ from planner.search.partition import PartitionInstance, partition_time_s
 from planner.search.question import ask
 from planner.search.result import SearchResult
 from planner.search.solved import Solved, Status
+from profiles.markdown import table_head, table_row
 from tests.search import rivals
 from tests.search.chains import chain_bytes, solve_chain
 from tests.search.small import INSTANCES, true_optimum
@@ -47,8 +48,7 @@ MIXED = (
 
 def table(titles: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     """A Markdown table."""
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)])
+    return "\n".join([*table_head(titles), *(table_row(*row) for row in rows)])
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
