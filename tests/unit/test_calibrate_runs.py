@@ -1,6 +1,5 @@
 """Stacks calibrated on a user's own runs: what few and many of them move, and the interval they leave."""
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -19,34 +18,16 @@ from planner.validate.predict import predict_rows
 from profiles.errors import SpecError
 from profiles.stack import StackSpec
 from profiles.stacks import load_stacks, with_fit
+from tests.rows import PLANS, runs_table
 
-COLUMNS = (
-    "source", "model", "layers", "hidden", "heads", "vocab", "seq_len", "gated_mlp", "gpu", "gpu_mem_gb", "num_gpus",
-    "framework", "precision", "tp", "pp", "dp", "micro_batch", "global_batch_seqs", "recompute", "flash_attention",
-    "task", "measured_step_time_s",
-)  # fmt: skip
-PLANS = [(t, p, b) for t in (1, 2, 4, 8) for p in (1, 2) for b in (1, 2) if t * p <= 8]
 STACK = "megatron-core"
-
-
-def table(path: Path, times_s: list[float]) -> Path:
-    """Runs of a 2.6B GPT on 8 A100, one per plan, as many as there are times."""
-    with path.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
-        for (t, p, b), seconds in zip(PLANS, times_s, strict=False):
-            writer.writerow(
-                ("mine", "gpt-2.6b", 32, 2560, 32, 51200, 2048, "no", "A100", 80, 8, "Megatron-Core", "bf16",
-                 t, p, 8 // (t * p), b, 128, "none", "yes", "pretrain", f"{seconds:.9g}")
-            )  # fmt: skip
-    return path
 
 
 def runs(path: Path, count: int, *, scale: float = 1.0, **changes: float) -> Path:
     """Runs measured where the packaged stack, changed like that, tells the truth but for a level."""
-    rows = scorable_rows([table(path, [1.0] * count)])
+    rows = scorable_rows([runs_table(path, [1.0] * count)])
     times_s = predict_rows(rows, {STACK: replace(load_stacks()[STACK], **changes)}).step_time_s
-    return table(path, (scale * times_s).tolist())
+    return runs_table(path, (scale * times_s).tolist())
 
 
 def start(**changes: float) -> StackSpec:
@@ -100,7 +81,7 @@ def test_the_interval_stays_wide_where_runs_scatter(tmp_path: Path) -> None:
     path = runs(tmp_path / "runs.csv", 10)
     rows = scorable_rows([path])
     noisy = [float(row.step_time_s or 0) * (2.0 if number % 2 else 0.5) for number, row in enumerate(rows)]
-    found = calibrated(table(path, noisy))
+    found = calibrated(runs_table(path, noisy))
     assert found.after.residual_log_std > 0.4
 
 
@@ -166,7 +147,7 @@ def test_estimates_use_the_fit_they_are_given(tmp_path: Path) -> None:
 
 
 def test_tables_without_a_usable_run_are_refused(tmp_path: Path) -> None:
-    path = table(tmp_path / "runs.csv", [1.0])
+    path = runs_table(tmp_path / "runs.csv", [1.0])
     path.write_text(path.read_text().replace("A100", "TPU v4"))
     with pytest.raises(SpecError, match=r"no row has a step time that can be compared\. Hint: not a GPU"):
         calibrate_runs([path])
@@ -174,7 +155,7 @@ def test_tables_without_a_usable_run_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("time_s", ["1e-300", "1e-3"])
 def test_step_times_in_another_unit_are_named(tmp_path: Path, time_s: str) -> None:
-    path = table(tmp_path / "runs.csv", [float(time_s)])
+    path = runs_table(tmp_path / "runs.csv", [float(time_s)])
     with pytest.raises(SpecError, match=r"runs\.csv:2: takes \S+ s a step, where about .* s are expected"):
         calibrate_runs([path])
 

@@ -1,6 +1,5 @@
 """Decisions played on measured groups: what is found, what it costs, what it teaches, and the page that says so."""
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,28 +12,13 @@ from planner.validate.mapping import scorable_rows
 from planner.validate.predict import predict_rows
 from planner.validate.rows import ScorableRow
 from profiles.stacks import load_stacks
-
-COLUMNS = (
-    "source", "model", "layers", "hidden", "heads", "vocab", "seq_len", "gated_mlp", "gpu", "gpu_mem_gb", "num_gpus",
-    "framework", "precision", "tp", "pp", "dp", "micro_batch", "global_batch_seqs", "recompute", "flash_attention",
-    "task", "measured_step_time_s",
-)  # fmt: skip
-PLANS = [(t, p, b) for t in (1, 2, 4, 8) for p in (1, 2) for b in (1, 2) if t * p <= 8]
+from tests.rows import PLANS, runs_table
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[ScorableRow]:
     """Runs of a 2.6B GPT on 8 A100 that took as long as predicted."""
-    path = tmp_path_factory.mktemp("runs") / "runs.csv"
-    with path.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
-        for t, p, b in PLANS:
-            writer.writerow(
-                ("mine", "gpt-2.6b", 32, 2560, 32, 51200, 2048, "no", "A100", 80, 8, "Megatron-Core", "bf16",
-                 t, p, 8 // (t * p), b, 128, "none", "yes", "pretrain", 9.0)
-            )  # fmt: skip
-    rows = scorable_rows([path])
+    rows = scorable_rows([runs_table(tmp_path_factory.mktemp("runs") / "runs.csv", [9.0] * len(PLANS))])
     times_s = predict_rows(rows, load_stacks()).step_time_s
     return [replace(row, step_time_s=float(time_s)) for row, time_s in zip(rows, times_s, strict=True)]
 
