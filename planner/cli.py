@@ -17,7 +17,7 @@ from planner import cli_options as option
 from planner.cli_calibrate import calibrate
 from planner.cli_dataflow import dataflow
 from planner.cli_flow import check_no_workflow, plan_workflow, show_workflows, workflow
-from planner.cli_output import emit, progress
+from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
 from planner.cli_profiles import profiles
 from planner.cli_search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
 from profiles.errors import InfeasibleError, SpecError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from planner.results import PlanResult
 
-EXIT_BUG, EXIT_BAD_INPUT, EXIT_NOTHING_FITS = 1, 2, 3
+EXIT_BUG, EXIT_BAD_INPUT = 1, 2
 _SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
 app = typer.Typer(

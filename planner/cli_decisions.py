@@ -1,17 +1,16 @@
 """``planner plan --portfolio``, ``sensitivity`` and ``observe``: decisions under uncertainty on the command line."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner.cli_output import emit, progress
+from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
 
 if TYPE_CHECKING:
     from planner.decisions.results import Terms
 
-EXIT_NOTHING_FITS = 3
 _PANEL = "Trials"
 
 
@@ -59,10 +58,7 @@ def show_portfolio(inputs: Mapping[str, Any], values: Mapping[str, Any], *, coun
 
     with progress("weighing plans", quiet=values["quiet"]):
         result = portfolio(**inputs, count=count, terms=terms)
-    shown = (portfolio_document(result), lambda console: render_portfolio(result, console, quiet=values["quiet"]))
-    emit(shown, json_=values["json_"], output=values["output"], markup=True)
-    if not result.fits:
-        raise typer.Exit(EXIT_NOTHING_FITS)
+    _show(result, portfolio_document, render_portfolio, values)
 
 
 def show_sensitivity(inputs: Mapping[str, Any], values: Mapping[str, Any], *, rivals: int, terms: "Terms") -> None:
@@ -80,10 +76,7 @@ def show_sensitivity(inputs: Mapping[str, Any], values: Mapping[str, Any], *, ri
 
     with progress("weighing parameters", quiet=values["quiet"]):
         result = sensitivity(**inputs, rivals=rivals, terms=terms)
-    shown = (sensitivity_document(result), lambda console: render_sensitivity(result, console, quiet=values["quiet"]))
-    emit(shown, json_=values["json_"], output=values["output"], markup=True)
-    if not result.fits:
-        raise typer.Exit(EXIT_NOTHING_FITS)
+    _show(result, sensitivity_document, render_sensitivity, values)
 
 
 def show_observed(
@@ -104,7 +97,14 @@ def show_observed(
 
     with progress("weighing trials", quiet=values["quiet"]):
         result = observe(**inputs, trials=trials, count=count, terms=terms)
-    shown = (observe_document(result), lambda console: render_observed(result, console, quiet=values["quiet"]))
+    _show(result, observe_document, render_observed, values)
+
+
+def _show(
+    result: Any, document: Callable[[Any], dict[str, Any]], render: Callable[..., None], values: Mapping[str, Any]
+) -> None:
+    """Print an answer as its document or its tables, and exit with 3 if nothing fits."""
+    shown = (document(result), lambda console: render(result, console, quiet=values["quiet"]))
     emit(shown, json_=values["json_"], output=values["output"], markup=True)
     if not result.fits:
         raise typer.Exit(EXIT_NOTHING_FITS)

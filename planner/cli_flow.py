@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner.cli_output import emit, progress, write_text
+from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, write_text
 from profiles.errors import SpecError
 from profiles.units import GIB
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from planner.dataflow.flow_results import FlowResult
 
 _FLOW = "Workflow of several models"
-EXIT_NOTHING_FITS = 3
 
 
 def _option(name: str, words: str) -> Any:

@@ -14,6 +14,8 @@ from profiles.errors import SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
+EXIT_NOTHING_FITS = 3
+
 
 def emit(
     shown: tuple[Mapping[str, Any], Callable[["Console"], None]],

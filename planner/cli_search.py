@@ -4,9 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from planner.cli_output import emit, progress
+from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
 
-EXIT_NOTHING_FITS = 3
 _SEARCH = "Search"
 
 Strategy = Annotated[
