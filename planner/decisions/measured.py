@@ -14,10 +14,10 @@ from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from planner.decisions.belief import Belief, prior
 from planner.decisions.observe import observations, trial_subjects
 from planner.decisions.parameters import uncertain_parameters
-from planner.decisions.portfolio import World, choose
+from planner.decisions.portfolio import World, choose, weighted_quantiles
 from planner.decisions.posterior import Observations, condition
 from planner.decisions.results import Terms
-from planner.decisions.scenarios import Scenarios, draw
+from planner.decisions.scenarios import HIGH, LOW, Scenarios, draw
 from planner.decisions.trials import Trials
 from planner.price_lists import default_collective_model, default_kernel_model
 from planner.validate.pick import choices
@@ -219,20 +219,10 @@ def _told(game: _Game, tried: Sequence[int]) -> tuple[float, float, float]:
         return (np.nan, np.nan, np.nan)
     measured = game.seen.log_time_s[left]
     expected = scenarios.log_time_s[:, left] + scenarios.noise[:, None]
-    quantiles = _quantiles(expected, scenarios.weight, (0.05, 0.5, 0.95))
+    quantiles = weighted_quantiles(expected, scenarios.weight, (LOW, 0.5, HIGH))
     inside = (quantiles[0] <= measured) & (measured <= quantiles[2])
     return (
         float(inside.mean()),
         float((quantiles[2] - quantiles[0]).mean()),
         float(np.median(np.abs(measured - quantiles[1]))),
     )
-
-
-def _quantiles(values: FloatArray, weight: FloatArray, shares: Sequence[float]) -> FloatArray:
-    """(shares, n) weighted quantiles of the columns of (S, n) values."""
-    order = np.argsort(values, axis=0)
-    reached = np.cumsum(weight[order], axis=0)
-    places = [(reached < share * (1 - 1e-12)).sum(axis=0) for share in shares]
-    ordered = np.take_along_axis(values, order, axis=0)
-    columns = np.arange(values.shape[1])
-    return np.array([ordered[np.minimum(place, len(values) - 1), columns] for place in places])

@@ -137,7 +137,14 @@ def choose(world: World, count: int, *, oom_penalty: float, tried: Sequence[int]
 
 def weighted_quantile(values: FloatArray, weight: FloatArray, share: float) -> float:
     """The smallest of (S,) values that at least such a share of the weight does not exceed."""
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weight[order])
-    place = int(np.searchsorted(reached, share * reached[-1] * (1 - 1e-12)))
-    return float(values[order[min(place, len(values) - 1)]])
+    return float(weighted_quantiles(values[:, None], weight, (share,))[0, 0])
+
+
+def weighted_quantiles(values: FloatArray, weight: FloatArray, shares: Sequence[float]) -> FloatArray:
+    """(shares, n) such values of each column of (S, n)."""
+    order = np.argsort(values, axis=0, kind="stable")
+    reached = np.cumsum(weight[order], axis=0)
+    places = [(reached < share * reached[-1] * (1 - 1e-12)).sum(axis=0) for share in shares]
+    ordered = np.take_along_axis(values, order, axis=0)
+    columns = np.arange(values.shape[1])
+    return np.array([ordered[np.minimum(place, len(values) - 1), columns] for place in places])

@@ -10,7 +10,7 @@ import numpy as np
 from costmodels.plan import BoolArray, FloatArray
 from planner.decisions.belief import Belief
 from planner.decisions.kinship import NOISE
-from planner.decisions.portfolio import weighted_quantile
+from planner.decisions.portfolio import weighted_quantiles
 
 DRAWS = 4096  # probabilities are right to 0.8 % (one standard error at worst), means of regrets to a twentieth of that
 LOW, HIGH = 0.05, 0.95  # ends of a 90 % interval
@@ -52,8 +52,8 @@ class Scenarios:
 
     def measured_s(self, row: int) -> tuple[float, float, float]:
         """Median, low and high end of the 90 % interval of what a run of one plan will measure, in seconds."""
-        log_s = self.log_time_s[:, row] + self.noise
-        middle, low, high = (float(np.exp(weighted_quantile(log_s, self.weight, share))) for share in (0.5, LOW, HIGH))
+        log_s = (self.log_time_s[:, row] + self.noise)[:, None]
+        middle, low, high = np.exp(weighted_quantiles(log_s, self.weight, (0.5, LOW, HIGH))[:, 0]).tolist()
         return middle, low, high
 
     def take(self, count: int) -> "Scenarios":
