@@ -17,7 +17,7 @@ from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import PlanBatch
 from planner.dataflow.call_costs import CallSetting, call_context
 from planner.validate.dataflow_setups import cluster_of
-from planner.validate.experiment import Experiment
+from planner.validate.experiment import Experiment, mean_and_worst
 from profiles.catalog import default_catalog
 from profiles.engines import TRAINER, find_engine
 from profiles.model import ModelSpec
@@ -104,33 +104,24 @@ def own_passes() -> Experiment:
         groups.setdefault((step.device, step.op, step.model.name), []).append(error)
     decodes = [error for key, errors in groups.items() if key[1] == DECODE for error in errors]
     prefills = [error for key, errors in groups.items() if key[1] == PREFILL for error in errors]
-    mean = float(np.mean(np.abs(decodes)))
+    (mean, worst), (mean_prefill, worst_prefill) = mean_and_worst(decodes), mean_and_worst(prefills)
+    judged = {key: (len(errors), float(np.mean(errors)), *mean_and_worst(errors)) for key, errors in groups.items()}
     return Experiment(
         name="E5b",
         title="Decode steps and prefills on our own H100 and H200",
         criterion=f"mean error of decode steps at most {LARGEST_MEAN_ERROR:.0%}, nothing fitted",
         passed=mean <= LARGEST_MEAN_ERROR,
         findings=(
-            f"{len(decodes)} decode steps: mean error {mean:.1%}, worst {_worst(decodes):.1%}.",
-            f"{len(prefills)} prefills: mean error {float(np.mean(np.abs(prefills))):.1%}, worst "
-            f"{_worst(prefills):.1%}; smallest models are farthest off.",
+            f"{len(decodes)} decode steps: mean error {mean:.1%}, worst {worst:.1%}.",
+            f"{len(prefills)} prefills: mean error {mean_prefill:.1%}, worst {worst_prefill:.1%}; smallest models are "
+            "farthest off.",
         ),
         header=("GPU", "pass", "model", "passes", "mean error", "bias", "worst"),
         rows=tuple(
-            (
-                *key,
-                str(len(errors)),
-                f"{float(np.mean(np.abs(errors))):.1%}",
-                f"{float(np.mean(errors)):+.1%}",
-                f"{_worst(errors):.1%}",
-            )
-            for key, errors in sorted(groups.items())
+            (*key, str(count), f"{error:.1%}", f"{bias:+.1%}", f"{largest:.1%}")
+            for key, (count, bias, error, largest) in sorted(judged.items())
         ),
     )
-
-
-def _worst(errors: list[float]) -> float:
-    return max(abs(error) for error in errors)
 
 
 def _model(settings: dict[str, int | str | bool]) -> ModelSpec:

@@ -1,15 +1,13 @@
 """E3 and E5: iterations and decode steps of ReaLHF's heuristic plans, by four constants fitted on a third of them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
-
 from planner.validate.dataflow_fit import FITTED_MODE
 from planner.validate.dataflow_real import RealConstants, RealRow, generation_s, heuristic_s, read_real, slopes_s
-from planner.validate.experiment import Experiment
+from planner.validate.experiment import Experiment, mean_and_worst
 
 Slopes = Mapping[tuple[str, int, int, int], float]
 LARGEST_MEAN_ERROR, LARGEST_ERROR = 0.15, 0.30
@@ -29,8 +27,8 @@ def heuristic_plan_times(folder: Path) -> Experiment:
     fitted = [row for row in rows if row.mode == FITTED_MODE]
     seen = {_sizes(row) for row in fitted}
     judged = [row for row in rows if _sizes(row) not in seen]
-    mean, worst = _mean_and_worst([errors[row] for row in judged])
-    own_mean, own_worst = _mean_and_worst([errors[row] for row in fitted])
+    mean, worst = mean_and_worst([errors[row] for row in judged])
+    own_mean, own_worst = mean_and_worst([errors[row] for row in fitted])
     return Experiment(
         name="E3",
         title="Iterations of ReaLHF's heuristic plans",
@@ -66,8 +64,8 @@ def decode_steps(folder: Path) -> Experiment:
     measured = slopes_s(rows, [row.time_s for row in rows])
     predicted = slopes_s(rows, [generation_s(row, constants) for row in rows])
     errors = {key: predicted[key] / measured[key] - 1 for key in measured}
-    _, own = _mean_and_worst([error for key, error in errors.items() if key[0] == FITTED_MODE])
-    mean, worst = _mean_and_worst([error for key, error in errors.items() if key[0] != FITTED_MODE])
+    _, own = mean_and_worst([error for key, error in errors.items() if key[0] == FITTED_MODE])
+    mean, worst = mean_and_worst([error for key, error in errors.items() if key[0] != FITTED_MODE])
     return Experiment(
         name="E5",
         title="Decode steps of ReaLHF's heuristic plans",
@@ -102,7 +100,3 @@ def _largest_ratio(slopes: Slopes) -> float:
 
 def _sizes(row: RealRow) -> tuple[int, int, int, int]:
     return row.num_devices, row.actor, row.critic, row.output_tokens
-
-
-def _mean_and_worst(errors: Sequence[float]) -> tuple[float, float]:
-    return float(np.mean(np.abs(errors))), float(np.max(np.abs(errors)))

@@ -1,6 +1,9 @@
 """Experiment: one comparison with published facts, its criterion and its outcome."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,3 +27,8 @@ class Experiment:
     findings: tuple[str, ...]
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+
+def mean_and_worst(errors: Sequence[float]) -> tuple[float, float]:
+    """Of relative errors, signs left out."""
+    return float(np.mean(np.abs(errors))), float(np.max(np.abs(errors)))
