@@ -19,10 +19,10 @@ import numpy as np
 from costmodels.activations import layer_activations
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
-from costmodels.layer_costs import layer_costs
+from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.memory_terms import communicators, memory_terms
 from costmodels.optimizer import device_step_s, host_step_s, updated_parameters
-from costmodels.plan import BoolArray, FloatArray, IntArray, RecomputeModule
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, RecomputeModule
 from costmodels.stage_activations import activation_units
 from costmodels.stage_layers import layer_kinds
 from costmodels.stage_parameters import stage_parameters
@@ -99,6 +99,8 @@ class StagePrices:
     unit: dict[str, FloatArray] = field(init=False)
     content: FloatArray = field(init=False)
     transfer_s: FloatArray = field(init=False)
+    _costs: dict[int, LayerCosts] = field(init=False, default_factory=dict)  # by group, of its configurations in order
+    _place: IntArray = field(init=False)  # (K,) of a configuration among those of its group
     _priced: int = field(init=False, default=0)
     _codes: IntArray = field(init=False)
     _slot_of: IntArray = field(init=False)
@@ -117,10 +119,13 @@ class StagePrices:
         self._codes = np.zeros(0, dtype=np.int64)
         self._slot_of = np.full((model.num_layers - model.num_moe_layers + 1) * (model.num_moe_layers + 1) * 4, -1)
         self._row_of = np.zeros((0, count), dtype=np.int64)
+        self._place = np.zeros(count, dtype=np.int64)
         for group, context in enumerate(self.contexts):
             members = np.flatnonzero(self.configs.group == group)
             if len(members):
-                self._price_units(members, context)
+                self._place[members] = np.arange(len(members))
+                self._costs[group] = layer_costs(self.configs.plans.take(members), context)
+                self._price_units(members, group)
                 self._price_transfers(members, group)
 
     @property
@@ -166,7 +171,10 @@ class StagePrices:
         for group, context in enumerate(self.contexts):
             members = np.flatnonzero(self.configs.group[config] == group)
             if len(members):
-                new[:, members] = _priced_contents(self.configs, config[members], code[members], context)
+                costs = self._costs[group].take(self._place[config[members]])
+                new[:, members] = _priced_contents(
+                    self.configs.plans.take(config[members]), code[members], costs, context
+                )
         start, end = self._priced, self._priced + len(places)
         if end > self.content.shape[1]:  # twice the room, so that adding little by little stays cheap
             grown = np.zeros((len(CONTENT_COLUMNS), max(end, 2 * start)))
@@ -176,8 +184,8 @@ class StagePrices:
         self._row_of.ravel()[places] = np.arange(start, end)
         self._priced = end
 
-    def _price_units(self, members: IntArray, context: CostContext) -> None:
-        for name, values in _priced_units(self.configs, members, context).items():
+    def _price_units(self, members: IntArray, group: int) -> None:
+        for name, values in _priced_units(self.configs, members, self._costs[group], self.contexts[group]).items():
             self.unit[name][members] = values
 
     def _price_transfers(self, members: IntArray, group: int) -> None:
@@ -193,14 +201,13 @@ class StagePrices:
             self.transfer_s[members * groups + other] = seconds
 
 
-def _priced_contents(configs: StageConfigs, config: IntArray, code: IntArray, context: CostContext) -> FloatArray:
+def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, context: CostContext) -> FloatArray:
     """(columns, R) seconds and bytes of stages of one device group."""
-    plans = configs.plans.take(config)
     kinds = context.model.num_moe_layers + 1
     dense, moe = code // 4 // kinds, code // 4 % kinds
     stages = lone_stages(dense + moe, moe, has_embedding=code % 2 == 1, has_head=code % 4 >= 2)
     parameters = stage_parameters(plans, stages, context.model, context.job)
-    work = stage_seconds(plans, stages, layer_costs(plans, context), parameters, context)
+    work = stage_seconds(plans, stages, costs, parameters, context)
     traffic = data_parallel_traffic(plans, parameters, context)
     terms = memory_terms(plans, stages, parameters, context)
     updated = updated_parameters(plans, parameters)
@@ -226,12 +233,14 @@ def _priced_contents(configs: StageConfigs, config: IntArray, code: IntArray, co
     return np.stack([values[name].reshape(-1) for name in CONTENT_COLUMNS])
 
 
-def _priced_units(configs: StageConfigs, members: IntArray, context: CostContext) -> dict[str, FloatArray]:
+def _priced_units(
+    configs: StageConfigs, members: IntArray, costs: LayerCosts, context: CostContext
+) -> dict[str, FloatArray]:
     """``CONFIG_COLUMNS`` to (members,) values of one device group."""
     plans = configs.plans.take(members)
     none = np.zeros(len(members), dtype=np.int64)
     stages = lone_stages(none, none, has_embedding=none > 0, has_head=none > 0)
-    costs, node = layer_costs(plans, context), context.cluster.node
+    node = context.cluster.node
     again = recompute_units(plans, costs, context.model)
     held = activation_units(plans, context, has_embedding=stages.has_embedding, has_head=stages.has_head)
     traffic = data_parallel_traffic(plans, stage_parameters(plans, stages, context.model, context.job), context)
