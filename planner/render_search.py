@@ -30,7 +30,9 @@ def render_search(result: SearchResult, console: Console, *, quiet: bool = False
         f"{job.global_batch_size} sequences of {job.sequence_length} tokens per step, {result.requests[0].stack.name}",
         highlight=False,
     )
-    if result.best is None:
+    if result.best is None and not result.infeasible:
+        console.print("\nNo plan found.", style="bold", highlight=False)
+    elif result.best is None:
         for request, infeasible in zip(result.requests, result.infeasible, strict=True):
             if len(result.requests) > 1:
                 console.print(f"\nOn {request.cluster.name} alone", style="bold", highlight=False)

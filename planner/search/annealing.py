@@ -36,6 +36,33 @@ def anneal(question: Question, best: BestSoFar) -> EngineRun:
         return _report(best, began_s, status="not run")
     if request.pins.keys() - PINNED or request.pins.get("pipeline_parallel") == 1 or best.spent:
         return _report(best, began_s, status=best.spent or "unknown")
+    space = None
+    with best.until_stopped():
+        space = _space(question)
+    if space is None:
+        return _report(best, began_s, status=best.spent or "infeasible")
+    agent = SimulatedAnnealing(
+        space=space, seed=best.budget.seed, chains=_CHAINS, cycle=_CYCLE, start=_start(space, best)
+    )
+    left_s = best.budget.seconds - best.elapsed_s
+    most = best.budget.evaluations
+    left = None if most is None else most - best.evaluations
+    search = Search(space=space, agent=agent, budget=Budget(seconds=max(left_s, 1e-3), evaluations=left))
+    found: IntArray | None = None
+    with best.until_stopped():
+        for improvement in search.improvements():
+            if improvement.step_time_s < best.step_time_s:
+                found = improvement.vector[None, :]
+                best.offer(_ENGINE, space.decode(found), space.choices.configs, improvement.step_time_s)
+    best.evaluations += search.evaluations
+    return _report(
+        best, began_s, status="interrupted" if best.interrupted else search.status, search=search, agent=agent
+    )
+
+
+def _space(question: Question) -> VariedSpace | None:
+    """Where the annealer searches; None where no stage is legal."""
+    request = question.requests[0]
     stages = stage_space(
         [setting_of(each) for each in question.requests],
         question.contexts,
@@ -45,28 +72,11 @@ def anneal(question: Question, best: BestSoFar) -> EngineRun:
         prune=False,  # so that the best uniform plan is one of its plans
     )
     if not len(stages):
-        return _report(best, began_s, status="infeasible")
-    space = VariedSpace(
+        return None
+    return VariedSpace(
         stages=stages, max_stages=_MOST_STAGES, offload=request.offload, pins=request.pins,
         modules=module_sets(setting_of(request), named=request.named_modules),
     )  # fmt: skip
-    agent = SimulatedAnnealing(
-        space=space, seed=best.budget.seed, chains=_CHAINS, cycle=_CYCLE, start=_start(space, best)
-    )
-    left_s = best.budget.seconds - best.elapsed_s
-    most = best.budget.evaluations
-    left = None if most is None else most - best.evaluations
-    search = Search(space=space, agent=agent, budget=Budget(seconds=max(left_s, 1e-3), evaluations=left))
-    found: IntArray | None = None
-    try:
-        for improvement in search.improvements():
-            if improvement.step_time_s < best.step_time_s:
-                found = improvement.vector[None, :]
-                best.offer(_ENGINE, space.decode(found), space.choices.configs, improvement.step_time_s)
-    except KeyboardInterrupt:
-        search.status = "interrupted"
-    best.evaluations += search.evaluations
-    return _report(best, began_s, status=search.status, search=search, agent=agent)
 
 
 def _start(space: VariedSpace, best: BestSoFar) -> IntArray | None:

@@ -1,7 +1,8 @@
 """What all engines of one search share: the best plan so far, the clock, and the budget."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,12 +16,16 @@ MAX_EVALUATIONS = 1 << 40
 MAX_SEED = (1 << 31) - 1  # what CP-SAT takes
 
 
+class Stopped(Exception):
+    """Time is up, or the user interrupts, in the middle of something; what was found before stands."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchBudget:
     """When a search stops; the answer then says what is proved so far.
 
     Attributes:
-        seconds: Wall-clock limit.
+        seconds: Wall-clock limit, kept to within tenths of a second: what is being worked on then is left.
         evaluations: Most plans and stages to price; None for no limit. What makes answers repeatable: a
             search that this limit ends, or a proof, answers the same on every machine.
         seed: Of everything random.
@@ -55,6 +60,7 @@ class BestSoFar:
         configs: The configurations its stages refer to.
         improvements: How it came about.
         evaluations: Plans and stages priced by all engines so far.
+        interrupted: Whether the user stopped the search.
     """
 
     budget: SearchBudget
@@ -64,6 +70,7 @@ class BestSoFar:
     configs: StageConfigs | None = None
     improvements: list[Improvement] = field(default_factory=list)
     evaluations: int = 0
+    interrupted: bool = False
     _began_s: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,10 +83,36 @@ class BestSoFar:
 
     @property
     def spent(self) -> str:
-        """Which limit is reached: ``seconds``, ``evaluations`` or, if none is, nothing."""
+        """What ends the search: ``interrupted``, ``seconds``, ``evaluations`` or, if nothing does, nothing."""
+        if self.out_of_time:
+            return "interrupted" if self.interrupted else "seconds"
         if self.budget.evaluations is not None and self.evaluations >= self.budget.evaluations:
             return "evaluations"
-        return "seconds" if self.elapsed_s >= self.budget.seconds else ""
+        return ""
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether everything has to end now."""
+        return self.interrupted or self.elapsed_s >= self.budget.seconds
+
+    def check_time(self) -> None:
+        """Asked between pieces of work of some tenths of a second at most.
+
+        Raises:
+            Stopped: If everything has to end now.
+        """
+        if self.out_of_time:
+            raise Stopped
+
+    @contextmanager
+    def until_stopped(self) -> Iterator[None]:
+        """Ends a block of work when time is up or the user interrupts; ``spent`` then says which."""
+        try:
+            yield
+        except Stopped:
+            pass
+        except KeyboardInterrupt:
+            self.interrupted = True
 
     def offer(self, engine: str, plans: StagePlanBatch, configs: StageConfigs, step_time_s: float) -> bool:
         """Takes a plan that fits, as a batch of one, if it is better than the best so far."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from planner.api import what_stands_in_the_way
 from planner.request import JobInput, ModelInput, Options, PinsInput, given_options
-from planner.search.best import SearchBudget
+from planner.search.best import BestSoFar, SearchBudget
 from planner.search.portfolio import search_question
 from planner.search.question import MixedInput, ask
 from planner.search.result import SearchResult
@@ -35,7 +35,7 @@ def search(
         strategy: ``enumerate`` for uniform plans only; ``cpsat`` for exact partitions by CP-SAT; ``mcmc``
             anneals over stages that may differ in everything, which proves nothing; ``auto`` picks what proves
             most in the time given; ``all`` anneals after that.
-        seconds: Wall-clock limit of the search.
+        seconds: Wall-clock limit of the search; Ctrl-C ends it before. Either way the answer is what is known then.
         evaluations: Most plans and stages priced; unlike ``seconds``, answers the same on every machine.
         seed: Of everything random.
         runnable: Whether only plans count that the framework can run: it lays out one mesh of ranks, so that stages may
@@ -45,7 +45,8 @@ def search(
         **settings: Fields of ``Options``.
 
     Returns:
-        The best plan with bound and gap. When nothing fits, ``best`` is None and ``infeasible`` says what would.
+        The best plan with bound and gap. When nothing fits, ``best`` is None and ``infeasible`` says what would;
+        when time ran out before anything was found, it is empty.
 
     Raises:
         SpecError: If the question itself is wrong.
@@ -59,9 +60,9 @@ def search(
     if not isinstance(runnable, bool):
         raise SpecError("runnable", f"must be true or false; got {str(runnable)[:40]!r}")
     chosen = given_options(options, settings)
-    budget = SearchBudget(seconds=seconds, evaluations=evaluations, seed=seed)
+    best = BestSoFar(budget=SearchBudget(seconds=seconds, evaluations=evaluations, seed=seed))
     question = ask(model, cluster, job, pins, chosen, runnable=runnable)
-    result = search_question(question, strategy=strategy, budget=budget)
-    if result.fits:
+    result = search_question(question, best, strategy=strategy)
+    if result.fits or best.out_of_time:
         return result
     return replace(result, infeasible=tuple(what_stands_in_the_way(request) for request in question.requests))

@@ -5,6 +5,7 @@ in the same way; so the most layers a stage holds with nothing recomputed bound 
 without, and likewise with modules recomputed, which the set that drops most stands for.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,13 @@ class Capacity:
 
 
 def capacity(
-    families: list[Family], prices: StagePrices, freedom: Freedom, *, perfect_s: FloatArray, below_s: float = np.inf
+    families: list[Family],
+    prices: StagePrices,
+    freedom: Freedom,
+    *,
+    perfect_s: FloatArray,
+    below_s: float = np.inf,
+    out_of_time: Callable[[], bool] = lambda: False,
 ) -> Capacity:
     """What the families can still reach, memory considered.
 
@@ -45,13 +52,16 @@ def capacity(
         freedom: What may be recomputed; with offloading, memory rules nothing out.
         perfect_s: (F,) what ``least_step_s`` says of them.
         below_s: Step time to beat.
+        out_of_time: Asked between numbers of stages; once it says so, no more is said of the other families.
     """
     model = prices.context.model
     count = len(families)
     if freedom.offload:
         return Capacity(least_s=perfect_s, most_layers=np.full(count, model.num_layers))
-    extra_s, most = np.zeros(count), np.zeros(count, dtype=np.int64)
+    extra_s, most = np.zeros(count), np.full(count, model.num_layers)
     for stages in sorted({family.num_stages for family in families}):
+        if out_of_time():
+            break
         members = np.asarray([at for at, family in enumerate(families) if family.num_stages == stages])
         for start in range(0, len(members), max(_CHUNK_CELLS // stages, 1)):
             some = members[start : start + max(_CHUNK_CELLS // stages, 1)]

@@ -7,6 +7,7 @@ found is worked out anew in floating point. Status and bound are read from the s
 
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,9 @@ def solve_by_cpsat(
 
     Returns:
         The choice with its value in floating point, and the solver's bound less the rounding error.
+
+    Raises:
+        KeyboardInterrupt: If the user interrupts; by then the solver has stopped.
     """
     from ortools.sat.python import cp_model
 
@@ -101,12 +105,24 @@ def solve_by_cpsat(
             model.add_hint(chosen[row], bool(np.isin(kept[row], hint)))
     model.minimize(objective)
     solver = new_solver(budget or Budget())
-    code = solver.solve(model)
+    code = _run(solver, model)
     rows = _rows(solver, options, kept, chosen) if code in (cp_model.OPTIMAL, cp_model.FEASIBLE) else None
     objective_s = np.inf if rows is None else float(partition_time_s(instance, rows[None, :])[0])
     if hint is not None and known_s <= objective_s:
         rows, objective_s = hint, known_s
     return answered(solver, code, rows=rows, objective_s=objective_s, error=error, per_s=per_s)
+
+
+def _run(solver: "CpSolver", model: "CpModel") -> Any:
+    """Solves on a thread of its own: where the solver runs, Python sees no interrupt until it has ended."""
+    solver.parameters.catch_sigint_signal = False  # it would end this solve without a word
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        solving = pool.submit(solver.solve, model)
+        try:
+            return solving.result()
+        except KeyboardInterrupt:
+            solver.stop_search()
+            raise
 
 
 def new_solver(budget: Budget) -> "CpSolver":

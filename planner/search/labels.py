@@ -14,6 +14,7 @@ close.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ from planner.search.solved import Solved, Status
 
 _BEAMS = (300, 10_000)  # labels per stage of the passes that only look for a good choice first
 _VALUED = 1000  # complete choices whose step is worked out in full
-_PAIRS = 1 << 21  # labels times options worked out at once; bounds memory
+_PAIRS = 1 << 18  # labels times options worked out at once; bounds memory, and the time until a limit is noticed
 _TOLERANCE = 1e-12  # relative; values closer than this are one value in floating point
 
 
@@ -74,6 +75,7 @@ def solve_by_labels(
     most_labels: int = 1_000_000,
     hint: IntArray | None = None,
     below_s: float = np.inf,
+    out_of_time: Callable[[], bool] = lambda: False,
 ) -> Solved:
     """A partition with at most so many labels per stage, and a bound.
 
@@ -82,6 +84,7 @@ def solve_by_labels(
         most_labels: Labels kept per stage.
         hint: (S,) a legal choice to start from.
         below_s: Only choices below that are of interest, and the bound says no more than that of the others.
+        out_of_time: Asked between pieces of work; once it says so, the answer is what passes before have left.
 
     Returns:
         ``OPTIMAL`` where bound and value meet, else ``FEASIBLE``; ``INFEASIBLE`` if it is proved that no choice is
@@ -95,7 +98,9 @@ def solve_by_labels(
     if hint is not None and (hint_s := float(partition_time_s(instance, hint[None, :])[0])) < best_s:
         best_s, best_rows = hint_s, hint
     for limit in (*(beam for beam in _BEAMS if beam < most_labels), most_labels):
-        found = _pass(instance, options, rest, limit, best_s)
+        found = _pass(instance, options, rest, limit, best_s, out_of_time)
+        if found is None:
+            break
         looked_at += found.looked_at
         if len(found.rows):
             values = partition_time_s(instance, kept[found.rows])
@@ -135,14 +140,27 @@ class _Found:
     looked_at: int
 
 
-def _pass(instance: PartitionInstance, options: StageOptions, rest: Completion, limit: int, known_s: float) -> _Found:
-    """Sets labels stage by stage, at most ``limit`` of each, dropping those that cannot lead below ``known_s``."""
+def _pass(
+    instance: PartitionInstance,
+    options: StageOptions,
+    rest: Completion,
+    limit: int,
+    known_s: float,
+    out_of_time: Callable[[], bool],
+) -> _Found | None:
+    """Sets labels stage by stage, at most ``limit`` of each, dropping those that cannot lead below ``known_s``.
+
+    None if there was no time to finish.
+    """
     labels = _last(instance)
     history: list[_Labels] = []
     dropped_s, looked_at = np.inf, 0
     for stage in range(instance.num_stages - 1, -1, -1):
         mine = np.flatnonzero(options.stage == stage)
-        labels, least_dropped_s, pairs = _extended(instance, options, rest, labels, stage, mine, limit, known_s)
+        extended = _extended(instance, options, rest, labels, stage, mine, limit, known_s, out_of_time)
+        if extended is None:
+            return None
+        labels, least_dropped_s, pairs = extended
         dropped_s, looked_at = min(dropped_s, least_dropped_s), looked_at + pairs
         history.append(labels)
     values = _value_s(instance, labels)
@@ -184,10 +202,13 @@ def _extended(
     mine: IntArray,
     limit: int,
     known_s: float,
-) -> tuple[_Labels, float, int]:
+    out_of_time: Callable[[], bool],
+) -> tuple[_Labels, float, int] | None:
     """Labels with one stage more; the least bound of those that found no room, and pairs looked at."""
     pieces, pairs = [], 0
     for label, option in _pairs(labels, options, mine, placed=instance.placed):
+        if out_of_time():
+            return None
         pairs += len(label)
         grown, bounds = _grown(instance, options, rest, labels, stage, label, option)
         useful = bounds < known_s * (1.0 - _TOLERANCE)

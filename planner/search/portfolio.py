@@ -7,13 +7,13 @@ import numpy as np
 from costmodels.plan import PlanBatch, Recompute
 from costmodels.stage_plan import StageConfigs, from_uniform
 from costmodels.stage_prices import StagePrices
-from planner.pricing import price_all
+from planner.pricing import CHUNK_ROWS, price_all
 from planner.request import setting_of
 from planner.results import Note, Request
 from planner.rules.base import FRAMEWORK_TITLES
 from planner.rules.modules import module_sets
 from planner.search.annealing import anneal
-from planner.search.best import BestSoFar, SearchBudget
+from planner.search.best import BestSoFar
 from planner.search.capacity import capacity
 from planner.search.families import Family, alike_families, least_step_s
 from planner.search.found import found_plan, groups_alone, warnings_of
@@ -41,24 +41,38 @@ _STAGED = "any layers per stage with the least recomputation that fits, degrees 
 _ACROSS = "pipelines across groups"
 _MIXED = f"{_ACROSS}, the same configuration on all or those of least work on each"
 
+_NOTHING_YET = Note(
+    code="stopped",
+    field="seconds",
+    message="stopped before any plan that fits was found; that is no proof that none does",
+)
 
-def search_question(question: Question, *, strategy: str, budget: SearchBudget) -> SearchResult:
+
+def search_question(question: Question, best: BestSoFar, *, strategy: str) -> SearchResult:
     """Runs the engines of a strategy one after the other on the same best plan.
+
+    Args:
+        question: What is searched for.
+        best: What the engines share, with nothing found yet; its clock runs already.
+        strategy: One of ``STRATEGIES``.
 
     Raises:
         SpecError: If there is no such strategy.
     """
     if strategy not in STRATEGIES:
         raise SpecError("strategy", f"unknown value {str(strategy)[:40]!r}", did_you_mean(str(strategy), STRATEGIES))
-    best = BestSoFar(budget=budget)
     runs: list[EngineRun] = []
     uniform_s = np.inf
     for engine in STRATEGIES[strategy]:
-        runs += engine(question, best)
-        if engine is by_enumeration:
+        before = len(runs)
+        with best.until_stopped():
+            runs += ENGINES[engine](question, best)
+        if len(runs) == before:  # interrupted where nothing could be kept
+            runs.append(_unfinished(best, engine, "stopped before it began", 0.0))
+        if engine == "enumerate":
             uniform_s = best.step_time_s
     found = None
-    warnings: tuple[Note, ...] = ()
+    warnings: tuple[Note, ...] = (_NOTHING_YET,) if best.plans is None and best.out_of_time else ()
     if best.plans is not None and best.configs is not None:
         found = found_plan(question, best.plans, best.configs)
         warnings = warnings_of(found)
@@ -69,7 +83,7 @@ def search_question(question: Question, *, strategy: str, budget: SearchBudget) 
         requests=question.requests,
         cluster=question.cluster_name,
         strategy=strategy,
-        seed=budget.seed,
+        seed=best.budget.seed,
         runnable=question.runnable,
         best=found,
         uniform_step_time_s=uniform_s,
@@ -84,9 +98,11 @@ def search_question(question: Question, *, strategy: str, budget: SearchBudget) 
 def _together(runs: list[EngineRun], best: BestSoFar) -> float | None:
     """What all bounds prove of the spaces together: the least of them, and never more than the best plan.
 
-    Nothing, where the best plan is of a space that nothing was proved about, or where only uniform plans were
-    proved and others searched too.
+    Nothing, where the best plan is of a space that nothing was proved about, where only uniform plans were
+    proved and others searched too, or where an exact engine was stopped before it could prove anything.
     """
+    if any(run.bound_s is None and run.engine != "mcmc" and run.status != "not run" for run in runs):
+        return None
     bounds = [run.bound_s for run in runs if run.bound_s is not None]
     proved = {run.engine for run in runs if run.bound_s is not None}
     unproved = {run.engine for run in runs if run.bound_s is None and run.status != "not run"}
@@ -100,27 +116,33 @@ def _together(runs: list[EngineRun], best: BestSoFar) -> float | None:
 
 def by_enumeration(question: Question, best: BestSoFar) -> list[EngineRun]:
     """Prices every uniform plan, on each group by itself where there are several."""
-    runs = []
-    for group in range(len(question.requests)):
-        began_s = best.elapsed_s
+    return [_enumerated(question, best, group) for group in range(len(question.requests))]
+
+
+def _enumerated(question: Question, best: BestSoFar, group: int) -> EngineRun:
+    """Prices every uniform plan on a group, chunk by chunk."""
+    began_s, before, found_s, fitting, status = best.elapsed_s, best.evaluations, np.inf, 0, ""
+    model = question.requests[group].model
+    with best.until_stopped():
         plans = _uniform_plans(question, group)
-        priced = price_all(plans, question.contexts[group])
-        best.evaluations += len(plans)
-        fitting = np.flatnonzero(priced.fits)
-        found_s = np.inf
-        if len(fitting):
-            row = fitting[int(np.argmin(priced.step_time_s[fitting]))]
-            found_s = float(priced.step_time_s[row])
-            staged, configs = from_uniform(plans.take(np.asarray([row])), question.requests[group].model, group=group)
-            best.offer("enumerate", staged, configs, found_s)
-        runs.append(
-            EngineRun(
-                engine="enumerate", status="optimal" if len(fitting) else "infeasible", evaluations=len(plans),
-                elapsed_s=best.elapsed_s - began_s, step_time_s=found_s, bound_s=found_s,
-                space=_on(question, group, _UNIFORM), statistics={"fitting": len(fitting)},
-            )
-        )  # fmt: skip
-    return runs
+        for start in range(0, len(plans), CHUNK_ROWS):
+            if group or start:  # of the first chunk there is time for
+                best.check_time()
+            chunk = plans.take(np.arange(start, min(start + CHUNK_ROWS, len(plans))))
+            priced = price_all(chunk, question.contexts[group])
+            best.evaluations += len(chunk)
+            rows = np.flatnonzero(priced.fits)
+            fitting += len(rows)
+            if len(rows) and priced.step_time_s[rows].min() < found_s:
+                row = rows[[int(np.argmin(priced.step_time_s[rows]))]]
+                found_s = float(priced.step_time_s[row[0]])
+                best.offer("enumerate", *from_uniform(chunk.take(row), model, group=group), found_s)
+        status = "optimal" if fitting else "infeasible"
+    return EngineRun(
+        engine="enumerate", status=status or best.spent, evaluations=best.evaluations - before,
+        elapsed_s=best.elapsed_s - began_s, step_time_s=found_s, bound_s=found_s if status else None,
+        space=_on(question, group, _UNIFORM), statistics={"fitting": fitting},
+    )  # fmt: skip
 
 
 def by_cpsat(question: Question, best: BestSoFar) -> list[EngineRun]:
@@ -146,24 +168,46 @@ def _partitions(question: Question, best: BestSoFar, *, engine: str) -> list[Eng
                 space=why,
             )
         ]  # fmt: skip
-    runs = []
-    for group, request in enumerate(question.requests):
+    runs = [_alone(question, best, group, engine=engine) for group in range(len(question.requests))]
+    return [*runs, _across(question, best, engine=engine)] if len(runs) > 1 else runs
+
+
+def _alone(question: Question, best: BestSoFar, group: int, *, engine: str) -> EngineRun:
+    """Pipelines on one group."""
+    began_s, search = best.elapsed_s, None
+    with best.until_stopped():
+        best.check_time()
         plans = _uniform_plans(question, group)
-        freedom = _freedom(plans, request)
+        freedom = _freedom(plans, question.requests[group])
         families, configs = alike_families(plans, group=group)
         prices = StagePrices(configs=configs, contexts=question.contexts)
         perfect_s = least_step_s(families, prices, below_s=best.step_time_s)
         hopeful = np.flatnonzero(perfect_s < best.step_time_s)
         families = [families[at] for at in hopeful]
-        bounds = capacity(families, prices, freedom, perfect_s=perfect_s[hopeful], below_s=best.step_time_s)
+        bounds = capacity(
+            families, prices, freedom, perfect_s=perfect_s[hopeful], below_s=best.step_time_s,
+            out_of_time=lambda: best.out_of_time,
+        )  # fmt: skip
         search = StagedSearch(
             families=families, least_s=bounds.least_s, most_layers=bounds.most_layers, prices=prices, best=best,
             freedoms=_freedoms(question, configs, freedom), engine=engine,
         )  # fmt: skip
-        runs.append(search.run(_on(question, group, _told(question) if question.runnable else _STAGED)))
-    if len(question.requests) > 1:
-        runs.append(_across(question, best, engine=engine))
-    return runs
+    return _run(search, best, engine, _on(question, group, _told(question) if question.runnable else _STAGED), began_s)
+
+
+def _run(search: StagedSearch | None, best: BestSoFar, engine: str, space: str, began_s: float) -> EngineRun:
+    """Searches what is prepared; without, there was no time for that."""
+    if search is None:
+        return _unfinished(best, engine, space, best.elapsed_s - began_s)
+    return search.run(space, began_s=began_s)
+
+
+def _unfinished(best: BestSoFar, engine: str, space: str, elapsed_s: float) -> EngineRun:
+    """What an engine that was stopped before it could try a plan says."""
+    return EngineRun(
+        engine=engine, status=best.spent, evaluations=0, elapsed_s=elapsed_s, step_time_s=np.inf, bound_s=None,
+        space=space,
+    )  # fmt: skip
 
 
 def _uniform_only(question: Question) -> str:
@@ -181,20 +225,22 @@ def _uniform_only(question: Question) -> str:
 
 def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
     """Pipelines that use several groups."""
-    request = question.requests[0]
-    mixed = mixed_families(question, request.pins, alike=question.runnable)
-    freedom = _freedom(_uniform_plans(question, 0), request)
-    hopeful = np.flatnonzero(mixed.least_s < best.step_time_s)
-    families = [mixed.families[at] for at in hopeful]
-    bounds_s = mixed_least_s(
-        families, mixed.prices, freedom, below_s=best.step_time_s, out_of_time=lambda: best.spent == "seconds"
-    )
-    search = StagedSearch(
-        families=families, least_s=np.maximum(mixed.least_s[hopeful], bounds_s), prices=mixed.prices, best=best,
-        most_layers=np.full(len(families), request.model.num_layers), engine=engine,
-        freedoms=_freedoms(question, mixed.prices.configs, freedom),
-    )  # fmt: skip
-    return search.run(f"{_ACROSS}, {_told(question)}" if question.runnable else _MIXED)
+    began_s, search, request = best.elapsed_s, None, question.requests[0]
+    with best.until_stopped():
+        best.check_time()
+        mixed = mixed_families(question, request.pins, alike=question.runnable)
+        freedom = _freedom(_uniform_plans(question, 0), request)
+        hopeful = np.flatnonzero(mixed.least_s < best.step_time_s)
+        families = [mixed.families[at] for at in hopeful]
+        bounds_s = mixed_least_s(
+            families, mixed.prices, freedom, below_s=best.step_time_s, out_of_time=lambda: best.out_of_time
+        )
+        search = StagedSearch(
+            families=families, least_s=np.maximum(mixed.least_s[hopeful], bounds_s), prices=mixed.prices, best=best,
+            most_layers=np.full(len(families), request.model.num_layers), engine=engine,
+            freedoms=_freedoms(question, mixed.prices.configs, freedom),
+        )  # fmt: skip
+    return _run(search, best, engine, f"{_ACROSS}, {_told(question)}" if question.runnable else _MIXED, began_s)
 
 
 def _freedoms(question: Question, configs: StageConfigs, freedom: Freedom) -> Callable[[Family], tuple[Freedom, ...]]:
@@ -236,10 +282,13 @@ def _on(question: Question, group: int, space: str) -> str:
     return space if question.mixed is None else f"{space}, on {question.requests[group].cluster.name} alone"
 
 
-STRATEGIES: dict[str, tuple[Engine, ...]] = {
-    "enumerate": (by_enumeration,),
-    "cpsat": (by_enumeration, by_cpsat),
-    "auto": (by_enumeration, by_partition),
-    "mcmc": (by_enumeration, by_annealing),
-    "all": (by_enumeration, by_partition, by_annealing),
+ENGINES: dict[str, Engine] = {
+    "enumerate": by_enumeration, "partition": by_partition, "cpsat": by_cpsat, "mcmc": by_annealing,
+}  # fmt: skip
+STRATEGIES: dict[str, tuple[str, ...]] = {
+    "enumerate": ("enumerate",),
+    "cpsat": ("enumerate", "cpsat"),
+    "auto": ("enumerate", "partition"),
+    "mcmc": ("enumerate", "mcmc"),
+    "all": ("enumerate", "partition", "mcmc"),
 }

@@ -25,7 +25,7 @@ from planner.search.stage_table import OptionTable, option_table
 
 TOLERANCE = 1e-9  # share of the step time below which plans are equally good
 _CLOSE = 1e-6  # share of the step time that CP-SAT's rounding leaves open anyway
-_AT_LEAST = 3  # families tried whatever the budget: preparing for them is most of the work of a short search
+_AT_LEAST = 3  # families tried whatever the evaluations: preparing for them is most of the work of a short search
 _LABELS = 20_000  # labels per stage; beyond, CP-SAT takes over
 
 Solver = Callable[[OptionTable], list[Solved]]
@@ -61,9 +61,14 @@ class StagedSearch:
     open_s: dict[int, float] = field(default_factory=dict, init=False)
     counts: dict[str, float] = field(default_factory=dict)
 
-    def run(self, space: str) -> EngineRun:
-        """Searches until the bound is reached or the budget is spent."""
-        began_s, before = self.best.elapsed_s, self.best.evaluations
+    def run(self, space: str, *, began_s: float) -> EngineRun:
+        """Searches until the bound is reached or the budget is spent.
+
+        Args:
+            space: What is searched, in words.
+            began_s: When preparing for it began, in seconds since the search did.
+        """
+        before = self.best.evaluations
         self.counts = dict.fromkeys(
             (
                 "families",
@@ -103,16 +108,23 @@ class StagedSearch:
         for at, least_s in sorted(bounds.items(), key=lambda item: item[1]):
             if least_s >= self.best.step_time_s * (1.0 - TOLERANCE):
                 break
-            tried = self.counts["solved"] + self.counts["without_layout"]
-            if self.best.spent and tried >= _AT_LEAST:
+            tried, done = self.counts["solved"] + self.counts["without_layout"], False
+            if not self.best.spent or (tried < _AT_LEAST and not self.best.out_of_time):
+                with self.best.until_stopped():
+                    for freedom in self.freedoms(self.families[at]):
+                        self.best.check_time()
+                        self._family(at, freedom, least_s=least_s, exact=exact)
+                    done = True
+            if not done:
                 self.bound_s = min(self.bound_s, least_s)
                 return self.best.spent
-            for freedom in self.freedoms(self.families[at]):
-                self._family(at, freedom, exact=exact)
         return ""
 
-    def _family(self, at: int, freedom: Freedom, *, exact: bool) -> None:
-        """Solves one family, or what one freedom makes of it, by labels alone unless asked for what is exact."""
+    def _family(self, at: int, freedom: Freedom, *, least_s: float, exact: bool) -> None:
+        """Solves one family, or what one freedom makes of it, by labels alone unless asked for what is exact.
+
+        ``least_s`` is what is known of it before.
+        """
         family, most_layers = self.families[at], int(self.most_layers[at])
         table = option_table(family, self.prices, freedom, below_s=self.best.step_time_s, most_layers=most_layers)
         anew = exact and self.engine != "cpsat"  # labels were there before, and counted it
@@ -121,7 +133,7 @@ class StagedSearch:
             return
         self.best.evaluations += table.priced
         self.counts["solved"] += not anew
-        bound_s, closed = 0.0, False
+        bound_s, closed = least_s, False
         for solved in self._solved(table, exact=exact):
             bound_s = max(bound_s, self._whole_s(family, solved.bound_s))
             closed = solved.status == Status.INFEASIBLE or solved.gap <= _CLOSE
@@ -129,7 +141,7 @@ class StagedSearch:
                 self.found_s = min(self.found_s, self._priced(table, solved))
         if not table.exhaustive:  # what was left out may be better
             self.counts["coarse"] += not anew
-            bound_s = float(self.least_s[at])
+            bound_s = least_s
         if exact or closed:
             self.bound_s = min(self.bound_s, bound_s)
         else:
@@ -139,12 +151,14 @@ class StagedSearch:
         """By labels; by CP-SAT too if that is asked for, of what they leave open at least."""
         best_s, nodes = self.best.step_time_s, least_nodes(table.family, self.prices)
         below_s = known_of_step_s(best_s, nodes=nodes, prices=self.prices) if np.isfinite(best_s) else np.inf
-        labels = solve_by_labels(table.instance, most_labels=_LABELS, below_s=below_s)
+        labels = solve_by_labels(
+            table.instance, most_labels=_LABELS, below_s=below_s, out_of_time=lambda: self.best.out_of_time
+        )
         self.counts["labels"] += labels.work
         closed = labels.status == Status.INFEASIBLE or labels.gap <= _CLOSE
-        if not exact or (closed and self.engine != "cpsat"):
+        left_s = self.best.budget.seconds - self.best.elapsed_s
+        if not exact or left_s <= 0.0 or (closed and self.engine != "cpsat"):
             return [labels]
-        left_s = max(self.best.budget.seconds - self.best.elapsed_s, 0.1)
         by_cpsat = solve_by_cpsat(
             table.instance,
             budget=Budget(wall_time_s=left_s, seed=self.best.budget.seed),

@@ -1,0 +1,168 @@
+"""However and whenever a search is ended, the answer stands: time that runs out, interrupts, thousands of GPUs."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+import planner
+from planner.request import Options
+from planner.search.best import BestSoFar, SearchBudget, Stopped
+from planner.search.call import search
+from planner.search.cpsat import Budget, solve_by_cpsat
+from planner.search.labels import solve_by_labels
+from planner.search.portfolio import search_question
+from planner.search.question import ask
+from planner.search.result import SearchResult
+from planner.search.solved import Status
+from tests.command import command_line
+from tests.search import rivals
+from tests.search.small import INSTANCES
+
+BY_NAME = {instance.name: instance for instance in INSTANCES}
+STOPS = (2, 3, 5, 8, 13, 21, 34, 55, 89, 144)
+# Model, cluster, tokens, sequences: the largest mixed clusters that are asked about.
+LARGE = (
+    ("kimi-k2", "256x8xA100-80GB+256x8xH100", 4096, 4096),
+    ("llama-3-405b", "64x8xA100-80GB+64x8xH100", 8192, 1024),
+)
+
+
+@dataclass(slots=True)
+class Ending:
+    """A clock that stands still until it has been asked so often, and then ends the search one way or the other."""
+
+    asks: int
+    interrupts: bool
+    asked: int = field(default=0, init=False)
+
+    def __call__(self) -> float:
+        self.asked += 1
+        if self.interrupts and self.asked == self.asks:
+            raise KeyboardInterrupt
+        return 0.0 if self.interrupts or self.asked < self.asks else 100.0
+
+
+def ended(name: str, strategy: str, clock: Callable[[], float]) -> SearchResult:
+    best = BestSoFar(budget=SearchBudget(seconds=50.0), clock=clock)
+    return search_question(BY_NAME[name].question(), best, strategy=strategy)
+
+
+@pytest.mark.parametrize("interrupts", [False, True], ids=["time", "interrupt"])
+@pytest.mark.parametrize(("name", "strategy"), [("two types, MoE", "auto"), ("dense, large vocabulary", "cpsat")])
+def test_wherever_a_search_ends_its_answer_stands(name: str, strategy: str, *, interrupts: bool) -> None:
+    whole = search(**BY_NAME[name].arguments())
+    assert whole.best is not None
+    assert whole.optimal
+    status, bounds = "interrupted" if interrupts else "seconds", []
+    for asks in STOPS:
+        early = ended(name, strategy, Ending(asks, interrupts))
+        statuses = [run.status for run in early.engines]
+        if status not in statuses:  # the search was over before
+            assert asks > 20
+            break
+        assert {run.status for run in early.engines[statuses.index(status) :]} <= {status}
+        assert all(run.bound_s is None or run.bound_s <= whole.best.step_time_s * (1 + 1e-9) or
+                   run.status in ("optimal", "infeasible") for run in early.engines)  # fmt: skip
+        if early.best is not None:
+            assert early.best.step_time_s >= whole.best.step_time_s * (1 - 1e-9)
+        if early.bound_s is not None:
+            assert early.bound_s <= whole.best.step_time_s * (1 + 1e-9)
+            bounds.append(early.bound_s)
+        else:
+            assert early.gap is None
+            assert not early.optimal
+    assert bounds
+    assert bounds == sorted(bounds)
+
+
+def test_an_annealer_that_is_interrupted_says_so() -> None:
+    result = ended("dense, loose", "mcmc", Ending(6, interrupts=True))
+    assert [run.status for run in result.engines] == ["optimal", "interrupted"]
+    assert result.best is not None
+    assert result.bound_s is None
+
+
+def test_only_what_ends_a_block_early_is_swallowed() -> None:
+    best = BestSoFar(budget=SearchBudget(seconds=1.0), clock=iter([0.0, 0.5, 0.5, 2.0, 2.0]).__next__)
+    with best.until_stopped():
+        best.check_time()
+    with pytest.raises(ZeroDivisionError), best.until_stopped():
+        _ = 1 / 0
+    assert best.spent == ""
+    with pytest.raises(Stopped):
+        best.check_time()
+    assert best.spent == "seconds"
+    best.interrupted = True
+    assert best.spent == "interrupted"
+
+
+@pytest.mark.parametrize(("model", "cluster", "tokens", "sequences"), LARGE)
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+def test_seconds_are_kept_on_thousands_of_devices(
+    model: str, cluster: str, tokens: int, sequences: int, seconds: float
+) -> None:
+    """In seconds of the processor, which do not depend on what else the machine does."""
+    question = ask(model, cluster, {"sequence_length": tokens, "global_batch_size": sequences}, None, Options())
+    began_s = time.process_time()
+    best = BestSoFar(budget=SearchBudget(seconds=seconds), clock=time.process_time)
+    result = search_question(question, best, strategy="auto")
+    assert time.process_time() - began_s < 1.1 * seconds + 0.5
+    assert result.best is not None
+    assert result.best.fits
+    assert "seconds" in [run.status for run in result.engines]
+    assert result.gap is None or 0.0 < result.gap < 1.0
+
+
+def test_too_little_time_to_find_anything_is_no_proof_that_nothing_fits() -> None:
+    result = search(
+        "llama-3-70b", "1x8xA10G+1x8xA10G", {"sequence_length": 4096, "global_batch_size": 64}, seconds=1e-3
+    )
+    assert result.best is None
+    assert result.infeasible == ()
+    assert [run.status for run in result.engines][1:] == ["seconds"] * 4
+    assert result.bound_s is None
+    (note,) = [note for note in result.warnings if note.code == "stopped"]
+    assert note.message == "stopped before any plan that fits was found; that is no proof that none does"
+
+
+def test_the_command_line_says_that_time_ran_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = command_line(capsys, monkeypatch, columns=110)
+    code, out, _ = run("search", "--model", "llama-3-70b", "--gpus", "8xA10G+8xA10G", "--seconds", "0.001")
+    assert code == 3
+    assert "No plan found." in out
+    assert "stopped before any plan that fits was found" in out
+
+
+def test_labels_without_time_say_nothing_wrong() -> None:
+    instance = rivals.mist(24, 4, 16, 0)
+    whole = solve_by_labels(instance)
+    for asks in (1, 2, 4, 8, 16):
+        countdown = iter(range(asks))
+        some = solve_by_labels(instance, out_of_time=lambda left=countdown: next(left, None) is None)
+        assert some.bound_s <= whole.objective_s * (1 + 1e-12)
+        assert some.objective_s >= whole.objective_s * (1 - 1e-12)
+        assert some.status in (Status.UNKNOWN, Status.FEASIBLE, Status.OPTIMAL)
+    none = solve_by_labels(instance, out_of_time=lambda: True)
+    assert none.status == Status.UNKNOWN
+    assert none.bound_s == 0.0
+    assert np.isinf(none.objective_s)
+
+
+def test_cpsat_can_be_interrupted() -> None:
+    instance = rivals.mist(80, 16, 64, 0)
+    timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    began_s = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        solve_by_cpsat(instance, budget=Budget(work=60.0), resolution=1e-9)
+    assert time.perf_counter() - began_s < 20.0
+    timer.join()
+    assert planner.search(**BY_NAME["dense, loose"].arguments(), strategy="cpsat").optimal
