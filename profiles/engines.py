@@ -7,7 +7,7 @@ itself generating, as ReaLHF, DeepSpeed-Chat and ``transformers`` do: its kernel
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
@@ -16,11 +16,12 @@ from profiles.catalog import load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
 
 TRAINER = "trainer"
+_HOST_TIMES = ("kernel_launch_s", "collective_launch_s", "step_overhead_s", "sequence_overhead_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """One engine, of one era. Times are host times per replica.
+    """One engine, of one era. Times are host times per replica, on an x86 server.
 
     Attributes:
         name: Catalogue name.
@@ -63,6 +64,10 @@ class EngineSpec:
     kernels: str = ""
     residual_log_std: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
+
+    def on_host(self, time_scale: float) -> "EngineSpec":
+        """The engine on a host whose code takes so many times as long (``NodeSpec.host_time_scale``)."""
+        return replace(self, **{name: time_scale * getattr(self, name) for name in _HOST_TIMES})
 
 
 @cache

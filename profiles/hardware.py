@@ -102,6 +102,7 @@ class NodeSpec:
         collective_rank_s: Least time of a collective per rank that takes part, in jobs over several nodes, whatever
             is sent and wherever the ranks sit; kernels can hide it. 0 on a cluster in good order, where
             bandwidths and latencies are all. nccl-tests show it: times that grow with the ranks alone.
+        host_time_scale: Time that an engine's host code takes on its CPU, over that on an x86 server.
         source: Document the figures come from.
     """
 
@@ -115,6 +116,7 @@ class NodeSpec:
     host_link: LinkSpec
     host_memory_bytes: float
     collective_rank_s: float = 0.0
+    host_time_scale: float = 1.0
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:

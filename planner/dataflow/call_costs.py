@@ -207,6 +207,7 @@ def price_generation(
         Several rows per plan; none for a plan that has no room for a sequence.
     """
     context = call_context(call, model, setting)
+    engine = engine.on_host(setting.cluster.node.host_time_scale)
     memory = generation_memory(plans, call, engine, engine_context(context, engine, prompt_job(call)))
     chosen = running_choices(memory, engine, -(-call.num_sequences // plans.data_parallel), room_bytes)
     plans, memory = plans.take(chosen.plan), memory.take(chosen.plan)

@@ -8,14 +8,15 @@ import pytest
 from costmodels.evaluate import evaluate
 from costmodels.lengths import fixed_length
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
-from costmodels.plan import PlanBatch
+from costmodels.plan import FloatArray, PlanBatch
 from planner.constraints import legal
-from planner.dataflow.call_costs import CallSetting, call_context, call_costs
+from planner.dataflow.call_costs import CallSetting, call_context, call_costs, price_generation
 from planner.dataflow.dominance import undominated
 from planner.dataflow.strategies import strategies, training_job
 from planner.rules.base import Setting
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
+from profiles.engines import find_engine
 from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
 from profiles.parameters import total_parameters
@@ -75,6 +76,22 @@ def test_a_critic_computes_no_vocabulary() -> None:
     critic = call_costs(call(CallKind.INFERENCE, value_head=True), LLAMA, SETTING, [8])
     assert critic.time_s.min() < actor.time_s.min()
     assert critic.active_bytes.min() < actor.active_bytes.min()
+
+
+def test_host_time_of_generation_is_that_of_the_nodes_cpu() -> None:
+    wanted = call(CallKind.GENERATE)
+    engine = replace(find_engine("vllm"), step_overhead_s=3e-3, sequence_overhead_s=0.0)
+    plans = PlanBatch.from_columns(1, tensor_parallel=8, data_parallel=1, micro_batch_size=8)
+
+    def seconds(step_s: float, scale: float) -> FloatArray:
+        node = replace(CLUSTER.node, host_time_scale=scale)
+        where = replace(SETTING, cluster=replace(CLUSTER, node=node))
+        timed = replace(engine, step_overhead_s=step_s)
+        return price_generation(plans, wanted, LLAMA, where, timed, room_bytes=7e10).time_s
+
+    of_host_s = seconds(3e-3, 1.0) - seconds(0.0, 1.0)
+    assert (of_host_s > 1024 * 3e-3).all()  # every token is a step
+    assert seconds(3e-3, 2.5) - seconds(0.0, 2.5) == pytest.approx(2.5 * of_host_s)
 
 
 def test_inference_is_a_fraction_of_training() -> None:

@@ -1,7 +1,9 @@
 """The packaged catalogue: its figures, where they come from, and the names they are found by."""
 
 import csv
+import json
 import os
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,13 @@ def test_nodes(catalog: Catalog, node: str, devices: int, domain: int, gb_per_s_
     spec = catalog.nodes[node]
     assert (spec.devices_per_node, spec.domain_devices) == (devices, domain)
     assert spec.scale_out_bytes_per_s == pytest.approx(gb_per_s_per_device * 1e9)
+
+
+def test_host_code_takes_longer_on_grace(catalog: Catalog) -> None:
+    scales = {name: node.host_time_scale for name, node in catalog.nodes.items() if node.host_time_scale != 1}
+    assert set(scales) == {"gb200-nvl72", "gb300-nvl72", "gh200-4x"}
+    fitted = json.loads((resources.files("profiles") / "data" / "fits" / "dataflow.json").read_text(encoding="utf-8"))
+    assert set(scales.values()) == {round(fitted["nemo-rl"]["values"]["grace_time_scale"], 2)}
 
 
 def test_only_links_without_peer_to_peer_say_so(catalog: Catalog) -> None:
