@@ -69,11 +69,14 @@ def gradient_element_bytes(context: CostContext) -> float:
     return float(ELEMENT_BYTES[context.job.gradient_dtype or context.stack.gradient_dtype])
 
 
-def data_parallel_traffic(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> DataParallelTraffic:
+def data_parallel_traffic(
+    plans: PlanBatch, parameters: StageParameters, context: CostContext, *, each_stage: bool = False
+) -> DataParallelTraffic:
     """Price the traffic of every stage, once per distinct one.
 
     Returns:
-        Columns (N, 1) where one stage of every plan has most traffic of both kinds, which then stands for all.
+        Columns (N, 1) where one stage of every plan has most traffic of both kinds, which then stands for all
+        unless ``each_stage`` is asked for.
     """
     groups = group_rows(
         parameters.groups.of_row,
@@ -84,7 +87,9 @@ def data_parallel_traffic(plans: PlanBatch, parameters: StageParameters, context
         np.clip(plans.zero_stage, 0, 3),
         plans.axis_order,
     )
-    gradients_s, parameters_s = _slowest(*_distinct_traffic(plans, parameters, context, rows=groups.first))
+    gradients_s, parameters_s = _distinct_traffic(plans, parameters, context, rows=groups.first)
+    if not each_stage:
+        gradients_s, parameters_s = _slowest(gradients_s, parameters_s)
     # ZeRO-3 gathers and reduces per micro-batch; kept whole between micro-batches under a pipeline.
     sharded = (plans.zero_stage == 3) & (plans.pipeline_parallel == 1)
     hidden = context.stack.data_parallel_overlap

@@ -15,10 +15,9 @@ from costmodels.data_parallel import data_parallel_traffic
 from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.memory import TensorMemory, with_overheads
 from costmodels.memory_terms import communicators
-from costmodels.model_state import unit_parameters
 from costmodels.overlap import exposed_s
 from costmodels.plan import FloatArray, IntArray, PlanBatch
-from costmodels.stage_parameters import StageParameters, expert_shard_degree, stage_parameters
+from costmodels.stage_parameters import StageParameters, expert_shard_degree, stage_parameters, unit_parameters
 from costmodels.stages import StageTable, stage_table
 from costmodels.step import scale_out_doublings
 from costmodels.transfer import boundary_transfer_s

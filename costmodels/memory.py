@@ -88,12 +88,13 @@ def tensor_memory(
     """The part of ``stage_memory`` that follows from shapes; takes the same arguments."""
     if parameters is None:
         parameters = stage_parameters(plans, stages, context.model, context.job)
-    terms = memory_terms(plans, stages, parameters, context)
-    offloads = plans.offload_optimizer
+    offloads, streams = plans.offload_optimizer, plans.offload_parameters
+    terms = memory_terms(plans, stages, parameters, context, streams=bool(streams.any()))
     parts, dynamic = composed(
         terms,
         held_activations(terms.activations, stage_layers(plans, stages, context.model), stages.in_flight),
         optimizer_on_host=offloads[:, None].astype(np.float64) if offloads.any() else None,
+        parameters_on_host=streams[:, None].astype(np.float64) if streams.any() else None,
         logits_copies=logits_copies(plans)[:, None],
     )
     return TensorMemory(
@@ -135,12 +136,12 @@ def memory_interval(peak_bytes: FloatArray, context: CostContext) -> tuple[Float
 def host_memory_bytes(
     plans: PlanBatch, stages: StageTable, context: CostContext, parameters: StageParameters | None = None
 ) -> FloatArray:
-    """(N,) host memory per node that offloaded states and activations take.
+    """(N,) host memory per node that offloaded states, activations and weights take.
 
     Source:
         ZeRO-Offload (arXiv:2101.06840) section 3: master weights, moments and gradients.
     """
-    rows = np.flatnonzero(plans.offload_optimizer | plans.offload_activations)
+    rows = np.flatnonzero(plans.offload_optimizer | plans.offload_activations | plans.offload_parameters)
     host = np.zeros(len(plans))
     if not len(rows):
         return host
@@ -162,9 +163,10 @@ def _offloaded_bytes(
 ) -> FloatArray:
     """(N,) bytes per node of plans that offload something."""
     per_rank = np.zeros_like(stages.in_flight)
-    if plans.offload_optimizer.any():
-        optimizer = model_state(plans, stages, parameters, context).optimizer
-        per_rank += plans.offload_optimizer[:, None] * optimizer * host_bytes_per_optimizer_byte(context)
+    if (plans.offload_optimizer | plans.offload_parameters).any():
+        state = model_state(plans, stages, parameters, context)
+        per_rank += plans.offload_optimizer[:, None] * state.optimizer * host_bytes_per_optimizer_byte(context)
+        per_rank += plans.offload_parameters[:, None] * state.weights
     if plans.offload_activations.any():
         offloaded = stage_activations(plans, stages, context).offloaded
         per_rank += 0.0 if offloaded is None else np.where(stages.count > 0, offloaded, 0.0)

@@ -23,15 +23,14 @@ from costmodels.context import CostContext
 from costmodels.model_state import (
     autograd_gradient_bytes,
     end_gradient_bytes,
-    largest_matrix_parameters,
     model_state,
     optimizer_temporary_bytes,
     state_bytes,
-    unit_parameters,
 )
+from costmodels.parameter_offload import streaming_bytes, weights_on_device_bytes
 from costmodels.plan import BoolArray, FloatArray, PlanBatch, Schedule
 from costmodels.stage_activations import ActivationUnits, StageActivations, activation_units
-from costmodels.stage_parameters import StageParameters
+from costmodels.stage_parameters import StageParameters, largest_matrix_parameters, unit_parameters
 from costmodels.stages import StageTable
 from profiles.stack import StackSpec
 
@@ -45,7 +44,8 @@ class MemoryTerms:
 
     Attributes:
         activations: What layers and ends keep of one micro-batch.
-        weights: Resident weights.
+        weights: Weights, before any offload.
+        streaming: What they stream through where they are offloaded.
         gradients: Resident gradients while the optimizer is on the device; 0 where they come and go with a step.
         leaves: (N, 1) or (N, S) whether gradients follow an offloaded optimizer as they come.
         all_gradients: Gradients once they are there.
@@ -59,6 +59,7 @@ class MemoryTerms:
 
     activations: ActivationUnits
     weights: FloatArray
+    streaming: FloatArray | None
     gradients: FloatArray
     leaves: BoolArray
     all_gradients: FloatArray
@@ -71,9 +72,9 @@ class MemoryTerms:
 
 
 def memory_terms(
-    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
+    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext, *, streams: bool = False
 ) -> MemoryTerms:
-    """The terms of every stage of N plans."""
+    """The terms of every stage of N plans; with ``streams`` also what offloaded weights stream through."""
     stack = context.stack
     state = model_state(plans, stages, parameters, context)
     units = activation_units(plans, context, has_embedding=stages.has_embedding, has_head=stages.has_head)
@@ -85,6 +86,7 @@ def memory_terms(
     return MemoryTerms(
         activations=units,
         weights=state.weights,
+        streaming=streaming_bytes(plans, stages, parameters, state.weights, context.model) if streams else None,
         gradients=resident,
         leaves=plans.zero_stage[:, None] >= 2,
         all_gradients=state.gradients,
@@ -102,6 +104,7 @@ def composed(
     held: StageActivations,
     *,
     optimizer_on_host: FloatArray | None,
+    parameters_on_host: FloatArray | None,
     logits_copies: FloatArray,
 ) -> tuple[dict[str, FloatArray], FloatArray]:
     """What tensors take at the peak of every stage.
@@ -110,6 +113,7 @@ def composed(
         terms: What the stages are made of.
         held: Their activations.
         optimizer_on_host: (N, 1) or (N, S) share of the optimizer that is offloaded; None for none anywhere.
+        parameters_on_host: (N, 1) or (N, S) share of the weights that is; None for none anywhere.
         logits_copies: (N, 1) micro-batches whose logits are alive at once.
 
     Returns:
@@ -127,8 +131,11 @@ def composed(
     if temporary is not None:  # gradients are there by then, if they were not before
         temporary = temporary + terms.all_gradients - resident
         optimizer = optimizer + np.maximum(temporary - start - end, 0.0)
+    weights = terms.weights
+    if parameters_on_host is not None and terms.streaming is not None:
+        weights = weights_on_device_bytes(weights, terms.streaming, parameters_on_host)
     parts = {
-        "weights": terms.weights,
+        "weights": weights,
         "gradients": resident + end,
         "optimizer": optimizer,
         "activations": held.kept + working,

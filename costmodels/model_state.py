@@ -16,12 +16,10 @@ from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree
 from costmodels.stages import StageTable
 from costmodels.workload import TrainingJob
-from profiles.model import ModelSpec
 from profiles.parameters import (
     embedding_parameters,
     head_parameters,
     layer_norm_parameters,
-    layer_parameters,
     position_parameters,
 )
 from profiles.precision import ELEMENT_BYTES, NF4_BYTES
@@ -187,25 +185,3 @@ def optimizer_temporary_bytes(plans: PlanBatch, parameters: StageParameters, con
     degrees = (plans.shard_degree, expert_shard_degree(plans, parameters))
     needed = _divided(plans, trained, degrees, each, from_stage=1)
     return np.where(plans.offload_optimizer[:, None], 0.0, needed)
-
-
-def unit_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
-    """(N,) parameters of the largest unit that ZeRO-3 gathers at once: a layer, or the embedding or head."""
-    layer = layer_parameters(model, moe=False)
-    sharded, replicated = float(layer.column_row_sharded), float(layer.replicated)
-    experts = np.zeros(len(plans))
-    if model.moe is not None:
-        mixed = layer_parameters(model, moe=True)
-        sharded, replicated = float(mixed.column_row_sharded), float(mixed.replicated)
-        experts = mixed.routed_experts / (plans.expert_parallel * plans.expert_tensor_parallel)
-    per_layer = sharded / plans.tensor_parallel + replicated + experts
-    ends = max(embedding_parameters(model), head_parameters(model)) / plans.tensor_parallel
-    largest: FloatArray = np.maximum(per_layer, ends)
-    return largest
-
-
-def largest_matrix_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
-    """(N,) weights of the largest linear layer or embedding: what is gathered where modules are gathered one by one."""
-    width = max(model.ffn_hidden_size, model.num_attention_heads * model.head_dim)
-    found: FloatArray = max(model.hidden_size * width, embedding_parameters(model)) / plans.tensor_parallel
-    return found

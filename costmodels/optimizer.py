@@ -1,5 +1,7 @@
 """The optimizer step: device memory traffic, or a step on the host when states are offloaded."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from costmodels.arrays import largest
@@ -7,7 +9,8 @@ from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.kernels.calls import KernelFamily, KernelOp, kernel_calls
 from costmodels.lowering.grouping import Groups, group_rows
-from costmodels.plan import FloatArray, PlanBatch
+from costmodels.parameter_offload import WeightWays, after_update_s
+from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree
 from costmodels.workload import TrainingJob
 from profiles.precision import ELEMENT_BYTES
@@ -58,17 +61,73 @@ def traffic_bytes_per_parameter(context: CostContext) -> float:
 
 def optimizer_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
     """(N,) seconds of the optimizer step on the fullest stage, excluding parameter gathering."""
-    groups, updated = _updated(plans, parameters)
-    on_device_s = np.take(device_step_s(updated, context), groups.of_row)
-    if not plans.offload_optimizer.any():
-        return on_device_s
-    return np.where(plans.offload_optimizer, np.take(host_step_s(updated, context), groups.of_row), on_device_s)
+    groups, updated, held = _updated(plans, parameters)
+    if not (plans.offload_optimizer | plans.offload_parameters).any():
+        return np.take(device_step_s(largest(updated), context), groups.of_row)
+    step_s = (
+        step_parts(updated, held, context)
+        .take(groups.of_row)
+        .step_s(
+            optimizer_on_host=plans.offload_optimizer[:, None].astype(np.float64),
+            parameters_on_host=plans.offload_parameters[:, None].astype(np.float64),
+        )
+    )
+    return largest(step_s)
 
 
-def updated_parameters(plans: PlanBatch, parameters: StageParameters) -> FloatArray:
-    """(N,) parameters that one rank of the fullest stage updates."""
-    groups, updated = _updated(plans, parameters)
-    return np.take(updated, groups.of_row)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepParts:
+    """What an optimizer step takes wherever it happens; columns of one shape, per stage.
+
+    Attributes:
+        device_step_s: All of it on the device.
+        host_step_s: All of it on the host, gradients moved there.
+        ways: Weights moved afterwards.
+    """
+
+    device_step_s: FloatArray
+    host_step_s: FloatArray
+    ways: WeightWays
+
+    def take(self, rows: IntArray) -> "StepParts":
+        """The selected rows."""
+        ways = WeightWays(updated_s=self.ways.updated_s[rows], held_s=self.ways.held_s[rows])
+        return StepParts(device_step_s=self.device_step_s[rows], host_step_s=self.host_step_s[rows], ways=ways)
+
+    def step_s(self, *, optimizer_on_host: FloatArray, parameters_on_host: FloatArray) -> FloatArray:
+        """Seconds of the step: what is on the device, then what is on the host, then what moves.
+
+        Args:
+            optimizer_on_host: Share of the optimizer that is offloaded.
+            parameters_on_host: Share of the weights that is.
+
+        Source:
+            Megatron-LM's HybridDeviceOptimizer (``--optimizer-offload-fraction``) steps one after the other.
+        """
+        moved_s = after_update_s(self.ways, optimizer_on_host=optimizer_on_host, parameters_on_host=parameters_on_host)
+        return self.device_step_s * (1.0 - optimizer_on_host) + self.host_step_s * optimizer_on_host + moved_s
+
+
+def step_parts(updated: FloatArray, held: FloatArray, context: CostContext) -> StepParts:
+    """Prices of an update.
+
+    Args:
+        updated: Parameters that one rank updates.
+        held: Trained parameters that it holds.
+        context: Job, cluster and stack.
+    """
+    weight_s = context.job.numerics.storage_bytes / context.cluster.node.host_link.bandwidth_bytes_per_s
+    return StepParts(
+        device_step_s=device_step_s(updated, context),
+        host_step_s=host_step_s(updated, context),
+        ways=WeightWays(updated_s=updated * weight_s, held_s=held * weight_s),
+    )
+
+
+def updated_parameters(plans: PlanBatch, parameters: StageParameters) -> tuple[FloatArray, FloatArray]:
+    """(N, S) parameters that one rank of each stage updates, and trained ones that it holds."""
+    groups, updated, held = _updated(plans, parameters)
+    return updated[groups.of_row], held[groups.of_row]
 
 
 def device_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
@@ -77,22 +136,23 @@ def device_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
 
 
 def host_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
-    """Seconds of an optimizer step over so many parameters per rank on the host, gradients and weights moved."""
+    """Seconds of an optimizer step over so many parameters per rank on the host, gradients moved there."""
     node = context.cluster.node
-    moved = updated * (gradient_element_bytes(context) + context.job.numerics.storage_bytes)
+    moved = updated * gradient_element_bytes(context)
     on_host_s = updated * node.devices_per_node / HOST_ADAM_PARAMETERS_PER_S
     return on_host_s + moved / node.host_link.bandwidth_bytes_per_s
 
 
-def _updated(plans: PlanBatch, parameters: StageParameters) -> tuple[Groups, FloatArray]:
-    """Plans that update as much, and (K,) parameters per rank of the fullest stage of each group."""
+def _updated(plans: PlanBatch, parameters: StageParameters) -> tuple[Groups, FloatArray, FloatArray]:
+    """Plans that update as much, and (K, S) parameters per rank of each group: updated, and trained and held."""
     sharded = plans.zero_stage > 0
     degree = np.where(sharded, np.minimum(plans.shard_degree, parameters.dense_replicas), 1)
     expert_degree = np.where(sharded, expert_shard_degree(plans, parameters), 1)
-    groups = group_rows(parameters.groups.of_row, degree, expert_degree)
+    groups = group_rows(parameters.groups.of_row, degree, expert_degree, np.maximum(plans.zero_stage, 2))
     rows = groups.first
-    dense = parameters.trained_dense[rows] / degree[rows, None]
-    return groups, largest(dense + parameters.trained_expert[rows] / expert_degree[rows, None])
+    dense, expert = parameters.trained_dense[rows], parameters.trained_expert[rows]
+    updated = dense / degree[rows, None] + expert / expert_degree[rows, None]
+    return groups, updated, np.where(plans.zero_stage[rows, None] >= 3, updated, dense + expert)
 
 
 def memory_seconds_per_byte(context: CostContext) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 
 from costmodels.arrays import largest, total
 from costmodels.overlap import exposed_s
-from costmodels.plan import FloatArray, IntArray, Schedule
+from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
 
 # Weight gradients per stage that each schedule moves into the bubble.
 _DEFERRED = [
@@ -82,20 +82,38 @@ class Passes:
         """(N, S) forward and backward."""
         return self.forward_s + self.backward_s
 
-    def waiting(self, moved_s: FloatArray) -> "Passes":
-        """The same on stages that wait for activations going to the host and back.
+    def waiting(self, traffic: "HostTraffic", *, defers: BoolArray) -> "Passes":
+        """The same on stages that wait for what goes to the host and comes back.
 
-        Copy engines move them while the stage works; what takes longer than the forward pass on the way there, or
-        than the backward pass on the way back, the stage waits for.
+        Copy engines move it while the stage works; what takes longer than the pass it belongs to, the stage waits
+        for. Links are full duplex: in the forward pass activations leave while weights come.
 
         Args:
-            moved_s: (N, S) one micro-batch's way to the host.
+            traffic: What goes and comes.
+            defers: (N,) whether weight gradients are put off: what comes for the way back comes under the input
+                gradients alone.
         """
+        there_s = np.maximum(traffic.activations_s, traffic.weights_s)
+        back_s = traffic.activations_s + traffic.weights_s
+        window_s = np.where(defers[:, None], self.input_gradient_s, self.backward_s)
         return Passes(
-            forward_s=self.forward_s + exposed_s(moved_s, self.forward_s, 1.0),
-            input_gradient_s=self.input_gradient_s + exposed_s(moved_s, self.backward_s, 1.0),
+            forward_s=self.forward_s + exposed_s(there_s, self.forward_s, 1.0),
+            input_gradient_s=self.input_gradient_s + exposed_s(back_s, window_s, 1.0),
             weight_gradient_s=self.weight_gradient_s,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostTraffic:
+    """What one micro-batch moves over the host link on every stage; (N, S) seconds one way.
+
+    Attributes:
+        activations_s: Kept activations, there in the forward pass and back in the backward pass.
+        weights_s: Offloaded weights, which come in each of both passes.
+    """
+
+    activations_s: FloatArray
+    weights_s: FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +123,7 @@ class Scheduled:
     Attributes:
         pipeline_s: (N,) from the first forward to the last backward.
         bubble_s: (N,) of it, what the slowest stage idles.
-        offload_s: (N,) of it, what waiting for activations to come from the host adds.
+        offload_s: (N,) of it, what waiting for the host adds.
         passes: What stages take, waiting included.
     """
 
@@ -122,9 +140,9 @@ def scheduled(
     count: IntArray,
     virtual_stages: IntArray,
     num_microbatches: IntArray,
-    moved_s: FloatArray | None,
+    traffic: HostTraffic | None,
 ) -> Scheduled:
-    """Steps of pipelines whose stages may offload activations.
+    """Steps of pipelines whose stages may offload activations and weights.
 
     Args:
         schedule: (N,) ``Schedule`` codes.
@@ -132,13 +150,13 @@ def scheduled(
         count: (N, S) as for ``pipeline_s``.
         virtual_stages: (N,) chunks per rank.
         num_microbatches: (N,) micro-batches.
-        moved_s: (N, S) one micro-batch's way to the host; None when nothing is offloaded.
+        traffic: What one micro-batch moves to the host and back; None when nothing is offloaded.
     """
     shape = {"count": count, "virtual_stages": virtual_stages, "num_microbatches": num_microbatches}
     whole_s, bubble_s = pipeline_s(schedule, passes, **shape)
-    if moved_s is None:
+    if traffic is None:
         return Scheduled(pipeline_s=whole_s, bubble_s=bubble_s, offload_s=np.zeros_like(whole_s), passes=passes)
-    slowed = passes.waiting(moved_s)
+    slowed = passes.waiting(traffic, defers=np.asarray(_DEFERRED)[schedule] > 0)
     slowed_s = np.maximum(pipeline_s(schedule, slowed, **shape)[0], whole_s)
     return Scheduled(pipeline_s=slowed_s, bubble_s=bubble_s, offload_s=slowed_s - whole_s, passes=slowed)
 

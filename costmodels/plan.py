@@ -108,6 +108,7 @@ _BOOL_COLUMNS = {
     "sequence_parallel": False,
     "offload_optimizer": False,
     "offload_activations": False,
+    "offload_parameters": False,
     "overlap_grad_reduce": True,
     "overlap_param_gather": True,
     "tensor_parallel_overlap": False,
@@ -151,6 +152,7 @@ class ExecutionPlan:
     sequence_parallel: bool = False
     offload_optimizer: bool = False
     offload_activations: bool = False
+    offload_parameters: bool = False
     overlap_grad_reduce: bool = True
     overlap_param_gather: bool = True
     tensor_parallel_overlap: bool = False
@@ -188,6 +190,7 @@ class PlanBatch:
         sequence_parallel: Megatron sequence parallelism (norms and dropouts sharded over t).
         offload_optimizer: Optimizer states and step on the host (ZeRO-Offload).
         offload_activations: Checkpointed activations on the host.
+        offload_parameters: Weights on the host, streamed in for every pass (ZeRO-Infinity).
         overlap_grad_reduce: Gradient reduction runs under the backward pass.
         overlap_param_gather: Parameter gathering runs under the forward pass.
         tensor_parallel_overlap: Tensor-parallel communication split and run under the GEMMs.
@@ -217,6 +220,7 @@ class PlanBatch:
     sequence_parallel: BoolArray
     offload_optimizer: BoolArray
     offload_activations: BoolArray
+    offload_parameters: BoolArray
     overlap_grad_reduce: BoolArray
     overlap_param_gather: BoolArray
     tensor_parallel_overlap: BoolArray

@@ -7,20 +7,21 @@ between their device groups; data-parallel traffic, the optimizer step and offlo
 where they take longest, under the passes of the slowest stage.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from costmodels.arrays import largest, total
-from costmodels.data_parallel import DataParallelTraffic, exposed_traffic_s
+from costmodels.data_parallel import exposed_traffic_s
 from costmodels.memory import TensorMemory, host_bytes_per_optimizer_byte, with_overheads
 from costmodels.memory_terms import MemoryTerms, composed
-from costmodels.pipeline import Passes, in_flight_microbatches, scheduled
+from costmodels.pipeline import HostTraffic, Passes, in_flight_microbatches, scheduled
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule, chosen_modules
 from costmodels.stage_activations import ActivationUnits, LayerUnits, StageActivations, held_activations
 from costmodels.stage_layers import LayerGroup, StageLayers, layer_kinds
+from costmodels.stage_once import stage_step_parts, stage_traffic
 from costmodels.stage_plan import OFFLOAD_PARTS, StagePlanBatch
-from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
+from costmodels.stage_prices import CONTENT_COLUMNS, OFFLOAD_COLUMNS, StagePrices
 from costmodels.stage_seconds import RecomputeUnits, recomputation_s
 from costmodels.step import per_step_overhead_s
 from profiles.model import ModelSpec
@@ -33,7 +34,7 @@ class StageEstimateBatch:
     Attributes:
         step_time_s: (N,) seconds per optimizer step.
         time_parts_s: Part of the step to (N,) seconds; they add up to ``step_time_s``.
-        stages: One micro-batch on every stage, waiting for offloaded activations included.
+        stages: One micro-batch on every stage, waiting for the host included.
         memory_parts_bytes: Part name to (N, S) bytes of one device of every stage.
         stage_memory_bytes: (N, S) their sum; 0 in unused columns.
         usable_bytes: (N, S) device memory that programs can use.
@@ -148,9 +149,11 @@ def _look_up(plans: StagePlanBatch, prices: StagePrices, dense: IntArray, moe: I
     config, used = plans.config.T, plans.used
     has_embedding, has_head = plans.ends()
     rows = prices.rows(config, dense=dense.T, moe=moe.T, has_embedding=(has_embedding & used).T, has_head=has_head.T)
-    content = np.take(prices.content, rows, axis=1)
+    offloads = plans.optimizer_offload.any() or plans.parameter_offload.any()
+    names = CONTENT_COLUMNS if offloads else CONTENT_COLUMNS[: -len(OFFLOAD_COLUMNS)]
+    content = np.take(prices.content[: len(names)], rows, axis=1)
     return _Looked(
-        content={name: values.T for name, values in zip(CONTENT_COLUMNS, content, strict=True)},
+        content={name: values.T for name, values in zip(names, content, strict=True)},
         unit={},
         prices=prices,
         plans=plans,
@@ -259,22 +262,17 @@ def _step(
 ) -> tuple[FloatArray, dict[str, FloatArray], Passes]:
     """(N,) step time and its parts, and the passes with what they wait for."""
     stack, m, used = prices.context.stack, plans.num_microbatches, looked.used
+    weights_s = _weights_s(plans, looked)
     step = scheduled(
         plans.schedule,
         passes,
         count=used.astype(np.int64),
         virtual_stages=plans.virtual_stages,
         num_microbatches=m,
-        moved_s=None if held.moved is None else held.moved * used / looked["host_bytes_per_s"],
+        traffic=_host_traffic(looked, held, weights_s),
     )
-    traffic = DataParallelTraffic(
-        gradients_s=looked["gradients_s"] * used,
-        parameters_s=looked["parameters_s"] * used,
-        reduces_per_microbatch=looked["reduces_per_microbatch"],
-        gathers_per_microbatch=looked["gathers_per_microbatch"],
-        hidden_gathers=looked["hidden_gathers"],
-        hidden_reductions=looked["hidden_reductions"],
-    )
+    traffic = stage_traffic(looked, weights_s=weights_s)
+    traffic = replace(traffic, gradients_s=traffic.gradients_s * used, parameters_s=traffic.parameters_s * used)
     exposed, _ = exposed_traffic_s(
         traffic,
         num_microbatches=m,
@@ -296,25 +294,42 @@ def _step(
     return step_s * scale, {name: seconds * scale for name, seconds in parts.items()}, step.passes
 
 
-def _optimizer_s(plans: StagePlanBatch, looked: _Looked) -> FloatArray:
-    """(N, S) seconds of the optimizer step: what is on the device, then what is on the host.
+def _weights_s(plans: StagePlanBatch, looked: _Looked) -> FloatArray | None:
+    """(N, S) seconds in which the offloaded weights of a stage cross the host link once; None for none anywhere."""
+    if not plans.parameter_offload.any():
+        return None
+    return looked["weights_bytes"] * (plans.parameter_offload / OFFLOAD_PARTS) / looked["host_bytes_per_s"]
 
-    Source:
-        Megatron-LM's HybridDeviceOptimizer (``--optimizer-offload-fraction``) steps one after the other.
-    """
-    on_device_s = looked["device_step_s"]
-    if not plans.optimizer_offload.any():
-        return on_device_s
-    share = plans.optimizer_offload / OFFLOAD_PARTS
-    return on_device_s * (1.0 - share) + looked["host_step_s"] * share
+
+def _host_traffic(looked: _Looked, held: StageActivations, weights_s: FloatArray | None) -> HostTraffic | None:
+    """What one micro-batch moves over the host link; None when no plan offloads activations or weights."""
+    if held.moved is None and weights_s is None:
+        return None
+    used, nothing = looked.used, np.zeros(looked.used.shape)
+    return HostTraffic(
+        activations_s=nothing if held.moved is None else held.moved * used / looked["host_bytes_per_s"],
+        weights_s=nothing if weights_s is None else weights_s * used * (1.0 - looked["gathers_once"]),
+    )
+
+
+def _optimizer_s(plans: StagePlanBatch, looked: _Looked) -> FloatArray:
+    """(N, S) seconds of the optimizer step."""
+    if not (plans.optimizer_offload.any() or plans.parameter_offload.any()):
+        return looked["device_step_s"]
+    return stage_step_parts(looked).step_s(
+        optimizer_on_host=plans.optimizer_offload / OFFLOAD_PARTS,
+        parameters_on_host=plans.parameter_offload / OFFLOAD_PARTS,
+    )
 
 
 def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, model: ModelSpec) -> TensorMemory:
     """What tensors take on every stage."""
     temporaries = looked["temporaries_bytes"]
+    offloads, streams = plans.optimizer_offload.any(), plans.parameter_offload.any()
     terms = MemoryTerms(
         activations=_activation_units(looked, model),
         weights=looked["weights_bytes"],
+        streaming=looked["streaming_bytes"] if streams else None,
         gradients=looked["gradients_bytes"],
         leaves=looked["leaves"] > 0,
         all_gradients=looked["all_gradients_bytes"],
@@ -325,11 +340,11 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, mod
         head=looked["head_bytes"],
         communication=looked["communication_bytes"],
     )
-    offloads = plans.optimizer_offload.any()
     parts, dynamic = composed(
         terms,
         held,
         optimizer_on_host=plans.optimizer_offload / OFFLOAD_PARTS if offloads else None,
+        parameters_on_host=plans.parameter_offload / OFFLOAD_PARTS if streams else None,
         logits_copies=np.where(plans.schedule == Schedule.GPIPE, plans.num_microbatches, 1.0)[:, None],
     )
     return TensorMemory(
@@ -344,10 +359,11 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, mod
 def _host_bytes(plans: StagePlanBatch, prices: StagePrices, looked: _Looked, held: StageActivations) -> FloatArray:
     """(N, S) bytes on a host whose devices all run the stage."""
     host = np.zeros(plans.config.shape)
-    if not plans.optimizer_offload.any() and held.offloaded is None:
+    if not (plans.optimizer_offload.any() or plans.parameter_offload.any()) and held.offloaded is None:
         return host
     share = plans.optimizer_offload / OFFLOAD_PARTS
     host += looked["optimizer_bytes"] * share * host_bytes_per_optimizer_byte(prices.context)
+    host += looked["weights_bytes"] * (plans.parameter_offload / OFFLOAD_PARTS)
     if held.offloaded is not None:
         host += held.offloaded
     devices = total(np.take(1.0 * prices.configs.num_devices, plans.config.T) * looked.used.T)[:, None]

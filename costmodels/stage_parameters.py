@@ -156,3 +156,35 @@ def _adapters(share: _Shares, model: ModelSpec, lora: LoraSpec) -> tuple[FloatAr
     routed = lora_parameters(unshared, lora.rank, in_mlp, moe=True)
     expert: FloatArray = share.moe_layers * routed / (share.expert * share.expert_tensor)
     return dense + share.moe_layers * (everywhere - routed) * half_split, expert
+
+
+def unit_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
+    """(N,) parameters of the largest unit that ZeRO-3 gathers at once: a layer, or the embedding or head."""
+    largest: FloatArray = np.maximum(layer_unit_parameters(plans, model), end_parameters(plans, model))
+    return largest
+
+
+def layer_unit_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
+    """(N,) parameters of the largest layer on one rank, before ZeRO."""
+    layer = layer_parameters(model, moe=False)
+    sharded, replicated = float(layer.column_row_sharded), float(layer.replicated)
+    experts = np.zeros(len(plans))
+    if model.moe is not None:
+        mixed = layer_parameters(model, moe=True)
+        sharded, replicated = float(mixed.column_row_sharded), float(mixed.replicated)
+        experts = mixed.routed_experts / (plans.expert_parallel * plans.expert_tensor_parallel)
+    per_layer: FloatArray = sharded / plans.tensor_parallel + replicated + experts
+    return per_layer
+
+
+def end_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
+    """(N,) parameters of the embedding or of the head on one rank, whichever are more."""
+    ends: FloatArray = max(embedding_parameters(model), head_parameters(model)) / plans.tensor_parallel
+    return ends
+
+
+def largest_matrix_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
+    """(N,) weights of the largest linear layer or embedding: what is gathered where modules are gathered one by one."""
+    width = max(model.ffn_hidden_size, model.num_attention_heads * model.head_dim)
+    found: FloatArray = max(model.hidden_size * width, embedding_parameters(model)) / plans.tensor_parallel
+    return found

@@ -18,7 +18,7 @@ from costmodels.stage_layers import layer_kinds, stage_layers
 from costmodels.stages import moe_layers, stage_table
 from profiles.model import ModelSpec
 
-OFFLOAD_PARTS = 8  # optimizer offload is decided in eighths of a stage's states
+OFFLOAD_PARTS = 8  # offload of optimizers and weights is decided in eighths of a stage's
 
 # Columns of a plan that say how one stage runs, and nothing about the stages around it.
 CONFIG_COLUMNS = (
@@ -85,6 +85,7 @@ class StagePlanBatch:
         offloaded: Layers whose kept activations are on the host: of those recomputed from their input where there
             are any, else of all.
         optimizer_offload: Eighths of the optimizer's states that are on the host.
+        parameter_offload: Eighths of the weights that are on the host.
         modules: ``RecomputeModule`` flags: which modules; the attention core unless said.
     """
 
@@ -100,6 +101,7 @@ class StagePlanBatch:
     full_moe: IntArray
     offloaded: IntArray
     optimizer_offload: IntArray
+    parameter_offload: IntArray
     modules: IntArray
 
     def __len__(self) -> int:
@@ -231,6 +233,7 @@ def from_uniform(plans: PlanBatch, model: ModelSpec, *, group: int = 0) -> tuple
         num_microbatches=plans.num_microbatches,
         offloaded=0 if layers.offloaded is None else layers.offloaded,
         optimizer_offload=OFFLOAD_PARTS * plans.offload_optimizer[:, None] * used,
+        parameter_offload=OFFLOAD_PARTS * plans.offload_parameters[:, None] * used,
         modules=plans.recompute_modules[:, None],
         **counts,
     )

@@ -21,7 +21,8 @@ from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
 from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.memory_terms import communicators, memory_terms
-from costmodels.optimizer import device_step_s, host_step_s, updated_parameters
+from costmodels.optimizer import step_parts, updated_parameters
+from costmodels.parameter_offload import gathers_once
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, RecomputeModule
 from costmodels.stage_activations import activation_units
 from costmodels.stage_layers import layer_kinds
@@ -33,6 +34,8 @@ from costmodels.transfer import boundary_transfer_s
 from costmodels.trust import price_trust
 from profiles.errors import SpecError
 
+# What is only read of stages that offload, of seconds and bytes of a whole stage.
+OFFLOAD_COLUMNS = ("host_step_s", "updated_way_s", "held_way_s", "streaming_bytes")
 # Seconds and bytes of a stage as a whole, nothing recomputed or offloaded.
 CONTENT_COLUMNS = (
     "forward_s",
@@ -41,7 +44,6 @@ CONTENT_COLUMNS = (
     "gradients_s",
     "parameters_s",
     "device_step_s",
-    "host_step_s",
     "ends_bytes",
     "weights_bytes",
     "gradients_bytes",
@@ -52,6 +54,7 @@ CONTENT_COLUMNS = (
     "logits_bytes",
     "head_bytes",
     "communication_bytes",
+    *OFFLOAD_COLUMNS,
 )
 # Of one layer, dense and MoE; of one configuration.
 KIND_COLUMNS = ("whole_bytes", "input_bytes", "backward_bytes", "layer_s")
@@ -69,6 +72,7 @@ CONFIG_COLUMNS = (
     "gathers_per_microbatch",
     "hidden_gathers",
     "hidden_reductions",
+    "gathers_once",
     "leaves",
     "communicators",
     "usable_bytes",
@@ -209,16 +213,18 @@ def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, contex
     parameters = stage_parameters(plans, stages, context.model, context.job)
     work = stage_seconds(plans, stages, costs, parameters, context)
     traffic = data_parallel_traffic(plans, parameters, context)
-    terms = memory_terms(plans, stages, parameters, context)
-    updated = updated_parameters(plans, parameters)
+    terms = memory_terms(plans, stages, parameters, context, streams=True)
+    step = step_parts(*updated_parameters(plans, parameters), context)
     values = {
         "forward_s": work.forward_s,
         "input_gradient_s": work.input_gradient_s,
         "weight_gradient_s": work.weight_gradient_s,
         "gradients_s": traffic.gradients_s,
         "parameters_s": traffic.parameters_s,
-        "device_step_s": device_step_s(updated, context),
-        "host_step_s": host_step_s(updated, context),
+        "device_step_s": step.device_step_s,
+        "host_step_s": step.host_step_s,
+        "updated_way_s": step.ways.updated_s,
+        "held_way_s": step.ways.held_s,
         "ends_bytes": terms.activations.ends,
         "weights_bytes": terms.weights,
         "gradients_bytes": terms.gradients,
@@ -229,6 +235,7 @@ def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, contex
         "logits_bytes": terms.logits,
         "head_bytes": terms.head,
         "communication_bytes": terms.communication,
+        "streaming_bytes": np.zeros(len(code)) if terms.streaming is None else terms.streaming,
     }
     return np.stack([values[name].reshape(-1) for name in CONTENT_COLUMNS])
 
@@ -249,6 +256,7 @@ def _priced_units(
         "gathers_per_microbatch": traffic.gathers_per_microbatch[:, 0],
         "hidden_gathers": traffic.hidden_gathers[:, 0],
         "hidden_reductions": traffic.hidden_reductions[:, 0],
+        "gathers_once": 1.0 * gathers_once(plans),
         "leaves": 1.0 * (plans.zero_stage >= 2),
         "communicators": communicators(plans),
         "usable_bytes": np.full(len(members), context.cluster.device.usable_memory_bytes),

@@ -5,18 +5,20 @@ backward pass does not hide, the optimizer and fixed overheads come on top. Ever
 seconds on the critical path, so that they add up to the step time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from costmodels.arrays import at_column, largest, largest_column, total
 from costmodels.context import CostContext
-from costmodels.data_parallel import data_parallel_traffic, exposed_traffic_s
+from costmodels.data_parallel import DataParallelTraffic, data_parallel_traffic, exposed_traffic_s
 from costmodels.layer_costs import COMPONENTS, RECOMPUTED, LayerCosts
 from costmodels.lowering.grouping import Groups, group_rows
+from costmodels.model_state import model_state
 from costmodels.optimizer import optimizer_s
-from costmodels.pipeline import Passes, scheduled
-from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.parameter_offload import gathers_once
+from costmodels.pipeline import HostTraffic, Passes, scheduled
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.stage_activations import stage_activations
 from costmodels.stage_layers import StageLayers, stage_layers
 from costmodels.stage_parameters import StageParameters
@@ -99,7 +101,7 @@ def step_time(
     parts = {name: np.take(seconds, of_row) for name, seconds in distinct.parts_s.items()}
     totals = {name: np.take(seconds, of_row) for name, seconds in distinct.totals_s.items()}
     parts["data_parallel"], totals["data_parallel"] = exposed_traffic_s(
-        data_parallel_traffic(plans, parameters, context),
+        _data_parallel_traffic(plans, stages, parameters, context),
         num_microbatches=plans.num_microbatches,
         forward_s=np.take(distinct.forward_s, of_row),
         backward_s=np.take(distinct.backward_s, of_row),
@@ -144,6 +146,8 @@ def _alike(plans: PlanBatch, stages: StageTable, costs: LayerCosts) -> Groups:
         plans.data_parallel,
         plans.axis_order,
         plans.offload_activations.astype(np.int64),
+        plans.offload_parameters * (1 + plans.zero_stage),
+        plans.offload_parameters * plans.shard_degree,
         accumulates_whole(plans).astype(np.int64),
     ]
     if costs.expert_mlp is not None:
@@ -175,7 +179,7 @@ def _pipeline(
         count=stages.count,
         virtual_stages=plans.virtual_stages,
         num_microbatches=m,
-        moved_s=_moved_s(plans, stages, context),
+        traffic=_host_traffic(plans, stages, parameters, context),
     )
     parts, totals = _parts(plans, stages, costs, layers, again, slowest)
     parts["backward"] = parts["backward"] + m * at_column(work.accumulate_s, slowest)
@@ -262,15 +266,44 @@ def _at_stage(stages: StageTable, which: IntArray) -> Multiplicity:
     )
 
 
-def _moved_s(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray | None:
-    """(N, S) seconds that the activations of one micro-batch take to the host; None when no plan offloads."""
+def _host_traffic(
+    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
+) -> HostTraffic | None:
+    """What one micro-batch moves over the host link; None when no plan offloads activations or weights."""
     rows = np.flatnonzero(plans.offload_activations)
-    if not len(rows):
+    streams = plans.offload_parameters & ~gathers_once(plans)
+    if not (len(rows) or streams.any()):
         return None
-    moved = stage_activations(plans.take(rows), stages.take(rows), context).moved
-    moved_s = np.zeros(stages.layers.shape)
-    moved_s[rows] = 0.0 if moved is None else moved / context.cluster.node.host_link.bandwidth_bytes_per_s
-    return moved_s
+    activations_s = np.zeros(stages.layers.shape)
+    if len(rows):
+        moved = stage_activations(plans.take(rows), stages.take(rows), context).moved
+        activations_s[rows] = 0.0 if moved is None else moved / context.cluster.node.host_link.bandwidth_bytes_per_s
+    return HostTraffic(
+        activations_s=activations_s, weights_s=_offloaded_weights_s(plans, stages, parameters, context, streams)
+    )
+
+
+def _offloaded_weights_s(
+    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext, which: BoolArray
+) -> FloatArray:
+    """(N, S) seconds in which the weights of some of the plans cross the host link once; 0 for the others."""
+    seconds, rows = np.zeros(stages.layers.shape), np.flatnonzero(which)
+    if len(rows):
+        weights = model_state(plans.take(rows), stages.take(rows), parameters.take(rows), context).weights
+        seconds[rows] = weights * (stages.count[rows] > 0) / context.cluster.node.host_link.bandwidth_bytes_per_s
+    return seconds
+
+
+def _data_parallel_traffic(
+    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
+) -> DataParallelTraffic:
+    """Traffic of data parallelism; shards gathered once per step come from the host first where they are there."""
+    first = plans.offload_parameters & gathers_once(plans)
+    traffic = data_parallel_traffic(plans, parameters, context, each_stage=bool(first.any()))
+    if not first.any():
+        return traffic
+    weights_s = _offloaded_weights_s(plans, stages, parameters, context, first)
+    return replace(traffic, parameters_s=traffic.parameters_s + weights_s)
 
 
 def per_step_overhead_s(known_s: FloatArray, *, nodes: FloatArray, stack: StackSpec) -> FloatArray:

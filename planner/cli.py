@@ -282,7 +282,7 @@ _JOB_OPTIONS = {
 _SAME_NAME = (
     *("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "zero", "hsdp", "sp", "micro_batch", "recompute", "schedule"),
     *("context_kind", "axis_order", "first_stage_layers", "last_stage_layers"),
-    *("offload_optimizer", "offload_activations"),
+    *("offload_optimizer", "offload_activations", "offload_parameters"),
 )
 _PLAN_OPTIONS = {name: name for name in _SAME_NAME} | {"micro_batches": "num_microbatches"}
 

@@ -63,6 +63,9 @@ OffloadOptimizer = Annotated[
 OffloadActivations = Annotated[
     bool | None, _option("--offload-activations/--no-offload-activations", "Checkpoints on the host.", _PLAN)
 ]
+OffloadParameters = Annotated[
+    bool | None, _option("--offload-parameters/--no-offload-parameters", "Weights on the host.", _PLAN)
+]
 
 Framework = Annotated[
     str | None, _option("--framework", "megatron, deepspeed, fsdp, nanotron or huggingface.", _SEARCH)
@@ -126,6 +129,7 @@ def question(
     last_stage_layers: LastLayers = None,
     offload_optimizer: OffloadOptimizer = None,
     offload_activations: OffloadActivations = None,
+    offload_parameters: OffloadParameters = None,
     framework: Framework = None,
     stack_fit: StackFit = None,
     objective: Objective = "step_time",

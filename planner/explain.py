@@ -23,10 +23,11 @@ DIMENSIONS = (
     "sequence_parallel",
     "axis_order",
     "offload_optimizer",
+    "offload_parameters",
     "num_devices",
 )
 # Dimensions whose other values a user would rather have, if only they fitted.
-_WISHES = ("recompute", "micro_batch_size", "zero_stage", "offload_optimizer")
+_WISHES = ("recompute", "micro_batch_size", "zero_stage", "offload_optimizer", "offload_parameters")
 _SAME = 0.0005  # relative differences below this are not told
 _NOTICEABLE = 0.005  # a wish must promise more than this share of the step
 _COMPARED = [name for name in PlanBatch.__dataclass_fields__ if name != "stage_layers"]

@@ -48,6 +48,7 @@ SHORT_NAMES = {
     "sequence_parallel": "sequence parallel",
     "offload_optimizer": "optimizer offload",
     "offload_activations": "activation offload",
+    "offload_parameters": "weight offload",
     "num_devices": "gpus",
 }
 
@@ -195,7 +196,7 @@ def _shown(name: str, value: int, rival: Rival, side: int) -> str:
             return kind(value).name.lower()
     if name == "schedule":
         return next(word for word, code in SCHEDULE_NAMES.items() if code == value)
-    if name in ("sequence_parallel", "offload_optimizer", "offload_activations"):
+    if name == "sequence_parallel" or name.startswith("offload_"):
         return "on" if value else "off"
     return "all" if name == "zero_shard_degree" and value == 0 else str(value)
 

@@ -32,6 +32,7 @@ TIE_BREAK = (
     "recompute_modules",
     "offload_optimizer",
     "offload_activations",
+    "offload_parameters",
     "axis_order",
     "context_kind",
     "micro_batch_size",
@@ -51,6 +52,7 @@ FAMILY = (
     "recompute",
     "offload_optimizer",
     "offload_activations",
+    "offload_parameters",
 )
 # How much of the forward pass a recomputation mode repeats.
 _EFFORT = {Recompute.NONE: 0, Recompute.SELECTIVE: 1, Recompute.BLOCK: 2, Recompute.FULL: 3}

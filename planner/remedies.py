@@ -140,7 +140,7 @@ def _families(request: Request) -> Iterator[Iterator[_Trial]]:
 
 def _offloading(request: Request) -> Iterator[_Trial]:
     """Offload as it is, then with everything but the model-parallel degrees free."""
-    yield _trial(request, "offload", "offload optimizer states and checkpoints to the host", offload=True)
+    yield _trial(request, "offload", "offload optimizer states, checkpoints or weights to the host", offload=True)
     kept = {name: value for name, value in request.pins.items() if name in ("tensor_parallel", "pipeline_parallel")}
     if kept != dict(request.pins):
         message = "offload, and let the planner choose all but tp and pp"

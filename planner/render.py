@@ -138,10 +138,9 @@ def _zero_label(item: PlanEstimate) -> str:
 
 
 def _recompute_cell(item: PlanEstimate) -> str:
-    extra = (", offload" if item.plan.offload_optimizer else "") + (
-        ", ckpt offload" if item.plan.offload_activations else ""
-    )
-    return recompute_label(item.plan) + extra
+    plan = item.plan
+    extra = (", offload" if plan.offload_optimizer else "") + (", ckpt offload" if plan.offload_activations else "")
+    return recompute_label(plan) + extra + (", weight offload" if plan.offload_parameters else "")
 
 
 def _legend(plans: Sequence[PlanEstimate]) -> str:
@@ -183,6 +182,7 @@ def _verdict(best: PlanEstimate, console: Console) -> None:
         "pipeline inside data" if plan.axis_order else "",
         "optimizer offloaded" if plan.offload_optimizer else "",
         "checkpoints offloaded" if plan.offload_activations else "",
+        "weights offloaded" if plan.offload_parameters else "",
     ]
     told = ", ".join(word for word in extras if word)
     console.print(

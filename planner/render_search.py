@@ -135,6 +135,7 @@ def _recomputed(stage: StageChoice) -> str:
     words += [f"{stage.selective_layers} {names}"] if stage.selective_layers else []
     words += [f"{stage.offloaded_layers} offloaded"] if stage.offloaded_layers else []
     words += [f"optimizer {percent(stage.optimizer_offload)} on host"] if stage.optimizer_offload else []
+    words += [f"weights {percent(stage.parameter_offload)} on host"] if stage.parameter_offload else []
     return ", ".join(words) or "none"
 
 

@@ -42,7 +42,7 @@ class Options:
         framework: Framework or stack name; None for the usual one of the task.
         stack_fit: File of stacks fitted on one's own runs (``planner calibrate --runs``).
         objective: What "best" means, see ``planner.ranking.OBJECTIVES``.
-        offload: Also consider offloading optimizer states and checkpoints to host memory.
+        offload: Also consider offloading optimizer states, checkpoints and weights to host memory.
         named_modules: Also consider recomputing named modules of layers, as Megatron-Core can be told.
         variants: List plans that differ only in virtual stages, placement and other details (see
             ``planner.ranking.FAMILY``) one by one, instead of the best of them.

@@ -61,7 +61,7 @@ def plan_space(
         setting: Model, job, devices and framework.
         domain_devices: Devices per scale-up domain; placement and HSDP degrees depend on it.
         pins: Plan columns the user fixed (``pins.parse_pins``).
-        offload: Also consider offloading the optimizer and checkpoints to host memory.
+        offload: Also consider offloading the optimizer, checkpoints and weights to host memory.
         named_modules: Also consider recomputing named modules of layers.
 
     Returns:
@@ -303,11 +303,19 @@ def _recomputation(candidates: Candidates, *, named_modules: bool) -> None:
 
 
 def _flags(candidates: Candidates, domain_devices: int, *, offload: bool) -> None:
-    """Offloading when asked for, axis order where it matters, overlap wherever it is legal."""
+    """Offloading when asked for, axis order where it matters, overlap wherever it is legal.
+
+    FSDP moves weights along with the optimizer: nothing to choose.
+    """
     setting = candidates.setting
     choices = _singles([0, 1] if offload else [0])
     candidates.expand(("offload_optimizer",), choices)
     candidates.expand(("offload_activations",), choices)
+    if setting.framework == FSDP:
+        along = (candidates.columns["offload_optimizer"] > 0) & (candidates.columns["zero_stage"] == 3)
+        candidates.derive(offload_parameters=along)
+    else:
+        candidates.expand(("offload_parameters",), choices)
     crosses = setting.num_devices > domain_devices
 
     def matters(columns: Columns) -> BoolArray:

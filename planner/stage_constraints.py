@@ -105,10 +105,14 @@ def _too_many_treated(plans: StagePlanBatch, setting: StageSetting) -> FloatArra
         (plans.selective_moe + plans.full_moe, moe),
         (plans.offloaded, offloadable),
         (plans.optimizer_offload, np.full_like(plans.layers, OFFLOAD_PARTS)),
+        (plans.parameter_offload, np.full_like(plans.layers, OFFLOAD_PARTS)),
     )
-    counts = (plans.selective_dense, plans.selective_moe, plans.full_dense, plans.full_moe)
+    counts = (
+        *(plans.selective_dense, plans.selective_moe, plans.full_dense, plans.full_moe),
+        *(plans.offloaded, plans.optimizer_offload, plans.parameter_offload),
+    )
     excess = sum(_over_stages(np.maximum(count - limit, 0), plans) for count, limit in limits)
-    below = sum(_over_stages(np.maximum(-count, 0), plans) for count in (*counts, plans.offloaded))
+    below = sum(_over_stages(np.maximum(-count, 0), plans) for count in counts)
     return np.asarray(excess + below, dtype=np.float64)
 
 
@@ -155,9 +159,10 @@ def legal_stages(plans: StagePlanBatch, setting: StageSetting) -> BoolArray:
 _CONDITIONS = {
     "stages_share_a_mesh": "all stages have the same degrees, ZeRO stage and micro-batch",
     "stages_recompute_alike": "all stages recompute alike: none, all or so many of their layers, or the same modules",
-    "stages_offload_alike": "all stages offload alike: a share of the optimizer, activations of all layers or none",
+    "stages_offload_alike": "all stages offload alike: optimizer, weights, activations of all layers or none",
     "layers_laid_out_by_itself": "layers are on the stages that the framework puts them on",
     "optimizer_offloaded_whole": "the optimizer is offloaded as a whole or not at all",
+    "parameters_offloaded_whole": "weights are offloaded as a whole or not at all",
 }
 
 
@@ -177,11 +182,12 @@ def as_uniform(plans: StagePlanBatch, setting: StageSetting) -> tuple[PlanBatch,
     mode, layers, treated_alike = _recomputation(plans, setting.model)
     modules, modules_alike = _modules(plans)
     treated_alike &= modules_alike
-    eighths, offloaded = plans.optimizer_offload.T, plans.offloaded.T
+    eighths, weights, offloaded = plans.optimizer_offload.T, plans.parameter_offload.T, plans.offloaded.T
     full = (plans.full_dense + plans.full_moe).T
     most = np.where(mode >= Recompute.FULL, full, plans.layers.T)
     moved_alike = (((offloaded == 0) | ~used).all(axis=0)) | (((offloaded == most) | ~used).all(axis=0))
-    moved_alike &= ((eighths == eighths[:1]) | ~used).all(axis=0)
+    for share in (eighths, weights):
+        moved_alike &= ((share == share[:1]) | ~used).all(axis=0)
     uniform = PlanBatch.from_columns(
         len(plans),
         **columns,
@@ -193,6 +199,7 @@ def as_uniform(plans: StagePlanBatch, setting: StageSetting) -> tuple[PlanBatch,
         recompute_modules=np.where(mode == Recompute.SELECTIVE, modules, CORE),
         offload_optimizer=eighths[0] > 0,
         offload_activations=offloaded[0] > 0,
+        offload_parameters=weights[0] > 0,
         stage_layers=np.ascontiguousarray(plans.layers * plans.used),
     )
     differ = {
@@ -245,10 +252,15 @@ def broken_by(plans: StagePlanBatch, setting: StageSetting, framework: Setting) 
     uniform, broken = as_uniform(plans, setting)
     broken["layers_laid_out_by_itself"] = ~_layout_possible(plans, uniform, framework)
     if framework.framework not in (MEGATRON, DEEPSPEED):
-        parts = (plans.optimizer_offload % OFFLOAD_PARTS * plans.used).T.any(axis=0)
-        broken["optimizer_offloaded_whole"] = mask(parts)
+        broken["optimizer_offloaded_whole"] = _in_part(plans.optimizer_offload, plans)
+    broken["parameters_offloaded_whole"] = _in_part(plans.parameter_offload, plans)
     broken |= uniform_broken(uniform, framework)
     return {name: rows for name, rows in broken.items() if rows.any()}
+
+
+def _in_part(eighths: IntArray, plans: StagePlanBatch) -> BoolArray:
+    """(N,) whether some stage offloads a part of something."""
+    return mask((eighths % OFFLOAD_PARTS * plans.used).T.any(axis=0))
 
 
 def uniform_broken(uniform: PlanBatch, framework: Setting) -> dict[str, BoolArray]:

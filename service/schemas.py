@@ -149,6 +149,7 @@ class PlanBody(Body):
     sequence_parallel: bool | None = None
     offload_optimizer: bool | None = None
     offload_activations: bool | None = None
+    offload_parameters: bool | None = None
     overlap_grad_reduce: bool | None = None
     overlap_param_gather: bool | None = None
     tensor_parallel_overlap: bool | None = None

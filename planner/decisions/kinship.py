@@ -25,7 +25,10 @@ _DOUBLING = (
     *("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "virtual_stages"),
     "micro_batch_size",
 )
-_CHOICES = ("recompute", "zero_stage", "sequence_parallel", "schedule", "offload_optimizer", "offload_activations")
+_CHOICES = (
+    *("recompute", "zero_stage", "sequence_parallel", "schedule"),
+    *("offload_optimizer", "offload_activations", "offload_parameters"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

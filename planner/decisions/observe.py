@@ -26,7 +26,7 @@ FEW = 100.0  # equally likely scenarios below which probabilities are rough
 _SAME = (
     *("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel", "zero_stage"),
     *("micro_batch_size", "recompute", "virtual_stages", "sequence_parallel", "schedule"),
-    *("offload_optimizer", "offload_activations"),
+    *("offload_optimizer", "offload_activations", "offload_parameters"),
 )
 
 

@@ -6,6 +6,7 @@ from costmodels.plan import AxisOrder, BoolArray, ExecutionPlan, PlanBatch, Reco
 from planner.rules.base import (
     ARGUMENTS,
     DEEPSPEED,
+    FRAMEWORK_TITLES,
     FRAMEWORKS,
     FSDP,
     HUGGINGFACE,
@@ -286,6 +287,44 @@ STATE_RULES = (
         columns=columns("recompute", "offload_activations"),
         holds=lambda plans, _setting: ~plans.offload_activations | _recomputes_layers(plans),
         complaint=lambda _plan, _setting: ("needs recompute full or block:N", "recompute full"),
+    ),
+    Rule(
+        name="offload_parameters_exists",
+        frameworks=(MEGATRON, NANOTRON),
+        field="offload_parameters",
+        text="weights stay on the device",
+        source="Transformer Engine get_cpu_offload_context: offloading weights is deprecated and has no effect; "
+        "nanotron has no offload option",
+        columns=columns("offload_parameters"),
+        holds=lambda plans, _setting: ~plans.offload_parameters,
+        complaint=lambda _plan, setting: (
+            f"{FRAMEWORK_TITLES[setting.framework]} keeps weights on the device",
+            "offload_parameters off, or DeepSpeed with zero 3",
+        ),
+    ),
+    Rule(
+        name="offload_parameters_needs_zero_3",
+        frameworks=(DEEPSPEED, HUGGINGFACE),
+        field="offload_parameters",
+        text="offloading weights needs ZeRO 3",
+        source="deepspeed/runtime/zero/config.py offload_param: valid only with stage 3",
+        columns=columns("zero_stage", "offload_parameters"),
+        holds=lambda plans, _setting: ~plans.offload_parameters | (plans.zero_stage == 3),
+        complaint=lambda plan, _setting: (f"needs zero_stage 3; got {plan.zero_stage}", "zero 3"),
+    ),
+    Rule(
+        name="offload_parameters_goes_with_optimizer",
+        frameworks=(FSDP,),
+        field="offload_parameters",
+        text="with FSDP (ZeRO 3), weights are offloaded if and only if the optimizer is",
+        source="torch.distributed.fsdp CPUOffloadPolicy: offloads parameters, gradients, and optimizer states; what "
+        "stays gathered after the forward pass (2) is on the device when memory peaks",
+        columns=columns("zero_stage", "offload_optimizer", "offload_parameters"),
+        holds=lambda plans, _setting: plans.offload_parameters == (plans.offload_optimizer & (plans.zero_stage == 3)),
+        complaint=lambda plan, _setting: (
+            "needs FSDP (zero 3) with offload_optimizer" if plan.offload_parameters else "goes with offload_optimizer",
+            "both on with zero 3, or both off",
+        ),
     ),
     Rule(
         name="tensor_overlap_needs_sequence_parallel",

@@ -148,6 +148,7 @@ def _stage(
         full_layers=int(plan.full_dense[0, stage] + plan.full_moe[0, stage]),
         offloaded_layers=int(plan.offloaded[0, stage]),
         optimizer_offload=int(plan.optimizer_offload[0, stage]) / OFFLOAD_PARTS,
+        parameter_offload=int(plan.parameter_offload[0, stage]) / OFFLOAD_PARTS,
         microbatch_time_s=float(work_s[0, stage]),
         memory_bytes=float(priced.stage_memory_bytes[0, stage]),
         usable_memory_bytes=float(priced.usable_bytes[0, stage]),

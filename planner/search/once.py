@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from costmodels.data_parallel import DataParallelTraffic, exposed_traffic_s
+from costmodels.data_parallel import exposed_traffic_s
 from costmodels.plan import FloatArray, IntArray
+from costmodels.stage_once import stage_step_parts, stage_traffic
 from costmodels.stage_plan import OFFLOAD_PARTS
 from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
 
@@ -17,6 +18,7 @@ def once_s(
     forward_s: FloatArray,
     backward_s: FloatArray,
     optimizer_offload: IntArray | int = 0,
+    parameter_offload: IntArray | int = 0,
 ) -> tuple[FloatArray, FloatArray]:
     """(K,) seconds once per step of stages: of traffic that shows, and of the optimizer after that.
 
@@ -28,19 +30,19 @@ def once_s(
         forward_s: (K,) forward pass of the slowest stage, under which parameters are gathered.
         backward_s: (K,) its backward pass, under which gradients are reduced.
         optimizer_offload: (K,) eighths of the optimizer's states that are on the host.
+        parameter_offload: (K,) eighths of the weights that are.
     """
-    content = {name: prices.content[index, rows] for index, name in enumerate(CONTENT_COLUMNS)}
-    unit = {name: column[config][:, None] for name, column in prices.unit.items()}
-    traffic = DataParallelTraffic(
-        gradients_s=content["gradients_s"][:, None],
-        parameters_s=content["parameters_s"][:, None],
-        reduces_per_microbatch=unit["reduces_per_microbatch"],
-        gathers_per_microbatch=unit["gathers_per_microbatch"],
-        hidden_gathers=unit["hidden_gathers"],
-        hidden_reductions=unit["hidden_reductions"],
+    looked = {name: prices.content[index, rows][:, None] for index, name in enumerate(CONTENT_COLUMNS)}
+    looked |= {name: column[config][:, None] for name, column in prices.unit.items()}
+    optimizer, parameters = (
+        np.broadcast_to(np.asarray(share) / OFFLOAD_PARTS, rows.shape)[:, None]
+        for share in (optimizer_offload, parameter_offload)
     )
     exposed, _ = exposed_traffic_s(
-        traffic, num_microbatches=num_microbatches, forward_s=forward_s, backward_s=backward_s
+        stage_traffic(looked, weights_s=looked["weights_bytes"] * parameters / looked["host_bytes_per_s"]),
+        num_microbatches=num_microbatches,
+        forward_s=forward_s,
+        backward_s=backward_s,
     )
-    share = np.asarray(optimizer_offload) / OFFLOAD_PARTS
-    return exposed, content["device_step_s"] * (1.0 - share) + content["host_step_s"] * share
+    update_s = stage_step_parts(looked).step_s(optimizer_on_host=optimizer, parameters_on_host=parameters)
+    return exposed, update_s[:, 0]

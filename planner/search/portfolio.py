@@ -34,7 +34,7 @@ MOST_LAYERS = 256  # of models whose stages are laid out one by one; bounds the 
 # What a layout decides stage by stage: fixed by the user for all of them, it leaves nothing to decide.
 _LAYOUT_PINS = (
     "first_stage_layers", "last_stage_layers", "recompute", "recompute_layers", "recompute_modules",
-    "offload_optimizer", "offload_activations",
+    "offload_optimizer", "offload_activations", "offload_parameters",
 )  # fmt: skip
 _UNIFORM = "plans that treat every stage alike"
 _STAGED = "any layers per stage with the least recomputation that fits, degrees alike on all stages"

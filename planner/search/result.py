@@ -25,6 +25,7 @@ class StageChoice:
         full_layers: Layers recomputed from their input.
         offloaded_layers: Layers whose kept activations are on the host.
         optimizer_offload: Share of the optimizer's states that is on the host.
+        parameter_offload: Share of the weights that is on the host.
         microbatch_time_s: One micro-batch, forward and backward.
         memory_bytes: Of one device at its peak.
         usable_memory_bytes: What the device offers.
@@ -48,6 +49,7 @@ class StageChoice:
     full_layers: int
     offloaded_layers: int
     optimizer_offload: float
+    parameter_offload: float
     microbatch_time_s: float
     memory_bytes: float
     usable_memory_bytes: float
@@ -119,7 +121,7 @@ def _alike(stage: StageChoice) -> tuple[object, ...]:
         stage.device, stage.num_devices, stage.layers, stage.tensor_parallel, stage.context_parallel,
         stage.expert_parallel, stage.zero_stage, stage.micro_batch_size, stage.selective_layers, stage.full_layers,
         stage.recomputed_modules,
-        stage.offloaded_layers, stage.optimizer_offload,
+        stage.offloaded_layers, stage.optimizer_offload, stage.parameter_offload,
     )  # fmt: skip
 
 

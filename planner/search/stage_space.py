@@ -39,7 +39,8 @@ _LOOKED_AT_FIRST = 64  # prices that rule most pairs out
 _PRUNED = 4000  # configurations up to which dominated ones are looked for unasked
 _NOT_READ = (
     "pipeline_parallel", "virtual_stages", "schedule", "first_stage_layers", "last_stage_layers", "recompute",
-    "recompute_layers", "recompute_modules", "offload_optimizer", "offload_activations", "data_parallel",
+    "recompute_layers", "recompute_modules", "offload_optimizer", "offload_activations", "offload_parameters",
+    "data_parallel",
 )  # fmt: skip
 # Columns of ``StagePrices.unit`` that make no plan worse by being larger, or are the same for a whole group.
 _LIMITS = ("usable_bytes", "host_bytes_per_s", "host_memory_bytes", "devices_per_node", "half_width")

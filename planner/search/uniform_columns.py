@@ -13,7 +13,7 @@ import numpy as np
 from costmodels.plan import AxisOrder, BoolArray, IntArray, Recompute, Schedule
 from planner.candidates import Candidates
 from planner.constraints import rules_for
-from planner.rules.base import DEEPSPEED, MEGATRON, Setting, divisors
+from planner.rules.base import DEEPSPEED, FSDP, MEGATRON, Setting, divisors
 from planner.rules.modules import CORE
 from planner.space import (
     CONTEXT_TOKENS,
@@ -47,6 +47,7 @@ KNOBS = (
     "recompute",  # mode, and eighths of a stage
     "offload_optimizer",
     "offload_activations",
+    "offload_parameters",
     "axis_order",
 )
 INDEX = {name: column for column, name in enumerate(KNOBS)}
@@ -101,6 +102,7 @@ def options_of(setting: Setting, domain_devices: int, *, pins: Mapping[str, int]
         "micro_batch_size": [1] if _derives_micro_batch(pins) else micro_batch_sizes(setting),
         "offload_optimizer": [0, 1] if offload else [0],
         "offload_activations": [0, 1] if offload else [0],
+        "offload_parameters": [0, 1] if offload and setting.framework != FSDP else [0],
         "axis_order": [int(order) for order in AxisOrder],
     }
     offering = Candidates(setting=setting, pins={}, pending=list(rules_for(setting.framework)))
@@ -169,6 +171,9 @@ def plan_columns(vectors: IntArray, options: Options) -> Columns:
     _recompute_columns(columns, vectors, options)
     columns["offload_optimizer"] = values["offload_optimizer"]
     columns["offload_activations"] = values["offload_activations"]
+    columns["offload_parameters"] = values["offload_parameters"]
+    if setting.framework == FSDP and "offload_parameters" not in pins:  # they go with the optimizer
+        columns["offload_parameters"] = values["offload_optimizer"] * (columns["zero_stage"] == 3)
     crosses = setting.num_devices > options.domain_devices
     choose("axis_order", values["axis_order"], (p > 1) & (d > 1) & crosses, int(AxisOrder.TP_CP_DP_PP))
     columns["overlap_grad_reduce"] = np.ones_like(t)

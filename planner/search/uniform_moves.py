@@ -140,7 +140,8 @@ def _micro_batch(mover: Mover, vectors: IntArray, rng: np.random.Generator) -> I
 
 
 def _shard(mover: Mover, vectors: IntArray, rng: np.random.Generator) -> IntArray:
-    return mover.redraw(vectors, ("zero_stage", "shard_span", "offload_optimizer", "offload_activations"), rng)
+    offloads = ("offload_optimizer", "offload_activations", "offload_parameters")
+    return mover.redraw(vectors, ("zero_stage", "shard_span", *offloads), rng)
 
 
 def _stage(mover: Mover, vectors: IntArray, rng: np.random.Generator) -> IntArray:

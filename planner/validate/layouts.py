@@ -122,7 +122,7 @@ def plan_of(reading: Reading, degrees: Degrees, batch: tuple[int, int, int]) -> 
     row, defaults = reading.row, reading.defaults
     recompute, layers = _recompute(reading, degrees)
     zero, shard = _zero(reading, degrees)
-    offload_optimizer, offload_activations = wording.offload_of(row)
+    offload_optimizer, offload_activations, offload_parameters = wording.offload_of(row)
     sequence_parallel = row.flag("sp")
     if sequence_parallel is None:
         sequence_parallel = defaults.sequence_parallel
@@ -154,6 +154,7 @@ def plan_of(reading: Reading, degrees: Degrees, batch: tuple[int, int, int]) -> 
         sequence_parallel=sequence_parallel and degrees.tensor > 1,
         offload_optimizer=offload_optimizer,
         offload_activations=offload_activations,
+        offload_parameters=offload_parameters,
         overlap_grad_reduce=defaults.overlap_grad_reduce and overlap,
         overlap_param_gather=defaults.overlap_param_gather and overlap,
         tensor_parallel_overlap=_tensor_overlap(row, defaults.tensor_parallel_overlap and overlap, degrees.tensor),

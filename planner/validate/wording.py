@@ -78,23 +78,23 @@ def zero_stage_of(row: Row) -> tuple[int, bool, str] | None:
     return int(digits.group(1)), False, f"ZeRO stage printed as {text!r}" if ambiguous else ""
 
 
-def offload_of(row: Row) -> tuple[bool, bool]:
-    """Whether optimizer states and activations live on the host.
+def offload_of(row: Row) -> tuple[bool, bool, bool]:
+    """Whether optimizer states, activations and parameters live on the host.
 
     Raises:
-        CannotScore: If parameters, or a disk, are involved.
+        CannotScore: If a disk is involved.
     """
     text = row.text("offload").lower()
     if not text or text.startswith(("none", "no")):
-        return False, False
-    if "nvme" in text or "params" in text or "parameter" in text:
-        raise CannotScore("parameters offloaded to host or disk: not priced")
+        return False, False, False
+    if "nvme" in text:
+        raise CannotScore("offloaded to disk: not priced")
     if re.search(r"activations of [0-9]+ layers", text):
         raise CannotScore("only some layers' activations are offloaded: not priced")
-    optimizer, activations = "optimizer" in text, "activation" in text
-    if not optimizer and not activations:
+    optimizer, activations, parameters = "optimizer" in text, "activation" in text, "param" in text
+    if not (optimizer or activations or parameters):
         raise CannotScore(f"offload {text[:30]!r} does not say what is offloaded")
-    return optimizer, activations
+    return optimizer, activations, parameters
 
 
 def optimizer_of(row: Row) -> str:

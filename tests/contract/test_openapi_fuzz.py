@@ -73,6 +73,7 @@ PLANS = st.fixed_dictionaries(
         "sequence_parallel": st.booleans(),
         "offload_optimizer": st.booleans(),
         "offload_activations": st.booleans(),
+        "offload_parameters": st.booleans(),
     },
 )
 CONFIGS = st.builds(

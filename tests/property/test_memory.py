@@ -58,6 +58,7 @@ def plans(draw) -> ExecutionPlan:
         sequence_parallel=draw(_flag),
         offload_optimizer=draw(_flag),
         offload_activations=draw(_flag),
+        offload_parameters=draw(_flag),
     )
 
 
@@ -148,6 +149,24 @@ def test_sharding_more_never_needs_more_states(where, plan):
         assert peak(replace(plan, zero_stage=zero), where, states) <= peak(
             replace(plan, zero_stage=zero - 1), where, states
         )
+
+
+@given(contexts(), plans())
+@settings(max_examples=60, deadline=None)
+def test_weights_on_the_host_leave_the_device(where, plan):
+    """What the device is rid of, but for what streams, is what the host holds; peaks only fall."""
+    here, there = (replace(plan, offload_parameters=moved, offload_optimizer=False) for moved in (False, True))
+    assert peak(there, where, ALLOCATED_PARTS) <= peak(here, where, ALLOCATED_PARTS) * (1 + 1e-12)
+    batch = PlanBatch.from_plans([here, there])
+    stages = stage_table(batch, where.model, full=True)
+    weights = stage_memory(batch, stages, where)["weights"]
+    on_host = host_memory_bytes(batch, stages, where)
+    ranks = min(plan.num_devices, where.cluster.node.devices_per_node)
+    kept = weights[1] / np.maximum(weights[0], 1.0)
+    assert on_host[1] - on_host[0] <= ranks * weights[0].max() * (1 + 1e-12)
+    assert (kept <= 1 + 1e-12).all()
+    if not plan.offload_activations:
+        np.testing.assert_allclose(on_host[1], ranks * weights[0].max(), rtol=1e-12)
 
 
 @given(contexts(stacks=STACKS[:1]), plans())

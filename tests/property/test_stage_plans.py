@@ -61,6 +61,7 @@ VARIED = [
         tensor_parallel_overlap=zero == 1,
         offload_optimizer=zero == 2,
         offload_activations=zero == 1,
+        offload_parameters=zero == 1 + m % 2 or zero == 3,
         overlap_grad_reduce=zero != 2,
         stage_layers=(1, 3, 3, 1) if p == 4 and v == 1 and schedule == Schedule.GPIPE else (),
     )

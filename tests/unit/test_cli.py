@@ -80,6 +80,7 @@ OPTIONS: list[tuple[Sequence[str], str, Any]] = [
     (("--pp", "2", "--last-stage-layers", "15"), "last_stage_layers", 15),
     (("--offload-optimizer",), "offload_optimizer", True),
     (("--framework", "fsdp", "--offload-activations", "--recompute", "full"), "offload_activations", True),
+    (("--framework", "deepspeed", "--offload-parameters", "--zero", "3", "--pp", "1"), "offload_parameters", True),
     (("--model", "mixtral-8x7b", "--gpus", "32xH100", "--ep", "4"), "expert_parallel", 4),
     (("--model", "mixtral-8x7b", "--gpus", "32xH100", "--tp", "2", "--etp", "1"), "expert_tensor_parallel", 1),
 ]

@@ -143,6 +143,25 @@ CASES = [
     ),
     pytest.param(split(d=8, offload_optimizer=True), FSDP, {"offload_optimizer_needs_fsdp"}, id="ddp offload"),
     pytest.param(split(d=8, offload_optimizer=True), NANOTRON, {"offload_exists"}, id="nanotron offload"),
+    pytest.param(split(d=8, offload_parameters=True), MEGATRON, {"offload_parameters_exists"}, id="megatron weights"),
+    pytest.param(
+        split(d=8, offload_parameters=True, zero_stage=2),
+        DEEPSPEED,
+        {"offload_parameters_needs_zero_3"},
+        id="weights need zero 3",
+    ),
+    pytest.param(
+        split(d=8, offload_optimizer=True, zero_stage=3),
+        FSDP,
+        {"offload_parameters_goes_with_optimizer"},
+        id="fsdp takes weights along",
+    ),
+    pytest.param(
+        split(d=8, offload_optimizer=True, offload_parameters=True, zero_stage=2),
+        FSDP,
+        {"offload_parameters_goes_with_optimizer"},
+        id="fsdp gathered",
+    ),
     pytest.param(
         split(p=2, d=4, offload_activations=True), MEGATRON, {"offload_activations_alone"}, id="activation offload pp"
     ),

@@ -10,10 +10,9 @@ from costmodels.model_state import (
     model_state,
     optimizer_temporary_bytes,
     state_bytes,
-    unit_parameters,
 )
 from costmodels.plan import ExecutionPlan, PlanBatch
-from costmodels.stage_parameters import expert_shard_degree, stage_parameters
+from costmodels.stage_parameters import expert_shard_degree, stage_parameters, unit_parameters
 from costmodels.stages import stage_table
 from costmodels.workload import LoraSpec
 from profiles.parameters import (

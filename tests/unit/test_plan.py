@@ -32,6 +32,7 @@ EVERY_KNOB = ExecutionPlan(
     sequence_parallel=True,
     offload_optimizer=True,
     offload_activations=True,
+    offload_parameters=True,
     overlap_grad_reduce=False,
     overlap_param_gather=False,
     tensor_parallel_overlap=True,

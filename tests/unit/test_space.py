@@ -168,6 +168,18 @@ def test_offloading_only_when_asked_for() -> None:
     assert offered.offload_optimizer.any()
     assert offered.offload_activations.any()
     assert set(space(setting(), offload_optimizer=True).plans.offload_optimizer.tolist()) == {True}
+    assert not offered.offload_parameters.any()  # Megatron-LM keeps weights on the device
+
+
+def test_weights_are_offloaded_as_frameworks_do() -> None:
+    offered = plan_space(setting("deepspeed"), domain_devices=8, offload=True).plans
+    assert set(offered.zero_stage[offered.offload_parameters].tolist()) == {3}
+    assert not offered.offload_parameters[offered.zero_stage == 3].all()
+    along = plan_space(setting("fsdp"), domain_devices=8, offload=True).plans
+    assert along.offload_parameters.any()
+    assert (along.offload_parameters == (along.offload_optimizer & (along.zero_stage == 3))).all()
+    pinned = space(setting("fsdp"), offload_optimizer=True).plans
+    assert pinned.offload_parameters[pinned.zero_stage == 3].all()
 
 
 def test_overlap_is_on_wherever_it_is_legal() -> None:

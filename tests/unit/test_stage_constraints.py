@@ -65,6 +65,8 @@ def test_a_legal_plan_breaks_nothing():
         (plan(full_dense=[4, 2], selective_dense=[2, 2]), "layers_are_there", 2),
         (plan(full_dense=[2, 0], offloaded=[3, 0]), "layers_are_there", 1),
         (plan(optimizer_offload=[9, 8]), "layers_are_there", 1),
+        (plan(parameter_offload=[10, 8]), "layers_are_there", 2),
+        (plan(parameter_offload=[-1, 0]), "layers_are_there", 1),
         (plan(full_dense=[-1, 0]), "layers_are_there", 1),
         (plan((0,), (8,), schedule=Schedule.GPIPE), "schedule_fits_stages", 1),
         (plan(schedule=Schedule.GPIPE, virtual_stages=2), "schedule_fits_stages", 1),
@@ -164,6 +166,7 @@ def test_recomputation_that_a_framework_can_be_told(columns, mode, layers):
         ({"full_dense": [1, 1], "selective_dense": [4, 2]}, "stages_recompute_alike"),
         ({"full_dense": [5, 3], "offloaded": [5, 0]}, "stages_offload_alike"),
         ({"optimizer_offload": [8, 4]}, "stages_offload_alike"),
+        ({"parameter_offload": [8, 0]}, "stages_offload_alike"),
     ],
 )
 def test_stages_that_recompute_or_offload_on_their_own(columns, rule):
@@ -173,6 +176,15 @@ def test_stages_that_recompute_or_offload_on_their_own(columns, rule):
 
 def test_part_of_an_optimizer_is_offloaded_by_megatron():
     assert runners(plan(layers=(4, 4), optimizer_offload=[4, 4])) == {MEGATRON}
+
+
+def test_no_framework_offloads_part_of_the_weights():
+    assert runners(plan(layers=(4, 4), parameter_offload=[4, 4])) == set()
+    whole = plan(layers=(4, 4), parameter_offload=[8, 8])
+    assert as_uniform(whole, SETTING)[0].offload_parameters.all()
+    assert "parameters_offloaded_whole" not in broken_by(whole, SETTING, framework(MEGATRON))
+    part = broken_by(plan(layers=(4, 4), parameter_offload=[4, 4]), SETTING, framework(MEGATRON))
+    assert set(part) == {"parameters_offloaded_whole", "offload_parameters_exists"}
 
 
 def test_uniform_plans_come_back_as_they_were():

@@ -86,6 +86,7 @@ VARIED = [
         tensor_parallel_overlap=zero == 1,
         offload_optimizer=zero == 2,
         offload_activations=zero == 1,
+        offload_parameters=zero == 3,
         overlap_grad_reduce=zero != 2,
     )
     for (t, c, kind), (p, v, schedule), (d, zero), recompute in product(
@@ -386,15 +387,3 @@ def test_gradients_are_added_up_over_micro_batches(framework, gradient, zero, by
     routed = replace(where, model=mixture())
     extra = part("backward", plan, routed) - part("backward", replace(plan, zero_stage=3), routed)
     assert extra == pytest.approx(4 * bytes_each * total_parameters(mixture()))
-
-
-def test_offloaded_inputs_cross_the_host_link_there_and_back_under_the_work_of_a_stage():
-    degrees = {"pipeline_parallel": 2, "context_parallel": 2, "tensor_parallel": 4}
-    plan = ExecutionPlan(offload_activations=True, recompute=Recompute.FULL, num_microbatches=6, **degrees)
-    once = 4 * (S / 2) * H * 2 / 25e9
-    free = context(kernels=UnitKernels(ops=()))
-    assert part("offload", plan, free) == pytest.approx(2 * 7 * once)  # six micro-batches and a bubble
-    assert part("offload", replace(plan, sequence_parallel=True), free) == pytest.approx(2 * 7 * once / 4)
-    assert part("offload", replace(plan, offload_activations=False), free) == 0
-    assert part("offload", plan, context()) == 0  # a second per FLOP hides everything
-    assert 0 < part("offload", plan, context(kernels=RateKernels(flops_per_s=1e15, bytes_per_s=1e15))) < 12 * once

@@ -106,7 +106,7 @@ def test_data_parallel_degree_is_derived() -> None:
         ({"model": "T5 11B"}, "not a decoder-only transformer"),
         ({"layers": "", "model": "house model"}, "model dimensions not given"),
         ({"notes": "CHECK the paper says otherwise"}, "marked as contradictory by its transcriber"),
-        ({"offload": "nvme (params)"}, "parameters offloaded"),
+        ({"offload": "nvme (params)"}, "offloaded to disk"),
         ({"task": "peft:boft"}, "fine-tuning method 'peft:boft' is not priced"),
         ({"optimizer": "Muon"}, "optimizer 'Muon' is not priced"),
         ({"measured_step_time_s": ""}, "measured neither time nor memory"),

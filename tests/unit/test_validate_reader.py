@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from planner.validate.reader import COLUMNS, Row, csv_files, read_rows
+from planner.validate.wording import offload_of
 from profiles.errors import SpecError
 
 
@@ -117,3 +118,10 @@ def test_missing_files_and_empty_folders(tmp_path: Path) -> None:
 
 def test_schema_is_complete() -> None:
     assert len(COLUMNS) == len(set(COLUMNS)) == 45
+
+
+def test_what_is_on_the_host() -> None:
+    cells = ("", "cpu (params)", "cpu (activations/optimizer states)", "cpu (optimizer)")
+    assert [offload_of(Row(file="t.csv", line=2, cells={"offload": cell})) for cell in cells] == [
+        (False, False, False), (False, False, True), (True, True, False), (True, False, False)
+    ]  # fmt: skip
