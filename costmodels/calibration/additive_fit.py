@@ -5,6 +5,8 @@ group it belongs to, term by term as strongly as a small share of the group's ow
 move little, and a term that a group's rows do not determine keeps the value of its relatives.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,9 @@ from costmodels.kernels.device_features import device_format
 from profiles.catalog import default_catalog
 
 DRAW = 0.02  # weight of the coarser group, as a share of the group's own rows
+# By class and place in the path, where another weight was chosen: of bandwidth-bound work what families have in common
+# is wanted, each family held out in turn. For every family the other ones choose this weight or the next to it.
+_DRAWS: Mapping[str, Mapping[int, float]] = {"memory": {1: 0.1, 2: 1.0}}
 FEWEST_ROWS = 8  # of a group with coefficients of its own
 _MOST_ROWS = 8_000  # of a group; more do not move a dozen coefficients
 _UNSEEN = 0.003  # share of each row's time that a term the rows do not show is taken to have, in the draw
@@ -37,20 +42,29 @@ def _counted(names: NDArray[np.str_]) -> dict[str, float]:
 def _fit_groups(rows: TrainingRows) -> dict[str, dict[str, float]]:
     names, terms, levels = _taken_apart(rows)
     weights = rows.weights()
-    every = np.arange(len(rows))
+    every, draws = np.arange(len(rows)), _DRAWS.get(rows.op_class, {})
     found = {"": _solve(terms, rows.time_s, weights, every, None)}
     parents = np.full(len(rows), "", dtype="<U64")
-    for keys in levels:
+    for level, keys in enumerate(levels):
         for key in np.unique(keys):
             mine = np.flatnonzero(keys == key)
             if len(mine) >= FEWEST_ROWS and key not in found:
-                parent = found.get(str(parents[mine[0]]), found[""])
-                found[str(key)] = _solve(terms, rows.time_s, weights, mine, parent)
+                found[str(key)] = _solve(
+                    terms, rows.time_s, weights, mine, _above(parents[mine], found), draws.get(level, DRAW)
+                )
         parents = np.where(np.isin(keys, list(found)), keys, parents)
     return {
         key: {name: significant(float(value)) for name, value in zip(names, values, strict=True)}
         for key, values in sorted(found.items())
     }
+
+
+def _above(parents: NDArray[np.str_], found: Mapping[str, FloatArray]) -> FloatArray:
+    """(T,) coefficients of the coarser groups that a group's rows belong to, as many times as rows do."""
+    names, counts = np.unique(parents, return_counts=True)
+    if len(names) == 1:
+        return found[str(names[0])]
+    return np.asarray(np.average([found[str(name)] for name in names], axis=0, weights=counts))
 
 
 def _taken_apart(rows: TrainingRows) -> tuple[list[str], FloatArray, list[NDArray[np.str_]]]:
@@ -74,7 +88,12 @@ def _taken_apart(rows: TrainingRows) -> tuple[list[str], FloatArray, list[NDArra
 
 
 def _solve(
-    terms: FloatArray, time_s: FloatArray, weights: FloatArray, rows: IntArray, parent: FloatArray | None
+    terms: FloatArray,
+    time_s: FloatArray,
+    weights: FloatArray,
+    rows: IntArray,
+    parent: FloatArray | None,
+    draw: float = DRAW,
 ) -> FloatArray:
     """(T,) coefficients of one group: least squares in relative time, reweighted towards log time without outliers."""
     from scipy.optimize import nnls
@@ -88,7 +107,7 @@ def _solve(
         matrix, target = part * (weight * scale)[:, None], measured * weight * scale
         if parent is not None:
             determined = (matrix**2).sum(axis=0)
-            strength = np.sqrt(DRAW * (determined + _UNSEEN * (weight**2).sum()))
+            strength = np.sqrt(draw * (determined + _UNSEEN * (weight**2).sum()))
             matrix, target = np.vstack([matrix, np.diag(strength)]), np.concatenate([target, strength * parent])
         values = nnls(matrix, target, maxiter=1000)[0]
         priced = np.maximum(part @ values, 1e-9)

@@ -53,9 +53,11 @@ on {MOST_ROWS_OF_A_FOLD:,}.
 
 Attention, expert layers and bandwidth-bound work have another reference: ideal times of their parts (arithmetic,
 exponentials, bytes from memory and from the cache, launches, rounds of thread blocks), added up with coefficients of
-the kernel library, the engine and the device's generation. Where no held-out device shows the spread of a relative,
-it is taken to be a factor of {VERSIONS:g} wider than inside the fit. Their rows are bounded per library or family as
-well: {BOUNDS_WORDS}.
+the kernel library, the engine and the device's generation. How many kernels bandwidth-bound work takes, and how often
+each reads and writes its tensor, is counted in the code that runs (`costmodels/kernels/memory_work.py`); a family that
+nobody timed takes the coefficients of other work of the same library on the same generation. Where no held-out device
+shows the spread of a relative, it is taken to be a factor of {VERSIONS:g} wider than inside the fit. Their rows are
+bounded per library or family as well: {BOUNDS_WORDS}.
 """
 
 _COLUMNS = (

@@ -14,12 +14,20 @@ from numpy.typing import NDArray
 
 from costmodels.calibration.kernel_ranges import RELEVANT_S
 from costmodels.calibration.kernel_tables import Timings
-from costmodels.kernels.calls import COLUMNS, FloatArray, IntArray, KernelCallBatch, KernelOp, concatenate, take
+from costmodels.kernels.calls import (
+    COLUMNS,
+    FloatArray,
+    IntArray,
+    KernelCallBatch,
+    KernelFamily,
+    KernelOp,
+    concatenate,
+    take,
+)
 from costmodels.kernels.implementations import Library, implementation_of, library_of
 from costmodels.kernels.learned import BARE, FORMULA_OF, format_classes
 from costmodels.tables.gemm_rows import moe_rows
 from costmodels.tables.mapping import kernel_rows
-from costmodels.tables.memory_rows import family_of
 from costmodels.tables.read import read_table
 from costmodels.tables.rows import KernelRows
 from profiles.catalog import default_catalog
@@ -242,8 +250,11 @@ def _libraries(rows: KernelRows) -> NDArray[np.str_]:
 def memory_training_rows(data: Path) -> TrainingRows:
     """Bandwidth-bound work of every family."""
     rows = kernel_rows(read_table(data / "timings" / "elementwise.csv.gz"))
-    family = rows.op.map(lambda op: family_of(op).name.lower()).astype(np.str_)
-    return training_rows(rows, "memory", np.ones(len(rows), dtype=np.bool_), family)
+    names = np.array([family.name.lower() for family in KernelFamily])[rows.calls.family]
+    apart = np.where(library_of(rows.calls.implementation) == Library.SPELLED_OUT, "/op by op", "")
+    kind = np.full(len(rows), "", dtype="<U48")
+    kind[rows.row] = np.char.add(names, apart)
+    return training_rows(rows, "memory", np.ones(len(rows), dtype=np.bool_), kind)
 
 
 def _priceable(rows: TrainingRows) -> NDArray[np.bool_]:

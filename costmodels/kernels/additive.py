@@ -23,7 +23,6 @@ from profiles.hardware import DeviceSpec
 COEFFICIENTS = "coefficients"  # key of a card's reference that holds them by group
 DEVICES = "devices"  # likewise: rows in the fit by format class and device
 Paths = Sequence[NDArray[np.str_]]
-_WHO = 2  # place in a path of the coarsest group that says who runs which operation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +33,15 @@ class AdditiveClass:
         terms: Named columns of length C, seconds at ideal rates.
         paths: (C,) names of each call's groups, coarse to fine; the finest ends in the device's generation.
         floor_s: (C,) seconds that no kernel on the device can undercut.
-        levels: Groups of a path. From the third on they say who runs what; coarser ones know kernels of others only.
+        levels: Groups of a path.
+        named: Place in a path of the first that says who runs which operation; those ahead know other kernels only.
     """
 
     terms: Callable[[KernelCallBatch, DeviceFormat], Mapping[str, FloatArray]]
     paths: Callable[[KernelCallBatch, DeviceFormat], Paths]
     floor_s: Callable[[KernelCallBatch, DeviceFormat], FloatArray]
     levels: int
+    named: int = 2
 
 
 _ATTENTION = AdditiveClass(terms=attention_terms, paths=attention_paths, floor_s=attention_floor_s, levels=5)
@@ -49,7 +50,7 @@ ADDITIVE: Mapping[str, AdditiveClass] = {
     "attention_backward": _ATTENTION,
     "attention_decode": _ATTENTION,
     "fused_experts": AdditiveClass(terms=expert_terms, paths=expert_paths, floor_s=expert_floor_s, levels=5),
-    "memory": AdditiveClass(terms=memory_terms, paths=memory_paths, floor_s=memory_floor_s, levels=4),
+    "memory": AdditiveClass(terms=memory_terms, paths=memory_paths, floor_s=memory_floor_s, levels=5, named=3),
 }
 
 
@@ -92,7 +93,7 @@ def unmet(op_class: str, steps: IntArray) -> NDArray[np.bool_]:
         op_class: Operation class.
         steps: (C,) groups of the path that had to be left out, see ``added_s``.
     """
-    return np.asarray(steps > ADDITIVE[op_class].levels - 1 - _WHO)
+    return np.asarray(steps > ADDITIVE[op_class].levels - 1 - ADDITIVE[op_class].named)
 
 
 def finest_groups(op_class: str, calls: KernelCallBatch, device: DeviceSpec) -> NDArray[np.str_]:

@@ -66,9 +66,13 @@ def blocks(calls: KernelCallBatch) -> tuple[FloatArray, FloatArray]:
 
 def missed_share(moved_bytes: FloatArray, calls: KernelCallBatch, device: DeviceFormat) -> FloatArray:
     """(C,) share of the traffic that the last-level cache does not serve: all of it unless a problem is replayed."""
-    outgrown = np.minimum(np.maximum(moved_bytes, 1.0) / device.l2_bytes, 1e6)
-    share = 1.0 - 1.0 / (1.0 + outgrown**CACHE_EDGE)
-    return np.where(is_replayed(calls.implementation), share, 1.0)
+    return np.where(is_replayed(calls.implementation), outgrown_share(moved_bytes, device), 1.0)
+
+
+def outgrown_share(held_bytes: FloatArray, device: DeviceFormat) -> FloatArray:
+    """(C,) share of so many bytes, used over and over, that the last-level cache does not serve."""
+    outgrown = np.minimum(np.maximum(held_bytes, 1.0) / device.l2_bytes, 1e6)
+    return np.asarray(1.0 - 1.0 / (1.0 + outgrown**CACHE_EDGE))
 
 
 def cache_ratio(moved_bytes: FloatArray, calls: KernelCallBatch, device: DeviceFormat) -> FloatArray:

@@ -21,9 +21,11 @@ from costmodels.kernels.calls import (
     IntArray,
     KernelCallBatch,
     KernelCostModel,
+    KernelFamily,
     KernelOp,
     Prediction,
 )
+from costmodels.kernels.implementations import Library, library_of
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
 
@@ -267,9 +269,12 @@ def _groups(calls: KernelCallBatch) -> IntArray:
     """(C,) one number per operation class, format (block-scaled apart), and kind of bandwidth-bound work."""
     memory = calls.op == KernelOp.MEMORY
     half = calls.gemm_format == GEMM_FORMATS.index("fp16")  # the same units and kernels as bf16
+    # Model code that runs an operation as a chain of kernels says nothing of the kernel that does it at once.
+    chain = library_of(calls.implementation) == Library.SPELLED_OUT
+    work = np.where(chain, int(KernelFamily.OTHER), calls.family)
     single = np.where(half, GEMM_FORMATS.index("bf16"), calls.gemm_format)
     formats = single + len(GEMM_FORMATS) * (calls.scale_block > 0)
-    return np.where(memory, _MEMORY + calls.family, calls.op * 2 * len(GEMM_FORMATS) + formats)
+    return np.where(memory, _MEMORY + work, calls.op * 2 * len(GEMM_FORMATS) + formats)
 
 
 def _limits(group: IntArray) -> IntArray:

@@ -49,6 +49,7 @@ class Library(IntEnum):
     FOREACH_OPTIMIZER = 16  # one launch per operation over many tensors
     MASTER_OPTIMIZER = 17  # fused, on an fp32 master copy of 16-bit parameters
     LOOP = 18  # one product after the other
+    SPELLED_OUT = 19  # model code op by op, each a kernel of PyTorch, where that has a fused one
 
 
 _ENGINES = (

@@ -16,12 +16,15 @@ from costmodels.kernels.attention_terms import (
     cache_ratio,
     joined,
     missed_share,
+    outgrown_share,
 )
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelFamily
 from costmodels.kernels.device_features import DeviceFormat
 from costmodels.kernels.implementations import Library, library_of
+from costmodels.kernels.memory_work import MemoryWork, memory_work
 
 _ELEMENTS_PER_S_PER_SM = 128 * 1.5e9  # one instruction per lane and cycle: sets a fitted coefficient's scale
+_LATENCY_S = 0.6e-6  # of a load from memory, likewise
 _ROWS_IN_FLIGHT = 16.0  # rows that a multiprocessor reduces at once, likewise
 # What an operation does per element besides moving it, as the kernels' formulas have it.
 _REDUCTIONS: Mapping[KernelFamily, float] = {
@@ -39,6 +42,11 @@ _TRANSCENDENTALS: Mapping[KernelFamily, float] = {
     KernelFamily.OPTIMIZER: 1.0,
 }
 _GATHERS = (KernelFamily.EMBEDDING, KernelFamily.PERMUTE, KernelFamily.ROTARY)
+# Ways to call PyTorch's own kernels.
+_OF_PYTORCH = (
+    Library.EAGER, Library.CHUNKED, Library.SPELLED_OUT, Library.FUSED_OPTIMIZER, Library.FOREACH_OPTIMIZER,
+    Library.MASTER_OPTIMIZER,
+)  # fmt: skip
 
 
 def _of_family(table: Mapping[KernelFamily, float], calls: KernelCallBatch) -> FloatArray:
@@ -46,18 +54,31 @@ def _of_family(table: Mapping[KernelFamily, float], calls: KernelCallBatch) -> F
     return np.asarray(values[calls.family])
 
 
+def _in_memory(work: MemoryWork, calls: KernelCallBatch, device: DeviceFormat) -> tuple[FloatArray, ...]:
+    """(C,) shares that the last-level cache does not serve: of the operands, of what lies between kernels, of rows."""
+    each = (work.least_bytes + work.between_bytes) / np.maximum(work.kernels, 1.0)
+    operands = missed_share(calls.bytes / np.maximum(calls.batch, 1.0), calls, device)
+    between = outgrown_share(np.maximum(each, work.tensor_bytes), device)
+    held = np.minimum(calls.m, work.rows_per_sm * device.num_sms)
+    rows = outgrown_share(held * work.tensor_bytes / np.maximum(calls.m, 1.0), device)
+    return operands, between, rows
+
+
 def memory_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
     """Seconds at ideal rates, columns of length C."""
-    missed = missed_share(calls.bytes / np.maximum(calls.batch, 1.0), calls, device)
-    elements = calls.bytes / np.maximum(calls.element_bytes, 1.0)
+    work = memory_work(calls)
+    operands, between, rows = _in_memory(work, calls, device)
+    missed = work.least_bytes * operands + work.between_bytes * between
+    served = work.least_bytes + work.between_bytes - missed
+    cache_bytes_per_s = device.num_sms * CACHE_BYTES_PER_S_PER_SM
+    elements = (work.least_bytes + work.between_bytes) / np.maximum(calls.element_bytes, 1.0)
     reduced = np.where(_of_family(_REDUCTIONS, calls) > 0, calls.m, 0.0)
-    # What a chain of kernels moves besides the least traffic is so many times the tensor, whichever pass it is.
-    tensor_bytes = np.minimum(calls.m * calls.n * calls.element_bytes, calls.bytes)
     return {
-        "launch": calls.batch * MICROSECOND,
-        "memory": calls.bytes * missed / device.bytes_per_s,
-        "tensor": tensor_bytes * missed / device.bytes_per_s,
-        "cache": calls.bytes * (1.0 - missed) / (device.num_sms * CACHE_BYTES_PER_S_PER_SM),
+        "launch": work.kernels * MICROSECOND,
+        "memory": missed / device.bytes_per_s,
+        "cache": served / cache_bytes_per_s,
+        "again": work.again_bytes * (rows / device.bytes_per_s + (1.0 - rows) / cache_bytes_per_s),
+        "alone": work.serial_bytes / np.minimum(work.loaded_bytes / _LATENCY_S, CACHE_BYTES_PER_S_PER_SM),
         "elements": elements / (device.num_sms * _ELEMENTS_PER_S_PER_SM),
         "rows": reduced / (device.num_sms * _ROWS_IN_FLIGHT) * MICROSECOND,
     }
@@ -65,17 +86,20 @@ def memory_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, F
 
 def memory_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
     """What the trees see, no name of an operation among it; columns of length C."""
-    kernels = np.maximum(calls.batch, 1.0)
-    each = np.maximum(calls.bytes / kernels, 1.0)
+    work = memory_work(calls)
+    kernels, tensor = np.maximum(work.kernels, 1.0), np.maximum(work.tensor_bytes, 1.0)
+    moved = work.least_bytes + work.between_bytes
+    each = np.maximum(calls.bytes / np.maximum(calls.batch, 1.0), 1.0)
     width_bytes = np.where(calls.n > 0, calls.n * calls.element_bytes, 0.0)
-    elements = np.maximum(calls.m * calls.n, 1.0)
-    passes = np.where(calls.n > 0, np.minimum(each / (elements * np.maximum(calls.element_bytes, 1.0)), 16.0), 0.0)
     return {
-        "size": np.log2(each / device.bytes_per_s / MICROSECOND),
+        "size": np.log2(np.maximum(moved / kernels, 1.0) / device.bytes_per_s / MICROSECOND),
         "cache": cache_ratio(each, calls, device),
         "width": np.log2(np.maximum(width_bytes, 1.0)),
         "rows_per_sm": np.log2(np.maximum(calls.m, 1.0) / device.num_sms),
-        "passes": passes,
+        "passes": np.where(calls.n > 0, np.minimum(each / tensor, 16.0), 0.0),
+        "kernels": np.log2(kernels),
+        "between": np.minimum(work.between_bytes / tensor, 16.0),
+        "again": np.minimum(work.again_bytes / tensor, 16.0),
         "reductions": _of_family(_REDUCTIONS, calls),
         "transcendentals": _of_family(_TRANSCENDENTALS, calls),
         "gathers": np.isin(calls.family, [int(family) for family in _GATHERS]).astype(np.float64),
@@ -88,13 +112,18 @@ def memory_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str
 
 
 def memory_paths(calls: KernelCallBatch, device: DeviceFormat) -> Sequence[NDArray[np.str_]]:
-    """Groups of coefficients: all work alike, then who runs it, then its family, then the device's generation."""
+    """Groups of coefficients: all work alike, who runs it, on which generation of devices; then its family likewise.
+
+    A family that nobody timed has what the same code reaches on the generation, one timed on others only what it takes
+    there.
+    """
     libraries = np.array([library.name.lower() for library in Library], dtype="<U48")
     names = np.array([family.name.lower() for family in KernelFamily], dtype="<U48")[calls.family]
     every = np.full(len(calls), "all", dtype="<U48")
-    run_by = libraries[library_of(calls.implementation)]
-    both = joined(run_by, names)
-    return every, run_by, both, np.char.add(both, f"/g{device.generation:g}")
+    library = library_of(calls.implementation)
+    run_by = np.where(np.isin(library, _OF_PYTORCH), "pytorch", libraries[library])
+    both, generation = joined(libraries[library], names), f"/g{device.generation:g}"
+    return every, run_by, np.char.add(run_by, generation), both, np.char.add(both, generation)
 
 
 def memory_floor_s(calls: KernelCallBatch, device: DeviceFormat) -> FloatArray:

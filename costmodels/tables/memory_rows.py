@@ -1,10 +1,13 @@
 """Rows of bandwidth-bound work as kernel calls."""
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import NDArray
 
 from costmodels.kernels.calls import KernelFamily, KernelOp, kernel_calls
-from costmodels.kernels.implementations import REPLAYED
-from costmodels.tables.read import Table
+from costmodels.kernels.implementations import REPLAYED, Library
+from costmodels.tables.read import Table, Words
 from costmodels.tables.rows import KernelRows, first_problem, rows_with
 
 # The operation's name, without how it was run and which pass it is, to the work it does.
@@ -15,15 +18,31 @@ _FAMILIES = {
     "softmax": KernelFamily.SOFTMAX, "log_softmax": KernelFamily.SOFTMAX, "rope": KernelFamily.ROTARY,
     "embedding": KernelFamily.EMBEDDING, "static_quant": KernelFamily.QUANTISE, "copy": KernelFamily.COPY,
 }  # fmt: skip
-_ONE_BY_ONE = ("rmsnorm_eager", "rope_eager", "gelu_eager")  # several kernels, each over the whole tensor
+# Model code, several kernels each over the whole tensor.
+SPELLED_OUT = {
+    "rmsnorm_eager": KernelFamily.NORM, "rope_eager": KernelFamily.ROTARY, "gelu_eager": KernelFamily.OTHER,
+}  # fmt: skip
+# Their timer runs round the product with the other half too (profiler/v0/models/llama.py of LLMServingSim), whose
+# traffic the table leaves out.
+_GATED = ("silu", "llmservingsim-v0")
+_GATED_TRAFFIC = 3 / 2
 _HOW = ("_inductor", "_eager", "_bwd")
+# Serving engines have kernels of their own; other sources time what PyTorch runs, unless it has no such kernel.
+_ENGINES = {
+    "vidur": Library.NATIVE, "vidur-history": Library.NATIVE, "aiconfigurator": Library.UNKNOWN,
+    "llmservingsim-v1": Library.NATIVE,
+}  # fmt: skip
+_PLAIN = ("add", "embedding")  # which they leave to PyTorch
+_FUSED = ("norm", "rope", "silu_mul", "static_quant")
 _ELEMENT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 
 
-def family_of(op: str) -> KernelFamily:
+def family_of(op: str, source: str = "") -> KernelFamily:
     """The work an operation of the tables does; what is not named there is pointwise."""
-    if op in _ONE_BY_ONE:
-        return KernelFamily.OTHER
+    if op in SPELLED_OUT:
+        return SPELLED_OUT[op]
+    if (op, source) == _GATED:
+        return KernelFamily.GATED_ACTIVATION
     name = op
     for suffix in _HOW:
         name = name.removesuffix(suffix)
@@ -33,19 +52,39 @@ def family_of(op: str) -> KernelFamily:
     return family
 
 
+def library_of(op: str, source: str) -> Library:
+    """Who runs an operation of the tables, as its name and the source say."""
+    if op in SPELLED_OUT:
+        return Library.SPELLED_OUT
+    if op.endswith("_inductor"):
+        return Library.COMPILED
+    if op in _PLAIN:
+        return Library.EAGER
+    return _ENGINES.get(source, Library.UNKNOWN if op in _FUSED else Library.EAGER)
+
+
 def memory_rows(table: Table) -> KernelRows:
     """One kernel a row over a tensor of ``shape``; its last dimension is the row width."""
-    moved, op = table.numbers["bytes"], table.words["op"]
+    moved, op, source = table.numbers["bytes"], table.words["op"], table.words["source"]
     problem = first_problem(table, (~(moved > 0), "bytes must be positive"))
     rows = np.flatnonzero(problem.codes == 0)
-    family = op.map(lambda name: int(family_of(name)))[rows]
+    family = _of_both(op, source, family_of)[rows]
+    library = _of_both(op, source, library_of)[rows]
+    halved = _of_both(op, source, lambda *names: int(names == _GATED))[rows] > 0
     sides = table.words["shape"].map(_sides)[rows]
     element = table.words["dtype"].map(lambda name: _ELEMENT_BYTES.get(name.split("->")[0], 2.0))[rows]
     calls = kernel_calls(
-        len(rows), op=KernelOp.MEMORY, family=family, m=sides[:, 0], n=sides[:, 1], batch=1, bytes=moved[rows],
-        element_bytes=element, implementation=REPLAYED,
+        len(rows), op=KernelOp.MEMORY, family=family, m=sides[:, 0], n=sides[:, 1], batch=1,
+        bytes=moved[rows] * np.where(halved, _GATED_TRAFFIC, 1.0), element_bytes=element,
+        implementation=REPLAYED + library,
     )  # fmt: skip
     return rows_with(table, op=op, engine=op, problem=problem, parts=[(rows, calls)])
+
+
+def _of_both(op: Words, source: Words, function: Callable[[str, str], int]) -> NDArray[np.int64]:
+    """(K,) what a function says of each row's operation and source."""
+    table = np.array([[int(function(name, origin)) for origin in source.values] for name in op.values])
+    return np.asarray(table.reshape(len(op.values), -1)[op.codes, source.codes], dtype=np.int64)
 
 
 def _sides(shape: str) -> tuple[float, float]:

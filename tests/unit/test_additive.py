@@ -208,12 +208,3 @@ def test_bandwidth_bound_work_is_learned_where_it_is_said_who_runs_it():
     assert model.knows(work, H100).tolist() == [False, True, True, False]
     # PyTorch's kernels were timed on Hopper; elsewhere the roofline has the rates of the generation.
     assert model.knows(work, A100).tolist() == [False, True, False, False]
-
-
-def test_a_chain_of_kernels_moves_the_tensor_besides_the_least_traffic():
-    calls = kernel_calls(
-        2, op=KernelOp.MEMORY, m=4096, n=4096, batch=1, element_bytes=2, bytes=[2 * 2 * 4096**2, 3 * 2 * 4096**2]
-    )
-    terms = memory_terms(calls, device_format(calls, H100))
-    assert terms["tensor"].tolist() == pytest.approx([2 * 4096**2 / 3.35e12] * 2)
-    assert terms["memory"].tolist() == pytest.approx([2 * 2 * 4096**2 / 3.35e12, 3 * 2 * 4096**2 / 3.35e12])

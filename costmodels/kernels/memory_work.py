@@ -1,0 +1,152 @@
+"""What runs when bandwidth-bound work is asked for: kernels, the traffic of each, what is read twice.
+
+A call names the least traffic, each operand once. Code that spells an operation out in several kernels moves every
+intermediate result besides, and a reduction reads its row again to apply what it found. Both are counted in the code,
+in passes: one read or one write of the whole (m, n) tensor at the call's element size. Nothing here is fitted.
+
+PyTorch's kernels: aten/src/ATen/native/cuda (``layer_norm_kernel.cu``, ``SoftMax.cu``, ``Loss.cu``), the decompositions
+of ``torch/nn/functional.py`` and ``torch/optim/adamw.py``; the rest are the cases of ``profiles.measure`` and
+Transformers' Llama modules.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelFamily
+from costmodels.kernels.implementations import Library, library_of
+
+_TENSOR_ELEMENTS = float(1 << 24)  # of an optimizer's parameters, launched apart by what is not fused
+_CHUNK_TOKENS = 1024.0  # of a loss in chunks (profiles.measure)
+_ROW_IN_REGISTERS = 1024.0  # elements up to which PyTorch's softmax keeps a row (SoftMax.cu)
+_PIECE_ELEMENTS = 65536.0  # of a parameter, for one block (MultiTensorApply.cuh)
+_LOAD_BYTES = 16.0  # the widest load of a thread
+_THREADS_PER_SM = 2048.0  # resident (CUDA C++ programming guide, compute capabilities; Turing has half)
+_MOST_PASSES = 64.0  # of a tensor; a call with more says little of its tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One way to do the work, in passes.
+
+    Attributes:
+        least: What the call counts; of several ways of a library the one nearest to the call is taken (the forward
+            pass of a norm counts two, the backward one three).
+        kernels: Launches.
+        moved: Reads and writes of memory.
+        again: Reads of what the same kernel has read before.
+        threads: Of the block that holds a row meanwhile; 0: an eighth of its elements, as wide loads have it.
+        wide: Elements that a thread loads at once; 0: 16 bytes.
+    """
+
+    least: float
+    kernels: float
+    moved: float
+    again: float = 0.0
+    threads: float = 0.0
+    wide: float = 0.0
+
+
+_Runs = Sequence[_Run]
+# Read for the statistics and again for the result; backward, for the inputs' gradients, with the two reads of the
+# weights' gradients in kernels of their own.
+_NORM: _Runs = tuple(_Run(least, 1, least, 1, 128, 4) for least in (2, 3, 4))
+_NORM_BACKWARD: _Runs = (_Run(3, 3, 5, 2, 128, 4),)
+_RUNS: Mapping[tuple[KernelFamily, Library], _Runs] = {
+    (KernelFamily.NORM, Library.UNKNOWN): (_Run(2, 1, 2, 1, 1024, 1),),
+    (KernelFamily.NORM, Library.NATIVE): (_Run(2, 1, 2, 1, 1024, 1),),
+    (KernelFamily.NORM, Library.EAGER): _NORM,
+    (KernelFamily.NORM, Library.COMPILED): _NORM,
+    # Cast to fp32, square, mean, add, root, scale, cast back, weight.
+    (KernelFamily.NORM, Library.SPELLED_OUT): (_Run(2, 8, 18),),
+    (KernelFamily.NORM_BACKWARD, Library.EAGER): _NORM_BACKWARD,
+    (KernelFamily.NORM_BACKWARD, Library.COMPILED): _NORM_BACKWARD,
+    # Largest, sum, result; backward the sum of products, then the result.
+    (KernelFamily.SOFTMAX, Library.EAGER): (_Run(2, 1, 2, 2), _Run(3, 1, 3, 2)),
+    (KernelFamily.SOFTMAX, Library.COMPILED): (_Run(2, 1, 2, 2), _Run(3, 1, 3, 2)),
+    # 16-bit logits cast to fp32 (3), whose logarithmic softmax (4) reads them twice more. Backward: zeros, one entry a
+    # row set (2), the softmax (6) with two tensors read twice, the cast (3).
+    (KernelFamily.CROSS_ENTROPY, Library.EAGER): (_Run(1, 3, 7, 4, 1024), _Run(2, 4, 11, 4, 1024)),
+    (KernelFamily.CROSS_ENTROPY, Library.CHUNKED): (_Run(1, 4, 7, 4, 1024), _Run(2, 5, 13, 4, 1024)),
+    (KernelFamily.CROSS_ENTROPY, Library.COMPILED): (_Run(1, 1, 1, 1, 1024), _Run(2, 1, 2)),
+    # Some tables count the result alone, which is as much again as the rows that it is gathered from.
+    (KernelFamily.EMBEDDING, Library.EAGER): (_Run(1, 1, 2), _Run(2, 1, 2)),
+    # Times cosine (2), half of it negated (1), joined (2), times sine (2), added (3); of queries and keys.
+    (KernelFamily.ROTARY, Library.EAGER): (_Run(2, 5, 10),),
+    (KernelFamily.ROTARY, Library.SPELLED_OUT): (_Run(2, 10, 10),),
+    (KernelFamily.ROTARY, Library.COMPILED): (_Run(2, 1, 2, 1),),
+    # Activation (2) and product (3); backward two products and the activation's gradient.
+    (KernelFamily.GATED_ACTIVATION, Library.EAGER): (_Run(3, 2, 5), _Run(5, 3, 9)),
+    # Absolute value (2), largest (1), product (2), cast (1.5), and four kernels on single numbers.
+    (KernelFamily.QUANTISE, Library.EAGER): (_Run(2.5, 8, 6.5),),
+    # A thread loads four numbers of four tensors each. Op by op: decay (2), first moment (3), second (2 and 3), root,
+    # correction, epsilon, step size (2 each), parameters (4).
+    (KernelFamily.OPTIMIZER, Library.FUSED_OPTIMIZER): (_Run(7, 1, 7, 0, 512, 16),),
+    (KernelFamily.OPTIMIZER, Library.FOREACH_OPTIMIZER): (_Run(7, 12, 22, 0, 512, 4),),
+    # Gradients to fp32 (3), seven fp32 tensors (14), weights from them (3).
+    (KernelFamily.OPTIMIZER, Library.MASTER_OPTIMIZER): (_Run(14, 3, 20, 0, 512, 16),),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryWork:
+    """Calls as they run, columns of length C.
+
+    Attributes:
+        tensor_bytes: The whole tensor once; 0 where a call names none.
+        kernels: Launches.
+        least_bytes: Operands read and results written, each once.
+        between_bytes: Results of one kernel written for the next, and read there.
+        again_bytes: Read by a kernel that has read them before.
+        rows_per_sm: Rows that a multiprocessor holds meanwhile.
+        serial_bytes: That one block moves, after another: a row that is reduced, or a piece of a parameter in every
+            kernel; 0 where a block has no more than a round of work.
+        loaded_bytes: By one block at once.
+    """
+
+    tensor_bytes: FloatArray
+    kernels: FloatArray
+    least_bytes: FloatArray
+    between_bytes: FloatArray
+    again_bytes: FloatArray
+    rows_per_sm: FloatArray
+    serial_bytes: FloatArray
+    loaded_bytes: FloatArray
+
+
+def memory_work(calls: KernelCallBatch) -> MemoryWork:
+    """What runs for bandwidth-bound calls; one that no table knows runs as it says."""
+    tensor = np.minimum(calls.m * calls.n * calls.element_bytes, calls.bytes)
+    passes = np.where(tensor > 0, np.minimum(calls.bytes / np.maximum(tensor, 1.0), _MOST_PASSES), 0.0)
+    kernels, between, again, threads, wide = calls.batch.copy(), *np.zeros((4, len(calls)))
+    library = library_of(calls.implementation)
+    for code in np.unique(calls.family * len(Library) + library).tolist():
+        family, run_by = KernelFamily(code // len(Library)), Library(code % len(Library))
+        runs = _RUNS.get((family, run_by), ())
+        if not runs:
+            continue
+        rows = np.flatnonzero((calls.family == family) & (library == run_by) & (tensor > 0))
+        nearest = np.abs(passes[rows][:, None] - np.array([run.least for run in runs])).argmin(axis=1)
+        counted = np.array([(r.kernels, r.moved - r.least, r.again, r.threads, r.wide) for r in runs])[nearest]
+        kernels[rows] *= counted[:, 0]
+        between[rows], again[rows] = (counted[:, 1:3] * tensor[rows][:, None]).T
+        threads[rows], wide[rows] = counted[:, 3:].T
+    kept = (calls.family == KernelFamily.SOFTMAX) & (calls.n <= _ROW_IN_REGISTERS)
+    chunks = np.where(library == Library.CHUNKED, np.ceil(calls.m / _CHUNK_TOKENS), 1.0)
+    apart = (calls.family == KernelFamily.OPTIMIZER) & (library != Library.FUSED_OPTIMIZER)
+    elements = np.maximum(calls.m * calls.n, 1.0)
+    tensors = np.where(apart, np.ceil(elements / _TENSOR_ELEMENTS), 1.0)
+    piece = np.where(calls.family == KernelFamily.OPTIMIZER, np.minimum(_PIECE_ELEMENTS / elements, 1.0), 0.0)
+    alone = np.where(again > 0, (calls.bytes + again) / np.maximum(calls.m, 1.0), (calls.bytes + between) * piece)
+    threads = np.where(threads > 0, threads, np.clip(calls.n / 8, 64, 1024))
+    return MemoryWork(
+        tensor_bytes=tensor,
+        kernels=kernels * np.maximum(chunks * tensors, 1.0),
+        least_bytes=calls.bytes,
+        between_bytes=between,
+        again_bytes=np.where(kept, 0.0, again),
+        rows_per_sm=_THREADS_PER_SM / threads,
+        serial_bytes=alone,
+        loaded_bytes=threads * np.where(wide > 0, wide * calls.element_bytes, _LOAD_BYTES),
+    )
