@@ -6,6 +6,7 @@ recomputation and offloading of every stage.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -145,21 +146,14 @@ def least_once_s(prices: StagePrices, config: IntArray, p: IntArray, m: IntArray
     rows = prices.rows(
         config, dense=none if moe else layers, moe=layers if moe else none, has_embedding=no, has_head=no
     )
-    on_device, on_host = (
-        sum(
-            once_s(
-                prices,
-                config,
-                rows,
-                num_microbatches=m,
-                forward_s=longest_s,
-                backward_s=longest_s,
-                optimizer_offload=share,
-            )
-        )
-        for share in (0, OFFLOAD_PARTS)
-    )
-    return np.minimum(on_device, on_host)
+    least_s = np.full(len(config), np.inf)
+    for optimizer, parameters in product((0, OFFLOAD_PARTS), repeat=2):  # in between times are linear, or longer
+        parts = once_s(
+            prices, config, rows, num_microbatches=m, forward_s=longest_s, backward_s=longest_s,
+            optimizer_offload=optimizer, parameter_offload=parameters,
+        )  # fmt: skip
+        least_s = np.minimum(least_s, sum(parts))
+    return least_s
 
 
 def own_crossing_s(prices: StagePrices, config: IntArray) -> FloatArray:

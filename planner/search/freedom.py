@@ -6,7 +6,7 @@ from costmodels.plan import Recompute, RecomputeModule
 from costmodels.stage_plan import OFFLOAD_PARTS
 from planner.rules.modules import CORE
 
-OFFLOADED_EIGHTHS = (0, OFFLOAD_PARTS // 2, OFFLOAD_PARTS)  # shares of the optimizer's states that are tried
+EIGHTHS = tuple(range(OFFLOAD_PARTS + 1))  # shares of the optimizer's states and of the weights that are tried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,7 @@ class Treatment:
         block: Layers per stage, or all if it has fewer, that are recomputed with ``BLOCK``.
         modules: What ``SELECTIVE`` recomputes of every layer.
         optimizer_offload: Eighths of the optimizer's states that are on the host.
+        parameter_offload: Eighths of the weights that are.
         offload_activations: Whether kept activations are, of recomputed layers where there are any.
     """
 
@@ -25,6 +26,7 @@ class Treatment:
     block: int = 0
     modules: int = CORE
     optimizer_offload: int = 0
+    parameter_offload: int = 0
     offload_activations: bool = False
 
 
@@ -36,7 +38,8 @@ class Freedom:
         selective: Whether layers may recompute modules.
         modules: Sets of ``RecomputeModule`` flags that the layers of a stage may recompute, one set per stage.
         full: Whether layers may be recomputed from their input.
-        offload: Whether kept activations and optimizer states may be on the host.
+        offload: Whether kept activations, optimizer states and weights may be on the host.
+        shares: Eighths of the optimizer's states and of the weights that may, ascending from 0.
         told: What all stages do instead of deciding.
     """
 
@@ -44,6 +47,7 @@ class Freedom:
     full: bool = True
     modules: tuple[int, ...] = (CORE,)
     offload: bool = False
+    shares: tuple[int, ...] = EIGHTHS
     told: Treatment | None = None
 
     @property

@@ -17,7 +17,7 @@ from planner.search.best import BestSoFar
 from planner.search.capacity import capacity
 from planner.search.families import Family, alike_families, least_step_s
 from planner.search.found import found_plan, groups_alone, warnings_of
-from planner.search.freedom import Freedom
+from planner.search.freedom import EIGHTHS, Freedom
 from planner.search.mixed_bounds import mixed_least_s
 from planner.search.mixed_families import mixed_families
 from planner.search.question import Question
@@ -274,7 +274,9 @@ def _freedom(plans: PlanBatch, request: Request) -> Freedom:
     modes = set(np.unique(plans.recompute).tolist())
     whole = bool(modes & {int(Recompute.FULL), int(Recompute.BLOCK)})
     sets = module_sets(setting_of(request), named=request.named_modules)
-    return Freedom(selective=int(Recompute.SELECTIVE) in modes, full=whole, modules=sets, offload=request.offload)
+    return Freedom(
+        selective=int(Recompute.SELECTIVE) in modes, full=whole, modules=sets, offload=request.offload, shares=EIGHTHS
+    )
 
 
 def _on(question: Question, group: int, space: str) -> str:

@@ -2,7 +2,7 @@
 
 Every stage may take any number of consecutive layers, and recompute and offload any number of them; of the
 ways that fit its memory the one with the shortest backward pass is its option, so that no stage recomputes more
-than it has to. What happens once per step is
+than it has to; with offloading there are several (``planner.search.offloading``). What happens once per step is
 priced under the longest passes a stage of a better plan can have, so that the value of a choice is never above
 its price.
 """
@@ -12,19 +12,29 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray, Recompute
-from costmodels.stage_evaluate import evaluate_stages
+from costmodels.stage_evaluate import StageEstimateBatch
 from costmodels.stage_layers import layer_kinds
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
 from costmodels.stages import moe_layers
 from planner.search.families import Family, crossings_s, known_of_step_s, least_nodes, least_once_s, own_crossing_s
-from planner.search.freedom import OFFLOADED_EIGHTHS, Freedom, Treatment
+from planner.search.freedom import Freedom, Treatment
 from planner.search.module_choice import set_cost, worthwhile
+from planner.search.offloading import (
+    COUNTS,
+    Columns,
+    StageWays,
+    fits_device,
+    fits_host,
+    host_is_slower,
+    least_offloads,
+    price_ways,
+    ways_of,
+)
 from planner.search.once import once_s
 from planner.search.partition import ANYWHERE, PartitionInstance, StageOptions
 from profiles.model import ModelSpec
 
-_COUNTS = ("selective_dense", "selective_moe", "full_dense", "full_moe", "offloaded", "optimizer_offload", "modules")
 _MOST_WAYS, _MOST_CELLS = 500_000, 300_000  # ways looked at and stages priced; above, of a smaller choice
 # Which numbers of recomputed layers are tried: all; those where none is recomputed in full before all are in part; of
 # these a few, evenly spread.
@@ -111,7 +121,7 @@ def option_table(
         told = freedom.told is not None
         if told or len(config) * family.num_stages <= _MOST_CELLS or fineness == _FINENESS[-1]:
             exhaustive = told or fineness == _FINENESS[0]
-            return _built(family, prices, contents, config, columns, most_s=most_s, exhaustive=exhaustive)
+            return _built(family, prices, contents, config, columns, freedom, most_s=most_s, exhaustive=exhaustive)
     return None
 
 
@@ -191,11 +201,14 @@ def _count(contents: _Contents, freedom: Freedom, fineness: str) -> float:
         return 0
     kinds = np.unique(np.column_stack([contents.dense, contents.moe]), axis=0).astype(np.float64)
     each = (kinds + 1) * (kinds + 2) / 2 if fineness == "all" else 2 * kinds + 1
-    return float(each.prod(axis=1).sum()) * (6 if freedom.offload else 1) * len(freedom.modules)
+    return float(each.prod(axis=1).sum()) * (2 if freedom.offload else 1) * len(freedom.modules)
 
 
 def _ways(contents: _Contents, freedom: Freedom, fineness: str) -> dict[str, IntArray]:
-    """Ways to recompute and offload every distinct content: its layers and the columns of ``_COUNTS``, (W,)."""
+    """Ways to recompute and offload every distinct content: its layers and the columns of ``COUNTS``, (W,).
+
+    Of the optimizer's states and the weights nothing is offloaded yet.
+    """
     kinds = np.unique(np.column_stack([contents.dense, contents.moe]), axis=0)
     if freedom.told is not None:
         return _told(kinds[:, 0], kinds[:, 1], freedom.told)
@@ -216,11 +229,11 @@ def _ways(contents: _Contents, freedom: Freedom, fineness: str) -> dict[str, Int
     size = len(ways["dense"])
     full = ways["full_dense"] + ways["full_moe"]
     offloadable = np.where(full > 0, full, ways["dense"] + ways["moe"])
-    optimizer = OFFLOADED_EIGHTHS if freedom.offload else (0,)
-    copies = [(share, some) for share in optimizer for some in ((0, 1) if freedom.offload else (0,))]
+    copies = (0, 1) if freedom.offload else (0,)
     repeated = {name: np.tile(column, len(copies)) for name, column in ways.items()}
-    repeated["optimizer_offload"] = np.repeat([share for share, _ in copies], size)
-    repeated["offloaded"] = np.repeat([some for _, some in copies], size) * np.tile(offloadable, len(copies))
+    repeated["offloaded"] = np.repeat(copies, size) * np.tile(offloadable, len(copies))
+    for share in ("optimizer_offload", "parameter_offload"):
+        repeated[share] = np.zeros(size * len(copies), dtype=np.int64)
     return repeated
 
 
@@ -235,7 +248,7 @@ def _told(dense: IntArray, moe: IntArray, told: Treatment) -> dict[str, IntArray
         "dense": dense, "moe": moe, "selective_dense": dense * selective, "selective_moe": moe * selective,
         "full_dense": full_dense, "full_moe": full - full_dense,
         "optimizer_offload": nothing + told.optimizer_offload, "offloaded": offloadable * told.offload_activations,
-        "modules": nothing + told.modules,
+        "parameter_offload": nothing + told.parameter_offload, "modules": nothing + told.modules,
     }  # fmt: skip
 
 
@@ -258,38 +271,27 @@ def _recomputed(layers: int, freedom: Freedom, fineness: str) -> IntArray:
 
 def _built(
     family: Family, prices: StagePrices, contents: _Contents, config: IntArray, columns: dict[str, IntArray],
-    *, most_s: float, exhaustive: bool,
+    freedom: Freedom, *, most_s: float, exhaustive: bool,
 ) -> OptionTable | None:  # fmt: skip
     """Prices every way on every stage, keeps the best that fit, and places them."""
-    shape = (len(config), family.num_stages)
-    batch = StagePlanBatch.from_columns(
-        np.full(len(config), family.num_stages),
-        np.broadcast_to(config[:, None], shape),
-        np.broadcast_to((columns["dense"] + columns["moe"])[:, None], shape),
-        schedule=int(family.schedule),
-        virtual_stages=family.virtual_stages,
-        num_microbatches=family.num_microbatches,
-        **{name: np.broadcast_to(columns[name][:, None], shape) for name in _COUNTS},
-    )
-    kinds = (columns["dense"][:, None] + np.zeros(shape, np.int64), columns["moe"][:, None] + np.zeros(shape, np.int64))
-    priced = evaluate_stages(batch, prices, kinds=kinds)
-    forward_s = priced.stages.forward_s
-    backward_s = priced.stages.input_gradient_s + priced.stages.weight_gradient_s
-    fits = (priced.stage_memory_bytes <= priced.usable_bytes) & (priced.host_memory_bytes <= priced.host_usable_bytes)
-    fits &= forward_s + backward_s <= most_s
-    variant = columns["optimizer_offload"] * 2 + (columns["offloaded"] > 0)
-    group = np.unique(
-        np.column_stack([config, columns["dense"], columns["moe"], variant]), axis=0, return_inverse=True
-    )[1]
-    way, stage = _shortest(group.reshape(-1), backward_s, fits)
-    if len(np.unique(stage)) < family.num_stages:
+    priced = price_ways(family, prices, config, columns)
+    cells = priced.stage_memory_bytes.size
+    if freedom.offload and freedom.told is None:
+        ways, more = least_offloads(family, prices, config, columns, priced, shares=freedom.shares, most_s=most_s)
+        cells, exhaustive = cells + more, exhaustive and host_is_slower(prices)
+    else:
+        ways = _shortest(config, columns, priced, most_s)
+    if len(np.unique(ways.stage)) < family.num_stages:
         return None
-    table = _placed(family, prices, contents, config, columns, way, stage, forward_s, backward_s)
-    return None if table is None else replace(table, priced=shape[0] * shape[1], exhaustive=exhaustive)
+    table = _placed(family, prices, contents, ways)
+    return None if table is None else replace(table, priced=cells, exhaustive=exhaustive)
 
 
-def _shortest(group: IntArray, backward_s: FloatArray, fits: BoolArray) -> tuple[IntArray, IntArray]:
-    """Of each group of rows, on every stage, the row with the shortest backward pass that fits."""
+def _shortest(config: IntArray, columns: Columns, priced: StageEstimateBatch, most_s: float) -> StageWays:
+    """Of every configuration and content, on every stage, the way with the shortest backward pass that fits."""
+    fits = fits_device(priced) & fits_host(priced) & (priced.stages.work_s <= most_s)
+    group = np.unique(np.column_stack([config, columns["dense"], columns["moe"]]), axis=0, return_inverse=True)[1]
+    group, backward_s = group.reshape(-1), priced.stages.backward_s
     ways, stages = [], []
     for stage in range(backward_s.shape[1]):
         rows = np.flatnonzero(fits[:, stage])
@@ -297,42 +299,39 @@ def _shortest(group: IntArray, backward_s: FloatArray, fits: BoolArray) -> tuple
         first = np.concatenate([[True], group[rows][1:] != group[rows][:-1]]) if len(rows) else rows > 0
         ways.append(rows[first])
         stages.append(np.full(int(first.sum()), stage))
-    return np.concatenate(ways), np.concatenate(stages)
+    return ways_of(config, columns, priced, np.concatenate(ways), np.concatenate(stages))
 
 
-def _placed(
-    family: Family, prices: StagePrices, contents: _Contents, config: IntArray, columns: dict[str, IntArray],
-    way: IntArray, stage: IntArray, forward_s: FloatArray, backward_s: FloatArray,
-) -> OptionTable | None:  # fmt: skip
+def _placed(family: Family, prices: StagePrices, contents: _Contents, ways: StageWays) -> OptionTable | None:
     """The options where their layers can lie, with what they spend once per step."""
-    dense, moe = columns["dense"][way], columns["moe"][way]
+    dense, moe = ways.columns["dense"], ways.columns["moe"]
     size = prices.context.model.num_layers + 1
     code, known = dense * size + moe, contents.dense * size + contents.moe
     order = np.argsort(known, kind="stable")
     low = np.searchsorted(known[order], code, side="left")
     times = np.searchsorted(known[order], code, side="right") - low
-    option = np.repeat(np.arange(len(way)), times)
+    option = np.repeat(np.arange(len(dense)), times)
     offset = np.arange(len(option)) - np.repeat(np.cumsum(times) - times, times)
     first = contents.first[order[np.repeat(low, times) + offset]]
-    way, stage = way[option], stage[option]
-    layers = columns["dense"][way] + columns["moe"][way]
+    ways = ways.take(option)
     if not bool((first == ANYWHERE).any()):
-        reachable = _reachable(first, layers, stage, family, prices.context.model.num_layers)
-        way, stage, first, layers = way[reachable], stage[reachable], first[reachable], layers[reachable]
-        if len(np.unique(stage)) < family.num_stages:
+        layers = ways.columns["dense"] + ways.columns["moe"]
+        reachable = np.flatnonzero(_reachable(first, layers, ways.stage, family, prices.context.model.num_layers))
+        ways, first = ways.take(reachable), first[reachable]
+        if len(np.unique(ways.stage)) < family.num_stages:
             return None
-    forward_s, backward_s = forward_s[way, stage], backward_s[way, stage]
-    chosen = {name: column[way] for name, column in columns.items()}
+    forward_s, backward_s, config, columns = ways.forward_s, ways.backward_s, ways.config, ways.columns
     once_s, update_s = _once_s(
-        family, prices, config[way], chosen, stage, longest_s=(float(forward_s.max()), float(backward_s.max()))
+        family, prices, config, columns, ways.stage, longest_s=(float(forward_s.max()), float(backward_s.max()))
     )
-    kind = np.searchsorted(family.configs, config[way])
+    kind = np.searchsorted(family.configs, config)
     mixed = len(family.configs) > 1
-    own_s = own_crossing_s(prices, config[way]) if mixed and family.num_stages > 1 else 0.0
+    own_s = own_crossing_s(prices, config) if mixed and family.num_stages > 1 else 0.0
     slots = np.asarray(family.slots, dtype=np.int64)
     options = StageOptions.from_columns(
-        stage=stage, layers=layers, first_layer=first, forward_s=np.maximum(forward_s - own_s, 0.0),
-        backward_s=np.maximum(backward_s - own_s, 0.0), once_s=once_s, update_s=update_s, kind=kind,
+        stage=ways.stage, layers=columns["dense"] + columns["moe"], first_layer=first,
+        forward_s=np.maximum(forward_s - own_s, 0.0), backward_s=np.maximum(backward_s - own_s, 0.0),
+        once_s=once_s, update_s=update_s, kind=kind,
         devices=(kind[:, None] == np.arange(len(slots))).astype(np.int64),
     )  # fmt: skip
     instance = PartitionInstance(
@@ -345,8 +344,8 @@ def _placed(
         available_devices=family.slots,
         hand_over_s=crossings_s(prices, family.configs) if mixed else None,
     )
-    counts = {name: chosen[name] for name in _COUNTS}
-    return OptionTable(family=family, instance=instance, config=config[way], counts=counts)
+    counts = {name: columns[name] for name in COUNTS}
+    return OptionTable(family=family, instance=instance, config=config, counts=counts)
 
 
 def _reachable(first: IntArray, layers: IntArray, stage: IntArray, family: Family, total: int) -> BoolArray:
@@ -375,4 +374,5 @@ def _once_s(
         forward_s=np.full(len(config), longest_s[0]),
         backward_s=np.full(len(config), longest_s[1]),
         optimizer_offload=columns["optimizer_offload"],
+        parameter_offload=columns["parameter_offload"],
     )

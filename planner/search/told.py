@@ -10,7 +10,7 @@ from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs
 from planner.rules.base import MEGATRON, Setting
 from planner.rules.modules import CORE
 from planner.search.families import Family
-from planner.search.freedom import OFFLOADED_EIGHTHS, Freedom, Treatment
+from planner.search.freedom import Freedom, Treatment
 from planner.stage_constraints import uniform_broken
 
 
@@ -37,13 +37,18 @@ def _treatments(most: int, framework: str, freedom: Freedom) -> list[Treatment]:
         modes += [(Recompute.SELECTIVE, 0, modules) for modules in freedom.modules]
     if freedom.full:
         modes += [(Recompute.BLOCK, layers, CORE) for layers in range(1, most + 1)] + [(Recompute.FULL, 0, CORE)]
-    eighths = OFFLOADED_EIGHTHS if framework == MEGATRON else (0, OFFLOAD_PARTS)
-    offloads = list(product(eighths, (False, True))) if freedom.offload else [(0, False)]
+    eighths = freedom.shares if framework == MEGATRON else (0, OFFLOAD_PARTS)
+    offloads = list(product(eighths, (0, OFFLOAD_PARTS), (False, True))) if freedom.offload else [(0, 0, False)]
     return [
         Treatment(
-            recompute=mode, block=block, modules=modules, optimizer_offload=share, offload_activations=activations
+            recompute=mode,
+            block=block,
+            modules=modules,
+            optimizer_offload=share,
+            parameter_offload=weights,
+            offload_activations=activations,
         )
-        for share, activations in offloads
+        for share, weights, activations in offloads
         for mode, block, modules in modes
     ]
 
@@ -63,5 +68,6 @@ def _as_plans(family: Family, configs: StageConfigs, treatments: list[Treatment]
         recompute_modules=[each.modules for each in treatments],
         offload_optimizer=[each.optimizer_offload > 0 for each in treatments],
         offload_activations=[each.offload_activations for each in treatments],
+        offload_parameters=[each.parameter_offload > 0 for each in treatments],
         stage_layers=np.tile(even, (size, 1)),
     )

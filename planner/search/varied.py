@@ -25,6 +25,7 @@ from planner.search.stage_candidates import StageChoices, stage_choices
 from planner.search.stage_space import StageSpace, stage_contents
 from planner.search.varied_moves import MOVES, StageMover
 from planner.search.varied_vectors import (
+    COUNT_KNOBS,
     PLAN_KNOBS,
     SAMPLES,
     SCHEDULE,
@@ -157,7 +158,7 @@ class VariedSpace:
                 raise ValueError(f"a plan has {name} layers, which this space does not")
 
         put("shape", shape_of[row])
-        for name in ("layers", "full_dense", "full_moe", "offloaded", "optimizer_offload"):
+        for name in ("layers", *COUNT_KNOBS):
             put(name, getattr(batch, name))
         some = (batch.selective_dense + batch.selective_moe > 0) & batch.used
         chosen = np.where(some, batch.modules, 0)[:, :, None] == np.asarray((0, *layout.modules))
@@ -303,6 +304,7 @@ class VariedSpace:
             "shape": self._shape_labels(),
             "selective": ("none", *(",".join(module_names(some)) for some in layout.modules)),
             "optimizer_offload": numbers[: OFFLOAD_PARTS + 1],
+            "parameter_offload": numbers[: OFFLOAD_PARTS + 1],
         }
         plan = (
             tuple(str(number + 1) for number in range(layout.width)),

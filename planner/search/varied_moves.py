@@ -103,7 +103,9 @@ def _shift(mover: StageMover, vectors: IntArray, rng: Generator) -> IntArray:
 
 def _counts(layout: Layout, names: tuple[str, ...], size: int, rng: Generator) -> tuple[IntArray, IntArray]:
     """(n,) first column of one of some blocks for each plan, and the most its knobs can be."""
-    limits = {"selective": len(layout.modules), "optimizer_offload": OFFLOAD_PARTS}
+    limits = {
+        "selective": len(layout.modules), "optimizer_offload": OFFLOAD_PARTS, "parameter_offload": OFFLOAD_PARTS
+    }  # fmt: skip
     starts = np.asarray([layout.block(name).start for name in names])
     most = np.asarray([limits.get(name, layout.model.num_layers) for name in names])
     chosen = rng.integers(0, len(names), size=size)
@@ -117,7 +119,7 @@ def _memory_knobs(layout: Layout) -> tuple[str, ...]:
         kinds += ["full_dense"] * (layout.model.num_moe_layers < layout.model.num_layers)
         kinds += ["full_moe"] * (layout.model.num_moe_layers > 0)
     kinds += ["selective"] * bool(layout.modules)
-    return (*kinds, *(("offloaded", "optimizer_offload") if layout.offload else ()))
+    return (*kinds, *(("offloaded", "optimizer_offload", "parameter_offload") if layout.offload else ()))
 
 
 def _recompute(mover: StageMover, vectors: IntArray, rng: Generator) -> IntArray:

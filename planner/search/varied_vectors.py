@@ -20,7 +20,11 @@ from profiles.model import ModelSpec
 
 PLAN_KNOBS = ("num_stages", "schedule", "virtual_stages", "samples")
 STAGES, SCHEDULE, VIRTUAL, SAMPLES = range(len(PLAN_KNOBS))
-STAGE_KNOBS = ("shape", "layers", "full_dense", "full_moe", "selective", "offloaded", "optimizer_offload")
+STAGE_KNOBS = (
+    *("shape", "layers", "full_dense", "full_moe", "selective"),
+    *("offloaded", "optimizer_offload", "parameter_offload"),
+)
+COUNT_KNOBS = ("full_dense", "full_moe", "offloaded", "optimizer_offload", "parameter_offload")  # as in plans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,7 @@ class Layout:
         there = {
             "full_dense": self.full and moe < layers, "full_moe": self.full and moe > 0,
             "selective": bool(self.modules), "offloaded": self.offload, "optimizer_offload": self.offload,
+            "parameter_offload": self.offload,
         }  # fmt: skip
         return tuple(name for name in STAGE_KNOBS if there.get(name, True))
 
@@ -192,7 +197,7 @@ def plans_of(vectors: IntArray, layout: Layout, *, width: int) -> StagePlanBatch
     used = layout.used(vectors)[:, :width]
     dense, moe = (kind[:, :width] for kind in layout.kinds(vectors))
     part = {name: layout.part(vectors, name)[:, :width] for name in STAGE_KNOBS}
-    columns = {name: part[name] for name in ("full_dense", "full_moe", "offloaded", "optimizer_offload")}
+    columns = {name: part[name] for name in COUNT_KNOBS}
     if layout.modules:
         some = part["selective"] > 0
         columns["selective_dense"] = (dense - part["full_dense"]) * some

@@ -19,7 +19,7 @@ from planner.search.solved import Solved, Status
 from profiles.markdown import table_head, table_row
 from tests.search import rivals
 from tests.search.chains import chain_bytes, solve_chain
-from tests.search.small import INSTANCES, true_optimum
+from tests.search.small import INSTANCES
 from tests.search.thumb import thumb_s
 
 PAGE = Path(__file__).parents[2] / "docs" / "search.md"
@@ -68,9 +68,9 @@ def brute_force() -> str:
     """Every plan of small questions priced, beside what the search finds."""
     rows = []
     for instance in INSTANCES:
-        best_s, plans = true_optimum(instance.question())
-        auto, auto_s = timed(lambda: planner.search(**instance.arguments()))  # noqa: B023
-        exact, exact_s = timed(lambda: planner.search(**instance.arguments(), strategy="cpsat"))  # noqa: B023
+        best_s, plans = instance.optimum()
+        auto, auto_s = timed(instance.found)
+        exact, exact_s = timed(lambda: instance.found(strategy="cpsat"))  # noqa: B023
         uniform = auto.uniform_step_time_s / best_s - 1
         rows.append(
             (
@@ -220,7 +220,8 @@ Written by `make search-report`. Times are processor seconds of one thread, on w
 sharding, micro-batches, schedule, chunks) that might beat it, best bound first: any number of consecutive layers per
 stage, recomputed as little as memory allows: some from their input, some in part. With `--named-modules`, the part is
 any set of named modules (Megatron-Core's `--recompute-modules`), one set per stage. With `--offload`, activations of
-all layers or none and none, half or all of the optimizer's states may be on the host. Each stage's ways are priced by
+all layers or none may be on the host, and so many eighths of each stage's optimizer states and of its weights as memory
+needs: for every share of the weights the least share of the states that fits. Each stage's ways are priced by
 the cost path that prices all plans, memory in full, so that memory may follow any formula; what is left is a
 partition with a few hundred options, solved by label setting and, where that leaves a gap, by CP-SAT. The search ends
 with a proof when the next family's bound is no better than the best plan, or with the least bound that is left. Every

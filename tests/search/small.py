@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -13,11 +14,15 @@ from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import StagePrices
 from planner.request import Options, setting_of
 from planner.rules.modules import module_sets
+from planner.search import portfolio
+from planner.search.call import search
 from planner.search.families import Family, alike_families
 from planner.search.mixed_families import mixed_families
 from planner.search.question import Question, ask
+from planner.search.result import SearchResult
 from planner.space import plan_space
 from planner.stage_constraints import StageSetting, broken_by
+from profiles.model import ModelSpec
 
 _CHUNK = 50_000
 
@@ -37,7 +42,7 @@ def mixture(layers: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Small:
-    """A question by name."""
+    """A question by name; ``shares`` are the eighths of optimizer's states and weights that may be on the host."""
 
     name: str
     model: dict[str, Any]
@@ -49,6 +54,7 @@ class Small:
     framework: str | None = None
     named_modules: bool = False
     offload: bool = False
+    shares: tuple[int, ...] = (0, 4, 8)
     runnable: bool = False
 
     def question(self) -> Question:
@@ -66,6 +72,15 @@ class Small:
             "memory_reserve_bytes": self.reserve_gib * 2**30, "framework": self.framework,
             "named_modules": self.named_modules, "offload": self.offload,
         } | ({"runnable": True} if self.runnable else {})  # fmt: skip
+
+    def optimum(self) -> tuple[float, int]:
+        """What ``true_optimum`` says."""
+        return true_optimum(self.question(), self.shares)
+
+    def found(self, **limits: Any) -> SearchResult:
+        """What ``planner.search`` says, where as many shares may be on the host as brute force looks at."""
+        with mock.patch.object(portfolio, "EIGHTHS", self.shares):
+            return search(**self.arguments(), **limits)
 
 
 _JOB = {"sequence_length": 2048, "global_batch_size": 16}
@@ -88,6 +103,8 @@ INSTANCES = (
           named_modules=True),
     Small(name="dense, offloading", model=model(4), cluster="4xA100-80GB", job=_JOB, reserve_gib=71.0, pins={"pp": 2},
           offload=True),
+    Small(name="dense, every share", model=model(2), cluster="2x1xA100-80GB", job=_JOB, reserve_gib=72.0,
+          pins={"pp": 2, "mbs": 1}, offload=True, shares=tuple(range(9))),
     Small(name="two types, loose", model=model(5), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, pins={"mbs": 1}),
     Small(name="two types, tight", model=model(5), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, reserve_gib=45.0,
           pins={"mbs": 1}),
@@ -107,52 +124,80 @@ class Choices:
     Attributes:
         modes: ``Recompute`` codes.
         sets: Sets of modules to recompute.
-        offload: Whether the optimizer may be offloaded by halves, and activations of all layers or none.
+        shares: Eighths of the optimizer's states, and of the weights, that may be on the host; none for no offloading,
+            not of activations either, which are offloaded of all layers or none.
     """
 
     modes: set[int]
     sets: tuple[int, ...] = (1,)
-    offload: bool = False
+    shares: tuple[int, ...] = ()
 
-    def ways(self, layers: int) -> list[tuple[int, ...]]:
+    def ways(self, dense: int, moe: int) -> list[tuple[int, ...]]:
         """Every way to treat so many layers: columns of ``_WAY``."""
-        whole = bool(self.modes & {int(Recompute.FULL), int(Recompute.BLOCK)})
         found = []
-        for full in range(layers + 1 if whole else 1):
-            for selective in range(layers - full + 1 if int(Recompute.SELECTIVE) in self.modes else 1):
-                for modules in self.sets if selective else (1,):
-                    for eighths, moved in itertools.product((0, 4, 8), (0, 1)) if self.offload else ((0, 0),):
-                        found.append((selective, full, modules, eighths, moved * (full or layers)))
+        for kinds in itertools.product(self._recomputed(dense), self._recomputed(moe)):
+            (selective_dense, full_dense), (selective_moe, full_moe) = kinds
+            again = (selective_dense, selective_moe, full_dense, full_moe)
+            movable = full_dense + full_moe or dense + moe
+            for modules in self.sets if selective_dense + selective_moe else (1,):
+                for optimizer, weights, moved in self._offloads():
+                    found.append((*again, modules, optimizer, weights, moved * movable))
         return found
 
+    def _recomputed(self, layers: int) -> list[tuple[int, int]]:
+        whole = bool(self.modes & {int(Recompute.FULL), int(Recompute.BLOCK)})
+        part = int(Recompute.SELECTIVE) in self.modes
+        return [
+            (selective, full)
+            for full in range(layers + 1 if whole else 1)
+            for selective in range(layers - full + 1 if part else 1)
+        ]
 
-_WAY = ("selective", "full", "modules", "optimizer_offload", "offloaded")
+    def _offloads(self) -> list[tuple[int, int, int]]:
+        if not self.shares:
+            return [(0, 0, 0)]
+        return list(itertools.product(self.shares, self.shares, (0, 1)))
 
 
-def every_layout(family: Family, layers: int, *, moe: bool, choices: Choices) -> Iterator[dict[str, IntArray]]:
+_WAY = (
+    *("selective_dense", "selective_moe", "full_dense", "full_moe", "modules"),
+    *("optimizer_offload", "parameter_offload", "offloaded"),
+)
+
+
+def every_layout(family: Family, spec: ModelSpec, choices: Choices) -> Iterator[dict[str, IntArray]]:
     """Columns of every layout of a family, in chunks: layers, their treatment, and the stages' configurations."""
-    kind = "moe" if moe else "dense"
-    ways = {count: choices.ways(count) for count in range(1, layers + 1)}
+    ways: dict[tuple[int, int], list[tuple[int, ...]]] = {}
     rows: list[tuple[Any, ...]] = []
     slots = dict(zip(family.configs.tolist(), family.slots, strict=True)) if family.slots else {}
-    for chosen in itertools.product(family.configs.tolist(), repeat=family.num_stages):
-        if any(chosen.count(config) > most for config, most in slots.items()):
-            continue
-        for split in _splits(layers, family.num_stages, family.virtual_stages):
-            for again in itertools.product(*(ways[count] for count in split)):
+    for split in _splits(spec.num_layers, family.num_stages, family.virtual_stages):
+        kinds = [(int(dense), int(moe)) for dense, moe in zip(*_kinds(family, spec, split), strict=True)]
+        ways |= {kind: choices.ways(*kind) for kind in kinds if kind not in ways}
+        for chosen in itertools.product(family.configs.tolist(), repeat=family.num_stages):
+            if any(chosen.count(config) > most for config, most in slots.items()):
+                continue
+            for again in itertools.product(*(ways[kind] for kind in kinds)):
                 rows.append((chosen, split, again))
                 if len(rows) == _CHUNK:
-                    yield _columns(rows, kind)
+                    yield _columns(rows)
                     rows = []
     if rows:
-        yield _columns(rows, kind)
+        yield _columns(rows)
 
 
-def _columns(rows: list[tuple[Any, ...]], kind: str) -> dict[str, IntArray]:
+def _kinds(family: Family, spec: ModelSpec, split: tuple[int, ...]) -> tuple[IntArray, IntArray]:
+    """Dense and MoE layers of every stage."""
+    plan = StagePlanBatch.from_columns(
+        [family.num_stages], np.zeros((1, family.num_stages)), [split], schedule=int(family.schedule),
+        virtual_stages=family.virtual_stages,
+    )  # fmt: skip
+    dense, moe = plan.kinds(spec)
+    return dense[0], moe[0]
+
+
+def _columns(rows: list[tuple[Any, ...]]) -> dict[str, IntArray]:
     config, split, again = (np.asarray(column) for column in zip(*rows, strict=True))
-    named = dict(zip(_WAY, np.moveaxis(again, 2, 0), strict=True))
-    treated = {f"{name}_{kind}": named.pop(name) for name in ("selective", "full")}
-    return {"config": config, "layers": split} | treated | named
+    return {"config": config, "layers": split} | dict(zip(_WAY, np.moveaxis(again, 2, 0), strict=True))
 
 
 def _splits(layers: int, stages: int, chunks: int) -> Iterator[tuple[int, ...]]:
@@ -162,35 +207,34 @@ def _splits(layers: int, stages: int, chunks: int) -> Iterator[tuple[int, ...]]:
             yield tuple(split.tolist())
 
 
-def true_optimum(question: Question) -> tuple[float, int]:
+def true_optimum(question: Question, shares: tuple[int, ...] = (0, 4, 8)) -> tuple[float, int]:
     """The shortest step of all plans there are, or that the framework can run, and how many these are."""
     best_s, plans = np.inf, 0
     request = question.requests[0]
-    layers, moe = request.model.num_layers, request.model.num_moe_layers > 0
     sets = module_sets(setting_of(request), named=request.named_modules)
     for group, each in enumerate(question.requests):
         space = plan_space(setting_of(each), domain_devices=each.cluster.domain_devices, pins=each.pins)
         modes = set(np.unique(space.plans.recompute).tolist())
-        choices = Choices(modes=modes, sets=sets, offload=each.offload)
+        choices = Choices(modes=modes, sets=sets, shares=shares if each.offload else ())
         families, configs = alike_families(space.plans, group=group)
         prices = StagePrices(configs=configs, contexts=question.contexts)
-        found = best_of(question, families, prices, layers, moe, choices)
+        found = best_of(question, families, prices, choices)
         best_s, plans = min(best_s, found[0]), plans + found[1]
     if len(question.requests) > 1:
         mixed = mixed_families(question, request.pins, alike=question.runnable)
-        found = best_of(question, mixed.families, mixed.prices, layers, moe, choices)
+        found = best_of(question, mixed.families, mixed.prices, choices)
         best_s, plans = min(best_s, found[0]), plans + found[1]
     return best_s, plans
 
 
-def best_of(
-    question: Question, families: list[Family], prices: StagePrices, layers: int, moe: bool, choices: Choices
-) -> tuple[float, int]:
+def best_of(question: Question, families: list[Family], prices: StagePrices, choices: Choices) -> tuple[float, int]:
+    """The shortest step of every layout of some families, and how many these are."""
     best_s, plans = np.inf, 0
     devices = tuple(request.cluster.num_devices for request in question.requests)
-    setting = StageSetting(model=question.requests[0].model, configs=prices.configs, devices=devices)
+    spec = question.requests[0].model
+    setting = StageSetting(model=spec, configs=prices.configs, devices=devices)
     for family in families:
-        for columns in every_layout(family, layers, moe=moe, choices=choices):
+        for columns in every_layout(family, spec, choices):
             batch = StagePlanBatch.from_columns(
                 np.full(len(columns["layers"]), family.num_stages), columns.pop("config"), columns.pop("layers"),
                 schedule=int(family.schedule), virtual_stages=family.virtual_stages,

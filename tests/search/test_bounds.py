@@ -27,11 +27,8 @@ def freedom(question: Question) -> Freedom:
 
 def least_of_all_s(question: Question, families: list[Family], prices: StagePrices) -> FloatArray:
     """(F,) shortest step of every layout of each family."""
-    model = question.requests[0].model
     choices = Choices(modes=set(range(4)), sets=freedom(question).modules)
-    return np.asarray(
-        [best_of(question, [each], prices, model.num_layers, model.num_moe_layers > 0, choices)[0] for each in families]
-    )
+    return np.asarray([best_of(question, [each], prices, choices)[0] for each in families])
 
 
 def alike(question: Question) -> tuple[list[Family], StagePrices]:

@@ -21,7 +21,7 @@ from planner.search.told import told_freedoms
 from planner.search_document import search_document
 from planner.space import plan_space
 from profiles.errors import SpecError
-from tests.search.small import INSTANCES, Small, model, true_optimum
+from tests.search.small import INSTANCES, Small, model
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
 _JOB = {"sequence_length": 2048, "global_batch_size": 16}
@@ -56,7 +56,7 @@ def runners(plan: FoundPlan) -> set[str]:
 )
 def test_the_best_of_what_a_framework_can_run_is_found_and_proved(instance: Small) -> None:
     asked = replace(instance, runnable=True)
-    optimum_s, plans = true_optimum(asked.question())
+    optimum_s, plans = asked.optimum()
     result = found(asked)
     assert plans > 20
     assert best(result).step_time_s == pytest.approx(optimum_s, rel=1e-9)
@@ -126,28 +126,35 @@ def test_runnable_is_yes_or_no() -> None:
         found(UNEVEN, runnable="megatron")
 
 
-def told(instance: Small, freedom: Freedom) -> set[tuple[str, int, int, bool]]:
+def told(instance: Small, freedom: Freedom) -> set[tuple[str, int, int, int, bool]]:
     """What the first two-stage family of a question may be told."""
     request = instance.question().requests[0]
-    plans = plan_space(setting_of(request), domain_devices=8, pins={"pipeline_parallel": 2}).plans
+    plans = plan_space(setting_of(request), domain_devices=8, pins={"pipeline_parallel": 2} | dict(request.pins)).plans
     families, configs = alike_families(plans)
     found = told_freedoms(families[0], configs, setting_of(request), freedom)
     treatments = [each.told for each in found if each.told is not None]
     assert len(treatments) == len(found)
-    return {(t.recompute.name.lower(), t.block, t.optimizer_offload, t.offload_activations) for t in treatments}
+    return {
+        (t.recompute.name.lower(), t.block, t.optimizer_offload, t.parameter_offload, t.offload_activations)
+        for t in treatments
+    }
 
 
 def test_stages_are_told_what_the_rules_allow() -> None:
     small = Small(name="", model=model(4), cluster="4xA100-80GB", job=_JOB)
     plain = {("none", 0), ("selective", 0), ("block", 1), ("block", 2), ("full", 0)}
-    assert told(small, Freedom()) == {(*mode, 0, False) for mode in plain}
-    assert told(small, Freedom(full=False)) == {("none", 0, 0, False), ("selective", 0, 0, False)}
-    # Megatron-LM offloads a share of the optimizer under a pipeline, and no activations.
-    assert told(small, Freedom(offload=True)) == {(*mode, share, False) for mode in plain for share in (0, 4, 8)}
+    assert told(small, Freedom()) == {(*mode, 0, 0, False) for mode in plain}
+    assert told(small, Freedom(full=False)) == {("none", 0, 0, 0, False), ("selective", 0, 0, 0, False)}
+    # Megatron-LM offloads a share of the optimizer under a pipeline, and neither weights nor activations.
+    assert told(small, Freedom(offload=True)) == {(*mode, share, 0, False) for mode in plain for share in range(9)}
     assert told(replace(small, framework="nanotron"), Freedom(selective=False)) == {
-        ("none", 0, 0, False),
-        ("full", 0, 0, False),
+        ("none", 0, 0, 0, False),
+        ("full", 0, 0, 0, False),
     }
+    # FSDP moves the weights along with the optimizer, and activations that are recomputed.
+    sharded = replace(small, framework="fsdp", pins={"zero": 3, "tp": 1})
+    moved = {(states, weights) for _, _, states, weights, _ in told(sharded, Freedom(offload=True))}
+    assert moved == {(0, 0), (8, 8)}
 
 
 def test_what_is_told_counts_layers_of_both_kinds() -> None:

@@ -30,7 +30,7 @@ from planner.search.sweep import sweep
 from planner.search_document import search_document
 from planner.space import plan_space
 from profiles.errors import SpecError
-from tests.search.small import INSTANCES, Small, model, true_optimum
+from tests.search.small import INSTANCES, Small, model
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
 UNEVEN = BY_NAME["dense, large vocabulary"]
@@ -38,7 +38,7 @@ TWO_TYPES = BY_NAME["two types, loose"]
 
 
 def found(instance: Small, **limits: Any) -> SearchResult:
-    return search(**instance.arguments(), **limits)
+    return instance.found(**limits)
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,14 @@ def found(instance: Small, **limits: Any) -> SearchResult:
         ("dense, large vocabulary", 1e-6),
         ("dense, slow network", 1e-6),
         ("MoE, named modules", 1e-6),
+        ("dense, every share", 1e-6),
         ("two types, loose", 1e-6),
         ("two types, slow network", 0.02),
     ],
 )
 def test_the_optimum_of_every_plan_there_is_is_found_and_proved(name: str, room: float) -> None:
     instance = BY_NAME[name]
-    best_s, plans = true_optimum(instance.question())
+    best_s, plans = instance.optimum()
     result = found(instance)
     assert plans > 1000
     assert result.best is not None

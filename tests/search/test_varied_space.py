@@ -98,7 +98,7 @@ def test_only_knobs_that_can_be_turned_are_knobs(case: str) -> None:
     assert names == set(where.layout.names)
     assert ("full_dense" in names) == (where.layout.full and model.num_moe_layers < model.num_layers)
     assert ("full_moe" in names) == (where.layout.full and model.num_moe_layers > 0)
-    assert ("offloaded" in names) == ("optimizer_offload" in names) == where.offload
+    assert {name in names for name in ("offloaded", "optimizer_offload", "parameter_offload")} == {where.offload}
     assert all(len(knob.labels) > 1 for knob in where.knobs[len(PLAN_KNOBS) :])
     vectors = where.initial(5, np.random.default_rng(0))
     assert vectors.shape[1] == where.layout.length == len(where.knobs)
