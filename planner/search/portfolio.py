@@ -22,6 +22,7 @@ from planner.search.mixed_bounds import mixed_least_s
 from planner.search.mixed_families import mixed_families
 from planner.search.question import Question
 from planner.search.result import EngineRun, SearchResult
+from planner.search.sharp_bounds import sharp_least_s
 from planner.search.staged import StagedSearch
 from planner.search.told import told_freedoms
 from planner.space import plan_space
@@ -239,6 +240,9 @@ def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
             families=families, least_s=np.maximum(mixed.least_s[hopeful], bounds_s), prices=mixed.prices, best=best,
             most_layers=np.full(len(families), request.model.num_layers), engine=engine,
             freedoms=_freedoms(question, mixed.prices.configs, freedom),
+            sharpen=lambda families, below_s: sharp_least_s(
+                families, mixed.prices, freedom, below_s=below_s, out_of_time=lambda: best.out_of_time
+            ),
         )  # fmt: skip
     return _run(search, best, engine, f"{_ACROSS}, {_told(question)}" if question.runnable else _MIXED, began_s)
 

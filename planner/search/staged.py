@@ -6,8 +6,9 @@ leaves open and could still beat the best plan, CP-SAT closes, again best bound 
 known. Every plan is priced by the one cost path before it counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 import numpy as np
 
@@ -27,8 +28,9 @@ TOLERANCE = 1e-9  # share of the step time below which plans are equally good
 _CLOSE = 1e-6  # share of the step time that CP-SAT's rounding leaves open anyway
 _AT_LEAST = 3  # families tried whatever the evaluations: preparing for them is most of the work of a short search
 _LABELS = 20_000  # labels per stage; beyond, CP-SAT takes over
+_SHARPENED = 256  # families whose bounds are worked out together
 
-Solver = Callable[[OptionTable], list[Solved]]
+Sharpen = Callable[[list[Family], float], FloatArray]  # bounds of families, of which a step time is to be beaten
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,6 +44,7 @@ class StagedSearch:
         prices: Prices of their configurations.
         freedoms: What the stages of a family may decide: one of these.
         best: The best plan so far, of this engine or another.
+        sharpen: Gives better bounds than ``least_s``, for families whose turn it is; None for none.
         engine: ``partition``, or ``cpsat`` for CP-SAT on every family, even those that labels solve.
         bound_s: No plan of the families is below that, once ``run`` has ended.
         found_s: The best plan of theirs that was found.
@@ -55,6 +58,7 @@ class StagedSearch:
     prices: StagePrices
     freedoms: Callable[[Family], tuple[Freedom, ...]]
     best: BestSoFar
+    sharpen: Sharpen | None = None
     engine: str = "partition"
     bound_s: float = field(default=np.inf, init=False)
     found_s: float = field(default=np.inf, init=False)
@@ -105,7 +109,7 @@ class StagedSearch:
 
     def _each(self, bounds: dict[int, float], *, exact: bool) -> str:
         """Solves families, best bound first, until none can beat the best plan; the limit that ended that before."""
-        for at, least_s in sorted(bounds.items(), key=lambda item: item[1]):
+        for at, least_s in self._in_turn(bounds):
             if least_s >= self.best.step_time_s * (1.0 - TOLERANCE):
                 break
             tried, done = self.counts["solved"] + self.counts["without_layout"], False
@@ -119,6 +123,23 @@ class StagedSearch:
                 self.bound_s = min(self.bound_s, least_s)
                 return self.best.spent
         return ""
+
+    def _in_turn(self, bounds: dict[int, float]) -> Iterator[tuple[int, float]]:
+        """Families and their bounds, ascending; bounds are sharpened, of many families at once, before their turn."""
+        blunt = sorted((least_s, at) for at, least_s in bounds.items())
+        sharp: list[tuple[float, int]] = []
+        while blunt or sharp:
+            if sharp and (not blunt or sharp[0] <= blunt[0]):
+                least_s, at = heappop(sharp)
+                yield at, least_s
+                continue
+            some, blunt = blunt[:_SHARPENED], blunt[_SHARPENED:]
+            sharper_s, below_s = np.zeros(len(some)), self.best.step_time_s
+            if self.sharpen is not None and some[0][0] < below_s < np.inf:
+                with self.best.until_stopped():
+                    sharper_s = self.sharpen([self.families[at] for _, at in some], below_s)
+            for (least_s, at), sharper in zip(some, sharper_s.tolist(), strict=True):
+                heappush(sharp, (max(least_s, sharper), at))
 
     def _family(self, at: int, freedom: Freedom, *, least_s: float, exact: bool) -> None:
         """Solves one family, or what one freedom makes of it, by labels alone unless asked for what is exact.

@@ -1,0 +1,159 @@
+"""Sharp bounds of pipelines across groups held against every plan of small families, and good plans of large ones."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from costmodels.plan import Schedule
+from costmodels.stage_evaluate import evaluate_stages
+from costmodels.stage_plan import StagePlanBatch
+from planner.request import Options
+from planner.search.best import BestSoFar, SearchBudget
+from planner.search.freedom import Freedom
+from planner.search.labels import solve_by_labels
+from planner.search.least_work import least_work
+from planner.search.mixed_bounds import mixed_least_s
+from planner.search.mixed_families import Mixed, mixed_families
+from planner.search.portfolio import by_enumeration
+from planner.search.question import Question, ask
+from planner.search.sharp_bounds import _placed, sharp_least_s
+from planner.search.stage_table import option_table
+from tests.search.small import INSTANCES
+from tests.search.test_bounds import freedom, least_of_all_s
+
+BY_NAME = {instance.name: instance for instance in INSTANCES}
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [("two types, loose", 0.9), ("two types, tight", 0.8), ("two types, MoE", 0.9), ("two types, slow network", 0.6)],
+)
+def test_no_layout_of_a_family_is_below_its_bound_and_most_come_close(name: str, close: float) -> None:
+    question = BY_NAME[name].question()
+    mixed = mixed_families(question, question.requests[0].pins)
+    families = sorted(mixed.families, key=lambda family: family.num_stages)[:60]
+    least_s = least_of_all_s(question, families, mixed.prices)
+    for below_s in (2 * least_s.min(), 1.2 * least_s.min()):
+        bound_s = sharp_least_s(families, mixed.prices, freedom(question), below_s=below_s)
+        beating = least_s < below_s
+        assert beating.sum() > 1
+        share = bound_s[beating] / least_s[beating]
+        assert share.max() <= 1 + 1e-9
+        assert np.median(share) > close
+
+
+LARGE: dict[str, tuple[str, str, dict[str, int]]] = {
+    "dense": ("llama-3-70b", "2x8xA100-80GB+2x8xH100", {"sequence_length": 4096, "global_batch_size": 256}),
+    "less memory": ("llama-3-70b", "4x8xA100-40GB+4x8xA100-80GB", {"sequence_length": 8192, "global_batch_size": 128}),
+    "dense layers before MoE": (
+        "deepseek-v3", "32x8xA100-80GB+32x8xH100", {"sequence_length": 4096, "global_batch_size": 512}
+    ),
+    "three groups": (
+        "mixtral-8x7b", "1x8xA100-80GB+2x8xH100+1x8xH200", {"sequence_length": 4096, "global_batch_size": 128}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "close"), [("dense", 0.9), ("less memory", 0.9), ("dense layers before MoE", 0.9), ("three groups", 0.8)]
+)
+def test_good_plans_of_large_families_are_not_below_the_bound(name: str, close: float) -> None:
+    model, cluster, job = LARGE[name]
+    question = ask(model, cluster, job, None, Options())
+    best = BestSoFar(budget=SearchBudget(seconds=1000.0))
+    by_enumeration(question, best)
+    mixed = mixed_families(question, {})
+    hopeful = np.flatnonzero(mixed.least_s < best.step_time_s)
+    some = [mixed.families[at] for at in hopeful if mixed.families[at].num_stages <= 8]
+    families = [some[at] for at in np.random.default_rng(7).choice(len(some), size=200, replace=False)]
+    coarse_s = mixed_least_s(families, mixed.prices, Freedom(), below_s=best.step_time_s)
+    families = [families[at] for at in np.argsort(coarse_s, kind="stable")[:40]]
+    bound_s = sharp_least_s(families, mixed.prices, Freedom(), below_s=best.step_time_s)
+    shares = []
+    for family, least_s in zip(families, bound_s, strict=True):
+        table = option_table(family, mixed.prices, Freedom(), below_s=best.step_time_s)
+        if table is None or (solved := solve_by_labels(table.instance, most_labels=20_000)).rows is None:
+            continue
+        priced = evaluate_stages(table.plans(solved.rows[None, :]), mixed.prices)
+        assert bool(priced.fits[0])
+        if priced.step_time_s[0] < best.step_time_s:
+            assert least_s <= priced.step_time_s[0] * (1 + 1e-9)
+            if solved.gap < 0.01:
+                shares.append(least_s / priced.step_time_s[0])
+    assert len(shares) > 3
+    assert np.median(shares) > close
+
+
+@pytest.mark.parametrize("name", ["two types, tight", "two types, MoE", "MoE, named modules"])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_stages_that_fit_work_no_less_than_that(name: str, data: st.DataObject) -> None:
+    question = BY_NAME[name].question()
+    if question.mixed is None:
+        question = ask(BY_NAME[name].model, "1x2xH100+1x2xH100", BY_NAME[name].job, None, Options(
+            memory_reserve_bytes=48 * 2**30, named_modules=True))  # fmt: skip
+    mixed, free = _mixed(question), freedom(question)
+    model = question.requests[0].model
+    moe, prices = model.num_moe_layers > 0, mixed.prices
+    config = data.draw(st.integers(0, len(prices.configs) - 1))
+    stages = data.draw(st.integers(2, 4))
+    layers = data.draw(st.lists(st.integers(1, model.num_layers), min_size=stages, max_size=stages))
+    full = [data.draw(st.integers(0, count)) for count in layers]
+    selective = [data.draw(st.integers(0, count - more)) for count, more in zip(layers, full, strict=True)]
+    kind = "moe" if moe else "dense"
+    held, none = np.asarray([layers]), np.zeros((1, stages), dtype=np.int64)
+    batch = StagePlanBatch.from_columns(
+        [stages], np.full((1, stages), config), held, schedule=int(Schedule.ONE_F_ONE_B),
+        num_microbatches=[int(prices.configs.plans.num_microbatches[config])],
+        modules=data.draw(st.sampled_from(free.modules)),
+        **{f"full_{kind}": np.asarray([full]), f"selective_{kind}": np.asarray([selective])},
+    )  # fmt: skip
+    priced = evaluate_stages(batch, prices, kinds=(none, held) if moe else (held, none))
+    done = least_work(
+        np.asarray([config]), prices, free, stages=stages, moe=moe, most_layers=model.num_layers,
+        longest_s=np.asarray([1e9]),
+    )  # fmt: skip
+    fits = (priced.stage_memory_bytes <= priced.usable_bytes)[0]
+    least_s = done.work_s[0, np.arange(stages), layers]
+    assert (least_s[fits] <= priced.stages.work_s[0, fits] * (1 + 1e-9)).all()
+    untouched = fits & (np.asarray(full) + np.asarray(selective) == 0)
+    apart_s = 2 * prices.transfer_s.max() + question.requests[0].stack.microbatch_overhead_s
+    assert (least_s[untouched] >= (priced.stages.work_s[0, untouched] - apart_s) * (1 - 1e-9)).all()
+
+
+_MIXED: dict[str, Mixed] = {}
+
+
+def _mixed(question: Question) -> Mixed:
+    key = f"{question.requests[0].model.name} {question.cluster_name} {question.requests[0].named_modules}"
+    if key not in _MIXED:
+        _MIXED[key] = mixed_families(question, question.requests[0].pins)
+    return _MIXED[key]
+
+
+@given(seed=st.integers(0, 10_000), kinds=st.integers(1, 3), stages=st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_no_way_to_share_configurations_out_is_worth_more(seed: int, kinds: int, stages: int) -> None:
+    rng = np.random.default_rng(seed)
+    value, slots = rng.integers(-5, 20, (1, kinds, stages)).astype(float), rng.integers(1, stages + 1, (1, kinds))
+    slots[0, 0] += max(stages - slots.sum(), 0)
+    ways = np.stack(np.meshgrid(*[np.arange(kinds)] * stages, indexing="ij"), axis=-1).reshape(-1, stages)
+    legal = (np.stack([(ways == kind).sum(axis=1) for kind in range(kinds)], axis=1) <= slots).all(axis=1)
+    best = value[0][ways[legal], np.arange(stages)].sum(axis=1).max()
+    total = _placed(value, slots)
+    assert total[0] >= best - 1e-9
+    if kinds <= 2:
+        assert total[0] == pytest.approx(best)
+
+
+def test_bounds_that_there_was_no_time_for_say_nothing() -> None:
+    question = BY_NAME["two types, loose"].question()
+    mixed = mixed_families(question, question.requests[0].pins)
+    whole_s = sharp_least_s(mixed.families, mixed.prices, Freedom(), below_s=1.0)
+    asked = iter([False, True])
+    some_s = sharp_least_s(mixed.families, mixed.prices, Freedom(), below_s=1.0, out_of_time=lambda: next(asked))
+    stages = np.asarray([family.num_stages for family in mixed.families])
+    assert (some_s == np.where(stages == stages.min(), whole_s, 0.0)).all()
+    assert (whole_s > 0).all()
+    assert (sharp_least_s(mixed.families, mixed.prices, Freedom(offload=True), below_s=1.0) == 0.0).all()
