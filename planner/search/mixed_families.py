@@ -37,13 +37,16 @@ class Mixed:
     least_s: FloatArray
 
 
-def mixed_families(question: Question, pins: Mapping[str, int], *, alike: bool = False) -> Mixed:
+def mixed_families(
+    question: Question, pins: Mapping[str, int], *, alike: bool = False, below_s: float = np.inf
+) -> Mixed:
     """Every family of the question that uses more than one group.
 
     Args:
         question: The question, with several groups.
         pins: Plan columns the user fixed; of these, numbers of stages and ranks are not read.
         alike: Whether all groups run the same configuration.
+        below_s: Step time to beat: families whose least step is no shorter are left out.
     """
     configs = _configs(question, pins)
     prices = StagePrices(configs=configs, contexts=question.contexts, joint=question.joint)
@@ -53,11 +56,26 @@ def mixed_families(question: Question, pins: Mapping[str, int], *, alike: bool =
     together = _together(configs, np.arange(len(configs)), alike=True)
     if not alike:
         together += _together(configs, _offered(configs, work_s), alike=False)
-    families: list[Family] = []
-    for rows in sorted({rows for members in together for rows in _across(configs, members)}):
-        microbatches = int(configs.plans.num_microbatches[rows[0]])
-        families += _of_configs(np.asarray(rows), slots, microbatches, question.requests[0].model.num_layers)
-    return Mixed(families=families, prices=prices, least_s=_least_s(families, prices, work_s))
+    chosen = sorted({rows for members in together for rows in _across(configs, members)})
+    if not chosen:
+        return Mixed(families=[], prices=prices, least_s=np.zeros(0))
+    which, stages = _numbers_of_stages(chosen, slots, question.requests[0].model.num_layers)
+    least_s = _least_s(chosen, which, stages, slots, prices, work_s)
+    hopeful = np.flatnonzero(least_s < below_s)
+    rows_of = [np.asarray(rows) for rows in chosen]
+    slots_of = [tuple(slots[rows].tolist()) for rows in rows_of]
+    families = [
+        Family(
+            num_stages=count,
+            schedule=Schedule.ONE_F_ONE_B,
+            virtual_stages=1,
+            num_microbatches=int(configs.plans.num_microbatches[chosen[at][0]]),
+            configs=rows_of[at],
+            slots=slots_of[at],
+        )
+        for at, count in zip(which[hopeful].tolist(), stages[hopeful].tolist(), strict=True)
+    ]
+    return Mixed(families=families, prices=prices, least_s=least_s[hopeful])
 
 
 def _together(configs: StageConfigs, kept: IntArray, *, alike: bool) -> list[IntArray]:
@@ -78,19 +96,14 @@ def _across(configs: StageConfigs, members: IntArray) -> list[tuple[int, ...]]:
     return [rows for rows in chosen if len(rows) > 1]
 
 
-def _of_configs(rows: IntArray, slots: IntArray, microbatches: int, layers: int) -> list[Family]:
-    most = min(int(slots[rows].sum()), _MOST_STAGES, layers)
-    return [
-        Family(
-            num_stages=stages,
-            schedule=Schedule.ONE_F_ONE_B,
-            virtual_stages=1,
-            num_microbatches=microbatches,
-            configs=rows,
-            slots=tuple(int(count) for count in slots[rows]),
-        )
-        for stages in range(len(rows), most + 1)
-    ]
+def _numbers_of_stages(chosen: list[tuple[int, ...]], slots: IntArray, layers: int) -> tuple[IntArray, IntArray]:
+    """(F,) choice of configurations of each family, and its number of stages: from one on each to as many as fit."""
+    fewest = np.asarray([len(rows) for rows in chosen])
+    most = np.minimum([int(slots[list(rows)].sum()) for rows in chosen], min(_MOST_STAGES, layers))
+    counts = np.maximum(most - fewest + 1, 0)
+    which = np.repeat(np.arange(len(chosen)), counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    return which, fewest[which] + np.arange(len(which)) - first
 
 
 def _configs(question: Question, pins: Mapping[str, int]) -> StageConfigs:
@@ -147,21 +160,30 @@ def _offered(configs: StageConfigs, work_s: FloatArray) -> IntArray:
     return np.sort(order[place < _OFFERED])
 
 
-def _least_s(families: list[Family], prices: StagePrices, work_s: FloatArray) -> FloatArray:
+def _least_s(
+    chosen: list[tuple[int, ...]],
+    which: IntArray,
+    stages: IntArray,
+    slots: IntArray,
+    prices: StagePrices,
+    work_s: FloatArray,
+) -> FloatArray:
     """(F,) step times that no layout goes below: all layers at the rate of the fastest stages there are devices for.
 
     The slowest stage works m times, and takes at least as long as all layers divided by the rates of all
     stages together; one micro-batch passes m - 1 times less through the others, at the rate of the fastest.
     """
-    least_s = np.zeros(len(families))
-    nodes = np.zeros(len(families))
-    for at, family in enumerate(families):
-        times_s = work_s[family.configs]
-        order = np.argsort(times_s)
-        left, rate = family.num_stages, 0.0
-        for index in order:
-            taken = min(left, family.slots[index])
-            rate, left = rate + taken / float(times_s[index]), left - taken
-        least_s[at] = max(family.num_microbatches / rate, float(times_s.min()))
-        nodes[at] = float(prices.unit["nodes"][family.configs].min()) * family.num_stages
-    return step_s(least_s, nodes=nodes, prices=prices) if len(families) else least_s
+    width = max(len(rows) for rows in chosen)
+    table = np.asarray([rows + rows[-1:] * (width - len(rows)) for rows in chosen])
+    here = np.arange(width) < np.asarray([len(rows) for rows in chosen])[:, None]
+    times_s = np.where(here, work_s[table], np.inf)
+    order = np.argsort(times_s, axis=1, kind="stable")
+    times_s = np.take_along_axis(times_s, order, axis=1)
+    places = np.take_along_axis(np.where(here, slots[table], 0), order, axis=1)
+    before = np.cumsum(places, axis=1) - places
+    taken = np.clip(stages[:, None] - before[which], 0, places[which])
+    rate = (taken / times_s[which]).sum(axis=1)
+    nodes = np.where(here, prices.unit["nodes"][table], np.inf).min(axis=1)
+    microbatches = prices.configs.plans.num_microbatches[table[:, 0]]
+    least_s = np.maximum(microbatches[which] / rate, times_s[which, 0])
+    return step_s(least_s, nodes=nodes[which] * stages, prices=prices)

@@ -229,16 +229,14 @@ def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
     began_s, search, request = best.elapsed_s, None, question.requests[0]
     with best.until_stopped():
         best.check_time()
-        mixed = mixed_families(question, request.pins, alike=question.runnable)
+        mixed = mixed_families(question, request.pins, alike=question.runnable, below_s=best.step_time_s)
         freedom = _freedom(_uniform_plans(question, 0), request)
-        hopeful = np.flatnonzero(mixed.least_s < best.step_time_s)
-        families = [mixed.families[at] for at in hopeful]
         bounds_s = mixed_least_s(
-            families, mixed.prices, freedom, below_s=best.step_time_s, out_of_time=lambda: best.out_of_time
+            mixed.families, mixed.prices, freedom, below_s=best.step_time_s, out_of_time=lambda: best.out_of_time
         )
         search = StagedSearch(
-            families=families, least_s=np.maximum(mixed.least_s[hopeful], bounds_s), prices=mixed.prices, best=best,
-            most_layers=np.full(len(families), request.model.num_layers), engine=engine,
+            families=mixed.families, least_s=np.maximum(mixed.least_s, bounds_s), prices=mixed.prices, best=best,
+            most_layers=np.full(len(mixed.families), request.model.num_layers), engine=engine,
             freedoms=_freedoms(question, mixed.prices.configs, freedom),
             sharpen=lambda families, below_s: sharp_least_s(
                 families, mixed.prices, freedom, below_s=below_s, out_of_time=lambda: best.out_of_time

@@ -19,12 +19,14 @@ u. For two configurations the h found one after the other are the best there are
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from costmodels.stage_prices import StagePrices
+from planner.search.best import Stopped
 from planner.search.families import Family, known_of_step_s, least_nodes, passes_per_work, step_s
 from planner.search.freedom import Freedom
 from planner.search.least_work import least_work, stage_rows, work_of
@@ -58,14 +60,18 @@ def sharp_least_s(
     least_s = np.zeros(len(families))
     if freedom.offload:
         return least_s
-    for stages in sorted({family.num_stages for family in families}):
-        members = np.asarray([at for at, family in enumerate(families) if family.num_stages == stages])
-        size = max(_CHUNK_CELLS // (stages * prices.context.model.num_layers * 2), 1)
-        for start in range(0, len(members), size):
-            if out_of_time():
-                return least_s
-            some = members[start : start + size]
-            least_s[some] = _least_s([families[at] for at in some], prices, freedom, below_s)
+
+    def check_time() -> None:
+        if out_of_time():
+            raise Stopped
+
+    with suppress(Stopped):
+        for stages in sorted({family.num_stages for family in families}):
+            members = np.asarray([at for at, family in enumerate(families) if family.num_stages == stages])
+            size = max(_CHUNK_CELLS // (stages * prices.context.model.num_layers * 2), 1)
+            for start in range(0, len(members), size):
+                some = members[start : start + size]
+                least_s[some] = _least_s([families[at] for at in some], prices, freedom, below_s, check_time)
     return least_s
 
 
@@ -97,18 +103,22 @@ class _Packing:
         return _Packing(layers=self.layers, **named)
 
 
-def _least_s(families: list[Family], prices: StagePrices, freedom: Freedom, below_s: float) -> FloatArray:
+def _least_s(
+    families: list[Family], prices: StagePrices, freedom: Freedom, below_s: float, check_time: Callable[[], None]
+) -> FloatArray:
     """``sharp_least_s`` of families of one number of stages."""
     nodes = np.asarray([least_nodes(family, prices) for family in families])
     below = np.asarray([known_of_step_s(below_s, nodes=each, prices=prices) for each in nodes])
-    known_s = _known_s(_packing(families, prices, freedom, below), below)
+    known_s = _known_s(_packing(families, prices, freedom, below, check_time), below, check_time)
     found = np.full(len(families), np.inf)
     possible = np.isfinite(known_s)
     found[possible] = step_s(known_s[possible], nodes=nodes[possible], prices=prices)
     return found
 
 
-def _packing(families: list[Family], prices: StagePrices, freedom: Freedom, below: FloatArray) -> _Packing:
+def _packing(
+    families: list[Family], prices: StagePrices, freedom: Freedom, below: FloatArray, check_time: Callable[[], None]
+) -> _Packing:
     """What stages of the families get done."""
     model, stages = prices.context.model, families[0].num_stages
     moe = 2 * model.num_moe_layers >= model.num_layers
@@ -127,7 +137,10 @@ def _packing(families: list[Family], prices: StagePrices, freedom: Freedom, belo
     layer_s = _layer_s(prices, distinct, moe=moe)
     fewest = 0 if others else 1
     most = int(min(layers - fewest * (stages - 1), (longest_s / layer_s).max()))
-    done = least_work(distinct, prices, freedom, stages=stages, moe=moe, most_layers=max(most, 1), longest_s=longest_s)
+    done = least_work(
+        distinct, prices, freedom, stages=stages, moe=moe, most_layers=max(most, 1), longest_s=longest_s,
+        check_time=check_time,
+    )  # fmt: skip
     work_s = done.work_s[row] + _sending_s(config, prices)[:, :, None, None]
     work_s[:, :, :, :fewest] = np.inf
     work_s[slots == 0] = np.inf
@@ -152,11 +165,12 @@ def _sending_s(config: IntArray, prices: StagePrices) -> FloatArray:
     return sending_s
 
 
-def _known_s(packing: _Packing, below: FloatArray) -> FloatArray:
+def _known_s(packing: _Packing, below: FloatArray, check_time: Callable[[], None]) -> FloatArray:
     """(N,) least K, by halving the range in which it lies; infinite above ``below``."""
     low, high, per_layer_s = np.zeros(len(below)), below.copy(), np.zeros(len(below))
     rows, tried = np.arange(len(below)), below
     for halving in range(_HALVINGS + 1):
+        check_time()
         if not len(rows):
             break
         some = packing.take(rows)

@@ -25,7 +25,7 @@ from tests.search import rivals
 from tests.search.small import INSTANCES
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
-STOPS = (2, 3, 5, 8, 13, 21, 34, 55, 89, 144)
+STOPS = (2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610)
 # Model, cluster, tokens, sequences: the largest mixed clusters that are asked about.
 LARGE = (
     ("kimi-k2", "256x8xA100-80GB+256x8xH100", 4096, 4096),

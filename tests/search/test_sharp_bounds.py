@@ -151,9 +151,19 @@ def test_bounds_that_there_was_no_time_for_say_nothing() -> None:
     question = BY_NAME["two types, loose"].question()
     mixed = mixed_families(question, question.requests[0].pins)
     whole_s = sharp_least_s(mixed.families, mixed.prices, Freedom(), below_s=1.0)
-    asked = iter([False, True])
-    some_s = sharp_least_s(mixed.families, mixed.prices, Freedom(), below_s=1.0, out_of_time=lambda: next(asked))
-    stages = np.asarray([family.num_stages for family in mixed.families])
-    assert (some_s == np.where(stages == stages.min(), whole_s, 0.0)).all()
+    none = 0
+    for asks in (1, 10, 30, 60, 100, 1000):
+        countdown = iter(range(asks))
+        some_s = sharp_least_s(
+            mixed.families,
+            mixed.prices,
+            Freedom(),
+            below_s=1.0,
+            out_of_time=lambda left=countdown: next(left, None) is None,
+        )
+        assert ((some_s == whole_s) | (some_s == 0.0)).all()
+        assert (some_s == 0.0).sum() <= none or not none
+        none = int((some_s == 0.0).sum())
+    assert none == 0
     assert (whole_s > 0).all()
     assert (sharp_least_s(mixed.families, mixed.prices, Freedom(offload=True), below_s=1.0) == 0.0).all()
