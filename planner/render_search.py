@@ -1,6 +1,7 @@
 """A search's answer as tables for a terminal."""
 
 from itertools import groupby
+from math import isfinite
 
 from rich.console import Console
 from rich.table import Table
@@ -43,15 +44,22 @@ def render_search(result: SearchResult, console: Console, *, quiet: bool = False
     for run in result.engines:
         console.print(_engine(run), style="dim", highlight=False)
     if not quiet:
-        if result.warnings:
-            console.print("\nWarnings", style="bold")
-            for note in result.warnings:
-                console.print(f"  {note.message}", highlight=False)
-        notes = dict.fromkeys(note.message for request in result.requests for note in request.assumptions)
-        if notes:
-            console.print("\nAssumed", style="bold")
-            for message in notes:
-                console.print(f"  {message}", highlight=False, style="dim")
+        _notes(result, console)
+
+
+def _notes(result: SearchResult, console: Console) -> None:
+    """What the bound is not about, what to know before trusting the numbers, and what was assumed."""
+    assumed = dict.fromkeys(note.message for request in result.requests for note in request.assumptions)
+    left_out = result.left_out if result.bound_s is not None else ()
+    for title, style, words in (
+        ("Nothing is proved about", "dim", left_out),
+        ("Warnings", "", [note.message for note in result.warnings]),
+        ("Assumed", "dim", assumed),
+    ):
+        if words:
+            console.print(f"\n{title}", style="bold")
+        for each in words:
+            console.print(f"  {each}", highlight=False, style=style)
 
 
 def _plan(result: SearchResult, best: FoundPlan, console: Console) -> None:
@@ -140,4 +148,9 @@ def _recomputed(stage: StageChoice) -> str:
 
 
 def _engine(run: EngineRun) -> str:
-    return f"{run.engine}: {run.space}; {run.status} after {run.evaluations:,} evaluations, {seconds(run.elapsed_s)}"
+    words = f"{run.engine}: {run.space}; {run.status} after {run.evaluations:,} evaluations, {seconds(run.elapsed_s)}"
+    if run.status == "not run":
+        return words
+    if run.bound_s is None:
+        return f"{words}; proves nothing"
+    return f"{words}; none is faster than {seconds(run.bound_s)}" if isfinite(run.bound_s) else f"{words}; none fits"

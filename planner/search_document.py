@@ -33,6 +33,7 @@ CONVENTIONS = {
     "gap": "share of the step time that a better plan of these spaces could still save",
     "gain": "share of the step time that the best plan saves over the best that planner plan knows",
     "evaluations": "plans and stages of plans priced",
+    "left_out": "plans that the bound says nothing about; of an engine: plans that are not in the space it searched",
 }
 
 
@@ -51,6 +52,7 @@ def search_document(result: SearchResult) -> dict[str, Any]:
         "uniform_step_time_s": _known(result.uniform_step_time_s),
         "gain": result.gain,
         "bound_s": result.bound_s,
+        "left_out": list(result.left_out),
         "gap": result.gap,
         "optimal": result.optimal,
         "evaluations": result.evaluations,
@@ -95,6 +97,7 @@ def _engine(run: EngineRun) -> dict[str, Any]:
         "engine": run.engine,
         "status": run.status,
         "space": run.space,
+        "left_out": list(run.left_out),
         "evaluations": run.evaluations,
         "elapsed_s": run.elapsed_s,
         "step_time_s": _known(run.step_time_s),
@@ -128,8 +131,8 @@ def search_schema() -> Shape:
         frameworks=list_of(verdict),
     )
     engine = closed_object(
-        engine=TEXT, status=TEXT, space=TEXT, evaluations=COUNT, elapsed_s=AMOUNT, step_time_s=maybe, bound_s=maybe,
-        statistics=FREE,
+        engine=TEXT, status=TEXT, space=TEXT, left_out=list_of(TEXT), evaluations=COUNT, elapsed_s=AMOUNT,
+        step_time_s=maybe, bound_s=maybe, statistics=FREE,
     )  # fmt: skip
     return titled(
         "planner search answer",
@@ -146,6 +149,7 @@ def search_schema() -> Shape:
             uniform_step_time_s=maybe,
             gain=NUMBER,
             bound_s=maybe,
+            left_out=list_of(TEXT),
             gap=maybe,
             optimal=FLAG,
             evaluations=COUNT,

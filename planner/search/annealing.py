@@ -13,6 +13,7 @@ from planner.search.best import BestSoFar
 from planner.search.question import Question
 from planner.search.result import EngineRun
 from planner.search.run import Budget, Search
+from planner.search.spaces import ANNEALED
 from planner.search.stage_space import stage_space
 from planner.search.varied import PINNED, VariedSpace
 
@@ -21,7 +22,6 @@ _MOST_STAGES = 16
 _CHAINS = 256  # enough for pricing to cost more than everything around it
 _CYCLE = 128  # moves of a chain between restarts
 _STARTS = 32  # chains that begin at the best plan known
-_SPACE = "any layers, devices, degrees, recomputation and offloading per stage"
 
 
 def anneal(question: Question, best: BestSoFar) -> EngineRun:
@@ -118,6 +118,6 @@ def _report(
         elapsed_s=best.elapsed_s - began_s,
         step_time_s=search.step_time_s if search is not None else float("inf"),
         bound_s=None,
-        space=_SPACE,
+        space=ANNEALED,
         statistics=statistics,
     )

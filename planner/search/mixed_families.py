@@ -22,9 +22,9 @@ from planner.search.families import Family, step_s
 from planner.search.question import Question
 from planner.space import plan_space
 
-_MOST_STAGES = 16
-_MOST_SLOTS = 8  # stages on one group
-_OFFERED = 3  # configurations per group, devices of a stage and size of micro-batch
+MOST_STAGES = 16
+MOST_SLOTS = 8  # stages on one group
+OFFERED = 3  # configurations per group, devices of a stage and size of micro-batch
 _WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
 
 
@@ -99,7 +99,7 @@ def _across(configs: StageConfigs, members: IntArray) -> list[tuple[int, ...]]:
 def _numbers_of_stages(chosen: list[tuple[int, ...]], slots: IntArray, layers: int) -> tuple[IntArray, IntArray]:
     """(F,) choice of configurations of each family, and its number of stages: from one on each to as many as fit."""
     fewest = np.asarray([len(rows) for rows in chosen])
-    most = np.minimum([int(slots[list(rows)].sum()) for rows in chosen], min(_MOST_STAGES, layers))
+    most = np.minimum([int(slots[list(rows)].sum()) for rows in chosen], min(MOST_STAGES, layers))
     counts = np.maximum(most - fewest + 1, 0)
     which = np.repeat(np.arange(len(chosen)), counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)
@@ -136,7 +136,7 @@ _NOT_READ = ("pipeline_parallel", "virtual_stages", "schedule", "first_stage_lay
 
 def _stage_sizes(devices: int) -> list[int]:
     """Devices of one stage: powers of two, and the whole group."""
-    sizes = [1 << power for power in range(devices.bit_length()) if devices // _MOST_SLOTS <= 1 << power <= devices]
+    sizes = [1 << power for power in range(devices.bit_length()) if devices // MOST_SLOTS <= 1 << power <= devices]
     return sizes if devices in sizes else [*sizes, devices]
 
 
@@ -157,7 +157,7 @@ def _offered(configs: StageConfigs, work_s: FloatArray) -> IntArray:
     of_row = alike.of_row[order]
     starts = np.flatnonzero(np.concatenate([[True], of_row[1:] != of_row[:-1]]))
     place = np.arange(len(order)) - np.repeat(starts, np.diff(np.concatenate([starts, [len(order)]])))
-    return np.sort(order[place < _OFFERED])
+    return np.sort(order[place < OFFERED])
 
 
 def _least_s(

@@ -23,6 +23,7 @@ from planner.search.mixed_families import mixed_families
 from planner.search.question import Question
 from planner.search.result import EngineRun, SearchResult
 from planner.search.sharp_bounds import sharp_least_s
+from planner.search.spaces import ACROSS, Space, mixed_space, staged_space, uniform_space
 from planner.search.staged import StagedSearch
 from planner.search.told import told_freedoms
 from planner.space import plan_space
@@ -37,11 +38,6 @@ _LAYOUT_PINS = (
     "first_stage_layers", "last_stage_layers", "recompute", "recompute_layers", "recompute_modules",
     "offload_optimizer", "offload_activations", "offload_parameters",
 )  # fmt: skip
-_UNIFORM = "plans that treat every stage alike"
-_STAGED = "any layers per stage with the least recomputation that fits, degrees alike on all stages"
-_ACROSS = "pipelines across groups"
-_MIXED = f"{_ACROSS}, the same configuration on all or those of least work on each"
-
 _NOTHING_YET = Note(
     code="stopped",
     field="seconds",
@@ -69,7 +65,7 @@ def search_question(question: Question, best: BestSoFar, *, strategy: str) -> Se
         with best.until_stopped():
             runs += ENGINES[engine](question, best)
         if len(runs) == before:  # interrupted where nothing could be kept
-            runs.append(_unfinished(best, engine, "stopped before it began", 0.0))
+            runs.append(_unfinished(best, engine, Space(words="stopped before it began", left_out=()), 0.0))
         if engine == "enumerate":
             uniform_s = best.step_time_s
     found = None
@@ -77,7 +73,7 @@ def search_question(question: Question, best: BestSoFar, *, strategy: str) -> Se
     if best.plans is not None and best.configs is not None:
         found = found_plan(question, best.plans, best.configs)
         warnings = warnings_of(found)
-        across = [run.bound_s for run in runs if run.space.startswith(_ACROSS) or run.engine == "mcmc"][:1]
+        across = [run.bound_s for run in runs if run.space.startswith(ACROSS) or run.engine == "mcmc"][:1]
         for known_s in across:
             warnings += groups_alone(question, best.plans, best.configs, step_time_s=best.step_time_s, bound_s=known_s)
     return SearchResult(
@@ -123,7 +119,7 @@ def by_enumeration(question: Question, best: BestSoFar) -> list[EngineRun]:
 def _enumerated(question: Question, best: BestSoFar, group: int) -> EngineRun:
     """Prices every uniform plan on a group, chunk by chunk."""
     began_s, before, found_s, fitting, status = best.elapsed_s, best.evaluations, np.inf, 0, ""
-    model = question.requests[group].model
+    model, space = question.requests[group].model, uniform_space(question, group)
     with best.until_stopped():
         plans = _uniform_plans(question, group)
         for start in range(0, len(plans), CHUNK_ROWS):
@@ -142,7 +138,7 @@ def _enumerated(question: Question, best: BestSoFar, group: int) -> EngineRun:
     return EngineRun(
         engine="enumerate", status=status or best.spent, evaluations=best.evaluations - before,
         elapsed_s=best.elapsed_s - began_s, step_time_s=found_s, bound_s=found_s if status else None,
-        space=_on(question, group, _UNIFORM), statistics={"fitting": fitting},
+        space=space.words, left_out=space.left_out, statistics={"fitting": fitting},
     )  # fmt: skip
 
 
@@ -193,21 +189,21 @@ def _alone(question: Question, best: BestSoFar, group: int, *, engine: str) -> E
             families=families, least_s=bounds.least_s, most_layers=bounds.most_layers, prices=prices, best=best,
             freedoms=_freedoms(question, configs, freedom), engine=engine,
         )  # fmt: skip
-    return _run(search, best, engine, _on(question, group, _told(question) if question.runnable else _STAGED), began_s)
+    return _run(search, best, engine, staged_space(question, group), began_s)
 
 
-def _run(search: StagedSearch | None, best: BestSoFar, engine: str, space: str, began_s: float) -> EngineRun:
+def _run(search: StagedSearch | None, best: BestSoFar, engine: str, space: Space, began_s: float) -> EngineRun:
     """Searches what is prepared; without, there was no time for that."""
     if search is None:
         return _unfinished(best, engine, space, best.elapsed_s - began_s)
     return search.run(space, began_s=began_s)
 
 
-def _unfinished(best: BestSoFar, engine: str, space: str, elapsed_s: float) -> EngineRun:
+def _unfinished(best: BestSoFar, engine: str, space: Space, elapsed_s: float) -> EngineRun:
     """What an engine that was stopped before it could try a plan says."""
     return EngineRun(
         engine=engine, status=best.spent, evaluations=0, elapsed_s=elapsed_s, step_time_s=np.inf, bound_s=None,
-        space=space,
+        space=space.words, left_out=space.left_out,
     )  # fmt: skip
 
 
@@ -242,7 +238,7 @@ def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
                 families, mixed.prices, freedom, below_s=below_s, out_of_time=lambda: best.out_of_time
             ),
         )  # fmt: skip
-    return _run(search, best, engine, f"{_ACROSS}, {_told(question)}" if question.runnable else _MIXED, began_s)
+    return _run(search, best, engine, mixed_space(question), began_s)
 
 
 def _freedoms(question: Question, configs: StageConfigs, freedom: Freedom) -> Callable[[Family], tuple[Freedom, ...]]:
@@ -251,11 +247,6 @@ def _freedoms(question: Question, configs: StageConfigs, freedom: Freedom) -> Ca
     if question.runnable:
         return lambda family: told_freedoms(family, configs, setting, freedom)
     return lambda _: (freedom,)
-
-
-def _told(question: Question) -> str:
-    """The space of plans that the framework can run, in words."""
-    return f"any layers per stage of what {FRAMEWORK_TITLES[question.requests[0].stack.framework]} can run"
 
 
 def _uniform_plans(question: Question, group: int) -> PlanBatch:
@@ -279,11 +270,6 @@ def _freedom(plans: PlanBatch, request: Request) -> Freedom:
     return Freedom(
         selective=int(Recompute.SELECTIVE) in modes, full=whole, modules=sets, offload=request.offload, shares=EIGHTHS
     )
-
-
-def _on(question: Question, group: int, space: str) -> str:
-    """The space, with the group it is searched on where there are several."""
-    return space if question.mixed is None else f"{space}, on {question.requests[group].cluster.name} alone"
 
 
 ENGINES: dict[str, Engine] = {

@@ -151,7 +151,8 @@ class EngineRun:
         elapsed_s: Seconds it took.
         step_time_s: Best plan it found; infinite without one.
         bound_s: No plan of the space it searched is below that; None when it proves nothing.
-        space: What it searched, in words.
+        space: What it searched, in words: what the bound is about.
+        left_out: Plans that one could think of, but that are not in it.
         statistics: Whatever else it counts, by name.
     """
 
@@ -162,6 +163,7 @@ class EngineRun:
     step_time_s: float
     bound_s: float | None
     space: str
+    left_out: tuple[str, ...] = ()
     statistics: Mapping[str, float | int | str] = field(default_factory=dict)
 
 
@@ -205,6 +207,14 @@ class SearchResult:
     def evaluations(self) -> int:
         """Plans and stages priced by all engines."""
         return sum(run.evaluations for run in self.engines)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the bound is not about: left out by engines that proved something and that no other one made up for."""
+        proved = [run for run in self.engines if run.bound_s is not None]
+        uniform_only = all(run.engine == "enumerate" for run in proved)
+        told = [run for run in proved if uniform_only or run.engine != "enumerate"]
+        return tuple(dict.fromkeys(item for run in told for item in run.left_out))
 
     @property
     def gap(self) -> float | None:

@@ -22,6 +22,7 @@ from planner.search.freedom import Freedom
 from planner.search.labels import solve_by_labels
 from planner.search.result import EngineRun
 from planner.search.solved import Solved, Status
+from planner.search.spaces import Space
 from planner.search.stage_table import OptionTable, option_table
 
 TOLERANCE = 1e-9  # share of the step time below which plans are equally good
@@ -65,11 +66,11 @@ class StagedSearch:
     open_s: dict[int, float] = field(default_factory=dict, init=False)
     counts: dict[str, float] = field(default_factory=dict)
 
-    def run(self, space: str, *, began_s: float) -> EngineRun:
+    def run(self, space: Space, *, began_s: float) -> EngineRun:
         """Searches until the bound is reached or the budget is spent.
 
         Args:
-            space: What is searched, in words.
+            space: What is searched.
             began_s: When preparing for it began, in seconds since the search did.
         """
         before = self.best.evaluations
@@ -103,7 +104,8 @@ class StagedSearch:
             elapsed_s=self.best.elapsed_s - began_s,
             step_time_s=self.found_s,
             bound_s=self.bound_s,
-            space=space,
+            space=space.words,
+            left_out=space.left_out,
             statistics=self.counts,
         )
 

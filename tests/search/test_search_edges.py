@@ -35,6 +35,9 @@ def test_tables_say_what_is_proved(run: Any) -> None:
     assert "proved: no plan of the spaces searched is faster" in out
     assert "recomputed" in out
     assert "enumerate: plans that treat every stage alike; optimal after" in out
+    assert "; none is faster than " in out
+    assert "Nothing is proved about\n  degrees, sharding or micro-batches that differ between stages" in out
+    assert "(--offload)" in out
     assert "Runs on Megatron-LM" in out
 
 
@@ -49,6 +52,9 @@ def test_json_is_the_document_of_the_schema(run: Any) -> None:
     assert set(document["best"]["stages"][0]) == set(plan["properties"]["stages"]["items"]["properties"])
     assert document["seed"] == 7
     assert document["optimal"] is True
+    engine = schema["properties"]["engines"]["items"]
+    assert set(document["engines"][0]) == set(engine["properties"]) == set(engine["required"])
+    assert document["left_out"] == document["engines"][0]["left_out"] == ["stages that differ"]
 
 
 def test_only_what_the_framework_can_run_is_searched_if_asked(run: Any) -> None:
@@ -58,6 +64,15 @@ def test_only_what_the_framework_can_run_is_searched_if_asked(run: Any) -> None:
     assert document["runnable"] is True
     assert [entry["runs"] for entry in document["best"]["frameworks"] if entry["framework"] == "nanotron"] == [True]
     assert document["engines"][-1]["status"] == "not run"
+
+
+def test_what_a_bound_is_not_about_depends_on_what_was_asked_for(run: Any) -> None:
+    _, out, _ = run(*SMALL, "--json", "--named-modules", "--offload", "--strategy", "all", "--seconds", "5")
+    document = json.loads(out)
+    assert not [words for words in document["left_out"] if "--" in words]
+    assert [run["left_out"] for run in document["engines"] if run["engine"] == "mcmc"] == [[]]
+    _, quiet, _ = run(*SMALL, "--quiet")
+    assert "Nothing is proved about" not in quiet
 
 
 def test_nothing_fits_is_exit_code_three(run: Any) -> None:
@@ -104,6 +119,12 @@ def test_a_cluster_of_two_types_is_searched_over_rest() -> None:
         assert document["kind"] == "search"
         assert {stage["device"] for stage in document["best"]["stages"]} == {"A100-SXM-80GB", "H100-SXM-80GB"}
         assert len(document["requests"]) == 2
+        alone, across = document["engines"][-2:]
+        assert "on 1x2xH100 alone" in alone["space"]
+        assert across["space"].startswith("pipelines across groups")
+        assert "stages that span groups" in across["left_out"]
+        assert "stages that span groups" not in alone["left_out"]
+        assert set(alone["left_out"]) | set(across["left_out"]) == set(document["left_out"])
         assert not document["runnable"]
         told = client.post("/search", json=BODY | {"runnable": True}).json()
         assert told["runnable"]

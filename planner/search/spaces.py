@@ -1,0 +1,69 @@
+"""What engines search, in words: what their bounds are about, and what not."""
+
+from dataclasses import dataclass
+
+from planner.rules.base import FRAMEWORK_TITLES
+from planner.search.mixed_families import MOST_SLOTS, MOST_STAGES, OFFERED
+from planner.search.question import Question
+
+ACROSS = "pipelines across groups"
+ANNEALED = "any layers, devices, degrees, recomputation and offloading per stage"
+_ZERO_BUBBLE = "zero-bubble schedules of stages that differ"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What an engine searches.
+
+    Attributes:
+        words: What it is.
+        left_out: Plans that one could think of, but that are not in it.
+    """
+
+    words: str
+    left_out: tuple[str, ...]
+
+
+def uniform_space(question: Question, group: int) -> Space:
+    """Plans that ``planner plan`` knows, on one group."""
+    return Space(words=_on(question, group, "plans that treat every stage alike"), left_out=("stages that differ",))
+
+
+def staged_space(question: Question, group: int) -> Space:
+    """Pipelines on one group."""
+    if question.runnable:
+        return Space(words=_on(question, group, _runnable(question)), left_out=(_ZERO_BUBBLE, *_unasked(question)))
+    words = "any layers per stage with the least recomputation that fits, degrees alike on all stages"
+    differ = "degrees, sharding or micro-batches that differ between stages of one group"
+    return Space(words=_on(question, group, words), left_out=(differ, _ZERO_BUBBLE, *_unasked(question)))
+
+
+def mixed_space(question: Question) -> Space:
+    """Pipelines that use several groups."""
+    left_out = (
+        "stages that span groups",
+        f"across groups: more than {MOST_SLOTS} stages on a group or {MOST_STAGES} in all, stages of other than 2^n "
+        "GPUs or a whole group, schedules other than 1F1B",
+    )
+    if question.runnable:
+        return Space(words=f"{ACROSS}, {_runnable(question)}", left_out=(*left_out, *_unasked(question)))
+    words = f"{ACROSS}, the same configuration on all or those of least work on each"
+    differ = "degrees, sharding or micro-batches that differ between stages of one group"
+    offered = f"groups of different configurations but the {OFFERED} of least work for a stage's GPUs and micro-batch"
+    return Space(words=words, left_out=(differ, *left_out, offered, *_unasked(question)))
+
+
+def _on(question: Question, group: int, words: str) -> str:
+    """The space, with the group it is searched on where there are several."""
+    return words if question.mixed is None else f"{words}, on {question.requests[group].cluster.name} alone"
+
+
+def _runnable(question: Question) -> str:
+    return f"any layers per stage of what {FRAMEWORK_TITLES[question.requests[0].stack.framework]} can run"
+
+
+def _unasked(question: Question) -> tuple[str, ...]:
+    """What the user can have considered, and did not ask for."""
+    request = question.requests[0]
+    named = () if request.named_modules else ("recomputing sets of named modules (--named-modules)",)
+    return (*named, *(() if request.offload else ("offloading to host memory (--offload)",)))
