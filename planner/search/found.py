@@ -19,17 +19,21 @@ from planner.search.question import Question
 from planner.search.result import OPTIMAL_GAP, FoundPlan, StageChoice, Verdict
 from planner.stage_constraints import StageSetting, condition, verdicts
 
-_MOST_WORKS = 100_000  # micro-batches on all chunks of all stages that are played out: some tenths of a second
+# Micro-batches on all chunks of all stages that are played out: some tenths of a second, and less when time is up.
+_MOST_WORKS, _MOST_WORKS_LATE = 100_000, 20_000
 _SCHEDULES = {int(code): name for name, code in SCHEDULE_NAMES.items()}
 
 
-def found_plan(question: Question, plans: StagePlanBatch, configs: StageConfigs) -> FoundPlan:
+def found_plan(
+    question: Question, plans: StagePlanBatch, configs: StageConfigs, *, out_of_time: bool = False
+) -> FoundPlan:
     """The first of the plans, priced anew.
 
     Args:
         question: What was searched for.
         plans: The plan, as a batch of one.
         configs: The configurations its stages refer to.
+        out_of_time: Whether only short schedules are to be played out.
     """
     config = np.unique(plans.config[0, : int(plans.num_stages[0])])
     own = StageConfigs(plans=configs.plans.take(config), group=configs.group[config])
@@ -50,7 +54,7 @@ def found_plan(question: Question, plans: StagePlanBatch, configs: StageConfigs)
         step_time_s=step_s,
         step_time_low_s=step_s * float(np.exp(-width)),
         step_time_high_s=step_s * float(np.exp(width)),
-        played_step_time_s=_played_s(plan, prices),
+        played_step_time_s=_played_s(plan, prices, _MOST_WORKS_LATE if out_of_time else _MOST_WORKS),
         time_parts_s={name: float(values[0]) for name, values in priced.time_parts_s.items()},
         peak_memory_bytes=float(largest(priced.stage_memory_bytes)[0]),
         fits=bool(priced.fits[0]),
@@ -60,11 +64,11 @@ def found_plan(question: Question, plans: StagePlanBatch, configs: StageConfigs)
     )
 
 
-def _played_s(plan: StagePlanBatch, prices: StagePrices) -> float | None:
+def _played_s(plan: StagePlanBatch, prices: StagePrices, most_works: int) -> float | None:
     """The step of a batch of one with its schedule played out; None where that takes long, or is not what runs."""
     p, v, m = (int(column[0]) for column in (plan.num_stages, plan.virtual_stages, plan.num_microbatches))
     rounds = v == 1 or m % p == 0  # the order of interleaving that is played
-    if p * v * m > _MOST_WORKS or not rounds or plan.schedule[0] == Schedule.ZERO_BUBBLE_V:
+    if p * v * m > most_works or not rounds or plan.schedule[0] == Schedule.ZERO_BUBBLE_V:
         return None
     return float(replay(plan, prices).estimate.step_time_s[0])
 

@@ -71,7 +71,7 @@ def search_question(question: Question, best: BestSoFar, *, strategy: str) -> Se
     found = None
     warnings: tuple[Note, ...] = (_NOTHING_YET,) if best.plans is None and best.out_of_time else ()
     if best.plans is not None and best.configs is not None:
-        found = found_plan(question, best.plans, best.configs)
+        found = found_plan(question, best.plans, best.configs, out_of_time=best.out_of_time)
         warnings = warnings_of(found)
         across = [run.bound_s for run in runs if run.space.startswith(ACROSS) or run.engine == "mcmc"][:1]
         for known_s in across:

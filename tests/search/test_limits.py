@@ -15,8 +15,9 @@ from planner.request import Options
 from planner.search.best import BestSoFar, SearchBudget, Stopped
 from planner.search.call import search
 from planner.search.cpsat import Budget, solve_by_cpsat
+from planner.search.found import found_plan
 from planner.search.labels import solve_by_labels
-from planner.search.portfolio import search_question
+from planner.search.portfolio import by_enumeration, search_question
 from planner.search.question import ask
 from planner.search.result import SearchResult
 from planner.search.solved import Status
@@ -79,6 +80,22 @@ def test_wherever_a_search_ends_its_answer_stands(name: str, strategy: str, *, i
             assert not early.optimal
     assert bounds
     assert bounds == sorted(bounds)
+
+
+def test_long_schedules_are_played_out_only_while_there_is_time() -> None:
+    question = ask(
+        "llama-2-7b", "8xA100-80GB", {"sequence_length": 1024, "global_batch_size": 8192}, {"pp": 8}, Options()
+    )
+    best = BestSoFar(budget=SearchBudget(seconds=50.0))
+    by_enumeration(question, best)
+    assert best.plans is not None
+    assert best.configs is not None
+    works = int((best.plans.num_stages * best.plans.virtual_stages * best.plans.num_microbatches)[0])
+    assert 20_000 < works <= 100_000
+    early, late = (found_plan(question, best.plans, best.configs, out_of_time=end) for end in (False, True))
+    assert early.played_step_time_s == pytest.approx(early.step_time_s, rel=0.1)
+    assert late.played_step_time_s is None
+    assert late.step_time_s == early.step_time_s
 
 
 def test_an_annealer_that_is_interrupted_says_so() -> None:
