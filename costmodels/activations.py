@@ -86,7 +86,7 @@ def layer_activations(
     element = job.numerics.storage_bytes
     kept = _PerToken()
     _add_norms(kept, model, job, stack, moe=moe)
-    _add_attention(kept, model, job)
+    _add_attention(kept, model, job, repeated=stack.repeats_key_values)
     _add_mlp(kept, model, job, stack, moe=moe)
     tokens = tokens_per_rank(plans, job)
     over_t = tokens / plans.tensor_parallel
@@ -199,8 +199,8 @@ def _add_norms(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: Stack
         kept.sequence += 2 * _MASK * h
 
 
-def _add_attention(kept: _PerToken, model: ModelSpec, job: TrainingJob) -> None:
-    """Queries, keys and values, and the attention output."""
+def _add_attention(kept: _PerToken, model: ModelSpec, job: TrainingJob, *, repeated: bool) -> None:
+    """Queries, keys and values, and the attention output; ``repeated`` keys and values are as many as queries."""
     element, linear = job.numerics.storage_bytes, job.numerics.linear_input_bytes
     flash = job.attention == "flash"
     latent = model.latent_attention
@@ -208,7 +208,10 @@ def _add_attention(kept: _PerToken, model: ModelSpec, job: TrainingJob) -> None:
         query = model.num_attention_heads * model.head_dim
         key_value = 2 * model.num_key_value_heads * model.head_dim
         output = query
-        kept.key_value += element * key_value
+        if repeated:
+            kept.tensor += element * 2 * query
+        else:
+            kept.key_value += element * key_value
         if model.qk_norm:  # the projections before their norm
             kept.tensor += element * query
             kept.key_value += element * key_value / 2

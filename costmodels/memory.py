@@ -119,10 +119,11 @@ def with_overheads(tensors: TensorMemory, stack: StackSpec) -> dict[str, FloatAr
     dynamic = tensors.dynamic
     parts = dict(tensors.parts)
     parts["activations"] = parts["activations"] + dynamic * stack.temporary_fraction
-    parts["reserve"] = dynamic * stack.fragmentation_fraction + stack.reserve_bytes
+    reserve = dynamic * stack.fragmentation_fraction + stack.reserve_bytes
+    parts["reserve"] = np.zeros_like(dynamic) if stack.static_memory else reserve
     held = stack.context_bytes + stack.communicator_bytes * tensors.communicators
     parts["context"] = np.broadcast_to(held, dynamic.shape)
-    if stack.cache_fraction:
+    if stack.cache_fraction and not stack.static_memory:
         parts["reserve"] = parts["reserve"] + _cached(parts, tensors, stack)
     return parts if tensors.used.all() else {name: part * tensors.used for name, part in parts.items()}
 

@@ -8,6 +8,7 @@ from costmodels.arrays import largest
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.kernels.calls import KernelFamily, KernelOp, kernel_calls
+from costmodels.kernels.issue_bound import issue_stretch
 from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.parameter_offload import WeightWays, after_update_s
 from costmodels.plan import FloatArray, IntArray, PlanBatch
@@ -25,6 +26,8 @@ MOMENTS = {"adamw": 2, "adamw8bit": 2, "adafactor": 0, "sgd": 1, "none": 0}
 # passes. Medians of our own timings of AdamW on an H100 and an H200, over 60 us (``profiles/data/timings``).
 _FUSED_OVERHEAD = 7 / 6
 _FOREACH_OVERHEAD = 25 / 7
+# Of their time, what instructions bound rather than the memory (``costmodels.kernels.issue_bound``; same timings).
+UPDATE_ISSUE = {"fused": 0.18, "cast": 0.2, "foreach": 0.27}
 
 # Parameters per second that a host's vectorised Adam updates, all cores of a node together: 1 to 10e9
 # parameters in 0.22 to 2.57 s on two Xeon 8168 (ZeRO-Offload, arXiv:2101.06840, table 4: CPU-Adam).
@@ -132,7 +135,8 @@ def updated_parameters(plans: PlanBatch, parameters: StageParameters) -> tuple[F
 
 def device_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
     """Seconds of an optimizer step over so many parameters per rank on the device."""
-    return updated * traffic_bytes_per_parameter(context) * memory_seconds_per_byte(context)
+    stretch = issue_stretch(UPDATE_ISSUE[context.stack.update], context.cluster.device)
+    return updated * (traffic_bytes_per_parameter(context) * stretch * memory_seconds_per_byte(context))
 
 
 def host_step_s(updated: FloatArray, context: CostContext) -> FloatArray:

@@ -40,11 +40,14 @@ class StackSpec:
             ``compiled``, ``eager`` or ``module`` code (``costmodels.lowering.elementwise``).
         rotary: Whose rotary embedding: ``fused``, ``compiled`` or ``eager``.
         activation: Whose activation functions: ``fused``, ``compiled`` or ``eager``.
-        softmax: Whose softmax where attention is not fused: ``fused`` or ``eager``.
+        softmax: Whose softmax where attention is not fused: ``fused``, ``compiled`` or ``eager``.
         loss: Whose cross-entropy: ``fused``, ``compiled``, ``eager`` or ``sharded``.
         update: How the optimizer runs: ``fused``, one kernel over many tensors that keeps 16-bit copies up to date;
             ``cast``, the same with gradients and weights cast apart; ``foreach``, a kernel per operation.
         grouped_experts: Experts run in one grouped kernel rather than one after the other.
+        expert_dispatch: How tokens get to their experts: ``permuted`` into their order, or ``masked``, multiplied by a
+            mask over the places of all experts.
+        repeats_key_values: Key and value heads are copied, one per query head, before attention sees them.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
         collective_launch_s: Host time to issue one collective, framework bookkeeping included.
         gradient_message_bytes: Gradients reduced per collective call where replicas keep all of them (the buckets
@@ -86,6 +89,7 @@ class StackSpec:
         optimizer_temporaries: Copies of one moment an optimizer that is not fused holds during its step
             (PyTorch's multi-tensor Adam: 1).
         reserve_bytes: Allocator reserve that does not grow with the activations.
+        static_memory: All buffers are assigned before anything runs (XLA), so that nothing is fragmented or cached.
         memory_residual_log_std: Standard deviation of log(measured / predicted) peak memory.
         residual_log_std: Standard deviation of log(measured / predicted) in cross-validation.
         within_log_std: What is left of it among runs of one user, once their mean is known; 0 when unknown.
@@ -116,6 +120,8 @@ class StackSpec:
     loss: str = "sharded"
     update: str = "fused"
     grouped_experts: bool = True
+    expert_dispatch: str = "permuted"
+    repeats_key_values: bool = False
     kernel_launch_s: float = 0.0
     collective_launch_s: float = 0.0
     gradient_message_bytes: float = 0.0
@@ -137,6 +143,7 @@ class StackSpec:
     fused_gate: bool = True
     autograd_gradients: str = "fused"
     transient_gradients: bool = False
+    static_memory: bool = False
     score_bytes: float = 0.0
     casts_gradients: bool = True
     gradient_bucket_copies: float = 0.0

@@ -125,11 +125,19 @@ def _core_shape(shape: RankShape, context: CostContext) -> tuple[FloatArray, Flo
     ulysses = shape.context_kind == ContextKind.ULYSSES
     heads = context.model.num_attention_heads / shape.tensor
     queries = np.where(ulysses, 1.0, 1.0 / shape.context) * context.job.sequence_length
+    kv_heads = _attended_kv_heads(shape, context)
     return (
         queries,
         np.where(ulysses, heads / shape.context, heads),
-        np.where(ulysses, np.maximum(shape.kv_heads / shape.context, 1.0), shape.kv_heads),
+        np.where(ulysses, np.maximum(kv_heads / shape.context, 1.0), kv_heads),
     )
+
+
+def _attended_kv_heads(shape: RankShape, context: CostContext) -> FloatArray:
+    """Key/value heads of a rank as attention, and the exchange around it, sees them."""
+    repeated = context.stack.repeats_key_values
+    kv_heads: FloatArray = context.model.num_attention_heads / shape.tensor if repeated else shape.kv_heads
+    return kv_heads
 
 
 def head_widths(model: ModelSpec) -> tuple[float, float]:
@@ -208,12 +216,13 @@ def _context_traffic(calls: CallList, shape: RankShape, context: CostContext) ->
     qk_width, v_width = head_widths(context.model)
     element = context.job.numerics.storage_bytes
     c, t = shape.context, shape.tensor
-    per_rank = shape.tokens * shape.kv_heads * (qk_width + v_width) * element
+    kv_heads = _attended_kv_heads(shape, context)
+    per_rank = shape.tokens * kv_heads * (qk_width + v_width) * element
     ulysses = shape.context_kind == ContextKind.ULYSSES
     gathered = np.where(shape.context_kind == ContextKind.ALL_GATHER, per_rank * c, 0.0)
     ring = np.where(shape.context_kind == ContextKind.RING, per_rank * (c - 1), 0.0)
     heads = context.model.num_attention_heads / t
-    exchanged = np.where(ulysses, shape.tokens * (heads + shape.kv_heads) * (qk_width + v_width) * element, 0.0)
+    exchanged = np.where(ulysses, shape.tokens * (heads + kv_heads) * (qk_width + v_width) * element, 0.0)
     for axis, passes in ((Axis.CONTEXT_FORWARD, 1.0), (Axis.CONTEXT_BACKWARD, 2.0)):
         calls.transfer(axis, CollectiveOp.ALL_GATHER, passes * gathered, group=c, stride=t)
         calls.transfer(axis, CollectiveOp.SEND_RECV, passes * ring, group=c, stride=t)

@@ -14,12 +14,14 @@ that spells an operation out in Python more still. A stack names its code (``Sta
 
 Traffic is counted in passes, one read or one write of the whole tensor each. Passes of ``fused``, ``patched``,
 ``module`` and ``sharded`` are counted in the code; those of ``compiled`` and ``eager`` are what our own timings of an
-H100 took (``profiles/data/timings``), in passes at nine tenths of its bandwidth: median of the kernels over 60 us.
+H100 took (``profiles/data/timings``), in passes at nine tenths of its bandwidth: median of the kernels over 60 us. What
+of their time a faster memory does not shorten, our timings of an H200 tell (``costmodels.kernels.issue_bound``).
 """
 
 from collections.abc import Mapping
 
 from costmodels.kernels.calls import KernelFamily
+from costmodels.kernels.issue_bound import issue_stretch
 from costmodels.lowering.calls import CallList, Phase
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
@@ -67,9 +69,12 @@ GATED: Mapping[str, _Work] = {
     "eager": ((5.1, 2.0), (9.1, 4.0)),
 }
 _PLAIN = ((2.0, 1.0), (3.0, 1.0))  # one kernel each way, whoever runs it
-# Over the attention scores: read and written once; op by op, scale, mask and fp32 casts each do so again.
+# Over the attention scores: read and written once; op by op, scale, mask and fp32 casts each do so again. XLA ends a
+# kernel at every sum over a row: largest, sum of exponentials and quotient each read the scores, and the quotient is
+# written in fp32 and, for the product behind it, in 16 bits; backward two kernels read the gradient and the quotient.
 SOFTMAX: Mapping[str, _Work] = {
     "fused": ((2.0, 1.0), (3.0, 1.0)),
+    "compiled": ((6.0, 3.0), (7.0, 2.0)),
     "eager": ((8.0, 4.0), (12.0, 3.0)),
 }
 # Over fp32 logits. Fused: 16-bit logits read and their gradient written once each. Sharded: cast, largest, subtract,
@@ -80,6 +85,13 @@ LOSSES: Mapping[str, _Work] = {
     "eager": ((6.5, 4.0), (8.0, 4.0)),
     "sharded": ((9.5, 4.0), (3.5, 4.0)),
 }
+# Share of a pass forward and backward that instructions bound, by whose code it is; of others none.
+_Shares = Mapping[str, tuple[float, float]]
+NORM_ISSUE: _Shares = {"compiled": (0.87, 0.98), "eager": (0.13, 0.19)}
+ROTARY_ISSUE: _Shares = {"compiled": (0.99, 0.67), "eager": (0.76, 0.76)}
+GATED_ISSUE: _Shares = {"compiled": (0.0, 0.38), "eager": (0.11, 0.05)}
+LOSS_ISSUE: _Shares = {"compiled": (0.73, 0.45), "eager": (0.33, 0.12)}
+_MEMORY_BOUND = (0.0, 0.0)
 
 
 def _passes(
@@ -92,16 +104,20 @@ def _passes(
     times: float = 1.0,
     element_bytes: float = 0.0,
     core: bool = False,
+    issue: tuple[float, float] = _MEMORY_BOUND,
 ) -> None:
-    """Work over a (rows, width) tensor, ``times`` over; forward it belongs to the attention core if said."""
+    """Work over a (rows, width) tensor, ``times`` over; forward it belongs to the attention core if said.
+
+    Instructions bound the shares ``issue`` of it, forward and backward.
+    """
     element = element_bytes or calls.context.job.numerics.storage_bytes
-    for phase, (traffic, kernels) in zip(_PHASES, work, strict=True):
+    for phase, (traffic, kernels), share in zip(_PHASES, work, issue, strict=True):
         if not traffic:
             continue
         backward = phase is not Phase.FORWARD
         calls.memory(
             Phase.CORE if core and not backward else phase,
-            times * traffic * element * rows * width,
+            times * traffic * element * rows * width * issue_stretch(share, calls.context.cluster.device),
             family=KernelFamily.NORM_BACKWARD if backward and family is KernelFamily.NORM else family,
             rows=rows,
             width=width,
@@ -116,7 +132,8 @@ def norm_and_residual(calls: CallList, shape: RankShape) -> None:
     code, hidden, tokens = context.stack.norm, context.model.hidden_size, shape.sharded_tokens
     norms = max(context.model.norms_per_layer / 2, 0.5)
     calls.part = Part.NORM
-    _passes(calls, NORMS[code], KernelFamily.NORM, rows=tokens, width=hidden, times=norms)
+    issue = NORM_ISSUE.get(code, _MEMORY_BOUND)
+    _passes(calls, NORMS[code], KernelFamily.NORM, rows=tokens, width=hidden, times=norms, issue=issue)
     residual = DROPPED_OUT[code] if context.job.dropout else _RESIDUAL
     _passes(calls, residual, KernelFamily.POINTWISE, rows=tokens, width=hidden, times=norms)
     calls.part = None
@@ -137,17 +154,21 @@ def positions_and_norms(calls: CallList, tokens: FloatArray, width: FloatArray |
     """Rotary embedding and norms of the queries and keys of every token, together ``width`` elements."""
     model, stack = calls.context.model, calls.context.stack
     if not model.learned_positions:
-        _passes(calls, ROTARY[stack.rotary], KernelFamily.ROTARY, rows=tokens, width=width)
+        issue = ROTARY_ISSUE.get(stack.rotary, _MEMORY_BOUND)
+        _passes(calls, ROTARY[stack.rotary], KernelFamily.ROTARY, rows=tokens, width=width, issue=issue)
     if model.qk_norm:
-        _passes(calls, NORMS[stack.norm], KernelFamily.NORM, rows=tokens, width=width)
+        issue = NORM_ISSUE.get(stack.norm, _MEMORY_BOUND)
+        _passes(calls, NORMS[stack.norm], KernelFamily.NORM, rows=tokens, width=width, issue=issue)
 
 
 def activation(calls: CallList, rows: FloatArray, width: FloatArray | float) -> None:
     """Activation function between the MLP matrices, over ``width`` per row."""
-    gated = calls.context.model.gated_mlp
-    work = GATED[calls.context.stack.activation] if gated else _PLAIN
-    family = KernelFamily.GATED_ACTIVATION if gated else KernelFamily.ACTIVATION
-    _passes(calls, work, family, rows=rows, width=width)
+    code = calls.context.stack.activation
+    if calls.context.model.gated_mlp:
+        issue = GATED_ISSUE.get(code, _MEMORY_BOUND)
+        _passes(calls, GATED[code], KernelFamily.GATED_ACTIVATION, rows=rows, width=width, issue=issue)
+    else:
+        _passes(calls, _PLAIN, KernelFamily.ACTIVATION, rows=rows, width=width)
 
 
 def softmax(calls: CallList, rows: FloatArray, width: float) -> None:
@@ -160,4 +181,6 @@ def softmax(calls: CallList, rows: FloatArray, width: float) -> None:
 def cross_entropy(calls: CallList, tokens: FloatArray, vocabulary: FloatArray) -> None:
     """Softmax cross-entropy over ``vocabulary`` logits per token."""
     code = "fused" if calls.context.job.fused_cross_entropy else calls.context.stack.loss
-    _passes(calls, LOSSES[code], KernelFamily.CROSS_ENTROPY, rows=tokens, width=vocabulary, element_bytes=4.0)
+    issue = LOSS_ISSUE.get(code, _MEMORY_BOUND)
+    family = KernelFamily.CROSS_ENTROPY
+    _passes(calls, LOSSES[code], family, rows=tokens, width=vocabulary, element_bytes=4.0, issue=issue)

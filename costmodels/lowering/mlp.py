@@ -6,7 +6,7 @@ from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.attention import lora_pair, tensor_block_traffic
-from costmodels.lowering.calls import Axis, CallList, Phase
+from costmodels.lowering.calls import Axis, CallList, Phase, core_format
 from costmodels.lowering.elementwise import activation, beside_product, norm_and_residual
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
@@ -16,6 +16,9 @@ from profiles.model import MoESpec
 # Passes over the routed tokens to permute them into expert order and back (gather, scatter-add).
 _PERMUTE_PASSES = 4.0
 _PERMUTE_KERNELS = 4.0
+# Passes and kernels over (tokens, places), forward and backward: mask and weights written; of the weights' gradient,
+# what belongs to either of two experts summed.
+_MASK_WORK = ((2.0, 2.0), (2.0, 2.0))
 
 
 def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:
@@ -51,16 +54,10 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         batch=local_experts,
         activated=Part.ACTIVATION,
     )
-    permutations = 1.0 if context.stack.grouped_experts else local_experts
-    for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
-        calls.memory(
-            phase,
-            _PERMUTE_PASSES * element * hidden * routed_rows,
-            family=KernelFamily.PERMUTE,
-            rows=routed_rows,
-            width=hidden,
-            kernels=_PERMUTE_KERNELS * permutations,
-        )
+    if context.stack.expert_dispatch == "masked":
+        _masked_dispatch(calls, context, moe, own_tokens)
+    else:
+        _permuted_dispatch(calls, context, routed_rows, local_experts)
     if moe.shared_ffn_hidden_size:
         width = moe.shared_ffn_hidden_size / shape.tensor
         calls.part = Part.SHARED
@@ -69,6 +66,46 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         tensor_block_traffic(calls, shape, hidden * element)
     _dispatch_traffic(calls, shape, moe, own_tokens * moe.experts_per_token * hidden * element)
     return calls
+
+
+def _permuted_dispatch(
+    calls: CallList, context: CostContext, routed_rows: FloatArray, local_experts: FloatArray
+) -> None:
+    """Tokens copied into the order of their experts and back."""
+    hidden = context.model.hidden_size
+    permutations = 1.0 if context.stack.grouped_experts else local_experts
+    for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
+        calls.memory(
+            phase,
+            _PERMUTE_PASSES * context.job.numerics.storage_bytes * hidden * routed_rows,
+            family=KernelFamily.PERMUTE,
+            rows=routed_rows,
+            width=hidden,
+            kernels=_PERMUTE_KERNELS * permutations,
+        )
+
+
+def _masked_dispatch(calls: CallList, context: CostContext, moe: MoESpec, own_tokens: FloatArray) -> None:
+    """Tokens multiplied by a mask over the places of all experts, and back by the weights of their places.
+
+    Groups of a sequence's s tokens fill as many places as they are routed to, k s of them. Backward, the gradient of
+    the weights is a third product.
+
+    Source:
+        GShard (arXiv:2006.16668) algorithm 2, as Alpa's model runs it (alpa/model/moe.py): GSEC,GSM->EGCM and back.
+    """
+    group, hidden = float(context.job.sequence_length), float(context.model.hidden_size)
+    places = moe.experts_per_token * group
+    forward, backward = Phase.FORWARD, Phase.INPUT_GRADIENT
+    there, back, weights = (places, hidden, group), (group, hidden, places), (group, places, hidden)
+    for phase, products in ((forward, (there, back)), (backward, (back, there, weights))):
+        for m, n, k in products:
+            calls.gemm(phase, m, n, k, batch=own_tokens / group, gemm_format=core_format(context))
+    for phase, (passes, kernels) in zip((forward, backward), _MASK_WORK, strict=True):
+        traffic = passes * context.job.numerics.storage_bytes * places * own_tokens
+        calls.memory(
+            phase, traffic, family=KernelFamily.PERMUTE, rows=own_tokens, width=places, kernels=kernels
+        )  # fmt: skip
 
 
 def router_format(context: CostContext) -> str:

@@ -18,6 +18,9 @@ from profiles.model import ModelSpec
 _ROUNDED_BATCH = 0.02
 # From here on nobody packs two sequences into a micro-batch.
 _LONG_SEQUENCE = 16384
+# Nodes over which NVIDIA's Paxml recipes shard one replica (FSDP in paxml/configure.sh of dgxc-benchmarking).
+_PAXML_SHARD_NODES = (("5B (", 1), ("", 16))
+BATCH_CHOSEN = "batch size = best of"  # in the notes: not every row ran with the one in its column
 RECOMPUTE_ASSUMED = "recomputation not printed"
 PRESET_RECOMPUTE = "recomputation as in its publisher's presets"
 MODULES_RECOMPUTED = "recomputation or offloading of parts of a layer, as in its publisher's presets"
@@ -81,6 +84,8 @@ def batch_of(reading: Reading, degrees: Degrees) -> tuple[int, int, int]:
     batch, accumulation = row.integer("global_batch_seqs"), wording.accumulation_of(row)
     if not micro:
         micro = _implied_micro_batch(reading, degrees, batch, accumulation)
+    if BATCH_CHOSEN in row.text("notes"):
+        reading.assumptions.append("micro-batch printed as the best of several")
     if not batch:
         if not accumulation:
             reading.assumptions.append("global batch not printed: one micro-batch per pipeline stage and step")
@@ -220,6 +225,10 @@ def _zero(reading: Reading, degrees: Degrees) -> tuple[int, int]:
     stage, hybrid, remark = found
     if remark:
         reading.assumptions.append(remark)
+    if reading.defaults.stack == "paxml":
+        nodes = next(nodes for word, nodes in _PAXML_SHARD_NODES if word in row.text("model"))
+        degree = nodes * reading.cluster.node.devices_per_node
+        return stage, degree if degree < degrees.data else 0
     sharding = re.search(r"sharding degree ([0-9]+)", row.text("notes"))
     degree = int(sharding.group(1)) if sharding else 0
     if hybrid:
@@ -252,6 +261,9 @@ def _schedule(row: Row) -> Schedule:
 
 
 def _context_kind(row: Row) -> ContextKind:
+    if "torchtitan" in row.text("framework").lower():
+        # _cp_options.rotate_method of torch.distributed.tensor.experimental._attention, unless told otherwise.
+        return ContextKind.ALL_GATHER
     text = f"{row.text('framework')} {row.text('notes')}".lower()
     return ContextKind.ULYSSES if re.search(r"ulysses|sequence parallel world size", text) else ContextKind.RING
 

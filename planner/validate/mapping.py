@@ -16,6 +16,7 @@ from costmodels.flops import model_flops_per_step
 from costmodels.workload import TrainingJob
 from planner.validate.clusters import MEMORY_ASSUMED, cluster_of
 from planner.validate.layouts import (
+    BATCH_CHOSEN,
     MODULES_RECOMPUTED,
     RECOMPUTE_ASSUMED,
     Reading,
@@ -139,7 +140,7 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
 
 def _verdict(row: Row, reading: Reading, *, died: bool, ran: bool) -> bool | None:
     """True: died; False: ran; None: unknown, or the capacity it ran in, or what it kept there, is in doubt."""
-    if re.search(r"GB[^;]{0,20}verify", row.text("notes")):
+    if re.search(r"GB[^;]{0,20}verify", row.text("notes")) or BATCH_CHOSEN in row.text("notes"):
         return None
     if any(text.startswith(MODULES_RECOMPUTED) for text in reading.assumptions):
         return None

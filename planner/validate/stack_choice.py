@@ -75,6 +75,7 @@ _XLA = StackDefaults(
 )
 # Alpa's search prefers reduce-scatter to all-reduce, which shards the optimizer step (its auto_sharding options).
 _ALPA_AUTO = dataclasses.replace(_XLA, zero_stage=2)
+_PAXML = StackDefaults(stack="paxml")
 _PADDLE = StackDefaults(stack="paddle", overlap_grad_reduce=False, overlap_param_gather=False)
 
 _RL = "reinforcement learning: generation is part of the step"
@@ -99,7 +100,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"llm-foundry \(may 2023", _COMPOSER_2023),
         (r"composer|llm-foundry|mosaicml", _COMPOSER),
         (r"paddle", _PADDLE),
-        (r"paxml", _XLA),
+        (r"paxml", _PAXML),
         (r"deepspeed \+ megatron gpt-2|deepspeed moe", _DEEPSPEED_2022),
         (r"megatron-bridge|nemo|megatron-core|megatron core|flagscale|pai-megatron|\(core\)|dgxc", _MEGATRON_CORE),
         (r"zb-1p|zb-2p|zb-v|1f1b", _MEGATRON_2021),

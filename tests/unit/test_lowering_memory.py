@@ -131,17 +131,17 @@ def test_latent_attention_rotates_and_concatenates_whole_heads():
     assert extra == pytest.approx(2 * 2 * S * 2 * 16 * 96)
 
 
-@pytest.mark.parametrize(("fused", "passes"), [(True, 2), (False, 8)])
-def test_unfused_attention_passes_over_its_scores(fused, passes):
+@pytest.mark.parametrize(("code", "ahead", "back"), [("fused", 2, 3), ("compiled", 6, 7), ("eager", 8, 12)])
+def test_unfused_attention_passes_over_its_scores(code, ahead, back):
     scores = 2 * 16 * S * S
-    values = {"model": gpt(**LEARNED), "stack": stack(softmax="fused" if fused else "eager")}
+    values = {"model": gpt(**LEARNED), "stack": stack(softmax=code)}
     flash, plain, dropped = (
         moved("attention", job=job(attention=kind, dropout=dropout), **values)
         for kind, dropout in (("flash", False), ("unfused", False), ("unfused", True))
     )
     assert Phase.CORE not in flash
-    assert plain[Phase.CORE] == pytest.approx(passes * scores)
-    assert plain[Phase.INPUT_GRADIENT] - flash[Phase.INPUT_GRADIENT] == pytest.approx(1.5 * passes * scores)
+    assert plain[Phase.CORE] == pytest.approx(ahead * scores)
+    assert plain[Phase.INPUT_GRADIENT] - flash[Phase.INPUT_GRADIENT] == pytest.approx(back * scores)
     # Dropout reads and writes the 16-bit values and one byte of mask; so does that of the branch, backward.
     assert dropped[Phase.CORE] - plain[Phase.CORE] == pytest.approx(2.5 * scores)
     assert dropped[Phase.INPUT_GRADIENT] - plain[Phase.INPUT_GRADIENT] == pytest.approx(2.5 * scores + 2.5 * ROWS)
@@ -190,6 +190,25 @@ def test_routed_tokens_are_permuted_there_and_back(grouped):
     launches = lowered("expert_mlp", context(**values)).launches[Phase.FORWARD, 0]
     # Norm and residual 2, router 1, activation 1; two matrices and the permutation once, or per expert.
     assert launches == 4 + (2 + 4) * (1 if grouped else 8)
+
+
+def test_a_mask_over_all_places_multiplies_tokens_to_their_experts_and_back():
+    """Places are as many as the two copies of a sequence's tokens, so the mask is (s, 2s): 16 MiB at s = 2048."""
+    products = UnitKernels(ops=(KernelOp.GEMM,))
+    model = mixture(moe={"shared_ffn_hidden_size": 0})
+    permuted, masked = (
+        lowered("expert_mlp", context(kernels=products, model=model, stack=stack(expert_dispatch=how))).kernel_s[:, 0]
+        for how in ("permuted", "masked")
+    )
+    each = 2 * (2 * S) * S * H
+    assert masked[Phase.FORWARD] - permuted[Phase.FORWARD] == pytest.approx(2 * each)  # there and back
+    assert masked[Phase.INPUT_GRADIENT] - permuted[Phase.INPUT_GRADIENT] == pytest.approx(3 * each)  # and the weights
+    assert masked[Phase.WEIGHT_GRADIENT] == permuted[Phase.WEIGHT_GRADIENT]
+    ahead, plain = (
+        moved("expert_mlp", model=model, stack=stack(expert_dispatch=how))[Phase.FORWARD]
+        for how in ("masked", "permuted")
+    )
+    assert ahead - plain == pytest.approx(2 * 2 * S * 2 * S - 4 * 2 * ROWS)
 
 
 def test_adapters_read_their_input_and_add_to_the_output():

@@ -94,6 +94,17 @@ def test_a_single_rank_sends_nothing():
         assert sent(block, ExecutionPlan(), context(model=mixture())) == {}
 
 
+def test_repeated_keys_and_values_travel_as_wide_as_queries():
+    plan = ExecutionPlan(context_parallel=4, context_kind=ContextKind.ALL_GATHER)
+    once, repeated = (
+        sent("attention", plan, context(model=llama(num_key_value_heads=4), stack=stack(repeats_key_values=flag)))
+        for flag in (False, True)
+    )
+    assert once[Axis.CONTEXT_FORWARD] == {AG: 2 * ROWS / 4}
+    assert repeated[Axis.CONTEXT_FORWARD] == {AG: 2 * ROWS}
+    assert repeated[Axis.CONTEXT_BACKWARD] == {AG: 2 * 2 * ROWS}
+
+
 @pytest.mark.parametrize("kv_heads", [16, 4])
 def test_ring_attention_passes_keys_and_values_on_and_their_gradients_back(kv_heads):
     """c - 1 blocks of keys and values forward, and their gradients beside them backward (arXiv:2310.01889)."""

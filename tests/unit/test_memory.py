@@ -159,6 +159,16 @@ def test_cache_fills_the_device_but_never_overflows_it():
     ] == pytest.approx(0)
 
 
+def test_buffers_assigned_before_the_run_are_neither_fragmented_nor_cached():
+    values = {"fragmentation_fraction": 0.1, "reserve_bytes": 1e9, "cache_fraction": 0.5}
+    dynamic, static = (
+        parts(ExecutionPlan(), context(stack=stack(static_memory=fixed, **values))) for fixed in (False, True)
+    )
+    assert dynamic.pop("reserve") > 1e9
+    assert static.pop("reserve") == 0
+    assert static == dynamic
+
+
 def test_context_counts_communicators_of_every_axis_in_use():
     where = context(stack=stack(context_bytes=5e8, communicator_bytes=1e8), model=mixture())
     assert parts(ExecutionPlan(), where)["context"] == 5e8

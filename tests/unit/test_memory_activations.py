@@ -50,6 +50,16 @@ def test_unfused_attention_keeps_scores_instead_of_the_logsumexp():
     assert plain - whole() == pytest.approx(TOKENS * (2 * A * S - 4 * A))
 
 
+def test_repeated_keys_and_values_are_kept_as_wide_as_queries() -> None:
+    """Four of sixteen heads: 2 x 16-bit keys and values of h/4 become such of h, split like queries."""
+    model = llama(num_key_value_heads=4)
+    once, repeated = (whole(model=model, using=stack(repeats_key_values=flag)) for flag in (False, True))
+    assert repeated - once == pytest.approx(TOKENS * 2 * 2 * (H - H / 4))
+    split = ExecutionPlan(micro_batch_size=2, tensor_parallel=8)  # a head a rank at least, of four two copies each
+    once, repeated = (whole(split, model=model, using=stack(repeats_key_values=flag)) for flag in (False, True))
+    assert repeated - once == pytest.approx(TOKENS * 2 * 2 * (H / 8 - H / 16))
+
+
 def test_fp32_softmax_doubles_the_scores() -> None:
     plain = job(attention="unfused")
     wider = whole(on=plain, using=stack(score_bytes=4)) - whole(on=plain)

@@ -74,6 +74,7 @@ def test_packaged_stack_is_complete(name: str) -> None:
     assert stack.softmax in SOFTMAX
     assert stack.loss in LOSSES
     assert stack.update in ("fused", "cast", "foreach")
+    assert stack.expert_dispatch in ("permuted", "masked")
 
 
 @pytest.mark.parametrize("name", PACKAGED)
