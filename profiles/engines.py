@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import resources
+from math import inf
 from types import MappingProxyType
 
 from profiles.catalog import load_yaml_directory
@@ -40,6 +41,9 @@ class EngineSpec:
         prefill_tokens: Most prompt tokens of one step.
         graph_bytes: Device memory of captured graphs.
         context_bytes: CUDA context, workspaces and communicators.
+        update_tensor_s: Host time per tensor when a trainer on the same GPUs hands on new weights.
+        update_bytes_per_s: Rate at which it then gathers and loads all of them.
+        apart_tensor_s, apart_bytes_per_s: The same where the trainer has GPUs of its own.
         kernels: Label of the timings whose kernels it runs (``costmodels.kernels.implementations``); empty: none.
         residual_log_std: Standard deviation of log(measured / predicted) generation time.
         sources: Field name to citation.
@@ -61,6 +65,10 @@ class EngineSpec:
     prefill_tokens: int = 8192
     graph_bytes: float = 0.0
     context_bytes: float = 0.0
+    update_tensor_s: float = 0.0
+    update_bytes_per_s: float = inf
+    apart_tensor_s: float = 0.0
+    apart_bytes_per_s: float = inf
     kernels: str = ""
     residual_log_std: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
@@ -68,6 +76,18 @@ class EngineSpec:
     def on_host(self, time_scale: float) -> "EngineSpec":
         """The engine on a host whose code takes so many times as long (``NodeSpec.host_time_scale``)."""
         return replace(self, **{name: time_scale * getattr(self, name) for name in _HOST_TIMES})
+
+    def update_s(self, tensors: int, weight_bytes: float, *, apart: bool) -> float:
+        """Seconds of a weight update, in which the engine decodes nothing and the trainer computes nothing.
+
+        Args:
+            tensors: Of the model (``checkpoint_tensors``).
+            weight_bytes: Of the whole model.
+            apart: Whether the trainer has GPUs of its own.
+        """
+        if apart:
+            return tensors * self.apart_tensor_s + weight_bytes / self.apart_bytes_per_s
+        return tensors * self.update_tensor_s + weight_bytes / self.update_bytes_per_s
 
 
 @cache

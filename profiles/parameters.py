@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from profiles.model import LatentAttention, ModelSpec
 
+_TENSORS_PER_LAYER = 9  # norms, attention and dense matrices
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerParameters:
@@ -51,6 +53,12 @@ class LayerParameters:
     def column_row_sharded(self) -> int:
         """What tensor parallelism divides: column- and row-parallel matrices and column biases, no routed expert."""
         return self.total - self.replicated - self.routed_experts
+
+
+def checkpoint_tensors(model: ModelSpec) -> int:
+    """Tensors of a checkpoint, about: nine per layer, and the matrices of every expert one by one."""
+    experts = 0 if model.moe is None else model.num_moe_layers * model.moe.num_experts * model.mlp_matrices
+    return experts + _TENSORS_PER_LAYER * model.num_layers
 
 
 def norm_parameters(model: ModelSpec, *, width: int | None = None) -> int:

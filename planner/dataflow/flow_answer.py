@@ -6,7 +6,7 @@ import numpy as np
 
 from costmodels.kernels.calls import Basis
 from costmodels.plan import FloatArray, IntArray
-from planner.dataflow.flow_compile import CompiledFlow, weight_moves
+from planner.dataflow.flow_compile import CompiledFlow, placed_rows, weight_moves
 from planner.dataflow.flow_costs import FlowCosts, call_flops
 from planner.dataflow.flow_reasons import flow_reasons
 from planner.dataflow.flow_request import FlowRequest
@@ -261,9 +261,8 @@ def _reallocations(
     index = {name: place for place, name in enumerate(compiled.names)}
 
     def placed(name: str) -> PlacedRows:
-        row = compiled.row[index[name]]
-        every = PlacedRows(call=compiled.problem.calls[index[name]], rows=priced.costs.rows[name], row=row)
-        return every.take(choice[[index[name]]])
+        call, row = compiled.problem.calls[index[name]], compiled.row[index[name]]
+        return placed_rows(request, name, call, priced.costs, row).take(choice[[index[name]]])
 
     found = []
     for move in weight_moves(request):

@@ -20,6 +20,8 @@ from planner.dataflow.iterations import iteration_edges
 from planner.dataflow.placement import Meshes, Region, groups_of
 from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, Transfer
 from profiles.mixed_cluster import MixedCluster
+from profiles.parameters import checkpoint_tensors, total_parameters
+from profiles.precision import parse_precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +175,10 @@ def _edges(
         key = (move.source, move.target)
         if move.every == 1:
             lags[key] = min(lags.get(key, move.lag), move.lag)
-        elif transfers.most_s(request.models[move.role], request.precision) / move.every <= costs.tolerance_s:
+        elif (
+            transfers.most_s(request.models[move.role], request.precision, request.engines) / move.every
+            <= costs.tolerance_s
+        ):
             continue
         moving[key] = move
     handed = {
@@ -187,7 +192,9 @@ def _edges(
         parent, child = index[source], index[target]
         transfer = None
         if (source, target) in moving or (source, target) in handed:
-            ends = [PlacedRows(call=calls[i], rows=costs.rows[graph.order[i]], row=rows[i]) for i in (parent, child)]
+            ends = [
+                placed_rows(request, name, calls[i], costs, rows[i]) for name, i in ((source, parent), (target, child))
+            ]
             transfer = _transfer(transfers, ends, moving.get((source, target)), handed.get((source, target)))
             moves.append((source, target))
         # Weights that move once in many iterations take their share of each; nothing waits for a share.
@@ -195,6 +202,18 @@ def _edges(
         waits = (source, target) in lags
         edges.append(Edge(parent=parent, child=child, lag=lag, transfer=transfer, waits=waits))
     return tuple(edges), tuple(moves), tuple(handed.values())
+
+
+def placed_rows(request: FlowRequest, name: str, call: CallCandidates, costs: FlowCosts, row: IntArray) -> PlacedRows:
+    """Candidates of a call of the graph, for the prices of what moves to or from it."""
+    model = request.models[request.graph.call(name).role]
+    return PlacedRows(
+        call=call,
+        rows=costs.rows[name],
+        row=row,
+        tensors=checkpoint_tensors(model),
+        whole_bytes=total_parameters(model) * parse_precision(request.precision).storage_bytes,
+    )
 
 
 def _transfer(

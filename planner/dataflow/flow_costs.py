@@ -194,7 +194,7 @@ def _role_rows(
     moves = len(calls) > 1 and request.graph.trainable(role)
     moves = moves or any(role in (copy.source, copy.target) for copy in request.graph.copies)
     prices, handed = TransferPrices.on(cluster), handed_on(request)
-    slack_s = prices.most_s(request.models[role], request.precision) if moves else 0.0
+    slack_s = prices.most_s(request.models[role], request.precision, request.engines) if moves else 0.0
     rows = {}
     for call in calls:
         name = call.name

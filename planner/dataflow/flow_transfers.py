@@ -1,25 +1,27 @@
 """What moving the weights of a role between two calls costs, for every pair of candidates.
 
 Prices are those of ``planner.dataflow.reallocation``; here candidates become the layouts it knows. Context-parallel
-ranks hold the same weights, as data-parallel ones do.
+ranks hold the same weights, as data-parallel ones do. Links carry weights faster than engines take them in, tensor by
+tensor, so that an update takes the longer of both (``EngineSpec.update_s``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 
-from costmodels.plan import IntArray
+from costmodels.plan import FloatArray, IntArray
 from planner.dataflow.holdings import CallRows
 from planner.dataflow.placement import groups_of
 from planner.dataflow.problem import CallCandidates, Transfer
 from planner.dataflow.reallocation import PlacedLayouts, Reallocation, ReallocationModel
 from planner.price_lists import default_collective_model
+from profiles.engines import TRAINER, find_engine
 from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import MixedCluster
 from profiles.model import ModelSpec
-from profiles.parameters import total_parameters
+from profiles.parameters import checkpoint_tensors, total_parameters
 from profiles.precision import parse_precision
 
 
@@ -31,15 +33,19 @@ class PlacedRows:
         call: The candidates.
         rows: Ways to run and hold the call.
         row: Row of ``rows`` of each candidate. [candidates]
+        tensors: Of the whole model; 0 leaves out what an engine takes to load them.
+        whole_bytes: Of its weights.
     """
 
     call: CallCandidates
     rows: CallRows
     row: IntArray
+    tensors: int = 0
+    whole_bytes: float = 0.0
 
     def take(self, candidates: IntArray) -> "PlacedRows":
         """Some of the candidates."""
-        return PlacedRows(call=self.call.take(candidates), rows=self.rows, row=self.row[candidates])
+        return replace(self, call=self.call.take(candidates), row=self.row[candidates])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,15 +73,15 @@ class TransferPrices:
 
     def between(self, source: PlacedRows, target: PlacedRows) -> Transfer:
         """Seconds for every pair of classes of candidates; a class is one layout on one mesh."""
-        source_class, sources = _classes(source)
-        target_class, targets = _classes(target)
-        time_s = self._moved(sources, targets).time_s
-        return Transfer(source_class=source_class, target_class=target_class, time_s=time_s)
+        source_class, sources, _ = _classes(source)
+        target_class, targets, engines = _classes(target)
+        moved = self._moved(sources, targets, _updates_s(sources, targets, engines, target))
+        return Transfer(source_class=source_class, target_class=target_class, time_s=moved.time_s)
 
     def handed_on(self, source: PlacedRows, target: PlacedRows, total_bytes: float) -> Transfer:
         """Seconds of handing on so many bytes of data, for the same classes as ``between``."""
-        source_class, sources = _classes(source)
-        target_class, targets = _classes(target)
+        source_class, sources, _ = _classes(source)
+        target_class, targets, _ = _classes(target)
         time_s = np.empty((len(sources), len(targets)))
         for prices, block, ends in self._blocks(sources, targets):
             time_s[block] = prices.data_s(*ends, total_bytes)
@@ -89,12 +95,24 @@ class TransferPrices:
 
     def pair(self, source: PlacedRows, target: PlacedRows) -> Reallocation:
         """Seconds, bytes and route between the only candidates of two calls."""
-        return self._moved(_classes(source)[1], _classes(target)[1])
+        sources, (_, targets, engines) = _classes(source)[1], _classes(target)
+        return self._moved(sources, targets, _updates_s(sources, targets, engines, target))
 
-    def most_s(self, model: ModelSpec, precision: str) -> float:
-        """Seconds that no transfer of a model exceeds: from one node to whole copies on every GPU there is."""
+    def most_s(self, model: ModelSpec, precision: str, engines: Sequence[str] = ()) -> float:
+        """Seconds that no transfer of a model exceeds: from one node to whole copies on every GPU there is.
+
+        Args:
+            model: What moves.
+            precision: Its format.
+            engines: Who may receive it.
+        """
         whole_bytes = total_parameters(model) * parse_precision(precision).storage_bytes
-        most = 0.0
+        tensors = checkpoint_tensors(model)
+        updates = [
+            find_engine(name).update_s(tensors, whole_bytes, apart=apart)
+            for name, apart in product(engines, (False, True))
+        ]
+        most = max(updates, default=0.0)
         for prices in (prices for row in self.models for prices in row):
             cluster = prices.cluster
             one_node = _only(shards=cluster.node.devices_per_node, copies=1, whole_bytes=whole_bytes)
@@ -102,17 +120,14 @@ class TransferPrices:
             most = max(most, float(prices.broadcast_s(one_node, everywhere)[0, 0]))
         return most
 
-    def _moved(self, sources: PlacedLayouts, targets: PlacedLayouts) -> Reallocation:
-        """Prices of all pairs."""
+    def _moved(self, sources: PlacedLayouts, targets: PlacedLayouts, updates_s: FloatArray) -> Reallocation:
+        """Prices of all pairs, none below what engines take to load the weights."""
         shape = (len(sources), len(targets))
         moved = Reallocation(time_s=np.empty(shape), moved_bytes=np.empty(shape), route=np.empty(shape, dtype=np.int64))
         for prices, block, ends in self._blocks(sources, targets):
             part = prices.between(*ends)
-            moved.time_s[block], moved.moved_bytes[block], moved.route[block] = (
-                part.time_s,
-                part.moved_bytes,
-                part.route,
-            )
+            moved.time_s[block] = np.maximum(part.time_s, updates_s[block])
+            moved.moved_bytes[block], moved.route[block] = part.moved_bytes, part.route
         return moved
 
     def _blocks(
@@ -165,11 +180,27 @@ def _only(*, shards: int, copies: int, whole_bytes: float) -> PlacedLayouts:
     )
 
 
-def _classes(placed: PlacedRows) -> tuple[IntArray, PlacedLayouts]:
-    """Class of each candidate, and the layouts the classes stand for."""
+def _updates_s(
+    sources: PlacedLayouts, targets: PlacedLayouts, engines: Sequence[str], target: PlacedRows
+) -> FloatArray:
+    """Seconds in which each target's engine takes in the weights; 0 for a trainer."""
+    apart = (sources.stop[:, None] <= targets.start) | (targets.stop <= sources.start[:, None])
+    seconds = np.zeros(apart.shape)
+    if not target.tensors:
+        return seconds
+    for column, name in enumerate(engines):
+        if name != TRAINER:
+            engine = find_engine(name)
+            near_s, far_s = (engine.update_s(target.tensors, target.whole_bytes, apart=far) for far in (False, True))
+            seconds[:, column] = np.where(apart[:, column], far_s, near_s)
+    return seconds
+
+
+def _classes(placed: PlacedRows) -> tuple[IntArray, PlacedLayouts, list[str]]:
+    """Class of each candidate, the layouts the classes stand for, and their engines."""
     table, entry = placed.rows.table, placed.rows.row[placed.row]
     layout = placed.rows.layout[placed.row]
-    keys = np.stack([placed.call.start, placed.call.size, layout])
+    keys = np.stack([placed.call.start, placed.call.size, layout, table.engine[entry]])
     found, first, number = np.unique(keys, axis=1, return_index=True, return_inverse=True)
     plans = table.plans.take(entry[first])
     identity = (found[2] * (1 << 20) + found[0]) * (1 << 20) + found[1]
@@ -181,4 +212,4 @@ def _classes(placed: PlacedRows) -> tuple[IntArray, PlacedLayouts]:
         shard_bytes=table.weight_bytes[entry[first]],
         identity=identity,
     )
-    return number.reshape(-1), layouts
+    return number.reshape(-1), layouts, [table.engines[index] for index in found[3]]

@@ -71,6 +71,11 @@ class PlacedLayouts:
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
     @property
+    def stop(self) -> IntArray:
+        """One past the last GPU of each mesh, shape [layouts]."""
+        return self.start + self.size
+
+    @property
     def model_bytes(self) -> FloatArray:
         """Weights of one whole copy, shape [layouts]."""
         return self.shard_bytes * self.tensor_parallel * self.pipeline_parallel

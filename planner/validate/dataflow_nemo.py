@@ -27,7 +27,7 @@ from planner.dataflow.strategies import strategies
 from planner.validate.dataflow_setups import cluster_of, model_named
 from profiles.engines import find_engine
 from profiles.model import ModelSpec
-from profiles.parameters import total_parameters
+from profiles.parameters import checkpoint_tensors, total_parameters
 from profiles.stacks import find_stack
 
 
@@ -61,7 +61,6 @@ _SIGMA = 0.745  # log-normal whose 99.9th percentile is ten times the median: ln
 _MEMORY_SHARE = {False: 0.6, True: 0.8}  # gpu_memory_utilization of the recipes, together and ahead
 _ON_GRACE = "GB200"  # systems whose hosts are Grace CPUs
 _LARGEST_PROMPT = 512  # tokens; more than the data sets have means that the row counts something else
-_TENSORS_PER_LAYER = 9  # norms, attention and dense matrices of a checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +153,7 @@ def priced_step(row: dict[str, str]) -> NemoStep | str:
 
 def update_size(model: ModelSpec) -> tuple[int, float]:
     """Tensors and bytes of a weight update in 16 bits."""
-    experts = 0 if model.moe is None else model.num_moe_layers * model.moe.num_experts * model.mlp_matrices
-    return experts + _TENSORS_PER_LAYER * model.num_layers, 2.0 * total_parameters(model)
+    return checkpoint_tensors(model), 2.0 * total_parameters(model)
 
 
 def _lengths(row: dict[str, str]) -> tuple[int, OutputLengths]:

@@ -4,26 +4,21 @@ An engine under a reinforcement-learning framework waits longer for its host bet
 serves (requests, log-probabilities, processes), and training takes longer (sequences one by one, data that moves
 between). Layers with experts take host time of their own for every micro-batch: many small kernels, launched one by
 one, and token counts that the host waits for. All host time is longer on a Grace CPU than on an x86 server. One
-constant each says how much. A weight update costs a time per tensor and the bytes of the model over a rate; they follow
-from what NeMo-RL publishes of its updates between processes on the same GPUs, and between GPUs.
+constant each says how much. A weight update costs what the engine says (``EngineSpec.update_s``).
 """
 
 import json
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from planner.validate.dataflow_nemo import SERVING_STEP_S, NemoStep, nemo_steps, update_size
-from planner.validate.dataflow_setups import model_named
+from planner.validate.dataflow_nemo import SERVING_STEP_S, NemoStep, nemo_steps
+from profiles.engines import find_engine
 
-# Blog of NeMo-RL, 2025-08-12: handing on the tensors of DeepSeek V3 takes 33.5 s, gathering and loading them 12.2 and
-# 1.5 s, on the same GPUs. NVIDIA-NeMo/RL pull request 1379: seconds between GPUs, in October 2025.
-_TOGETHER_MODEL, _TOGETHER_TENSORS_S, _TOGETHER_BYTES_S = "deepseek-v3", 33.5, 12.2 + 1.5
-_APART_S = {"qwen3-235b-a22b": 5.5, "deepseek-v3": 14.0}
 # The constants in the order of the fit: where their logarithms start, and their bounds.
 _FITTED = ("host_step_s", "training_scale", "expert_pass_s", "grace_time_scale")
 _START = (float(np.log(5e-3)), 0.2, float(np.log(4e-3)), 0.3)
@@ -44,19 +39,12 @@ class StepConstants:
         training_scale: Measured over predicted training and log-probabilities.
         expert_pass_s: Host time per pass of a micro-batch through a layer with experts.
         grace_time_scale: Host time on a Grace CPU over that on an x86 server.
-        tensor_s: Seconds of a weight update per tensor, where both sides share their GPUs.
-        update_bytes_per_s: Rate at which it moves the model there.
-        apart_tensor_s, apart_bytes_per_s: The same between GPUs.
     """
 
     host_step_s: float = 0.0
     training_scale: float = 1.0
     expert_pass_s: float = 0.0
     grace_time_scale: float = 1.0
-    tensor_s: float = 0.0
-    update_bytes_per_s: float = np.inf
-    apart_tensor_s: float = 0.0
-    apart_bytes_per_s: float = np.inf
 
     def step_s(self, step: NemoStep) -> float:
         """Seconds of a step.
@@ -66,14 +54,9 @@ class StepConstants:
         ``algorithms/grpo.py``), and an engine decodes nothing while it receives them, even with sequences in flight.
         """
         generation_s, training_s = self.parts_s(step)
-        if step.ahead:
-            return max(generation_s, training_s) + self.apart_s(step.tensors, step.weight_bytes)
-        together_s = step.tensors * self.tensor_s + step.weight_bytes / self.update_bytes_per_s
-        return generation_s + training_s + together_s
-
-    def apart_s(self, tensors: int, weight_bytes: float) -> float:
-        """Seconds of a weight update between GPUs."""
-        return tensors * self.apart_tensor_s + weight_bytes / self.apart_bytes_per_s
+        update_s = find_engine("vllm").update_s(step.tensors, step.weight_bytes, apart=step.ahead)
+        both_s = max(generation_s, training_s) if step.ahead else generation_s + training_s
+        return both_s + update_s
 
     def parts_s(self, step: NemoStep) -> tuple[float, float]:
         """Seconds of generation, and of training and log-probabilities."""
@@ -88,25 +71,12 @@ def packaged_steps() -> StepConstants:
     return StepConstants(**json.loads(text)["nemo-rl"]["values"])
 
 
-def weight_updates() -> StepConstants:
-    """The cost of a weight update, from what NeMo-RL publishes of its own."""
-    tensors, weight_bytes = update_size(model_named(_TOGETHER_MODEL))
-    known = np.asarray([update_size(model_named(name)) for name in _APART_S])
-    per_tensor, per_byte = np.linalg.solve(known, np.asarray(list(_APART_S.values())))
-    return StepConstants(
-        tensor_s=_TOGETHER_TENSORS_S / tensors,
-        update_bytes_per_s=weight_bytes / _TOGETHER_BYTES_S,
-        apart_tensor_s=float(per_tensor),
-        apart_bytes_per_s=float(1 / per_byte),
-    )
-
-
-def fit_scales(steps: Sequence[NemoStep], update: StepConstants) -> StepConstants:
+def fit_scales(steps: Sequence[NemoStep]) -> StepConstants:
     """Host times and scales with the least robust squares of log(predicted / measured)."""
     from scipy.optimize import least_squares
 
     def constants(vector: Any) -> StepConstants:
-        return replace(update, **dict(zip(_FITTED, np.exp(vector).tolist(), strict=True)))
+        return StepConstants(**dict(zip(_FITTED, np.exp(vector).tolist(), strict=True)))
 
     def residuals(vector: Any) -> list[float]:
         found, experts = constants(vector), _FITTED.index("expert_pass_s")
@@ -116,12 +86,10 @@ def fit_scales(steps: Sequence[NemoStep], update: StepConstants) -> StepConstant
     return constants(least_squares(residuals, _START, bounds=_BOUNDS, loss="soft_l1", f_scale=_ROBUST).x)
 
 
-def left_out_steps_s(
-    steps: Sequence[NemoStep], update: StepConstants, together: Callable[[NemoStep], Hashable]
-) -> list[float]:
+def left_out_steps_s(steps: Sequence[NemoStep], together: Callable[[NemoStep], Hashable]) -> list[float]:
     """Predicted seconds of every step, by constants fitted without the steps that have the same ``together``."""
     without = {
-        group: fit_scales([step for step in steps if together(step) != group], update)
+        group: fit_scales([step for step in steps if together(step) != group])
         for group in {together(step) for step in steps}
     }
     return [without[together(step)].step_s(step) for step in steps]
@@ -140,15 +108,14 @@ def model_and_system_of(step: NemoStep) -> tuple[str, str]:
 def step_cards(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fit with its residuals, and what it says of engines; as in ``data/fits/dataflow.json``."""
     steps, _ = nemo_steps(folder)
-    found = fit_scales(steps, weight_updates())
+    found = fit_scales(steps)
     measured = np.asarray([step.measured_s for step in steps])
     errors, of_models = (
-        np.log(np.asarray(left_out_steps_s(steps, found, together)) / measured)
-        for together in (model_and_system_of, model_of)
+        np.log(np.asarray(left_out_steps_s(steps, together)) / measured) for together in (model_and_system_of, model_of)
     )
     card = {
         "values": {name: float(f"{getattr(found, name):.4g}") for name in StepConstants.__dataclass_fields__},
-        "sources": ["nemo_rl_performance_summary.csv (NVIDIA-NeMo/RL)", "NeMo-RL blog, 2025-08-12; pull request 1379"],
+        "sources": ["nemo_rl_performance_summary.csv (NVIDIA-NeMo/RL)"],
         "rows": len(steps),
         "held_out": "each model on each GPU left out in turn",
         "held_out_mape": round(float(np.mean(np.abs(np.expm1(errors)))), 4),

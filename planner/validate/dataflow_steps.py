@@ -24,6 +24,7 @@ from planner.validate.dataflow_step_fit import (
     packaged_steps,
 )
 from planner.validate.experiment import Experiment
+from profiles.engines import find_engine
 
 LEAST_RANK_CORRELATION = 0.8
 # NeMo-RL 0.6, docs/about/performance-summary.md: the same 16 GB200 one step ahead take 301 s instead of 221 s.
@@ -37,7 +38,7 @@ def disaggregated_steps(folder: Path) -> Experiment:
     plain = [StepConstants().step_s(step) for step in steps]
     constants = packaged_steps()
     fitted = [constants.step_s(step) for step in steps]
-    held_out, of_models = (left_out_steps_s(steps, constants, key) for key in (model_and_system_of, model_of))
+    held_out, of_models = (left_out_steps_s(steps, key) for key in (model_and_system_of, model_of))
     ranks = [_rank_correlation(measured, one) for one in (plain, held_out, of_models)]
     pairs = _pairs(folder, steps, constants)
     right = sum(sign for _, sign in pairs)
@@ -55,7 +56,7 @@ def disaggregated_steps(folder: Path) -> Experiment:
             "longer ahead than both in turn. The margin is thin: little of what running ahead lost there is predicted.",
             "Weight updates are what NeMo-RL publishes of its own: DeepSeek V3 in 47 s on the same GPUs (blog of "
             "2025-08-12), in 14 s between GPUs, Qwen3-235B in 5.5 s there (pull request 1379). verl between GPUs, and "
-            f"these constants: {', '.join(_verl_updates(folder, constants))}.",
+            f"these constants: {', '.join(_verl_updates(folder))}.",
             f"verl: {len(accounts)} steps are the sum of their exposed parts within "
             f"{max(abs(error) for _, error in accounts):.1%}; lengths and layouts are not published, so that nothing "
             "is predicted.",
@@ -119,12 +120,13 @@ def _by_policy(steps: Sequence[NemoStep], predicted: Sequence[float]) -> str:
     return ", ".join(texts)
 
 
-def _verl_updates(folder: Path, constants: StepConstants) -> list[str]:
-    """Weight updates of verl with its faster way, beside those of the given constants."""
+def _verl_updates(folder: Path) -> list[str]:
+    """Weight updates of verl with its faster way, beside what the engine says."""
     with (folder / "verl_weight_sync_time.csv").open(encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["checkpoint_engine"] == "True"]
+    engine = find_engine("vllm")
     return [
-        f"{row['model']} {float(row['sync_s']):.2g} s against {constants.apart_s(*update_size(model)):.2g} s"
+        f"{row['model']} {float(row['sync_s']):.2g} s against {engine.update_s(*update_size(model), apart=True):.2g} s"
         for row in rows
         for model in [model_named(row["model"].lower().replace("-math", ""))]
     ]
@@ -188,9 +190,7 @@ def _published_beside_the_table(folder: Path) -> tuple[NemoStep, NemoStep] | Non
 def _pair(together: NemoStep, ahead: NemoStep, steps: Sequence[NemoStep], constants: StepConstants) -> tuple[str, bool]:
     others = [step for step in steps if model_and_system_of(step) != model_and_system_of(together)]
     measured = together.measured_s / ahead.measured_s
-    predicted, held_out = (
-        one.step_s(together) / one.step_s(ahead) for one in (constants, fit_scales(others, constants))
-    )
+    predicted, held_out = (one.step_s(together) / one.step_s(ahead) for one in (constants, fit_scales(others)))
     text = (
         f"{together.model} on {together.num_devices} {together.system.split()[0]}: measured {measured:.2f}x, predicted "
         f"{predicted:.2f}x, left out {held_out:.2f}x."

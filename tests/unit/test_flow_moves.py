@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp
-from planner.dataflow.flow_compile import CompiledFlow, compile_flow, weight_moves
+from planner.dataflow.flow_compile import CompiledFlow, compile_flow, placed_rows, weight_moves
 from planner.dataflow.flow_costs import handed_on
 from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.flow_results import FlowPlan
@@ -23,8 +23,10 @@ from planner.dataflow.schedule import PlanRows, timeline
 from planner.price_lists import default_collective_model
 from planner.request import resolve_cluster
 from planner.workflows import plan_dataflow
+from profiles.engines import find_engine
 from profiles.errors import SpecError
 from profiles.mixed_cluster import alone
+from profiles.parameters import checkpoint_tensors, total_parameters
 from tests.dataflow_problems import call
 
 SMALL = "llama-3.2-1b"
@@ -181,3 +183,32 @@ def test_scores_are_for_inference_with_a_vocabulary(kind: str, head: str, scores
             roles=(Role(name="a", head=head),),
             calls=(Call(name="c", role="a", kind=kind, inputs=("prompts",), outputs=("s",), scores=scores),),
         )
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "trainer"])
+def test_weights_reach_an_engine_no_faster_than_it_loads_them_and_a_trainer_over_links(name: str) -> None:
+    """GRPO on two nodes: the reward model is not trained, so that only the generator receives weights."""
+    request = resolve_flow("grpo", {"": "llama-2-7b"}, "2x8xH100", FlowOptions(**QUICK, engine=name))
+    priced = priced_on(request, request.cluster)
+    (regions,) = placements(request, request.cluster)
+    prices = TransferPrices.on(request.cluster)
+    flow = compile_flow(request, request.cluster, priced.costs, priced.meshes, regions, prices)
+    assert flow is not None
+    index = {call: place for place, call in enumerate(flow.names)}
+    tensors, size = checkpoint_tensors(request.models["actor"]), 2.0 * total_parameters(request.models["actor"])
+    most_s = prices.most_s(request.models["actor"], request.precision, request.engines)
+    trained, generating = (
+        placed_rows(request, call, flow.problem.calls[index[call]], priced.costs, flow.row[index[call]])
+        for call in ("actor_train", "actor_gen")
+    )
+    for apart in (False, True):
+        here = (trained.call.start == 0) & (trained.call.size == 8)
+        there = (generating.call.start == 8 * apart) & (generating.call.size == 8)
+        pair = prices.pair(trained.take(np.flatnonzero(here)[:1]), generating.take(np.flatnonzero(there)[:1]))
+        seconds = float(pair.time_s[0, 0])
+        loading_s = find_engine("vllm").update_s(tensors, size, apart=apart)
+        if name == "trainer":
+            assert seconds < loading_s / 2
+        else:
+            assert seconds == pytest.approx(loading_s)
+            assert seconds <= most_s
