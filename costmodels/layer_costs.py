@@ -79,6 +79,7 @@ def _pass(name: str, phases: tuple[Phase, Phase], ring_window: Phase) -> _Pass:
     )
 
 
+_LAUNCHES = [_ROW["launch_forward"], _ROW["launch_backward"]]
 _PASSES = (
     _pass("forward", (Phase.FORWARD, Phase.CORE), Phase.CORE),
     _pass("backward", (Phase.INPUT_GRADIENT, Phase.WEIGHT_GRADIENT), Phase.INPUT_GRADIENT),
@@ -172,6 +173,7 @@ def layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
     *parts, routed = price_parts([*lists, lower_expert_mlp(expert_shape, context)])
     attention, dense_mlp, embedding, head = exposed_blocks(parts, shape, groups, context)
     (expert_mlp,) = exposed_blocks([routed], expert_shape, expert_groups, context)
+    expert_mlp.seconds[_LAUNCHES] += context.stack.expert_layer_s * context.cluster.node.host_time_scale
     return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head)
 
 

@@ -54,6 +54,7 @@ class StackSpec:
             of PyTorch DDP); 0 when a reduction is one call. Sharded optimizers reduce in one call.
         gather_messages_per_layer: Parameter-gathering calls per layer; 0 when a gathering is one call.
             ZeRO-3 gathers and reduces at least layer by layer.
+        expert_layer_s: Host time per pass of a micro-batch through a layer with experts that nothing hides.
         microbatch_overhead_s: Host time per micro-batch and stage that nothing hides.
         step_overhead_s: Time per step outside forward, backward and optimizer (data, logging, sync).
         tensor_parallel_overlap: Share of tensor-parallel communication hidden under compute.
@@ -126,6 +127,7 @@ class StackSpec:
     collective_launch_s: float = 0.0
     gradient_message_bytes: float = 0.0
     gather_messages_per_layer: float = 0.0
+    expert_layer_s: float = 0.0
     microbatch_overhead_s: float = 0.0
     step_overhead_s: float = 0.0
     tensor_parallel_overlap: float = 0.0

@@ -113,6 +113,24 @@ def find_stack(name: str, stacks: Mapping[str, StackSpec] | None = None) -> Stac
     return known[key]
 
 
+@cache
+def rl_fit() -> Mapping[str, float]:
+    """What was fitted on published steps of reinforcement learning (``planner.validate.dataflow_step_fit``)."""
+    text = resources.files("profiles").joinpath("data", "fits", "dataflow.json").read_text(encoding="utf-8")
+    return MappingProxyType(json.loads(text)["nemo-rl"]["values"])
+
+
+@cache
+def in_reinforcement_learning(stack: StackSpec) -> StackSpec:
+    """The stack as it trains between generations: beside rollouts and on responses of all lengths it takes longer.
+
+    NeMo-RL's published steps tell by how much. A time scale of one's own runs stays as it is.
+    """
+    fitted = rl_fit()
+    scale = fitted["training_scale"] if stack.step_time_scale == 1.0 else stack.step_time_scale
+    return replace(stack, step_time_scale=scale, expert_layer_s=fitted["expert_pass_s"] / scale)
+
+
 def default_stack(task: str, stacks: Mapping[str, StackSpec] | None = None) -> StackSpec:
     """The stack assumed when the user names none: Megatron-Core to pre-train, else Hugging Face."""
     return find_stack("megatron" if task == "pretrain" else "huggingface", stacks)

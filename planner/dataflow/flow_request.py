@@ -8,7 +8,7 @@ from typing import Any
 from costmodels.lengths import OutputLengths
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.dataflow.flow_pins import CallPin, parse_call_pins
-from planner.dataflow.graph import GENERATE, Dataflow
+from planner.dataflow.graph import GENERATE, TRAIN, Dataflow
 from planner.dataflow.graph_file import graph_from_mapping, load_graph
 from planner.dataflow.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
 from planner.dataflow.length_text import LengthInput, parse_lengths, parse_prompt
@@ -28,7 +28,7 @@ from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import MAX_SEQUENCE, ModelSpec
 from profiles.precision import parse_precision
 from profiles.stack import StackSpec
-from profiles.stacks import find_stack
+from profiles.stacks import find_stack, in_reinforcement_learning
 
 HYBRID, COLOCATED, DISAGGREGATED, ASYNC = "hybrid", "colocated", "disaggregated", "async"
 MODES = (HYBRID, COLOCATED, DISAGGREGATED, ASYNC)
@@ -183,7 +183,7 @@ def resolve_flow(
         graph=graph,
         models=specs,
         cluster=machines,
-        stack=find_stack(options.framework),
+        stack=_stack(graph, options),
         batch=batch,
         prompt_tokens=prompt,
         output=output,
@@ -343,6 +343,13 @@ def _precision(options: FlowOptions, cluster: MixedCluster, notes: list[Note]) -
     chosen = "bf16" if all("bf16" in group.device.peak_flops_per_s for group in cluster.groups) else "fp16"
     notes.append(_assumed("precision", f"{chosen} (not given)"))
     return chosen
+
+
+def _stack(graph: Dataflow, options: FlowOptions) -> StackSpec:
+    """The training framework, slower where what it trains on is generated in between."""
+    stack = find_stack(options.framework)
+    kinds = {call.kind for call in graph.calls}
+    return in_reinforcement_learning(stack) if {GENERATE, TRAIN} <= kinds else stack
 
 
 def _engines(options: FlowOptions) -> tuple[str, ...]:

@@ -8,10 +8,11 @@ import pytest
 from costmodels.evaluate import evaluate
 from costmodels.lengths import fixed_length
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
-from costmodels.plan import FloatArray, PlanBatch
+from costmodels.plan import FloatArray, PlanBatch, Recompute
 from planner.constraints import legal
-from planner.dataflow.call_costs import CallSetting, call_context, call_costs, price_generation
+from planner.dataflow.call_costs import CallSetting, call_context, call_costs, price_generation, price_plans
 from planner.dataflow.dominance import undominated
+from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.strategies import strategies, training_job
 from planner.rules.base import Setting
 from profiles.catalog import default_catalog
@@ -20,7 +21,7 @@ from profiles.engines import find_engine
 from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
 from profiles.parameters import total_parameters
-from profiles.stacks import find_stack
+from profiles.stacks import find_stack, in_reinforcement_learning, rl_fit
 from tests.fakes import mixture
 
 CLUSTER = parse_cluster("4x8xH100", default_catalog(), fabric=None)
@@ -76,6 +77,37 @@ def test_a_critic_computes_no_vocabulary() -> None:
     critic = call_costs(call(CallKind.INFERENCE, value_head=True), LLAMA, SETTING, [8])
     assert critic.time_s.min() < actor.time_s.min()
     assert critic.active_bytes.min() < actor.active_bytes.min()
+
+
+@pytest.mark.parametrize("host", [1.0, 1.36])
+def test_trainers_between_generations_are_slower_and_wait_for_the_host_at_every_layer_with_experts(host: float) -> None:
+    """The terms NeMo-RL's steps are fitted with (``dataflow_step_fit``), through the planner's own path."""
+    node = replace(CLUSTER.node, host_time_scale=host)
+    plain = replace(SETTING, cluster=replace(CLUSTER, node=node))
+    between = replace(plain, stack=in_reinforcement_learning(SETTING.stack))
+    fitted = rl_fit()
+    model = resolve_model("qwen3-30b-a3b", default_catalog(), allow_paths=False).spec
+    for kind, forward_and_backward in ((CallKind.INFERENCE, 1), (CallKind.TRAIN, 2)):
+        wanted = call(kind)
+        plans = strategies(model, wanted, [8], framework="megatron", domain_devices=8)
+        kept = (plans.recompute == Recompute.NONE) & (plans.pipeline_parallel == 1)
+        plans = plans.take(np.flatnonzero(kept)[::40])
+        before, after = (price_plans(plans, wanted, model, setting).time_s for setting in (plain, between))
+        passes = plans.num_microbatches * model.num_moe_layers * forward_and_backward * wanted.mini_batches
+        expected = fitted["training_scale"] * before + host * fitted["expert_pass_s"] * passes
+        assert after == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_time_scale_of_ones_own_runs_stays() -> None:
+    own = replace(SETTING.stack, step_time_scale=1.4)
+    assert in_reinforcement_learning(own).step_time_scale == 1.4
+
+
+@pytest.mark.parametrize(("job", "between"), [("grpo", True), ("ppo", True), ("dpo", False)])
+def test_workflows_that_generate_and_train_have_the_slower_trainer(job: str, between: bool) -> None:
+    request = resolve_flow(job, {"": "llama-2-7b"}, "8xH100", FlowOptions(batch=64))
+    stack = find_stack("megatron")
+    assert request.stack == (in_reinforcement_learning(stack) if between else stack)
 
 
 def test_host_time_of_generation_is_that_of_the_nodes_cpu() -> None:
