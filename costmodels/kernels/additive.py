@@ -13,7 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.attention_terms import attention_floor_s, attention_paths, attention_terms
+from costmodels.kernels.attention_terms import (
+    attention_floor_s,
+    attention_paths,
+    attention_terms,
+    decode_paths,
+    decode_terms,
+)
 from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch
 from costmodels.kernels.device_features import DeviceFormat, device_format
 from costmodels.kernels.expert_terms import expert_floor_s, expert_paths, expert_terms
@@ -48,7 +54,7 @@ _ATTENTION = AdditiveClass(terms=attention_terms, paths=attention_paths, floor_s
 ADDITIVE: Mapping[str, AdditiveClass] = {
     "attention_forward": _ATTENTION,
     "attention_backward": _ATTENTION,
-    "attention_decode": _ATTENTION,
+    "attention_decode": AdditiveClass(terms=decode_terms, paths=decode_paths, floor_s=attention_floor_s, levels=6),
     "fused_experts": AdditiveClass(terms=expert_terms, paths=expert_paths, floor_s=expert_floor_s, levels=5),
     "memory": AdditiveClass(terms=memory_terms, paths=memory_paths, floor_s=memory_floor_s, levels=5, named=3),
 }

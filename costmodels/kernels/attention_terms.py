@@ -22,6 +22,11 @@ EXPONENTIALS_PER_S_PER_SM = 16 * 1.7e9
 QUERY_TILE = 128.0  # query rows per thread block (arXiv:2307.08691)
 DECODE_TILE = 16.0  # smallest tile of the tensor cores' rows: query heads of one key head fill it
 SPLIT_KEYS = 256.0  # keys below which decoding is not split over thread blocks
+_SPLIT_WAVES = 0.8  # of a round of blocks, from which keys are not split (FlashAttention's heuristic)
+# Queries of a key head up to which decoding runs the same kernel: TensorRT-LLM has one for one query (MMHA), one for
+# up to 64 (XQA), and takes the prefill's for more; its timings grow with the keys by different laws.
+_QUERIES_PER_KEY = (1.0, 64.0)
+_SHARING = np.array(["alone", "grouped", "wide"])
 _OUTGROWN = 1.0  # log2 of traffic over cache from which nothing is served twice
 CACHE_EDGE = 8.0  # how sharply traffic moves from cache to memory where the operands outgrow it
 _SHARES = 20.0  # of a score matrix, that are told apart: timings count the diagonal of a causal mask, plans do not
@@ -116,6 +121,15 @@ def attention_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str
     }
 
 
+def decode_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
+    """The same for decoding, and the part of the last round of blocks that the device does not fill with keys."""
+    count, _ = blocks(calls)
+    keys, _ = traffic(calls)
+    waves = count / device.num_sms
+    idle = np.where(waves < _SPLIT_WAVES, 0.0, np.ceil(waves) / np.maximum(waves, 1e-9) - 1.0)
+    return dict(attention_terms(calls, device)) | {"round_of_keys": idle * keys / device.bytes_per_s}
+
+
 def attention_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
     """What the trees see: ratios of the terms, the shape, and who runs it; columns of length C."""
     count, padded = blocks(calls)
@@ -171,6 +185,15 @@ def attention_paths(calls: KernelCallBatch, device: DeviceFormat) -> Sequence[ND
     nearest = np.floor(device.generation)  # of workstation Blackwell, which has a half, Ada
     kin, own = (joined(by_engine, np.full(len(calls), f"g{value:g}")) for value in (nearest, device.generation))
     return formats, by_library, by_engine, kin, own
+
+
+def decode_paths(calls: KernelCallBatch, device: DeviceFormat) -> Sequence[NDArray[np.str_]]:
+    """The same for decoding, where kernels differ by how many queries share a key head as well."""
+    formats, by_library, by_engine, kin, own = attention_paths(calls, device)
+    shared = calls.heads / np.maximum(calls.kv_heads, 1.0)
+    by_sharing = joined(by_engine, _SHARING[np.searchsorted(_QUERIES_PER_KEY, shared)])
+    generations = (np.array([name.rpartition("/")[2] for name in names.tolist()], dtype="<U8") for names in (kin, own))
+    return formats, by_library, by_engine, by_sharing, *(joined(by_sharing, names) for names in generations)
 
 
 def joined(first: NDArray[np.str_], second: NDArray[np.str_]) -> NDArray[np.str_]:

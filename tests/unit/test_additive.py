@@ -10,7 +10,14 @@ from costmodels.calibration.additive_fit import fit_additive
 from costmodels.calibration.learned_fit import train
 from costmodels.calibration.training_rows import TrainingRows
 from costmodels.kernels.additive import COEFFICIENTS, added_s, floor_s
-from costmodels.kernels.attention_terms import attention_paths, attention_terms, key_bytes, value_width
+from costmodels.kernels.attention_terms import (
+    attention_paths,
+    attention_terms,
+    decode_paths,
+    decode_terms,
+    key_bytes,
+    value_width,
+)
 from costmodels.kernels.calls import KernelCallBatch, KernelFamily, KernelOp, concatenate, kernel_calls, take
 from costmodels.kernels.device_features import device_format
 from costmodels.kernels.expert_terms import expert_terms
@@ -106,6 +113,35 @@ def test_experts_read_each_active_expert_once():
     terms = expert_terms(calls, device_format(calls, H100))
     assert terms["weights"][0] == pytest.approx(8 * 3 * 512 * 4096 * 2 / 3.35e12, rel=1e-3)
     assert terms["arithmetic"][0] == pytest.approx(calls.flops[0] / 989.4e12, rel=1e-3)
+
+
+def test_decoding_is_told_apart_by_the_queries_that_share_a_key_head():
+    def path(heads: float, kv_heads: float) -> list[str]:
+        calls = attention(1, 4096, op=KernelOp.ATTENTION_DECODE, heads=heads, kv_heads=kv_heads)
+        return [str(level[0]) for level in decode_paths(calls, device_format(calls, H100))]
+
+    assert path(8, 8) == [
+        "q2k2", "q2k2/flash_3", "q2k2/flash_3/vllm", "q2k2/flash_3/vllm/alone", "q2k2/flash_3/vllm/alone/g5",
+        "q2k2/flash_3/vllm/alone/g5",
+    ]  # fmt: skip
+    assert [path(heads, 1)[3].rpartition("/")[2] for heads in (2, 64, 65, 128)] == [
+        "grouped",
+        "grouped",
+        "wide",
+        "wide",
+    ]
+
+
+def test_the_last_round_of_blocks_leaves_multiprocessors_without_keys():
+    def idle(batch: float) -> float:
+        calls = attention(1, 4096, op=KernelOp.ATTENTION_DECODE, batch=batch, heads=16, kv_heads=4)
+        terms = decode_terms(calls, device_format(calls, H100))
+        return float(terms["round_of_keys"][0] / (batch * 4 * 4096 * 2 * 256 / 3.35e12))
+
+    # Four blocks a sequence on 132 multiprocessors; few are split.
+    assert [idle(batch) for batch in (26, 33)] == [0, 0]
+    assert idle(34) == pytest.approx(264 / 136 - 1)
+    assert idle(27) == pytest.approx(132 / 108 - 1)
 
 
 def test_a_call_takes_the_finest_group_that_was_fitted():
