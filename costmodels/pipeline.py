@@ -201,15 +201,20 @@ def pipeline_s(
         whole_s = np.where(at_once, gpipe_s, whole_s)
     # A schedule takes at least that long; what rounding leaves of the difference is not a bubble.
     fill_s = np.where(total(count.T) > 1, np.maximum(whole_s - working_s, 0.0), 0.0)
-    deferred = np.asarray(_DEFERRED)[schedule]
     chunks = np.where(schedule == Schedule.ONE_F_ONE_B, virtual_stages, 1)
     bubble_s = fill_s / chunks
-    if deferred.any():
+    if (np.asarray(_DEFERRED)[schedule] > 0).any():
         stages = np.maximum(total(count.T), 1)
         mean_weight_s = total((weight_s * count).T) / stages
-        saved = np.minimum(deferred * (stages - 1), num_microbatches + stages - 2)
-        bubble_s = np.where(deferred > 0, np.maximum(fill_s - saved * mean_weight_s, 0.0), bubble_s)
+        saved = put_off(schedule, stages=stages, num_microbatches=num_microbatches)
+        bubble_s = np.where(saved > 0, np.maximum(fill_s - saved * mean_weight_s, 0.0), bubble_s)
     return working_s + bubble_s, bubble_s
+
+
+def put_off(schedule: IntArray, *, stages: IntArray, num_microbatches: IntArray) -> IntArray:
+    """(N,) weight gradients of a stage that fill bubbles: as many as the schedule puts off, and as there are."""
+    most = np.asarray(_DEFERRED)[schedule]
+    return np.where(most > 0, np.minimum(most * (stages - 1), num_microbatches + stages - 2), 0)
 
 
 def _gpipe_s(

@@ -55,15 +55,21 @@ def slowest_of(
     if instance.schedule == Schedule.GPIPE:
         return np.column_stack([forward_s, backward_s])
     whole_s = forward_s + backward_s if stage_s is None else stage_s
-    return np.column_stack([whole_s if instance.virtual_stages > 1 else none, none])
+    counts = instance.virtual_stages > 1 or instance.put_off_s > 0
+    return np.column_stack([whole_s if counts else none, none])
 
 
 def spread(instance: PartitionInstance, *, way_s: FloatArray, done_s: FloatArray, slowest_s: FloatArray) -> FloatArray:
-    """(Q,) seconds of all micro-batches: GPipe's sum and slowest passes; of 1F1B's bubble each chunk has its share."""
+    """(Q,) seconds of all micro-batches: GPipe's sum and slowest passes; of 1F1B's bubble each chunk has its share.
+
+    Zero-bubble schedules fill it with weight gradients, down to the work of the slowest stage.
+    """
     m, v = instance.num_microbatches, instance.virtual_stages
     if instance.schedule == Schedule.GPIPE:
         whole_s: FloatArray = way_s + (m - 1) * slowest_s.sum(axis=1)
         return whole_s
+    if instance.put_off_s > 0:
+        return np.maximum(m * slowest_s[:, 0], done_s - instance.put_off_s)
     return done_s if v == 1 else m * slowest_s[:, 0] + (done_s - m * slowest_s[:, 0]) / v
 
 

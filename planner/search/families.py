@@ -17,7 +17,11 @@ from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
 from costmodels.step import per_step_overhead_s
 from planner.search.once import once_s
 
-SCHEDULES = (Schedule.ONE_F_ONE_B, Schedule.GPIPE)  # whose steps a partition can have
+# Whose steps a partition can have; bounds for zero bubble are about the formula, which is short of what is played.
+SCHEDULES = (
+    *(Schedule.ONE_F_ONE_B, Schedule.GPIPE),
+    *(Schedule.ZERO_BUBBLE_1P, Schedule.ZERO_BUBBLE_2P, Schedule.ZERO_BUBBLE_V),
+)
 _WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
 
 
@@ -27,7 +31,7 @@ class Family:
 
     Attributes:
         num_stages: Stages p.
-        schedule: 1F1B or GPipe.
+        schedule: Which.
         virtual_stages: Chunks per stage v.
         num_microbatches: Micro-batches per step m.
         configs: Rows of ``StageConfigs`` that its stages may run, ascending.
@@ -89,12 +93,14 @@ def passes_per_work(
       W + (m - 1) s_i / 2, the slower of both passes of i taking half of s_i or more. Together, each of the p - m + 1
       latter 2 / (m - 1) times: 2 p / (2 p - m + 1). Stages of such times exist.
     * Interleaving divides by v what is longer than m times the slowest stage, which takes W / p or more.
+    * Zero bubble fills what is longer than that.
     """
     p, m, v = num_stages, num_microbatches, virtual_stages
     even = (m + p - 1) / p
     few = (schedule == Schedule.ONE_F_ONE_B) & (m <= p)
     spread = np.where(few, 2 * p / np.maximum(2 * p - m + 1, 1), even)
-    per_work: FloatArray = (1.0 - 1.0 / v) * m / p + spread / v
+    fills = (schedule != Schedule.ONE_F_ONE_B) & (schedule != Schedule.GPIPE)
+    per_work: FloatArray = np.where(fills, m / p, (1.0 - 1.0 / v) * m / p + spread / v)
     return per_work
 
 

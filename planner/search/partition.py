@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.pipeline import Passes, pipeline_s
+from costmodels.pipeline import Passes, pipeline_s, put_off
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
 from planner.search.fronts import nondominated
 
@@ -89,8 +89,10 @@ class PartitionInstance:
         num_microbatches: Micro-batches per step, m.
         options: What each stage may do.
         available_devices: Devices of each group, (G,); using fewer is legal.
-        schedule: ``ONE_F_ONE_B`` or ``GPIPE``.
+        schedule: Which.
         virtual_stages: Chunks of every stage, v; above 1, 1F1B is interleaved.
+        weight_gradient_s: Mean of a stage's weight gradients over the stages, whatever the choice, for the bubbles that
+            zero-bubble schedules fill with them.
         hand_over_s: (C, C) seconds one way between a stage of the first kind and a next one of the second. As in
             ``costmodels.stage_evaluate``, a stage spends them on sending: forwards to the next stage, backwards to
             the one before; the last stage receives what it cannot send, and so does the first on the way back.
@@ -105,6 +107,7 @@ class PartitionInstance:
     available_devices: tuple[int, ...] = ()
     schedule: Schedule = Schedule.ONE_F_ONE_B
     virtual_stages: int = 1
+    weight_gradient_s: float = 0.0
     hand_over_s: FloatArray | None = None
     once_under_fill: bool = False
 
@@ -112,9 +115,9 @@ class PartitionInstance:
         options = self.options
         if min(self.num_layers, self.num_stages, self.num_microbatches) < 1:
             raise ValueError("an instance needs a layer, a stage and a micro-batch")
-        if self.schedule not in (Schedule.ONE_F_ONE_B, Schedule.GPIPE):
-            raise ValueError(f"no partition of schedule {self.schedule.name}")
-        if self.virtual_stages < 1 or (self.virtual_stages > 1 and self.schedule == Schedule.GPIPE):
+        if not 0.0 <= self.weight_gradient_s < np.inf:
+            raise ValueError("weight_gradient_s must be finite and not negative")
+        if self.virtual_stages < 1 or (self.virtual_stages > 1 and self.schedule != Schedule.ONE_F_ONE_B):
             raise ValueError(f"no {self.virtual_stages} virtual stages with schedule {self.schedule.name}")
         if self.once_under_fill and self.schedule != Schedule.GPIPE:
             raise ValueError("what runs while the pipeline fills is known of GPIPE only")
@@ -130,6 +133,15 @@ class PartitionInstance:
             raise ValueError("seconds must be finite, and layers and seconds not negative")
         if self.hand_over_s is not None and int(options.kind.max(initial=0)) >= len(self.hand_over_s):
             raise ValueError("hand_over_s needs a row and a column for every kind")
+
+    @property
+    def put_off_s(self) -> float:
+        """Seconds of weight gradients that fill bubbles, as far as there are any."""
+        one = np.ones(1, dtype=np.int64)
+        turns = put_off(
+            int(self.schedule) * one, stages=self.num_stages * one, num_microbatches=self.num_microbatches * one
+        )
+        return float(turns[0]) * self.weight_gradient_s
 
     @property
     def placed(self) -> bool:
@@ -167,10 +179,10 @@ def partition_time_s(instance: PartitionInstance, rows: IntArray) -> FloatArray:
         crossing_s = instance.hand_over_s[kind[:, :-1], kind[:, 1:]]
         forward_s = forward_s + np.concatenate([crossing_s, crossing_s[:, -1:]], axis=1)
         backward_s = backward_s + np.concatenate([crossing_s[:, :1], crossing_s], axis=1)
-    one = np.ones(rows.shape, dtype=np.int64)
+    one, weight_s = np.ones(rows.shape, dtype=np.int64), np.full(rows.shape, instance.weight_gradient_s)
     whole_s, _ = pipeline_s(
         int(instance.schedule) * one[:, 0],
-        Passes(forward_s=forward_s, input_gradient_s=backward_s, weight_gradient_s=np.zeros_like(backward_s)),
+        Passes(forward_s=forward_s, input_gradient_s=backward_s - weight_s, weight_gradient_s=weight_s),
         count=one,
         virtual_stages=instance.virtual_stages * one[:, 0],
         num_microbatches=instance.num_microbatches * one[:, 0],

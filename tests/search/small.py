@@ -8,7 +8,7 @@ from unittest import mock
 
 import numpy as np
 
-from costmodels.plan import IntArray, Recompute
+from costmodels.plan import IntArray, Recompute, Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import StagePrices
@@ -105,6 +105,8 @@ INSTANCES = (
           offload=True),
     Small(name="dense, every share", model=model(2), cluster="2x1xA100-80GB", job=_JOB, reserve_gib=72.0,
           pins={"pp": 2, "mbs": 1}, offload=True, shares=tuple(range(9))),
+    Small(name="dense, zero bubble", model=model(7, vocab_size=256000), cluster="4xA100-80GB", framework="fsdp",
+          job={"sequence_length": 2048, "global_batch_size": 8}, reserve_gib=40.0, pins={"pp": 2, "tp": 1, "mbs": 1}),
     Small(name="two types, loose", model=model(5), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, pins={"mbs": 1}),
     Small(name="two types, tight", model=model(5), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, reserve_gib=45.0,
           pins={"mbs": 1}),
@@ -170,7 +172,8 @@ def every_layout(family: Family, spec: ModelSpec, choices: Choices) -> Iterator[
     ways: dict[tuple[int, int], list[tuple[int, ...]]] = {}
     rows: list[tuple[Any, ...]] = []
     slots = dict(zip(family.configs.tolist(), family.slots, strict=True)) if family.slots else {}
-    for split in _splits(spec.num_layers, family.num_stages, family.virtual_stages):
+    chunks = 2 if family.schedule == Schedule.ZERO_BUBBLE_V else family.virtual_stages
+    for split in _splits(spec.num_layers, family.num_stages, chunks):
         kinds = [(int(dense), int(moe)) for dense, moe in zip(*_kinds(family, spec, split), strict=True)]
         ways |= {kind: choices.ways(*kind) for kind in kinds if kind not in ways}
         for chosen in itertools.product(family.configs.tolist(), repeat=family.num_stages):

@@ -40,7 +40,13 @@ def alike(question: Question) -> tuple[list[Family], StagePrices]:
 
 @pytest.mark.parametrize(
     ("name", "close"),
-    [("dense, slow network", 0.75), ("dense, tight", 0.9), ("MoE, tight", 0.8), ("MoE, named modules", 0.8)],
+    [
+        ("dense, slow network", 0.75),
+        ("dense, tight", 0.9),
+        ("MoE, tight", 0.8),
+        ("MoE, named modules", 0.8),
+        ("dense, zero bubble", 0.7),
+    ],
 )
 def test_no_layout_of_a_family_is_below_its_bound_and_most_come_close(name: str, close: float) -> None:
     question = BY_NAME[name].question()

@@ -16,13 +16,15 @@ from planner.search.partition import PartitionInstance, StageOptions, is_partiti
 from planner.search.solved import Solved, Status
 from tests.search.rivals import brute_force_s, every_choice, mist
 
+ZERO_BUBBLE = (Schedule.ZERO_BUBBLE_1P, Schedule.ZERO_BUBBLE_2P, Schedule.ZERO_BUBBLE_V)
+
 
 def drawn(seed: int) -> PartitionInstance:
     """A small instance with any mixture of what instances can have."""
     rng = np.random.default_rng(seed)
     stages, groups, kinds = int(rng.integers(1, 5)), int(rng.integers(0, 3)), int(rng.integers(1, 3))
     layers = int(rng.integers(stages, 9))
-    schedule = Schedule.GPIPE if rng.random() < 0.5 else Schedule.ONE_F_ONE_B
+    schedule = Schedule(int(rng.choice([Schedule.GPIPE, Schedule.ONE_F_ONE_B, rng.choice(ZERO_BUBBLE)])))
     if rng.random() < 0.4:
         runs = [(s, a, b - a) for s in range(stages) for a, b in itertools.combinations(range(layers + 1), 2)]
         rows = [run for run in runs if rng.random() < 0.5] or runs
@@ -51,6 +53,7 @@ def drawn(seed: int) -> PartitionInstance:
         available_devices=(6,) * groups,
         schedule=schedule,
         virtual_stages=int(rng.integers(1, 4)) if schedule == Schedule.ONE_F_ONE_B else 1,
+        weight_gradient_s=float(rng.uniform(0.0, 2.0)) if schedule in ZERO_BUBBLE else 0.0,
         hand_over_s=rng.uniform(0.0, 1.0, (kinds, kinds)) if rng.random() < 0.5 else None,
         once_under_fill=bool(schedule == Schedule.GPIPE and rng.random() < 0.5),
     )
@@ -91,6 +94,21 @@ def test_both_solvers_find_what_looking_at_everything_finds(seed: int) -> None:
         assert is_partition(instance, solved.rows[None, :])[0]
         assert partition_time_s(instance, solved.rows[None, :])[0] == solved.objective_s
         assert solved.bound_s <= best_s * (1 + 1e-12)
+
+
+def test_zero_bubble_is_as_long_as_the_slowest_stage_or_as_what_weight_gradients_leave() -> None:
+    """Two stages of 3 and 6 seconds, two micro-batches: 15 seconds of 1F1B, of which two turns are put off."""
+    times = {"forward_s": [1.0, 2.0], "backward_s": [2.0, 4.0]}
+    options = StageOptions.from_columns(stage=[0, 1], layers=[1, 1], **times)
+    plain = PartitionInstance(num_layers=2, num_stages=2, num_microbatches=2, options=options)
+    rows = np.asarray([[0, 1]])
+    assert partition_time_s(plain, rows) == pytest.approx(15.0)
+    for weight_s, expected in ((0.0, 15.0), (0.5, 14.0), (1.0, 13.0), (2.0, 12.0)):
+        instance = replace(plain, schedule=Schedule.ZERO_BUBBLE_1P, weight_gradient_s=weight_s)
+        assert partition_time_s(instance, rows) == pytest.approx(expected)
+        assert instance.put_off_s == 2 * weight_s
+        assert solve_by_labels(instance).objective_s == pytest.approx(expected)
+        assert solve_by_cpsat(instance).objective_s == pytest.approx(expected)
 
 
 @settings(max_examples=15, deadline=None)
@@ -210,7 +228,8 @@ def test_gap_is_infinite_without_an_answer() -> None:
     ("changes", "words"),
     [
         ({"num_microbatches": 0}, "a layer, a stage"),
-        ({"schedule": Schedule.ZERO_BUBBLE_V}, "ZERO_BUBBLE_V"),
+        ({"schedule": Schedule.ZERO_BUBBLE_V, "virtual_stages": 2}, "2 virtual stages with schedule ZERO_BUBBLE_V"),
+        ({"weight_gradient_s": -1.0}, "not negative"),
         ({"once_under_fill": True}, "GPIPE only"),
         ({"schedule": Schedule.GPIPE, "virtual_stages": 2}, "2 virtual stages"),
         ({"available_devices": ()}, "one column per group"),

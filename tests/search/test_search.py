@@ -48,6 +48,7 @@ def found(instance: Small, **limits: Any) -> SearchResult:
         ("dense, slow network", 1e-6),
         ("MoE, named modules", 1e-6),
         ("dense, every share", 1e-6),
+        ("dense, zero bubble", 1e-6),
         ("two types, loose", 1e-6),
         ("two types, slow network", 0.02),
     ],
