@@ -17,7 +17,7 @@ from planner.search.question import ask
 from planner.search.result import SearchResult
 from planner.search.solved import Solved, Status
 from profiles.markdown import table_head, table_row
-from tests.search import rivals
+from tests.search import dimensions, rivals
 from tests.search.chains import chain_bytes, solve_chain
 from tests.search.small import INSTANCES
 from tests.search.thumb import thumb_s
@@ -90,6 +90,16 @@ def brute_force() -> str:
 
 def _excess(result: SearchResult, best_s: float) -> str:
     return "nothing found" if result.best is None else share(result.best.step_time_s / best_s - 1)
+
+
+def active() -> str:
+    """What every dimension is in the two instances in which all of them are active."""
+    chosen = [instance for instance in INSTANCES if instance.name in ("every dimension", "every schedule")]
+    found = [dimensions.brute(instance)[2] for instance in chosen]
+    rows = [
+        (name.replace("_", " "), *(dimensions.told(taken[name]) for taken in found)) for name in dimensions.DIMENSIONS
+    ]
+    return table(("dimension", *(instance.name for instance in chosen)), rows)
 
 
 def mist() -> str:
@@ -207,7 +217,7 @@ def page(most: int) -> str:
          counted("chains of 6 operators with 3 ways and memory that does not add up (nnScaler)", chains())],
     )  # fmt: skip
     return TEXT.format(
-        brute=brute_force(), mist=mist(), counts=counts, metis=two_types(), value=value(JOBS, most),
+        brute=brute_force(), active=active(), mist=mist(), counts=counts, metis=two_types(), value=value(JOBS, most),
         mixed=value(MIXED, most), most=f"{most:,}",
     )  # fmt: skip
 
@@ -250,6 +260,11 @@ Small questions in which every plan can be priced: every family, every split of 
 layers on each stage, every assignment of stages to groups.
 
 {brute}
+
+In the last two every dimension is active, with few values each. No framework has them all (Megatron-LM has no zero
+bubble, torchtitan one order of axes), so that it takes two. These are the values over all plans that were priced.
+
+{active}
 
 ## Other planners' problems
 

@@ -40,6 +40,16 @@ def mixture(layers: int) -> dict[str, Any]:
     return model(layers, model_type="mixtral", num_local_experts=8, num_experts_per_tok=2)
 
 
+def dense_and_moe(layers: int) -> dict[str, Any]:
+    """A first layer without experts, the others with four; grouped queries."""
+    return {
+        "model_type": "glm4_moe", "hidden_size": 2048, "num_hidden_layers": layers, "num_attention_heads": 16,
+        "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 8192, "moe_intermediate_size": 2048,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 0, "first_k_dense_replace": 1,
+        "vocab_size": 32000, "max_position_embeddings": 16384,
+    }  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Small:
     """A question by name; ``shares`` are the eighths of optimizer's states and weights that may be on the host."""
@@ -78,9 +88,12 @@ class Small:
         return true_optimum(self.question(), self.shares)
 
     def found(self, **limits: Any) -> SearchResult:
-        """What ``planner.search`` says, where as many shares may be on the host as brute force looks at."""
+        """What ``planner.search`` says, where as many shares may be on the host as brute force looks at.
+
+        Whatever else the machine does: its work is limited, if by anything, by ``evaluations``.
+        """
         with mock.patch.object(portfolio, "EIGHTHS", self.shares):
-            return search(**self.arguments(), **limits)
+            return search(**{"seconds": 600.0} | self.arguments() | limits)
 
 
 _JOB = {"sequence_length": 2048, "global_batch_size": 16}
@@ -116,6 +129,11 @@ INSTANCES = (
           cluster="2x1xA10G+2x1xL4", job={"sequence_length": 1024, "global_batch_size": 8}, reserve_gib=8.0),
     Small(name="everything at once", model=model(5), cluster="1x2xA100-80GB+1x2xH100", reserve_gib=66.0,
           job={"sequence_length": 2048, "global_batch_size": 16}),
+    Small(name="every dimension", model=dense_and_moe(3), cluster="1x2xA100-80GB+1x2xH100", reserve_gib=73.5,
+          job={"sequence_length": 8192, "global_batch_size": 2}, offload=True, shares=(0, 8)),
+    Small(name="every schedule", model=dense_and_moe(5), cluster="4xA100-80GB", framework="fsdp", reserve_gib=72.0,
+          job={"sequence_length": 8192, "global_batch_size": 4}, pins={"pp": 2, "tp": 1, "zero": 2}, offload=True,
+          shares=(0, 8)),
 )  # fmt: skip
 
 
@@ -212,7 +230,12 @@ def _splits(layers: int, stages: int, chunks: int) -> Iterator[tuple[int, ...]]:
 
 def true_optimum(question: Question, shares: tuple[int, ...] = (0, 4, 8)) -> tuple[float, int]:
     """The shortest step of all plans there are, or that the framework can run, and how many these are."""
-    best_s, plans = np.inf, 0
+    found = [best_of(question, *part) for part in spaces(question, shares)]
+    return min(best_s for best_s, _ in found), sum(plans for _, plans in found)
+
+
+def spaces(question: Question, shares: tuple[int, ...]) -> Iterator[tuple[list[Family], StagePrices, Choices]]:
+    """Every family of a question: of each group of devices alone, and across them; and what stages may do."""
     request = question.requests[0]
     sets = module_sets(setting_of(request), named=request.named_modules)
     for group, each in enumerate(question.requests):
@@ -220,19 +243,16 @@ def true_optimum(question: Question, shares: tuple[int, ...] = (0, 4, 8)) -> tup
         modes = set(np.unique(space.plans.recompute).tolist())
         choices = Choices(modes=modes, sets=sets, shares=shares if each.offload else ())
         families, configs = alike_families(space.plans, group=group)
-        prices = StagePrices(configs=configs, contexts=question.contexts)
-        found = best_of(question, families, prices, choices)
-        best_s, plans = min(best_s, found[0]), plans + found[1]
+        yield families, StagePrices(configs=configs, contexts=question.contexts), choices
     if len(question.requests) > 1:
         mixed = mixed_families(question, request.pins, alike=question.runnable)
-        found = best_of(question, mixed.families, mixed.prices, choices)
-        best_s, plans = min(best_s, found[0]), plans + found[1]
-    return best_s, plans
+        yield mixed.families, mixed.prices, choices
 
 
-def best_of(question: Question, families: list[Family], prices: StagePrices, choices: Choices) -> tuple[float, int]:
-    """The shortest step of every layout of some families, and how many these are."""
-    best_s, plans = np.inf, 0
+def every_plan(
+    question: Question, families: list[Family], prices: StagePrices, choices: Choices
+) -> Iterator[StagePlanBatch]:
+    """Every layout of some families that the framework can run if that is asked for, in batches."""
     devices = tuple(request.cluster.num_devices for request in question.requests)
     spec = question.requests[0].model
     setting = StageSetting(model=spec, configs=prices.configs, devices=devices)
@@ -246,9 +266,15 @@ def best_of(question: Question, families: list[Family], prices: StagePrices, cho
             if question.runnable:
                 broken = broken_by(batch, setting, setting_of(question.requests[0])).values()
                 batch = batch.take(np.flatnonzero(~np.any([np.zeros(len(batch), np.bool_), *broken], axis=0)))
-                if not len(batch):
-                    continue
-            priced = evaluate_stages(batch, prices)
-            plans += len(batch)
-            best_s = min(best_s, float(np.where(priced.fits, priced.step_time_s, np.inf).min()))
+            if len(batch):
+                yield batch
+
+
+def best_of(question: Question, families: list[Family], prices: StagePrices, choices: Choices) -> tuple[float, int]:
+    """The shortest step of every layout of some families, and how many these are."""
+    best_s, plans = np.inf, 0
+    for batch in every_plan(question, families, prices, choices):
+        priced = evaluate_stages(batch, prices)
+        plans += len(batch)
+        best_s = min(best_s, float(np.where(priced.fits, priced.step_time_s, np.inf).min()))
     return best_s, plans
