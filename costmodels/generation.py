@@ -14,7 +14,11 @@ static batch runs until its longest ends, with nobody leaving.
 Where sequences may be carried over into k further iterations (partial rollouts), a call ends once N of them have:
 slots are refilled without end, N E[n] / C steps at a time, in no fewer steps than the longest sequence's share of k + 1
 calls. New weights interrupt the C that run, and their keys and values are computed anew from the tokens so far, the
-prompt and the E[n^2] / 2 E[n] that a running sequence has on average.
+prompt and the E[n^2] / 2 E[n] that a running sequence has on average, or kept.
+
+Where new weights arrive in flight (AReaL, arXiv:2505.24298 section 4; PipelineRL, arXiv:2509.19128), sequences of the
+next call start in the slots that those of this one leave, so that a call takes N E[n] / C steps of all slots. Its last
+sequences end after it (``costmodels.decode_batches``), and are interrupted once more.
 
 Left out on purpose: the cost of putting sequences off, speculative decoding, skew between the replicas beyond that of
 their lengths.
@@ -28,12 +32,13 @@ import numpy as np
 from costmodels.activations import layer_activations
 from costmodels.arrays import largest
 from costmodels.context import CostContext
-from costmodels.decode import DecodePrices, decode_prices
+from costmodels.decode import decode_prices
+from costmodels.decode_batches import DecodeBatch, Decoded
 from costmodels.forward import forward_stage_s, weight_bytes
 from costmodels.kernels.implementations import implementation_of
 from costmodels.kv_cache import bytes_per_cached_token, tokens_staggered, tokens_together
 from costmodels.layer_costs import layer_costs
-from costmodels.lengths import OutputLengths, any_of
+from costmodels.lengths import OutputLengths
 from costmodels.model_calls import ModelCall
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import stage_parameters
@@ -43,8 +48,6 @@ from profiles.engines import EngineSpec
 from profiles.model import MAX_SEQUENCE
 
 _KEY_POINTS = 4  # cache lengths priced between the shortest and the longest
-_FINER = 16  # points per interval of equal lengths, whose steps grow straight with the cache
-_POINTS = 128  # of other lengths: the last sequences of many end close to the longest
 _SAMPLING_COPIES = 3.0  # fp32 logits, their probabilities and the noise, alive together
 
 
@@ -98,6 +101,7 @@ class GenerationEstimate:
         low_s, high_s: (N,) 90 % interval.
         prefill_s: (N,) of them, reading prompts.
         steps: (N,) expected decode steps of the call.
+        ready: (N, READY_PARTS) when each part of the sequences has ended, as a share of ``time_s``.
         basis: (N,) weakest ``Basis``.
     """
 
@@ -106,6 +110,7 @@ class GenerationEstimate:
     high_s: FloatArray
     prefill_s: FloatArray
     steps: FloatArray
+    ready: FloatArray
     basis: IntArray
 
 
@@ -204,7 +209,7 @@ def generation(
     prices = decode_prices(
         plans, step, engine, most_running=int(at_once.max(initial=1)), keys=[float(key) for key in keys]
     )
-    batch = _Batch(
+    batch = DecodeBatch(
         prices=prices,
         output=output,
         prompt_tokens=call.prompt_tokens,
@@ -213,23 +218,33 @@ def generation(
         replicas=plans.data_parallel,
     )
     in_step = (at_once == per_replica) | (output.is_fixed & ~staggered)
-    decode_s, steps = batch.continuous(in_step) if engine.continuous else batch.static()
-    if call.carried_over and engine.continuous:
-        again_s = resumption_s(plans, call, engine, context, at_once)
-        carried_s, carried_steps = batch.carried(call.carried_over)
-        # Equal lengths that start together also end together, and nothing is left to carry over.
-        carries = ~in_step | np.asarray(not output.is_fixed)
-        decode_s = np.where(carries, carried_s + again_s, decode_s)
-        steps = np.where(carries, carried_steps, steps)
+    decoded = batch.continuous(in_step) if engine.continuous else batch.static()
+    if engine.continuous and (call.carried_over or call.in_flight):
+        again_s = np.zeros(len(plans)) if call.keeps_cache else resumption_s(plans, call, engine, context, at_once)
+        # Equal lengths that start together also end together, and nothing is left to go on with other weights.
+        decoded = _going_on(batch, call, again_s, decoded, ~in_step | np.asarray(not output.is_fixed))
     half_width, basis = prices.nearest(at_once)
-    time_s = reading_s + decode_s
+    time_s = reading_s + decoded.time_s
     return GenerationEstimate(
         time_s=time_s,
         low_s=time_s * np.exp(-half_width),
         high_s=time_s * np.exp(half_width),
         prefill_s=reading_s,
-        steps=steps,
+        steps=decoded.steps,
+        ready=(reading_s[:, None] + decoded.ended_s) / time_s[:, None],
         basis=basis,
+    )
+
+
+def _going_on(batch: DecodeBatch, call: ModelCall, again_s: FloatArray, whole: Decoded, which: BoolArray) -> Decoded:
+    """Sequences that go on with new weights, in the rows where any do; the others as they were."""
+    decoded = batch.carried(call.carried_over) if call.carried_over else batch.in_flight()
+    # What ends after the call itself meets the interruption of the next.
+    times = 1 + (decoded.ended_s > decoded.time_s[:, None])
+    return Decoded(
+        time_s=np.where(which, decoded.time_s + again_s, whole.time_s),
+        steps=np.where(which, decoded.steps, whole.steps),
+        ended_s=np.where(which[:, None], decoded.ended_s + times * again_s[:, None], whole.ended_s),
     )
 
 
@@ -287,99 +302,3 @@ def _reading_s(plans: PlanBatch, prompts: FloatArray, engine: EngineSpec, contex
     passes = np.ceil(prompts / plans.micro_batch_size)
     rounds = passes + plans.pipeline_parallel - 1
     return rounds * largest(stage_s) + passes * engine.step_overhead_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Batch:
-    """Sequences of N plans to be decoded; every method gives (N,) seconds and (N,) steps."""
-
-    prices: DecodePrices
-    output: OutputLengths
-    prompt_tokens: int
-    per_replica: FloatArray
-    at_once: FloatArray
-    replicas: IntArray
-
-    def continuous(self, in_step: BoolArray) -> tuple[FloatArray, FloatArray]:
-        """Rows that are ``in_step`` run in waves, the others are refilled."""
-        seconds, steps = np.zeros((2, len(in_step)))
-        for rows, run in ((np.flatnonzero(in_step), _Batch.waves), (np.flatnonzero(~in_step), _Batch.refilled)):
-            if len(rows):
-                seconds[rows], steps[rows] = run(self.take(rows))
-        return seconds, steps
-
-    def take(self, rows: IntArray) -> "_Batch":
-        """The batch of the selected plans."""
-        return replace(
-            self,
-            prices=self.prices.take(rows),
-            per_replica=self.per_replica[rows],
-            at_once=self.at_once[rows],
-            replicas=self.replicas[rows],
-        )
-
-    def static(self) -> tuple[FloatArray, FloatArray]:
-        """Batches one after the other, each until its longest sequence ends; ended ones are computed on."""
-        return self._batches(leaving=False)
-
-    def waves(self) -> tuple[FloatArray, FloatArray]:
-        """Batches that start together, whose ended sequences leave; the next starts when all have."""
-        return self._batches(leaving=True)
-
-    def _batches(self, *, leaving: bool) -> tuple[FloatArray, FloatArray]:
-        steps = _points(self.output)
-        share = self.output.longer_than(steps)[None, :]
-        keys = self.prompt_tokens + steps
-        whole = np.floor(self.per_replica / self.at_once)
-        rest = self.per_replica - whole * self.at_once
-        seconds, count = np.zeros(len(rest)), np.zeros(len(rest))
-        for times, size in ((whole, self.at_once), (np.minimum(rest, 1.0), np.maximum(rest, 1.0))):
-            if not times.any():
-                continue
-            going = any_of(share, np.asarray(size * self.replicas, dtype=np.float64)[:, None])
-            running = np.maximum(size[:, None] * share, 1.0) if leaving else np.broadcast_to(size[:, None], going.shape)
-            seconds = seconds + times * _sum(going * self.prices.step_s(running, keys), steps)
-            count = count + times * _sum(going, steps)
-        return seconds, count
-
-    def refilled(self) -> tuple[FloatArray, FloatArray]:
-        """Ended sequences are replaced until nobody waits; then sequences of all ages drain."""
-        output, steps = self.output, _points(self.output)
-        fresh = _areas(output.longer_than(steps), steps)
-        left = np.concatenate([np.cumsum(fresh[::-1])[::-1], [0.0]]) / output.mean
-        full_steps = np.maximum(self.per_replica * output.mean / self.at_once - output.mean_context, 0.0)
-        middle = np.asarray([self.prompt_tokens + output.mean_context])
-        full_s = full_steps * self.prices.step_s(self.at_once[:, None], middle)[:, 0]
-        going = any_of(left[None, :], (self.at_once * self.replicas)[:, None])
-        running = np.maximum(self.at_once[:, None] * left[None, :], 1.0)
-        keys = self.prompt_tokens + np.minimum(steps + output.mean_context, output.most)
-        drain_s = _sum(going * self.prices.step_s(running, keys), steps)
-        return full_s + drain_s, full_steps + _sum(going, steps)
-
-    def carried(self, further: int) -> tuple[FloatArray, FloatArray]:
-        """Slots are refilled without end; a call takes its share of the longest sequence, and ends with its last."""
-        output, steps = self.output, _points(self.output)
-        middle = np.asarray([self.prompt_tokens + output.mean_context])
-        full_steps = self.per_replica * output.mean / self.at_once
-        full_s = full_steps * self.prices.step_s(self.at_once[:, None], middle)[:, 0]
-        count = np.asarray(self.per_replica * self.replicas, dtype=np.float64)
-        longest = _sum(any_of(output.longer_than(steps)[None, :], count[:, None]), steps)
-        waiting = np.maximum(longest / (1 + further) - full_steps, 0.0)
-        last = np.asarray([self.prompt_tokens + output.most])
-        waiting_s = waiting * self.prices.step_s(np.ones((len(count), 1)), last)[:, 0]
-        return full_s + waiting_s, full_steps + waiting
-
-
-def _points(output: OutputLengths) -> FloatArray:
-    """Steps at which the integral is evaluated."""
-    return output.steps(_FINER if output.is_fixed else max(-(-_POINTS // len(output.tokens)), 1))
-
-
-def _areas(values: FloatArray, steps: FloatArray) -> FloatArray:
-    """Integral over each interval."""
-    return np.asarray(np.diff(steps) * (values[..., 1:] + values[..., :-1]) / 2)
-
-
-def _sum(values: FloatArray, steps: FloatArray) -> FloatArray:
-    """(N,) integrals of (N, T) values."""
-    return np.asarray(_areas(values, steps).sum(axis=1))

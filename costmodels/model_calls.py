@@ -18,6 +18,7 @@ from profiles.model import MAX_SEQUENCE, ModelSpec, with_value_head
 
 MAX_MINI_BATCHES = 4096
 MAX_SAMPLES_PER_PROMPT = 4096
+READY_PARTS = 16  # of the responses, for those that read them as they end
 _TOKEN_UNIT = 16  # sequences are padded to multiples of it, so that ranks can share them
 
 
@@ -46,6 +47,13 @@ class ModelCall:
         lora_rank: Rank of the adapters of ``lora`` and ``qlora``.
         carried_over: Further iterations a sequence may go on in after the one it began in, its cache computed anew
             with the weights of each (generation only); 0 where a call ends with its last sequence.
+        in_flight: New weights arrive while sequences run, and the next call fills the slots that the last sequences
+            of this one leave (generation only).
+        keeps_cache: Keys and values of older weights stay when new ones arrive, rather than being computed anew.
+        score_bytes_per_token: Bytes it reads per token beside the tokens, such as a teacher's scores of a part of the
+            vocabulary; on the device while a micro-batch is worked on (inference and training only).
+        vocabulary_bytes_per_token: The same of scores of the whole vocabulary, which tensor-parallel ranks share.
+        read_early: Others read sequences as they end, so that ways to run the call differ in when (generation only).
     """
 
     kind: CallKind
@@ -59,6 +67,11 @@ class ModelCall:
     task: str = "full"
     lora_rank: int = 32
     carried_over: int = 0
+    in_flight: bool = False
+    keeps_cache: bool = False
+    read_early: bool = False
+    score_bytes_per_token: float = 0.0
+    vocabulary_bytes_per_token: float = 0.0
 
     def __post_init__(self) -> None:
         bounds = {
@@ -73,6 +86,8 @@ class ModelCall:
                 raise SpecError(f"call.{name}", f"must be between 1 and {largest}; got {value}")
         if self.carried_over < 0:
             raise SpecError("call.carried_over", f"must be at least 0; got {self.carried_over}")
+        if self.carried_over and self.in_flight:
+            raise SpecError("call.in_flight", "leaves nothing to carry over", "carried_over 0, or not in_flight")
         if self.kind is CallKind.GENERATE and self.output is None:
             raise SpecError("call.output", "is needed: how many tokens a generation call generates")
         if self.task not in ("full", "lora", "qlora"):
@@ -113,6 +128,8 @@ class CallTable:
         active_bytes: Beyond that while the call runs: activations, logits, key/value cache, buffers, context.
         offloadable_bytes: The part of ``static_bytes`` that may lie in host memory between calls.
         basis: Weakest ``kernels.calls.Basis`` among the prices.
+        ready: (R, READY_PARTS) when each part of the sequences has ended, as a share of ``time_s``; the last part
+            after it where the next call begins before this one's last sequence ends. None where nobody asks.
     """
 
     engines: tuple[str, ...]
@@ -127,6 +144,7 @@ class CallTable:
     active_bytes: FloatArray
     offloadable_bytes: FloatArray
     basis: IntArray
+    ready: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.time_s)
@@ -139,9 +157,12 @@ class CallTable:
     def take(self, rows: Any) -> "CallTable":
         """The selected rows."""
         columns: dict[str, Any] = {
-            item.name: getattr(self, item.name)[rows] for item in fields(self) if item.name not in ("engines", "plans")
+            item.name: getattr(self, item.name)[rows]
+            for item in fields(self)
+            if item.name not in ("engines", "plans", "ready")
         }
-        return CallTable(engines=self.engines, plans=self.plans.take(rows), **columns)
+        ready = None if self.ready is None else self.ready[rows]
+        return CallTable(engines=self.engines, plans=self.plans.take(rows), ready=ready, **columns)
 
     def scaled(self, factor: float) -> "CallTable":
         """The same ways with all times so many times as long."""
@@ -177,12 +198,14 @@ def concatenated(tables: list[CallTable]) -> CallTable:
     columns: dict[str, Any] = {
         item.name: np.concatenate([getattr(table, item.name) for table in tables])
         for item in fields(CallTable)
-        if item.name not in ("engines", "engine", "plans")
+        if item.name not in ("engines", "engine", "plans", "ready")
     }
+    ready = [table.ready for table in tables if table.ready is not None]
     codes = [np.asarray([engines.index(name) for name in table.engines])[table.engine] for table in tables]
     return CallTable(
         engines=engines,
         engine=np.concatenate(codes),
         plans=concatenate([table.plans for table in tables]),
+        ready=np.concatenate(ready) if ready else None,
         **columns,
     )

@@ -126,7 +126,14 @@ def price_plans(plans: PlanBatch, call: ModelCall, model: ModelSpec, setting: Ca
         setting: Cluster and training framework.
     """
     context = call_context(call, model, setting)
-    return _training(plans, call, context) if call.kind is CallKind.TRAIN else _inference(plans, context)
+    table = _training(plans, call, context) if call.kind is CallKind.TRAIN else _inference(plans, context)
+    return replace(table, active_bytes=table.active_bytes + _read_bytes(plans, call))
+
+
+def _read_bytes(plans: PlanBatch, call: ModelCall) -> FloatArray:
+    """(N,) bytes of scores that a micro-batch reads on one device."""
+    each = call.score_bytes_per_token + call.vocabulary_bytes_per_token / plans.tensor_parallel
+    return np.asarray(plans.micro_batch_size * call.sequence_tokens / plans.context_parallel * each)
 
 
 def _training(plans: PlanBatch, call: ModelCall, context: CostContext) -> CallTable:
@@ -225,4 +232,5 @@ def price_generation(
         active_bytes=memory.active_bytes(chosen.count, chosen.staggered),
         offloadable_bytes=memory.weight_bytes,
         basis=priced.basis,
+        ready=priced.ready if call.read_early or call.in_flight else None,
     )

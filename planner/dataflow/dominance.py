@@ -1,8 +1,8 @@
 """Rows of a call table that no search can want: another with the same layout is no slower and no larger.
 
 Exact: a row goes only when a row with the same devices, engine and degrees is at least as good in time, in static and
-in active memory. Reallocations and schedules depend on layouts and times alone, so the best plan survives. Rows are
-never dropped by count.
+in active memory, and in when each part of its output is there where that is told. Reallocations and schedules depend on
+layouts and times alone, so the best plan survives. Rows are never dropped by count.
 """
 
 import numpy as np
@@ -35,5 +35,8 @@ def _dominated(table: CallTable, group: IntArray) -> BoolArray:
         no_larger = (table.static_bytes[:-distance] <= table.static_bytes[distance:]) & (
             table.active_bytes[:-distance] <= table.active_bytes[distance:]
         )
+        if table.ready is not None:
+            ready_s = table.ready * table.time_s[:, None]
+            no_larger &= (ready_s[:-distance] <= ready_s[distance:]).all(axis=1)
         worse[distance:] |= same & no_larger
     return worse
