@@ -152,8 +152,8 @@ class DecodeBatch:
         grid = (full_steps + output.most)[:, None] * np.linspace(0.0, 1.0, _POINTS + 1)
         running = np.concatenate([[0.0], np.cumsum(_areas(output.longer_than(steps), steps))])
 
-        def ended_area(time: FloatArray) -> FloatArray:
-            return np.asarray(time - np.interp(time, steps, running))
+        def ended_area(until: FloatArray) -> FloatArray:
+            return np.asarray(until - np.interp(until, steps, running))
 
         ended = (ended_area(grid) - ended_area(np.maximum(grid - full_steps[:, None], 0.0))) / full_steps[:, None]
         place = np.clip((ended[:, None, :] < _PARTS[None, :, None]).sum(axis=2), 1, _POINTS)

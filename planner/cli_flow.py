@@ -35,8 +35,15 @@ def workflow(
     staleness: Annotated[int | None, _option("--staleness", "Training steps generation may lag, with async.")] = None,
     rollout: Annotated[
         str | None,
-        _option("--rollout", "whole (default), or partial with async: unfinished responses go on with new weights."),
+        _option(
+            "--rollout",
+            "whole (default); with async in_flight: weights arrive as it runs; or partial: the unfinished go on later.",
+        ),
     ] = None,
+    keep_cache: Annotated[
+        bool, _option("--keep-cache", "New weights leave keys and values of interrupted responses as they are.")
+    ] = False,
+    stream: Annotated[bool, _option("--stream", "Scoring and services take responses as they end.")] = False,
     dependency: Annotated[
         str | None, _option("--dependency", "version (default) or barrier: an iteration ends before the next begins.")
     ] = None,
@@ -128,6 +135,8 @@ def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, A
         "mode": flow["mode"] or HYBRID,
         "staleness": flow["staleness"],
         "rollout": flow["rollout"] or WHOLE,
+        "keep_cache": flow["keep_cache"],
+        "stream": flow["stream"],
         "dependency": flow["dependency"],
         "objective": objective,
         "offload": not flow["keep_on_gpu"],

@@ -1,7 +1,7 @@
 """Plans of workflows in words; numbers are formatted by ``planner.phrases``."""
 
 from costmodels.plan import ExecutionPlan
-from planner.dataflow.flow_results import CallShortage, FlowInfeasible, FlowPlan, Reason
+from planner.dataflow.flow_results import CallShortage, FlowInfeasible, FlowPlan, Lead, Reason
 from planner.dataflow.graph import EXTERNAL, GENERATE
 from planner.phrases import gib, percent, seconds
 from profiles.mixed_cluster import MixedCluster
@@ -45,6 +45,8 @@ def reason_sentence(plan: FlowPlan, reason: Reason) -> str:
         longer = ""
         if reason.carries_over:
             longer = f" (the mean response has {reason.mean_tokens:.0f}; what has not ended is carried over)"
+        elif reason.runs_on:
+            longer = f" (the mean response has {reason.mean_tokens:.0f}; the last go on beside the next)"
         elif reason.decode_steps > 1.05 * reason.mean_tokens:
             longer = f" (the longest of {call.sequences}; the mean is {reason.mean_tokens:.0f})"
         words += f": {reason.decode_steps:.0f} steps{longer} of {each}, MFU {percent(reason.mfu)}."
@@ -61,6 +63,15 @@ def reason_sentence(plan: FlowPlan, reason: Reason) -> str:
     if change > 0.0005:
         return words + f", but the iteration would be {percent(change)} longer."
     return words + ", which leaves the iteration as long."
+
+
+def lead_sentence(lead: Lead) -> str:
+    """When a call that reads another as it writes may start."""
+    if lead.lead_s > 0:
+        return f"{lead.target} starts up to {seconds(lead.lead_s)} before {lead.source} ends, on what has ended."
+    if lead.lead_s < 0:
+        return f"{lead.target} waits {seconds(-lead.lead_s)} for the last responses after {lead.source} has gone on."
+    return f"{lead.target} could start before {lead.source} ends, but shares its GPUs."
 
 
 def shortage_sentence(item: CallShortage) -> str:

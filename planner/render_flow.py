@@ -7,13 +7,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from planner.dataflow.flow_request import ASYNC, FlowRequest
+from planner.dataflow.flow_request import ASYNC, IN_FLIGHT, FlowRequest
 from planner.dataflow.flow_results import CallPlan, FlowInfeasible, FlowPlan, FlowResult, GpuMemory
 from planner.dataflow.graph import GENERATE, TRAIN
 from planner.dataflow.length_text import lengths_text
 from planner.flow_phrases import (
     gpu_range,
     layout_label,
+    lead_sentence,
     machines_label,
     minimum_sentence,
     reason_sentence,
@@ -41,6 +42,7 @@ _ROUTES = {
     "handed_on": "share by share",
 }
 _MOST_OWNERS = 4
+_SHOWN_DATA_BYTES = 1e9
 
 
 def render_flow(result: FlowResult, console: Console, *, quiet: bool = False) -> None:
@@ -84,6 +86,8 @@ def _heading(request: FlowRequest, console: Console) -> None:
     ahead = f", up to {request.staleness} steps stale" if request.mode == ASYNC else ""
     if request.carried_over:
         ahead += ", partial rollouts"
+    if request.options.rollout == IN_FLIGHT:
+        ahead += ", weights in flight"
     console.print(
         f"batch {request.batch}, prompts of {request.prompt_tokens} tokens, responses of "
         f"{lengths_text(request.output)}; {request.mode}{ahead}; {request.precision}, {request.stack.name}",
@@ -144,6 +148,17 @@ def _iteration(plan: FlowPlan, console: Console) -> None:
         + (f"; host memory {plan.host_bytes / GIGA:,.0f} GB per node" if plan.host_bytes else ""),
         highlight=False,
     )
+
+    if plan.data_bytes >= _SHOWN_DATA_BYTES:
+        most = plan.data[0]
+        times = f"{most.copies} times " if most.copies > 1 else ""
+        console.print(
+            f"data between calls: up to {plan.data_bytes / GIGA:,.0f} GB at once in host memory, most of it "
+            f"{most.key} of {most.source}, {times}{most.size_bytes / GIGA:,.0f} GB",
+            highlight=False,
+        )
+    for lead in plan.leads:
+        console.print(lead_sentence(lead), highlight=False)
 
 
 def _moves_table(plan: FlowPlan) -> Table:

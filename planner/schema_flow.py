@@ -13,7 +13,9 @@ from planner.dataflow.flow_results import (
     FlowPlan,
     FlowResult,
     GpuMemory,
+    HeldData,
     Reallocation,
+    SearchStatistics,
 )
 from planner.dataflow.graph import Call
 from planner.flow_phrases import minimum_sentence, reason_sentence, shortage_sentence
@@ -69,6 +71,7 @@ def _request(request: FlowRequest) -> dict[str, Any]:
         "dependency": request.dependency,
         "staleness": request.staleness,
         "rollout": request.options.rollout,
+        "keep_cache": request.options.keep_cache,
         "objective": request.options.objective,
         "offload": request.options.offload,
         "pins": {
@@ -108,11 +111,11 @@ def _graph_call(call: Call, batch: int) -> dict[str, Any]:
         "outputs": list(call.outputs),
         "sequences": call.sequences(batch),
         "mini_batches": call.mini_batches,
+        "stream": call.stream,
     }
 
 
 def _plan(plan: FlowPlan) -> dict[str, Any]:
-    search = plan.search
     return {
         "num_gpus": plan.num_gpus,
         "time": {
@@ -128,6 +131,10 @@ def _plan(plan: FlowPlan) -> dict[str, Any]:
         "reallocations": [_reallocation(move) for move in plan.reallocations],
         "memory": [_memory(group) for group in plan.memory],
         "host_memory_bytes": plan.host_bytes,
+        "host_peak_memory_bytes": plan.host_peak_bytes,
+        "data_memory_bytes": plan.data_bytes,
+        "data": [_data(data) for data in plan.data],
+        "leads": [{"source": lead.source, "target": lead.target, "lead_s": lead.lead_s} for lead in plan.leads],
         "utilisation": {"busy_share": plan.busy_share, "model_flops": plan.model_flops, "mfu": plan.mfu},
         "cost": {"gpu_seconds_per_iteration": plan.gpu_seconds, "usd_per_iteration": plan.usd},
         "reasons": [
@@ -153,17 +160,21 @@ def _plan(plan: FlowPlan) -> dict[str, Any]:
             }
             for task in plan.tasks
         ],
-        "search": {
-            "method": search.method,
-            "candidates": dict(search.candidates),
-            "plans": search.plans,
-            "evaluations": search.evaluations,
-            "bound_s": search.bound_s,
-            "found_s": search.found_s,
-            "gap": search.gap,
-            "proven": search.proven,
-            "seed": search.seed,
-        },
+        "search": _search(plan.search),
+    }
+
+
+def _search(search: SearchStatistics) -> dict[str, Any]:
+    return {
+        "method": search.method,
+        "candidates": dict(search.candidates),
+        "plans": search.plans,
+        "evaluations": search.evaluations,
+        "bound_s": search.bound_s,
+        "found_s": search.found_s,
+        "gap": search.gap,
+        "proven": search.proven,
+        "seed": search.seed,
     }
 
 
@@ -200,6 +211,16 @@ def _reallocation(move: Reallocation) -> dict[str, Any]:
         "time_s": move.time_s,
         "every": move.every,
         "data": list(move.data),
+    }
+
+
+def _data(data: HeldData) -> dict[str, Any]:
+    return {
+        "key": data.key,
+        "source": data.source,
+        "readers": list(data.readers),
+        "size_bytes": data.size_bytes,
+        "copies": data.copies,
     }
 
 

@@ -67,6 +67,7 @@ def _request_shape() -> Shape:
         outputs=list_of(TEXT),
         sequences=COUNT,
         mini_batches=COUNT,
+        stream=FLAG,
     )
     pin = closed_object(first_gpu=or_null(COUNT), num_gpus=or_null(COUNT), engine=or_null(TEXT), plan=map_of(COUNT))
     return closed_object(
@@ -85,6 +86,7 @@ def _request_shape() -> Shape:
         dependency={"enum": list(DEPENDENCIES)},
         staleness=COUNT,
         rollout={"enum": list(ROLLOUTS)},
+        keep_cache=FLAG,
         objective={"enum": list(OBJECTIVES)},
         offload=FLAG,
         pins=map_of(pin),
@@ -105,6 +107,7 @@ def _plan_shape() -> Shape:
         mean_tokens=AMOUNT,
         alternative=or_null(alternative),
     )
+    data = closed_object(key=TEXT, source=TEXT, readers=list_of(TEXT), size_bytes=AMOUNT, copies=COUNT)
     owner = closed_object(call=TEXT, static_memory_bytes=AMOUNT, active_memory_bytes=AMOUNT)
     return closed_object(
         num_gpus=COUNT,
@@ -121,7 +124,9 @@ def _plan_shape() -> Shape:
                 owners=list_of(owner),
             )
         ),
-        host_memory_bytes=AMOUNT,
+        **dict.fromkeys(("host_memory_bytes", "host_peak_memory_bytes", "data_memory_bytes"), AMOUNT),
+        data=list_of(data),
+        leads=list_of(closed_object(source=TEXT, target=TEXT, lead_s=NUMBER)),
         utilisation=closed_object(busy_share=AMOUNT, model_flops=AMOUNT, mfu=AMOUNT),
         cost=closed_object(gpu_seconds_per_iteration=AMOUNT, usd_per_iteration=or_null(AMOUNT)),
         reasons=list_of(reason),

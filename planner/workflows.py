@@ -74,8 +74,8 @@ def _warnings(request: FlowRequest, plan: FlowPlan | None) -> tuple[Note, ...]:
     if plan is None:
         return tuple(notes)
     host = min(group.node.host_memory_bytes for group in request.cluster.groups)
-    if plan.host_bytes > host:
-        warn("may_not_fit", "host_memory_bytes", "what lies in host memory between calls exceeds that of a node")
+    if plan.host_peak_bytes > host:
+        warn("may_not_fit", "host_peak_memory_bytes", "what lies in host memory between calls exceeds that of a node")
     if any(call.basis == "assumed" for call in plan.calls if call.num_gpus):
         warn("uncalibrated", "time_s", "efficiencies are borrowed from other hardware; no timings of this one")
     return tuple(notes)

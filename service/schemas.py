@@ -203,9 +203,13 @@ class WorkflowRequest(Body):
     )
     mode: Literal["hybrid", "colocated", "disaggregated", "async"] = "hybrid"
     staleness: int | None = Field(default=None, ge=0, le=MAX_STALENESS, description="With `async` only.")
-    rollout: Literal["whole", "partial"] = Field(
-        default="whole", description="`partial`, with `async`: unfinished responses go on with new weights."
+    rollout: Literal["whole", "in_flight", "partial"] = Field(
+        default="whole",
+        description="With `async`; `in_flight`: new weights arrive as generation runs, `partial`: it ends when enough "
+        "responses have, and the others go on with new weights.",
     )
+    keep_cache: bool = Field(default=False, description="Interrupted responses keep keys and values of older weights.")
+    stream: bool = Field(default=False, description="Scoring and services take responses as they end.")
     dependency: Literal["barrier", "version", "stale"] | None = Field(
         default=None, description="How iterations wait for each other; what the mode needs if null."
     )

@@ -4,7 +4,7 @@ from itertools import permutations, product
 
 import numpy as np
 
-from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, Transfer
+from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, PairTimes
 
 
 def call(name, rows, strategies=None):
@@ -21,7 +21,7 @@ def call(name, rows, strategies=None):
     )
 
 
-def random_problem(rng, *, calls=4, candidates=3, gpus=4, iterations=1, transfers=False, replicas=False):
+def random_problem(rng, *, calls=4, candidates=3, gpus=4, iterations=1, transfers=False, replicas=False, leads=False):
     """Any graph, any contiguous meshes, memory that matters; times are whole so that sums are exact."""
     listed = []
     for index in range(calls):
@@ -36,7 +36,10 @@ def random_problem(rng, *, calls=4, candidates=3, gpus=4, iterations=1, transfer
         for parent in range(child):
             if rng.random() < 0.4:
                 moved = _transfer(rng, listed, parent, child, transfers)
-                edges.append(Edge(parent=parent, child=child, transfer=moved))
+                lead = None
+                if leads and moved is None and all(edge.child != parent or edge.lead is None for edge in edges):
+                    lead = _lead(rng, listed, parent, child)
+                edges.append(Edge(parent=parent, child=child, transfer=moved, lead=lead))
     if iterations > 1:
         for parent, child in rng.integers(0, calls, (2, 2)):
             moved = _transfer(rng, listed, parent, child, transfers and parent != child)
@@ -56,7 +59,16 @@ def _transfer(rng, listed, parent, child, wanted):
         return None
     rows, columns = len(listed[parent]), len(listed[child])
     time_s = rng.integers(0, 4, (rows, columns)).astype(float)
-    return Transfer(source_class=np.arange(rows), target_class=np.arange(columns), time_s=time_s)
+    return PairTimes(source_class=np.arange(rows), target_class=np.arange(columns), time_s=time_s)
+
+
+def _lead(rng, listed, parent, child):
+    """Leads of up to the shorter of both times; every third edge has data that come late instead."""
+    most = np.minimum.outer(listed[parent].time_s, listed[child].time_s)
+    time_s = np.floor(rng.random(most.shape) * (most + 1))
+    if rng.random() < 0.3:
+        time_s = -rng.integers(0, 4, most.shape).astype(float)
+    return PairTimes(source_class=np.arange(len(most)), target_class=np.arange(most.shape[1]), time_s=time_s)
 
 
 def slow_makespan(problem, graph, choice, order):
@@ -75,6 +87,15 @@ def slow_makespan(problem, graph, choice, order):
             time_s = edge.transfer.price(choice[edge.parent], choice[edge.child])
             gpus = gpus if time_s else set()
         start = max([0.0, *(end[parent] for parent in graph.parents[task]), *(free[gpu] for gpu in gpus)])
+        if slot < len(calls):
+            iteration = graph.iteration[task]
+            for edge in problem.edges:
+                if edge.child == slot and edge.lead is not None:
+                    parent = next(
+                        one for one in end if (graph.slot[one], graph.iteration[one]) == (edge.parent, iteration)
+                    )
+                    led_s = edge.lead.price(choice[edge.parent], choice[edge.child])
+                    start = max(start, end[parent] - led_s)
         end[task] = start + time_s
         for gpu in gpus:
             free[gpu] = end[task]
@@ -112,7 +133,10 @@ def every_order(graph):
     tasks = range(len(graph.slot))
     for order in permutations(tasks):
         place = {task: index for index, task in enumerate(order)}
-        if all(place[parent] < place[task] for task in tasks for parent in graph.parents[task]):
+        before = [
+            {*graph.parents[task], *(one for one, _ in (graph.leads[task] if graph.leads else ()))} for task in tasks
+        ]
+        if all(place[parent] < place[task] for task in tasks for parent in before[task]):
             yield order
 
 

@@ -2,9 +2,9 @@
 
 Tasks that do not wait for each other form a *group*. On any GPU they run one after the other, so a group takes at
 least the largest load of a GPU: the sum of the times of its calls that use it, and of its transfers whose source or
-target does. Groups that wait for each other form a *chain*, whose groups' times add up. The time of a plan is at least
-that of every chain; in a graph of stages (each call waits for all calls of the stage before) with at most three calls
-in a stage and no transfers the best order attains it.
+target does. What a lead leaves of waiting is a group by itself. Groups that wait for each other form a *chain*, whose
+groups' times add up. The time of a plan is at least that of every chain; in a graph of stages (each call waits for all
+calls of the stage before) with at most three calls in a stage and no transfers the best order attains it.
 
 For a stage of three calls: contiguous meshes that compete pairwise share a GPU, so the load of a GPU is the weight of
 a set of pairwise competing calls. Either all three compete (any order takes the sum), or one competes with both others
@@ -20,6 +20,7 @@ from costmodels.plan import FloatArray, IntArray
 from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.schedule import slot_times
+from planner.dataflow.waits import Unrolled, between, unrolled
 
 _MOST_GROUPS = 600  # groups over all iterations that are looked at; fewer only weaken a bound
 _MOST_CHAINS = 16
@@ -32,8 +33,8 @@ class Chains:
 
     Attributes:
         groups: Calls of each group.
-        moves: How often each transfer of the problem, in the order of its edges, is part of each group: 0 or 1, or the
-            share of the iterations it occurs in for the group of all work. [groups, transfers]
+        moves: How often each thing that passes ``between`` calls is part of each group: 0 or 1, or the share of the
+            iterations it occurs in for the group of all work. [groups, transfers and what leads leave]
         counts: Occurrences of each group along each chain. [chains, groups]
     """
 
@@ -42,12 +43,12 @@ class Chains:
     counts: FloatArray
 
     def touched(self, problem: DataflowProblem, place: int) -> tuple[int, ...]:
-        """Calls on which the time of one group depends: its own, and both ends of its transfers."""
+        """Calls on which the time of one group depends: its own, and both ends of what passes between."""
         ends = {
             end
-            for edge, share in zip(problem.moving, self.moves[place], strict=True)
+            for passing, share in zip(between(problem), self.moves[place], strict=True)
             if share
-            for end in (edge.parent, edge.child)
+            for end in (passing.parent, passing.child)
         }
         return tuple(sorted(ends.union(self.groups[place])))
 
@@ -60,22 +61,24 @@ def chains_of(problem: DataflowProblem, graph: TaskGraph) -> Chains:
         graph: Its tasks.
     """
     calls, tasks = len(problem.calls), len(graph.slot)
-    before = _ancestors(graph)
-    found = _groups(before, tasks)
-    slots_of = {group: tuple(sorted({int(graph.slot[task]) for task in _members(group)})) for group in found}
+    every = unrolled(problem, graph)
+    before = _ancestors(every)
+    found = [*_groups(before, tasks), *(1 << left for left in range(tasks, len(before)))]
+    slots_of = {group: tuple(sorted({every.slot[task] for task in _members(group)})) for group in found}
     # All that happens in an iteration; a transfer from an earlier one is missing from the first.
     often = np.bincount(graph.slot, minlength=calls + len(problem.moving)) / problem.iterations
     everything = tuple(range(len(often)))
     groups = sorted({*slots_of.values(), everything})
     index = {group: place for place, group in enumerate(groups)}
-    belongs = np.array([[slot in group for slot in everything] for group in groups], dtype=np.float64)
-    belongs[index[everything]] = often
-    every = Chains(
+    slots = range(calls + len(between(problem)))
+    belongs = np.array([[slot in group for slot in slots] for group in groups], dtype=np.float64)
+    belongs[index[everything], : len(often)] = often
+    whole = Chains(
         groups=tuple(tuple(slot for slot in group if slot < calls) for group in groups),
         moves=belongs[:, calls:],
         counts=np.zeros((0, len(groups))),
     )
-    loads = _loads(problem, every, _sample(problem))
+    loads = _loads(problem, whole, _sample(problem))
     counts, time_s = _longest(found, before, [index[slots_of[group]] for group in found], loads)
     # A GPU runs all that uses it in every iteration, whatever waits for what.
     work_s = problem.iterations * loads[:, index[everything]]
@@ -83,7 +86,7 @@ def chains_of(problem: DataflowProblem, graph: TaskGraph) -> Chains:
     chosen, samples = np.unique(counts, axis=0, return_counts=True)
     chosen = chosen[np.argsort(-samples, kind="stable")[:_MOST_CHAINS]]
     used = np.flatnonzero(chosen.any(axis=0))
-    return Chains(groups=tuple(every.groups[place] for place in used), moves=every.moves[used], counts=chosen[:, used])
+    return Chains(groups=tuple(whole.groups[place] for place in used), moves=whole.moves[used], counts=chosen[:, used])
 
 
 def group_time(chains: Chains, times: FloatArray) -> FloatArray:
@@ -113,10 +116,12 @@ def _loads(problem: DataflowProblem, chains: Chains, choice: IntArray) -> FloatA
     calls = len(problem.calls)
     start = np.stack([call.start[choice[:, index]] for index, call in enumerate(problem.calls)])
     stop = np.stack([call.stop[choice[:, index]] for index, call in enumerate(problem.calls)])
-    times = slot_times(problem, choice)
+    times = slot_times(problem, choice)[:calls]
+    passing = between(problem)
+    passing_s = [one.times.price(choice[:, one.parent], choice[:, one.child]) for one in passing]
     # The heaviest GPU is the first one of some mesh; a call without GPUs still takes its time.
     held = (start[:, None] <= start[None]) & (start[None] < stop[:, None])
-    moved = [held[edge.parent] | held[edge.child] for edge in problem.moving]
+    moved = [(held[one.parent] | held[one.child]) & one.occupies for one in passing]
     loads = np.zeros((len(choice), len(chains.groups)))
     for place, (group, moves) in enumerate(zip(chains.groups, chains.moves, strict=True)):
         load = np.zeros_like(start, dtype=np.float64)
@@ -124,7 +129,7 @@ def _loads(problem: DataflowProblem, chains: Chains, choice: IntArray) -> FloatA
             load += held[call] * times[call]
             np.maximum(loads[:, place], times[call], out=loads[:, place])
         for move in np.flatnonzero(moves):
-            time = moves[move] * times[calls + move]
+            time = moves[move] * passing_s[move]
             load += moved[move] * time
             np.maximum(loads[:, place], time, out=loads[:, place])
         np.maximum(loads[:, place], load.max(axis=0), out=loads[:, place])
@@ -141,11 +146,11 @@ def _sample(problem: DataflowProblem) -> IntArray:
     return np.stack(columns, axis=1)
 
 
-def _ancestors(graph: TaskGraph) -> list[int]:
+def _ancestors(tasks: Unrolled) -> list[int]:
     """Tasks that each task waits for, directly or not, as bits."""
-    before = [0] * len(graph.parents)
-    for task in graph.orders[0]:
-        for parent in graph.parents[task]:
+    before = [0] * len(tasks.slot)
+    for task in tasks.order:
+        for parent in tasks.parents[task]:
             before[task] |= before[parent] | 1 << parent
     return before
 
@@ -155,9 +160,14 @@ def _members(group: int) -> list[int]:
 
 
 def _groups(before: Sequence[int], tasks: int) -> list[int]:
-    """Sets of tasks, as bits, none of which waits for another; of those with the same neighbours only the fullest."""
-    after = [0] * tasks
-    for task in range(tasks):
+    """Sets of tasks, as bits, none of which waits for another; of those with the same neighbours only the fullest.
+
+    Args:
+        before: What each task waits for, then what leads leave.
+        tasks: How many tasks there are; the rest is in no set.
+    """
+    after = [0] * len(before)
+    for task in range(len(before)):
         for parent in _members(before[task]):
             after[parent] |= 1 << task
     everything = (1 << tasks) - 1
@@ -169,7 +179,7 @@ def _groups(before: Sequence[int], tasks: int) -> list[int]:
     while layer and seen < _MOST_GROUPS:
         following: dict[int, int] = {}
         for group, allowed in layer.items():
-            earlier = later = everything
+            earlier = later = -1
             for task in _members(group):
                 earlier &= before[task]
                 later &= after[task]

@@ -14,6 +14,7 @@ from planner.dataflow.flow_results import (
     CallPlan,
     FlowPlan,
     GpuMemory,
+    Lead,
     MemoryOwner,
     Reallocation,
     SearchStatistics,
@@ -21,6 +22,7 @@ from planner.dataflow.flow_results import (
 )
 from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
 from planner.dataflow.graph import EXTERNAL
+from planner.dataflow.held_data import data_memory
 from planner.dataflow.holdings import HOLDING_NAMES
 from planner.dataflow.memory import memory_owners, unit_bytes
 from planner.dataflow.orders import TaskGraph
@@ -57,13 +59,17 @@ def flow_plan(
     line = _simulated(problem, graph, found.order)
     low, high = (_retimed(problem, [getattr(call, name) for call in calls]) for name in ("time_low_s", "time_high_s"))
     pace_s = _pace_s(problem, graph, found.order)
+    tasks = _tasks(compiled, problem, graph, line)
+    meshes = {name: _mesh(call) for name, call in zip(compiled.names, problem.calls, strict=True)}
+    data = data_memory(request, tasks, meshes, np.asarray(cluster.node_of))
+    on_host = host_bytes(calls, cluster)
     flops = sum(call_flops(request, call.name) for call in calls)
     busy = _busy_s(problem, cluster.num_devices)
     return FlowPlan(
         num_gpus=cluster.num_devices,
         calls=calls,
         reallocations=_reallocations(request, priced, compiled, choice),
-        tasks=_tasks(compiled, problem, graph, line),
+        tasks=tasks,
         memory=_memory(problem, busy / pace_s),
         iterations=problem.iterations,
         first_s=float(line.end_s[0][graph.iteration == 0].max()),
@@ -74,7 +80,11 @@ def flow_plan(
         busy_share=float(busy.mean() / pace_s),
         model_flops=flops,
         mfu=flops / (peak_flops_per_s(request, cluster) * pace_s),
-        host_bytes=host_bytes(calls, cluster),
+        host_bytes=float(on_host.max()),
+        host_peak_bytes=float((on_host + data.node_bytes).max()),
+        data_bytes=data.peak_bytes,
+        data=data.held,
+        leads=_leads(compiled, problem),
         usd_per_gpu_hour=request.options.price_per_device_hour_usd,
         reasons=flow_reasons(request, priced, compiled, found, calls),
         search=search,
@@ -127,12 +137,12 @@ def call_plans(
     return tuple(plans)
 
 
-def host_bytes(calls: tuple[CallPlan, ...], cluster: MixedCluster) -> float:
-    """Host memory of the fullest node, for what lies there between runs."""
+def host_bytes(calls: tuple[CallPlan, ...], cluster: MixedCluster) -> FloatArray:
+    """(nodes,) host memory for weights and states that lie there between runs."""
     each = np.zeros(cluster.num_devices)
     for call in calls:
         each[call.first_gpu : call.first_gpu + call.num_gpus] += call.host_bytes
-    return float(np.bincount(cluster.node_of, weights=each).max())
+    return np.asarray(np.bincount(cluster.node_of, weights=each), dtype=np.float64)
 
 
 def _service(name: str, time_s: float, sequences: int) -> CallPlan:
@@ -169,9 +179,23 @@ def _simulated(problem: DataflowProblem, graph: TaskGraph, order: int) -> Timeli
 
 
 def _retimed(problem: DataflowProblem, times_s: list[float]) -> DataflowProblem:
-    """The problem with other times of its only candidates; transfers keep theirs."""
+    """The problem with other times of its only candidates; transfers keep theirs.
+
+    A lead grows with the times of both calls and in proportion when both do, so that it keeps at least the smaller
+    share.
+    """
     calls = [replace(call, time_s=np.asarray([time])) for call, time in zip(problem.calls, times_s, strict=True)]
-    return replace(problem, calls=tuple(calls))
+    share = [
+        time / float(call.time_s[0]) if call.time_s[0] > 0 else 1.0
+        for call, time in zip(problem.calls, times_s, strict=True)
+    ]
+    edges = [
+        replace(edge, lead=replace(edge.lead, time_s=edge.lead.time_s * min(share[edge.parent], share[edge.child])))
+        if edge.lead is not None
+        else edge
+        for edge in problem.edges
+    ]
+    return replace(problem, calls=tuple(calls), edges=tuple(edges))
 
 
 def _pace_s(problem: DataflowProblem, graph: TaskGraph, order: int) -> float:
@@ -206,6 +230,20 @@ def _tasks(compiled: CompiledFlow, problem: DataflowProblem, graph: TaskGraph, l
             )
         )
     return tuple(sorted(found, key=lambda item: (item.start_s, item.end_s, item.name)))
+
+
+def _leads(compiled: CompiledFlow, problem: DataflowProblem) -> tuple[Lead, ...]:
+    """What the edges with a lead come to under the only plan of a problem."""
+    found = []
+    for edge in problem.edges:
+        if edge.lead is None:
+            continue
+        parent, child = problem.calls[edge.parent], problem.calls[edge.child]
+        apart = parent.stop[0] <= child.start[0] or child.stop[0] <= parent.start[0]
+        lead_s = float(edge.lead.time_s[0, 0])
+        names = (compiled.names[edge.parent], compiled.names[edge.child])
+        found.append(Lead(source=names[0], target=names[1], lead_s=lead_s if apart else min(lead_s, 0.0)))
+    return tuple(found)
 
 
 def _busy_s(problem: DataflowProblem, num_gpus: int) -> FloatArray:

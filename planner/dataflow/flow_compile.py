@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.plan import IntArray
-from planner.dataflow.flow_costs import FlowCosts, HandedOn, handed_on
+from planner.dataflow.flow_costs import FlowCosts, HandedOn, handed_on, in_flight
 from planner.dataflow.flow_pins import CallPin
 from planner.dataflow.flow_request import FlowRequest
 from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
@@ -18,7 +18,8 @@ from planner.dataflow.graph import EXTERNAL, TRAIN
 from planner.dataflow.holdings import ALL_OUT, CallRows
 from planner.dataflow.iterations import iteration_edges
 from planner.dataflow.placement import Meshes, Region, groups_of
-from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, Transfer
+from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, PairTimes
+from planner.dataflow.streams import StreamEnd, lead_s, reads_early, service_end
 from profiles.mixed_cluster import MixedCluster
 from profiles.parameters import checkpoint_tensors, total_parameters
 from profiles.precision import parse_precision
@@ -187,10 +188,18 @@ def _edges(
         if transfers.most_handed_on_s(data.total_bytes) > costs.tolerance_s
         and EXTERNAL not in (graph.call(data.source).kind, graph.call(data.target).kind)
     }
-    edges, moves = [], []
+    edges, moves, led = [], [], set()
     for source, target in dict.fromkeys((*lags, *moving)):
         parent, child = index[source], index[target]
-        transfer = None
+        transfer = lead = None
+        if source not in led and lags.get((source, target)) == 0 and (source, target) not in moving:
+            lead = _lead(request, costs, (source, target), (rows[parent], rows[child]))
+        if lead is not None and in_flight(request, source):
+            handed.pop((source, target), None)  # responses, which go over one by one
+        elif (source, target) in handed:
+            lead = None
+        if lead is not None:
+            led.add(target)
         if (source, target) in moving or (source, target) in handed:
             ends = [
                 placed_rows(request, name, calls[i], costs, rows[i]) for name, i in ((source, parent), (target, child))
@@ -200,7 +209,7 @@ def _edges(
         # Weights that move once in many iterations take their share of each; nothing waits for a share.
         lag = lags.get((source, target), 1)
         waits = (source, target) in lags
-        edges.append(Edge(parent=parent, child=child, lag=lag, transfer=transfer, waits=waits))
+        edges.append(Edge(parent=parent, child=child, lag=lag, transfer=transfer, waits=waits, lead=lead))
     return tuple(edges), tuple(moves), tuple(handed.values())
 
 
@@ -216,9 +225,35 @@ def placed_rows(request: FlowRequest, name: str, call: CallCandidates, costs: Fl
     )
 
 
+def _lead(
+    request: FlowRequest, costs: FlowCosts, ends: tuple[str, str], rows: tuple[IntArray, IntArray]
+) -> PairTimes | None:
+    """How early a call may start before the end of another, or must start after it; None where neither counts."""
+    graph, early = request.graph, reads_early(request.graph, *ends)
+    if not early and not in_flight(request, ends[0]):
+        return None
+    classes, streams = [], []
+    for name, row in zip(ends, rows, strict=True):
+        found, place = np.unique(row, return_inverse=True)
+        classes.append(place)
+        call, ways = graph.call(name), costs.rows.get(name)
+        streams.append(service_end(call, request.batch) if ways is None else _stream_end(ways.take(found)))
+    source, target = streams
+    if not early:
+        target = replace(target, parts=np.ones(len(target.parts), dtype=np.int64))
+    time_s = lead_s(source, target)
+    if np.abs(time_s).max() <= costs.tolerance_s:
+        return None
+    return PairTimes(source_class=classes[0], target_class=classes[1], time_s=time_s)
+
+
+def _stream_end(rows: CallRows) -> StreamEnd:
+    return StreamEnd(time_s=rows.time_s, ready_s=rows.ready_s, work_s=rows.table.time_s[rows.row], parts=rows.parts)
+
+
 def _transfer(
     transfers: TransferPrices, ends: Sequence[PlacedRows], move: Move | None, data: HandedOn | None
-) -> Transfer:
+) -> PairTimes:
     """Seconds per iteration of all that moves along an edge, of which at least one is given."""
     source, target = ends
     parts = []

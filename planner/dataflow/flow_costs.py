@@ -11,7 +11,7 @@ from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import IntArray
 from planner.dataflow.call_costs import CallSetting, call_costs
 from planner.dataflow.flow_pins import CallPin
-from planner.dataflow.flow_request import FlowRequest
+from planner.dataflow.flow_request import IN_FLIGHT, FlowRequest
 from planner.dataflow.flow_transfers import TransferPrices
 from planner.dataflow.graph import EXTERNAL, FULL, GENERATE, INFERENCE, TRAIN, VALUE_HEAD, Call
 from planner.dataflow.holdings import (
@@ -26,6 +26,7 @@ from planner.dataflow.holdings import (
     useful_rows,
 )
 from planner.dataflow.strategies import training_job
+from planner.dataflow.streams import input_parts, read_early, ready_shares
 from profiles.engines import TRAINER
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -59,6 +60,8 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
         # Branches that share what comes before them are fewer sequences' worth of tokens over as many steps.
         sequences = max(round(sequences * (1 - call.shared)), 1)
     adapters = role.task in ("lora", "qlora") and call.kind == TRAIN
+    learning = call.kind == GENERATE and request.graph.trainable(call.role)
+    score_bytes, vocabulary_bytes = _read_bytes(request, call.name)
     return ModelCall(
         kind=CallKind(call.kind),
         num_sequences=sequences,
@@ -69,8 +72,21 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
         value_head=role.head == VALUE_HEAD,
         precision=request.precision,
         task=role.task if adapters else "full",
-        carried_over=request.carried_over if call.kind == GENERATE and request.graph.trainable(call.role) else 0,
+        carried_over=request.carried_over if learning else 0,
+        in_flight=in_flight(request, call.name),
+        keeps_cache=request.options.keep_cache and learning,
+        read_early=call.kind == GENERATE and read_early(request.graph, call.name),
+        score_bytes_per_token=score_bytes,
+        vocabulary_bytes_per_token=vocabulary_bytes,
     )
+
+
+def in_flight(request: FlowRequest, name: str) -> bool:
+    """Whether new weights reach a call while it runs; the first to generate within an iteration only."""
+    graph = request.graph
+    generating = {call.name for call in graph.calls if call.kind == GENERATE and graph.trainable(call.role)}
+    first = name in generating and not generating & graph.ancestors(name)
+    return request.options.rollout == IN_FLIGHT and first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,25 +116,39 @@ def handed_on(request: FlowRequest) -> tuple[HandedOn, ...]:
     for name in graph.order:
         for parent in graph.parents(name):
             keys = tuple(key for key in graph.call(name).inputs if key in graph.call(parent).outputs)
-            total = sum(_key_bytes(request, graph.call(parent), key) for key in keys)
+            total = sum(key_bytes(request, graph.call(parent), key) for key in keys)
             found.append(HandedOn(source=parent, target=name, keys=keys, total_bytes=total))
     return tuple(found)
 
 
-def _key_bytes(request: FlowRequest, call: Call, key: str) -> float:
+def key_bytes(request: FlowRequest, call: Call, key: str) -> float:
     """Bytes of one key that a call writes per iteration."""
     if call.kind not in (GENERATE, INFERENCE):
         return 0.0
     length = request.prompt_tokens + (request.output.mean if call.span == FULL else 0.0)
-    number = parse_precision(request.precision).storage_bytes
-    each = 4.0
+    each = _score_bytes(request, call) if call.kind == INFERENCE else 4.0
     if call.kind == GENERATE and key == call.outputs[0]:
         each = 8.0
-    elif call.scores == 0:
-        each = request.models[call.role].vocab_size * number
-    elif call.scores > 1:
-        each = call.scores * (number + 4.0)
     return call.sequences(request.batch) * length * each
+
+
+def _score_bytes(request: FlowRequest, call: Call) -> float:
+    """Bytes of what an inference call writes per token."""
+    number = parse_precision(request.precision).storage_bytes
+    if call.scores == 0:
+        return request.models[call.role].vocab_size * number
+    return call.scores * (number + 4.0) if call.scores > 1 else 4.0
+
+
+def _read_bytes(request: FlowRequest, name: str) -> tuple[float, float]:
+    """Bytes per token that a call reads of scores: of parts of the vocabulary, and of all of it."""
+    graph, found = request.graph, [0.0, 0.0]
+    for parent in graph.parents(name):
+        source = graph.call(parent)
+        if source.kind == INFERENCE and source.scores != 1:
+            keys = sum(key in source.outputs for key in graph.call(name).inputs)
+            found[source.scores == 0] += keys * _score_bytes(request, source)
+    return found[0], found[1]
 
 
 def call_flops(request: FlowRequest, name: str) -> float:
@@ -198,7 +228,16 @@ def _role_rows(
     rows = {}
     for call in calls:
         name = call.name
-        held = held_rows(tables[name], layouts[name], holdings_of(request, call), host, machines[name])
+        table = tables[name]
+        held = held_rows(
+            table,
+            layouts[name],
+            holdings_of(request, call),
+            host,
+            machines[name],
+            ready=ready_shares(table) if read_early(request.graph, name) or in_flight(request, name) else None,
+            parts=input_parts(table) if call.stream else None,
+        )
         if call.kind != TRAIN and len(trained):
             # A copy of weights that arrive anew each iteration is worth keeping only where the trained ones lie alike.
             shared = shareable(held, trained)

@@ -34,14 +34,16 @@ def flow_reasons(
     reasons = []
     for call in longest:
         steps = mean = 0.0
-        further = 0
+        further, runs_on = 0, False
         if call.kind == GENERATE and call.plan is not None:
             asked = model_call(request, request.graph.call(call.name))
             further = asked.carried_over
             if asked.output is not None:
                 steps, mean = asked.output.longest_of(call.sequences), asked.output.mean
-            if further:
-                steps = max(steps / (1 + further), call.sequences * mean / (call.concurrent * call.plan.data_parallel))
+                runs_on = asked.in_flight and not asked.output.is_fixed
+            if further or runs_on:
+                refilled = call.sequences * mean / (call.concurrent * call.plan.data_parallel)
+                steps = max(steps / (1 + further), refilled) if further else refilled
         device = priced.cluster.groups[priced.cluster.group_of(call.first_gpu)].device
         work = device.peak(number) * call.num_gpus * call.time_s
         reasons.append(
@@ -52,6 +54,7 @@ def flow_reasons(
                 decode_steps=steps,
                 mean_tokens=mean,
                 carries_over=further > 0,
+                runs_on=runs_on,
                 alternative=None if call.kind == EXTERNAL else _alternative(priced, compiled, found, call),
             )
         )

@@ -13,6 +13,7 @@ from planner.dataflow.graph_file import graph_from_mapping, load_graph
 from planner.dataflow.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
 from planner.dataflow.length_text import LengthInput, parse_lengths, parse_prompt
 from planner.dataflow.presets import PRESETS, build_preset
+from planner.dataflow.streams import streamed
 from planner.request import (
     ClusterInput,
     ModelInput,
@@ -32,8 +33,8 @@ from profiles.stacks import find_stack, in_reinforcement_learning
 
 HYBRID, COLOCATED, DISAGGREGATED, ASYNC = "hybrid", "colocated", "disaggregated", "async"
 MODES = (HYBRID, COLOCATED, DISAGGREGATED, ASYNC)
-WHOLE, PARTIAL = "whole", "partial"
-ROLLOUTS = (WHOLE, PARTIAL)
+WHOLE, PARTIAL, IN_FLIGHT = "whole", "partial", "in_flight"
+ROLLOUTS = (WHOLE, PARTIAL, IN_FLIGHT)
 OBJECTIVES = ("time", "cost", "fewest_gpus")
 DEFAULT_BATCH = 512  # prompts; the batch of ReaLHF's and RLHFuse's experiments (arXiv:2406.14088, 2409.13221)
 DEFAULT_PROMPT = 1024  # tokens, as in HybridFlow's experiments (arXiv:2409.19256 section 8.1)
@@ -59,8 +60,11 @@ class FlowOptions:
         mode: ``hybrid`` (every call where it is best), ``colocated`` (all on all GPUs),
             ``disaggregated`` (generation apart from the rest), ``async`` (that, with generation ahead).
         staleness: Training steps by which generating weights may lag in ``async``; None for 1.
-        rollout: ``whole`` (generation ends with its last response) or ``partial`` (in ``async``: it ends when enough
-            responses have; the others are interrupted by the new weights and go on in the next iterations).
+        rollout: ``whole`` (generation ends with its last response), ``in_flight`` (in ``async``: new weights interrupt
+            it, and the next responses start while its last ones go on) or ``partial`` (in ``async``: it ends when
+            enough responses have; the others are interrupted by the new weights and go on in the next iterations).
+        keep_cache: Whether interrupted responses keep keys and values of older weights, or compute them anew.
+        stream: Whether scoring and services take responses as they end; see ``planner.dataflow.streams``.
         dependency: ``version`` or ``barrier``, see ``planner.dataflow.iterations``; None for what the mode needs.
         objective: ``time``, ``cost`` or ``fewest_gpus``.
         offload: Whether frozen weights and optimizer states may lie in host memory between calls.
@@ -85,6 +89,8 @@ class FlowOptions:
     mode: str = HYBRID
     staleness: int | None = None
     rollout: str = WHOLE
+    keep_cache: bool = False
+    stream: bool = False
     dependency: str | None = None
     objective: str = "time"
     offload: bool = True
@@ -161,6 +167,7 @@ def resolve_flow(
     """
     notes: list[Note] = []
     graph, described = _graph(job, options)
+    graph = streamed(graph) if options.stream else graph
     _check_options(options)
     machines = _machines(cluster, options)
     notes += [_assumed("cluster", text) for text in machines.assumptions]
@@ -296,14 +303,23 @@ def _check_options(options: FlowOptions) -> None:
         raise SpecError("effort", f"must be between 0.01 and 100; got {options.effort:g}")
     if options.staleness is not None and options.mode != ASYNC:
         raise SpecError("staleness", f"has a meaning in mode async only; mode is {options.mode}", "mode async")
-    if options.rollout == PARTIAL and options.mode != ASYNC:
-        raise SpecError("rollout", f"partial needs mode async; mode is {options.mode}", "mode async")
-    if options.rollout == PARTIAL and (options.staleness or 0) < 2:
-        problem = f"partial needs a staleness of at least 2, one step for running ahead; got {options.staleness}"
-        raise SpecError("rollout", problem, "staleness 2")
+    _check_rollout(options)
     unknown = {item.name for item in fields(options)} & {"settings"} and not isinstance(options.settings, Mapping)
     if unknown:
         raise SpecError("settings", f"must be a mapping; got {str(options.settings)[:40]!r}")
+
+
+def _check_rollout(options: FlowOptions) -> None:
+    """What interrupted responses need: generation that runs ahead."""
+    if options.rollout != WHOLE and options.mode != ASYNC:
+        raise SpecError("rollout", f"{options.rollout} needs mode async; mode is {options.mode}", "mode async")
+    if options.rollout == IN_FLIGHT and options.staleness == 0:
+        raise SpecError("rollout", "in_flight needs a staleness of at least 1; got 0", "staleness 1")
+    if options.keep_cache and options.rollout == WHOLE:
+        raise SpecError("keep_cache", "has no effect on whole rollouts, which nothing interrupts", "rollout in_flight")
+    if options.rollout == PARTIAL and (options.staleness or 0) < 2:
+        problem = f"partial needs a staleness of at least 2, one step for running ahead; got {options.staleness}"
+        raise SpecError("rollout", problem, "staleness 2")
 
 
 def _dependency(options: FlowOptions) -> str:
@@ -357,8 +373,8 @@ def _engines(options: FlowOptions) -> tuple[str, ...]:
     if options.engine is None:
         return DEFAULT_ENGINES
     engine = find_engine(options.engine)
-    if options.rollout == PARTIAL and not engine.continuous:
-        problem = f"{engine.name} cannot carry responses over: its batches end together"
+    if options.rollout != WHOLE and not engine.continuous:
+        problem = f"{engine.name} cannot interrupt responses: its batches end together"
         raise SpecError("engine", problem, "use one of " + ", ".join(DEFAULT_ENGINES))
     return (engine.name,)
 

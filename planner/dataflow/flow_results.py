@@ -55,11 +55,6 @@ class CallPlan:
     host_bytes: float
     basis: str
 
-    @property
-    def last_gpu(self) -> int:
-        """Last GPU of its mesh."""
-        return self.first_gpu + self.num_gpus - 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reallocation:
@@ -84,6 +79,41 @@ class Reallocation:
     time_s: float
     every: int = 1
     data: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldData:
+    """Data that one call writes and others read, see ``planner.dataflow.held_data``.
+
+    Attributes:
+        key: Its name in the graph.
+        source: Call that writes it.
+        readers: Calls that read it.
+        size_bytes: Per iteration.
+        copies: Most iterations of it in memory at a time.
+    """
+
+    key: str
+    source: str
+    readers: tuple[str, ...]
+    size_bytes: float
+    copies: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lead:
+    """A call that does not simply wait for the end of another, see ``planner.dataflow.streams``.
+
+    Attributes:
+        source: Call that writes.
+        target: Call that reads.
+        lead_s: Seconds before the end of the source that the target may start; 0 where they share GPUs, negative where
+            the last responses end that long after the source has left its GPUs to the next.
+    """
+
+    source: str
+    target: str
+    lead_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +207,7 @@ class Reason:
         mean_tokens: Mean tokens it generates per sequence; 0 for others.
         alternative: The fastest other way to run it; None when it runs the fastest way there is.
         carries_over: Whether sequences that have not ended go on in the next iteration.
+        runs_on: Whether its last sequences go on beside those of the next call.
     """
 
     call: str
@@ -186,6 +217,7 @@ class Reason:
     mean_tokens: float
     alternative: Alternative | None
     carries_over: bool = False
+    runs_on: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +267,11 @@ class FlowPlan:
         busy_share: GPU time spent on calls and transfers over all GPU time of the steady iteration.
         model_flops: FLOPs the calls need per iteration.
         mfu: Those over the peak of all GPUs in the steady iteration.
-        host_bytes: Host memory the fullest node needs.
+        host_bytes: Host memory the fullest node needs for weights and states.
+        host_peak_bytes: Host memory the fullest node needs, data between calls included.
+        data_bytes: Most data between calls that is in host memory at a time, over all nodes.
+        data: That data by key, largest first.
+        leads: Calls that read others as they write.
         usd_per_gpu_hour: Price the user gave; None when none.
         reasons: About the calls that take longest.
         search: How it was found.
@@ -256,6 +292,10 @@ class FlowPlan:
     model_flops: float
     mfu: float
     host_bytes: float
+    host_peak_bytes: float
+    data_bytes: float
+    data: tuple[HeldData, ...]
+    leads: tuple[Lead, ...]
     usd_per_gpu_hour: float | None
     reasons: tuple[Reason, ...]
     search: SearchStatistics

@@ -14,7 +14,7 @@ import numpy as np
 from costmodels.plan import FloatArray, IntArray
 from planner.dataflow.holdings import CallRows
 from planner.dataflow.placement import groups_of
-from planner.dataflow.problem import CallCandidates, Transfer
+from planner.dataflow.problem import CallCandidates, PairTimes
 from planner.dataflow.reallocation import PlacedLayouts, Reallocation, ReallocationModel
 from planner.price_lists import default_collective_model
 from profiles.engines import TRAINER, find_engine
@@ -71,21 +71,21 @@ class TransferPrices:
         ]
         return cls(cluster=cluster, models=tuple(tuple(row) for row in models))
 
-    def between(self, source: PlacedRows, target: PlacedRows) -> Transfer:
+    def between(self, source: PlacedRows, target: PlacedRows) -> PairTimes:
         """Seconds for every pair of classes of candidates; a class is one layout on one mesh."""
         source_class, sources, _ = _classes(source)
         target_class, targets, engines = _classes(target)
         moved = self._moved(sources, targets, _updates_s(sources, targets, engines, target))
-        return Transfer(source_class=source_class, target_class=target_class, time_s=moved.time_s)
+        return PairTimes(source_class=source_class, target_class=target_class, time_s=moved.time_s)
 
-    def handed_on(self, source: PlacedRows, target: PlacedRows, total_bytes: float) -> Transfer:
+    def handed_on(self, source: PlacedRows, target: PlacedRows, total_bytes: float) -> PairTimes:
         """Seconds of handing on so many bytes of data, for the same classes as ``between``."""
         source_class, sources, _ = _classes(source)
         target_class, targets, _ = _classes(target)
         time_s = np.empty((len(sources), len(targets)))
         for prices, block, ends in self._blocks(sources, targets):
             time_s[block] = prices.data_s(*ends, total_bytes)
-        return Transfer(source_class=source_class, target_class=target_class, time_s=time_s)
+        return PairTimes(source_class=source_class, target_class=target_class, time_s=time_s)
 
     def most_handed_on_s(self, total_bytes: float) -> float:
         """Seconds that no handing on of so many bytes exceeds: from one GPU to one in another node."""

@@ -75,6 +75,8 @@ class Call:
             or 0 for all of it.
         latency_s: Seconds an external service takes per sequence.
         concurrency: Sequences an external service handles at once.
+        stream: Whether it takes its input as that is written, see ``planner.dataflow.streams`` (inference and external
+            services only).
     """
 
     name: str
@@ -90,6 +92,7 @@ class Call:
     scores: int = 1
     latency_s: float = 0.0
     concurrency: int = 1
+    stream: bool = False
 
     def sequences(self, batch: int) -> int:
         """Sequences per iteration for a batch of that many items.
@@ -257,12 +260,17 @@ class Dataflow:
         _between(f"{where}.mini_batches", call.mini_batches, 1, MAX_SEQUENCES)
         if call.mini_batches > 1 and call.kind != TRAIN:
             raise SpecError(f"{where}.mini_batches", f"is for training calls; {call.name} is {call.kind}", "1")
-        _between(f"{where}.scores", call.scores, 0, MAX_SCORES)
-        if call.scores != 1 and (call.kind != INFERENCE or self.role(call.role).head == VALUE_HEAD):
-            raise SpecError(f"{where}.scores", f"is for inference with a language head; got {call.scores}", "1")
+        self._check_output(call, where)
         _between(f"{where}.concurrency", call.concurrency, 1, MAX_SEQUENCES)
         if not 0 <= call.latency_s <= MAX_LATENCY_S:
             raise SpecError(f"{where}.latency_s", f"must be between 0 and {MAX_LATENCY_S:g}; got {call.latency_s:g}")
+
+    def _check_output(self, call: Call, where: str) -> None:
+        _between(f"{where}.scores", call.scores, 0, MAX_SCORES)
+        if call.scores != 1 and (call.kind != INFERENCE or self.role(call.role).head == VALUE_HEAD):
+            raise SpecError(f"{where}.scores", f"is for inference with a language head; got {call.scores}", "1")
+        if call.stream and call.kind not in (INFERENCE, EXTERNAL):
+            raise SpecError(f"{where}.stream", f"is for inference and services; {call.name} is {call.kind}", "false")
 
     def _check_keys(self) -> None:
         _check_names("dataset", self.dataset, MAX_KEYS, least=0)

@@ -72,6 +72,7 @@ class CallEntry(BaseModel):
     scores: int = Field(default=1, ge=0, le=MAX_SCORES)
     latency_s: float = Field(default=0.0, ge=0, le=MAX_LATENCY_S)
     concurrency: int = Field(default=1, ge=1, le=MAX_SEQUENCES)
+    stream: bool = False
 
 
 class CopyEntry(BaseModel):

@@ -8,8 +8,9 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.bounds import Chains
-from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge
+from planner.dataflow.problem import CallCandidates, DataflowProblem
 from planner.dataflow.units import Units
+from planner.dataflow.waits import Between, between
 
 _BLOCK_CELLS = 4_000_000  # pairs or triples compared at once
 _MOST_TRIPLES = 60_000_000  # triples of meshes looked at for one group; larger groups keep the bounds of their pairs
@@ -65,20 +66,20 @@ def _alone(problem: DataflowProblem, chains: Chains, place: int) -> dict[int, Fl
     """What each candidate takes of one group by itself, with the cheapest transfer to or from any other call."""
     group = chains.groups[place]
     tables = {index: problem.calls[index].time_s * float(index in group) for index in chains.touched(problem, place)}
-    for edge, share in zip(problem.moving, chains.moves[place], strict=True):
-        if share and edge.transfer is not None:
-            least_s = share * edge.transfer.time_s
-            tables[edge.parent] += least_s.min(axis=1)[edge.transfer.source_class]
-            tables[edge.child] += least_s.min(axis=0)[edge.transfer.target_class]
+    for passing, share in zip(between(problem), chains.moves[place], strict=True):
+        if share:
+            least_s, times = share * passing.times.time_s, passing.times
+            tables[passing.parent] += least_s.min(axis=1)[times.source_class]
+            tables[passing.child] += least_s.min(axis=0)[times.target_class]
     return tables
 
 
 def _moved(problem: DataflowProblem, moves: FloatArray, first: int, second: int) -> tuple[tuple[int, float], ...]:
-    """Transfers of a group between two calls, by slot, and how often each is part of it."""
+    """What of a group passes between two calls, by slot, and how often each is part of it."""
     return tuple(
         (slot, float(share))
-        for slot, (edge, share) in enumerate(zip(problem.moving, moves, strict=True))
-        if share and {edge.parent, edge.child} == {first, second}
+        for slot, (passing, share) in enumerate(zip(between(problem), moves, strict=True))
+        if share and {passing.parent, passing.child} == {first, second}
     )
 
 
@@ -112,7 +113,7 @@ def _pair(
     """
     one, two = problem.calls[first], problem.calls[second]
     by_first, by_second = np.empty(len(one)), np.full(len(two), np.inf)
-    everyone = np.arange(len(two))
+    everyone, passing = np.arange(len(two)), between(problem)
     block = max(1, _BLOCK_CELLS // len(two))
     for begin in range(0, len(one), block):
         rows = np.arange(begin, min(begin + block, len(one)))
@@ -121,27 +122,25 @@ def _pair(
             shared, one.time_s[rows][:, None] + two.time_s, np.maximum(one.time_s[rows][:, None], two.time_s)
         )
         for slot, share in shares.items():
-            time += share * transfer_s(problem.moving[slot], first, rows, everyone)
+            time += share * passing_s(passing[slot], first, rows, everyone)
         time[~fits_together(problem, units, first, second, rows)] = np.inf
         by_first[rows] = time.min(axis=1)
         np.minimum(by_second, time.min(axis=0), out=by_second)
     return by_first, by_second
 
 
-def transfer_s(edge: Edge, first: int, rows: IntArray, others: IntArray) -> FloatArray:
-    """Seconds of a transfer between candidates of one of its ends and of the other. [rows, others].
+def passing_s(passing: Between, first: int, rows: IntArray, others: IntArray) -> FloatArray:
+    """Seconds of what passes between candidates of one of its ends and of the other. [rows, others].
 
     Args:
-        edge: An edge with a transfer.
+        passing: What passes.
         first: The call at either end that ``rows`` are candidates of.
         rows: Candidates of that call.
         others: Candidates of the call at the other end.
     """
-    if edge.transfer is None:
-        return np.zeros((len(rows), len(others)))
-    if first == edge.parent:
-        return edge.transfer.price(rows[:, None], others[None])
-    return edge.transfer.price(others[None], rows[:, None])
+    if first == passing.parent:
+        return passing.times.price(rows[:, None], others[None])
+    return passing.times.price(others[None], rows[:, None])
 
 
 def _add_triples(problem: DataflowProblem, group: Sequence[int], tables: dict[int, FloatArray]) -> None:

@@ -40,6 +40,8 @@ class CallRows:
         active_bytes: Per GPU, beyond that during a run.
         host_bytes: Per GPU, in host memory between runs.
         moved_s: The part of the time that is traffic with the host.
+        ready_s: When each part of its output is there, in seconds after its start; of no parts where nobody asks.
+        parts: In how many it takes its input as that is written; 0 where it waits for all of it.
     """
 
     table: CallTable
@@ -54,6 +56,8 @@ class CallRows:
     active_bytes: FloatArray
     host_bytes: FloatArray
     moved_s: FloatArray
+    ready_s: FloatArray
+    parts: IntArray
 
     def __len__(self) -> int:
         return len(self.row)
@@ -75,6 +79,9 @@ def held_rows(
     holdings: Sequence[int],
     host_bytes_per_s: Sequence[float],
     machines: IntArray | None = None,
+    *,
+    ready: FloatArray | None = None,
+    parts: IntArray | None = None,
 ) -> CallRows:
     """Every row of a table under every holding.
 
@@ -84,6 +91,9 @@ def held_rows(
         holdings: Codes that may be used.
         host_bytes_per_s: Of the link between one GPU and host memory, per direction, for each kind of machines.
         machines: (R,) kind of machines each row is priced on; all on the first if None.
+        ready: (R, K) when each part of the output is there, as a share of the time without the host; None if nobody
+            asks.
+        parts: (R,) parts in which input is taken as it is written; None if all of it is waited for.
 
     Returns:
         Rows in the order of the holdings.
@@ -112,6 +122,9 @@ def held_rows(
         active_bytes=active + gone,
         host_bytes=on_host,
         moved_s=moved_s,
+        # What reads early reads from calls that are not trained, whose traffic with the host comes first.
+        ready_s=np.zeros((len(row), 0)) if ready is None else moved_s[:, None] + ready[row] * table.time_s[row, None],
+        parts=np.zeros(len(row), dtype=np.int64) if parts is None else parts[row],
     )
 
 
@@ -128,9 +141,9 @@ def shareable(rows: CallRows, trained: IntArray) -> BoolArray:
 def useful_rows(rows: CallRows, *, slack_s: float, tolerance_s: float, kept: BoolArray) -> CallRows:
     """Rows without those that no plan worth telling apart needs.
 
-    A row goes when another on as many GPUs of the same kind takes no more static and no more active bytes, and its
-    time is no longer by more than the tolerance: of the same layout, or shorter by ``slack_s`` of any layout, since no
-    transfer can make up for that.
+    A row goes when another on as many GPUs of the same kind takes no more static and no more active bytes, no fewer
+    parts of its input, and its time, and that of each part of its output, is no longer by more than the tolerance: of
+    the same layout, or shorter by ``slack_s`` of any layout, since no transfer can make up for that.
 
     Args:
         rows: Ways to run and hold one call.
@@ -161,6 +174,8 @@ def _unbeaten(rows: CallRows, group: IntArray, allowance_s: float, stays: BoolAr
             (rows.static_bytes[kept] <= rows.static_bytes[row])
             & (rows.active_bytes[kept] <= rows.active_bytes[row])
             & (rows.time_s[kept] <= rows.time_s[row] + allowance_s)
+            & (rows.ready_s[kept] <= rows.ready_s[row] + allowance_s).all(axis=1)
+            & (rows.parts[kept] >= rows.parts[row])
         )
         if stays[row] or not beaten.any():
             kept.append(row)

@@ -11,7 +11,7 @@ import numpy as np
 from costmodels.plan import BoolArray, IntArray
 from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.schedule import overlaps, slot_times
+from planner.dataflow.schedule import lead_times, overlaps, slot_times
 
 _TICKS = 10_000_000  # the longest possible schedule, in ticks of the solver; what is lost is a ten-millionth of it
 
@@ -50,7 +50,9 @@ def best_order(
 
     times = slot_times(problem, choice[None])
     conflict = overlaps(problem, choice[None], times)[:, :, 0]
-    longest_s = float(times[graph.slot, 0].sum())
+    leads = lead_times(problem, choice[None])[:, 0]
+    late_s = sum(max(-leads[lead], 0.0) for found in graph.leads for _, lead in found)
+    longest_s = float(times[graph.slot, 0].sum() + late_s)
     if longest_s <= 0:
         return BestOrder(sequence=graph.orders[0], bound_s=0.0, proven=True)
     # Rounded down: a schedule in ticks is never longer than the real one, so that its bound holds.
@@ -65,6 +67,9 @@ def best_order(
     for task, parents in enumerate(graph.parents):
         for parent in parents:
             model.add(begins[task] >= begins[parent] + ticks[parent])
+        for parent, lead in graph.leads[task] if graph.leads else ():
+            after = float(times[graph.slot[parent], 0] - leads[lead])
+            model.add(begins[task] >= begins[parent] + int(np.floor(after / longest_s * _TICKS)))
         model.add(end >= begins[task] + ticks[task])
     for clique in _cliques(conflict):
         members = [task for task, slot in enumerate(graph.slot) if slot in clique]
@@ -110,5 +115,6 @@ def _cliques(conflict: BoolArray) -> list[set[int]]:
 def _depths(graph: TaskGraph) -> list[int]:
     depth = [0] * len(graph.slot)
     for task in graph.orders[0]:
-        depth[task] = 1 + max((depth[parent] for parent in graph.parents[task]), default=0)
+        early = (parent for parent, _ in graph.leads[task]) if graph.leads else ()
+        depth[task] = 1 + max((depth[parent] for parent in (*graph.parents[task], *early)), default=0)
     return depth

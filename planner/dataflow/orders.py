@@ -23,6 +23,8 @@ class TaskGraph:
         slot: Slot of each task. [tasks]
         iteration: Iteration of each task; a transfer belongs to the iteration of the call it feeds. [tasks]
         parents: Tasks that must have ended first.
+        leads: Tasks whose end, less a lead, must be over first, and which of the problem's leads that is; empty for
+            problems without leads.
         orders: Orders in which tasks are placed; each lists every task once, parents first. [orders, tasks]
         complete: Whether the orders include every one that could matter, so that the best of them is the best there
             is.
@@ -33,6 +35,7 @@ class TaskGraph:
     parents: tuple[tuple[int, ...], ...]
     orders: IntArray
     complete: bool
+    leads: tuple[tuple[tuple[int, int], ...], ...] = ()
 
 
 def task_graph(problem: DataflowProblem) -> TaskGraph:
@@ -44,11 +47,14 @@ def task_graph(problem: DataflowProblem) -> TaskGraph:
     follows.
     """
     slots, iterations, parents = _unroll(problem)
+    leads = _leads(problem, len(slots))
+    # A call that starts before another's end still takes its turn behind it.
+    earlier = [[*found, *(task for task, _ in early)] for found, early in zip(parents, leads, strict=True)]
     extensions, all_of_them = _extensions(problem)
     keys = [key for extension in extensions for key in _keys(problem, extension)]
-    orders = np.unique([_sequence(slots, iterations, parents, key) for key in keys], axis=0)
+    orders = np.unique([_sequence(slots, iterations, earlier, key) for key in keys], axis=0)
     # The heuristic order (calls by index) first, so that row 0 is a sensible default.
-    first = _sequence(slots, iterations, parents, keys[0])
+    first = _sequence(slots, iterations, earlier, keys[0])
     default = int(np.flatnonzero((orders == first).all(axis=1))[0])
     orders[[0, default]] = orders[[default, 0]]
     moves = any(edge.transfer is not None for edge in problem.edges)
@@ -58,6 +64,7 @@ def task_graph(problem: DataflowProblem) -> TaskGraph:
         parents=tuple(tuple(sorted(found)) for found in parents),
         orders=orders,
         complete=all_of_them and not moves and problem.iterations == 1,
+        leads=tuple(leads) if problem.leading else (),
     )
 
 
@@ -69,7 +76,7 @@ def _unroll(problem: DataflowProblem) -> tuple[list[int], list[int], list[list[i
     parents: list[list[int]] = [[] for _ in range(count)]
     next_slot = calls
     for edge in problem.edges:
-        for iteration in range(edge.lag, problem.iterations):
+        for iteration in range(edge.lag, problem.iterations if edge.lead is None else 0):
             parent = (iteration - edge.lag) * calls + edge.parent
             child = iteration * calls + edge.child
             if edge.transfer is None:
@@ -85,6 +92,15 @@ def _unroll(problem: DataflowProblem) -> tuple[list[int], list[int], list[list[i
     for task in range(calls, count):
         parents[task].append(task - calls)
     return slots, iterations, [sorted(set(found)) for found in parents]
+
+
+def _leads(problem: DataflowProblem, tasks: int) -> list[tuple[tuple[int, int], ...]]:
+    calls = len(problem.calls)
+    found: list[list[tuple[int, int]]] = [[] for _ in range(tasks)]
+    for number, edge in enumerate(problem.leading):
+        for begin in range(0, calls * problem.iterations, calls):
+            found[begin + edge.child].append((begin + edge.parent, number))
+    return [tuple(early) for early in found]
 
 
 def _extensions(problem: DataflowProblem) -> tuple[list[tuple[int, ...]], bool]:

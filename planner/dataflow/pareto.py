@@ -1,21 +1,21 @@
 """Drops candidates that no best plan needs.
 
 A candidate x of a call gives way to another one, y, if the mesh of y lies within the mesh of x and y takes no more
-time,
-static bytes or active bytes, and no more for any transfer to or from any candidate of the other call.
+time, static bytes or active bytes, no more for any transfer to or from any candidate of the other call, and no more of
+its time beyond what it leads or is led by beside any candidate of the other call.
 
 Proof. Replace x by y in any plan and keep the order. Every GPU used by y was used by x, so no two tasks compete that
-did
-not before, and no task or transfer takes longer. In a fixed order each start is a maximum of earlier ends over a set
-of
-tasks that has not grown; by induction along the order no task ends later. On every GPU the sum of static bytes and
-the
-largest active bytes have not grown. So the new plan fits if the old one did and is no slower. Calls that may share
-weights
+did not before, and no task or transfer takes longer. In a fixed order each start is a maximum of earlier ends over a
+set of tasks that has not grown; by induction along the order no task ends later. Leads: a call with a lead out of it
+has none into it, so that it starts no later with y, and its child may start after its time less the lead, which has
+not grown. A call with a lead into it may start later with y, but nothing follows its start: it ends after the end of
+its parent, less the lead, and its own time, which has not grown. On every GPU the sum of static bytes and the largest
+active bytes have not grown. So the new plan fits if the old one did and is no slower. Calls that may share weights
 with a sibling need one more condition, since a candidate can be worth its price by sharing: x gives way only to a y
-with
-the same mesh and layout, unless the sibling has no candidate with the mesh and layout of x.
+with the same mesh and layout, unless the sibling has no candidate with the mesh and layout of x.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -35,6 +35,20 @@ def useful_candidates(problem: DataflowProblem) -> tuple[IntArray, ...]:
     return tuple(_useful(problem, index) for index in range(len(problem.calls)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """What must not grow.
+
+    ``own``: seconds and bytes of each candidate, [candidates, 3]. ``beside``: of each edge with a transfer or a lead,
+    the class of each candidate, and seconds by class and class of the partner. ``after``: seconds that count beside
+    them; those of the candidate where there is a lead.
+    """
+
+    own: FloatArray
+    beside: tuple[tuple[IntArray, FloatArray], ...]
+    after: tuple[FloatArray, ...]
+
+
 def _useful(problem: DataflowProblem, index: int) -> IntArray:
     call = problem.calls[index]
     costs = _costs(problem, index)
@@ -47,18 +61,22 @@ def _useful(problem: DataflowProblem, index: int) -> IntArray:
     return alive[~_dominated(call, costs, shareable, key, alive, groups=None)]
 
 
-def _costs(problem: DataflowProblem, index: int) -> FloatArray:
-    """What must not grow, a row per candidate: time, bytes, and a column per partner class of a transfer."""
+def _costs(problem: DataflowProblem, index: int) -> _Costs:
     call = problem.calls[index]
-    columns = [np.stack([call.time_s, call.static_bytes, call.active_bytes], axis=1)]
+    beside, after = [], []
     for edge in problem.edges:
-        if edge.transfer is None:
-            continue
-        if edge.parent == index:
-            columns.append(edge.transfer.time_s[edge.transfer.source_class])
-        if edge.child == index:
-            columns.append(edge.transfer.time_s.T[edge.transfer.target_class])
-    return np.concatenate(columns, axis=1)
+        for times, sign in ((edge.transfer, 1.0), (edge.lead, -1.0)):
+            if times is None or index not in (edge.parent, edge.child):
+                continue
+            for end, classes, time_s in (
+                (edge.parent, times.source_class, times.time_s),
+                (edge.child, times.target_class, times.time_s.T),
+            ):
+                if end == index:
+                    beside.append((classes, sign * time_s))
+                    after.append(call.time_s * (sign < 0))
+    own = np.stack([call.time_s, call.static_bytes, call.active_bytes], axis=1)
+    return _Costs(own, tuple(beside), tuple(after))
 
 
 def _sharing(problem: DataflowProblem, index: int) -> tuple[BoolArray, IntArray]:
@@ -80,7 +98,7 @@ def _keys(call: CallCandidates) -> IntArray:
 
 def _dominated(
     call: CallCandidates,
-    costs: FloatArray,
+    costs: _Costs,
     shareable: BoolArray,
     key: IntArray,
     alive: IntArray,
@@ -101,23 +119,26 @@ def _dominated(
 
 
 def _block(
-    call: CallCandidates, costs: FloatArray, shareable: BoolArray, key: IntArray, rows: IntArray, others: IntArray
+    call: CallCandidates, costs: _Costs, shareable: BoolArray, key: IntArray, rows: IntArray, others: IntArray
 ) -> BoolArray:
     """Which of ``rows`` some candidate among ``others`` dominates."""
     better = call.start[others] >= call.start[rows][:, None]
     better &= call.stop[others] <= call.stop[rows][:, None]
     for column in range(3):
-        better &= costs[others, column] <= costs[rows, column][:, None]
+        better &= costs.own[others, column] <= costs.own[rows, column][:, None]
     better &= ~shareable[rows][:, None] | (key[others] == key[rows][:, None])
     row, other = np.nonzero(better)
     different = rows[row] != others[other]
     row, other = row[different], other[different]
     equal = (call.start[rows[row]] == call.start[others[other]]) & (call.size[rows[row]] == call.size[others[other]])
-    for begin in range(0, costs.shape[1], _BLOCK_COLUMNS):
-        x, y = costs[rows[row], begin : begin + _BLOCK_COLUMNS], costs[others[other], begin : begin + _BLOCK_COLUMNS]
-        holds = (y <= x).all(axis=1)
-        equal = (equal & (y == x).all(axis=1))[holds]
-        row, other = row[holds], other[holds]
+    equal &= (costs.own[rows[row]] == costs.own[others[other]]).all(axis=1)
+    for (classes, time_s), after_s in zip(costs.beside, costs.after, strict=True):
+        for begin in range(0, time_s.shape[1], _BLOCK_COLUMNS):
+            columns = slice(begin, begin + _BLOCK_COLUMNS)
+            x, y = (time_s[classes[ends], columns] + after_s[ends, None] for ends in (rows[row], others[other]))
+            holds = (y <= x).all(axis=1)
+            equal = (equal & (y == x).all(axis=1))[holds]
+            row, other = row[holds], other[holds]
     wins = ~equal | (others[other] < rows[row])
     gone = np.zeros(len(rows), dtype=np.bool_)
     gone[row[wins]] = True

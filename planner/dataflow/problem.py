@@ -16,6 +16,7 @@ MOST_CALLS = 32
 MOST_CANDIDATES = 200_000  # of one call: 1,024 GPUs have 8,512 meshes, and each some twenty layouts
 MOST_GPUS = 16_384
 MOST_ITERATIONS = 16
+_ROUNDING = 1e-9  # relative, of times that are sums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +63,11 @@ class CallCandidates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer:
-    """What moving weights costs between the meshes of two calls, by classes of candidates.
+class PairTimes:
+    """Seconds for every pair of candidates of the two calls of an edge, by classes of candidates.
 
-    A transfer occupies the meshes of both calls. Candidates that cost the same against every partner share a class,
-    which keeps the table small; a class may be a single candidate.
+    Candidates that take the same beside every partner share a class, which keeps the table small; a class may be a
+    single candidate.
 
     Attributes:
         source_class: Class of each candidate of the parent. [parent candidates]
@@ -83,11 +84,13 @@ class Transfer:
         seconds: FloatArray = self.time_s[self.source_class[source], self.target_class[target]]
         return seconds
 
-    def restrict(self, source: IntArray, target: IntArray) -> "Transfer":
+    def restrict(self, source: IntArray, target: IntArray) -> "PairTimes":
         """The same prices after the candidates of both calls were reduced to the given rows."""
         rows, source_class = np.unique(self.source_class[source], return_inverse=True)
         columns, target_class = np.unique(self.target_class[target], return_inverse=True)
-        return Transfer(source_class=source_class, target_class=target_class, time_s=self.time_s[np.ix_(rows, columns)])
+        return PairTimes(
+            source_class=source_class, target_class=target_class, time_s=self.time_s[np.ix_(rows, columns)]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,16 +102,21 @@ class Edge:
         child: Index of the call that waits; may equal ``parent`` when ``lag`` is at least 1.
         lag: 0 for data of the same iteration; 1 for weights of the iteration before; 1 + eta when versions may be eta
             iterations old. An edge into an iteration before the first is void.
-        transfer: What moves from the parent's mesh to the child's in between; none when nothing does.
+        transfer: What moves from the parent's mesh to the child's in between, and occupies both; none when nothing
+            does.
         waits: False when only the transfer takes its turn, and the child does not wait for it: a part of what moves
             once in many iterations.
+        lead: How long before the parent's end the child may start, because it takes what the parent has written so
+            far; negative where the last of it is written that long after the parent has left its GPUs. At most the
+            time of either, so that the child neither starts before the parent nor ends before it. None for 0.
     """
 
     parent: int
     child: int
     lag: int = 0
-    transfer: Transfer | None = None
+    transfer: PairTimes | None = None
     waits: bool = True
+    lead: PairTimes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +168,11 @@ class DataflowProblem:
         """Edges along which something moves, in the order of the transfers' slots."""
         return tuple(edge for edge in self.edges if edge.transfer is not None)
 
+    @property
+    def leading(self) -> tuple[Edge, ...]:
+        """Edges whose child need not wait for the parent's end, in the order of their slots."""
+        return tuple(edge for edge in self.edges if edge.lead is not None)
+
     def names(self) -> tuple[str, ...]:
         """Names of the calls, by index."""
         return tuple(call.name for call in self.calls)
@@ -167,7 +180,11 @@ class DataflowProblem:
     def restrict(self, rows: Sequence[IntArray]) -> "DataflowProblem":
         """The same problem with only the given candidates of each call."""
         edges = tuple(
-            replace(edge, transfer=edge.transfer and edge.transfer.restrict(rows[edge.parent], rows[edge.child]))
+            replace(
+                edge,
+                transfer=edge.transfer and edge.transfer.restrict(rows[edge.parent], rows[edge.child]),
+                lead=edge.lead and edge.lead.restrict(rows[edge.parent], rows[edge.child]),
+            )
             for edge in self.edges
         )
         return DataflowProblem(
@@ -246,22 +263,39 @@ def _check_edges(problem: DataflowProblem) -> None:
         if not edge.waits and (edge.lag == 0 or edge.transfer is None):
             raise SpecError("edges.waits", "is false without a transfer to a later iteration", "true")
         if edge.transfer is not None:
-            _check_transfer(edge, problem)
+            where = _check_classes(edge, edge.transfer, problem, "transfer")
+            if not (np.isfinite(edge.transfer.time_s).all() and (edge.transfer.time_s >= 0).all()):
+                raise SpecError(where, "a time is negative or not finite")
+        if edge.lead is not None:
+            _check_lead(edge, edge.lead, problem)
     topological_order(number, problem.edges)
 
 
-def _check_transfer(edge: Edge, problem: DataflowProblem) -> None:
-    transfer = edge.transfer
-    if transfer is None:
-        return
+def _check_classes(edge: Edge, times: PairTimes, problem: DataflowProblem, what: str) -> str:
+    """Whether a table fits the calls of an edge; gives the name of the field."""
     parent, child = problem.calls[edge.parent], problem.calls[edge.child]
-    where = f"edges.{parent.name[:80]}->{child.name[:80]}.transfer"
-    rows, columns = transfer.time_s.shape
-    for classes, call, most in ((transfer.source_class, parent, rows), (transfer.target_class, child, columns)):
+    where = f"edges.{parent.name[:80]}->{child.name[:80]}.{what}"
+    rows, columns = times.time_s.shape
+    for classes, call, most in ((times.source_class, parent, rows), (times.target_class, child, columns)):
         if classes.shape != (len(call),) or classes.min() < 0 or classes.max() >= most:
             raise SpecError(where, f"classes of {call.name[:80]} do not match its candidates or the table")
-    if not (np.isfinite(transfer.time_s).all() and (transfer.time_s >= 0).all()):
-        raise SpecError(where, "a time is negative or not finite")
+    return where
+
+
+def _check_lead(edge: Edge, lead: PairTimes, problem: DataflowProblem) -> None:
+    """A call that starts early ends what it reads late: nothing may in turn start early, or late, because of it."""
+    where = _check_classes(edge, lead, problem, "lead")
+    if edge.lag or edge.transfer is not None:
+        raise SpecError(where, "is given for another iteration, or beside a transfer", "neither, or no lead")
+    if any(edge.child == other.parent for other in problem.leading):
+        raise SpecError(where, f"{problem.calls[edge.child].name[:80]} has a lead into it and out of it", "one of them")
+    least = [np.full(count, np.inf) for count in lead.time_s.shape]
+    ends = ((lead.source_class, problem.calls[edge.parent]), (lead.target_class, problem.calls[edge.child]))
+    for shortest, (classes, call) in zip(least, ends, strict=True):
+        np.minimum.at(shortest, classes, call.time_s)
+    most = np.minimum.outer(*least)
+    if not (np.isfinite(lead.time_s).all() and (lead.time_s <= most * (1 + _ROUNDING)).all()):
+        raise SpecError(where, "a time is not finite, or more than one of the two calls takes")
 
 
 def _check_replicas(replicas: Sequence[tuple[int, int]], number: int) -> None:

@@ -1,12 +1,12 @@
 """When every call runs: simulation of many plans at once over GPU intervals.
 
-A task starts once its parents have ended and every GPU of its mesh is free; tasks take turns on a GPU in the plan's
-order.
-Calls hold one interval of GPUs, so a mesh is busy until the latest end of an earlier task whose mesh overlaps it.
-Only the
-last task of each call matters for that, hence the work per plan does not grow with the number of GPUs.
+A task starts once its parents have ended, or will have after a lead, and every GPU of its mesh is free; tasks take
+turns on a GPU in the plan's order. Calls hold one interval of GPUs, so a mesh is busy until the latest end of an
+earlier task whose mesh overlaps it. Only the last task of each call matters for that, hence the work per plan does not
+grow with the number of GPUs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +90,16 @@ def slot_times(problem: DataflowProblem, choice: IntArray) -> FloatArray:
     return np.stack(times)
 
 
+def lead_times(problem: DataflowProblem, choice: IntArray) -> FloatArray:
+    """Seconds before the end of its parent that the child of each lead may start. [leads, P]."""
+    found = [
+        edge.lead.price(choice[:, edge.parent], choice[:, edge.child])
+        for edge in problem.leading
+        if edge.lead is not None
+    ]
+    return np.stack(found) if found else np.zeros((0, len(choice)))
+
+
 def overlaps(problem: DataflowProblem, choice: IntArray, times: FloatArray) -> BoolArray:
     """Which slots (calls, then transfers) compete for a GPU; a transfer without time never does. [slots, slots, P]."""
     start = np.stack([call.start[choice[:, index]] for index, call in enumerate(problem.calls)])
@@ -110,17 +120,18 @@ def overlaps(problem: DataflowProblem, choice: IntArray, times: FloatArray) -> B
 def _ends(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> tuple[FloatArray, FloatArray]:
     times = slot_times(problem, plans.choice)
     conflict = overlaps(problem, plans.choice, times).astype(np.float64)
+    leads = lead_times(problem, plans.choice)
     orders = np.unique(plans.order)
     if len(orders) > 1 and len(plans) < _ROWS_PER_ORDER * len(orders):
-        return _run_mixed(graph, plans.order, times, conflict), times[graph.slot]
+        return _run_mixed(graph, plans.order, times, leads, conflict), times[graph.slot]
     end_s = np.empty((len(graph.slot), len(plans)))
     for order in orders:
         rows = slice(None) if len(orders) == 1 else np.flatnonzero(plans.order == order)
-        end_s[:, rows] = _run(graph, order, times[:, rows], conflict[:, :, rows])
+        end_s[:, rows] = _run(graph, order, times[:, rows], leads[:, rows], conflict[:, :, rows])
     return end_s, times[graph.slot]
 
 
-def _run(graph: TaskGraph, order: int, times: FloatArray, conflict: FloatArray) -> FloatArray:
+def _run(graph: TaskGraph, order: int, times: FloatArray, leads: FloatArray, conflict: FloatArray) -> FloatArray:
     slots, plans = times.shape
     busy_until = np.zeros((slots, plans))
     end_s = np.empty((len(graph.slot), plans))
@@ -129,17 +140,24 @@ def _run(graph: TaskGraph, order: int, times: FloatArray, conflict: FloatArray) 
         start = (conflict[slot] * busy_until).max(axis=0)
         for parent in graph.parents[task]:
             np.maximum(start, end_s[parent], out=start)
+        for parent, lead in graph.leads[task] if graph.leads else ():
+            np.maximum(start, end_s[parent] - leads[lead], out=start)
         np.add(start, times[slot], out=end_s[task])
         busy_until[slot] = end_s[task]
     return end_s
 
 
-def _run_mixed(graph: TaskGraph, order: IntArray, times: FloatArray, conflict: FloatArray) -> FloatArray:
+def _run_mixed(
+    graph: TaskGraph, order: IntArray, times: FloatArray, leads: FloatArray, conflict: FloatArray
+) -> FloatArray:
     """The same with an order of its own for every plan; fewer and larger steps when few plans share an order."""
     tasks, plans = len(graph.slot), len(order)
-    most = max(1, *(len(parents) for parents in graph.parents))
     # A task past the last one, which ends at once, stands in for missing parents.
-    parents = np.array([[*found, *[tasks] * (most - len(found))] for found in graph.parents], dtype=np.int64)
+    parents = _padded(graph.parents, tasks)
+    if graph.leads:
+        early = _padded([[task for task, _ in found] for found in graph.leads], tasks)
+        lead_of = _padded([[lead for _, lead in found] for found in graph.leads], len(leads))
+        leads = np.concatenate([leads, np.zeros((1, plans))])
     column = np.arange(plans)
     busy_until = np.zeros((plans, len(times)))
     end_s = np.zeros((tasks + 1, plans))
@@ -147,7 +165,16 @@ def _run_mixed(graph: TaskGraph, order: IntArray, times: FloatArray, conflict: F
         slot = graph.slot[task]
         start = (conflict[slot, :, column] * busy_until).max(axis=1)
         np.maximum(start, end_s[parents[task], column[:, None]].max(axis=1), out=start)
+        if graph.leads:
+            released = end_s[early[task], column[:, None]] - leads[lead_of[task], column[:, None]]
+            np.maximum(start, released.max(axis=1), out=start)
         start += times[slot, column]
         end_s[task, column] = start
         busy_until[column, slot] = start
     return end_s[:tasks]
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> IntArray:
+    """Rows of one length, at least 1. [rows, length]."""
+    most = max(1, *(len(row) for row in rows))
+    return np.array([[*row, *[filler] * (most - len(row))] for row in rows], dtype=np.int64)

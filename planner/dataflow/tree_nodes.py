@@ -11,9 +11,10 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.bounds import Chains, group_time
-from planner.dataflow.group_tables import GroupTables, transfer_s
+from planner.dataflow.group_tables import GroupTables, passing_s
 from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.units import RangeMaxima, Units, range_maxima
+from planner.dataflow.waits import Between, between
 
 SLACK = 1e-12  # relative; absorbs the rounding of sums of times
 _SAMPLED_NODES = 64  # looked at to choose which call to decide next
@@ -49,6 +50,7 @@ class Tree:
         units: Its units.
         maxima: Maxima over the meshes of each call.
         mesh_of: By call: which run of ``maxima`` each candidate uses.
+        passing: What passes between calls.
         sequence: Calls in the order they are decided.
         twins: Call to an interchangeable call decided before it.
         mirrored: Candidates of the first call that a mirror image makes superfluous; None for none.
@@ -60,6 +62,7 @@ class Tree:
     units: Units
     maxima: tuple[RangeMaxima, ...]
     mesh_of: tuple[IntArray, ...]
+    passing: tuple[Between, ...]
     sequence: tuple[int, ...]
     twins: dict[int, int]
     mirrored: BoolArray | None
@@ -87,6 +90,7 @@ def plant(problem: DataflowProblem, chains: Chains, units: Units, tables: GroupT
         units=units,
         maxima=tuple(maxima),
         mesh_of=tuple(mesh_of),
+        passing=between(problem),
         sequence=_by_memory(problem),
         twins={},
         mirrored=None,
@@ -146,7 +150,7 @@ def _interchangeable(problem: DataflowProblem, one: int, two: int) -> bool:
     first, second = problem.calls[one], problem.calls[two]
     if any(one in pair or two in pair for pair in problem.replicas):
         return False
-    if any(edge.transfer is not None for edge in problem.edges if {edge.parent, edge.child} & {one, two}):
+    if any({edge.parent, edge.child} & {one, two} for edge in (*problem.moving, *problem.leading)):
         return False
     columns = ("start", "size", "time_s", "static_bytes", "active_bytes")
     if len(first) != len(second) or any(
@@ -162,7 +166,7 @@ def _mirrored(problem: DataflowProblem, first: int) -> BoolArray | None:
     """Candidates of a call whose mirror image stands before them, if the whole problem is its own mirror image."""
     if not np.array_equal(problem.capacity_bytes, problem.capacity_bytes[::-1]):
         return None
-    if any(edge.transfer is not None for edge in problem.edges) or problem.replicas:
+    if problem.moving or problem.leading or problem.replicas:
         return None
     for call in problem.calls:
         columns = (call.size, call.time_s, call.static_bytes, call.active_bytes)
@@ -266,7 +270,7 @@ def _memory(tree: Tree, depth: int, choice: IntArray) -> tuple[FloatArray, Float
 class _Decided:
     """What the calls decided mean for the next one.
 
-    ``held``: units of each call decided, [nodes, units]. ``moved``: for each transfer between one of them and the next
+    ``held``: units of each call decided, [nodes, units]. ``moved``: for what passes between one of them and the next
     call, by slot, which call that is, and the seconds, [nodes, candidates].
     """
 
@@ -290,10 +294,10 @@ def _decided(tree: Tree, depth: int, choice: IntArray) -> _Decided:
         held[call] = (units.first[call][rows][:, None] <= unit) & (unit < units.stop[call][rows][:, None])
     moved = {}
     everyone = np.arange(len(problem.calls[index]))
-    for slot, edge in enumerate(problem.moving):
-        other = edge.parent if index == edge.child else edge.child
-        if index in (edge.parent, edge.child) and other in column_of:
-            moved[slot] = other, transfer_s(edge, other, choice[:, column_of[other]], everyone)
+    for slot, passing in enumerate(tree.passing):
+        other = passing.parent if index == passing.child else passing.child
+        if index in (passing.parent, passing.child) and other in column_of:
+            moved[slot] = other, passing_s(passing, other, choice[:, column_of[other]], everyone)
     return _Decided(choice, column_of, held, moved)
 
 
@@ -334,9 +338,10 @@ def _load(tree: Tree, place: int, decided: _Decided) -> FloatArray | None:
     for call in (call for call in tree.chains.groups[place] if call in decided.column_of):
         part = decided.held[call] * tree.problem.calls[call].time_s[decided.rows(call)][:, None]
         load = part if load is None else load + part
-    for edge, share in zip(tree.problem.moving, tree.chains.moves[place], strict=True):
-        if share and edge.transfer is not None and {edge.parent, edge.child} <= decided.column_of.keys():
-            time_s = edge.transfer.price(decided.rows(edge.parent), decided.rows(edge.child))
-            part = (decided.held[edge.parent] | decided.held[edge.child]) * (share * time_s)[:, None]
+    for passing, share in zip(tree.passing, tree.chains.moves[place], strict=True):
+        parent, child = passing.parent, passing.child
+        if share and passing.occupies and {parent, child} <= decided.column_of.keys():
+            time_s = passing.times.price(decided.rows(parent), decided.rows(child))
+            part = (decided.held[parent] | decided.held[child]) * (share * time_s)[:, None]
             load = part if load is None else load + part
     return load

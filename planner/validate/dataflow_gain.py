@@ -15,7 +15,7 @@ import numpy as np
 from costmodels.model_calls import CallKind, CallTable
 from costmodels.plan import FloatArray, IntArray, PlanBatch, Recompute
 from planner.dataflow.call_costs import CallSetting, price_generation, price_plans
-from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, Transfer
+from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, PairTimes
 from planner.dataflow.reallocation import PlacedLayouts, ReallocationModel
 from planner.dataflow.search import SearchOptions, solve
 from planner.dataflow.search_anneal import AnnealOptions
@@ -160,7 +160,7 @@ def real_problem(row: RealRow, constants: RealConstants) -> DataflowProblem:
     # move stands; here it comes before training, so that one iteration has it.
     for other, train in ((0, 1), (2, 3)):
         moved = model.between(placed[train], placed[other])
-        transfer = Transfer(
+        transfer = PairTimes(
             source_class=np.arange(len(calls[other])),
             target_class=np.arange(len(calls[train])),
             time_s=np.ascontiguousarray(moved.time_s.T),

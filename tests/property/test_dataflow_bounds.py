@@ -7,7 +7,7 @@ import pytest
 from planner.dataflow.bounds import chains_of, choice_bound
 from planner.dataflow.group_tables import group_tables
 from planner.dataflow.orders import task_graph
-from planner.dataflow.problem import DataflowProblem, Edge, Transfer
+from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
 from planner.dataflow.search import solve
 from planner.dataflow.search_tree import Incumbent, branch_and_bound
 from planner.dataflow.tree_nodes import grow, plant, root
@@ -89,7 +89,7 @@ def train_and_generate(moving_s, iterations=3):
     """Training on half of the GPUs, generation on the other half or, slower, beside training."""
     generate = call("generate", [(2, 2, 6, 0, 0), (0, 2, 8, 0, 0)])
     train = call("train", [(0, 2, 4, 0, 0)])
-    transfer = Transfer(
+    transfer = PairTimes(
         source_class=np.zeros(1, dtype=int),
         target_class=np.arange(2),
         time_s=np.array([[moving_s, 0.0]]),
@@ -113,7 +113,7 @@ def test_what_must_move_counts_in_the_bound(moving_s, best_s, place):
 def test_work_of_a_gpu_includes_what_moves_over_it():
     """Two calls that wait for nobody, and weights that move on to the third GPU: the first is busy with all of it."""
     calls = (call("a", [(0, 1, 5, 0, 0)]), call("b", [(0, 1, 3, 0, 0)]), call("c", [(1, 1, 1, 0, 0)]))
-    transfer = Transfer(
+    transfer = PairTimes(
         source_class=np.zeros(1, dtype=int), target_class=np.zeros(1, dtype=int), time_s=np.full((1, 1), 2.0)
     )
     problem = DataflowProblem(

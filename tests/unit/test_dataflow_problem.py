@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, Transfer, topological_order
+from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, PairTimes, topological_order
 from profiles.errors import SpecError
 
 
@@ -23,7 +23,7 @@ def call(name, meshes, times, static=0.0, active=0.0):
 def two_calls(**changes):
     generate = call("generate", [(0, 8), (0, 4), (4, 4)], [1.0, 2.0, 2.0])
     train = call("train", [(0, 8), (4, 4)], [3.0, 5.0])
-    transfer = Transfer(
+    transfer = PairTimes(
         source_class=np.array([0, 1]),
         target_class=np.array([0, 1, 2]),
         time_s=np.array([[0.0, 0.1, 0.2], [0.3, 0.4, 0.0]]),

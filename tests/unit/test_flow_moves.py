@@ -17,7 +17,7 @@ from planner.dataflow.graph import INFERENCE, TRAIN, Call, Dataflow, Role
 from planner.dataflow.orders import task_graph
 from planner.dataflow.placement import placements
 from planner.dataflow.priced_cluster import priced_on
-from planner.dataflow.problem import DataflowProblem, Edge, Transfer
+from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
 from planner.dataflow.reallocation import PlacedLayouts, ReallocationModel
 from planner.dataflow.schedule import PlanRows, timeline
 from planner.price_lists import default_collective_model
@@ -157,7 +157,7 @@ def test_a_copy_made_once_in_a_while_takes_its_share_and_nothing_waits_for_it() 
 def test_what_nothing_waits_for_still_occupies_both_meshes() -> None:
     train, score = call("train", [(0, 1, 4, 0, 0)]), call("score", [(1, 1, 3, 0, 0)])
     one = np.zeros(1, dtype=int)
-    transfer = Transfer(source_class=one, target_class=one, time_s=np.full((1, 1), 2.0))
+    transfer = PairTimes(source_class=one, target_class=one, time_s=np.full((1, 1), 2.0))
     edge = Edge(parent=0, child=1, lag=1, transfer=transfer)
     problem = DataflowProblem(calls=(train, score), edges=(edge,), capacity_bytes=np.full(2, 1.0), iterations=2)
     took = {}
