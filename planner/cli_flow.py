@@ -121,7 +121,8 @@ def models_by_role(words: Sequence[str]) -> dict[str, str]:
 
 
 def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, Any]:
-    from planner.dataflow.flow_request import DEFAULT_STACK, HYBRID, WHOLE
+    from planner.dataflow.flow_request import DEFAULT_STACK, HYBRID
+    from planner.dataflow.rollouts import WHOLE
 
     objective = _OBJECTIVES.get(values["objective"])
     if objective is None:

@@ -7,10 +7,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from planner.dataflow.flow_request import ASYNC, IN_FLIGHT, FlowRequest
+from planner.dataflow.flow_request import ASYNC, FlowRequest
 from planner.dataflow.flow_results import CallPlan, FlowInfeasible, FlowPlan, FlowResult, GpuMemory
 from planner.dataflow.graph import GENERATE, TRAIN
 from planner.dataflow.length_text import lengths_text
+from planner.dataflow.rollouts import IN_FLIGHT
 from planner.flow_phrases import (
     gpu_range,
     layout_label,

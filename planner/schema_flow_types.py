@@ -2,10 +2,11 @@
 
 from costmodels.estimate import BASES
 from planner.dataflow.flow_answer import CALL, TRANSFER
-from planner.dataflow.flow_request import MODES, OBJECTIVES, ROLLOUTS
+from planner.dataflow.flow_request import MODES, OBJECTIVES
 from planner.dataflow.graph import KINDS
 from planner.dataflow.holdings import HOLDING_NAMES
 from planner.dataflow.iterations import DEPENDENCIES
+from planner.dataflow.rollouts import ROLLOUTS
 from planner.schema_types import (
     AMOUNT,
     COUNT,

@@ -11,7 +11,7 @@ from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import IntArray
 from planner.dataflow.call_costs import CallSetting, call_costs
 from planner.dataflow.flow_pins import CallPin
-from planner.dataflow.flow_request import IN_FLIGHT, FlowRequest
+from planner.dataflow.flow_request import FlowRequest
 from planner.dataflow.flow_transfers import TransferPrices
 from planner.dataflow.graph import EXTERNAL, FULL, GENERATE, INFERENCE, TRAIN, VALUE_HEAD, Call
 from planner.dataflow.holdings import (
@@ -25,6 +25,7 @@ from planner.dataflow.holdings import (
     shareable,
     useful_rows,
 )
+from planner.dataflow.rollouts import IN_FLIGHT
 from planner.dataflow.strategies import training_job
 from planner.dataflow.streams import input_parts, read_early, ready_shares
 from profiles.engines import TRAINER

@@ -13,6 +13,7 @@ from planner.dataflow.graph_file import graph_from_mapping, load_graph
 from planner.dataflow.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
 from planner.dataflow.length_text import LengthInput, parse_lengths, parse_prompt
 from planner.dataflow.presets import PRESETS, build_preset
+from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.streams import streamed
 from planner.request import (
     ClusterInput,
@@ -33,8 +34,6 @@ from profiles.stacks import find_stack, in_reinforcement_learning
 
 HYBRID, COLOCATED, DISAGGREGATED, ASYNC = "hybrid", "colocated", "disaggregated", "async"
 MODES = (HYBRID, COLOCATED, DISAGGREGATED, ASYNC)
-WHOLE, PARTIAL, IN_FLIGHT = "whole", "partial", "in_flight"
-ROLLOUTS = (WHOLE, PARTIAL, IN_FLIGHT)
 OBJECTIVES = ("time", "cost", "fewest_gpus")
 DEFAULT_BATCH = 512  # prompts; the batch of ReaLHF's and RLHFuse's experiments (arXiv:2406.14088, 2409.13221)
 DEFAULT_PROMPT = 1024  # tokens, as in HybridFlow's experiments (arXiv:2409.19256 section 8.1)
@@ -303,23 +302,16 @@ def _check_options(options: FlowOptions) -> None:
         raise SpecError("effort", f"must be between 0.01 and 100; got {options.effort:g}")
     if options.staleness is not None and options.mode != ASYNC:
         raise SpecError("staleness", f"has a meaning in mode async only; mode is {options.mode}", "mode async")
-    _check_rollout(options)
+    check_rollout(
+        options.rollout,
+        mode=options.mode,
+        runs_ahead=options.mode == ASYNC,
+        staleness=options.staleness,
+        keep_cache=options.keep_cache,
+    )
     unknown = {item.name for item in fields(options)} & {"settings"} and not isinstance(options.settings, Mapping)
     if unknown:
         raise SpecError("settings", f"must be a mapping; got {str(options.settings)[:40]!r}")
-
-
-def _check_rollout(options: FlowOptions) -> None:
-    """What interrupted responses need: generation that runs ahead."""
-    if options.rollout != WHOLE and options.mode != ASYNC:
-        raise SpecError("rollout", f"{options.rollout} needs mode async; mode is {options.mode}", "mode async")
-    if options.rollout == IN_FLIGHT and options.staleness == 0:
-        raise SpecError("rollout", "in_flight needs a staleness of at least 1; got 0", "staleness 1")
-    if options.keep_cache and options.rollout == WHOLE:
-        raise SpecError("keep_cache", "has no effect on whole rollouts, which nothing interrupts", "rollout in_flight")
-    if options.rollout == PARTIAL and (options.staleness or 0) < 2:
-        problem = f"partial needs a staleness of at least 2, one step for running ahead; got {options.staleness}"
-        raise SpecError("rollout", problem, "staleness 2")
 
 
 def _dependency(options: FlowOptions) -> str:

@@ -76,6 +76,7 @@ def best_order(
         model.add_no_overlap([intervals[task] for task in members])
     model.minimize(end)
     solver = cp_model.CpSolver()
+    solver.parameters.catch_sigint_signal = False  # it would leave Ctrl-C to end the process without a word
     solver.parameters.max_deterministic_time = effort
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = seed

@@ -1,5 +1,6 @@
 """Calls that take what their parent has written so far: schedules, bounds and searches with leads."""
 
+import signal
 from dataclasses import replace
 from itertools import product
 
@@ -212,6 +213,13 @@ def test_the_solver_of_orders_finds_the_best_of_all(seed):
     best = min(slow_makespan(problem, graph, choice, order) for order in every_order(graph))
     assert found.bound_s <= best + ROUNDING
     assert slow_makespan(problem, graph, choice, found.sequence.tolist()) == pytest.approx(best, rel=1e-5)
+
+
+def test_what_was_solved_leaves_interrupts_alone():
+    problem = led(0, candidates=1, calls=4, iterations=1)
+    best_order(problem, task_graph(problem), np.zeros(4, dtype=int))
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize(
