@@ -147,14 +147,6 @@ def stage_excess(plans: StagePlanBatch, setting: StageSetting) -> dict[str, Floa
     return {rule.name: rule.excess(plans, setting) for rule in STAGE_RULES}
 
 
-def legal_stages(plans: StagePlanBatch, setting: StageSetting) -> BoolArray:
-    """(N,) whether each plan is one."""
-    legal = np.ones(len(plans), dtype=np.bool_)
-    for excess in stage_excess(plans, setting).values():
-        legal &= excess <= 0.0
-    return legal
-
-
 # What stages of plans differ in beyond what uniform plans say, and what frameworks cannot be told of those: in words.
 _CONDITIONS = {
     "stages_share_a_mesh": "all stages have the same degrees, ZeRO stage and micro-batch",

@@ -17,7 +17,7 @@ from planner.rules.modules import module_names
 from planner.rules.pipeline import SCHEDULE_NAMES
 from planner.search.question import Question
 from planner.search.result import OPTIMAL_GAP, FoundPlan, StageChoice, Verdict
-from planner.stage_constraints import StageSetting, condition, verdicts
+from planner.stage_constraints import StageSetting, condition, stage_excess, verdicts
 
 # Micro-batches on all chunks of all stages that are played out: some tenths of a second, and less when time is up.
 _MOST_WORKS, _MOST_WORKS_LATE = 100_000, 20_000
@@ -34,11 +34,18 @@ def found_plan(
         plans: The plan, as a batch of one.
         configs: The configurations its stages refer to.
         out_of_time: Whether only short schedules are to be played out.
+
+    Raises:
+        RuntimeError: If what was offered breaks a rule on stages.
     """
     config = np.unique(plans.config[0, : int(plans.num_stages[0])])
     own = StageConfigs(plans=configs.plans.take(config), group=configs.group[config])
     plan = plans.take(np.zeros(1, dtype=np.int64))
     plan = plan.with_columns(config=np.clip(np.searchsorted(config, plan.config), 0, len(config) - 1))
+    setting = _setting(question, own)
+    broken = [rule for rule, excess in stage_excess(plan, setting).items() if excess[0] > 0.0]
+    if broken:
+        raise RuntimeError(f"a search offered a plan that is none: {', '.join(broken)}")
     # Tables of their own, as if nothing had been priced before.
     prices = StagePrices(configs=own, contexts=question.contexts, joint=question.joint)
     priced = evaluate_stages(plan, prices)
@@ -91,11 +98,15 @@ def warnings_of(plan: FoundPlan) -> tuple[Note, ...]:
     return (Note(code="uncalibrated", field="best.step_time_s", message=message),)
 
 
+def _setting(question: Question, configs: StageConfigs) -> StageSetting:
+    """What rules on stages look at."""
+    devices = tuple(request.cluster.num_devices for request in question.requests)
+    return StageSetting(model=question.contexts[0].model, configs=configs, devices=devices)
+
+
 def _verdicts(question: Question, plan: StagePlanBatch, configs: StageConfigs) -> tuple[Verdict, ...]:
     """What every framework says of a batch of one."""
-    devices = tuple(request.cluster.num_devices for request in question.requests)
-    setting = StageSetting(model=question.contexts[0].model, configs=configs, devices=devices)
-    found = verdicts(plan, setting, setting_of(question.requests[0]))
+    found = verdicts(plan, _setting(question, configs), setting_of(question.requests[0]))
     return tuple(
         Verdict(framework=name, broken={rule: condition(rule) for rule, rows in broken.items() if rows[0]})
         for name, broken in found.items()

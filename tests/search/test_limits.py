@@ -98,6 +98,17 @@ def test_long_schedules_are_played_out_only_while_there_is_time() -> None:
     assert late.step_time_s == early.step_time_s
 
 
+def test_what_is_no_plan_is_never_an_answer() -> None:
+    question = BY_NAME["dense, loose"].question()
+    best = BestSoFar(budget=SearchBudget(seconds=50.0))
+    by_enumeration(question, best)
+    assert best.plans is not None
+    assert best.configs is not None
+    fewer = best.plans.with_columns(layers=best.plans.layers - best.plans.used)
+    with pytest.raises(RuntimeError, match="a search offered a plan that is none: stages_hold_all_layers"):
+        found_plan(question, fewer, best.configs)
+
+
 def test_an_annealer_that_is_interrupted_says_so() -> None:
     result = ended("dense, loose", "mcmc", Ending(6, interrupts=True))
     assert [run.status for run in result.engines] == ["optimal", "interrupted"]
