@@ -8,7 +8,7 @@ from planner.search.question import Question
 
 ACROSS = "pipelines across groups"
 ANNEALED = "any layers, devices, degrees, recomputation and offloading per stage"
-_ZERO_BUBBLE = "zero-bubble schedules of stages that differ"
+_DIFFER = "degrees, sharding or micro-batches that differ between stages of one group"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +32,9 @@ def uniform_space(question: Question, group: int) -> Space:
 def staged_space(question: Question, group: int) -> Space:
     """Pipelines on one group."""
     if question.runnable:
-        return Space(words=_on(question, group, _runnable(question)), left_out=(_ZERO_BUBBLE, *_unasked(question)))
+        return Space(words=_on(question, group, _runnable(question)), left_out=_unasked(question))
     words = "any layers per stage with the least recomputation that fits, degrees alike on all stages"
-    differ = "degrees, sharding or micro-batches that differ between stages of one group"
-    return Space(words=_on(question, group, words), left_out=(differ, _ZERO_BUBBLE, *_unasked(question)))
+    return Space(words=_on(question, group, words), left_out=(_DIFFER, *_unasked(question)))
 
 
 def mixed_space(question: Question) -> Space:
@@ -48,9 +47,8 @@ def mixed_space(question: Question) -> Space:
     if question.runnable:
         return Space(words=f"{ACROSS}, {_runnable(question)}", left_out=(*left_out, *_unasked(question)))
     words = f"{ACROSS}, the same configuration on all or those of least work on each"
-    differ = "degrees, sharding or micro-batches that differ between stages of one group"
     offered = f"groups of different configurations but the {OFFERED} of least work for a stage's GPUs and micro-batch"
-    return Space(words=words, left_out=(differ, *left_out, offered, *_unasked(question)))
+    return Space(words=words, left_out=(_DIFFER, *left_out, offered, *_unasked(question)))
 
 
 def _on(question: Question, group: int, words: str) -> str:
