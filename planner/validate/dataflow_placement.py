@@ -69,6 +69,12 @@ def placements(folder: Path) -> Experiment:
             "faster from 64 to 128 GPUs. Micro-batches as large on many GPUs as on few would explain that, as its four "
             f"pipeline stages then idle: with {_LARGE_MICRO_BATCH} sequences, predicted best are "
             f"{_large_micro_batches()}. That size is not published, and not used.",
+            "Tried and not used, since they take away from the seconds what they give to the signs: log-probabilities "
+            "computed anew by the training engine, as verl's code has it though not the paper's dataflow, make every "
+            "iteration 10 % longer, and no more cases right; so does values computed in the critic's training layout. "
+            "Two network adapters per machine make all of 13B right and 34B wrong on 64, 96 and 128.",
+            "Parts are differences of rates read to 2 %, and off by up to 8 s for that alone: 13B on 16 would have "
+            "trained at more than 65 % of the peak.",
             "On 64 GPUs the figure has 34B 5 % faster split; the text beside it calls colocation best up to 64 GPUs.",
             "Transitions are left out: they are alike in all three placements. Rates were read from a figure, to about "
             "2 %; seconds are tokens over rates.",
