@@ -140,7 +140,8 @@ def test_seconds_are_kept_on_thousands_of_devices(
     began_s = time.process_time()
     best = BestSoFar(budget=SearchBudget(seconds=seconds), clock=time.process_time)
     result = search_question(question, best, strategy="auto")
-    assert time.process_time() - began_s < 1.1 * seconds + 0.5
+    # About 0.1 s late on an idle machine; a piece of work takes several times that where caches are shared.
+    assert time.process_time() - began_s < 1.1 * seconds + 1.5
     assert result.best is not None
     assert result.best.fits
     assert "seconds" in [run.status for run in result.engines]
