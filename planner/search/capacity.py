@@ -105,7 +105,9 @@ def again_s(prices: StagePrices, config: IntArray, freedom: Freedom, *, moe: boo
     return least_s, layer_s
 
 
-def rooms(families: list[Family], prices: StagePrices, freedom: Freedom, *, moe: bool) -> IntArray:
+def rooms(
+    families: list[Family], prices: StagePrices, freedom: Freedom, *, moe: bool, most: IntArray | None = None
+) -> IntArray:
     """Most layers of a kind that stages hold, and nothing else, as if every stage ran a family's first configuration.
 
     Args:
@@ -113,13 +115,15 @@ def rooms(families: list[Family], prices: StagePrices, freedom: Freedom, *, moe:
         prices: Prices of the configurations.
         freedom: What may be recomputed.
         moe: Which kind.
+        most: (F,) layers beyond which nobody asks.
 
     Returns:
         (3, F, S): with nothing recomputed, with modules at most, with anything.
     """
     model = prices.context.model
     config = np.asarray([family.configs[0] for family in families])
-    layers = model.num_moe_layers if moe else model.num_layers - model.num_moe_layers
+    layers = np.full(len(families), model.num_moe_layers if moe else model.num_layers - model.num_moe_layers)
+    layers = layers if most is None else np.minimum(layers, most)
     allowed = {"none": True, "selective": freedom.selective, "full": freedom.full}
     room = np.zeros((len(families), families[0].num_stages), dtype=np.int64)
     found = []
@@ -132,11 +136,18 @@ def rooms(families: list[Family], prices: StagePrices, freedom: Freedom, *, moe:
 
 
 def _most_layers(
-    families: list[Family], prices: StagePrices, config: IntArray, layers: int, modules: int, *, moe: bool, mode: str
+    families: list[Family],
+    prices: StagePrices,
+    config: IntArray,
+    layers: IntArray,
+    modules: int,
+    *,
+    moe: bool,
+    mode: str,
 ) -> IntArray:
-    """(F, S) most layers of one kind that each stage holds, by bisection."""
+    """(F, S) most layers of one kind, up to (F,) ``layers``, that each stage holds, by bisection."""
     shape = (len(families), families[0].num_stages)
-    low, high = np.zeros(shape, dtype=np.int64), np.full(shape, layers)
+    low, high = np.zeros(shape, dtype=np.int64), np.broadcast_to(layers[:, None], shape)
     while (low < high).any():
         middle = (low + high + 1) // 2
         fits = _fits(families, prices, config, middle, modules, moe=moe, mode=mode)

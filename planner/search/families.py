@@ -15,6 +15,7 @@ from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule
 from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs
 from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
 from costmodels.step import per_step_overhead_s
+from planner.search.cells import Cells
 from planner.search.once import once_s
 
 # Whose steps a partition can have; bounds for zero bubble are about the formula, which is short of what is played.
@@ -36,6 +37,10 @@ class Family:
         num_microbatches: Micro-batches per step m.
         configs: Rows of ``StageConfigs`` that its stages may run, ascending.
         slots: How many stages there are devices for, for each of these; empty for enough.
+        takes: (C, G) devices of each group that a stage of each of these takes, where they are counted instead.
+        available: Devices of each group that are counted.
+        nodes: Hosts that its pipelines take at least, where more is known than that they have so many stages.
+        cells: What its stages may hold, where less is known to do.
     """
 
     num_stages: int
@@ -44,6 +49,17 @@ class Family:
     num_microbatches: int
     configs: IntArray
     slots: tuple[int, ...] = ()
+    takes: IntArray | None = None
+    available: tuple[int, ...] = ()
+    nodes: float = 0.0
+    cells: Cells | None = None
+
+    @property
+    def counted(self) -> tuple[IntArray, tuple[int, ...]]:
+        """(C, R) what a stage of each configuration takes, devices or slots, and how much of that there is."""
+        if self.takes is not None:
+            return self.takes, self.available
+        return np.eye(len(self.configs), len(self.slots), dtype=np.int64), self.slots
 
 
 def alike_families(plans: PlanBatch, *, group: int = 0) -> tuple[list[Family], StageConfigs]:
@@ -176,9 +192,18 @@ def crossings_s(prices: StagePrices, configs: IntArray) -> FloatArray:
     return crossing_s
 
 
+def crossing_kinds(family: Family, prices: StagePrices) -> tuple[IntArray, FloatArray | None]:
+    """(C,) configurations of the same crossings as one kind, and (J, J) what crossings between kinds take."""
+    groups = len(prices.contexts)
+    towards_s = prices.transfer_s.reshape(-1, groups)[family.configs]
+    columns = np.column_stack([prices.configs.group[family.configs], towards_s])
+    _, first, kind_of = np.unique(columns, axis=0, return_index=True, return_inverse=True)
+    return kind_of.reshape(-1), crossings_s(prices, family.configs[first]) if len(first) > 1 else None
+
+
 def least_nodes(family: Family, prices: StagePrices) -> float:
     """Hosts that a pipeline of the family takes at least."""
-    return float(prices.unit["nodes"][family.configs].min()) * family.num_stages
+    return max(float(prices.unit["nodes"][family.configs].min()) * family.num_stages, family.nodes)
 
 
 def step_s(known_s: FloatArray, *, nodes: FloatArray, prices: StagePrices) -> FloatArray:

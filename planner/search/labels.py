@@ -297,8 +297,9 @@ def _grown(
         parent=label,
     )
     bounds_s = rest.bound_s(
-        stage, grown.start, way_s=grown.way_s, done_s=grown.done_s, slowest_s=grown.slowest_s, once_s=grown.once_s
-    )
+        stage, grown.start, grown.used, way_s=grown.way_s, done_s=grown.done_s, slowest_s=grown.slowest_s,
+        once_s=grown.once_s,
+    )  # fmt: skip
     return grown, bounds_s + grown.path_s
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from costmodels.plan import PlanBatch, Recompute
+from costmodels.plan import PlanBatch, Recompute, Schedule
 from costmodels.stage_plan import StageConfigs, from_uniform
 from costmodels.stage_prices import StagePrices
 from planner.pricing import CHUNK_ROWS, price_all
@@ -15,6 +15,7 @@ from planner.rules.modules import module_sets
 from planner.search.annealing import anneal
 from planner.search.best import BestSoFar
 from planner.search.capacity import capacity
+from planner.search.degrees import degree_families
 from planner.search.families import Family, alike_families, least_step_s
 from planner.search.found import found_plan, groups_alone, warnings_of
 from planner.search.freedom import EIGHTHS, Freedom
@@ -23,7 +24,7 @@ from planner.search.mixed_families import mixed_families
 from planner.search.question import Question
 from planner.search.result import EngineRun, SearchResult
 from planner.search.sharp_bounds import sharp_least_s
-from planner.search.spaces import ACROSS, Space, mixed_space, staged_space, uniform_space
+from planner.search.spaces import ACROSS, Space, mixed_space, staged_space, uniform_space, varied_space
 from planner.search.staged import StagedSearch
 from planner.search.told import told_freedoms
 from planner.space import plan_space
@@ -73,9 +74,9 @@ def search_question(question: Question, best: BestSoFar, *, strategy: str) -> Se
     if best.plans is not None and best.configs is not None:
         found = found_plan(question, best.plans, best.configs, out_of_time=best.out_of_time)
         warnings = warnings_of(found)
-        across = [run.bound_s for run in runs if run.space.startswith(ACROSS) or run.engine == "mcmc"][:1]
-        for known_s in across:
-            warnings += groups_alone(question, best.plans, best.configs, step_time_s=best.step_time_s, bound_s=known_s)
+        warnings += groups_alone(
+            question, best.plans, best.configs, step_time_s=best.step_time_s, bounds_s=_bounds_across(runs)
+        )
     return SearchResult(
         requests=question.requests,
         cluster=question.cluster_name,
@@ -90,6 +91,13 @@ def search_question(question: Question, best: BestSoFar, *, strategy: str) -> Se
         bound_s=_together(runs, best),
         warnings=warnings,
     )
+
+
+def _bounds_across(runs: list[EngineRun]) -> list[float | None]:
+    """What engines say of pipelines across groups, where they looked at these."""
+    looked = [run for run in runs if run.status != "not run"]
+    exact = [run.bound_s for run in looked if run.space.startswith(ACROSS)]
+    return exact or [run.bound_s for run in looked if run.engine == "mcmc"]
 
 
 def _together(runs: list[EngineRun], best: BestSoFar) -> float | None:
@@ -159,14 +167,11 @@ def by_partition(question: Question, best: BestSoFar) -> list[EngineRun]:
 
 def _partitions(question: Question, best: BestSoFar, *, engine: str) -> list[EngineRun]:
     if why := _uniform_only(question):
-        return [
-            EngineRun(
-                engine=engine, status="not run", evaluations=0, elapsed_s=0.0, step_time_s=np.inf, bound_s=None,
-                space=why,
-            )
-        ]  # fmt: skip
+        return [_not_run(engine, why)]
     runs = [_alone(question, best, group, engine=engine) for group in range(len(question.requests))]
-    return [*runs, _across(question, best, engine=engine)] if len(runs) > 1 else runs
+    if len(runs) > 1:
+        runs.append(_across(question, best, engine=engine))
+    return runs if question.runnable else [*runs, _varied(question, best, engine=engine)]
 
 
 def _alone(question: Question, best: BestSoFar, group: int, *, engine: str) -> EngineRun:
@@ -197,6 +202,13 @@ def _run(search: StagedSearch | None, best: BestSoFar, engine: str, space: Space
     if search is None:
         return _unfinished(best, engine, space, best.elapsed_s - began_s)
     return search.run(space, began_s=began_s)
+
+
+def _not_run(engine: str, space: str) -> EngineRun:
+    """What an engine says that has nothing to search."""
+    return EngineRun(
+        engine=engine, status="not run", evaluations=0, elapsed_s=0.0, step_time_s=np.inf, bound_s=None, space=space
+    )
 
 
 def _unfinished(best: BestSoFar, engine: str, space: Space, elapsed_s: float) -> EngineRun:
@@ -239,6 +251,35 @@ def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
             ),
         )  # fmt: skip
     return _run(search, best, engine, mixed_space(question), began_s)
+
+
+def _varied(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
+    """Pipelines whose stages have degrees of their own, on all groups."""
+    began_s, search, request = best.elapsed_s, None, question.requests[0]
+    space = varied_space(question)
+    if why := _degrees_fixed(question):
+        return _not_run(engine, f"{space.words}; {why}")
+    with best.until_stopped():
+        best.check_time()
+        freedom = _freedom(_uniform_plans(question, 0), request)
+        found = degree_families(question, freedom, best, pins=request.pins)
+        search = StagedSearch(
+            families=found.families, least_s=np.asarray(found.least_s), prices=found.prices, best=best,
+            most_layers=np.full(len(found.families), request.model.num_layers), freedoms=lambda _: (freedom,),
+            narrowed=found.narrowed, left_out_s=found.bound_s, engine=engine,
+        )  # fmt: skip
+    return _run(search, best, engine, space, began_s)
+
+
+def _degrees_fixed(question: Question) -> str:
+    """Why stages may not have degrees of their own, or are not tried with them."""
+    request = question.requests[0]
+    if request.offload:
+        return "not searched with offloading"
+    if request.pins.get("pipeline_parallel", 2) < 2 or request.pins.get("virtual_stages", 1) > 1:
+        return "fixed otherwise"
+    schedule = request.pins.get("schedule", int(Schedule.ONE_F_ONE_B))
+    return "" if schedule == Schedule.ONE_F_ONE_B else "fixed otherwise"
 
 
 def _freedoms(question: Question, configs: StageConfigs, freedom: Freedom) -> Callable[[Family], tuple[Freedom, ...]]:

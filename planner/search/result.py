@@ -153,6 +153,7 @@ class EngineRun:
         bound_s: No plan of the space it searched is below that; None when it proves nothing.
         space: What it searched, in words: what the bound is about.
         left_out: Plans that one could think of, but that are not in it.
+        made_up: Of what other engines leave out, that it has.
         statistics: Whatever else it counts, by name.
     """
 
@@ -164,6 +165,7 @@ class EngineRun:
     bound_s: float | None
     space: str
     left_out: tuple[str, ...] = ()
+    made_up: tuple[str, ...] = ()
     statistics: Mapping[str, float | int | str] = field(default_factory=dict)
 
 
@@ -214,7 +216,8 @@ class SearchResult:
         proved = [run for run in self.engines if run.bound_s is not None]
         uniform_only = all(run.engine == "enumerate" for run in proved)
         told = [run for run in proved if uniform_only or run.engine != "enumerate"]
-        return tuple(dict.fromkeys(item for run in told for item in run.left_out))
+        made_up = {item for run in proved for item in run.made_up}
+        return tuple(dict.fromkeys(item for run in told for item in run.left_out if item not in made_up))
 
     @property
     def gap(self) -> float | None:

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 
 from planner.rules.base import FRAMEWORK_TITLES
+from planner.search.degrees import MOST_STAGES as MOST_VARIED
 from planner.search.mixed_families import MOST_SLOTS, MOST_STAGES, OFFERED
 from planner.search.question import Question
 
 ACROSS = "pipelines across groups"
 ANNEALED = "any layers, devices, degrees, recomputation and offloading per stage"
 _DIFFER = "degrees, sharding or micro-batches that differ between stages of one group"
+
+_OFFERED = f"groups of different configurations but the {OFFERED} of least work for a stage's GPUs and micro-batch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,10 +21,12 @@ class Space:
     Attributes:
         words: What it is.
         left_out: Plans that one could think of, but that are not in it.
+        made_up: Of what other engines leave out, that it has.
     """
 
     words: str
     left_out: tuple[str, ...]
+    made_up: tuple[str, ...] = ()
 
 
 def uniform_space(question: Question, group: int) -> Space:
@@ -47,8 +52,18 @@ def mixed_space(question: Question) -> Space:
     if question.runnable:
         return Space(words=f"{ACROSS}, {_runnable(question)}", left_out=(*left_out, *_unasked(question)))
     words = f"{ACROSS}, the same configuration on all or those of least work on each"
-    offered = f"groups of different configurations but the {OFFERED} of least work for a stage's GPUs and micro-batch"
-    return Space(words=words, left_out=(_DIFFER, *left_out, offered, *_unasked(question)))
+    return Space(words=words, left_out=(_DIFFER, *left_out, _OFFERED, *_unasked(question)))
+
+
+def varied_space(question: Question) -> Space:
+    """Pipelines whose stages have degrees of their own, on all groups."""
+    words = f"2 to {MOST_VARIED} stages, each on devices and with degrees of its own, 1F1B without virtual stages"
+    left_out = (
+        "stages of other than an even share of a scale-up domain or so many whole ones",
+        "interleaved and zero-bubble schedules of stages with degrees of their own",
+    )  # fmt: skip
+    words = words if question.mixed is None else f"{ACROSS} or on one: {words}"
+    return Space(words=words, left_out=(*left_out, *_unasked(question)), made_up=(_DIFFER, _OFFERED))
 
 
 def _on(question: Question, group: int, words: str) -> str:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from costmodels.plan import BoolArray, FloatArray, IntArray, Recompute, Schedule
+from costmodels.plan import FloatArray, IntArray, Recompute, Schedule
 from costmodels.stage_evaluate import StageEstimateBatch
 from costmodels.stage_layers import layer_kinds
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
 from costmodels.stages import moe_layers
-from planner.search.families import Family, crossings_s, known_of_step_s, least_nodes, least_once_s, own_crossing_s
+from planner.search.cells import pairs, reachable
+from planner.search.families import Family, crossing_kinds, known_of_step_s, least_nodes, least_once_s, own_crossing_s
 from planner.search.freedom import Freedom, Treatment
 from planner.search.module_choice import set_cost, worthwhile
 from planner.search.offloading import (
@@ -144,7 +145,7 @@ def _in_time(
     family: Family, prices: StagePrices, ways: dict[str, IntArray], most_s: float
 ) -> tuple[IntArray, dict[str, IntArray]]:
     """Configurations and ways whose layers alone, with what they recompute, do not take longer than they may."""
-    config, way = (axis.ravel() for axis in np.indices((len(family.configs), len(ways["dense"]))))
+    config, way = pairs(family.cells, len(family.configs), ways)
     unit = {name: column[family.configs] for name, column in prices.unit.items()}
     work_s = np.zeros(len(config))
     for kind in ("dense", "moe"):
@@ -184,10 +185,10 @@ def _contents(family: Family, prices: StagePrices, most_s: float, most_layers: i
         return _Contents(first=first, dense=zero if kinds[0] else counts, moe=counts if kinds[0] else zero)
     first, layers = (axis.ravel() for axis in np.meshgrid(np.arange(model.num_layers), counts, indexing="ij"))
     inside = first + layers <= model.num_layers
-    return _by_kind(model, family, first[inside], layers[inside])
+    return runs_by_kind(model, family, first[inside], layers[inside])
 
 
-def _by_kind(model: ModelSpec, family: Family, first: IntArray, layers: IntArray) -> _Contents:
+def runs_by_kind(model: ModelSpec, family: Family, first: IntArray, layers: IntArray) -> _Contents:
     """How many layers of a run are mixtures of experts; with several chunks, wherever these lie."""
     size = (len(first),)
     schedule, v = np.full(size, int(family.schedule)), np.full(size, family.virtual_stages)
@@ -280,16 +281,20 @@ def _built(
         ways, more = least_offloads(family, prices, config, columns, priced, shares=freedom.shares, most_s=most_s)
         cells, exhaustive = cells + more, exhaustive and host_is_slower(prices)
     else:
-        ways = _shortest(config, columns, priced, most_s)
+        ways = _shortest(family, config, columns, priced, most_s)
     if len(np.unique(ways.stage)) < family.num_stages:
         return None
     table = _placed(family, prices, contents, ways)
     return None if table is None else replace(table, priced=cells, exhaustive=exhaustive)
 
 
-def _shortest(config: IntArray, columns: Columns, priced: StageEstimateBatch, most_s: float) -> StageWays:
+def _shortest(
+    family: Family, config: IntArray, columns: Columns, priced: StageEstimateBatch, most_s: float
+) -> StageWays:
     """Of every configuration and content, on every stage, the way with the shortest backward pass that fits."""
     fits = fits_device(priced) & fits_host(priced) & (priced.stages.work_s <= most_s)
+    if family.cells is not None:
+        fits &= family.cells.admits(np.searchsorted(family.configs, config), columns["dense"], columns["moe"])
     group = np.unique(np.column_stack([config, columns["dense"], columns["moe"]]), axis=0, return_inverse=True)[1]
     group, backward_s = group.reshape(-1), priced.stages.backward_s
     ways, stages = [], []
@@ -316,23 +321,26 @@ def _placed(family: Family, prices: StagePrices, contents: _Contents, ways: Stag
     ways = ways.take(option)
     if not bool((first == ANYWHERE).any()):
         layers = ways.columns["dense"] + ways.columns["moe"]
-        reachable = np.flatnonzero(_reachable(first, layers, ways.stage, family, prices.context.model.num_layers))
-        ways, first = ways.take(reachable), first[reachable]
+        possible = reachable(first, layers, ways.stage, family.num_stages, prices.context.model.num_layers)
+        if family.cells is not None:
+            member = np.searchsorted(family.configs, ways.config)
+            possible &= family.cells.begins(member, ways.stage, first, layers)
+        kept = np.flatnonzero(possible)
+        ways, first = ways.take(kept), first[kept]
         if len(np.unique(ways.stage)) < family.num_stages:
             return None
     forward_s, backward_s, config, columns = ways.forward_s, ways.backward_s, ways.config, ways.columns
     once_s, update_s = _once_s(
         family, prices, config, columns, ways.stage, longest_s=(float(forward_s.max()), float(backward_s.max()))
     )
-    kind = np.searchsorted(family.configs, config)
-    mixed = len(family.configs) > 1
-    own_s = own_crossing_s(prices, config) if mixed and family.num_stages > 1 else 0.0
-    slots = np.asarray(family.slots, dtype=np.int64)
+    member = np.searchsorted(family.configs, config)
+    takes, available = family.counted
+    kind_of, hand_over_s = crossing_kinds(family, prices)
+    own_s = own_crossing_s(prices, config) if hand_over_s is not None and family.num_stages > 1 else 0.0
     options = StageOptions.from_columns(
         stage=ways.stage, layers=columns["dense"] + columns["moe"], first_layer=first,
         forward_s=np.maximum(forward_s - own_s, 0.0), backward_s=np.maximum(backward_s - own_s, 0.0),
-        once_s=once_s, update_s=update_s, kind=kind,
-        devices=(kind[:, None] == np.arange(len(slots))).astype(np.int64),
+        once_s=once_s, update_s=update_s, kind=kind_of[member], devices=takes[member],
     )  # fmt: skip
     instance = PartitionInstance(
         num_layers=prices.context.model.num_layers,
@@ -342,8 +350,8 @@ def _placed(family: Family, prices: StagePrices, contents: _Contents, ways: Stag
         schedule=family.schedule,
         virtual_stages=family.virtual_stages,
         weight_gradient_s=_weight_gradient_s(family, prices) if len(family.configs) == 1 else 0.0,
-        available_devices=family.slots,
-        hand_over_s=crossings_s(prices, family.configs) if mixed else None,
+        available_devices=available,
+        hand_over_s=hand_over_s,
     )
     counts = {name: columns[name] for name in COUNTS}
     return OptionTable(family=family, instance=instance, config=config, counts=counts)
@@ -367,15 +375,6 @@ def _weight_gradient_s(family: Family, prices: StagePrices) -> float:
         has_head=np.asarray([not apart, apart]),
     )
     return float(prices.content[CONTENT_COLUMNS.index("weight_gradient_s"), rows].sum()) / p
-
-
-def _reachable(first: IntArray, layers: IntArray, stage: IntArray, family: Family, total: int) -> BoolArray:
-    """Whether the stages before an option can take the layers before it, and those after it the rest."""
-    fewest, most, p = layers.min(), layers.max(), family.num_stages
-    behind, after = total - first - layers, p - 1 - stage
-    verdict: BoolArray = (first >= stage * fewest) & (first <= stage * most)
-    verdict &= (behind >= after * fewest) & (behind <= after * most)
-    return verdict
 
 
 def _once_s(

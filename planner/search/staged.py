@@ -30,6 +30,8 @@ _CLOSE = 1e-6  # share of the step time that CP-SAT's rounding leaves open anywa
 _AT_LEAST = 3  # families tried whatever the evaluations: preparing for them is most of the work of a short search
 _LABELS = 20_000  # labels per stage; beyond, CP-SAT takes over
 _SHARPENED = 256  # families whose bounds are worked out together
+_FEW_LABELS = 300  # of a first look at families of many configurations: to know a good plan before proofs are tried
+_MOST_OPTIONS = 8000  # of such a family that CP-SAT is asked about
 
 Sharpen = Callable[[list[Family], float], FloatArray]  # bounds of families, of which a step time is to be beaten
 
@@ -46,6 +48,8 @@ class StagedSearch:
         freedoms: What the stages of a family may decide: one of these.
         best: The best plan so far, of this engine or another.
         sharpen: Gives better bounds than ``least_s``, for families whose turn it is; None for none.
+        narrowed: A family by number with less for its stages to do, given a step time to beat; None if it cannot.
+        left_out_s: No plan of families that nobody looked at is below that.
         engine: ``partition``, or ``cpsat`` for CP-SAT on every family, even those that labels solve.
         bound_s: No plan of the families is below that, once ``run`` has ended.
         found_s: The best plan of theirs that was found.
@@ -60,6 +64,8 @@ class StagedSearch:
     freedoms: Callable[[Family], tuple[Freedom, ...]]
     best: BestSoFar
     sharpen: Sharpen | None = None
+    narrowed: Callable[[int, float], Family | None] | None = None
+    left_out_s: float = np.inf
     engine: str = "partition"
     bound_s: float = field(default=np.inf, init=False)
     found_s: float = field(default=np.inf, init=False)
@@ -93,7 +99,9 @@ class StagedSearch:
         if not status:
             left, self.open_s = self.open_s, {}
             status = self._each(left, exact=True)
-        self.bound_s = min([self.bound_s, self.best.step_time_s, *self.open_s.values()])
+        self.bound_s = min([self.bound_s, self.left_out_s, self.best.step_time_s, *self.open_s.values()])
+        if not status and self.left_out_s < self.best.step_time_s:
+            status = self.best.spent
         if not status:
             proved = self.bound_s >= self.best.step_time_s * (1.0 - _CLOSE)
             status = "infeasible" if np.isinf(self.bound_s) else "optimal" if proved else "feasible"
@@ -106,6 +114,7 @@ class StagedSearch:
             bound_s=self.bound_s,
             space=space.words,
             left_out=space.left_out,
+            made_up=space.made_up,
             statistics=self.counts,
         )
 
@@ -148,8 +157,11 @@ class StagedSearch:
 
         ``least_s`` is what is known of it before.
         """
-        family, most_layers = self.families[at], int(self.most_layers[at])
-        table = option_table(family, self.prices, freedom, below_s=self.best.step_time_s, most_layers=most_layers)
+        below_s, most_layers = self.best.step_time_s, int(self.most_layers[at])
+        family = self.families[at] if self.narrowed is None else self.narrowed(at, below_s)
+        table = None
+        if family is not None:
+            table = option_table(family, self.prices, freedom, below_s=below_s, most_layers=most_layers)
         anew = exact and self.engine != "cpsat"  # labels were there before, and counted it
         if table is None:
             self.counts["without_layout"] += not anew
@@ -158,7 +170,7 @@ class StagedSearch:
         self.counts["solved"] += not anew
         bound_s, closed = least_s, False
         for solved in self._solved(table, exact=exact):
-            bound_s = max(bound_s, self._whole_s(family, solved.bound_s))
+            bound_s = max(bound_s, self._whole_s(table.family, solved.bound_s))
             closed = solved.status == Status.INFEASIBLE or solved.gap <= _CLOSE
             if solved.rows is not None:
                 self.found_s = min(self.found_s, self._priced(table, solved))
@@ -174,18 +186,26 @@ class StagedSearch:
         """By labels; by CP-SAT too if that is asked for, of what they leave open at least."""
         best_s, nodes = self.best.step_time_s, least_nodes(table.family, self.prices)
         below_s = known_of_step_s(best_s, nodes=nodes, prices=self.prices) if np.isfinite(best_s) else np.inf
+        many = table.family.cells is not None
+        few = many and not exact
         labels = solve_by_labels(
-            table.instance, most_labels=_LABELS, below_s=below_s, out_of_time=lambda: self.best.out_of_time
+            table.instance,
+            most_labels=_FEW_LABELS if few else _LABELS,
+            below_s=below_s,
+            out_of_time=lambda: self.best.out_of_time,
         )
         self.counts["labels"] += labels.work
         closed = labels.status == Status.INFEASIBLE or labels.gap <= _CLOSE
         left_s = self.best.budget.seconds - self.best.elapsed_s
+        if many and self.engine != "cpsat" and len(table.instance.options) > _MOST_OPTIONS:
+            return [labels]
         if not exact or left_s <= 0.0 or (closed and self.engine != "cpsat"):
             return [labels]
         by_cpsat = solve_by_cpsat(
             table.instance,
             budget=Budget(wall_time_s=left_s, seed=self.best.budget.seed),
             hint=labels.rows,
+            resolution=_CLOSE / 4,
         )
         self.counts["closed_by_cpsat"] += 1
         self.counts["cpsat_work"] += by_cpsat.work

@@ -244,20 +244,29 @@ Across groups of different GPUs every group runs one configuration: any that the
 one of the three with the least work for its number of devices per stage and size of micro-batch; bounds are about
 these. Which stages are on which group, and how many, is part of the partition. Leaving devices idle is legal.
 
+Last come pipelines of 2 to 32 stages with degrees of their own: every stage takes any group, any number of devices
+that is an even share of a scale-up domain or so many whole ones, any legal degrees, ZeRO stage and micro-batch of the
+same samples, with 1F1B without virtual stages. A dynamic program over stages, layers and devices, memory included,
+bounds all of them by size of micro-batch and number of stages; most are ruled out by that. Of the others it says which
+stage can hold which layers on which configuration; what is left is a partition with devices to share out. With
+`--offload` they are not searched.
+
 No framework lays out a mesh of ranks per stage, so the answer says which frameworks can run the plan, and which rule
 keeps each of the others from it. `--runnable` searches among the plans that the framework can run, exactly: stages
 share their degrees, and what they recompute and offload, and differ in layers and devices.
 
-The bound is about these spaces under this cost model. It says nothing about the cost model's own error
-(see [accuracy.md](accuracy.md)), and nothing about plans outside: degrees that differ between stages of one group,
-interleaving and zero bubble across groups. With zero-bubble schedules both the price and the bound are those of the
-formula, which knows nothing of the order in which weight gradients fill bubbles: between unequal stages it is up to
-16 % below and 7 % above a schedule played out (`costmodels.pipeline_simulation`); 1F1B and GPipe are exact.
+The bound is about these spaces under this cost model, and the answer says what each engine's bound is about
+(`engines`: `space`, `left_out`, `bound_s`, and `status` where one was not run). It says nothing about the cost model's
+own error (see [accuracy.md](accuracy.md)), and nothing about plans outside: stages with degrees of their own together
+with virtual stages, zero bubble or offloading, interleaving and zero bubble across groups. With zero-bubble schedules
+both the price and the bound are those of the formula, which knows nothing of the order in which weight gradients fill
+bubbles: between unequal stages it is up to 16 % below and 7 % above a schedule played out
+(`costmodels.pipeline_simulation`); 1F1B and GPipe are exact.
 
 ## Against every plan there is
 
 Small questions in which every plan can be priced: every family, every split of the layers, every number of recomputed
-layers on each stage, every assignment of stages to groups.
+layers on each stage, every assignment of stages to groups, to devices and to degrees.
 
 {brute}
 

@@ -8,7 +8,7 @@ from unittest import mock
 
 import numpy as np
 
-from costmodels.plan import IntArray, Recompute, Schedule
+from costmodels.plan import AxisOrder, IntArray, Recompute, Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import StagePrices
@@ -20,6 +20,7 @@ from planner.search.families import Family, alike_families
 from planner.search.mixed_families import mixed_families
 from planner.search.question import Question, ask
 from planner.search.result import SearchResult
+from planner.search.stage_space import stage_space
 from planner.space import plan_space
 from planner.stage_constraints import StageSetting, broken_by
 from profiles.model import ModelSpec
@@ -96,6 +97,17 @@ class Small:
             return search(**{"seconds": 600.0} | self.arguments() | limits)
 
 
+def dense_first(layers: int) -> dict[str, Any]:
+    """DeepSeek-like: latent attention, and two layers without experts before those with sixteen of them."""
+    return {
+        "model_type": "deepseek_v3", "hidden_size": 2048, "num_hidden_layers": layers, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "intermediate_size": 10944, "moe_intermediate_size": 1408, "vocab_size": 102400,
+        "max_position_embeddings": 4096, "n_routed_experts": 16, "num_experts_per_tok": 4, "n_shared_experts": 2,
+        "first_k_dense_replace": 2, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64, "v_head_dim": 128, "moe_layer_freq": 1,
+    }  # fmt: skip
+
+
 _JOB = {"sequence_length": 2048, "global_batch_size": 16}
 _LONG = {"sequence_length": 2048, "global_batch_size": 64}
 INSTANCES = (
@@ -120,6 +132,15 @@ INSTANCES = (
           pins={"pp": 2, "mbs": 1}, offload=True, shares=tuple(range(9))),
     Small(name="dense, zero bubble", model=model(7, vocab_size=256000), cluster="4xA100-80GB", framework="fsdp",
           job={"sequence_length": 2048, "global_batch_size": 8}, reserve_gib=40.0, pins={"pp": 2, "tp": 1, "mbs": 1}),
+    Small(name="MoE, dense layers first", model=dense_first(5), cluster="4xH100", job=_JOB, reserve_gib=62.0,
+          pins={"pp": 2, "mbs": 1, "vpp": 1}),
+    Small(name="dense, degrees differ", model=model(8, hidden_size=5120, num_attention_heads=40,
+          num_key_value_heads=40, intermediate_size=13824), cluster="4xA100-80GB", reserve_gib=54.0, pins={"pp": 2},
+          job={"sequence_length": 4096, "global_batch_size": 128}),
+    Small(name="dense, six devices", model=model(6), cluster="6xA100-80GB", job=_JOB, reserve_gib=50.0,
+          pins={"pp": 2}),
+    Small(name="two types, sizes differ", model=model(4), cluster="1x2xA100-80GB+1x1xH100", job=_JOB,
+          reserve_gib=45.0),
     Small(name="two types, loose", model=model(5), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, pins={"mbs": 1}),
     Small(name="two types, tight", model=model(5), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, reserve_gib=45.0,
           pins={"mbs": 1}),
@@ -189,14 +210,13 @@ def every_layout(family: Family, spec: ModelSpec, choices: Choices) -> Iterator[
     """Columns of every layout of a family, in chunks: layers, their treatment, and the stages' configurations."""
     ways: dict[tuple[int, int], list[tuple[int, ...]]] = {}
     rows: list[tuple[Any, ...]] = []
-    slots = dict(zip(family.configs.tolist(), family.slots, strict=True)) if family.slots else {}
+    takes, available = family.counted
     chunks = 2 if family.schedule == Schedule.ZERO_BUBBLE_V else family.virtual_stages
     for split in _splits(spec.num_layers, family.num_stages, chunks):
         kinds = [(int(dense), int(moe)) for dense, moe in zip(*_kinds(family, spec, split), strict=True)]
         ways |= {kind: choices.ways(*kind) for kind in kinds if kind not in ways}
-        for chosen in itertools.product(family.configs.tolist(), repeat=family.num_stages):
-            if any(chosen.count(config) > most for config, most in slots.items()):
-                continue
+        for places in assignments(takes, np.asarray(available, dtype=np.int64), family.num_stages):
+            chosen = tuple(family.configs[list(places)].tolist())
             for again in itertools.product(*(ways[kind] for kind in kinds)):
                 rows.append((chosen, split, again))
                 if len(rows) == _CHUNK:
@@ -214,6 +234,17 @@ def _kinds(family: Family, spec: ModelSpec, split: tuple[int, ...]) -> tuple[Int
     )  # fmt: skip
     dense, moe = plan.kinds(spec)
     return dense[0], moe[0]
+
+
+def assignments(takes: IntArray, left: IntArray, stages: int) -> Iterator[tuple[int, ...]]:
+    """Every choice of a configuration, by place, per stage that leaves nothing of (G,) devices below zero."""
+    if not stages:
+        yield ()
+        return
+    for place, taken in enumerate(takes):
+        if (taken <= left).all():
+            for others in assignments(takes, left - taken, stages - 1):
+                yield (place, *others)
 
 
 def _columns(rows: list[tuple[Any, ...]]) -> dict[str, IntArray]:
@@ -247,6 +278,32 @@ def spaces(question: Question, shares: tuple[int, ...]) -> Iterator[tuple[list[F
     if len(question.requests) > 1:
         mixed = mixed_families(question, request.pins, alike=question.runnable)
         yield mixed.families, mixed.prices, choices
+    if not question.runnable and not request.offload:
+        yield *varied_families(question), choices
+
+
+def varied_families(question: Question) -> tuple[list[Family], StagePrices]:
+    """Pipelines whose stages take any devices and degrees, one family per number of stages and size of micro-batch."""
+    pins = question.requests[0].pins
+    space = stage_space(
+        [setting_of(request) for request in question.requests], question.contexts, joint=question.joint, pins=pins,
+        prune=False,
+    )  # fmt: skip
+    plans, layers = space.configs.plans, question.requests[0].model.num_layers
+    families = []
+    for m in space.microbatches.tolist():
+        rows = np.flatnonzero((plans.num_microbatches == m) & (plans.axis_order == AxisOrder.TP_CP_DP_PP))
+        takes = np.zeros((len(rows), len(space.devices)), dtype=np.int64)
+        takes[np.arange(len(rows)), space.configs.group[rows]] = space.configs.num_devices[rows]
+        families += [
+            Family(
+                num_stages=stages, schedule=Schedule.ONE_F_ONE_B, virtual_stages=1, num_microbatches=m, configs=rows,
+                takes=takes, available=space.devices,
+            )
+            for stages in range(2, min(layers, sum(space.devices)) + 1)
+            if pins.get("pipeline_parallel", stages) == stages
+        ]  # fmt: skip
+    return families, space.prices
 
 
 def every_plan(
