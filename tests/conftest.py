@@ -1,6 +1,18 @@
-"""What holds for all tests: a slow or busy machine is no failure of a property."""
+"""What holds for all tests: a slow or busy machine is no failure of a property, nor is one that ignores Ctrl-C."""
 
+import signal
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises ``KeyboardInterrupt``, also where a shell started the tests in the background and ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

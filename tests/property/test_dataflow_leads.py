@@ -215,6 +215,7 @@ def test_the_solver_of_orders_finds_the_best_of_all(seed):
     assert slow_makespan(problem, graph, choice, found.sequence.tolist()) == pytest.approx(best, rel=1e-5)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_what_was_solved_leaves_interrupts_alone():
     problem = led(0, candidates=1, calls=4, iterations=1)
     best_order(problem, task_graph(problem), np.zeros(4, dtype=int))

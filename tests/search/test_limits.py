@@ -185,10 +185,11 @@ def test_labels_without_time_say_nothing_wrong() -> None:
     assert np.isinf(none.objective_s)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_cpsat_can_be_interrupted() -> None:
     instance = rivals.mist(80, 16, 64, 0)
     pytest.importorskip("ortools.sat.python.cp_model")  # before the clock runs: an interrupted import leaves half of it
-    timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     began_s = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
