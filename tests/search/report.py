@@ -191,13 +191,19 @@ def value(jobs: tuple[tuple[str, str, int, int], ...], most: int) -> str:
         rows.append(
             (model, cluster, _step(ruled_s), _step(result.uniform_step_time_s), _step(best_s),
              " + ".join(sorted(devices)), _saved(best_s, ruled_s), share(result.gain), share(result.gap),
-             f"{took_s:.0f} s")
+             share(_alike_gap(result)), f"{took_s:.0f} s")
         )  # fmt: skip
     titles = (
         "model", "cluster", "Megatron rule of thumb", "best of `planner plan`", "best plan", "runs on",
-        "saved over the rule", "over `planner plan`", "gap", "CPU",
+        "saved over the rule", "over `planner plan`", "gap", "gap, degrees alike", "CPU",
     )  # fmt: skip
     return table(titles, rows)
+
+
+def _alike_gap(result: SearchResult) -> float | None:
+    """Gap to what is proved of stages that have the same degrees on one group."""
+    alike = [run.bound_s for run in result.engines if run.bound_s is not None and "degrees of its own" not in run.space]
+    return max(1.0 - min(alike) / result.best.step_time_s, 0.0) if result.best is not None and alike else None
 
 
 def _step(seconds: float) -> str:
@@ -303,7 +309,8 @@ Stages on one, two or four devices of one of two types, four devices of each, 10
 `planner search --evaluations {most}` per job. The rule of thumb is what Megatron-LM's users are advised to do
 (arXiv:2104.04473, takeaways 1 to 3): tensor-parallel up to the GPUs of a node, then pipeline stages, as few of both as
 fit, data parallelism over the rest, experts within a node; with the fastest micro-batch, chunks and recomputation
-(none, of attention cores, of whole layers) of that layout, and the optimizer sharded where that is faster.
+(none, of attention cores, of whole layers) of that layout, and the optimizer sharded where that is faster. The gap is
+over all spaces searched; beside it the gap that is left where stages on one group have the same degrees.
 
 {value}
 
