@@ -161,6 +161,15 @@ class StagePrices:
             found = np.take(self._row_of.ravel(), place)
         return found
 
+    def work_s(self, rows: IntArray) -> FloatArray:
+        """(...) seconds of one micro-batch on stages, forwards and backwards; rows (...) as ``rows`` has them."""
+        forward_s, input_s, weight_s = (
+            self.content[CONTENT_COLUMNS.index(name), rows]
+            for name in ("forward_s", "input_gradient_s", "weight_gradient_s")
+        )
+        work_s: FloatArray = forward_s + input_s + weight_s
+        return work_s
+
     def _add_slots(self, codes: IntArray) -> None:
         """Room for stages that hold something new."""
         self._slot_of[codes] = np.arange(len(codes)) + len(self._codes)

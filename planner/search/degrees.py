@@ -20,10 +20,11 @@ from planner.search.cells import Cells
 from planner.search.device_bounds import Behind, admitted, behind
 from planner.search.families import Family, known_of_step_s, step_s
 from planner.search.freedom import Freedom
-from planner.search.pools import Pool, Runs, pool, work_s
+from planner.search.pools import Pool, Runs, pool
 from planner.search.question import Question
 from planner.search.stage_space import stage_space
 from planner.search.stage_table import runs_by_kind
+from planner.search.stage_work import stage_work_s
 
 MOST_STAGES = 32
 _WORTH_BOUNDING = 0.999  # of the step time bounds were worked out for: below, they are worked out anew
@@ -137,7 +138,7 @@ def _least_s(prices: StagePrices, configs: IntArray, devices: tuple[int, ...]) -
     model = prices.context.model
     moe = model.num_moe_layers
     device_s = sum(
-        count * float((work_s(prices, configs, layers=1, moe=kind) * prices.configs.num_devices[configs]).min())
+        count * float((stage_work_s(prices, configs, layers=1, moe=kind) * prices.configs.num_devices[configs]).min())
         for kind, count in ((False, model.num_layers - moe), (True, moe))
         if count
     )

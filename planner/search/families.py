@@ -13,7 +13,7 @@ import numpy as np
 from costmodels.lowering.grouping import group_rows
 from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule
 from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs
-from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
+from costmodels.stage_prices import StagePrices
 from costmodels.step import per_step_overhead_s
 from planner.search.cells import Cells
 from planner.search.once import once_s
@@ -23,7 +23,6 @@ SCHEDULES = (
     *(Schedule.ONE_F_ONE_B, Schedule.GPIPE),
     *(Schedule.ZERO_BUBBLE_1P, Schedule.ZERO_BUBBLE_2P, Schedule.ZERO_BUBBLE_V),
 )
-_WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,10 +141,9 @@ def least_step_s(
     every = np.ones(len(families), dtype=np.bool_)
     moe = np.full(len(families), model.num_moe_layers)
     rows = prices.rows(config, dense=model.num_layers - moe, moe=moe, has_embedding=every, has_head=every)
-    content = {name: prices.content[index, rows] for index, name in enumerate(CONTENT_COLUMNS)}
     crossing_s = np.where(p > 1, own_crossing_s(prices, config), 0.0)
     per_stage_s = 2 * crossing_s + prices.context.stack.microbatch_overhead_s * v
-    work_s = np.sum([content[name] for name in _WORK], axis=0) + p * per_stage_s + extra_s
+    work_s = prices.work_s(rows) + p * per_stage_s + extra_s
     longest_s = below_s / prices.context.stack.step_time_scale / m
     known_s = passes_per_work(p, m, v, schedule) * work_s + least_once_s(prices, config, p, m, longest_s)
     return step_s(known_s, nodes=p * prices.unit["nodes"][config], prices=prices)

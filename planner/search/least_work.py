@@ -21,13 +21,13 @@ import numpy as np
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import StagePlanBatch
-from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
+from costmodels.stage_prices import StagePrices
 from planner.search.capacity import again_s
 from planner.search.freedom import Freedom
 from planner.search.once import once_s
+from planner.search.stage_work import stage_rows, stage_work_s
 
 _CHUNK_CELLS = 1 << 16  # stages priced at once; bounds memory, and the time until a limit is noticed
-_WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,31 +78,14 @@ def least_work(
     of_row = config[row]
     rows = stage_rows(prices, of_row, layers, moe=moe)
     ends_s = np.zeros((shape[0], stages, 1))
-    ends_s[:, 0, 0] += work_of(prices, stage_rows(prices, config, 0 * config, moe=moe, first=True))
-    ends_s[:, -1, 0] += work_of(prices, stage_rows(prices, config, 0 * config, moe=moe, last=True))
+    ends_s[:, 0, 0] += stage_work_s(prices, config, first=True)
+    ends_s[:, -1, 0] += stage_work_s(prices, config, last=True)
     shown_s, update_s = once_s(
         prices, of_row, rows, num_microbatches=prices.configs.plans.num_microbatches[of_row],
         forward_s=longest_s[row], backward_s=longest_s[row],
     )  # fmt: skip
-    work_s = work_of(prices, rows).reshape(shape[0], 1, shape[2]) + ends_s + again
+    work_s = prices.work_s(rows).reshape(shape[0], 1, shape[2]) + ends_s + again
     return LeastWork(work_s=work_s, once_s=(shown_s + update_s).reshape(shape[0], shape[2]))
-
-
-def stage_rows(
-    prices: StagePrices, config: IntArray, layers: IntArray, *, moe: bool, first: bool = False, last: bool = False
-) -> IntArray:
-    """(K,) stages that hold layers of one kind, priced."""
-    none, every = np.zeros_like(layers), np.ones(len(config), dtype=np.bool_)
-    return prices.rows(
-        config, dense=none if moe else layers, moe=layers if moe else none,
-        has_embedding=every & first, has_head=every & last,
-    )  # fmt: skip
-
-
-def work_of(prices: StagePrices, rows: IntArray) -> FloatArray:
-    """(K,) one micro-batch, forwards and backwards."""
-    work_s: FloatArray = np.sum([prices.content[CONTENT_COLUMNS.index(name), rows] for name in _WORK], axis=0)
-    return work_s
 
 
 def _again_s(

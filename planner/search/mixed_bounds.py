@@ -12,13 +12,13 @@ from collections.abc import Callable
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
-from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
+from costmodels.stage_prices import StagePrices
 from planner.search.capacity import again_s, rooms
 from planner.search.families import Family, least_nodes, least_once_s, passes_per_work, step_s
 from planner.search.freedom import Freedom
+from planner.search.stage_work import stage_work_s
 
 _BISECTIONS = 20
-_WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
 
 
 def mixed_least_s(
@@ -95,11 +95,11 @@ class _Tables:
         ]  # fmt: skip
         self.room = rooms(alone, prices, freedom, moe=moe)
         config = np.asarray([key[0] for key in keys], dtype=np.int64)
-        self.layer_s = _work_s(prices, config, layers=1, moe=moe, first=False, last=False)
+        self.layer_s = stage_work_s(prices, config, layers=1, moe=moe)
         self.core_s, self.full_s = again_s(prices, config, freedom, moe=moe)
         self.ends_s = np.zeros((len(keys), stages))
-        self.ends_s[:, 0] += _work_s(prices, config, layers=0, moe=moe, first=True, last=False)
-        self.ends_s[:, -1] += _work_s(prices, config, layers=0, moe=moe, first=False, last=True)
+        self.ends_s[:, 0] += stage_work_s(prices, config, first=True)
+        self.ends_s[:, -1] += stage_work_s(prices, config, last=True)
 
     def done(self, rows: IntArray, time_s: FloatArray) -> FloatArray:
         """(N, S) layers that stages of each row get done in (N,) seconds."""
@@ -112,20 +112,6 @@ class _Tables:
             further = np.clip(np.floor(left_s / each_s * (1 + 1e-9)), 0.0, np.maximum(room[rows] - before, 0.0))
             done, left_s, before = done + further, np.maximum(left_s - further * each_s, 0.0), before + further
         return done
-
-
-def _work_s(prices: StagePrices, config: IntArray, *, layers: int, moe: bool, first: bool, last: bool) -> FloatArray:
-    """(R,) one micro-batch's work on a stage."""
-    size = len(config)
-    rows = prices.rows(
-        config,
-        dense=np.full(size, 0 if moe else layers),
-        moe=np.full(size, layers if moe else 0),
-        has_embedding=np.full(size, first),
-        has_head=np.full(size, last),
-    )
-    work_s: FloatArray = np.sum([prices.content[CONTENT_COLUMNS.index(name), rows] for name in _WORK], axis=0)
-    return work_s
 
 
 def _least_time_s(families: list[Family], tables: _Tables, layers: int, most_s: FloatArray) -> FloatArray:

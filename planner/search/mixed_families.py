@@ -16,7 +16,7 @@ import numpy as np
 from costmodels.lowering.grouping import group_rows
 from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule, concatenate
 from costmodels.stage_plan import CONFIG_COLUMNS, StageConfigs
-from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
+from costmodels.stage_prices import StagePrices
 from planner.request import setting_of
 from planner.search.families import Family, step_s
 from planner.search.question import Question
@@ -25,7 +25,6 @@ from planner.space import plan_space
 MOST_STAGES = 16
 MOST_SLOTS = 8  # stages on one group
 OFFERED = 3  # configurations per group, devices of a stage and size of micro-batch
-_WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +145,7 @@ def _work_s(prices: StagePrices) -> FloatArray:
     every = np.ones(count, dtype=np.bool_)
     moe = np.full(count, model.num_moe_layers)
     rows = prices.rows(np.arange(count), dense=model.num_layers - moe, moe=moe, has_embedding=every, has_head=every)
-    work_s: FloatArray = np.sum([prices.content[CONTENT_COLUMNS.index(name), rows] for name in _WORK], axis=0)
-    return work_s
+    return prices.work_s(rows)
 
 
 def _offered(configs: StageConfigs, work_s: FloatArray) -> IntArray:

@@ -11,14 +11,14 @@ import numpy as np
 
 from costmodels.plan import FloatArray, IntArray, Schedule
 from costmodels.stage_layers import layer_kinds
-from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
+from costmodels.stage_prices import StagePrices
 from planner.search.capacity import again_s, rooms
 from planner.search.completion import Units, units
 from planner.search.families import Family, known_of_step_s, step_s
 from planner.search.freedom import Freedom
 from planner.search.once import once_s
+from planner.search.stage_work import stage_rows, stage_work_s
 
-_WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
 _AT_ONCE = 256  # configurations whose room is looked for at once: some tenths of a second
 _ANY_S = 1e9  # longer than any step
 MOST_CELLS = 512  # numbers of devices, of all groups together, that bounds tell apart
@@ -204,7 +204,7 @@ def pool(
         check_time: Called between pieces of work.
     """
     model = prices.context.model
-    works = {moe: work_s(prices, configs, layers=1, moe=moe) for moe in layer_kinds(model)}
+    works = {moe: stage_work_s(prices, configs, layers=1, moe=moe) for moe in layer_kinds(model)}
     quick = np.min(list(works.values()), axis=0) <= longest_s
     if not quick.any():
         return None
@@ -239,8 +239,9 @@ def pool(
     towards_s = prices.transfer_s.reshape(-1, groups)[configs]
     return Pool(
         prices=prices, configs=configs, num_microbatches=num_microbatches, virtual_stages=virtual_stages, runs=runs,
-        kinds=tuple(kinds), first_s=work_s(prices, configs, first=True), last_s=work_s(prices, configs, last=True),
-        crossing_s=2 * towards_s.min(axis=1), units=own, sizes=sizes, starts=starts,
+        kinds=tuple(kinds), first_s=stage_work_s(prices, configs, first=True),
+        last_s=stage_work_s(prices, configs, last=True), crossing_s=2 * towards_s.min(axis=1), units=own, sizes=sizes,
+        starts=starts,
     )  # fmt: skip
 
 
@@ -257,36 +258,14 @@ def _rooms(
     return np.concatenate(parts, axis=1)
 
 
-def work_s(
-    prices: StagePrices,
-    configs: IntArray,
-    *,
-    layers: int = 0,
-    moe: bool = False,
-    first: bool = False,
-    last: bool = False,
-) -> FloatArray:
-    """(C,) one micro-batch's work on a stage."""
-    size = len(configs)
-    rows = prices.rows(
-        configs,
-        dense=np.full(size, layers * (not moe)),
-        moe=np.full(size, layers * moe),
-        has_embedding=np.full(size, first),
-        has_head=np.full(size, last),
-    )
-    found: FloatArray = prices.content[[CONTENT_COLUMNS.index(name) for name in _WORK]][:, rows].sum(axis=0)
-    return found
-
-
 def _once_s(
     prices: StagePrices, configs: IntArray, most: IntArray, num_microbatches: int, longest_s: float, *, moe: bool
 ) -> FloatArray:
     """(C, N + 1) seconds once per step of stages of no more than ``most`` (C,) layers; beyond that, of as many."""
     member = np.repeat(np.arange(len(configs)), most + 1)
     layers = np.arange(len(member)) - np.repeat(np.cumsum(most + 1) - most - 1, most + 1)
-    config, no = configs[member], member < 0
-    rows = prices.rows(config, dense=layers * (not moe), moe=layers * moe, has_embedding=no, has_head=no)
+    config = configs[member]
+    rows = stage_rows(prices, config, layers, moe=moe)
     longest = np.full(len(rows), longest_s)
     exposed_s, update_s = once_s(
         prices, config, rows, num_microbatches=np.full(len(rows), num_microbatches), forward_s=longest,

@@ -29,7 +29,8 @@ from costmodels.stage_prices import StagePrices
 from planner.search.best import Stopped
 from planner.search.families import Family, known_of_step_s, least_nodes, passes_per_work, step_s
 from planner.search.freedom import Freedom
-from planner.search.least_work import least_work, stage_rows, work_of
+from planner.search.least_work import least_work
+from planner.search.stage_work import stage_work_s
 
 _HALVINGS = 5  # of the range a bound lies in
 _SECTIONS = 8  # of the range of what a layer may take
@@ -134,7 +135,7 @@ def _packing(
     m = np.asarray([family.num_microbatches for family in families])
     longest_s = np.zeros(len(distinct))
     np.maximum.at(longest_s, row, (below / m)[:, None])
-    layer_s = _layer_s(prices, distinct, moe=moe)
+    layer_s = stage_work_s(prices, distinct, layers=1, moe=moe)
     fewest = 0 if others else 1
     most = int(min(layers - fewest * (stages - 1), (longest_s / layer_s).max()))
     done = least_work(
@@ -145,16 +146,13 @@ def _packing(
     work_s[:, :, :, :fewest] = np.inf
     work_s[slots == 0] = np.inf
     one = np.ones_like(m)
-    other_s = _layer_s(prices, distinct, moe=not moe)[row].min(axis=1) * others if others else np.zeros(len(m))
+    other_s = (
+        stage_work_s(prices, distinct, layers=1, moe=not moe)[row].min(axis=1) * others if others else np.zeros(len(m))
+    )
     return _Packing(
         layers=layers, work_s=work_s, once_s=done.once_s[row], slots=slots, microbatches=m, other_s=other_s,
         passes=passes_per_work(stages * one, m, one, int(families[0].schedule) * one),
     )  # fmt: skip
-
-
-def _layer_s(prices: StagePrices, config: IntArray, *, moe: bool) -> FloatArray:
-    """(K,) one micro-batch through a layer of a kind, forwards and backwards."""
-    return work_of(prices, stage_rows(prices, config, np.ones_like(config), moe=moe))
 
 
 def _sending_s(config: IntArray, prices: StagePrices) -> FloatArray:

@@ -34,6 +34,7 @@ from planner.search.offloading import (
 )
 from planner.search.once import once_s
 from planner.search.partition import ANYWHERE, PartitionInstance, StageOptions
+from planner.search.stage_work import stage_work_s
 from profiles.model import ModelSpec
 
 _MOST_WAYS, _MOST_CELLS = 500_000, 300_000  # ways looked at and stages priced; above, of a smaller choice
@@ -42,7 +43,6 @@ _MOST_WAYS, _MOST_CELLS = 500_000, 300_000  # ways looked at and stages priced; 
 _FINENESS = ("all", "chain", "coarse")
 _COARSE = 8
 _NARROWINGS = 4  # times that the longest a stage can work is worked out from what shows after the time before
-_WORK = ("forward_s", "input_gradient_s", "weight_gradient_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +149,9 @@ def _in_time(
     unit = {name: column[family.configs] for name, column in prices.unit.items()}
     work_s = np.zeros(len(config))
     for kind in ("dense", "moe"):
-        one_s = (
-            _layer_s(prices, family.configs, moe=kind == "moe") if ways[kind].any() else np.zeros(len(family.configs))
-        )
+        one_s = np.zeros(len(family.configs))
+        if ways[kind].any():
+            one_s = stage_work_s(prices, family.configs, layers=1, moe=kind == "moe")
         work_s += ways[kind][way] * one_s[config]
         sets, of_way = np.unique(ways["modules"], return_inverse=True)
         again_s = np.stack([set_cost(unit, int(some), kind, "s") for some in sets])
@@ -161,19 +161,11 @@ def _in_time(
     return family.configs[config[kept]], {name: column[way[kept]] for name, column in ways.items()}
 
 
-def _layer_s(prices: StagePrices, configs: IntArray, *, moe: bool) -> FloatArray:
-    """(C,) one micro-batch's forward and backward pass of one layer of a kind."""
-    one = np.ones(len(configs), dtype=np.int64)
-    rows = prices.rows(configs, dense=one * (not moe), moe=one * moe, has_embedding=one > 1, has_head=one > 1)
-    per_layer_s: FloatArray = prices.content[[CONTENT_COLUMNS.index(name) for name in _WORK]][:, rows].sum(axis=0)
-    return per_layer_s
-
-
 def _contents(family: Family, prices: StagePrices, most_s: float, most_layers: int | None) -> _Contents:
     """Runs of layers short enough to be worked through in time, and long enough to leave the others no more."""
     model, p = prices.context.model, family.num_stages
     kinds = layer_kinds(model)
-    least_s = min(float(_layer_s(prices, family.configs, moe=moe).min()) for moe in kinds)
+    least_s = min(float(stage_work_s(prices, family.configs, layers=1, moe=moe).min()) for moe in kinds)
     most = min(model.num_layers - p + 1, most_layers or model.num_layers)
     if np.isfinite(most_s):
         most = min(most, int(most_s / least_s))
