@@ -4,6 +4,7 @@ from pathlib import Path
 
 from planner.validate.dataflow_hardware import fewest_gpus
 from planner.validate.dataflow_own_steps import own_passes
+from planner.validate.dataflow_phases import nemo_phases, openrlhf_phases
 from planner.validate.dataflow_replicas import generation_by_replica_size
 from planner.validate.dataflow_steps import disaggregated_steps
 from planner.validate.dataflow_times import decode_steps, heuristic_plan_times
@@ -11,7 +12,7 @@ from planner.validate.experiment import Experiment
 
 
 def call_experiments(folder: Path) -> tuple[Experiment, ...]:
-    """E3, E5, the generation part of E9, E10 and E11.
+    """E3, E5, the generation part of E9, E10, E11, E14 and E15.
 
     Args:
         folder: The published runs (``PLANNER_DATA``/rlhf).
@@ -23,4 +24,6 @@ def call_experiments(folder: Path) -> tuple[Experiment, ...]:
         generation_by_replica_size(folder),
         disaggregated_steps(folder),
         fewest_gpus(folder),
+        nemo_phases(),
+        openrlhf_phases(),
     )

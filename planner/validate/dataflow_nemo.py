@@ -52,6 +52,9 @@ RECIPES = {
     "Qwen3-235B": Recipe(model="qwen3-235b-a22b", logprob_sequences=1, checkpointing=True),
     "Qwen3-30B3A": Recipe(model="qwen3-30b-a3b"),
     "Qwen3-32B": Recipe(model="qwen3-32b"),
+    "Llama-3.1-8B of 0.3": Recipe(model="llama-3.1-8b"),
+    "Llama-3.1-8B of 0.3, DTensor": Recipe(model="llama-3.1-8b", logprob_sequences=2),
+    "Llama-3.1-70B of 0.3": Recipe(model="llama-3.1-70b"),
 }
 # Host time of vLLM between two steps when it serves one sequence: vLLM pull request 17866, see data/engines.
 SERVING_STEP_S = 1.8e-3
@@ -78,7 +81,8 @@ class NemoStep:
         generation_s: Predicted seconds of generation, kernels and links alone.
         serving_s: Host time beside them, as vLLM serves on an x86 host.
         passes: Steps of generation, prompts included: what further host time per step multiplies.
-        training_s: Predicted seconds of training and log-probabilities.
+        train_s: Predicted seconds of training.
+        logprobs_s: Predicted seconds of log-probabilities, of the policy and of the reference model.
         expert_passes: Passes through layers with experts that they take on one device: forward, backward, and again
             forward where layers are recomputed.
         tensors, weight_bytes: What a weight update moves.
@@ -94,10 +98,16 @@ class NemoStep:
     generation_s: float
     serving_s: float
     passes: float
-    training_s: float
+    train_s: float
+    logprobs_s: float
     expert_passes: float
     tensors: int
     weight_bytes: float
+
+    @property
+    def training_s(self) -> float:
+        """Predicted seconds of the training side."""
+        return self.train_s + self.logprobs_s
 
 
 def nemo_steps(folder: Path) -> tuple[list[NemoStep], list[str]]:
@@ -114,8 +124,8 @@ def nemo_steps(folder: Path) -> tuple[list[NemoStep], list[str]]:
     return steps, left_out
 
 
-def priced_step(row: dict[str, str]) -> NemoStep | str:
-    """One row priced, or what stands against it."""
+def priced_step(row: dict[str, str], stack: str = "megatron") -> NemoStep | str:
+    """One row priced, trained by that stack, or what stands against it."""
     if row["model"] not in RECIPES:
         return "not a transformer throughout"
     if "FP8" in row["system"]:
@@ -127,7 +137,7 @@ def priced_step(row: dict[str, str]) -> NemoStep | str:
     device, per_node = ("H100", 8) if row["system"].startswith("H100") else ("GB200", 4)
     cluster = cluster_of(devices, device, per_node)
     as_on_x86 = replace(cluster, node=replace(cluster.node, host_time_scale=1.0))  # what Grace adds is fitted
-    setting = CallSetting(cluster=as_on_x86, stack=find_stack("megatron"))
+    setting = CallSetting(cluster=as_on_x86, stack=find_stack(stack))
     generation = _generation(row, model, setting, devices)
     train, infer = (_train_side(row, kind, model, setting, devices) for kind in (CallKind.TRAIN, CallKind.INFERENCE))
     if generation is None or train is None or infer is None:
@@ -144,7 +154,8 @@ def priced_step(row: dict[str, str]) -> NemoStep | str:
         generation_s=generation.generation_s,
         serving_s=generation.serving_s,
         passes=generation.passes,
-        training_s=train[0] + 2 * infer[0],
+        train_s=train[0],
+        logprobs_s=2 * infer[0],
         expert_passes=train[1] + 2 * infer[1],
         tensors=tensors,
         weight_bytes=weight_bytes,
