@@ -9,7 +9,7 @@ from rich.table import Table
 from planner.phrases import percent, seconds
 from planner.render import render_infeasible
 from planner.rules.base import FRAMEWORK_TITLES
-from planner.search.result import EngineRun, FoundPlan, SearchResult, StageChoice
+from planner.search.result import OPTIMAL_GAP, EngineRun, FoundPlan, SearchResult, StageChoice
 from profiles.units import GIB
 
 # Columns and the fields they show; degrees that are 1 everywhere are left out.
@@ -39,7 +39,9 @@ def render_search(result: SearchResult, console: Console, *, quiet: bool = False
                 console.print(f"\nOn {request.cluster.name} alone", style="bold", highlight=False)
             render_infeasible(infeasible, console)
     else:
-        _plan(result, result.best, console)
+        _plan(result.best, _proof(result), console)
+        _frameworks(result.best, console)
+        _runnable(result, result.best, console)
     console.print()
     for run in result.engines:
         console.print(_engine(run), style="dim", highlight=False)
@@ -62,13 +64,14 @@ def _notes(result: SearchResult, console: Console) -> None:
             console.print(f"  {each}", highlight=False, style=style)
 
 
-def _plan(result: SearchResult, best: FoundPlan, console: Console) -> None:
+def _plan(best: FoundPlan, proof: str, console: Console) -> None:
+    """A plan stage by stage, after what is proved about it."""
     idle = f", {best.idle_devices} idle" if best.idle_devices else ""
     chunks = f", {best.virtual_stages} chunks per stage" if best.virtual_stages > 1 else ""
     interval = f"{seconds(best.step_time_low_s)} to {seconds(best.step_time_high_s)}"
     words = f"\n{seconds(best.step_time_s)} per step ({interval}), {best.num_devices} GPUs{idle}"
     console.print(words, style="bold", highlight=False)
-    console.print(_proof(result), highlight=False)
+    console.print(proof, highlight=False)
     if best.played_step_time_s is not None:
         off = best.played_step_time_s / best.step_time_s - 1.0
         told = "takes as long" if abs(off) < _SAME else f"takes {percent(abs(off))} {'longer' if off > 0 else 'less'}"
@@ -98,12 +101,10 @@ def _plan(result: SearchResult, best: FoundPlan, console: Console) -> None:
         style="dim",
         highlight=False,
     )
-    _frameworks(result, best, console)
 
 
-def _frameworks(result: SearchResult, best: FoundPlan, console: Console) -> None:
+def _frameworks(best: FoundPlan, console: Console) -> None:
     """Who can run the plan, and what is in the way of the others."""
-    asked = result.requests[0].stack.framework
     able = [FRAMEWORK_TITLES[verdict.framework] for verdict in best.frameworks if verdict.runs]
     console.print(f"\nRuns on {', '.join(able) or 'no framework known here'}", style="bold", highlight=False)
     for verdict in best.frameworks:
@@ -111,19 +112,35 @@ def _frameworks(result: SearchResult, best: FoundPlan, console: Console) -> None
             first, *others = verdict.broken.values()
             more = f" (and {len(others)} more)" if others else ""
             console.print(f"{FRAMEWORK_TITLES[verdict.framework]} needs: {first}{more}", style="dim", highlight=False)
-            if verdict.framework == asked:
-                console.print(f"--runnable: the best that {FRAMEWORK_TITLES[asked]} can run", highlight=False)
+
+
+def _runnable(result: SearchResult, best: FoundPlan, console: Console) -> None:
+    """The best plan that the job's framework can run, where that is another one."""
+    framework = result.requests[0].stack.framework
+    title, other = FRAMEWORK_TITLES[framework], result.best_runnable
+    if any(verdict.runs for verdict in best.frameworks if verdict.framework == framework):
+        return
+    if other is None:
+        console.print(f"\nNo plan was found that {title} can run", style="bold", highlight=False)
+        return
+    console.print(f"\nThe best that {title} can run", style="bold", highlight=False)
+    slower = percent(other.step_time_s / best.step_time_s - 1.0)
+    proof = _proved(result.runnable_gap, f"of the spaces searched that {title} can run")
+    _plan(other, f"{slower} slower than the plan above; {proof}", console)
 
 
 def _proof(result: SearchResult) -> str:
     """What is proved, and what is gained over plans that treat every stage alike."""
-    if result.optimal:
-        words = "proved: no plan of the spaces searched is faster"
-    elif result.gap is not None:
-        words = f"at most {percent(result.gap)} from the fastest of the spaces searched"
-    else:
-        words = "nothing is proved about faster plans"
+    words = _proved(result.gap, "of the spaces searched")
     return f"{words}; {percent(result.gain)} faster than the best of planner plan" if result.gain > 0 else words
+
+
+def _proved(gap: float | None, among: str) -> str:
+    if gap is None:
+        return "nothing is proved about faster plans"
+    if gap <= OPTIMAL_GAP:
+        return f"proved: no plan {among} is faster"
+    return f"at most {percent(gap)} from the fastest {among}"
 
 
 def _cell(stage: StageChoice, title: str) -> str:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -113,6 +113,19 @@ class BestSoFar:
             pass
         except KeyboardInterrupt:
             self.interrupted = True
+
+    @contextmanager
+    def with_share(self, share: float) -> Iterator[None]:
+        """Leaves a block of work that share of the time and of the evaluations that are left."""
+        whole, evaluations = self.budget, self.budget.evaluations
+        if evaluations is not None:
+            evaluations = max(self.evaluations + int(share * (evaluations - self.evaluations)), 1)
+        left_s = max(whole.seconds - self.elapsed_s, 0.0)
+        self.budget = replace(whole, seconds=self.elapsed_s + share * left_s, evaluations=evaluations)
+        try:
+            yield
+        finally:
+            self.budget = whole
 
     def offer(self, engine: str, plans: StagePlanBatch, configs: StageConfigs, step_time_s: float) -> bool:
         """Takes a plan that fits, as a batch of one, if it is better than the best so far."""

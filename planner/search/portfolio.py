@@ -1,11 +1,12 @@
 """Strategies: which engines search a question, in which order, and what they prove together."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from costmodels.plan import PlanBatch, Recompute, Schedule
-from costmodels.stage_plan import StageConfigs, from_uniform
+from costmodels.stage_plan import StageConfigs, StagePlanBatch, from_uniform
 from costmodels.stage_prices import StagePrices
 from planner.pricing import CHUNK_ROWS, price_all
 from planner.request import setting_of
@@ -22,7 +23,7 @@ from planner.search.freedom import EIGHTHS, Freedom
 from planner.search.mixed_bounds import mixed_least_s
 from planner.search.mixed_families import mixed_families
 from planner.search.question import Question
-from planner.search.result import EngineRun, SearchResult
+from planner.search.result import EngineRun, FoundPlan, SearchResult
 from planner.search.sharp_bounds import sharp_least_s
 from planner.search.spaces import ACROSS, Space, mixed_space, staged_space, uniform_space, varied_space
 from planner.search.staged import StagedSearch
@@ -39,6 +40,10 @@ _LAYOUT_PINS = (
     "first_stage_layers", "last_stage_layers", "recompute", "recompute_layers", "recompute_modules",
     "offload_optimizer", "offload_activations", "offload_parameters",
 )  # fmt: skip
+_EXACT = ("partition", "cpsat")  # engines that can keep to what a framework can be told
+# Of the time and the evaluations left after enumeration, what goes to plans that the framework can run; they are
+# what the others have to beat, so that this is not lost to the search for those.
+_RUNNABLE_SHARE = 0.5
 _NOTHING_YET = Note(
     code="stopped",
     field="seconds",
@@ -59,23 +64,22 @@ def search_question(question: Question, best: BestSoFar, *, strategy: str) -> Se
     """
     if strategy not in STRATEGIES:
         raise SpecError("strategy", f"unknown value {str(strategy)[:40]!r}", did_you_mean(str(strategy), STRATEGIES))
-    runs: list[EngineRun] = []
-    uniform_s = np.inf
-    for engine in STRATEGIES[strategy]:
-        before = len(runs)
-        with best.until_stopped():
-            runs += ENGINES[engine](question, best)
-        if len(runs) == before:  # interrupted where nothing could be kept
-            runs.append(_unfinished(best, engine, Space(words="stopped before it began", left_out=()), 0.0))
-        if engine == "enumerate":
-            uniform_s = best.step_time_s
-    found = None
-    warnings: tuple[Note, ...] = (_NOTHING_YET,) if best.plans is None and best.out_of_time else ()
-    if best.plans is not None and best.configs is not None:
-        found = found_plan(question, best.plans, best.configs, out_of_time=best.out_of_time)
+    others = STRATEGIES[strategy][1:]
+    uniform = _runs_of("enumerate", question, best)
+    uniform_s = best.step_time_s
+    told = [] if question.runnable else _among_runnable(question, best, others)
+    runnable, runnable_bound_s = (best.plans, best.configs), _together([*uniform, *told], best) if told else None
+    free = [run for engine in others for run in _runs_of(engine, question, best)]
+    bound_s = _together([*uniform, *free], best)
+    if question.runnable:
+        runnable, runnable_bound_s = (best.plans, best.configs), bound_s
+    found = _found(question, best.plans, best.configs, best)
+    best_runnable = found if runnable[0] is best.plans else _found(question, *runnable, best)
+    warnings: tuple[Note, ...] = (_NOTHING_YET,) if found is None and best.out_of_time else ()
+    if found is not None and best.plans is not None and best.configs is not None:
         warnings = warnings_of(found)
         warnings += groups_alone(
-            question, best.plans, best.configs, step_time_s=best.step_time_s, bounds_s=_bounds_across(runs)
+            question, best.plans, best.configs, step_time_s=best.step_time_s, bounds_s=_bounds_across(free)
         )
     return SearchResult(
         requests=question.requests,
@@ -84,13 +88,41 @@ def search_question(question: Question, best: BestSoFar, *, strategy: str) -> Se
         seed=best.budget.seed,
         runnable=question.runnable,
         best=found,
+        best_runnable=best_runnable,
+        runnable_bound_s=runnable_bound_s,
         uniform_step_time_s=uniform_s,
-        engines=tuple(runs),
+        engines=(*uniform, *(run for run in told if run.status != "not run"), *free),
         improvements=tuple(best.improvements),
         elapsed_s=best.elapsed_s,
-        bound_s=_together(runs, best),
+        bound_s=bound_s,
         warnings=warnings,
     )
+
+
+def _runs_of(engine: str, question: Question, best: BestSoFar) -> list[EngineRun]:
+    """What an engine did; one that was interrupted where nothing could be kept says so."""
+    runs: list[EngineRun] = []
+    with best.until_stopped():
+        runs = ENGINES[engine](question, best)
+    return runs or [_unfinished(best, engine, Space(words="stopped before it began", left_out=()), 0.0)]
+
+
+def _among_runnable(question: Question, best: BestSoFar, engines: tuple[str, ...]) -> list[EngineRun]:
+    """Exact engines first search among what the framework can run."""
+    asked, runs = replace(question, runnable=True), []
+    with best.until_stopped(), best.with_share(_RUNNABLE_SHARE):
+        for engine in engines:
+            runs += _runs_of(engine, asked, best) if engine in _EXACT else []
+    return [replace(run, subset=True) for run in runs]
+
+
+def _found(
+    question: Question, plans: StagePlanBatch | None, configs: StageConfigs | None, best: BestSoFar
+) -> FoundPlan | None:
+    """A plan as it is answered, if there is one."""
+    if plans is None or configs is None:
+        return None
+    return found_plan(question, plans, configs, out_of_time=best.out_of_time)
 
 
 def _bounds_across(runs: list[EngineRun]) -> list[float | None]:

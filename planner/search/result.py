@@ -154,6 +154,7 @@ class EngineRun:
         space: What it searched, in words: what the bound is about.
         left_out: Plans that one could think of, but that are not in it.
         made_up: Of what other engines leave out, that it has.
+        subset: Whether that is part of what other engines search, so that only their bounds count for the whole.
         statistics: Whatever else it counts, by name.
     """
 
@@ -166,6 +167,7 @@ class EngineRun:
     space: str
     left_out: tuple[str, ...] = ()
     made_up: tuple[str, ...] = ()
+    subset: bool = False
     statistics: Mapping[str, float | int | str] = field(default_factory=dict)
 
 
@@ -180,6 +182,9 @@ class SearchResult:
         seed: Of everything random.
         runnable: Whether only plans counted that the framework can run.
         best: The best plan; None when none was found.
+        best_runnable: The best plan found of those that the framework can run, stages laid out as it can be told; None
+            when none was found.
+        runnable_bound_s: No such plan of the spaces searched is below that; None when nothing was proved.
         uniform_step_time_s: The best plan that ``planner.plan`` enumerates, which treats every stage alike; infinite
             without one.
         engines: What every engine did, in order.
@@ -197,6 +202,8 @@ class SearchResult:
     seed: int
     runnable: bool
     best: FoundPlan | None
+    best_runnable: FoundPlan | None
+    runnable_bound_s: float | None
     uniform_step_time_s: float
     engines: tuple[EngineRun, ...]
     improvements: tuple[Improvement, ...]
@@ -213,7 +220,7 @@ class SearchResult:
     @property
     def left_out(self) -> tuple[str, ...]:
         """What the bound is not about: left out by engines that proved something and that no other one made up for."""
-        proved = [run for run in self.engines if run.bound_s is not None]
+        proved = [run for run in self.engines if run.bound_s is not None and not run.subset]
         uniform_only = all(run.engine == "enumerate" for run in proved)
         told = [run for run in proved if uniform_only or run.engine != "enumerate"]
         made_up = {item for run in proved for item in run.made_up}
@@ -222,9 +229,12 @@ class SearchResult:
     @property
     def gap(self) -> float | None:
         """Share of the step time that a better plan could still save; None when nothing is proved."""
-        if self.best is None or self.bound_s is None:
-            return None
-        return max(1.0 - self.bound_s / self.best.step_time_s, 0.0)
+        return _gap(self.best, self.bound_s)
+
+    @property
+    def runnable_gap(self) -> float | None:
+        """The same for plans that the framework can run."""
+        return _gap(self.best_runnable, self.runnable_bound_s)
 
     @property
     def optimal(self) -> bool:
@@ -242,6 +252,10 @@ class SearchResult:
         if self.best is None or not math.isfinite(self.uniform_step_time_s):
             return 0.0
         return 1.0 - self.best.step_time_s / self.uniform_step_time_s
+
+
+def _gap(plan: FoundPlan | None, bound_s: float | None) -> float | None:
+    return None if plan is None or bound_s is None else max(1.0 - bound_s / plan.step_time_s, 0.0)
 
 
 OPTIMAL_GAP = 1e-6  # values closer than that are one value: what rounding to ticks may hide

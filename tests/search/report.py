@@ -186,24 +186,20 @@ def value(jobs: tuple[tuple[str, str, int, int], ...], most: int) -> str:
         job = {"sequence_length": tokens, "global_batch_size": sequences}
         ruled_s = thumb_s(ask(model, cluster, job, None, Options()))
         result, took_s = timed(lambda: planner.search(model, cluster, job, seconds=3600.0, evaluations=most))  # noqa: B023
-        best_s = np.inf if result.best is None else result.best.step_time_s
+        best_s, runnable_s = (
+            np.inf if plan is None else plan.step_time_s for plan in (result.best, result.best_runnable)
+        )
         devices = {stage.device for stage in result.best.stages} if result.best is not None else set()
         rows.append(
             (model, cluster, _step(ruled_s), _step(result.uniform_step_time_s), _step(best_s),
              " + ".join(sorted(devices)), _saved(best_s, ruled_s), share(result.gain), share(result.gap),
-             share(_alike_gap(result)), f"{took_s:.0f} s")
+             _step(runnable_s), share(result.runnable_gap), f"{took_s:.0f} s")
         )  # fmt: skip
     titles = (
         "model", "cluster", "Megatron rule of thumb", "best of `planner plan`", "best plan", "runs on",
-        "saved over the rule", "over `planner plan`", "gap", "gap, degrees alike", "CPU",
+        "saved over the rule", "over `planner plan`", "gap", "best that Megatron-LM can run", "its gap", "CPU",
     )  # fmt: skip
     return table(titles, rows)
-
-
-def _alike_gap(result: SearchResult) -> float | None:
-    """Gap to what is proved of stages that have the same degrees on one group."""
-    alike = [run.bound_s for run in result.engines if run.bound_s is not None and "degrees of its own" not in run.space]
-    return max(1.0 - min(alike) / result.best.step_time_s, 0.0) if result.best is not None and alike else None
 
 
 def _step(seconds: float) -> str:
@@ -258,8 +254,9 @@ stage can hold which layers on which configuration; what is left is a partition 
 `--offload` they are not searched.
 
 No framework lays out a mesh of ranks per stage, so the answer says which frameworks can run the plan, and which rule
-keeps each of the others from it. `--runnable` searches among the plans that the framework can run, exactly: stages
-share their degrees, and what they recompute and offload, and differ in layers and devices.
+keeps each of the others from it. Beside it stands the best plan that the job's framework can run, with a bound of its
+own: stages share their degrees, and what they recompute and offload, and differ in layers and devices. These are
+searched first, by up to half of the time; with `--runnable` nothing else is.
 
 The bound is about these spaces under this cost model, and the answer says what each engine's bound is about
 (`engines`: `space`, `left_out`, `bound_s`, and `status` where one was not run). It says nothing about the cost model's
@@ -310,7 +307,7 @@ Stages on one, two or four devices of one of two types, four devices of each, 10
 (arXiv:2104.04473, takeaways 1 to 3): tensor-parallel up to the GPUs of a node, then pipeline stages, as few of both as
 fit, data parallelism over the rest, experts within a node; with the fastest micro-batch, chunks and recomputation
 (none, of attention cores, of whole layers) of that layout, and the optimizer sharded where that is faster. The gap is
-over all spaces searched; beside it the gap that is left where stages on one group have the same degrees.
+over all spaces searched; beside it the best plan that the framework can run, with the gap among these.
 
 {value}
 

@@ -35,8 +35,8 @@ def test_annealing_improves_on_uniform_plans_and_claims_no_proof() -> None:
 def test_after_a_partition_annealing_never_makes_worse() -> None:
     found = planner.search(**QUESTION, strategy="all", seconds=3)
     assert found.best is not None
-    assert [run.engine for run in found.engines] == ["enumerate", "partition", "partition", "mcmc"]
-    assert found.best.step_time_s <= min(run.step_time_s for run in found.engines[:3])
+    assert [run.engine for run in found.engines] == ["enumerate", *["partition"] * 3, "mcmc"]
+    assert found.best.step_time_s <= min(run.step_time_s for run in found.engines[:4])
     # What the annealer improves on nobody has proved anything about; what it does not, stays proved.
     assert (found.bound_s is None) == (found.improvements[-1].engine == "mcmc")
 

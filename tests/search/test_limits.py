@@ -26,7 +26,7 @@ from tests.search import rivals
 from tests.search.small import INSTANCES
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
-STOPS = (2, 3, 5, 8, 13, 21, 34, 55, 65, 75, 89, 144)
+STOPS = (2, 3, 5, 8, 13, 21, 34, 55, 75, 89, 144, 170, 180, 205, 210, 233, 377)
 # Model, cluster, tokens, sequences: the largest mixed clusters that are asked about.
 LARGE = (
     ("kimi-k2", "256x8xA100-80GB+256x8xH100", 4096, 4096),
@@ -69,7 +69,10 @@ def test_wherever_a_search_ends_its_answer_stands(name: str, strategy: str, *, i
             break
         assert {run.status for run in early.engines[statuses.index(status) :]} <= {status}
         assert all(run.bound_s is None or run.bound_s <= whole.best.step_time_s * (1 + 1e-9) or
-                   run.status in ("optimal", "infeasible") for run in early.engines)  # fmt: skip
+                   run.subset or run.status in ("optimal", "infeasible") for run in early.engines)  # fmt: skip
+        if early.runnable_bound_s is not None:
+            assert whole.best_runnable is not None
+            assert early.runnable_bound_s <= whole.best_runnable.step_time_s * (1 + 1e-9)
         if early.best is not None:
             assert early.best.step_time_s >= whole.best.step_time_s * (1 - 1e-9)
         if early.bound_s is not None:
@@ -130,6 +133,16 @@ def test_only_what_ends_a_block_early_is_swallowed() -> None:
     assert best.spent == "interrupted"
 
 
+def test_a_share_is_of_what_is_left() -> None:
+    best = BestSoFar(budget=SearchBudget(seconds=10.0, evaluations=1000), clock=iter([0.0, 4.0, 4.0]).__next__)
+    best.evaluations = 200
+    with best.until_stopped(), best.with_share(0.5):
+        assert best.budget.seconds == 7.0
+        assert best.budget.evaluations == 600
+        raise Stopped
+    assert best.budget == SearchBudget(seconds=10.0, evaluations=1000)
+
+
 @pytest.mark.parametrize(("model", "cluster", "tokens", "sequences"), LARGE)
 @pytest.mark.parametrize("seconds", [1.0, 3.0])
 def test_seconds_are_kept_on_thousands_of_devices(
@@ -154,7 +167,7 @@ def test_too_little_time_to_find_anything_is_no_proof_that_nothing_fits() -> Non
     )
     assert result.best is None
     assert result.infeasible == ()
-    assert [run.status for run in result.engines][1:] == ["seconds"] * 5
+    assert [run.status for run in result.engines][1:] == ["seconds"] * 8
     assert result.bound_s is None
     (note,) = [note for note in result.warnings if note.code == "stopped"]
     assert note.message == "stopped before any plan that fits was found; that is no proof that none does"

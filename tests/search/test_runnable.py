@@ -1,5 +1,6 @@
 """Which frameworks can run the plan found, and searches among what one framework can run."""
 
+import re
 from dataclasses import replace
 from io import StringIO
 from typing import Any
@@ -76,6 +77,11 @@ def test_a_framework_may_not_get_the_best_of_all(free: SearchResult) -> None:
     assert MEGATRON not in runners(best(free))
     assert MEGATRON in runners(best(told))
     assert best(free).step_time_s < best(told).step_time_s
+    assert free.best_runnable == told.best == told.best_runnable
+    assert free.runnable_gap is not None
+    assert free.runnable_gap == pytest.approx(told.gap, abs=1e-6)
+    assert free.bound_s is not None
+    assert free.bound_s < best(told).step_time_s
     assert {stage.device for stage in best(told).stages} == {"A100-SXM-80GB", "H100-SXM-80GB"}
     assert (
         len({(stage.tensor_parallel, stage.data_parallel, stage.micro_batch_size) for stage in best(told).stages}) == 1
@@ -85,6 +91,9 @@ def test_a_framework_may_not_get_the_best_of_all(free: SearchResult) -> None:
 def test_the_document_names_the_rules_in_the_way(free: SearchResult) -> None:
     document = search_document(free)
     assert not document["runnable"]
+    assert document["best_runnable"]["step_time_s"] > document["best"]["step_time_s"]
+    assert document["runnable_bound_s"] <= document["best_runnable"]["step_time_s"]
+    assert document["runnable_gap"] == free.runnable_gap
     told = {entry["framework"]: entry for entry in document["best"]["frameworks"]}
     assert tuple(told) == FRAMEWORKS
     for entry in told.values():
@@ -99,11 +108,14 @@ def test_the_answer_in_a_terminal_names_them_too(free: SearchResult) -> None:
     text = console.export_text()
     assert "Runs on no framework known here" in text
     assert "Megatron-LM needs: all stages" in text
-    assert "--runnable: the best that Megatron-LM can run" in text
+    assert "The best that Megatron-LM can run" in text
+    assert re.search(
+        "slower than the plan above; at most .* from the fastest of the spaces searched that Megatron", text
+    )
     told = Console(record=True, width=200, file=StringIO())
     render_search(found(UNEVEN, runnable=True), told)
     assert "Runs on Megatron-LM" in (text := told.export_text())
-    assert "--runnable" not in text
+    assert "The best that Megatron-LM can run" not in text
 
 
 @pytest.mark.parametrize("framework", ["deepspeed", "nanotron", "huggingface"])
@@ -113,6 +125,15 @@ def test_frameworks_that_lay_layers_out_themselves_get_an_enumerated_plan(framew
     assert result.engines[1].status == "not run"
     assert result.engines[1].space.endswith("lays layers out itself")
     assert result.optimal
+
+
+@pytest.mark.parametrize("strategy", ["enumerate", "mcmc", "cpsat"])
+def test_whatever_is_searched_the_best_that_the_framework_can_run_is_told(strategy: str) -> None:
+    result = found(UNEVEN, strategy=strategy, evaluations=20_000, seconds=2.0)
+    assert result.best_runnable is not None
+    assert MEGATRON in runners(result.best_runnable)
+    assert result.best_runnable.step_time_s <= result.uniform_step_time_s
+    assert (result.runnable_gap is None) == (strategy != "cpsat")
 
 
 def test_annealing_leaves_runnable_plans_to_the_exact_engines() -> None:

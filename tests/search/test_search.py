@@ -314,7 +314,7 @@ def test_nothing_fits_is_an_answer() -> None:
     assert not result.fits
     assert not result.optimal
     assert result.bound_s is None
-    assert [run.status for run in result.engines] == ["infeasible", "infeasible", "infeasible"]
+    assert [run.status for run in result.engines] == ["infeasible"] * 4
     assert json.dumps(search_document(result), allow_nan=False)
 
 
