@@ -264,6 +264,35 @@ def uniform_broken(uniform: PlanBatch, framework: Setting) -> dict[str, BoolArra
     }
 
 
+def pipelines_run(
+    stages: IntArray, schedule: IntArray, virtual_stages: IntArray, num_microbatches: IntArray, framework: Setting
+) -> BoolArray:
+    """(N,) whether a framework runs pipelines with layers laid out by hand, as far as these numbers say.
+
+    Args:
+        stages: (N,) pipeline stages.
+        schedule: (N,) ``Schedule`` codes.
+        virtual_stages: (N,) chunks per stage.
+        num_microbatches: (N,) micro-batches.
+        framework: The framework and the model; its number of devices is not read.
+    """
+    plans = PlanBatch.from_columns(
+        len(stages),
+        pipeline_parallel=stages,
+        schedule=schedule,
+        virtual_stages=virtual_stages,
+        num_microbatches=num_microbatches,
+    )
+    chunks = np.where(schedule == Schedule.ZERO_BUBBLE_V, 2, virtual_stages)
+    rounds = (virtual_stages == 1) | (num_microbatches % stages == 0)
+    legal = (stages * chunks <= framework.model.num_layers) & rounds
+    for rule in rules_for(framework.framework):
+        if rule.columns <= _OF_PIPELINES:
+            legal &= rule.holds(plans, framework)
+    return mask(legal)
+
+
+_OF_PIPELINES = frozenset({"pipeline_parallel", "virtual_stages", "num_microbatches", "schedule"})
 # Plans may leave devices idle.
 _OF_THE_CLUSTER = ("world_size",)
 

@@ -54,6 +54,16 @@ class Family:
     cells: Cells | None = None
 
     @property
+    def chunks(self) -> int:
+        """Runs of consecutive layers that a stage holds, a layer each at least."""
+        return 2 if self.schedule == Schedule.ZERO_BUBBLE_V else self.virtual_stages
+
+    @property
+    def head_stage(self) -> int:
+        """The stage with the output head: a V-shaped placement brings the last chunk back to the first."""
+        return 0 if self.schedule == Schedule.ZERO_BUBBLE_V else self.num_stages - 1
+
+    @property
     def counted(self) -> tuple[IntArray, tuple[int, ...]]:
         """(C, R) what a stage of each configuration takes, devices or slots, and how much of that there is."""
         if self.takes is not None:
@@ -117,6 +127,12 @@ def passes_per_work(
     fills = (schedule != Schedule.ONE_F_ONE_B) & (schedule != Schedule.GPIPE)
     per_work: FloatArray = np.where(fills, m / p, (1.0 - 1.0 / v) * m / p + spread / v)
     return per_work
+
+
+def passes(families: list[Family]) -> FloatArray:
+    """(F,) ``passes_per_work`` of families."""
+    names = ("num_stages", "num_microbatches", "virtual_stages", "schedule")
+    return passes_per_work(*(np.asarray([int(getattr(family, name)) for family in families]) for name in names))
 
 
 def least_step_s(

@@ -14,7 +14,7 @@ So recomputation takes at least b_min times a layer's forward pass, and n - b_mi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,7 +32,7 @@ _CHUNK_CELLS = 1 << 16  # stages priced at once; bounds memory, and the time unt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeastWork:
-    """What R configurations get done on each of S stages of a 1F1B pipeline.
+    """What R configurations get done on each of S stages of a pipeline.
 
     Attributes:
         work_s: (R, S, L + 1) seconds of one micro-batch on a stage with so many layers, at least; infinite where
@@ -50,6 +50,8 @@ def least_work(
     freedom: Freedom,
     *,
     stages: int,
+    schedule: IntArray,
+    virtual_stages: IntArray,
     moe: bool,
     most_layers: int,
     longest_s: FloatArray,
@@ -62,6 +64,8 @@ def least_work(
         prices: Their prices.
         freedom: What may be recomputed; nothing is offloaded.
         stages: Stages of the pipelines, S.
+        schedule: (R,) ``Schedule`` codes of the pipelines.
+        virtual_stages: (R,) their chunks per stage.
         moe: Kind of the layers that are counted; of the other kind nothing is taken into account.
         most_layers: Of one stage, L.
         longest_s: (R,) longest that a stage works on one micro-batch, under which traffic hides.
@@ -73,13 +77,17 @@ def least_work(
     for start in range(0, len(config), size):
         check_time()
         some = slice(start, start + size)
-        again[some] = _again_s(config[some], prices, freedom, stages=stages, moe=moe, most_layers=most_layers)
+        again[some] = _again_s(
+            config[some], prices, freedom, stages=stages, schedule=schedule[some], virtual_stages=virtual_stages[some],
+            moe=moe, most_layers=most_layers,
+        )  # fmt: skip
     row, layers = (axis.ravel() for axis in np.indices((shape[0], shape[2])))
     of_row = config[row]
     rows = stage_rows(prices, of_row, layers, moe=moe)
     ends_s = np.zeros((shape[0], stages, 1))
     ends_s[:, 0, 0] += stage_work_s(prices, config, first=True)
-    ends_s[:, -1, 0] += stage_work_s(prices, config, last=True)
+    head = np.where(schedule == Schedule.ZERO_BUBBLE_V, 0, stages - 1)
+    ends_s[np.arange(len(config)), head, 0] += stage_work_s(prices, config, last=True)
     shown_s, update_s = once_s(
         prices, of_row, rows, num_microbatches=prices.configs.plans.num_microbatches[of_row],
         forward_s=longest_s[row], backward_s=longest_s[row],
@@ -89,41 +97,91 @@ def least_work(
 
 
 def _again_s(
-    config: IntArray, prices: StagePrices, freedom: Freedom, *, stages: int, moe: bool, most_layers: int
+    config: IntArray,
+    prices: StagePrices,
+    freedom: Freedom,
+    *,
+    stages: int,
+    schedule: IntArray,
+    virtual_stages: IntArray,
+    moe: bool,
+    most_layers: int,
 ) -> FloatArray:
     """(R, S, L + 1) seconds that stages spend on recomputation at least; infinite where no layers fit."""
     size = most_layers + 1
     layers = np.broadcast_to(np.tile(np.arange(size), len(config))[:, None], (len(config) * size, stages))
-    of_row = np.repeat(config, size)
-    kind, modules = "moe" if moe else "dense", freedom.most_modules
-    never = np.full(layers.shape, size)  # of so many layers there are none
+    held = _Held(
+        config=np.repeat(config, size), schedule=np.repeat(schedule, size),
+        virtual_stages=np.repeat(virtual_stages, size), layers=layers, moe=moe, modules=freedom.most_modules,
+    )  # fmt: skip
+    spent_s = np.zeros(layers.shape)
+    as_they_are = held.fits(prices, 0 * layers, 0 * layers)
+    rows = np.flatnonzero(~as_they_are.all(axis=1))
+    if len(rows):
+        spent_s[rows] = np.where(as_they_are[rows], 0.0, _spent_s(held.take(rows), prices, freedom))
+    result: FloatArray = spent_s.reshape(len(config), size, stages).swapaxes(1, 2)
+    return result
 
-    def fits(selective: IntArray, full: IntArray) -> BoolArray:
-        batch = StagePlanBatch.from_columns(
-            np.full(len(of_row), stages), np.broadcast_to(of_row[:, None], layers.shape), layers,
-            schedule=int(Schedule.ONE_F_ONE_B), num_microbatches=prices.configs.plans.num_microbatches[of_row],
-            modules=modules, **{f"selective_{kind}": selective, f"full_{kind}": full},
-        )  # fmt: skip
-        none = np.zeros_like(layers)
-        priced = evaluate_stages(batch, prices, kinds=(none, layers) if moe else (layers, none))
-        verdict: BoolArray = priced.stage_memory_bytes <= priced.usable_bytes
-        return verdict
 
-    some = _fewest(layers, never, lambda count: fits(count, 0 * count)) if freedom.selective else never
-    whole = _fewest(layers, never, lambda count: fits(0 * count, count)) if freedom.full else never
+def _spent_s(held: "_Held", prices: StagePrices, freedom: Freedom) -> FloatArray:
+    """(Q, S) seconds that stages that do not fit as they are spend on recomputation at least."""
+    layers = held.layers
+    never = np.full(layers.shape, int(layers.max()) + 1)  # of so many layers there are none
+
+    def fewest(fits: Callable[[IntArray], BoolArray]) -> IntArray:
+        return _fewest(layers, never, fits)
+
+    some = fewest(lambda count: held.fits(prices, count, 0 * count)) if freedom.selective else never
+    whole = fewest(lambda count: held.fits(prices, 0 * count, count)) if freedom.full else never
     in_full = whole
     if freedom.selective:
         in_full = np.where(some < never, 0, never)
         if freedom.full:
-            in_full = np.minimum(in_full, _fewest(layers, never, lambda count: fits(layers - count, count)))
-    as_they_are = fits(0 * layers, 0 * layers)
-    fewest = np.where(as_they_are, 0, np.minimum(some, whole))
-    in_full = np.where(as_they_are, 0, in_full)
-    core_s, layer_s = (each[:, None] for each in again_s(prices, of_row, freedom, moe=moe))
-    spent_s = in_full * layer_s + np.maximum(fewest - in_full, 0) * core_s
-    spent_s = np.where((in_full < never) & (fewest < never), spent_s, np.inf)
-    result: FloatArray = spent_s.reshape(len(config), size, stages).swapaxes(1, 2)
-    return result
+            in_full = np.minimum(in_full, fewest(lambda count: held.fits(prices, layers - count, count)))
+    either = np.minimum(some, whole)
+    core_s, layer_s = (each[:, None] for each in again_s(prices, held.config, freedom, moe=held.moe))
+    spent_s = in_full * layer_s + np.maximum(either - in_full, 0) * core_s
+    found: FloatArray = np.where((in_full < never) & (either < never), spent_s, np.inf)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """Q pipelines whose stages all run one configuration and hold layers of one kind.
+
+    Attributes:
+        config: (Q,) configurations.
+        schedule, virtual_stages: (Q,) of the pipelines.
+        layers: (Q, S) layers.
+        moe: Of which kind.
+        modules: What layers that do not recompute everything recompute.
+    """
+
+    config: IntArray
+    schedule: IntArray
+    virtual_stages: IntArray
+    layers: IntArray
+    moe: bool
+    modules: int
+
+    def take(self, rows: IntArray) -> "_Held":
+        return replace(
+            self, config=self.config[rows], schedule=self.schedule[rows], virtual_stages=self.virtual_stages[rows],
+            layers=self.layers[rows],
+        )  # fmt: skip
+
+    def fits(self, prices: StagePrices, selective: IntArray, full: IntArray) -> BoolArray:
+        """(Q, S) whether stages fit with (Q, S) layers that recompute modules and everything."""
+        kind, none = "moe" if self.moe else "dense", np.zeros_like(self.layers)
+        batch = StagePlanBatch.from_columns(
+            np.full(len(self.config), self.layers.shape[1]), np.broadcast_to(self.config[:, None], none.shape),
+            self.layers, schedule=self.schedule, virtual_stages=self.virtual_stages,
+            num_microbatches=prices.configs.plans.num_microbatches[self.config], modules=self.modules,
+            **{f"selective_{kind}": selective, f"full_{kind}": full},
+        )  # fmt: skip
+        priced = evaluate_stages(batch, prices, kinds=(none, self.layers) if self.moe else (self.layers, none))
+        verdict: BoolArray = priced.stage_memory_bytes <= priced.usable_bytes
+        return verdict
 
 
 def _fewest(layers: IntArray, never: IntArray, fits: Callable[[IntArray], BoolArray]) -> IntArray:

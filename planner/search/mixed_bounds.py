@@ -11,14 +11,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from costmodels.plan import BoolArray, FloatArray, IntArray
+from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
 from costmodels.stage_prices import StagePrices
 from planner.search.capacity import again_s, rooms
-from planner.search.families import Family, least_nodes, least_once_s, passes_per_work, step_s
+from planner.search.families import Family, least_nodes, least_once_s, passes, step_s
 from planner.search.freedom import Freedom
+from planner.search.places import most_worth
 from planner.search.stage_work import stage_work_s
 
 _BISECTIONS = 20
+_NEVER = 1e9  # layers that no stage gets done where there is no device for it
 
 
 def mixed_least_s(
@@ -73,10 +75,10 @@ def _once_s(families: list[Family], prices: StagePrices, below_s: float) -> Floa
 
 
 class _Tables:
-    """What every configuration of some families of S stages gets done, stage by stage; rows by (configuration, m).
+    """What every configuration of some families of S stages gets done, stage by stage, by its pipeline.
 
     Attributes:
-        row_of: Row of a configuration with a number of micro-batches.
+        row_of: Row of a configuration in pipelines of a schedule, chunks, and micro-batches.
         room: (3, R, S) most layers, see ``capacity.rooms``.
         layer_s, core_s, full_s: (R,) a layer's work, and what recomputing it adds.
         ends_s: (R, S) work besides layers.
@@ -84,14 +86,14 @@ class _Tables:
 
     def __init__(self, families: list[Family], prices: StagePrices, freedom: Freedom, *, moe: bool) -> None:
         stages = families[0].num_stages
-        keys = sorted({(int(config), family.num_microbatches) for family in families for config in family.configs})
+        keys = sorted({key for family in families for key in _keys(family)})
         self.row_of = {key: row for row, key in enumerate(keys)}
         alone = [
             Family(
-                num_stages=stages, schedule=families[0].schedule, virtual_stages=1, num_microbatches=m,
+                num_stages=stages, schedule=Schedule(schedule), virtual_stages=chunks, num_microbatches=m,
                 configs=np.asarray([config]),
             )
-            for config, m in keys
+            for config, schedule, chunks, m in keys
         ]  # fmt: skip
         self.room = rooms(alone, prices, freedom, moe=moe)
         config = np.asarray([key[0] for key in keys], dtype=np.int64)
@@ -99,7 +101,8 @@ class _Tables:
         self.core_s, self.full_s = again_s(prices, config, freedom, moe=moe)
         self.ends_s = np.zeros((len(keys), stages))
         self.ends_s[:, 0] += stage_work_s(prices, config, first=True)
-        self.ends_s[:, -1] += stage_work_s(prices, config, last=True)
+        head = [family.head_stage for family in alone]
+        self.ends_s[np.arange(len(keys)), head] += stage_work_s(prices, config, last=True)
 
     def done(self, rows: IntArray, time_s: FloatArray) -> FloatArray:
         """(N, S) layers that stages of each row get done in (N,) seconds."""
@@ -114,17 +117,22 @@ class _Tables:
         return done
 
 
+def _keys(family: Family) -> list[tuple[int, int, int, int]]:
+    """By what the tables tell the configurations of a family apart."""
+    pipeline = (int(family.schedule), family.virtual_stages, family.num_microbatches)
+    return [(config, *pipeline) for config in family.configs.tolist()]
+
+
 def _least_time_s(families: list[Family], tables: _Tables, layers: int, most_s: FloatArray) -> FloatArray:
     """(F,) least time of the slowest stage with which all layers get done; infinite if ``most_s`` is not enough."""
     width = max(len(family.configs) for family in families)
     rows = np.zeros((len(families), width), dtype=np.int64)
     slots = np.zeros((len(families), width), dtype=np.int64)
     for at, family in enumerate(families):
-        rows[at, : len(family.configs)] = [tables.row_of[int(c), family.num_microbatches] for c in family.configs]
+        rows[at, : len(family.configs)] = [tables.row_of[key] for key in _keys(family)]
         slots[at, : len(family.configs)] = family.slots
     m = np.asarray([family.num_microbatches for family in families])
-    one = np.ones_like(m)
-    stages = m / passes_per_work(families[0].num_stages * one, m, one, int(families[0].schedule) * one)
+    stages = m / passes(families)
 
     def enough(time_s: FloatArray) -> BoolArray:
         """(F,) whether all layers get done where no stage works longer than that on one micro-batch."""
@@ -159,16 +167,5 @@ def _done_together(
 
 def _done(tables: _Tables, rows: IntArray, slots: IntArray, time_s: FloatArray) -> FloatArray:
     """(F,) most layers that the stages of families get done together, each on one of their configurations."""
-    done = np.stack([tables.done(rows[:, index], time_s) for index in range(rows.shape[1])])
-    done = np.where(slots.T[:, :, None] > 0, done, -np.inf)
-    if len(done) != 2:  # without counting devices: never too few
-        together: FloatArray = done.max(axis=0).sum(axis=1)
-        return together
-    stages = done.shape[2]
-    # Of two kinds of stages those go to the first that gain most from it, as many as have to and may.
-    gain = -np.sort(-(np.maximum(done[0], 0.0) - np.maximum(done[1], 0.0)), axis=1)
-    place = np.arange(stages)
-    needed, allowed = (stages - slots[:, 1])[:, None], slots[:, 0][:, None]
-    taken = (place < needed) | ((gain > 0) & (place < allowed))
-    both: FloatArray = np.maximum(done[1], 0.0).sum(axis=1) + np.where(taken, gain, 0.0).sum(axis=1)
-    return both
+    done = np.stack([tables.done(rows[:, index], time_s) for index in range(rows.shape[1])], axis=1)
+    return most_worth(np.where(slots[:, :, None] > 0, done, -_NEVER), slots)

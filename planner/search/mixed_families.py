@@ -4,10 +4,10 @@ All stages on one group have the same number of devices and the same configurati
 group, and how many, is part of the partition, as is leaving devices idle. Numbers of devices per stage are
 powers of two, from an eighth of the group up, and whole groups. Considered are all configurations that the groups
 share, as the frameworks have it; and for groups that run different ones, those with the least work for a size of
-micro-batch. Interleaved schedules across groups are not.
+micro-batch; with every schedule and number of chunks that the framework runs with so many stages and micro-batches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -18,9 +18,10 @@ from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule, concatena
 from costmodels.stage_plan import CONFIG_COLUMNS, StageConfigs
 from costmodels.stage_prices import StagePrices
 from planner.request import setting_of
-from planner.search.families import Family, step_s
+from planner.search.families import Family, passes_per_work, step_s
 from planner.search.question import Question
-from planner.space import plan_space
+from planner.space import chunk_counts, plan_space
+from planner.stage_constraints import pipelines_run
 
 MOST_STAGES = 16
 MOST_SLOTS = 8  # stages on one group
@@ -58,23 +59,49 @@ def mixed_families(
     chosen = sorted({rows for members in together for rows in _across(configs, members)})
     if not chosen:
         return Mixed(families=[], prices=prices, least_s=np.zeros(0))
-    which, stages = _numbers_of_stages(chosen, slots, question.requests[0].model.num_layers)
-    least_s = _least_s(chosen, which, stages, slots, prices, work_s)
-    hopeful = np.flatnonzero(least_s < below_s)
+    kinds = _pipelines(question, pins, chosen, slots, configs)
+    least_s = _least_s(chosen, kinds, slots, prices, work_s)
+    kinds = kinds.take(np.flatnonzero(least_s < below_s))
     rows_of = [np.asarray(rows) for rows in chosen]
     slots_of = [tuple(slots[rows].tolist()) for rows in rows_of]
     families = [
         Family(
             num_stages=count,
-            schedule=Schedule.ONE_F_ONE_B,
-            virtual_stages=1,
-            num_microbatches=int(configs.plans.num_microbatches[chosen[at][0]]),
+            schedule=Schedule(schedule),
+            virtual_stages=chunks,
+            num_microbatches=m,
             configs=rows_of[at],
             slots=slots_of[at],
         )
-        for at, count in zip(which[hopeful].tolist(), stages[hopeful].tolist(), strict=True)
+        for at, count, schedule, chunks, m in kinds.rows()
     ]
-    return Mixed(families=families, prices=prices, least_s=least_s[hopeful])
+    return Mixed(families=families, prices=prices, least_s=least_s[least_s < below_s])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pipelines:
+    """Families before they are built; F rows.
+
+    Attributes:
+        which: (F,) number of the choice of configurations.
+        stages: (F,) pipeline stages.
+        schedule: (F,) ``Schedule`` codes.
+        chunks: (F,) virtual stages.
+        microbatches: (F,) of a step.
+    """
+
+    which: IntArray
+    stages: IntArray
+    schedule: IntArray
+    chunks: IntArray
+    microbatches: IntArray
+
+    def take(self, rows: IntArray) -> "_Pipelines":
+        return _Pipelines(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+
+    def rows(self) -> Iterator[tuple[int, int, int, int, int]]:
+        """Row by row."""
+        return zip(*(getattr(self, name).tolist() for name in self.__dataclass_fields__), strict=True)
 
 
 def _together(configs: StageConfigs, kept: IntArray, *, alike: bool) -> list[IntArray]:
@@ -95,14 +122,40 @@ def _across(configs: StageConfigs, members: IntArray) -> list[tuple[int, ...]]:
     return [rows for rows in chosen if len(rows) > 1]
 
 
-def _numbers_of_stages(chosen: list[tuple[int, ...]], slots: IntArray, layers: int) -> tuple[IntArray, IntArray]:
-    """(F,) choice of configurations of each family, and its number of stages: from one on each to as many as fit."""
+def _pipelines(
+    question: Question, pins: Mapping[str, int], chosen: list[tuple[int, ...]], slots: IntArray, configs: StageConfigs
+) -> _Pipelines:
+    """Every number of stages of every choice, from one on each group to as many as fit, with every legal schedule."""
+    setting = setting_of(question.requests[0])
+    layers = setting.model.num_layers
     fewest = np.asarray([len(rows) for rows in chosen])
     most = np.minimum([int(slots[list(rows)].sum()) for rows in chosen], min(MOST_STAGES, layers))
     counts = np.maximum(most - fewest + 1, 0)
     which = np.repeat(np.arange(len(chosen)), counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)
-    return which, fewest[which] + np.arange(len(which)) - first
+    stages = fewest[which] + np.arange(len(which)) - first
+    microbatches = configs.plans.num_microbatches[[rows[0] for rows in chosen]].astype(np.int64)[which]
+    shapes = group_rows(stages, microbatches)
+    ways = [(int(schedule), 1) for schedule in (Schedule.ONE_F_ONE_B, Schedule.GPIPE)]
+    ways += [(int(Schedule.ONE_F_ONE_B), chunks) for chunks in chunk_counts(setting) if chunks > 1]
+    parts = []
+    for schedule, chunks in ways:
+        if pins.get("schedule", schedule) != schedule or pins.get("virtual_stages", chunks) != chunks:
+            continue
+        rows = shapes.first
+        one = np.ones(len(rows), dtype=np.int64)
+        legal = pipelines_run(stages[rows], schedule * one, chunks * one, microbatches[rows], setting)
+        legal &= pins.get("pipeline_parallel", stages[rows]) == stages[rows]
+        kept = np.flatnonzero(legal[shapes.of_row])
+        one = np.ones(len(kept), dtype=np.int64)
+        parts.append(
+            _Pipelines(
+                which=which[kept], stages=stages[kept], schedule=schedule * one, chunks=chunks * one,
+                microbatches=microbatches[kept],
+            )
+        )  # fmt: skip
+    joined = {name: [getattr(part, name) for part in parts] for name in _Pipelines.__dataclass_fields__}
+    return _Pipelines(**{name: np.concatenate(columns) for name, columns in joined.items()})
 
 
 def _configs(question: Question, pins: Mapping[str, int]) -> StageConfigs:
@@ -159,17 +212,12 @@ def _offered(configs: StageConfigs, work_s: FloatArray) -> IntArray:
 
 
 def _least_s(
-    chosen: list[tuple[int, ...]],
-    which: IntArray,
-    stages: IntArray,
-    slots: IntArray,
-    prices: StagePrices,
-    work_s: FloatArray,
+    chosen: list[tuple[int, ...]], kinds: _Pipelines, slots: IntArray, prices: StagePrices, work_s: FloatArray
 ) -> FloatArray:
     """(F,) step times that no layout goes below: all layers at the rate of the fastest stages there are devices for.
 
     The slowest stage works m times, and takes at least as long as all layers divided by the rates of all
-    stages together; one micro-batch passes m - 1 times less through the others, at the rate of the fastest.
+    stages together; the whole work is no less than that of all layers on the fastest.
     """
     width = max(len(rows) for rows in chosen)
     table = np.asarray([rows + rows[-1:] * (width - len(rows)) for rows in chosen])
@@ -179,9 +227,10 @@ def _least_s(
     times_s = np.take_along_axis(times_s, order, axis=1)
     places = np.take_along_axis(np.where(here, slots[table], 0), order, axis=1)
     before = np.cumsum(places, axis=1) - places
+    which, stages = kinds.which, kinds.stages
     taken = np.clip(stages[:, None] - before[which], 0, places[which])
     rate = (taken / times_s[which]).sum(axis=1)
     nodes = np.where(here, prices.unit["nodes"][table], np.inf).min(axis=1)
-    microbatches = prices.configs.plans.num_microbatches[table[:, 0]]
-    least_s = np.maximum(microbatches[which] / rate, times_s[which, 0])
+    passes = passes_per_work(stages, kinds.microbatches, kinds.chunks, kinds.schedule)
+    least_s = np.maximum(kinds.microbatches / rate, passes * times_s[which, 0])
     return step_s(least_s, nodes=nodes[which] * stages, prices=prices)

@@ -15,7 +15,7 @@ least y L - S(y, h) with
     S(y, h) = sum over i of max over k, l with m w + u <= K of (y l - w(k, i, l) - h(k)) + sum over k of h(k) slots(k)
 
 since the layers sum up to L and no more than slots(k) stages pay for k. K is at least P times that and the largest
-u. For two configurations the h found one after the other are the best there are; for more any h bounds.
+u. Any h bounds; for two configurations those that are found are the best there are.
 """
 
 from collections.abc import Callable
@@ -27,15 +27,15 @@ import numpy as np
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from costmodels.stage_prices import StagePrices
 from planner.search.best import Stopped
-from planner.search.families import Family, known_of_step_s, least_nodes, passes_per_work, step_s
+from planner.search.families import Family, known_of_step_s, least_nodes, passes, step_s
 from planner.search.freedom import Freedom
 from planner.search.least_work import least_work
+from planner.search.places import most_worth
 from planner.search.stage_work import stage_work_s
 
 _HALVINGS = 5  # of the range a bound lies in
 _SECTIONS = 8  # of the range of what a layer may take
 _GOLDEN = (5**0.5 - 1) / 2
-_SWEEPS = 3  # over the prices of places of more than two configurations
 _ONCE_STEPS = 12  # halvings of the range of what happens once
 _NEVER = 1e9  # seconds of a stage that cannot run a configuration
 _CHUNK_CELLS = 1 << 21  # layers on configurations looked at together; bounds memory
@@ -49,7 +49,7 @@ def sharp_least_s(
     below_s: float,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> FloatArray:
-    """(F,) step times that no layout of 1F1B families goes below; infinite where that is above ``below_s``.
+    """(F,) step times that no layout of families goes below; infinite where that is above ``below_s``.
 
     Args:
         families: Families of any number of configurations.
@@ -126,12 +126,13 @@ def _packing(
     layers = model.num_moe_layers if moe else model.num_layers - model.num_moe_layers
     others = model.num_layers - layers
     width = max(len(family.configs) for family in families)
-    config, slots = np.zeros((2, len(families), width), dtype=np.int64)
+    config, slots, schedule, chunks = np.zeros((4, len(families), width), dtype=np.int64)
     for at, family in enumerate(families):
         config[at], slots[at, : len(family.configs)] = family.configs[-1], family.slots
         config[at, : len(family.configs)] = family.configs
-    distinct, row = np.unique(config, return_inverse=True)
-    row = row.reshape(config.shape)
+        schedule[at], chunks[at] = family.schedule, family.virtual_stages
+    keys, row = np.unique(np.stack([config, schedule, chunks]).reshape(3, -1), axis=1, return_inverse=True)
+    distinct, row = keys[0], row.reshape(config.shape)
     m = np.asarray([family.num_microbatches for family in families])
     longest_s = np.zeros(len(distinct))
     np.maximum.at(longest_s, row, (below / m)[:, None])
@@ -139,27 +140,26 @@ def _packing(
     fewest = 0 if others else 1
     most = int(min(layers - fewest * (stages - 1), (longest_s / layer_s).max()))
     done = least_work(
-        distinct, prices, freedom, stages=stages, moe=moe, most_layers=max(most, 1), longest_s=longest_s,
-        check_time=check_time,
+        distinct, prices, freedom, stages=stages, schedule=keys[1], virtual_stages=keys[2], moe=moe,
+        most_layers=max(most, 1), longest_s=longest_s, check_time=check_time,
     )  # fmt: skip
-    work_s = done.work_s[row] + _sending_s(config, prices)[:, :, None, None]
+    work_s = done.work_s[row] + _sending_s(config, prices, chunks)[:, :, None, None]
     work_s[:, :, :, :fewest] = np.inf
     work_s[slots == 0] = np.inf
-    one = np.ones_like(m)
     other_s = (
         stage_work_s(prices, distinct, layers=1, moe=not moe)[row].min(axis=1) * others if others else np.zeros(len(m))
     )
     return _Packing(
         layers=layers, work_s=work_s, once_s=done.once_s[row], slots=slots, microbatches=m, other_s=other_s,
-        passes=passes_per_work(stages * one, m, one, int(families[0].schedule) * one),
+        passes=passes(families),
     )  # fmt: skip
 
 
-def _sending_s(config: IntArray, prices: StagePrices) -> FloatArray:
+def _sending_s(config: IntArray, prices: StagePrices, chunks: IntArray) -> FloatArray:
     """(N, C) seconds of one micro-batch's way to and from the next stage, at least, with what launching it takes."""
     groups = len(prices.contexts)
     to_s = prices.transfer_s[config[:, :, None] * groups + prices.configs.group[config][:, None, :]].min(axis=2)
-    sending_s: FloatArray = 2 * to_s + prices.context.stack.microbatch_overhead_s
+    sending_s: FloatArray = 2 * to_s + prices.context.stack.microbatch_overhead_s * chunks
     return sending_s
 
 
@@ -209,7 +209,7 @@ def _bound_s(
 
     def at(per_layer_s: FloatArray) -> FloatArray:
         worth_s = (per_layer_s[:, None, None, None] * layers - work_s).max(axis=3)
-        together_s = _placed(worth_s, packing.slots)
+        together_s = most_worth(worth_s, packing.slots)
         bound_s: FloatArray = packing.passes * (packing.other_s + packing.layers * per_layer_s - together_s)
         return bound_s
 
@@ -225,32 +225,9 @@ def _bound_s(
         left, right = np.where(falls, tried, kept), np.where(falls, kept, tried)
         value_left, value_right = np.where(falls, found, value), np.where(falls, value, found)
     best = np.maximum(value_left, value_right)
-    room = _placed(np.where(in_time, layers, -_NEVER).max(axis=3), packing.slots)
+    room = most_worth(np.where(in_time, layers, -_NEVER).max(axis=3), packing.slots)
     best = np.where(room < packing.layers, np.inf, best)  # what a layer may take has no limit then
     return least_s + best, np.exp(np.where(value_left >= value_right, left, right))
-
-
-def _placed(value: FloatArray, slots: IntArray) -> FloatArray:
-    """(N,) most that stages are worth together, each on one of its configurations, at least.
-
-    For prices h of places the sum over stages of the largest value less its price, and the price of all places, is
-    no less. Of one price, others as they are, the best is where as many stages want a place as there are.
-
-    Args:
-        value: (N, C, p) what stages are worth on each configuration.
-        slots: (N, C) stages that may run it.
-    """
-    count, width, stages = value.shape
-    place = np.zeros((count, width))
-    for kind in [*range(width)] * min(width - 1, _SWEEPS):
-        others = np.delete(value - place[:, :, None], kind, axis=1)
-        gain = np.sort(value[:, kind] - others.max(axis=1), axis=1)[:, ::-1]
-        first_out = np.minimum(slots[:, kind], stages - 1)[:, None]
-        wanted = np.take_along_axis(gain, first_out, axis=1)[:, 0]
-        place[:, kind] = np.where(slots[:, kind] < stages, np.maximum(wanted, 0.0), 0.0)
-    net = value - place[:, :, None]
-    total: FloatArray = net.max(axis=1).sum(axis=1) + (place * slots).sum(axis=1)
-    return total
 
 
 def _once_s(packing: _Packing, once_s: FloatArray) -> FloatArray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from costmodels.plan import FloatArray, IntArray, Recompute, Schedule
+from costmodels.plan import FloatArray, IntArray, Recompute
 from costmodels.stage_evaluate import StageEstimateBatch
 from costmodels.stage_layers import layer_kinds
 from costmodels.stage_plan import StagePlanBatch
@@ -169,7 +169,7 @@ def _contents(family: Family, prices: StagePrices, most_s: float, most_layers: i
     most = min(model.num_layers - p + 1, most_layers or model.num_layers)
     if np.isfinite(most_s):
         most = min(most, int(most_s / least_s))
-    fewest = max(family.virtual_stages, model.num_layers - (p - 1) * most, 2 if _is_v_shaped(family) else 1)
+    fewest = max(family.chunks, model.num_layers - (p - 1) * most)
     counts = np.arange(fewest, most + 1)
     if len(kinds) == 1:
         zero = np.zeros_like(counts)
@@ -349,15 +349,10 @@ def _placed(family: Family, prices: StagePrices, contents: _Contents, ways: Stag
     return OptionTable(family=family, instance=instance, config=config, counts=counts)
 
 
-def _is_v_shaped(family: Family) -> bool:
-    """Whether the last chunk is on the first stage, and the head with it."""
-    return family.schedule == Schedule.ZERO_BUBBLE_V
-
-
 def _weight_gradient_s(family: Family, prices: StagePrices) -> float:
     """Mean of a stage's weight gradients over the stages of a family of one configuration, however layers lie."""
     model, p = prices.context.model, family.num_stages
-    moe, apart = model.num_moe_layers, p > 1 and not _is_v_shaped(family)
+    moe, apart = model.num_moe_layers, family.head_stage > 0
     # All layers with the embedding, and the head: on a stage of its own where it is not on the embedding's.
     rows = prices.rows(
         np.repeat(family.configs, 2),
@@ -376,7 +371,7 @@ def _once_s(
     """(K,) seconds once per step of each option: traffic under the longest passes there are, and the optimizer."""
     rows = prices.rows(
         config, dense=columns["dense"], moe=columns["moe"], has_embedding=stage == 0,
-        has_head=stage == (0 if _is_v_shaped(family) else family.num_stages - 1),
+        has_head=stage == family.head_stage,
     )  # fmt: skip
     return once_s(
         prices,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.plan import BoolArray, IntArray, PlanBatch, Recompute, Schedule
+from costmodels.plan import BoolArray, IntArray, Recompute, Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs, StagePlanBatch
 from planner.candidates import Candidates
@@ -38,6 +38,7 @@ from planner.search.varied_vectors import (
     settled,
 )
 from planner.space import chunk_counts
+from planner.stage_constraints import pipelines_run
 from profiles.errors import SpecError
 
 MAX_STAGES = 64  # stages a vector has room for; more are never worth their bubble on clusters we know
@@ -48,7 +49,6 @@ _ROUNDS = 24  # draws until enough plans are legal
 _SCHEDULES = (Schedule.ONE_F_ONE_B, Schedule.GPIPE, Schedule.ZERO_BUBBLE_1P, Schedule.ZERO_BUBBLE_2P)
 # What may be fixed: columns of a stage's configuration, and of the pipeline.
 PINNED = frozenset({*CONFIG_COLUMNS, "pipeline_parallel", "virtual_stages", "schedule"})
-_PLAN_RULES = frozenset({"pipeline_parallel", "virtual_stages", "num_microbatches", "schedule"})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -280,21 +280,15 @@ class VariedSpace:
         shape = (width, len(schedules), len(chunks), len(counts))
         place = np.indices(shape).reshape(4, -1)
         stages, v = place[0] + 1, chunks[place[2]]
-        plans = PlanBatch.from_columns(
-            place.shape[1],
-            pipeline_parallel=stages,
-            schedule=schedules[place[1]],
-            virtual_stages=v,
-            num_microbatches=counts[place[3]],
-        )
-        legal = (stages * v <= setting.model.num_layers) & (setting.model.num_layers % v == 0)
+        known = {
+            "pipeline_parallel": stages, "schedule": schedules[place[1]], "virtual_stages": v,
+            "num_microbatches": counts[place[3]],
+        }  # fmt: skip
+        legal = pipelines_run(stages, known["schedule"], v, known["num_microbatches"], setting)
+        legal &= setting.model.num_layers % v == 0
         legal &= stages > 1  # plans without a pipeline have no stages to differ
-        legal &= (v == 1) | (plans.schedule == Schedule.ONE_F_ONE_B)
-        for rule in rules_for(setting.framework):
-            if rule.columns <= _PLAN_RULES:
-                legal &= rule.holds(plans, setting)
-        for name in _PLAN_RULES & self.pins.keys():
-            legal &= getattr(plans, name) == self.pins[name]
+        for name in known.keys() & self.pins.keys():
+            legal &= known[name] == self.pins[name]
         return np.asarray(legal.reshape(shape), dtype=np.bool_)
 
     def _named(self) -> list[Knob]:

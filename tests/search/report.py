@@ -244,7 +244,8 @@ plan is `largest_price_gap` in the document.
 
 Across groups of different GPUs every group runs one configuration: any that the groups share, or, where they differ,
 one of the three with the least work for its number of devices per stage and size of micro-batch; bounds are about
-these. Which stages are on which group, and how many, is part of the partition. Leaving devices idle is legal.
+these. The schedule is any that the framework runs, interleaved or not. Which stages are on which group, and how many,
+is part of the partition. Leaving devices idle is legal.
 
 Last come pipelines of 2 to 32 stages with degrees of their own: every stage takes any group, any number of devices
 that is an even share of a scale-up domain or so many whole ones, any legal degrees, ZeRO stage and micro-batch of the
@@ -261,10 +262,10 @@ searched first, by up to half of the time; with `--runnable` nothing else is.
 The bound is about these spaces under this cost model, and the answer says what each engine's bound is about
 (`engines`: `space`, `left_out`, `bound_s`, and `status` where one was not run). It says nothing about the cost model's
 own error (see [accuracy.md](accuracy.md)), and nothing about plans outside: stages with degrees of their own together
-with virtual stages, zero bubble or offloading, interleaving and zero bubble across groups. With zero-bubble schedules
-both the price and the bound are those of the formula, which knows nothing of the order in which weight gradients fill
-bubbles: between unequal stages it is up to 16 % below and 7 % above a schedule played out
-(`costmodels.pipeline_simulation`); 1F1B and GPipe are exact.
+with virtual stages, zero bubble or offloading, zero bubble across groups. With zero-bubble schedules both the price
+and the bound are those of the formula, which knows nothing of the order in which weight gradients fill bubbles:
+between unequal stages it is up to 16 % below and 7 % above a schedule played out (`costmodels.pipeline_simulation`);
+1F1B and GPipe are exact.
 
 ## Against every plan there is
 

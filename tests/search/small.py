@@ -148,6 +148,8 @@ INSTANCES = (
           pins={"mbs": 1}),
     Small(name="two types, slow network", model=model(5, hidden_size=2048, intermediate_size=5632),
           cluster="2x1xA10G+2x1xL4", job={"sequence_length": 1024, "global_batch_size": 8}, reserve_gib=8.0),
+    Small(name="two types, interleaved", model=model(6), cluster="1x2xA100-80GB+1x2xH100", reserve_gib=50.0,
+          job={"sequence_length": 2048, "global_batch_size": 4}, pins={"mbs": 1}),
     Small(name="everything at once", model=model(5), cluster="1x2xA100-80GB+1x2xH100", reserve_gib=66.0,
           job={"sequence_length": 2048, "global_batch_size": 16}),
     Small(name="every dimension", model=dense_and_moe(3), cluster="1x2xA100-80GB+1x2xH100", reserve_gib=73.5,

@@ -17,7 +17,7 @@ from planner.search.mixed_bounds import mixed_least_s
 from planner.search.mixed_families import Mixed, mixed_families
 from planner.search.portfolio import by_enumeration
 from planner.search.question import Question, ask
-from planner.search.sharp_bounds import _placed, sharp_least_s
+from planner.search.sharp_bounds import sharp_least_s
 from planner.search.stage_table import option_table
 from tests.search.small import INSTANCES
 from tests.search.test_bounds import freedom, least_of_all_s
@@ -27,7 +27,13 @@ BY_NAME = {instance.name: instance for instance in INSTANCES}
 
 @pytest.mark.parametrize(
     ("name", "close"),
-    [("two types, loose", 0.9), ("two types, tight", 0.8), ("two types, MoE", 0.9), ("two types, slow network", 0.6)],
+    [
+        ("two types, loose", 0.9),
+        ("two types, tight", 0.8),
+        ("two types, MoE", 0.9),
+        ("two types, slow network", 0.6),
+        ("two types, interleaved", 0.8),
+    ],
 )
 def test_no_layout_of_a_family_is_below_its_bound_and_most_come_close(name: str, close: float) -> None:
     question = BY_NAME[name].question()
@@ -56,7 +62,7 @@ LARGE: dict[str, tuple[str, str, dict[str, int]]] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "close"), [("dense", 0.9), ("less memory", 0.9), ("dense layers before MoE", 0.9), ("three groups", 0.8)]
+    ("name", "close"), [("dense", 0.9), ("less memory", 0.9), ("dense layers before MoE", 0.85), ("three groups", 0.8)]
 )
 def test_good_plans_of_large_families_are_not_below_the_bound(name: str, close: float) -> None:
     model, cluster, job = LARGE[name]
@@ -64,7 +70,7 @@ def test_good_plans_of_large_families_are_not_below_the_bound(name: str, close: 
     best = BestSoFar(budget=SearchBudget(seconds=1000.0))
     by_enumeration(question, best)
     mixed = mixed_families(question, {})
-    hopeful = np.flatnonzero(mixed.least_s < best.step_time_s)
+    hopeful = np.flatnonzero(mixed.least_s < 0.7 * best.step_time_s)
     some = [mixed.families[at] for at in hopeful if mixed.families[at].num_stages <= 8]
     families = [some[at] for at in np.random.default_rng(7).choice(len(some), size=200, replace=False)]
     coarse_s = mixed_least_s(families, mixed.prices, Freedom(), below_s=best.step_time_s)
@@ -97,28 +103,29 @@ def test_stages_that_fit_work_no_less_than_that(name: str, data: st.DataObject) 
     model = question.requests[0].model
     moe, prices = model.num_moe_layers > 0, mixed.prices
     config = data.draw(st.integers(0, len(prices.configs) - 1))
-    stages = data.draw(st.integers(2, 4))
+    stages, chunks = data.draw(st.integers(2, 4)), data.draw(st.integers(1, 3))
+    schedule = Schedule.ONE_F_ONE_B if chunks > 1 else data.draw(st.sampled_from(list(Schedule)))
     layers = data.draw(st.lists(st.integers(1, model.num_layers), min_size=stages, max_size=stages))
     full = [data.draw(st.integers(0, count)) for count in layers]
     selective = [data.draw(st.integers(0, count - more)) for count, more in zip(layers, full, strict=True)]
     kind = "moe" if moe else "dense"
     held, none = np.asarray([layers]), np.zeros((1, stages), dtype=np.int64)
     batch = StagePlanBatch.from_columns(
-        [stages], np.full((1, stages), config), held, schedule=int(Schedule.ONE_F_ONE_B),
+        [stages], np.full((1, stages), config), held, schedule=int(schedule), virtual_stages=chunks,
         num_microbatches=[int(prices.configs.plans.num_microbatches[config])],
         modules=data.draw(st.sampled_from(free.modules)),
         **{f"full_{kind}": np.asarray([full]), f"selective_{kind}": np.asarray([selective])},
     )  # fmt: skip
     priced = evaluate_stages(batch, prices, kinds=(none, held) if moe else (held, none))
     done = least_work(
-        np.asarray([config]), prices, free, stages=stages, moe=moe, most_layers=model.num_layers,
-        longest_s=np.asarray([1e9]),
+        np.asarray([config]), prices, free, stages=stages, schedule=np.asarray([int(schedule)]),
+        virtual_stages=np.asarray([chunks]), moe=moe, most_layers=model.num_layers, longest_s=np.asarray([1e9]),
     )  # fmt: skip
     fits = (priced.stage_memory_bytes <= priced.usable_bytes)[0]
     least_s = done.work_s[0, np.arange(stages), layers]
     assert (least_s[fits] <= priced.stages.work_s[0, fits] * (1 + 1e-9)).all()
     untouched = fits & (np.asarray(full) + np.asarray(selective) == 0)
-    apart_s = 2 * prices.transfer_s.max() + question.requests[0].stack.microbatch_overhead_s
+    apart_s = 2 * prices.transfer_s.max() + chunks * question.requests[0].stack.microbatch_overhead_s
     assert (least_s[untouched] >= (priced.stages.work_s[0, untouched] - apart_s) * (1 - 1e-9)).all()
 
 
@@ -130,21 +137,6 @@ def _mixed(question: Question) -> Mixed:
     if key not in _MIXED:
         _MIXED[key] = mixed_families(question, question.requests[0].pins)
     return _MIXED[key]
-
-
-@given(seed=st.integers(0, 10_000), kinds=st.integers(1, 3), stages=st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
-def test_no_way_to_share_configurations_out_is_worth_more(seed: int, kinds: int, stages: int) -> None:
-    rng = np.random.default_rng(seed)
-    value, slots = rng.integers(-5, 20, (1, kinds, stages)).astype(float), rng.integers(1, stages + 1, (1, kinds))
-    slots[0, 0] += max(stages - slots.sum(), 0)
-    ways = np.stack(np.meshgrid(*[np.arange(kinds)] * stages, indexing="ij"), axis=-1).reshape(-1, stages)
-    legal = (np.stack([(ways == kind).sum(axis=1) for kind in range(kinds)], axis=1) <= slots).all(axis=1)
-    best = value[0][ways[legal], np.arange(stages)].sum(axis=1).max()
-    total = _placed(value, slots)
-    assert total[0] >= best - 1e-9
-    if kinds <= 2:
-        assert total[0] == pytest.approx(best)
 
 
 def test_bounds_that_there_was_no_time_for_say_nothing() -> None:
