@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.arrays import largest, total
+from costmodels.interleaving import interleaved_s, round_size
 from costmodels.overlap import exposed_s
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
 
@@ -39,11 +40,12 @@ def in_flight_microbatches(
 
     Source:
         1F1B: p - i warm-up forwards (arXiv:2104.04473 section 2.2.1). Interleaved: Megatron-LM runs
-        2(p - i - 1) + (v - 1)p warm-up chunks plus the one in work, each 1/v of the stage's layers.
+        2(p - i - 1) + (v - 1)p warm-up chunks plus the one in work, each 1/v of the stage's layers; torch, in
+        rounds of more where p does not divide m (``round_size``), as many more.
         ZB-1p and ZB-V hold p on every stage, ZB-2p at most 2p - 1: later stages hold fewer inputs but
         defer more weight gradients (arXiv:2401.10241, table 1; arXiv:2405.15362).
     """
-    chunks = 2.0 * (stages - stage - 1) + (virtual_stages - 1) * stages + 1
+    chunks = 2.0 * (stages - stage - 1) + (virtual_stages - 1) * round_size(stages, num_microbatches) + 1
     one_f_one_b = np.where(virtual_stages > 1, chunks / virtual_stages, 1.0 * (stages - stage))
     unlimited = np.select(
         [
@@ -182,9 +184,9 @@ def pipeline_s(
         (N,) seconds, and (N,) of them in which the slowest stage idles.
 
     Source:
-        1F1B and GPipe take exactly as long as the schedule played out, whatever the stages (``_one_f_one_b_s``,
-        ``_gpipe_s``). Interleaving divides the bubble by v (arXiv:2104.04473 section 2.2.2), which between unequal
-        stages is an approximation. Zero bubble defers weight gradients into it: F + B + W per stage becomes
+        1F1B, interleaved or not, and GPipe take exactly as long as the schedule played out, whatever the stages
+        (``_one_f_one_b_s``, ``costmodels.interleaving``, ``_gpipe_s``).
+        Zero bubble defers weight gradients into it: F + B + W per stage becomes
         F + B - W with ZB-1p and F + B - 2W with ZB-2p and ZB-V (arXiv:2401.10241 table 1), as far as there are
         enough to defer: the last stage's m forwards and backwards, the way there and back and one weight gradient,
         (m + p - 1)(F + B) + W, remain. Never below zero.
@@ -194,20 +196,31 @@ def pipeline_s(
     if not used.all():
         forward_s, backward_s, weight_s = (np.where(used, each, 0.0) for each in (forward_s, backward_s, weight_s))
     working_s = num_microbatches * largest(forward_s + backward_s)
-    whole_s = _one_f_one_b_s(forward_s, backward_s, count=count, num_microbatches=num_microbatches)
+    whole_s = np.empty(len(count))
+    interleaved = (schedule == Schedule.ONE_F_ONE_B) & (virtual_stages > 1)
     at_once = schedule == Schedule.GPIPE
-    if at_once.any():
-        gpipe_s = _gpipe_s(forward_s, backward_s, count=count, num_microbatches=num_microbatches)
-        whole_s = np.where(at_once, gpipe_s, whole_s)
+    for which, seconds in ((~(interleaved | at_once), _one_f_one_b_s), (at_once, _gpipe_s)):
+        if which.any():
+            rows = slice(None) if which.all() else np.flatnonzero(which)
+            whole_s[rows] = seconds(
+                forward_s[rows], backward_s[rows], count=count[rows], num_microbatches=num_microbatches[rows]
+            )
+    if interleaved.any():
+        rows = np.flatnonzero(interleaved)
+        whole_s[rows] = interleaved_s(
+            forward_s[rows],
+            backward_s[rows],
+            count=count[rows],
+            virtual_stages=virtual_stages[rows],
+            num_microbatches=num_microbatches[rows],
+        )
     # A schedule takes at least that long; what rounding leaves of the difference is not a bubble.
-    fill_s = np.where(total(count.T) > 1, np.maximum(whole_s - working_s, 0.0), 0.0)
-    chunks = np.where(schedule == Schedule.ONE_F_ONE_B, virtual_stages, 1)
-    bubble_s = fill_s / chunks
+    bubble_s = np.where(total(count.T) > 1, np.maximum(whole_s - working_s, 0.0), 0.0)
     if (np.asarray(_DEFERRED)[schedule] > 0).any():
         stages = np.maximum(total(count.T), 1)
         mean_weight_s = total((weight_s * count).T) / stages
         saved = put_off(schedule, stages=stages, num_microbatches=num_microbatches)
-        bubble_s = np.where(saved > 0, np.maximum(fill_s - saved * mean_weight_s, 0.0), bubble_s)
+        bubble_s = np.where(saved > 0, np.maximum(bubble_s - saved * mean_weight_s, 0.0), bubble_s)
     return working_s + bubble_s, bubble_s
 
 

@@ -1,12 +1,13 @@
 """A pipeline schedule played out: when every stage works on what, how long a step takes, and what it holds.
 
 The formulas of ``costmodels.pipeline`` are for millions of plans; this is for the few that are listed, and knows
-nothing of formulas: stages work through their orders, and wait for what they need. For 1F1B without interleaving
-and for GPipe both agree to rounding, between stages of any times.
+nothing of formulas: stages work through their orders, and wait for what they need. For 1F1B, interleaved or not, and
+for GPipe both agree to rounding, between stages of any times.
 
 Orders: 1F1B and GPipe as in arXiv:2104.04473 section 2.2 and arXiv:1811.06965; interleaved 1F1B as Megatron-LM runs
-it (micro-batches in groups of p). Zero bubble has no fixed order: a stage does the first of backward, forward and
-weight gradient that it can, with as many activations as the schedule may hold (arXiv:2401.10241 section 3).
+it (micro-batches in rounds of p; where p does not divide them, of more, as torch does). Zero bubble has no fixed
+order: a stage does the first of backward, forward and weight gradient that it can, with as many activations as the
+schedule may hold (arXiv:2401.10241 section 3).
 
 Left out on purpose: jitter, and transfers apart from the time they add to the stages on both ends.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from costmodels.plan import Schedule
 
 FORWARD, BACKWARD, WEIGHT = "F", "B", "W"
-# Schedules whose formula agrees with what is played here, as long as stages have one chunk each.
+# Schedules whose formula agrees with what is played here.
 EXACT = (Schedule.ONE_F_ONE_B, Schedule.GPIPE)
 
 Work = tuple[str, int, int]  # kind, chunk, micro-batch
@@ -85,15 +86,16 @@ def play(schedule: Schedule, stages: Sequence[StageWork], *, virtual_stages: int
 
 
 def one_f_one_b(stage: int, stages: int, chunks: int, num_microbatches: int) -> list[Work]:
-    """Order of work of one stage in Megatron-LM's (interleaved) 1F1B; weight gradients belong to the backward."""
+    """Order of work of one stage in (interleaved) 1F1B; weight gradients belong to the backward."""
+    size = 1 if chunks == 1 else num_microbatches // max(num_microbatches // stages, 1)  # micro-batches of a round
 
     def turn(step: int, kind: str) -> Work:
-        chunk = step % (stages * chunks) // stages
-        microbatch = step // (stages * chunks) * stages + step % stages
+        chunk = step % (size * chunks) // size
+        microbatch = step // (size * chunks) * size + step % size
         return (kind, chunk if kind == FORWARD else chunks - 1 - chunk, microbatch)
 
     total = num_microbatches * chunks
-    warm = stages - stage - 1 if chunks == 1 else 2 * (stages - stage - 1) + (chunks - 1) * stages
+    warm = stages - stage - 1 if chunks == 1 else 2 * (stages - stage - 1) + (chunks - 1) * size
     warm = min(warm, total)
     order = [turn(step, FORWARD) for step in range(warm)]
     for step in range(total - warm):

@@ -87,7 +87,7 @@ class Completion:
         before_s = self.way_s[stage, start, left]
         forward_s, backward_s, stage_s = self.slowest_s[:, stage, start, left]
         slowest_s = np.maximum(slowest_s, slowest_of(instance, forward_s, backward_s, stage_s))
-        done_s = np.maximum(before_s + done_s, instance.num_microbatches * stage_s)
+        done_s = np.maximum(before_s / instance.virtual_stages + done_s, instance.num_microbatches * stage_s)
         spread_s = spread(instance, way_s=before_s + way_s, done_s=done_s, slowest_s=slowest_s)
         # Work hidden while the pipeline fills may vanish behind the stages to come.
         shown_s = np.maximum(once_s - before_s, 0.0) if instance.once_under_fill else once_s
@@ -103,22 +103,21 @@ def slowest_of(
     if instance.schedule == Schedule.GPIPE:
         return np.column_stack([forward_s, backward_s])
     whole_s = forward_s + backward_s if stage_s is None else stage_s
-    counts = instance.virtual_stages > 1 or instance.put_off_s > 0
-    return np.column_stack([whole_s if counts else none, none])
+    return np.column_stack([whole_s if instance.put_off_s > 0 else none, none])
 
 
 def spread(instance: PartitionInstance, *, way_s: FloatArray, done_s: FloatArray, slowest_s: FloatArray) -> FloatArray:
-    """(Q,) seconds of all micro-batches: GPipe's sum and slowest passes; of 1F1B's bubble each chunk has its share.
+    """(Q,) seconds of all micro-batches: GPipe's sum and slowest passes, what is done with 1F1B.
 
-    Zero-bubble schedules fill it with weight gradients, down to the work of the slowest stage.
+    Zero-bubble schedules fill its bubble with weight gradients, down to the work of the slowest stage.
     """
-    m, v = instance.num_microbatches, instance.virtual_stages
+    m = instance.num_microbatches
     if instance.schedule == Schedule.GPIPE:
         whole_s: FloatArray = way_s + (m - 1) * slowest_s.sum(axis=1)
         return whole_s
     if instance.put_off_s > 0:
         return np.maximum(m * slowest_s[:, 0], done_s - instance.put_off_s)
-    return done_s if v == 1 else m * slowest_s[:, 0] + (done_s - m * slowest_s[:, 0]) / v
+    return done_s
 
 
 def completion(instance: PartitionInstance, options: StageOptions) -> Completion:

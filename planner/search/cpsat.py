@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray, Schedule
+from planner.search.cpsat_interleaving import longest_interleaved
 from planner.search.partition import PartitionInstance, StageOptions, partition_time_s, undominated
 from planner.search.solved import Solved, Status
 
@@ -271,7 +272,7 @@ def _step(
     time = [forward[stage] + backward[stage] for stage in stages]
 
     def at_least(*bounds: Any, least: int = 0) -> Any:
-        variable = model.new_int_var(least, ticks.most, "")
+        variable = model.new_int_var(least, ticks.most * instance.virtual_stages, "")
         for bound in bounds:
             model.add(variable >= bound)
         return variable
@@ -285,12 +286,12 @@ def _step(
     update = at_least(*(_sum(ticks.update, chosen, of_stage[stage]) for stage in stages))
     if instance.schedule == Schedule.GPIPE:
         spread = sum(time) + (m - 1) * (at_least(*forward) + at_least(*backward))
+    elif instance.virtual_stages > 1:
+        spread = longest_interleaved(instance, forward, backward, at_least)
     else:
         spread = _longest_chain(instance, forward, backward, at_least)
         if ticks.put_off:  # of the bubble, what weight gradients do not fill
             spread = at_least(spread - ticks.put_off, m * at_least(*time))
-        if instance.virtual_stages > 1:  # of the bubble each chunk has its share
-            spread = spread + (instance.virtual_stages - 1) * m * at_least(*time)
     return spread + instance.virtual_stages * (once + update + _sum(ticks.path, chosen))
 
 

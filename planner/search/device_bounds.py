@@ -177,6 +177,8 @@ def _chain_s(pool: Pool, k: int, work_s: FloatArray, before_s: FloatArray, twice
     if k > m:
         return working_s
     with np.errstate(invalid="ignore"):  # of stages that cannot be
+        if v > 1:  # a stage does twice as many forwards ahead, so that coming by way of the last is worth half
+            twice_s = (before_s + twice_s) / 2
         working_s = working_s + np.maximum(before_s, twice_s - (k - 1) * work_s) / v
     return working_s
 

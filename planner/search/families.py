@@ -117,15 +117,17 @@ def passes_per_work(
     * 1F1B, m <= p: the time is at least W + the sum behind stage p - m, and for every i <= p - m at least
       W + (m - 1) s_i / 2, the slower of both passes of i taking half of s_i or more. Together, each of the p - m + 1
       latter 2 / (m - 1) times: 2 p / (2 p - m + 1). Stages of such times exist.
-    * Interleaving divides by v what is longer than m times the slowest stage, which takes W / p or more.
+    * Interleaving: the chain through stage i takes m s_i and 1 / v of the sum before at least. Stages of times that
+      fall by 1 / (m v) from each to the next make all these the same: 1 / (1 - (1 - 1 / (m v))^p) / v.
     * Zero bubble fills what is longer than that.
     """
     p, m, v = num_stages, num_microbatches, virtual_stages
     even = (m + p - 1) / p
     few = (schedule == Schedule.ONE_F_ONE_B) & (m <= p)
     spread = np.where(few, 2 * p / np.maximum(2 * p - m + 1, 1), even)
+    chained = -1.0 / np.expm1(p * np.log1p(-1.0 / np.maximum(m * v, 2))) / v
     fills = (schedule != Schedule.ONE_F_ONE_B) & (schedule != Schedule.GPIPE)
-    per_work: FloatArray = np.where(fills, m / p, (1.0 - 1.0 / v) * m / p + spread / v)
+    per_work: FloatArray = np.where(fills, m / p, np.where(v > 1, chained, spread))
     return per_work
 
 

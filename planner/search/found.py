@@ -74,8 +74,7 @@ def found_plan(
 def _played_s(plan: StagePlanBatch, prices: StagePrices, most_works: int) -> float | None:
     """The step of a batch of one with its schedule played out; None where that takes long, or is not what runs."""
     p, v, m = (int(column[0]) for column in (plan.num_stages, plan.virtual_stages, plan.num_microbatches))
-    rounds = v == 1 or m % p == 0  # the order of interleaving that is played
-    if p * v * m > most_works or not rounds or plan.schedule[0] == Schedule.ZERO_BUBBLE_V:
+    if p * v * m > most_works or plan.schedule[0] == Schedule.ZERO_BUBBLE_V:
         return None
     return float(replay(plan, prices).estimate.step_time_s[0])
 

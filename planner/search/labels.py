@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from costmodels.interleaving import round_size
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
 from planner.search.completion import Completion, completion, slowest_of, spread
 from planner.search.fronts import nondominated
@@ -43,7 +44,7 @@ class _Labels:
         way_s: (Q,) one micro-batch's way through them.
         done_s: (Q,) with 1F1B: from the first forward on the first of them until the last is done, at least.
         slowest_s: (Q, 2) slowest forward and backward pass of them with GPipe, and the slowest stage with
-            interleaving.
+            zero bubble.
         once_s: (Q,) what shows of the work done once per step, with its update on one stage.
         path_s: (Q,) detours.
         option: (Q,) option of the first of these stages.
@@ -330,16 +331,22 @@ def _done_s(
     Of the chains of work that ``costmodels.pipeline`` takes the longest of, those that reach a stage straight
     from the first or by way of the last, spend the turns they can spare at the stage itself, and leave
     likewise. That the turns may be spent at a slower stage before, or on the way back from one in between,
-    is left out.
+    is left out; with interleaving also that chains may go around.
     """
     stage_s = forward_s + backward_s
     if instance.schedule == Schedule.GPIPE:
         return done_s
-    others, most = instance.num_stages - 1 - stage, instance.num_microbatches - 1
-    if others > most:
+    m, v, others = instance.num_microbatches, instance.virtual_stages, instance.num_stages - 1 - stage
+    if v > 1:  # once all chunks but the last are ahead
+        size = int(round_size(np.asarray(instance.num_stages), np.asarray(m)))
+        spare, most = 2 * others, m * v - 1 - (v - 1) * size
+    else:
+        spare, most = others, m - 1
+    if v == 1 and spare > most:
         return done_s + stage_s
-    waits_s = np.maximum(way_s - others * forward_s, 0.0) + np.maximum(way_s - others * backward_s, 0.0)
-    finished_s: FloatArray = np.maximum(done_s + stage_s, instance.num_microbatches * stage_s + waits_s)
+    there_s, back_s = (np.maximum(way_s - min(spare, most) * each, 0.0) for each in (forward_s, backward_s))
+    waits_s = there_s + back_s if v == 1 or spare < most else np.maximum(there_s, back_s)
+    finished_s: FloatArray = np.maximum(done_s + stage_s / v, m * stage_s + waits_s / v)
     return finished_s
 
 

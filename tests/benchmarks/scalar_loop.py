@@ -145,12 +145,13 @@ def _pipeline_s(row: Row, forward: list[float], backward: list[float], weight: l
     elif kind == Schedule.GPIPE:
         through = sum((f + b) * n for f, b, n in runs)
         fill = through + (m - 1) * (max(f for f, _, _ in runs) + max(b for _, b, _ in runs)) - m * stage_s[slowest]
+    elif kind == Schedule.ONE_F_ONE_B and row["virtual_stages"] > 1:
+        fill = max(_interleaved_s(runs, stages, m, row["virtual_stages"]) - m * stage_s[slowest], 0.0)
     else:
         fill = max(_one_f_one_b_s(runs, stages, m) - m * stage_s[slowest], 0.0)
     saved = {Schedule.ZERO_BUBBLE_1P: 2, Schedule.ZERO_BUBBLE_2P: 3, Schedule.ZERO_BUBBLE_V: 3}.get(kind, 0)
     saved = min(saved * (stages - 1), m + stages - 2)
-    chunks = row["virtual_stages"] if kind == Schedule.ONE_F_ONE_B else 1
-    bubble = max(fill / chunks - saved * mean_weight, 0.0)
+    bubble = max(fill - saved * mean_weight, 0.0)
     return m * stage_s[slowest] + bubble, bubble, slowest
 
 
@@ -173,6 +174,74 @@ def _one_f_one_b_s(runs: list[tuple[float, float, int]], stages: int, m: int) ->
         if turns >= 0:
             longest = max(longest, reach + leave + chain)
     return longest
+
+
+def _interleaved_s(runs: list[tuple[float, float, int]], stages: int, m: int, v: int) -> float:
+    """Seconds of interleaved 1F1B whose micro-batches the stages divide, as in ``costmodels.interleaving``."""
+    points, ahead, behind, before = [], 0.0, 0.0, 0
+    for forward, backward, count in runs:
+        middle = stages - 1 - stages // 2 - before
+        last = count - 1
+        for at in (0, min(max(middle, 0), last), min(max(middle + 1, 0), last), last) if count > 1 else (0,):
+            f, b = forward / v, backward / v
+            points.append((f, b, ahead + (at + 1) * f, behind + (at + 1) * b, before + at))
+        ahead, behind, before = ahead + count * forward / v, behind + count * backward / v, before + count
+    warm = [min(2 * (stages - 1 - point[4]) + (v - 1) * stages, m * v - 1) for point in points]
+    there = _ways(points, warm, stages, m, v)
+    back = _ways([(b, f, behind, ahead, at) for f, b, ahead, behind, at in points], warm, stages, m, v)
+    longest = 0.0
+    for (f, b, *_), ahead_of, to_here, from_here in zip(points, warm, there, back, strict=True):
+        turns = m * v - 1 - ahead_of
+        second = (v + 1) * stages - ahead_of
+        own, straight, *around = to_here
+        last, leaving, *round_again = from_here
+        if m < 2 * stages:
+            ways = straight + leaving if turns else max(own + leaving, straight + last)
+        else:
+            ways = max(straight + leaving, max(around) + leaving, straight + max(round_again))
+            fits = ((2 * stages < turns, v > 2), (v > 2, 2 * second <= turns))
+            for one, way in enumerate(around):
+                for other, away in enumerate(round_again):
+                    if m > 2 * stages or fits[one][other]:
+                        ways = max(ways, way + away)
+        longest = max(longest, ways + turns * (f + b))
+    return longest
+
+
+def _ways(
+    points: list[tuple[float, float, float, float, int]], warm: list[int], stages: int, m: int, v: int
+) -> list[tuple[float, float, float, float]]:
+    """Seconds to the first turn of every stage: on its own, straight, around by the backwards and by the forwards."""
+    whole, most, slowest = points[-1][2], max(point[0] for point in points), 0.0
+    own, beyond, straight = [], 0.0, []
+    for (f, _, ahead, _, _), steps in zip(points, warm, strict=True):
+        slowest = max(slowest, f)
+        way, spare = ahead + steps * slowest, steps - stages
+        if spare >= 0:
+            first = min(spare, (v - 1) * stages - 1)
+            way = max(way, whole + ahead + first * most + (spare - first) * slowest)
+        own.append(way)
+    for (_, _, _, behind, _), way in zip(reversed(points), reversed(own), strict=True):
+        beyond = max(beyond, way + behind)
+        straight.append(beyond - behind)
+    straight.reverse()
+    if m < 2 * stages:
+        return [(way, line, 0.0, 0.0) for way, line in zip(own, straight, strict=True)]
+    turns = [v * stages - steps for steps in warm]
+    last = max(
+        line + spare * (f + b) - ahead
+        for (f, b, ahead, _, _), spare, line in zip(points, turns, straight, strict=True)
+        if spare >= 0
+    )
+    return [
+        (
+            way,
+            line,
+            beyond + points[-1][3] - behind - stages * (f + b),
+            last + whole + ahead - (spare + stages) * (f + b),
+        )
+        for (f, b, ahead, behind, _), spare, way, line in zip(points, turns, own, straight, strict=True)
+    ]
 
 
 def _parts(row: Row, stage: int) -> dict[str, float]:

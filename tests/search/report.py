@@ -265,7 +265,7 @@ own error (see [accuracy.md](accuracy.md)), and nothing about plans outside: sta
 with virtual stages, zero bubble or offloading, zero bubble across groups. With zero-bubble schedules both the price
 and the bound are those of the formula, which knows nothing of the order in which weight gradients fill bubbles:
 between unequal stages it is up to 16 % below and 7 % above a schedule played out (`costmodels.pipeline_simulation`);
-1F1B and GPipe are exact.
+1F1B, interleaved or not, and GPipe are exact.
 
 ## Against every plan there is
 

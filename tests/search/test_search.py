@@ -154,9 +154,9 @@ def test_a_listed_price_is_the_price_and_the_schedule_played_out(name: str) -> N
     ]
     parts = priced.time_parts_s
     told_s = sum(float(parts[name][0]) for name in ("passes", "bubble", "offload") if name in parts)
-    if int(plans.virtual_stages[0]) == 1:
-        played = play(Schedule(int(plans.schedule[0])), work, num_microbatches=int(plans.num_microbatches[0]))
-        assert told_s == pytest.approx(played.pipeline_s * question.contexts[0].stack.step_time_scale, rel=1e-9)
+    sizes = {"virtual_stages": int(plans.virtual_stages[0]), "num_microbatches": int(plans.num_microbatches[0])}
+    played = play(Schedule(int(plans.schedule[0])), work, **sizes)
+    assert told_s == pytest.approx(played.pipeline_s * question.contexts[0].stack.step_time_scale, rel=1e-9)
 
 
 def test_enumeration_is_what_plan_finds() -> None:

@@ -75,6 +75,14 @@ def test_interleaved_orders_do_every_chunk_of_every_microbatch_once():
     assert order[:8] == [("F", 0, 0), ("F", 0, 1), ("F", 0, 2), ("F", 0, 3), *(("F", 1, k) for k in range(4))]
 
 
+def test_rounds_are_longer_where_the_stages_do_not_divide_the_microbatches():
+    """Ten micro-batches on four stages go in two rounds of five, as torch has it."""
+    order = one_f_one_b(3, 4, 2, 10)
+    assert order[:5] == [("F", 0, k) for k in range(5)]
+    assert order[5:9] == [("F", 1, 0), ("B", 1, 0), ("F", 1, 1), ("B", 1, 1)]
+    assert [work for work in order if work[0] == "F"][10:15] == [("F", 0, 5 + k) for k in range(5)]
+
+
 def test_interleaving_shortens_the_bubble_of_equal_stages():
     stages = works(*[(1, 1, 1)] * 4)
     once = play(Schedule.ONE_F_ONE_B, stages, num_microbatches=8).pipeline_s
