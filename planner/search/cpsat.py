@@ -50,7 +50,7 @@ class _Ticks:
 
     Attributes:
         per_s: Ticks per second.
-        forward, backward, once, update, path: (K,) ticks.
+        forward, backward, once, update, path, put_off: (K,) ticks.
         hand_over: (C, C) ticks.
         error: Ticks by which rounding can change the value of a choice.
         most: No choice takes more ticks.
@@ -62,7 +62,7 @@ class _Ticks:
     once: IntArray
     update: IntArray
     path: IntArray
-    put_off: int
+    put_off: IntArray
     hand_over: IntArray
     error: float
     most: int
@@ -195,13 +195,13 @@ def _ticks(instance: PartitionInstance, options: StageOptions, resolution: float
 
     Each rounded number is off by half a tick at most. The value of a choice is the longest of sums in which a
     stage's two passes count m times together with the turns spared, every other stage's twice at most (on the
-    way there and back), with the hand-over behind each. What happens once, updates, what is put
-    off and detours add a half each.
+    way there and back), with the hand-over behind each. What happens once and updates add a half each, what is put off
+    and detours one per stage.
     """
     stages, m = instance.num_stages, instance.num_microbatches
     half_per_pass = 2 if instance.hand_over_s is not None else 1
     passes = 2 * (m + 2 * stages)
-    error = 0.5 * (half_per_pass * passes + 3 + stages)
+    error = 0.5 * (half_per_pass * passes + 2 + 2 * stages)
     stage_s = options.forward_s + options.backward_s
     least_s = np.full(stages, np.inf)
     np.minimum.at(least_s, options.stage, stage_s)
@@ -222,7 +222,7 @@ def _ticks(instance: PartitionInstance, options: StageOptions, resolution: float
         once=rounded(options.once_s),
         update=rounded(options.update_s),
         path=rounded(options.path_s),
-        put_off=int(rounded(np.asarray(instance.put_off_s))),
+        put_off=rounded(instance.put_off * options.weight_s),
         hand_over=rounded(crossing),
         error=error,
         most=int(np.ceil(most_s * per_s + error)) + _SLACK,
@@ -290,8 +290,8 @@ def _step(
         spread = longest_interleaved(instance, forward, backward, at_least)
     else:
         spread = _longest_chain(instance, forward, backward, at_least)
-        if ticks.put_off:  # of the bubble, what weight gradients do not fill
-            spread = at_least(spread - ticks.put_off, m * at_least(*time))
+        if instance.put_off:  # of the bubble, what weight gradients do not fill
+            spread = at_least(spread - _sum(ticks.put_off, chosen), m * at_least(*time))
     return spread + instance.virtual_stages * (once + update + _sum(ticks.path, chosen))
 
 

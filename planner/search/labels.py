@@ -47,6 +47,7 @@ class _Labels:
             zero bubble.
         once_s: (Q,) what shows of the work done once per step, with its update on one stage.
         path_s: (Q,) detours.
+        filled_s: (Q,) bubbles that their weight gradients fill.
         option: (Q,) option of the first of these stages.
         parent: (Q,) label of the stages after it.
     """
@@ -60,6 +61,7 @@ class _Labels:
     slowest_s: FloatArray
     once_s: FloatArray
     path_s: FloatArray
+    filled_s: FloatArray
     option: IntArray
     parent: IntArray
 
@@ -184,13 +186,16 @@ def _last(instance: PartitionInstance) -> _Labels:
     unused = np.zeros((1, len(instance.available_devices)), dtype=np.int64)
     return _Labels(
         start=none + instance.num_layers, used=unused, kind=none, before=none - 1,
-        way_s=zero, done_s=zero, slowest_s=np.zeros((1, 2)), once_s=zero, path_s=zero, option=none - 1, parent=none - 1,
+        way_s=zero, done_s=zero, slowest_s=np.zeros((1, 2)), once_s=zero, path_s=zero, filled_s=zero,
+        option=none - 1, parent=none - 1,
     )  # fmt: skip
 
 
 def _value_s(instance: PartitionInstance, labels: _Labels) -> FloatArray:
     """(Q,) step time if these stages were the whole pipeline."""
-    spread_s = spread(instance, way_s=labels.way_s, done_s=labels.done_s, slowest_s=labels.slowest_s)
+    spread_s = spread(
+        instance, way_s=labels.way_s, done_s=labels.done_s, slowest_s=labels.slowest_s, filled_s=labels.filled_s
+    )
     return spread_s + labels.once_s + labels.path_s
 
 
@@ -294,12 +299,13 @@ def _grown(
             options.once_s[option] + options.update_s[option], once_s - stage_s if instance.once_under_fill else once_s
         ),
         path_s=labels.path_s[label] + options.path_s[option],
+        filled_s=labels.filled_s[label] + instance.put_off * options.weight_s[option],
         option=option,
         parent=label,
     )
     bounds_s = rest.bound_s(
         stage, grown.start, grown.used, way_s=grown.way_s, done_s=grown.done_s, slowest_s=grown.slowest_s,
-        once_s=grown.once_s,
+        once_s=grown.once_s, filled_s=grown.filled_s,
     )  # fmt: skip
     return grown, bounds_s + grown.path_s
 
@@ -359,5 +365,7 @@ def _front(instance: PartitionInstance, labels: _Labels) -> IntArray:
     code = labels.start
     for column, size in zip(columns, most, strict=True):
         code = code * (size + 1) + column
-    values = np.column_stack([labels.way_s, labels.done_s, *labels.slowest_s.T, labels.once_s, labels.path_s])
-    return nondominated(code, values)
+    values = [labels.way_s, labels.done_s, *labels.slowest_s.T, labels.once_s, labels.path_s]
+    if instance.put_off:
+        values.append(-labels.filled_s)
+    return nondominated(code, np.column_stack(values))

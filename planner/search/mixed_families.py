@@ -18,7 +18,7 @@ from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule, concatena
 from costmodels.stage_plan import CONFIG_COLUMNS, StageConfigs
 from costmodels.stage_prices import StagePrices
 from planner.request import setting_of
-from planner.search.families import Family, passes_per_work, step_s
+from planner.search.families import SCHEDULES, Family, passes_per_work, step_s
 from planner.search.question import Question
 from planner.space import chunk_counts, plan_space
 from planner.stage_constraints import pipelines_run
@@ -136,7 +136,7 @@ def _pipelines(
     stages = fewest[which] + np.arange(len(which)) - first
     microbatches = configs.plans.num_microbatches[[rows[0] for rows in chosen]].astype(np.int64)[which]
     shapes = group_rows(stages, microbatches)
-    ways = [(int(schedule), 1) for schedule in (Schedule.ONE_F_ONE_B, Schedule.GPIPE)]
+    ways = [(int(schedule), 1) for schedule in SCHEDULES]
     ways += [(int(Schedule.ONE_F_ONE_B), chunks) for chunks in chunk_counts(setting) if chunks > 1]
     parts = []
     for schedule, chunks in ways:

@@ -35,6 +35,7 @@ class StageOptions:
         once_s: (K,) seconds once per step, before all stages go on: gradient traffic that shows.
         update_s: (K,) seconds once per step after that: the optimizer.
         path_s: (K,) seconds that one micro-batch takes on its way past the stage without occupying it.
+        weight_s: (K,) of the backward pass, weight gradients, with which zero-bubble schedules fill bubbles.
         kind: (K,) group of devices, as ``PartitionInstance.hand_over_s`` counts them.
         devices: (K, G) devices taken from each group.
         source: (K,) the caller's own number of the option.
@@ -48,6 +49,7 @@ class StageOptions:
     once_s: FloatArray
     update_s: FloatArray
     path_s: FloatArray
+    weight_s: FloatArray
     kind: IntArray
     devices: IntArray
     source: IntArray
@@ -62,8 +64,8 @@ class StageOptions:
         """Options of the given columns; absent ones are anywhere, free of cost, on no particular devices."""
         rows = len(stage)
         defaults: dict[str, Any] = {
-            "first_layer": ANYWHERE, "once_s": 0.0, "update_s": 0.0, "path_s": 0.0, "kind": 0,
-            "source": np.arange(rows),
+            "first_layer": ANYWHERE, "once_s": 0.0, "update_s": 0.0, "path_s": 0.0, "weight_s": 0.0,
+            "kind": 0, "source": np.arange(rows),
         }  # fmt: skip
         given = {"stage": stage, "layers": layers, "forward_s": forward_s, "backward_s": backward_s}
         built: dict[str, NDArray[Any]] = {}
@@ -91,8 +93,6 @@ class PartitionInstance:
         available_devices: Devices of each group, (G,); using fewer is legal.
         schedule: Which.
         virtual_stages: Chunks of every stage, v; above 1, 1F1B is interleaved.
-        weight_gradient_s: Mean of a stage's weight gradients over the stages, whatever the choice, for the bubbles that
-            zero-bubble schedules fill with them.
         hand_over_s: (C, C) seconds one way between a stage of the first kind and a next one of the second. As in
             ``costmodels.stage_evaluate``, a stage spends them on sending: forwards to the next stage, backwards to
             the one before; the last stage receives what it cannot send, and so does the first on the way back.
@@ -107,7 +107,6 @@ class PartitionInstance:
     available_devices: tuple[int, ...] = ()
     schedule: Schedule = Schedule.ONE_F_ONE_B
     virtual_stages: int = 1
-    weight_gradient_s: float = 0.0
     hand_over_s: FloatArray | None = None
     once_under_fill: bool = False
 
@@ -115,8 +114,6 @@ class PartitionInstance:
         options = self.options
         if min(self.num_layers, self.num_stages, self.num_microbatches) < 1:
             raise ValueError("an instance needs a layer, a stage and a micro-batch")
-        if not 0.0 <= self.weight_gradient_s < np.inf:
-            raise ValueError("weight_gradient_s must be finite and not negative")
         if self.virtual_stages < 1 or (self.virtual_stages > 1 and self.schedule != Schedule.ONE_F_ONE_B):
             raise ValueError(f"no {self.virtual_stages} virtual stages with schedule {self.schedule.name}")
         if self.once_under_fill and self.schedule != Schedule.GPIPE:
@@ -127,7 +124,7 @@ class PartitionInstance:
         if placed.any() and not placed.all():
             raise ValueError("first_layer must be known of all options or of none")
         times = np.concatenate(
-            [options.forward_s, options.backward_s, options.once_s, options.update_s, options.path_s]
+            [options.forward_s, options.backward_s, options.once_s, options.update_s, options.path_s, options.weight_s]
         )
         if not (np.isfinite(times).all() and (times >= 0).all() and (options.layers >= 0).all()):
             raise ValueError("seconds must be finite, and layers and seconds not negative")
@@ -135,13 +132,13 @@ class PartitionInstance:
             raise ValueError("hand_over_s needs a row and a column for every kind")
 
     @property
-    def put_off_s(self) -> float:
-        """Seconds of weight gradients that fill bubbles, as far as there are any."""
+    def put_off(self) -> float:
+        """Share of the stages' weight gradients, summed up, that fills bubbles, as far as there are any."""
         one = np.ones(1, dtype=np.int64)
         turns = put_off(
             int(self.schedule) * one, stages=self.num_stages * one, num_microbatches=self.num_microbatches * one
         )
-        return float(turns[0]) * self.weight_gradient_s
+        return float(turns[0]) / self.num_stages
 
     @property
     def placed(self) -> bool:
@@ -179,7 +176,7 @@ def partition_time_s(instance: PartitionInstance, rows: IntArray) -> FloatArray:
         crossing_s = instance.hand_over_s[kind[:, :-1], kind[:, 1:]]
         forward_s = forward_s + np.concatenate([crossing_s, crossing_s[:, -1:]], axis=1)
         backward_s = backward_s + np.concatenate([crossing_s[:, :1], crossing_s], axis=1)
-    one, weight_s = np.ones(rows.shape, dtype=np.int64), np.full(rows.shape, instance.weight_gradient_s)
+    one, weight_s = np.ones(rows.shape, dtype=np.int64), options.weight_s[rows]
     whole_s, _ = pipeline_s(
         int(instance.schedule) * one[:, 0],
         Passes(forward_s=forward_s, input_gradient_s=backward_s - weight_s, weight_gradient_s=weight_s),
@@ -200,11 +197,13 @@ def undominated(instance: PartitionInstance) -> IntArray:
     """Options that no other one beats, in ascending order.
 
     The step never gets shorter when a stage's forward or backward pass, what it does once, its update, or its detour
-    gets longer, and options only differ in devices they take: one that is no better than another for the
-    same stage and layers in any of these is never needed.
+    gets longer, nor when it has more weight gradients to fill bubbles with, and options only differ in devices they
+    take: one that is no better than another for the same stage and layers in any of these is never needed.
     """
     options = instance.options
     keys = np.column_stack([options.stage, options.first_layer, options.layers, options.kind, options.devices])
-    times = np.column_stack([options.forward_s, options.backward_s, options.once_s, options.update_s, options.path_s])
+    times = [options.forward_s, options.backward_s, options.once_s, options.update_s, options.path_s]
+    if instance.put_off:
+        times.append(-options.weight_s)
     _, state = np.unique(keys, axis=0, return_inverse=True)
-    return nondominated(state.reshape(-1), times)
+    return nondominated(state.reshape(-1), np.column_stack(times))

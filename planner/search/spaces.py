@@ -47,7 +47,7 @@ def mixed_space(question: Question) -> Space:
     left_out = (
         "stages that span groups",
         f"across groups: more than {MOST_SLOTS} stages on a group or {MOST_STAGES} in all, stages of other than 2^n "
-        "GPUs or a whole group, zero bubble",
+        "GPUs or a whole group",
     )
     if question.runnable:
         return Space(words=f"{ACROSS}, {_runnable(question)}", left_out=(*left_out, *_unasked(question)))

@@ -322,9 +322,12 @@ def _placed(family: Family, prices: StagePrices, contents: _Contents, ways: Stag
         if len(np.unique(ways.stage)) < family.num_stages:
             return None
     forward_s, backward_s, config, columns = ways.forward_s, ways.backward_s, ways.config, ways.columns
-    once_s, update_s = _once_s(
-        family, prices, config, columns, ways.stage, longest_s=(float(forward_s.max()), float(backward_s.max()))
-    )
+    rows = prices.rows(
+        config, dense=columns["dense"], moe=columns["moe"], has_embedding=ways.stage == 0,
+        has_head=ways.stage == family.head_stage,
+    )  # fmt: skip
+    longest_s = (float(forward_s.max()), float(backward_s.max()))
+    shown_s, update_s = _once_s(family, prices, config, columns, rows, longest_s=longest_s)
     member = np.searchsorted(family.configs, config)
     takes, available = family.counted
     kind_of, hand_over_s = crossing_kinds(family, prices)
@@ -332,7 +335,8 @@ def _placed(family: Family, prices: StagePrices, contents: _Contents, ways: Stag
     options = StageOptions.from_columns(
         stage=ways.stage, layers=columns["dense"] + columns["moe"], first_layer=first,
         forward_s=np.maximum(forward_s - own_s, 0.0), backward_s=np.maximum(backward_s - own_s, 0.0),
-        once_s=once_s, update_s=update_s, kind=kind_of[member], devices=takes[member],
+        once_s=shown_s, update_s=update_s, weight_s=prices.content[CONTENT_COLUMNS.index("weight_gradient_s"), rows],
+        kind=kind_of[member], devices=takes[member],
     )  # fmt: skip
     instance = PartitionInstance(
         num_layers=prices.context.model.num_layers,
@@ -341,7 +345,6 @@ def _placed(family: Family, prices: StagePrices, contents: _Contents, ways: Stag
         options=options,
         schedule=family.schedule,
         virtual_stages=family.virtual_stages,
-        weight_gradient_s=_weight_gradient_s(family, prices) if len(family.configs) == 1 else 0.0,
         available_devices=available,
         hand_over_s=hand_over_s,
     )
@@ -349,30 +352,11 @@ def _placed(family: Family, prices: StagePrices, contents: _Contents, ways: Stag
     return OptionTable(family=family, instance=instance, config=config, counts=counts)
 
 
-def _weight_gradient_s(family: Family, prices: StagePrices) -> float:
-    """Mean of a stage's weight gradients over the stages of a family of one configuration, however layers lie."""
-    model, p = prices.context.model, family.num_stages
-    moe, apart = model.num_moe_layers, family.head_stage > 0
-    # All layers with the embedding, and the head: on a stage of its own where it is not on the embedding's.
-    rows = prices.rows(
-        np.repeat(family.configs, 2),
-        dense=np.asarray([model.num_layers - moe, 0]),
-        moe=np.asarray([moe, 0]),
-        has_embedding=np.asarray([True, False]),
-        has_head=np.asarray([not apart, apart]),
-    )
-    return float(prices.content[CONTENT_COLUMNS.index("weight_gradient_s"), rows].sum()) / p
-
-
 def _once_s(
-    family: Family, prices: StagePrices, config: IntArray, columns: dict[str, IntArray], stage: IntArray,
+    family: Family, prices: StagePrices, config: IntArray, columns: dict[str, IntArray], rows: IntArray,
     *, longest_s: tuple[float, float],
 ) -> tuple[FloatArray, FloatArray]:  # fmt: skip
     """(K,) seconds once per step of each option: traffic under the longest passes there are, and the optimizer."""
-    rows = prices.rows(
-        config, dense=columns["dense"], moe=columns["moe"], has_embedding=stage == 0,
-        has_head=stage == family.head_stage,
-    )  # fmt: skip
     return once_s(
         prices,
         config,

@@ -62,7 +62,9 @@ def test_no_layout_of_a_family_is_below_its_bound_and_most_come_close(name: str,
         assert np.median(share) > close
 
 
-@pytest.mark.parametrize("name", ["two types, loose", "two types, slow network", "two types, interleaved"])
+@pytest.mark.parametrize(
+    "name", ["two types, loose", "two types, slow network", "two types, interleaved", "two types, zero bubble"]
+)
 def test_no_layout_across_groups_is_below_the_bound_of_its_family(name: str) -> None:
     question = BY_NAME[name].question()
     mixed = mixed_families(question, question.requests[0].pins)

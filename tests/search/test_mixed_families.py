@@ -8,9 +8,10 @@ import pytest
 
 from costmodels.plan import Schedule
 from planner.search.mixed_families import mixed_families
-from tests.search.small import INSTANCES
+from tests.search.small import INSTANCES, Small
 
-INTERLEAVED = next(instance for instance in INSTANCES if instance.name == "two types, interleaved")
+BY_NAME = {instance.name: instance for instance in INSTANCES}
+INTERLEAVED, ZERO_BUBBLE = BY_NAME["two types, interleaved"], BY_NAME["two types, zero bubble"]
 
 
 def shapes(**changes: Any) -> set[tuple[int, Schedule, int, int]]:
@@ -21,19 +22,32 @@ def shapes(**changes: Any) -> set[tuple[int, Schedule, int, int]]:
 
 
 @pytest.mark.parametrize("strategy", ["auto", "cpsat"])
-def test_the_best_plan_across_two_types_is_interleaved_found_and_proved(strategy: str) -> None:
-    best_s, plans = INTERLEAVED.optimum()
-    result = INTERLEAVED.found(strategy=strategy)
+@pytest.mark.parametrize(("instance", "schedule", "chunks"), [(INTERLEAVED, "1f1b", 2), (ZERO_BUBBLE, "zb-v", 1)])
+def test_the_best_schedule_across_two_types_is_found_and_proved(
+    instance: Small, schedule: str, chunks: int, strategy: str
+) -> None:
+    best_s, plans = instance.optimum()
+    result = instance.found(strategy=strategy)
     assert plans > 100_000
     assert result.best is not None
     assert result.best.step_time_s == pytest.approx(best_s, rel=1e-9)
     assert result.bound_s is not None
     assert best_s * (1 - 1e-6) <= result.bound_s <= best_s * (1 + 1e-9)
-    assert result.best.virtual_stages == 2
+    assert (result.best.schedule, result.best.virtual_stages) == (schedule, chunks)
     assert len({stage.device for stage in result.best.stages}) == 2
-    plain = replace(INTERLEAVED, pins={"mbs": 1, "vpp": 1}).found()
+    plain = replace(instance, pins=instance.pins | {"vpp": 1, "schedule": "1f1b"}).found()
     assert plain.best is not None
     assert result.best.step_time_s < 0.99 * plain.best.step_time_s
+
+
+def test_frameworks_that_have_zero_bubble_run_it_across_groups_and_others_are_told_why_not() -> None:
+    best = replace(ZERO_BUBBLE, runnable=True, pins=ZERO_BUBBLE.pins | {"schedule": "zb-v"}).found().best
+    assert best is not None
+    assert len({stage.device for stage in best.stages}) == 2
+    verdicts = {verdict.framework: verdict for verdict in best.frameworks}
+    assert verdicts["fsdp"].runs
+    for name in ("megatron", "deepspeed", "nanotron"):
+        assert verdicts[name].broken["pipeline_schedule_exists"] == "the framework implements the schedule"
 
 
 def test_megatron_interleaves_whole_rounds_of_chunks_with_a_layer_each() -> None:
@@ -48,7 +62,7 @@ def test_megatron_interleaves_whole_rounds_of_chunks_with_a_layer_each() -> None
 @pytest.mark.parametrize(
     ("framework", "schedules", "chunks"),
     [
-        ("fsdp", {Schedule.ONE_F_ONE_B, Schedule.GPIPE}, {1, 2, 3}),
+        ("fsdp", {Schedule.ONE_F_ONE_B, Schedule.GPIPE, Schedule.ZERO_BUBBLE_V}, {1, 2, 3}),
         ("nanotron", {Schedule.ONE_F_ONE_B, Schedule.GPIPE}, {1}),
         ("deepspeed", {Schedule.ONE_F_ONE_B}, {1}),
     ],
@@ -58,6 +72,7 @@ def test_frameworks_run_their_own_schedules(framework: str, schedules: set[Sched
     assert {schedule for _, schedule, _, _ in found} == schedules
     assert {each for _, _, each, _ in found} == chunks
     assert {each for _, schedule, each, _ in found if schedule != Schedule.ONE_F_ONE_B} <= {1}
+    assert {stages for stages, schedule, _, _ in found if schedule == Schedule.ZERO_BUBBLE_V} <= {2, 3}  # of 6 layers
 
 
 def test_what_the_user_fixed_is_fixed_across_groups_too() -> None:

@@ -42,6 +42,7 @@ def drawn(seed: int) -> PartitionInstance:
         once_s=rng.uniform(0.0, 5.0, size) * (rng.random() < 0.7),
         update_s=rng.uniform(0.0, 3.0, size) * (rng.random() < 0.5),
         path_s=rng.uniform(0.0, 1.0, size) * (rng.random() < 0.5),
+        weight_s=taken * rng.uniform(0.0, 0.5, size),
         kind=rng.integers(0, kinds, size),
         devices=rng.integers(0, 4, (size, groups)),
     )
@@ -53,7 +54,6 @@ def drawn(seed: int) -> PartitionInstance:
         available_devices=(6,) * groups,
         schedule=schedule,
         virtual_stages=int(rng.integers(1, 4)) if schedule == Schedule.ONE_F_ONE_B else 1,
-        weight_gradient_s=float(rng.uniform(0.0, 2.0)) if schedule in ZERO_BUBBLE else 0.0,
         hand_over_s=rng.uniform(0.0, 1.0, (kinds, kinds)) if rng.random() < 0.5 else None,
         once_under_fill=bool(schedule == Schedule.GPIPE and rng.random() < 0.5),
     )
@@ -103,10 +103,11 @@ def test_zero_bubble_is_as_long_as_the_slowest_stage_or_as_what_weight_gradients
     plain = PartitionInstance(num_layers=2, num_stages=2, num_microbatches=2, options=options)
     rows = np.asarray([[0, 1]])
     assert partition_time_s(plain, rows) == pytest.approx(15.0)
-    for weight_s, expected in ((0.0, 15.0), (0.5, 14.0), (1.0, 13.0), (2.0, 12.0)):
-        instance = replace(plain, schedule=Schedule.ZERO_BUBBLE_1P, weight_gradient_s=weight_s)
+    for weight_s, expected in (([0.0, 0.0], 15.0), ([0.3, 0.7], 14.0), ([2.0, 0.0], 13.0), ([1.0, 2.5], 12.0)):
+        more = StageOptions.from_columns(stage=[0, 1], layers=[1, 1], weight_s=weight_s, **times)
+        instance = replace(plain, schedule=Schedule.ZERO_BUBBLE_1P, options=more)
         assert partition_time_s(instance, rows) == pytest.approx(expected)
-        assert instance.put_off_s == 2 * weight_s
+        assert instance.put_off == 2 / 2  # turns over stages
         assert solve_by_labels(instance).objective_s == pytest.approx(expected)
         assert solve_by_cpsat(instance).objective_s == pytest.approx(expected)
 
@@ -229,7 +230,6 @@ def test_gap_is_infinite_without_an_answer() -> None:
     [
         ({"num_microbatches": 0}, "a layer, a stage"),
         ({"schedule": Schedule.ZERO_BUBBLE_V, "virtual_stages": 2}, "2 virtual stages with schedule ZERO_BUBBLE_V"),
-        ({"weight_gradient_s": -1.0}, "not negative"),
         ({"once_under_fill": True}, "GPIPE only"),
         ({"schedule": Schedule.GPIPE, "virtual_stages": 2}, "2 virtual stages"),
         ({"available_devices": ()}, "one column per group"),

@@ -33,6 +33,7 @@ BY_NAME = {instance.name: instance for instance in INSTANCES}
         ("two types, MoE", 0.9),
         ("two types, slow network", 0.6),
         ("two types, interleaved", 0.8),
+        ("two types, zero bubble", 0.8),
     ],
 )
 def test_no_layout_of_a_family_is_below_its_bound_and_most_come_close(name: str, close: float) -> None:
