@@ -15,12 +15,12 @@ import numpy as np
 from costmodels.arrays import largest, total
 from costmodels.interleaving import interleaved_s, round_size
 from costmodels.overlap import exposed_s
+from costmodels.pipeline_orders import ZERO_BUBBLE
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
+from costmodels.short_play import zero_bubble_s
 
-# Weight gradients per stage that each schedule moves into the bubble.
-_DEFERRED = [
-    {Schedule.ZERO_BUBBLE_1P: 2, Schedule.ZERO_BUBBLE_2P: 3, Schedule.ZERO_BUBBLE_V: 3}.get(s, 0) for s in Schedule
-]
+_PUTS_OFF = np.asarray([schedule in ZERO_BUBBLE for schedule in Schedule])  # weight gradients, into bubbles
+_INTERLEAVED = len(Schedule)  # 1F1B of several chunks, told from 1F1B of one
 
 
 def in_flight_microbatches(
@@ -43,17 +43,24 @@ def in_flight_microbatches(
         2(p - i - 1) + (v - 1)p warm-up chunks plus the one in work, each 1/v of the stage's layers; torch, in
         rounds of more where p does not divide m (``round_size``), as many more.
         ZB-1p and ZB-V hold p on every stage, ZB-2p at most 2p - 1: later stages hold fewer inputs but
-        defer more weight gradients (arXiv:2401.10241, table 1; arXiv:2405.15362).
+        defer more weight gradients (arXiv:2401.10241, table 1; arXiv:2405.15362). With fewer than 2p - 1
+        micro-batches, earlier stages of ZB-V run out of them before they are full.
     """
     chunks = 2.0 * (stages - stage - 1) + (virtual_stages - 1) * round_size(stages, num_microbatches) + 1
     one_f_one_b = np.where(virtual_stages > 1, chunks / virtual_stages, 1.0 * (stages - stage))
     unlimited = np.select(
         [
             schedule == Schedule.GPIPE,
-            (schedule == Schedule.ZERO_BUBBLE_1P) | (schedule == Schedule.ZERO_BUBBLE_V),
+            schedule == Schedule.ZERO_BUBBLE_1P,
             schedule == Schedule.ZERO_BUBBLE_2P,
+            schedule == Schedule.ZERO_BUBBLE_V,
         ],
-        [1.0 * num_microbatches, 1.0 * stages, 2.0 * stages - 1],
+        [
+            1.0 * num_microbatches,
+            1.0 * stages,
+            2.0 * stages - 1,
+            np.minimum(stages, (num_microbatches + stage + 1) / 2),
+        ],
         one_f_one_b,
     )
     held: FloatArray = np.minimum(unlimited, 1.0 * num_microbatches)
@@ -83,6 +90,14 @@ class Passes:
     def work_s(self) -> FloatArray:
         """(N, S) forward and backward."""
         return self.forward_s + self.backward_s
+
+    def take(self, rows: IntArray | slice) -> "Passes":
+        """The selected pipelines."""
+        return Passes(
+            forward_s=self.forward_s[rows],
+            input_gradient_s=self.input_gradient_s[rows],
+            weight_gradient_s=self.weight_gradient_s[rows],
+        )
 
     def waiting(self, traffic: "HostTraffic", *, defers: BoolArray) -> "Passes":
         """The same on stages that wait for what goes to the host and comes back.
@@ -158,7 +173,7 @@ def scheduled(
     whole_s, bubble_s = pipeline_s(schedule, passes, **shape)
     if traffic is None:
         return Scheduled(pipeline_s=whole_s, bubble_s=bubble_s, offload_s=np.zeros_like(whole_s), passes=passes)
-    slowed = passes.waiting(traffic, defers=np.asarray(_DEFERRED)[schedule] > 0)
+    slowed = passes.waiting(traffic, defers=_PUTS_OFF[schedule])
     slowed_s = np.maximum(pipeline_s(schedule, slowed, **shape)[0], whole_s)
     return Scheduled(pipeline_s=slowed_s, bubble_s=bubble_s, offload_s=slowed_s - whole_s, passes=slowed)
 
@@ -184,50 +199,42 @@ def pipeline_s(
         (N,) seconds, and (N,) of them in which the slowest stage idles.
 
     Source:
-        1F1B, interleaved or not, and GPipe take exactly as long as the schedule played out, whatever the stages
-        (``_one_f_one_b_s``, ``costmodels.interleaving``, ``_gpipe_s``).
-        Zero bubble defers weight gradients into it: F + B + W per stage becomes
-        F + B - W with ZB-1p and F + B - 2W with ZB-2p and ZB-V (arXiv:2401.10241 table 1), as far as there are
-        enough to defer: the last stage's m forwards and backwards, the way there and back and one weight gradient,
-        (m + p - 1)(F + B) + W, remain. Never below zero.
+        Every schedule takes exactly as long as played out, whatever the stages: ``_one_f_one_b_s``, ``_gpipe_s``,
+        ``costmodels.interleaving``, ``costmodels.short_play``. The stages of ZB-2p run on into the next step
+        (``RUNS_ON``), those of all others begin and end a step together.
     """
-    forward_s, backward_s, weight_s = passes.forward_s, passes.backward_s, passes.weight_gradient_s
     used = count > 0
     if not used.all():
-        forward_s, backward_s, weight_s = (np.where(used, each, 0.0) for each in (forward_s, backward_s, weight_s))
-    working_s = num_microbatches * largest(forward_s + backward_s)
-    whole_s = np.empty(len(count))
-    interleaved = (schedule == Schedule.ONE_F_ONE_B) & (virtual_stages > 1)
-    at_once = schedule == Schedule.GPIPE
-    for which, seconds in ((~(interleaved | at_once), _one_f_one_b_s), (at_once, _gpipe_s)):
-        if which.any():
-            rows = slice(None) if which.all() else np.flatnonzero(which)
-            whole_s[rows] = seconds(
-                forward_s[rows], backward_s[rows], count=count[rows], num_microbatches=num_microbatches[rows]
-            )
-    if interleaved.any():
-        rows = np.flatnonzero(interleaved)
-        whole_s[rows] = interleaved_s(
-            forward_s[rows],
-            backward_s[rows],
-            count=count[rows],
-            virtual_stages=virtual_stages[rows],
-            num_microbatches=num_microbatches[rows],
+        passes = Passes(
+            forward_s=np.where(used, passes.forward_s, 0.0),
+            input_gradient_s=np.where(used, passes.input_gradient_s, 0.0),
+            weight_gradient_s=np.where(used, passes.weight_gradient_s, 0.0),
         )
+    shape = {"count": count, "num_microbatches": num_microbatches}
+    working_s = num_microbatches * largest(passes.work_s)
+    interleaved = (schedule == Schedule.ONE_F_ONE_B) & (virtual_stages > 1)
+    kind = np.where(interleaved, _INTERLEAVED, schedule)
+    whole_s = np.empty(len(count))
+    for each in np.unique(kind).tolist():
+        rows = slice(None) if (kind == each).all() else np.flatnonzero(kind == each)
+        some = {name: column[rows] for name, column in shape.items()}
+        if each == _INTERLEAVED:
+            some["virtual_stages"] = virtual_stages[rows]
+        whole_s[rows] = _whole_s(each, passes.take(rows), **some)
     # A schedule takes at least that long; what rounding leaves of the difference is not a bubble.
     bubble_s = np.where(total(count.T) > 1, np.maximum(whole_s - working_s, 0.0), 0.0)
-    if (np.asarray(_DEFERRED)[schedule] > 0).any():
-        stages = np.maximum(total(count.T), 1)
-        mean_weight_s = total((weight_s * count).T) / stages
-        saved = put_off(schedule, stages=stages, num_microbatches=num_microbatches)
-        bubble_s = np.where(saved > 0, np.maximum(bubble_s - saved * mean_weight_s, 0.0), bubble_s)
     return working_s + bubble_s, bubble_s
 
 
-def put_off(schedule: IntArray, *, stages: IntArray, num_microbatches: IntArray) -> IntArray:
-    """(N,) weight gradients of a stage that fill bubbles: as many as the schedule puts off, and as there are."""
-    most = np.asarray(_DEFERRED)[schedule]
-    return np.where(most > 0, np.minimum(most * (stages - 1), num_microbatches + stages - 2), 0)
+def _whole_s(kind: int, passes: Passes, **shape: IntArray) -> FloatArray:
+    """(N,) seconds of pipelines of one schedule, or interleaved."""
+    if kind == _INTERLEAVED:
+        return interleaved_s(passes.forward_s, passes.backward_s, **shape)
+    if _PUTS_OFF[kind]:
+        split = (passes.forward_s, passes.input_gradient_s, passes.weight_gradient_s)
+        return zero_bubble_s(Schedule(kind), split, **shape)
+    seconds = _gpipe_s if kind == Schedule.GPIPE else _one_f_one_b_s
+    return seconds(passes.forward_s, passes.backward_s, **shape)
 
 
 def _gpipe_s(

@@ -1,8 +1,7 @@
 """Plans that are to be listed, scored a second time: their schedules played out, stage by stage.
 
 The price of a plan rests on a formula for its pipeline. Here the same stage times go through an event simulation
-instead, which knows nothing of formulas. For 1F1B, interleaved or not, and for GPipe both agree to rounding. For
-zero-bubble schedules the formulas are approximations between unequal stages; what is listed then is what was played.
+instead, which knows nothing of formulas. Both agree to rounding; what is listed is what was played.
 """
 
 from dataclasses import dataclass

@@ -114,9 +114,12 @@ def _in_flight(plans: PlanBatch, layout: _Layout, layouts: Groups) -> FloatArray
     groups = group_rows(layouts.of_row, plans.schedule, plans.num_microbatches)
     rows = groups.first
     of_layout = layouts.of_row[rows]
+    schedule = plans.schedule[rows, None]
+    # Of a class the first stage holds the most; with ZB-V the last.
+    later = np.where(schedule == Schedule.ZERO_BUBBLE_V, np.maximum(layout.count[of_layout] - 1, 0), 0)
     held = in_flight_microbatches(
-        plans.schedule[rows, None],
-        stage=layout.index[of_layout],
+        schedule,
+        stage=layout.index[of_layout] + later,
         stages=plans.pipeline_parallel[rows, None],
         virtual_stages=plans.virtual_stages[rows, None],
         num_microbatches=plans.num_microbatches[rows, None],

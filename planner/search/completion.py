@@ -64,14 +64,12 @@ class Completion:
             more than so many devices; infinite where they cannot take that many.
         slowest_s: (3, S + 1, L + 1, X) least time of the slowest forward pass, backward pass and stage of them; 0
             where they cannot.
-        filled_s: (S + 1, L + 1, X) bubbles that their weight gradients fill at most.
     """
 
     instance: PartitionInstance
     units: Units
     way_s: FloatArray
     slowest_s: FloatArray
-    filled_s: FloatArray
 
     def bound_s(
         self,
@@ -83,17 +81,16 @@ class Completion:
         done_s: FloatArray,
         slowest_s: FloatArray,
         once_s: FloatArray,
-        filled_s: FloatArray,
     ) -> FloatArray:
         """(Q,) step times, detours left out, that no completion of labels (see ``labels``) goes below."""
         instance, left = self.instance, self.units.code(used)
         before_s = self.way_s[stage, start, left]
         forward_s, backward_s, stage_s = self.slowest_s[:, stage, start, left]
         slowest_s = np.maximum(slowest_s, slowest_of(instance, forward_s, backward_s, stage_s))
+        if instance.puts_off:  # only forwards come before for sure, and how long these are is not known
+            before_s = np.where(np.isfinite(before_s), 0.0, np.inf)
         done_s = np.maximum(before_s / instance.virtual_stages + done_s, instance.num_microbatches * stage_s)
-        if instance.put_off:
-            filled_s = filled_s + self.filled_s[stage, start, left]
-        spread_s = spread(instance, way_s=before_s + way_s, done_s=done_s, slowest_s=slowest_s, filled_s=filled_s)
+        spread_s = spread(instance, way_s=before_s + way_s, done_s=done_s, slowest_s=slowest_s)
         # Work hidden while the pipeline fills may vanish behind the stages to come.
         shown_s = np.maximum(once_s - before_s, 0.0) if instance.once_under_fill else once_s
         bound: FloatArray = spread_s + shown_s
@@ -108,23 +105,16 @@ def slowest_of(
     if instance.schedule == Schedule.GPIPE:
         return np.column_stack([forward_s, backward_s])
     whole_s = forward_s + backward_s if stage_s is None else stage_s
-    return np.column_stack([whole_s if instance.put_off > 0 else none, none])
+    return np.column_stack([whole_s if instance.puts_off else none, none])
 
 
-def spread(
-    instance: PartitionInstance, *, way_s: FloatArray, done_s: FloatArray, slowest_s: FloatArray, filled_s: FloatArray
-) -> FloatArray:
-    """(Q,) seconds of all micro-batches: GPipe's sum and slowest passes, what is done with 1F1B.
-
-    Zero-bubble schedules fill its bubble with weight gradients, down to the work of the slowest stage.
-    """
+def spread(instance: PartitionInstance, *, way_s: FloatArray, done_s: FloatArray, slowest_s: FloatArray) -> FloatArray:
+    """(Q,) seconds of all micro-batches at least: GPipe's sum and slowest passes, what is done with the others."""
     m = instance.num_microbatches
     if instance.schedule == Schedule.GPIPE:
         whole_s: FloatArray = way_s + (m - 1) * slowest_s.sum(axis=1)
         return whole_s
-    if instance.put_off > 0:
-        return np.maximum(m * slowest_s[:, 0], done_s - filled_s)
-    return done_s
+    return np.maximum(done_s, m * slowest_s[:, 0])
 
 
 def completion(instance: PartitionInstance, options: StageOptions) -> Completion:
@@ -133,25 +123,21 @@ def completion(instance: PartitionInstance, options: StageOptions) -> Completion
     own = units(options.devices, np.asarray(instance.available_devices, dtype=np.int64))
     shape = (layers + 1, *own.shape)
     way_s, slowest_s = np.full((stages + 1, *shape), np.inf), np.full((3, stages + 1, *shape), np.inf)
-    filled_s = np.full((stages + 1 if instance.put_off else 1, *shape), -np.inf)
-    way_s[0, 0] = slowest_s[:, 0, 0] = filled_s[0, 0] = 0.0
+    way_s[0, 0] = slowest_s[:, 0, 0] = 0.0
     for stage in range(stages):
         mine = np.flatnonzero((options.stage == stage) & (options.layers <= layers))
         for count, taken, time_s in _moves(options, own, mine, layers, placed=instance.placed):
             before, after = shifted(shape, (count, *taken))
-            time_s = time_s.reshape((4, -1, *(1 for _ in own.shape)))
+            time_s = time_s.reshape((3, -1, *(1 for _ in own.shape)))
             np.minimum(way_s[stage + 1][after], way_s[stage][before] + time_s[2], out=way_s[stage + 1][after])
-            for least_s, each_s in zip(slowest_s, time_s[:3], strict=True):
+            for least_s, each_s in zip(slowest_s, time_s, strict=True):
                 longest_s = np.maximum(least_s[stage][before], each_s)
                 np.minimum(least_s[stage + 1][after], longest_s, out=least_s[stage + 1][after])
-            if instance.put_off:
-                more_s = filled_s[stage][before] - instance.put_off * time_s[3]
-                np.maximum(filled_s[stage + 1][after], more_s, out=filled_s[stage + 1][after])
     flat = (layers + 1, -1)
     finite_s = np.where(np.isfinite(slowest_s), slowest_s, 0.0)
     return Completion(
         instance=instance, units=own, way_s=way_s.reshape(stages + 1, *flat),
-        slowest_s=finite_s.reshape(3, stages + 1, *flat), filled_s=filled_s.reshape(len(filled_s), *flat),
+        slowest_s=finite_s.reshape(3, stages + 1, *flat),
     )  # fmt: skip
 
 
@@ -164,21 +150,20 @@ def shifted(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[tuple[slice
 def _moves(
     options: StageOptions, own: Units, mine: IntArray, layers: int, *, placed: bool
 ) -> list[tuple[int, tuple[int, ...], FloatArray]]:
-    """Layers, units of devices, and least (4, L + 1 - layers or 1) times by first layer, of alike options of a stage.
+    """Layers, units of devices, and least (3, L + 1 - layers or 1) times by first layer, of alike options of a stage.
 
-    Times are those of the forward pass, the backward pass and both, and minus those of weight gradients.
+    Times are those of the forward pass, the backward pass and both.
     """
     if not len(mine):
         return []
-    both_s = options.forward_s + options.backward_s
-    times = np.stack([options.forward_s, options.backward_s, both_s, -options.weight_s])[:, mine]
+    times = np.stack([options.forward_s, options.backward_s, options.forward_s + options.backward_s])[:, mine]
     keys = np.column_stack([options.layers[mine], own.taken(options.devices[mine])])
     kinds, of_row = np.unique(keys, axis=0, return_inverse=True)
     moves = []
     for at, (count, *taken) in enumerate(kinds.tolist()):
         rows = np.flatnonzero(of_row.reshape(-1) == at)
         if placed:
-            least_s = np.full((4, layers + 1 - count), np.inf)
+            least_s = np.full((3, layers + 1 - count), np.inf)
             inside = rows[options.first_layer[mine[rows]] + count <= layers]
             for each_s, some in zip(least_s, times[:, inside], strict=True):
                 np.minimum.at(each_s, options.first_layer[mine[inside]], some)

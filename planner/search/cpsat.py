@@ -15,6 +15,7 @@ import numpy as np
 
 from costmodels.plan import FloatArray, IntArray, Schedule
 from planner.search.cpsat_interleaving import longest_interleaved
+from planner.search.cpsat_play import chunks_of, longest_play
 from planner.search.partition import PartitionInstance, StageOptions, partition_time_s, undominated
 from planner.search.solved import Solved, Status
 
@@ -50,7 +51,7 @@ class _Ticks:
 
     Attributes:
         per_s: Ticks per second.
-        forward, backward, once, update, path, put_off: (K,) ticks.
+        forward, backward, weight, once, update, path: (K,) ticks; weight gradients are part of the backward pass.
         hand_over: (C, C) ticks.
         error: Ticks by which rounding can change the value of a choice.
         most: No choice takes more ticks.
@@ -59,10 +60,10 @@ class _Ticks:
     per_s: float
     forward: IntArray
     backward: IntArray
+    weight: IntArray
     once: IntArray
     update: IntArray
     path: IntArray
-    put_off: IntArray
     hand_over: IntArray
     error: float
     most: int
@@ -98,7 +99,8 @@ def solve_by_cpsat(
     chosen = [model.new_bool_var("") for _ in range(len(options))]
     _cover(model, instance, options, chosen)
     objective = _step(model, instance, options, ticks, chosen)
-    per_s, error = ticks.per_s * instance.virtual_stages, ticks.error * instance.virtual_stages  # of the objective
+    chunks = chunks_of(instance)
+    per_s, error = ticks.per_s * chunks, ticks.error * chunks  # of the objective
     known_s = np.inf
     if hint is not None:
         known_s = float(partition_time_s(instance, hint[None, :])[0])
@@ -195,13 +197,13 @@ def _ticks(instance: PartitionInstance, options: StageOptions, resolution: float
 
     Each rounded number is off by half a tick at most. The value of a choice is the longest of sums in which a
     stage's two passes count m times together with the turns spared, every other stage's twice at most (on the
-    way there and back), with the hand-over behind each. What happens once and updates add a half each, what is put off
-    and detours one per stage.
+    way there and back), with the hand-over behind each. What happens once, updates, what is put
+    off and detours add a half each.
     """
     stages, m = instance.num_stages, instance.num_microbatches
     half_per_pass = 2 if instance.hand_over_s is not None else 1
     passes = 2 * (m + 2 * stages)
-    error = 0.5 * (half_per_pass * passes + 2 + 2 * stages)
+    error = 0.5 * (half_per_pass * passes + 3 + stages)
     stage_s = options.forward_s + options.backward_s
     least_s = np.full(stages, np.inf)
     np.minimum.at(least_s, options.stage, stage_s)
@@ -219,10 +221,10 @@ def _ticks(instance: PartitionInstance, options: StageOptions, resolution: float
         per_s=per_s,
         forward=rounded(options.forward_s),
         backward=rounded(options.backward_s),
+        weight=rounded(options.weight_s),
         once=rounded(options.once_s),
         update=rounded(options.update_s),
         path=rounded(options.path_s),
-        put_off=rounded(instance.put_off * options.weight_s),
         hand_over=rounded(crossing),
         error=error,
         most=int(np.ceil(most_s * per_s + error)) + _SLACK,
@@ -272,7 +274,7 @@ def _step(
     time = [forward[stage] + backward[stage] for stage in stages]
 
     def at_least(*bounds: Any, least: int = 0) -> Any:
-        variable = model.new_int_var(least, ticks.most * instance.virtual_stages, "")
+        variable = model.new_int_var(least, ticks.most * chunks_of(instance), "")
         for bound in bounds:
             model.add(variable >= bound)
         return variable
@@ -288,11 +290,12 @@ def _step(
         spread = sum(time) + (m - 1) * (at_least(*forward) + at_least(*backward))
     elif instance.virtual_stages > 1:
         spread = longest_interleaved(instance, forward, backward, at_least)
+    elif instance.puts_off:
+        weight = [_sum(ticks.weight, chosen, of_stage[stage]) for stage in stages]
+        spread = longest_play(instance, (forward, backward, weight), at_least)
     else:
         spread = _longest_chain(instance, forward, backward, at_least)
-        if instance.put_off:  # of the bubble, what weight gradients do not fill
-            spread = at_least(spread - _sum(ticks.put_off, chosen), m * at_least(*time))
-    return spread + instance.virtual_stages * (once + update + _sum(ticks.path, chosen))
+    return spread + chunks_of(instance) * (once + update + _sum(ticks.path, chosen))
 
 
 def _longest_chain(

@@ -18,7 +18,7 @@ from costmodels.step import per_step_overhead_s
 from planner.search.cells import Cells
 from planner.search.once import once_s
 
-# Whose steps a partition can have; bounds for zero bubble are about the formula, which is short of what is played.
+# Whose steps a partition can have.
 SCHEDULES = (
     *(Schedule.ONE_F_ONE_B, Schedule.GPIPE),
     *(Schedule.ZERO_BUBBLE_1P, Schedule.ZERO_BUBBLE_2P, Schedule.ZERO_BUBBLE_V),
@@ -119,7 +119,7 @@ def passes_per_work(
       latter 2 / (m - 1) times: 2 p / (2 p - m + 1). Stages of such times exist.
     * Interleaving: the chain through stage i takes m s_i and 1 / v of the sum before at least. Stages of times that
       fall by 1 / (m v) from each to the next make all these the same: 1 / (1 - (1 - 1 / (m v))^p) / v.
-    * Zero bubble fills what is longer than that.
+    * Zero bubble: m times the slowest stage, which takes W / p or more.
     """
     p, m, v = num_stages, num_microbatches, virtual_stages
     even = (m + p - 1) / p

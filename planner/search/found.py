@@ -5,7 +5,7 @@ import numpy as np
 from costmodels.arrays import largest
 from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import Basis
-from costmodels.plan import FloatArray, Schedule
+from costmodels.plan import FloatArray
 from costmodels.stage_evaluate import StageEstimateBatch, evaluate_stages
 from costmodels.stage_plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
 from costmodels.stage_prices import StagePrices
@@ -72,9 +72,9 @@ def found_plan(
 
 
 def _played_s(plan: StagePlanBatch, prices: StagePrices, most_works: int) -> float | None:
-    """The step of a batch of one with its schedule played out; None where that takes long, or is not what runs."""
+    """The step of a batch of one with its schedule played out; None where that takes long."""
     p, v, m = (int(column[0]) for column in (plan.num_stages, plan.virtual_stages, plan.num_microbatches))
-    if p * v * m > most_works or plan.schedule[0] == Schedule.ZERO_BUBBLE_V:
+    if p * v * m > most_works:
         return None
     return float(replay(plan, prices).estimate.step_time_s[0])
 

@@ -7,7 +7,7 @@ only those on the Pareto front of the latter can be part of the best. A label th
 known choice is dropped; with more labels than allowed those with the best bounds stay, and the best bound
 of those dropped is the bound of the answer.
 
-For 1F1B these numbers follow only chains of work through two stages (see ``_done_s``), so that the value of a
+For 1F1B and zero bubble these numbers follow only some chains of work (see ``_done_s``), so that the value of a
 label is never above that of the choice; likewise what is done once is added up stage by stage, not its slowest parts.
 Choices are valued in full at the end. What that leaves open is the gap between bound and value, for ``cpsat`` to
 close.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.interleaving import round_size
+from costmodels.pipeline_orders import RUNS_ON
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
 from planner.search.completion import Completion, completion, slowest_of, spread
 from planner.search.fronts import nondominated
@@ -42,12 +43,11 @@ class _Labels:
         kind: (Q,) kind of the first of these stages.
         before: (Q,) kind that the stage before it has to have; where kinds matter.
         way_s: (Q,) one micro-batch's way through them.
-        done_s: (Q,) with 1F1B: from the first forward on the first of them until the last is done, at least.
+        done_s: (Q,) but with GPipe: from the first forward on the first of them until the last is done, at least.
         slowest_s: (Q, 2) slowest forward and backward pass of them with GPipe, and the slowest stage with
             zero bubble.
         once_s: (Q,) what shows of the work done once per step, with its update on one stage.
         path_s: (Q,) detours.
-        filled_s: (Q,) bubbles that their weight gradients fill.
         option: (Q,) option of the first of these stages.
         parent: (Q,) label of the stages after it.
     """
@@ -61,7 +61,6 @@ class _Labels:
     slowest_s: FloatArray
     once_s: FloatArray
     path_s: FloatArray
-    filled_s: FloatArray
     option: IntArray
     parent: IntArray
 
@@ -186,16 +185,13 @@ def _last(instance: PartitionInstance) -> _Labels:
     unused = np.zeros((1, len(instance.available_devices)), dtype=np.int64)
     return _Labels(
         start=none + instance.num_layers, used=unused, kind=none, before=none - 1,
-        way_s=zero, done_s=zero, slowest_s=np.zeros((1, 2)), once_s=zero, path_s=zero, filled_s=zero,
-        option=none - 1, parent=none - 1,
+        way_s=zero, done_s=zero, slowest_s=np.zeros((1, 2)), once_s=zero, path_s=zero, option=none - 1, parent=none - 1,
     )  # fmt: skip
 
 
 def _value_s(instance: PartitionInstance, labels: _Labels) -> FloatArray:
     """(Q,) step time if these stages were the whole pipeline."""
-    spread_s = spread(
-        instance, way_s=labels.way_s, done_s=labels.done_s, slowest_s=labels.slowest_s, filled_s=labels.filled_s
-    )
+    spread_s = spread(instance, way_s=labels.way_s, done_s=labels.done_s, slowest_s=labels.slowest_s)
     return spread_s + labels.once_s + labels.path_s
 
 
@@ -299,13 +295,12 @@ def _grown(
             options.once_s[option] + options.update_s[option], once_s - stage_s if instance.once_under_fill else once_s
         ),
         path_s=labels.path_s[label] + options.path_s[option],
-        filled_s=labels.filled_s[label] + instance.put_off * options.weight_s[option],
         option=option,
         parent=label,
     )
     bounds_s = rest.bound_s(
         stage, grown.start, grown.used, way_s=grown.way_s, done_s=grown.done_s, slowest_s=grown.slowest_s,
-        once_s=grown.once_s, filled_s=grown.filled_s,
+        once_s=grown.once_s,
     )  # fmt: skip
     return grown, bounds_s + grown.path_s
 
@@ -342,6 +337,10 @@ def _done_s(
     stage_s = forward_s + backward_s
     if instance.schedule == Schedule.GPIPE:
         return done_s
+    if instance.puts_off:  # the first chunk forwards, then all that later stages, or it, do; backwards are left out
+        share = 0.0 if instance.schedule in RUNS_ON else 0.5 if instance.schedule == Schedule.ZERO_BUBBLE_V else 1.0
+        first_s = share * forward_s
+        return np.maximum(done_s + first_s, instance.num_microbatches * stage_s)
     m, v, others = instance.num_microbatches, instance.virtual_stages, instance.num_stages - 1 - stage
     if v > 1:  # once all chunks but the last are ahead
         size = int(round_size(np.asarray(instance.num_stages), np.asarray(m)))
@@ -365,7 +364,5 @@ def _front(instance: PartitionInstance, labels: _Labels) -> IntArray:
     code = labels.start
     for column, size in zip(columns, most, strict=True):
         code = code * (size + 1) + column
-    values = [labels.way_s, labels.done_s, *labels.slowest_s.T, labels.once_s, labels.path_s]
-    if instance.put_off:
-        values.append(-labels.filled_s)
-    return nondominated(code, np.column_stack(values))
+    values = np.column_stack([labels.way_s, labels.done_s, *labels.slowest_s.T, labels.once_s, labels.path_s])
+    return nondominated(code, values)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.pipeline import Passes, pipeline_s, put_off
+from costmodels.pipeline import Passes, pipeline_s
+from costmodels.pipeline_orders import ZERO_BUBBLE
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
 from planner.search.fronts import nondominated
 
@@ -32,10 +33,10 @@ class StageOptions:
         first_layer: (K,) position of the first of them in the model, or ``ANYWHERE`` for all options.
         forward_s: (K,) one micro-batch's forward pass.
         backward_s: (K,) its backward pass, recomputation included.
+        weight_s: (K,) of that, weight gradients, which zero-bubble schedules put off.
         once_s: (K,) seconds once per step, before all stages go on: gradient traffic that shows.
         update_s: (K,) seconds once per step after that: the optimizer.
         path_s: (K,) seconds that one micro-batch takes on its way past the stage without occupying it.
-        weight_s: (K,) of the backward pass, weight gradients, with which zero-bubble schedules fill bubbles.
         kind: (K,) group of devices, as ``PartitionInstance.hand_over_s`` counts them.
         devices: (K, G) devices taken from each group.
         source: (K,) the caller's own number of the option.
@@ -46,10 +47,10 @@ class StageOptions:
     first_layer: IntArray
     forward_s: FloatArray
     backward_s: FloatArray
+    weight_s: FloatArray
     once_s: FloatArray
     update_s: FloatArray
     path_s: FloatArray
-    weight_s: FloatArray
     kind: IntArray
     devices: IntArray
     source: IntArray
@@ -64,8 +65,8 @@ class StageOptions:
         """Options of the given columns; absent ones are anywhere, free of cost, on no particular devices."""
         rows = len(stage)
         defaults: dict[str, Any] = {
-            "first_layer": ANYWHERE, "once_s": 0.0, "update_s": 0.0, "path_s": 0.0, "weight_s": 0.0,
-            "kind": 0, "source": np.arange(rows),
+            "first_layer": ANYWHERE, "weight_s": 0.0, "once_s": 0.0, "update_s": 0.0, "path_s": 0.0, "kind": 0,
+            "source": np.arange(rows),
         }  # fmt: skip
         given = {"stage": stage, "layers": layers, "forward_s": forward_s, "backward_s": backward_s}
         built: dict[str, NDArray[Any]] = {}
@@ -124,21 +125,19 @@ class PartitionInstance:
         if placed.any() and not placed.all():
             raise ValueError("first_layer must be known of all options or of none")
         times = np.concatenate(
-            [options.forward_s, options.backward_s, options.once_s, options.update_s, options.path_s, options.weight_s]
+            [options.forward_s, options.backward_s, options.once_s, options.update_s, options.path_s]
         )
         if not (np.isfinite(times).all() and (times >= 0).all() and (options.layers >= 0).all()):
             raise ValueError("seconds must be finite, and layers and seconds not negative")
+        if not ((options.weight_s >= 0) & (options.weight_s <= options.backward_s)).all():
+            raise ValueError("weight gradients are a part of the backward pass")
         if self.hand_over_s is not None and int(options.kind.max(initial=0)) >= len(self.hand_over_s):
             raise ValueError("hand_over_s needs a row and a column for every kind")
 
     @property
-    def put_off(self) -> float:
-        """Share of the stages' weight gradients, summed up, that fills bubbles, as far as there are any."""
-        one = np.ones(1, dtype=np.int64)
-        turns = put_off(
-            int(self.schedule) * one, stages=self.num_stages * one, num_microbatches=self.num_microbatches * one
-        )
-        return float(turns[0]) / self.num_stages
+    def puts_off(self) -> bool:
+        """Whether weight gradients are put off."""
+        return self.schedule in ZERO_BUBBLE
 
     @property
     def placed(self) -> bool:
@@ -197,13 +196,15 @@ def undominated(instance: PartitionInstance) -> IntArray:
     """Options that no other one beats, in ascending order.
 
     The step never gets shorter when a stage's forward or backward pass, what it does once, its update, or its detour
-    gets longer, nor when it has more weight gradients to fill bubbles with, and options only differ in devices they
-    take: one that is no better than another for the same stage and layers in any of these is never needed.
+    gets longer, and options only differ in devices they take: one that is no better than another for the
+    same stage and layers in any of these is never needed. Where weight gradients are put off, they and the rest of the
+    backward pass count apart.
     """
     options = instance.options
     keys = np.column_stack([options.stage, options.first_layer, options.layers, options.kind, options.devices])
-    times = [options.forward_s, options.backward_s, options.once_s, options.update_s, options.path_s]
-    if instance.put_off:
-        times.append(-options.weight_s)
+    back_s = [options.backward_s]
+    if instance.puts_off:
+        back_s = [options.backward_s - options.weight_s, options.weight_s]
+    times = np.column_stack([options.forward_s, *back_s, options.once_s, options.update_s, options.path_s])
     _, state = np.unique(keys, axis=0, return_inverse=True)
-    return nondominated(state.reshape(-1), np.column_stack(times))
+    return nondominated(state.reshape(-1), times)

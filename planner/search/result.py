@@ -84,8 +84,8 @@ class FoundPlan:
         num_devices: Devices it occupies.
         idle_devices: Devices of the cluster it leaves alone.
         step_time_s, step_time_low_s, step_time_high_s: One optimizer step, and a 90 % interval.
-        played_step_time_s: One step with its schedule played out event by event; the price but for zero-bubble
-            schedules, whose formula is approximate. None where it is not played.
+        played_step_time_s: The same with its schedule played out event by event, which every price agrees with;
+            None where that takes too long.
         time_parts_s: Part of the step to seconds; they add up to the step time.
         peak_memory_bytes: Fullest device.
         fits: Whether device and host memory suffice on every stage.

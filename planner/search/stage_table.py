@@ -332,11 +332,11 @@ def _placed(family: Family, prices: StagePrices, contents: _Contents, ways: Stag
     takes, available = family.counted
     kind_of, hand_over_s = crossing_kinds(family, prices)
     own_s = own_crossing_s(prices, config) if hand_over_s is not None and family.num_stages > 1 else 0.0
+    weight_s = prices.content[CONTENT_COLUMNS.index("weight_gradient_s"), rows]
     options = StageOptions.from_columns(
         stage=ways.stage, layers=columns["dense"] + columns["moe"], first_layer=first,
-        forward_s=np.maximum(forward_s - own_s, 0.0), backward_s=np.maximum(backward_s - own_s, 0.0),
-        once_s=shown_s, update_s=update_s, weight_s=prices.content[CONTENT_COLUMNS.index("weight_gradient_s"), rows],
-        kind=kind_of[member], devices=takes[member],
+        forward_s=np.maximum(forward_s - own_s, 0.0), backward_s=np.maximum(backward_s - own_s, weight_s),
+        once_s=shown_s, update_s=update_s, weight_s=weight_s, kind=kind_of[member], devices=takes[member],
     )  # fmt: skip
     instance = PartitionInstance(
         num_layers=prices.context.model.num_layers,

@@ -4,8 +4,8 @@ It composes what ``costmodels.step``, ``pipeline`` and ``memory`` compose: stage
 exposed traffic, memory parts of every stage, peak and verdict. What they look up once per distinct shape (kernel and
 collective prices, stage layouts, parameters and activations) is handed to the loop ready-made, so its rate is an
 upper bound of what such a loop could reach. Restricted to what the benchmark prices: a dense model on Megatron-Core
-without offloading. ``report`` checks that both agree, so that this second copy of the formulas cannot drift unseen;
-nothing but the benchmark uses it.
+without offloading, and so without zero bubble. ``report`` checks that both agree, so that this second copy of the
+formulas cannot drift unseen; nothing but the benchmark uses it.
 """
 
 from math import exp, log2
@@ -137,7 +137,6 @@ def _pipeline_s(row: Row, forward: list[float], backward: list[float], weight: l
     stage_s = [u * (f + b + w) for u, f, b, w in zip(used, forward, backward, weight, strict=True)]
     slowest = max(range(len(stage_s)), key=stage_s.__getitem__)
     stages = max(sum(row["count"]), 1)
-    mean_weight = sum(w * n for w, n in zip(weight, row["count"], strict=True)) / stages
     kind, m = row["schedule"], row["num_microbatches"]
     runs = [(f, b + w, n) for f, b, w, n in zip(forward, backward, weight, row["count"], strict=True) if n > 0]
     if stages == 1:
@@ -149,10 +148,7 @@ def _pipeline_s(row: Row, forward: list[float], backward: list[float], weight: l
         fill = max(_interleaved_s(runs, stages, m, row["virtual_stages"]) - m * stage_s[slowest], 0.0)
     else:
         fill = max(_one_f_one_b_s(runs, stages, m) - m * stage_s[slowest], 0.0)
-    saved = {Schedule.ZERO_BUBBLE_1P: 2, Schedule.ZERO_BUBBLE_2P: 3, Schedule.ZERO_BUBBLE_V: 3}.get(kind, 0)
-    saved = min(saved * (stages - 1), m + stages - 2)
-    bubble = max(fill - saved * mean_weight, 0.0)
-    return m * stage_s[slowest] + bubble, bubble, slowest
+    return m * stage_s[slowest] + fill, fill, slowest
 
 
 def _one_f_one_b_s(runs: list[tuple[float, float, int]], stages: int, m: int) -> float:

@@ -262,10 +262,8 @@ searched first, by up to half of the time; with `--runnable` nothing else is.
 The bound is about these spaces under this cost model, and the answer says what each engine's bound is about
 (`engines`: `space`, `left_out`, `bound_s`, and `status` where one was not run). It says nothing about the cost model's
 own error (see [accuracy.md](accuracy.md)), and nothing about plans outside: stages with degrees of their own together
-with virtual stages, zero bubble or offloading. With zero-bubble schedules both the price and the bound are those of the
-formula, which knows nothing of the order in which weight gradients fill bubbles: between unequal stages it is up to
-16 % below and 7 % above a schedule played out (`costmodels.pipeline_simulation`); 1F1B, interleaved or not, and GPipe
-are exact.
+with virtual stages, zero bubble or offloading. The price of every schedule is what it takes played out event by event
+(`costmodels.pipeline_simulation`), whatever its stages.
 
 ## Against every plan there is
 

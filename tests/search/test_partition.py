@@ -33,16 +33,17 @@ def drawn(seed: int) -> PartitionInstance:
         stage = np.repeat(np.arange(stages), int(rng.integers(4, 12)))
         first, taken = np.full(len(stage), -1), rng.integers(1, max(2, layers // stages + 2), len(stage))
     size = len(stage)
+    backward_s = taken * rng.uniform(0.5, 3.0, size)
     options = StageOptions.from_columns(
         stage=stage,
         first_layer=first,
         layers=taken,
         forward_s=taken * rng.uniform(0.5, 1.5, size),
-        backward_s=taken * rng.uniform(0.5, 3.0, size),
+        backward_s=backward_s,
+        weight_s=backward_s * rng.uniform(0.0, 1.0, size) if schedule in ZERO_BUBBLE else 0.0,
         once_s=rng.uniform(0.0, 5.0, size) * (rng.random() < 0.7),
         update_s=rng.uniform(0.0, 3.0, size) * (rng.random() < 0.5),
         path_s=rng.uniform(0.0, 1.0, size) * (rng.random() < 0.5),
-        weight_s=taken * rng.uniform(0.0, 0.5, size),
         kind=rng.integers(0, kinds, size),
         devices=rng.integers(0, 4, (size, groups)),
     )
@@ -96,18 +97,18 @@ def test_both_solvers_find_what_looking_at_everything_finds(seed: int) -> None:
         assert solved.bound_s <= best_s * (1 + 1e-12)
 
 
-def test_zero_bubble_is_as_long_as_the_slowest_stage_or_as_what_weight_gradients_leave() -> None:
-    """Two stages of 3 and 6 seconds, two micro-batches: 15 seconds of 1F1B, of which two turns are put off."""
+def test_zero_bubble_puts_off_weight_gradients_of_each_stage() -> None:
+    """Two stages of 3 and 6 seconds, two micro-batches; 15 seconds of 1F1B."""
     times = {"forward_s": [1.0, 2.0], "backward_s": [2.0, 4.0]}
     options = StageOptions.from_columns(stage=[0, 1], layers=[1, 1], **times)
     plain = PartitionInstance(num_layers=2, num_stages=2, num_microbatches=2, options=options)
     rows = np.asarray([[0, 1]])
     assert partition_time_s(plain, rows) == pytest.approx(15.0)
-    for weight_s, expected in (([0.0, 0.0], 15.0), ([0.3, 0.7], 14.0), ([2.0, 0.0], 13.0), ([1.0, 2.5], 12.0)):
-        more = StageOptions.from_columns(stage=[0, 1], layers=[1, 1], weight_s=weight_s, **times)
-        instance = replace(plain, schedule=Schedule.ZERO_BUBBLE_1P, options=more)
+    # F0@0 F1@1 B0@(5 - w) W0 B1@(11 - 2w) W1 on the first; F0@1 B0@3 F1@(7 - w) B1@(9 - w) W0 W1 on the second.
+    for weight_s, expected in (([0.0, 0.0], 15.0), ([0.0, 1.0], 13.0), ([1.0, 1.0], 13.0), ([0.5, 2.0], 13.0)):
+        late = replace(options, weight_s=np.asarray(weight_s))
+        instance = replace(plain, options=late, schedule=Schedule.ZERO_BUBBLE_1P)
         assert partition_time_s(instance, rows) == pytest.approx(expected)
-        assert instance.put_off == 2 / 2  # turns over stages
         assert solve_by_labels(instance).objective_s == pytest.approx(expected)
         assert solve_by_cpsat(instance).objective_s == pytest.approx(expected)
 
@@ -244,6 +245,8 @@ def test_instances_that_mean_nothing_are_refused(changes: dict[str, object], wor
 def test_options_with_impossible_seconds_are_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         small(options=replace(small().options, once_s=np.full(9, np.nan)))
+    with pytest.raises(ValueError, match="a part of the backward pass"):
+        small(options=replace(small().options, weight_s=np.full(9, 99.0)))
     first_layer = np.asarray([0, *[-1] * 8])
     with pytest.raises(ValueError, match="of all options or of none"):
         small(options=replace(small().options, first_layer=first_layer))
