@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib import resources
 
 from costmodels.collectives import CollectiveCostModel
-from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, Calibration, calibrate
+from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, Calibration
 from costmodels.kernels.calls import KernelCostModel
 from costmodels.kernels.learned import learned_kernel_model
 from costmodels.kernels.measured import MeasuredKernelModel, MeasuredKernels, calls_of, measured_rows
@@ -77,6 +77,8 @@ def stored_calibration(store: TimingStore, device: DeviceSpec) -> Calibration | 
         if len(rows) < FEWEST_POINTS:
             problem = f"was made for other packaged prices, and {len(rows)} measured kernels of it are stored"
             raise SpecError(str(path)[:200], problem, "calibrate again with 'planner calibrate --from', or delete it")
+        from costmodels.calibration.few_shot import calibrate  # optimisers take long to load, and this is rare
+
         return calibrate(default_kernel_model(), calls_of(rows), rows.time_s, device)
     try:
         calibration = Calibration.from_document(document["calibration"])

@@ -39,8 +39,8 @@ class LearnedCard:
     Attributes:
         op_class: Operation class, e.g. ``gemm``.
         features: Names of the columns, in order.
-        reference: By format class and device: parameters of the roofline formula whose time the model corrects;
-            under ``*`` those of all devices pooled.
+        reference: By arithmetic and device: parameters of the roofline formula whose time the model corrects;
+            under ``*`` those of all devices pooled. Under ``devices``, by format class: rows in the fit by device.
         ranges: By format class: lowest and highest value of each feature in the fit.
         spread: By situation and group of kernels, ``*`` for groups without one: see ``costmodels.kernels.learned``.
         blend: By situation: share of the learned model in the geometric mean with the calibrated roofline.

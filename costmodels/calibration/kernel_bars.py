@@ -41,7 +41,7 @@ class _Row:
 
 _GEMM = ("gemm",)
 _ATTENTION = ("attention_forward", "attention_decode", "attention_backward")
-_16, _8 = ("16-bit",), ("fp8", "fp8-block", "fp8-bare")
+_16, _8 = ("16-bit",), ("fp8", "fp8-block", "fp8-bare", "fp8-block-bare")
 _FULLY_CONNECTED = _NEUSIGHT.format(what="fully connected", error="13.9", roofline="28")
 _ROWS = (
     _Row("GEMM 16-bit, random shapes", _GEMM, "random", "measured", _16, "5",

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.calibration.families import BORROWED, FAMILIES
-from costmodels.calibration.kernel_ranges import NUISANCES, RELEVANT_S, ranges_of
+from costmodels.calibration.kernel_ranges import BY_OP, EXTRA, FLOOR_S, HOST, NUISANCES, QUANTISE, RELEVANT_S
 from costmodels.calibration.kernel_tables import (
     FORMAT_NAME,
     Timings,
@@ -26,8 +26,9 @@ from costmodels.calibration.kernel_tables import (
     join,
     memory_timings,
 )
-from costmodels.calibration.robust import Errors, Price, errors, fit_parameters, significant, split
+from costmodels.calibration.robust import Errors, Price, Range, errors, fit_parameters, significant, split
 from costmodels.kernels.calls import FloatArray, take
+from costmodels.kernels.implementations import is_bare, is_narrow
 from costmodels.kernels.roofline import FORMULAS, Rates
 from profiles.catalog import default_catalog
 
@@ -46,7 +47,12 @@ def rates_of(device: str, format_class: str) -> Rates:
     """Peaks of a catalogued device."""
     spec = default_catalog().device(device)
     peak = spec.peak(FORMAT_NAME[format_class]) if format_class else 1.0
-    return Rates(flops_per_s=peak, bytes_per_s=spec.memory_bandwidth_bytes_per_s, num_sms=spec.num_sms)
+    return Rates(
+        flops_per_s=peak,
+        bytes_per_s=spec.memory_bandwidth_bytes_per_s,
+        num_sms=spec.num_sms,
+        l2_bytes=spec.l2_bytes,
+    )
 
 
 def price_of(timings: Timings) -> Price:
@@ -86,6 +92,21 @@ def _weights(timings: Timings) -> FloatArray:
 def _judged(timings: Timings, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     relevant = rows[timings.time_s[rows] >= RELEVANT_S]
     return relevant if len(relevant) >= 5 else rows
+
+
+def ranges_of(timings: Timings) -> tuple[dict[str, Range], dict[str, float]]:
+    """Free parameters with their ranges, and fixed ones, for one operation's rows."""
+    ranges, fixed = dict(BY_OP[timings.op]), {}
+    if timings.eager.any():
+        ranges["host_s"] = HOST
+    if timings.eager.all():
+        del ranges["floor_s"]
+        fixed["floor_s"] = FLOOR_S
+    if (timings.extra_bytes > 0).any():
+        ranges["extra_passes"] = EXTRA
+    if timings.op in ("gemm", "grouped_gemm") and (is_narrow(timings.calls) & ~is_bare(timings.calls)).any():
+        ranges |= QUANTISE
+    return ranges, fixed
 
 
 def fit_on(

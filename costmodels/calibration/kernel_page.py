@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from costmodels.calibration.fold_calibration import FEW_SHOT
 from costmodels.calibration.kernel_bars import bars
 from costmodels.calibration.kernel_models import BOUNDS, MOST_ROWS, MOST_ROWS_OF_A_FOLD, VERSIONS
-from costmodels.calibration.learned_splits import FEW_SHOT
 from costmodels.calibration.learned_spreads import FEW_FOLDS, FEWEST_OF_GROUP
 from profiles.learned import LearnedCard, packaged_learned
 from profiles.markdown import table_head, table_row
@@ -34,8 +34,8 @@ Each split is judged by a model fitted without it:
 * `longer`: attention over more keys than four fifths of the rows have;
 * `kind X`: all rows of a kernel library, or of a family of bandwidth-bound work, *ours* those that we timed;
 * `source X`: all rows of a source whose devices other sources measured;
-* `device X`: all rows of a device; *related* when another device with its chip stays in the fit, else *foreign*.
-  *After {FEW_SHOT}*: the same with so many of its kernels spent on calibration;
+* `device X`: all rows of a device; *related* where another device with its chip was timed in the same arithmetic, else
+  *foreign*. *After {FEW_SHOT}*: the same with so many of its kernels, of all formats together, spent on calibration;
 * `own random`: our own timings of random shapes on an H100 and an H200 ([own-timings.md](own-timings.md)), by a fit
   that has seen our grid of shapes, which ends at a fifth of their largest work;
 * `own kept`: the third of them that no packaged model is fitted on, by the packaged model.
@@ -50,6 +50,11 @@ model that knows operations by name. The *constant roofline* is the larger of ar
 data-sheet peaks over one efficiency per format, fitted on the same rows as the model. The shipped model and the splits
 of shapes are fitted on at most {MOST_ROWS:,} rows of one device, source and format, the splits of devices and sources
 on {MOST_ROWS_OF_A_FOLD:,}.
+
+Products move their input and output, which the layer before has just written, at the cache's rate as far as they fit
+into it; inputs quantised along cost launches and elements converted or moved; those in `-bare` formats are narrow
+already, as PyTorch and tuners of single products run them. All of one arithmetic share what multiplies them.
+Calibration fits the parameters of their roofline again before it looks at single kernels.
 
 Attention, expert layers and bandwidth-bound work have another reference: ideal times of their parts (arithmetic,
 exponentials, bytes from memory and from the cache, launches, rounds of thread blocks), added up with coefficients of

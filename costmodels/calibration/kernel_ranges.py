@@ -1,6 +1,5 @@
 """Start and bounds of every fitted parameter of the kernel price list, and what is fitted along."""
 
-from costmodels.calibration.kernel_tables import Timings
 from costmodels.calibration.robust import Range
 
 RELEVANT_S = 20e-6  # training kernels are longer; shorter rows weigh less and are not judged by
@@ -13,14 +12,20 @@ GEMM = {
     "tile_exponent": Range(start=0.15, low=0.0, high=0.6),
     "wave_quantisation": Range(start=0.3, low=0.0, high=1.0),
     "memory_efficiency": Range(start=0.8, low=0.2, high=1.1),
+    "cache_speed": Range(start=2.0, low=1.0, high=6.0),
+    "cache_share": Range(start=0.7, low=0.2, high=2.0),
     "sharpness": Range(start=3.0, low=1.0, high=8.0),
 }
 GROUPED = GEMM | {
     "max_efficiency": Range(start=0.8, low=0.2, high=0.9),
     "k_half": Range(start=150, low=1, high=1000),
 }
-# Traffic is counted in 16-bit elements; operands of narrow formats are a half or a quarter of that.
-NARROW_MEMORY = {"fp8": Range(start=1.2, low=0.2, high=2.2), "fp4": Range(start=1.5, low=0.2, high=4.0)}
+# Of products in narrow formats: what quantises their input along.
+QUANTISE = {
+    "quantise_floor_s": Range(start=5e-6, low=1e-7, high=3e-5),
+    "quantise_rate": Range(start=4e9, low=2e8, high=1e11),
+    "quantise_bytes": Range(start=5.0, low=0.0, high=10.0),
+}
 ATTENTION = {
     "floor_s": Range(start=6e-6, low=5e-7, high=5e-5),
     "efficiency_64": Range(start=0.5, low=0.05, high=0.95),
@@ -45,24 +50,5 @@ BY_OP = {
 # Work that a row's time holds and the price of the call does not: the launch by an eager host, an inference
 # engine's cache update, the permutation round an expert layer.
 NUISANCES = ("host_s", "extra_passes")
-_HOST = Range(start=2e-5, low=2e-6, high=5.7e-5)  # 12-57 us are reported
-_EXTRA = Range(start=1.0, low=0.0, high=10.0)
-_QUANTISE = Range(start=1.0, low=0.0, high=6.0)
-
-
-def ranges_of(timings: Timings) -> tuple[dict[str, Range], dict[str, float]]:
-    """Free parameters with their ranges, and fixed ones, for one operation's rows."""
-    ranges, fixed = dict(BY_OP[timings.op]), {}
-    if timings.eager.any():
-        ranges["host_s"] = _HOST
-    if timings.eager.all():
-        del ranges["floor_s"]
-        fixed["floor_s"] = FLOOR_S
-    if (timings.extra_bytes > 0).any():
-        ranges["extra_passes"] = _EXTRA
-    if timings.op in ("gemm", "grouped_gemm"):
-        if timings.format in NARROW_MEMORY:
-            ranges |= {"quantise_passes": _QUANTISE, "memory_efficiency": NARROW_MEMORY[timings.format]}
-        else:
-            fixed["quantise_passes"] = 0.0
-    return ranges, fixed
+HOST = Range(start=2e-5, low=2e-6, high=5.7e-5)  # 12-57 us are reported
+EXTRA = Range(start=1.0, low=0.0, high=10.0)

@@ -11,18 +11,22 @@ from costmodels.calibration.kernel_fit import fit_on
 from costmodels.calibration.kernel_ranges import NUISANCES
 from costmodels.calibration.robust import significant, split
 from costmodels.calibration.training_rows import SEED, TrainingRows
-from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, added_s
+from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES, added_s
 from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import FloatArray, take
 from costmodels.kernels.features import features_of
-from costmodels.kernels.learned import POOLED, device_reference, formula_s
+from costmodels.kernels.implementations import is_bare
+from costmodels.kernels.learned import POOLED, arithmetics, device_reference, formula_s
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
 
 POOLED_ROWS, DEVICE_ROWS = 3000, 1500  # more do not move a handful of parameters
 FEWEST_OF_DEVICE = 20  # rows from which a device has parameters of its own, which lean on the pooled ones
 TUNED_SOURCE = "aiter-tuned"
-_ARITHMETIC = ("max_efficiency", "k_half", "tile_exponent", "wave_quantisation", "quantise_passes")
+_ARITHMETIC = (
+    "max_efficiency", "k_half", "tile_exponent", "wave_quantisation",
+    "quantise_floor_s", "quantise_rate", "quantise_bytes",
+)  # fmt: skip
 
 References = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -53,7 +57,7 @@ class Trained:
 
     Attributes:
         features: Names of the columns.
-        reference: By format class and device: parameters of the reference roofline; ``*`` pools all devices.
+        reference: By arithmetic and device: parameters of the reference roofline; ``*`` pools all devices.
         ranges: By format class: (F, 2) lowest and highest value of each feature.
         text: The trees.
     """
@@ -99,17 +103,20 @@ def grown(
 
 
 def fit_reference(rows: TrainingRows) -> dict[str, dict[str, dict[str, float]]]:
-    """By format class: parameters of the roofline formula of all devices pooled, and of each that leans on them.
+    """By arithmetic: parameters of the roofline formula of all devices pooled, and of each that leans on them.
 
-    Kernels tuned per shape (``aiter-tuned``) are a lower envelope without quantisation; they count for their own
-    device only. Classes whose reference is added up have coefficients by group instead.
+    Products that quantise their input and those that do not share what multiplies them. Kernels tuned per shape
+    (``aiter-tuned``) are a lower envelope without quantisation; they count for their own device only. Classes whose
+    reference is added up have coefficients by group instead.
     """
     if rows.op_class in ADDITIVE:
         return fit_additive(rows)
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for name in np.unique(rows.format):
-        timings = rows.timings(str(name))
-        tuned = rows.source[rows.format == name] == TUNED_SOURCE
+    arithmetic = arithmetics(rows.format)
+    for name in np.unique(arithmetic):
+        mine = rows.take(arithmetic == name)
+        timings = mine.timings()
+        tuned = mine.source == TUNED_SOURCE
         common = timings if tuned.all() else timings.where(~tuned)
         fitted, _ = split(len(common), most=POOLED_ROWS)
         known = _of_single_products(rows.op_class, str(name))
@@ -119,7 +126,38 @@ def fit_reference(rows: TrainingRows) -> dict[str, dict[str, dict[str, float]]]:
             own = timings.where(timings.device == device)
             if len(own) >= FEWEST_OF_DEVICE:
                 fitted, _ = split(len(own), most=DEVICE_ROWS)
-                found[str(name)][str(device)] = _kept(fit_on(own, fitted, pooled, known=known))
+                found[str(name)][str(device)] = _kept(pooled | fit_on(own, fitted, pooled, known=known))
+        found |= _bare_references(mine, found[str(name)])
+    return found | {DEVICES: devices_by_format(rows)}
+
+
+def _bare_references(
+    rows: TrainingRows, joint: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Likewise by format class, of devices whose rows of one arithmetic are of both kinds: of those without quantising.
+
+    They lean on the device's rows together, most of which are of few rows of input and quantise it.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    bare = is_bare(rows.calls)
+    for device in np.unique(rows.device[bare]):
+        mine = rows.device == device
+        if str(device) in joint and (mine & ~bare).any() and (mine & bare).sum() >= FEWEST_OF_DEVICE:
+            part = rows.take(mine & bare)
+            fitted, _ = split(len(part), most=DEVICE_ROWS)
+            prior = joint[str(device)]
+            kept = _kept(dict(prior) | fit_on(part.timings(), fitted, prior))
+            found.setdefault(str(part.format[0]), {})[str(device)] = kept
+    return found
+
+
+def devices_by_format(rows: TrainingRows) -> dict[str, dict[str, float]]:
+    """By format class: devices with rows in it, and how many."""
+    names, counts = np.unique(np.stack([rows.format, rows.device], axis=1), axis=0, return_counts=True)
+    found: dict[str, dict[str, float]] = {}
+    for (form, device), count in zip(names.tolist(), counts.tolist(), strict=True):
+        if count >= FEWEST_OF_DEVICE:
+            found.setdefault(form, {})[device] = float(count)
     return found
 
 
@@ -133,7 +171,7 @@ def _of_single_products(op_class: str, format_class: str) -> Mapping[str, float]
     if op_class != "grouped_gemm" or not kernels.knows("gemm", format_class):
         return {}
     single = kernels.resolve("gemm", format_class, device="", architecture="").parameters
-    return {name: single[name] for name in _ARITHMETIC}
+    return {name: single[name] for name in _ARITHMETIC if name in single}
 
 
 def _kept(parameters: Mapping[str, float]) -> dict[str, float]:
@@ -162,7 +200,7 @@ def reference_times_s(rows: TrainingRows, reference: References) -> FloatArray:
             continue
         for name in np.unique(classes[rows.device == device]):
             mine = np.flatnonzero((rows.device == device) & (classes == name))
-            parameters, _ = device_reference(reference[str(name)], spec, families)
+            parameters, _ = device_reference(reference, str(name), spec, families)
             seconds[mine] = formula_s(rows.op_class, take(rows.calls, mine), spec, parameters)
     return seconds
 

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.calibration.fold_calibration import FewShot, few_shot_prices, part_of
 from costmodels.calibration.kernel_ranges import RELEVANT_S
-from costmodels.calibration.learned_fit import Trained, grown, predicted_s, train
+from costmodels.calibration.learned_fit import FEWEST_OF_DEVICE, Trained, grown, predicted_s, train
 from costmodels.calibration.learned_spreads import Residuals, inside_by_others
 from costmodels.calibration.op_identity import families, named_columns
 from costmodels.calibration.own_rows import DRAWN, LATTICE, kept_out
@@ -31,17 +32,14 @@ from costmodels.calibration.robust import significant
 from costmodels.calibration.training_rows import SEED, TrainingRows, capped
 from costmodels.kernels.additive import ADDITIVE
 from costmodels.kernels.booster import Booster
-from costmodels.kernels.calibrated import CalibratedKernelModel, calibrate
-from costmodels.kernels.calls import Basis, FloatArray, KernelCallBatch, KernelOp, Prediction, take
-from costmodels.kernels.learned import format_classes, spread_groups
+from costmodels.kernels.calls import FloatArray, KernelOp, take
+from costmodels.kernels.learned import arithmetics, format_classes, spread_groups
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
-from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
 
 FEWEST_ROWS = 50  # of a device or source to be held out
 FEWEST_ELSEWHERE = 500  # rows of a device and format that other sources must have for one to be held out
-FEW_SHOT = 100
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _SEQUENCES = (KernelOp.ATTENTION_FORWARD, KernelOp.ATTENTION_BACKWARD, KernelOp.ATTENTION_DECODE)
 
@@ -67,7 +65,7 @@ class Fold:
     reference_s: FloatArray
     constant_s: FloatArray
     named_s: FloatArray | None = None
-    few_shot: tuple[NDArray[np.bool_], Prediction] | None = None
+    few_shot: FewShot | None = None
 
     def blended_s(self, share: float) -> FloatArray:
         """(K,) geometric mean of model and reference."""
@@ -109,8 +107,39 @@ def folds(whole: TrainingRows, thinned: TrainingRows, *, few_shot: bool = True) 
         if count < FEWEST_ROWS or few_formats(thinned, mine, ~mine):
             continue
         kin = [d for d in devices if d != device and chips.get(str(d), "") == chips.get(str(device), "-")]
-        situation = "related" if kin and not few_groups(thinned, mine) else "foreign"
-        yield _fold(f"device {device}", situation, thinned, mine, few_shot=few_shot)
+        yield from _by_situation(f"device {device}", thinned, mine, known_of(thinned, mine, kin), few_shot=few_shot)
+
+
+def known_of(rows: TrainingRows, judged: NDArray[np.bool_], kin: Sequence[str]) -> NDArray[np.bool_]:
+    """(K,) rows whose arithmetic was timed on a relative: what the model says of them rests on the same chip.
+
+    Args:
+        rows: All rows.
+        judged: (K,) those of the device.
+        kin: Other devices with its chip.
+    """
+    if rows.op_class in ADDITIVE:
+        return np.full(len(rows), bool(kin) and not few_groups(rows, judged))
+    arithmetic = arithmetics(rows.format)
+    names, counts = np.unique(arithmetic[np.isin(rows.device, kin)], return_counts=True)
+    return np.isin(arithmetic, names[counts >= FEWEST_OF_DEVICE])
+
+
+def _by_situation(
+    name: str, rows: TrainingRows, judged: NDArray[np.bool_], related: NDArray[np.bool_], *, few_shot: bool
+) -> Iterator[Fold]:
+    """The rows of a device by a model without it: those of which a relative says something, and the others."""
+    known = rows.take(~judged)
+    trained = train(known)
+    part = rows.take(judged)
+    kept = np.isin(part.format, np.unique(known.format))
+    part, near = part.take(kept), related[judged][kept]
+    share = dict(zip(part.format.tolist(), np.where(near, 1.0, 0.5).tolist(), strict=True))
+    calibrated = few_shot_prices(trained, part, share) if few_shot else None
+    for situation, mine in (("related", near), ("foreign", ~near)):
+        if mine.any():
+            fold = _judged(name, situation, known, part.take(mine), trained)
+            yield replace(fold, few_shot=None if calibrated is None else part_of(calibrated, mine))
 
 
 def own_folds(rows: TrainingRows, trained: Trained, most: int) -> Iterator[Fold]:
@@ -176,19 +205,16 @@ def largest(rows: TrainingRows, share: float = 0.2) -> NDArray[np.bool_]:
 
 def _fold(
     name: str, situation: str, rows: TrainingRows, judged: NDArray[np.bool_], *,
-    fitted: NDArray[np.bool_] | None = None, few_shot: bool = False,
+    fitted: NDArray[np.bool_] | None = None,
 ) -> Fold:  # fmt: skip
     known = rows.take(~judged if fitted is None else fitted)
-    return _judged(name, situation, known, rows.take(judged), train(known), few_shot=few_shot)
+    return _judged(name, situation, known, rows.take(judged), train(known))
 
 
-def _judged(
-    name: str, situation: str, known: TrainingRows, judged: TrainingRows, trained: Trained, *, few_shot: bool = False
-) -> Fold:
+def _judged(name: str, situation: str, known: TrainingRows, judged: TrainingRows, trained: Trained) -> Fold:
     """Rows judged by a model of others; those in a format it does not know are left out."""
     part = judged.take(np.isin(judged.format, np.unique(known.format)))
     learned_s, reference_s = predicted_s(trained, part)
-    calibrated = _few_shot(trained, part, 1.0 if situation == "related" else 0.5) if few_shot else None
     return Fold(
         name=name,
         situation=situation,
@@ -197,41 +223,7 @@ def _judged(
         reference_s=reference_s,
         constant_s=_constant_s(known, part),
         named_s=_named_s(known, part) if name.startswith("kind ") and part.op_class == "memory" else None,
-        few_shot=calibrated,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _FoldModel:
-    """The prices of a fold's model, as calibration asks for them."""
-
-    trained: Trained
-    like: TrainingRows
-    share: float
-
-    def predict(self, calls: KernelCallBatch, device: DeviceSpec) -> Prediction:
-        count = len(calls)
-        empty = np.full(count, "", dtype="<U1")
-        rows = TrainingRows(
-            op_class=self.like.op_class, calls=calls, time_s=np.ones(count), device=np.full(count, device.name),
-            source=empty, kind=empty,
-        )  # fmt: skip
-        learned_s, reference_s = predicted_s(self.trained, rows)
-        time_s = learned_s**self.share * reference_s ** (1 - self.share)
-        basis = np.full(count, int(Basis.LEARNED))
-        outside = np.zeros(count, dtype=np.bool_)
-        return Prediction(time_s=time_s, low_s=0.7 * time_s, high_s=1.4 * time_s, basis=basis, extrapolated=outside)
-
-
-def _few_shot(trained: Trained, rows: TrainingRows, share: float) -> tuple[NDArray[np.bool_], Prediction]:
-    device = default_catalog().device(str(rows.device[0]))
-    spent = np.random.default_rng(SEED).permutation(len(rows))[: min(FEW_SHOT, len(rows) // 2)]
-    model = _FoldModel(trained, rows, share)
-    calibration = calibrate(model, take(rows.calls, spent), rows.time_s[spent], device)
-    left = np.ones(len(rows), dtype=np.bool_)
-    left[spent] = False
-    corrected = CalibratedKernelModel(model, {device.name: calibration})
-    return left, corrected.predict(take(rows.calls, left), device)
 
 
 def roofline_s(rows: TrainingRows) -> FloatArray:

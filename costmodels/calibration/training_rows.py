@@ -25,7 +25,7 @@ from costmodels.kernels.calls import (
     take,
 )
 from costmodels.kernels.implementations import Library, implementation_of, library_of
-from costmodels.kernels.learned import BARE, FORMULA_OF, format_classes
+from costmodels.kernels.learned import BLOCK_SCALED, FORMULA_OF, arithmetics, format_classes
 from costmodels.tables.gemm_rows import moe_rows
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import read_table
@@ -106,18 +106,18 @@ class TrainingRows:
         weight = np.clip(self.time_s / RELEVANT_S, _LEAST_RELEVANCE, 1.0) / np.sqrt(counts[inverse])
         return np.asarray(weight / weight.mean(), dtype=np.float64)
 
-    def timings(self, format_class: str) -> Timings:
-        """The rows of one format class as the roofline fit takes them."""
-        part = self.take(self.format == format_class)
+    def timings(self) -> Timings:
+        """Rows of one arithmetic as the roofline fit takes them."""
+        (name,) = np.unique(arithmetics(self.format))
         return Timings(
             op=FORMULA_OF.get(self.op_class, self.op_class),
-            format=format_class.removesuffix("-block").removesuffix(BARE),
-            calls=part.calls,
-            time_s=part.time_s,
-            device=part.device,
-            source=np.full(len(part), "", dtype="<U1"),  # launches are off already, whatever the source
-            extra_bytes=np.zeros(len(part)),
-            kind=part.kind,
+            format=str(name).removesuffix(BLOCK_SCALED),
+            calls=self.calls,
+            time_s=self.time_s,
+            device=self.device,
+            source=np.full(len(self), "", dtype="<U1"),  # launches are off already, whatever the source
+            extra_bytes=np.zeros(len(self)),
+            kind=self.kind,
         )
 
 

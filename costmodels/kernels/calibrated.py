@@ -1,19 +1,20 @@
 """Few-shot calibration: about a hundred measured kernels correct every price of one device.
 
-Model: log(measured / predicted) is a Gaussian process over calls, with a part that all calls with the same limit
-share, one per operation class and format, and one that varies smoothly with the shape. So few points move the
-level first and the shape only where several agree; far from every point the correction fades to the level. The
-amplitudes are chosen by marginal likelihood from a small grid, the interval is scaled to what leaving points out
-shows (Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, algorithm 2.1 and section 5.4).
+A correction has two parts. Products get other parameters of their roofline (what share of the peaks is reached, from
+what depth, what quantising costs): their time is multiplied by the formula with the new over the formula with the old
+ones, so that what a few kernels say of the device holds in every regime of shapes. What is left, and everything else,
+is a Gaussian process over calls: log(measured / predicted) has a part that all calls with the same limit share, one per
+operation class and format, and one that varies smoothly with the shape. So few points move the level first and the
+shape only where several agree; far from every point the correction fades to the level.
+``costmodels.calibration.few_shot`` makes one (Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006,
+algorithm 2.1).
 """
 
-import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from costmodels.kernels.calls import (
     Basis,
@@ -26,33 +27,18 @@ from costmodels.kernels.calls import (
     Prediction,
 )
 from costmodels.kernels.implementations import Library, library_of
+from costmodels.kernels.refitted import Refits
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
 
 FEWEST_POINTS = 4
 MOST_POINTS = 400  # a Gaussian process costs their cube; more are thinned out evenly by time
-_TRIED_ON = 150  # points that choose the amplitudes; more do not change the choice
 _MEMORY = 1000  # group of the first family of bandwidth-bound work
-_FOLDS = 10
 _CHUNK = 20_000  # calls compared with all points at once
-_FEWEST_OF_GROUP = 12  # points of an operation class and format from which its interval is its own
-_ANY_GROUP = -1
-_OUTLIER = 4.0  # median absolute deviations beyond which a point is pulled in
-_NORMAL_QUANTILE = 1.645  # of the 90 % interval
+ANY_GROUP = -1
+NORMAL_QUANTILE = 1.645  # of the 90 % interval
 _LARGEST_LOG_RATIO = 14.0  # a million times, more than an audit of measurements lets pass
 _LARGEST_AMPLITUDE, _LARGEST_SCALE = 10.0, 1e4  # of a file; what is chosen below is a thousandth of it
-_NARROWEST = 1.0  # of the normal interval: leaving points out may widen it, not narrow it
-
-# Standard deviations of log(measured / predicted) that are tried: what all calls with one limit share, what one
-# operation class and format does, what varies with the shape, and what is left; and the length over which the
-# shape part varies, in units of ``_descriptors``.
-_SHARED, _OWN, _SHAPE, _LENGTH, _REST = (
-    (0.05, 0.2),
-    (0.05, 0.2),
-    (0.04, 0.1, 0.2),
-    (0.7, 1.5, 3.0),
-    (0.02, 0.03, 0.05, 0.08, 0.15),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +58,10 @@ class Calibration:
 
     Attributes:
         device: Catalogue name.
-        group: (P,) operation class and format of each point, see ``_groups``.
-        points: (P, D) shapes, see ``_descriptors``.
-        log_ratio: (P,) log(measured / predicted).
+        group: (P,) operation class and format of each point, see ``groups``.
+        points: (P, D) shapes, see ``descriptors``.
+        log_ratio: (P,) log(measured / predicted), after the refits.
+        refits: Roofline parameters of products that the points change.
         amplitudes: Of the correction.
         scales: By group, what the lower and the upper half of the normal 90 % interval are multiplied by; under -1
             for groups without points of their own.
@@ -88,6 +75,7 @@ class Calibration:
     amplitudes: Amplitudes
     scales: Mapping[int, tuple[float, float]]
     error: tuple[float, float]
+    refits: Refits
 
     def to_document(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -100,6 +88,7 @@ class Calibration:
             "amplitudes": {name: getattr(self.amplitudes, name) for name in names},
             "scales": {str(group): list(pair) for group, pair in self.scales.items()},
             "error": list(self.error),
+            "refits": self.refits.to_document(),
         }
 
     @classmethod
@@ -121,8 +110,8 @@ class Calibration:
         if not all(0 < value <= _LARGEST_AMPLITUDE for value in amplitudes.values()):
             raise ValueError(f"amplitudes must be above 0 and at most {_LARGEST_AMPLITUDE:g}")
         scales = {int(group): (float(low), float(high)) for group, (low, high) in document["scales"].items()}
-        if _ANY_GROUP not in scales or not all(0 < end <= _LARGEST_SCALE for pair in scales.values() for end in pair):
-            raise ValueError(f"scales must hold group {_ANY_GROUP} and be above 0 and at most {_LARGEST_SCALE:g}")
+        if ANY_GROUP not in scales or not all(0 < end <= _LARGEST_SCALE for pair in scales.values() for end in pair):
+            raise ValueError(f"scales must hold group {ANY_GROUP} and be above 0 and at most {_LARGEST_SCALE:g}")
         return cls(
             device=str(document["device"]),
             group=group,
@@ -131,59 +120,8 @@ class Calibration:
             amplitudes=Amplitudes(**amplitudes),
             scales=scales,
             error=(before, after),
+            refits=Refits.from_document(document["refits"]),
         )
-
-
-def calibrate(base: KernelCostModel, calls: KernelCallBatch, time_s: FloatArray, device: DeviceSpec) -> Calibration:
-    """A correction of ``base`` on one device from kernels measured there.
-
-    Args:
-        base: The prices to correct.
-        calls: (P,) measured calls; a hundred are enough.
-        time_s: (P,) seconds measured.
-        device: Where.
-
-    Raises:
-        ValueError: If there are fewer than ``FEWEST_POINTS`` points, or a time is not positive and finite.
-    """
-    if len(calls) < FEWEST_POINTS:
-        raise ValueError(f"at least {FEWEST_POINTS} measured kernels are needed; got {len(calls)}")
-    if not (np.isfinite(time_s).all() and (time_s > 0).all()):
-        raise ValueError("measured times must be positive and finite")
-    predicted_s = base.predict(calls, device).time_s
-    rows = np.arange(len(calls))
-    if len(rows) > MOST_POINTS:
-        rows = np.argsort(time_s, kind="stable")[np.linspace(0, len(rows) - 1, MOST_POINTS).astype(np.int64)]
-    group, points = _groups(calls)[rows], _descriptors(calls, predicted_s)[rows]
-    raw = np.log(time_s / predicted_s)[rows]
-    log_ratio = _without_outliers(raw)
-    amplitudes = _likeliest(group, points, log_ratio)
-    mean, deviation = _left_out(group, points, log_ratio, amplitudes)
-    scores = (raw - mean) / deviation
-    return Calibration(
-        device=device.name,
-        group=group,
-        points=points,
-        log_ratio=log_ratio,
-        amplitudes=amplitudes,
-        scales=_scales(scores, group),
-        error=(float(np.mean(np.abs(np.exp(mean - raw) - 1))), float(np.mean(np.abs(np.exp(-raw) - 1)))),
-    )
-
-
-def _scales(scores: FloatArray, group: IntArray) -> dict[int, tuple[float, float]]:
-    """Widths of both halves of the interval that hold the left-out points of a group, or of all if it has few."""
-
-    def pair(values: FloatArray) -> tuple[float, float]:
-        low, high = (sign * float(np.quantile(values, q)) / _NORMAL_QUANTILE for sign, q in ((-1, 0.05), (1, 0.95)))
-        return max(_NARROWEST, low), max(_NARROWEST, high)
-
-    found = {_ANY_GROUP: pair(scores)}
-    for number in np.unique(group):
-        mine = scores[group == number]
-        if len(mine) >= _FEWEST_OF_GROUP:
-            found[int(number)] = pair(mine)
-    return found
 
 
 class CalibratedKernelModel:
@@ -209,7 +147,7 @@ class CalibratedKernelModel:
         correction = self._corrections.get(device.name)
         if correction is None:
             return priced
-        return correction.apply(calls, priced)
+        return correction.apply(calls, priced, device)
 
 
 class _Correction:
@@ -218,27 +156,29 @@ class _Correction:
     def __init__(self, calibration: Calibration) -> None:
         self._calibration = calibration
         amplitudes = calibration.amplitudes
-        covariance = _covariance(
+        covariance = covariance_of(
             calibration.group, calibration.points, calibration.group, calibration.points, amplitudes
         )
         covariance[np.diag_indices_from(covariance)] += amplitudes.rest**2
         self._inverse = np.linalg.inv(covariance)
         self._weights = self._inverse @ calibration.log_ratio
 
-    def apply(self, calls: KernelCallBatch, priced: Prediction) -> Prediction:
+    def apply(self, calls: KernelCallBatch, priced: Prediction, device: DeviceSpec) -> Prediction:
         """Corrected prices; calls without a price (zero), or of which nothing like them was measured, keep theirs."""
-        mean, deviation = self._correction(calls, priced.time_s)
-        group, scales = _groups(calls), self._calibration.scales
+        group, scales = groups(calls), self._calibration.scales
+        refitted = self._calibration.refits.log_factor(calls, group, device)
+        mean, deviation = self._correction(calls, priced.time_s * np.exp(refitted))
+        mean = mean + refitted
         known = np.isin(group, self._calibration.group)
         numbers, place = np.unique(group, return_inverse=True)
         low_scale, high_scale = (
-            np.array([scales.get(int(n), scales[_ANY_GROUP]) for n in numbers]).reshape(-1, 2)[place].T
+            np.array([scales.get(int(n), scales[ANY_GROUP]) for n in numbers]).reshape(-1, 2)[place].T
         )
         # Nothing was measured of what limits the other calls: they keep price and interval.
-        worked = (priced.time_s > 0) & np.isin(_limits(group), _limits(self._calibration.group))
+        worked = (priced.time_s > 0) & np.isin(limits(group), limits(self._calibration.group))
         before = np.log(np.divide(priced.high_s, priced.low_s, out=np.ones(len(calls)), where=priced.low_s > 0))
-        deviation = np.where(known, deviation, np.maximum(deviation, before / (2 * _NORMAL_QUANTILE)))
-        reach = _NORMAL_QUANTILE * deviation
+        deviation = np.where(known, deviation, np.maximum(deviation, before / (2 * NORMAL_QUANTILE)))
+        reach = NORMAL_QUANTILE * deviation
         time_s = np.where(worked, priced.time_s * np.exp(mean), priced.time_s)
         return Prediction(
             time_s=time_s,
@@ -250,13 +190,13 @@ class _Correction:
 
     def _correction(self, calls: KernelCallBatch, predicted_s: FloatArray) -> tuple[FloatArray, FloatArray]:
         """(C,) mean and standard deviation of log(measured / predicted)."""
-        group, points = _groups(calls), _descriptors(calls, predicted_s)
+        group, points = groups(calls), descriptors(calls, predicted_s)
         amplitudes = self._calibration.amplitudes
         prior = amplitudes.shared**2 + amplitudes.own**2 + amplitudes.shape**2
         mean, deviation = np.empty(len(calls)), np.empty(len(calls))
         for start in range(0, len(calls), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            towards = _covariance(
+            towards = covariance_of(
                 group[rows], points[rows], self._calibration.group, self._calibration.points, amplitudes
             )
             mean[rows] = towards @ self._weights
@@ -265,7 +205,7 @@ class _Correction:
         return mean, deviation
 
 
-def _groups(calls: KernelCallBatch) -> IntArray:
+def groups(calls: KernelCallBatch) -> IntArray:
     """(C,) one number per operation class, format (block-scaled apart), and kind of bandwidth-bound work."""
     memory = calls.op == KernelOp.MEMORY
     half = calls.gemm_format == GEMM_FORMATS.index("fp16")  # the same units and kernels as bf16
@@ -277,7 +217,7 @@ def _groups(calls: KernelCallBatch) -> IntArray:
     return np.where(memory, _MEMORY + work, calls.op * 2 * len(GEMM_FORMATS) + formats)
 
 
-def _limits(group: IntArray) -> IntArray:
+def limits(group: IntArray) -> IntArray:
     """(C,) what limits the kernels of a group: the multipliers, those with attention's softmax, a cache read, memory.
 
     Only kernels with the same limit say something of each other: a device whose norms are slow multiplies no slower.
@@ -288,7 +228,7 @@ def _limits(group: IntArray) -> IntArray:
     return np.where(group >= _MEMORY, 3, np.where(decode, 2, attention.astype(np.int64)))
 
 
-def _descriptors(calls: KernelCallBatch, predicted_s: FloatArray) -> FloatArray:
+def descriptors(calls: KernelCallBatch, predicted_s: FloatArray) -> FloatArray:
     """(C, 6) coordinates in which the correction is smooth: log2 of time, intensity, m, n, k and batch, over 4."""
     columns = (
         predicted_s * 1e6,
@@ -301,54 +241,12 @@ def _descriptors(calls: KernelCallBatch, predicted_s: FloatArray) -> FloatArray:
     return np.stack([np.log2(np.maximum(column, 1e-3)) for column in columns], axis=1) / 4.0
 
 
-def _covariance(
+def covariance_of(
     group: IntArray, points: FloatArray, other_group: IntArray, others: FloatArray, amplitudes: Amplitudes
 ) -> FloatArray:
     """(A, B) covariance of the correction between calls."""
     same = group[:, None] == other_group[None, :]
     squared = (points**2).sum(axis=1)[:, None] + (others**2).sum(axis=1)[None, :] - 2 * points @ others.T
     near = np.exp(-np.maximum(squared, 0.0) / (2 * amplitudes.length**2))
-    alike = _limits(group)[:, None] == _limits(other_group)[None, :]
+    alike = limits(group)[:, None] == limits(other_group)[None, :]
     return np.asarray(alike * amplitudes.shared**2 + same * (amplitudes.own**2 + amplitudes.shape**2 * near))
-
-
-def _without_outliers(values: FloatArray) -> FloatArray:
-    """Values more than ``_OUTLIER`` median absolute deviations from the median are pulled in to that distance."""
-    middle = float(np.median(values))
-    reach = _OUTLIER * max(float(np.median(np.abs(values - middle))), 0.02)
-    return np.clip(values, middle - reach, middle + reach)
-
-
-def _likeliest(group: IntArray, points: FloatArray, log_ratio: FloatArray) -> Amplitudes:
-    """The amplitudes of the grid under which the points, or an even choice of them, are likeliest."""
-    rows = np.linspace(0, len(points) - 1, min(len(points), _TRIED_ON)).astype(np.int64)
-    group, points, log_ratio = group[rows], points[rows], log_ratio[rows]
-    found: dict[Amplitudes, float] = {}
-    for shared, own, shape, length in itertools.product(_SHARED, _OWN, _SHAPE, _LENGTH):
-        smooth = Amplitudes(shared=shared, own=own, shape=shape, length=length, rest=0.0)
-        # With its eigenvalues at hand, what is left adds to the diagonal at no cost.
-        values, vectors = np.linalg.eigh(_covariance(group, points, group, points, smooth))
-        along = (vectors.T @ log_ratio) ** 2
-        for rest in _REST:
-            variance = np.maximum(values, 0.0) + rest**2
-            found[replace(smooth, rest=rest)] = -0.5 * float((along / variance + np.log(variance)).sum())
-    return max(found, key=lambda amplitudes: found[amplitudes])
-
-
-def _left_out(
-    group: IntArray, points: FloatArray, log_ratio: FloatArray, amplitudes: Amplitudes
-) -> tuple[FloatArray, FloatArray]:
-    """(P,) mean and standard deviation for each point from the points of other folds."""
-    mean, deviation = np.empty(len(points)), np.empty(len(points))
-    fold: NDArray[np.int64] = np.arange(len(points)) % min(_FOLDS, len(points))
-    covariance = _covariance(group, points, group, points, amplitudes)
-    prior = amplitudes.shared**2 + amplitudes.own**2 + amplitudes.shape**2
-    for number in range(fold.max() + 1):
-        out, kept = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
-        inner = covariance[np.ix_(kept, kept)] + amplitudes.rest**2 * np.eye(len(kept))
-        towards = covariance[np.ix_(out, kept)]
-        solved = np.linalg.solve(inner, towards.T)
-        mean[out] = solved.T @ log_ratio[kept]
-        explained = np.einsum("ij,ji->i", towards, solved)
-        deviation[out] = np.sqrt(np.maximum(prior - explained, 0.0) + amplitudes.rest**2)
-    return mean, deviation

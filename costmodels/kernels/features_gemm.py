@@ -25,7 +25,7 @@ def gemm_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, 
     ``intensity`` is log of arithmetic over memory time at peak rates, ``size`` log of the larger of them over a
     launch, ``waves_*`` log2 of the rounds over the multiprocessors, ``tail_*`` how much of the last round is
     started in vain, ``pad_*`` the computed over the wanted outputs, ``align_*`` the powers of two in a
-    dimension, ``cache`` log2 of the operands over the last-level cache.
+    dimension, ``cache`` log2 of the operands over the last-level cache, ``live`` the same of input and output.
     """
     m, n, k, batch = (np.maximum(values, 1.0) for values in (calls.m, calls.n, calls.k, calls.batch))
     operand = OPERAND_BYTES[calls.gemm_format]
@@ -42,6 +42,7 @@ def gemm_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, 
         "log_batch": np.log2(batch),
         "aspect": np.log2(m / n),
         "cache": np.log2(moved / device.l2_bytes),
+        "live": np.log2(2.0 * batch * m * (k + n) / device.l2_bytes),
         "operand_bytes": operand,
         "quantised": (is_narrow(calls) & ~is_bare(calls)).astype(np.float64),
         "half": (calls.gemm_format == _FP16).astype(np.float64),

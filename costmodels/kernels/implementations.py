@@ -109,8 +109,13 @@ def is_narrow(calls: KernelCallBatch) -> NDArray[np.bool_]:
 
 
 def is_bare(calls: KernelCallBatch) -> NDArray[np.bool_]:
-    """(C,) products in a narrow format of operands that are in it already; the others quantise a 16-bit input along."""
-    return np.asarray(is_narrow(calls) & (engine_of(calls.implementation) == Engine.PYTORCH), dtype=np.bool_)
+    """(C,) products in a narrow format of operands that are in it already; the others quantise a 16-bit input along.
+
+    So PyTorch runs them, and so tuners of single products time them (``gemm_a8w8_tune.py`` of ROCm/aiter).
+    """
+    tuned = (library_of(calls.implementation) == Library.TUNED) & (calls.op == KernelOp.GEMM)
+    alone = (engine_of(calls.implementation) == Engine.PYTORCH) | tuned
+    return np.asarray(is_narrow(calls) & alone, dtype=np.bool_)
 
 
 def engine_of(implementation: IntArray) -> IntArray:

@@ -66,7 +66,7 @@ class Situation(IntEnum):
 _SPREAD_NAMES = tuple(situation.name.lower() for situation in Situation)
 
 
-_BLOCK_SCALED = "fp8-block"
+BLOCK_SCALED = "-block"  # behind fp8 with a scale per block
 _COARSE_BLOCK = 128  # elements per scale of DeepSeek-V3's recipe, whose kernels rescale between steps of k
 BARE = "-bare"  # behind a narrow format: without the quantisation of the input
 
@@ -76,8 +76,8 @@ def format_classes(calls: KernelCallBatch) -> NDArray[np.str_]:
 
     Block-scaled fp8 is apart, and so are narrow products that do not quantise their input.
     """
-    names = np.array([FORMAT_CLASS[name] for name in GEMM_FORMATS], dtype="<U12")[calls.gemm_format]
-    names[(names == "fp8") & (calls.scale_block >= _COARSE_BLOCK)] = _BLOCK_SCALED
+    names = np.array([FORMAT_CLASS[name] for name in GEMM_FORMATS], dtype="<U16")[calls.gemm_format]
+    names[(names == "fp8") & (calls.scale_block >= _COARSE_BLOCK)] = "fp8" + BLOCK_SCALED
     bare = is_bare(calls)
     names[bare] = np.char.add(names[bare], BARE)
     names[calls.op == KernelOp.MEMORY] = ""
@@ -98,24 +98,40 @@ def spread_groups(op_class: str, calls: KernelCallBatch) -> NDArray[np.str_]:
     return np.char.add(groups, np.where(odd, "/odd", ""))
 
 
+def arithmetics(classes: NDArray[np.str_]) -> NDArray[np.str_]:
+    """(C,) what multiplies the calls of those format classes, whether their input is quantised along or not."""
+    return np.char.replace(classes, BARE, "")
+
+
 def device_reference(
-    references: Mapping[str, Mapping[str, float]], device: DeviceSpec, families: Mapping[str, str]
+    reference: Mapping[str, Mapping[str, Mapping[str, float]]],
+    format_class: str,
+    device: DeviceSpec,
+    families: Mapping[str, str],
 ) -> tuple[Mapping[str, float], Situation]:
     """Parameters of the reference roofline on a device in one format, and what they rest on.
 
     Args:
-        references: Device to parameters, and ``*`` to those of all devices pooled.
+        reference: By arithmetic: device to parameters, and ``*`` to those of all devices pooled; by format class those
+            of devices that have some of their own in it; under ``devices``, by format class, all with rows in it.
+        format_class: Of the calls.
         device: Whose parameters are wanted.
         families: Device to family.
 
     Returns:
-        The device's own; else those of the first other device of its family; else the pooled ones.
+        The device's own; else those of the first other device of its family, one with rows in the class before others;
+        else the pooled ones. A device timed in the arithmetic but not in the class, without quantising for example, is
+        a relative of itself where no other has rows in the class.
     """
-    if device.name in references:
-        return references[device.name], Situation.MEASURED
+    known = reference[str(arithmetics(np.array([format_class]))[0])]
+    known = {**known, **reference.get(format_class, {})}
+    timed = reference[DEVICES].get(format_class, {})
+    if device.name in known and device.name in timed:
+        return known[device.name], Situation.MEASURED
     family = families.get(device.name, "")
-    kin = sorted(name for name in references if family and families.get(name) == family)
-    return (references[kin[0]], Situation.RELATED) if kin else (references[POOLED], Situation.FOREIGN)
+    kin = sorted(name for name in known if family and families.get(name) == family)
+    nearest = [name for name in kin if name in timed] + [name for name in (device.name, *kin) if name in known]
+    return (known[nearest[0]], Situation.RELATED) if nearest else (known[POOLED], Situation.FOREIGN)
 
 
 def formula_s(op_class: str, calls: KernelCallBatch, device: DeviceSpec, parameters: Mapping[str, float]) -> FloatArray:
@@ -128,6 +144,7 @@ def formula_s(op_class: str, calls: KernelCallBatch, device: DeviceSpec, paramet
         flops_per_s=1.0 if op_class == "memory" else device.peak(GEMM_FORMATS[calls.gemm_format[0]]),
         bytes_per_s=device.memory_bandwidth_bytes_per_s,
         num_sms=device.num_sms,
+        l2_bytes=device.l2_bytes,
     )
     return FORMULAS[FORMULA_OF.get(op_class, op_class)](calls, parameters, rates)
 
@@ -154,7 +171,7 @@ class OpModel:
     def knows(self, calls: KernelCallBatch, device: DeviceSpec) -> NDArray[np.bool_]:
         """(C,) whether the format of each call was fitted."""
         del device  # strangers are priced too, by what all devices have in common
-        return np.isin(format_classes(calls), list(self.card.reference))
+        return np.isin(format_classes(calls), list(self.card.ranges))
 
     def features(self, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:
         """(C, F) features in the order of the card."""
@@ -171,7 +188,7 @@ class OpModel:
         classes = format_classes(calls)
         for name in np.unique(classes):
             rows = np.flatnonzero(classes == name)
-            parameters, situation = device_reference(self.card.reference[str(name)], device, families)
+            parameters, situation = device_reference(self.card.reference, str(name), device, families)
             base[rows] = formula_s(self.card.op_class, take(calls, rows), device, parameters)
             situations[rows] = int(situation)
             if situation is Situation.MEASURED:

@@ -24,6 +24,8 @@ from costmodels.kernels.calls import (
     concatenate,
     take,
 )
+from costmodels.kernels.device_features import OPERAND_BYTES
+from costmodels.kernels.implementations import is_bare, is_narrow
 from profiles.fits import Fit, KernelFits
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
@@ -31,7 +33,8 @@ from profiles.precision import GEMM_FORMATS
 # Output tiles of one thread block or cluster in the GEMM libraries' kernels; the best is taken.
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 _LARGEST_TILE = 256 * 128
-_QUANTISED_BYTES = 3.0  # per element: two read, one written
+_STORED_BYTES = 2.0  # per element of operands that a narrow format is made from
+_CORNER = 2.0  # sharpness of a cache that is too small, and of quantising; 1 and 4 cost devices held out 0.2 points
 QUERY_TILE = 128  # query rows per thread block of fused attention (FlashAttention-2, arXiv:2307.08691)
 
 Parameters = Mapping[str, float]
@@ -50,11 +53,12 @@ FORMAT_CLASS = {"fp32": "fp32", "tf32": "tf32", "fp16": "16-bit", "bf16": "16-bi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What the formulas read of a device, for one format: peak FLOP/s, memory bytes/s, multiprocessors."""
+    """What the formulas read of a device, for one format: peak FLOP/s, memory bytes/s, multiprocessors, cache."""
 
     flops_per_s: float
     bytes_per_s: float
     num_sms: int
+    l2_bytes: float
 
 
 def _waves(tiles: FloatArray, num_sms: int, quantisation: float) -> FloatArray:
@@ -74,12 +78,17 @@ def _join(arithmetic_s: FloatArray, memory_s: FloatArray, sharpness: float) -> F
 def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatArray:
     """Seconds of each (grouped) GEMM: tiles in waves over the multiprocessors, or memory, plus a floor.
 
+    What the layer before has just written, and the output, move at the cache's rate as far as they fit into it; the
+    weight, last touched a step ago, comes from memory.
+
     Args:
         calls: GEMM rows; ``batch`` problems of one shape share the waves.
         fit: ``floor_s``; ``max_efficiency`` of the peak; ``k_half``, the depth at which half of it is
             reached; ``tile_exponent``, the loss of smaller tiles; ``wave_quantisation``;
-            ``memory_efficiency``; ``sharpness`` of the corner between the two regimes; ``quantise_passes``,
-            separate traffic of narrow formats: once over the 16-bit input A and its narrow copy is 1.
+            ``memory_efficiency``; ``cache_speed`` over the memory's; ``cache_share`` of it that serves a kernel;
+            ``sharpness`` of the corner between the two regimes. Of narrow formats, for inputs quantised along:
+            ``quantise_floor_s``, its launches; ``quantise_rate``, elements per second that a multiprocessor converts;
+            ``quantise_bytes`` that it moves per element.
         rates: Of the device in the format of the calls.
     """
     sm_flops_per_s = rates.flops_per_s * fit["max_efficiency"] / rates.num_sms
@@ -89,10 +98,37 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
         relative = (tile_m * tile_n / _LARGEST_TILE) ** fit["tile_exponent"]
         tile_s = 2.0 * tile_m * tile_n * (calls.k + fit["k_half"]) / (sm_flops_per_s * relative)
         arithmetic_s = np.minimum(arithmetic_s, tile_s * _waves(tiles, rates.num_sms, fit["wave_quantisation"]))
-    memory_s = calls.bytes / (rates.bytes_per_s * fit["memory_efficiency"])
-    quantised_bytes = _QUANTISED_BYTES * fit["quantise_passes"] * calls.batch * calls.m * calls.k
-    quantise_s = quantised_bytes / rates.bytes_per_s
-    return fit["floor_s"] + quantise_s + _join(arithmetic_s, memory_s, fit["sharpness"])
+    inputs = calls.batch * calls.m * calls.k
+    quantises = is_narrow(calls) & ~is_bare(calls) & ("quantise_rate" in fit)
+    quantised = np.where(quantises, inputs, 0.0)
+    activation_bytes, weight_bytes = _moved_bytes(calls, inputs)
+    slowdown = _uncached(activation_bytes + _STORED_BYTES * quantised, fit, rates)
+    bytes_per_s = rates.bytes_per_s * fit["memory_efficiency"]
+    memory_s = (weight_bytes + activation_bytes * slowdown) / bytes_per_s
+    found = fit["floor_s"] + _join(arithmetic_s, memory_s, fit["sharpness"])
+    if quantises.any():
+        moved_s = fit["quantise_bytes"] * quantised * slowdown / bytes_per_s
+        converted_s = quantised / (rates.num_sms * fit["quantise_rate"])
+        found += np.where(quantises, fit["quantise_floor_s"], 0.0) + _join(converted_s, moved_s, _CORNER)
+    return np.asarray(found, dtype=float)
+
+
+def _moved_bytes(calls: KernelCallBatch, inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """(C,) bytes of input and output, and of the weight; operands in the format that is multiplied.
+
+    A call states its traffic in the format of storage, whoever counted it, so that is shared out.
+    """
+    outputs, weights = calls.batch * calls.m * calls.n, calls.batch * calls.k * calls.n
+    narrow = np.minimum(OPERAND_BYTES / _STORED_BYTES, 1.0)[calls.gemm_format]
+    element = calls.bytes / np.maximum(inputs + outputs + weights, 1.0)
+    return element * (narrow * inputs + outputs), element * narrow * weights
+
+
+def _uncached(live_bytes: FloatArray, fit: Parameters, rates: Rates) -> FloatArray:
+    """(C,) time of traffic between 1 / ``cache_speed``, all of it in the cache, and 1, all in memory."""
+    fits = np.maximum(fit["cache_share"] * rates.l2_bytes / np.maximum(live_bytes, 1.0), 1e-9)
+    miss = 1 / (1 + fits**_CORNER)
+    return np.asarray(miss + (1 - miss) / fit["cache_speed"])
 
 
 def attention_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatArray:
@@ -201,6 +237,7 @@ class RooflineKernelModel:
             flops_per_s=device.peak(gemm_format) if format_class else 1.0,
             bytes_per_s=device.memory_bandwidth_bytes_per_s,
             num_sms=device.num_sms,
+            l2_bytes=device.l2_bytes,
         )
         name, known = OP_NAMES[op], self.fits.knows(OP_NAMES[op], format_class)
         if not known and op is KernelOp.GROUPED_GEMM and self.fits.knows("gemm", format_class):

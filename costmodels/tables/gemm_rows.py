@@ -12,6 +12,7 @@ from costmodels.kernels.calls import (
     KernelOp,
     kernel_calls,
 )
+from costmodels.kernels.implementations import Engine, Library, code_of
 from costmodels.tables.read import Table
 from costmodels.tables.rows import KernelRows, Parts, first_problem, formats_of, rows_with, stored_bytes
 
@@ -27,6 +28,7 @@ _LAYOUTS = {
 # Rows of a skewed routing time the busiest of the expert-parallel ranks: its time over that of even routing, in the
 # median of 24,000 pairs with 16 and more tokens per expert, is 1.05 on one rank, 1.25 on 8 and 1.48 on 256.
 _SKEWED, _BUSIEST_RANK, _BUSIEST_PER_DOUBLING = "power_law", 1.05, 0.055
+_TUNED = "best-tuned"
 _BOTH_GRADIENTS = "bwd(dgrad+wgrad)"
 _UNKNOWN_DTYPE = "arithmetic that training does not use"
 
@@ -34,7 +36,7 @@ _UNKNOWN_DTYPE = "arithmetic that training does not use"
 def gemm_calls(
     m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, index: IntArray, *,
     op: KernelOp | IntArray = KernelOp.GEMM, layout: GemmLayout | IntArray = GemmLayout.FORWARD,
-    scale_block: FloatArray | float = 0.0,
+    scale_block: FloatArray | float = 0.0, implementation: IntArray | int = 0,
 ) -> KernelCallBatch:  # fmt: skip
     """GEMM calls with the operations and the traffic that the lowering counts.
 
@@ -47,11 +49,13 @@ def gemm_calls(
         op: ``GEMM`` or ``GROUPED_GEMM``.
         layout: ``GemmLayout`` codes.
         scale_block: Elements that share one scale.
+        implementation: Who ran them.
     """
     element = stored_bytes(index)
     return kernel_calls(
         len(m), op=op, gemm_format=index, layout=layout, m=m, n=n, k=k, batch=batch, flops=2 * m * n * k * batch,
         bytes=(m * k + k * n + m * n) * batch * element, element_bytes=element, scale_block=scale_block,
+        implementation=implementation,
     )  # fmt: skip
 
 
@@ -68,6 +72,7 @@ def gemm_rows(table: Table) -> KernelRows:
     grouped = notes.map(lambda note: "grouped" in note)
     layout = notes.map(_layout_of)
     both = notes.map(lambda note: note.startswith(_BOTH_GRADIENTS))
+    tuned = notes.map(_tuned)
     # Grouped rows and pairs of gradients are listed by the shape of their forward pass.
     from_forward = both | grouped
     parts: Parts = []
@@ -78,11 +83,16 @@ def gemm_rows(table: Table) -> KernelRows:
         shape = _gradient_shape(m[rows], n[rows], k[rows], np.where(from_forward[rows], code, 0))
         calls = gemm_calls(
             *shape, batch[rows], index[rows], layout=code, scale_block=block[rows],
-            op=np.where(grouped[rows], int(KernelOp.GROUPED_GEMM), int(KernelOp.GEMM)),
+            op=np.where(grouped[rows], int(KernelOp.GROUPED_GEMM), int(KernelOp.GEMM)), implementation=tuned[rows],
         )  # fmt: skip
         parts.append((rows, calls))
     op = notes.renamed(lambda note: "grouped_gemm" if "grouped" in note else "gemm")
     return rows_with(table, op=op, engine=notes, problem=problem, parts=parts)
+
+
+def _tuned(note: str) -> int:
+    """Code of a tuner's choice of kernel, which multiplies what is quantised already; 0 for all others."""
+    return code_of(Engine.UNKNOWN, Library.TUNED) if note.startswith(_TUNED) else 0
 
 
 def _layout_of(note: str) -> int:

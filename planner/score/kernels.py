@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, calibrate
+from costmodels.calibration.few_shot import calibrate
+from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel
 from costmodels.kernels.calls import Basis, FloatArray, IntArray, KernelCallBatch, KernelCostModel, KernelOp, take
 from costmodels.tables.rows import LAUNCH_RANGE, KernelRows
 from planner.score.results import GroupScore, Unpriced

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, Calibration, calibrate
+from costmodels.calibration.few_shot import calibrate
+from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, Calibration
 from costmodels.kernels.calls import KernelCallBatch, KernelCostModel, take
 from costmodels.kernels.measured import calls_of, measured_rows
 from planner.price_lists import default_kernel_model, prices_version

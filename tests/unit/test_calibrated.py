@@ -6,8 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from costmodels.kernels.calibrated import MOST_POINTS, CalibratedKernelModel, Calibration, calibrate
+from costmodels.calibration.few_shot import calibrate
+from costmodels.kernels.calibrated import MOST_POINTS, CalibratedKernelModel, Calibration, groups
 from costmodels.kernels.calls import KernelCallBatch, KernelOp, kernel_calls, take
+from costmodels.kernels.roofline import RooflineKernelModel
+from profiles.fits import KernelFits, default_fits
 from profiles.precision import GEMM_FORMATS
 from tests.fakes import RateKernels, device
 
@@ -22,6 +25,12 @@ def gemms(count: int, seed: int = 0) -> KernelCallBatch:
         count, op=KernelOp.GEMM, gemm_format=3, m=m, n=n, k=k, batch=1, flops=2 * m * n * k,
         bytes=2 * (m * n + m * k + k * n), element_bytes=2,
     )  # fmt: skip
+
+
+def with_rows(calls: KernelCallBatch, m: float) -> KernelCallBatch:
+    """Products with so many rows of input and weights eight times as wide and deep."""
+    n, k = 8 * calls.n, 8 * calls.k
+    return replace(calls, m=np.full(len(calls), m), n=n, k=k, flops=2 * m * n * k, bytes=2 * (m * n + m * k + n * k))
 
 
 def truth(calls: KernelCallBatch, factor: float, noise: float, seed: int = 1) -> np.ndarray:
@@ -48,6 +57,45 @@ def test_kernels_as_priced_change_nothing():
     calibration = calibrate(BASE, seen, BASE.predict(seen, HERE).time_s, HERE)
     corrected = CalibratedKernelModel(BASE, {HERE.name: calibration}).predict(fresh, HERE)
     assert corrected.time_s == pytest.approx(BASE.predict(fresh, HERE).time_s, rel=1e-6)
+
+
+class Slower:
+    """The packaged roofline with other parameters of its products."""
+
+    def __init__(self, **factors: float) -> None:
+        records = {}
+        for key, fit in default_fits().kernels.records.items():
+            known = dict(fit.parameters)
+            records[key] = replace(fit, parameters=known | {n: known[n] * f for n, f in factors.items() if n in known})
+        self.predict = RooflineKernelModel(KernelFits(records=records)).predict
+
+
+def test_a_slow_memory_seen_in_small_products_is_slow_in_large_ones_too():
+    """Points with few rows, limited by memory; prices of products a thousand times larger, limited by arithmetic."""
+    base, slow = Slower(), Slower(memory_efficiency=0.5)
+    seen, large = with_rows(gemms(60), 8), with_rows(gemms(400, seed=2), 8192)
+    calibration = calibrate(base, seen, slow.predict(seen, HERE).time_s, HERE)
+    (after,), (before,) = calibration.refits.after.values(), calibration.refits.before.values()
+    assert after["memory_efficiency"] < 0.7 * before["memory_efficiency"]
+    assert after["max_efficiency"] == pytest.approx(before["max_efficiency"], rel=0.15)
+    corrected = CalibratedKernelModel(base, {HERE.name: calibration}).predict(large, HERE).time_s
+    level = np.exp(np.mean(np.log(slow.predict(seen, HERE).time_s / base.predict(seen, HERE).time_s)))
+    assert level > 1.5  # what all prices would be multiplied by without a roofline
+    assert np.median(np.abs(corrected / slow.predict(large, HERE).time_s - 1)) < 0.2
+
+
+def test_formats_never_measured_get_half_of_what_products_show():
+    seen = gemms(100)
+    calibration = calibrate(BASE, seen, 4 * BASE.predict(seen, HERE).time_s, HERE)
+    assert np.exp(calibration.refits.level) == pytest.approx(4, rel=0.1)
+    narrow = replace(seen, gemm_format=np.full(len(seen), GEMM_FORMATS.index("tf32")))
+    factor = calibration.refits.log_factor(narrow, groups(narrow), HERE)
+    assert np.exp(factor) == pytest.approx(2, rel=0.1)
+
+
+def test_few_points_of_a_format_refit_nothing():
+    seen = gemms(7)
+    assert not calibrate(BASE, seen, 2 * BASE.predict(seen, HERE).time_s, HERE).refits.after
 
 
 def test_other_devices_keep_their_prices():
@@ -129,7 +177,17 @@ def test_nonsense_is_refused(count, time_s, problem):
         calibrate(BASE, take(gemms(10), np.arange(count)), np.full(count, time_s), HERE)
 
 
-@pytest.mark.parametrize("broken", [{"group": [1]}, {"log_ratio": [[1]]}, {"error": [1]}, {"points": [[float("nan")]]}])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"group": [1]},
+        {"log_ratio": [[1]]},
+        {"error": [1]},
+        {"points": [[float("nan")]]},
+        {"refits": {"before": {}, "after": {"7": {}}, "level": 0}},
+        {"refits": {"before": {}, "after": {}, "level": 99}},
+    ],
+)
 def test_broken_documents_are_refused(broken):
     document = calibrate(BASE, gemms(5), truth(gemms(5), 1.1, 0.0), HERE).to_document()
     with pytest.raises((ValueError, KeyError, TypeError)):

@@ -49,7 +49,8 @@ end of trees
 # One second per FLOP at peak, nothing else: floor, depth, tiles and waves play no role.
 PLAIN = {
     "floor_s": 0.0, "max_efficiency": 1.0, "k_half": 0.0, "tile_exponent": 0.0, "wave_quantisation": 0.0,
-    "memory_efficiency": 1e9, "sharpness": 8.0, "quantise_passes": 0.0,
+    "memory_efficiency": 1e9, "sharpness": 8.0, "cache_speed": 1.0, "cache_share": 1.0,
+    "quantise_floor_s": 0.0, "quantise_rate": 1e30, "quantise_bytes": 0.0,
 }  # fmt: skip
 HALF = PLAIN | {"max_efficiency": 0.5}
 HERE = device()
@@ -58,9 +59,14 @@ SPREAD = {"up_to_s": [2e-3], "low_factor": [0.9, 0.8], "high_factor": [1.1, 1.3]
 WIDE = {"up_to_s": [], "low_factor": [0.5], "high_factor": [2.0]}
 
 
+def reference_of(*kinds: str) -> dict:
+    known = {kind: {"*": PLAIN, HERE.name: HALF} for kind in kinds}
+    return known | {"devices": {kind: {HERE.name: 100.0} for kind in kinds}}
+
+
 def card(**changes) -> dict:
     return {
-        "op_class": "gemm", "features": ["size", "log_k"], "reference": {"16-bit": {"*": PLAIN, HERE.name: HALF}},
+        "op_class": "gemm", "features": ["size", "log_k"], "reference": reference_of("16-bit"),
         "ranges": {"16-bit": [[0, 1e9], [0, 14]]},
         "spread": {name: {"*": SPREAD, "fp8": WIDE} for name in ("measured", "beyond", "related")}
         | {name: {"*": WIDE} for name in ("foreign", "unmet")},
@@ -104,7 +110,7 @@ def test_the_interval_is_that_of_the_predicted_time():
 def test_a_format_has_its_own_interval_where_it_was_seen_often():
     kinds = ("16-bit", "fp8")
     known = model(
-        reference={kind: {"*": PLAIN, HERE.name: HALF} for kind in kinds},
+        reference=reference_of(*kinds),
         ranges={kind: [[0, 1e9], [0, 14]] for kind in kinds},
     )
     here = device(peak_flops_per_s={"bf16": 312e12, "fp8": 312e12})
@@ -160,15 +166,24 @@ def test_a_price_does_not_depend_on_its_company_or_on_what_was_asked_before():
 
 def test_a_format_the_device_lacks_is_refused():
     with pytest.raises(SpecError, match="no fp8 arithmetic"):
-        model(reference={"fp8": {"*": PLAIN}}).predict(gemm(kind="fp8"), HERE)
+        model(reference=reference_of("fp8"), ranges={"fp8": [[0, 1e9], [0, 14]]}).predict(gemm(kind="fp8"), HERE)
 
 
 def test_references_come_from_the_device_or_its_family_or_all():
-    references = {"*": PLAIN, HERE.name: HALF}
-    assert device_reference(references, HERE, FAMILIES) == (HALF, Situation.MEASURED)
+    references = reference_of("16-bit")
+    assert device_reference(references, "16-bit", HERE, FAMILIES) == (HALF, Situation.MEASURED)
     twin = replace(HERE, name="twin")
-    assert device_reference(references, twin, FAMILIES | {"twin": "chip"}) == (HALF, Situation.RELATED)
-    assert device_reference(references, twin, FAMILIES) == (PLAIN, Situation.FOREIGN)
+    assert device_reference(references, "16-bit", twin, FAMILIES | {"twin": "chip"}) == (HALF, Situation.RELATED)
+    assert device_reference(references, "16-bit", twin, FAMILIES) == (PLAIN, Situation.FOREIGN)
+
+
+def test_a_device_timed_without_quantising_is_a_relative_of_itself_with_it():
+    references = reference_of("fp8") | {"devices": {"fp8-bare": {HERE.name: 100.0}}}
+    assert device_reference(references, "fp8-bare", HERE, FAMILIES) == (HALF, Situation.MEASURED)
+    assert device_reference(references, "fp8", HERE, FAMILIES) == (HALF, Situation.RELATED)
+    sister = references["fp8"] | {"sister": PLAIN}
+    both = references | {"fp8": sister, "devices": references["devices"] | {"fp8": {"sister": 100.0}}}
+    assert device_reference(both, "fp8", HERE, FAMILIES) == (PLAIN, Situation.RELATED)
 
 
 # ---- boosters and files ---------------------------------------------------------------------------------
@@ -242,6 +257,7 @@ def test_features_of_a_gemm_a_reader_can_count():
     assert feature("align_m", gemm(m=37.5)) == 0
     moved = 2 * (256 * 27 * 1000 + 512 * 1000 + 256 * 27 * 512)
     assert feature("cache", calls) == pytest.approx(np.log2(moved / 40e6))
+    assert feature("live", calls) == pytest.approx(np.log2(2 * 256 * 27 * (1000 + 512) / 40e6))
     assert feature("intensity", calls) == pytest.approx(np.log(2 * 256 * 27 * 512 * 1000 / 312e12 / (moved / 2e12)))
 
 

@@ -15,6 +15,7 @@ from costmodels.calibration.learned_fit import fit_reference, predicted_s, slimm
 from costmodels.calibration.learned_splits import (
     Fold,
     best_shares,
+    known_of,
     largest,
     measured_elsewhere,
     report,
@@ -138,6 +139,40 @@ def test_splits_hold_whole_shapes_and_the_most_work(tmp_path):
         assert rows.calls.flops[mine & most].min() > rows.calls.flops[mine & ~most].max()
         assert most[mine].mean() == pytest.approx(0.2, abs=0.08)
     assert not measured_elsewhere(rows, "lab").any()
+
+
+def with_formats(rows: TrainingRows, kind: str, *, bare: bool = False) -> TrainingRows:
+    """The same rows in another format, timed as PyTorch runs them or not."""
+    code = implementation_of("torch") if bare else 0
+    calls = replace(
+        rows.calls,
+        gemm_format=np.full(len(rows), GEMM_FORMATS.index(kind)),
+        implementation=np.full(len(rows), code),
+    )
+    return replace(rows, calls=calls)
+
+
+def test_a_device_is_a_relative_only_in_arithmetic_that_its_kin_was_timed_in(tmp_path):
+    rows = rows_of(data(tmp_path, count=60))
+    whole = rows.joined(with_formats(rows, "fp8"))
+    kin, mine = whole.device == "H100-SXM-80GB", whole.device == "A100-SXM-80GB"
+    bf16 = whole.take(~(kin & (whole.format == "fp8")))
+    related = known_of(bf16, mine[~(kin & (whole.format == "fp8"))], ["H100-SXM-80GB"])
+    assert related.tolist() == (bf16.format == "16-bit").tolist()
+
+
+def test_products_with_and_without_quantising_share_their_multipliers(tmp_path):
+    """The time without it is that of 16 bits here, so the efficiency of the narrow units is half of theirs."""
+    rows = rows_of(data(tmp_path, count=200))
+    rows = rows.take(rows.device == "H100-SXM-80GB")
+    quantising = with_formats(rows, "fp8")
+    quantising = replace(quantising, time_s=quantising.time_s + 20e-6)
+    found = fit_reference(quantising.joined(with_formats(rows.take(np.arange(60)), "fp8", bare=True)))
+    assert set(found) == {"fp8", "fp8-bare", "devices"}
+    assert found["devices"] == {"fp8": {"H100-SXM-80GB": 200.0}, "fp8-bare": {"H100-SXM-80GB": 60.0}}
+    joint, bare = found["fp8"]["H100-SXM-80GB"], found["fp8-bare"]["H100-SXM-80GB"]
+    assert joint["max_efficiency"] == pytest.approx(bare["max_efficiency"], rel=0.15)
+    assert joint["quantise_floor_s"] > 5e-6
 
 
 def test_caps_draw_the_same_rows_of_every_group(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls
+from costmodels.kernels.implementations import Engine, Library, code_of
 from costmodels.kernels.roofline import RooflineKernelModel
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
@@ -22,8 +23,10 @@ CARD = FitCard(
 )
 GEMM = {
     "floor_s": 1e-6, "max_efficiency": 0.5, "k_half": 1024.0, "tile_exponent": 0.5, "wave_quantisation": 1.0,
-    "memory_efficiency": 0.5, "sharpness": 64.0, "quantise_passes": 0.0,
+    "memory_efficiency": 0.5, "sharpness": 64.0, "cache_speed": 1.0, "cache_share": 1.0,
 }  # fmt: skip
+BYTES_ALONE = GEMM | {"floor_s": 0.0, "k_half": 0.0, "tile_exponent": 0.0, "max_efficiency": 1e3}
+QUANTISE = {"quantise_floor_s": 4e-6, "quantise_rate": 1e20, "quantise_bytes": 6.0}
 ATTENTION = {
     "floor_s": 1e-6, "efficiency_64": 0.25, "efficiency_128": 0.5, "efficiency_256": 0.5, "kv_half": 1024.0,
     "wave_quantisation": 1.0, "memory_efficiency": 0.5, "sharpness": 64.0,
@@ -87,10 +90,42 @@ def test_grouped_gemms_share_their_waves() -> None:
     assert price(grouped, *fits) == pytest.approx(price(alone, *fits))
 
 
-def test_narrow_formats_pay_for_quantising_their_input() -> None:
-    fits = record("gemm", GEMM | {"quantise_passes": 2.0}), record("gemm", GEMM)
-    with_pass, without = (price(gemm(2560, 1280, 1024), fit) for fit in fits)
-    assert with_pass - without == pytest.approx(2 * 3 * 2560 * 1024 / 1e12)
+def test_what_was_just_written_moves_at_the_speed_of_the_cache_that_holds_it() -> None:
+    # Input and output of 0.25 MB, weight of 32 MB; the cache holds 1 MB, at four times the memory's 0.5 TB/s.
+    thin = BYTES_ALONE | {"cache_speed": 4.0}
+    wide, tall = gemm(16, 4096, 4096), gemm(65536, 16, 64)
+    live = 2 * 16 * (4096 + 4096)
+    found = price(wide, record("gemm", thin))
+    assert found == pytest.approx((2 * 4096 * 4096 + live / 4) / 0.5e12, rel=0.02)
+    # 10 MB of input and output do not fit.
+    assert price(tall, record("gemm", thin)) == pytest.approx(2 * 65536 * 80 / 0.5e12, rel=0.02)
+    assert price(tall, record("gemm", thin | {"cache_share": 1e3})) == pytest.approx(2 * 65536 * 80 / 2e12, rel=0.02)
+
+
+def test_narrow_formats_pay_for_quantising_their_input_unless_it_is_narrow_already() -> None:
+    here = replace(DEVICE, peak_flops_per_s={"fp8": 1e14})
+    along = gemm(2560, 1280, 1024, kind="fp8")
+    bare = replace(along, implementation=np.array([code_of(Engine.PYTORCH, Library.EAGER)]))
+
+    def seconds(calls: KernelCallBatch, **changes: float) -> float:
+        fit = record("gemm", GEMM | QUANTISE | changes, kind="fp8")
+        return float(model(fit).predict(calls, here).time_s[0])
+
+    elements = 2560 * 1024
+    assert seconds(along) - seconds(bare) == pytest.approx(4e-6 + 6 * elements / 0.5e12)
+    # So slow to convert that what it moves no longer shows: a million elements per second on 100 multiprocessors.
+    assert seconds(along, quantise_rate=1e6) - seconds(bare) == pytest.approx(elements / 1e8, rel=1e-3)
+
+
+def test_operands_of_narrow_formats_move_their_own_bytes() -> None:
+    here = replace(DEVICE, peak_flops_per_s={"bf16": 1e14, "fp8": 1e14})
+    prices = model(record("gemm", BYTES_ALONE), record("gemm", BYTES_ALONE | QUANTISE, kind="fp8"))
+    bare = np.array([code_of(Engine.PYTORCH, Library.EAGER)])
+    half, narrow = (
+        prices.predict(replace(gemm(1, 8192, 8192, kind=kind), implementation=bare), here).time_s[0]
+        for kind in ("bf16", "fp8")
+    )
+    assert half / narrow == pytest.approx(2, rel=1e-3)
 
 
 def test_attention_counts_blocks_of_128_queries_in_waves() -> None:

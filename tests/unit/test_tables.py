@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from costmodels.kernels.calls import GemmLayout, KernelFamily, KernelOp
-from costmodels.kernels.implementations import Engine, Library, engine_of, is_replayed, library_of
+from costmodels.kernels.implementations import Engine, Library, engine_of, is_bare, is_replayed, library_of
 from costmodels.tables.gemm_rows import moe_rows
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import SCHEMAS, read_table
@@ -137,6 +137,16 @@ def test_who_ran_bandwidth_bound_work_is_told_by_source_and_name(tmp_path):
     # LLMServingSim's timer runs round the product with the other half, which is read as well.
     assert [KernelFamily(code).name for code in calls.family[3:]] == ["GATED_ACTIVATION", "ACTIVATION"]
     assert calls.bytes[3:].tolist() == [768, 512]
+
+
+def test_products_that_a_tuner_timed_are_narrow_already(tmp_path):
+    calls = gemm(
+        tmp_path,
+        "here,MI300X,fp8,8,16,32,1,10.0,best-tuned;triton",
+        "here,H100,fp8,8,16,32,1,10.0,trtllm-1.0.0;torch_flow",
+        "here,MI300X,bf16,8,16,32,1,10.0,best-tuned;asm",
+    ).calls
+    assert is_bare(calls).tolist() == [True, False, False]
 
 
 def test_a_fused_expert_layer_runs_both_gemms_of_the_experts_at_hand(tmp_path):

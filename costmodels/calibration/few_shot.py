@@ -1,0 +1,211 @@
+"""Makes a few-shot calibration of one device from about a hundred measured kernels.
+
+First the roofline parameters of products are fitted again, per operation and format, leaning on those that prices rest
+on; then amplitudes of the Gaussian process over what is left are chosen by marginal likelihood from a small grid.
+Intervals are scaled to what leaving points out of both shows (Rasmussen & Williams, Gaussian Processes for Machine
+Learning, 2006, section 5.4).
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.calibration.kernel_ranges import BY_OP, QUANTISE, RELEVANT_S
+from costmodels.calibration.robust import Range, fit_parameters
+from costmodels.kernels.calibrated import (
+    ANY_GROUP,
+    FEWEST_POINTS,
+    MOST_POINTS,
+    NORMAL_QUANTILE,
+    Amplitudes,
+    Calibration,
+    covariance_of,
+    descriptors,
+    groups,
+)
+from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, KernelCostModel, KernelOp, take
+from costmodels.kernels.implementations import is_bare, is_narrow
+from costmodels.kernels.refitted import REFITTED, Refits, product_s
+from costmodels.kernels.roofline import FORMAT_CLASS, OP_NAMES, Parameters
+from profiles.fits import default_fits
+from profiles.hardware import DeviceSpec
+from profiles.precision import GEMM_FORMATS
+
+_TRIED_ON = 150  # points that choose the amplitudes; more do not change the choice
+_FOLDS = 10
+_FEWEST_OF_GROUP = 12  # points of an operation class and format from which its interval is its own
+_FEWEST_REFITTED = 8  # of one from which its roofline is fitted again
+_OUTLIER = 4.0  # median absolute deviations beyond which a point is pulled in
+_NARROWEST = 1.0  # of the normal interval: leaving points out may widen it, not narrow it
+_LEAST_RELEVANCE = 0.1  # weight of the shortest kernels in a refit
+
+# Standard deviations of log(measured / predicted) that are tried: what all calls with one limit share, what one
+# operation class and format does, what varies with the shape, and what is left; and the length over which the
+# shape part varies, in units of ``descriptors``.
+_SHARED, _OWN, _SHAPE, _LENGTH, _REST = (
+    (0.05, 0.2),
+    (0.05, 0.2),
+    (0.04, 0.1, 0.2),
+    (0.7, 1.5, 3.0),
+    (0.02, 0.03, 0.05, 0.08, 0.15),
+)
+
+# Parameters of the roofline that prices of some products on a device rest on; None where there are none.
+RooflineOf = Callable[[KernelCallBatch, DeviceSpec], Parameters | None]
+
+
+def packaged_roofline(calls: KernelCallBatch, device: DeviceSpec) -> Parameters | None:
+    """Parameters of the packaged price list for products of one operation and format."""
+    name = FORMAT_CLASS[GEMM_FORMATS[calls.gemm_format[0]]]
+    fits, op = default_fits().kernels, OP_NAMES[KernelOp(calls.op[0])]
+    if not fits.knows(op, name):
+        return None
+    return fits.resolve(op, name, device=device.name, architecture=device.architecture).parameters
+
+
+def calibrate(
+    base: KernelCostModel, calls: KernelCallBatch, time_s: FloatArray, device: DeviceSpec, *,
+    roofline_of: RooflineOf = packaged_roofline,
+) -> Calibration:  # fmt: skip
+    """A correction of ``base`` on one device from kernels measured there.
+
+    Args:
+        base: The prices to correct.
+        calls: (P,) measured calls; a hundred are enough.
+        time_s: (P,) seconds measured.
+        device: Where.
+        roofline_of: What the prices of products rest on.
+
+    Raises:
+        ValueError: If there are fewer than ``FEWEST_POINTS`` points, or a time is not positive and finite.
+    """
+    if len(calls) < FEWEST_POINTS:
+        raise ValueError(f"at least {FEWEST_POINTS} measured kernels are needed; got {len(calls)}")
+    if not (np.isfinite(time_s).all() and (time_s > 0).all()):
+        raise ValueError("measured times must be positive and finite")
+    rows = np.arange(len(calls))
+    if len(rows) > MOST_POINTS:
+        rows = np.argsort(time_s, kind="stable")[np.linspace(0, len(rows) - 1, MOST_POINTS).astype(np.int64)]
+    calls, time_s = take(calls, rows), time_s[rows]
+    group, predicted_s = groups(calls), base.predict(calls, device).time_s
+    raw = np.log(time_s / predicted_s)
+    points = _Points(calls, group, time_s, predicted_s, device, roofline_of)
+    refits = points.refits(np.ones(len(rows), dtype=np.bool_))
+    factor = refits.log_factor(calls, group, device)
+    log_ratio, places = _without_outliers(raw - factor), descriptors(calls, predicted_s * np.exp(factor))
+    amplitudes = _likeliest(group, places, log_ratio)
+    mean, deviation = _left_out(points, raw, amplitudes)
+    return Calibration(
+        device=device.name,
+        group=group,
+        points=places,
+        log_ratio=log_ratio,
+        amplitudes=amplitudes,
+        scales=_scales((raw - mean) / deviation, group),
+        error=(float(np.mean(np.abs(np.exp(mean - raw) - 1))), float(np.mean(np.abs(np.exp(-raw) - 1)))),
+        refits=refits,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Points:
+    """Measured calls: P of them, their groups, seconds measured and predicted, where, and what prices rest on."""
+
+    calls: KernelCallBatch
+    group: IntArray
+    time_s: FloatArray
+    predicted_s: FloatArray
+    device: DeviceSpec
+    roofline_of: RooflineOf
+
+    def refits(self, kept: NDArray[np.bool_]) -> Refits:
+        """Parameters of the products among some of the points, group by group."""
+        before: dict[int, Parameters] = {}
+        after: dict[int, Parameters] = {}
+        for number in np.unique(self.group[np.isin(self.calls.op, REFITTED)]):
+            rows = np.flatnonzero(kept & (self.group == number))
+            start = self.roofline_of(take(self.calls, rows), self.device) if len(rows) >= _FEWEST_REFITTED else None
+            if start is not None:
+                before[int(number)] = dict(start)
+                after[int(number)] = self._refitted(rows, start)
+        found = Refits(before=before, after=after)
+        rows = np.flatnonzero(kept & np.isin(self.group, list(after)))
+        if not len(rows):
+            return found
+        level = found.log_factor(take(self.calls, rows), self.group[rows], self.device).mean()
+        return Refits(before=before, after=after, level=float(level))
+
+    def _refitted(self, rows: IntArray, start: Parameters) -> Parameters:
+        """Parameters under which the prices of some products of one group come nearest."""
+        calls, predicted_s, time_s = take(self.calls, rows), self.predicted_s[rows], self.time_s[rows]
+        old_s = product_s(calls, start, self.device)
+
+        def price(parameters: Parameters, chosen: NDArray[np.int64]) -> FloatArray:
+            return predicted_s[chosen] * (product_s(calls, parameters, self.device) / old_s)[chosen]
+
+        ranges: dict[str, Range] = dict(BY_OP[OP_NAMES[KernelOp(calls.op[0])]])
+        if (is_narrow(calls) & ~is_bare(calls)).any():
+            ranges |= QUANTISE
+        weights = np.clip(time_s / RELEVANT_S, _LEAST_RELEVANCE, 1.0)
+        found = fit_parameters(price, time_s, np.arange(len(rows)), ranges, prior=start, weights=weights)
+        return dict(start) | found
+
+
+def _scales(scores: FloatArray, group: IntArray) -> dict[int, tuple[float, float]]:
+    """Widths of both halves of the interval that hold the left-out points of a group, or of all if it has few."""
+
+    def pair(values: FloatArray) -> tuple[float, float]:
+        low, high = (sign * float(np.quantile(values, q)) / NORMAL_QUANTILE for sign, q in ((-1, 0.05), (1, 0.95)))
+        return max(_NARROWEST, low), max(_NARROWEST, high)
+
+    found = {ANY_GROUP: pair(scores)}
+    for number in np.unique(group):
+        mine = scores[group == number]
+        if len(mine) >= _FEWEST_OF_GROUP:
+            found[int(number)] = pair(mine)
+    return found
+
+
+def _without_outliers(values: FloatArray) -> FloatArray:
+    """Values more than ``_OUTLIER`` median absolute deviations from the median are pulled in to that distance."""
+    middle = float(np.median(values))
+    reach = _OUTLIER * max(float(np.median(np.abs(values - middle))), 0.02)
+    return np.clip(values, middle - reach, middle + reach)
+
+
+def _likeliest(group: IntArray, points: FloatArray, log_ratio: FloatArray) -> Amplitudes:
+    """The amplitudes of the grid under which the points, or an even choice of them, are likeliest."""
+    rows = np.linspace(0, len(points) - 1, min(len(points), _TRIED_ON)).astype(np.int64)
+    group, points, log_ratio = group[rows], points[rows], log_ratio[rows]
+    found: dict[Amplitudes, float] = {}
+    for shared, own, shape, length in itertools.product(_SHARED, _OWN, _SHAPE, _LENGTH):
+        smooth = Amplitudes(shared=shared, own=own, shape=shape, length=length, rest=0.0)
+        # With its eigenvalues at hand, what is left adds to the diagonal at no cost.
+        values, vectors = np.linalg.eigh(covariance_of(group, points, group, points, smooth))
+        along = (vectors.T @ log_ratio) ** 2
+        for rest in _REST:
+            variance = np.maximum(values, 0.0) + rest**2
+            found[replace(smooth, rest=rest)] = -0.5 * float((along / variance + np.log(variance)).sum())
+    return max(found, key=lambda amplitudes: found[amplitudes])
+
+
+def _left_out(points: _Points, raw: FloatArray, amplitudes: Amplitudes) -> tuple[FloatArray, FloatArray]:
+    """(P,) mean and standard deviation of log(measured / predicted) for each point from the points of other folds."""
+    mean, deviation = np.empty(len(raw)), np.empty(len(raw))
+    fold: NDArray[np.int64] = np.arange(len(raw)) % min(_FOLDS, len(raw))
+    prior = amplitudes.shared**2 + amplitudes.own**2 + amplitudes.shape**2
+    for number in range(fold.max() + 1):
+        out, kept = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        factor = points.refits(fold != number).log_factor(points.calls, points.group, points.device)
+        places = descriptors(points.calls, points.predicted_s * np.exp(factor))
+        covariance = covariance_of(points.group, places, points.group, places, amplitudes)
+        inner = covariance[np.ix_(kept, kept)] + amplitudes.rest**2 * np.eye(len(kept))
+        towards = covariance[np.ix_(out, kept)]
+        solved = np.linalg.solve(inner, towards.T)
+        mean[out] = factor[out] + solved.T @ _without_outliers(raw - factor)[kept]
+        explained = np.einsum("ij,ji->i", towards, solved)
+        deviation[out] = np.sqrt(np.maximum(prior - explained, 0.0) + amplitudes.rest**2)
+    return mean, deviation

@@ -1,0 +1,99 @@
+"""What measured products say of a device's multipliers, memory and quantising, apart from what single kernels do.
+
+Which question it answers: by how much does the roofline of a product change when its parameters are those of the
+device at hand rather than those that its price rests on? A price is multiplied by the formula with the new over the
+formula with the old parameters; whatever else went into it stays.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, KernelOp, take
+from costmodels.kernels.roofline import Parameters, Rates, gemm_time_s
+from profiles.hardware import DeviceSpec
+from profiles.precision import GEMM_FORMATS
+
+REFITTED = (KernelOp.GEMM, KernelOp.GROUPED_GEMM)
+_PRODUCTS = (*REFITTED, KernelOp.FUSED_EXPERTS)
+# Of the mean correction of refitted products, what products in other formats get: what a device's products share and
+# what one format has of its own are taken to vary alike.
+_SHARED = 0.5
+_LARGEST = 10.0  # of a logarithm in a file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refits:
+    """Parameters of the roofline of products before and after some of them were measured.
+
+    Attributes:
+        before, after: By group of calls (``costmodels.kernels.calibrated.groups``).
+        level: Mean log of the factor over the measured calls that were refitted.
+    """
+
+    before: Mapping[int, Parameters] = field(default_factory=dict)
+    after: Mapping[int, Parameters] = field(default_factory=dict)
+    level: float = 0.0
+
+    def log_factor(self, calls: KernelCallBatch, group: IntArray, device: DeviceSpec) -> FloatArray:
+        """(C,) log of what the price of each call is multiplied by; 0 for what is no product.
+
+        Args:
+            calls: The calls.
+            group: (C,) of each.
+            device: Where they run.
+
+        Raises:
+            SpecError: If the device cannot multiply in a format that a call asks for.
+        """
+        product = np.isin(calls.op, _PRODUCTS) & (calls.flops > 0)
+        found = np.where(product, _SHARED * self.level, 0.0)
+        for number in self.after:
+            rows = np.flatnonzero((group == number) & (calls.flops > 0))
+            if len(rows):
+                part = take(calls, rows)
+                new, old = (product_s(part, one[number], device) for one in (self.after, self.before))
+                found[rows] = np.log(new / old)
+        return found
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "before": {str(number): dict(one) for number, one in self.before.items()},
+            "after": {str(number): dict(one) for number, one in self.after.items()},
+            "level": self.level,
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Refits":
+        """From what ``to_document`` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError, OverflowError: If it is something else.
+        """
+        before, after = (
+            {int(number): {str(k): float(v) for k, v in one.items()} for number, one in document[name].items()}
+            for name in ("before", "after")
+        )
+        level = float(document["level"])
+        values = [v for one in (*before.values(), *after.values()) for v in one.values()]
+        if set(before) != set(after) or not np.isfinite(values).all() or not abs(level) <= _LARGEST:
+            raise ValueError("refits must be finite and name the same groups before and after")
+        return cls(before=before, after=after, level=level)
+
+
+def product_s(calls: KernelCallBatch, parameters: Parameters, device: DeviceSpec) -> FloatArray:
+    """(C,) seconds of products of one format by the roofline formula.
+
+    Raises:
+        SpecError: If the device cannot multiply in it.
+    """
+    rates = Rates(
+        flops_per_s=device.peak(GEMM_FORMATS[calls.gemm_format[0]]),
+        bytes_per_s=device.memory_bandwidth_bytes_per_s,
+        num_sms=device.num_sms,
+        l2_bytes=device.l2_bytes,
+    )
+    return gemm_time_s(calls, parameters, rates)
