@@ -8,10 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS
+from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls, take
 from costmodels.kernels.features import FEATURES, features_of
-from costmodels.kernels.learned import ANY_GROUP, POOLED, LearnedKernelModel, Situation, learned_kernel_model
+from costmodels.kernels.learned import (
+    ANY_GROUP,
+    POOLED,
+    LearnedKernelModel,
+    Situation,
+    arithmetics,
+    learned_kernel_model,
+)
 from costmodels.kernels.roofline import RooflineKernelModel
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
@@ -50,7 +57,9 @@ def test_the_files_are_few_small_and_agree_with_the_features():
         if name in ADDITIVE:
             assert "" in file.card.reference[COEFFICIENTS]
         else:
-            assert all(POOLED in devices for devices in file.card.reference.values())
+            assert set(file.card.reference[DEVICES]) <= set(file.card.ranges), name
+            for arithmetic in np.unique(arithmetics(np.array(list(file.card.ranges)))):
+                assert POOLED in file.card.reference[str(arithmetic)], name
         situations = {situation.name.lower() for situation in Situation}
         assert set(file.card.spread) == set(file.card.blend) == situations
         assert all(ANY_GROUP in groups for groups in file.card.spread.values())
