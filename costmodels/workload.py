@@ -22,10 +22,12 @@ class LoraSpec:
     Attributes:
         rank: Inner width r of the adapter pair.
         targets: Which linear layers carry one (``LORA_TARGETS``).
+        dropout: Whether each drops part of its input, of which it then keeps a copy and a mask.
     """
 
     rank: int = 16
     targets: tuple[str, ...] = LORA_TARGETS
+    dropout: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,9 @@ _HEALTHY_JOBS = (
     *((14_098_777, 14_098_780), (14_098_957, 14_098_959)),
 )
 _STALLED_RANK_S = 2.0e-4
+# LitGPT's hub of configurations names machines; devices in the configuration is how many of their GPUs ran, by default
+# one ("All runs are single-GPU experiments", its README: time and memory of both machines are the same).
+_HUB_DEVICES = {("gemma-2b", "full_ft"): 4, ("stablelm-base-alpha-3b", "full_ft"): 2, ("llama-2-7b", "full_ft"): 4}
 
 
 def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
@@ -46,6 +49,8 @@ def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
     num_gpus = row.integer("num_gpus")
     if not num_gpus:
         raise CannotScore("GPU count not stated")
+    if "config_hub" in row.text("source") and num_gpus > 1 and _HUB_DEVICES.get(_hub_run(row), 1) != num_gpus:
+        raise CannotScore("ran on fewer GPUs than its machine has: devices in its configuration")
     device, assumptions = _device(row, catalog)
     if not device.default_node:
         raise CannotScore(f"no node known for {device.name}")
@@ -70,6 +75,10 @@ def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
     )
     name = f"{num_gpus // per_node}x{per_node}x{device.name}"
     return ClusterSpec(name=name, node=node, num_nodes=num_gpus // per_node), assumptions
+
+
+def _hub_run(row: Row) -> tuple[str, str]:
+    return row.text("model"), row.text("task")
 
 
 def _node_of_size(default: NodeSpec, per_node: int, catalog: Catalog) -> NodeSpec:

@@ -338,7 +338,10 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             lora=wording.lora_of(row) if task in ("lora", "qlora") else None,
             dropout=defaults.dropout and task == "pretrain",
             # llm-foundry's models take loss_fn fused_crossentropy unless told otherwise.
-            fused_cross_entropy="ce fusion" in notes or defaults.stack.startswith("fsdp-composer"),
+            # Megatron-Bridge's recipes take Transformer Engine's loss (cross_entropy_fusion_impl = "te").
+            fused_cross_entropy="ce fusion" in notes
+            or defaults.stack.startswith("fsdp-composer")
+            or "megatron-bridge" in row.text("source").lower(),
         )
     except SpecError as error:
         raise CannotScore(f"{error.field}: {error.problem}") from None

@@ -13,6 +13,8 @@ from typing import TypeVar
 import numpy as np
 
 from costmodels.flops import model_flops_per_step
+from costmodels.optimizer import MOMENTS, moment_bytes
+from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
 from planner.validate.clusters import MEMORY_ASSUMED, cluster_of
 from planner.validate.layouts import (
@@ -34,6 +36,7 @@ from profiles.catalog import Catalog, default_catalog
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
+from profiles.parameters import total_parameters
 
 Figure = TypeVar("Figure")
 _PLAUSIBLE = 0.8  # no training run uses more of the FP32 units than this
@@ -105,6 +108,8 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
     defaults = defaults_of(row)
     cluster, assumptions = cluster_of(row, catalog)
     model, assumed = model_of(row, finder)
+    if defaults.stack == "litgpt":  # its GPT has a head of its own, and copies into it what a checkpoint ties
+        model = replace(model, tie_word_embeddings=False, published_parameters=None)
     reading = Reading(row=row, model=model, cluster=cluster, defaults=defaults, assumptions=assumptions + assumed)
     degrees = degrees_of(row, cluster.num_devices)
     batch = batch_of(reading, degrees)
@@ -114,7 +119,8 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
     time_s, time_note = _unless_excluded(lambda: None if died else _time(row, reading, degrees.pipeline, job))
     if time_s is not None:
         job = _tensor_float(job, cluster, time_s, model, reading)
-    memory, memory_note = _unless_excluded(lambda: None if died else memory_of(row, cluster))
+    least_bytes = _least_bytes(model, job, plan, cluster)
+    memory, memory_note = _unless_excluded(lambda: None if died else _memory(row, cluster, least_bytes))
     if time_s is None and memory is None and not died:
         raise CannotScore(time_note or memory_note or "measured neither time nor memory")
     return ScorableRow(
@@ -136,6 +142,21 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
         memory_note=memory_note,
         **_memory_fields(memory),  # type: ignore[arg-type]
     )
+
+
+def _memory(row: Row, cluster: ClusterSpec, least_bytes: float) -> Memory | None:
+    memory = memory_of(row, cluster)
+    if memory and not memory.first_stage and memory.bytes < least_bytes:
+        raise CannotScore("contradiction: peak memory below weights, gradients and moments")
+    return memory
+
+
+def _least_bytes(model: ModelSpec, job: TrainingJob, plan: ExecutionPlan, cluster: ClusterSpec) -> float:
+    """Bytes of weights, gradients and moments on a device however they are sharded; 0 where some are elsewhere."""
+    if job.trains_adapters_only or plan.offload_optimizer or plan.offload_parameters:
+        return 0.0
+    each = 2 * job.numerics.storage_bytes + MOMENTS[job.optimizer] * moment_bytes(job)
+    return each * total_parameters(model) / cluster.num_devices
 
 
 def _verdict(row: Row, reading: Reading, *, died: bool, ran: bool) -> bool | None:

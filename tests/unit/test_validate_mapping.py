@@ -268,6 +268,15 @@ def test_memory_above_capacity_is_not_used() -> None:
     assert "above the device's capacity" in row.memory_note
 
 
+def test_memory_below_the_model_states_is_not_used() -> None:
+    """22e9 parameters of 2 + 2 + 8 bytes on eight devices are 31 GiB at the least."""
+    row = mapped(measured_peak_mem_gb="30")
+    assert row.memory_bytes is None
+    assert "below weights, gradients and moments" in row.memory_note
+    assert mapped(measured_peak_mem_gb="32").memory_bytes == 32 * GIB
+    assert mapped(measured_peak_mem_gb="30", offload="optimizer").memory_bytes == 30 * GIB
+
+
 def test_a_death_needs_no_measurement() -> None:
     row = mapped(oom="yes", measured_step_time_s="")
     assert row.out_of_memory is True
@@ -334,6 +343,29 @@ def test_adapters_and_four_bit_weights() -> None:
     assert job.task == "qlora"
     assert job.lora is not None
     assert (job.lora.rank, job.lora.targets) == (32, ("q", "v", "o"))
+    assert job.lora.dropout
+    kept = mapped(framework="NeMo", task="lora").job.lora
+    assert kept is not None
+    assert not kept.dropout
+
+
+def test_litgpt_never_ties_its_head() -> None:
+    assert mapped().model.tie_word_embeddings
+    assert not mapped(framework="litgpt").model.tie_word_embeddings
+
+
+def test_runs_of_litgpts_hub_used_as_many_gpus_as_their_configuration_says() -> None:
+    hub = {"source": "litgpt config_hub", "framework": "litgpt", "num_gpus": "4", "tp": "1", "dp": "4", "task": "lora",
+           "micro_batch": "1"}  # fmt: skip
+    assert "fewer GPUs" in reason(**hub)
+    assert "fewer GPUs" in reason(**hub | {"model": "stablelm-base-alpha-3b", "task": "full_ft"})
+    assert mapped(**hub | {"model": "gemma-2b", "task": "full_ft"}).cluster.num_devices == 4
+    assert mapped(**hub | {"num_gpus": "1", "dp": "1"}).cluster.num_devices == 1
+
+
+def test_megatron_bridge_runs_transformer_engines_loss() -> None:
+    assert mapped(**BRIDGE).job.fused_cross_entropy
+    assert not mapped().job.fused_cross_entropy
 
 
 @pytest.mark.parametrize(
