@@ -86,7 +86,7 @@ def layer_activations(
     element = job.numerics.storage_bytes
     kept = _PerToken()
     _add_norms(kept, model, job, stack, moe=moe)
-    _add_attention(kept, model, job, repeated=stack.repeats_key_values)
+    _add_attention(kept, model, job, stack)
     _add_mlp(kept, model, job, stack, moe=moe)
     tokens = tokens_per_rank(plans, job)
     over_t = tokens / plans.tensor_parallel
@@ -95,7 +95,10 @@ def layer_activations(
     whole = kept.sequence * over_r + kept.tensor * over_t + core
     if kept.key_value:
         whole += kept.key_value * tokens / np.minimum(plans.tensor_parallel, model.num_key_value_heads)
-    backward = (2 * element * model.hidden_size) * tokens + (_mlp_gradient(model, job, moe=False)) * over_t
+    if stack.keeps_quantised_inputs and job.task == "qlora":  # those of the micro-batch before
+        width = model.num_attention_heads * model.head_dim + model.ffn_hidden_size
+        whole += element * (2 * model.hidden_size * over_r + width * over_t)
+    backward = (2 * element * model.hidden_size) * tokens + _gradients(model, job, stack) * over_t
     if moe and model.moe is not None:
         copies = model.moe.experts_per_token * over_t
         whole += copies * (kept.routed * plans.expert_tensor_parallel + kept.routed_inner)
@@ -176,9 +179,25 @@ def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: St
     return (element + copies) * model.output_width * over_t
 
 
-def _trains(job: TrainingJob, *targets: str) -> bool:
-    """Whether any of these linear layers, or an adapter on it, needs its input for a weight gradient."""
-    return job.lora is None or any(name in job.lora.targets for name in targets)
+def _keeps_input(job: TrainingJob, stack: StackSpec, *targets: str) -> bool:
+    """Whether any of these linear layers, or an adapter on it, keeps its input."""
+    if job.lora is None or (stack.keeps_quantised_inputs and job.task == "qlora"):
+        return True
+    return not job.lora.dropout and any(name in job.lora.targets for name in targets)
+
+
+def _dropped_bytes(job: TrainingJob, *targets: str, joint: bool = False) -> float:
+    """Bytes per value of a shared input that adapters keep of what their dropouts leave of it, and of the masks.
+
+    Args:
+        job: What is trained.
+        targets: Linear layers that read the input.
+        joint: These are one layer, with one dropout.
+    """
+    if job.lora is None or not job.lora.dropout:
+        return 0.0
+    adapted = sum(name in job.lora.targets for name in targets)
+    return min(adapted, 1 if joint else adapted) * (job.numerics.storage_bytes + _MASK)
 
 
 def _add_norms(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:
@@ -188,19 +207,22 @@ def _add_norms(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: Stack
     norms = model.norms_per_layer
     inputs = 1 if model.parallel_residual else norms
     kept.sequence += inputs * element * h
-    if not stack.fused_norm:  # an fp32 copy instead of the 16-bit input, and the normalised 16-bit tensor
+    if not stack.fused_norm and model.rms_norm:  # an fp32 copy, not the 16-bit input, and the normalised tensor
         kept.sequence += inputs * ((_FP32 - element) + (element if job.lora is None else 0.0)) * h
-    attention_input = _trains(job, "q", "k", "v")
-    mlp_input = _trains(job, "gate", "up") or moe  # a router reads it in any case
+    attention_input = _keeps_input(job, stack, "q", "k", "v")
+    mlp_input = _keeps_input(job, stack, "gate", "up") or moe  # a router reads it in any case
     shared = model.parallel_residual and norms == 1
     outputs = max(attention_input, mlp_input) if shared else attention_input + mlp_input
     kept.sequence += outputs * linear * h
+    kept.sequence += (_dropped_bytes(job, "q", "k", "v", joint=stack.joint_projection) + (
+        0.0 if moe else _dropped_bytes(job, "gate", "up")
+    )) * h  # fmt: skip
     if job.dropout:
         kept.sequence += 2 * _MASK * h
 
 
-def _add_attention(kept: _PerToken, model: ModelSpec, job: TrainingJob, *, repeated: bool) -> None:
-    """Queries, keys and values, and the attention output; ``repeated`` keys and values are as many as queries."""
+def _add_attention(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> None:
+    """Queries, keys and values, and the attention output."""
     element, linear = job.numerics.storage_bytes, job.numerics.linear_input_bytes
     flash = job.attention == "flash"
     latent = model.latent_attention
@@ -208,7 +230,10 @@ def _add_attention(kept: _PerToken, model: ModelSpec, job: TrainingJob, *, repea
         query = model.num_attention_heads * model.head_dim
         key_value = 2 * model.num_key_value_heads * model.head_dim
         output = query
-        if repeated:
+        grouped = model.num_key_value_heads < model.num_attention_heads
+        if stack.joint_projection:
+            kept.tensor += element * _joint_width(model, job, viewed=not (grouped and stack.repeats_key_values))
+        if stack.repeats_key_values:
             kept.tensor += element * 2 * query
         else:
             kept.key_value += element * key_value
@@ -217,12 +242,25 @@ def _add_attention(kept: _PerToken, model: ModelSpec, job: TrainingJob, *, repea
             kept.key_value += element * key_value / 2
     else:
         query, output = _add_latent(kept, latent, model.num_attention_heads, element)
-    kept.tensor += element * query
+    kept.tensor += element * query + _dropped_bytes(job, "o") * output
     if flash:
         kept.tensor += element * output + _FP32 * model.num_attention_heads
-        kept.tensor += linear * output if linear != element and _trains(job, "o") else 0.0
-    elif _trains(job, "o"):
+        kept.tensor += linear * output if linear != element and _keeps_input(job, stack, "o") else 0.0
+    elif _keeps_input(job, stack, "o"):
         kept.tensor += linear * output
+
+
+def _joint_width(model: ModelSpec, job: TrainingJob, *, viewed: bool) -> float:
+    """Values per token that one projection for queries, keys and values keeps beyond these after rotation.
+
+    Where values are a view of its output, queries and keys before rotation stay with them. What adapters on
+    some of the three add is kept, as the source of a copy by index.
+    """
+    query, one = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    width = float(query + one) if viewed and not model.learned_positions else 0.0
+    adapted = [] if job.lora is None else [each for name, each in (("q", query), ("k", one), ("v", one))
+                                           if name in job.lora.targets]  # fmt: skip
+    return width + (sum(adapted) if len(adapted) < 3 else 0.0)
 
 
 def _add_latent(kept: _PerToken, latent: LatentAttention, heads: int, element: float) -> tuple[int, int]:
@@ -258,16 +296,29 @@ def _inner_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
     inner = element * (2 if model.gated_mlp else 1)
     if model.gated_mlp and not stack.fused_gate:
         inner += element  # act(gate) is kept beside gate and up
-    return inner + (job.numerics.linear_input_bytes if _trains(job, "down") else 0.0)
+    inner += _dropped_bytes(job, "down")
+    return inner + (job.numerics.linear_input_bytes if _keeps_input(job, stack, "down") else 0.0)
 
 
 def _add_experts(kept: _PerToken, model: ModelSpec, experts: MoESpec, job: TrainingJob, stack: StackSpec) -> None:
     """Routing, and inputs and outputs of routed experts."""
     element, linear = job.numerics.storage_bytes, job.numerics.linear_input_bytes
     kept.sequence += 2 * _FP32 * experts.num_experts  # router logits and probabilities in fp32
-    kept.routed += linear * model.hidden_size if _trains(job, "gate", "up") else 0.0
-    kept.routed += element * model.hidden_size  # expert outputs, weighted by their probability when combined
+    kept.routed += linear * model.hidden_size if _keeps_input(job, stack, "gate", "up") else 0.0
+    kept.routed += element * model.hidden_size if stack.weighs_expert_outputs else 0.0
     kept.routed_inner += _inner_bytes(model, job, stack) * experts.ffn_hidden_size
+
+
+def _gradients(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
+    """Bytes per token of gradients inside the MLP, or inside unfused attention, by when the MLP's inputs are gone.
+
+    One gradient as large as the scores: when dropout has made the second, what it dropped out is gone.
+    """
+    mlp = _mlp_gradient(model, job, moe=False)
+    if job.attention == "flash":
+        return mlp
+    scores = job.numerics.storage_bytes * model.num_attention_heads * job.sequence_length
+    return max(mlp, scores - _inner_bytes(model, job, stack) * model.ffn_hidden_size)
 
 
 def _mlp_gradient(model: ModelSpec, job: TrainingJob, *, moe: bool) -> float:

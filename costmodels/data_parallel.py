@@ -20,7 +20,9 @@ from costmodels.lowering.transfers import price_collectives, stalled_s
 from costmodels.overlap import exposed_s
 from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree
+from costmodels.workload import TrainingJob
 from profiles.precision import ELEMENT_BYTES
+from profiles.stack import StackSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +66,9 @@ class _Shards:
     stride: IntArray
 
 
-def gradient_element_bytes(context: CostContext) -> float:
+def gradient_element_bytes(job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per gradient element as accumulated and reduced."""
-    return float(ELEMENT_BYTES[context.job.gradient_dtype or context.stack.gradient_dtype])
+    return float(ELEMENT_BYTES[job.gradient_dtype or stack.gradient_format(job.precision)])
 
 
 def data_parallel_traffic(
@@ -179,7 +181,7 @@ def _distinct_traffic(
 def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[FloatArray, FloatArray]:
     """(K,) seconds to reduce all gradients and to gather all parameters of one kind."""
     plain, sharded = 1.0 * (zero == 0), 1.0 * (zero > 0)
-    gradient_bytes = shards.trained * gradient_element_bytes(context)
+    gradient_bytes = shards.trained * gradient_element_bytes(context.job, context.stack)
     parameter_bytes = shards.gathered * context.job.numerics.storage_bytes
     replicas, degree, stride = shards.replicas, shards.degree, shards.stride
     reductions, gatherings = _messages(zero, shards, gradient_bytes, context)

@@ -22,6 +22,7 @@ from costmodels.activations import logits_bytes, sequence_divisor, tokens_per_ra
 from costmodels.context import CostContext
 from costmodels.model_state import (
     autograd_gradient_bytes,
+    dequantised_bytes,
     end_gradient_bytes,
     model_state,
     optimizer_temporary_bytes,
@@ -54,7 +55,7 @@ class MemoryTerms:
         last: Alive when the backward pass ends, beyond activations kept by other micro-batches.
         logits: At the loss of one micro-batch, on the stage with the head.
         head: What differentiating the head needs, there.
-        communication: Buckets, gathered weights and receive buffers.
+        communication: Buckets, receive buffers, and weights gathered, or dequantised, for use.
     """
 
     activations: ActivationUnits
@@ -91,11 +92,11 @@ def memory_terms(
         leaves=plans.zero_stage[:, None] >= 2,
         all_gradients=state.gradients,
         optimizer=state.optimizer,
-        temporaries=optimizer_temporary_bytes(plans, parameters, context) if stack.optimizer_temporaries else None,
+        temporaries=optimizer_temporary_bytes(plans, parameters, context),
         last=_last_bytes(plans, stages, parameters, units, context, born=born),
         logits=stages.has_head * logits_bytes(plans, context.model, context.job, stack)[:, None],
         head=stages.has_head * (head_gradient + end)[:, None],
-        communication=communication_bytes(plans, parameters, context),
+        communication=communication_bytes(plans, parameters, context) + dequantised_bytes(plans, stages, context),
     )
 
 

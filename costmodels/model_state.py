@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.context import CostContext
+from costmodels.data_parallel import gradient_element_bytes
 from costmodels.optimizer import MOMENTS, moment_bytes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree
@@ -27,6 +28,7 @@ from profiles.stack import StackSpec
 
 # Block-wise 8-bit moments carry one fp32 scale per block (arXiv:2110.02861); 256 in bitsandbytes.
 _INT8_SCALE_BYTES = 4 / 256
+_DEEPSPEED_SUB_GROUP = 1e9  # its default sub_group_size, in parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,8 @@ def state_bytes(job: TrainingJob, stack: StackSpec) -> StateBytes:
 
     An optimizer with fp32 master weights needs fp32 gradients: where they are accumulated in 16 bits it
     keeps a copy of its shard (Megatron-LM's table for its distributed optimizer: fp16 gradients take
-    4 + 16/d bytes per parameter, fp32 ones 6 + 12/d; BigScience's A100 logs fit 4.3 + 18.6/d).
+    4 + 16/d bytes per parameter, fp32 ones 6 + 12/d; BigScience's A100 logs fit 4.3 + 18.6/d), or makes
+    one for the length of its step (``optimizer_temporary_bytes``).
 
     Example:
         bf16 with fp32 gradients, master weights and Adam moments: 2 + 4 + 4 + 8 (Megatron-LM).
@@ -71,10 +74,10 @@ def state_bytes(job: TrainingJob, stack: StackSpec) -> StateBytes:
     weight = storage
     if stack.framework == "fsdp" and master:  # the shards are the master copy, cast when gathered
         weight, master = master, 0.0
-    gradient = float(ELEMENT_BYTES[job.gradient_dtype or stack.gradient_dtype])
+    gradient = gradient_element_bytes(job, stack)
     if storage >= 4:
         gradient = max(gradient, storage)
-    copy = master if stack.casts_gradients and gradient < master else 0.0
+    copy = master if stack.master_gradients == "kept" and gradient < master else 0.0
     moments = MOMENTS[job.optimizer] * moment_bytes(job)
     if moment_bytes(job) == 1:
         moments += MOMENTS[job.optimizer] * _INT8_SCALE_BYTES
@@ -85,7 +88,7 @@ def state_bytes(job: TrainingJob, stack: StackSpec) -> StateBytes:
 def autograd_gradient_bytes(job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per parameter of autograd's own gradients beside wider accumulation buffers; 0 where there are none."""
     storage = job.numerics.storage_bytes
-    accumulated = float(ELEMENT_BYTES[job.gradient_dtype or stack.gradient_dtype])
+    accumulated = gradient_element_bytes(job, stack)
     return storage if accumulated > storage and stack.autograd_gradients != "fused" else 0.0
 
 
@@ -140,8 +143,8 @@ def _frozen_bytes(
 ) -> FloatArray:
     """(N, S) bytes of the frozen weights.
 
-    QLoRA quantises all but embedding, head and norms. The 8-bit recipes of Transformer Engine keep
-    weights that are never updated in 8 bits only (NVIDIA's MLPerf Llama-2-70B LoRA submissions).
+    QLoRA quantises all but embedding, norms and in most stacks the head. The 8-bit recipes of Transformer
+    Engine keep weights that are never updated in 8 bits only (NVIDIA's MLPerf Llama-2-70B LoRA submissions).
     """
     job, model = context.job, context.model
     counts = (parameters.dense, parameters.expert if parameters.expert.any() else None)
@@ -152,12 +155,28 @@ def _frozen_bytes(
     ends = stages.has_embedding * float(embedding + position_parameters(model))
     if model.tie_word_embeddings:
         ends = ends + (stages.has_head & ~stages.has_embedding) * float(embedding)
-    ends = ends + stages.has_head * float(head)
+    if not context.stack.quantises_head:
+        ends = ends + stages.has_head * float(head)
     plain = ends / plans.tensor_parallel[:, None] + stages.layers * float(layer_norm_parameters(model))
+    storage = job.numerics.storage_bytes
     # PEFT's prepare_model_for_kbit_training casts what is not quantised to fp32.
-    plain_bytes = 4.0 if context.stack.framework == "huggingface" else job.numerics.storage_bytes
-    quantised = _divided(plans, counts, degrees, NF4_BYTES, from_stage=3)
-    return quantised + _divided(plans, (plain, None), degrees, plain_bytes - NF4_BYTES, from_stage=3)
+    plain_bytes = 4.0 if context.stack.framework == "huggingface" and not context.stack.quantises_head else storage
+    small = context.stack.four_bit_weight_bytes or NF4_BYTES
+    quantised = _divided(plans, counts, degrees, small, from_stage=3)
+    unquantised = _divided(plans, (plain, None), degrees, plain_bytes - small, from_stage=3)
+    return quantised + unquantised
+
+
+def dequantised_bytes(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:
+    """(N, S) bytes of the largest 4-bit matrix of a stage in 16 bits, as it is while its product runs."""
+    model = context.model
+    if context.job.task != "qlora":
+        return np.zeros(stages.layers.shape)
+    width = max(model.ffn_hidden_size, model.num_attention_heads * model.head_dim)
+    inner = np.where(stages.layers > 0, float(model.hidden_size * width), 0.0)
+    head = float(head_parameters(model)) * stages.has_head if context.stack.quantises_head else 0.0
+    matrix: FloatArray = np.maximum(inner, head) / plans.tensor_parallel[:, None]
+    return context.job.numerics.storage_bytes * matrix
 
 
 def end_gradient_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
@@ -175,13 +194,22 @@ def end_gradient_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
     return each * embedding_parameters(context.model) / plans.tensor_parallel
 
 
-def optimizer_temporary_bytes(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
-    """(N, S) bytes an optimizer that is not fused needs for the length of its step.
+def optimizer_temporary_bytes(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray | None:
+    """(N, S) bytes the optimizer needs for the length of its step only; None where that is nothing.
 
-    PyTorch's multi-tensor Adam materialises the denominator of all parameters: one more moment.
+    PyTorch's multi-tensor Adam materialises the denominator of all parameters: one more moment. Others cast
+    16-bit gradients to the format of their master copy.
     """
-    each = context.stack.optimizer_temporaries * moment_bytes(context.job) * min(MOMENTS[context.job.optimizer], 1)
+    job, stack = context.job, context.stack
+    each = stack.optimizer_temporaries * moment_bytes(job) * min(MOMENTS[job.optimizer], 1)
+    master = 0.0 if job.numerics.storage_bytes >= 4 else float(ELEMENT_BYTES[job.master_dtype])
+    if stack.master_gradients == "step" and gradient_element_bytes(job, stack) < master:
+        each += master
+    if not each:
+        return None
     trained = (parameters.trained_dense, parameters.trained_expert if parameters.trained_expert.any() else None)
     degrees = (plans.shard_degree, expert_shard_degree(plans, parameters))
     needed = _divided(plans, trained, degrees, each, from_stage=1)
+    if stack.framework == "deepspeed":  # ZeRO-3 steps group by group
+        needed = np.where(plans.zero_stage[:, None] >= 3, np.minimum(needed, each * _DEEPSPEED_SUB_GROUP), needed)
     return np.where(plans.offload_optimizer[:, None], 0.0, needed)

@@ -46,7 +46,7 @@ def traffic_bytes_per_parameter(context: CostContext) -> float:
         KeyError: If the stack's update is none of ``fused``, ``cast`` and ``foreach``.
     """
     job = context.job
-    gradient = gradient_element_bytes(context)
+    gradient = gradient_element_bytes(context.job, context.stack)
     master = float(ELEMENT_BYTES[job.master_dtype])
     state, weight = moment_bytes(job), job.numerics.storage_bytes
     updated = master or weight
@@ -142,7 +142,7 @@ def device_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
 def host_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
     """Seconds of an optimizer step over so many parameters per rank on the host, gradients moved there."""
     node = context.cluster.node
-    moved = updated * gradient_element_bytes(context)
+    moved = updated * gradient_element_bytes(context.job, context.stack)
     on_host_s = updated * node.devices_per_node / HOST_ADAM_PARAMETERS_PER_S
     return on_host_s + moved / node.host_link.bandwidth_bytes_per_s
 

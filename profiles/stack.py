@@ -69,6 +69,7 @@ class StackSpec:
         cache_fraction: Free blocks the allocator keeps besides, as a share of the same part, and returns
             before it runs out of memory; large where tensor sizes vary from step to step.
         gradient_dtype: Default format gradients are accumulated in.
+        fp16_gradient_dtype: The same where the weights are fp16; empty: no difference.
         logits_fp32_copies: fp32 copies of the logits alive at the loss.
         sharded_logits_fp32_copies: The same where tensor parallelism splits the vocabulary; 0: no difference.
         fused_norm: Norms keep their input only; otherwise an fp32 copy and the normalised tensor.
@@ -79,10 +80,19 @@ class StackSpec:
         transient_gradients: Gradients are freed by the optimizer step and come into being as the backward pass
             reaches them, so that a step of one micro-batch never holds them beside all its activations (PyTorch's
             ``zero_grad(set_to_none=True)``, FSDP's reduced shards, XLA's liveness analysis).
+        joint_projection: One linear layer gives queries, keys and values (LitGPT): their tensor stays whole as long as
+            values are a view of it, and an adapter on some of them keeps what it adds to these.
+        keeps_quantised_inputs: A frozen 4-bit linear layer keeps its input without needing it, and as no saved tensor:
+            until the graph goes, which the loop holds on to until the next loss is known.
+        quantises_head: 4-bit weights include the output head, and what is not quantised stays in 16 bits; otherwise
+            the head is not quantised, and what is not is cast to fp32.
+        four_bit_weight_bytes: Bytes per 4-bit weight with its constants; 0: these are quantised again (QLoRA).
+        weighs_expert_outputs: Outputs of experts are weighted by their probabilities, which keeps them; otherwise the
+            inputs of their last matrix are.
         score_bytes: Bytes per element of the attention scores that unfused attention keeps after its softmax; 0
             for those of the model's format.
-        casts_gradients: The optimizer keeps an fp32 copy of gradients accumulated in 16 bits (not XLA,
-            which fuses the cast into the update).
+        master_gradients: What becomes of the optimizer's fp32 copy of gradients accumulated in 16 bits: ``kept``,
+            alive in its ``step`` only, or ``none`` (XLA, which fuses the cast into the update).
         gradient_bucket_copies: Copies of all gradients, in storage precision, that reduction buckets
             hold throughout (PyTorch DDP: 1).
         bucket_bytes: Fixed reduction and gathering buckets of a sharded optimizer (DeepSpeed).
@@ -139,6 +149,7 @@ class StackSpec:
     temporary_fraction: float = 0.0
     fragmentation_fraction: float = 0.0
     gradient_dtype: str = "fp32"
+    fp16_gradient_dtype: str = ""
     logits_fp32_copies: float = 1.0
     sharded_logits_fp32_copies: float = 0.0
     fused_norm: bool = True
@@ -146,8 +157,13 @@ class StackSpec:
     autograd_gradients: str = "fused"
     transient_gradients: bool = False
     static_memory: bool = False
+    joint_projection: bool = False
+    keeps_quantised_inputs: bool = False
+    quantises_head: bool = False
+    four_bit_weight_bytes: float = 0.0
+    weighs_expert_outputs: bool = True
     score_bytes: float = 0.0
-    casts_gradients: bool = True
+    master_gradients: str = "kept"
     gradient_bucket_copies: float = 0.0
     bucket_bytes: float = 0.0
     unsharded_units: float = 2.0
@@ -159,3 +175,7 @@ class StackSpec:
     within_log_std: float = 0.0
     fitted_on: str = ""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def gradient_format(self, precision: str) -> str:
+        """Default format gradients of a model of that precision are accumulated in."""
+        return (self.fp16_gradient_dtype if precision == "fp16" else "") or self.gradient_dtype

@@ -144,7 +144,7 @@ def test_zero_figure_1(zero, gigabytes):
     model = paper_model(1, 64, 1)
     model = replace(model, vocab_size=58_000_000, tie_word_embeddings=True)
     scale = 7.5e9 / total_parameters(model)
-    where = context(model=model, stack=stack(gradient_dtype="fp16", casts_gradients=False), job=job(precision="fp16"))
+    where = context(model=model, stack=stack(gradient_dtype="fp16", master_gradients="none"), job=job(precision="fp16"))
     batch = PlanBatch.from_columns(1, data_parallel=64, zero_stage=zero)
     stages = stage_table(batch, model, full=True)
     state = model_state(batch, stages, stage_parameters(batch, stages, model, where.job), where)
@@ -247,6 +247,6 @@ def test_zero_bubble_tables():
 def test_alpa_static_allocation():
     # Alpa artifact, exp_weak_scaling_model: XLA's total allocation of GPT h 2048, L 10, b 8: 19.19 GiB on one V100.
     model = replace(paper_model(10, 2048, 16), vocab_size=25600, learned_positions=1024, tie_word_embeddings=True)
-    xla = stack(gradient_dtype="fp16", casts_gradients=False, logits_fp32_copies=2)
+    xla = stack(gradient_dtype="fp16", master_gradients="none", logits_fp32_copies=2)
     where = context(model=model, job=replace(PAPER, sequence_length=1024, dropout=False), stack=xla)
     assert peak_gib(ExecutionPlan(micro_batch_size=8), where) == pytest.approx(19.19, rel=0.1)

@@ -104,7 +104,7 @@ def _price_one(row: Row, context: CostContext, byte_s: float) -> tuple[float, fl
 
 
 def _accumulation_s(row: Row, context: CostContext, byte_s: float) -> list[float]:
-    gradient, stored = gradient_element_bytes(context), context.job.numerics.storage_bytes
+    gradient, stored = gradient_element_bytes(context.job, context.stack), context.job.numerics.storage_bytes
     each = 2 * gradient - stored if gradient > stored else 2 * gradient + stored
     m = row["num_microbatches"]
     rounds = (1.0 if gradient > stored else (m - 1) / m) * (row["zero_stage"] < 3)

@@ -86,7 +86,27 @@ def test_gated_mlp_keeps_three_inner_tensors_and_an_unfused_gate_a_fourth():
 
 
 def test_unfused_norms_keep_an_fp32_copy_and_the_normalised_tensor():
-    assert whole(using=stack(fused_norm=False)) - whole() == pytest.approx(TOKENS * 2 * 4 * H)
+    model, using = gpt(rms_norm=True), stack(fused_norm=False)
+    assert whole(model=model, using=using) - whole(model=model) == pytest.approx(TOKENS * 2 * 4 * H)
+    assert whole(using=using) == whole()  # LayerNorm is one kernel everywhere
+
+
+def test_values_that_are_a_view_keep_queries_and_keys_before_rotation():
+    joint = stack(joint_projection=True)
+    assert whole(using=joint) - whole() == pytest.approx(TOKENS * 2 * 2 * H)
+    assert whole(model=gpt(learned_positions=S), using=joint) == whole()
+    grouped, copied = llama(), stack(repeats_key_values=True)
+    assert whole(model=grouped, using=stack(repeats_key_values=True, joint_projection=True)) == whole(
+        model=grouped, using=copied
+    )
+
+
+def test_unfused_attention_has_a_gradient_as_large_as_its_scores():
+    """By then the MLP's tensors are gone: input and output of its activation, 2 x 2 bytes of 4h."""
+    plain = one(on=job(attention="unfused")).backward - TOKENS * 2 * 2 * H
+    assert plain[0] == pytest.approx(TOKENS * (2 * A * S - 2 * 2 * F))
+    short = one(on=job(attention="unfused", sequence_length=64)).backward - 2 * 64 * 2 * 2 * H
+    assert short[0] == pytest.approx(2 * 64 * 2 * 2 * F)  # the MLP's own gradients
 
 
 def test_grouped_queries_shrink_keys_and_values():
@@ -128,6 +148,39 @@ def test_frozen_linears_keep_only_what_an_adapter_needs(targets, dropped_per_tok
     assert whole() - whole(on=lora) == pytest.approx(TOKENS * dropped_per_token)
 
 
+@pytest.mark.parametrize(
+    ("targets", "copies", "joint"), [(("q", "v"), 2, False), (("q", "v"), 1, True), (("q", "gate", "up"), 3, False)]
+)
+def test_adapters_with_dropout_keep_copies_and_masks_of_their_inputs(targets, copies, joint):
+    dropped, shared = (job(task="lora", lora=LoraSpec(targets=targets, dropout=flag)) for flag in (True, False))
+    using = stack(joint_projection=joint)
+    inputs = 2 if "gate" in targets else 1
+    added = whole(on=dropped, using=using) - whole(on=shared, using=using)
+    assert added == pytest.approx(TOKENS * H * (copies * (2 + 1) - inputs * 2))
+
+
+def test_dropout_before_the_last_matrix_keeps_a_copy_of_mlp_width():
+    dropped, shared = (job(task="lora", lora=LoraSpec(targets=("down",), dropout=flag)) for flag in (True, False))
+    assert whole(on=dropped) - whole(on=shared) == pytest.approx(TOKENS * F)
+
+
+def test_adapters_on_some_of_a_joint_projection_keep_what_they_add():
+    def more(*targets: str) -> float:
+        on = job(task="lora", lora=LoraSpec(targets=targets))
+        return whole(on=on, using=stack(joint_projection=True)) - whole(on=on) - TOKENS * 2 * 2 * H
+
+    assert more("q", "v") == pytest.approx(TOKENS * 2 * 2 * H)
+    assert more("q", "k", "v") == pytest.approx(0)
+
+
+def test_quantised_layers_may_keep_inputs_of_two_micro_batches():
+    lora = LoraSpec(targets=("q",))
+    keeps = stack(keeps_quantised_inputs=True)
+    added = whole(on=job(task="qlora", lora=lora), using=keeps) - whole(on=job(task="qlora", lora=lora))
+    assert added == pytest.approx(TOKENS * 2 * ((H + F) + (2 * H + H + F)))  # the output of attention is kept anyway
+    assert whole(on=job(task="lora", lora=lora), using=keeps) == whole(on=job(task="lora", lora=lora))
+
+
 def test_unfused_attention_of_a_frozen_output_projection_keeps_no_output():
     lora = job(task="lora", lora=LoraSpec(targets=("q",)), attention="unfused")
     with_output = replace(lora, lora=LoraSpec(targets=("q", "o")))
@@ -155,6 +208,11 @@ def test_experts_keep_routed_copies():
     attention = 2 * (6 * H + 2 * 4 * 64) + 4 * A
     experts = 2 * (2 * 2 * H + 3 * 2 * 1408) + 3 * 2 * 2816 + 2 * 4 * 8
     assert whole(model=mixture(), moe=True) == pytest.approx(TOKENS * (attention + experts))
+
+
+def test_probabilities_applied_inside_experts_leave_their_outputs_unkept():
+    inside = whole(model=mixture(), moe=True, using=stack(weighs_expert_outputs=False))
+    assert whole(model=mixture(), moe=True) - inside == pytest.approx(TOKENS * 2 * 2 * H)
 
 
 def test_expert_tensor_parallel_gathers_tokens_and_splits_widths():

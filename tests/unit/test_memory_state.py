@@ -6,6 +6,7 @@ import pytest
 from costmodels.context import CostContext
 from costmodels.model_state import (
     ModelState,
+    dequantised_bytes,
     end_gradient_bytes,
     model_state,
     optimizer_temporary_bytes,
@@ -43,7 +44,11 @@ def per_parameter(plan: ExecutionPlan, where: CostContext) -> tuple[float, float
     [
         ({}, {}, (2, 4, 12)),
         ({}, {"gradient_dtype": "bf16"}, (2, 2, 16)),
-        ({}, {"gradient_dtype": "bf16", "casts_gradients": False}, (2, 2, 12)),
+        ({}, {"gradient_dtype": "bf16", "master_gradients": "none"}, (2, 2, 12)),
+        ({}, {"gradient_dtype": "bf16", "master_gradients": "step"}, (2, 2, 12)),
+        ({"precision": "fp16"}, {"fp16_gradient_dtype": "fp16", "master_gradients": "step"}, (2, 2, 12)),
+        ({}, {"fp16_gradient_dtype": "fp16"}, (2, 4, 12)),
+        ({"precision": "fp16", "gradient_dtype": "fp32"}, {"fp16_gradient_dtype": "fp16"}, (2, 4, 12)),
         ({}, {"autograd_gradients": "kept"}, (2, 6, 12)),
         ({}, {"autograd_gradients": "kept", "gradient_dtype": "bf16"}, (2, 2, 16)),
         ({"gradient_dtype": "bf16", "master_dtype": "none", "state_dtype": "bf16"}, {}, (2, 2, 4)),
@@ -120,6 +125,28 @@ def test_qlora_quantises_all_but_ends_and_norms(framework, plain_bytes):
     )
 
 
+def test_a_quantised_head_leaves_embedding_and_norms_in_16_bits():
+    model = llama()
+    lora = LoraSpec(rank=8)
+    using = stack(framework="huggingface", quantises_head=True, four_bit_weight_bytes=0.5625)
+    where = context(model=model, job=job(task="qlora", lora=lora), stack=using)
+    plain = model.vocab_size * 1024 + 8 * 2 * 1024
+    adapters = 2 * total_lora_parameters(model, 8, lora.targets)
+    assert state(ExecutionPlan(), where).weights[0, 0] == pytest.approx(
+        0.5625 * (total_parameters(model) - plain) + 2 * plain + adapters
+    )
+
+
+@pytest.mark.parametrize(("head", "matrix"), [(False, 1024 * 2816), (True, 1024 * 32768)])
+def test_a_product_needs_its_4_bit_matrix_in_16_bits(head, matrix):
+    batch = PlanBatch.from_columns(2, tensor_parallel=[1, 2])
+    where = context(model=llama(), job=job(task="qlora", lora=LoraSpec(rank=8)), stack=stack(quantises_head=head))
+    stages = stage_table(batch, where.model, full=True)
+    np.testing.assert_allclose(dequantised_bytes(batch, stages, where)[:, 0], [2 * matrix, matrix])
+    plain = context(model=llama(), job=job(task="lora", lora=LoraSpec(rank=8)))
+    assert not dequantised_bytes(batch, stages, plain).any()
+
+
 def test_nf4_is_a_little_over_half_a_byte():
     assert pytest.approx(4.127 / 8, abs=1e-4) == NF4_BYTES  # arXiv:2305.14314: 0.127 bits of constants
 
@@ -149,7 +176,24 @@ def test_unfused_adam_holds_one_more_moment_during_its_step():
     needed = optimizer_temporary_bytes(batch, parameters, where)
     np.testing.assert_allclose(needed[:, 0], [4 * P, P, 0])
     without_moments = context(stack=where.stack, job=job(optimizer="adafactor"))
-    assert optimizer_temporary_bytes(batch, parameters, without_moments)[0, 0] == 0
+    assert optimizer_temporary_bytes(batch, parameters, without_moments) is None
+
+
+def test_a_step_may_cast_16_bit_gradients_of_its_shard():
+    batch = PlanBatch.from_columns(3, data_parallel=4, zero_stage=[0, 1, 3])
+    model = gpt(hidden_size=8192, num_attention_heads=128, ffn_hidden_size=32768)  # 6.7e9 parameters
+    parameters = stage_parameters(batch, stage_table(batch, model), model, job())
+    count = total_parameters(model)
+
+    def cast(**changes) -> np.ndarray | None:
+        using = stack(gradient_dtype="bf16", master_gradients="step", **changes)
+        return optimizer_temporary_bytes(batch, parameters, context(model=model, stack=using))
+
+    np.testing.assert_allclose(cast()[:, 0], [4 * count, count, count])
+    assert count / 4 > 1e9  # parameters DeepSpeed's ZeRO-3 steps at once
+    np.testing.assert_allclose(cast(framework="deepspeed")[:, 0], [4 * count, count, 4e9])
+    wide = context(model=model, stack=stack(gradient_dtype="fp32", master_gradients="step"))
+    assert optimizer_temporary_bytes(batch, parameters, wide) is None
 
 
 def test_unit_is_the_largest_thing_gathered_at_once():
