@@ -3,11 +3,12 @@
 import re
 from dataclasses import dataclass, field
 
-from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, Schedule
+from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule, Schedule
 from costmodels.stage_balance import balanced_stage_layers
 from costmodels.workload import TrainingJob
 from planner.validate import wording
 from planner.validate.reader import Row
+from planner.validate.recipes import PRESET_INTERLEAVING, preset_chunks, preset_recompute
 from planner.validate.rows import CannotScore
 from planner.validate.stack_choice import StackDefaults
 from profiles.errors import SpecError
@@ -22,8 +23,6 @@ _LONG_SEQUENCE = 16384
 _PAXML_SHARD_NODES = (("5B (", 1), ("", 16))
 BATCH_CHOSEN = "batch size = best of"  # in the notes: not every row ran with the one in its column
 RECOMPUTE_ASSUMED = "recomputation not printed"
-PRESET_RECOMPUTE = "recomputation as in its publisher's presets"
-MODULES_RECOMPUTED = "recomputation or offloading of parts of a layer, as in its publisher's presets"
 
 
 @dataclass(slots=True)
@@ -125,7 +124,7 @@ def plan_of(reading: Reading, degrees: Degrees, batch: tuple[int, int, int]) -> 
         CannotScore: If a cell is not something the planner prices.
     """
     row, defaults = reading.row, reading.defaults
-    recompute, layers = _recompute(reading, degrees)
+    recompute, layers, modules = _recompute(reading, degrees)
     zero, shard = _zero(reading, degrees)
     offload_optimizer, offload_activations, offload_parameters = wording.offload_of(row)
     sequence_parallel = row.flag("sp")
@@ -151,6 +150,7 @@ def plan_of(reading: Reading, degrees: Degrees, batch: tuple[int, int, int]) -> 
         num_microbatches=batch[1],
         recompute=recompute,
         recompute_layers=layers,
+        recompute_modules=modules,
         schedule=_schedule(row),
         context_kind=_context_kind(row),
         axis_order=AxisOrder.TP_CP_PP_DP if "use_tp_pp_dp_mapping=true" in notes else AxisOrder.TP_CP_DP_PP,
@@ -167,36 +167,25 @@ def plan_of(reading: Reading, degrees: Degrees, batch: tuple[int, int, int]) -> 
     )
 
 
-def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int]:
-    row = reading.row
+def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int, RecomputeModule]:
+    """Kind of recomputation, layers per stage of ``BLOCK``, modules of ``SELECTIVE``."""
+    row, core = reading.row, RecomputeModule.CORE_ATTN
     found = wording.recompute_of(row)
     if found is None and reading.defaults.stack == "litgpt" and wording.task_of(row) in ("lora", "qlora"):
         # LitGPT's adapter scripts checkpoint every block where FSDP shards the model, and nothing elsewhere.
-        return (Recompute.FULL if degrees.data > 1 else Recompute.NONE), 0
-    if found is None and "megatron-bridge" in row.text("source").lower():
-        return _preset_recompute(reading), 0
+        return (Recompute.FULL if degrees.data > 1 else Recompute.NONE), 0, core
+    preset = preset_recompute(row, reading.model) if found is None else None
+    if preset is not None:
+        reading.assumptions.append(preset[2])
+        return preset[0], 0, preset[1]
     if found is None:
         kind = _assumed_recompute(row, reading.defaults)
         reading.assumptions.append(f"{RECOMPUTE_ASSUMED}: {kind.name.lower()}, or full where that does not fit")
-        return kind, 0
+        return kind, 0, core
     kind, layers = found
     if layers < 0:  # half of the layers of a stage
         layers = max(1, round(reading.model.num_layers / degrees.pipeline / 2))
-    return kind, layers
-
-
-def _preset_recompute(reading: Reading) -> Recompute:
-    """What Megatron-Bridge's workload presets recompute: whole layers of no model, of DeepSeek's parts of layers.
-
-    Recomputing the core comes nearest to these parts (the up-projections of latent attention). Its presets with FSDP
-    offload some layers' activations, which the tables do not print either.
-    """
-    if reading.model.latent_attention is not None:
-        reading.assumptions.append(f"{MODULES_RECOMPUTED}: selective")
-        return Recompute.SELECTIVE
-    whole = not re.search(r"Megatron-FSDP|use_megatron_fsdp=True", reading.row.text("notes"))
-    reading.assumptions.append(f"{PRESET_RECOMPUTE if whole else MODULES_RECOMPUTED}: none")
-    return Recompute.NONE
+    return kind, layers, core
 
 
 def _assumed_recompute(row: Row, defaults: StackDefaults) -> Recompute:
@@ -248,6 +237,10 @@ def _virtual_stages(reading: Reading, degrees: Degrees) -> int:
         raise CannotScore("interleaving not printed, in recipes that interleave")
     if "zb-v" in row.text("framework").lower():
         return 1
+    preset = preset_chunks(row, wording.task_of(row)) if chunks is None else None
+    if preset is not None:
+        reading.assumptions.append(f"{PRESET_INTERLEAVING}: {preset} per rank")
+        return preset
     return chunks or 1
 
 
@@ -271,6 +264,9 @@ def _context_kind(row: Row) -> ContextKind:
 def _expert_tensor(reading: Reading, degrees: Degrees) -> int:
     if reading.model.moe is None:
         return 1
+    printed = re.search(r"\bETP=([0-9]+)", reading.row.text("notes"))
+    if printed:
+        return int(printed.group(1))
     if degrees.expert > 1 and "megatron-bridge" in reading.row.text("source").lower():
         return 1  # its MoE recipes set expert_tensor_parallel_size=1
     whole = degrees.data * degrees.context * degrees.tensor

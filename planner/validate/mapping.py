@@ -19,7 +19,6 @@ from costmodels.workload import TrainingJob
 from planner.validate.clusters import MEMORY_ASSUMED, cluster_of
 from planner.validate.layouts import (
     BATCH_CHOSEN,
-    MODULES_RECOMPUTED,
     RECOMPUTE_ASSUMED,
     Reading,
     batch_of,
@@ -30,6 +29,7 @@ from planner.validate.layouts import (
 from planner.validate.measured import Memory, memory_of, step_time_s
 from planner.validate.models import ModelFinder, model_of
 from planner.validate.reader import Row, csv_files, read_rows
+from planner.validate.recipes import MODULES_RECOMPUTED
 from planner.validate.rows import CannotScore, ScorableRow, UnscorableRow
 from planner.validate.stack_choice import defaults_of
 from profiles.catalog import Catalog, default_catalog

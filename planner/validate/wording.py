@@ -137,8 +137,14 @@ def task_of(row: Row) -> str:
 
 
 def lora_of(row: Row) -> LoraSpec:
-    """Rank and targets of the adapters, as far as the notes say; else r=8 on queries and values."""
+    """Rank and targets of the adapters, as far as the notes say; else r=8 on queries and values.
+
+    NeMo of 24.07 has one adapter of rank 32 on queries, keys and values (NVIDIA/NeMo-Framework-Launcher,
+    conf/peft/llama/sft.yaml; NVIDIA/NeMo, nlp/parts/peft_config.py, LoraPEFTConfig).
+    """
     notes = row.text("notes")
+    if "nemo docs" in row.text("source").lower():
+        return LoraSpec(rank=32, targets=_ATTENTION_ONLY[:3])
     rank = re.search(r"(?:\brank|lora_r|lora r|\br)[ =]*([0-9]+)", notes, re.IGNORECASE)
     lowered = notes.lower()
     targets: tuple[str, ...] = ("q", "v")
