@@ -47,6 +47,8 @@ class StackSpec:
         grouped_experts: Experts run in one grouped kernel rather than one after the other.
         expert_dispatch: How tokens get to their experts: ``permuted`` into their order, or ``masked``, multiplied by a
             mask over the places of all experts.
+        joint_adapters: Queries, keys and values have one adapter together where all three are adapted, because one
+            product makes them (their parameters are counted apart all the same).
         repeats_key_values: Key and value heads are copied, one per query head, before attention sees them.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
         collective_launch_s: Host time to issue one collective, framework bookkeeping included.
@@ -132,6 +134,7 @@ class StackSpec:
     update: str = "fused"
     grouped_experts: bool = True
     expert_dispatch: str = "permuted"
+    joint_adapters: bool = False
     repeats_key_values: bool = False
     kernel_launch_s: float = 0.0
     collective_launch_s: float = 0.0

@@ -87,9 +87,12 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
         }
         widths["v"] = widths["k"]
         widths["o"] = (out_width, hidden)
-        for target in job.lora.targets:
-            if target in widths:
-                lora_pair(calls, tokens, *widths[target], rank=job.lora.rank, element=element)
+        targets = [target for target in job.lora.targets if target in widths]
+        if context.stack.joint_adapters and set("qkv") <= set(targets):
+            widths["qkv"] = (hidden, heads * model.head_dim + 2 * kv_heads * model.head_dim)
+            targets = ["qkv", *(target for target in targets if target not in "qkv")]
+        for target in targets:
+            lora_pair(calls, tokens, *widths[target], rank=job.lora.rank, element=element)
 
 
 def lora_pair(
@@ -104,11 +107,19 @@ def lora_pair(
 ) -> None:
     """The two thin GEMMs of an adapter, their dropout, and the addition onto the frozen output.
 
-    ``batch`` experts of ``tokens`` each run theirs as grouped GEMMs.
+    ``batch`` experts of ``tokens`` each run theirs as grouped GEMMs. Recipes with 8- and 4-bit products keep adapters
+    in 16 bits (NeMo's are Megatron's linear layers, not Transformer Engine's: nlp/modules/common/megatron/adapters).
     """
     count: FloatArray | float = 1.0 if batch is None else batch
-    calls.linear(tokens, inputs, float(rank), trained=True, batch=count, grouped=batch is not None)
-    calls.linear(tokens, float(rank), outputs, trained=True, batch=count, grouped=batch is not None)
+    for widths in ((inputs, float(rank)), (float(rank), outputs)):
+        calls.linear(
+            tokens,
+            *widths,
+            trained=True,
+            batch=count,
+            grouped=batch is not None,
+            gemm_format=core_format(calls.context),
+        )
     for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
         calls.memory(
             phase,

@@ -193,6 +193,26 @@ def test_frozen_weights_have_no_weight_gradient_but_adapters_do():
         assert found[Phase.FORWARD] == found[Phase.INPUT_GRADIENT] == pytest.approx(2 * S * (base + adapter))
 
 
+def test_queries_keys_and_values_share_an_adapter_where_one_product_makes_them():
+    """Rank 8 on inputs of h and outputs of h + 2 * 256 together, or one each; an adapter on the output stays apart."""
+    lora = LoraSpec(rank=8, targets=("q", "v", "o", "k"))
+    for joint, adapters in ((False, (2 * H) + 2 * (H + 256) + 2 * H), (True, (H + H + 2 * 256) + 2 * H)):
+        where = context(model=llama(), job=job(task="lora", lora=lora), stack=stack(joint_adapters=joint))
+        assert work("attention", ExecutionPlan(), where)[Phase.WEIGHT_GRADIENT] == pytest.approx(2 * S * 8 * adapters)
+    some = job(task="lora", lora=LoraSpec(rank=8, targets=("q", "v")))
+    apart = [context(model=llama(), job=some, stack=stack(joint_adapters=joint)) for joint in (False, True)]
+    assert work("attention", ExecutionPlan(), apart[0]) == work("attention", ExecutionPlan(), apart[1])
+
+
+def test_adapters_stay_in_16_bits_beside_8_bit_products():
+    lora = job(task="lora", precision="fp8", lora=LoraSpec(rank=8, targets=("o",)))
+    calls = seen("attention", ExecutionPlan(), context(model=llama(), job=lora))
+    thin = (calls.op == KernelOp.GEMM) & ((calls.m == 8) | (calls.n == 8) | (calls.k == 8))
+    formats = [np.asarray(GEMM_FORMATS)[calls.gemm_format[rows]].tolist() for rows in (thin, ~thin & (calls.k == H))]
+    assert formats == [["bf16"] * 6, ["fp8"] * len(formats[1])]
+    assert formats[1]
+
+
 def test_experts_run_as_one_grouped_call_of_evenly_loaded_experts():
     plan = ExecutionPlan(expert_parallel=4, data_parallel=4, micro_batch_size=2)
     calls = seen("expert_mlp", plan, context(model=mixture()))
