@@ -115,24 +115,51 @@ def _slowest(gradients_s: FloatArray, parameters_s: FloatArray) -> tuple[FloatAr
 
 
 def exposed_traffic_s(
-    traffic: DataParallelTraffic, *, num_microbatches: IntArray, forward_s: FloatArray, backward_s: FloatArray
+    traffic: DataParallelTraffic,
+    *,
+    num_microbatches: IntArray,
+    num_stages: IntArray,
+    virtual_stages: IntArray,
+    forward_s: FloatArray,
+    backward_s: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
     """(N,) exposed and total seconds per step of gradient and parameter traffic, on the stage where most shows.
+
+    An interleaved stage sends what belongs to one of its v chunks while it works on the next: in the warm-up p
+    micro-batches pass a chunk before the next one's parameters are needed, and in the end as many follow the last
+    micro-batch of a chunk. Only the traffic of the first chunk forward, and of the last backward, has no more than one
+    pass to hide under.
 
     Args:
         traffic: What is sent, and how often.
         num_microbatches: (N,) micro-batches per step.
+        num_stages: (N,) stages p.
+        virtual_stages: (N,) chunks per stage v.
         forward_s: (N,) forward time of one micro-batch on the slowest stage, under which parameters are gathered:
             where a stage is faster than that, it waits, and traffic goes on.
         backward_s: (N,) backward time of one micro-batch, under which gradients are reduced.
+
+    Source:
+        Megatron-Core, pipeline_parallel/schedules.py, forward_backward_pipelining_with_interleaving: parameters of the
+        next chunk are gathered (param_sync_func) at the first micro-batch of a chunk, gradients of a chunk reduced
+        (enable_grad_sync) after its last.
     """
-    num_microbatches, forward_s, backward_s = num_microbatches[:, None], forward_s[:, None], backward_s[:, None]
-    gathers = np.where(traffic.gathers_per_microbatch > 0, num_microbatches, 1)
-    reduces = np.where(traffic.reduces_per_microbatch > 0, num_microbatches, 1)
+    m, chunks = num_microbatches[:, None], virtual_stages[:, None]
+    between = np.minimum(num_stages, num_microbatches)[:, None]
+    forward_s, backward_s = forward_s[:, None], backward_s[:, None]
+    gathers = np.where(traffic.gathers_per_microbatch > 0, m, 1)
+    reduces = np.where(traffic.reduces_per_microbatch > 0, m, 1)
     backward_traffic_s = traffic.gradients_s + traffic.gathers_per_microbatch * traffic.parameters_s
-    gather_s = exposed_s(traffic.parameters_s, forward_s, traffic.hidden_gathers)
-    reduce_s = exposed_s(backward_traffic_s, backward_s, traffic.hidden_reductions)
-    exposed = gathers * gather_s + reduces * reduce_s
+
+    def shown_s(transfer_s: FloatArray, window_s: FloatArray, hidden: FloatArray, times: IntArray) -> FloatArray:
+        """Seconds of one sending that show; where it happens once, chunk by chunk."""
+        apart = np.where(times > 1, 1, chunks)
+        under_one = exposed_s(transfer_s, window_s, hidden)
+        under_several = exposed_s(transfer_s, between * window_s, hidden)
+        return under_several + (under_one - under_several) / apart
+
+    exposed = gathers * shown_s(traffic.parameters_s, forward_s, traffic.hidden_gathers, gathers)
+    exposed = exposed + reduces * shown_s(backward_traffic_s, backward_s, traffic.hidden_reductions, reduces)
     return largest(exposed), largest(gathers * traffic.parameters_s + reduces * backward_traffic_s)
 
 

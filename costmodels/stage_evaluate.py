@@ -276,6 +276,8 @@ def _step(
     exposed, _ = exposed_traffic_s(
         traffic,
         num_microbatches=m,
+        num_stages=plans.num_stages,
+        virtual_stages=plans.virtual_stages,
         forward_s=largest(step.passes.forward_s),
         backward_s=largest(step.passes.backward_s),
     )

@@ -103,6 +103,8 @@ def step_time(
     parts["data_parallel"], totals["data_parallel"] = exposed_traffic_s(
         _data_parallel_traffic(plans, stages, parameters, context),
         num_microbatches=plans.num_microbatches,
+        num_stages=plans.pipeline_parallel,
+        virtual_stages=plans.virtual_stages,
         forward_s=np.take(distinct.forward_s, of_row),
         backward_s=np.take(distinct.backward_s, of_row),
     )

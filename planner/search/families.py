@@ -163,11 +163,13 @@ def least_step_s(
     per_stage_s = 2 * crossing_s + prices.context.stack.microbatch_overhead_s * v
     work_s = prices.work_s(rows) + p * per_stage_s + extra_s
     longest_s = below_s / prices.context.stack.step_time_scale / m
-    known_s = passes_per_work(p, m, v, schedule) * work_s + least_once_s(prices, config, p, m, longest_s)
+    known_s = passes_per_work(p, m, v, schedule) * work_s + least_once_s(prices, config, p, m, v, longest_s)
     return step_s(known_s, nodes=p * prices.unit["nodes"][config], prices=prices)
 
 
-def least_once_s(prices: StagePrices, config: IntArray, p: IntArray, m: IntArray, longest_s: FloatArray) -> FloatArray:
+def least_once_s(
+    prices: StagePrices, config: IntArray, p: IntArray, m: IntArray, v: IntArray, longest_s: FloatArray
+) -> FloatArray:
     """(F,) seconds once per step of the stage that holds most layers: at least its share of these.
 
     Args:
@@ -175,6 +177,7 @@ def least_once_s(prices: StagePrices, config: IntArray, p: IntArray, m: IntArray
         config: (F,) configuration of that stage.
         p: (F,) stages.
         m: (F,) micro-batches per step.
+        v: (F,) chunks per stage.
         longest_s: (F,) longest a stage works on one micro-batch, under which traffic hides.
     """
     model, no = prices.context.model, np.zeros(len(config), dtype=np.bool_)
@@ -187,7 +190,8 @@ def least_once_s(prices: StagePrices, config: IntArray, p: IntArray, m: IntArray
     least_s = np.full(len(config), np.inf)
     for optimizer, parameters in product((0, OFFLOAD_PARTS), repeat=2):  # in between times are linear, or longer
         parts = once_s(
-            prices, config, rows, num_microbatches=m, forward_s=longest_s, backward_s=longest_s,
+            prices, config, rows, num_microbatches=m, num_stages=p, virtual_stages=v, forward_s=longest_s,
+            backward_s=longest_s,
             optimizer_offload=optimizer, parameter_offload=parameters,
         )  # fmt: skip
         least_s = np.minimum(least_s, sum(parts))

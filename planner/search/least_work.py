@@ -90,7 +90,8 @@ def least_work(
     ends_s[np.arange(len(config)), head, 0] += stage_work_s(prices, config, last=True)
     shown_s, update_s = once_s(
         prices, of_row, rows, num_microbatches=prices.configs.plans.num_microbatches[of_row],
-        forward_s=longest_s[row], backward_s=longest_s[row],
+        num_stages=np.full(len(of_row), stages), virtual_stages=virtual_stages[row], forward_s=longest_s[row],
+        backward_s=longest_s[row],
     )  # fmt: skip
     work_s = prices.work_s(rows).reshape(shape[0], 1, shape[2]) + ends_s + again
     return LeastWork(work_s=work_s, once_s=(shown_s + update_s).reshape(shape[0], shape[2]))

@@ -66,11 +66,12 @@ def mixed_least_s(
 def _once_s(families: list[Family], prices: StagePrices, below_s: float) -> FloatArray:
     """(F,) seconds once per step, on the configuration on which that takes least."""
     m = np.asarray([family.num_microbatches for family in families])
+    v = np.asarray([family.virtual_stages for family in families])
     stages, least_s = np.full(len(m), families[0].num_stages), np.full(len(m), np.inf)
     longest_s = below_s / prices.context.stack.step_time_scale / m
     for place in range(max(len(family.configs) for family in families)):
         config = np.asarray([family.configs[min(place, len(family.configs) - 1)] for family in families])
-        least_s = np.minimum(least_s, least_once_s(prices, config, stages, m, longest_s))
+        least_s = np.minimum(least_s, least_once_s(prices, config, stages, m, v, longest_s))
     return least_s
 
 

@@ -15,6 +15,8 @@ def once_s(
     rows: IntArray,
     *,
     num_microbatches: IntArray,
+    num_stages: IntArray,
+    virtual_stages: IntArray,
     forward_s: FloatArray,
     backward_s: FloatArray,
     optimizer_offload: IntArray | int = 0,
@@ -27,6 +29,8 @@ def once_s(
         config: (K,) configurations.
         rows: (K,) what the stages hold, as ``prices.rows`` has it.
         num_microbatches: (K,) micro-batches per step.
+        num_stages: (K,) stages of the pipeline.
+        virtual_stages: (K,) chunks per stage.
         forward_s: (K,) forward pass of the slowest stage, under which parameters are gathered.
         backward_s: (K,) its backward pass, under which gradients are reduced.
         optimizer_offload: (K,) eighths of the optimizer's states that are on the host.
@@ -41,6 +45,8 @@ def once_s(
     exposed, _ = exposed_traffic_s(
         stage_traffic(looked, weights_s=looked["weights_bytes"] * parameters / looked["host_bytes_per_s"]),
         num_microbatches=num_microbatches,
+        num_stages=num_stages,
+        virtual_stages=virtual_stages,
         forward_s=forward_s,
         backward_s=backward_s,
     )

@@ -228,7 +228,7 @@ def pool(
         layer_s, layers = each_s[order], runs.moe if moe else runs.dense
         most = np.minimum(longest_s / layer_s, layers.max(initial=0)).astype(np.int64)
         part_s, whole_s = again_s(prices, configs, freedom, moe=moe)
-        once = _once_s(prices, configs, most, num_microbatches, longest_s, moe=moe)
+        once = _once_s(prices, configs, most, num_microbatches, virtual_stages, longest_s, moe=moe)
         room = _rooms(alone, prices, freedom, most, check_time, moe=moe)
         kinds.append(
             Kind(
@@ -259,17 +259,18 @@ def _rooms(
 
 
 def _once_s(
-    prices: StagePrices, configs: IntArray, most: IntArray, num_microbatches: int, longest_s: float, *, moe: bool
-) -> FloatArray:
+    prices: StagePrices, configs: IntArray, most: IntArray, num_microbatches: int, virtual_stages: int,
+    longest_s: float, *, moe: bool,
+) -> FloatArray:  # fmt: skip
     """(C, N + 1) seconds once per step of stages of no more than ``most`` (C,) layers; beyond that, of as many."""
     member = np.repeat(np.arange(len(configs)), most + 1)
     layers = np.arange(len(member)) - np.repeat(np.cumsum(most + 1) - most - 1, most + 1)
     config = configs[member]
     rows = stage_rows(prices, config, layers, moe=moe)
-    longest = np.full(len(rows), longest_s)
-    exposed_s, update_s = once_s(
-        prices, config, rows, num_microbatches=np.full(len(rows), num_microbatches), forward_s=longest,
-        backward_s=longest,
+    longest, m = np.full(len(rows), longest_s), np.full(len(rows), num_microbatches)
+    exposed_s, update_s = once_s(  # the more stages, the more an interleaved one hides: no fewer than micro-batches
+        prices, config, rows, num_microbatches=m, num_stages=m, virtual_stages=np.full(len(rows), virtual_stages),
+        forward_s=longest, backward_s=longest,
     )  # fmt: skip
     found = np.zeros((len(configs), int(most.max(initial=0)) + 1))
     found[member, layers] = exposed_s + update_s

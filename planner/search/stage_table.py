@@ -133,10 +133,11 @@ def _longest_s(family: Family, prices: StagePrices, below_s: float) -> float:
     it has to hide.
     """
     known_s = known_of_step_s(below_s, nodes=least_nodes(family, prices), prices=prices)
-    p, m = (np.full(len(family.configs), size) for size in (family.num_stages, family.num_microbatches))
+    sizes = family.num_stages, family.num_microbatches, family.virtual_stages
+    p, m, v = (np.full(len(family.configs), size) for size in sizes)
     longest_s = known_s / family.num_microbatches
     for _ in range(_NARROWINGS):
-        once = least_once_s(prices, family.configs, p, m, np.full(len(p), longest_s))
+        once = least_once_s(prices, family.configs, p, m, v, np.full(len(p), longest_s))
         longest_s = max(known_s - float(once.min()), 0.0) / family.num_microbatches
     return longest_s
 
@@ -362,6 +363,8 @@ def _once_s(
         config,
         rows,
         num_microbatches=np.full(len(config), family.num_microbatches),
+        num_stages=np.full(len(config), family.num_stages),
+        virtual_stages=np.full(len(config), family.virtual_stages),
         forward_s=np.full(len(config), longest_s[0]),
         backward_s=np.full(len(config), longest_s[1]),
         optimizer_offload=columns["optimizer_offload"],

@@ -74,8 +74,10 @@ def costs(
         config, dense=columns["dense"], moe=columns["moe"], has_embedding=stage == 0,
         has_head=stage == family.num_stages - 1,
     )  # fmt: skip
+    sizes = family.num_microbatches, family.num_stages, family.virtual_stages
+    m, p, v = (np.full(len(config), size) for size in sizes)
     shown_s, update_s = once_s(
-        prices, config, rows, num_microbatches=np.full(len(config), family.num_microbatches),
+        prices, config, rows, num_microbatches=m, num_stages=p, virtual_stages=v,
         forward_s=np.zeros(len(config)), backward_s=np.zeros(len(config)),
         optimizer_offload=columns["optimizer_offload"], parameter_offload=columns["parameter_offload"],
     )  # fmt: skip
@@ -174,10 +176,11 @@ def test_no_stage_spends_less_once_than_a_family_is_said_to(case: str) -> None:
     family, prices = family_of(CASES[case])
     table = option_table(family, prices, Freedom(offload=True), below_s=np.inf)
     assert table is not None
-    p, m = (np.asarray([size]) for size in (family.num_stages, family.num_microbatches))
+    sizes = family.num_stages, family.num_microbatches, family.virtual_stages
+    p, m, v = (np.asarray([size]) for size in sizes)
     options = table.instance.options
     longest_s = float((options.forward_s + options.backward_s).max())
-    least_s = float(least_once_s(prices, family.configs, p, m, np.asarray([longest_s]))[0])
+    least_s = float(least_once_s(prices, family.configs, p, m, v, np.asarray([longest_s]))[0])
     most = options.layers >= prices.context.model.num_layers / family.num_stages
     assert least_s > 0
     assert least_s <= (options.once_s + options.update_s)[most].min() * (1 + 1e-9)

@@ -171,10 +171,45 @@ def test_a_stage_that_holds_less_may_take_longer():
     # Scattered in fp32, only the middle stages stay below; gathered in 16 bits, all do. The middle stands for all.
     assert found.gradients_s.tolist() == [[1.0]]
     assert found.parameters_s.tolist() == [[1.0]]
+    one = np.array([1])
     exposed, total_s = exposed_traffic_s(
-        found, num_microbatches=np.array([1]), forward_s=np.zeros(1), backward_s=np.zeros(1)
+        found, num_microbatches=one, num_stages=4 * one, virtual_stages=one, forward_s=0.0 * one, backward_s=0.0 * one
     )
     assert exposed.tolist() == total_s.tolist() == [2.0]
+
+
+def shown(*, gathers: bool, m: int, p: int, v: int, hidden: float = 1.0, each_time: bool = False) -> float:
+    """Seconds that show of eight of one kind of traffic, beside passes of two seconds forward, three backward."""
+    column = np.ones((1, 1))
+    traffic_of = DataParallelTraffic(
+        gradients_s=8.0 * column * (not gathers),
+        parameters_s=8.0 * column * gathers,
+        reduces_per_microbatch=column * each_time,
+        gathers_per_microbatch=0.0 * column,
+        hidden_gathers=hidden * column,
+        hidden_reductions=hidden * column,
+    )
+    one = np.ones(1)
+    exposed, _ = exposed_traffic_s(
+        traffic_of, num_microbatches=np.array([m]), num_stages=np.array([p]), virtual_stages=np.array([v]),
+        forward_s=2 * one, backward_s=3 * one,
+    )  # fmt: skip
+    return float(exposed[0])
+
+
+def test_an_interleaved_stage_sends_a_chunk_under_the_passes_of_the_next():
+    """Two seconds a chunk of four; a pass of a chunk takes half a second forward, and p of them lie between."""
+    assert shown(gathers=True, m=8, p=4, v=1) == pytest.approx(8 - 2)
+    assert shown(gathers=True, m=8, p=4, v=4) == pytest.approx(2 - 0.5)  # of the first chunk; 2 s hide the others
+    assert shown(gathers=True, m=8, p=2, v=4) == pytest.approx((2 - 0.5) + 3 * (2 - 1.0))
+    assert shown(gathers=True, m=2, p=4, v=4) == pytest.approx((2 - 0.5) + 3 * (2 - 1.0))  # no more than there are
+    assert shown(gathers=True, m=8, p=4, v=4, hidden=0.5) == pytest.approx((2 - 0.5) + 3 * (2 - 1.0))
+    assert shown(gathers=True, m=8, p=4, v=4, hidden=0.0) == pytest.approx(8)
+    assert shown(gathers=False, m=8, p=2, v=4) == pytest.approx((2 - 0.75) + 3 * (2 - 1.5))
+
+
+def test_what_is_sent_for_every_micro_batch_hides_under_its_own_passes():
+    assert shown(gathers=False, m=8, p=2, v=4, each_time=True) == pytest.approx(8 * (8 - 3))
 
 
 def test_messages_of_a_stage_follow_from_its_own_layers():
