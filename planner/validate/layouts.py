@@ -362,8 +362,9 @@ def _without_master_copy(reading: Reading) -> bool:
 
 
 def _sixteen_bit_states(row: Row, default: bool, task: str) -> bool:
-    text = f"{row.text('precision')} {row.text('notes')}".lower()
-    return task != "pretrain" and (default or "bf16-true" in text or "bf16 optimizer states" in text)
+    """NeMo 24.07 fine-tunes with ``optim.dtype: bf16`` (NVIDIA/NeMo-Framework-Launcher, conf/peft/llama/sft.yaml)."""
+    text = f"{row.text('precision')} {row.text('notes')} {row.text('source')}".lower()
+    return task != "pretrain" and (default or bool(re.search("bf16-true|bf16 optimizer states|nemo docs", text)))
 
 
 def _sequence_length(reading: Reading) -> int:

@@ -201,6 +201,7 @@ def test_nemo_scripts_interleave_and_recompute_nothing(model: str, task: str, ch
         task == "lora" and (32, ("q", "k", "v"))
     )
     assert mapped(**NEMO | {"model": model, "vpp": "2"}).plan.virtual_stages == 2
+    assert (row.job.master_dtype, row.job.state_dtype) == (("fp32",) * 2 if task == "pretrain" else ("none", "bf16"))
 
 
 @pytest.mark.parametrize(
