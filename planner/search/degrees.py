@@ -5,22 +5,24 @@ of micro-batch, and a family is a pool with a number of stages. Which stage take
 partition, and so is how many devices are left idle.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from costmodels.plan import AxisOrder, BoolArray, IntArray, Schedule
+from costmodels.plan import AxisOrder, BoolArray, FloatArray, IntArray, Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import CONFIG_COLUMNS, StagePlanBatch
 from costmodels.stage_prices import StagePrices
 from planner.request import setting_of
-from planner.search.best import BestSoFar
+from planner.search.best import BestSoFar, Stopped
 from planner.search.cells import Cells
 from planner.search.device_bounds import Behind, admitted, behind
 from planner.search.families import Family, known_of_step_s, step_s
 from planner.search.freedom import Freedom
 from planner.search.pools import Pool, Runs, pool
+from planner.search.priced_bounds import Offers, least_step_s, offers
 from planner.search.question import Question
 from planner.search.stage_space import stage_space
 from planner.search.stage_table import runs_by_kind
@@ -47,6 +49,32 @@ class DegreeFamilies:
     bound_s: float = np.inf
     _pool_of: list[int] = field(default_factory=list)
     _pools: list[tuple[Pool, Behind]] = field(default_factory=list)
+
+    def sharper_s(
+        self, families: list[Family], below_s: float, *, out_of_time: Callable[[], bool] = lambda: False
+    ) -> FloatArray:
+        """(F,) step times that no plan of some of the families goes below, ``below_s`` where it is no less.
+
+        Once ``out_of_time`` says so, the others are bounded by 0.
+        """
+
+        def check_time() -> None:
+            if out_of_time():
+                raise Stopped
+
+        least_s, place = np.zeros(len(families)), {own.num_microbatches: at for at, (own, _) in enumerate(self._pools)}
+        known: dict[int, Offers] = {}
+        with suppress(Stopped):
+            for at, family in enumerate(families):
+                check_time()
+                own, found = self._pools[place[family.num_microbatches]]
+                if family.num_microbatches not in known:
+                    known[family.num_microbatches] = offers(own, family.available, below_s=below_s)
+                least_s[at] = least_step_s(
+                    known[family.num_microbatches], family.num_stages, below_s=below_s,
+                    nodes=float(found.nodes[family.num_stages]), check_time=check_time,
+                )  # fmt: skip
+        return least_s
 
     def narrowed(self, at: int, below_s: float) -> Family | None:
         """A family with what its stages may hold below a step time; None where that is nothing."""

@@ -298,7 +298,11 @@ def _varied(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
         search = StagedSearch(
             families=found.families, least_s=np.asarray(found.least_s), prices=found.prices, best=best,
             most_layers=np.full(len(found.families), request.model.num_layers), freedoms=lambda _: (freedom,),
-            narrowed=found.narrowed, left_out_s=found.bound_s, engine=engine,
+            narrowed=found.narrowed,
+            sharpen=lambda families, below_s: found.sharper_s(
+                families, below_s, out_of_time=lambda: best.out_of_time
+            ),
+            left_out_s=found.bound_s, engine=engine,
         )  # fmt: skip
     return _run(search, best, engine, space, began_s)
 

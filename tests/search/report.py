@@ -250,7 +250,8 @@ is part of the partition. Leaving devices idle is legal.
 Last come pipelines of 2 to 32 stages with degrees of their own: every stage takes any group, any number of devices
 that is an even share of a scale-up domain or so many whole ones, any legal degrees, ZeRO stage and micro-batch of the
 same samples, with 1F1B without virtual stages. A dynamic program over stages, layers and devices, memory included,
-bounds all of them by size of micro-batch and number of stages; most are ruled out by that. Of the others it says which
+bounds all of them by size of micro-batch and number of stages, and so does a linear relaxation in which stages pay for
+layers and devices, over ranges of what the slowest stage works; most are ruled out by that. Of the others it says which
 stage can hold which layers on which configuration; what is left is a partition with devices to share out. With
 `--offload` they are not searched.
 
