@@ -29,6 +29,8 @@ from planner.search.stage_table import runs_by_kind
 from planner.search.stage_work import stage_work_s
 
 MOST_STAGES = 32
+_HALVINGS = 3  # of what is left between the lowest bound of a pool and the step to beat
+_HIGH = 0.9  # of the step to beat: pools whose bounds are that high are left alone
 _WORTH_BOUNDING = 0.999  # of the step time bounds were worked out for: below, they are worked out anew
 
 
@@ -74,6 +76,31 @@ class DegreeFamilies:
                     known[family.num_microbatches], family.num_stages, below_s=below_s,
                     nodes=float(found.nodes[family.num_stages]), check_time=check_time,
                 )  # fmt: skip
+            stages = np.asarray([family.num_stages for family in families], dtype=np.int64)
+            pool_of = np.asarray([place[family.num_microbatches] for family in families], dtype=np.int64)
+            for at in np.unique(pool_of).tolist():
+                members = np.flatnonzero(pool_of == at)
+                least_s[members] = self._halved_s(at, stages[members], least_s[members], below_s, check_time)
+        return least_s
+
+    def _halved_s(
+        self, place: int, stages: IntArray, least_s: FloatArray, below_s: float, check_time: Callable[[], None]
+    ) -> FloatArray:
+        """(F,) bounds of families of a pool, higher where the program over devices has no plan below shorter steps.
+
+        What a step to beat rules out makes its bounds on others higher: of stages that nearly are the slowest too.
+        """
+        own, found = self._pools[place]
+        for _ in range(_HALVINGS):
+            lowest_s = float(least_s.min())
+            if lowest_s >= below_s * _HIGH:
+                break
+            check_time()
+            middle_s = (lowest_s + below_s) / 2
+            known_s = behind(own, middle_s, only=found.only, check_time=check_time).step_s[stages]
+            least_s = np.maximum(least_s, np.minimum(known_s, middle_s))
+            if np.isfinite(known_s[least_s < middle_s]).any():
+                below_s = middle_s
         return least_s
 
     def narrowed(self, at: int, below_s: float) -> Family | None:

@@ -30,7 +30,8 @@ _CLOSE = 1e-6  # share of the step time that CP-SAT's rounding leaves open anywa
 _AT_LEAST = 3  # families tried whatever the evaluations: preparing for them is most of the work of a short search
 _LABELS = 20_000  # labels per stage; beyond, CP-SAT takes over
 _SHARPENED = 256  # families whose bounds are worked out together
-_FEW_LABELS = 300  # of a first look at families of many configurations: to know a good plan before proofs are tried
+_FEW_LABELS = (300, 3000)  # of a first look at families of many configurations: to know a good plan before proofs
+_LOOKED_AT = 1 << 28  # labels times options of such a look, above the fewest labels: about a second
 _MOST_OPTIONS = 8000  # of such a family that CP-SAT is asked about
 
 Sharpen = Callable[[list[Family], float], FloatArray]  # bounds of families, of which a step time is to be beaten
@@ -190,7 +191,7 @@ class StagedSearch:
         few = many and not exact
         labels = solve_by_labels(
             table.instance,
-            most_labels=_FEW_LABELS if few else _LABELS,
+            most_labels=_first_labels(len(table.instance.options)) if few else _LABELS,
             below_s=below_s,
             out_of_time=lambda: self.best.out_of_time,
         )
@@ -230,3 +231,9 @@ class StagedSearch:
             return known_s
         nodes = np.asarray([least_nodes(family, self.prices)])
         return float(step_s(np.asarray([known_s]), nodes=nodes, prices=self.prices)[0])
+
+
+def _first_labels(options: int) -> int:
+    """Labels per stage of a first look at so many options: the more, the fewer there are."""
+    fewest, most = _FEW_LABELS
+    return min(max(_LOOKED_AT // max(options, 1), fewest), most)

@@ -158,3 +158,20 @@ def test_prices_are_those_of_the_linear_program(seed: int, size: int) -> None:
     assert (at >= 0).all()
     assert (at <= 6.0 + 1e-9).all()
     assert -exact.fun - 1e-3 < found <= -exact.fun + 1e-9
+
+
+def test_the_program_over_devices_makes_low_bounds_higher() -> None:
+    name = "two types, sizes differ"
+    best_s = min(least_of_all(name).values())
+    found = families_below(BY_NAME[name].question(), 2 * best_s)
+    least_s = np.asarray(found.least_s)
+    own_s = np.zeros(len(least_s))
+    for place in range(len(found._pools)):
+        members = np.flatnonzero(np.asarray(found._pool_of) == place)
+        stages = np.asarray([found.families[at].num_stages for at in members])
+        if len(members):
+            own_s[members] = found._halved_s(place, stages, least_s[members], 2 * best_s, lambda: None)
+    optima = np.asarray([least_of_all(name).get(key(family), np.inf) for family in found.families])
+    assert (own_s <= np.minimum(optima, 2 * best_s) * (1 + 1e-9)).all()
+    assert (own_s >= least_s).all()
+    assert own_s.min() > 1.05 * least_s.min()
