@@ -20,6 +20,7 @@ from planner.search.cpsat import Budget, solve_by_cpsat
 from planner.search.families import Family, known_of_step_s, least_nodes, step_s
 from planner.search.freedom import Freedom
 from planner.search.labels import solve_by_labels
+from planner.search.partition import PartitionInstance
 from planner.search.result import EngineRun
 from planner.search.solved import Solved, Status
 from planner.search.spaces import Space
@@ -191,7 +192,7 @@ class StagedSearch:
         few = many and not exact
         labels = solve_by_labels(
             table.instance,
-            most_labels=_first_labels(len(table.instance.options)) if few else _LABELS,
+            most_labels=_first_labels(table.instance) if few else _LABELS,
             below_s=below_s,
             out_of_time=lambda: self.best.out_of_time,
         )
@@ -233,7 +234,12 @@ class StagedSearch:
         return float(step_s(np.asarray([known_s]), nodes=nodes, prices=self.prices)[0])
 
 
-def _first_labels(options: int) -> int:
-    """Labels per stage of a first look at so many options: the more, the fewer there are."""
+def _first_labels(instance: PartitionInstance) -> int:
+    """Labels per stage of a first look: the more, the fewer options there are, on devices of one group.
+
+    Of several groups there are as many more labels that do not beat one another, and each takes longer.
+    """
     fewest, most = _FEW_LABELS
-    return min(max(_LOOKED_AT // max(options, 1), fewest), most)
+    if len(instance.available_devices) > 1:
+        return fewest
+    return min(max(_LOOKED_AT // max(len(instance.options), 1), fewest), most)
