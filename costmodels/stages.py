@@ -189,8 +189,8 @@ def moe_layers(
 ) -> IntArray:
     """(K, P) MoE layers of each stage, from the positions its layers have in the model.
 
-    Chunk k of v covers the layers from kL/v on, each stage its share of them; the second chunk of a
-    V-shaped placement runs through the stages backwards.
+    Chunk k of v has (L + k) // v layers, and the first n layers of the stages (n + k) // v of these, which add up to L
+    and to n; the second chunk of a V-shaped placement runs through the stages backwards.
 
     Args:
         model: Which of its layers are mixtures of experts.
@@ -205,11 +205,12 @@ def moe_layers(
     moe_before = np.concatenate([[0], np.cumsum(model.layer_is_moe)])  # MoE layers before each layer
     v_shaped = schedule == Schedule.ZERO_BUBBLE_V
     chunks = np.where(v_shaped, 2, virtual_stages)
-    found = np.zeros_like(layers)
+    found, begin = np.zeros_like(layers), np.zeros_like(chunks)
     for chunk in range(int(chunks.max(initial=1))):
         rows = np.flatnonzero(chunks > chunk)
         low, high, v = before[rows], before[rows] + layers[rows], chunks[rows, None]
-        start, end = (chunk * last + low) // v, (chunk * last + high) // v
+        start, end = begin[rows, None] + (low + chunk) // v, begin[rows, None] + (high + chunk) // v
+        begin = begin + (last + chunk) // chunks
         if chunk == 1:
             mirrored = v_shaped[rows, None]
             start, end = np.where(mirrored, last + -high // 2, start), np.where(mirrored, last + -low // 2, end)

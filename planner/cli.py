@@ -139,7 +139,10 @@ def search(
     seed: Seed = 0,
     runnable: Runnable = False,
 ) -> None:
-    """Find the fastest plan stage by stage, also across different GPUs, and say how good it is."""
+    """Find the fastest plan stage by stage, also across different GPUs, and say how good it is.
+
+    --framework may name several, with commas between, or any.
+    """
     limits = {"strategy": strategy, "seconds": seconds, "evaluations": evaluations, "seed": seed}
     limits["runnable"] = runnable
     show_search(_inputs(values) | {"pins": _pins(values)} | limits, values)

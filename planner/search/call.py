@@ -6,6 +6,7 @@ from typing import Any
 from planner.api import what_stands_in_the_way
 from planner.request import JobInput, ModelInput, Options, PinsInput, given_options
 from planner.search.best import BestSoFar, SearchBudget
+from planner.search.frameworks import search_each, several
 from planner.search.portfolio import search_question
 from planner.search.question import MixedInput, ask
 from planner.search.result import SearchResult
@@ -40,6 +41,7 @@ def search(
         seed: Of everything random.
         runnable: Whether only plans count that the framework can run: it lays out one mesh of ranks, so that stages may
             differ in layers and devices at most. Otherwise the answer says which frameworks can run it.
+            With several (``framework="megatron,fsdp"``, or ``"any"``) plans are those of each, at its own prices.
         pins: As for ``planner.plan``.
         options: As for ``planner.plan``; the objective is the step time.
         **settings: Fields of ``Options``.
@@ -60,9 +62,14 @@ def search(
     if not isinstance(runnable, bool):
         raise SpecError("runnable", f"must be true or false; got {str(runnable)[:40]!r}")
     chosen = given_options(options, settings)
-    best = BestSoFar(budget=SearchBudget(seconds=seconds, evaluations=evaluations, seed=seed))
-    question = ask(model, cluster, job, pins, chosen, runnable=runnable)
-    result = search_question(question, best, strategy=strategy)
+    budget = SearchBudget(seconds=seconds, evaluations=evaluations, seed=seed)
+
+    def among(framework: str | None, best: BestSoFar) -> SearchResult:
+        question = ask(model, cluster, job, pins, replace(chosen, framework=framework), runnable=runnable)
+        return search_question(question, best, strategy=strategy)
+
+    names, best = several(chosen.framework), BestSoFar(budget=budget)
+    result = search_each(names, among, budget) if names else among(chosen.framework, best)
     if result.fits or best.out_of_time:
         return result
-    return replace(result, infeasible=tuple(what_stands_in_the_way(request) for request in question.requests))
+    return replace(result, infeasible=tuple(what_stands_in_the_way(request) for request in result.requests))

@@ -26,9 +26,10 @@ _NAMES = {"axis_order": AxisOrder, "context_kind": ContextKind}
 
 def brute(instance: Small) -> tuple[float, int, Values]:
     """The shortest step of all plans of an instance, how many these are, and what every dimension is in them."""
-    question = instance.question()
     best_s, plans, found = np.inf, 0, defaultdict[str, set[Any]](set)
-    for families, prices, choices in spaces(question, instance.shares):
+    with instance.limited():
+        asked = [(each.question(), part) for each in instance.each for part in spaces(each.question(), each.shares)]
+    for question, (families, prices, choices) in asked:
         for batch in every_plan(question, families, prices, choices):
             priced = evaluate_stages(batch, prices)
             best_s = min(best_s, float(np.where(priced.fits, priced.step_time_s, np.inf).min()))

@@ -93,13 +93,10 @@ def _excess(result: SearchResult, best_s: float) -> str:
 
 
 def active() -> str:
-    """What every dimension is in the two instances in which all of them are active."""
-    chosen = [instance for instance in INSTANCES if instance.name in ("every dimension", "every schedule")]
-    found = [dimensions.brute(instance)[2] for instance in chosen]
-    rows = [
-        (name.replace("_", " "), *(dimensions.told(taken[name]) for taken in found)) for name in dimensions.DIMENSIONS
-    ]
-    return table(("dimension", *(instance.name for instance in chosen)), rows)
+    """What every dimension is in the instance in which all of them are active."""
+    taken = dimensions.brute(next(instance for instance in INSTANCES if instance.name == "every dimension"))[2]
+    rows = [(name.replace("_", " "), dimensions.told(taken[name])) for name in dimensions.DIMENSIONS]
+    return table(("dimension", "every dimension"), rows)
 
 
 def mist() -> str:
@@ -273,8 +270,9 @@ layers on each stage, every assignment of stages to groups, to devices and to de
 
 {brute}
 
-In the last two every dimension is active, with few values each. No framework has them all (Megatron-LM has no zero
-bubble, torchtitan one order of axes), so that it takes two. These are the values over all plans that were priced.
+In the last every dimension is active, with few values each. No framework has them all (Megatron-LM has no zero bubble,
+torchtitan one order of axes): it asks for the best plan of either, `--framework megatron,fsdp`, and every plan is one
+that one of them has, at the prices of that one. These are the values over all plans that were priced.
 
 {active}
 

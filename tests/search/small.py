@@ -2,7 +2,8 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -14,10 +15,10 @@ from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import StagePrices
 from planner.request import Options, setting_of
 from planner.rules.modules import module_sets
-from planner.search import portfolio
+from planner.search import mixed_families, portfolio
 from planner.search.call import search
 from planner.search.families import Family, alike_families
-from planner.search.mixed_families import mixed_families
+from planner.search.frameworks import several
 from planner.search.question import Question, ask
 from planner.search.result import SearchResult
 from planner.search.stage_space import stage_space
@@ -53,7 +54,12 @@ def dense_and_moe(layers: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Small:
-    """A question by name; ``shares`` are the eighths of optimizer's states and weights that may be on the host."""
+    """A question by name, and how much of it brute force and the search look at.
+
+    Attributes:
+        shares: Eighths of the optimizer's states and of the weights that may be on the host.
+        most_stages: Of pipelines across groups.
+    """
 
     name: str
     model: dict[str, Any]
@@ -66,6 +72,7 @@ class Small:
     named_modules: bool = False
     offload: bool = False
     shares: tuple[int, ...] = (0, 4, 8)
+    most_stages: int = mixed_families.MOST_STAGES
     runnable: bool = False
 
     def question(self) -> Question:
@@ -84,16 +91,32 @@ class Small:
             "named_modules": self.named_modules, "offload": self.offload,
         } | ({"runnable": True} if self.runnable else {})  # fmt: skip
 
+    @property
+    def each(self) -> "list[Small]":
+        """The same for every framework, where it is about several."""
+        return [replace(self, framework=name) for name in several(self.framework)] or [self]
+
     def optimum(self) -> tuple[float, int]:
-        """What ``true_optimum`` says."""
-        return true_optimum(self.question(), self.shares)
+        """What ``true_optimum`` says of every framework, together."""
+        with self.limited():
+            found = [true_optimum(instance.question(), instance.shares) for instance in self.each]
+        return min(best_s for best_s, _ in found), sum(plans for _, plans in found)
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """While the search, and what brute force shares with it, looks at no more than that."""
+        with (
+            mock.patch.object(portfolio, "EIGHTHS", self.shares),
+            mock.patch.object(mixed_families, "MOST_STAGES", self.most_stages),
+        ):
+            yield
 
     def found(self, **limits: Any) -> SearchResult:
-        """What ``planner.search`` says, where as many shares may be on the host as brute force looks at.
+        """What ``planner.search`` says, where it looks at what brute force looks at.
 
         Whatever else the machine does: its work is limited, if by anything, by ``evaluations``.
         """
-        with mock.patch.object(portfolio, "EIGHTHS", self.shares):
+        with self.limited():
             return search(**{"seconds": 600.0} | self.arguments() | limits)
 
 
@@ -155,11 +178,9 @@ INSTANCES = (
           pins={"mbs": 1, "tp": 1}),
     Small(name="everything at once", model=model(5), cluster="1x2xA100-80GB+1x2xH100", reserve_gib=66.0,
           job={"sequence_length": 2048, "global_batch_size": 16}),
-    Small(name="every dimension", model=dense_and_moe(3), cluster="1x2xA100-80GB+1x2xH100", reserve_gib=73.5,
-          job={"sequence_length": 8192, "global_batch_size": 2}, offload=True, shares=(0, 8)),
-    Small(name="every schedule", model=dense_and_moe(5), cluster="4xA100-80GB", framework="fsdp", reserve_gib=72.0,
-          job={"sequence_length": 8192, "global_batch_size": 4}, pins={"pp": 2, "tp": 1, "zero": 2}, offload=True,
-          shares=(0, 8)),
+    Small(name="every dimension", model=dense_and_moe(4), cluster="1x2xA100-80GB+1x1xH100", reserve_gib=73.5,
+          job={"sequence_length": 8192, "global_batch_size": 2}, framework="megatron,fsdp", offload=True,
+          shares=(0, 8), most_stages=2),
 )  # fmt: skip
 
 
@@ -281,7 +302,7 @@ def spaces(question: Question, shares: tuple[int, ...]) -> Iterator[tuple[list[F
         families, configs = alike_families(space.plans, group=group)
         yield families, StagePrices(configs=configs, contexts=question.contexts), choices
     if len(question.requests) > 1:
-        mixed = mixed_families(question, request.pins, alike=question.runnable)
+        mixed = mixed_families.mixed_families(question, request.pins, alike=question.runnable)
         yield mixed.families, mixed.prices, choices
     if not question.runnable and not request.offload:
         yield *varied_families(question), choices

@@ -1,0 +1,63 @@
+"""Searches over several frameworks against one search for each."""
+
+from dataclasses import replace
+
+import pytest
+
+from planner.rules.base import FRAMEWORKS
+from planner.search.frameworks import several
+from planner.search_document import search_document
+from profiles.errors import SpecError
+from tests.search.small import Small, model
+
+BOTH = Small(
+    name="both", model=model(6, vocab_size=256000), cluster="1x2xA100-80GB+1x2xH100", framework="megatron,fsdp",
+    job={"sequence_length": 2048, "global_batch_size": 8}, reserve_gib=20.0, pins={"mbs": 1, "tp": 1},
+)  # fmt: skip
+
+
+def test_frameworks_are_named_with_commas_between_or_any_of_them() -> None:
+    assert several("any") == FRAMEWORKS
+    assert several("fsdp, megatron,fsdp") == ("fsdp", "megatron")
+    assert several("fsdp") == several(None) == ()
+
+
+@pytest.mark.parametrize("order", ["megatron,fsdp", "fsdp,megatron"])
+def test_the_best_plan_of_two_frameworks_is_the_better_of_theirs(order: str) -> None:
+    alone = {name: replace(BOTH, framework=name).found() for name in ("megatron", "fsdp")}
+    both = replace(BOTH, framework=order).found()
+    steps = {name: result.best.step_time_s for name, result in alone.items() if result.best is not None}
+    winner = min(steps, key=lambda name: steps[name])
+    assert both.best is not None
+    assert both.best.step_time_s == steps[winner]
+    assert {request.stack.framework for request in both.requests} == {winner}
+    assert both.bound_s == min(result.bound_s or 0.0 for result in alone.values())
+    assert both.uniform_step_time_s == min(result.uniform_step_time_s for result in alone.values())
+    assert len(both.engines) == sum(len(result.engines) for result in alone.values())
+    assert {run.space.split(":")[0] for run in both.engines} == {"Megatron-LM", "PyTorch FSDP (torchtitan)"}
+    told = [item.step_time_s for item in both.improvements]
+    assert told == sorted(told, reverse=True)
+    assert told[-1] == both.best.step_time_s
+    assert sum(len(result.left_out) for result in alone.values()) == len(both.left_out)
+    assert search_document(both)["best"]["step_time_s"] == both.best.step_time_s
+    assert not both.warnings
+
+
+def test_what_a_framework_does_not_have_leaves_it_out_with_a_note() -> None:
+    zero_bubble = replace(BOTH, pins=BOTH.pins | {"schedule": "zb-v"})
+    result = zero_bubble.found()
+    assert result.best is not None
+    assert result.best.schedule == "zb-v"
+    (note,) = (note for note in result.warnings if note.code == "framework_left_out")
+    assert note.message.startswith("megatron is left out: ")
+    assert "not implemented by megatron" in note.message
+    with pytest.raises(SpecError, match="not implemented by megatron"):
+        replace(zero_bubble, framework="megatron,deepspeed").found()
+    with pytest.raises(SpecError, match="unknown"):
+        replace(BOTH, framework="megatorn,fspd").found()
+
+
+def test_every_framework_gets_its_share_of_the_evaluations() -> None:
+    result = BOTH.found(evaluations=2000)
+    assert result.evaluations < 4000
+    assert {run.space.split(":")[0] for run in result.engines} == {"Megatron-LM", "PyTorch FSDP (torchtitan)"}
