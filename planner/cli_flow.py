@@ -56,7 +56,9 @@ def workflow(
     engine: Annotated[str | None, _option("--engine", "Engine of every generating call.")] = None,
     keep_on_gpu: Annotated[bool, _option("--keep-on-gpu", "Nothing may lie in host memory between calls.")] = False,
     min_mesh: Annotated[int | None, _option("--min-mesh", "Fewest GPUs a call may use.")] = None,
-    iterations: Annotated[int, _option("--iterations", "Iterations simulated, 5 by default.")] = 5,
+    iterations: Annotated[
+        int, _option("--iterations", "Iterations shown, 5 by default; with 1, plans are judged by that one alone.")
+    ] = 5,
     effort: Annotated[float, _option("--effort", "Search budget relative to the usual one.")] = 1.0,
     trace: Annotated[str | None, _option("--trace", "Write the timeline per GPU to this file, for Perfetto.")] = None,
     picture: Annotated[str | None, _option("--picture", "Write the timeline to this SVG file.")] = None,

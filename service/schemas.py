@@ -224,7 +224,7 @@ class WorkflowRequest(Body):
     min_mesh: int | None = Field(default=None, ge=1, le=MAX_GPUS, description="Fewest GPUs a call may use.")
     framework: Name = Field(default=DEFAULT_STACK, description="Training framework or stack.")
     precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"] | None = None
-    iterations: int = Field(default=5, ge=1, le=MAX_ITERATIONS, description="Iterations simulated.")
+    iterations: int = Field(default=5, ge=1, le=MAX_ITERATIONS, description="Iterations shown; 1: minimised alone.")
     seed: int = Field(default=0, ge=0, le=(1 << 31) - 1, description="Of the search.")
     effort: float = Field(default=1.0, ge=0.01, le=1, description="Search budget relative to the usual one.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")

@@ -3,8 +3,10 @@
 Tasks that do not wait for each other form a *group*. On any GPU they run one after the other, so a group takes at
 least the largest load of a GPU: the sum of the times of its calls that use it, and of its transfers whose source or
 target does. What a lead leaves of waiting is a group by itself. Groups that wait for each other form a *chain*, whose
-groups' times add up. The time of a plan is at least that of every chain; in a graph of stages (each call waits for all
-calls of the stage before) with at most three calls in a stage and no transfers the best order attains it.
+groups' times add up. Where a chain comes back to the same group d iterations later it goes on so for ever, so that
+what lies between takes at most d settled iterations: a *circle*. The time of a plan is at least that of every chain; in
+a graph of stages (each call waits for all calls of the stage before) with at most three calls in a stage and no
+transfers the best order attains it.
 
 For a stage of three calls: contiguous meshes that compete pairwise share a GPU, so the load of a GPU is the weight of
 a set of pairwise competing calls. Either all three compete (any order takes the sum), or one competes with both others
@@ -35,7 +37,7 @@ class Chains:
         groups: Calls of each group.
         moves: How often each thing that passes ``between`` calls is part of each group: 0 or 1, or the share of the
             iterations it occurs in for the group of all work. [groups, transfers and what leads leave]
-        counts: Occurrences of each group along each chain. [chains, groups]
+        counts: Occurrences of each group along each chain, or around each circle, per iteration. [chains, groups]
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -54,7 +56,7 @@ class Chains:
 
 
 def chains_of(problem: DataflowProblem, graph: TaskGraph) -> Chains:
-    """Groups and chains of the unrolled graph.
+    """Groups and chains of the unrolled graph; circles where plans are judged by their pace.
 
     Args:
         problem: The problem.
@@ -67,6 +69,7 @@ def chains_of(problem: DataflowProblem, graph: TaskGraph) -> Chains:
     slots_of = {group: tuple(sorted({every.slot[task] for task in _members(group)})) for group in found}
     # All that happens in an iteration; a transfer from an earlier one is missing from the first.
     often = np.bincount(graph.slot, minlength=calls + len(problem.moving)) / problem.iterations
+    often = np.ones_like(often) if problem.settled else often
     everything = tuple(range(len(often)))
     groups = sorted({*slots_of.values(), everything})
     index = {group: place for place, group in enumerate(groups)}
@@ -79,10 +82,16 @@ def chains_of(problem: DataflowProblem, graph: TaskGraph) -> Chains:
         counts=np.zeros((0, len(groups))),
     )
     loads = _loads(problem, whole, _sample(problem))
-    counts, time_s = _longest(found, before, [index[slots_of[group]] for group in found], loads)
+    places = [index[slots_of[group]] for group in found]
+    last, back, time_s = _longest(found, before, places, loads)
+    if problem.settled:
+        counts, time_s = _circles(_shapes(found, every), places, loads, last, back)
+    else:
+        counts = _passed(places, last, back, len(groups))
     # A GPU runs all that uses it in every iteration, whatever waits for what.
-    work_s = problem.iterations * loads[:, index[everything]]
-    counts[work_s > time_s] = problem.iterations * np.eye(len(groups))[index[everything]]
+    iterations = 1 if problem.settled else problem.iterations
+    work_s = iterations * loads[:, index[everything]]
+    counts[work_s > time_s] = iterations * np.eye(len(groups))[index[everything]]
     chosen, samples = np.unique(counts, axis=0, return_counts=True)
     chosen = chosen[np.argsort(-samples, kind="stable")[:_MOST_CHAINS]]
     used = np.flatnonzero(chosen.any(axis=0))
@@ -194,14 +203,18 @@ def _groups(before: Sequence[int], tasks: int) -> list[int]:
 
 def _longest(
     found: Sequence[int], before: Sequence[int], index: Sequence[int], loads: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """The longest chain of each sampled plan: how often it passes through each group, and its time.
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """The longest chain of each sampled plan: its last set, the set before each set, and its time.
 
     Args:
         found: Sets of tasks, as bits.
         before: What each task waits for, as bits.
         index: Group of each set.
         loads: Time of each group under each plan. [plans, groups]
+
+    Returns:
+        Last set, [plans]; the one before each set on the longest chain to it, as many as there are sets for none,
+        [sets, plans]; seconds, [plans].
     """
     earlier = []
     for members in found:
@@ -209,17 +222,68 @@ def _longest(
         for task in _members(members):
             common &= before[task]
         earlier.append(common)
-    plans, groups = loads.shape
-    everyone = np.arange(plans)
-    counts = np.zeros((len(found) + 1, plans, groups))  # the last one: nothing goes before
-    time_s = np.zeros((len(found) + 1, plans))
+    plans, nothing = len(loads), len(found)
+    back = np.full((nothing, plans), nothing)
+    time_s = np.zeros((nothing + 1, plans))  # the last one: nothing goes before
     done: list[int] = []
-    for place in sorted(range(len(found)), key=lambda one: (earlier[one].bit_count(), found[one])):
-        ahead = [other for other in done if found[other] & ~earlier[place] == 0] or [len(found)]
-        longest = np.asarray(ahead)[time_s[ahead].argmax(axis=0)]
-        counts[place] = counts[longest, everyone]
-        counts[place, :, index[place]] += 1
-        time_s[place] = time_s[longest, everyone] + loads[:, index[place]]
+    for place in sorted(range(nothing), key=lambda one: (earlier[one].bit_count(), found[one])):
+        ahead = [other for other in done if found[other] & ~earlier[place] == 0] or [nothing]
+        back[place] = np.asarray(ahead)[time_s[ahead].argmax(axis=0)]
+        time_s[place] = time_s[back[place], np.arange(plans)] + loads[:, index[place]]
         done.append(place)
-    last = time_s.argmax(axis=0)
-    return counts[last, everyone], time_s[last, everyone]
+    last = time_s[:nothing].argmax(axis=0)
+    return last, back, np.asarray(time_s[last, np.arange(plans)])
+
+
+def _path(last: IntArray, back: IntArray, plan: int) -> list[int]:
+    """Sets along the longest chain of a plan, first to last."""
+    path = [int(last[plan])]
+    while back[path[-1], plan] < len(back):
+        path.append(int(back[path[-1], plan]))
+    return path[::-1]
+
+
+def _passed(index: Sequence[int], last: IntArray, back: IntArray, groups: int) -> FloatArray:
+    """How often the longest chain of each plan passes through each group. [plans, groups]."""
+    counts = np.zeros((len(last), groups))
+    for plan in range(len(last)):
+        for place in _path(last, back, plan):
+            counts[plan, index[place]] += 1
+    return counts
+
+
+def _shapes(found: Sequence[int], every: Unrolled) -> list[tuple[int, frozenset[tuple[int, int]]]]:
+    """Of each set: its first iteration, and slots and iterations of its tasks counted from there."""
+    shapes = []
+    for group in found:
+        members = _members(group)
+        begin = min(every.iteration[task] for task in members)
+        shapes.append((begin, frozenset((every.slot[task], every.iteration[task] - begin) for task in members)))
+    return shapes
+
+
+def _circles(
+    shapes: Sequence[tuple[int, frozenset[tuple[int, int]]]],
+    index: Sequence[int],
+    loads: FloatArray,
+    last: IntArray,
+    back: IntArray,
+) -> tuple[FloatArray, FloatArray]:
+    """The slowest circle on the longest chain of each plan: passes per iteration, [plans, groups], and its pace."""
+    counts, pace_s = np.zeros_like(loads), np.zeros(len(loads))
+    for plan, load in enumerate(loads):
+        path = _path(last, back, plan)
+        until = np.cumsum([load[index[place]] for place in path])
+        best = (0, 0, 1)
+        for end, place in enumerate(path):
+            for begin in range(end):
+                apart = shapes[place][0] - shapes[path[begin]][0]
+                if apart < 1 or shapes[place][1] != shapes[path[begin]][1]:
+                    continue
+                pace = (until[end] - until[begin]) / apart
+                if pace > pace_s[plan]:
+                    pace_s[plan], best = pace, (begin, end, apart)
+        begin, end, apart = best
+        for place in path[begin + 1 : end + 1]:
+            counts[plan, index[place]] += 1 / apart
+    return counts, pace_s

@@ -31,7 +31,7 @@ from planner.dataflow.problem import CallCandidates, DataflowProblem
 from planner.dataflow.reallocation import Route
 from planner.dataflow.schedule import PlanRows, Timeline, slot_times, timeline
 from planner.dataflow.search import Solution
-from planner.dataflow.steady import steady_s
+from planner.dataflow.steady import duration_s
 from planner.dataflow.units import units_of
 from profiles.mixed_cluster import MixedCluster
 from profiles.precision import parse_precision
@@ -73,7 +73,7 @@ def flow_plan(
         memory=_memory(problem, busy / pace_s),
         iterations=problem.iterations,
         first_s=float(line.end_s[0][graph.iteration == 0].max()),
-        total_s=float(line.end_s.max()),
+        total_s=float(line.end_s[0][graph.iteration < problem.iterations].max()),
         steady_s=pace_s,
         steady_low_s=_pace_s(low, graph, found.order),
         steady_high_s=_pace_s(high, graph, found.order),
@@ -200,7 +200,7 @@ def _retimed(problem: DataflowProblem, times_s: list[float]) -> DataflowProblem:
 
 def _pace_s(problem: DataflowProblem, graph: TaskGraph, order: int) -> float:
     """Seconds per iteration of the only plan of a problem."""
-    return float(steady_s(_simulated(problem, graph, order).end_s, graph, len(problem.calls))[0])
+    return float(duration_s(problem, graph, _only(order, len(problem.calls)))[0])
 
 
 def _mesh(call: CallCandidates) -> tuple[int, int]:
@@ -208,7 +208,7 @@ def _mesh(call: CallCandidates) -> tuple[int, int]:
 
 
 def _tasks(compiled: CompiledFlow, problem: DataflowProblem, graph: TaskGraph, line: Timeline) -> tuple[Task, ...]:
-    """What happens when; external services and transfers that take no time included."""
+    """What happens when in the iterations asked for; services and transfers that take no time included."""
     meshes = {name: _mesh(call) for name, call in zip(compiled.names, problem.calls, strict=True)}
     kinds: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [
         (name, CALL, (meshes[name],)) for name in compiled.names
@@ -218,6 +218,8 @@ def _tasks(compiled: CompiledFlow, problem: DataflowProblem, graph: TaskGraph, l
     ]
     found = []
     for task, slot in enumerate(graph.slot):
+        if graph.iteration[task] >= problem.iterations:
+            continue
         name, kind, places = kinds[slot]
         found.append(
             Task(

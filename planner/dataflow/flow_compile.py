@@ -108,6 +108,7 @@ def compile_flow(
                 [group.num_devices for group in cluster.groups],
             ),
             iterations=request.options.iterations,
+            settled=request.options.iterations > 1,
             replicas=_replicas(request),
             gpus_per_node=cluster.groups[0].node.devices_per_node,
         ),

@@ -10,9 +10,9 @@ from planner.dataflow.flow_results import Alternative, CallPlan, Reason
 from planner.dataflow.graph import EXTERNAL, GENERATE
 from planner.dataflow.memory import unit_bytes
 from planner.dataflow.priced_cluster import PricedCluster
-from planner.dataflow.schedule import PlanRows, timeline
+from planner.dataflow.schedule import PlanRows
 from planner.dataflow.search import Solution
-from planner.dataflow.steady import steady_s
+from planner.dataflow.steady import duration_s
 from planner.dataflow.units import units_of
 from profiles.precision import parse_precision
 
@@ -64,8 +64,7 @@ def flow_reasons(
 def _pace_s(compiled: CompiledFlow, found: Solution, choice: IntArray) -> float:
     """Seconds per iteration with other candidates in the order of the plan."""
     plans = PlanRows(choice=choice[None], order=np.asarray([found.order]))
-    ends = timeline(compiled.problem, found.graph, plans).end_s
-    return float(steady_s(ends, found.graph, len(compiled.names))[0])
+    return float(duration_s(compiled.problem, found.graph, plans)[0])
 
 
 def _alternative(priced: PricedCluster, compiled: CompiledFlow, found: Solution, call: CallPlan) -> Alternative | None:

@@ -72,7 +72,7 @@ class FlowOptions:
         min_mesh: Fewest GPUs a call may use.
         framework: Training framework or stack.
         precision: Number format of all models.
-        iterations: Iterations simulated.
+        iterations: Iterations shown. With several, plans are judged by their pace once settled; a single one by itself.
         seed: Of the search.
         effort: Search budget relative to the usual one.
         fabric: Network link of the nodes, when the cluster text does not say.

@@ -229,8 +229,8 @@ class SearchStatistics:
         candidates: Ways to run each call that were considered, by call.
         plans: Combinations they make.
         evaluations: Plans simulated or bounded.
-        bound_s: No plan takes less for the simulated iterations.
-        found_s: What the plan takes for them.
+        bound_s: No plan takes less per settled iteration, in any order; of a single iteration, for that one.
+        found_s: What the plan takes.
         proven: Whether the plan is the best of those combinations.
         seed: Of the search.
     """
@@ -260,7 +260,7 @@ class FlowPlan:
         reallocations: Weights that move, and data large enough to count.
         tasks: Everything that happens in the simulated iterations, by start.
         memory: GPUs that hold the same calls, in order.
-        iterations: Iterations simulated.
+        iterations: Iterations shown.
         first_s: Until the first iteration is over.
         total_s: Until the last one is.
         steady_s, steady_low_s, steady_high_s: Per iteration once settled, see ``planner.dataflow.steady``; interval.

@@ -13,16 +13,18 @@ from planner.dataflow.flow_transfers import TransferPrices
 from planner.dataflow.memory import pressure
 from planner.dataflow.placement import Region, placements
 from planner.dataflow.priced_cluster import PricedCluster, priced_on
-from planner.dataflow.schedule import PlanRows, makespan
+from planner.dataflow.schedule import PlanRows
 from planner.dataflow.search import SearchOptions, Solution, solve
 from planner.dataflow.search_anneal import AnnealOptions
+from planner.dataflow.steady import duration_s
 from planner.dataflow.units import units_of
 from planner.request import part_of
 from profiles.errors import InfeasibleError
 from profiles.mixed_cluster import MixedCluster, alone
 
-_CHILDREN = 150_000_000  # looked at by the tree search at the usual effort: seconds on one core
-_ANNEAL = AnnealOptions()
+_CHILDREN = 700_000_000  # looked at by the tree search at the usual effort: some fifteen seconds on one core
+_RESTARTS = 2  # of the annealing
+_ANNEAL = AnnealOptions(steps=1000)
 _EQUAL = 1e-9  # of a time: differences below it are rounding
 
 
@@ -76,7 +78,7 @@ def leaner(compiled: CompiledFlow, found: Solution, costs: FlowCosts) -> Solutio
         tried[:, index] = others
         plans = PlanRows(choice=tried, order=np.full(len(others), found.order))
         good = (pressure(problem, units, tried) <= 1) & (
-            makespan(problem, found.graph, plans) <= found.makespan_s * (1 + _EQUAL)
+            duration_s(problem, found.graph, plans) <= found.makespan_s * (1 + _EQUAL)
         )
         if good.any():
             choice[index] = min(others[good].tolist(), key=lambda row: (host_bytes[row], call.time_s[row], row))
@@ -151,7 +153,7 @@ def _least_s(compiled: CompiledFlow) -> float:
     problem = compiled.problem
     work = sum(float((call.time_s * call.size).min()) for call in problem.calls)
     slowest = max(float(call.time_s.min()) for call in problem.calls)
-    return problem.iterations * max(work / problem.num_gpus, slowest)
+    return (1 if problem.settled else problem.iterations) * max(work / problem.num_gpus, slowest)
 
 
 def _options(request: FlowRequest, effort: float | None) -> SearchOptions:
@@ -159,6 +161,7 @@ def _options(request: FlowRequest, effort: float | None) -> SearchOptions:
     steps = max(int(_ANNEAL.steps * scale), 50)
     return SearchOptions(
         seed=request.options.seed,
+        restarts=_RESTARTS,
         most_children=max(int(_CHILDREN * scale), 100_000),
         anneal=replace(_ANNEAL, steps=steps),
     )

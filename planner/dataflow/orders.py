@@ -1,5 +1,6 @@
 """The tasks of a few iterations, and the orders in which tasks that compete for GPUs may take turns."""
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
@@ -10,6 +11,8 @@ from costmodels.plan import IntArray
 from planner.dataflow.problem import DataflowProblem, Edge
 
 MOST_EXTENSIONS = 720  # orders of the calls of one iteration that are tried
+_MOST_AHEAD = 4  # iterations by which calls that run ahead do so in the order of turns
+_AT_ONCE = -np.inf  # position of a transfer that goes before all that is free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,7 @@ class TaskGraph:
         orders: Orders in which tasks are placed; each lists every task once, parents first. [orders, tasks]
         complete: Whether the orders include every one that could matter, so that the best of them is the best there
             is.
+        rounds: Where plans are judged by their pace: what tells it, see ``planner.dataflow.rounds``.
     """
 
     slot: IntArray
@@ -36,54 +40,81 @@ class TaskGraph:
     orders: IntArray
     complete: bool
     leads: tuple[tuple[tuple[int, int], ...], ...] = ()
+    rounds: "Rounds | None" = None
 
 
-def task_graph(problem: DataflowProblem) -> TaskGraph:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """Tasks of rounds that repeat.
+
+    Attributes:
+        tasks: Task of each slot in each round, by order. [orders, rounds, slots]
+        first: A round from which on all of them depend on each other alike.
+        delays: By slot: how many rounds on its ends are waited for.
+    """
+
+    tasks: IntArray
+    first: int
+    delays: tuple[int, ...]
+
+
+def task_graph(problem: DataflowProblem, iterations: int | None = None) -> TaskGraph:
     """Unroll a problem and list the orders worth trying.
 
     Tasks of one iteration follow each other as the calls do in a linear extension of the graph; a call that nothing
-    of its
-    own iteration waits for may also step behind calls of the next one. A transfer goes right behind the call it
-    follows.
+    of its own iteration waits for may also step behind calls of the next one. A transfer goes right behind the call it
+    follows; one whose weights are wanted two iterations later or more, also right before the call it feeds, since the
+    GPUs of that call would stand still meanwhile.
+
+    Args:
+        problem: Calls and edges.
+        iterations: How many; those of the problem if None.
     """
-    slots, iterations, parents = _unroll(problem)
-    leads = _leads(problem, len(slots))
+    count = problem.iterations if iterations is None else iterations
+    slots, numbers, parents = _unroll(problem, count)
+    leads = _leads(problem, count, len(slots))
     # A call that starts before another's end still takes its turn behind it.
     earlier = [[*found, *(task for task, _ in early)] for found, early in zip(parents, leads, strict=True)]
     extensions, all_of_them = _extensions(problem)
-    keys = [key for extension in extensions for key in _keys(problem, extension)]
-    orders = np.unique([_sequence(slots, iterations, earlier, key) for key in keys], axis=0)
+    keys = [
+        key
+        for extension in extensions
+        for calls in _keys(problem, extension, several=count > 1)
+        for key in _in_time(problem, calls)
+    ]
+    waiting = _waiting(earlier)
+    orders = np.unique([_sequence(slots, numbers, earlier, waiting, key) for key in keys], axis=0)
     # The heuristic order (calls by index) first, so that row 0 is a sensible default.
-    first = _sequence(slots, iterations, earlier, keys[0])
+    first = _sequence(slots, numbers, earlier, waiting, keys[0])
     default = int(np.flatnonzero((orders == first).all(axis=1))[0])
     orders[[0, default]] = orders[[default, 0]]
     moves = any(edge.transfer is not None for edge in problem.edges)
     return TaskGraph(
         slot=np.array(slots),
-        iteration=np.array(iterations),
+        iteration=np.array(numbers),
         parents=tuple(tuple(sorted(found)) for found in parents),
         orders=orders,
-        complete=all_of_them and not moves and problem.iterations == 1,
+        complete=all_of_them and not moves and count == 1,
         leads=tuple(leads) if problem.leading else (),
     )
 
 
-def _unroll(problem: DataflowProblem) -> tuple[list[int], list[int], list[list[int]]]:
+def _unroll(problem: DataflowProblem, iterations: int) -> tuple[list[int], list[int], list[list[int]]]:
     calls = len(problem.calls)
-    count = calls * problem.iterations
+    count = calls * iterations
     slots = [task % calls for task in range(count)]
-    iterations = [task // calls for task in range(count)]
+    numbers = [task // calls for task in range(count)]
     parents: list[list[int]] = [[] for _ in range(count)]
     next_slot = calls
     for edge in problem.edges:
-        for iteration in range(edge.lag, problem.iterations if edge.lead is None else 0):
+        for iteration in range(edge.lag, iterations if edge.lead is None else 0):
             parent = (iteration - edge.lag) * calls + edge.parent
             child = iteration * calls + edge.child
             if edge.transfer is None:
                 parents[child].append(parent)
                 continue
             slots.append(next_slot)
-            iterations.append(iteration)
+            numbers.append(iteration)
             parents.append([parent])
             if edge.waits:
                 parents[child].append(len(slots) - 1)
@@ -91,14 +122,14 @@ def _unroll(problem: DataflowProblem) -> tuple[list[int], list[int], list[list[i
     # A call follows itself: iterations of one call never swap, and never run at the same time.
     for task in range(calls, count):
         parents[task].append(task - calls)
-    return slots, iterations, [sorted(set(found)) for found in parents]
+    return slots, numbers, [sorted(set(found)) for found in parents]
 
 
-def _leads(problem: DataflowProblem, tasks: int) -> list[tuple[tuple[int, int], ...]]:
+def _leads(problem: DataflowProblem, iterations: int, tasks: int) -> list[tuple[tuple[int, int], ...]]:
     calls = len(problem.calls)
     found: list[list[tuple[int, int]]] = [[] for _ in range(tasks)]
     for number, edge in enumerate(problem.leading):
-        for begin in range(0, calls * problem.iterations, calls):
+        for begin in range(0, calls * iterations, calls):
             found[begin + edge.child].append((begin + edge.parent, number))
     return [tuple(early) for early in found]
 
@@ -122,13 +153,16 @@ def _linear_extensions(calls: int, edges: Sequence[Edge]) -> Iterator[tuple[int,
     return grow(())
 
 
-def _keys(problem: DataflowProblem, extension: Sequence[int]) -> Iterator[list[float]]:
-    """Positions of the calls within an iteration, in iterations; sinks may also stand behind later positions."""
+def _keys(problem: DataflowProblem, extension: Sequence[int], *, several: bool) -> Iterator[list[float]]:
+    """Positions of the calls within an iteration, in iterations; sinks may also stand behind later positions.
+
+    Where weights may be older, all that follows the calls which run ahead may stand as many iterations behind them.
+    """
     calls = len(problem.calls)
     place = {call: position / calls for position, call in enumerate(extension)}
     base = [place[call] for call in range(calls)]
     yield base
-    if problem.iterations == 1:
+    if not several:
         return
     sources = {edge.parent for edge in problem.edges if edge.lag == 0}
     sinks = [call for call in extension if call not in sources][:2]
@@ -139,21 +173,51 @@ def _keys(problem: DataflowProblem, extension: Sequence[int]) -> Iterator[list[f
             if position is not None:
                 key[sink] = 1 + (position + 0.5) / calls
         yield key
+    early = {edge.child for edge in problem.edges if edge.lag > 1}
+    ahead = min(max((edge.lag for edge in problem.edges), default=1) - 1, _MOST_AHEAD)
+    for later in range(1, ahead + 1):
+        yield [place + later * (call not in early) for call, place in enumerate(base)]
+
+
+def _in_time(problem: DataflowProblem, key: Sequence[float]) -> Iterator[list[float]]:
+    """The positions with transfers as soon as they may, and with those that have time right before they are wanted."""
+    yield [*key, *(_AT_ONCE for _ in problem.moving)]
+    if any(edge.lag > 1 for edge in problem.moving):
+        half = 0.5 / len(key)
+        yield [*key, *(key[edge.child] - half if edge.lag > 1 else _AT_ONCE for edge in problem.moving)]
+
+
+def _waiting(parents: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Tasks that wait for each task."""
+    found: list[list[int]] = [[] for _ in parents]
+    for task, before in enumerate(parents):
+        for parent in set(before):
+            found[parent].append(task)
+    return found
 
 
 def _sequence(
-    slots: Sequence[int], iterations: Sequence[int], parents: Sequence[Sequence[int]], key: Sequence[float]
+    slots: Sequence[int],
+    iterations: Sequence[int],
+    parents: Sequence[Sequence[int]],
+    waiting: Sequence[Sequence[int]],
+    key: Sequence[float],
 ) -> list[int]:
-    """Place tasks one by one: among those whose parents are placed, transfers first, then the smallest key."""
-    rank = [
-        (iterations[task] + key[slot], 0.0) if slot < len(key) else (-1.0, float(iterations[task]))
-        for task, slot in enumerate(slots)
-    ]
-    waiting, placed, sequence = set(range(len(slots))), set[int](), list[int]()
-    while waiting:
-        free = [task for task in waiting if all(parent in placed for parent in parents[task])]
-        chosen = min(free, key=lambda task: (rank[task], task))
-        sequence.append(chosen)
-        placed.add(chosen)
-        waiting.discard(chosen)
+    """Place tasks one by one: among those whose parents are placed, those at once first, then the smallest key."""
+
+    def turn(task: int) -> tuple[float, float, int]:
+        position, iteration = key[slots[task]], iterations[task]
+        return (-1.0, float(iteration), task) if position == _AT_ONCE else (iteration + position, 0.0, task)
+
+    missing = [len(set(before)) for before in parents]
+    free = [turn(task) for task, count in enumerate(missing) if not count]
+    heapq.heapify(free)
+    sequence = []
+    while free:
+        task = heapq.heappop(free)[2]
+        sequence.append(task)
+        for child in waiting[task]:
+            missing[child] -= 1
+            if not missing[child]:
+                heapq.heappush(free, turn(child))
     return sequence

@@ -121,7 +121,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataflowProblem:
-    """Pick a candidate per call and an order, so that ``iterations`` iterations end as early as possible.
+    """Pick a candidate per call and an order, so that iterations end as early, or recur as fast, as possible.
 
     A GPU does one thing at a time. On every GPU, the static bytes of all calls whose mesh holds it plus the largest
     active bytes among them fit its capacity.
@@ -131,6 +131,8 @@ class DataflowProblem:
         edges: Who waits for whom, within and across iterations.
         capacity_bytes: Memory per GPU. [GPUs]
         iterations: Iterations simulated; more than 1 when calls of neighbouring iterations may overlap.
+        settled: Whether plans are judged by their seconds per iteration once they have settled, however long the first
+            iterations take; else by when the last iteration ends.
         replicas: Pairs (call, sibling) of one role: where both hold the same shards on the same mesh, the call's
             static bytes are those of the sibling and count once. A call has at most one sibling.
         gpus_per_node: Node size, for what nodes have in common; it does not restrict meshes.
@@ -140,6 +142,7 @@ class DataflowProblem:
     edges: tuple[Edge, ...]
     capacity_bytes: FloatArray
     iterations: int = 1
+    settled: bool = False
     replicas: tuple[tuple[int, int], ...] = field(default=())
     gpus_per_node: int = 8
 
@@ -192,6 +195,7 @@ class DataflowProblem:
             edges=edges,
             capacity_bytes=self.capacity_bytes,
             iterations=self.iterations,
+            settled=self.settled,
             replicas=self.replicas,
             gpus_per_node=self.gpus_per_node,
         )

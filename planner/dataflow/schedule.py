@@ -15,7 +15,7 @@ from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
 
-_CHUNK_PLANS = 4096  # rows simulated at once; fits the cache, and more do not run faster
+CHUNK_PLANS = 4096  # rows simulated at once; fits the cache, and more do not run faster
 _ROWS_PER_ORDER = 24  # plans of one order from which on it pays to simulate them by themselves
 
 
@@ -62,10 +62,10 @@ def makespan(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> Flo
         plans: Plans to simulate; rows of ``choice`` must be candidates of the problem.
     """
     result = np.empty(len(plans))
-    for begin in range(0, len(plans), _CHUNK_PLANS):
-        rows = slice(begin, begin + _CHUNK_PLANS)
+    for begin in range(0, len(plans), CHUNK_PLANS):
+        rows = slice(begin, begin + CHUNK_PLANS)
         part = PlanRows(choice=plans.choice[rows], order=plans.order[rows])
-        result[rows] = _ends(problem, graph, part)[0].max(axis=0)
+        result[rows] = end_times(problem, graph, part)[0].max(axis=0)
     return result
 
 
@@ -77,7 +77,7 @@ def timeline(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> Tim
         graph: Tasks and orders, from ``task_graph(problem)``.
         plans: Plans to simulate.
     """
-    end_s, duration_s = _ends(problem, graph, plans)
+    end_s, duration_s = end_times(problem, graph, plans)
     return Timeline(start_s=(end_s - duration_s).T, end_s=end_s.T)
 
 
@@ -117,7 +117,14 @@ def overlaps(problem: DataflowProblem, choice: IntArray, times: FloatArray) -> B
     return both
 
 
-def _ends(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> tuple[FloatArray, FloatArray]:
+def end_times(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> tuple[FloatArray, FloatArray]:
+    """End and duration of every task, all plans at once. [tasks, P].
+
+    Args:
+        problem: Candidates and transfers.
+        graph: Tasks and orders.
+        plans: Plans to simulate, at most about ``CHUNK_PLANS``.
+    """
     times = slot_times(problem, plans.choice)
     conflict = overlaps(problem, plans.choice, times).astype(np.float64)
     leads = lead_times(problem, plans.choice)

@@ -19,10 +19,12 @@ from planner.dataflow.order_cpsat import best_order
 from planner.dataflow.orders import TaskGraph, task_graph
 from planner.dataflow.pareto import useful_candidates
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.schedule import PlanRows, Timeline, makespan, timeline
+from planner.dataflow.rounds import settled_graph
+from planner.dataflow.schedule import PlanRows, Timeline, timeline
 from planner.dataflow.search_anneal import AnnealOptions, AnnealResult, anneal
 from planner.dataflow.search_neighbourhood import polish
 from planner.dataflow.search_tree import Incumbent, branch_and_bound
+from planner.dataflow.steady import duration_s
 from planner.dataflow.units import units_of
 from profiles.errors import InfeasibleError, SpecError, did_you_mean
 
@@ -66,7 +68,7 @@ class Solution:
         choice: Candidate of each call, as rows of the problem that was posed. [calls]
         order: Row of the table of orders of ``graph``.
         graph: Tasks and orders.
-        makespan_s: Seconds until the last iteration ends.
+        makespan_s: Seconds until the last iteration ends, or per settled iteration where that is wanted.
         bound_s: No plan, in any order, takes less.
         timeline: Start and end of every task of the plan.
         engine: What found the plan.
@@ -108,7 +110,7 @@ class Solution:
 def solve(
     problem: DataflowProblem, options: SearchOptions | None = None, *, clock: Callable[[], float] = time.monotonic
 ) -> Solution:
-    """Search for the plan whose last iteration ends first.
+    """Search for the plan whose last iteration ends first, or whose settled iterations recur fastest.
 
     Args:
         problem: Candidates, order and memory.
@@ -147,8 +149,10 @@ class _Search:
         self.problem, self.options, self.late = problem, options, late
         self.kept = useful_candidates(problem)
         self.small = problem.restrict(self.kept)
-        self.graph, self.units = task_graph(self.small), units_of(self.small)
-        self.chains = chains_of(self.small, self.graph)
+        self.units = units_of(self.small)
+        unrolled = task_graph(self.small)
+        self.chains = chains_of(self.small, unrolled)
+        self.graph = settled_graph(self.small) if problem.settled else unrolled
         self.tables = group_tables(self.small, self.chains, self.units)
         self.best = Incumbent(choice=np.zeros(len(self.kept), dtype=np.int64), order=0, makespan_s=np.inf)
         self.bound_s = float(group_time(self.chains, self.tables.least_s[None])[0])
@@ -209,9 +213,17 @@ class _Search:
             self._improve(done.best, "neighbourhood")
 
     def reorder(self) -> None:
-        """The best order of all for the best plan, where its bound leaves room for one outside the table."""
+        """The best order of all for the best plan, where its bound leaves room for one outside the table.
+
+        Of settled iterations none outside the table is looked for.
+        """
         best = self.best
-        if self.graph.complete or not self.open() or not np.isfinite(best.makespan_s):
+        if self.graph.complete or not np.isfinite(best.makespan_s):
+            return
+        if self.small.settled:
+            self.best = replace(best, order=self._soonest())
+            return
+        if not self.open():
             return
         least_s = float(choice_bound(self.small, self.chains, best.choice[None])[0])
         if least_s >= best.makespan_s * (1 - _PROVEN):
@@ -222,10 +234,19 @@ class _Search:
         graph = replace(self.graph, orders=np.concatenate([self.graph.orders, found.sequence[None]]))
         order = len(graph.orders) - 1
         plan = PlanRows(choice=best.choice[None], order=np.array([order]))
-        took_s = float(makespan(self.small, graph, plan)[0])
+        took_s = float(duration_s(self.small, graph, plan)[0])
         if took_s < best.makespan_s:
             self.graph = graph
             self._improve(Incumbent(choice=best.choice, order=order, makespan_s=took_s), self.engine)
+
+    def _soonest(self) -> int:
+        """Of the orders in which the best plan is as fast, the one whose first iterations are over first."""
+        orders = np.arange(len(self.graph.orders))
+        plans = PlanRows(choice=np.repeat(self.best.choice[None], len(orders), axis=0), order=orders)
+        as_fast = np.flatnonzero(duration_s(self.small, self.graph, plans) <= self.best.makespan_s * (1 + _PROVEN))
+        shown = self.graph.iteration < self.small.iterations
+        ends = timeline(self.small, self.graph, plans.take(as_fast)).end_s
+        return int(as_fast[ends[:, shown].max(axis=1).argmin()])
 
     def _improve(self, found: Incumbent, engine: str) -> None:
         if found.makespan_s < self.best.makespan_s:

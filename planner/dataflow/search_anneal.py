@@ -13,7 +13,8 @@ from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.memory import pressure
 from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.schedule import PlanRows, makespan
+from planner.dataflow.schedule import PlanRows
+from planner.dataflow.steady import duration_s
 from planner.dataflow.units import Units
 
 MOVES = ("one call", "same mesh", "shift", "swap meshes", "two calls apart", "join", "order")
@@ -176,7 +177,7 @@ class _Chains:
 
     def _price(self, plans: PlanRows) -> tuple[FloatArray, BoolArray]:
         share = pressure(self.problem, self.units, plans.choice)
-        time = makespan(self.problem, self.graph, plans)
+        time = duration_s(self.problem, self.graph, plans)
         fits = share <= 1
         return np.where(fits, time, time * (1.05 + 4 * (share - 1))), fits
 

@@ -17,7 +17,8 @@ from planner.dataflow.bounds import Chains, choice_bound
 from planner.dataflow.group_tables import GroupTables
 from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.schedule import PlanRows, makespan
+from planner.dataflow.schedule import PlanRows
+from planner.dataflow.steady import duration_s
 from planner.dataflow.tree_nodes import SLACK, Nodes, Tree, grow, plant, root
 from planner.dataflow.units import Units
 
@@ -185,7 +186,7 @@ def _harvest(
         plans = choice[rows][:, columns]
         whole = np.maximum(bound[rows], choice_bound(tree.problem, tree.chains, plans))
         repeated = PlanRows(choice=np.repeat(plans, orders, axis=0), order=np.tile(np.arange(orders), len(rows)))
-        time = makespan(tree.problem, graph, repeated).reshape(len(rows), orders)
+        time = duration_s(tree.problem, graph, repeated).reshape(len(rows), orders)
         if not graph.complete:
             # Another order, not in the table, might attain the bound.
             missed = min(missed, float(whole.min()))

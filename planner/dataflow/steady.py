@@ -1,30 +1,54 @@
-"""Seconds per iteration once a workflow has settled.
+"""How long plans take: until their last iteration ends, or per iteration once they have settled.
 
-The end of the whole run less that of the first iteration, over the iterations between, understates it when a call of
-the first iteration is put off behind the second: the first then ends late. Every call recurs once per iteration, so
-the slowest of their paces is taken, and never less than the work of the busiest GPU.
+A plan whose tasks take turns in rounds that repeat is a system of ends, each the maximum over earlier ends plus times
+that are the same in every round. With x_k the ends that later rounds wait for, n of them, its pace is the largest mean
+time per round around any circle of waits, and that is (Karp, 1978, "A characterization of the minimum cycle mean in a
+digraph"; the start is any state, since rounds before it add one source with one way to every end)
+
+    max over ends v of min over 0 <= k < n of (x_n(v) - x_k(v)) / (n - k)
+
+so that n + 1 rounds, simulated as all others are, tell exactly at what pace infinitely many go on.
 """
 
 import numpy as np
 
-from costmodels.plan import FloatArray
-from planner.dataflow.orders import TaskGraph
+from costmodels.plan import FloatArray, IntArray
+from planner.dataflow.orders import Rounds, TaskGraph
+from planner.dataflow.problem import DataflowProblem
+from planner.dataflow.schedule import CHUNK_PLANS, PlanRows, end_times
 
 
-def steady_s(end_s: FloatArray, graph: TaskGraph, num_calls: int) -> FloatArray:
-    """(P,) seconds per iteration of P plans.
+def duration_s(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> FloatArray:
+    """(P,) what a search minimises: seconds per settled iteration if the graph has rounds, else until the last end.
 
     Args:
-        end_s: End of every task. [P, tasks]
-        graph: Tasks and their iterations.
-        num_calls: Calls of the problem; slots below it are calls.
+        problem: Candidates and transfers.
+        graph: Tasks and orders, from ``task_graph`` or ``settled_graph``.
+        plans: Plans to simulate.
     """
-    last = int(graph.iteration.max())
-    if last == 0:
-        return np.asarray(end_s.max(axis=1))
-    paces = []
-    for call in range(num_calls):
-        tasks = np.flatnonzero(graph.slot == call)
-        order = tasks[np.argsort(graph.iteration[tasks])]
-        paces.append((end_s[:, order[-1]] - end_s[:, order[0]]) / last)
-    return np.asarray(np.max(paces, axis=0))
+    result = np.empty(len(plans))
+    for begin in range(0, len(plans), CHUNK_PLANS):
+        rows = slice(begin, begin + CHUNK_PLANS)
+        part = PlanRows(choice=plans.choice[rows], order=plans.order[rows])
+        ends = end_times(problem, graph, part)[0]
+        result[rows] = ends.max(axis=0) if graph.rounds is None else _pace_s(ends, graph.rounds, part.order)
+    return result
+
+
+def _pace_s(end_s: FloatArray, rounds: Rounds, order: IntArray) -> FloatArray:
+    """(P,) seconds per round from the ends of all tasks, [tasks, P], and the order of each plan."""
+    one = len(order) > 0 and (order == order[0]).all()
+    if one:
+        ends = end_s[rounds.tasks[order[0]]]
+    else:
+        ends = np.take_along_axis(end_s, rounds.tasks[order].reshape(len(order), -1).T, axis=0)
+        ends = ends.reshape(*rounds.tasks.shape[1:], len(order))
+    nodes = sum(rounds.delays)
+    ahead = np.arange(nodes, 0, -1)[:, None, None]
+    pace = np.zeros(len(order))
+    for delay in range(max(rounds.delays)):
+        held = [slot for slot, most in enumerate(rounds.delays) if most > delay]
+        begin = rounds.first - delay
+        states = ends[begin : begin + nodes + 1, held]
+        np.maximum(pace, ((states[-1] - states[:-1]) / ahead).min(axis=0).max(axis=0), out=pace)
+    return pace

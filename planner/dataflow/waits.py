@@ -58,18 +58,20 @@ class Unrolled:
 
     Attributes:
         slot: Slot of each task; of what a lead leaves, its place in ``between`` behind the calls.
+        iteration: Iteration of each; of what a lead leaves, that of the call it leads.
         parents: Tasks it waits for.
         order: Parents first.
     """
 
     slot: list[int]
+    iteration: list[int]
     parents: list[list[int]]
     order: list[int]
 
 
 def unrolled(problem: DataflowProblem, graph: TaskGraph) -> Unrolled:
     """The graph without the waits that leads undo, and with what they leave of them."""
-    slot = graph.slot.tolist()
+    slot, iteration = graph.slot.tolist(), graph.iteration.tolist()
     parents = [list(found) for found in graph.parents]
     behind: list[list[int]] = [[] for _ in slot]
     first = len(problem.calls) + len(problem.moving)
@@ -78,6 +80,7 @@ def unrolled(problem: DataflowProblem, graph: TaskGraph) -> Unrolled:
         for parent, lead in found:
             left = len(slot)
             slot.append(first + lead)
+            iteration.append(iteration[child])
             parents.append([parent])
             behind[parent].append(left)
             if late[lead]:
@@ -87,4 +90,4 @@ def unrolled(problem: DataflowProblem, graph: TaskGraph) -> Unrolled:
                 if child in others:
                     parents[waiting].append(left)
     order = [task for one in graph.orders[0] for task in (int(one), *behind[one])]
-    return Unrolled(slot=slot, parents=parents, order=order)
+    return Unrolled(slot=slot, iteration=iteration, parents=parents, order=order)

@@ -17,9 +17,7 @@ from planner.dataflow.holdings import (
     shareable,
     useful_rows,
 )
-from planner.dataflow.orders import TaskGraph
 from planner.dataflow.placement import Region, cluster_meshes, placements, with_pinned
-from planner.dataflow.steady import steady_s
 from planner.request import resolve_cluster
 from profiles.errors import SpecError
 
@@ -140,20 +138,3 @@ def test_rows_that_may_share_weights_stay() -> None:
     assert shared.tolist() == [False, True, False, False]
     kept = useful_rows(rows, slack_s=0.0, tolerance_s=100.0, kept=shared)
     assert (1, RESIDENT) in set(zip(kept.row.tolist(), kept.holding.tolist(), strict=True))
-
-
-def test_the_pace_is_that_of_the_slowest_call() -> None:
-    """Two calls, three iterations: the first call recurs every 2 s, the second one is put off once."""
-    graph = TaskGraph(
-        slot=np.array([0, 1, 0, 1, 0, 1]),
-        iteration=np.array([0, 0, 1, 1, 2, 2]),
-        parents=((), (), (), (), (), ()),
-        orders=np.zeros((1, 6), dtype=np.int64),
-        complete=True,
-    )
-    ends = np.array([[2.0, 5.0, 4.0, 5.5, 6.0, 7.0]])
-    assert steady_s(ends, graph, 2)[0] == 2.0
-    once = TaskGraph(
-        slot=np.array([0, 1]), iteration=np.array([0, 0]), parents=((), ()), orders=np.zeros((1, 2)), complete=True
-    )
-    assert steady_s(np.array([[2.0, 5.0]]), once, 2)[0] == 5.0

@@ -1,0 +1,92 @@
+"""Enough iterations to tell the pace at which a workflow goes on for ever.
+
+Once iterations wait for earlier ones in full, tasks take turns in *rounds* that repeat: a round begins with the first
+call, and holds one task of every slot, not always of the same iteration. What an end depends on lies in its own round
+or a few rounds back, equally far in every round. ``planner.dataflow.steady`` reads the pace off as many such rounds as
+there are ends to remember from one round to the next.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from costmodels.plan import IntArray
+from planner.dataflow.orders import Rounds, TaskGraph, task_graph
+from planner.dataflow.problem import DataflowProblem
+
+
+def settled_graph(problem: DataflowProblem) -> TaskGraph:
+    """Tasks and orders of as many iterations as tell the pace of every plan.
+
+    Args:
+        problem: Calls and edges; how many iterations it names does not matter.
+    """
+    slots = len(problem.calls) + len(problem.moving)
+    if not problem.leading:
+        # Waiting for what is further back than there are slots never holds anything up: on the way around such a wait
+        # lie at most that many tasks, and each task alone recurs no faster than it takes.
+        edges = tuple(replace(edge, lag=min(edge.lag, slots + 1)) for edge in problem.edges)
+        problem = replace(problem, edges=edges)
+    lag = max([1, *(edge.lag for edge in problem.edges)])
+    count = 2 * lag + slots + 3
+    while True:
+        graph = task_graph(problem, count)
+        table, offset = _tables(graph, slots)
+        delays = _delays(graph, offset, slots)
+        first = lag + max(delays) + int(np.abs(offset).max())
+        missing = first + sum(delays) + 1 - table.shape[1]
+        if missing <= 0:
+            break
+        count += missing
+    kept = np.asarray([_repeats(graph, order, rounds, first - max(delays)) for order, rounds in enumerate(table)])
+    if not kept.any():
+        raise RuntimeError("no order of the calls repeats")
+    rounds = Rounds(tasks=table[kept, : first + sum(delays) + 1], first=first, delays=delays)
+    return replace(graph, orders=graph.orders[kept], rounds=rounds, complete=False)
+
+
+def _tables(graph: TaskGraph, slots: int) -> tuple[IntArray, IntArray]:
+    """Task of each slot in each whole round, by order, [orders, rounds, slots]; round less iteration, [orders, slots].
+
+    Rounds that lack a task, at the very beginning, hold -1.
+    """
+    tasks = len(graph.slot)
+    tables, offsets = [], []
+    for order in graph.orders:
+        number = np.empty(tasks, dtype=np.int64)
+        number[order] = np.cumsum(graph.slot[order] == 0) - 1
+        middle = graph.iteration == graph.iteration.max() // 2
+        offset = np.zeros(slots, dtype=np.int64)
+        offset[graph.slot[middle]] = (number - graph.iteration)[middle]
+        whole = int(graph.iteration.max()) + 1 - int(np.abs(offset).max())
+        table = np.full((whole, slots), -1, dtype=np.int64)
+        inside = (number >= 0) & (number < whole)
+        table[number[inside], graph.slot[inside]] = np.flatnonzero(inside)
+        tables.append(table)
+        offsets.append(offset)
+    least = min(len(table) for table in tables)
+    return np.stack([table[:least] for table in tables]), np.stack(offsets)
+
+
+def _delays(graph: TaskGraph, offset: IntArray, slots: int) -> tuple[int, ...]:
+    """How many rounds later the ends of each slot are still waited for, in any order; a slot waits for itself."""
+    delays = [1] * slots
+    for child in np.flatnonzero(graph.iteration == graph.iteration.max()).tolist():
+        early = [task for task, _ in graph.leads[child]] if graph.leads else []
+        for parent in (*graph.parents[child], *early):
+            back = int(graph.iteration[child] - graph.iteration[parent])
+            source = int(graph.slot[parent])
+            delays[source] = max(delays[source], back + int((offset[:, graph.slot[child]] - offset[:, source]).max()))
+    return tuple(delays)
+
+
+def _repeats(graph: TaskGraph, order: int, rounds: IntArray, first: int) -> bool:
+    """Whether all rounds from the first on hold the same slots of equally distant iterations in the same order."""
+    settled = rounds[first:]
+    if (settled < 0).any():
+        return False
+    place = np.empty(len(graph.slot), dtype=np.int64)
+    place[graph.orders[order]] = np.arange(len(graph.slot))
+    turns = np.argsort(place[settled], axis=1)
+    apart = np.diff(graph.iteration[settled], axis=0)
+    return bool((turns == turns[0]).all() and (apart == 1).all())
