@@ -116,7 +116,7 @@ def test_orders_in_the_table_are_seldom_beaten(seed):
     assert table <= 1.1 * slow_makespan(problem, graph, np.zeros(4, dtype=int), found.sequence)
 
 
-@pytest.mark.parametrize(("seed", "table_s", "best_s"), [(1, 60, 57), (22, 42, 40), (26, 49, 45)])
+@pytest.mark.parametrize(("seed", "table_s", "best_s"), [(1, 60, 57), (26, 49, 45), (40, 38, 36)])
 def test_a_search_finds_orders_outside_the_table(seed, table_s, best_s):
     """The only plan of each problem; other orders of equally ready tasks than those that recur end earlier."""
     rng = np.random.default_rng(seed)
