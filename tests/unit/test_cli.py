@@ -104,7 +104,11 @@ JOB_OPTIONS: list[tuple[Sequence[str], str, Any]] = [
     (("--dropout",), "dropout", True),
     (("--fused-loss",), "fused_cross_entropy", True),
     (("--padding-efficiency", "0.5"), "padding_efficiency", 0.5),
-    (("--task", "lora", "--lora-rank", "8", "--lora-targets", "q,v"), "lora", {"rank": 8, "targets": ["q", "v"]}),
+    (
+        ("--task", "lora", "--lora-rank", "8", "--lora-targets", "q,v"),
+        "lora",
+        {"rank": 8, "targets": ["q", "v"], "dropout": False},
+    ),
     (("--tokens", "1.5T"), "train_tokens", 1.5e12),
     (("--tokens", "300B"), "train_tokens", 3e11),
     (("--tokens", "2e9"), "train_tokens", 2e9),
