@@ -168,7 +168,14 @@ def least_step_s(
 
 
 def least_once_s(
-    prices: StagePrices, config: IntArray, p: IntArray, m: IntArray, v: IntArray, longest_s: FloatArray
+    prices: StagePrices,
+    config: IntArray,
+    p: IntArray,
+    m: IntArray,
+    v: IntArray,
+    longest_s: FloatArray,
+    *,
+    offload: bool = True,
 ) -> FloatArray:
     """(F,) seconds once per step of the stage that holds most layers: at least its share of these.
 
@@ -179,6 +186,7 @@ def least_once_s(
         m: (F,) micro-batches per step.
         v: (F,) chunks per stage.
         longest_s: (F,) longest a stage works on one micro-batch, under which traffic hides.
+        offload: Whether optimizer states and weights may be on the host.
     """
     model, no = prices.context.model, np.zeros(len(config), dtype=np.bool_)
     moe = 2 * model.num_moe_layers >= model.num_layers
@@ -188,7 +196,8 @@ def least_once_s(
         config, dense=none if moe else layers, moe=layers if moe else none, has_embedding=no, has_head=no
     )
     least_s = np.full(len(config), np.inf)
-    for optimizer, parameters in product((0, OFFLOAD_PARTS), repeat=2):  # in between times are linear, or longer
+    shares = (0, OFFLOAD_PARTS) if offload else (0,)
+    for optimizer, parameters in product(shares, repeat=2):  # in between times are linear, or longer
         parts = once_s(
             prices, config, rows, num_microbatches=m, num_stages=p, virtual_stages=v, forward_s=longest_s,
             backward_s=longest_s,

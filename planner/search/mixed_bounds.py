@@ -71,7 +71,7 @@ def _once_s(families: list[Family], prices: StagePrices, below_s: float) -> Floa
     longest_s = below_s / prices.context.stack.step_time_scale / m
     for place in range(max(len(family.configs) for family in families)):
         config = np.asarray([family.configs[min(place, len(family.configs) - 1)] for family in families])
-        least_s = np.minimum(least_s, least_once_s(prices, config, stages, m, v, longest_s))
+        least_s = np.minimum(least_s, least_once_s(prices, config, stages, m, v, longest_s, offload=False))
     return least_s
 
 

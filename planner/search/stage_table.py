@@ -109,7 +109,7 @@ def option_table(
         below_s: Step time to beat, or infinity.
         most_layers: Most layers a stage can hold, if known.
     """
-    most_s = _longest_s(family, prices, below_s) if np.isfinite(below_s) else np.inf
+    most_s = _longest_s(family, prices, below_s, offload=freedom.offload) if np.isfinite(below_s) else np.inf
     contents = _contents(family, prices, most_s, most_layers)
     if not len(contents.first):
         return None
@@ -126,7 +126,7 @@ def option_table(
     return None
 
 
-def _longest_s(family: Family, prices: StagePrices, below_s: float) -> float:
+def _longest_s(family: Family, prices: StagePrices, below_s: float, *, offload: bool) -> float:
     """Seconds that a stage of a plan below a step time works on one micro-batch at most.
 
     The slowest works as often as there are micro-batches, and what then happens once shows the more, the less time
@@ -137,7 +137,7 @@ def _longest_s(family: Family, prices: StagePrices, below_s: float) -> float:
     p, m, v = (np.full(len(family.configs), size) for size in sizes)
     longest_s = known_s / family.num_microbatches
     for _ in range(_NARROWINGS):
-        once = least_once_s(prices, family.configs, p, m, v, np.full(len(p), longest_s))
+        once = least_once_s(prices, family.configs, p, m, v, np.full(len(p), longest_s), offload=offload)
         longest_s = max(known_s - float(once.min()), 0.0) / family.num_microbatches
     return longest_s
 
