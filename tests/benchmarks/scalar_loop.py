@@ -83,15 +83,7 @@ def _price_one(row: Row, context: CostContext, byte_s: float) -> tuple[float, fl
     pipeline_s, bubble_s, slowest = _pipeline_s(row, forward, backward, weight)
     parts = _parts(row, slowest)
     parts["bubble"], parts["pipeline_transfer"] = bubble_s, 2 * m * row["transfer_s"]
-    hide = stack.data_parallel_overlap
-    longest_forward = max(forward)
-    longest_backward = max(b + w for b, w in zip(backward, weight, strict=True))
-    back = row["gradients_s"] + row["gathers"] * row["parameters_s"]
-    gather = row["parameters_s"] - min(
-        (hide if row["overlap_param_gather"] else 0.0) * row["parameters_s"], longest_forward
-    )
-    reduce = back - min((hide if row["overlap_grad_reduce"] else 0.0) * back, longest_backward)
-    parts["data_parallel"] = (m if row["gathers"] else 1) * gather + (m if row["reduces"] else 1) * reduce
+    parts["data_parallel"] = _traffic_s(row, stack.data_parallel_overlap, forward, backward, weight)
     parts["optimizer"] = row["optimizer_s"]
     known = pipeline_s + parts["data_parallel"] + parts["optimizer"]
     nodes = max(row["num_devices"] / context.cluster.node.devices_per_node, 1.0)
@@ -101,6 +93,23 @@ def _price_one(row: Row, context: CostContext, byte_s: float) -> tuple[float, fl
     spread = exp(1.645 * stack.memory_residual_log_std)
     interval = (peak / spread, peak * spread)
     return known + per_step, peak, interval[0] <= peak <= context.cluster.device.usable_memory_bytes
+
+
+def _traffic_s(row: Row, hide: float, forward: list[float], backward: list[float], weight: list[float]) -> float:
+    m, chunks = row["num_microbatches"], row["virtual_stages"]
+    between = min(sum(row["count"]), m)
+    longest_backward = max(b + w for b, w in zip(backward, weight, strict=True))
+    back = row["gradients_s"] + row["gathers"] * row["parameters_s"]
+    shown = 0.0
+    for transfer, window, hides, often in (
+        (row["parameters_s"], max(forward), row["overlap_param_gather"], row["gathers"]),
+        (back, longest_backward, row["overlap_grad_reduce"], row["reduces"]),
+    ):
+        hidden = (hide if hides else 0.0) * transfer
+        under_one, under_several = transfer - min(hidden, window), transfer - min(hidden, between * window)
+        apart, times = (1, m) if often and m > 1 else (chunks, 1)
+        shown += times * (under_several + (under_one - under_several) / apart)
+    return shown
 
 
 def _accumulation_s(row: Row, context: CostContext, byte_s: float) -> list[float]:

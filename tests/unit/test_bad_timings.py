@@ -219,7 +219,7 @@ def test_a_broken_calibration_is_named(store: TimingStore, change: dict[str, Any
     sound = {
         "device": H100.name, "group": [3], "points": [[0.0] * 6], "log_ratio": [0.1], "error": [0.1, 0.2],
         "amplitudes": {"shared": 0.1, "own": 0.1, "shape": 0.1, "length": 1.0, "rest": 0.1},
-        "scales": {"-1": [1.0, 1.0]},
+        "scales": {"-1": [1.0, 1.0]}, "refits": {"before": {}, "after": {}, "level": 0.0},
     }  # fmt: skip
     document = {"prices": prices_version(), "calibration": sound}
     write_calibration(store.directories[-1], H100.name, document)

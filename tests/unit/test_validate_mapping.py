@@ -5,36 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from costmodels.plan import ContextKind, Recompute, RecomputeModule, Schedule
+from costmodels.plan import ContextKind, Recompute, Schedule
 from planner.validate.mapping import average_repeats, map_row, map_rows
-from planner.validate.models import ModelFinder
 from planner.validate.reader import Row
-from planner.validate.rows import CannotScore, MemoryKind, ScorableRow
-from planner.validate.stack_choice import defaults_of
-from profiles.catalog import default_catalog
+from planner.validate.rows import MemoryKind
 from profiles.units import GIB
-
-CATALOG = default_catalog()
-FINDER = ModelFinder(CATALOG)
-
-# SC21 Table 1, 175B-class row of 145.6B on 1536 GPUs is not round; this is Korthikanti Table 5, 22B.
-GPT_22B = {
-    "source": "paper", "model": "megatron-22B", "layers": "48", "hidden": "6144", "heads": "64", "vocab": "51200",
-    "seq_len": "2048", "gated_mlp": "no", "gpu": "A100", "gpu_mem_gb": "80", "num_gpus": "8", "gpus_per_node": "8",
-    "framework": "Megatron-LM", "precision": "fp16", "tp": "8", "sp": "yes", "pp": "1", "dp": "1", "cp": "1",
-    "micro_batch": "4", "global_batch_seqs": "4", "recompute": "selective", "flash_attention": "no",
-    "task": "pretrain", "measured_step_time_s": "1.1",
-}  # fmt: skip
-
-
-def mapped(**cells: str) -> ScorableRow:
-    return map_row(Row(file="t.csv", line=2, cells=GPT_22B | cells), CATALOG, FINDER)
-
-
-def reason(**cells: str) -> str:
-    with pytest.raises(CannotScore) as caught:
-        mapped(**cells)
-    return caught.value.reason
+from tests.published import CATALOG, FINDER, GPT_22B, mapped, reason
 
 
 def test_a_row_of_a_paper() -> None:
@@ -154,93 +130,6 @@ def test_silent_recompute_is_a_stated_assumption() -> None:
     assert "recomputation not printed" in row.assumptions[0]
 
 
-BRIDGE = {"source": "NVIDIA-NeMo/Megatron-Bridge perf summary", "framework": "Megatron-Bridge", "recompute": ""}
-
-
-@pytest.mark.parametrize(
-    ("cells", "kind", "verdict"),
-    [
-        ({}, Recompute.NONE, False),
-        ({"notes": "Megatron-FSDP, FSDP column=8"}, Recompute.NONE, None),  # its presets offload activations besides
-        ({"model": "DeepSeekV3"}, Recompute.SELECTIVE, None),  # parts of layers, not the core
-    ],
-)
-def test_what_presets_recompute_is_not_guessed_from_memory(cells, kind, verdict) -> None:
-    """No whole layer is recomputed because the plan looks too large; what parts keep cannot judge a verdict."""
-    shape = (
-        dict.fromkeys(("layers", "hidden", "heads", "kv_heads", "ffn_hidden", "vocab"), "") if "model" in cells else {}
-    )
-    row = mapped(**BRIDGE | shape | cells)
-    assert row.plan.recompute is kind
-    assert not row.recompute_assumed
-    assert any("publisher's presets" in text for text in row.assumptions)
-    assert row.out_of_memory is verdict
-    assert mapped(**BRIDGE | {"recompute": "full"}).plan.recompute is Recompute.FULL
-
-
-NEMO = {
-    "source": "NVIDIA NeMo docs", "framework": "NeMo / Megatron-Core", "recompute": "", "vpp": "", "tp": "4",
-    "pp": "4", "dp": "1", "layers": "80", "num_gpus": "16", "global_batch_seqs": "32", "micro_batch": "1",
-    "flash_attention": "",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("model", "task", "chunks"),
-    [
-        ("LLAMA2-70B", "full_ft", 20),
-        ("LLAMA3-70B", "pretrain", 5),
-        ("LLAMA2-70B", "lora", 1),
-        ("GPT3-20B", "pretrain", 1),
-    ],
-)
-def test_nemo_scripts_interleave_and_recompute_nothing(model: str, task: str, chunks: int) -> None:
-    row = mapped(**NEMO | {"model": model, "task": task})
-    assert (row.plan.virtual_stages, row.plan.recompute, row.recompute_assumed) == (chunks, Recompute.NONE, False)
-    assert (row.job.lora is not None and (row.job.lora.rank, row.job.lora.targets)) == (
-        task == "lora" and (32, ("q", "k", "v"))
-    )
-    assert mapped(**NEMO | {"model": model, "vpp": "2"}).plan.virtual_stages == 2
-    assert (row.job.master_dtype, row.job.state_dtype) == (("fp32",) * 2 if task == "pretrain" else ("none", "bf16"))
-
-
-@pytest.mark.parametrize(
-    ("source", "gpu", "modules"),
-    [
-        ("NVIDIA/dgxc-benchmarking", "H100", RecomputeModule.MLA_UP_PROJ),
-        ("NVIDIA/dgxc-benchmarking", "GB200", RecomputeModule.CORE_ATTN),
-        (BRIDGE["source"], "H100", RecomputeModule.CORE_ATTN),
-    ],
-)
-def test_scripts_say_which_modules_are_recomputed(source: str, gpu: str, modules: RecomputeModule) -> None:
-    shape = dict.fromkeys(("layers", "hidden", "heads", "kv_heads", "ffn_hidden", "vocab"), "")
-    cells = shape | {"model": "DeepSeek-V3 671B", "source": source, "gpu": gpu, "gpu_mem_gb": "", "recompute": ""}
-    plan = mapped(**cells, framework="NeMo / Megatron-Core").plan
-    assert (plan.recompute, plan.recompute_modules) == (Recompute.SELECTIVE, modules)
-
-
-def test_only_nvidia_s_adapters_of_mlperf_are_known_to_recompute_nothing() -> None:
-    cells = {"source": "MLPerf Training v5.0", "framework": "NeMo", "recompute": "", "task": "lora"}
-    assert not mapped(**cells, notes="config env: FP8_DPA=1 SP=0").recompute_assumed
-    assert mapped(**cells, notes="config env: SP=0").recompute_assumed
-
-
-def test_printed_tensor_degree_of_experts_is_taken() -> None:
-    cells = {
-        "model": "some-moe",
-        "tp": "4",
-        "dp": "2",
-        "ep": "2",
-        "framework": "Megatron-Core",
-        "gated_mlp": "yes",
-        "ffn_hidden": "18432",
-        "global_batch_seqs": "8",
-    }
-    notes = "moe: n_routed_experts=8 num_experts_per_tok=2 moe_intermediate_size=2048"
-    plans = [mapped(**cells, notes=text).plan for text in (notes, f"ETP=1; {notes}", f"ETP=2; {notes}")]
-    assert [plan.expert_tensor_parallel for plan in plans] == [4, 1, 2]
-
-
 @pytest.mark.parametrize(
     ("framework", "stack", "zero"),
     [
@@ -356,20 +245,6 @@ def test_runs_before_a_pipeline_fix_keep_their_memory_but_not_their_time() -> No
 
 
 @pytest.mark.parametrize(
-    ("model", "gpu", "stack"),
-    [
-        ("Qwen3_235B_a22B", "H100", "megatron-core-ep-overlap"),
-        ("Qwen3_235B_a22B (tokendrop)", "H100", "megatron-core"),
-        ("Qwen3_235B_a22B", "B200", "megatron-core"),
-        ("DeepSeekV3", "H100", "megatron-core"),
-    ],
-)
-def test_recipes_that_hide_expert_traffic(model: str, gpu: str, stack: str) -> None:
-    row = Row(file="t.csv", line=2, cells={"model": model, "gpu": gpu, "source": "NVIDIA-NeMo/Megatron-Bridge perf"})
-    assert defaults_of(row).stack == stack
-
-
-@pytest.mark.parametrize(
     ("job", "notes", "stalls"),
     [
         ("13436302", "hopper-prod", False),
@@ -410,25 +285,6 @@ def test_adapters_and_four_bit_weights() -> None:
     kept = mapped(framework="NeMo", task="lora").job.lora
     assert kept is not None
     assert not kept.dropout
-
-
-def test_litgpt_never_ties_its_head() -> None:
-    assert mapped().model.tie_word_embeddings
-    assert not mapped(framework="litgpt").model.tie_word_embeddings
-
-
-def test_runs_of_litgpts_hub_used_as_many_gpus_as_their_configuration_says() -> None:
-    hub = {"source": "litgpt config_hub", "framework": "litgpt", "num_gpus": "4", "tp": "1", "dp": "4", "task": "lora",
-           "micro_batch": "1"}  # fmt: skip
-    assert "fewer GPUs" in reason(**hub)
-    assert "fewer GPUs" in reason(**hub | {"model": "stablelm-base-alpha-3b", "task": "full_ft"})
-    assert mapped(**hub | {"model": "gemma-2b", "task": "full_ft"}).cluster.num_devices == 4
-    assert mapped(**hub | {"num_gpus": "1", "dp": "1"}).cluster.num_devices == 1
-
-
-def test_megatron_bridge_runs_transformer_engines_loss() -> None:
-    assert mapped(**BRIDGE).job.fused_cross_entropy
-    assert not mapped().job.fused_cross_entropy
 
 
 @pytest.mark.parametrize(
