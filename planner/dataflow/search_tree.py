@@ -22,7 +22,7 @@ from planner.dataflow.steady import duration_s
 from planner.dataflow.tree_nodes import SLACK, Nodes, Tree, grow, plant, root
 from planner.dataflow.units import Units
 
-_BLOCK_CELLS = 1_500_000  # children looked at in one step
+_BLOCK_CELLS = 1 << 17  # children looked at in one step; few enough to stay in the processor's cache
 _BLOCK_NODES = 4096
 _DIVE_NODES = 256  # while no plan is known
 _MOST_WAITING = 6_000_000  # nodes in all pools before only the deepest are taken

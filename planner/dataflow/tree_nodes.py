@@ -327,8 +327,8 @@ def _group_times(tree: Tree, place: int, depth: int, decided: _Decided, times: F
             calls[other].time_s[decided.rows(other)] * calls[other].size[decided.rows(other)] for other in before
         )
         left = sum(tree.tables.area_gpu_s[other] for other in group if other not in tree.sequence[: depth + 1])
-        area = (np.asarray(spent)[:, None] + call.time_s * call.size + left) / tree.problem.num_gpus
-        np.maximum(later, area, out=later)
+        ours = (call.time_s * call.size + left) / tree.problem.num_gpus
+        np.maximum(later, np.asarray(spent)[:, None] / tree.problem.num_gpus + ours, out=later)
     return later
 
 
