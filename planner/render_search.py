@@ -19,6 +19,7 @@ _TITLES = {
     "time": "", "GiB": "",
 }  # fmt: skip
 _SAME = 5e-5  # share of the step that percentages do not show
+_GIVES_WAY = {"device": 5, "recomputed": 10}  # columns that a narrow terminal may make narrower, and how much
 _DEGREES = ("tp", "cp", "dp", "ep")
 
 
@@ -85,13 +86,19 @@ def _plan(best: FoundPlan, proof: str, console: Console) -> None:
     shown = [
         title for title in _TITLES if title not in _DEGREES or any(_cell(stage, title) != "1" for stage in best.stages)
     ]
-    table.add_column("stage", no_wrap=True)
-    for title in shown:
-        left = title == "device"  # the one that gives way on a narrow terminal
+    rows = [[_cell(stage, title) for title in shown] for stage in best.stages]
+    table.add_column("stage", no_wrap=True, min_width=len("stage"))
+    for title, *cells in zip(shown, *rows, strict=True):
+        widest = max(len(title), *map(len, cells))
+        least = min(widest, _GIVES_WAY.get(title, widest))
         table.add_column(
-            title, justify="left" if left else "right", no_wrap=True, overflow="ellipsis", min_width=5 * left
+            title,
+            justify="left" if title == "device" else "right",
+            no_wrap=least == widest,
+            overflow="fold" if title == "recomputed" else "ellipsis",
+            min_width=least,
         )
-    for cells, run in groupby(best.stages, key=lambda stage: [_cell(stage, title) for title in shown]):
+    for cells, run in groupby(best.stages, key=lambda stage: rows[stage.index]):
         stages = list(run)
         first, last = stages[0].index, stages[-1].index
         table.add_row(str(first) if first == last else f"{first}-{last}", *cells)

@@ -118,6 +118,17 @@ def test_the_answer_in_a_terminal_names_them_too(free: SearchResult) -> None:
     assert "The best that Megatron-LM can run" not in text
 
 
+def test_on_a_narrow_terminal_only_names_of_devices_get_shorter(free: SearchResult) -> None:
+    console = Console(record=True, width=70, file=StringIO())
+    render_search(free, console)
+    lines = console.export_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("stage"))
+    assert lines[at].split()[-2:] == ["time", "GiB"]
+    assert "layers" in lines[at]
+    assert "…" not in lines[at]
+    assert "…" in lines[at + 1].split()[1]
+
+
 @pytest.mark.parametrize("framework", ["deepspeed", "nanotron", "huggingface"])
 def test_frameworks_that_lay_layers_out_themselves_get_an_enumerated_plan(framework: str) -> None:
     result = found(Small(name="", model=model(4), cluster="4xA100-80GB", job=_JOB, framework=framework, runnable=True))
