@@ -9,11 +9,12 @@ from unittest import mock
 
 import numpy as np
 
-from costmodels.plan import AxisOrder, IntArray, Recompute, Schedule
+from costmodels.plan import AxisOrder, IntArray, Recompute, RecomputeModule, Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import StagePrices
 from planner.request import Options, setting_of
+from planner.rules import modules as module_rules
 from planner.rules.modules import module_sets
 from planner.search import mixed_families, portfolio
 from planner.search.call import search
@@ -58,6 +59,7 @@ class Small:
 
     Attributes:
         shares: Eighths of the optimizer's states and of the weights that may be on the host.
+        modules: Of those that ``named_modules`` may name.
         most_stages: Of pipelines across groups.
     """
 
@@ -72,6 +74,7 @@ class Small:
     named_modules: bool = False
     offload: bool = False
     shares: tuple[int, ...] = (0, 4, 8)
+    modules: RecomputeModule = ~RecomputeModule(0)
     most_stages: int = mixed_families.MOST_STAGES
     runnable: bool = False
 
@@ -105,8 +108,10 @@ class Small:
     @contextmanager
     def limited(self) -> Iterator[None]:
         """While the search, and what brute force shares with it, looks at no more than that."""
+        present = module_rules.present_modules
         with (
             mock.patch.object(portfolio, "EIGHTHS", self.shares),
+            mock.patch.object(module_rules, "present_modules", lambda model: present(model) & self.modules),
             mock.patch.object(mixed_families, "MOST_STAGES", self.most_stages),
         ):
             yield
@@ -180,7 +185,8 @@ INSTANCES = (
           job={"sequence_length": 2048, "global_batch_size": 16}),
     Small(name="every dimension", model=dense_and_moe(4), cluster="1x2xA100-80GB+1x1xH100", reserve_gib=73.5,
           job={"sequence_length": 8192, "global_batch_size": 2}, framework="megatron,fsdp", offload=True,
-          shares=(0, 8), most_stages=2),
+          shares=(0, 8), named_modules=True, modules=RecomputeModule.CORE_ATTN | RecomputeModule.MOE_ACT,
+          most_stages=2),
 )  # fmt: skip
 
 
