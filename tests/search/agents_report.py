@@ -29,7 +29,7 @@ Whole spaces of Megatron-Core with offloading, priced in full first, so that the
 ## Regret by budget, default settings
 
 Share by which the best plan found is slower than the optimum, over {seeds} seeds. "Found" is the share of the runs
-within {close}.
+within {close}. A run ends with its budget, or when it has found the optimum.
 
 {default}
 

@@ -128,5 +128,7 @@ def regrets(space: Any, agent: str, makes: Sequence[Make], seeds: int, budgets: 
 
 
 def _one(space: Any, agent: Agent, budgets: tuple[int, ...]) -> list[float]:
-    result = run(Search(space=space, agent=agent, budget=Budget(evaluations=budgets[-1])))
+    """One run; once it has found the optimum it ends, since no budget changes its regret any more."""
+    budget = Budget(evaluations=budgets[-1])
+    result = run(Search(space=space, agent=agent, budget=budget, lower_bound_s=space.optimum_s, tolerance=0.0))
     return [result.best_at(budget) / space.optimum_s - 1.0 for budget in budgets]
