@@ -69,7 +69,7 @@ def play(schedule: Schedule, stages: Sequence[StageWork], *, virtual_stages: int
     """
     count, split = len(stages), schedule in ZERO_BUBBLE
     v_shaped = schedule == Schedule.ZERO_BUBBLE_V
-    chunks = 2 if v_shaped else virtual_stages
+    chunks = schedule.chunks(virtual_stages)
     of_stage = orders(schedule, stages=count, virtual_stages=virtual_stages, num_microbatches=num_microbatches)
     done: dict[tuple[int, Work], float] = {}
     clock, position = [0.0] * count, [0] * count

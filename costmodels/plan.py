@@ -67,6 +67,16 @@ class Schedule(IntEnum):
     ZERO_BUBBLE_2P = 3  # ZB-2p / ZB-H2: twice that memory
     ZERO_BUBBLE_V = 4  # ZB-V: V-shaped placement of two chunks per rank (arXiv:2405.15362)
 
+    def chunks(self, virtual_stages: int) -> int:
+        """Runs of consecutive layers that every stage holds: two with ZB-V, else one per virtual stage."""
+        return 2 if self is Schedule.ZERO_BUBBLE_V else virtual_stages
+
+
+def chunks_per_stage(schedule: IntArray, virtual_stages: IntArray) -> IntArray:
+    """(N,) ``Schedule.chunks`` of many: (N,) codes and (N,) virtual stages."""
+    folded = Schedule.ZERO_BUBBLE_V
+    return np.where(schedule == folded, folded.chunks(1), virtual_stages)
+
 
 class ContextKind(IntEnum):
     """How context parallelism exchanges keys and values."""

@@ -96,7 +96,7 @@ class Events:
 @lru_cache(maxsize=128)
 def short_events(schedule: Schedule, stages: int, num_microbatches: int) -> Events:
     """What happens in a step of up to 2p micro-batches."""
-    chunks = 2 if schedule == Schedule.ZERO_BUBBLE_V else 1
+    chunks = schedule.chunks(1)
     of_stage = orders(schedule, stages=stages, virtual_stages=chunks, num_microbatches=num_microbatches)
     depth: dict[tuple[int, Work], int] = {}
     position = [0] * stages
@@ -133,7 +133,7 @@ def _levels(
     previous: dict[tuple[int, Work], int],
     stages: int,
 ) -> tuple[Level, ...]:
-    nothing, chunks = len(events), 2 if schedule == Schedule.ZERO_BUBBLE_V else 1
+    nothing, chunks = len(events), schedule.chunks(1)
     ends = np.searchsorted(depth, np.arange(max(depth) + 2))
     levels = []
     for low, high in itertools.pairwise(ends.tolist()):

@@ -1,9 +1,9 @@
 """Which layers sit on which pipeline stage, and what else each stage carries.
 
 Most stages of a pipeline are alike, so a batch is priced on stage classes: consecutive stages with the same
-layers of each kind and the same ends share one column, represented by the first of them, which holds the most
-micro-batches. One column per stage is built only for a report. Layouts are worked out once per
-distinct combination of the columns they depend on, and gathered onto the plans.
+layers of each kind and the same ends share one column, represented by the one of them that holds the most
+micro-batches: the first, or the last with ZB-V. One column per stage is built only for a report. Layouts are worked
+out once per distinct combination of the columns they depend on, and gathered onto the plans.
 """
 
 from dataclasses import dataclass, fields
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.pipeline import in_flight_microbatches
-from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Schedule
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Schedule, chunks_per_stage
 from profiles.model import ModelSpec
 
 
@@ -204,7 +204,7 @@ def moe_layers(
         return layers if model.num_moe_layers else np.zeros_like(layers)
     moe_before = np.concatenate([[0], np.cumsum(model.layer_is_moe)])  # MoE layers before each layer
     v_shaped = schedule == Schedule.ZERO_BUBBLE_V
-    chunks = np.where(v_shaped, 2, virtual_stages)
+    chunks = chunks_per_stage(schedule, virtual_stages)
     found, begin = np.zeros_like(layers), np.zeros_like(chunks)
     for chunk in range(int(chunks.max(initial=1))):
         rows = np.flatnonzero(chunks > chunk)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute, Schedule
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute, Schedule, chunks_per_stage
 from costmodels.stage_balance import balanced_stage_layers
 from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs, StagePlanBatch
 from costmodels.stages import stage_table
@@ -68,7 +68,7 @@ def _layers_missing(plans: StagePlanBatch, setting: StageSetting) -> FloatArray:
 
 def _empty_stages(plans: StagePlanBatch, setting: StageSetting) -> FloatArray:
     del setting
-    chunks = np.where(plans.schedule == Schedule.ZERO_BUBBLE_V, 2, plans.virtual_stages)[:, None]
+    chunks = chunks_per_stage(plans.schedule, plans.virtual_stages)[:, None]
     return _over_stages(np.maximum(chunks - plans.layers, 0), plans)
 
 
@@ -283,7 +283,7 @@ def pipelines_run(
         virtual_stages=virtual_stages,
         num_microbatches=num_microbatches,
     )
-    chunks = np.where(schedule == Schedule.ZERO_BUBBLE_V, 2, virtual_stages)
+    chunks = chunks_per_stage(schedule, virtual_stages)
     rounds = (virtual_stages == 1) | (num_microbatches % stages == 0)
     legal = (stages * chunks <= framework.model.num_layers) & rounds
     for rule in rules_for(framework.framework):

@@ -5,7 +5,7 @@ Symbols: L layers, p stages, v virtual stages per rank, m micro-batches.
 
 import numpy as np
 
-from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Schedule
+from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Schedule, chunks_per_stage
 from planner.rules.base import (
     ARGUMENTS,
     DEEPSPEED,
@@ -62,7 +62,7 @@ def _laid_out(plans: PlanBatch, setting: Setting) -> BoolArray:
 
 
 def _enough_layers(plans: PlanBatch, setting: Setting) -> BoolArray:
-    chunks = np.where(plans.schedule == Schedule.ZERO_BUBBLE_V, 2, plans.virtual_stages)
+    chunks = chunks_per_stage(plans.schedule, plans.virtual_stages)
     ends = plans.first_stage_layers + plans.last_stage_layers
     return mask((plans.pipeline_parallel * chunks <= setting.model.num_layers) & (ends < setting.model.num_layers + 1))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from costmodels.plan import FloatArray, IntArray, Schedule
 from planner.search.cpsat_interleaving import longest_interleaved
-from planner.search.cpsat_play import chunks_of, longest_play
+from planner.search.cpsat_play import longest_play
 from planner.search.partition import PartitionInstance, StageOptions, partition_time_s, undominated
 from planner.search.solved import Solved, Status
 
@@ -99,8 +99,7 @@ def solve_by_cpsat(
     chosen = [model.new_bool_var("") for _ in range(len(options))]
     _cover(model, instance, options, chosen)
     objective = _step(model, instance, options, ticks, chosen)
-    chunks = chunks_of(instance)
-    per_s, error = ticks.per_s * chunks, ticks.error * chunks  # of the objective
+    per_s, error = ticks.per_s * instance.chunks, ticks.error * instance.chunks  # of the objective
     known_s = np.inf
     if hint is not None:
         known_s = float(partition_time_s(instance, hint[None, :])[0])
@@ -274,7 +273,7 @@ def _step(
     time = [forward[stage] + backward[stage] for stage in stages]
 
     def at_least(*bounds: Any, least: int = 0) -> Any:
-        variable = model.new_int_var(least, ticks.most * chunks_of(instance), "")
+        variable = model.new_int_var(least, ticks.most * instance.chunks, "")
         for bound in bounds:
             model.add(variable >= bound)
         return variable
@@ -295,7 +294,7 @@ def _step(
         spread = longest_play(instance, (forward, backward, weight), at_least)
     else:
         spread = _longest_chain(instance, forward, backward, at_least)
-    return spread + chunks_of(instance) * (once + update + _sum(ticks.path, chosen))
+    return spread + instance.chunks * (once + update + _sum(ticks.path, chosen))
 
 
 def _longest_chain(

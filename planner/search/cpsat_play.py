@@ -4,14 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from costmodels.pipeline_orders import RUNS_ON
-from costmodels.plan import Schedule
 from costmodels.short_play import short_events
 from planner.search.partition import PartitionInstance
-
-
-def chunks_of(instance: PartitionInstance) -> int:
-    """Chunks that stages have: two with ZB-V."""
-    return 2 if instance.schedule == Schedule.ZERO_BUBBLE_V else instance.virtual_stages
 
 
 def longest_play(
@@ -27,7 +21,7 @@ def longest_play(
     p, m = instance.num_stages, instance.num_microbatches
     forward, backward, weight = passes
     each = [*forward, *(back - late for back, late in zip(backward, weight, strict=True)), *weight]
-    work = [chunks_of(instance) * (ahead + back) for ahead, back in zip(forward, backward, strict=True)]
+    work = [instance.chunks * (ahead + back) for ahead, back in zip(forward, backward, strict=True)]
     turns = max(m - 2 * p, 0)
     events = short_events(instance.schedule, p, m - turns)
     none_spent: list[Any] = [None] * events.count + [0]

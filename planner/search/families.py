@@ -56,7 +56,7 @@ class Family:
     @property
     def chunks(self) -> int:
         """Runs of consecutive layers that a stage holds, a layer each at least."""
-        return 2 if self.schedule == Schedule.ZERO_BUBBLE_V else self.virtual_stages
+        return self.schedule.chunks(self.virtual_stages)
 
     @property
     def head_stage(self) -> int:

@@ -135,6 +135,11 @@ class PartitionInstance:
             raise ValueError("hand_over_s needs a row and a column for every kind")
 
     @property
+    def chunks(self) -> int:
+        """Runs of consecutive layers that every stage holds."""
+        return self.schedule.chunks(self.virtual_stages)
+
+    @property
     def puts_off(self) -> bool:
         """Whether weight gradients are put off."""
         return self.schedule in ZERO_BUBBLE

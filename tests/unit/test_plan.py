@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from costmodels.plan import (
@@ -7,6 +8,7 @@ from costmodels.plan import (
     PlanBatch,
     Recompute,
     Schedule,
+    chunks_per_stage,
     concatenate,
 )
 
@@ -87,3 +89,11 @@ def test_concatenation_keeps_order_and_refuses_hand_laid_stages():
     laid = PlanBatch.from_plans([ExecutionPlan(pipeline_parallel=2, stage_layers=(3, 5))])
     with pytest.raises(TypeError, match="stage_layers"):
         concatenate([first, laid])
+
+
+def test_zb_v_has_two_chunks_on_every_stage_and_others_what_they_are_given() -> None:
+    names = ("ONE_F_ONE_B", "ONE_F_ONE_B", "GPIPE", "ZERO_BUBBLE_2P", "ZERO_BUBBLE_V")
+    schedules = [Schedule[name] for name in names]
+    given, wanted = [1, 3, 1, 1, 1], [1, 3, 1, 1, 2]
+    assert [schedule.chunks(stages) for schedule, stages in zip(schedules, given, strict=True)] == wanted
+    assert chunks_per_stage(np.asarray(schedules), np.asarray(given)).tolist() == wanted
