@@ -160,24 +160,23 @@ def oom_summary(fits: BoolArray, died: NDArray[np.bool_], ran: NDArray[np.bool_]
     )
 
 
-def mean_over_sources(errors: Iterable[ErrorSummary | None], *, least_rows: int = LEAST_ROWS) -> float | None:
-    """Mean MAPE over sources with enough rows; None when there is none."""
-    counted = [error.mape for error in errors if error is not None and error.rows >= least_rows]
-    return float(np.mean(counted)) if counted else None
+def mean_over_sources(
+    scores: Iterable[ErrorSummary | RankSummary | OomSummary | None], figure: str = "mape"
+) -> float | None:
+    """Mean of one figure over the sources with at least ``LEAST_ROWS`` rows; None when none of them has it.
 
-
-def mean_covered(errors: Iterable[ErrorSummary | None], *, least_rows: int = LEAST_ROWS) -> float | None:
-    """Mean coverage of the intervals over sources with enough rows; None when there is none."""
-    counted = [error.covered for error in errors if error is not None and error.rows >= least_rows]
-    known = [share for share in counted if share is not None]
+    Args:
+        scores: One per source, None where it has no such rows.
+        figure: Attribute to average: ``mape``, ``p90``, ``covered``, ``mean`` (of ranks), ``accuracy`` (of verdicts).
+    """
+    counted = [getattr(score, figure) for score in scores if score is not None and score.rows >= LEAST_ROWS]
+    known = [value for value in counted if value is not None]
     return float(np.mean(known)) if known else None
 
 
-def worst_source(
-    errors: Mapping[str, ErrorSummary | None], *, least_rows: int = LEAST_ROWS
-) -> tuple[str, float] | None:
+def worst_source(errors: Mapping[str, ErrorSummary | None]) -> tuple[str, float] | None:
     """Name and MAPE of the source with enough rows and the largest error."""
-    counted = {name: error.mape for name, error in errors.items() if error is not None and error.rows >= least_rows}
+    counted = {name: error.mape for name, error in errors.items() if error is not None and error.rows >= LEAST_ROWS}
     if not counted:
         return None
     name = max(counted, key=lambda key: (counted[key], key))

@@ -4,7 +4,7 @@ Everything here is a fraction, a count or a name; ``planner.validate.render`` fo
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,7 +21,6 @@ from planner.validate.metrics import (
     OomSummary,
     RankSummary,
     error_summary,
-    mean_covered,
     mean_over_sources,
     oom_summary,
     rank_summary,
@@ -79,6 +78,9 @@ class Means:
 
     Attributes:
         time_mape: Step time.
+        time_p90: Step time, mean of the 90th percentiles of the sources' errors.
+        rank: Rank correlation within groups that differ only by plan; sources with enough rows in such groups,
+            those judged apart included.
         stated_time_mape: Step time, rows without assumptions.
         memory_mape: Peak memory.
         worst_time: Source with the largest step-time error, and it.
@@ -91,6 +93,8 @@ class Means:
     """
 
     time_mape: float | None
+    time_p90: float | None
+    rank: float | None
     stated_time_mape: float | None
     memory_mape: float | None
     worst_time: tuple[str, float] | None
@@ -235,30 +239,27 @@ def _picks_by_file(groups: Sequence[GroupPick], files: Sequence[str]) -> dict[st
 
 
 def _means(by_source: Sequence[SourceScore]) -> Means:
-    timed = {f"{s.file}: {s.source}": s.time for s in by_source if not s.trend and not s.apart}
-    stated = [s.stated_time for s in by_source if not s.trend and not s.apart]
-    memory = {f"{s.file}: {s.source}": s.memory for s in by_source if not s.trend}
+    exact = [item for item in by_source if not item.trend]
+    timed = {f"{s.file}: {s.source}": s.time for s in exact if not s.apart}
+    memory = {f"{s.file}: {s.source}": s.memory for s in exact}
     return Means(
         time_mape=mean_over_sources(timed.values()),
-        stated_time_mape=mean_over_sources(stated),
+        time_p90=mean_over_sources(timed.values(), "p90"),
+        rank=mean_over_sources((s.rank for s in exact), "mean"),
+        stated_time_mape=mean_over_sources(s.stated_time for s in exact if not s.apart),
         memory_mape=mean_over_sources(memory.values()),
         worst_time=worst_source(timed),
         worst_memory=worst_source(memory),
-        oom_accuracy=_mean([s.oom.accuracy for s in by_source if not s.trend and s.oom.rows >= LEAST_ROWS]),
-        time_covered=mean_covered(timed.values()),
-        memory_covered=mean_covered(memory.values()),
+        oom_accuracy=mean_over_sources((s.oom for s in exact), "accuracy"),
+        time_covered=mean_over_sources(timed.values(), "covered"),
+        memory_covered=mean_over_sources(memory.values(), "covered"),
         time_sources=_enough(timed.values()),
         memory_sources=_enough(memory.values()),
     )
 
 
-def _mean(shares: Sequence[float | None]) -> float | None:
-    known = [share for share in shares if share is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _enough(errors: Sequence[ErrorSummary | None] | Any) -> int:
-    return sum(mean_over_sources([error]) is not None for error in errors)
+def _enough(errors: Iterable[ErrorSummary | None]) -> int:
+    return sum(error is not None and error.rows >= LEAST_ROWS for error in errors)
 
 
 class _Table:

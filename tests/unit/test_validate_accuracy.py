@@ -11,6 +11,7 @@ from planner.validate.accuracy import Accuracy, accuracy_page, main, with_residu
 from planner.validate.mapping import scorable_rows
 from planner.validate.memory_fit import MemoryFit
 from planner.validate.refit import Refit, left_out_together, publisher
+from planner.validate.render import percent
 from planner.validate.report import published_table, validate
 from planner.validate.rows import ScorableRow
 from planner.validate.stack_fit import StackFit
@@ -56,6 +57,10 @@ def test_page_has_every_section_and_source() -> None:
                   "## Peak memory", "## The plan the planner would pick", "## Assumptions made"):  # fmt: skip
         assert title in page
     assert all(item.source in page for item in report.by_source)
+    assert report.all_picks is not None
+    assert f"| picks: mean regret | 3 % | {percent(report.all_picks.mean_regret)} |" in page
+    assert f"sources | 0.9 | {report.means.rank:.2f} | {report.means.rank:.2f} |" in page
+    assert f"errors, mean over sources | 20 % | {percent(report.means.time_p90)} |" in page
     tables = [line for line in page.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in tables)
 

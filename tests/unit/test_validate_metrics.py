@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from planner.validate.metrics import (
+    OomSummary,
+    RankSummary,
     error_summary,
     mean_over_sources,
     oom_summary,
@@ -76,9 +78,19 @@ def test_sources_weigh_alike_and_small_ones_do_not_count() -> None:
 
     by_source = {"big": errors(0.1, 1000), "small": errors(0.3, 8), "tiny": errors(9, 7), "none": None}
     assert mean_over_sources(by_source.values()) == pytest.approx(0.2)
+    assert mean_over_sources(by_source.values(), "p90") == pytest.approx(0.2)
+    assert mean_over_sources(by_source.values(), "covered") is None  # nobody told an interval
     assert worst_source(by_source) == ("small", pytest.approx(0.3))
     assert mean_over_sources([None]) is None
     assert worst_source({}) is None
+
+
+def test_means_of_ranks_and_verdicts() -> None:
+    ranks = [RankSummary(groups=1, rows=rows, mean=mean, lowest=mean) for rows, mean in ((8, 1.0), (80, 0.5), (7, 0.0))]
+    assert mean_over_sources(ranks, "mean") == pytest.approx(0.75)
+    verdicts = [OomSummary(caught=8, missed=0, false_alarms=0, cleared=0),
+                OomSummary(caught=5, missed=0, false_alarms=15, cleared=0)]  # fmt: skip
+    assert mean_over_sources(verdicts, "accuracy") == pytest.approx((1 + 0.25) / 2)
 
 
 def group(times: list[float | None], died: list[bool]) -> list[ScorableRow]:
