@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from planner.validate.causes import ErrorShare, cause_section, error_shares
 from planner.validate.mapping import Mapped, map_files
 from planner.validate.memory_fit import MemoryFit, fit_memory, memory_card, residual_log_std, with_memory
 from planner.validate.metrics import LEAST_ROWS
@@ -23,7 +24,7 @@ from planner.validate.pick import PickSummary
 from planner.validate.predict import Predictions, RowPredictor
 from planner.validate.refit import Refit, card, fold_of, left_out_together, refit, time_stack
 from planner.validate.render import percent, reason_counts
-from planner.validate.report import SourceScore, ValidationReport, score
+from planner.validate.report import JUDGED_APART, SourceScore, ValidationReport, score
 from profiles.errors import SpecError
 from profiles.markdown import table_head, table_row
 from profiles.stack import StackSpec
@@ -68,6 +69,7 @@ class Accuracy:
         stacks: What is left out together to the stacks that judge it.
         refit: The fit of times behind them.
         memory: The fit of memory behind them.
+        shares: Where the held-out errors of times lie.
     """
 
     held_out: ValidationReport
@@ -75,6 +77,7 @@ class Accuracy:
     stacks: Mapping[str, Mapping[str, StackSpec]]
     refit: Refit
     memory: MemoryFit
+    shares: tuple[ErrorShare, ...] = ()
 
 
 def cross_validate(mapped: Mapped, priors: Mapping[str, StackSpec] | None = None, *, jobs: int = 1) -> Accuracy:
@@ -97,12 +100,14 @@ def cross_validate(mapped: Mapped, priors: Mapping[str, StackSpec] | None = None
         judges[name] = kept = with_memory(times, memory.held_out.get(name, memory.stacks))
         judged = np.array([n for n, row in enumerate(rows) if fold_of(row, together) == name], dtype=np.int64)
         held_out = _with_rows(held_out, predictor.predict(kept, judged), judged)
+    counted = np.array([n for n, row in enumerate(rows) if not row.trend and row.stack not in JUDGED_APART])
     return Accuracy(
         held_out=score(mapped, held_out),
         in_sample=score(mapped, in_sample),
         stacks=judges,
         refit=result,
         memory=memory,
+        shares=error_shares([rows[n] for n in counted], held_out.step_time_s[counted]),
     )
 
 
@@ -139,6 +144,7 @@ def accuracy_page(accuracy: Accuracy) -> str:
         _INTRODUCTION.format(least=LEAST_ROWS),
         _result(held_out, in_sample),
         _time_section(held_out, in_sample),
+        cause_section(accuracy.shares),
         OTHERS,
         _memory_section(held_out, in_sample),
         _pick_section(held_out),

@@ -53,8 +53,9 @@ def test_page_has_every_section_and_source() -> None:
     fit = Refit(rows=(), measured_s=np.empty(0), fit=nothing)
     memory = MemoryFit(common={}, stacks={}, held_out={}, errors=np.empty(0), rows={}, sources={})
     page = accuracy_page(Accuracy(held_out=report, in_sample=report, stacks={}, refit=fit, memory=memory))
-    for title in ("# Accuracy", "## Protocol", "## Result", "## Step time by source", "## Others on the same runs",
-                  "## Peak memory", "## The plan the planner would pick", "## Assumptions made"):  # fmt: skip
+    for title in ("# Accuracy", "## Protocol", "## Result", "## Step time by source", "## Where the error lies",
+                  "## Others on the same runs", "## Peak memory",
+                  "## The plan the planner would pick", "## Assumptions made"):  # fmt: skip
         assert title in page
     assert all(item.source in page for item in report.by_source)
     assert report.all_picks is not None
