@@ -28,11 +28,11 @@ from scipy.special import ndtr
 from costmodels.arrays import total
 from costmodels.memory import TensorMemory, with_overheads
 from costmodels.plan import BoolArray, FloatArray
-from costmodels.uncertainty import NORMAL_90
 from planner.validate.mapping import scorable_rows
 from planner.validate.predict import RowPredictor, counted_parts
 from planner.validate.refit import fold_of, left_out_together
 from planner.validate.rows import MemoryKind, ScorableRow
+from planner.validate.widths import residual_log_std
 from profiles.stack import StackSpec
 from profiles.stacks import load_priors
 
@@ -321,34 +321,6 @@ def _carded(
             own[problems[name].numbers[problems[name].numbers >= 0]] = True
         widths[name] = residual_log_std(errors, of_row, told, own)
     return {name: _named(pool.of(name)) | {"memory_residual_log_std": widths[name]} for name in stacks}
-
-
-def residual_log_std(errors: FloatArray, of_row: NDArray[np.str_], told: BoolArray, own: BoolArray) -> float:
-    """Log standard deviation whose 90 % interval holds 90 % of the held-out errors that bear on a stack.
-
-    Sources of the stack weigh alike; the sources of all other stacks together weigh as one more, so that a
-    stack seldom measured is as uncertain as stacks are on the whole. A new source brings a bias of its own beside
-    that of the k that are known, hence the factor sqrt(1 + 1/k) of a prediction interval.
-
-    Args:
-        errors: (rows,) held-out log errors.
-        of_row: (rows,) what each row is left out with.
-        told: (rows,) which errors may be used.
-        own: (rows,) which rows ran on the stack.
-    """
-    weight = np.zeros(len(errors))
-    for chosen, share in ((told & own, None), (told & ~own, 1.0)):
-        counts = Counter(of_row[chosen].tolist())
-        for name, count in counts.items():
-            weight[chosen & (of_row == name)] = (1.0 if share is None else share / len(counts)) / count
-    if not weight.any():
-        return 0.0
-    size = np.abs(np.where(told, errors, 0.0))
-    order = np.argsort(size)
-    reached = np.cumsum(weight[order]) / weight.sum()
-    told_by = 1 + len(set(of_row[told & own].tolist()))
-    unknown_bias = np.sqrt(1 + 1 / told_by)
-    return float(size[order][np.searchsorted(reached, 0.9 - 1e-9)] * unknown_bias / NORMAL_90)
 
 
 def memory_card(fit: MemoryFit) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
-from costmodels.uncertainty import NORMAL_90
 from planner.validate.mapping import scorable_rows
 from planner.validate.predict import RowPredictor
 from planner.validate.report import JUDGED_APART
 from planner.validate.rows import ScorableRow
 from planner.validate.stack_fit import PRIOR_STD, StackFit, fit_stacks, free_parameters
+from planner.validate.widths import log_std, residual_log_std
 from profiles.stack import StackSpec
 from profiles.stacks import load_priors
 
@@ -34,13 +34,30 @@ class Refit:
 
     Attributes:
         rows: The n rows, in order.
+        folds: (n,) what each row is left out with.
         measured_s: (n,) measured step time.
+        kernel_half_width: (n,) half of the log interval that the prices of kernels alone give.
         fit: The fit; stacks that share times have those of the stack they share with.
     """
 
     rows: tuple[ScorableRow, ...]
+    folds: tuple[str, ...]
     measured_s: FloatArray
+    kernel_half_width: FloatArray
     fit: StackFit
+
+    def residual_log_stds(self, without: str = "") -> dict[str, float]:
+        """Stack that has times of its own to the width of its residual, told by all held-out errors.
+
+        Args:
+            without: A fold whose errors are left out: what is judged by these widths.
+        """
+        errors, of_row = np.log(self.measured_s / self.fit.held_out_s), np.array(self.folds)
+        names = np.array([time_stack(self.fit.stacks[row.stack]) for row in self.rows])
+        return {
+            name: residual_log_std(errors, of_row, of_row != without, names == name, self.kernel_half_width)
+            for name in sorted({time_stack(stack) for stack in self.fit.stacks.values()})
+        }
 
 
 def refit(
@@ -71,17 +88,21 @@ def refit(
         return predictors[key].step_times_s(_with_shared_times(stacks))
 
     measured_s = np.array([row.step_time_s for row in kept], dtype=float)
+    folds = tuple(fold_of(row, together) for row in kept)
     fit = fit_stacks(
         start,
         stack_of_row=[time_stack(start[row.stack]) for row in kept],
-        source_of_row=[fold_of(row, together) for row in kept],
+        source_of_row=folds,
         measured_s=measured_s,
         predict=predict,
         jobs=jobs,
     )
     held_out = {source: _with_shared_times(stacks) for source, stacks in fit.held_out.items()}
     fit = replace(fit, stacks=_with_shared_times(fit.stacks), held_out=held_out)
-    return Refit(rows=tuple(kept), measured_s=measured_s, fit=fit)
+    certain = {name: replace(stack, residual_log_std=0.0) for name, stack in fit.stacks.items()}
+    told = RowPredictor(kept).predict(certain)
+    half_width = np.log(told.step_time_high_s / told.step_time_s)
+    return Refit(rows=tuple(kept), folds=folds, measured_s=measured_s, kernel_half_width=half_width, fit=fit)
 
 
 def time_stack(stack: StackSpec) -> str:
@@ -136,16 +157,18 @@ def card(result: Refit) -> dict[str, Any]:
     error = np.log(result.measured_s / result.fit.held_out_s)
     fitted = result.fit.stacks
     names = [time_stack(fitted[row.stack]) for row in result.rows]
+    widths = result.residual_log_stds()
     stacks = {}
     for name in sorted(set(names)):
         chosen = [number for number, own in enumerate(names) if own == name]
         files = [result.rows[number].file for number in chosen]
-        about = error[chosen] - _means(error[chosen], files)
+        means, counts = _of_file(error[chosen], files)
+        about = error[chosen] - means
         values = {field: float(f"{getattr(fitted[name], field):.4g}") for field in free_parameters(fitted[name])}
         stacks[name] = {
             "values": values,
-            "residual_log_std": round(_residual(np.abs(error[chosen]), files), 4),
-            "within_log_std": round(_residual(np.abs(about), files), 4),
+            "residual_log_std": round(widths[name], 4),
+            "within_log_std": round(log_std(np.abs(about), 1 / counts), 4),
             "held_out_mape": round(float(np.mean(np.abs(np.expm1(-error[chosen])))), 4),
             "rows": len(chosen),
             "sources": sorted(set(files)),
@@ -153,20 +176,12 @@ def card(result: Refit) -> dict[str, Any]:
     return {"protocol": "planner.validate.stack_fit; each publisher left out in turn", "stacks": stacks}
 
 
-def _means(error: FloatArray, files: Sequence[str]) -> FloatArray:
-    """(n,) mean error of the file each row is of."""
+def _of_file(error: FloatArray, files: Sequence[str]) -> tuple[FloatArray, FloatArray]:
+    """(n,) mean error of the file each row is of, and how many rows it has."""
     names, of_row = np.unique(np.asarray(files), return_inverse=True)
-    means: FloatArray = np.bincount(of_row, weights=error, minlength=len(names)) / np.bincount(of_row)
-    return means[of_row]
-
-
-def _residual(size: FloatArray, files: Sequence[str]) -> float:
-    """Log standard deviation whose 90 % interval holds 90 % of the held-out errors, files weighing alike."""
-    counts = {name: files.count(name) for name in files}
-    weight = np.array([1 / counts[name] for name in files])
-    order = np.argsort(size)
-    reached = np.cumsum(weight[order]) / weight.sum()
-    return float(size[order][np.searchsorted(reached, 0.9 - 1e-9)] / NORMAL_90)
+    counts = np.bincount(of_row)
+    means: FloatArray = np.bincount(of_row, weights=error, minlength=len(names)) / counts
+    return means[of_row], counts[of_row].astype(float)
 
 
 def _thinned(rows: Sequence[ScorableRow]) -> list[ScorableRow]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from costmodels.uncertainty import NORMAL_90
 from planner.validate.mapping import scorable_rows
 from planner.validate.memory_fit import (
     NAMES,
@@ -15,7 +14,6 @@ from planner.validate.memory_fit import (
     MemoryFit,
     fit_memory,
     memory_card,
-    residual_log_std,
     with_memory,
 )
 from planner.validate.predict import RowPredictor, counted_parts
@@ -108,15 +106,6 @@ def test_a_reserved_figure_beside_another_is_told_too() -> None:
     assert more.stacks["other"]["fragmentation_fraction"] > less.stacks["other"]["fragmentation_fraction"]
     assert more.rows["other"] == (8, 8)
     assert len(more.errors) == len(rows)
-
-
-def test_residual_weighs_sources_alike_and_other_stacks_as_one() -> None:
-    errors = np.array([0.1] * 10 + [0.3] + [0.5] * 100)
-    of_row = np.array(["A"] * 10 + ["B"] + ["C"] * 100)
-    told, own = np.ones(111, np.bool_), np.array([True] * 11 + [False] * 100)
-    assert residual_log_std(errors, of_row, told, own) == pytest.approx(0.5 * np.sqrt(1 + 1 / 3) / NORMAL_90)
-    assert residual_log_std(errors, of_row, own, own) == pytest.approx(0.3 * np.sqrt(1 + 1 / 3) / NORMAL_90)
-    assert residual_log_std(errors, of_row, ~told, own) == 0
 
 
 def test_counted_parts_nest() -> None:

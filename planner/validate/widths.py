@@ -1,0 +1,54 @@
+"""How wide the intervals of a stack must be, told by errors that were held out."""
+
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.plan import BoolArray, FloatArray
+from costmodels.uncertainty import NORMAL_90
+
+
+def residual_log_std(
+    errors: FloatArray,
+    of_row: NDArray[np.str_],
+    told: BoolArray,
+    own: BoolArray,
+    explained: FloatArray | float = 0.0,
+) -> float:
+    """Log standard deviation whose 90 % interval holds 90 % of the held-out errors that bear on a stack.
+
+    Sources of the stack weigh alike; the sources of all other stacks together weigh as one more, so that a
+    stack seldom measured is as uncertain as stacks are on the whole. A new source brings a bias of its own beside
+    that of the k that are known, hence the factor sqrt(1 + 1/k) of a prediction interval.
+
+    Args:
+        errors: (rows,) held-out log errors.
+        of_row: (rows,) what each row is left out with.
+        told: (rows,) which errors may be used.
+        own: (rows,) which rows ran on the stack.
+        explained: (rows,) half-width of the log interval that a prediction has without the stack's residual. The
+            residual joins it as independent errors do, so that only what is beyond it is the residual's.
+    """
+    weight = np.zeros(len(errors))
+    for chosen, share in ((told & own, None), (told & ~own, 1.0)):
+        counts = Counter(of_row[chosen].tolist())
+        for name, count in counts.items():
+            weight[chosen & (of_row == name)] = (1.0 if share is None else share / len(counts)) / count
+    if not weight.any():
+        return 0.0
+    size = np.sqrt(np.maximum(np.where(told, errors, 0.0) ** 2 - np.square(explained), 0.0))
+    told_by = 1 + len(set(of_row[told & own].tolist()))
+    return log_std(size, weight) * float(np.sqrt(1 + 1 / told_by))
+
+
+def log_std(size: FloatArray, weight: FloatArray) -> float:
+    """Standard deviation of the normal law whose 90 % interval holds 90 % of the weight.
+
+    Args:
+        size: (rows,) absolute log errors.
+        weight: (rows,) weights, some above 0.
+    """
+    order = np.argsort(size)
+    reached = np.cumsum(weight[order]) / weight.sum()
+    return float(size[order][np.searchsorted(reached, 0.9 - 1e-9)] / NORMAL_90)
