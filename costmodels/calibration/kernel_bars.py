@@ -38,7 +38,14 @@ class _Row:
     public: str
     few_shot: bool = False
 
+    @property
+    def arithmetic(self) -> str:
+        """What is told where "the same" has nothing above it to refer to."""
+        named = "GEMM fp8" if self.formats == _8 else "GEMM 16-bit" if self.formats == _16 else self.what
+        return named + (f", {self.split}" if self.split != "device" else f", {_CHIPS[self.situation]}")
 
+
+_CHIPS = {"related": "same chip", "foreign": "other chip"}
 _GEMM = ("gemm",)
 _ATTENTION = ("attention_forward", "attention_decode", "attention_backward")
 _16, _8 = ("16-bit",), ("fp8", "fp8-block", "fp8-bare", "fp8-block-bare")
@@ -71,7 +78,7 @@ def bars(cards: Iterable[LearnedCard]) -> str:
     """The section: a table of bars, one of operations nobody named, and how many intervals cover what they should."""
     lines = {card.op_class: card.errors["splits"] for card in cards}
     rows = [_line(row, lines) for row in _ROWS if all(name in lines for name in row.classes)]
-    parts = ["## Against the bars, and against others", "", _WORDS, "", _HEAD, *rows, ""]
+    parts = ["## Against the bars, and against others", "", _WORDS, "", _HEAD, *rows, "", *_missed(lines)]
     if "memory" in lines:
         parts += _families(lines["memory"])
     return "\n".join([*parts, *_coverage(lines)])
@@ -86,7 +93,7 @@ def _chosen(row: _Row, lines: Mapping[str, Lines]) -> list[Mapping[str, Any]]:
     return [
         line
         for name in row.classes
-        for line in lines[name]
+        for line in lines.get(name, ())
         if line["split"].partition(" ")[0] == row.split
         and line["situation"] == row.situation
         and (not row.formats or line["format"] in row.formats)
@@ -99,6 +106,38 @@ def _line(row: _Row, lines: Mapping[str, Lines]) -> str:
     ours = [line[key] for line in found if key in line]
     plain = [line["constant_roofline_mape"] for line in found]
     return table_row(row.what, row.split, row.bar, _mean(ours), _mean(plain), row.public)
+
+
+def _missed(lines: Mapping[str, Lines]) -> list[str]:
+    """Of every bar that is missed, the lines above it, and how much of their error a whole line shares."""
+    rows = []
+    for row in _ROWS:
+        key = "few_shot_mape" if row.few_shot else "mape"
+        found = [line for line in _chosen(row, lines) if key in line]
+        bar = float(row.bar) / 100
+        if not found or float(np.mean([line[key] for line in found])) <= bar:
+            continue
+        excess = sum(max(line[key] - bar, 0.0) for line in found)
+        what = f"{row.arithmetic}{', after 100' if row.few_shot else ''}"
+        for line in sorted((line for line in found if line[key] > bar), key=lambda line: -line[key]):
+            shared = "" if row.few_shot else f"{100 * min(abs(line['bias']) / line['mape'], 1.0):.0f}"
+            rows.append(
+                table_row(
+                    what, f"{line['split']}, {line['format']}", f"{line['rows']:,}", f"{100 * line[key]:.1f}",
+                    f"{100 * (line[key] - bar) / excess:.0f}", shared,
+                )
+            )  # fmt: skip
+    if not rows:
+        return []
+    return [
+        "Where a bar is missed, the lines that are above it. *Share* is a line's part of all that lies above the bar. "
+        "*Bias* is the part of the error that all rows of a line share: near 100 a device is fast or slow as a whole, "
+        "near 0 its kernels differ among themselves.",
+        "",
+        *table_head(("bar", "line", "rows", "MAPE", "share", "bias")),
+        *rows,
+        "",
+    ]
 
 
 def _mean(values: Sequence[float]) -> str:
