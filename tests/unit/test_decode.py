@@ -9,9 +9,12 @@ import pytest
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.decode import DecodePrices, decode_prices
+from costmodels.generation import engine_context
 from costmodels.kernels.calls import KernelOp
 from costmodels.plan import ExecutionPlan, PlanBatch
-from profiles.engines import EngineSpec
+from profiles.catalog import default_catalog
+from profiles.engines import EngineSpec, find_engine
+from profiles.model_presets import resolve_model
 from tests.fakes import RateKernels, UnitCollectives, UnitKernels, context, gpt, job, latent, llama, mixture, stack
 
 H, L, V = 1024, 8, 32768
@@ -76,6 +79,15 @@ def test_without_graphs_launches_are_the_floor() -> None:
     assert layer == pytest.approx(12e-3)
     wide = priced([ExecutionPlan(tensor_parallel=2)], kernels=RateKernels(), stack=slow, model=gpt())
     assert wide.layer_s[0, 0, 0] == pytest.approx(12e-3 + 2 * 1e-2)
+
+
+def test_a_layer_of_the_trainer_takes_as_long_to_issue_as_one_was_measured_to() -> None:
+    """Llama-2-7B, eager: a median of 597 us per layer, which the engine's time per kernel is to give again."""
+    model = resolve_model("llama-2-7b", default_catalog(), allow_paths=False).spec
+    engine = find_engine("trainer")
+    where = engine_context(context(model=model, kernels=UnitKernels(ops=())), engine, job(sequence_length=1))
+    prices = decode_prices(PlanBatch.from_plans([ExecutionPlan()]), where, engine, most_running=2, keys=(100.0, 300.0))
+    assert prices.layer_s[0, 0, 0] == pytest.approx(597e-6, rel=0.01)
 
 
 def test_overheads_are_per_step_and_per_sequence() -> None:
