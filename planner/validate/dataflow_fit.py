@@ -18,7 +18,7 @@ from planner.validate.dataflow_real import RealConstants, RealRow, generation_s,
 from planner.validate.dataflow_step_fit import step_cards
 
 FITTED_MODE = "scale_actor"
-_START = RealConstants(gemm_time_scale=1.5, collective_launch_s=3e-4, scale_out_time_scale=1.0, overhead_s=1.0)
+_START = RealConstants(gemm_time_scale=1.5, collective_launch_s=3e-4, overhead_s=1.0)
 _EVALUATIONS = 40
 
 
@@ -30,13 +30,8 @@ def fit_constants(rows: Sequence[RealRow]) -> RealConstants:
         constants = _constants(vector)
         return [float(np.log(heuristic_s(row, constants) / row.time_s)) for row in rows]
 
-    start = [
-        np.log(_START.gemm_time_scale),
-        np.log(_START.collective_launch_s),
-        np.log(_START.scale_out_time_scale),
-        _START.overhead_s,
-    ]
-    bounds = ([-2.0, -12.0, -3.0, 0.0], [3.0, -5.0, 3.0, 30.0])
+    start = [np.log(_START.gemm_time_scale), np.log(_START.collective_launch_s), _START.overhead_s]
+    bounds = ([-2.0, -12.0, 0.0], [3.0, -5.0, 30.0])
     found = least_squares(residuals, start, bounds=bounds, diff_step=[1e-2] * len(start), max_nfev=_EVALUATIONS)
     return _constants(found.x)
 
@@ -45,8 +40,7 @@ def _constants(vector: Any) -> RealConstants:
     return RealConstants(
         gemm_time_scale=float(np.exp(vector[0])),
         collective_launch_s=float(np.exp(vector[1])),
-        scale_out_time_scale=float(np.exp(vector[2])),
-        overhead_s=float(vector[3]),
+        overhead_s=float(vector[2]),
     )
 
 

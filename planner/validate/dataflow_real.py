@@ -5,7 +5,9 @@ across them (profiler/search.py of ReaLHF in April 2024). Hence an iteration is 
 moved, and differences between output lengths are decode steps. Settings as its paper's first version has them: 2^17
 tokens per iteration, fixed output lengths, four mini-batches, full recomputation, ZeRO-1 (arXiv:2406.14088v1).
 
-The GPU is not named beyond 80 GB; an A100 is assumed, and what it does not explain goes into the fitted constants.
+The GPU is not named beyond 80 GB; an A100 is assumed, and what it does not explain goes into the fitted constants. The
+network is that of its own cost model (profiler/param_sync_cost.py and profiler/estimate.py of April 2024): InfiniBand
+of 200 Gb/s that the GPUs of a node share, so that only one of them sends at a time, at 20 GB/s.
 """
 
 import csv
@@ -62,18 +64,16 @@ class RealRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealConstants:
-    """The four constants of the heuristic's time.
+    """The three constants of the heuristic's time.
 
     Attributes:
         gemm_time_scale: Measured over listed GEMM time.
         collective_launch_s: Host time of one collective in a decode step; with the kernels' own this is c(8).
-        scale_out_time_scale: Measured over listed time of traffic between nodes.
         overhead_s: Per call: data transfer, reallocation, logging.
     """
 
     gemm_time_scale: float = 1.0
     collective_launch_s: float = 0.0
-    scale_out_time_scale: float = 1.0
     overhead_s: float = 0.0
 
 
@@ -190,14 +190,11 @@ def real_model(billions: int) -> ModelSpec:
 
 @lru_cache(maxsize=8)
 def real_cluster(num_devices: int) -> ClusterSpec:
-    """Whole nodes of the device assumed."""
-    return parse_cluster(f"{num_devices // 8}x8x{DEVICE}", default_catalog(), fabric=None)
+    """Whole nodes of the device assumed, with one adapter each."""
+    text = f"{num_devices // 8}x8x{DEVICE}"
+    return parse_cluster(text, default_catalog(), fabric="ib-hdr-200", nics_per_node=1)
 
 
 def real_stack(constants: RealConstants) -> StackSpec:
-    """Megatron-Core's kernels with the constants in place of what was fitted on its own runs."""
-    return replace(
-        find_stack("megatron"),
-        gemm_time_scale=constants.gemm_time_scale,
-        scale_out_time_scale=constants.scale_out_time_scale,
-    )
+    """Megatron-Core's kernels with the constant in place of what was fitted on its own runs."""
+    return replace(find_stack("megatron"), gemm_time_scale=constants.gemm_time_scale)

@@ -1,4 +1,4 @@
-"""E3 and E5: iterations and decode steps of ReaLHF's heuristic plans, by four constants fitted on a third of them."""
+"""E3 and E5: iterations and decode steps of ReaLHF's heuristic plans, by three constants fitted on a third of them."""
 
 import json
 from collections.abc import Mapping
@@ -39,8 +39,8 @@ def heuristic_plan_times(folder: Path) -> Experiment:
             f"{len(fitted)} fitted ones: mean error {own_mean:.1%}, worst {own_worst:.1%}.",
             f"{len(rows) - len(judged) - len(fitted)} rows of Scale Critic repeat fitted ones and judge nothing.",
             f"Constants: GEMM time x{constants.gemm_time_scale:.2f}, {constants.collective_launch_s * 1e6:.0f} us per "
-            f"decode collective, inter-node traffic x{constants.scale_out_time_scale:.1f}, overhead "
-            f"{constants.overhead_s:.1f} s; A100 assumed.",
+            f"decode collective, overhead {constants.overhead_s:.1f} s; A100 assumed. GPUs of a node share 200 Gb/s to "
+            "the others, as in ReaLHF's own cost model.",
         ),
         header=("series", "GPUs", "actor + critic", "tokens", "measured s", "predicted s", "error"),
         rows=tuple(

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from costmodels.model_calls import CallKind
+from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.dataflow.orders import task_graph
 from planner.dataflow.pareto import useful_candidates
 from planner.dataflow.search import SearchOptions, solve
@@ -12,9 +14,9 @@ from planner.dataflow.search_anneal import AnnealOptions, anneal
 from planner.dataflow.search_inputs import read_search_input
 from planner.dataflow.units import units_of
 from planner.validate.dataflow_formulas import throughputs
-from planner.validate.dataflow_gain import real_problem
+from planner.validate.dataflow_gain import estimated_bytes, real_problem
 from planner.validate.dataflow_instances import InstanceOptions, synthetic_problem
-from planner.validate.dataflow_real import heuristic_s, read_real
+from planner.validate.dataflow_real import RealRow, heuristic_s, read_real, real_model
 from planner.validate.dataflow_reallocation import transitions
 from planner.validate.dataflow_search import brute_force, without_calls
 from planner.validate.dataflow_speed import with_versions
@@ -56,6 +58,32 @@ def test_the_searched_plan_gains_on_the_heuristic_what_was_measured() -> None:
     gain = heuristic_s(row, constants) / (found.makespan_s + constants.overhead_s)
     assert gain == pytest.approx(1.69, rel=0.2)
     assert found.gap < 0.01
+
+
+def test_what_fits_is_what_reallhf_estimates() -> None:
+    """Llama-2-7B over two stages of two GPUs each, 512 sequences of 128 + 128 tokens, by hand."""
+    parameters, hidden, layers, cache = 6_869_221_376, 4096, 32, 2 * 2
+    row = RealRow(
+        mode="",
+        system="",
+        num_devices=8,
+        actor=7,
+        critic=7,
+        prompt_tokens=128,
+        output_tokens=128,
+        num_sequences=512,
+        time_s=0.0,
+    )
+    plans = PlanBatch.from_plans([ExecutionPlan(pipeline_parallel=2, tensor_parallel=2, data_parallel=2)])
+    found = {kind: estimated_bytes(row, kind, real_model(7), plans) for kind in CallKind}
+    tokens = 512 * 256 / 2
+    assert found[CallKind.INFERENCE][0] == pytest.approx(parameters)
+    assert found[CallKind.INFERENCE][1] == 0
+    assert found[CallKind.GENERATE][0] == pytest.approx(parameters)
+    assert found[CallKind.GENERATE][1] == pytest.approx(tokens * cache * hidden * layers / 4)
+    assert found[CallKind.TRAIN][0] == pytest.approx(parameters * (1 + 20 / 8))
+    micro_batches, stages_full, bytes_each = 4, 2, 2
+    assert found[CallKind.TRAIN][1] == pytest.approx(tokens / micro_batches * stages_full * bytes_each * hidden / 4)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.validate.dataflow_real import heuristic_calls_s, heuristic_s, read_real
+from planner.validate.dataflow_real import heuristic_calls_s, heuristic_s, read_real, real_cluster
 from planner.validate.dataflow_times import decode_steps, heuristic_plan_times, packaged_constants
 from profiles.engines import find_engine
 
@@ -39,9 +39,14 @@ def test_the_packaged_constants_are_the_best_on_the_fitted_series() -> None:
         return sum(np.log(heuristic_s(row, replace(constants, **changes)) / row.time_s) ** 2 for row in rows)
 
     best = squares()
-    factors = {"gemm_time_scale": 0.9, "collective_launch_s": 1.1, "scale_out_time_scale": 0.7}
+    factors = {"gemm_time_scale": 0.9, "collective_launch_s": 1.1}
     for name, factor in factors.items():
         assert squares(**{name: getattr(constants, name) * factor}) > best, (name, factor)
+
+
+def test_the_gpus_of_a_node_share_one_adapter() -> None:
+    node = real_cluster(16).node
+    assert node.scale_out_bytes_per_s * node.devices_per_node == pytest.approx(25e9)  # 200 Gb/s
 
 
 def test_generation_grows_with_the_output_and_training_does_not() -> None:
