@@ -20,7 +20,7 @@ import numpy as np
 
 from costmodels.lengths import OutputLengths, log_normal_lengths
 from costmodels.model_calls import CallKind, CallTable, ModelCall
-from costmodels.plan import ExecutionPlan, Recompute
+from costmodels.plan import ExecutionPlan, FloatArray, PlanBatch, Recompute
 from planner.dataflow.call_costs import CallSetting, price_generation, price_plans
 from planner.dataflow.engine_strategies import engine_strategies
 from planner.dataflow.strategies import strategies
@@ -250,9 +250,22 @@ def _train_side(
     chosen = np.flatnonzero(split if split.any() else wanted)
     if not len(chosen):
         return None
-    table = price_plans(plans.take(chosen), call, model, setting)
+    chosen_plans, share = packed_evenly(plans.take(chosen), call, packed)
+    table = price_plans(chosen_plans, call, model, setting)
     place = _fastest_that_fits(table, setting.cluster.device.usable_memory_bytes)
-    return float(table.time_s[place]), _expert_passes(table.plans.plan(place), call, model, packed)
+    return float(table.time_s[place] * share[place]), _expert_passes(table.plans.plan(place), call, model)
+
+
+def packed_evenly(plans: PlanBatch, call: ModelCall, packed: float) -> tuple[PlanBatch, FloatArray]:
+    """The plans with as many micro-batches as packing makes, and what of their time the sequences in them take.
+
+    Packed sequences fill no whole number of places: a rank's sequences are spread evenly over the fewest micro-batches
+    that hold them, rounded up to whole ones, and a pass takes as long as it has tokens.
+    """
+    per_rank = call.num_sequences / call.mini_batches / plans.data_parallel
+    rounds = np.ceil(per_rank / packed).astype(np.int64)
+    sequences = np.ceil(per_rank / rounds).astype(np.int64)
+    return replace(plans, micro_batch_size=sequences, num_microbatches=rounds), per_rank / (sequences * rounds)
 
 
 def sequences_per_micro_batch(row: dict[str, str], kind: CallKind) -> float:
@@ -264,10 +277,10 @@ def sequences_per_micro_batch(row: dict[str, str], kind: CallKind) -> float:
     return times / max((prompt + output.mean) / longest, float(halves[0]))
 
 
-def _expert_passes(plan: ExecutionPlan, call: ModelCall, model: ModelSpec, packed: float) -> float:
+def _expert_passes(plan: ExecutionPlan, call: ModelCall, model: ModelSpec) -> float:
     """Passes of micro-batches through layers with experts, the pipeline's filling included."""
     layers = -(-model.num_layers // plan.pipeline_parallel) * model.num_moe_layers / model.num_layers
-    turns = plan.num_microbatches * plan.micro_batch_size / packed + plan.pipeline_parallel - 1
+    turns = plan.num_microbatches + plan.pipeline_parallel - 1
     passes = 1 if call.kind is CallKind.INFERENCE else 3 if plan.recompute == Recompute.FULL else 2
     return layers * turns * call.mini_batches * passes
 
