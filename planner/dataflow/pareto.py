@@ -23,7 +23,8 @@ from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.problem import CallCandidates, DataflowProblem
 
 _BLOCK_CELLS = 2_000_000  # pairs compared at once
-_BLOCK_COLUMNS = 16  # of their costs; pairs that fail in some are not looked at in the next
+_BLOCK_COLUMNS = 16  # of their costs at least; pairs that fail in some are not looked at in the next
+_BLOCK_ENTRIES = 1 << 16  # and as many more as few pairs leave room for
 
 
 def useful_candidates(problem: DataflowProblem) -> tuple[IntArray, ...]:
@@ -133,8 +134,10 @@ def _block(
     equal = (call.start[rows[row]] == call.start[others[other]]) & (call.size[rows[row]] == call.size[others[other]])
     equal &= (costs.own[rows[row]] == costs.own[others[other]]).all(axis=1)
     for (classes, time_s), after_s in zip(costs.beside, costs.after, strict=True):
-        for begin in range(0, time_s.shape[1], _BLOCK_COLUMNS):
-            columns = slice(begin, begin + _BLOCK_COLUMNS)
+        begin = 0
+        while begin < time_s.shape[1] and len(row):
+            columns = slice(begin, begin + max(_BLOCK_COLUMNS, _BLOCK_ENTRIES // len(row)))
+            begin = columns.stop
             x, y = (time_s[classes[ends], columns] + after_s[ends, None] for ends in (rows[row], others[other]))
             holds = (y <= x).all(axis=1)
             equal = (equal & (y == x).all(axis=1))[holds]

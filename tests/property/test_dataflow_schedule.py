@@ -3,11 +3,12 @@ from itertools import product
 import numpy as np
 import pytest
 
+from planner.dataflow import pareto
 from planner.dataflow.bounds import chains_of, choice_bound
 from planner.dataflow.memory import memory_owners, pressure
 from planner.dataflow.orders import task_graph
 from planner.dataflow.pareto import useful_candidates
-from planner.dataflow.problem import DataflowProblem, Edge
+from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
 from planner.dataflow.rounds import settled_graph
 from planner.dataflow.schedule import PlanRows, makespan, timeline
 from planner.dataflow.steady import duration_s
@@ -91,6 +92,28 @@ def test_dropping_dominated_candidates_never_costs_time(seed):
     kept = useful_candidates(problem)
     graph = task_graph(problem)
     assert slow_best(problem.restrict(kept), graph, graph.orders) == slow_best(problem, graph, graph.orders)
+
+
+@pytest.mark.parametrize(("columns", "entries"), [(1, 1), (3, 1), (1, 20), (16, 1 << 16)])
+@pytest.mark.parametrize("dearer", range(40))
+def test_one_dear_transfer_keeps_another_candidate(columns, entries, dearer, monkeypatch):
+    """Costs are compared some at a time, and none is passed over."""
+    monkeypatch.setattr(pareto, "_BLOCK_COLUMNS", columns)
+    monkeypatch.setattr(pareto, "_BLOCK_ENTRIES", entries)
+    alike = [(0, 4, 5, 2, 2)] * 2
+    calls = (call("first", alike), call("second", [(0, 4, 5 + place, 2, 2) for place in range(40)]))
+    time_s = np.stack([np.zeros(40), np.ones(40)])
+    classes = {"source_class": np.arange(2), "target_class": np.arange(40)}
+
+    def kept():
+        edge = Edge(parent=0, child=1, transfer=PairTimes(time_s=time_s.copy(), **classes))
+        return useful_candidates(DataflowProblem(calls=calls, edges=(edge,), capacity_bytes=np.full(4, 9.0)))[
+            0
+        ].tolist()
+
+    assert kept() == [0]
+    time_s[0, dearer] = 2.0
+    assert kept() == [0, 1]
 
 
 def test_dominated_candidates_are_dropped_and_the_first_of_equals_stays():
