@@ -32,6 +32,7 @@ ModelInput = str | Path | Mapping[str, Any] | ModelSpec
 ClusterInput = str | Mapping[str, Any] | ClusterSpec
 JobInput = TrainingJob | Mapping[str, Any] | None
 PinsInput = Mapping[str, Any] | None
+ANY = "any"  # of the frameworks, where several may be named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +266,9 @@ def _stack_among(
     stacks: Mapping[str, StackSpec] | None, name: str | None, job: TrainingJob, pins: Mapping[str, int]
 ) -> tuple[StackSpec, list[Note]]:
     """The stack asked for, or the usual one of the task and what was assumed with it."""
+    if name is not None and names_several(name):
+        problem = f"plans of one framework are compared; got {name[:40]!r}"
+        raise SpecError("framework", problem, "name one, or let planner search compare several")
     if name is not None:
         stack = find_stack(name, stacks)
         if stack.framework not in FRAMEWORKS:
@@ -276,6 +280,11 @@ def _stack_among(
         stack = find_stack(MEGATRON, stacks)
     note = Note(code="assumed_default", field="framework", message=f"{stack.name}: {stack.description}")
     return stack, [note]
+
+
+def names_several(framework: str) -> bool:
+    """Whether a name stands for several frameworks: ``any``, or names with commas between."""
+    return "," in framework or framework.strip().lower() == ANY
 
 
 _MODEL_AXES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "virtual_stages")

@@ -66,14 +66,14 @@ _FOUND = _document(
     "The document that `planner search --json` prints. `best` is null when nothing fits.", "SearchDocument"
 )
 _SENSITIVITY = _document(
-    "Sensitivity",
     "The document that `planner sensitivity --json` prints. When nothing may run, `parameters` is empty and "
     "`infeasible` says why.",
+    "Sensitivity",
 )
 _OBSERVATION = _document(
-    "Observation",
     "The document that `planner observe --json` prints. Without a plan to choose, `plans` is empty and `infeasible` "
     "says why.",
+    "Observation",
 )
 _SEARCH_PROBLEMS = declared(400, 413, 422, 429)
 

@@ -37,6 +37,7 @@ TEXT_TAG, MAPPING_TAG = "(text)", "(mapping)"
 JOB_TAG, WORKFLOW_TAG = "(job)", "(workflow)"
 TAGS = frozenset({TEXT_TAG, MAPPING_TAG, JOB_TAG, WORKFLOW_TAG})
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._:+()/-]*$"
+NAMES_PATTERN = NAME_PATTERN.replace("[A-Za-z0-9 ", "[A-Za-z0-9, ")  # with commas between
 
 
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def _kind(value: object) -> str | None:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=120, pattern=NAME_PATTERN)]
+Names = Annotated[str, Field(min_length=1, max_length=240, pattern=NAMES_PATTERN)]
 Mapping = Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_bounded)]
 NameOrMapping = Annotated[
     Annotated[Name, Tag(TEXT_TAG)] | Annotated[Mapping, Tag(MAPPING_TAG)],
@@ -289,6 +291,9 @@ class ObserveRequest(DecisionRequest):
 class SearchRequest(EstimateRequest):
     """Search for the fastest plan stage by stage; groups of different devices are joined by `+`."""
 
+    framework: Names | None = Field(
+        default=None, description="Framework or stack, several with commas between, or `any`; the usual one if null."
+    )
     plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
     strategy: Literal["auto", "enumerate", "cpsat", "mcmc", "all"] = "auto"
     seconds: float = Field(default=5.0, gt=0, le=MAX_SEARCH_SECONDS, description="Longest time to search.")

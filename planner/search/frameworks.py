@@ -3,23 +3,30 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from planner.request import ANY, names_several
 from planner.results import Note
 from planner.rules.base import FRAMEWORK_TITLES, FRAMEWORKS
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.result import EngineRun, FoundPlan, Improvement, SearchResult
 from profiles.errors import SpecError
-
-ANY = "any"
+from profiles.stacks import find_stack
 
 SearchOne = Callable[[str, BestSoFar], SearchResult]  # among the plans of one framework
 
 
 def several(framework: str | None) -> tuple[str, ...]:
-    """The frameworks that are asked for, where that is more than one: ``any``, or names with commas between."""
-    if framework == ANY:
+    """The frameworks that are asked for, where that is more than one: ``any``, or names with commas between.
+
+    Raises:
+        SpecError: If one of several names is unknown; a typo is no framework that has nothing to say.
+    """
+    if framework is None or not names_several(framework):
+        return ()
+    if framework.strip().lower() == ANY:
         return FRAMEWORKS
-    names = () if framework is None else tuple(name.strip() for name in framework.split(","))
-    return tuple(dict.fromkeys(names)) if len(names) > 1 else ()
+    names = [name.strip() for name in framework.split(",")]
+    by_stack = {find_stack(name).name: name for name in reversed(names)}  # of two names of one stack, the first
+    return tuple(name for name in dict.fromkeys(names) if name in by_stack.values())
 
 
 def search_each(names: tuple[str, ...], search_one: SearchOne, budget: SearchBudget) -> SearchResult:

@@ -212,6 +212,38 @@ def test_openapi_names_every_document(client: TestClient) -> None:
             assert list(responses[status]["content"]) == ["application/problem+json"]
 
 
+def references(node: Any) -> Iterator[str]:
+    """Every ``$ref`` in a document."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else ()):
+        if key == "$ref":
+            yield value
+        else:
+            yield from references(value)
+
+
+def test_openapi_refers_to_nothing_that_is_not_there(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert set(references(document)) <= known
+    for path, name in (("/sensitivity", "Sensitivity"), ("/observe", "Observation"), ("/portfolio", "Portfolio")):
+        answer = document["paths"][path]["post"]["responses"]["200"]
+        assert list(references(answer)) == [f"#/components/schemas/{name}"]
+        assert answer["description"].startswith("The document that")
+
+
+def test_a_search_takes_several_frameworks_and_no_typo(client: TestClient) -> None:
+    asked = BODY | {"model": "llama-3.2-1b", "cluster": "1xH100", "strategy": "enumerate"}
+    document = client.post("/search", json=asked | {"framework": "megatron, fsdp"}).json()
+    assert {engine["space"].split(":")[0] for engine in document["engines"]} == {
+        "Megatron-LM",
+        "PyTorch FSDP (torchtitan)",
+    }
+    error = problem(client.post("/search", json=asked | {"framework": "megatron,fspd"}), 422)
+    (entry,) = error["errors"]
+    assert (entry["field"], entry["problem"]) == ("framework", "unknown name 'fspd'")
+    assert "'fsdp'" in entry["hint"]
+
+
 def test_plans_worth_trying_are_those_of_the_library(client: TestClient) -> None:
     asked = BODY | {"count": 2, "seed": 3, "trial_steps": 10, "oom_penalty": 0.1}
     document = client.post("/portfolio", json=asked).json()

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+import planner
 from planner.rules.base import FRAMEWORKS
 from planner.search.frameworks import several
 from planner.search_document import search_document
@@ -17,9 +18,31 @@ BOTH = Small(
 
 
 def test_frameworks_are_named_with_commas_between_or_any_of_them() -> None:
-    assert several("any") == FRAMEWORKS
+    assert several("any") == several(" ANY") == FRAMEWORKS
     assert several("fsdp, megatron,fsdp") == ("fsdp", "megatron")
+    assert several("megatron-core,megatron,fsdp") == ("megatron-core", "fsdp")  # names of the same stack
     assert several("fsdp") == several(None) == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "problem", "hint"),
+    [
+        ("megatron,fspd", "unknown name 'fspd'", "did you mean 'fsdp'"),
+        ("megatron,", "unknown name ''", "known: "),
+        ("any,megatron", "unknown name 'any'", "known: "),
+    ],
+)
+def test_a_name_that_is_none_is_refused_rather_than_left_out(names: str, problem: str, hint: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        planner.search("llama-3.2-1b", "1xH100", framework=names)
+    assert (caught.value.field, caught.value.problem) == ("framework", problem)
+    assert caught.value.hint.startswith(hint)
+
+
+def test_plans_of_several_frameworks_are_for_a_search() -> None:
+    for names in ("megatron,fsdp", "any"):
+        with pytest.raises(SpecError, match="let planner search compare several"):
+            planner.plan("llama-3.2-1b", "1xH100", framework=names)
 
 
 @pytest.mark.parametrize("order", ["megatron,fsdp", "fsdp,megatron"])
@@ -53,8 +76,6 @@ def test_what_a_framework_does_not_have_leaves_it_out_with_a_note() -> None:
     assert "not implemented by megatron" in note.message
     with pytest.raises(SpecError, match="not implemented by megatron"):
         replace(zero_bubble, framework="megatron,deepspeed").found()
-    with pytest.raises(SpecError, match="unknown"):
-        replace(BOTH, framework="megatorn,fspd").found()
 
 
 def test_every_framework_gets_its_share_of_the_evaluations() -> None:
