@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from profiles import strict_json
 from profiles.errors import SpecError, did_you_mean
 from profiles.hf_config import read_hf_config
 from profiles.model import ModelSpec
@@ -196,9 +197,10 @@ def _from_file(path: Path) -> ResolvedModel:
     if len(raw) > MAX_CONFIG_BYTES:
         raise SpecError("model", f"{path.name} is larger than {MAX_CONFIG_BYTES} bytes", "is it a config.json?")
     try:
-        config = json.loads(raw)
-    except (ValueError, RecursionError):  # also undecodable text and absurdly long numbers
-        raise SpecError("model", f"{path.name} is not valid JSON") from None
+        config = strict_json.loads(raw)
+    except json.JSONDecodeError as error:
+        place = "" if error.pos < 0 else f" at line {error.lineno}"
+        raise SpecError("model", f"{path.name} is not valid JSON{place}: {error.msg}") from None
     if not isinstance(config, dict):
         raise SpecError("model", f"{path.name} must hold a mapping; got {shown(config)}")
     fallback = path.resolve().parent.name if path.name == "config.json" else path.stem

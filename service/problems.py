@@ -110,25 +110,28 @@ async def _not_found(_: Request, error: Exception) -> Response:
     return problem_response(404, str(error), errors=[_of_spec_error(error.error)])
 
 
-async def _invalid_body(_: Request, error: Exception) -> Response:
+async def _invalid_body(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    errors = [_of_validation_error(item) for item in error.errors()[:MAX_ERRORS]]
+    path = str(getattr(request.scope.get("route"), "path", ""))
+    errors = [_of_validation_error(item, path) for item in error.errors()[:MAX_ERRORS]]
     return problem_response(422, _sentence(errors[0]), errors=errors)
 
 
-def _of_validation_error(item: Mapping[str, Any]) -> FieldProblem:
+def _of_validation_error(item: Mapping[str, Any], path: str) -> FieldProblem:
     """One of pydantic's errors, with the value at fault and, for an unknown field, what it may have meant."""
     location = [str(part) for part in item["loc"] if part not in TAGS]
     field = ".".join(location[1:]) or location[0]
     if item["type"] == "json_invalid":
         reason = str(item.get("ctx", {}).get("error", ""))
-        field, problem, hint = "body", f"is not valid JSON at character {location[-1]}: {reason}", ""
+        place = "" if location[-1] == "-1" else f" at character {location[-1]}"
+        field, problem, hint = "body", f"is not valid JSON{place}: {reason}", ""
     elif item["type"] == "extra_forbidden":
         workflow = WORKFLOW_TAG in item["loc"]
-        problem, hint = "unknown field", meant_field(location[1:-1], location[-1], workflow=workflow)
+        problem, hint = "unknown field", meant_field(location[1:-1], location[-1], path=path, workflow=workflow)
     else:
-        problem, hint = item["msg"][:1].lower() + item["msg"][1:], ""
+        words = item["msg"].removeprefix("Value error, ")
+        problem, hint = words[:1].lower() + words[1:], ""
         if item["type"] != "missing":
             problem = f"{problem}; got {shown(item.get('input'))}"
     return FieldProblem(

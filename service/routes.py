@@ -21,6 +21,7 @@ from planner.workflows import plan_dataflow
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
+from service.bodies import StrictRoute
 from service.limits import WorkQueue
 from service.problems import NotFoundError, declared
 from service.schemas import (
@@ -79,7 +80,7 @@ _SEARCH_PROBLEMS = declared(400, 413, 422, 429)
 
 EntryName = Annotated[str, Path(min_length=1, max_length=120, pattern=NAME_PATTERN)]
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 
 @router.post("/plan", response_model=None, responses=_PLANNED | _SEARCH_PROBLEMS, tags=["planning"])

@@ -302,24 +302,35 @@ class SearchRequest(EstimateRequest):
     runnable: bool = Field(default=False, description="Whether only plans count that the framework can run.")
 
 
-def meant_field(parents: Sequence[str], name: str, *, workflow: bool = False) -> str:
-    """What a client may have meant by an unknown field of the body at that path; empty when nothing is close.
+QUESTIONS: dict[str, type[EstimateRequest]] = {
+    "/plan": PlanRequest,
+    "/estimate": EstimateRequest,
+    "/portfolio": PortfolioRequest,
+    "/search": SearchRequest,
+    "/sensitivity": SensitivityRequest,
+    "/observe": ObserveRequest,
+}
+
+
+def meant_field(parents: Sequence[str], name: str, *, path: str = "", workflow: bool = False) -> str:
+    """What a client may have meant by an unknown field of the body at that place; empty when nothing is close.
 
     Args:
         parents: Fields that lead to the body, outermost first.
         name: The unknown field.
+        path: Of the route that was asked.
         workflow: Whether the body asks about a workflow.
     """
     if workflow:
         return "" if parents else did_you_mean(name, WorkflowRequest.model_fields)
     bodies: dict[str, type[Body]] = {"job": JobBody, "plan": PlanBody}
-    body = bodies.get(parents[-1]) if parents else PlanRequest
+    body = bodies.get(parents[-1]) if parents else QUESTIONS.get(path, PlanRequest)
     if body is None:
         return ""
     if body is PlanBody and name in ALIASES:
         return f"did you mean '{ALIASES[name]}'?"
-    top = () if parents else PortfolioRequest.model_fields
-    return did_you_mean(name, {**body.model_fields, **dict.fromkeys(top)})
+    others = [] if parents else [route for route, asked in QUESTIONS.items() if name in asked.model_fields]
+    return f"a field of {', '.join(others)}" if others else did_you_mean(name, body.model_fields)
 
 
 def given(body: Body) -> dict[str, Any]:

@@ -122,6 +122,29 @@ def test_broken_json_is_placed(client: TestClient) -> None:
     assert error["problem"].startswith("is not valid JSON at character 1")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"model": "13b", "cluster": "8xA100", "model": "70b"}', "key 'model' is given twice"),
+        (b'{"model": {"base": "llama-2-7b", "num_layers": 2, "num_layers": 3}}', "key 'num_layers' is given twice"),
+        (b"[" * 50_000, "nested too deeply"),
+        (b'{"top": ' + b"9" * 10_000 + b"}", "a number with too many digits"),
+        (b'{"model": "\xff"}', "not UTF-8 text"),
+    ],
+)
+def test_what_json_leaves_open_is_refused_by_name(client: TestClient, content: bytes, reason: str) -> None:
+    response = client.post("/plan", content=content, headers={"content-type": "application/json"})
+    (error,) = problem(response, 422)["errors"]
+    assert error == {"field": "body", "problem": f"is not valid JSON: {reason}", "hint": ""}
+
+
+def test_a_field_of_another_question_is_told_from_a_typo(client: TestClient) -> None:
+    (error,) = problem(client.post("/estimate", json=BODY | {"top": 3}), 422)["errors"]
+    assert (error["problem"], error["hint"]) == ("unknown field", "a field of /plan")
+    (error,) = problem(client.post("/search", json=BODY | {"second": 3}), 422)["errors"]
+    assert error["hint"].startswith("did you mean 'seconds'")
+
+
 def test_a_body_of_another_type_is_refused(client: TestClient) -> None:
     problem(client.post("/plan", data={"model": "llama-2-7b"}), 422)
 

@@ -319,9 +319,14 @@ def test_config_file_and_its_folder_resolve(tmp_path):
         (b"\xff\xfe{}", "model: config.json is not valid JSON"),
         (b"[" * 100_000, "model: config.json is not valid JSON"),
         (b'{"vocab_size": ' + b"9" * 5000 + b"}", "model: config.json is not valid JSON"),
+        (
+            b'{"vocab_size": 3, "vocab_size": 4}',
+            "model: config.json is not valid JSON: key 'vocab_size' is given twice",
+        ),
+        (b'{"vocab_size": 3,\n"a" 4}', "model: config.json is not valid JSON at line 2: "),
         (b" " * (MAX_CONFIG_BYTES + 1), "model: config.json is larger than 1048576 bytes"),
     ],
-    ids=["truncated", "list", "encoding", "deep", "long-number", "huge"],
+    ids=["truncated", "list", "encoding", "deep", "long-number", "twice", "line", "huge"],
 )
 def test_bad_files_are_spec_errors(tmp_path, content, problem):
     path = tmp_path / "config.json"

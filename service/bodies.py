@@ -1,0 +1,31 @@
+"""Bodies are read strictly: a key given twice would otherwise silently mean the last one."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+
+from profiles import strict_json
+
+
+class StrictRequest(Request):
+    """A request whose JSON is that of ``profiles.strict_json``."""
+
+    async def json(self) -> Any:
+        """The body; what is wrong with it is a ``json.JSONDecodeError``, which FastAPI answers."""
+        return strict_json.loads(await self.body())
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its body so."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The route's handler, given a strict request."""
+        handle = super().get_route_handler()
+
+        async def strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return strictly
