@@ -93,8 +93,11 @@ def _pin(name: str, values: Mapping[str, Any], cluster: MixedCluster) -> CallPin
                 raise SpecError(where, f"must be text; got {str(value)[:40]!r}")
             engine = value
         elif column in COLUMNS:
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_DEVICES:
-                raise SpecError(where, f"must be a whole number from 0 to {MAX_DEVICES}; got {str(value)[:40]!r}")
+            least = 0 if column == "zero_stage" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_DEVICES:
+                raise SpecError(where, f"must be a whole number from {least} to {MAX_DEVICES}; got {str(value)[:40]!r}")
+            if column in columns:
+                raise SpecError(where, "is given twice", "give one of its names")
             columns[column] = value
         else:
             raise SpecError(where, "cannot be fixed for a call", did_you_mean(str(key), (*_KEYS, *ALIASES)))

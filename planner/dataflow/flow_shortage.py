@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from costmodels.model_calls import CallTable, concatenated
 from planner.dataflow.call_costs import CallSetting, call_costs
 from planner.dataflow.flow_costs import model_call
 from planner.dataflow.flow_request import MAX_GPUS, FlowRequest
@@ -10,6 +13,7 @@ from planner.dataflow.flow_results import CallShortage, FlowInfeasible, FlowPlan
 from planner.dataflow.flow_solve import best_plan
 from planner.dataflow.priced_cluster import PricedCluster, priced_on
 from planner.request import full_node, part_of
+from planner.rules.base import one_of
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import alone
@@ -23,8 +27,12 @@ def explain_shortage(request: FlowRequest) -> FlowInfeasible:
 
     Args:
         request: A question for which there is no plan.
+
+    Raises:
+        SpecError: If it is what the user fixed that no layout has.
     """
     priced = priced_on(request, request.cluster)
+    _check_pins(request, priced)
     minimum, largest, plan = _minimum(request)
     return FlowInfeasible(
         shortages=_shortages(request, priced),
@@ -46,6 +54,24 @@ def _shortages(request: FlowRequest, priced: PricedCluster) -> tuple[CallShortag
     return (CallShortage(call="", needs_bytes=held + running, usable_bytes=usable),)
 
 
+def _check_pins(request: FlowRequest, priced: PricedCluster) -> None:
+    """Refuse degrees and sizes that no layout of a call has, whatever the memory."""
+    for name, pin in request.pins.items():
+        if not pin.columns:
+            continue
+        kinds = zip(priced.cluster.groups, priced.costs.sizes, strict=True)
+        plans = concatenated([_ways(request, group, sizes, name) for group, sizes in kinds if len(sizes)]).plans
+        wrong = f"no layout of {name} has it; got "
+        for column, value in pin.columns.items():
+            known = np.unique(getattr(plans, column)).tolist()
+            if value not in known:
+                raise SpecError(f"pins.{name}.{column}", f"{wrong}{value}", one_of(known))
+        fixed = dict(pin.columns) | ({} if pin.num_gpus is None else {"num_devices": pin.num_gpus})
+        if not np.all([getattr(plans, column) == value for column, value in fixed.items()], axis=0).any():
+            words = " with ".join(f"{column} {value}" for column, value in fixed.items())
+            raise SpecError(f"pins.{name}", f"{wrong}{words}", "leave one of them open")
+
+
 def _shortage(request: FlowRequest, priced: PricedCluster, name: str) -> CallShortage:
     """What a call needs at least on the kind of machines where least is missing."""
     found = []
@@ -58,13 +84,17 @@ def _shortage(request: FlowRequest, priced: PricedCluster, name: str) -> CallSho
 
 def _least_bytes(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int], name: str) -> float:
     """Bytes per GPU of the leanest way to run a call on any number of the GPUs; 0 when no layout is legal."""
-    call = request.graph.call(name)
-    setting = CallSetting(cluster=cluster, stack=request.stack, engines=request.engines)
-    asked = model_call(request, call)
     if not sizes:
         return 0.0
-    table = call_costs(asked, request.models[call.role], setting, sizes, fitting=False)
+    table = _ways(request, cluster, sizes, name)
     return float((table.static_bytes + table.active_bytes).min()) if len(table) else 0.0
+
+
+def _ways(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int], name: str) -> CallTable:
+    """Every way to run a call on so many GPUs, whether it fits or agrees with what is fixed or not."""
+    call = request.graph.call(name)
+    setting = CallSetting(cluster=cluster, stack=request.stack, engines=request.engines)
+    return call_costs(model_call(request, call), request.models[call.role], setting, sizes, fitting=False)
 
 
 def _minimum(request: FlowRequest) -> tuple[int | None, int, FlowPlan | None]:

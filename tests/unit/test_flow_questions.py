@@ -173,6 +173,8 @@ def test_pins_name_meshes_engines_and_degrees() -> None:
         ({"actor_gen": {"gpus": 17}}, "pins.actor_gen.gpus", "the 16 GPUs; got 17"),
         ({"actor_gen": {"gpus": "all"}}, "pins.actor_gen.gpus", "cannot read 'all'"),
         ({"actor_gen": {"tp": "8"}}, "pins.actor_gen.tp", "whole number"),
+        ({"actor_gen": {"tp": 0}}, "pins.actor_gen.tp", "whole number from 1 to"),
+        ({"actor_gen": {"tp": 2, "tensor_parallel": 4}}, "pins.actor_gen.tensor_parallel", "is given twice"),
         ({"actor_gen": {"recompute": 1}}, "pins.actor_gen.recompute", "cannot be fixed"),
         ({"actor_gen": {"engine": 3}}, "pins.actor_gen.engine", "must be text"),
     ],
@@ -200,3 +202,18 @@ def test_a_file_that_is_not_named_as_yaml_is_told_from_an_unknown_workflow(tmp_p
     for text in ("x" * 5000, "a\0b", "\ud800", str(tmp_path)):
         with pytest.raises(SpecError, match="unknown workflow"):
             resolve_flow(text, {}, "8xH100", FlowOptions())
+
+
+@pytest.mark.parametrize(
+    ("pins", "field", "hint"),
+    [
+        ({"actor_train": {"tp": 3}}, "pins.actor_train.tensor_parallel", "1, 2 or 4"),
+        ({"actor_train": {"tp": 2, "dp": 5}}, "pins.actor_train.data_parallel", "1, 2 or 4"),
+        ({"actor_gen": {"ep": 2}}, "pins.actor_gen.expert_parallel", "1"),
+        ({"actor_train": {"tp": 4, "gpus": 2}}, "pins.actor_train", "leave one of them open"),
+    ],
+)
+def test_a_layout_that_there_is_not_is_no_shortage_of_memory(pins: dict[str, Any], field: str, hint: str) -> None:
+    with pytest.raises(SpecError, match="no layout of actor_") as caught:
+        plan_dataflow("grpo", "llama-3.2-1b", "4xH100", batch=16, prompt=64, generate=64, effort=0.01, pins=pins)
+    assert (caught.value.field, caught.value.hint) == (field, hint)
