@@ -108,6 +108,11 @@ def plan(
     check_no_workflow(values["workflow"])
     from planner import api
 
+    trial.check_portfolio_options(
+        portfolio,
+        ranking={"top": (top, 10), "pareto": (pareto, False)},
+        trials={"trial_steps": (trial_steps, 20), "oom_penalty": (oom_penalty, 0.05), "seed": (seed, 0)},
+    )
     if portfolio is not None:
         inputs = _inputs(values) | {"pins": _pins(values), "variants": variants}
         terms = trial.terms_of(trial_steps, oom_penalty, seed)
@@ -313,15 +318,18 @@ def _inputs(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _one_model(words: Sequence[str]) -> str:
-    """The model of a single job, the last one given.
+    """The model of a single job.
 
     Raises:
-        SpecError: If models are given by role.
+        SpecError: If models are given by role, or several.
     """
     if any("=" in word for word in words):
         problem = f"{words[-1][:60]!r} names a role, and a single job has none"
         raise SpecError("--model", problem, "for a workflow add --job, e.g. --job ppo")
-    return words[-1]
+    if len(words) > 1:
+        problem = f"a single job has one model; got {', '.join(repr(word[:40]) for word in words[:3])}"
+        raise SpecError("--model", problem, "for a workflow add --job, e.g. --job ppo")
+    return words[0]
 
 
 def _pins(values: Mapping[str, Any]) -> dict[str, Any]:

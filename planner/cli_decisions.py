@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
+from profiles.errors import SpecError
 
 if TYPE_CHECKING:
     from planner.decisions.results import Terms
@@ -41,6 +42,26 @@ def terms_of(trial_steps: int, oom_penalty: float, seed: int) -> "Terms":
     from planner.decisions.results import Terms
 
     return Terms(steps=trial_steps, oom_penalty=oom_penalty, seed=seed)
+
+
+def check_portfolio_options(
+    portfolio: int | None, *, ranking: Mapping[str, tuple[Any, Any]], trials: Mapping[str, tuple[Any, Any]]
+) -> None:
+    """Refuse options of the ranking where trials are asked for, and the other way round.
+
+    Args:
+        portfolio: What ``--portfolio`` says.
+        ranking: Options of the ranking alone: value and default.
+        trials: Options of trials alone.
+
+    Raises:
+        SpecError: Naming the first one given.
+    """
+    other, hint = (trials, "add --portfolio 3") if portfolio is None else (ranking, "leave --portfolio out")
+    for name, (value, default) in other.items():
+        if value != default:
+            what = "a ranking" if portfolio is None else "the trials of --portfolio"
+            raise SpecError("--" + name.replace("_", "-"), f"has no effect on {what}; got {value}", hint)
 
 
 def show_portfolio(inputs: Mapping[str, Any], values: Mapping[str, Any], *, count: int, terms: "Terms") -> None:

@@ -68,7 +68,7 @@ def workflow(
 
 # Options of single jobs that say something about a workflow too.
 _SHARED = ("model", "gpus", "precision", "framework", "objective", "fabric", "reserve_gib", "price_per_gpu_hour")
-_OUTPUT = ("json_", "output", "quiet", "debug", "offload", "price_date")
+_OUTPUT = ("json_", "output", "quiet", "debug", "offload")
 _OBJECTIVES = {"step_time": "time", "time": "time", "cost": "cost", "fewest_gpus": "fewest_gpus"}
 
 
@@ -80,7 +80,7 @@ def check_no_workflow(flow: Mapping[str, Any]) -> None:
     """
     defaults = {"iterations": 5, "effort": 1.0}
     for name, value in flow.items():
-        if value and value != defaults.get(name):
+        if value is not None and value is not False and value != defaults.get(name):
             raise SpecError(_flag(name), "says something about a workflow, and none is given", "add --job ppo")
 
 
@@ -164,6 +164,8 @@ def _named(words: Sequence[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if not equals or not name.strip() or not value.strip():
             raise SpecError("--set", f"cannot read {word[:60]!r}", "NAME=VALUE, e.g. group_size=8")
+        if name.strip() in found:
+            raise SpecError("--set", f"{name.strip()[:40]!r} is given twice", "one value per setting")
         found[name.strip()] = _value(value.strip())
     return found
 
@@ -185,7 +187,9 @@ def _pins(words: Sequence[str]) -> dict[str, dict[str, Any]]:
     pins: dict[str, dict[str, Any]] = {}
     for word in words:
         call, key, value = pin_from_words(word)
-        pins.setdefault(call, {})[key] = value
+        if key in pins.setdefault(call, {}):
+            raise SpecError("--pin", f"'{call}.{key}' is given twice", "one value per field of a call")
+        pins[call][key] = value
     return pins
 
 

@@ -38,11 +38,34 @@ def emit(
         if output is not None:
             write_text(output, text, option="--output")
         if json_:
-            typer.echo(text)
+            with _writing():
+                typer.echo(text)
             return
     from rich.console import Console
 
-    tables(Console(markup=markup, emoji=False))
+    class Tables(Console):
+        """Rich would exit with 1, a bug's code, where the reader has gone."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    with _writing():
+        tables(Tables(markup=markup, emoji=False))
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """What is written to stdout in this block.
+
+    Raises:
+        SpecError: If it cannot be, as on a full disk; a reader who has gone is left to the caller.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SpecError("stdout", f"cannot write the answer: {error.strerror}") from None
 
 
 def write_text(path: str, text: str, *, option: str) -> None:

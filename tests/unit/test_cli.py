@@ -88,7 +88,8 @@ OPTIONS: list[tuple[Sequence[str], str, Any]] = [
 
 @pytest.mark.parametrize(("options", "field", "value"), OPTIONS, ids=[" ".join(case[0]) for case in OPTIONS])
 def test_plan_options_reach_the_plan(run: Any, options: Sequence[str], field: str, value: Any) -> None:
-    done = run("estimate", *BASE, *options, "--json")
+    question = BASE[2:] if "--model" in options else BASE
+    done = run("estimate", *question, *options, "--json")
     assert done.code in (0, 3), done.err
     assert json.loads(done.out)["plans"][0]["plan"][field] == value
 
@@ -206,6 +207,19 @@ def test_nothing_fits(run: Any) -> None:
         (("plan", *BASE, "--recompute", "some"), "error: plan.recompute: unknown value 'some'. Hint: "),
         (("plan", *BASE, "--output", "/no/such/place.json"), "error: --output: cannot write '/no/such/place.json': "),
         (("plan", "--model", "13b", "--gpus", "missing.yaml"), "error: missing.yaml: cannot be read: No such file"),
+        (
+            ("plan", *BASE, "--model", "13b"),
+            "error: --model: a single job has one model; got 'llama-2-7b', '13b'. Hint: ",
+        ),
+        (("plan", *BASE, "--batch", "0"), "error: --batch: says something about a workflow, and none is given"),
+        (("plan", *BASE, "--effort", "0"), "error: --effort: says something about a workflow, and none is given"),
+        (("plan", *BASE, "--seed", "3"), "error: --seed: has no effect on a ranking; got 3. Hint: add --portfolio 3"),
+        (("plan", *BASE, "--trial-steps", "3"), "error: --trial-steps: has no effect on a ranking; got 3. Hint: "),
+        (
+            ("plan", *BASE, "--portfolio", "2", "--top", "3"),
+            "error: --top: has no effect on the trials of --portfolio; got 3. Hint: leave --portfolio out",
+        ),
+        (("plan", *BASE, "--portfolio", "2", "--pareto"), "error: --pareto: has no effect on the trials"),
         (("gpus", "H10O"), "error: device: unknown name 'H10O'. Hint: "),
         (("validate", "/no/such.csv"), "error: "),
     ],
@@ -348,7 +362,16 @@ def test_help_stays_light() -> None:
 
 
 def test_results_can_be_piped() -> None:
-    script = f"{Path(sys.executable).with_name('planner')} models --json | head -1"
+    for options, first in (("--json", "{"), ("", "model")):
+        script = f"set -o pipefail; {Path(sys.executable).with_name('planner')} models {options} | head -1"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+        assert done.stdout.split()[0] == first
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.parametrize("options", ["", "--json"])
+def test_an_answer_that_cannot_be_written_is_no_bug(options: str) -> None:
+    script = f"{Path(sys.executable).with_name('planner')} workflows {options} > /dev/full"
     done = subprocess.run(script, shell=True, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "{"
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (2, "error: stdout: cannot write the answer: No space left on device\n")
