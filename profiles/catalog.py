@@ -83,7 +83,8 @@ def load_yaml(file: Traversable) -> Any:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark is not None else ""
-        reason = getattr(error, "problem", None) or type(error).__name__
+        words = getattr(error, "problem", None) or getattr(error, "reason", None)  # undecodable text has a reason
+        reason = words or "a number that cannot be read"
         raise SpecError(label, f"is not valid YAML{place}: {reason}") from None
 
 

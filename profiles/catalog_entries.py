@@ -4,10 +4,19 @@ The YAML speaks vendor units (TFLOP/s, GiB, GB/s, us), the specs SI; the convers
 nowhere else. Vendors write "80 GB" for device memory that is 80 GiB, so memory is in GiB.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, DeviceSpec, LinkSpec, NodeSpec
@@ -35,13 +44,25 @@ _ENTRY_FIELD_OF = {
 DEFAULT_SOURCE = "default"
 
 EntryT = TypeVar("EntryT", bound=BaseModel)
-_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class DeviceEntry(BaseModel):
+class Entry(BaseModel):
+    """Base of what a file may say: unknown keys are refused, and so is yes or no where a number belongs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag(cls, value: Any, info: ValidationInfo) -> Any:
+        """The value; YAML reads ``yes`` and ``on`` as true, which pydantic would take for 1."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise PydanticCustomError("flag", "must not be true or false")
+        return value
+
+
+class DeviceEntry(Entry):
     """One device of ``devices/*.yaml``; ``sources`` names a document per field, or ``default`` for the rest."""
-
-    model_config = _STRICT
 
     vendor: str = Field(min_length=1, max_length=40)
     architecture: str = Field(min_length=1, max_length=40)
@@ -87,10 +108,8 @@ class DeviceEntry(BaseModel):
         )
 
 
-class LinkEntry(BaseModel):
+class LinkEntry(Entry):
     """One link of ``links.yaml``; bandwidth per direction, per device (scale-up) or per adapter (fabric)."""
-
-    model_config = _STRICT
 
     kind: LinkKind
     bandwidth_gb_per_s: float = Field(gt=0, le=1e5)
@@ -113,10 +132,8 @@ class LinkEntry(BaseModel):
         )
 
 
-class NodeEntry(BaseModel):
+class NodeEntry(Entry):
     """One node of ``nodes.yaml``; ``domain_devices`` defaults to the devices of the node."""
-
-    model_config = _STRICT
 
     device: str
     devices_per_node: PositiveInt = Field(le=MAX_DEVICES_PER_NODE)
@@ -186,10 +203,25 @@ def validated(entry_type: type[EntryT], data: Any, *, where: str) -> EntryT:
         path = ".".join(str(part)[:60] for part in first["loc"])
         field = f"{where}.{path}" if path else where
         if first["type"] == "extra_forbidden":
-            hint = did_you_mean(str(first["loc"][-1]), entry_type.model_fields)
+            hint = did_you_mean(str(first["loc"][-1]), _entry_at(entry_type, first["loc"][:-1]).model_fields)
             raise SpecError(field, "unknown field", hint) from None
         if first["type"] == "missing":
             raise SpecError(field, "is required") from None
         given = repr(first["input"])
         shown = given if len(given) <= 60 else given[:57] + "..."
         raise SpecError(field, f"{first['msg'][:1].lower()}{first['msg'][1:]}; got {shown}") from None
+
+
+def _entry_at(entry_type: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """The entry type at that place of an entry; keys of mappings and indices of lists lead nowhere else."""
+    for part in path:
+        if part in entry_type.model_fields:
+            entry_type = _entry_in(entry_type.model_fields[str(part)].annotation) or entry_type
+    return entry_type
+
+
+def _entry_in(annotation: Any) -> type[BaseModel] | None:
+    """The entry type that a field holds, by itself or in a list, mapping or union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _entry_in(part)) is not None), None)

@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from profiles.catalog import Catalog, default_catalog
-from profiles.catalog_entries import validated
+from profiles.catalog_entries import Entry, validated
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, MAX_NODES, ClusterSpec, LinkSpec, NodeSpec
 from profiles.units import GIGA
@@ -37,7 +37,7 @@ _CLUSTER = re.compile(
 )
 
 
-class ClusterEntry(BaseModel):
+class ClusterEntry(Entry):
     """A cluster as a mapping (YAML file, REST body); what is left out comes from the catalogue.
 
     Attributes:
@@ -53,8 +53,6 @@ class ClusterEntry(BaseModel):
         host_memory_gb: Host memory per node, decimal GB.
         name: How to call the cluster.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     device: str | None = Field(default=None, min_length=1, max_length=MAX_TEXT_LENGTH)
     node: str | None = Field(default=None, min_length=1, max_length=MAX_TEXT_LENGTH)

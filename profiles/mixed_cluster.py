@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, combinations
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from profiles.catalog import Catalog, default_catalog
-from profiles.catalog_entries import validated
+from profiles.catalog_entries import Entry, validated
 from profiles.cluster_string import MAX_TEXT_LENGTH, cluster_from_mapping, cluster_to_mapping, parse_cluster
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES, ClusterSpec, LinkSpec
@@ -83,7 +83,7 @@ class MixedCluster:
         return ClusterSpec(name=self.name, node=node, num_nodes=sum(group.num_nodes for group in pair))
 
 
-class MixedClusterEntry(BaseModel):
+class MixedClusterEntry(Entry):
     """A cluster of groups as a mapping.
 
     Attributes:
@@ -91,8 +91,6 @@ class MixedClusterEntry(BaseModel):
         between: Link of one network adapter between nodes of different groups.
         name: How to call the cluster.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     groups: tuple[dict[str, Any], ...] = Field(min_length=1, max_length=MAX_GROUPS)
     between: str | None = Field(default=None, min_length=1, max_length=MAX_TEXT_LENGTH)

@@ -228,9 +228,10 @@ class Dataflow:
 
     def _check_role(self, role: Role) -> None:
         where = f"job.roles.{role.name}"
-        names = [item.name for item in self.roles]
-        if role.like and (role.like not in names or role.like == role.name):
-            raise SpecError(f"{where}.like", f"unknown role {role.like[:40]!r}", did_you_mean(role.like, names))
+        others = [item.name for item in self.roles if item.name != role.name]
+        if role.like and role.like not in others:
+            problem = "is the role itself" if role.like == role.name else f"unknown role {role.like[:40]!r}"
+            raise SpecError(f"{where}.like", problem, did_you_mean(role.like, others))
         _one_of(f"{where}.head", role.head, HEADS)
         _one_of(f"{where}.task", role.task, TASKS)
 

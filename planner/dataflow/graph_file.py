@@ -19,7 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from planner.dataflow.graph import (
     MAX_CALLS,
@@ -35,18 +35,15 @@ from planner.dataflow.graph import (
     RoleCopy,
 )
 from profiles.catalog import load_yaml
-from profiles.catalog_entries import validated
+from profiles.catalog_entries import Entry, validated
 from profiles.errors import SpecError
 
-_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 _Name = Annotated[str, Field(min_length=1, max_length=40)]
 _Keys = Annotated[list[_Name], Field(max_length=MAX_KEYS)]
 
 
-class RoleEntry(BaseModel):
+class RoleEntry(Entry):
     """A role as a file writes it; ``model`` is a name, a path or a configuration."""
-
-    model_config = _STRICT
 
     model: str | dict[str, Any] | None = None
     like: str = Field(default="", max_length=40)
@@ -55,10 +52,8 @@ class RoleEntry(BaseModel):
     stays: bool = False
 
 
-class CallEntry(BaseModel):
+class CallEntry(Entry):
     """A call as a file writes it."""
-
-    model_config = _STRICT
 
     kind: Literal["generate", "inference", "train", "external"]
     role: str = Field(default="", max_length=40)
@@ -75,10 +70,8 @@ class CallEntry(BaseModel):
     stream: bool = False
 
 
-class CopyEntry(BaseModel):
+class CopyEntry(Entry):
     """A copy of weights between roles as a file writes it."""
-
-    model_config = _STRICT
 
     source: _Name
     target: _Name
@@ -86,10 +79,8 @@ class CopyEntry(BaseModel):
     share: float = Field(default=1.0, gt=0, le=1)
 
 
-class GraphEntry(BaseModel):
+class GraphEntry(Entry):
     """A workflow as a file writes it."""
-
-    model_config = _STRICT
 
     name: str = Field(default="workflow", min_length=1, max_length=80)
     dataset: _Keys = Field(default_factory=lambda: ["prompts"])

@@ -214,6 +214,11 @@ NODE = (
             NODE.replace("devices_per_node: 8", "devices_per_node: 1000"),
             ":n.devices_per_node: input should be less than or equal to 72; got 1000",
         ),
+        (
+            "nodes",
+            NODE.replace("devices_per_node: 8", "devices_per_node: yes"),
+            ":n.devices_per_node: must not be true or false; got True",
+        ),
     ],
 )
 def test_bad_entries_name_file_and_field(tmp_path: Path, file: str, content: str, message: str) -> None:
@@ -276,6 +281,17 @@ def test_files_that_would_exhaust_the_machine_are_refused(tmp_path: Path, conten
     with pytest.raises(SpecError) as error:
         catalog_module.load_yaml(file)
     assert str(error.value) == f"{file}: is not valid YAML {problem}"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"a: H\xff\xfe100\n", "UTF-8"), (b"a: " + b"9" * 10_000 + b"\n", "a number that cannot be read")],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(SpecError, match="is not valid YAML") as error:
+        catalog_module.load_yaml(tmp_path / "mine.yaml")
+    assert words in error.value.problem
 
 
 def test_deep_nesting_is_an_error_not_a_crash(tmp_path: Path) -> None:

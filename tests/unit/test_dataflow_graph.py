@@ -47,6 +47,9 @@ REFUSED = [
         (*CALLS, call(kind="train", role="actor")), {}, "job.calls.x", "is trained by train already", id="two trains"
     ),
     pytest.param((GEN,), {}, "job.roles.ref", "no call uses it", id="unused role"),
+    pytest.param(
+        CALLS, {"roles": (ACTOR, Role(name="ref", like="ref"))}, "job.roles.ref.like", "is the role itself", id="like"
+    ),
     pytest.param((), {}, "job.calls", "1 to 32 entries; got 0", id="empty"),
     pytest.param(CALLS, {"prefetch": 99}, "job.prefetch", "between 0 and 64", id="prefetch"),
     pytest.param(
@@ -191,6 +194,17 @@ def test_files_are_bounded_and_checked(change: dict[str, Any], field: str, words
         graph_from_mapping(base | change)
     assert caught.value.field == field
     assert words in caught.value.problem
+
+
+def test_an_unknown_key_is_looked_for_where_it_stands() -> None:
+    base = {"roles": {"actor": {}}, "calls": {"gen": {"kind": "generate", "roel": "actor", "inputs": ["prompts"]}}}
+    with pytest.raises(SpecError) as caught:
+        graph_from_mapping(base)
+    assert caught.value.hint == "did you mean 'role'?"
+    right = base | {"calls": {"gen": {"kind": "generate", "role": "actor", "inputs": ["prompts"]}}}
+    with pytest.raises(SpecError) as caught:
+        graph_from_mapping(right | {"copies": [{"source": "actor", "target": "actor", "evry": 2}]})
+    assert (caught.value.field, caught.value.hint) == ("job.copies.0.evry", "did you mean 'every'?")
 
 
 def test_a_file_that_holds_a_list_is_refused(tmp_path: Path) -> None:
