@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
+from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, LoraSpec, TrainingJob
 from planner.results import Note
 from planner.rules.base import divisors
 from profiles.errors import SpecError, did_you_mean
@@ -77,6 +77,9 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         values[name] = _typed(f"job.{name}", value, kind)
+    if (task := values.get("task", TASKS[0])) not in TASKS:
+        hint = f"use one of {', '.join(TASKS)}; ppo, dpo and the like are workflows: planner plan --job"
+        raise SpecError("job.task", f"unknown value {task[:40]!r}", hint)
     return values
 
 
@@ -107,7 +110,8 @@ def _fill_sequence(values: dict[str, Any], model: ModelSpec, notes: list[Note]) 
     if tokens is not None and batch is not None:
         length, rest = divmod(tokens, batch) if batch > 0 else (0, 1)
         if rest:
-            raise SpecError("job.global_batch_tokens", f"{tokens:g} is not a multiple of global_batch_size={batch}")
+            problem = f"{tokens:g} is not a multiple of global_batch_size={batch}"
+            raise SpecError("job.global_batch_tokens", problem, "say how long sequences are, and one of the two")
         values["sequence_length"] = int(length)
         return
     longest = model.max_sequence_length or DEFAULT_SEQUENCE
@@ -197,6 +201,12 @@ def rounded_batch(target: int, num_devices: int, pins: Mapping[str, int]) -> int
 def _fill_lora(values: dict[str, Any], notes: list[Note]) -> None:
     rank, targets, lora = (values.pop(name, None) for name in ("lora_rank", "lora_targets", "lora"))
     if isinstance(lora, Mapping):
+        for name in lora:
+            if name not in ("rank", "targets"):
+                hint = did_you_mean(str(name), ("rank", "targets"))
+                raise SpecError(f"job.lora.{str(name)[:40]}", "unknown field", hint)
+        if (rank is not None and "rank" in lora) or (targets is not None and "targets" in lora):
+            raise SpecError("job.lora", "says what lora_rank or lora_targets says too", "give one of them")
         rank, targets = lora.get("rank", rank), lora.get("targets", targets)
     elif isinstance(lora, LoraSpec):
         rank, targets = lora.rank, lora.targets
@@ -214,12 +224,21 @@ def _fill_lora(values: dict[str, Any], notes: list[Note]) -> None:
         raise SpecError("job.lora.rank", f"must be a whole number from 1 to {_MAX_LORA_RANK}; got {str(rank)[:40]}")
     if targets is None:
         targets = known.targets
-    chosen = tuple(targets.split(",")) if isinstance(targets, str) else targets
-    if not isinstance(chosen, (list, tuple)) or not chosen or any(word not in known.targets for word in chosen):
-        raise SpecError(
-            "job.lora.targets", f"unknown value {str(targets)[:60]!r}", "a list of " + ", ".join(known.targets)
-        )
-    values["lora"] = LoraSpec(rank=rank, targets=tuple(dict.fromkeys(chosen)))
+    values["lora"] = LoraSpec(rank=rank, targets=_lora_targets(targets, known.targets))
+
+
+def _lora_targets(given: object, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Adapted layers: a list, or words with commas between; ``q_proj`` is how PEFT calls ``q``."""
+    words = [word.strip() for word in given.split(",")] if isinstance(given, str) else given
+    if not isinstance(words, (list, tuple)) or not words:
+        raise SpecError("job.lora.targets", f"must name layers; got {str(given)[:60]!r}", ", ".join(known))
+    found = []
+    for word in words:
+        name = word.removesuffix("_proj") if isinstance(word, str) else word
+        if name not in known:
+            raise SpecError("job.lora.targets", f"unknown value {str(word)[:40]!r}", "a list of " + ", ".join(known))
+        found.append(name)
+    return tuple(dict.fromkeys(found))
 
 
 def _check_against(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:

@@ -91,21 +91,23 @@ def check_values(plan: ExecutionPlan) -> None:
 
 
 def _pin_recompute(pins: dict[str, int], value: Any) -> None:
-    text, _, layers = str(value).strip().lower().partition(":")
+    text, colon, layers = str(value).strip().lower().partition(":")
     if isinstance(value, Recompute):
-        text, layers = value.name.lower(), ""
+        text, colon, layers = value.name.lower(), "", ""
     pins["recompute"] = _code("recompute", text)
-    if layers and text == "selective":
+    if colon and text == "selective":
         if "recompute_modules" in pins:
             raise SpecError("plan.recompute_modules", "is given twice", "give them once")
         pins["recompute_modules"] = _modules(layers)
-    elif layers:
+    elif colon:
         if text != "block" or not layers.isascii() or not layers.isdigit() or len(layers) > 6:
             raise SpecError(
                 "plan.recompute",
                 f"unknown value {str(value)[:40]!r}",
                 "none, selective, selective:MODULE, full or block:N",
             )
+        if "recompute_layers" in pins:
+            raise SpecError("plan.recompute_layers", "is given twice", "give them once")
         pins["recompute_layers"] = int(layers)
 
 

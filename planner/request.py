@@ -27,6 +27,7 @@ from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
 from profiles.stack import StackSpec
 from profiles.stacks import default_stack, find_stack, fitted_in, with_fit
+from profiles.units import GIB
 
 ModelInput = str | Path | Mapping[str, Any] | ModelSpec
 ClusterInput = str | Mapping[str, Any] | ClusterSpec
@@ -71,10 +72,15 @@ def given_options(options: Options | None, settings: Mapping[str, Any]) -> Optio
     """The options of a public call, which come as one object or as keywords.
 
     Raises:
+        SpecError: If a keyword is none of them.
         TypeError: If they come as both.
     """
     if options is not None and settings:
         raise TypeError("give options or keywords, not both")
+    known = [item.name for item in fields(Options)]
+    for name in settings:
+        if name not in known:
+            raise SpecError(name[:40], "unknown setting", did_you_mean(name, known))
     return options or Options(**settings)
 
 
@@ -241,7 +247,8 @@ def with_memory_reserve(cluster: ClusterSpec, reserve_bytes: float) -> ClusterSp
     if not 0 <= reserve_bytes < device.usable_memory_bytes:
         raise SpecError(
             "memory_reserve_bytes",
-            f"must be at least 0 and below the {device.usable_memory_bytes:.0f} usable bytes; got {reserve_bytes:g}",
+            f"must be at least 0 and below the {device.usable_memory_bytes:.0f} usable bytes "
+            f"({device.usable_memory_bytes / GIB:.1f} GiB); got {reserve_bytes:g} ({reserve_bytes / GIB:.1f} GiB)",
         )
     if not reserve_bytes:
         return cluster

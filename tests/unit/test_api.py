@@ -331,6 +331,8 @@ def test_a_plan_the_framework_refuses_is_never_priced() -> None:
 
 
 def test_options_or_keywords() -> None:
+    with pytest.raises(SpecError, match=r"framwork: unknown setting. Hint: did you mean 'framework'"):
+        api.plan(MODEL, CLUSTER, JOB, framwork="fsdp")
     with pytest.raises(TypeError, match="not both"):
         api.plan(MODEL, CLUSTER, JOB, options=Options(), framework="fsdp")
     assert api.plan(MODEL, CLUSTER, JOB, options=Options(framework="fsdp")).request.stack.framework == "fsdp"

@@ -113,7 +113,7 @@ def test_default_batches_divide_over_the_devices(target: int, devices: int, pins
         ({"sequence_length": 0}, "job.sequence_length: must be between 1 and 16777216; got 0"),
         ({"dropout": 1}, "job.dropout: must be true or false; got '1'"),
         ({"padding_efficiency": "most"}, "job.padding_efficiency: must be a number; got 'most'"),
-        ({"task": "distil"}, "job.task: unknown value 'distil'"),
+        ({"task": "dpo"}, "job.task: unknown value 'dpo'. Hint: use one of pretrain, full, lora, qlora; ppo, dpo and"),
         ({"global_batch_tokens": 0}, "job.global_batch_tokens: must be between 1 and 1e+18; got 0"),
         (
             {"sequence_length": 10, "global_batch_size": 10, "global_batch_tokens": 101},
@@ -126,7 +126,11 @@ def test_default_batches_divide_over_the_devices(target: int, devices: int, pins
         ({"train_tokens": 0.0}, "job.train_tokens: must be above 0 and at most 1e+18; got 0.0"),
         ({"lora_rank": 8}, "job.lora: is given, but the task does not train adapters. Hint: task lora or qlora"),
         ({"task": "lora", "lora_rank": 0}, "job.lora.rank: must be a whole number from 1 to 16384; got 0"),
-        ({"task": "lora", "lora_targets": "q,z"}, "job.lora.targets: unknown value 'q,z'. Hint: a list of q, k, v"),
+        ({"task": "lora", "lora_targets": "q,z"}, "job.lora.targets: unknown value 'z'. Hint: a list of q, k, v"),
+        ({"task": "lora", "lora_targets": "q,,v"}, "job.lora.targets: unknown value ''. Hint: a list of q, k, v"),
+        ({"task": "lora", "lora_targets": 3}, "job.lora.targets: must name layers; got '3'. Hint: q, k, v"),
+        ({"task": "lora", "lora": {"rnk": 8}}, "job.lora.rnk: unknown field. Hint: did you mean 'rank'?"),
+        ({"task": "lora", "lora": {"rank": 8}, "lora_rank": 4}, "job.lora: says what lora_rank or lora_targets says"),
         ({"task": "lora", "lora": 8}, "job.lora: must be a mapping with rank and targets; got '8'"),
         ({"precision": "fp8"}, "job.precision: fake-80GB has no fp8 arithmetic"),
     ],
@@ -148,7 +152,7 @@ def test_micro_batches_without_degrees_need_a_batch() -> None:
         resolved(pins={"micro_batch_size": 1, "num_microbatches": 8})
 
 
-@pytest.mark.parametrize("targets", ["q,v", ["q", "v"], ("q", "v", "q")])
+@pytest.mark.parametrize("targets", ["q,v", "q_proj, v_proj", ["q", "v"], ("q", "v", "q")])
 def test_adapter_targets(targets: Any) -> None:
     assert resolved({"task": "qlora", "lora_rank": 4, "lora_targets": targets}).lora == LoraSpec(
         rank=4, targets=("q", "v")

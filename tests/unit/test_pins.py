@@ -54,6 +54,12 @@ def test_what_is_understood(given: Any, expected: dict[str, int]) -> None:
             {"recompute": "full:3"},
             "plan.recompute: unknown value 'full:3'. Hint: none, selective, selective:MODULE, ",
         ),
+        ({"recompute": "selective:"}, "plan.recompute_modules: unknown name ''. Hint: known: core_attn"),
+        ({"recompute": "block:"}, "plan.recompute: unknown value 'block:'. Hint: none, selective"),
+        (
+            {"recompute_layers": 3, "recompute": "block:4"},
+            "plan.recompute_layers: is given twice. Hint: give them once",
+        ),
         ({"recompute": "ful"}, "plan.recompute: unknown value 'ful'. Hint: did you mean 'full'?"),
         ({"schedule": "1f2b"}, "plan.schedule: unknown value '1f2b'. Hint: did you mean '1f1b'?"),
         ({"schedule": 99}, "plan.schedule: unknown value '99'. Hint: known: 1f1b, gpipe, zb-1p, zb-2p, zb-v"),
