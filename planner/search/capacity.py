@@ -6,6 +6,7 @@ without, and likewise with modules recomputed, which the set that drops most sta
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_layers import layer_kinds
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import StagePrices
+from planner.search.best import Stopped
 from planner.search.families import Family, least_step_s
 from planner.search.freedom import Freedom
 
@@ -42,7 +44,7 @@ def capacity(
     *,
     perfect_s: FloatArray,
     below_s: float = np.inf,
-    out_of_time: Callable[[], bool] = lambda: False,
+    check_time: Callable[[], None] = lambda: None,
 ) -> Capacity:
     """What the families can still reach, memory considered.
 
@@ -52,20 +54,20 @@ def capacity(
         freedom: What may be recomputed; with offloading, memory rules nothing out.
         perfect_s: (F,) what ``least_step_s`` says of them.
         below_s: Step time to beat.
-        out_of_time: Asked between numbers of stages; once it says so, no more is said of the other families.
+        check_time: Called between numbers of stages; once it raises ``Stopped``, no more is said of other families.
     """
     model = prices.context.model
     count = len(families)
     if freedom.offload:
         return Capacity(least_s=perfect_s, most_layers=np.full(count, model.num_layers))
     extra_s, most = np.zeros(count), np.full(count, model.num_layers)
-    for stages in sorted({family.num_stages for family in families}):
-        if out_of_time():
-            break
-        members = np.asarray([at for at, family in enumerate(families) if family.num_stages == stages])
-        for start in range(0, len(members), max(_CHUNK_CELLS // stages, 1)):
-            some = members[start : start + max(_CHUNK_CELLS // stages, 1)]
-            extra_s[some], most[some] = _extra([families[at] for at in some], prices, freedom)
+    with suppress(Stopped):
+        for stages in sorted({family.num_stages for family in families}):
+            check_time()
+            members = np.asarray([at for at, family in enumerate(families) if family.num_stages == stages])
+            for start in range(0, len(members), max(_CHUNK_CELLS // stages, 1)):
+                some = members[start : start + max(_CHUNK_CELLS // stages, 1)]
+                extra_s[some], most[some] = _extra([families[at] for at in some], prices, freedom)
     some = np.isfinite(extra_s)
     least_s = np.full(count, np.inf)
     least_s[some] = least_step_s(

@@ -53,17 +53,12 @@ class DegreeFamilies:
     _pools: list[tuple[Pool, Behind]] = field(default_factory=list)
 
     def sharper_s(
-        self, families: list[Family], below_s: float, *, out_of_time: Callable[[], bool] = lambda: False
+        self, families: list[Family], below_s: float, *, check_time: Callable[[], None] = lambda: None
     ) -> FloatArray:
         """(F,) step times that no plan of some of the families goes below, ``below_s`` where it is no less.
 
-        Once ``out_of_time`` says so, the others are bounded by 0.
+        Once ``check_time`` raises ``Stopped``, the others are bounded by 0.
         """
-
-        def check_time() -> None:
-            if out_of_time():
-                raise Stopped
-
         least_s, place = np.zeros(len(families)), {own.num_microbatches: at for at, (own, _) in enumerate(self._pools)}
         known: dict[int, Offers] = {}
         with suppress(Stopped):

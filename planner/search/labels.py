@@ -15,6 +15,7 @@ close.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy as np
 from costmodels.interleaving import round_size
 from costmodels.pipeline_orders import RUNS_ON
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
+from planner.search.best import Stopped
 from planner.search.completion import Completion, completion, slowest_of, spread
 from planner.search.fronts import nondominated
 from planner.search.partition import PartitionInstance, StageOptions, partition_time_s, undominated
@@ -77,7 +79,7 @@ def solve_by_labels(
     most_labels: int = 1_000_000,
     hint: IntArray | None = None,
     below_s: float = np.inf,
-    out_of_time: Callable[[], bool] = lambda: False,
+    check_time: Callable[[], None] = lambda: None,
 ) -> Solved:
     """A partition with at most so many labels per stage, and a bound.
 
@@ -86,7 +88,7 @@ def solve_by_labels(
         most_labels: Labels kept per stage.
         hint: (S,) a legal choice to start from.
         below_s: Only choices below that are of interest, and the bound says no more than that of the others.
-        out_of_time: Asked between pieces of work; once it says so, the answer is what passes before have left.
+        check_time: Called between pieces of work; once it raises ``Stopped``, the answer is what passes before left.
 
     Returns:
         ``OPTIMAL`` where bound and value meet, else ``FEASIBLE``; ``INFEASIBLE`` if it is proved that no choice is
@@ -99,18 +101,17 @@ def solve_by_labels(
     best_s, best_rows, bound_s, looked_at = below_s, None, 0.0, 0
     if hint is not None and (hint_s := float(partition_time_s(instance, hint[None, :])[0])) < best_s:
         best_s, best_rows = hint_s, hint
-    for limit in (*(beam for beam in _BEAMS if beam < most_labels), most_labels):
-        found = _pass(instance, options, rest, limit, best_s, out_of_time)
-        if found is None:
-            break
-        looked_at += found.looked_at
-        if len(found.rows):
-            values = partition_time_s(instance, kept[found.rows])
-            if values.min() < best_s:
-                best_s, best_rows = float(values.min()), kept[found.rows[int(values.argmin())]]
-        bound_s = max(bound_s, min(best_s, found.bound_s, found.dropped_s))
-        if found.dropped_s >= best_s * (1.0 - _TOLERANCE):  # nothing dropped could have been better
-            break
+    with suppress(Stopped):
+        for limit in (*(beam for beam in _BEAMS if beam < most_labels), most_labels):
+            found = _pass(instance, options, rest, limit, best_s, check_time)
+            looked_at += found.looked_at
+            if len(found.rows):
+                values = partition_time_s(instance, kept[found.rows])
+                if values.min() < best_s:
+                    best_s, best_rows = float(values.min()), kept[found.rows[int(values.argmin())]]
+            bound_s = max(bound_s, min(best_s, found.bound_s, found.dropped_s))
+            if found.dropped_s >= best_s * (1.0 - _TOLERANCE):  # nothing dropped could have been better
+                break
     complete = bound_s >= best_s * (1.0 - _TOLERANCE)
     statuses = (Status.FEASIBLE, Status.OPTIMAL) if best_rows is not None else (Status.UNKNOWN, Status.INFEASIBLE)
     return Solved(
@@ -148,21 +149,17 @@ def _pass(
     rest: Completion,
     limit: int,
     known_s: float,
-    out_of_time: Callable[[], bool],
-) -> _Found | None:
-    """Sets labels stage by stage, at most ``limit`` of each, dropping those that cannot lead below ``known_s``.
-
-    None if there was no time to finish.
-    """
+    check_time: Callable[[], None],
+) -> _Found:
+    """Sets labels stage by stage, at most ``limit`` of each, dropping those that cannot lead below ``known_s``."""
     labels = _last(instance)
     history: list[_Labels] = []
     dropped_s, looked_at = np.inf, 0
     for stage in range(instance.num_stages - 1, -1, -1):
         mine = np.flatnonzero(options.stage == stage)
-        extended = _extended(instance, options, rest, labels, stage, mine, limit, known_s, out_of_time)
-        if extended is None:
-            return None
-        labels, least_dropped_s, pairs = extended
+        labels, least_dropped_s, pairs = _extended(
+            instance, options, rest, labels, stage, mine, limit, known_s, check_time
+        )
         dropped_s, looked_at = min(dropped_s, least_dropped_s), looked_at + pairs
         history.append(labels)
     values = _value_s(instance, labels)
@@ -204,13 +201,12 @@ def _extended(
     mine: IntArray,
     limit: int,
     known_s: float,
-    out_of_time: Callable[[], bool],
-) -> tuple[_Labels, float, int] | None:
+    check_time: Callable[[], None],
+) -> tuple[_Labels, float, int]:
     """Labels with one stage more; the least bound of those that found no room, and pairs looked at."""
     pieces, pairs = [], 0
     for label, option in _pairs(labels, options, mine, placed=instance.placed):
-        if out_of_time():
-            return None
+        check_time()
         pairs += len(label)
         grown, bounds = _grown(instance, options, rest, labels, stage, label, option)
         useful = bounds < known_s * (1.0 - _TOLERANCE)

@@ -8,11 +8,13 @@ get done is a bound on the step.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
 from costmodels.stage_prices import StagePrices
+from planner.search.best import Stopped
 from planner.search.capacity import again_s, rooms
 from planner.search.families import Family, least_nodes, least_once_s, passes, step_s
 from planner.search.freedom import Freedom
@@ -29,7 +31,7 @@ def mixed_least_s(
     freedom: Freedom,
     *,
     below_s: float,
-    out_of_time: Callable[[], bool] = lambda: False,
+    check_time: Callable[[], None] = lambda: None,
 ) -> FloatArray:
     """(F,) step times that no layout of the families goes below; infinite where that is above ``below_s``.
 
@@ -38,7 +40,7 @@ def mixed_least_s(
         prices: Their prices.
         freedom: What stages may decide; with offloading memory bounds nothing, and neither does this.
         below_s: Step time to beat.
-        out_of_time: Asked between numbers of stages; once it says so, the other families are bounded by 0.
+        check_time: Called between numbers of stages; once it raises ``Stopped``, the other families are bounded by 0.
     """
     least_s = np.zeros(len(families))
     if freedom.offload or not families:
@@ -46,20 +48,20 @@ def mixed_least_s(
     model = prices.context.model
     moe = 2 * model.num_moe_layers >= model.num_layers
     layers = model.num_moe_layers if moe else model.num_layers - model.num_moe_layers
-    for stages in sorted({family.num_stages for family in families}):
-        if out_of_time():
-            break
-        members = [at for at, family in enumerate(families) if family.num_stages == stages]
-        some = [families[at] for at in members]
-        tables = _Tables(some, prices, freedom, moe=moe)
-        most_s = below_s / np.asarray([family.num_microbatches for family in some])
-        times_s = _least_time_s(some, tables, layers, most_s)
-        found_s = times_s * np.asarray([family.num_microbatches for family in some]) + _once_s(some, prices, below_s)
-        nodes = np.asarray([least_nodes(family, prices) for family in some])
-        possible = np.isfinite(found_s)
-        whole_s = np.full(len(some), np.inf)
-        whole_s[possible] = step_s(found_s[possible], nodes=nodes[possible], prices=prices)
-        least_s[members] = whole_s
+    with suppress(Stopped):
+        for stages in sorted({family.num_stages for family in families}):
+            check_time()
+            members = [at for at, family in enumerate(families) if family.num_stages == stages]
+            some = [families[at] for at in members]
+            tables = _Tables(some, prices, freedom, moe=moe)
+            microbatches = np.asarray([family.num_microbatches for family in some])
+            times_s = _least_time_s(some, tables, layers, below_s / microbatches)
+            found_s = times_s * microbatches + _once_s(some, prices, below_s)
+            nodes = np.asarray([least_nodes(family, prices) for family in some])
+            possible = np.isfinite(found_s)
+            whole_s = np.full(len(some), np.inf)
+            whole_s[possible] = step_s(found_s[possible], nodes=nodes[possible], prices=prices)
+            least_s[members] = whole_s
     return least_s
 
 

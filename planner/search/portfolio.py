@@ -220,7 +220,7 @@ def _alone(question: Question, best: BestSoFar, group: int, *, engine: str) -> E
         families = [families[at] for at in hopeful]
         bounds = capacity(
             families, prices, freedom, perfect_s=perfect_s[hopeful], below_s=best.step_time_s,
-            out_of_time=lambda: best.out_of_time,
+            check_time=best.check_time,
         )  # fmt: skip
         search = StagedSearch(
             families=families, least_s=bounds.least_s, most_layers=bounds.most_layers, prices=prices, best=best,
@@ -272,14 +272,14 @@ def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
         mixed = mixed_families(question, request.pins, alike=question.runnable, below_s=best.step_time_s)
         freedom = _freedom(_uniform_plans(question, 0), request)
         bounds_s = mixed_least_s(
-            mixed.families, mixed.prices, freedom, below_s=best.step_time_s, out_of_time=lambda: best.out_of_time
+            mixed.families, mixed.prices, freedom, below_s=best.step_time_s, check_time=best.check_time
         )
         search = StagedSearch(
             families=mixed.families, least_s=np.maximum(mixed.least_s, bounds_s), prices=mixed.prices, best=best,
             most_layers=np.full(len(mixed.families), request.model.num_layers), engine=engine,
             freedoms=_freedoms(question, mixed.prices.configs, freedom),
             sharpen=lambda families, below_s: sharp_least_s(
-                families, mixed.prices, freedom, below_s=below_s, out_of_time=lambda: best.out_of_time
+                families, mixed.prices, freedom, below_s=below_s, check_time=best.check_time
             ),
         )  # fmt: skip
     return _run(search, best, engine, mixed_space(question), began_s)
@@ -300,7 +300,7 @@ def _varied(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
             most_layers=np.full(len(found.families), request.model.num_layers), freedoms=lambda _: (freedom,),
             narrowed=found.narrowed,
             sharpen=lambda families, below_s: found.sharper_s(
-                families, below_s, out_of_time=lambda: best.out_of_time
+                families, below_s, check_time=best.check_time
             ),
             left_out_s=found.bound_s, engine=engine,
         )  # fmt: skip

@@ -47,7 +47,7 @@ def sharp_least_s(
     freedom: Freedom,
     *,
     below_s: float,
-    out_of_time: Callable[[], bool] = lambda: False,
+    check_time: Callable[[], None] = lambda: None,
 ) -> FloatArray:
     """(F,) step times that no layout of families goes below; infinite where that is above ``below_s``.
 
@@ -56,16 +56,11 @@ def sharp_least_s(
         prices: Their prices.
         freedom: What stages may decide; with offloading memory bounds nothing, and neither does this.
         below_s: Step time to beat, finite.
-        out_of_time: Asked between pieces of work; once it says so, the other families are bounded by 0.
+        check_time: Called between pieces of work; once it raises ``Stopped``, the other families are bounded by 0.
     """
     least_s = np.zeros(len(families))
     if freedom.offload:
         return least_s
-
-    def check_time() -> None:
-        if out_of_time():
-            raise Stopped
-
     with suppress(Stopped):
         for stages in sorted({family.num_stages for family in families}):
             members = np.asarray([at for at, family in enumerate(families) if family.num_stages == stages])

@@ -194,7 +194,7 @@ class StagedSearch:
             table.instance,
             most_labels=_first_labels(table.instance) if few else _LABELS,
             below_s=below_s,
-            out_of_time=lambda: self.best.out_of_time,
+            check_time=self.best.check_time,
         )
         self.counts["labels"] += labels.work
         closed = labels.status == Status.INFEASIBLE or labels.gap <= _CLOSE

@@ -1,7 +1,7 @@
 """Questions small enough to price every plan: all families, and every layout of each."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +17,7 @@ from planner.request import Options, setting_of
 from planner.rules import modules as module_rules
 from planner.rules.modules import module_sets
 from planner.search import mixed_families, portfolio
+from planner.search.best import Stopped
 from planner.search.call import search
 from planner.search.families import Family, alike_families
 from planner.search.frameworks import several
@@ -28,6 +29,17 @@ from planner.stage_constraints import StageSetting, broken_by
 from profiles.model import ModelSpec
 
 _CHUNK = 50_000
+
+
+def stopped_after(asks: int) -> Callable[[], None]:
+    """A clock that stops the search when it is asked once more than that."""
+    left = itertools.count(asks, -1)
+
+    def check_time() -> None:
+        if next(left) <= 0:
+            raise Stopped
+
+    return check_time
 
 
 def model(layers: int, **more: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from planner.search.mixed_families import mixed_families
 from planner.search.question import Question
 from planner.search.stage_table import option_table
 from planner.space import plan_space
-from tests.search.small import INSTANCES, Choices, best_of
+from tests.search.small import INSTANCES, Choices, best_of, stopped_after
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
 
@@ -82,8 +82,7 @@ def test_bounds_across_groups_that_there_was_no_time_for_say_nothing() -> None:
     question = BY_NAME["two types, loose"].question()
     mixed = mixed_families(question, question.requests[0].pins)
     whole_s = mixed_least_s(mixed.families, mixed.prices, Freedom(), below_s=1.0)
-    asked = iter([False, True])
-    some_s = mixed_least_s(mixed.families, mixed.prices, Freedom(), below_s=1.0, out_of_time=lambda: next(asked))
+    some_s = mixed_least_s(mixed.families, mixed.prices, Freedom(), below_s=1.0, check_time=stopped_after(1))
     stages = np.asarray([family.num_stages for family in mixed.families])
     assert (some_s == np.where(stages == stages.min(), whole_s, 0.0)).all()
     assert (whole_s > 0).all()

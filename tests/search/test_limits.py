@@ -23,7 +23,7 @@ from planner.search.result import SearchResult
 from planner.search.solved import Status
 from tests.command import command_line
 from tests.search import rivals
-from tests.search.small import INSTANCES
+from tests.search.small import INSTANCES, stopped_after
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
 STOPS = (2, 3, 5, 8, 13, 21, 34, 55, 75, 89, 100, 110, 144, 170, 180, 205, 214, 219, 227, 275, 285, 377)
@@ -187,12 +187,11 @@ def test_labels_without_time_say_nothing_wrong() -> None:
     instance = rivals.mist(24, 4, 16, 0)
     whole = solve_by_labels(instance)
     for asks in (1, 2, 4, 8, 16):
-        countdown = iter(range(asks))
-        some = solve_by_labels(instance, out_of_time=lambda left=countdown: next(left, None) is None)
+        some = solve_by_labels(instance, check_time=stopped_after(asks))
         assert some.bound_s <= whole.objective_s * (1 + 1e-12)
         assert some.objective_s >= whole.objective_s * (1 - 1e-12)
         assert some.status in (Status.UNKNOWN, Status.FEASIBLE, Status.OPTIMAL)
-    none = solve_by_labels(instance, out_of_time=lambda: True)
+    none = solve_by_labels(instance, check_time=stopped_after(0))
     assert none.status == Status.UNKNOWN
     assert none.bound_s == 0.0
     assert np.isinf(none.objective_s)

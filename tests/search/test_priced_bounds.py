@@ -15,6 +15,7 @@ from costmodels.stage_prices import StagePrices
 from planner.search.families import step_s
 from planner.search.priced_bounds import Offers, least_step_s
 from planner.search.prices_of_shares import best_prices
+from tests.search.small import stopped_after
 from tests.search.test_degrees import BY_NAME, families_below, key, least_of_all
 
 
@@ -136,7 +137,8 @@ def test_no_plan_is_below_the_priced_bound_of_its_family(name: str, close: float
 def test_without_time_nothing_is_said() -> None:
     best_s = min(least_of_all("dense, tight").values())
     found = families_below(BY_NAME["dense, tight"].question(), 2 * best_s)
-    assert found.sharper_s(found.families, 2 * best_s, out_of_time=lambda: True).tolist() == [0.0] * len(found.families)
+    bounds_s = found.sharper_s(found.families, 2 * best_s, check_time=stopped_after(0))
+    assert bounds_s.tolist() == [0.0] * len(found.families)
 
 
 @settings(deadline=None, max_examples=50)

@@ -19,7 +19,7 @@ from planner.search.portfolio import by_enumeration
 from planner.search.question import Question, ask
 from planner.search.sharp_bounds import sharp_least_s
 from planner.search.stage_table import option_table
-from tests.search.small import INSTANCES
+from tests.search.small import INSTANCES, stopped_after
 from tests.search.test_bounds import freedom, least_of_all_s
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
@@ -146,14 +146,7 @@ def test_bounds_that_there_was_no_time_for_say_nothing() -> None:
     whole_s = sharp_least_s(mixed.families, mixed.prices, Freedom(), below_s=1.0)
     none = 0
     for asks in (1, 10, 30, 60, 100, 1000):
-        countdown = iter(range(asks))
-        some_s = sharp_least_s(
-            mixed.families,
-            mixed.prices,
-            Freedom(),
-            below_s=1.0,
-            out_of_time=lambda left=countdown: next(left, None) is None,
-        )
+        some_s = sharp_least_s(mixed.families, mixed.prices, Freedom(), below_s=1.0, check_time=stopped_after(asks))
         assert ((some_s == whole_s) | (some_s == 0.0)).all()
         assert (some_s == 0.0).sum() <= none or not none
         none = int((some_s == 0.0).sum())
