@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from costmodels.pipeline import Passes, pipeline_s
 from costmodels.pipeline_orders import ZERO_BUBBLE
-from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
+from costmodels.plan import FloatArray, IntArray, Schedule
 from planner.search.fronts import nondominated
 
 ANYWHERE = -1  # an option whose costs do not depend on which layers it gets
@@ -148,27 +148,6 @@ class PartitionInstance:
     def placed(self) -> bool:
         """Whether options are for particular layers."""
         return bool((self.options.first_layer != ANYWHERE).any())
-
-
-def is_partition(instance: PartitionInstance, rows: IntArray) -> BoolArray:
-    """Whether choices cover the layers in order with the devices there are.
-
-    Args:
-        instance: The problem.
-        rows: (N, S) options, stage by stage.
-
-    Returns:
-        (N,) verdicts.
-    """
-    options = instance.options
-    layers = options.layers[rows]
-    legal = (options.stage[rows] == np.arange(instance.num_stages)).all(axis=1)
-    legal &= layers.sum(axis=1) == instance.num_layers
-    if instance.placed:
-        legal &= (options.first_layer[rows] == np.cumsum(layers, axis=1) - layers).all(axis=1)
-    used = options.devices[rows].sum(axis=1)
-    verdict: BoolArray = legal & (used <= np.asarray(instance.available_devices, dtype=np.int64)).all(axis=1)
-    return verdict
 
 
 def partition_time_s(instance: PartitionInstance, rows: IntArray) -> FloatArray:

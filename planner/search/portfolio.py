@@ -28,7 +28,6 @@ from planner.search.sharp_bounds import sharp_least_s
 from planner.search.spaces import ACROSS, Space, mixed_space, staged_space, uniform_space, varied_space
 from planner.search.staged import StagedSearch
 from planner.search.told import told_freedoms
-from planner.space import plan_space
 from planner.stage_constraints import lays_out_itself
 from profiles.errors import SpecError, did_you_mean
 
@@ -161,7 +160,7 @@ def _enumerated(question: Question, best: BestSoFar, group: int) -> EngineRun:
     began_s, before, found_s, fitting, status = best.elapsed_s, best.evaluations, np.inf, 0, ""
     model, space = question.requests[group].model, uniform_space(question, group)
     with best.until_stopped():
-        plans = _uniform_plans(question, group)
+        plans = question.uniform_plans(group)
         for start in range(0, len(plans), CHUNK_ROWS):
             if group or start:  # of the first chunk there is time for
                 best.check_time()
@@ -211,7 +210,7 @@ def _alone(question: Question, best: BestSoFar, group: int, *, engine: str) -> E
     began_s, search = best.elapsed_s, None
     with best.until_stopped():
         best.check_time()
-        plans = _uniform_plans(question, group)
+        plans = question.uniform_plans(group)
         freedom = _freedom(plans, question.requests[group])
         families, configs = alike_families(plans, group=group)
         prices = StagePrices(configs=configs, contexts=question.contexts)
@@ -270,7 +269,7 @@ def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
     with best.until_stopped():
         best.check_time()
         mixed = mixed_families(question, request.pins, alike=question.runnable, below_s=best.step_time_s)
-        freedom = _freedom(_uniform_plans(question, 0), request)
+        freedom = _freedom(question.uniform_plans(0), request)
         bounds_s = mixed_least_s(
             mixed.families, mixed.prices, freedom, below_s=best.step_time_s, check_time=best.check_time
         )
@@ -293,7 +292,7 @@ def _varied(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
         return _not_run(engine, f"{space.words}; {why}")
     with best.until_stopped():
         best.check_time()
-        freedom = _freedom(_uniform_plans(question, 0), request)
+        freedom = _freedom(question.uniform_plans(0), request)
         found = degree_families(question, freedom, best, pins=request.pins)
         search = StagedSearch(
             families=found.families, least_s=np.asarray(found.least_s), prices=found.prices, best=best,
@@ -324,19 +323,6 @@ def _freedoms(question: Question, configs: StageConfigs, freedom: Freedom) -> Ca
     if question.runnable:
         return lambda family: told_freedoms(family, configs, setting, freedom)
     return lambda _: (freedom,)
-
-
-def _uniform_plans(question: Question, group: int) -> PlanBatch:
-    """Every legal uniform plan on one group."""
-    request = question.requests[group]
-    space = plan_space(
-        setting_of(request),
-        domain_devices=request.cluster.domain_devices,
-        pins=request.pins,
-        offload=request.offload,
-        named_modules=request.named_modules,
-    )
-    return space.plans
 
 
 def _freedom(plans: PlanBatch, request: Request) -> Freedom:

@@ -1,12 +1,13 @@
 """A search's question: one request per group of devices, and everything prices depend on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from math import ceil
 
 from costmodels.context import CostContext
+from costmodels.plan import PlanBatch
 from planner.request import (
     ClusterInput,
     JobInput,
@@ -16,8 +17,10 @@ from planner.request import (
     cost_context,
     mixed_of,
     resolve_request,
+    setting_of,
 )
 from planner.results import Request
+from planner.space import plan_space
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import MixedCluster
@@ -33,11 +36,13 @@ class Question:
         requests: One per group of devices; they differ in their cluster only.
         mixed: The groups together; None for a single one.
         runnable: Whether only plans count that the framework can run.
+        laid_out: Legal uniform plans per group, once asked for; those of the same requests are the same.
     """
 
     requests: tuple[Request, ...]
     mixed: MixedCluster | None = None
     runnable: bool = False
+    laid_out: dict[int, PlanBatch] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def cluster_name(self) -> str:
@@ -48,6 +53,20 @@ class Question:
     def num_devices(self) -> int:
         """Devices of all groups."""
         return sum(request.cluster.num_devices for request in self.requests)
+
+    def uniform_plans(self, group: int) -> PlanBatch:
+        """Every legal uniform plan on one group; laid out once, by whichever engine asks first."""
+        if group not in self.laid_out:
+            request = self.requests[group]
+            space = plan_space(
+                setting_of(request),
+                domain_devices=request.cluster.domain_devices,
+                pins=request.pins,
+                offload=request.offload,
+                named_modules=request.named_modules,
+            )
+            self.laid_out[group] = space.plans
+        return self.laid_out[group]
 
     @cached_property
     def contexts(self) -> tuple[CostContext, ...]:

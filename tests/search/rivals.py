@@ -11,12 +11,33 @@ from functools import cache
 
 import numpy as np
 
-from costmodels.plan import FloatArray, IntArray, Schedule
-from planner.search.partition import PartitionInstance, StageOptions, is_partition, partition_time_s
+from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
+from planner.search.partition import PartitionInstance, StageOptions, partition_time_s
 from tests.search.chains import ChainInstance, chain_bytes, chain_time_s
 
 MIST_SIZES = ((24, 2, 16), (32, 4, 16), (40, 8, 32), (64, 8, 32), (80, 16, 64))  # layers, stages, micro-batches
 _PARETO = 30  # points per stage and number of layers
+
+
+def is_partition(instance: PartitionInstance, rows: IntArray) -> BoolArray:
+    """Whether choices cover the layers in order with the devices there are.
+
+    Args:
+        instance: The problem.
+        rows: (N, S) options, stage by stage.
+
+    Returns:
+        (N,) verdicts.
+    """
+    options = instance.options
+    layers = options.layers[rows]
+    legal = (options.stage[rows] == np.arange(instance.num_stages)).all(axis=1)
+    legal &= layers.sum(axis=1) == instance.num_layers
+    if instance.placed:
+        legal &= (options.first_layer[rows] == np.cumsum(layers, axis=1) - layers).all(axis=1)
+    used = options.devices[rows].sum(axis=1)
+    verdict: BoolArray = legal & (used <= np.asarray(instance.available_devices, dtype=np.int64)).all(axis=1)
+    return verdict
 
 
 def every_choice(instance: PartitionInstance) -> IntArray:

@@ -18,9 +18,10 @@ from planner.search.degrees import DegreeFamilies, degree_families
 from planner.search.families import Family
 from planner.search.freedom import Freedom
 from planner.search.labels import solve_by_labels
-from planner.search.partition import PartitionInstance, StageOptions, is_partition, partition_time_s
+from planner.search.partition import PartitionInstance, StageOptions, partition_time_s
 from planner.search.question import Question
 from planner.search.stage_table import option_table
+from tests.search import rivals
 from tests.search.small import INSTANCES, Choices, Small, best_of, varied_families
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
@@ -214,7 +215,7 @@ def test_labels_count_devices_of_stages_that_take_different_numbers(schedule: Sc
             num_layers=6, num_stages=3, num_microbatches=4, options=options, available_devices=(7,), schedule=schedule
         )
         choices = np.asarray(list(itertools.product(*(np.flatnonzero(options.stage == at) for at in range(3)))))
-        legal = choices[is_partition(instance, choices)]
+        legal = choices[rivals.is_partition(instance, choices)]
         solved = solve_by_labels(instance)
         assert solved.objective_s == pytest.approx(float(partition_time_s(instance, legal).min()), rel=1e-12)
         assert solved.bound_s <= solved.objective_s

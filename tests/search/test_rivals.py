@@ -5,7 +5,7 @@ import pytest
 
 from planner.search.cpsat import Budget, solve_by_cpsat
 from planner.search.labels import solve_by_labels
-from planner.search.partition import is_partition, partition_time_s
+from planner.search.partition import partition_time_s
 from planner.search.solved import Solved, Status
 from tests.search import rivals
 from tests.search.chains import chain_bytes, solve_chain
@@ -29,7 +29,7 @@ def test_mist_stages_are_proved_best(layers: int, stages: int, microbatches: int
     assert_best(exact, by_cpsat.objective_s)
     assert_best(by_cpsat, exact.objective_s)
     assert exact.rows is not None
-    assert is_partition(instance, exact.rows[None, :])[0]
+    assert rivals.is_partition(instance, exact.rows[None, :])[0]
 
 
 def test_mist_value_is_the_published_formula() -> None:

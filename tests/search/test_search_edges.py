@@ -2,13 +2,16 @@
 
 import json
 from typing import Any
+from unittest import mock
 
 import pytest
 from fastapi.testclient import TestClient
 
 import planner
 from planner.schema import infeasible_document
+from planner.search import question as question_module
 from planner.search_document import search_schema
+from planner.space import plan_space
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.command import command_line
@@ -23,6 +26,19 @@ BODY: dict[str, Any] = {
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     return command_line(capsys, monkeypatch, columns=110)
+
+
+def test_uniform_plans_are_laid_out_once() -> None:
+    sizes: list[int] = []
+
+    def counted(setting: Any, **given: Any) -> Any:
+        sizes.append(setting.num_devices)
+        return plan_space(setting, **given)
+
+    with mock.patch.object(question_module, "plan_space", counted):
+        found = MIXED.found()
+    assert found.best is not None
+    assert sizes == [request.cluster.num_devices for request in MIXED.question().requests]
 
 
 SMALL = ("search", "--model", "llama-2-7b", "--gpus", "4xA100-80GB", "--seq", "2048", "--global-batch", "64")
