@@ -18,6 +18,7 @@ _FAMILY = re.compile(
     re.IGNORECASE,
 )
 # A capacity this far from the catalogue's is another product, not another way to round.
+_MEMORY_GB = (1, 4096)  # of one device; beyond lies another unit
 _SAME_MEMORY = 0.12
 MEMORY_ASSUMED = "memory size of the GPU not printed"
 
@@ -109,7 +110,11 @@ def _device(row: Row, catalog: Catalog) -> tuple[DeviceSpec, list[str]]:
         raise CannotScore(f"GPU not in the catalogue: {text[:40]}") from None
     matches = _form_factor(matches, text, row.text("intra_node"))
     in_name = re.search(r"([0-9]{2,3}) ?GB", text)
-    memory_gb = float(in_name.group(1)) if in_name else row.number("gpu_mem_gb")
+    memory_gb = float(in_name.group(1)) if in_name else row.positive("gpu_mem_gb")
+    if memory_gb is not None and not _MEMORY_GB[0] <= memory_gb <= _MEMORY_GB[1]:
+        raise SpecError(
+            row.where("gpu_mem_gb"), f"must be between {_MEMORY_GB[0]} and {_MEMORY_GB[1]}; got {memory_gb:g}"
+        )
     if memory_gb is None:
         assumed = len({device.memory_bytes for device in matches}) > 1
         return matches[0], [f"{MEMORY_ASSUMED}: {matches[0].name}"] if assumed else []

@@ -9,6 +9,7 @@ from costmodels.plan import ContextKind, Recompute, Schedule
 from planner.validate.mapping import average_repeats, map_row, map_rows
 from planner.validate.reader import Row
 from planner.validate.rows import MemoryKind
+from profiles.errors import SpecError
 from profiles.units import GIB
 from tests.published import CATALOG, FINDER, GPT_22B, mapped, reason
 
@@ -296,6 +297,13 @@ def test_adapters_and_four_bit_weights() -> None:
 )  # fmt: skip
 def test_devices(gpu: str, memory: str, name: str) -> None:
     assert mapped(gpu=gpu, gpu_mem_gb=memory).cluster.device.name.startswith(name)
+
+
+def test_memory_in_another_unit_is_refused_and_zero_is_none() -> None:
+    for memory in ("81920", "0.08", "1e308"):
+        with pytest.raises(SpecError, match="gpu_mem_gb: must be between 1 and 4096; got"):
+            mapped(gpu="A100", gpu_mem_gb=memory)
+    assert mapped(gpu="A100", gpu_mem_gb="0").cluster.device.name == "A100-SXM-80GB"
 
 
 @pytest.mark.parametrize(
