@@ -244,7 +244,9 @@ def _infeasible(request: Request, priced: Priced, answers: list[PlanEstimate], r
     return Infeasible(
         reasons=rejected or memory_rejections(priced, cost_context(request)),
         nearest=nearest,
-        remedies=find_remedies(request, needed_bytes=nearest.peak_memory_bytes if nearest else inf),
+        remedies=find_remedies(
+            request, needed_bytes=nearest.peak_memory_bytes if nearest else inf, legal=nearest is not None
+        ),
     )
 
 

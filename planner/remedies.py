@@ -1,7 +1,8 @@
 """When nothing fits: the smallest changes to the question under which something would.
 
 Each remedy changes one thing the user fixed or left out (recomputation, ZeRO stage, micro-batch,
-degrees, offloading, optimizer states, sequence length, number or kind of devices) and searches again.
+degrees, offloading, optimizer states, sequence length, number or kind of devices; where no plan is even legal,
+the global batch) and searches again.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,11 +11,13 @@ from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from math import inf
 
+from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.jobs import rounded_batch
 from planner.pricing import price_all
 from planner.ranking import Priced, best_rows, nearest_row
 from planner.request import cost_context, full_node, part_of, setting_of
 from planner.results import Remedy, Request
+from planner.rules.base import divisors
 from planner.space import plan_space
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
@@ -23,6 +26,7 @@ from profiles.hardware import MAX_DEVICES, ClusterSpec
 
 MAX_GROWTH = 64  # largest multiple of the given devices tried
 _SHORTEST = 512  # tokens; shorter sequences are no remedy
+_BATCHES_TRIED = 24
 _MEMORIES_TRIED = 3  # kinds of devices: the smallest that hold the peak should do, but for what grows with memory
 
 # Which pins a remedy lifts, smallest change first.
@@ -76,17 +80,19 @@ def search_once(request: Request, cluster: ClusterSpec) -> Priced:
 
 
 def find_remedies(
-    request: Request, *, needed_bytes: float = inf, searcher: Searcher = search_once
+    request: Request, *, needed_bytes: float = inf, legal: bool = True, searcher: Searcher = search_once
 ) -> tuple[Remedy, ...]:
     """Changes under which a plan fits, smallest first; if none does, those that come closest.
 
     Args:
         request: A question to which nothing fits.
         needed_bytes: The smallest peak memory of its plans: devices that hold less are not tried.
+        legal: Whether it has plans that only lack memory.
         searcher: Prices the plans of a changed question.
     """
     remedies: list[Remedy] = []
-    for trials in (*_families(request), _larger_memories(request, needed_bytes)):
+    whole = [] if legal else [_other_batches(request)]
+    for trials in (*whole, *_families(request), _larger_memories(request, needed_bytes)):
         for trial in trials:
             remedy = _try(trial, searcher)
             if remedy is not None:
@@ -136,6 +142,19 @@ def _families(request: Request) -> Iterator[Iterator[_Trial]]:
         yield iter([_trial(request, "smaller_states", "keep optimizer states in 8 bits", job=job)])
     yield _shorter(request)
     yield _more_devices(request)
+
+
+def _other_batches(request: Request) -> Iterator[_Trial]:
+    """Batches that some number of ranks share without remainder, the nearest first; of equals the larger."""
+    batch, pins = request.job.global_batch_size, request.pins
+    unit = pins.get("micro_batch_size", 1) * pins.get("num_microbatches", 1)
+    shared = [ranks * unit for ranks in divisors(request.cluster.num_devices)]
+    near = {batch // each * each for each in shared} | {-(-batch // each) * each for each in shared}
+    wanted = sorted(near - {0, batch}, key=lambda found: (abs(found - batch), -found))
+    for found in wanted[:_BATCHES_TRIED]:
+        if found <= MAX_GLOBAL_BATCH:
+            job = replace(request.job, global_batch_size=found)
+            yield _trial(request, "other_batch", f"a global batch of {found} sequences", job=job)
 
 
 def _offloading(request: Request) -> Iterator[_Trial]:

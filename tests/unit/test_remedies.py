@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from planner import api
 from planner.ranking import Priced
 from planner.remedies import find_remedies, larger_sizes
@@ -53,6 +55,28 @@ def test_of_equal_memories_kin_come_first() -> None:
     others = [name for name in tried if name != "A100-SXM-40GB"]
     assert others[0] == "A100-SXM-80GB"
     assert len(others) == len(set(others)) == 3
+
+
+@pytest.mark.parametrize(
+    ("cluster", "job", "pins", "batch"),
+    [
+        ("8xA100-80GB", {"task": "lora", "global_batch_size": 3}, {}, 8),  # the trainer is data parallel only
+        ("8xA100-80GB", {"global_batch_size": 100}, {"tp": 1, "pp": 1}, 104),
+        ("8xA100-80GB", {"global_batch_size": 100}, {"tp": 1, "pp": 1, "mbs": 4}, 96),
+        ("100x8xH100", {"global_batch_size": 8}, {}, 10),  # 16 ranks per stage and 5 stages share out 80 of 800
+    ],
+)
+def test_a_batch_that_ranks_cannot_share_names_the_nearest_that_they_can(
+    cluster: str, job: dict[str, Any], pins: dict[str, int], batch: int
+) -> None:
+    answer = api.plan(MODEL, cluster, {"sequence_length": 512, **job}, pins=pins)
+    assert answer.infeasible is not None
+    assert answer.considered == 0
+    (first, *_) = answer.infeasible.remedies
+    assert (first.code, first.fits) == ("other_batch", True)
+    assert first.message == f"a global batch of {batch} sequences"
+    assert first.plan.data_parallel * first.plan.micro_batch_size * first.plan.num_microbatches == batch
+    assert api.plan(MODEL, cluster, {"sequence_length": 512, **job, "global_batch_size": batch}, pins=pins).fits
 
 
 def test_remedies_find_the_next_size() -> None:
