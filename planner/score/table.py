@@ -1,9 +1,12 @@
 """Scores tables of measured timings, public or one's own, with the packaged price lists."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from costmodels.expert_exchange import KINDS
 from costmodels.tables.mapping import kernel_rows
@@ -14,11 +17,12 @@ from planner.schema_types import SCHEMA_VERSION
 from planner.score.collectives import score_collectives
 from planner.score.exchanges import score_exchanges
 from planner.score.kernels import FewShot, score_kernels
-from planner.score.results import TableScore
+from planner.score.results import TableScore, Unpriced
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
 from profiles.importers.base import ImportOptions
 from profiles.importers.detect import detect, import_file
+from profiles.timings import TextArray, TimingTable, row_problems
 
 
 def score_tables(paths: Sequence[Path], *, few_shot: FewShot | None = None) -> list[TableScore]:
@@ -55,11 +59,28 @@ def score_table(path: Path, *, few_shot: FewShot | None = None) -> TableScore:
 def _score_timings(path: Path, *, few_shot: FewShot | None) -> TableScore:
     """Measurements of one's own, in any format that ``planner profiles import`` reads."""
     imported = import_file(path, ImportOptions())
-    rows = rows_of_timings(imported.table)
+    problems = row_problems(imported.table)
+    sound = problems == ""
+    rows = rows_of_timings(imported.table.take(sound.astype(np.bool_)))
     groups, unpriced = score_kernels(rows, default_kernel_model(), default_catalog(), few_shot=few_shot)
     return TableScore(
-        table=str(path), schema=imported.format, rows=len(rows), groups=tuple(groups), unpriced=tuple(unpriced)
+        table=str(path),
+        schema=imported.format,
+        rows=len(imported.table),
+        groups=tuple(groups),
+        unpriced=(*unpriced, *_unsound(imported.table, problems)),
     )
+
+
+def _unsound(table: TimingTable, problems: TextArray) -> list[Unpriced]:
+    """Rows that are wrong as data, by device, operation, dtype and what is wrong."""
+    bad = np.flatnonzero(problems != "")
+    named = (table.device, table.op, table.dtype, problems)
+    counts = Counter(zip(*(column[bad].tolist() for column in named), strict=True))
+    return [
+        Unpriced(gpu=gpu, op=op, dtype=dtype, rows=rows, reason=reason)
+        for (gpu, op, dtype, reason), rows in sorted(counts.items())
+    ]
 
 
 def scores_document(scores: Sequence[TableScore]) -> Mapping[str, Any]:

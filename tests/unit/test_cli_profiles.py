@@ -9,7 +9,7 @@ import pytest
 
 from profiles.measure import collect as collecting
 from profiles.measure.drawn import drawn_cases
-from profiles.timing_files import read_timings, write_timings
+from profiles.timing_files import read_timings, write_timings, write_timings_csv
 from profiles.timing_store import TimingStore
 from profiles.timings import table_of_rows
 
@@ -178,3 +178,16 @@ def test_measurements_of_ones_own_are_scored(run: Any, tmp_path: Path) -> None:
     assert (table["schema"], table["rows"], group["op"], group["errors"]["rows"]) == ("own", 4, "gemm", 2)
     assert group["errors"]["mape"] < 0.5
     assert sorted(item["reason"].split()[0] for item in table["unpriced"]) == ["a", "only"]
+
+
+def test_rows_that_are_wrong_as_data_are_counted_and_not_scored(run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "mine.csv"
+    write_timings_csv(table_of_rows([GEMM, GEMM | {"m": 64}, GEMM | {"m": 32}]), out)
+    lines = out.read_text().splitlines()
+    lines[2:] = [line.replace(",NT,", ",TT,") for line in lines[2:]]
+    out.write_text("\n".join(lines) + "\n")
+    code, printed, err = run("profiles", "score", str(out), "--json")
+    (table,) = json.loads(printed)["tables"]
+    (item,) = table["unpriced"]
+    assert (code, err, table["rows"], table["groups"][0]["errors"]["rows"]) == (0, "", 3, 1)
+    assert (item["rows"], item["reason"]) == (2, "layout must be one of NT, NN, TN")
