@@ -1,5 +1,7 @@
 """The one cost path: plans and their context in, priced estimates out."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from costmodels.arrays import largest, total
@@ -8,11 +10,45 @@ from costmodels.estimate import EstimateBatch
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
 from costmodels.layer_costs import layer_costs
 from costmodels.memory import host_memory_bytes, memory_interval, stage_memory
-from costmodels.plan import PlanBatch
+from costmodels.plan import BoolArray, FloatArray, PlanBatch
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
 from costmodels.step import step_time
 from costmodels.trust import price_trust
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peaks:
+    """What N plans need of memory, without what they need of time.
+
+    Attributes:
+        peak_memory_bytes: (N,) of the fullest device.
+        host_memory_bytes: (N,) of a node's host.
+        fits: (N,) whether there is that much of both.
+    """
+
+    peak_memory_bytes: FloatArray
+    host_memory_bytes: FloatArray
+    fits: BoolArray
+
+
+def peaks(plans: PlanBatch, context: CostContext) -> Peaks:
+    """The memory that ``evaluate`` says plans need, at a fraction of its cost."""
+    stages = stage_table(plans, context.model)
+    parameters = stage_parameters(plans, stages, context.model, context.job)
+    per_stage = total(stage_memory(plans, stages, context, parameters).values())
+    return _peaks(per_stage, host_memory_bytes(plans, stages, context, parameters), context)
+
+
+def _peaks(stage_memory_bytes: FloatArray, host_bytes: FloatArray, context: CostContext) -> Peaks:
+    """Of (N, S) bytes of every stage."""
+    peak_bytes = largest(stage_memory_bytes)
+    return Peaks(
+        peak_memory_bytes=peak_bytes,
+        host_memory_bytes=host_bytes,
+        fits=(peak_bytes <= context.cluster.device.usable_memory_bytes)
+        & (host_bytes <= context.cluster.node.host_memory_bytes),
+    )
 
 
 def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> EstimateBatch:
@@ -33,9 +69,8 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     step = step_time(plans, stages, costs, parameters, context)
     memory = stage_memory(plans, stages, context, parameters)
     per_stage = total(memory.values())
-    peak_bytes = largest(per_stage)
-    low_bytes, high_bytes = memory_interval(peak_bytes, context)
-    host_bytes = host_memory_bytes(plans, stages, context, parameters)
+    needs = _peaks(per_stage, host_memory_bytes(plans, stages, context, parameters), context)
+    low_bytes, high_bytes = memory_interval(needs.peak_memory_bytes, context)
     trust = price_trust(costs, context)
     spread = trust.half_width
     return EstimateBatch(
@@ -48,12 +83,11 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
         stages=stages,
         memory_parts_bytes=memory,
         stage_memory_bytes=per_stage,
-        peak_memory_bytes=peak_bytes,
+        peak_memory_bytes=needs.peak_memory_bytes,
         peak_memory_low_bytes=low_bytes,
         peak_memory_high_bytes=high_bytes,
-        host_memory_bytes=host_bytes,
-        fits=(peak_bytes <= context.cluster.device.usable_memory_bytes)
-        & (host_bytes <= context.cluster.node.host_memory_bytes),
+        host_memory_bytes=needs.host_memory_bytes,
+        fits=needs.fits,
         basis=trust.basis,
         extrapolated_share=trust.extrapolated_share,
         basis_share=trust.basis_share,

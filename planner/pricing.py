@@ -6,9 +6,9 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
-from costmodels.evaluate import evaluate
+from costmodels.evaluate import evaluate, peaks
 from costmodels.plan import PlanBatch
-from planner.ranking import Priced
+from planner.ranking import Priced, nearest_rows
 
 CHUNK_ROWS = 32_768  # rows priced at once; bounds memory, and more do not run faster
 
@@ -42,6 +42,27 @@ def price_all(
     return Priced(
         plans=plans, step_time_s=step_time_s, peak_memory_bytes=peak_bytes, host_memory_bytes=host_bytes, fits=fits
     )
+
+
+def price_contenders(plans: PlanBatch, context: CostContext) -> Priced:
+    """Of a space those plans priced that fit, or, where none does, those that come nearest.
+
+    What is never ranked is not priced: memory alone is known at a fraction of the cost.
+
+    Args:
+        plans: N legal plans, at least one.
+        context: Model, cluster, job, stack and price lists.
+    """
+    parts = [peaks(plans.take(slice(at, at + CHUNK_ROWS)), context) for at in range(0, len(plans), CHUNK_ROWS)]
+    kept = np.concatenate([part.fits for part in parts])
+    if not kept.any():
+        kept = nearest_rows(
+            np.concatenate([part.peak_memory_bytes for part in parts]),
+            np.concatenate([part.host_memory_bytes for part in parts]),
+            usable_bytes=context.cluster.device.usable_memory_bytes,
+            host_bytes=context.cluster.node.host_memory_bytes,
+        )
+    return price_all(plans.take(np.flatnonzero(kept)), context)
 
 
 def memory_rejections(priced: Priced, context: CostContext) -> dict[str, int]:

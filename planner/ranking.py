@@ -144,9 +144,19 @@ def best_rows(
 
 def nearest_row(priced: Priced, *, usable_bytes: float, host_bytes: float) -> int:
     """The row with the smallest relative memory overshoot, for when nothing fits."""
-    overshoot = np.maximum(priced.peak_memory_bytes / usable_bytes, priced.host_memory_bytes / max(host_bytes, 1.0))
-    among = overshoot <= overshoot.min() * (1 + 10.0**-_DIGITS)
+    among = nearest_rows(
+        priced.peak_memory_bytes, priced.host_memory_bytes, usable_bytes=usable_bytes, host_bytes=host_bytes
+    )
     return int(best_rows(priced, objective="step_time", count=1, among=among)[0])
+
+
+def nearest_rows(
+    peak_memory_bytes: FloatArray, host_memory_bytes: FloatArray, *, usable_bytes: float, host_bytes: float
+) -> BoolArray:
+    """(N,) which plans have the smallest relative memory overshoot."""
+    overshoot = np.maximum(peak_memory_bytes / usable_bytes, host_memory_bytes / max(host_bytes, 1.0))
+    nearest: BoolArray = overshoot <= overshoot.min() * (1 + 10.0**-_DIGITS)
+    return nearest
 
 
 def pareto_rows(priced: Priced) -> IntArray:

@@ -13,7 +13,7 @@ from math import inf
 
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.jobs import rounded_batch
-from planner.pricing import price_all
+from planner.pricing import price_all, price_contenders
 from planner.ranking import Priced, best_rows, nearest_row
 from planner.request import cost_context, full_node, part_of, setting_of
 from planner.results import Remedy, Request
@@ -68,7 +68,7 @@ Searcher = Callable[[Request, ClusterSpec], Priced]
 
 
 def search_once(request: Request, cluster: ClusterSpec) -> Priced:
-    """Every legal plan of a request on a cluster, priced."""
+    """The plans of a request that fit a cluster, or those that come nearest, priced."""
     space = plan_space(
         setting_of(request, cluster),
         domain_devices=cluster.domain_devices,
@@ -76,7 +76,8 @@ def search_once(request: Request, cluster: ClusterSpec) -> Priced:
         offload=request.offload,
         named_modules=request.named_modules,
     )
-    return price_all(space.plans, cost_context(request, cluster))
+    context = cost_context(request, cluster)
+    return price_contenders(space.plans, context) if len(space.plans) else price_all(space.plans, context)
 
 
 def find_remedies(

@@ -8,13 +8,15 @@ import pytest
 
 from costmodels.context import CostContext
 from costmodels.estimate import BASES, EXTRAPOLATED, EstimateBatch
+from costmodels.evaluate import peaks
 from costmodels.plan import PlanBatch, Recompute
 from costmodels.stages import stage_table
-from planner.pricing import join, memory_rejections, price_all
-from planner.ranking import best_rows
+from planner.pricing import join, memory_rejections, price_all, price_contenders
+from planner.ranking import best_rows, nearest_row
 from planner.rules.base import Setting
 from planner.space import plan_space
-from tests.fakes import RateKernels, context, gpt, job
+from profiles.hardware import ClusterSpec
+from tests.fakes import RateKernels, context, device, gpt, job, node
 
 
 def toy(plans: PlanBatch, context: CostContext) -> EstimateBatch:
@@ -133,3 +135,27 @@ def test_the_best_is_no_worse_than_any_neighbour(plans: PlanBatch, price: Callab
     near = [other for other in neighbours(plans, row) if priced.fits[other]]
     assert len(near) > 5
     assert all(priced.step_time_s[row] <= priced.step_time_s[other] * (1 + 1e-6) for other in near)
+
+
+@pytest.mark.parametrize("memory_gib", [64.0, 3.0, 1.0, 0.001])
+def test_contenders_are_what_all_plans_would_have_ranked(plans: PlanBatch, memory_gib: float) -> None:
+    """Where something fits that alone is priced, and where nothing does what comes nearest."""
+    usable = memory_gib * 2**30
+    node_ = node(device=device(memory_bytes=usable, usable_memory_bytes=usable))
+    asked = context(cluster=ClusterSpec(name="fake", node=node_, num_nodes=8))
+    every, few = price_all(plans, asked), price_contenders(plans, asked)
+    needs = peaks(plans, asked)
+    np.testing.assert_array_equal(needs.peak_memory_bytes, every.peak_memory_bytes)
+    np.testing.assert_array_equal(needs.host_memory_bytes, every.host_memory_bytes)
+    np.testing.assert_array_equal(needs.fits, every.fits)
+    assert few.fits.all() == every.fits.any()
+    assert len(few) == every.fits.sum() or not every.fits.any()
+    assert len(few) < len(every) or every.fits.all()
+    chosen = [
+        best_rows(priced, objective="step_time", count=1)
+        if every.fits.any()
+        else [nearest_row(priced, usable_bytes=usable, host_bytes=asked.cluster.node.host_memory_bytes)]
+        for priced in (every, few)
+    ]
+    (first, second) = (priced.plans.plan(int(rows[0])) for priced, rows in zip((every, few), chosen, strict=True))
+    assert first == second
