@@ -24,6 +24,8 @@ from profiles.importers.base import ImportOptions
 from profiles.importers.detect import detect, import_file
 from profiles.timings import TextArray, TimingTable, row_problems
 
+_NO_TABLES = (".parquet", ".json", ".gz", ".sqlite", ".log")  # what can be no CSV of public timings
+
 
 def score_tables(paths: Sequence[Path], *, few_shot: FewShot | None = None) -> list[TableScore]:
     """Every table priced row by row.
@@ -40,7 +42,7 @@ def score_tables(paths: Sequence[Path], *, few_shot: FewShot | None = None) -> l
 
 def score_table(path: Path, *, few_shot: FewShot | None = None) -> TableScore:
     """One table priced row by row, see ``score_tables``."""
-    if not is_public_table(path) and detect(path):
+    if not is_public_table(path) and (detect(path) or path.suffix.lower() in _NO_TABLES):
         return _score_timings(path, few_shot=few_shot)
     table, fits, catalog = read_table(path), default_fits().collectives, default_catalog()
     if table.schema == "collectives":

@@ -225,6 +225,21 @@ def number_in(row: Mapping[str, Any], name: str, *, where: str) -> float:
     return value
 
 
+_FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def flag_in(row: Mapping[str, Any], name: str, *, where: str) -> bool:
+    """Yes or no of a row.
+
+    Raises:
+        SpecError: If it is missing or neither.
+    """
+    word = str(row.get(name, "")).strip().lower()
+    if word not in _FLAGS:
+        raise SpecError(f"{where}: {name}", f"must be true or false; got {str(row.get(name, ''))[:40]!r}")
+    return _FLAGS[word]
+
+
 def whole_in(row: Mapping[str, Any], name: str, *, where: str) -> int:
     """A whole number of a row.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from profiles.errors import SpecError, did_you_mean
 from profiles.importers.aiconfigurator import import_aiconfigurator, looks_like_aiconfigurator
-from profiles.importers.base import Imported, ImportOptions, Rows, as_said, csv_rows, number_in, whole_in
+from profiles.importers.base import Imported, ImportOptions, Rows, as_said, csv_rows, flag_in, number_in, whole_in
 from profiles.importers.kineto import import_kineto, looks_like_kineto
 from profiles.importers.nccl_tests import import_nccl_tests, looks_like_nccl_tests
 from profiles.importers.neusight import import_neusight, looks_like_neusight
@@ -40,7 +40,7 @@ def import_own(path: Path, options: ImportOptions) -> Imported:
 
 _READ: Mapping[str, Callable[[Mapping[str, str], str, str], Any]] = {
     "text": lambda row, name, where: row[name],
-    "flag": lambda row, name, where: row[name].lower() == "true",
+    "flag": lambda row, name, where: flag_in(row, name, where=where),
     "whole": lambda row, name, where: whole_in(row, name, where=where),
     "number": lambda row, name, where: number_in(row, name, where=where),
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from profiles.importers.base import Imported, ImportOptions, Rows, csv_rows, number_in, whole_in
+from profiles.importers.base import Imported, ImportOptions, Rows, csv_rows, flag_in, number_in, whole_in
 from profiles.timing_ops import pointwise_bytes
 
 _STD_TO_IQR = 1.349  # of a normal law
@@ -69,7 +69,7 @@ def _mlp_shapes(row: Mapping[str, str], where: str) -> Iterator[tuple[str, dict[
     """The timers of a transformer layer without its attention core."""
     hidden, wide, heads, tokens, split = (whole_in(row, name, where=where) for name in _MLP)
     kv_heads = whole_in(row, "n_kv_head", where=where) if row.get("n_kv_head") else heads
-    gated = row.get("use_gated_mlp", "").lower() == "true"
+    gated = bool(row.get("use_gated_mlp")) and flag_in(row, "use_gated_mlp", where=where)
     width = hidden // max(heads, 1)
     kv_local = max(kv_heads // split, 1)
 
@@ -99,7 +99,7 @@ def _attention_shapes(row: Mapping[str, str], where: str) -> Iterator[tuple[str,
     """Prefill of one chunk against a cache, or one token of every sequence."""
     hidden, heads, kv_heads, batch, chunk, cached = (whole_in(row, name, where=where) for name in _ATTENTION[:-1])
     split = whole_in(row, "num_tensor_parallel_workers", where=where) if "num_tensor_parallel_workers" in row else 1
-    prefill = row["is_prefill"].lower() == "true"
+    prefill = flag_in(row, "is_prefill", where=where)
     queries = chunk if prefill else 1
     shape = {
         "op": "attention_forward" if prefill else "attention_decode", "m": queries, "n": queries + cached,

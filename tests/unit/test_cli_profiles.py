@@ -109,6 +109,7 @@ def test_documents(run: Any, tmp_path: Path) -> None:
         (("check", "nothing.log", "--dtype", "b16"), "--dtype: unknown element type 'b16'. Hint: one of"),
         (("import", "x", "--method", "guess"), "--method: unknown method 'guess'. Hint: one of events,"),
         (("show", "nothing.parquet"), "nothing.parquet: cannot be read"),
+        (("score", "nothing.parquet"), "nothing.parquet: cannot be read"),
     ],
 )
 def test_mistakes_are_told(run: Any, arguments: tuple[str, ...], message: str) -> None:
@@ -191,3 +192,11 @@ def test_rows_that_are_wrong_as_data_are_counted_and_not_scored(run: Any, tmp_pa
     (item,) = table["unpriced"]
     assert (code, err, table["rows"], table["groups"][0]["errors"]["rows"]) == (0, "", 3, 1)
     assert (item["rows"], item["reason"]) == (2, "layout must be one of NT, NN, TN")
+
+
+def test_a_file_that_is_no_table_is_told_so_rather_than_as_a_broken_csv(run: Any, tmp_path: Path) -> None:
+    for name, content in (("mine.parquet", b"PAR2"), ("trace.json", b"{}")):
+        (tmp_path / name).write_bytes(content)
+        code, _, err = run("profiles", "score", str(tmp_path / name))
+        assert code == 2
+        assert "is of no format that can be recognised. Hint: name it with" in err

@@ -9,7 +9,7 @@ import pytest
 
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
-from profiles.importers.base import Imported, ImportOptions
+from profiles.importers.base import Imported, ImportOptions, flag_in
 from profiles.importers.detect import IMPORTERS, detect, import_file
 from profiles.timing_audit import audit
 from profiles.timing_files import write_timings
@@ -100,6 +100,16 @@ def test_vidur_attention_and_collectives(tmp_path: Path) -> None:
     found = read(tmp_path, "reduce.csv", VIDUR_REDUCE, A100)
     assert columns(found, "op", "size_bytes", "group_size", "num_nodes") == ["all_reduce", 2048, 8, 2]
     assert found.table.time_s == pytest.approx([37e-6])
+
+
+@pytest.mark.parametrize(("word", "causal"), [("true", True), ("Yes", True), ("0", False), ("False", False)])
+def test_yes_and_no_of_a_row(word: str, causal: bool) -> None:
+    assert flag_in({"causal": word}, "causal", where="here") is causal
+
+
+def test_a_flag_that_is_neither_is_not_taken_for_no(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"attention.csv line 2: is_prefill: must be true or false; got 'Tru'"):
+        read(tmp_path, "attention.csv", VIDUR_ATTENTION.replace("True", "Tru", 1), A100)
 
 
 def test_aiconfigurator(tmp_path: Path) -> None:
