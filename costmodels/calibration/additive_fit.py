@@ -114,4 +114,6 @@ def _solve(
         error = np.abs(np.log(priced / measured))
         scale = 1 / np.sqrt(priced * measured)
         weight = np.sqrt(weights[rows] * np.minimum(1.0, _ROBUST / np.maximum(error, 1e-9)))
+    if parent is None:
+        values[~part.any(axis=0)] = 1.0
     return np.asarray(values, dtype=np.float64)

@@ -24,6 +24,9 @@ from costmodels.kernels.implementations import Library, library_of
 from costmodels.kernels.memory_work import MemoryWork, memory_work
 
 _ELEMENTS_PER_S_PER_SM = 128 * 1.5e9  # one instruction per lane and cycle: sets a fitted coefficient's scale
+# Instructions for a place of three operands in three dimensions (two multiplications, a shift and a subtraction each,
+# one more and a sum for each operand), and for the element itself: likewise.
+_INDEXING = 40.0
 _LATENCY_S = 0.6e-6  # of a load from memory, likewise
 _ROWS_IN_FLIGHT = 16.0  # rows that a multiprocessor reduces at once, likewise
 # What an operation does per element besides moving it, as the kernels' formulas have it.
@@ -45,7 +48,7 @@ _GATHERS = (KernelFamily.EMBEDDING, KernelFamily.PERMUTE, KernelFamily.ROTARY)
 # Ways to call PyTorch's own kernels.
 _OF_PYTORCH = (
     Library.EAGER, Library.CHUNKED, Library.SPELLED_OUT, Library.FUSED_OPTIMIZER, Library.FOREACH_OPTIMIZER,
-    Library.MASTER_OPTIMIZER,
+    Library.MASTER_OPTIMIZER, Library.ELEMENT_GATHER,
 )  # fmt: skip
 
 
@@ -58,7 +61,9 @@ def _in_memory(work: MemoryWork, calls: KernelCallBatch, device: DeviceFormat) -
     """(C,) shares that the last-level cache does not serve: of the operands, of what lies between kernels, of rows."""
     each = (work.least_bytes + work.between_bytes) / np.maximum(work.kernels, 1.0)
     operands = missed_share(calls.bytes / np.maximum(calls.batch, 1.0), calls, device)
-    between = outgrown_share(np.maximum(each, work.tensor_bytes), device)
+    between = outgrown_share(
+        np.maximum(each, 2.0 * work.tensor_bytes), device
+    )  # read by one kernel, written to the next
     held = np.minimum(calls.m, work.rows_per_sm * device.num_sms)
     rows = outgrown_share(held * work.tensor_bytes / np.maximum(calls.m, 1.0), device)
     return operands, between, rows
@@ -73,20 +78,25 @@ def memory_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, F
     cache_bytes_per_s = device.num_sms * CACHE_BYTES_PER_S_PER_SM
     elements = (work.least_bytes + work.between_bytes) / np.maximum(calls.element_bytes, 1.0)
     reduced = np.where(_of_family(_REDUCTIONS, calls) > 0, calls.m, 0.0)
+    waiting_s = work.waits * np.maximum(work.thread_rounds / device.num_sms, 1.0) * _LATENCY_S
+    # Rows that threads wait for move meanwhile; a table that is set to zero does so before.
+    along_s = (np.minimum(work.least_bytes, 2.0 * work.tensor_bytes) + work.between_bytes) / device.bytes_per_s
     return {
         "launch": work.kernels * MICROSECOND,
         "memory": missed / device.bytes_per_s,
         "cache": served / cache_bytes_per_s,
         "again": work.again_bytes * (rows / device.bytes_per_s + (1.0 - rows) / cache_bytes_per_s),
         "alone": work.serial_bytes / np.minimum(work.loaded_bytes / _LATENCY_S, CACHE_BYTES_PER_S_PER_SM),
+        "waits": np.maximum(waiting_s - along_s, 0.0),
         "elements": elements / (device.num_sms * _ELEMENTS_PER_S_PER_SM),
+        "indexed": work.indexed * _INDEXING / (device.num_sms * _ELEMENTS_PER_S_PER_SM),
         "rows": reduced / (device.num_sms * _ROWS_IN_FLIGHT) * MICROSECOND,
     }
 
 
 def memory_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
     """What the trees see, no name of an operation among it; columns of length C."""
-    work = memory_work(calls)
+    work, library = memory_work(calls), library_of(calls.implementation)
     kernels, tensor = np.maximum(work.kernels, 1.0), np.maximum(work.tensor_bytes, 1.0)
     moved = work.least_bytes + work.between_bytes
     each = np.maximum(calls.bytes / np.maximum(calls.batch, 1.0), 1.0)
@@ -100,11 +110,13 @@ def memory_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str
         "kernels": np.log2(kernels),
         "between": np.minimum(work.between_bytes / tensor, 16.0),
         "again": np.minimum(work.again_bytes / tensor, 16.0),
+        "indexed": work.indexed / np.maximum(calls.m * calls.n, 1.0),
         "reductions": _of_family(_REDUCTIONS, calls),
         "transcendentals": _of_family(_TRANSCENDENTALS, calls),
         "gathers": np.isin(calls.family, [int(family) for family in _GATHERS]).astype(np.float64),
         "element_bytes": calls.element_bytes,
-        "library": np.asarray(library_of(calls.implementation), dtype=np.float64),
+        "waits": np.log2(1.0 + work.waits),
+        "library": np.where(library == Library.ELEMENT_GATHER, float(Library.EAGER), library),
         "aligned": np.where(np.mod(width_bytes, 16.0) == 0, 1.0, 0.0),
         "generation": np.full(len(calls), device.generation),
         "bytes_per_sm": np.full(len(calls), np.log2(device.bytes_per_s / device.num_sms)),

@@ -6,7 +6,7 @@ in passes: one read or one write of the whole (m, n) tensor at the call's elemen
 
 PyTorch's kernels: aten/src/ATen/native/cuda (``layer_norm_kernel.cu``, ``SoftMax.cu``, ``Loss.cu``), the decompositions
 of ``torch/nn/functional.py`` and ``torch/optim/adamw.py``; the rest are the cases of ``profiles.measure`` and
-Transformers' Llama modules.
+Transformers' Llama modules. Of kernels that move little at a time ``waiting`` says how often they wait.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ import numpy as np
 
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelFamily
 from costmodels.kernels.implementations import Library, library_of
+from costmodels.kernels.waiting import THREADS_PER_SM, waiting_of
 
 _TENSOR_ELEMENTS = float(1 << 24)  # of an optimizer's parameters, launched apart by what is not fused
 _CHUNK_TOKENS = 1024.0  # of a loss in chunks (profiles.measure)
 _ROW_IN_REGISTERS = 1024.0  # elements up to which PyTorch's softmax keeps a row (SoftMax.cu)
 _PIECE_ELEMENTS = 65536.0  # of a parameter, for one block (MultiTensorApply.cuh)
 _LOAD_BYTES = 16.0  # the widest load of a thread
-_THREADS_PER_SM = 2048.0  # resident (CUDA C++ programming guide, compute capabilities; Turing has half)
 _MOST_PASSES = 64.0  # of a tensor; a call with more says little of its tensor
 
 
@@ -38,6 +38,8 @@ class _Run:
         again: Reads of what the same kernel has read before.
         threads: Of the block that holds a row meanwhile; 0: an eighth of its elements, as wide loads have it.
         wide: Elements that a thread loads at once; 0: 16 bytes.
+        indexed: Results each of whose places is divided out of its number, as operands that are broadcast or strided
+            have it (``OffsetCalculator.cuh``).
     """
 
     least: float
@@ -46,6 +48,7 @@ class _Run:
     again: float = 0.0
     threads: float = 0.0
     wide: float = 0.0
+    indexed: float = 0.0
 
 
 _Runs = Sequence[_Run]
@@ -58,8 +61,8 @@ _RUNS: Mapping[tuple[KernelFamily, Library], _Runs] = {
     (KernelFamily.NORM, Library.NATIVE): (_Run(2, 1, 2, 1, 1024, 1),),
     (KernelFamily.NORM, Library.EAGER): _NORM,
     (KernelFamily.NORM, Library.COMPILED): _NORM,
-    # Cast to fp32, square, mean, add, root, scale, cast back, weight.
-    (KernelFamily.NORM, Library.SPELLED_OUT): (_Run(2, 8, 18),),
+    # Cast to fp32, square, mean, add, root, scale, cast back, weight; the scale of a row and the weight are broadcast.
+    (KernelFamily.NORM, Library.SPELLED_OUT): (_Run(2, 8, 18, indexed=2),),
     (KernelFamily.NORM_BACKWARD, Library.EAGER): _NORM_BACKWARD,
     (KernelFamily.NORM_BACKWARD, Library.COMPILED): _NORM_BACKWARD,
     # Largest, sum, result; backward the sum of products, then the result.
@@ -72,10 +75,12 @@ _RUNS: Mapping[tuple[KernelFamily, Library], _Runs] = {
     (KernelFamily.CROSS_ENTROPY, Library.COMPILED): (_Run(1, 1, 1, 1, 1024), _Run(2, 1, 2)),
     # Some tables count the result alone, which is as much again as the rows that it is gathered from.
     (KernelFamily.EMBEDDING, Library.EAGER): (_Run(1, 1, 2), _Run(2, 1, 2)),
-    # Times cosine (2), half of it negated (1), joined (2), times sine (2), added (3); of queries and keys.
-    (KernelFamily.ROTARY, Library.EAGER): (_Run(2, 5, 10),),
-    (KernelFamily.ROTARY, Library.SPELLED_OUT): (_Run(2, 10, 10),),
-    (KernelFamily.ROTARY, Library.COMPILED): (_Run(2, 1, 2, 1),),
+    (KernelFamily.EMBEDDING, Library.ELEMENT_GATHER): (_Run(1, 1, 2), _Run(2, 1, 2)),
+    # Times cosine (2), half of it negated (1), joined (2), times sine (2), added (3); of queries and keys. All but the
+    # sum index broadcast angles or halves of a row, and the sum too where heads were transposed; compiled, both halves.
+    (KernelFamily.ROTARY, Library.EAGER): (_Run(2, 5, 10, indexed=3.5),),
+    (KernelFamily.ROTARY, Library.SPELLED_OUT): (_Run(2, 10, 10, indexed=4.5),),
+    (KernelFamily.ROTARY, Library.COMPILED): (_Run(2, 1, 2, 1, indexed=2),),
     # Activation (2) and product (3); backward two products and the activation's gradient.
     (KernelFamily.GATED_ACTIVATION, Library.EAGER): (_Run(3, 2, 5), _Run(5, 3, 9)),
     # Absolute value (2), largest (1), product (2), cast (1.5), and four kernels on single numbers.
@@ -103,6 +108,9 @@ class MemoryWork:
         serial_bytes: That one block moves, after another: a row that is reduced, or a piece of a parameter in every
             kernel; 0 where a block has no more than a round of work.
         loaded_bytes: By one block at once.
+        indexed: Results each of whose places is divided out of its number.
+        waits: Loads that a thread waits for, one after the other.
+        thread_rounds: How often one multiprocessor would have to start all its threads to do the work alone.
     """
 
     tensor_bytes: FloatArray
@@ -113,13 +121,16 @@ class MemoryWork:
     rows_per_sm: FloatArray
     serial_bytes: FloatArray
     loaded_bytes: FloatArray
+    indexed: FloatArray
+    waits: FloatArray
+    thread_rounds: FloatArray
 
 
 def memory_work(calls: KernelCallBatch) -> MemoryWork:
     """What runs for bandwidth-bound calls; one that no table knows runs as it says."""
     tensor = np.minimum(calls.m * calls.n * calls.element_bytes, calls.bytes)
     passes = np.where(tensor > 0, np.minimum(calls.bytes / np.maximum(tensor, 1.0), _MOST_PASSES), 0.0)
-    kernels, between, again, threads, wide = calls.batch.copy(), *np.zeros((4, len(calls)))
+    kernels, between, again, threads, wide, indexed = calls.batch.copy(), *np.zeros((5, len(calls)))
     library = library_of(calls.implementation)
     for code in np.unique(calls.family * len(Library) + library).tolist():
         family, run_by = KernelFamily(code // len(Library)), Library(code % len(Library))
@@ -128,10 +139,11 @@ def memory_work(calls: KernelCallBatch) -> MemoryWork:
             continue
         rows = np.flatnonzero((calls.family == family) & (library == run_by) & (tensor > 0))
         nearest = np.abs(passes[rows][:, None] - np.array([run.least for run in runs])).argmin(axis=1)
-        counted = np.array([(r.kernels, r.moved - r.least, r.again, r.threads, r.wide) for r in runs])[nearest]
+        counted = np.array([(r.kernels, r.moved - r.least, r.again, r.threads, r.wide, r.indexed) for r in runs])
+        counted = counted[nearest]
         kernels[rows] *= counted[:, 0]
         between[rows], again[rows] = (counted[:, 1:3] * tensor[rows][:, None]).T
-        threads[rows], wide[rows] = counted[:, 3:].T
+        threads[rows], wide[rows], indexed[rows] = counted[:, 3:].T
     kept = (calls.family == KernelFamily.SOFTMAX) & (calls.n <= _ROW_IN_REGISTERS)
     chunks = np.where(library == Library.CHUNKED, np.ceil(calls.m / _CHUNK_TOKENS), 1.0)
     apart = (calls.family == KernelFamily.OPTIMIZER) & (library != Library.FUSED_OPTIMIZER)
@@ -140,13 +152,17 @@ def memory_work(calls: KernelCallBatch) -> MemoryWork:
     piece = np.where(calls.family == KernelFamily.OPTIMIZER, np.minimum(_PIECE_ELEMENTS / elements, 1.0), 0.0)
     alone = np.where(again > 0, (calls.bytes + again) / np.maximum(calls.m, 1.0), (calls.bytes + between) * piece)
     threads = np.where(threads > 0, threads, np.clip(calls.n / 8, 64, 1024))
+    waiting = waiting_of(calls, passes)
     return MemoryWork(
         tensor_bytes=tensor,
-        kernels=kernels * np.maximum(chunks * tensors, 1.0),
+        kernels=kernels * np.maximum(chunks * tensors, 1.0) * waiting.kernels,
         least_bytes=calls.bytes,
-        between_bytes=between,
+        between_bytes=between + waiting.between_bytes,
         again_bytes=np.where(kept, 0.0, again),
-        rows_per_sm=_THREADS_PER_SM / threads,
+        rows_per_sm=THREADS_PER_SM / threads,
         serial_bytes=alone,
         loaded_bytes=threads * np.where(wide > 0, wide * calls.element_bytes, _LOAD_BYTES),
+        indexed=indexed * calls.m * calls.n,
+        waits=waiting.loads,
+        thread_rounds=waiting.thread_rounds,
     )

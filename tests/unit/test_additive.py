@@ -205,6 +205,13 @@ def test_coefficients_are_found_again_per_generation():
         assert together == pytest.approx(factor, rel=0.1)
 
 
+def test_what_no_row_has_takes_its_ideal_time():
+    rows = synthetic()
+    calls = replace(rows.calls, batch=np.zeros(len(rows)))  # of which "split" is made
+    found = fit_additive(replace(rows, calls=calls))[COEFFICIENTS]
+    assert {group["split"] for group in found.values()} == {1.0}
+
+
 def card(rows: TrainingRows) -> AdditiveModel:
     trained = train(rows, rounds=20)
     spread = {"up_to_s": [1e-4], "low_factor": [0.9, 0.8], "high_factor": [1.1, 1.2]}

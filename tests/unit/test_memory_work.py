@@ -48,7 +48,8 @@ def work(
         (KernelFamily.GATED_ACTIVATION, Library.EAGER, 5, 3, 9, 0),
         (KernelFamily.GATED_ACTIVATION, Library.COMPILED, 5, 1, 5, 0),
         (KernelFamily.EMBEDDING, Library.EAGER, 1, 1, 2, 0),
-        (KernelFamily.EMBEDDING, Library.EAGER, 33, 1, 33, 0),
+        (KernelFamily.EMBEDDING, Library.ELEMENT_GATHER, 2, 1, 2, 0),
+        (KernelFamily.EMBEDDING, Library.EAGER, 33, 14, 33 + 4, 0),  # sums of twice the width, written and read
     ],
 )
 def test_passes_are_those_of_the_code_that_runs(family, library, passes, kernels, moved, again):
@@ -121,6 +122,18 @@ def test_one_block_takes_its_row_or_piece_load_after_load():
     assert alone_s(fused) == pytest.approx(65536 * 28 / 30e9)
     small = work(KernelFamily.OPTIMIZER, Library.FUSED_OPTIMIZER, 7, rows=1, width=1 << 12, element=4)
     assert alone_s(small) == pytest.approx(4096 * 28 / 30e9)
+
+
+def test_places_are_divided_out_of_their_number_where_operands_are_broadcast_or_strided():
+    def indexed(family: KernelFamily, library: Library, passes: float) -> float:
+        return float(memory_work(work(family, library, passes)).indexed[0]) / (8192 * 4096)
+
+    assert indexed(KernelFamily.NORM, Library.SPELLED_OUT, 2) == 2  # by the scale of a row, by the weight
+    assert indexed(KernelFamily.NORM, Library.EAGER, 2) == 0
+    assert indexed(KernelFamily.ROTARY, Library.EAGER, 2) == 3.5
+    calls = work(KernelFamily.NORM, Library.SPELLED_OUT, 2)
+    found = memory_terms(calls, device_format(calls, H100))["indexed"][0]
+    assert found == pytest.approx(40 * 2 * 8192 * 4096 / (132 * 128 * 1.5e9))
 
 
 def test_a_family_nobody_timed_takes_what_the_same_code_reaches_on_the_generation():

@@ -139,6 +139,28 @@ def test_who_ran_bandwidth_bound_work_is_told_by_source_and_name(tmp_path):
     assert calls.bytes[3:].tolist() == [768, 512]
 
 
+def test_embeddings_of_tables_gather_an_element_a_thread_and_scatter_into_rows_that_are_read(tmp_path):
+    rows = mapped(
+        tmp_path, "elementwise", "vidur,A100,fp16,embedding,8x16,512,9",
+        "neusight-label,A100,fp32,embedding_bwd,1x8x16,1024,9",
+    )  # fmt: skip
+    assert rows.calls.family.tolist() == [KernelFamily.EMBEDDING] * 2
+    assert [Library(int(code)) for code in library_of(rows.calls.implementation)] == [
+        Library.ELEMENT_GATHER, Library.EAGER,
+    ]  # fmt: skip
+    assert rows.calls.bytes.tolist() == [512, 1.5 * 1024]
+
+
+def test_a_norm_too_fast_for_a_chain_of_kernels_is_one(tmp_path):
+    norm = "llmservingsim-v0,{},bf16,rmsnorm_eager,{},8192,{}"
+    rows = mapped(
+        tmp_path, "elementwise", norm.format("A100", "2x2048", 17), norm.format("A100", "2x2048", 16),
+        norm.format("A100", "2x2048", 8), norm.format("A100", "4x2048", 8), norm.format("H100", "2x2048", 8),
+    )  # fmt: skip
+    chain, one = Library.SPELLED_OUT, Library.EAGER
+    assert [Library(int(code)) for code in library_of(rows.calls.implementation)] == [chain, chain, one, chain, chain]
+
+
 def test_products_that_a_tuner_timed_are_narrow_already(tmp_path):
     calls = gemm(
         tmp_path,
