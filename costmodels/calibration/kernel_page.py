@@ -34,8 +34,10 @@ Each split is judged by a model fitted without it:
 * `longer`: attention over more keys than four fifths of the rows have;
 * `kind X`: all rows of a kernel library, or of a family of bandwidth-bound work, *ours* those that we timed;
 * `source X`: all rows of a source whose devices other sources measured;
-* `device X`: all rows of a device; *related* where another device with its chip was timed in the same arithmetic, else
-  *foreign*. *After {FEW_SHOT}*: the same with so many of its kernels, of all formats together, spent on calibration;
+* `device X`: all rows of a device; products are *related* where another device with its chip was timed in the same
+  arithmetic, else *foreign*; the rest is *related* where who runs it was timed on the device's generation, *foreign*
+  where on others only, else *unmet*. *After {FEW_SHOT}*: the same with so many of its kernels, of all formats together,
+  spent on calibration;
 * `own random`: our own timings of random shapes on an H100 and an H200 ([own-timings.md](own-timings.md)), by a fit
   that has seen our grid of shapes, which ends at a fifth of their largest work;
 * `own kept`: the third of them that no packaged model is fitted on, by the packaged model.

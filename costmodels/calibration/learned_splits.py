@@ -9,8 +9,9 @@ Splits, each with a model fitted without what it judges:
 * ``source``: a whole source whose device another source measured;
 * ``own random``: our own timings of random shapes, by a fit that has seen our lattice; ``own kept``: those of them
   that no packaged model is fitted on, by the packaged model;
-* ``device``: every row of one device, ``related`` when another device with its chip remains, else ``foreign``.
-  The same with a hundred of its kernels spent on calibration.
+* ``device``: every row of one device, ``related`` when another device with its chip remains, else ``foreign``. Kernels
+  that libraries tell apart are as their prices say: ``related`` where who runs them was timed on the generation,
+  ``unmet`` where nowhere. The same with a hundred of its kernels spent on calibration.
 
 ``learned_spreads`` says where the interval comes from that judges a fold.
 """
@@ -30,7 +31,7 @@ from costmodels.calibration.op_identity import families, named_columns
 from costmodels.calibration.own_rows import DRAWN, LATTICE, kept_out
 from costmodels.calibration.robust import significant
 from costmodels.calibration.training_rows import SEED, TrainingRows, capped
-from costmodels.kernels.additive import ADDITIVE
+from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, added_s, unmet
 from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import FloatArray, KernelOp, take
 from costmodels.kernels.learned import arithmetics, format_classes, spread_groups
@@ -118,8 +119,6 @@ def known_of(rows: TrainingRows, judged: NDArray[np.bool_], kin: Sequence[str]) 
         judged: (K,) those of the device.
         kin: Other devices with its chip.
     """
-    if rows.op_class in ADDITIVE:
-        return np.full(len(rows), bool(kin) and not few_groups(rows, judged))
     arithmetic = arithmetics(rows.format)
     names, counts = np.unique(arithmetic[np.isin(rows.device, kin)], return_counts=True)
     return np.isin(arithmetic, names[counts >= FEWEST_OF_DEVICE])
@@ -128,18 +127,32 @@ def known_of(rows: TrainingRows, judged: NDArray[np.bool_], kin: Sequence[str]) 
 def _by_situation(
     name: str, rows: TrainingRows, judged: NDArray[np.bool_], related: NDArray[np.bool_], *, few_shot: bool
 ) -> Iterator[Fold]:
-    """The rows of a device by a model without it: those of which a relative says something, and the others."""
+    """The rows of a device by a model without it, apart for what they have in common with what it knows."""
     known = rows.take(~judged)
     trained = train(known)
     part = rows.take(judged)
     kept = np.isin(part.format, np.unique(known.format))
-    part, near = part.take(kept), related[judged][kept]
-    share = dict(zip(part.format.tolist(), np.where(near, 1.0, 0.5).tolist(), strict=True))
+    part = part.take(kept)
+    if rows.op_class in ADDITIVE:
+        situations = _situations(trained, part)
+    else:
+        situations = np.where(related[judged][kept], "related", "foreign")
+    share = dict(zip(part.format.tolist(), np.where(situations == "related", 1.0, 0.5).tolist(), strict=True))
     calibrated = few_shot_prices(trained, part, share) if few_shot else None
-    for situation, mine in (("related", near), ("foreign", ~near)):
-        if mine.any():
-            fold = _judged(name, situation, known, part.take(mine), trained)
-            yield replace(fold, few_shot=None if calibrated is None else part_of(calibrated, mine))
+    for situation in np.unique(situations):
+        mine = situations == situation
+        fold = _judged(name, str(situation), known, part.take(mine), trained)
+        yield replace(fold, few_shot=None if calibrated is None else part_of(calibrated, mine))
+
+
+def _situations(trained: Trained, part: TrainingRows) -> NDArray[np.str_]:
+    """(K,) what a price says of each row of one device, ``AdditiveModel``; a few rows of one kind join most others."""
+    spec = default_catalog().device(str(part.device[0]))
+    _, steps = added_s(part.op_class, part.calls, spec, trained.reference[COEFFICIENTS])
+    found = np.where(unmet(part.op_class, steps), "unmet", np.where(steps == 0, "related", "foreign"))
+    names, counts = np.unique(found, return_counts=True)
+    few = np.isin(found, names[counts < FEWEST_ROWS])
+    return np.where(few, names[counts.argmax()], found)
 
 
 def own_folds(rows: TrainingRows, trained: Trained, most: int) -> Iterator[Fold]:
@@ -163,16 +176,6 @@ def measured_elsewhere(rows: TrainingRows, source: str) -> NDArray[np.bool_]:
     keys = np.array(["/".join(words) for words in zip(rows.device, rows.format, strict=True)])
     others, counts = np.unique(keys[rows.source != source], return_counts=True)
     return np.asarray((rows.source == source) & np.isin(keys, others[counts >= FEWEST_ELSEWHERE]))
-
-
-def few_groups(rows: TrainingRows, judged: NDArray[np.bool_]) -> bool:
-    """Whether most judged rows have no row of the same kind on another device with the same chip left to fit on."""
-    if rows.op_class not in ADDITIVE:
-        return False
-    chips = default_fits().kernels.families
-    keys = np.array([f"{chips.get(d, d)}/{kind}" for d, kind in zip(rows.device, rows.kind, strict=True)])
-    known, counts = np.unique(keys[~judged], return_counts=True)
-    return bool(np.isin(keys[judged], known[counts >= FEWEST_ROWS]).mean() < 0.5)
 
 
 def few_formats(rows: TrainingRows, judged: NDArray[np.bool_], fitted: NDArray[np.bool_]) -> bool:

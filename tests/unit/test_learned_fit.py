@@ -1,5 +1,6 @@
 """Fitting learned kernel models: which rows enter, what is held out, and that files come out the same twice."""
 
+import functools
 import gzip
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from costmodels.calibration.learned_fit import fit_reference, predicted_s, slimm
 from costmodels.calibration.learned_splits import (
     Fold,
     best_shares,
+    folds,
     known_of,
     largest,
     measured_elsewhere,
@@ -23,9 +25,9 @@ from costmodels.calibration.learned_splits import (
     shape_fold,
 )
 from costmodels.calibration.training_rows import TrainingRows, capped, gemm_training_rows, grouped_training_rows
-from costmodels.kernels.calls import KernelOp, kernel_calls
+from costmodels.kernels.calls import KernelFamily, KernelOp, kernel_calls
 from costmodels.kernels.features import op_classes
-from costmodels.kernels.implementations import implementation_of
+from costmodels.kernels.implementations import Engine, Library, code_of, implementation_of
 from costmodels.kernels.learned import learned_kernel_model
 from costmodels.tables.read import SCHEMAS
 from profiles.catalog import default_catalog
@@ -275,3 +277,32 @@ def test_expert_products_multiply_as_fast_as_single_ones():
 def test_grouped_products_timed_alone_are_a_class_of_their_own():
     calls = kernel_calls(3, op=KernelOp.GROUPED_GEMM, implementation=[0, implementation_of("torch_grouped_mm"), 0])
     assert op_classes(calls).tolist() == ["grouped_gemm", "grouped_alone", "grouped_gemm"]
+
+
+def test_rows_of_a_held_out_device_lie_where_their_prices_say(tmp_path):
+    """Who runs a kernel was timed on the device's generation, on another, or nowhere."""
+    count = 60
+    sides = np.random.default_rng(1).integers(2048, 16384, count).astype(float)
+
+    def memory(device: str, family: KernelFamily) -> TrainingRows:
+        calls = kernel_calls(
+            count, op=KernelOp.MEMORY, family=family, m=sides, n=4096, batch=1, bytes=2 * sides * 4096 * 2,
+            element_bytes=2, implementation=code_of(Engine.PYTORCH, Library.EAGER),
+        )  # fmt: skip
+        words = {"device": device, "source": "lab", "kind": family.name.lower()}
+        columns = {name: np.full(count, word) for name, word in words.items()}
+        return TrainingRows(op_class="memory", calls=calls, time_s=3e-6 + calls.bytes / 2e12, **columns)
+
+    known = {
+        "H100-SXM-80GB": (KernelFamily.NORM, KernelFamily.COPY, KernelFamily.SOFTMAX),
+        "H200-SXM-141GB": (KernelFamily.NORM,),
+        "A100-SXM-80GB": (KernelFamily.NORM, KernelFamily.COPY),
+    }
+    parts = [memory(device, family) for device, families in known.items() for family in families]
+    rows = functools.reduce(TrainingRows.joined, parts)
+    found = {
+        fold.situation: np.unique(fold.rows.kind).tolist()
+        for fold in folds(rows, rows, few_shot=False)
+        if fold.name == "device H100-SXM-80GB"
+    }
+    assert found == {"related": ["norm"], "foreign": ["copy"], "unmet": ["softmax"]}
