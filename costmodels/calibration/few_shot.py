@@ -7,7 +7,7 @@ Learning, 2006, section 5.4).
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,9 +22,11 @@ from costmodels.kernels.calibrated import (
     NORMAL_QUANTILE,
     Amplitudes,
     Calibration,
+    Places,
     covariance_of,
-    descriptors,
     groups,
+    limits,
+    variances,
 )
 from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, KernelCostModel, KernelOp, take
 from costmodels.kernels.implementations import is_bare, is_narrow
@@ -44,7 +46,8 @@ _LEAST_RELEVANCE = 0.1  # weight of the shortest kernels in a refit
 
 # Standard deviations of log(measured / predicted) that are tried: what all calls with one limit share, what one
 # operation class and format does, what varies with the shape, and what is left; and the length over which the
-# shape part varies, in units of ``descriptors``.
+# shape part varies, in units of ``descriptors``. Where libraries are told apart, what one of them does besides, and
+# more of everything: what nobody timed of a library is further from its price than a device.
 _SHARED, _OWN, _SHAPE, _LENGTH, _REST = (
     (0.05, 0.2),
     (0.05, 0.2),
@@ -52,6 +55,7 @@ _SHARED, _OWN, _SHAPE, _LENGTH, _REST = (
     (0.7, 1.5, 3.0),
     (0.02, 0.03, 0.05, 0.08, 0.15),
 )
+_LIBRARY, _FAR_SHAPE, _FAR_REST = (0.05, 0.2, 0.5), (*_SHAPE, 0.4), (*_REST, 0.3)
 
 # Parameters of the roofline that prices of some products on a device rest on; None where there are none.
 RooflineOf = Callable[[KernelCallBatch, DeviceSpec], Parameters | None]
@@ -95,13 +99,17 @@ def calibrate(
     points = _Points(calls, group, time_s, predicted_s, device, roofline_of)
     refits = points.refits(np.ones(len(rows), dtype=np.bool_))
     factor = refits.log_factor(calls, group, device)
-    log_ratio, places = _without_outliers(raw - factor), descriptors(calls, predicted_s * np.exp(factor))
-    amplitudes = _likeliest(group, places, log_ratio)
+    log_ratio, places = _without_outliers(raw - factor), Places.of(calls, predicted_s * np.exp(factor))
+    limit = limits(group)
+    amplitudes = {
+        int(number): _likeliest(int(number), places.take(mine), log_ratio[mine])
+        for number in np.unique(limit)
+        for mine in [np.flatnonzero(limit == number)]
+    }
     mean, deviation = _left_out(points, raw, amplitudes)
     return Calibration(
         device=device.name,
-        group=group,
-        points=places,
+        places=places,
         log_ratio=log_ratio,
         amplitudes=amplitudes,
         scales=_scales((raw - mean) / deviation, group),
@@ -176,36 +184,38 @@ def _without_outliers(values: FloatArray) -> FloatArray:
     return np.clip(values, middle - reach, middle + reach)
 
 
-def _likeliest(group: IntArray, points: FloatArray, log_ratio: FloatArray) -> Amplitudes:
-    """The amplitudes of the grid under which the points, or an even choice of them, are likeliest."""
-    rows = np.linspace(0, len(points) - 1, min(len(points), _TRIED_ON)).astype(np.int64)
-    group, points, log_ratio = group[rows], points[rows], log_ratio[rows]
+def _likeliest(limit: int, places: Places, log_ratio: FloatArray) -> Amplitudes:
+    """The amplitudes of the grid under which points of one limit, or an even choice of them, are likeliest."""
+    rows = np.linspace(0, len(log_ratio) - 1, min(len(log_ratio), _TRIED_ON)).astype(np.int64)
+    places, log_ratio = places.take(rows), log_ratio[rows]
+    grid = (_LIBRARY, _FAR_SHAPE, _FAR_REST) if places.maker.any() else (_LIBRARY[:1], _SHAPE, _REST)
+    makers, shapes, rests = grid
     found: dict[Amplitudes, float] = {}
-    for shared, own, shape, length in itertools.product(_SHARED, _OWN, _SHAPE, _LENGTH):
-        smooth = Amplitudes(shared=shared, own=own, shape=shape, length=length, rest=0.0)
+    for shared, own, maker, shape, length in itertools.product(_SHARED, _OWN, makers, shapes, _LENGTH):
+        smooth = Amplitudes(shared=shared, own=own, maker=maker, shape=shape, length=length, rest=0.0)
         # With its eigenvalues at hand, what is left adds to the diagonal at no cost.
-        values, vectors = np.linalg.eigh(covariance_of(group, points, group, points, smooth))
+        values, vectors = np.linalg.eigh(covariance_of(places, places, {limit: smooth}))
         along = (vectors.T @ log_ratio) ** 2
-        for rest in _REST:
+        for rest in rests:
             variance = np.maximum(values, 0.0) + rest**2
             found[replace(smooth, rest=rest)] = -0.5 * float((along / variance + np.log(variance)).sum())
     return max(found, key=lambda amplitudes: found[amplitudes])
 
 
-def _left_out(points: _Points, raw: FloatArray, amplitudes: Amplitudes) -> tuple[FloatArray, FloatArray]:
+def _left_out(points: _Points, raw: FloatArray, amplitudes: Mapping[int, Amplitudes]) -> tuple[FloatArray, FloatArray]:
     """(P,) mean and standard deviation of log(measured / predicted) for each point from the points of other folds."""
     mean, deviation = np.empty(len(raw)), np.empty(len(raw))
     fold: NDArray[np.int64] = np.arange(len(raw)) % min(_FOLDS, len(raw))
-    prior = amplitudes.shared**2 + amplitudes.own**2 + amplitudes.shape**2
     for number in range(fold.max() + 1):
         out, kept = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
         factor = points.refits(fold != number).log_factor(points.calls, points.group, points.device)
-        places = descriptors(points.calls, points.predicted_s * np.exp(factor))
-        covariance = covariance_of(points.group, places, points.group, places, amplitudes)
-        inner = covariance[np.ix_(kept, kept)] + amplitudes.rest**2 * np.eye(len(kept))
+        places = Places.of(points.calls, points.predicted_s * np.exp(factor))
+        covariance = covariance_of(places, places, amplitudes)
+        prior, rest = variances(places, amplitudes)
+        inner = covariance[np.ix_(kept, kept)] + np.diag(rest[kept])
         towards = covariance[np.ix_(out, kept)]
         solved = np.linalg.solve(inner, towards.T)
         mean[out] = factor[out] + solved.T @ _without_outliers(raw - factor)[kept]
         explained = np.einsum("ij,ji->i", towards, solved)
-        deviation[out] = np.sqrt(np.maximum(prior - explained, 0.0) + amplitudes.rest**2)
+        deviation[out] = np.sqrt(np.maximum(prior[out] - explained, 0.0) + rest[out])
     return mean, deviation

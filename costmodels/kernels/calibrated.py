@@ -4,13 +4,14 @@ A correction has two parts. Products get other parameters of their roofline (wha
 what depth, what quantising costs): their time is multiplied by the formula with the new over the formula with the old
 ones, so that what a few kernels say of the device holds in every regime of shapes. What is left, and everything else,
 is a Gaussian process over calls: log(measured / predicted) has a part that all calls with the same limit share, one per
-operation class and format, and one that varies smoothly with the shape. So few points move the level first and the
+operation class and format, one per kernel library where that counts, and one that varies smoothly with the shape of
+what one library runs. So few points move the level first and the
 shape only where several agree; far from every point the correction fades to the level.
 ``costmodels.calibration.few_shot`` makes one (Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006,
 algorithm 2.1).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,8 @@ from costmodels.kernels.calls import (
     KernelOp,
     Prediction,
 )
-from costmodels.kernels.implementations import Library, library_of
-from costmodels.kernels.refitted import Refits
+from costmodels.kernels.implementations import REPLAYED, Library, library_of
+from costmodels.kernels.refitted import REFITTED, Refits
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
 
@@ -47,9 +48,37 @@ class Amplitudes:
 
     shared: float
     own: float
+    maker: float
     shape: float
     length: float
     rest: float
+
+
+_AMPLITUDES = tuple(Amplitudes.__dataclass_fields__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where C calls lie for the correction.
+
+    Attributes:
+        group: (C,) operation class and format, see ``groups``.
+        maker: (C,) who runs them, see ``makers``.
+        points: (C, D) shapes, see ``descriptors``.
+    """
+
+    group: IntArray
+    maker: IntArray
+    points: FloatArray
+
+    @classmethod
+    def of(cls, calls: KernelCallBatch, predicted_s: FloatArray) -> "Places":
+        """Of calls with prices in seconds."""
+        return cls(group=groups(calls), maker=makers(calls), points=descriptors(calls, predicted_s))
+
+    def take(self, rows: IntArray | slice) -> "Places":
+        """Some of them."""
+        return Places(group=self.group[rows], maker=self.maker[rows], points=self.points[rows])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,34 +87,35 @@ class Calibration:
 
     Attributes:
         device: Catalogue name.
-        group: (P,) operation class and format of each point, see ``groups``.
-        points: (P, D) shapes, see ``descriptors``.
+        places: Of the P points.
         log_ratio: (P,) log(measured / predicted), after the refits.
         refits: Roofline parameters of products that the points change.
-        amplitudes: Of the correction.
+        amplitudes: Of the correction, by what limits the calls (``limits``): between limits nothing is shared.
         scales: By group, what the lower and the upper half of the normal 90 % interval are multiplied by; under -1
             for groups without points of their own.
         error: Mean |predicted / measured - 1| over points left out, corrected; and before the correction.
     """
 
     device: str
-    group: IntArray
-    points: FloatArray
+    places: Places
     log_ratio: FloatArray
-    amplitudes: Amplitudes
+    amplitudes: Mapping[int, Amplitudes]
     scales: Mapping[int, tuple[float, float]]
     error: tuple[float, float]
     refits: Refits
 
     def to_document(self) -> dict[str, Any]:
         """As JSON holds it."""
-        names = Amplitudes.__dataclass_fields__
         return {
             "device": self.device,
-            "group": self.group.tolist(),
-            "points": [[round(float(value), 5) for value in row] for row in self.points],
+            "group": self.places.group.tolist(),
+            "maker": self.places.maker.tolist(),
+            "points": [[round(float(value), 5) for value in row] for row in self.places.points],
             "log_ratio": [round(float(value), 6) for value in self.log_ratio],
-            "amplitudes": {name: getattr(self.amplitudes, name) for name in names},
+            "amplitudes": {
+                str(limit): dict(zip(_AMPLITUDES, one, strict=True))
+                for limit, one in zip(self.amplitudes, _numbers(self.amplitudes.values()).tolist(), strict=True)
+            },
             "scales": {str(group): list(pair) for group, pair in self.scales.items()},
             "error": list(self.error),
             "refits": self.refits.to_document(),
@@ -98,26 +128,29 @@ class Calibration:
         Raises:
             KeyError, TypeError, ValueError, OverflowError: If it is something else.
         """
-        group = np.array(document["group"], dtype=np.int64)
+        group, maker = (np.array(document[name], dtype=np.int64) for name in ("group", "maker"))
         points = np.array(document["points"], dtype=np.float64)
         log_ratio = np.array(document["log_ratio"], dtype=np.float64)
-        if not (points.ndim == 2 and len(group) == len(points) == len(log_ratio) <= MOST_POINTS):
-            raise ValueError("group, points and log_ratio must have the same length")
+        if not (points.ndim == 2 and len(group) == len(maker) == len(points) == len(log_ratio) <= MOST_POINTS):
+            raise ValueError("group, maker, points and log_ratio must have the same length")
         if not (np.isfinite(points).all() and (np.abs(log_ratio) <= _LARGEST_LOG_RATIO).all()):
             raise ValueError("points must be finite, log_ratio too and no wild number")
         before, after = (float(value) for value in document["error"])
-        amplitudes = {name: float(value) for name, value in document["amplitudes"].items()}
-        if not all(0 < value <= _LARGEST_AMPLITUDE for value in amplitudes.values()):
-            raise ValueError(f"amplitudes must be above 0 and at most {_LARGEST_AMPLITUDE:g}")
+        amplitudes = {
+            int(limit): Amplitudes(**{name: float(value) for name, value in one.items()})
+            for limit, one in document["amplitudes"].items()
+        }
+        sizes = _numbers(amplitudes.values())
+        if not ((sizes > 0) & (sizes <= _LARGEST_AMPLITUDE)).all() or not set(limits(group)) <= set(amplitudes):
+            raise ValueError(f"amplitudes of every limit must be above 0 and at most {_LARGEST_AMPLITUDE:g}")
         scales = {int(group): (float(low), float(high)) for group, (low, high) in document["scales"].items()}
         if ANY_GROUP not in scales or not all(0 < end <= _LARGEST_SCALE for pair in scales.values() for end in pair):
             raise ValueError(f"scales must hold group {ANY_GROUP} and be above 0 and at most {_LARGEST_SCALE:g}")
         return cls(
             device=str(document["device"]),
-            group=group,
-            points=points,
+            places=Places(group=group, maker=maker, points=points),
             log_ratio=log_ratio,
-            amplitudes=Amplitudes(**amplitudes),
+            amplitudes=amplitudes,
             scales=scales,
             error=(before, after),
             refits=Refits.from_document(document["refits"]),
@@ -155,11 +188,9 @@ class _Correction:
 
     def __init__(self, calibration: Calibration) -> None:
         self._calibration = calibration
-        amplitudes = calibration.amplitudes
-        covariance = covariance_of(
-            calibration.group, calibration.points, calibration.group, calibration.points, amplitudes
-        )
-        covariance[np.diag_indices_from(covariance)] += amplitudes.rest**2
+        self._known = calibration.places
+        covariance = covariance_of(self._known, self._known, calibration.amplitudes)
+        covariance[np.diag_indices_from(covariance)] += variances(self._known, calibration.amplitudes)[1]
         self._inverse = np.linalg.inv(covariance)
         self._weights = self._inverse @ calibration.log_ratio
 
@@ -169,13 +200,13 @@ class _Correction:
         refitted = self._calibration.refits.log_factor(calls, group, device)
         mean, deviation = self._correction(calls, priced.time_s * np.exp(refitted))
         mean = mean + refitted
-        known = np.isin(group, self._calibration.group)
+        known = np.isin(group, self._known.group)
         numbers, place = np.unique(group, return_inverse=True)
         low_scale, high_scale = (
             np.array([scales.get(int(n), scales[ANY_GROUP]) for n in numbers]).reshape(-1, 2)[place].T
         )
         # Nothing was measured of what limits the other calls: they keep price and interval.
-        worked = (priced.time_s > 0) & np.isin(limits(group), limits(self._calibration.group))
+        worked = (priced.time_s > 0) & np.isin(limits(group), limits(self._known.group))
         before = np.log(np.divide(priced.high_s, priced.low_s, out=np.ones(len(calls)), where=priced.low_s > 0))
         deviation = np.where(known, deviation, np.maximum(deviation, before / (2 * NORMAL_QUANTILE)))
         reach = NORMAL_QUANTILE * deviation
@@ -190,18 +221,15 @@ class _Correction:
 
     def _correction(self, calls: KernelCallBatch, predicted_s: FloatArray) -> tuple[FloatArray, FloatArray]:
         """(C,) mean and standard deviation of log(measured / predicted)."""
-        group, points = groups(calls), descriptors(calls, predicted_s)
-        amplitudes = self._calibration.amplitudes
-        prior = amplitudes.shared**2 + amplitudes.own**2 + amplitudes.shape**2
+        places, amplitudes = Places.of(calls, predicted_s), self._calibration.amplitudes
         mean, deviation = np.empty(len(calls)), np.empty(len(calls))
         for start in range(0, len(calls), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            towards = covariance_of(
-                group[rows], points[rows], self._calibration.group, self._calibration.points, amplitudes
-            )
+            towards = covariance_of(places.take(rows), self._known, amplitudes)
             mean[rows] = towards @ self._weights
             explained = np.einsum("ij,ij->i", towards @ self._inverse, towards)
-            deviation[rows] = np.sqrt(np.maximum(prior - explained, 0.0) + amplitudes.rest**2)
+            prior, rest = variances(places.take(rows), amplitudes)
+            deviation[rows] = np.sqrt(np.maximum(prior - explained, 0.0) + rest)
         return mean, deviation
 
 
@@ -215,6 +243,12 @@ def groups(calls: KernelCallBatch) -> IntArray:
     single = np.where(half, GEMM_FORMATS.index("bf16"), calls.gemm_format)
     formats = single + len(GEMM_FORMATS) * (calls.scale_block > 0)
     return np.where(memory, _MEMORY + work, calls.op * 2 * len(GEMM_FORMATS) + formats)
+
+
+def makers(calls: KernelCallBatch) -> IntArray:
+    """(C,) engine and library of what libraries tell apart; 0 for products, which all have their vendor's."""
+    product = np.isin(calls.op, REFITTED)
+    return np.where(product, 0, calls.implementation % REPLAYED)
 
 
 def limits(group: IntArray) -> IntArray:
@@ -241,12 +275,41 @@ def descriptors(calls: KernelCallBatch, predicted_s: FloatArray) -> FloatArray:
     return np.stack([np.log2(np.maximum(column, 1e-3)) for column in columns], axis=1) / 4.0
 
 
-def covariance_of(
-    group: IntArray, points: FloatArray, other_group: IntArray, others: FloatArray, amplitudes: Amplitudes
-) -> FloatArray:
-    """(A, B) covariance of the correction between calls."""
-    same = group[:, None] == other_group[None, :]
-    squared = (points**2).sum(axis=1)[:, None] + (others**2).sum(axis=1)[None, :] - 2 * points @ others.T
-    near = np.exp(-np.maximum(squared, 0.0) / (2 * amplitudes.length**2))
-    alike = limits(group)[:, None] == limits(other_group)[None, :]
-    return np.asarray(alike * amplitudes.shared**2 + same * (amplitudes.own**2 + amplitudes.shape**2 * near))
+def covariance_of(places: Places, others: Places, amplitudes: Mapping[int, Amplitudes]) -> FloatArray:
+    """(A, B) covariance of the correction between calls.
+
+    Args:
+        places: Of A calls.
+        others: Of B calls.
+        amplitudes: By limit; calls with another limit have no correction.
+    """
+    alike = limits(places.group)[:, None] == limits(others.group)[None, :]
+    same = places.group[:, None] == others.group[None, :]
+    by_one = places.maker[:, None] == others.maker[None, :]
+    shared, own, maker, shape, length, _ = (column[:, None] for column in _columns(places, amplitudes))
+    points, known = places.points, others.points
+    squared = (points**2).sum(axis=1)[:, None] + (known**2).sum(axis=1)[None, :] - 2 * points @ known.T
+    near = np.exp(-np.maximum(squared, 0.0) / (2 * length**2))
+    return np.asarray(alike * (shared**2 + by_one * maker**2) + same * (own**2 + by_one * shape**2 * near))
+
+
+def variances(places: Places, amplitudes: Mapping[int, Amplitudes]) -> tuple[FloatArray, FloatArray]:
+    """(C,) variance of the correction where nothing is known, and of what is left of every measurement."""
+    shared, own, maker, shape, _, rest = _columns(places, amplitudes)
+    return shared**2 + own**2 + maker**2 + shape**2, rest**2
+
+
+def _columns(places: Places, amplitudes: Mapping[int, Amplitudes]) -> FloatArray:
+    """(6, C) amplitudes of each call; products have no maker's part, calls without points of their limit none."""
+    found = np.zeros((len(places.group), len(_AMPLITUDES)))
+    found[:, _AMPLITUDES.index("length")] = 1.0
+    limit = limits(places.group)
+    for number, one in zip(amplitudes, _numbers(amplitudes.values()), strict=True):
+        found[limit == number] = one
+    found[places.maker == 0, _AMPLITUDES.index("maker")] = 0.0
+    return found.T
+
+
+def _numbers(amplitudes: Iterable[Amplitudes]) -> FloatArray:
+    """(L, 6) fields of amplitudes."""
+    return np.array([[getattr(one, name) for name in _AMPLITUDES] for one in amplitudes]).reshape(-1, len(_AMPLITUDES))

@@ -8,7 +8,8 @@ import pytest
 
 from costmodels.calibration.few_shot import calibrate
 from costmodels.kernels.calibrated import MOST_POINTS, CalibratedKernelModel, Calibration, groups
-from costmodels.kernels.calls import KernelCallBatch, KernelOp, kernel_calls, take
+from costmodels.kernels.calls import KernelCallBatch, KernelOp, concatenate, kernel_calls, take
+from costmodels.kernels.implementations import Engine, Library, code_of
 from costmodels.kernels.roofline import RooflineKernelModel
 from profiles.fits import KernelFits, default_fits
 from profiles.precision import GEMM_FORMATS
@@ -153,6 +154,43 @@ def test_calls_without_work_stay_free():
     assert priced.time_s.tolist() == priced.high_s.tolist() == [0.0, 0.0]
 
 
+def attention(count: int, library: Library, seed: int) -> KernelCallBatch:
+    rng = np.random.default_rng(seed)
+    keys, batch = 2.0 ** rng.uniform(10, 15, count), 2.0 ** rng.uniform(0, 5, count)
+    return kernel_calls(
+        count, op=KernelOp.ATTENTION_FORWARD, gemm_format=3, m=keys, n=keys, k=128, batch=batch, heads=16, kv_heads=16,
+        causal=0.5, flops=2 * batch * 16 * keys**2 * 128, bytes=8 * batch * 16 * keys * 128, element_bytes=2,
+        implementation=code_of(Engine.VLLM, library),
+    )  # fmt: skip
+
+
+def test_what_one_library_does_says_little_of_another():
+    """One is a third faster than its price, the other takes twice the time."""
+    seen = [attention(50, library, seed) for seed, library in enumerate((Library.TRITON, Library.FLASH_3))]
+    factors, calls = np.repeat([0.75, 2.0], 50), concatenate(seen)
+    calibration = calibrate(BASE, calls, BASE.predict(calls, HERE).time_s * factors, HERE)
+    model = CalibratedKernelModel(BASE, {HERE.name: calibration})
+    for factor, library in ((0.75, Library.TRITON), (2.0, Library.FLASH_3)):
+        fresh = attention(100, library, 7)
+        ratio = model.predict(fresh, HERE).time_s / BASE.predict(fresh, HERE).time_s
+        assert ratio == pytest.approx(np.full(100, factor), rel=0.06)
+    unseen = attention(100, Library.FLASHINFER, 7)
+    priced = model.predict(unseen, HERE)
+    ratio = priced.time_s / BASE.predict(unseen, HERE).time_s
+    assert 0.8 < np.median(ratio) < 1.9
+    assert (priced.high_s / priced.low_s).min() > 2
+
+
+def test_limits_have_amplitudes_of_their_own():
+    seen = [gemms(40), attention(40, Library.TRITON, 0)]
+    wild = np.exp(np.random.default_rng(5).normal(0, 0.5, 40))
+    time_s = np.concatenate([truth(seen[0], 1.2, 0.02), BASE.predict(seen[1], HERE).time_s * wild])
+    found = calibrate(BASE, concatenate(seen), time_s, HERE).amplitudes
+    alone = calibrate(BASE, seen[0], time_s[:40], HERE).amplitudes
+    assert found[0] == alone[0]
+    assert found[1].rest > 4 * found[0].rest
+
+
 def test_a_calibration_survives_json():
     seen, fresh = gemms(60), gemms(50, seed=2)
     calibration = calibrate(BASE, seen, truth(seen, 1.4, 0.05), HERE)
@@ -166,7 +204,7 @@ def test_a_calibration_survives_json():
 
 def test_many_points_are_thinned_out():
     seen = gemms(MOST_POINTS + 50)
-    assert len(calibrate(BASE, seen, truth(seen, 1.2, 0.05), HERE).group) == MOST_POINTS
+    assert len(calibrate(BASE, seen, truth(seen, 1.2, 0.05), HERE).log_ratio) == MOST_POINTS
 
 
 @pytest.mark.parametrize(
@@ -181,6 +219,9 @@ def test_nonsense_is_refused(count, time_s, problem):
     "broken",
     [
         {"group": [1]},
+        {"maker": [0]},
+        {"amplitudes": {}},
+        {"amplitudes": {"0": {"shared": 1, "own": 1, "maker": 1, "shape": 1, "length": 1, "rest": 0}}},
         {"log_ratio": [[1]]},
         {"error": [1]},
         {"points": [[float("nan")]]},
