@@ -22,6 +22,7 @@ EXPONENTIALS_PER_S_PER_SM = 16 * 1.7e9
 QUERY_TILE = 128.0  # query rows per thread block (arXiv:2307.08691)
 DECODE_TILE = 16.0  # smallest tile of the tensor cores' rows: query heads of one key head fill it
 SPLIT_KEYS = 256.0  # keys below which decoding is not split over thread blocks
+_TRITON_SPLITS = 8.0  # of the keys by Triton's decoding kernels, at most (SGLang's triton_attention_num_kv_splits)
 _SPLIT_WAVES = 0.8  # of a round of blocks, from which keys are not split (FlashAttention's heuristic)
 # Queries of a key head up to which decoding runs the same kernel: TensorRT-LLM has one for one query (MMHA), one for
 # up to 64 (XQA), and takes the prefill's for more; its timings grow with the keys by different laws.
@@ -97,13 +98,11 @@ def attention_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str
     missed = missed_share(keys + queries, calls, device)
     cache_bytes_per_s = device.num_sms * CACHE_BYTES_PER_S_PER_SM
     width = value_width(calls)
-    # A block on its own: forward, all its keys at one multiprocessor's rate; decoding, split over thread blocks
-    # whose number grows with the keys, so that what is left in one grows with their root.
-    serial_keys = np.minimum(calls.n, np.sqrt(SPLIT_KEYS * calls.n))
     sm_flops_per_s = device.flops_per_s / device.num_sms
+    # A block on its own takes its keys at one multiprocessor's rate.
     block_s = np.where(
         decode,
-        serial_keys * width * key_bytes(calls) / CACHE_BYTES_PER_S_PER_SM,
+        _split_keys(calls) * width * key_bytes(calls) / CACHE_BYTES_PER_S_PER_SM,
         2.0 * QUERY_TILE * calls.n * width / sm_flops_per_s,
     )
     return {
@@ -121,13 +120,28 @@ def attention_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str
     }
 
 
+def _split_keys(calls: KernelCallBatch) -> FloatArray:
+    """(C,) keys that one block decodes: blocks grow in number with the keys and take their root, but for Triton's."""
+    triton = library_of(calls.implementation) == Library.TRITON
+    shared = np.where(triton, np.maximum(calls.n, SPLIT_KEYS) / _TRITON_SPLITS, np.sqrt(SPLIT_KEYS * calls.n))
+    return np.minimum(calls.n, shared)
+
+
 def decode_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
-    """The same for decoding, and the part of the last round of blocks that the device does not fill with keys."""
+    """The same for decoding, the part of the last round of blocks that the device does not fill with keys, and joining.
+
+    What blocks found in their parts of the keys, another kernel puts together (FlashAttention's
+    ``flash_fwd_splitkv_combine_kernel`` and its like).
+    """
     count, _ = blocks(calls)
     keys, _ = traffic(calls)
     waves = count / device.num_sms
     idle = np.where(waves < _SPLIT_WAVES, 0.0, np.ceil(waves) / np.maximum(waves, 1e-9) - 1.0)
-    return dict(attention_terms(calls, device)) | {"round_of_keys": idle * keys / device.bytes_per_s}
+    joins = (waves < _SPLIT_WAVES) & (calls.n > SPLIT_KEYS)
+    return dict(attention_terms(calls, device)) | {
+        "round_of_keys": idle * keys / device.bytes_per_s,
+        "joined": np.where(joins, MICROSECOND, 0.0),
+    }
 
 
 def attention_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:

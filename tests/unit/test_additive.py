@@ -144,6 +144,24 @@ def test_the_last_round_of_blocks_leaves_multiprocessors_without_keys():
     assert idle(27) == pytest.approx(132 / 108 - 1)
 
 
+def test_keys_that_are_split_over_blocks_are_joined_by_another_kernel():
+    def terms(keys: float, batch: float, library: Library = Library.FLASH_2) -> dict[str, float]:
+        calls = attention(
+            1, keys, op=KernelOp.ATTENTION_DECODE, batch=batch, heads=16, kv_heads=4,
+            implementation=code_of(Engine.SGLANG, library),
+        )  # fmt: skip
+        return {name: float(values[0]) for name, values in decode_terms(calls, device_format(calls, H100)).items()}
+
+    # Four blocks a sequence fill the 132 multiprocessors from 27 sequences on.
+    assert [terms(4096, batch)["joined"] for batch in (26, 27)] == [1e-6, 0]
+    assert [terms(keys, 1)["joined"] for keys in (256, 257)] == [0, 1e-6]
+    # More blocks share more keys, but for Triton's, of which there are eight.
+    flash, triton = (terms(65536, 1, one)["block"] for one in (Library.FLASH_2, Library.TRITON))
+    assert flash == pytest.approx(16 * 256 * 2 * 256 / 30e9)
+    assert triton == pytest.approx(65536 / 8 * 2 * 256 / 30e9)
+    assert terms(16, 1, Library.TRITON)["block"] == pytest.approx(16 * 2 * 256 / 30e9)
+
+
 def test_a_call_takes_the_finest_group_that_was_fitted():
     calls = concatenate([attention(1024, 1024), attention(1024, 1024, implementation=0)])
     names = attention_terms(calls, device_format(calls, H100))
