@@ -50,7 +50,7 @@ class Library(IntEnum):
     MASTER_OPTIMIZER = 17  # fused, on an fp32 master copy of 16-bit parameters
     LOOP = 18  # one product after the other
     SPELLED_OUT = 19  # model code op by op, each a kernel of PyTorch, where that has a fused one
-    ELEMENT_GATHER = 20  # rows by their numbers, an element a thread, as PyTorch before 2.8
+    ELEMENT_GATHER = 20  # PyTorch before 2.8, which gathers rows by their numbers an element a thread
 
 
 _ENGINES = (

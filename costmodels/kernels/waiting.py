@@ -64,8 +64,8 @@ def waiting_of(calls: KernelCallBatch, passes: FloatArray) -> Waiting:
     """
     library, elements = library_of(calls.implementation), calls.m * calls.n
     by_number = (calls.family == KernelFamily.EMBEDDING) & (elements > 0)
-    gathering = by_number & (library == Library.ELEMENT_GATHER)
-    scattering = by_number & (library == Library.EAGER) & (passes > _SCATTERED_PASSES)
+    scattering = by_number & np.isin(library, (Library.EAGER, Library.ELEMENT_GATHER)) & (passes > _SCATTERED_PASSES)
+    gathering = by_number & (library == Library.ELEMENT_GATHER) & ~scattering
     sorting = scattering & (calls.m > _UNSORTED_ROWS)
     which = [gathering, sorting, scattering]
     loads = np.select(which, [_GATHERING_LOADS, _SORTED_LOADS, _UNSORTED_LOADS * np.ceil(calls.m / _WARP)], 0.0)

@@ -36,8 +36,8 @@ _ENGINES = {
     "vidur": Library.NATIVE, "vidur-history": Library.NATIVE, "aiconfigurator": Library.UNKNOWN,
     "llmservingsim-v1": Library.NATIVE,
 }  # fmt: skip
-_PLAIN = ("add", "embedding_bwd")  # which they leave to PyTorch
-_GATHERED = "embedding"  # likewise; every source is older than the PyTorch that gathers wide
+_PLAIN = ("add",)  # which they leave to PyTorch
+_BY_NUMBER = ("embedding", "embedding_bwd")  # likewise; every source is older than the PyTorch that gathers wide
 # Counts gradients and as many bytes again; the rows of the table that they are added to are read besides, and of the
 # rest of the table, which is set to zero, the source does not say how large it is.
 _SCATTERED = "embedding_bwd"
@@ -67,7 +67,7 @@ def library_of(op: str, source: str) -> Library:
         return Library.SPELLED_OUT
     if op.endswith("_inductor"):
         return Library.COMPILED
-    if op == _GATHERED:
+    if op in _BY_NUMBER:
         return Library.ELEMENT_GATHER
     if op in _PLAIN:
         return Library.EAGER

@@ -145,9 +145,7 @@ def test_embeddings_of_tables_gather_an_element_a_thread_and_scatter_into_rows_t
         "neusight-label,A100,fp32,embedding_bwd,1x8x16,1024,9",
     )  # fmt: skip
     assert rows.calls.family.tolist() == [KernelFamily.EMBEDDING] * 2
-    assert [Library(int(code)) for code in library_of(rows.calls.implementation)] == [
-        Library.ELEMENT_GATHER, Library.EAGER,
-    ]  # fmt: skip
+    assert set(library_of(rows.calls.implementation)) == {Library.ELEMENT_GATHER}
     assert rows.calls.bytes.tolist() == [512, 1.5 * 1024]
 
 

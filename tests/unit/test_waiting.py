@@ -24,6 +24,7 @@ def calls_of(family: KernelFamily, library: Library, passes: float, *, rows: flo
     [
         (KernelFamily.EMBEDDING, Library.ELEMENT_GATHER, 2, 4096, 8192, 2, 4096 * 8192 / 1024),
         (KernelFamily.EMBEDDING, Library.EAGER, 2, 4096, 8192, 0, 0),
+        (KernelFamily.EMBEDDING, Library.ELEMENT_GATHER, 3, 1024, 4096, 2 * 32, 32 * 4096 / 2048),
         (KernelFamily.EMBEDDING, Library.EAGER, 34, 1024, 4096, 2 * 32, 32 * 4096 / 2048),
         (KernelFamily.EMBEDDING, Library.EAGER, 10, 16384, 8192, 8, 16384 * 8192 / 2048),
         (KernelFamily.NORM, Library.NATIVE, 2, 4096, 8192, 16, 4096 / 2),
