@@ -15,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.calibration.families import BORROWED, FAMILIES
-from costmodels.calibration.kernel_ranges import BY_OP, EXTRA, FLOOR_S, HOST, NUISANCES, QUANTISE, RELEVANT_S
+from costmodels.calibration.kernel_ranges import (
+    BY_OP,
+    EXTRA,
+    FLOOR_S,
+    HOST,
+    NUISANCES,
+    QUANTISE,
+    RELEVANT_S,
+    REPLAY,
+    STREAM,
+)
 from costmodels.calibration.kernel_tables import (
     FORMAT_NAME,
     Timings,
@@ -26,9 +36,9 @@ from costmodels.calibration.kernel_tables import (
     join,
     memory_timings,
 )
-from costmodels.calibration.robust import Errors, Price, Range, errors, fit_parameters, significant, split
+from costmodels.calibration.robust import PRIOR_ROWS, Errors, Price, Range, errors, fit_parameters, significant, split
 from costmodels.kernels.calls import FloatArray, take
-from costmodels.kernels.implementations import is_bare, is_narrow
+from costmodels.kernels.implementations import copies_of, is_bare, is_narrow
 from costmodels.kernels.roofline import FORMULAS, Rates
 from profiles.catalog import default_catalog
 
@@ -43,22 +53,30 @@ TUNED_NOTE = "MI300X: kernels tuned per shape, a lower envelope of the default o
 Parameters = Mapping[str, float]
 
 
-def rates_of(device: str, format_class: str) -> Rates:
-    """Peaks of a catalogued device."""
+def rates_of(device: str, format_class: str, *, held: float = 1.0) -> Rates:
+    """Peaks of a catalogued device, of its arithmetic the share that it holds."""
     spec = default_catalog().device(device)
     peak = spec.peak(FORMAT_NAME[format_class]) if format_class else 1.0
     return Rates(
-        flops_per_s=peak,
+        flops_per_s=peak * held,
         bytes_per_s=spec.memory_bandwidth_bytes_per_s,
         num_sms=spec.num_sms,
         l2_bytes=spec.l2_bytes,
     )
 
 
-def price_of(timings: Timings) -> Price:
-    """The price list's own formula over rows of several devices, plus what was timed along with them."""
+def price_of(timings: Timings, held: Mapping[str, float] | None = None) -> Price:
+    """The price list's own formula over rows of several devices, plus what was timed along with them.
+
+    Args:
+        timings: The rows.
+        held: By device: share of its peak that it holds, where that is not left to the parameters.
+    """
     formula = FORMULAS[timings.op]
-    rates = {str(name): rates_of(str(name), timings.format) for name in np.unique(timings.device)}
+    rates = {
+        str(name): rates_of(str(name), timings.format, held=(held or {}).get(str(name), 1.0))
+        for name in np.unique(timings.device)
+    }
     eager = timings.eager
 
     def price(parameters: Parameters, rows: NDArray[np.int64]) -> FloatArray:
@@ -105,19 +123,43 @@ def ranges_of(timings: Timings) -> tuple[dict[str, Range], dict[str, float]]:
     if (timings.extra_bytes > 0).any():
         ranges["extra_passes"] = EXTRA
     if timings.op in ("gemm", "grouped_gemm") and (is_narrow(timings.calls) & ~is_bare(timings.calls)).any():
-        ranges |= QUANTISE
+        ranges |= QUANTISE | (STREAM if timings.op == "gemm" else {})
+    if timings.op == "gemm" and copies_of(timings.calls.implementation).any():
+        ranges = {name: span for name, span in ranges.items() if name != "cache_speed"} | REPLAY
     return ranges, fixed
 
 
 def fit_on(
-    timings: Timings, rows: NDArray[np.int64], prior: Parameters | None, *, known: Parameters | None = None
+    timings: Timings,
+    rows: NDArray[np.int64],
+    prior: Parameters | None,
+    *,
+    known: Parameters | None = None,
+    held: Mapping[str, float] | None = None,
+    prior_rows: float = PRIOR_ROWS,
 ) -> dict[str, float]:
-    """Parameters of the formula of those timings from some of their rows, those that are ``known`` already apart."""
+    """Parameters of the formula of those timings from some of their rows, those that are ``known`` already apart.
+
+    Args:
+        timings: The rows.
+        rows: Those to fit on.
+        prior: Where parameters lie for want of rows.
+        known: Parameters that stay.
+        held: See ``price_of``.
+        prior_rows: See ``fit_parameters``.
+    """
     ranges, fixed = ranges_of(timings)
     ranges = {name: span for name, span in ranges.items() if name not in (known or {})}
     fixed |= known or {}
     return fit_parameters(
-        price_of(timings), timings.time_s, rows, ranges, fixed=fixed, prior=prior, weights=_weights(timings)
+        price_of(timings, held),
+        timings.time_s,
+        rows,
+        ranges,
+        fixed=fixed,
+        prior=prior,
+        weights=_weights(timings),
+        prior_rows=prior_rows,
     )
 
 

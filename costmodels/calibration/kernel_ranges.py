@@ -26,6 +26,10 @@ QUANTISE = {
     "quantise_rate": Range(start=4e9, low=2e8, high=1e11),
     "quantise_bytes": Range(start=5.0, low=0.0, high=10.0),
 }
+# Of products whose weights are known to stay in the cache or not: its rate, bytes per second of a multiprocessor.
+REPLAY = {"cache_rate": Range(start=3e10, low=2e9, high=2e11)}
+# Of single products in narrow formats: bytes per second at which operands stream into a multiprocessor.
+STREAM = {"stream_rate": Range(start=8e10, low=1e10, high=1e12)}
 ATTENTION = {
     "floor_s": Range(start=6e-6, low=5e-7, high=5e-5),
     "efficiency_64": Range(start=0.5, low=0.05, high=0.95),

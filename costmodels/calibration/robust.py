@@ -61,6 +61,7 @@ def fit_parameters(
     fixed: Mapping[str, float] | None = None,
     prior: Mapping[str, float] | None = None,
     weights: FloatArray | None = None,
+    prior_rows: float = PRIOR_ROWS,
 ) -> Parameters:
     """Parameters that minimise the soft-L1 loss of the log error of ``price`` on ``rows``.
 
@@ -71,8 +72,9 @@ def fit_parameters(
         ranges: Start and bounds of each free parameter.
         fixed: Parameters that stay.
         prior: Where the parameters lie for want of rows: one ``PRIOR_SCALE`` away weighs as much as
-            ``PRIOR_ROWS`` rows off by ``TOLERANCE``.
+            ``prior_rows`` rows off by ``TOLERANCE``.
         weights: (K,) weight of each row.
+        prior_rows: See ``prior``.
     """
     names = list(ranges)
     given = dict(fixed or {})
@@ -89,7 +91,7 @@ def fit_parameters(
     def residual(vector: FloatArray) -> FloatArray:
         predicted = np.maximum(price(unpack(vector), rows), 1e-12)
         off = np.asarray((np.log(predicted) - target) * root_weight, dtype=float)
-        pull = (vector[anchored] - centre) / scale * (TOLERANCE * np.sqrt(PRIOR_ROWS))
+        pull = (vector[anchored] - centre) / scale * (TOLERANCE * np.sqrt(prior_rows))
         return np.concatenate([off, pull])
 
     def pack(value: float, name: str) -> float:

@@ -6,7 +6,8 @@ import numpy as np
 
 from costmodels.kernels.calls import FloatArray, KernelCallBatch
 from costmodels.kernels.device_features import OPERAND_BYTES, DeviceFormat
-from costmodels.kernels.implementations import is_bare, is_narrow
+from costmodels.kernels.implementations import copies_of, is_bare, is_narrow
+from costmodels.kernels.roofline import kept_share
 from profiles.precision import GEMM_FORMATS
 
 # Output tiles whose waves the model sees; the libraries' kernels use these and their transposes.
@@ -25,7 +26,8 @@ def gemm_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, 
     ``intensity`` is log of arithmetic over memory time at peak rates, ``size`` log of the larger of them over a
     launch, ``waves_*`` log2 of the rounds over the multiprocessors, ``tail_*`` how much of the last round is
     started in vain, ``pad_*`` the computed over the wanted outputs, ``align_*`` the powers of two in a
-    dimension, ``cache`` log2 of the operands over the last-level cache, ``live`` the same of input and output.
+    dimension, ``cache`` log2 of the operands over the last-level cache, ``live`` the same of input and output,
+    ``kept`` the share of the weights that a replay finds in the cache.
     """
     m, n, k, batch = (np.maximum(values, 1.0) for values in (calls.m, calls.n, calls.k, calls.batch))
     operand = OPERAND_BYTES[calls.gemm_format]
@@ -46,6 +48,9 @@ def gemm_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, 
         "operand_bytes": operand,
         "quantised": (is_narrow(calls) & ~is_bare(calls)).astype(np.float64),
         "half": (calls.gemm_format == _FP16).astype(np.float64),
+        "kept": kept_share(
+            copies_of(calls.implementation), operand * k * n, batch * m * (operand * k + 2.0 * n), device.l2_bytes
+        ),
         "layout": calls.layout.astype(np.float64),
         "generation": np.full(len(calls), device.generation),
         "bytes_per_sm": np.full(len(calls), np.log2(device.bytes_per_s / device.num_sms)),

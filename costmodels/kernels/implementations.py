@@ -76,7 +76,8 @@ _TORCH = {
 _NARROW = np.array([name in ("fp8", "fp4") for name in GEMM_FORMATS])
 _BASE = 32  # codes per engine
 # Added to the code of a kernel that was timed by running one problem over and over, which then lies in the
-# last-level cache if it fits. Plans never set it: what a layer reads was last touched a layer ago.
+# last-level cache if it fits; of a product as often as copies of its weights were run in turn. Plans never set it:
+# what a layer reads was last touched a layer ago.
 REPLAYED = 1024
 
 
@@ -132,6 +133,11 @@ def library_of(implementation: IntArray | int) -> Any:
 def is_replayed(implementation: IntArray) -> NDArray[np.bool_]:
     """(C,) whether the operands may lie in the cache."""
     return implementation >= REPLAYED
+
+
+def copies_of(implementation: IntArray) -> IntArray:
+    """(C,) copies of the weights that were run in turn; 0 for what was not replayed."""
+    return implementation // REPLAYED
 
 
 def with_library(implementation: int, library: Library) -> int:

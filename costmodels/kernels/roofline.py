@@ -18,6 +18,7 @@ from costmodels.kernels.calls import (
     COLUMNS,
     Basis,
     FloatArray,
+    IntArray,
     KernelCallBatch,
     KernelOp,
     Prediction,
@@ -25,7 +26,7 @@ from costmodels.kernels.calls import (
     take,
 )
 from costmodels.kernels.device_features import OPERAND_BYTES
-from costmodels.kernels.implementations import is_bare, is_narrow
+from costmodels.kernels.implementations import copies_of, is_bare, is_narrow
 from profiles.fits import Fit, KernelFits
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
@@ -35,6 +36,7 @@ TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 _LARGEST_TILE = 256 * 128
 _STORED_BYTES = 2.0  # per element of operands that a narrow format is made from
 _CORNER = 2.0  # sharpness of a cache that is too small, and of quantising; 1 and 4 cost devices held out 0.2 points
+_OUTGROWN = 1.1  # of the cache: a working set run in turn from which nothing is left when its turn comes again
 QUERY_TILE = 128  # query rows per thread block of fused attention (FlashAttention-2, arXiv:2307.08691)
 
 Parameters = Mapping[str, float]
@@ -79,7 +81,7 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
     """Seconds of each (grouped) GEMM: tiles in waves over the multiprocessors, or memory, plus a floor.
 
     What the layer before has just written, and the output, move at the cache's rate as far as they fit into it; the
-    weight, last touched a step ago, comes from memory.
+    weight, last touched a step ago, comes from memory unless the call only replays a measurement.
 
     Args:
         calls: GEMM rows; ``batch`` problems of one shape share the waves.
@@ -89,14 +91,16 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
             ``sharpness`` of the corner between the two regimes. Of narrow formats, for inputs quantised along:
             ``quantise_floor_s``, its launches; ``quantise_rate``, elements per second that a multiprocessor converts;
             ``quantise_bytes`` that it moves per element.
+            ``replay_rate``, bytes per second of a multiprocessor at which replayed weights come from the cache.
         rates: Of the device in the format of the calls.
     """
     sm_flops_per_s = rates.flops_per_s * fit["max_efficiency"] / rates.num_sms
-    arithmetic_s = np.full(len(calls), np.inf)
+    arithmetic_s, operand = np.full(len(calls), np.inf), OPERAND_BYTES[calls.gemm_format]
     for tile_m, tile_n in TILES:
         tiles = calls.batch * np.ceil(calls.m / tile_m) * np.ceil(calls.n / tile_n)
         relative = (tile_m * tile_n / _LARGEST_TILE) ** fit["tile_exponent"]
         tile_s = 2.0 * tile_m * tile_n * (calls.k + fit["k_half"]) / (sm_flops_per_s * relative)
+        tile_s = np.maximum(tile_s, (tile_m + tile_n) * calls.k * operand / fit.get("stream_rate", np.inf))
         arithmetic_s = np.minimum(arithmetic_s, tile_s * _waves(tiles, rates.num_sms, fit["wave_quantisation"]))
     inputs = calls.batch * calls.m * calls.k
     quantises = is_narrow(calls) & ~is_bare(calls) & ("quantise_rate" in fit)
@@ -104,7 +108,10 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
     activation_bytes, weight_bytes = _moved_bytes(calls, inputs)
     slowdown = _uncached(activation_bytes + _STORED_BYTES * quantised, fit, rates)
     bytes_per_s = rates.bytes_per_s * fit["memory_efficiency"]
-    memory_s = (weight_bytes + activation_bytes * slowdown) / bytes_per_s
+    kept = kept_share(copies_of(calls.implementation), weight_bytes, activation_bytes, rates.l2_bytes)
+    kept_rate = bytes_per_s * _cache_speed(fit, rates)
+    weight_s = weight_bytes * ((1 - kept) / bytes_per_s + kept / kept_rate)
+    memory_s = weight_s + activation_bytes * slowdown / bytes_per_s
     found = fit["floor_s"] + _join(arithmetic_s, memory_s, fit["sharpness"])
     if quantises.any():
         moved_s = fit["quantise_bytes"] * quantised * slowdown / bytes_per_s
@@ -124,11 +131,27 @@ def _moved_bytes(calls: KernelCallBatch, inputs: FloatArray) -> tuple[FloatArray
     return element * (narrow * inputs + outputs), element * narrow * weights
 
 
+def kept_share(copies: IntArray, weight_bytes: FloatArray, other_bytes: FloatArray, l2_bytes: float) -> FloatArray:
+    """(C,) share of the weights that stays in the cache when some copies of them are run in turn; 0 without copies.
+
+    An L40S shows it: all of them up to a working set as large as the cache, none from a tenth more.
+    """
+    working = (copies * weight_bytes + other_bytes) / max(l2_bytes, 1.0)
+    return np.where(copies > 0, np.clip((_OUTGROWN - working) / (_OUTGROWN - 1), 0.0, 1.0), 0.0)
+
+
 def _uncached(live_bytes: FloatArray, fit: Parameters, rates: Rates) -> FloatArray:
     """(C,) time of traffic between 1 / ``cache_speed``, all of it in the cache, and 1, all in memory."""
     fits = np.maximum(fit["cache_share"] * rates.l2_bytes / np.maximum(live_bytes, 1.0), 1e-9)
     miss = 1 / (1 + fits**_CORNER)
-    return np.asarray(miss + (1 - miss) / fit["cache_speed"])
+    return np.asarray(miss + (1 - miss) / _cache_speed(fit, rates))
+
+
+def _cache_speed(fit: Parameters, rates: Rates) -> float:
+    """Rate of the cache over that of the memory."""
+    if "cache_rate" not in fit:
+        return fit["cache_speed"]
+    return max(rates.num_sms * fit["cache_rate"] / (rates.bytes_per_s * fit["memory_efficiency"]), 1.0)
 
 
 def attention_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatArray:

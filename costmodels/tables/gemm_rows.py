@@ -12,9 +12,12 @@ from costmodels.kernels.calls import (
     KernelOp,
     kernel_calls,
 )
-from costmodels.kernels.implementations import Engine, Library, code_of
+from costmodels.kernels.device_features import OPERAND_BYTES
+from costmodels.kernels.implementations import REPLAYED, Engine, Library, code_of
 from costmodels.tables.read import Table
 from costmodels.tables.rows import KernelRows, Parts, first_problem, formats_of, rows_with, stored_bytes
+from profiles.catalog import default_catalog
+from profiles.errors import SpecError
 
 # BLAS names the transposition of both operands, column-major: TN is y = x W^T of a linear layer, NN its input
 # gradient, NT its weight gradient.
@@ -29,6 +32,11 @@ _LAYOUTS = {
 # median of 24,000 pairs with 16 and more tokens per expert, is 1.05 on one rank, 1.25 on 8 and 1.48 on 256.
 _SKEWED, _BUSIEST_RANK, _BUSIEST_PER_DOUBLING = "power_law", 1.05, 0.055
 _TUNED = "best-tuned"
+# aiconfigurator runs some copies of the weights in turn, so that each comes from memory: six, or with a version of
+# TensorRT-LLM as few as outgrow the last-level cache, at most five (``collector/*/collect_gemm.py``). Small ones stay
+# in the cache all the same: on an L40S (96 MiB) such rows move up to twice the bytes per second of its memory.
+_ROTATING, _COUNTING = "aiconfigurator", "trtllm-1.3"
+_COPIES, _MOST_COUNTED = 6, 5
 _BOTH_GRADIENTS = "bwd(dgrad+wgrad)"
 _UNKNOWN_DTYPE = "arithmetic that training does not use"
 
@@ -72,7 +80,7 @@ def gemm_rows(table: Table) -> KernelRows:
     grouped = notes.map(lambda note: "grouped" in note)
     layout = notes.map(_layout_of)
     both = notes.map(lambda note: note.startswith(_BOTH_GRADIENTS))
-    tuned = notes.map(_tuned)
+    implementation = notes.map(_tuned) + REPLAYED * _copies(table, n * k * OPERAND_BYTES[index])
     # Grouped rows and pairs of gradients are listed by the shape of their forward pass.
     from_forward = both | grouped
     parts: Parts = []
@@ -83,7 +91,8 @@ def gemm_rows(table: Table) -> KernelRows:
         shape = _gradient_shape(m[rows], n[rows], k[rows], np.where(from_forward[rows], code, 0))
         calls = gemm_calls(
             *shape, batch[rows], index[rows], layout=code, scale_block=block[rows],
-            op=np.where(grouped[rows], int(KernelOp.GROUPED_GEMM), int(KernelOp.GEMM)), implementation=tuned[rows],
+            op=np.where(grouped[rows], int(KernelOp.GROUPED_GEMM), int(KernelOp.GEMM)),
+            implementation=implementation[rows],
         )  # fmt: skip
         parts.append((rows, calls))
     op = notes.renamed(lambda note: "grouped_gemm" if "grouped" in note else "gemm")
@@ -93,6 +102,23 @@ def gemm_rows(table: Table) -> KernelRows:
 def _tuned(note: str) -> int:
     """Code of a tuner's choice of kernel, which multiplies what is quantised already; 0 for all others."""
     return code_of(Engine.UNKNOWN, Library.TUNED) if note.startswith(_TUNED) else 0
+
+
+def _copies(table: Table, weight_bytes: FloatArray) -> IntArray:
+    """(K,) copies of the weights that a row's source ran in turn; 0 where it is not known to."""
+    cache_bytes = table.words["gpu"].map(_cache_bytes)
+    counted = table.words["notes"].map(lambda note: note.startswith(_COUNTING))
+    outgrow = np.clip(np.ceil(cache_bytes / np.maximum(weight_bytes, 1.0)), 1, _MOST_COUNTED).astype(np.int64)
+    rotates = table.words["source"].map(lambda name: name == _ROTATING)
+    return np.where(rotates, np.where(counted, outgrow, _COPIES), 0)
+
+
+def _cache_bytes(gpu: str) -> float:
+    """Last-level cache of a GPU of the tables; none if it is not in the catalogue."""
+    try:
+        return float(default_catalog().device(gpu).l2_bytes)
+    except SpecError:
+        return 0.0
 
 
 def _layout_of(note: str) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls
-from costmodels.kernels.implementations import Engine, Library, code_of
+from costmodels.kernels.implementations import REPLAYED, Engine, Library, code_of
 from costmodels.kernels.roofline import RooflineKernelModel
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
@@ -100,6 +100,28 @@ def test_what_was_just_written_moves_at_the_speed_of_the_cache_that_holds_it() -
     # 10 MB of input and output do not fit.
     assert price(tall, record("gemm", thin)) == pytest.approx(2 * 65536 * 80 / 0.5e12, rel=0.02)
     assert price(tall, record("gemm", thin | {"cache_share": 1e3})) == pytest.approx(2 * 65536 * 80 / 2e12, rel=0.02)
+
+
+def test_replayed_weights_that_fit_the_cache_come_from_it() -> None:
+    # 1,024 x 256 elements of 2 bytes twice are as much as the cache holds; 8 GB/s in each of 100 processors.
+    fit = record("gemm", BYTES_ALONE | {"cache_rate": 1.6e10, "cache_share": 1e-9})
+    cold = gemm(0.001, 256, 1024)
+    weights_s = 256 * 1024 * 2 / (1e12 * 0.5)
+
+    def replayed(copies: int) -> float:
+        return price(replace(cold, implementation=np.array([copies * REPLAYED])), fit)
+
+    assert price(cold, fit) == pytest.approx(weights_s, rel=1e-3)
+    assert replayed(1) == pytest.approx(256 * 1024 * 2 / (100 * 1.6e10), rel=1e-3)
+    assert replayed(3) == pytest.approx(weights_s, rel=1e-3)
+
+
+def test_operands_stream_into_one_processor_no_faster_than_it_takes_them() -> None:
+    fit = record("gemm", BYTES_ALONE | {"memory_efficiency": 1e9, "stream_rate": 1e9})
+    one_tile = price(gemm(64, 64, 4096), fit)
+    assert one_tile == pytest.approx((64 + 64) * 4096 * 2 / 1e9)  # whatever the multipliers could do
+    assert price(gemm(64, 64, 8192), fit) == pytest.approx(2 * one_tile)
+    assert price(gemm(64, 64 * 100, 4096), fit) == pytest.approx(one_tile)  # as many processors at once
 
 
 def test_narrow_formats_pay_for_quantising_their_input_unless_it_is_narrow_already() -> None:

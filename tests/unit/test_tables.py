@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from costmodels.kernels.calls import GemmLayout, KernelFamily, KernelOp
-from costmodels.kernels.implementations import Engine, Library, engine_of, is_bare, is_replayed, library_of
+from costmodels.kernels.implementations import Engine, Library, copies_of, engine_of, is_bare, is_replayed, library_of
 from costmodels.tables.gemm_rows import moe_rows
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import SCHEMAS, read_table
@@ -52,6 +52,22 @@ def test_blas_letters_name_the_pass(tmp_path, note, layout):
     calls = gemm(tmp_path, f"here,A100,bf16,8,16,32,1,10.0,{note}").calls
     assert calls.layout[0] == layout
     assert (calls.m[0], calls.n[0], calls.k[0]) == (8, 16, 32)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "note", "n", "copies"),
+    [
+        ("L40S", "vllm-0.24.0;torch.nn.functional.linear", 4096, 6),
+        ("L40S", "trtllm-1.3.0rc20;torch_flow", 1024, 5),  # 96 MiB of cache over 8 MiB of weights, at most 5
+        ("L40S", "trtllm-1.3.0rc20;torch_flow", 4096, 3),
+        ("L40S", "trtllm-1.3.0rc20;torch_flow", 16384, 1),
+        ("unheard-of", "trtllm-1.3.0rc20;torch_flow", 4096, 1),
+    ],
+)
+def test_a_collector_that_rotates_weights_says_how_many(tmp_path, gpu, note, n, copies):
+    calls = gemm(tmp_path, f"aiconfigurator,{gpu},bf16,8,{n},4096,1,10.0,{note}").calls
+    assert copies_of(calls.implementation).tolist() == [copies]
+    assert copies_of(gemm(tmp_path, f"vidur,{gpu},bf16,8,{n},4096,1,10.0,{note}").calls.implementation).tolist() == [0]
 
 
 def test_both_gradients_are_two_calls_of_the_forward_shape(tmp_path):
