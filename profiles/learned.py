@@ -43,7 +43,7 @@ class LearnedCard:
             under ``*`` those of all devices pooled. Under ``devices``, by format class: rows in the fit by device.
         ranges: By format class: lowest and highest value of each feature in the fit.
         spread: By situation and group of kernels, ``*`` for groups without one: see ``costmodels.kernels.learned``.
-        blend: By situation: share of the learned model in the geometric mean with the calibrated roofline.
+        blend: By situation: share of the learned model in the geometric mean with its reference.
         sha256: Of the model's text.
         fitted_on: Sources, rows, devices and date of the data, for people.
         errors: By split: errors on rows held out, for people.

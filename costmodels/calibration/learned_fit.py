@@ -7,22 +7,33 @@ from typing import Any
 import numpy as np
 
 from costmodels.calibration.additive_fit import fit_additive
+from costmodels.calibration.clock_fit import fit_clock_law
 from costmodels.calibration.kernel_fit import fit_on
 from costmodels.calibration.kernel_ranges import NUISANCES
-from costmodels.calibration.robust import significant, split
+from costmodels.calibration.robust import PRIOR_ROWS, significant, split
 from costmodels.calibration.training_rows import SEED, TrainingRows
 from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES, added_s
 from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import FloatArray, take
+from costmodels.kernels.clocks import ClockLaw, sustained_share
+from costmodels.kernels.device_features import BLOCK_SCALING
 from costmodels.kernels.features import features_of
 from costmodels.kernels.implementations import is_bare
-from costmodels.kernels.learned import POOLED, arithmetics, device_reference, formula_s
+from costmodels.kernels.learned import BLOCK_SCALED, CLOCKS, POOLED, SCALING, arithmetics, device_reference, formula_s
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
 
 POOLED_ROWS, DEVICE_ROWS = 3000, 1500  # more do not move a handful of parameters
 FEWEST_OF_DEVICE = 20  # rows from which a device has parameters of its own, which lean on the pooled ones
+# Rows that the pooled parameters count for in those of a device, which serve its relatives and their shapes too.
+LEANING_ROWS = 100.0
+FEWEST_FOR_CLOCKS = 10  # from which what its largest products reach says how much of its peak it holds
 TUNED_SOURCE = "aiter-tuned"
+# Of products with a scale per block, even where they multiply as others do: what quantises the input along.
+_OF_BLOCKS = ("floor_s", "quantise_floor_s", "quantise_rate", "quantise_bytes")
+# What a parameter is near where rows leave it open: 64 bytes per clock come from the cache into a multiprocessor
+# (measured on V100, arXiv:1804.06826), which H100, L40S and B200 show at 1.8 GHz.
+_USUAL = {"stream_rate": 1.17e11}
 _ARITHMETIC = (
     "max_efficiency", "k_half", "tile_exponent", "wave_quantisation",
     "quantise_floor_s", "quantise_rate", "quantise_bytes",
@@ -112,23 +123,89 @@ def fit_reference(rows: TrainingRows) -> dict[str, dict[str, dict[str, float]]]:
     if rows.op_class in ADDITIVE:
         return fit_additive(rows)
     found: dict[str, dict[str, dict[str, float]]] = {}
+    law = _clock_law(rows) if rows.op_class == "gemm" else None
     arithmetic = arithmetics(rows.format)
     for name in np.unique(arithmetic):
         mine = rows.take(arithmetic == name)
-        timings = mine.timings()
-        tuned = mine.source == TUNED_SOURCE
-        common = timings if tuned.all() else timings.where(~tuned)
-        fitted, _ = split(len(common), most=POOLED_ROWS)
-        known = _of_single_products(rows.op_class, str(name))
-        pooled = fit_on(common, fitted, None, known=known)
-        found[str(name)] = {POOLED: _kept(pooled)}
-        for device in np.unique(timings.device):
-            own = timings.where(timings.device == device)
-            if len(own) >= FEWEST_OF_DEVICE:
-                fitted, _ = split(len(own), most=DEVICE_ROWS)
-                found[str(name)][str(device)] = _kept(pooled | fit_on(own, fitted, pooled, known=known))
+        found[str(name)] = _of_arithmetic(mine, str(name), law)
         found |= _bare_references(mine, found[str(name)])
+    if law is not None:
+        found[CLOCKS] = {POOLED: law.as_parameters()}
+        blocks = rows.device[(arithmetic == "fp8" + BLOCK_SCALED) & (rows.source != TUNED_SOURCE)]
+        _lean_blocks(found, sum(not _scales(str(device)) for device in np.unique(blocks)))
     return found | {DEVICES: devices_by_format(rows)}
+
+
+def _of_arithmetic(
+    rows: TrainingRows,
+    name: str,
+    law: ClockLaw | None,
+    *,
+    fewest: int = FEWEST_OF_DEVICE,
+    leaning: float = LEANING_ROWS,
+) -> dict[str, dict[str, float]]:
+    """Parameters of one arithmetic: pooled, and of each device with enough rows.
+
+    Devices that apply the scales of blocks themselves are pooled apart.
+    """
+    known = _of_single_products(rows.op_class, name)
+    timings = rows.timings()
+    devices = [str(device) for device in np.unique(rows.device)]
+    held = {d: 1.0 if law is None else sustained_share(default_catalog().device(d), law) for d in devices}
+    scaling = np.isin(rows.device, [d for d in devices if _scales(d)]) & name.endswith(BLOCK_SCALED)
+    found: dict[str, dict[str, float]] = {}
+    pooled: dict[str, dict[str, float]] = {}
+    for label, mine in ((POOLED, ~scaling), (SCALING, scaling)):
+        tuned = mine & (rows.source == TUNED_SOURCE)
+        common = timings.where(mine if (tuned == mine).all() else mine & ~tuned)
+        if len(common):
+            fitted, _ = split(len(common), most=POOLED_ROWS)
+            pooled[label] = fit_on(common, fitted, _USUAL, known=known, held=held)
+            found[label] = _kept(pooled[label])
+    for device in devices:
+        own = timings.where(timings.device == device)
+        if len(own) >= fewest:
+            prior = dict(pooled[SCALING if scaling[rows.device == device].any() else POOLED])
+            prior["max_efficiency"] *= held[device]
+            fitted, _ = split(len(own), most=DEVICE_ROWS)
+            found[device] = _kept(prior | fit_on(own, fitted, prior, known=known, prior_rows=leaning))
+    return found
+
+
+def _clock_law(rows: TrainingRows) -> ClockLaw | None:
+    """What share of their peaks devices hold, from what they reach in 16 bits or fp8."""
+    reached: dict[str, float] = {}
+    for name in ("16-bit", "fp8"):
+        mine = rows.take(arithmetics(rows.format) == name)
+        found = _of_arithmetic(mine, name, None, fewest=FEWEST_FOR_CLOCKS, leaning=PRIOR_ROWS) if len(mine) else {}
+        for device, parameters in found.items():
+            if not device.startswith(POOLED):
+                reached[device] = max(reached.get(device, 0.0), parameters["max_efficiency"])
+    return fit_clock_law(reached)
+
+
+def _lean_blocks(found: dict[str, dict[str, dict[str, float]]], devices: int) -> None:
+    """Products with a scale per block lean on those without, of the same multipliers.
+
+    Of devices that rescale partial sums the few that were timed differ by twice in what they reach: products without
+    blocks count as one device more. One that applies the scales itself multiplies as without, if none was timed.
+
+    Args:
+        found: By arithmetic; changed in place.
+        devices: That rescale and were timed.
+    """
+    blocks, plain = found.get("fp8" + BLOCK_SCALED, {}), found.get("fp8", {})
+    if POOLED not in blocks or POOLED not in plain:
+        return
+    if SCALING not in blocks:
+        blocks[SCALING] = plain[POOLED] | {name: blocks[POOLED][name] for name in _OF_BLOCKS if name in blocks[POOLED]}
+    reached, without = blocks[POOLED]["max_efficiency"], plain[POOLED]["max_efficiency"]
+    joint = float(np.exp((devices * np.log(reached) + np.log(without)) / (devices + 1)))
+    blocks[POOLED] = blocks[POOLED] | {"max_efficiency": significant(joint)}
+
+
+def _scales(device: str) -> bool:
+    return default_catalog().device(device).architecture in BLOCK_SCALING
 
 
 def _bare_references(

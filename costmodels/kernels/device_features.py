@@ -26,6 +26,9 @@ GENERATIONS: Mapping[str, float] = {
     "cdna3": 10.0,
     "cdna4": 11.0,
 }
+# Whose matrix instructions take a scale per block of operands (PTX ISA, ``tcgen05.mma`` and ``mma`` with
+# ``.block_scale``; CDNA4 ISA, ``v_mfma_scale``); others rescale partial sums on their vector units.
+BLOCK_SCALING = frozenset({"blackwell", "blackwell-rtx", "cdna4"})
 # Where only the vendor of an architecture is known: the nearest thing measured.
 _VENDOR_GENERATION = {"amd": 10.0}
 _UNKNOWN_GENERATION = 5.0

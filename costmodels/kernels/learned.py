@@ -8,8 +8,8 @@ the parameters of its relatives or of all devices pooled, and a share of what th
 
 Trust, per call, by where it lies: ``measured`` (device and format were fitted, shape inside the fitted ranges),
 ``beyond`` (device was, shape lies outside), ``related`` (another device with the same chip was), ``foreign``
-(neither), ``unmet`` (nobody timed such a kernel on any device). Each situation has its own spread, found by holding out
-what the situation lacks, and its own share in a geometric mean with the calibrated roofline (``RooflineKernelModel``).
+(neither), ``unmet`` (nobody timed such a kernel on any device). Each situation has its own spread and its own share of
+the trees in a geometric mean with the reference, both found by holding out what the situation lacks.
 """
 
 from collections.abc import Mapping
@@ -32,6 +32,8 @@ from costmodels.kernels.calls import (
     Prediction,
     take,
 )
+from costmodels.kernels.clocks import ClockLaw, sustained_share
+from costmodels.kernels.device_features import BLOCK_SCALING
 from costmodels.kernels.features import FEATURES, features_of, op_classes
 from costmodels.kernels.implementations import Engine, Library, engine_of, is_bare, library_of
 from costmodels.kernels.roofline import FORMAT_CLASS, FORMULAS, Rates
@@ -44,6 +46,8 @@ MOST_REMEMBERED = 200_000  # calls per model; about 300 bytes each
 MOST_LOOKED_UP = 5_000  # of a batch: larger ones are tables, priced once
 _ROUNDING = 1e-5  # the card writes the ends of a range with six digits
 POOLED = "*"  # name of the parameters of all devices together
+SCALING = "* scaling"  # likewise of those whose multipliers apply the scales of blocks themselves
+CLOCKS = "clocks"  # of the constants of ``ClockLaw`` in a reference
 _EVEN = 64.0  # elements; a weight whose rows are no multiple of it is odd
 ANY_GROUP = "*"  # name of the spread of kernels whose group has none of its own
 FORMULA_OF: Mapping[str, str] = {
@@ -131,7 +135,20 @@ def device_reference(
     family = families.get(device.name, "")
     kin = sorted(name for name in known if family and families.get(name) == family)
     nearest = [name for name in kin if name in timed] + [name for name in (device.name, *kin) if name in known]
-    return (known[nearest[0]], Situation.RELATED) if nearest else (known[POOLED], Situation.FOREIGN)
+    if nearest:
+        return known[nearest[0]], Situation.RELATED
+    pooled = known[SCALING] if SCALING in known and device.architecture in BLOCK_SCALING else known[POOLED]
+    return _of_stranger(reference, pooled, device), Situation.FOREIGN
+
+
+def _of_stranger(
+    reference: Mapping[str, Mapping[str, Mapping[str, float]]], pooled: Mapping[str, float], device: DeviceSpec
+) -> Mapping[str, float]:
+    """Pooled parameters, with the efficiency of the share of its peak that a device holds, where that is known."""
+    if CLOCKS not in reference:
+        return pooled
+    share = sustained_share(device, ClockLaw(**reference[CLOCKS][POOLED]))
+    return {**pooled, "max_efficiency": pooled["max_efficiency"] * share}
 
 
 def formula_s(op_class: str, calls: KernelCallBatch, device: DeviceSpec, parameters: Mapping[str, float]) -> FloatArray:
@@ -181,7 +198,7 @@ class OpModel:
     def price(
         self, calls: KernelCallBatch, device: DeviceSpec, families: Mapping[str, str]
     ) -> tuple[FloatArray, IntArray]:
-        """(C,) seconds by reference and trees, and the ``Situation`` of each call."""
+        """(C,) seconds by reference and a share of the trees, and the ``Situation`` of each call."""
         features = self.features(calls, device)
         correction = self.booster.predict(features)
         base, situations = np.empty(len(calls)), np.empty(len(calls), dtype=np.int64)
@@ -196,7 +213,7 @@ class OpModel:
                 slack = _ROUNDING * np.maximum(np.abs(low), np.abs(high))
                 inside = ((features[rows] >= low - slack) & (features[rows] <= high + slack)).all(axis=1)
                 situations[rows[~inside]] = int(Situation.BEYOND)
-        return np.asarray(base * np.exp(correction), dtype=np.float64), situations
+        return np.asarray(base * np.exp(correction * self.share(situations)), dtype=np.float64), situations
 
     def interval(
         self, calls: KernelCallBatch, time_s: FloatArray, situations: IntArray
@@ -213,8 +230,8 @@ class OpModel:
             high[rows] = time_s[rows] * np.array(spread.high_factor)[place]
         return low, high
 
-    def blend(self, situations: IntArray) -> FloatArray:
-        """(C,) share of the trees in the geometric mean with the calibrated roofline."""
+    def share(self, situations: IntArray) -> FloatArray:
+        """Share of the trees' correction that calls in those situations get."""
         return np.array([self.card.blend[name] for name in _SPREAD_NAMES])[situations]
 
 
@@ -255,13 +272,9 @@ class AdditiveModel(OpModel):
             inside = ((features >= low) & (features <= high)).all(axis=1)
             mine = (classes == name) & (steps == 0)
             situations[mine] = np.where(inside, int(Situation.MEASURED), int(Situation.BEYOND))[mine]
-        correction = self.booster.predict(features) * OpModel.blend(self, situations)
+        correction = self.booster.predict(features) * self.share(situations)
         seconds = np.maximum(base * np.exp(correction), floor_s(self.card.op_class, calls, device))
         return np.asarray(seconds, dtype=np.float64), situations
-
-    def blend(self, situations: IntArray) -> FloatArray:
-        """(C,) ones: the price is blended with its own reference already."""
-        return np.ones(len(situations))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,7 +283,7 @@ class LearnedKernelModel:
 
     Attributes:
         models: By operation class.
-        roofline: Prices what no model knows, and a part of what lies outside the models' domain.
+        roofline: Prices what no model knows.
         families: Device to family, of devices that share a chip.
     """
 
@@ -315,9 +328,7 @@ class LearnedKernelModel:
             if not len(rows):
                 continue
             part = take(calls, rows)
-            learned_s, situations = model.price(part, device, self.families)
-            share = model.blend(situations)
-            time_s = learned_s**share * found[0, rows] ** (1 - share)
+            time_s, situations = model.price(part, device, self.families)
             low_s, high_s = model.interval(part, time_s, situations)
             borrowed = situations >= Situation.FOREIGN
             found[0, rows], found[1, rows], found[2, rows] = time_s, low_s, high_s

@@ -1,4 +1,4 @@
-"""Learned prices: trees correct a roofline, blend with another one where they were never fitted, and say so."""
+"""Learned prices: trees correct a roofline, less so where they were never fitted, and say so."""
 
 import hashlib
 import json
@@ -11,8 +11,10 @@ import pytest
 
 from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, concatenate, kernel_calls, take
+from costmodels.kernels.clocks import ClockLaw, sustained_share
 from costmodels.kernels.features import FEATURES, features_of
 from costmodels.kernels.learned import OpModel, Situation, device_reference, learned_kernel_model
+from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.fits import KernelFits
 from profiles.learned import LearnedFile, Spread, card_from, load_learned
@@ -132,11 +134,10 @@ def test_a_sister_chip_takes_the_reference_of_its_family():
 
 
 @pytest.mark.parametrize("name", ["stranger", "cousin"])
-def test_a_stranger_is_blended_with_the_roofline_and_less_sure(name):
+def test_a_stranger_gets_half_of_the_correction_and_is_less_sure(name):
     """A cousin's family was measured on another architecture."""
     priced = model().predict(gemm(), device(name=name))
-    roofline_s = 2 * 4096.0**3 / 1e12
-    assert priced.time_s[0] == pytest.approx(np.sqrt(AT_PEAK_S * np.exp(0.25) * roofline_s))
+    assert priced.time_s[0] == pytest.approx(AT_PEAK_S * np.exp(0.25 / 2))
     assert priced.high_s[0] / priced.low_s[0] == pytest.approx(4.0)
     assert priced.basis[0] == Basis.ANALYTIC  # as the roofline says
 
@@ -175,6 +176,24 @@ def test_references_come_from_the_device_or_its_family_or_all():
     twin = replace(HERE, name="twin")
     assert device_reference(references, "16-bit", twin, FAMILIES | {"twin": "chip"}) == (HALF, Situation.RELATED)
     assert device_reference(references, "16-bit", twin, FAMILIES) == (PLAIN, Situation.FOREIGN)
+
+
+def test_a_stranger_reaches_the_share_of_its_peak_that_it_holds():
+    law = ClockLaw(full=0.95, capacity=0.15, growth=0.27, amd=-0.7, typical=0.75)
+    references = reference_of("16-bit") | {"clocks": {"*": law.as_parameters()}}
+    l4 = default_catalog().device("L4")
+    weak, weaker = (device_reference(references, "16-bit", replace(l4, power_w=w), {})[0] for w in (72, 9))
+    assert weak["max_efficiency"] == pytest.approx(sustained_share(l4, law))
+    assert weaker["max_efficiency"] == pytest.approx(weak["max_efficiency"] / 2)
+    assert {**weak, "max_efficiency": 1.0} == PLAIN
+    assert device_reference(references, "16-bit", HERE, FAMILIES)[0] == HALF  # a device that was timed keeps its own
+
+
+def test_who_scales_blocks_itself_is_told_from_who_does_not():
+    references = {"fp8-block": {"*": PLAIN, "* scaling": HALF}, "devices": {}}
+    b200, l40s = (default_catalog().device(name) for name in ("B200-SXM-180GB", "L40S"))
+    assert device_reference(references, "fp8-block", b200, {})[0] == HALF
+    assert device_reference(references, "fp8-block", l40s, {})[0] == PLAIN
 
 
 def test_a_device_timed_without_quantising_is_a_relative_of_itself_with_it():

@@ -26,9 +26,11 @@ from costmodels.calibration.learned_splits import (
 )
 from costmodels.calibration.training_rows import TrainingRows, capped, gemm_training_rows, grouped_training_rows
 from costmodels.kernels.calls import KernelFamily, KernelOp, kernel_calls
+from costmodels.kernels.clocks import ClockLaw, sustained_share
+from costmodels.kernels.device_features import BLOCK_SCALING
 from costmodels.kernels.features import op_classes
 from costmodels.kernels.implementations import Engine, Library, code_of, implementation_of
-from costmodels.kernels.learned import learned_kernel_model
+from costmodels.kernels.learned import device_reference, learned_kernel_model
 from costmodels.tables.read import SCHEMAS
 from profiles.catalog import default_catalog
 from profiles.fits import KernelFits, default_fits
@@ -96,6 +98,56 @@ def test_repeated_measurements_become_one(tmp_path):
     rows = rows_of(folder)
     assert len(rows) == before + 1
     assert rows.time_s[rows.source == "other"] == pytest.approx([200e-6])
+
+
+LAW = ClockLaw(full=0.95, capacity=0.15, growth=0.27, amd=-0.7, typical=0.75)
+TIMED = ("V100-SXM-16GB", "A100-SXM-80GB", "RTX-A6000", "L40S", "H100-SXM-80GB")
+
+
+def held_back(kinds: dict[str, tuple[str, ...]]) -> TrainingRows:
+    """Products that reach of a device's peak what it holds; with scales per block half of that, unless it scales."""
+    parts = []
+    for kind, names in kinds.items():
+        for number, name in enumerate(names):
+            spec = default_catalog().device(name)
+            m, n, k = 2.0 ** np.random.default_rng(number).integers(9, 14, (3, 120))
+            half = kind == "fp8-block" and spec.architecture not in BLOCK_SCALING
+            form = {"16-bit": "fp16"}.get(kind, "fp8")
+            calls = kernel_calls(
+                120, op=KernelOp.GEMM, gemm_format=GEMM_FORMATS.index(form), m=m, n=n, k=k, batch=1,
+                flops=2 * m * n * k, bytes=2 * (m * n + m * k + k * n), element_bytes=2,
+                scale_block=128.0 if kind == "fp8-block" else 0.0,
+            )  # fmt: skip
+            rate = spec.peak(form) * sustained_share(spec, LAW) * (0.5 if half else 1.0)
+            where = np.full(120, "lab")
+            parts.append(TrainingRows(
+                op_class="gemm", calls=calls, time_s=5e-6 + calls.flops / rate, device=np.full(120, name),
+                source=where, kind=np.full(120, ""),
+            ))  # fmt: skip
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.joined(part)
+    return whole
+
+
+def test_what_devices_reach_says_what_a_stranger_will():
+    found = fit_reference(held_back({"16-bit": TIMED}))
+    for name in ("L4", "RTX-3090", "H100-PCIe-80GB", "B200-SXM-180GB"):
+        spec = default_catalog().device(name)
+        expected, situation = device_reference(found, "16-bit", spec, {})
+        assert situation.name == "FOREIGN"
+        assert expected["max_efficiency"] == pytest.approx(sustained_share(spec, LAW), rel=0.15)
+
+
+def test_scales_per_block_cost_who_cannot_apply_them_in_the_multipliers():
+    kinds = {"16-bit": TIMED, "fp8": ("L40S", "H100-SXM-80GB"), "fp8-block": ("L40S", "H100-SXM-80GB")}
+    found = fit_reference(held_back(kinds))
+    share = found["fp8-block"]["*"]["max_efficiency"] / found["fp8"]["*"]["max_efficiency"]
+    assert share == pytest.approx(0.5 ** (2 / 3), rel=0.1)  # two devices say half, one more is as without scales
+    assert found["fp8-block"]["* scaling"]["max_efficiency"] == found["fp8"]["*"]["max_efficiency"]
+    timed = fit_reference(held_back(kinds | {"fp8-block": (*kinds["fp8-block"], "B200-SXM-180GB")}))
+    scaling = timed["fp8-block"]["* scaling"]["max_efficiency"]
+    assert scaling > 1.6 * timed["fp8-block"]["*"]["max_efficiency"] / 0.5 ** (-1 / 3)
 
 
 def test_expert_layers_leave_both_gemms_what_the_glue_does_not_take(tmp_path):

@@ -1,0 +1,85 @@
+"""Which share of its peak rate a device holds while its matrix units are busy, for devices that nobody timed.
+
+Peaks are stated at the boost clock. A board that would draw more than its limit there lowers the clock, and with it the
+voltage, so that power falls with the cube of the clock: of the peak it holds the cube root of what the limit allows
+over what the peak would draw. What an operation draws at a given clock falls from one year's chips to the next; it
+grows with the square of the clock that a chip is driven to. So cards that multiply at half of their chip's rate
+(GeForce with 32-bit sums) hold all of it, and those with a low limit (L4, L40S, T4) hold little.
+
+The constants, one of them for AMD, whose libraries reach less of what their boards allow, are fitted on timed devices
+(``costmodels.calibration.clock_fit``).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from profiles.hardware import DeviceSpec
+
+# Year in which the first board of an architecture was launched, as the vendors announced them.
+LAUNCHED: Mapping[str, int] = {
+    "volta": 2017,
+    "turing": 2018,
+    "ampere": 2020,
+    "ada": 2022,
+    "hopper": 2022,
+    "blackwell": 2024,
+    "blackwell-rtx": 2025,
+    "cdna1": 2020,
+    "cdna2": 2021,
+    "cdna3": 2023,
+    "cdna4": 2025,
+}
+_SINCE = 2020
+_USUAL_CLOCK_HZ = 1.8e9
+_SCALED = (1e12, 1e18)  # FLOP/s per watt and square of the clock are near 1 in these units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockLaw:
+    """Constants of the law.
+
+    Attributes:
+        full: Share of the peak that large products reach where no limit holds them back.
+        capacity: Log of the rate per watt, times the square of the clock, that a board of 2020 sustains.
+        growth: Of it per year.
+        amd: Added to it for AMD.
+        typical: Share held by the median of the fitted devices; for those that the law says nothing of.
+    """
+
+    full: float
+    capacity: float
+    growth: float
+    amd: float
+    typical: float
+
+    def as_parameters(self) -> dict[str, float]:
+        """As the card of a model holds it."""
+        return asdict(self)
+
+
+def clock_hz(device: DeviceSpec) -> float:
+    """Clock at which the peak of a device is stated: a multiprocessor multiplies a power of two per cycle.
+
+    Example:
+        An H100 makes 989.4e12 operations per second in 132 multiprocessors: 4,096 each at 1.83 GHz.
+    """
+    per_processor = device.peak_flops_per_s["fp16"] / device.num_sms
+    return per_processor / float(2 ** round(math.log2(per_processor / _USUAL_CLOCK_HZ)))
+
+
+def heat(device: DeviceSpec) -> float | None:
+    """Log of the 16-bit peak per watt times the square of its clock; None without matrix units or launch year."""
+    if device.architecture not in LAUNCHED or "fp16" not in device.peak_flops_per_s:
+        return None
+    return math.log(device.peak_flops_per_s["fp16"] / device.power_w / _SCALED[0] * clock_hz(device) ** 2 / _SCALED[1])
+
+
+def sustained_share(device: DeviceSpec, law: ClockLaw) -> float:
+    """Share of the peak that large products reach on a device."""
+    needed = heat(device)
+    if needed is None:
+        return law.typical
+    allowed = law.capacity + law.growth * (LAUNCHED[device.architecture] - _SINCE)
+    allowed += law.amd if device.vendor == "amd" else 0.0
+    return law.full * math.exp(min(0.0, (allowed - needed) / 3))
