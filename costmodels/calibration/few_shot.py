@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.calibration.kernel_ranges import BY_OP, QUANTISE, RELEVANT_S
+from costmodels.calibration.kernel_ranges import GEMM, QUANTISE, RELEVANT_S, REPLAY, STREAM
 from costmodels.calibration.robust import Range, fit_parameters
 from costmodels.kernels.calibrated import (
     ANY_GROUP,
@@ -29,11 +29,13 @@ from costmodels.kernels.calibrated import (
     variances,
 )
 from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, KernelCostModel, KernelOp, take
-from costmodels.kernels.implementations import is_bare, is_narrow
+from costmodels.kernels.features import op_classes
+from costmodels.kernels.learned import arithmetics, device_reference, format_classes
 from costmodels.kernels.refitted import REFITTED, Refits, product_s
 from costmodels.kernels.roofline import FORMAT_CLASS, OP_NAMES, Parameters
 from profiles.fits import default_fits
 from profiles.hardware import DeviceSpec
+from profiles.learned import packaged_learned
 from profiles.precision import GEMM_FORMATS
 
 _TRIED_ON = 150  # points that choose the amplitudes; more do not change the choice
@@ -43,6 +45,7 @@ _FEWEST_REFITTED = 8  # of one from which its roofline is fitted again
 _OUTLIER = 4.0  # median absolute deviations beyond which a point is pulled in
 _NARROWEST = 1.0  # of the normal interval: leaving points out may widen it, not narrow it
 _LEAST_RELEVANCE = 0.1  # weight of the shortest kernels in a refit
+_RANGES = GEMM | QUANTISE | REPLAY | STREAM
 
 # Standard deviations of log(measured / predicted) that are tried: what all calls with one limit share, what one
 # operation class and format does, what varies with the shape, and what is left; and the length over which the
@@ -62,9 +65,13 @@ RooflineOf = Callable[[KernelCallBatch, DeviceSpec], Parameters | None]
 
 
 def packaged_roofline(calls: KernelCallBatch, device: DeviceSpec) -> Parameters | None:
-    """Parameters of the packaged price list for products of one operation and format."""
-    name = FORMAT_CLASS[GEMM_FORMATS[calls.gemm_format[0]]]
-    fits, op = default_fits().kernels, OP_NAMES[KernelOp(calls.op[0])]
+    """Parameters of the packaged prices of products of one operation and format: what the trees correct, if any do."""
+    one, fits = take(calls, np.arange(1)), default_fits().kernels
+    op_class, name = str(op_classes(one)[0]), str(format_classes(one)[0])
+    file = packaged_learned().get(op_class)
+    if file is not None and str(arithmetics(np.array([name]))[0]) in file.card.reference:
+        return device_reference(file.card.reference, name, device, fits.families)[0]
+    name, op = FORMAT_CLASS[GEMM_FORMATS[calls.gemm_format[0]]], OP_NAMES[KernelOp(calls.op[0])]
     if not fits.knows(op, name):
         return None
     return fits.resolve(op, name, device=device.name, architecture=device.architecture).parameters
@@ -154,9 +161,7 @@ class _Points:
         def price(parameters: Parameters, chosen: NDArray[np.int64]) -> FloatArray:
             return predicted_s[chosen] * (product_s(calls, parameters, self.device) / old_s)[chosen]
 
-        ranges: dict[str, Range] = dict(BY_OP[OP_NAMES[KernelOp(calls.op[0])]])
-        if (is_narrow(calls) & ~is_bare(calls)).any():
-            ranges |= QUANTISE
+        ranges: dict[str, Range] = {name: span for name, span in _RANGES.items() if name in start}
         weights = np.clip(time_s / RELEVANT_S, _LEAST_RELEVANCE, 1.0)
         found = fit_parameters(price, time_s, np.arange(len(rows)), ranges, prior=start, weights=weights)
         return dict(start) | found

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.calibration.few_shot import calibrate
+from costmodels.calibration.informative import informative
 from costmodels.calibration.learned_fit import Trained, predicted_s
 from costmodels.calibration.training_rows import SEED, TrainingRows
 from costmodels.kernels.calibrated import CalibratedKernelModel
@@ -58,8 +59,8 @@ def few_shot_prices(trained: Trained, rows: TrainingRows, share: Mapping[str, fl
         share: Of the trees in the blend, by format class.
     """
     device = default_catalog().device(str(rows.device[0]))
-    spent = np.random.default_rng(SEED).permutation(len(rows))[: min(FEW_SHOT, len(rows) // 2)]
     model = _FoldModel(trained, rows, share)
+    spent = informative(rows.calls, model.predict(rows.calls, device).time_s, FEW_SHOT, SEED)
     calibration = calibrate(model, take(rows.calls, spent), rows.time_s[spent], device, roofline_of=model.roofline)
     left = np.ones(len(rows), dtype=np.bool_)
     left[spent] = False

@@ -22,9 +22,10 @@ Written by `make models`; do not edit. Errors are |predicted / measured - 1| in 
 20 us; *covered* is the share of measurements inside the 90 % interval.
 
 A price is, in this order: a measurement of exactly that call on that device; a roofline fitted on the device x
-boosted trees, where device, format and shape were fitted; outside, a geometric mean of that and the
-calibrated roofline, with the spread that held-out devices show. `planner profiles score TABLE...` repeats the
-comparison on any table of timings, `--calibrate-with {FEW_SHOT}` with so many of its rows spent first.
+boosted trees, where device, format and shape were fitted; outside, the roofline x a share of what the trees say, with
+the spread that held-out devices show. `planner profiles score TABLE...` repeats the comparison on any table of timings,
+`--calibrate-with {FEW_SHOT}` with so many of its rows spent first: of every operation and format a share, and those
+that differ most in size and predicted time, as `planner profiles collect` chooses what it measures.
 
 Each split is judged by a model fitted without it:
 
@@ -36,8 +37,8 @@ Each split is judged by a model fitted without it:
 * `source X`: all rows of a source whose devices other sources measured;
 * `device X`: all rows of a device; products are *related* where another device with its chip was timed in the same
   arithmetic, else *foreign*; the rest is *related* where who runs it was timed on the device's generation, *foreign*
-  where on others only, else *unmet*. *After {FEW_SHOT}*: the same with so many of its kernels, of all formats together,
-  spent on calibration;
+  where on others only, else *unmet*. *After {FEW_SHOT}*: the same with so many of its kernels, of all formats together
+  and chosen likewise, spent on calibration;
 * `own random`: our own timings of random shapes on an H100 and an H200 ([own-timings.md](own-timings.md)), by a fit
   that has seen our grid of shapes, which ends at a fifth of their largest work;
 * `own kept`: the third of them that no packaged model is fitted on, by the packaged model.
@@ -57,6 +58,11 @@ Products move their input and output, which the layer before has just written, a
 into it; inputs quantised along cost launches and elements converted or moved; those in `-bare` formats are narrow
 already, as PyTorch and tuners of single products run them. All of one arithmetic share what multiplies them.
 Calibration fits the parameters of their roofline again before it looks at single kernels.
+
+Of its peak a device holds the cube root of what its board may draw over what the peak would
+(`costmodels/kernels/clocks.py`); so a device that nobody timed gets what others reach of what they hold. Products with
+a scale per block of a device that applies the scales in its multipliers take what those without scales reach. Rows of
+aiconfigurator whose rotated weights stay in the cache all the same are priced so; plans never are.
 
 Attention, expert layers and bandwidth-bound work have another reference: ideal times of their parts (arithmetic,
 exponentials, bytes from memory and from the cache, launches, rounds of thread blocks), added up with coefficients of

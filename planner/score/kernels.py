@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.calibration.few_shot import calibrate
+from costmodels.calibration.informative import informative
 from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel
 from costmodels.kernels.calls import Basis, FloatArray, IntArray, KernelCallBatch, KernelCostModel, KernelOp, take
 from costmodels.tables.rows import LAUNCH_RANGE, KernelRows
@@ -18,14 +19,16 @@ from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
 
 LONG_S = 20e-6  # kernels a training step is made of; shorter ones are timed no better than their launch
+_MOST_LOOKED_AT = 20_000  # rows of a GPU from which those to spend are chosen
 _ADD_A_DEVICE = "add it as YAML in a directory of PLANNER_CATALOG (README, Add a GPU or a model)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FewShot:
-    """How many rows of each GPU are spent on calibration before the others are scored, and the draw's seed.
+    """How many rows of each GPU are spent on calibration before the others are scored, and the seed of their choice.
 
-    Of a GPU with fewer than twice as many rows, half are spent; of one with next to none, none.
+    They are the most informative ones, as ``planner profiles collect`` would measure them; of no operation and format
+    more than half. Of a GPU with next to no rows, none are spent.
     """
 
     rows: int
@@ -55,7 +58,7 @@ def score_kernels(
         priceable.setdefault(gpu, []).append((op, dtype, chosen))
     for gpu, parts in priceable.items():
         every = np.concatenate([chosen for _, _, chosen in parts])
-        drawn = _drawn(every, few_shot)
+        drawn = _spent(rows, every, few_shot, kernels, devices[gpu])
         model = _calibrated(rows.take(drawn), kernels, devices[gpu]) if len(drawn) else kernels
         spent = np.zeros(len(rows), dtype=np.bool_)
         spent[drawn] = True
@@ -83,12 +86,26 @@ def price_rows(
     return sums[0], sums[1], sums[2], basis
 
 
-def _drawn(chosen: IntArray, few_shot: FewShot | None) -> IntArray:
+def _spent(
+    rows: KernelRows, chosen: IntArray, few_shot: FewShot | None, kernels: KernelCostModel, device: DeviceSpec
+) -> IntArray:
     """Which of a GPU's rows are spent on calibration."""
     count = 0 if few_shot is None else min(few_shot.rows, len(chosen) // 2)
     if few_shot is None or count < FEWEST_POINTS:
         return np.zeros(0, dtype=np.int64)
-    return np.sort(np.random.default_rng(few_shot.seed).choice(chosen, count, replace=False))
+    looked_at = np.sort(np.random.default_rng(few_shot.seed).permutation(chosen)[:_MOST_LOOKED_AT])
+    part = rows.take(looked_at)
+    priced_s = kernels.predict(part.calls, device).time_s
+    longest = _longest(part, priced_s)
+    whole_s = np.bincount(part.row, weights=priced_s, minlength=len(part)).astype(np.float64)
+    wanted = informative(take(part.calls, longest), whole_s[part.row[longest]], count, few_shot.seed)
+    return np.sort(looked_at[part.row[longest][wanted]])
+
+
+def _longest(part: KernelRows, priced_s: FloatArray) -> IntArray:
+    """The call of each row, in the order of rows, that takes longest."""
+    order = np.lexsort((-priced_s, part.row))
+    return np.asarray(order[np.unique(part.row[order], return_index=True)[1]], dtype=np.int64)
 
 
 def _calibrated(part: KernelRows, kernels: KernelCostModel, device: DeviceSpec) -> KernelCostModel:
@@ -98,8 +115,7 @@ def _calibrated(part: KernelRows, kernels: KernelCostModel, device: DeviceSpec) 
     """
     priced_s = kernels.predict(part.calls, device).time_s
     whole_s = np.bincount(part.row, weights=priced_s, minlength=len(part))
-    order = np.lexsort((-priced_s, part.row))
-    longest = order[np.unique(part.row[order], return_index=True)[1]]
+    longest = _longest(part, priced_s)
     # A launch is never more than half of a row's time, however short that is.
     ratio = np.maximum(part.time_s - part.launch_s, part.time_s / 2) / whole_s
     calibration = calibrate(kernels, take(part.calls, longest), priced_s[longest] * ratio[part.row[longest]], device)

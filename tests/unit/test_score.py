@@ -122,6 +122,20 @@ def test_a_few_rows_calibrate_the_rest(tmp_path):
     assert after.basis == {"learned": 1.0}
 
 
+def test_rows_of_every_format_are_spent(tmp_path):
+    sizes = 2.0 ** np.random.default_rng(0).uniform(8, 13, (210, 3))
+    lines = [f"here,L40S,{'fp8' if row < 10 else 'bf16'},{m:.0f},{n:.0f},{k:.0f},1,99,x"
+             for row, (m, n, k) in enumerate(sizes)]  # fmt: skip
+    path = tmp_path / "gemm.csv"
+    path.write_text("\n".join([HEADER, *lines]) + "\n", encoding="utf-8")
+    groups, _ = score_kernels(
+        kernel_rows(read_table(path)), RateKernels(), default_catalog(), few_shot=FewShot(rows=20, seed=1)
+    )
+    left = {group.dtype: group.errors.rows for group in groups}
+    assert 5 <= left["fp8"] < 9
+    assert left["fp8"] + left["bf16"] == 190
+
+
 def test_a_gpu_with_few_rows_keeps_half_of_them_to_be_scored(tmp_path):
     (group,) = score_table(slow_by_half(tmp_path), few_shot=FewShot(rows=100)).groups
     assert (group.calibrated_with, group.errors.rows) == (30, 30)
