@@ -24,6 +24,7 @@ from profiles.model import LatentAttention, ModelSpec, MoESpec
 from profiles.stack import StackSpec
 
 _FP32 = 4.0  # bytes
+_FP8 = 1.0  # bytes
 _MASK = 1.0  # bytes per element of a dropout mask (arXiv:2205.05198 section 4.1)
 
 
@@ -120,7 +121,7 @@ def _module_bytes(
     What a module needs to run again stays: its input. Norms fused into the linear layer behind them cannot be
     recomputed alone (Megatron-Core's Transformer Engine layers fuse those before plain attention and dense MLPs).
     """
-    element, linear, latent = job.numerics.storage_bytes, job.numerics.linear_input_bytes, model.latent_attention
+    linear, latent = job.numerics.linear_input_bytes, model.latent_attention
     tokens = tokens_per_rank(plans, job)
     over_t, over_r = tokens / plans.tensor_parallel, tokens / sequence_divisor(plans)
     found = np.zeros((len(RecomputeModule), len(plans)))
@@ -129,7 +130,7 @@ def _module_bytes(
     found[row[RecomputeModule.LAYERNORM]] = ((latent is not None) + moe) * linear * model.hidden_size * over_r
     if latent is not None:
         width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
-        expanded = element * model.num_attention_heads * (2 * width + latent.v_head_dim)
+        expanded = _attention_bytes(job) * model.num_attention_heads * (2 * width + latent.v_head_dim)
         found[row[RecomputeModule.MLA_UP_PROJ]] = expanded * over_t
     inner = _inner_bytes(model, job, stack)
     if not moe or model.moe is None:
@@ -140,7 +141,7 @@ def _module_bytes(
     kept = _PerToken()
     _add_experts(kept, model, model.moe, job, stack)
     routed = copies * (kept.routed * plans.expert_tensor_parallel + kept.routed_inner)
-    activated = inner - element * (2 if model.gated_mlp else 1)
+    activated = inner - _activation_bytes(job) * (2 if model.gated_mlp else 1)
     found[row[RecomputeModule.MOE_ACT]] = activated * model.moe.ffn_hidden_size * copies
     found[row[RecomputeModule.MOE]] = routed + shared + kept.sequence * over_r
     found[row[RecomputeModule.SHARED_EXPERTS]] = shared
@@ -179,11 +180,22 @@ def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: St
     return (element + copies) * model.output_width * over_t
 
 
-def _keeps_input(job: TrainingJob, stack: StackSpec, *targets: str) -> bool:
-    """Whether any of these linear layers, or an adapter on it, keeps its input."""
+def _input_bytes(job: TrainingJob, stack: StackSpec, *targets: str) -> float:
+    """Bytes per value of the input that these linear layers keep, or adapters on them; these run in 16 bits."""
     if job.lora is None or (stack.keeps_quantised_inputs and job.task == "qlora"):
-        return True
-    return not job.lora.dropout and any(name in job.lora.targets for name in targets)
+        return job.numerics.linear_input_bytes
+    adapted = not job.lora.dropout and any(name in job.lora.targets for name in targets)
+    return job.numerics.storage_bytes if adapted else 0.0
+
+
+def _activation_bytes(job: TrainingJob) -> float:
+    """Bytes per input value that an activation function keeps."""
+    return min(job.numerics.storage_bytes, _FP8) if job.fp8_activation else job.numerics.storage_bytes
+
+
+def _attention_bytes(job: TrainingJob) -> float:
+    """Bytes per query, key and value, and per value of the output, that a fused attention kernel keeps."""
+    return min(job.numerics.storage_bytes, _FP8) if job.fp8_attention else job.numerics.storage_bytes
 
 
 def _dropped_bytes(job: TrainingJob, *targets: str, joint: bool = False) -> float:
@@ -202,18 +214,19 @@ def _dropped_bytes(job: TrainingJob, *targets: str, joint: bool = False) -> floa
 
 def _add_norms(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:
     """Inputs of the norms (the residual stream) and their outputs, which feed the linear layers."""
-    element, linear = job.numerics.storage_bytes, job.numerics.linear_input_bytes
+    element = job.numerics.storage_bytes
     h = model.hidden_size
     norms = model.norms_per_layer
     inputs = 1 if model.parallel_residual else norms
     kept.sequence += inputs * element * h
     if not stack.fused_norm and model.rms_norm:  # an fp32 copy, not the 16-bit input, and the normalised tensor
         kept.sequence += inputs * ((_FP32 - element) + (element if job.lora is None else 0.0)) * h
-    attention_input = _keeps_input(job, stack, "q", "k", "v")
-    mlp_input = _keeps_input(job, stack, "gate", "up") or moe  # a router reads it in any case
+    attention_input = _input_bytes(job, stack, "q", "k", "v")
+    mlp_input = _input_bytes(job, stack, "gate", "up")
+    if moe:  # a router reads it in any case
+        mlp_input = max(mlp_input, job.numerics.linear_input_bytes)
     shared = model.parallel_residual and norms == 1
-    outputs = max(attention_input, mlp_input) if shared else attention_input + mlp_input
-    kept.sequence += outputs * linear * h
+    kept.sequence += (max(attention_input, mlp_input) if shared else attention_input + mlp_input) * h
     kept.sequence += (_dropped_bytes(job, "q", "k", "v", joint=stack.joint_projection) + (
         0.0 if moe else _dropped_bytes(job, "gate", "up")
     )) * h  # fmt: skip
@@ -223,8 +236,7 @@ def _add_norms(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: Stack
 
 def _add_attention(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> None:
     """Queries, keys and values, and the attention output."""
-    element, linear = job.numerics.storage_bytes, job.numerics.linear_input_bytes
-    flash = job.attention == "flash"
+    element, kernel = job.numerics.storage_bytes, _attention_bytes(job)
     latent = model.latent_attention
     if latent is None:
         query = model.num_attention_heads * model.head_dim
@@ -234,20 +246,21 @@ def _add_attention(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: S
         if stack.joint_projection:
             kept.tensor += element * _joint_width(model, job, viewed=not (grouped and stack.repeats_key_values))
         if stack.repeats_key_values:
-            kept.tensor += element * 2 * query
+            kept.tensor += kernel * 2 * query
         else:
-            kept.key_value += element * key_value
+            kept.key_value += kernel * key_value
         if model.qk_norm:  # the projections before their norm
             kept.tensor += element * query
             kept.key_value += element * key_value / 2
     else:
-        query, output = _add_latent(kept, latent, model.num_attention_heads, element)
-    kept.tensor += element * query + _dropped_bytes(job, "o") * output
-    if flash:
-        kept.tensor += element * output + _FP32 * model.num_attention_heads
-        kept.tensor += linear * output if linear != element and _keeps_input(job, stack, "o") else 0.0
-    elif _keeps_input(job, stack, "o"):
-        kept.tensor += linear * output
+        query, output = _add_latent(kept, latent, model.num_attention_heads, element, kernel)
+    kept.tensor += kernel * query + _dropped_bytes(job, "o") * output
+    linear = _input_bytes(job, stack, "o")
+    if job.attention == "flash":
+        kept.tensor += kernel * output + _FP32 * model.num_attention_heads
+        if linear == kernel == element:  # one tensor serves both
+            return
+    kept.tensor += linear * output
 
 
 def _joint_width(model: ModelSpec, job: TrainingJob, *, viewed: bool) -> float:
@@ -263,11 +276,11 @@ def _joint_width(model: ModelSpec, job: TrainingJob, *, viewed: bool) -> float:
     return width + (sum(adapted) if len(adapted) < 3 else 0.0)
 
 
-def _add_latent(kept: _PerToken, latent: LatentAttention, heads: int, element: float) -> tuple[int, int]:
+def _add_latent(kept: _PerToken, latent: LatentAttention, heads: int, element: float, kernel: float) -> tuple[int, int]:
     """Compressed queries, keys and values (twice: before and after their norm) and the expanded keys and values."""
     kept.sequence += 2 * element * (latent.q_lora_rank + latent.kv_lora_rank) + element * latent.qk_rope_head_dim
     width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
-    kept.tensor += element * heads * (width + latent.v_head_dim)
+    kept.tensor += kernel * heads * (width + latent.v_head_dim)
     return heads * width, heads * latent.v_head_dim
 
 
@@ -292,20 +305,17 @@ def _add_mlp(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: StackSp
 
 def _inner_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per token and unit of width: inputs of the activation function, and what it gives the second matrix."""
-    element = job.numerics.storage_bytes
-    inner = element * (2 if model.gated_mlp else 1)
+    inner = _activation_bytes(job) * (2 if model.gated_mlp else 1)
     if model.gated_mlp and not stack.fused_gate:
-        inner += element  # act(gate) is kept beside gate and up
-    inner += _dropped_bytes(job, "down")
-    return inner + (job.numerics.linear_input_bytes if _keeps_input(job, stack, "down") else 0.0)
+        inner += job.numerics.storage_bytes  # act(gate) is kept beside gate and up
+    return inner + _dropped_bytes(job, "down") + _input_bytes(job, stack, "down")
 
 
 def _add_experts(kept: _PerToken, model: ModelSpec, experts: MoESpec, job: TrainingJob, stack: StackSpec) -> None:
     """Routing, and inputs and outputs of routed experts."""
-    element, linear = job.numerics.storage_bytes, job.numerics.linear_input_bytes
     kept.sequence += 2 * _FP32 * experts.num_experts  # router logits and probabilities in fp32
-    kept.routed += linear * model.hidden_size if _keeps_input(job, stack, "gate", "up") else 0.0
-    kept.routed += element * model.hidden_size if stack.weighs_expert_outputs else 0.0
+    kept.routed += _input_bytes(job, stack, "gate", "up") * model.hidden_size
+    kept.routed += job.numerics.storage_bytes * model.hidden_size if stack.weighs_expert_outputs else 0.0
     kept.routed_inner += _inner_bytes(model, job, stack) * experts.ffn_hidden_size
 
 

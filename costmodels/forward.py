@@ -14,7 +14,7 @@ from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
 from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.memory import TensorMemory, with_overheads
-from costmodels.memory_terms import communicators
+from costmodels.memory_terms import communicators, exchanged_bytes
 from costmodels.overlap import exposed_s
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree, stage_parameters, unit_parameters
@@ -156,6 +156,7 @@ def _memory(
         dynamic=activations + logits,
         used=stages.count > 0,
         communicators=communicators(plans)[:, None],
+        exchanged=exchanged_bytes(plans, context)[:, None],
         usable_bytes=np.full((len(plans), 1), context.cluster.device.usable_memory_bytes),
     )
     return total(with_overheads(tensors, stack).values())

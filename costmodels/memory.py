@@ -12,7 +12,7 @@ import numpy as np
 
 from costmodels.arrays import largest, total
 from costmodels.context import CostContext
-from costmodels.memory_terms import communicators, composed, logits_copies, memory_terms
+from costmodels.memory_terms import communicators, composed, exchanged_bytes, logits_copies, memory_terms
 from costmodels.model_state import model_state, state_bytes
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
 from costmodels.stage_activations import held_activations, stage_activations
@@ -39,6 +39,7 @@ class TensorMemory:
         dynamic: (N, S) of those bytes, what comes and goes with micro-batches: activations and logits.
         used: (N, S) whether the column is a stage.
         communicators: (N, 1) process groups with more than one rank that a rank takes part in.
+        exchanged: (N, 1) or (N, S) bytes of one tensor that sequence parallelism gathers; see ``exchanged_bytes``.
         usable_bytes: (N, 1) device memory that programs can use.
     """
 
@@ -46,6 +47,7 @@ class TensorMemory:
     dynamic: FloatArray
     used: BoolArray
     communicators: FloatArray
+    exchanged: FloatArray
     usable_bytes: FloatArray
 
 
@@ -61,6 +63,7 @@ def joined(tables: Sequence[TensorMemory]) -> TensorMemory:
         dynamic=stacked(table.dynamic for table in tables),
         used=stacked(table.used.astype(np.float64) for table in tables) > 0,
         communicators=np.concatenate([table.communicators for table in tables]),
+        exchanged=np.concatenate([table.exchanged for table in tables]),
         usable_bytes=np.concatenate([table.usable_bytes for table in tables]),
     )
 
@@ -102,6 +105,7 @@ def tensor_memory(
         dynamic=dynamic,
         used=stages.count > 0,
         communicators=communicators(plans)[:, None],
+        exchanged=exchanged_bytes(plans, context)[:, None],
         usable_bytes=np.full((len(plans), 1), context.cluster.device.usable_memory_bytes),
     )
 
@@ -111,7 +115,7 @@ def with_overheads(tensors: TensorMemory, stack: StackSpec) -> dict[str, FloatAr
 
     Args:
         tensors: The tensors of N plans.
-        stack: Its six fitted memory parameters are read (``planner.validate.memory_fit``).
+        stack: Its seven fitted memory parameters are read (``planner.validate.memory_fit``).
 
     Returns:
         Part name (``estimate.MEMORY_PARTS``) to (N, S) bytes, 0 in unused columns.
@@ -123,7 +127,7 @@ def with_overheads(tensors: TensorMemory, stack: StackSpec) -> dict[str, FloatAr
     parts["reserve"] = np.zeros_like(dynamic) if stack.static_memory else reserve
     held = stack.context_bytes + stack.communicator_bytes * tensors.communicators
     parts["context"] = np.broadcast_to(held, dynamic.shape)
-    if stack.cache_fraction and not stack.static_memory:
+    if (stack.cache_fraction or stack.waiting_tensors) and not stack.static_memory:
         parts["reserve"] = parts["reserve"] + _cached(parts, tensors, stack)
     return parts if tensors.used.all() else {name: part * tensors.used for name, part in parts.items()}
 
@@ -183,5 +187,6 @@ def _cached(parts: Mapping[str, FloatArray], tensors: TensorMemory, stack: Stack
         out-of-memory (PyTorch notes on CUDA semantics, memory management). It holds whole segments of 2 MiB.
     """
     room = tensors.usable_bytes - total(parts.values()) - _SEGMENT_BYTES
-    kept: FloatArray = np.clip(room, 0.0, tensors.dynamic * stack.cache_fraction)
+    free = tensors.dynamic * stack.cache_fraction + tensors.exchanged * stack.waiting_tensors
+    kept: FloatArray = np.clip(room, 0.0, free)
     return kept

@@ -247,3 +247,15 @@ def communicators(plans: PlanBatch) -> FloatArray:
     ):
         groups += ranks > 1
     return groups
+
+
+def exchanged_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
+    """(N,) bytes of the hidden states of a micro-batch, whole, as sequence parallelism gathers and scatters them.
+
+    0 in stacks whose collectives give them back to the allocator at once, and where collectives stall the host, so
+    that it never runs ahead of the device.
+    """
+    if context.cluster.node.collective_rank_s or not context.stack.records_streams:
+        return np.zeros(len(plans))
+    whole = context.job.numerics.storage_bytes * context.model.hidden_size * tokens_per_rank(plans, context.job)
+    return np.where(plans.sequence_parallel & (plans.tensor_parallel > 1), whole, 0.0)

@@ -354,6 +354,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, mod
         dynamic=dynamic,
         used=looked.used,
         communicators=looked["communicators"],
+        exchanged=looked["exchanged_bytes"],
         usable_bytes=looked["usable_bytes"],
     )
 

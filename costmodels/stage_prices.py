@@ -20,7 +20,7 @@ from costmodels.activations import layer_activations
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
 from costmodels.layer_costs import LayerCosts, layer_costs
-from costmodels.memory_terms import communicators, memory_terms
+from costmodels.memory_terms import communicators, exchanged_bytes, memory_terms
 from costmodels.optimizer import step_parts, updated_parameters
 from costmodels.parameter_offload import gathers_once
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, RecomputeModule
@@ -75,6 +75,7 @@ CONFIG_COLUMNS = (
     "gathers_once",
     "leaves",
     "communicators",
+    "exchanged_bytes",
     "usable_bytes",
     "host_bytes_per_s",
     "host_memory_bytes",
@@ -268,6 +269,7 @@ def _priced_units(
         "gathers_once": 1.0 * gathers_once(plans),
         "leaves": 1.0 * (plans.zero_stage >= 2),
         "communicators": communicators(plans),
+        "exchanged_bytes": exchanged_bytes(plans, context),
         "usable_bytes": np.full(len(members), context.cluster.device.usable_memory_bytes),
         "host_bytes_per_s": np.full(len(members), node.host_link.bandwidth_bytes_per_s),
         "host_memory_bytes": np.full(len(members), node.host_memory_bytes),

@@ -49,6 +49,10 @@ class TrainingJob:
         padding_efficiency: Useful tokens over computed tokens; 1 for packed sequences.
         train_tokens: Length of the run in tokens, for days and dollars; None when not asked.
         fused_cross_entropy: The loss never materialises fp32 logits.
+        fp8_activation: The input of the activation function is kept for the backward pass in 8 bits (Megatron-Core's
+            ``activation_func_fp8_input_store``), whatever the precision of the products.
+        fp8_attention: So are queries, keys, values and the output of attention (Transformer Engine's
+            ``fp8_dot_product_attention`` with its backward pass, ``NVTE_FP8_DPA_BWD``). Times stay those of 16 bits.
     """
 
     sequence_length: int
@@ -65,6 +69,8 @@ class TrainingJob:
     padding_efficiency: float = 1.0
     train_tokens: float | None = None
     fused_cross_entropy: bool = False
+    fp8_activation: bool = False
+    fp8_attention: bool = False
 
     def __post_init__(self) -> None:
         _between("job.sequence_length", self.sequence_length, 1, MAX_SEQUENCE)
@@ -76,6 +82,8 @@ class TrainingJob:
         _one_of("job.state_dtype", self.state_dtype, tuple(ELEMENT_BYTES))
         _one_of("job.gradient_dtype", self.gradient_dtype, ("", *ELEMENT_BYTES))
         parse_precision(self.precision)
+        if self.fp8_attention and self.attention != "flash":
+            raise SpecError("job.fp8_attention", f"needs flash attention; attention is {self.attention!r}")
         if not 0 < self.padding_efficiency <= 1:
             raise SpecError("job.padding_efficiency", f"must be in (0, 1]; got {self.padding_efficiency}")
         if (self.lora is not None) != (self.task in ("lora", "qlora")):

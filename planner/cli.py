@@ -283,6 +283,8 @@ _JOB_OPTIONS = {
     "attention": "attention",
     "dropout": "dropout",
     "fused_loss": "fused_cross_entropy",
+    "fp8_activation": "fp8_activation",
+    "fp8_attention": "fp8_attention",
     "padding_efficiency": "padding_efficiency",
     "lora_rank": "lora_rank",
     "lora_targets": "lora_targets",

@@ -34,6 +34,12 @@ Dropout = Annotated[bool | None, _option("--dropout/--no-dropout", "Dropout mask
 FusedLoss = Annotated[
     bool | None, _option("--fused-loss/--no-fused-loss", "The loss never materialises fp32 logits.", _JOB)
 ]
+Fp8Activation = Annotated[
+    bool | None, _option("--fp8-activation/--no-fp8-activation", "Activation inputs kept in 8 bits.", _JOB)
+]
+Fp8Attention = Annotated[
+    bool | None, _option("--fp8-attention/--no-fp8-attention", "Attention's tensors kept in 8 bits.", _JOB)
+]
 Packing = Annotated[float | None, _option("--padding-efficiency", "Useful share of the tokens, 1 if packed.", _JOB)]
 LoraRank = Annotated[int | None, _option("--lora-rank", "Rank of the adapters.", _JOB)]
 LoraTargets = Annotated[str | None, _option("--lora-targets", "Adapted layers, e.g. q,k,v,o.", _JOB)]
@@ -105,6 +111,8 @@ def question(
     attention: Attention = None,
     dropout: Dropout = None,
     fused_loss: FusedLoss = None,
+    fp8_activation: Fp8Activation = None,
+    fp8_attention: Fp8Attention = None,
     padding_efficiency: Packing = None,
     lora_rank: LoraRank = None,
     lora_targets: LoraTargets = None,

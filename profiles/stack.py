@@ -5,7 +5,7 @@ end-to-end measurements, cross-validated by source; the packaged YAML says which
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,9 @@ class StackSpec:
         fragmentation_fraction: Allocator reserve as a share of the dynamic part, never given back.
         cache_fraction: Free blocks the allocator keeps besides, as a share of the same part, and returns
             before it runs out of memory; large where tensor sizes vary from step to step.
+        records_streams: Tensors that collectives worked on are marked as used by the stream of these, so that their
+            blocks wait until the host sees the collective finished (``record_stream``; PyTorch until spring 2025).
+        waiting_tensors: Tensors of sequence parallelism that wait so, because the host runs ahead of the device.
         gradient_dtype: Default format gradients are accumulated in.
         fp16_gradient_dtype: The same where the weights are fp16; empty: no difference.
         logits_fp32_copies: fp32 copies of the logits alive at the loss.
@@ -172,12 +175,18 @@ class StackSpec:
     unsharded_units: float = 2.0
     optimizer_temporaries: float = 0.0
     cache_fraction: float = 0.0
+    records_streams: bool = False
+    waiting_tensors: float = 0.0
     reserve_bytes: float = 0.0
     memory_residual_log_std: float = 0.0
     residual_log_std: float = 0.0
     within_log_std: float = 0.0
     fitted_on: str = ""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def without_cache(self) -> "StackSpec":
+        """The stack with an allocator that keeps no more than it must: no free blocks, none that wait for a stream."""
+        return replace(self, cache_fraction=0.0, waiting_tensors=0.0)
 
     def gradient_format(self, precision: str) -> str:
         """Default format gradients of a model of that precision are accumulated in."""

@@ -121,6 +121,8 @@ class JobBody(Body):
     padding_efficiency: float | None = Field(default=None, gt=0, le=1)
     train_tokens: float | None = Field(default=None, ge=1, le=MAX_TOKENS, description="Length of the run.")
     fused_cross_entropy: bool | None = None
+    fp8_activation: bool | None = Field(default=None, description="Activation inputs are kept in 8 bits.")
+    fp8_attention: bool | None = Field(default=None, description="Attention's inputs and output are kept in 8 bits.")
 
 
 class PlanBody(Body):

@@ -98,7 +98,7 @@ def call_context(call: ModelCall, model: ModelSpec, setting: CallSetting) -> Cos
         model=model,
         cluster=setting.cluster,
         job=training_job(call),
-        stack=replace(setting.stack, cache_fraction=0.0),
+        stack=setting.stack.without_cache(),
         kernels=kernel_model_of(setting.cluster.device),
         collectives=default_collective_model(),
         forward_only=call.kind is not CallKind.TRAIN,

@@ -104,7 +104,7 @@ class Belief:
 def candidate_subjects(plans: PlanBatch, context: CostContext) -> Subjects:
     """Plans to choose among, as subjects of a belief."""
     estimate = evaluate(plans, context)
-    lean = evaluate(plans, replace(context, stack=replace(context.stack, cache_fraction=0.0)))
+    lean = evaluate(plans, replace(context, stack=context.stack.without_cache()))
     return Subjects(
         price=lambda stack: evaluate(plans, replace(context, stack=stack)).step_time_s,
         log_std=np.log(estimate.step_time_high_s / estimate.step_time_s) / NORMAL_90,

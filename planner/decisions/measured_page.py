@@ -6,7 +6,6 @@ Run as ``python -m planner.decisions.measured_page --data FOLDER --out docs/tria
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -126,7 +125,7 @@ def _risks(rows: Sequence[ScorableRow], judges: Judges) -> FloatArray:
     risk = np.empty(len(rows))
     for numbers, stacks in _judged(rows, judges):
         chosen = [rows[number] for number in numbers]
-        lean = {name: replace(stack, cache_fraction=0.0) for name, stack in stacks.items()}
+        lean = {name: stack.without_cache() for name, stack in stacks.items()}
         peaks = RowPredictor(chosen).predict(lean).peak_memory_bytes
         usable = np.array([row.cluster.device.usable_memory_bytes for row in chosen])
         spread = np.array([stacks[row.stack].memory_residual_log_std for row in chosen])

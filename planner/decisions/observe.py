@@ -145,7 +145,7 @@ def _decision(fresh: Candidates, trials: Trials, terms: Terms) -> _Decision:
 def trial_subjects(trials: Trials) -> Subjects:
     """The trials as subjects of a belief."""
     predictions, name = trials.predictions, trials.stack.name
-    lean = trials.predictor.predict({name: replace(trials.stack, cache_fraction=0.0)})
+    lean = trials.predictor.predict({name: trials.stack.without_cache()})
     usable = np.array([row.cluster.device.usable_memory_bytes for row in trials.rows])
     tokens = [float(row.job.tokens_per_step) for row in trials.rows]
     return Subjects(

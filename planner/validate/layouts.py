@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule, Schedule
 from costmodels.stage_balance import balanced_stage_layers
 from costmodels.workload import TrainingJob
-from planner.validate import wording
+from planner.validate import recipes, wording
 from planner.validate.reader import Row
-from planner.validate.recipes import PRESET_INTERLEAVING, preset_chunks, preset_recompute
 from planner.validate.rows import CannotScore
 from planner.validate.stack_choice import StackDefaults
 from profiles.errors import SpecError
@@ -81,6 +80,7 @@ def batch_of(reading: Reading, degrees: Degrees) -> tuple[int, int, int]:
     except SpecError:
         raise CannotScore(f"micro-batch {row.text('micro_batch')!r} is not a whole number of sequences") from None
     batch, accumulation = row.integer("global_batch_seqs"), wording.accumulation_of(row)
+    micro = wording.bracketed_micro_batch(row, degrees.data) or micro
     if not micro:
         micro = _implied_micro_batch(reading, degrees, batch, accumulation)
     if BATCH_CHOSEN in row.text("notes"):
@@ -129,7 +129,7 @@ def plan_of(reading: Reading, degrees: Degrees, batch: tuple[int, int, int]) -> 
     offload_optimizer, offload_activations, offload_parameters = wording.offload_of(row)
     sequence_parallel = row.flag("sp")
     if sequence_parallel is None:
-        sequence_parallel = defaults.sequence_parallel
+        sequence_parallel = defaults.sequence_parallel and not recipes.omits_sequence_parallel(row)
     first, last = _uneven_stages(row, reading.model.num_layers, degrees.pipeline)
     stages = _stage_layers(row, reading.model.num_layers, degrees.pipeline)
     if defaults.stack == "nanotron" and degrees.pipeline > 1:
@@ -174,7 +174,7 @@ def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int, Reco
     if found is None and reading.defaults.stack == "litgpt" and wording.task_of(row) in ("lora", "qlora"):
         # LitGPT's adapter scripts checkpoint every block where FSDP shards the model, and nothing elsewhere.
         return (Recompute.FULL if degrees.data > 1 else Recompute.NONE), 0, core
-    preset = preset_recompute(row, reading.model) if found is None else None
+    preset = recipes.preset_recompute(row, reading.model) if found is None else None
     if preset is not None:
         reading.assumptions.append(preset[2])
         return preset[0], 0, preset[1]
@@ -237,9 +237,9 @@ def _virtual_stages(reading: Reading, degrees: Degrees) -> int:
         raise CannotScore("interleaving not printed, in recipes that interleave")
     if "zb-v" in row.text("framework").lower():
         return 1
-    preset = preset_chunks(row, wording.task_of(row)) if chunks is None else None
+    preset = recipes.preset_chunks(row, wording.task_of(row)) if chunks is None else None
     if preset is not None:
-        reading.assumptions.append(f"{PRESET_INTERLEAVING}: {preset} per rank")
+        reading.assumptions.append(f"{recipes.PRESET_INTERLEAVING}: {preset} per rank")
         return preset
     return chunks or 1
 
@@ -318,6 +318,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     optimizer = wording.optimizer_of(row)
     notes = row.text("notes").lower()
     flash = row.flag("flash_attention")
+    activation, attention = recipes.kept_in_8_bits(row)
     plain = _without_master_copy(reading)  # optax keeps moments in the format of the parameters they belong to
     state = "int8" if optimizer == "adamw8bit" else "bf16" if sixteen else "fp16" if plain else "fp32"
     try:
@@ -338,6 +339,8 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             fused_cross_entropy="ce fusion" in notes
             or defaults.stack.startswith("fsdp-composer")
             or "megatron-bridge" in row.text("source").lower(),
+            fp8_activation=activation,
+            fp8_attention=attention,
         )
     except SpecError as error:
         raise CannotScore(f"{error.field}: {error.problem}") from None

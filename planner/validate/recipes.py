@@ -9,6 +9,11 @@ NVIDIA publishes the scripts of its tables. None of them recomputes a dense mode
   conf/training/grok; deepseek_v3/pretraining/launch.sh recomputes ``mla_up_proj`` on H100, ``core_attn`` on GB200.
 - MLPerf, LoRA in NVIDIA's container (its settings name ``FP8_DPA``): systems that print it, and NeMo's
   scripts/performance/llm/mlperf_lora_llama2_70b.py, recompute nothing.
+- MLPerf, LoRA again: ``FP8_ACTIVATION``, or ``FP8_ACT`` from v5.0 on, keeps the inputs of activation functions in
+  8 bits (in v5.0 where a rank works on whole sequences: config_DGXB200_1x8x1xtp1pp1cp1.sh and
+  config_GB200_2x4x1xtp1pp1cp1.sh), ``FP8_DPA`` with ``NVTE_FP8_DPA_BWD`` the tensors of attention.
+- FlagPerf, Aquila2: its script (training/benchmarks/aquila2_7b/flagscale/flagscale_main.sh) gives no
+  ``--sequence-parallel``, those of its other models do.
 - Megatron-Bridge: its workload presets recompute parts of layers of DeepSeek's models, and offload some layers'
   activations where they use FSDP. The tables print neither.
 """
@@ -42,6 +47,22 @@ def preset_recompute(row: Row, model: ModelSpec) -> tuple[Recompute, RecomputeMo
     whole = not re.search(r"Megatron-FSDP|use_megatron_fsdp=True", row.text("notes"))
     note = f"{PRESET_RECOMPUTE if whole else MODULES_RECOMPUTED}: none"
     return Recompute.NONE, RecomputeModule.CORE_ATTN, note
+
+
+def omits_sequence_parallel(row: Row) -> bool:
+    """Whether a recipe goes without sequence parallelism where its stack would not."""
+    return "aquila2" in row.text("model").lower()
+
+
+def kept_in_8_bits(row: Row) -> tuple[bool, bool]:
+    """Whether a row's recipe keeps inputs of activation functions, and attention's tensors, in 8 bits."""
+    source, notes = row.text("source").lower(), row.text("notes")
+    if "mlperf" not in source or row.text("task").lower() != "lora":
+        return False, False
+    whole = all((row.integer(column) or 1) == 1 for column in ("tp", "pp", "cp"))
+    switched = re.search(r"\bFP8_ACT(?:IVATION)?=(\w+)", notes)
+    activation = switched.group(1) in ("1", "True") if switched else whole and "v5.0" in source and "FP8_DPA" in notes
+    return activation, re.search(r"\bFP8_DPA=1\b.*NVTE_FP8_DPA_BWD=1\b", notes) is not None
 
 
 def preset_chunks(row: Row, task: str) -> int | None:

@@ -57,6 +57,9 @@ _MEGATRON_2021 = StackDefaults(
 _MEGATRON_CORE = StackDefaults(
     stack="megatron-core", zero_stage=1, sequence_parallel=True, tensor_parallel_overlap=True
 )
+_MEGATRON_2024 = dataclasses.replace(_MEGATRON_CORE, stack="megatron-2024")
+_MEGATRON_2023 = dataclasses.replace(_MEGATRON_CORE, stack="megatron-2023")
+_MEGATRON_2023_NORMS = dataclasses.replace(_MEGATRON_CORE, stack="megatron-2023-plain-norms")
 _MEGATRON_EP_OVERLAP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-ep-overlap")
 _DEEPSPEED_2022 = StackDefaults(
     stack="deepspeed", zero_stage=3, zero_is_known=False, attention="unfused", recompute=True, precision="fp16"
@@ -102,6 +105,10 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"paddle", _PADDLE),
         (r"paxml", _PAXML),
         (r"deepspeed \+ megatron gpt-2|deepspeed moe", _DEEPSPEED_2022),
+        # Aquila2's scripts ask for apex's fused RMSNorm (--apply-layernorm-rms), which is older than --normalization.
+        (r"^flagscale \(megatron-lm\) ed55532", _MEGATRON_2023),
+        (r"^flagscale \(megatron-lm\)", _MEGATRON_2023_NORMS),
+        (r"^megatron-core 0\.6", _MEGATRON_2024),
         (r"megatron-bridge|nemo|megatron-core|megatron core|flagscale|pai-megatron|\(core\)|dgxc", _MEGATRON_CORE),
         (r"zb-1p|zb-2p|zb-v|1f1b", _MEGATRON_2021),
         (r"^alpa auto", _ALPA_AUTO),

@@ -174,6 +174,18 @@ def _drops_adapter_inputs(row: Row) -> bool:
     return re.search(r"litgpt|ms-swift|llama-recipes|hf peft docs", text) is not None
 
 
+def bracketed_micro_batch(row: Row, data_parallel: int) -> int | None:
+    """Micro-batch of a row whose settings stand in brackets behind those of another, in Megatron-Bridge's columns.
+
+    Where the accumulation differs the micro-batch does, too, which is printed once.
+    """
+    match = re.search(r'value inside parentheses of the printed row "[^"]*\| *[0-9]+ \(([0-9]+)\)(?: \|[^|"]*){2}"',
+                      row.text("notes"))  # fmt: skip
+    batch = row.integer("global_batch_seqs")
+    count = data_parallel * int(match.group(1)) if match else 0
+    return batch // count if batch and count and batch % count == 0 else None
+
+
 def accumulation_of(row: Row) -> int | None:
     """Micro-batches per step and data-parallel rank, where the notes print them."""
     for pattern in _ACCUMULATION:

@@ -28,6 +28,8 @@ STACK = {
     "temporary_fraction": 0.1,
     "fragmentation_fraction": 0.05,
     "cache_fraction": 0.3,
+    "records_streams": True,
+    "waiting_tensors": 20.0,
     "reserve_bytes": 1e8,
     "communicator_bytes": 1e7,
 }

@@ -104,6 +104,8 @@ JOB_OPTIONS: list[tuple[Sequence[str], str, Any]] = [
     (("--attention", "unfused"), "attention", "unfused"),
     (("--dropout",), "dropout", True),
     (("--fused-loss",), "fused_cross_entropy", True),
+    (("--fp8-activation",), "fp8_activation", True),
+    (("--fp8-attention",), "fp8_attention", True),
     (("--padding-efficiency", "0.5"), "padding_efficiency", 0.5),
     (
         ("--task", "lora", "--lora-rank", "8", "--lora-targets", "q,v"),

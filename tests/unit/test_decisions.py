@@ -59,12 +59,12 @@ def test_the_chance_of_running_out_of_memory_is_that_of_the_peak() -> None:
     request = resolve_request("llama-2-7b", "8xA100-80GB", JOB, None, Options())
     context = cost_context(request)
     # Blocks the allocator would give back before it runs out are no risk.
-    lean = replace(context, stack=replace(context.stack, cache_fraction=0.0))
+    lean = replace(context, stack=context.stack.without_cache())
     trials = answer(count=5).trials
     peaks = evaluate(PlanBatch.from_plans([trial.plan for trial in trials]), lean).peak_memory_bytes
     over = np.log(peaks / request.cluster.device.usable_memory_bytes) / context.stack.memory_residual_log_std
     assert [trial.oom_probability for trial in trials] == pytest.approx(ndtr(over), abs=0.03)
-    assert max(trial.oom_probability for trial in trials) > 0.01
+    assert max(trial.oom_probability for trial in trials) > 0.001
 
 
 def test_a_trial_costs_its_steps_on_all_devices() -> None:

@@ -159,6 +159,22 @@ def test_cache_fills_the_device_but_never_overflows_it():
     ] == pytest.approx(0)
 
 
+def test_gathered_tensors_wait_for_the_stream_that_used_them_while_there_is_room() -> None:
+    """Whole hidden states of the micro-batch, under sequence parallelism only; never where streams are not recorded."""
+    waiting = stack(records_streams=True, waiting_tensors=10)
+    plan = ExecutionPlan(tensor_parallel=4, sequence_parallel=True, micro_batch_size=2)
+    assert parts(plan, context(stack=waiting))["reserve"] == pytest.approx(10 * 2 * 2 * S * H)
+    assert parts(replace(plan, sequence_parallel=False), context(stack=waiting))["reserve"] == 0
+    assert parts(ExecutionPlan(micro_batch_size=2), context(stack=waiting))["reserve"] == 0
+    assert parts(plan, context(stack=stack(waiting_tensors=10)))["reserve"] == 0
+    assert parts(plan, context(stack=waiting.without_cache()))["reserve"] == 0
+    stalled = ClusterSpec(name="x", node=node(collective_rank_s=1e-4), num_nodes=8)
+    assert parts(plan, context(stack=waiting, cluster=stalled))["reserve"] == 0
+    needed = sum(parts(plan).values())
+    tight = ClusterSpec(name="x", node=node(device=device(usable_memory_bytes=needed + 4 * 2**20)), num_nodes=8)
+    assert parts(plan, context(stack=waiting, cluster=tight))["reserve"] == pytest.approx(2 * 2**20)
+
+
 def test_buffers_assigned_before_the_run_are_neither_fragmented_nor_cached():
     values = {"fragmentation_fraction": 0.1, "reserve_bytes": 1e9, "cache_fraction": 0.5}
     dynamic, static = (

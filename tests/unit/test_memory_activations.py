@@ -134,6 +134,28 @@ def test_fp8_keeps_quantised_linear_inputs_beside_the_attention_output():
     assert whole() - whole(on=job(precision="fp8")) == pytest.approx(TOKENS * (2 * H + F - H))
 
 
+def test_inputs_of_activations_kept_in_8_bits_halve() -> None:
+    """Gate and up, or the one input of an ungated MLP; what the second matrix keeps stays in 16 bits."""
+    for model, inputs in ((gpt(), 1), (llama(), 2)):
+        saved = whole(model=model) - whole(model=model, on=job(fp8_activation=True))
+        assert saved == pytest.approx(TOKENS * inputs * model.ffn_hidden_size)
+    plain, small = (job(precision="fp32", fp8_activation=flag) for flag in (False, True))
+    assert whole(on=plain) - whole(on=small) == pytest.approx(TOKENS * 3 * F)
+
+
+def test_attention_kept_in_8_bits_shares_no_output_with_the_layer_behind() -> None:
+    """Queries, keys, values and output take a byte less each; the projection's 16-bit input was the output before."""
+    assert whole() - whole(on=job(fp8_attention=True)) == pytest.approx(TOKENS * (4 * H - 2 * H))
+    frozen, small = (job(task="lora", lora=LoraSpec(targets=("q",)), fp8_attention=flag) for flag in (False, True))
+    assert whole(on=frozen) - whole(on=small) == pytest.approx(TOKENS * 4 * H)  # no adapter, no input
+
+
+def test_adapters_beside_8_bit_products_keep_16_bit_inputs() -> None:
+    lora = LoraSpec(targets=("q", "k", "v", "gate"))
+    plain, small = (job(task="lora", lora=lora, precision=name) for name in ("bf16", "fp8"))
+    assert whole(on=small) == whole(on=plain)
+
+
 def test_fp32_doubles_all_but_the_logsumexp():
     assert whole(on=job(precision="fp32")) == pytest.approx(2 * whole() - TOKENS * 4 * A)
 

@@ -125,3 +125,54 @@ def test_runs_of_litgpts_hub_used_as_many_gpus_as_their_configuration_says() -> 
 def test_megatron_bridge_runs_transformer_engines_loss() -> None:
     assert mapped(**BRIDGE).job.fused_cross_entropy
     assert not mapped().job.fused_cross_entropy
+
+
+LORA = {"source": "MLPerf Training v5.0", "framework": "NeMo", "task": "lora", "precision": "fp8", "num_gpus": "8",
+        "micro_batch": "1", "global_batch_seqs": "8", "flash_attention": "yes"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cells", "settings", "kept"),
+    [
+        ({"tp": "1", "dp": "8"}, "FP8_DPA=1 LORA_A2A=1 NVTE_FP8_DPA_BWD=1", (True, True)),
+        ({"tp": "2", "dp": "4"}, "FP8_DPA=1 LORA_A2A=1 NVTE_FP8_DPA_BWD=1", (False, True)),
+        ({"tp": "2", "dp": "4"}, "FP8_ACTIVATION=True FP8_DPA=1 NVTE_FP8_DPA_BWD=1", (True, True)),
+        ({"tp": "1", "dp": "8"}, "FP8_ACTIVATION=True FP8_DPA=0 NVTE_FP8_DPA_BWD=1", (True, False)),
+        ({"tp": "1", "dp": "8", "source": "MLPerf Training v5.1"}, "FP8_DPA=1 NVTE_FP8_DPA_BWD=1", (False, True)),
+        ({"tp": "1", "dp": "8", "task": "pretrain"}, "FP8_ACT=1 FP8_DPA=1 NVTE_FP8_DPA_BWD=1", (False, False)),
+    ],
+)
+def test_scripts_say_what_is_kept_in_8_bits(cells: dict[str, str], settings: str, kept: tuple[bool, bool]) -> None:
+    job = mapped(**LORA | cells, notes=f"config env: {settings}").job
+    assert (job.fp8_activation, job.fp8_attention) == kept
+
+
+def test_aquila_ran_without_sequence_parallelism() -> None:
+    cells = {"framework": "FlagScale (Megatron-LM) ed55532", "tp": "2", "dp": "1", "num_gpus": "2", "sp": ""}
+    assert mapped(**cells).plan.sequence_parallel
+    assert not mapped(**cells, model="aquila2_7b").plan.sequence_parallel
+    assert mapped(**cells | {"sp": "yes"}, model="aquila2_7b").plan.sequence_parallel
+
+
+@pytest.mark.parametrize(
+    ("framework", "stack"),
+    [
+        ("FlagScale (Megatron-LM) ed55532", "megatron-2023"),
+        ("FlagScale (Megatron-LM)", "megatron-2023-plain-norms"),
+        ("Megatron-Core 0.6.0 + TE", "megatron-2024"),
+        ("Megatron-Core", "megatron-core"),
+    ],
+)
+def test_code_of_its_time(framework: str, stack: str) -> None:
+    assert defaults_of(Row(file="t.csv", line=2, cells={"framework": framework})).stack == stack
+
+
+def test_accumulation_in_brackets_settles_the_micro_batch_that_is_printed_once() -> None:
+    printed = (
+        '"LLAMA3_70B | 8 | 128 | 2 | 8192 | 64 (0) | 1 (2) | 1 (4) | 1 | 1 (5) | 1 | 1 (32) | 3986 (3546) | 1791 (15)"'
+    )
+    cells = BRIDGE | {"tp": "2", "pp": "1", "dp": "4", "num_gpus": "8", "micro_batch": "2", "global_batch_seqs": "128"}
+    inside = mapped(**cells, notes=f"value inside parentheses of the printed row {printed}").plan
+    assert (inside.micro_batch_size, inside.num_microbatches) == (1, 32)
+    outside = mapped(**cells, notes=f"value outside parentheses of the printed row {printed}").plan
+    assert (outside.micro_batch_size, outside.num_microbatches) == (2, 16)
