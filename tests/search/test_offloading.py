@@ -28,7 +28,7 @@ from tests.search.small import INSTANCES, Small, mixture, model
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
 _JOB = {"sequence_length": 2048, "global_batch_size": 16}
-TIGHT = Small(name="", model=model(4), cluster="4xA100-80GB", job=_JOB, reserve_gib=68.0, pins={"pp": 2, "mbs": 1})
+TIGHT = Small(name="", model=model(4), cluster="4xA100-80GB", job=_JOB, reserve_gib=69.0, pins={"pp": 2, "mbs": 1})
 CASES = {
     "dense": TIGHT,
     "sharded": replace(TIGHT, pins={"pp": 2, "mbs": 2, "tp": 1, "zero": 1}, reserve_gib=67.0),
