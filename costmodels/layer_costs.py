@@ -172,17 +172,30 @@ def layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
     expert_shape, expert_groups = rank_shapes(plans, context, experts=True)
     *parts, routed = price_parts([*lists, lower_expert_mlp(expert_shape, context)])
     attention, dense_mlp, embedding, head = exposed_blocks(parts, shape, groups, context)
-    (expert_mlp,) = exposed_blocks([routed], expert_shape, expert_groups, context)
+    beside_s = parts[0].kernel_s[:, None, groups.of_row[expert_groups.first]]
+    (expert_mlp,) = exposed_blocks([routed], expert_shape, expert_groups, context, attention_s=beside_s)
     expert_mlp.seconds[_LAUNCHES] += context.stack.expert_layer_s * context.cluster.node.host_time_scale
     return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head)
 
 
 def exposed_blocks(
-    parts: Sequence[PartCosts], shape: RankShape, groups: Groups, context: CostContext
+    parts: Sequence[PartCosts],
+    shape: RankShape,
+    groups: Groups,
+    context: CostContext,
+    *,
+    attention_s: FloatArray | float = 0.0,
 ) -> list[BlockCosts]:
     """Hide what the stack hides, and add what launching the kernels costs beyond running them.
 
     Tables are (..., parts, K): parts of the same shapes are worked out together.
+
+    Args:
+        parts: Priced parts of a layer, of the same K shapes.
+        shape: These shapes.
+        groups: Which of them each plan has.
+        context: Its stack hides.
+        attention_s: (phases, 1, K) kernel seconds of the attention before a mixture of experts.
     """
     stack = context.stack
     kernel = np.stack([part.kernel_s for part in parts], axis=1)
@@ -198,13 +211,14 @@ def exposed_blocks(
     # A ring exchanges the next block while attention works on this one (arXiv:2310.01889).
     ring = np.where(shape.context_kind == ContextKind.RING, 1.0, 0.0)
     hidden = np.where(shape.tensor_overlap, stack.tensor_parallel_overlap, 0.0)
-    for each in _PASSES:
+    exchanged = _exposed_exchanges_s(transfer, kernel, attention_s, stack.expert_parallel_overlap)
+    for each, exchanged_s in zip(_PASSES, exchanged, strict=True):
         first, second = (kernel[phase] for phase in each.phases)
-        tensor, around, expert = each.axes
+        tensor, around, _ = each.axes
         shown = [
             exposed_s(transfer[tensor], first + second, hidden),
             exposed_s(transfer[around], kernel[each.ring_window], ring),
-            exposed_s(transfer[expert], first + second, stack.expert_parallel_overlap),
+            exchanged_s,
         ]
         for row, seconds in zip(each.rows, shown, strict=True):
             table[row] = seconds
@@ -214,6 +228,31 @@ def exposed_blocks(
         _block(part, np.ascontiguousarray(table[:, number]), groups, busy_s=busy_s, sent_s=sent_s)
         for number, (part, busy_s, sent_s) in enumerate(zip(parts, total(kernel), total(transfer), strict=True))
     ]
+
+
+def _exposed_exchanges_s(
+    transfer: FloatArray, kernel: FloatArray, attention_s: FloatArray | float, efficiency: float
+) -> tuple[FloatArray, FloatArray]:
+    """Seconds of the exchanges of tokens with their experts that show, forward and backward.
+
+    Nothing of one micro-batch can run under its own exchange: the backward pass of another does under those of its
+    forward pass, and the other way round. The combination of the forward pass runs under the attention of the
+    backward pass, that of the backward pass under the attention of the forward pass, both dispatches under the
+    experts of both. Either pass dispatches as much as it combines.
+
+    Source:
+        Megatron-Core, TransformerLayerSchedulePlan.run (model_chunk_schedule_plan.py), what its two streams run.
+    """
+    forward, backward = transfer[Axis.EXPERT_FORWARD], transfer[Axis.EXPERT_BACKWARD]
+    if not efficiency:
+        return forward, backward
+    experts, attention = kernel, np.broadcast_to(attention_s, kernel.shape)
+    both = exposed_s((forward + backward) / 2, total(experts), efficiency) / 2
+    shown = [
+        exposed_s(sent / 2, attention[first] + attention[second], efficiency) + both
+        for sent, (first, second) in zip((forward, backward), (_PASSES[1].phases, _PASSES[0].phases), strict=True)
+    ]
+    return shown[0], shown[1]
 
 
 def _block(

@@ -85,6 +85,26 @@ def test_expert_traffic_hides_as_far_as_the_stack_manages():
         assert found[f"expert_{way}"] == pytest.approx(0.4 * found[f"expert_{way}_total"])
 
 
+def test_expert_traffic_hides_under_another_micro_batch():
+    """Combinations under its attention, both dispatches under the experts of both; not under their own pass."""
+    plan, overlapped = ExecutionPlan(expert_parallel=8, data_parallel=8), stack(expert_parallel_overlap=1.0)
+    where = context(
+        model=mixture(), kernels=UnitKernels(), collectives=RingCollectives(inside_bytes_per_s=2e-7), stack=overlapped
+    )
+    found = blocks(plan, where)
+    attention, experts = found["attention"], found["expert_mlp"]
+    one = experts["expert_forward_total"] / 2  # of dispatch and combination
+    under = {
+        "forward": attention["input_gradient"] + attention["weight_gradient"],
+        "backward": attention["forward"] + attention["core"],
+    }
+    shared = sum(experts[name] for name in ("forward", "core", "input_gradient", "weight_gradient"))
+    assert one > max(under.values())
+    assert 2 * one > shared
+    for way, window in under.items():
+        assert experts[f"expert_{way}"] == pytest.approx(one - window + (2 * one - shared) / 2)
+
+
 def test_plans_of_one_shape_share_its_prices():
     plans = PlanBatch.from_columns(4, tensor_parallel=[1, 2, 1, 2], data_parallel=[1, 2, 3, 4])
     costs = layer_costs(plans, context())
