@@ -316,9 +316,11 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     task = wording.task_of(row)
     sixteen = _sixteen_bit_states(row, defaults.sixteen_bit_states, task)
     optimizer = wording.optimizer_of(row)
-    notes = row.text("notes").lower()
     flash = row.flag("flash_attention")
-    activation, attention = recipes.kept_in_8_bits(row)
+    attention = "flash" if flash else "unfused"
+    if flash is None:
+        attention = recipes.preset_attention(row, reading.model) or defaults.attention
+    fp8_activation, fp8_attention = recipes.kept_in_8_bits(row)
     plain = _without_master_copy(reading)  # optax keeps moments in the format of the parameters they belong to
     state = "int8" if optimizer == "adamw8bit" else "bf16" if sixteen else "fp16" if plain else "fp32"
     try:
@@ -331,16 +333,16 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             master_dtype="none" if sixteen or plain else "fp32",
             state_dtype=state,
             optimizer=optimizer,
-            attention=defaults.attention if flash is None else "flash" if flash else "unfused",
+            attention=attention,
             lora=wording.lora_of(row) if task in ("lora", "qlora") else None,
             dropout=defaults.dropout and task == "pretrain",
             # llm-foundry's models take loss_fn fused_crossentropy unless told otherwise.
             # Megatron-Bridge's recipes take Transformer Engine's loss (cross_entropy_fusion_impl = "te").
-            fused_cross_entropy="ce fusion" in notes
+            fused_cross_entropy="ce fusion" in row.text("notes").lower()
             or defaults.stack.startswith("fsdp-composer")
             or "megatron-bridge" in row.text("source").lower(),
-            fp8_activation=activation,
-            fp8_attention=attention,
+            fp8_activation=fp8_activation,
+            fp8_attention=fp8_attention,
         )
     except SpecError as error:
         raise CannotScore(f"{error.field}: {error.problem}") from None

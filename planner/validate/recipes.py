@@ -65,6 +65,19 @@ def kept_in_8_bits(row: Row) -> tuple[bool, bool]:
     return activation, re.search(r"\bFP8_DPA=1\b.*NVTE_FP8_DPA_BWD=1\b", notes) is not None
 
 
+def preset_attention(row: Row, model: ModelSpec) -> str | None:
+    """Whose attention a published recipe runs, ``flash`` or ``unfused``; None where it is the stack's.
+
+    dgxc-benchmarking's DeepSeek-V3 on GB200 runs in NeMo 25.04.01 (its launch.sh), of May 2025. Until cuDNN 9.11, of
+    June 2025, nothing fused trains latent attention's heads (192 and 128 wide) on Blackwell (Transformer Engine,
+    nvte_get_fused_attn_backend; FlashAttention 2 takes heads of one width only), which is why its scores are
+    recomputed there, and on H100 are not.
+    """
+    early = re.search(r"release v25\.05\b", row.text("notes")) and "dgxc" in row.text("source").lower()
+    blackwell = "gb200" in row.text("gpu").lower()
+    return "unfused" if early and blackwell and model.latent_attention is not None else None
+
+
 def preset_chunks(row: Row, task: str) -> int | None:
     """Chunks per stage of a row that does not print them; None if no recipe is known."""
     if "nemo docs" not in row.text("source").lower():
