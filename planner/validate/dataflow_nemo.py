@@ -137,7 +137,8 @@ def priced_step(row: dict[str, str], stack: str = "megatron") -> NemoStep | str:
     device, per_node = ("H100", 8) if row["system"].startswith("H100") else ("GB200", 4)
     cluster = cluster_of(devices, device, per_node)
     as_on_x86 = replace(cluster, node=replace(cluster.node, host_time_scale=1.0))  # what Grace adds is fitted
-    setting = CallSetting(cluster=as_on_x86, stack=find_stack(stack))
+    unwaiting = replace(find_stack(stack), expert_layer_s=0.0)  # what layers with experts wait for is fitted too
+    setting = CallSetting(cluster=as_on_x86, stack=unwaiting)
     generation = _generation(row, model, setting, devices)
     train, infer = (_train_side(row, kind, model, setting, devices) for kind in (CallKind.TRAIN, CallKind.INFERENCE))
     if generation is None or train is None or infer is None:

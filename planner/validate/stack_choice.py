@@ -80,6 +80,7 @@ _XLA = StackDefaults(
 _ALPA_AUTO = dataclasses.replace(_XLA, zero_stage=2)
 _PAXML = StackDefaults(stack="paxml")
 _PADDLE = StackDefaults(stack="paddle", overlap_grad_reduce=False, overlap_param_gather=False)
+_PADDLE_PLAIN_NORM = dataclasses.replace(_PADDLE, stack="paddle-plain-norm")
 
 _RL = "reinforcement learning: generation is part of the step"
 _NO_STACK = "no stack model for"
@@ -142,6 +143,8 @@ def defaults_of(row: Row) -> StackDefaults:
                 raise CannotScore("experts of Hugging Face model code run one by one: not modelled")
             if isinstance(found, str):
                 raise CannotScore(f"{found} {row.text('framework')[:40]!r}" if found == _NO_STACK else found)
+            if found is _PADDLE and "use_fused_rms_norm=False" in row.text("notes"):
+                return _PADDLE_PLAIN_NORM
             if found is _MEGATRON_CORE and _overlaps_experts(row):
                 return _MEGATRON_EP_OVERLAP
             return _MEGATRON_CORE if found is _MEGATRON_2021 and row.flag("flash_attention") else found

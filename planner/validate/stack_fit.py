@@ -37,6 +37,7 @@ PRIOR_STD = {
     "scale_out_time_scale": 0.4,
     "kernel_launch_s": 0.5,
     "collective_launch_s": 0.5,
+    "expert_layer_s": 1.0,
     "microbatch_overhead_s": 1.0,
     "step_overhead_s": 1.0,
     "straggler_fraction_per_doubling": 0.7,

@@ -1,10 +1,13 @@
 """What publishers' own scripts and configurations say about rows that do not print it."""
 
+from dataclasses import replace
+
 import pytest
 
 from costmodels.plan import Recompute, RecomputeModule
 from planner.validate.reader import Row
 from planner.validate.stack_choice import defaults_of
+from profiles.stacks import load_stacks
 from tests.published import mapped, reason
 
 BRIDGE = {"source": "NVIDIA-NeMo/Megatron-Bridge perf summary", "framework": "Megatron-Bridge", "recompute": ""}
@@ -106,6 +109,35 @@ def test_printed_tensor_degree_of_experts_is_taken() -> None:
 def test_recipes_that_hide_expert_traffic(model: str, gpu: str, stack: str) -> None:
     row = Row(file="t.csv", line=2, cells={"model": model, "gpu": gpu, "source": "NVIDIA-NeMo/Megatron-Bridge perf"})
     assert defaults_of(row).stack == stack
+
+
+@pytest.mark.parametrize(
+    ("release", "gpu", "model", "attention"),
+    [
+        ("v25.05", "GB200", "DeepSeekV3", "unfused"),
+        ("v25.05", "H100", "DeepSeekV3", "flash"),
+        ("v25.08", "GB200", "DeepSeekV3", "flash"),
+        ("v25.05", "GB200", "LLAMA3-70B", "flash"),
+    ],
+)
+def test_nothing_fused_trained_latent_attention_on_the_first_blackwells(
+    release: str, gpu: str, model: str, attention: str
+) -> None:
+    shape = dict.fromkeys(("layers", "hidden", "heads", "kv_heads", "ffn_hidden", "vocab", "flash_attention"), "")
+    cells = {"source": "NVIDIA/dgxc-benchmarking", "framework": "NeMo / Megatron-Core", "gpu": gpu, "recompute": ""}
+    row = mapped(**shape | cells | {"model": model, "gpu_mem_gb": "", "notes": f"release {release}; ETP=1"})
+    assert row.job.attention == attention
+
+
+def test_paddle_norms_are_those_of_its_model_code_unless_it_fuses_them() -> None:
+    fused, plain = (
+        defaults_of(Row(file="t.csv", line=2, cells={"framework": "PaddleNLP", "notes": f"use_fused_rms_norm={on}"}))
+        for on in (True, False)
+    )
+    stacks = load_stacks()
+    assert (stacks[fused.stack].norm, stacks[plain.stack].norm) == ("patched", "module")
+    assert replace(plain, stack=fused.stack) == fused
+    assert stacks[plain.stack].gemm_time_scale == stacks[fused.stack].gemm_time_scale
 
 
 def test_litgpt_never_ties_its_head() -> None:
