@@ -56,6 +56,9 @@ NEUTRAL = {
 # DGX-1 whitepaper WP-08437); a pair is timed as often with one lane as with two.
 CUBE_MESH = {"lanes_of_2": 1.5 / 6, "lanes_of_4": 4 / 6, "lanes_of_8": 1.0}
 STATED_MESHES = {"nvlink2": CUBE_MESH}
+# Plans put neighbours together: devices 0 and 1, 4 and 5 share one lane of that mesh, 2 and 3, 6 and 7 two (nvidia-smi
+# topo -m on such a machine; arXiv:1903.04611), and the slowest pair holds up the rest.
+NEIGHBOURS = {"nvlink2": {"lanes_of_2": 1 / 6}}
 FITTED_MESHES = ("xgmi-mi250",)
 FULL_MESHES = ("xgmi-mi300", "xgmi-mi350")
 # What a switch that adds reaches of the lanes: 309 of 450 GB/s on H100 and 543 of 900 on B300 (NVIDIA/nccl issue 2140).
@@ -268,6 +271,16 @@ def mesh_records() -> list[dict[str, Any]]:
         for link in FULL_MESHES
         for op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
     ]  # fmt: skip
+
+
+def as_plans_place(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The records, those of links whose pairs differ with the lanes of the pairs that plans put together."""
+    placed = []
+    for one in records:
+        lanes = NEIGHBOURS.get(one["name"], {}) if one["scope"] == "link" else {}
+        changed = {key: significant(value) for key, value in lanes.items()}
+        placed.append({**one, "parameters": {**one["parameters"], **changed}})
+    return placed
 
 
 def as_fits(records: Sequence[Mapping[str, Any]]) -> CollectiveFits:

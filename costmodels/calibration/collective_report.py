@@ -15,7 +15,7 @@ import numpy as np
 
 from costmodels.calibration.across_fit import fabric_records, host_copy_record
 from costmodels.calibration.across_tables import across_timings
-from costmodels.calibration.collective_fit import as_fits, fit_inside, mesh_records
+from costmodels.calibration.collective_fit import as_fits, as_plans_place, fit_inside, mesh_records
 from costmodels.calibration.collective_splits import SPLITS, Judged, across_splits, inside_splits
 from costmodels.calibration.collective_spreads import LARGE_BYTES, interval, logs_by_group, spread_records
 from costmodels.calibration.collective_tables import FloatArray, inside_timings
@@ -205,7 +205,8 @@ def main() -> None:
     judged = [*inside_splits(options.data), *across_splits(options.data, inside)]
     spreads = spread_records(judged)
     exchanges = exchange_records(options.data)
-    content = {"records": [*inside, host_copy_record(), *across, *exchanges], "spreads": spreads}
+    records = [*as_plans_place(inside), host_copy_record(), *across, *exchanges]
+    content = {"records": records, "spreads": spreads}
     (options.out / "collectives.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     options.page.write_text(page(judged, spreads, exchanges), encoding="utf-8")
 

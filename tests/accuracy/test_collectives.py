@@ -72,5 +72,8 @@ def test_every_row_of_the_published_table_is_priced_or_explained() -> None:
     assert np.array_equal(np.isfinite(priced.predicted_s), priced.reason == 0)
     assert np.mean(priced.reason == 0) > 0.9
     known = (priced.reason == 0) & (priced.basis == Basis.ANALYTIC) & (rows.numbers["size_bytes"] >= 2**20)
+    cards, pairs = rows.words["gpu"], rows.numbers["num_gpus"] == 2
+    # Plans are priced on V100's slower pairs (``as_plans_place``), which the table does not tell from the others.
+    known &= ~(pairs & (cards.codes == cards.values.index("V100-SXM2-16GB")))
     error = np.abs(priced.predicted_s[known] / (rows.numbers["time_us"][known] * 1e-6) - 1)
     assert np.mean(error) < 0.12

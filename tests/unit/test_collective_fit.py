@@ -9,7 +9,14 @@ pytest.importorskip("pandas", reason="the fitting tools need the optional extra 
 
 import pandas
 
-from costmodels.calibration.collective_fit import CUBE_MESH, NEUTRAL, fit_inside, fit_tables, price_of
+from costmodels.calibration.collective_fit import (
+    CUBE_MESH,
+    NEUTRAL,
+    as_plans_place,
+    fit_inside,
+    fit_tables,
+    price_of,
+)
 from costmodels.calibration.collective_report import page, scores
 from costmodels.calibration.collective_splits import SPLITS, Judged, judge_inside
 from costmodels.calibration.collective_spreads import interval, spread_records
@@ -143,3 +150,14 @@ def test_rows_are_judged_by_the_price_list_itself() -> None:
     large = rows.size_bytes == 2.0**29
     ideal = 9.1e-6 + rows.size_bytes * (rows.ranks - 1) / rows.ranks / 300e9
     assert item.baseline_s[large] == pytest.approx(ideal[large])
+
+
+def test_plans_run_on_the_slower_pairs_of_a_cube_mesh() -> None:
+    rows = timings(CollectiveOp.ALL_REDUCE, link="nvlink2", ranks=(2, 4), pair_loss=0.0)
+    other = timings(CollectiveOp.ALL_REDUCE, link="nvlink3", ranks=(2, 4))
+    before = fit_inside([rows, other])
+    after = as_plans_place(before)
+    changed = {(one["scope"], one["name"]) for one, was in zip(after, before, strict=True) if one != was}
+    assert changed == {("link", "nvlink2")}
+    placed = next(one for one in after if (one["scope"], one["name"]) == ("link", "nvlink2"))
+    assert placed["parameters"]["lanes_of_2"] == pytest.approx(CUBE_MESH["lanes_of_2"] / 1.5, rel=1e-4)
