@@ -69,9 +69,9 @@ def preset_attention(row: Row, model: ModelSpec) -> str | None:
     """Whose attention a published recipe runs, ``flash`` or ``unfused``; None where it is the stack's.
 
     dgxc-benchmarking's DeepSeek-V3 on GB200 runs in NeMo 25.04.01 (its launch.sh), of May 2025. Until cuDNN 9.11, of
-    June 2025, nothing fused trains latent attention's heads (192 and 128 wide) on Blackwell (Transformer Engine,
-    nvte_get_fused_attn_backend; FlashAttention 2 takes heads of one width only), which is why its scores are
-    recomputed there, and on H100 are not.
+    June 2025, nothing fused trains latent attention's heads (192 and 128 wide) on Blackwell (Transformer Engine pull
+    request 1797; FlashAttention 2 takes heads of one width only), which is why its scores are recomputed there, and on
+    H100 are not.
     """
     early = re.search(r"release v25\.05\b", row.text("notes")) and "dgxc" in row.text("source").lower()
     blackwell = "gb200" in row.text("gpu").lower()

@@ -12,9 +12,9 @@ from costmodels.plan import Schedule
 from planner.search.cpsat import Budget, solve_by_cpsat
 from planner.search.fronts import nondominated
 from planner.search.labels import solve_by_labels
-from planner.search.partition import PartitionInstance, StageOptions, is_partition, partition_time_s, undominated
+from planner.search.partition import PartitionInstance, StageOptions, partition_time_s, undominated
 from planner.search.solved import Solved, Status
-from tests.search.rivals import brute_force_s, every_choice, mist
+from tests.search.rivals import brute_force_s, every_choice, is_partition, mist
 
 ZERO_BUBBLE = (Schedule.ZERO_BUBBLE_1P, Schedule.ZERO_BUBBLE_2P, Schedule.ZERO_BUBBLE_V)
 
