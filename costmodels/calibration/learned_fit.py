@@ -31,8 +31,8 @@ FEWEST_FOR_CLOCKS = 10  # from which what its largest products reach says how mu
 TUNED_SOURCE = "aiter-tuned"
 # Of products with a scale per block, even where they multiply as others do: what quantises the input along.
 _OF_BLOCKS = ("floor_s", "quantise_floor_s", "quantise_rate", "quantise_bytes")
-# What a parameter is near where rows leave it open: 64 bytes per clock come from the cache into a multiprocessor
-# (measured on V100, arXiv:1804.06826), which H100, L40S and B200 show at 1.8 GHz.
+# What a parameter is near where rows leave it open: a slice of the last-level cache gives 64 bytes per clock (NVIDIA
+# A100 whitepaper), and what H100, L40S and B200 show is as much into each multiprocessor, at 1.8 GHz.
 _USUAL = {"stream_rate": 1.17e11}
 _ARITHMETIC = (
     "max_efficiency", "k_half", "tile_exponent", "wave_quantisation",
