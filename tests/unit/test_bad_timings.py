@@ -203,6 +203,9 @@ def test_calibrating_passes_over_what_was_measured_on_another_device(
     assert len(store.table()) == 44
 
 
+AMPLITUDES = {"shared": 0.1, "own": 0.1, "maker": 0.1, "shape": 0.1, "length": 1.0, "rest": 0.1}
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -210,16 +213,18 @@ def test_calibrating_passes_over_what_was_measured_on_another_device(
         ({"scales": {"-1": [float("inf"), 1]}}, "scales must hold group -1"),
         ({"log_ratio": [1e308]}, "points must be finite, log_ratio too"),
         ({"group": [10**30]}, "OverflowError"),
-        ({"amplitudes": {"shared": 0.0, "own": 0.1, "shape": 0.1, "length": 1.0, "rest": 0.1}}, "must be above 0"),
+        ({"amplitudes": {"0": AMPLITUDES | {"shared": 0.0}}}, "must be above 0"),
+        ({"amplitudes": {"1": AMPLITUDES}}, "amplitudes of every limit"),
+        ({"maker": []}, "must have the same length"),
     ],
 )
 def test_a_broken_calibration_is_named(store: TimingStore, change: dict[str, Any], complaint: str) -> None:
     from planner.price_lists import prices_version
 
     sound = {
-        "device": H100.name, "group": [3], "points": [[0.0] * 6], "log_ratio": [0.1], "error": [0.1, 0.2],
-        "amplitudes": {"shared": 0.1, "own": 0.1, "shape": 0.1, "length": 1.0, "rest": 0.1},
-        "scales": {"-1": [1.0, 1.0]}, "refits": {"before": {}, "after": {}, "level": 0.0},
+        "device": H100.name, "group": [3], "maker": [0], "points": [[0.0] * 6], "log_ratio": [0.1], "error": [0.1, 0.2],
+        "amplitudes": {"0": AMPLITUDES}, "scales": {"-1": [1.0, 1.0]},
+        "refits": {"before": {}, "after": {}, "level": 0.0},
     }  # fmt: skip
     document = {"prices": prices_version(), "calibration": sound}
     write_calibration(store.directories[-1], H100.name, document)

@@ -13,7 +13,7 @@ from costmodels.kernels.calls import KernelCallBatch, Prediction
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.uncertainty import NORMAL_90
 from planner.calibrate_runs import FITTED_SHARE
-from planner.decisions.belief import Belief, belief_about
+from planner.decisions.belief import Belief, belief_about, candidate_subjects, prior
 from planner.decisions.kinship import LENGTH, NOISE, Traits, distance, kinship
 from planner.decisions.parameters import Parameter, uncertain_parameters
 from planner.decisions.responses import Responses
@@ -155,6 +155,23 @@ def test_the_law_of_each_plan_is_its_stated_interval() -> None:
     assert measured.std(axis=0) == pytest.approx(stated, rel=0.02)
     assert scenarios.noise.std() == pytest.approx(NOISE, rel=0.02)
     assert scenarios.log_time_s.mean(axis=0) == pytest.approx(np.log(estimate.step_time_s), abs=0.02)
+
+
+def test_parts_that_say_more_than_is_stated_shrink_together() -> None:
+    """A stack whose runs were foretold closely leaves less to every part, the priors of its parameters included."""
+    subjects, parameters = candidate_subjects(PLANS, context()), uncertain_parameters(PLANS, context())
+    wide, narrow = (
+        prior(replace(subjects, log_std=np.full(4, std)), parameters, context()) for std in (0.4, 0.075)
+    )  # fmt: skip
+    told = {parameter.name: parameter.std for parameter in parameters}
+    assert wide.stds == pytest.approx([told[parameter.name] for parameter in wide.parameters])
+    shrunk = narrow.stds / wide.stds
+    assert np.ptp(shrunk) < 1e-9
+    assert shrunk[0] < 0.6
+    assert narrow.level_std == pytest.approx(0.06 * shrunk[0])
+    explained = ((narrow.slopes * narrow.stds[:, None]) ** 2).sum(axis=0)
+    whole = explained + narrow.level_std**2 + narrow.own_std**2 + NOISE**2
+    assert np.sqrt(whole) == pytest.approx(np.sqrt(2) * NOISE, rel=1e-6)  # no law is narrower than noise makes it
 
 
 def test_peaks_have_the_spread_of_the_stack_and_share_part_of_it() -> None:
