@@ -166,7 +166,7 @@ INSTANCES = (
     Small(name="MoE, two stages", model=mixture(6), cluster="8xH100", job=_JOB, reserve_gib=32.0, pins={"pp": 2}),
     Small(name="MoE, named modules", model=mixture(4), cluster="4xH100", job=_JOB, reserve_gib=49.5, pins={"pp": 2},
           named_modules=True),
-    Small(name="dense, offloading", model=model(4), cluster="4xA100-80GB", job=_JOB, reserve_gib=71.0, pins={"pp": 2},
+    Small(name="dense, offloading", model=model(4), cluster="4xA100-80GB", job=_JOB, reserve_gib=72.25, pins={"pp": 2},
           offload=True),
     Small(name="dense, every share", model=model(2), cluster="2x1xA100-80GB", job=_JOB, reserve_gib=72.0,
           pins={"pp": 2, "mbs": 1}, offload=True, shares=tuple(range(9))),
