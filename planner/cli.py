@@ -100,19 +100,19 @@ def plan(
     seed: trial.Seed = 0,
 ) -> None:
     """Rank every legal plan, best first; say which to try on the cluster; or plan a workflow of several models."""
+    own = {
+        "top": top, "variants": variants, "pareto": pareto, "portfolio": portfolio, "trial_steps": trial_steps,
+        "oom_penalty": oom_penalty, "seed": seed,
+    }  # fmt: skip
+    own = option.given(own, plan)
     if values["workflow"]["job"] is not None:
-        extra: dict[str, Any] = {"top": top, "variants": variants, "pareto": pareto, "portfolio": portfolio}
-        extra |= {"trial_steps": trial_steps, "oom_penalty": oom_penalty}
-        plan_workflow(values | {"cluster": _cluster(values["gpus"]), "seed": seed}, extra)
+        own.pop("seed", None)  # a workflow's search has one too
+        plan_workflow(values | {"cluster": _cluster(values["gpus"]), "seed": seed}, own)
         return
     check_no_workflow(values["workflow"])
     from planner import api
 
-    trial.check_portfolio_options(
-        portfolio,
-        ranking={"top": (top, 10), "pareto": (pareto, False)},
-        trials={"trial_steps": (trial_steps, 20), "oom_penalty": (oom_penalty, 0.05), "seed": (seed, 0)},
-    )
+    trial.check_portfolio_options(own)
     if portfolio is not None:
         inputs = _inputs(values) | {"pins": _pins(values), "variants": variants}
         terms = trial.terms_of(trial_steps, oom_penalty, seed)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from planner.decisions.results import Terms
 
 _PANEL = "Trials"
+_OF_RANKING = ("top", "pareto")
+_OF_TRIALS = ("trial_steps", "oom_penalty", "seed")
 
 
 def _option(name: str, words: str) -> Any:
@@ -44,24 +46,22 @@ def terms_of(trial_steps: int, oom_penalty: float, seed: int) -> "Terms":
     return Terms(steps=trial_steps, oom_penalty=oom_penalty, seed=seed)
 
 
-def check_portfolio_options(
-    portfolio: int | None, *, ranking: Mapping[str, tuple[Any, Any]], trials: Mapping[str, tuple[Any, Any]]
-) -> None:
+def check_portfolio_options(given: Mapping[str, Any]) -> None:
     """Refuse options of the ranking where trials are asked for, and the other way round.
 
     Args:
-        portfolio: What ``--portfolio`` says.
-        ranking: Options of the ranking alone: value and default.
-        trials: Options of trials alone.
+        given: Options of ``planner plan`` that are not as they are declared.
 
     Raises:
         SpecError: Naming the first one given.
     """
-    other, hint = (trials, "add --portfolio 3") if portfolio is None else (ranking, "leave --portfolio out")
-    for name, (value, default) in other.items():
-        if value != default:
-            what = "a ranking" if portfolio is None else "the trials of --portfolio"
-            raise SpecError("--" + name.replace("_", "-"), f"has no effect on {what}; got {value}", hint)
+    portfolio = "portfolio" in given
+    what, hint = (
+        ("the trials of --portfolio", "leave --portfolio out") if portfolio else ("a ranking", "add --portfolio 3")
+    )
+    for name in _OF_RANKING if portfolio else _OF_TRIALS:
+        if name in given:
+            raise SpecError("--" + name.replace("_", "-"), f"has no effect on {what}; got {given[name]}", hint)
 
 
 def show_portfolio(inputs: Mapping[str, Any], values: Mapping[str, Any], *, count: int, terms: "Terms") -> None:

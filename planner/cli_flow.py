@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from planner.cli_options import given
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, write_text
 from profiles.errors import SpecError
 from profiles.units import GIB
@@ -78,10 +79,8 @@ def check_no_workflow(flow: Mapping[str, Any]) -> None:
     Raises:
         SpecError: Naming the first one given.
     """
-    defaults = {"iterations": 5, "effort": 1.0}
-    for name, value in flow.items():
-        if value is not None and value is not False and value != defaults.get(name):
-            raise SpecError(_flag(name), "says something about a workflow, and none is given", "add --job ppo")
+    for name in given(flow, workflow):
+        raise SpecError(_flag(name), "says something about a workflow, and none is given", "add --job ppo")
 
 
 def plan_workflow(values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
@@ -89,7 +88,7 @@ def plan_workflow(values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
 
     Args:
         values: Options, those of ``workflow`` under that name.
-        extra: Options of the command itself with their defaults, to be refused when given.
+        extra: Options of the command itself, to be refused when given.
     """
     from planner.workflows import plan_dataflow
 
@@ -196,13 +195,10 @@ def _pins(words: Sequence[str]) -> dict[str, dict[str, Any]]:
 def _check_unused(values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
     """Refuse options that say nothing about a workflow."""
     known = {*_SHARED, *_OUTPUT, "workflow", "cluster", "seed"}
-    given = {name: value for name, value in values.items() if name not in known}
-    for name, value in {**given, **extra}.items():
-        if value not in (None, False, "") and value != _PLAIN_DEFAULTS.get(name):
+    plain = {name: value for name, value in values.items() if name not in known}
+    for name, value in {**plain, **extra}.items():
+        if value not in (None, False, ""):
             raise SpecError(_flag(name), "has no effect on a workflow", "see planner plan --help, Workflow")
-
-
-_PLAIN_DEFAULTS = {"top": 10, "trial_steps": 20, "oom_penalty": 0.05}
 
 
 def _flag(name: str) -> str:

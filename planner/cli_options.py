@@ -1,7 +1,7 @@
 """The options the commands share, declared once."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Annotated, Any
 
@@ -177,3 +177,9 @@ def asks(command: Callable[..., None], *, also: Callable[..., None] | None = Non
     asked.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     asked.__annotations__ = {item.name: item.annotation for item in parameters}
     return asked
+
+
+def given(values: Mapping[str, Any], command: Callable[..., None]) -> dict[str, Any]:
+    """Those of a command's options that have another value than the one they are declared with."""
+    declared = inspect.signature(command).parameters
+    return {name: value for name, value in values.items() if value != declared[name].default}

@@ -1,5 +1,6 @@
 """The command line: what it prints where, and with which exit code."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import jsonschema_rs
 import pytest
 
 from planner import api, cli
-from planner.cli_options import question
+from planner.cli_options import given, question
 from planner.schema import to_document
 from planner.schema_types import document_schema
 from profiles.errors import InfeasibleError
@@ -377,3 +378,9 @@ def test_an_answer_that_cannot_be_written_is_no_bug(options: str) -> None:
     script = f"{Path(sys.executable).with_name('planner')} workflows {options} > /dev/full"
     done = subprocess.run(script, shell=True, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "error: stdout: cannot write the answer: No space left on device\n")
+
+
+def test_options_given_are_those_with_another_value_than_declared() -> None:
+    declared = inspect.signature(cli.plan).parameters
+    values = {"top": declared["top"].default, "seed": 3, "pareto": False, "portfolio": None, "oom_penalty": 0.0}
+    assert given(values, cli.plan) == {"seed": 3, "oom_penalty": 0.0}
