@@ -83,7 +83,8 @@ class TrainingJob:
         _one_of("job.gradient_dtype", self.gradient_dtype, ("", *ELEMENT_BYTES))
         parse_precision(self.precision)
         if self.fp8_attention and self.attention != "flash":
-            raise SpecError("job.fp8_attention", f"needs flash attention; attention is {self.attention!r}")
+            problem = f"needs flash attention; attention is {self.attention!r}"
+            raise SpecError("job.fp8_attention", problem, "attention flash, or leave it out")
         if not 0 < self.padding_efficiency <= 1:
             raise SpecError("job.padding_efficiency", f"must be in (0, 1]; got {self.padding_efficiency}")
         if (self.lora is not None) != (self.task in ("lora", "qlora")):
