@@ -325,7 +325,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     state = "int8" if optimizer == "adamw8bit" else "bf16" if sixteen else "fp16" if plain else "fp32"
     try:
         return TrainingJob(
-            sequence_length=_sequence_length(reading),
+            sequence_length=wording.sequence_length_of(row),
             global_batch_size=batch,
             task=task,
             precision=_precision(reading),
@@ -349,11 +349,13 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
 
 
 def _gradient_dtype(row: Row, sixteen_bit_states: bool) -> str:
-    """Format gradients are accumulated in; "" leaves it to the stack.
+    """Format gradients are accumulated in: under autocast that of the weights; "" leaves it to the stack.
 
     NVIDIA's performance recipes reduce gradients in 16 bits (grad_reduce_in_fp32 = False).
     """
-    if "fp32 grad accumulation" in f"{row.text('notes')} {row.text('optimizer')}".lower():
+    if "fp32 grad accumulation" in f"{row.text('notes')} {row.text('optimizer')}".lower() or wording.has_fp32_weights(
+        row
+    ):
         return "fp32"
     publisher = f"{row.text('source')} {row.text('framework')}".lower()
     if sixteen_bit_states or re.search(r"dgxc|megatron-bridge|nemo|nvidia.*mlperf|mlperf.*nvidia", publisher):
@@ -369,17 +371,8 @@ def _without_master_copy(reading: Reading) -> bool:
 def _sixteen_bit_states(row: Row, default: bool, task: str) -> bool:
     """NeMo 24.07 fine-tunes with ``optim.dtype: bf16`` (NVIDIA/NeMo-Framework-Launcher, conf/peft/llama/sft.yaml)."""
     text = f"{row.text('precision')} {row.text('notes')} {row.text('source')}".lower()
-    return task != "pretrain" and (default or bool(re.search("bf16-true|bf16 optimizer states|nemo docs", text)))
-
-
-def _sequence_length(reading: Reading) -> int:
-    row = reading.row
-    length = row.integer("seq_len")
-    if length:
-        return length
-    if "padded to the longest" in row.text("notes"):
-        raise CannotScore("samples padded to the longest of a micro-batch, whose length is not printed")
-    raise CannotScore("sequence length not stated")
+    sixteen = default or bool(re.search("bf16-true|bf16 optimizer states|nemo docs", text))
+    return task != "pretrain" and sixteen and not wording.has_fp32_weights(row)
 
 
 def _precision(reading: Reading) -> str:

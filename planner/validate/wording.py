@@ -97,6 +97,11 @@ def offload_of(row: Row) -> tuple[bool, bool, bool]:
     return optimizer, activations, parameters
 
 
+def has_fp32_weights(row: Row) -> bool:
+    """Whether 16-bit products run under autocast on weights that are fp32 themselves."""
+    return "fp32 weights" in row.text("precision")
+
+
 def optimizer_of(row: Row) -> str:
     """Optimizer name.
 
@@ -184,6 +189,19 @@ def bracketed_micro_batch(row: Row, data_parallel: int) -> int | None:
     batch = row.integer("global_batch_seqs")
     count = data_parallel * int(match.group(1)) if match else 0
     return batch // count if batch and count and batch % count == 0 else None
+
+
+def sequence_length_of(row: Row) -> int:
+    """Tokens per sequence.
+
+    Raises:
+        CannotScore: If it is not stated.
+    """
+    if length := row.integer("seq_len"):
+        return length
+    if "padded to the longest" in row.text("notes"):
+        raise CannotScore("samples padded to the longest of a micro-batch, whose length is not printed")
+    raise CannotScore("sequence length not stated")
 
 
 def accumulation_of(row: Row) -> int | None:

@@ -155,6 +155,13 @@ class Backend:
         allocated, reserved = cuda.memory_allocated(), cuda.memory_reserved()
         return lambda: (float(cuda.max_memory_allocated() - allocated), float(cuda.max_memory_reserved() - reserved))
 
+    def forget_peaks(self) -> None:
+        """Let peaks count from now on: what making a model ready took beyond what it holds is left out."""
+        if self.is_gpu:
+            gc.collect()
+            self.torch.cuda.empty_cache()
+            self.torch.cuda.reset_peak_memory_stats()
+
     def event(self) -> Any:
         """A mark in the current stream; GPUs only."""
         return self.torch.cuda.Event(enable_timing=True)

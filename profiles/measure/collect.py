@@ -15,6 +15,7 @@ from profiles.errors import SpecError, did_you_mean
 from profiles.measure.backend import Backend, optional_module
 from profiles.measure.cases import Case
 from profiles.measure.collectives import World, measure_collective, world_size
+from profiles.measure.fine_tune import measure_fine_tuning, versions
 from profiles.measure.grid import collective_grid, kernel_grid
 from profiles.measure.machine import Sensor, device_name, stack_of
 from profiles.measure.models import step_grid
@@ -24,13 +25,15 @@ from profiles.measure.select import TARGET_S, Selection, Speeds, parse_budget, s
 from profiles.measure.steps import measure_step_workload, measure_train_step
 from profiles.measure.store import Store
 from profiles.measure.timing import Timing
+from profiles.measure.tuned import FAMILY as FINE_TUNE
+from profiles.measure.tuned import tune_grid
 from profiles.measure.workloads import KERNEL_FAMILIES, measure_kernel
 
-STEP_FAMILIES = ("block", "train_step", "generate")
+STEP_FAMILIES = ("block", "train_step", "generate", FINE_TUNE)
 COLLECTIVE_FAMILY = "collective"
 FAMILIES = (*KERNEL_FAMILIES, *STEP_FAMILIES, COLLECTIVE_FAMILY)
 # Always measured as their user sees them, launches included.
-_WHOLE = ("train_step", COLLECTIVE_FAMILY)
+_WHOLE = ("train_step", FINE_TUNE, COLLECTIVE_FAMILY)
 _WAKE_UP_S = 0.5  # of work before the first sample, so that clocks have risen
 
 Progress = Callable[[int, int, str], None]
@@ -170,7 +173,8 @@ class _Session:
         if self.world is not None:
             return collective_grid(tuple(self.world.groups), library=self.world.library)
         eight_bit = self.backend.is_gpu and optional_module("bitsandbytes") is not None
-        return (*kernel_grid(gpu=self.backend.is_gpu, eight_bit=eight_bit), *step_grid())
+        tuned = tune_grid() if optional_module("transformers") is not None else ()
+        return (*kernel_grid(gpu=self.backend.is_gpu, eight_bit=eight_bit), *step_grid(), *tuned)
 
     def choose(self, cases: Sequence[Case], budget_s: float) -> Selection:
         """What the budget buys; the same on every rank."""
@@ -256,12 +260,15 @@ class _Runner:
         if session.world is not None:
             timing = measure_collective(case, session.world, target_s=TARGET_S)
             note = "slowest rank, launches back to back"
-        elif case.family == "train_step":
-            result = measure_train_step(case, session.backend)
+        elif case.family in ("train_step", FINE_TUNE):
+            tuned = case.family == FINE_TUNE
+            result = (measure_fine_tuning if tuned else measure_train_step)(case, session.backend)
             timing, peak_bytes = result.timing, result.allocated_bytes
             note = f"loss={result.first_loss:.4f} to {result.last_loss:.4f}"
             if not math.isnan(result.reserved_bytes):
                 note += f" reserved_bytes={result.reserved_bytes:.0f}"
+            if tuned:
+                note += f" {versions()}"
         elif case.family in STEP_FAMILIES:
             timing = measure_step_workload(case, session.backend, target_s=TARGET_S, launch_included=included)
         else:

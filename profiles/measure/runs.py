@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from profiles.errors import SpecError
+from profiles.measure.tuned import FULL, FULL_FP32, LORA, QLORA
 from profiles.timings import TimingTable
 from profiles.units import GIB
 
@@ -20,6 +21,7 @@ COLUMNS = (
 )  # fmt: skip
 # transformers' eager model code is the nearest stack that the planner describes: unfused norms, activations and loss.
 FRAMEWORK = "PyTorch eager, as transformers"
+TUNING_FRAMEWORK = "transformers Trainer, PEFT"
 OUT_OF_MEMORY = "out of memory"
 
 
@@ -122,9 +124,39 @@ def _run(row: Mapping[str, Any]) -> dict[str, Any]:
         "recompute": config["recompute"],
         "flash_attention": "yes",
         "task": "pretrain",
+        **(_tuning(config) if "method" in config else {}),
+    }
+
+
+_TUNING: Mapping[str, Mapping[str, str]] = {
+    FULL: {"task": "full", "precision": "bf16", "optimizer": "AdamW"},
+    FULL_FP32: {"task": "full", "precision": "bf16 autocast, fp32 weights", "optimizer": "AdamW"},
+    LORA: {"task": "lora", "precision": "bf16", "optimizer": "AdamW"},
+    QLORA: {"task": "qlora", "precision": "nf4 weights, bf16", "optimizer": "AdamW"},
+}
+
+
+# Adapters, by the switches of LitGPT's configurations, which the reader of runs knows.
+_SWITCHES = {"o": "proj", "gate": "mlp", "up": "mlp", "down": "mlp"}
+
+
+def _tuning(config: Mapping[str, Any]) -> dict[str, str]:
+    """What a fine-tuning run has otherwise than a run of plain PyTorch."""
+    return {
+        "source": "own measurement, fine-tuning",
+        "framework": TUNING_FRAMEWORK,
+        "flash_attention": "no" if config["attention"] == "eager" else "yes",
+        **_TUNING[config["method"]],
     }
 
 
 def _notes(row: Mapping[str, Any]) -> str:
     config = json.loads(row["config"])
-    return f"tied embeddings={not config['gated']}; gradients in bf16"
+    if "method" not in config:
+        return f"tied embeddings={not config['gated']}; gradients in bf16"
+    tied = f"tied embeddings={config['tied']}"
+    if "rank" not in config:
+        return tied
+    adapted = {_SWITCHES.get(name, name) for name in config["targets"].split(",")}
+    switches = " ".join(f"{name}={name in adapted}".lower() for name in ("q", "k", "v", "proj", "mlp"))
+    return f"{tied}; lora r={config['rank']} {switches}"

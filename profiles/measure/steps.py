@@ -11,8 +11,8 @@ from profiles.measure.models import ModelShape
 from profiles.measure.optimizers import MasterAdamW
 from profiles.measure.timing import Timing, Workload, summary, time_workload
 
-_WARM_UP_STEPS = 3  # the first allocates, the second settles the allocator, the third is as all others
-_STEPS = 7
+WARM_UP_STEPS = 3  # the first allocates, the second settles the allocator, the third is as all others
+STEPS = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ def measure_train_step(case: Case, backend: Backend) -> StepResult:
     ids = backend.integers(passes * sequences * (settings["seq"] + 1), shape.vocab)
     batches = ids.view(passes, sequences, settings["seq"] + 1)
     samples, losses = [], []
-    for step in range(_WARM_UP_STEPS + _STEPS):
+    for step in range(WARM_UP_STEPS + STEPS):
         backend.synchronize()
         stop = backend.start_host_timer()
         total = 0.0
@@ -67,7 +67,7 @@ def measure_train_step(case: Case, backend: Backend) -> StepResult:
         optimizer.step()
         optimizer.zero_grad()
         backend.synchronize()
-        if step >= _WARM_UP_STEPS:
+        if step >= WARM_UP_STEPS:
             samples.append(stop())
         losses.append(float(total))
     allocated, reserved = peaks()
