@@ -21,6 +21,7 @@ import numpy as np
 from costmodels.plan import FloatArray, PlanBatch, RecomputeModule
 from costmodels.workload import TrainingJob
 from profiles.model import LatentAttention, ModelSpec, MoESpec
+from profiles.parameters import embedding_parameters, layer_parameters
 from profiles.stack import StackSpec
 
 _FP32 = 4.0  # bytes
@@ -54,6 +55,17 @@ class _PerToken:
     key_value: float = 0.0  # sharded by tensor parallelism up to one key/value head per rank
     routed: float = 0.0  # per routed token copy, not sharded: inputs and outputs of an expert
     routed_inner: float = 0.0  # per routed token copy, sharded by expert-tensor parallelism
+
+
+def fp32_stream(job: TrainingJob, stack: StackSpec) -> bool:
+    """Whether the residual stream is fp32 and linear layers cast what they read: under autocast."""
+    if job.task == "qlora":
+        return stack.casts_unquantised
+    return stack.autocast_weights and not job.trains_adapters_only and job.master_dtype == "fp32"
+
+
+def _stream_bytes(job: TrainingJob, stack: StackSpec) -> float:
+    return _FP32 if fp32_stream(job, stack) else job.numerics.storage_bytes
 
 
 def tokens_per_rank(plans: PlanBatch, job: TrainingJob) -> FloatArray:
@@ -99,16 +111,19 @@ def layer_activations(
     if stack.keeps_quantised_inputs and job.task == "qlora":  # those of the micro-batch before
         width = model.num_attention_heads * model.head_dim + model.ffn_hidden_size
         whole += element * (2 * model.hidden_size * over_r + width * over_t)
-    backward = (2 * element * model.hidden_size) * tokens + _gradients(model, job, stack) * over_t
+    stream = _stream_bytes(job, stack) * model.hidden_size
+    if fp32_stream(job, stack) and not job.trains_adapters_only:  # casts of the weights
+        whole += element * layer_parameters(model, moe=moe).total / plans.tensor_parallel
+    backward = 2 * stream * tokens + _gradients(model, job, stack) * over_t
     if moe and model.moe is not None:
         copies = model.moe.experts_per_token * over_t
         whole += copies * (kept.routed * plans.expert_tensor_parallel + kept.routed_inner)
-        backward = (2 * element * model.hidden_size) * (tokens + copies * plans.expert_tensor_parallel)
-        backward += _mlp_gradient(model, job, moe=True) * copies
+        backward = 2 * stream * (tokens + copies * plans.expert_tensor_parallel)
+        backward += _mlp_gradient(model, job, stack, moe=True) * copies
     return LayerActivations(
         whole=whole,
         modules=_module_bytes(plans, model, job, stack, core=core, moe=moe),
-        layer_input=(element * model.hidden_size) * over_r,
+        layer_input=stream * over_r,
         backward=backward,
     )
 
@@ -141,7 +156,7 @@ def _module_bytes(
     kept = _PerToken()
     _add_experts(kept, model, model.moe, job, stack)
     routed = copies * (kept.routed * plans.expert_tensor_parallel + kept.routed_inner)
-    activated = inner - _activation_bytes(job) * (2 if model.gated_mlp else 1)
+    activated = inner - _activation_bytes(job, stack) * (2 if model.gated_mlp else 1)
     found[row[RecomputeModule.MOE_ACT]] = activated * model.moe.ffn_hidden_size * copies
     found[row[RecomputeModule.MOE]] = routed + shared + kept.sequence * over_r
     found[row[RecomputeModule.SHARED_EXPERTS]] = shared
@@ -169,7 +184,7 @@ def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: St
     """(N,) bytes of logits alive at the loss of one micro-batch, vocabulary-parallel.
 
     One copy as the head computes it and ``stack.logits_fp32_copies`` in fp32; a fused loss keeps
-    only the first (and its gradient in place).
+    only the first (and its gradient in place). Under autocast the head's weights are cast besides.
     """
     element = job.numerics.storage_bytes
     split = stack.sharded_logits_fp32_copies or stack.logits_fp32_copies
@@ -177,7 +192,8 @@ def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: St
     if job.fused_cross_entropy:
         copies = np.zeros(len(plans))
     over_t = tokens_per_rank(plans, job) / plans.tensor_parallel
-    return (element + copies) * model.output_width * over_t
+    cast = element * embedding_parameters(model) if fp32_stream(job, stack) else 0.0
+    return (element + copies) * model.output_width * over_t + cast / plans.tensor_parallel
 
 
 def _input_bytes(job: TrainingJob, stack: StackSpec, *targets: str) -> float:
@@ -188,9 +204,26 @@ def _input_bytes(job: TrainingJob, stack: StackSpec, *targets: str) -> float:
     return job.numerics.storage_bytes if adapted else 0.0
 
 
-def _activation_bytes(job: TrainingJob) -> float:
+def _shared_input_bytes(job: TrainingJob, stack: StackSpec, *targets: str) -> float:
+    """The same of an input that several layers read: one tensor for all, or a cast of its own for each."""
+    once = _input_bytes(job, stack, *targets)
+    if job.lora is not None:
+        casts = stack.copies_adapter_inputs or fp32_stream(job, stack)
+        readers = sum(name in job.lora.targets for name in targets)
+    else:
+        casts, readers = fp32_stream(job, stack), len(targets)
+    return once * readers if casts else once
+
+
+def _output_bytes(job: TrainingJob, stack: StackSpec) -> float:
+    """Bytes per value that a linear layer gives: 4-bit layers answer in the format of their input."""
+    return _stream_bytes(job, stack) if job.task == "qlora" else job.numerics.storage_bytes
+
+
+def _activation_bytes(job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per input value that an activation function keeps."""
-    return min(job.numerics.storage_bytes, _FP8) if job.fp8_activation else job.numerics.storage_bytes
+    given = _output_bytes(job, stack)
+    return min(given, _FP8) if job.fp8_activation else given
 
 
 def _attention_bytes(job: TrainingJob) -> float:
@@ -218,11 +251,12 @@ def _add_norms(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: Stack
     h = model.hidden_size
     norms = model.norms_per_layer
     inputs = 1 if model.parallel_residual else norms
-    kept.sequence += inputs * element * h
+    stream = _stream_bytes(job, stack)
+    kept.sequence += inputs * stream * h
     if not stack.fused_norm and model.rms_norm:  # an fp32 copy, not the 16-bit input, and the normalised tensor
-        kept.sequence += inputs * ((_FP32 - element) + (element if job.lora is None else 0.0)) * h
-    attention_input = _input_bytes(job, stack, "q", "k", "v")
-    mlp_input = _input_bytes(job, stack, "gate", "up")
+        kept.sequence += inputs * ((_FP32 - stream) + (stream if job.lora is None else 0.0)) * h
+    attention_input = _shared_input_bytes(job, stack, "q", "k", "v")
+    mlp_input = _shared_input_bytes(job, stack, *(("gate", "up") if model.gated_mlp else ("up",)))
     if moe:  # a router reads it in any case
         mlp_input = max(mlp_input, job.numerics.linear_input_bytes)
     shared = model.parallel_residual and norms == 1
@@ -258,7 +292,8 @@ def _add_attention(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: S
     linear = _input_bytes(job, stack, "o")
     if job.attention == "flash":
         kept.tensor += kernel * output + _FP32 * model.num_attention_heads
-        if linear == kernel == element:  # one tensor serves both
+        cast = job.task == "lora" and stack.copies_adapter_inputs
+        if linear == kernel == element and not cast:  # one tensor serves both
             return
     kept.tensor += linear * output
 
@@ -305,9 +340,9 @@ def _add_mlp(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: StackSp
 
 def _inner_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per token and unit of width: inputs of the activation function, and what it gives the second matrix."""
-    inner = _activation_bytes(job) * (2 if model.gated_mlp else 1)
+    inner = _activation_bytes(job, stack) * (2 if model.gated_mlp else 1)
     if model.gated_mlp and not stack.fused_gate:
-        inner += job.numerics.storage_bytes  # act(gate) is kept beside gate and up
+        inner += _output_bytes(job, stack)  # act(gate) is kept beside gate and up
     return inner + _dropped_bytes(job, "down") + _input_bytes(job, stack, "down")
 
 
@@ -324,14 +359,14 @@ def _gradients(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
 
     One gradient as large as the scores: when dropout has made the second, what it dropped out is gone.
     """
-    mlp = _mlp_gradient(model, job, moe=False)
+    mlp = _mlp_gradient(model, job, stack, moe=False)
     if job.attention == "flash":
         return mlp
     scores = job.numerics.storage_bytes * model.num_attention_heads * job.sequence_length
     return max(mlp, scores - _inner_bytes(model, job, stack) * model.ffn_hidden_size)
 
 
-def _mlp_gradient(model: ModelSpec, job: TrainingJob, *, moe: bool) -> float:
+def _mlp_gradient(model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> float:
     """Bytes per token of the gradients of the activation function's output and inputs."""
     width = model.moe.ffn_hidden_size if moe and model.moe is not None else model.ffn_hidden_size
-    return job.numerics.storage_bytes * (3 if model.gated_mlp else 2) * width
+    return _output_bytes(job, stack) * (3 if model.gated_mlp else 2) * width

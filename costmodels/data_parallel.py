@@ -67,8 +67,11 @@ class _Shards:
 
 
 def gradient_element_bytes(job: TrainingJob, stack: StackSpec) -> float:
-    """Bytes per gradient element as accumulated and reduced."""
-    return float(ELEMENT_BYTES[job.gradient_dtype or stack.gradient_format(job.precision)])
+    """Bytes per gradient element as accumulated and reduced; under autocast gradients have the format of the weights."""
+    default = stack.gradient_format(job.precision)
+    if stack.autocast_weights and job.master_dtype != "none":
+        default = job.master_dtype
+    return float(ELEMENT_BYTES[job.gradient_dtype or default])
 
 
 def data_parallel_traffic(

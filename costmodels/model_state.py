@@ -72,7 +72,7 @@ def state_bytes(job: TrainingJob, stack: StackSpec) -> StateBytes:
     storage = job.numerics.storage_bytes
     master = 0.0 if storage >= 4 else float(ELEMENT_BYTES[job.master_dtype])
     weight = storage
-    if stack.framework == "fsdp" and master:  # the shards are the master copy, cast when gathered
+    if (stack.framework == "fsdp" or stack.autocast_weights) and master:  # the master copy, cast when it is used
         weight, master = master, 0.0
     gradient = gradient_element_bytes(job, stack)
     if storage >= 4:
@@ -159,8 +159,7 @@ def _frozen_bytes(
         ends = ends + stages.has_head * float(head)
     plain = ends / plans.tensor_parallel[:, None] + stages.layers * float(layer_norm_parameters(model))
     storage = job.numerics.storage_bytes
-    # PEFT's prepare_model_for_kbit_training casts what is not quantised to fp32.
-    plain_bytes = 4.0 if context.stack.framework == "huggingface" and not context.stack.quantises_head else storage
+    plain_bytes = 4.0 if context.stack.casts_unquantised else storage
     small = context.stack.four_bit_weight_bytes or NF4_BYTES
     quantised = _divided(plans, counts, degrees, small, from_stage=3)
     unquantised = _divided(plans, (plain, None), degrees, plain_bytes - small, from_stage=3)

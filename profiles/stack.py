@@ -89,6 +89,11 @@ class StackSpec:
             values are a view of it, and an adapter on some of them keeps what it adds to these.
         keeps_quantised_inputs: A frozen 4-bit linear layer keeps its input without needing it, and as no saved tensor:
             until the graph goes, which the loop holds on to until the next loss is known.
+        autocast_weights: Where a master copy is asked for, the weights are that copy and 16-bit products run under
+            autocast: casts of the weights live from the forward to the backward pass, and the residual stream is
+            fp32 (PyTorch's ``autocast``; Hugging Face's Trainer with ``bf16=True``).
+        copies_adapter_inputs: Adapters are fp32 beside 16-bit weights, and each keeps a 16-bit copy of its input of
+            its own: cast to fp32 by the adapter, and back by autocast (PEFT's ``autocast_adapter_dtype``).
         quantises_head: 4-bit weights include the output head, and what is not quantised stays in 16 bits; otherwise
             the head is not quantised, and what is not is cast to fp32.
         four_bit_weight_bytes: Bytes per 4-bit weight with its constants; 0: these are quantised again (QLoRA).
@@ -165,6 +170,8 @@ class StackSpec:
     static_memory: bool = False
     joint_projection: bool = False
     keeps_quantised_inputs: bool = False
+    autocast_weights: bool = False
+    copies_adapter_inputs: bool = False
     quantises_head: bool = False
     four_bit_weight_bytes: float = 0.0
     weighs_expert_outputs: bool = True
@@ -187,6 +194,14 @@ class StackSpec:
     def without_cache(self) -> "StackSpec":
         """The stack with an allocator that keeps no more than it must: no free blocks, none that wait for a stream."""
         return replace(self, cache_fraction=0.0, waiting_tensors=0.0)
+
+    @property
+    def casts_unquantised(self) -> bool:
+        """QLoRA trains in fp32 what is not quantised, and so the residual stream.
+
+        PEFT's ``prepare_model_for_kbit_training`` casts it, and bitsandbytes' layers answer in the format of their input.
+        """
+        return self.framework == "huggingface" and not self.quantises_head
 
     def gradient_format(self, precision: str) -> str:
         """Default format gradients of a model of that precision are accumulated in."""

@@ -314,7 +314,8 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     """
     row, defaults = reading.row, reading.defaults
     task = wording.task_of(row)
-    sixteen = _sixteen_bit_states(row, defaults.sixteen_bit_states, task)
+    adapters = task in ("lora", "qlora") and defaults.fp32_adapters
+    sixteen = _sixteen_bit_states(row, defaults.sixteen_bit_states and not adapters, task)
     optimizer = wording.optimizer_of(row)
     flash = row.flag("flash_attention")
     attention = "flash" if flash else "unfused"

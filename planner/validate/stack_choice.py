@@ -26,6 +26,7 @@ class StackDefaults:
         precision: 16-bit format of the era.
         dropout: Whether pre-training recipes keep dropout masks.
         sixteen_bit_states: Fine-tuning keeps weights, gradients and moments in bf16, with no master copy.
+        fp32_adapters: Adapters do not: they are fp32.
         overlap_grad_reduce: Gradient reduction runs under the backward pass.
         overlap_param_gather: Parameter gathering runs under the forward pass.
         tensor_parallel_overlap: Tensor-parallel traffic is split and run under the GEMMs.
@@ -40,6 +41,7 @@ class StackDefaults:
     precision: str = "bf16"
     dropout: bool = False
     sixteen_bit_states: bool = False
+    fp32_adapters: bool = False
     overlap_grad_reduce: bool = True
     overlap_param_gather: bool = True
     tensor_parallel_overlap: bool = False
@@ -70,7 +72,8 @@ _COMPOSER = StackDefaults(stack="fsdp-composer", zero_stage=3)
 _COMPOSER_2023 = StackDefaults(stack="fsdp-composer-2023", zero_stage=3)
 _MEGATRON_DEEPSPEED = dataclasses.replace(_MEGATRON_2021, stack="megatron-deepspeed", zero_stage=1)
 _LITGPT = StackDefaults(stack="litgpt", zero_stage=3, zero_is_known=True, sixteen_bit_states=True)
-_HUGGING_FACE = StackDefaults(stack="hf-trainer", zero_is_known=False, sixteen_bit_states=True)
+_HUGGING_FACE_2024 = StackDefaults(stack="hf-trainer-2024", zero_is_known=False, sixteen_bit_states=True)
+_HUGGING_FACE = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer", fp32_adapters=True)
 _PYTORCH = StackDefaults(stack="pytorch")
 _NANOTRON = StackDefaults(stack="nanotron", tensor_parallel_overlap=True, overlap_param_gather=False)
 _XLA = StackDefaults(
@@ -120,7 +123,8 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"bigscience|mt-nlg|megatron\\+deepspeed", _MEGATRON_DEEPSPEED),
         (r"megatron|gpt-neox|3d parallelism|turing|mt-nlg|vtrain|bigscience", _MEGATRON_2021),
         (r"litgpt|lit-gpt", _LITGPT),
-        (r"vectorlm|peft|ms-swift|transformers|\btrl\b|axolotl|unsloth", _HUGGING_FACE),
+        (r"^transformers trainer|^peft 0\.(1[2-9]|[2-9][0-9])", _HUGGING_FACE),
+        (r"vectorlm|peft|ms-swift|transformers|\btrl\b|axolotl|unsloth", _HUGGING_FACE_2024),
         (r"xtuner|deepspeed|colossal|gemini", _DEEPSPEED),
         (r"fsdp", _FSDP),
         (r"mlperf.*", _MEGATRON_CORE),  # NVIDIA's and AMD's containers hold Megatron-Core
