@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.plan import FloatArray, PlanBatch, RecomputeModule
+from costmodels.plan import FloatArray, PlanBatch, Recompute, RecomputeModule
 from costmodels.workload import TrainingJob
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 from profiles.parameters import embedding_parameters, layer_parameters
@@ -184,7 +184,8 @@ def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: St
     """(N,) bytes of logits alive at the loss of one micro-batch, vocabulary-parallel.
 
     One copy as the head computes it and ``stack.logits_fp32_copies`` in fp32; a fused loss keeps
-    only the first (and its gradient in place). Under autocast the head's weights are cast besides.
+    only the first (and its gradient in place). Under autocast the head's weights are cast besides; casts of layers
+    that are recomputed live until the loss is known, when two fp32 copies do.
     """
     element = job.numerics.storage_bytes
     split = stack.sharded_logits_fp32_copies or stack.logits_fp32_copies
@@ -192,8 +193,15 @@ def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: St
     if job.fused_cross_entropy:
         copies = np.zeros(len(plans))
     over_t = tokens_per_rank(plans, job) / plans.tensor_parallel
-    cast = element * embedding_parameters(model) if fp32_stream(job, stack) else 0.0
-    return (element + copies) * model.output_width * over_t + cast / plans.tensor_parallel
+    alive = (element + copies) * model.output_width * over_t
+    if not fp32_stream(job, stack):
+        return alive
+    alive = alive + element * embedding_parameters(model) / plans.tensor_parallel
+    if job.trains_adapters_only:
+        return alive
+    casts = element * model.num_layers * layer_parameters(model, moe=False).total / plans.tensor_parallel
+    ahead = alive + casts + (2 * _FP32 - copies) * model.output_width * over_t
+    return np.where(plans.recompute == Recompute.FULL, np.maximum(alive, ahead), alive)
 
 
 def _input_bytes(job: TrainingJob, stack: StackSpec, *targets: str) -> float:
@@ -204,14 +212,12 @@ def _input_bytes(job: TrainingJob, stack: StackSpec, *targets: str) -> float:
     return job.numerics.storage_bytes if adapted else 0.0
 
 
-def _shared_input_bytes(job: TrainingJob, stack: StackSpec, *targets: str) -> float:
-    """The same of an input that several layers read: one tensor for all, or a cast of its own for each."""
+def _shared_input_bytes(job: TrainingJob, stack: StackSpec, *targets: str, readers: int) -> float:
+    """The same of an input that ``readers`` layers read: one tensor for all, or a cast of its own for each."""
     once = _input_bytes(job, stack, *targets)
     if job.lora is not None:
-        casts = stack.copies_adapter_inputs or fp32_stream(job, stack)
-        readers = sum(name in job.lora.targets for name in targets)
-    else:
-        casts, readers = fp32_stream(job, stack), len(targets)
+        readers = min(sum(name in job.lora.targets for name in targets), readers)
+    casts = fp32_stream(job, stack) or (job.lora is not None and stack.copies_adapter_inputs)
     return once * readers if casts else once
 
 
@@ -247,7 +253,6 @@ def _dropped_bytes(job: TrainingJob, *targets: str, joint: bool = False) -> floa
 
 def _add_norms(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:
     """Inputs of the norms (the residual stream) and their outputs, which feed the linear layers."""
-    element = job.numerics.storage_bytes
     h = model.hidden_size
     norms = model.norms_per_layer
     inputs = 1 if model.parallel_residual else norms
@@ -255,8 +260,8 @@ def _add_norms(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: Stack
     kept.sequence += inputs * stream * h
     if not stack.fused_norm and model.rms_norm:  # an fp32 copy, not the 16-bit input, and the normalised tensor
         kept.sequence += inputs * ((_FP32 - stream) + (stream if job.lora is None else 0.0)) * h
-    attention_input = _shared_input_bytes(job, stack, "q", "k", "v")
-    mlp_input = _shared_input_bytes(job, stack, *(("gate", "up") if model.gated_mlp else ("up",)))
+    attention_input = _shared_input_bytes(job, stack, "q", "k", "v", readers=3)
+    mlp_input = _shared_input_bytes(job, stack, "gate", "up", readers=model.mlp_matrices - 1)
     if moe:  # a router reads it in any case
         mlp_input = max(mlp_input, job.numerics.linear_input_bytes)
     shared = model.parallel_residual and norms == 1

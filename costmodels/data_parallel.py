@@ -67,7 +67,7 @@ class _Shards:
 
 
 def gradient_element_bytes(job: TrainingJob, stack: StackSpec) -> float:
-    """Bytes per gradient element as accumulated and reduced; under autocast gradients have the format of the weights."""
+    """Bytes per gradient element as accumulated and reduced; under autocast in the format of the weights."""
     default = stack.gradient_format(job.precision)
     if stack.autocast_weights and job.master_dtype != "none":
         default = job.master_dtype

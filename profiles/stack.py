@@ -199,7 +199,7 @@ class StackSpec:
     def casts_unquantised(self) -> bool:
         """QLoRA trains in fp32 what is not quantised, and so the residual stream.
 
-        PEFT's ``prepare_model_for_kbit_training`` casts it, and bitsandbytes' layers answer in the format of their input.
+        PEFT's ``prepare_model_for_kbit_training`` casts it; layers of bitsandbytes answer in the format of their input.
         """
         return self.framework == "huggingface" and not self.quantises_head
 

@@ -15,10 +15,11 @@ _HEAD = (
 )  # fmt: skip
 _TEXT = """## Our own runs
 
-Training steps of `profiles/measure` on one GPU: GPT- and Llama-like models of 0.1 to 1.9 billion parameters, in plain
-eager PyTorch, with and without recomputation, packaged in `profiles/data/runs`. They enter no mean above and nothing is
-fitted to them: passes over memory and tensors kept follow from the code that ran (stack `pytorch`), time scales are
-those of Hugging Face's model code.
+Training steps of `profiles/measure` on one GPU, packaged in `profiles/data/runs`: GPT- and Llama-like models of 0.1 to
+1.9 billion parameters in plain eager PyTorch, with and without recomputation, and *fine-tuning* of models of 1 to 8
+billion by `transformers.Trainer`: all weights in bf16 or under autocast, LoRA and QLoRA. They enter no mean above and
+nothing is fitted to them: passes over memory and tensors kept follow from the code that ran (stacks `pytorch` and
+`hf-trainer`), time scales are those of Hugging Face's model code.
 Memory is the peak of live tensors. A pick is the fastest by prediction of a model's runs on a card; its regret is
 counted in tokens/s.
 """
