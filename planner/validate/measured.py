@@ -151,11 +151,14 @@ def memory_of(row: Row, cluster: ClusterSpec) -> Memory | None:
     peak = figure * unit
     if peak > cluster.device.memory_bytes * 1.03:
         raise CannotScore("contradiction: peak memory above the device's capacity")
-    reserved = re.search(r"reserved GiB=([0-9.]+)", notes)
+    reserved = re.search(r"reserved (GiB)=([0-9.]+)|reserved_(bytes)=([0-9.]+)", notes)
+    held = 0.0
+    if reserved and kind is MemoryKind.ALLOCATED:
+        held = float(reserved.group(2)) * GIB if reserved.group(1) else float(reserved.group(4))
     return Memory(
         bytes=peak,
         kind=kind,
-        reserved_bytes=float(reserved.group(1)) * GIB if reserved and kind is MemoryKind.ALLOCATED else None,
+        reserved_bytes=held or None,
         first_stage="rank 0" in notes or "Jean Zay V100" in row.text("source"),
     )
 

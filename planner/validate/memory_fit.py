@@ -29,6 +29,7 @@ from costmodels.arrays import total
 from costmodels.memory import TensorMemory, with_overheads
 from costmodels.plan import BoolArray, FloatArray
 from planner.validate.mapping import scorable_rows
+from planner.validate.own_runs import own_rows
 from planner.validate.predict import RowPredictor, counted_parts
 from planner.validate.refit import fold_of, left_out_together
 from planner.validate.rows import MemoryKind, ScorableRow
@@ -353,7 +354,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of published runs")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     chosen = parser.parse_args()
-    document = memory_card(fit_memory(scorable_rows(sorted(chosen.data.glob("*.csv")))))
+    published = scorable_rows(sorted(chosen.data.glob("*.csv")))
+    document = memory_card(fit_memory([*published, *own_rows()]))
     chosen.out.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

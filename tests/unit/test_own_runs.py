@@ -2,7 +2,7 @@
 
 import pytest
 
-from planner.validate.own_runs import own_runs, own_section
+from planner.validate.own_runs import own_rows, own_runs, own_section
 from planner.validate.report import ValidationReport, validate
 
 
@@ -48,3 +48,28 @@ def test_the_section_has_one_line_per_card() -> None:
     assert len(lines) == 4
     columns = {line.count("|") for line in section.splitlines() if line.startswith("|")}
     assert len(columns) == 1
+
+
+def test_what_the_allocator_held_is_read_beside_live_tensors() -> None:
+    rows = own_rows()
+    assert len(rows) == 275
+    assert all(row.reserved_bytes is not None and row.memory_bytes is not None for row in rows)
+    shares = [(row.reserved_bytes or 0) / (row.memory_bytes or 1) for row in rows]
+    assert min(shares) > 0.97  # what a case before left cached is taken off
+    assert max(shares) < 1.3  # sequences of one length leave the allocator few gaps
+
+
+def test_a_fit_without_a_kind_of_run_judges_it() -> None:
+    """The share that the allocator caches decides what is held, and nothing else on the line."""
+    much = {name: {"cache_fraction": 1.0} for name in ("hf-trainer", "pytorch")}
+    plain, other = (
+        [[cell.strip() for cell in line.split("|")] for line in section.splitlines() if line.startswith("| H")]
+        for section in (own_section(), own_section(held_out={"own measurement": much}))
+    )
+    for before, after in zip(plain, other, strict=True):
+        tuned = "fine-tuning" in before[1]
+        assert (before == after) is tuned
+        assert before[:12] == after[:12]
+        held = [float(cells[12].removesuffix("%")) for cells in (before, after)]
+        assert held[0] < 10
+        assert (held[1] > 15) is not tuned
