@@ -95,7 +95,8 @@ class RecomputeUnits:
     """Seconds of one micro-batch, columns (N, 1) or (N, S).
 
     Attributes:
-        layer_s: The forward pass of one layer of each kind, in the order of ``StageLayers.groups``.
+        layer_s: What recomputing one layer of each kind from its input repeats, in the order of
+            ``StageLayers.groups``: its forward pass, less its last product where the stack stops before it.
         selective_s: What selective recomputation repeats of one layer of each kind.
     """
 
@@ -109,7 +110,9 @@ def recompute_units(plans: PlanBatch, costs: LayerCosts, model: ModelSpec) -> Re
     kinds = layer_kinds(model)
     mlps = [costs.expert_mlp if moe else costs.dense_mlp for moe in kinds]
     return RecomputeUnits(
-        layer_s=tuple(attention_s + mlp.forward_s()[:, None] for mlp in mlps if mlp is not None),
+        layer_s=tuple(
+            attention_s + (mlp.forward_s() - mlp.of_part(Part.LAST_PRODUCT))[:, None] for mlp in mlps if mlp is not None
+        ),
         selective_s=tuple(
             chosen_modules(plans.recompute_modules, partial(module_s, costs, model, moe=moe))[:, None] for moe in kinds
         ),

@@ -14,6 +14,7 @@ from costmodels.context import CostContext
 from costmodels.data_parallel import DataParallelTraffic, data_parallel_traffic, exposed_traffic_s
 from costmodels.layer_costs import COMPONENTS, RECOMPUTED, LayerCosts
 from costmodels.lowering.grouping import Groups, group_rows
+from costmodels.lowering.parts import Part
 from costmodels.model_state import model_state
 from costmodels.optimizer import optimizer_s
 from costmodels.parameter_offload import gathers_once
@@ -235,6 +236,7 @@ def _parts(
                 else:
                     seconds = seconds + repeated_s
             sums[name] = sums[name] + seconds
+    again = again - of_block[id(costs.dense_mlp)] * costs.dense_mlp.of_part(Part.LAST_PRODUCT)
     for group, selective_s in zip(layers.groups, units.selective_s, strict=True):
         if group.selective is not None:
             counts = at_column(np.broadcast_to(group.selective, stages.layers.shape), slowest)

@@ -47,6 +47,9 @@ class StackSpec:
         grouped_experts: Experts run in one grouped kernel rather than one after the other.
         expert_dispatch: How tokens get to their experts: ``permuted`` into their order, or ``masked``, multiplied by a
             mask over the places of all experts.
+        recompute_stops_early: Recomputing a whole layer ends once everything is there that its backward pass needs: its
+            last product, whose result nothing needs, does not run again (PyTorch's checkpoint without reentrant
+            autograd, since its pull request 96866, in PyTorch 2.1); otherwise all of the forward pass does.
         joint_adapters: Queries, keys and values have one adapter together where all three are adapted, because one
             product makes them (their parameters are counted apart all the same).
         repeats_key_values: Key and value heads are copied, one per query head, before attention sees them.
@@ -142,6 +145,7 @@ class StackSpec:
     update: str = "fused"
     grouped_experts: bool = True
     expert_dispatch: str = "permuted"
+    recompute_stops_early: bool = False
     joint_adapters: bool = False
     repeats_key_values: bool = False
     kernel_launch_s: float = 0.0

@@ -27,7 +27,15 @@ def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:
     if not context.model.parallel_residual:
         norm_and_residual(calls, shape)
         tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
-    dense_matrices(calls, context, rows=shape.tokens, width=context.model.ffn_hidden_size / shape.tensor)
+    lora = context.job.lora
+    ends_layer = context.stack.recompute_stops_early and (lora is None or "down" not in lora.targets)
+    dense_matrices(
+        calls,
+        context,
+        rows=shape.tokens,
+        width=context.model.ffn_hidden_size / shape.tensor,
+        projected=Part.LAST_PRODUCT if ends_layer else None,
+    )
     return calls
 
 
@@ -122,10 +130,12 @@ def dense_matrices(
     width: FloatArray,
     batch: FloatArray | None = None,
     activated: Part | None = None,
+    projected: Part | None = None,
 ) -> None:
     """Up, gate and down matrices with the activation between them, ``batch`` experts at once.
 
-    The activation function belongs to the part ``activated``, the rest to that of the list.
+    The activation function belongs to the part ``activated``, the down matrix to ``projected`` if that is given,
+    the rest to that of the list.
     """
     hidden = context.model.hidden_size
     trained = not context.job.trains_adapters_only
@@ -133,8 +143,10 @@ def dense_matrices(
     count: FloatArray | float = 1.0 if batch is None else batch
     up_width = width * (context.model.mlp_matrices - 1)
     calls.linear(rows, hidden, up_width, trained=trained, batch=count, grouped=grouped)
+    others = calls.part
+    calls.part = others if projected is None else projected
     calls.linear(rows, width, hidden, trained=trained, batch=count, grouped=grouped)
-    others, calls.part = calls.part, activated
+    calls.part = activated
     activation(calls, rows * count, width)
     calls.part = others
     beside_product(calls, rows * count, up_width, bias=context.model.mlp_bias, joint=context.model.gated_mlp)
