@@ -79,7 +79,8 @@ def batch_of(reading: Reading, degrees: Degrees) -> tuple[int, int, int]:
         micro = row.integer("micro_batch")
     except SpecError:
         raise CannotScore(f"micro-batch {row.text('micro_batch')!r} is not a whole number of sequences") from None
-    batch, accumulation = row.integer("global_batch_seqs"), wording.accumulation_of(row)
+    batch, accumulation = row.integer("global_batch_seqs"), recipes.preset_accumulation(row)
+    accumulation = accumulation or wording.accumulation_of(row)
     micro = wording.bracketed_micro_batch(row, degrees.data) or micro
     if not micro:
         micro = _implied_micro_batch(reading, degrees, batch, accumulation)
@@ -317,10 +318,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     adapters = task in ("lora", "qlora") and defaults.fp32_adapters
     sixteen = _sixteen_bit_states(row, defaults.sixteen_bit_states and not adapters, task)
     optimizer = wording.optimizer_of(row)
-    flash = row.flag("flash_attention")
-    attention = "flash" if flash else "unfused"
-    if flash is None:
-        attention = recipes.preset_attention(row, reading.model) or defaults.attention
+    precision = _precision(reading)
     fp8_activation, fp8_attention = recipes.kept_in_8_bits(row)
     plain = _without_master_copy(reading)  # optax keeps moments in the format of the parameters they belong to
     state = "int8" if optimizer == "adamw8bit" else "bf16" if sixteen else "fp16" if plain else "fp32"
@@ -329,12 +327,12 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             sequence_length=wording.sequence_length_of(row),
             global_batch_size=batch,
             task=task,
-            precision=_precision(reading),
+            precision=precision,
             gradient_dtype=_gradient_dtype(row, sixteen),
             master_dtype="none" if sixteen or plain else "fp32",
             state_dtype=state,
             optimizer=optimizer,
-            attention=attention,
+            attention=recipes.attention_of(row, reading.model, precision=precision, default=defaults.attention),
             lora=wording.lora_of(row) if task in ("lora", "qlora") else None,
             dropout=defaults.dropout and task == "pretrain",
             # llm-foundry's models take loss_fn fused_crossentropy unless told otherwise.

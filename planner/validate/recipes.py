@@ -28,6 +28,7 @@ PRESET_RECOMPUTE = "recomputation as in its publisher's presets"
 MODULES_RECOMPUTED = "recomputation or offloading of parts of a layer, as in its publisher's presets"
 PRESET_INTERLEAVING = "interleaving as in its publisher's presets"
 
+_NEVER = 1000  # micro-batches per update where there is none: enough for its share to vanish
 # Chunks per stage of NeMo docs' rows. Later revisions of the page print them for pre-training, the scripts of the
 # fine-tuning rows (13b_1node.sh, 70b_2node.sh) set the same; that of LoRA (70b_1node_lora.sh) sets none.
 _NEMO_CHUNKS = {"llama2-13b": 10, "llama2-70b": 20, "llama3-70b": 5, "nemotron-340b": 12}
@@ -65,17 +66,45 @@ def kept_in_8_bits(row: Row) -> tuple[bool, bool]:
     return activation, re.search(r"\bFP8_DPA=1\b.*NVTE_FP8_DPA_BWD=1\b", notes) is not None
 
 
-def preset_attention(row: Row, model: ModelSpec) -> str | None:
-    """Whose attention a published recipe runs, ``flash`` or ``unfused``; None where it is the stack's.
+def attention_of(row: Row, model: ModelSpec, *, precision: str, default: str) -> str:
+    """Whose attention ran, ``flash`` or ``unfused``: as printed, else as in the publisher's recipe, else the stack's.
+
+    FlashAttention takes 16-bit heads only ("FlashAttention only support fp16 and bf16 data type", its flash_api.cpp).
+    """
+    if precision in ("fp32", "tf32"):
+        return "unfused"
+    flash = row.flag("flash_attention")
+    if flash is None:
+        return _preset_attention(row, model) or default
+    return "flash" if flash else "unfused"
+
+
+def _preset_attention(row: Row, model: ModelSpec) -> str | None:
+    """Attention of a recipe that does not print it, where it is not the stack's.
 
     dgxc-benchmarking's DeepSeek-V3 on GB200 runs in NeMo 25.04.01 (its launch.sh), of May 2025. Until cuDNN 9.11, of
     June 2025, nothing fused trains latent attention's heads (192 and 128 wide) on Blackwell (Transformer Engine pull
     request 1797; FlashAttention 2 takes heads of one width only), which is why its scores are recomputed there, and on
     H100 are not.
+
+    FlagPerf's adapters run in transformers 4.31 (training/nvidia/llama2_7b_finetune-pytorch/config/requirements.txt),
+    whose Llama knows only attention op by op.
     """
+    if "flagperf" in row.text("source").lower() and "peft" in row.text("framework").lower():
+        return "unfused"
     early = re.search(r"release v25\.05\b", row.text("notes")) and "dgxc" in row.text("source").lower()
     blackwell = "gb200" in row.text("gpu").lower()
     return "unfused" if early and blackwell and model.latent_attention is not None else None
+
+
+def preset_accumulation(row: Row) -> int | None:
+    """Micro-batches per update of a row whose steps are not updates; None if there is none.
+
+    VectorLM's profiling/benchmark.py times ``Trainer.train_step``, one micro-batch, and that alone counts no steps:
+    ``tr_step`` stays 0, so that every one of them only accumulates gradients and the optimizer never runs (which
+    is also why an 8B model and its gradients fit one 80 GB GPU with 16,384 tokens). Its configuration file says 4.
+    """
+    return _NEVER if "vectorlm" in row.text("source").lower() else None
 
 
 def preset_chunks(row: Row, task: str) -> int | None:

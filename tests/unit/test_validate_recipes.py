@@ -38,3 +38,29 @@ def test_a_micro_batch_that_is_the_best_of_several_is_an_assumption_and_says_not
 def test_torchtitan_gathers_keys_and_values() -> None:
     plan = mapped(framework="torchtitan (FSDP2)", tp="4", cp="2", flash_attention="", precision="bf16").plan
     assert plan.context_kind is ContextKind.ALL_GATHER
+
+
+@pytest.mark.parametrize(("precision", "attention"), [("bf16", "flash"), ("fp32", "unfused"), ("tf32", "unfused")])
+def test_flash_attention_takes_16_bits(precision: str, attention: str) -> None:
+    assert mapped(precision=precision, flash_attention="yes", gpu="A100").job.attention == attention
+
+
+def test_adapters_of_flagperf_ran_before_transformers_knew_fused_attention() -> None:
+    cells = {
+        "framework": "llama-recipes style PyTorch PEFT",
+        "task": "lora",
+        "flash_attention": "",
+        "tp": "1",
+        "dp": "8",
+    }
+    assert mapped(**cells, source="FlagPerf", global_batch_seqs="32").job.attention == "unfused"
+    assert mapped(**cells, source="HF PEFT docs", global_batch_seqs="32").job.attention == "flash"
+
+
+def test_a_step_of_vectorlm_is_one_of_many_micro_batches() -> None:
+    cells = {"tp": "1", "dp": "8", "global_batch_seqs": "", "micro_batch": "4", "measured_step_time_s": ""}
+    cells |= {"measured_tokens_per_s_total": "8192", "framework": "VectorLM (PyTorch FSDP)", "precision": "bf16"}
+    found = mapped(**cells, source="VectorLM reference_throughput", notes="gradient_accumulation_steps 4", gpu="A100")
+    assert found.plan.num_microbatches >= 1000  # so that no update is in what one of them takes
+    per_micro_batch_s = 4 * 8 * found.job.sequence_length / 8192
+    assert found.step_time_s == pytest.approx(found.plan.num_microbatches * per_micro_batch_s)
