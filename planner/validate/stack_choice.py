@@ -64,16 +64,17 @@ _MEGATRON_2023 = dataclasses.replace(_MEGATRON_CORE, stack="megatron-2023")
 _MEGATRON_2023_NORMS = dataclasses.replace(_MEGATRON_CORE, stack="megatron-2023-plain-norms")
 _MEGATRON_EP_OVERLAP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-ep-overlap")
 _DEEPSPEED_2022 = StackDefaults(
-    stack="deepspeed", zero_stage=3, zero_is_known=False, attention="unfused", recompute=True, precision="fp16"
+    stack="deepspeed-megatron", zero_stage=3, zero_is_known=False, attention="unfused", recompute=True, precision="fp16"
 )
 _DEEPSPEED = StackDefaults(stack="deepspeed", zero_stage=3, zero_is_known=False)
+_XTUNER = dataclasses.replace(_DEEPSPEED, stack="xtuner")
 _FSDP = StackDefaults(stack="fsdp", zero_stage=3, sequence_parallel=True)
 _COMPOSER = StackDefaults(stack="fsdp-composer", zero_stage=3)
 _COMPOSER_2023 = StackDefaults(stack="fsdp-composer-2023", zero_stage=3)
 _MEGATRON_DEEPSPEED = dataclasses.replace(_MEGATRON_2021, stack="megatron-deepspeed", zero_stage=1)
 _LITGPT = StackDefaults(stack="litgpt", zero_stage=3, zero_is_known=True, sixteen_bit_states=True)
-_HUGGING_FACE_2024 = StackDefaults(stack="hf-trainer-2024", zero_is_known=False, sixteen_bit_states=True)
-_HUGGING_FACE = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer", fp32_adapters=True)
+_HUGGING_FACE = StackDefaults(stack="hf-trainer", zero_is_known=False, sixteen_bit_states=True)
+_VECTORLM = dataclasses.replace(_HUGGING_FACE, stack="hf-fsdp")
 _PYTORCH = StackDefaults(stack="pytorch")
 _NANOTRON = StackDefaults(stack="nanotron", tensor_parallel_overlap=True, overlap_param_gather=False)
 _XLA = StackDefaults(
@@ -123,9 +124,10 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"bigscience|mt-nlg|megatron\\+deepspeed", _MEGATRON_DEEPSPEED),
         (r"megatron|gpt-neox|3d parallelism|turing|mt-nlg|vtrain|bigscience", _MEGATRON_2021),
         (r"litgpt|lit-gpt", _LITGPT),
-        (r"^transformers trainer|^peft 0\.(1[2-9]|[2-9][0-9])", _HUGGING_FACE),
-        (r"vectorlm|peft|ms-swift|transformers|\btrl\b|axolotl|unsloth", _HUGGING_FACE_2024),
-        (r"xtuner|deepspeed|colossal|gemini", _DEEPSPEED),
+        (r"vectorlm", _VECTORLM),
+        (r"peft|ms-swift|transformers|\btrl\b|axolotl|unsloth", _HUGGING_FACE),
+        (r"xtuner", _XTUNER),
+        (r"deepspeed|colossal|gemini", _DEEPSPEED),
         (r"fsdp", _FSDP),
         (r"mlperf.*", _MEGATRON_CORE),  # NVIDIA's and AMD's containers hold Megatron-Core
     )
@@ -143,12 +145,16 @@ def defaults_of(row: Row) -> StackDefaults:
         raise CannotScore(_RL)
     for pattern, found in _RULES:
         if pattern.search(f"{framework} | {source}"):
-            if found is _DEEPSPEED and _EXPERTS_IN_A_LOOP.search(row.text("model").lower() + row.text("notes").lower()):
+            if found in (_DEEPSPEED, _XTUNER) and _EXPERTS_IN_A_LOOP.search(
+                row.text("model").lower() + row.text("notes").lower()
+            ):
                 raise CannotScore("experts of Hugging Face model code run one by one: not modelled")
             if isinstance(found, str):
                 raise CannotScore(f"{found} {row.text('framework')[:40]!r}" if found == _NO_STACK else found)
             if found is _PADDLE and "use_fused_rms_norm=False" in row.text("notes"):
                 return _PADDLE_PLAIN_NORM
+            if found is _COMPOSER and "mixed_precision=PURE" in row.text("notes"):
+                return _COMPOSER_2023
             if found is _MEGATRON_CORE and _overlaps_experts(row):
                 return _MEGATRON_EP_OVERLAP
             return _MEGATRON_CORE if found is _MEGATRON_2021 and row.flag("flash_attention") else found

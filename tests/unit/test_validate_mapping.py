@@ -135,9 +135,11 @@ def test_silent_recompute_is_a_stated_assumption() -> None:
     ("framework", "stack", "zero"),
     [
         ("Megatron-DeepSpeed", "megatron-2021", 0), ("NeMo / Megatron-Core", "megatron-core", 1),
-        ("xtuner (mmengine + DeepSpeed)", "deepspeed", 3), ("torchtitan (FSDP2)", "fsdp", 3),
-        ("llm-foundry/Composer FSDP", "fsdp-composer", 3), ("PEFT 0.19", "hf-trainer", 0), ("nanotron", "nanotron", 0),
-        ("Alpa/XLA zero_2", "alpa", 0), ("Alpa auto", "alpa", 2), ("ZeRO-3", "deepspeed", 3),
+        ("xtuner (mmengine + DeepSpeed)", "xtuner", 3), ("torchtitan (FSDP2)", "fsdp", 3),
+        ("DeepSpeed + HF", "deepspeed", 3), ("llm-foundry/Composer FSDP", "fsdp-composer", 3),
+        ("PEFT 0.19", "hf-trainer", 0), ("nanotron", "nanotron", 0), ("Alpa/XLA zero_2", "alpa", 0),
+        ("Alpa auto", "alpa", 2), ("ZeRO-3", "deepspeed-megatron", 3),
+        ("VectorLM (PyTorch FSDP), torch 2.2.1", "hf-fsdp", 0),
     ],
 )  # fmt: skip
 def test_stacks(framework: str, stack: str, zero: int) -> None:
@@ -149,6 +151,12 @@ def test_the_table_of_spring_2023_ran_another_attention() -> None:
     row = mapped(framework="llm-foundry/Composer FSDP", source="mosaicml/llm-foundry (May 2023 table)")
     assert row.stack == "fsdp-composer-2023"
     assert row.job.fused_cross_entropy
+
+
+def test_rows_that_later_tables_repeat_from_it_ran_on_its_software() -> None:
+    cells = {"framework": "llm-foundry/Composer FSDP", "source": "mosaicml/llm-foundry"}
+    assert mapped(**cells, notes="grad_accum=4; Composer mixed_precision=PURE").stack == "fsdp-composer-2023"
+    assert mapped(**cells, notes="grad_accum=2; Composer mixed_precision=DEFAULT").stack == "fsdp-composer"
 
 
 def test_flash_attention_makes_a_megatron_of_today() -> None:
