@@ -59,7 +59,8 @@ def traffic_bytes_per_parameter(context: CostContext) -> float:
         "cast": casts + _FUSED_OVERHEAD * (each - gradient + updated),
         "foreach": casts + _FOREACH_OVERHEAD * (each - gradient + updated),
     }
-    return gradient + written[context.stack.update] + copied
+    clipped = 2 * gradient if context.stack.clips_gradients else 0.0
+    return gradient + clipped + written[context.stack.update] + copied
 
 
 def optimizer_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:

@@ -41,7 +41,7 @@ class StackSpec:
         rotary: Whose rotary embedding: ``fused``, ``compiled`` or ``eager``.
         activation: Whose activation functions: ``fused``, ``compiled`` or ``eager``.
         softmax: Whose softmax where attention is not fused: ``fused``, ``compiled`` or ``eager``.
-        loss: Whose cross-entropy: ``fused``, ``compiled``, ``eager`` or ``sharded``.
+        loss: Whose cross-entropy: ``fused``, ``compiled``, ``eager``, ``module`` or ``sharded``.
         update: How the optimizer runs: ``fused``, one kernel over many tensors that keeps 16-bit copies up to date;
             ``cast``, the same with gradients and weights cast apart; ``foreach``, a kernel per operation.
         grouped_experts: Experts run in one grouped kernel rather than one after the other.
@@ -50,6 +50,9 @@ class StackSpec:
         recompute_stops_early: Recomputing a whole layer ends once everything is there that its backward pass needs: its
             last product, whose result nothing needs, does not run again (PyTorch's checkpoint without reentrant
             autograd, since its pull request 96866, in PyTorch 2.1); otherwise all of the forward pass does.
+        clips_gradients: All gradients are multiplied by the factor that clips them, whatever it is
+            (``torch.nn.utils.clip_grad_norm_``); otherwise a kernel does so that reads them anyway, or none.
+        adapters: Whose adapters: ``linear`` layers in 16 bits or PEFT's ``module``, in fp32 under autocast.
         joint_adapters: Queries, keys and values have one adapter together where all three are adapted, because one
             product makes them (their parameters are counted apart all the same).
         repeats_key_values: Key and value heads are copied, one per query head, before attention sees them.
@@ -146,6 +149,8 @@ class StackSpec:
     grouped_experts: bool = True
     expert_dispatch: str = "permuted"
     recompute_stops_early: bool = False
+    clips_gradients: bool = False
+    adapters: str = "linear"
     joint_adapters: bool = False
     repeats_key_values: bool = False
     kernel_launch_s: float = 0.0

@@ -9,7 +9,14 @@ from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.calls import Axis, CallList, Phase, core_format
-from costmodels.lowering.elementwise import beside_product, norm_and_residual, positions_and_norms, softmax
+from costmodels.lowering.elementwise import (
+    ADAPTERS,
+    beside_product,
+    casts_to_fp32,
+    norm_and_residual,
+    positions_and_norms,
+    softmax,
+)
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import ContextKind, FloatArray
@@ -105,7 +112,7 @@ def lora_pair(
     element: float,
     batch: FloatArray | None = None,
 ) -> None:
-    """The two thin GEMMs of an adapter, their dropout, and the addition onto the frozen output.
+    """The two thin GEMMs of an adapter, and what is done with its inputs and outputs (``elementwise.ADAPTERS``).
 
     ``batch`` experts of ``tokens`` each run theirs as grouped GEMMs. Recipes with 8- and 4-bit products keep adapters
     in 16 bits (NeMo's are Megatron's linear layers, not Transformer Engine's: nlp/modules/common/megatron/adapters).
@@ -120,14 +127,15 @@ def lora_pair(
             grouped=batch is not None,
             gemm_format=core_format(calls.context),
         )
-    for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
+    beside = ADAPTERS["upcast" if casts_to_fp32(calls.context) else calls.context.stack.adapters]
+    for phase, (of_inputs, of_outputs, kernels) in zip((Phase.FORWARD, Phase.INPUT_GRADIENT), beside, strict=True):
         calls.memory(
             phase,
-            element * count * tokens * (2.0 * inputs + 3.0 * outputs),
+            element * count * tokens * (of_inputs * inputs + of_outputs * outputs),
             family=KernelFamily.POINTWISE,
             rows=count * tokens,
             width=outputs,
-            kernels=3,
+            kernels=kernels,
         )
 
 

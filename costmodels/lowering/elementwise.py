@@ -20,6 +20,7 @@ of their time a faster memory does not shorten, our timings of an H200 tell (``c
 
 from collections.abc import Mapping
 
+from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
 from costmodels.kernels.issue_bound import issue_stretch
 from costmodels.lowering.calls import CallList, Phase
@@ -78,20 +79,46 @@ SOFTMAX: Mapping[str, _Work] = {
     "eager": ((8.0, 4.0), (12.0, 3.0)),
 }
 # Over fp32 logits. Fused: 16-bit logits read and their gradient written once each. Sharded: cast, largest, subtract,
-# exponential, sum, divide ahead; scale and cast back.
+# exponential, sum, divide ahead; scale and cast back. Module: eager, and accelerate casts the 16-bit logits that a
+# model returns to fp32 although nobody reads them (convert_outputs_to_fp32 of its utils/operations.py).
 LOSSES: Mapping[str, _Work] = {
     "fused": ((0.5, 1.0), (1.0, 1.0)),
     "compiled": ((1.4, 1.0), (2.7, 1.0)),
     "eager": ((6.5, 4.0), (8.0, 4.0)),
+    "module": ((8.0, 5.0), (8.0, 4.0)),
     "sharded": ((9.5, 4.0), (3.5, 4.0)),
+}
+# Beside the two products of an adapter: passes over its 16-bit inputs and outputs, and kernels, forward and backward.
+# Linear: dropout and the addition onto the frozen output. Module: PEFT keeps adapters in fp32 (autocast_adapter_dtype),
+# casts the inputs to that and autocast casts them back, as backward their gradient, which is then added to that of the
+# frozen product; outputs are scaled and added; both weights and their gradients are cast (peft/tuners/lora/layer.py).
+# Upcast: inputs and outputs are fp32 themselves (``casts_to_fp32``), cast for the frozen 4-bit product and, apart, for
+# the adapter, and the frozen output is cast back and copied (peft/tuners/lora/bnb.py, bitsandbytes/nn/modules.py).
+ADAPTERS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "linear": ((2.0, 3.0, 3.0), (2.0, 3.0, 3.0)),
+    "module": ((6.0, 5.0, 6.0), (9.0, 2.0, 6.0)),
+    "upcast": ((6.0, 14.0, 8.0), (12.0, 8.0, 8.0)),
 }
 # Share of a pass forward and backward that instructions bound, by whose code it is; of others none.
 _Shares = Mapping[str, tuple[float, float]]
 NORM_ISSUE: _Shares = {"compiled": (0.87, 0.98), "eager": (0.13, 0.19)}
 ROTARY_ISSUE: _Shares = {"compiled": (0.99, 0.67), "eager": (0.76, 0.76)}
 GATED_ISSUE: _Shares = {"compiled": (0.0, 0.38), "eager": (0.11, 0.05)}
-LOSS_ISSUE: _Shares = {"compiled": (0.73, 0.45), "eager": (0.33, 0.12)}
+LOSS_ISSUE: _Shares = {"compiled": (0.73, 0.45), "eager": (0.33, 0.12), "module": (0.33, 0.12)}
 _MEMORY_BOUND = (0.0, 0.0)
+
+
+def casts_to_fp32(context: CostContext) -> bool:
+    """Whether everything between the products is fp32, because embeddings and norms beside 4-bit weights are.
+
+    PEFT's ``prepare_model_for_kbit_training`` casts them. A norm spelled out, spared its casts, moves no more then.
+    """
+    return context.job.task == "qlora" and context.stack.adapters == "module" and not context.stack.quantises_head
+
+
+def _between_bytes(calls: CallList) -> float:
+    """Bytes per element of residuals, queries, keys and inputs of activation functions."""
+    return 4.0 if casts_to_fp32(calls.context) else calls.context.job.numerics.storage_bytes
 
 
 def _passes(
@@ -135,7 +162,8 @@ def norm_and_residual(calls: CallList, shape: RankShape) -> None:
     issue = NORM_ISSUE.get(code, _MEMORY_BOUND)
     _passes(calls, NORMS[code], KernelFamily.NORM, rows=tokens, width=hidden, times=norms, issue=issue)
     residual = DROPPED_OUT[code] if context.job.dropout else _RESIDUAL
-    _passes(calls, residual, KernelFamily.POINTWISE, rows=tokens, width=hidden, times=norms)
+    element = _between_bytes(calls)
+    _passes(calls, residual, KernelFamily.POINTWISE, rows=tokens, width=hidden, times=norms, element_bytes=element)
     calls.part = None
 
 
@@ -155,7 +183,9 @@ def positions_and_norms(calls: CallList, tokens: FloatArray, width: FloatArray |
     model, stack = calls.context.model, calls.context.stack
     if not model.learned_positions:
         issue = ROTARY_ISSUE.get(stack.rotary, _MEMORY_BOUND)
-        _passes(calls, ROTARY[stack.rotary], KernelFamily.ROTARY, rows=tokens, width=width, issue=issue)
+        element = _between_bytes(calls)
+        family = KernelFamily.ROTARY
+        _passes(calls, ROTARY[stack.rotary], family, rows=tokens, width=width, element_bytes=element, issue=issue)
     if model.qk_norm:
         issue = NORM_ISSUE.get(stack.norm, _MEMORY_BOUND)
         _passes(calls, NORMS[stack.norm], KernelFamily.NORM, rows=tokens, width=width, issue=issue)
@@ -163,12 +193,12 @@ def positions_and_norms(calls: CallList, tokens: FloatArray, width: FloatArray |
 
 def activation(calls: CallList, rows: FloatArray, width: FloatArray | float) -> None:
     """Activation function between the MLP matrices, over ``width`` per row."""
-    code = calls.context.stack.activation
+    code, element = calls.context.stack.activation, _between_bytes(calls)
     if calls.context.model.gated_mlp:
-        issue = GATED_ISSUE.get(code, _MEMORY_BOUND)
-        _passes(calls, GATED[code], KernelFamily.GATED_ACTIVATION, rows=rows, width=width, issue=issue)
+        issue, family = GATED_ISSUE.get(code, _MEMORY_BOUND), KernelFamily.GATED_ACTIVATION
+        _passes(calls, GATED[code], family, rows=rows, width=width, element_bytes=element, issue=issue)
     else:
-        _passes(calls, _PLAIN, KernelFamily.ACTIVATION, rows=rows, width=width)
+        _passes(calls, _PLAIN, KernelFamily.ACTIVATION, rows=rows, width=width, element_bytes=element)
 
 
 def softmax(calls: CallList, rows: FloatArray, width: float) -> None:

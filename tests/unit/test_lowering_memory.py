@@ -219,6 +219,28 @@ def test_adapters_read_their_input_and_add_to_the_output():
     assert extra == pytest.approx(2 * S * (2 * H + 3 * 2816))
 
 
+def test_adapters_of_peft_are_cast_and_their_outputs_scaled():
+    """Forward inputs are cast there and back, 2 + 4 + 4 + 2 bytes, outputs scaled and added; backward the same back."""
+    lora = job(task="lora", lora=LoraSpec(rank=8, targets=("up",)))
+    linear, peft = (
+        moved("dense_mlp", model=llama(), job=lora, stack=stack(adapters=how)) for how in ("linear", "module")
+    )
+    more = [peft[phase] - linear[phase] for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT)]
+    assert more == pytest.approx([2 * S * (4 * H + 2 * 2816), 2 * S * (7 * H - 2816)])
+
+
+def test_what_is_not_quantised_is_fp32_with_peft():
+    """Residual and activation double, and the frozen output of an adapted layer is cast back and copied."""
+    task = job(task="qlora", lora=LoraSpec(rank=8, targets=("up",)))
+    sixteen, upcast = (
+        moved("dense_mlp", model=llama(), job=task, stack=stack(adapters="module", quantises_head=head))
+        for head in (True, False)
+    )
+    ahead, back = (upcast[phase] - sixteen[phase] for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT))
+    assert ahead == pytest.approx(2 * S * (3 * H + 3 * 2816 + 9 * 2816))
+    assert back == pytest.approx(2 * S * (3 * H + 5 * 2816 + 3 * H + 6 * 2816))
+
+
 def test_launches_are_one_per_product_and_as_told_per_memory_call():
     costs = lowered("attention", context(model=gpt(**LEARNED)))
     assert costs.launches[:, 0].tolist() == [2 + 2, 1, 3 + 2 + 1, 2]  # norm, residual, qkv, out | core | ...

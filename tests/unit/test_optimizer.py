@@ -67,6 +67,11 @@ def test_casts_apart_and_a_kernel_per_operation_take_longer():
     assert without == pytest.approx(2 + 25 * 2)
 
 
+def test_clipping_apart_reads_and_writes_gradients_once_more():
+    each, apart = (traffic_bytes_per_parameter(context(stack=stack(clips_gradients=how))) for how in (False, True))
+    assert apart - each == 2 * 4
+
+
 def test_8_bit_moments_take_a_byte():
     assert moment_bytes(job(optimizer="adamw8bit")) == 1
     assert moment_bytes(job(state_dtype="bf16")) == 2
