@@ -8,6 +8,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
+from planner.validate import wording
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore
 
@@ -74,6 +75,7 @@ _COMPOSER_2023 = StackDefaults(stack="fsdp-composer-2023", zero_stage=3)
 _MEGATRON_DEEPSPEED = dataclasses.replace(_MEGATRON_2021, stack="megatron-deepspeed", zero_stage=1)
 _LITGPT = StackDefaults(stack="litgpt", zero_stage=3, zero_is_known=True, sixteen_bit_states=True)
 _HUGGING_FACE = StackDefaults(stack="hf-trainer", zero_is_known=False, sixteen_bit_states=True)
+_HUGGING_FACE_2024 = dataclasses.replace(_HUGGING_FACE, stack="hf-trainer-2024")
 _VECTORLM = dataclasses.replace(_HUGGING_FACE, stack="hf-fsdp")
 _PYTORCH = StackDefaults(stack="pytorch")
 _NANOTRON = StackDefaults(stack="nanotron", tensor_parallel_overlap=True, overlap_param_gather=False)
@@ -155,6 +157,8 @@ def defaults_of(row: Row) -> StackDefaults:
                 return _PADDLE_PLAIN_NORM
             if found is _COMPOSER and "mixed_precision=PURE" in row.text("notes"):
                 return _COMPOSER_2023
+            if found is _HUGGING_FACE and "ms-swift" in framework and wording.task_of(row) == "full":
+                return _HUGGING_FACE_2024  # its PyTorch is 2.1; of adapters alone, whose moments are few, nothing shows
             if found is _MEGATRON_CORE and _overlaps_experts(row):
                 return _MEGATRON_EP_OVERLAP
             return _MEGATRON_CORE if found is _MEGATRON_2021 and row.flag("flash_attention") else found

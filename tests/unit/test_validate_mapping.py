@@ -159,6 +159,12 @@ def test_rows_that_later_tables_repeat_from_it_ran_on_its_software() -> None:
     assert mapped(**cells, notes="grad_accum=2; Composer mixed_precision=DEFAULT").stack == "fsdp-composer"
 
 
+def test_full_fine_tuning_of_2024_ran_the_optimizer_of_its_day() -> None:
+    cells = {"framework": "ms-swift (HF transformers + PEFT), torch 2.1.1", "notes": "lora r=8 targets q,v"}
+    stacks = {task: mapped(**cells, task=task).stack for task in ("full", "lora")}
+    assert stacks == {"full": "hf-trainer-2024", "lora": "hf-trainer"}
+
+
 def test_flash_attention_makes_a_megatron_of_today() -> None:
     assert mapped(flash_attention="yes").stack == "megatron-core"
 
