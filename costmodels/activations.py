@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from costmodels.autocast import fp32_stream, output_bytes, stream_bytes
 from costmodels.plan import FloatArray, PlanBatch, Recompute, RecomputeModule
 from costmodels.workload import TrainingJob
 from profiles.model import LatentAttention, ModelSpec, MoESpec
@@ -55,17 +56,6 @@ class _PerToken:
     key_value: float = 0.0  # sharded by tensor parallelism up to one key/value head per rank
     routed: float = 0.0  # per routed token copy, not sharded: inputs and outputs of an expert
     routed_inner: float = 0.0  # per routed token copy, sharded by expert-tensor parallelism
-
-
-def fp32_stream(job: TrainingJob, stack: StackSpec) -> bool:
-    """Whether the residual stream is fp32 and linear layers cast what they read: under autocast."""
-    if job.task == "qlora":
-        return stack.casts_unquantised
-    return stack.autocast_weights and not job.trains_adapters_only and job.master_dtype == "fp32"
-
-
-def _stream_bytes(job: TrainingJob, stack: StackSpec) -> float:
-    return _FP32 if fp32_stream(job, stack) else job.numerics.storage_bytes
 
 
 def tokens_per_rank(plans: PlanBatch, job: TrainingJob) -> FloatArray:
@@ -111,7 +101,7 @@ def layer_activations(
     if stack.keeps_quantised_inputs and job.task == "qlora":  # those of the micro-batch before
         width = model.num_attention_heads * model.head_dim + model.ffn_hidden_size
         whole += element * (2 * model.hidden_size * over_r + width * over_t)
-    stream = _stream_bytes(job, stack) * model.hidden_size
+    stream = stream_bytes(job, stack) * model.hidden_size
     if fp32_stream(job, stack) and not job.trains_adapters_only:  # casts of the weights
         whole += element * layer_parameters(model, moe=moe).total / plans.tensor_parallel
     backward = 2 * stream * tokens + _gradients(model, job, stack) * over_t
@@ -217,18 +207,13 @@ def _shared_input_bytes(job: TrainingJob, stack: StackSpec, *targets: str, reade
     once = _input_bytes(job, stack, *targets)
     if job.lora is not None:
         readers = min(sum(name in job.lora.targets for name in targets), readers)
-    casts = fp32_stream(job, stack) or (job.lora is not None and stack.copies_adapter_inputs)
+    casts = fp32_stream(job, stack) or (job.lora is not None and stack.adapters == "module")
     return once * readers if casts else once
-
-
-def _output_bytes(job: TrainingJob, stack: StackSpec) -> float:
-    """Bytes per value that a linear layer gives: 4-bit layers answer in the format of their input."""
-    return _stream_bytes(job, stack) if job.task == "qlora" else job.numerics.storage_bytes
 
 
 def _activation_bytes(job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per input value that an activation function keeps."""
-    given = _output_bytes(job, stack)
+    given = output_bytes(job, stack)
     return min(given, _FP8) if job.fp8_activation else given
 
 
@@ -256,7 +241,7 @@ def _add_norms(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: Stack
     h = model.hidden_size
     norms = model.norms_per_layer
     inputs = 1 if model.parallel_residual else norms
-    stream = _stream_bytes(job, stack)
+    stream = stream_bytes(job, stack)
     kept.sequence += inputs * stream * h
     if not stack.fused_norm and model.rms_norm:  # an fp32 copy, not the 16-bit input, and the normalised tensor
         kept.sequence += inputs * ((_FP32 - stream) + (stream if job.lora is None else 0.0)) * h
@@ -297,7 +282,7 @@ def _add_attention(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: S
     linear = _input_bytes(job, stack, "o")
     if job.attention == "flash":
         kept.tensor += kernel * output + _FP32 * model.num_attention_heads
-        cast = job.task == "lora" and stack.copies_adapter_inputs
+        cast = job.task == "lora" and stack.adapters == "module"
         if linear == kernel == element and not cast:  # one tensor serves both
             return
     kept.tensor += linear * output
@@ -347,7 +332,7 @@ def _inner_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per token and unit of width: inputs of the activation function, and what it gives the second matrix."""
     inner = _activation_bytes(job, stack) * (2 if model.gated_mlp else 1)
     if model.gated_mlp and not stack.fused_gate:
-        inner += _output_bytes(job, stack)  # act(gate) is kept beside gate and up
+        inner += output_bytes(job, stack)  # act(gate) is kept beside gate and up
     return inner + _dropped_bytes(job, "down") + _input_bytes(job, stack, "down")
 
 
@@ -374,4 +359,4 @@ def _gradients(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
 def _mlp_gradient(model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> float:
     """Bytes per token of the gradients of the activation function's output and inputs."""
     width = model.moe.ffn_hidden_size if moe and model.moe is not None else model.ffn_hidden_size
-    return _output_bytes(job, stack) * (3 if model.gated_mlp else 2) * width
+    return output_bytes(job, stack) * (3 if model.gated_mlp else 2) * width

@@ -98,8 +98,6 @@ class StackSpec:
         autocast_weights: Where a master copy is asked for, the weights are that copy and 16-bit products run under
             autocast: casts of the weights live from the forward to the backward pass, and the residual stream is
             fp32 (PyTorch's ``autocast``; Hugging Face's Trainer with ``bf16=True``).
-        copies_adapter_inputs: Adapters are fp32 beside 16-bit weights, and each keeps a 16-bit copy of its input of
-            its own: cast to fp32 by the adapter, and back by autocast (PEFT's ``autocast_adapter_dtype``).
         quantises_head: 4-bit weights include the output head, and what is not quantised stays in 16 bits; otherwise
             the head is not quantised, and what is not is cast to fp32.
         four_bit_weight_bytes: Bytes per 4-bit weight with its constants; 0: these are quantised again (QLoRA).
@@ -180,7 +178,6 @@ class StackSpec:
     joint_projection: bool = False
     keeps_quantised_inputs: bool = False
     autocast_weights: bool = False
-    copies_adapter_inputs: bool = False
     quantises_head: bool = False
     four_bit_weight_bytes: float = 0.0
     weighs_expert_outputs: bool = True

@@ -5,6 +5,7 @@ Symbols as in ``costmodels``; T = b*s/c tokens per rank, T/t where sequence para
 
 import numpy as np
 
+from costmodels.autocast import fp32_stream
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
@@ -12,7 +13,6 @@ from costmodels.lowering.calls import Axis, CallList, Phase, core_format
 from costmodels.lowering.elementwise import (
     ADAPTERS,
     beside_product,
-    casts_to_fp32,
     norm_and_residual,
     positions_and_norms,
     softmax,
@@ -127,7 +127,8 @@ def lora_pair(
             grouped=batch is not None,
             gemm_format=core_format(calls.context),
         )
-    beside = ADAPTERS["upcast" if casts_to_fp32(calls.context) else calls.context.stack.adapters]
+    job, stack = calls.context.job, calls.context.stack
+    beside = ADAPTERS["upcast" if fp32_stream(job, stack) else stack.adapters]
     for phase, (of_inputs, of_outputs, kernels) in zip((Phase.FORWARD, Phase.INPUT_GRADIENT), beside, strict=True):
         calls.memory(
             phase,

@@ -20,7 +20,7 @@ of their time a faster memory does not shorten, our timings of an H200 tell (``c
 
 from collections.abc import Mapping
 
-from costmodels.context import CostContext
+from costmodels.autocast import output_bytes, stream_bytes
 from costmodels.kernels.calls import KernelFamily
 from costmodels.kernels.issue_bound import issue_stretch
 from costmodels.lowering.calls import CallList, Phase
@@ -92,7 +92,7 @@ LOSSES: Mapping[str, _Work] = {
 # Linear: dropout and the addition onto the frozen output. Module: PEFT keeps adapters in fp32 (autocast_adapter_dtype),
 # casts the inputs to that and autocast casts them back, as backward their gradient, which is then added to that of the
 # frozen product; outputs are scaled and added; both weights and their gradients are cast (peft/tuners/lora/layer.py).
-# Upcast: inputs and outputs are fp32 themselves (``casts_to_fp32``), cast for the frozen 4-bit product and, apart, for
+# Upcast: inputs and outputs are fp32 themselves (``fp32_stream``), cast for the frozen 4-bit product and, apart, for
 # the adapter, and the frozen output is cast back and copied (peft/tuners/lora/bnb.py, bitsandbytes/nn/modules.py).
 ADAPTERS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "linear": ((2.0, 3.0, 3.0), (2.0, 3.0, 3.0)),
@@ -106,19 +106,6 @@ ROTARY_ISSUE: _Shares = {"compiled": (0.99, 0.67), "eager": (0.76, 0.76)}
 GATED_ISSUE: _Shares = {"compiled": (0.0, 0.38), "eager": (0.11, 0.05)}
 LOSS_ISSUE: _Shares = {"compiled": (0.73, 0.45), "eager": (0.33, 0.12), "module": (0.33, 0.12)}
 _MEMORY_BOUND = (0.0, 0.0)
-
-
-def casts_to_fp32(context: CostContext) -> bool:
-    """Whether everything between the products is fp32, because embeddings and norms beside 4-bit weights are.
-
-    PEFT's ``prepare_model_for_kbit_training`` casts them. A norm spelled out, spared its casts, moves no more then.
-    """
-    return context.job.task == "qlora" and context.stack.adapters == "module" and not context.stack.quantises_head
-
-
-def _between_bytes(calls: CallList) -> float:
-    """Bytes per element of residuals, queries, keys and inputs of activation functions."""
-    return 4.0 if casts_to_fp32(calls.context) else calls.context.job.numerics.storage_bytes
 
 
 def _passes(
@@ -162,7 +149,7 @@ def norm_and_residual(calls: CallList, shape: RankShape) -> None:
     issue = NORM_ISSUE.get(code, _MEMORY_BOUND)
     _passes(calls, NORMS[code], KernelFamily.NORM, rows=tokens, width=hidden, times=norms, issue=issue)
     residual = DROPPED_OUT[code] if context.job.dropout else _RESIDUAL
-    element = _between_bytes(calls)
+    element = stream_bytes(context.job, context.stack)
     _passes(calls, residual, KernelFamily.POINTWISE, rows=tokens, width=hidden, times=norms, element_bytes=element)
     calls.part = None
 
@@ -183,7 +170,7 @@ def positions_and_norms(calls: CallList, tokens: FloatArray, width: FloatArray |
     model, stack = calls.context.model, calls.context.stack
     if not model.learned_positions:
         issue = ROTARY_ISSUE.get(stack.rotary, _MEMORY_BOUND)
-        element = _between_bytes(calls)
+        element = stream_bytes(calls.context.job, stack)
         family = KernelFamily.ROTARY
         _passes(calls, ROTARY[stack.rotary], family, rows=tokens, width=width, element_bytes=element, issue=issue)
     if model.qk_norm:
@@ -193,7 +180,7 @@ def positions_and_norms(calls: CallList, tokens: FloatArray, width: FloatArray |
 
 def activation(calls: CallList, rows: FloatArray, width: FloatArray | float) -> None:
     """Activation function between the MLP matrices, over ``width`` per row."""
-    code, element = calls.context.stack.activation, _between_bytes(calls)
+    code, element = calls.context.stack.activation, output_bytes(calls.context.job, calls.context.stack)
     if calls.context.model.gated_mlp:
         issue, family = GATED_ISSUE.get(code, _MEMORY_BOUND), KernelFamily.GATED_ACTIVATION
         _passes(calls, GATED[code], family, rows=rows, width=width, element_bytes=element, issue=issue)

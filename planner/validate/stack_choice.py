@@ -8,7 +8,6 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-from planner.validate import wording
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore
 
@@ -74,9 +73,9 @@ _COMPOSER = StackDefaults(stack="fsdp-composer", zero_stage=3)
 _COMPOSER_2023 = StackDefaults(stack="fsdp-composer-2023", zero_stage=3)
 _MEGATRON_DEEPSPEED = dataclasses.replace(_MEGATRON_2021, stack="megatron-deepspeed", zero_stage=1)
 _LITGPT = StackDefaults(stack="litgpt", zero_stage=3, zero_is_known=True, sixteen_bit_states=True)
-_HUGGING_FACE = StackDefaults(stack="hf-trainer", zero_is_known=False, sixteen_bit_states=True)
-_HUGGING_FACE_2024 = dataclasses.replace(_HUGGING_FACE, stack="hf-trainer-2024")
-_VECTORLM = dataclasses.replace(_HUGGING_FACE, stack="hf-fsdp")
+_HUGGING_FACE_2024 = StackDefaults(stack="hf-trainer-2024", zero_is_known=False, sixteen_bit_states=True)
+_HUGGING_FACE = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer", fp32_adapters=True)
+_VECTORLM = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-fsdp")
 _PYTORCH = StackDefaults(stack="pytorch")
 _NANOTRON = StackDefaults(stack="nanotron", tensor_parallel_overlap=True, overlap_param_gather=False)
 _XLA = StackDefaults(
@@ -127,7 +126,8 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"megatron|gpt-neox|3d parallelism|turing|mt-nlg|vtrain|bigscience", _MEGATRON_2021),
         (r"litgpt|lit-gpt", _LITGPT),
         (r"vectorlm", _VECTORLM),
-        (r"peft|ms-swift|transformers|\btrl\b|axolotl|unsloth", _HUGGING_FACE),
+        (r"^transformers trainer|^peft 0\.(1[2-9]|[2-9][0-9])", _HUGGING_FACE),
+        (r"peft|ms-swift|transformers|\btrl\b|axolotl|unsloth", _HUGGING_FACE_2024),
         (r"xtuner", _XTUNER),
         (r"deepspeed|colossal|gemini", _DEEPSPEED),
         (r"fsdp", _FSDP),
@@ -157,8 +157,6 @@ def defaults_of(row: Row) -> StackDefaults:
                 return _PADDLE_PLAIN_NORM
             if found is _COMPOSER and "mixed_precision=PURE" in row.text("notes"):
                 return _COMPOSER_2023
-            if found is _HUGGING_FACE and "ms-swift" in framework and wording.task_of(row) == "full":
-                return _HUGGING_FACE_2024  # its PyTorch is 2.1; of adapters alone, whose moments are few, nothing shows
             if found is _MEGATRON_CORE and _overlaps_experts(row):
                 return _MEGATRON_EP_OVERLAP
             return _MEGATRON_CORE if found is _MEGATRON_2021 and row.flag("flash_attention") else found

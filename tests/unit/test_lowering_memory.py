@@ -229,12 +229,14 @@ def test_adapters_of_peft_are_cast_and_their_outputs_scaled():
     assert more == pytest.approx([2 * S * (4 * H + 2 * 2816), 2 * S * (7 * H - 2816)])
 
 
+PEFT = {"framework": "huggingface", "adapters": "module"}
+
+
 def test_what_is_not_quantised_is_fp32_with_peft():
     """Residual and activation double, and the frozen output of an adapted layer is cast back and copied."""
     task = job(task="qlora", lora=LoraSpec(rank=8, targets=("up",)))
     sixteen, upcast = (
-        moved("dense_mlp", model=llama(), job=task, stack=stack(adapters="module", quantises_head=head))
-        for head in (True, False)
+        moved("dense_mlp", model=llama(), job=task, stack=stack(**PEFT, quantises_head=head)) for head in (True, False)
     )
     ahead, back = (upcast[phase] - sixteen[phase] for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT))
     assert ahead == pytest.approx(2 * S * (3 * H + 3 * 2816 + 9 * 2816))

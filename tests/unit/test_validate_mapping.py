@@ -159,10 +159,19 @@ def test_rows_that_later_tables_repeat_from_it_ran_on_its_software() -> None:
     assert mapped(**cells, notes="grad_accum=2; Composer mixed_precision=DEFAULT").stack == "fsdp-composer"
 
 
-def test_full_fine_tuning_of_2024_ran_the_optimizer_of_its_day() -> None:
-    cells = {"framework": "ms-swift (HF transformers + PEFT), torch 2.1.1", "notes": "lora r=8 targets q,v"}
-    stacks = {task: mapped(**cells, task=task).stack for task in ("full", "lora")}
-    assert stacks == {"full": "hf-trainer-2024", "lora": "hf-trainer"}
+@pytest.mark.parametrize(
+    ("framework", "stack", "master"),
+    [
+        ("ms-swift (HF transformers + PEFT), torch 2.1.1", "hf-trainer-2024", "none"),
+        ("PEFT + TRL/Accelerate", "hf-trainer-2024", "none"),
+        ("PEFT 0.19.2.dev0, torch 2.13.0+cu130", "hf-trainer", "fp32"),
+        ("transformers Trainer, PEFT", "hf-trainer", "fp32"),
+    ],
+)
+def test_adapters_are_fp32_since_peft_of_mid_2024(framework: str, stack: str, master: str) -> None:
+    rows = {task: mapped(framework=framework, notes="lora r=8", task=task) for task in ("full", "lora")}
+    assert {row.stack for row in rows.values()} == {stack}
+    assert (rows["full"].job.master_dtype, rows["lora"].job.master_dtype) == ("none", master)
 
 
 def test_flash_attention_makes_a_megatron_of_today() -> None:
