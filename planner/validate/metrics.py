@@ -4,7 +4,7 @@ Relative errors are |predicted / measured - 1|. A source is one ``source`` of on
 share their systematic errors, so means are taken over sources, not over rows.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,9 +113,9 @@ def error_summary(
     )
 
 
-def rank_summary(predicted: FloatArray, measured: FloatArray, groups: Sequence[tuple[str, ...]]) -> RankSummary | None:
+def rank_summary(predicted: FloatArray, measured: FloatArray, groups: Sequence[Hashable]) -> RankSummary | None:
     """Rank correlation within the groups; None when no group has three rows with different figures."""
-    members: dict[tuple[str, ...], list[int]] = {}
+    members: dict[Hashable, list[int]] = {}
     for number, group in enumerate(groups):
         members.setdefault(group, []).append(number)
     values: list[float] = []

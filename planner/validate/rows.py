@@ -1,6 +1,7 @@
 """What a published row becomes: something the planner can price, or a reason why it cannot."""
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from costmodels.plan import ExecutionPlan
@@ -97,13 +98,14 @@ class ScorableRow:
         return (self.file, self.source, self.model_name, self.cluster.device.name, str(self.cluster.num_devices))
 
     @property
-    def plan_group(self) -> tuple[str, ...]:
-        """Rows that differ only by plan."""
-        job = self.job
-        return (
-            *self.pick_group, str(job.sequence_length), str(job.global_batch_size), job.task, job.precision,
-            job.attention,
-        )  # fmt: skip
+    def plan_group(self) -> tuple[Hashable, ...]:
+        """Rows that differ only by plan: one source, model, cluster, stack and job, sequences and batch included.
+
+        A model is its dimensions, whatever the source calls it. Its vocabulary is left out: sources print it padded,
+        by the plan. Of the job, the length of the run is.
+        """
+        model = replace(self.model, name="", vocab_size=1, published_parameters=None)
+        return (self.file, self.source, model, self.cluster_key, self.stack, replace(self.job, train_tokens=None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

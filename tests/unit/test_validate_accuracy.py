@@ -49,6 +49,7 @@ def test_publisher() -> None:
 
 def test_page_has_every_section_and_source() -> None:
     report = validate()
+    report = replace(report, means=replace(report.means, rank=0.87))  # the packaged rows need not hold such groups
     nothing = StackFit(stacks={}, held_out={}, held_out_s=np.empty(0), fitted_s=np.empty(0))
     fit = Refit(rows=(), folds=(), measured_s=np.empty(0), kernel_half_width=np.empty(0), fit=nothing)
     memory = MemoryFit(common={}, stacks={}, held_out={}, errors=np.empty(0), rows={}, sources={})
@@ -60,7 +61,7 @@ def test_page_has_every_section_and_source() -> None:
     assert all(item.source in page for item in report.by_source)
     assert report.all_picks is not None
     assert f"| picks: mean regret | 3 % | {percent(report.all_picks.mean_regret)} |" in page
-    assert f"sources | 0.9 | {report.means.rank:.2f} | {report.means.rank:.2f} |" in page
+    assert "sources | 0.9 | 0.87 | 0.87 |" in page
     assert f"errors, mean over sources | 20 % | {percent(report.means.time_p90)} |" in page
     tables = [line for line in page.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in tables)

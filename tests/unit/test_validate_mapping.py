@@ -351,7 +351,13 @@ def test_groups() -> None:
     left, right = mapped(), mapped(micro_batch="2", recompute="full")
     assert left.plan_group == right.plan_group
     assert left.pick_group == mapped(seq_len="1024").pick_group
-    assert left.plan_group != mapped(seq_len="1024").plan_group
+    for changes in (
+        *({"seq_len": "1024"}, {"layers": "24"}, {"hidden": "8192"}, {"heads": "48"}, {"kv_heads": "8"}),
+        *({"ffn_hidden": "8192"}, {"global_batch_seqs": "8"}, {"precision": "bf16"}, {"framework": "Megatron-Core"}),
+    ):
+        assert mapped(**changes).plan_group != left.plan_group, changes
+    # A source may print the vocabulary as the plan pads it, and name one model in several ways.
+    assert mapped(vocab="51328", model="GPT A").plan_group == mapped(model="GPT B").plan_group
 
 
 @pytest.mark.parametrize(
