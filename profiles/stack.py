@@ -40,7 +40,7 @@ class StackSpec:
             ``compiled``, ``eager`` or ``module`` code (``costmodels.lowering.elementwise``).
         rotary: Whose rotary embedding: ``fused``, ``compiled`` or ``eager``.
         activation: Whose activation functions: ``fused``, ``compiled`` or ``eager``.
-        softmax: Whose softmax where attention is not fused: ``fused``, ``compiled`` or ``eager``.
+        softmax: Whose softmax where attention is not fused: ``fused``, ``triangular``, ``compiled`` or ``eager``.
         loss: Whose cross-entropy: ``fused``, ``compiled``, ``eager``, ``module`` or ``sharded``.
         update: How the optimizer runs: ``fused``, one kernel over many tensors that keeps 16-bit copies up to date;
             ``cast``, the same with gradients and weights cast apart; ``foreach``, a kernel per operation.

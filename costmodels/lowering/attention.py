@@ -207,7 +207,7 @@ def _unfused_core(calls: CallList, shape: RankShape, context: CostContext) -> No
         calls.gemm(Phase.INPUT_GRADIENT, m, n, k, batch=batch, gemm_format=name)
     for m, n, k in ((queries, keys, v_width), (keys, v_width, queries)):  # dP, dV
         calls.gemm(Phase.INPUT_GRADIENT, m, n, k, batch=batch, gemm_format=name)
-    softmax(calls, batch * queries, keys)
+    softmax(calls, batch, queries, keys)
 
 
 def _tensor_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:

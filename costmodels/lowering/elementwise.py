@@ -11,14 +11,17 @@ that spells an operation out in Python more still. A stack names its code (``Sta
 - ``module``: eager, and norms spelled out by the model code, as Hugging Face's RMSNorm: cast to fp32, square, mean,
   scale, cast back, weight.
 - ``sharded``: a loss over a vocabulary split among ranks, op by op (Megatron-LM's vocab-parallel cross-entropy).
+- ``triangular``: Megatron-LM's softmax kernel for causal masks; ``spelled_out``: its model code, where it has none.
 
 Traffic is counted in passes, one read or one write of the whole tensor each. Passes of ``fused``, ``patched``,
-``module`` and ``sharded`` are counted in the code; those of ``compiled`` and ``eager`` are what our own timings of an
+``module``, ``sharded``, ``triangular`` and ``spelled_out`` are counted in the code; those of ``compiled`` and ``eager`` are what our own timings of an
 H100 took (``profiles/data/timings``), in passes at nine tenths of its bandwidth: median of the kernels over 60 us. What
 of their time a faster memory does not shorten, our timings of an H200 tell (``costmodels.kernels.issue_bound``).
 """
 
 from collections.abc import Mapping
+
+import numpy as np
 
 from costmodels.autocast import output_bytes, stream_bytes
 from costmodels.kernels.calls import KernelFamily
@@ -26,7 +29,7 @@ from costmodels.kernels.issue_bound import issue_stretch
 from costmodels.lowering.calls import CallList, Phase
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
-from costmodels.plan import FloatArray
+from costmodels.plan import BoolArray, FloatArray
 
 # Passes and kernels, forward and backward.
 _Work = tuple[tuple[float, float], tuple[float, float]]
@@ -73,11 +76,20 @@ _PLAIN = ((2.0, 1.0), (3.0, 1.0))  # one kernel each way, whoever runs it
 # Over the attention scores: read and written once; op by op, scale, mask and fp32 casts each do so again. XLA ends a
 # kernel at every sum over a row: largest, sum of exponentials and quotient each read the scores, and the quotient is
 # written in fp32 and, for the product behind it, in 16 bits; backward two kernels read the gradient and the quotient.
+# Megatron-LM's kernel reads only what the causal mask leaves, and writes everything. Without it, in passes over 16-bit
+# scores: cast to fp32 (3), scale (4), masked in place (4), softmax (4), cast back (3); backward the casts (3 each),
+# the softmax (6), the mask (a copy and a fill, 8) and the scale (4).
 SOFTMAX: Mapping[str, _Work] = {
     "fused": ((2.0, 1.0), (3.0, 1.0)),
+    "triangular": ((1.5, 1.0), (2.0, 1.0)),
+    "spelled_out": ((18.0, 5.0), (24.0, 6.0)),
     "compiled": ((6.0, 3.0), (7.0, 2.0)),
     "eager": ((8.0, 4.0), (12.0, 3.0)),
 }
+# What the triangular kernel takes: rows of at most so many keys, and heads of a micro-batch four at a time, a warp each
+# (FusedScaleMaskSoftmax.is_kernel_available in NVIDIA/Megatron-LM, megatron/model/fused_softmax.py; 2048 keys in 2021).
+_TRIANGULAR_KEYS = (16.0, 4096.0)
+_TRIANGULAR_HEADS = 4.0
 # Over fp32 logits. Fused: 16-bit logits read and their gradient written once each. Sharded: cast, largest, subtract,
 # exponential, sum, divide ahead; scale and cast back. Module: eager, and accelerate casts the 16-bit logits that a
 # model returns to fp32 although nobody reads them (convert_outputs_to_fp32 of its utils/operations.py).
@@ -188,11 +200,32 @@ def activation(calls: CallList, rows: FloatArray, width: FloatArray | float) -> 
         _passes(calls, _PLAIN, KernelFamily.ACTIVATION, rows=rows, width=width, element_bytes=element)
 
 
-def softmax(calls: CallList, rows: FloatArray, width: float) -> None:
-    """Softmax of attention scores that lie in memory, and dropout of what it gives."""
-    _passes(calls, SOFTMAX[calls.context.stack.softmax], KernelFamily.SOFTMAX, rows=rows, width=width, core=True)
+def softmax(calls: CallList, batch: FloatArray, queries: FloatArray, keys: float) -> None:
+    """Softmax of attention scores that lie in memory, and dropout of what it gives.
+
+    Args:
+        calls: Where the calls go.
+        batch: (K,) heads of a rank over all sequences of its micro-batch.
+        queries: (K,) rows of scores of each.
+        keys: Scores of a row.
+    """
+    code, rows = calls.context.stack.softmax, batch * queries
+    if code == "triangular":
+        fits = takes_triangle(batch, queries, keys)
+        apart, rows_apart = SOFTMAX["spelled_out"], np.where(fits, 0.0, rows)
+        _passes(calls, apart, KernelFamily.SOFTMAX, rows=rows_apart, width=keys, core=True)
+        _passes(calls, SOFTMAX[code], KernelFamily.SOFTMAX, rows=rows - rows_apart, width=keys, core=True)
+    else:
+        _passes(calls, SOFTMAX[code], KernelFamily.SOFTMAX, rows=rows, width=keys, core=True)
     if calls.context.job.dropout:
-        _passes(calls, _DROPOUT, KernelFamily.POINTWISE, rows=rows, width=width, core=True)
+        _passes(calls, _DROPOUT, KernelFamily.POINTWISE, rows=rows, width=keys, core=True)
+
+
+def takes_triangle(batch: FloatArray, queries: FloatArray, keys: float) -> BoolArray:
+    """(K,) whether Megatron-LM's softmax kernel runs, for ``batch`` heads of so many queries and keys each."""
+    shortest, longest = _TRIANGULAR_KEYS
+    whole = (np.mod(batch, _TRIANGULAR_HEADS) == 0) & (np.mod(queries, 4.0) == 0)
+    return whole & (shortest < keys <= longest)
 
 
 def cross_entropy(calls: CallList, tokens: FloatArray, vocabulary: FloatArray) -> None:

@@ -131,7 +131,9 @@ def test_latent_attention_rotates_and_concatenates_whole_heads():
     assert extra == pytest.approx(2 * 2 * S * 2 * 16 * 96)
 
 
-@pytest.mark.parametrize(("code", "ahead", "back"), [("fused", 2, 3), ("compiled", 6, 7), ("eager", 8, 12)])
+@pytest.mark.parametrize(
+    ("code", "ahead", "back"), [("fused", 2, 3), ("triangular", 1.5, 2), ("compiled", 6, 7), ("eager", 8, 12)]
+)
 def test_unfused_attention_passes_over_its_scores(code, ahead, back):
     scores = 2 * 16 * S * S
     values = {"model": gpt(**LEARNED), "stack": stack(softmax=code)}
@@ -145,6 +147,28 @@ def test_unfused_attention_passes_over_its_scores(code, ahead, back):
     # Dropout reads and writes the 16-bit values and one byte of mask; so does that of the branch, backward.
     assert dropped[Phase.CORE] - plain[Phase.CORE] == pytest.approx(2.5 * scores)
     assert dropped[Phase.INPUT_GRADIENT] - plain[Phase.INPUT_GRADIENT] == pytest.approx(2.5 * scores + 2.5 * ROWS)
+
+
+@pytest.mark.parametrize(
+    ("heads", "sequences", "tensor", "keys", "fused"),
+    [
+        (16, 1, 4, S, True), (16, 1, 8, S, False), (16, 2, 8, S, True), (16, 1, 1, 4096, True),
+        (16, 1, 1, 8192, False), (16, 1, 1, 16, False), (112, 1, 8, S, False), (112, 2, 8, S, True),
+    ],
+)  # fmt: skip
+def test_the_triangular_softmax_takes_four_heads_at_a_time(heads, sequences, tensor, keys, fused):
+    """Heads per rank and micro-batch must be a multiple of four; BLOOM's 112 on eight ranks are 14 each."""
+    plan = ExecutionPlan(tensor_parallel=tensor, micro_batch_size=sequences)
+    wanted = job(attention="unfused", sequence_length=keys)
+    size = gpt(num_attention_heads=heads, num_key_value_heads=heads, head_dim=64, **LEARNED)
+    values = {"model": size, "job": wanted}
+    found = moved("attention", plan, stack=stack(softmax="triangular"), **values)
+    scores = 2 * sequences * heads / tensor * keys**2
+    assert found[Phase.CORE] == pytest.approx((1.5 if fused else 18) * scores)
+    other = moved("attention", plan, stack=stack(softmax="fused"), **values)[Phase.INPUT_GRADIENT]
+    assert found[Phase.INPUT_GRADIENT] - other == pytest.approx(((2 if fused else 24) - 3) * scores)
+    launches = lowered("attention", context(stack=stack(softmax="triangular"), **values), plan).launches[:, 0]
+    assert launches[Phase.CORE] == 2 + (1 if fused else 5)  # beside the two products
 
 
 def test_backward_attention_moves_twice_what_forward_does():
