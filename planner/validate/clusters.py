@@ -36,6 +36,12 @@ _HEALTHY_JOBS = (
     *((14_098_777, 14_098_780), (14_098_957, 14_098_959)),
 )
 _STALLED_RANK_S = 2.0e-4
+# FlagPerf's table of Llama-3-8B says A100, its list of hardware "NVIDIA DGX A800(80G)" and "NVIDIA_A800-SXM4-80GB"
+# (training/nvidia/llama3_8B-megatron/README.md): the same chip on links of 400 GB/s.
+_BOARDS = {("FlagPerf", "llama3_8B", "A100"): "A800"}
+# "A100s PCI-Express/NUMA was improved today so all TFLOPs have changed for the better (1-5%) - thus do not compare
+# today's numbers to yesterday's" (bigscience, train/tr11-176B-ml/chronicles-prequel.md, of February 25).
+_FIRST_DAYS = {"BigScience tr11 prequel (Jean Zay A100)": "02-25"}
 # LitGPT's hub of configurations names machines; devices in the configuration is how many of their GPUs ran, by default
 # one ("All runs are single-GPU experiments", its README: time and memory of both machines are the same).
 _HUB_DEVICES = {("gemma-2b", "full_ft"): 4, ("stablelm-base-alpha-3b", "full_ft"): 2, ("llama-2-7b", "full_ft"): 4}
@@ -78,6 +84,15 @@ def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
     return ClusterSpec(name=name, node=node, num_nodes=num_gpus // per_node), assumptions
 
 
+def period_of(row: Row) -> str:
+    """When a row ran on a cluster that its source says was another before and after; empty where none does."""
+    first = _FIRST_DAYS.get(row.text("source"))
+    day = re.search(r"\bdate ([0-9]{2}-[0-9]{2})", row.text("notes"))
+    if first is None or day is None:
+        return ""
+    return f"{'from' if day.group(1) >= first else 'before'} {first}"
+
+
 def _hub_run(row: Row) -> tuple[str, str]:
     return row.text("model"), row.text("task")
 
@@ -93,6 +108,7 @@ def _node_of_size(default: NodeSpec, per_node: int, catalog: Catalog) -> NodeSpe
 
 def _device(row: Row, catalog: Catalog) -> tuple[DeviceSpec, list[str]]:
     text = row.text("gpu")
+    text = _BOARDS.get((row.text("source"), row.text("model"), text), text)
     if not text:
         raise CannotScore("GPU not stated")
     if _NOT_A_GPU.search(text):

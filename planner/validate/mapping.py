@@ -16,7 +16,7 @@ from costmodels.flops import model_flops_per_step
 from costmodels.optimizer import MOMENTS, moment_bytes
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
-from planner.validate.clusters import MEMORY_ASSUMED, cluster_of
+from planner.validate.clusters import MEMORY_ASSUMED, cluster_of, period_of
 from planner.validate.layouts import (
     BATCH_CHOSEN,
     RECOMPUTE_ASSUMED,
@@ -138,6 +138,7 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
         assumptions=_material(reading.assumptions, memory_matters=died or memory is not None),
         recompute_assumed=any(text.startswith(RECOMPUTE_ASSUMED) for text in reading.assumptions),
         trend="digitised" in row.text("source").lower() or _declared_inexact(row),
+        period=period_of(row),
         time_note=time_note,
         memory_note=memory_note,
         **_memory_fields(memory),  # type: ignore[arg-type]
@@ -230,7 +231,7 @@ def average_repeats(rows: Sequence[ScorableRow]) -> tuple[ScorableRow, ...]:
     for row in rows:
         key = (
             *(row.file, row.source, row.model_name, row.model, row.cluster_key, row.job, row.plan, row.stack),
-            *(row.out_of_memory, row.memory_kind, row.trend, row.step_time_s is None),
+            *(row.out_of_memory, row.memory_kind, row.trend, row.step_time_s is None, row.period),
         )
         groups.setdefault(key, []).append(row)
     return tuple(_average(group) for group in groups.values())

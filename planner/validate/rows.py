@@ -50,6 +50,7 @@ class ScorableRow:
         assumptions: What had to be filled in that the result depends on.
         trend: Digitised from a figure, or declared inexact by its own source: scored apart.
         repeats: Table rows averaged into this one.
+        period: When it ran, where its source says not to compare that with what ran before or after.
         recompute_assumed: Recomputation is not printed: what the plan assumes, or all of it if that does not fit.
         time_note: Why a measured time is not used; empty when it is.
         memory_note: Why a measured memory is not used.
@@ -73,6 +74,7 @@ class ScorableRow:
     assumptions: tuple[str, ...] = ()
     trend: bool = False
     repeats: int = 1
+    period: str = ""
     recompute_assumed: bool = False
     time_note: str = ""
     memory_note: str = ""
@@ -99,13 +101,14 @@ class ScorableRow:
 
     @property
     def plan_group(self) -> tuple[Hashable, ...]:
-        """Rows that differ only by plan: one source, model, cluster, stack and job, sequences and batch included.
+        """Rows that differ only by plan: one source, model, cluster, period, stack and job, batch and sequences included.
 
         A model is its dimensions, whatever the source calls it. Its vocabulary is left out: sources print it padded,
         by the plan. Of the job, the length of the run is.
         """
         model = replace(self.model, name="", vocab_size=1, published_parameters=None)
-        return (self.file, self.source, model, self.cluster_key, self.stack, replace(self.job, train_tokens=None))
+        ran = (self.cluster_key, self.period, self.stack)
+        return (self.file, self.source, model, ran, replace(self.job, train_tokens=None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

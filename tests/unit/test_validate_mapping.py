@@ -360,6 +360,16 @@ def test_groups() -> None:
     assert mapped(vocab="51328", model="GPT A").plan_group == mapped(model="GPT B").plan_group
 
 
+def test_what_a_source_tells_apart_is_neither_averaged_nor_ranked_together() -> None:
+    """Jean Zay's nodes were set up better on February 25 of tr11's tests."""
+    tests = {"source": "BigScience tr11 prequel (Jean Zay A100)", "framework": "Megatron-DeepSpeed"}
+    days = [mapped(**tests, notes=f"date {day}; iteration 2") for day in ("02-21", "02-24", "02-25", "02-28")]
+    assert [row.period for row in days] == ["before 02-25"] * 2 + ["from 02-25"] * 2
+    assert [row.repeats for row in average_repeats(days)] == [2, 2]
+    assert len({row.plan_group for row in days}) == 2
+    assert mapped(notes="date 02-21").period == ""
+
+
 @pytest.mark.parametrize(
     ("gpu", "num_gpus", "per_node", "node"),
     [
