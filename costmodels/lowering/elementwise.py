@@ -13,10 +13,10 @@ that spells an operation out in Python more still. A stack names its code (``Sta
 - ``sharded``: a loss over a vocabulary split among ranks, op by op (Megatron-LM's vocab-parallel cross-entropy).
 - ``triangular``: Megatron-LM's softmax kernel for causal masks; ``spelled_out``: its model code, where it has none.
 
-Traffic is counted in passes, one read or one write of the whole tensor each. Passes of ``fused``, ``patched``,
-``module``, ``sharded``, ``triangular`` and ``spelled_out`` are counted in the code; those of ``compiled`` and ``eager`` are what our own timings of an
-H100 took (``profiles/data/timings``), in passes at nine tenths of its bandwidth: median of the kernels over 60 us. What
-of their time a faster memory does not shorten, our timings of an H200 tell (``costmodels.kernels.issue_bound``).
+Traffic is counted in passes, one read or one write of the whole tensor each. Passes of ``compiled`` and ``eager`` are
+what our own timings of an H100 took (``profiles/data/timings``), in passes at nine tenths of its bandwidth: median of
+the kernels over 60 us. What of their time a faster memory does not shorten, our timings of an H200 tell
+(``costmodels.kernels.issue_bound``). Those of all others are counted in the code.
 """
 
 from collections.abc import Mapping
@@ -224,8 +224,8 @@ def softmax(calls: CallList, batch: FloatArray, queries: FloatArray, keys: float
 def takes_triangle(batch: FloatArray, queries: FloatArray, keys: float) -> BoolArray:
     """(K,) whether Megatron-LM's softmax kernel runs, for ``batch`` heads of so many queries and keys each."""
     shortest, longest = _TRIANGULAR_KEYS
-    whole = (np.mod(batch, _TRIANGULAR_HEADS) == 0) & (np.mod(queries, 4.0) == 0)
-    return whole & (shortest < keys <= longest)
+    whole: BoolArray = (np.mod(batch, _TRIANGULAR_HEADS) == 0) & (np.mod(queries, 4.0) == 0)
+    return np.logical_and(whole, shortest < keys <= longest)
 
 
 def cross_entropy(calls: CallList, tokens: FloatArray, vocabulary: FloatArray) -> None:

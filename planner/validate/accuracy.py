@@ -213,8 +213,8 @@ def _time_section(held_out: ValidationReport, in_sample: ValidationReport) -> st
     lines += [
         "",
         "in 90 %: share of measurements inside the interval of their prediction.",
-        "rank: Spearman correlation within groups of at least 3 rows that differ only by plan: one source, model (layers, "
-        "widths, heads), cluster in one state, stack and job, its batch, sequences, format and optimizer included.",
+        "rank: Spearman correlation within groups of at least 3 rows that differ only by plan: one source, model "
+        "(layers, widths, heads), cluster in one state, stack and job, its batch, sequences, format and optimizer included.",
     ]
     return "\n".join([*lines, ""])
 

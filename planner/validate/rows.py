@@ -101,7 +101,7 @@ class ScorableRow:
 
     @property
     def plan_group(self) -> tuple[Hashable, ...]:
-        """Rows that differ only by plan: one source, model, cluster, period, stack and job, batch and sequences included.
+        """Rows that differ only by plan: one source, model, cluster, period, stack and job, its batch too.
 
         A model is its dimensions, whatever the source calls it. Its vocabulary is left out: sources print it padded,
         by the plan. Of the job, the length of the run is.
