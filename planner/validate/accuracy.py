@@ -214,7 +214,7 @@ def _time_section(held_out: ValidationReport, in_sample: ValidationReport) -> st
         "",
         "in 90 %: share of measurements inside the interval of their prediction.",
         "rank: Spearman correlation within groups of at least 3 rows that differ only by plan: one source, model "
-        "(layers, widths, heads), cluster in one state, stack and job, with its batch, sequences, format and optimizer.",
+        "(layers, widths, heads), cluster in one state, stack and job, with batch, sequences, format and optimizer.",
     ]
     return "\n".join([*lines, ""])
 
