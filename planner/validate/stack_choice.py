@@ -59,9 +59,16 @@ _MEGATRON_2021 = StackDefaults(
 _MEGATRON_CORE = StackDefaults(
     stack="megatron-core", zero_stage=1, sequence_parallel=True, tensor_parallel_overlap=True
 )
-_MEGATRON_2024 = dataclasses.replace(_MEGATRON_CORE, stack="megatron-2024")
-_MEGATRON_2023 = dataclasses.replace(_MEGATRON_CORE, stack="megatron-2023")
-_MEGATRON_2023_NORMS = dataclasses.replace(_MEGATRON_CORE, stack="megatron-2023-plain-norms")
+# Megatron-LM overlaps nothing unless told to: --tp-comm-overlap, --overlap-grad-reduce and --overlap-param-gather are
+# off by default (megatron/training/arguments.py). NeMo's recipes switch them on; FlagPerf's scripts
+# (training/benchmarks/{llama2_70B,llama3_8B,llama3_70B,mixtral_8x7B}/megatron) do not, and MegaScale adds overlap to its
+# baseline (arXiv:2402.15627, table 3).
+_MEGATRON_LM = dataclasses.replace(
+    _MEGATRON_CORE, overlap_grad_reduce=False, overlap_param_gather=False, tensor_parallel_overlap=False
+)
+_MEGATRON_2024 = dataclasses.replace(_MEGATRON_LM, stack="megatron-2024")
+_MEGATRON_2023 = dataclasses.replace(_MEGATRON_LM, stack="megatron-2023")
+_MEGATRON_2023_NORMS = dataclasses.replace(_MEGATRON_LM, stack="megatron-2023-plain-norms")
 _MEGATRON_EP_OVERLAP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-ep-overlap")
 _DEEPSPEED_2022 = StackDefaults(
     stack="deepspeed-megatron", zero_stage=3, zero_is_known=False, attention="unfused", recompute=True, precision="fp16"
@@ -101,7 +108,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"nnscaler|hai-llm|dualpipe|zero-infinity|zero-offload|metaseq", _NO_STACK),
         (r"maxtext|pathways|t5x|\bpax\b|llmboost", _NO_STACK),
         (r"^megascale", "the system changes the model (parallel block, sliding window): dimensions do not describe it"),
-        (r"megascale", _MEGATRON_CORE),  # its Megatron-LM baseline, with flash attention 2
+        (r"megascale", _MEGATRON_LM),  # its Megatron-LM baseline, with flash attention 2
         (r"^[^|]*zero-3", _DEEPSPEED_2022),
         (r"nanotron|picotron", _NANOTRON),
         (r"^pytorch eager", _PYTORCH),
