@@ -15,6 +15,7 @@ from costmodels.lowering.elementwise import (
     beside_product,
     norm_and_residual,
     positions_and_norms,
+    ring_sums,
     softmax,
 )
 from costmodels.lowering.parts import Part
@@ -169,20 +170,22 @@ def head_widths(model: ModelSpec) -> tuple[float, float]:
 
 
 def _fused_core(calls: CallList, shape: RankShape, context: CostContext) -> None:
+    """One kernel; round a ring one per step, for a rank's queries and the keys that have just arrived."""
     queries, heads, kv_heads = _core_shape(shape, context)
     qk_width, v_width = head_widths(context.model)
-    keys = float(context.job.sequence_length)
+    steps = np.where(shape.context_kind == ContextKind.RING, shape.context, 1.0)
+    sequences, keys = shape.sequences * steps, context.job.sequence_length / steps
     share = score_share(context.model, context.job.sequence_length)
     element = min(context.job.numerics.storage_bytes, 4.0)
-    flops = 2 * (qk_width + v_width) * shape.sequences * heads * queries * keys * share
-    traffic = element * shape.sequences * (heads * queries + kv_heads * keys) * (qk_width + v_width)
+    flops = 2 * (qk_width + v_width) * sequences * heads * queries * keys * share
+    traffic = element * sequences * (heads * queries + kv_heads * keys) * (qk_width + v_width)
     for phase, work, moved in (
         (Phase.CORE, 1.0, 1.0),
         (Phase.INPUT_GRADIENT, _BACKWARD_FLOPS, _BACKWARD_TRAFFIC),
     ):
         calls.attention(
             phase,
-            sequences=shape.sequences,
+            sequences=sequences,
             queries=queries,
             keys=keys,
             heads=heads,
@@ -191,6 +194,10 @@ def _fused_core(calls: CallList, shape: RankShape, context: CostContext) -> None
             causal=share,
             flops=work * flops,
             traffic_bytes=moved * traffic,
+        )
+    if int(steps.max(initial=1)) > 1:
+        ring_sums(
+            calls, shape.tokens, np.where(steps > 1, steps, 0.0), outputs=heads * v_width, inputs=heads * qk_width
         )
 
 

@@ -118,6 +118,7 @@ ROTARY_ISSUE: _Shares = {"compiled": (0.99, 0.67), "eager": (0.76, 0.76)}
 GATED_ISSUE: _Shares = {"compiled": (0.0, 0.38), "eager": (0.11, 0.05)}
 LOSS_ISSUE: _Shares = {"compiled": (0.73, 0.45), "eager": (0.33, 0.12), "module": (0.33, 0.12)}
 _MEMORY_BOUND = (0.0, 0.0)
+_RING_PASSES = 3.0 * 0.75  # per step of a ring
 
 
 def _passes(
@@ -198,6 +199,25 @@ def activation(calls: CallList, rows: FloatArray, width: FloatArray | float) -> 
         _passes(calls, GATED[code], family, rows=rows, width=width, element_bytes=element, issue=issue)
     else:
         _passes(calls, _PLAIN, KernelFamily.ACTIVATION, rows=rows, width=width, element_bytes=element)
+
+
+def ring_sums(
+    calls: CallList, tokens: FloatArray, steps: FloatArray, *, outputs: FloatArray | float, inputs: FloatArray | float
+) -> None:
+    """What each step of a ring adds to a rank's output, and backward to the gradient of its queries.
+
+    Both are read, and their sum written; a causal step reaches three quarters of the queries on average, half of them
+    where the keys come from behind.
+
+    Source:
+        NVIDIA/TransformerEngine, AttnFuncWithCPAndKVP2P (context_parallel.py): flash_attn_fwd_out_correction and
+        flash_attn_fwd_second_half_out_correction of every step, and the additions to ``dq``.
+    """
+    element = calls.context.job.numerics.storage_bytes
+    for phase, width in ((Phase.CORE, outputs), (Phase.INPUT_GRADIENT, inputs)):
+        rows = tokens * steps
+        traffic = _RING_PASSES * element * rows * width
+        calls.memory(phase, traffic, family=KernelFamily.POINTWISE, rows=rows, width=width, kernels=steps)
 
 
 def softmax(calls: CallList, batch: FloatArray, queries: FloatArray, keys: float) -> None:

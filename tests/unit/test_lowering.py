@@ -174,10 +174,30 @@ def test_fused_attention_call_names_its_shape():
     assert calls.bytes[row] == pytest.approx(2 * 3 * S * 64 * (2 + 2 + 1 + 1))
 
 
-def test_ring_attention_sees_all_keys_and_its_own_queries():
-    calls = seen("attention", ExecutionPlan(context_parallel=4), context())
+@pytest.mark.parametrize(
+    ("kind", "keys", "sequences"), [(ContextKind.RING, S / 4, 2 * 4), (ContextKind.ALL_GATHER, S, 2)]
+)
+def test_a_ring_attends_to_keys_as_they_arrive(kind, keys, sequences):
+    plan = ExecutionPlan(context_parallel=4, context_kind=kind, micro_batch_size=2)
+    calls = seen("attention", plan, context())
     row = int(np.flatnonzero(calls.op == KernelOp.ATTENTION_FORWARD)[0])
-    assert (calls.m[row], calls.n[row], calls.heads[row]) == (S / 4, S, 16)
+    found = (calls.m[row], calls.n[row], calls.batch[row], calls.heads[row])
+    assert found == (S / 4, keys, sequences, 16)
+    assert calls.flops[row] == pytest.approx(2 * 4 * (S / 4) * S * H / 2)  # the same work, however it is cut
+
+
+def test_every_step_of_a_ring_adds_to_what_the_others_found():
+    """Two reads and a write of three quarters of a rank's output; backward, of the gradient of its queries."""
+    model = gpt(head_dim=32)  # queries half as wide as the hidden state
+    ring, gathered = (
+        moved("attention", ExecutionPlan(context_parallel=8, context_kind=kind), context(model=model))
+        for kind in (ContextKind.RING, ContextKind.ALL_GATHER)
+    )
+    once = 2 * (S / 8) * 16 * 32
+    for phase in (Phase.CORE, Phase.INPUT_GRADIENT):
+        assert ring[phase] - gathered[phase] == pytest.approx(8 * 3 * 0.75 * once)
+    assert ring[Phase.FORWARD] == gathered[Phase.FORWARD]
+    assert not moved("attention", ExecutionPlan(), context(model=model))[Phase.CORE]
 
 
 def test_frozen_weights_have_no_weight_gradient_but_adapters_do():
