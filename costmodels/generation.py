@@ -131,8 +131,8 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
         residual_log_std=engine.residual_log_std,
     )
     if engine.kernels:
-        unscaled: dict[str, Any] = dict.fromkeys(_SCALES, 1.0)
-        stack = replace(stack, norm="fused", rotary="fused", activation="fused", grouped_experts=True, **unscaled)
+        settled: dict[str, Any] = dict.fromkeys(_SCALES, 1.0) | dict.fromkeys(("norm", "rotary", "activation"), "fused")
+        stack = replace(stack, grouped_experts=True, expert_streams=0, sorts_arrivals=False, **settled)
     else:
         stack = replace(stack, norm="module", rotary="eager", activation="eager")
     code = implementation_of(engine.kernels) if engine.kernels else 0

@@ -174,7 +174,8 @@ def layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
     attention, dense_mlp, embedding, head = exposed_blocks(parts, shape, groups, context)
     beside_s = parts[0].kernel_s[:, None, groups.of_row[expert_groups.first]]
     (expert_mlp,) = exposed_blocks([routed], expert_shape, expert_groups, context, attention_s=beside_s)
-    expert_mlp.seconds[_LAUNCHES] += context.stack.expert_layer_s * context.cluster.node.host_time_scale
+    if not context.stack.fixed_capacity:
+        expert_mlp.seconds[_LAUNCHES] += context.stack.expert_layer_s * context.cluster.node.host_time_scale
     return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head)
 
 

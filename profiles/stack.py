@@ -46,6 +46,11 @@ class StackSpec:
             ``cast``, the same with gradients and weights cast apart; ``foreach``, a kernel per operation.
         grouped_experts: Experts run in one grouped kernel rather than one after the other.
         expert_dispatch: How tokens get to their experts: ``permuted`` into their order, or ``masked``, multiplied by a
+        sorts_arrivals: Tokens are sent in the order of ranks and, on a rank with several experts, copied once more into
+            the order of these, and back.
+        expert_streams: Streams that experts' products take turns on, a kernel each; 0: one kernel runs them all.
+        fixed_capacity: Experts take a fixed number of tokens each, and drop or pad the rest: nobody waits to learn how
+            many arrive, and ``expert_layer_s`` falls away.
             mask over the places of all experts.
         recompute_stops_early: Recomputing a whole layer ends once everything is there that its backward pass needs: its
             last product, whose result nothing needs, does not run again (PyTorch's checkpoint without reentrant
@@ -150,6 +155,9 @@ class StackSpec:
     clips_gradients: bool = False
     adapters: str = "linear"
     joint_adapters: bool = False
+    sorts_arrivals: bool = False
+    expert_streams: int = 0
+    fixed_capacity: bool = False
     repeats_key_values: bool = False
     kernel_launch_s: float = 0.0
     collective_launch_s: float = 0.0

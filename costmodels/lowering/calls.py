@@ -22,6 +22,7 @@ from costmodels.kernels.calls import (
 )
 from costmodels.kernels.implementations import attention_code
 from costmodels.lowering.parts import Part
+from costmodels.lowering.streams import on_streams
 from costmodels.lowering.time_scales import kernel_time_scale
 from costmodels.lowering.transfers import price_collectives, stalled_s
 from costmodels.plan import FloatArray, IntArray
@@ -338,11 +339,12 @@ def _price_kernels(lists: Sequence[CallList]) -> list[_PricedKernels]:
     flat = dict(zip(_COLUMN, table, strict=True))
     typed: dict[str, Any] = flat | {name: flat[name].astype(np.int64) for name in INTEGER_COLUMNS}
     batch = KernelCallBatch(**typed)
-    priced = context.kernels.predict(batch, context.cluster.device)
+    running, rounds = on_streams(batch, context.stack.expert_streams)
+    priced = context.kernels.predict(running, context.cluster.device)
     several = batch.op == KernelOp.MEMORY
     if not context.stack.grouped_experts:
         several = several | (batch.op == KernelOp.GROUPED_GEMM)
-    scale = np.where(batch.flops + batch.bytes > 0, kernel_time_scale(batch, context), 0.0)
+    scale = np.where(batch.flops + batch.bytes > 0, rounds * kernel_time_scale(batch, context), 0.0)
     found = np.empty((5, len(batch)))
     found[0] = priced.time_s * scale
     found[1] = np.where(several, batch.batch, 1.0) * (scale > 0)

@@ -65,7 +65,8 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
     if context.stack.expert_dispatch == "masked":
         _masked_dispatch(calls, context, moe, own_tokens)
     else:
-        _permuted_dispatch(calls, context, routed_rows, local_experts)
+        again = (shape.expert > 1) & (local_experts > 1) & context.stack.sorts_arrivals
+        _permuted_dispatch(calls, context, routed_rows, local_experts, times=np.where(again, 2.0, 1.0))
     if moe.shared_ffn_hidden_size:
         width = moe.shared_ffn_hidden_size / shape.tensor
         calls.part = Part.SHARED
@@ -77,19 +78,19 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
 
 
 def _permuted_dispatch(
-    calls: CallList, context: CostContext, routed_rows: FloatArray, local_experts: FloatArray
+    calls: CallList, context: CostContext, routed_rows: FloatArray, local_experts: FloatArray, *, times: FloatArray
 ) -> None:
-    """Tokens copied into the order of their experts and back."""
+    """Tokens copied into the order of their experts and back, ``times`` over: before they are sent, and on arrival."""
     hidden = context.model.hidden_size
     permutations = 1.0 if context.stack.grouped_experts else local_experts
     for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
         calls.memory(
             phase,
-            _PERMUTE_PASSES * context.job.numerics.storage_bytes * hidden * routed_rows,
+            times * _PERMUTE_PASSES * context.job.numerics.storage_bytes * hidden * routed_rows,
             family=KernelFamily.PERMUTE,
             rows=routed_rows,
             width=hidden,
-            kernels=_PERMUTE_KERNELS * permutations,
+            kernels=times * _PERMUTE_KERNELS * permutations,
         )
 
 

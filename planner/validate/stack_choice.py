@@ -75,6 +75,8 @@ _DEEPSPEED_2022 = StackDefaults(
 )
 _DEEPSPEED = StackDefaults(stack="deepspeed", zero_stage=3, zero_is_known=False)
 _XTUNER = dataclasses.replace(_DEEPSPEED, stack="xtuner")
+_MEGATRON_TOKEN_DROP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-token-drop")
+_MEGATRON_HYBRID_EP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-hybrid-ep")
 _FSDP = StackDefaults(stack="fsdp", zero_stage=3, sequence_parallel=True)
 _COMPOSER = StackDefaults(stack="fsdp-composer", zero_stage=3)
 _COMPOSER_2023 = StackDefaults(stack="fsdp-composer-2023", zero_stage=3)
@@ -166,6 +168,10 @@ def defaults_of(row: Row) -> StackDefaults:
                 return _COMPOSER_2023
             if found is _MEGATRON_CORE and _overlaps_experts(row):
                 return _MEGATRON_EP_OVERLAP
+            if found is _MEGATRON_CORE and _drops_tokens(row):
+                return _MEGATRON_TOKEN_DROP
+            if found is _MEGATRON_CORE and _exchanges_by_own_kernels(row):
+                return _MEGATRON_HYBRID_EP
             return _MEGATRON_CORE if found is _MEGATRON_2021 and row.flag("flash_attention") else found
     raise CannotScore(f"framework not stated or unknown: {row.text('framework')[:40]!r}")
 
@@ -176,4 +182,29 @@ def _overlaps_experts(row: Row) -> bool:
         "megatron-bridge" in row.text("source").lower()
         and "h100" in row.text("gpu").lower()
         and _OVERLAPS_EXPERTS.search(row.text("model").lower()) is not None
+    )
+
+
+def _drops_tokens(row: Row) -> bool:
+    """Whether experts take a fixed number of tokens.
+
+    Megatron-Bridge's tables say so in the model's name. dgxc-benchmarking sets a capacity factor of 1 and pads to it:
+    in its grok1/grok1_314b.yaml, and by the MegatronTokenDropCallback of pretrain_grok1_314b.py and
+    pretrain_deepseek_v3.py (NVIDIA/NeMo, scripts/performance/llm), which it runs from v25.05 on.
+    """
+    model = row.text("model").lower()
+    published = "dgxc" in row.text("source").lower() and re.search("grok|deepseek", model) is not None
+    return published or "tokendrop" in model
+
+
+def _exchanges_by_own_kernels(row: Row) -> bool:
+    """Whether tokens reach their experts by kernels made for it.
+
+    Megatron-Bridge's workload presets set moe_flex_dispatcher_backend to hybridep for all models with experts on GB200
+    and GB300, and for DeepSeek-V3 everywhere (scripts/performance/configs).
+    """
+    model = row.text("model").lower()
+    grace = re.search("gb[23]00", row.text("gpu").lower()) is not None
+    return "megatron-bridge" in row.text("source").lower() and (
+        "deepseek" in model or (grace and re.search(r"qwen3.*a[0-9]+b", model) is not None)
     )
