@@ -145,6 +145,7 @@ _SCALES = (
     "fp8_time_scale",
     "fp4_time_scale",
     "blackwell_16bit_time_scale",
+    "hopper_16bit_time_scale",
     "volta_gemm_time_scale",
     "attention_time_scale",
     "hopper_attention_time_scale",

@@ -25,6 +25,7 @@ class StackSpec:
         fp4_time_scale: The same for 4-bit linear layers.
         blackwell_16bit_time_scale: The same for 16-bit linear layers on Blackwell, on top of
             ``gemm_time_scale``: benchmarks run in bursts, training at the power limit.
+        hopper_16bit_time_scale: The same on Hopper.
         volta_gemm_time_scale: The same for linear layers on Volta, on top of it: the kernel fit rests on
             127 DeepBench rows, each the best of several algorithms.
         attention_time_scale: The same for attention kernels.
@@ -45,12 +46,12 @@ class StackSpec:
         update: How the optimizer runs: ``fused``, one kernel over many tensors that keeps 16-bit copies up to date;
             ``cast``, the same with gradients and weights cast apart; ``foreach``, a kernel per operation.
         grouped_experts: Experts run in one grouped kernel rather than one after the other.
-        expert_dispatch: How tokens get to their experts: ``permuted`` into their order, or ``masked``, multiplied by a
         sorts_arrivals: Tokens are sent in the order of ranks and, on a rank with several experts, copied once more into
             the order of these, and back.
         expert_streams: Streams that experts' products take turns on, a kernel each; 0: one kernel runs them all.
         fixed_capacity: Experts take a fixed number of tokens each, and drop or pad the rest: nobody waits to learn how
             many arrive, and ``expert_layer_s`` falls away.
+        expert_dispatch: How tokens get to their experts: ``permuted`` into their order, or ``masked``, multiplied by a
             mask over the places of all experts.
         recompute_stops_early: Recomputing a whole layer ends once everything is there that its backward pass needs: its
             last product, whose result nothing needs, does not run again (PyTorch's checkpoint without reentrant
@@ -136,6 +137,7 @@ class StackSpec:
     fp8_time_scale: float = 1.0
     fp4_time_scale: float = 1.0
     blackwell_16bit_time_scale: float = 1.0
+    hopper_16bit_time_scale: float = 1.0
     volta_gemm_time_scale: float = 1.0
     attention_time_scale: float = 1.0
     hopper_attention_time_scale: float = 1.0
@@ -150,14 +152,14 @@ class StackSpec:
     loss: str = "sharded"
     update: str = "fused"
     grouped_experts: bool = True
+    sorts_arrivals: bool = False
+    expert_streams: int = 0
+    fixed_capacity: bool = False
     expert_dispatch: str = "permuted"
     recompute_stops_early: bool = False
     clips_gradients: bool = False
     adapters: str = "linear"
     joint_adapters: bool = False
-    sorts_arrivals: bool = False
-    expert_streams: int = 0
-    fixed_capacity: bool = False
     repeats_key_values: bool = False
     kernel_launch_s: float = 0.0
     collective_launch_s: float = 0.0

@@ -29,6 +29,7 @@ PRIOR_STD = {
     "fp8_time_scale": 0.2,
     "fp4_time_scale": 0.2,
     "blackwell_16bit_time_scale": 0.2,
+    "hopper_16bit_time_scale": 0.15,
     "volta_gemm_time_scale": 0.2,
     "attention_time_scale": 0.2,
     "hopper_attention_time_scale": 0.2,

@@ -200,6 +200,7 @@ SCALES = {
     "fp8_time_scale": 3.0,
     "fp4_time_scale": 5.0,
     "blackwell_16bit_time_scale": 7.0,
+    "hopper_16bit_time_scale": 23.0,
     "volta_gemm_time_scale": 11.0,
     "attention_time_scale": 13.0,
     "hopper_attention_time_scale": 17.0,
@@ -212,7 +213,7 @@ SCALES = {
     [
         ("ampere", "bf16", 2, 13),
         ("volta", "fp16", 2 * 11, 13),
-        ("hopper", "bf16", 2, 13 * 17),
+        ("hopper", "bf16", 2 * 23, 13 * 17),
         ("hopper", "fp8", 3, 13 * 17),
         ("blackwell", "bf16", 2 * 7, 13),
         ("blackwell", "fp8", 3, 13),
@@ -220,8 +221,8 @@ SCALES = {
     ],
 )
 def test_each_kind_of_kernel_has_its_scale(architecture, precision, linear, core):
-    peaks = dict.fromkeys(("fp16", "bf16", "tf32", "fp32", "fp8", "fp4"), 1e15)
-    fake = device(architecture=architecture, peak_flops_per_s=peaks)
+    peaks = {**dict.fromkeys(("fp16", "bf16", "tf32", "fp32", "fp8"), 2250e12), "fp4": 9000e12}
+    fake = device(architecture=architecture, peak_flops_per_s=peaks, power_w=1000.0)
     where = ClusterSpec(name="fake", node=node(device=fake), num_nodes=8)
     plain, scaled = (
         blocks(ExecutionPlan(), context(cluster=where, job=job(precision=precision), stack=stack(**scales)))
@@ -230,7 +231,7 @@ def test_each_kind_of_kernel_has_its_scale(architecture, precision, linear, core
     assert scaled["dense_mlp"]["weight_gradient"] == pytest.approx(linear * plain["dense_mlp"]["weight_gradient"])
     assert scaled["attention"]["core"] == pytest.approx(core * plain["attention"]["core"])
     # The output head stays in 16 bits.
-    head = 2 * 7 if architecture == "blackwell" else 2 * 11 if architecture == "volta" else 2
+    head = 2 * {"blackwell": 7, "volta": 11, "hopper": 23}.get(architecture, 1)
     assert scaled["head"]["weight_gradient"] == pytest.approx(head * plain["head"]["weight_gradient"])
     assert plain["attention"]["core"] > 0
 
