@@ -280,7 +280,7 @@ def _tensor_overlap(row: Row, default: bool, tensor: int) -> bool:
         return False
     if re.search(r"tp_comm_overlap=true|asynctp|async tp comm|\+ tp overlap", notes):
         return True
-    return default and "tp_comm_overlap=false" not in notes
+    return default and "tp_comm_overlap=false" not in notes and not recipes.omits_tensor_overlap(row)
 
 
 def _uneven_stages(row: Row, layers: int, stages: int) -> tuple[int, int]:
@@ -336,10 +336,9 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             lora=wording.lora_of(row) if task in ("lora", "qlora") else None,
             dropout=defaults.dropout and task == "pretrain",
             # llm-foundry's models take loss_fn fused_crossentropy unless told otherwise.
-            # Megatron-Bridge's recipes take Transformer Engine's loss (cross_entropy_fusion_impl = "te").
             fused_cross_entropy="ce fusion" in row.text("notes").lower()
             or defaults.stack.startswith("fsdp-composer")
-            or "megatron-bridge" in row.text("source").lower(),
+            or recipes.fuses_cross_entropy(row),
             fp8_activation=fp8_activation,
             fp8_attention=fp8_attention,
         )

@@ -7,6 +7,8 @@ NVIDIA publishes the scripts of its tables. None of them recomputes a dense mode
   ``activations_checkpoint_granularity: null`` or no layers of it.
 - dgxc-benchmarking: NeMo's scripts/performance/recommended_model_configs have ``recompute_layers`` 0, and so has
   conf/training/grok; deepseek_v3/pretraining/launch.sh recomputes ``mla_up_proj`` on H100, ``core_attn`` on GB200.
+- dgxc-benchmarking in Paxml: paxml/paxml_mod_configs.py saves the results of all products of 5B (``SAVE_DOT_ONLY``),
+  those of attention's alone of 175B (``SAVE_QKV_OUT_PROJ``). Fused attention is no product to XLA, and runs again.
 - MLPerf, LoRA in NVIDIA's container (its settings name ``FP8_DPA``): systems that print it, and NeMo's
   scripts/performance/llm/mlperf_lora_llama2_70b.py, recompute nothing.
 - MLPerf, LoRA again: ``FP8_ACTIVATION``, or ``FP8_ACT`` from v5.0 on, keeps the inputs of activation functions in
@@ -41,6 +43,11 @@ def preset_recompute(row: Row, model: ModelSpec) -> tuple[Recompute, RecomputeMo
     """What is recomputed, which modules of a layer if selective, and the assumption; None if no recipe is known."""
     source, paxml = row.text("source").lower(), "paxml" in row.text("framework").lower()
     lora = "mlperf" in source and "FP8_DPA" in row.text("notes") and row.text("task").lower() == "lora"
+    if paxml and "dgxc" in source:
+        modules = RecomputeModule.CORE_ATTN
+        if "175b" in row.text("model").lower():
+            modules |= RecomputeModule.MLP
+        return Recompute.SELECTIVE, modules, f"{PRESET_RECOMPUTE}: selective"
     if not lora and (paxml or not re.search("megatron-bridge|nemo docs|dgxc", source)):
         return None
     if model.latent_attention is not None:
@@ -51,6 +58,28 @@ def preset_recompute(row: Row, model: ModelSpec) -> tuple[Recompute, RecomputeMo
     whole = not re.search(r"Megatron-FSDP|use_megatron_fsdp=True", row.text("notes"))
     note = f"{PRESET_RECOMPUTE if whole else MODULES_RECOMPUTED}: none"
     return Recompute.NONE, RecomputeModule.CORE_ATTN, note
+
+
+def runs_nemo_scripts(row: Row) -> bool:
+    """Whether dgxc-benchmarking ran NVIDIA/NeMo's scripts/performance: from v25.05 on."""
+    release = re.search(r"release v25\.(?:0[5-9]|1)", row.text("notes"))
+    return "dgxc" in row.text("source").lower() and release is not None
+
+
+def fuses_cross_entropy(row: Row) -> bool:
+    """Whether a recipe takes Transformer Engine's loss (cross_entropy_fusion_impl = "te").
+
+    Megatron-Bridge's do, and NeMo's scripts (scripts/performance/helpers.py).
+    """
+    return runs_nemo_scripts(row) or "megatron-bridge" in row.text("source").lower()
+
+
+def omits_tensor_overlap(row: Row) -> bool:
+    """Whether a recipe splits no tensor-parallel traffic where its stack would.
+
+    dgxc-benchmarking's grok1/grok1_314b.yaml says ``ub_tp_comm_overlap: false``; NeMo's script for it overlaps.
+    """
+    return "dgxc" in row.text("source").lower() and "grok" in row.text("model").lower() and not runs_nemo_scripts(row)
 
 
 def omits_sequence_parallel(row: Row) -> bool:

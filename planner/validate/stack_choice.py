@@ -60,9 +60,9 @@ _MEGATRON_CORE = StackDefaults(
     stack="megatron-core", zero_stage=1, sequence_parallel=True, tensor_parallel_overlap=True
 )
 # Megatron-LM overlaps nothing unless told to: --tp-comm-overlap, --overlap-grad-reduce and --overlap-param-gather are
-# off by default (megatron/training/arguments.py). NeMo's recipes switch them on; FlagPerf's scripts
-# (training/benchmarks/{llama2_70B,llama3_8B,llama3_70B,mixtral_8x7B}/megatron) do not, and MegaScale adds overlap to its
-# baseline (arXiv:2402.15627, table 3).
+# off by default (megatron/training/arguments.py). NeMo's recipes switch them on. FlagPerf's scripts do not
+# (training/benchmarks/{llama2_70B,llama3_8B,llama3_70B,mixtral_8x7B}/megatron); MegaScale adds them to its baseline
+# one by one (arXiv:2402.15627, table 3).
 _MEGATRON_LM = dataclasses.replace(
     _MEGATRON_CORE, overlap_grad_reduce=False, overlap_param_gather=False, tensor_parallel_overlap=False
 )

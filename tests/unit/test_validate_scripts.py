@@ -101,12 +101,14 @@ def test_printed_tensor_degree_of_experts_is_taken() -> None:
     ("model", "gpu", "stack"),
     [
         ("Qwen3_235B_a22B", "H100", "megatron-core-ep-overlap"),
-        ("Qwen3_235B_a22B (tokendrop)", "H100", "megatron-core"),
+        ("Qwen3_235B_a22B (tokendrop)", "H100", "megatron-core-token-drop"),
         ("Qwen3_235B_a22B", "B200", "megatron-core"),
-        ("DeepSeekV3", "H100", "megatron-core"),
+        ("Qwen3_30B_a3B", "GB200", "megatron-core-hybrid-ep"),
+        ("LLAMA3_70B", "GB200", "megatron-core"),
+        ("DeepSeekV3", "H100", "megatron-core-hybrid-ep"),
     ],
 )
-def test_recipes_that_hide_expert_traffic(model: str, gpu: str, stack: str) -> None:
+def test_how_megatron_bridge_moves_tokens_to_their_experts(model: str, gpu: str, stack: str) -> None:
     row = Row(file="t.csv", line=2, cells={"model": model, "gpu": gpu, "source": "NVIDIA-NeMo/Megatron-Bridge perf"})
     assert defaults_of(row).stack == stack
 
@@ -154,9 +156,67 @@ def test_runs_of_litgpts_hub_used_as_many_gpus_as_their_configuration_says() -> 
     assert mapped(**hub | {"num_gpus": "1", "dp": "1"}).cluster.num_devices == 1
 
 
-def test_megatron_bridge_runs_transformer_engines_loss() -> None:
-    assert mapped(**BRIDGE).job.fused_cross_entropy
-    assert not mapped().job.fused_cross_entropy
+DGXC = {"source": "NVIDIA/dgxc-benchmarking", "framework": "NeMo / Megatron-Core", "recompute": "", "sp": "",
+        "flash_attention": ""}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cells", "fused"),
+    [
+        ({}, False),
+        (BRIDGE, True),
+        (DGXC | {"notes": "release v25.04; table"}, False),
+        (DGXC | {"notes": "release v25.05.02; table"}, True),
+    ],
+)
+def test_recipes_that_run_transformer_engines_loss(cells: dict[str, str], fused: bool) -> None:
+    assert mapped(**cells).job.fused_cross_entropy is fused
+
+
+@pytest.mark.parametrize(
+    ("cells", "tensor", "data"),
+    [
+        (DGXC | {"notes": "release v25.02; "}, True, True),
+        (BRIDGE, True, True),
+        ({"framework": "Megatron-Core 0.6.0 + TE", "source": "FlagPerf"}, False, False),
+        ({"framework": "FlagScale (Megatron-LM)", "source": "FlagPerf"}, False, False),
+        ({"framework": "Megatron-LM", "source": "MegaScale (NSDI24, arXiv 2402.15627)"}, False, False),
+    ],
+)
+def test_only_recipes_that_ask_for_it_overlap_communication(cells: dict[str, str], tensor: bool, data: bool) -> None:
+    plan = mapped(**cells).plan
+    overlaps = (plan.tensor_parallel_overlap, plan.overlap_grad_reduce, plan.overlap_param_gather)
+    assert overlaps == (tensor, data, data)
+
+
+@pytest.mark.parametrize(("release", "overlaps"), [("v24.11.1", False), ("v25.02", False), ("v25.05", True)])
+def test_grok_in_dgxc_benchmarking_drops_tokens_and_overlaps_since_nemo_2(release: str, overlaps: bool) -> None:
+    row = mapped(**DGXC | {"model": "Grok-1 314B", "gated_mlp": "yes", "ffn_hidden": "32768", "ep": "1",
+                           "notes": f"release {release}; ETP=1; moe: experts=8 topk=2"})  # fmt: skip
+    assert (row.stack, row.plan.tensor_parallel_overlap) == ("megatron-core-token-drop", overlaps)
+
+
+def test_experts_of_fixed_capacity_are_waited_for_by_nobody() -> None:
+    stacks = load_stacks()
+    plain, dropping, exchanging = (stacks[f"megatron-core{ending}"] for ending in ("", "-token-drop", "-hybrid-ep"))
+    assert (plain.fixed_capacity, dropping.fixed_capacity) == (False, True)
+    assert (plain.sorts_arrivals, exchanging.sorts_arrivals) == (True, False)
+    assert plain.expert_streams == dropping.expert_streams == 4
+    for other in (dropping, exchanging):
+        assert other.fp8_time_scale == plain.fp8_time_scale
+
+
+@pytest.mark.parametrize(
+    ("model", "modules"),
+    [
+        ("GPT 5B (Paxml)", RecomputeModule.CORE_ATTN),
+        ("GPT3 175B", RecomputeModule.CORE_ATTN | RecomputeModule.MLP),
+    ],
+)
+def test_paxml_saves_products_but_not_fused_attention(model: str, modules: RecomputeModule) -> None:
+    cells = DGXC | {"framework": "Paxml", "tp": "1", "dp": "8", "global_batch_seqs": "32", "zero_stage": "3"}
+    plan = mapped(**cells | {"model": model}).plan
+    assert (plan.recompute, plan.recompute_modules) == (Recompute.SELECTIVE, modules)
 
 
 LORA = {"source": "MLPerf Training v5.0", "framework": "NeMo", "task": "lora", "precision": "fp8", "num_gpus": "8",
