@@ -244,33 +244,6 @@ def test_experts_run_as_one_grouped_call_of_evenly_loaded_experts():
     assert len(shapes) == 6
 
 
-@pytest.mark.parametrize(("streams", "together"), [(4, 2), (1, 1)])
-def test_experts_on_streams_are_plain_products_of_as_many_rows_as_run_at_once(streams, together):
-    """Two experts here: both at once, or one after the other; the same work and the same time per FLOP."""
-    plan = ExecutionPlan(expert_parallel=4, data_parallel=4)
-    grouped, apart = (context(model=mixture(), stack=stack(expert_streams=count)) for count in (0, streams))
-    calls = seen("expert_mlp", plan, apart)
-    assert not (calls.op == KernelOp.GROUPED_GEMM).any()
-    each = 4 * S * 2 / 8
-    shapes = {tuple(float(getattr(calls, name)[row]) for name in ("batch", "m", "n", "k")) for row in range(len(calls))}
-    assert (1, together * each, 2 * 1408, H) in shapes
-    assert work("expert_mlp", plan, apart) == pytest.approx(work("expert_mlp", plan, grouped))
-
-
-def test_tokens_are_sorted_again_on_arrival_where_a_rank_has_several_experts():
-    def extra(ranks: int) -> float:
-        plan = ExecutionPlan(expert_parallel=ranks, data_parallel=ranks)
-        once, twice = (
-            moved("expert_mlp", plan, context(model=mixture(), stack=stack(sorts_arrivals=sorts)))
-            for sorts in (False, True)
-        )
-        assert twice[Phase.INPUT_GRADIENT] - once[Phase.INPUT_GRADIENT] == twice[Phase.FORWARD] - once[Phase.FORWARD]
-        return twice[Phase.FORWARD] - once[Phase.FORWARD]
-
-    assert extra(4) == pytest.approx(2 * 2 * 2 * S * 2 * H)  # two copies, read and written, of two rows per token
-    assert extra(8) == extra(1) == 0  # one expert each; nobody to send to
-
-
 @pytest.mark.parametrize(
     ("precision", "linear", "core"), [("bf16", "bf16", "bf16"), ("fp16", "fp16", "fp16"), ("fp8", "fp8", "bf16")]
 )

@@ -1,0 +1,75 @@
+"""Experts as Megatron-Core runs them: products on streams, tokens sorted before they are sent and on arrival."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodels.context import CostContext
+from costmodels.kernels.calls import KernelCallBatch, KernelOp
+from costmodels.lowering.calls import PartCosts, Phase, price_parts
+from costmodels.lowering.mlp import lower_expert_mlp
+from costmodels.lowering.shapes import rank_shapes
+from costmodels.lowering.streams import on_streams
+from costmodels.plan import ExecutionPlan, PlanBatch
+from tests.fakes import GEMMS, UnitKernels, context, mixture, stack
+
+S, H = 2048, 1024
+MOVED = UnitKernels(ops=(KernelOp.MEMORY,), quantity="bytes")
+
+
+def lowered(plan: ExecutionPlan, where: CostContext) -> PartCosts:
+    shapes = rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
+    return price_parts([lower_expert_mlp(shapes, where)])[0]
+
+
+def spent(plan: ExecutionPlan, where: CostContext, kernels: UnitKernels) -> dict[Phase, float]:
+    """What one rank spends on one micro-batch, by phase."""
+    seconds = lowered(plan, replace(where, kernels=kernels)).kernel_s[:, 0]
+    return {phase: float(seconds[phase]) for phase in Phase}
+
+
+def seen(plan: ExecutionPlan, where: CostContext) -> KernelCallBatch:
+    kernels = UnitKernels()
+    lowered(plan, replace(where, kernels=kernels))
+    return kernels.seen[0]
+
+
+@pytest.mark.parametrize(("streams", "together"), [(4, 2), (1, 1)])
+def test_experts_on_streams_are_plain_products_of_as_many_rows_as_run_at_once(streams, together):
+    """Two experts here: both at once, or one after the other; the same work and the same time per FLOP."""
+    plan = ExecutionPlan(expert_parallel=4, data_parallel=4)
+    grouped, apart = (context(model=mixture(), stack=stack(expert_streams=count)) for count in (0, streams))
+    calls = seen(plan, apart)
+    assert not (calls.op == KernelOp.GROUPED_GEMM).any()
+    each = 4 * S * 2 / 8
+    shapes = {tuple(float(getattr(calls, name)[row]) for name in ("batch", "m", "n", "k")) for row in range(len(calls))}
+    assert (1, together * each, 2 * 1408, H) in shapes
+    assert spent(plan, apart, UnitKernels(ops=GEMMS)) == pytest.approx(spent(plan, grouped, UnitKernels(ops=GEMMS)))
+
+
+def test_tokens_are_sorted_again_on_arrival_where_a_rank_has_several_experts():
+    def extra(ranks: int) -> float:
+        plan = ExecutionPlan(expert_parallel=ranks, data_parallel=ranks)
+        once, twice = (
+            spent(plan, context(model=mixture(), stack=stack(sorts_arrivals=sorts)), MOVED) for sorts in (False, True)
+        )
+        assert twice[Phase.INPUT_GRADIENT] - once[Phase.INPUT_GRADIENT] == twice[Phase.FORWARD] - once[Phase.FORWARD]
+        return twice[Phase.FORWARD] - once[Phase.FORWARD]
+
+    assert extra(4) == pytest.approx(2 * 2 * 2 * S * 2 * H)  # two copies, read and written, of two rows per token
+    assert extra(8) == extra(1) == 0  # one expert each; nobody to send to
+
+
+def test_what_is_no_product_of_experts_runs_as_it_is():
+    calls = seen(ExecutionPlan(), context(model=mixture()))
+    same, once = on_streams(calls, 0)
+    assert same is calls
+    assert (once == 1).all()
+    plain, rounds = on_streams(calls, 4)
+    others = calls.op != KernelOp.GROUPED_GEMM
+    for name in ("op", "m", "batch", "flops", "bytes"):
+        assert (getattr(plain, name)[others] == getattr(calls, name)[others]).all()
+    assert set(rounds[others].tolist()) <= {1.0}
+    assert rounds[~others].tolist() == [8 / 4] * 6  # eight experts, four at a time
+    assert np.allclose(plain.flops * rounds, calls.flops)
