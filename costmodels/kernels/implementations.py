@@ -51,6 +51,8 @@ class Library(IntEnum):
     LOOP = 18  # one product after the other
     SPELLED_OUT = 19  # model code op by op, each a kernel of PyTorch, where that has a fused one
     ELEMENT_GATHER = 20  # PyTorch before 2.8, which gathers rows by their numbers an element a thread
+    REREAD_ROWS = 21  # PyTorch before 2.4, whose softmax reads a row of more than 1,024 elements for every sum over it
+    SHARED_ROWS = 22  # PyTorch before 2.7, whose softmax keeps it in shared memory
 
 
 _ENGINES = (

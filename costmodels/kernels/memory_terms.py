@@ -28,7 +28,6 @@ _ELEMENTS_PER_S_PER_SM = 128 * 1.5e9  # one instruction per lane and cycle: sets
 # one more and a sum for each operand), and for the element itself: likewise.
 _INDEXING = 40.0
 _LATENCY_S = 0.6e-6  # of a load from memory, likewise
-_ROWS_IN_FLIGHT = 16.0  # rows that a multiprocessor reduces at once, likewise
 # What an operation does per element besides moving it, as the kernels' formulas have it.
 _REDUCTIONS: Mapping[KernelFamily, float] = {
     KernelFamily.NORM: 2.0,  # mean and variance
@@ -48,8 +47,11 @@ _GATHERS = (KernelFamily.EMBEDDING, KernelFamily.PERMUTE, KernelFamily.ROTARY)
 # Ways to call PyTorch's own kernels.
 _OF_PYTORCH = (
     Library.EAGER, Library.CHUNKED, Library.SPELLED_OUT, Library.FUSED_OPTIMIZER, Library.FOREACH_OPTIMIZER,
-    Library.MASTER_OPTIMIZER, Library.ELEMENT_GATHER,
+    Library.MASTER_OPTIMIZER, Library.ELEMENT_GATHER, Library.REREAD_ROWS, Library.SHARED_ROWS,
 )  # fmt: skip
+
+# Of its earlier versions, which the trees take for one.
+_OLDER = (Library.ELEMENT_GATHER, Library.REREAD_ROWS, Library.SHARED_ROWS)
 
 
 def _of_family(table: Mapping[KernelFamily, float], calls: KernelCallBatch) -> FloatArray:
@@ -79,7 +81,8 @@ def memory_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, F
     elements = (work.least_bytes + work.between_bytes) / np.maximum(calls.element_bytes, 1.0)
     reduced = np.where(_of_family(_REDUCTIONS, calls) > 0, calls.m, 0.0)
     waiting_s = work.waits * np.maximum(work.thread_rounds / device.num_sms, 1.0) * _LATENCY_S
-    # Rows that threads wait for move meanwhile; a table that is set to zero does so before.
+    issuing_s = work.instructions / (device.num_sms * _ELEMENTS_PER_S_PER_SM)
+    # Rows that threads wait for, or work on, move meanwhile; a table that is set to zero does so before.
     along_s = (np.minimum(work.least_bytes, 2.0 * work.tensor_bytes) + work.between_bytes) / device.bytes_per_s
     return {
         "launch": work.kernels * MICROSECOND,
@@ -87,10 +90,10 @@ def memory_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, F
         "cache": served / cache_bytes_per_s,
         "again": work.again_bytes * (rows / device.bytes_per_s + (1.0 - rows) / cache_bytes_per_s),
         "alone": work.serial_bytes / np.minimum(work.loaded_bytes / _LATENCY_S, CACHE_BYTES_PER_S_PER_SM),
-        "waits": np.maximum(waiting_s - along_s, 0.0),
+        "waits": np.maximum(np.maximum(waiting_s, issuing_s) - along_s, 0.0),
         "elements": elements / (device.num_sms * _ELEMENTS_PER_S_PER_SM),
         "indexed": work.indexed * _INDEXING / (device.num_sms * _ELEMENTS_PER_S_PER_SM),
-        "rows": reduced / (device.num_sms * _ROWS_IN_FLIGHT) * MICROSECOND,
+        "rows": reduced / (device.num_sms * work.rows_per_sm) * MICROSECOND,
     }
 
 
@@ -116,7 +119,7 @@ def memory_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str
         "gathers": np.isin(calls.family, [int(family) for family in _GATHERS]).astype(np.float64),
         "element_bytes": calls.element_bytes,
         "waits": np.log2(1.0 + work.waits),
-        "library": np.where(library == Library.ELEMENT_GATHER, float(Library.EAGER), library),
+        "library": np.where(np.isin(library, _OLDER), float(Library.EAGER), library),
         "aligned": np.where(np.mod(width_bytes, 16.0) == 0, 1.0, 0.0),
         "generation": np.full(len(calls), device.generation),
         "bytes_per_sm": np.full(len(calls), np.log2(device.bytes_per_s / device.num_sms)),

@@ -4,9 +4,10 @@ A call names the least traffic, each operand once. Code that spells an operation
 intermediate result besides, and a reduction reads its row again to apply what it found. Both are counted in the code,
 in passes: one read or one write of the whole (m, n) tensor at the call's element size. Nothing here is fitted.
 
-PyTorch's kernels: aten/src/ATen/native/cuda (``layer_norm_kernel.cu``, ``SoftMax.cu``, ``Loss.cu``), the decompositions
+PyTorch's kernels: aten/src/ATen/native/cuda (``layer_norm_kernel.cu``, ``Loss.cu``), the decompositions
 of ``torch/nn/functional.py`` and ``torch/optim/adamw.py``; the rest are the cases of ``profiles.measure`` and
-Transformers' Llama modules. Of kernels that move little at a time ``waiting`` says how often they wait.
+Transformers' Llama modules. Of softmaxes ``row_work`` says how they
+run, of kernels that move little at a time ``waiting`` how often they wait.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,11 @@ import numpy as np
 
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelFamily
 from costmodels.kernels.implementations import Library, library_of
+from costmodels.kernels.row_work import row_work
 from costmodels.kernels.waiting import THREADS_PER_SM, waiting_of
 
 _TENSOR_ELEMENTS = float(1 << 24)  # of an optimizer's parameters, launched apart by what is not fused
 _CHUNK_TOKENS = 1024.0  # of a loss in chunks (profiles.measure)
-_ROW_IN_REGISTERS = 1024.0  # elements up to which PyTorch's softmax keeps a row (SoftMax.cu)
 _PIECE_ELEMENTS = 65536.0  # of a parameter, for one block (MultiTensorApply.cuh)
 _LOAD_BYTES = 16.0  # the widest load of a thread
 _MOST_PASSES = 64.0  # of a tensor; a call with more says little of its tensor
@@ -62,11 +63,11 @@ _RUNS: Mapping[tuple[KernelFamily, Library], _Runs] = {
     (KernelFamily.NORM, Library.EAGER): _NORM,
     (KernelFamily.NORM, Library.COMPILED): _NORM,
     # Cast to fp32, square, mean, add, root, scale, cast back, weight; the scale of a row and the weight are broadcast.
-    (KernelFamily.NORM, Library.SPELLED_OUT): (_Run(2, 8, 18, indexed=2),),
+    # A warp takes the mean of a row (set_block_dimension of Reduce.cuh).
+    (KernelFamily.NORM, Library.SPELLED_OUT): (_Run(2, 8, 18, threads=32, indexed=2),),
     (KernelFamily.NORM_BACKWARD, Library.EAGER): _NORM_BACKWARD,
     (KernelFamily.NORM_BACKWARD, Library.COMPILED): _NORM_BACKWARD,
     # Largest, sum, result; backward the sum of products, then the result.
-    (KernelFamily.SOFTMAX, Library.EAGER): (_Run(2, 1, 2, 2), _Run(3, 1, 3, 2)),
     (KernelFamily.SOFTMAX, Library.COMPILED): (_Run(2, 1, 2, 2), _Run(3, 1, 3, 2)),
     # 16-bit logits cast to fp32 (3), whose logarithmic softmax (4) reads them twice more. Backward: zeros, one entry a
     # row set (2), the softmax (6) with two tensors read twice, the cast (3).
@@ -111,6 +112,7 @@ class MemoryWork:
         indexed: Results each of whose places is divided out of its number.
         waits: Loads that a thread waits for, one after the other.
         thread_rounds: How often one multiprocessor would have to start all its threads to do the work alone.
+        instructions: Of single threads, where they are known to be many.
     """
 
     tensor_bytes: FloatArray
@@ -124,6 +126,7 @@ class MemoryWork:
     indexed: FloatArray
     waits: FloatArray
     thread_rounds: FloatArray
+    instructions: FloatArray
 
 
 def memory_work(calls: KernelCallBatch) -> MemoryWork:
@@ -144,7 +147,6 @@ def memory_work(calls: KernelCallBatch) -> MemoryWork:
         kernels[rows] *= counted[:, 0]
         between[rows], again[rows] = (counted[:, 1:3] * tensor[rows][:, None]).T
         threads[rows], wide[rows], indexed[rows] = counted[:, 3:].T
-    kept = (calls.family == KernelFamily.SOFTMAX) & (calls.n <= _ROW_IN_REGISTERS)
     chunks = np.where(library == Library.CHUNKED, np.ceil(calls.m / _CHUNK_TOKENS), 1.0)
     apart = (calls.family == KernelFamily.OPTIMIZER) & (library != Library.FUSED_OPTIMIZER)
     elements = np.maximum(calls.m * calls.n, 1.0)
@@ -152,17 +154,22 @@ def memory_work(calls: KernelCallBatch) -> MemoryWork:
     piece = np.where(calls.family == KernelFamily.OPTIMIZER, np.minimum(_PIECE_ELEMENTS / elements, 1.0), 0.0)
     alone = np.where(again > 0, (calls.bytes + again) / np.maximum(calls.m, 1.0), (calls.bytes + between) * piece)
     threads = np.where(threads > 0, threads, np.clip(calls.n / 8, 64, 1024))
+    by_row = row_work(calls, passes)
+    held = by_row.counted & (tensor > 0)
+    threads = np.where(held, by_row.threads, threads)
+    again = np.where(held, by_row.again * tensor, again)
     waiting = waiting_of(calls, passes)
     return MemoryWork(
         tensor_bytes=tensor,
-        kernels=kernels * np.maximum(chunks * tensors, 1.0) * waiting.kernels,
+        kernels=kernels * np.maximum(chunks * tensors, 1.0) * waiting.kernels * np.where(held, by_row.kernels, 1.0),
         least_bytes=calls.bytes,
-        between_bytes=between + waiting.between_bytes,
-        again_bytes=np.where(kept, 0.0, again),
+        between_bytes=between + waiting.between_bytes + np.where(held, by_row.between * tensor, 0.0),
+        again_bytes=again,
         rows_per_sm=THREADS_PER_SM / threads,
         serial_bytes=alone,
         loaded_bytes=threads * np.where(wide > 0, wide * calls.element_bytes, _LOAD_BYTES),
         indexed=indexed * calls.m * calls.n,
-        waits=waiting.loads,
-        thread_rounds=waiting.thread_rounds,
+        waits=np.where(held, by_row.loads, waiting.loads),
+        thread_rounds=np.where(held, calls.m * threads / THREADS_PER_SM, waiting.thread_rounds),
+        instructions=np.where(held, by_row.instructions * calls.m * calls.n, 0.0),
     )

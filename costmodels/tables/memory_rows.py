@@ -42,6 +42,11 @@ _BY_NUMBER = ("embedding", "embedding_bwd")  # likewise; every source is older t
 # rest of the table, which is set to zero, the source does not say how large it is.
 _SCATTERED = "embedding_bwd"
 _SCATTERED_TRAFFIC = 3 / 2
+# NeuSight's softmaxes are PyTorch 2.1.0's on NVIDIA's cards and 2.4.1's on AMD's (folders of its dataset);
+# LLMCompass is of 2023.
+_SOFTMAXES = ("softmax", "softmax_bwd")
+_BEFORE_SHARED = ("neusight", "neusight-label", "llmcompass")
+_NEWER_ON_AMD = ("neusight", "neusight-label")
 _FUSED = ("norm", "rope", "silu_mul", "static_quant")
 _ELEMENT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 
@@ -69,6 +74,8 @@ def library_of(op: str, source: str) -> Library:
         return Library.COMPILED
     if op in _BY_NUMBER:
         return Library.ELEMENT_GATHER
+    if op in _SOFTMAXES and source in _BEFORE_SHARED:
+        return Library.REREAD_ROWS
     if op in _PLAIN:
         return Library.EAGER
     return _ENGINES.get(source, Library.UNKNOWN if op in _FUSED else Library.EAGER)
@@ -81,6 +88,7 @@ def memory_rows(table: Table) -> KernelRows:
     rows = np.flatnonzero(problem.codes == 0)
     family = _of_both(op, source, family_of)[rows]
     library = np.where(_one_kernel(table), int(Library.EAGER), _of_both(op, source, library_of))[rows]
+    library = np.where((library == Library.REREAD_ROWS) & _newer(table)[rows], int(Library.SHARED_ROWS), library)
     halved = _of_both(op, source, lambda *names: int(names == _GATED))[rows] > 0
     scattered = op.map(lambda name: name == _SCATTERED)[rows]
     counted = moved[rows] * np.where(halved, _GATED_TRAFFIC, np.where(scattered, _SCATTERED_TRAFFIC, 1.0))
@@ -92,6 +100,12 @@ def memory_rows(table: Table) -> KernelRows:
         implementation=REPLAYED + library,
     )  # fmt: skip
     return rows_with(table, op=op, engine=op, problem=problem, parts=[(rows, calls)])
+
+
+def _newer(table: Table) -> NDArray[np.bool_]:
+    """(K,) rows that a source timed on AMD's cards with a later PyTorch than on others, see ``_NEWER_ON_AMD``."""
+    on_amd = table.words["gpu"].map(lambda name: name.startswith("MI"))
+    return np.asarray(on_amd & table.words["source"].map(lambda name: name in _NEWER_ON_AMD), dtype=np.bool_)
 
 
 def _one_kernel(table: Table) -> NDArray[np.bool_]:

@@ -39,7 +39,10 @@ def work(
         (KernelFamily.NORM, Library.COMPILED, 4, 1, 4, 1),
         (KernelFamily.NORM, Library.SPELLED_OUT, 2, 8, 18, 0),
         (KernelFamily.NORM_BACKWARD, Library.EAGER, 3, 3, 5, 2),
-        (KernelFamily.SOFTMAX, Library.EAGER, 3, 1, 3, 2),
+        (KernelFamily.SOFTMAX, Library.EAGER, 2, 1, 2, 0),
+        (KernelFamily.SOFTMAX, Library.EAGER, 3, 2, 6, 0),
+        (KernelFamily.SOFTMAX, Library.REREAD_ROWS, 2, 1, 2, 2),
+        (KernelFamily.SOFTMAX, Library.REREAD_ROWS, 3, 2, 6, 1),
         (KernelFamily.CROSS_ENTROPY, Library.EAGER, 1, 3, 7, 4),
         (KernelFamily.CROSS_ENTROPY, Library.EAGER, 2, 4, 11, 4),
         (KernelFamily.CROSS_ENTROPY, Library.CHUNKED, 2, 8 * 5, 13, 4),  # of 1,024 of 8,192 rows each
@@ -76,10 +79,24 @@ def test_an_optimizer_takes_its_parameters_tensor_by_tensor_and_piece_by_piece()
 
 def test_a_row_that_stays_in_registers_is_read_once():
     narrow, wide = (
-        memory_work(work(KernelFamily.SOFTMAX, Library.EAGER, 2, width=width)).again_bytes for width in (1024, 1032)
+        memory_work(work(KernelFamily.SOFTMAX, Library.REREAD_ROWS, 2, width=width)).again_bytes
+        for width in (1024, 1032)
     )
     assert narrow == 0
     assert wide == 2 * 8192 * 1032 * 2
+
+
+def test_a_row_that_a_warp_reduces_holds_up_less_of_a_multiprocessor_than_one_of_a_block():
+    def terms(width: float) -> dict[str, float]:
+        calls = work(KernelFamily.SOFTMAX, Library.EAGER, 2, rows=1 << 16, width=width)
+        return {name: float(values[0]) for name, values in memory_terms(calls, device_format(calls, H100)).items()}
+
+    warp, block = terms(2048), terms(4096)
+    # 64 rows of a warp each, two of 1,024 threads each.
+    assert [warp["rows"], block["rows"]] == pytest.approx([(1 << 16) / 132 / held * 1e-6 for held in (64, 2)])
+    # Instructions take longer than a warp's load, and longer than the row takes to move.
+    issued_s, moved_s = 36 * (1 << 16) * 2048 / (132 * 128 * 1.5e9), 2 * (1 << 16) * 2048 * 2 / 3.35e12
+    assert warp["waits"] == pytest.approx(issued_s - moved_s)
 
 
 def test_what_lies_between_kernels_is_served_by_the_cache_where_it_fits():

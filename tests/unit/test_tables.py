@@ -165,6 +165,18 @@ def test_embeddings_of_tables_gather_an_element_a_thread_and_scatter_into_rows_t
     assert rows.calls.bytes.tolist() == [512, 1.5 * 1024]
 
 
+def test_the_version_of_a_softmax_is_told_by_source_and_maker(tmp_path):
+    rows = mapped(
+        tmp_path, "elementwise", "neusight,T4,fp32,softmax,8x2048,131072,9",
+        "neusight,MI210,fp32,softmax,8x2048,131072,9",
+        "neusight-label,MI210,fp32,softmax_bwd,8x2048,196608,9", "llmcompass,MI210,fp16,softmax,8x4096,131072,9",
+        "kernelbench,H100,fp32,softmax,8x2048,131072,9",
+    )  # fmt: skip
+    assert [Library(int(code)).name for code in library_of(rows.calls.implementation)] == [
+        "REREAD_ROWS", "SHARED_ROWS", "SHARED_ROWS", "REREAD_ROWS", "EAGER",
+    ]  # fmt: skip
+
+
 def test_a_norm_too_fast_for_a_chain_of_kernels_is_one(tmp_path):
     norm = "llmservingsim-v0,{},bf16,rmsnorm_eager,{},8192,{}"
     rows = mapped(
