@@ -79,10 +79,11 @@ def memory_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, F
     served = work.least_bytes + work.between_bytes - missed
     cache_bytes_per_s = device.num_sms * CACHE_BYTES_PER_S_PER_SM
     elements = (work.least_bytes + work.between_bytes) / np.maximum(calls.element_bytes, 1.0)
-    reduced = np.where(_of_family(_REDUCTIONS, calls) > 0, calls.m, 0.0)
+    # Where waits are counted, those for the other threads of a row are among them.
+    reduced = np.where((_of_family(_REDUCTIONS, calls) > 0) & (work.waits == 0), calls.m, 0.0)
     waiting_s = work.waits * np.maximum(work.thread_rounds / device.num_sms, 1.0) * _LATENCY_S
     issuing_s = work.instructions / (device.num_sms * _ELEMENTS_PER_S_PER_SM)
-    # Rows that threads wait for, or work on, move meanwhile; a table that is set to zero does so before.
+    # Rows that threads wait for and work on move meanwhile; a table that is set to zero does so before.
     along_s = (np.minimum(work.least_bytes, 2.0 * work.tensor_bytes) + work.between_bytes) / device.bytes_per_s
     return {
         "launch": work.kernels * MICROSECOND,
@@ -90,7 +91,7 @@ def memory_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, F
         "cache": served / cache_bytes_per_s,
         "again": work.again_bytes * (rows / device.bytes_per_s + (1.0 - rows) / cache_bytes_per_s),
         "alone": work.serial_bytes / np.minimum(work.loaded_bytes / _LATENCY_S, CACHE_BYTES_PER_S_PER_SM),
-        "waits": np.maximum(np.maximum(waiting_s, issuing_s) - along_s, 0.0),
+        "waits": np.maximum(waiting_s + issuing_s - along_s, 0.0),
         "elements": elements / (device.num_sms * _ELEMENTS_PER_S_PER_SM),
         "indexed": work.indexed * _INDEXING / (device.num_sms * _ELEMENTS_PER_S_PER_SM),
         "rows": reduced / (device.num_sms * work.rows_per_sm) * MICROSECOND,

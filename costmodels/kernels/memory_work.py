@@ -110,7 +110,7 @@ class MemoryWork:
             kernel; 0 where a block has no more than a round of work.
         loaded_bytes: By one block at once.
         indexed: Results each of whose places is divided out of its number.
-        waits: Loads that a thread waits for, one after the other.
+        waits: Of a thread, one after the other: for a load, or for the others that reduce its row.
         thread_rounds: How often one multiprocessor would have to start all its threads to do the work alone.
         instructions: Of single threads, where they are known to be many.
     """
@@ -169,7 +169,7 @@ def memory_work(calls: KernelCallBatch) -> MemoryWork:
         serial_bytes=alone,
         loaded_bytes=threads * np.where(wide > 0, wide * calls.element_bytes, _LOAD_BYTES),
         indexed=indexed * calls.m * calls.n,
-        waits=np.where(held, by_row.loads, waiting.loads),
+        waits=np.where(held, by_row.waits, waiting.loads),
         thread_rounds=np.where(held, calls.m * threads / THREADS_PER_SM, waiting.thread_rounds),
         instructions=np.where(held, by_row.instructions * calls.m * calls.n, 0.0),
     )

@@ -30,6 +30,7 @@ _PRODUCT_PASSES, _KERNELS_BACKWARD = 3.0, 2.0
 # Of an element forward: two exponentials and a division of ten each (``std::exp`` and ``/`` without --use_fast_math),
 # two conversions, comparison, difference, sum and store.
 _INSTRUCTIONS = 36.0
+_SUMS, _SUMS_BACKWARD = 2.0, 1.0  # over a row: largest and sum; backward the sum of products
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ class RowWork:
         between: Passes over the tensor besides those that the call counts.
         again: Reads of what the same kernel has read before, in passes.
         threads: That hold a row.
-        loads: That a thread waits for, one after the other.
+        waits: Of a thread, one after the other: for what it loads, and for the others at every sum.
         instructions: Of one element.
     """
 
@@ -51,7 +52,7 @@ class RowWork:
     between: FloatArray
     again: FloatArray
     threads: FloatArray
-    loads: FloatArray
+    waits: FloatArray
     instructions: FloatArray
 
 
@@ -86,6 +87,6 @@ def row_work(calls: KernelCallBatch, passes: FloatArray) -> RowWork:
         between=np.where(backward, _PRODUCT_PASSES, 0.0),
         again=again,
         threads=np.where(in_warp, _WARP, threads),
-        loads=np.where(in_warp | in_registers, 1.0, loads),
+        waits=np.where(in_warp | in_registers, 1.0, loads) + np.where(backward, _SUMS_BACKWARD, _SUMS),
         instructions=np.where(backward, 0.0, _INSTRUCTIONS),
     )

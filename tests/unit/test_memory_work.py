@@ -86,17 +86,30 @@ def test_a_row_that_stays_in_registers_is_read_once():
     assert wide == 2 * 8192 * 1032 * 2
 
 
-def test_a_row_that_a_warp_reduces_holds_up_less_of_a_multiprocessor_than_one_of_a_block():
-    def terms(width: float) -> dict[str, float]:
-        calls = work(KernelFamily.SOFTMAX, Library.EAGER, 2, rows=1 << 16, width=width)
+def test_threads_of_a_softmax_wait_and_work_in_turn_while_other_rows_move():
+    def terms(width: float, rows: int = 1 << 16) -> dict[str, float]:
+        calls = work(KernelFamily.SOFTMAX, Library.EAGER, 2, rows=rows, width=width)
         return {name: float(values[0]) for name, values in memory_terms(calls, device_format(calls, H100)).items()}
 
-    warp, block = terms(2048), terms(4096)
-    # 64 rows of a warp each, two of 1,024 threads each.
-    assert [warp["rows"], block["rows"]] == pytest.approx([(1 << 16) / 132 / held * 1e-6 for held in (64, 2)])
-    # Instructions take longer than a warp's load, and longer than the row takes to move.
-    issued_s, moved_s = 36 * (1 << 16) * 2048 / (132 * 128 * 1.5e9), 2 * (1 << 16) * 2048 * 2 / 3.35e12
-    assert warp["waits"] == pytest.approx(issued_s - moved_s)
+    # A load and two sums, of 64 rows of a warp each at once, or of two with 1,024 threads each.
+    for width, held in ((2048, 64), (4096, 2)):
+        waited_s = 3 * (1 << 16) / held / 132 * 0.6e-6
+        issued_s, moved_s = 36 * (1 << 16) * width / (132 * 128 * 1.5e9), 2 * (1 << 16) * width * 2 / 3.35e12
+        assert terms(width)["waits"] == pytest.approx(waited_s + issued_s - moved_s)
+        assert terms(width)["rows"] == 0  # the sums are among the waits
+    assert terms(4096, rows=1)["waits"] == pytest.approx(3 * 0.6e-6, rel=0.01)
+
+
+def test_rows_are_reduced_as_many_at_once_as_their_threads_leave_room_for():
+    def rows_s(library: Library, family: KernelFamily) -> float:
+        calls = work(family, library, 2)
+        return float(memory_terms(calls, device_format(calls, H100))["rows"][0])
+
+    norm, loss, chain = (
+        rows_s(Library.EAGER, KernelFamily.NORM), rows_s(Library.EAGER, KernelFamily.CROSS_ENTROPY),
+        rows_s(Library.SPELLED_OUT, KernelFamily.NORM),
+    )  # fmt: skip
+    assert [norm, loss, chain] == pytest.approx([8192 / 132 / held * 1e-6 for held in (16, 2, 64)])
 
 
 def test_what_lies_between_kernels_is_served_by_the_cache_where_it_fits():
