@@ -25,6 +25,9 @@ _SHARED_BYTES = 48.0 * 1024 - 32 * 4
 # Of a block: an element a thread where shared memory or registers hold the row (``SoftMaxForward_getBlockSize``), else
 # half as many as it has vectors, rounded up to a power of two (``SoftMax_getBlockSize``).
 _WARP, _MOST_THREADS, _MOST_HALVED = 32.0, 1024.0, 512.0
+# Before PyTorch 2.7 a block asks for all the shared memory that one may have, which on AMD's cards, where such rows were
+# timed, is all that there is (64 KB: CDNA ISA, local data share): no other block runs beside it.
+_ALONE = 2048.0
 # Backward, the product of gradient and result is a kernel of its own: two reads and a write.
 _PRODUCT_PASSES, _KERNELS_BACKWARD = 3.0, 2.0
 # Of an element forward: two exponentials and a division of ten each (``std::exp`` and ``/`` without --use_fast_math),
@@ -42,7 +45,7 @@ class RowWork:
         kernels: Launches.
         between: Passes over the tensor besides those that the call counts.
         again: Reads of what the same kernel has read before, in passes.
-        threads: That hold a row.
+        threads: That hold a row, or are kept from holding others.
         waits: Of a thread, one after the other: for what it loads, and for the others at every sum.
         instructions: Of one element.
     """
@@ -86,7 +89,7 @@ def row_work(calls: KernelCallBatch, passes: FloatArray) -> RowWork:
         kernels=np.where(backward, _KERNELS_BACKWARD, 1.0),
         between=np.where(backward, _PRODUCT_PASSES, 0.0),
         again=again,
-        threads=np.where(in_warp, _WARP, threads),
+        threads=np.where(in_warp, _WARP, np.where(in_shared & ~latest, _ALONE, threads)),
         waits=np.where(in_warp | in_registers, 1.0, loads) + np.where(backward, _SUMS_BACKWARD, _SUMS),
         instructions=np.where(backward, 0.0, _INSTRUCTIONS),
     )
