@@ -43,6 +43,7 @@ _FOLDS = 10
 _FEWEST_OF_GROUP = 12  # points of an operation class and format from which its interval is its own
 _FEWEST_REFITTED = 8  # of one from which its roofline is fitted again
 _OUTLIER = 4.0  # median absolute deviations beyond which a point is pulled in
+_INSIDE = 0.95  # of the points, on either side
 _NARROWEST = 1.0  # of the normal interval: leaving points out may widen it, not narrow it
 _LEAST_RELEVANCE = 0.1  # weight of the shortest kernels in a refit
 _RANGES = GEMM | QUANTISE | REPLAY | STREAM
@@ -168,11 +169,17 @@ class _Points:
 
 
 def _scales(scores: FloatArray, group: IntArray) -> dict[int, tuple[float, float]]:
-    """Widths of both halves of the interval that hold the left-out points of a group, or of all if it has few."""
+    """Widths of both halves of the interval that hold the left-out points of a group, or of all if it has few.
+
+    One more point lies inside as often as wanted if the share of those at hand is larger by one over their number (Lei
+    et al., Distribution-Free Predictive Inference for Regression, JASA 2018, section 2).
+    """
 
     def pair(values: FloatArray) -> tuple[float, float]:
-        low, high = (sign * float(np.quantile(values, q)) / NORMAL_QUANTILE for sign, q in ((-1, 0.05), (1, 0.95)))
-        return max(_NARROWEST, low), max(_NARROWEST, high)
+        share = min(1.0, _INSIDE * (1.0 + 1.0 / len(values)))
+        ends = (float(np.quantile(sign * values, share)) / NORMAL_QUANTILE for sign in (-1.0, 1.0))
+        low, high = (max(_NARROWEST, end) for end in ends)
+        return low, high
 
     found = {ANY_GROUP: pair(scores)}
     for number in np.unique(group):

@@ -1,14 +1,15 @@
 """Which of many measured kernels to spend on a calibration: the most informative, as ``profiles.measure`` chooses them.
 
-Every operation class and format gets a share that grows with the root of its kernels, so that none is left out. Within
-one, each next kernel is the one farthest from all taken before it (Gonzalez 1985, "Clustering to minimize the maximum
-intercluster distance") in its sizes, intensity and predicted time. Measured times have no say.
+Every operation class and format gets a share that grows with the root of its kernels, so that none is left out; where
+libraries count, of each. Within one, each next kernel is the one farthest from all taken before it (Gonzalez 1985,
+"Clustering to minimize the maximum intercluster distance") in its sizes, intensity and predicted time. Measured times
+have no say.
 """
 
 import numpy as np
 
 from costmodels.calibration.kernel_ranges import RELEVANT_S
-from costmodels.kernels.calibrated import descriptors, groups
+from costmodels.kernels.calibrated import descriptors, groups, makers
 from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, take
 from costmodels.kernels.learned import format_classes
 
@@ -25,7 +26,8 @@ def informative(calls: KernelCallBatch, predicted_s: FloatArray, count: int, see
         seed: Says which comes first in each group.
     """
     random = np.random.default_rng(seed)
-    names = np.array([f"{g}/{f}" for g, f in zip(groups(calls), format_classes(calls), strict=True)])
+    kinds = zip(groups(calls), makers(calls), format_classes(calls), strict=True)
+    names = np.array([f"{group}/{maker}/{name}" for group, maker, name in kinds])
     # Short kernels tell of launches; where there are others, those are worth more.
     long = predicted_s > RELEVANT_S
     places: list[tuple[float, int]] = []

@@ -25,8 +25,8 @@ _SHARED_BYTES = 48.0 * 1024 - 32 * 4
 # Of a block: an element a thread where shared memory or registers hold the row (``SoftMaxForward_getBlockSize``), else
 # half as many as it has vectors, rounded up to a power of two (``SoftMax_getBlockSize``).
 _WARP, _MOST_THREADS, _MOST_HALVED = 32.0, 1024.0, 512.0
-# Before PyTorch 2.7 a block asks for all the shared memory that one may have, which on AMD's cards, where such rows were
-# timed, is all that there is (64 KB: CDNA ISA, local data share): no other block runs beside it.
+# Before PyTorch 2.7 a block asks for all the shared memory that one may have, which on AMD's cards, where such rows
+# were timed, is all that there is (64 KB: CDNA ISA, local data share): no other block runs beside it.
 _ALONE = 2048.0
 # Backward, the product of gradient and result is a kernel of its own: two reads and a write.
 _PRODUCT_PASSES, _KERNELS_BACKWARD = 3.0, 2.0

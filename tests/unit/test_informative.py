@@ -6,6 +6,7 @@ import numpy as np
 
 from costmodels.calibration.informative import informative
 from costmodels.kernels.calls import KernelCallBatch, KernelOp, concatenate, kernel_calls
+from costmodels.kernels.implementations import Engine, Library, code_of
 from profiles.precision import GEMM_FORMATS
 from tests.fakes import RateKernels, device
 
@@ -56,3 +57,17 @@ def test_short_kernels_are_chosen_only_where_long_ones_are_few():
     assert (SECONDS[chosen] > 20e-6).all()
     tiny = replace(gemms(40, "bf16"), m=np.ones(40))
     assert len(informative(tiny, np.full(40, 1e-6), 50, seed=0)) == 20
+
+
+def test_a_library_that_few_timings_are_of_is_measured_too():
+    """Prices of one attention library say nothing of another's: of 40 in 3,040 a drawn hundred holds one."""
+    count = 3040
+    keys = 2.0 ** np.random.default_rng(2).uniform(8, 14, count)
+    calls = kernel_calls(
+        count, op=KernelOp.ATTENTION_FORWARD, m=keys, n=keys, k=128, batch=4, heads=16, kv_heads=16, causal=0.5,
+        flops=4 * 4 * 16 * 128 * keys**2, bytes=8 * 4 * 16 * 128 * keys, element_bytes=2,
+        implementation=np.where(np.arange(count) < 3000, code_of(Engine.VLLM, Library.FLASH_2),
+                                code_of(Engine.VLLM, Library.FLASHINFER)),
+    )  # fmt: skip
+    chosen = informative(calls, calls.flops / 1e14, 100, seed=0)
+    assert 8 <= (chosen >= 3000).sum() <= 20  # roots of 1,500 and 20

@@ -30,7 +30,7 @@ def softmax(library: Library, width: float, element: float = 4) -> KernelCallBat
         (Library.REREAD_ROWS, 1820, 4, FORWARD, 256, 2, 3 * (1 + 4)),
         (Library.REREAD_ROWS, 2048, 4, FORWARD, 256, 2, 3 * 2),
         (Library.REREAD_ROWS, 8192, 4, FORWARD, 512, 2, 3 * 4),
-        # Since then a thread an element, and the whole shared memory where the row is whole vectors and fits into 48 KB.
+        # Since then a thread an element, and all shared memory where the row is whole vectors and fits into 48 KB.
         (Library.SHARED_ROWS, 4096, 4, FORWARD, 2048, 0, 1),
         (Library.SHARED_ROWS, 4095, 4, FORWARD, 1024, 2, 3 * 4),
         (Library.SHARED_ROWS, 12256, 4, FORWARD, 1024, 2, 3 * (2 + 4)),
