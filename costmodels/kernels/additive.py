@@ -8,7 +8,7 @@ fitted, so that a kernel nobody has timed gets what its nearest relatives have.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from costmodels.kernels.attention_terms import (
     attention_terms,
     decode_paths,
     decode_terms,
+    forward_terms,
 )
 from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch
 from costmodels.kernels.device_features import DeviceFormat, device_format
@@ -52,7 +53,7 @@ class AdditiveClass:
 
 _ATTENTION = AdditiveClass(terms=attention_terms, paths=attention_paths, floor_s=attention_floor_s, levels=5)
 ADDITIVE: Mapping[str, AdditiveClass] = {
-    "attention_forward": _ATTENTION,
+    "attention_forward": replace(_ATTENTION, terms=forward_terms),
     "attention_backward": _ATTENTION,
     "attention_decode": AdditiveClass(terms=decode_terms, paths=decode_paths, floor_s=attention_floor_s, levels=6),
     "fused_experts": AdditiveClass(terms=expert_terms, paths=expert_paths, floor_s=expert_floor_s, levels=5),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
 from costmodels.kernels.device_features import GENERATIONS, OPERAND_BYTES, DeviceFormat
+from costmodels.kernels.flash_tiles import flash_tiles
 from costmodels.kernels.implementations import Engine, Library, engine_of, is_replayed, library_of
 
 # Units of the terms that are not a device's: their coefficients are fitted, so they only set the scale.
@@ -176,6 +177,32 @@ def attention_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[
         "engine": engine.astype(np.float64),
         "generation": np.full(len(calls), device.generation),
     }
+
+
+def forward_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
+    """``attention_terms`` of forward passes, and what FlashAttention-2 does besides whole tiles (``flash_tiles``)."""
+    width, flash = value_width(calls), _by_flash_2(calls, device)
+    tiles = flash_tiles(calls, device.num_sms, width / 2.0)
+    return dict(attention_terms(calls, device)) | {
+        "masked": np.where(flash, 2.0 * tiles.masked_scores * width / device.flops_per_s, 0.0),
+        "partial": np.where(flash, tiles.partial_bytes / device.bytes_per_s, 0.0),
+        "together": np.where(flash & (tiles.splits > 1), MICROSECOND, 0.0),
+    }
+
+
+def forward_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
+    """``attention_features`` of forward passes, and the same of FlashAttention-2."""
+    flash = _by_flash_2(calls, device)
+    tiles = flash_tiles(calls, device.num_sms, value_width(calls) / 2.0)
+    return dict(attention_features(calls, device)) | {
+        "masked": np.where(flash, tiles.masked_share, 0.0),
+        "splits": np.where(flash, np.log2(tiles.splits), 0.0),
+    }
+
+
+def _by_flash_2(calls: KernelCallBatch, device: DeviceFormat) -> NDArray[np.bool_]:
+    """(C,) whose kernels are FlashAttention-2's."""
+    return np.asarray(resolved(calls, device)[0] == Library.FLASH_2)
 
 
 def resolved(calls: KernelCallBatch, device: DeviceFormat) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.attention_terms import attention_features
+from costmodels.kernels.attention_terms import attention_features, forward_features
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
 from costmodels.kernels.device_features import DeviceFormat, device_format
 from costmodels.kernels.expert_terms import expert_features
@@ -28,7 +28,7 @@ FEATURES: Mapping[str, FeatureFunction] = {
     "gemm_fp32": gemm_features,
     "grouped_gemm": gemm_features,
     "grouped_alone": gemm_features,
-    "attention_forward": attention_features,
+    "attention_forward": forward_features,
     "attention_backward": attention_features,
     "attention_decode": attention_features,
     "fused_experts": expert_features,

@@ -5,13 +5,14 @@ which it is for cannot be nearer than that. Calls carry a code; 0 stands for wha
 then that of the library which the frameworks pick on the device's architecture.
 """
 
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.calls import IntArray, KernelCallBatch, KernelOp
+from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, KernelOp
 from profiles.precision import GEMM_FORMATS
 
 
@@ -140,6 +141,23 @@ def is_replayed(implementation: IntArray) -> NDArray[np.bool_]:
 def copies_of(implementation: IntArray) -> IntArray:
     """(C,) copies of the weights that were run in turn; 0 for what was not replayed."""
     return implementation // REPLAYED
+
+
+def one_by_one(calls: KernelCallBatch) -> tuple[KernelCallBatch, FloatArray]:
+    """Calls with one product in place of those that run one after the other, and (C,) how many those are; else 1."""
+    looped = (calls.op == KernelOp.GROUPED_GEMM) & (library_of(calls.implementation) == Library.LOOP)
+    times = np.where(looped, np.maximum(calls.batch, 1.0), 1.0)
+    if not looped.any():
+        return calls, times
+    single = replace(
+        calls,
+        op=np.where(looped, int(KernelOp.GEMM), calls.op),
+        batch=calls.batch / times,
+        flops=calls.flops / times,
+        bytes=calls.bytes / times,
+        implementation=np.where(looped, 0, calls.implementation),
+    )
+    return single, times
 
 
 def with_library(implementation: int, library: Library) -> int:

@@ -35,7 +35,7 @@ from costmodels.kernels.calls import (
 from costmodels.kernels.clocks import ClockLaw, sustained_share
 from costmodels.kernels.device_features import BLOCK_SCALING
 from costmodels.kernels.features import FEATURES, features_of, op_classes
-from costmodels.kernels.implementations import Engine, Library, engine_of, is_bare, library_of
+from costmodels.kernels.implementations import Engine, Library, engine_of, is_bare, library_of, one_by_one
 from costmodels.kernels.roofline import FORMAT_CLASS, FORMULAS, Rates
 from profiles.fits import KernelFits
 from profiles.hardware import DeviceSpec
@@ -320,6 +320,7 @@ class LearnedKernelModel:
 
     def _price(self, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:
         """(5, C) seconds, both ends of the interval, basis, and whether the call lies outside the domain."""
+        calls, times = one_by_one(calls)
         found = _table(self.roofline.predict(calls, device))
         classes = op_classes(calls)
         for op_class, model in self.models.items():
@@ -334,6 +335,7 @@ class LearnedKernelModel:
             found[0, rows], found[1, rows], found[2, rows] = time_s, low_s, high_s
             found[3, rows] = np.where(borrowed, found[3, rows], int(Basis.LEARNED))
             found[4, rows] = (situations == Situation.BEYOND) | (borrowed & (found[4, rows] > 0))
+        found[:3] *= times
         return found
 
 

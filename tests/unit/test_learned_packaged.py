@@ -11,6 +11,7 @@ import pytest
 from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls, take
 from costmodels.kernels.features import FEATURES, features_of
+from costmodels.kernels.implementations import Library, library_of
 from costmodels.kernels.learned import (
     ANY_GROUP,
     POOLED,
@@ -19,6 +20,8 @@ from costmodels.kernels.learned import (
     arithmetics,
     learned_kernel_model,
 )
+from costmodels.kernels.measured import calls_of
+from costmodels.kernels.own_timings import packaged_timings
 from costmodels.kernels.roofline import RooflineKernelModel
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
@@ -116,3 +119,21 @@ def test_the_page_is_what_the_cards_say():
 
     written = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
     assert written == page(file.card for file in FILES.values()), "run 'make models'"
+
+
+@pytest.mark.parametrize("name", ["H100-SXM-80GB", "H200-SXM-141GB"])
+def test_products_in_a_loop_take_as_long_as_one_as_often_as_there_are(name, model):
+    """No fit has met them; what single products take says it of our timings of both cards."""
+    spec, table = default_catalog().device(name), packaged_timings()
+    calls = calls_of(table)
+    loops = (calls.op == KernelOp.GROUPED_GEMM) & (library_of(calls.implementation) == Library.LOOP)
+    mine = np.flatnonzero(loops & (table.device == name) & (table.time_s > 20e-6))
+    priced = model.predict(take(calls, mine), spec)
+    assert len(mine) > 15
+    assert float(np.mean(np.abs(priced.time_s / table.time_s[mine] - 1))) < 0.07
+    one = take(calls, mine[:1])
+    single = replace(one, op=np.full(1, int(KernelOp.GEMM)), batch=np.ones(1), flops=one.flops / one.batch,
+                     bytes=one.bytes / one.batch, implementation=np.zeros(1, dtype=np.int64))  # fmt: skip
+    alone = model.predict(single, spec)
+    for end in ("time_s", "low_s", "high_s"):
+        assert getattr(priced, end)[0] == pytest.approx(one.batch[0] * getattr(alone, end)[0])
