@@ -1,9 +1,11 @@
 """Masked tiles and split keys of FlashAttention-2, as its launch template and heuristic have them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from costmodels.kernels.attention_terms import attention_terms, forward_features, forward_terms
+from costmodels.kernels.attention_terms import forward_features, forward_terms
 from costmodels.kernels.calls import KernelCallBatch, KernelOp, kernel_calls
 from costmodels.kernels.device_features import device_format
 from costmodels.kernels.flash_tiles import FlashTiles, flash_tiles
@@ -65,14 +67,26 @@ def test_keys_are_split_where_queries_and_heads_leave_multiprocessors_idle():
     assert [enough.splits[0], enough.partial_bytes[0]] == [1, 0]
 
 
-def test_only_flash_attention_2_has_tiles_of_its_own():
-    for library, own in ((Library.FLASH_2, True), (Library.CUDNN, False)):
-        calls = attention(1000, heads=2, batch=1, library=library)
-        described = device_format(calls, H100)
-        terms, features = forward_terms(calls, described), forward_features(calls, described)
-        assert all(bool(terms[name][0] > 0) is own for name in ("masked", "partial", "together"))
-        assert bool(features["splits"][0] > 0) is own
-        assert set(attention_terms(calls, described)) < set(terms)
-    masked_s = 4 * 2 * 8 * 3 * 128 * 64 * 128 / H100.peak("bf16")
+def terms_of(calls: KernelCallBatch) -> dict[str, float]:
+    return {name: float(values[0]) for name, values in forward_terms(calls, device_format(calls, H100)).items()}
+
+
+def test_only_flash_attention_2_has_tiles_of_its_own_and_splits_keys_of_whole_batches_only():
+    own = ("masked", "partial", "together")
     calls = attention(1000, heads=2, batch=1)
-    assert forward_terms(calls, device_format(calls, H100))["masked"] == pytest.approx(masked_s)
+    flash, cudnn = terms_of(calls), terms_of(attention(1000, heads=2, batch=1, library=Library.CUDNN))
+    engine = terms_of(replace(calls, implementation=np.full(1, code_of(Engine.VLLM, Library.FLASH_2))))
+    assert [[bool(terms[name]) for name in own] for terms in (flash, engine, cudnn)] == [
+        [True, True, True], [True, False, False], [False, False, False],
+    ]  # fmt: skip
+    assert flash["masked"] == pytest.approx(4 * 2 * 8 * 3 * 128 * 64 * 128 / H100.peak("bf16"))
+    splits = float(2 ** forward_features(calls, device_format(calls, H100))["splits"][0])
+    assert splits == tiles(1000, heads=2, batch=1).splits[0] > 1
+    # A block on its own has that part of the keys, and the parts lie in the cache.
+    assert flash["block"] == pytest.approx(engine["block"] / splits)
+    assert flash["partial"] == pytest.approx(2 * 4 * splits * 2 * 1000 * 128 / (132 * 30e9), rel=1e-3)
+
+
+def test_parts_that_outgrow_the_cache_are_written_to_memory():
+    terms = terms_of(attention(1061, width=256, heads=12, batch=1, causal=1.0))
+    assert terms["partial"] == pytest.approx(2 * 4 * 5 * 12 * 1061 * 256 / H100.memory_bandwidth_bytes_per_s, rel=0.01)
