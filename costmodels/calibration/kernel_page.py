@@ -24,8 +24,9 @@ Written by `make models`; do not edit. Errors are |predicted / measured - 1| in 
 A price is, in this order: a measurement of exactly that call on that device; a roofline fitted on the device x
 boosted trees, where device, format and shape were fitted; outside, the roofline x a share of what the trees say, with
 the spread that held-out devices show. `planner profiles score TABLE...` repeats the comparison on any table of timings,
-`--calibrate-with {FEW_SHOT}` with so many of its rows spent first: of every operation and format a share, and those
-that differ most in size and predicted time, as `planner profiles collect` chooses what it measures.
+`--calibrate-with {FEW_SHOT}` with so many of its rows spent first: of every operation, format and
+library a share, and those that differ most in size and predicted time, as `planner profiles collect` chooses what it
+measures.
 
 Each split is judged by a model fitted without it:
 
@@ -67,7 +68,9 @@ aiconfigurator whose rotated weights stay in the cache all the same are priced s
 Attention, expert layers and bandwidth-bound work have another reference: ideal times of their parts (arithmetic,
 exponentials, bytes from memory and from the cache, launches, rounds of thread blocks), added up with coefficients of
 the kernel library, the engine and the device's generation. How many kernels bandwidth-bound work takes, and how often
-each reads and writes its tensor, is counted in the code that runs (`costmodels/kernels/memory_work.py`); a family that
+each reads and writes its tensor, is counted in the code that runs (`costmodels/kernels/memory_work.py`), with how a
+version of PyTorch holds the rows of a softmax (`row_work.py`), which tiles of attention FlashAttention-2 masks, and
+where it splits keys (`flash_tiles.py`); a family that
 nobody timed takes the coefficients of other work of the same library on the same generation. Where no held-out device
 shows the spread of a relative, it is taken to be a factor of {VERSIONS:g} wider than inside the fit. LLMServingSim's
 eager norms are two kernels that its tables do not tell apart; rows under 0.6 of the longest time of their shape count
