@@ -181,16 +181,16 @@ def attention_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[
 
 def forward_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
     """``attention_terms`` of forward passes, and what FlashAttention-2 does besides whole tiles (``flash_tiles``)."""
-    width, flash, whole = value_width(calls), _by_flash_2(calls, device), _of_whole_batches(calls)
+    width, flash = value_width(calls), _by_flash_2(calls, device)
     tiles = flash_tiles(calls, device.num_sms, width / 2.0)
     outgrown = outgrown_share(tiles.partial_bytes, device)
     cache_bytes_per_s = device.num_sms * CACHE_BYTES_PER_S_PER_SM
     partial_s = tiles.partial_bytes * (outgrown / device.bytes_per_s + (1.0 - outgrown) / cache_bytes_per_s)
-    terms, splits = dict(attention_terms(calls, device)), np.where(flash & whole, tiles.splits, 1.0)
+    terms, splits = dict(attention_terms(calls, device)), np.where(flash, tiles.splits, 1.0)
     return terms | {
         "block": terms["block"] / splits,
         "masked": np.where(flash, 2.0 * tiles.masked_scores * width / device.flops_per_s, 0.0),
-        "partial": np.where(flash & whole, partial_s, 0.0),
+        "partial": np.where(flash, partial_s, 0.0),
         "together": np.where(splits > 1, MICROSECOND, 0.0),
     }
 
@@ -201,18 +201,18 @@ def forward_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[st
     tiles = flash_tiles(calls, device.num_sms, value_width(calls) / 2.0)
     return dict(attention_features(calls, device)) | {
         "masked": np.where(flash, tiles.masked_share, 0.0),
-        "splits": np.where(flash & _of_whole_batches(calls), np.log2(tiles.splits), 0.0),
+        "splits": np.where(flash, np.log2(tiles.splits), 0.0),
     }
 
 
 def _by_flash_2(calls: KernelCallBatch, device: DeviceFormat) -> NDArray[np.bool_]:
-    """(C,) whose kernels are FlashAttention-2's."""
-    return np.asarray(resolved(calls, device)[0] == Library.FLASH_2)
+    """(C,) that FlashAttention-2 runs over sequences of one length.
 
-
-def _of_whole_batches(calls: KernelCallBatch) -> NDArray[np.bool_]:
-    """(C,) whose sequences are all of one length; engines hand over sequences of many, whose keys are not split."""
-    return np.isin(engine_of(calls.implementation), (Engine.UNKNOWN, Engine.PYTORCH, Engine.TRANSFORMER_ENGINE))
+    Engines hand it sequences of many lengths: it then takes none to be whole tiles, and splits no keys.
+    """
+    library, engine = resolved(calls, device)
+    whole = np.isin(engine, (Engine.UNKNOWN, Engine.PYTORCH, Engine.TRANSFORMER_ENGINE))
+    return np.asarray((library == Library.FLASH_2) & whole)
 
 
 def resolved(calls: KernelCallBatch, device: DeviceFormat) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

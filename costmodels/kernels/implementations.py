@@ -54,6 +54,7 @@ class Library(IntEnum):
     ELEMENT_GATHER = 20  # PyTorch before 2.8, which gathers rows by their numbers an element a thread
     REREAD_ROWS = 21  # PyTorch before 2.4, whose softmax reads a row of more than 1,024 elements for every sum over it
     SHARED_ROWS = 22  # PyTorch before 2.7, whose softmax keeps it in shared memory
+    ROOT_MEAN_SQUARE = 23  # PyTorch's own norm without a mean, which saves a division per element
 
 
 _ENGINES = (

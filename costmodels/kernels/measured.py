@@ -27,7 +27,7 @@ from costmodels.kernels.calls import (
     Prediction,
     kernel_calls,
 )
-from costmodels.kernels.implementations import REPLAYED, implementation_of, is_bare
+from costmodels.kernels.implementations import REPLAYED, Engine, Library, code_of, implementation_of, is_bare
 from profiles import timing_ops as ops
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
@@ -70,6 +70,8 @@ _FORMATS: Mapping[str, tuple[str, int]] = {
 # Half the 90 % interval of a repeated measurement. Two measurements of one shape on one kind of GPU (Vidur, over
 # 20 us) differ by 6.5 % at the 90th percentile for GEMMs (5,679 shapes), by 11.6 % for the rest (4,836).
 _REPEAT_GEMM, _REPEAT_OTHER = 0.065, 0.116
+# What ``kernel`` calls PyTorch's own, of which norms without a mean are another.
+_EAGER, _ROOT_MEAN_SQUARE = (code_of(Engine.PYTORCH, one) for one in (Library.EAGER, Library.ROOT_MEAN_SQUARE))
 _IQR_TO_90 = 1.645 / 1.349  # half the 90 % interval of a normal law over its interquartile range
 
 
@@ -134,7 +136,14 @@ def calls_of(table: TimingTable) -> KernelCallBatch:
     }
     calls = kernel_calls(count, **columns)
     calls.implementation[(op == KernelOp.GEMM) & ~is_bare(calls)] = 0
+    calls.implementation[_without_mean(table) & (calls.implementation == _EAGER)] = _ROOT_MEAN_SQUARE
     return calls
+
+
+def _without_mean(table: TimingTable) -> BoolArray:
+    """(R,) norms forward that subtract no mean."""
+    words = {word: word.startswith("rms_norm") and not word.endswith("_backward") for word in set(table.op.tolist())}
+    return np.array([words[word] for word in table.op.tolist()], dtype=np.bool_)
 
 
 def _coded(words: NDArray[np.object_], codes: Mapping[str, int]) -> IntArray:
@@ -196,6 +205,12 @@ def identity(calls: KernelCallBatch) -> IntArray:
         np.where((calls.op == KernelOp.GEMM) & ~is_bare(calls), 0, calls.implementation % REPLAYED),
     )  # fmt: skip
     return np.asarray(np.rint(np.stack(columns, axis=1)), dtype=np.int64)
+
+
+def labelled(calls: KernelCallBatch) -> KernelCallBatch:
+    """The calls with implementations as the ``kernel`` column of timings tells them apart, without the operation."""
+    norm = calls.implementation == _ROOT_MEAN_SQUARE
+    return replace(calls, implementation=np.where(norm, _EAGER, calls.implementation))
 
 
 def _hashed(rows: IntArray) -> NDArray[np.uint64]:

@@ -48,6 +48,7 @@ _GATHERS = (KernelFamily.EMBEDDING, KernelFamily.PERMUTE, KernelFamily.ROTARY)
 _OF_PYTORCH = (
     Library.EAGER, Library.CHUNKED, Library.SPELLED_OUT, Library.FUSED_OPTIMIZER, Library.FOREACH_OPTIMIZER,
     Library.MASTER_OPTIMIZER, Library.ELEMENT_GATHER, Library.REREAD_ROWS, Library.SHARED_ROWS,
+    Library.ROOT_MEAN_SQUARE,
 )  # fmt: skip
 
 # Of its earlier versions, which the trees take for one.

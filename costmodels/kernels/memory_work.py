@@ -61,6 +61,7 @@ _RUNS: Mapping[tuple[KernelFamily, Library], _Runs] = {
     (KernelFamily.NORM, Library.UNKNOWN): (_Run(2, 1, 2, 1, 1024, 1),),
     (KernelFamily.NORM, Library.NATIVE): (_Run(2, 1, 2, 1, 1024, 1),),
     (KernelFamily.NORM, Library.EAGER): _NORM,
+    (KernelFamily.NORM, Library.ROOT_MEAN_SQUARE): _NORM,
     (KernelFamily.NORM, Library.COMPILED): _NORM,
     # Cast to fp32, square, mean, add, root, scale, cast back, weight; the scale of a row and the weight are broadcast.
     # A warp takes the mean of a row (set_block_dimension of Reduce.cuh).

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.kernels.calls import KernelCallBatch
-from costmodels.kernels.measured import identity, measured_rows
+from costmodels.kernels.measured import identity, labelled, measured_rows
 from profiles.catalog import default_catalog
 from profiles.timing_store import TimingStore, store_of
 from profiles.timings import BoolArray, TimingTable, joined
@@ -36,7 +36,7 @@ def is_drawn(table: TimingTable) -> BoolArray:
 def judges(calls: KernelCallBatch, drawn: BoolArray) -> BoolArray:
     """(C,) calls that no packaged model is fitted on: a third of the random shapes, the same on every device."""
     mixed: NDArray[np.uint64] = np.zeros(len(calls), dtype=np.uint64)
-    for column in identity(calls)[:, _OP_AND_FORMAT:].astype(np.uint64).T:
+    for column in identity(labelled(calls))[:, _OP_AND_FORMAT:].astype(np.uint64).T:
         mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
         mixed ^= mixed >> np.uint64(32)
     return np.asarray(drawn & (mixed % np.uint64(_KEPT_OUT) == 0), dtype=np.bool_)

@@ -71,13 +71,13 @@ def terms_of(calls: KernelCallBatch) -> dict[str, float]:
     return {name: float(values[0]) for name, values in forward_terms(calls, device_format(calls, H100)).items()}
 
 
-def test_only_flash_attention_2_has_tiles_of_its_own_and_splits_keys_of_whole_batches_only():
+def test_only_flash_attention_2_has_tiles_of_its_own_and_only_of_sequences_of_one_length():
     own = ("masked", "partial", "together")
     calls = attention(1000, heads=2, batch=1)
     flash, cudnn = terms_of(calls), terms_of(attention(1000, heads=2, batch=1, library=Library.CUDNN))
     engine = terms_of(replace(calls, implementation=np.full(1, code_of(Engine.VLLM, Library.FLASH_2))))
     assert [[bool(terms[name]) for name in own] for terms in (flash, engine, cudnn)] == [
-        [True, True, True], [True, False, False], [False, False, False],
+        [True, True, True], [False, False, False], [False, False, False],
     ]  # fmt: skip
     assert flash["masked"] == pytest.approx(4 * 2 * 8 * 3 * 128 * 64 * 128 / H100.peak("bf16"))
     splits = float(2 ** forward_features(calls, device_format(calls, H100))["splits"][0])
