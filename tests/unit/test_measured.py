@@ -17,12 +17,14 @@ from costmodels.kernels.calls import (
     Prediction,
     kernel_calls,
 )
+from costmodels.kernels.implementations import Library, library_of
 from costmodels.kernels.measured import (
     MeasuredKernelModel,
     MeasuredKernels,
     calls_of,
     family_of,
     identity,
+    labelled,
     priceable,
     table_of,
 )
@@ -135,6 +137,16 @@ def test_an_implementation_answers_for_itself_and_an_unnamed_one_for_all() -> No
     assert (only.rows.tolist(), only.time_s.tolist()) == ([0], [3e-3])
     both = MeasuredKernels.of(table_of_rows([eager, unnamed])).hits(calls, H100)
     assert (both.rows.tolist(), both.time_s.tolist()) == ([0, 1, 2], [3e-3, 1e-3, 1e-3])
+
+
+def test_of_pytorchs_own_kernels_the_norm_without_a_mean_is_another() -> None:
+    names = ("rms_norm", "add_rms_norm", "layer_norm", "rms_norm_backward")
+    calls = calls_of(table_of_rows([NORM | {"op": op, "kernel": "torch"} for op in names]))
+    found = [Library(int(code)) for code in library_of(calls.implementation)]
+    assert found == [Library.ROOT_MEAN_SQUARE, Library.EAGER, Library.EAGER, Library.EAGER]
+    assert set(library_of(labelled(calls).implementation)) == {Library.EAGER}
+    compiled = calls_of(table_of_rows([NORM | {"kernel": "torch_compile"}]))
+    assert library_of(compiled.implementation) == [Library.COMPILED]
 
 
 @pytest.mark.parametrize("row", [EXPERTS, FORWARD, FORWARD | {"op": "attention_backward"}], ids=lambda row: row["op"])

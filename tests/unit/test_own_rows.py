@@ -1,5 +1,7 @@
 """Our own timings as training rows, and how they judge."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from costmodels.calibration.learned_fit import train
 from costmodels.calibration.learned_splits import own_folds
 from costmodels.calibration.own_rows import DRAWN, LATTICE, kept_out, own_rows
 from costmodels.kernels.calls import KernelOp, take
-from costmodels.kernels.implementations import Library, is_bare, library_of
+from costmodels.kernels.implementations import Engine, Library, code_of, is_bare, library_of
 from costmodels.kernels.learned import FORMULA_OF, format_classes
 from costmodels.kernels.roofline import OP_NAMES
 
@@ -44,6 +46,15 @@ def test_rows_kept_out_are_random_shapes() -> None:
     kept = kept_out(BACKWARD)
     assert set(BACKWARD.source[kept]) == {DRAWN}
     assert 0.25 < kept.sum() / (BACKWARD.source == DRAWN).sum() < 0.45
+
+
+def test_what_is_kept_out_does_not_depend_on_how_implementations_are_told_apart() -> None:
+    rows = own_rows("memory")
+    norm = library_of(rows.calls.implementation) == Library.ROOT_MEAN_SQUARE
+    eager = replace(rows.calls, implementation=np.where(norm, code_of(Engine.PYTORCH, Library.EAGER),
+                                                        rows.calls.implementation))  # fmt: skip
+    assert norm.sum() > 50
+    assert (kept_out(rows) == kept_out(replace(rows, calls=eager))).all()
 
 
 def test_random_shapes_are_judged_by_the_grid_and_by_the_packaged_model() -> None:
