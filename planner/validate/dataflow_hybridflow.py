@@ -4,8 +4,14 @@ arXiv:2409.19256, section 8.1: machines of eight A100-80GB, 200 Gb/s between mac
 gradients in FP32; 1024 prompts of 1024 tokens, as many answers of 1024 tokens, 8 updates per iteration; optimizer
 states are not offloaded. Figure 14 names the layouts "under the same settings". Its code (verl,
 ``megatron_utils.get_model``) reduces gradients after the backward pass, over a sharded optimizer.
+
+Micro-batches are in neither. The closest to them are verl's first scripts: ``examples/ppo_trainer/
+run_deepseek_full_hh_rlhf.sh`` runs the paper's data set, its four models on Megatron-Core, and its 128 sequences per
+update, in micro-batches of 16 sequences over all ranks; ``megatron_workers.py`` divides them by the data-parallel
+degree. The script is of a 7B on 8 GPUs with 256 tokens, and nothing says that the paper's runs had the same.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
 
@@ -30,6 +36,30 @@ _MODELS = {"7B": "llama-2-7b", "13B": "llama-2-13b", "34B": "codellama-34b"}
 _STAGES = {"7B": 1, "13B": 1, "34B": 4}  # figure 14: p of training, whose t is 8
 _REPLICA = {"7B": 2, "13B": 4, "34B": 8}  # figure 14: t of generation
 _LARGEST_MICRO_BATCH = 32  # sequences; more are no faster per token
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatches:
+    """Sequences per micro-batch of a training call; left out both, all powers of two.
+
+    Attributes:
+        overall: Over all data-parallel ranks together.
+        per_rank: On each rank.
+    """
+
+    overall: int = 0
+    per_rank: int = 0
+
+    def sizes(self, ranks: int, sequences: int) -> list[int]:
+        """Sequences per micro-batch and rank, of ``sequences`` per update and rank."""
+        if not self.overall and not self.per_rank:
+            most = min(sequences, _LARGEST_MICRO_BATCH)
+            return [1 << k for k in range(most.bit_length())]
+        return [min(self.per_rank or max(self.overall // ranks, 1), sequences)]
+
+
+FASTEST = MicroBatches()
+SCRIPT = MicroBatches(overall=16)  # see above
 
 
 @lru_cache(maxsize=16)
@@ -57,14 +87,14 @@ def hybridflow_call(kind: CallKind, *, value_head: bool = False) -> ModelCall:
     )
 
 
-def priced_call(name: str, call: ModelCall, size: int, micro_batch: int | None = None) -> CallTable:
+def priced_call(name: str, call: ModelCall, size: int, micro_batches: MicroBatches = SCRIPT) -> CallTable:
     """Ways to run a call on so many GPUs that fit: published layouts where there are any, else all.
 
     Args:
         name: Size of the model, as the figures print it.
         call: What is computed.
         size: GPUs: part of a machine, or whole machines.
-        micro_batch: Sequences per micro-batch in training; all sizes if left out.
+        micro_batches: Of training.
     """
     setting = hybridflow_setting(size)
     model = call.model(hybridflow_model(name))
@@ -72,7 +102,7 @@ def priced_call(name: str, call: ModelCall, size: int, micro_batch: int | None =
         return call_costs(call, model, setting, [size])
     device = setting.cluster.device
     if call.kind is CallKind.TRAIN:
-        table = price_plans(training_plans(name, size, micro_batch), call, model, setting)
+        table = price_plans(training_plans(name, size, micro_batches), call, model, setting)
     else:
         engine = find_engine(setting.engines[0])
         plans = generation_plans(min(_REPLICA[name], size), size, engine)
@@ -92,18 +122,16 @@ def generation_plans(tensor: int, size: int, engine: EngineSpec) -> PlanBatch:
     )
 
 
-def training_plans(name: str, size: int, micro_batch: int | None = None) -> PlanBatch:
+def training_plans(name: str, size: int, micro_batches: MicroBatches = SCRIPT) -> PlanBatch:
     """The published tensor- and pipeline-parallel degrees as far as they divide ``size``, data-parallel beyond.
 
-    Micro-batches and recomputation, which are not published, vary. Where ranks do not divide the batch, the fullest one
-    counts.
+    Recomputation, which is not published, varies. Where ranks do not divide the batch, the fullest one counts.
     """
     tensor = min(size, _NODE)
     stages = gcd(size // tensor, _STAGES[name])
     ranks = size // (tensor * stages)
     per_rank = -(-SEQUENCES // _UPDATES // ranks)
-    sizes = [1 << k for k in range(per_rank.bit_length()) if 1 << k <= min(per_rank, _LARGEST_MICRO_BATCH)]
-    sizes = sizes if micro_batch is None else [micro_batch]
+    sizes = micro_batches.sizes(ranks, per_rank)
     modes = [int(mode) for mode in (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)]
     sequences, recompute = (column.ravel() for column in np.meshgrid(sizes, modes))
     return PlanBatch.from_columns(

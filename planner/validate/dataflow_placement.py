@@ -13,7 +13,16 @@ from costmodels.model_calls import CallKind
 from costmodels.plan import FloatArray
 from planner.dataflow.problem import CallCandidates, DataflowProblem
 from planner.dataflow.search import solve
-from planner.validate.dataflow_hybridflow import SEQUENCES, TOKENS, hybridflow_call, hybridflow_setting, priced_call
+from planner.validate.dataflow_hybridflow import (
+    FASTEST,
+    SCRIPT,
+    SEQUENCES,
+    TOKENS,
+    MicroBatches,
+    hybridflow_call,
+    hybridflow_setting,
+    priced_call,
+)
 from planner.validate.experiment import Experiment
 from planner.validate.metrics import spearman
 from profiles.errors import InfeasibleError
@@ -29,7 +38,13 @@ _SETS: dict[str, tuple[tuple[str, ...], ...]] = {
 _PLACEMENTS = tuple(_SETS)
 _COLOCATED_TO = {"13B": 64, "34B": 48}
 _TRAINED = ("train", "train values")
-_LARGE_MICRO_BATCH = 8  # sequences, to see what they do to a pipeline
+# What else the authors or a user may have set: verl's default before 2025 and after, and what would be best.
+_OTHERS = {
+    "64 over all ranks (the default in its first documentation)": MicroBatches(overall=64),
+    "4 per rank (its scripts since February 2025)": MicroBatches(per_rank=4),
+    "8 per rank": MicroBatches(per_rank=8),
+    "the fastest of all": FASTEST,
+}
 
 Seconds = Mapping[tuple[str, int], Mapping[str, float]]
 
@@ -41,13 +56,12 @@ def placements(folder: Path) -> Experiment:
         folder: The published runs.
     """
     measured = measured_s(folder)
-    predicted = {case: {name: iteration_s(*case, name) for name in _PLACEMENTS} for case in measured}
-    rows, right = [], 0
+    predicted = _predicted_s(measured, SCRIPT)
+    rows, right = [], _right(predicted)
     for (model, num_devices), theirs in measured.items():
         ours = predicted[model, num_devices]
         best = min(ours, key=lambda name: ours[name])
-        agrees = (best == "Colocate") == (num_devices <= _COLOCATED_TO[model])
-        right += agrees
+        agrees = _agrees(model, num_devices, ours)
         cells = (f"{theirs[name]:.0f} / {_shown(ours[name])}" for name in _PLACEMENTS)
         fastest = min(theirs, key=lambda name: theirs[name])
         rows.append((model, str(num_devices), *cells, fastest, best, "yes" if agrees else "no"))
@@ -61,18 +75,22 @@ def placements(folder: Path) -> Experiment:
             "Four models of one size, PPO, 1024 + 1024 tokens, 1024 sequences, 8 updates. Nothing is fitted on these "
             "runs: network (200 Gb/s between machines), layouts, engine and FP32 gradients are the paper's, that "
             "gradients are reduced after the backward pass is in its code; kernels are those of Megatron-Core's and "
-            "vLLM's other users. Micro-batches and recomputation are not published: the fastest are taken.",
+            "vLLM's other users. Recomputation is not published: the fastest is taken.",
+            "Micro-batches are not published either. They are those of the script that verl's first releases had for "
+            "the paper's data set (run_deepseek_full_hh_rlhf.sh: its four models on Megatron-Core, its 128 sequences "
+            f"per update, 16 sequences per micro-batch over all ranks). {_sensitivity(measured)}",
             _parts(measured, predicted),
             "What misses: generation on few GPUs, which was slower than priced, so that splitting 13B on 64 looks "
             "better than it was: vLLM of early 2024 left GPUs idle between steps (its issue 3030) and decoded grouped "
             "heads up to three times slower than later kernels (issue 2767). And training of 34B, which did not get "
             "faster from 64 to 128 GPUs. Micro-batches as large on many GPUs as on few would explain that, as its four "
-            f"pipeline stages then idle: with {_LARGE_MICRO_BATCH} sequences, predicted best are "
-            f"{_large_micro_batches()}. That size is not published, and not used.",
-            "Tried and not used, since they take away from the seconds what they give to the signs: log-probabilities "
-            "computed anew by the training engine, as verl's code has it though not the paper's dataflow, make every "
-            "iteration 10 % longer, and no more cases right; so does values computed in the critic's training layout. "
-            "Two network adapters per machine make all of 13B right and 34B wrong on 64, 96 and 128.",
+            "pipeline stages then idle; the script's, which are smaller on more ranks, do not. Its 16 sequences on the "
+            "one rank of 32 GPUs need full recomputation, and take longer than was measured.",
+            "Tried with the fastest micro-batches and not used, since they take away from the seconds what they give "
+            "to the signs: log-probabilities computed anew by the training engine, as verl's code has it though not "
+            "the paper's dataflow, make every iteration 10 % longer, and no more cases right; so does values computed "
+            "in the critic's training layout. Two network adapters per machine make all of 13B right and 34B wrong on "
+            "64, 96 and 128.",
             "Parts are differences of rates read to 2 %, and off by up to 8 s for that alone: 13B on 16 would have "
             "trained at more than 65 % of the peak.",
             "On 64 GPUs the figure has 34B 5 % faster split; the text beside it calls colocation best up to 64 GPUs.",
@@ -93,18 +111,23 @@ def placements(folder: Path) -> Experiment:
 
 def _accuracy(measured: Seconds, predicted: Seconds) -> str:
     """Errors of the seconds, and whether what splitting costs is ranked."""
-    errors = [
-        predicted[case][name] / seconds - 1
-        for case, row in measured.items()
-        for name, seconds in row.items()
-        if np.isfinite(predicted[case][name])
-    ]
+    errors = _errors(measured, predicted)
     ratios = [[one[case]["Split"] / one[case]["Colocate"] for case in measured] for one in (measured, predicted)]
     rank = spearman(np.asarray(ratios[0]), np.asarray(ratios[1])) or 0.0
     return (
         f"{len(errors)} seconds: mean error {np.mean(np.abs(errors)):.0%}, bias {np.mean(errors):+.0%}, worst "
         f"{max(errors, key=abs):+.0%}; rank correlation of what splitting costs {rank:.2f}."
     )
+
+
+def _errors(measured: Seconds, predicted: Seconds) -> list[float]:
+    """Relative errors of all seconds that are predicted to fit."""
+    return [
+        predicted[case][name] / seconds - 1
+        for case, row in measured.items()
+        for name, seconds in row.items()
+        if np.isfinite(predicted[case][name])
+    ]
 
 
 def _parts(measured: Seconds, predicted: Seconds) -> str:
@@ -132,13 +155,29 @@ def _parts(measured: Seconds, predicted: Seconds) -> str:
     )
 
 
-def _large_micro_batches() -> str:
-    """What would be best for 34B, were micro-batches as large everywhere."""
-    best: dict[str, list[str]] = {}
-    for num_devices in (32, 48, 64, 96, 128):
-        seconds = {name: iteration_s("34B", num_devices, name, _LARGE_MICRO_BATCH) for name in ("Colocate", "Split")}
-        best.setdefault(min(seconds, key=lambda name: seconds[name]).lower(), []).append(str(num_devices))
-    return " and ".join(f"{name} on {', '.join(sizes)}" for name, sizes in best.items())
+def _predicted_s(measured: Seconds, micro_batches: MicroBatches) -> Seconds:
+    """Predicted seconds of every case and placement."""
+    return {case: {name: iteration_s(*case, name, micro_batches) for name in _PLACEMENTS} for case in measured}
+
+
+def _agrees(model: str, num_devices: int, ours: Mapping[str, float]) -> bool:
+    """Whether the right side of the divide between colocated models and models apart is predicted."""
+    best = min(ours, key=lambda name: ours[name])
+    return (best == "Colocate") == (num_devices <= _COLOCATED_TO[model])
+
+
+def _right(predicted: Seconds) -> int:
+    return sum(_agrees(*case, ours) for case, ours in predicted.items())
+
+
+def _sensitivity(measured: Seconds) -> str:
+    """Cases right and errors under other micro-batches."""
+    texts = []
+    for name, micro_batches in _OTHERS.items():
+        predicted = _predicted_s(measured, micro_batches)
+        errors = _errors(measured, predicted)
+        texts.append(f"{name}, {_right(predicted)} and {np.mean(np.abs(errors)):.0%}")
+    return f"Cases right and mean error under others: {'; '.join(texts)}. None of them is chosen by that."
 
 
 def _shown(seconds: float) -> str:
@@ -156,18 +195,18 @@ def measured_s(folder: Path) -> dict[tuple[str, int], dict[str, float]]:
     return found
 
 
-def iteration_s(model: str, num_devices: int, placement: str, micro_batch: int | None = None) -> float:
+def iteration_s(model: str, num_devices: int, placement: str, micro_batches: MicroBatches = SCRIPT) -> float:
     """Seconds of generation, preparation and training; sets of models in parallel, calls of a set in turn.
 
     Args:
         model: As the figure names it.
         num_devices: GPUs.
         placement: One of the figure's.
-        micro_batch: Sequences per micro-batch in training; the fastest if left out.
+        micro_batches: Of training.
     """
     sets = _SETS[placement]
     return min(
-        _total_s([_set_times(model, roles, size, micro_batch) for roles, size in zip(sets, sizes, strict=True)])
+        _total_s([_set_times(model, roles, size, micro_batches) for roles, size in zip(sets, sizes, strict=True)])
         for sizes in _allocations(num_devices, len(sets))
     )
 
@@ -189,7 +228,7 @@ def _allocations(num_devices: int, sets: int) -> list[tuple[int, ...]]:
 
 
 @lru_cache(maxsize=4096)
-def _set_times(model: str, roles: tuple[str, ...], size: int, micro_batch: int | None) -> FloatArray:
+def _set_times(model: str, roles: tuple[str, ...], size: int, micro_batches: MicroBatches) -> FloatArray:
     """Seconds in generation, preparation and training of one set on its GPUs; infinite if the set does not fit.
 
     All calls of a set use all its GPUs, so their times add up; the fastest mixture that fits is found exactly.
@@ -198,7 +237,7 @@ def _set_times(model: str, roles: tuple[str, ...], size: int, micro_batch: int |
     for role in roles:
         for stage, name in _calls(role):
             stages.append(stage)
-            tables.append(_options(model, name, size, micro_batch if name in _TRAINED else None))
+            tables.append(_options(model, name, size, micro_batches))
     if not all(len(table) for table in tables):
         return np.full(3, np.inf)
     calls = tuple(replace(table, name=str(place)) for place, table in enumerate(tables))
@@ -224,11 +263,11 @@ def _calls(role: str) -> tuple[tuple[int, str], ...]:
 
 
 @lru_cache(maxsize=1024)
-def _options(model: str, name: str, size: int, micro_batch: int | None) -> CallCandidates:
+def _options(model: str, name: str, size: int, micro_batches: MicroBatches) -> CallCandidates:
     """Ways to run one call on so many GPUs."""
     kind = CallKind.GENERATE if name == "generate" else CallKind.TRAIN if name in _TRAINED else CallKind.INFERENCE
     call = hybridflow_call(kind, value_head=name in ("values", "train values", "reward"))
-    table = priced_call(model, call, size, micro_batch)
+    table = priced_call(model, call, size, micro_batches)
     # Trained states stay; frozen weights and the generator's copy are there only while they are used.
     static = table.static_bytes * (kind is CallKind.TRAIN)
     every = np.ones(len(table), dtype=np.int64)
