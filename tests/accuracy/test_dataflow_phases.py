@@ -7,11 +7,11 @@ import pytest
 
 from costmodels.model_calls import CallKind
 from planner.validate import dataflow_phases
-from planner.validate.dataflow_phases import NEMO_RUNS, fastest_division, nemo_phases, nemo_phases_s, openrlhf_phases
+from planner.validate.dataflow_phases import NEMO_RUNS, nemo_phases, nemo_phases_s, openrlhf_phases, openrlhf_seconds
 
 pytestmark = pytest.mark.accuracy
 
-openrlhf_s = dataflow_phases._openrlhf_s
+trainer_s = dataflow_phases._trainer_s
 
 
 def test_a_step_is_the_sum_of_its_phases() -> None:
@@ -40,20 +40,32 @@ def test_generation_is_within_a_sixth_and_log_probabilities_within_a_third() -> 
 
 
 def test_34b_is_trained_on_eight_gpus_or_more() -> None:
-    assert np.isinf(openrlhf_s(CallKind.TRAIN, 4, 34))
-    assert np.isfinite(openrlhf_s(CallKind.TRAIN, 8, 34))
-    assert openrlhf_s(CallKind.INFERENCE, 4, 7) == pytest.approx(2 * openrlhf_s(CallKind.INFERENCE, 8, 7), rel=0.1)
+    assert np.isinf(trainer_s(CallKind.TRAIN, 4, 34, 1))
+    assert np.isfinite(trainer_s(CallKind.TRAIN, 8, 34, 1))
+    assert trainer_s(CallKind.INFERENCE, 4, 7, 2) == pytest.approx(2 * trainer_s(CallKind.INFERENCE, 8, 7, 2), rel=0.1)
 
 
-def test_no_other_division_is_faster() -> None:
-    found = fastest_division()
-    engine, actor, critic, *_ = found.gpus
-    assert sum(found.gpus) <= 32
-    assert found.phases_s[0] == openrlhf_s(CallKind.GENERATE, engine, 34)
-    assert found.phases_s[1] == max(openrlhf_s(CallKind.TRAIN, actor, 34), openrlhf_s(CallKind.TRAIN, critic, 7))
-    # By hand: 16 GPUs for the engine leave 16, of which 34B needs 8 to train, so that its reference has 4.
-    slower = openrlhf_s(CallKind.GENERATE, 16, 34) + found.phases_s[1] + openrlhf_s(CallKind.INFERENCE, 4, 34)
-    assert sum(found.phases_s) < slower
+def test_engines_serve_one_rank_after_the_other() -> None:
+    """16 ranks of the actor over 3 replicas of 2 GPUs; a request reads the weights of half the model 128 times."""
+    found = openrlhf_seconds()
+    assert found.requests == 6
+    weights_s = 34e9 * 2 / 2 / 2.039e12  # A100
+    assert 128 * weights_s < found.request_s < 4 * 128 * weights_s
+    assert found.experience_s == pytest.approx(6 * found.request_s + found.scoring_s)
+    # ZeRO-3 gathers the actor over two machines in every pass; what one machine holds scores faster.
+    assert found.scoring_s == trainer_s(CallKind.INFERENCE, 16, 34, 32)
+    assert found.scoring_s > trainer_s(CallKind.INFERENCE, 4, 34, 32) / 4
+
+
+def test_training_over_one_adapter_is_what_the_network_takes() -> None:
+    """Four updates, each of which gathers 34B weights twice and reduces their gradients, at 25 GB/s per machine."""
+    wired, fitted = openrlhf_seconds(network_scale=1.0).training_s, openrlhf_seconds().training_s
+    traffic_s = 4 * 3 * 34e9 * 2 * 15 / 16 / 25e9
+    assert 0.8 * traffic_s < wired < 2 * traffic_s
+    # That scale is nearly all there is to it.
+    slower, slowest = (openrlhf_seconds(network_scale=scale).training_s for scale in (2.0, 4.0))
+    assert slowest == pytest.approx(2 * slower, rel=0.05)
+    assert fitted > slowest
 
 
 def test_the_page_tells_what_fails() -> None:
