@@ -7,7 +7,7 @@ counted once under its rule, however many plans it would have led to.
 Left out on purpose, because each means the same as a plan that is kept: sharding over a single rank,
 sequence parallelism without tensor parallelism, and the order of axes inside one scale-up domain.
 Grids, where a dimension has no natural bound: ``block`` recomputation in eighths of a stage,
-micro-batches beyond 8 in powers of two up to 2^19 tokens, HSDP groups of 4^k scale-up domains, and
+micro-batches of 1, 3, 5 or 7 times a power of two up to 2^19 tokens, HSDP groups of 4^k scale-up domains, and
 context parallelism from 8192 tokens on, down to 4096 tokens per rank.
 """
 
@@ -27,7 +27,7 @@ from profiles.errors import SpecError
 LONG_SEQUENCE = 8192  # tokens from which context parallelism is considered unasked
 CONTEXT_TOKENS = 4096  # fewest tokens per context-parallel rank considered unasked
 MICRO_BATCH_TOKENS = 1 << 19  # largest micro-batch considered unasked, in tokens
-_EVERY_MICRO_BATCH = 8  # all divisors up to here, powers of two beyond
+_LARGEST_ODD_PART = 7  # micro-batches are up to this odd number times a power of two: neighbours a quarter apart
 EIGHTHS = 8  # block recomputation in eighths of a stage
 _CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # virtual stages where any number is legal
 END_CODES = (0, 1, 2)  # layers over stages: even; the remainder on the last stage; one less on both ends
@@ -263,7 +263,7 @@ def micro_batch_sizes(setting: Setting) -> list[int]:
     return [
         b
         for b in divisors(setting.job.global_batch_size)
-        if b == 1 or (b * length <= MICRO_BATCH_TOKENS and (b <= _EVERY_MICRO_BATCH or b & (b - 1) == 0))
+        if b == 1 or (b * length <= MICRO_BATCH_TOKENS and b // (b & -b) <= _LARGEST_ODD_PART)
     ]
 
 

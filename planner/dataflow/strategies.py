@@ -14,7 +14,7 @@ from costmodels.plan import BoolArray, IntArray, PlanBatch, Recompute
 from costmodels.workload import LoraSpec, TrainingJob
 from planner.constraints import rules_for, sieve
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, Setting, divisors
-from planner.space import CONTEXT_TOKENS, LONG_SEQUENCE, MICRO_BATCH_TOKENS
+from planner.space import CONTEXT_TOKENS, LONG_SEQUENCE, MICRO_BATCH_TOKENS, micro_batch_sizes
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
 
@@ -62,8 +62,9 @@ def strategies(
         SpecError: If there are too many.
     """
     job = training_job(call)
+    setting = Setting(model=model, job=job, num_devices=max(sizes), framework=framework)
     columns = degrees(model, sizes, domain_devices=domain_devices, sequence_tokens=job.sequence_length)
-    columns = _micro_batched(columns, job, exact=call.kind is CallKind.TRAIN)
+    columns = _micro_batched(columns, setting, exact=call.kind is CallKind.TRAIN)
     if call.kind is CallKind.TRAIN:
         columns = _crossed(columns, recompute=[int(mode) for mode in _RECOMPUTE])
     columns = _crossed(columns, zero_stage=list(_ZERO_STAGES.get(framework, (1,))))
@@ -71,9 +72,7 @@ def strategies(
     if count > MAX_STRATEGY_ROWS:
         raise SpecError("call", f"{count} ways to run it are too many", "fewer device counts, or a smaller batch")
     plans = _plans(columns, model, job)
-    return plans.take(np.flatnonzero(_accepted(plans, Setting(
-        model=model, job=job, num_devices=max(sizes), framework=framework
-    ), call)))  # fmt: skip
+    return plans.take(np.flatnonzero(_accepted(plans, setting, call)))
 
 
 def degrees(
@@ -133,11 +132,17 @@ def _kept(columns: Columns, mask: BoolArray) -> Columns:
     return {name: column[mask] for name, column in columns.items()}
 
 
-def _micro_batched(columns: Columns, job: TrainingJob, *, exact: bool) -> Columns:
-    """Micro-batch sizes in powers of two, and their number; ``exact``: ranks and micro-batches divide the batch."""
-    batch = job.global_batch_size
-    most = max(MICRO_BATCH_TOKENS // job.sequence_length, 1)
-    sizes = [1 << k for k in range(batch.bit_length()) if 1 << k <= most]
+def _micro_batched(columns: Columns, setting: Setting, *, exact: bool) -> Columns:
+    """Micro-batch sizes as ``planner.space`` has them, and their number.
+
+    ``exact``: ranks and micro-batches divide the batch. Otherwise the last micro-batch may be smaller, and powers of
+    two come into play that do not divide it.
+    """
+    batch = setting.job.global_batch_size
+    sizes = micro_batch_sizes(setting)
+    if not exact:
+        most = max(MICRO_BATCH_TOKENS // setting.job.sequence_length, 1)
+        sizes = sorted({*sizes, *(1 << k for k in range(batch.bit_length()) if 1 << k <= most)})
     if exact:
         columns = _kept(columns, batch % columns["data_parallel"] == 0)
     else:

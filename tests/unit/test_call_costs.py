@@ -15,6 +15,7 @@ from planner.dataflow.dominance import undominated
 from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.strategies import strategies, training_job
 from planner.rules.base import Setting
+from planner.space import micro_batch_sizes
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.engines import find_engine
@@ -70,6 +71,42 @@ def test_inference_may_leave_the_last_micro_batch_smaller() -> None:
     three = table.plans.data_parallel == 3
     assert three.any()
     assert (table.plans.num_microbatches * table.plans.micro_batch_size * 3 >= 500)[three].all()
+
+
+def test_micro_batches_of_training_are_those_of_single_plans() -> None:
+    """96 sequences per update on 1 rank: also 3, 6, 12, 24, 48 and 96, each of which divides what a rank has."""
+    wanted = call(num_sequences=96, mini_batches=1)
+    plans = strategies(LLAMA, wanted, [8], framework="megatron", domain_devices=8)
+    setting = Setting(model=LLAMA, job=training_job(wanted), num_devices=8, framework="megatron")
+    alone = plans.micro_batch_size[plans.data_parallel == 1]
+    assert set(alone.tolist()) == set(micro_batch_sizes(setting)) == {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 96}
+    seen = plans.data_parallel * plans.micro_batch_size * plans.num_microbatches
+    assert (seen == 96).all()
+    # Batches of powers of two are what they were: nothing is searched in vain.
+    whole = strategies(LLAMA, call(), [8], framework="megatron", domain_devices=8)
+    assert set(whole.micro_batch_size.tolist()) == {1, 2, 4, 8, 16, 32, 64, 128}
+
+
+def test_a_batch_of_96_trains_faster_in_micro_batches_that_are_no_power_of_two() -> None:
+    """FSDP gathers weights once per micro-batch: the largest that fits is wanted, which lies between 8 and 16."""
+    setting = CallSetting(
+        cluster=parse_cluster("4x8xA100-80GB", default_catalog(), fabric=None), stack=find_stack("fsdp")
+    )
+    model = resolve_model("llama-3-70b", default_catalog(), allow_paths=False).spec
+    table = call_costs(
+        call(num_sequences=96, mini_batches=1, prompt_tokens=512, output=fixed_length(512)), model, setting, [32]
+    )
+    size = table.plans.micro_batch_size
+    two = size & (size - 1) == 0
+    assert table.time_s.min() < 0.97 * table.time_s[two].min()
+    assert size[np.argmin(table.time_s)] == 12
+
+
+def test_inference_of_any_number_of_sequences_has_powers_of_two_and_divisors() -> None:
+    plans = strategies(LLAMA, call(CallKind.INFERENCE, num_sequences=84), [1], framework="megatron", domain_devices=8)
+    assert set(plans.micro_batch_size.tolist()) == {1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 28, 32, 64}
+    rest = plans.micro_batch_size * plans.num_microbatches - 84
+    assert ((rest >= 0) & (rest < plans.micro_batch_size)).all()
 
 
 def test_a_critic_computes_no_vocabulary() -> None:

@@ -10,7 +10,7 @@ from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch, Recompute, Sche
 from planner.constraints import legal, rules_for
 from planner.pins import parse_pins
 from planner.rules.base import FRAMEWORKS, Setting
-from planner.space import Space, plan_space
+from planner.space import Space, micro_batch_sizes, plan_space
 from profiles.errors import SpecError
 from tests.fakes import GPT3, gpt, job, llama, mixture
 
@@ -159,7 +159,19 @@ def test_block_recomputation_in_eighths() -> None:
 def test_micro_batches_multiply_to_the_batch() -> None:
     plans = space(setting(job=job(global_batch_size=48))).plans
     assert set((plans.micro_batch_size * plans.num_microbatches * plans.data_parallel).tolist()) == {48}
-    assert set(plans.micro_batch_size[plans.data_parallel == 1].tolist()) == {1, 2, 3, 4, 6, 8, 16}
+    assert set(plans.micro_batch_size[plans.data_parallel == 1].tolist()) == {1, 2, 3, 4, 6, 8, 12, 16, 24, 48}
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes"),
+    [
+        (64, {1, 2, 4, 8, 16, 32, 64}),
+        (90, {1, 2, 3, 5, 6, 10}),  # 9, 15, 18, 30, 45 and 90 are odd multiples of their own
+        (140, {1, 2, 4, 5, 7, 10, 14, 20, 28}),
+    ],
+)
+def test_micro_batches_are_powers_of_two_and_three_five_or_seven_times_them(batch: int, sizes: set[int]) -> None:
+    assert set(micro_batch_sizes(setting(job=job(global_batch_size=batch)))) == sizes
 
 
 def test_offloading_only_when_asked_for() -> None:
