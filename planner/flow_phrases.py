@@ -49,7 +49,7 @@ def reason_sentence(plan: FlowPlan, reason: Reason) -> str:
             longer = f" (the mean response has {reason.mean_tokens:.0f}; the last go on beside the next)"
         elif reason.decode_steps > 1.05 * reason.mean_tokens:
             longer = f" (the longest of {call.sequences}; the mean is {reason.mean_tokens:.0f})"
-        words += f": {reason.decode_steps:.0f} steps{longer} of {each}, MFU {percent(reason.mfu)}."
+        words += f": {reason.decode_steps:.0f} steps{longer} of {each} with the prompts, MFU {percent(reason.mfu)}."
     else:
         words += f" at MFU {percent(reason.mfu)} on {call.num_gpus} GPUs."
     other = reason.alternative

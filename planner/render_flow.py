@@ -84,7 +84,8 @@ def _heading(request: FlowRequest, console: Console) -> None:
         for role in graph.roles
     ]
     console.print(", ".join(roles), highlight=False, markup=False)
-    ahead = f", up to {request.staleness} steps stale" if request.mode == ASYNC else ""
+    steps = "1 step" if request.staleness == 1 else f"{request.staleness} steps"
+    ahead = f", up to {steps} stale" if request.mode == ASYNC else ""
     if request.carried_over:
         ahead += ", partial rollouts"
     if request.options.rollout == IN_FLIGHT:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.flops import model_flops_per_step
+from costmodels.generation import prompt_job
 from costmodels.lowering.grouping import group_rows
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import IntArray
@@ -153,14 +154,21 @@ def _read_bytes(request: FlowRequest, name: str) -> tuple[float, float]:
 
 
 def call_flops(request: FlowRequest, name: str) -> float:
-    """FLOPs one call needs per iteration, causal attention in half; a token passes a model once to be generated."""
+    """FLOPs one call needs per iteration, causal attention in half; a token passes a model once to be generated.
+
+    A prompt that several responses share passes it once too.
+    """
     call = request.graph.call(name)
     if call.kind == EXTERNAL:
         return 0.0
     asked = model_call(request, call)
     model = asked.model(request.models[call.role])
     per_step = model_flops_per_step(model, training_job(asked), causal=True)
-    return per_step * asked.mini_batches if call.kind == TRAIN else per_step / 3
+    if call.kind == TRAIN:
+        return per_step * asked.mini_batches
+    if call.kind == GENERATE:
+        per_step -= model_flops_per_step(model, prompt_job(asked), causal=True) * (1 - 1 / asked.samples_per_prompt)
+    return per_step / 3
 
 
 def flow_costs(request: FlowRequest, cluster: MixedCluster, sizes: Sequence[Sequence[int]]) -> FlowCosts:

@@ -8,6 +8,8 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
+from costmodels.flops import matmul_parameters
+from planner.dataflow.flow_costs import call_flops
 from planner.dataflow.flow_results import FlowPlan, FlowResult
 from planner.dataflow.presets import PRESETS
 from planner.schema_flow import flow_document, flow_document_schema
@@ -65,6 +67,18 @@ def test_the_plan_of_ppo_is_consistent() -> None:
     assert busiest <= 1 + 1e-9
     assert plan.model_flops > 0
     assert 0 < plan.mfu < 1
+
+
+def test_prompts_of_a_group_are_read_once() -> None:
+    """8 responses of 32 tokens to each of 16 prompts of 1,024: 20,480 tokens pass the actor, not 135,168."""
+    asked = {"batch": 16, "prompt": 1024, "generate": 32, "iterations": 1}
+    request = solved("grpo", **asked).request
+    weights = matmul_parameters(request.models["actor"])
+    needed = 2 * weights * (16 * 1024 + 128 * 32)
+    assert call_flops(request, "actor_gen") == pytest.approx(needed, rel=0.1)
+    assert call_flops(request, "ref_inf") == pytest.approx(2 * weights * 128 * (1024 + 32), rel=0.1)
+    alone = solved("reinforce++", **asked).request  # one response per prompt
+    assert call_flops(alone, "actor_gen") == pytest.approx(2 * weights * 16 * (1024 + 32), rel=0.1)
 
 
 def test_no_gpu_does_two_things_at_once() -> None:
