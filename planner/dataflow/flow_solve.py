@@ -47,7 +47,7 @@ def best_plan(request: FlowRequest, cluster: MixedCluster, *, effort: float | No
         if best is not None and _least_s(compiled) >= best[1].makespan_s:
             continue
         try:
-            found = leaner(compiled, solve(compiled.problem, _options(request, effort)), priced.costs)
+            found = eased(compiled, solve(compiled.problem, _options(request, effort)), priced.costs)
         except InfeasibleError:
             continue
         if best is None or found.makespan_s < best[1].makespan_s:
@@ -58,22 +58,25 @@ def best_plan(request: FlowRequest, cluster: MixedCluster, *, effort: float | No
     return flow_plan(request, priced, compiled, found, _statistics(compiled, found))
 
 
-def leaner(compiled: CompiledFlow, found: Solution, costs: FlowCosts) -> Solution:
-    """The same plan with less in host memory wherever that changes neither its time nor whether it fits.
+def eased(compiled: CompiledFlow, found: Solution, costs: FlowCosts) -> Solution:
+    """The same plan with less in host memory and with faster calls, where it still fits and takes no longer.
 
-    The search minimises time alone: a copy on the host that nobody needs to fetch in a hurry costs it nothing.
+    The search minimises the time of an iteration alone: a copy on the host that nobody needs to fetch in a hurry costs
+    it nothing, nor does a slow call that others wait for no longer than they would anyway. Calls stay on their GPUs.
     """
     problem, choice = compiled.problem, found.choice.copy()
     units = units_of(problem)
     for index, name in enumerate(compiled.names):
         rows = costs.rows.get(name)
-        if rows is None or not rows.host_bytes[compiled.row[index][choice[index]]]:
+        if rows is None:
             continue
-        call = problem.calls[index]
-        mine = compiled.row[index]
-        host_bytes = rows.host_bytes[mine]
-        same = (call.start == call.start[choice[index]]) & (call.size == call.size[choice[index]])
-        others = np.flatnonzero(same & (host_bytes < host_bytes[choice[index]]))
+        call, now = problem.calls[index], choice[index]
+        host_bytes = rows.host_bytes[compiled.row[index]]
+        same = (call.start == call.start[now]) & (call.size == call.size[now])
+        faster = (host_bytes == host_bytes[now]) & (call.time_s < call.time_s[now] * (1 - _EQUAL))
+        others = np.flatnonzero(same & ((host_bytes < host_bytes[now]) | faster))
+        if not len(others):
+            continue
         tried = np.repeat(choice[None], len(others), axis=0)
         tried[:, index] = others
         plans = PlanRows(choice=tried, order=np.full(len(others), found.order))

@@ -81,6 +81,19 @@ def test_prompts_of_a_group_are_read_once() -> None:
     assert call_flops(alone, "actor_gen") == pytest.approx(2 * weights * 16 * (1024 + 32), rel=0.1)
 
 
+@pytest.mark.parametrize(("job", "settings"), [("grpo", {"mode": "async", "staleness": 2}), ("ppo", {}), ("dapo", {})])
+def test_no_call_is_slower_than_it_need_be_on_its_gpus(job: str, settings: dict[str, Any]) -> None:
+    """What others would wait for no longer is no reason to run a call slowly."""
+    plan = plan_of(solved(job, "4xH100", generate=512, **settings))
+    calls = {call.name: call for call in plan.calls}
+    for reason in plan.reasons:
+        other = reason.alternative
+        if other is not None and other.fits:
+            call = calls[reason.call]
+            elsewhere = (other.first_gpu, other.num_gpus) != (call.first_gpu, call.num_gpus)
+            assert elsewhere or other.steady_s > plan.steady_s * (1 + 1e-9)
+
+
 def test_no_gpu_does_two_things_at_once() -> None:
     plan = plan_of(solved("ppo"))
     for gpu in range(plan.num_gpus):
