@@ -198,7 +198,19 @@ def _check_unused(values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
     plain = {name: value for name, value in values.items() if name not in known}
     for name, value in {**plain, **extra}.items():
         if value not in (None, False, ""):
-            raise SpecError(_flag(name), "has no effect on a workflow", "see planner plan --help, Workflow")
+            raise SpecError(_flag(name), "has no effect on a workflow", _instead(name))
+
+
+def _instead(name: str) -> str:
+    """What to say about a workflow in place of an option of single plans."""
+    from planner.dataflow.flow_pins import COLUMNS
+    from planner.pins import ALIASES
+
+    if name in ("seq", "global_batch", "batch_tokens"):
+        return "--prompt and --generate" if name == "seq" else "--batch, items per iteration"
+    if ALIASES.get(name, name) in COLUMNS:
+        return f"--pin CALL.{name}=..., for the call it is about"
+    return "see planner plan --help, Workflow"
 
 
 def _flag(name: str) -> str:

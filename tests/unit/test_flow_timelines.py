@@ -100,7 +100,10 @@ def test_the_command_line_says_what_the_library_says(run: Any, tmp_path: Path) -
     ("arguments", "words"),
     [
         (("--job", "pppo", "--model", "llama-2-7b", "--gpus", "8xH100"), "job: unknown workflow 'pppo'"),
-        ((*ASK, "--seq", "4096"), "--seq: has no effect on a workflow"),
+        ((*ASK, "--seq", "4096"), "--seq: has no effect on a workflow. Hint: --prompt and --generate"),
+        ((*ASK, "--global-batch", "64"), "--global-batch: has no effect on a workflow. Hint: --batch, items per iter"),
+        ((*ASK, "--tp", "2"), "--tp: has no effect on a workflow. Hint: --pin CALL.tp=..., for the call it is about"),
+        ((*ASK, "--micro-batch", "2"), "--micro-batch: has no effect on a workflow. Hint: --pin CALL.micro_batch=..."),
         ((*ASK, "--top", "3"), "--top: has no effect on a workflow"),
         ((*ASK, "--model", "actor=llama-2-7b"), "--model: 'actor' is given twice"),
         ((*ASK, "--set", "group_size"), "--set: cannot read 'group_size'"),
