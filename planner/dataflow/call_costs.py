@@ -5,7 +5,7 @@ price anything themselves. Training rows come from ``costmodels.evaluate``, infe
 generation rows from ``costmodels.generation``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,7 +50,13 @@ class CallSetting:
 
 
 def call_costs(
-    call: ModelCall, model: ModelSpec, setting: CallSetting, sizes: Sequence[int], *, fitting: bool = True
+    call: ModelCall,
+    model: ModelSpec,
+    setting: CallSetting,
+    sizes: Sequence[int],
+    *,
+    pins: Mapping[str, int] | None = None,
+    fitting: bool = True,
 ) -> CallTable:
     """Every useful way to run a call on each of some numbers of devices.
 
@@ -59,6 +65,7 @@ def call_costs(
         model: The model, as its role names it; ``call.value_head`` gives it the head it needs.
         setting: Cluster, training framework and engines.
         sizes: Numbers of devices: part of a node, or whole nodes.
+        pins: Plan columns of a training or inference call that are fixed, if any.
         fitting: Leave out rows that do not fit a device even on their own.
 
     Returns:
@@ -81,6 +88,7 @@ def call_costs(
             sizes,
             framework=setting.stack.framework,
             domain_devices=setting.cluster.domain_devices,
+            pins=pins,
         )
         table = price_plans(plans, call, wanted, setting)
     if fitting:

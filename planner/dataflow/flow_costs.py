@@ -200,7 +200,7 @@ def flow_costs(request: FlowRequest, cluster: MixedCluster, sizes: Sequence[Sequ
 
 def _tables(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int]) -> dict[str, CallTable]:
     """Ways to run every call on one kind of machines; equal calls are priced once."""
-    priced: dict[tuple[ModelCall, ModelSpec, tuple[str, ...]], CallTable] = {}
+    priced: dict[tuple[ModelCall, ModelSpec, tuple[str, ...], frozenset[tuple[str, int]]], CallTable] = {}
     tables: dict[str, CallTable] = {}
     for name in request.graph.order:
         call = request.graph.call(name)
@@ -209,10 +209,10 @@ def _tables(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int]) ->
         asked, model = model_call(request, call), request.models[call.role]
         pin = request.pins.get(name, CallPin())
         engines = _engines(request, call, pin)
-        key = (asked, model, engines)
+        key = (asked, model, engines, frozenset(pin.columns.items()))
         if key not in priced:
             setting = CallSetting(cluster=cluster, stack=request.stack, engines=engines)
-            priced[key] = call_costs(asked, model, setting, sizes)
+            priced[key] = call_costs(asked, model, setting, sizes, pins=pin.columns)
         tables[name] = _pinned(priced[key], pin)
     return tables
 

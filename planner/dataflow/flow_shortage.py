@@ -1,6 +1,6 @@
 """Why no plan of a workflow fits, and the smallest cluster of the same nodes on which one does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -59,17 +59,19 @@ def _check_pins(request: FlowRequest, priced: PricedCluster) -> None:
     for name, pin in request.pins.items():
         if not pin.columns:
             continue
-        kinds = zip(priced.cluster.groups, priced.costs.sizes, strict=True)
-        plans = concatenated([_ways(request, group, sizes, name) for group, sizes in kinds if len(sizes)]).plans
+        kinds = [kind for kind in zip(priced.cluster.groups, priced.costs.sizes, strict=True) if len(kind[1])]
+        fixed = dict(pin.columns) | ({} if pin.num_gpus is None else {"num_devices": pin.num_gpus})
+        asked = concatenated([_ways(request, *kind, name, pins=pin.columns) for kind in kinds]).plans
+        if np.all([getattr(asked, column) == value for column, value in fixed.items()], axis=0).any():
+            continue
+        plans = concatenated([_ways(request, *kind, name) for kind in kinds]).plans
         wrong = f"no layout of {name} has it; got "
         for column, value in pin.columns.items():
             known = np.unique(getattr(plans, column)).tolist()
             if value not in known:
                 raise SpecError(f"pins.{name}.{column}", f"{wrong}{value}", one_of(known))
-        fixed = dict(pin.columns) | ({} if pin.num_gpus is None else {"num_devices": pin.num_gpus})
-        if not np.all([getattr(plans, column) == value for column, value in fixed.items()], axis=0).any():
-            words = " with ".join(f"{column} {value}" for column, value in fixed.items())
-            raise SpecError(f"pins.{name}", f"{wrong}{words}", "leave one of them open")
+        words = " with ".join(f"{column} {value}" for column, value in fixed.items())
+        raise SpecError(f"pins.{name}", f"{wrong}{words}", "leave one of them open")
 
 
 def _shortage(request: FlowRequest, priced: PricedCluster, name: str) -> CallShortage:
@@ -90,11 +92,18 @@ def _least_bytes(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int
     return float((table.static_bytes + table.active_bytes).min()) if len(table) else 0.0
 
 
-def _ways(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int], name: str) -> CallTable:
-    """Every way to run a call on so many GPUs, whether it fits or agrees with what is fixed or not."""
+def _ways(
+    request: FlowRequest,
+    cluster: ClusterSpec,
+    sizes: Sequence[int],
+    name: str,
+    *,
+    pins: Mapping[str, int] | None = None,
+) -> CallTable:
+    """Every way to run a call on so many GPUs, with some plan columns fixed if wanted, whether it fits or not."""
     call = request.graph.call(name)
     setting = CallSetting(cluster=cluster, stack=request.stack, engines=request.engines)
-    return call_costs(model_call(request, call), request.models[call.role], setting, sizes, fitting=False)
+    return call_costs(model_call(request, call), request.models[call.role], setting, sizes, pins=pins, fitting=False)
 
 
 def _minimum(request: FlowRequest) -> tuple[int | None, int, FlowPlan | None]:

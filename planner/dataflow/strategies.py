@@ -5,7 +5,7 @@ slow (OpenRLHF issue 889), and all published plans keep it inside. Context paral
 sequences only, as in ``planner.space``. Legality is that of the framework that runs the call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -44,7 +44,13 @@ def training_job(call: ModelCall) -> TrainingJob:
 
 
 def strategies(
-    model: ModelSpec, call: ModelCall, sizes: Sequence[int], *, framework: str, domain_devices: int
+    model: ModelSpec,
+    call: ModelCall,
+    sizes: Sequence[int],
+    *,
+    framework: str,
+    domain_devices: int,
+    pins: Mapping[str, int] | None = None,
 ) -> PlanBatch:
     """Plans of a training or inference call on each number of devices.
 
@@ -54,6 +60,7 @@ def strategies(
         sizes: Numbers of devices.
         framework: Whose rules apply.
         domain_devices: Devices per scale-up domain, the most a tensor-parallel group may span.
+        pins: Plan column to the value it must have, if any; a micro-batch need not be on the grid then.
 
     Returns:
         Every legal plan, in the order of the sizes: degrees, micro-batch sizes, recomputation (training only).
@@ -64,10 +71,14 @@ def strategies(
     job = training_job(call)
     setting = Setting(model=model, job=job, num_devices=max(sizes), framework=framework)
     columns = degrees(model, sizes, domain_devices=domain_devices, sequence_tokens=job.sequence_length)
-    columns = _micro_batched(columns, setting, exact=call.kind is CallKind.TRAIN)
+    pins = pins or {}
+    wanted = [pins["micro_batch_size"]] if "micro_batch_size" in pins else None
+    columns = _micro_batched(columns, setting, wanted, exact=call.kind is CallKind.TRAIN)
     if call.kind is CallKind.TRAIN:
         columns = _crossed(columns, recompute=[int(mode) for mode in _RECOMPUTE])
     columns = _crossed(columns, zero_stage=list(_ZERO_STAGES.get(framework, (1,))))
+    for name in pins.keys() & columns.keys():
+        columns = _kept(columns, columns[name] == pins[name])
     count = len(columns["tensor_parallel"])
     if count > MAX_STRATEGY_ROWS:
         raise SpecError("call", f"{count} ways to run it are too many", "fewer device counts, or a smaller batch")
@@ -132,15 +143,15 @@ def _kept(columns: Columns, mask: BoolArray) -> Columns:
     return {name: column[mask] for name, column in columns.items()}
 
 
-def _micro_batched(columns: Columns, setting: Setting, *, exact: bool) -> Columns:
-    """Micro-batch sizes as ``planner.space`` has them, and their number.
+def _micro_batched(columns: Columns, setting: Setting, wanted: Sequence[int] | None, *, exact: bool) -> Columns:
+    """Micro-batch sizes as wanted, or as ``planner.space`` has them, and their number.
 
     ``exact``: ranks and micro-batches divide the batch. Otherwise the last micro-batch may be smaller, and powers of
     two come into play that do not divide it.
     """
     batch = setting.job.global_batch_size
-    sizes = micro_batch_sizes(setting)
-    if not exact:
+    sizes = wanted or micro_batch_sizes(setting)
+    if not exact and not wanted:
         most = max(MICRO_BATCH_TOKENS // setting.job.sequence_length, 1)
         sizes = sorted({*sizes, *(1 << k for k in range(batch.bit_length()) if 1 << k <= most)})
     if exact:

@@ -102,6 +102,34 @@ def test_a_batch_of_96_trains_faster_in_micro_batches_that_are_no_power_of_two()
     assert size[np.argmin(table.time_s)] == 12
 
 
+@pytest.mark.parametrize(
+    ("kind", "pins"),
+    [
+        (CallKind.TRAIN, {"micro_batch_size": 4}),
+        (CallKind.INFERENCE, {"micro_batch_size": 4, "tensor_parallel": 1}),
+        (CallKind.TRAIN, {"zero_stage": 1, "micro_batch_size": 2}),
+    ],
+)
+def test_what_is_fixed_is_fixed_before_better_ways_are_preferred(kind: CallKind, pins: dict[str, int]) -> None:
+    """Rows that only others beat count where the user asks for them."""
+    plans = strategies(LLAMA, call(kind), [8], framework="megatron", domain_devices=8)
+    asked = np.all([getattr(plans, name) == value for name, value in pins.items()], axis=0)
+    every = price_plans(plans.take(np.flatnonzero(asked)), call(kind), LLAMA, SETTING)
+    fits = every.static_bytes + every.active_bytes <= CLUSTER.device.usable_memory_bytes
+    table = call_costs(call(kind), LLAMA, SETTING, [8], pins=pins)
+    assert table.time_s.min() == pytest.approx(every.time_s[fits].min())
+    assert all((getattr(table.plans, name) == value).all() for name, value in pins.items())
+
+
+def test_a_fixed_micro_batch_need_not_be_one_of_those_considered() -> None:
+    wanted = call(num_sequences=90, mini_batches=1)
+    assert not (call_costs(wanted, LLAMA, SETTING, [8]).plans.micro_batch_size == 9).any()
+    table = call_costs(wanted, LLAMA, SETTING, [8], pins={"micro_batch_size": 9})
+    assert len(table)
+    assert (table.plans.micro_batch_size * table.plans.num_microbatches * table.plans.data_parallel == 90).all()
+    assert not len(call_costs(wanted, LLAMA, SETTING, [8], pins={"micro_batch_size": 7}))
+
+
 def test_inference_of_any_number_of_sequences_has_powers_of_two_and_divisors() -> None:
     plans = strategies(LLAMA, call(CallKind.INFERENCE, num_sequences=84), [1], framework="megatron", domain_devices=8)
     assert set(plans.micro_batch_size.tolist()) == {1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 28, 32, 64}
