@@ -25,5 +25,5 @@ def call_experiments(folder: Path) -> tuple[Experiment, ...]:
         disaggregated_steps(folder),
         fewest_gpus(folder),
         nemo_phases(),
-        openrlhf_phases(),
+        openrlhf_phases(folder),
     )

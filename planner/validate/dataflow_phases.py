@@ -12,12 +12,16 @@ OpenRLHF of February 2024 (openpsi-project/ReaLHF issue 10): PPO of CodeLlama-34
 how many GPUs, micro-batches, ZeRO-3, recomputation. Its clock is that of the actor's rank 0 (``ppo_trainer.py``,
 ``experience_maker.py`` at 842806f). Every rank of the actor sends its sequences to one engine in one request, engines
 work on one request at a time, and the actor's forward pass needs all its ranks: what rank 0 counts as inference holds
-the generation that others still wait for. Hence both are judged together.
+the generation the generation that others still wait for. Hence both are judged together. What differs between totals of one model at
+several output lengths, published beside them (arXiv:2406.14088v1), is decode steps: as many tokens are scored and
+trained in each.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -27,7 +31,7 @@ from costmodels.plan import PlanBatch, Recompute
 from planner.dataflow.call_costs import CallSetting, price_generation, price_plans
 from planner.dataflow.strategies import strategies
 from planner.validate.dataflow_nemo import priced_step
-from planner.validate.dataflow_real import real_cluster, real_model
+from planner.validate.dataflow_real import read_real, real_cluster, real_model
 from planner.validate.dataflow_step_fit import packaged_steps
 from planner.validate.dataflow_times import LARGEST_ERROR, LARGEST_MEAN_ERROR
 from planner.validate.experiment import Experiment, mean_and_worst
@@ -195,6 +199,8 @@ OPENRLHF_S = {"generation": 5.25, "inference": 19.40, "training": 51.01}
 _GPUS, _SEQUENCES, _UPDATES = 32, 512, 4
 # device_partition of slurm_ray_launch.py for 34B with a critic of 7B, and its vllm_tp_size.
 _ENGINE_GPUS, _ENGINE_TENSOR = 6, 2
+# The same for a larger actor: GPUs of the actor, of the engines, and of one replica.
+_ENGINES = {34: (16, _ENGINE_GPUS, _ENGINE_TENSOR), 70: (32, 12, 4)}
 _ACTOR_GPUS, _CRITIC_GPUS, _REFERENCE_GPUS, _REWARD_GPUS = 16, 4, 4, 2
 _PER_RANK = _SEQUENCES // _ACTOR_GPUS  # of the actor: one request to an engine, and one to every other model
 _ACTOR, _CRITIC = 34, 7
@@ -242,8 +248,8 @@ def openrlhf_seconds(*, network_scale: float | None = None) -> OpenRlhfSeconds:
     ]
     per_update = _SEQUENCES // _UPDATES
     return OpenRlhfSeconds(
-        request_s=_request_s(),
-        requests=-(-_ACTOR_GPUS // (_ENGINE_GPUS // _ENGINE_TENSOR)),
+        request_s=_request_s(_ACTOR, _ENGINE_TENSOR, _PER_RANK, 128),
+        requests=_requests(_ACTOR),
         scoring_s=max(last_s),
         training_s=max(
             _trainer_s(CallKind.TRAIN, size, billions, per_update // size, network_scale)
@@ -259,27 +265,54 @@ def _setting(network_scale: float | None = None) -> CallSetting:
     return CallSetting(cluster=real_cluster(_GPUS), stack=stack, engines=("vllm-2024",))
 
 
-def _call(kind: CallKind, billions: int, sequences: int) -> ModelCall:
+def _call(kind: CallKind, billions: int, sequences: int, output_tokens: int = 128) -> ModelCall:
     return ModelCall(
         kind=kind,
         num_sequences=sequences,
         prompt_tokens=128,
-        output=fixed_length(128),
+        output=fixed_length(output_tokens),
         mini_batches=_UPDATES if kind is CallKind.TRAIN else 1,
         value_head=billions == _CRITIC,
     )
 
 
-@lru_cache(maxsize=1)
-def _request_s() -> float:
+def _requests(billions: int) -> int:
+    """Requests that the engine with most of them serves."""
+    actor_gpus, engine_gpus, tensor = _ENGINES[billions]
+    return -(-actor_gpus // (engine_gpus // tensor))
+
+
+def openrlhf_steps_s(folder: Path) -> Phases:
+    """Measured and predicted seconds of a decode step, from totals of neighbouring output lengths.
+
+    Every engine takes its requests in turn, so that each token more of an answer is as many steps as it has requests.
+    """
+    rows = [row for row in read_real(folder, "OpenRLHF") if row.mode == "scale_actor" and row.actor in _ENGINES]
+    found: Phases = {}
+    for shorter, longer in pairwise(sorted(rows, key=lambda row: (row.actor, row.output_tokens))):
+        if shorter.actor != longer.actor:
+            continue
+        actor_gpus, _, tensor = _ENGINES[longer.actor]
+        tokens = longer.output_tokens - shorter.output_tokens
+        took = [
+            _request_s(row.actor, tensor, row.num_sequences // actor_gpus, row.output_tokens)
+            for row in (shorter, longer)
+        ]
+        measured_s = (longer.time_s - shorter.time_s) / (_requests(longer.actor) * tokens)
+        name = f"decode step, {longer.actor}B, {shorter.output_tokens} to {longer.output_tokens} tokens"
+        found[name] = (measured_s, (took[1] - took[0]) / tokens)
+    return found
+
+
+@lru_cache(maxsize=16)
+def _request_s(billions: int, tensor: int, sequences: int, output_tokens: int) -> float:
     """Seconds of one request to an engine, all its sequences at once."""
     setting, engine = _setting(), find_engine("vllm-2024")
-    call = _call(CallKind.GENERATE, _ACTOR, _PER_RANK)
-    plans = PlanBatch.from_columns(
-        1, tensor_parallel=_ENGINE_TENSOR, micro_batch_size=min(engine.prefill_tokens // call.prompt_tokens, _PER_RANK)
-    )
+    call = _call(CallKind.GENERATE, billions, sequences, output_tokens)
+    at_once = min(engine.prefill_tokens // call.prompt_tokens, sequences)
+    plans = PlanBatch.from_columns(1, tensor_parallel=tensor, micro_batch_size=at_once)
     room_bytes = engine.memory_utilization * setting.cluster.device.memory_bytes
-    table = price_generation(plans, call, real_model(_ACTOR), setting, engine, room_bytes=room_bytes)
+    table = price_generation(plans, call, real_model(billions), setting, engine, room_bytes=room_bytes)
     return float(table.time_s.min())
 
 
@@ -298,14 +331,22 @@ def _trainer_s(kind: CallKind, size: int, billions: int, micro_batch: int, netwo
     return float(table.time_s[fits].min(initial=np.inf))
 
 
-def openrlhf_phases() -> Experiment:
-    """E15: phases of OpenRLHF with the division of GPUs and the micro-batches that ran."""
+def openrlhf_phases(folder: Path) -> Experiment:
+    """E15: phases of OpenRLHF with the division of GPUs and the micro-batches that ran.
+
+    Args:
+        folder: The published runs (``PLANNER_DATA``/rlhf).
+    """
     found, wired = openrlhf_seconds(), openrlhf_seconds(network_scale=1.0)
     fitted = find_stack("deepspeed").scale_out_time_scale
+    steps = openrlhf_steps_s(folder)
     pairs = {
         "generation and inference": (OPENRLHF_S["generation"] + OPENRLHF_S["inference"], found.experience_s),
         "training": (OPENRLHF_S["training"], found.training_s),
+        **steps,
     }
+    step_errors = [predicted / measured - 1 for measured, predicted in steps.values()]
+    left_s = OPENRLHF_S["generation"] + OPENRLHF_S["inference"] - found.requests * 128 * next(iter(steps.values()))[0]
     mean, worst = mean_and_worst([predicted / measured - 1 for measured, predicted in pairs.values()])
     return Experiment(
         name="E15",
@@ -322,6 +363,8 @@ def openrlhf_phases() -> Experiment:
             "serves one request at a time (OpenRLHF issue 188, pull request 507), and what the others wait for is on "
             "the clock as inference. So both are judged together: all requests in turn, and the forward pass of the "
             "actor after them.",
+            f"Totals at three output lengths bear that out: decode steps {_summary(step_errors)}. By them, steps leave "
+            f"{left_s:.1f} s for everything else in generation and inference.",
             f"What misses is ZeRO-3 between two machines over one adapter each: {fitted:.1f} times what the links take "
             "is what was fitted for DeepSpeed, on machines with eight adapters and up to 2,240 GPUs. At what the links "
             f"take training would be {wired.training_s:.0f} s and the pass after generation {wired.scoring_s:.0f} s, "
@@ -334,7 +377,7 @@ def openrlhf_phases() -> Experiment:
         ),
         header=("phase", "measured s", "predicted s", "error"),
         rows=tuple(
-            (name, f"{measured:.1f}", f"{predicted:.1f}", f"{predicted / measured - 1:+.0%}")
+            (name, f"{measured:.3g}", f"{predicted:.3g}", f"{predicted / measured - 1:+.0%}")
             for name, (measured, predicted) in pairs.items()
         ),
     )

@@ -1,14 +1,25 @@
 """E14 and E15: phases of published iterations."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from costmodels.model_calls import CallKind
 from planner.validate import dataflow_phases
-from planner.validate.dataflow_phases import NEMO_RUNS, nemo_phases, nemo_phases_s, openrlhf_phases, openrlhf_seconds
+from planner.validate.dataflow_phases import (
+    NEMO_RUNS,
+    nemo_phases,
+    nemo_phases_s,
+    openrlhf_phases,
+    openrlhf_seconds,
+    openrlhf_steps_s,
+)
 
+DATA = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "rlhf"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
 pytestmark = pytest.mark.accuracy
 
 trainer_s = dataflow_phases._trainer_s
@@ -68,6 +79,18 @@ def test_training_over_one_adapter_is_what_the_network_takes() -> None:
     assert fitted > slowest
 
 
+@needs_data
+def test_totals_at_three_lengths_give_decode_steps() -> None:
+    """By hand: 34B, 512 x 128 in 94.9 s and 256 x 384 in 134.5 s, 6 requests in turn of 256 more steps each."""
+    steps = openrlhf_steps_s(DATA)
+    assert len(steps) == 4
+    measured, predicted = steps["decode step, 34B, 128 to 384 tokens"]
+    assert measured == pytest.approx((134.506 - 94.915) / (6 * 256), rel=1e-4)
+    for measured, predicted in steps.values():
+        assert predicted == pytest.approx(measured, rel=0.2)
+
+
+@needs_data
 def test_the_page_tells_what_fails() -> None:
-    assert not openrlhf_phases().passed
+    assert not openrlhf_phases(DATA).passed
     assert "left out" in " ".join(nemo_phases().findings)
