@@ -9,12 +9,12 @@ releases (``planner.validate.dataflow_step_fit``).
 OpenRLHF of February 2024 (openpsi-project/ReaLHF issue 10): PPO of CodeLlama-34B with a critic of 7B on 32 GPUs,
 512 x (128 + 128) tokens, 4 updates. The author of that table keeps the scripts it was made with in a fork
 (garrett4wade/OpenRLHF, ``sosp_benchmark.py`` and ``slurm_ray_launch.py``, the same at c8cc2f3 and 4264e57): who gets
-how many GPUs, micro-batches, ZeRO-3, recomputation. Its clock is that of the actor's rank 0 (``ppo_trainer.py``,
-``experience_maker.py`` at 842806f). Every rank of the actor sends its sequences to one engine in one request, engines
-work on one request at a time, and the actor's forward pass needs all its ranks: what rank 0 counts as inference holds
-the generation the generation that others still wait for. Hence both are judged together. What differs between totals of one model at
-several output lengths, published beside them (arXiv:2406.14088v1), is decode steps: as many tokens are scored and
-trained in each.
+how many GPUs, micro-batches, ZeRO-3, recomputation. Its clock is that of the actor's rank 0 (``ppo_trainer.py`` at
+842806f, ``experience_maker.py`` at 05803fe). Every rank of the actor sends its sequences to one engine in one request,
+engines work on one request at a time, and the actor's forward pass needs all its ranks: what rank 0 counts as inference
+holds the generation that others still wait for. Hence both are judged together. What differs between totals of one
+model at several output lengths, published beside them (arXiv:2406.14088v1), is decode steps: as many tokens are scored
+and trained in each.
 """
 
 from collections.abc import Iterator
