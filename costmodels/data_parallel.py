@@ -211,6 +211,9 @@ def _distinct_traffic(
 def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[FloatArray, FloatArray]:
     """(K,) seconds to reduce all gradients and to gather all parameters of one kind."""
     plain, sharded = 1.0 * (zero == 0), 1.0 * (zero > 0)
+    # A reduction to the one rank that keeps a gradient moves what its broadcast from there would.
+    owned = (zero == 2) & context.stack.reduces_to_owners
+    scatter = np.where(owned, int(CollectiveOp.BROADCAST), int(CollectiveOp.REDUCE_SCATTER))
     gradient_bytes = shards.trained * gradient_element_bytes(context.job, context.stack)
     parameter_bytes = shards.gathered * context.job.numerics.storage_bytes
     replicas, degree, stride = shards.replicas, shards.degree, shards.stride
@@ -218,12 +221,12 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[F
     # Operation, messages, bytes of all, ranks and their distance; gradients first, parameters last.
     calls = (
         (CollectiveOp.ALL_REDUCE, reductions, plain * gradient_bytes, replicas, stride),
-        (CollectiveOp.REDUCE_SCATTER, reductions, sharded * gradient_bytes, degree, stride),
+        (scatter, reductions, sharded * gradient_bytes, degree, stride),
         (CollectiveOp.ALL_REDUCE, reductions, sharded * gradient_bytes / degree, replicas // degree, stride * degree),
         (CollectiveOp.ALL_GATHER, gatherings, sharded * parameter_bytes, degree, stride),
     )
     messages = np.concatenate([call[1] for call in calls])
-    op = np.repeat([int(call[0]) for call in calls], len(zero))
+    op = np.concatenate([np.broadcast_to(call[0], len(zero)) for call in calls]).astype(np.int64)
     size_bytes = np.concatenate([call[2] for call in calls]) / messages
     group = np.concatenate([call[3] for call in calls])
     stride = np.concatenate([call[4] for call in calls])

@@ -66,6 +66,7 @@ class StackSpec:
         collective_launch_s: Host time to issue one collective, framework bookkeeping included.
         gradient_message_bytes: Gradients reduced per collective call where replicas keep all of them (the buckets
             of PyTorch DDP); 0 when a reduction is one call. Sharded optimizers reduce in one call.
+        reduces_to_owners: ZeRO stage 2 reduces every gradient to the rank that keeps it, instead of scattering sums.
         gather_messages_per_layer: Parameter-gathering calls per layer; 0 when a gathering is one call.
             ZeRO-3 gathers and reduces at least layer by layer.
         expert_layer_s: Host time per pass of a micro-batch through a layer with experts that nothing hides.
@@ -164,6 +165,7 @@ class StackSpec:
     kernel_launch_s: float = 0.0
     collective_launch_s: float = 0.0
     gradient_message_bytes: float = 0.0
+    reduces_to_owners: bool = False
     gather_messages_per_layer: float = 0.0
     expert_layer_s: float = 0.0
     microbatch_overhead_s: float = 0.0

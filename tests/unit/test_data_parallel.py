@@ -52,6 +52,18 @@ def test_volume_per_step_of_zero(zero_stage, volume):
     assert sent == pytest.approx([volume * 2 * total_parameters(gpt()) * 15 / 16])
 
 
+def test_a_gradient_reduced_to_its_owner_moves_whole():
+    """Paddle's stage 2: d / (d - 1) of what a reduce-scatter sends over the slowest link; its other stages as ever."""
+    owners = stack(reduces_to_owners=True, gradient_dtype="bf16")
+    for zero_stage in (0, 1, 2, 3):
+        plan = ExecutionPlan(data_parallel=4, zero_stage=zero_stage)
+        found, usual = (calls(plan, stack=each) for each in (owners, stack(gradient_dtype="bf16")))
+        if zero_stage == 2:
+            assert found[0] == (CollectiveOp.BROADCAST, pytest.approx(2 * total_parameters(gpt())), 4, 4)
+            assert usual[0] == (CollectiveOp.REDUCE_SCATTER, *found[0][1:])
+        assert found[zero_stage == 2 :] == usual[zero_stage == 2 :]
+
+
 @pytest.mark.parametrize(("dtype", "width"), [("fp32", 4), ("bf16", 2)])
 def test_gradients_move_in_the_format_they_are_kept_in(dtype, width):
     psi = total_parameters(gpt())
