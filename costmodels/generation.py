@@ -128,6 +128,7 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
         microbatch_overhead_s=0.0,
         step_overhead_s=0.0,
         tensor_parallel_overlap=0.0,
+        scale_out_group_bytes_per_s=0.0,
         residual_log_std=engine.residual_log_std,
     )
     if engine.kernels:

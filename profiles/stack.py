@@ -37,6 +37,8 @@ class StackSpec:
         collective_time_scale: The same for collectives within a scale-up domain.
         scale_out_time_scale: The same for collectives that cross domains: training shares the network
             with its own other groups and with the kernels that run meanwhile.
+        scale_out_group_bytes_per_s: Bus bandwidth a group that crosses domains reaches at most, whatever adapters its
+            machines have; 0 for no such limit.
         norm: Whose norms and what goes with them (residuals, dropout, biases, splits): ``fused``, ``patched``,
             ``compiled``, ``eager`` or ``module`` code (``costmodels.lowering.elementwise``).
         rotary: Whose rotary embedding: ``fused``, ``compiled`` or ``eager``.
@@ -146,6 +148,7 @@ class StackSpec:
     memory_time_scale: float = 1.0
     collective_time_scale: float = 1.0
     scale_out_time_scale: float = 1.0
+    scale_out_group_bytes_per_s: float = 0.0
     norm: str = "fused"
     rotary: str = "fused"
     activation: str = "fused"

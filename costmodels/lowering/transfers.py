@@ -5,7 +5,8 @@ import numpy as np
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp, ranks_per_domain
 from costmodels.context import CostContext
 from costmodels.kernels.calls import Prediction
-from costmodels.plan import FloatArray, IntArray
+from costmodels.link_model import wire_factor
+from costmodels.plan import BoolArray, FloatArray, IntArray
 
 
 def price_collectives(
@@ -21,13 +22,27 @@ def price_collectives(
     priced = context.collectives.predict(calls, context.cluster)
     crosses = calls.ranks_per_domain < calls.group_size
     scale = np.where(crosses, context.stack.scale_out_time_scale, context.stack.collective_time_scale)
+    slower = _limited(calls, priced.time_s * scale, crosses, context.stack.scale_out_group_bytes_per_s)
     return Prediction(
-        time_s=priced.time_s * scale,
-        low_s=priced.low_s * scale,
-        high_s=priced.high_s * scale,
+        time_s=priced.time_s * scale * slower,
+        low_s=priced.low_s * scale * slower,
+        high_s=priced.high_s * scale * slower,
         basis=priced.basis,
         extrapolated=priced.extrapolated,
     )
+
+
+def _limited(calls: CollectiveCallBatch, time_s: FloatArray, crosses: BoolArray, bytes_per_s: float) -> FloatArray:
+    """(K,) factor on times of rings and trees across domains that no group runs faster than a bus bandwidth."""
+    factor = np.ones(len(calls))
+    if bytes_per_s <= 0:
+        return factor
+    ranks = np.maximum(calls.group_size, 1).astype(float)
+    for op in (CollectiveOp.ALL_REDUCE, CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER):
+        rows = np.flatnonzero(crosses & (calls.op == op) & (time_s > 0))
+        least_s = calls.size_bytes[rows] * wire_factor(op, ranks[rows]) / bytes_per_s
+        factor[rows] = np.maximum(least_s / time_s[rows], 1.0)
+    return factor
 
 
 def stalled_s(context: CostContext, *, op: IntArray, group: IntArray) -> FloatArray:

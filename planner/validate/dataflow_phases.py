@@ -18,7 +18,7 @@ and trained in each.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -37,6 +37,7 @@ from planner.validate.dataflow_times import LARGEST_ERROR, LARGEST_MEAN_ERROR
 from planner.validate.experiment import Experiment, mean_and_worst
 from profiles.engines import find_engine
 from profiles.stacks import find_stack
+from profiles.units import GIGA
 
 _CRITERION = f"mean error of phases at most {LARGEST_MEAN_ERROR:.0%}, none above {LARGEST_ERROR:.0%}; nothing fitted"
 _PROMPT_TOKENS = 130  # 1562 tokens/s x 16 GPUs x 97.7 s / 2048 samples - 1060 of NeMo-RL 0.4, 127 of 0.5
@@ -228,17 +229,14 @@ class OpenRlhfSeconds:
         return self.requests * self.request_s + self.scoring_s
 
 
-def openrlhf_seconds(*, network_scale: float | None = None) -> OpenRlhfSeconds:
+def openrlhf_seconds() -> OpenRlhfSeconds:
     """Parts of the iteration under the division of GPUs that ran.
 
     Reference, critic and reward model score the sequences of a rank as soon as it has them, so that only the last
     request to each remains after the last answer.
-
-    Args:
-        network_scale: Factor on collectives between machines in place of what was fitted for DeepSpeed.
     """
     last_s = [
-        _trainer_s(CallKind.INFERENCE, size, billions, _PER_RANK, network_scale) / (_ACTOR_GPUS // size)
+        _trainer_s(CallKind.INFERENCE, size, billions, _PER_RANK) / (_ACTOR_GPUS // size)
         for size, billions in (
             (_ACTOR_GPUS, _ACTOR),
             (_REFERENCE_GPUS, _ACTOR),
@@ -252,17 +250,14 @@ def openrlhf_seconds(*, network_scale: float | None = None) -> OpenRlhfSeconds:
         requests=_requests(_ACTOR),
         scoring_s=max(last_s),
         training_s=max(
-            _trainer_s(CallKind.TRAIN, size, billions, per_update // size, network_scale)
+            _trainer_s(CallKind.TRAIN, size, billions, per_update // size)
             for size, billions in ((_ACTOR_GPUS, _ACTOR), (_CRITIC_GPUS, _CRITIC))
         ),
     )
 
 
-def _setting(network_scale: float | None = None) -> CallSetting:
-    stack = find_stack("deepspeed")
-    if network_scale is not None:
-        stack = replace(stack, scale_out_time_scale=network_scale)
-    return CallSetting(cluster=real_cluster(_GPUS), stack=stack, engines=("vllm-2024",))
+def _setting() -> CallSetting:
+    return CallSetting(cluster=real_cluster(_GPUS), stack=find_stack("deepspeed"), engines=("vllm-2024",))
 
 
 def _call(kind: CallKind, billions: int, sequences: int, output_tokens: int = 128) -> ModelCall:
@@ -317,9 +312,9 @@ def _request_s(billions: int, tensor: int, sequences: int, output_tokens: int) -
 
 
 @lru_cache(maxsize=64)
-def _trainer_s(kind: CallKind, size: int, billions: int, micro_batch: int, network_scale: float | None = None) -> float:
+def _trainer_s(kind: CallKind, size: int, billions: int, micro_batch: int) -> float:
     """Seconds of one call of all sequences on so many GPUs, ZeRO-3; infinite where it does not fit."""
-    setting, call = _setting(network_scale), _call(kind, billions, _SEQUENCES)
+    setting, call = _setting(), _call(kind, billions, _SEQUENCES)
     model = call.model(real_model(billions))
     plans = strategies(model, call, [size], framework="deepspeed", domain_devices=8)
     ours = (plans.tensor_parallel == 1) & (plans.pipeline_parallel == 1) & (plans.zero_stage == 3)
@@ -337,8 +332,8 @@ def openrlhf_phases(folder: Path) -> Experiment:
     Args:
         folder: The published runs (``PLANNER_DATA``/rlhf).
     """
-    found, wired = openrlhf_seconds(), openrlhf_seconds(network_scale=1.0)
-    fitted = find_stack("deepspeed").scale_out_time_scale
+    found = openrlhf_seconds()
+    limit = find_stack("deepspeed").scale_out_group_bytes_per_s / GIGA
     steps = openrlhf_steps_s(folder)
     pairs = {
         "generation and inference": (OPENRLHF_S["generation"] + OPENRLHF_S["inference"], found.experience_s),
@@ -365,10 +360,10 @@ def openrlhf_phases(folder: Path) -> Experiment:
             "actor after them.",
             f"Totals at three output lengths bear that out: decode steps {_summary(step_errors)}. By them, steps leave "
             f"{left_s:.1f} s for everything else in generation and inference.",
-            f"What misses is ZeRO-3 between two machines over one adapter each: {fitted:.1f} times what the links take "
-            "is what was fitted for DeepSpeed, on machines with eight adapters and up to 2,240 GPUs. At what the links "
-            f"take training would be {wired.training_s:.0f} s and the pass after generation {wired.scoring_s:.0f} s, "
-            f"not {found.scoring_s:.0f} s. Not used: it would be a fit on this run.",
+            f"ZeRO-3 between two machines over one adapter each is at DeepSpeed's own limit, {limit:.0f} GB/s whatever "
+            "the adapters, fitted on its other runs, on machines with more of them. That it is a limit and no share of "
+            "the adapters was seen in this run and in how little ZeRO-3 scaled in arXiv:2104.04473: as a share, fitted "
+            "on the same runs, training was predicted to take 246 s.",
             "The weight update, 8.34 s, is where the engine's constant for it comes from and judges nothing; 10.92 s "
             "of data transfer and overhead are not predicted.",
             "DeepSpeed-Chat publishes phases as pictures only, of the largest batches that fit, which are not named; a "

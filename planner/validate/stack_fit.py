@@ -36,6 +36,7 @@ PRIOR_STD = {
     "memory_time_scale": 0.3,
     "collective_time_scale": 0.3,
     "scale_out_time_scale": 0.4,
+    "scale_out_group_bytes_per_s": 0.5,
     "kernel_launch_s": 0.5,
     "collective_launch_s": 0.5,
     "expert_layer_s": 1.0,

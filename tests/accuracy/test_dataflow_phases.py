@@ -70,13 +70,8 @@ def test_engines_serve_one_rank_after_the_other() -> None:
 
 def test_training_over_one_adapter_is_what_the_network_takes() -> None:
     """Four updates, each of which gathers 34B weights twice and reduces their gradients, at 25 GB/s per machine."""
-    wired, fitted = openrlhf_seconds(network_scale=1.0).training_s, openrlhf_seconds().training_s
     traffic_s = 4 * 3 * 34e9 * 2 * 15 / 16 / 25e9
-    assert 0.8 * traffic_s < wired < 2 * traffic_s
-    # That scale is nearly all there is to it.
-    slower, slowest = (openrlhf_seconds(network_scale=scale).training_s for scale in (2.0, 4.0))
-    assert slowest == pytest.approx(2 * slower, rel=0.05)
-    assert fitted > slowest
+    assert traffic_s < openrlhf_seconds().training_s < 2 * traffic_s
 
 
 @needs_data

@@ -334,6 +334,24 @@ def test_traffic_across_domains_has_the_scale_of_the_network():
     assert after.parameters_s / before.parameters_s == pytest.approx([3, 5])
 
 
+def test_no_group_across_domains_is_faster_than_its_limit_whatever_the_adapters():
+    """ZeRO-3 over 16 ranks: 15/16 of all bytes at the limit, and nothing changes within a node or above the limit.
+
+    The links of these tests carry one byte per second.
+    """
+    plans = [ExecutionPlan(data_parallel=degree, zero_stage=3) for degree in (8, 16)]
+    before, slow = traffic(plans), traffic(plans, stack=stack(scale_out_group_bytes_per_s=0.25))
+    gathered_bytes = 2 * total_parameters(gpt())
+    assert slow.parameters_s[0] == before.parameters_s[0]
+    assert slow.parameters_s[1] == pytest.approx(gathered_bytes * 15 / 16 / 0.25)
+    assert slow.parameters_s[1] > before.parameters_s[1]
+    fast = traffic(plans, stack=stack(scale_out_group_bytes_per_s=1e15))
+    assert (fast.parameters_s == before.parameters_s).all()
+    # A limit is one: a slower network is not slowed further, as by a scale.
+    scaled = traffic(plans, stack=stack(scale_out_time_scale=100.0, scale_out_group_bytes_per_s=1e15))
+    assert scaled.parameters_s[1] == pytest.approx(100 * before.parameters_s[1])
+
+
 def test_hybrid_sharding_crosses_the_network_for_the_replicas_only():
     scaled = stack(collective_time_scale=3.0, scale_out_time_scale=5.0)
     plan = [ExecutionPlan(data_parallel=64, zero_stage=3, zero_shard_degree=8)]
