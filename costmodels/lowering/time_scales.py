@@ -43,8 +43,8 @@ def narrow_stretch(device: DeviceSpec) -> float:
     """How much longer a board multiplies in 4 bits than its multiprocessors say, by its peak in 4 bits.
 
     Timed 4-bit products took as long as their operands took to reach the multiprocessors, and that is how they are
-    priced. Training runs them one and a half times as fast (``fp4_time_scale``): there the matrix units set the pace, and
-    those of B300 and GB300 have one and a half times the rate of their elders.
+    priced. Training runs them much faster (``fp4_time_scale``): there the matrix units set the pace, and those of B300
+    and GB300 have one and a half times the rate of their elders.
     """
     if "fp4" not in device.peak_flops_per_s:
         return 1.0
