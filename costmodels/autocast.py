@@ -17,6 +17,11 @@ def fp32_stream(job: TrainingJob, stack: StackSpec) -> bool:
     return stack.autocast_weights and not job.trains_adapters_only and job.master_dtype == "fp32"
 
 
+def casts_weights(job: TrainingJob, stack: StackSpec) -> bool:
+    """Whether the weights are fp32 themselves and products run in 16 bits."""
+    return job.task != "qlora" and fp32_stream(job, stack)
+
+
 def stream_bytes(job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per value of the residual stream, and of queries and keys while they are rotated."""
     return _FP32 if fp32_stream(job, stack) else job.numerics.storage_bytes

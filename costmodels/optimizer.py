@@ -50,7 +50,7 @@ def traffic_bytes_per_parameter(context: CostContext) -> float:
     master = float(ELEMENT_BYTES[job.master_dtype])
     state, weight = moment_bytes(job), job.numerics.storage_bytes
     updated = master or weight
-    copied = weight if master else 0.0
+    copied = weight if master and not context.stack.autocast_weights else 0.0
     # An optimizer that knows nothing of 16-bit copies casts gradients ahead and weights afterwards.
     casts = gradient + 2 * master if master else 0.0
     each = gradient + 2 * MOMENTS[job.optimizer] * state + 2 * updated

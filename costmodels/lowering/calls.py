@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.arrays import total
+from costmodels.autocast import casts_weights
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import (
@@ -144,18 +145,19 @@ class CallList:
     ) -> None:
         """A linear layer: forward, input gradient and, when its weight is trained, weight gradient.
 
-        QLoRA restores a frozen 4-bit weight to 16 bits in every pass over it (arXiv:2305.14314 section 3).
+        QLoRA restores a frozen 4-bit weight in every pass (arXiv:2305.14314 section 3), autocast casts an fp32 one.
         """
         self.gemm(Phase.FORWARD, rows, outputs, inputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
         self.gemm(Phase.INPUT_GRADIENT, rows, inputs, outputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
-        if not trained and self.context.job.task == "qlora":
-            restored = (NF4_BYTES + self.context.job.numerics.storage_bytes) * inputs * outputs * batch
-            for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
-                self.memory(phase, restored, family=KernelFamily.QUANTISE, rows=inputs, width=outputs * batch)
-        if trained:
-            self.gemm(
-                Phase.WEIGHT_GRADIENT, outputs, inputs, rows, batch=batch, grouped=grouped, gemm_format=gemm_format
-            )
+        cast = casts_weights(self.context.job, self.context.stack)
+        if cast or (not trained and self.context.job.task == "qlora"):
+            moved = ((4.0 if cast else NF4_BYTES) + self.context.job.numerics.storage_bytes) * inputs * outputs * batch
+            family = KernelFamily.COPY if cast else KernelFamily.QUANTISE
+            for phase in (Phase.FORWARD, Phase.WEIGHT_GRADIENT if cast else Phase.INPUT_GRADIENT):
+                self.memory(phase, moved, family=family, rows=inputs, width=outputs * batch)
+        if not trained:
+            return
+        self.gemm(Phase.WEIGHT_GRADIENT, outputs, inputs, rows, batch=batch, grouped=grouped, gemm_format=gemm_format)
 
     def memory(
         self,

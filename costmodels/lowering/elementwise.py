@@ -23,7 +23,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from costmodels.autocast import output_bytes, stream_bytes
+from costmodels.autocast import casts_weights, output_bytes, stream_bytes
 from costmodels.kernels.calls import KernelFamily
 from costmodels.kernels.issue_bound import issue_stretch
 from costmodels.lowering.calls import CallList, Phase
@@ -60,6 +60,8 @@ BIASES: Mapping[str, _Work] = {"fused": _NONE} | dict.fromkeys(
 JOINTS: Mapping[str, _Work] = dict.fromkeys(("fused", "compiled"), _NONE) | dict.fromkeys(
     ("patched", "eager", "module"), ((0.0, 0.0), (2.0, 1.0))
 )
+# Autocast casts an fp32 input for every layer that reads it: three behind one norm of a layer, two behind the other.
+_INPUT_CASTS = ((7.5, 2.5), (7.5, 2.5))
 # Over the queries and keys, two tensors.
 ROTARY: Mapping[str, _Work] = {
     "fused": ((2.0, 2.0), (2.0, 2.0)),
@@ -164,6 +166,8 @@ def norm_and_residual(calls: CallList, shape: RankShape) -> None:
     residual = DROPPED_OUT[code] if context.job.dropout else _RESIDUAL
     element = stream_bytes(context.job, context.stack)
     _passes(calls, residual, KernelFamily.POINTWISE, rows=tokens, width=hidden, times=norms, element_bytes=element)
+    if casts_weights(context.job, context.stack):
+        _passes(calls, _INPUT_CASTS, KernelFamily.COPY, rows=tokens, width=hidden)
     calls.part = None
 
 

@@ -267,6 +267,16 @@ def test_what_is_not_quantised_is_fp32_with_peft():
     assert back == pytest.approx(2 * S * (3 * H + 5 * 2816 + 3 * H + 6 * 2816))
 
 
+def test_autocast_casts_fp32_weights_and_what_norms_give():
+    """A weight is read in 4 bytes and written in 2, its gradient the other way; the residual is fp32."""
+    weights = 3 * H * 2816
+    plain, cast = (moved("dense_mlp", model=llama(), stack=stack(autocast_weights=how)) for how in (False, True))
+    more = {phase: cast[phase] - plain.get(phase, 0.0) for phase in cast}
+    assert more[Phase.FORWARD] == pytest.approx(6 * weights + 2 * S * H * (3 + 7.5))
+    assert more[Phase.INPUT_GRADIENT] == pytest.approx(2 * S * H * (3 + 7.5))
+    assert more[Phase.WEIGHT_GRADIENT] == pytest.approx(6 * weights)
+
+
 def test_launches_are_one_per_product_and_as_told_per_memory_call():
     costs = lowered("attention", context(model=gpt(**LEARNED)))
     assert costs.launches[:, 0].tolist() == [2 + 2, 1, 3 + 2 + 1, 2]  # norm, residual, qkv, out | core | ...
