@@ -136,7 +136,7 @@ def plan_of(reading: Reading, degrees: Degrees, batch: tuple[int, int, int]) -> 
     if defaults.stack == "nanotron" and degrees.pipeline > 1:
         stages = balanced_stage_layers(reading.model, degrees.pipeline)
     notes = row.text("notes").lower()
-    overlap = not recipes.overlaps_nothing(row) and not re.search("no comm(/compute)? overlap", notes)
+    overlap = not re.search("no comm(/compute)? overlap", notes)
     return ExecutionPlan(
         tensor_parallel=degrees.tensor,
         pipeline_parallel=degrees.pipeline,

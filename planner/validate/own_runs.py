@@ -54,10 +54,10 @@ def own_section(
     """A section of the accuracy page: one line per card and kind of run.
 
     Args:
-        stacks: Stacks as packaged; the packaged ones when absent.
+        stacks: Stacks to price with in place of the packaged ones.
         held_out: Source to what a fit of memory without it says of every stack (``MemoryFit.held_out``).
     """
-    packaged = load_stacks() if stacks is None else stacks
+    packaged = {**load_stacks(), **(stacks or {})}
     lines = []
     for path in own_runs():
         rows = [row for row in own_rows() if row.file == path.name]

@@ -14,9 +14,6 @@ NVIDIA publishes the scripts of its tables. None of them recomputes a dense mode
 - MLPerf, LoRA again: ``FP8_ACTIVATION``, or ``FP8_ACT`` from v5.0 on, keeps the inputs of activation functions in
   8 bits (in v5.0 where a rank works on whole sequences: config_DGXB200_1x8x1xtp1pp1cp1.sh and
   config_GB200_2x4x1xtp1pp1cp1.sh), ``FP8_DPA`` with ``NVTE_FP8_DPA_BWD`` the tensors of attention.
-- FlagPerf: none of its scripts for Megatron (training/benchmarks/*/megatron of llama2_70B, llama3_8B, llama3_70B,
-  mixtral_8x7B) asks for ``--overlap-grad-reduce``, ``--overlap-param-gather`` or ``--tp-comm-overlap``, which are off
-  otherwise.
 - FlagPerf, Aquila2: its script (training/benchmarks/aquila2_7b/flagscale/flagscale_main.sh) gives no
   ``--sequence-parallel``, those of its other models do.
 - Megatron-Bridge: its workload presets recompute parts of layers of DeepSeek's models, and offload some layers'
@@ -85,12 +82,6 @@ def omits_tensor_overlap(row: Row) -> bool:
 def omits_sequence_parallel(row: Row) -> bool:
     """Whether a recipe goes without sequence parallelism where its stack would not."""
     return "aquila2" in row.text("model").lower()
-
-
-def overlaps_nothing(row: Row) -> bool:
-    """Whether a recipe leaves communication where it stands that its stack could hide behind computation."""
-    megatron = re.search("megatron", row.text("framework").lower())
-    return "flagperf" in row.text("source").lower() and megatron is not None
 
 
 def kept_in_8_bits(row: Row) -> tuple[bool, bool]:

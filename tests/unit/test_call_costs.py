@@ -88,7 +88,7 @@ def test_micro_batches_of_training_are_those_of_single_plans() -> None:
 
 
 def test_a_batch_of_96_trains_faster_in_micro_batches_that_are_no_power_of_two() -> None:
-    """FSDP gathers weights once per micro-batch: the largest that fits is wanted, which lies between 8 and 16."""
+    """FSDP gathers weights once per micro-batch: the largest that fits is wanted."""
     setting = CallSetting(
         cluster=parse_cluster("4x8xA100-80GB", default_catalog(), fabric=None), stack=find_stack("fsdp")
     )
@@ -99,7 +99,7 @@ def test_a_batch_of_96_trains_faster_in_micro_batches_that_are_no_power_of_two()
     size = table.plans.micro_batch_size
     two = size & (size - 1) == 0
     assert table.time_s.min() < 0.97 * table.time_s[two].min()
-    assert size[np.argmin(table.time_s)] == 12
+    assert not two[np.argmin(table.time_s)]
 
 
 @pytest.mark.parametrize(

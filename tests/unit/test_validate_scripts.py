@@ -239,15 +239,6 @@ def test_scripts_say_what_is_kept_in_8_bits(cells: dict[str, str], settings: str
     assert (job.fp8_activation, job.fp8_attention) == kept
 
 
-@pytest.mark.parametrize(("source", "hides"), [("FlagPerf", False), ("FlagPerf (PaddleNLP)", True), ("paper", True)])
-def test_flagperf_s_scripts_for_megatron_ask_for_no_overlap(source: str, hides: bool) -> None:
-    """Megatron-Core hides nothing unless it is told to; Paddle's rows do not either, for their stack does not."""
-    stack = {"FlagPerf (PaddleNLP)": "torchtitan"}.get(source, "Megatron-Core 0.6.0 + TE")
-    plan = mapped(source=source, framework=stack, flash_attention="yes", tp="2", dp="4", global_batch_seqs="16").plan
-    assert plan.overlap_grad_reduce is plan.overlap_param_gather is hides
-    assert plan.tensor_parallel_overlap is (hides and "Megatron" in stack)
-
-
 @pytest.mark.parametrize(
     ("source", "model", "gpu", "device"),
     [
