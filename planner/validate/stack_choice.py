@@ -123,7 +123,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         # Aquila2's scripts ask for apex's fused RMSNorm (--apply-layernorm-rms), which is older than --normalization.
         (r"^flagscale \(megatron-lm\) ed55532", _MEGATRON_2023),
         (r"^flagscale \(megatron-lm\)", _MEGATRON_2023_NORMS),
-        (r"^megatron-core 0\.6", _MEGATRON_2024),
+        (r"^megatron-core 0\.6|megatron-lm 240405", _MEGATRON_2024),
         (r"megatron-bridge|nemo|megatron-core|megatron core|flagscale|pai-megatron|\(core\)|dgxc", _MEGATRON_CORE),
         (r"zb-1p|zb-2p|zb-v|1f1b", _MEGATRON_2021),
         (r"^alpa auto", _ALPA_AUTO),
