@@ -129,6 +129,7 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
         step_overhead_s=0.0,
         tensor_parallel_overlap=0.0,
         scale_out_group_bytes_per_s=0.0,
+        autocast_weights=False,
         residual_log_std=engine.residual_log_std,
     )
     if engine.kernels:

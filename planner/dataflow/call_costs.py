@@ -100,16 +100,19 @@ def call_costs(
 def call_context(call: ModelCall, model: ModelSpec, setting: CallSetting) -> CostContext:
     """What prices of a training or inference call depend on besides the plan.
 
-    Free blocks that an allocator keeps while there is room for them are not memory the call needs.
+    Free blocks that an allocator keeps while there is room for them are not memory the call needs. Models that are not
+    trained have no fp32 weights that autocast would cast.
     """
+    trains = call.kind is CallKind.TRAIN
+    stack = setting.stack.without_cache()
     return CostContext(
         model=model,
         cluster=setting.cluster,
         job=training_job(call),
-        stack=setting.stack.without_cache(),
+        stack=stack if trains else replace(stack, autocast_weights=False),
         kernels=kernel_model_of(setting.cluster.device),
         collectives=default_collective_model(),
-        forward_only=call.kind is not CallKind.TRAIN,
+        forward_only=not trains,
     )
 
 

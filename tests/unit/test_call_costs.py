@@ -8,7 +8,7 @@ import pytest
 from costmodels.evaluate import evaluate
 from costmodels.lengths import fixed_length
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
-from costmodels.plan import FloatArray, PlanBatch, Recompute
+from costmodels.plan import ExecutionPlan, FloatArray, PlanBatch, Recompute
 from planner.constraints import legal
 from planner.dataflow.call_costs import CallSetting, call_context, call_costs, price_generation, price_plans
 from planner.dataflow.dominance import undominated
@@ -27,6 +27,7 @@ from tests.fakes import mixture
 
 CLUSTER = parse_cluster("4x8xH100", default_catalog(), fabric=None)
 LLAMA = resolve_model("llama-2-7b", default_catalog(), allow_paths=False).spec
+ONE = PlanBatch.from_plans([ExecutionPlan(data_parallel=8, micro_batch_size=1, num_microbatches=16)])
 SETTING = CallSetting(cluster=CLUSTER, stack=find_stack("megatron"))
 
 
@@ -354,3 +355,14 @@ def test_joined_tables_join_their_engines() -> None:
     assert joined.engines == ("trainer", "other")
     assert joined.engine.tolist() == [0] * len(table) + [1] * len(table)
     assert joined.scaled(2.0).time_s.sum() == pytest.approx(4 * table.time_s.sum())
+
+
+@pytest.mark.parametrize("kind", [CallKind.INFERENCE, CallKind.GENERATE])
+def test_autocast_casts_the_weights_of_models_that_are_trained_only(kind: CallKind) -> None:
+    """Engines and scored models hold 16-bit weights: one more read and write of them in fp32 doubled decode steps."""
+    trainer = find_stack("hf-trainer")
+    plain = replace(trainer, autocast_weights=False)
+    there, without = (call_costs(call(kind), LLAMA, replace(SETTING, stack=used), [8]) for used in (trainer, plain))
+    assert there.time_s == pytest.approx(without.time_s)
+    trained = [evaluate(ONE, call_context(call(), LLAMA, replace(SETTING, stack=used))) for used in (trainer, plain)]
+    assert trained[0].step_time_s[0] > 1.02 * trained[1].step_time_s[0]
