@@ -15,11 +15,12 @@ own temporaries in the forward pass, which are smaller than those of the backwar
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from costmodels.autocast import fp32_stream, output_bytes, stream_bytes
-from costmodels.plan import FloatArray, PlanBatch, Recompute, RecomputeModule
+from costmodels.autocast import by_sharding, casts_weights, fp32_stream, output_bytes, sharding_stack, stream_bytes
+from costmodels.plan import FloatArray, PlanBatch, RecomputeModule
 from costmodels.workload import TrainingJob
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 from profiles.parameters import embedding_parameters, layer_parameters
@@ -36,12 +37,15 @@ class LayerActivations:
 
     Attributes:
         whole: All that is kept without recomputation.
+        casts: The part of ``whole`` that is copies of fp32 weights in 16 bits. Those of layers that are recomputed
+            live until the loss is known: autocast keeps them to its end.
         modules: The part of ``whole`` that recomputing each ``RecomputeModule`` drops, (modules, N).
         layer_input: The part of ``whole`` that full recomputation keeps.
         backward: Gradients alive at once while the layer is differentiated, beyond what is kept.
     """
 
     whole: FloatArray
+    casts: FloatArray
     modules: FloatArray
     layer_input: FloatArray
     backward: FloatArray
@@ -86,6 +90,24 @@ def layer_activations(
     Example:
         GPT-3 175B, t = 8 with sequence parallelism, b = 8, unfused attention, dropout: 2.87 GB.
     """
+    kept = partial(_layer_activations, plans, model, job, moe=moe)
+    sharded = plans.zero_stage > 0
+    if not stack.autocast_weights or not sharded.any():
+        return kept(stack)
+    those, others = kept(sharding_stack(stack)), kept(stack)
+    return LayerActivations(
+        whole=np.where(sharded, those.whole, others.whole),
+        casts=np.where(sharded, those.casts, others.casts),
+        modules=np.where(sharded, those.modules, others.modules),
+        layer_input=np.where(sharded, those.layer_input, others.layer_input),
+        backward=np.where(sharded, those.backward, others.backward),
+    )
+
+
+def _layer_activations(
+    plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool
+) -> LayerActivations:
+    """The same of plans that all run on the stack as it is."""
     element = job.numerics.storage_bytes
     kept = _PerToken()
     _add_norms(kept, model, job, stack, moe=moe)
@@ -102,8 +124,9 @@ def layer_activations(
         width = model.num_attention_heads * model.head_dim + model.ffn_hidden_size
         whole += element * (2 * model.hidden_size * over_r + width * over_t)
     stream = stream_bytes(job, stack) * model.hidden_size
-    if fp32_stream(job, stack) and not job.trains_adapters_only:  # casts of the weights
-        whole += element * layer_parameters(model, moe=moe).total / plans.tensor_parallel
+    weights = layer_parameters(model, moe=moe).total if casts_weights(job, stack) else 0
+    casts = element * weights / plans.tensor_parallel
+    whole += casts
     backward = 2 * stream * tokens + _gradients(model, job, stack) * over_t
     if moe and model.moe is not None:
         copies = model.moe.experts_per_token * over_t
@@ -112,6 +135,7 @@ def layer_activations(
         backward += _mlp_gradient(model, job, stack, moe=True) * copies
     return LayerActivations(
         whole=whole,
+        casts=casts,
         modules=_module_bytes(plans, model, job, stack, core=core, moe=moe),
         layer_input=stream * over_r,
         backward=backward,
@@ -174,24 +198,35 @@ def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: St
     """(N,) bytes of logits alive at the loss of one micro-batch, vocabulary-parallel.
 
     One copy as the head computes it and ``stack.logits_fp32_copies`` in fp32; a fused loss keeps
-    only the first (and its gradient in place). Under autocast the head's weights are cast besides; casts of layers
-    that are recomputed live until the loss is known, when two fp32 copies do.
+    only the first (and its gradient in place). Under autocast the head's weights are cast besides.
     """
-    element = job.numerics.storage_bytes
-    split = stack.sharded_logits_fp32_copies or stack.logits_fp32_copies
-    copies = np.where(plans.tensor_parallel > 1, split, stack.logits_fp32_copies) * _FP32
-    if job.fused_cross_entropy:
-        copies = np.zeros(len(plans))
+    found = by_sharding(stack, plans.zero_stage, partial(_logits_bytes, plans, model, job))
+    return np.asarray(found, dtype=np.float64)
+
+
+def late_logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> FloatArray:
+    """(N,) bytes of ``logits_bytes`` that come into being once the loss is known: all but two fp32 copies."""
     over_t = tokens_per_rank(plans, job) / plans.tensor_parallel
-    alive = (element + copies) * model.output_width * over_t
-    if not fp32_stream(job, stack):
-        return alive
-    alive = alive + element * embedding_parameters(model) / plans.tensor_parallel
-    if job.trains_adapters_only:
-        return alive
-    casts = element * model.num_layers * layer_parameters(model, moe=False).total / plans.tensor_parallel
-    ahead = alive + casts + (2 * _FP32 - copies) * model.output_width * over_t
-    return np.where(plans.recompute == Recompute.FULL, np.maximum(alive, ahead), alive)
+    late: FloatArray = np.maximum(_copy_bytes(plans, job, stack) - 2 * _FP32, 0.0) * model.output_width * over_t
+    return late
+
+
+def _logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> FloatArray:
+    """``logits_bytes`` of plans that all run on the stack as it is."""
+    element = job.numerics.storage_bytes
+    over_t = tokens_per_rank(plans, job) / plans.tensor_parallel
+    alive = (element + _copy_bytes(plans, job, stack)) * model.output_width * over_t
+    if fp32_stream(job, stack):
+        alive = alive + element * embedding_parameters(model) / plans.tensor_parallel
+    return alive
+
+
+def _copy_bytes(plans: PlanBatch, job: TrainingJob, stack: StackSpec) -> FloatArray:
+    """(N,) bytes per logit of fp32 copies."""
+    if job.fused_cross_entropy:
+        return np.zeros(len(plans))
+    split = stack.sharded_logits_fp32_copies or stack.logits_fp32_copies
+    return _FP32 * np.where(plans.tensor_parallel > 1, split, stack.logits_fp32_copies)
 
 
 def _input_bytes(job: TrainingJob, stack: StackSpec, *targets: str) -> float:

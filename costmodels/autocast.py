@@ -1,5 +1,11 @@
 """Which tensors are fp32 although products run in 16 bits: under autocast, and around 4-bit weights."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from costmodels.plan import FloatArray, IntArray
 from costmodels.workload import TrainingJob
 from profiles.stack import StackSpec
 
@@ -14,7 +20,8 @@ def fp32_stream(job: TrainingJob, stack: StackSpec) -> bool:
     """
     if job.task == "qlora":
         return stack.casts_unquantised
-    return stack.autocast_weights and not job.trains_adapters_only and job.master_dtype == "fp32"
+    wider = job.master_dtype == "fp32" and job.numerics.storage_bytes < _FP32
+    return stack.autocast_weights and not job.trains_adapters_only and wider
 
 
 def casts_weights(job: TrainingJob, stack: StackSpec) -> bool:
@@ -30,3 +37,30 @@ def stream_bytes(job: TrainingJob, stack: StackSpec) -> float:
 def output_bytes(job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per value that a linear layer gives: 4-bit layers of bitsandbytes answer in the format of their input."""
     return stream_bytes(job, stack) if job.task == "qlora" else job.numerics.storage_bytes
+
+
+def sharding_stack(stack: StackSpec) -> StackSpec:
+    """The stack as it runs plans that shard model states: none of them casts fp32 weights.
+
+    Source:
+        huggingface/accelerate, src/accelerate/accelerator.py: Accelerator sets no ``native_amp`` under DeepSpeed, whose
+        engine holds 16-bit weights beside the master copy that it shards. FSDP gathers weights in 16 bits
+        (``MixedPrecision``), so that autocast finds nothing to cast.
+    """
+    return replace(stack, autocast_weights=False)
+
+
+def by_sharding(
+    stack: StackSpec, zero_stage: IntArray, price: Callable[[StackSpec], FloatArray | float]
+) -> FloatArray | float:
+    """A price of N plans, each on the stack as it runs that plan (``sharding_stack``).
+
+    Args:
+        stack: The stack as it runs plans that shard nothing.
+        zero_stage: (N,) their ZeRO stages.
+        price: What a stack makes of all N: (..., N), or one number for all.
+    """
+    sharded = zero_stage > 0
+    if not stack.autocast_weights or not sharded.any():
+        return price(stack)
+    return np.where(sharded, price(sharding_stack(stack)), price(stack))

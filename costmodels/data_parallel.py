@@ -7,12 +7,14 @@ the shard group besides. Routed experts move within the ranks that hold the same
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.arrays import at_column, largest, largest_column
+from costmodels.autocast import by_sharding
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.lowering.grouping import group_rows
@@ -214,7 +216,7 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[F
     # A reduction to the one rank that keeps a gradient moves what its broadcast from there would.
     owned = (zero == 2) & context.stack.reduces_to_owners
     scatter = np.where(owned, int(CollectiveOp.BROADCAST), int(CollectiveOp.REDUCE_SCATTER))
-    gradient_bytes = shards.trained * gradient_element_bytes(context.job, context.stack)
+    gradient_bytes = shards.trained * by_sharding(context.stack, zero, partial(gradient_element_bytes, context.job))
     parameter_bytes = shards.gathered * context.job.numerics.storage_bytes
     replicas, degree, stride = shards.replicas, shards.degree, shards.stride
     reductions, gatherings = _messages(zero, shards, gradient_bytes, context)

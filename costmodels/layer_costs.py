@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.arrays import total
+from costmodels.autocast import sharding_stack
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
@@ -15,7 +16,7 @@ from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.overlap import exposed_s
-from costmodels.plan import ContextKind, FloatArray, IntArray, PlanBatch
+from costmodels.plan import BoolArray, ContextKind, FloatArray, IntArray, PlanBatch
 
 # Rows of ``BlockCosts.seconds``: what one block costs one rank for one micro-batch, in seconds on the
 # critical path. The transfers appear exposed; ``*_total`` rows hold them unhidden.
@@ -111,6 +112,17 @@ class BlockCosts:
         """The same prices for the selected plans."""
         return replace(self, of_row=self.of_row[rows])
 
+    def mixed(self, chosen: BoolArray, others: "BlockCosts") -> "BlockCosts":
+        """The prices of the same plans, the chosen ones at the other prices."""
+        return BlockCosts(
+            seconds=np.concatenate([self.seconds, others.seconds], axis=1),
+            part_s=np.concatenate([self.part_s, others.part_s], axis=1),
+            of_row=np.where(chosen, self.seconds.shape[1] + others.of_row, self.of_row),
+            relative_half_width=np.concatenate([self.relative_half_width, others.relative_half_width]),
+            basis=np.concatenate([self.basis, others.basis]),
+            trust=np.concatenate([self.trust, others.trust], axis=1),
+        )
+
     def present(self) -> list[str]:
         """Components that are not zero for every shape."""
         return [COMPONENTS[row] for row in np.flatnonzero(self.seconds.any(axis=1))]
@@ -156,9 +168,29 @@ class LayerCosts:
             head=self.head.take(rows),
         )
 
+    def mixed(self, chosen: BoolArray, others: "LayerCosts") -> "LayerCosts":
+        """The blocks of the same plans, the chosen ones at the other prices."""
+        experts, other = self.expert_mlp, others.expert_mlp
+        return LayerCosts(
+            attention=self.attention.mixed(chosen, others.attention),
+            dense_mlp=self.dense_mlp.mixed(chosen, others.dense_mlp),
+            expert_mlp=None if experts is None or other is None else experts.mixed(chosen, other),
+            embedding=self.embedding.mixed(chosen, others.embedding),
+            head=self.head.mixed(chosen, others.head),
+        )
+
 
 def layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
-    """Lower and price every block for every distinct rank shape of the batch."""
+    """Lower and price every block for every distinct rank shape of the batch, on the stack as it runs each plan."""
+    sharded = plans.zero_stage > 0
+    if not context.stack.autocast_weights or not sharded.any():
+        return _layer_costs(plans, context)
+    without = replace(context, stack=sharding_stack(context.stack))
+    return _layer_costs(plans, context).mixed(sharded, _layer_costs(plans, without))
+
+
+def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
+    """The same of plans that all run on the stack as it is."""
     shape, groups = rank_shapes(plans, context, experts=False)
     lists = [
         lower_attention(shape, context),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.arrays import largest, total
+from costmodels.autocast import sharding_stack
 from costmodels.context import CostContext
 from costmodels.memory_terms import communicators, composed, exchanged_bytes, logits_copies, memory_terms
 from costmodels.model_state import model_state, state_bytes
@@ -157,8 +158,8 @@ def host_memory_bytes(
 
 
 def host_bytes_per_optimizer_byte(context: CostContext) -> float:
-    """Bytes on the host per byte of optimizer state that is offloaded: its gradients go with it."""
-    each = state_bytes(context.job, context.stack)
+    """Bytes on the host per byte of optimizer state that is offloaded, which is sharded: its gradients go with it."""
+    each = state_bytes(context.job, sharding_stack(context.stack))
     kept = each.master + each.moments
     return 1.0 + (each.gradient / kept if kept else 0.0)
 

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.activations import logits_bytes, sequence_divisor, tokens_per_rank
+from costmodels.activations import late_logits_bytes, logits_bytes, sequence_divisor, tokens_per_rank
 from costmodels.context import CostContext
 from costmodels.model_state import (
     autograd_gradient_bytes,
     dequantised_bytes,
     end_gradient_bytes,
+    gradient_bytes,
     model_state,
     optimizer_temporary_bytes,
-    state_bytes,
 )
 from costmodels.parameter_offload import streaming_bytes, weights_on_device_bytes
 from costmodels.plan import BoolArray, FloatArray, PlanBatch, Schedule
@@ -54,6 +54,7 @@ class MemoryTerms:
         temporaries: What an optimizer that is not fused needs for its step.
         last: Alive when the backward pass ends, beyond activations kept by other micro-batches.
         logits: At the loss of one micro-batch, on the stage with the head.
+        late_logits: Of those, what comes once the loss is known.
         head: What differentiating the head needs, there.
         communication: Buckets, receive buffers, and weights gathered, or dequantised, for use.
     """
@@ -68,6 +69,7 @@ class MemoryTerms:
     temporaries: FloatArray | None
     last: FloatArray
     logits: FloatArray
+    late_logits: FloatArray
     head: FloatArray
     communication: FloatArray
 
@@ -95,6 +97,7 @@ def memory_terms(
         temporaries=optimizer_temporary_bytes(plans, parameters, context),
         last=_last_bytes(plans, stages, parameters, units, context, born=born),
         logits=stages.has_head * logits_bytes(plans, context.model, context.job, stack)[:, None],
+        late_logits=stages.has_head * late_logits_bytes(plans, context.model, context.job, stack)[:, None],
         head=stages.has_head * (head_gradient + end)[:, None],
         communication=communication_bytes(plans, parameters, context) + dequantised_bytes(plans, stages, context),
     )
@@ -122,6 +125,8 @@ def composed(
     """
     working = working_bytes(terms, held)
     logits = terms.logits * logits_copies
+    if held.casts is not None:  # gone by the time the last of the logits come
+        logits = logits + np.maximum(held.casts - terms.late_logits, 0.0) * (terms.logits > 0)
     start = held.kept + working + logits
     resident, optimizer, temporary = terms.gradients, terms.optimizer, terms.temporaries
     if optimizer_on_host is not None:
@@ -181,7 +186,7 @@ def _last_bytes(
     if stack.autograd_gradients == "freed":
         last = np.maximum(last, trained * autograd_gradient_bytes(context.job, stack) + one_layer)
     if born.any():
-        whole = trained * state_bytes(context.job, stack).gradient
+        whole = trained * _column(gradient_bytes(plans, context))
         shards = np.where(plans.zero_stage >= (2 if stack.framework == "fsdp" else 3), plans.shard_degree, 1)
         last = np.where(born[:, None], np.maximum(last, whole / shards[:, None] + one_layer), last)
     return last
@@ -219,7 +224,7 @@ def _gathered(plans: PlanBatch, parameters: StageParameters, context: CostContex
     parameters (``stage3_max_live_parameters``); gradients leave module by module too.
     """
     job, stack = context.job, context.stack
-    reduced = 0.0 if job.trains_adapters_only else state_bytes(job, stack).gradient
+    reduced = 0.0 if job.trains_adapters_only else _column(gradient_bytes(plans, context))
     weights = parameters.dense + parameters.expert
     unit = unit_parameters(plans, context.model)[:, None]
     storage = job.numerics.storage_bytes
@@ -227,12 +232,17 @@ def _gathered(plans: PlanBatch, parameters: StageParameters, context: CostContex
     if stack.framework == "deepspeed":
         matrix = largest_matrix_parameters(plans, context.model)[:, None]
         live = np.minimum(np.maximum(matrix, _DEEPSPEED_LIVE_PARAMETERS), weights)
-        gathered = live * storage + np.minimum(matrix, weights) * (storage if reduced else 0.0)
+        gathered = live * storage + np.minimum(matrix, weights) * (0.0 if job.trains_adapters_only else storage)
     if stack.framework == "fsdp":
         whole = (plans.pipeline_parallel > 1) & (plans.num_microbatches > 1)
         gathered = np.where(whole[:, None], weights * (storage + reduced), gathered)
     sharded = (plans.zero_stage >= 3) & (plans.shard_degree > 1)
     return np.where(sharded[:, None], gathered, 0.0)
+
+
+def _column(each: FloatArray | float) -> FloatArray | float:
+    """(N,) values as (N, 1), to go with the stages of plans; a number as it is."""
+    return each[:, None] if isinstance(each, np.ndarray) else each
 
 
 def communicators(plans: PlanBatch) -> FloatArray:

@@ -6,10 +6,13 @@ stage divides; Megatron-LM's distributed optimizer, which keeps fp32 gradients w
 are the sharded ones in master precision; QLoRA (arXiv:2305.14314) section 3 for 4-bit weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from costmodels.autocast import by_sharding
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.optimizer import MOMENTS, moment_bytes
@@ -104,24 +107,34 @@ def model_state(plans: PlanBatch, stages: StageTable, parameters: StageParameter
     Returns:
         Bytes; the optimizer's are those before any offload.
     """
-    each = state_bytes(context.job, context.stack)
+    each = partial(_each, plans, context)
     degrees = (plans.shard_degree, expert_shard_degree(plans, parameters))
     trained = (parameters.trained_dense, parameters.trained_expert if parameters.trained_expert.any() else None)
-    weights = _divided(plans, trained, degrees, each.weight, from_stage=3)
+    weights = _divided(plans, trained, degrees, each(lambda state: state.weight), from_stage=3)
     if context.job.trains_adapters_only:
         weights = weights + _frozen_bytes(plans, stages, parameters, context, degrees)
     return ModelState(
         weights=weights,
-        gradients=_divided(plans, trained, degrees, each.gradient, from_stage=2),
-        optimizer=_divided(plans, trained, degrees, each.master + each.moments, from_stage=1),
+        gradients=_divided(plans, trained, degrees, each(lambda state: state.gradient), from_stage=2),
+        optimizer=_divided(plans, trained, degrees, each(lambda state: state.master + state.moments), from_stage=1),
     )
+
+
+def gradient_bytes(plans: PlanBatch, context: CostContext) -> FloatArray | float:
+    """(N,) bytes per trained parameter of gradients as accumulated, or one number for all."""
+    return _each(plans, context, lambda state: state.gradient)
+
+
+def _each(plans: PlanBatch, context: CostContext, part: Callable[[StateBytes], float]) -> FloatArray | float:
+    """(N,) bytes per trained parameter, or one number for all."""
+    return by_sharding(context.stack, plans.zero_stage, lambda stack: part(state_bytes(context.job, stack)))
 
 
 def _divided(
     plans: PlanBatch,
     counts: tuple[FloatArray, FloatArray | None],
     degrees: tuple[IntArray, IntArray],
-    bytes_each: float,
+    bytes_each: FloatArray | float,
     *,
     from_stage: int,
 ) -> FloatArray:
@@ -187,9 +200,9 @@ def end_gradient_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
     """
     if context.job.trains_adapters_only:
         return np.zeros(len(plans))
-    gradient = state_bytes(context.job, context.stack).gradient
+    gradient = gradient_bytes(plans, context)
     storage = context.job.numerics.storage_bytes
-    each = storage + (gradient if gradient > storage else 0.0)
+    each = storage + np.where(gradient > storage, gradient, 0.0)
     return each * embedding_parameters(context.model) / plans.tensor_parallel
 
 

@@ -1,10 +1,12 @@
 """The optimizer step: device memory traffic, or a step on the host when states are offloaded."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from costmodels.arrays import largest
+from costmodels.autocast import by_sharding, sharding_stack
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.kernels.calls import KernelFamily, KernelOp, kernel_calls
@@ -15,6 +17,7 @@ from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree
 from costmodels.workload import TrainingJob
 from profiles.precision import ELEMENT_BYTES
+from profiles.stack import StackSpec
 from profiles.units import GIB
 
 # Moments kept per parameter. Adafactor keeps row and column sums, vanishing for large matrices
@@ -39,18 +42,17 @@ def moment_bytes(job: TrainingJob) -> float:
     return 1.0 if job.optimizer == "adamw8bit" else float(ELEMENT_BYTES[job.state_dtype])
 
 
-def traffic_bytes_per_parameter(context: CostContext) -> float:
+def traffic_bytes_per_parameter(job: TrainingJob, stack: StackSpec) -> float:
     """Device memory read and written per updated parameter, gradient norm and clipping included.
 
     Raises:
         KeyError: If the stack's update is none of ``fused``, ``cast`` and ``foreach``.
     """
-    job = context.job
-    gradient = gradient_element_bytes(context.job, context.stack)
+    gradient = gradient_element_bytes(job, stack)
     master = float(ELEMENT_BYTES[job.master_dtype])
     state, weight = moment_bytes(job), job.numerics.storage_bytes
     updated = master or weight
-    copied = weight if master and not context.stack.autocast_weights else 0.0
+    copied = weight if master and not stack.autocast_weights else 0.0
     # An optimizer that knows nothing of 16-bit copies casts gradients ahead and weights afterwards.
     casts = gradient + 2 * master if master else 0.0
     each = gradient + 2 * MOMENTS[job.optimizer] * state + 2 * updated
@@ -59,17 +61,18 @@ def traffic_bytes_per_parameter(context: CostContext) -> float:
         "cast": casts + _FUSED_OVERHEAD * (each - gradient + updated),
         "foreach": casts + _FOREACH_OVERHEAD * (each - gradient + updated),
     }
-    clipped = 2 * gradient if context.stack.clips_gradients else 0.0
-    return gradient + clipped + written[context.stack.update] + copied
+    clipped = 2 * gradient if stack.clips_gradients else 0.0
+    return gradient + clipped + written[stack.update] + copied
 
 
 def optimizer_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
     """(N,) seconds of the optimizer step on the fullest stage, excluding parameter gathering."""
     groups, updated, held = _updated(plans, parameters)
+    zero_stage = plans.zero_stage[groups.first]
     if not (plans.offload_optimizer | plans.offload_parameters).any():
-        return np.take(device_step_s(largest(updated), context), groups.of_row)
+        return np.take(device_step_s(largest(updated), context, zero_stage), groups.of_row)
     step_s = (
-        step_parts(updated, held, context)
+        step_parts(updated, held, context, zero_stage)
         .take(groups.of_row)
         .step_s(
             optimizer_on_host=plans.offload_optimizer[:, None].astype(np.float64),
@@ -112,17 +115,18 @@ class StepParts:
         return self.device_step_s * (1.0 - optimizer_on_host) + self.host_step_s * optimizer_on_host + moved_s
 
 
-def step_parts(updated: FloatArray, held: FloatArray, context: CostContext) -> StepParts:
+def step_parts(updated: FloatArray, held: FloatArray, context: CostContext, zero_stage: IntArray) -> StepParts:
     """Prices of an update.
 
     Args:
-        updated: Parameters that one rank updates.
-        held: Trained parameters that it holds.
+        updated: (N, S) parameters that one rank updates.
+        held: (N, S) trained parameters that it holds.
         context: Job, cluster and stack.
+        zero_stage: (N,) ZeRO stages.
     """
     weight_s = context.job.numerics.storage_bytes / context.cluster.node.host_link.bandwidth_bytes_per_s
     return StepParts(
-        device_step_s=device_step_s(updated, context),
+        device_step_s=device_step_s(updated, context, zero_stage),
         host_step_s=host_step_s(updated, context),
         ways=WeightWays(updated_s=updated * weight_s, held_s=held * weight_s),
     )
@@ -134,16 +138,18 @@ def updated_parameters(plans: PlanBatch, parameters: StageParameters) -> tuple[F
     return updated[groups.of_row], held[groups.of_row]
 
 
-def device_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
-    """Seconds of an optimizer step over so many parameters per rank on the device."""
+def device_step_s(updated: FloatArray, context: CostContext, zero_stage: IntArray) -> FloatArray:
+    """(N,) or (N, S) seconds of an optimizer step over so many parameters per rank on the device."""
     stretch = issue_stretch(UPDATE_ISSUE[context.stack.update], context.cluster.device)
-    return updated * (traffic_bytes_per_parameter(context) * stretch * memory_seconds_per_byte(context))
+    traffic = by_sharding(context.stack, zero_stage, partial(traffic_bytes_per_parameter, context.job))
+    seconds: FloatArray = (updated.T * (traffic * stretch * memory_seconds_per_byte(context))).T
+    return seconds
 
 
 def host_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
-    """Seconds of an optimizer step over so many parameters per rank on the host, gradients moved there."""
+    """Seconds of an optimizer step, sharded, over so many parameters per rank on the host, gradients moved there."""
     node = context.cluster.node
-    moved = updated * gradient_element_bytes(context.job, context.stack)
+    moved = updated * gradient_element_bytes(context.job, sharding_stack(context.stack))
     on_host_s = updated * node.devices_per_node / HOST_ADAM_PARAMETERS_PER_S
     return on_host_s + moved / node.host_link.bandwidth_bytes_per_s
 
@@ -153,7 +159,8 @@ def _updated(plans: PlanBatch, parameters: StageParameters) -> tuple[Groups, Flo
     sharded = plans.zero_stage > 0
     degree = np.where(sharded, np.minimum(plans.shard_degree, parameters.dense_replicas), 1)
     expert_degree = np.where(sharded, expert_shard_degree(plans, parameters), 1)
-    groups = group_rows(parameters.groups.of_row, degree, expert_degree, np.maximum(plans.zero_stage, 2))
+    shards = np.select([plans.zero_stage >= 3, sharded], [2, 1], 0)
+    groups = group_rows(parameters.groups.of_row, degree, expert_degree, shards)
     rows = groups.first
     dense, expert = parameters.trained_dense[rows], parameters.trained_expert[rows]
     updated = dense / degree[rows, None] + expert / expert_degree[rows, None]

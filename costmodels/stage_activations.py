@@ -1,6 +1,6 @@
 """Activations of whole pipeline stages: layers times in-flight micro-batches, and the ends of the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -12,6 +12,7 @@ from costmodels.activations import (
     output_activations,
 )
 from costmodels.arrays import total
+from costmodels.autocast import casts_weights
 from costmodels.context import CostContext
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, RecomputeModule, chosen_modules
 from costmodels.stage_layers import LayerGroup, StageLayers, layer_kinds, stage_layers
@@ -27,6 +28,7 @@ class LayerUnits:
 
     Attributes:
         whole, layer_input, backward: As there.
+        casts: As there; None where nothing is cast.
         selective: The part of ``whole`` that the chosen modules drop.
     """
 
@@ -34,6 +36,7 @@ class LayerUnits:
     selective: FloatArray
     layer_input: FloatArray
     backward: FloatArray
+    casts: FloatArray | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ class StageActivations:
     Attributes:
         kept: (N, S) kept for the backward pass by all micro-batches in flight.
         newest: (N, S) the part of it that belongs to one micro-batch.
+        casts: (N, S) casts of the weights of recomputed layers, alive until the loss is known; None for none anywhere.
         working: (N, 1) or (N, S) what the backward pass of one layer adds: what it recomputes, and gradients.
         moved: (N, S) of one micro-batch, what goes to the host and comes back; None when no plan offloads.
         offloaded: (N, S) kept on the host instead; None when no plan offloads.
@@ -68,6 +72,7 @@ class StageActivations:
 
     kept: FloatArray
     newest: FloatArray
+    casts: FloatArray | None
     working: FloatArray
     moved: FloatArray | None
     offloaded: FloatArray | None
@@ -94,7 +99,8 @@ def activation_units(
     """What each kind of layer keeps on a rank of N plans, and the ends of the model on their (N, S) stages."""
     model, job = context.model, context.job
     layers = (layer_activations(plans, model, job, context.stack, moe=moe) for moe in layer_kinds(model))
-    units = tuple(_as_units(layer, plans.recompute_modules) for layer in layers)
+    casts = casts_weights(job, context.stack)
+    units = tuple(_as_units(layer, plans.recompute_modules, casts=casts) for layer in layers)
     ends = has_head * output_activations(plans, model, job)[:, None]
     if job.dropout:
         ends += has_embedding * embedding_activations(plans, model, job)[:, None]
@@ -113,21 +119,21 @@ def held_activations(units: ActivationUnits, layers: StageLayers, in_flight: Flo
     newest = in_layers + units.ends
     kept = newest * in_flight
     working = reduce(np.maximum, (_working(layer, layers) for layer in units.layers))
+    pairs = zip(layers.groups, units.layers, strict=True)
+    casts = [group.full * layer.casts for group, layer in pairs if layer.casts is not None]
+    found = StageActivations(
+        kept=kept, newest=newest, casts=total(casts) if casts else None, working=working, moved=None, offloaded=None
+    )
     if layers.offloaded is None:
-        return StageActivations(kept=kept, newest=newest, working=working, moved=None, offloaded=None)
+        return found
     moved = _offloadable_bytes(units, layers, in_layers) * layers.offloaded
     resident = np.minimum(_RESIDENT_WHEN_OFFLOADED / np.maximum(layers.offloaded * in_flight, 1.0), 1.0)
     offloaded = moved * in_flight * (1.0 - resident)
-    return StageActivations(
-        kept=kept - offloaded,
-        newest=np.minimum(newest, kept - offloaded),
-        working=working,
-        moved=moved,
-        offloaded=offloaded,
-    )
+    left = kept - offloaded
+    return replace(found, kept=left, newest=np.minimum(newest, left), moved=moved, offloaded=offloaded)
 
 
-def _as_units(layer: LayerActivations, modules: IntArray) -> LayerUnits:
+def _as_units(layer: LayerActivations, modules: IntArray, *, casts: bool) -> LayerUnits:
     """The (N,) bytes of a layer as (N, 1), to go with the stages of plans that recompute such modules."""
     dropped = dict(zip(RecomputeModule, layer.modules, strict=True))
     return LayerUnits(
@@ -135,6 +141,7 @@ def _as_units(layer: LayerActivations, modules: IntArray) -> LayerUnits:
         selective=chosen_modules(modules, dropped.__getitem__)[:, None],
         layer_input=layer.layer_input[:, None],
         backward=layer.backward[:, None],
+        casts=layer.casts[:, None] if casts else None,
     )
 
 

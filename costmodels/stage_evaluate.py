@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.arrays import largest, total
+from costmodels.autocast import casts_weights
+from costmodels.context import CostContext
 from costmodels.data_parallel import exposed_traffic_s
 from costmodels.memory import TensorMemory, host_bytes_per_optimizer_byte, with_overheads
 from costmodels.memory_terms import MemoryTerms, composed
@@ -129,9 +131,9 @@ def evaluate_stages(
     looked = _look_up(plans, prices, dense, moe)
     layers = _layers(plans, model, dense, moe)
     passes = _passes(plans, prices, looked, layers)
-    held = held_activations(_activation_units(looked, model), layers, in_flight(plans))
+    held = held_activations(_activation_units(looked, context), layers, in_flight(plans))
     step_s, parts, passes = _step(plans, prices, looked, passes, held, played_s)
-    memory = with_overheads(_tensors(plans, looked, held, model), context.stack)
+    memory = with_overheads(_tensors(plans, looked, held, context), context.stack)
     return StageEstimateBatch(
         step_time_s=step_s,
         time_parts_s=parts,
@@ -236,8 +238,9 @@ def in_flight(plans: StagePlanBatch) -> FloatArray:
     return np.maximum(held, 0.0).T
 
 
-def _activation_units(looked: _Looked, model: ModelSpec) -> ActivationUnits:
-    kinds = ["moe" if moe else "dense" for moe in layer_kinds(model)]
+def _activation_units(looked: _Looked, context: CostContext) -> ActivationUnits:
+    kinds = ["moe" if moe else "dense" for moe in layer_kinds(context.model)]
+    casts = casts_weights(context.job, context.stack)
     return ActivationUnits(
         layers=tuple(
             LayerUnits(
@@ -245,6 +248,7 @@ def _activation_units(looked: _Looked, model: ModelSpec) -> ActivationUnits:
                 selective=looked.selective(kind, "bytes"),
                 layer_input=looked[f"{kind}_input_bytes"],
                 backward=looked[f"{kind}_backward_bytes"],
+                casts=looked[f"{kind}_casts_bytes"] if casts else None,
             )
             for kind in kinds
         ),
@@ -324,12 +328,12 @@ def _optimizer_s(plans: StagePlanBatch, looked: _Looked) -> FloatArray:
     )
 
 
-def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, model: ModelSpec) -> TensorMemory:
+def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, context: CostContext) -> TensorMemory:
     """What tensors take on every stage."""
     temporaries = looked["temporaries_bytes"]
     offloads, streams = plans.optimizer_offload.any(), plans.parameter_offload.any()
     terms = MemoryTerms(
-        activations=_activation_units(looked, model),
+        activations=_activation_units(looked, context),
         weights=looked["weights_bytes"],
         streaming=looked["streaming_bytes"] if streams else None,
         gradients=looked["gradients_bytes"],
@@ -339,6 +343,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, mod
         temporaries=temporaries if temporaries.any() else None,
         last=looked["last_bytes"],
         logits=looked["logits_bytes"],
+        late_logits=looked["late_logits_bytes"],
         head=looked["head_bytes"],
         communication=looked["communication_bytes"],
     )

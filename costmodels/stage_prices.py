@@ -52,12 +52,13 @@ CONTENT_COLUMNS = (
     "temporaries_bytes",
     "last_bytes",
     "logits_bytes",
+    "late_logits_bytes",
     "head_bytes",
     "communication_bytes",
     *OFFLOAD_COLUMNS,
 )
 # Of one layer, dense and MoE; of one configuration.
-KIND_COLUMNS = ("whole_bytes", "input_bytes", "backward_bytes", "layer_s")
+KIND_COLUMNS = ("whole_bytes", "casts_bytes", "input_bytes", "backward_bytes", "layer_s")
 # What recomputing a module of one such layer drops and repeats.
 MODULE_COLUMNS = tuple(
     f"{kind}_{module.name}_{unit}".lower()
@@ -224,7 +225,7 @@ def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, contex
     work = stage_seconds(plans, stages, costs, parameters, context)
     traffic = data_parallel_traffic(plans, parameters, context)
     terms = memory_terms(plans, stages, parameters, context, streams=True)
-    step = step_parts(*updated_parameters(plans, parameters), context)
+    step = step_parts(*updated_parameters(plans, parameters), context, plans.zero_stage)
     values = {
         "forward_s": work.forward_s,
         "input_gradient_s": work.input_gradient_s,
@@ -243,6 +244,7 @@ def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, contex
         "temporaries_bytes": np.zeros(len(code)) if terms.temporaries is None else terms.temporaries,
         "last_bytes": terms.last,
         "logits_bytes": terms.logits,
+        "late_logits_bytes": terms.late_logits,
         "head_bytes": terms.head,
         "communication_bytes": terms.communication,
         "streaming_bytes": np.zeros(len(code)) if terms.streaming is None else terms.streaming,
@@ -281,6 +283,7 @@ def _priced_units(
         kind, layer = "moe" if moe else "dense", held.layers[index]
         found |= {
             f"{kind}_whole_bytes": layer.whole[:, 0],
+            f"{kind}_casts_bytes": np.zeros(len(members)) if layer.casts is None else layer.casts[:, 0],
             f"{kind}_input_bytes": layer.layer_input[:, 0],
             f"{kind}_backward_bytes": layer.backward[:, 0],
             f"{kind}_layer_s": again.layer_s[index][:, 0],

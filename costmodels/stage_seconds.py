@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from costmodels.autocast import by_sharding
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.layer_costs import BlockCosts, LayerCosts
@@ -184,7 +185,8 @@ def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: Cost
     16-bit sums need no pass for the first micro-batch; ZeRO-3 accumulates shards, which are small,
     unless a pipeline keeps them whole.
     """
-    gradient, stored = gradient_element_bytes(context.job, context.stack), context.job.numerics.storage_bytes
+    gradient = by_sharding(context.stack, plans.zero_stage, partial(gradient_element_bytes, context.job))
+    stored = context.job.numerics.storage_bytes
     fused = context.stack.framework == "megatron" and context.stack.gradient_dtype == "fp32"
     per_parameter = 2 * gradient - stored if fused else 2 * gradient + stored
     m = plans.num_microbatches

@@ -104,9 +104,10 @@ class StackSpec:
             values are a view of it, and an adapter on some of them keeps what it adds to these.
         keeps_quantised_inputs: A frozen 4-bit linear layer keeps its input without needing it, and as no saved tensor:
             until the graph goes, which the loop holds on to until the next loss is known.
-        autocast_weights: Where a master copy is asked for, the weights are that copy and 16-bit products run under
-            autocast: casts of the weights live from the forward to the backward pass, and the residual stream is
-            fp32 (PyTorch's ``autocast``; Hugging Face's Trainer with ``bf16=True``).
+        autocast_weights: Where a master copy is asked for and nothing is sharded, the weights are that copy and 16-bit
+            products run under autocast: casts of the weights live from the forward to the backward pass, and the
+            residual stream is fp32 (PyTorch's ``autocast``; Hugging Face's Trainer with ``bf16=True``). Plans that
+            shard hold 16-bit weights (``costmodels.autocast.sharding_stack``).
         quantises_head: 4-bit weights include the output head, and what is not quantised stays in 16 bits; otherwise
             the head is not quantised, and what is not is cast to fp32.
         four_bit_weight_bytes: Bytes per 4-bit weight with its constants; 0: these are quantised again (QLoRA).

@@ -3,17 +3,23 @@
 One layer of Llama's shape: h = 1024, f = 4h, sixteen heads, four of keys and values. Bytes per token, in units of h.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from costmodels.activations import fp32_stream, layer_activations, logits_bytes
+from costmodels.evaluate import evaluate
+from costmodels.memory import tensor_memory
 from costmodels.model_state import state_bytes
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
+from costmodels.stages import stage_table
 from costmodels.workload import LORA_TARGETS, LoraSpec, TrainingJob
 from planner.validate.own_runs import own_runs
 from planner.validate.report import validate
+from profiles.parameters import layer_parameters, total_parameters
 from profiles.stacks import load_stacks
-from tests.fakes import job, llama
+from tests.fakes import RateKernels, RingCollectives, context, job, llama
 
 TRAINER, OLD = load_stacks()["hf-trainer"], load_stacks()["hf-trainer-2024"]
 MODEL = llama(num_key_value_heads=4)
@@ -79,19 +85,57 @@ def test_weights_under_autocast_are_the_master_copy() -> None:
     assert (sixteen.weight, sixteen.gradient, sixteen.master, sixteen.moments) == (2, 2, 0, 4)
 
 
-def test_logits_take_twelve_bytes_and_casts_outlive_the_forward_pass() -> None:
-    """Log-probabilities and two gradients of them in fp32; ahead 16-bit logits, their copy and log-probabilities."""
-    plans = PlanBatch.from_plans(
-        [ExecutionPlan(micro_batch_size=2, recompute=kind) for kind in (Recompute.NONE, Recompute.FULL)]
-    )
+def test_logits_take_twelve_bytes() -> None:
+    """Log-probabilities and two gradients of them in fp32; under autocast beside a cast of the head."""
+    plans = PlanBatch.from_plans([ExecutionPlan(micro_batch_size=2)])
     logits = TOKENS * MODEL.output_width
-    sixteen = logits_bytes(plans, MODEL, job(task="full", **SIXTEEN), TRAINER)
-    assert sixteen == pytest.approx([12 * logits] * 2)
+    assert logits_bytes(plans, MODEL, job(task="full", **SIXTEEN), TRAINER) == pytest.approx([12 * logits])
     head = 2 * MODEL.output_width * H
-    none, full = logits_bytes(plans, MODEL, job(task="full"), TRAINER)
-    assert none == pytest.approx(12 * logits + head)
-    layers = 2 * MODEL.num_layers * (H * (2 * H + 2 * H / 4) + 3 * H * F + 2 * H)
-    assert full == pytest.approx(max(12 * logits, 10 * logits + layers) + head, rel=1e-6)
+    assert logits_bytes(plans, MODEL, job(task="full"), TRAINER) == pytest.approx([12 * logits + head])
+
+
+def test_casts_of_recomputed_layers_live_until_the_loss_is_known() -> None:
+    """By then there are 16-bit logits, their copy and log-probabilities: ten bytes of the twelve."""
+    model = replace(MODEL, num_layers=64)
+    plans = [ExecutionPlan(recompute=kind, recompute_layers=16 * (kind == Recompute.BLOCK)) for kind in Recompute]
+    where = context(model=model, job=job(task="full"), stack=TRAINER)
+    batch = PlanBatch.from_plans(plans)
+    found = dict(
+        zip(Recompute, tensor_memory(batch, stage_table(batch, model), where).parts["logits"][:, 0], strict=True)
+    )
+    casts, logits, head = (
+        2 * layer_parameters(model, moe=False).total,
+        2048 * model.output_width,
+        2 * model.output_width * H,
+    )
+    assert found[Recompute.NONE] == found[Recompute.SELECTIVE] == pytest.approx(12 * logits + head)
+    assert found[Recompute.FULL] == pytest.approx(10 * logits + 64 * casts + head)
+    assert found[Recompute.BLOCK] == pytest.approx(10 * logits + 16 * casts + head)
+
+
+def test_plans_that_shard_do_without_autocast() -> None:
+    """They take what they would in 16 bits beside an fp32 master copy, in time and memory."""
+    plans = PlanBatch.from_plans([ExecutionPlan(data_parallel=8, zero_stage=zero) for zero in range(4)])
+    where = context(
+        model=MODEL,
+        job=job(task="full"),
+        stack=TRAINER,
+        kernels=RateKernels(),
+        collectives=RingCollectives(inside_bytes_per_s=1e11),
+    )
+    found, sixteen = (
+        evaluate(plans, replace(where, stack=replace(TRAINER, autocast_weights=how))) for how in (True, False)
+    )
+    assert found.step_time_s[1:] == pytest.approx(sixteen.step_time_s[1:])
+    assert found.peak_memory_bytes[1:] == pytest.approx(sixteen.peak_memory_bytes[1:])
+    assert found.step_time_s[0] > 1.02 * sixteen.step_time_s[0]
+    weights = total_parameters(MODEL)
+    assert found.memory_parts_bytes["weights"][:, 0] == pytest.approx(np.array([4, 2, 2, 2 / 8]) * weights)
+
+
+def test_fp32_jobs_cast_nothing() -> None:
+    wide, plain = (replace(TRAINER, autocast_weights=how) for how in (True, False))
+    assert kept(job(task="full", precision="fp32"), wide) == kept(job(task="full", precision="fp32"), plain)
 
 
 def test_our_own_runs_come_out_as_they_were_measured() -> None:

@@ -48,27 +48,24 @@ USUAL = 4 + FUSED * 28 + 2  # bytes per parameter: fp32 gradient, moments and ma
     ids=lambda value: "-".join(map(str, value.items())) if isinstance(value, dict) else None,
 )
 def test_bytes_moved_per_updated_parameter(changes, expected):
-    assert traffic_bytes_per_parameter(context(job=job(**changes))) == pytest.approx(expected)
+    assert traffic_bytes_per_parameter(job(**changes), stack()) == pytest.approx(expected)
 
 
 def test_casts_apart_and_a_kernel_per_operation_take_longer():
     """Cast: bf16 gradient read, fp32 one written, master read for the weight. Foreach: 25 passes for seven tensors."""
-    where = context(job=job(gradient_dtype="bf16"))
-    found = {
-        code: traffic_bytes_per_parameter(replace(where, stack=stack(update=code)))
-        for code in ("fused", "cast", "foreach")
-    }
+    on = job(gradient_dtype="bf16")
+    found = {code: traffic_bytes_per_parameter(on, stack(update=code)) for code in ("fused", "cast", "foreach")}
     casts = 2 + 4 + 4
     assert found["cast"] == pytest.approx(2 + casts + FUSED * 28 + 2)
     assert found["foreach"] == pytest.approx(2 + casts + 25 * 4 + 2)
     assert found["fused"] < found["cast"] < found["foreach"]
     sixteen = job(master_dtype="none", state_dtype="bf16", gradient_dtype="bf16")
-    without = traffic_bytes_per_parameter(context(job=sixteen, stack=stack(update="foreach")))
+    without = traffic_bytes_per_parameter(sixteen, stack(update="foreach"))
     assert without == pytest.approx(2 + 25 * 2)
 
 
 def test_clipping_apart_reads_and_writes_gradients_once_more():
-    each, apart = (traffic_bytes_per_parameter(context(stack=stack(clips_gradients=how))) for how in (False, True))
+    each, apart = (traffic_bytes_per_parameter(job(), stack(clips_gradients=how)) for how in (False, True))
     assert apart - each == 2 * 4
 
 
