@@ -34,6 +34,11 @@ def stream_bytes(job: TrainingJob, stack: StackSpec) -> float:
     return _FP32 if fp32_stream(job, stack) else job.numerics.storage_bytes
 
 
+def new_gradient_bytes(job: TrainingJob, stack: StackSpec) -> float:
+    """Bytes per element of a gradient as autograd hands it over: in the format of the weight it belongs to."""
+    return _FP32 if casts_weights(job, stack) else job.numerics.storage_bytes
+
+
 def output_bytes(job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per value that a linear layer gives: 4-bit layers of bitsandbytes answer in the format of their input."""
     return stream_bytes(job, stack) if job.task == "qlora" else job.numerics.storage_bytes

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from costmodels.autocast import by_sharding
+from costmodels.autocast import by_sharding, new_gradient_bytes
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.layer_costs import BlockCosts, LayerCosts
@@ -186,7 +186,7 @@ def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: Cost
     unless a pipeline keeps them whole.
     """
     gradient = by_sharding(context.stack, plans.zero_stage, partial(gradient_element_bytes, context.job))
-    stored = context.job.numerics.storage_bytes
+    stored = by_sharding(context.stack, plans.zero_stage, partial(new_gradient_bytes, context.job))
     fused = context.stack.framework == "megatron" and context.stack.gradient_dtype == "fp32"
     per_parameter = 2 * gradient - stored if fused else 2 * gradient + stored
     m = plans.num_microbatches

@@ -394,3 +394,13 @@ def test_what_cannot_run_waits_for_nobody() -> None:
     slow = stack(step_overhead_s=0.5, straggler_fraction_per_doubling=0.01)
     found = per_step_overhead_s(np.array([10.0, 10.0, np.inf]), nodes=np.array([1.0, 8.0, 1.0]), stack=slow)
     assert found.tolist() == pytest.approx([0.5, 0.5 + 10 * 0.01 * 3, 0.5])
+
+
+def test_gradients_of_fp32_weights_are_added_in_fp32():
+    """Autograd hands them over as they are kept: nothing to add for the first of four, two read and one written after."""
+    where = context(
+        kernels=UnitKernels(ops=(KernelOp.MEMORY,), quantity="bytes"),
+        stack=stack(framework="huggingface", gradient_dtype="bf16", autocast_weights=True),
+    )
+    one, four = (part("backward", ExecutionPlan(num_microbatches=count), where) for count in (1, 4))
+    assert four - 4 * one == pytest.approx(3 * 12 * total_parameters(gpt()))
