@@ -10,6 +10,4 @@ class Part(IntEnum):
     UP_PROJECTION = 1  # queries, keys and values of latent attention, with their rotation
     ACTIVATION = 2  # of routed experts
     SHARED = 3  # shared experts
-    LAST_PRODUCT = (
-        4  # of a dense MLP, where recomputing the layer stops before it (``StackSpec.recompute_stops_early``)
-    )
+    LAST_PRODUCT = 4  # of a dense MLP, where recomputation stops before it (``StackSpec.recompute_stops_early``)

@@ -397,7 +397,7 @@ def test_what_cannot_run_waits_for_nobody() -> None:
 
 
 def test_gradients_of_fp32_weights_are_added_in_fp32():
-    """Autograd hands them over as they are kept: nothing to add for the first of four, two read and one written after."""
+    """Autograd hands them over as they are kept: the first of four is no sum, others read two and write one."""
     where = context(
         kernels=UnitKernels(ops=(KernelOp.MEMORY,), quantity="bytes"),
         stack=stack(framework="huggingface", gradient_dtype="bf16", autocast_weights=True),
