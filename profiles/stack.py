@@ -14,7 +14,7 @@ class StackSpec:
 
     Attributes:
         name: Catalogue name, e.g. ``megatron-core``.
-        framework: Whose rules decide legality: ``megatron``, ``deepspeed``, ``fsdp`` or ``nanotron``.
+        framework: Whose rules decide legality: ``megatron``, ``deepspeed``, ``fsdp``, ``nanotron`` or ``huggingface``.
         description: What runs under this name.
         shares_time_with: Stack whose fitted times this one has too, because it runs the same kernels
             and differs in what it keeps in memory; empty when its times are its own.
