@@ -57,7 +57,7 @@ def key(family: Family) -> tuple[int, int]:
     ("name", "close"),
     [
         ("dense, tight", 0.85),
-        ("dense, large vocabulary", 0.9),
+        ("dense, large vocabulary", 0.85),
         ("dense, few micro-batches", 0.9),
         ("dense, slow network", 0.7),
         ("MoE, tight", 0.8),

@@ -14,7 +14,7 @@ from costmodels.layer_costs import layer_costs
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, PlanBatch, Recompute, Schedule
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
-from costmodels.step import StepTime, per_step_overhead_s, step_time
+from costmodels.step import StepTime, step_time
 from costmodels.workload import LoraSpec
 from profiles.hardware import ClusterSpec
 from profiles.parameters import total_parameters
@@ -387,13 +387,6 @@ def test_gradients_are_added_up_over_micro_batches(framework, gradient, zero, by
     routed = replace(where, model=mixture())
     extra = part("backward", plan, routed) - part("backward", replace(plan, zero_stage=3), routed)
     assert extra == pytest.approx(4 * bytes_each * total_parameters(mixture()))
-
-
-def test_what_cannot_run_waits_for_nobody() -> None:
-    """One host has no stragglers, and no share of an infinite time is no number."""
-    slow = stack(step_overhead_s=0.5, straggler_fraction_per_doubling=0.01)
-    found = per_step_overhead_s(np.array([10.0, 10.0, np.inf]), nodes=np.array([1.0, 8.0, 1.0]), stack=slow)
-    assert found.tolist() == pytest.approx([0.5, 0.5 + 10 * 0.01 * 3, 0.5])
 
 
 def test_gradients_of_fp32_weights_are_added_in_fp32():
