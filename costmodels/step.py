@@ -314,14 +314,11 @@ def per_step_overhead_s(known_s: FloatArray, *, nodes: FloatArray, stack: StackS
     """(N,) seconds per step of fixed work, and of waiting for the slowest of many nodes.
 
     Args:
-        known_s: (N,) everything else; infinite where nothing can run.
+        known_s: (N,) everything else.
         nodes: (N,) hosts; stragglers cost a share per doubling beyond one.
         stack: Its step overhead and straggler fraction are read.
     """
-    known_s = np.asarray(known_s, dtype=np.float64)
-    share = np.broadcast_to(stack.straggler_fraction_per_doubling * scale_out_doublings(nodes), known_s.shape)
-    waiting_s = np.multiply(known_s, share, out=np.zeros_like(known_s), where=share > 0)
-    return stack.step_overhead_s + waiting_s
+    return stack.step_overhead_s + known_s * stack.straggler_fraction_per_doubling * scale_out_doublings(nodes)
 
 
 def scale_out_doublings(nodes: FloatArray) -> FloatArray:
