@@ -83,7 +83,7 @@ def _model(spec: TunedModel, settings: dict[str, Any], backend: Backend, transfo
     if quantised:
         _needed("bitsandbytes")
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            _checkpoint(spec, backend), device_map={"": backend.device}, attn_implementation=settings["attention"],
+            _checkpoint(spec, backend).name, device_map={"": backend.device}, attn_implementation=settings["attention"],
             quantization_config=transformers.BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=torch.bfloat16,
@@ -122,13 +122,16 @@ def _config(spec: TunedModel, transformers: Any) -> Any:
 
 
 @functools.cache
-def _checkpoint(spec: TunedModel, backend: Backend) -> str:
-    """A folder with the model's weights in bf16, as they are published, for what quantises while it loads."""
+def _checkpoint(spec: TunedModel, backend: Backend) -> tempfile.TemporaryDirectory[str]:
+    """A folder with the model's weights in bf16, as they are published, for what quantises while it loads.
+
+    It is written once and goes when the process ends.
+    """
     transformers = _needed("transformers")
-    folder = tempfile.mkdtemp(prefix="fine-tune-")
+    folder = tempfile.TemporaryDirectory(prefix="fine-tune-")
     with backend.torch.device(backend.device):
         model = transformers.AutoModelForCausalLM.from_config(_config(spec, transformers), dtype=backend.torch.bfloat16)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder.name)
     return folder
 
 

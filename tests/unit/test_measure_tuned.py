@@ -100,16 +100,18 @@ def test_runs_become_rows_that_the_planner_prices_as_what_they_are(tmp_path: Pat
     assert {row.memory_bytes for row in mapped.scorable} == {2.0**34}
 
 
-@pytest.mark.parametrize("method", [FULL, FULL_FP32, LORA])
+@pytest.mark.parametrize("method", [FULL, FULL_FP32, LORA, QLORA])
 def test_a_model_is_tuned_for_real(method: str, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")
     pytest.importorskip("transformers", reason="transformers is not installed")
-    if method == LORA:
+    if method in (LORA, QLORA):
         pytest.importorskip("peft", reason="PEFT is not installed")
+    if method == QLORA:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     from profiles.measure.collect import collect
 
     case = tune_step(TINY, method, sequence=64, micro_batch=2, micro_batches=2, recompute=True)
-    done = collect(tmp_path / "cpu.parquet", on="cpu", device="CPU", cases=[case], budget="180s")
+    done = collect(tmp_path / "cpu.parquet", on="cpu", device="CPU", cases=[case], budget="300s")
     assert (done.measured, done.failed) == (1, ())
     row = read_timings(tmp_path / "cpu.parquet").row(0)
     first, last = (float(word) for word in row["note"].split("loss=")[1].split(" transformers")[0].split(" to "))
