@@ -220,9 +220,11 @@ def least_step_s(
         some: What its stages may hold.
         stages: How many there are.
         below_s: Step time to beat.
-        nodes: Hosts that pipelines take at least that beat it.
+        nodes: Hosts that pipelines take at least that beat it; infinite where none of them does.
         check_time: Called between pieces of work.
     """
+    if not np.isfinite(nodes):
+        return below_s
     m = some.num_microbatches
     sizes = (stages, m, 1, int(Schedule.ONE_F_ONE_B))
     own = _Pipelines(

@@ -103,6 +103,12 @@ def test_no_pipeline_is_below_the_bound(seed: int, stages: int, microbatches: in
     assert bound_s <= min(least_s, below_s) * (1 + 1e-9)
 
 
+def test_where_no_pipeline_beats_the_best_none_is_looked_for() -> None:
+    """Stages that find no hosts take infinitely many; nothing times infinity is no step."""
+    some, _, _ = drawn(0, 3, 4)
+    assert least_step_s(some, 3, below_s=7.5, nodes=np.inf) == 7.5
+
+
 def test_bounds_come_close_where_stages_are_many_or_alike() -> None:
     shares = []
     for seed in range(40):
