@@ -14,12 +14,20 @@ Left out on purpose: routing imbalance between experts (tokens are spread evenly
 own temporaries in the forward pass, which are smaller than those of the backward pass.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
 
-from costmodels.autocast import by_sharding, casts_weights, fp32_stream, output_bytes, sharding_stack, stream_bytes
+from costmodels.autocast import (
+    by_sharding,
+    casts_weights,
+    fp32_stream,
+    output_bytes,
+    sharded_apart,
+    sharding_stack,
+    stream_bytes,
+)
 from costmodels.plan import FloatArray, PlanBatch, RecomputeModule
 from costmodels.workload import TrainingJob
 from profiles.model import LatentAttention, ModelSpec, MoESpec
@@ -91,17 +99,12 @@ def layer_activations(
         GPT-3 175B, t = 8 with sequence parallelism, b = 8, unfused attention, dropout: 2.87 GB.
     """
     kept = partial(_layer_activations, plans, model, job, moe=moe)
-    sharded = plans.zero_stage > 0
-    if not stack.autocast_weights or not sharded.any():
+    sharded = sharded_apart(stack, plans.zero_stage)
+    if sharded is None:
         return kept(stack)
     those, others = kept(sharding_stack(stack)), kept(stack)
-    return LayerActivations(
-        whole=np.where(sharded, those.whole, others.whole),
-        casts=np.where(sharded, those.casts, others.casts),
-        modules=np.where(sharded, those.modules, others.modules),
-        layer_input=np.where(sharded, those.layer_input, others.layer_input),
-        backward=np.where(sharded, those.backward, others.backward),
-    )
+    columns = {item.name: (getattr(those, item.name), getattr(others, item.name)) for item in fields(LayerActivations)}
+    return LayerActivations(**{name: np.where(sharded, *pair) for name, pair in columns.items()})
 
 
 def _layer_activations(

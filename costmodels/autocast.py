@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from costmodels.plan import FloatArray, IntArray
+from costmodels.plan import BoolArray, FloatArray, IntArray
 from costmodels.workload import TrainingJob
 from profiles.stack import StackSpec
 
@@ -55,6 +55,12 @@ def sharding_stack(stack: StackSpec) -> StackSpec:
     return replace(stack, autocast_weights=False)
 
 
+def sharded_apart(stack: StackSpec, zero_stage: IntArray) -> BoolArray | None:
+    """(N,) plans of such ZeRO stages that run on the ``sharding_stack``; None where all run on the stack as it is."""
+    sharded: BoolArray = zero_stage > 0
+    return sharded if stack.autocast_weights and sharded.any() else None
+
+
 def by_sharding(
     stack: StackSpec, zero_stage: IntArray, price: Callable[[StackSpec], FloatArray | float]
 ) -> FloatArray | float:
@@ -65,7 +71,7 @@ def by_sharding(
         zero_stage: (N,) their ZeRO stages.
         price: What a stack makes of all N: (..., N), or one number for all.
     """
-    sharded = zero_stage > 0
-    if not stack.autocast_weights or not sharded.any():
+    sharded = sharded_apart(stack, zero_stage)
+    if sharded is None:
         return price(stack)
     return np.where(sharded, price(sharding_stack(stack)), price(stack))

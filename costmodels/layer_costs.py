@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.arrays import total
-from costmodels.autocast import sharding_stack
+from costmodels.autocast import sharded_apart, sharding_stack
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
@@ -182,8 +182,8 @@ class LayerCosts:
 
 def layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
     """Lower and price every block for every distinct rank shape of the batch, on the stack as it runs each plan."""
-    sharded = plans.zero_stage > 0
-    if not context.stack.autocast_weights or not sharded.any():
+    sharded = sharded_apart(context.stack, plans.zero_stage)
+    if sharded is None:
         return _layer_costs(plans, context)
     without = replace(context, stack=sharding_stack(context.stack))
     return _layer_costs(plans, context).mixed(sharded, _layer_costs(plans, without))
