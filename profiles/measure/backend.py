@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,11 @@ def load_torch() -> Any:
     except ImportError:
         raise SpecError("measure", "needs PyTorch, which is not installed", INSTALL_HINT) from None
     return torch
+
+
+def is_installed(name: str) -> bool:
+    """Whether there is such a package, without the seconds that importing a large one takes."""
+    return importlib.util.find_spec(name) is not None
 
 
 def optional_module(name: str) -> Any | None:

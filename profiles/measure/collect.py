@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profiles.errors import SpecError, did_you_mean
-from profiles.measure.backend import Backend, optional_module
+from profiles.measure.backend import Backend, is_installed, optional_module
 from profiles.measure.cases import Case
 from profiles.measure.collectives import World, measure_collective, world_size
 from profiles.measure.fine_tune import measure_fine_tuning, versions
@@ -173,7 +173,7 @@ class _Session:
         if self.world is not None:
             return collective_grid(tuple(self.world.groups), library=self.world.library)
         eight_bit = self.backend.is_gpu and optional_module("bitsandbytes") is not None
-        tuned = tune_grid() if optional_module("transformers") is not None else ()
+        tuned = tune_grid() if is_installed("transformers") else ()
         return (*kernel_grid(gpu=self.backend.is_gpu, eight_bit=eight_bit), *step_grid(), *tuned)
 
     def choose(self, cases: Sequence[Case], budget_s: float) -> Selection:

@@ -59,6 +59,10 @@ class ModelShape:
         """Forward FLOPs of one layer for ``tokens`` query tokens that see ``keys`` keys each on average."""
         return tokens * (2.0 * self.block_parameters + 4.0 * keys * self.heads * self.head_dim)
 
+    def forward_flops(self, tokens: int, sequence: int) -> float:
+        """Forward FLOPs of all layers and the head for ``tokens`` tokens of causal sequences of such a length."""
+        return self.layers * self.block_flops(tokens, sequence // 2) + 2.0 * tokens * self.hidden * self.vocab
+
 
 GPT_SMALL = ModelShape(
     name="gpt-125m", layers=12, hidden=768, heads=12, kv_heads=12, ffn=3072, vocab=50304, gated=False
@@ -85,7 +89,8 @@ SHAPES = {
 SEEN = (GPT_SMALL, GPT_LARGE, LLAMA_1B, LLAMA_8B_4_LAYERS, LLAMA_70B_1_LAYER)
 
 
-def _config(shape: ModelShape, **settings: object) -> str:
+def step_config(shape: ModelShape, **settings: object) -> str:
+    """What a step runs, as the ``config`` column holds it: model, dimensions and settings as JSON."""
     dimensions = {name: getattr(shape, name) for name in ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab")}
     return json.dumps({"model": shape.name, **dimensions, "gated": shape.gated, **settings}, separators=(",", ":"))
 
@@ -104,14 +109,16 @@ def train_step(
         optimizer: ``fused`` or ``foreach`` AdamW on an fp32 master copy of bf16 weights.
     """
     tokens = sequence * micro_batch
-    forward = shape.layers * shape.block_flops(tokens, sequence // 2) + 2.0 * tokens * shape.hidden * shape.vocab
     kept = (1 if recompute else _KEPT_BYTES / 2) * 2.0 * shape.layers * tokens * shape.hidden
     return Case(
         family="train_step", kind=STEP, op="train_step", dtype="bf16", kernel="torch_eager",
         shape=(("m", tokens), ("batch", micro_batches), ("group_size", 1), ("num_nodes", 1)),
-        config=_config(shape, seq=sequence, micro_batch=micro_batch, recompute="full" if recompute else "none",
-                       optimizer=f"adamw_{optimizer}_master"),
-        flops=micro_batches * forward * (4.0 if recompute else 3.0), bytes=26.0 * shape.parameters,
+        config=step_config(
+            shape, seq=sequence, micro_batch=micro_batch, recompute="full" if recompute else "none",
+            optimizer=f"adamw_{optimizer}_master",
+        ),
+        flops=micro_batches * shape.forward_flops(tokens, sequence) * (4.0 if recompute else 3.0),
+        bytes=26.0 * shape.parameters,
         footprint_bytes=STATE_BYTES * shape.parameters + kept + _LOGIT_BYTES * tokens * shape.vocab,
     )  # fmt: skip
 
@@ -124,7 +131,7 @@ def block_step(shape: ModelShape, *, sequence: int, micro_batch: int, backward: 
         family="block", kind=STEP, op="block_step" if backward else "block_forward", dtype="bf16",
         kernel="torch_eager",
         shape=(("m", tokens), ("batch", 1), ("group_size", 1), ("num_nodes", 1)),
-        config=_config(shape, seq=sequence, micro_batch=micro_batch),
+        config=step_config(shape, seq=sequence, micro_batch=micro_batch),
         flops=passes * shape.block_flops(tokens, sequence // 2),
         bytes=passes * (2.0 * shape.block_parameters + _KEPT_BYTES * tokens * shape.hidden),
         footprint_bytes=4.0 * shape.block_parameters + 2.0 * _KEPT_BYTES * tokens * shape.hidden,
@@ -141,7 +148,7 @@ def generation(op: str, shape: ModelShape, *, batch: int, context: int) -> Case:
     return Case(
         family="generate", kind=STEP, op=op, dtype="bf16", kernel="torch_eager",
         shape=(("m", tokens), ("batch", 1), ("group_size", 1), ("num_nodes", 1)),
-        config=_config(shape, sequences=batch, context=context),
+        config=step_config(shape, sequences=batch, context=context),
         flops=shape.layers * shape.block_flops(tokens, seen) + 2.0 * batch * shape.hidden * shape.vocab,
         bytes=weights + cache,
         footprint_bytes=weights + cache + 16.0 * tokens * max(shape.hidden, shape.ffn) + 4.0 * batch * shape.vocab,

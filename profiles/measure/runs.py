@@ -129,10 +129,10 @@ def _run(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _TUNING: Mapping[str, Mapping[str, str]] = {
-    FULL: {"task": "full", "precision": "bf16", "optimizer": "AdamW"},
-    FULL_FP32: {"task": "full", "precision": "bf16 autocast, fp32 weights", "optimizer": "AdamW"},
-    LORA: {"task": "lora", "precision": "bf16", "optimizer": "AdamW"},
-    QLORA: {"task": "qlora", "precision": "nf4 weights, bf16", "optimizer": "AdamW"},
+    FULL: {"task": "full", "precision": "bf16"},
+    FULL_FP32: {"task": "full", "precision": "bf16 autocast, fp32 weights"},
+    LORA: {"task": "lora", "precision": "bf16"},
+    QLORA: {"task": "qlora", "precision": "nf4 weights, bf16"},
 }
 
 
@@ -145,6 +145,7 @@ def _tuning(config: Mapping[str, Any]) -> dict[str, str]:
     return {
         "source": "own measurement, fine-tuning",
         "framework": TUNING_FRAMEWORK,
+        "optimizer": "AdamW",
         "flash_attention": "no" if config["attention"] == "eager" else "yes",
         **_TUNING[config["method"]],
     }

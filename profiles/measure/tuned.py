@@ -4,11 +4,10 @@ What runs is what most people run: ``transformers.Trainer`` in bf16 on packed se
 adapters and bitsandbytes' 4-bit weights where asked for.
 """
 
-import json
 from dataclasses import dataclass
 
 from profiles.measure.cases import Case
-from profiles.measure.models import ModelShape
+from profiles.measure.models import ModelShape, step_config
 from profiles.timing_ops import STEP
 
 FAMILY = "fine_tune"
@@ -96,23 +95,17 @@ def tune_step(
         attention: ``attn_implementation`` of transformers.
     """
     tokens = sequence * micro_batch
-    forward = model.layers * model.block_flops(tokens, sequence // 2) + 2.0 * tokens * model.hidden * model.vocab
     # Frozen weights have no gradient of their own: two of the three products are left.
     passes = (3.0 if method in (FULL, FULL_FP32) else 2.0) + (1.0 if recompute else 0.0)
     kept = tokens * model.hidden * (2.0 * model.layers + _KEPT_BYTES if recompute else 1.0 * model.layers * _KEPT_BYTES)
-    adapters = {"rank": rank, "targets": ",".join(targets)} if method in (LORA, QLORA) else {}
-    config = {
-        "model": model.name,
-        **{name: getattr(model, name) for name in ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "gated")},
-        "tied": model.tied, "seq": sequence, "micro_batch": micro_batch, "recompute": "full" if recompute else "none",
-        "method": method, **adapters, "attention": attention,
-    }  # fmt: skip
+    adapters: dict[str, object] = {"rank": rank, "targets": ",".join(targets)} if method in (LORA, QLORA) else {}
     held = _HELD_BYTES[method] * model.parameters
     return Case(
         family=FAMILY, kind=STEP, op="train_step", dtype="bf16", kernel=f"transformers_{method}",
         shape=(("m", tokens), ("batch", micro_batches), ("group_size", 1), ("num_nodes", 1)),
-        config=json.dumps(config, separators=(",", ":")),
-        flops=micro_batches * passes * forward, bytes=2.0 * held,
+        config=step_config(model, tied=model.tied, seq=sequence, micro_batch=micro_batch,
+                           recompute="full" if recompute else "none", method=method, **adapters, attention=attention),
+        flops=micro_batches * passes * model.forward_flops(tokens, sequence), bytes=2.0 * held,
         footprint_bytes=held + kept + 1.0 * _LOGIT_BYTES * tokens * model.vocab,
         setup_s=_SETUP_S[method],
     )  # fmt: skip
