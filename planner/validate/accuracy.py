@@ -146,7 +146,7 @@ def accuracy_page(accuracy: Accuracy) -> str:
         _memory_section(held_out, in_sample),
         _pick_section(held_out),
         _first_section(held_out),
-        own_section(_packaged(accuracy), accuracy.memory.held_out),
+        own_section(_packaged(accuracy), accuracy.stacks),
         _assumption_section(held_out),
         _reason_section(held_out),
     ]

@@ -49,22 +49,21 @@ def own_rows() -> tuple[ScorableRow, ...]:
 
 def own_section(
     stacks: Mapping[str, StackSpec] | None = None,
-    held_out: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    judges: Mapping[str, Mapping[str, StackSpec]] | None = None,
 ) -> str:
     """A section of the accuracy page: one line per card and kind of run.
 
     Args:
         stacks: Stacks to price with in place of the packaged ones.
-        held_out: Source to what a fit of memory without it says of every stack (``MemoryFit.held_out``).
+        judges: Source to the stacks that were fitted without it (``Accuracy.stacks``).
     """
     packaged = {**load_stacks(), **(stacks or {})}
     lines = []
     for path in own_runs():
         rows = [row for row in own_rows() if row.file == path.name]
-        found = (held_out or {}).get(rows[0].source, {})
-        judges = {name: replace(stack, **found.get(name, {})) for name, stack in packaged.items()}  # type: ignore[arg-type]
-        report = validate((path,), stacks=judges)
-        lines.append(_line(report.by_file[0], report, _reserved(rows, judges)))
+        unseeing = {**packaged, **(judges or {}).get(rows[0].source, {})}
+        report = validate((path,), stacks=unseeing)
+        lines.append(_line(report.by_file[0], report, _reserved(rows, unseeing)))
     return "\n".join([_TEXT, *table_head(_HEAD), *lines, ""])
 
 

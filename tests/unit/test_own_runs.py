@@ -1,9 +1,12 @@
 """Our own measured training steps: what no fit saw must come out right."""
 
+from dataclasses import replace
+
 import pytest
 
 from planner.validate.own_runs import own_rows, own_runs, own_section
 from planner.validate.report import ValidationReport, validate
+from profiles.stacks import load_stacks
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +64,10 @@ def test_what_the_allocator_held_is_read_beside_live_tensors() -> None:
 
 def test_a_fit_without_a_kind_of_run_judges_it() -> None:
     """The share that the allocator caches decides what is held, and nothing else on the line."""
-    much = {name: {"cache_fraction": 1.0} for name in ("hf-trainer", "pytorch")}
+    much = {name: replace(load_stacks()[name], cache_fraction=1.0) for name in ("hf-trainer", "pytorch")}
     plain, other = (
         [[cell.strip() for cell in line.split("|")] for line in section.splitlines() if line.startswith("| H")]
-        for section in (own_section(), own_section(held_out={"own measurement": much}))
+        for section in (own_section(), own_section(judges={"own measurement": much}))
     )
     for before, after in zip(plain, other, strict=True):
         tuned = "fine-tuning" in before[1]
