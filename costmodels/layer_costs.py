@@ -256,7 +256,8 @@ def exposed_blocks(
         for row, seconds in zip(each.rows, shown, strict=True):
             table[row] = seconds
         issue = launched[each.phases[0]] + launched[each.phases[1]] + total(called[axis] for axis in each.axes)
-        table[each.launch_row] = np.maximum(issue - total(shown) - first - second, 0.0)
+        busy = total(shown) + first + second
+        table[each.launch_row] = issue if stack.blocking_launches else np.maximum(issue - busy, 0.0)
     return [
         _block(part, np.ascontiguousarray(table[:, number]), groups, busy_s=busy_s, sent_s=sent_s)
         for number, (part, busy_s, sent_s) in enumerate(zip(parts, total(kernel), total(transfer), strict=True))

@@ -65,6 +65,8 @@ class StackSpec:
             product makes them (their parameters are counted apart all the same).
         repeats_key_values: Key and value heads are copied, one per query head, before attention sees them.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
+        blocking_launches: The host waits for every kernel and collective to end before it issues the next
+            (``CUDA_LAUNCH_BLOCKING=1``): nothing hides the time it takes to issue them.
         collective_launch_s: Host time to issue one collective, framework bookkeeping included.
         gradient_message_bytes: Gradients reduced per collective call where replicas keep all of them (the buckets
             of PyTorch DDP); 0 when a reduction is one call. Sharded optimizers reduce in one call.
@@ -167,6 +169,7 @@ class StackSpec:
     joint_adapters: bool = False
     repeats_key_values: bool = False
     kernel_launch_s: float = 0.0
+    blocking_launches: bool = False
     collective_launch_s: float = 0.0
     gradient_message_bytes: float = 0.0
     reduces_to_owners: bool = False

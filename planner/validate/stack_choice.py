@@ -81,6 +81,7 @@ _FSDP = StackDefaults(stack="fsdp", zero_stage=3, sequence_parallel=True)
 _COMPOSER = StackDefaults(stack="fsdp-composer", zero_stage=3)
 _COMPOSER_2023 = StackDefaults(stack="fsdp-composer-2023", zero_stage=3)
 _MEGATRON_DEEPSPEED = dataclasses.replace(_MEGATRON_2021, stack="megatron-deepspeed", zero_stage=1)
+_MEGATRON_DEEPSPEED_BLOCKING = dataclasses.replace(_MEGATRON_DEEPSPEED, stack="megatron-deepspeed-blocking")
 _LITGPT = StackDefaults(stack="litgpt", zero_stage=3, zero_is_known=True, sixteen_bit_states=True)
 _HUGGING_FACE_2024 = StackDefaults(stack="hf-trainer-2024", zero_is_known=False, sixteen_bit_states=True)
 _HUGGING_FACE = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer", fp32_adapters=True)
@@ -172,6 +173,8 @@ def defaults_of(row: Row) -> StackDefaults:
                 return _MEGATRON_TOKEN_DROP
             if found is _MEGATRON_CORE and _exchanges_by_own_kernels(row):
                 return _MEGATRON_HYBRID_EP
+            if found is _MEGATRON_DEEPSPEED and _blocks_on_launches(row):
+                return _MEGATRON_DEEPSPEED_BLOCKING
             return _MEGATRON_CORE if found is _MEGATRON_2021 and row.flag("flash_attention") else found
     raise CannotScore(f"framework not stated or unknown: {row.text('framework')[:40]!r}")
 
@@ -208,3 +211,14 @@ def _exchanges_by_own_kernels(row: Row) -> bool:
     return "megatron-bridge" in row.text("source").lower() and (
         "deepseek" in model or (grace and re.search(r"qwen3.*a[0-9]+b", model) is not None)
     )
+
+
+def _blocks_on_launches(row: Row) -> bool:
+    """Whether the host waited for every kernel.
+
+    BLOOM's scripts say so ("do not remove or the training will hang"), and its chronicles from the section that follows
+    the runs of February 17 on: without, 200B parameters on 320 GPUs "always hang"
+    (bigscience, train/tr11-176B-ml/chronicles-prequel.md, "dealing with JZ hanging on the large model").
+    """
+    source = row.text("source")
+    return "BLOOM-176B" in source or ("tr11" in source and "date 02-17" not in row.text("notes"))

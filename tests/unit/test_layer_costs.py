@@ -53,6 +53,22 @@ def test_the_host_is_ahead_of_a_busy_device():
     assert late["attention"]["launch_forward"] == pytest.approx(7 * 0.9, rel=0.01)
 
 
+def test_a_host_that_waits_for_every_kernel_adds_its_own_time():
+    """However long the device is busy; what kernels and transfers take is the same."""
+    plan = ExecutionPlan(tensor_parallel=2)
+    prices = {"kernels": RateKernels(start_s=3.0), "collectives": RingCollectives()}
+    host = {"kernel_launch_s": 0.9, "collective_launch_s": 0.7}
+    ahead = blocks(plan, context(**prices, stack=stack(**host)))
+    waits = blocks(plan, context(**prices, stack=stack(**host, blocking_launches=True)))
+    for block, parts in waits.items():
+        assert {name: part for name, part in parts.items() if "launch" not in name} == {
+            name: part for name, part in ahead[block].items() if "launch" not in name
+        }
+    # Seven kernels and an all-reduce.
+    assert waits["attention"]["launch_forward"] == pytest.approx(7 * 0.9 + 0.7)
+    assert ahead["attention"]["launch_forward"] == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "hidden"), [(ContextKind.RING, True), (ContextKind.ALL_GATHER, False), (ContextKind.ULYSSES, False)]
 )

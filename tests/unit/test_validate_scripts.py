@@ -272,6 +272,23 @@ def test_code_of_its_time(framework: str, stack: str) -> None:
     assert defaults_of(Row(file="t.csv", line=2, cells={"framework": framework})).stack == stack
 
 
+@pytest.mark.parametrize(
+    ("source", "notes", "waits"),
+    [
+        ("BigScience tr11 prequel (Jean Zay A100)", "date 02-17; iteration 2", False),
+        ("BigScience tr11 prequel (Jean Zay A100)", "date 02-20; iteration 2", True),
+        ("BigScience BLOOM-176B production run", "", True),
+        ("BigScience tr8 104B (Jean Zay V100)", "", False),
+        ("MT-NLG 530B (arXiv 2201.11990)", "", False),
+    ],
+)
+def test_bloom_waited_for_every_kernel(source: str, notes: str, *, waits: bool) -> None:
+    cells = {"framework": "Megatron-DeepSpeed", "source": source, "notes": notes}
+    name = defaults_of(Row(file="t.csv", line=2, cells=cells)).stack
+    assert name == ("megatron-deepspeed-blocking" if waits else "megatron-deepspeed")
+    assert load_stacks()[name].blocking_launches is waits
+
+
 def test_accumulation_in_brackets_settles_the_micro_batch_that_is_printed_once() -> None:
     printed = (
         '"LLAMA3_70B | 8 | 128 | 2 | 8192 | 64 (0) | 1 (2) | 1 (4) | 1 | 1 (5) | 1 | 1 (32) | 3986 (3546) | 1791 (15)"'
