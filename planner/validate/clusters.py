@@ -69,7 +69,7 @@ def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
     if num_gpus % per_node:
         per_node = math.gcd(num_gpus, per_node)
     domain = node.domain_devices if node.domain_devices > node.devices_per_node else per_node
-    nic, nics = _network(row, node, per_node)
+    nic, nics = _network(row, node, per_node, catalog)
     node = dataclasses.replace(
         node,
         device=device,
@@ -186,9 +186,11 @@ def _collective_rank_s(row: Row) -> float:
     return 0.0 if healthy else _STALLED_RANK_S
 
 
-def _network(row: Row, node: NodeSpec, per_node: int) -> tuple[LinkSpec, int]:
+def _network(row: Row, node: NodeSpec, per_node: int, catalog: Catalog) -> tuple[LinkSpec, int]:
     """Adapter and adapters per node, from text such as "8 x 200 Gb/s HDR IB per node"."""
     text = row.text("inter_node")
+    if "omni-path" in text.lower():
+        return catalog.links["omnipath-100"], 4  # Jean Zay's four-link nodes
     text = re.split(r"[;,] ?(?:Management|Storage)|Data bandwidth", text.split("Compute:")[-1])[0]
     found = _adapters(text, node, per_node)
     if found is None:
@@ -205,8 +207,6 @@ def _network(row: Row, node: NodeSpec, per_node: int) -> tuple[LinkSpec, int]:
 
 def _adapters(text: str, node: NodeSpec, per_node: int) -> tuple[int, float] | None:
     """Adapters per node and Gb/s of each; None when the text does not say."""
-    if "omni-path" in text.lower():
-        return 4, 100.0  # Omni-Path 100; Jean Zay's four-link nodes
     if "selene" in text.lower() or "hdr infiniband" in text.lower():
         return 8, 200.0  # Selene: DGX A100 with 8 HDR adapters (arXiv:2104.04473 section 5)
     match = re.search(r"([0-9]+) ?x [^0-9]*(?:ConnectX-[0-9][^0-9]*)?([0-9]{2,4}) ?G", text) or re.search(
