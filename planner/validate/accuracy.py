@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from planner.validate.causes import ErrorShare, cause_section, error_shares
+from planner.validate.ceiling import RankCeiling, ceiling_section, rank_ceilings
 from planner.validate.mapping import Mapped, map_files
 from planner.validate.memory_fit import MemoryFit, fit_memory, memory_card, with_memory
 from planner.validate.metrics import LEAST_ROWS
@@ -74,6 +75,7 @@ class Accuracy:
         refit: The fit of times behind them.
         memory: The fit of memory behind them.
         shares: Where the held-out errors of times lie.
+        ceilings: What the scatter of single runs leaves to rank correlations.
     """
 
     held_out: ValidationReport
@@ -82,6 +84,7 @@ class Accuracy:
     refit: Refit
     memory: MemoryFit
     shares: tuple[ErrorShare, ...] = ()
+    ceilings: tuple[RankCeiling, ...] = ()
 
 
 def cross_validate(mapped: Mapped, priors: Mapping[str, StackSpec] | None = None, *, jobs: int = 1) -> Accuracy:
@@ -113,6 +116,7 @@ def cross_validate(mapped: Mapped, priors: Mapping[str, StackSpec] | None = None
         refit=result,
         memory=memory,
         shares=error_shares([rows[n] for n in counted], held_out.step_time_s[counted]),
+        ceilings=rank_ceilings(rows),
     )
 
 
@@ -141,6 +145,7 @@ def accuracy_page(accuracy: Accuracy) -> str:
         _INTRODUCTION.format(least=LEAST_ROWS),
         _result(held_out, in_sample),
         _time_section(held_out, in_sample),
+        ceiling_section(held_out.by_source, accuracy.ceilings),
         cause_section(accuracy.shares),
         OTHERS,
         _memory_section(held_out, in_sample),

@@ -243,6 +243,7 @@ def _average(group: list[ScorableRow]) -> ScorableRow:
     return replace(
         group[0],
         repeats=len(group),
+        repeat_times_s=tuple(row.step_time_s for row in group if row.step_time_s is not None),
         step_time_s=_mean([row.step_time_s for row in group]),
         memory_bytes=_mean([row.memory_bytes for row in group]),
         reserved_bytes=_mean([row.reserved_bytes for row in group]),

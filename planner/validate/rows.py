@@ -50,6 +50,7 @@ class ScorableRow:
         assumptions: What had to be filled in that the result depends on.
         trend: Digitised from a figure, or declared inexact by its own source: scored apart.
         repeats: Table rows averaged into this one.
+        repeat_times_s: Measured seconds of each of them; empty where there is one only.
         period: When it ran, where its source says not to compare that with what ran before or after.
         recompute_assumed: Recomputation is not printed: what the plan assumes, or all of it if that does not fit.
         time_note: Why a measured time is not used; empty when it is.
@@ -74,6 +75,7 @@ class ScorableRow:
     assumptions: tuple[str, ...] = ()
     trend: bool = False
     repeats: int = 1
+    repeat_times_s: tuple[float, ...] = ()
     period: str = ""
     recompute_assumed: bool = False
     time_note: str = ""

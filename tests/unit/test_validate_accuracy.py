@@ -55,6 +55,7 @@ def test_page_has_every_section_and_source() -> None:
     memory = MemoryFit(common={}, stacks={}, held_out={}, errors=np.empty(0), rows={}, sources={})
     page = accuracy_page(Accuracy(held_out=report, in_sample=report, stacks={}, refit=fit, memory=memory))
     for title in ("# Accuracy", "## Protocol", "## Result", "## Step time by source", "## Where the error lies",
+                  "## Rank that a perfect model would score",
                   "## Others on the same runs", "## Peak memory",
                   "## The plan the planner would pick", "## Assumptions made"):  # fmt: skip
         assert title in page

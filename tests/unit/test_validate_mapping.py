@@ -340,11 +340,13 @@ def test_memory_in_another_unit_is_refused_and_zero_is_none() -> None:
 def test_networks(text: str, gigabits_per_node: float) -> None:
     node = mapped(inter_node=text, num_gpus="16", dp="2", global_batch_seqs="8").cluster.node
     assert node.nic.bandwidth_bytes_per_s * node.nics_per_node * 8 / 1e9 == pytest.approx(gigabits_per_node)
+    assert node.nic.kind == ("omnipath" if text == "Omni-Path" else "infiniband")
 
 
 def test_repeats_are_averaged_and_counted() -> None:
     twice = average_repeats([mapped(), mapped(measured_step_time_s="1.3"), mapped(micro_batch="2")])
     assert [(row.repeats, row.step_time_s) for row in twice] == [(2, pytest.approx(1.2)), (1, 1.1)]
+    assert [row.repeat_times_s for row in twice] == [(1.1, 1.3), ()]
 
 
 def test_groups() -> None:
