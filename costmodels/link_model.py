@@ -13,7 +13,8 @@ device and direction, an efficiency is the bus bandwidth reached over it.
   NCCL's authors in nccl-tests pull request 239).
 * Across domains: a ring or tree over all ranks leaves each domain through the adapters of the r ranks
   it holds, so its bus bandwidth is r times the network bandwidth per device, never above the inside one;
-  an all-to-all sends (g-r)/g of S through each rank's own share of the adapters (nccl-tests issue 130).
+  an all-to-all sends (g-r)/g of S through each rank's own share of the adapters (nccl-tests issue 130). On a fabric
+  where NCCL finds rings through one adapter only, that one is what a group has at most.
 * Who pays for shared adapters: bandwidth per device is the node's adapters over its devices, which is what a
   group gets while the other devices of the node run the same collective in groups of their own (data parallelism
   next to tensor parallelism), or fewer adapters than devices serve one group. A group that has the node to
@@ -119,9 +120,10 @@ def _in_chunks_s(transfer_s: FloatArray, fit: Parameters) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """What crosses domains: latency of an adapter, bytes/s per device over the network and inside."""
+    """What crosses domains: latency and bytes/s of an adapter, bytes/s per device over the network and inside."""
 
     latency_s: float
+    adapter_bytes_per_s: float
     out_bytes_per_s: float
     in_bytes_per_s: float
 
@@ -130,6 +132,7 @@ class Network:
         """The network of a node type."""
         return cls(
             latency_s=node.nic.latency_s,
+            adapter_bytes_per_s=node.nic.bandwidth_bytes_per_s,
             out_bytes_per_s=node.scale_out_bytes_per_s,
             in_bytes_per_s=node.scale_up.bandwidth_bytes_per_s,
         )
@@ -143,7 +146,8 @@ def across_time_s(groups: Groups, inside: Parameters, across: Parameters, networ
         inside: As in ``inside_time_s``.
         across: ``launch_s``; ``efficiency`` of the network bandwidth in rings, ``hops``, adapter latencies per
             domain of a ring; ``low_share`` of that efficiency and ``low_hops`` of the low-latency protocol;
-            ``tree_share`` of that efficiency (0: no trees) and ``tree_hops`` per level.
+            ``tree_share`` of that efficiency (0: no trees) and ``tree_hops`` per level; ``ring_adapters`` of a node
+            that a group's rings and trees use (0: all that its ranks have).
         network: Latency and bandwidths.
     """
     ranks, local = groups.ranks, np.maximum(groups.local, 1.0)
@@ -164,13 +168,22 @@ def across_time_s(groups: Groups, inside: Parameters, across: Parameters, networ
     wire_bytes = groups.size_bytes * wire_factor(groups.op, ranks)
     turns = 2.0 if groups.op is CollectiveOp.ALL_REDUCE else 1.0
     ring_s = turns * (domains * hop_s + (ranks - domains) * inside["hop_s"])
-    ring_s += wire_bytes / np.minimum(in_bytes_per_s, local * out_bytes_per_s)
+    group_bytes_per_s = _group_bytes_per_s(local, across, network)
+    ring_s += wire_bytes / np.minimum(in_bytes_per_s, group_bytes_per_s)
     low_s = turns * (domains * across["low_hops"] * network.latency_s + (ranks - domains) * inside["low_hop_s"])
-    low_s += wire_bytes / (across["low_share"] * np.minimum(in_bytes_per_s, local * out_bytes_per_s))
+    low_s += wire_bytes / (across["low_share"] * np.minimum(in_bytes_per_s, group_bytes_per_s))
     best_s = across["launch_s"] + np.minimum(ring_s, low_s)
     if groups.op is not CollectiveOp.ALL_REDUCE or across["tree_share"] <= 0:
         return best_s
     return np.minimum(best_s, _tree_time_s(groups, inside, across, network))
+
+
+def _group_bytes_per_s(local: FloatArray, across: Parameters, network: Network) -> FloatArray:
+    """Bandwidth between domains of a group with so many ranks in each."""
+    shares = local * network.out_bytes_per_s
+    if across["ring_adapters"]:
+        shares = np.minimum(shares, across["ring_adapters"] * network.adapter_bytes_per_s)
+    return np.asarray(shares * across["efficiency"], dtype=float)
 
 
 def _tree_time_s(groups: Groups, inside: Parameters, across: Parameters, network: Network) -> FloatArray:
@@ -182,7 +195,7 @@ def _tree_time_s(groups: Groups, inside: Parameters, across: Parameters, network
     domains = groups.ranks / groups.local
     in_s = inside_time_s(groups, inside, network.in_bytes_per_s) * (groups.local > 1)
     share = 2 * (domains - 1) / domains
-    tree_bytes_per_s = groups.local * network.out_bytes_per_s * across["efficiency"] * across["tree_share"]
+    tree_bytes_per_s = _group_bytes_per_s(groups.local, across, network) * across["tree_share"]
     levels_s = 2 * np.log2(np.maximum(domains, 2)) * across["tree_hops"] * network.latency_s
     return across["launch_s"] + levels_s + np.maximum(in_s, groups.size_bytes * share / tree_bytes_per_s)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.calibration.across_tables import HOST_COPIES, AcrossTimings
+from costmodels.calibration.across_tables import HOST_COPIES, OMNIPATH, OMNIPATH_ADAPTER, AcrossTimings
 from costmodels.calibration.robust import Price, Range, fit_parameters, significant
 from costmodels.collectives import CollectiveOp
 from costmodels.link_model import OP_NAMES, Network, across_time_s
@@ -31,7 +31,14 @@ PLAIN = {"efficiency": Range(start=0.85, low=0.3, high=1.0)}
 # expects trees at 0.92 * 0.85 of a ring (src/graph/tuning.cc), and a chunk waits for an adapter at either end.
 EXPECTED = {"efficiency": 0.92, "tree_share": 0.78, "hops": 2.0}
 LAUNCH_S = 1.5e-5  # of a network collective, as the simple protocol's inside a node
-FIXED = {"launch_s": LAUNCH_S, "low_hops": 1.0, "low_share": 0.35, "tree_share": 0.0, "tree_hops": 1.0}
+FIXED = {
+    "launch_s": LAUNCH_S,
+    "low_hops": 1.0,
+    "low_share": 0.35,
+    "tree_share": 0.0,
+    "tree_hops": 1.0,
+    "ring_adapters": 0.0,
+}
 BY_OP: dict[CollectiveOp, tuple[dict[str, Range], dict[str, float]]] = {
     CollectiveOp.ALL_REDUCE: (RING | TREE, {}),
     CollectiveOp.ALL_GATHER: (RING, {}),
@@ -142,7 +149,7 @@ def fabric_records(tables: Iterable[AcrossTimings], inside: CollectiveFits) -> l
                 ring[str(kind)] = found[-1]["parameters"]["efficiency"]
             if kind == "infiniband":
                 found.append(found[-1] | {"name": "roce"})
-        found.append(_ethernet(found[0]))
+        found += [_ethernet(found[0]), _omnipath(found[0])]
         if timings.op is CollectiveOp.ALL_GATHER:
             found += [record | {"op": "reduce_scatter_across"} for record in found]
         records += found
@@ -154,6 +161,32 @@ def _ethernet(whole: dict[str, Any]) -> dict[str, Any]:
     low, high = ETHERNET_SPREAD
     own = {"scope": "kind", "name": "ethernet", "low_factor": low, "high_factor": high}
     return whole | own | {"card": whole["card"] | {"rows": 0, "note": note}}
+
+
+def _omnipath(whole: dict[str, Any]) -> dict[str, Any]:
+    """Record of an operation over Omni-Path, of which all-reduces are published: others reach as much of an adapter."""
+    shares = np.array(OMNIPATH) / OMNIPATH_ADAPTER
+    efficiency = float(np.median(shares))
+    relative = np.abs(efficiency / shares - 1)
+    card = {
+        "sources": ["bigscience, experiments/bandwidth"],
+        "rows": len(shares),
+        "mape": significant(float(relative.mean()), 3),
+        "median_ape": significant(float(np.median(relative)), 3),
+        "log_std": significant(float(np.log(shares).std()), 3),
+        "held_out_rows": 0,
+        "held_out": "none: error on the rows themselves",
+        "note": "all-reduces only, staged through host memory; rings through one adapter of a node",
+    }
+    own = {"efficiency": significant(efficiency, 3), "ring_adapters": 1.0}
+    return whole | {
+        "scope": "kind",
+        "name": "omnipath",
+        "parameters": whole["parameters"] | own,
+        "low_factor": SPREAD[0],
+        "high_factor": SPREAD[1],
+        "card": whole["card"] | card,
+    }
 
 
 def host_copy_record() -> dict[str, Any]:

@@ -33,6 +33,12 @@ PUBLISHED: tuple[tuple[str, str, str, str, int, int, float, float], ...] = (
 PUBLISHED_NICS = {"NVIDIA/nccl-tests issue 119": 4}
 # Networks of the timing table that are not named, taken as the usual nodes' with so many adapters.
 UNNAMED_NICS = {"ib?": 8, "net~100-200G": 4}
+# Bus bandwidth in GB/s of all-reduces of 4 GB over Omni-Path adapters of 12.5 GB/s, four a node (bigscience,
+# experiments/bandwidth: all_reduce_bench-a100-n4.txt and n4_a100_all_reduce_bench.txt, 4 nodes of 8 A100 with all of
+# them and half, n16_32gb_all_reduce_bench.txt, 16 nodes of 4 V100). NCCL's rings pass through one adapter of a node in
+# either direction, as its logs there show ("via NET/IB/1").
+OMNIPATH = (5.06, 4.98, 6.8)
+OMNIPATH_ADAPTER = 12.5
 # Bus bandwidth of pinned copies to or from the host over the link's, by link: nvbandwidth issues 15, 24 and 42,
 # mpicbg-scicomp/gearshifft pull request 82.
 HOST_COPIES = (("pcie3", 12.15), ("pcie3", 12.89), ("pcie4", 25.13), ("pcie4", 25.5), ("pcie4", 26.8), ("pcie5", 52.8))

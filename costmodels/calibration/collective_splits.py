@@ -70,6 +70,7 @@ def _ideal(latency_s: float) -> dict[str, float]:
 
 _IDEAL_ACROSS = {
     "launch_s": 0.0, "efficiency": 1.0, "hops": 1.0, "low_share": 1.0, "low_hops": 1.0, "tree_share": 0.0,
+    "ring_adapters": 0.0,
 }  # fmt: skip
 
 

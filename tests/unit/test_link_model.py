@@ -19,7 +19,7 @@ INSIDE = {
 }  # fmt: skip
 ACROSS = {
     "launch_s": 20e-6, "hops": 2.0, "efficiency": 0.8, "low_hops": 1.0, "low_share": 0.25, "tree_share": 0.0,
-    "tree_hops": 1.0,
+    "tree_hops": 1.0, "ring_adapters": 0.0,
 }  # fmt: skip
 NAMES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
 DEVICE = DeviceSpec(
@@ -150,6 +150,36 @@ def test_a_ring_is_never_faster_than_inside_its_domains() -> None:
 def test_one_rank_per_domain_has_its_share_of_the_adapters_only() -> None:
     expected = 20e-6 + 4 * 20e-6 + 0.75 * 1e10 / (0.8 * 5e9)
     assert seconds(CollectiveOp.REDUCE_SCATTER, 1e10, 4, 1, machine=cluster(nics=2)) == pytest.approx(expected)
+
+
+def test_rings_and_trees_through_one_adapter_have_no_more_than_it_carries() -> None:
+    one = ACROSS | {"ring_adapters": 1.0}
+    latency_s = 20e-6 + 2 * (2 * 20e-6 + 6 * 1e-6)
+    assert seconds(CollectiveOp.ALL_REDUCE, 1e10, 8, 4, across=one) == pytest.approx(latency_s + 1.75 * 1e10 / 8e9)
+    for op, ranks, local in (
+        (CollectiveOp.ALL_REDUCE, 8, 1),  # a share of one adapter at most
+        (CollectiveOp.ALL_TO_ALL, 8, 4),
+        (CollectiveOp.SEND_RECV, 2, 1),
+    ):
+        assert seconds(op, 1e10, ranks, local, across=one) == seconds(op, 1e10, ranks, local)
+    two = one | {"ring_adapters": 2.0}
+    assert seconds(CollectiveOp.ALL_REDUCE, 1e10, 8, 4, across=two) == pytest.approx(latency_s + 1.75 * 1e10 / 16e9)
+    trees = one | {"tree_share": 1.25, "hops": 1e3}
+    assert seconds(CollectiveOp.ALL_REDUCE, 1e10, 8, 4, across=trees) == pytest.approx(20e-6 + 2 * 10e-6 + 1e10 / 10e9)
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "local", "measured_s"),
+    [("jean-zay-a100", 32, 8, 1.5304), ("jean-zay-a100", 16, 4, 1.505), ("jean-zay-v100-32gb", 64, 4, 1.155)],
+)
+def test_all_reduces_on_jean_zay_take_what_was_measured(name: str, ranks: int, local: int, measured_s: float) -> None:
+    """4 GB by bigscience's experiments/bandwidth: a tenth of what four adapters carry."""
+    machine = ClusterSpec(name=name, node=default_catalog().node(name), num_nodes=ranks // local)
+    priced = LinkCollectiveModel(default_fits().collectives).predict(
+        calls(CollectiveOp.ALL_REDUCE, 4e9, ranks, local), machine
+    )
+    assert priced.low_s[0] <= measured_s <= priced.high_s[0]
+    assert priced.time_s[0] == pytest.approx(measured_s, rel=0.05 if "a100" in name else 0.4)
 
 
 def test_small_messages_cross_by_the_low_latency_protocol() -> None:
