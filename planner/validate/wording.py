@@ -23,8 +23,9 @@ def recompute_of(row: Row) -> tuple[Recompute, int] | None:
     """Kind of recomputation and, for ``BLOCK``, the layers per stage; None when the table is silent.
 
     torchtitan's selective modes save every second matrix product, or every second layer: both repeat
-    about half of the forward pass, which is what ``BLOCK`` with half of the layers costs. Its list of saved
-    operations names ``aten.mm``, which float8 linears do not call: with them all but the attention core is repeated.
+    about half of the forward pass, which is what ``BLOCK`` with half of the layers costs. Float8 linears are no
+    exception: they call ``torch.mm`` on tensors that wrap 8 bits (``matmul_with_hp_or_float8_args`` of torchao's
+    float8_linear.py), and the mode that saves results sees that call before the wrapper turns it into another.
 
     Raises:
         CannotScore: If the word is unknown.
@@ -38,8 +39,7 @@ def recompute_of(row: Row) -> tuple[Recompute, int] | None:
             raise CannotScore(f"recompute {text[:30]!r} does not say how many layers")
         return Recompute.BLOCK, int(layers.group(1))
     if text.startswith("selective") and "torchtitan" in row.text("framework").lower():
-        by_operation = "selective layer" not in row.text("notes").lower()
-        return (Recompute.FULL, 0) if by_operation and precision_of(row) == "fp8" else (Recompute.BLOCK, -2)
+        return Recompute.BLOCK, -2
     for word, kind in (("none", Recompute.NONE), ("no", Recompute.NONE), ("selective", Recompute.SELECTIVE),
                        ("full", Recompute.FULL), ("yes", Recompute.FULL)):  # fmt: skip
         if text.startswith(word):

@@ -6,16 +6,11 @@ from costmodels.plan import ContextKind, Recompute
 from tests.unit.test_validate_mapping import mapped
 
 
-def test_torchtitan_selective_repeats_half_of_the_layers() -> None:
-    plan = mapped(recompute="selective", framework="torchtitan").plan
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_torchtitan_selective_repeats_half_of_the_layers(precision) -> None:
+    cells = {"recompute": "selective", "framework": "torchtitan", "precision": precision, "gpu": "H100-80GB"}
+    plan = mapped(**cells).plan
     assert (plan.recompute, plan.recompute_layers) == (Recompute.BLOCK, 24)
-
-
-def test_torchtitan_saves_no_float8_products() -> None:
-    cells = {"recompute": "selective", "framework": "torchtitan", "precision": "fp8", "gpu": "H100-80GB"}
-    assert mapped(**cells).plan.recompute is Recompute.FULL
-    by_layer = mapped(**cells, notes="AC=selective layer").plan
-    assert (by_layer.recompute, by_layer.recompute_layers) == (Recompute.BLOCK, 24)
 
 
 @pytest.mark.parametrize(("model", "gpus", "degree"), [("GPT 5B (Paxml)", 16, 8), ("GPT3 175B", 256, 128)])
