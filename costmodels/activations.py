@@ -123,7 +123,7 @@ def _layer_activations(
     whole = kept.sequence * over_r + kept.tensor * over_t + core
     if kept.key_value:
         whole += kept.key_value * tokens / np.minimum(plans.tensor_parallel, model.num_key_value_heads)
-    if stack.keeps_quantised_inputs and job.task == "qlora":  # those of the micro-batch before
+    if stack.keeps_quantised_inputs > 1 and job.task == "qlora":  # those of the micro-batch before
         width = model.num_attention_heads * model.head_dim + model.ffn_hidden_size
         whole += element * (2 * model.hidden_size * over_r + width * over_t)
     stream = stream_bytes(job, stack) * model.hidden_size

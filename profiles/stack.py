@@ -104,8 +104,8 @@ class StackSpec:
             ``zero_grad(set_to_none=True)``, FSDP's reduced shards, XLA's liveness analysis).
         joint_projection: One linear layer gives queries, keys and values (LitGPT): their tensor stays whole as long as
             values are a view of it, and an adapter on some of them keeps what it adds to these.
-        keeps_quantised_inputs: A frozen 4-bit linear layer keeps its input without needing it, and as no saved tensor:
-            until the graph goes, which the loop holds on to until the next loss is known.
+        keeps_quantised_inputs: Micro-batches whose inputs a frozen 4-bit linear layer holds, without needing them, and
+            as no saved tensor: until the graph goes; 2 in loops that hold on to it until the next loss is known.
         autocast_weights: Where a master copy is asked for and nothing is sharded, the weights are that copy and 16-bit
             products run under autocast: casts of the weights live from the forward to the backward pass, and the
             residual stream is fp32 (PyTorch's ``autocast``; Hugging Face's Trainer with ``bf16=True``). Plans that
@@ -195,7 +195,7 @@ class StackSpec:
     transient_gradients: bool = False
     static_memory: bool = False
     joint_projection: bool = False
-    keeps_quantised_inputs: bool = False
+    keeps_quantised_inputs: int = 0
     autocast_weights: bool = False
     quantises_head: bool = False
     four_bit_weight_bytes: float = 0.0

@@ -172,7 +172,7 @@ def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int, Reco
     """Kind of recomputation, layers per stage of ``BLOCK``, modules of ``SELECTIVE``."""
     row, core = reading.row, RecomputeModule.CORE_ATTN
     found = wording.recompute_of(row)
-    if found is None and reading.defaults.stack == "litgpt" and wording.task_of(row) in ("lora", "qlora"):
+    if found is None and reading.defaults.stack.startswith("litgpt") and wording.task_of(row) in ("lora", "qlora"):
         # LitGPT's adapter scripts checkpoint every block where FSDP shards the model, and nothing elsewhere.
         return (Recompute.FULL if degrees.data > 1 else Recompute.NONE), 0, core
     preset = recipes.preset_recompute(row, reading.model) if found is None else None

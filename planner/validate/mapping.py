@@ -108,7 +108,7 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
     defaults = defaults_of(row)
     cluster, assumptions = cluster_of(row, catalog)
     model, assumed = model_of(row, finder)
-    if defaults.stack == "litgpt":  # its GPT has a head of its own, and copies into it what a checkpoint ties
+    if defaults.stack.startswith("litgpt"):  # its GPT has a head of its own, and copies into it what a checkpoint ties
         model = replace(model, tie_word_embeddings=False, published_parameters=None)
     reading = Reading(row=row, model=model, cluster=cluster, defaults=defaults, assumptions=assumptions + assumed)
     degrees = degrees_of(row, cluster.num_devices)

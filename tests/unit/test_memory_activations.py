@@ -197,9 +197,11 @@ def test_adapters_on_some_of_a_joint_projection_keep_what_they_add():
 
 def test_quantised_layers_may_keep_inputs_of_two_micro_batches():
     lora = LoraSpec(targets=("q",))
-    keeps = stack(keeps_quantised_inputs=True)
-    added = whole(on=job(task="qlora", lora=lora), using=keeps) - whole(on=job(task="qlora", lora=lora))
-    assert added == pytest.approx(TOKENS * 2 * ((H + F) + (2 * H + H + F)))  # the output of attention is kept anyway
+    keeps, once = stack(keeps_quantised_inputs=2), stack(keeps_quantised_inputs=1)
+    added = whole(on=job(task="qlora", lora=lora), using=once) - whole(on=job(task="qlora", lora=lora))
+    assert added == pytest.approx(TOKENS * 2 * (H + F))  # the output of attention is kept anyway
+    before = whole(on=job(task="qlora", lora=lora), using=keeps) - whole(on=job(task="qlora", lora=lora), using=once)
+    assert before == pytest.approx(TOKENS * 2 * (2 * H + H + F))
     assert whole(on=job(task="lora", lora=lora), using=keeps) == whole(on=job(task="lora", lora=lora))
 
 
