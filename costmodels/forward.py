@@ -154,6 +154,7 @@ def _memory(
             "communication": received[:, None] + np.where(sharded[:, None], gathered, 0.0),
         },
         dynamic=activations + logits,
+        covered=nothing,
         used=stages.count > 0,
         communicators=communicators(plans)[:, None],
         exchanged=exchanged_bytes(plans, context)[:, None],

@@ -38,6 +38,7 @@ class TensorMemory:
     Attributes:
         parts: ``ALLOCATED_PARTS`` to (N, S) bytes.
         dynamic: (N, S) of those bytes, what comes and goes with micro-batches: activations and logits.
+        covered: (N, S) bytes of the optimizer's temporaries that come when those are gone, and count for nothing there.
         used: (N, S) whether the column is a stage.
         communicators: (N, 1) process groups with more than one rank that a rank takes part in.
         exchanged: (N, 1) or (N, S) bytes of one tensor that sequence parallelism gathers; see ``exchanged_bytes``.
@@ -46,6 +47,7 @@ class TensorMemory:
 
     parts: Mapping[str, FloatArray]
     dynamic: FloatArray
+    covered: FloatArray
     used: BoolArray
     communicators: FloatArray
     exchanged: FloatArray
@@ -62,6 +64,7 @@ def joined(tables: Sequence[TensorMemory]) -> TensorMemory:
     return TensorMemory(
         parts={name: stacked(table.parts[name] for table in tables) for name in ALLOCATED_PARTS},
         dynamic=stacked(table.dynamic for table in tables),
+        covered=stacked(table.covered for table in tables),
         used=stacked(table.used.astype(np.float64) for table in tables) > 0,
         communicators=np.concatenate([table.communicators for table in tables]),
         exchanged=np.concatenate([table.exchanged for table in tables]),
@@ -94,7 +97,7 @@ def tensor_memory(
         parameters = stage_parameters(plans, stages, context.model, context.job)
     offloads, streams = plans.offload_optimizer, plans.offload_parameters
     terms = memory_terms(plans, stages, parameters, context, streams=bool(streams.any()))
-    parts, dynamic = composed(
+    parts, dynamic, covered = composed(
         terms,
         held_activations(terms.activations, stage_layers(plans, stages, context.model), stages.in_flight),
         optimizer_on_host=offloads[:, None].astype(np.float64) if offloads.any() else None,
@@ -104,6 +107,7 @@ def tensor_memory(
     return TensorMemory(
         parts=parts,
         dynamic=dynamic,
+        covered=covered,
         used=stages.count > 0,
         communicators=communicators(plans)[:, None],
         exchanged=exchanged_bytes(plans, context)[:, None],
@@ -128,7 +132,7 @@ def with_overheads(tensors: TensorMemory, stack: StackSpec) -> dict[str, FloatAr
     parts["reserve"] = np.zeros_like(dynamic) if stack.static_memory else reserve
     held = stack.context_bytes + stack.communicator_bytes * tensors.communicators
     parts["context"] = np.broadcast_to(held, dynamic.shape)
-    if (stack.cache_fraction or stack.waiting_tensors) and not stack.static_memory:
+    if (stack.cache_fraction or stack.waiting_tensors or stack.flat_temporaries) and not stack.static_memory:
         parts["reserve"] = parts["reserve"] + _cached(parts, tensors, stack)
     return parts if tensors.used.all() else {name: part * tensors.used for name, part in parts.items()}
 
@@ -189,5 +193,6 @@ def _cached(parts: Mapping[str, FloatArray], tensors: TensorMemory, stack: Stack
     """
     room = tensors.usable_bytes - total(parts.values()) - _SEGMENT_BYTES
     free = tensors.dynamic * stack.cache_fraction + tensors.exchanged * stack.waiting_tensors
+    free = free + tensors.covered * stack.flat_temporaries  # in blocks of their own
     kept: FloatArray = np.clip(room, 0.0, free)
     return kept

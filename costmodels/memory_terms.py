@@ -110,7 +110,7 @@ def composed(
     optimizer_on_host: FloatArray | None,
     parameters_on_host: FloatArray | None,
     logits_copies: FloatArray,
-) -> tuple[dict[str, FloatArray], FloatArray]:
+) -> tuple[dict[str, FloatArray], FloatArray, FloatArray]:
     """What tensors take at the peak of every stage.
 
     Args:
@@ -121,7 +121,8 @@ def composed(
         logits_copies: (N, 1) micro-batches whose logits are alive at once.
 
     Returns:
-        ``memory.ALLOCATED_PARTS`` to (N, S) bytes, and (N, S) of them, what comes and goes with micro-batches.
+        ``memory.ALLOCATED_PARTS`` to (N, S) bytes; (N, S) of them, what comes and goes with micro-batches; and (N, S)
+        bytes of the optimizer's temporaries that are not among them, because they come after all that is gone.
     """
     working = working_bytes(terms, held)
     logits = terms.logits * logits_copies
@@ -134,9 +135,12 @@ def composed(
         optimizer = optimizer * (1.0 - optimizer_on_host)
         temporary = None if temporary is None else temporary * (1.0 - optimizer_on_host)
     end = np.maximum(terms.last + held.kept - held.newest - start, 0.0)
+    covered = np.zeros_like(start)
     if temporary is not None:  # gradients are there by then, if they were not before
         temporary = temporary + terms.all_gradients - resident
-        optimizer = optimizer + np.maximum(temporary - start - end, 0.0)
+        beyond = np.maximum(temporary - start - end, 0.0)
+        optimizer = optimizer + beyond
+        covered = temporary - beyond
     weights = terms.weights
     if parameters_on_host is not None and terms.streaming is not None:
         weights = weights_on_device_bytes(weights, terms.streaming, parameters_on_host)
@@ -148,7 +152,7 @@ def composed(
         "logits": logits,
         "communication": terms.communication,
     }
-    return parts, start
+    return parts, start, covered
 
 
 def working_bytes(terms: MemoryTerms, held: StageActivations) -> FloatArray:

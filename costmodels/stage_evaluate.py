@@ -347,7 +347,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
         head=looked["head_bytes"],
         communication=looked["communication_bytes"],
     )
-    parts, dynamic = composed(
+    parts, dynamic, covered = composed(
         terms,
         held,
         optimizer_on_host=plans.optimizer_offload / OFFLOAD_PARTS if offloads else None,
@@ -357,6 +357,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
     return TensorMemory(
         parts=parts,
         dynamic=dynamic,
+        covered=covered,
         used=looked.used,
         communicators=looked["communicators"],
         exchanged=looked["exchanged_bytes"],

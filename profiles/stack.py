@@ -125,6 +125,8 @@ class StackSpec:
         unsharded_units: Layers gathered at once under ZeRO-3: the one in use and those prefetched.
         optimizer_temporaries: Copies of one moment an optimizer that is not fused holds during its step
             (PyTorch's multi-tensor Adam: 1).
+        flat_temporaries: What the optimizer needs for its step is one tensor of all parameters (DeepSpeed), which fits
+            none of the blocks that activations leave: the allocator holds both while there is room.
         reserve_bytes: Allocator reserve that does not grow with the activations.
         static_memory: All buffers are assigned before anything runs (XLA), so that nothing is fragmented or cached.
         memory_residual_log_std: Standard deviation of log(measured / predicted) peak memory.
@@ -206,6 +208,7 @@ class StackSpec:
     bucket_bytes: float = 0.0
     unsharded_units: float = 2.0
     optimizer_temporaries: float = 0.0
+    flat_temporaries: bool = False
     cache_fraction: float = 0.0
     records_streams: bool = False
     waiting_tensors: float = 0.0
@@ -218,7 +221,7 @@ class StackSpec:
 
     def without_cache(self) -> "StackSpec":
         """The stack with an allocator that keeps no more than it must: no free blocks, none that wait for a stream."""
-        return replace(self, cache_fraction=0.0, waiting_tensors=0.0)
+        return replace(self, cache_fraction=0.0, waiting_tensors=0.0, flat_temporaries=False)
 
     @property
     def casts_unquantised(self) -> bool:

@@ -139,6 +139,23 @@ def test_optimizer_temporaries_count_only_beyond_the_activations():
     assert parts(ExecutionPlan(), context(job=wide, stack=with_temporaries))["optimizer"] == 12 * P
 
 
+def test_flat_temporaries_of_the_optimizer_find_no_block_that_activations_left():
+    """One tensor of four bytes per parameter under more than that of activations: held beside these, given room."""
+    wide = job(sequence_length=16384)
+    flat = stack(optimizer_temporaries=1, flat_temporaries=True)
+    assert parts(ExecutionPlan(), context(job=wide, stack=flat))["reserve"] == 4 * P
+    assert parts(ExecutionPlan(), context(job=wide, stack=stack(optimizer_temporaries=1)))["reserve"] == 0
+    assert parts(ExecutionPlan(), context(job=wide, stack=flat.without_cache()))["reserve"] == 0
+    sharded = ExecutionPlan(data_parallel=8, zero_stage=1)
+    assert parts(sharded, context(job=wide, stack=flat))["reserve"] == pytest.approx(4 * P / 8)
+    narrow = context(job=job(sequence_length=16), stack=flat)  # what shows in the peak anyway is not counted twice
+    found, plain = parts(ExecutionPlan(), narrow), parts(ExecutionPlan(), context(job=job(sequence_length=16)))
+    assert found["optimizer"] + found["reserve"] == pytest.approx(plain["optimizer"] + 4 * P)
+    needed = sum(parts(ExecutionPlan(), context(job=wide)).values())
+    tight = ClusterSpec(name="x", node=node(device=device(usable_memory_bytes=needed + 4 * 2**20)), num_nodes=8)
+    assert parts(ExecutionPlan(), context(job=wide, stack=flat, cluster=tight))["reserve"] == pytest.approx(2 * 2**20)
+
+
 def test_reserve_is_a_share_of_what_moves_plus_a_constant():
     fragmented = stack(fragmentation_fraction=0.1, reserve_bytes=1e9)
     found = parts(ExecutionPlan(), context(stack=fragmented))
