@@ -203,8 +203,7 @@ def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: St
     One copy as the head computes it and ``stack.logits_fp32_copies`` in fp32; a fused loss keeps
     only the first (and its gradient in place). Under autocast the head's weights are cast besides.
     """
-    found = by_sharding(stack, plans.zero_stage, partial(_logits_bytes, plans, model, job))
-    return np.asarray(found, dtype=np.float64)
+    return np.asarray(by_sharding(stack, plans.zero_stage, partial(_logits_bytes, plans, model, job)), dtype=np.float64)
 
 
 def late_logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> FloatArray:
@@ -219,9 +218,8 @@ def _logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: S
     element = job.numerics.storage_bytes
     over_t = tokens_per_rank(plans, job) / plans.tensor_parallel
     alive = (element + _copy_bytes(plans, job, stack)) * model.output_width * over_t
-    if fp32_stream(job, stack):
-        alive = alive + element * embedding_parameters(model) / plans.tensor_parallel
-    return alive
+    cast = element * embedding_parameters(model) / plans.tensor_parallel if fp32_stream(job, stack) else 0.0
+    return alive + cast
 
 
 def _copy_bytes(plans: PlanBatch, job: TrainingJob, stack: StackSpec) -> FloatArray:
@@ -385,12 +383,14 @@ def _add_experts(kept: _PerToken, model: ModelSpec, experts: MoESpec, job: Train
 def _gradients(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per token of gradients inside the MLP, or inside unfused attention, by when the MLP's inputs are gone.
 
-    One gradient as large as the scores: when dropout has made the second, what it dropped out is gone.
+    One as large as the scores: when dropout has made another, what it dropped is gone. An fp32 softmax whose cast was
+    kept, too, has two in fp32 instead of that cast.
     """
     mlp = _mlp_gradient(model, job, stack, moe=False)
     if job.attention == "flash":
         return mlp
-    scores = job.numerics.storage_bytes * model.num_attention_heads * job.sequence_length
+    each = 3 * _FP32 - stack.score_bytes if stack.score_bytes > _FP32 else job.numerics.storage_bytes
+    scores = each * model.num_attention_heads * job.sequence_length
     return max(mlp, scores - _inner_bytes(model, job, stack) * model.ffn_hidden_size)
 
 

@@ -78,6 +78,13 @@ def test_dropout_adds_masks_and_the_dropped_scores():
     assert whole(on=dropped) - whole(on=unfused) == pytest.approx(TOKENS * (3 * A * S + 2 * H))
 
 
+def test_an_fp32_softmax_with_a_cast_has_two_gradients_in_fp32_and_no_cast_any_more():
+    plain = job(attention="unfused", sequence_length=4 * S)
+    more = one(on=plain, using=stack(score_bytes=6)).backward - one(on=plain).backward
+    assert more == pytest.approx(4 * TOKENS * (2 * 4 - 2 - 2) * A * 4 * S)
+    assert one(on=plain, using=stack(score_bytes=4)).backward == one(on=plain).backward  # a compiler casts on the way
+
+
 def test_gated_mlp_keeps_three_inner_tensors_and_an_unfused_gate_a_fourth():
     gated = whole(model=gpt(gated_mlp=True))
     assert gated - whole() == pytest.approx(TOKENS * 2 * F)

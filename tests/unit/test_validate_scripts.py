@@ -142,6 +142,14 @@ def test_paddle_norms_are_those_of_its_model_code_unless_it_fuses_them() -> None
     assert stacks[plain.stack].gemm_time_scale == stacks[fused.stack].gemm_time_scale
 
 
+def test_litgpt_of_2023_took_the_longest_sample_first() -> None:
+    hub = mapped(framework="litgpt").stack
+    assert (hub, mapped(framework="litgpt", source="litgpt resource-tables").stack) == ("litgpt", "litgpt-2023")
+    first, later = load_stacks()["litgpt-2023"], load_stacks()["litgpt"]
+    assert (first.keeps_quantised_inputs, later.keeps_quantised_inputs) == (1, 2)
+    assert first.kernel_launch_s == later.kernel_launch_s
+
+
 def test_litgpt_never_ties_its_head() -> None:
     assert mapped().model.tie_word_embeddings
     assert not mapped(framework="litgpt").model.tie_word_embeddings
