@@ -389,9 +389,9 @@ def _gradients(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
     mlp = _mlp_gradient(model, job, stack, moe=False)
     if job.attention == "flash":
         return mlp
-    each = 3 * _FP32 - stack.score_bytes if stack.score_bytes > _FP32 else job.numerics.storage_bytes
-    scores = each * model.num_attention_heads * job.sequence_length
-    return max(mlp, scores - _inner_bytes(model, job, stack) * model.ffn_hidden_size)
+    element = job.numerics.storage_bytes
+    scores = (2 * _FP32 - element if stack.score_bytes > _FP32 else element) * model.num_attention_heads
+    return max(mlp, scores * job.sequence_length - _inner_bytes(model, job, stack) * model.ffn_hidden_size)
 
 
 def _mlp_gradient(model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> float:

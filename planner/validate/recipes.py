@@ -117,8 +117,11 @@ def _preset_attention(row: Row, model: ModelSpec) -> str | None:
     H100 are not.
 
     FlagPerf's adapters run in transformers 4.31 (training/nvidia/llama2_7b_finetune-pytorch/config/requirements.txt),
-    whose Llama knows only attention op by op.
+    whose Llama knows only attention op by op. So does LitGPT where logits are capped ("with softcapping we cannot use
+    SDPA", CausalSelfAttention in its model.py): in Gemma 2.
     """
+    if "litgpt" in row.text("framework").lower():
+        return "unfused" if re.search(r"gemma-?2-[0-9]", f"{row.text('model')} {row.text('notes')}".lower()) else None
     if "flagperf" in row.text("source").lower() and "peft" in row.text("framework").lower():
         return "unfused"
     early = re.search(r"release v25\.05\b", row.text("notes")) and "dgxc" in row.text("source").lower()

@@ -150,6 +150,12 @@ def test_litgpt_of_2023_took_the_longest_sample_first() -> None:
     assert first.kernel_launch_s == later.kernel_launch_s
 
 
+def test_litgpt_caps_the_logits_of_gemma_2_op_by_op() -> None:
+    cells = {"framework": "litgpt", "flash_attention": "", "model": "gemma-2b"}
+    assert mapped(**cells).job.attention == "flash"
+    assert mapped(**cells, notes="config path is gemma2-2b").job.attention == "unfused"
+
+
 def test_litgpt_never_ties_its_head() -> None:
     assert mapped().model.tie_word_embeddings
     assert not mapped(framework="litgpt").model.tie_word_embeddings
