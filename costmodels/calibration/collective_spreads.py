@@ -26,14 +26,18 @@ KINDS = ("", "nvlink")
 
 
 def interval(logs: Sequence[FloatArray]) -> tuple[float, float]:
-    """Low and high end of the 90 % interval of the next group's values; never on the wrong side of 0."""
+    """Low and high end of the 90 % interval of the next group's values; never on the wrong side of 0.
+
+    One or two groups say how far the next may lie and not on which side: their interval is as wide on both.
+    """
     values = np.concatenate(logs)
     weights = np.concatenate([np.full(len(group), 1 / len(group)) for group in logs])
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order]) / weights.sum()
     low, high = (values[order][min(int(np.searchsorted(reached, q)), len(values) - 1)] for q in (TAIL, 1 - TAIL))
     wider = 1 + FEW_GROUPS / len(logs)
-    return min(float(low), 0.0) * wider, max(float(high), 0.0) * wider
+    ends = min(float(low), 0.0) * wider, max(float(high), 0.0) * wider
+    return ends if len(logs) > 2 else (-max(map(abs, ends)), max(map(abs, ends)))
 
 
 def logs_by_group(
