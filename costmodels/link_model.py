@@ -36,7 +36,7 @@ from profiles.hardware import ClusterSpec, LinkSpec, NodeSpec
 
 Parameters = Mapping[str, float]
 
-_MESH_SIZES = (2.0, 4.0, 8.0, 16.0)
+MESH_SIZES = (2, 4, 8, 16)
 
 OP_NAMES = {
     CollectiveOp.ALL_REDUCE: "all_reduce",
@@ -77,16 +77,16 @@ def ring_steps(op: CollectiveOp, ranks: FloatArray) -> FloatArray:
     return ranks - 1
 
 
-def reach(fit: Parameters, local: FloatArray) -> FloatArray:
+def reach(fit: Parameters, local: FloatArray, *, loss: str = "pair_loss") -> FloatArray:
     """Share of a device's link bandwidth that ``local`` ranks reach together.
 
-    Few ranks cannot use every lane (``pair_loss``), or in a mesh only those that lead to one another
-    (``lanes_of_2``, ``lanes_of_4``, ``lanes_of_8``: shares of all lanes, in between by interpolation), or compete
-    for the bridges of a bus (``sharing`` exponent).
+    Few ranks cannot use every lane (``pair_loss``, or another ``loss``: the low-latency protocols lose more), or in a mesh only those that lead to one another
+    (``lanes_of_2`` to ``lanes_of_16``: shares of all lanes, in between by interpolation), or compete for the bridges
+    of a bus (``sharing`` exponent).
     """
-    lanes = np.interp(local, _MESH_SIZES, [fit[f"lanes_of_{size}"] for size in (2, 4, 8)] + [1.0])
+    lanes = np.interp(local, MESH_SIZES, [fit[f"lanes_of_{size}"] for size in MESH_SIZES])
     shared = (np.maximum(local, 2) / 2) ** -fit["sharing"]
-    return np.asarray(lanes * (1 - fit["pair_loss"] / local) * shared, dtype=float)
+    return np.asarray(lanes * (1 - fit[loss] / local) * shared, dtype=float)
 
 
 def inside_time_s(groups: Groups, fit: Parameters, bytes_per_s: float) -> FloatArray:
@@ -102,9 +102,11 @@ def inside_time_s(groups: Groups, fit: Parameters, bytes_per_s: float) -> FloatA
     local = groups.local
     steps = ring_steps(groups.op, local)
     wire_bytes = groups.size_bytes * wire_factor(groups.op, local)
-    usable = np.maximum(reach(fit, local), 1e-3) * bytes_per_s
+    usable, low_usable = (
+        np.maximum(reach(fit, local, loss=loss), 1e-3) * bytes_per_s for loss in ("pair_loss", "low_pair_loss")
+    )
     simple_s = fit["launch_s"] + steps * fit["hop_s"] + _in_chunks_s(wire_bytes / (usable * fit["efficiency"]), fit)
-    low_s = fit["low_launch_s"] + steps * fit["low_hop_s"] + wire_bytes / (usable * fit["low_efficiency"])
+    low_s = fit["low_launch_s"] + steps * fit["low_hop_s"] + wire_bytes / (low_usable * fit["low_efficiency"])
     best_s = np.minimum(simple_s, low_s)
     if groups.op is CollectiveOp.ALL_REDUCE and fit["switch_efficiency"] > 0:
         wire_bytes = groups.size_bytes * (1 + 1 / local)

@@ -41,31 +41,46 @@ RANGES = {
     "low_hop_s": Range(start=1e-6, low=1e-7, high=5e-5),
     "low_efficiency": Range(start=0.2, low=0.005, high=1.0),
     "pair_loss": Range(start=0.6, low=0.0, high=1.7),
+    "low_pair_loss": Range(start=0.6, low=0.0, high=1.7),
 }
 SWITCH = {
     "switch_hop_s": Range(start=4e-6, low=5e-7, high=3e-5),
     "switch_efficiency": Range(start=0.6, low=0.1, high=0.9),
 }
+LOSSES = ("pair_loss", "low_pair_loss")
 BUS = {"sharing": Range(start=1.0, low=0.0, high=3.0)}
-MESH = {f"lanes_of_{size}": Range(start=0.5, low=0.05, high=1.5) for size in (2, 4, 8)}
 NEUTRAL = {
-    "sharing": 0.0, "lanes_of_2": 1.0, "lanes_of_4": 1.0, "lanes_of_8": 1.0,
+    "sharing": 0.0, "lanes_of_2": 1.0, "lanes_of_4": 1.0, "lanes_of_8": 1.0, "lanes_of_16": 1.0,
     "switch_hop_s": 0.0, "switch_efficiency": 0.0,
 }  # fmt: skip
 # Hybrid cube mesh, six lanes: in a quad each device has four, to one peer two and to the others one or two (NVIDIA
 # DGX-1 whitepaper WP-08437); a pair is timed as often with one lane as with two.
 CUBE_MESH = {"lanes_of_2": 1.5 / 6, "lanes_of_4": 4 / 6, "lanes_of_8": 1.0}
-STATED_MESHES = {"nvlink2": CUBE_MESH}
+# Two dies a package, 50 GB/s a link, lanes counted in the three links of a die that leave its package. The host that
+# was timed has sixteen dies: its wiring (rcclRomeModel 56 in RCCL's src/graph/rome_models.cc) joins a package by four
+# links, lets two rings pass its first eight dies (one way round and the other) and RCCL runs six over all of them.
+# Two rings pass the first four as well, but RCCL's search found one: they are timed below what one link carries.
+PACKAGE_MESH = {"lanes_of_2": 4 / 3, "lanes_of_4": 1 / 3, "lanes_of_8": 2 / 3, "lanes_of_16": 6 / 3}
+STATED_MESHES = {"nvlink2": CUBE_MESH, "xgmi-mi250": PACKAGE_MESH}
 # Plans put neighbours together: devices 0 and 1, 4 and 5 share one lane of that mesh, 2 and 3, 6 and 7 two (nvidia-smi
 # topo -m on such a machine; arXiv:1903.04611), and the slowest pair holds up the rest.
-NEIGHBOURS = {"nvlink2": {"lanes_of_2": 1 / 6}}
-FITTED_MESHES = ("xgmi-mi250",)
+# A node of eight dies wires the four links that lead to its other packages so that four rings pass (models 66 and 67).
+NEIGHBOURS = {"nvlink2": {"lanes_of_2": 1 / 6}, "xgmi-mi250": {"lanes_of_8": 4 / 3}}
 FULL_MESHES = ("xgmi-mi300", "xgmi-mi350")
 # What a switch that adds reaches of the lanes: 309 of 450 GB/s on H100 and 543 of 900 on B300 (NVIDIA/nccl issue 2140).
 SWITCH_PRIOR: dict[str, dict[str, float]] = {
     "nvlink4": {"switch_efficiency": 0.687},
     "nvlink5": {"switch_efficiency": 0.603},
 }
+
+
+def stated_lanes(link: str, op: str) -> Mapping[str, float]:
+    """Shares of the lanes that a mesh's wiring leaves to groups of ranks; empty where all reach all, or not stated.
+
+    Rings share out the lanes between packages; an all-to-all goes to one peer after the other by whatever path, and
+    gets about as far on two dies as on four.
+    """
+    return {} if (link, op) == ("xgmi-mi250", "all_to_all") else STATED_MESHES.get(link, {})
 
 
 def price_of(tables: Sequence[LinkTimings]) -> Price:
@@ -80,7 +95,7 @@ def price_of(tables: Sequence[LinkTimings]) -> Price:
             for name in np.unique(timings.link[mine]):
                 here = np.flatnonzero(timings.link[mine] == name)
                 rate = float(timings.bytes_per_s[mine[here[0]]])
-                own = {**parameters, **STATED_MESHES.get(str(name), {})}
+                own = {**parameters, **stated_lanes(str(name), OP_NAMES[timings.op])}
                 for adds in (False, True):
                     some = here[timings.adds[mine[here]] == adds]
                     used = own if adds else own | {"switch_efficiency": 0.0}
@@ -90,24 +105,29 @@ def price_of(tables: Sequence[LinkTimings]) -> Price:
     return price
 
 
-def _ranges(tables: Sequence[LinkTimings], *, switch: bool) -> tuple[dict[str, Range], Parameters]:
-    """What is free on these rows, and what stays."""
+def _ranges(
+    tables: Sequence[LinkTimings], prior: Mapping[str, float], *, switch: bool
+) -> tuple[dict[str, Range], Parameters]:
+    """What is free on these rows, and what stays.
+
+    What few ranks lose is as elsewhere where one size of group was timed, and nothing where that is a pair: all the
+    lanes of a bridge lead to the other device.
+    """
     links = {str(link) for timings in tables for link in timings.link}
-    ranges, fixed = dict(RANGES), dict(NEUTRAL)
+    sizes = np.unique(np.concatenate([timings.ranks for timings in tables]))
+    ranges, fixed = dict(RANGES), NEUTRAL | dict.fromkeys(LOSSES, 0.0)
     if switch and any(timings.op is CollectiveOp.ALL_REDUCE for timings in tables):
         ranges |= SWITCH
-    if any(link.startswith("pcie") for link in links):
+    bus = any(link.startswith("pcie") for link in links)
+    stated = [stated_lanes(link, OP_NAMES[timings.op]) for timings in tables for link in np.unique(timings.link)]
+    if bus and len(sizes) > 1:
         ranges |= BUS
-    if links & set(FITTED_MESHES):
-        ranges |= MESH
-    if not ranges.keys().isdisjoint(BUS | MESH) or links <= set(STATED_MESHES):
-        del ranges["pair_loss"]
-    if len(np.unique(np.concatenate([timings.ranks for timings in tables]))) < 2:
-        ranges = {name: value for name, value in ranges.items() if name not in ("pair_loss", "sharing")}
-    fixed |= {"pair_loss": 0.0}
-    for link in links & set(STATED_MESHES):
-        if len(links) == 1:
-            fixed |= STATED_MESHES[link]
+    if len(links) == 1:
+        fixed |= stated[0]
+    if bus or all(stated) or len(sizes) < 2:
+        ranges = {name: value for name, value in ranges.items() if name not in LOSSES}
+        if sizes.min() > 2 and not bus and not all(stated):
+            fixed |= {name: prior.get(name, 0.0) for name in LOSSES}
     return ranges, {key: value for key, value in fixed.items() if key not in ranges}
 
 
@@ -126,8 +146,9 @@ def fit_tables(
         prior: Where parameters lie for want of rows.
         switch: Whether the switches of these links add.
     """
-    ranges, fixed = _ranges(tables, switch=switch)
+    ranges, fixed = _ranges(tables, prior or {}, switch=switch)
     known = {key: value for key, value in (prior or {}).items() if value != NEUTRAL.get(key)}
+    known = {key: value for key, value in known.items() if key in ranges}
     time_s = np.concatenate([timings.time_s for timings in tables])
     fitted = fit_parameters(
         price_of(tables),
@@ -135,7 +156,7 @@ def fit_tables(
         np.arange(len(time_s)) if rows is None else rows,
         ranges,
         fixed=fixed,
-        prior={key: value for key, value in known.items() if key in ranges},
+        prior=known,
         weights=np.concatenate([_weights(timings) for timings in tables]),
     )
     return _ordered(fitted)
@@ -145,7 +166,7 @@ def _ordered(parameters: Parameters) -> Parameters:
     """The protocol with more bandwidth is the simple one; the formula treats the two almost alike."""
     if parameters["low_efficiency"] <= parameters["efficiency"]:
         return parameters
-    swap = ("launch_s", "hop_s", "efficiency")
+    swap = ("launch_s", "hop_s", "efficiency", "pair_loss")
     low = {f"low_{name}": parameters[name] for name in swap}
     return parameters | {name: parameters[f"low_{name}"] for name in swap} | low
 
@@ -245,6 +266,9 @@ def _priors(
     for together in ([rings] if rings else []) + others:
         drawn = {**wider.get(together[0].op, {}), **(switch or {})}
         fitted = fit_tables(together, prior=drawn, switch=bool(switch))
+        if len(together) > 1:  # where operations differ by more than their steps, a latency ends at its bound: no prior
+            ends = {key for key in RANGES if key in fitted and RANGES[key].ends_at(fitted[key])}
+            fitted = {key: value for key, value in fitted.items() if key not in ends}
         found |= {timings.op: fitted for timings in together}
     return found
 
@@ -257,7 +281,8 @@ def mesh_records() -> list[dict[str, Any]]:
     """
     parameters = NEUTRAL | {
         "launch_s": 3e-5, "hop_s": 2e-6, "efficiency": 0.75, "ramp_s": 0.0, "low_launch_s": 9e-6, "low_hop_s": 1e-6,
-        "low_efficiency": 0.2, "pair_loss": 0.0, "lanes_of_2": significant(1 / 7), "lanes_of_4": significant(3 / 7),
+        "low_efficiency": 0.2, "pair_loss": 0.0, "low_pair_loss": 0.0,
+        "lanes_of_2": significant(1 / 7), "lanes_of_4": significant(3 / 7),
     }  # fmt: skip
     card = {
         "sources": ["ROCm/rccl issue 1210"], "rows": 0, "held_out_rows": 0, "mape": 0.0, "median_ape": 0.0,
@@ -273,11 +298,28 @@ def mesh_records() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def wired_records(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Records of the stated meshes that none of these rests on: those of their kind, or of all, with their lanes.
+
+    Wiring is published with the machine; a link need not be timed to know it.
+    """
+    found = {(one["scope"], one["name"], one["op"]): one for one in records}
+    wired = []
+    for link in sorted(STATED_MESHES):
+        for op in OP_NAMES.values():
+            known = found.get(("kind", kind_of(link), op)) or found.get(("global", "*", op))
+            if known and not any(("link", link, name) in found for name in OP_NAMES.values()):
+                parameters = {**known["parameters"], **stated_lanes(link, op), "pair_loss": 0.0, "low_pair_loss": 0.0}
+                wired.append({**known, "scope": "link", "name": link, "parameters": parameters})
+    return wired
+
+
 def as_plans_place(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The records, those of links whose pairs differ with the lanes of the pairs that plans put together."""
     placed = []
     for one in records:
-        lanes = NEIGHBOURS.get(one["name"], {}) if one["scope"] == "link" else {}
+        meshed = one["scope"] == "link" and stated_lanes(one["name"], one["op"])
+        lanes = NEIGHBOURS.get(one["name"], {}) if meshed else {}
         changed = {key: significant(value) for key, value in lanes.items()}
         placed.append({**one, "parameters": {**one["parameters"], **changed}})
     return placed

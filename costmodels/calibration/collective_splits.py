@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from costmodels.calibration.across_fit import fabric_records
 from costmodels.calibration.across_tables import AcrossTimings, across_timings, unnamed_timings
-from costmodels.calibration.collective_fit import NEUTRAL, as_fits, fit_inside, kind_of, mesh_records
+from costmodels.calibration.collective_fit import NEUTRAL, as_fits, fit_inside, kind_of, mesh_records, wired_records
 from costmodels.calibration.collective_tables import FloatArray, LinkTimings, inside_timings
 from costmodels.collectives import CollectiveCallBatch
 from costmodels.link_model import OP_NAMES, LinkCollectiveModel, Network, across_time_s, inside_time_s
@@ -65,7 +65,7 @@ class Judged:
 def _ideal(latency_s: float) -> dict[str, float]:
     """One latency, then the bandwidth of the data sheet."""
     plain = {"launch_s": latency_s, "hop_s": 0.0, "efficiency": 1.0, "ramp_s": 0.0, "pair_loss": 0.0}
-    return NEUTRAL | plain | {"low_launch_s": latency_s, "low_hop_s": 0.0, "low_efficiency": 1.0}
+    return NEUTRAL | plain | {"low_launch_s": latency_s, "low_hop_s": 0.0, "low_efficiency": 1.0, "low_pair_loss": 0.0}
 
 
 _IDEAL_ACROSS = {
@@ -172,7 +172,8 @@ def _per_link(split: str, rest: Sequence[LinkTimings], out: Sequence[LinkTimings
 
 
 def _inside_fits(tables: Sequence[LinkTimings]) -> CollectiveFits:
-    return as_fits([*fit_inside(tables), *mesh_records()])
+    records = fit_inside(tables)
+    return as_fits([*records, *wired_records(records), *mesh_records()])
 
 
 def across_splits(folder: Path, inside: Sequence[dict[str, Any]]) -> Iterator[Judged]:

@@ -3,6 +3,9 @@
 Left out: 8-bit integers, which repeat the rows of 16-bit ones, except the sums that no switch can add; inference
 libraries' own all-reduce kernels; XLA's (its compiler adds 10 us and takes no in-switch sum); and profiled rows of
 links that nccl-tests timed too. Of a source that lists a thousand sizes, ``MOST_SIZES`` are kept, evenly spread.
+
+nnScaler times what its wrappers copy around a collective along with it, and lists n times the bytes of an all-to-all
+of n ranks; both are put right here (``without_copies``).
 """
 
 from dataclasses import dataclass, fields
@@ -49,6 +52,12 @@ PEAK_TOLERANCE = 1.05  # of a link's bandwidth, by which a timer's resolution ma
 MOST_SIZES = 48  # of one source, link, operation and number of ranks
 # Four cards in two bridged pairs: the ring's slowest hop is PCIe, of the generation of the card.
 ACROSS_PAIRS = {"A100-SXM4-80GB": "pcie4", "H100-SXM5-80GB": "pcie5"}
+# nnScaler's wrappers (nnscaler/runtime/adapter/collectives.py) clone what they reduce, and cut or join pieces before
+# or after everything else. Clone: S read and written at the 1.3 TB/s that a GCD copies with (OLCF Frontier user guide,
+# BabelStream). The others: what gathers and scatters of 512 MiB take above half an all-reduce, both without their
+# copies, on two and on four ranks, whose ring is the same one.
+CLONE_S_PER_BYTE = 2 / 1.3e12
+PIECES_S_PER_BYTE = 5.2e-12
 WITH_SWITCH = ("nvlink4", "nvlink5")  # third-generation NVSwitch and later add in the network (NVLS)
 # Link, operation, ranks, bytes, microseconds: a rack of GB200, coreweave/nccl-tests pull request 43.
 RACK_SOURCE = "coreweave/nccl-tests pull request 43"
@@ -124,6 +133,7 @@ def inside_timings(folder: Path, *, judged: bool = False) -> list[LinkTimings]:
     table = table.assign(name=[link_of(row, judged=judged) for row in table.itertuples()])
     # The rings of the V100's cube mesh need a power of two; no plan puts 3, 5, 6 or 7 ranks together.
     table = table[(table.name != "") & table.num_gpus.isin([2, 4, 8, 16])]
+    table = without_copies(table)
     if not judged:
         rack = pd.DataFrame(RACK, columns=["name", "op", "num_gpus", "size_bytes", "time_us"])
         table = pd.concat([table, rack.assign(source=RACK_SOURCE, adds=True)], ignore_index=True)
@@ -147,6 +157,19 @@ def inside_timings(folder: Path, *, judged: bool = False) -> list[LinkTimings]:
                 )
             )
     return found
+
+
+def without_copies(table: Any) -> Any:
+    """The table with nnScaler's rows as the collective alone: its own copies taken off, all-to-alls at their size.
+
+    Its benchmark (nnscaler/profiler/benchmark_comm.py) divides the tensor of an all-to-all by the number of ranks,
+    as that of a gather, but the size that it writes is that of the whole.
+    """
+    mine = table.source == "nnscaler"
+    whole = mine & (table.op == "all_to_all")
+    size_bytes = table.size_bytes / np.where(whole, table.num_gpus, 1)
+    per_byte = np.where(table.op == "all_reduce", CLONE_S_PER_BYTE, PIECES_S_PER_BYTE) * mine
+    return table.assign(size_bytes=size_bytes, time_us=table.time_us - 1e6 * per_byte * size_bytes)
 
 
 def _impossible(row: Any) -> bool:

@@ -32,6 +32,12 @@ class Range:
         """Whether the parameter spans decades."""
         return self.low > 0 and self.high / self.low > 20
 
+    def ends_at(self, value: float) -> bool:
+        """Whether a fit stopped at an end of the range, within a thousandth of it."""
+        near = 1e-3 * (1.0 if self.logarithmic else self.high - self.low)
+        low, value, high = (float(np.log(x)) if self.logarithmic else x for x in (self.low, value, self.high))
+        return value - low < near or high - value < near
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errors:

@@ -12,15 +12,26 @@ import pandas
 from costmodels.calibration.collective_fit import (
     CUBE_MESH,
     NEUTRAL,
+    PACKAGE_MESH,
     as_plans_place,
     fit_inside,
     fit_tables,
     price_of,
+    stated_lanes,
+    wired_records,
 )
 from costmodels.calibration.collective_report import page, scores
 from costmodels.calibration.collective_splits import SPLITS, Judged, judge_inside
 from costmodels.calibration.collective_spreads import interval, spread_records
-from costmodels.calibration.collective_tables import MOST_SIZES, LinkTimings, thinned
+from costmodels.calibration.collective_tables import (
+    CLONE_S_PER_BYTE,
+    MOST_SIZES,
+    PIECES_S_PER_BYTE,
+    LinkTimings,
+    thinned,
+    without_copies,
+)
+from costmodels.calibration.robust import Range
 from costmodels.collectives import CollectiveOp
 from costmodels.link_model import OP_NAMES
 from profiles.catalog import default_catalog
@@ -28,7 +39,7 @@ from profiles.fits import parse_collective_fits
 
 TRUE = NEUTRAL | {
     "launch_s": 2e-5, "hop_s": 3e-6, "efficiency": 0.8, "ramp_s": 1e-6, "low_launch_s": 7e-6, "low_hop_s": 1e-6,
-    "low_efficiency": 0.2, "pair_loss": 0.6,
+    "low_efficiency": 0.2, "pair_loss": 0.6, "low_pair_loss": 1.0,
 }  # fmt: skip
 SIZES = 2.0 ** np.arange(10, 30)
 
@@ -64,11 +75,67 @@ def test_eight_ranks_follow_from_two_and_four() -> None:
 
 
 def test_the_cube_mesh_is_stated_not_fitted() -> None:
-    rows = timings(CollectiveOp.ALL_REDUCE, link="nvlink2", ranks=(2, 4), pair_loss=0.0)
+    rows = timings(CollectiveOp.ALL_REDUCE, link="nvlink2", ranks=(2, 4), pair_loss=0.0, low_pair_loss=0.0)
     found = fit_tables([rows])
     assert {name: found[name] for name in CUBE_MESH} == CUBE_MESH
-    eight = timings(CollectiveOp.ALL_REDUCE, link="nvlink2", ranks=(8,), pair_loss=0.0)
+    eight = timings(CollectiveOp.ALL_REDUCE, link="nvlink2", ranks=(8,), pair_loss=0.0, low_pair_loss=0.0)
     assert np.abs(price_of([eight])(found, np.arange(len(eight))) / eight.time_s - 1).max() < 0.1
+
+
+def test_rings_of_packages_follow_from_their_wiring() -> None:
+    """Two rings of 50 GB/s pass eight dies, four links join two: half the bandwidth, whatever four ranks show."""
+    rows = timings(CollectiveOp.ALL_GATHER, link="xgmi-mi250", ranks=(2, 4), pair_loss=0.0, low_pair_loss=0.0)
+    found = fit_tables([rows])
+    assert {name: found[name] for name in PACKAGE_MESH} == PACKAGE_MESH
+    assert found["efficiency"] == pytest.approx(0.8, rel=0.03)
+    eight = timings(CollectiveOp.ALL_GATHER, link="xgmi-mi250", ranks=(8,), pair_loss=0.0, low_pair_loss=0.0)
+    largest = np.argmax(eight.size_bytes)
+    assert 7 / 8 * 2.0**29 / eight.time_s[largest] == pytest.approx(0.8 * 2 * 50e9, rel=0.05)
+    assert np.abs(price_of([eight])(found, np.arange(len(eight))) / eight.time_s - 1).max() < 0.1
+    assert stated_lanes("xgmi-mi250", "all_to_all") == {} == stated_lanes("nvlink3", "all_reduce")
+
+
+def test_a_mesh_that_nobody_timed_has_its_wiring() -> None:
+    records = fit_inside([timings(CollectiveOp.ALL_GATHER)])
+    wired = {one["name"]: one for one in wired_records(records)}
+    assert set(wired) == {"nvlink2", "xgmi-mi250"}
+    assert wired["nvlink2"]["parameters"]["lanes_of_4"] == pytest.approx(4 / 6)
+    assert wired["nvlink2"]["parameters"]["efficiency"] == records[0]["parameters"]["efficiency"]
+    assert not wired_records(fit_inside([timings(CollectiveOp.ALL_GATHER, link=link) for link in wired]))
+
+
+def test_one_size_of_group_loses_what_its_kind_does_and_a_bridged_pair_nothing() -> None:
+    prior = {"pair_loss": 0.5, "low_pair_loss": 1.1}
+    for ranks, expected in ((8, (0.5, 1.1)), (2, (0.0, 0.0))):
+        found = fit_tables([timings(CollectiveOp.ALL_GATHER, ranks=(ranks,))], prior=prior)
+        assert (found["pair_loss"], found["low_pair_loss"]) == expected
+
+
+def test_a_fit_that_stops_at_an_end_of_its_range_is_told() -> None:
+    decades, share = Range(start=1e-6, low=1e-7, high=1e-4), Range(start=0.6, low=0.0, high=1.7)
+    assert [decades.ends_at(value) for value in (1e-7, 1.00005e-7, 1.1e-7, 9.9e-5, 1e-4)] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert [share.ends_at(value) for value in (0.0, 0.01, 1.69, 1.7)] == [True, False, False, True]
+
+
+def test_copies_around_a_collective_are_not_its_time() -> None:
+    size = 2.0**20
+    rows = pandas.DataFrame(
+        {
+            "source": ["nnscaler"] * 3 + ["other"], "op": ["all_reduce", "all_gather", "all_to_all", "all_to_all"],
+            "num_gpus": 4, "size_bytes": size, "time_us": 100.0,
+        }
+    )  # fmt: skip
+    found = without_copies(rows)
+    assert list(found.size_bytes) == [size, size, size / 4, size]
+    copies = [1e6 * size * per_byte for per_byte in (CLONE_S_PER_BYTE, PIECES_S_PER_BYTE, PIECES_S_PER_BYTE / 4, 0.0)]
+    assert list(found.time_us) == pytest.approx([100.0 - one for one in copies])
+    assert copies[:2] == pytest.approx([1.61, 5.45], rel=0.01)
 
 
 def test_a_prior_fills_in_for_rows_that_say_nothing() -> None:
@@ -112,8 +179,11 @@ def test_groups_weigh_alike_however_many_rows_they_list() -> None:
     low, high = interval(logs)
     assert np.exp(low) == pytest.approx(0.8 ** (1 + 2 / 3))
     assert np.exp(high) == pytest.approx(1.5 ** (1 + 2 / 3))
-    one_sided = interval([np.log(np.full(5, 1.2))])
-    assert one_sided == (0.0, pytest.approx(3 * np.log(1.2)))
+    one_sided = interval([np.log(np.full(5, 1.2))] * 3)
+    assert one_sided == (0.0, pytest.approx(5 / 3 * np.log(1.2)))
+    for few, wider in ((1, 3), (2, 2)):
+        far = wider * np.log(1.2)
+        assert interval([np.log(np.full(5, 1.2))] * few) == pytest.approx((-far, far))
 
 
 def test_spreads_follow_classes_and_fall_back_on_the_next_wider() -> None:
@@ -153,7 +223,7 @@ def test_rows_are_judged_by_the_price_list_itself() -> None:
 
 
 def test_plans_run_on_the_slower_pairs_of_a_cube_mesh() -> None:
-    rows = timings(CollectiveOp.ALL_REDUCE, link="nvlink2", ranks=(2, 4), pair_loss=0.0)
+    rows = timings(CollectiveOp.ALL_REDUCE, link="nvlink2", ranks=(2, 4), pair_loss=0.0, low_pair_loss=0.0)
     other = timings(CollectiveOp.ALL_REDUCE, link="nvlink3", ranks=(2, 4))
     before = fit_inside([rows, other])
     after = as_plans_place(before)

@@ -14,8 +14,8 @@ from profiles.hardware import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 
 INSIDE = {
     "launch_s": 10e-6, "hop_s": 1e-6, "efficiency": 0.5, "low_launch_s": 2e-6, "low_hop_s": 0.5e-6,
-    "low_efficiency": 0.05, "ramp_s": 0.0, "pair_loss": 0.0, "sharing": 0.0, "lanes_of_2": 1.0, "lanes_of_4": 1.0,
-    "lanes_of_8": 1.0, "switch_hop_s": 0.0, "switch_efficiency": 0.0,
+    "low_efficiency": 0.05, "ramp_s": 0.0, "pair_loss": 0.0, "low_pair_loss": 0.0, "sharing": 0.0, "lanes_of_2": 1.0,
+    "lanes_of_4": 1.0, "lanes_of_8": 1.0, "lanes_of_16": 1.0, "switch_hop_s": 0.0, "switch_efficiency": 0.0,
 }  # fmt: skip
 ACROSS = {
     "launch_s": 20e-6, "hops": 2.0, "efficiency": 0.8, "low_hops": 1.0, "low_share": 0.25, "tree_share": 0.0,
@@ -96,6 +96,13 @@ def test_two_ranks_cannot_use_every_lane() -> None:
     assert seconds(CollectiveOp.ALL_GATHER, 1e10, 4, 4, inside=halved) == pytest.approx(
         13e-6 + 0.75 * 1e10 / (50e9 * 0.75)
     )
+
+
+def test_the_low_latency_protocol_loses_a_share_of_its_own() -> None:
+    halved = INSIDE | {"low_pair_loss": 1.0}
+    small, large = (seconds(CollectiveOp.ALL_GATHER, size, 2, 2, inside=halved) for size in (1e4, 1e10))
+    assert small == pytest.approx(2.5e-6 + 0.5 * 1e4 / (5e9 * 0.5))
+    assert large == seconds(CollectiveOp.ALL_GATHER, 1e10, 2, 2)
 
 
 def test_a_mesh_reaches_only_the_lanes_to_its_peers_and_a_bridge_is_shared() -> None:

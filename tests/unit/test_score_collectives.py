@@ -80,7 +80,8 @@ def test_prices_follow_the_formula(tmp_path: Path) -> None:
     """Half of 300 GB/s after 10 us and 3 hops of 1 us."""
     parameters = {
         "launch_s": 1e-5, "hop_s": 1e-6, "efficiency": 0.5, "ramp_s": 0.0, "low_launch_s": 1.0, "low_hop_s": 0.0,
-        "low_efficiency": 0.5, "lanes_of_2": 1.0, "lanes_of_4": 1.0, "lanes_of_8": 1.0, "pair_loss": 0.0,
+        "low_efficiency": 0.5, "lanes_of_2": 1.0, "lanes_of_4": 1.0, "lanes_of_8": 1.0, "lanes_of_16": 1.0,
+        "pair_loss": 0.0, "low_pair_loss": 0.0,
         "sharing": 0.0, "switch_efficiency": 0.0,
     }  # fmt: skip
     card = {"sources": [], "rows": 1, "held_out_rows": 1, "mape": 0, "median_ape": 0, "log_std": 0, "held_out": ""}
