@@ -80,9 +80,9 @@ def ring_steps(op: CollectiveOp, ranks: FloatArray) -> FloatArray:
 def reach(fit: Parameters, local: FloatArray, *, loss: str = "pair_loss") -> FloatArray:
     """Share of a device's link bandwidth that ``local`` ranks reach together.
 
-    Few ranks cannot use every lane (``pair_loss``, or another ``loss``: the low-latency protocols lose more), or in a mesh only those that lead to one another
-    (``lanes_of_2`` to ``lanes_of_16``: shares of all lanes, in between by interpolation), or compete for the bridges
-    of a bus (``sharing`` exponent).
+    Few ranks cannot use every lane (``pair_loss``, or another ``loss``: the low-latency protocols lose more), or in a
+    mesh only those that lead to one another (``lanes_of_2`` to ``lanes_of_16``: shares of all lanes, in between by
+    interpolation), or compete for the bridges of a bus (``sharing`` exponent).
     """
     lanes = np.interp(local, MESH_SIZES, [fit[f"lanes_of_{size}"] for size in MESH_SIZES])
     shared = (np.maximum(local, 2) / 2) ** -fit["sharing"]

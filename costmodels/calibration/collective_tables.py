@@ -53,8 +53,8 @@ MOST_SIZES = 48  # of one source, link, operation and number of ranks
 # Four cards in two bridged pairs: the ring's slowest hop is PCIe, of the generation of the card.
 ACROSS_PAIRS = {"A100-SXM4-80GB": "pcie4", "H100-SXM5-80GB": "pcie5"}
 # nnScaler's wrappers (nnscaler/runtime/adapter/collectives.py) clone what they reduce, and cut or join pieces before
-# or after everything else. Clone: S read and written at the 1.3 TB/s that a GCD copies with (OLCF Frontier user guide,
-# BabelStream). The others: what gathers and scatters of 512 MiB take above half an all-reduce, both without their
+# or after everything else. Clone: S read and written at 1.3 TB/s, assumed to be reached of a GCD's 1.64 TB/s (data
+# sheet). The others: what gathers and scatters of 512 MiB take above half an all-reduce, both without their
 # copies, on two and on four ranks, whose ring is the same one.
 CLONE_S_PER_BYTE = 2 / 1.3e12
 PIECES_S_PER_BYTE = 5.2e-12
