@@ -56,7 +56,8 @@ class Fold:
         learned_s, reference_s: (K,) seconds by the whole model and by its reference roofline.
         constant_s: (K,) seconds by a roofline with one efficiency per format, fitted on the same rows.
         named_s: (K,) seconds by trees that know operations by name, where those are held out.
-        few_shot: Mask of the rows left after calibration, and their corrected prices; None where not tried.
+        few_shot: By draw of what is spent on calibration: mask of the rows left, and their corrected prices; empty
+            where not tried.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Fold:
     reference_s: FloatArray
     constant_s: FloatArray
     named_s: FloatArray | None = None
-    few_shot: FewShot | None = None
+    few_shot: tuple[FewShot, ...] = ()
 
     def blended_s(self, share: float) -> FloatArray:
         """(K,) geometric mean of model and reference."""
@@ -138,11 +139,11 @@ def _by_situation(
     else:
         situations = np.where(related[judged][kept], "related", "foreign")
     share = dict(zip(part.format.tolist(), np.where(situations == "related", 1.0, 0.5).tolist(), strict=True))
-    calibrated = few_shot_prices(trained, part, share) if few_shot else None
+    calibrated = few_shot_prices(trained, part, share) if few_shot else ()
     for situation in np.unique(situations):
         mine = situations == situation
         fold = _judged(name, str(situation), known, part.take(mine), trained)
-        yield replace(fold, few_shot=None if calibrated is None else part_of(calibrated, mine))
+        yield replace(fold, few_shot=tuple(part_of(draw, mine) for draw in calibrated))
 
 
 def _situations(trained: Trained, part: TrainingRows) -> NDArray[np.str_]:
@@ -345,15 +346,19 @@ def _line(
     }  # fmt: skip
     if fold.named_s is not None:
         line["named_mape"] = _errors(fold.named_s[mine], measured_s[mine])["mape"]
-    if fold.few_shot is not None:
-        left, priced = fold.few_shot
-        kept, measured_s = mine[left], measured_s[left][mine[left]]
-        within = (priced.low_s[kept] <= measured_s) & (measured_s <= priced.high_s[kept])
-        line |= {
-            "few_shot_mape": _errors(priced.time_s[kept], measured_s)["mape"],
-            "few_shot_covered": float(within.mean()),
-        }
-    return line
+    draws = [_after(draw, mine, measured_s) for draw in fold.few_shot]
+    return line | {key: float(np.mean([draw[key] for draw in draws])) for key in (draws[0] if draws else ())}
+
+
+def _after(calibrated: FewShot, mine: NDArray[np.bool_], measured_s: FloatArray) -> dict[str, float]:
+    """Error and coverage of those rows of a fold that one draw has left."""
+    left, priced = calibrated
+    kept, measured_s = mine[left], measured_s[left][mine[left]]
+    within = (priced.low_s[kept] <= measured_s) & (measured_s <= priced.high_s[kept])
+    return {
+        "few_shot_mape": _errors(priced.time_s[kept], measured_s)["mape"],
+        "few_shot_covered": float(within.mean()),
+    }
 
 
 def _errors(predicted: FloatArray, measured: FloatArray) -> dict[str, float]:
