@@ -197,6 +197,15 @@ def test_products_that_a_tuner_timed_are_narrow_already(tmp_path):
     assert is_bare(calls).tolist() == [True, False, False]
 
 
+def test_batched_products_of_a_tuner_that_knows_int8_alone_have_no_price(tmp_path):
+    rows = mapped(
+        tmp_path, "gemm", "aiter-tuned,MI300X,fp8,8,16,32,16,10.0,best-tuned;ck",
+        "aiter-tuned,MI300X,bf16,8,16,32,16,10.0,best-tuned;ck", "aiter-tuned,MI300X,fp8,8,16,32,1,10.0,best-tuned;ck",
+        "here,MI300X,fp8,8,16,32,16,10.0,best-tuned;ck",
+    )  # fmt: skip
+    assert (rows.problem.codes > 0).tolist() == [True, False, False, False]
+
+
 def test_a_fused_expert_layer_runs_both_gemms_of_the_experts_at_hand(tmp_path):
     line = "here,H100,bf16,fused_moe,{tokens},64,32,2,8,2,{ep},balanced,lib,9"
     rows = matrices(tmp_path, line.format(tokens=4096, ep=1), line.format(tokens=4096, ep=4))
