@@ -57,12 +57,7 @@ def rates_of(device: str, format_class: str, *, held: float = 1.0) -> Rates:
     """Peaks of a catalogued device, of its arithmetic the share that it holds."""
     spec = default_catalog().device(device)
     peak = spec.peak(FORMAT_NAME[format_class]) if format_class else 1.0
-    return Rates(
-        flops_per_s=peak * held,
-        bytes_per_s=spec.memory_bandwidth_bytes_per_s,
-        num_sms=spec.num_sms,
-        l2_bytes=spec.l2_bytes,
-    )
+    return Rates.of(spec, peak * held)
 
 
 def price_of(timings: Timings, held: Mapping[str, float] | None = None) -> Price:

@@ -29,11 +29,23 @@ GENERATIONS: Mapping[str, float] = {
 # Whose matrix instructions take a scale per block of operands (PTX ISA, ``tcgen05.mma`` and ``mma`` with
 # ``.block_scale``; CDNA4 ISA, ``v_mfma_scale``); others rescale partial sums on their vector units.
 BLOCK_SCALING = frozenset({"blackwell", "blackwell-rtx", "cdna4"})
+# Whose last-level cache is two, each of which keeps what the multiprocessors next to it read (NVIDIA A100 whitepaper,
+# "A100 L2 cache"; the H100's is alike, and a B200 is two dies): what all of them read is held twice. Weights of a few
+# rows, which one multiprocessor reads, are not: replayed, they stay up to the whole cache. Of Ampere, A100 and A30.
+_TWO_CACHES = frozenset({"hopper", "blackwell"})
+_LARGEST_SINGLE_BYTES = 6 * 2**20  # of Ampere's other chips
 # Where only the vendor of an architecture is known: the nearest thing measured.
 _VENDOR_GENERATION = {"amd": 10.0}
 _UNKNOWN_GENERATION = 5.0
 _OPERAND_BYTES = {"fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "fp4": 0.5}
 OPERAND_BYTES = np.array([_OPERAND_BYTES[name] for name in GEMM_FORMATS])
+
+
+def shared_cache_bytes(device: DeviceSpec) -> float:
+    """What the last-level cache of a device holds of data that all its multiprocessors read."""
+    two = device.architecture in _TWO_CACHES
+    two |= device.architecture == "ampere" and device.l2_bytes > _LARGEST_SINGLE_BYTES
+    return device.l2_bytes / 2 if two else device.l2_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

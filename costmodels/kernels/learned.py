@@ -157,12 +157,7 @@ def formula_s(op_class: str, calls: KernelCallBatch, device: DeviceSpec, paramet
     Raises:
         SpecError: If the device cannot multiply in the format.
     """
-    rates = Rates(
-        flops_per_s=1.0 if op_class == "memory" else device.peak(GEMM_FORMATS[calls.gemm_format[0]]),
-        bytes_per_s=device.memory_bandwidth_bytes_per_s,
-        num_sms=device.num_sms,
-        l2_bytes=device.l2_bytes,
-    )
+    rates = Rates.of(device, 1.0 if op_class == "memory" else device.peak(GEMM_FORMATS[calls.gemm_format[0]]))
     return FORMULAS[FORMULA_OF.get(op_class, op_class)](calls, parameters, rates)
 
 

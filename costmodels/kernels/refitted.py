@@ -90,10 +90,4 @@ def product_s(calls: KernelCallBatch, parameters: Parameters, device: DeviceSpec
     Raises:
         SpecError: If the device cannot multiply in it.
     """
-    rates = Rates(
-        flops_per_s=device.peak(GEMM_FORMATS[calls.gemm_format[0]]),
-        bytes_per_s=device.memory_bandwidth_bytes_per_s,
-        num_sms=device.num_sms,
-        l2_bytes=device.l2_bytes,
-    )
-    return gemm_time_s(calls, parameters, rates)
+    return gemm_time_s(calls, parameters, Rates.of(device, device.peak(GEMM_FORMATS[calls.gemm_format[0]])))

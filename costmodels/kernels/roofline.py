@@ -25,7 +25,7 @@ from costmodels.kernels.calls import (
     concatenate,
     take,
 )
-from costmodels.kernels.device_features import OPERAND_BYTES
+from costmodels.kernels.device_features import OPERAND_BYTES, shared_cache_bytes
 from costmodels.kernels.implementations import copies_of, is_bare, is_narrow
 from profiles.fits import Fit, KernelFits
 from profiles.hardware import DeviceSpec
@@ -55,12 +55,27 @@ FORMAT_CLASS = {"fp32": "fp32", "tf32": "tf32", "fp16": "16-bit", "bf16": "16-bi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What the formulas read of a device, for one format: peak FLOP/s, memory bytes/s, multiprocessors, cache."""
+    """What the formulas read of a device, for one format: peak FLOP/s, memory bytes/s, multiprocessors, cache.
+
+    ``shared_cache_bytes`` is what the cache holds of data that all multiprocessors read.
+    """
 
     flops_per_s: float
     bytes_per_s: float
     num_sms: int
     l2_bytes: float
+    shared_cache_bytes: float
+
+    @classmethod
+    def of(cls, device: DeviceSpec, flops_per_s: float) -> "Rates":
+        """Those of a device that reaches so many FLOP/s at its peak."""
+        return cls(
+            flops_per_s=flops_per_s,
+            bytes_per_s=device.memory_bandwidth_bytes_per_s,
+            num_sms=device.num_sms,
+            l2_bytes=device.l2_bytes,
+            shared_cache_bytes=shared_cache_bytes(device),
+        )
 
 
 def _waves(tiles: FloatArray, num_sms: int, quantisation: float) -> FloatArray:
@@ -142,7 +157,7 @@ def kept_share(copies: IntArray, weight_bytes: FloatArray, other_bytes: FloatArr
 
 def _uncached(live_bytes: FloatArray, fit: Parameters, rates: Rates) -> FloatArray:
     """(C,) time of traffic between 1 / ``cache_speed``, all of it in the cache, and 1, all in memory."""
-    fits = np.maximum(fit["cache_share"] * rates.l2_bytes / np.maximum(live_bytes, 1.0), 1e-9)
+    fits = np.maximum(fit["cache_share"] * rates.shared_cache_bytes / np.maximum(live_bytes, 1.0), 1e-9)
     miss = 1 / (1 + fits**_CORNER)
     return np.asarray(miss + (1 - miss) / _cache_speed(fit, rates))
 
@@ -256,12 +271,7 @@ class RooflineKernelModel:
         format_class = "" if op is KernelOp.MEMORY else FORMAT_CLASS[gemm_format]
         if format_class == "tf32" and "tf32" not in device.peak_flops_per_s:
             format_class = "fp32"  # DeviceSpec.peak runs it on the fp32 units
-        rates = Rates(
-            flops_per_s=device.peak(gemm_format) if format_class else 1.0,
-            bytes_per_s=device.memory_bandwidth_bytes_per_s,
-            num_sms=device.num_sms,
-            l2_bytes=device.l2_bytes,
-        )
+        rates = Rates.of(device, device.peak(gemm_format) if format_class else 1.0)
         name, known = OP_NAMES[op], self.fits.knows(OP_NAMES[op], format_class)
         if not known and op is KernelOp.GROUPED_GEMM and self.fits.knows("gemm", format_class):
             name = "gemm"  # one group at a time is the least that is known of the format

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls
+from costmodels.kernels.device_features import shared_cache_bytes
 from costmodels.kernels.implementations import REPLAYED, Engine, Library, code_of
 from costmodels.kernels.roofline import RooflineKernelModel
 from profiles.catalog import default_catalog
@@ -100,6 +101,23 @@ def test_what_was_just_written_moves_at_the_speed_of_the_cache_that_holds_it() -
     # 10 MB of input and output do not fit.
     assert price(tall, record("gemm", thin)) == pytest.approx(2 * 65536 * 80 / 0.5e12, rel=0.02)
     assert price(tall, record("gemm", thin | {"cache_share": 1e3})) == pytest.approx(2 * 65536 * 80 / 2e12, rel=0.02)
+
+
+def on(device: DeviceSpec, calls: KernelCallBatch, parameters: dict, kind: str = "16-bit") -> float:
+    return float(model(record("gemm", parameters, kind=kind)).predict(calls, device).time_s[0])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "l2_bytes", "held_bytes"),
+    [("hopper", 5e7, 2.5e7), ("blackwell", 1.2e8, 6e7), ("ampere", 4e7, 2e7), ("ampere", 6e6, 6e6), ("ada", 9e7, 9e7)],
+)
+def test_a_cache_in_two_parts_holds_what_all_processors_read_twice(architecture, l2_bytes, held_bytes) -> None:
+    device = replace(DEVICE, architecture=architecture, l2_bytes=l2_bytes)
+    assert shared_cache_bytes(device) == held_bytes
+    width = np.sqrt(held_bytes / 4)  # input and output of 16 bits are as large as what is held: half of them misses
+    fast = BYTES_ALONE | {"cache_speed": 4.0}
+    written_s = on(device, gemm(width, width, width), fast) - 2 * width**2 / 5e11
+    assert written_s == pytest.approx(held_bytes / 5e11 * (0.5 + 0.5 / 4), rel=1e-6)
 
 
 def test_replayed_weights_that_fit_the_cache_come_from_it() -> None:
