@@ -56,8 +56,9 @@ of shapes are fitted on at most {MOST_ROWS:,} rows of one device, source and for
 on {MOST_ROWS_OF_A_FOLD:,}.
 
 Products move their input and output, which the layer before has just written, at the cache's rate as far as they fit
-into it; inputs quantised along cost launches and elements converted or moved; those in `-bare` formats are narrow
-already, as PyTorch and tuners of single products run them. All of one arithmetic share what multiplies them.
+into it, or into half of one that is in two parts; inputs quantised along cost launches and elements converted or
+moved; those in `-bare` formats are narrow already, as PyTorch and tuners of single products run them. All of one
+arithmetic share what multiplies them.
 Calibration fits the parameters of their roofline again before it looks at single kernels.
 
 Of its peak a device holds the cube root of what its board may draw over what the peak would
