@@ -206,7 +206,7 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
     attention, dense_mlp, embedding, head = exposed_blocks(parts, shape, groups, context)
     beside_s = parts[0].kernel_s[:, None, groups.of_row[expert_groups.first]]
     (expert_mlp,) = exposed_blocks([routed], expert_shape, expert_groups, context, attention_s=beside_s)
-    if not context.stack.fixed_capacity:
+    if not (context.stack.fixed_capacity or context.stack.captures_iterations):
         expert_mlp.seconds[_LAUNCHES] += context.stack.expert_layer_s * context.cluster.node.host_time_scale
     return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head)
 
@@ -255,6 +255,8 @@ def exposed_blocks(
         ]
         for row, seconds in zip(each.rows, shown, strict=True):
             table[row] = seconds
+        if stack.captures_iterations:
+            continue
         issue = launched[each.phases[0]] + launched[each.phases[1]] + total(called[axis] for axis in each.axes)
         busy = total(shown) + first + second
         table[each.launch_row] = issue if stack.blocking_launches else np.maximum(issue - busy, 0.0)

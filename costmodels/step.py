@@ -165,7 +165,8 @@ def _pipeline(
     layers = stage_layers(plans, stages, context.model)
     work = stage_seconds(plans, stages, costs, parameters, context)
     transfer_s = boundary_transfer_s(plans, context)
-    per_micro = context.stack.microbatch_overhead_s * plans.virtual_stages
+    issued = not context.stack.captures_iterations
+    per_micro = context.stack.microbatch_overhead_s * issued * plans.virtual_stages
     either_s = (transfer_s + per_micro / 2)[:, None]
     again = recompute_units(plans, costs, context.model)
     passes = Passes(

@@ -53,6 +53,9 @@ class StackSpec:
         expert_streams: Streams that experts' products take turns on, a kernel each; 0: one kernel runs them all.
         fixed_capacity: Experts take a fixed number of tokens each, and drop or pad the rest: nobody waits to learn how
             many arrive, and ``expert_layer_s`` falls away.
+        sends_tokens_once: A token goes once to every rank that holds one of its experts; else once to every expert.
+        captures_iterations: Whole iterations are captured as CUDA graphs: nothing that the host issues takes time, and
+            nobody waits to learn how many tokens arrive.
         expert_dispatch: How tokens get to their experts: ``permuted`` into their order, or ``masked``, multiplied by a
             mask over the places of all experts.
         recompute_stops_early: Recomputing a whole layer ends once everything is there that its backward pass needs: its
@@ -164,6 +167,8 @@ class StackSpec:
     sorts_arrivals: bool = False
     expert_streams: int = 0
     fixed_capacity: bool = False
+    sends_tokens_once: bool = False
+    captures_iterations: bool = False
     expert_dispatch: str = "permuted"
     recompute_stops_early: bool = False
     clips_gradients: bool = False

@@ -4,6 +4,7 @@ import numpy as np
 
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
+from costmodels.expert_exchange import groups_hit
 from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.attention import lora_pair, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList, Phase, core_format
@@ -73,7 +74,7 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         dense_matrices(calls, context, rows=shape.tokens, width=width, activated=Part.SHARED)
         calls.part = None
         tensor_block_traffic(calls, shape, hidden * element)
-    _dispatch_traffic(calls, shape, moe, own_tokens * moe.experts_per_token * hidden * element)
+    _dispatch_traffic(calls, shape, own_tokens * _copies(shape, context, moe) * hidden * element)
     return calls
 
 
@@ -160,7 +161,15 @@ def dense_matrices(
                 lora_pair(calls, rows, inputs, outputs, rank=lora.rank, element=element, batch=batch)
 
 
-def _dispatch_traffic(calls: CallList, shape: RankShape, moe: MoESpec, sent_bytes: FloatArray) -> None:
+def _copies(shape: RankShape, context: CostContext, moe: MoESpec) -> FloatArray:
+    """(K,) how often a token is sent, its own rank among the receivers."""
+    each = np.full(len(shape), float(moe.experts_per_token))
+    if not context.stack.sends_tokens_once:
+        return each
+    return groups_hit(each, np.full(len(shape), float(moe.num_experts)), shape.expert.astype(float))
+
+
+def _dispatch_traffic(calls: CallList, shape: RankShape, sent_bytes: FloatArray) -> None:
     """All-to-all to the experts' ranks and back; gather and scatter over expert-tensor ranks."""
     one = np.ones_like(shape.expert)
     split = shape.expert_tensor

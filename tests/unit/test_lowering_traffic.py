@@ -155,6 +155,15 @@ def test_each_token_copy_is_dispatched_and_combined(t, c):
     assert sent("expert_mlp", plan, where) == {Axis.EXPERT_FORWARD: {A2A: volume}, Axis.EXPERT_BACKWARD: {A2A: volume}}
 
 
+@pytest.mark.parametrize(("ranks", "copies"), [(8, 2.0), (2, 2 * (1 - 6 / 28)), (4, 4 * (1 - 15 / 28))])
+def test_kernels_made_for_it_send_a_token_once_to_every_rank_with_an_expert_of_its(ranks, copies):
+    """Of 8 experts two are drawn; a rank that holds n of them is missed in C(8 - n, 2) of C(8, 2) draws."""
+    where = context(model=mixture(moe={"shared_ffn_hidden_size": 0}), stack=stack(sends_tokens_once=True))
+    plan = ExecutionPlan(expert_parallel=ranks, data_parallel=ranks)
+    found = sent("expert_mlp", plan, where)
+    assert found == {axis: {A2A: 2 * copies * ROWS} for axis in (Axis.EXPERT_FORWARD, Axis.EXPERT_BACKWARD)}
+
+
 def test_expert_tensor_ranks_gather_and_reduce_the_routed_tokens():
     where = context(model=mixture(moe={"shared_ffn_hidden_size": 0}))
     plan = ExecutionPlan(tensor_parallel=4, sequence_parallel=True, expert_parallel=2, expert_tensor_parallel=4)
