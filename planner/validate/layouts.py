@@ -133,6 +133,7 @@ def plan_of(reading: Reading, degrees: Degrees, batch: tuple[int, int, int]) -> 
         sequence_parallel = defaults.sequence_parallel and not recipes.omits_sequence_parallel(row)
     first, last = _uneven_stages(row, reading.model.num_layers, degrees.pipeline)
     stages = _stage_layers(row, reading.model.num_layers, degrees.pipeline)
+    stages = stages or recipes.preset_stage_layers(row, reading.model, degrees.pipeline)
     if defaults.stack == "nanotron" and degrees.pipeline > 1:
         stages = balanced_stage_layers(reading.model, degrees.pipeline)
     notes = row.text("notes").lower()

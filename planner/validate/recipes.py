@@ -48,13 +48,40 @@ def preset_recompute(row: Row, model: ModelSpec) -> tuple[Recompute, RecomputeMo
     if not lora and (paxml or not re.search("megatron-bridge|nemo docs|dgxc", source)):
         return None
     if model.latent_attention is not None:
-        # Recomputing the core comes nearest to what Megatron-Bridge's presets repeat.
-        projections = "dgxc" in source and "h100" in row.text("gpu").lower()
-        modules = RecomputeModule.MLA_UP_PROJ if projections else RecomputeModule.CORE_ATTN
-        return Recompute.SELECTIVE, modules, f"{MODULES_RECOMPUTED}: selective"
+        return Recompute.SELECTIVE, _latent_modules(row), f"{MODULES_RECOMPUTED}: selective"
     whole = not re.search(r"Megatron-FSDP|use_megatron_fsdp=True", row.text("notes"))
     note = f"{PRESET_RECOMPUTE if whole else MODULES_RECOMPUTED}: none"
     return Recompute.NONE, RecomputeModule.CORE_ATTN, note
+
+
+def _latent_modules(row: Row) -> RecomputeModule:
+    """Modules of a layer with latent attention that are recomputed.
+
+    Megatron-Bridge's presets name ``mla_up_proj``, on H100 ``mlp`` besides; those of FP8 on GB200 ``mlp`` alone from
+    release 26.04 on, but for whole iterations captured (tags v0.3.0 to v0.5.1).
+    """
+    gpu, precision = row.text("gpu").lower(), row.text("precision").lower()
+    if "dgxc" in row.text("source").lower():
+        return RecomputeModule.MLA_UP_PROJ if "h100" in gpu else RecomputeModule.CORE_ATTN
+    if "h100" in gpu:
+        return RecomputeModule.MLA_UP_PROJ | RecomputeModule.MLP
+    dense_alone = "gb200" in gpu and "8" in precision and re.search(r"\b26\.04[. \d]*NeMo Container", row.text("notes"))
+    return RecomputeModule.MLP if dense_alone else RecomputeModule.MLA_UP_PROJ
+
+
+def preset_stage_layers(row: Row, model: ModelSpec, stages: int) -> tuple[int, ...]:
+    """Layers of every stage as its publisher's recipe lays out DeepSeek-V3; () if no recipe is known.
+
+    Of 64 places, three are not layers. NeMo's script leaves one out of the first stage and two of the last
+    (pretrain_deepseek_v3.py), as does Megatron-Bridge's layout for H100 (``Et|(tt|)*30mL``), its others three of the
+    last (set_deepseek_v3_pipeline_model_parallel_layout).
+    """
+    source, each = row.text("source").lower(), 64 // stages
+    if model.num_layers != 61 or model.latent_attention is None or stages == 1 or 64 % stages:
+        return ()
+    if "dgxc" in source or ("megatron-bridge" in source and "h100" in row.text("gpu").lower()):
+        return (each - 1, *[each] * (stages - 2), each - 2)
+    return (*[each] * (stages - 1), each - 3) if "megatron-bridge" in source else ()
 
 
 def runs_nemo_scripts(row: Row) -> bool:

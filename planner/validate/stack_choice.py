@@ -77,6 +77,7 @@ _DEEPSPEED = StackDefaults(stack="deepspeed", zero_stage=3, zero_is_known=False)
 _XTUNER = dataclasses.replace(_DEEPSPEED, stack="xtuner")
 _MEGATRON_TOKEN_DROP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-token-drop")
 _MEGATRON_HYBRID_EP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-hybrid-ep")
+_MEGATRON_FULL_GRAPHS = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-full-graphs")
 _FSDP = StackDefaults(stack="fsdp", zero_stage=3, sequence_parallel=True)
 _COMPOSER = StackDefaults(stack="fsdp-composer", zero_stage=3)
 _COMPOSER_2023 = StackDefaults(stack="fsdp-composer-2023", zero_stage=3)
@@ -103,6 +104,7 @@ _NO_STACK = "no stack model for"
 # Megatron-Bridge's workload presets set moe_a2a_overlap for this model on H100 in every release, and for no other of
 # its tables; the runs that drop tokens are older than the presets.
 _OVERLAPS_EXPERTS = re.compile(r"qwen3[_-]235b(?!.*tokendrop)")
+_CAPTURED = (("deepseek", "gb[23]00", "26.06"), ("qwen3.30b", "gb200", "26.06"), ("qwen3.235b", "b200", "26.06.01"))
 _EXPERTS_IN_A_LOOP = re.compile(r"mixtral|moe|deepseek[ -_]?v[23]")
 # First match wins. Patterns see "framework | source" in lower case. A text instead of defaults: the reason.
 _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
@@ -173,6 +175,8 @@ def defaults_of(row: Row) -> StackDefaults:
                 return _MEGATRON_EP_OVERLAP
             if found is _MEGATRON_CORE and _drops_tokens(row):
                 return _MEGATRON_TOKEN_DROP
+            if found is _MEGATRON_CORE and _captures_iterations(row):
+                return _MEGATRON_FULL_GRAPHS
             if found is _MEGATRON_CORE and _exchanges_by_own_kernels(row):
                 return _MEGATRON_HYBRID_EP
             if found is _MEGATRON_DEEPSPEED and _blocks_on_launches(row):
@@ -224,3 +228,20 @@ def _blocks_on_launches(row: Row) -> bool:
     """
     source = row.text("source")
     return "BLOOM-176B" in source or ("tr11" in source and "date 02-17" not in row.text("notes"))
+
+
+def _captures_iterations(row: Row) -> bool:
+    """Whether whole iterations of a mixture of experts are one CUDA graph.
+
+    Megatron-Bridge's workload presets set cuda_graph_impl to full_iteration, moe_flex_dispatcher_backend to hybridep
+    and moe_a2a_overlap in MXFP8: from release 26.06 on for DeepSeek-V3 on GB200 and GB300 and for Qwen3-30B on GB200,
+    from 26.06.01 on for Qwen3-235B on B200 (scripts/performance/configs of tags v0.4.2, v0.5.0 and v0.5.1).
+    """
+    released = re.search(r"\b(\d\d\.\d\d(?:\.\d\d)?) NeMo Container", row.text("notes"))
+    if released is None or row.text("precision").lower() != "mxfp8":
+        return False
+    model, gpu = row.text("model").lower(), row.text("gpu").lower()
+    return any(
+        re.search(models, model) is not None and re.fullmatch(gpus, gpu) is not None and released.group(1) >= since
+        for models, gpus, since in _CAPTURED
+    )

@@ -60,19 +60,56 @@ def test_nemo_scripts_interleave_and_recompute_nothing(model: str, task: str, ch
     assert (row.job.master_dtype, row.job.state_dtype) == (("fp32",) * 2 if task == "pretrain" else ("none", "bf16"))
 
 
+DEEPSEEK = dict.fromkeys(("layers", "hidden", "heads", "kv_heads", "ffn_hidden", "vocab", "gpu_mem_gb"), "")
+DEEPSEEK |= {"model": "DeepSeek-V3 671B", "framework": "NeMo / Megatron-Core", "recompute": ""}
+
+
 @pytest.mark.parametrize(
     ("source", "gpu", "modules"),
     [
         ("NVIDIA/dgxc-benchmarking", "H100", RecomputeModule.MLA_UP_PROJ),
         ("NVIDIA/dgxc-benchmarking", "GB200", RecomputeModule.CORE_ATTN),
-        (BRIDGE["source"], "H100", RecomputeModule.CORE_ATTN),
+        (BRIDGE["source"], "H100", RecomputeModule.MLA_UP_PROJ | RecomputeModule.MLP),
+        (BRIDGE["source"], "B200", RecomputeModule.MLA_UP_PROJ),
     ],
 )
 def test_scripts_say_which_modules_are_recomputed(source: str, gpu: str, modules: RecomputeModule) -> None:
-    shape = dict.fromkeys(("layers", "hidden", "heads", "kv_heads", "ffn_hidden", "vocab"), "")
-    cells = shape | {"model": "DeepSeek-V3 671B", "source": source, "gpu": gpu, "gpu_mem_gb": "", "recompute": ""}
-    plan = mapped(**cells, framework="NeMo / Megatron-Core").plan
+    plan = mapped(**DEEPSEEK | {"source": source, "gpu": gpu}).plan
     assert (plan.recompute, plan.recompute_modules) == (Recompute.SELECTIVE, modules)
+
+
+@pytest.mark.parametrize(
+    ("release", "precision", "modules"),
+    [
+        ("26.02.01", "mxfp8", RecomputeModule.MLA_UP_PROJ),
+        ("26.04", "bf16", RecomputeModule.MLA_UP_PROJ),
+        ("26.04.01", "mxfp8", RecomputeModule.MLP),
+        ("26.06", "mxfp8", RecomputeModule.MLA_UP_PROJ),
+    ],
+)
+def test_releases_of_megatron_bridge_recompute_different_modules(
+    release: str, precision: str, modules: RecomputeModule
+) -> None:
+    cells = {"source": BRIDGE["source"], "gpu": "GB200", "precision": precision, "num_gpus": "4", "tp": "1", "dp": "4"}
+    cells |= {"gpus_per_node": "4", "global_batch_seqs": "32", "notes": f"{release} NeMo Container; model TFLOP/s"}
+    assert mapped(**DEEPSEEK | cells).plan.recompute_modules == modules
+
+
+@pytest.mark.parametrize(
+    ("source", "gpu", "stages", "layers"),
+    [
+        ("NVIDIA/dgxc-benchmarking", "GB200", 4, (15, 16, 16, 14)),
+        (BRIDGE["source"], "H100", 8, (7, *[8] * 6, 6)),
+        (BRIDGE["source"], "GB200", 4, (16, 16, 16, 13)),
+        (BRIDGE["source"], "GB200", 1, ()),
+        ("paper", "GB200", 4, ()),
+    ],
+)
+def test_scripts_lay_out_the_stages_of_deepseek_v3(source: str, gpu: str, stages: int, layers: tuple[int, ...]) -> None:
+    cells = {"pp": str(stages), "tp": "1", "dp": "1", "num_gpus": str(stages), "global_batch_seqs": "8"}
+    found = mapped(**DEEPSEEK | cells | {"source": source, "gpu": gpu, "gpus_per_node": ""}).plan.stage_layers
+    assert found == layers
+    assert sum(found) in (0, 61)
 
 
 def test_only_nvidia_s_adapters_of_mlperf_are_known_to_recompute_nothing() -> None:
@@ -111,6 +148,28 @@ def test_printed_tensor_degree_of_experts_is_taken() -> None:
 def test_how_megatron_bridge_moves_tokens_to_their_experts(model: str, gpu: str, stack: str) -> None:
     row = Row(file="t.csv", line=2, cells={"model": model, "gpu": gpu, "source": "NVIDIA-NeMo/Megatron-Bridge perf"})
     assert defaults_of(row).stack == stack
+
+
+@pytest.mark.parametrize(
+    ("release", "model", "gpu", "precision", "captured"),
+    [
+        ("26.06", "DeepSeekV3", "GB200", "mxfp8", True),
+        ("26.08", "Qwen3_30B_a3B", "GB200", "mxfp8", True),
+        ("26.04.01", "DeepSeekV3", "GB200", "mxfp8", False),
+        ("26.06", "DeepSeekV3", "GB200", "bf16", False),
+        ("26.06", "DeepSeekV3", "H100", "mxfp8", False),
+        ("26.06", "Qwen3_235B_a22B", "B200", "mxfp8", False),
+        ("26.06.01", "Qwen3_235B_a22B", "B200", "mxfp8", True),
+        ("26.06", "LLAMA3_70B", "GB200", "mxfp8", False),
+    ],
+)
+def test_releases_of_megatron_bridge_that_capture_whole_iterations_of_experts(
+    release: str, model: str, gpu: str, precision: str, captured: bool
+) -> None:
+    cells = {"model": model, "gpu": gpu, "precision": precision, "source": BRIDGE["source"]}
+    row = Row(file="t.csv", line=2, cells=cells | {"notes": f"{release} NeMo Container; model TFLOP/s as printed"})
+    assert (defaults_of(row).stack == "megatron-core-full-graphs") is captured
+    assert load_stacks()["megatron-core-full-graphs"].captures_iterations
 
 
 @pytest.mark.parametrize(
