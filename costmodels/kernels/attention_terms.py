@@ -15,6 +15,7 @@ from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
 from costmodels.kernels.device_features import GENERATIONS, OPERAND_BYTES, DeviceFormat
 from costmodels.kernels.flash_tiles import flash_tiles
 from costmodels.kernels.implementations import Engine, Library, engine_of, is_replayed, library_of
+from costmodels.kernels.shared_memory import backward_stretch
 
 # Units of the terms that are not a device's: their coefficients are fitted, so they only set the scale.
 MICROSECOND = 1e-6
@@ -94,7 +95,8 @@ def attention_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str
     count, padded = blocks(calls)
     keys, queries = traffic(calls)
     scores = calls.batch * calls.heads * calls.m * calls.n * calls.causal
-    arithmetic_s = calls.flops * padded / device.flops_per_s
+    stretch = backward_stretch(calls, device.flops_per_s, device.num_sms)
+    arithmetic_s = stretch * calls.flops * padded / device.flops_per_s
     waves = count / device.num_sms
     missed = missed_share(keys + queries, calls, device)
     cache_bytes_per_s = device.num_sms * CACHE_BYTES_PER_S_PER_SM

@@ -27,6 +27,7 @@ from costmodels.kernels.calls import (
 )
 from costmodels.kernels.device_features import OPERAND_BYTES, shared_cache_bytes
 from costmodels.kernels.implementations import copies_of, is_bare, is_narrow
+from costmodels.kernels.shared_memory import backward_stretch
 from profiles.fits import Fit, KernelFits
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
@@ -187,7 +188,8 @@ def attention_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> F
     padding = query_blocks * QUERY_TILE / np.maximum(calls.m, 1.0)
     ramp = 1.0 + fit["kv_half"] / np.maximum(calls.causal * calls.n, 1.0)
     waves = _waves(blocks, rates.num_sms, fit["wave_quantisation"])
-    block_s = calls.flops * padding * ramp / blocks / (rates.flops_per_s * efficiency / rates.num_sms)
+    stretch = backward_stretch(calls, rates.flops_per_s, rates.num_sms)
+    block_s = stretch * calls.flops * padding * ramp / blocks / (rates.flops_per_s * efficiency / rates.num_sms)
     memory_s = calls.bytes / (rates.bytes_per_s * fit["memory_efficiency"])
     return fit["floor_s"] + _join(waves * block_s, memory_s, fit["sharpness"])
 
