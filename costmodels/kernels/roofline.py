@@ -25,6 +25,7 @@ from costmodels.kernels.calls import (
     concatenate,
     take,
 )
+from costmodels.kernels.clocks import clock_hz
 from costmodels.kernels.device_features import OPERAND_BYTES, shared_cache_bytes
 from costmodels.kernels.implementations import copies_of, is_bare, is_narrow
 from costmodels.kernels.shared_memory import backward_stretch
@@ -38,6 +39,8 @@ _LARGEST_TILE = 256 * 128
 _STORED_BYTES = 2.0  # per element of operands that a narrow format is made from
 _CORNER = 2.0  # sharpness of a cache that is too small, and of quantising; 1 and 4 cost devices held out 0.2 points
 _OUTGROWN = 1.1  # of the cache: a working set run in turn from which nothing is left when its turn comes again
+# Mean of the H100's and the B200's, whose fitted ``stream_rate`` is 65 bytes per cycle: ports have so many, not a rate.
+STREAM_CLOCK_HZ = 1.84e9
 QUERY_TILE = 128  # query rows per thread block of fused attention (FlashAttention-2, arXiv:2307.08691)
 
 Parameters = Mapping[str, float]
@@ -56,7 +59,7 @@ FORMAT_CLASS = {"fp32": "fp32", "tf32": "tf32", "fp16": "16-bit", "bf16": "16-bi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What the formulas read of a device, for one format: peak FLOP/s, memory bytes/s, multiprocessors, cache.
+    """What the formulas read of a device, for one format: peak FLOP/s, memory bytes/s, multiprocessors, cache, clock.
 
     ``shared_cache_bytes`` is what the cache holds of data that all multiprocessors read.
     """
@@ -66,6 +69,7 @@ class Rates:
     num_sms: int
     l2_bytes: float
     shared_cache_bytes: float
+    clock_hz: float = STREAM_CLOCK_HZ
 
     @classmethod
     def of(cls, device: DeviceSpec, flops_per_s: float) -> "Rates":
@@ -76,6 +80,7 @@ class Rates:
             num_sms=device.num_sms,
             l2_bytes=device.l2_bytes,
             shared_cache_bytes=shared_cache_bytes(device),
+            clock_hz=clock_hz(device) if "fp16" in device.peak_flops_per_s else STREAM_CLOCK_HZ,
         )
 
 
@@ -107,16 +112,19 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
             ``sharpness`` of the corner between the two regimes. Of narrow formats, for inputs quantised along:
             ``quantise_floor_s``, its launches; ``quantise_rate``, elements per second that a multiprocessor converts;
             ``quantise_bytes`` that it moves per element.
+            ``stream_rate``, bytes per second of operands that a multiprocessor takes from the cache at
+            ``STREAM_CLOCK_HZ``.
             ``replay_rate``, bytes per second of a multiprocessor at which replayed weights come from the cache.
         rates: Of the device in the format of the calls.
     """
     sm_flops_per_s = rates.flops_per_s * fit["max_efficiency"] / rates.num_sms
     arithmetic_s, operand = np.full(len(calls), np.inf), OPERAND_BYTES[calls.gemm_format]
+    stream_rate = fit.get("stream_rate", np.inf) * rates.clock_hz / STREAM_CLOCK_HZ
     for tile_m, tile_n in TILES:
         tiles = calls.batch * np.ceil(calls.m / tile_m) * np.ceil(calls.n / tile_n)
         relative = (tile_m * tile_n / _LARGEST_TILE) ** fit["tile_exponent"]
         tile_s = 2.0 * tile_m * tile_n * (calls.k + fit["k_half"]) / (sm_flops_per_s * relative)
-        tile_s = np.maximum(tile_s, (tile_m + tile_n) * calls.k * operand / fit.get("stream_rate", np.inf))
+        tile_s = np.maximum(tile_s, (tile_m + tile_n) * calls.k * operand / stream_rate)
         arithmetic_s = np.minimum(arithmetic_s, tile_s * _waves(tiles, rates.num_sms, fit["wave_quantisation"]))
     inputs = calls.batch * calls.m * calls.k
     quantises = is_narrow(calls) & ~is_bare(calls) & ("quantise_rate" in fit)

@@ -12,7 +12,7 @@ import pytest
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls
 from costmodels.kernels.device_features import shared_cache_bytes
 from costmodels.kernels.implementations import REPLAYED, Engine, Library, code_of
-from costmodels.kernels.roofline import RooflineKernelModel
+from costmodels.kernels.roofline import Rates, RooflineKernelModel, gemm_time_s
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.fits import Fit, FitCard, KernelFits, default_fits, parse_kernel_fits
@@ -140,6 +140,15 @@ def test_operands_stream_into_one_processor_no_faster_than_it_takes_them() -> No
     assert one_tile == pytest.approx((64 + 64) * 4096 * 2 / 1e9)  # whatever the multipliers could do
     assert price(gemm(64, 64, 8192), fit) == pytest.approx(2 * one_tile)
     assert price(gemm(64, 64 * 100, 4096), fit) == pytest.approx(one_tile)  # as many processors at once
+
+
+def test_a_processor_takes_as_many_operands_per_cycle_whatever_its_clock() -> None:
+    fit, calls = BYTES_ALONE | {"memory_efficiency": 1e9, "stream_rate": 1e9}, gemm(64, 64, 4096)
+    slow, fast = (Rates.of(default_catalog().device(name), 1e30) for name in ("B200-SXM-180GB", "GB200-186GB"))
+    assert fast.clock_hz / slow.clock_hz == pytest.approx((2500 / 152) / (2250 / 148))  # of their peaks
+    ratio = gemm_time_s(calls, fit, slow) / gemm_time_s(calls, fit, fast)
+    assert ratio == pytest.approx(fast.clock_hz / slow.clock_hz, rel=1e-3)
+    assert float(gemm_time_s(calls, fit, slow)[0]) == pytest.approx((64 + 64) * 4096 * 2 / 1e9 * 1.84e9 / slow.clock_hz)
 
 
 def test_narrow_formats_pay_for_quantising_their_input_unless_it_is_narrow_already() -> None:
