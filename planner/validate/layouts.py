@@ -176,8 +176,8 @@ def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int, Reco
     if found is None and reading.defaults.stack.startswith("litgpt") and wording.task_of(row) in ("lora", "qlora"):
         # LitGPT's adapter scripts checkpoint every block where FSDP shards the model, and nothing elsewhere.
         return (Recompute.FULL if degrees.data > 1 else Recompute.NONE), 0, core
-    preset = recipes.preset_recompute(row, reading.model) if found is None else None
-    if preset is not None:
+    preset = recipes.preset_recompute(row, reading.model)
+    if preset is not None and (found is None or found[0] is preset[0] is Recompute.SELECTIVE):
         reading.assumptions.append(preset[2])
         return preset[0], 0, preset[1]
     if found is None:

@@ -92,7 +92,9 @@ def test_releases_of_megatron_bridge_recompute_different_modules(
 ) -> None:
     cells = {"source": BRIDGE["source"], "gpu": "GB200", "precision": precision, "num_gpus": "4", "tp": "1", "dp": "4"}
     cells |= {"gpus_per_node": "4", "global_batch_seqs": "32", "notes": f"{release} NeMo Container; model TFLOP/s"}
-    assert mapped(**DEEPSEEK | cells).plan.recompute_modules == modules
+    for printed in ("", "selective"):
+        assert mapped(**DEEPSEEK | cells | {"recompute": printed}).plan.recompute_modules == modules
+    assert mapped(**DEEPSEEK | cells | {"recompute": "none"}).plan.recompute is Recompute.NONE
 
 
 @pytest.mark.parametrize(
