@@ -67,6 +67,8 @@ class StackSpec:
         joint_adapters: Queries, keys and values have one adapter together where all three are adapted, because one
             product makes them (their parameters are counted apart all the same).
         repeats_key_values: Key and value heads are copied, one per query head, before attention sees them.
+        separate_products: Queries, keys and values, and gate and up, come from products of their own, whose inputs'
+            gradients tensor parallelism sums one by one, and not from one product together.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
         blocking_launches: The host waits for every kernel and collective to end before it issues the next
             (``CUDA_LAUNCH_BLOCKING=1``): nothing hides the time it takes to issue them.
@@ -175,6 +177,7 @@ class StackSpec:
     adapters: str = "linear"
     joint_adapters: bool = False
     repeats_key_values: bool = False
+    separate_products: bool = False
     kernel_launch_s: float = 0.0
     blocking_launches: bool = False
     collective_launch_s: float = 0.0

@@ -219,21 +219,34 @@ def _unfused_core(calls: CallList, shape: RankShape, context: CostContext) -> No
 
 def _tensor_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:
     """One all-reduce each way per block, or all-gather + reduce-scatter (arXiv:2205.05198, figure 5)."""
-    tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
+    row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
+    tensor_block_traffic(calls, shape, row_bytes, products=3 if context.stack.separate_products else 1)
 
 
-def tensor_block_traffic(calls: CallList, shape: RankShape, row_bytes: float) -> None:
-    """Tensor-parallel collectives round one column-row pair of linear layers."""
+def tensor_block_traffic(calls: CallList, shape: RankShape, row_bytes: float, *, products: int = 1) -> None:
+    """Tensor-parallel collectives round one column-row pair of linear layers.
+
+    Args:
+        calls: Where the transfers go.
+        shape: K rank shapes.
+        row_bytes: Bytes of the pair's input per token.
+        products: Column-parallel products that each take that input, and sum its gradient, for themselves.
+    """
     size = shape.tokens * row_bytes
     one = np.ones_like(shape.tensor)
     plain = np.where(shape.sequence_parallel, 0.0, size)
     scattered = np.where(shape.sequence_parallel, size, 0.0)
-    for axis in (Axis.TENSOR_FORWARD, Axis.TENSOR_BACKWARD):
-        calls.transfer(axis, CollectiveOp.ALL_REDUCE, plain, group=shape.tensor, stride=one)
-        calls.transfer(axis, CollectiveOp.ALL_GATHER, scattered, group=shape.tensor, stride=one)
-        calls.transfer(axis, CollectiveOp.REDUCE_SCATTER, scattered, group=shape.tensor, stride=one)
+
+    def transfer(axis: Axis, op: CollectiveOp, size_bytes: FloatArray, times: int) -> None:
+        for _ in range(times):
+            calls.transfer(axis, op, size_bytes, group=shape.tensor, stride=one)
+
+    for axis, gathers, sums in ((Axis.TENSOR_FORWARD, products, 1), (Axis.TENSOR_BACKWARD, 1, products)):
+        transfer(axis, CollectiveOp.ALL_REDUCE, plain, sums)
+        transfer(axis, CollectiveOp.ALL_GATHER, scattered, gathers)
+        transfer(axis, CollectiveOp.REDUCE_SCATTER, scattered, sums)
     # The saved input is sharded, so the weight gradient gathers it once more.
-    calls.transfer(Axis.TENSOR_BACKWARD, CollectiveOp.ALL_GATHER, scattered, group=shape.tensor, stride=one)
+    transfer(Axis.TENSOR_BACKWARD, CollectiveOp.ALL_GATHER, scattered, products)
 
 
 def _context_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:

@@ -27,7 +27,7 @@ def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:
     calls = CallList(context, len(shape))
     if not context.model.parallel_residual:
         norm_and_residual(calls, shape)
-        tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
+        _tensor_traffic(calls, shape, context)
     lora = context.job.lora
     ends_layer = context.stack.recompute_stops_early and (lora is None or "down" not in lora.targets)
     dense_matrices(
@@ -73,9 +73,15 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         calls.part = Part.SHARED
         dense_matrices(calls, context, rows=shape.tokens, width=width, activated=Part.SHARED)
         calls.part = None
-        tensor_block_traffic(calls, shape, hidden * element)
+        _tensor_traffic(calls, shape, context)
     _dispatch_traffic(calls, shape, own_tokens * _copies(shape, context, moe) * hidden * element)
     return calls
+
+
+def _tensor_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:
+    row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
+    apart = context.stack.separate_products and context.model.gated_mlp
+    tensor_block_traffic(calls, shape, row_bytes, products=2 if apart else 1)
 
 
 def _permuted_dispatch(

@@ -57,6 +57,21 @@ def test_tensor_parallel_layers_all_reduce_once_per_block_and_pass(block):
     assert found == {Axis.TENSOR_FORWARD: {AR: 2 * ROWS}, Axis.TENSOR_BACKWARD: {AR: 2 * ROWS}}
 
 
+@pytest.mark.parametrize(
+    ("block", "gated", "products"), [("attention", True, 3), ("dense_mlp", True, 2), ("dense_mlp", False, 1)]
+)
+def test_products_of_their_own_sum_their_inputs_gradients_one_by_one(block, gated, products):
+    """Queries, keys, values, or gate and up: an all-reduce each backward, and still one forward."""
+    where = context(model=llama() if gated else gpt(), stack=stack(separate_products=True))
+    found = sent(block, ExecutionPlan(tensor_parallel=4), where)
+    assert found == {Axis.TENSOR_FORWARD: {AR: ROWS}, Axis.TENSOR_BACKWARD: {AR: products * ROWS}}
+    split = sent(block, ExecutionPlan(tensor_parallel=4, sequence_parallel=True), where)
+    assert split == {
+        Axis.TENSOR_FORWARD: {AG: products * ROWS, RS: ROWS},
+        Axis.TENSOR_BACKWARD: {AG: (1 + products) * ROWS, RS: products * ROWS},
+    }
+
+
 @pytest.mark.parametrize("block", ["attention", "dense_mlp"])
 def test_sequence_parallelism_splits_them_in_two_and_gathers_the_saved_input_again(block):
     """g and g-bar of arXiv:2205.05198 figure 5; section 4.2.2 stores the shard and gathers in the backward pass."""
