@@ -25,7 +25,8 @@ MEMORY_ASSUMED = "memory size of the GPU not printed"
 
 # Clusters that tables name by partition only. Hugging Face's "hopper-prod" runs on AWS (its public
 # batch scripts write to an FSx file system), whose 8 x H100 hosts are p5.48xlarge.
-_KNOWN_CLUSTERS = {"hopper-prod": "p5.48xlarge"}
+# torchtitan's script for several nodes is "optimized for AWS with EFA" and set up "for A100" (multinode_trainer.slurm).
+_KNOWN_CLUSTERS = {"hopper-prod": "p5.48xlarge", "torchtitan docs/performance.md": "p4de.24xlarge"}
 # That cluster's jobs log nccl bandwidths at start-up. In its first jobs, and in a few later batches, they are those
 # of such hosts. In the others a collective takes a time in proportion to its ranks: 512 gather 0.5 GiB in
 # 84 ms and reduce 1 GiB in 165 ms, 64 in 10 and 22 ms, that is 0.16 ms and 0.32 ms a rank. The state goes by
@@ -62,6 +63,8 @@ def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
     if not device.default_node:
         raise CannotScore(f"no node known for {device.name}")
     node = catalog.node(_KNOWN_CLUSTERS.get(_named_cluster(row), device.default_node))
+    if node.device.architecture != device.architecture:  # the same table's runs on other chips ran elsewhere
+        node = catalog.node(device.default_node)
     per_node = row.integer("gpus_per_node") or node.devices_per_node
     if num_gpus > per_node:  # fewer may be a part of a larger host
         node = _node_of_size(node, per_node, catalog)
@@ -172,8 +175,9 @@ def _scale_up(row: Row, node: NodeSpec, catalog: Catalog) -> LinkSpec:
 
 
 def _named_cluster(row: Row) -> str:
-    """Name of a known cluster that the row's notes mention; empty when none."""
-    return next((name for name in _KNOWN_CLUSTERS if name in row.text("notes")), "")
+    """Name of a known cluster that the row's source or notes mention; empty when none."""
+    text = f"{row.text('source')} {row.text('notes')}"
+    return next((name for name in _KNOWN_CLUSTERS if name in text), "")
 
 
 def _collective_rank_s(row: Row) -> float:

@@ -79,8 +79,11 @@ _MEGATRON_TOKEN_DROP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-
 _MEGATRON_HYBRID_EP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-hybrid-ep")
 _MEGATRON_FULL_GRAPHS = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-full-graphs")
 _FSDP = StackDefaults(stack="fsdp", zero_stage=3, sequence_parallel=True)
+# Its presets do not compile (train_configs/llama2_13b.toml: compile = false); its page names what it switches on.
+_FSDP_EAGER = dataclasses.replace(_FSDP, stack="fsdp-eager")
 _COMPOSER = StackDefaults(stack="fsdp-composer", zero_stage=3)
 _COMPOSER_2023 = StackDefaults(stack="fsdp-composer-2023", zero_stage=3)
+_COMPOSER_TRITON = StackDefaults(stack="fsdp-composer-triton", zero_stage=3)
 _MEGATRON_DEEPSPEED = dataclasses.replace(_MEGATRON_2021, stack="megatron-deepspeed", zero_stage=1)
 _MEGATRON_DEEPSPEED_BLOCKING = dataclasses.replace(_MEGATRON_DEEPSPEED, stack="megatron-deepspeed-blocking")
 _LITGPT = StackDefaults(stack="litgpt", zero_stage=3, zero_is_known=True, sixteen_bit_states=True)
@@ -97,6 +100,8 @@ _XLA = StackDefaults(
 _ALPA_AUTO = dataclasses.replace(_XLA, zero_stage=2)
 _PAXML = StackDefaults(stack="paxml")
 _PADDLE = StackDefaults(stack="paddle", overlap_grad_reduce=False, overlap_param_gather=False)
+# hidden_dropout_prob 0.1 of FlagPerf's GPT-3 (training/benchmarks/gpt3_6.7B/paddle/config/_base.py); Llama has none.
+_PADDLE_GPT = dataclasses.replace(_PADDLE, dropout=True)
 _PADDLE_PLAIN_NORM = dataclasses.replace(_PADDLE, stack="paddle-plain-norm")
 
 _RL = "reinforcement learning: generation is part of the step"
@@ -105,6 +110,7 @@ _NO_STACK = "no stack model for"
 # its tables; the runs that drop tokens are older than the presets.
 _OVERLAPS_EXPERTS = re.compile(r"qwen3[_-]235b(?!.*tokendrop)")
 _CAPTURED = (("deepseek", "gb[23]00", "26.06"), ("qwen3.30b", "gb200", "26.06"), ("qwen3.235b", "b200", "26.06.01"))
+_LARGE_SCALE = 128  # GPUs of "new benchmarks for large scale pretraining" (mosaicml/llm-foundry, pull request 838)
 _EXPERTS_IN_A_LOOP = re.compile(r"mixtral|moe|deepseek[ -_]?v[23]")
 # First match wins. Patterns see "framework | source" in lower case. A text instead of defaults: the reason.
 _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
@@ -167,10 +173,8 @@ def defaults_of(row: Row) -> StackDefaults:
                 raise CannotScore("experts of Hugging Face model code run one by one: not modelled")
             if isinstance(found, str):
                 raise CannotScore(f"{found} {row.text('framework')[:40]!r}" if found == _NO_STACK else found)
-            if found is _PADDLE and "use_fused_rms_norm=False" in row.text("notes"):
-                return _PADDLE_PLAIN_NORM
-            if found is _COMPOSER and "mixed_precision=PURE" in row.text("notes"):
-                return _COMPOSER_2023
+            if found in (_PADDLE, _COMPOSER, _FSDP):
+                return _variant(row, found)
             if found is _MEGATRON_CORE and _overlaps_experts(row):
                 return _MEGATRON_EP_OVERLAP
             if found is _MEGATRON_CORE and _drops_tokens(row):
@@ -183,6 +187,29 @@ def defaults_of(row: Row) -> StackDefaults:
                 return _MEGATRON_DEEPSPEED_BLOCKING
             return _MEGATRON_CORE if found is _MEGATRON_2021 and row.flag("flash_attention") else found
     raise CannotScore(f"framework not stated or unknown: {row.text('framework')[:40]!r}")
+
+
+def _variant(row: Row, found: StackDefaults) -> StackDefaults:
+    """What a row's model, notes or era make of a stack."""
+    if found is _COMPOSER:
+        return _composer_of(row)
+    if found is _FSDP:
+        return _FSDP_EAGER if "no extra optimisations listed" in row.text("notes") else _FSDP
+    if "gpt" in row.text("model").lower():
+        return _PADDLE_GPT
+    return _PADDLE_PLAIN_NORM if "use_fused_rms_norm=False" in row.text("notes") else _PADDLE
+
+
+def _composer_of(row: Row) -> StackDefaults:
+    """Which Composer a row of llm-foundry's current table ran in.
+
+    FlashAttention-2 is that of the runs of January 2024, on 128 H100 and more (pull request 838). For all others
+    ``sweep.sh`` leaves attention to ``submit_benchmarks.py``, whose ``--attn_impl`` is ``triton`` until pull request
+    1041 of March 2024: in torch 1.13, with ``PURE``, and in the nightly build of 2.1 (pull request 543, its review).
+    """
+    if "h100" in row.text("gpu").lower() and (row.integer("num_gpus") or 0) >= _LARGE_SCALE:
+        return _COMPOSER
+    return _COMPOSER_2023 if "mixed_precision=PURE" in row.text("notes") else _COMPOSER_TRITON
 
 
 def _overlaps_experts(row: Row) -> bool:

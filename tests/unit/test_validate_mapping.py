@@ -132,53 +132,6 @@ def test_silent_recompute_is_a_stated_assumption() -> None:
 
 
 @pytest.mark.parametrize(
-    ("framework", "stack", "zero"),
-    [
-        ("Megatron-DeepSpeed", "megatron-2021", 0), ("NeMo / Megatron-Core", "megatron-core", 1),
-        ("xtuner (mmengine + DeepSpeed)", "xtuner", 3), ("torchtitan (FSDP2)", "fsdp", 3),
-        ("DeepSpeed + HF", "deepspeed", 3), ("llm-foundry/Composer FSDP", "fsdp-composer", 3),
-        ("PEFT 0.19", "hf-trainer", 0), ("nanotron", "nanotron", 0), ("Alpa/XLA zero_2", "alpa", 0),
-        ("Alpa auto", "alpa", 2), ("ZeRO-3", "deepspeed-megatron", 3),
-        ("VectorLM (PyTorch FSDP), torch 2.2.1", "hf-fsdp", 0),
-    ],
-)  # fmt: skip
-def test_stacks(framework: str, stack: str, zero: int) -> None:
-    row = mapped(framework=framework, tp="1", dp="8", global_batch_seqs="32")
-    assert (row.stack, row.plan.zero_stage) == (stack, zero)
-
-
-def test_the_table_of_spring_2023_ran_another_attention() -> None:
-    row = mapped(framework="llm-foundry/Composer FSDP", source="mosaicml/llm-foundry (May 2023 table)")
-    assert row.stack == "fsdp-composer-2023"
-    assert row.job.fused_cross_entropy
-
-
-def test_rows_that_later_tables_repeat_from_it_ran_on_its_software() -> None:
-    cells = {"framework": "llm-foundry/Composer FSDP", "source": "mosaicml/llm-foundry"}
-    assert mapped(**cells, notes="grad_accum=4; Composer mixed_precision=PURE").stack == "fsdp-composer-2023"
-    assert mapped(**cells, notes="grad_accum=2; Composer mixed_precision=DEFAULT").stack == "fsdp-composer"
-
-
-@pytest.mark.parametrize(
-    ("framework", "stack", "master"),
-    [
-        ("ms-swift (HF transformers + PEFT), torch 2.1.1", "hf-trainer-2024", "none"),
-        ("PEFT + TRL/Accelerate", "hf-trainer-2024", "none"),
-        ("PEFT 0.19.2.dev0, torch 2.13.0+cu130", "hf-trainer", "fp32"),
-        ("transformers Trainer, PEFT", "hf-trainer", "fp32"),
-    ],
-)
-def test_adapters_are_fp32_since_peft_of_mid_2024(framework: str, stack: str, master: str) -> None:
-    rows = {task: mapped(framework=framework, notes="lora r=8", task=task) for task in ("full", "lora")}
-    assert {row.stack for row in rows.values()} == {stack}
-    assert (rows["full"].job.master_dtype, rows["lora"].job.master_dtype) == ("none", master)
-
-
-def test_flash_attention_makes_a_megatron_of_today() -> None:
-    assert mapped(flash_attention="yes").stack == "megatron-core"
-
-
-@pytest.mark.parametrize(
     ("text", "stage", "degree"),
     [("fsdp full shard", 3, 0), ("hsdp", 3, 8), ("0 (FSDP NO_SHARD)", 0, 0), ("1 or 2", 1, 0)],
 )
