@@ -154,7 +154,13 @@ def exposed_traffic_s(
     forward_s, backward_s = forward_s[:, None], backward_s[:, None]
     gathers = np.where(traffic.gathers_per_microbatch > 0, m, 1)
     reduces = np.where(traffic.reduces_per_microbatch > 0, m, 1)
-    backward_traffic_s = traffic.gradients_s + traffic.gathers_per_microbatch * traffic.parameters_s
+    gathered_again_s = traffic.gathers_per_microbatch * traffic.parameters_s
+    backward_traffic_s = traffic.gradients_s + gathered_again_s
+    # Of what the backward pass sends, gradients and parameters each run under it as far as the plan lets them.
+    may_hide_s = traffic.hidden_reductions * traffic.gradients_s + traffic.hidden_gathers * gathered_again_s
+    hidden_backward = np.divide(
+        may_hide_s, backward_traffic_s, out=np.zeros_like(backward_traffic_s), where=backward_traffic_s > 0
+    )
 
     def shown_s(transfer_s: FloatArray, window_s: FloatArray, hidden: FloatArray, times: IntArray) -> FloatArray:
         """Seconds of one sending that show; where it happens once, chunk by chunk."""
@@ -164,7 +170,7 @@ def exposed_traffic_s(
         return under_several + (under_one - under_several) / apart
 
     exposed = gathers * shown_s(traffic.parameters_s, forward_s, traffic.hidden_gathers, gathers)
-    exposed = exposed + reduces * shown_s(backward_traffic_s, backward_s, traffic.hidden_reductions, reduces)
+    exposed = exposed + reduces * shown_s(backward_traffic_s, backward_s, hidden_backward, reduces)
     return largest(exposed), largest(gathers * traffic.parameters_s + reduces * backward_traffic_s)
 
 

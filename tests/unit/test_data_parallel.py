@@ -360,3 +360,24 @@ def test_hybrid_sharding_crosses_the_network_for_the_replicas_only():
     ring = 7 / 8  # eight shards in a node, eight nodes
     assert found.gradients_s == pytest.approx([4 * psi * ring * 3 + 2 * 4 * psi / 8 * ring * 5])
     assert found.parameters_s == pytest.approx([2 * psi * ring * 3])
+
+
+@pytest.mark.parametrize(
+    ("gathers", "reductions", "shown"), [(True, True, 0.0), (False, True, 2 * 3.0), (True, False, 5.0)]
+)
+def test_what_waits_shows_in_both_passes(gathers, reductions, shown):
+    """ZeRO-3 gathers for either pass: without overlap both gatherings show, whatever hides the reduction."""
+    traffic = DataParallelTraffic(
+        gradients_s=np.array([[5.0]]),
+        parameters_s=np.array([[3.0]]),
+        reduces_per_microbatch=np.ones((1, 1)),
+        gathers_per_microbatch=np.ones((1, 1)),
+        hidden_gathers=np.array([[1.0 * gathers]]),
+        hidden_reductions=np.array([[1.0 * reductions]]),
+    )
+    one, long_s = np.array([1]), np.array([100.0])
+    exposed, total_s = exposed_traffic_s(
+        traffic, num_microbatches=4 * one, num_stages=one, virtual_stages=one, forward_s=long_s, backward_s=long_s
+    )
+    assert exposed == pytest.approx([4 * shown])
+    assert total_s == pytest.approx([4 * (5.0 + 2 * 3.0)])

@@ -80,3 +80,10 @@ def test_adapters_are_fp32_since_peft_of_mid_2024(framework: str, stack: str, ma
 
 def test_flash_attention_makes_a_megatron_of_today() -> None:
     assert mapped(flash_attention="yes").stack == "megatron-core"
+
+
+def test_zero_3_of_early_2021_waits_for_its_parameters() -> None:
+    cells = {"tp": "1", "dp": "8", "global_batch_seqs": "32"}
+    plans = {name: mapped(framework=name, **cells).plan for name in ("DeepSpeed ZeRO-3", "DeepSpeed Azure")}
+    assert [plan.overlap_param_gather for plan in plans.values()] == [False, True]
+    assert all(plan.overlap_grad_reduce and plan.zero_stage == 3 for plan in plans.values())
