@@ -211,6 +211,16 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
     return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head)
 
 
+def _may_overlap(shape: RankShape, context: CostContext) -> BoolArray:
+    """(K,) whether tensor-parallel traffic runs under the GEMMs: where a plan asks for it and the links allow it."""
+    if not context.stack.tensor_overlap_needs_nvlink:
+        return shape.tensor_overlap
+    cluster = context.cluster
+    joined = 1 if cluster.node.scale_up.kind == "pcie" else cluster.domain_devices
+    within: BoolArray = shape.tensor_overlap & (shape.tensor <= joined)
+    return within
+
+
 def exposed_blocks(
     parts: Sequence[PartCosts],
     shape: RankShape,
@@ -243,7 +253,7 @@ def exposed_blocks(
         table[row] = transfer[axis]
     # A ring exchanges the next block while attention works on this one (arXiv:2310.01889).
     ring = np.where(shape.context_kind == ContextKind.RING, 1.0, 0.0)
-    hidden = np.where(shape.tensor_overlap, stack.tensor_parallel_overlap, 0.0)
+    hidden = np.where(_may_overlap(shape, context), stack.tensor_parallel_overlap, 0.0)
     exchanged = _exposed_exchanges_s(transfer, kernel, attention_s, stack.expert_parallel_overlap)
     for each, exchanged_s in zip(_PASSES, exchanged, strict=True):
         first, second = (kernel[phase] for phase in each.phases)

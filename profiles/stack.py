@@ -82,6 +82,7 @@ class StackSpec:
         microbatch_overhead_s: Host time per micro-batch and stage that nothing hides.
         step_overhead_s: Time per step outside forward, backward and optimizer (data, logging, sync).
         tensor_parallel_overlap: Share of tensor-parallel communication hidden under compute.
+        tensor_overlap_needs_nvlink: Whether it does so only where faster links than PCIe join the whole group.
         data_parallel_overlap: Share of gradient and parameter traffic hidden when overlap is on.
         expert_parallel_overlap: Share of expert all-to-all hidden under compute.
         straggler_fraction_per_doubling: Slow-down per doubling of the GPU count beyond one node.
@@ -188,6 +189,7 @@ class StackSpec:
     microbatch_overhead_s: float = 0.0
     step_overhead_s: float = 0.0
     tensor_parallel_overlap: float = 0.0
+    tensor_overlap_needs_nvlink: bool = False
     data_parallel_overlap: float = 0.0
     expert_parallel_overlap: float = 0.0
     straggler_fraction_per_doubling: float = 0.0

@@ -203,6 +203,21 @@ def test_tensor_traffic_hides_where_the_plan_overlaps_it(overlap, shown):
             assert found[f"tensor_{way}"] == pytest.approx(shown * found[f"tensor_{way}_total"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "domain", "shown"), [("nvlink", 8, 0.3), ("xgmi", 4, 0.3), ("nvlink", 2, 1.0), ("pcie", 8, 1.0)]
+)
+@pytest.mark.parametrize("demanding", [True, False])
+def test_tensor_traffic_hides_where_fast_links_join_the_whole_group(kind, domain, shown, demanding):
+    link = replace(node().scale_up, kind=kind)
+    cluster = ClusterSpec(
+        name="joined", node=node(scale_up=link, devices_per_node=2, domain_devices=domain), num_nodes=8
+    )
+    hides = stack(tensor_parallel_overlap=0.7, tensor_overlap_needs_nvlink=demanding)
+    plan = ExecutionPlan(tensor_parallel=4, tensor_parallel_overlap=True, sequence_parallel=True)
+    found = blocks(plan, context(collectives=RingCollectives(), cluster=cluster, stack=hides))["dense_mlp"]
+    assert found["tensor_forward"] == pytest.approx((shown if demanding else 0.3) * found["tensor_forward_total"])
+
+
 def test_tensor_traffic_hides_under_no_more_than_the_work_there_is():
     plan = ExecutionPlan(tensor_parallel=4, tensor_parallel_overlap=True)
     work = blocks(plan, context())["dense_mlp"]["forward"]
