@@ -9,12 +9,12 @@ two of micro-batch, micro-batches and global batch too, once the data-parallel d
 
 import numbers
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, LoraSpec, TrainingJob
 from planner.results import Note
-from planner.rules.base import divisors
+from planner.rules.base import DEEPSPEED, FRAMEWORK_TITLES, MEGATRON, divisors
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
@@ -24,6 +24,9 @@ PRETRAIN_BATCH_TOKENS = 4 << 20  # arXiv:2307.09288 section 2.2
 FINETUNE_BATCH_SEQUENCES = 128  # Stanford Alpaca training recipe
 MAX_TRAIN_TOKENS = 1e18
 _MAX_LORA_RANK = 1 << 14
+# "Disabling FlashAttention as it requires compute capability sm80+", and cuDNN's likewise: get_attention_backend in
+# NVIDIA/TransformerEngine, transformer_engine/pytorch/attention/dot_product_attention/utils.py.
+_BEFORE_FUSED_ATTENTION = ("pascal", "volta", "turing")
 
 _TYPES: dict[Any, type] = {int: int, str: str, bool: bool, float: float, float | None: float}
 _KINDS = {item.name: _TYPES[item.type] for item in fields(TrainingJob) if item.name != "lora"}
@@ -58,6 +61,26 @@ def resolve_job(
         job = TrainingJob(**values)
     _check_against(job, model, cluster)
     return job, tuple(notes)
+
+
+def with_attention(
+    job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, framework: str, cluster: ClusterSpec
+) -> tuple[TrainingJob, tuple[Note, ...]]:
+    """The job with the attention that its framework has on such devices, unless it was said, and what was assumed.
+
+    Args:
+        job: The job in full.
+        given: What was said of it.
+        framework: Who runs it; PyTorch's own attention, which FSDP and Hugging Face call, is fused everywhere.
+        cluster: Its device may be too old for the fused kernels.
+    """
+    said = isinstance(given, TrainingJob) or (given is not None and given.get("attention") is not None)
+    if said or framework not in (MEGATRON, DEEPSPEED) or cluster.device.architecture not in _BEFORE_FUSED_ATTENTION:
+        return job, ()
+    notes: list[Note] = []
+    title = FRAMEWORK_TITLES[framework]
+    _assume(notes, "attention", f"attention unfused (not given; {title} has no fused one on {cluster.device.name})")
+    return replace(job, attention="unfused"), tuple(notes)
 
 
 def _assume(notes: list[Note], name: str, message: str) -> None:

@@ -12,7 +12,7 @@ from costmodels.context import CostContext
 from costmodels.energy_cost import Price
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
-from planner.jobs import resolve_job
+from planner.jobs import resolve_job, with_attention
 from planner.pins import parse_pins
 from planner.price_lists import default_collective_model, kernel_model_of
 from planner.ranking import check_objective
@@ -100,6 +100,7 @@ def resolve_request(
     fixed = parse_pins(pins)
     training, job_notes = resolve_job(job, resolved.spec, machines, fixed)
     stack, stack_notes = _stack(options, training, fixed)
+    training, attention_notes = with_attention(training, job, stack.framework, machines)
     price = options.price_per_device_hour_usd
     return Request(
         model=resolved.spec,
@@ -113,7 +114,7 @@ def resolve_request(
         variants=options.variants,
         price=None if price is None else Price(usd_per_device_hour=float(price), date=options.price_date),
         memory_reserve_bytes=options.memory_reserve_bytes,
-        assumptions=(*notes, *job_notes, *stack_notes),
+        assumptions=(*notes, *job_notes, *attention_notes, *stack_notes),
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from costmodels.workload import LoraSpec, TrainingJob
-from planner.jobs import resolve_job, rounded_batch
+from planner.jobs import resolve_job, rounded_batch, with_attention
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from tests.fakes import device, gpt, node
@@ -157,3 +157,24 @@ def test_adapter_targets(targets: Any) -> None:
     assert resolved({"task": "qlora", "lora_rank": 4, "lora_targets": targets}).lora == LoraSpec(
         rank=4, targets=("q", "v")
     )
+
+
+@pytest.mark.parametrize(
+    ("framework", "architecture", "given", "found"),
+    [
+        ("megatron", "volta", None, "unfused"),
+        ("deepspeed", "turing", {"attention": None}, "unfused"),
+        ("megatron", "volta", {"attention": "flash"}, "flash"),
+        ("megatron", "volta", TrainingJob(sequence_length=512, global_batch_size=8), "flash"),
+        ("megatron", "ampere", None, "flash"),
+        ("fsdp", "volta", None, "flash"),
+        ("huggingface", "volta", None, "flash"),
+    ],
+)
+def test_devices_before_ampere_have_no_fused_attention_in_megatron(
+    framework: str, architecture: str, given: Any, found: str
+) -> None:
+    job = TrainingJob(sequence_length=512, global_batch_size=8)
+    answer, notes = with_attention(job, given, framework, cluster(architecture=architecture))
+    assert answer.attention == found
+    assert [note.field for note in notes] == (["job.attention"] if found == "unfused" else [])
