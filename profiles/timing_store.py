@@ -169,11 +169,12 @@ class TimingStore:
         found = deduplicated(joined(read_timings(path) for path in self.files(device)))
         return found.take(np.asarray(found.device == device, dtype=np.bool_)) if device else found
 
-    def add(self, table: TimingTable) -> Merged:
-        """Merge a table into the user's directory, and say what that changed.
+    @property
+    def own_directory(self) -> Path:
+        """The user's directory, where all is written.
 
         Raises:
-            SpecError: If there is no user directory, a row is unsound, or a file cannot be read or written.
+            SpecError: If there is none; what came with the installation is left as it is.
         """
         if not self.writable or not self.directories:
             raise SpecError(
@@ -181,11 +182,20 @@ class TimingStore:
                 "no catalogue directory of yours to store timings in",
                 f"mkdir my-catalog && export {ENVIRONMENT_VARIABLE}=my-catalog",
             )
+        return self.directories[-1]
+
+    def add(self, table: TimingTable) -> Merged:
+        """Merge a table into the user's directory, and say what that changed.
+
+        Raises:
+            SpecError: If there is no user directory, a row is unsound, or a file cannot be read or written.
+        """
+        directory = self.own_directory
         fresh = deduplicated(table)
         added = replaced = 0
         files: list[Path] = []
         for device in sorted(set(fresh.device.tolist())):
-            path = self.directories[-1] / FOLDER / f"{device_file_name(device)}.parquet"
+            path = directory / FOLDER / f"{device_file_name(device)}.parquet"
             with _alone(path.parent):
                 stored = read_timings(path) if path.is_file() else timing_table(0)
                 both = joined([stored, fresh.take(np.asarray(fresh.device == device, dtype=np.bool_))])

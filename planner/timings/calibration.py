@@ -103,6 +103,7 @@ def calibrate_device(device: DeviceSpec, checked: Sequence[Checked], store: Timi
     Raises:
         SpecError: If there are too few kernels of the device, or nowhere to store them.
     """
+    directory = store.own_directory
     merged = admit(checked, store) if checked else None
     rows = measured_rows(store.table(device.name))
     _check_formats(rows, device)
@@ -118,7 +119,7 @@ def calibrate_device(device: DeviceSpec, checked: Sequence[Checked], store: Timi
     changes, before, after = _effect(base, calls, rows, device, held_out)
     chosen = spread_out(rows)
     calibration = calibrate(base, take(calls, chosen), rows.time_s[chosen], device)
-    path = write_calibration(store.directories[-1], device.name, _document(calibration, len(rows)))
+    path = write_calibration(directory, device.name, _document(calibration, len(rows)))
     return Calibrated(
         device=device.name,
         rows=len(rows),

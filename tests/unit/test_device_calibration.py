@@ -172,6 +172,18 @@ def test_out_names_the_directory(tmp_path: Path, store: TimingStore, capsys: pyt
     assert not calibration_path(store.directories[-1], "A40").exists()
 
 
+def test_the_installation_is_never_written_to(
+    monkeypatch: pytest.MonkeyPatch, store: TimingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Packaged timings of a device are enough to calibrate with, and no reason to."""
+    monkeypatch.setattr(
+        "profiles.timing_store.default_store", lambda: TimingStore(directories=store.directories[:1], writable=False)
+    )
+    assert run("calibrate", "--device", "H100-SXM-80GB") == 2
+    assert "export PLANNER_CATALOG=my-catalog" in capsys.readouterr().err
+    assert not calibration_path(store.directories[0], "H100-SXM-80GB").exists()
+
+
 def test_rows_are_thinned_by_kind_and_time() -> None:
     table = pretended(10)
     many = table.take(np.tile(np.arange(10), 100)).having(
