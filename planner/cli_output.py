@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 EXIT_NOTHING_FITS = 3
+_PIPED_WIDTH = 120  # columns where no terminal says how many it has: names are not cut that a filter looks for
 
 
 def emit(
@@ -50,7 +52,8 @@ def emit(
             raise BrokenPipeError
 
     with _writing():
-        tables(Tables(markup=markup, emoji=False))
+        watched = sys.stdout.isatty() or "COLUMNS" in os.environ
+        tables(Tables(markup=markup, emoji=False, width=None if watched else _PIPED_WIDTH))
 
 
 @contextlib.contextmanager

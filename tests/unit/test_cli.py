@@ -315,6 +315,13 @@ def test_models(run: Any) -> None:
     assert "no name contains 'lama-9'. Hint: did you mean" in unknown.err
 
 
+def test_names_are_whole_where_no_terminal_says_how_wide_it_is(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "g5.48xlarge" not in run("gpus").out
+    monkeypatch.delenv("COLUMNS")
+    assert "g5.48xlarge" in run("gpus").out
+
+
 def test_gpus(run: Any) -> None:
     done = run("gpus")
     assert "H100-SXM-80GB" in done.out
