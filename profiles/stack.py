@@ -51,6 +51,8 @@ class StackSpec:
         sorts_arrivals: Tokens are sent in the order of ranks and, on a rank with several experts, copied once more into
             the order of these, and back.
         expert_streams: Streams that experts' products take turns on, a kernel each; 0: one kernel runs them all.
+        expert_library: Library of that one kernel in 16 bits, ``cutlass`` being what torch._grouped_mm runs; empty
+            where it is not known or has not been measured: prices learned from inference engines stand in.
         fixed_capacity: Experts take a fixed number of tokens each, and drop or pad the rest: nobody waits to learn how
             many arrive, and ``expert_layer_s`` falls away.
         sends_tokens_once: A token goes once to every rank that holds one of its experts; else once to every expert.
@@ -169,6 +171,7 @@ class StackSpec:
     grouped_experts: bool = True
     sorts_arrivals: bool = False
     expert_streams: int = 0
+    expert_library: str = ""
     fixed_capacity: bool = False
     sends_tokens_once: bool = False
     captures_iterations: bool = False

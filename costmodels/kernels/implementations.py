@@ -94,8 +94,8 @@ def implementation_of(label: str) -> int:
     return code_of(engine, library)
 
 
-def attention_code(library: str) -> int:
-    """Code of a stack's attention (``StackSpec.attention_library``), measured through PyTorch; 0 for the empty name.
+def torch_code(library: str) -> int:
+    """Code of a library that a stack names (``StackSpec.attention_library``), measured through PyTorch; 0 for none.
 
     Raises:
         KeyError: If there is no such library.

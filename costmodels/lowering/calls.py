@@ -21,9 +21,9 @@ from costmodels.kernels.calls import (
     KernelFamily,
     KernelOp,
 )
-from costmodels.kernels.implementations import attention_code
+from costmodels.kernels.implementations import torch_code
 from costmodels.lowering.parts import Part
-from costmodels.lowering.streams import on_streams
+from costmodels.lowering.streams import as_run
 from costmodels.lowering.time_scales import kernel_time_scale
 from costmodels.lowering.transfers import price_collectives, stalled_s
 from costmodels.plan import FloatArray, IntArray
@@ -216,7 +216,7 @@ class CallList:
             flops=flops,
             bytes=traffic_bytes,
             element_bytes=min(self.context.job.numerics.storage_bytes, 4.0),
-            implementation=float(self.context.implementation or attention_code(self.context.stack.attention_library)),
+            implementation=float(self.context.implementation or torch_code(self.context.stack.attention_library)),
         )
 
     def transfer(
@@ -341,7 +341,7 @@ def _price_kernels(lists: Sequence[CallList]) -> list[_PricedKernels]:
     flat = dict(zip(_COLUMN, table, strict=True))
     typed: dict[str, Any] = flat | {name: flat[name].astype(np.int64) for name in INTEGER_COLUMNS}
     batch = KernelCallBatch(**typed)
-    running, rounds = on_streams(batch, context.stack.expert_streams)
+    running, rounds = as_run(batch, context.stack)
     priced = context.kernels.predict(running, context.cluster.device)
     several = batch.op == KernelOp.MEMORY
     if not context.stack.grouped_experts:

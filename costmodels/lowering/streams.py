@@ -1,4 +1,4 @@
-"""Products of experts on several streams: what runs where a library has no kernel for all of them.
+"""Products of experts as a stack runs them: one kernel for all of them, one after the other, or on several streams.
 
 Transformer Engine's GroupedLinear hands every expert's product to cuBLAS, in turn on four streams
 (NVIDIA/TransformerEngine, ``nvte_multi_stream_cublas_gemm`` and ``nvte_get_num_compute_streams`` of
@@ -11,6 +11,21 @@ from dataclasses import replace
 import numpy as np
 
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
+from costmodels.kernels.implementations import is_narrow, torch_code
+from profiles.stack import StackSpec
+
+
+def as_run(calls: KernelCallBatch, stack: StackSpec) -> tuple[KernelCallBatch, FloatArray]:
+    """Calls as a stack runs them, and (C,) rounds of them: of who runs grouped products, where that was measured.
+
+    Args:
+        calls: Some of them ``GROUPED_GEMM``.
+        stack: How it runs experts is read.
+    """
+    running, rounds = on_streams(calls, stack.expert_streams or int(not stack.grouped_experts))
+    mine = (running.op == KernelOp.GROUPED_GEMM) & (running.implementation == 0) & ~is_narrow(running)
+    code = torch_code(stack.expert_library)
+    return replace(running, implementation=np.where(mine, code, running.implementation)), rounds
 
 
 def on_streams(calls: KernelCallBatch, streams: int) -> tuple[KernelCallBatch, FloatArray]:

@@ -7,12 +7,13 @@ import pytest
 
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelCallBatch, KernelOp
+from costmodels.kernels.implementations import Engine, Library, code_of
 from costmodels.lowering.calls import PartCosts, Phase, price_parts
 from costmodels.lowering.mlp import lower_expert_mlp
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.lowering.streams import on_streams
 from costmodels.plan import ExecutionPlan, PlanBatch
-from tests.fakes import GEMMS, UnitKernels, context, mixture, stack
+from tests.fakes import GEMMS, UnitKernels, context, job, mixture, stack
 
 S, H = 2048, 1024
 MOVED = UnitKernels(ops=(KernelOp.MEMORY,), quantity="bytes")
@@ -46,6 +47,26 @@ def test_experts_on_streams_are_plain_products_of_as_many_rows_as_run_at_once(st
     shapes = {tuple(float(getattr(calls, name)[row]) for name in ("batch", "m", "n", "k")) for row in range(len(calls))}
     assert (1, together * each, 2 * 1408, H) in shapes
     assert spent(plan, apart, UnitKernels(ops=GEMMS)) == pytest.approx(spent(plan, grouped, UnitKernels(ops=GEMMS)))
+
+
+@pytest.mark.parametrize(("narrow", "wanted"), [("bf16", code_of(Engine.PYTORCH, Library.CUTLASS)), ("fp8", 0)])
+def test_grouped_products_are_of_the_library_the_stack_runs(narrow, wanted):
+    """Measured prices are those of its kernel in 16 bits; narrow formats quantise, which that one does not."""
+    plan = ExecutionPlan(expert_parallel=4, data_parallel=4)
+    calls = seen(plan, context(model=mixture(), stack=stack(expert_library="cutlass"), job=job(precision=narrow)))
+    grouped = calls.op == KernelOp.GROUPED_GEMM
+    assert set(calls.implementation[grouped].tolist()) == {wanted}
+    assert not calls.implementation[~grouped].any()
+
+
+def test_experts_without_a_kernel_for_all_are_plain_products_one_after_the_other():
+    plan = ExecutionPlan(expert_parallel=4, data_parallel=4)
+    where = context(model=mixture(), stack=stack(grouped_experts=False, expert_library="cutlass"))
+    calls = seen(plan, where)
+    assert not (calls.op == KernelOp.GROUPED_GEMM).any()
+    assert not calls.implementation.any()
+    same = replace(where, stack=stack())
+    assert spent(plan, where, UnitKernels(ops=GEMMS)) == pytest.approx(spent(plan, same, UnitKernels(ops=GEMMS)))
 
 
 def test_tokens_are_sorted_again_on_arrival_where_a_rank_has_several_experts():
