@@ -61,7 +61,8 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
             are the same.
 
     Returns:
-        Estimates in the order of the plans.
+        Estimates in the order of the plans. Intervals end where physics does: no step is faster than its FLOPs at the
+        peak rate, no peak below weights and optimizer states.
     """
     stages = stage_table(plans, context.model, full=full)
     parameters = stage_parameters(plans, stages, context.model, context.job)
@@ -71,12 +72,20 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     per_stage = total(memory.values())
     needs = _peaks(per_stage, host_memory_bytes(plans, stages, context, parameters), context)
     low_bytes, high_bytes = memory_interval(needs.peak_memory_bytes, context)
+    held_bytes = np.minimum(largest(memory["weights"] + memory["optimizer"]), needs.peak_memory_bytes)
+    hardware_flops = hardware_flops_per_step(
+        context.model,
+        context.job,
+        recompute=plans.recompute,
+        recompute_modules=plans.recompute_modules,
+        recomputed_layer_share=step.recomputed_share,
+    )
     trust = price_trust(costs, context)
-    spread = trust.half_width
+    low_s, high_s = _interval_s(step.step_time_s, trust.half_width, hardware_flops / plans.num_devices, context)
     return EstimateBatch(
         step_time_s=step.step_time_s,
-        step_time_low_s=step.step_time_s * np.exp(-spread),
-        step_time_high_s=step.step_time_s * np.exp(spread),
+        step_time_low_s=low_s,
+        step_time_high_s=high_s,
         time_parts_s=step.parts_s,
         communication_total_s=step.communication_total_s,
         stage_time_s=step.stage_time_s,
@@ -84,7 +93,7 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
         memory_parts_bytes=memory,
         stage_memory_bytes=per_stage,
         peak_memory_bytes=needs.peak_memory_bytes,
-        peak_memory_low_bytes=low_bytes,
+        peak_memory_low_bytes=np.maximum(low_bytes, held_bytes),
         peak_memory_high_bytes=high_bytes,
         host_memory_bytes=needs.host_memory_bytes,
         fits=needs.fits,
@@ -92,11 +101,13 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
         extrapolated_share=trust.extrapolated_share,
         basis_share=trust.basis_share,
         model_flops=model_flops_per_step(context.model, context.job, causal=True),
-        hardware_flops=hardware_flops_per_step(
-            context.model,
-            context.job,
-            recompute=plans.recompute,
-            recompute_modules=plans.recompute_modules,
-            recomputed_layer_share=step.recomputed_share,
-        ),
+        hardware_flops=hardware_flops,
     )
+
+
+def _interval_s(
+    time_s: FloatArray, half_width: FloatArray, flops: FloatArray, context: CostContext
+) -> tuple[FloatArray, FloatArray]:
+    """(N,) both ends of the 90 % interval of steps in which a device does so many FLOPs: none beats its peak rate."""
+    at_peak_s = flops / context.cluster.device.peak(context.job.numerics.gemm_format)
+    return np.maximum(time_s * np.exp(-half_width), np.minimum(at_peak_s, time_s)), time_s * np.exp(half_width)

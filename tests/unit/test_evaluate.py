@@ -16,7 +16,8 @@ from costmodels.plan import ExecutionPlan, PlanBatch, Recompute, Schedule
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
 from costmodels.step import step_time
-from tests.fakes import RateKernels, RingCollectives, context, device, gpt, mixture, node, stack
+from profiles.hardware import ClusterSpec
+from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, device, gpt, mixture, node, stack
 
 PLANS = PlanBatch.from_columns(
     6,
@@ -28,6 +29,10 @@ PLANS = PlanBatch.from_columns(
     recompute=[0, 1, 2, 0, 2, 0],
     schedule=[0, 0, 1, 2, 3, 0],
 )
+
+
+# Matrix units that kernels of the fakes never get near.
+FAST = ClusterSpec(name="fast", node=node(device=device(peak_flops_per_s={"bf16": 1e3 * 312e12})), num_nodes=8)
 
 
 def real(**changes) -> CostContext:
@@ -65,10 +70,22 @@ def test_an_estimate_is_its_parts_put_together(model, full):
 
 
 def test_uncertainties_of_kernels_and_stack_add_as_independent():
-    found = evaluate(PLANS, real())
+    found = evaluate(PLANS, real(cluster=FAST))
     half = np.sqrt((1.645 * 0.08) ** 2 + np.log(1.2) ** 2)
     assert found.step_time_high_s / found.step_time_s == pytest.approx(np.exp(half))
     assert found.step_time_s / found.step_time_low_s == pytest.approx(np.exp(half))
+
+
+def test_intervals_end_where_physics_does():
+    """Prices that allow anything: no step beats its FLOPs at the peak rate, no device holds less than its states."""
+    wide = stack(residual_log_std=20.0, memory_residual_log_std=20.0)
+    found = evaluate(PLANS, real(stack=wide, cluster=FAST, kernels=RateKernels(start_s=1e-3)))
+    peak = 1e3 * 312e12 * PLANS.num_devices
+    assert found.step_time_low_s == pytest.approx(found.hardware_flops / peak)
+    held = (found.memory_parts_bytes["weights"] + found.memory_parts_bytes["optimizer"]).max(axis=1)
+    assert found.peak_memory_low_bytes == pytest.approx(held)
+    quick = evaluate(PLANS, real(stack=wide, kernels=UnitKernels(), collectives=RingCollectives(1e30, 1e30)))
+    assert (quick.step_time_low_s <= quick.step_time_s).all()
 
 
 def test_certain_prices_have_no_interval():
