@@ -255,3 +255,10 @@ def test_sharing_copies_times_and_nothing_else(package: Packages) -> None:
     assert guest.gemm_time_scale == pytest.approx(1.25)
     assert (guest.residual_log_std, guest.fitted_on) == (owner.residual_log_std, owner.fitted_on)
     assert (guest.context_bytes, guest.gradient_dtype, guest.framework) == (2e9, "bf16", "deepspeed")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_no_framework_escapes_the_power_limit_of_blackwell(framework: str) -> None:
+    """Benchmarks in bursts say more than training reaches, whichever framework trains."""
+    for stacks in (load_priors(), load_stacks()):
+        assert find_stack(framework, stacks).blackwell_16bit_time_scale >= 1.25
