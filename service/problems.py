@@ -126,6 +126,8 @@ def _of_validation_error(item: Mapping[str, Any], path: str) -> FieldProblem:
         reason = str(item.get("ctx", {}).get("error", ""))
         place = "" if location[-1] == "-1" else f" at character {location[-1]}"
         field, problem, hint = "body", f"is not valid JSON{place}: {reason}", ""
+    elif isinstance(item.get("input"), bytes):  # JSON is read only where the header says so, and curl -d says otherwise
+        field, problem, hint = "body", "is not sent as JSON", "add the header 'Content-Type: application/json'"
     elif item["type"] == "extra_forbidden":
         workflow = WORKFLOW_TAG in item["loc"]
         problem, hint = "unknown field", meant_field(location[1:-1], location[-1], path=path, workflow=workflow)

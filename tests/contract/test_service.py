@@ -122,6 +122,15 @@ def test_broken_json_is_placed(client: TestClient) -> None:
     assert error["problem"].startswith("is not valid JSON at character 1")
 
 
+@pytest.mark.parametrize("said", ["application/x-www-form-urlencoded", "text/plain"])
+def test_a_body_that_is_not_called_json_is_told_which_header_it_needs(client: TestClient, said: str) -> None:
+    """What curl -d sends unasked."""
+    response = client.post("/plan", content=b'{"model": "13b", "cluster": "8xA100"}', headers={"content-type": said})
+    (error,) = problem(response, 422)["errors"]
+    hint = "add the header 'Content-Type: application/json'"
+    assert error == {"field": "body", "problem": "is not sent as JSON", "hint": hint}
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
