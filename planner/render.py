@@ -64,8 +64,11 @@ def render(result: PlanResult, console: Console, *, quiet: bool = False) -> None
 def render_ranking(result: PlanResult, console: Console) -> None:
     """The plans as a table, best first, and what sets the first apart."""
     if result.plans:
-        console.print(_ranking_table(result.plans, narrow=console.width < _NARROW))
+        devices = result.request.cluster.num_devices
+        console.print(_ranking_table(result.plans, devices, narrow=console.width < _NARROW))
         console.print(_legend(result.plans), style="dim", highlight=False)
+        if (run := _run(result.request, result.plans[0])) is not None:
+            console.print(f"with the best, {run}", highlight=False)
     _searched(result, console)
     if result.best is not None:
         _rivals(result, console)
@@ -101,11 +104,11 @@ def heading(request: Request, console: Console) -> None:
     console.print("\n".join(lines), highlight=False)
 
 
-def _ranking_table(plans: Sequence[PlanEstimate], *, narrow: bool) -> Table:
+def _ranking_table(plans: Sequence[PlanEstimate], devices: int, *, narrow: bool) -> Table:
     padding = (0, 1, 0, 0) if narrow else (0, 1)
     table = Table(box=None, pad_edge=False, padding=padding, header_style="bold")
     shown = [(title, name) for title, name in _OPTIONAL if any(getattr(item.plan, name) > 1 for item in plans)]
-    sized = len({item.num_devices for item in plans}) > 1
+    sized = {item.num_devices for item in plans} != {devices}
     right = ["#", *(["gpus"] if sized else []), "tp", "pp", "dp", *(title for title, _ in shown)]
     right += ["zero", "mbs", "m"]
     for title in right:
@@ -198,6 +201,24 @@ def _verdict(best: PlanEstimate, console: Console) -> None:
     )
 
 
+def _run(request: Request, item: PlanEstimate) -> str | None:
+    """How long the whole run takes with a plan and what it costs: a billion tokens where its length was not said."""
+    run, price = item.run, request.price
+    if run is None:
+        if price is None:
+            return None
+        hours = 1e9 / item.tokens_per_s / 3600 * item.num_devices
+        return f"{dollars(hours * price.usd_per_device_hour)} per billion tokens, {hours:,.0f} GPU-hours"
+    cost = ""
+    if run.cost_usd is not None and price is not None:
+        dated = f" of {price.date}" if price.date else ""
+        cost = f", {dollars(run.cost_usd)} at {dollars(price.usd_per_device_hour)} per GPU-hour{dated}"
+    return (
+        f"{count(run.tokens)} tokens: {seconds(run.duration_s)}, {run.device_hours:,.0f} GPU-hours{cost}, "
+        f"at most {run.energy_j / 3.6e9:,.2f} MWh for the GPUs"
+    )
+
+
 def _throughput(request: Request, best: PlanEstimate, console: Console) -> None:
     rate = best.model_flops / best.device_seconds_per_step / TERA
     lines = [
@@ -209,17 +230,8 @@ def _throughput(request: Request, best: PlanEstimate, console: Console) -> None:
     ]
     shares = [f"{percent(share)} {name}" for name, share in best.basis_share.items() if share >= 0.005]
     lines.append(f"basis, by time of a layer: {', '.join(shares)}")
-    run = best.run
-    if run is not None:
-        price = request.price
-        cost = ""
-        if run.cost_usd is not None and price is not None:
-            dated = f" of {price.date}" if price.date else ""
-            cost = f", {dollars(run.cost_usd)} at {dollars(price.usd_per_device_hour)} per GPU-hour{dated}"
-        lines.append(
-            f"{count(run.tokens)} tokens: {seconds(run.duration_s)}, {run.device_hours:,.0f} GPU-hours{cost}, "
-            f"at most {run.energy_j / 3.6e9:,.2f} MWh for the GPUs"
-        )
+    if (run := _run(request, best)) is not None:
+        lines.append(run)
     console.print("\n".join(lines), highlight=False)
 
 

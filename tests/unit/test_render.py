@@ -88,6 +88,23 @@ def test_prices_come_with_their_date() -> None:
     assert "at $2.50 per GPU-hour of 2026-11" in shown(answer).replace("\n", " ")
 
 
+def test_rankings_say_what_the_run_takes_and_costs() -> None:
+    priced = {"price_per_device_hour_usd": 2.0, "top": 2}
+    text = shown(api.plan("llama-2-7b", "8xA100-80GB", JOB | {"train_tokens": 1e12}, **priced), width=200)
+    run = api.plan("llama-2-7b", "8xA100-80GB", JOB | {"train_tokens": 1e12}, **priced).plans[0].run
+    assert run is not None
+    assert f"with the best, 1T tokens: {run.duration_s / 86400:,.1f} days, {run.device_hours:,.0f} GPU-hours" in text
+    result = api.plan("llama-2-7b", "8xA100-80GB", JOB, **priced)
+    hours = 8 * 1e9 / result.plans[0].tokens_per_s / 3600
+    assert f"with the best, ${2 * hours:,.0f} per billion tokens, {hours:,.0f} GPU-hours" in shown(result, width=200)
+
+
+def test_plans_on_part_of_the_cluster_say_on_how_many_gpus() -> None:
+    part = api.plan("llama-2-7b", "8xA100-80GB", JOB, objective="fewest_gpus", top=2)
+    assert {plan.num_devices for plan in part.plans} == {2}
+    assert shown(part).splitlines()[2].split()[:2] == ["#", "gpus"]
+
+
 def test_long_pipelines_are_summarised() -> None:
     answer = api.estimate("gpt3-175b", "16x8xA100", JOB, plan={"tp": 8, "pp": 16, "vpp": 1, "recompute": "full"})
     text = shown(answer, width=80)
