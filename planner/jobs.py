@@ -27,6 +27,9 @@ _MAX_LORA_RANK = 1 << 14
 # "Disabling FlashAttention as it requires compute capability sm80+", and cuDNN's likewise: get_attention_backend in
 # NVIDIA/TransformerEngine, transformer_engine/pytorch/attention/dot_product_attention/utils.py.
 _BEFORE_FUSED_ATTENTION = ("pascal", "volta", "turing")
+# They multiply in 8 bits, but not with a scale per block: check_mxfp8_support in transformer_engine/pytorch/fp8.py of
+# NVIDIA/TransformerEngine (from 10.0, and not 12.0 yet) and ROCm/TransformerEngine (from gfx950).
+_WITHOUT_MXFP8 = ("ada", "hopper", "blackwell-rtx", "cdna3")
 
 _TYPES: dict[Any, type] = {int: int, str: str, bool: bool, float: float, float | None: float}
 _KINDS = {item.name: _TYPES[item.type] for item in fields(TrainingJob) if item.name != "lora"}
@@ -267,6 +270,8 @@ def _lora_targets(given: object, known: tuple[str, ...]) -> tuple[str, ...]:
 def _check_against(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
     """Refuse a job the model or the device cannot run at all."""
     cluster.device.peak(job.numerics.gemm_format)
+    if job.numerics.name == "mxfp8" and cluster.device.architecture in _WITHOUT_MXFP8:
+        raise SpecError("job.precision", f"no framework trains in mxfp8 on {cluster.device.name}", "fp8, or bf16")
     if model.learned_positions and job.sequence_length > model.learned_positions:
         raise SpecError(
             "job.sequence_length",

@@ -178,3 +178,14 @@ def test_devices_before_ampere_have_no_fused_attention_in_megatron(
     answer, notes = with_attention(job, given, framework, cluster(architecture=architecture))
     assert answer.attention == found
     assert [note.field for note in notes] == (["job.attention"] if found == "unfused" else [])
+
+
+@pytest.mark.parametrize(("architecture", "trains"), [("hopper", False), ("ada", False), ("blackwell", True)])
+def test_mxfp8_needs_units_that_scale_blocks(architecture: str, trains: bool) -> None:
+    peaks = {"architecture": architecture, "peak_flops_per_s": {"bf16": 1e15, "fp8": 2e15}}
+    assert resolved({"precision": "fp8"}, **peaks).precision == "fp8"
+    if trains:
+        assert resolved({"precision": "mxfp8"}, **peaks).precision == "mxfp8"
+    else:
+        with pytest.raises(SpecError, match=r"job.precision: no framework trains in mxfp8 on fake-80GB. Hint: fp8"):
+            resolved({"precision": "mxfp8"}, **peaks)
