@@ -1,6 +1,6 @@
 """The training job a user means: what was said, and documented defaults for what was not.
 
-Defaults: pre-training in bf16 (fp16 where the device has no bf16 units); sequences of 4096 tokens or
+Defaults: pre-training in bf16 (fp16, or else fp32, where the device has no bf16 units); sequences of 4096 tokens or
 the model's longest; a global batch of 4 Mi tokens to pre-train (Llama 2, arXiv:2307.09288 section 2.2,
 used 4M) and of 128 sequences to fine-tune (Stanford Alpaca's recipe), rounded so that the devices
 divide it. Any two of sequence length, sequences per batch and tokens per batch give the third; any
@@ -123,9 +123,9 @@ def _typed(name: str, value: Any, kind: type) -> Any:
 def _fill_precision(values: dict[str, Any], cluster: ClusterSpec, notes: list[Note]) -> None:
     if "precision" in values:
         return
-    has_bf16 = "bf16" in cluster.device.peak_flops_per_s
-    values["precision"] = "bf16" if has_bf16 else "fp16"
-    reason = "" if has_bf16 else f"; {cluster.device.name} has no bf16 units"
+    formats = [name for name in ("bf16", "fp16", "fp32") if name in cluster.device.peak_flops_per_s]
+    values["precision"] = formats[0] if formats else "bf16"
+    reason = "" if "bf16" in formats else f"; {cluster.device.name} has no bf16 units"
     _assume(notes, "precision", f"precision {values['precision']} (not given{reason})")
 
 

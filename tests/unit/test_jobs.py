@@ -44,8 +44,9 @@ def test_a_job_object_is_taken_as_it_is() -> None:
     assert resolved(job) is job
 
 
-def test_devices_without_bf16_train_in_fp16() -> None:
+def test_devices_without_bf16_train_in_fp16_or_else_fp32() -> None:
     assert resolved(peak_flops_per_s={"fp16": 125e12, "fp32": 15e12}).precision == "fp16"
+    assert resolved(peak_flops_per_s={"fp32": 5e12}).precision == "fp32"
 
 
 def test_fine_tuning_takes_small_batches() -> None:
