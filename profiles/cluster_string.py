@@ -6,6 +6,7 @@
 ``2x8xH100-80GB``     two nodes of eight
 ``72xGB200``          eighteen hosts of four in one NVLink domain
 ``2x72xGB200``        two NVLink domains of 72
+``2xp5.48xlarge``     two nodes of a kind that the catalogue names
 ====================  ==================================================================
 
 Whatever the user did not say is taken from the catalogue and recorded, in words, in
@@ -92,7 +93,7 @@ def parse_cluster(
     """The cluster a short text describes.
 
     Args:
-        text: ``[NODESx][COUNTx]DEVICE`` or ``DEVICE[:COUNT]``, case-insensitive.
+        text: ``[NODESx][COUNTx]DEVICE``, ``DEVICE[:COUNT]`` or ``[NODESx]NODE``, case-insensitive.
         catalog: Where names are looked up; the default catalogue if omitted.
         gpus_per_node: Devices per host, for the forms that give a total.
         fabric: Link of one network adapter, e.g. ``ib-hdr-200``.
@@ -115,6 +116,15 @@ def parse_cluster(
     if suffix is not None and outer is not None:
         raise SpecError("cluster", f"{text[:60]!r} counts devices twice", _FORMS)
 
+    named = _node_named(match["device"], catalog) if node is None else None
+    if named is not None:
+        if inner is not None:
+            raise SpecError(
+                "cluster", f"{text[:60]!r} counts devices of a node that says how many it has", f"2x{named.name}"
+            )
+        text = f"{outer or suffix or 1}x{named.domain_devices}x{named.device.name}"
+        options = {"gpus_per_node": gpus_per_node, "nics_per_node": nics_per_node}
+        return parse_cluster(text, catalog, **options, fabric=fabric, scale_up=scale_up, node=named.name)
     base, assumptions = _device_and_node(match["device"], catalog, node=node)
     overrides = _Overrides(nics_per_node=nics_per_node, scale_up=scale_up, fabric=fabric)
     if outer is not None and inner is not None:
@@ -181,6 +191,19 @@ def _check_count(field: str, count: int | None, limit: int) -> None:
     if count is not None and not 1 <= count <= limit:
         shown = str(count) if count < 10**12 else "a larger number"
         raise SpecError(field, f"must be between 1 and {limit}; got {shown}")
+
+
+def _node_named(text: str, catalog: Catalog) -> NodeSpec | None:
+    """The node of that name, such as an instance type of a cloud; None where it is no node's, or a device's too."""
+    try:
+        named = catalog.node(text.strip())
+    except SpecError:
+        return None
+    try:
+        catalog.device_matches(text)
+    except SpecError:
+        return named
+    return None
 
 
 def _device_and_node(text: str, catalog: Catalog, *, node: str | None) -> tuple[NodeSpec, list[str]]:

@@ -345,3 +345,18 @@ def test_mapping_round_trip(node: str, num_nodes: int, per_node: int) -> None:
     assert again.assumptions == ()
     assert cluster_to_mapping(again) == pytest.approx(cluster_to_mapping(cluster))
     assert pickle.loads(pickle.dumps(again)) == again
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes", "devices", "name"),
+    [
+        ("p5.48xlarge", 1, 8, "p5.48xlarge"),
+        ("2xP4D.24xlarge", 2, 16, "p4d.24xlarge"),
+        ("dgx-h100:4", 4, 32, "dgx-h100"),
+    ],
+)
+def test_nodes_of_the_catalogue_are_clusters_too(text: str, nodes: int, devices: int, name: str) -> None:
+    cluster = parse_cluster(text)
+    assert (cluster.num_nodes, cluster.num_devices, cluster.node.name) == (nodes, devices, name)
+    with pytest.raises(SpecError, match="counts devices of a node that says how many it has"):
+        parse_cluster(f"2x8x{name}")
