@@ -12,7 +12,7 @@ from planner.schema_types import SCHEMA_VERSION
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import DeviceSpec
-from profiles.model_presets import canonical_name
+from profiles.model_presets import canonical_name, resolve_model
 from profiles.units import GIB, TERA
 
 _FEW = 3  # as many models are listed with their sources in full
@@ -21,15 +21,24 @@ Shown = tuple[dict[str, Any], Callable[[Console], None]]
 
 
 def show_models(name: str) -> Shown:
-    """Models whose name contains ``name``."""
+    """Models whose name contains ``name``, or the one that it is another name of."""
     document = models_document()
     if name:
         wanted = canonical_name(name)
         names = [model["name"] for model in document["models"]]
-        document["models"] = [model for model in document["models"] if wanted in canonical_name(model["name"])]
+        chosen = [other for other in names if wanted in canonical_name(other)] or _meant(name)
+        document["models"] = [model for model in document["models"] if model["name"] in chosen]
         if not document["models"]:
             raise SpecError("model", f"no name contains {name[:40]!r}", did_you_mean(name, names))
     return document, lambda console: _models(document["models"], console)
+
+
+def _meant(name: str) -> list[str]:
+    """The model that a command would take the name for; none where it would not."""
+    try:
+        return [resolve_model(name, default_catalog(), allow_paths=False).spec.name]
+    except SpecError:
+        return []
 
 
 def show_devices(name: str) -> Shown:

@@ -310,6 +310,8 @@ def test_models(run: Any) -> None:
     document = json.loads(run("models", "llama-3", "--json").out)
     assert all("llama-3" in model["name"] for model in document["models"])
     assert all(model["source"] for model in document["models"])
+    meant = json.loads(run("models", "meta-llama/Llama-3.1-8B", "--json").out)
+    assert [model["name"] for model in meant["models"]] == ["llama-3.1-8b"]
     unknown = run("models", "lama-9")
     assert unknown.code == 2
     assert "no name contains 'lama-9'. Hint: did you mean" in unknown.err

@@ -95,6 +95,14 @@ def test_names_and_aliases_are_unique():
     assert [name for name, count in names.items() if count > 1] == []
 
 
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [("llama31_405b", "llama-3.1-405b"), ("llama32_1b", "llama-3.2-1b"), ("qwen25_7b", "qwen2.5-7b")],
+)
+def test_recipes_of_megatron_bridge_are_names(recipe, name):
+    assert resolve_model(recipe, CATALOG).spec.name == name
+
+
 def test_each_bare_size_has_one_default():
     sizes = Counter(size for entry in CATALOG.model_entries.values() for size in entry.get("default_for", ()))
     assert [size for size, count in sizes.items() if count > 1] == []
