@@ -32,6 +32,7 @@ class EngineSpec:
         fused_experts: Expert layers run as one fused kernel over the experts that see a token.
         splits_stages: Whether layers can be split over pipeline stages.
         shares_prefixes: Prompts of several samples are read and kept once.
+        drops_put_off: Sequences that lose their room in the cache are read anew when there is room again.
         kernel_launch_s: Host time to issue one kernel outside a graph.
         collective_launch_s: Host time to issue one collective outside a graph.
         step_overhead_s: Host time between two steps that nothing hides: scheduling, inputs, sampling.
@@ -56,6 +57,7 @@ class EngineSpec:
     fused_experts: bool = True
     splits_stages: bool = True
     shares_prefixes: bool = False
+    drops_put_off: bool = False
     kernel_launch_s: float = 0.0
     collective_launch_s: float = 0.0
     step_overhead_s: float = 0.0

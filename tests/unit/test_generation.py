@@ -182,7 +182,7 @@ def test_every_figure_of_an_engine_has_a_source() -> None:
 def test_an_unknown_engine_is_named() -> None:
     with pytest.raises(SpecError) as caught:
         find_engine("vlm")
-    assert str(caught.value) == "engine: unknown name 'vlm'. Hint: did you mean 'vllm' or 'vllm-2024'?"
+    assert str(caught.value) == "engine: unknown name 'vlm'. Hint: did you mean 'vllm' or 'vllm-0.3' or 'vllm-2024'?"
 
 
 @settings(max_examples=30)
