@@ -200,6 +200,7 @@ OPENRLHF_S = {"generation": 5.25, "inference": 19.40, "training": 51.01}
 _GPUS, _SEQUENCES, _UPDATES = 32, 512, 4
 # device_partition of slurm_ray_launch.py for 34B with a critic of 7B, and its vllm_tp_size.
 _ENGINE_GPUS, _ENGINE_TENSOR = 6, 2
+_ENGINE = "vllm-0.3"  # of February 2024
 # The same for a larger actor: GPUs of the actor, of the engines, and of one replica.
 _ENGINES = {34: (16, _ENGINE_GPUS, _ENGINE_TENSOR), 70: (32, 12, 4)}
 _ACTOR_GPUS, _CRITIC_GPUS, _REFERENCE_GPUS, _REWARD_GPUS = 16, 4, 4, 2
@@ -257,7 +258,7 @@ def openrlhf_seconds() -> OpenRlhfSeconds:
 
 
 def _setting() -> CallSetting:
-    return CallSetting(cluster=real_cluster(_GPUS), stack=find_stack("deepspeed"), engines=("vllm-2024",))
+    return CallSetting(cluster=real_cluster(_GPUS), stack=find_stack("deepspeed"), engines=(_ENGINE,))
 
 
 def _call(kind: CallKind, billions: int, sequences: int, output_tokens: int = 128) -> ModelCall:
@@ -302,7 +303,7 @@ def openrlhf_steps_s(folder: Path) -> Phases:
 @lru_cache(maxsize=16)
 def _request_s(billions: int, tensor: int, sequences: int, output_tokens: int) -> float:
     """Seconds of one request to an engine, all its sequences at once."""
-    setting, engine = _setting(), find_engine("vllm-2024")
+    setting, engine = _setting(), find_engine(_ENGINE)
     call = _call(CallKind.GENERATE, billions, sequences, output_tokens)
     at_once = min(engine.prefill_tokens // call.prompt_tokens, sequences)
     plans = PlanBatch.from_columns(1, tensor_parallel=tensor, micro_batch_size=at_once)

@@ -38,6 +38,7 @@ _SETS: dict[str, tuple[tuple[str, ...], ...]] = {
 _PLACEMENTS = tuple(_SETS)
 _COLOCATED_TO = {"13B": 64, "34B": 48}
 _TRAINED = ("train", "train values")
+_FROZEN = ("reference", "reward")  # the script offloads neither
 # What else the authors or a user may have set: verl's default before 2025 and after, and what would be best.
 _OTHERS = {
     "64 over all ranks (the default in its first documentation)": MicroBatches(overall=64),
@@ -80,9 +81,12 @@ def placements(folder: Path) -> Experiment:
             "the paper's data set (run_deepseek_full_hh_rlhf.sh: its four models on Megatron-Core, its 128 sequences "
             f"per update, 16 sequences per micro-batch over all ranks). {_sensitivity(measured)}",
             _parts(measured, predicted),
-            "What misses: generation on few GPUs, which was slower than priced, so that splitting 13B on 64 looks "
-            "better than it was: vLLM of early 2024 left GPUs idle between steps (its issue 3030) and decoded grouped "
-            "heads up to three times slower than later kernels (issue 2767). And training of 34B, which did not get "
+            "The engine is vLLM 0.3 (E16) without CUDA graphs and without turning tokens into text, as verl's fork of "
+            "0.3.1 runs it; weights of the reference and the reward model stay on the GPUs, as in the script.",
+            "What misses: training of 13B on 64 and more, which was faster than one adapter per machine and the "
+            "script's micro-batches allow, so that colocation looks worse than it was. Generation on few GPUs, which "
+            "was slower still: vLLM's attention of that time read the cache once per query head (its issue 1880), and "
+            "what returning log-probabilities takes is not published. And training of 34B, which did not get "
             "faster from 64 to 128 GPUs. Micro-batches as large on many GPUs as on few would explain that, as its four "
             "pipeline stages then idle; the script's, which are smaller on more ranks, do not. Its 16 sequences on the "
             "one rank of 32 GPUs need full recomputation, and take longer than was measured.",
@@ -268,8 +272,8 @@ def _options(model: str, name: str, size: int, micro_batches: MicroBatches) -> C
     kind = CallKind.GENERATE if name == "generate" else CallKind.TRAIN if name in _TRAINED else CallKind.INFERENCE
     call = hybridflow_call(kind, value_head=name in ("values", "train values", "reward"))
     table = priced_call(model, call, size, micro_batches)
-    # Trained states stay; frozen weights and the generator's copy are there only while they are used.
-    static = table.static_bytes * (kind is CallKind.TRAIN)
+    # Trained states stay, and so do frozen weights; copies of trained weights are there only while they are used.
+    static = table.static_bytes * (name in (*_TRAINED, *_FROZEN))
     every = np.ones(len(table), dtype=np.int64)
     return CallCandidates(
         name=name,

@@ -1,8 +1,9 @@
 """E9, generation part: how many GPUs a replica should have, on HybridFlow's 16 A100s.
 
 HybridFlow (arXiv:2409.19256, figure 15) trains with t = 8 and d = 2 and generates with smaller tensor-parallel groups.
-All models are colocated and states are not offloaded: the cache does without the actor's gradients and optimizer states
-and all that training the critic keeps. The actor's weights are reused.
+All models are colocated and states are not offloaded: the cache does without the actor's gradients and optimizer
+states, all that training the critic keeps, and the weights of the reference and the reward model, which verl's script
+(``planner.validate.dataflow_hybridflow``) leaves on the GPUs too. The actor's weights are reused.
 """
 
 import csv
@@ -15,12 +16,12 @@ from planner.dataflow.call_costs import price_generation, price_plans
 from planner.validate.dataflow_hybridflow import (
     generation_plans,
     hybridflow_call,
+    hybridflow_engine,
     hybridflow_model,
     hybridflow_setting,
     training_plans,
 )
 from planner.validate.experiment import Experiment
-from profiles.engines import find_engine
 
 _FILE = "hybridflow_fig15_gen_tp_digitised.csv"
 _DEVICES = 16
@@ -51,6 +52,8 @@ def generation_by_replica_size(folder: Path) -> Experiment:
             "Seconds of 7B are not comparable: reading 64 caches of 1024 to 2048 tokens and the weights takes at least "
             "33 s at the full memory bandwidth of an A100, reading prompts apart; 31.0 s were measured.",
             _pairs(measured, predicted),
+            "Beside all states 13B on one GPU has room for 6 sequences as priced, so that little more or less room "
+            "would change its seconds a lot.",
         ),
         header=("model", "GPUs per replica", "measured s", "predicted s"),
         rows=tuple(
@@ -62,12 +65,13 @@ def generation_by_replica_size(folder: Path) -> Experiment:
 def predicted_s(name: str, tensor: int) -> float:
     """Seconds of one generation call with so many GPUs to a replica, in the memory that training leaves."""
     setting = hybridflow_setting(_DEVICES)
-    engine, model = find_engine(setting.engines[0]), hybridflow_model(name)
+    engine, model = hybridflow_engine(), hybridflow_model(name)
     actor, critic = (
         price_plans(training_plans(name, _DEVICES), call, call.model(model), setting)
         for call in (hybridflow_call(CallKind.TRAIN, value_head=head) for head in (False, True))
     )
-    resident_bytes = float(actor.static_bytes[0] - actor.weight_bytes[0] + critic.static_bytes[0])
+    frozen_bytes = actor.weight_bytes[0] + critic.weight_bytes[0]
+    resident_bytes = float(actor.static_bytes[0] - actor.weight_bytes[0] + critic.static_bytes[0] + frozen_bytes)
     table = price_generation(
         generation_plans(tensor, _DEVICES, engine),
         hybridflow_call(CallKind.GENERATE),

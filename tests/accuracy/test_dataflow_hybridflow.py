@@ -13,11 +13,14 @@ from planner.validate.dataflow_hybridflow import (
     SEQUENCES,
     MicroBatches,
     hybridflow_call,
+    hybridflow_engine,
     hybridflow_setting,
     priced_call,
     training_plans,
 )
-from planner.validate.dataflow_placement import iteration_s, measured_s
+from planner.validate.dataflow_placement import _options, iteration_s, measured_s
+from planner.validate.dataflow_replicas import predicted_s
+from profiles.engines import find_engine
 
 DATA = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "rlhf"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
@@ -27,6 +30,30 @@ pytestmark = pytest.mark.accuracy
 def test_machines_share_one_adapter() -> None:
     node = hybridflow_setting(128).cluster.node
     assert node.scale_out_bytes_per_s * node.devices_per_node == pytest.approx(25e9)  # 200 Gb/s
+
+
+def test_the_engine_captures_no_graphs_and_makes_no_text() -> None:
+    stock, ours = find_engine("vllm-0.3"), hybridflow_engine()
+    assert stock.captures_graphs
+    assert not ours.captures_graphs
+    assert ours.graph_bytes == 0
+    assert stock.sequence_overhead_s - ours.sequence_overhead_s == pytest.approx(26e-6)
+
+
+def test_frozen_weights_stay_on_the_gpus() -> None:
+    """13B in 16 bits over eight GPUs: 3.25 GB of each of reference and reward model; the critic's values need none."""
+    for name in ("reference", "reward"):
+        table = _options("13B", name, 8, SCRIPT)
+        assert table.static_bytes.min() == pytest.approx(26e9 / 8, rel=0.03)
+    assert not _options("13B", "values", 8, SCRIPT).static_bytes.any()
+    assert not _options("13B", "generate", 8, SCRIPT).static_bytes.any()
+
+
+def test_replicas_of_one_gpu_run_out_of_cache() -> None:
+    """13B on one GPU: 26 GB of weights leave room for a few sequences; on four it is room for dozens."""
+    four, two, one = (predicted_s("13B", tensor) for tensor in (4, 2, 1))
+    assert four < two < one
+    assert one > 1.8 * four
 
 
 @pytest.mark.parametrize(

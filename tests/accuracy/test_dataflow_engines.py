@@ -1,0 +1,35 @@
+"""E16: host times of early engines, and the runs that judge them."""
+
+import pytest
+
+from planner.validate.dataflow_engines import BENCHMARKS, engine_benchmarks, predicted_s
+from profiles.engines import find_engine
+
+pytestmark = pytest.mark.accuracy
+
+
+@pytest.mark.parametrize(
+    ("sequences", "milliseconds"),
+    # Vidur's medians, Llama-2-7B on one and on four A100s: scheduling, inputs, sampling and outputs.
+    [(8, 1.97), (64, 7.59), (8, 2.51), (64, 9.15)],
+)
+def test_host_time_of_a_step_is_vidur_s(sequences: int, milliseconds: float) -> None:
+    engine = find_engine("vllm-0.3")
+    log_probabilities_s = 5.5e-3 / 256 * sequences  # vLLM pull request 4594
+    host_s = engine.step_overhead_s + engine.sequence_overhead_s * sequences
+    assert host_s == pytest.approx(milliseconds * 1e-3 + log_probabilities_s, rel=0.2)
+
+
+def test_early_engines_take_longer_per_sequence_and_later_ones_per_step() -> None:
+    early, later, latest = (find_engine(name) for name in ("vllm-0.3", "vllm-2024", "vllm"))
+    assert early.sequence_overhead_s > 3 * later.sequence_overhead_s > 6 * latest.sequence_overhead_s
+    assert early.step_overhead_s < later.step_overhead_s
+
+
+def test_vllm_s_own_benchmarks_are_met() -> None:
+    found = engine_benchmarks()
+    assert found.passed
+    for run in BENCHMARKS:
+        assert predicted_s(run) == pytest.approx(run.time_s, rel=0.2)
+    largest = BENCHMARKS[0]
+    assert predicted_s(largest, "vllm-2024") < 0.93 * predicted_s(largest)  # 256 sequences at once
