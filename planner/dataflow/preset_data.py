@@ -33,14 +33,15 @@ def sft(settings: Settings) -> Dataflow:
 
 def dpo(settings: Settings) -> Dataflow:
     """The reference scores both responses of a pair; the actor trains on the difference."""
+    actor, reference = Role(name="actor", task=settings.task), Role(name="ref", like="actor")
     return Dataflow(
         name="dpo",
-        roles=(Role(name="actor", task=settings.task), Role(name="ref", like="actor")),
+        roles=(actor, reference) if settings.reference == reference.name else (actor,),
         calls=(
             Call(
                 name="ref_inf",
                 kind=INFERENCE,
-                role="ref",
+                role=settings.reference,
                 inputs=("pairs",),
                 outputs=("ref_logprobs",),
                 factor=_PAIR,

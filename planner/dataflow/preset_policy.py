@@ -25,7 +25,11 @@ _RESPONSES = ("sequences", "logprobs")
 
 def ppo(settings: Settings) -> Dataflow:
     """Generate; score with reward, reference and critic; train actor and critic."""
-    signals, scoring, roles = _scores(settings, Fraction(1), critics=("critic",))
+    return _ppo(settings, settings.reference)
+
+
+def _ppo(settings: Settings, reference: str) -> Dataflow:
+    signals, scoring, roles = _scores(settings, Fraction(1), critics=("critic",), reference=reference)
     inputs = (*_RESPONSES, *signals)
     return Dataflow(
         name="ppo",
@@ -40,8 +44,8 @@ def ppo(settings: Settings) -> Dataflow:
 
 
 def ppo_ema(settings: Settings) -> Dataflow:
-    """PPO; after training, the reference moves towards the actor."""
-    graph = ppo(settings)
+    """PPO; after training, the reference, which has weights of its own, moves towards the actor."""
+    graph = _ppo(settings, "ref")
     if not settings.kl:
         return graph
     return Dataflow(
@@ -214,7 +218,12 @@ def _reward(name: str, settings: Settings, inputs: tuple[str, ...], outputs: tup
 
 
 def _scores(
-    settings: Settings, factor: Fraction, *, rewarded: Fraction | None = None, critics: tuple[str, ...] = ()
+    settings: Settings,
+    factor: Fraction,
+    *,
+    rewarded: Fraction | None = None,
+    critics: tuple[str, ...] = (),
+    reference: str = "",
 ) -> tuple[tuple[str, ...], list[Call], list[Role]]:
     """The signals training needs, the calls that make them and the roles those use.
 
@@ -223,7 +232,9 @@ def _scores(
         factor: Sequences per item that are trained on.
         rewarded: Sequences per item that get a reward, if more.
         critics: Value models, each with an inference of its own.
+        reference: Role that is the reference; "" for what the settings say.
     """
+    reference = reference or settings.reference
     signals, calls, roles = ["rewards"], [], []
     calls.append(_reward("reward_inf", settings, ("sequences",), ("rewards",), rewarded or factor))
     # Groups that survive are known only once rewards are there, so oversampled workflows score them after.
@@ -236,7 +247,8 @@ def _scores(
     if settings.reward == MODEL_REWARD:
         roles.append(Role(name="reward", like=critics[0] if critics else "actor", head=VALUE_HEAD))
     if settings.kl:
-        calls.append(_inference("ref_inf", "ref", scored, ("ref_logprobs",), factor))
-        roles.append(Role(name="ref", like="actor"))
+        calls.append(_inference("ref_inf", reference, scored, ("ref_logprobs",), factor))
+        if reference != "actor":
+            roles.append(Role(name=reference, like="actor"))
         signals.append("ref_logprobs")
     return tuple(signals), calls, roles

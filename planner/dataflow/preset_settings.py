@@ -22,7 +22,8 @@ class Settings:
         latency_s: Seconds an external verifier, judge or labeller takes per sequence.
         concurrency: Sequences it handles at once.
         oversampling: Prompts generated per prompt trained on, at least 1.
-        task: ``full``, ``lora`` or ``qlora``: how the policy is trained.
+        task: ``full``, ``lora`` or ``qlora``: how the policy is trained. With adapters its own weights, adapters off,
+            are the reference, as in TRL (``null_ref_context``) and verl (``ref_in_actor``).
         pretrain_loss: Whether a pre-training batch of the same size is trained on too.
         copy_share: Share of the policy that goes into the reference per iteration.
         copy_every: Iterations between two refreshes of the reference.
@@ -68,6 +69,11 @@ class Settings:
         if self.tree_branches**self.tree_depth > MAX_FACTOR:
             leaves = self.tree_branches**self.tree_depth
             raise SpecError("job.tree_depth", f"gives {leaves} leaves; at most {MAX_FACTOR}", "a smaller tree")
+
+    @property
+    def reference(self) -> str:
+        """Role whose weights are the frozen reference."""
+        return "actor" if self.task in ("lora", "qlora") else "ref"
 
 
 def _between(name: str, value: int | Fraction, low: int, high: int) -> None:

@@ -132,6 +132,22 @@ def test_ema_averages_the_reference_and_keeps_it() -> None:
     assert not build_preset("ppo-ema", {"kl": False}).copies
 
 
+@pytest.mark.parametrize("name", ["ppo", "safe-rlhf", "grpo", "rloo", "remax", "dpo"])
+def test_adapters_are_off_where_the_policy_is_its_own_reference(name: str) -> None:
+    for task, reference in (("full", "ref"), ("lora", "actor"), ("qlora", "actor")):
+        graph = build_preset(name, {"task": task})
+        assert graph.call("ref_inf").role == reference
+        assert ("ref" in {role.name for role in graph.roles}) == (reference == "ref")
+        assert graph.call("ref_inf").sequences(BATCH) == build_preset(name).call("ref_inf").sequences(BATCH)
+
+
+def test_a_reference_that_moves_has_weights_of_its_own() -> None:
+    for name in ("ppo-ema", "mrdpo"):
+        graph = build_preset(name, {"task": "lora"})
+        assert graph.call("ref_inf").role == "ref"
+        assert graph.copies[0].target == "ref"
+
+
 def test_a_pretraining_loss_doubles_what_the_actor_trains_on() -> None:
     graph = build_preset("safe-rlhf", {"pretrain_loss": True})
     assert "pretrain_text" in graph.call("actor_train").inputs
