@@ -52,8 +52,8 @@ def generation_by_replica_size(folder: Path) -> Experiment:
             "Seconds of 7B are not comparable: reading 64 caches of 1024 to 2048 tokens and the weights takes at least "
             "33 s at the full memory bandwidth of an A100, reading prompts apart; 31.0 s were measured.",
             _pairs(measured, predicted),
-            "Beside all states 13B on one GPU has room for 6 sequences as priced, so that little more or less room "
-            "would change its seconds a lot.",
+            "Beside all states 13B on one GPU has room for 6 sequences as priced. Were the frozen models on the host, of "
+            f"which the paper says nothing, 13B would take {_without_frozen()} s with 8, 4, 2 and 1 GPUs.",
         ),
         header=("model", "GPUs per replica", "measured s", "predicted s"),
         rows=tuple(
@@ -62,15 +62,25 @@ def generation_by_replica_size(folder: Path) -> Experiment:
     )
 
 
-def predicted_s(name: str, tensor: int) -> float:
-    """Seconds of one generation call with so many GPUs to a replica, in the memory that training leaves."""
+def _without_frozen() -> str:
+    return ", ".join(f"{predicted_s('13B', tensor, frozen=False):.0f}" for tensor in (8, 4, 2, 1))
+
+
+def predicted_s(name: str, tensor: int, *, frozen: bool = True) -> float:
+    """Seconds of one generation call, in the memory that training and the frozen models leave.
+
+    Args:
+        name: Size of the model.
+        tensor: GPUs to a replica.
+        frozen: Whether reference and reward model are on the GPUs meanwhile.
+    """
     setting = hybridflow_setting(_DEVICES)
     engine, model = hybridflow_engine(), hybridflow_model(name)
     actor, critic = (
         price_plans(training_plans(name, _DEVICES), call, call.model(model), setting)
         for call in (hybridflow_call(CallKind.TRAIN, value_head=head) for head in (False, True))
     )
-    frozen_bytes = actor.weight_bytes[0] + critic.weight_bytes[0]
+    frozen_bytes = frozen * (actor.weight_bytes[0] + critic.weight_bytes[0])
     resident_bytes = float(actor.static_bytes[0] - actor.weight_bytes[0] + critic.static_bytes[0] + frozen_bytes)
     table = price_generation(
         generation_plans(tensor, _DEVICES, engine),
