@@ -6,6 +6,7 @@ of Megatron-Core's distributed optimizer, the attention kernel of a pre-flash co
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from planner.validate.reader import Row
@@ -176,43 +177,13 @@ def defaults_of(row: Row) -> StackDefaults:
                 raise CannotScore("experts of Hugging Face model code run one by one: not modelled")
             if isinstance(found, str):
                 raise CannotScore(f"{found} {row.text('framework')[:40]!r}" if found == _NO_STACK else found)
-            if found in (_PADDLE, _COMPOSER, _FSDP):
-                return _variant(row, found)
-            if found is _MEGATRON_CORE and _overlaps_experts(row):
-                return _MEGATRON_EP_OVERLAP
-            if found is _MEGATRON_CORE and _drops_tokens(row):
-                return _MEGATRON_TOKEN_DROP
-            if found is _MEGATRON_CORE and _captures_iterations(row):
-                return _MEGATRON_FULL_GRAPHS
-            if found is _MEGATRON_CORE and _exchanges_by_own_kernels(row):
-                return _MEGATRON_HYBRID_EP
-            if found is _MEGATRON_DEEPSPEED and _blocks_on_launches(row):
-                return _MEGATRON_DEEPSPEED_BLOCKING
-            return _MEGATRON_CORE if found is _MEGATRON_2021 and row.flag("flash_attention") else found
+            return _variant(row, found)
     raise CannotScore(f"framework not stated or unknown: {row.text('framework')[:40]!r}")
 
 
 def _variant(row: Row, found: StackDefaults) -> StackDefaults:
     """What a row's model, notes or era make of a stack."""
-    if found is _COMPOSER:
-        return _composer_of(row)
-    if found is _FSDP:
-        return _FSDP_EAGER if "no extra optimisations listed" in row.text("notes") else _FSDP
-    if "gpt" in row.text("model").lower():
-        return _PADDLE_GPT
-    return _PADDLE_PLAIN_NORM if "use_fused_rms_norm=False" in row.text("notes") else _PADDLE
-
-
-def _composer_of(row: Row) -> StackDefaults:
-    """Which Composer a row of llm-foundry's current table ran in.
-
-    FlashAttention-2 is that of the runs of January 2024, on 128 H100 and more (pull request 838). For all others
-    ``sweep.sh`` leaves attention to ``submit_benchmarks.py``, whose ``--attn_impl`` is ``triton`` until pull request
-    1041 of March 2024: in torch 1.13, with ``PURE``, and in the nightly build of 2.1 (pull request 543, its review).
-    """
-    if "h100" in row.text("gpu").lower() and (row.integer("num_gpus") or 0) >= _LARGE_SCALE:
-        return _COMPOSER
-    return _COMPOSER_2023 if "mixed_precision=PURE" in row.text("notes") else _COMPOSER_TRITON
+    return next((variant for stack, applies, variant in _VARIANTS if found is stack and applies(row)), found)
 
 
 def _overlaps_experts(row: Row) -> bool:
@@ -275,3 +246,34 @@ def _captures_iterations(row: Row) -> bool:
         re.search(models, model) is not None and re.fullmatch(gpus, gpu) is not None and released.group(1) >= since
         for models, gpus, since in _CAPTURED
     )
+
+
+def _runs_flash_attention_2(row: Row) -> bool:
+    """Whether Composer ran FlashAttention-2 for a row of llm-foundry's current table.
+
+    That is said of the runs of January 2024, on 128 H100 and more (pull request 838). For all others ``sweep.sh``
+    leaves attention to ``submit_benchmarks.py``, whose ``--attn_impl`` is ``triton`` until pull request 1041 of March
+    2024: in torch 1.13, with ``PURE``, and in the nightly build of 2.1 (pull request 543, its review).
+    """
+    return "h100" in row.text("gpu").lower() and (row.integer("num_gpus") or 0) >= _LARGE_SCALE
+
+
+def _notes(text: str) -> Callable[[Row], bool]:
+    return lambda row: text in row.text("notes")
+
+
+# First match wins.
+_VARIANTS: tuple[tuple[StackDefaults, Callable[[Row], bool], StackDefaults], ...] = (
+    (_PADDLE, lambda row: "gpt" in row.text("model").lower(), _PADDLE_GPT),
+    (_PADDLE, _notes("use_fused_rms_norm=False"), _PADDLE_PLAIN_NORM),
+    (_COMPOSER, _runs_flash_attention_2, _COMPOSER),
+    (_COMPOSER, _notes("mixed_precision=PURE"), _COMPOSER_2023),
+    (_COMPOSER, lambda _row: True, _COMPOSER_TRITON),
+    (_FSDP, _notes("no extra optimisations listed"), _FSDP_EAGER),
+    (_MEGATRON_CORE, _overlaps_experts, _MEGATRON_EP_OVERLAP),
+    (_MEGATRON_CORE, _drops_tokens, _MEGATRON_TOKEN_DROP),
+    (_MEGATRON_CORE, _captures_iterations, _MEGATRON_FULL_GRAPHS),
+    (_MEGATRON_CORE, _exchanges_by_own_kernels, _MEGATRON_HYBRID_EP),
+    (_MEGATRON_DEEPSPEED, _blocks_on_launches, _MEGATRON_DEEPSPEED_BLOCKING),
+    (_MEGATRON_2021, lambda row: row.flag("flash_attention") is True, _MEGATRON_CORE),
+)
