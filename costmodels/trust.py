@@ -25,7 +25,8 @@ def price_trust(costs: LayerCosts, context: CostContext) -> PriceTrust:
     """How far to trust the price of a layer, which stands for the whole step.
 
     Kernel prices and the stack's residual are independent: their log variances add. The two blocks of a
-    layer are taken to err together, each by its share of the layer's time.
+    layer are taken to err together, each by its share of the layer's time. On devices where a user's own runs have
+    told how far kernel prices are off, only what is less well known than in those runs is left of it.
     """
     blocks = [costs.attention, costs.expert_mlp or costs.dense_mlp]
     first, second = (np.take(block.trust[0], block.of_row) for block in blocks)
@@ -41,8 +42,10 @@ def price_trust(costs: LayerCosts, context: CostContext) -> PriceTrust:
         )
     shares = np.divide(trust[1:], trust[0], out=np.zeros_like(trust[1:]), where=trust[0] > 0)
     of_plan = {name: np.take(share, of_row) for name, share in zip((*EXTRAPOLATED, *BASES), shares, strict=True)}
+    settled = context.stack.settled_log_std if context.cluster.device.name in context.stack.settled_on else 0.0
+    left_open = np.maximum(np.log1p(kernel) ** 2 - (NORMAL_90 * settled) ** 2, 0.0)
     return PriceTrust(
-        half_width=np.sqrt((NORMAL_90 * context.stack.residual_log_std) ** 2 + np.log1p(kernel) ** 2),
+        half_width=np.sqrt((NORMAL_90 * context.stack.residual_log_std) ** 2 + left_open),
         basis=np.maximum(*(np.take(block.basis, block.of_row) for block in blocks)),
         extrapolated_share={name: of_plan[name] for name in EXTRAPOLATED},
         basis_share={name: of_plan[name] for name in BASES},

@@ -1,13 +1,14 @@
 """A framework stack, calibrated on a handful of a user's own runs.
 
 The packaged fit is the prior. A user's runs differ from those it rests on by a level of their own (host, clocks,
-library versions, data loading), known to within ``between`` (the spread of sources in cross-validation), and less
-by each parameter of the stack. One regularised robust fit (``planner.validate.stack_fit``) weighs both: few runs
-move the level and little else, more runs move what they tell apart.
+library versions, data loading), known to within ``between`` (the spread of sources in cross-validation) and what the
+prices of their kernels leave open, and less by each parameter of the stack. One regularised robust fit
+(``planner.validate.stack_fit``) weighs both: few runs move the level and little else, more runs move what they tell
+apart.
 
 What remains is the interval of the next run: the spread of the runs about the fit, and what the fit itself does not
 know yet. With no run it is the packaged one; it narrows with every run that agrees with the fit, and widens where
-they scatter.
+they scatter. What kernel prices left open in these runs is in their level: on their devices it is settled.
 """
 
 import json
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
+from costmodels.uncertainty import NORMAL_90
 from planner.validate.mapping import Mapped, map_files
 from planner.validate.predict import RowPredictor
 from planner.validate.rows import ScorableRow
@@ -44,6 +46,7 @@ class StackCalibration:
     Attributes:
         before: As packaged.
         after: Calibrated, with the spread its interval is made of.
+        kernel_log_std: What kernel prices left open in the runs, as the standard deviation of a log time.
         rows: The n runs it was calibrated on.
         measured_s: (n,) their step times.
         before_s, after_s: (n,) the step times predicted for them.
@@ -51,6 +54,7 @@ class StackCalibration:
 
     before: StackSpec
     after: StackSpec
+    kernel_log_std: float
     rows: tuple[ScorableRow, ...]
     measured_s: FloatArray
     before_s: FloatArray
@@ -130,10 +134,14 @@ def _calibrated(stack: StackSpec, rows: Sequence[ScorableRow]) -> StackCalibrati
 
     measured_s = np.array([row.step_time_s for row in rows], dtype=float)
     between, within = spreads(stack)
+    certain = predictor.predict({stack.name: replace(stack, residual_log_std=0.0)})
+    left_open = np.log(certain.step_time_high_s / certain.step_time_s) / NORMAL_90
+    kernel = float(np.sqrt(np.mean(left_open**2)))
+    level = float(np.hypot(between, kernel))
     problem = Problem.of(
         stack,
         names=(LEVEL, *free_parameters(stack)),
-        prior_std={name: FITTED_SHARE * std for name, std in PRIOR_STD.items()} | {LEVEL: between},
+        prior_std={name: FITTED_SHARE * std for name, std in PRIOR_STD.items()} | {LEVEL: level},
         noise_std=within,
         rows=everything,
         sources=np.array([str(number) for number in everything]),  # every run counts in full
@@ -147,11 +155,16 @@ def _calibrated(stack: StackSpec, rows: Sequence[ScorableRow]) -> StackCalibrati
     remaining = float(np.mean(problem.variance_at(after)))
     return StackCalibration(
         before=stack,
+        kernel_log_std=kernel,
         after=replace(
             after,
             # Runs that agree never make a stack less certain than it was; runs that scatter do.
-            residual_log_std=float(min(np.hypot(spread, np.sqrt(remaining)), max(stack.residual_log_std, spread))),
+            residual_log_std=float(
+                min(np.hypot(spread, np.sqrt(remaining)), max(np.hypot(stack.residual_log_std, kernel), spread))
+            ),
             within_log_std=float(spread),
+            settled_log_std=float(np.hypot(stack.settled_log_std, kernel)),
+            settled_on=tuple(sorted({*stack.settled_on, *(row.cluster.device.name for row in rows)})),
             fitted_on=f"{len(rows)} runs of {', '.join(sorted({row.file for row in rows}))}",
         ),
         rows=tuple(rows),
@@ -170,6 +183,8 @@ def fit_document(found: RunCalibration) -> dict[str, Any]:
             "values": {name: float(f"{getattr(item.after, name):.6g}") for name in names},
             "residual_log_std": round(item.after.residual_log_std, 4),
             "within_log_std": round(item.after.within_log_std, 4),
+            "settled_log_std": round(item.after.settled_log_std, 4),
+            "settled_on": list(item.after.settled_on),
             "rows": len(item.rows),
             "sources": sorted({row.file for row in item.rows}),
         }

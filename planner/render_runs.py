@@ -35,12 +35,13 @@ def _stack_document(item: StackCalibration) -> dict[str, Any]:
         return float(np.mean(np.abs(predicted_s / item.measured_s - 1)))
 
     names = (LEVEL, *free_parameters(item.before))
+    before = np.hypot(item.before.residual_log_std, item.kernel_log_std)
     return {
         "stack": item.after.name,
         "runs": len(item.rows),
         "error_before": error(item.before_s),
         "error_after": error(item.after_s),
-        "interval_factor_before": float(np.exp(NORMAL_90 * item.before.residual_log_std)),
+        "interval_factor_before": float(np.exp(NORMAL_90 * before)),
         "interval_factor_after": float(np.exp(NORMAL_90 * item.after.residual_log_std)),
         "values": {
             name: {"before": float(getattr(item.before, name)), "after": float(getattr(item.after, name))}

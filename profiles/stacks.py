@@ -33,7 +33,7 @@ FRAMEWORKS = tuple(_DEFAULTS)
 FIT_FILE = ("fits", "stacks.json")  # in a catalogue directory
 _MEMORY_CARDS = ("fits", "stack_memory.json")
 _MAX_BYTES = 1 << 20
-_SPREADS = ("residual_log_std", "within_log_std")
+_SPREADS = ("residual_log_std", "within_log_std", "settled_log_std")
 _WIDEST_SCALE = 1e3  # a time a thousand times off is a unit mistaken, not a stack
 _LARGEST_SPREAD = 3.0  # of a log: an interval of a hundred and forty times either way
 _LARGEST = 1e12  # of any fitted value: bytes, seconds, scales
@@ -190,7 +190,11 @@ def _card(where: str, card: Mapping[str, Any]) -> dict[str, Any]:
             raise SpecError(f"{where}.{name}", f"must be {1 / _WIDEST_SCALE:g} to {_WIDEST_SCALE:g}; got {value:g}")
         if name in _SPREADS and value > _LARGEST_SPREAD:
             raise SpecError(f"{where}.{name}", f"must be at most {_LARGEST_SPREAD:g}; got {value:g}")
+    devices = card.get("settled_on", [])
+    if not isinstance(devices, list) or not all(isinstance(name, str) for name in devices):
+        raise SpecError(f"{where}.settled_on", "must be a list of device names")
     return {
         **{name: float(value) for name, value in values.items()},
+        "settled_on": tuple(devices),
         "fitted_on": f"{card['rows']} runs of {', '.join(card['sources'])}",
     }

@@ -74,7 +74,8 @@ def test_the_interval_narrows_with_every_run_that_agrees(tmp_path: Path) -> None
 def test_a_run_that_agrees_never_widens_the_interval(tmp_path: Path) -> None:
     # Here the runs of one user scatter as all runs do: one more says next to nothing of the level.
     stack = start(residual_log_std=0.15, within_log_std=0.15)
-    assert calibrated(runs(tmp_path / "runs.csv", 1), stack).after.residual_log_std <= stack.residual_log_std
+    found = calibrated(runs(tmp_path / "runs.csv", 1), stack)
+    assert found.after.residual_log_std <= np.hypot(stack.residual_log_std, found.kernel_log_std)
 
 
 def test_the_interval_stays_wide_where_runs_scatter(tmp_path: Path) -> None:
@@ -146,6 +147,33 @@ def test_estimates_use_the_fit_they_are_given(tmp_path: Path) -> None:
         planner.estimate(**question, stack_fit=str(path), allow_files=False)
 
 
+def test_runs_settle_what_kernel_prices_left_open_on_their_devices(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    found = calibrate_runs([runs(tmp_path / "runs.csv", 6)])
+    write_fit(found, path)
+    for cluster, settled in (("8xA100-80GB", found.stacks[0].kernel_log_std), ("8xH100", 0.0)):
+        question = {"model": "llama-2-7b", "cluster": cluster, "framework": "megatron", "plan": {"tp": 2, "pp": 1}}
+        packaged, mine = (
+            planner.estimate(**question, **extra).plans[0] for extra in ({}, {"stack_fit": str(path)})
+        )  # fmt: skip
+        half = [np.log(item.step_time_high_s / item.step_time_s) / NORMAL_90 for item in (packaged, mine)]
+        kernels = half[0] ** 2 - load_stacks()[STACK].residual_log_std ** 2
+        left = found.stacks[0].after.residual_log_std ** 2 + max(kernels - settled**2, 0.0)
+        assert half[1] == pytest.approx(np.sqrt(left), rel=1e-3)
+        assert (half[1] < 0.9 * half[0]) == (settled > 0)
+
+
+@pytest.mark.parametrize("devices", ["A100", [1]])
+def test_devices_that_are_no_list_of_names_are_refused(tmp_path: Path, devices: object) -> None:
+    path = tmp_path / "mine.json"
+    write_fit(calibrate_runs([runs(tmp_path / "runs.csv", 2)]), path)
+    document = json.loads(path.read_text())
+    document["stacks"][STACK]["settled_on"] = devices
+    path.write_text(json.dumps(document))
+    with pytest.raises(SpecError, match=r"settled_on: must be a list of device names"):
+        with_fit(path)
+
+
 def test_tables_without_a_usable_run_are_refused(tmp_path: Path) -> None:
     path = runs_table(tmp_path / "runs.csv", [1.0])
     path.write_text(path.read_text().replace("A100", "TPU v4"))
@@ -192,4 +220,5 @@ def test_the_command_shows_and_stores_what_changed(tmp_path: Path) -> None:
     (stack,) = document["stacks"]
     assert stack["error_after"] < stack["error_before"]
     assert stack["interval_factor_after"] < stack["interval_factor_before"]
-    assert stack["interval_factor_before"] == pytest.approx(np.exp(NORMAL_90 * load_stacks()[STACK].residual_log_std))
+    spread = np.hypot(load_stacks()[STACK].residual_log_std, calibrated(path, load_stacks()[STACK]).kernel_log_std)
+    assert stack["interval_factor_before"] == pytest.approx(np.exp(NORMAL_90 * spread))
