@@ -36,6 +36,7 @@ _SETS: dict[str, tuple[tuple[str, ...], ...]] = {
     "Standalone": tuple((role,) for role in _ROLES),
 }
 _PLACEMENTS = tuple(_SETS)
+_VERDICT = ("measured best", "predicted best", "agrees")
 _COLOCATED_TO = {"13B": 64, "34B": 48}
 _TRAINED = ("train", "train values")
 _FROZEN = ("reference", "reward")  # the script offloads neither
@@ -101,14 +102,7 @@ def placements(folder: Path) -> Experiment:
             "Transitions are left out: they are alike in all three placements. Rates were read from a figure, to about "
             "2 %; seconds are tokens over rates.",
         ),
-        header=(
-            "model",
-            "GPUs",
-            *(f"{name.lower()}: measured / predicted s" for name in _PLACEMENTS),
-            "measured best",
-            "predicted best",
-            "agrees",
-        ),
+        header=("model", "GPUs", *(f"{name.lower()}: measured / predicted s" for name in _PLACEMENTS), *_VERDICT),
         rows=tuple(rows),
     )
 

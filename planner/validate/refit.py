@@ -20,7 +20,7 @@ from planner.validate.predict import RowPredictor
 from planner.validate.report import JUDGED_APART
 from planner.validate.rows import ScorableRow
 from planner.validate.stack_fit import PRIOR_STD, StackFit, fit_stacks, free_parameters
-from planner.validate.widths import log_std, residual_log_std
+from planner.validate.widths import REPEATS_LOG_STD, log_std, residual_log_std
 from profiles.stack import StackSpec
 from profiles.stacks import load_priors
 
@@ -49,13 +49,18 @@ class Refit:
     def residual_log_stds(self, without: str = "") -> dict[str, float]:
         """Stack that has times of its own to the width of its residual, told by all held-out errors.
 
+        No stack is surer than runs of one plan repeat, however wide the intervals of its kernels.
+
         Args:
             without: A fold whose errors are left out: what is judged by these widths.
         """
         errors, of_row = np.log(self.measured_s / self.fit.held_out_s), np.array(self.folds)
         names = np.array([time_stack(self.fit.stacks[row.stack]) for row in self.rows])
         return {
-            name: residual_log_std(errors, of_row, of_row != without, names == name, self.kernel_half_width)
+            name: max(
+                residual_log_std(errors, of_row, of_row != without, names == name, self.kernel_half_width),
+                REPEATS_LOG_STD,
+            )
             for name in sorted({time_stack(stack) for stack in self.fit.stacks.values()})
         }
 

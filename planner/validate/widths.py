@@ -8,6 +8,10 @@ from numpy.typing import NDArray
 from costmodels.plan import BoolArray, FloatArray
 from costmodels.uncertainty import NORMAL_90
 
+# Single runs of one plan about their mean, which nothing known beforehand explains: the log standard deviation of the
+# eight plans that BigScience's tr11 ran twice (docs/accuracy.md, "Rank that a perfect model would score").
+REPEATS_LOG_STD = 0.024
+
 
 def residual_log_std(
     errors: FloatArray,
