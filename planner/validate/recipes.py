@@ -57,8 +57,8 @@ def preset_recompute(row: Row, model: ModelSpec) -> tuple[Recompute, RecomputeMo
 def _latent_modules(row: Row) -> RecomputeModule:
     """Modules of a layer with latent attention that are recomputed.
 
-    Megatron-Bridge's presets name ``mla_up_proj``, on H100 ``mlp`` besides; those of FP8 on GB200 ``mlp`` alone from
-    release 26.04 on, but for whole iterations captured (tags v0.3.0 to v0.5.1).
+    Megatron-Bridge's presets name ``mla_up_proj``, on H100 ``mlp`` besides; those of FP8 on GB200 ``mlp`` alone in
+    release 26.04 (tags v0.3.0 to v0.5.1); later ones capture whole iterations.
     """
     gpu, precision = row.text("gpu").lower(), row.text("precision").lower()
     if "dgxc" in row.text("source").lower():
@@ -77,7 +77,7 @@ def preset_stage_layers(row: Row, model: ModelSpec, stages: int) -> tuple[int, .
     last (set_deepseek_v3_pipeline_model_parallel_layout).
     """
     source, each = row.text("source").lower(), 64 // stages
-    if model.num_layers != 61 or model.latent_attention is None or stages == 1 or 64 % stages:
+    if model.num_layers != 61 or model.latent_attention is None or stages == 1 or 64 % stages or each < 4:
         return ()
     if "dgxc" in source or ("megatron-bridge" in source and "h100" in row.text("gpu").lower()):
         return (each - 1, *[each] * (stages - 2), each - 2)

@@ -103,7 +103,7 @@ def refit(
         jobs=jobs,
     )
     held_out = {source: _with_shared_times(stacks) for source, stacks in fit.held_out.items()}
-    fit = replace(fit, stacks=_with_shared_times(fit.stacks), held_out=held_out)
+    fit = replace(fit, stacks=_with_shared_times(_with_power_limit(fit.stacks, start)), held_out=held_out)
     certain = {name: replace(stack, residual_log_std=0.0) for name, stack in fit.stacks.items()}
     told = RowPredictor(kept).predict(certain)
     half_width = np.log(told.step_time_high_s / told.step_time_s)
@@ -113,6 +113,23 @@ def refit(
 def time_stack(stack: StackSpec) -> str:
     """Name of the stack whose fitted times a stack has: its own unless it shares another's."""
     return stack.shares_time_with or stack.name
+
+
+def _with_power_limit(stacks: Mapping[str, StackSpec], start: Mapping[str, StackSpec]) -> dict[str, StackSpec]:
+    """The stacks, those that no run on Blackwell moved as slow there as the others.
+
+    What holds 16-bit training on it below its kernels' benchmarks is the power of the board, which is the same under
+    every framework.
+    """
+    scales = {name: stack.blackwell_16bit_time_scale for name, stack in stacks.items()}
+    moved = sorted(name for name, scale in scales.items() if scale != start[name].blackwell_16bit_time_scale)
+    if not moved:
+        return dict(stacks)
+    mean = float(np.exp(np.mean([np.log(scales[name]) for name in moved])))
+    return {
+        name: stack if name in moved else replace(stack, blackwell_16bit_time_scale=mean)
+        for name, stack in stacks.items()
+    }
 
 
 def _with_shared_times(stacks: Mapping[str, StackSpec]) -> dict[str, StackSpec]:

@@ -113,6 +113,20 @@ def test_stacks_that_share_times_are_fitted_together() -> None:
     assert result.fit.fitted_s == pytest.approx([row.line * stacks["owner"].gemm_time_scale for row in result.rows])
 
 
+@pytest.mark.parametrize(("fitted_scales", "expected"), [({"owner": 1.6}, 1.6), ({"owner": 1.5, "other": 2.0}, 3**0.5)])
+def test_stacks_without_runs_on_blackwell_share_its_power_limit(
+    fitted_scales: Mapping[str, float], expected: float
+) -> None:
+    start = {name: StackSpec(name=name, framework="fsdp", description="") for name in ("owner", "other", "idle")}
+    after = {
+        name: replace(stack, blackwell_16bit_time_scale=fitted_scales.get(name, 1.0)) for name, stack in start.items()
+    }
+    found = module._with_power_limit(after, start)
+    assert found["idle"].blackwell_16bit_time_scale == pytest.approx(expected)
+    assert all(found[name].blackwell_16bit_time_scale == scale for name, scale in fitted_scales.items())
+    assert module._with_power_limit(start, start) == start
+
+
 @pytest.mark.usefixtures("closed")
 def test_files_are_left_out_whole_unless_named_together() -> None:
     rows = [
