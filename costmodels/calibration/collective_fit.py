@@ -64,8 +64,9 @@ PACKAGE_MESH = {"lanes_of_2": 4 / 3, "lanes_of_4": 1 / 3, "lanes_of_8": 2 / 3, "
 STATED_MESHES = {"nvlink2": CUBE_MESH, "xgmi-mi250": PACKAGE_MESH}
 # Plans put neighbours together: devices 0 and 1, 4 and 5 share one lane of that mesh, 2 and 3, 6 and 7 two (nvidia-smi
 # topo -m on such a machine; arXiv:1903.04611), and the slowest pair holds up the rest.
-# A node of eight dies wires the four links that lead to its other packages so that four rings pass (models 66 and 67).
-NEIGHBOURS = {"nvlink2": {"lanes_of_2": 1 / 6}, "xgmi-mi250": {"lanes_of_8": 4 / 3}}
+# A node of eight dies wires the four links that lead to its other packages so that four rings pass (models 66 and 67),
+# and so two between neighbours, one way round and the other.
+NEIGHBOURS = {"nvlink2": {"lanes_of_2": 1 / 6}, "xgmi-mi250": {"lanes_of_4": 2 / 3, "lanes_of_8": 4 / 3}}
 FULL_MESHES = ("xgmi-mi300", "xgmi-mi350")
 # What a switch that adds reaches of the lanes: 309 of 450 GB/s on H100 and 543 of 900 on B300 (NVIDIA/nccl issue 2140).
 SWITCH_PRIOR: dict[str, dict[str, float]] = {
