@@ -53,14 +53,7 @@ def test_rooflines_and_added_terms_take_as_much_longer() -> None:
     device = DEVICES["B200-SXM-180GB"]
     for op, ratio in ((FORWARD, 2.0), (BACKWARD, 2.0 * 2560 / 3328)):
         calls = attention(op)
-        times = [
-            attention_time_s(
-                calls,
-                FIT,
-                Rates(flops_per_s=peak, bytes_per_s=7.7e12, num_sms=device.num_sms, l2_bytes=1e8),
-            )
-            for peak in (2250e12, 1125e12)
-        ]
+        times = [attention_time_s(calls, FIT, Rates.of(device, peak)) for peak in (2250e12, 1125e12)]
         assert times[1] / times[0] == pytest.approx(ratio, rel=1e-3)
     described = device_format(attention(BACKWARD), device)
     backward, forward = (attention_terms(attention(op), described)["arithmetic"] for op in (BACKWARD, FORWARD))
