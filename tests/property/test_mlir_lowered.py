@@ -8,9 +8,13 @@ from costmodels.kernels.calls import COLUMNS, KernelFamily, KernelOp, take
 from costmodels.kernels.mlir.emit import emit, kernel_of
 from costmodels.kernels.mlir.parse import calls_of, parse
 from costmodels.plan import PlanBatch
-from tests.fakes import UnitCollectives, UnitKernels, context, gpt, job, latent, llama, mixture, stack
+from profiles.hardware import ClusterSpec
+from tests.fakes import UnitCollectives, UnitKernels, context, device, gpt, job, latent, llama, mixture, node, stack
 
 PLANS = PlanBatch.from_columns(3, tensor_parallel=[1, 2, 2], context_parallel=[1, 1, 2], expert_parallel=[1, 1, 1])
+# A device that multiplies in every format of the cases: nothing runs in fp8 on one that does not.
+CAPABLE = device(peak_flops_per_s={"fp8": 624e12, "fp16": 312e12, "bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12})
+CLUSTER = ClusterSpec(name="fake", node=node(device=CAPABLE), num_nodes=8)
 CASES = {
     "gpt": {"model": gpt(), "job": job(attention="unfused", dropout=True)},
     "llama": {
@@ -27,7 +31,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_lowered_call_is_read_back_from_its_text(name):
     kernels = UnitKernels()
-    where = context(**CASES[name] | {"kernels": kernels, "collectives": UnitCollectives()})
+    where = context(**CASES[name] | {"cluster": CLUSTER, "kernels": kernels, "collectives": UnitCollectives()})
     evaluate(PLANS, where)
     families = set()
     for batch in kernels.seen:
