@@ -116,6 +116,13 @@ def test_stacks_that_share_times_have_them_all(name: str) -> None:
     assert {*free_parameters(load_priors()[name])} <= {*free_parameters(load_priors()[other.name])}
 
 
+def test_multi_tensor_optimizers_hold_a_copy_of_a_moment() -> None:
+    """PyTorch's do; Composer's goes through the tensors one by one."""
+    held = {name: one.optimizer_temporaries for name, one in load_stacks().items() if one.update == "foreach"}
+    assert held["fsdp-eager"] == 1
+    assert {name for name, copies in held.items() if copies != 1} == {name for name in held if "composer" in name}
+
+
 def test_every_framework_has_a_default() -> None:
     for framework in FRAMEWORKS:
         assert find_stack(framework).framework == framework
