@@ -130,17 +130,18 @@ def composed(
         logits = logits + np.maximum(held.casts - terms.late_logits, 0.0) * (terms.logits > 0)
     start = held.kept + working + logits
     resident, optimizer, temporary = terms.gradients, terms.optimizer, terms.temporaries
+    born = terms.all_gradients - resident  # there by the optimizer's step, and not before the backward pass
     if optimizer_on_host is not None:
-        resident = resident * (1.0 - optimizer_on_host * terms.leaves)
+        stays = 1.0 - optimizer_on_host * terms.leaves
+        resident, born = resident * stays, born * stays
         optimizer = optimizer * (1.0 - optimizer_on_host)
         temporary = None if temporary is None else temporary * (1.0 - optimizer_on_host)
     end = np.maximum(terms.last + held.kept - held.newest - start, 0.0)
     covered = np.zeros_like(start)
-    if temporary is not None:  # gradients are there by then, if they were not before
-        temporary = temporary + terms.all_gradients - resident
-        beyond = np.maximum(temporary - start - end, 0.0)
+    if temporary is not None:
+        beyond = np.maximum(temporary + born - start - end, 0.0)
         optimizer = optimizer + beyond
-        covered = temporary - beyond
+        covered = np.maximum(temporary - beyond, 0.0)
     weights = terms.weights
     if parameters_on_host is not None and terms.streaming is not None:
         weights = weights_on_device_bytes(weights, terms.streaming, parameters_on_host)

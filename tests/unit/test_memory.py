@@ -156,6 +156,26 @@ def test_flat_temporaries_of_the_optimizer_find_no_block_that_activations_left()
     assert parts(ExecutionPlan(), context(job=wide, stack=flat, cluster=tight))["reserve"] == pytest.approx(2 * 2**20)
 
 
+def test_an_offloaded_optimizer_leaves_neither_temporaries_nor_gradients_on_the_device():
+    plan = ExecutionPlan(data_parallel=8, zero_stage=2, offload_optimizer=True)
+    flat, bare = stack(optimizer_temporaries=1, flat_temporaries=True), stack()
+    for sequence in (16, 16384):  # gradients would be more than activations, and less
+        where = context(job=job(sequence_length=sequence), stack=flat)
+        assert parts(plan, where) == parts(plan, replace(where, stack=bare))
+        kept = parts(replace(plan, offload_optimizer=False), where)
+        plain = parts(replace(plan, offload_optimizer=False), replace(where, stack=bare))
+        assert sum(kept.values()) - sum(plain.values()) == pytest.approx(4 * P / 8)
+
+
+def test_gradients_born_in_the_backward_pass_are_no_flat_temporaries():
+    """The step needs them beside its temporaries; the block that they leave free is not the optimizer's."""
+    for sequence in (16, 16384):
+        using = stack(optimizer_temporaries=1, flat_temporaries=True, transient_gradients=True)
+        where = context(job=job(sequence_length=sequence), stack=using)
+        assert parts(ExecutionPlan(), where)["reserve"] <= 4 * P
+    assert parts(ExecutionPlan(), where)["reserve"] == 4 * P
+
+
 def test_reserve_is_a_share_of_what_moves_plus_a_constant():
     fragmented = stack(fragmentation_fraction=0.1, reserve_bytes=1e9)
     found = parts(ExecutionPlan(), context(stack=fragmented))
