@@ -10,6 +10,7 @@ from costmodels.estimate import EstimateBatch
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
 from costmodels.layer_costs import layer_costs
 from costmodels.memory import host_memory_bytes, memory_interval, stage_memory
+from costmodels.model_state import model_state
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
@@ -72,7 +73,9 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     per_stage = total(memory.values())
     needs = _peaks(per_stage, host_memory_bytes(plans, stages, context, parameters), context)
     low_bytes, high_bytes = memory_interval(needs.peak_memory_bytes, context)
-    held_bytes = np.minimum(largest(memory["weights"] + memory["optimizer"]), needs.peak_memory_bytes)
+    # The temporaries of an optimizer, which its part includes, are no state.
+    states = np.minimum(memory["optimizer"], model_state(plans, stages, parameters, context).optimizer)
+    held_bytes = np.minimum(largest(memory["weights"] + states), needs.peak_memory_bytes)
     hardware_flops = hardware_flops_per_step(
         context.model,
         context.job,

@@ -17,7 +17,7 @@ from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
 from costmodels.step import step_time
 from profiles.hardware import ClusterSpec
-from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, device, gpt, mixture, node, stack
+from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, device, gpt, job, mixture, node, stack
 
 PLANS = PlanBatch.from_columns(
     6,
@@ -84,6 +84,12 @@ def test_intervals_end_where_physics_does():
     assert found.step_time_low_s == pytest.approx(found.hardware_flops / peak)
     held = (found.memory_parts_bytes["weights"] + found.memory_parts_bytes["optimizer"]).max(axis=1)
     assert found.peak_memory_low_bytes == pytest.approx(held)
+    short = real(stack=replace(wide, optimizer_temporaries=1), kernels=RateKernels(), job=job(sequence_length=16))
+    more = evaluate(PLANS, short)
+    assert (more.memory_parts_bytes["optimizer"] > found.memory_parts_bytes["optimizer"]).any()
+    assert more.peak_memory_low_bytes == pytest.approx(held)  # temporaries are no states
+    moved = evaluate(replace(PLANS, offload_optimizer=np.ones(len(PLANS), dtype=bool)), short)
+    assert moved.peak_memory_low_bytes == pytest.approx(moved.memory_parts_bytes["weights"].max(axis=1))
     quick = evaluate(PLANS, real(stack=wide, kernels=UnitKernels(), collectives=RingCollectives(1e30, 1e30)))
     assert (quick.step_time_low_s <= quick.step_time_s).all()
 
