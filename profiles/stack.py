@@ -52,7 +52,8 @@ class StackSpec:
             the order of these, and back.
         expert_streams: Streams that experts' products take turns on, a kernel each; 0: one kernel runs them all.
         expert_library: Library of that one kernel in 16 bits, ``cutlass`` being what torch._grouped_mm runs; empty
-            where it is not known or has not been measured: prices learned from inference engines stand in.
+            where it is not known or has not been measured: prices learned from inference engines stand in, as they do
+            on generations of devices on which its kernel has not been measured.
         fixed_capacity: Experts take a fixed number of tokens each, and drop or pad the rest: nobody waits to learn how
             many arrive, and ``expert_layer_s`` falls away.
         sends_tokens_once: A token goes once to every rank that holds one of its experts; else once to every expert.

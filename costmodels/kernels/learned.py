@@ -13,7 +13,7 @@ the trees in a geometric mean with the reference, both found by holding out what
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -33,9 +33,9 @@ from costmodels.kernels.calls import (
     take,
 )
 from costmodels.kernels.clocks import ClockLaw, sustained_share
-from costmodels.kernels.device_features import BLOCK_SCALING
+from costmodels.kernels.device_features import BLOCK_SCALING, device_format
 from costmodels.kernels.features import FEATURES, features_of, op_classes
-from costmodels.kernels.implementations import Engine, Library, engine_of, is_bare, library_of, one_by_one
+from costmodels.kernels.implementations import REPLAYED, Engine, Library, engine_of, is_bare, library_of, one_by_one
 from costmodels.kernels.roofline import FORMAT_CLASS, FORMULAS, Rates
 from profiles.fits import KernelFits
 from profiles.hardware import DeviceSpec
@@ -50,10 +50,11 @@ SCALING = "* scaling"  # likewise of those whose multipliers apply the scales of
 CLOCKS = "clocks"  # of the constants of ``ClockLaw`` in a reference
 _EVEN = 64.0  # elements; a weight whose rows are no multiple of it is odd
 ANY_GROUP = "*"  # name of the spread of kernels whose group has none of its own
+GROUPED_ALONE = "grouped_alone"  # products of experts by PyTorch's kernel
 FORMULA_OF: Mapping[str, str] = {
     "attention_decode": "attention_forward",
     "gemm_fp32": "gemm",
-    "grouped_alone": "grouped_gemm",
+    GROUPED_ALONE: "grouped_gemm",
 }
 
 
@@ -181,9 +182,17 @@ class OpModel:
         return cls(card=file.card, booster=booster)
 
     def knows(self, calls: KernelCallBatch, device: DeviceSpec) -> NDArray[np.bool_]:
-        """(C,) whether the format of each call was fitted."""
-        del device  # strangers are priced too, by what all devices have in common
-        return np.isin(format_classes(calls), list(self.card.ranges))
+        """(C,) whether the format of each call was fitted; of PyTorch's experts, on the device's generation.
+
+        Other strangers are priced too, by what all devices have in common.
+        """
+        known = list(self.card.ranges)
+        if self.card.op_class == GROUPED_ALONE:
+            place, own = self.card.features.index("generation"), device_format(calls, device).generation
+            known = [
+                name for name in known if self.card.ranges[name][place][0] <= own <= self.card.ranges[name][place][1]
+            ]
+        return np.isin(format_classes(calls), known)
 
     def features(self, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:
         """(C, F) features in the order of the card."""
@@ -316,6 +325,7 @@ class LearnedKernelModel:
     def _price(self, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:
         """(5, C) seconds, both ends of the interval, basis, and whether the call lies outside the domain."""
         calls, times = one_by_one(calls)
+        calls = self._as_timed(calls, device)
         found = _table(self.roofline.predict(calls, device))
         classes = op_classes(calls)
         for op_class, model in self.models.items():
@@ -332,6 +342,21 @@ class LearnedKernelModel:
             found[4, rows] = (situations == Situation.BEYOND) | (borrowed & (found[4, rows] > 0))
         found[:3] *= times
         return found
+
+    def _as_timed(self, calls: KernelCallBatch, device: DeviceSpec) -> KernelCallBatch:
+        """Calls, those of PyTorch's kernel for experts as nobody's in particular where its generation was not timed.
+
+        torch._grouped_mm has one of CUTLASS for compute capabilities 9 and 10 and a loop elsewhere
+        (pytorch/pytorch, aten/src/ATen/native/cuda/GroupedBlas.cpp). Narrow ones, which quantise nothing, stay.
+        """
+        rows = np.flatnonzero((op_classes(calls) == GROUPED_ALONE) & ~is_bare(calls))
+        if len(rows) and GROUPED_ALONE in self.models:
+            rows = rows[~self.models[GROUPED_ALONE].knows(take(calls, rows), device)]
+        if not len(rows):
+            return calls
+        implementation = calls.implementation.copy()
+        implementation[rows] = implementation[rows] // REPLAYED * REPLAYED
+        return replace(calls, implementation=implementation)
 
 
 def _keys(calls: KernelCallBatch) -> list[bytes]:

@@ -11,7 +11,7 @@ import pytest
 from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls, take
 from costmodels.kernels.features import FEATURES, features_of
-from costmodels.kernels.implementations import Library, library_of
+from costmodels.kernels.implementations import Library, library_of, torch_code
 from costmodels.kernels.learned import (
     ANY_GROUP,
     POOLED,
@@ -137,3 +137,19 @@ def test_products_in_a_loop_take_as_long_as_one_as_often_as_there_are(name, mode
     alone = model.predict(single, spec)
     for end in ("time_s", "low_s", "high_s"):
         assert getattr(priced, end)[0] == pytest.approx(one.batch[0] * getattr(alone, end)[0])
+
+
+@pytest.mark.parametrize("name", ["H100", "H200", "A100", "B200", "L40S", "MI300X"])
+def test_pytorch_s_kernel_for_experts_has_a_price_of_its_own_where_it_was_timed(name, model):
+    """On Hopper; the others run another, or none, and are priced as if nobody had said who runs it."""
+    spec = default_catalog().device(name)
+    shape = {"m": 4096.0, "n": 2816.0, "k": 2048.0, "batch": 8.0, "flops": 2 * 8 * 4096 * 2816.0 * 2048}
+    moved = 2 * 8.0 * (4096 * 2816 + 4096 * 2048 + 2816 * 2048)
+    cutlass, anybody = (
+        kernel_calls(1, op=KernelOp.GROUPED_GEMM, gemm_format=GEMM_FORMATS.index("bf16"), bytes=moved, element_bytes=2,
+                     implementation=torch_code(library), **shape)
+        for library in ("cutlass", "")
+    )  # fmt: skip
+    own, generic = (model.predict(calls, spec) for calls in (cutlass, anybody))
+    assert (own.time_s[0] == generic.time_s[0]) == (spec.architecture != "hopper")
+    assert (own.high_s[0] == generic.high_s[0]) == (spec.architecture != "hopper")
