@@ -120,8 +120,9 @@ class GenerationEstimate:
 def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -> CostContext:
     """The context of an engine's forward passes.
 
-    The trainer generates with the stack's own kernels, launched one by one from eager code; an engine runs fused
-    kernels as the price lists know them, and keeps none of the stack's scales.
+    The trainer generates with the stack's own kernels, launched one by one from eager code: graphs of whole iterations,
+    launches that block, and how tokens are exchanged, with what to hide that under, are of training alone. An engine
+    runs fused kernels as the price lists know them, and keeps none of the stack's scales, libraries and layers.
     """
     stack = replace(
         context.stack,
@@ -130,6 +131,10 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
         expert_layer_s=0.0,
         microbatch_overhead_s=0.0,
         step_overhead_s=0.0,
+        captures_iterations=False,
+        blocking_launches=False,
+        sends_tokens_once=False,
+        expert_parallel_overlap=0.0,
         tensor_parallel_overlap=0.0,
         scale_out_group_bytes_per_s=0.0,
         autocast_weights=False,
@@ -137,7 +142,8 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
     )
     if engine.kernels:
         settled: dict[str, Any] = dict.fromkeys(_SCALES, 1.0) | dict.fromkeys(("norm", "rotary", "activation"), "fused")
-        stack = replace(stack, grouped_experts=True, expert_streams=0, sorts_arrivals=False, **settled)
+        settled |= {"grouped_experts": True, "expert_streams": 0, "expert_library": ""}
+        stack = replace(stack, sorts_arrivals=False, separate_products=False, **settled)
     else:
         stack = replace(stack, norm="module", rotary="eager", activation="eager")
     code = implementation_of(engine.kernels) if engine.kernels else 0

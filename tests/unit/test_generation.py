@@ -15,7 +15,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch
 from profiles.engines import EngineSpec, find_engine, load_engines
 from profiles.errors import SpecError
 from profiles.parameters import total_parameters
-from tests.fakes import RateKernels, UnitKernels, context, gpt, llama, stack
+from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, gpt, llama, mixture, stack
 
 V, L, H = 32768, 8, 1024
 # Every step takes a second, nothing else takes time: seconds are steps.
@@ -168,6 +168,32 @@ def test_engines_keep_none_of_the_training_stack_s_scales() -> None:
     trainer = engine_context(where, find_engine("trainer"), where.job).stack
     assert (trainer.gemm_time_scale, trainer.norm, trainer.rotary) == (2.0, "module", "eager")
     assert trainer.kernel_launch_s == find_engine("trainer").kernel_launch_s
+
+
+@pytest.mark.parametrize("name", ["vllm", "trainer"])
+@pytest.mark.parametrize(
+    "training",
+    [{"captures_iterations": True}, {"blocking_launches": True}, {"expert_parallel_overlap": 0.8},
+     {"sends_tokens_once": True}],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_generating_knows_nothing_of_how_the_stack_trains(name: str, training: dict[str, Any]) -> None:
+    def time_s(**changes: Any) -> float:
+        plan = ExecutionPlan(expert_parallel=4, data_parallel=4, micro_batch_size=16)
+        prices = {"kernels": RateKernels(), "collectives": RingCollectives(1e9, 1e9)}
+        where = {"model": mixture(), "stack": stack(**changes), **prices}
+        return float(generated(call(fixed_length(100)), 16, find_engine(name), plan, **where).time_s[0])
+
+    assert time_s(**training) == time_s()
+
+
+def test_engines_run_their_own_kernels_for_experts() -> None:
+    trained = stack(expert_library="cutlass", separate_products=True)
+    where = context(model=mixture(), stack=trained)
+    engine = engine_context(where, find_engine("vllm"), where.job).stack
+    assert (engine.expert_library, engine.separate_products) == ("", False)
+    trainer = engine_context(where, find_engine("trainer"), where.job).stack
+    assert (trainer.expert_library, trainer.separate_products) == ("cutlass", True)
 
 
 def test_every_figure_of_an_engine_has_a_source() -> None:
