@@ -8,7 +8,7 @@ two of micro-batch, micro-batches and global batch too, once the data-parallel d
 """
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, LoraSpec, TrainingJob
 from planner.results import Note
 from planner.rules.base import DEEPSPEED, FRAMEWORK_TITLES, MEGATRON, divisors
 from profiles.errors import SpecError, did_you_mean
-from profiles.hardware import ClusterSpec
+from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
+from profiles.precision import parse_precision
 
 DEFAULT_SEQUENCE = 4096  # tokens
 PRETRAIN_BATCH_TOKENS = 4 << 20  # arXiv:2307.09288 section 2.2
@@ -66,6 +67,36 @@ def resolve_job(
     return job, tuple(notes)
 
 
+def default_precision(devices: Sequence[DeviceSpec]) -> str:
+    """The number format of a job that names none: the first of bf16, fp16 and fp32 that all the devices have."""
+    usual = ("bf16", "fp16", "fp32")
+    return next((name for name in usual if all(name in each.peak_flops_per_s for each in devices)), usual[0])
+
+
+def check_precision(precision: str, device: DeviceSpec) -> None:
+    """Refuse a number format in which no framework trains on a device.
+
+    Raises:
+        SpecError: If the format is unknown, or the device has no units for it.
+    """
+    numerics = parse_precision(precision)
+    device.peak(numerics.gemm_format)
+    if numerics.name == "mxfp8" and device.architecture in _WITHOUT_MXFP8:
+        raise SpecError("job.precision", f"no framework trains in mxfp8 on {device.name}", "fp8, or bf16")
+
+
+def default_attention(framework: str, device: DeviceSpec) -> str:
+    """The attention a framework has on a device; PyTorch's own, which FSDP and Hugging Face call, is always fused."""
+    lacks = framework in (MEGATRON, DEEPSPEED) and device.architecture in _BEFORE_FUSED_ATTENTION
+    return "unfused" if lacks else "flash"
+
+
+def unfused_attention_note(framework: str, device: DeviceSpec) -> Note:
+    """What is said where ``default_attention`` is not fused."""
+    reason = f"{FRAMEWORK_TITLES[framework]} has no fused one on {device.name}"
+    return Note(code="assumed_default", field="job.attention", message=f"attention unfused (not given; {reason})")
+
+
 def with_attention(
     job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, framework: str, cluster: ClusterSpec
 ) -> tuple[TrainingJob, tuple[Note, ...]]:
@@ -74,16 +105,14 @@ def with_attention(
     Args:
         job: The job in full.
         given: What was said of it.
-        framework: Who runs it; PyTorch's own attention, which FSDP and Hugging Face call, is fused everywhere.
+        framework: Who runs it.
         cluster: Its device may be too old for the fused kernels.
     """
     said = isinstance(given, TrainingJob) or (given is not None and given.get("attention") is not None)
-    if said or framework not in (MEGATRON, DEEPSPEED) or cluster.device.architecture not in _BEFORE_FUSED_ATTENTION:
+    attention = default_attention(framework, cluster.device)
+    if said or attention == job.attention:
         return job, ()
-    notes: list[Note] = []
-    title = FRAMEWORK_TITLES[framework]
-    _assume(notes, "attention", f"attention unfused (not given; {title} has no fused one on {cluster.device.name})")
-    return replace(job, attention="unfused"), tuple(notes)
+    return replace(job, attention=attention), (unfused_attention_note(framework, cluster.device),)
 
 
 def _assume(notes: list[Note], name: str, message: str) -> None:
@@ -123,9 +152,8 @@ def _typed(name: str, value: Any, kind: type) -> Any:
 def _fill_precision(values: dict[str, Any], cluster: ClusterSpec, notes: list[Note]) -> None:
     if "precision" in values:
         return
-    formats = [name for name in ("bf16", "fp16", "fp32") if name in cluster.device.peak_flops_per_s]
-    values["precision"] = formats[0] if formats else "bf16"
-    reason = "" if "bf16" in formats else f"; {cluster.device.name} has no bf16 units"
+    values["precision"] = default_precision([cluster.device])
+    reason = "" if "bf16" in cluster.device.peak_flops_per_s else f"; {cluster.device.name} has no bf16 units"
     _assume(notes, "precision", f"precision {values['precision']} (not given{reason})")
 
 
@@ -269,9 +297,7 @@ def _lora_targets(given: object, known: tuple[str, ...]) -> tuple[str, ...]:
 
 def _check_against(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
     """Refuse a job the model or the device cannot run at all."""
-    cluster.device.peak(job.numerics.gemm_format)
-    if job.numerics.name == "mxfp8" and cluster.device.architecture in _WITHOUT_MXFP8:
-        raise SpecError("job.precision", f"no framework trains in mxfp8 on {cluster.device.name}", "fp8, or bf16")
+    check_precision(job.precision, cluster.device)
     if model.learned_positions and job.sequence_length > model.learned_positions:
         raise SpecError(
             "job.sequence_length",

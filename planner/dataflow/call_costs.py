@@ -22,6 +22,7 @@ from costmodels.stage_parameters import stage_parameters
 from planner.dataflow.dominance import undominated
 from planner.dataflow.engine_strategies import engine_strategies, running_choices
 from planner.dataflow.strategies import strategies, training_job
+from planner.jobs import default_attention
 from planner.price_lists import default_collective_model, kernel_model_of
 from profiles.engines import TRAINER as TRAINER
 from profiles.engines import EngineSpec, find_engine
@@ -104,13 +105,13 @@ def call_context(call: ModelCall, model: ModelSpec, setting: CallSetting) -> Cos
     trained have no fp32 weights that autocast would cast.
     """
     trains = call.kind is CallKind.TRAIN
-    stack = setting.stack.without_cache()
+    stack, device = setting.stack.without_cache(), setting.cluster.device
     return CostContext(
         model=model,
         cluster=setting.cluster,
-        job=training_job(call),
+        job=replace(training_job(call), attention=default_attention(stack.framework, device)),
         stack=stack if trains else replace(stack, autocast_weights=False),
-        kernels=kernel_model_of(setting.cluster.device),
+        kernels=kernel_model_of(device),
         collectives=default_collective_model(),
         forward_only=not trains,
     )

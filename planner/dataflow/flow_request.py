@@ -15,6 +15,7 @@ from planner.dataflow.length_text import LengthInput, parse_lengths, parse_promp
 from planner.dataflow.presets import PRESETS, build_preset
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.streams import streamed
+from planner.jobs import check_precision, default_attention, default_precision, unfused_attention_note
 from planner.request import (
     ClusterInput,
     ModelInput,
@@ -28,7 +29,6 @@ from profiles.engines import find_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import MAX_SEQUENCE, ModelSpec
-from profiles.precision import parse_precision
 from profiles.stack import StackSpec
 from profiles.stacks import find_stack, in_reinforcement_learning
 
@@ -185,11 +185,15 @@ def resolve_flow(
         raise SpecError("generate", problem)
     _check_batch(graph, batch)
     staleness = _staleness(graph, options, notes)
+    stack = _stack(graph, options)
+    devices = {each.device.name: each.device for each in machines.groups}.values()
+    unfused = [device for device in devices if default_attention(stack.framework, device) == "unfused"]
+    notes += [unfused_attention_note(stack.framework, device) for device in unfused]
     return FlowRequest(
         graph=graph,
         models=specs,
         cluster=machines,
-        stack=_stack(graph, options),
+        stack=stack,
         batch=batch,
         prompt_tokens=prompt,
         output=output,
@@ -343,12 +347,13 @@ def _staleness(graph: Dataflow, options: FlowOptions, notes: list[Note]) -> int:
 
 
 def _precision(options: FlowOptions, cluster: MixedCluster, notes: list[Note]) -> str:
-    """The number format asked for, or bf16 where every device has it."""
+    """The number format asked for, or the usual one that every device has."""
+    devices = [group.device for group in cluster.groups]
     if options.precision is not None:
-        for group in cluster.groups:
-            group.device.peak(parse_precision(options.precision).gemm_format)
+        for device in devices:
+            check_precision(options.precision, device)
         return options.precision
-    chosen = "bf16" if all("bf16" in group.device.peak_flops_per_s for group in cluster.groups) else "fp16"
+    chosen = default_precision(devices)
     notes.append(_assumed("precision", f"{chosen} (not given)"))
     return chosen
 

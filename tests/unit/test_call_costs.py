@@ -42,6 +42,17 @@ def call(kind: CallKind = CallKind.TRAIN, **changes: object) -> ModelCall:
     return ModelCall(**values | changes)  # type: ignore[arg-type]
 
 
+def test_devices_without_fused_attention_keep_the_scores() -> None:
+    old, fsdp = (CallSetting(cluster=parse_cluster("8xV100"), stack=find_stack(name)) for name in ("megatron", "fsdp"))
+    asked = call(precision="fp16")
+    contexts = [call_context(asked, LLAMA, setting) for setting in (old, fsdp, SETTING)]
+    assert [context.job.attention for context in contexts] == ["unfused", "flash", "flash"]
+    flash = replace(contexts[0], job=training_job(asked))
+    costs, fused = (evaluate(ONE, context) for context in (contexts[0], flash))
+    scores_bytes = LLAMA.num_layers * LLAMA.num_attention_heads * 2048**2 * 2  # of one sequence in fp16
+    assert costs.peak_memory_bytes[0] - fused.peak_memory_bytes[0] > scores_bytes
+
+
 def test_training_is_priced_as_the_mini_batches_of_a_training_job() -> None:
     table = call_costs(call(), LLAMA, SETTING, [8, 16])
     row = int(np.argmin(table.time_s))

@@ -11,7 +11,7 @@ from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.graph import Dataflow
 from planner.dataflow.length_text import lengths_text, parse_lengths
 from planner.dataflow.presets import build_preset
-from planner.request import resolve_cluster
+from planner.request import Options, resolve_cluster, resolve_request
 from planner.workflows import plan_dataflow
 from profiles.errors import SpecError
 from profiles.mixed_cluster import alone
@@ -39,6 +39,15 @@ def test_one_model_is_that_of_the_first_role() -> None:
 
 def test_a_device_without_bf16_computes_in_fp16() -> None:
     assert resolve_flow("sft", {"": "llama-3.2-1b"}, "8xV100-SXM2-32GB", FlowOptions()).precision == "fp16"
+
+
+def test_devices_too_old_for_16_bits_or_fused_attention_are_asked_what_a_single_plan_asks() -> None:
+    old = resolve_flow("dpo", {"": "llama-3.2-1b"}, "8xP4", FlowOptions())
+    assert old.precision == resolve_request("llama-3.2-1b", "8xP4", {"task": "full"}, None, Options()).job.precision
+    assert old.precision == "fp32"
+    for framework, said in (("megatron", 1), ("fsdp", 0)):
+        request = resolve_flow("dpo", {"": "llama-3.2-1b"}, "1x8xV100+1x8xA100", FlowOptions(framework=framework))
+        assert [note.field for note in request.assumptions].count("job.attention") == said
 
 
 def test_async_runs_one_step_ahead_unless_told_otherwise() -> None:
@@ -73,6 +82,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"engine": "vlm"}, "engine", "unknown"),
     ({"framework": "megatrom"}, "framework", "unknown"),
     ({"precision": "fp9"}, "job.precision", "unknown"),
+    ({"precision": "mxfp8"}, "job.precision", "no framework trains in mxfp8 on H100-SXM-80GB"),
     ({"settings": {"group_size": 4}}, "job.group_size", "has no effect on ppo"),
     ({"pins": {"actor_generate": {"tp": 8}}}, "pins.actor_generate", "no call of that name"),
     ({"speed": 3}, "speed", "unknown setting"),
