@@ -7,6 +7,7 @@
 ``72xGB200``          eighteen hosts of four in one NVLink domain
 ``2x72xGB200``        two NVLink domains of 72
 ``2xp5.48xlarge``     two nodes of a kind that the catalogue names
+``gb200-nvl72``       one NVLink domain of 72, as the catalogue names it
 ====================  ==================================================================
 
 Whatever the user did not say is taken from the catalogue and recorded, in words, in
@@ -116,7 +117,7 @@ def parse_cluster(
     if suffix is not None and outer is not None:
         raise SpecError("cluster", f"{text[:60]!r} counts devices twice", _FORMS)
 
-    named = _node_named(match["device"], catalog) if node is None else None
+    named = _node_named(match, catalog) if node is None else None
     if named is not None:
         if inner is not None:
             raise SpecError(
@@ -193,17 +194,32 @@ def _check_count(field: str, count: int | None, limit: int) -> None:
         raise SpecError(field, f"must be between 1 and {limit}; got {shown}")
 
 
-def _node_named(text: str, catalog: Catalog) -> NodeSpec | None:
-    """The node of that name, such as an instance type of a cloud; None where it is no node's, or a device's too."""
+def _node_named(match: re.Match[str], catalog: Catalog) -> NodeSpec | None:
+    """The node that a text names, such as an instance type of a cloud; None where it names a device.
+
+    The name of a rack may be that of its devices too: alone it is the rack, behind devices per node the device.
+    An alias, such as MI250 of nodes with devices of that name, is the device.
+
+    Raises:
+        SpecError: If one count before such a name may be that of racks or of devices.
+    """
+    name = match["device"]
     try:
-        named = catalog.node(text.strip())
+        named = catalog.node(name)
     except SpecError:
         return None
     try:
-        catalog.device_matches(text)
+        catalog.device_matches(name)
     except SpecError:
         return named
-    return None
+    if match["inner"] is not None or re.sub("[ _]", "-", name.lower()) != named.name:
+        return None
+    count, each = match["outer"] or match["suffix"], named.domain_devices
+    if count is None:
+        return named
+    short = named.device.name
+    problem = f"{match[0][:60]!r} may be {count} devices or {count} nodes of {each}"
+    raise SpecError("cluster", problem, f"{count}x{short} or {count}x{each}x{short}")
 
 
 def _device_and_node(text: str, catalog: Catalog, *, node: str | None) -> tuple[NodeSpec, list[str]]:

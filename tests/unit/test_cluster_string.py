@@ -41,6 +41,7 @@ NODES = sorted(default_catalog().nodes)
         ("1x72xGB200", "GB200-186GB", 18, 4, 72),
         ("2x72xGB200", "GB200-186GB", 36, 4, 72),
         ("2x8xGB200", "GB200-186GB", 4, 4, 8),
+        ("2x72xGB200-NVL72", "GB200-186GB", 36, 4, 72),
         ("8xA100-PCIe", "A100-PCIe-80GB", 1, 8, 8),
         ("8xPCIe-A100-40GB", "A100-PCIe-40GB", 1, 8, 8),
         ("8x4090", "RTX-4090", 1, 8, 8),
@@ -150,6 +151,16 @@ def test_node_override_settles_the_device() -> None:
         ("2x0xH100", {}, "cluster.gpus_per_node: must be between 1 and 72; got 0"),
         ("131072x72xGB200", {}, "cluster.num_nodes: must be between 1 and 131072; got 2359296"),
         ("131072x16xH100", {}, "cluster: at most 1048576 devices; got 2097152"),
+        (
+            "2xgb200-nvl72",
+            {},
+            "cluster: '2xgb200-nvl72' may be 2 devices or 2 nodes of 72. Hint: 2xGB200-186GB or 2x72xGB200-186GB",
+        ),
+        (
+            "gb300-nvl72:4",
+            {},
+            "cluster: 'gb300-nvl72:4' may be 4 devices or 4 nodes of 72. Hint: 4xGB300-288GB or 4x72xGB300-288GB",
+        ),
         (
             "12xH100",
             {},
@@ -360,3 +371,13 @@ def test_nodes_of_the_catalogue_are_clusters_too(text: str, nodes: int, devices:
     assert (cluster.num_nodes, cluster.num_devices, cluster.node.name) == (nodes, devices, name)
     with pytest.raises(SpecError, match="counts devices of a node that says how many it has"):
         parse_cluster(f"2x8x{name}")
+
+
+@pytest.mark.parametrize(
+    ("text", "devices", "name"),
+    [("gb200-nvl72", 72, "gb200-nvl72"), ("GB300 NVL72", 72, "gb300-nvl72"), ("2xdgx-gb200", 144, "gb200-nvl72")],
+)
+def test_a_rack_whose_devices_are_called_alike_is_the_rack(text: str, devices: int, name: str) -> None:
+    cluster = parse_cluster(text)
+    assert (cluster.num_devices, cluster.num_nodes, cluster.node.name) == (devices, devices // 4, name)
+    assert cluster.domain_devices == 72
