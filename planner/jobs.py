@@ -14,7 +14,7 @@ from typing import Any
 
 from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, LoraSpec, TrainingJob
 from planner.results import Note
-from planner.rules.base import DEEPSPEED, FRAMEWORK_TITLES, MEGATRON, divisors
+from planner.rules.base import FRAMEWORK_TITLES, MEGATRON, divisors
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
@@ -86,8 +86,12 @@ def check_precision(precision: str, device: DeviceSpec) -> None:
 
 
 def default_attention(framework: str, device: DeviceSpec) -> str:
-    """The attention a framework has on a device; PyTorch's own, which FSDP and Hugging Face call, is always fused."""
-    lacks = framework in (MEGATRON, DEEPSPEED) and device.architecture in _BEFORE_FUSED_ATTENTION
+    """The attention a framework has on a device.
+
+    Only Megatron-LM calls Transformer Engine. FSDP's and Hugging Face's model code, DeepSpeed's too, calls PyTorch's
+    ``scaled_dot_product_attention``, whose memory-efficient kernel runs on older devices too.
+    """
+    lacks = framework == MEGATRON and device.architecture in _BEFORE_FUSED_ATTENTION
     return "unfused" if lacks else "flash"
 
 

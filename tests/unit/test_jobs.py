@@ -164,7 +164,8 @@ def test_adapter_targets(targets: Any) -> None:
     ("framework", "architecture", "given", "found"),
     [
         ("megatron", "volta", None, "unfused"),
-        ("deepspeed", "turing", {"attention": None}, "unfused"),
+        ("megatron", "turing", {"attention": None}, "unfused"),
+        ("deepspeed", "volta", None, "flash"),
         ("megatron", "volta", {"attention": "flash"}, "flash"),
         ("megatron", "volta", TrainingJob(sequence_length=512, global_batch_size=8), "flash"),
         ("megatron", "ampere", None, "flash"),
