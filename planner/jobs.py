@@ -89,7 +89,8 @@ def default_attention(framework: str, device: DeviceSpec) -> str:
     """The attention a framework has on a device.
 
     Only Megatron-LM calls Transformer Engine. FSDP's and Hugging Face's model code, DeepSpeed's too, calls PyTorch's
-    ``scaled_dot_product_attention``, whose memory-efficient kernel runs on older devices too.
+    ``scaled_dot_product_attention``, whose memory-efficient kernel runs on older devices too
+    (from sm50: ``check_mem_efficient_hardware_support`` in PyTorch's native/transformers/cuda/sdp_utils.cpp).
     """
     lacks = framework == MEGATRON and device.architecture in _BEFORE_FUSED_ATTENTION
     return "unfused" if lacks else "flash"
@@ -112,11 +113,24 @@ def with_attention(
         framework: Who runs it.
         cluster: Its device may be too old for the fused kernels.
     """
-    said = isinstance(given, TrainingJob) or (given is not None and given.get("attention") is not None)
-    attention = default_attention(framework, cluster.device)
-    if said or attention == job.attention:
+    if _said("attention", given):
         return job, ()
-    return replace(job, attention=attention), (unfused_attention_note(framework, cluster.device),)
+    attention = default_attention(framework, cluster.device)
+    notes = () if attention == "flash" else (unfused_attention_note(framework, cluster.device),)
+    return replace(job, attention=attention), notes
+
+
+def on_other_devices(
+    job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, framework: str, cluster: ClusterSpec
+) -> TrainingJob:
+    """The job on devices it was not asked about: what was assumed of precision and attention is assumed anew."""
+    if not _said("precision", given):
+        job = replace(job, precision=default_precision([cluster.device]))
+    return with_attention(job, given, framework, cluster)[0]
+
+
+def _said(name: str, given: TrainingJob | Mapping[str, Any] | None) -> bool:
+    return isinstance(given, TrainingJob) or (given is not None and given.get(name) is not None)
 
 
 def _assume(notes: list[Note], name: str, message: str) -> None:

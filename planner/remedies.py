@@ -12,7 +12,7 @@ from itertools import groupby, islice
 from math import inf
 
 from costmodels.workload import MAX_GLOBAL_BATCH
-from planner.jobs import rounded_batch
+from planner.jobs import on_other_devices, rounded_batch
 from planner.pricing import price_all, price_contenders
 from planner.ranking import Priced, best_rows, nearest_row
 from planner.request import cost_context, full_node, part_of, setting_of
@@ -220,7 +220,9 @@ def _larger_memories(request: Request, needed_bytes: float) -> Iterator[_Trial]:
         device = next(alike)
         with suppress(SpecError):  # a number of devices that its machines do not come to
             cluster = parse_cluster(f"{request.cluster.num_devices}x{device.name}")
-            yield _trial(request, "more_memory", f"use {device.name} instead of {given.name}", cluster=cluster)
+            job = on_other_devices(request.job, request.asked, request.stack.framework, cluster)
+            message = f"use {device.name} instead of {given.name}"
+            yield _trial(request, "more_memory", message, cluster=cluster, job=job)
 
 
 def larger_sizes(cluster: ClusterSpec) -> list[int]:

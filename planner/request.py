@@ -115,6 +115,7 @@ def resolve_request(
         price=None if price is None else Price(usd_per_device_hour=float(price), date=options.price_date),
         memory_reserve_bytes=options.memory_reserve_bytes,
         assumptions=(*notes, *job_notes, *attention_notes, *stack_notes),
+        asked=job,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from costmodels.energy_cost import Price
 from costmodels.plan import ExecutionPlan
@@ -43,6 +44,7 @@ class Request:
         price: What a device-hour costs; None when not given.
         memory_reserve_bytes: Device memory the user wants left free.
         assumptions: What was filled in.
+        asked: What was said of the job.
     """
 
     model: ModelSpec
@@ -57,6 +59,7 @@ class Request:
     price: Price | None = None
     memory_reserve_bytes: float = 0.0
     assumptions: tuple[Note, ...] = ()
+    asked: TrainingJob | Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,43 @@ def test_more_memory_is_enough_memory() -> None:
     assert api.plan("llama-3-70b", f"8x{device.name}", {"global_batch_size": 64}).fits
 
 
+@pytest.mark.parametrize(
+    ("given", "precision", "attention"),
+    [
+        ({}, "bf16", "flash"),
+        ({"precision": "fp16"}, "fp16", "flash"),
+        ({"precision": "fp16", "attention": "unfused"}, "fp16", "unfused"),
+    ],
+)
+def test_what_was_assumed_for_old_devices_is_assumed_anew_for_others(
+    given: dict[str, str], precision: str, attention: str
+) -> None:
+    request = resolve_request("llama-2-70b", "8xV100", {"global_batch_size": 64} | given, None, Options())
+    assert (request.job.precision, request.job.attention) == ("fp16", "unfused")
+    tried: set[tuple[str, str, str]] = set()
+
+    def note(trial: Request, cluster: ClusterSpec) -> Priced:
+        tried.add((cluster.device.architecture, trial.job.precision, trial.job.attention))
+        raise SpecError("cluster", "only looked at")
+
+    find_remedies(request, needed_bytes=130 * GIB, searcher=note)
+    assert tried == {
+        ("volta", "fp16", "unfused"),
+        ("hopper", precision, attention),
+        ("blackwell", precision, attention),
+    }
+
+
+def test_another_device_is_priced_as_if_it_had_been_asked_about() -> None:
+    job = {"global_batch_size": 64}
+    answer = api.plan("llama-2-70b", "8xV100", job)
+    assert answer.infeasible is not None
+    (remedy,) = (item for item in answer.infeasible.remedies if item.code == "more_memory")
+    asked = api.plan("llama-2-70b", f"8x{remedy.device}", job)
+    assert asked.best is not None
+    assert remedy.step_time_s == pytest.approx(asked.best.step_time_s)
+
+
 def test_of_equal_memories_kin_come_first() -> None:
     request = resolve_request("llama-2-13b", "8xA100-40GB", {"global_batch_size": 64}, None, Options())
     tried: list[str] = []
