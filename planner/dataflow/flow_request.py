@@ -12,7 +12,7 @@ from planner.dataflow.graph import GENERATE, TRAIN, Dataflow
 from planner.dataflow.graph_file import graph_from_mapping, load_graph
 from planner.dataflow.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
 from planner.dataflow.length_text import LengthInput, parse_lengths, parse_prompt
-from planner.dataflow.presets import PRESETS, build_preset
+from planner.dataflow.presets import PRESETS, build_preset, unknown_role
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.streams import streamed
 from planner.jobs import check_precision, default_attention, default_precision, unfused_attention_note
@@ -252,9 +252,7 @@ def _by_role(models: Mapping[str, ModelInput], graph: Dataflow) -> dict[str, Mod
     for name, model in models.items():
         role = name or names[0]
         if role not in names:
-            raise SpecError(
-                f"models.{str(role)[:40]}", f"{graph.name} has no such role", did_you_mean(str(role), names)
-            )
+            raise unknown_role(graph, str(role))
         if role in found:
             raise SpecError(f"models.{role}", "is given twice", "one model per role")
         found[role] = model

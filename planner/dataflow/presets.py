@@ -225,6 +225,16 @@ def build_preset(name: str, settings: Mapping[str, Any] | None = None) -> Datafl
     )
 
 
+def unknown_role(graph: Dataflow, role: str) -> SpecError:
+    """The error a model for a role that the graph lacks deserves."""
+    scored = [call.role for call in graph.calls if call.name == "ref_inf"]
+    if role == "ref" and any(graph.role(name).task in ("lora", "qlora") for name in scored):
+        problem = f"{graph.name} has no such role: without its adapters, the {scored[0]} is the reference"
+        return SpecError("models.ref", problem, "leave ref out, or task full")
+    names = [each.name for each in graph.roles]
+    return SpecError(f"models.{role[:40]}", f"{graph.name} has no such role", did_you_mean(role, names))
+
+
 def _typed(name: str, value: object, default: object) -> object:
     """The value in the type of its default."""
     wanted = {bool: "true or false", int: "a whole number", float: "a number", Fraction: "a number", str: "text"}

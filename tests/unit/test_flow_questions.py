@@ -56,6 +56,16 @@ def test_async_runs_one_step_ahead_unless_told_otherwise() -> None:
     assert any(note.field == "staleness" for note in request.assumptions)
 
 
+@pytest.mark.parametrize("job", ["grpo", "dpo"])
+def test_a_reference_of_its_own_next_to_adapters_is_refused_with_what_to_do(job: str) -> None:
+    models = {"actor": "llama-2-7b", "ref": "llama-2-13b"}
+    adapters = FlowOptions(settings={"task": "lora"})
+    with pytest.raises(SpecError, match=rf"models.ref: {job} .* the actor is the reference. Hint: leave ref out, or"):
+        resolve_flow(job, models | ({"reward": "llama-2-7b"} if job == "grpo" else {}), "8xH100", adapters)
+    with pytest.raises(SpecError, match=r"models.reff: .* no such role. Hint: did you mean 'ref'"):
+        resolve_flow(job, {"actor": "llama-2-7b", "reff": "llama-2-13b"}, "8xH100", FlowOptions())
+
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"job": "pppo"}, "job", "unknown workflow 'pppo'"),
     ({"job": 7}, "job", "must be a name, a file or a graph"),
