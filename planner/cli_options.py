@@ -29,7 +29,7 @@ Optimizer = Annotated[str | None, _option("--optimizer", "adamw, adamw8bit, adaf
 GradientDtype = Annotated[str | None, _option("--gradient-dtype", "Format gradients accumulate in.", _JOB)]
 MasterDtype = Annotated[str | None, _option("--master-dtype", "Format of the master weights, or none.", _JOB)]
 StateDtype = Annotated[str | None, _option("--state-dtype", "Format of the optimizer moments.", _JOB)]
-Attention = Annotated[str | None, _option("--attention", "flash (default) or unfused.", _JOB)]
+Attention = Annotated[str | None, _option("--attention", "Default flash; in Megatron before Ampere unfused.", _JOB)]
 Dropout = Annotated[bool | None, _option("--dropout/--no-dropout", "Dropout masks are kept.", _JOB)]
 FusedLoss = Annotated[
     bool | None, _option("--fused-loss/--no-fused-loss", "The loss never materialises fp32 logits.", _JOB)
