@@ -17,6 +17,7 @@ from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.overlap import exposed_s
 from costmodels.plan import BoolArray, ContextKind, FloatArray, IntArray, PlanBatch
+from profiles.hardware import ClusterSpec
 
 # Rows of ``BlockCosts.seconds``: what one block costs one rank for one micro-batch, in seconds on the
 # critical path. The transfers appear exposed; ``*_total`` rows hold them unhidden.
@@ -215,10 +216,13 @@ def _may_overlap(shape: RankShape, context: CostContext) -> BoolArray:
     """(K,) whether tensor-parallel traffic runs under the GEMMs: where a plan asks for it and the links allow it."""
     if not context.stack.tensor_overlap_needs_nvlink:
         return shape.tensor_overlap
-    cluster = context.cluster
-    joined = 1 if cluster.node.scale_up.kind == "pcie" else cluster.domain_devices
-    within: BoolArray = shape.tensor_overlap & (shape.tensor <= joined)
+    within: BoolArray = shape.tensor_overlap & (shape.tensor <= joined_devices(context.cluster))
     return within
+
+
+def joined_devices(cluster: ClusterSpec) -> int:
+    """Devices that faster links than PCIe join, 1 where there are none."""
+    return 1 if cluster.node.scale_up.kind == "pcie" else cluster.domain_devices
 
 
 def exposed_blocks(

@@ -10,6 +10,7 @@ from typing import Any
 
 from costmodels.context import CostContext
 from costmodels.energy_cost import Price
+from costmodels.layer_costs import joined_devices
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
 from planner.jobs import resolve_job, with_attention
@@ -158,11 +159,13 @@ def cost_context(request: Request, cluster: ClusterSpec | None = None) -> CostCo
 
 def setting_of(request: Request, cluster: ClusterSpec | None = None) -> Setting:
     """What legality rules look at besides the plan."""
+    chosen = cluster or request.cluster
     return Setting(
         model=request.model,
         job=request.job,
-        num_devices=(cluster or request.cluster).num_devices,
+        num_devices=chosen.num_devices,
         framework=request.stack.framework,
+        joined_devices=joined_devices(chosen),
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from costmodels.plan import AxisOrder, BoolArray, ContextKind, IntArray, PlanBatch, Recompute, Schedule
 from planner.candidates import Candidates, Columns
 from planner.constraints import rules_for
-from planner.rules.base import DEEPSPEED, FSDP, MEGATRON, NANOTRON, Setting, divisors, mask, one_of
+from planner.rules.base import DEEPSPEED, FSDP, MEGATRON, NANOTRON, Setting, divisors, mask, one_of, overlaps_tensor
 from planner.rules.modules import CORE, module_sets
 from profiles.errors import SpecError
 
@@ -327,5 +327,5 @@ def _flags(candidates: Candidates, domain_devices: int, *, offload: bool) -> Non
     candidates.derive(
         overlap_grad_reduce=1,
         overlap_param_gather=columns["zero_stage"] > 0,
-        tensor_parallel_overlap=columns["sequence_parallel"] if setting.framework != DEEPSPEED else 0,
+        tensor_parallel_overlap=overlaps_tensor(columns, setting),
     )

@@ -4,7 +4,7 @@ A rule says which plan columns it reads, so that the search can apply it as soon
 decided, and so that nothing has to be enumerated below a layout that is already illegal.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
@@ -15,6 +15,7 @@ import numpy as np
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
 from costmodels.workload import TrainingJob
 from profiles.errors import SpecError
+from profiles.hardware import MAX_DEVICES
 from profiles.model import ModelSpec
 
 # Places in the frameworks that several rules cite.
@@ -43,18 +44,28 @@ class Setting:
         job: What is trained.
         num_devices: Devices the plan has to fill.
         framework: Whose rules apply.
+        joined_devices: Devices that faster links than PCIe join; what is not about one cluster has no bound.
     """
 
     model: ModelSpec
     job: TrainingJob
     num_devices: int
     framework: str
+    joined_devices: int = MAX_DEVICES
 
     @cached_property
     def key_value_heads(self) -> int:
         """Key/value heads tensor parallelism splits: latent attention expands them to all heads."""
         latent = self.model.latent_attention is not None
         return self.model.num_attention_heads if latent else self.model.num_key_value_heads
+
+
+def overlaps_tensor(columns: Mapping[str, Any], setting: Setting) -> Any:
+    """(N,) whether tensor-parallel traffic runs under the GEMMs of a plan that says nothing of it: where it may."""
+    if setting.framework == DEEPSPEED:
+        return np.zeros_like(columns["sequence_parallel"])
+    joined = setting.joined_devices if setting.framework == MEGATRON else MAX_DEVICES
+    return columns["sequence_parallel"] * (columns["tensor_parallel"] <= joined)
 
 
 Check = Callable[[PlanBatch, Setting], BoolArray]

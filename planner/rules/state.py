@@ -338,6 +338,20 @@ STATE_RULES = (
         complaint=lambda _plan, _setting: ("needs sequence_parallel", "sequence_parallel on"),
     ),
     Rule(
+        name="tensor_overlap_needs_nvlink",
+        frameworks=(MEGATRON,),
+        field="tensor_parallel_overlap",
+        text="overlapping tensor-parallel communication needs NVLink within the tensor-parallel group",
+        source="NVIDIA/TransformerEngine examples/pytorch/comm_gemm_overlap/README.md: tensor-parallel GPUs must be on "
+        "a single node, and connected over NVLink/NVSwitch",
+        columns=columns("tensor_parallel", "tensor_parallel_overlap"),
+        holds=lambda plans, setting: ~plans.tensor_parallel_overlap | (plans.tensor_parallel <= setting.joined_devices),
+        complaint=lambda plan, setting: (
+            f"needs NVLink between {plan.tensor_parallel} devices; it joins {setting.joined_devices}",
+            "tensor_parallel_overlap off",
+        ),
+    ),
+    Rule(
         name="axis_order_exists",
         frameworks=(DEEPSPEED, FSDP, NANOTRON, HUGGINGFACE),
         field="axis_order",

@@ -64,7 +64,7 @@ def _space(question: Question) -> VariedSpace | None:
     """Where the annealer searches; None where no stage is legal."""
     request = question.requests[0]
     stages = stage_space(
-        [setting_of(each) for each in question.requests],
+        question.settings,
         question.contexts,
         joint=question.joint,
         pins={name: value for name, value in request.pins.items() if name in CONFIG_COLUMNS},

@@ -15,7 +15,6 @@ from costmodels.plan import AxisOrder, BoolArray, FloatArray, IntArray, Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import CONFIG_COLUMNS, StagePlanBatch
 from costmodels.stage_prices import StagePrices
-from planner.request import setting_of
 from planner.search.best import BestSoFar, Stopped
 from planner.search.cells import Cells
 from planner.search.device_bounds import Behind, admitted, behind
@@ -156,7 +155,7 @@ def degree_families(
         pins: Plan columns the user fixed.
     """
     space = stage_space(
-        [setting_of(request) for request in question.requests],
+        question.settings,
         question.contexts,
         joint=question.joint,
         pins={name: value for name, value in pins.items() if name in CONFIG_COLUMNS},

@@ -1,5 +1,7 @@
 """Plans found by any engine, priced again from scratch and put into words."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from costmodels.arrays import largest
@@ -11,7 +13,6 @@ from costmodels.stage_plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
 from costmodels.stage_prices import StagePrices
 from costmodels.stage_replay import replay
 from planner.phrases import percent
-from planner.request import setting_of
 from planner.results import Note
 from planner.rules.modules import module_names
 from planner.rules.pipeline import SCHEDULE_NAMES
@@ -105,7 +106,9 @@ def _setting(question: Question, configs: StageConfigs) -> StageSetting:
 
 def _verdicts(question: Question, plan: StagePlanBatch, configs: StageConfigs) -> tuple[Verdict, ...]:
     """What every framework says of a batch of one."""
-    found = verdicts(plan, _setting(question, configs), setting_of(question.requests[0]))
+    settings = question.settings
+    joined = max(each.joined_devices for each in settings)  # whose stages overlap had the links to
+    found = verdicts(plan, _setting(question, configs), replace(settings[0], joined_devices=joined))
     return tuple(
         Verdict(framework=name, broken={rule: condition(rule) for rule, rows in broken.items() if rows[0]})
         for name, broken in found.items()

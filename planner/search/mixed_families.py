@@ -8,7 +8,7 @@ micro-batch; with every schedule and number of chunks that the framework runs wi
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -17,7 +17,6 @@ from costmodels.lowering.grouping import group_rows
 from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule, concatenate
 from costmodels.stage_plan import CONFIG_COLUMNS, StageConfigs
 from costmodels.stage_prices import StagePrices
-from planner.request import setting_of
 from planner.search.families import SCHEDULES, Family, passes_per_work, step_s
 from planner.search.question import Question
 from planner.space import chunk_counts, plan_space
@@ -126,7 +125,7 @@ def _pipelines(
     question: Question, pins: Mapping[str, int], chosen: list[tuple[int, ...]], slots: IntArray, configs: StageConfigs
 ) -> _Pipelines:
     """Every number of stages of every choice, from one on each group to as many as fit, with every legal schedule."""
-    setting = setting_of(question.requests[0])
+    setting = question.settings[0]
     layers = setting.model.num_layers
     fewest = np.asarray([len(rows) for rows in chosen])
     most = np.minimum([int(slots[list(rows)].sum()) for rows in chosen], min(MOST_STAGES, layers))
@@ -166,10 +165,7 @@ def _configs(question: Question, pins: Mapping[str, int]) -> StageConfigs:
     for group, request in enumerate(question.requests):
         cluster = request.cluster
         for size in _stage_sizes(cluster.num_devices):
-            setting = setting_of(request)
-            setting = type(setting)(
-                model=setting.model, job=setting.job, num_devices=2 * size, framework=setting.framework
-            )
+            setting = replace(question.settings[group], num_devices=2 * size)
             space = plan_space(
                 setting, domain_devices=cluster.domain_devices, pins=fixed | {"pipeline_parallel": 2}, offload=False
             )

@@ -20,6 +20,7 @@ from planner.request import (
     setting_of,
 )
 from planner.results import Request
+from planner.rules.base import Setting
 from planner.space import plan_space
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -43,6 +44,14 @@ class Question:
     mixed: MixedCluster | None = None
     runnable: bool = False
     laid_out: dict[int, PlanBatch] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """What rules look at, one per group; what a framework runs has one flag for overlap, so all groups need it."""
+        settings = [setting_of(request) for request in self.requests]
+        joined = [setting.joined_devices for setting in settings]
+        least = [min(joined)] * len(joined) if self.runnable else joined
+        return tuple(replace(each, joined_devices=count) for each, count in zip(settings, least, strict=True))
 
     @property
     def cluster_name(self) -> str:

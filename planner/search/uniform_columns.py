@@ -13,7 +13,7 @@ import numpy as np
 from costmodels.plan import AxisOrder, BoolArray, IntArray, Recompute, Schedule
 from planner.candidates import Candidates
 from planner.constraints import rules_for
-from planner.rules.base import DEEPSPEED, FSDP, MEGATRON, Setting, divisors
+from planner.rules.base import FSDP, MEGATRON, Setting, divisors, overlaps_tensor
 from planner.rules.modules import CORE
 from planner.space import (
     CONTEXT_TOKENS,
@@ -178,8 +178,7 @@ def plan_columns(vectors: IntArray, options: Options) -> Columns:
     choose("axis_order", values["axis_order"], (p > 1) & (d > 1) & crosses, int(AxisOrder.TP_CP_DP_PP))
     columns["overlap_grad_reduce"] = np.ones_like(t)
     columns["overlap_param_gather"] = (columns["zero_stage"] > 0).astype(np.int64)
-    overlapped = setting.framework != DEEPSPEED
-    columns["tensor_parallel_overlap"] = columns["sequence_parallel"] * int(overlapped)
+    columns["tensor_parallel_overlap"] = overlaps_tensor(columns, setting)
     for name in pins.keys() & columns.keys():
         columns[name] = np.full_like(t, pins[name])
     return columns

@@ -1,18 +1,23 @@
 """The plan space: complete, legal, without duplicates, and obedient to what the user fixed."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch, Recompute, Schedule
-from planner.constraints import legal, rules_for
+from planner.constraints import legal, rules_for, violations
 from planner.pins import parse_pins
+from planner.request import Options, resolve_request, setting_of
 from planner.rules.base import FRAMEWORKS, Setting
+from planner.search.question import ask
+from planner.search.uniform import UniformSpace
 from planner.space import Space, micro_batch_sizes, plan_space
 from profiles.errors import SpecError
 from tests.fakes import GPT3, gpt, job, llama, mixture
+from tests.search_spaces import small_context
 
 
 def setting(framework: str = "megatron", *, devices: int = 8, **changes: Any) -> Setting:
@@ -301,3 +306,35 @@ def test_too_wide_a_space_is_refused_before_it_is_built(monkeypatch: pytest.Monk
 def test_the_largest_search_stays_within_what_pricing_can_do() -> None:
     where = setting(devices=16384, model=GPT3, job=job(global_batch_size=2048))
     assert 10_000 < len(plan_space(where, domain_devices=8).plans) < 300_000
+
+
+@pytest.mark.parametrize(("framework", "most"), [("megatron", 2), ("nanotron", 8), ("fsdp", 8)])
+def test_megatron_overlaps_tensor_parallel_traffic_within_nvlink_only(framework: str, most: int) -> None:
+    where = setting(framework, joined_devices=2)
+    plans = space(where).plans
+    asked = plans.sequence_parallel
+    assert (plans.tensor_parallel_overlap == (asked & (plans.tensor_parallel <= most))).all()
+    assert set(plans.tensor_parallel[asked].tolist()) == {2, 4, 8}
+    uniform = UniformSpace(where, small_context(), pins={}, offload=False)
+    again = uniform.decode(uniform.encode(plans))
+    assert (again.tensor_parallel_overlap == plans.tensor_parallel_overlap).all()
+
+
+def test_an_overlap_without_nvlink_is_refused() -> None:
+    plan = ExecutionPlan(
+        tensor_parallel=4, data_parallel=2, num_microbatches=8, sequence_parallel=True, tensor_parallel_overlap=True
+    )
+    for framework, joined, refused in (("megatron", 2, True), ("megatron", 4, False), ("nanotron", 2, False)):
+        broken = violations(plan, setting(framework, joined_devices=joined))
+        assert [error.field for error in broken if "NVLink" in error.problem] == (
+            ["plan.tensor_parallel_overlap"] if refused else []
+        )
+
+
+def test_pcie_joins_no_devices_and_nvlink_a_domain() -> None:
+    for cluster, joined in (("8xA100-PCIe-40GB", 1), ("2x8xA100", 8), ("72xGB200", 72)):
+        request = resolve_request("llama-2-7b", cluster, {"global_batch_size": 64}, None, Options())
+        assert setting_of(request).joined_devices == joined
+    kinds = ask("llama-2-7b", "1x4xA100-PCIe-40GB+1x4xA100", None, None, Options())
+    assert [each.joined_devices for each in kinds.settings] == [1, 4]
+    assert [each.joined_devices for each in replace(kinds, runnable=True).settings] == [1, 1]
