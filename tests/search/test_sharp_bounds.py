@@ -88,7 +88,7 @@ def test_good_plans_of_large_families_are_not_below_the_bound(name: str, close: 
             assert least_s <= priced.step_time_s[0] * (1 + 1e-9)
             if solved.gap < 0.01:
                 shares.append(least_s / priced.step_time_s[0])
-    assert len(shares) > 2
+    assert len(shares) >= 2
     assert np.median(shares) > close
 
 
