@@ -142,8 +142,9 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
     )
     if engine.kernels:
         settled: dict[str, Any] = dict.fromkeys(_SCALES, 1.0) | dict.fromkeys(("norm", "rotary", "activation"), "fused")
-        settled |= {"grouped_experts": True, "expert_streams": 0, "expert_library": ""}
-        stack = replace(stack, sorts_arrivals=False, separate_products=False, **settled)
+        settled |= {"grouped_experts": True, "expert_streams": 0, "expert_library": "", "expert_dispatch": "permuted"}
+        settled |= dict.fromkeys(("sorts_arrivals", "separate_products", "fixed_capacity", "repeats_key_values"), False)
+        stack = replace(stack, **settled)
     else:
         stack = replace(stack, norm="module", rotary="eager", activation="eager")
     code = implementation_of(engine.kernels) if engine.kernels else 0

@@ -187,13 +187,20 @@ def test_generating_knows_nothing_of_how_the_stack_trains(name: str, training: d
     assert time_s(**training) == time_s()
 
 
-def test_engines_run_their_own_kernels_for_experts() -> None:
-    trained = stack(expert_library="cutlass", separate_products=True)
-    where = context(model=mixture(), stack=trained)
+def test_engines_run_their_own_layers_and_kernels_for_experts() -> None:
+    own: dict[str, Any] = {
+        "expert_library": "cutlass",
+        "expert_dispatch": "masked",
+        "separate_products": True,
+        "fixed_capacity": True,
+        "repeats_key_values": True,
+    }
+    plain = stack()
+    where = context(model=mixture(), stack=stack(**own))
     engine = engine_context(where, find_engine("vllm"), where.job).stack
-    assert (engine.expert_library, engine.separate_products) == ("", False)
+    assert {name: getattr(engine, name) for name in own} == {name: getattr(plain, name) for name in own}
     trainer = engine_context(where, find_engine("trainer"), where.job).stack
-    assert (trainer.expert_library, trainer.separate_products) == ("cutlass", True)
+    assert {name: getattr(trainer, name) for name in own} == own
 
 
 def test_every_figure_of_an_engine_has_a_source() -> None:
