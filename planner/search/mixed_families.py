@@ -162,10 +162,10 @@ def _configs(question: Question, pins: Mapping[str, int]) -> StageConfigs:
     fixed = {name: value for name, value in pins.items() if name not in _NOT_READ}
     batches: list[PlanBatch] = []
     group_of: list[IntArray] = []
-    for group, request in enumerate(question.requests):
+    for group, (request, setting_of_group) in enumerate(zip(question.requests, question.settings, strict=True)):
         cluster = request.cluster
         for size in _stage_sizes(cluster.num_devices):
-            setting = replace(question.settings[group], num_devices=2 * size)
+            setting = replace(setting_of_group, num_devices=2 * size)
             space = plan_space(
                 setting, domain_devices=cluster.domain_devices, pins=fixed | {"pipeline_parallel": 2}, offload=False
             )
