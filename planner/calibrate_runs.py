@@ -22,7 +22,7 @@ import numpy as np
 from costmodels.plan import FloatArray, IntArray
 from costmodels.uncertainty import NORMAL_90
 from planner.validate.mapping import Mapped, map_files
-from planner.validate.predict import RowPredictor
+from planner.validate.predict import RowPredictor, kernel_half_widths
 from planner.validate.rows import ScorableRow
 from planner.validate.stack_fit import MEASUREMENT_STD, PRIOR_STD, Problem, free_parameters
 from profiles.catalog import default_catalog
@@ -134,8 +134,7 @@ def _calibrated(stack: StackSpec, rows: Sequence[ScorableRow]) -> StackCalibrati
 
     measured_s = np.array([row.step_time_s for row in rows], dtype=float)
     between, within = spreads(stack)
-    certain = predictor.predict({stack.name: replace(stack, residual_log_std=0.0)})
-    left_open = np.log(certain.step_time_high_s / certain.step_time_s) / NORMAL_90
+    left_open = kernel_half_widths(predictor, {stack.name: stack}) / NORMAL_90
     kernel = float(np.sqrt(np.mean(left_open**2)))
     level = float(np.hypot(between, kernel))
     problem = Problem.of(

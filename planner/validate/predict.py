@@ -234,3 +234,9 @@ def _peak(parts: Mapping[str, FloatArray], names: Sequence[str], first_stage: Bo
     per_stage: FloatArray = np.sum([parts[name] for name in names], axis=0)
     peak: FloatArray = np.where(first_stage, per_stage[:, 0], per_stage.max(axis=1))
     return peak
+
+
+def kernel_half_widths(predictor: RowPredictor, stacks: Mapping[str, StackSpec]) -> FloatArray:
+    """(rows,) half-widths of the log intervals that step times have without the residuals of their stacks."""
+    told = predictor.predict({name: replace(stack, residual_log_std=0.0) for name, stack in stacks.items()})
+    return np.asarray(np.log(told.step_time_high_s / told.step_time_s))

@@ -16,7 +16,7 @@ import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
 from planner.validate.mapping import scorable_rows
-from planner.validate.predict import RowPredictor
+from planner.validate.predict import RowPredictor, kernel_half_widths
 from planner.validate.report import JUDGED_APART
 from planner.validate.rows import ScorableRow
 from planner.validate.stack_fit import PRIOR_STD, StackFit, fit_stacks, free_parameters
@@ -104,9 +104,7 @@ def refit(
     )
     held_out = {source: _with_shared_times(stacks) for source, stacks in fit.held_out.items()}
     fit = replace(fit, stacks=_with_shared_times(_with_power_limit(fit.stacks, start)), held_out=held_out)
-    certain = {name: replace(stack, residual_log_std=0.0) for name, stack in fit.stacks.items()}
-    told = RowPredictor(kept).predict(certain)
-    half_width = np.log(told.step_time_high_s / told.step_time_s)
+    half_width = kernel_half_widths(RowPredictor(kept), fit.stacks)
     return Refit(rows=tuple(kept), folds=folds, measured_s=measured_s, kernel_half_width=half_width, fit=fit)
 
 
