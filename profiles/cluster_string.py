@@ -123,7 +123,8 @@ def parse_cluster(
             raise SpecError(
                 "cluster", f"{text[:60]!r} counts devices of a node that says how many it has", f"2x{named.name}"
             )
-        text = f"{outer or suffix or 1}x{named.domain_devices}x{named.device.name}"
+        given = [count for count in (outer, suffix) if count is not None]
+        text = f"{given[0] if given else 1}x{named.domain_devices}x{named.device.name}"
         options = {"gpus_per_node": gpus_per_node, "nics_per_node": nics_per_node}
         return parse_cluster(text, catalog, **options, fabric=fabric, scale_up=scale_up, node=named.name)
     base, assumptions = _device_and_node(match["device"], catalog, node=node)

@@ -381,3 +381,9 @@ def test_a_rack_whose_devices_are_called_alike_is_the_rack(text: str, devices: i
     cluster = parse_cluster(text)
     assert (cluster.num_devices, cluster.num_nodes, cluster.node.name) == (devices, devices // 4, name)
     assert cluster.domain_devices == 72
+
+
+@pytest.mark.parametrize("text", ["0xp5.48xlarge", "p5.48xlarge:0"])
+def test_no_nodes_of_a_named_kind_are_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="num_nodes: must be between 1 and"):
+        parse_cluster(text)
