@@ -9,8 +9,8 @@ from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
 from costmodels.layer_costs import layer_costs
-from costmodels.memory import host_memory_bytes, memory_interval, stage_memory
-from costmodels.model_state import model_state
+from costmodels.memory import host_memory_bytes, memory_interval, stage_memory, tensor_memory, with_overheads
+from costmodels.peak_rate import peak_flops_per_s, time_interval_s
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
@@ -69,13 +69,12 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     parameters = stage_parameters(plans, stages, context.model, context.job)
     costs = layer_costs(plans, context)
     step = step_time(plans, stages, costs, parameters, context)
-    memory = stage_memory(plans, stages, context, parameters)
+    tensors = tensor_memory(plans, stages, context, parameters)
+    memory = with_overheads(tensors, context.stack)
     per_stage = total(memory.values())
     needs = _peaks(per_stage, host_memory_bytes(plans, stages, context, parameters), context)
     low_bytes, high_bytes = memory_interval(needs.peak_memory_bytes, context)
-    # The temporaries of an optimizer, which its part includes, are no state.
-    states = np.minimum(memory["optimizer"], model_state(plans, stages, parameters, context).optimizer)
-    held_bytes = np.minimum(largest(memory["weights"] + states), needs.peak_memory_bytes)
+    held_bytes = np.minimum(largest(memory["weights"] + tensors.states * tensors.used), needs.peak_memory_bytes)
     hardware_flops = hardware_flops_per_step(
         context.model,
         context.job,
@@ -84,7 +83,8 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
         recomputed_layer_share=step.recomputed_share,
     )
     trust = price_trust(costs, context)
-    low_s, high_s = _interval_s(step.step_time_s, trust.half_width, hardware_flops / plans.num_devices, context)
+    at_peak_s = hardware_flops / (plans.num_devices * peak_flops_per_s(context))
+    low_s, high_s = time_interval_s(step.step_time_s, trust.half_width, at_peak_s)
     return EstimateBatch(
         step_time_s=step.step_time_s,
         step_time_low_s=low_s,
@@ -106,11 +106,3 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
         model_flops=model_flops_per_step(context.model, context.job, causal=True),
         hardware_flops=hardware_flops,
     )
-
-
-def _interval_s(
-    time_s: FloatArray, half_width: FloatArray, flops: FloatArray, context: CostContext
-) -> tuple[FloatArray, FloatArray]:
-    """(N,) both ends of the 90 % interval of steps in which a device does so many FLOPs: none beats its peak rate."""
-    at_peak_s = flops / context.cluster.device.peak(context.job.numerics.gemm_format)
-    return np.maximum(time_s * np.exp(-half_width), np.minimum(at_peak_s, time_s)), time_s * np.exp(half_width)

@@ -52,12 +52,15 @@ def model_flops_per_step(model: ModelSpec, job: TrainingJob, *, causal: bool) ->
         GPT-3 175B, 1536 sequences of 2048: 6 * 1.74e11 * 3.1e6 + attention = 4.5e18 FLOPs
         (arXiv:2104.04473 equation 3 without its recomputed forward).
     """
-    core = attention_core_flops_per_token(model, job.sequence_length, causal=causal)
-    weights = matmul_parameters(model)
-    per_token = 6 * weights + 3 * core
+    per_token = 3 * forward_flops_per_token(model, job.sequence_length, causal=causal)
     if job.lora is not None:
-        per_token = 4 * weights + 3 * core + 6 * _visited_adapter_parameters(model, job.lora)
+        per_token += 6 * _visited_adapter_parameters(model, job.lora) - 2 * matmul_parameters(model)
     return per_token * job.tokens_per_step
+
+
+def forward_flops_per_token(model: ModelSpec, sequence_length: int, *, causal: bool) -> float:
+    """FLOPs of a forward pass for one token of a sequence, adapters left out."""
+    return 2 * matmul_parameters(model) + attention_core_flops_per_token(model, sequence_length, causal=causal)
 
 
 def _visited_adapter_parameters(model: ModelSpec, lora: LoraSpec) -> int:

@@ -12,10 +12,12 @@ from costmodels.activations import layer_activations, logits_bytes, tokens_per_r
 from costmodels.arrays import largest, total
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
+from costmodels.flops import forward_flops_per_token
 from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.memory import TensorMemory, with_overheads
 from costmodels.memory_terms import communicators, exchanged_bytes
 from costmodels.overlap import exposed_s
+from costmodels.peak_rate import peak_flops_per_s, time_interval_s
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree, stage_parameters, unit_parameters
 from costmodels.stages import StageTable, stage_table
@@ -30,7 +32,7 @@ class ForwardEstimate:
 
     Attributes:
         time_s: (N,) seconds of all micro-batches.
-        low_s, high_s: (N,) 90 % interval.
+        low_s, high_s: (N,) 90 % interval; no pass is faster than its FLOPs at the peak rate.
         weight_bytes: (N,) weights of the stage that holds most.
         peak_bytes: (N,) memory of the fullest stage.
         basis: (N,) weakest ``Basis``.
@@ -73,11 +75,15 @@ def forward_pass(plans: PlanBatch, context: CostContext) -> ForwardEstimate:
     )
     time_s = (time_s + stack.step_overhead_s) * stack.step_time_scale
     trust = price_trust(costs, context)
+    job = context.job
+    flops = forward_flops_per_token(context.model, job.sequence_length, causal=True) * job.tokens_per_step
+    at_peak_s = flops / (plans.num_devices * peak_flops_per_s(context))
+    low_s, high_s = time_interval_s(time_s, trust.half_width, at_peak_s)
     weights = weight_bytes(plans, parameters, context)
     return ForwardEstimate(
         time_s=time_s,
-        low_s=time_s * np.exp(-trust.half_width),
-        high_s=time_s * np.exp(trust.half_width),
+        low_s=low_s,
+        high_s=high_s,
         weight_bytes=largest(weights),
         peak_bytes=largest(_memory(plans, stages, parameters, weights, context)),
         basis=trust.basis,
@@ -154,6 +160,7 @@ def _memory(
             "communication": received[:, None] + np.where(sharded[:, None], gathered, 0.0),
         },
         dynamic=activations + logits,
+        states=nothing,
         covered=nothing,
         used=stages.count > 0,
         communicators=communicators(plans)[:, None],

@@ -38,6 +38,7 @@ class TensorMemory:
     Attributes:
         parts: ``ALLOCATED_PARTS`` to (N, S) bytes.
         dynamic: (N, S) of those bytes, what comes and goes with micro-batches: activations and logits.
+        states: (N, S) bytes of the optimizer's part that are states on the device, its temporaries left out.
         covered: (N, S) bytes of the optimizer's temporaries that come when those are gone, and count for nothing there.
         used: (N, S) whether the column is a stage.
         communicators: (N, 1) process groups with more than one rank that a rank takes part in.
@@ -47,6 +48,7 @@ class TensorMemory:
 
     parts: Mapping[str, FloatArray]
     dynamic: FloatArray
+    states: FloatArray
     covered: FloatArray
     used: BoolArray
     communicators: FloatArray
@@ -64,6 +66,7 @@ def joined(tables: Sequence[TensorMemory]) -> TensorMemory:
     return TensorMemory(
         parts={name: stacked(table.parts[name] for table in tables) for name in ALLOCATED_PARTS},
         dynamic=stacked(table.dynamic for table in tables),
+        states=stacked(table.states for table in tables),
         covered=stacked(table.covered for table in tables),
         used=stacked(table.used.astype(np.float64) for table in tables) > 0,
         communicators=np.concatenate([table.communicators for table in tables]),
@@ -97,7 +100,7 @@ def tensor_memory(
         parameters = stage_parameters(plans, stages, context.model, context.job)
     offloads, streams = plans.offload_optimizer, plans.offload_parameters
     terms = memory_terms(plans, stages, parameters, context, streams=bool(streams.any()))
-    parts, dynamic, covered = composed(
+    tensors = composed(
         terms,
         held_activations(terms.activations, stage_layers(plans, stages, context.model), stages.in_flight),
         optimizer_on_host=offloads[:, None].astype(np.float64) if offloads.any() else None,
@@ -105,9 +108,10 @@ def tensor_memory(
         logits_copies=logits_copies(plans)[:, None],
     )
     return TensorMemory(
-        parts=parts,
-        dynamic=dynamic,
-        covered=covered,
+        parts=tensors.parts,
+        dynamic=tensors.dynamic,
+        states=tensors.states,
+        covered=tensors.covered,
         used=stages.count > 0,
         communicators=communicators(plans)[:, None],
         exchanged=exchanged_bytes(plans, context)[:, None],

@@ -103,6 +103,23 @@ def memory_terms(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composed:
+    """What tensors take at the peak of every stage, (N, S) bytes.
+
+    Attributes:
+        parts: By ``memory.ALLOCATED_PARTS``.
+        dynamic: Of these, what comes and goes with micro-batches.
+        states: Of the optimizer's part, its states.
+        covered: Temporaries of the optimizer that are not among the parts, because they come after all that is gone.
+    """
+
+    parts: dict[str, FloatArray]
+    dynamic: FloatArray
+    states: FloatArray
+    covered: FloatArray
+
+
 def composed(
     terms: MemoryTerms,
     held: StageActivations,
@@ -110,7 +127,7 @@ def composed(
     optimizer_on_host: FloatArray | None,
     parameters_on_host: FloatArray | None,
     logits_copies: FloatArray,
-) -> tuple[dict[str, FloatArray], FloatArray, FloatArray]:
+) -> Composed:
     """What tensors take at the peak of every stage.
 
     Args:
@@ -120,9 +137,6 @@ def composed(
         parameters_on_host: (N, 1) or (N, S) share of the weights that is; None for none anywhere.
         logits_copies: (N, 1) micro-batches whose logits are alive at once.
 
-    Returns:
-        ``memory.ALLOCATED_PARTS`` to (N, S) bytes; (N, S) of them, what comes and goes with micro-batches; and (N, S)
-        bytes of the optimizer's temporaries that are not among them, because they come after all that is gone.
     """
     working = working_bytes(terms, held)
     logits = terms.logits * logits_copies
@@ -136,7 +150,7 @@ def composed(
         resident, born = resident * stays, born * stays
         optimizer = optimizer * (1.0 - optimizer_on_host)
         temporary = None if temporary is None else temporary * (1.0 - optimizer_on_host)
-    end = np.maximum(terms.last + held.kept - held.newest - start, 0.0)
+    end, states = np.maximum(terms.last + held.kept - held.newest - start, 0.0), optimizer
     covered = np.zeros_like(start)
     if temporary is not None:
         beyond = np.maximum(temporary + born - start - end, 0.0)
@@ -153,7 +167,7 @@ def composed(
         "logits": logits,
         "communication": terms.communication,
     }
-    return parts, start, covered
+    return Composed(parts=parts, dynamic=start, states=states, covered=covered)
 
 
 def working_bytes(terms: MemoryTerms, held: StageActivations) -> FloatArray:

@@ -347,7 +347,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
         head=looked["head_bytes"],
         communication=looked["communication_bytes"],
     )
-    parts, dynamic, covered = composed(
+    tensors = composed(
         terms,
         held,
         optimizer_on_host=plans.optimizer_offload / OFFLOAD_PARTS if offloads else None,
@@ -355,9 +355,10 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
         logits_copies=np.where(plans.schedule == Schedule.GPIPE, plans.num_microbatches, 1.0)[:, None],
     )
     return TensorMemory(
-        parts=parts,
-        dynamic=dynamic,
-        covered=covered,
+        parts=tensors.parts,
+        dynamic=tensors.dynamic,
+        states=tensors.states,
+        covered=tensors.covered,
         used=looked.used,
         communicators=looked["communicators"],
         exchanged=looked["exchanged_bytes"],

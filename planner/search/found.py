@@ -7,6 +7,7 @@ import numpy as np
 from costmodels.arrays import largest
 from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import Basis
+from costmodels.peak_rate import stages_at_peak_s, time_interval_s
 from costmodels.plan import FloatArray
 from costmodels.stage_evaluate import StageEstimateBatch, evaluate_stages
 from costmodels.stage_plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
@@ -51,7 +52,8 @@ def found_plan(
     prices = StagePrices(configs=own, contexts=question.contexts, joint=question.joint)
     priced = evaluate_stages(plan, prices)
     used = np.flatnonzero(plan.used[0])
-    step_s, width = float(priced.step_time_s[0]), float(priced.half_width[0])
+    at_peak_s = stages_at_peak_s(plan, own, question.contexts)
+    low_s, high_s = time_interval_s(priced.step_time_s, priced.half_width, at_peak_s)
     devices = int(own.num_devices[plan.config[0, used]].sum())
     return FoundPlan(
         schedule=_SCHEDULES[int(plan.schedule[0])],
@@ -59,9 +61,9 @@ def found_plan(
         num_microbatches=int(plan.num_microbatches[0]),
         num_devices=devices,
         idle_devices=question.num_devices - devices,
-        step_time_s=step_s,
-        step_time_low_s=step_s * float(np.exp(-width)),
-        step_time_high_s=step_s * float(np.exp(width)),
+        step_time_s=float(priced.step_time_s[0]),
+        step_time_low_s=float(low_s[0]),
+        step_time_high_s=float(high_s[0]),
         played_step_time_s=_played_s(plan, prices, _MOST_WORKS_LATE if out_of_time else _MOST_WORKS),
         time_parts_s={name: float(values[0]) for name, values in priced.time_parts_s.items()},
         peak_memory_bytes=float(largest(priced.stage_memory_bytes)[0]),
