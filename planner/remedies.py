@@ -8,9 +8,11 @@ the global batch) and searches again.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import groupby
 from math import inf
 
+from costmodels.evaluate import peaks
+from costmodels.plan import PlanBatch
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.jobs import on_other_devices, rounded_batch
 from planner.pricing import price_all, price_contenders
@@ -69,15 +71,19 @@ Searcher = Callable[[Request, ClusterSpec], Priced]
 
 def search_once(request: Request, cluster: ClusterSpec) -> Priced:
     """The plans of a request that fit a cluster, or those that come nearest, priced."""
-    space = plan_space(
+    plans = _plans(request, cluster)
+    context = cost_context(request, cluster)
+    return price_contenders(plans, context) if len(plans) else price_all(plans, context)
+
+
+def _plans(request: Request, cluster: ClusterSpec) -> PlanBatch:
+    return plan_space(
         setting_of(request, cluster),
         domain_devices=cluster.domain_devices,
         pins=request.pins,
         offload=request.offload,
         named_modules=request.named_modules,
-    )
-    context = cost_context(request, cluster)
-    return price_contenders(space.plans, context) if len(space.plans) else price_all(space.plans, context)
+    ).plans
 
 
 def find_remedies(
@@ -203,26 +209,39 @@ def _more_devices(request: Request) -> Iterator[_Trial]:
 
 
 def _larger_memories(request: Request, needed_bytes: float) -> Iterator[_Trial]:
-    """As many devices of the vendor's with more memory, the least first; of equals its kin, then the fastest."""
+    """As many devices of the vendor's with more memory, the least first; of equals its kin, then the fastest.
+
+    Where precision or attention are other ones there, so is what plans need.
+    """
     given = request.cluster.device
-    enough = [
+    larger = [
         device
         for device in default_catalog().devices.values()
         if device.vendor == given.vendor
         and device.default_node
-        and device.usable_memory_bytes >= needed_bytes
         and device.usable_memory_bytes > given.usable_memory_bytes
     ]
-    enough.sort(
+    larger.sort(
         key=lambda d: (d.usable_memory_bytes, d.architecture != given.architecture, -d.memory_bandwidth_bytes_per_s)
     )
-    for _, alike in islice(groupby(enough, key=lambda device: device.usable_memory_bytes), _MEMORIES_TRIED):
+    needed, tried = {request.job: needed_bytes}, 0
+    for _, alike in groupby(larger, key=lambda device: device.usable_memory_bytes):
         device = next(alike)
         with suppress(SpecError):  # a number of devices that its machines do not come to
             cluster = parse_cluster(f"{request.cluster.num_devices}x{device.name}")
             job = on_other_devices(request.job, request.asked, request.stack.framework, cluster)
-            message = f"use {device.name} instead of {given.name}"
-            yield _trial(request, "more_memory", message, cluster=cluster, job=job)
+            if job not in needed:
+                needed[job] = _least_peak_bytes(replace(request, job=job), cluster)
+            if device.usable_memory_bytes >= needed[job] and tried < _MEMORIES_TRIED:
+                tried += 1
+                message = f"use {device.name} instead of {given.name}"
+                yield _trial(request, "more_memory", message, cluster=cluster, job=job)
+
+
+def _least_peak_bytes(request: Request, cluster: ClusterSpec) -> float:
+    """The smallest peak memory of the plans of a request on a cluster, whether it has that much or not."""
+    plans = _plans(request, cluster)
+    return float(peaks(plans, cost_context(request, cluster)).peak_memory_bytes.min()) if len(plans) else inf
 
 
 def larger_sizes(cluster: ClusterSpec) -> list[int]:
