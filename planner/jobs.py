@@ -14,20 +14,19 @@ from typing import Any
 
 from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, LoraSpec, TrainingJob
 from planner.results import Note
-from planner.rules.base import FRAMEWORK_TITLES, MEGATRON, divisors
+from planner.rules.base import FRAMEWORK_TITLES, divisors
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
 from profiles.precision import parse_precision
+from profiles.stack import StackSpec
 
 DEFAULT_SEQUENCE = 4096  # tokens
 PRETRAIN_BATCH_TOKENS = 4 << 20  # arXiv:2307.09288 section 2.2
 FINETUNE_BATCH_SEQUENCES = 128  # Stanford Alpaca training recipe
 MAX_TRAIN_TOKENS = 1e18
 _MAX_LORA_RANK = 1 << 14
-# "Disabling FlashAttention as it requires compute capability sm80+", and cuDNN's likewise: get_attention_backend in
-# NVIDIA/TransformerEngine, transformer_engine/pytorch/attention/dot_product_attention/utils.py.
-_BEFORE_FUSED_ATTENTION = ("pascal", "volta", "turing")
+_BEFORE_AMPERE = ("pascal", "volta", "turing")
 # They multiply in 8 bits, but not with a scale per block: check_mxfp8_support in transformer_engine/pytorch/fp8.py of
 # NVIDIA/TransformerEngine (from 10.0, and not 12.0 yet) and ROCm/TransformerEngine (from gfx950).
 _WITHOUT_MXFP8 = ("ada", "hopper", "blackwell-rtx", "cdna3")
@@ -85,48 +84,50 @@ def check_precision(precision: str, device: DeviceSpec) -> None:
         raise SpecError("job.precision", f"no framework trains in mxfp8 on {device.name}", "fp8, or bf16")
 
 
-def default_attention(framework: str, device: DeviceSpec) -> str:
-    """The attention a framework has on a device.
+def default_attention(stack: StackSpec, device: DeviceSpec) -> str:
+    """The attention a stack has on a device.
 
-    Only Megatron-LM calls Transformer Engine. FSDP's and Hugging Face's model code, DeepSpeed's too, calls PyTorch's
+    Megatron-LM calls Transformer Engine. FSDP's and Hugging Face's model code, DeepSpeed's too, calls PyTorch's
     ``scaled_dot_product_attention``, whose memory-efficient kernel runs on older devices too
     (from sm50: ``check_mem_efficient_hardware_support`` in PyTorch's native/transformers/cuda/sdp_utils.cpp).
     """
-    lacks = framework == MEGATRON and device.architecture in _BEFORE_FUSED_ATTENTION
-    return "unfused" if lacks else "flash"
+    too_old = stack.fused_attention == "ampere" and device.architecture in _BEFORE_AMPERE
+    return "unfused" if too_old or stack.fused_attention == "none" else "flash"
 
 
-def unfused_attention_note(framework: str, device: DeviceSpec) -> Note:
+def unfused_attention_note(stack: StackSpec, device: DeviceSpec) -> Note:
     """What is said where ``default_attention`` is not fused."""
-    reason = f"{FRAMEWORK_TITLES[framework]} has no fused one on {device.name}"
+    reason = f"{stack.name} has no fused one"
+    if stack.fused_attention != "none":
+        reason = f"{FRAMEWORK_TITLES[stack.framework]} has no fused one on {device.name}"
     return Note(code="assumed_default", field="job.attention", message=f"attention unfused (not given; {reason})")
 
 
 def with_attention(
-    job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, framework: str, cluster: ClusterSpec
+    job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, stack: StackSpec, cluster: ClusterSpec
 ) -> tuple[TrainingJob, tuple[Note, ...]]:
-    """The job with the attention that its framework has on such devices, unless it was said, and what was assumed.
+    """The job with the attention that its stack has on such devices, unless it was said, and what was assumed.
 
     Args:
         job: The job in full.
         given: What was said of it.
-        framework: Who runs it.
+        stack: Who runs it.
         cluster: Its device may be too old for the fused kernels.
     """
     if _said("attention", given):
         return job, ()
-    attention = default_attention(framework, cluster.device)
-    notes = () if attention == "flash" else (unfused_attention_note(framework, cluster.device),)
+    attention = default_attention(stack, cluster.device)
+    notes = () if attention == "flash" else (unfused_attention_note(stack, cluster.device),)
     return replace(job, attention=attention), notes
 
 
 def on_other_devices(
-    job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, framework: str, cluster: ClusterSpec
+    job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, stack: StackSpec, cluster: ClusterSpec
 ) -> TrainingJob:
     """The job on devices it was not asked about: what was assumed of precision and attention is assumed anew."""
     if not _said("precision", given):
         job = replace(job, precision=default_precision([cluster.device]))
-    return with_attention(job, given, framework, cluster)[0]
+    return with_attention(job, given, stack, cluster)[0]
 
 
 def _said(name: str, given: TrainingJob | Mapping[str, Any] | None) -> bool:

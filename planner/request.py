@@ -101,7 +101,7 @@ def resolve_request(
     fixed = parse_pins(pins)
     training, job_notes = resolve_job(job, resolved.spec, machines, fixed)
     stack, stack_notes = _stack(options, training, fixed)
-    training, attention_notes = with_attention(training, job, stack.framework, machines)
+    training, attention_notes = with_attention(training, job, stack, machines)
     price = options.price_per_device_hour_usd
     return Request(
         model=resolved.spec,

@@ -33,6 +33,8 @@ class StackSpec:
             the rate of FlashAttention-3 or cuDNN there (arXiv:2407.08608, figure 5).
         attention_library: Library of the fused attention kernel, ``flash_2`` or ``cudnn``; empty where it is not known
             or has not been measured: the calibrated roofline prices it then.
+        fused_attention: On which devices it has one: ``all``, those from ``ampere`` on (and no older ones of NVIDIA's),
+            or ``none``.
         memory_time_scale: The same for bandwidth-bound kernels.
         collective_time_scale: The same for collectives within a scale-up domain.
         scale_out_time_scale: The same for collectives that cross domains: training shares the network
@@ -162,6 +164,7 @@ class StackSpec:
     attention_time_scale: float = 1.0
     hopper_attention_time_scale: float = 1.0
     attention_library: str = ""
+    fused_attention: str = "all"
     memory_time_scale: float = 1.0
     collective_time_scale: float = 1.0
     scale_out_time_scale: float = 1.0

@@ -109,7 +109,7 @@ def call_context(call: ModelCall, model: ModelSpec, setting: CallSetting) -> Cos
     return CostContext(
         model=model,
         cluster=setting.cluster,
-        job=replace(training_job(call), attention=default_attention(stack.framework, device)),
+        job=replace(training_job(call), attention=default_attention(stack, device)),
         stack=stack if trains else replace(stack, autocast_weights=False),
         kernels=kernel_model_of(device),
         collectives=default_collective_model(),

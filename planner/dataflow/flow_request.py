@@ -187,8 +187,8 @@ def resolve_flow(
     staleness = _staleness(graph, options, notes)
     stack = _stack(graph, options)
     devices = {each.device.name: each.device for each in machines.groups}.values()
-    unfused = [device for device in devices if default_attention(stack.framework, device) == "unfused"]
-    notes += [unfused_attention_note(stack.framework, device) for device in unfused]
+    unfused = [device for device in devices if default_attention(stack, device) == "unfused"]
+    notes += [unfused_attention_note(stack, device) for device in unfused]
     return FlowRequest(
         graph=graph,
         models=specs,

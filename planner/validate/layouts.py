@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule, Schedule
 from costmodels.stage_balance import balanced_stage_layers
 from costmodels.workload import TrainingJob
+from planner.jobs import default_attention
 from planner.validate import recipes, wording
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore
@@ -13,6 +14,7 @@ from planner.validate.stack_choice import StackDefaults
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
+from profiles.stacks import find_stack, load_priors
 
 # A global batch this close to a multiple of micro-batch and replicas was rounded by hand.
 _ROUNDED_BATCH = 0.02
@@ -316,10 +318,12 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     """
     row, defaults = reading.row, reading.defaults
     task = wording.task_of(row)
-    adapters = task in ("lora", "qlora") and defaults.fp32_adapters
+    stack = find_stack(defaults.stack, load_priors())
+    adapters = task in ("lora", "qlora") and stack.adapters == "module"
     sixteen = _sixteen_bit_states(row, defaults.sixteen_bit_states and not adapters, task)
     optimizer = wording.optimizer_of(row)
     precision = _precision(reading)
+    attention = default_attention(stack, reading.cluster.device)
     fp8_activation, fp8_attention = recipes.kept_in_8_bits(row)
     plain = _without_master_copy(reading)  # optax keeps moments in the format of the parameters they belong to
     state = "int8" if optimizer == "adamw8bit" else "bf16" if sixteen else "fp16" if plain else "fp32"
@@ -333,7 +337,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             master_dtype="none" if sixteen or plain else "fp32",
             state_dtype=state,
             optimizer=optimizer,
-            attention=recipes.attention_of(row, reading.model, precision=precision, default=defaults.attention),
+            attention=recipes.attention_of(row, reading.model, precision=precision, default=attention),
             lora=wording.lora_of(row) if task in ("lora", "qlora") else None,
             dropout=defaults.dropout and task == "pretrain",
             # llm-foundry's models take loss_fn fused_crossentropy unless told otherwise.

@@ -22,12 +22,11 @@ class StackDefaults:
         zero_stage: Data-parallel sharding.
         zero_is_known: Everyone who runs this stack uses that stage, so that it is no assumption.
         sequence_parallel: Whether tensor parallelism implies Megatron sequence parallelism.
-        attention: ``flash`` or ``unfused``.
         recompute: Whether large runs recompute everything unless they say otherwise.
         precision: 16-bit format of the era.
         dropout: Whether pre-training recipes keep dropout masks.
-        sixteen_bit_states: Fine-tuning keeps weights, gradients and moments in bf16, with no master copy.
-        fp32_adapters: Adapters do not: they are fp32.
+        sixteen_bit_states: Fine-tuning keeps weights, gradients and moments in bf16, with no master copy;
+            adapters do not where the stack's are fp32.
         overlap_grad_reduce: Gradient reduction runs under the backward pass.
         overlap_param_gather: Parameter gathering runs under the forward pass.
         tensor_parallel_overlap: Tensor-parallel traffic is split and run under the GEMMs.
@@ -37,12 +36,10 @@ class StackDefaults:
     zero_stage: int = 0
     zero_is_known: bool = True
     sequence_parallel: bool = False
-    attention: str = "flash"
     recompute: bool = False
     precision: str = "bf16"
     dropout: bool = False
     sixteen_bit_states: bool = False
-    fp32_adapters: bool = False
     overlap_grad_reduce: bool = True
     overlap_param_gather: bool = True
     tensor_parallel_overlap: bool = False
@@ -50,7 +47,6 @@ class StackDefaults:
 
 _MEGATRON_2021 = StackDefaults(
     stack="megatron-2021",
-    attention="unfused",
     recompute=True,
     precision="fp16",
     dropout=True,
@@ -72,7 +68,7 @@ _MEGATRON_2023 = dataclasses.replace(_MEGATRON_LM, stack="megatron-2023")
 _MEGATRON_2023_NORMS = dataclasses.replace(_MEGATRON_LM, stack="megatron-2023-plain-norms")
 _MEGATRON_EP_OVERLAP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-ep-overlap")
 _DEEPSPEED_2022 = StackDefaults(
-    stack="deepspeed-megatron", zero_stage=3, zero_is_known=False, attention="unfused", recompute=True, precision="fp16"
+    stack="deepspeed-megatron", zero_stage=3, zero_is_known=False, recompute=True, precision="fp16"
 )
 # Every gathering of ZeRO-3 waited for the device (torch.cuda.synchronize) until DeepSpeed's pull request 1188 of June
 # 2021. SC21's comparison is of that April.
@@ -93,13 +89,11 @@ _MEGATRON_DEEPSPEED_BLOCKING = dataclasses.replace(_MEGATRON_DEEPSPEED, stack="m
 _LITGPT = StackDefaults(stack="litgpt", zero_stage=3, zero_is_known=True, sixteen_bit_states=True)
 _LITGPT_2023 = dataclasses.replace(_LITGPT, stack="litgpt-2023")
 _HUGGING_FACE_2024 = StackDefaults(stack="hf-trainer-2024", zero_is_known=False, sixteen_bit_states=True)
-_HUGGING_FACE = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer", fp32_adapters=True)
+_HUGGING_FACE = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer")
 _VECTORLM = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-fsdp")
 _PYTORCH = StackDefaults(stack="pytorch")
 _NANOTRON = StackDefaults(stack="nanotron", tensor_parallel_overlap=True, overlap_param_gather=False)
-_XLA = StackDefaults(
-    stack="alpa", attention="unfused", precision="fp16", overlap_grad_reduce=False, overlap_param_gather=False
-)
+_XLA = StackDefaults(stack="alpa", precision="fp16", overlap_grad_reduce=False, overlap_param_gather=False)
 # Alpa's search prefers reduce-scatter to all-reduce, which shards the optimizer step (its auto_sharding options).
 _ALPA_AUTO = dataclasses.replace(_XLA, zero_stage=2)
 _PAXML = StackDefaults(stack="paxml")
@@ -125,7 +119,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"maxtext|pathways|t5x|\bpax\b|llmboost", _NO_STACK),
         (r"^megascale", "the system changes the model (parallel block, sliding window): dimensions do not describe it"),
         (r"megascale", _MEGATRON_LM),  # its Megatron-LM baseline, with flash attention 2
-        (r"^[^|]*zero-3", _DEEPSPEED_2021),
+        (r"^[^|]*zero-3.*sc21", _DEEPSPEED_2021),
         (r"nanotron|picotron", _NANOTRON),
         (r"^pytorch eager", _PYTORCH),
         (r"torchtitan|fsdp2", _FSDP),

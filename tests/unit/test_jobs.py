@@ -8,6 +8,7 @@ from costmodels.workload import LoraSpec, TrainingJob
 from planner.jobs import resolve_job, rounded_batch, with_attention
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
+from profiles.stacks import find_stack
 from tests.fakes import device, gpt, node
 
 PRECISION = "precision bf16 (not given)"
@@ -169,15 +170,18 @@ def test_adapter_targets(targets: Any) -> None:
         ("megatron", "volta", {"attention": "flash"}, "flash"),
         ("megatron", "volta", TrainingJob(sequence_length=512, global_batch_size=8), "flash"),
         ("megatron", "ampere", None, "flash"),
+        ("deepspeed-megatron", "volta", None, "unfused"),
+        ("megatron-2021", "ampere", None, "unfused"),
+        ("megatron-2021", "ampere", {"attention": "flash"}, "flash"),
         ("fsdp", "volta", None, "flash"),
         ("huggingface", "volta", None, "flash"),
     ],
 )
-def test_devices_before_ampere_have_no_fused_attention_in_megatron(
+def test_attention_is_fused_where_the_stack_has_such_a_kernel_for_the_device(
     framework: str, architecture: str, given: Any, found: str
 ) -> None:
     job = TrainingJob(sequence_length=512, global_batch_size=8)
-    answer, notes = with_attention(job, given, framework, cluster(architecture=architecture))
+    answer, notes = with_attention(job, given, find_stack(framework), cluster(architecture=architecture))
     assert answer.attention == found
     assert [note.field for note in notes] == (["job.attention"] if found == "unfused" else [])
 

@@ -75,6 +75,7 @@ def test_packaged_stack_is_complete(name: str) -> None:
     assert stack.loss in LOSSES
     assert stack.update in ("fused", "cast", "foreach")
     assert stack.expert_dispatch in ("permuted", "masked")
+    assert stack.fused_attention in ("all", "ampere", "none")
 
 
 @pytest.mark.parametrize("name", PACKAGED)

@@ -12,7 +12,7 @@ from tests.published import mapped
         ("xtuner (mmengine + DeepSpeed)", "xtuner", 3), ("torchtitan (FSDP2)", "fsdp", 3),
         ("DeepSpeed + HF", "deepspeed", 3), ("llm-foundry/Composer FSDP", "fsdp-composer-triton", 3),
         ("PEFT 0.19", "hf-trainer", 0), ("nanotron", "nanotron", 0), ("Alpa/XLA zero_2", "alpa", 0),
-        ("Alpa auto", "alpa", 2), ("ZeRO-3", "deepspeed-megatron", 3),
+        ("Alpa auto", "alpa", 2), ("DeepSpeed ZeRO-3", "deepspeed", 3),
         ("VectorLM (PyTorch FSDP), torch 2.2.1", "hf-fsdp", 0),
     ],
 )  # fmt: skip
@@ -83,7 +83,10 @@ def test_flash_attention_makes_a_megatron_of_today() -> None:
 
 
 def test_zero_3_of_early_2021_waits_for_its_parameters() -> None:
-    cells = {"tp": "1", "dp": "8", "global_batch_seqs": "32"}
-    plans = {name: mapped(framework=name, **cells).plan for name in ("DeepSpeed ZeRO-3", "DeepSpeed Azure")}
-    assert [plan.overlap_param_gather for plan in plans.values()] == [False, True]
-    assert all(plan.overlap_grad_reduce and plan.zero_stage == 3 for plan in plans.values())
+    """In the comparison of that spring: a stage alone says nothing of when."""
+    cells = {"tp": "1", "dp": "8", "global_batch_seqs": "32", "source": "SC21 Megatron-LM (arXiv 2104.04473) Table 2"}
+    rows = [mapped(framework=name, **cells) for name in ("DeepSpeed ZeRO-3", "DeepSpeed Azure")]
+    assert {row.stack for row in rows} == {"deepspeed-megatron"}
+    assert [row.plan.overlap_param_gather for row in rows] == [False, True]
+    assert all(row.plan.overlap_grad_reduce and row.plan.zero_stage == 3 for row in rows)
+    assert mapped(**cells | {"framework": "DeepSpeed ZeRO-3", "source": "a blog"}).stack == "deepspeed"
