@@ -120,9 +120,10 @@ class GenerationEstimate:
 def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -> CostContext:
     """The context of an engine's forward passes.
 
-    The trainer generates with the stack's own kernels, launched one by one from eager code: graphs of whole iterations,
-    launches that block, and how tokens are exchanged, with what to hide that under, are of training alone. An engine
-    runs fused kernels as the price lists know them, and keeps none of the stack's scales, libraries and layers.
+    The trainer generates with the stack's own kernels and the attention it has on the device, launched one by one from
+    eager code: graphs of whole iterations, launches that block, and how tokens are exchanged, with what to hide that
+    under, are of training alone. An engine runs fused kernels as the price lists know them, and keeps none of the
+    stack's scales, libraries and layers.
     """
     stack = replace(
         context.stack,
@@ -147,6 +148,7 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
         stack = replace(stack, **settled)
     else:
         stack = replace(stack, norm="module", rotary="eager", activation="eager")
+        job = replace(job, attention=context.job.attention)
     code = implementation_of(engine.kernels) if engine.kernels else 0
     return replace(context, job=job, stack=stack, forward_only=True, implementation=code)
 

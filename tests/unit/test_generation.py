@@ -15,7 +15,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch
 from profiles.engines import EngineSpec, find_engine, load_engines
 from profiles.errors import SpecError
 from profiles.parameters import total_parameters
-from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, gpt, llama, mixture, stack
+from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, gpt, job, llama, mixture, stack
 
 V, L, H = 32768, 8, 1024
 # Every step takes a second, nothing else takes time: seconds are steps.
@@ -185,6 +185,27 @@ def test_generating_knows_nothing_of_how_the_stack_trains(name: str, training: d
         return float(generated(call(fixed_length(100)), 16, find_engine(name), plan, **where).time_s[0])
 
     assert time_s(**training) == time_s()
+
+
+def test_the_trainer_reads_prompts_with_the_attention_it_has_and_an_engine_with_a_fused_one() -> None:
+    """Where the stack has no fused kernel, a layer makes the scores of all prompts that are read at once."""
+    wanted, plans, trainer = call(fixed_length(500)), PlanBatch.from_plans([WHOLE]), find_engine("trainer")
+    unfused = context(job=job(attention="unfused"))
+    working = {}
+    for engine in (trainer, CLOCK):
+        for where in (context(), unfused):
+            memory = generation_memory(plans, wanted, engine, engine_context(where, engine, prompt_job(wanted)))
+            working[engine.name, where.job.attention] = memory.working_bytes[0]
+    rows = 64 * gpt().num_attention_heads * 128
+    scores, sums = 2 * 128 * rows, 4 * rows  # a fused kernel keeps the logarithm of each row's sum
+    assert working["trainer", "unfused"] - working["trainer", "flash"] == pytest.approx(scores - sums)
+    assert working["clock", "unfused"] == working["clock", "flash"]
+    kernels = RateKernels(flops_per_s=1e12, bytes_per_s=1e12)
+    slow, fast = (
+        generated(wanted, 64, trainer, kernels=kernels, job=job(attention=name)).prefill_s[0]
+        for name in ("unfused", "flash")
+    )
+    assert slow > fast
 
 
 def test_engines_run_their_own_layers_and_kernels_for_experts() -> None:
