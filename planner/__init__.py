@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from planner.decisions.api import observe as observe
     from planner.decisions.api import portfolio as portfolio
     from planner.decisions.api import sensitivity as sensitivity
+    from planner.documents import to_document as to_document
     from planner.kernel_prices import price_mlir as price_mlir
     from planner.request import Options as Options
     from planner.results import PlanResult as PlanResult
-    from planner.schema import to_document as to_document
     from planner.search.result import SearchResult as SearchResult
     from planner.search.sweep import sweep as sweep
     from planner.search_document import search_document as search_document
@@ -48,7 +48,7 @@ _HOMES = {
     "price_mlir": "planner.kernel_prices",
     "search_document": "planner.search_document",
     "sweep": "planner.search.sweep",
-    "to_document": "planner.schema",
+    "to_document": "planner.documents",
 }
 __all__ = sorted(_HOMES)
 

@@ -37,6 +37,7 @@ from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanR
 from planner.space import Space, plan_space
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
+from profiles.scalars import plain
 
 MAX_TOP = 1000
 _MATERIAL = 0.05  # share of a layer's time from which extrapolated prices are told
@@ -79,6 +80,7 @@ def plan(
         >>> result.best.fits
         True
     """
+    top = plain(top)
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP:
         raise SpecError("top", f"must be a whole number between 1 and {MAX_TOP}; got {str(top)[:40]!r}")
     request = resolve_request(model, cluster, job, pins, given_options(options, settings))

@@ -7,7 +7,6 @@ divide it. Any two of sequence length, sequences per batch and tokens per batch 
 two of micro-batch, micro-batches and global batch too, once the data-parallel degree is known.
 """
 
-import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -19,6 +18,7 @@ from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
 from profiles.precision import parse_precision
+from profiles.scalars import plain
 from profiles.stack import StackSpec
 
 DEFAULT_SEQUENCE = 4096  # tokens
@@ -158,8 +158,7 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
-    if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        value = int(value)  # NumPy's integers too
+    value = plain(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else value
     if kind is not object and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):

@@ -1,6 +1,5 @@
 """Pins: plan dimensions the user fixes, in the field's words or the command line's short ones."""
 
-import numbers
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -10,6 +9,7 @@ from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.rules.modules import MODULE_NAMES
 from planner.rules.pipeline import SCHEDULE_NAMES
 from profiles.errors import SpecError, did_you_mean
+from profiles.scalars import plain
 
 ALIASES = {
     "tp": "tensor_parallel",
@@ -131,6 +131,7 @@ def _modules(value: Any) -> int:
 
 
 def _code(column: str, value: Any) -> int:
+    value = plain(value)
     if column == "recompute_modules":
         return _modules(value)
     words = _WORDS.get(column)
@@ -147,9 +148,9 @@ def _code(column: str, value: Any) -> int:
         if not isinstance(value, bool):
             raise SpecError(f"plan.{column}", f"must be true or false; got {str(value)[:40]!r}")
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if isinstance(value, bool) or not isinstance(value, int):
         raise SpecError(f"plan.{column}", f"must be a whole number; got {str(value)[:40]!r}")
-    number = int(value)  # NumPy's integers too
+    number = int(value)  # IntEnum's members too
     smallest = 0 if column in _MAY_BE_ZERO else 1
     largest = {"zero_stage": 3, "micro_batch_size": MAX_GLOBAL_BATCH, "num_microbatches": MAX_GLOBAL_BATCH}.get(
         column, LARGEST_DEGREE

@@ -26,6 +26,7 @@ from profiles.hardware import ClusterSpec, NodeSpec
 from profiles.mixed_cluster import MixedCluster, is_mixed, mixed_cluster_from_mapping, parse_mixed_cluster
 from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
+from profiles.scalars import plain
 from profiles.stack import StackSpec
 from profiles.stacks import default_stack, find_stack, fitted_in, with_fit
 from profiles.units import GIB
@@ -80,6 +81,8 @@ def given_options(options: Options | None, settings: Mapping[str, Any]) -> Optio
         raise TypeError("give options or keywords, not both")
     known = [item.name for item in fields(Options)]
     for name in settings:
+        if name == "pins":
+            raise SpecError(name, "is no setting of an estimate", "give what is fixed as plan={'tp': 8}")
         if name not in known:
             raise SpecError(name[:40], "unknown setting", did_you_mean(name, known))
     return options or Options(**settings)
@@ -93,6 +96,7 @@ def resolve_request(
     Raises:
         SpecError: If anything named is unknown, out of bounds or contradictory.
     """
+    model, cluster, job, pins, options = plain((model, cluster, job, pins, options))
     _check_options(options)
     resolved = resolve_named_model(model, allow_files=options.allow_files)
     machines = resolve_cluster(cluster, options.fabric)
@@ -210,6 +214,7 @@ def mixed_of(cluster: object) -> MixedCluster | None:
     Raises:
         SpecError: If it cannot be read.
     """
+    cluster = plain(cluster)
     if isinstance(cluster, MixedCluster):
         return cluster
     if isinstance(cluster, str) and is_mixed(cluster):

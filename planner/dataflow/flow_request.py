@@ -29,6 +29,7 @@ from profiles.engines import find_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import MAX_SEQUENCE, ModelSpec
+from profiles.scalars import plain
 from profiles.stack import StackSpec
 from profiles.stacks import find_stack, in_reinforcement_learning
 
@@ -164,6 +165,7 @@ def resolve_flow(
     Raises:
         SpecError: If anything named is unknown, out of bounds or contradictory.
     """
+    job, models, cluster, options = plain((job, models, cluster, options))
     notes: list[Note] = []
     graph, described = _graph(job, options)
     graph = streamed(graph) if options.stream else graph

@@ -1,11 +1,12 @@
 """What decisions under uncertainty answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from costmodels.plan import ExecutionPlan
 from planner.results import Infeasible, Note, Request
 from planner.validate.rows import UnscorableRow
 from profiles.errors import SpecError
+from profiles.scalars import plain
 
 MAX_TRIALS = 50
 MAX_RIVALS = 20
@@ -28,6 +29,8 @@ class Terms:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, plain(getattr(self, item.name)))
         for name, value, most in (("trial_steps", self.steps, MAX_STEPS), ("seed", self.seed, MAX_SEED)):
             least = 0 if name == "seed" else 1
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:

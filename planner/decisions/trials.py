@@ -16,6 +16,7 @@ from planner.validate.reader import COLUMNS, REQUIRED, Row
 from planner.validate.rows import ScorableRow, UnscorableRow
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError, did_you_mean
+from profiles.scalars import plain
 from profiles.stack import StackSpec
 
 MAX_TRIALS = 500  # trials a decision is updated with; more runs calibrate a stack
@@ -97,7 +98,8 @@ def _row(item: Any, number: int) -> Row:
     if not isinstance(item, Mapping):
         raise SpecError(where, f"must be a mapping of columns; got {str(item)[:40]!r}")
     cells = {}
-    for column, value in item.items():
+    for column, given in item.items():
+        value = plain(given)
         if column not in COLUMNS:
             raise SpecError(f"{where}.{str(column)[:40]}", "unknown column", did_you_mean(str(column), COLUMNS))
         if value is not None and not isinstance(value, str | int | float):

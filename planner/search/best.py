@@ -10,6 +10,7 @@ import numpy as np
 from costmodels.stage_plan import StageConfigs, StagePlanBatch
 from planner.search.result import Improvement
 from profiles.errors import SpecError
+from profiles.scalars import plain
 
 MAX_SECONDS = 86_400.0
 MAX_EVALUATIONS = 1 << 40
@@ -36,6 +37,8 @@ class SearchBudget:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("seconds", "evaluations", "seed"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
         number = isinstance(self.seconds, int | float) and not isinstance(self.seconds, bool)
         if not number or not 0 < self.seconds <= MAX_SECONDS:
             raise SpecError("seconds", f"must be above 0 and at most {MAX_SECONDS:.0f}; got {str(self.seconds)[:40]}")

@@ -1,0 +1,31 @@
+"""``planner.to_document``: what any public call returns, as plain data."""
+
+from importlib import import_module
+from typing import Any
+
+# Type of a result to where its document is made: nothing is imported before there is such a result.
+_WRITERS = {
+    "PlanResult": ("planner.schema", "to_document"),
+    "SearchResult": ("planner.search_document", "search_document"),
+    "FlowResult": ("planner.schema_flow", "flow_document"),
+    "PortfolioResult": ("planner.decisions.document", "portfolio_document"),
+    "SensitivityResult": ("planner.decisions.document", "sensitivity_document"),
+    "ObserveResult": ("planner.decisions.document", "observe_document"),
+}
+
+
+def to_document(result: Any) -> dict[str, Any]:
+    """A result as plain data, ready for JSON: what ``--json`` prints and the service answers.
+
+    Args:
+        result: What ``planner.plan``, ``estimate``, ``search``, ``plan_dataflow``, ``portfolio``, ``sensitivity`` or
+            ``observe`` returned.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if type(result).__name__ not in _WRITERS:
+        raise TypeError(f"to_document takes what planner.plan and its like return; got {type(result).__name__}")
+    module, name = _WRITERS[type(result).__name__]
+    document: dict[str, Any] = getattr(import_module(module), name)(result)
+    return document
