@@ -17,11 +17,13 @@ from costmodels.arrays import at_column, largest, largest_column
 from costmodels.autocast import by_sharding
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
+from costmodels.frozen_weights import frozen_bytes
 from costmodels.lowering.grouping import group_rows
 from costmodels.lowering.transfers import price_collectives, stalled_s
 from costmodels.overlap import exposed_s
 from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree
+from costmodels.stages import StageTable
 from costmodels.workload import TrainingJob
 from profiles.precision import ELEMENT_BYTES
 from profiles.stack import StackSpec
@@ -53,7 +55,7 @@ class _Shards:
 
     Attributes:
         trained: (K,) parameters whose gradients are reduced.
-        gathered: (K,) parameters that are gathered.
+        gathered_bytes: (K,) bytes of the parameters that are gathered.
         layers: (K,) layers they belong to.
         replicas: (K,) ranks that hold the same ones before sharding.
         degree: (K,) of those, ranks that one set of shards spans.
@@ -61,7 +63,7 @@ class _Shards:
     """
 
     trained: FloatArray
-    gathered: FloatArray
+    gathered_bytes: FloatArray
     layers: FloatArray
     replicas: IntArray
     degree: IntArray
@@ -77,7 +79,12 @@ def gradient_element_bytes(job: TrainingJob, stack: StackSpec) -> float:
 
 
 def data_parallel_traffic(
-    plans: PlanBatch, parameters: StageParameters, context: CostContext, *, each_stage: bool = False
+    plans: PlanBatch,
+    stages: StageTable,
+    parameters: StageParameters,
+    context: CostContext,
+    *,
+    each_stage: bool = False,
 ) -> DataParallelTraffic:
     """Price the traffic of every stage, once per distinct one.
 
@@ -94,7 +101,7 @@ def data_parallel_traffic(
         np.clip(plans.zero_stage, 0, 3),
         plans.axis_order,
     )
-    gradients_s, parameters_s = _distinct_traffic(plans, parameters, context, rows=groups.first)
+    gradients_s, parameters_s = _distinct_traffic(plans, stages, parameters, context, rows=groups.first)
     if not each_stage:
         gradients_s, parameters_s = _slowest(gradients_s, parameters_s)
     # ZeRO-3 gathers and reduces per micro-batch; kept whole between micro-batches under a pipeline.
@@ -175,7 +182,7 @@ def exposed_traffic_s(
 
 
 def _distinct_traffic(
-    plans: PlanBatch, parameters: StageParameters, context: CostContext, *, rows: IntArray
+    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext, *, rows: IntArray
 ) -> tuple[FloatArray, FloatArray]:
     """(K, S) seconds of one gradient reduction and one parameter gathering on the stages of the plans in ``rows``."""
     shape = parameters.dense[rows].shape
@@ -186,16 +193,17 @@ def _distinct_traffic(
 
     distinct = plans.take(rows)
     zero = each(distinct.zero_stage)
-    gathered = [each(table[rows]) for table in (parameters.trained_dense, parameters.trained_expert)]
-    trained = gathered
+    trained = [each(table[rows]) for table in (parameters.trained_dense, parameters.trained_expert)]
+    storage_bytes = context.job.numerics.storage_bytes
+    gathered = [each_trained * storage_bytes for each_trained in trained]
     if context.job.lora is not None:  # stage 3 shards the frozen parameters too
-        held = [each(table[rows]) for table in (parameters.dense, parameters.expert)]
-        gathered = [np.where(zero == 3, *pair) for pair in zip(held, trained, strict=True)]
+        frozen = frozen_bytes(distinct, stages.take(rows), parameters.take(rows), context, plain_bytes=storage_bytes)
+        gathered = [np.where(zero == 3, each(held), moved) for held, moved in zip(frozen, gathered, strict=True)]
     apart = each(np.where(distinct.axis_order == AxisOrder.TP_CP_PP_DP, distinct.pipeline_parallel, 1))
     replicas = each(parameters.dense_replicas[rows])
     dense = _Shards(
         trained=trained[0],
-        gathered=gathered[0],
+        gathered_bytes=gathered[0],
         layers=each(parameters.layers[rows]),
         replicas=replicas,
         degree=np.minimum(each(distinct.shard_degree), replicas),
@@ -205,7 +213,7 @@ def _distinct_traffic(
     if context.model.moe is not None:
         expert = _Shards(
             trained=trained[1],
-            gathered=gathered[1],
+            gathered_bytes=gathered[1],
             layers=dense.layers,
             replicas=each(parameters.expert_replicas[rows]),
             degree=each(expert_shard_degree(plans, parameters)[rows]),
@@ -223,7 +231,6 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[F
     owned = (zero == 2) & context.stack.reduces_to_owners
     scatter = np.where(owned, int(CollectiveOp.BROADCAST), int(CollectiveOp.REDUCE_SCATTER))
     gradient_bytes = shards.trained * by_sharding(context.stack, zero, partial(gradient_element_bytes, context.job))
-    parameter_bytes = shards.gathered * context.job.numerics.storage_bytes
     replicas, degree, stride = shards.replicas, shards.degree, shards.stride
     reductions, gatherings = _messages(zero, shards, gradient_bytes, context)
     # Operation, messages, bytes of all, ranks and their distance; gradients first, parameters last.
@@ -231,7 +238,7 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[F
         (CollectiveOp.ALL_REDUCE, reductions, plain * gradient_bytes, replicas, stride),
         (scatter, reductions, sharded * gradient_bytes, degree, stride),
         (CollectiveOp.ALL_REDUCE, reductions, sharded * gradient_bytes / degree, replicas // degree, stride * degree),
-        (CollectiveOp.ALL_GATHER, gatherings, sharded * parameter_bytes, degree, stride),
+        (CollectiveOp.ALL_GATHER, gatherings, sharded * shards.gathered_bytes, degree, stride),
     )
     messages = np.concatenate([call[1] for call in calls])
     op = np.concatenate([np.broadcast_to(call[0], len(zero)) for call in calls]).astype(np.int64)

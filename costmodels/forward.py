@@ -66,7 +66,7 @@ def forward_pass(plans: PlanBatch, context: CostContext) -> ForwardEstimate:
     slowest_s = largest(stage_s)
     once_s = total((stage_s * stages.count).T)
     time_s = once_s + (plans.num_microbatches - 1) * slowest_s
-    time_s = time_s + _gathering_s(plans, parameters, context, forward_s=slowest_s)
+    time_s = time_s + _gathering_s(plans, stages, parameters, context, forward_s=slowest_s)
     stack = context.stack
     time_s = time_s * (
         1
@@ -121,13 +121,13 @@ def weight_bytes(plans: PlanBatch, parameters: StageParameters, context: CostCon
 
 
 def _gathering_s(
-    plans: PlanBatch, parameters: StageParameters, context: CostContext, *, forward_s: FloatArray
+    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext, *, forward_s: FloatArray
 ) -> FloatArray:
     """(N,) exposed seconds of gathering sharded weights, for every micro-batch."""
     sharded = plans.zero_stage >= 3
     if not sharded.any():
         return np.zeros(len(plans))
-    traffic = data_parallel_traffic(plans, parameters, context)
+    traffic = data_parallel_traffic(plans, stages, parameters, context)
     shown_s = largest(exposed_s(traffic.parameters_s, forward_s[:, None], traffic.hidden_gathers))
     rounds = np.where(plans.pipeline_parallel > 1, 1, plans.num_microbatches)  # kept whole under a pipeline
     return np.where(sharded, rounds * shown_s, 0.0)

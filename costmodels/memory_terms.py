@@ -19,7 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.activations import late_logits_bytes, logits_bytes, sequence_divisor, tokens_per_rank
+from costmodels.arrays import total
 from costmodels.context import CostContext
+from costmodels.frozen_weights import frozen_bytes, unit_bytes
 from costmodels.model_state import (
     autograd_gradient_bytes,
     dequantised_bytes,
@@ -99,7 +101,8 @@ def memory_terms(
         logits=stages.has_head * logits_bytes(plans, context.model, context.job, stack)[:, None],
         late_logits=stages.has_head * late_logits_bytes(plans, context.model, context.job, stack)[:, None],
         head=stages.has_head * (head_gradient + end)[:, None],
-        communication=communication_bytes(plans, parameters, context) + dequantised_bytes(plans, stages, context),
+        communication=communication_bytes(plans, stages, parameters, context)
+        + dequantised_bytes(plans, stages, context),
     )
 
 
@@ -217,7 +220,9 @@ def _born_in_backward(plans: PlanBatch, stack: StackSpec) -> BoolArray:
     return born
 
 
-def communication_bytes(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
+def communication_bytes(
+    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
+) -> FloatArray:
     """(N, S) reduction buckets, gathered weights of ZeRO-3 and pipeline receive buffers."""
     job, stack = context.job, context.stack
     storage = job.numerics.storage_bytes
@@ -229,11 +234,11 @@ def communication_bytes(plans: PlanBatch, parameters: StageParameters, context: 
         trained = parameters.trained_dense + parameters.trained_expert
         held = held + trained * (stack.gradient_bucket_copies * storage)
     if (plans.zero_stage >= 3).any():
-        held = held + _gathered(plans, parameters, context)
+        held = held + _gathered(plans, stages, parameters, context)
     return held
 
 
-def _gathered(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
+def _gathered(plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext) -> FloatArray:
     """(N, S) bytes of weights gathered and of gradients not yet reduced under ZeRO-3.
 
     One unit in use and those prefetched, never more than the stage has. FSDP under a pipeline keeps
@@ -243,7 +248,10 @@ def _gathered(plans: PlanBatch, parameters: StageParameters, context: CostContex
     parameters (``stage3_max_live_parameters``); gradients leave module by module too.
     """
     job, stack = context.job, context.stack
-    reduced = 0.0 if job.trains_adapters_only else _column(gradient_bytes(plans, context))
+    sharded = (plans.zero_stage >= 3) & (plans.shard_degree > 1)
+    if job.trains_adapters_only:
+        return np.where(sharded[:, None], _gathered_frozen(plans, stages, parameters, context), 0.0)
+    reduced = _column(gradient_bytes(plans, context))
     weights = parameters.dense + parameters.expert
     unit = unit_parameters(plans, context.model)[:, None]
     storage = job.numerics.storage_bytes
@@ -251,12 +259,27 @@ def _gathered(plans: PlanBatch, parameters: StageParameters, context: CostContex
     if stack.framework == "deepspeed":
         matrix = largest_matrix_parameters(plans, context.model)[:, None]
         live = np.minimum(np.maximum(matrix, _DEEPSPEED_LIVE_PARAMETERS), weights)
-        gathered = live * storage + np.minimum(matrix, weights) * (0.0 if job.trains_adapters_only else storage)
+        gathered = live * storage + np.minimum(matrix, weights) * storage
     if stack.framework == "fsdp":
         whole = (plans.pipeline_parallel > 1) & (plans.num_microbatches > 1)
         gathered = np.where(whole[:, None], weights * (storage + reduced), gathered)
-    sharded = (plans.zero_stage >= 3) & (plans.shard_degree > 1)
     return np.where(sharded[:, None], gathered, 0.0)
+
+
+def _gathered_frozen(
+    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
+) -> FloatArray:
+    """(N, S) bytes of frozen weights gathered under ZeRO-3, as they are stored; none of them has a gradient."""
+    stack, storage = context.stack, context.job.numerics.storage_bytes
+    held = total(frozen_bytes(plans, stages, parameters, context, plain_bytes=storage))
+    gathered = unit_bytes(plans, context)[:, None] * stack.unsharded_units
+    if stack.framework == "deepspeed":  # counts elements, of which 4-bit weights share one of 16 bits
+        matrix = largest_matrix_parameters(plans, context.model)[:, None] * storage
+        gathered = np.maximum(matrix, _DEEPSPEED_LIVE_PARAMETERS * storage)
+    if stack.framework == "fsdp":
+        whole = (plans.pipeline_parallel > 1) & (plans.num_microbatches > 1)
+        gathered = np.where(whole[:, None], held, gathered)
+    return np.minimum(gathered, held)
 
 
 def _column(each: FloatArray | float) -> FloatArray | float:

@@ -15,6 +15,7 @@ import numpy as np
 from costmodels.autocast import by_sharding
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
+from costmodels.frozen_weights import frozen_bytes
 from costmodels.optimizer import MOMENTS, moment_bytes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree
@@ -23,10 +24,8 @@ from costmodels.workload import TrainingJob
 from profiles.parameters import (
     embedding_parameters,
     head_parameters,
-    layer_norm_parameters,
-    position_parameters,
 )
-from profiles.precision import ELEMENT_BYTES, NF4_BYTES
+from profiles.precision import ELEMENT_BYTES
 from profiles.stack import StackSpec
 
 # Block-wise 8-bit moments carry one fp32 scale per block (arXiv:2110.02861); 256 in bitsandbytes.
@@ -154,29 +153,10 @@ def _frozen_bytes(
     context: CostContext,
     degrees: tuple[IntArray, IntArray],
 ) -> FloatArray:
-    """(N, S) bytes of the frozen weights.
-
-    QLoRA quantises all but embedding, norms and in most stacks the head. The 8-bit recipes of Transformer
-    Engine keep weights that are never updated in 8 bits only (NVIDIA's MLPerf Llama-2-70B LoRA submissions).
-    """
-    job, model = context.job, context.model
-    counts = (parameters.dense, parameters.expert if parameters.expert.any() else None)
-    if job.task != "qlora":
-        stored = min(job.numerics.storage_bytes, job.numerics.linear_input_bytes)
-        return _divided(plans, counts, degrees, stored, from_stage=3)
-    embedding, head = embedding_parameters(model), head_parameters(model)
-    ends = stages.has_embedding * float(embedding + position_parameters(model))
-    if model.tie_word_embeddings:
-        ends = ends + (stages.has_head & ~stages.has_embedding) * float(embedding)
-    if not context.stack.quantises_head:
-        ends = ends + stages.has_head * float(head)
-    plain = ends / plans.tensor_parallel[:, None] + stages.layers * float(layer_norm_parameters(model))
-    storage = job.numerics.storage_bytes
-    plain_bytes = 4.0 if context.stack.casts_unquantised else storage
-    small = context.stack.four_bit_weight_bytes or NF4_BYTES
-    quantised = _divided(plans, counts, degrees, small, from_stage=3)
-    unquantised = _divided(plans, (plain, None), degrees, plain_bytes - small, from_stage=3)
-    return quantised + unquantised
+    """(N, S) bytes of the frozen weights."""
+    plain_bytes = 4.0 if context.stack.casts_unquantised else context.job.numerics.storage_bytes
+    dense, expert = frozen_bytes(plans, stages, parameters, context, plain_bytes=plain_bytes)
+    return _divided(plans, (dense, expert if expert.any() else None), degrees, 1.0, from_stage=3)
 
 
 def dequantised_bytes(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:

@@ -223,7 +223,7 @@ def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, contex
     stages = lone_stages(dense + moe, moe, has_embedding=code % 2 == 1, has_head=code % 4 >= 2)
     parameters = stage_parameters(plans, stages, context.model, context.job)
     work = stage_seconds(plans, stages, costs, parameters, context)
-    traffic = data_parallel_traffic(plans, parameters, context)
+    traffic = data_parallel_traffic(plans, stages, parameters, context)
     terms = memory_terms(plans, stages, parameters, context, streams=True)
     step = step_parts(*updated_parameters(plans, parameters), context, plans.zero_stage)
     values = {
@@ -262,7 +262,8 @@ def _priced_units(
     node = context.cluster.node
     again = recompute_units(plans, costs, context.model)
     held = activation_units(plans, context, has_embedding=stages.has_embedding, has_head=stages.has_head)
-    traffic = data_parallel_traffic(plans, stage_parameters(plans, stages, context.model, context.job), context)
+    parameters = stage_parameters(plans, stages, context.model, context.job)
+    traffic = data_parallel_traffic(plans, stages, parameters, context)
     found = {
         "reduces_per_microbatch": traffic.reduces_per_microbatch[:, 0],
         "gathers_per_microbatch": traffic.gathers_per_microbatch[:, 0],

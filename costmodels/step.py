@@ -304,7 +304,7 @@ def _data_parallel_traffic(
 ) -> DataParallelTraffic:
     """Traffic of data parallelism; shards gathered once per step come from the host first where they are there."""
     first = plans.offload_parameters & gathers_once(plans)
-    traffic = data_parallel_traffic(plans, parameters, context, each_stage=bool(first.any()))
+    traffic = data_parallel_traffic(plans, stages, parameters, context, each_stage=bool(first.any()))
     if not first.any():
         return traffic
     weights_s = _offloaded_weights_s(plans, stages, parameters, context, first)

@@ -42,7 +42,7 @@ def prepare(plans: PlanBatch, context: CostContext) -> list[Row]:
     costs = layer_costs(plans, context)
     terms = memory_terms(plans, stages, parameters, context)
     held = held_activations(terms.activations, stage_layers(plans, stages, context.model), stages.in_flight)
-    traffic = data_parallel_traffic(plans, parameters, context)
+    traffic = data_parallel_traffic(plans, stages, parameters, context)
     blocks = []
     for block in (costs.attention, costs.dense_mlp, costs.embedding, costs.head):
         shapes = [dict(zip(COMPONENTS, column, strict=True)) for column in block.seconds.T.tolist()]

@@ -14,6 +14,7 @@ from costmodels.stages import stage_table
 from costmodels.workload import LoraSpec
 from profiles.hardware import ClusterSpec
 from profiles.parameters import total_parameters
+from profiles.precision import NF4_BYTES
 from tests.fakes import RingCollectives, UnitCollectives, context, exactly, gpt, job, llama, mixture, node, stack
 
 
@@ -21,7 +22,7 @@ def traffic(plans: list[ExecutionPlan], **changes) -> DataParallelTraffic:
     where = context(**{"collectives": RingCollectives()} | changes)
     batch = PlanBatch.from_plans(plans)
     table = stage_table(batch, where.model)
-    return data_parallel_traffic(batch, stage_parameters(batch, table, where.model, where.job), where)
+    return data_parallel_traffic(batch, table, stage_parameters(batch, table, where.model, where.job), where)
 
 
 def calls(plan: ExecutionPlan, **changes) -> list[tuple[CollectiveOp, float, int, int]]:
@@ -157,6 +158,19 @@ def test_adapters_reduce_their_gradients_only_and_stage_3_gathers_the_base():
     ring = 7 / 8
     assert found.gradients_s[:, 0] == pytest.approx([ring * size * adapters for size in (2 * 4, 4, 4)])
     assert found.parameters_s[:, 0] == pytest.approx([0, ring * 2 * adapters, ring * 2 * base])
+
+
+def test_4_bit_weights_travel_as_they_are_stored():
+    """Embedding, head and norms in 16 bits, all else in four and its constants."""
+    model, task = llama(), job(task="qlora", lora=LoraSpec(rank=8, targets=("q",)))
+    plain = 2 * model.vocab_size * model.hidden_size + 8 * 2 * model.hidden_size
+    packed = total_parameters(model) - plain - model.hidden_size  # the final norm is counted with the layers'
+    plans = [ExecutionPlan(data_parallel=8, zero_stage=zero) for zero in (2, 3)]
+    found = traffic(plans, model=model, job=task, stack=stack(framework="huggingface"))
+    expected = 7 / 8 * (2 * plain + NF4_BYTES * packed)
+    assert found.parameters_s[:, 0] == pytest.approx([7 / 8 * 2 * 8 * 8 * 2048, expected], rel=1e-4)
+    double = traffic(plans, model=model, job=task, stack=stack(four_bit_weight_bytes=2 * NF4_BYTES))
+    assert double.parameters_s[1, 0] - found.parameters_s[1, 0] == pytest.approx(7 / 8 * NF4_BYTES * packed, rel=1e-4)
 
 
 def test_the_stage_with_most_traffic_sets_the_time():

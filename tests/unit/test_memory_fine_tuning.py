@@ -11,15 +11,18 @@ import pytest
 from costmodels.activations import fp32_stream, layer_activations, logits_bytes
 from costmodels.evaluate import evaluate
 from costmodels.memory import tensor_memory
+from costmodels.memory_terms import memory_terms
 from costmodels.model_state import state_bytes
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
+from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
 from costmodels.workload import LORA_TARGETS, LoraSpec, TrainingJob
 from planner.validate.own_runs import own_runs
 from planner.validate.report import validate
 from profiles.parameters import layer_parameters, total_parameters
+from profiles.precision import NF4_BYTES
 from profiles.stacks import load_stacks
-from tests.fakes import RateKernels, RingCollectives, context, job, llama
+from tests.fakes import RateKernels, RingCollectives, context, job, llama, stack
 
 TRAINER, OLD = load_stacks()["hf-trainer"], load_stacks()["hf-trainer-2024"]
 MODEL = llama(num_key_value_heads=4)
@@ -111,6 +114,32 @@ def test_casts_of_recomputed_layers_live_until_the_loss_is_known() -> None:
     assert found[Recompute.NONE] == found[Recompute.SELECTIVE] == pytest.approx(12 * logits + head)
     assert found[Recompute.FULL] == pytest.approx(10 * logits + 64 * casts + head)
     assert found[Recompute.BLOCK] == pytest.approx(10 * logits + 16 * casts + head)
+
+
+@pytest.mark.parametrize(
+    ("task", "framework", "layer", "head"),
+    [("lora", "huggingface", 2.0, 2.0), ("qlora", "huggingface", NF4_BYTES, 2.0), ("qlora", "deepspeed", 0.0, 2.0)],
+)
+def test_frozen_weights_are_gathered_as_they_are_stored(task: str, framework: str, layer: float, head: float) -> None:
+    """Two units at a time: layers of 4-bit weights are smaller than the head, in 16 bits, of a large vocabulary.
+
+    DeepSpeed keeps what a thousand million elements of 16 bits hold, here everything.
+    """
+    model = llama(num_layers=64, vocab_size=8192)
+    where = context(model=model, job=job(task=task, lora=ADAPTERS), stack=stack(framework=framework))
+    plans = PlanBatch.from_plans([ExecutionPlan(data_parallel=8, zero_stage=zero) for zero in (2, 3)])
+    stages = stage_table(plans, model)
+    parameters = stage_parameters(plans, stages, model, where.job)
+    terms = memory_terms(plans, stages, parameters, where)
+    gathered = terms.communication[1, 0] - terms.communication[0, 0]
+    ends = model.vocab_size * H
+    weights = layer_parameters(model, moe=False).total
+    if framework == "deepspeed":
+        norms = 64 * 2 * H
+        expected = 2 * (2 * ends + norms) + NF4_BYTES * (64 * weights - norms)
+    else:
+        expected = 2 * max(layer * weights, head * ends)
+    assert gathered == pytest.approx(expected, rel=1e-4)
 
 
 def test_plans_that_shard_do_without_autocast() -> None:

@@ -1,0 +1,71 @@
+"""Weights that are never trained: in how many bytes they are kept, and travel where ZeRO-3 shards them.
+
+QLoRA quantises all but embedding, norms and in most stacks the head (arXiv:2305.14314, section 3). Shards of such
+weights are gathered as they are stored, packed into 16-bit tensors (``bnb_4bit_quant_storage``, in the FSDP-QLoRA guide
+of bitsandbytes), and made 16 bits wide in each product. The 8-bit recipes of Transformer Engine keep weights that are
+never updated in 8 bits only (NVIDIA's MLPerf Llama-2-70B LoRA submissions).
+"""
+
+import numpy as np
+
+from costmodels.context import CostContext
+from costmodels.plan import FloatArray, PlanBatch
+from costmodels.stage_parameters import StageParameters, end_parameters, layer_unit_parameters
+from costmodels.stages import StageTable
+from profiles.parameters import embedding_parameters, head_parameters, layer_norm_parameters, position_parameters
+from profiles.precision import NF4_BYTES
+
+
+def layer_element_bytes(context: CostContext) -> float:
+    """Bytes of one frozen weight of a layer's matrices."""
+    numerics = context.job.numerics
+    if context.job.task == "qlora":
+        return context.stack.four_bit_weight_bytes or NF4_BYTES
+    return min(numerics.storage_bytes, numerics.linear_input_bytes)
+
+
+def frozen_bytes(
+    plans: PlanBatch,
+    stages: StageTable,
+    parameters: StageParameters,
+    context: CostContext,
+    *,
+    plain_bytes: FloatArray | float,
+) -> tuple[FloatArray, FloatArray]:
+    """(N, S) bytes of the frozen weights on one rank of each stage before ZeRO divides them: dense ones, and experts.
+
+    Args:
+        plans: N plans.
+        stages: Their stages.
+        parameters: What each stage holds.
+        context: Job, stack and model.
+        plain_bytes: Per weight that QLoRA does not quantise; a number, or (N,).
+    """
+    small = layer_element_bytes(context)
+    dense, expert = parameters.dense * small, parameters.expert * small
+    if context.job.task == "qlora":
+        dense = dense + _unquantised(plans, stages, context) * (np.reshape(plain_bytes, (-1, 1)) - small)
+    return dense, expert
+
+
+def unit_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
+    """(N,) bytes of the largest unit of frozen weights that ZeRO-3 gathers at once: a layer, the embedding or head."""
+    small, numerics = layer_element_bytes(context), context.job.numerics
+    plain = numerics.storage_bytes if context.job.task == "qlora" else small
+    found: FloatArray = np.maximum(
+        layer_unit_parameters(plans, context.model) * small, end_parameters(plans, context.model) * plain
+    )
+    return found
+
+
+def _unquantised(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:
+    """(N, S) weights on one rank that QLoRA leaves as they are."""
+    model = context.model
+    embedding = embedding_parameters(model)
+    ends = stages.has_embedding * float(embedding + position_parameters(model))
+    if model.tie_word_embeddings:
+        ends = ends + (stages.has_head & ~stages.has_embedding) * float(embedding)
+    if not context.stack.quantises_head:
+        ends = ends + stages.has_head * float(head_parameters(model))
+    found: FloatArray = ends / plans.tensor_parallel[:, None] + stages.layers * float(layer_norm_parameters(model))
+    return found
