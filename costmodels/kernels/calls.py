@@ -127,6 +127,29 @@ def concatenate(parts: Sequence[KernelCallBatch]) -> KernelCallBatch:
     return KernelCallBatch(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS})
 
 
+def keys_of(calls: KernelCallBatch) -> list[bytes]:
+    """One key per call, equal for equal calls."""
+    table = _table(calls)
+    whole, width = table.tobytes(), table.strides[0]
+    return [whole[start : start + width] for start in range(0, len(whole), width)]
+
+
+def distinct(calls: KernelCallBatch) -> tuple[IntArray, IntArray]:
+    """Rows of calls of which no two are equal, and (K,) for every call which of them it is."""
+    table = _table(calls)
+    whole = table.view(np.dtype((np.void, table.strides[0]))).reshape(-1)
+    _, first, of_row = np.unique(whole, return_index=True, return_inverse=True)
+    return first, of_row.reshape(-1)
+
+
+def _table(calls: KernelCallBatch) -> FloatArray:
+    """(K, columns) the calls as one table."""
+    table = np.empty((len(calls), len(COLUMNS)))
+    for column, name in enumerate(COLUMNS):
+        table[:, column] = getattr(calls, name)
+    return table
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """Seconds for each call, with an interval and what it rests on.

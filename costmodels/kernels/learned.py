@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES, added_s, finest_groups, floor_s, unmet
 from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import (
-    COLUMNS,
     Basis,
     FloatArray,
     IntArray,
@@ -30,6 +29,8 @@ from costmodels.kernels.calls import (
     KernelCostModel,
     KernelOp,
     Prediction,
+    distinct,
+    keys_of,
     take,
 )
 from costmodels.kernels.clocks import ClockLaw, sustained_share
@@ -43,7 +44,7 @@ from profiles.learned import LearnedCard, LearnedFile
 from profiles.precision import GEMM_FORMATS
 
 MOST_REMEMBERED = 200_000  # calls per model; about 300 bytes each
-MOST_LOOKED_UP = 5_000  # of a batch: larger ones are tables, priced once
+MOST_LOOKED_UP = 5_000  # distinct calls of a batch: larger ones are tables, priced once
 _ROUNDING = 1e-5  # the card writes the ends of a range with six digits
 POOLED = "*"  # name of the parameters of all devices together
 SCALING = "* scaling"  # likewise of those whose multipliers apply the scales of blocks themselves
@@ -304,12 +305,21 @@ class LearnedKernelModel:
         Raises:
             SpecError: If the device cannot multiply in a format that a call asks for.
         """
-        if not 0 < len(calls) <= MOST_LOOKED_UP:
-            return _prediction(self._price(calls, device))
+        if len(calls) <= MOST_LOOKED_UP:
+            return _prediction(self._looked_up(calls, device))
+        first, of_row = distinct(calls)  # a space of plans repeats each some twenty times
+        calls = take(calls, first)
+        table = (self._looked_up if len(calls) <= MOST_LOOKED_UP else self._price)(calls, device)
+        return _prediction(table[:, of_row])
+
+    def _looked_up(self, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:
+        """What ``_price`` says, worked out only for calls that nobody has asked about."""
+        if not len(calls):
+            return self._price(calls, device)
         memory = self._remembered.setdefault(device, {})
         if len(memory) > MOST_REMEMBERED:
             memory.clear()
-        keys = _keys(calls)
+        keys = keys_of(calls)
         missing = {key: row for row, key in enumerate(keys) if key not in memory}
         fresh: dict[bytes, tuple[float, ...]] = {}
         if missing:
@@ -319,8 +329,8 @@ class LearnedKernelModel:
         # Another thread may have forgotten a price meanwhile: it is worked out again.
         rows = [fresh.get(key) or memory.get(key) for key in keys]
         if any(row is None for row in rows):
-            return _prediction(self._price(calls, device))
-        return _prediction(np.array(rows, dtype=np.float64).T)
+            return self._price(calls, device)
+        return np.array(rows, dtype=np.float64).T
 
     def _price(self, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:
         """(5, C) seconds, both ends of the interval, basis, and whether the call lies outside the domain."""
@@ -357,16 +367,6 @@ class LearnedKernelModel:
         implementation = calls.implementation.copy()
         implementation[rows] = implementation[rows] // REPLAYED * REPLAYED
         return replace(calls, implementation=implementation)
-
-
-def _keys(calls: KernelCallBatch) -> list[bytes]:
-    """One key per call, equal for equal calls."""
-    table = np.empty((len(calls), len(COLUMNS)))
-    for column, name in enumerate(COLUMNS):
-        table[:, column] = getattr(calls, name)
-    width = table.itemsize * len(COLUMNS)
-    whole = table.tobytes()
-    return [whole[start : start + width] for start in range(0, len(whole), width)]
 
 
 def _table(priced: Prediction) -> FloatArray:

@@ -9,7 +9,9 @@ from costmodels.kernels.calls import (
     KernelFamily,
     KernelOp,
     concatenate,
+    distinct,
     kernel_calls,
+    keys_of,
     take,
 )
 
@@ -32,6 +34,21 @@ def test_rows_cut_out_and_joined_again_are_the_same_calls():
     joined = concatenate([take(calls, np.arange(3)), take(calls, np.arange(7) >= 3)])
     for name in COLUMNS:
         assert getattr(joined, name).tolist() == getattr(calls, name).tolist()
+
+
+def test_equal_calls_have_one_key_and_are_found_once():
+    """A call that differs in any one column is another."""
+    base = dict.fromkeys(COLUMNS, 1)
+    others = [kernel_calls(1, **base | {name: 2}) for name in COLUMNS]
+    calls = concatenate([kernel_calls(2, **base), *others, kernel_calls(1, **base)])
+    first, of_row = distinct(calls)
+    assert len(first) == len(COLUMNS) + 1
+    assert len(set(of_row[[0, 1, -1]])) == 1
+    again = take(take(calls, first), of_row)
+    for name in COLUMNS:
+        assert getattr(again, name).tolist() == getattr(calls, name).tolist()
+    keys = keys_of(calls)
+    assert [keys.index(key) for key in keys] == [0, 0, *range(2, len(COLUMNS) + 2), 0]
 
 
 def test_codes_are_what_stored_profiles_hold():
