@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from planner.dataflow.flow_request import ASYNC, FlowRequest
+from planner.dataflow.flow_request import ASYNC, HYBRID, FlowRequest
 from planner.dataflow.flow_results import CallPlan, FlowInfeasible, FlowPlan, FlowResult, GpuMemory
 from planner.dataflow.graph import GENERATE, TRAIN
 from planner.dataflow.length_text import lengths_text
@@ -42,6 +42,7 @@ _ROUTES = {
     "full": "whole tensors",
     "handed_on": "share by share",
 }
+_APART = "Generation on GPUs of its own was among the plans; --mode disaggregated shows the best of those."
 _MOST_OWNERS = 4
 _SHOWN_DATA_BYTES = 1e9
 
@@ -51,6 +52,8 @@ def render_flow(result: FlowResult, console: Console, *, quiet: bool = False) ->
     _heading(result.request, console)
     if result.plan is not None:
         render_flow_plan(result.plan, console)
+        if result.request.mode == HYBRID and not quiet and _generates_among_trainers(result.plan):
+            console.print(_APART, style="dim", highlight=False)
     if result.infeasible is not None:
         _nothing_fits(result.infeasible, console)
     if not quiet:
@@ -107,6 +110,8 @@ def _table(*titles: str) -> Table:
 
 def _calls_table(plan: FlowPlan) -> Table:
     table = _table("call", "gpus", "engine", "layout", "batches", "time", "share", "GiB", "weights")
+    for column in table.columns:
+        column.no_wrap = column.header not in ("layout", "batches", "weights")
     for call in plan.calls:
         table.add_row(
             call.name,
@@ -120,6 +125,18 @@ def _calls_table(plan: FlowPlan) -> Table:
             _HOLDINGS[call.holding],
         )
     return table
+
+
+def _generates_among_trainers(plan: FlowPlan) -> bool:
+    """Whether a call generates on GPUs on which another trains."""
+    places = {
+        kind: {gpu for call in plan.calls if call.kind == kind for gpu in _gpus(call)} for kind in (GENERATE, TRAIN)
+    }
+    return bool(places[GENERATE] & places[TRAIN])
+
+
+def _gpus(call: CallPlan) -> range:
+    return range(call.first_gpu, call.first_gpu + call.num_gpus)
 
 
 def _batches(call: CallPlan) -> str:

@@ -15,6 +15,7 @@ from planner.dataflow import flow_trace
 from planner.dataflow.flow_picture import timeline_svg
 from planner.dataflow.flow_results import FlowPlan, FlowResult
 from planner.dataflow.flow_trace import trace_document
+from planner.dataflow.graph import GENERATE
 from planner.render_flow import render_flow
 from planner.schema_flow import flow_document
 from planner.workflows import plan_dataflow
@@ -77,6 +78,26 @@ def test_tables_say_where_each_call_runs() -> None:
     for word in ("grpo on 2 x H100", "actor_gen", "actor_train", "what moves", "per iteration", "Why", "Assumed"):
         assert word in text
     assert "Assumed" not in shown(answer(), quiet=True)
+
+
+def test_who_wonders_why_generation_has_no_gpus_of_its_own_is_told_how_to_see_that() -> None:
+    shared, request = replace(plan(), calls=plan().calls), answer().request
+    apart = tuple(replace(call, first_gpu=int(call.kind == GENERATE), num_gpus=1) for call in plan().calls)
+    words = "--mode disaggregated shows the best of those"
+    assert words in shown(replace(answer(), request=replace(request, mode="hybrid"), plan=shared))
+    assert words not in shown(replace(answer(), request=replace(request, mode="hybrid"), plan=shared), quiet=True)
+    assert words not in shown(
+        replace(answer(), request=replace(request, mode="hybrid"), plan=replace(shared, calls=apart))
+    )
+    assert words not in shown(replace(answer(), request=replace(request, mode="colocated"), plan=shared))
+
+
+def test_no_cell_is_cut_off_in_80_columns() -> None:
+    longer = tuple(replace(call, name=call.name + "_of_a_policy") for call in plan().calls)
+    wide = replace(plan(), calls=longer, reasons=())
+    text = shown(replace(answer(), plan=wide), width=80)
+    assert "\u2026" not in text
+    assert max(len(line) for line in text.splitlines()) <= 80
 
 
 def test_a_price_is_shown_per_iteration() -> None:
