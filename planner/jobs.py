@@ -151,6 +151,8 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         values[name] = _typed(f"job.{name}", value, kind)
+        if kind is str:
+            values[name] = values[name].strip().lower()
     if (task := values.get("task", TASKS[0])) not in TASKS:
         hint = f"use one of {', '.join(TASKS)}; ppo, dpo and the like are workflows: planner plan --job"
         raise SpecError("job.task", f"unknown value {task[:40]!r}", hint)

@@ -53,6 +53,9 @@ SHORT_NAMES = {
 }
 
 
+_EVEN = dict.fromkeys(("first_stage_layers", "last_stage_layers"), "even")  # as many layers as the other stages
+
+
 def gib(count_bytes: float) -> str:
     """Bytes in GiB, e.g. ``72.4 GiB``."""
     return f"{count_bytes / GIB:.1f} GiB"
@@ -198,7 +201,7 @@ def _shown(name: str, value: int, rival: Rival, side: int) -> str:
         return next(word for word, code in SCHEDULE_NAMES.items() if code == value)
     if name == "sequence_parallel" or name.startswith("offload_"):
         return "on" if value else "off"
-    return "all" if name == "zero_shard_degree" and value == 0 else str(value)
+    return {"zero_shard_degree": "all", **_EVEN}.get(name, "0") if value == 0 else str(value)
 
 
 def remedy_sentence(remedy: Remedy) -> str:

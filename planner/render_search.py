@@ -147,7 +147,8 @@ def _proved(gap: float | None, among: str) -> str:
         return "nothing is proved about faster plans"
     if gap <= OPTIMAL_GAP:
         return f"proved: no plan {among} is faster"
-    return f"at most {percent(gap)} from the fastest {among}"
+    room = percent(gap) if gap >= 0.0005 else "0.1 %"  # no more than rounds to nothing, but not proved
+    return f"at most {room} from the fastest {among}"
 
 
 def _cell(stage: StageChoice, title: str) -> str:

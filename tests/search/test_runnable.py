@@ -112,6 +112,10 @@ def test_the_answer_in_a_terminal_names_them_too(free: SearchResult) -> None:
     assert re.search(
         "slower than the plan above; at most .* from the fastest of the spaces searched that Megatron", text
     )
+    nearly = Console(record=True, width=200, file=StringIO())
+    bound_s = free.best_runnable.step_time_s * (1 - 1e-4)  # not proved, and not nothing either
+    render_search(replace(free, runnable_bound_s=bound_s), nearly)
+    assert "at most 0.1 % from the fastest of the spaces searched that Megatron-LM" in nearly.export_text()
     told = Console(record=True, width=200, file=StringIO())
     render_search(found(UNEVEN, runnable=True), told)
     assert "Runs on Megatron-LM" in (text := told.export_text())

@@ -97,6 +97,8 @@ def test_sentences() -> None:
     }
     assert rival_changes(Rival(**values)) == "recompute none -> block:4, tp 1 -> 2"
     assert rival_sentence(Rival(**values)) == "recompute none -> block:4, tp 1 -> 2: 2.3 % slower, 2.5 GiB less memory."
+    ends = values | {"dimension": "pipeline_parallel", "changes": {"last_stage_layers": (0, 1)}}
+    assert rival_changes(Rival(**ends)) == "last stage layers even -> 1"
     wished = values | {"fits": False, "step_time_ratio": 0.9, "changes": {"zero_shard_degree": (0, 8)}}
     assert rival_sentence(Rival(**wished)) == (
         "shard degree all -> 8: would be 10 % faster but does not fit (2.5 GiB less memory)."

@@ -144,6 +144,13 @@ def test_what_is_refused(given: dict[str, Any], message: str) -> None:
     assert str(error.value).startswith(message)
 
 
+def test_words_may_be_written_large() -> None:
+    given = {"task": "QLoRA", "precision": " BF16", "optimizer": "AdamW", "attention": "Flash", "state_dtype": "FP32"}
+    job = resolved(given)
+    assert (job.task, job.precision, job.optimizer, job.attention) == ("qlora", "bf16", "adamw", "flash")
+    assert job == resolved({name: word.strip().lower() for name, word in given.items()})
+
+
 def test_learned_positions_bound_the_sequence() -> None:
     with pytest.raises(SpecError, match=r"job.sequence_length: gpt has 2048 learned positions; got 4096. Hint: 2048"):
         resolve_job({"sequence_length": 4096}, gpt(learned_positions=2048), cluster(), {})
