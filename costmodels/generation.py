@@ -144,6 +144,7 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
     if engine.kernels:
         settled: dict[str, Any] = dict.fromkeys(_SCALES, 1.0) | dict.fromkeys(("norm", "rotary", "activation"), "fused")
         settled |= {"grouped_experts": True, "expert_streams": 0, "expert_library": "", "expert_dispatch": "permuted"}
+        settled["routing"] = "fused"
         settled |= dict.fromkeys(("sorts_arrivals", "separate_products", "fixed_capacity", "repeats_key_values"), False)
         stack = replace(stack, **settled)
     else:

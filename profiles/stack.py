@@ -56,6 +56,8 @@ class StackSpec:
         expert_library: Library of that one kernel in 16 bits, ``cutlass`` being what torch._grouped_mm runs; empty
             where it is not known or has not been measured: prices learned from inference engines stand in, as they do
             on generations of devices on which its kernel has not been measured.
+        routing: Whose code brings tokens into the order of their experts and back: ``fused``, ``indexed``,
+            ``scattered`` or ``looped`` (``costmodels.lowering.routing``).
         fixed_capacity: Experts take a fixed number of tokens each, and drop or pad the rest: nobody waits to learn how
             many arrive, and ``expert_layer_s`` falls away.
         sends_tokens_once: A token goes once to every rank that holds one of its experts; else once to every expert.
@@ -179,6 +181,7 @@ class StackSpec:
     sorts_arrivals: bool = False
     expert_streams: int = 0
     expert_library: str = ""
+    routing: str = "fused"
     fixed_capacity: bool = False
     sends_tokens_once: bool = False
     captures_iterations: bool = False

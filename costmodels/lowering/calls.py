@@ -23,7 +23,7 @@ from costmodels.kernels.calls import (
 )
 from costmodels.kernels.implementations import torch_code
 from costmodels.lowering.parts import Part
-from costmodels.lowering.streams import as_run
+from costmodels.lowering.streams import as_run, in_turn
 from costmodels.lowering.time_scales import kernel_time_scale
 from costmodels.lowering.transfers import price_collectives, stalled_s
 from costmodels.plan import FloatArray, IntArray
@@ -341,11 +341,9 @@ def _price_kernels(lists: Sequence[CallList]) -> list[_PricedKernels]:
     flat = dict(zip(_COLUMN, table, strict=True))
     typed: dict[str, Any] = flat | {name: flat[name].astype(np.int64) for name in INTEGER_COLUMNS}
     batch = KernelCallBatch(**typed)
-    running, rounds = as_run(batch, context.stack)
+    running, rounds = as_run(batch, context)
     priced = context.kernels.predict(running, context.cluster.device)
-    several = batch.op == KernelOp.MEMORY
-    if not context.stack.grouped_experts:
-        several = several | (batch.op == KernelOp.GROUPED_GEMM)
+    several = (batch.op == KernelOp.MEMORY) | in_turn(batch, context)
     scale = np.where(batch.flops + batch.bytes > 0, rounds * kernel_time_scale(batch, context), 0.0)
     found = np.empty((5, len(batch)))
     found[0] = priced.time_s * scale

@@ -5,21 +5,14 @@ import numpy as np
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.expert_exchange import groups_hit
-from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.attention import lora_pair, tensor_block_traffic
-from costmodels.lowering.calls import Axis, CallList, Phase, core_format
+from costmodels.lowering.calls import Axis, CallList
 from costmodels.lowering.elementwise import activation, beside_product, norm_and_residual
 from costmodels.lowering.parts import Part
+from costmodels.lowering.routing import masked_dispatch, permuted_dispatch
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import FloatArray
 from profiles.model import MoESpec
-
-# Passes over the routed tokens to permute them into expert order and back (gather, scatter-add).
-_PERMUTE_PASSES = 4.0
-_PERMUTE_KERNELS = 4.0
-# Passes and kernels over (tokens, places), forward and backward: mask and weights written; of the weights' gradient,
-# what belongs to either of two experts summed.
-_MASK_WORK = ((2.0, 2.0), (2.0, 2.0))
 
 
 def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:
@@ -64,10 +57,10 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         activated=Part.ACTIVATION,
     )
     if context.stack.expert_dispatch == "masked":
-        _masked_dispatch(calls, context, moe, own_tokens)
+        masked_dispatch(calls, context, moe, own_tokens)
     else:
-        again = (shape.expert > 1) & (local_experts > 1) & context.stack.sorts_arrivals
-        _permuted_dispatch(calls, context, routed_rows, local_experts, times=np.where(again, 2.0, 1.0))
+        arrive = np.where((shape.expert > 1) & (local_experts > 1) & context.stack.sorts_arrivals, 1.0, 0.0)
+        permuted_dispatch(calls, context, routed_rows, local_experts, tokens=own_tokens, arrive=arrive)
     if moe.shared_ffn_hidden_size:
         width = moe.shared_ffn_hidden_size / shape.tensor
         calls.part = Part.SHARED
@@ -82,46 +75,6 @@ def _tensor_traffic(calls: CallList, shape: RankShape, context: CostContext) -> 
     row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
     apart = context.stack.separate_products and context.model.gated_mlp
     tensor_block_traffic(calls, shape, row_bytes, products=2 if apart else 1)
-
-
-def _permuted_dispatch(
-    calls: CallList, context: CostContext, routed_rows: FloatArray, local_experts: FloatArray, *, times: FloatArray
-) -> None:
-    """Tokens copied into the order of their experts and back, ``times`` over: before they are sent, and on arrival."""
-    hidden = context.model.hidden_size
-    permutations = 1.0 if context.stack.grouped_experts else local_experts
-    for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT):
-        calls.memory(
-            phase,
-            times * _PERMUTE_PASSES * context.job.numerics.storage_bytes * hidden * routed_rows,
-            family=KernelFamily.PERMUTE,
-            rows=routed_rows,
-            width=hidden,
-            kernels=times * _PERMUTE_KERNELS * permutations,
-        )
-
-
-def _masked_dispatch(calls: CallList, context: CostContext, moe: MoESpec, own_tokens: FloatArray) -> None:
-    """Tokens multiplied by a mask over the places of all experts, and back by the weights of their places.
-
-    Groups of a sequence's s tokens fill as many places as they are routed to, k s of them. Backward, the gradient of
-    the weights is a third product.
-
-    Source:
-        GShard (arXiv:2006.16668) algorithm 2, as Alpa's model runs it (alpa/model/moe.py): GSEC,GSM->EGCM and back.
-    """
-    group, hidden = float(context.job.sequence_length), float(context.model.hidden_size)
-    places = moe.experts_per_token * group
-    forward, backward = Phase.FORWARD, Phase.INPUT_GRADIENT
-    there, back, weights = (places, hidden, group), (group, hidden, places), (group, places, hidden)
-    for phase, products in ((forward, (there, back)), (backward, (back, there, weights))):
-        for m, n, k in products:
-            calls.gemm(phase, m, n, k, batch=own_tokens / group, gemm_format=core_format(context))
-    for phase, (passes, kernels) in zip((forward, backward), _MASK_WORK, strict=True):
-        traffic = passes * context.job.numerics.storage_bytes * places * own_tokens
-        calls.memory(
-            phase, traffic, family=KernelFamily.PERMUTE, rows=own_tokens, width=places, kernels=kernels
-        )  # fmt: skip
 
 
 def router_format(context: CostContext) -> str:

@@ -1,6 +1,7 @@
 """Experts as Megatron-Core runs them: products on streams, tokens sorted before they are sent and on arrival."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from costmodels.lowering.mlp import lower_expert_mlp
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.lowering.streams import on_streams
 from costmodels.plan import ExecutionPlan, PlanBatch
-from tests.fakes import GEMMS, UnitKernels, context, job, mixture, stack
+from profiles.hardware import ClusterSpec
+from tests.fakes import GEMMS, UnitKernels, context, device, job, mixture, node, stack
 
 S, H = 2048, 1024
 MOVED = UnitKernels(ops=(KernelOp.MEMORY,), quantity="bytes")
@@ -28,6 +30,13 @@ def spent(plan: ExecutionPlan, where: CostContext, kernels: UnitKernels) -> dict
     """What one rank spends on one micro-batch, by phase."""
     seconds = lowered(plan, replace(where, kernels=kernels)).kernel_s[:, 0]
     return {phase: float(seconds[phase]) for phase in Phase}
+
+
+def on(architecture: str, **changes: Any) -> CostContext:
+    """The usual cluster, of devices of another generation."""
+    peaks = {**device().peak_flops_per_s, "fp8": 624e12}
+    other = node(device=device(architecture=architecture, peak_flops_per_s=peaks))
+    return context(model=mixture(), cluster=ClusterSpec(name="fake", node=other, num_nodes=8), **changes)
 
 
 def seen(plan: ExecutionPlan, where: CostContext) -> KernelCallBatch:
@@ -53,7 +62,7 @@ def test_experts_on_streams_are_plain_products_of_as_many_rows_as_run_at_once(st
 def test_grouped_products_are_of_the_library_the_stack_runs(narrow, wanted):
     """Measured prices are those of its kernel in 16 bits; narrow formats quantise, which that one does not."""
     plan = ExecutionPlan(expert_parallel=4, data_parallel=4)
-    calls = seen(plan, context(model=mixture(), stack=stack(expert_library="cutlass"), job=job(precision=narrow)))
+    calls = seen(plan, on("hopper", stack=stack(expert_library="cutlass"), job=job(precision=narrow)))
     grouped = calls.op == KernelOp.GROUPED_GEMM
     assert set(calls.implementation[grouped].tolist()) == {wanted}
     assert not calls.implementation[~grouped].any()
@@ -67,6 +76,28 @@ def test_experts_without_a_kernel_for_all_are_plain_products_one_after_the_other
     assert not calls.implementation.any()
     same = replace(where, stack=stack())
     assert spent(plan, where, UnitKernels(ops=GEMMS)) == pytest.approx(spent(plan, same, UnitKernels(ops=GEMMS)))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "precision", "apart"),
+    [("hopper", "bf16", 1), ("blackwell", "bf16", 1), ("cdna3", "bf16", 1), ("ampere", "bf16", 8), ("ada", "bf16", 8),
+     ("blackwell-rtx", "bf16", 8), ("hopper", "fp16", 8), ("hopper", "fp8", 1)],
+)  # fmt: skip
+def test_torch_s_grouped_product_is_a_loop_over_experts_where_its_kernel_was_not_written_for(
+    architecture, precision, apart
+):
+    """A launch per expert then, and products of one expert's rows; the work is the same."""
+    plan = ExecutionPlan()
+    pytorch, nobody = (
+        on(architecture, stack=stack(expert_library=library), job=job(precision=precision))
+        for library in ("cutlass", "")
+    )
+    calls = seen(plan, pytorch)
+    assert bool((calls.op == KernelOp.GROUPED_GEMM).any()) == (apart == 1)
+    launches = [float(lowered(plan, where).launches[:, 0].sum()) for where in (pytorch, nobody)]
+    products = 6  # two, each way and for the weights
+    assert launches[0] - launches[1] == products * (apart - 1)
+    assert spent(plan, pytorch, UnitKernels(ops=GEMMS)) == pytest.approx(spent(plan, nobody, UnitKernels(ops=GEMMS)))
 
 
 def test_tokens_are_sorted_again_on_arrival_where_a_rank_has_several_experts():
