@@ -103,6 +103,8 @@ class NodeSpec:
             is sent and wherever the ranks sit; kernels can hide it. 0 on a cluster in good order, where
             bandwidths and latencies are all. nccl-tests show it: times that grow with the ranks alone.
         host_time_scale: Time that an engine's host code takes on its CPU, over that on an x86 server.
+        product_time_scale: Time that matrix products take on its devices, over that on others of their kind: boards may
+            be held to less power, or by heat.
         source: Document the figures come from.
     """
 
@@ -117,6 +119,7 @@ class NodeSpec:
     host_memory_bytes: float
     collective_rank_s: float = 0.0
     host_time_scale: float = 1.0
+    product_time_scale: float = 1.0
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:

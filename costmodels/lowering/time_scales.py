@@ -1,4 +1,4 @@
-"""How much slower the kernels of a training stack run than those the prices were fitted on."""
+"""How much slower the kernels of a training stack, or of one machine, run than those the prices were fitted on."""
 
 import numpy as np
 
@@ -21,6 +21,7 @@ def kernel_time_scale(calls: KernelCallBatch, context: CostContext) -> FloatArra
     by_format = np.full(len(GEMM_FORMATS), stack.gemm_time_scale)
     by_format[GEMM_FORMATS.index("fp8")] = stack.fp8_time_scale
     by_format[GEMM_FORMATS.index("fp4")] = stack.fp4_time_scale
+    by_format *= context.cluster.node.product_time_scale
     sixteen = [GEMM_FORMATS.index("fp16"), GEMM_FORMATS.index("bf16")]
     if architecture == "hopper":
         by_format[sixteen] *= stack.hopper_16bit_time_scale

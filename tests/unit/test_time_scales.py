@@ -44,6 +44,19 @@ def test_matrix_units_set_the_pace_of_4_bits_in_training_but_not_in_engines():
     assert linear_s("nvfp4", implementation=1) == pytest.approx(whole, rel=1e-3)
 
 
+def test_a_machine_held_to_less_power_multiplies_as_much_slower_and_nothing_else_does():
+    def seconds(scale: float) -> tuple[float, float]:
+        cluster = ClusterSpec(name="fake", node=node(product_time_scale=scale), num_nodes=1)
+        costs = layer_costs(
+            PlanBatch.from_plans([ExecutionPlan()]), context(cluster=cluster, kernels=RateKernels(start_s=1.0))
+        )
+        return float(costs.dense_mlp.component("weight_gradient")[0]), float(costs.attention.component("core")[0])
+
+    (product, core), (slower, same) = seconds(1.0), seconds(1.6)
+    assert slower == pytest.approx(1.6 * product)
+    assert same == core
+
+
 def test_no_host_waits_for_experts_of_fixed_capacity():
     def launches(**changes: object) -> float:
         where = context(model=mixture(), stack=stack(expert_layer_s=3.0, **changes))

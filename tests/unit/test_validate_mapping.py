@@ -239,6 +239,14 @@ def test_a_cluster_stalls_in_some_batches_of_jobs(job: str, notes: str, stalls: 
     assert other.cluster_key != found.cluster_key
 
 
+@pytest.mark.parametrize(("source", "scale"), [("SimuMax v1.2 B200 release (real runs)", 1.6), ("somebody else", 1.0)])
+def test_products_of_a_machine_that_was_timed_take_what_they_took_there(source: str, scale: float) -> None:
+    found = mapped(source=source, gpu="B200", gpu_mem_gb="180")
+    assert found.cluster.node.product_time_scale == scale
+    other = replace(found, cluster=replace(found.cluster, node=replace(found.cluster.node, product_time_scale=3.0)))
+    assert other.cluster_key != found.cluster_key
+
+
 def test_fp32_faster_than_its_peak_is_tf32() -> None:
     # 22B, 8192 tokens in 1.1 s on 8 GPUs are 120 TFLOP/s each: above the 19.5 of FP32.
     assert mapped(precision="fp32").job.precision == "tf32"
