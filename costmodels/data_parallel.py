@@ -60,6 +60,7 @@ class _Shards:
         replicas: (K,) ranks that hold the same ones before sharding.
         degree: (K,) of those, ranks that one set of shards spans.
         stride: (K,) distance of these ranks in the global order.
+        pieces: (K,) calls that gather those of one layer where parameters are gathered module by module.
     """
 
     trained: FloatArray
@@ -68,6 +69,7 @@ class _Shards:
     replicas: IntArray
     degree: IntArray
     stride: IntArray
+    pieces: FloatArray
 
 
 def gradient_element_bytes(job: TrainingJob, stack: StackSpec) -> float:
@@ -208,6 +210,7 @@ def _distinct_traffic(
         replicas=replicas,
         degree=np.minimum(each(distinct.shard_degree), replicas),
         stride=each(distinct.tensor_parallel) * apart,
+        pieces=np.full(len(zero), context.stack.gather_messages_per_layer),
     )
     gradients_s, parameters_s = _traffic_s(zero, dense, context)
     if context.model.moe is not None:
@@ -218,10 +221,18 @@ def _distinct_traffic(
             replicas=each(parameters.expert_replicas[rows]),
             degree=each(expert_shard_degree(plans, parameters)[rows]),
             stride=each(distinct.expert_parallel * distinct.expert_tensor_parallel) * apart,
+            pieces=_expert_modules(context) / each(distinct.expert_parallel),
         )
         routed = _traffic_s(zero, expert, context)
         gradients_s, parameters_s = gradients_s + routed[0], parameters_s + routed[1]
     return gradients_s.reshape(shape), parameters_s.reshape(shape)
+
+
+def _expert_modules(context: CostContext) -> float:
+    """Modules that hold the experts of one layer: every matrix of each where a loop runs them, else one for all."""
+    moe, stack = context.model.moe, context.stack
+    looped = stack.gather_messages_per_layer > 0 and not stack.grouped_experts
+    return float(context.model.mlp_matrices * moe.num_experts) if moe is not None and looped else 1.0
 
 
 def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[FloatArray, FloatArray]:
@@ -260,7 +271,7 @@ def _messages(
     """
     stack = context.stack
     layers, buckets = np.maximum(shards.layers, 1.0), np.ones(len(zero))
-    gatherings = layers * max(stack.gather_messages_per_layer, 1.0)
+    gatherings = layers * np.maximum(shards.pieces, 1.0)
     if not stack.gather_messages_per_layer:
         gatherings = np.where(zero == 3, gatherings, 1.0)
     if stack.gradient_message_bytes:

@@ -293,6 +293,15 @@ def test_parameters_are_gathered_in_one_call_or_layer_by_layer(zero_stage, per_l
     assert found[CollectiveOp.ALL_GATHER] == pytest.approx(2 * total_parameters(gpt()) / messages)
 
 
+@pytest.mark.parametrize(("grouped", "matrices"), [(True, 8 * 3), (False, 1)])
+def test_experts_are_one_module_or_one_for_every_matrix(grouped, matrices):
+    """Gathered module by module; where experts run in a loop, each of their matrices is a module."""
+    modules = stack(gather_messages_per_layer=7, grouped_experts=grouped)
+    plan = ExecutionPlan(data_parallel=8, zero_stage=3)
+    gathered = [size for op, size, _, _ in calls(plan, model=mixture(), stack=modules) if op is CollectiveOp.ALL_GATHER]
+    assert 2 * 1024 * 1408 * matrices in [pytest.approx(size) for size in gathered]
+
+
 def test_a_pipeline_stage_gathers_its_own_layers():
     found = sizes(
         ExecutionPlan(data_parallel=8, pipeline_parallel=4, zero_stage=1), stack=stack(gather_messages_per_layer=1)
