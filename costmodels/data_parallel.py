@@ -237,7 +237,8 @@ def _expert_modules(context: CostContext) -> float:
 
 def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[FloatArray, FloatArray]:
     """(K,) seconds to reduce all gradients and to gather all parameters of one kind."""
-    plain, sharded = 1.0 * (zero == 0), 1.0 * (zero > 0)
+    whole = (zero == 0) | ((zero == 1) & context.stack.sums_whole)
+    plain, scattered = 1.0 * whole, 1.0 * ~whole
     # A reduction to the one rank that keeps a gradient moves what its broadcast from there would.
     owned = (zero == 2) & context.stack.reduces_to_owners
     scatter = np.where(owned, int(CollectiveOp.BROADCAST), int(CollectiveOp.REDUCE_SCATTER))
@@ -247,9 +248,9 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[F
     # Operation, messages, bytes of all, ranks and their distance; gradients first, parameters last.
     calls = (
         (CollectiveOp.ALL_REDUCE, reductions, plain * gradient_bytes, replicas, stride),
-        (scatter, reductions, sharded * gradient_bytes, degree, stride),
-        (CollectiveOp.ALL_REDUCE, reductions, sharded * gradient_bytes / degree, replicas // degree, stride * degree),
-        (CollectiveOp.ALL_GATHER, gatherings, sharded * shards.gathered_bytes, degree, stride),
+        (scatter, reductions, scattered * gradient_bytes, degree, stride),
+        (CollectiveOp.ALL_REDUCE, reductions, scattered * gradient_bytes / degree, replicas // degree, stride * degree),
+        (CollectiveOp.ALL_GATHER, gatherings, (zero > 0) * shards.gathered_bytes, degree, stride),
     )
     messages = np.concatenate([call[1] for call in calls])
     op = np.concatenate([np.broadcast_to(call[0], len(zero)) for call in calls]).astype(np.int64)

@@ -65,6 +65,19 @@ def test_a_gradient_reduced_to_its_owner_moves_whole():
         assert found[zero_stage == 2 :] == usual[zero_stage == 2 :]
 
 
+def test_stage_1_may_sum_gradients_whole_before_it_shards_the_update():
+    """DeepSpeed's stage 1: 3 Psi, an all-reduce and a gathering, where a scatter of sums moves 2; others as ever."""
+    psi = total_parameters(gpt())
+    whole, usual = stack(sums_whole=True, gradient_dtype="bf16"), stack(gradient_dtype="bf16")
+    plans = [ExecutionPlan(data_parallel=4, zero_stage=zero_stage) for zero_stage in range(4)]
+    assert calls(plans[1], stack=whole) == [
+        (CollectiveOp.ALL_REDUCE, pytest.approx(2 * psi), 4, 4),
+        (CollectiveOp.ALL_GATHER, pytest.approx(2 * psi), 4, 4),
+    ]
+    for plan in (plans[0], *plans[2:]):
+        assert calls(plan, stack=whole) == calls(plan, stack=usual)
+
+
 @pytest.mark.parametrize(("dtype", "width"), [("fp32", 4), ("bf16", 2)])
 def test_gradients_move_in_the_format_they_are_kept_in(dtype, width):
     psi = total_parameters(gpt())
