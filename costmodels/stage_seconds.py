@@ -181,14 +181,16 @@ def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: Cost
     """(N, S) seconds per micro-batch to add new gradients onto the accumulated ones.
 
     Megatron-LM accumulates inside the weight-gradient GEMM (gradient_accumulation_fusion): the sum is
-    read and written there, and the 16-bit gradient is never stored. Elsewhere it is, and is read back.
+    read and written there, and the 16-bit gradient is never stored. Elsewhere it is, and is read back;
+    DeepSpeed's BF16_Optimizer casts it first (``hp_grad.add_(lp.grad.to(fp32))`` of its update_hp_grads).
     16-bit sums need no pass for the first micro-batch; ZeRO-3 accumulates shards, which are small,
     unless a pipeline keeps them whole.
     """
     gradient = by_sharding(context.stack, plans.zero_stage, partial(gradient_element_bytes, context.job))
     stored = by_sharding(context.stack, plans.zero_stage, partial(new_gradient_bytes, context.job))
     fused = context.stack.framework == "megatron" and context.stack.gradient_dtype == "fp32"
-    per_parameter = 2 * gradient - stored if fused else 2 * gradient + stored
+    cast = 2 * gradient * (gradient > stored) * (context.stack.autograd_gradients == "kept")  # written and read
+    per_parameter = 2 * gradient - stored if fused else 2 * gradient + stored + cast
     m = plans.num_microbatches
     rounds = np.where(gradient > stored, 1.0, (m - 1) / m) * accumulates_whole(plans)
     seconds = rounds * per_parameter * memory_seconds_per_byte(context)
