@@ -17,7 +17,7 @@ from profiles.catalog import load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
 
 TRAINER = "trainer"
-_HOST_TIMES = ("kernel_launch_s", "collective_launch_s", "step_overhead_s", "sequence_overhead_s")
+_HOST_TIMES = ("kernel_launch_s", "collective_launch_s", "step_overhead_s", "sequence_overhead_s", "rollout_step_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,7 @@ class EngineSpec:
         collective_launch_s: Host time to issue one collective outside a graph.
         step_overhead_s: Host time between two steps that nothing hides: scheduling, inputs, sampling.
         sequence_overhead_s: The same per running sequence.
+        rollout_step_s: Host time between two steps that comes on top under a reinforcement-learning framework.
         memory_utilization: Share of device memory the engine may use in all; the rest is other programs'.
         max_sequences: Most sequences a replica runs at once.
         prefill_tokens: Most prompt tokens of one step.
@@ -62,6 +63,7 @@ class EngineSpec:
     collective_launch_s: float = 0.0
     step_overhead_s: float = 0.0
     sequence_overhead_s: float = 0.0
+    rollout_step_s: float = 0.0
     memory_utilization: float = 1.0
     max_sequences: int = 1 << 20
     prefill_tokens: int = 8192
@@ -78,6 +80,10 @@ class EngineSpec:
     def on_host(self, time_scale: float) -> "EngineSpec":
         """The engine on a host whose code takes so many times as long (``NodeSpec.host_time_scale``)."""
         return replace(self, **{name: time_scale * getattr(self, name) for name in _HOST_TIMES})
+
+    def between_training(self) -> "EngineSpec":
+        """The engine as it generates what a training framework around it learns from, not as it serves."""
+        return replace(self, step_overhead_s=self.step_overhead_s + self.rollout_step_s, rollout_step_s=0.0)
 
     def update_s(self, tensors: int, weight_bytes: float, *, apart: bool) -> float:
         """Seconds of a weight update, in which the engine decodes nothing and the trainer computes nothing.

@@ -43,11 +43,14 @@ class CallSetting:
         cluster: The devices; calls take some of them.
         stack: The training framework, which also runs inference.
         engines: Engines generation may use.
+        between_training: Whether the dataflow trains on what it generates; both then take longer for it, and the stack
+            says so of training (``profiles.stacks.in_reinforcement_learning``).
     """
 
     cluster: ClusterSpec
     stack: StackSpec
     engines: tuple[str, ...] = (TRAINER,)
+    between_training: bool = False
 
 
 def call_costs(
@@ -80,7 +83,9 @@ def call_costs(
     if call.kind is CallKind.GENERATE:
         if not setting.engines:
             raise SpecError("engines", "names none, but the call generates", f"for example {TRAINER}")
-        tables = [_generation(call, wanted, setting, sizes, find_engine(name)) for name in setting.engines]
+        engines = [find_engine(name) for name in setting.engines]
+        engines = [engine.between_training() if setting.between_training else engine for engine in engines]
+        tables = [_generation(call, wanted, setting, sizes, engine) for engine in engines]
         table = concatenated(tables)
     else:
         plans = strategies(

@@ -211,7 +211,8 @@ def _tables(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int]) ->
         engines = _engines(request, call, pin)
         key = (asked, model, engines, frozenset(pin.columns.items()))
         if key not in priced:
-            setting = CallSetting(cluster=cluster, stack=request.stack, engines=engines)
+            between = request.graph.trains_between_generations
+            setting = CallSetting(cluster=cluster, stack=request.stack, engines=engines, between_training=between)
             priced[key] = call_costs(asked, model, setting, sizes, pins=pin.columns)
         tables[name] = _pinned(priced[key], pin)
     return tables

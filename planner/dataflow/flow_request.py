@@ -8,7 +8,7 @@ from typing import Any
 from costmodels.lengths import OutputLengths
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.dataflow.flow_pins import CallPin, parse_call_pins
-from planner.dataflow.graph import GENERATE, TRAIN, Dataflow
+from planner.dataflow.graph import GENERATE, Dataflow
 from planner.dataflow.graph_file import graph_from_mapping, load_graph
 from planner.dataflow.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
 from planner.dataflow.length_text import LengthInput, parse_lengths, parse_prompt
@@ -361,8 +361,7 @@ def _precision(options: FlowOptions, cluster: MixedCluster, notes: list[Note]) -
 def _stack(graph: Dataflow, options: FlowOptions) -> StackSpec:
     """The training framework, slower where what it trains on is generated in between."""
     stack = find_stack(options.framework)
-    kinds = {call.kind for call in graph.calls}
-    return in_reinforcement_learning(stack) if {GENERATE, TRAIN} <= kinds else stack
+    return in_reinforcement_learning(stack) if graph.trains_between_generations else stack
 
 
 def _engines(options: FlowOptions) -> tuple[str, ...]:

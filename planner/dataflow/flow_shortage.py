@@ -102,7 +102,8 @@ def _ways(
 ) -> CallTable:
     """Every way to run a call on so many GPUs, with some plan columns fixed if wanted, whether it fits or not."""
     call = request.graph.call(name)
-    setting = CallSetting(cluster=cluster, stack=request.stack, engines=request.engines)
+    between = request.graph.trains_between_generations
+    setting = CallSetting(cluster=cluster, stack=request.stack, engines=request.engines, between_training=between)
     return call_costs(model_call(request, call), request.models[call.role], setting, sizes, pins=pins, fitting=False)
 
 

@@ -194,6 +194,11 @@ class Dataflow:
         return self._order
 
     @property
+    def trains_between_generations(self) -> bool:
+        """Whether it both generates and trains, as reinforcement learning does; each then takes longer."""
+        return {GENERATE, TRAIN} <= {call.kind for call in self.calls}
+
+    @property
     def producers(self) -> dict[str, str]:
         """Data key to the call that writes it."""
         return {key: call.name for call in self.calls for key in call.outputs}

@@ -56,8 +56,6 @@ RECIPES = {
     "Llama-3.1-8B of 0.3, DTensor": Recipe(model="llama-3.1-8b", logprob_sequences=2),
     "Llama-3.1-70B of 0.3": Recipe(model="llama-3.1-70b"),
 }
-# Host time of vLLM between two steps when it serves one sequence: vLLM pull request 17866, see data/engines.
-SERVING_STEP_S = 1.8e-3
 _PROBE_S = 1e-3  # more of it, to count steps
 _FILE = "nemo_rl_performance_summary.csv"
 _SIGMA = 0.745  # log-normal whose 99.9th percentile is ten times the median: ln 10 / 3.09
@@ -204,7 +202,7 @@ def _generation(row: dict[str, str], model: ModelSpec, setting: CallSetting, dev
     """Generation with the published layout, by vLLM."""
     tensor, stages = json.loads(row["gen_[TP,PP]"])
     call = _call(row, CallKind.GENERATE)
-    serving = replace(find_engine("vllm"), step_overhead_s=SERVING_STEP_S)
+    serving = find_engine("vllm")
     plans = engine_strategies(
         model,
         call,

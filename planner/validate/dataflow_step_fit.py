@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from planner.validate.dataflow_nemo import SERVING_STEP_S, NemoStep, nemo_steps
+from planner.validate.dataflow_nemo import NemoStep, nemo_steps
 from profiles.engines import find_engine
 
 # The constants in the order of the fit: where their logarithms start, and their bounds.
@@ -126,10 +126,10 @@ def step_cards(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return card, {
         name: {
             "values": {
-                "step_overhead_s": float(f"{found.host_step_s + serving_s:.4g}"),
+                "rollout_step_s": float(f"{found.host_step_s:.4g}"),
                 "residual_log_std": round(float(np.std(errors)), 4),
             },
             "source": source,
         }
-        for name, serving_s, source in (("vllm", SERVING_STEP_S, fitted), ("sglang", 0.0, f"assumed: {fitted}"))
+        for name, source in (("vllm", fitted), ("sglang", f"assumed: {fitted}"))
     }

@@ -1,0 +1,61 @@
+"""Engines of the catalogue: what they take as they serve, and between two trainings."""
+
+from dataclasses import replace
+
+import pytest
+
+from costmodels.lengths import fixed_length
+from costmodels.model_calls import CallKind, ModelCall
+from planner.dataflow.call_costs import CallSetting, call_costs
+from planner.dataflow.flow_costs import flow_costs
+from planner.dataflow.flow_request import FlowOptions, resolve_flow
+from profiles.catalog import default_catalog
+from profiles.cluster_string import parse_cluster
+from profiles.engines import find_engine
+from profiles.model_presets import resolve_model
+from profiles.stacks import find_stack, rl_fit
+
+SETTING = CallSetting(
+    cluster=parse_cluster("1xH100", default_catalog(), fabric=None), stack=find_stack("megatron"), engines=("sglang",)
+)
+LLAMA = resolve_model("llama-3.1-8b", default_catalog(), allow_paths=False).spec
+
+
+@pytest.mark.parametrize(("name", "serving_s"), [("vllm", 1.8e-3), ("sglang", 0.0)])
+def test_an_engine_waits_for_its_training_framework_only_where_there_is_one(name: str, serving_s: float) -> None:
+    engine = find_engine(name)
+    assert engine.step_overhead_s == serving_s
+    assert engine.rollout_step_s == rl_fit()["host_step_s"] > 3e-3
+    between = engine.between_training()
+    assert between.step_overhead_s == serving_s + engine.rollout_step_s
+    assert between.between_training() == between
+    assert replace(between, step_overhead_s=serving_s, rollout_step_s=engine.rollout_step_s) == engine
+    slow = engine.on_host(2.0)
+    assert slow.between_training() == between.on_host(2.0)
+
+
+def test_every_step_waits_in_a_dataflow_that_trains() -> None:
+    call = ModelCall(kind=CallKind.GENERATE, num_sequences=32, prompt_tokens=128, output=fixed_length(1000))
+    alone, between = (
+        call_costs(call, LLAMA, replace(SETTING, between_training=trains), [1]) for trains in (False, True)
+    )
+    waited_s = find_engine("sglang").rollout_step_s * (1000 + 1)  # a step per token, one pass over all prompts
+    assert between.time_s.min() - alone.time_s.min() == pytest.approx(waited_s, rel=0.01)
+
+
+def test_a_workflow_says_whether_it_trains() -> None:
+    """The same generation with and without a call that trains on it, as a workflow prices it."""
+    roles = {"actor": {"model": "llama-3.1-8b"}}
+    generates = {"gen": {"role": "actor", "kind": "generate", "inputs": ["prompts"], "outputs": ["sequences"]}}
+    trains = {"train": {"role": "actor", "kind": "train", "inputs": ["sequences"]}}
+    waited_s = []
+    for engine in ("sglang", "trainer"):
+        options = FlowOptions(batch=32, prompt=128, generate=1000, engine=engine)
+        found = []
+        for calls in (generates, generates | trains):
+            graph = {"name": "flow", "roles": roles, "calls": calls}
+            request = resolve_flow(graph, {}, "8xH100", options)
+            assert request.graph.trains_between_generations is (calls is not generates)
+            found.append(flow_costs(request, request.cluster, [[8]]).rows["gen"].table.time_s.min())
+        waited_s.append(found[1] - found[0])
+    assert waited_s == pytest.approx([find_engine("sglang").rollout_step_s * (1000 + 1), 0.0], rel=0.01)
