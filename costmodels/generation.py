@@ -185,8 +185,9 @@ def generation_memory(plans: PlanBatch, call: ModelCall, engine: EngineSpec, con
     element = context.job.numerics.storage_bytes
     samples = call.samples_per_prompt if engine.shares_prefixes else 1
     own_prompt = call.prompt_tokens / samples
-    together = tokens_together(context.model, own_prompt, output, continuous=engine.continuous)
-    staggered = tokens_staggered(context.model, own_prompt, output) if engine.continuous else together
+    grows = engine.continuous and not engine.reserves_whole
+    together = tokens_together(context.model, own_prompt, output, grows=grows)
+    staggered = tokens_staggered(context.model, own_prompt, output) if grows else together
     per_token = bytes_per_cached_token(plans, context.model, element)
     working = np.zeros(len(plans))
     for moe in {context.model.num_moe_layers > 0, context.model.num_moe_layers == context.model.num_layers}:

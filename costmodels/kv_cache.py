@@ -43,13 +43,13 @@ def bytes_per_cached_token(plans: PlanBatch, model: ModelSpec, element_bytes: fl
     return layers * layer_bytes_per_token(model, element_bytes, plans.tensor_parallel)
 
 
-def tokens_together(model: ModelSpec, prompt_tokens: float, output: OutputLengths, *, continuous: bool) -> float:
+def tokens_together(model: ModelSpec, prompt_tokens: float, output: OutputLengths, *, grows: bool) -> float:
     """Tokens kept per sequence of a batch that starts together, where all of it keeps most.
 
-    With continuous batching ended sequences leave: the largest share still running times what each has by then.
-    Otherwise every sequence keeps room for the longest.
+    Where they take room as they grow, ended sequences leave theirs: the largest share still running times what each has
+    by then. Static batches, and engines that reserve it, keep room for the longest for every sequence.
     """
-    if not continuous:
+    if not grows:
         return float(kept_tokens(model, prompt_tokens + output.most))
     steps = output.steps(4)
     together = output.longer_than(steps) * kept_tokens(model, prompt_tokens + steps + _BLOCK_TOKENS / 2)

@@ -33,6 +33,7 @@ class EngineSpec:
         splits_stages: Whether layers can be split over pipeline stages.
         shares_prefixes: Prompts of several samples are read and kept once.
         drops_put_off: Sequences that lose their room in the cache are read anew when there is room again.
+        reserves_whole: A sequence starts when the cache has room for its prompt and the most it may become.
         kernel_launch_s: Host time to issue one kernel outside a graph.
         collective_launch_s: Host time to issue one collective outside a graph.
         step_overhead_s: Host time between two steps that nothing hides: scheduling, inputs, sampling.
@@ -59,6 +60,7 @@ class EngineSpec:
     splits_stages: bool = True
     shares_prefixes: bool = False
     drops_put_off: bool = False
+    reserves_whole: bool = False
     kernel_launch_s: float = 0.0
     collective_launch_s: float = 0.0
     step_overhead_s: float = 0.0

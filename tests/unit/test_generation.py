@@ -146,6 +146,21 @@ def test_memory_is_weights_cache_and_working_space() -> None:
     assert found.most_running(1e6, staggered=False)[0] == 0
 
 
+def test_an_engine_that_never_evicts_runs_fewer_at_once() -> None:
+    wanted, plans = call(fixed_length(896)), PlanBatch.from_plans([ExecutionPlan(micro_batch_size=2)])
+    where = context(model=llama())
+    growing, reserving = (
+        generation_memory(plans, wanted, replace(CLOCK, reserves_whole=whole), engine_context(where, CLOCK, where.job))
+        for whole in (False, True)
+    )
+    # Room for 128 + 896 tokens each from the start, of which half the output is there on average.
+    assert reserving.staggered_bytes[0] == reserving.together_bytes[0]
+    assert growing.staggered_bytes[0] / reserving.staggered_bytes[0] == pytest.approx((128 + 448 + 8) / 1024, rel=1e-3)
+    room = 2.0**32
+    fewer, more = (found.most_running(room, staggered=True)[0] for found in (reserving, growing))
+    assert 1.6 < more / fewer < 1.9
+
+
 def test_room_for_so_many_is_what_so_many_take() -> None:
     wanted = call(fixed_length(256))
     where = engine_context(context(model=llama()), CLOCK, prompt_job(wanted))
