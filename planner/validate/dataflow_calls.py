@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from planner.validate.dataflow_blind import blind_generation
 from planner.validate.dataflow_engines import engine_benchmarks
 from planner.validate.dataflow_hardware import fewest_gpus
 from planner.validate.dataflow_own_steps import own_passes
@@ -13,7 +14,7 @@ from planner.validate.experiment import Experiment
 
 
 def call_experiments(folder: Path) -> tuple[Experiment, ...]:
-    """E3, E5, the generation part of E9, E10, E11 and E14 to E16.
+    """E3, E5, the generation part of E9, E10, E11 and E14 to E17.
 
     Args:
         folder: The published runs (``PLANNER_DATA``/rlhf).
@@ -28,4 +29,5 @@ def call_experiments(folder: Path) -> tuple[Experiment, ...]:
         nemo_phases(),
         openrlhf_phases(folder),
         engine_benchmarks(),
+        blind_generation(),
     )

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 
 from costmodels.lengths import fixed_length
 from costmodels.model_calls import CallKind, ModelCall
-from costmodels.plan import PlanBatch
-from planner.dataflow.call_costs import CallSetting, price_generation
-from planner.validate.dataflow_setups import cluster_of, model_named
+from planner.validate.dataflow_setups import cluster_of, model_named, replica
 from planner.validate.experiment import Experiment, mean_and_worst
 from profiles.engines import find_engine
-from profiles.stacks import find_stack
 
 EARLY, LATER = "vllm-0.3", "vllm-2024"
 LARGEST_MEAN_ERROR, LARGEST_ERROR = 0.15, 0.3
@@ -89,19 +86,7 @@ def predicted_s(run: Benchmark, name: str = "") -> float:
         prompt_tokens=run.prompt_tokens,
         output=fixed_length(run.output_tokens),
     )
-    plans = PlanBatch.from_columns(
-        1,
-        tensor_parallel=run.tensor,
-        micro_batch_size=max(engine.prefill_tokens // run.prompt_tokens, 1),
-    )
-    table = price_generation(
-        plans,
-        call,
-        model_named(run.model),
-        CallSetting(cluster=cluster, stack=find_stack("megatron")),
-        engine,
-        room_bytes=engine.memory_utilization * cluster.device.memory_bytes,
-    )
+    table = replica(call, model_named(run.model), cluster, engine, memory_share=engine.memory_utilization)
     return float(table.time_s.min())
 
 

@@ -2,11 +2,16 @@
 
 from functools import lru_cache
 
+from costmodels.model_calls import CallTable, ModelCall
+from costmodels.plan import PlanBatch
+from planner.dataflow.call_costs import CallSetting, price_generation
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
+from profiles.engines import EngineSpec
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
+from profiles.stacks import find_stack
 
 
 @lru_cache(maxsize=32)
@@ -20,3 +25,29 @@ def cluster_of(num_devices: int, device: str, devices_per_node: int = 8) -> Clus
     """So many devices in nodes, or in part of one node."""
     nodes = max(num_devices // devices_per_node, 1)
     return parse_cluster(f"{nodes}x{min(num_devices, devices_per_node)}x{device}", default_catalog(), fabric=None)
+
+
+def replica(
+    call: ModelCall, model: ModelSpec, cluster: ClusterSpec, engine: EngineSpec, *, memory_share: float
+) -> CallTable:
+    """Ways to run a generation call by one replica on all devices of the cluster.
+
+    Args:
+        call: Prompts and answers.
+        model: Whose.
+        cluster: Over all of which tensors, and those of experts, are split.
+        engine: Who generates, and how many prompt tokens a step reads.
+        memory_share: Of device memory, for the engine to use.
+    """
+    columns = {"tensor_parallel": cluster.num_devices}
+    if model.moe is not None:
+        columns["expert_tensor_parallel"] = cluster.num_devices
+    at_once = min(max(engine.prefill_tokens // call.prompt_tokens, 1), call.num_sequences)
+    return price_generation(
+        PlanBatch.from_columns(1, **columns, micro_batch_size=at_once),
+        call,
+        model,
+        CallSetting(cluster=cluster, stack=find_stack("megatron")),
+        engine,
+        room_bytes=memory_share * cluster.device.memory_bytes,
+    )

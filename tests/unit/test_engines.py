@@ -11,7 +11,7 @@ from planner.dataflow.flow_costs import flow_costs
 from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
-from profiles.engines import find_engine
+from profiles.engines import find_engine, load_engines
 from profiles.model_presets import resolve_model
 from profiles.stacks import find_stack, rl_fit
 
@@ -32,6 +32,14 @@ def test_an_engine_waits_for_its_training_framework_only_where_there_is_one(name
     assert replace(between, step_overhead_s=serving_s, rollout_step_s=engine.rollout_step_s) == engine
     slow = engine.on_host(2.0)
     assert slow.between_training() == between.on_host(2.0)
+
+
+def test_engines_run_kernels_of_their_own() -> None:
+    labels = {"vllm": "vllm-", "sglang": "sglang-", "tensorrt": "trtllm-", "trainer": ""}
+    for name, engine in load_engines().items():
+        label = labels[name.partition("-")[0]]
+        assert engine.kernels.startswith(label), name
+        assert bool(label) == bool(engine.kernels), name
 
 
 def test_every_step_waits_in_a_dataflow_that_trains() -> None:
