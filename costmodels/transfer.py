@@ -21,8 +21,7 @@ def boundary_transfer_s(plans: PlanBatch, context: CostContext, *, apart: bool =
     t, c = plans.tensor_parallel, plans.context_parallel
     inside = plans.axis_order == AxisOrder.TP_CP_PP_DP
     stride = np.full(len(plans), MAX_DEVICES) if apart else t * c * np.where(inside, 1, plans.data_parallel)
-    # Sequence parallelism leaves the boundary tensor sharded; Megatron scatters it over t anyway.
-    scattered = plans.sequence_parallel | (context.stack.framework == "megatron")
+    scattered = plans.sequence_parallel | context.stack.scatters_boundaries
     sharded = scattered.astype(np.int64)
     crosses = (plans.pipeline_parallel > 1).astype(np.int64)
     span = np.minimum(stride, context.cluster.domain_devices)

@@ -60,7 +60,8 @@ class StackSpec:
             ``scattered`` or ``looped`` (``costmodels.lowering.routing``).
         fixed_capacity: Experts take a fixed number of tokens each, and drop or pad the rest: nobody waits to learn how
             many arrive, and ``expert_layer_s`` falls away.
-        sends_tokens_once: A token goes once to every rank that holds one of its experts; else once to every expert.
+        sends_tokens_once: A token goes once to every rank that holds one of its experts, over the network once to every
+            node; else once to every expert.
         captures_iterations: Whole iterations are captured as CUDA graphs: nothing that the host issues takes time, and
             nobody waits to learn how many tokens arrive.
         expert_dispatch: How tokens get to their experts: ``permuted`` into their order, or ``masked``, multiplied by a
@@ -76,6 +77,9 @@ class StackSpec:
         repeats_key_values: Key and value heads are copied, one per query head, before attention sees them.
         separate_products: Queries, keys and values, and gate and up, come from products of their own, whose inputs'
             gradients tensor parallelism sums one by one, and not from one product together.
+        scatters_boundaries: A tensor that every tensor-parallel rank holds whole crosses to the next pipeline stage in
+            parts, one per rank, and is gathered there; otherwise every rank sends all of it. Sequence parallelism
+            leaves it in parts anyway.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
         blocking_launches: The host waits for every kernel and collective to end before it issues the next
             (``CUDA_LAUNCH_BLOCKING=1``): nothing hides the time it takes to issue them.
@@ -194,6 +198,7 @@ class StackSpec:
     joint_adapters: bool = False
     repeats_key_values: bool = False
     separate_products: bool = False
+    scatters_boundaries: bool = False
     kernel_launch_s: float = 0.0
     blocking_launches: bool = False
     collective_launch_s: float = 0.0

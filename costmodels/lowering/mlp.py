@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from costmodels.collectives import CollectiveOp
+from costmodels.collectives import CollectiveOp, ranks_per_domain
 from costmodels.context import CostContext
 from costmodels.expert_exchange import groups_hit
 from costmodels.lowering.attention import lora_pair, tensor_block_traffic
@@ -121,11 +121,17 @@ def dense_matrices(
 
 
 def _copies(shape: RankShape, context: CostContext, moe: MoESpec) -> FloatArray:
-    """(K,) how often a token is sent, its own rank among the receivers."""
+    """(K,) how often a token is sent, its own rank or node among the receivers.
+
+    Where ranks are spread over nodes a token that goes once to each of them crosses the network once to each node. What
+    it takes from there, over the scale-up link, runs meanwhile (``costmodels.expert_exchange``).
+    """
     each = np.full(len(shape), float(moe.experts_per_token))
     if not context.stack.sends_tokens_once:
         return each
-    return groups_hit(each, np.full(len(shape), float(moe.num_experts)), shape.expert.astype(float))
+    local = ranks_per_domain(shape.expert, shape.expert_tensor, context.cluster.domain_devices)
+    receivers = np.where(local < shape.expert, shape.expert // local, shape.expert)
+    return groups_hit(each, np.full(len(shape), float(moe.num_experts)), receivers.astype(float))
 
 
 def _dispatch_traffic(calls: CallList, shape: RankShape, sent_bytes: FloatArray) -> None:

@@ -179,6 +179,18 @@ def test_kernels_made_for_it_send_a_token_once_to_every_rank_with_an_expert_of_i
     assert found == {axis: {A2A: 2 * copies * ROWS} for axis in (Axis.EXPERT_FORWARD, Axis.EXPERT_BACKWARD)}
 
 
+@pytest.mark.parametrize(("ranks", "nodes"), [(16, 2), (32, 4), (64, 8)])
+def test_over_a_network_a_token_goes_once_to_every_node_with_an_expert_of_its(ranks, nodes):
+    """Of 64 experts two are drawn; a node of eight ranks holds 64 / nodes of them (arXiv:2412.19437 section 3.2.2)."""
+    model = mixture(moe={"num_experts": 64, "shared_ffn_hidden_size": 0})
+    plan = ExecutionPlan(expert_parallel=ranks, data_parallel=64)
+    each = 64 // nodes
+    copies = nodes * (1 - (64 - each) * (63 - each) / (64 * 63))
+    found = sent("expert_mlp", plan, context(model=model, stack=stack(sends_tokens_once=True)))
+    assert found[Axis.EXPERT_FORWARD] == {A2A: pytest.approx(2 * copies * ROWS)}
+    assert sent("expert_mlp", plan, context(model=model))[Axis.EXPERT_FORWARD] == {A2A: 2 * 2 * ROWS}
+
+
 def test_expert_tensor_ranks_gather_and_reduce_the_routed_tokens():
     where = context(model=mixture(moe={"shared_ffn_hidden_size": 0}))
     plan = ExecutionPlan(tensor_parallel=4, sequence_parallel=True, expert_parallel=2, expert_tensor_parallel=4)

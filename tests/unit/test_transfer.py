@@ -1,0 +1,41 @@
+"""What crosses from one pipeline stage to the next: a part of the tensor per rank, or all of it from every rank."""
+
+import pytest
+
+from costmodels.plan import ExecutionPlan, PlanBatch
+from costmodels.transfer import boundary_transfer_s
+from profiles.stacks import load_stacks
+from tests.fakes import UnitCollectives, context, gpt, stack
+
+WHOLE = 2 * 2048 * 1024  # bytes of a sequence of 16-bit hidden states
+
+
+def crossing(*, scatters: bool, **degrees: object) -> float:
+    where = context(model=gpt(), stack=stack(scatters_boundaries=scatters), collectives=UnitCollectives())
+    plan = ExecutionPlan(pipeline_parallel=2, num_microbatches=4, **degrees)  # type: ignore[arg-type]
+    return float(boundary_transfer_s(PlanBatch.from_plans([plan]), where)[0])
+
+
+@pytest.mark.parametrize(
+    ("scatters", "split", "share"), [(False, False, 1), (False, True, 4), (True, False, 4), (True, True, 4)]
+)
+def test_a_rank_sends_its_part_where_sequences_are_split_or_the_framework_scatters(scatters, split, share):
+    sent = crossing(scatters=scatters, tensor_parallel=4, sequence_parallel=split)
+    assert sent == pytest.approx(WHOLE / share)
+
+
+def test_context_parallel_ranks_hold_parts_anyway():
+    assert crossing(scatters=False, context_parallel=2) == pytest.approx(WHOLE / 2)
+
+
+def test_a_plan_without_stages_sends_nothing():
+    where = context(model=gpt(), collectives=UnitCollectives())
+    assert boundary_transfer_s(PlanBatch.from_plans([ExecutionPlan()]), where)[0] == 0
+
+
+def test_megatron_scatters_no_more_since_its_core():
+    stacks = load_stacks()
+    assert [stacks[name].scatters_boundaries for name in ("megatron-2021", "megatron-deepspeed", "paddle", "alpa")] == [
+        True
+    ] * 4
+    assert not any(stacks[name].scatters_boundaries for name in ("megatron-core", "nanotron", "fsdp"))
