@@ -218,7 +218,7 @@ def _zero(reading: Reading, degrees: Degrees) -> tuple[int, int]:
     stage, hybrid, remark = found
     if remark:
         reading.assumptions.append(remark)
-    if reading.defaults.stack == "paxml":
+    if reading.defaults.stack == "paxml" and "dgxc" in row.text("source").lower():
         nodes = next(nodes for word, nodes in _PAXML_SHARD_NODES if word in row.text("model"))
         degree = nodes * reading.cluster.node.devices_per_node
         return stage, degree if degree < degrees.data else 0
@@ -361,6 +361,8 @@ def _gradient_dtype(row: Row, sixteen_bit_states: bool) -> str:
     ):
         return "fp32"
     publisher = f"{row.text('source')} {row.text('framework')}".lower()
+    if "gradients reduced in 16 bits" in row.text("notes").lower():
+        return "bf16"
     if sixteen_bit_states or re.search(r"dgxc|megatron-bridge|nemo|nvidia.*mlperf|mlperf.*nvidia", publisher):
         return "bf16"
     return ""

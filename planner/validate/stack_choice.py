@@ -91,6 +91,9 @@ _LITGPT_2023 = dataclasses.replace(_LITGPT, stack="litgpt-2023")
 _HUGGING_FACE_2024 = StackDefaults(stack="hf-trainer-2024", zero_is_known=False, sixteen_bit_states=True)
 _HUGGING_FACE = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer")
 _VECTORLM = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-fsdp")
+# Models whose norms are spelled out in Python, under FSDP1 without torch.compile, as Hugging Face's (IBM's fms-fsdp:
+# fms/modules/layernorm.py of foundation-model-stack, use_torch_compile=False in its scripts/train.sh).
+_PLAIN_FSDP1 = StackDefaults(stack="hf-fsdp", zero_stage=3)
 _PYTORCH = StackDefaults(stack="pytorch")
 _NANOTRON = StackDefaults(stack="nanotron", tensor_parallel_overlap=True, overlap_param_gather=False)
 _XLA = StackDefaults(stack="alpa", precision="fp16", overlap_grad_reduce=False, overlap_param_gather=False)
@@ -123,6 +126,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"nanotron|picotron", _NANOTRON),
         (r"^pytorch eager", _PYTORCH),
         (r"torchtitan|fsdp2", _FSDP),
+        (r"fsdp1", _PLAIN_FSDP1),
         (r"llm-foundry \(may 2023", _COMPOSER_2023),
         (r"composer|llm-foundry|mosaicml", _COMPOSER),
         (r"paddle", _PADDLE),

@@ -16,11 +16,20 @@ def test_torchtitan_selective_repeats_half_of_the_layers(precision) -> None:
 @pytest.mark.parametrize(("model", "gpus", "degree"), [("GPT 5B (Paxml)", 16, 8), ("GPT3 175B", 256, 128)])
 def test_paxml_shards_over_the_nodes_of_its_recipe_and_runs_transformer_engine(model, gpus, degree) -> None:
     cells = {"tp": "1", "dp": str(gpus), "num_gpus": str(gpus), "global_batch_seqs": str(4 * gpus), "zero_stage": "3"}
-    found = mapped(framework="Paxml", gpu="H100", model=model, precision="bf16", flash_attention="", **cells)
+    cells |= {"framework": "Paxml", "gpu": "H100", "model": model, "precision": "bf16"}
+    found = mapped(source="NVIDIA/dgxc-benchmarking", flash_attention="", **cells)
     assert (found.stack, found.job.attention) == ("paxml", "flash")
     assert (found.plan.zero_stage, found.plan.zero_shard_degree) == (3, degree)
     small = cells | {"dp": "8", "num_gpus": "8", "global_batch_seqs": "32"}
-    assert mapped(framework="Paxml", gpu="H100", model=model, precision="bf16", **small).plan.zero_shard_degree == 0
+    assert mapped(source="NVIDIA/dgxc-benchmarking", **small).plan.zero_shard_degree == 0
+    assert mapped(source="JAX-Toolbox", **cells).plan.zero_shard_degree == 0
+
+
+def test_fsdp1_is_plain_model_code_and_sums_gradients_as_printed() -> None:
+    cells = {"tp": "1", "dp": "8", "global_batch_seqs": "32", "zero_stage": "hsdp", "precision": "bf16", "gpu": "A100"}
+    found = mapped(framework="PyTorch FSDP1", notes="gradients reduced in 16 bits", **cells)
+    assert (found.stack, found.plan.zero_stage, found.job.gradient_dtype) == ("hf-fsdp", 3, "bf16")
+    assert mapped(framework="PyTorch FSDP", **cells).job.gradient_dtype == ""
 
 
 def test_a_micro_batch_that_is_the_best_of_several_is_an_assumption_and_says_nothing_of_memory() -> None:
