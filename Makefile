@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-versio
 .PHONY: help run test lint types contracts pytest format serve fit collectives models own-timings accuracy trials text-models
 .PHONY: bench search-report docs constraints clean
 
-.PHONY: dataflow-report
+.PHONY: dataflow-report unseen
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ own-timings: $(INSTALLED) ## Price the timings in profiles/data; rewrite docs/ow
 accuracy: $(INSTALLED) ## Rewrite docs/accuracy.md from the published runs under DATA
 	$(BIN)/python -m planner.validate.accuracy --data $(DATA)/endtoend --out docs/accuracy.md
 	@sed -n '/^## Result/,/^## Step/p' docs/accuracy.md | sed '$$d'
+
+unseen: $(INSTALLED) ## Price published runs that no fit has read; rewrite docs/unseen.md
+	$(BIN)/python -m planner.validate.unseen --out docs/unseen.md
 
 dataflow-report: $(INSTALLED) ## Rewrite docs/dataflow.md: experiments on workflows of several model calls
 	$(BIN)/python -m planner.validate.dataflow_report --data $(DATA)/rlhf --out docs/dataflow.md

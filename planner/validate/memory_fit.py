@@ -32,7 +32,7 @@ from planner.validate.mapping import scorable_rows
 from planner.validate.own_runs import own_rows
 from planner.validate.predict import RowPredictor, counted_parts
 from planner.validate.refit import fold_of, left_out_together
-from planner.validate.rows import MemoryKind, ScorableRow
+from planner.validate.rows import MemoryKind, ScorableRow, refuse_unseen
 from planner.validate.widths import residual_log_std
 from profiles.stack import StackSpec
 from profiles.stacks import load_priors
@@ -154,6 +154,7 @@ def fit_memory(
         priors: Stacks by name, whose other fields stay; the packaged ones when absent.
         left_out_with: (file, source) to the name of what is left out together; ``left_out_together`` when absent.
     """
+    refuse_unseen(rows)
     stacks = dict(priors or load_priors())
     together = left_out_together(rows) if left_out_with is None else left_out_with
     problems = _problems(rows, stacks, together)

@@ -18,7 +18,7 @@ from costmodels.plan import FloatArray, IntArray
 from planner.validate.mapping import scorable_rows
 from planner.validate.predict import RowPredictor, kernel_half_widths
 from planner.validate.report import JUDGED_APART
-from planner.validate.rows import ScorableRow
+from planner.validate.rows import ScorableRow, refuse_unseen
 from planner.validate.stack_fit import PRIOR_STD, StackFit, fit_stacks, free_parameters
 from planner.validate.widths import REPEATS_LOG_STD, log_std, residual_log_std
 from profiles.stack import StackSpec
@@ -79,6 +79,7 @@ def refit(
         left_out_with: (file, source) to the name of what is left out together; ``left_out_together`` when absent.
         jobs: Processes to use; all cores when negative.
     """
+    refuse_unseen(rows)
     start = dict(priors or load_priors())
     together = left_out_together(rows) if left_out_with is None else left_out_with
     timed = [row for row in rows if row.step_time_s is not None and not row.trend]

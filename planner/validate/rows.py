@@ -1,13 +1,17 @@
 """What a published row becomes: something the planner can price, or a reason why it cannot."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
+from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
+
+# Tables that judge the finished fits, and that no fit may read (planner.validate.unseen).
+NEVER_FITTED = frozenset({"unseen.csv"})
 
 
 class MemoryKind(StrEnum):
@@ -130,3 +134,16 @@ class UnscorableRow:
     source: str
     model_name: str
     reason: str
+
+
+def refuse_unseen(rows: Iterable[ScorableRow]) -> None:
+    """Keep the tables that judge fits out of them.
+
+    Raises:
+        SpecError: If a row is of such a table.
+    """
+    found = sorted({row.file for row in rows} & NEVER_FITTED)
+    if found:
+        raise SpecError(
+            "data", f"{found[0]} judges fits and is never fitted on", "Leave it out of the folder of tables."
+        )

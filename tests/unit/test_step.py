@@ -229,15 +229,6 @@ def test_a_micro_batch_crosses_stages_there_and_back(plan, per_crossing):
     assert found.communication_total_s["pipeline_transfer"] == pytest.approx([2 * 6 * per_crossing])
 
 
-def test_what_crosses_may_be_scattered_over_the_tensor_ranks():
-    """Section 4.1 of arXiv:2104.04473."""
-    where = context(
-        kernels=FREE, collectives=UnitCollectives(op=CollectiveOp.SEND_RECV), stack=stack(scatters_boundaries=True)
-    )
-    plan = ExecutionPlan(pipeline_parallel=2, tensor_parallel=8)
-    assert part("pipeline_transfer", plan, where) == pytest.approx(2 * 2 * S * H / 8)
-
-
 @pytest.mark.parametrize(
     ("plan", "near"),
     [

@@ -20,6 +20,7 @@ def crossing(*, scatters: bool, **degrees: object) -> float:
     ("scatters", "split", "share"), [(False, False, 1), (False, True, 4), (True, False, 4), (True, True, 4)]
 )
 def test_a_rank_sends_its_part_where_sequences_are_split_or_the_framework_scatters(scatters, split, share):
+    """Section 4.1 of arXiv:2104.04473."""
     sent = crossing(scatters=scatters, tensor_parallel=4, sequence_parallel=split)
     assert sent == pytest.approx(WHOLE / share)
 
