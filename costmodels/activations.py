@@ -19,19 +19,11 @@ from functools import partial
 
 import numpy as np
 
-from costmodels.autocast import (
-    by_sharding,
-    casts_weights,
-    fp32_stream,
-    output_bytes,
-    sharded_apart,
-    sharding_stack,
-    stream_bytes,
-)
+from costmodels.autocast import casts_weights, fp32_stream, output_bytes, run_apart, stream_bytes
 from costmodels.plan import FloatArray, PlanBatch, RecomputeModule
 from costmodels.workload import TrainingJob
 from profiles.model import LatentAttention, ModelSpec, MoESpec
-from profiles.parameters import embedding_parameters, layer_parameters
+from profiles.parameters import layer_parameters
 from profiles.stack import StackSpec
 
 _FP32 = 4.0  # bytes
@@ -99,12 +91,12 @@ def layer_activations(
         GPT-3 175B, t = 8 with sequence parallelism, b = 8, unfused attention, dropout: 2.87 GB.
     """
     kept = partial(_layer_activations, plans, model, job, moe=moe)
-    sharded = sharded_apart(stack, plans.zero_stage)
-    if sharded is None:
-        return kept(stack)
-    those, others = kept(sharding_stack(stack)), kept(stack)
-    columns = {item.name: (getattr(those, item.name), getattr(others, item.name)) for item in fields(LayerActivations)}
-    return LayerActivations(**{name: np.where(sharded, *pair) for name, pair in columns.items()})
+    found = kept(stack)
+    for chosen, other in run_apart(job, stack, plans.zero_stage):
+        those = kept(other)
+        pairs = {item.name: (getattr(those, item.name), getattr(found, item.name)) for item in fields(LayerActivations)}
+        found = LayerActivations(**{name: np.where(chosen, *pair) for name, pair in pairs.items()})
+    return found
 
 
 def _layer_activations(
@@ -195,39 +187,6 @@ def embedding_activations(plans: PlanBatch, model: ModelSpec, job: TrainingJob) 
     """(N,) bytes kept after the embedding, per micro-batch: its dropout mask (arXiv:2205.05198 section 4.2.2)."""
     per_token = _MASK * model.hidden_size if job.dropout else 0.0
     return per_token * (tokens_per_rank(plans, job) / sequence_divisor(plans))
-
-
-def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> FloatArray:
-    """(N,) bytes of logits alive at the loss of one micro-batch, vocabulary-parallel.
-
-    One copy as the head computes it and ``stack.logits_fp32_copies`` in fp32; a fused loss keeps
-    only the first (and its gradient in place). Under autocast the head's weights are cast besides.
-    """
-    return np.asarray(by_sharding(stack, plans.zero_stage, partial(_logits_bytes, plans, model, job)), dtype=np.float64)
-
-
-def late_logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> FloatArray:
-    """(N,) bytes of ``logits_bytes`` that come into being once the loss is known: all but two fp32 copies."""
-    over_t = tokens_per_rank(plans, job) / plans.tensor_parallel
-    late: FloatArray = np.maximum(_copy_bytes(plans, job, stack) - 2 * _FP32, 0.0) * model.output_width * over_t
-    return late
-
-
-def _logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> FloatArray:
-    """``logits_bytes`` of plans that all run on the stack as it is."""
-    element = job.numerics.storage_bytes
-    over_t = tokens_per_rank(plans, job) / plans.tensor_parallel
-    alive = (element + _copy_bytes(plans, job, stack)) * model.output_width * over_t
-    cast = element * embedding_parameters(model) / plans.tensor_parallel if fp32_stream(job, stack) else 0.0
-    return alive + cast
-
-
-def _copy_bytes(plans: PlanBatch, job: TrainingJob, stack: StackSpec) -> FloatArray:
-    """(N,) bytes per logit of fp32 copies."""
-    if job.fused_cross_entropy:
-        return np.zeros(len(plans))
-    split = stack.sharded_logits_fp32_copies or stack.logits_fp32_copies
-    return _FP32 * np.where(plans.tensor_parallel > 1, split, stack.logits_fp32_copies)
 
 
 def _input_bytes(job: TrainingJob, stack: StackSpec, *targets: str) -> float:

@@ -19,7 +19,7 @@ def fp32_stream(job: TrainingJob, stack: StackSpec) -> bool:
     what QLoRA leaves unquantised.
     """
     if job.task == "qlora":
-        return stack.casts_unquantised
+        return stack.casts_unquantised and job.fp32_unquantised
     wider = job.master_dtype == "fp32" and job.numerics.storage_bytes < _FP32
     return stack.autocast_weights and not job.trains_adapters_only and wider
 
@@ -44,34 +44,46 @@ def output_bytes(job: TrainingJob, stack: StackSpec) -> float:
     return stream_bytes(job, stack) if job.task == "qlora" else job.numerics.storage_bytes
 
 
-def sharding_stack(stack: StackSpec) -> StackSpec:
+def sharding_stack(stack: StackSpec, *, weights: bool = False) -> StackSpec:
     """The stack as it runs plans that shard model states: none of them casts fp32 weights.
+
+    Args:
+        stack: The stack as it runs plans that shard nothing.
+        weights: They shard weights, too: what QLoRA leaves unquantised stays in 16 bits.
 
     Source:
         huggingface/accelerate, src/accelerate/accelerator.py: Accelerator sets no ``native_amp`` under DeepSpeed, whose
         engine holds 16-bit weights beside the master copy that it shards. FSDP gathers weights in 16 bits
-        (``MixedPrecision``), so that autocast finds nothing to cast.
+        (``MixedPrecision``), so that autocast finds nothing to cast. huggingface/trl, trl/trainer/utils.py,
+        prepare_peft_model: with 4-bit weights under FSDP or ZeRO-3 (``is_sharded_qlora``) nobody calls
+        ``prepare_model_for_kbit_training``, whose fp32 tensors do not flatten with 16-bit ones.
     """
-    return replace(stack, autocast_weights=False)
+    return replace(stack, autocast_weights=False, casts_unquantised=stack.casts_unquantised and not weights)
 
 
-def sharded_apart(stack: StackSpec, zero_stage: IntArray) -> BoolArray | None:
-    """(N,) plans of such ZeRO stages that run on the ``sharding_stack``; None where all run on the stack as it is."""
-    sharded: BoolArray = zero_stage > 0
-    return sharded if stack.autocast_weights and sharded.any() else None
+def run_apart(job: TrainingJob, stack: StackSpec, zero_stage: IntArray) -> list[tuple[BoolArray, StackSpec]]:
+    """Plans of such ZeRO stages that run on a ``sharding_stack``, (N,) each, and that stack; later ones override."""
+    sharded, weights = zero_stage > 0, zero_stage > 2
+    apart = []
+    if stack.autocast_weights and sharded.any():
+        apart.append((sharded, sharding_stack(stack)))
+    if job.task == "qlora" and stack.casts_unquantised and weights.any():
+        apart.append((weights, sharding_stack(stack, weights=True)))
+    return apart
 
 
 def by_sharding(
-    stack: StackSpec, zero_stage: IntArray, price: Callable[[StackSpec], FloatArray | float]
+    job: TrainingJob, stack: StackSpec, zero_stage: IntArray, price: Callable[[StackSpec], FloatArray | float]
 ) -> FloatArray | float:
     """A price of N plans, each on the stack as it runs that plan (``sharding_stack``).
 
     Args:
+        job: What is trained.
         stack: The stack as it runs plans that shard nothing.
         zero_stage: (N,) their ZeRO stages.
         price: What a stack makes of all N: (..., N), or one number for all.
     """
-    sharded = sharded_apart(stack, zero_stage)
-    if sharded is None:
-        return price(stack)
-    return np.where(sharded, price(sharding_stack(stack)), price(stack))
+    found = price(stack)
+    for plans, other in run_apart(job, stack, zero_stage):
+        found = np.where(plans, price(other), found)
+    return found

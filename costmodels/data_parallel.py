@@ -242,7 +242,8 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[F
     # A reduction to the one rank that keeps a gradient moves what its broadcast from there would.
     owned = (zero == 2) & context.stack.reduces_to_owners
     scatter = np.where(owned, int(CollectiveOp.BROADCAST), int(CollectiveOp.REDUCE_SCATTER))
-    gradient_bytes = shards.trained * by_sharding(context.stack, zero, partial(gradient_element_bytes, context.job))
+    each = by_sharding(context.job, context.stack, zero, partial(gradient_element_bytes, context.job))
+    gradient_bytes = shards.trained * each
     replicas, degree, stride = shards.replicas, shards.degree, shards.stride
     reductions, gatherings = _messages(zero, shards, gradient_bytes, context)
     # Operation, messages, bytes of all, ranks and their distance; gradients first, parameters last.

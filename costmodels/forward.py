@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.activations import layer_activations, logits_bytes, tokens_per_rank
+from costmodels.activations import layer_activations, tokens_per_rank
 from costmodels.arrays import largest, total
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
 from costmodels.flops import forward_flops_per_token
 from costmodels.layer_costs import LayerCosts, layer_costs
+from costmodels.logits import logits_bytes
 from costmodels.memory import TensorMemory, with_overheads
 from costmodels.memory_terms import communicators, exchanged_bytes
 from costmodels.overlap import exposed_s
@@ -77,7 +78,7 @@ def forward_pass(plans: PlanBatch, context: CostContext) -> ForwardEstimate:
     trust = price_trust(costs, context)
     job = context.job
     flops = forward_flops_per_token(context.model, job.sequence_length, causal=True) * job.tokens_per_step
-    at_peak_s = flops / (plans.num_devices * peak_flops_per_s(context))
+    at_peak_s = flops / (plans.num_devices.astype(np.float64) * peak_flops_per_s(context))
     low_s, high_s = time_interval_s(time_s, trust.half_width, at_peak_s)
     weights = weight_bytes(plans, parameters, context)
     return ForwardEstimate(
@@ -166,5 +167,6 @@ def _memory(
         communicators=communicators(plans)[:, None],
         exchanged=exchanged_bytes(plans, context)[:, None],
         usable_bytes=np.full((len(plans), 1), context.cluster.device.usable_memory_bytes),
+        varied=np.full((len(plans), 1), job.varied_lengths),
     )
     return total(with_overheads(tensors, stack).values())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.arrays import total
-from costmodels.autocast import sharded_apart, sharding_stack
+from costmodels.autocast import run_apart
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
@@ -183,11 +183,10 @@ class LayerCosts:
 
 def layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
     """Lower and price every block for every distinct rank shape of the batch, on the stack as it runs each plan."""
-    sharded = sharded_apart(context.stack, plans.zero_stage)
-    if sharded is None:
-        return _layer_costs(plans, context)
-    without = replace(context, stack=sharding_stack(context.stack))
-    return _layer_costs(plans, context).mixed(sharded, _layer_costs(plans, without))
+    costs = _layer_costs(plans, context)
+    for chosen, stack in run_apart(context.job, context.stack, plans.zero_stage):
+        costs = costs.mixed(chosen, _layer_costs(plans, replace(context, stack=stack)))
+    return costs
 
 
 def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:

@@ -44,6 +44,7 @@ class TensorMemory:
         communicators: (N, 1) process groups with more than one rank that a rank takes part in.
         exchanged: (N, 1) or (N, S) bytes of one tensor that sequence parallelism gathers; see ``exchanged_bytes``.
         usable_bytes: (N, 1) device memory that programs can use.
+        varied: (N, 1) whether micro-batches differ in length.
     """
 
     parts: Mapping[str, FloatArray]
@@ -54,6 +55,7 @@ class TensorMemory:
     communicators: FloatArray
     exchanged: FloatArray
     usable_bytes: FloatArray
+    varied: BoolArray
 
 
 def joined(tables: Sequence[TensorMemory]) -> TensorMemory:
@@ -72,6 +74,7 @@ def joined(tables: Sequence[TensorMemory]) -> TensorMemory:
         communicators=np.concatenate([table.communicators for table in tables]),
         exchanged=np.concatenate([table.exchanged for table in tables]),
         usable_bytes=np.concatenate([table.usable_bytes for table in tables]),
+        varied=np.concatenate([table.varied for table in tables]),
     )
 
 
@@ -116,6 +119,7 @@ def tensor_memory(
         communicators=communicators(plans)[:, None],
         exchanged=exchanged_bytes(plans, context)[:, None],
         usable_bytes=np.full((len(plans), 1), context.cluster.device.usable_memory_bytes),
+        varied=np.full((len(plans), 1), context.job.varied_lengths),
     )
 
 
@@ -124,7 +128,7 @@ def with_overheads(tensors: TensorMemory, stack: StackSpec) -> dict[str, FloatAr
 
     Args:
         tensors: The tensors of N plans.
-        stack: Its seven fitted memory parameters are read (``planner.validate.memory_fit``).
+        stack: Its eight fitted memory parameters are read (``planner.validate.memory_fit``).
 
     Returns:
         Part name (``estimate.MEMORY_PARTS``) to (N, S) bytes, 0 in unused columns.
@@ -136,8 +140,9 @@ def with_overheads(tensors: TensorMemory, stack: StackSpec) -> dict[str, FloatAr
     parts["reserve"] = np.zeros_like(dynamic) if stack.static_memory else reserve
     held = stack.context_bytes + stack.communicator_bytes * tensors.communicators
     parts["context"] = np.broadcast_to(held, dynamic.shape)
-    if (stack.cache_fraction or stack.waiting_tensors or stack.flat_temporaries) and not stack.static_memory:
-        parts["reserve"] = parts["reserve"] + _cached(parts, tensors, stack)
+    share = np.where(tensors.varied, stack.varied_cache_fraction, stack.cache_fraction)
+    if (share.any() or stack.waiting_tensors or stack.flat_temporaries) and not stack.static_memory:
+        parts["reserve"] = parts["reserve"] + _cached(parts, tensors, stack, share)
     return parts if tensors.used.all() else {name: part * tensors.used for name, part in parts.items()}
 
 
@@ -188,15 +193,21 @@ def _offloaded_bytes(
     return largest(per_rank) * ranks
 
 
-def _cached(parts: Mapping[str, FloatArray], tensors: TensorMemory, stack: StackSpec) -> FloatArray:
+def _cached(parts: Mapping[str, FloatArray], tensors: TensorMemory, stack: StackSpec, share: FloatArray) -> FloatArray:
     """(N, S) bytes of free blocks the allocator holds on to while the device has room for them.
+
+    Args:
+        parts: What is needed besides.
+        tensors: The tensors of N plans.
+        stack: Whether blocks wait for streams, and what the optimizer leaves.
+        share: (N, 1) free blocks, as a share of what comes and goes.
 
     Source:
         PyTorch's caching allocator releases its cached blocks and tries again before it raises
         out-of-memory (PyTorch notes on CUDA semantics, memory management). It holds whole segments of 2 MiB.
     """
     room = tensors.usable_bytes - total(parts.values()) - _SEGMENT_BYTES
-    free = tensors.dynamic * stack.cache_fraction + tensors.exchanged * stack.waiting_tensors
+    free = tensors.dynamic * share + tensors.exchanged * stack.waiting_tensors
     free = free + tensors.covered * stack.flat_temporaries  # in blocks of their own
     kept: FloatArray = np.clip(room, 0.0, free)
     return kept

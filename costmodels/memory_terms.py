@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.activations import late_logits_bytes, logits_bytes, sequence_divisor, tokens_per_rank
+from costmodels.activations import sequence_divisor, tokens_per_rank
 from costmodels.arrays import total
 from costmodels.context import CostContext
 from costmodels.frozen_weights import frozen_bytes, unit_bytes
+from costmodels.logits import late_logits_bytes, logits_bytes, logits_gradient_bytes
 from costmodels.model_state import (
     autograd_gradient_bytes,
     dequantised_bytes,
@@ -85,9 +86,8 @@ def memory_terms(
     units = activation_units(plans, context, has_embedding=stages.has_embedding, has_head=stages.has_head)
     born = _born_in_backward(plans, stack)
     resident = np.where(born[:, None], 0.0, state.gradients) if born.any() else state.gradients
-    storage = context.job.numerics.storage_bytes
     end = end_gradient_bytes(plans, context)
-    head_gradient = storage * context.model.output_width * tokens_per_rank(plans, context.job) / plans.tensor_parallel
+    head_gradient = logits_gradient_bytes(plans, context.model, context.job)
     return MemoryTerms(
         activations=units,
         weights=state.weights,

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from costmodels.autocast import by_sharding
+from costmodels.autocast import by_sharding, stream_bytes
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.frozen_weights import frozen_bytes
@@ -126,7 +126,9 @@ def gradient_bytes(plans: PlanBatch, context: CostContext) -> FloatArray | float
 
 def _each(plans: PlanBatch, context: CostContext, part: Callable[[StateBytes], float]) -> FloatArray | float:
     """(N,) bytes per trained parameter, or one number for all."""
-    return by_sharding(context.stack, plans.zero_stage, lambda stack: part(state_bytes(context.job, stack)))
+    return by_sharding(
+        context.job, context.stack, plans.zero_stage, lambda stack: part(state_bytes(context.job, stack))
+    )
 
 
 def _divided(
@@ -154,7 +156,7 @@ def _frozen_bytes(
     degrees: tuple[IntArray, IntArray],
 ) -> FloatArray:
     """(N, S) bytes of the frozen weights."""
-    plain_bytes = 4.0 if context.stack.casts_unquantised else context.job.numerics.storage_bytes
+    plain_bytes = by_sharding(context.job, context.stack, plans.zero_stage, partial(stream_bytes, context.job))
     dense, expert = frozen_bytes(plans, stages, parameters, context, plain_bytes=plain_bytes)
     return _divided(plans, (dense, expert if expert.any() else None), degrees, 1.0, from_stage=3)
 

@@ -141,7 +141,7 @@ def updated_parameters(plans: PlanBatch, parameters: StageParameters) -> tuple[F
 def device_step_s(updated: FloatArray, context: CostContext, zero_stage: IntArray) -> FloatArray:
     """(N,) or (N, S) seconds of an optimizer step over so many parameters per rank on the device."""
     stretch = issue_stretch(UPDATE_ISSUE[context.stack.update], context.cluster.device)
-    traffic = by_sharding(context.stack, zero_stage, partial(traffic_bytes_per_parameter, context.job))
+    traffic = by_sharding(context.job, context.stack, zero_stage, partial(traffic_bytes_per_parameter, context.job))
     seconds: FloatArray = (updated.T * (traffic * stretch * memory_seconds_per_byte(context))).T
     return seconds
 

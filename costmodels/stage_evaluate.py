@@ -363,6 +363,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
         communicators=looked["communicators"],
         exchanged=looked["exchanged_bytes"],
         usable_bytes=looked["usable_bytes"],
+        varied=np.full((len(plans), 1), context.job.varied_lengths),
     )
 
 

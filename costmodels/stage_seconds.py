@@ -186,8 +186,8 @@ def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: Cost
     16-bit sums need no pass for the first micro-batch; ZeRO-3 accumulates shards, which are small,
     unless a pipeline keeps them whole.
     """
-    gradient = by_sharding(context.stack, plans.zero_stage, partial(gradient_element_bytes, context.job))
-    stored = by_sharding(context.stack, plans.zero_stage, partial(new_gradient_bytes, context.job))
+    gradient = by_sharding(context.job, context.stack, plans.zero_stage, partial(gradient_element_bytes, context.job))
+    stored = by_sharding(context.job, context.stack, plans.zero_stage, partial(new_gradient_bytes, context.job))
     fused = context.stack.framework == "megatron" and context.stack.gradient_dtype == "fp32"
     cast = 2 * gradient * (gradient > stored) * (context.stack.autograd_gradients == "kept")  # written and read
     per_parameter = 2 * gradient - stored if fused else 2 * gradient + stored + cast

@@ -47,8 +47,16 @@ class TrainingJob:
         lora: Adapter structure for ``lora`` and ``qlora``.
         dropout: Whether dropout masks are kept (Megatron GPT-2/3 recipes).
         padding_efficiency: Useful tokens over computed tokens; 1 for packed sequences.
+        varied_lengths: Micro-batches differ in length, each padded to its own longest sequence, so that the allocator
+            holds blocks of many sizes; ``sequence_length`` is the longest. Packed sequences, or all padded to one
+            length, do not.
         train_tokens: Length of the run in tokens, for days and dollars; None when not asked.
         fused_cross_entropy: The loss never materialises fp32 logits.
+        linear_cross_entropy: Nor any logits: the output layer and the loss run together, a few tokens at a time
+            (Liger's fused linear cross-entropy, cut cross-entropy).
+        fp32_unquantised: What QLoRA does not quantise is fp32 where its stack casts it. Not with weights that GPTQ,
+            AQLM, EETQ or HQQ quantised (huggingface/peft, src/peft/utils/other.py, prepare_model_for_kbit_training),
+            nor where nobody calls that.
         fp8_activation: The input of the activation function is kept for the backward pass in 8 bits (Megatron-Core's
             ``activation_func_fp8_input_store``), whatever the precision of the products.
         fp8_attention: So are queries, keys, values and the output of attention (Transformer Engine's
@@ -67,8 +75,11 @@ class TrainingJob:
     lora: LoraSpec | None = None
     dropout: bool = False
     padding_efficiency: float = 1.0
+    varied_lengths: bool = False
     train_tokens: float | None = None
     fused_cross_entropy: bool = False
+    linear_cross_entropy: bool = False
+    fp32_unquantised: bool = True
     fp8_activation: bool = False
     fp8_attention: bool = False
 

@@ -283,9 +283,12 @@ _JOB_OPTIONS = {
     "attention": "attention",
     "dropout": "dropout",
     "fused_loss": "fused_cross_entropy",
+    "linear_loss": "linear_cross_entropy",
+    "fp32_unquantised": "fp32_unquantised",
     "fp8_activation": "fp8_activation",
     "fp8_attention": "fp8_attention",
     "padding_efficiency": "padding_efficiency",
+    "varied_lengths": "varied_lengths",
     "lora_rank": "lora_rank",
     "lora_targets": "lora_targets",
 }

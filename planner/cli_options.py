@@ -34,6 +34,13 @@ Dropout = Annotated[bool | None, _option("--dropout/--no-dropout", "Dropout mask
 FusedLoss = Annotated[
     bool | None, _option("--fused-loss/--no-fused-loss", "The loss never materialises fp32 logits.", _JOB)
 ]
+LinearLoss = Annotated[
+    bool | None, _option("--linear-loss/--no-linear-loss", "Nor any logits: Liger, cut cross-entropy.", _JOB)
+]
+Fp32Unquantised = Annotated[
+    bool | None,
+    _option("--fp32-unquantised/--no-fp32-unquantised", "What QLoRA leaves unquantised is fp32 where cast.", _JOB),
+]
 Fp8Activation = Annotated[
     bool | None, _option("--fp8-activation/--no-fp8-activation", "Activation inputs kept in 8 bits.", _JOB)
 ]
@@ -41,6 +48,9 @@ Fp8Attention = Annotated[
     bool | None, _option("--fp8-attention/--no-fp8-attention", "Attention's tensors kept in 8 bits.", _JOB)
 ]
 Packing = Annotated[float | None, _option("--padding-efficiency", "Useful share of the tokens, 1 if packed.", _JOB)]
+VariedLengths = Annotated[
+    bool | None, _option("--varied-lengths/--one-length", "Micro-batches differ in length, --seq is the longest.", _JOB)
+]
 LoraRank = Annotated[int | None, _option("--lora-rank", "Rank of the adapters.", _JOB)]
 LoraTargets = Annotated[str | None, _option("--lora-targets", "Adapted layers, e.g. q,k,v,o.", _JOB)]
 Tokens = Annotated[str | None, _option("--tokens", "Length of the run, e.g. 15T, for days and dollars.", _JOB)]
@@ -111,9 +121,12 @@ def question(
     attention: Attention = None,
     dropout: Dropout = None,
     fused_loss: FusedLoss = None,
+    linear_loss: LinearLoss = None,
+    fp32_unquantised: Fp32Unquantised = None,
     fp8_activation: Fp8Activation = None,
     fp8_attention: Fp8Attention = None,
     padding_efficiency: Packing = None,
+    varied_lengths: VariedLengths = None,
     lora_rank: LoraRank = None,
     lora_targets: LoraTargets = None,
     tokens: Tokens = None,

@@ -105,7 +105,8 @@ class StackSpec:
             share of the dynamic (activation) part.
         fragmentation_fraction: Allocator reserve as a share of the dynamic part, never given back.
         cache_fraction: Free blocks the allocator keeps besides, as a share of the same part, and returns
-            before it runs out of memory; large where tensor sizes vary from step to step.
+            before it runs out of memory.
+        varied_cache_fraction: The same where micro-batches differ in length, and tensors with them.
         records_streams: Tensors that collectives worked on are marked as used by the stream of these, so that their
             blocks wait until the host sees the collective finished (``record_stream``; PyTorch until spring 2025).
         waiting_tensors: Tensors of sequence parallelism that wait so, because the host runs ahead of the device.
@@ -125,12 +126,14 @@ class StackSpec:
             values are a view of it, and an adapter on some of them keeps what it adds to these.
         keeps_quantised_inputs: Micro-batches whose inputs a frozen 4-bit linear layer holds, without needing them, and
             as no saved tensor: until the graph goes; 2 in loops that hold on to it until the next loss is known.
+        casts_unquantised: QLoRA trains in fp32 what is not quantised, and so the residual stream: PEFT's
+            ``prepare_model_for_kbit_training`` casts it, and layers of bitsandbytes answer in the format of their
+            input. Plans that shard weights do not (``costmodels.autocast.sharding_stack``).
         autocast_weights: Where a master copy is asked for and nothing is sharded, the weights are that copy and 16-bit
             products run under autocast: casts of the weights live from the forward to the backward pass, and the
             residual stream is fp32 (PyTorch's ``autocast``; Hugging Face's Trainer with ``bf16=True``). Plans that
             shard hold 16-bit weights (``costmodels.autocast.sharding_stack``).
-        quantises_head: 4-bit weights include the output head, and what is not quantised stays in 16 bits; otherwise
-            the head is not quantised, and what is not is cast to fp32.
+        quantises_head: 4-bit weights include the output head.
         four_bit_weight_bytes: Bytes per 4-bit weight with its constants; 0: these are quantised again (QLoRA).
         weighs_expert_outputs: Outputs of experts are weighted by their probabilities, which keeps them; otherwise the
             inputs of their last matrix are.
@@ -229,6 +232,7 @@ class StackSpec:
     static_memory: bool = False
     joint_projection: bool = False
     keeps_quantised_inputs: int = 0
+    casts_unquantised: bool = False
     autocast_weights: bool = False
     quantises_head: bool = False
     four_bit_weight_bytes: float = 0.0
@@ -241,6 +245,7 @@ class StackSpec:
     optimizer_temporaries: float = 0.0
     flat_temporaries: bool = False
     cache_fraction: float = 0.0
+    varied_cache_fraction: float = 0.0
     records_streams: bool = False
     waiting_tensors: float = 0.0
     reserve_bytes: float = 0.0
@@ -254,15 +259,7 @@ class StackSpec:
 
     def without_cache(self) -> "StackSpec":
         """The stack with an allocator that keeps no more than it must: no free blocks, none that wait for a stream."""
-        return replace(self, cache_fraction=0.0, waiting_tensors=0.0, flat_temporaries=False)
-
-    @property
-    def casts_unquantised(self) -> bool:
-        """QLoRA trains in fp32 what is not quantised, and so the residual stream.
-
-        PEFT's ``prepare_model_for_kbit_training`` casts it; layers of bitsandbytes answer in the format of their input.
-        """
-        return self.framework == "huggingface" and not self.quantises_head
+        return replace(self, cache_fraction=0.0, varied_cache_fraction=0.0, waiting_tensors=0.0, flat_temporaries=False)
 
     def gradient_format(self, precision: str) -> str:
         """Default format gradients of a model of that precision are accumulated in."""

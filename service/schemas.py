@@ -119,8 +119,17 @@ class JobBody(Body):
     )
     dropout: bool | None = None
     padding_efficiency: float | None = Field(default=None, gt=0, le=1)
+    varied_lengths: bool | None = Field(
+        default=None, description="Micro-batches differ in length; sequence_length is the longest."
+    )
     train_tokens: float | None = Field(default=None, ge=1, le=MAX_TOKENS, description="Length of the run.")
     fused_cross_entropy: bool | None = None
+    linear_cross_entropy: bool | None = Field(
+        default=None, description="The loss takes the output layer into itself, a few tokens at a time."
+    )
+    fp32_unquantised: bool | None = Field(
+        default=None, description="What QLoRA leaves unquantised is fp32; not with GPTQ, AQLM, EETQ or HQQ."
+    )
     fp8_activation: bool | None = Field(default=None, description="Activation inputs are kept in 8 bits.")
     fp8_attention: bool | None = Field(default=None, description="Attention's inputs and output are kept in 8 bits.")
 

@@ -344,6 +344,8 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             fused_cross_entropy="ce fusion" in row.text("notes").lower()
             or defaults.stack.startswith("fsdp-composer")
             or recipes.fuses_cross_entropy(row),
+            varied_lengths=wording.varies_lengths(row),
+            fp32_unquantised=wording.casts_unquantised(row),
             fp8_activation=fp8_activation,
             fp8_attention=fp8_attention,
         )

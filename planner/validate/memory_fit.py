@@ -1,7 +1,8 @@
 """Fits what stacks add to the tensors in device memory, pooled over stacks and cross-validated by source.
 
-A stack adds seven things: temporaries, fragmentation, a cache of freed blocks, blocks that wait for a communication
-stream, a fixed allocator reserve, the context, and buffers per communicator. Few sources tell much about a
+A stack adds eight things: temporaries, fragmentation, a cache of freed blocks, another where micro-batches differ in
+length, blocks that wait for a communication stream, a fixed allocator reserve, the context, and buffers per
+communicator. Few sources tell much about a
 stack, so stacks teach one another: the logarithm of a parameter is drawn around a value common to all stacks,
 which itself has a prior (empirical Bayes). A stack without measurements gets the common values.
 
@@ -59,6 +60,7 @@ PRIORS = {
     # remove fragmentation, are off by default. GMLake (arXiv:2401.08156) measures 10 to 30 %.
     "fragmentation_fraction": Prior(typical=0.1, common_std=0.5, stack_std=0.5),
     "cache_fraction": Prior(typical=0.1, common_std=0.7, stack_std=1.0),
+    "varied_cache_fraction": Prior(typical=0.1, common_std=0.7, stack_std=1.0),
     # A launch queue holds 1,024 kernels, which is how far the host may be ahead; a layer launches some fifty for its
     # forward pass and gathers two tensors in it (record_stream: pytorch/pytorch pull request 76861).
     "waiting_tensors": Prior(typical=40.0, common_std=0.5, stack_std=0.5),

@@ -179,6 +179,22 @@ def _drops_adapter_inputs(row: Row) -> bool:
     return re.search(r"litgpt|ms-swift|llama-recipes|hf peft docs", text) is not None
 
 
+def casts_unquantised(row: Row) -> bool:
+    """Whether what QLoRA leaves unquantised may be cast: not with GPTQ's weights, nor where notes deny it."""
+    text = f"{row.text('precision')} {row.text('model')} {row.text('notes')}".lower()
+    return re.search(r"gptq|no cast to fp32", text) is None
+
+
+def varies_lengths(row: Row) -> bool:
+    """Whether micro-batches are padded to their own longest sample.
+
+    LitGPT's scripts do so, ms-swift unless it packs samples, and PEFT's comparison of methods.
+    """
+    text = f"{row.text('framework')} {row.text('source')}".lower()
+    packed = re.search(r"packing[ =]+true", row.text("notes").lower())
+    return packed is None and re.search(r"litgpt|ms-swift|hf peft", text) is not None
+
+
 def bracketed_micro_batch(row: Row, data_parallel: int) -> int | None:
     """Micro-batch of a row whose settings stand in brackets behind those of another, in Megatron-Bridge's columns.
 

@@ -105,9 +105,12 @@ JOB_OPTIONS: list[tuple[Sequence[str], str, Any]] = [
     (("--attention", "unfused"), "attention", "unfused"),
     (("--dropout",), "dropout", True),
     (("--fused-loss",), "fused_cross_entropy", True),
+    (("--linear-loss",), "linear_cross_entropy", True),
+    (("--no-fp32-unquantised",), "fp32_unquantised", False),
     (("--fp8-activation",), "fp8_activation", True),
     (("--fp8-attention",), "fp8_attention", True),
     (("--padding-efficiency", "0.5"), "padding_efficiency", 0.5),
+    (("--varied-lengths",), "varied_lengths", True),
     (
         ("--task", "lora", "--lora-rank", "8", "--lora-targets", "q,v"),
         "lora",

@@ -196,6 +196,7 @@ def test_the_loss_passes_over_fp32_logits(code, ahead, back):
 def test_a_job_can_ask_for_a_fused_loss():
     wanted = moved("head", job=job(fused_cross_entropy=True), stack=stack(loss="eager"))
     assert wanted == moved("head", stack=stack(loss="fused"))
+    assert wanted == moved("head", job=job(linear_cross_entropy=True), stack=stack(loss="eager"))
 
 
 def test_the_embedding_gathers_rows_and_scatters_their_gradients():
@@ -260,7 +261,8 @@ def test_what_is_not_quantised_is_fp32_with_peft():
     """Residual and activation double, and the frozen output of an adapted layer is cast back and copied."""
     task = job(task="qlora", lora=LoraSpec(rank=8, targets=("up",)))
     sixteen, upcast = (
-        moved("dense_mlp", model=llama(), job=task, stack=stack(**PEFT, quantises_head=head)) for head in (True, False)
+        moved("dense_mlp", model=llama(), job=task, stack=stack(**PEFT, casts_unquantised=cast))
+        for cast in (False, True)
     )
     ahead, back = (upcast[phase] - sixteen[phase] for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT))
     assert ahead == pytest.approx(2 * S * (3 * H + 3 * 2816 + 9 * 2816))

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from costmodels.activations import layer_activations, logits_bytes
+from costmodels.activations import layer_activations
 from costmodels.context import CostContext
 from costmodels.estimate import MEMORY_PARTS
+from costmodels.logits import logits_bytes
 from costmodels.memory import (
     ALLOCATED_PARTS,
     RESERVED_PARTS,
@@ -194,6 +195,14 @@ def test_cache_fills_the_device_but_never_overflows_it():
     assert parts(ExecutionPlan(), context(stack=cached, cluster=ClusterSpec(name="x", node=full, num_nodes=8)))[
         "reserve"
     ] == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("varied", "share"), [(False, 0.2), (True, 0.5)])
+def test_tensors_of_many_sizes_leave_a_cache_of_their_own(varied: bool, share: float):
+    cached = stack(cache_fraction=0.2, varied_cache_fraction=0.5)
+    found = parts(ExecutionPlan(), context(stack=cached, job=job(varied_lengths=varied)))
+    assert found["reserve"] == pytest.approx(share * (found["activations"] + found["logits"]))
+    assert parts(ExecutionPlan(), context(stack=cached.without_cache(), job=job(varied_lengths=varied)))["reserve"] == 0
 
 
 def test_gathered_tensors_wait_for_the_stream_that_used_them_while_there_is_room() -> None:

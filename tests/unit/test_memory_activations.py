@@ -9,9 +9,9 @@ from costmodels.activations import (
     LayerActivations,
     embedding_activations,
     layer_activations,
-    logits_bytes,
     output_activations,
 )
+from costmodels.logits import logits_bytes
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
 from costmodels.stage_activations import stage_activations
 from costmodels.stages import stage_table

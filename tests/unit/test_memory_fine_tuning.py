@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from costmodels.activations import fp32_stream, layer_activations, logits_bytes
+from costmodels.activations import layer_activations
+from costmodels.autocast import fp32_stream
 from costmodels.evaluate import evaluate
+from costmodels.logits import late_logits_bytes, logits_bytes, logits_gradient_bytes
 from costmodels.memory import tensor_memory
 from costmodels.memory_terms import memory_terms
 from costmodels.model_state import state_bytes
@@ -19,8 +21,9 @@ from costmodels.stages import stage_table
 from costmodels.workload import LORA_TARGETS, LoraSpec, TrainingJob
 from planner.validate.own_runs import own_runs
 from planner.validate.report import validate
-from profiles.parameters import layer_parameters, total_parameters
+from profiles.parameters import layer_norm_parameters, layer_parameters, total_parameters
 from profiles.precision import NF4_BYTES
+from profiles.stack import StackSpec
 from profiles.stacks import load_stacks
 from tests.fakes import RateKernels, RingCollectives, context, job, llama, stack
 
@@ -174,3 +177,55 @@ def test_our_own_runs_come_out_as_they_were_measured() -> None:
     errors = np.array([row.predicted_memory_bytes / row.measured_memory_bytes - 1 for row in rows])
     assert np.mean(np.abs(errors)) < 0.025
     assert np.max(np.abs(errors)) < 0.09  # attention op by op, recomputed
+
+
+@pytest.mark.parametrize(
+    ("on", "using", "zero", "wide"),
+    [
+        (job(task="qlora", lora=ADAPTERS), TRAINER, 2, True),
+        (job(task="qlora", lora=ADAPTERS), TRAINER, 3, False),
+        (job(task="qlora", lora=ADAPTERS, fp32_unquantised=False), TRAINER, 0, False),
+        (job(task="qlora", lora=ADAPTERS), load_stacks()["hf-fsdp"], 0, False),
+        (job(task="qlora", lora=ADAPTERS), load_stacks()["litgpt"], 0, False),
+    ],
+    ids=("shards its optimizer", "shards weights", "gptq", "flat parameters", "quantises its head"),
+)
+def test_what_is_not_quantised_is_cast_where_weights_are_whole(
+    on: TrainingJob, using: StackSpec, zero: int, wide: bool
+) -> None:
+    """Checkpoints, and 16-bit weights of embedding, norms and head."""
+    plan = ExecutionPlan(micro_batch_size=2, data_parallel=2 if zero else 1, zero_stage=zero)
+    batch = PlanBatch.from_plans([plan])
+    layer = layer_activations(batch, MODEL, on, using, moe=False)
+    assert layer.layer_input[0] == pytest.approx((4 if wide else 2) * H * TOKENS)
+    where = context(model=MODEL, job=on, stack=using)
+    narrow = replace(where, job=replace(on, fp32_unquantised=False))
+    whole, least = (
+        tensor_memory(batch, stage_table(batch, MODEL), each).parts["weights"][0, 0] for each in (where, narrow)
+    )
+    ends = (2 - using.quantises_head) * MODEL.vocab_size * H + layer_norm_parameters(MODEL) * MODEL.num_layers
+    assert whole - least == pytest.approx(2 * ends if wide else 0, rel=1e-3)
+
+
+def test_sharded_4_bit_weights_take_less_time_than_cast_ones() -> None:
+    plans = PlanBatch.from_plans([ExecutionPlan(data_parallel=8, zero_stage=zero) for zero in (2, 3)])
+    prices = {"kernels": RateKernels(), "collectives": RingCollectives(inside_bytes_per_s=1e15)}
+    where = context(model=MODEL, job=job(task="qlora", lora=ADAPTERS), stack=TRAINER, **prices)
+    plain = replace(where, job=replace(where.job, fp32_unquantised=False))
+    cast, sixteen = evaluate(plans, where).step_time_s, evaluate(plans, plain).step_time_s
+    assert cast[0] > 1.02 * sixteen[0]
+    assert cast[1] == pytest.approx(sixteen[1])
+
+
+@pytest.mark.parametrize(("sequences", "chunk"), [(2, 128), (3, 256), (1, 64)])
+def test_a_loss_with_the_output_layer_in_it_holds_the_logits_of_a_few_tokens(sequences: int, chunk: int) -> None:
+    """A vocabulary 32 times as wide as the hidden state: a 32nd of the tokens, rounded up to a power of two."""
+    assert MODEL.output_width == 32 * H
+    plans = PlanBatch.from_plans([ExecutionPlan(micro_batch_size=sequences)])
+    on = job(task="full", linear_cross_entropy=True, **SIXTEEN)
+    expected = (2 + 4) * MODEL.output_width * chunk + 2 * H * sequences * 2048
+    assert logits_bytes(plans, MODEL, on, TRAINER) == pytest.approx([expected])
+    assert logits_gradient_bytes(plans, MODEL, on) == pytest.approx([2 * MODEL.output_width * chunk])
+    few = logits_bytes(PlanBatch.from_plans([ExecutionPlan()]), MODEL, replace(on, sequence_length=1), TRAINER)
+    assert few == pytest.approx([6 * MODEL.output_width + 2 * H])
+    assert late_logits_bytes(plans, MODEL, on, TRAINER) == pytest.approx([0])

@@ -134,3 +134,16 @@ def test_with_memory_leaves_unknown_stacks_alone() -> None:
     assert found["known"].context_bytes == 7
     assert found["other"] == STACKS["other"]
     assert isinstance(found["known"], StackSpec)
+
+
+def test_lengths_that_vary_tell_of_a_cache_of_their_own() -> None:
+    fixed = runs("other", "C", TRUTH, (MemoryKind.RESERVED, MemoryKind.SMI))
+    varied = [replace(row, job=replace(row.job, varied_lengths=True)) for row in fixed]
+    much = {"other": replace(STACKS["other"], **TRUTH, varied_cache_fraction=0.6)}  # type: ignore[arg-type]
+    peaks = RowPredictor(varied).predict(much).memory_bytes
+    varied = [
+        replace(row, memory_bytes=float(peak), source="D", file="D.csv")
+        for row, peak in zip(varied, peaks, strict=True)
+    ]
+    found = fit_memory([*fixed, *varied], STACKS).stacks["other"]
+    assert found["varied_cache_fraction"] > 3 * found["cache_fraction"]

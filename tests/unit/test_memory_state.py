@@ -112,11 +112,11 @@ def test_frozen_weights_of_an_8_bit_recipe_take_one_byte():
     assert state(ExecutionPlan(), where).weights[0, 0] == pytest.approx(P + 2 * adapters)
 
 
-@pytest.mark.parametrize(("framework", "plain_bytes"), [("megatron", 2), ("huggingface", 4)])
-def test_qlora_quantises_all_but_ends_and_norms(framework, plain_bytes):
+@pytest.mark.parametrize(("casts", "plain_bytes"), [(False, 2), (True, 4)])
+def test_qlora_quantises_all_but_ends_and_norms(casts, plain_bytes):
     model = llama()
     lora = LoraSpec(rank=8)
-    where = context(model=model, job=job(task="qlora", lora=lora), stack=stack(framework=framework))
+    where = context(model=model, job=job(task="qlora", lora=lora), stack=stack(casts_unquantised=casts))
     plain = 2 * model.vocab_size * 1024 + 8 * 2 * 1024
     quantised = total_parameters(model) - plain
     adapters = 2 * total_lora_parameters(model, 8, lora.targets)
