@@ -2,10 +2,12 @@
 
 Split-conformal by group: the 5 % and 95 % quantiles of log(measured / predicted), every group (one source on one
 link, one link, one fabric, ...) weighing the same however many rows it lists, and both moved outwards by a share of
-2 / groups, because the next group varies more than few groups show. Small and large messages apart,
-because latencies and bandwidths vary differently; NVLink apart among the links never seen, because buses and
-meshes differ from one another by their topology, which a link's name does not tell. Where nothing of a class was
-measured, the interval of the next wider class holds.
+2 / groups, because the next group varies more than few groups show. Fewer than nine groups do not show which side the
+next one lies on: their interval is as wide on both. Groups that hold one another's rows, as the runs on more than 2, 4,
+8 and 16 nodes of one fabric do, are one group, or an interval would judge rows that it was taken from. Small and large
+messages apart, because latencies and bandwidths vary differently; NVLink apart among the links never seen, because
+buses and meshes differ from one another by their topology, which a link's name does not tell. Where nothing of a class
+was measured, the interval of the next wider class holds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,13 +24,17 @@ LEAST_BYTES = (0.0, LARGE_BYTES)
 TAIL = 0.05
 CLASSES = ("own", "beyond", "kin", "guess")
 FEW_GROUPS = 2.0  # see above; with it, groups kept out of their own interval are covered as promised
+# Of n groups and the next, all equally likely to be farthest off, the next one is so with probability 1 / (n + 1):
+# from nine groups on, the farthest of them bounds it on either side together as often as promised (conformal bound).
+LEAST_TO_TELL_SIDES = 9
+NESTED = ("more nodes",)  # splits whose groups of one fabric hold one another's rows
 KINDS = ("", "nvlink")
 
 
 def interval(logs: Sequence[FloatArray]) -> tuple[float, float]:
     """Low and high end of the 90 % interval of the next group's values; never on the wrong side of 0.
 
-    One or two groups say how far the next may lie and not on which side: their interval is as wide on both.
+    Few groups say how far the next may lie and not on which side: their interval is as wide on both.
     """
     values = np.concatenate(logs)
     weights = np.concatenate([np.full(len(group), 1 / len(group)) for group in logs])
@@ -37,13 +43,16 @@ def interval(logs: Sequence[FloatArray]) -> tuple[float, float]:
     low, high = (values[order][min(int(np.searchsorted(reached, q)), len(values) - 1)] for q in (TAIL, 1 - TAIL))
     wider = 1 + FEW_GROUPS / len(logs)
     ends = min(float(low), 0.0) * wider, max(float(high), 0.0) * wider
-    return ends if len(logs) > 2 else (-max(map(abs, ends)), max(map(abs, ends)))
+    return ends if len(logs) >= LEAST_TO_TELL_SIDES else (-max(map(abs, ends)), max(map(abs, ends)))
 
 
 def logs_by_group(
     judged: Iterable[Judged], *, where: str, known: str, kind: str, least_bytes: float
 ) -> dict[tuple[str, str], FloatArray]:
-    """log(measured / predicted) of every group of a class, messages of one size band; empty groups left out."""
+    """log(measured / predicted) of every group of a class, messages of one size band; empty groups left out.
+
+    Groups that hold one another's rows come as one, under the name of their fabric.
+    """
     found: dict[tuple[str, str], list[FloatArray]] = {}
     for item in judged:
         if SPLITS[item.split][:2] != (where, known) or kind not in ("", item.kind):
@@ -51,7 +60,8 @@ def logs_by_group(
         rows = (item.size_bytes >= LARGE_BYTES) == (least_bytes > 0)
         if np.any(rows):
             logs = np.log(item.time_s[rows] / item.predicted_s[rows])
-            found.setdefault((item.split, item.group), []).append(logs)
+            group = item.group.split(",")[0] if item.split in NESTED else item.group
+            found.setdefault((item.split, group), []).append(logs)
     return {key: np.concatenate(logs) for key, logs in found.items()}
 
 

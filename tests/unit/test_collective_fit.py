@@ -22,7 +22,7 @@ from costmodels.calibration.collective_fit import (
 )
 from costmodels.calibration.collective_report import page, scores
 from costmodels.calibration.collective_splits import SPLITS, Judged, judge_inside
-from costmodels.calibration.collective_spreads import interval, spread_records
+from costmodels.calibration.collective_spreads import LARGE_BYTES, interval, logs_by_group, spread_records
 from costmodels.calibration.collective_tables import (
     CLONE_S_PER_BYTE,
     MOST_SIZES,
@@ -175,13 +175,13 @@ def judged(split: str, group: str, ratios: list[float], *, kind: str = "nvlink",
 
 
 def test_groups_weigh_alike_however_many_rows_they_list() -> None:
-    logs = [np.log(np.full(900, 1.1)), np.log(np.full(10, 1.5)), np.log(np.full(10, 0.8))]
+    logs = [np.log(np.full(900, 1.1))] * 8 + [np.log(np.full(10, 1.5)), np.log(np.full(10, 0.8))]
     low, high = interval(logs)
-    assert np.exp(low) == pytest.approx(0.8 ** (1 + 2 / 3))
-    assert np.exp(high) == pytest.approx(1.5 ** (1 + 2 / 3))
-    one_sided = interval([np.log(np.full(5, 1.2))] * 3)
-    assert one_sided == (0.0, pytest.approx(5 / 3 * np.log(1.2)))
-    for few, wider in ((1, 3), (2, 2)):
+    assert np.exp(low) == pytest.approx(0.8 ** (1 + 2 / 10))
+    assert np.exp(high) == pytest.approx(1.5 ** (1 + 2 / 10))
+    one_sided = interval([np.log(np.full(5, 1.2))] * 9)
+    assert one_sided == (0.0, pytest.approx(11 / 9 * np.log(1.2)))
+    for few, wider in ((1, 3), (2, 2), (4, 1.5), (8, 1.25)):
         far = wider * np.log(1.2)
         assert interval([np.log(np.full(5, 1.2))] * few) == pytest.approx((-far, far))
 
@@ -195,6 +195,18 @@ def test_spreads_follow_classes_and_fall_back_on_the_next_wider() -> None:
     assert found["inside", "kin", "nvlink", 2.0**20].high_factor == pytest.approx(1.2**3, rel=1e-3)
     assert found["across", "own", "", 2.0**20].held_out == found["across", "beyond", "", 2.0**20].held_out
     assert ("inside", "own", "", 0.0) not in found
+
+
+def test_runs_of_one_fabric_are_one_group_and_never_judge_one_another() -> None:
+    nested = [judged("more nodes", f"efa, over {nodes}", [ratio]) for nodes, ratio in ((2, 1.5), (4, 1.4), (8, 1.1))]
+    sources = [judged("network source", f"infiniband, {name}", [1.2]) for name in "abcdefghi"]
+    groups = logs_by_group([*nested, *sources], where="across", known="beyond", kind="", least_bytes=LARGE_BYTES)
+    assert sorted(map(len, groups.values())) == [1] * 9 + [3]
+    known = [judged(name, group, [1.0]) for name in SPLITS if name != "more nodes" for group in "jk"]
+    by_split = {item.split: item for item in scores([*nested, *sources, *known])}
+    assert (by_split["more nodes"].rows, by_split["more nodes"].groups) == (3, 3)
+    # Eleven sources bound the runs by 1.2 ** (1 + 2 / 11), whatever other runs of the same fabric say.
+    assert by_split["more nodes"].covered == pytest.approx(1 / 3)
 
 
 def test_scores_and_page() -> None:
