@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.kernels.learned import Situation
+from costmodels.calibration.kernel_coverage import coverage
 from profiles.learned import LearnedCard
 from profiles.markdown import table_head, table_row
 
 Lines = Sequence[Mapping[str, Any]]
 
-_SMALL = 50  # rows below which a line says little of a share
 _NEUSIGHT = (
     "NeuSight (ASPLOS 2025, `summary/perop.csv` of its repository): {what} {error} % on cards and sizes that it has not"
     " seen, fp32; roofline there {roofline} %"
@@ -81,7 +80,7 @@ def bars(cards: Iterable[LearnedCard]) -> str:
     parts = ["## Against the bars, and against others", "", _WORDS, "", _HEAD, *rows, "", *_missed(lines)]
     if "memory" in lines:
         parts += _families(lines["memory"])
-    return "\n".join([*parts, *_coverage(lines)])
+    return "\n".join([*parts, *coverage(lines)])
 
 
 _WORDS = """Errors are means over devices, formats or classes where a split has several, the worst in brackets, in per
@@ -165,24 +164,6 @@ def _families(lines: Lines) -> list[str]:
         "met those operations; its roofline 26, 32 and 58 %.",
         "",
         *table_head(("operation held out", "rows", "MAPE", "constant roofline", "by name")),
-        *rows,
-        "",
-    ]
-
-
-def _coverage(lines: Mapping[str, Lines]) -> list[str]:
-    """How many lines of the tables below have 85 to 95 % of their rows inside the 90 % interval."""
-    every = [line for found in lines.values() for line in found if line["rows"] >= _SMALL]
-    rows = []
-    for situation in (name.lower() for name in Situation.__members__):
-        shares = np.array([line["covered"] for line in every if line["situation"] == situation])
-        if len(shares):
-            counts = ((shares < 0.85).sum(), ((shares >= 0.85) & (shares <= 0.95)).sum(), (shares > 0.95).sum())
-            rows.append(table_row(situation, len(shares), *counts, f"{100 * float(np.mean(shares)):.1f}"))
-    return [
-        f"Lines of the tables below with at least {_SMALL} rows, by the share of them inside their 90 % interval.",
-        "",
-        *table_head(("situation", "lines", "under 85 %", "85 to 95 %", "over 95 %", "mean")),
         *rows,
         "",
     ]
