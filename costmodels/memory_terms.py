@@ -56,6 +56,7 @@ class MemoryTerms:
         optimizer: Optimizer states and master weights, before any offload.
         temporaries: What an optimizer that is not fused needs for its step.
         last: Alive when the backward pass ends, beyond activations kept by other micro-batches.
+        leaving: Of those, gradients; they follow an offloaded optimizer as they come. None where none is.
         logits: At the loss of one micro-batch, on the stage with the head.
         late_logits: Of those, what comes once the loss is known.
         head: What differentiating the head needs, there.
@@ -71,6 +72,7 @@ class MemoryTerms:
     optimizer: FloatArray
     temporaries: FloatArray | None
     last: FloatArray
+    leaving: FloatArray | None
     logits: FloatArray
     late_logits: FloatArray
     head: FloatArray
@@ -87,6 +89,7 @@ def memory_terms(
     born = _born_in_backward(plans, stack)
     resident = np.where(born[:, None], 0.0, state.gradients) if born.any() else state.gradients
     end = end_gradient_bytes(plans, context)
+    last = _last_bytes(plans, stages, parameters, units, context, born=born)
     head_gradient = logits_gradient_bytes(plans, context.model, context.job)
     return MemoryTerms(
         activations=units,
@@ -97,7 +100,8 @@ def memory_terms(
         all_gradients=state.gradients,
         optimizer=state.optimizer,
         temporaries=optimizer_temporary_bytes(plans, parameters, context),
-        last=_last_bytes(plans, stages, parameters, units, context, born=born),
+        last=last,
+        leaving=last - stages.has_embedding * end[:, None],
         logits=stages.has_head * logits_bytes(plans, context.model, context.job, stack)[:, None],
         late_logits=stages.has_head * late_logits_bytes(plans, context.model, context.job, stack)[:, None],
         head=stages.has_head * (head_gradient + end)[:, None],
@@ -148,12 +152,14 @@ def composed(
     start = held.kept + working + logits
     resident, optimizer, temporary = terms.gradients, terms.optimizer, terms.temporaries
     born = terms.all_gradients - resident  # there by the optimizer's step, and not before the backward pass
+    last = terms.last
     if optimizer_on_host is not None:
         stays = 1.0 - optimizer_on_host * terms.leaves
         resident, born = resident * stays, born * stays
+        last = last if terms.leaving is None else last - terms.leaving * (1.0 - stays)
         optimizer = optimizer * (1.0 - optimizer_on_host)
         temporary = None if temporary is None else temporary * (1.0 - optimizer_on_host)
-    end, states = np.maximum(terms.last + held.kept - held.newest - start, 0.0), optimizer
+    end, states = np.maximum(last + held.kept - held.newest - start, 0.0), optimizer
     covered = np.zeros_like(start)
     if temporary is not None:
         beyond = np.maximum(temporary + born - start - end, 0.0)

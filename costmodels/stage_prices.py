@@ -35,7 +35,7 @@ from costmodels.trust import price_trust
 from profiles.errors import SpecError
 
 # What is only read of stages that offload, of seconds and bytes of a whole stage.
-OFFLOAD_COLUMNS = ("host_step_s", "updated_way_s", "held_way_s", "streaming_bytes")
+OFFLOAD_COLUMNS = ("host_step_s", "updated_way_s", "held_way_s", "leaving_bytes", "streaming_bytes")
 # Seconds and bytes of a stage as a whole, nothing recomputed or offloaded.
 CONTENT_COLUMNS = (
     "forward_s",
@@ -247,6 +247,7 @@ def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, contex
         "late_logits_bytes": terms.late_logits,
         "head_bytes": terms.head,
         "communication_bytes": terms.communication,
+        "leaving_bytes": np.zeros(len(code)) if terms.leaving is None else terms.leaving,
         "streaming_bytes": np.zeros(len(code)) if terms.streaming is None else terms.streaming,
     }
     return np.stack([values[name].reshape(-1) for name in CONTENT_COLUMNS])

@@ -81,6 +81,9 @@ _MEGATRON_FULL_GRAPHS = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core
 _FSDP = StackDefaults(stack="fsdp", zero_stage=3, sequence_parallel=True)
 # Its presets do not compile (train_configs/llama2_13b.toml: compile = false); its page names what it switches on.
 _FSDP_EAGER = dataclasses.replace(_FSDP, stack="fsdp-eager")
+# Its recipes keep weights, gradients and moments in bf16 (dtype: bf16).
+_TORCHTUNE = dataclasses.replace(_FSDP, sixteen_bit_states=True)
+_TORCHTUNE_EAGER = dataclasses.replace(_FSDP_EAGER, sixteen_bit_states=True)
 _COMPOSER = StackDefaults(stack="fsdp-composer", zero_stage=3)
 _COMPOSER_2023 = StackDefaults(stack="fsdp-composer-2023", zero_stage=3)
 _COMPOSER_TRITON = StackDefaults(stack="fsdp-composer-triton", zero_stage=3)
@@ -125,6 +128,9 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"^[^|]*zero-3.*sc21", _DEEPSPEED_2021),
         (r"nanotron|picotron", _NANOTRON),
         (r"^pytorch eager", _PYTORCH),
+        (r"^torchtune \(eager", _TORCHTUNE_EAGER),
+        (r"^torchtune", _TORCHTUNE),
+        (r"^hugging face model code under fsdp", _VECTORLM),
         (r"torchtitan|fsdp2", _FSDP),
         (r"fsdp1", _PLAIN_FSDP1),
         (r"llm-foundry \(may 2023", _COMPOSER_2023),

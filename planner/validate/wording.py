@@ -173,10 +173,11 @@ def _drops_adapter_inputs(row: Row) -> bool:
     """Whether adapters keep copies and masks of what dropout leaves of their inputs.
 
     LitGPT, ms-swift and llama-recipes drop 5 % by default, the command in PEFT's documentation 10 %. So do MLPerf's
-    runs, but with a compiled kernel that draws the mask again.
+    runs, but with a compiled kernel that draws the mask again. Notes may name the share.
     """
     text = f"{row.text('framework')} {row.text('source')}".lower()
-    return re.search(r"litgpt|ms-swift|llama-recipes|hf peft docs", text) is not None
+    named = re.search(r"lora_dropout=0\.0*[1-9]", row.text("notes"))
+    return named is not None or re.search(r"litgpt|ms-swift|llama-recipes|hf peft docs", text) is not None
 
 
 def casts_unquantised(row: Row) -> bool:
@@ -188,11 +189,23 @@ def casts_unquantised(row: Row) -> bool:
 def varies_lengths(row: Row) -> bool:
     """Whether micro-batches are padded to their own longest sample.
 
-    LitGPT's scripts do so, ms-swift unless it packs samples, and PEFT's comparison of methods.
+    LitGPT's scripts do so, ms-swift unless it packs samples, PEFT's comparison of methods, and whoever notes it.
     """
     text = f"{row.text('framework')} {row.text('source')}".lower()
-    packed = re.search(r"packing[ =]+true", row.text("notes").lower())
-    return packed is None and re.search(r"litgpt|ms-swift|hf peft", text) is not None
+    notes = row.text("notes").lower()
+    if "samples of varied length" in notes:
+        return True
+    return re.search(r"packing[ =]+true", notes) is None and re.search(r"litgpt|ms-swift|hf peft", text) is not None
+
+
+def chunks_cross_entropy(row: Row) -> bool:
+    """Whether the loss holds its fp32 logits for a part of the tokens at a time, as torchtune's."""
+    return "chunked cross-entropy" in row.text("notes").lower()
+
+
+def projects_in_loss(row: Row) -> bool:
+    """Whether the loss projects a part of the tokens at a time, so that logits are never held (Liger)."""
+    return "fused linear cross-entropy" in row.text("notes").lower()
 
 
 def bracketed_micro_batch(row: Row, data_parallel: int) -> int | None:

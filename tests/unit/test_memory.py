@@ -168,6 +168,15 @@ def test_an_offloaded_optimizer_leaves_neither_temporaries_nor_gradients_on_the_
         assert sum(kept.values()) - sum(plain.values()) == pytest.approx(4 * P / 8)
 
 
+def test_shards_of_gradients_leave_with_an_offloaded_optimizer_as_they_come():
+    """FSDP copies them to the host after every reduction (CPUOffloadPolicy), so that they never add up."""
+    fsdp = stack(framework="fsdp", transient_gradients=True)
+    where = context(job=job(sequence_length=16), stack=fsdp)
+    plan = ExecutionPlan(data_parallel=2, zero_stage=3)
+    assert parts(plan, where)["gradients"] > 0
+    assert parts(replace(plan, offload_optimizer=True), where)["gradients"] == 0
+
+
 def test_gradients_born_in_the_backward_pass_are_no_flat_temporaries():
     """The step needs them beside its temporaries; the block that they leave free is not the optimizer's."""
     for sequence in (16, 16384):
