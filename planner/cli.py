@@ -326,8 +326,10 @@ def _one_model(words: Sequence[str]) -> str:
     """The model of a single job.
 
     Raises:
-        SpecError: If models are given by role, or several.
+        SpecError: If models are given by role, or several, or none.
     """
+    if not words:
+        raise SpecError("--model", "is required", "for example --model llama-3-8b; planner models lists them")
     if any("=" in word for word in words):
         problem = f"{words[-1][:60]!r} names a role, and a single job has none"
         raise SpecError("--model", problem, "for a workflow add --job, e.g. --job ppo")

@@ -178,6 +178,8 @@ def asks(command: Callable[..., None], *, also: Callable[..., None] | None = Non
     own = list(inspect.signature(command).parameters.values())[1:]
     shared = list(inspect.signature(question).parameters.values())
     more = [] if also is None else list(inspect.signature(also).parameters.values())
+    if also is not None:  # a workflow's file may name its models
+        shared = [item.replace(default=[]) if item.name == "model" else item for item in shared]
     parameters = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in (*shared, *own, *more)]
 
     @wraps(command)

@@ -75,9 +75,9 @@ def _axes(plan: FlowPlan) -> list[str]:
     for tick in range(6):
         time_s = plan.total_s * tick / 5
         place = _x(time_s, plan)
-        parts.append(
-            f'<text x="{place:.1f}" y="{_TOP + _HEIGHT + 16}" text-anchor="middle">{escape(seconds(time_s))}</text>'
-        )
+        anchor = {0: "start", 5: "end"}.get(tick, "middle")  # nothing hangs over the edge
+        words = escape(seconds(time_s)) if tick else "0"
+        parts.append(f'<text x="{place:.1f}" y="{_TOP + _HEIGHT + 16}" text-anchor="{anchor}">{words}</text>')
     return parts
 
 

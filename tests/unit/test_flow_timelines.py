@@ -16,6 +16,7 @@ from planner.dataflow.flow_picture import timeline_svg
 from planner.dataflow.flow_results import FlowPlan, FlowResult
 from planner.dataflow.flow_trace import trace_document
 from planner.dataflow.graph import GENERATE
+from planner.phrases import seconds
 from planner.render_flow import render_flow
 from planner.schema_flow import flow_document
 from planner.workflows import plan_dataflow
@@ -61,6 +62,9 @@ def test_a_picture_is_well_formed_and_names_what_it_shows() -> None:
     words = [element.text or "" for element in root.iter() if element.tag.endswith("text")]
     assert {"actor_gen", "actor_train", "what moves"} <= set(words)
     assert "a < b & c" in words
+    ends = {element.text: element for element in root.iter() if element.attrib.get("text-anchor") in ("start", "end")}
+    assert float(ends[seconds(plan().total_s)].attrib["x"]) <= 1181  # and no more: it ends there
+    assert ends["0"].attrib["text-anchor"] == "start"
     bars = [element for element in root.iter() if element.tag.endswith("rect") and len(element)]
     drawn = [mesh for task in plan().tasks if task.end_s > task.start_s for mesh in task.meshes]
     assert len(bars) == len(drawn)
@@ -115,6 +119,23 @@ def test_the_command_line_says_what_the_library_says(run: Any, tmp_path: Path) -
     code, out, _ = run(*ASK)
     assert code == 0
     assert "actor_gen" in out
+
+
+def test_a_file_that_names_its_models_needs_no_other(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\ndataset: [prompts]\nroles: {actor: {model: llama-3.2-1b}}\ncalls:\n"
+        "  actor_gen: {role: actor, kind: generate, inputs: [prompts], outputs: [text]}\n"
+        "  actor_train: {role: actor, kind: train, inputs: [text]}\n"
+    )
+    rest = ("--gpus", "1xH100", "--batch", "8", "--prompt", "64", "--generate", "64", "--effort", "0.01")
+    code, out, _ = run("plan", "--job", str(path), *rest)
+    assert code == 0
+    assert "actor llama-3.2-1b" in out
+    code, _, err = run("plan", "--job", "ppo", *rest)
+    assert (code, err.startswith("error: models.actor: is needed")) == (2, True)
+    code, _, err = run("plan", "--gpus", "1xH100")
+    assert (code, err.startswith("error: --model: is required. Hint: for example")) == (2, True)
 
 
 @pytest.mark.parametrize(
