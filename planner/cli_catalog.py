@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from planner.phrases import count
 from planner.schema import device_document, models_document
@@ -48,9 +49,9 @@ def show_devices(name: str) -> Shown:
         devices = [catalog.devices[key] for key in sorted(catalog.devices)]
         document = {"schema_version": SCHEMA_VERSION, "devices": [device_document(device) for device in devices]}
         return document, lambda console: _devices(devices, console)
-    device = catalog.device(name, field="device")
+    device, *others = catalog.device_matches(name, field="device")
     document = {"schema_version": SCHEMA_VERSION, "devices": [device_document(device)]}
-    return document, lambda console: _device(device, console)
+    return document, lambda console: _device(device, [other.name for other in others], console)
 
 
 def _models(models: list[dict[str, Any]], console: Console) -> None:
@@ -115,19 +116,28 @@ def _short(source: str) -> str:
     return source.removeprefix("https://").replace("huggingface.co/", "hf:").replace("/blob/main/config.json", "")
 
 
-def _device(device: DeviceSpec, console: Console) -> None:
+def _device(device: DeviceSpec, others: list[str], console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", title=device.name, title_justify="left")
     table.add_column("figure", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("source", overflow="fold")
+    table.add_column("source", justify="right", no_wrap=True)
+    sources: dict[str, int] = {}  # with the number it is shown under
+
+    def cited(name: str) -> str:
+        source = device.sources.get(name, "")
+        return f"[{sources.setdefault(source, len(sources) + 1)}]" if source else ""
+
     document = device_document(device)
     for name in ("vendor", "architecture", "num_sms", "l2_bytes", "power_w", "memory_bytes", "usable_memory_bytes"):
         value = document[name]
-        table.add_row(name, value if isinstance(value, str) else f"{value:,.0f}", device.sources.get(name, ""))
-    bandwidth = device.memory_bandwidth_bytes_per_s
+        table.add_row(name, value if isinstance(value, str) else f"{value:,.0f}", Text(cited(name)))
     name = "memory_bandwidth_bytes_per_s"
-    table.add_row(name, f"{bandwidth:,.0f}", device.sources.get(name, ""))
+    table.add_row(name, f"{device.memory_bandwidth_bytes_per_s:,.0f}", Text(cited(name)))
     for form, peak in device.peak_flops_per_s.items():
-        source = device.sources.get(f"peak_flops_per_s.{form}", device.sources.get("peak_flops_per_s", ""))
-        table.add_row(f"peak_flops_per_s.{form}", f"{peak:,.0f}", source)
+        name = f"peak_flops_per_s.{form}"
+        table.add_row(name, f"{peak:,.0f}", Text(cited(name) or cited("peak_flops_per_s")))
     console.print(table)
+    for source, number in sources.items():
+        console.print(f"[{number}] {source}", highlight=False, markup=False)
+    if others:
+        console.print(f"it could also mean {', '.join(others)}", style="dim", highlight=False)

@@ -333,6 +333,16 @@ def test_gpus(run: Any) -> None:
     assert max(len(line.rstrip()) for line in done.out.splitlines()) <= 100
     one = run("gpus", "h100")
     assert "peak_flops_per_s.bf16" in one.out
+    source = "NVIDIA H100 datasheet"  # of most figures, and said once
+    assert one.out.count(source) == 1
+    number = next(line.split()[0] for line in one.out.splitlines() if source in line)
+    assert next(line for line in one.out.splitlines() if line.startswith("power_w")).split() == [
+        "power_w",
+        "700",
+        number,
+    ]
+    assert "it could also mean H100-SXM-96GB, H100-PCIe-80GB" in one.out
+    assert "could also mean" not in run("gpus", "H100-PCIe-80GB").out
     document = json.loads(run("gpus", "--json").out)
     assert {"H100-SXM-80GB", "A100-SXM-80GB"} <= {device["name"] for device in document["devices"]}
 
