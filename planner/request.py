@@ -1,6 +1,5 @@
 """From what a user writes to a ``Request``: names looked up, defaults filled in and recorded."""
 
-import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import date
@@ -14,6 +13,7 @@ from costmodels.layer_costs import joined_devices
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
 from planner.jobs import resolve_job, with_attention
+from planner.option_kinds import check_kinds
 from planner.pins import parse_pins
 from planner.price_lists import default_collective_model, kernel_model_of
 from planner.ranking import check_objective
@@ -128,14 +128,7 @@ def _check_options(options: Options) -> None:
     """Refuse values of the wrong type, which only a caller in Python can give."""
     if not isinstance(options, Options):
         raise SpecError("options", f"must be planner.request.Options; got {str(options)[:40]!r}")
-    for item in fields(options):
-        value, optional = getattr(options, item.name), item.default is None
-        number = item.name in _NUMBERS
-        kind: Any = numbers.Real if number else bool if isinstance(item.default, bool) else str
-        if (value is None and optional) or (isinstance(value, kind) and not (number and isinstance(value, bool))):
-            continue
-        wanted = "a number" if number else "true or false" if kind is bool else "text"
-        raise SpecError(item.name, f"must be {wanted}; got {str(value)[:40]!r}")
+    check_kinds(options)
     if options.price_date:
         try:
             date.fromisoformat(options.price_date if len(options.price_date) > 7 else f"{options.price_date}-01")
@@ -143,9 +136,6 @@ def _check_options(options: Options) -> None:
             raise SpecError(
                 "price_date", f"must be a date; got {options.price_date[:40]!r}", "for example 2026-11-20 or 2026-11"
             ) from None
-
-
-_NUMBERS = ("price_per_device_hour_usd", "memory_reserve_bytes")
 
 
 def cost_context(request: Request, cluster: ClusterSpec | None = None) -> CostContext:

@@ -1,10 +1,11 @@
 """From what a user writes about a workflow to a ``FlowRequest``: names looked up, defaults filled in and recorded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from costmodels.energy_cost import Price
 from costmodels.lengths import OutputLengths
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.dataflow.flow_pins import CallPin, parse_call_pins
@@ -16,6 +17,7 @@ from planner.dataflow.presets import PRESETS, build_preset, unknown_role
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.streams import streamed
 from planner.jobs import check_precision, default_attention, default_precision, unfused_attention_note
+from planner.option_kinds import check_kinds
 from planner.request import (
     ClusterInput,
     ModelInput,
@@ -167,9 +169,9 @@ def resolve_flow(
     """
     job, models, cluster, options = plain((job, models, cluster, options))
     notes: list[Note] = []
+    _check_options(options)
     graph, described = _graph(job, options)
     graph = streamed(graph) if options.stream else graph
-    _check_options(options)
     machines = _machines(cluster, options)
     notes += [_assumed("cluster", text) for text in machines.assumptions]
     specs = _models(graph, {**described, **_by_role(models, graph)}, options, notes)
@@ -302,6 +304,7 @@ def _check_options(options: FlowOptions) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise SpecError(name, f"must be a whole number from {low} to {high}; got {str(value)[:40]}")
+    check_kinds(options)
     if not 0.01 <= options.effort <= 100:
         raise SpecError("effort", f"must be between 0.01 and 100; got {options.effort:g}")
     if options.staleness is not None and options.mode != ASYNC:
@@ -313,9 +316,8 @@ def _check_options(options: FlowOptions) -> None:
         staleness=options.staleness,
         keep_cache=options.keep_cache,
     )
-    unknown = {item.name for item in fields(options)} & {"settings"} and not isinstance(options.settings, Mapping)
-    if unknown:
-        raise SpecError("settings", f"must be a mapping; got {str(options.settings)[:40]!r}")
+    if options.price_per_device_hour_usd is not None:
+        Price(usd_per_device_hour=options.price_per_device_hour_usd)
 
 
 def _dependency(options: FlowOptions) -> str:

@@ -79,6 +79,8 @@ def read_trials(given: TrialInput | Sequence[TrialInput], *, allow_files: bool =
     Raises:
         SpecError: If a table or a row is malformed.
     """
+    if not isinstance(given, str | Path | Mapping | Sequence):
+        raise SpecError("trials", f"must be tables or rows; got {str(given)[:40]!r}", "name a table, or give rows")
     items = [given] if isinstance(given, str | Path | Mapping) else list(given)
     if not items:
         raise SpecError("trials", "none given", "name a table, or give rows")

@@ -33,6 +33,9 @@ def sweep(
         raise SpecError("backend", f"unknown value {str(backend)[:40]!r}", did_you_mean(str(backend), BACKENDS))
     if len(questions) > MAX_SWEEP:
         raise SpecError("questions", f"at most {MAX_SWEEP}; got {len(questions)}")
+    for number, question in enumerate(questions):
+        if not isinstance(question, Mapping):
+            raise SpecError(f"questions[{number}]", f"must be a mapping of arguments; got {str(question)[:40]!r}")
     from joblib import Parallel, delayed, parallel_config
 
     _prepare(backend)

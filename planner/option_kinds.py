@@ -1,0 +1,30 @@
+"""Whether the options of a public call have the types they are declared with, which only Python code can get wrong."""
+
+import numbers
+from collections.abc import Mapping
+from dataclasses import fields
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from profiles.errors import SpecError
+
+_WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text", Mapping: "a mapping"}
+
+
+def check_kinds(options: Any) -> None:
+    """Refuse the first field of a data class whose value has another type than it is declared with.
+
+    Of the types that no single word names, none is checked.
+
+    Raises:
+        SpecError: Naming the field.
+    """
+    for item in fields(options):
+        declared = get_args(item.type) if isinstance(item.type, UnionType) else (item.type,)
+        kinds = [get_origin(each) or each for each in declared if each is not type(None)]
+        value = getattr(options, item.name)
+        if len(kinds) > 1 or kinds[0] not in _WORDS or (value is None and type(None) in declared):
+            continue
+        kind = {float: numbers.Real, int: numbers.Integral}.get(kinds[0], kinds[0])
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise SpecError(item.name, f"must be {_WORDS[kinds[0]]}; got {str(value)[:40]!r}")
