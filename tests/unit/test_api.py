@@ -367,3 +367,10 @@ def test_importing_the_package_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_price_of_a_dense_model_starts_no_library_of_statistics() -> None:
+    """SciPy and what it imports took a third of the time in which a first estimate is there."""
+    code = f"import sys, planner; planner.estimate({MODEL!r}, {CLUSTER!r}); print('scipy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
