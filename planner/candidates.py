@@ -75,8 +75,7 @@ class Candidates:
                 "fix tp, pp, cp or the micro-batch size",
             )
         if len(table) != 1:
-            rows = np.repeat(np.arange(self.length), len(table))
-            self.columns = {name: column[rows] for name, column in self.columns.items()}
+            self.columns = {name: np.repeat(column, len(table)) for name, column in self.columns.items()}
         for index, name in enumerate(names):
             self.columns[name] = np.tile(table[:, index], self.length)
         self.length *= len(table)
@@ -134,7 +133,7 @@ class Candidates:
         if mask.all():
             return
         rows = np.flatnonzero(mask)
-        self.columns = {name: column[rows] for name, column in self.columns.items()}
+        self.columns = {name: np.take(column, rows) for name, column in self.columns.items()}
         self.length = len(rows)
 
     def _blame(self, batch: PlanBatch, rules: list[Rule]) -> None:
