@@ -145,7 +145,7 @@ class NodeEntry(Entry):
     host_memory_gib: float = Field(gt=0, le=1 << 24)
     collective_rank_us: float = Field(default=0, ge=0, le=1e6)
     host_time_scale: float = Field(default=1, gt=0, le=1e3)
-    product_time_scale: float = Field(default=1, gt=0, le=1e3)
+    sustained_16bit_time_scale: float = Field(default=0, ge=0, le=1e3)
     aliases: tuple[str, ...] = ()
     source: str = ""
 
@@ -180,7 +180,7 @@ class NodeEntry(Entry):
             host_memory_bytes=self.host_memory_gib * GIB,
             collective_rank_s=self.collective_rank_us * MICROSECOND,
             host_time_scale=self.host_time_scale,
-            product_time_scale=self.product_time_scale,
+            sustained_16bit_time_scale=self.sustained_16bit_time_scale,
             source=self.source or f"unsourced, from {file}",
         )
 

@@ -103,8 +103,9 @@ class NodeSpec:
             is sent and wherever the ranks sit; kernels can hide it. 0 on a cluster in good order, where
             bandwidths and latencies are all. nccl-tests show it: times that grow with the ranks alone.
         host_time_scale: Time that an engine's host code takes on its CPU, over that on an x86 server.
-        product_time_scale: Time that matrix products take on its devices, over that on others of their kind: boards may
-            be held to less power, or by heat.
+        sustained_16bit_time_scale: Time that products in 16 bits take while its devices are kept busy, power and heat
+            holding them back, over that of the short timings that prices rest on; 0 where the machine was not timed so,
+            and what training on its generation tells stands in (``StackSpec.blackwell_16bit_time_scale``).
         source: Document the figures come from.
     """
 
@@ -119,7 +120,7 @@ class NodeSpec:
     host_memory_bytes: float
     collective_rank_s: float = 0.0
     host_time_scale: float = 1.0
-    product_time_scale: float = 1.0
+    sustained_16bit_time_scale: float = 0.0
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:

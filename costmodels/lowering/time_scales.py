@@ -21,14 +21,10 @@ def kernel_time_scale(calls: KernelCallBatch, context: CostContext) -> FloatArra
     by_format = np.full(len(GEMM_FORMATS), stack.gemm_time_scale)
     by_format[GEMM_FORMATS.index("fp8")] = stack.fp8_time_scale
     by_format[GEMM_FORMATS.index("fp4")] = stack.fp4_time_scale
-    by_format *= context.cluster.node.product_time_scale
     sixteen = [GEMM_FORMATS.index("fp16"), GEMM_FORMATS.index("bf16")]
-    if architecture == "hopper":
-        by_format[sixteen] *= stack.hopper_16bit_time_scale
-    if architecture == "blackwell":
-        by_format[sixteen] *= stack.blackwell_16bit_time_scale
-        if not context.implementation:  # the training stack, and not an engine
-            by_format[GEMM_FORMATS.index("fp4")] *= narrow_stretch(context.cluster.device)
+    by_format[sixteen] *= _sustained_scale(context)
+    if architecture == "blackwell" and not context.implementation:  # the training stack, and not an engine
+        by_format[GEMM_FORMATS.index("fp4")] *= narrow_stretch(context.cluster.device)
     if architecture == "volta":
         by_format *= stack.volta_gemm_time_scale
     attention = stack.attention_time_scale
@@ -38,6 +34,18 @@ def kernel_time_scale(calls: KernelCallBatch, context: CostContext) -> FloatArra
     is_served = (calls.op == KernelOp.ATTENTION_DECODE) | (calls.op == KernelOp.FUSED_EXPERTS)
     other = np.where(calls.op == KernelOp.MEMORY, stack.memory_time_scale, np.where(is_served, 1.0, attention))
     return np.where(is_gemm, by_format[calls.gemm_format], other)
+
+
+def _sustained_scale(context: CostContext) -> float:
+    """How much longer products in 16 bits take in training than in short timings: on this machine, or its generation.
+
+    An engine's kernels are as its timings say (its stack has no such scales).
+    """
+    stack, node = context.stack, context.cluster.node
+    if node.sustained_16bit_time_scale and not context.implementation:
+        return node.sustained_16bit_time_scale
+    of_generation = {"hopper": stack.hopper_16bit_time_scale, "blackwell": stack.blackwell_16bit_time_scale}
+    return of_generation.get(node.device.architecture, 1.0)
 
 
 def narrow_stretch(device: DeviceSpec) -> float:

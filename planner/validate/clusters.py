@@ -40,10 +40,10 @@ _STALLED_RANK_S = 2.0e-4
 # FlagPerf's table of Llama-3-8B says A100, its list of hardware "NVIDIA DGX A800(80G)" and "NVIDIA_A800-SXM4-80GB"
 # (training/nvidia/llama3_8B-megatron/README.md): the same chip on links of 400 GB/s.
 _BOARDS = {("FlagPerf", "llama3_8B", "A100"): "A800"}
-# SimuMax timed products on the machine its runs ran on: of their bf16 peak they reach 0.49 on average (efficient_factor
-# of matmul in its configs/system/b200_bf16_ceperm.json; 0.45 to 0.51 where they are large), and 0.78 on the B200 of
-# aiconfigurator's timings, by which ours are priced. Attention forward is as fast there as elsewhere.
-_PRODUCT_TIME_SCALES = {"SimuMax v1.2 B200 release": 1.6}
+# SimuMax timed products at length on the machine its runs ran on: of their bf16 peak they reach 0.49 on average
+# (efficient_factor of matmul in its configs/system/b200_bf16_ceperm.json; 0.45 to 0.51 where they are large), and 0.78
+# in aiconfigurator's timings of a B200, by which ours are priced. Attention forward is as fast there as elsewhere.
+_SUSTAINED_16BIT_TIME_SCALES = {"SimuMax v1.2 B200 release": 1.6}
 # "A100s PCI-Express/NUMA was improved today so all TFLOPs have changed for the better (1-5%) - thus do not compare
 # today's numbers to yesterday's" (bigscience, train/tr11-176B-ml/chronicles-prequel.md, of February 25).
 _FIRST_DAYS = {"BigScience tr11 prequel (Jean Zay A100)": "02-25"}
@@ -86,7 +86,7 @@ def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
         nic=nic,
         nics_per_node=nics,
         collective_rank_s=_collective_rank_s(row),
-        product_time_scale=_PRODUCT_TIME_SCALES.get(row.text("source").split(" (")[0], 1.0),
+        sustained_16bit_time_scale=_SUSTAINED_16BIT_TIME_SCALES.get(row.text("source").split(" (")[0], 0.0),
     )
     name = f"{num_gpus // per_node}x{per_node}x{device.name}"
     return ClusterSpec(name=name, node=node, num_nodes=num_gpus // per_node), assumptions

@@ -92,7 +92,7 @@ class ScorableRow:
         return (
             *(self.cluster.name, node.name, node.scale_up.name, node.nic.name, str(node.nics_per_node)),
             *(str(node.nic.bandwidth_bytes_per_s), str(node.domain_devices), str(node.device.memory_bytes)),
-            *(str(node.collective_rank_s), str(node.product_time_scale)),
+            *(str(node.collective_rank_s), str(node.sustained_16bit_time_scale)),
         )
 
     @property

@@ -44,16 +44,27 @@ def test_matrix_units_set_the_pace_of_4_bits_in_training_but_not_in_engines():
     assert linear_s("nvfp4", implementation=1) == pytest.approx(whole, rel=1e-3)
 
 
-def test_a_machine_held_to_less_power_multiplies_as_much_slower_and_nothing_else_does():
-    def seconds(scale: float) -> tuple[float, float]:
-        cluster = ClusterSpec(name="fake", node=node(product_time_scale=scale), num_nodes=1)
+@pytest.mark.parametrize(("architecture", "of_stack"), [("blackwell", 1.3), ("hopper", 1.2), ("ampere", 1.0)])
+@pytest.mark.parametrize(("precision", "moved"), [("bf16", True), ("fp8", False)])
+def test_what_a_machine_sustains_stands_in_for_what_its_generation_does(architecture, of_stack, precision, moved):
+    """Products in 16 bits alone, and not both scales one on the other."""
+
+    def seconds(own: float) -> tuple[float, float]:
+        peaks = dict.fromkeys(("fp16", "bf16", "tf32", "fp32", "fp8"), 1000e12)
+        where = node(device=device(architecture=architecture, peak_flops_per_s=peaks), sustained_16bit_time_scale=own)
         costs = layer_costs(
-            PlanBatch.from_plans([ExecutionPlan()]), context(cluster=cluster, kernels=RateKernels(start_s=1.0))
+            PlanBatch.from_plans([ExecutionPlan()]),
+            context(
+                cluster=ClusterSpec(name="fake", node=where, num_nodes=1),
+                kernels=RateKernels(start_s=1.0),
+                job=job(precision=precision),
+                stack=stack(blackwell_16bit_time_scale=1.3, hopper_16bit_time_scale=1.2),
+            ),
         )
         return float(costs.dense_mlp.component("weight_gradient")[0]), float(costs.attention.component("core")[0])
 
-    (product, core), (slower, same) = seconds(1.0), seconds(1.6)
-    assert slower == pytest.approx(1.6 * product)
+    (product, core), (slower, same) = seconds(0.0), seconds(1.6)
+    assert slower == pytest.approx(product * (1.6 / of_stack if moved else 1.0))
     assert same == core
 
 

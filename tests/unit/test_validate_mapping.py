@@ -239,11 +239,13 @@ def test_a_cluster_stalls_in_some_batches_of_jobs(job: str, notes: str, stalls: 
     assert other.cluster_key != found.cluster_key
 
 
-@pytest.mark.parametrize(("source", "scale"), [("SimuMax v1.2 B200 release (real runs)", 1.6), ("somebody else", 1.0)])
-def test_products_of_a_machine_that_was_timed_take_what_they_took_there(source: str, scale: float) -> None:
+@pytest.mark.parametrize(("source", "scale"), [("SimuMax v1.2 B200 release (real runs)", 1.6), ("somebody else", 0.0)])
+def test_a_machine_that_was_timed_at_length_sustains_what_it_did_there(source: str, scale: float) -> None:
     found = mapped(source=source, gpu="B200", gpu_mem_gb="180")
-    assert found.cluster.node.product_time_scale == scale
-    other = replace(found, cluster=replace(found.cluster, node=replace(found.cluster.node, product_time_scale=3.0)))
+    assert found.cluster.node.sustained_16bit_time_scale == scale
+    other = replace(
+        found, cluster=replace(found.cluster, node=replace(found.cluster.node, sustained_16bit_time_scale=3.0))
+    )
     assert other.cluster_key != found.cluster_key
 
 
