@@ -257,7 +257,7 @@ class LinkCollectiveModel:
                 outside = _outside(groups, fits[-1])
                 near = "own" if _is_own(op, fits, cluster.node) else "kin"
                 known = np.where(outside & (near == "own"), "beyond", near)
-                kind = cluster.node.nic.kind if across else cluster.node.scale_up.kind
+                kind = cluster.node.nic.kind if across else _kind(cluster.node.scale_up)
                 yield _Part(
                     rows=rows, groups=groups, kind=kind, price_s=price_s, fits=fits, outside=outside, known=known
                 )  # fmt: skip
@@ -309,11 +309,16 @@ class LinkCollectiveModel:
 
 
 def _is_own(op: CollectiveOp, fits: tuple[Fit, ...], node: NodeSpec) -> bool:
-    """Whether the operation was timed on this very link (inside a domain) or kind of fabric (across)."""
-    last = fits[-1]
+    """Whether the operation was timed on this very link (inside a domain) or kind of fabric (across).
+
+    What stages messages is the memory of a host and how it is set up, which the name of a link does not tell.
+    """
+    last, link = fits[-1], node.scale_up
     if last.op.removesuffix("_across") != OP_NAMES[op]:
         return False
-    return last.scope == "kind" if len(fits) > 1 else (last.scope, last.name) == ("link", node.scale_up.name)
+    if len(fits) > 1:
+        return last.scope == "kind"
+    return (last.scope, last.name) == ("link", link.name) and (link.peer_to_peer or link.one_host)
 
 
 def _kind(link: LinkSpec) -> str:

@@ -115,6 +115,7 @@ class LinkEntry(Entry):
     bandwidth_gb_per_s: float = Field(gt=0, le=1e5)
     latency_us: float = Field(gt=0, le=1e6)
     peer_to_peer: bool = True
+    one_host: bool = False
     aliases: tuple[str, ...] = ()
     source: str = ""
     latency_source: str = ""
@@ -128,6 +129,7 @@ class LinkEntry(Entry):
             bandwidth_bytes_per_s=self.bandwidth_gb_per_s * GIGA,
             latency_s=self.latency_us * MICROSECOND,
             peer_to_peer=self.peer_to_peer,
+            one_host=self.one_host,
             source=f"{source}; latency: {self.latency_source}" if self.latency_source else source,
         )
 

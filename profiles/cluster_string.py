@@ -342,7 +342,8 @@ def _assemble(
     )
     assumed = []
     if overrides.scale_up is None:
-        assumed.append(f"{node.scale_up.name} between devices")
+        peers = "" if node.scale_up.peer_to_peer else " without peer access"
+        assumed.append(f"{node.scale_up.name} between devices{peers}")
     if num_nodes > 1 and overrides.fabric is None:
         assumed.append(f"{node.nics_per_node} x {node.nic.name} per node")
     elif num_nodes > 1 and overrides.nics_per_node is None:

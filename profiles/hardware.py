@@ -74,6 +74,7 @@ class LinkSpec:
         bandwidth_bytes_per_s: Per direction: per device for scale-up links, per NIC for fabrics.
         latency_s: One-way latency of a small message between two devices, library included.
         peer_to_peer: Whether devices reach each other without staging through host memory.
+        one_host: Whether the link is that of a single host that was timed, and tells of no other.
         source: Document the figures come from.
     """
 
@@ -82,6 +83,7 @@ class LinkSpec:
     bandwidth_bytes_per_s: float
     latency_s: float
     peer_to_peer: bool = True
+    one_host: bool = False
     source: str = field(default="", compare=False)
 
 

@@ -48,7 +48,12 @@ SWITCH = {
     "switch_efficiency": Range(start=0.6, low=0.1, high=0.9),
 }
 LOSSES = ("pair_loss", "low_pair_loss")
-BUS = {"sharing": Range(start=1.0, low=0.0, high=3.0)}
+# Staged messages compete for the memory of the host, whoever sends them. Peers on one processor do not compete, and a
+# ring of eight is as fast as what passes between the two processors of its host: rings of eight tell of that share
+# alone, because what else they wait for is that of their processors.
+STAGED_BUS = {"sharing": Range(start=1.0, low=0.0, high=3.0)}
+TWO_PROCESSORS = {"lanes_of_8": Range(start=0.9, low=0.1, high=1.0)}
+ONE_PROCESSOR = 4  # cards of one, where a host holds eight
 NEUTRAL = {
     "sharing": 0.0, "lanes_of_2": 1.0, "lanes_of_4": 1.0, "lanes_of_8": 1.0, "lanes_of_16": 1.0,
     "switch_hop_s": 0.0, "switch_efficiency": 0.0,
@@ -112,7 +117,7 @@ def _ranges(
     """What is free on these rows, and what stays.
 
     What few ranks lose is as elsewhere where one size of group was timed, and nothing where that is a pair: all the
-    lanes of a bridge lead to the other device.
+    lanes of a bridge lead to the other device. What peers on two processors lose is as elsewhere where none was timed.
     """
     links = {str(link) for timings in tables for link in timings.link}
     sizes = np.unique(np.concatenate([timings.ranks for timings in tables]))
@@ -121,8 +126,10 @@ def _ranges(
         ranges |= SWITCH
     bus = any(link.startswith("pcie") for link in links)
     stated = [stated_lanes(link, OP_NAMES[timings.op]) for timings in tables for link in np.unique(timings.link)]
-    if bus and len(sizes) > 1:
-        ranges |= BUS
+    if _are_peers(tables):
+        fixed |= dict.fromkeys(("lanes_of_8", "lanes_of_16"), prior.get("lanes_of_8", 1.0))
+    elif bus and len(sizes) > 1:
+        ranges |= STAGED_BUS
     if len(links) == 1:
         fixed |= stated[0]
     if bus or all(stated) or len(sizes) < 2:
@@ -130,6 +137,11 @@ def _ranges(
         if sizes.min() > 2 and not bus and not all(stated):
             fixed |= {name: prior.get(name, 0.0) for name in LOSSES}
     return ranges, {key: value for key, value in fixed.items() if key not in ranges}
+
+
+def _are_peers(tables: Sequence[LinkTimings]) -> bool:
+    """Whether all links are PCIe with peer access."""
+    return {kind_of(str(link)) for timings in tables for link in np.unique(timings.link)} == {"pcie"}
 
 
 def fit_tables(
@@ -151,16 +163,19 @@ def fit_tables(
     known = {key: value for key, value in (prior or {}).items() if value != NEUTRAL.get(key)}
     known = {key: value for key, value in known.items() if key in ranges}
     time_s = np.concatenate([timings.time_s for timings in tables])
-    fitted = fit_parameters(
-        price_of(tables),
-        time_s,
-        np.arange(len(time_s)) if rows is None else rows,
-        ranges,
-        fixed=fixed,
-        prior=known,
-        weights=np.concatenate([_weights(timings) for timings in tables]),
+    weights = np.concatenate([_weights(timings) for timings in tables])
+    chosen = np.arange(len(time_s)) if rows is None else rows
+    beyond = np.concatenate([timings.ranks for timings in tables])[chosen] > ONE_PROCESSOR
+    apart = _are_peers(tables) and bool(np.any(beyond)) and not np.all(beyond)
+    first = chosen[~beyond] if apart else chosen
+    fitted = _ordered(
+        fit_parameters(price_of(tables), time_s, first, ranges, fixed=fixed, prior=known, weights=weights)
     )
-    return _ordered(fitted)
+    if not apart:
+        return fitted
+    rest = {key: value for key, value in fitted.items() if key not in TWO_PROCESSORS}
+    fitted = fit_parameters(price_of(tables), time_s, chosen[beyond], TWO_PROCESSORS, fixed=rest, weights=weights)
+    return fitted | {"lanes_of_16": fitted["lanes_of_8"]}  # more cards than eight are on two processors too
 
 
 def _ordered(parameters: Parameters) -> Parameters:
@@ -235,23 +250,31 @@ def fit_inside(tables: Iterable[LinkTimings]) -> list[dict[str, Any]]:
     kinds = {str(link): kind_of(str(link)) for timings in given for link in np.unique(timings.link)}
     for kind in sorted(set(kinds.values())):
         links = sorted(link for link in kinds if kinds[link] == kind)
-        of_kind = [timings.where(np.isin(timings.link, links)) for timings in given]
-        priors = _priors([_ring_only(timings) for timings in of_kind], {})
-        for timings in map(_ring_only, of_kind):
+        pooled = [timings.where(np.isin(timings.link, links) & is_pooled(timings)) for timings in given]
+        priors = _priors([_ring_only(timings) for timings in pooled], {})
+        for timings in map(_ring_only, pooled):
             if len(timings):
                 records.append(fit_record(timings, scope="kind", name=kind, prior=priors.get(timings.op)))
         for link in links:
-            of_link = [timings.where(timings.link == link) for timings in of_kind]
+            of_link = [timings.where(timings.link == link) for timings in given]
             switch = SWITCH_PRIOR.get(link, {})
-            own = _priors(of_link, priors, switch=switch)
+            alone = default_catalog().link(link).one_host
+            own = _priors(of_link, {} if alone else priors, switch=switch)
             for timings in of_link:
                 if len(timings):
                     prior = own.get(timings.op, {}) | switch
                     adds = bool(switch)
                     records.append(fit_record(timings, scope="link", name=link, prior=prior, switch=adds))
-    for timings in map(_ring_only, given):
-        records.append(fit_record(timings, scope="global", name="*", prior=None))
+    for timings in (_ring_only(table.where(is_pooled(table))) for table in given):
+        if len(timings):
+            records.append(fit_record(timings, scope="global", name="*", prior=None))
     return records
+
+
+def is_pooled(timings: LinkTimings) -> NDArray[np.bool_]:
+    """(K,) whether each row tells of other hosts than its own."""
+    alone = [link for link in np.unique(timings.link) if default_catalog().link(str(link)).one_host]
+    return ~np.isin(timings.link, alone)
 
 
 def _priors(

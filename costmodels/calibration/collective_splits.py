@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from costmodels.calibration.across_fit import fabric_records
 from costmodels.calibration.across_tables import AcrossTimings, across_timings, unnamed_timings
-from costmodels.calibration.collective_fit import NEUTRAL, as_fits, fit_inside, kind_of, mesh_records, wired_records
+from costmodels.calibration.collective_fit import (
+    NEUTRAL,
+    as_fits,
+    fit_inside,
+    is_pooled,
+    kind_of,
+    mesh_records,
+    wired_records,
+)
 from costmodels.calibration.collective_tables import FloatArray, LinkTimings, inside_timings
 from costmodels.collectives import CollectiveCallBatch
 from costmodels.link_model import OP_NAMES, LinkCollectiveModel, Network, across_time_s, inside_time_s
@@ -47,7 +55,7 @@ class Judged:
         split: What kind of group: a key of ``SPLITS``.
         group: Which, e.g. ``nvlink4``.
         op: Operation.
-        kind: Kind of the link.
+        kind: Kind of the link; PCIe without peer access is one of its own.
         size_bytes, time_s, predicted_s, baseline_s: (K,) message, measured, predicted, and at data-sheet
             bandwidth and latency.
     """
@@ -91,7 +99,7 @@ def judge_inside(split: str, group: str, fits: CollectiveFits, timings: LinkTimi
                 ideal, rate = _ideal(link.latency_s), link.bandwidth_bytes_per_s
                 baseline_s[rows] = inside_time_s(timings.groups(rows), ideal, rate)
     return Judged(
-        split=split, group=group, op=OP_NAMES[timings.op], kind=catalog.link(str(timings.link[0])).kind,
+        split=split, group=group, op=OP_NAMES[timings.op], kind=kind_of(str(timings.link[0])),
         size_bytes=timings.size_bytes, time_s=timings.time_s, predicted_s=predicted_s, baseline_s=baseline_s,
     )  # fmt: skip
 
@@ -134,13 +142,15 @@ def inside_splits(folder: Path) -> Iterator[Judged]:
         for source in sources if len(sources) > 1 else []:
             rest = [t.where((t.link != link) | (t.source != source)) for t in tables]
             yield from _inside("source", f"{link}, {source}", rest, [t.where(t.source == source) for t in mine])
-    fits = _inside_fits(tables)
+    fits, fitted = _inside_fits(tables), _values(tables, "link")
     for link in _values(judged, "link"):
         mine = [timings.where(timings.link == link) for timings in judged]
+        # A host that stages messages is not another's, whatever joins its cards.
+        split = "source" if link in fitted and default_catalog().link(link).peer_to_peer else "link"
         for source in _values(mine, "source"):
             for timings in (t.where(t.source == source) for t in mine):
                 if len(timings):
-                    yield judge_inside("source", f"{link}, {source}", fits, timings)
+                    yield judge_inside(split, f"{link}, {source}", fits, timings)
     few = [timings.where(timings.ranks <= FEW_RANKS) for timings in tables]
     yield from _per_link("eight ranks", few, [timings.where(timings.ranks == 8) for timings in tables])
     small = [timings.where(timings.size_bytes <= SMALL_BYTES) for timings in tables]
@@ -152,7 +162,9 @@ def inside_splits(folder: Path) -> Iterator[Judged]:
 def _inside(split: str, group: str, rest: Sequence[LinkTimings], out: Sequence[LinkTimings]) -> Iterator[Judged]:
     kind = kind_of(_values(out, "link")[0])
     alike = [
-        timings.where(np.array([kind_of(str(link)) == kind for link in timings.link], dtype=np.bool_))
+        timings.where(
+            np.array([kind_of(str(link)) == kind for link in timings.link], dtype=np.bool_) & is_pooled(timings)
+        )
         for timings in rest
     ]
     # Records of another kind price these rows only where none of this kind is left.

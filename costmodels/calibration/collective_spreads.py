@@ -5,9 +5,10 @@ link, one link, one fabric, ...) weighing the same however many rows it lists, a
 2 / groups, because the next group varies more than few groups show. Fewer than nine groups do not show which side the
 next one lies on: their interval is as wide on both. Groups that hold one another's rows, as the runs on more than 2, 4,
 8 and 16 nodes of one fabric do, are one group, or an interval would judge rows that it was taken from. Small and large
-messages apart, because latencies and bandwidths vary differently; NVLink apart among the links never seen, because
-buses and meshes differ from one another by their topology, which a link's name does not tell. Where nothing of a class
-was measured, the interval of the next wider class holds.
+messages apart, because latencies and bandwidths vary differently; NVLink, PCIe and PCIe without peer access apart,
+because buses and meshes differ from one another by their topology, which a link's name does not tell, and hosts that
+stage messages in their memory by how that is set up. Where nothing of a class was measured, the interval of the next
+wider class holds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,8 @@ FEW_GROUPS = 2.0  # see above; with it, groups kept out of their own interval ar
 # from nine groups on, the farthest of them bounds it on either side together as often as promised (conformal bound).
 LEAST_TO_TELL_SIDES = 9
 NESTED = ("more nodes",)  # splits whose groups of one fabric hold one another's rows
-KINDS = ("", "nvlink")
+LEAST_OF_A_KIND = 2  # groups; of one, those of any kind or of the next wider class say more
+KINDS = ("", "nvlink", "pcie", "pcie-staged")
 
 
 def interval(logs: Sequence[FloatArray]) -> tuple[float, float]:
@@ -74,7 +76,7 @@ def spread_records(judged: Sequence[Judged]) -> list[dict[str, Any]]:
                 wider: dict[str, Any] | None = None
                 for known in reversed(CLASSES):
                     groups = logs_by_group(judged, where=where, known=known, kind=kind, least_bytes=least_bytes)
-                    if groups:
+                    if len(groups) >= (LEAST_OF_A_KIND if kind else 1):
                         wider = _record(groups)
                     if wider is not None:
                         key = {"where": where, "known": known, "kind": kind, "least_bytes": least_bytes}

@@ -8,6 +8,7 @@ nnScaler times what its wrappers copy around a collective along with it, and lis
 of n ranks; both are put right here (``without_copies``).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from costmodels.calibration.collective_hosts import FITTED, JUDGED, HostLog
 from costmodels.collectives import CollectiveOp
 from costmodels.link_model import OP_NAMES, Groups, wire_factor
 from profiles.catalog import default_catalog
@@ -23,12 +25,12 @@ from profiles.catalog import default_catalog
 FloatArray = NDArray[np.float64]
 
 # (source, link column) -> link of the catalogue whose bandwidth the row is measured against.
-# The L40S host reaches 20 GB/s between two cards but 2-5 GB/s among four or eight: staged through hosts.
+# The L40S host reaches 20 GB/s between two cards but 5.2 among four and 1.4 among eight: a link of its own.
 INSIDE = {
     ("aiconfigurator", "nvlink3"): "nvlink3",
     ("aiconfigurator", "nvlink4"): "nvlink4",
     ("aiconfigurator", "nvlink5"): "nvlink5",
-    ("aiconfigurator", "pcie4"): "pcie4-no-p2p",
+    ("aiconfigurator", "pcie4"): "pcie4-congested",
     ("vtrain", "nvlink3"): "nvlink3",
     ("vtrain", "nvlink2"): "nvlink2",
     ("xxrjun-nccl", "nvlink4"): "nvlink4",
@@ -40,7 +42,7 @@ INSIDE = {
     ("nnscaler", "xgmi"): "xgmi-mi250",
 }
 # Rows to judge by and never to fit on: their overheads are those of another library or of a profiler.
-JUDGED = {
+JUDGED_TABLES = {
     ("xla-perf-table", "nvlink4"): "nvlink4",
     ("xla-perf-table", "nvlink5"): "nvlink5",
     ("galvatron", "nvlink3?"): "nvlink3",
@@ -120,7 +122,7 @@ def link_of(row: Any, *, judged: bool) -> str:
     """Catalogue link of a table row to fit on, or to judge by only; empty where it is not one."""
     profiled = row.source == "vidur" and row.link in ("nvlink3", "nvlink4") and row.op != "send_recv"
     if judged:
-        return JUDGED.get((row.source, row.link), "") if profiled or row.source != "vidur" else ""
+        return JUDGED_TABLES.get((row.source, row.link), "") if profiled or row.source != "vidur" else ""
     if row.link == "pcie-across-pairs":
         return ACROSS_PAIRS.get(row.gpu, "")
     return "" if profiled else INSIDE.get((row.source, row.link), "")
@@ -137,6 +139,7 @@ def inside_timings(folder: Path, *, judged: bool = False) -> list[LinkTimings]:
     if not judged:
         rack = pd.DataFrame(RACK, columns=["name", "op", "num_gpus", "size_bytes", "time_us"])
         table = pd.concat([table, rack.assign(source=RACK_SOURCE, adds=True)], ignore_index=True)
+    table = pd.concat([table, host_rows(JUDGED if judged else FITTED)], ignore_index=True)
     table = thinned(table[[not _impossible(row) for row in table.itertuples()]])
     names = {name: op for op, name in OP_NAMES.items()}
     found = []
@@ -157,6 +160,20 @@ def inside_timings(folder: Path, *, judged: bool = False) -> list[LinkTimings]:
                 )
             )
     return found
+
+
+def host_rows(logs: Sequence[HostLog]) -> Any:
+    """Published logs of single hosts as rows of the table."""
+    return pd.DataFrame(
+        [
+            {
+                "source": log.source, "name": log.link, "op": "all_reduce", "num_gpus": log.ranks,
+                "size_bytes": size_bytes, "time_us": time_us, "adds": False,
+            }
+            for log in logs
+            for size_bytes, time_us in log.times_us
+        ]
+    )  # fmt: skip
 
 
 def without_copies(table: Any) -> Any:

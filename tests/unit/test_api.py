@@ -343,6 +343,15 @@ def test_warnings() -> None:
     assert "beyond_model_length" in {note.code for note in long.warnings}
 
 
+def test_messages_through_the_memory_of_a_host_depend_on_the_host() -> None:
+    told = {}
+    for node in ("rtx4090-8x", "rtx4090-8x-p2p", "l40s-8x-congested"):
+        told[node] = {note.code for note in api.plan(MODEL, {"node": node}, JOB, top=1).warnings}
+    one = api.plan(MODEL, {"node": "rtx4090-8x", "gpus_per_node": 1}, JOB, top=1)
+    assert [node for node, codes in told.items() if "depends_on_host" in codes] == ["rtx4090-8x"]
+    assert "depends_on_host" not in {note.code for note in one.warnings}
+
+
 def test_the_same_question_has_the_same_answer_in_every_thread() -> None:
     def ask(_: int) -> str:
         return json.dumps(to_document(api.plan(MODEL, CLUSTER, JOB, top=3)))

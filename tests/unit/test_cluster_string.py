@@ -72,6 +72,8 @@ def test_forms(text: str, device: str, num_nodes: int, per_node: int, domain: in
             ),
         ),
         ("8xH100-SXM-80GB", ("node: as dgx-h100: nvlink4 between devices",)),
+        ("8x4090", ("node: as rtx4090-8x: pcie4-no-p2p between devices without peer access",)),
+        ("rtx4090-8x-p2p", ("node: as rtx4090-8x-p2p: pcie4 between devices",)),
         (
             "2x4xH100-SXM-80GB",
             (

@@ -187,12 +187,17 @@ def test_groups_weigh_alike_however_many_rows_they_list() -> None:
 
 
 def test_spreads_follow_classes_and_fall_back_on_the_next_wider() -> None:
-    rows = [judged(split, "a", [0.9, 1.0, 1.2]) for split in SPLITS] + [judged("link", "b", [4.0], kind="pcie")]
+    rows = [judged(split, group, [0.9, 1.0, 1.2]) for split in SPLITS for group in "ac"]
+    rows += [judged("link", "b", [4.0], kind="pcie"), judged("link", "d", [7.0], kind="pcie-staged")]
+    rows += [judged("link", "e", [5.0], kind="pcie-staged")]
     content = {"records": [], "spreads": spread_records(rows)}
     spreads = parse_collective_fits(json.dumps(content)).spreads
     found = {(s.where, s.known, s.kind, s.least_bytes): s for s in spreads}
-    assert found["inside", "kin", "", 2.0**20].high_factor == pytest.approx(4.0**2, rel=1e-3)
-    assert found["inside", "kin", "nvlink", 2.0**20].high_factor == pytest.approx(1.2**3, rel=1e-3)
+    assert found["inside", "kin", "", 2.0**20].high_factor == pytest.approx(7.0 ** (1 + 2 / 5), rel=1e-3)
+    assert found["inside", "kin", "nvlink", 2.0**20].high_factor == pytest.approx(1.2**2, rel=1e-3)
+    assert found["inside", "kin", "pcie-staged", 2.0**20].high_factor == pytest.approx(7.0**2, rel=1e-3)
+    assert found["inside", "own", "pcie-staged", 2.0**20].groups == 2  # of the next wider class
+    assert ("inside", "kin", "pcie", 2.0**20) not in found  # one host says less than those of any kind
     assert found["across", "own", "", 2.0**20].held_out == found["across", "beyond", "", 2.0**20].held_out
     assert ("inside", "own", "", 0.0) not in found
 

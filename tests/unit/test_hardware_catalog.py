@@ -118,8 +118,22 @@ def test_host_code_takes_longer_on_grace(catalog: Catalog) -> None:
 
 def test_only_links_without_peer_to_peer_say_so(catalog: Catalog) -> None:
     staged = {link.name for link in catalog.links.values() if not link.peer_to_peer}
-    assert staged == {"pcie3-no-p2p", "pcie4-no-p2p", "pcie5-no-p2p"}
-    assert not catalog.nodes["rtx4090-8x"].scale_up.peer_to_peer
+    lines = {f"pcie{generation}-no-p2p" for generation in (3, 4, 5)}
+    shared = {"pcie3-no-p2p-half": 2, "pcie4-no-p2p-half": 2, "pcie4-no-p2p-quarter": 4}
+    assert staged == {*lines, *shared, "pcie4-congested"}
+    for name, cards in shared.items():
+        line = catalog.link(name.rsplit("-", 1)[0]).bandwidth_bytes_per_s
+        assert catalog.link(name).bandwidth_bytes_per_s * cards == line
+    assert {link.name for link in catalog.links.values() if link.one_host} == {"pcie4-congested"}
+
+
+def test_geforce_cards_have_no_peer_access_and_professional_ones_have(catalog: Catalog) -> None:
+    for name in ("RTX-3090", "RTX-4090", "RTX-2080-Ti"):
+        assert not catalog.nodes[catalog.device(name).default_node].scale_up.peer_to_peer, name
+    for name in ("L40S", "L4", "A10G", "T4", "A40", "RTX-A6000", "RTX-6000-Ada", "A100-PCIe-80GB", "V100-PCIe-32GB"):
+        assert catalog.nodes[catalog.device(name).default_node].scale_up.peer_to_peer, name
+    assert catalog.nodes["rtx4090-8x-p2p"].scale_up.name == "pcie4"  # with a patched driver
+    assert catalog.nodes["l40s-8x-congested"].scale_up.one_host
 
 
 # (device, column) where the public table and the catalogue differ by more than its rounding, and why.

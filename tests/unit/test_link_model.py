@@ -276,6 +276,19 @@ def test_staging_through_the_host_is_a_kind_of_its_own() -> None:
     assert staged.time_s[0] > 4 * direct.time_s[0]
 
 
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [({}, (0.9, 1.1)), ({"peer_to_peer": False}, (0.6, 9.0)), ({"peer_to_peer": False, "one_host": True}, (0.9, 1.1))],
+    ids=["peers", "staged", "one-host"],
+)
+def test_a_link_does_not_tell_which_host_stages_its_messages(more: dict, expected: tuple[float, float]) -> None:
+    own = record("all_reduce", INSIDE, scope="link", name="bus")
+    spreads = (spread("own", 0.9, 1.1), spread("kin", 0.5, 3.0), spread("kin", 0.6, 9.0, kind="pcie-staged"))
+    fits = CollectiveFits(records=model(own).fits.records, spreads=spreads)
+    machine = cluster(scale_up=link("bus", "pcie", 1e10, **more))
+    assert factors(fits, CollectiveOp.ALL_REDUCE, 1e7, 4, 4, machine) == expected
+
+
 def test_basis_interval_and_extrapolation() -> None:
     own = record("all_reduce", INSIDE, scope="link", name="fast", domain={"size_bytes": (1, 1e9), "ranks": (2, 4)})
     stated = record("all_gather", INSIDE, scope="link", name="fast", rows=0)

@@ -38,7 +38,7 @@ def table(tmp_path: Path, *rows: str):
         ("A100-SXM4-80GB", "nvlink3-pair", 2, 1, "nvlink3-bridge-a100", "ib-hdr-200", 2, False),
         ("A40", "nvlink3-pair", 2, 1, "nvlink3-bridge", "ib-hdr-200", 2, False),
         ("H100-SXM5-80GB", "pcie-across-pairs", 4, 1, "pcie5", "ib-ndr-400", 4, False),
-        ("L40S", "pcie4", 8, 1, "pcie4-no-p2p", "efa-100", 8, False),
+        ("L40S", "pcie4", 8, 1, "pcie4", "efa-100", 8, False),
         ("V100-SXM2-16GB", "v100?", 8, 1, "nvlink2", "ib-edr-100", 8, False),
         ("MI250-GCD", "xgmi", 16, 1, "xgmi-mi250", "ib-hdr-200", 16, False),
         ("someone's A100", "nvlink3?", 8, 1, "nvlink3", "ib-hdr-200", 8, False),
