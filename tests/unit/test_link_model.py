@@ -319,8 +319,30 @@ def packaged_busbw(node: str, op: CollectiveOp, size_bytes: float, ranks: int, l
         ("hgx-h800", CollectiveOp.ALL_REDUCE, 8e9, 8, 8, 215, 0.1),
         # A rack of GB200: coreweave/nccl-tests pull request 43.
         ("gb200-nvl72", CollectiveOp.ALL_REDUCE, 2.0**32, 72, 72, 839, 0.1),
+        # Eight RTX 4090 in one host, with the vendor's driver and a patched one (blog.chlc.cc).
+        ("rtx4090-8x", CollectiveOp.ALL_REDUCE, 2.0**27, 8, 8, 14.5, 0.1),
+        ("rtx4090-8x-p2p", CollectiveOp.ALL_REDUCE, 2.0**27, 8, 8, 20.6, 0.1),
+        # None of these was fitted: NVIDIA/nccl-tests issue 307, tinygrad/open-gpu-kernel-modules issue 36.
+        ("rtx4090-8x-switched", CollectiveOp.ALL_REDUCE, 2.0**30, 8, 8, 5.0, 0.3),
+        ("rtx4090-8x-p2p", CollectiveOp.ALL_REDUCE, 2.0**30, 4, 4, 25.9, 0.15),
+        # Eight L40S of aiconfigurator's tables.
+        ("l40s-8x-congested", CollectiveOp.ALL_REDUCE, 2.0**28, 2, 2, 20.1, 0.1),
+        ("l40s-8x-congested", CollectiveOp.ALL_REDUCE, 2.0**28, 4, 4, 5.2, 0.1),
+        ("l40s-8x-congested", CollectiveOp.ALL_REDUCE, 2.0**28, 8, 8, 1.42, 0.2),
     ],
-    ids=["h100-node", "h100-adapter", "h800-node", "gb200-rack"],
+    ids=[
+        "h100-node",
+        "h100-adapter",
+        "h800-node",
+        "gb200-rack",
+        "4090-staged",
+        "4090-peers",
+        "4090-switches",
+        "4090-four-peers",
+        "l40s-two",
+        "l40s-four",
+        "l40s-eight",
+    ],
 )
 def test_packaged_fits_reach_published_bus_bandwidths(node, op, size_bytes, ranks, local, published, tolerance) -> None:
     assert packaged_busbw(node, op, size_bytes, ranks, local) == pytest.approx(published, rel=tolerance)
