@@ -6,7 +6,8 @@ shows one host with and without.
 
 Fitted is that host (two sockets, eight cards on PCIe 4, no switch), the one log with all its sizes that names its
 processors, memory and topology. Everything else judges: other generations of PCIe, fewer cards, switches, virtual
-machines and a host that is badly set up. The choice is by what a log states, made before any of them was priced.
+machines and a host that is badly set up. The choice is by what a log states; their bandwidths, and how these compare
+with the rate of a line, had been read by then.
 
 Times are the out-of-place ones; where a log prints bus bandwidths only, they follow from the size.
 """
