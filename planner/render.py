@@ -113,7 +113,7 @@ def _ranking_table(plans: Sequence[PlanEstimate], devices: int, *, narrow: bool)
     right += ["zero", "mbs", "m"]
     for title in right:
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("recompute", no_wrap=True)
+    table.add_column("recompute")  # which gives way where a line is short
     for title in ("step", "tok/s/gpu", "MFU %", "GiB"):
         table.add_column(title, justify="right", no_wrap=True)
     for item in plans:

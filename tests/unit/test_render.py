@@ -53,6 +53,15 @@ def test_nothing_is_cut_off(ranking: PlanResult, pipeline: PlanResult, width: in
         assert max(len(line.rstrip()) for line in text.splitlines()) <= width
 
 
+def test_plans_that_offload_all_they_can_are_not_cut_off_either() -> None:
+    job = {"task": "qlora", "sequence_length": 512, "global_batch_size": 16}
+    offloading = api.plan("llama-3-70b", "2xRTX-4090", job, offload=True)
+    text = shown(offloading, width=80)
+    assert "weight" in text
+    assert "…" not in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+
+
 def test_optional_columns_appear_when_used(ranking: PlanResult) -> None:
     assert " ep " not in shown(ranking).splitlines()[2]
     experts = api.plan("mixtral-8x7b", "4x8xH100", JOB, top=3)
