@@ -208,5 +208,6 @@ def remedy_sentence(remedy: Remedy) -> str:
     """What one remedy leads to."""
     peak = f"peak {gib(remedy.peak_memory_bytes)}"
     if remedy.fits:
-        return f"{remedy.message}: fits, {peak}, {seconds(remedy.step_time_s)} per step on {remedy.num_devices} devices"
+        devices = "1 device" if remedy.num_devices == 1 else f"{remedy.num_devices} devices"
+        return f"{remedy.message}: fits, {peak}, {seconds(remedy.step_time_s)} per step on {devices}"
     return f"{remedy.message}: still does not fit, {peak}"

@@ -1,5 +1,7 @@
 """Quantities in words."""
 
+from dataclasses import replace
+
 import pytest
 
 from costmodels.estimate import MEMORY_PARTS, TIME_PARTS
@@ -92,3 +94,5 @@ def test_remedies(fits: bool, words: str) -> None:
         peak_memory_bytes=70.0 * GIB,
     )
     assert phrases.remedy_sentence(remedy) == words
+    alone = replace(remedy, fits=True, num_devices=1)
+    assert phrases.remedy_sentence(alone).endswith("12 s per step on 1 device")
