@@ -75,9 +75,10 @@ def plan_space(
     _sharding(candidates, domain_devices)
     _experts(candidates)
     _pipeline(candidates)
+    _axis_order(candidates, domain_devices)
     _micro_batches(candidates)
     _recomputation(candidates, named_modules=named_modules)
-    _flags(candidates, domain_devices, offload=offload)
+    _flags(candidates, offload=offload)
     return Space(plans=candidates.batch(), rejected=candidates.rejected)
 
 
@@ -302,8 +303,19 @@ def _recomputation(candidates: Candidates, *, named_modules: bool) -> None:
     )
 
 
-def _flags(candidates: Candidates, domain_devices: int, *, offload: bool) -> None:
-    """Offloading when asked for, axis order where it matters, overlap wherever it is legal.
+def _axis_order(candidates: Candidates, domain_devices: int) -> None:
+    """Pipeline or data-parallel ranks inside, where it matters; before the many ways to run the same degrees."""
+    crosses = candidates.setting.num_devices > domain_devices
+
+    def matters(columns: Columns) -> BoolArray:
+        both = (columns["pipeline_parallel"] > 1) & (columns["data_parallel"] > 1)
+        return mask((columns["axis_order"] == AxisOrder.TP_CP_DP_PP) | (both & crosses))
+
+    candidates.expand(("axis_order",), _singles([int(order) for order in AxisOrder]), keep=matters)
+
+
+def _flags(candidates: Candidates, *, offload: bool) -> None:
+    """Offloading when asked for, overlap wherever it is legal.
 
     FSDP moves weights along with the optimizer: nothing to choose.
     """
@@ -316,13 +328,6 @@ def _flags(candidates: Candidates, domain_devices: int, *, offload: bool) -> Non
         candidates.derive(offload_parameters=along)
     else:
         candidates.expand(("offload_parameters",), choices)
-    crosses = setting.num_devices > domain_devices
-
-    def matters(columns: Columns) -> BoolArray:
-        both = (columns["pipeline_parallel"] > 1) & (columns["data_parallel"] > 1)
-        return mask((columns["axis_order"] == AxisOrder.TP_CP_DP_PP) | (both & crosses))
-
-    candidates.expand(("axis_order",), _singles([int(order) for order in AxisOrder]), keep=matters)
     columns = candidates.columns
     candidates.derive(
         overlap_grad_reduce=1,

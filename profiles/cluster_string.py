@@ -24,7 +24,7 @@ from pydantic import Field
 from profiles.catalog import Catalog, default_catalog
 from profiles.catalog_entries import Entry, validated
 from profiles.errors import SpecError
-from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, MAX_NODES, ClusterSpec, LinkSpec, NodeSpec
+from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, MAX_NODES, ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 from profiles.units import GIGA
 
 MAX_TEXT_LENGTH = 200
@@ -223,9 +223,27 @@ def _node_named(match: re.Match[str], catalog: Catalog) -> NodeSpec | None:
     raise SpecError("cluster", problem, f"{count}x{short} or {count}x{each}x{short}")
 
 
+def _matches(text: str, catalog: Catalog) -> tuple[DeviceSpec, ...]:
+    """Every device the text can mean; who writes the count behind it is told where it goes."""
+    try:
+        return catalog.device_matches(text)
+    except SpecError:
+        turned = re.fullmatch(r"(.+?)\s*x\s*(\d{1,7})", text.strip(), re.IGNORECASE)
+        if turned is None or not _is_device(turned[1], catalog):
+            raise
+        raise SpecError("cluster", f"cannot read {text[:60]!r}", f"{turned[2]}x{turned[1]}") from None
+
+
+def _is_device(text: str, catalog: Catalog) -> bool:
+    try:
+        return bool(catalog.device_matches(text))
+    except SpecError:
+        return False
+
+
 def _device_and_node(text: str, catalog: Catalog, *, node: str | None) -> tuple[NodeSpec, list[str]]:
     """The node the device is assumed to sit in, and what was assumed about the device."""
-    matches = catalog.device_matches(text)
+    matches = _matches(text, catalog)
     if node is not None:
         base = catalog.node(node)
         if base.device not in matches:

@@ -142,6 +142,7 @@ def test_node_override_settles_the_device() -> None:
         ("A100:8:8", {}, f"cluster: cannot read 'A100:8:8'. Hint: {FORMS}"),
         ("8xA100:8", {}, f"cluster: '8xA100:8' counts devices twice. Hint: {FORMS}"),
         ("x" * 201, {}, f"cluster: at most 200 characters; got 201. Hint: {FORMS}"),
+        ("H100x8", {}, "cluster: cannot read 'H100x8'. Hint: 8xH100"),
         ("8xH10O", {}, "cluster.device: unknown name 'H10O'. Hint: did you mean 'H100' or 'H20' or 'V100'?"),
         ("0xH100", {}, f"cluster.num_devices: must be between 1 and {MAX_DEVICES}; got 0"),
         ("H100:0", {}, f"cluster.num_devices: must be between 1 and {MAX_DEVICES}; got 0"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch, Recompute, Schedule
+from planner.candidates import MAX_CANDIDATES
 from planner.constraints import legal, rules_for, violations
 from planner.pins import parse_pins
 from planner.request import Options, resolve_request, setting_of
@@ -15,7 +16,9 @@ from planner.rules.base import FRAMEWORKS, Setting
 from planner.search.question import ask
 from planner.search.uniform import UniformSpace
 from planner.space import Space, micro_batch_sizes, plan_space
+from profiles.catalog import default_catalog
 from profiles.errors import SpecError
+from profiles.model_presets import resolve_model
 from tests.fakes import GPT3, gpt, job, llama, mixture
 from tests.search_spaces import small_context
 
@@ -301,6 +304,18 @@ def test_too_wide_a_space_is_refused_before_it_is_built(monkeypatch: pytest.Monk
     monkeypatch.setattr("planner.candidates.MAX_CANDIDATES", 1000)
     with pytest.raises(SpecError, match=r"cluster: 64 devices allow more than 1000 plans. Hint: fix tp, pp"):
         space(setting(devices=64))
+
+
+def test_orders_that_no_mixture_of_experts_may_have_never_make_a_space_too_wide() -> None:
+    """DeepSeek-V3 on 2,048 GPUs with 32,768 tokens: 1.5 million plans, of which both orders would be too many."""
+    model = resolve_model("deepseek-v3", default_catalog()).spec
+    where = setting(devices=2048, model=model, job=job(sequence_length=32768, global_batch_size=2048))
+    plans = plan_space(where, domain_devices=8).plans
+    assert len(plans) < MAX_CANDIDATES
+    inside = plans.axis_order == AxisOrder.TP_CP_PP_DP
+    assert inside.any()
+    ranks = plans.tensor_parallel * plans.context_parallel
+    assert (plans.expert_parallel * plans.expert_tensor_parallel == ranks)[inside].all()
 
 
 def test_the_largest_search_stays_within_what_pricing_can_do() -> None:
