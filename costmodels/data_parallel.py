@@ -3,7 +3,8 @@
 Volumes after Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054, section 7): all-reduce is a
 reduce-scatter and an all-gather of the parameters' size; stages 1 and 2 move the same volume, stage 3
 gathers parameters once more for the backward pass. Hybrid sharding (HSDP) reduces across replicas of
-the shard group besides. Routed experts move within the ranks that hold the same experts.
+the shard group besides. Routed experts move within the ranks that hold the same experts. The two stages that
+hold a tied embedding sum its gradients as well.
 """
 
 from dataclasses import dataclass
@@ -225,6 +226,8 @@ def _distinct_traffic(
         )
         routed = _traffic_s(zero, expert, context)
         gradients_s, parameters_s = gradients_s + routed[0], parameters_s + routed[1]
+    if parameters.shared.any():
+        gradients_s = gradients_s + _shared_gradients_s(distinct, parameters.shared[rows], context)
     return gradients_s.reshape(shape), parameters_s.reshape(shape)
 
 
@@ -233,6 +236,32 @@ def _expert_modules(context: CostContext) -> float:
     moe, stack = context.model.moe, context.stack
     looped = stack.gather_messages_per_layer > 0 and not stack.grouped_experts
     return float(context.model.mlp_matrices * moe.num_experts) if moe is not None and looped else 1.0
+
+
+def _shared_gradients_s(plans: PlanBatch, shared: FloatArray, context: CostContext) -> FloatArray:
+    """(K * S,) seconds to sum the gradients of a tied embedding over the two stages that hold it.
+
+    They are at least half of all devices apart, unless the stages of a pipeline are neighbours. Nothing is counted
+    where gradients are sharded: what shards them runs no pipeline with tied ends (DeepSpeed refuses to, torchtitan
+    ties none).
+
+    Source:
+        Megatron-LM, megatron/core/distributed/finalize_model_grads.py, _allreduce_embedding_grads; DeepSpeed,
+        runtime/pipe/engine.py, _exec_reduce_tied_grads.
+    """
+    zero = plans.zero_stage[:, None]
+    inside = plans.tensor_parallel * plans.context_parallel * np.maximum(plans.pipeline_parallel - 1, 1)
+    stride = np.where(plans.axis_order == AxisOrder.TP_CP_PP_DP, inside, max(context.cluster.num_devices // 2, 1))
+    each = by_sharding(context.job, context.stack, plans.zero_stage, partial(gradient_element_bytes, context.job))
+    size_bytes = (shared * (zero < 2)).T * each
+    priced = price_collectives(
+        context,
+        op=np.full(shared.size, int(CollectiveOp.ALL_REDUCE), dtype=np.int64),
+        size_bytes=size_bytes.T.reshape(-1),
+        group=np.full(shared.size, 2, dtype=np.int64),
+        stride=np.repeat(stride, shared.shape[1]),
+    )
+    return priced.time_s
 
 
 def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[FloatArray, FloatArray]:

@@ -35,6 +35,8 @@ class StageParameters:
     Attributes:
         dense, expert: All parameters, frozen ones included.
         trained_dense, trained_expert: Those that get gradients and optimizer states.
+        shared: Of the dense ones, those whose gradients are summed with another stage's: a tied embedding whose two
+            uses are on stages of their own.
         dense_replicas: (N,) ranks with the same dense parameters: d*c.
         expert_replicas: (N,) ranks with the same experts: d*c*t / (e * expert-tensor).
         layers: Layers they belong to.
@@ -45,6 +47,7 @@ class StageParameters:
     expert: FloatArray
     trained_dense: FloatArray
     trained_expert: FloatArray
+    shared: FloatArray
     dense_replicas: IntArray
     expert_replicas: IntArray
     layers: IntArray
@@ -97,6 +100,7 @@ def stage_parameters(plans: PlanBatch, stages: StageTable, model: ModelSpec, job
     )
     dense, expert = (np.take(table, groups.of_row, axis=0) for table in _all_parameters(share, model))
     trained_dense, trained_expert = dense, expert
+    shared = np.take(_shared_parameters(share, model, job), groups.of_row, axis=0)
     if job.lora is not None:
         trained_dense, trained_expert = (
             np.take(table, groups.of_row, axis=0) for table in _adapters(share, model, job.lora)
@@ -107,6 +111,7 @@ def stage_parameters(plans: PlanBatch, stages: StageTable, model: ModelSpec, job
         expert=expert,
         trained_dense=trained_dense,
         trained_expert=trained_expert,
+        shared=shared,
         dense_replicas=replicas,
         expert_replicas=np.maximum(replicas * t // (e * expert_tensor), 1),
         layers=stages.layers,
@@ -138,6 +143,13 @@ def _all_parameters(share: _Shares, model: ModelSpec) -> tuple[FloatArray, Float
     copy = embedding_parameters(model) * (1 - share.has_embedding) if model.tie_word_embeddings else 0.0
     at_output = (head_parameters(model) + copy) / t + final_norm_parameters(model)
     return dense + share.has_embedding * at_input + share.has_head * at_output, expert
+
+
+def _shared_parameters(share: _Shares, model: ModelSpec, job: TrainingJob) -> FloatArray:
+    """(K, S) parameters per rank that the first and the last stage both hold and train."""
+    tied = embedding_parameters(model) * (model.tie_word_embeddings and job.lora is None)
+    alone: FloatArray = np.abs(share.has_embedding - share.has_head) * tied / share.tensor
+    return alone
 
 
 def _adapters(share: _Shares, model: ModelSpec, lora: LoraSpec) -> tuple[FloatArray, FloatArray]:
