@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.arrays import at_column, largest, largest_column
+from costmodels.arrays import at_column, largest, largest_column, total
 from costmodels.autocast import by_sharding
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
@@ -40,6 +40,7 @@ class DataParallelTraffic:
         reduces_per_microbatch: 1 where gradients are reduced for every micro-batch, else 0.
         gathers_per_microbatch: 1 where parameters are gathered for every forward and every backward pass.
         hidden_gathers, hidden_reductions: Share that runs under computation where there is enough of it.
+        low_factor, high_factor: 90 % interval of both kinds of traffic together, over their seconds.
     """
 
     gradients_s: FloatArray
@@ -48,6 +49,8 @@ class DataParallelTraffic:
     gathers_per_microbatch: FloatArray
     hidden_gathers: FloatArray
     hidden_reductions: FloatArray
+    low_factor: FloatArray
+    high_factor: FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +107,8 @@ def data_parallel_traffic(
         np.clip(plans.zero_stage, 0, 3),
         plans.axis_order,
     )
-    gradients_s, parameters_s = _distinct_traffic(plans, stages, parameters, context, rows=groups.first)
+    gradients_s, parameters_s, low_s, high_s = _distinct_traffic(plans, stages, parameters, context, rows=groups.first)
+    low, high = (_over(ends_s, gradients_s + parameters_s) for ends_s in (low_s, high_s))
     if not each_stage:
         gradients_s, parameters_s = _slowest(gradients_s, parameters_s)
     # ZeRO-3 gathers and reduces per micro-batch; kept whole between micro-batches under a pipeline.
@@ -117,7 +121,14 @@ def data_parallel_traffic(
         gathers_per_microbatch=1.0 * sharded[:, None],
         hidden_gathers=np.where(plans.overlap_param_gather, hidden, 0.0)[:, None],
         hidden_reductions=np.where(plans.overlap_grad_reduce, hidden, 0.0)[:, None],
+        low_factor=np.take(low, groups.of_row, axis=0),
+        high_factor=np.take(high, groups.of_row, axis=0),
     )
+
+
+def _over(ends_s: FloatArray, price_s: FloatArray) -> FloatArray:
+    """(K, S) one end of an interval over the price; 1 where nothing is sent."""
+    return np.divide(ends_s, price_s, out=np.ones_like(price_s), where=price_s > 0)
 
 
 def _slowest(gradients_s: FloatArray, parameters_s: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -186,8 +197,11 @@ def exposed_traffic_s(
 
 def _distinct_traffic(
     plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext, *, rows: IntArray
-) -> tuple[FloatArray, FloatArray]:
-    """(K, S) seconds of one gradient reduction and one parameter gathering on the stages of the plans in ``rows``."""
+) -> list[FloatArray]:
+    """(K, S) seconds of one gradient reduction and one parameter gathering on the stages of the plans in ``rows``.
+
+    With them, both ends of the interval of the two together.
+    """
     shape = parameters.dense[rows].shape
 
     def each(values: NDArray[Any]) -> NDArray[Any]:
@@ -213,7 +227,7 @@ def _distinct_traffic(
         stride=each(distinct.tensor_parallel) * apart,
         pieces=np.full(len(zero), context.stack.gather_messages_per_layer),
     )
-    gradients_s, parameters_s = _traffic_s(zero, dense, context)
+    seconds = _traffic_s(zero, dense, context)
     if context.model.moe is not None:
         expert = _Shards(
             trained=trained[1],
@@ -224,11 +238,11 @@ def _distinct_traffic(
             stride=each(distinct.expert_parallel * distinct.expert_tensor_parallel) * apart,
             pieces=_expert_modules(context) / each(distinct.expert_parallel),
         )
-        routed = _traffic_s(zero, expert, context)
-        gradients_s, parameters_s = gradients_s + routed[0], parameters_s + routed[1]
+        seconds = seconds + _traffic_s(zero, expert, context)
     if parameters.shared.any():
-        gradients_s = gradients_s + _shared_gradients_s(distinct, parameters.shared[rows], context)
-    return gradients_s.reshape(shape), parameters_s.reshape(shape)
+        # Gradients, and both ends of the interval of all.
+        seconds[[0, 2, 3]] += _shared_gradients_s(distinct, parameters.shared[rows], context)
+    return [part.reshape(shape) for part in seconds]
 
 
 def _expert_modules(context: CostContext) -> float:
@@ -239,7 +253,7 @@ def _expert_modules(context: CostContext) -> float:
 
 
 def _shared_gradients_s(plans: PlanBatch, shared: FloatArray, context: CostContext) -> FloatArray:
-    """(K * S,) seconds to sum the gradients of a tied embedding over the two stages that hold it.
+    """(3, K * S) seconds, low and high to sum the gradients of a tied embedding over the two stages that hold it.
 
     They are at least half of all devices apart, unless the stages of a pipeline are neighbours. Nothing is counted
     where gradients are sharded: what shards them runs no pipeline with tied ends (DeepSpeed refuses to, torchtitan
@@ -261,11 +275,11 @@ def _shared_gradients_s(plans: PlanBatch, shared: FloatArray, context: CostConte
         group=np.full(shared.size, 2, dtype=np.int64),
         stride=np.repeat(stride, shared.shape[1]),
     )
-    return priced.time_s
+    return np.stack([priced.time_s, priced.low_s, priced.high_s])
 
 
-def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[FloatArray, FloatArray]:
-    """(K,) seconds to reduce all gradients and to gather all parameters of one kind."""
+def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> FloatArray:
+    """(4, K) seconds to reduce all gradients and to gather all parameters of one kind, and both ends of their sum."""
     whole = (zero == 0) | ((zero == 1) & context.stack.sums_whole)
     plain, scattered = 1.0 * whole, 1.0 * ~whole
     # A reduction to the one rank that keeps a gradient moves what its broadcast from there would.
@@ -290,7 +304,11 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> tuple[F
     priced = price_collectives(context, op=op, size_bytes=size_bytes, group=group, stride=stride)
     least = np.where(size_bytes > 0, stalled_s(context, op=op, group=group), 0.0)
     reduce_s, scatter_s, across_s, gather_s = (np.maximum(priced.time_s, least) * messages).reshape(len(calls), -1)
-    return reduce_s + scatter_s + across_s, gather_s
+    low_s, high_s = (
+        total((np.maximum(ends_s, least) * messages).reshape(len(calls), -1))
+        for ends_s in (priced.low_s, priced.high_s)
+    )
+    return np.stack([reduce_s + scatter_s + across_s, gather_s, low_s, high_s])
 
 
 def _messages(

@@ -22,7 +22,7 @@ from costmodels.lowering.serving import lower_decode_attention, lower_sampling, 
 from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.transfer import boundary_transfer_s
-from costmodels.trust import price_trust
+from costmodels.trust import half_widths, layer_opens, price_trust
 from profiles.engines import EngineSpec
 
 
@@ -42,7 +42,7 @@ class DecodePrices:
         stages: (N,) pipeline stages.
         transfer_s: (N,) passing one micro-batch on to the next stage.
         engine: Its overheads are read.
-        half_width: (K, B) half the 90 % interval of log time.
+        half_widths: (2, K, B) low and high half of the 90 % interval of log time.
         basis: (K, B) weakest ``Basis``.
     """
 
@@ -57,7 +57,7 @@ class DecodePrices:
     stages: IntArray
     transfer_s: FloatArray
     engine: EngineSpec
-    half_width: FloatArray
+    half_widths: FloatArray
     basis: IntArray
 
     def take(self, rows: IntArray) -> "DecodePrices":
@@ -88,9 +88,9 @@ class DecodePrices:
         return np.asarray(passes_s + host_s)
 
     def nearest(self, running: FloatArray) -> tuple[FloatArray, IntArray]:
-        """(N,) half-width and basis of a step with so many sequences."""
+        """(2, N) half-widths and (N,) basis of a step with so many sequences."""
         place = np.clip(np.searchsorted(self.batches, running / self.stages), 0, len(self.batches) - 1)
-        return self.half_width[self.layout, place], self.basis[self.layout, place]
+        return self.half_widths[:, self.layout, place], self.basis[self.layout, place]
 
     def _at(self, batch: FloatArray, keys: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """(N, T) seconds of a layer, of both ends and of the head: linear between grid points."""
@@ -147,7 +147,7 @@ def decode_prices(
     if rest.expert_mlp is not None:
         mlp_s = mlp_s + mixed * rest.expert_mlp.forward_s()
     head_s = rest.head.forward_s().reshape(size)
-    trust = price_trust(rest, context)
+    trust, widths = price_trust(rest), half_widths(layer_opens(rest), context)
     transfer_s = boundary_transfer_s(plans, context)
     return DecodePrices(
         layout=groups.of_row,
@@ -161,7 +161,7 @@ def decode_prices(
         stages=plans.pipeline_parallel,
         transfer_s=transfer_s,
         engine=engine,
-        half_width=trust.half_width.reshape(size),
+        half_widths=widths.reshape(2, *size),
         basis=trust.basis.reshape(size),
     )
 

@@ -15,7 +15,7 @@ from costmodels.plan import BoolArray, FloatArray, PlanBatch
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
 from costmodels.step import step_time
-from costmodels.trust import price_trust
+from costmodels.trust import half_widths, price_trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +82,9 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
         recompute_modules=plans.recompute_modules,
         recomputed_layer_share=step.recomputed_share,
     )
-    trust = price_trust(costs, context)
+    trust = price_trust(costs)
     at_peak_s = hardware_flops / (plans.num_devices * peak_flops_per_s(context))
-    low_s, high_s = time_interval_s(step.step_time_s, trust.half_width, at_peak_s)
+    low_s, high_s = time_interval_s(step.step_time_s, half_widths(step.opens, context), at_peak_s)
     return EstimateBatch(
         step_time_s=step.step_time_s,
         step_time_low_s=low_s,

@@ -24,7 +24,7 @@ from costmodels.stage_parameters import StageParameters, expert_shard_degree, st
 from costmodels.stages import StageTable, stage_table
 from costmodels.step import scale_out_doublings
 from costmodels.transfer import boundary_transfer_s
-from costmodels.trust import price_trust
+from costmodels.trust import half_widths, layer_opens, price_trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +75,11 @@ def forward_pass(plans: PlanBatch, context: CostContext) -> ForwardEstimate:
         * scale_out_doublings(plans.num_devices / context.cluster.node.devices_per_node)
     )
     time_s = (time_s + stack.step_overhead_s) * stack.step_time_scale
-    trust = price_trust(costs, context)
+    trust, widths = price_trust(costs), half_widths(layer_opens(costs), context)
     job = context.job
     flops = forward_flops_per_token(context.model, job.sequence_length, causal=True) * job.tokens_per_step
     at_peak_s = flops / (plans.num_devices.astype(np.float64) * peak_flops_per_s(context))
-    low_s, high_s = time_interval_s(time_s, trust.half_width, at_peak_s)
+    low_s, high_s = time_interval_s(time_s, widths, at_peak_s)
     weights = weight_bytes(plans, parameters, context)
     return ForwardEstimate(
         time_s=time_s,

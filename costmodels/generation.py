@@ -244,12 +244,12 @@ def generation(
         again_s = np.zeros(len(plans)) if call.keeps_cache else resumption_s(plans, call, engine, context, at_once)
         # Equal lengths that start together also end together, and nothing is left to go on with other weights.
         decoded = _going_on(batch, call, again_s, decoded, ~in_step | np.asarray(not output.is_fixed))
-    half_width, basis = prices.nearest(at_once)
+    half_widths, basis = prices.nearest(at_once)
     time_s = reading_s + decoded.time_s
     return GenerationEstimate(
         time_s=time_s,
-        low_s=time_s * np.exp(-half_width),
-        high_s=time_s * np.exp(half_width),
+        low_s=time_s * np.exp(-half_widths[0]),
+        high_s=time_s * np.exp(half_widths[1]),
         prefill_s=reading_s,
         steps=decoded.steps,
         ready=(reading_s[:, None] + decoded.ended_s) / time_s[:, None],

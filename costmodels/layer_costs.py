@@ -10,82 +10,30 @@ from costmodels.autocast import run_apart
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
-from costmodels.lowering.calls import Axis, PartCosts, Phase, price_parts
+from costmodels.lowering.calls import PartCosts, price_parts
 from costmodels.lowering.grouping import Groups
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape, rank_shapes
-from costmodels.overlap import exposed_s
 from costmodels.plan import BoolArray, ContextKind, FloatArray, IntArray, PlanBatch
+from costmodels.shown_parts import COMPONENTS, ROW, Issue, shown
 from profiles.hardware import ClusterSpec
 
-# Rows of ``BlockCosts.seconds``: what one block costs one rank for one micro-batch, in seconds on the
-# critical path. The transfers appear exposed; ``*_total`` rows hold them unhidden.
-COMPONENTS = (
-    "forward",
-    "core",
-    "input_gradient",
-    "weight_gradient",
-    "tensor_forward",
-    "tensor_backward",
-    "context_forward",
-    "context_backward",
-    "expert_forward",
-    "expert_backward",
-    "launch_forward",
-    "launch_backward",
-    "tensor_forward_total",
-    "context_forward_total",
-    "expert_forward_total",
-    "tensor_backward_total",
-    "context_backward_total",
-    "expert_backward_total",
-)
-_ROW = {name: row for row, name in enumerate(COMPONENTS)}
-_FORWARD = [_ROW[name] for name in ("forward", "core", "tensor_forward", "context_forward", "expert_forward")] + [
-    _ROW["launch_forward"]
+_FORWARD = [ROW[name] for name in ("forward", "core", "tensor_forward", "context_forward", "expert_forward")] + [
+    ROW["launch_forward"]
 ]
-_BACKWARD = [_ROW[name] for name in ("input_gradient", "tensor_backward", "context_backward", "expert_backward")] + [
-    _ROW["launch_backward"]
+_BACKWARD = [ROW[name] for name in ("input_gradient", "tensor_backward", "context_backward", "expert_backward")] + [
+    ROW["launch_backward"]
 ]
+_BOTH_PASSES = [*_FORWARD, *_BACKWARD, ROW["weight_gradient"]]
 # Of these, what runs again when a layer is recomputed.
 RECOMPUTED = (
     *("forward", "core", "tensor_forward", "context_forward", "expert_forward", "launch_forward"),
     *("tensor_forward_total", "context_forward_total", "expert_forward_total"),
 )
-_PHASE_ROWS = [(phase, _ROW[phase.name.lower()]) for phase in Phase]
-_TOTAL_ROWS = [(axis, _ROW[f"{axis.name.lower()}_total"]) for axis in Axis]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pass:
-    """A forward or backward pass: the kernels and collectives in it, and where what shows of them goes."""
-
-    phases: tuple[Phase, Phase]
-    ring_window: Phase  # kernels under which a ring exchanges
-    axes: tuple[Axis, Axis, Axis]
-    rows: tuple[int, int, int]
-    launch_row: int
-
-
-def _pass(name: str, phases: tuple[Phase, Phase], ring_window: Phase) -> _Pass:
-    kinds = ("tensor", "context", "expert")
-    tensor, around, expert = (Axis[f"{kind}_{name}".upper()] for kind in kinds)
-    rows = (_ROW[f"tensor_{name}"], _ROW[f"context_{name}"], _ROW[f"expert_{name}"])
-    return _Pass(
-        phases=phases,
-        ring_window=ring_window,
-        axes=(tensor, around, expert),
-        rows=rows,
-        launch_row=_ROW[f"launch_{name}"],
-    )
-
-
-_LAUNCHES = [_ROW["launch_forward"], _ROW["launch_backward"]]
-_PASSES = (
-    _pass("forward", (Phase.FORWARD, Phase.CORE), Phase.CORE),
-    _pass("backward", (Phase.INPUT_GRADIENT, Phase.WEIGHT_GRADIENT), Phase.INPUT_GRADIENT),
-)
+# Rows of ``BlockCosts.reach_s``: whose prices are at which end of their 90 % interval, all others as they are.
+REACHES = ("kernels_low", "kernels_high", "transfers_low", "transfers_high")
+_LAUNCHES = [ROW["launch_forward"], ROW["launch_backward"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +44,7 @@ class BlockCosts:
         seconds: (components, K), see ``COMPONENTS``.
         part_s: (parts, K) kernel seconds of the parts of its forward pass that can be recomputed alone, see ``Part``.
         of_row: (N,) shape of each plan.
-        relative_half_width: (K,) half the 90 % interval over the kernel time.
+        reach_s: (``REACHES``, K) seconds one micro-batch takes, forward and backward, at either end of an interval.
         basis: (K,) weakest price basis.
         trust: (3 + bases, K) seconds of its kernels and collectives, nothing hidden; of these, kernel and
             collective seconds priced outside their fitted domains, and seconds by ``Basis`` of their price.
@@ -105,7 +53,7 @@ class BlockCosts:
     seconds: FloatArray
     part_s: FloatArray
     of_row: IntArray
-    relative_half_width: FloatArray
+    reach_s: FloatArray
     basis: IntArray
     trust: FloatArray
 
@@ -119,7 +67,7 @@ class BlockCosts:
             seconds=np.concatenate([self.seconds, others.seconds], axis=1),
             part_s=np.concatenate([self.part_s, others.part_s], axis=1),
             of_row=np.where(chosen, self.seconds.shape[1] + others.of_row, self.of_row),
-            relative_half_width=np.concatenate([self.relative_half_width, others.relative_half_width]),
+            reach_s=np.concatenate([self.reach_s, others.reach_s], axis=1),
             basis=np.concatenate([self.basis, others.basis]),
             trust=np.concatenate([self.trust, others.trust], axis=1),
         )
@@ -130,11 +78,15 @@ class BlockCosts:
 
     def component(self, name: str) -> FloatArray:
         """(N,) seconds of one component."""
-        return np.take(self.seconds[_ROW[name]], self.of_row)
+        return np.take(self.seconds[ROW[name]], self.of_row)
 
     def of_part(self, part: Part) -> FloatArray:
         """(N,) kernel seconds of one part."""
         return np.take(self.part_s[part], self.of_row)
+
+    def both_passes_s(self) -> FloatArray:
+        """(K,) seconds of one micro-batch, forward and backward, of each distinct shape."""
+        return total(self.seconds[_BOTH_PASSES])
 
     def forward_s(self) -> FloatArray:
         """(N,) seconds of the block's forward pass with its exposed transfers."""
@@ -207,7 +159,9 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
     beside_s = parts[0].kernel_s[:, None, groups.of_row[expert_groups.first]]
     (expert_mlp,) = exposed_blocks([routed], expert_shape, expert_groups, context, attention_s=beside_s)
     if not (context.stack.fixed_capacity or context.stack.captures_iterations):
-        expert_mlp.seconds[_LAUNCHES] += context.stack.expert_layer_s * context.cluster.node.host_time_scale
+        host_s = context.stack.expert_layer_s * context.cluster.node.host_time_scale
+        expert_mlp.seconds[_LAUNCHES] += host_s
+        expert_mlp.reach_s[:] += len(_LAUNCHES) * host_s
     return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head)
 
 
@@ -243,75 +197,75 @@ def exposed_blocks(
         context: Its stack hides.
         attention_s: (phases, 1, K) kernel seconds of the attention before a mixture of experts.
     """
-    stack = context.stack
     kernel = np.stack([part.kernel_s for part in parts], axis=1)
     transfer = np.stack([part.collective_s for part in parts], axis=1)
-    launched = np.stack([part.launches for part in parts], axis=1) * stack.kernel_launch_s
-    calls = np.stack([part.collectives for part in parts], axis=1)
-    called = calls * stack.collective_launch_s + np.stack([part.stalled_s for part in parts], axis=1)
-    table = np.zeros((len(COMPONENTS), *kernel.shape[1:]))
-    for phase, row in _PHASE_ROWS:
-        table[row] = kernel[phase]
-    for axis, row in _TOTAL_ROWS:
-        table[row] = transfer[axis]
-    # A ring exchanges the next block while attention works on this one (arXiv:2310.01889).
-    ring = np.where(shape.context_kind == ContextKind.RING, 1.0, 0.0)
-    hidden = np.where(_may_overlap(shape, context), stack.tensor_parallel_overlap, 0.0)
-    exchanged = _exposed_exchanges_s(transfer, kernel, attention_s, stack.expert_parallel_overlap)
-    for each, exchanged_s in zip(_PASSES, exchanged, strict=True):
-        first, second = (kernel[phase] for phase in each.phases)
-        tensor, around, _ = each.axes
-        shown = [
-            exposed_s(transfer[tensor], first + second, hidden),
-            exposed_s(transfer[around], kernel[each.ring_window], ring),
-            exchanged_s,
-        ]
-        for row, seconds in zip(each.rows, shown, strict=True):
-            table[row] = seconds
-        if stack.captures_iterations:
-            continue
-        issue = launched[each.phases[0]] + launched[each.phases[1]] + total(called[axis] for axis in each.axes)
-        busy = total(shown) + first + second
-        table[each.launch_row] = issue if stack.blocking_launches else np.maximum(issue - busy, 0.0)
+    calls = np.stack([part.collectives for part in parts], axis=1) * context.stack.collective_launch_s
+    issue = Issue(
+        kernels_s=np.stack([part.launches for part in parts], axis=1) * context.stack.kernel_launch_s,
+        transfers_s=calls + np.stack([part.stalled_s for part in parts], axis=1),
+    )
+    times, width = 1 + len(REACHES), kernel.shape[-1]
+    table = shown(
+        *_with_ends(parts, kernel, transfer, issue),
+        np.tile(shape.context_kind == ContextKind.RING, times),
+        np.tile(_may_overlap(shape, context), times),
+        context.stack,
+        np.tile(attention_s, times) if np.ndim(attention_s) else attention_s,
+    )
+    reach_s = total(table[_BOTH_PASSES])[:, width:].reshape(len(parts), len(REACHES), width)
+    table = table[:, :, :width]
     return [
-        _block(part, np.ascontiguousarray(table[:, number]), groups, busy_s=busy_s, sent_s=sent_s)
+        _block(
+            part,
+            np.ascontiguousarray(table[:, number]),
+            groups,
+            busy_s=busy_s,
+            sent_s=sent_s,
+            reach_s=reach_s[number],
+        )
         for number, (part, busy_s, sent_s) in enumerate(zip(parts, total(kernel), total(transfer), strict=True))
     ]
 
 
-def _exposed_exchanges_s(
-    transfer: FloatArray, kernel: FloatArray, attention_s: FloatArray | float, efficiency: float
-) -> tuple[FloatArray, FloatArray]:
-    """Seconds of the exchanges of tokens with their experts that show, forward and backward.
+def _with_ends(
+    parts: Sequence[PartCosts], kernel: FloatArray, transfer: FloatArray, issue: Issue
+) -> tuple[FloatArray, FloatArray, Issue]:
+    """Kernel and transfer seconds as priced, then with either at the ends of its interval, in the order of ``REACHES``.
 
-    Nothing of one micro-batch can run under its own exchange: the backward pass of another does under those of its
-    forward pass, and the other way round. The combination of the forward pass runs under the attention of the
-    backward pass, that of the backward pass under the attention of the forward pass, both dispatches under the
-    experts of both. Either pass dispatches as much as it combines.
-
-    Source:
-        Megatron-Core, TransformerLayerSchedulePlan.run (model_chunk_schedule_plan.py), what its two streams run.
+    All kernels are taken to err together, and so are all transfers. How long the host takes to launch kernels is taken
+    to be known as well as the kernels. Columns (..., parts, (1 + ends) K).
     """
-    forward, backward = transfer[Axis.EXPERT_FORWARD], transfer[Axis.EXPERT_BACKWARD]
-    if not efficiency:
-        return forward, backward
-    experts, attention = kernel, np.broadcast_to(attention_s, kernel.shape)
-    both = exposed_s((forward + backward) / 2, total(experts), efficiency) / 2
-    shown = [
-        exposed_s(sent / 2, attention[first] + attention[second], efficiency) + both
-        for sent, (first, second) in zip((forward, backward), (_PASSES[1].phases, _PASSES[0].phases), strict=True)
-    ]
-    return shown[0], shown[1]
+    half_s, low_s, high_s = (
+        np.stack([getattr(part, name) for part in parts], axis=1)
+        for name in ("kernel_half_s", "collective_low_s", "collective_high_s")
+    )
+    wide = 1 + np.divide(total(half_s), total(kernel), out=np.zeros(kernel.shape[1:]), where=total(kernel) > 0)
+    each = 1 + np.divide(half_s, kernel, out=np.zeros_like(kernel), where=kernel > 0)
+    launch_s, called_s = issue.kernels_s, issue.transfers_s
+    return (
+        np.concatenate([kernel, kernel / each, kernel * each, kernel, kernel], axis=-1),
+        np.concatenate([transfer, transfer, transfer, low_s, high_s], axis=-1),
+        Issue(
+            kernels_s=np.concatenate([launch_s, launch_s / wide, launch_s * wide, launch_s, launch_s], axis=-1),
+            transfers_s=np.tile(called_s, 1 + len(REACHES)),
+        ),
+    )
 
 
 def _block(
-    part: PartCosts, seconds: FloatArray, groups: Groups, *, busy_s: FloatArray, sent_s: FloatArray
+    part: PartCosts,
+    seconds: FloatArray,
+    groups: Groups,
+    *,
+    busy_s: FloatArray,
+    sent_s: FloatArray,
+    reach_s: FloatArray,
 ) -> BlockCosts:
     return BlockCosts(
         seconds=seconds,
         part_s=part.part_s,
         of_row=groups.of_row,
-        relative_half_width=np.divide(part.half_width_s, busy_s, out=np.zeros_like(busy_s), where=busy_s > 0),
+        reach_s=reach_s,
         basis=part.basis,
         trust=np.stack([busy_s + sent_s, part.extrapolated_kernel_s, part.extrapolated_collective_s, *part.basis_s]),
     )

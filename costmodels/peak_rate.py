@@ -14,17 +14,19 @@ from costmodels.plan import FloatArray, Recompute
 from costmodels.stage_plan import StageConfigs, StagePlanBatch
 
 
-def time_interval_s(time_s: FloatArray, half_width: FloatArray, at_peak_s: FloatArray) -> tuple[FloatArray, FloatArray]:
+def time_interval_s(
+    time_s: FloatArray, half_widths: FloatArray, at_peak_s: FloatArray
+) -> tuple[FloatArray, FloatArray]:
     """(N,) both ends of the 90 % interval of times.
 
     Args:
         time_s: (N,) seconds expected.
-        half_width: (N,) half the interval of their logarithm.
+        half_widths: (2, N) low and high half of the interval of their logarithm.
         at_peak_s: (N,) seconds that the same FLOPs take at the peak rate: the lower end is not below them, unless the
             time expected is.
     """
-    low_s = np.maximum(time_s * np.exp(-half_width), np.minimum(at_peak_s, time_s))
-    return low_s, time_s * np.exp(half_width)
+    low_s = np.maximum(time_s * np.exp(-half_widths[0]), np.minimum(at_peak_s, time_s))
+    return low_s, time_s * np.exp(half_widths[1])
 
 
 def peak_flops_per_s(context: CostContext) -> float:

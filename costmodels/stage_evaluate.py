@@ -20,12 +20,14 @@ from costmodels.memory_terms import MemoryTerms, composed
 from costmodels.pipeline import HostTraffic, Passes, in_flight_microbatches, scheduled
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule, chosen_modules
 from costmodels.stage_activations import ActivationUnits, LayerUnits, StageActivations, held_activations
+from costmodels.stage_crossing import crossing_s, longest_crossings_s
 from costmodels.stage_layers import LayerGroup, StageLayers, layer_kinds
 from costmodels.stage_once import stage_step_parts, stage_traffic
 from costmodels.stage_plan import OFFLOAD_PARTS, StagePlanBatch
 from costmodels.stage_prices import CONTENT_COLUMNS, OFFLOAD_COLUMNS, StagePrices
 from costmodels.stage_seconds import RecomputeUnits, recomputation_s
 from costmodels.step import per_step_overhead_s
+from costmodels.trust import half_widths, pipeline_opens, step_opens
 from profiles.model import ModelSpec
 
 
@@ -42,7 +44,7 @@ class StageEstimateBatch:
         usable_bytes: (N, S) device memory that programs can use.
         host_memory_bytes: (N, S) per node, for what is offloaded.
         host_usable_bytes: (N, S) host memory per node.
-        half_width: (N,) half the 90 % interval of the logarithm of the step time.
+        half_widths: (2, N) low and high half of the 90 % interval of the logarithm of the step time.
     """
 
     step_time_s: FloatArray
@@ -53,7 +55,7 @@ class StageEstimateBatch:
     usable_bytes: FloatArray
     host_memory_bytes: FloatArray
     host_usable_bytes: FloatArray
-    half_width: FloatArray
+    half_widths: FloatArray
 
     def __len__(self) -> int:
         return len(self.step_time_s)
@@ -132,7 +134,7 @@ def evaluate_stages(
     layers = _layers(plans, model, dense, moe)
     passes = _passes(plans, prices, looked, layers)
     held = held_activations(_activation_units(looked, context), layers, in_flight(plans))
-    step_s, parts, passes = _step(plans, prices, looked, passes, held, played_s)
+    step_s, parts, passes, opens = _step(plans, prices, looked, passes, held, played_s)
     memory = with_overheads(_tensors(plans, looked, held, context), context.stack)
     return StageEstimateBatch(
         step_time_s=step_s,
@@ -143,7 +145,7 @@ def evaluate_stages(
         usable_bytes=looked["usable_bytes"],
         host_memory_bytes=_host_bytes(plans, prices, looked, held),
         host_usable_bytes=looked["host_memory_bytes"],
-        half_width=largest(looked["half_width"]),
+        half_widths=half_widths(opens, context),
     )
 
 
@@ -195,7 +197,7 @@ def _passes(plans: StagePlanBatch, prices: StagePrices, looked: _Looked, layers:
         layer_s=tuple(looked[f"{kind}_layer_s"] for kind in kinds),
         selective_s=tuple(looked.selective(kind, "s") for kind in kinds),
     )
-    there_s, back_s = _crossing_s(plans, prices)
+    there_s, back_s = crossing_s(plans, prices)
     per_micro = (prices.context.stack.microbatch_overhead_s * plans.virtual_stages / 2)[:, None]
     used = looked.used
     again_s = recomputation_s(units, layers)
@@ -204,26 +206,6 @@ def _passes(plans: StagePlanBatch, prices: StagePrices, looked: _Looked, layers:
         input_gradient_s=(looked["input_gradient_s"] + again_s + (back_s + per_micro)) * used,
         weight_gradient_s=looked["weight_gradient_s"] * used,
     )
-
-
-def _crossing_s(plans: StagePlanBatch, prices: StagePrices) -> tuple[FloatArray, FloatArray]:
-    """(N, S) seconds a micro-batch takes to leave each stage forwards, and backwards.
-
-    The last stage receives what it cannot send, and so does the first on the way back.
-    """
-    config, width = plans.config.T, plans.width
-    if width == 1:
-        nothing = np.zeros(plans.config.shape)
-        return nothing, nothing
-    groups = len(prices.contexts)
-    of_stage = np.take(prices.configs.group, config)
-    ahead = np.take(prices.transfer_s, config[:-1] * groups + of_stage[1:])
-    behind = np.take(prices.transfer_s, config[1:] * groups + of_stage[:-1])
-    boundary = np.maximum(ahead, behind) * (np.arange(1, width)[:, None] < plans.num_stages)
-    before = np.concatenate([boundary[:1], boundary])
-    after = np.concatenate([boundary, boundary[-1:]])
-    last = np.arange(width)[:, None] == plans.num_stages - 1
-    return np.where(last, before, after).T, before.T
 
 
 def in_flight(plans: StagePlanBatch) -> FloatArray:
@@ -263,8 +245,8 @@ def _step(
     passes: Passes,
     held: StageActivations,
     played_s: FloatArray | None,
-) -> tuple[FloatArray, dict[str, FloatArray], Passes]:
-    """(N,) step time and its parts, and the passes with what they wait for."""
+) -> tuple[FloatArray, dict[str, FloatArray], Passes, FloatArray]:
+    """(N,) step time and its parts, the passes with what they wait for, and (2, N) what prices leave open."""
     stack, m, used = prices.context.stack, plans.num_microbatches, looked.used
     weights_s = _weights_s(plans, looked)
     step = scheduled(
@@ -276,7 +258,13 @@ def _step(
         traffic=_host_traffic(looked, held, weights_s),
     )
     traffic = stage_traffic(looked, weights_s=weights_s)
-    traffic = replace(traffic, gradients_s=traffic.gradients_s * used, parameters_s=traffic.parameters_s * used)
+    traffic = replace(
+        traffic,
+        gradients_s=traffic.gradients_s * used,
+        parameters_s=traffic.parameters_s * used,
+        low_factor=np.where(used, traffic.low_factor, 1.0),
+        high_factor=np.where(used, traffic.high_factor, 1.0),
+    )
     exposed, _ = exposed_traffic_s(
         traffic,
         num_microbatches=m,
@@ -296,8 +284,20 @@ def _step(
     known = total(parts.values())
     parts["overhead"] = per_step_overhead_s(known, nodes=total((looked["nodes"] * used).T), stack=stack)
     step_s = known + parts["overhead"]
+    opens = step_opens(
+        pipeline_opens(
+            np.stack([largest(looked[f"layer_open_{end}"] * used) for end in ("low", "high")]),
+            crossing_s=longest_crossings_s(plans, prices),
+            crossings=2 * m,
+            work_s=step.pipeline_s - step.bubble_s,
+        ),
+        pipeline_s=step.pipeline_s,
+        step_s=step_s,
+        traffic=traffic,
+        shown_s=exposed,
+    )
     scale = stack.step_time_scale
-    return step_s * scale, {name: seconds * scale for name, seconds in parts.items()}, step.passes
+    return step_s * scale, {name: seconds * scale for name, seconds in parts.items()}, step.passes, opens
 
 
 def _weights_s(plans: StagePlanBatch, looked: _Looked) -> FloatArray | None:

@@ -30,12 +30,14 @@ from costmodels.stage_parameters import stage_parameters
 from costmodels.stage_plan import StageConfigs
 from costmodels.stage_seconds import module_s, recompute_units, stage_seconds
 from costmodels.stages import lone_stages
-from costmodels.transfer import boundary_transfer_s
-from costmodels.trust import price_trust
+from costmodels.transfer import boundary_transfers
+from costmodels.trust import layer_opens
 from profiles.errors import SpecError
 
 # What is only read of stages that offload, of seconds and bytes of a whole stage.
 OFFLOAD_COLUMNS = ("host_step_s", "updated_way_s", "held_way_s", "leaving_bytes", "streaming_bytes")
+# How far prices may be off: of traffic between replicas; makes no stage better or worse.
+WIDTH_COLUMNS = ("traffic_low", "traffic_high")
 # Seconds and bytes of a stage as a whole, nothing recomputed or offloaded.
 CONTENT_COLUMNS = (
     "forward_s",
@@ -55,6 +57,7 @@ CONTENT_COLUMNS = (
     "late_logits_bytes",
     "head_bytes",
     "communication_bytes",
+    *WIDTH_COLUMNS,
     *OFFLOAD_COLUMNS,
 )
 # Of one layer, dense and MoE; of one configuration.
@@ -82,7 +85,8 @@ CONFIG_COLUMNS = (
     "host_memory_bytes",
     "devices_per_node",
     "nodes",
-    "half_width",
+    "layer_open_low",
+    "layer_open_high",
 )
 
 
@@ -97,6 +101,7 @@ class StagePrices:
         unit: ``CONFIG_COLUMNS`` to (K,) values per configuration.
         content: (columns, M) values in the order of ``CONTENT_COLUMNS``, one column per row priced so far.
         transfer_s: (K * groups,) seconds of one micro-batch crossing to a stage on each group, one way.
+        transfer_ends_s: (2, K * groups) both ends of the interval of that.
     """
 
     configs: StageConfigs
@@ -105,6 +110,7 @@ class StagePrices:
     unit: dict[str, FloatArray] = field(init=False)
     content: FloatArray = field(init=False)
     transfer_s: FloatArray = field(init=False)
+    transfer_ends_s: FloatArray = field(init=False)
     _costs: dict[int, LayerCosts] = field(init=False, default_factory=dict)  # by group, of its configurations in order
     _place: IntArray = field(init=False)  # (K,) of a configuration among those of its group
     _priced: int = field(init=False, default=0)
@@ -119,7 +125,7 @@ class StagePrices:
             raise SpecError("plan.device_group", f"must be between 0 and {groups - 1}")
         self.unit = {name: np.zeros(count) for name in CONFIG_COLUMNS}
         self.content = np.zeros((len(CONTENT_COLUMNS), 0))
-        self.transfer_s = np.zeros(count * groups)
+        self.transfer_s, self.transfer_ends_s = np.zeros(count * groups), np.zeros((2, count * groups))
         model = self.context.model
         # What stages hold, as numbers: slots in the order they are asked for, so that the table stays narrow.
         self._codes = np.zeros(0, dtype=np.int64)
@@ -207,13 +213,14 @@ class StagePrices:
         plans, groups = self.configs.plans.take(members), len(self.contexts)
         for other in range(groups):
             if other == group:
-                seconds = boundary_transfer_s(plans, self.contexts[group])
+                priced = boundary_transfers(plans, self.contexts[group])
             else:
                 joint = self.joint.get((min(group, other), max(group, other)))
                 if joint is None:
                     continue
-                seconds = boundary_transfer_s(plans, joint, apart=True)
-            self.transfer_s[members * groups + other] = seconds
+                priced = boundary_transfers(plans, joint, apart=True)
+            at = members * groups + other
+            self.transfer_s[at], self.transfer_ends_s[:, at] = priced.time_s, (priced.low_s, priced.high_s)
 
 
 def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, context: CostContext) -> FloatArray:
@@ -248,6 +255,8 @@ def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, contex
         "head_bytes": terms.head,
         "communication_bytes": terms.communication,
         "leaving_bytes": np.zeros(len(code)) if terms.leaving is None else terms.leaving,
+        "traffic_low": traffic.low_factor,
+        "traffic_high": traffic.high_factor,
         "streaming_bytes": np.zeros(len(code)) if terms.streaming is None else terms.streaming,
     }
     return np.stack([values[name].reshape(-1) for name in CONTENT_COLUMNS])
@@ -265,6 +274,7 @@ def _priced_units(
     held = activation_units(plans, context, has_embedding=stages.has_embedding, has_head=stages.has_head)
     parameters = stage_parameters(plans, stages, context.model, context.job)
     traffic = data_parallel_traffic(plans, stages, parameters, context)
+    open_low, open_high = layer_opens(costs)
     found = {
         "reduces_per_microbatch": traffic.reduces_per_microbatch[:, 0],
         "gathers_per_microbatch": traffic.gathers_per_microbatch[:, 0],
@@ -279,7 +289,8 @@ def _priced_units(
         "host_memory_bytes": np.full(len(members), node.host_memory_bytes),
         "devices_per_node": np.full(len(members), 1.0 * node.devices_per_node),
         "nodes": configs.num_devices[members] / node.devices_per_node,
-        "half_width": price_trust(costs, context).half_width,
+        "layer_open_low": open_low,
+        "layer_open_high": open_high,
     }
     for index, moe in enumerate(layer_kinds(context.model)):
         kind, layer = "moe" if moe else "dense", held.layers[index]

@@ -12,7 +12,7 @@ import numpy as np
 from costmodels.arrays import at_column, largest, largest_column, total
 from costmodels.context import CostContext
 from costmodels.data_parallel import DataParallelTraffic, data_parallel_traffic, exposed_traffic_s
-from costmodels.layer_costs import COMPONENTS, RECOMPUTED, LayerCosts
+from costmodels.layer_costs import RECOMPUTED, LayerCosts
 from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.lowering.parts import Part
 from costmodels.model_state import model_state
@@ -20,6 +20,7 @@ from costmodels.optimizer import optimizer_s
 from costmodels.parameter_offload import gathers_once
 from costmodels.pipeline import HostTraffic, Passes, scheduled
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
+from costmodels.shown_parts import COMPONENTS
 from costmodels.stage_activations import stage_activations
 from costmodels.stage_layers import StageLayers, stage_layers
 from costmodels.stage_parameters import StageParameters
@@ -33,7 +34,8 @@ from costmodels.stage_seconds import (
     stage_seconds,
 )
 from costmodels.stages import StageTable
-from costmodels.transfer import boundary_transfer_s
+from costmodels.transfer import boundary_transfers
+from costmodels.trust import layer_opens, pipeline_opens, step_opens
 from profiles.stack import StackSpec
 
 # Components that are work of kernels, as opposed to traffic and launches.
@@ -50,6 +52,7 @@ class StepTime:
         communication_total_s: Axis to (N,) seconds of traffic per step, hidden or not.
         stage_time_s: (N, S) one micro-batch, forward and backward.
         recomputed_share: (N,) share of all layers that is recomputed in full.
+        opens: (2, N) squares of the log half-widths, low and high, that prices leave open.
     """
 
     step_time_s: FloatArray
@@ -57,6 +60,7 @@ class StepTime:
     communication_total_s: dict[str, FloatArray]
     stage_time_s: FloatArray
     recomputed_share: FloatArray
+    opens: FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,7 @@ class _Pipeline:
         forward_s, backward_s: (K,) one micro-batch's passes through the slowest stage for each.
         stage_time_s: (K, S) one micro-batch, forward and backward.
         recomputed_share: (K,) share of all layers that is recomputed in full.
+        opens: (2, K) as in ``StepTime``, of ``pipeline_s``.
     """
 
     pipeline_s: FloatArray
@@ -79,6 +84,7 @@ class _Pipeline:
     backward_s: FloatArray
     stage_time_s: FloatArray
     recomputed_share: FloatArray
+    opens: FloatArray
 
 
 def step_time(
@@ -101,8 +107,9 @@ def step_time(
     distinct = _pipeline(plans.take(rows), stages.take(rows), costs.take(rows), parameters.take(rows), context)
     parts = {name: np.take(seconds, of_row) for name, seconds in distinct.parts_s.items()}
     totals = {name: np.take(seconds, of_row) for name, seconds in distinct.totals_s.items()}
+    traffic = _data_parallel_traffic(plans, stages, parameters, context)
     parts["data_parallel"], totals["data_parallel"] = exposed_traffic_s(
-        _data_parallel_traffic(plans, stages, parameters, context),
+        traffic,
         num_microbatches=plans.num_microbatches,
         num_stages=plans.pipeline_parallel,
         virtual_stages=plans.virtual_stages,
@@ -120,6 +127,13 @@ def step_time(
         communication_total_s=totals,
         stage_time_s=np.take(distinct.stage_time_s, of_row, axis=0),
         recomputed_share=np.take(distinct.recomputed_share, of_row),
+        opens=step_opens(
+            np.take(distinct.opens, of_row, axis=1),
+            pipeline_s=np.take(distinct.pipeline_s, of_row),
+            step_s=known + per_step,
+            traffic=traffic,
+            shown_s=parts["data_parallel"],
+        ),
     )
     scale = context.stack.step_time_scale
     return step if scale == 1.0 else _scaled(step, scale)
@@ -133,6 +147,7 @@ def _scaled(step: StepTime, scale: float) -> StepTime:
         communication_total_s={name: seconds * scale for name, seconds in step.communication_total_s.items()},
         stage_time_s=step.stage_time_s * scale,
         recomputed_share=step.recomputed_share,
+        opens=step.opens,
     )
 
 
@@ -164,7 +179,8 @@ def _pipeline(
     """Forward and backward passes of K plans, and what they spend their time on."""
     layers = stage_layers(plans, stages, context.model)
     work = stage_seconds(plans, stages, costs, parameters, context)
-    transfer_s = boundary_transfer_s(plans, context)
+    transfers = boundary_transfers(plans, context)
+    transfer_s = transfers.time_s
     issued = not context.stack.captures_iterations
     per_micro = context.stack.microbatch_overhead_s * issued * plans.virtual_stages
     either_s = (transfer_s + per_micro / 2)[:, None]
@@ -201,6 +217,12 @@ def _pipeline(
         backward_s=largest(step.passes.backward_s),
         stage_time_s=stage_s,
         recomputed_share=recomputed / np.maximum(total((stages.layers * stages.count).T), 1),
+        opens=pipeline_opens(
+            layer_opens(costs),
+            crossing_s=np.stack([transfer_s, transfers.low_s, transfers.high_s]),
+            crossings=2 * m,
+            work_s=step.pipeline_s - step.bubble_s,
+        ),
     )
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
+from costmodels.kernels.calls import Prediction
 from costmodels.lowering.grouping import group_rows
 from costmodels.lowering.transfers import price_collectives
 from costmodels.plan import AxisOrder, FloatArray, PlanBatch
@@ -11,6 +12,11 @@ from profiles.hardware import MAX_DEVICES
 
 
 def boundary_transfer_s(plans: PlanBatch, context: CostContext, *, apart: bool = False) -> FloatArray:
+    """(N,) seconds of ``boundary_transfers``."""
+    return boundary_transfers(plans, context, apart=apart).time_s
+
+
+def boundary_transfers(plans: PlanBatch, context: CostContext, *, apart: bool = False) -> Prediction:
     """(N,) seconds that one micro-batch spends crossing to the next stage, one way; 0 without stages.
 
     Args:
@@ -37,4 +43,4 @@ def boundary_transfer_s(plans: PlanBatch, context: CostContext, *, apart: bool =
         group=1 + crosses[row],
         stride=stride[row],
     )
-    return np.where(crosses > 0, priced.time_s[groups.of_row], 0.0)
+    return priced.take(groups.of_row)

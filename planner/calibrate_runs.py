@@ -2,13 +2,13 @@
 
 The packaged fit is the prior. A user's runs differ from those it rests on by a level of their own (host, clocks,
 library versions, data loading), known to within ``between`` (the spread of sources in cross-validation) and what the
-prices of their kernels leave open, and less by each parameter of the stack. One regularised robust fit
+prices of their calls leave open, and less by each parameter of the stack. One regularised robust fit
 (``planner.validate.stack_fit``) weighs both: few runs move the level and little else, more runs move what they tell
 apart.
 
 What remains is the interval of the next run: the spread of the runs about the fit, and what the fit itself does not
 know yet. With no run it is the packaged one; it narrows with every run that agrees with the fit, and widens where
-they scatter. What kernel prices left open in these runs is in their level: on their devices it is settled.
+they scatter. What prices left open in these runs is in their level: on their devices it is settled.
 """
 
 import json
@@ -22,7 +22,7 @@ import numpy as np
 from costmodels.plan import FloatArray, IntArray
 from costmodels.uncertainty import NORMAL_90
 from planner.validate.mapping import Mapped, map_files
-from planner.validate.predict import RowPredictor, kernel_half_widths
+from planner.validate.predict import RowPredictor, price_half_widths
 from planner.validate.rows import ScorableRow
 from planner.validate.stack_fit import MEASUREMENT_STD, PRIOR_STD, Problem, free_parameters
 from profiles.catalog import default_catalog
@@ -46,7 +46,7 @@ class StackCalibration:
     Attributes:
         before: As packaged.
         after: Calibrated, with the spread its interval is made of.
-        kernel_log_std: What kernel prices left open in the runs, as the standard deviation of a log time.
+        price_log_std: What prices left open in the runs, as the standard deviation of a log time.
         rows: The n runs it was calibrated on.
         measured_s: (n,) their step times.
         before_s, after_s: (n,) the step times predicted for them.
@@ -54,7 +54,7 @@ class StackCalibration:
 
     before: StackSpec
     after: StackSpec
-    kernel_log_std: float
+    price_log_std: float
     rows: tuple[ScorableRow, ...]
     measured_s: FloatArray
     before_s: FloatArray
@@ -134,7 +134,7 @@ def _calibrated(stack: StackSpec, rows: Sequence[ScorableRow]) -> StackCalibrati
 
     measured_s = np.array([row.step_time_s for row in rows], dtype=float)
     between, within = spreads(stack)
-    left_open = kernel_half_widths(predictor, {stack.name: stack}) / NORMAL_90
+    left_open = price_half_widths(predictor, {stack.name: stack}) / NORMAL_90
     kernel = float(np.sqrt(np.mean(left_open**2)))
     level = float(np.hypot(between, kernel))
     problem = Problem.of(
@@ -154,7 +154,7 @@ def _calibrated(stack: StackSpec, rows: Sequence[ScorableRow]) -> StackCalibrati
     remaining = float(np.mean(problem.variance_at(after)))
     return StackCalibration(
         before=stack,
-        kernel_log_std=kernel,
+        price_log_std=kernel,
         after=replace(
             after,
             # Runs that agree never make a stack less certain than it was; runs that scatter do.

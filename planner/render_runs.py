@@ -35,7 +35,7 @@ def _stack_document(item: StackCalibration) -> dict[str, Any]:
         return float(np.mean(np.abs(predicted_s / item.measured_s - 1)))
 
     names = (LEVEL, *free_parameters(item.before))
-    before = np.hypot(item.before.residual_log_std, item.kernel_log_std)
+    before = np.hypot(item.before.residual_log_std, item.price_log_std)
     return {
         "stack": item.after.name,
         "runs": len(item.rows),

@@ -154,7 +154,7 @@ class StackSpec:
         memory_residual_log_std: Standard deviation of log(measured / predicted) peak memory.
         residual_log_std: Standard deviation of log(measured / predicted) in cross-validation.
         within_log_std: What is left of it among runs of one user, once their mean is known; 0 when unknown.
-        settled_log_std: What kernel prices left open and a user's own runs settled, on the devices of ``settled_on``:
+        settled_log_std: What prices left open and a user's own runs settled, on the devices of ``settled_on``:
             the standard deviation of the log price that plans had which are as well known as those runs.
         settled_on: Names of those devices.
         fitted_on: What the fitted values rest on.

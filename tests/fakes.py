@@ -4,7 +4,7 @@
 of FLOPs or bytes; ``Rate*`` price lists are a plain roofline and a plain link.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,8 @@ class RingCollectives:
 
     inside_bytes_per_s: float = 1.0
     across_bytes_per_s: float = 1.0
+    low_factor: float = 1.0
+    high_factor: float = 1.0
 
     def predict(self, calls: CollectiveCallBatch, cluster: ClusterSpec) -> Prediction:
         group = calls.group_size
@@ -97,7 +99,8 @@ class RingCollectives:
         )
         inside = group <= calls.ranks_per_domain
         rate = np.where(inside, self.inside_bytes_per_s, self.across_bytes_per_s)
-        return exactly(np.where(group > 1, sent * calls.size_bytes / rate, 0.0))
+        priced = exactly(np.where(group > 1, sent * calls.size_bytes / rate, 0.0))
+        return replace(priced, low_s=priced.time_s * self.low_factor, high_s=priced.time_s * self.high_factor)
 
 
 def device(**changes: Any) -> DeviceSpec:

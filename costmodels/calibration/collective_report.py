@@ -54,9 +54,9 @@ _CAUSES = """## What does not hold, and why
   no table. Cards without peer access are priced as those of one published host, whose rings reach 0.47 of a line of
   PCIe 4; others on PCIe 3 and 5, or behind a switch whose one line they share, are within 40 % of that from
   1 MiB on. A host with one NUMA domain and an IOMMU that translates is seven times slower (2.2 GB/s), and the eight
-  L40S of `pcie4-congested`, which no other link borrows from, ten times: nothing that users state tells such
-  hosts apart, so intervals of cards without peer access hold both. On PCIe with peer access, eight cards on two processors lose what one published host
-  loses between them.
+  L40S of `pcie4-congested`, which no other link borrows from, ten times: nothing that users state tells such hosts
+  apart, so intervals of cards without peer access hold both. On PCIe with peer access, eight cards on two processors
+  lose what one published host loses between them.
 - **MI250.** Rings follow the published wiring. Small messages hold the host time of nnScaler's wrappers, which were
   the only ones timed, and RCCL finds one ring for four dies where two fit; an all-to-all has no model of its paths.
 - **One to sixteen MiB.** The library chooses between its protocols by a model of its own and is off by up to a

@@ -15,7 +15,6 @@ from costmodels.context import CostContext
 from costmodels.kernels.calls import (
     COLUMNS,
     INTEGER_COLUMNS,
-    Basis,
     GemmLayout,
     KernelCallBatch,
     KernelFamily,
@@ -23,6 +22,7 @@ from costmodels.kernels.calls import (
 )
 from costmodels.kernels.implementations import torch_code
 from costmodels.lowering.parts import Part
+from costmodels.lowering.priced_calls import PricedKernels, PricedTransfers
 from costmodels.lowering.streams import as_run, in_turn
 from costmodels.lowering.time_scales import kernel_time_scale
 from costmodels.lowering.transfers import price_collectives, stalled_s
@@ -70,7 +70,8 @@ class PartCosts:
         collective_s: (axes, K) seconds, as if nothing hid them.
         collectives: (axes, K) collectives launched.
         stalled_s: (axes, K) least seconds of these collectives on a cluster where they stall, else 0.
-        half_width_s: (K,) half the 90 % interval of the kernel seconds, all phases.
+        kernel_half_s: (phases, K) half the 90 % interval of the kernel seconds.
+        collective_low_s, collective_high_s: (axes, K) 90 % interval of the collective seconds.
         basis: (K,) weakest basis of the kernel prices.
         basis_s: (bases, K) of the kernel and collective seconds, those whose price rests on each ``Basis``.
         extrapolated_kernel_s: (K,) of the kernel seconds, those priced outside the fitted domain.
@@ -83,7 +84,9 @@ class PartCosts:
     collective_s: FloatArray
     collectives: FloatArray
     stalled_s: FloatArray
-    half_width_s: FloatArray
+    kernel_half_s: FloatArray
+    collective_low_s: FloatArray
+    collective_high_s: FloatArray
     basis: IntArray
     basis_s: FloatArray
     extrapolated_kernel_s: FloatArray
@@ -256,70 +259,41 @@ class CallList:
         """Collectives per shape."""
         return len(self._transfers)
 
-    def _by_tag(self, values: FloatArray, tags: Sequence[IntEnum | None], kind: type[IntEnum]) -> FloatArray:
-        """(tags, K) sums of the values of the calls of each kind."""
-        found = np.zeros((len(kind), self.shapes))
+    def _by_tag(self, tables: Sequence[FloatArray], tags: Sequence[IntEnum | None], kind: type[IntEnum]) -> FloatArray:
+        """(tables, tags, K) sums of the values of the calls of each kind, of (calls, K) tables."""
+        values, found = np.stack(tables, axis=1), np.zeros((len(kind), len(tables), self.shapes))
         for each in kind:
             rows = [site for site, tag in enumerate(tags) if tag is each]
             if rows:
                 found[each] = total(values[rows])
-        return found
+        return found.swapaxes(0, 1)
 
-    def gather(self, kernels: "_PricedKernels", transfers: "_PricedTransfers") -> PartCosts:
+    def gather(self, kernels: PricedKernels, transfers: PricedTransfers) -> PartCosts:
         """Add up the prices of this list by phase and axis."""
-        kernel_s = self._by_tag(kernels.seconds, self._phases, Phase)
-        launches = self._by_tag(kernels.launches, self._phases, Phase)
-        part_s = self._by_tag(kernels.seconds, self._parts, Part)
-        collective_s, collectives, stalled_s = np.zeros((3, len(Axis), self.shapes))
-        for row, item in enumerate(self._transfers):
-            collective_s[item[0]] += transfers.seconds[row]
-            collectives[item[0]] += transfers.calls[row]
-            stalled_s[item[0]] += transfers.stalled_s[row]
+        axes = [item[0] for item in self._transfers]
+        kernel_s, launches, kernel_half_s = self._by_tag(
+            [kernels.seconds, kernels.launches, kernels.half_width_s], self._phases, Phase
+        )
+        collective_s, low_s, high_s, collectives, stalled_s = self._by_tag(
+            [transfers.seconds, transfers.low_s, transfers.high_s, transfers.calls, transfers.stalled_s], axes, Axis
+        )
         nothing = np.zeros(self.shapes)
         basis: IntArray = np.zeros(self.shapes, dtype=np.int64)
         return PartCosts(
             kernel_s=kernel_s,
-            part_s=part_s,
+            part_s=self._by_tag([kernels.seconds], self._parts, Part)[0],
             launches=launches,
             collective_s=collective_s,
             collectives=collectives,
             stalled_s=stalled_s,
-            half_width_s=total(kernels.half_width_s) if self.sites else nothing,
+            kernel_half_s=kernel_half_s,
+            collective_low_s=low_s,
+            collective_high_s=high_s,
             basis=np.max(kernels.basis, axis=0, initial=0, out=basis),
             basis_s=kernels.seconds_by_basis() + transfers.seconds_by_basis(),
             extrapolated_kernel_s=total(kernels.extrapolated_s) if self.sites else nothing,
             extrapolated_collective_s=total(transfers.extrapolated_s) if self.transfers else nothing,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Priced:
-    """Prices of one list's calls: (calls, K) tables, zero where a call does nothing."""
-
-    seconds: FloatArray
-    extrapolated_s: FloatArray
-    basis: IntArray
-
-    def seconds_by_basis(self) -> FloatArray:
-        """(bases, K) seconds whose price rests on each ``Basis``."""
-        nothing = np.zeros(self.seconds.shape[1])
-        return np.stack([total((nothing, *np.where(self.basis == basis, self.seconds, 0.0))) for basis in Basis])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PricedKernels(_Priced):
-    """Prices of one list's kernel calls."""
-
-    launches: FloatArray
-    half_width_s: FloatArray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PricedTransfers(_Priced):
-    """Prices of one list's collectives; ``calls`` is 1 where one is launched."""
-
-    calls: FloatArray
-    stalled_s: FloatArray
 
 
 def price_parts(lists: Sequence[CallList]) -> list[PartCosts]:
@@ -332,7 +306,7 @@ def price_parts(lists: Sequence[CallList]) -> list[PartCosts]:
     return [part.gather(work, traffic) for part, work, traffic in zip(lists, kernels, transfers, strict=True)]
 
 
-def _price_kernels(lists: Sequence[CallList]) -> list[_PricedKernels]:
+def _price_kernels(lists: Sequence[CallList]) -> list[PricedKernels]:
     context = lists[0].context
     shapes = [(part.sites, part.shapes) for part in lists]
     table = np.zeros((len(_COLUMN), sum(sites * width for sites, width in shapes)))
@@ -352,14 +326,14 @@ def _price_kernels(lists: Sequence[CallList]) -> list[_PricedKernels]:
     found[3] = np.where(priced.extrapolated, found[0], 0.0)
     found[4] = priced.basis
     return [
-        _PricedKernels(
+        PricedKernels(
             seconds=part[0], launches=part[1], half_width_s=part[2], extrapolated_s=part[3], basis=part[4].astype(int)
         )
         for part in _split(found, shapes)
     ]
 
 
-def _price_transfers(lists: Sequence[CallList]) -> list[_PricedTransfers]:
+def _price_transfers(lists: Sequence[CallList]) -> list[PricedTransfers]:
     context = lists[0].context
     shapes = [(part.transfers, part.shapes) for part in lists]
     calls = sum(transfers * width for transfers, width in shapes)
@@ -369,16 +343,15 @@ def _price_transfers(lists: Sequence[CallList]) -> list[_PricedTransfers]:
         part.fill_transfers(whole[0], sizes[0], whole[1:])
     op, group, stride = integers
     priced = price_collectives(context, op=op, size_bytes=size[0], group=group, stride=stride)
-    found = np.empty((5, calls))
+    found = np.empty((7, calls))
     found[0] = priced.time_s
     found[1] = (group > 1) & (size[0] > 0)
     found[2] = np.where(priced.extrapolated, priced.time_s, 0.0)
     found[3] = found[1] * stalled_s(context, op=op, group=group)
-    found[4] = priced.basis
+    found[4], found[5], found[6] = priced.low_s, priced.high_s, priced.basis
+    names = ("seconds", "calls", "extrapolated_s", "stalled_s", "low_s", "high_s")
     return [
-        _PricedTransfers(
-            seconds=part[0], calls=part[1], extrapolated_s=part[2], stalled_s=part[3], basis=part[4].astype(int)
-        )
+        PricedTransfers(**dict(zip(names, part[:-1], strict=True)), basis=part[-1].astype(int))
         for part in _split(found, shapes)
     ]
 

@@ -53,7 +53,7 @@ def found_plan(
     priced = evaluate_stages(plan, prices)
     used = np.flatnonzero(plan.used[0])
     at_peak_s = stages_at_peak_s(plan, own, question.contexts)
-    low_s, high_s = time_interval_s(priced.step_time_s, priced.half_width, at_peak_s)
+    low_s, high_s = time_interval_s(priced.step_time_s, priced.half_widths, at_peak_s)
     devices = int(own.num_devices[plan.config[0, used]].sum())
     return FoundPlan(
         schedule=_SCHEDULES[int(plan.schedule[0])],

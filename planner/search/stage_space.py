@@ -27,7 +27,7 @@ from costmodels.lowering.grouping import group_rows
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute, Schedule, concatenate
 from costmodels.stage_layers import layer_kinds
 from costmodels.stage_plan import CONFIG_COLUMNS, StageConfigs
-from costmodels.stage_prices import MODULE_COLUMNS, StagePrices
+from costmodels.stage_prices import CONTENT_COLUMNS, MODULE_COLUMNS, WIDTH_COLUMNS, StagePrices
 from planner.rules.base import Setting, divisors
 from planner.space import plan_space
 from planner.stage_constraints import StageSetting
@@ -43,7 +43,9 @@ _NOT_READ = (
     "data_parallel",
 )  # fmt: skip
 # Columns of ``StagePrices.unit`` that make no plan worse by being larger, or are the same for a whole group.
-_LIMITS = ("usable_bytes", "host_bytes_per_s", "host_memory_bytes", "devices_per_node", "half_width")
+_LIMITS = (
+    "usable_bytes", "host_bytes_per_s", "host_memory_bytes", "devices_per_node", "layer_open_low", "layer_open_high"
+)  # fmt: skip
 _HELPFUL = ("hidden_gathers", "hidden_reductions", "leaves")
 
 
@@ -274,7 +276,8 @@ def _cost_table(prices: StagePrices) -> FloatArray:
         has_embedding=embedding > 0,
         has_head=head > 0,
     )
-    content = prices.content[:, rows].transpose(2, 0, 1).reshape(len(configs), -1)
+    compared = [number for number, name in enumerate(CONTENT_COLUMNS) if name not in WIDTH_COLUMNS]
+    content = prices.content[compared][:, rows].transpose(2, 0, 1).reshape(len(configs), -1)
     return np.concatenate([np.column_stack(columns), content], axis=1)
 
 

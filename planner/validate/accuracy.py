@@ -45,7 +45,7 @@ finished, and that no fit has read, judge the packaged stacks in [unseen.md](uns
   publisher, left out. So are the eight parameters of memory (temporaries, fragmentation, cache, the same for
   lengths that vary, waiting blocks, reserve, context, communicators), which stacks teach one another and our own
   runs tell of besides; an interval's width, too, is that of errors held out, beyond what the prices of kernels
-  already leave open.
+  and transfers already leave open.
   "in-sample" repeats the figure with the fit on all of them, which is the one that is packaged.
 - Rows that repeat a configuration within a source are averaged. What a table leaves out is filled in by the
   defaults of its framework; where a result depends on that, the row counts as *assumed*, and the error

@@ -236,7 +236,7 @@ def _peak(parts: Mapping[str, FloatArray], names: Sequence[str], first_stage: Bo
     return peak
 
 
-def kernel_half_widths(predictor: RowPredictor, stacks: Mapping[str, StackSpec]) -> FloatArray:
-    """(rows,) half-widths of the log intervals that step times have without the residuals of their stacks."""
+def price_half_widths(predictor: RowPredictor, stacks: Mapping[str, StackSpec]) -> FloatArray:
+    """(2, rows) low and high half-widths of log intervals of step times without the residuals of their stacks."""
     told = predictor.predict({name: replace(stack, residual_log_std=0.0) for name, stack in stacks.items()})
-    return np.asarray(np.log(told.step_time_high_s / told.step_time_s))
+    return np.log([told.step_time_s / told.step_time_low_s, told.step_time_high_s / told.step_time_s])

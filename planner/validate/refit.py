@@ -16,7 +16,7 @@ import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
 from planner.validate.mapping import scorable_rows
-from planner.validate.predict import RowPredictor, kernel_half_widths
+from planner.validate.predict import RowPredictor, price_half_widths
 from planner.validate.report import JUDGED_APART
 from planner.validate.rows import ScorableRow, refuse_unseen
 from planner.validate.stack_fit import PRIOR_STD, StackFit, fit_stacks, free_parameters
@@ -36,20 +36,20 @@ class Refit:
         rows: The n rows, in order.
         folds: (n,) what each row is left out with.
         measured_s: (n,) measured step time.
-        kernel_half_width: (n,) half of the log interval that the prices of kernels alone give.
+        price_half_width: (n,) half of the log interval that prices alone give, on the side of what was measured.
         fit: The fit; stacks that share times have those of the stack they share with.
     """
 
     rows: tuple[ScorableRow, ...]
     folds: tuple[str, ...]
     measured_s: FloatArray
-    kernel_half_width: FloatArray
+    price_half_width: FloatArray
     fit: StackFit
 
     def residual_log_stds(self, without: str = "") -> dict[str, float]:
         """Stack that has times of its own to the width of its residual, told by all held-out errors.
 
-        No stack is surer than runs of one plan repeat, however wide the intervals of its kernels.
+        No stack is surer than runs of one plan repeat, however wide the intervals of its prices.
 
         Args:
             without: A fold whose errors are left out: what is judged by these widths.
@@ -58,7 +58,7 @@ class Refit:
         names = np.array([time_stack(self.fit.stacks[row.stack]) for row in self.rows])
         return {
             name: max(
-                residual_log_std(errors, of_row, of_row != without, names == name, self.kernel_half_width),
+                residual_log_std(errors, of_row, of_row != without, names == name, self.price_half_width),
                 REPEATS_LOG_STD,
             )
             for name in sorted({time_stack(stack) for stack in self.fit.stacks.values()})
@@ -105,8 +105,9 @@ def refit(
     )
     held_out = {source: _with_shared_times(stacks) for source, stacks in fit.held_out.items()}
     fit = replace(fit, stacks=_with_shared_times(_with_power_limit(fit.stacks, start)), held_out=held_out)
-    half_width = kernel_half_widths(RowPredictor(kept), fit.stacks)
-    return Refit(rows=tuple(kept), folds=folds, measured_s=measured_s, kernel_half_width=half_width, fit=fit)
+    low, high = price_half_widths(RowPredictor(kept), fit.stacks)
+    half_width = np.where(measured_s < fit.held_out_s, low, high)
+    return Refit(rows=tuple(kept), folds=folds, measured_s=measured_s, price_half_width=half_width, fit=fit)
 
 
 def time_stack(stack: StackSpec) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 from costmodels.arrays import largest
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
-from costmodels.layer_costs import COMPONENTS, layer_costs
+from costmodels.layer_costs import layer_costs
 from costmodels.memory_terms import communicators, logits_copies, memory_terms, working_bytes
 from costmodels.model_state import end_gradient_bytes, state_bytes
 from costmodels.optimizer import memory_seconds_per_byte, optimizer_s
 from costmodels.plan import PlanBatch, Recompute, Schedule
+from costmodels.shown_parts import COMPONENTS
 from costmodels.stage_activations import held_activations
 from costmodels.stage_layers import stage_layers
 from costmodels.stage_parameters import stage_parameters

@@ -99,7 +99,7 @@ def assert_same(plans: list[ExecutionPlan], where: CostContext) -> None:
     for name, part in expected.memory_parts_bytes.items():
         np.testing.assert_allclose(found.memory_parts_bytes[name], part, rtol=1e-9, atol=1.0, err_msg=name)
     np.testing.assert_allclose(found.host_memory_bytes.max(axis=1), expected.host_memory_bytes, rtol=1e-9)
-    np.testing.assert_allclose(found.step_time_s * np.exp(found.half_width), expected.step_time_high_s, rtol=1e-9)
+    np.testing.assert_allclose(found.step_time_s * np.exp(found.half_widths[1]), expected.step_time_high_s, rtol=1e-9)
     assert (found.fits == expected.fits).all()
 
 

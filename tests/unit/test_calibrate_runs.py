@@ -75,7 +75,7 @@ def test_a_run_that_agrees_never_widens_the_interval(tmp_path: Path) -> None:
     # Here the runs of one user scatter as all runs do: one more says next to nothing of the level.
     stack = start(residual_log_std=0.15, within_log_std=0.15)
     found = calibrated(runs(tmp_path / "runs.csv", 1), stack)
-    assert found.after.residual_log_std <= np.hypot(stack.residual_log_std, found.kernel_log_std)
+    assert found.after.residual_log_std <= np.hypot(stack.residual_log_std, found.price_log_std)
 
 
 def test_the_interval_stays_wide_where_runs_scatter(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_runs_settle_what_kernel_prices_left_open_on_their_devices(tmp_path: Pat
     path = tmp_path / "mine.json"
     found = calibrate_runs([runs(tmp_path / "runs.csv", 6)])
     write_fit(found, path)
-    for cluster, settled in (("8xA100-80GB", found.stacks[0].kernel_log_std), ("8xH100", 0.0)):
+    for cluster, settled in (("8xA100-80GB", found.stacks[0].price_log_std), ("8xH100", 0.0)):
         question = {"model": "llama-2-7b", "cluster": cluster, "framework": "megatron", "plan": {"tp": 2, "pp": 1}}
         packaged, mine = (
             planner.estimate(**question, **extra).plans[0] for extra in ({}, {"stack_fit": str(path)})
@@ -220,5 +220,5 @@ def test_the_command_shows_and_stores_what_changed(tmp_path: Path) -> None:
     (stack,) = document["stacks"]
     assert stack["error_after"] < stack["error_before"]
     assert stack["interval_factor_after"] < stack["interval_factor_before"]
-    spread = np.hypot(load_stacks()[STACK].residual_log_std, calibrated(path, load_stacks()[STACK]).kernel_log_std)
+    spread = np.hypot(load_stacks()[STACK].residual_log_std, calibrated(path, load_stacks()[STACK]).price_log_std)
     assert stack["interval_factor_before"] == pytest.approx(np.exp(NORMAL_90 * spread))

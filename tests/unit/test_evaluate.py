@@ -69,11 +69,22 @@ def test_an_estimate_is_its_parts_put_together(model, full):
     assert found.stages.layers.shape[1] == (8 if full else 3)
 
 
-def test_uncertainties_of_kernels_and_stack_add_as_independent():
-    found = evaluate(PLANS, real(cluster=FAST))
-    half = np.sqrt((1.645 * 0.08) ** 2 + np.log(1.2) ** 2)
+def test_uncertainties_of_prices_and_stack_add_as_independent():
+    """Kernels that are all of a step, its residual, and traffic between replicas that is part of another."""
+    alone = PlanBatch.from_plans([ExecutionPlan(num_microbatches=64)])
+    found = evaluate(alone, real(cluster=FAST, stack=stack(residual_log_std=0.08)))
+    share = 1 - found.time_parts_s["optimizer"] / found.step_time_s
+    half = np.sqrt((1.645 * 0.08) ** 2 + (share * np.log(1.2)) ** 2)
     assert found.step_time_high_s / found.step_time_s == pytest.approx(np.exp(half))
     assert found.step_time_s / found.step_time_low_s == pytest.approx(np.exp(half))
+    wide = RingCollectives(200e9, 20e9, low_factor=0.5, high_factor=3.0)
+    where = real(cluster=FAST, kernels=RateKernels(start_s=1e-6), collectives=wide)
+    replicas = evaluate(PlanBatch.from_plans([ExecutionPlan(data_parallel=16)]), where)
+    share = replicas.time_parts_s["data_parallel"] / replicas.step_time_s
+    for factor, told in ((3.0, replicas.step_time_high_s), (0.5, replicas.step_time_low_s)):
+        half = np.hypot(1.645 * 0.08, np.log1p(share * (factor - 1)))
+        assert abs(np.log(told / replicas.step_time_s)) == pytest.approx(half)
+    assert share > 0.2
 
 
 def test_intervals_end_where_physics_does():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from costmodels.context import CostContext
-from costmodels.layer_costs import COMPONENTS, BlockCosts, layer_costs
+from costmodels.layer_costs import BlockCosts, layer_costs
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
+from costmodels.shown_parts import COMPONENTS
 from profiles.hardware import ClusterSpec
 from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, device, job, mixture, node, stack
 

@@ -344,7 +344,7 @@ def test_trust_is_that_of_the_weakest_price():
     costs = lowered("dense_mlp", ExecutionPlan(), context(kernels=kernels, stack=slower))
     assert costs.basis.tolist() == [Basis.ASSUMED]
     assert costs.extrapolated_kernel_s == pytest.approx(costs.kernel_s.sum(axis=0))
-    assert costs.half_width_s == pytest.approx(0.2 * costs.kernel_s.sum(axis=0))
+    assert costs.kernel_half_s == pytest.approx(0.2 * costs.kernel_s)
 
 
 def test_shapes_are_told_apart_by_what_they_depend_on_and_no_more():

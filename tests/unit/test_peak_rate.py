@@ -30,9 +30,9 @@ def on(flops_per_s: float, **changes) -> CostContext:
 
 
 def test_the_ends_are_the_spread_unless_physics_is_nearer() -> None:
-    low, high = time_interval_s(np.full(3, 8.0), np.full(3, np.log(2.0)), np.array([1.0, 5.0, 9.0]))
+    low, high = time_interval_s(np.full(3, 8.0), np.log([[2.0] * 3, [4.0] * 3]), np.array([1.0, 5.0, 9.0]))
     assert low == pytest.approx([4.0, 5.0, 8.0])
-    assert high == pytest.approx([16.0] * 3)
+    assert high == pytest.approx([32.0] * 3)
 
 
 def test_no_forward_pass_beats_its_flops_at_the_peak_rate() -> None:

@@ -64,7 +64,8 @@ class Closed:
     def predict(self, stacks: Mapping[str, StackSpec]) -> SimpleNamespace:
         times = self.step_times_s(stacks)
         widths = np.array([0.04 + stacks[row.stack].residual_log_std for row in self.rows])
-        return SimpleNamespace(step_time_s=times, step_time_high_s=times * np.exp(widths))
+        low_s, high_s = times * np.exp(-2 * widths), times * np.exp(widths)
+        return SimpleNamespace(step_time_s=times, step_time_low_s=low_s, step_time_high_s=high_s)
 
 
 @pytest.fixture
@@ -156,10 +157,12 @@ def test_tables_of_one_publisher_are_left_out_together() -> None:
 
 
 @pytest.mark.usefixtures("closed")
-def test_widths_are_those_of_kernels_alone() -> None:
+def test_widths_are_those_of_prices_alone() -> None:
     wide = {name: replace(stack, residual_log_std=0.5) for name, stack in STACKS.items()}
     result = refit(runs("a.csv", "owner"), wide)
-    assert result.kernel_half_width == pytest.approx(0.04)
+    assert result.price_half_width == pytest.approx(0.04)
+    quicker = [replace(row, step_time_s=0.9 * float(row.step_time_s or 0)) for row in runs("a.csv", "owner")]
+    assert refit(quicker, wide).price_half_width == pytest.approx(0.08)  # the side that measurements lie on
     assert result.folds == ("a.csv",) * 20
 
 
@@ -235,7 +238,7 @@ def hand_made(error: float = 0.1) -> Refit:
         rows=tuple(rows),
         folds=tuple(row.file for row in rows),
         measured_s=measured_s,
-        kernel_half_width=np.zeros(len(rows)),
+        price_half_width=np.zeros(len(rows)),
         fit=fit,
     )
 
@@ -259,9 +262,9 @@ def test_card_says_what_was_fitted_on_what() -> None:
 
 def test_what_kernels_already_leave_open_is_not_told_twice() -> None:
     """The residual joins their interval as independent errors do: 0.06 and 0.08 make the 0.1 that was found."""
-    partly = replace(hand_made(), kernel_half_width=np.full(24, 0.06))
+    partly = replace(hand_made(), price_half_width=np.full(24, 0.06))
     assert card(partly)["stacks"]["owner"]["residual_log_std"] == pytest.approx(NEW_FILE * 0.08 / 1.645, abs=1e-4)
-    wholly = replace(hand_made(), kernel_half_width=np.full(24, 0.2))
+    wholly = replace(hand_made(), price_half_width=np.full(24, 0.2))
     assert card(wholly)["stacks"]["owner"]["residual_log_std"] == 0.024  # runs of one plan scatter so much
 
 

@@ -1,0 +1,38 @@
+"""What a micro-batch takes from one stage to the next where stages differ: as long as for the slower of both sides."""
+
+import numpy as np
+
+from costmodels.plan import FloatArray
+from costmodels.stage_plan import StagePlanBatch
+from costmodels.stage_prices import StagePrices
+
+
+def crossing_s(plans: StagePlanBatch, prices: StagePrices) -> tuple[FloatArray, FloatArray]:
+    """(N, S) seconds a micro-batch takes to leave each stage forwards, and backwards.
+
+    The last stage receives what it cannot send, and so does the first on the way back.
+    """
+    boundary = _boundary_s(plans, prices, prices.transfer_s)
+    if not len(boundary):
+        nothing = np.zeros(plans.config.shape)
+        return nothing, nothing
+    before = np.concatenate([boundary[:1], boundary])
+    after = np.concatenate([boundary, boundary[-1:]])
+    last = np.arange(plans.width)[:, None] == plans.num_stages - 1
+    return np.where(last, before, after).T, before.T
+
+
+def longest_crossings_s(plans: StagePlanBatch, prices: StagePrices) -> FloatArray:
+    """(3, N) seconds of the longest crossing of each plan, and both ends of its interval."""
+    tables = (prices.transfer_s, *prices.transfer_ends_s)
+    return np.stack([np.max(_boundary_s(plans, prices, table), axis=0, initial=0.0) for table in tables])
+
+
+def _boundary_s(plans: StagePlanBatch, prices: StagePrices, transfer_s: FloatArray) -> FloatArray:
+    """(S - 1, N) seconds of a micro-batch between consecutive stages, by what crossing to a group takes."""
+    config, groups = plans.config.T, len(prices.contexts)
+    of_stage = np.take(prices.configs.group, config)
+    ahead = np.take(transfer_s, config[:-1] * groups + of_stage[1:])
+    behind = np.take(transfer_s, config[1:] * groups + of_stage[:-1])
+    boundary: FloatArray = np.maximum(ahead, behind) * (np.arange(1, plans.width)[:, None] < plans.num_stages)
+    return boundary
