@@ -117,7 +117,12 @@ def cross_validate(mapped: Mapped, priors: Mapping[str, StackSpec] | None = None
         stacks=judges,
         refit=result,
         memory=memory,
-        shares=error_shares([rows[n] for n in counted], held_out.step_time_s[counted]),
+        shares=error_shares(
+            [rows[n] for n in counted],
+            held_out.step_time_s[counted],
+            held_out.step_time_low_s[counted],
+            held_out.step_time_high_s[counted],
+        ),
         ceilings=rank_ceilings(rows),
     )
 

@@ -31,6 +31,8 @@ class ErrorShare:
         bias: Mean log of predicted over measured; positive when predictions are too large.
         common: Mean absolute value of a source's own bias, which ``planner calibrate --runs`` takes away.
         within: Mean absolute log error about it.
+        covered: Share of rows inside their 90 % interval.
+        width: Half of that interval's logarithm, mean of both sides.
     """
 
     question: str
@@ -41,6 +43,8 @@ class ErrorShare:
     bias: float
     common: float
     within: float
+    covered: float
+    width: float
 
 
 def parallelism(row: ScorableRow) -> str:
@@ -57,6 +61,12 @@ def parallelism(row: ScorableRow) -> str:
     return "data parallel alone" if plan.data_parallel > 1 else "one device"
 
 
+def scale(row: ScorableRow) -> str:
+    """How many GPUs a run had, in steps of a node, a rack or two, and more than most sources publish."""
+    most = ((8, "up to 8"), (64, "9 to 64"), (1023, "65 to 1,023"))
+    return next((name for limit, name in most if row.cluster.num_devices <= limit), "1,024 and more")
+
+
 _ALL = "all"
 _QUESTIONS: tuple[tuple[str, Callable[[ScorableRow], str]], ...] = (
     ("all", lambda row: _ALL),
@@ -64,17 +74,22 @@ _QUESTIONS: tuple[tuple[str, Callable[[ScorableRow], str]], ...] = (
     ("arithmetic", lambda row: row.job.precision),
     ("parallelism", parallelism),
     ("nodes", lambda row: "several nodes" if row.cluster.num_nodes > 1 else "one node"),
+    ("GPUs", scale),
     ("task", lambda row: row.job.task),
     ("printed", lambda row: "with something assumed" if row.assumptions else "all that matters is stated"),
 )
 
 
-def error_shares(rows: Sequence[ScorableRow], predicted_s: FloatArray) -> tuple[ErrorShare, ...]:
+def error_shares(
+    rows: Sequence[ScorableRow], predicted_s: FloatArray, low_s: FloatArray, high_s: FloatArray
+) -> tuple[ErrorShare, ...]:
     """Errors of step times by kind of run.
 
     Args:
         rows: Measurements; those without a time are passed over. Which enter a mean is the caller's choice.
         predicted_s: (n,) predicted seconds, NaN where a row cannot be priced.
+        low_s: (n,) low end of their 90 % intervals.
+        high_s: (n,) high end.
 
     Returns:
         For each question its kinds, those of most sources first; of a source only kinds with ``LEAST_ROWS`` rows
@@ -82,6 +97,8 @@ def error_shares(rows: Sequence[ScorableRow], predicted_s: FloatArray) -> tuple[
     """
     measured_s = np.array([np.nan if row.step_time_s is None else row.step_time_s for row in rows], dtype=np.float64)
     errors = np.log(predicted_s / measured_s)
+    inside = np.where((low_s <= measured_s) & (measured_s <= high_s), 1.0, 0.0)
+    columns = np.stack([errors, inside, np.log(high_s / low_s) / 2])
     timed = np.flatnonzero(np.isfinite(errors)).tolist()
     found: list[ErrorShare] = []
     for question, kind_of in _QUESTIONS:
@@ -90,7 +107,9 @@ def error_shares(rows: Sequence[ScorableRow], predicted_s: FloatArray) -> tuple[
             row = rows[number]
             members.setdefault(kind_of(row), {}).setdefault((row.file, row.source), []).append(number)
         kinds = [
-            _share(question, kind, [errors[numbers] for numbers in of_source.values() if len(numbers) >= LEAST_ROWS])
+            _share(
+                question, kind, [columns[:, numbers] for numbers in of_source.values() if len(numbers) >= LEAST_ROWS]
+            )
             for kind, of_source in members.items()
         ]
         found += sorted((kind for kind in kinds if kind is not None), key=lambda kind: (-kind.sources, kind.kind))
@@ -98,31 +117,38 @@ def error_shares(rows: Sequence[ScorableRow], predicted_s: FloatArray) -> tuple[
 
 
 def _share(question: str, kind: str, of_source: Sequence[FloatArray]) -> ErrorShare | None:
+    """One line, of (3, rows) errors, verdicts and widths of every source."""
     if not of_source:
         return None
-    biases = np.array([errors.mean() for errors in of_source])
+    errors = [columns[0] for columns in of_source]
+    biases = np.array([own.mean() for own in errors])
     return ErrorShare(
         question=question,
         kind=kind,
         sources=len(of_source),
-        rows=sum(map(len, of_source)),
-        mape=float(np.mean([np.abs(np.expm1(errors)).mean() for errors in of_source])),
+        rows=sum(map(len, errors)),
+        mape=float(np.mean([np.abs(np.expm1(own)).mean() for own in errors])),
         bias=float(biases.mean()),
         common=float(np.abs(biases).mean()),
-        within=float(np.mean([np.abs(e - b).mean() for e, b in zip(of_source, biases, strict=True)])),
+        within=float(np.mean([np.abs(own - bias).mean() for own, bias in zip(errors, biases, strict=True)])),
+        covered=float(np.mean([columns[1].mean() for columns in of_source])),
+        width=float(np.mean([columns[2].mean() for columns in of_source])),
     )
 
 
 def cause_section(shares: Sequence[ErrorShare]) -> str:
     """A section of the accuracy page."""
-    head = ("by", "kind of run", "sources", "rows", "MAPE", "bias", "common to a source", "within a source")
+    head = (
+        *("by", "kind of run", "sources", "rows", "MAPE", "bias", "common to a source", "within a source"),
+        *("in 90 %", "half of it"),
+    )
     lines = [
         _TEXT.format(least=LEAST_ROWS),
         *table_head(head),
         *(
             table_row(
                 item.question, item.kind, item.sources, item.rows, percent(item.mape), f"{100 * item.bias:+.1f} %",
-                percent(item.common), percent(item.within),
+                percent(item.common), percent(item.within), percent(item.covered), percent(item.width),
             )
             for item in shares
         ),
@@ -135,6 +161,7 @@ _TEXT = """## Where the error lies
 
 Cross-validated log errors of step times. *Common to a source* is the mean size of the bias that all rows of a source
 share: its software, its clocks, its way to time. A few runs of one's own take it away (`planner calibrate --runs`).
-*Within a source* is what is left about that bias: what separates one plan, model or sequence length from another. Of a
-source only kinds with at least {least} rows count; sources weigh alike. Trends and the sweep judged apart are left out.
+*Within a source* is what is left about that bias: what separates one plan, model or sequence length from another.
+*Half of it* is the mean half-width of the logarithm of the intervals. Of a source only kinds with at least {least} rows
+count; sources weigh alike. Trends and the sweep judged apart are left out.
 """

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.validate.causes import ErrorShare, cause_section, error_shares, parallelism
+from planner.validate.causes import ErrorShare, cause_section, error_shares, parallelism, scale
 from planner.validate.metrics import LEAST_ROWS
 from planner.validate.rows import ScorableRow
 from tests.rows import ROW
@@ -15,8 +15,13 @@ def rows(source: str, count: int, **changes: object) -> list[ScorableRow]:
     return [replace(ROW, source=source, line=n, step_time_s=2.0, **changes) for n in range(count)]  # type: ignore[arg-type]
 
 
+def told(measured: list[ScorableRow], predicted_s: np.ndarray) -> tuple[ErrorShare, ...]:
+    """By prices that are known to 10 % less and 21 % more."""
+    return error_shares(measured, predicted_s, predicted_s * 0.9, predicted_s * 1.21)
+
+
 def shares(measured: list[ScorableRow], errors: list[float]) -> dict[tuple[str, str], ErrorShare]:
-    found = error_shares(measured, 2.0 * np.exp(errors))
+    found = told(measured, 2.0 * np.exp(errors))
     return {(item.question, item.kind): item for item in found}
 
 
@@ -37,13 +42,30 @@ def test_kinds_are_told_apart_and_few_rows_say_nothing() -> None:
     assert found["printed", "with something assumed"].sources == 1
     assert found["printed", "all that matters is stated"].bias == 0
     assert found["all", "all"].common == pytest.approx(0.1)
-    assert error_shares(rows("B", LEAST_ROWS - 1), np.ones(LEAST_ROWS - 1)) == ()
+    assert told(rows("B", LEAST_ROWS - 1), np.ones(LEAST_ROWS - 1)) == ()
 
 
 def test_rows_without_a_time_or_a_price_are_passed_over() -> None:
     measured = [*rows("A", 8), replace(ROW, source="A", step_time_s=None), *rows("A", 1)]
     found = shares(measured, [0.1] * 8 + [5.0, float("nan")])["all", "all"]
     assert (found.rows, found.within) == (8, pytest.approx(0, abs=1e-12))
+
+
+def test_sources_weigh_alike_in_what_intervals_cover() -> None:
+    """Prices 5 % too high, or a quarter too low: only the first lie within 10 % below and 21 % above."""
+    measured = rows("A", 8) + rows("B", 16)
+    found = shares(measured, [0.05] * 4 + [-0.29] * 4 + [0.05] * 16)["all", "all"]
+    assert found.covered == pytest.approx((0.5 + 1.0) / 2)
+    assert found.width == pytest.approx(np.log(1.21 / 0.9) / 2)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "name"), [(1, "up to 8"), (8, "9 to 64"), (9, "65 to 1,023"), (128, "1,024 and more")]
+)
+def test_runs_are_told_apart_by_their_gpus(nodes: int, name: str) -> None:
+    cluster = replace(ROW.cluster, num_nodes=nodes)
+    assert cluster.num_devices == 8 * nodes
+    assert scale(replace(ROW, cluster=cluster)) == name
 
 
 @pytest.mark.parametrize(
@@ -64,7 +86,7 @@ def test_the_widest_parallelism_names_a_run(changes: dict[str, int], name: str) 
 
 
 def test_the_section_has_a_line_for_every_kind() -> None:
-    found = error_shares(rows("A", 8), 2.0 * np.exp(np.full(8, 0.1)))
+    found = told(rows("A", 8), 2.0 * np.exp(np.full(8, 0.1)))
     page = cause_section(found)
-    assert "| all | all | 1 | 8 | 10.5 % | +10.0 % | 10.0 % | 0.0 % |" in page
+    assert "| all | all | 1 | 8 | 10.5 % | +10.0 % | 10.0 % | 0.0 % | 100.0 % | 14.8 % |" in page
     assert page.count("\n| ") == len(found) + 1
