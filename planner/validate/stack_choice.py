@@ -178,7 +178,9 @@ def defaults_of(row: Row) -> StackDefaults:
             if found in (_DEEPSPEED, _XTUNER) and _EXPERTS_IN_A_LOOP.search(
                 row.text("model").lower() + row.text("notes").lower()
             ):
-                raise CannotScore("experts of Hugging Face model code run one by one: not modelled")
+                raise CannotScore(
+                    "experts of Hugging Face model code run one by one: host time of DeepSpeed per module not modelled"
+                )
             if isinstance(found, str):
                 raise CannotScore(f"{found} {row.text('framework')[:40]!r}" if found == _NO_STACK else found)
             return _variant(row, found)
