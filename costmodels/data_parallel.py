@@ -7,7 +7,7 @@ the shard group besides. Routed experts move within the ranks that hold the same
 hold a tied embedding sum its gradients as well.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,7 @@ class DataParallelTraffic:
         reduces_per_microbatch: 1 where gradients are reduced for every micro-batch, else 0.
         gathers_per_microbatch: 1 where parameters are gathered for every forward and every backward pass.
         hidden_gathers, hidden_reductions: Share that runs under computation where there is enough of it.
-        low_factor, high_factor: 90 % interval of both kinds of traffic together, over their seconds.
+        low_factor, high_factor: 90 % interval of both kinds together, over their seconds; 1 unless asked for.
     """
 
     gradients_s: FloatArray
@@ -49,8 +49,8 @@ class DataParallelTraffic:
     gathers_per_microbatch: FloatArray
     hidden_gathers: FloatArray
     hidden_reductions: FloatArray
-    low_factor: FloatArray
-    high_factor: FloatArray
+    low_factor: FloatArray = field(default_factory=lambda: np.ones((1, 1)))
+    high_factor: FloatArray = field(default_factory=lambda: np.ones((1, 1)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,17 +14,17 @@ import numpy as np
 from costmodels.arrays import largest, total
 from costmodels.autocast import casts_weights
 from costmodels.context import CostContext
-from costmodels.data_parallel import exposed_traffic_s
+from costmodels.data_parallel import DataParallelTraffic, exposed_traffic_s
 from costmodels.memory import TensorMemory, host_bytes_per_optimizer_byte, with_overheads
 from costmodels.memory_terms import MemoryTerms, composed
-from costmodels.pipeline import HostTraffic, Passes, in_flight_microbatches, scheduled
+from costmodels.pipeline import HostTraffic, Passes, Scheduled, in_flight_microbatches, scheduled
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule, chosen_modules
 from costmodels.stage_activations import ActivationUnits, LayerUnits, StageActivations, held_activations
 from costmodels.stage_crossing import crossing_s, longest_crossings_s
 from costmodels.stage_layers import LayerGroup, StageLayers, layer_kinds
 from costmodels.stage_once import stage_step_parts, stage_traffic
 from costmodels.stage_plan import OFFLOAD_PARTS, StagePlanBatch
-from costmodels.stage_prices import CONTENT_COLUMNS, OFFLOAD_COLUMNS, StagePrices
+from costmodels.stage_prices import CONTENT_COLUMNS, OFFLOAD_COLUMNS, WIDTH_COLUMNS, StagePrices
 from costmodels.stage_seconds import RecomputeUnits, recomputation_s
 from costmodels.step import per_step_overhead_s
 from costmodels.trust import half_widths, pipeline_opens, step_opens
@@ -44,7 +44,8 @@ class StageEstimateBatch:
         usable_bytes: (N, S) device memory that programs can use.
         host_memory_bytes: (N, S) per node, for what is offloaded.
         host_usable_bytes: (N, S) host memory per node.
-        half_widths: (2, N) low and high half of the 90 % interval of the logarithm of the step time.
+        half_widths: (2, N) low and high half of the 90 % interval of the logarithm of the step time; None unless asked
+            for.
     """
 
     step_time_s: FloatArray
@@ -55,7 +56,7 @@ class StageEstimateBatch:
     usable_bytes: FloatArray
     host_memory_bytes: FloatArray
     host_usable_bytes: FloatArray
-    half_widths: FloatArray
+    half_widths: FloatArray | None
 
     def __len__(self) -> int:
         return len(self.step_time_s)
@@ -114,6 +115,7 @@ def evaluate_stages(
     *,
     kinds: tuple[IntArray, IntArray] | None = None,
     played_s: FloatArray | None = None,
+    intervals: bool = False,
 ) -> StageEstimateBatch:
     """Price plans whose stages may differ.
 
@@ -124,13 +126,14 @@ def evaluate_stages(
             positions in the model if not given.
         played_s: (N,) seconds of forward and backward passes where they are known from the schedule played out
             (``costmodels.stage_replay``); by the formulas of ``costmodels.pipeline`` if not given.
+        intervals: Whether to say how sure step times are, which no search asks for.
 
     Returns:
         Estimates in the order of the plans.
     """
     context, model = prices.context, prices.context.model
     dense, moe = plans.kinds(model) if kinds is None else kinds
-    looked = _look_up(plans, prices, dense, moe)
+    looked = _look_up(plans, prices, dense, moe, intervals=intervals)
     layers = _layers(plans, model, dense, moe)
     passes = _passes(plans, prices, looked, layers)
     held = held_activations(_activation_units(looked, context), layers, in_flight(plans))
@@ -145,16 +148,17 @@ def evaluate_stages(
         usable_bytes=looked["usable_bytes"],
         host_memory_bytes=_host_bytes(plans, prices, looked, held),
         host_usable_bytes=looked["host_memory_bytes"],
-        half_widths=half_widths(opens, context),
+        half_widths=None if opens is None else half_widths(opens, context),
     )
 
 
-def _look_up(plans: StagePlanBatch, prices: StagePrices, dense: IntArray, moe: IntArray) -> _Looked:
+def _look_up(plans: StagePlanBatch, prices: StagePrices, dense: IntArray, moe: IntArray, *, intervals: bool) -> _Looked:
     config, used = plans.config.T, plans.used
     has_embedding, has_head = plans.ends()
     rows = prices.rows(config, dense=dense.T, moe=moe.T, has_embedding=(has_embedding & used).T, has_head=has_head.T)
     offloads = plans.optimizer_offload.any() or plans.parameter_offload.any()
-    names = CONTENT_COLUMNS if offloads else CONTENT_COLUMNS[: -len(OFFLOAD_COLUMNS)]
+    spared = 0 if intervals else len(WIDTH_COLUMNS) + (0 if offloads else len(OFFLOAD_COLUMNS))
+    names = CONTENT_COLUMNS[: len(CONTENT_COLUMNS) - spared]
     content = np.take(prices.content[: len(names)], rows, axis=1)
     return _Looked(
         content={name: values.T for name, values in zip(names, content, strict=True)},
@@ -245,8 +249,8 @@ def _step(
     passes: Passes,
     held: StageActivations,
     played_s: FloatArray | None,
-) -> tuple[FloatArray, dict[str, FloatArray], Passes, FloatArray]:
-    """(N,) step time and its parts, the passes with what they wait for, and (2, N) what prices leave open."""
+) -> tuple[FloatArray, dict[str, FloatArray], Passes, FloatArray | None]:
+    """(N,) step time and its parts, the passes with what they wait for, and (2, N) what prices leave open, if asked."""
     stack, m, used = prices.context.stack, plans.num_microbatches, looked.used
     weights_s = _weights_s(plans, looked)
     step = scheduled(
@@ -258,13 +262,7 @@ def _step(
         traffic=_host_traffic(looked, held, weights_s),
     )
     traffic = stage_traffic(looked, weights_s=weights_s)
-    traffic = replace(
-        traffic,
-        gradients_s=traffic.gradients_s * used,
-        parameters_s=traffic.parameters_s * used,
-        low_factor=np.where(used, traffic.low_factor, 1.0),
-        high_factor=np.where(used, traffic.high_factor, 1.0),
-    )
+    traffic = replace(traffic, gradients_s=traffic.gradients_s * used, parameters_s=traffic.parameters_s * used)
     exposed, _ = exposed_traffic_s(
         traffic,
         num_microbatches=m,
@@ -284,20 +282,33 @@ def _step(
     known = total(parts.values())
     parts["overhead"] = per_step_overhead_s(known, nodes=total((looked["nodes"] * used).T), stack=stack)
     step_s = known + parts["overhead"]
-    opens = step_opens(
-        pipeline_opens(
-            np.stack([largest(looked[f"layer_open_{end}"] * used) for end in ("low", "high")]),
-            crossing_s=longest_crossings_s(plans, prices),
-            crossings=2 * m,
-            work_s=step.pipeline_s - step.bubble_s,
-        ),
-        pipeline_s=step.pipeline_s,
-        step_s=step_s,
-        traffic=traffic,
-        shown_s=exposed,
-    )
+    opens = _opens(plans, prices, looked, step, traffic, step_s=step_s, shown_s=exposed)
     scale = stack.step_time_scale
     return step_s * scale, {name: seconds * scale for name, seconds in parts.items()}, step.passes, opens
+
+
+def _opens(
+    plans: StagePlanBatch,
+    prices: StagePrices,
+    looked: _Looked,
+    step: Scheduled,
+    traffic: DataParallelTraffic,
+    *,
+    step_s: FloatArray,
+    shown_s: FloatArray,
+) -> FloatArray | None:
+    """(2, N) what prices leave open of steps, each part as on the stage where it is known least; None unless asked."""
+    if WIDTH_COLUMNS[0] not in looked.content:
+        return None
+    low, high = (np.where(looked.used, looked[name], 1.0) for name in WIDTH_COLUMNS)
+    passes = pipeline_opens(
+        np.stack([largest(looked[f"layer_open_{end}"] * looked.used) for end in ("low", "high")]),
+        crossing_s=longest_crossings_s(plans, prices),
+        crossings=2 * plans.num_microbatches,
+        work_s=step.pipeline_s - step.bubble_s,
+    )
+    traffic = replace(traffic, low_factor=low, high_factor=high)
+    return step_opens(passes, pipeline_s=step.pipeline_s, step_s=step_s, traffic=traffic, shown_s=shown_s)
 
 
 def _weights_s(plans: StagePlanBatch, looked: _Looked) -> FloatArray | None:

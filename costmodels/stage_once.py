@@ -33,8 +33,6 @@ def stage_traffic(prices: Prices, *, weights_s: FloatArray | None) -> DataParall
         gathers_per_microbatch=prices["gathers_per_microbatch"],
         hidden_gathers=prices["hidden_gathers"],
         hidden_reductions=prices["hidden_reductions"],
-        low_factor=prices["traffic_low"],
-        high_factor=prices["traffic_high"],
     )
 
 

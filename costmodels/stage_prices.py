@@ -57,8 +57,8 @@ CONTENT_COLUMNS = (
     "late_logits_bytes",
     "head_bytes",
     "communication_bytes",
-    *WIDTH_COLUMNS,
     *OFFLOAD_COLUMNS,
+    *WIDTH_COLUMNS,
 )
 # Of one layer, dense and MoE; of one configuration.
 KIND_COLUMNS = ("whole_bytes", "casts_bytes", "input_bytes", "backward_bytes", "layer_s")

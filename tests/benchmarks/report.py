@@ -26,7 +26,8 @@ Machine: {machine}; Python {python}, NumPy {numpy}.
 """
 
 _NOTES = """A plan counts as priced once its step time, interval, parts of the step, memory of every stage, verdict,
-basis and FLOPs are known. Rates are per second of processor time.
+basis and FLOPs are known; where stages differ, without the interval, which searches over them do not ask for. Rates are
+per second of processor time.
 
 The loop gets kernel and collective prices, stage layouts, parameters and activations ready-made and only composes
 them, so its rate is an upper bound of what a loop could reach; it agrees with the batch path to a part in a million.

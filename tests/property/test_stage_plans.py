@@ -35,7 +35,7 @@ STACK = {
 }
 REAL = {
     "kernels": RateKernels(start_s=2e-6, relative_half_width=0.2),
-    "collectives": RingCollectives(inside_bytes_per_s=200e9, across_bytes_per_s=20e9),
+    "collectives": RingCollectives(inside_bytes_per_s=200e9, across_bytes_per_s=20e9, low_factor=0.6, high_factor=1.7),
 }
 MODELS = {
     "gpt": gpt(),
@@ -90,7 +90,7 @@ def assert_same(plans: list[ExecutionPlan], where: CostContext) -> None:
     batch = PlanBatch.from_plans(plans)
     expected = evaluate(batch, where, full=True)
     staged, configs = from_uniform(batch, where.model)
-    found = evaluate_stages(staged, StagePrices(configs=configs, contexts=(where,)))
+    found = evaluate_stages(staged, StagePrices(configs=configs, contexts=(where,)), intervals=True)
     np.testing.assert_allclose(found.step_time_s, expected.step_time_s, rtol=1e-9)
     for name in ("bubble", "data_parallel", "optimizer", "offload"):
         np.testing.assert_allclose(found.time_parts_s[name], expected.time_parts_s[name], rtol=1e-9, atol=1e-9)
@@ -99,7 +99,10 @@ def assert_same(plans: list[ExecutionPlan], where: CostContext) -> None:
     for name, part in expected.memory_parts_bytes.items():
         np.testing.assert_allclose(found.memory_parts_bytes[name], part, rtol=1e-9, atol=1.0, err_msg=name)
     np.testing.assert_allclose(found.host_memory_bytes.max(axis=1), expected.host_memory_bytes, rtol=1e-9)
+    assert found.half_widths is not None
     np.testing.assert_allclose(found.step_time_s * np.exp(found.half_widths[1]), expected.step_time_high_s, rtol=1e-9)
+    low_s = found.step_time_s * np.exp(-found.half_widths[0])  # before physics bounds it
+    assert (low_s <= expected.step_time_low_s * (1 + 1e-9)).all()
     assert (found.fits == expected.fits).all()
 
 

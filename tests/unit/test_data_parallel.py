@@ -227,8 +227,6 @@ def shown(*, gathers: bool, m: int, p: int, v: int, hidden: float = 1.0, each_ti
         gathers_per_microbatch=0.0 * column,
         hidden_gathers=hidden * column,
         hidden_reductions=hidden * column,
-        low_factor=np.ones((1, 1)),
-        high_factor=np.ones((1, 1)),
     )
     one = np.ones(1)
     exposed, _ = exposed_traffic_s(
@@ -412,8 +410,6 @@ def test_what_waits_shows_in_both_passes(gathers, reductions, shown):
         gathers_per_microbatch=np.ones((1, 1)),
         hidden_gathers=np.array([[1.0 * gathers]]),
         hidden_reductions=np.array([[1.0 * reductions]]),
-        low_factor=np.ones((1, 1)),
-        high_factor=np.ones((1, 1)),
     )
     one, long_s = np.array([1]), np.array([100.0])
     exposed, total_s = exposed_traffic_s(
