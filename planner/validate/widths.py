@@ -24,7 +24,8 @@ def residual_log_std(
 
     Sources of the stack weigh alike; the sources of all other stacks together weigh as one more, so that a
     stack seldom measured is as uncertain as stacks are on the whole. A new source brings a bias of its own beside
-    that of the k that are known, hence the factor sqrt(1 + 1/k) of a prediction interval.
+    that of the k that are known, hence the factor sqrt(1 + 1/k) of a prediction interval; sources of unlike weight
+    count as many as tell as much (the effective number of weighted observations, sum squared over sum of squares).
 
     Args:
         errors: (rows,) held-out log errors.
@@ -34,15 +35,17 @@ def residual_log_std(
         explained: (rows,) half-width of the log interval that a prediction has without the stack's residual. The
             residual joins it as independent errors do, so that only what is beyond it is the residual's.
     """
-    weight = np.zeros(len(errors))
-    for chosen, share in ((told & own, None), (told & ~own, 1.0)):
+    weight, of_source = np.zeros(len(errors)), []
+    for chosen, together in ((told & own, False), (told & ~own, True)):
         counts = Counter(of_row[chosen].tolist())
+        each = 1 / len(counts) if counts and together else 1.0
+        of_source += [each] * len(counts)
         for name, count in counts.items():
-            weight[chosen & (of_row == name)] = (1.0 if share is None else share / len(counts)) / count
-    if not weight.any():
+            weight[chosen & (of_row == name)] = each / count
+    if not of_source:
         return 0.0
     size = np.sqrt(np.maximum(np.where(told, errors, 0.0) ** 2 - np.square(explained), 0.0))
-    told_by = 1 + len(set(of_row[told & own].tolist()))
+    told_by = np.sum(of_source) ** 2 / np.sum(np.square(of_source))
     return log_std(size, weight) * float(np.sqrt(1 + 1 / told_by))
 
 

@@ -75,10 +75,9 @@ def test_time_intervals_are_as_wide_as_errors_of_other_sources() -> None:
     result = Refit(rows=pair, folds=("A", "B"), measured_s=np.exp([0.1, 0.3]), price_half_width=np.zeros(2), fit=fit)
     for without, size, sources in (("A", 0.3, 1), ("B", 0.1, 1), ("", 0.3, 2)):
         found = with_residuals(stacks, result, without=without)
-        assert found["megatron-core"].residual_log_std == pytest.approx(
-            size * np.sqrt(1 + 1 / (1 + sources)) / NORMAL_90
-        )
-        assert found["nanotron"].residual_log_std == pytest.approx(size * np.sqrt(2) / NORMAL_90)  # none of its own
+        wide = size * np.sqrt(1 + 1 / sources) / NORMAL_90
+        assert found["megatron-core"].residual_log_std == pytest.approx(wide)
+        assert found["nanotron"].residual_log_std == pytest.approx(wide)  # none of its own: others tell all of it
 
 
 def test_missing_tables_are_the_users_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

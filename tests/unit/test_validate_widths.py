@@ -12,14 +12,24 @@ def test_residual_weighs_sources_alike_and_other_stacks_as_one() -> None:
     of_row = np.array(["A"] * 10 + ["B"] + ["C"] * 100)
     told, own = np.ones(111, np.bool_), np.array([True] * 11 + [False] * 100)
     assert residual_log_std(errors, of_row, told, own) == pytest.approx(0.5 * np.sqrt(1 + 1 / 3) / NORMAL_90)
-    assert residual_log_std(errors, of_row, own, own) == pytest.approx(0.3 * np.sqrt(1 + 1 / 3) / NORMAL_90)
+    assert residual_log_std(errors, of_row, own, own) == pytest.approx(0.3 * np.sqrt(1 + 1 / 2) / NORMAL_90)
     assert residual_log_std(errors, of_row, ~told, own) == 0
+
+
+def test_sources_count_as_many_as_tell_as_much() -> None:
+    """Of a stack with no runs, four sources of others tell as four; beside one of its own, as two thirds of one."""
+    errors, of_row, told = np.full(5, 0.2), np.array(list("ABCDE")), np.ones(5, np.bool_)
+    own = of_row == "E"
+    alone = residual_log_std(errors, of_row, told & ~own, own) * NORMAL_90
+    assert alone == pytest.approx(0.2 * np.sqrt(1 + 1 / 4))
+    beside = residual_log_std(errors, of_row, told, own) * NORMAL_90
+    assert beside == pytest.approx(0.2 * np.sqrt(1 + (1 + 1 / 4) / 2**2))
 
 
 def test_only_what_is_beyond_other_intervals_is_the_residuals() -> None:
     errors, of_row, every = np.array([0.5, -0.5]), np.array(["A", "B"]), np.ones(2, np.bool_)
     explained = np.array([0.3, 0.4])
-    told = residual_log_std(errors, of_row, every, every, explained) * NORMAL_90 / np.sqrt(1 + 1 / 3)
+    told = residual_log_std(errors, of_row, every, every, explained) * NORMAL_90 / np.sqrt(1 + 1 / 2)
     assert told == pytest.approx(0.4)  # 0.3 and 0.4 make 0.5; the other row needs 0.3 only
     assert residual_log_std(errors, of_row, every, every, 0.6) == 0
 
