@@ -341,10 +341,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             lora=wording.lora_of(row) if task in ("lora", "qlora") else None,
             dropout=defaults.dropout and task == "pretrain",
             # llm-foundry's models take loss_fn fused_crossentropy unless told otherwise.
-            fused_cross_entropy="ce fusion" in row.text("notes").lower()
-            or defaults.stack.startswith("fsdp-composer")
-            or recipes.fuses_cross_entropy(row)
-            or wording.chunks_cross_entropy(row),
+            fused_cross_entropy=defaults.stack.startswith("fsdp-composer") or recipes.fuses_cross_entropy(row),
             linear_cross_entropy=wording.projects_in_loss(row),
             varied_lengths=wording.varies_lengths(row),
             fp32_unquantised=wording.casts_unquantised(row),

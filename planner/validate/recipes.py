@@ -91,11 +91,13 @@ def runs_nemo_scripts(row: Row) -> bool:
 
 
 def fuses_cross_entropy(row: Row) -> bool:
-    """Whether a recipe takes Transformer Engine's loss (cross_entropy_fusion_impl = "te").
+    """Whether a recipe's loss holds no fp32 logits, or those of a part of the tokens at a time, as torchtune's.
 
-    Megatron-Bridge's do, and NeMo's scripts (scripts/performance/helpers.py).
+    Megatron-Bridge's and NeMo's scripts (scripts/performance/helpers.py) take Transformer Engine's
+    (cross_entropy_fusion_impl = "te").
     """
-    return runs_nemo_scripts(row) or "megatron-bridge" in row.text("source").lower()
+    said = re.search("ce fusion|chunked cross-entropy", row.text("notes").lower()) is not None
+    return said or runs_nemo_scripts(row) or "megatron-bridge" in row.text("source").lower()
 
 
 def omits_tensor_overlap(row: Row) -> bool:

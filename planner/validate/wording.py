@@ -198,11 +198,6 @@ def varies_lengths(row: Row) -> bool:
     return re.search(r"packing[ =]+true", notes) is None and re.search(r"litgpt|ms-swift|hf peft", text) is not None
 
 
-def chunks_cross_entropy(row: Row) -> bool:
-    """Whether the loss holds its fp32 logits for a part of the tokens at a time, as torchtune's."""
-    return "chunked cross-entropy" in row.text("notes").lower()
-
-
 def projects_in_loss(row: Row) -> bool:
     """Whether the loss projects a part of the tokens at a time, so that logits are never held (Liger)."""
     return "fused linear cross-entropy" in row.text("notes").lower()

@@ -74,7 +74,7 @@ def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], fiel
     [
         ({"modle": "x"}, "modle: unknown field. Hint: did you mean 'model'"),
         ({"plan": {"tp": 8}}, "plan.tp: unknown field. Hint: did you mean 'tensor_parallel'?"),
-        ({"job": {"seq_length": 1}}, "job.seq_length: unknown field. Hint: did you mean 'sequence_length'?"),
+        ({"job": {"seq_length": 1}}, "job.seq_length: unknown field. Hint: did you mean 'sequence_length'"),
         ({"top": 0}, "top: input should be greater than or equal to 1; got 0"),
         ({"cluster": "8xH10O"}, "cluster.device: unknown name 'H10O'. Hint: did you mean 'H100'"),
     ],

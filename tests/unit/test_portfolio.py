@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -91,6 +91,7 @@ def test_greedy_reaches_its_share_of_the_best_set(times_s: np.ndarray) -> None:
 @given(times_s=TIMES, died=arrays(np.bool_, (12, 5)), factor=st.floats(0.1, 10.0))
 def test_a_level_all_plans_share_changes_no_choice(times_s: np.ndarray, died: np.ndarray, factor: float) -> None:
     weight = np.full(12, 1 / 12)
+    assume(np.diff(np.sort(weight @ np.log(times_s))).min() > 1e-9)  # of plans equally fast, rounding chooses
     here = World.of(np.log(times_s), died, weight)
     there = World.of(np.log(times_s * factor), died, weight)
     assert there.regret == pytest.approx(here.regret)

@@ -22,7 +22,7 @@ def summed(plan: ExecutionPlan, **changes) -> set[tuple[float, int]]:
     where = context(**{"model": TIED, "collectives": prices} | changes)
     batch = PlanBatch.from_plans([plan])
     stages = stage_table(batch, where.model)
-    data_parallel_traffic(batch, stage_parameters(batch, stages, where.model, where.job), where)
+    data_parallel_traffic(batch, stages, stage_parameters(batch, stages, where.model, where.job), where)
     return {
         (float(size), int(near))
         for calls in prices.seen
