@@ -30,6 +30,8 @@ from costmodels.model_state import (
     gradient_bytes,
     model_state,
     optimizer_temporary_bytes,
+    passing_gradient_bytes,
+    waiting_gradient_bytes,
 )
 from costmodels.parameter_offload import streaming_bytes, weights_on_device_bytes
 from costmodels.plan import BoolArray, FloatArray, PlanBatch, Schedule
@@ -57,6 +59,8 @@ class MemoryTerms:
         temporaries: What an optimizer that is not fused needs for its step.
         last: Alive when the backward pass ends, beyond activations kept by other micro-batches.
         leaving: Of those, gradients; they follow an offloaded optimizer as they come. None where none is.
+        passing: Gradients alive while the layer they belong to is differentiated, for an optimizer that works there;
+            None where it does not.
         logits: At the loss of one micro-batch, on the stage with the head.
         late_logits: Of those, what comes once the loss is known.
         head: What differentiating the head needs, there.
@@ -73,6 +77,7 @@ class MemoryTerms:
     temporaries: FloatArray | None
     last: FloatArray
     leaving: FloatArray | None
+    passing: FloatArray | None
     logits: FloatArray
     late_logits: FloatArray
     head: FloatArray
@@ -86,8 +91,10 @@ def memory_terms(
     stack = context.stack
     state = model_state(plans, stages, parameters, context)
     units = activation_units(plans, context, has_embedding=stages.has_embedding, has_head=stages.has_head)
-    born = _born_in_backward(plans, stack)
-    resident = np.where(born[:, None], 0.0, state.gradients) if born.any() else state.gradients
+    in_backward = context.job.optimizer_in_backward
+    born = _born_in_backward(plans, stack) & (not in_backward)
+    gradients = waiting_gradient_bytes(plans, stages, context) if in_backward else state.gradients
+    resident = np.where(born[:, None], 0.0, gradients) if born.any() else gradients
     end = end_gradient_bytes(plans, context)
     last = _last_bytes(plans, stages, parameters, units, context, born=born)
     head_gradient = logits_gradient_bytes(plans, context.model, context.job)
@@ -97,11 +104,12 @@ def memory_terms(
         streaming=streaming_bytes(plans, stages, parameters, state.weights, context.model) if streams else None,
         gradients=resident,
         leaves=plans.zero_stage[:, None] >= 2,
-        all_gradients=state.gradients,
+        all_gradients=gradients,
         optimizer=state.optimizer,
         temporaries=optimizer_temporary_bytes(plans, parameters, context),
         last=last,
         leaving=last - stages.has_embedding * end[:, None],
+        passing=passing_gradient_bytes(plans, context)[:, None] * (stages.layers > 0) if in_backward else None,
         logits=stages.has_head * logits_bytes(plans, context.model, context.job, stack)[:, None],
         late_logits=stages.has_head * late_logits_bytes(plans, context.model, context.job, stack)[:, None],
         head=stages.has_head * (head_gradient + end)[:, None],
@@ -185,7 +193,8 @@ def working_bytes(terms: MemoryTerms, held: StageActivations) -> FloatArray:
     The head is differentiated before any layer: the logits' 16-bit gradient and the head's weight
     gradient are alive together.
     """
-    return np.maximum(np.maximum(held.working, terms.head) - terms.logits, 0.0)
+    working = held.working if terms.passing is None else held.working + terms.passing
+    return np.maximum(np.maximum(working, terms.head) - terms.logits, 0.0)
 
 
 def logits_copies(plans: PlanBatch) -> FloatArray:
@@ -211,7 +220,7 @@ def _last_bytes(
     last = stages.has_embedding * end_gradient_bytes(plans, context)[:, None]
     trained = parameters.trained_dense + parameters.trained_expert
     one_layer = units.one_layer
-    if stack.autograd_gradients == "freed":
+    if stack.autograd_gradients == "freed" and not context.job.optimizer_in_backward:
         last = np.maximum(last, trained * autograd_gradient_bytes(context.job, stack) + one_layer)
     if born.any():
         whole = trained * _column(gradient_bytes(plans, context))

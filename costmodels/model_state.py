@@ -18,7 +18,12 @@ from costmodels.data_parallel import gradient_element_bytes
 from costmodels.frozen_weights import frozen_bytes
 from costmodels.optimizer import MOMENTS, moment_bytes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
-from costmodels.stage_parameters import StageParameters, expert_shard_degree
+from costmodels.stage_parameters import (
+    StageParameters,
+    expert_shard_degree,
+    largest_matrix_parameters,
+    layer_unit_parameters,
+)
 from costmodels.stages import StageTable
 from costmodels.workload import TrainingJob
 from profiles.parameters import (
@@ -188,11 +193,37 @@ def end_gradient_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
     return each * embedding_parameters(context.model) / plans.tensor_parallel
 
 
+def waiting_gradient_bytes(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:
+    """(N, S) bytes of gradients that outlive their layer's backward pass where the optimizer runs in it.
+
+    That of an embedding the head shares: autograd hands it over once both have been differentiated.
+    """
+    tied = stages.has_embedding & stages.has_head & context.model.tie_word_embeddings
+    shards = np.where(plans.zero_stage >= 2, plans.shard_degree, 1)
+    each = gradient_bytes(plans, context) * embedding_parameters(context.model) / (plans.tensor_parallel * shards)
+    waiting: FloatArray = tied * each[:, None]
+    return waiting
+
+
+def passing_gradient_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
+    """(N,) bytes of the largest gradient within a layer, alive while that is differentiated and updated in there.
+
+    Where ZeRO shards gradients all of a layer come at once: a rank's part of them (``communication_bytes`` has them
+    whole).
+    """
+    model = context.model
+    width = max(model.ffn_hidden_size, model.num_attention_heads * model.head_dim)
+    matrix = model.hidden_size * width / plans.tensor_parallel
+    shards = layer_unit_parameters(plans, model) / plans.shard_degree
+    found: FloatArray = gradient_bytes(plans, context) * np.where(plans.zero_stage >= 2, shards, matrix)
+    return found
+
+
 def optimizer_temporary_bytes(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray | None:
     """(N, S) bytes the optimizer needs for the length of its step only; None where that is nothing.
 
     PyTorch's multi-tensor Adam materialises the denominator of all parameters: one more moment. Others cast
-    16-bit gradients to the format of their master copy.
+    16-bit gradients to the format of their master copy. An optimizer in the backward pass does so for one parameter.
     """
     job, stack = context.job, context.stack
     each = stack.optimizer_temporaries * moment_bytes(job) * min(MOMENTS[job.optimizer], 1)
@@ -204,6 +235,8 @@ def optimizer_temporary_bytes(plans: PlanBatch, parameters: StageParameters, con
     trained = (parameters.trained_dense, parameters.trained_expert if parameters.trained_expert.any() else None)
     degrees = (plans.shard_degree, expert_shard_degree(plans, parameters))
     needed = _divided(plans, trained, degrees, each, from_stage=1)
+    if job.optimizer_in_backward:
+        needed = np.minimum(needed, each * largest_matrix_parameters(plans, context.model)[:, None])
     if stack.framework == "deepspeed":  # ZeRO-3 steps group by group
         needed = np.where(plans.zero_stage[:, None] >= 3, np.minimum(needed, each * _DEEPSPEED_SUB_GROUP), needed)
     return np.where(plans.offload_optimizer[:, None], 0.0, needed)

@@ -61,8 +61,9 @@ def traffic_bytes_per_parameter(job: TrainingJob, stack: StackSpec) -> float:
         "cast": casts + _FUSED_OVERHEAD * (each - gradient + updated),
         "foreach": casts + _FOREACH_OVERHEAD * (each - gradient + updated),
     }
-    clipped = 2 * gradient if stack.clips_gradients else 0.0
-    return gradient + clipped + written[stack.update] + copied
+    # No norm is taken of gradients that are gone before the last of them come.
+    norm = 0.0 if job.optimizer_in_backward else gradient * (3 if stack.clips_gradients else 1)
+    return norm + written[stack.update] + copied
 
 
 def optimizer_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:

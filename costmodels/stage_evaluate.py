@@ -354,6 +354,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
         temporaries=temporaries if temporaries.any() else None,
         last=looked["last_bytes"],
         leaving=looked["leaving_bytes"] if offloads else None,
+        passing=looked["passing_bytes"] if context.job.optimizer_in_backward else None,
         logits=looked["logits_bytes"],
         late_logits=looked["late_logits_bytes"],
         head=looked["head_bytes"],

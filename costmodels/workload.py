@@ -43,6 +43,9 @@ class TrainingJob:
         master_dtype: Format of the master copy of the weights; ``none`` when there is none.
         state_dtype: Format of each optimizer moment; ``int8`` for 8-bit Adam.
         optimizer: Which optimizer.
+        optimizer_in_backward: Every parameter is updated as soon as its gradient is there, which then goes
+            (torchtune's ``optimizer_in_bwd``, torchtitan's ``early_step_in_backward``, LOMO, layer-wise GaLore).
+            Gradients are neither accumulated over micro-batches nor clipped.
         attention: ``flash`` (never materialises scores) or ``unfused``.
         lora: Adapter structure for ``lora`` and ``qlora``.
         dropout: Whether dropout masks are kept (Megatron GPT-2/3 recipes).
@@ -71,6 +74,7 @@ class TrainingJob:
     master_dtype: str = "fp32"
     state_dtype: str = "fp32"
     optimizer: str = "adamw"
+    optimizer_in_backward: bool = False
     attention: str = "flash"
     lora: LoraSpec | None = None
     dropout: bool = False
@@ -96,6 +100,9 @@ class TrainingJob:
         if self.fp8_attention and self.attention != "flash":
             problem = f"needs flash attention; attention is {self.attention!r}"
             raise SpecError("job.fp8_attention", problem, "attention flash, or leave it out")
+        if self.optimizer_in_backward and self.trains_adapters_only:
+            problem = f"updates the weights of a model as the backward pass reaches them; task is {self.task!r}"
+            raise SpecError("job.optimizer_in_backward", problem, "task full, or leave it out")
         if not 0 < self.padding_efficiency <= 1:
             raise SpecError("job.padding_efficiency", f"must be in (0, 1]; got {self.padding_efficiency}")
         if (self.lora is not None) != (self.task in ("lora", "qlora")):

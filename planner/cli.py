@@ -284,6 +284,7 @@ _JOB_OPTIONS = {
     "dropout": "dropout",
     "fused_loss": "fused_cross_entropy",
     "linear_loss": "linear_cross_entropy",
+    "optimizer_in_backward": "optimizer_in_backward",
     "fp32_unquantised": "fp32_unquantised",
     "fp8_activation": "fp8_activation",
     "fp8_attention": "fp8_attention",

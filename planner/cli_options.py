@@ -26,6 +26,10 @@ GlobalBatch = Annotated[int | None, _option("--global-batch", "Sequences per opt
 BatchTokens = Annotated[str | None, _option("--batch-tokens", "The same in tokens, e.g. 4M.", _JOB)]
 Precision = Annotated[str | None, _option("--precision", "fp32, tf32, fp16, bf16, fp8, mxfp8 or nvfp4.", _JOB)]
 Optimizer = Annotated[str | None, _option("--optimizer", "adamw, adamw8bit, adafactor, sgd or none.", _JOB)]
+InBackward = Annotated[
+    bool | None,
+    _option("--optimizer-in-backward/--optimizer-after", "Parameters are updated as gradients come, which go.", _JOB),
+]
 GradientDtype = Annotated[str | None, _option("--gradient-dtype", "Format gradients accumulate in.", _JOB)]
 MasterDtype = Annotated[str | None, _option("--master-dtype", "Format of the master weights, or none.", _JOB)]
 StateDtype = Annotated[str | None, _option("--state-dtype", "Format of the optimizer moments.", _JOB)]
@@ -115,6 +119,7 @@ def question(
     batch_tokens: BatchTokens = None,
     precision: Precision = None,
     optimizer: Optimizer = None,
+    optimizer_in_backward: InBackward = None,
     gradient_dtype: GradientDtype = None,
     master_dtype: MasterDtype = None,
     state_dtype: StateDtype = None,

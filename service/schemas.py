@@ -112,6 +112,9 @@ class JobBody(Body):
     master_dtype: DType | None = None
     state_dtype: DType | None = None
     optimizer: Literal["adamw", "adamw8bit", "adafactor", "sgd", "none"] | None = None
+    optimizer_in_backward: bool | None = Field(
+        default=None, description="Parameters are updated as their gradients come, which then go."
+    )
     attention: Literal["flash", "unfused"] | None = None
     lora_rank: int | None = Field(default=None, ge=1, le=1 << 16)
     lora_targets: list[Literal["q", "k", "v", "o", "gate", "up", "down"]] | None = Field(

@@ -156,7 +156,8 @@ def _least_bytes(model: ModelSpec, job: TrainingJob, plan: ExecutionPlan, cluste
     """Bytes of weights, gradients and moments on a device however they are sharded; 0 where some are elsewhere."""
     if job.trains_adapters_only or plan.offload_optimizer or plan.offload_parameters:
         return 0.0
-    each = 2 * job.numerics.storage_bytes + MOMENTS[job.optimizer] * moment_bytes(job)
+    weights_and_gradients = 1 if job.optimizer_in_backward else 2
+    each = weights_and_gradients * job.numerics.storage_bytes + MOMENTS[job.optimizer] * moment_bytes(job)
     return each * total_parameters(model) / cluster.num_devices
 
 

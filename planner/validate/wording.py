@@ -198,6 +198,11 @@ def varies_lengths(row: Row) -> bool:
     return re.search(r"packing[ =]+true", notes) is None and re.search(r"litgpt|ms-swift|hf peft", text) is not None
 
 
+def updates_in_backward(row: Row) -> bool:
+    """Whether parameters are updated as their gradients come (torchtune's ``optimizer_in_bwd``)."""
+    return "optimizer in backward" in row.text("notes").lower()
+
+
 def projects_in_loss(row: Row) -> bool:
     """Whether the loss projects a part of the tokens at a time, so that logits are never held (Liger)."""
     return "fused linear cross-entropy" in row.text("notes").lower()

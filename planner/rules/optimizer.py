@@ -1,0 +1,91 @@
+"""Rules on optimizers that work during the backward pass, or whose states page to the host."""
+
+import numpy as np
+
+from planner.rules.base import (
+    DEEPSPEED,
+    FRAMEWORK_TITLES,
+    FSDP,
+    HUGGINGFACE,
+    MEGATRON,
+    NANOTRON,
+    Rule,
+    columns,
+    mask,
+)
+
+_LAYERWISE = "LLaMA-Factory (llamafactory/hparams/parser.py, train/trainer_utils.py): layer-wise GaLore and APOLLO"
+
+OPTIMIZER_RULES = (
+    Rule(
+        name="optimizer_in_backward_exists",
+        frameworks=(MEGATRON, DEEPSPEED, NANOTRON),
+        field="num_microbatches",
+        text="the optimizer works after the backward pass",
+        source="their optimizers step over flattened buffers of gradients, which are reduced first",
+        columns=columns("num_microbatches"),
+        holds=lambda plans, setting: np.full(len(plans), not setting.job.optimizer_in_backward),
+        complaint=lambda _plan, setting: (
+            f"{FRAMEWORK_TITLES[setting.framework]} has no optimizer in the backward pass",
+            "framework fsdp or huggingface, or leave optimizer_in_backward out",
+        ),
+    ),
+    Rule(
+        name="optimizer_in_backward_accumulates_nothing",
+        frameworks=(FSDP, HUGGINGFACE),
+        field="num_microbatches",
+        text="an optimizer in the backward pass needs a step of one micro-batch",
+        source="torchtune recipes/full_finetune_single_device.py, full_finetune_distributed.py: gradient accumulation is "
+        f"not supported with optimizer in bwd; {_LAYERWISE} do not support gradient accumulation",
+        columns=columns("num_microbatches"),
+        holds=lambda plans, setting: mask((plans.num_microbatches == 1) | (not setting.job.optimizer_in_backward)),
+        complaint=lambda plan, _setting: (
+            f"must be 1 with optimizer_in_backward, which accumulates no gradients; got {plan.num_microbatches}",
+            "a smaller global batch, or larger micro-batches",
+        ),
+    ),
+    Rule(
+        name="optimizer_in_backward_excludes_stages_and_experts",
+        frameworks=(FSDP,),
+        field="pipeline_parallel",
+        text="an optimizer in the backward pass excludes pipeline stages and expert parallelism",
+        source="torchtitan build_optimizers: optimizers in backward is not supported with Pipeline Parallel, nor with "
+        "Expert Parallel",
+        columns=columns("pipeline_parallel", "expert_parallel"),
+        holds=lambda plans, setting: mask(
+            (plans.pipeline_parallel * plans.expert_parallel == 1) | (not setting.job.optimizer_in_backward)
+        ),
+        complaint=lambda _plan, _setting: ("is not combined with optimizer_in_backward, nor are experts", "pp 1, ep 1"),
+    ),
+    Rule(
+        name="optimizer_in_backward_needs_reduced_gradients",
+        frameworks=(FSDP,),
+        field="zero_stage",
+        text="an optimizer in the backward pass of several replicas needs FSDP",
+        source="Tensor.register_post_accumulate_grad_hook runs before DDP has reduced a bucket; FSDP2 calls it once "
+        "gradients are reduced (torch.distributed.fsdp)",
+        columns=columns("data_parallel", "context_parallel", "zero_stage"),
+        holds=lambda plans, setting: mask(
+            (plans.zero_stage >= 2)
+            | (plans.data_parallel * plans.context_parallel == 1)
+            | (not setting.job.optimizer_in_backward)
+        ),
+        complaint=lambda plan, _setting: (
+            f"must be 2 or 3 with optimizer_in_backward; got {plan.zero_stage}",
+            "zero 3",
+        ),
+    ),
+    Rule(
+        name="optimizer_in_backward_stands_alone",
+        frameworks=(HUGGINGFACE,),
+        field="data_parallel",
+        text="an optimizer in the backward pass runs on one device",
+        source=f"{_LAYERWISE} do not support distributed training",
+        columns=columns("data_parallel"),
+        holds=lambda plans, setting: mask((plans.data_parallel == 1) | (not setting.job.optimizer_in_backward)),
+        complaint=lambda plan, _setting: (
+            f"must be 1 with optimizer_in_backward in the Hugging Face Trainer; got {plan.data_parallel}",
+            "one GPU, or framework fsdp",
+        ),
+    ),
+)
