@@ -9,7 +9,14 @@ from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
 from costmodels.layer_costs import layer_costs
-from costmodels.memory import host_memory_bytes, memory_interval, stage_memory, tensor_memory, with_overheads
+from costmodels.memory import (
+    host_memory_bytes,
+    memory_interval,
+    paged_host_bytes,
+    paging_bytes,
+    tensor_memory,
+    with_overheads,
+)
 from costmodels.peak_rate import peak_flops_per_s, time_interval_s
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
 from costmodels.stage_parameters import stage_parameters
@@ -37,8 +44,11 @@ def peaks(plans: PlanBatch, context: CostContext) -> Peaks:
     """The memory that ``evaluate`` says plans need, at a fraction of its cost."""
     stages = stage_table(plans, context.model)
     parameters = stage_parameters(plans, stages, context.model, context.job)
-    per_stage = total(stage_memory(plans, stages, context, parameters).values())
-    return _peaks(per_stage, host_memory_bytes(plans, stages, context, parameters), context)
+    tensors = tensor_memory(plans, stages, context, parameters)
+    memory = with_overheads(tensors, context.stack)
+    host = host_memory_bytes(plans, stages, context, parameters)
+    host = host + paged_host_bytes(plans, paging_bytes(tensors, memory), context)
+    return _peaks(total(memory.values()), host, context)
 
 
 def _peaks(stage_memory_bytes: FloatArray, host_bytes: FloatArray, context: CostContext) -> Peaks:
@@ -68,11 +78,13 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     stages = stage_table(plans, context.model, full=full)
     parameters = stage_parameters(plans, stages, context.model, context.job)
     costs = layer_costs(plans, context)
-    step = step_time(plans, stages, costs, parameters, context)
     tensors = tensor_memory(plans, stages, context, parameters)
     memory = with_overheads(tensors, context.stack)
+    paged = paging_bytes(tensors, memory)
+    step = step_time(plans, stages, costs, parameters, context, paged=paged)
     per_stage = total(memory.values())
-    needs = _peaks(per_stage, host_memory_bytes(plans, stages, context, parameters), context)
+    host = host_memory_bytes(plans, stages, context, parameters) + paged_host_bytes(plans, paged, context)
+    needs = _peaks(per_stage, host, context)
     low_bytes, high_bytes = memory_interval(needs.peak_memory_bytes, context)
     held_bytes = np.minimum(largest(memory["weights"] + tensors.states * tensors.used), needs.peak_memory_bytes)
     hardware_flops = hardware_flops_per_step(

@@ -45,6 +45,7 @@ class TensorMemory:
         exchanged: (N, 1) or (N, S) bytes of one tensor that sequence parallelism gathers; see ``exchanged_bytes``.
         usable_bytes: (N, 1) device memory that programs can use.
         varied: (N, 1) whether micro-batches differ in length.
+        paged: (N, S) bytes of optimizer states in unified memory, not among the parts; None where there are none.
     """
 
     parts: Mapping[str, FloatArray]
@@ -56,6 +57,7 @@ class TensorMemory:
     exchanged: FloatArray
     usable_bytes: FloatArray
     varied: BoolArray
+    paged: FloatArray | None = None
 
 
 def joined(tables: Sequence[TensorMemory]) -> TensorMemory:
@@ -75,6 +77,9 @@ def joined(tables: Sequence[TensorMemory]) -> TensorMemory:
         exchanged=np.concatenate([table.exchanged for table in tables]),
         usable_bytes=np.concatenate([table.usable_bytes for table in tables]),
         varied=np.concatenate([table.varied for table in tables]),
+        paged=stacked(np.zeros_like(table.dynamic) if table.paged is None else table.paged for table in tables)
+        if any(table.paged is not None for table in tables)
+        else None,
     )
 
 
@@ -120,6 +125,7 @@ def tensor_memory(
         exchanged=exchanged_bytes(plans, context)[:, None],
         usable_bytes=np.full((len(plans), 1), context.cluster.device.usable_memory_bytes),
         varied=np.full((len(plans), 1), context.job.varied_lengths),
+        paged=terms.paged,
     )
 
 
@@ -143,7 +149,30 @@ def with_overheads(tensors: TensorMemory, stack: StackSpec) -> dict[str, FloatAr
     share = np.where(tensors.varied, stack.varied_cache_fraction, stack.cache_fraction)
     if (share.any() or stack.waiting_tensors or stack.flat_temporaries) and not stack.static_memory:
         parts["reserve"] = parts["reserve"] + _cached(parts, tensors, stack, share)
+    if tensors.paged is not None:  # last: what PyTorch holds, cached blocks too, drives pages out
+        room = tensors.usable_bytes - total(parts.values()) - _SEGMENT_BYTES  # chunks are as large as segments
+        parts["optimizer"] = parts["optimizer"] + np.clip(room, 0.0, tensors.paged)
     return parts if tensors.used.all() else {name: part * tensors.used for name, part in parts.items()}
+
+
+def paging_bytes(tensors: TensorMemory, parts: Mapping[str, FloatArray]) -> FloatArray | None:
+    """(N, S) bytes that come to the device during an update, and as many that leave it; None where nothing pages.
+
+    Pages are evicted in the order in which they came, and every update asks for them in that order again: as soon as
+    there is no room for all of them, each is gone by the time that it is needed.
+
+    Args:
+        tensors: The tensors of N plans.
+        parts: What ``with_overheads`` made of them.
+
+    Source:
+        NVIDIA/open-gpu-kernel-modules, uvm_pmm_gpu.c: the first of a list is evicted, to whose end chunks come when
+        they are allocated; other allocations evict too.
+    """
+    if tensors.paged is None:
+        return None
+    here = parts["optimizer"] - tensors.parts["optimizer"]
+    return np.where(here < tensors.paged * (1.0 - 1e-9), tensors.paged, 0.0) * tensors.used
 
 
 def memory_interval(peak_bytes: FloatArray, context: CostContext) -> tuple[FloatArray, FloatArray]:
@@ -168,6 +197,14 @@ def host_memory_bytes(
         parameters = stage_parameters(plans, stages, context.model, context.job)
     host[rows] = _offloaded_bytes(plans.take(rows), stages.take(rows), context, parameters.take(rows))
     return host
+
+
+def paged_host_bytes(plans: PlanBatch, paged: FloatArray | None, context: CostContext) -> FloatArray | float:
+    """(N,) host memory per node that (N, S) optimizer states take which do not stay on the device."""
+    if paged is None:
+        return 0.0
+    held: FloatArray = largest(paged) * np.minimum(plans.num_devices, context.cluster.node.devices_per_node)
+    return held
 
 
 def host_bytes_per_optimizer_byte(context: CostContext) -> float:

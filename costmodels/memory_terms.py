@@ -56,6 +56,7 @@ class MemoryTerms:
         leaves: (N, 1) or (N, S) whether gradients follow an offloaded optimizer as they come.
         all_gradients: Gradients once they are there.
         optimizer: Optimizer states and master weights, before any offload.
+        paged: Optimizer states in unified memory, not among those; None where there are none.
         temporaries: What an optimizer that is not fused needs for its step.
         last: Alive when the backward pass ends, beyond activations kept by other micro-batches.
         leaving: Of those, gradients; they follow an offloaded optimizer as they come. None where none is.
@@ -74,6 +75,7 @@ class MemoryTerms:
     leaves: BoolArray
     all_gradients: FloatArray
     optimizer: FloatArray
+    paged: FloatArray | None
     temporaries: FloatArray | None
     last: FloatArray
     leaving: FloatArray | None
@@ -106,6 +108,7 @@ def memory_terms(
         leaves=plans.zero_stage[:, None] >= 2,
         all_gradients=gradients,
         optimizer=state.optimizer,
+        paged=state.paged,
         temporaries=optimizer_temporary_bytes(plans, parameters, context),
         last=last,
         leaving=last - stages.has_embedding * end[:, None],

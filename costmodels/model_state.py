@@ -48,21 +48,25 @@ class StateBytes:
         master: Separate master copy, and its gradients where they are not accumulated in its format;
             0 where the weights are the master copy.
         moments: All optimizer moments together.
+        paged: Of these, what a paged optimizer has in unified memory: not the constants of 8-bit blocks
+            (Optimizer2State.init_state of bitsandbytes/optim/optimizer.py).
     """
 
     weight: float
     gradient: float
     master: float
     moments: float
+    paged: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelState:
-    """Bytes of one rank of each stage, each (N, S); ``optimizer`` holds the master copy too."""
+    """Bytes of one rank of each stage, each (N, S); ``optimizer`` holds the master copy too, and nothing ``paged``."""
 
     weights: FloatArray
     gradients: FloatArray
     optimizer: FloatArray
+    paged: FloatArray | None = None
 
 
 def state_bytes(job: TrainingJob, stack: StackSpec) -> StateBytes:
@@ -89,7 +93,8 @@ def state_bytes(job: TrainingJob, stack: StackSpec) -> StateBytes:
     if moment_bytes(job) == 1:
         moments += MOMENTS[job.optimizer] * _INT8_SCALE_BYTES
     kept = autograd_gradient_bytes(job, stack) if stack.autograd_gradients == "kept" else 0.0
-    return StateBytes(weight=weight, gradient=gradient + kept, master=master + copy, moments=moments)
+    paged = MOMENTS[job.optimizer] * moment_bytes(job) if job.paged_optimizer else 0.0
+    return StateBytes(weight=weight, gradient=gradient + kept, master=master + copy, moments=moments, paged=paged)
 
 
 def autograd_gradient_bytes(job: TrainingJob, stack: StackSpec) -> float:
@@ -120,7 +125,12 @@ def model_state(plans: PlanBatch, stages: StageTable, parameters: StageParameter
     return ModelState(
         weights=weights,
         gradients=_divided(plans, trained, degrees, each(lambda state: state.gradient), from_stage=2),
-        optimizer=_divided(plans, trained, degrees, each(lambda state: state.master + state.moments), from_stage=1),
+        optimizer=_divided(
+            plans, trained, degrees, each(lambda state: state.master + state.moments - state.paged), from_stage=1
+        ),
+        paged=_divided(plans, trained, degrees, each(lambda state: state.paged), from_stage=1)
+        if context.job.paged_optimizer
+        else None,
     )
 
 

@@ -155,6 +155,17 @@ def host_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
     return on_host_s + moved / node.host_link.bandwidth_bytes_per_s
 
 
+def paging_s(moved: FloatArray, bandwidth_bytes_per_s: FloatArray | float) -> FloatArray:
+    """Seconds in which so many bytes of paged states come over the host link and as many go back.
+
+    Both ways at once: what is evicted and what comes are copies that wait for each other by trackers, not the host
+    (evict_root_chunk_from_va_block in uvm_pmm_gpu.c of NVIDIA/open-gpu-kernel-modules). Nothing hides them:
+    bitsandbytes fetches the states of a parameter, updates it and synchronises (Optimizer8bit.step).
+    """
+    seconds: FloatArray = moved / bandwidth_bytes_per_s
+    return seconds
+
+
 def _updated(plans: PlanBatch, parameters: StageParameters) -> tuple[Groups, FloatArray, FloatArray]:
     """Plans that update as much, and (K, S) parameters per rank of each group: updated, and trained and held."""
     sharded = plans.zero_stage > 0

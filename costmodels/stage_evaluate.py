@@ -15,8 +15,9 @@ from costmodels.arrays import largest, total
 from costmodels.autocast import casts_weights
 from costmodels.context import CostContext
 from costmodels.data_parallel import DataParallelTraffic, exposed_traffic_s
-from costmodels.memory import TensorMemory, host_bytes_per_optimizer_byte, with_overheads
+from costmodels.memory import TensorMemory, host_bytes_per_optimizer_byte, paging_bytes, with_overheads
 from costmodels.memory_terms import MemoryTerms, composed
+from costmodels.optimizer import paging_s
 from costmodels.pipeline import HostTraffic, Passes, Scheduled, in_flight_microbatches, scheduled
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule, chosen_modules
 from costmodels.stage_activations import ActivationUnits, LayerUnits, StageActivations, held_activations
@@ -137,8 +138,10 @@ def evaluate_stages(
     layers = _layers(plans, model, dense, moe)
     passes = _passes(plans, prices, looked, layers)
     held = held_activations(_activation_units(looked, context), layers, in_flight(plans))
-    step_s, parts, passes, opens = _step(plans, prices, looked, passes, held, played_s)
-    memory = with_overheads(_tensors(plans, looked, held, context), context.stack)
+    tensors = _tensors(plans, looked, held, context)
+    memory = with_overheads(tensors, context.stack)
+    paged = paging_bytes(tensors, memory)
+    step_s, parts, passes, opens = _step(plans, prices, looked, passes, held, played_s, paged)
     return StageEstimateBatch(
         step_time_s=step_s,
         time_parts_s=parts,
@@ -146,7 +149,7 @@ def evaluate_stages(
         memory_parts_bytes=memory,
         stage_memory_bytes=total(memory.values()),
         usable_bytes=looked["usable_bytes"],
-        host_memory_bytes=_host_bytes(plans, prices, looked, held),
+        host_memory_bytes=_host_bytes(plans, prices, looked, held, paged),
         host_usable_bytes=looked["host_memory_bytes"],
         half_widths=None if opens is None else half_widths(opens, context),
     )
@@ -249,6 +252,7 @@ def _step(
     passes: Passes,
     held: StageActivations,
     played_s: FloatArray | None,
+    paged: FloatArray | None,
 ) -> tuple[FloatArray, dict[str, FloatArray], Passes, FloatArray | None]:
     """(N,) step time and its parts, the passes with what they wait for, and (2, N) what prices leave open, if asked."""
     stack, m, used = prices.context.stack, plans.num_microbatches, looked.used
@@ -277,7 +281,7 @@ def _step(
         "bubble": step.bubble_s + more_s,
         "offload": step.offload_s,
         "data_parallel": exposed,
-        "optimizer": largest(_optimizer_s(plans, looked) * used),
+        "optimizer": largest((_optimizer_s(plans, looked) + _paging_s(looked, paged)) * used),
     }
     known = total(parts.values())
     parts["overhead"] = per_step_overhead_s(known, nodes=total((looked["nodes"] * used).T), stack=stack)
@@ -339,6 +343,10 @@ def _optimizer_s(plans: StagePlanBatch, looked: _Looked) -> FloatArray:
     )
 
 
+def _paging_s(looked: _Looked, paged: FloatArray | None) -> FloatArray | float:
+    return 0.0 if paged is None else paging_s(paged, looked["host_bytes_per_s"])
+
+
 def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, context: CostContext) -> TensorMemory:
     """What tensors take on every stage."""
     temporaries = looked["temporaries_bytes"]
@@ -351,6 +359,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
         leaves=looked["leaves"] > 0,
         all_gradients=looked["all_gradients_bytes"],
         optimizer=looked["optimizer_bytes"],
+        paged=looked["paged_bytes"] if context.job.paged_optimizer else None,
         temporaries=temporaries if temporaries.any() else None,
         last=looked["last_bytes"],
         leaving=looked["leaving_bytes"] if offloads else None,
@@ -377,17 +386,25 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
         exchanged=looked["exchanged_bytes"],
         usable_bytes=looked["usable_bytes"],
         varied=np.full((len(plans), 1), context.job.varied_lengths),
+        paged=terms.paged,
     )
 
 
-def _host_bytes(plans: StagePlanBatch, prices: StagePrices, looked: _Looked, held: StageActivations) -> FloatArray:
+def _host_bytes(
+    plans: StagePlanBatch, prices: StagePrices, looked: _Looked, held: StageActivations, paged: FloatArray | None
+) -> FloatArray:
     """(N, S) bytes on a host whose devices all run the stage."""
     host = np.zeros(plans.config.shape)
-    if not (plans.optimizer_offload.any() or plans.parameter_offload.any()) and held.offloaded is None:
+    if (
+        not (plans.optimizer_offload.any() or plans.parameter_offload.any())
+        and held.offloaded is None
+        and paged is None
+    ):
         return host
     share = plans.optimizer_offload / OFFLOAD_PARTS
     host += looked["optimizer_bytes"] * share * host_bytes_per_optimizer_byte(prices.context)
     host += looked["weights_bytes"] * (plans.parameter_offload / OFFLOAD_PARTS)
+    host += 0.0 if paged is None else paged
     if held.offloaded is not None:
         host += held.offloaded
     devices = total(np.take(1.0 * prices.configs.num_devices, plans.config.T) * looked.used.T)[:, None]

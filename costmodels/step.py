@@ -16,7 +16,7 @@ from costmodels.layer_costs import RECOMPUTED, LayerCosts
 from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.lowering.parts import Part
 from costmodels.model_state import model_state
-from costmodels.optimizer import optimizer_s
+from costmodels.optimizer import optimizer_s, paging_s
 from costmodels.parameter_offload import gathers_once
 from costmodels.pipeline import HostTraffic, Passes, scheduled
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
@@ -88,7 +88,13 @@ class _Pipeline:
 
 
 def step_time(
-    plans: PlanBatch, stages: StageTable, costs: LayerCosts, parameters: StageParameters, context: CostContext
+    plans: PlanBatch,
+    stages: StageTable,
+    costs: LayerCosts,
+    parameters: StageParameters,
+    context: CostContext,
+    *,
+    paged: FloatArray | None = None,
 ) -> StepTime:
     """Compose block prices into the step time of every plan.
 
@@ -101,6 +107,7 @@ def step_time(
         costs: Their blocks, priced.
         parameters: What each stage holds.
         context: Job, cluster and stack.
+        paged: (N, S) bytes of optimizer states that do not stay on the device (``memory.paging_bytes``).
     """
     alike = _alike(plans, stages, costs)
     rows, of_row = alike.first, alike.of_row
@@ -117,6 +124,9 @@ def step_time(
         backward_s=np.take(distinct.backward_s, of_row),
     )
     parts["optimizer"] = optimizer_s(plans, parameters, context)
+    if paged is not None:
+        moved_s = paging_s(paged, context.cluster.node.host_link.bandwidth_bytes_per_s)
+        parts["optimizer"] = parts["optimizer"] + largest(moved_s)
     known = np.take(distinct.pipeline_s, of_row) + parts["data_parallel"] + parts["optimizer"]
     nodes = plans.num_devices / context.cluster.node.devices_per_node
     per_step = per_step_overhead_s(known, nodes=nodes, stack=context.stack)

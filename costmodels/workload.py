@@ -46,6 +46,8 @@ class TrainingJob:
         optimizer_in_backward: Every parameter is updated as soon as its gradient is there, which then goes
             (torchtune's ``optimizer_in_bwd``, torchtitan's ``early_step_in_backward``, LOMO, layer-wise GaLore).
             Gradients are neither accumulated over micro-batches nor clipped.
+        paged_optimizer: Its moments are in unified memory, on the device as far as there is room (bitsandbytes' paged
+            optimizers, arXiv:2305.14314, section 3).
         attention: ``flash`` (never materialises scores) or ``unfused``.
         lora: Adapter structure for ``lora`` and ``qlora``.
         dropout: Whether dropout masks are kept (Megatron GPT-2/3 recipes).
@@ -75,6 +77,7 @@ class TrainingJob:
     state_dtype: str = "fp32"
     optimizer: str = "adamw"
     optimizer_in_backward: bool = False
+    paged_optimizer: bool = False
     attention: str = "flash"
     lora: LoraSpec | None = None
     dropout: bool = False

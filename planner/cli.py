@@ -285,6 +285,7 @@ _JOB_OPTIONS = {
     "fused_loss": "fused_cross_entropy",
     "linear_loss": "linear_cross_entropy",
     "optimizer_in_backward": "optimizer_in_backward",
+    "paged_optimizer": "paged_optimizer",
     "fp32_unquantised": "fp32_unquantised",
     "fp8_activation": "fp8_activation",
     "fp8_attention": "fp8_attention",

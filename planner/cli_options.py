@@ -30,6 +30,10 @@ InBackward = Annotated[
     bool | None,
     _option("--optimizer-in-backward/--optimizer-after", "Parameters are updated as gradients come, which go.", _JOB),
 ]
+Paged = Annotated[
+    bool | None,
+    _option("--paged-optimizer/--no-paged-optimizer", "Its states page to the host where room is short.", _JOB),
+]
 GradientDtype = Annotated[str | None, _option("--gradient-dtype", "Format gradients accumulate in.", _JOB)]
 MasterDtype = Annotated[str | None, _option("--master-dtype", "Format of the master weights, or none.", _JOB)]
 StateDtype = Annotated[str | None, _option("--state-dtype", "Format of the optimizer moments.", _JOB)]
@@ -120,6 +124,7 @@ def question(
     precision: Precision = None,
     optimizer: Optimizer = None,
     optimizer_in_backward: InBackward = None,
+    paged_optimizer: Paged = None,
     gradient_dtype: GradientDtype = None,
     master_dtype: MasterDtype = None,
     state_dtype: StateDtype = None,

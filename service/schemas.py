@@ -115,6 +115,9 @@ class JobBody(Body):
     optimizer_in_backward: bool | None = Field(
         default=None, description="Parameters are updated as their gradients come, which then go."
     )
+    paged_optimizer: bool | None = Field(
+        default=None, description="Optimizer states are on the device as far as there is room (bitsandbytes)."
+    )
     attention: Literal["flash", "unfused"] | None = None
     lora_rank: int | None = Field(default=None, ge=1, le=1 << 16)
     lora_targets: list[Literal["q", "k", "v", "o", "gate", "up", "down"]] | None = Field(

@@ -35,8 +35,8 @@ OPTIMIZER_RULES = (
         frameworks=(FSDP, HUGGINGFACE),
         field="num_microbatches",
         text="an optimizer in the backward pass needs a step of one micro-batch",
-        source="torchtune recipes/full_finetune_single_device.py, full_finetune_distributed.py: gradient accumulation is "
-        f"not supported with optimizer in bwd; {_LAYERWISE} do not support gradient accumulation",
+        source="torchtune recipes/full_finetune_single_device.py, full_finetune_distributed.py: gradient accumulation "
+        f"is not supported with optimizer in bwd; {_LAYERWISE} do not support gradient accumulation",
         columns=columns("num_microbatches"),
         holds=lambda plans, setting: mask((plans.num_microbatches == 1) | (not setting.job.optimizer_in_backward)),
         complaint=lambda plan, _setting: (
@@ -74,6 +74,41 @@ OPTIMIZER_RULES = (
             f"must be 2 or 3 with optimizer_in_backward; got {plan.zero_stage}",
             "zero 3",
         ),
+    ),
+    Rule(
+        name="paged_optimizer_exists",
+        frameworks=(MEGATRON, DEEPSPEED, NANOTRON),
+        field="offload_optimizer",
+        text="optimizer states do not page",
+        source="paged optimizers are bitsandbytes' (bitsandbytes/optim); transformers (optim paged_adamw_8bit) and "
+        "torchtune's recipes for one device name them",
+        columns=columns("offload_optimizer"),
+        holds=lambda plans, setting: np.full(len(plans), not setting.job.paged_optimizer),
+        complaint=lambda _plan, setting: (
+            f"{FRAMEWORK_TITLES[setting.framework]} has no paged optimizer",
+            "framework huggingface or fsdp, or offload_optimizer",
+        ),
+    ),
+    Rule(
+        name="paged_optimizer_shards_nothing",
+        frameworks=(FSDP,),
+        field="zero_stage",
+        text="a paged optimizer updates whole tensors",
+        source="torchtune: bitsandbytes in recipes/full_finetune_single_device.py only; its optimizers know no DTensor",
+        columns=columns("zero_stage"),
+        holds=lambda plans, setting: mask((plans.zero_stage == 0) | (not setting.job.paged_optimizer)),
+        complaint=lambda plan, _setting: (f"must be 0 with paged_optimizer; got {plan.zero_stage}", "zero 0"),
+    ),
+    Rule(
+        name="paged_optimizer_is_not_offloaded",
+        frameworks=(FSDP, HUGGINGFACE),
+        field="offload_optimizer",
+        text="states that page are not offloaded besides",
+        source="bitsandbytes Optimizer8bit.get_state_buffer: managed memory; DeepSpeed and FSDP offload what "
+        "optimizers on the host update",
+        columns=columns("offload_optimizer"),
+        holds=lambda plans, setting: ~plans.offload_optimizer | (not setting.job.paged_optimizer),
+        complaint=lambda _plan, _setting: ("is not combined with paged_optimizer", "one of the two"),
     ),
     Rule(
         name="optimizer_in_backward_stands_alone",

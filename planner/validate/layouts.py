@@ -338,6 +338,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             state_dtype=state,
             optimizer=optimizer,
             optimizer_in_backward=wording.updates_in_backward(row),
+            paged_optimizer="paged" in row.text("optimizer").lower(),
             attention=recipes.attention_of(row, reading.model, precision=precision, default=attention),
             lora=wording.lora_of(row) if task in ("lora", "qlora") else None,
             dropout=defaults.dropout and task == "pretrain",

@@ -30,7 +30,7 @@ from planner.validate.measured import Memory, memory_of, step_time_s
 from planner.validate.models import ModelFinder, model_of
 from planner.validate.reader import Row, csv_files, read_rows
 from planner.validate.recipes import MODULES_RECOMPUTED
-from planner.validate.rows import CannotScore, ScorableRow, UnscorableRow
+from planner.validate.rows import CannotScore, MemoryKind, ScorableRow, UnscorableRow
 from planner.validate.stack_choice import defaults_of
 from profiles.catalog import Catalog, default_catalog
 from profiles.errors import SpecError
@@ -120,7 +120,7 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
     if time_s is not None:
         job = _tensor_float(job, cluster, time_s, model, reading)
     least_bytes = _least_bytes(model, job, plan, cluster)
-    memory, memory_note = _unless_excluded(lambda: None if died else _memory(row, cluster, least_bytes))
+    memory, memory_note = _unless_excluded(lambda: None if died else _memory(row, cluster, job, least_bytes))
     if time_s is None and memory is None and not died:
         raise CannotScore(time_note or memory_note or "measured neither time nor memory")
     return ScorableRow(
@@ -145,8 +145,10 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
     )
 
 
-def _memory(row: Row, cluster: ClusterSpec, least_bytes: float) -> Memory | None:
+def _memory(row: Row, cluster: ClusterSpec, job: TrainingJob, least_bytes: float) -> Memory | None:
     memory = memory_of(row, cluster)
+    if memory and job.paged_optimizer and memory.kind is not MemoryKind.SMI:
+        raise CannotScore("PyTorch does not count the states of a paged optimizer")
     if memory and not memory.first_stage and memory.bytes < least_bytes:
         raise CannotScore("contradiction: peak memory below weights, gradients and moments")
     return memory

@@ -106,6 +106,7 @@ JOB_OPTIONS: list[tuple[Sequence[str], str, Any]] = [
     (("--dropout",), "dropout", True),
     (("--fused-loss",), "fused_cross_entropy", True),
     (("--linear-loss",), "linear_cross_entropy", True),
+    (("--task", "full", "--paged-optimizer", "--framework", "fsdp"), "paged_optimizer", True),
     (("--task", "full", "--optimizer-in-backward", "--framework", "fsdp"), "optimizer_in_backward", True),
     (("--no-fp32-unquantised",), "fp32_unquantised", False),
     (("--fp8-activation",), "fp8_activation", True),
