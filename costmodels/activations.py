@@ -328,6 +328,8 @@ def _inner_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
     inner = _activation_bytes(job, stack) * (2 if model.gated_mlp else 1)
     if model.gated_mlp and not stack.fused_gate:
         inner += output_bytes(job, stack)  # act(gate) is kept beside gate and up
+    if _works_in_place(job, stack):
+        return inner
     return inner + _dropped_bytes(job, "down") + _input_bytes(job, stack, "down")
 
 
@@ -356,4 +358,15 @@ def _gradients(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
 def _mlp_gradient(model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> float:
     """Bytes per token of the gradients of the activation function's output and inputs."""
     width = model.moe.ffn_hidden_size if moe and model.moe is not None else model.ffn_hidden_size
+    if not moe and _works_in_place(job, stack):
+        return output_bytes(job, stack) * width
     return output_bytes(job, stack) * (3 if model.gated_mlp else 2) * width
+
+
+def _works_in_place(job: TrainingJob, stack: StackSpec) -> bool:
+    """Whether an MLP with adapters makes the input of its second matrix again, and writes gradients over its own.
+
+    LoRA_MLP keeps gate and up; backward its kernel overwrites the one gradient and both with that input and their
+    gradients (unsloth/kernels/fast_lora.py, swiglu.py). PEFT's code runs where adapters drop out.
+    """
+    return stack.adapters == "in_place" and job.lora is not None and not job.lora.dropout

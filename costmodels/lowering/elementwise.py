@@ -108,10 +108,13 @@ LOSSES: Mapping[str, _Work] = {
 # frozen product; outputs are scaled and added; both weights and their gradients are cast (peft/tuners/lora/layer.py).
 # Upcast: inputs and outputs are fp32 themselves (``fp32_stream``), cast for the frozen 4-bit product and, apart, for
 # the adapter, and the frozen output is cast back and copied (peft/tuners/lora/bnb.py, bitsandbytes/nn/modules.py).
+# In place: the second product adds to the frozen output, and backward to the gradient of the input (addmm_), which it
+# reads; both weights are cast, backward again and their gradients too (unsloth/kernels/fast_lora.py, utils.py).
 ADAPTERS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "linear": ((2.0, 3.0, 3.0), (2.0, 3.0, 3.0)),
     "module": ((6.0, 5.0, 6.0), (9.0, 2.0, 6.0)),
     "upcast": ((6.0, 14.0, 8.0), (12.0, 8.0, 8.0)),
+    "in_place": ((0.0, 1.0, 2.0), (1.0, 0.0, 4.0)),
 }
 # Share of a pass forward and backward that instructions bound, by whose code it is; of others none.
 _Shares = Mapping[str, tuple[float, float]]

@@ -333,7 +333,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             global_batch_size=batch,
             task=task,
             precision=precision,
-            gradient_dtype=_gradient_dtype(row, sixteen),
+            gradient_dtype=wording.gradient_dtype_of(row, sixteen),
             master_dtype="none" if sixteen or plain else "fp32",
             state_dtype=state,
             optimizer=optimizer,
@@ -352,23 +352,6 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
         )
     except SpecError as error:
         raise CannotScore(f"{error.field}: {error.problem}") from None
-
-
-def _gradient_dtype(row: Row, sixteen_bit_states: bool) -> str:
-    """Format gradients are accumulated in: under autocast that of the weights; "" leaves it to the stack.
-
-    NVIDIA's performance recipes reduce gradients in 16 bits (grad_reduce_in_fp32 = False).
-    """
-    if "fp32 grad accumulation" in f"{row.text('notes')} {row.text('optimizer')}".lower() or wording.has_fp32_weights(
-        row
-    ):
-        return "fp32"
-    publisher = f"{row.text('source')} {row.text('framework')}".lower()
-    if "gradients reduced in 16 bits" in row.text("notes").lower():
-        return "bf16"
-    if sixteen_bit_states or re.search(r"dgxc|megatron-bridge|nemo|nvidia.*mlperf|mlperf.*nvidia", publisher):
-        return "bf16"
-    return ""
 
 
 def _without_master_copy(reading: Reading) -> bool:

@@ -102,6 +102,21 @@ def has_fp32_weights(row: Row) -> bool:
     return "fp32 weights" in row.text("precision")
 
 
+def gradient_dtype_of(row: Row, sixteen_bit_states: bool) -> str:
+    """Format gradients are accumulated in: under autocast that of the weights; "" leaves it to the stack.
+
+    NVIDIA's performance recipes reduce gradients in 16 bits (grad_reduce_in_fp32 = False).
+    """
+    if "fp32 grad accumulation" in f"{row.text('notes')} {row.text('optimizer')}".lower() or has_fp32_weights(row):
+        return "fp32"
+    publisher = f"{row.text('source')} {row.text('framework')}".lower()
+    if "gradients reduced in 16 bits" in row.text("notes").lower():
+        return "bf16"
+    if sixteen_bit_states or re.search(r"dgxc|megatron-bridge|nemo|nvidia.*mlperf|mlperf.*nvidia", publisher):
+        return "bf16"
+    return ""
+
+
 def optimizer_of(row: Row) -> str:
     """Optimizer name.
 
