@@ -21,13 +21,14 @@ import numpy as np
 
 from costmodels.autocast import casts_weights, fp32_stream, output_bytes, run_apart, stream_bytes
 from costmodels.plan import FloatArray, PlanBatch, RecomputeModule
-from costmodels.workload import TrainingJob
+from costmodels.workload import JOINT_TARGET, TrainingJob
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 from profiles.parameters import layer_parameters
 from profiles.stack import StackSpec
 
 _FP32 = 4.0  # bytes
 _FP8 = 1.0  # bytes
+_READ_TOGETHER = ("q", "k", "v", JOINT_TARGET)  # adapters that read what attention does
 _MASK = 1.0  # bytes per element of a dropout mask (arXiv:2205.05198 section 4.1)
 
 
@@ -240,13 +241,13 @@ def _add_norms(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: Stack
     kept.sequence += inputs * stream * h
     if not stack.fused_norm and model.rms_norm:  # an fp32 copy, not the 16-bit input, and the normalised tensor
         kept.sequence += inputs * ((_FP32 - stream) + (stream if job.lora is None else 0.0)) * h
-    attention_input = _shared_input_bytes(job, stack, "q", "k", "v", readers=3)
+    attention_input = _shared_input_bytes(job, stack, *_READ_TOGETHER, readers=3)
     mlp_input = _shared_input_bytes(job, stack, "gate", "up", readers=model.mlp_matrices - 1)
     if moe:  # a router reads it in any case
         mlp_input = max(mlp_input, job.numerics.linear_input_bytes)
     shared = model.parallel_residual and norms == 1
     kept.sequence += (max(attention_input, mlp_input) if shared else attention_input + mlp_input) * h
-    kept.sequence += (_dropped_bytes(job, "q", "k", "v", joint=stack.joint_projection) + (
+    kept.sequence += (_dropped_bytes(job, *_READ_TOGETHER, joint=stack.joint_projection) + (
         0.0 if moe else _dropped_bytes(job, "gate", "up")
     )) * h  # fmt: skip
     if job.dropout:

@@ -25,7 +25,7 @@ from profiles.parameters import (
     position_parameters,
 )
 
-_ATTENTION_TARGETS = ("q", "k", "v", "o")
+_ATTENTION_TARGETS = ("q", "k", "v", "o", "qkv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,8 @@ ATTENTION_KERNELS = ("flash", "unfused")
 
 # Linear layers of one transformer layer that an adapter may be attached to.
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+# Where one layer makes queries, keys and values (GPT-NeoX's query_key_value, Phi-3's qkv_proj), it has one adapter.
+JOINT_TARGET = "qkv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +23,7 @@ class LoraSpec:
 
     Attributes:
         rank: Inner width r of the adapter pair.
-        targets: Which linear layers carry one (``LORA_TARGETS``).
+        targets: Which linear layers carry one (``LORA_TARGETS``; ``JOINT_TARGET`` in place of q, k and v).
         dropout: Whether each drops part of its input, of which it then keeps a copy and a mask.
     """
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, LoraSpec, TrainingJob
+from costmodels.workload import JOINT_TARGET, MAX_GLOBAL_BATCH, TASKS, LoraSpec, TrainingJob
 from planner.results import Note
 from planner.rules.base import FRAMEWORK_TITLES, divisors
 from profiles.errors import SpecError, did_you_mean
@@ -26,6 +26,7 @@ PRETRAIN_BATCH_TOKENS = 4 << 20  # arXiv:2307.09288 section 2.2
 FINETUNE_BATCH_SEQUENCES = 128  # Stanford Alpaca training recipe
 MAX_TRAIN_TOKENS = 1e18
 _MAX_LORA_RANK = 1 << 14
+_JOINT_NAMES = dict.fromkeys(("c_attn", "query_key_value", "wqkv", "qkv_proj"), JOINT_TARGET)
 _BEFORE_AMPERE = ("pascal", "volta", "turing")
 # They multiply in 8 bits, but not with a scale per block: check_mxfp8_support in transformer_engine/pytorch/fp8.py of
 # NVIDIA/TransformerEngine (from 10.0, and not 12.0 yet) and ROCm/TransformerEngine (from gfx950).
@@ -302,22 +303,29 @@ def _fill_lora(values: dict[str, Any], notes: list[Note]) -> None:
 
 
 def _lora_targets(given: object, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Adapted layers: a list, or words with commas between; ``q_proj`` is how PEFT calls ``q``."""
+    """Adapted layers: a list, or words with commas between; ``q_proj`` is how PEFT calls ``q``.
+
+    What models call the layer that makes queries, keys and values is ``qkv``.
+    """
     words = [word.strip() for word in given.split(",")] if isinstance(given, str) else given
     if not isinstance(words, (list, tuple)) or not words:
         raise SpecError("job.lora.targets", f"must name layers; got {str(given)[:60]!r}", ", ".join(known))
     found = []
     for word in words:
-        name = word.removesuffix("_proj") if isinstance(word, str) else word
-        if name not in known:
+        name = _JOINT_NAMES.get(word.lower(), word.removesuffix("_proj")) if isinstance(word, str) else word
+        if name not in (*known, JOINT_TARGET):
             raise SpecError("job.lora.targets", f"unknown value {str(word)[:40]!r}", "a list of " + ", ".join(known))
         found.append(name)
+    if JOINT_TARGET in found and {"q", "k", "v"} & set(found):
+        raise SpecError("job.lora.targets", "names q, k or v beside qkv, which is all three", "qkv, or q, k and v")
     return tuple(dict.fromkeys(found))
 
 
 def _check_against(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
     """Refuse a job the model or the device cannot run at all."""
     check_precision(job.precision, cluster.device)
+    if job.lora is not None and JOINT_TARGET in job.lora.targets and model.latent_attention is not None:
+        raise SpecError("job.lora.targets", f"{model.name} has no layer for queries, keys and values", "q, k and v")
     if model.learned_positions and job.sequence_length > model.learned_positions:
         raise SpecError(
             "job.sequence_length",

@@ -232,9 +232,9 @@ def lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...], *, mo
     Args:
         model: The model.
         rank: Inner width r of every adapter.
-        targets: Names among q, k, v, o, gate, up, down. Under latent attention q adapts both query
-            projections, k the joint key/value down-projection and v its up-projection. ``gate`` adds
-            nothing to an MLP without gate.
+        targets: Names among q, k, v, o, gate, up, down; qkv where one matrix makes all three. Under latent
+            attention q adapts both query projections, k the joint key/value down-projection and v its
+            up-projection. ``gate`` adds nothing to an MLP without gate.
         moe: Whether the layer is a MoE layer; by default whether the model has experts. There gate,
             up and down adapt every routed expert and the shared expert; the router has no adapter.
 
@@ -266,7 +266,8 @@ def _attention_matrices(model: ModelSpec) -> list[tuple[str, tuple[int, int]]]:
     h, heads, latent = model.hidden_size, model.num_attention_heads, model.latent_attention
     if latent is None:
         q_width, kv_width = heads * model.head_dim, model.num_key_value_heads * model.head_dim
-        return [("q", (h, q_width)), ("k", (h, kv_width)), ("v", (h, kv_width)), ("o", (q_width, h))]
+        joint = ("qkv", (h, q_width + 2 * kv_width))
+        return [("q", (h, q_width)), ("k", (h, kv_width)), ("v", (h, kv_width)), joint, ("o", (q_width, h))]
     q_width = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
     query = [(h, latent.q_lora_rank), (latent.q_lora_rank, q_width)] if latent.q_lora_rank else [(h, q_width)]
     return [

@@ -120,7 +120,7 @@ class JobBody(Body):
     )
     attention: Literal["flash", "unfused"] | None = None
     lora_rank: int | None = Field(default=None, ge=1, le=1 << 16)
-    lora_targets: list[Literal["q", "k", "v", "o", "gate", "up", "down"]] | None = Field(
+    lora_targets: list[Literal["q", "k", "v", "qkv", "o", "gate", "up", "down"]] | None = Field(
         default=None, min_length=1, max_length=7
     )
     dropout: bool | None = None

@@ -95,9 +95,9 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
         }
         widths["v"] = widths["k"]
         widths["o"] = (out_width, hidden)
+        widths["qkv"] = (hidden, heads * model.head_dim + 2 * kv_heads * model.head_dim)
         targets = [target for target in job.lora.targets if target in widths]
         if context.stack.joint_adapters and set("qkv") <= set(targets):
-            widths["qkv"] = (hidden, heads * model.head_dim + 2 * kv_heads * model.head_dim)
             targets = ["qkv", *(target for target in targets if target not in "qkv")]
         for target in targets:
             lora_pair(calls, tokens, *widths[target], rank=job.lora.rank, element=element)

@@ -3,7 +3,7 @@
 import re
 
 from costmodels.plan import Recompute
-from costmodels.workload import LORA_TARGETS, LoraSpec
+from costmodels.workload import JOINT_TARGET, LORA_TARGETS, LoraSpec
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore
 
@@ -177,9 +177,11 @@ def lora_of(row: Row) -> LoraSpec:
     elif "attention-only" in lowered or "mlperf" in row.text("source").lower():
         targets = _ATTENTION_ONLY
     elif "c_attn" in lowered:
-        targets = ("q", "k", "v")
+        targets = (JOINT_TARGET,)
     elif re.search(r"nemo|megatron", row.text("framework").lower()):
         targets = _ATTENTION_ONLY
+    if "c_attn" in lowered:  # one layer, and one adapter, for all three
+        targets = (JOINT_TARGET, *(name for name in targets if name not in ("q", "k", "v", JOINT_TARGET)))
     return LoraSpec(rank=int(rank.group(1)) if rank else (16 if "mlperf" in row.text("source").lower() else 8),
                     targets=targets, dropout=_drops_adapter_inputs(row))  # fmt: skip
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan
-from costmodels.workload import ATTENTION_KERNELS, LORA_TARGETS, OPTIMIZERS, TASKS
+from costmodels.workload import ATTENTION_KERNELS, JOINT_TARGET, LORA_TARGETS, OPTIMIZERS, TASKS
 from planner.jobs import JOB_FIELDS
 from planner.ranking import OBJECTIVES
 from planner.request import Options
@@ -38,7 +38,7 @@ def words(body: type[BaseModel], field: str) -> set[str]:
         (JobBody, "precision", PRECISIONS),
         (JobBody, "optimizer", OPTIMIZERS),
         (JobBody, "attention", ATTENTION_KERNELS),
-        (JobBody, "lora_targets", LORA_TARGETS),
+        (JobBody, "lora_targets", (*LORA_TARGETS, JOINT_TARGET)),
         (JobBody, "master_dtype", ELEMENT_BYTES),
         (PlanBody, "schedule", SCHEDULE_NAMES),
         (PlanBody, "context_kind", [kind.name.lower() for kind in ContextKind]),
