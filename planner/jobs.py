@@ -213,13 +213,14 @@ def _fill_batch(values: dict[str, Any], cluster: ClusterSpec, pins: Mapping[str,
         )
     pretrain = values.get("task", "pretrain") == "pretrain"
     target = max(PRETRAIN_BATCH_TOKENS // max(sequence, 1), 1) if pretrain else FINETUNE_BATCH_SEQUENCES
-    values["global_batch_size"] = rounded_batch(target, cluster.num_devices, pins)
     why = "4 Mi tokens" if pretrain else f"{FINETUNE_BATCH_SEQUENCES} sequences"
-    _assume(
-        notes,
-        "global_batch_size",
-        f"a global batch of {values['global_batch_size']} sequences (not given: {why}, rounded to the devices)",
-    )
+    why += ", rounded to the devices"
+    if values.get("optimizer_in_backward"):  # which accumulates nothing
+        target = _replicas(cluster.num_devices, pins) * pins.get("micro_batch_size", 1)
+        why = "one micro-batch per device, as the optimizer works in the backward pass"
+    values["global_batch_size"] = rounded_batch(target, cluster.num_devices, pins)
+    message = f"a global batch of {values['global_batch_size']} sequences (not given: {why})"
+    _assume(notes, "global_batch_size", message)
 
 
 def _batch_of_tokens(
@@ -260,10 +261,7 @@ def rounded_batch(target: int, num_devices: int, pins: Mapping[str, int]) -> int
     With the pinned micro-batch set apart: a multiple of the ranks when there are no more of them than
     micro-batches wanted; else the divisor of the ranks nearest to it.
     """
-    model_degree = 1
-    for name in ("tensor_parallel", "pipeline_parallel", "context_parallel"):
-        model_degree *= pins.get(name, 1)
-    ranks = pins.get("data_parallel", max(num_devices // model_degree, 1))
+    ranks = _replicas(num_devices, pins)
     unit = pins.get("micro_batch_size", 1) * pins.get("num_microbatches", 1)
     wanted = target / unit
     if ranks <= wanted or "data_parallel" in pins:
@@ -271,6 +269,14 @@ def rounded_batch(target: int, num_devices: int, pins: Mapping[str, int]) -> int
     else:
         shared = min(divisors(ranks), key=lambda batch: (abs(batch - wanted), batch))
     return min(shared * unit, MAX_GLOBAL_BATCH)
+
+
+def _replicas(num_devices: int, pins: Mapping[str, int]) -> int:
+    """Data-parallel ranks that fixed degrees leave."""
+    model_degree = 1
+    for name in ("tensor_parallel", "pipeline_parallel", "context_parallel"):
+        model_degree *= pins.get(name, 1)
+    return pins.get("data_parallel", max(num_devices // model_degree, 1))
 
 
 def _fill_lora(values: dict[str, Any], notes: list[Note]) -> None:

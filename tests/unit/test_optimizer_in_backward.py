@@ -19,6 +19,7 @@ from costmodels.stage_prices import StagePrices
 from costmodels.stages import stage_table
 from costmodels.workload import LoraSpec
 from planner.constraints import check_plan, rules_for, violations
+from planner.jobs import resolve_job
 from planner.rules.base import FRAMEWORKS, Setting
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
@@ -140,6 +141,19 @@ def test_who_has_it(framework: str, plan: dict[str, int], broken: str) -> None:
     assert {name for name in names if name.startswith("optimizer_in_backward")} == ({broken} if broken else set())
     after = replace(at, job=replace(at.job, optimizer_in_backward=False))
     assert not any("optimizer_in_backward" in str(error) for error in violations(made, after))
+
+
+@pytest.mark.parametrize(
+    ("pins", "sequences"),
+    [({}, 64), ({"micro_batch_size": 4}, 256), ({"tensor_parallel": 2}, 32), ({"data_parallel": 2}, 2)],
+    ids=str,
+)
+def test_a_batch_that_is_not_said_is_one_micro_batch(pins: dict[str, int], sequences: int) -> None:
+    given = {"task": "full", "optimizer_in_backward": True}
+    found, notes = resolve_job(given, MODEL, context().cluster, pins)
+    assert context().cluster.num_devices == 64
+    assert found.global_batch_size == sequences
+    assert any("one micro-batch per device" in note.message for note in notes)
 
 
 def test_what_a_user_reads() -> None:
