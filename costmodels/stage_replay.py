@@ -10,7 +10,8 @@ import numpy as np
 
 from costmodels.pipeline_simulation import Played, StageWork, play
 from costmodels.plan import FloatArray, Schedule
-from costmodels.stage_evaluate import StageEstimateBatch, evaluate_stages
+from costmodels.stage_estimate import StageEstimateBatch
+from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import StagePrices
 

@@ -9,7 +9,8 @@ from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import Basis
 from costmodels.peak_rate import stages_at_peak_s, time_interval_s
 from costmodels.plan import FloatArray
-from costmodels.stage_evaluate import StageEstimateBatch, evaluate_stages
+from costmodels.stage_estimate import StageEstimateBatch
+from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
 from costmodels.stage_prices import StagePrices
 from costmodels.stage_replay import replay

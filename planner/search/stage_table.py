@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray, Recompute
-from costmodels.stage_evaluate import StageEstimateBatch
+from costmodels.stage_estimate import StageEstimateBatch
 from costmodels.stage_layers import layer_kinds
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
