@@ -67,8 +67,9 @@ accuracy: $(INSTALLED) ## Rewrite docs/accuracy.md from the published runs under
 	$(BIN)/python -m planner.validate.accuracy --data $(DATA)/endtoend --out docs/accuracy.md
 	@sed -n '/^## Result/,/^## Step/p' docs/accuracy.md | sed '$$d'
 
-unseen: $(INSTALLED) ## Price published runs that no fit has read; rewrite docs/unseen.md
-	$(BIN)/python -m planner.validate.unseen --out docs/unseen.md
+unseen: $(INSTALLED) ## Price published runs that no fit has read; rewrite the width publishers tell, and docs/unseen.md
+	$(BIN)/python -m planner.validate.publishers --out profiles/data/fits/publishers.json
+	$(BIN)/python -m planner.validate.unseen_page --out docs/unseen.md
 
 dataflow-report: $(INSTALLED) ## Rewrite docs/dataflow.md: experiments on workflows of several model calls
 	$(BIN)/python -m planner.validate.dataflow_report --data $(DATA)/rlhf --out docs/dataflow.md

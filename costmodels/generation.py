@@ -140,6 +140,7 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
         scale_out_group_bytes_per_s=0.0,
         autocast_weights=False,
         residual_log_std=engine.residual_log_std,
+        publisher_log_std=0.0,
     )
     if engine.kernels:
         settled: dict[str, Any] = dict.fromkeys(_SCALES, 1.0) | dict.fromkeys(("norm", "rotary", "activation"), "fused")

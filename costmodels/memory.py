@@ -176,8 +176,9 @@ def paging_bytes(tensors: TensorMemory, parts: Mapping[str, FloatArray]) -> Floa
 
 
 def memory_interval(peak_bytes: FloatArray, context: CostContext) -> tuple[FloatArray, FloatArray]:
-    """(N,) low and high end of the 90 % interval of the peaks, from the stack's residuals."""
-    spread = float(np.exp(NORMAL_90 * context.stack.memory_residual_log_std))
+    """(N,) low and high end of the 90 % interval of the peaks, from the stack's residuals and who runs it."""
+    stack = context.stack
+    spread = float(np.exp(NORMAL_90 * np.hypot(stack.memory_residual_log_std, stack.memory_publisher_log_std)))
     return peak_bytes / spread, peak_bytes * spread
 
 

@@ -1,10 +1,10 @@
 """A framework stack, calibrated on a handful of a user's own runs.
 
 The packaged fit is the prior. A user's runs differ from those it rests on by a level of their own (host, clocks,
-library versions, data loading), known to within ``between`` (the spread of sources in cross-validation) and what the
-prices of their calls leave open, and less by each parameter of the stack. One regularised robust fit
-(``planner.validate.stack_fit``) weighs both: few runs move the level and little else, more runs move what they tell
-apart.
+library versions, data loading), known to within ``between`` (the spread of sources in cross-validation, and what
+publishers nobody has seen differ by beyond it) and what the prices of their calls leave open, and less by each
+parameter of the stack. One regularised robust fit (``planner.validate.stack_fit``) weighs both: few runs move the level
+and little else, more runs move what they tell apart.
 
 What remains is the interval of the next run: the spread of the runs about the fit, and what the fit itself does not
 know yet. With no run it is the packaged one; it narrows with every run that agrees with the fit, and widens where
@@ -161,6 +161,7 @@ def _calibrated(stack: StackSpec, rows: Sequence[ScorableRow]) -> StackCalibrati
             residual_log_std=float(
                 min(np.hypot(spread, np.sqrt(remaining)), max(np.hypot(stack.residual_log_std, kernel), spread))
             ),
+            publisher_log_std=0.0,
             within_log_std=float(spread),
             settled_log_std=float(np.hypot(stack.settled_log_std, kernel)),
             settled_on=tuple(sorted({*stack.settled_on, *(row.cluster.device.name for row in rows)})),

@@ -152,8 +152,12 @@ class StackSpec:
             none of the blocks that activations leave: the allocator holds both while there is room.
         reserve_bytes: Allocator reserve that does not grow with the activations.
         static_memory: All buffers are assigned before anything runs (XLA), so that nothing is fragmented or cached.
-        memory_residual_log_std: Standard deviation of log(measured / predicted) peak memory.
-        residual_log_std: Standard deviation of log(measured / predicted) in cross-validation.
+        memory_residual_log_std: Standard deviation of log(measured / predicted) peak memory in cross-validation.
+        memory_publisher_log_std: What a publisher nobody has seen adds to that (variances add) in intervals. Risks of
+            running out of memory are told without it: such publishers' errors were rather to the safe side.
+        residual_log_std: Standard deviation of log(measured / predicted) of the next run.
+        publisher_log_std: The part of it that a publisher nobody has seen adds to what cross-validation shows
+            (variances add): how it runs, times and counts. 0 in cross-validation, and once its own runs are known.
         within_log_std: What is left of it among runs of one user, once their mean is known; 0 when unknown.
         settled_log_std: What prices left open and a user's own runs settled, on the devices of ``settled_on``:
             the standard deviation of the log price that plans had which are as well known as those runs.
@@ -251,7 +255,9 @@ class StackSpec:
     waiting_tensors: float = 0.0
     reserve_bytes: float = 0.0
     memory_residual_log_std: float = 0.0
+    memory_publisher_log_std: float = 0.0
     residual_log_std: float = 0.0
+    publisher_log_std: float = 0.0
     within_log_std: float = 0.0
     settled_log_std: float = 0.0
     settled_on: tuple[str, ...] = ()

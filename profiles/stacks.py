@@ -3,8 +3,9 @@
 A YAML file maps stack names to fields: what is cited, and the starting point of what is fitted.
 ``fits/stacks.json`` holds the fitted values of times with what they were fitted on (``planner.validate.refit``
 writes it), ``fits/stack_memory.json`` those of memory (``planner.validate.memory_fit``); they replace the starting
-points. A file like the first in a directory of ``PLANNER_CATALOG``, or named by the user (``planner calibrate
---runs`` writes it), replaces the fitted times of the stacks it holds.
+points. ``fits/publishers.json`` (``planner.validate.publishers``) says how much wider intervals must be for runs of a
+publisher nobody has seen. A file like the first in a directory of ``PLANNER_CATALOG``, or named by the user
+(``planner calibrate --runs`` writes it), replaces the fitted times of the stacks it holds.
 """
 
 import json
@@ -13,6 +14,7 @@ from dataclasses import fields, replace
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
+from math import hypot
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +34,7 @@ _DEFAULTS = {
 FRAMEWORKS = tuple(_DEFAULTS)
 FIT_FILE = ("fits", "stacks.json")  # in a catalogue directory
 _MEMORY_CARDS = ("fits", "stack_memory.json")
+_PUBLISHERS = ("fits", "publishers.json")
 _MAX_BYTES = 1 << 20
 _SPREADS = ("residual_log_std", "within_log_std", "settled_log_std")
 _WIDEST_SCALE = 1e3  # a time a thousand times off is a unit mistaken, not a stack
@@ -58,18 +61,45 @@ def load_priors() -> Mapping[str, StackSpec]:
 
 @cache
 def load_stacks() -> Mapping[str, StackSpec]:
-    """All stacks as fitted, by name: packaged, and as the directories of ``PLANNER_CATALOG`` have them.
+    """All stacks, by name: packaged, and as the directories of ``PLANNER_CATALOG`` have them.
+
+    Raises:
+        SpecError: If a file is malformed.
+    """
+    stacks = for_strangers(fitted_stacks())
+    for directory in default_catalog().directories[1:]:
+        path = directory.joinpath(*FIT_FILE)
+        if path.is_file():
+            stacks = _with_cards(stacks, path)
+    return MappingProxyType(dict(stacks))
+
+
+def fitted_stacks() -> Mapping[str, StackSpec]:
+    """The packaged stacks with intervals as wide as the errors of sources that were held out, and no wider.
 
     Raises:
         SpecError: If a file is malformed.
     """
     packaged = resources.files("profiles") / "data"
     stacks = _with_memory(load_priors(), packaged.joinpath(*_MEMORY_CARDS))
-    for directory in (packaged, *default_catalog().directories[1:]):
-        path = directory.joinpath(*FIT_FILE)
-        if path.is_file():
-            stacks = _with_cards(stacks, path)
-    return MappingProxyType(dict(stacks))
+    path = packaged.joinpath(*FIT_FILE)
+    return MappingProxyType(_with_cards(stacks, path) if path.is_file() else dict(stacks))
+
+
+def for_strangers(stacks: Mapping[str, StackSpec]) -> dict[str, StackSpec]:
+    """The stacks with intervals for runs of somebody none of whose runs are known, which every user is at first.
+
+    Args:
+        stacks: Stacks whose residuals were told by sources that were held out.
+    """
+    path = (resources.files("profiles") / "data").joinpath(*_PUBLISHERS)
+    if not path.is_file():
+        return dict(stacks)
+    widths = json.loads(path.read_text(encoding="utf-8"))["values"]
+    return {
+        name: replace(stack, residual_log_std=hypot(stack.residual_log_std, widths["publisher_log_std"]), **widths)
+        for name, stack in stacks.items()
+    }
 
 
 def with_fit(path: Path) -> Mapping[str, StackSpec]:
@@ -196,5 +226,6 @@ def _card(where: str, card: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: float(value) for name, value in values.items()},
         "settled_on": tuple(devices),
+        "publisher_log_std": 0.0,  # whose runs these are is known
         "fitted_on": f"{card['rows']} runs of {', '.join(card['sources'])}",
     }

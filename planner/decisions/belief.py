@@ -127,7 +127,8 @@ def prior(subjects: Subjects, parameters: Sequence[Parameter], context: CostCont
     field_of = np.array([responses.fields.index(parameter.along) for parameter in felt], dtype=np.int64)
     slopes = responses.slopes[field_of] * np.array([parameter.std for parameter in felt])[:, None]
     explained = (slopes**2).sum(axis=0)
-    truth = np.maximum(subjects.log_std**2 - NOISE**2, NOISE**2)  # what is stated of a run, less its noise
+    stranger = stack.publisher_log_std**2  # shifts all of a user's runs alike: tells nothing of one plan beside another
+    truth = np.maximum(subjects.log_std**2 - stranger - NOISE**2, NOISE**2)  # what is stated of a run, less its noise
     level = max(float(np.mean(truth - explained)) - SPREAD**2, (_LEAST_LEVEL * SPREAD) ** 2)
     # Where the parts say more than is stated, errors of published runs have shown each to be smaller than it is held.
     share = min(1.0, float(np.min(truth / (explained + level + NOISE**2))))
@@ -137,7 +138,7 @@ def prior(subjects: Subjects, parameters: Sequence[Parameter], context: CostCont
         parameters=tuple(replace(parameter, std=parameter.std * float(np.sqrt(share))) for parameter in felt),
         field_of=field_of,
         responses=responses,
-        level_std=float(np.sqrt(share * level)),
+        level_std=float(np.sqrt(share * level + stranger)),
         own_std=np.sqrt(truth - share * (explained + level)),
         kin=kinship(subjects.traits, subjects.traits),
         memory_log=subjects.memory_log,

@@ -24,7 +24,7 @@ from planner.validate.rows import ScorableRow
 from profiles.errors import SpecError
 from profiles.markdown import table_head, table_row
 from profiles.stack import StackSpec
-from profiles.stacks import load_stacks
+from profiles.stacks import for_strangers, load_stacks
 
 Judges = Callable[[ScorableRow], Mapping[str, StackSpec]]
 
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SpecError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    stacks = cross_validate(mapped, jobs=-1).stacks
+    stacks = {fold: for_strangers(judges) for fold, judges in cross_validate(mapped, jobs=-1).stacks.items()}
     together, fitted = left_out_together(mapped.scorable), load_stacks()
     options.out.write_text(
         trials_page(mapped.scorable, lambda row: stacks.get(fold_of(row, together), fitted)), encoding="utf-8"

@@ -10,8 +10,8 @@ from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
 
-# Tables that judge the finished fits, and that no fit may read (planner.validate.unseen).
-NEVER_FITTED = frozenset({"unseen.csv"})
+# Tables that judge the finished fits, and that no fit of times or memory may read (planner.validate.unseen).
+NEVER_FITTED = frozenset({"unseen.csv", "unseen_tuning.csv"})
 
 
 class MemoryKind(StrEnum):

@@ -161,18 +161,22 @@ def test_the_law_of_each_plan_is_its_stated_interval() -> None:
 def test_parts_that_say_more_than_is_stated_shrink_together() -> None:
     """A stack whose runs were foretold closely leaves less to every part, the priors of its parameters included."""
     subjects, parameters = candidate_subjects(PLANS, context()), uncertain_parameters(PLANS, context())
+    stranger = context().stack.publisher_log_std  # beside what is stated of parts, and common to all plans
     wide, narrow = (
-        prior(replace(subjects, log_std=np.full(4, std)), parameters, context()) for std in (0.4, 0.075)
-    )  # fmt: skip
+        prior(replace(subjects, log_std=np.full(4, np.hypot(std, stranger))), parameters, context())
+        for std in (0.4, 0.075)
+    )
     told = {parameter.name: parameter.std for parameter in parameters}
     assert wide.stds == pytest.approx([told[parameter.name] for parameter in wide.parameters])
     shrunk = narrow.stds / wide.stds
     assert np.ptp(shrunk) < 1e-9
     assert shrunk[0] < 0.6
-    assert narrow.level_std == pytest.approx(0.06 * shrunk[0])
+    assert stranger > 0
+    assert narrow.level_std == pytest.approx(np.hypot(0.06 * shrunk[0], stranger))
     explained = ((narrow.slopes * narrow.stds[:, None]) ** 2).sum(axis=0)
     whole = explained + narrow.level_std**2 + narrow.own_std**2 + NOISE**2
-    assert np.sqrt(whole) == pytest.approx(np.sqrt(2) * NOISE, rel=1e-6)  # no law is narrower than noise makes it
+    # No law is narrower than noise makes it.
+    assert np.sqrt(whole - stranger**2) == pytest.approx(np.sqrt(2) * NOISE, rel=1e-6)
 
 
 def test_peaks_have_the_spread_of_the_stack_and_share_part_of_it() -> None:

@@ -19,7 +19,7 @@ from profiles import stacks as module
 from profiles.errors import SpecError
 from profiles.precision import ELEMENT_BYTES
 from profiles.stack import StackSpec
-from profiles.stacks import FRAMEWORKS, default_stack, find_stack, load_priors, load_stacks, with_fit
+from profiles.stacks import FRAMEWORKS, default_stack, find_stack, fitted_stacks, load_priors, load_stacks, with_fit
 
 PACKAGED = sorted(load_priors())
 Packages = Callable[[dict[str, object], dict[str, object] | None], None]
@@ -97,7 +97,7 @@ def test_packaged_figures_are_possible(name: str) -> None:
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_fits_replace_fitted_values_and_no_others(name: str) -> None:
-    prior, stack = load_priors()[name], load_stacks()[name]
+    prior, stack = load_priors()[name], fitted_stacks()[name]
     free = {*free_parameters(prior), *free_parameters(load_priors()[time_stack(prior)])}
     free |= {*memory_fit.NAMES, "memory_residual_log_std"}
     kept = {item.name: getattr(prior, item.name) for item in fields(StackSpec) if item.name in free}

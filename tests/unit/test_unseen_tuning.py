@@ -2,8 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +11,10 @@ from planner.validate.mapping import map_files
 from planner.validate.predict import Predictions, predict_rows
 from planner.validate.reader import Row, read_rows
 from planner.validate.rows import ScorableRow
+from planner.validate.unseen import unseen_tables
 from profiles.stacks import load_stacks
 
-TABLE = Path(str(resources.files("planner.validate") / "data" / "unseen_tuning.csv"))
+TABLE = next(path for path in unseen_tables() if path.name == "unseen_tuning.csv")
 FEW = 6  # figures below which a source says too little to be held to a bar
 _BLIND = re.compile(r"blind (time|memory) ([+-][0-9.]+) %, (inside|outside)")
 _VERDICT = re.compile(r"blind verdict (right|wrong)")

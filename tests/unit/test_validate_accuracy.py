@@ -53,7 +53,12 @@ def test_page_has_every_section_and_source() -> None:
     nothing = StackFit(stacks={}, held_out={}, held_out_s=np.empty(0), fitted_s=np.empty(0))
     fit = Refit(rows=(), folds=(), measured_s=np.empty(0), price_half_width=np.empty(0), fit=nothing)
     memory = MemoryFit(common={}, stacks={}, held_out={}, errors=np.empty(0), rows={}, sources={})
-    page = accuracy_page(Accuracy(held_out=report, in_sample=report, stacks={}, refit=fit, memory=memory))
+    wide = replace(report.means, time_covered=0.97, memory_covered=0.96)
+    page = accuracy_page(
+        Accuracy(held_out=report, in_sample=report, stacks={}, refit=fit, memory=memory, for_strangers=wide)
+    )
+    assert "| step times inside the wider interval that is packaged |  | 97.0 % |  |" in page
+    assert "| peaks inside the wider interval that is packaged |  | 96.0 % |  |" in page
     for title in ("# Accuracy", "## Protocol", "## Result", "## Step time by source", "## Where the error lies",
                   "## Rank that a perfect model would score",
                   "## Others on the same runs", "## Peak memory",

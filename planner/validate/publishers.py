@@ -1,0 +1,140 @@
+"""How far from a price is what a publisher nobody has seen measures: the width that intervals need beside their own.
+
+Stacks' residuals are errors of sources held out of the fit, but those sources were known while the cost models were
+written. Every user is like the publishers of ``planner.validate.unseen``, who were not: their first, blind errors are
+wider by a component of their own, which is told here and joins the residuals in quadrature (``profiles.stacks``).
+The rule is that of the residuals (``planner.validate.widths``). Times and memories are never fitted on these tables;
+this width is, and is judged leaving each publisher out.
+
+``python -m planner.validate.publishers --out profiles/data/fits/publishers.json``.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.plan import BoolArray, FloatArray
+from costmodels.uncertainty import NORMAL_90
+from planner.validate.unseen import Judged, Kind, Unseen, price_unseen
+from planner.validate.widths import residual_log_std
+from profiles.stacks import fitted_stacks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstErrors:
+    """Blind errors of times, or of memories, n of them.
+
+    Attributes:
+        publishers: (n,) who published each.
+        error: (n,) log of predicted over measured.
+        half_width: (n,) half of the log interval that fits alone give, on the side the error is on.
+        stands_in: (n,) whether another framework's stack stood in.
+    """
+
+    publishers: NDArray[np.str_]
+    error: FloatArray
+    half_width: FloatArray
+    stands_in: BoolArray
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The publishers, in the order of the tables."""
+        return tuple(dict.fromkeys(self.publishers.tolist()))
+
+    def of(self, publisher: str) -> BoolArray:
+        """(n,) which are that publisher's."""
+        return np.asarray(self.publishers == publisher, dtype=np.bool_)
+
+    def width(self, without: str = "") -> float:
+        """Log standard deviation that is a publisher's own, told by all but one: as a stack's residual is told."""
+        every = np.ones(len(self.error), dtype=np.bool_)
+        return residual_log_std(self.error, self.publishers, self.publishers != without, every, self.half_width)
+
+    def covered(self, log_std: float) -> BoolArray:
+        """(n,) whether the interval, widened by so much, holds what was measured."""
+        wide: FloatArray = np.hypot(self.half_width, NORMAL_90 * log_std)
+        held: BoolArray = np.abs(self.error) <= wide
+        return held
+
+    def covered_by_others(self) -> BoolArray:
+        """(n,) the same by the width that all other publishers tell."""
+        held = np.zeros(len(self.error), dtype=np.bool_)
+        for name in self.names:
+            held |= self.of(name) & self.covered(self.width(without=name))
+        return held
+
+    def spreads(self) -> tuple[float, float]:
+        """Root mean square, over publishers, of their mean error and of the spread about it."""
+        own = [self.error[self.of(name)] for name in self.names]
+        mean = np.sqrt(np.mean([np.mean(each) ** 2 for each in own]))
+        return float(mean), float(np.sqrt(np.mean([np.var(each) for each in own])))
+
+
+def first_errors(unseen: Unseen, *, of_memory: bool) -> FirstErrors:
+    """The blind errors of one kind in both tables.
+
+    Args:
+        unseen: The tables, priced by ``fitted_stacks()``.
+        of_memory: Those of memories, not of times.
+    """
+    parts = [_first_of(unseen.judged[kind], unseen.stands_in) for kind in Kind if kind.of_memory == of_memory]
+    return FirstErrors(
+        publishers=np.concatenate([part.publishers for part in parts]),
+        error=np.concatenate([part.error for part in parts]),
+        half_width=np.concatenate([part.half_width for part in parts]),
+        stands_in=np.concatenate([part.stands_in for part in parts]),
+    )
+
+
+def _first_of(judged: Judged, stands_in: frozenset[str]) -> FirstErrors:
+    """Errors are of then, half-widths of now: intervals without this component hold what they held at first."""
+    known = judged.first_priced
+    error = np.log1p(judged.blind[known])
+    low, high = np.log(judged.predicted / judged.low)[known], np.log(judged.high / judged.predicted)[known]
+    return FirstErrors(
+        publishers=judged.publishers[known],
+        error=error,
+        half_width=np.where(error > 0, low, high),
+        stands_in=np.array([name in stands_in for name in judged.sources[known].tolist()], dtype=np.bool_),
+    )
+
+
+def publisher_card(unseen: Unseen) -> dict[str, Any]:
+    """What ``profiles.stacks`` adds to every packaged stack, as a JSON document.
+
+    Args:
+        unseen: The tables, priced by ``fitted_stacks()``.
+    """
+    times, memories = (first_errors(unseen, of_memory=of_memory) for of_memory in (False, True))
+    return {
+        "protocol": "planner.validate.publishers; blind errors of publishers that no fit has read",
+        "values": {
+            "publisher_log_std": round(times.width(), 4),
+            "memory_publisher_log_std": round(memories.width(), 4),
+        },
+        "publishers": {"times": len(times.names), "memories": len(memories.names)},
+        "rows": {"times": len(times.error), "memories": len(memories.error)},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the widths.
+
+    Args:
+        arguments: Command line; that of the process when None.
+    """
+    parser = argparse.ArgumentParser(prog="planner.validate.publishers", description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    chosen = parser.parse_args(arguments)
+    document = publisher_card(price_unseen(fitted_stacks()))
+    chosen.out.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Writes ``docs/unseen.md``: the packaged stacks against published runs that no fit of times or memory has ever read.
+
+Run as ``python -m planner.validate.unseen_page --out docs/unseen.md``.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from costmodels.plan import BoolArray, FloatArray
+from costmodels.uncertainty import NORMAL_90
+from planner.validate.publishers import FirstErrors, first_errors
+from planner.validate.render import percent
+from planner.validate.rows import ScorableRow
+from planner.validate.unseen import Judged, Kind, Unseen, mean_over, price_unseen
+from planner.validate.unseen_words import FOUND, INTRODUCTION, MEMORY, TRAINING, TUNING, VERDICTS, WIDTHS
+from profiles.markdown import table_head, table_row
+from profiles.stacks import fitted_stacks
+
+BLIND_COMMIT = "8dbeaa6"
+MEMORY_COMMIT = "84afd51"  # of the memory of training
+_NOTHING = ("", "", "")
+_SECTIONS = ((Kind.TRAINING, TRAINING), (Kind.TUNING, TUNING), (Kind.TRAINING_MEMORY, MEMORY))
+
+
+def unseen_page(unseen: Unseen) -> str:
+    """The page as Markdown.
+
+    Args:
+        unseen: The tables, priced by ``fitted_stacks()``.
+    """
+    shown = dict(_SECTIONS) | {Kind.TUNING_MEMORY: ""}
+    parts = [INTRODUCTION.format(figures=unseen.lines, commit=BLIND_COMMIT)]
+    for kind, words in shown.items():
+        parts += [f"## {kind}\n", words.format(commit=MEMORY_COMMIT)] if words else [f"## {kind}\n"]
+        parts.append(_by_source(unseen, unseen.judged[kind]))
+    parts += ["## Out-of-memory verdicts\n", VERDICTS, _verdicts(unseen), _widths(unseen), FOUND, _all_figures(unseen)]
+    return "\n".join(parts)
+
+
+def _by_source(unseen: Unseen, judged: Judged) -> str:
+    errors = ("MAPE", "bias", "worst", "in 90 %")
+    head = ("source", "stack", "figures", *(f"{when} {name}" for when in ("blind", "now") for name in errors))
+    lines = list(table_head(head))
+    groups = judged.by_source()
+    for source, of in groups.items():
+        stacks = sorted({unseen.rows[number].stack for number in judged.numbers[of].tolist()})
+        name = f"{', '.join(stacks)}{' (stands in)' if source in unseen.stands_in else ''}"
+        first = of & judged.first_priced
+        before = _errors(judged.blind[first], judged.blind_inside[first])
+        lines.append(table_row(source, name, int(of.sum()), *before, *_errors(judged.error[of], judged.inside[of])))
+    if len(groups) > 1:
+        first_of = [of & judged.first_priced for of in groups.values() if (of & judged.first_priced).any()]
+        means = [mean_over(first_of, np.abs(judged.blind)), mean_over(first_of, judged.blind_inside)]
+        means += [mean_over(groups.values(), np.abs(judged.error)), mean_over(groups.values(), judged.inside)]
+        cells = [cell for pair in (means[:2], means[2:]) for cell in (percent(pair[0]), "", "", percent(pair[1]))]
+        lines.append(table_row("mean over sources", "", len(judged.numbers), *cells))
+    return "\n".join([*lines, ""])
+
+
+def _errors(errors: FloatArray, held: BoolArray) -> tuple[str, str, str, str]:
+    if not len(errors):
+        return "", "", "", ""
+    worst = errors[np.argmax(np.abs(errors))]
+    return (
+        percent(float(np.abs(errors).mean())),
+        f"{100 * errors.mean():+.1f} %",
+        f"{100 * worst:+.1f} %",
+        percent(float(held.mean())),
+    )
+
+
+def _verdicts(unseen: Unseen) -> str:
+    verdicts = unseen.verdicts
+    lines = list(table_head(("source", "died: foreseen blind", "now", "ran: cleared blind", "now")))
+    groups = {name: verdicts.sources == name for name in dict.fromkeys(verdicts.sources.tolist())}
+    for source, of in [*groups.items(), ("all", np.ones(len(verdicts.died), dtype=np.bool_))]:
+        cells = []
+        for fate in (verdicts.died, ~verdicts.died):
+            own = of & fate
+            first = own & np.isfinite(verdicts.blind)
+            cells.append(f"{verdicts.blind[first].sum():.0f}/{first.sum()}" if first.any() else "")
+            cells.append(f"{verdicts.right[own].sum()}/{own.sum()}" if own.any() else "")
+        lines.append(table_row(source, *cells))
+    return "\n".join([*lines, ""])
+
+
+def _widths(unseen: Unseen) -> str:
+    """What the blind errors say of intervals, publisher by publisher."""
+    parts = {what: first_errors(unseen, of_memory=what == "memories") for what in ("times", "memories")}
+    figures: dict[str, object] = {}
+    for what, first in parts.items():
+        own = [first.of(name) for name in first.names]
+        between, within = first.spreads()
+        without = [first.width(without=name) for name in first.names]
+        figures |= {
+            f"{what}_width": f"{first.width():.2f}",
+            f"{what}_factor": f"{np.exp(NORMAL_90 * first.width()):.2f}",
+            f"{what}_between": f"{between:.2f}",
+            f"{what}_within": f"{within:.2f}",
+            f"{what}_before": percent(mean_over(own, first.covered(0.0))),
+            f"{what}_after": percent(mean_over(own, first.covered_by_others())),
+            f"{what}_names": len(first.names),
+            f"{what}_least": f"{min(without):.2f}",
+            f"{what}_most": f"{max(without):.2f}",
+        }
+    described, stood_in = (mean_over(_own(parts["times"], kind), parts["times"].covered(0.0)) for kind in (False, True))
+    figures |= {"described": percent(described), "stood_in": percent(stood_in)}
+    return "\n".join([WIDTHS.format(**figures), *(_width_table(what, first) for what, first in parts.items())])
+
+
+def _own(first: FirstErrors, stands_in: bool) -> list[BoolArray]:
+    """Figures of each publisher, those whose stack stood in, or the others."""
+    found = [first.of(name) & (first.stands_in == stands_in) for name in first.names]
+    return [own for own in found if own.any()]
+
+
+def _width_table(what: str, first: FirstErrors) -> str:
+    head = (what, "figures", "mean log error", "spread about it", "fits alone", "in it", "told by others", "in it")
+    lines = list(table_head(head))
+    before, after = first.covered(0.0), first.covered_by_others()
+    for name in first.names:
+        of = first.of(name)
+        told, alone = first.width(without=name), first.half_width[of]
+        lines.append(
+            table_row(
+                name, int(of.sum()), f"{first.error[of].mean():+.2f}", f"{first.error[of].std():.2f}",
+                f"x/ {np.exp(alone.mean()):.2f}", percent(float(before[of].mean())),
+                f"x/ {np.exp(np.hypot(alone, NORMAL_90 * told).mean()):.2f}", percent(float(after[of].mean())),
+            )
+        )  # fmt: skip
+    own = [first.of(name) for name in first.names]
+    cells = (percent(mean_over(own, before)), "", percent(mean_over(own, after)))
+    lines.append(table_row("mean over publishers", len(first.error), "", "", "", *cells))
+    return "\n".join([*lines, ""])
+
+
+def _all_figures(unseen: Unseen) -> str:
+    """One line per row: what was measured, and both errors."""
+    head = ("source", "model", "cluster", "plan", "step, s", "blind", "now", "peak, GB", "blind", "now", "verdict")
+    lines = ["## Every figure", "", *table_head(head)]
+    times, peaks = (_cells(unseen, of_memory=of_memory) for of_memory in (False, True))
+    fates = _fates(unseen)
+    for number, row in enumerate(unseen.rows):
+        what = (row.source, row.model_name, row.cluster.name, _plan(row))
+        cells = (*times.get(number, _NOTHING), *peaks.get(number, _NOTHING), fates.get(number, ""))
+        lines.append(table_row(*what, *cells))
+    return "\n".join([*lines, ""])
+
+
+def _cells(unseen: Unseen, *, of_memory: bool) -> Mapping[int, tuple[str, str, str]]:
+    """Row to its measurement and both errors."""
+    found = {}
+    for kind, judged in unseen.judged.items():
+        if kind.of_memory != of_memory:
+            continue
+        for place, number in enumerate(judged.numbers.tolist()):
+            blind = f"{100 * judged.blind[place]:+.0f} %" if judged.first_priced[place] else ""
+            measured = judged.measured[place] / (1e9 if of_memory else 1.0)
+            found[number] = (f"{measured:.4g}", blind, f"{100 * judged.error[place]:+.0f} %")
+    return found
+
+
+def _fates(unseen: Unseen) -> Mapping[int, str]:
+    """Row to what became of it where the verdict on it is, or was, wrong, or it died."""
+    verdicts = unseen.verdicts
+    found = {}
+    for number, died, right, blind in zip(
+        verdicts.numbers.tolist(), verdicts.died.tolist(), verdicts.right.tolist(), verdicts.blind.tolist(), strict=True
+    ):
+        first = {1.0: "right", 0.0: "wrong"}.get(blind, "none")
+        if died or not right or first == "wrong":
+            found[number] = f"{'died' if died else 'ran'}: blind {first}, now {'right' if right else 'wrong'}"
+    return found
+
+
+def _plan(row: ScorableRow) -> str:
+    """The plan in few words."""
+    plan, job = row.plan, row.job
+    words = [
+        f"t{plan.tensor_parallel} p{plan.pipeline_parallel} d{plan.data_parallel} ZeRO-{plan.zero_stage}"
+        f"{f' over {plan.zero_shard_degree}' if plan.zero_shard_degree else ''}",
+        f"{plan.micro_batch_size} x {plan.num_microbatches} of {job.sequence_length}",
+        f"recompute {plan.recompute.name.lower()}",
+        job.precision,
+        *([] if job.task == "pretrain" else [job.task]),
+        *(["offload"] if plan.offload_optimizer or plan.offload_parameters or plan.offload_activations else []),
+    ]
+    return ", ".join(words)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page.
+
+    Args:
+        arguments: Command line; that of the process when None.
+    """
+    parser = argparse.ArgumentParser(prog="planner.validate.unseen_page", description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
+    chosen = parser.parse_args(arguments)
+    chosen.out.write_text(unseen_page(price_unseen(fitted_stacks())), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

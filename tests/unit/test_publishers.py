@@ -1,0 +1,88 @@
+"""How much wider intervals are for a publisher nobody has seen: told by blind errors, ended by a user's own runs."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodels.uncertainty import NORMAL_90
+from planner.validate.publishers import FirstErrors, first_errors, main
+from planner.validate.unseen import mean_over, price_unseen
+from profiles.stacks import fitted_stacks, for_strangers, load_stacks, with_fit
+
+
+def errors(of: dict[str, list[float]], half_width: float = 0.0) -> FirstErrors:
+    """Publisher to its log errors."""
+    error = np.array([value for each in of.values() for value in each])
+    return FirstErrors(
+        publishers=np.array([name for name, each in of.items() for _ in each]),
+        error=error,
+        half_width=np.full(len(error), half_width),
+        stands_in=np.zeros(len(error), dtype=np.bool_),
+    )
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[bool, FirstErrors]:
+    unseen = price_unseen(fitted_stacks())
+    return {of_memory: first_errors(unseen, of_memory=of_memory) for of_memory in (False, True)}
+
+
+def test_a_width_holds_nine_publishers_of_ten():
+    rng = np.random.default_rng(0)
+    many = errors({str(n): [float(shift)] for n, shift in enumerate(rng.normal(0.0, 0.3, 400))})
+    assert many.width() == pytest.approx(0.3, rel=0.1)
+    assert float(many.covered_by_others().mean()) == pytest.approx(0.9, abs=0.02)
+
+
+def test_what_fits_alone_leave_open_is_not_counted_twice():
+    shifts = {str(n): [0.1 * n] for n in range(10)}
+    alone, beside = errors(shifts).width(), errors(shifts, half_width=0.5).width()
+    assert (beside * NORMAL_90) ** 2 < (alone * NORMAL_90) ** 2 - 0.2
+    assert errors(shifts, half_width=2.0).width() == 0.0
+
+
+def test_publishers_weigh_alike_and_none_tells_its_own_width():
+    few = errors({"a": [0.9] * 50, "b": [0.1], "c": [0.1]})
+    assert few.width(without="a") < 0.1 < few.width()
+    assert not few.covered_by_others()[few.of("a")].any()
+    between, within = few.spreads()
+    assert between == pytest.approx(np.sqrt((0.81 + 0.02) / 3))
+    assert within == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("of_memory", "before"), [(False, 0.6), (True, 0.75)])
+def test_intervals_hold_publishers_that_did_not_tell_their_width(told, of_memory, before):
+    """The fits alone do not; twice or half the width would leave these bounds too."""
+    first = told[of_memory]
+    own = [first.of(name) for name in first.names]
+    assert mean_over(own, first.covered(0.0)) < before
+    assert 0.85 <= mean_over(own, first.covered_by_others()) <= 0.95
+
+
+def test_the_packaged_widths_are_what_the_tables_tell(told, tmp_path):
+    main(["--out", str(tmp_path / "publishers.json")])
+    values = json.loads((tmp_path / "publishers.json").read_text(encoding="utf-8"))["values"]
+    stack = load_stacks()["megatron-core"]
+    assert values["publisher_log_std"] == pytest.approx(told[False].width(), abs=1e-4)
+    assert stack.publisher_log_std == pytest.approx(values["publisher_log_std"], rel=0.1)  # a refit moves it a little
+    assert stack.memory_publisher_log_std == pytest.approx(values["memory_publisher_log_std"], rel=0.1)
+
+
+def test_it_joins_residuals_in_quadrature_and_shifts_no_price():
+    for name, fitted in fitted_stacks().items():
+        wide = for_strangers({name: fitted})[name]
+        assert wide.residual_log_std**2 == pytest.approx(fitted.residual_log_std**2 + wide.publisher_log_std**2)
+        same = ("residual_log_std", "publisher_log_std", "memory_publisher_log_std")
+        assert replace(wide, **{field: getattr(fitted, field) for field in same}) == fitted
+
+
+def test_a_fit_of_ones_own_runs_ends_it_for_times(tmp_path):
+    path = tmp_path / "stacks.json"
+    card = {"values": {"step_time_scale": 1.1}, "residual_log_std": 0.05, "rows": 3, "sources": ["mine.csv"]}
+    path.write_text(json.dumps({"stacks": {"megatron-core": card}}), encoding="utf-8")
+    own = with_fit(path)["megatron-core"]
+    assert (own.residual_log_std, own.publisher_log_std) == (0.05, 0.0)
+    assert own.memory_publisher_log_std == load_stacks()["megatron-core"].memory_publisher_log_std > 0
+    assert with_fit(path)["fsdp"].publisher_log_std > 0
