@@ -158,7 +158,8 @@ class StackSpec:
         residual_log_std: Standard deviation of log(measured / predicted) of the next run.
         publisher_log_std: The part of it that a publisher nobody has seen adds to what cross-validation shows
             (variances add): how it runs, times and counts. 0 in cross-validation, and once its own runs are known.
-        within_log_std: What is left of it among runs of one user, once their mean is known; 0 when unknown.
+        within_log_std: What is left of it among runs of one user, once their mean is known, what a publisher adds
+            to that included; 0 when unknown.
         settled_log_std: What prices left open and a user's own runs settled, on the devices of ``settled_on``:
             the standard deviation of the log price that plans had which are as well known as those runs.
         settled_on: Names of those devices.

@@ -96,8 +96,15 @@ def for_strangers(stacks: Mapping[str, StackSpec]) -> dict[str, StackSpec]:
     if not path.is_file():
         return dict(stacks)
     widths = json.loads(path.read_text(encoding="utf-8"))["values"]
+    of_time, within = widths["publisher_log_std"], widths["within_publisher_log_std"]
     return {
-        name: replace(stack, residual_log_std=hypot(stack.residual_log_std, widths["publisher_log_std"]), **widths)
+        name: replace(
+            stack,
+            residual_log_std=hypot(stack.residual_log_std, of_time),
+            within_log_std=hypot(stack.within_log_std, within),
+            publisher_log_std=of_time,
+            memory_publisher_log_std=widths["memory_publisher_log_std"],
+        )
         for name, stack in stacks.items()
     }
 

@@ -75,6 +75,11 @@ class FirstErrors:
         mean = np.sqrt(np.mean([np.mean(each) ** 2 for each in own]))
         return float(mean), float(np.sqrt(np.mean([np.var(each) for each in own])))
 
+    def within(self) -> float:
+        """The part of the width that is no common level of a publisher's runs, so that no few of them settle it."""
+        between, within = self.spreads()
+        return self.width() * within / float(np.hypot(between, within))
+
 
 def first_errors(unseen: Unseen, *, of_memory: bool) -> FirstErrors:
     """The blind errors of one kind in both tables.
@@ -116,6 +121,7 @@ def publisher_card(unseen: Unseen) -> dict[str, Any]:
         "protocol": "planner.validate.publishers; blind errors of publishers that no fit has read",
         "values": {
             "publisher_log_std": round(times.width(), 4),
+            "within_publisher_log_std": round(times.within(), 4),
             "memory_publisher_log_std": round(memories.width(), 4),
         },
         "publishers": {"times": len(times.names), "memories": len(memories.names)},

@@ -103,6 +103,8 @@ def _widths(unseen: Unseen) -> str:
             f"{what}_before": percent(mean_over(own, first.covered(0.0))),
             f"{what}_after": percent(mean_over(own, first.covered_by_others())),
             f"{what}_names": len(first.names),
+            f"{what}_left": f"{first.within():.2f}",
+            f"{what}_level": f"{np.sqrt(first.width() ** 2 - first.within() ** 2):.2f}",
             f"{what}_least": f"{min(without):.2f}",
             f"{what}_most": f"{max(without):.2f}",
         }

@@ -40,17 +40,18 @@ that were left out; of the publishers here they hold, blind, {times_before} of t
 what cross-validation shows: the root mean square of publishers' mean log errors is {times_between} for times and
 {memories_between} for memories, that of the spread about the mean {times_within} and {memories_within}. Most of it is
 thus common to a publisher's times, and a few runs of one's own take it away (`planner calibrate --runs`); of memories
-it is less. Whether a stack is described here or stands in makes no difference that these publishers would show: the
-fits' intervals hold {described} of times where it is described and {stood_in} where it stands in.
+it is less. Stacks that stand in for another framework's fare no worse here than those that are described: the fits'
+intervals hold {described} of times where a stack is described and {stood_in} where one stands in.
 
 What is missing is told as residuals of stacks are (`planner.validate.publishers`): the width whose 90 % interval
 holds 90 % of what the fits' interval leaves of the errors, publishers weighing alike, and a little more for the
 next one. It is a log standard deviation of {times_width} for times (x/ {times_factor}, {times_names} publishers) and
 {memories_width} for memories (x/ {memories_factor}, {memories_names}). It joins the residual of every packaged stack
-in quadrature, ends with `planner calibrate --runs` for times, and shifts no price, no ranking and no verdict: plans
-of one user share it. Told by all other publishers, it makes the intervals hold {times_after} of times and
-{memories_after} of memories. So few publishers tell it roughly, and do not tell tasks or stacks apart: with one of
-them left out it is {times_least} to {times_most} for times and {memories_least} to {memories_most} for memories.
+in quadrature, and shifts no price, no ranking and no verdict: plans of one user share it. `planner calibrate --runs`
+ends it for times: a level of {times_level} is what runs of one's own tell soon, a spread of {times_left} within
+publishers is unlearnt as runs agree. Told by all other publishers, it makes the intervals hold {times_after} of
+times and {memories_after} of memories. So few publishers tell it roughly, and do not tell tasks or stacks apart: with
+one of them left out it is {times_least} to {times_most} for times, {memories_least} to {memories_most} for memories.
 """
 
 FOUND = """## What the errors were

@@ -50,6 +50,8 @@ def test_publishers_weigh_alike_and_none_tells_its_own_width():
     between, within = few.spreads()
     assert between == pytest.approx(np.sqrt((0.81 + 0.02) / 3))
     assert within == pytest.approx(0.0, abs=1e-9)
+    mixed = errors({"a": [0.4, 0.2], "b": [-0.4, -0.2]})
+    assert mixed.within() == pytest.approx(mixed.width() * 0.1 / np.hypot(0.3, 0.1))
 
 
 @pytest.mark.parametrize(("of_memory", "before"), [(False, 0.6), (True, 0.75)])
@@ -74,7 +76,8 @@ def test_it_joins_residuals_in_quadrature_and_shifts_no_price():
     for name, fitted in fitted_stacks().items():
         wide = for_strangers({name: fitted})[name]
         assert wide.residual_log_std**2 == pytest.approx(fitted.residual_log_std**2 + wide.publisher_log_std**2)
-        same = ("residual_log_std", "publisher_log_std", "memory_publisher_log_std")
+        assert 0 < wide.within_log_std**2 - fitted.within_log_std**2 < 0.5 * wide.publisher_log_std**2
+        same = ("residual_log_std", "within_log_std", "publisher_log_std", "memory_publisher_log_std")
         assert replace(wide, **{field: getattr(fitted, field) for field in same}) == fitted
 
 
