@@ -13,6 +13,7 @@ from scipy.special import ndtr
 import planner
 from costmodels.evaluate import evaluate
 from costmodels.plan import PlanBatch
+from costmodels.uncertainty import NORMAL_90
 from planner.decisions.document import portfolio_document
 from planner.decisions.results import PortfolioResult, Terms
 from planner.decisions.schema import portfolio_schema
@@ -51,7 +52,10 @@ def test_intervals_are_those_of_the_estimate() -> None:
     assert best is not None
     assert trial.step_time_s == pytest.approx(best.step_time_s)
     assert trial.peak_memory_bytes == pytest.approx(best.peak_memory_bytes)
-    assert trial.step_time_low_s == pytest.approx(best.step_time_low_s, rel=0.03)
+    low_s = (
+        best.step_time_s**2 / best.step_time_high_s
+    )  # what an estimate cuts off at the device's peak rate is left in
+    assert trial.step_time_low_s == pytest.approx(low_s, rel=0.04)
     assert trial.step_time_high_s == pytest.approx(best.step_time_high_s, rel=0.03)
 
 
@@ -70,7 +74,9 @@ def test_the_chance_of_running_out_of_memory_is_that_of_the_peak() -> None:
 def test_a_trial_costs_its_steps_on_all_devices() -> None:
     result = answer(count=2, price_per_device_hour_usd=3.0, terms=Terms(steps=50))
     for trial in result.trials:
-        assert trial.device_hours == pytest.approx(8 * 50 * trial.step_time_s / SECONDS_PER_HOUR, rel=0.05)
+        # The mean of a step's law, not its median: hours that are long weigh more.
+        mean_s = trial.step_time_s * np.exp(0.5 * (np.log(trial.step_time_high_s / trial.step_time_s) / NORMAL_90) ** 2)
+        assert trial.device_hours == pytest.approx(8 * 50 * mean_s / SECONDS_PER_HOUR, rel=0.03)
         assert trial.cost_usd == pytest.approx(3.0 * trial.device_hours)
         assert trial.saved_device_hours is None
     assert answer(count=2).trials[0].cost_usd is None

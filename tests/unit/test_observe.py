@@ -77,7 +77,7 @@ def test_a_slow_trial_is_believed_and_narrows_every_interval() -> None:
     assert width(own.after) / width(own.before) == pytest.approx(NOISE / stated * np.sqrt(1 + believed), abs=0.06)
     assert own.after.best_probability < own.before.best_probability
     assert own.after.oom_probability == 0.0
-    assert own.rank > own.rank_before
+    assert own.rank >= own.rank_before  # a stranger's first run tells of the level first, which all plans share
     others = [item for item in result.plans if not item.tried]
     assert all(width(item.after) < width(item.before) for item in others)
     assert result.learned[0].name == "level"
@@ -100,12 +100,18 @@ def test_a_death_rules_its_plan_out_and_warns_of_its_kin() -> None:
     assert simple().plan not in {trial.plan for trial in result.next_trials}
 
 
-def test_a_fast_trial_ends_the_search() -> None:
+def test_a_fast_trial_says_that_all_plans_are_fast() -> None:
+    """How fast a stranger's machine is, is less well known than how plans differ."""
     result = seen({"measured_step_time_s": 0.57 * simple().step_time_s})
-    assert result.regret is not None
-    assert result.regret < 0.05
     assert tried(result).rank == 1
-    assert tried(result).after.best_probability > 3 * tried(result).before.best_probability
+    assert tried(result).after.best_probability > tried(result).before.best_probability
+    assert (result.learned[0].name, result.warnings) == ("level", ())
+    others = [item for item in result.plans if not item.tried]
+    assert all(0.5 < item.after.step_time_s / item.before.step_time_s < 0.8 for item in others)
+
+
+def test_a_trial_beyond_what_machines_differ_by_is_surprising() -> None:
+    result = seen({"measured_step_time_s": 0.28 * simple().step_time_s})
     assert [note.code for note in result.warnings] == ["surprising"]
     assert "standard deviations faster than expected" in result.warnings[0].message
 
