@@ -280,7 +280,7 @@ def _shared_gradients_s(plans: PlanBatch, shared: FloatArray, context: CostConte
 
 def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> FloatArray:
     """(4, K) seconds to reduce all gradients and to gather all parameters of one kind, and both ends of their sum."""
-    whole = (zero == 0) | ((zero == 1) & context.stack.sums_whole)
+    whole = (zero == 0) | (zero <= context.stack.sums_whole)
     plain, scattered = 1.0 * whole, 1.0 * ~whole
     # A reduction to the one rank that keeps a gradient moves what its broadcast from there would.
     owned = (zero == 2) & context.stack.reduces_to_owners

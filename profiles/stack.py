@@ -87,8 +87,8 @@ class StackSpec:
         collective_launch_s: Host time to issue one collective, framework bookkeeping included.
         gradient_message_bytes: Gradients reduced per collective call where replicas keep all of them (the buckets
             of PyTorch DDP); 0 when a reduction is one call. Sharded optimizers reduce in one call.
-        sums_whole: ZeRO stage 1 sums all gradients on every rank (an all-reduce) before each updates its shard, instead
-            of scattering sums.
+        sums_whole: Highest ZeRO stage, 0 to 2, that sums all gradients on every rank (an all-reduce) before each
+            updates its shard, instead of scattering sums.
         reduces_to_owners: ZeRO stage 2 reduces every gradient to the rank that keeps it, instead of scattering sums.
         gather_messages_per_layer: Parameter-gathering calls per layer; 0 when a gathering is one call.
             ZeRO-3 gathers and reduces at least layer by layer.
@@ -212,7 +212,7 @@ class StackSpec:
     blocking_launches: bool = False
     collective_launch_s: float = 0.0
     gradient_message_bytes: float = 0.0
-    sums_whole: bool = False
+    sums_whole: int = 0
     reduces_to_owners: bool = False
     gather_messages_per_layer: float = 0.0
     expert_layer_s: float = 0.0

@@ -15,6 +15,7 @@ from costmodels.workload import LoraSpec
 from profiles.hardware import ClusterSpec
 from profiles.parameters import total_parameters
 from profiles.precision import NF4_BYTES
+from profiles.stacks import load_stacks
 from tests.fakes import RingCollectives, UnitCollectives, exactly, gpt, job, llama, mixture, node, stack
 from tests.traffic import calls, traffic
 
@@ -45,17 +46,28 @@ def test_a_gradient_reduced_to_its_owner_moves_whole():
         assert found[zero_stage == 2 :] == usual[zero_stage == 2 :]
 
 
-def test_stage_1_may_sum_gradients_whole_before_it_shards_the_update():
-    """DeepSpeed's stage 1: 3 Psi, an all-reduce and a gathering, where a scatter of sums moves 2; others as ever."""
+@pytest.mark.parametrize("highest", [0, 1, 2])
+def test_stages_1_and_2_may_sum_gradients_whole_before_they_shard_the_update(highest):
+    """DeepSpeed's: 3 Psi, an all-reduce and a gathering, where a scatter of sums moves 2; others as ever."""
     psi = total_parameters(gpt())
-    whole, usual = stack(sums_whole=True, gradient_dtype="bf16"), stack(gradient_dtype="bf16")
-    plans = [ExecutionPlan(data_parallel=4, zero_stage=zero_stage) for zero_stage in range(4)]
-    assert calls(plans[1], stack=whole) == [
-        (CollectiveOp.ALL_REDUCE, pytest.approx(2 * psi), 4, 4),
-        (CollectiveOp.ALL_GATHER, pytest.approx(2 * psi), 4, 4),
-    ]
-    for plan in (plans[0], *plans[2:]):
-        assert calls(plan, stack=whole) == calls(plan, stack=usual)
+    whole, usual = stack(sums_whole=highest, gradient_dtype="bf16"), stack(gradient_dtype="bf16")
+    for zero_stage in range(4):
+        plan = ExecutionPlan(data_parallel=4, zero_stage=zero_stage)
+        if not 1 <= zero_stage <= highest:
+            assert calls(plan, stack=whole) == calls(plan, stack=usual)
+            continue
+        assert calls(plan, stack=whole) == [
+            (CollectiveOp.ALL_REDUCE, pytest.approx(2 * psi), 4, 4),
+            (CollectiveOp.ALL_GATHER, pytest.approx(2 * psi), 4, 4),
+        ]
+
+
+def test_deepspeed_has_summed_whole_at_stage_2_since_the_end_of_2023():
+    stacks = load_stacks()
+    assert [stacks[name].sums_whole for name in ("deepspeed", "xtuner")] == [2, 2]
+    for name in ("megatron-deepspeed", "megatron-deepspeed-blocking", "deepspeed-megatron"):
+        assert stacks[name].sums_whole == 1
+        assert stacks[name].reduces_to_owners
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("fp32", 4), ("bf16", 2)])
