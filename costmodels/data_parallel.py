@@ -64,7 +64,7 @@ class _Shards:
         replicas: (K,) ranks that hold the same ones before sharding.
         degree: (K,) of those, ranks that one set of shards spans.
         stride: (K,) distance of these ranks in the global order.
-        pieces: (K,) calls that gather those of one layer where parameters are gathered module by module.
+        pieces: (K,) calls in which ZeRO-3 gathers those of one layer.
     """
 
     trained: FloatArray
@@ -225,14 +225,14 @@ def _distinct_traffic(
         replicas=replicas,
         degree=np.minimum(each(distinct.shard_degree), replicas),
         stride=each(distinct.tensor_parallel) * apart,
-        pieces=np.full(len(zero), context.stack.gather_messages_per_layer),
+        pieces=np.full(len(zero), context.stack.gathered_modules_per_layer),
     )
     seconds = _traffic_s(zero, dense, context)
     if context.model.moe is not None:
         expert = _Shards(
             trained=trained[1],
             gathered_bytes=gathered[1],
-            layers=dense.layers,
+            layers=each(stages.moe_layers[rows]),
             replicas=each(parameters.expert_replicas[rows]),
             degree=each(expert_shard_degree(plans, parameters)[rows]),
             stride=each(distinct.expert_parallel * distinct.expert_tensor_parallel) * apart,
@@ -248,7 +248,7 @@ def _distinct_traffic(
 def _expert_modules(context: CostContext) -> float:
     """Modules that hold the experts of one layer: every matrix of each where a loop runs them, else one for all."""
     moe, stack = context.model.moe, context.stack
-    looped = stack.gather_messages_per_layer > 0 and not stack.grouped_experts
+    looped = stack.gathered_modules_per_layer > 0 and not stack.grouped_experts
     return float(context.model.mlp_matrices * moe.num_experts) if moe is not None and looped else 1.0
 
 
@@ -316,13 +316,13 @@ def _messages(
 ) -> tuple[FloatArray, FloatArray]:
     """(K,) collective calls that one reduction and one gathering are split into.
 
-    Replicas reduce bucket by bucket, shards in one call; ZeRO-3 works layer by layer, or in finer pieces.
+    Replicas reduce bucket by bucket, shards in one call; ZeRO-3 works layer by layer, or in finer pieces. Stages 1
+    and 2 gather what the optimizer updated, in one call unless the stack says otherwise.
     """
     stack = context.stack
     layers, buckets = np.maximum(shards.layers, 1.0), np.ones(len(zero))
-    gatherings = layers * np.maximum(shards.pieces, 1.0)
-    if not stack.gather_messages_per_layer:
-        gatherings = np.where(zero == 3, gatherings, 1.0)
+    updated = layers * stack.gather_messages_per_layer if stack.gather_messages_per_layer else 1.0
+    gatherings = np.where(zero == 3, layers * np.maximum(shards.pieces, 1.0), updated)
     if stack.gradient_message_bytes:
         buckets = np.maximum(np.ceil(gradient_bytes / stack.gradient_message_bytes), 1.0)
     reductions = np.select([zero == 0, zero == 3], [buckets, layers], 1.0)

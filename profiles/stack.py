@@ -90,8 +90,10 @@ class StackSpec:
         sums_whole: Highest ZeRO stage, 0 to 2, that sums all gradients on every rank (an all-reduce) before each
             updates its shard, instead of scattering sums.
         reduces_to_owners: ZeRO stage 2 reduces every gradient to the rank that keeps it, instead of scattering sums.
-        gather_messages_per_layer: Parameter-gathering calls per layer; 0 when a gathering is one call.
-            ZeRO-3 gathers and reduces at least layer by layer.
+        gather_messages_per_layer: Calls per layer in which ZeRO stages 1 and 2 gather the parameters that the optimizer
+            updated; 0 when one call gathers all.
+        gathered_modules_per_layer: Calls per dense layer in which ZeRO-3 gathers parameters, a module each; 0 when it
+            gathers a layer at once. Gradients are reduced layer by layer.
         expert_layer_s: Host time per pass of a micro-batch through a layer with experts that nothing hides.
         microbatch_overhead_s: Host time per micro-batch and stage that nothing hides.
         step_overhead_s: Time per step outside forward, backward and optimizer (data, logging, sync).
@@ -215,6 +217,7 @@ class StackSpec:
     sums_whole: int = 0
     reduces_to_owners: bool = False
     gather_messages_per_layer: float = 0.0
+    gathered_modules_per_layer: float = 0.0
     expert_layer_s: float = 0.0
     microbatch_overhead_s: float = 0.0
     step_overhead_s: float = 0.0

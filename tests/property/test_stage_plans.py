@@ -123,7 +123,7 @@ def test_uniform_plans_cost_the_same(model, framework):
     [
         {"autograd_gradients": "freed", "gradient_bucket_copies": 1.0},
         {"transient_gradients": True, "framework": "fsdp", "gradient_dtype": "bf16"},
-        {"gather_messages_per_layer": 3.0, "gradient_message_bytes": 1e6, "framework": "deepspeed"},
+        {"gathered_modules_per_layer": 3.0, "gradient_message_bytes": 1e6, "framework": "deepspeed"},
         {"autocast_weights": True, "framework": "huggingface", "gradient_dtype": "bf16", "clips_gradients": True},
     ],
     ids=["freed", "transient", "messages", "autocast"],

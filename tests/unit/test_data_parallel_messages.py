@@ -25,22 +25,42 @@ def test_gradients_go_out_in_messages_of_about_the_size_the_stack_sends():
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "per_layer", "messages"),
-    [(1, 0, 1), (2, 0, 1), (3, 0, 8), (1, 1, 8), (1, 3, 24), (3, 1, 8), (3, 3, 24)],
+    ("zero_stage", "updated", "modules", "messages"),
+    [(1, 0, 0, 1), (2, 0, 0, 1), (3, 0, 0, 8), (1, 1, 0, 8), (1, 3, 0, 24), (3, 3, 0, 8), (3, 0, 3, 24), (2, 0, 3, 1)],
 )
-def test_parameters_are_gathered_in_one_call_or_layer_by_layer(zero_stage, per_layer, messages):
+def test_parameters_are_gathered_in_one_call_or_layer_by_layer(zero_stage, updated, modules, messages):
+    """Modules are of ZeRO-3 alone: the other stages gather once what was updated, flat."""
     plan = ExecutionPlan(data_parallel=8, zero_stage=zero_stage)
-    found = sizes(plan, stack=stack(gather_messages_per_layer=per_layer))
+    pieces = stack(gather_messages_per_layer=updated, gathered_modules_per_layer=modules)
+    found = sizes(plan, stack=pieces)
     assert found[CollectiveOp.ALL_GATHER] == pytest.approx(2 * total_parameters(gpt()) / messages)
+
+
+def expert_gatherings(zero_stage: int, *, grouped: bool, moe: dict | None = None) -> list[float]:
+    """Bytes of what is gathered of a mixture of eight layers and eight experts, module by module."""
+    modules = stack(gathered_modules_per_layer=7, grouped_experts=grouped)
+    plan = ExecutionPlan(data_parallel=8, zero_stage=zero_stage)
+    gathered = calls(plan, model=mixture(moe=moe), stack=modules)
+    return [size for op, size, _, _ in gathered if op is CollectiveOp.ALL_GATHER]
 
 
 @pytest.mark.parametrize(("grouped", "matrices"), [(True, 8 * 3), (False, 1)])
 def test_experts_are_one_module_or_one_for_every_matrix(grouped, matrices):
     """Gathered module by module; where experts run in a loop, each of their matrices is a module."""
-    modules = stack(gather_messages_per_layer=7, grouped_experts=grouped)
-    plan = ExecutionPlan(data_parallel=8, zero_stage=3)
-    gathered = [size for op, size, _, _ in calls(plan, model=mixture(), stack=modules) if op is CollectiveOp.ALL_GATHER]
-    assert 2 * 1024 * 1408 * matrices in [pytest.approx(size) for size in gathered]
+    found = expert_gatherings(3, grouped=grouped)
+    assert 2 * 1024 * 1408 * matrices in [pytest.approx(size) for size in found]
+
+
+def test_only_stage_3_gathers_experts_module_by_module():
+    for zero_stage in (1, 2):
+        found = expert_gatherings(zero_stage, grouped=False)
+        assert 8 * 2 * 1024 * 1408 * 8 * 3 in [pytest.approx(size) for size in found]
+
+
+def test_experts_come_in_messages_of_the_layers_that_have_them():
+    """With two dense layers of eight, six modules of the same size, and not eight smaller ones."""
+    found = expert_gatherings(3, grouped=True, moe={"first_dense_layers": 2})
+    assert 2 * 1024 * 1408 * 8 * 3 in [pytest.approx(size) for size in found]
 
 
 def test_a_pipeline_stage_gathers_its_own_layers():
