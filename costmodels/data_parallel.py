@@ -40,7 +40,9 @@ class DataParallelTraffic:
         reduces_per_microbatch: 1 where gradients are reduced for every micro-batch, else 0.
         gathers_per_microbatch: 1 where parameters are gathered for every forward and every backward pass.
         hidden_gathers, hidden_reductions: Share that runs under computation where there is enough of it.
-        low_factor, high_factor: 90 % interval of both kinds together, over their seconds; 1 unless asked for.
+        shared_s: Sum of a tied embedding's gradients over the two stages that hold it, once per step, after all others:
+            nothing hides it.
+        low_factor, high_factor: 90 % interval of all kinds together, over their seconds; 1 unless asked for.
     """
 
     gradients_s: FloatArray
@@ -49,6 +51,7 @@ class DataParallelTraffic:
     gathers_per_microbatch: FloatArray
     hidden_gathers: FloatArray
     hidden_reductions: FloatArray
+    shared_s: FloatArray = field(default_factory=lambda: np.zeros((1, 1)))
     low_factor: FloatArray = field(default_factory=lambda: np.ones((1, 1)))
     high_factor: FloatArray = field(default_factory=lambda: np.ones((1, 1)))
 
@@ -95,7 +98,7 @@ def data_parallel_traffic(
     """Price the traffic of every stage, once per distinct one.
 
     Returns:
-        Columns (N, 1) where one stage of every plan has most traffic of both kinds, which then stands for all
+        Columns (N, 1) where one stage of every plan has most traffic of all kinds, which then stands for all
         unless ``each_stage`` is asked for.
     """
     groups = group_rows(
@@ -107,10 +110,9 @@ def data_parallel_traffic(
         np.clip(plans.zero_stage, 0, 3),
         plans.axis_order,
     )
-    gradients_s, parameters_s, low_s, high_s = _distinct_traffic(plans, stages, parameters, context, rows=groups.first)
-    low, high = (_over(ends_s, gradients_s + parameters_s) for ends_s in (low_s, high_s))
-    if not each_stage:
-        gradients_s, parameters_s = _slowest(gradients_s, parameters_s)
+    *kinds_s, low_s, high_s = _distinct_traffic(plans, stages, parameters, context, rows=groups.first)
+    low, high = (_over(ends_s, total(kinds_s)) for ends_s in (low_s, high_s))
+    gradients_s, parameters_s, shared_s = kinds_s if each_stage else _slowest(kinds_s)
     # ZeRO-3 gathers and reduces per micro-batch; kept whole between micro-batches under a pipeline.
     sharded = (plans.zero_stage == 3) & (plans.pipeline_parallel == 1)
     hidden = context.stack.data_parallel_overlap
@@ -121,6 +123,7 @@ def data_parallel_traffic(
         gathers_per_microbatch=1.0 * sharded[:, None],
         hidden_gathers=np.where(plans.overlap_param_gather, hidden, 0.0)[:, None],
         hidden_reductions=np.where(plans.overlap_grad_reduce, hidden, 0.0)[:, None],
+        shared_s=np.take(shared_s, groups.of_row, axis=0),
         low_factor=np.take(low, groups.of_row, axis=0),
         high_factor=np.take(high, groups.of_row, axis=0),
     )
@@ -131,13 +134,13 @@ def _over(ends_s: FloatArray, price_s: FloatArray) -> FloatArray:
     return np.divide(ends_s, price_s, out=np.ones_like(price_s), where=price_s > 0)
 
 
-def _slowest(gradients_s: FloatArray, parameters_s: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The (K, S) columns, or only the one that is slowest in both, if there is one in every row."""
-    stage = largest_column(gradients_s + parameters_s)
-    slowest = at_column(gradients_s, stage), at_column(parameters_s, stage)
-    if (slowest[0] < largest(gradients_s)).any() or (slowest[1] < largest(parameters_s)).any():
-        return gradients_s, parameters_s
-    return slowest[0][:, None], slowest[1][:, None]
+def _slowest(kinds_s: list[FloatArray]) -> list[FloatArray]:
+    """The (K, S) columns, or only the one that is slowest in all kinds, if there is one in every row."""
+    stage = largest_column(total(kinds_s))
+    slowest = [at_column(kind_s, stage) for kind_s in kinds_s]
+    if any((at < largest(kind_s)).any() for at, kind_s in zip(slowest, kinds_s, strict=True)):
+        return kinds_s
+    return [at[:, None] for at in slowest]
 
 
 def exposed_traffic_s(
@@ -191,8 +194,8 @@ def exposed_traffic_s(
         return under_several + (under_one - under_several) / apart
 
     exposed = gathers * shown_s(traffic.parameters_s, forward_s, traffic.hidden_gathers, gathers)
-    exposed = exposed + reduces * shown_s(backward_traffic_s, backward_s, hidden_backward, reduces)
-    return largest(exposed), largest(gathers * traffic.parameters_s + reduces * backward_traffic_s)
+    exposed = exposed + reduces * shown_s(backward_traffic_s, backward_s, hidden_backward, reduces) + traffic.shared_s
+    return largest(exposed), largest(gathers * traffic.parameters_s + reduces * backward_traffic_s + traffic.shared_s)
 
 
 def _distinct_traffic(
@@ -200,7 +203,7 @@ def _distinct_traffic(
 ) -> list[FloatArray]:
     """(K, S) seconds of one gradient reduction and one parameter gathering on the stages of the plans in ``rows``.
 
-    With them, both ends of the interval of the two together.
+    With them, those to sum the gradients of a tied embedding, and both ends of the interval of all together.
     """
     shape = parameters.dense[rows].shape
 
@@ -239,10 +242,12 @@ def _distinct_traffic(
             pieces=_expert_modules(context) / each(distinct.expert_parallel),
         )
         seconds = seconds + _traffic_s(zero, expert, context)
+    gradients_s, parameters_s, *ends_s = seconds
+    shared_s = np.zeros_like(gradients_s)
     if parameters.shared.any():
-        # Gradients, and both ends of the interval of all.
-        seconds[[0, 2, 3]] += _shared_gradients_s(distinct, parameters.shared[rows], context)
-    return [part.reshape(shape) for part in seconds]
+        shared_s, *more_s = _shared_gradients_s(distinct, parameters.shared[rows], context)
+        ends_s = [end_s + more for end_s, more in zip(ends_s, more_s, strict=True)]
+    return [part.reshape(shape) for part in (gradients_s, parameters_s, shared_s, *ends_s)]
 
 
 def _expert_modules(context: CostContext) -> float:
@@ -260,8 +265,9 @@ def _shared_gradients_s(plans: PlanBatch, shared: FloatArray, context: CostConte
     ties none).
 
     Source:
-        Megatron-LM, megatron/core/distributed/finalize_model_grads.py, _allreduce_embedding_grads; DeepSpeed,
-        runtime/pipe/engine.py, _exec_reduce_tied_grads.
+        Megatron-LM, megatron/core/distributed/finalize_model_grads.py: _allreduce_embedding_grads blocks, after
+        finish_grad_sync of all buckets; DeepSpeed, runtime/pipe/engine.py, _exec_reduce_tied_grads, once the backward
+        passes are done.
     """
     zero = plans.zero_stage[:, None]
     inside = plans.tensor_parallel * plans.context_parallel * np.maximum(plans.pipeline_parallel - 1, 1)

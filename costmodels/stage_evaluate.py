@@ -219,7 +219,8 @@ def _step(
         traffic=_host_traffic(looked, held, weights_s),
     )
     traffic = stage_traffic(looked, weights_s=weights_s)
-    traffic = replace(traffic, gradients_s=traffic.gradients_s * used, parameters_s=traffic.parameters_s * used)
+    kinds = ("gradients_s", "parameters_s", "shared_s")
+    traffic = replace(traffic, **{kind: getattr(traffic, kind) * used for kind in kinds})
     exposed, _ = exposed_traffic_s(
         traffic,
         num_microbatches=m,

@@ -54,6 +54,7 @@ def prepare(plans: PlanBatch, context: CostContext) -> list[Row]:
         "transfer_s": boundary_transfer_s(plans, context).tolist(),
         "gradients_s": largest(traffic.gradients_s).tolist(),
         "parameters_s": largest(traffic.parameters_s).tolist(),
+        "shared_s": largest(traffic.shared_s).tolist(),
         "gathers": traffic.gathers_per_microbatch[:, 0].tolist(),
         "reduces": traffic.reduces_per_microbatch[:, 0].tolist(),
         "optimizer_s": optimizer_s(plans, parameters, context).tolist(),
@@ -110,7 +111,7 @@ def _traffic_s(row: Row, hide: float, forward: list[float], backward: list[float
         under_one, under_several = transfer - min(hidden, window), transfer - min(hidden, between * window)
         apart, times = (1, m) if often and m > 1 else (chunks, 1)
         shown += times * (under_several + (under_one - under_several) / apart)
-    return shown
+    return shown + row["shared_s"]
 
 
 def _accumulation_s(row: Row, context: CostContext, byte_s: float) -> list[float]:

@@ -6,7 +6,10 @@ from costmodels.collectives import CollectiveOp
 from costmodels.data_parallel import data_parallel_traffic
 from costmodels.evaluate import evaluate
 from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch, Schedule
+from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_parameters import stage_parameters
+from costmodels.stage_plan import from_uniform
+from costmodels.stage_prices import StagePrices
 from costmodels.stages import stage_table
 from costmodels.workload import LoraSpec
 from profiles.hardware import ClusterSpec
@@ -66,3 +69,16 @@ def test_a_step_takes_as_much_longer():
         free = evaluate(plans, context(model=TIED))
         assert tied.step_time_s - free.step_time_s == pytest.approx([4 * EMBEDDING])
         assert tied.time_parts_s["data_parallel"] == pytest.approx([4 * EMBEDDING])
+
+
+def test_no_pass_hides_it():
+    """A second per byte and per FLOP: passes hide all that replicas send, and not what comes after; on both paths."""
+    plan = ExecutionPlan(
+        data_parallel=2, pipeline_parallel=2, num_microbatches=4, overlap_grad_reduce=True, overlap_param_gather=True
+    )
+    plans, links = PlanBatch.from_plans([plan]), UnitCollectives(op=CollectiveOp.ALL_REDUCE)
+    where = context(model=TIED, collectives=links, stack=stack(data_parallel_overlap=1.0))
+    batch, configs = from_uniform(plans, TIED)
+    staged = evaluate_stages(batch, StagePrices(configs=configs, contexts=(where,)))
+    for found in (evaluate(plans, where), staged):
+        assert found.time_parts_s["data_parallel"] == pytest.approx([4 * EMBEDDING])
