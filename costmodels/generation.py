@@ -123,7 +123,11 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
     The trainer generates with the stack's own kernels and the attention it has on the device, launched one by one from
     eager code: graphs of whole iterations, launches that block, and how tokens are exchanged, with what to hide that
     under, are of training alone. An engine runs fused kernels as the price lists know them, and keeps none of the
-    stack's scales, libraries and layers.
+    stack's scales, libraries and layers. What crosses to its next stage does so in parts, one per tensor-parallel rank.
+
+    Source:
+        vllm-project/vllm, vllm/distributed/parallel_state.py, send_tensor_dict, which its workers call with
+        all_gather_group=get_tp_group(); sgl-project/sglang, managers/scheduler_pp_mixin.py, likewise.
     """
     stack = replace(
         context.stack,
@@ -145,7 +149,7 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
     if engine.kernels:
         settled: dict[str, Any] = dict.fromkeys(_SCALES, 1.0) | dict.fromkeys(("norm", "rotary", "activation"), "fused")
         settled |= {"grouped_experts": True, "expert_streams": 0, "expert_library": "", "expert_dispatch": "permuted"}
-        settled["routing"] = "fused"
+        settled |= {"routing": "fused", "scatters_boundaries": True}
         settled |= dict.fromkeys(("sorts_arrivals", "separate_products", "fixed_capacity", "repeats_key_values"), False)
         stack = replace(stack, **settled)
     else:

@@ -12,10 +12,22 @@ from costmodels.generation import GenerationEstimate, engine_context, generation
 from costmodels.lengths import OutputLengths, fixed_length, log_normal_lengths
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import ExecutionPlan, PlanBatch
+from costmodels.transfer import boundary_transfer_s
 from profiles.engines import EngineSpec, find_engine, load_engines
 from profiles.errors import SpecError
 from profiles.parameters import total_parameters
-from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, gpt, job, llama, mixture, stack
+from tests.fakes import (
+    RateKernels,
+    RingCollectives,
+    UnitCollectives,
+    UnitKernels,
+    context,
+    gpt,
+    job,
+    llama,
+    mixture,
+    stack,
+)
 
 V, L, H = 32768, 8, 1024
 # Every step takes a second, nothing else takes time: seconds are steps.
@@ -237,6 +249,16 @@ def test_engines_run_their_own_layers_and_kernels_for_experts() -> None:
     assert {name: getattr(engine, name) for name in own} == {name: getattr(plain, name) for name in own}
     trainer = engine_context(where, find_engine("trainer"), where.job).stack
     assert {name: getattr(trainer, name) for name in own} == own
+
+
+@pytest.mark.parametrize("scatters", [False, True])
+def test_engines_send_parts_to_the_next_stage_whatever_the_trainer_does(scatters: bool) -> None:
+    where = context(stack=stack(scatters_boundaries=scatters))
+    found = [engine_context(where, find_engine(name), where.job) for name in ("vllm", "sglang", "trainer")]
+    assert [each.stack.scatters_boundaries for each in found] == [True, True, scatters]
+    plans = PlanBatch.from_plans([ExecutionPlan(tensor_parallel=4, pipeline_parallel=2)])
+    sizes = [float(boundary_transfer_s(plans, replace(each, collectives=UnitCollectives()))[0]) for each in found]
+    assert sizes[2] / sizes[0] == (1 if scatters else 4)
 
 
 def test_every_figure_of_an_engine_has_a_source() -> None:
