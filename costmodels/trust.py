@@ -73,7 +73,8 @@ def pipeline_opens(
         crossings: (K,) how many of them show.
         work_s: (K,) seconds of all passes, bubbles left out.
     """
-    share = crossings * crossing_s[0] / np.maximum(work_s, _LEAST_S)
+    # Crossings may hide behind passes, and all of them together be longer than these.
+    share = np.minimum(crossings * crossing_s[0] / np.maximum(work_s, _LEAST_S), 1.0)
     factors = np.divide(crossing_s[1:], crossing_s[0], out=np.ones_like(crossing_s[1:]), where=crossing_s[0] > 0)
     opens: FloatArray = layers * (1 - share) ** 2 + np.log1p(share * (factors - 1)) ** 2
     return opens

@@ -93,6 +93,18 @@ def test_crossings_and_replicas_weigh_by_what_shows_of_them() -> None:
     assert step[:, 0] == pytest.approx([(0.6 * 0.2) ** 2 + np.log(0.9) ** 2, (0.6 * 0.2) ** 2 + np.log(1.4) ** 2])
 
 
+def test_crossings_weigh_no_more_than_all() -> None:
+    """Twice as long together as the passes that hide them: at most the interval of a crossing, and finite."""
+    for ends in ([0.5, 3.0], [0.0 + 1e-9, 1.0]):
+        opens = pipeline_opens(
+            np.full((2, 1), 0.04),
+            crossing_s=np.array([[1.0], *([end] for end in ends)]),
+            crossings=np.array([10]),
+            work_s=np.array([5.0]),
+        )
+        assert opens[:, 0] == pytest.approx(np.log(ends) ** 2)
+
+
 def test_what_own_runs_have_settled_is_not_told_again() -> None:
     open_ = np.array([[0.04], [0.09]])
     known = stack(residual_log_std=0.1, settled_log_std=0.15, settled_on=("fake-80GB",))
