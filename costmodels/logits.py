@@ -71,7 +71,7 @@ def _chunk_tokens(tokens: FloatArray, model: ModelSpec) -> FloatArray:
 
 def _copy_bytes(plans: PlanBatch, job: TrainingJob, stack: StackSpec) -> FloatArray:
     """(N,) bytes per logit of fp32 copies."""
-    if job.fused_cross_entropy or job.linear_cross_entropy:
+    if job.fuses_loss:
         return np.zeros(len(plans))
     split = stack.sharded_logits_fp32_copies or stack.logits_fp32_copies
     return _FP32 * np.where(plans.tensor_parallel > 1, split, stack.logits_fp32_copies)

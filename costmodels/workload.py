@@ -124,6 +124,11 @@ class TrainingJob:
         return self.sequence_length * self.global_batch_size
 
     @property
+    def fuses_loss(self) -> bool:
+        """Whether the loss is one kernel that makes no fp32 logits, with the output layer or without."""
+        return self.fused_cross_entropy or self.linear_cross_entropy
+
+    @property
     def trains_adapters_only(self) -> bool:
         """Whether base weights are frozen."""
         return self.task in ("lora", "qlora")

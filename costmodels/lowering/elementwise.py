@@ -257,8 +257,7 @@ def takes_triangle(batch: FloatArray, queries: FloatArray, keys: float) -> BoolA
 
 def cross_entropy(calls: CallList, tokens: FloatArray, vocabulary: FloatArray) -> None:
     """Softmax cross-entropy over ``vocabulary`` logits per token."""
-    job = calls.context.job
-    code = "fused" if job.fused_cross_entropy or job.linear_cross_entropy else calls.context.stack.loss
+    code = "fused" if calls.context.job.fuses_loss else calls.context.stack.loss
     issue = LOSS_ISSUE.get(code, _MEMORY_BOUND)
     family = KernelFamily.CROSS_ENTROPY
     _passes(calls, LOSSES[code], family, rows=tokens, width=vocabulary, element_bytes=4.0, issue=issue)

@@ -67,3 +67,9 @@ def test_only_adapter_jobs_freeze_the_base(task, frozen):
 def test_numerics_follow_the_recipe():
     assert job(precision="fp8").numerics.gemm_format == "fp8"
     assert job(precision="BF16").numerics.storage_bytes == 2
+
+
+@pytest.mark.parametrize("name", ["fused_cross_entropy", "linear_cross_entropy"])
+def test_either_way_to_fuse_a_loss_counts(name):
+    assert not job().fuses_loss
+    assert job(**{name: True}).fuses_loss
