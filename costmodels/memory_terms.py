@@ -59,7 +59,7 @@ class MemoryTerms:
         paged: Optimizer states in unified memory, not among those; None where there are none.
         temporaries: What an optimizer that is not fused needs for its step.
         last: Alive when the backward pass ends, beyond activations kept by other micro-batches.
-        leaving: Of those, gradients; they follow an offloaded optimizer as they come. None where none is.
+        staying: Of those, what stays where all of the optimizer is offloaded and gradients follow it as they come.
         passing: Gradients alive while the layer they belong to is differentiated, for an optimizer that works there;
             None where it does not.
         logits: At the loss of one micro-batch, on the stage with the head.
@@ -78,7 +78,7 @@ class MemoryTerms:
     paged: FloatArray | None
     temporaries: FloatArray | None
     last: FloatArray
-    leaving: FloatArray | None
+    staying: FloatArray
     passing: FloatArray | None
     logits: FloatArray
     late_logits: FloatArray
@@ -111,7 +111,7 @@ def memory_terms(
         paged=state.paged,
         temporaries=optimizer_temporary_bytes(plans, parameters, context),
         last=last,
-        leaving=last - stages.has_embedding * end[:, None],
+        staying=stages.has_embedding * end[:, None],
         passing=passing_gradient_bytes(plans, context)[:, None] * (stages.layers > 0) if in_backward else None,
         logits=stages.has_head * logits_bytes(plans, context.model, context.job, stack)[:, None],
         late_logits=stages.has_head * late_logits_bytes(plans, context.model, context.job, stack)[:, None],
@@ -167,7 +167,7 @@ def composed(
     if optimizer_on_host is not None:
         stays = 1.0 - optimizer_on_host * terms.leaves
         resident, born = resident * stays, born * stays
-        last = last if terms.leaving is None else last - terms.leaving * (1.0 - stays)
+        last = terms.staying * (1.0 - stays) + last * stays
         optimizer = optimizer * (1.0 - optimizer_on_host)
         temporary = None if temporary is None else temporary * (1.0 - optimizer_on_host)
     end, states = np.maximum(last + held.kept - held.newest - start, 0.0), optimizer

@@ -316,7 +316,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
         paged=looked["paged_bytes"] if context.job.paged_optimizer else None,
         temporaries=temporaries if temporaries.any() else None,
         last=looked["last_bytes"],
-        leaving=looked["leaving_bytes"] if offloads else None,
+        staying=looked["staying_bytes" if offloads else "last_bytes"],
         passing=looked["passing_bytes"] if context.job.optimizer_in_backward else None,
         logits=looked["logits_bytes"],
         late_logits=looked["late_logits_bytes"],

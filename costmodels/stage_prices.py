@@ -35,7 +35,7 @@ from costmodels.trust import layer_opens
 from profiles.errors import SpecError
 
 # What is only read of stages that offload, of seconds and bytes of a whole stage.
-OFFLOAD_COLUMNS = ("host_step_s", "updated_way_s", "held_way_s", "leaving_bytes", "streaming_bytes")
+OFFLOAD_COLUMNS = ("host_step_s", "updated_way_s", "held_way_s", "staying_bytes", "streaming_bytes")
 # How far prices may be off: of traffic between replicas; makes no stage better or worse.
 WIDTH_COLUMNS = ("traffic_low", "traffic_high")
 # Seconds and bytes of a stage as a whole, nothing recomputed or offloaded.
@@ -260,7 +260,7 @@ def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, contex
         "late_logits_bytes": terms.late_logits,
         "head_bytes": terms.head,
         "communication_bytes": terms.communication,
-        "leaving_bytes": np.zeros(len(code)) if terms.leaving is None else terms.leaving,
+        "staying_bytes": terms.staying,
         "traffic_low": traffic.low_factor,
         "traffic_high": traffic.high_factor,
         "streaming_bytes": np.zeros(len(code)) if terms.streaming is None else terms.streaming,
