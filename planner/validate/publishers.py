@@ -26,6 +26,11 @@ from planner.validate.widths import residual_log_std
 from profiles.stacks import fitted_stacks
 
 
+# universal-llm-trainer prints seconds of a step, of how many micro-batches it does not say, and memory without what it
+# counts: errors against such figures are as much theirs as ours.
+_UNTOLD = frozenset({"ljm565"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstErrors:
     """Blind errors of times, or of memories, n of them.
@@ -98,8 +103,11 @@ def first_errors(unseen: Unseen, *, of_memory: bool) -> FirstErrors:
 
 
 def _first_of(judged: Judged, stands_in: frozenset[str]) -> FirstErrors:
-    """Errors are of then, half-widths of now: intervals without this component hold what they held at first."""
-    known = judged.first_priced
+    """Errors are of then, half-widths of now: intervals without this component hold what they held at first.
+
+    Publishers that do not say what they print are left out.
+    """
+    known = judged.first_priced & ~np.isin(judged.publishers, sorted(_UNTOLD))
     error = np.log1p(judged.blind[known])
     low, high = np.log(judged.predicted / judged.low)[known], np.log(judged.high / judged.predicted)[known]
     return FirstErrors(

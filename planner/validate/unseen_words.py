@@ -38,9 +38,9 @@ Every user is a publisher nobody has seen. In accuracy.md intervals of the fits 
 that were left out; of the publishers here they hold, blind, {times_before} of times and {memories_before} of memories
 (means over publishers: owners of the repositories at their addresses). A publisher has an error of its own beyond
 what cross-validation shows: the root mean square of publishers' mean log errors is {times_between} for times and
-{memories_between} for memories, that of the spread about the mean {times_within} and {memories_within}. Most of it is
-thus common to a publisher's times, and a few runs of one's own take it away (`planner calibrate --runs`); of memories
-it is less. Stacks that stand in for another framework's fare no worse here than those that are described: the fits'
+{memories_between} for memories, that of the spread about the mean {times_within} and {memories_within}. What is
+common to a publisher's times, a few runs of one's own take away (`planner calibrate --runs`). Left out of this section
+is universal-llm-trainer, which says neither how many micro-batches a step has nor what its memory counts. Stacks that stand in for another framework's fare no worse here than those that are described: the fits'
 intervals hold {described} of times where a stack is described and {stood_in} where one stands in.
 
 What is missing is told as residuals of stacks are (`planner.validate.publishers`): the width whose 90 % interval
@@ -95,10 +95,11 @@ Of fine-tuning:
   too low, and are now up to 94 % too high, most of all on several GPUs: eight more of those that died are foreseen,
   five that ran are no longer cleared. Qwen's steps on GPTQ checkpoints, dearer with the cast, were right in the mean of
   lengths, and are now too low.
-- **What is not modelled.** An optimizer that runs in the backward pass (torchtune's single-device recipes), paged
-  optimizers, kernels of GPTQ's 4-bit products, what DeepSpeed's ZeRO-3 spends on the host for Hugging Face's code:
-  full fine-tuning at lengths up to 2,048 takes up to three times its price (Qwen).
-- **Not explained.** LoRA steps of a second or so, which launches bound, are priced 30 to 58 % too high at lengths of
+- **Modelled since.** Optimizers that run in the backward pass or page their states (torchtune's single-device
+  recipes), and one adapter on a layer that makes queries, keys and values together (Qwen).
+- **What is not modelled.** Kernels of GPTQ's 4-bit products, and what DeepSpeed's ZeRO-3 spends on the host for Hugging
+  Face's code: full fine-tuning at lengths up to 2,048 takes up to three times its price (Qwen).
+- **Not explained.** LoRA steps of a second or so, which launches bound, were priced 30 to 58 % too high at lengths of
   256 and 512 (Qwen), and Qwen's LoRA on two nodes, of an unstated network, some 40 % too low. Steps of
   universal-llm-trainer take 1.5 to 3.2 times their price, and its adapters hold less than theirs: what a printed step
   counts is not said, nor what a printed memory.

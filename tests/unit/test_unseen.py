@@ -40,7 +40,7 @@ def test_every_figure_is_cited_and_has_its_first_error_beside_it():
 
 def test_all_of_it_is_priced(unseen, steps):
     assert unseen.lines - len(unseen.rows) == 5  # repeats of a configuration, averaged
-    assert sum(len(judged.numbers) for judged in unseen.judged.values()) == 100 + 170 + 16 + 179
+    assert sum(len(judged.numbers) for judged in unseen.judged.values()) == 100 + 170 + 16 + 182
     assert all(np.isfinite(judged.predicted).all() for judged in unseen.judged.values())
     assert steps.first_priced.all()
     unpriced = unseen.judged[Kind.TUNING]
