@@ -65,7 +65,14 @@ def test_current_model_code_groups_its_experts_and_that_of_transformers_4_does_n
     for name in ("hf-trainer", "deepspeed", "fsdp"):
         assert stacks[name].grouped_experts
         assert stacks[name].expert_library == "cutlass"
-    for name in ("hf-trainer-2024", "hf-fsdp", "xtuner", "deepspeed-megatron", "litgpt"):
+    for name in ("hf-trainer-2024", "hf-fsdp", "xtuner", "litgpt"):
         assert not stacks[name].grouped_experts
-        assert stacks[name].routing == "looped"
+        assert (stacks[name].routing, stacks[name].expert_dispatch) == ("looped", "permuted")
     assert {stack.routing for stack in stacks.values()} <= set(ROUTINGS)
+
+
+def test_the_moe_layer_of_deepspeed_masks_tokens_and_loops_over_experts():
+    stacks = load_priors()
+    for name in ("megatron-deepspeed", "megatron-deepspeed-blocking", "deepspeed-megatron"):
+        assert not stacks[name].grouped_experts
+        assert stacks[name].expert_dispatch == "masked"

@@ -39,4 +39,4 @@ def test_megatron_scatters_no_more_since_its_core():
     assert [stacks[name].scatters_boundaries for name in ("megatron-2021", "megatron-deepspeed", "paddle", "alpa")] == [
         True
     ] * 4
-    assert not any(stacks[name].scatters_boundaries for name in ("megatron-core", "nanotron", "fsdp"))
+    assert not any(stacks[name].scatters_boundaries for name in ("megatron-core", "nanotron", "fsdp", "paxml"))
