@@ -26,6 +26,7 @@ from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree
 from costmodels.stages import StageTable
 from costmodels.workload import TrainingJob
+from profiles.hardware import MAX_DEVICES
 from profiles.precision import ELEMENT_BYTES
 from profiles.stack import StackSpec
 
@@ -245,7 +246,7 @@ def _distinct_traffic(
     gradients_s, parameters_s, *ends_s = seconds
     shared_s = np.zeros_like(gradients_s)
     if parameters.shared.any():
-        shared_s, *more_s = _shared_gradients_s(distinct, parameters.shared[rows], context)
+        shared_s, *more_s = shared_gradients_s(distinct, parameters.shared[rows], context)
         ends_s = [end_s + more for end_s, more in zip(ends_s, more_s, strict=True)]
     return [part.reshape(shape) for part in (gradients_s, parameters_s, shared_s, *ends_s)]
 
@@ -257,12 +258,20 @@ def _expert_modules(context: CostContext) -> float:
     return float(context.model.mlp_matrices * moe.num_experts) if moe is not None and looped else 1.0
 
 
-def _shared_gradients_s(plans: PlanBatch, shared: FloatArray, context: CostContext) -> FloatArray:
+def shared_gradients_s(
+    plans: PlanBatch, shared: FloatArray, context: CostContext, *, apart: bool = False
+) -> FloatArray:
     """(3, K * S) seconds, low and high to sum the gradients of a tied embedding over the two stages that hold it.
 
     They are at least half of all devices apart, unless the stages of a pipeline are neighbours. Nothing is counted
     where gradients are sharded: what shards them runs no pipeline with tied ends (DeepSpeed refuses to, torchtitan
     ties none).
+
+    Args:
+        plans: K plans.
+        shared: (K, S) parameters of the embedding, on stages that hold one of its two uses.
+        context: Job, stack, and the cluster whose links join both stages.
+        apart: Whether these never share a scale-up domain.
 
     Source:
         Megatron-LM, megatron/core/distributed/finalize_model_grads.py: _allreduce_embedding_grads blocks, after
@@ -272,6 +281,7 @@ def _shared_gradients_s(plans: PlanBatch, shared: FloatArray, context: CostConte
     zero = plans.zero_stage[:, None]
     inside = plans.tensor_parallel * plans.context_parallel * np.maximum(plans.pipeline_parallel - 1, 1)
     stride = np.where(plans.axis_order == AxisOrder.TP_CP_PP_DP, inside, max(context.cluster.num_devices // 2, 1))
+    stride = np.full_like(stride, MAX_DEVICES) if apart else stride
     each = by_sharding(context.job, context.stack, plans.zero_stage, partial(gradient_element_bytes, context.job))
     size_bytes = (shared * (zero < 2)).T * each
     priced = price_collectives(

@@ -1,4 +1,7 @@
-"""What a micro-batch takes from one stage to the next where stages differ: as long as for the slower of both sides."""
+"""What crosses between stages that differ.
+
+A micro-batch takes as long as for the slower of both sides; the gradients of a tied embedding meet once per step.
+"""
 
 import numpy as np
 
@@ -26,6 +29,24 @@ def longest_crossings_s(plans: StagePlanBatch, prices: StagePrices) -> FloatArra
     """(3, N) seconds of the longest crossing of each plan, and both ends of its interval."""
     tables = (prices.transfer_s, *prices.transfer_ends_s)
     return np.stack([np.max(_boundary_s(plans, prices, table), axis=0, initial=0.0) for table in tables])
+
+
+def shared_sums_s(plans: StagePlanBatch, prices: StagePrices, least_s: FloatArray) -> FloatArray:
+    """(N, S) seconds in which first and last stage sum the gradients of a tied embedding, by the groups both are on.
+
+    Args:
+        plans: N plans.
+        prices: Prices of their stages.
+        least_s: (N, S) the same wherever the other stage is; 0 for stages that share nothing.
+    """
+    groups = len(prices.contexts)
+    if groups == 1:
+        return least_s
+    of_stage = np.take(prices.configs.group, plans.config)
+    last = np.take_along_axis(of_stage, plans.num_stages[:, None] - 1, axis=1)
+    other = np.where(np.arange(plans.width) == 0, last, of_stage[:, :1])
+    found: FloatArray = np.where(least_s > 0, np.take(prices.shared_s, plans.config * groups + other), 0.0)
+    return found
 
 
 def _boundary_s(plans: StagePlanBatch, prices: StagePrices, transfer_s: FloatArray) -> FloatArray:

@@ -21,7 +21,7 @@ from costmodels.optimizer import paging_s
 from costmodels.pipeline import HostTraffic, Passes, Scheduled, in_flight_microbatches, scheduled
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule, chosen_modules
 from costmodels.stage_activations import ActivationUnits, LayerUnits, StageActivations, held_activations
-from costmodels.stage_crossing import crossing_s, longest_crossings_s
+from costmodels.stage_crossing import crossing_s, longest_crossings_s, shared_sums_s
 from costmodels.stage_estimate import StageEstimateBatch
 from costmodels.stage_layers import LayerGroup, StageLayers, layer_kinds
 from costmodels.stage_once import stage_step_parts, stage_traffic
@@ -219,8 +219,12 @@ def _step(
         traffic=_host_traffic(looked, held, weights_s),
     )
     traffic = stage_traffic(looked, weights_s=weights_s)
-    kinds = ("gradients_s", "parameters_s", "shared_s")
-    traffic = replace(traffic, **{kind: getattr(traffic, kind) * used for kind in kinds})
+    traffic = replace(
+        traffic,
+        gradients_s=traffic.gradients_s * used,
+        parameters_s=traffic.parameters_s * used,
+        shared_s=shared_sums_s(plans, prices, traffic.shared_s * used),
+    )
     exposed, _ = exposed_traffic_s(
         traffic,
         num_microbatches=m,

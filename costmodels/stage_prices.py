@@ -18,7 +18,7 @@ import numpy as np
 
 from costmodels.activations import layer_activations
 from costmodels.context import CostContext
-from costmodels.data_parallel import data_parallel_traffic
+from costmodels.data_parallel import data_parallel_traffic, shared_gradients_s
 from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.memory_terms import communicators, exchanged_bytes, memory_terms
 from costmodels.optimizer import step_parts, updated_parameters
@@ -105,6 +105,8 @@ class StagePrices:
         content: (columns, M) values in the order of ``CONTENT_COLUMNS``, one column per row priced so far.
         transfer_s: (K * groups,) seconds of one micro-batch crossing to a stage on each group, one way.
         transfer_ends_s: (2, K * groups) both ends of the interval of that.
+        shared_s: (K * groups,) seconds to sum the gradients of a tied embedding with a stage on each group. ``content``
+            has the least of them, which no choice of the other stage falls below.
     """
 
     configs: StageConfigs
@@ -114,6 +116,7 @@ class StagePrices:
     content: FloatArray = field(init=False)
     transfer_s: FloatArray = field(init=False)
     transfer_ends_s: FloatArray = field(init=False)
+    shared_s: FloatArray = field(init=False)
     _costs: dict[int, LayerCosts] = field(init=False, default_factory=dict)  # by group, of its configurations in order
     _place: IntArray = field(init=False)  # (K,) of a configuration among those of its group
     _priced: int = field(init=False, default=0)
@@ -129,6 +132,7 @@ class StagePrices:
         self.unit = {name: np.zeros(count) for name in CONFIG_COLUMNS}
         self.content = np.zeros((len(CONTENT_COLUMNS), 0))
         self.transfer_s, self.transfer_ends_s = np.zeros(count * groups), np.zeros((2, count * groups))
+        self.shared_s = np.zeros(count * groups)
         model = self.context.model
         # What stages hold, as numbers: slots in the order they are asked for, so that the table stays narrow.
         self._codes = np.zeros(0, dtype=np.int64)
@@ -199,6 +203,10 @@ class StagePrices:
                 new[:, members] = _priced_contents(
                     self.configs.plans.take(config[members]), code[members], costs, context
                 )
+        if len(self.contexts) > 1:
+            shared = CONTENT_COLUMNS.index("shared_s")
+            least_s = np.min(self.shared_s.reshape(-1, len(self.contexts)), axis=1)
+            new[shared] = np.minimum(new[shared], least_s[config])
         start, end = self._priced, self._priced + len(places)
         if end > self.content.shape[1]:  # twice the room, so that adding little by little stays cheap
             grown = np.zeros((len(CONTENT_COLUMNS), max(end, 2 * start)))
@@ -214,16 +222,21 @@ class StagePrices:
 
     def _price_transfers(self, members: IntArray, group: int) -> None:
         plans, groups = self.configs.plans.take(members), len(self.contexts)
+        one = np.ones(len(members), dtype=np.int64)
+        stages = lone_stages(0 * one, 0 * one, has_embedding=one > 0, has_head=one < 1)
+        shared = stage_parameters(plans, stages, self.context.model, self.context.job).shared
+        own_s = shared_gradients_s(plans, shared, self.contexts[group])[0]
+        self.shared_s.reshape(-1, groups)[members] = own_s[:, None]
         for other in range(groups):
-            if other == group:
-                priced = boundary_transfers(plans, self.contexts[group])
-            else:
-                joint = self.joint.get((min(group, other), max(group, other)))
-                if joint is None:
-                    continue
-                priced = boundary_transfers(plans, joint, apart=True)
+            apart = other != group
+            joint = self.joint.get((min(group, other), max(group, other))) if apart else self.contexts[group]
+            if joint is None:
+                continue
+            priced = boundary_transfers(plans, joint, apart=apart)
             at = members * groups + other
             self.transfer_s[at], self.transfer_ends_s[:, at] = priced.time_s, (priced.low_s, priced.high_s)
+            if apart:
+                self.shared_s[at] = shared_gradients_s(plans, shared, joint, apart=True)[0]
 
 
 def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, context: CostContext) -> FloatArray:

@@ -259,7 +259,9 @@ def _cost_table(prices: StagePrices) -> FloatArray:
     """(K, columns) all that a plan pays for a stage: smaller is never worse."""
     configs, model = prices.configs, prices.context.model
     groups = len(prices.contexts)
-    columns = [1.0 * configs.num_devices, *prices.transfer_s.reshape(len(configs), groups).T]
+    columns = [1.0 * configs.num_devices]
+    for crossing_s in (prices.transfer_s, prices.shared_s):
+        columns += [*crossing_s.reshape(len(configs), groups).T]
     for name, values in prices.unit.items():
         if name in _HELPFUL:
             columns.append(-values)

@@ -25,7 +25,6 @@ from planner.validate.unseen import Judged, Kind, Unseen, price_unseen
 from planner.validate.widths import residual_log_std
 from profiles.stacks import fitted_stacks
 
-
 # universal-llm-trainer prints seconds of a step, of how many micro-batches it does not say, and memory without what it
 # counts: errors against such figures are as much theirs as ours.
 _UNTOLD = frozenset({"ljm565"})

@@ -1,5 +1,8 @@
 """A tied embedding on two stages: its gradients are summed over both, once per step."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from costmodels.collectives import CollectiveOp
@@ -8,12 +11,12 @@ from costmodels.evaluate import evaluate
 from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch, Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_parameters import stage_parameters
-from costmodels.stage_plan import from_uniform
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plan import StageConfigs, StagePlanBatch, from_uniform
+from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
 from costmodels.stages import stage_table
 from costmodels.workload import LoraSpec
 from profiles.hardware import ClusterSpec
-from tests.fakes import UnitCollectives, context, gpt, job, node, stack
+from tests.fakes import RingCollectives, UnitCollectives, context, gpt, job, node, stack
 
 TIED = gpt(tie_word_embeddings=True)
 EMBEDDING = TIED.vocab_size * TIED.hidden_size
@@ -82,3 +85,18 @@ def test_no_pass_hides_it():
     staged = evaluate_stages(batch, StagePrices(configs=configs, contexts=(where,)))
     for found in (evaluate(plans, where), staged):
         assert found.time_parts_s["data_parallel"] == pytest.approx([4 * EMBEDDING])
+
+
+@pytest.mark.parametrize("between", [0.1, 10.0])
+def test_stages_on_two_groups_sum_over_the_link_between(between):
+    """A byte per second inside a group, more or less between the two; searches count on the faster way."""
+    where = context(model=TIED, collectives=RingCollectives(inside_bytes_per_s=1.0, across_bytes_per_s=1.0))
+    joint = replace(where, collectives=RingCollectives(inside_bytes_per_s=1.0, across_bytes_per_s=between))
+    plans = PlanBatch.from_plans([ExecutionPlan(pipeline_parallel=2)] * 2)
+    configs = StageConfigs(plans=plans, group=np.array([0, 1]))
+    prices = StagePrices(configs=configs, contexts=(where, where), joint={(0, 1): joint})
+    ways = StagePlanBatch.from_columns([2] * 3, [[0, 1], [1, 0], [1, 1]], [[4, 4]] * 3)
+    found = evaluate_stages(ways, prices).time_parts_s["data_parallel"]
+    assert found == pytest.approx(4 * EMBEDDING * np.array([1 / between, 1 / between, 1]))
+    least = prices.content[CONTENT_COLUMNS.index("shared_s")]
+    assert least[least > 0] == pytest.approx(4 * EMBEDDING * min(1, 1 / between))
