@@ -34,13 +34,14 @@ ran, how many cleared.
 
 WIDTHS = """## How wide intervals must be
 
-Every user is a publisher nobody has seen. In accuracy.md intervals of the fits alone hold what they should of sources
-that were left out; of the publishers here they hold, blind, {times_before} of times and {memories_before} of memories
-(means over publishers: owners of the repositories at their addresses). A publisher has an error of its own beyond
-what cross-validation shows: the root mean square of publishers' mean log errors is {times_between} for times and
-{memories_between} for memories, that of the spread about the mean {times_within} and {memories_within}. What is
-common to a publisher's times, a few runs of one's own take away (`planner calibrate --runs`). Left out of this section
-is universal-llm-trainer, which says neither how many micro-batches a step has nor what its memory counts. Stacks that stand in for another framework's fare no worse here than those that are described: the fits'
+Every user is a publisher nobody has seen. In accuracy.md intervals of the fits alone hold what they should of
+sources that were left out; of the publishers here they hold, blind, {times_before} of times and {memories_before}
+of memories (means over publishers: owners of the repositories at their addresses). A publisher has an error of its
+own beyond what cross-validation shows: the root mean square of publishers' mean log errors is {times_between} for
+times and {memories_between} for memories, that of the spread about the mean {times_within} and {memories_within}.
+What is common to a publisher's times, a few runs of one's own take away (`planner calibrate --runs`). Left out of
+this section is universal-llm-trainer, which says neither how many micro-batches a step has nor what its memory
+counts. Stacks that stand in for another framework's fare no worse here than those that are described: the fits'
 intervals hold {described} of times where a stack is described and {stood_in} where one stands in.
 
 What is missing is told as residuals of stacks are (`planner.validate.publishers`): the width whose 90 % interval
