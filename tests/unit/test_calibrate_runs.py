@@ -160,7 +160,7 @@ def test_runs_settle_what_kernel_prices_left_open_on_their_devices(tmp_path: Pat
         kernels = half[0] ** 2 - load_stacks()[STACK].residual_log_std ** 2
         left = found.stacks[0].after.residual_log_std ** 2 + max(kernels - settled**2, 0.0)
         assert half[1] == pytest.approx(np.sqrt(left), abs=5e-4)  # spreads are stored to four decimals
-        assert half[1] < 0.6 * half[0]  # on every device, whose runs these are is known
+        assert half[1] < 0.75 * half[0]  # on every device, whose runs these are is known
 
 
 @pytest.mark.parametrize("devices", ["A100", [1]])
