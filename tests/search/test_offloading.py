@@ -9,7 +9,7 @@ import pytest
 from costmodels.plan import FloatArray, IntArray
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import StagePlanBatch
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
 from planner.request import setting_of
 from planner.search.families import Family, alike_families, least_once_s
 from planner.search.freedom import EIGHTHS, Freedom
@@ -164,7 +164,7 @@ def test_options_are_not_called_exhaustive_where_a_host_updates_faster(monkeypat
     assert table is not None
     assert table.exhaustive
     assert host_is_slower(prices)
-    prices.content[5] *= 1e6  # the update on the device
+    prices.content[CONTENT_COLUMNS.index("device_step_s")] *= 1e6  # the update on the device
     assert not host_is_slower(prices)
     table = option_table(family, prices, Freedom(offload=True), below_s=np.inf)
     assert table is not None
