@@ -308,6 +308,11 @@ def lays_out_itself(framework: str) -> bool:
     return framework in (DEEPSPEED, NANOTRON, HUGGINGFACE)
 
 
+def has_pipelines(framework: str) -> bool:
+    """Whether there are pipelines at all: rule ``trainer_is_data_parallel`` leaves the Trainer one stage."""
+    return framework != HUGGINGFACE
+
+
 def _layout_possible(plans: StagePlanBatch, uniform: PlanBatch, framework: Setting) -> BoolArray:
     """(N,) whether the framework can lay layers out like that, or does so itself as ``planner plan`` takes it to."""
     if not lays_out_itself(framework.framework):

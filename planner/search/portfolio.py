@@ -28,7 +28,7 @@ from planner.search.sharp_bounds import sharp_least_s
 from planner.search.spaces import ACROSS, Space, mixed_space, staged_space, uniform_space, varied_space
 from planner.search.staged import StagedSearch
 from planner.search.told import told_freedoms
-from planner.stage_constraints import lays_out_itself
+from planner.stage_constraints import has_pipelines, lays_out_itself
 from profiles.errors import SpecError, did_you_mean
 
 Engine = Callable[[Question, BestSoFar], list[EngineRun]]
@@ -188,6 +188,8 @@ def by_cpsat(question: Question, best: BestSoFar) -> list[EngineRun]:
 
 def by_annealing(question: Question, best: BestSoFar) -> list[EngineRun]:
     """Simulated annealing, from the best plan so far."""
+    if why := _no_pipelines(question):
+        return [_not_run("mcmc", why)]
     return [anneal(question, best)]
 
 
@@ -200,6 +202,8 @@ def _partitions(question: Question, best: BestSoFar, *, engine: str) -> list[Eng
     if why := _uniform_only(question):
         return [_not_run(engine, why)]
     runs = [_alone(question, best, group, engine=engine) for group in range(len(question.requests))]
+    if why := _no_pipelines(question):
+        return [*runs, _not_run(engine, why)]
     if len(runs) > 1:
         runs.append(_across(question, best, engine=engine))
     return runs if question.runnable else [*runs, _varied(question, best, engine=engine)]
@@ -304,6 +308,11 @@ def _varied(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
             left_out_s=found.bound_s, engine=engine,
         )  # fmt: skip
     return _run(search, best, engine, space, began_s)
+
+
+def _no_pipelines(question: Question) -> str:
+    """Why there are no stages that could differ, if there are none."""
+    return "" if has_pipelines(question.requests[0].stack.framework) else "the framework has no pipelines"
 
 
 def _degrees_fixed(question: Question) -> str:

@@ -45,6 +45,18 @@ def test_plans_of_several_frameworks_are_for_a_search() -> None:
             planner.plan("llama-3.2-1b", "1xH100", framework=names)
 
 
+@pytest.mark.parametrize("task", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("cluster", ["8xA100", "1x4xA100+1x4xH100"])
+def test_the_trainer_is_searched_without_the_pipelines_that_it_lacks(task: str, cluster: str) -> None:
+    job = {"task": task, "global_batch_size": 64, "sequence_length": 512}
+    found = planner.search("tinyllama-1.1b", cluster, job, framework="huggingface", strategy="all", seconds=60)
+    assert found.best is not None
+    assert found.bound_s == pytest.approx(found.best.step_time_s)
+    idle = [run for run in found.engines if run.status == "not run"]
+    assert {run.engine for run in idle} == {"partition", "mcmc"}
+    assert {run.space for run in idle} == {"the framework has no pipelines"}
+
+
 @pytest.mark.parametrize("order", ["megatron,fsdp", "fsdp,megatron"])
 def test_the_best_plan_of_two_frameworks_is_the_better_of_theirs(order: str) -> None:
     alone = {name: replace(BOTH, framework=name).found() for name in ("megatron", "fsdp")}
