@@ -24,6 +24,7 @@ from costmodels.stages import stage_table
 from costmodels.workload import LoraSpec
 from profiles.hardware import ClusterSpec
 from profiles.parameters import embedding_parameters, layer_parameters, total_parameters
+from profiles.stacks import fitted_stacks
 from tests.fakes import GPT3, context, device, gpt, job, mixture, node, stack
 
 H, V, S = 1024, 32768, 2048
@@ -212,6 +213,16 @@ def test_tensors_of_many_sizes_leave_a_cache_of_their_own(varied: bool, share: f
     found = parts(ExecutionPlan(), context(stack=cached, job=job(varied_lengths=varied)))
     assert found["reserve"] == pytest.approx(share * (found["activations"] + found["logits"]))
     assert parts(ExecutionPlan(), context(stack=cached.without_cache(), job=job(varied_lengths=varied)))["reserve"] == 0
+
+
+@pytest.mark.parametrize("name", sorted(fitted_stacks()))
+def test_lengths_that_vary_never_need_less_memory(name: str):
+    """A fit of few runs had the cache of varied lengths below that of equal ones on two stacks."""
+    varied, equal = (
+        sum(parts(ExecutionPlan(), context(stack=fitted_stacks()[name], job=job(varied_lengths=lengths))).values())
+        for lengths in (True, False)
+    )
+    assert varied >= equal
 
 
 def test_gathered_tensors_wait_for_the_stream_that_used_them_while_there_is_room() -> None:
