@@ -60,7 +60,7 @@ class TrainingJob:
         train_tokens: Length of the run in tokens, for days and dollars; None when not asked.
         fused_cross_entropy: The loss never materialises fp32 logits.
         linear_cross_entropy: Nor any logits: the output layer and the loss run together, a few tokens at a time
-            (Liger's fused linear cross-entropy, cut cross-entropy).
+            (Liger's fused linear cross-entropy, cut cross-entropy). Then ``fused_cross_entropy`` says nothing more.
         fp32_unquantised: What QLoRA does not quantise is fp32 where its stack casts it. Not with weights that GPTQ,
             AQLM, EETQ or HQQ quantised (huggingface/peft, src/peft/utils/other.py, prepare_model_for_kbit_training),
             nor where nobody calls that.

@@ -305,6 +305,7 @@ _PLAN_OPTIONS = {name: name for name in _SAME_NAME} | {"micro_batches": "num_mic
 def _inputs(values: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of ``api.plan`` and ``api.estimate`` that both have."""
     job = {field: values[name] for name, field in _JOB_OPTIONS.items() if values[name] is not None}
+    _check_words(values)
     for name, field in (("tokens", "train_tokens"), ("batch_tokens", "global_batch_tokens")):
         if values[name] is not None:
             job[field] = _amount(f"job.{field}", values[name])
@@ -322,6 +323,15 @@ def _inputs(values: Mapping[str, Any]) -> dict[str, Any]:
         "price_per_device_hour_usd": values["price_per_gpu_hour"],
         "price_date": values["price_date"],
     }
+
+
+def _check_words(values: Mapping[str, Any]) -> None:
+    """Refuse options that do nothing here, or say two things at once."""
+    if values["fp32_unquantised"] is not None and str(values["task"]).strip().lower() != "qlora":
+        raise SpecError("job.fp32_unquantised", "is given, but only qlora quantises weights", "--task qlora")
+    if values["linear_loss"] and values["fused_loss"] is False:
+        problem = "is off, but a loss that takes the output layer into itself is fused"
+        raise SpecError("job.fused_cross_entropy", problem, "leave --no-fused-loss or --linear-loss out")
 
 
 def _one_model(words: Sequence[str]) -> str:

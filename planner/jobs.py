@@ -157,7 +157,14 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     if (task := values.get("task", TASKS[0])) not in TASKS:
         hint = f"use one of {', '.join(TASKS)}; ppo, dpo and the like are workflows: planner plan --job"
         raise SpecError("job.task", f"unknown value {task[:40]!r}", hint)
+    _check_together(values, task)
     return values
+
+
+def _check_together(values: Mapping[str, Any], task: str) -> None:
+    """Refuse what would do nothing. What a document echoes, defaults among it, may be asked again."""
+    if values.get("fp32_unquantised") is False and task != "qlora":
+        raise SpecError("job.fp32_unquantised", f"is given, but {task} quantises no weights", "task qlora")
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
@@ -318,7 +325,8 @@ def _lora_targets(given: object, known: tuple[str, ...]) -> tuple[str, ...]:
         raise SpecError("job.lora.targets", f"must name layers; got {str(given)[:60]!r}", ", ".join(known))
     found = []
     for word in words:
-        name = _JOINT_NAMES.get(word.lower(), word.removesuffix("_proj")) if isinstance(word, str) else word
+        small = word.lower() if isinstance(word, str) else word
+        name = _JOINT_NAMES.get(small, small.removesuffix("_proj")) if isinstance(small, str) else small
         if name not in (*known, JOINT_TARGET):
             raise SpecError("job.lora.targets", f"unknown value {str(word)[:40]!r}", "a list of " + ", ".join(known))
         found.append(name)

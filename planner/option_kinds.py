@@ -2,13 +2,21 @@
 
 import numbers
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from profiles.errors import SpecError
 
 _WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text", Mapping: "a mapping"}
+
+Options = TypeVar("Options")
+
+
+def in_small_letters(options: Options, names: tuple[str, ...]) -> Options:
+    """Options with words of these fields in small letters; what is no text stays, to be refused later."""
+    words = {name: getattr(options, name) for name in names}
+    return replace(options, **{n: word.strip().lower() for n, word in words.items() if isinstance(word, str)})  # type: ignore[type-var]
 
 
 def check_kinds(options: Any) -> None:

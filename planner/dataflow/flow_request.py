@@ -17,7 +17,7 @@ from planner.dataflow.presets import PRESETS, build_preset, unknown_role
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.streams import streamed
 from planner.jobs import check_precision, default_attention, default_precision, unfused_attention_note
-from planner.option_kinds import check_kinds
+from planner.option_kinds import check_kinds, in_small_letters
 from planner.request import (
     ClusterInput,
     ModelInput,
@@ -169,6 +169,7 @@ def resolve_flow(
     """
     job, models, cluster, options = plain((job, models, cluster, options))
     notes: list[Note] = []
+    options = in_small_letters(options, ("mode", "objective", "rollout", "dependency", "engine"))
     _check_options(options)
     graph, described = _graph(job, options)
     graph = streamed(graph) if options.stream else graph
@@ -187,7 +188,8 @@ def resolve_flow(
     if prompt + output.most > MAX_SEQUENCE:
         problem = f"prompt and response together have up to {prompt + output.most:.0f} tokens; at most {MAX_SEQUENCE}"
         raise SpecError("generate", problem)
-    _check_batch(graph, batch)
+    for call in graph.calls:  # whole numbers of sequences, and training ones whole mini-batches
+        call.sequences(batch)
     staleness = _staleness(graph, options, notes)
     stack = _stack(graph, options)
     devices = {each.device.name: each.device for each in machines.groups}.values()
@@ -205,7 +207,7 @@ def resolve_flow(
         dependency=_dependency(options),
         staleness=staleness,
         precision=_precision(options, machines, notes),
-        engines=_engines(options),
+        engines=_engines(graph, options),
         pins=parse_call_pins(options.pins, graph, machines),
         options=options,
         assumptions=tuple(notes),
@@ -366,21 +368,17 @@ def _stack(graph: Dataflow, options: FlowOptions) -> StackSpec:
     return in_reinforcement_learning(stack) if graph.trains_between_generations else stack
 
 
-def _engines(options: FlowOptions) -> tuple[str, ...]:
+def _engines(graph: Dataflow, options: FlowOptions) -> tuple[str, ...]:
     """The engine asked for, or the usual ones."""
     if options.engine is None:
         return DEFAULT_ENGINES
     engine = find_engine(options.engine)
+    if all(call.kind != GENERATE for call in graph.calls):
+        raise SpecError("engine", f"is given, but no call of {graph.name} generates", "leave it out")
     if options.rollout != WHOLE and not engine.continuous:
         problem = f"{engine.name} cannot interrupt responses: its batches end together"
         raise SpecError("engine", problem, "use one of " + ", ".join(DEFAULT_ENGINES))
     return (engine.name,)
-
-
-def _check_batch(graph: Dataflow, batch: int) -> None:
-    """Every call has a whole number of sequences, and training ones whole mini-batches."""
-    for call in graph.calls:
-        call.sequences(batch)
 
 
 def _machines(cluster: ClusterInput | MixedCluster, options: FlowOptions) -> MixedCluster:

@@ -108,7 +108,7 @@ JOB_OPTIONS: list[tuple[Sequence[str], str, Any]] = [
     (("--linear-loss",), "linear_cross_entropy", True),
     (("--task", "full", "--paged-optimizer", "--framework", "fsdp"), "paged_optimizer", True),
     (("--task", "full", "--optimizer-in-backward", "--framework", "fsdp"), "optimizer_in_backward", True),
-    (("--no-fp32-unquantised",), "fp32_unquantised", False),
+    (("--task", "QLoRA", "--no-fp32-unquantised"), "fp32_unquantised", False),
     (("--fp8-activation",), "fp8_activation", True),
     (("--fp8-attention",), "fp8_attention", True),
     (("--padding-efficiency", "0.5"), "padding_efficiency", 0.5),

@@ -90,6 +90,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"effort": 0.0}, "effort", "between 0.01 and 100"),
     ({"iterations": 99}, "iterations", "from 1 to 16"),
     ({"engine": "vlm"}, "engine", "unknown"),
+    ({"job": "dpo", "models": "llama-2-7b", "engine": "vllm"}, "engine", "no call of dpo generates"),
     ({"framework": "megatrom"}, "framework", "unknown"),
     ({"precision": "fp9"}, "job.precision", "unknown"),
     ({"precision": "mxfp8"}, "job.precision", "no framework trains in mxfp8 on H100-SXM-80GB"),
@@ -108,6 +109,14 @@ def test_what_is_wrong_is_named(change: dict[str, Any], field: str, words: str) 
         plan_dataflow(given.pop("job"), given.pop("models"), given.pop("cluster"), **given)
     assert caught.value.field == field
     assert words in caught.value.problem
+
+
+def test_words_may_be_written_large() -> None:
+    small, large = (
+        resolve_flow("ppo", MODELS, "16x8xH100", FlowOptions(mode=mode, engine=engine, rollout=rollout, staleness=2))
+        for mode, engine, rollout in (("async", "vllm", "partial"), ("Async", " vLLM", "PARTIAL"))
+    )
+    assert (large.mode, large.engines, large.options) == (small.mode, small.engines, small.options)
 
 
 def test_a_file_brings_its_models_and_the_user_overrides_them(tmp_path: Path) -> None:

@@ -133,6 +133,11 @@ def test_default_batches_divide_over_the_devices(target: int, devices: int, pins
         ({"task": "lora", "lora_targets": 3}, "job.lora.targets: must name layers; got '3'. Hint: q, k, v"),
         ({"task": "lora", "lora": {"rnk": 8}}, "job.lora.rnk: unknown field. Hint: did you mean 'rank'?"),
         ({"task": "lora", "lora": {"rank": 8}, "lora_rank": 4}, "job.lora: says what lora_rank or lora_targets says"),
+        (
+            {"fp32_unquantised": False},
+            "job.fp32_unquantised: is given, but pretrain quantises no weights. Hint: task q",
+        ),
+        ({"task": "LoRA", "fp32_unquantised": False}, "job.fp32_unquantised: is given, but lora quantises no weights"),
         ({"task": "lora", "lora": 8}, "job.lora: must be a mapping with rank and targets; got '8'"),
         ({"precision": "fp8"}, "job.precision: fake-80GB has no fp8 arithmetic"),
     ],
@@ -161,7 +166,7 @@ def test_micro_batches_without_degrees_need_a_batch() -> None:
         resolved(pins={"micro_batch_size": 1, "num_microbatches": 8})
 
 
-@pytest.mark.parametrize("targets", ["q,v", "q_proj, v_proj", ["q", "v"], ("q", "v", "q")])
+@pytest.mark.parametrize("targets", ["q,v", "q_proj, v_proj", "Q_Proj,V", ["q", "v"], ("q", "v", "q")])
 def test_adapter_targets(targets: Any) -> None:
     assert resolved({"task": "qlora", "lora_rank": 4, "lora_targets": targets}).lora == LoraSpec(
         rank=4, targets=("q", "v")
