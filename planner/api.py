@@ -15,6 +15,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.constraints import check_plan
 from planner.estimates import plan_estimates
 from planner.explain import explain
+from planner.host_notes import host_notes
 from planner.phrases import percent
 from planner.pins import check_values
 from planner.pricing import join, memory_rejections, price_all
@@ -45,8 +46,6 @@ _EXTRAPOLATED = {
     "kernels": "{share} of the time of a layer is kernels larger or smaller than any timed on such hardware",
     "collectives": "{share} of the time of a layer is messages or groups of sizes nobody timed on such links",
 }
-# What hosts kept out of the fit took over their price: docs/collectives.md, kin, pcie-staged.
-_STAGED = "devices without peer access: badly set up hosts take ten times as long for messages between them"
 
 
 def plan(
@@ -299,9 +298,7 @@ def _warnings(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
             warn("extrapolated", "step_time_s", _EXTRAPOLATED[kind].format(share=percent(share)))
     if best.basis == "assumed":
         warn("uncalibrated", "step_time_s", "efficiencies are borrowed from other hardware; no timings of this one")
-    node = request.cluster.node
-    if node.devices_per_node > 1 and not (node.scale_up.peer_to_peer or node.scale_up.one_host):
-        warn("depends_on_host", "cluster.scale_up", _STAGED)
+    notes += host_notes([request.cluster])
     usable = best.usable_memory_bytes
     if best.fits and best.peak_memory_high_bytes > usable:
         warn("may_not_fit", "peak_memory_bytes", "the upper end of the memory interval exceeds usable memory")

@@ -8,6 +8,7 @@ from planner.dataflow.flow_request import FlowOptions, FlowRequest, GraphInput, 
 from planner.dataflow.flow_results import FlowPlan, FlowResult
 from planner.dataflow.flow_shortage import explain_shortage
 from planner.dataflow.flow_solve import solve_flow
+from planner.host_notes import host_notes
 from planner.request import ClusterInput, ModelInput
 from planner.results import Note
 from profiles.errors import SpecError, did_you_mean
@@ -78,4 +79,4 @@ def _warnings(request: FlowRequest, plan: FlowPlan | None) -> tuple[Note, ...]:
         warn("may_not_fit", "host_peak_memory_bytes", "what lies in host memory between calls exceeds that of a node")
     if any(call.basis == "assumed" for call in plan.calls if call.num_gpus):
         warn("uncalibrated", "time_s", "efficiencies are borrowed from other hardware; no timings of this one")
-    return tuple(notes)
+    return (*notes, *host_notes(request.cluster.groups))

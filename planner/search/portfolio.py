@@ -8,6 +8,7 @@ import numpy as np
 from costmodels.plan import PlanBatch, Recompute, Schedule
 from costmodels.stage_plan import StageConfigs, StagePlanBatch, from_uniform
 from costmodels.stage_prices import StagePrices
+from planner.host_notes import host_notes
 from planner.pricing import CHUNK_ROWS, price_all
 from planner.request import setting_of
 from planner.results import Note, Request
@@ -77,6 +78,7 @@ def search_question(question: Question, best: BestSoFar, *, strategy: str) -> Se
     warnings: tuple[Note, ...] = (_NOTHING_YET,) if found is None and best.out_of_time else ()
     if found is not None and best.plans is not None and best.configs is not None:
         warnings = warnings_of(found)
+        warnings += host_notes(request.cluster for request in question.requests)
         warnings += groups_alone(
             question, best.plans, best.configs, step_time_s=best.step_time_s, bounds_s=_bounds_across(free)
         )

@@ -1,0 +1,25 @@
+"""Which results say that their prices are those of hosts that are set up well."""
+
+import pytest
+
+import planner
+
+JOB = {"global_batch_size": 8, "sequence_length": 256}
+
+
+@pytest.mark.parametrize(("cluster", "told"), [("2x4090", True), ("1x4090", False), ("2xA100", False)])
+def test_every_kind_of_result_warns_of_hosts_without_peer_access(cluster: str, told: bool) -> None:
+    model = "gpt2"
+    flow = {"batch": 8, "prompt": 64, "generate": 64, "iterations": 1}
+    for result in (
+        planner.plan(model, cluster, JOB),
+        planner.estimate(model, cluster, JOB),
+        planner.search(model, cluster, JOB, seconds=20),
+        planner.plan_dataflow("grpo", model, cluster, **flow),
+    ):
+        assert ("depends_on_host" in {note.code for note in result.warnings}) is told
+
+
+def test_one_group_without_peer_access_is_enough() -> None:
+    found = planner.search("gpt2", "1x2xA100+1x2x4090", JOB, seconds=20)
+    assert [note.code for note in found.warnings].count("depends_on_host") == 1
