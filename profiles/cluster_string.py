@@ -15,7 +15,7 @@ Whatever the user did not say is taken from the catalogue and recorded, in words
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,7 +127,8 @@ def parse_cluster(
         text = f"{given[0] if given else 1}x{named.domain_devices}x{named.device.name}"
         options = {"gpus_per_node": gpus_per_node, "nics_per_node": nics_per_node}
         return parse_cluster(text, catalog, **options, fabric=fabric, scale_up=scale_up, node=named.name)
-    base, assumptions = _device_and_node(match["device"], catalog, node=node)
+    counts = [count for count in (outer, inner) if count is not None]
+    base, assumptions = _device_and_node(match["device"], catalog, node=node, counts=counts)
     overrides = _Overrides(nics_per_node=nics_per_node, scale_up=scale_up, fabric=fabric)
     if outer is not None and inner is not None:
         if gpus_per_node is not None and gpus_per_node != inner:
@@ -223,15 +224,22 @@ def _node_named(match: re.Match[str], catalog: Catalog) -> NodeSpec | None:
     raise SpecError("cluster", problem, f"{count}x{short} or {count}x{each}x{short}")
 
 
-def _matches(text: str, catalog: Catalog) -> tuple[DeviceSpec, ...]:
-    """Every device the text can mean; who writes the count behind it is told where it goes."""
+def _matches(text: str, catalog: Catalog, *, counts: Sequence[int] = ()) -> tuple[DeviceSpec, ...]:
+    """Every device the text can mean; who writes the count behind it is told where it goes.
+
+    Args:
+        text: What stands where a device should.
+        catalog: Where it is looked up.
+        counts: What stands before it, if that was read as counts: ``4090x8`` names a device by a number.
+    """
     try:
         return catalog.device_matches(text)
     except SpecError:
-        turned = re.fullmatch(r"(.+?)\s*x\s*(\d{1,7})", text.strip(), re.IGNORECASE)
+        whole = "x".join([*map(str, counts), text.strip()])
+        turned = re.fullmatch(r"(.+?)\s*x\s*([1-9]\d{0,6})", whole, re.IGNORECASE)
         if turned is None or not _is_device(turned[1], catalog):
             raise
-        raise SpecError("cluster", f"cannot read {text[:60]!r}", f"{turned[2]}x{turned[1]}") from None
+        raise SpecError("cluster", f"cannot read {whole[:60]!r}", f"{turned[2]}x{turned[1]}") from None
 
 
 def _is_device(text: str, catalog: Catalog) -> bool:
@@ -241,9 +249,11 @@ def _is_device(text: str, catalog: Catalog) -> bool:
         return False
 
 
-def _device_and_node(text: str, catalog: Catalog, *, node: str | None) -> tuple[NodeSpec, list[str]]:
+def _device_and_node(
+    text: str, catalog: Catalog, *, node: str | None, counts: Sequence[int] = ()
+) -> tuple[NodeSpec, list[str]]:
     """The node the device is assumed to sit in, and what was assumed about the device."""
-    matches = _matches(text, catalog)
+    matches = _matches(text, catalog, counts=counts)
     if node is not None:
         base = catalog.node(node)
         if base.device not in matches:
