@@ -1,7 +1,7 @@
 """Plans of workflows in words; numbers are formatted by ``planner.phrases``."""
 
 from costmodels.plan import ExecutionPlan
-from planner.dataflow.flow_results import CallShortage, FlowInfeasible, FlowPlan, Lead, Reason
+from planner.dataflow.flow_results import CallPlan, CallShortage, FlowInfeasible, FlowPlan, Lead, Reason
 from planner.dataflow.graph import EXTERNAL, GENERATE
 from planner.phrases import gib, percent, seconds
 from profiles.mixed_cluster import MixedCluster
@@ -41,7 +41,6 @@ def reason_sentence(plan: FlowPlan, reason: Reason) -> str:
     if call.kind == EXTERNAL:
         return f"{words}: a service beside the GPUs, {seconds(call.time_s)} for {call.sequences} sequences."
     if call.kind == GENERATE:
-        each = seconds(call.time_s / max(reason.decode_steps, 1))
         longer = ""
         if reason.carries_over:
             longer = f" (the mean response has {reason.mean_tokens:.0f}; what has not ended is carried over)"
@@ -49,7 +48,7 @@ def reason_sentence(plan: FlowPlan, reason: Reason) -> str:
             longer = f" (the mean response has {reason.mean_tokens:.0f}; the last go on beside the next)"
         elif reason.decode_steps > 1.05 * reason.mean_tokens:
             longer = f" (the longest of {call.sequences}; the mean is {reason.mean_tokens:.0f})"
-        words += f": {reason.decode_steps:.0f} steps{longer} of {each} with the prompts, MFU {percent(reason.mfu)}."
+        words += f": {reason.decode_steps:.0f} steps{longer}{_pace(call, reason)}, MFU {percent(reason.mfu)}."
     else:
         words += f" at MFU {percent(reason.mfu)} on {call.num_gpus} GPUs."
     other = reason.alternative
@@ -63,6 +62,14 @@ def reason_sentence(plan: FlowPlan, reason: Reason) -> str:
     if change > 0.0005:
         return words + f", but the iteration would be {percent(change)} longer."
     return words + ", which leaves the iteration as long."
+
+
+def _pace(call: CallPlan, reason: Reason) -> str:
+    """Seconds of a step where all sequences run from the start; otherwise how many run, as no step is each one's."""
+    each = -(-call.sequences // call.plan.data_parallel) if call.plan is not None else call.sequences
+    if call.concurrent < each:
+        return f", {call.concurrent} of the {each} sequences of a replica at once"
+    return f" of {seconds(call.time_s / max(reason.decode_steps, 1))} with the prompts"
 
 
 def lead_sentence(lead: Lead) -> str:

@@ -1,5 +1,6 @@
 """Scoring that takes responses as they end, and weights that arrive while they run."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -166,6 +167,19 @@ def test_weights_in_flight_free_slots_for_the_next_responses() -> None:
     reason = next(reason for reason in flying.reasons if reason.call == "actor_gen")
     assert reason.runs_on
     assert "the last go on beside the next" in reason_sentence(flying, reason)
+
+
+def test_a_step_is_told_only_where_every_sequence_runs_from_the_start() -> None:
+    plan = planned(gpus="4xH100")
+    reason = next(reason for reason in plan.reasons if reason.call == "actor_gen")
+    call = next(call for call in plan.calls if call.name == "actor_gen")
+    assert call.plan is not None
+    each = -(-call.sequences // call.plan.data_parallel)
+    for concurrent, waves in ((each, False), (each - 1, True)):
+        calls = tuple(replace(item, concurrent=concurrent) if item == call else item for item in plan.calls)
+        words = reason_sentence(replace(plan, calls=calls), reason)
+        assert ("with the prompts" in words) is not waves
+        assert (f", {concurrent} of the {each} sequences of a replica at once, MFU" in words) is waves
 
 
 def test_running_further_ahead_hides_more_of_the_last_responses() -> None:
