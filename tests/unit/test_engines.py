@@ -67,3 +67,10 @@ def test_a_workflow_says_whether_it_trains() -> None:
             found.append(flow_costs(request, request.cluster, [[8]]).rows["gen"].table.time_s.min())
         waited_s.append(found[1] - found[0])
     assert waited_s == pytest.approx([find_engine("sglang").rollout_step_s * (1000 + 1), 0.0], rel=0.01)
+
+
+def test_current_engines_read_a_prompt_of_several_samples_once() -> None:
+    """TensorRT-LLM's default too; what an engine has is cited."""
+    engines = load_engines()
+    assert {name for name, engine in engines.items() if engine.shares_prefixes} == {"vllm", "sglang", "tensorrt-llm"}
+    assert all("shares_prefixes" in engine.sources for engine in engines.values() if engine.shares_prefixes)
