@@ -41,6 +41,24 @@ SOURCES: Mapping[str, str] = {
     ),
     "gpustack-sglang-0.5.5": "SGLang 0.5.5 (the same pages)",
 }
+_TRTLLM = "https://github.com/NVIDIA/TensorRT-LLM/blob"
+_QWEN = "https://github.com/QwenLM/Qwen2.5/blob"
+_GPUSTACK = "https://github.com/gpustack/gpustack/blob"
+_LAB = (
+    f"{_GPUSTACK}/7ae332aaf057/docs/performance-lab/qwen3-14b/h100.md",
+    f"{_GPUSTACK}/10e9444a07c7/docs/performance-lab/qwen3-14b/a100.md",
+    f"{_GPUSTACK}/10e9444a07c7/docs/performance-lab/qwen3-32b/h100.md",
+)
+# Source to the pages that were read.
+ADDRESSES: Mapping[str, tuple[str, ...]] = {
+    "trtllm-0.17": (f"{_TRTLLM}/258c7540c035/docs/source/performance/perf-overview.md",),
+    "trtllm-0.6": (f"{_TRTLLM}/138f96d45f90/docs/source/performance.md",),
+    "lmdeploy-0.1": ("https://github.com/InternLM/lmdeploy/blob/3e391df46733/docs/en/benchmark/a100_fp16.md",),
+    "qwen2.5-vllm-0.6.3": (f"{_QWEN}/010c37c33b13/docs/source/benchmark/speed_benchmark.rst",),
+    "qwen3-sglang-0.4.6": (f"{_QWEN}/ac7272455d45/docs/source/getting_started/speed_benchmark.md",),
+    "gpustack-vllm-0.11": _LAB,
+    "gpustack-sglang-0.5.5": _LAB,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

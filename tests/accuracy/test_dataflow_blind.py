@@ -1,5 +1,6 @@
 """E17: published generation that was priced blindly, and never fitted."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from planner.validate.dataflow_blind import (
+    ADDRESSES,
     SOURCES,
     GenerationRun,
     blind_generation,
@@ -39,7 +41,9 @@ RUN = GenerationRun(
 def test_every_figure_has_a_source_and_a_first_error() -> None:
     runs = generation_runs()
     counted = Counter(run.source for run in runs)
-    assert set(counted) == set(SOURCES)
+    assert set(counted) == set(SOURCES) == set(ADDRESSES)
+    pinned = re.compile(r"https://github.com/[^/]+/[^/]+/blob/[0-9a-f]{12}/docs/\S+$")
+    assert all(pinned.match(address) for pages in ADDRESSES.values() for address in pages)
     assert len(runs) == 77
     assert all(run.time_s > 0 and run.blind_error != 0.0 for run in runs)
     first = np.array([run.blind_error for run in runs])
