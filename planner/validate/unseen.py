@@ -1,6 +1,6 @@
 """The packaged tables of published runs that no fit of times or memory reads, priced, beside their first errors.
 
-``data/unseen.csv`` (training) and ``data/unseen_tuning.csv`` (fine-tuning) were put together from publishers that the
+``data/unseen.csv`` (training) and ``data/unseen_tuning.csv`` (fine-tuning) were put together from sources that the
 tables behind the fits do not hold, priced once before anything was known of the errors, and then looked into. Their
 notes keep that first, blind error of every figure, and whether the 90 % interval of then held it.
 ``planner.validate.unseen_page`` writes what came of it, ``planner.validate.publishers`` what it says of intervals.

@@ -57,7 +57,7 @@ def test_publishers_are_owners_of_repositories(address, owner):
 
 
 def test_errors_stay_within_a_loose_bar(steps):
-    """A factor of two lost anywhere leaves it: half of the errors are below 10 %."""
+    """Half or twice of every price leaves the bars over all figures; those of single sources are looser."""
     assert float(np.median(np.abs(steps.error))) < 0.12
     assert float(np.abs(steps.error).mean()) < 0.18
     for source, of in steps.by_source().items():

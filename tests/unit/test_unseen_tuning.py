@@ -59,7 +59,7 @@ def errors(priced: Priced) -> Mapping[str, Mapping[str, FloatArray]]:
 def test_every_figure_is_cited_and_has_its_first_error_beside_it(lines):
     assert len(lines) >= 200
     for row in lines:
-        assert re.match(r"https://\S+$", row.text("source_url_or_path"))
+        assert re.match(r"https://github.com/[^/\s]+/[^/\s]+/blob/\S+/\S+$", row.text("source_url_or_path"))
         assert row.text("locator")
         notes = row.text("notes")
         assert _BLIND.search(notes) or _VERDICT.search(notes) or "not priced blind" in notes, row.line
@@ -78,7 +78,7 @@ def test_what_was_blind_stays_what_it_was(lines):
 
 
 def test_errors_stay_within_a_loose_bar(priced):
-    """A factor of two lost anywhere leaves it."""
+    """Half or twice of every price leaves the bars over all figures; those of single sources are looser."""
     now = errors(priced)
     for what, sources in now.items():
         for source, own in sources.items():

@@ -48,7 +48,7 @@ def test_means_leave_the_noisy_sweep_apart(report: ValidationReport) -> None:
 
 
 def test_predictions_are_of_the_right_size(report: ValidationReport) -> None:
-    """Not an accuracy bar (see tests/accuracy): a factor of two somewhere would show."""
+    """Not an accuracy bar (see tests/accuracy): half or twice of every price would show."""
     assert report.overall.time is not None
     assert report.overall.time.median < 0.35
     assert report.overall.memory is not None
