@@ -146,9 +146,7 @@ def with_overheads(tensors: TensorMemory, stack: StackSpec) -> dict[str, FloatAr
     parts["reserve"] = np.zeros_like(dynamic) if stack.static_memory else reserve
     held = stack.context_bytes + stack.communicator_bytes * tensors.communicators
     parts["context"] = np.broadcast_to(held, dynamic.shape)
-    # Blocks fit tensors of many sizes no better than tensors of one: no fit of few such runs may say so.
-    varied_share = max(stack.varied_cache_fraction, stack.cache_fraction)
-    share = np.where(tensors.varied, varied_share, stack.cache_fraction)
+    share = np.where(tensors.varied, stack.varied_cache_fraction, stack.cache_fraction)
     if (share.any() or stack.waiting_tensors or stack.flat_temporaries) and not stack.static_memory:
         parts["reserve"] = parts["reserve"] + _cached(parts, tensors, stack, share)
     if tensors.paged is not None:  # last: what PyTorch holds, cached blocks too, drives pages out

@@ -275,3 +275,15 @@ class StackSpec:
     def gradient_format(self, precision: str) -> str:
         """Default format gradients of a model of that precision are accumulated in."""
         return (self.fp16_gradient_dtype if precision == "fp16" else "") or self.gradient_dtype
+
+    def with_memory(self, values: Mapping[str, float]) -> "StackSpec":
+        """The stack with fitted memory parameters; lengths that vary never need less cache than equal ones.
+
+        Blocks fit tensors of many sizes no better than tensors of one, whatever a fit of few such runs says. The fit
+        itself is free of this: where it holds, a run says nothing of the smaller of both.
+
+        Args:
+            values: Field to value.
+        """
+        fitted = replace(self, **values)  # type: ignore[arg-type]
+        return replace(fitted, varied_cache_fraction=max(fitted.varied_cache_fraction, fitted.cache_fraction))

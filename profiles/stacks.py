@@ -196,7 +196,7 @@ def _with_memory(stacks: Mapping[str, StackSpec], path: Traversable) -> Mapping[
     for name, stack in stacks.items():
         card = memory.get(name) or memory.get(stack.shares_time_with)
         if card is not None:
-            found[name] = replace(stack, **card["values"])
+            found[name] = stack.with_memory(card["values"])
     return found
 
 

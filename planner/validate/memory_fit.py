@@ -189,7 +189,7 @@ def fit_memory(
 
 def with_memory(stacks: Mapping[str, StackSpec], values: Mapping[str, Mapping[str, float]]) -> dict[str, StackSpec]:
     """The stacks with fitted memory parameters."""
-    return {name: replace(stack, **values.get(name, {})) for name, stack in stacks.items()}  # type: ignore[arg-type]
+    return {name: stack.with_memory(values[name]) if name in values else stack for name, stack in stacks.items()}
 
 
 def _problems(

@@ -136,6 +136,12 @@ def test_with_memory_leaves_unknown_stacks_alone() -> None:
     assert isinstance(found["known"], StackSpec)
 
 
+def test_lengths_that_vary_take_the_larger_cache() -> None:
+    for varied, taken in ((0.1, 0.3), (0.5, 0.5)):
+        card = {"cache_fraction": 0.3, "varied_cache_fraction": varied}
+        assert with_memory(STACKS, {"known": card})["known"].varied_cache_fraction == taken
+
+
 def test_lengths_that_vary_tell_of_a_cache_of_their_own() -> None:
     fixed = runs("other", "C", TRUTH, (MemoryKind.RESERVED, MemoryKind.SMI))
     varied = [replace(row, job=replace(row.job, varied_lengths=True)) for row in fixed]
