@@ -10,6 +10,12 @@ machines and a host that is badly set up. The choice is by what a log states; th
 with the rate of a line, had been read by then.
 
 Times are the out-of-place ones; where a log prints bus bandwidths only, they follow from the size.
+
+Addresses: https://blog.chlc.cc/p/rtx4090-gpudirect-p2p-unlocked; on GitHub marconetto/azadventures at 232ad39
+(chapter18/README.md), Anthony-Hoo/Anthony-Hoo.github.io at 37e805e
+(en/posts/AutoDL_Multi-GPU_Interconnection_Test.md), tinygrad/open-gpu-kernel-modules at 815bf45 (README.md) and its
+issues 17 and 36, NVIDIA/nccl issue 1639, NVIDIA/nccl-tests issue 307. Of smolix/d2l-neu and aikitoria's table the
+address was not recorded.
 """
 
 from dataclasses import dataclass
