@@ -114,6 +114,7 @@ Quiet = Annotated[bool, _option("--quiet", "No warnings, assumptions or progress
 Debug = Annotated[bool, _option("--debug", "Show the traceback of an internal error.", _OUTPUT)]
 
 
+# fmt: off
 def question(
     model: Model,
     gpus: Gpus,
@@ -130,11 +131,9 @@ def question(
     state_dtype: StateDtype = None,
     attention: Attention = None,
     dropout: Dropout = None,
-    fused_loss: FusedLoss = None,
-    linear_loss: LinearLoss = None,
+    fused_loss: FusedLoss = None, linear_loss: LinearLoss = None,
     fp32_unquantised: Fp32Unquantised = None,
-    fp8_activation: Fp8Activation = None,
-    fp8_attention: Fp8Attention = None,
+    fp8_activation: Fp8Activation = None, fp8_attention: Fp8Attention = None,
     padding_efficiency: Packing = None,
     varied_lengths: VariedLengths = None,
     lora_rank: LoraRank = None,
@@ -176,6 +175,7 @@ def question(
     debug: Debug = False,
 ) -> None:
     """What every question may say; a declaration only, see ``asks``."""
+# fmt: on
 
 
 def asks(command: Callable[..., None], *, also: Callable[..., None] | None = None) -> Callable[..., None]:

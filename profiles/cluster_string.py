@@ -120,9 +120,8 @@ def parse_cluster(
     named = _node_named(match, catalog) if node is None else None
     if named is not None:
         if inner is not None:
-            raise SpecError(
-                "cluster", f"{text[:60]!r} counts devices of a node that says how many it has", f"2x{named.name}"
-            )
+            problem = f"{text[:60]!r} counts devices of a node that says how many it has"
+            raise SpecError("cluster", problem, f"2x{named.name}")
         given = [count for count in (outer, suffix) if count is not None]
         text = f"{given[0] if given else 1}x{named.domain_devices}x{named.device.name}"
         options = {"gpus_per_node": gpus_per_node, "nics_per_node": nics_per_node}

@@ -53,7 +53,8 @@ def found_plan(
     prices = StagePrices(configs=own, contexts=question.contexts, joint=question.joint)
     priced = evaluate_stages(plan, prices, intervals=True)
     used = np.flatnonzero(plan.used[0])
-    assert priced.half_widths is not None  # asked for
+    if priced.half_widths is None:
+        raise RuntimeError("intervals were asked for")
     at_peak_s = stages_at_peak_s(plan, own, question.contexts)
     low_s, high_s = time_interval_s(priced.step_time_s, priced.half_widths, at_peak_s)
     devices = int(own.num_devices[plan.config[0, used]].sum())

@@ -115,6 +115,7 @@ def cross_validate(mapped: Mapped, priors: Mapping[str, StackSpec] | None = None
         held_out = _with_rows(held_out, predictor.predict(kept, judged), judged)
         packaged = _with_rows(packaged, predictor.predict(for_strangers(kept), judged), judged)
     counted = np.array([n for n, row in enumerate(rows) if not row.trend and row.stack not in JUDGED_APART])
+    told_s = (held_out.step_time_s, held_out.step_time_low_s, held_out.step_time_high_s)
     return Accuracy(
         held_out=score(mapped, held_out),
         in_sample=score(mapped, in_sample),
@@ -122,12 +123,7 @@ def cross_validate(mapped: Mapped, priors: Mapping[str, StackSpec] | None = None
         refit=result,
         memory=memory,
         for_strangers=score(mapped, packaged).means,
-        shares=error_shares(
-            [rows[n] for n in counted],
-            held_out.step_time_s[counted],
-            held_out.step_time_low_s[counted],
-            held_out.step_time_high_s[counted],
-        ),
+        shares=error_shares([rows[n] for n in counted], *(each_s[counted] for each_s in told_s)),
         ceilings=rank_ceilings(rows),
     )
 
