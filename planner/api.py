@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.plan import ExecutionPlan, PlanBatch
+from costmodels.uncertainty import NORMAL_90
 from planner.constraints import check_plan
 from planner.estimates import plan_estimates
 from planner.explain import explain
@@ -300,8 +301,16 @@ def _warnings(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
         warn("uncalibrated", "step_time_s", "efficiencies are borrowed from other hardware; no timings of this one")
     notes += host_notes([request.cluster])
     usable = best.usable_memory_bytes
-    if best.fits and best.peak_memory_high_bytes > usable:
-        warn("may_not_fit", "peak_memory_bytes", "the upper end of the memory interval exceeds usable memory")
-    if not best.fits and best.peak_memory_low_bytes <= usable:
-        warn("might_fit", "peak_memory_bytes", "the lower end of the memory interval is within usable memory")
+    # As risks of running out are told: without what publishers nobody has seen add to intervals.
+    usual = float(np.exp(NORMAL_90 * request.stack.memory_residual_log_std))
+    if best.fits and best.peak_memory_bytes * usual > usable:
+        warn(
+            "may_not_fit", "peak_memory_bytes", f"memory errs by up to {percent(usual - 1)}, which is more than is free"
+        )
+    if not best.fits and best.peak_memory_bytes / usual <= usable:
+        warn(
+            "might_fit",
+            "peak_memory_bytes",
+            f"memory errs by up to {percent(usual - 1)}, which is more than is missing",
+        )
     return tuple(notes)
