@@ -296,7 +296,7 @@ def shared_gradients_s(
 
 def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> FloatArray:
     """(4, K) seconds to reduce all gradients and to gather all parameters of one kind, and both ends of their sum."""
-    whole = (zero == 0) | (zero <= context.stack.sums_whole)
+    whole = zero <= context.stack.sums_whole
     plain, scattered = 1.0 * whole, 1.0 * ~whole
     # A reduction to the one rank that keeps a gradient moves what its broadcast from there would.
     owned = (zero == 2) & context.stack.reduces_to_owners
