@@ -10,6 +10,7 @@ from costmodels.estimate import EstimateBatch
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
 from costmodels.layer_costs import layer_costs
 from costmodels.memory import (
+    TensorMemory,
     host_memory_bytes,
     memory_interval,
     paged_host_bytes,
@@ -19,8 +20,8 @@ from costmodels.memory import (
 )
 from costmodels.peak_rate import peak_flops_per_s, time_interval_s
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
-from costmodels.stage_parameters import stage_parameters
-from costmodels.stages import stage_table
+from costmodels.stage_parameters import StageParameters, stage_parameters
+from costmodels.stages import StageTable, stage_table
 from costmodels.step import step_time
 from costmodels.trust import half_widths, price_trust
 
@@ -44,22 +45,40 @@ def peaks(plans: PlanBatch, context: CostContext) -> Peaks:
     """The memory that ``evaluate`` says plans need, at a fraction of its cost."""
     stages = stage_table(plans, context.model)
     parameters = stage_parameters(plans, stages, context.model, context.job)
+    return _needs(plans, stages, parameters, context).peaks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Needs:
+    """What N plans need of memory.
+
+    Attributes:
+        tensors: Their tensors.
+        parts: (N, S) bytes of every stage by part, overheads of the allocator among them.
+        per_stage: (N, S) the sum of these.
+        paged: (N, S) bytes that page in an update; None where nothing does.
+        peaks: The fullest device and host.
+    """
+
+    tensors: TensorMemory
+    parts: dict[str, FloatArray]
+    per_stage: FloatArray
+    paged: FloatArray | None
+    peaks: Peaks
+
+
+def _needs(plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext) -> _Needs:
     tensors = tensor_memory(plans, stages, context, parameters)
-    memory = with_overheads(tensors, context.stack)
-    host = host_memory_bytes(plans, stages, context, parameters)
-    host = host + paged_host_bytes(plans, paging_bytes(tensors, memory), context)
-    return _peaks(total(memory.values()), host, context)
-
-
-def _peaks(stage_memory_bytes: FloatArray, host_bytes: FloatArray, context: CostContext) -> Peaks:
-    """Of (N, S) bytes of every stage."""
-    peak_bytes = largest(stage_memory_bytes)
-    return Peaks(
-        peak_memory_bytes=peak_bytes,
-        host_memory_bytes=host_bytes,
-        fits=(peak_bytes <= context.cluster.device.usable_memory_bytes)
-        & (host_bytes <= context.cluster.node.host_memory_bytes),
+    parts = with_overheads(tensors, context.stack)
+    per_stage = total(parts.values())
+    paged = paging_bytes(tensors, parts)
+    peak_bytes = largest(per_stage)
+    host_bytes = host_memory_bytes(plans, stages, context, parameters) + paged_host_bytes(plans, paged, context)
+    fits = (peak_bytes <= context.cluster.device.usable_memory_bytes) & (
+        host_bytes <= context.cluster.node.host_memory_bytes
     )
+    peaks_of = Peaks(peak_memory_bytes=peak_bytes, host_memory_bytes=host_bytes, fits=fits)
+    return _Needs(tensors=tensors, parts=parts, per_stage=per_stage, paged=paged, peaks=peaks_of)
 
 
 def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> EstimateBatch:
@@ -78,15 +97,12 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     stages = stage_table(plans, context.model, full=full)
     parameters = stage_parameters(plans, stages, context.model, context.job)
     costs = layer_costs(plans, context)
-    tensors = tensor_memory(plans, stages, context, parameters)
-    memory = with_overheads(tensors, context.stack)
-    paged = paging_bytes(tensors, memory)
-    step = step_time(plans, stages, costs, parameters, context, paged=paged)
-    per_stage = total(memory.values())
-    host = host_memory_bytes(plans, stages, context, parameters) + paged_host_bytes(plans, paged, context)
-    needs = _peaks(per_stage, host, context)
-    low_bytes, high_bytes = memory_interval(needs.peak_memory_bytes, context)
-    held_bytes = np.minimum(largest(memory["weights"] + tensors.states * tensors.used), needs.peak_memory_bytes)
+    needs = _needs(plans, stages, parameters, context)
+    step = step_time(plans, stages, costs, parameters, context, paged=needs.paged)
+    peak_bytes = needs.peaks.peak_memory_bytes
+    low_bytes, high_bytes = memory_interval(peak_bytes, context)
+    states = needs.tensors.states * needs.tensors.used
+    held_bytes = np.minimum(largest(needs.parts["weights"] + states), peak_bytes)
     hardware_flops = hardware_flops_per_step(
         context.model,
         context.job,
@@ -105,13 +121,13 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
         communication_total_s=step.communication_total_s,
         stage_time_s=step.stage_time_s,
         stages=stages,
-        memory_parts_bytes=memory,
-        stage_memory_bytes=per_stage,
-        peak_memory_bytes=needs.peak_memory_bytes,
+        memory_parts_bytes=needs.parts,
+        stage_memory_bytes=needs.per_stage,
+        peak_memory_bytes=peak_bytes,
         peak_memory_low_bytes=np.maximum(low_bytes, held_bytes),
         peak_memory_high_bytes=high_bytes,
-        host_memory_bytes=needs.host_memory_bytes,
-        fits=needs.fits,
+        host_memory_bytes=needs.peaks.host_memory_bytes,
+        fits=needs.peaks.fits,
         basis=trust.basis,
         extrapolated_share=trust.extrapolated_share,
         basis_share=trust.basis_share,
