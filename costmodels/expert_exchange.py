@@ -57,20 +57,49 @@ class Exchanges:
         return len(self.tokens)
 
 
-def groups_hit(topk: FloatArray, experts: FloatArray, groups: FloatArray) -> FloatArray:
-    """Expected groups that hold at least one of ``topk`` distinct experts, of ``experts`` spread evenly.
+def groups_hit(
+    topk: FloatArray, experts: FloatArray, groups: FloatArray, *, router_groups: int = 1, groups_per_token: int = 1
+) -> FloatArray:
+    """Expected groups of ranks that hold at least one of ``topk`` distinct experts, of ``experts`` spread evenly.
 
-    Each group holds n = experts / groups; it is missed with probability C(experts - n, topk) / C(experts, topk).
+    A group that holds n of e experts is missed with probability C(e - n, topk) / C(e, topk). A router that first
+    chooses m of r groups of neighbouring experts (arXiv:2405.04434, section 2.2.2) draws from e m / r of them: a group
+    of ranks inside a router's is chosen with probability m / r; one that spans several has j of the m chosen ones with
+    the probability of a hypergeometric distribution.
+
+    Args:
+        topk: (K,) experts per token.
+        experts: (K,) experts of the layer.
+        groups: (K,) groups of ranks.
+        router_groups: Groups r that the router divides the experts into.
+        groups_per_token: Groups m of which a token's experts are.
     """
+    held = experts / groups
+    drawn = experts * groups_per_token / router_groups
+    inside = groups >= router_groups
+    missed_inside = 1 - groups_per_token / router_groups * (1 - _missed(drawn, held, topk))
+    spanned = np.maximum(router_groups / groups, 1.0)
+    missed_across = np.zeros_like(held)
+    for chosen in range(groups_per_token + 1):
+        ways = _log_choose(spanned, chosen) + _log_choose(router_groups - spanned, groups_per_token - chosen)
+        odds = np.exp(ways - _log_choose(np.full_like(held, router_groups), groups_per_token))
+        missed_across += odds * _missed(drawn, experts / router_groups * chosen, topk)
+    return np.asarray(groups * (1 - np.where(inside, missed_inside, missed_across)), dtype=float)
+
+
+def _missed(experts: FloatArray, held: FloatArray, topk: FloatArray) -> FloatArray:
+    """Probability that none of ``held`` of the experts is among ``topk`` drawn ones."""
+    return np.asarray(np.exp(_log_choose(experts - held, topk) - _log_choose(experts, topk)), dtype=float)
+
+
+def _log_choose(items: FloatArray, drawn: FloatArray | float) -> FloatArray:
+    """Logarithm of the ways to draw so many of the items; minus infinity where there are not as many."""
     from scipy.special import gammaln  # takes a third of what starting takes, and dense models do without
 
-    others = experts - experts / groups
-    possible = others >= topk
-    rest = np.where(possible, others, topk)
-    log_missed = (
-        gammaln(rest + 1) - gammaln(rest - topk + 1) - gammaln(experts + 1) + gammaln(experts - topk + 1)
-    )  # fmt: skip
-    return np.asarray(groups * (1 - np.where(possible, np.exp(log_missed), 0.0)), dtype=float)
+    possible = items >= drawn
+    rest = np.where(possible, items, drawn)
+    ways = gammaln(rest + 1) - gammaln(rest - drawn + 1) - gammaln(np.asarray(drawn) + 1.0)
+    return np.asarray(np.where(possible, ways, -np.inf), dtype=float)
 
 
 def exchange_time_s(calls: Exchanges, fit: Mapping[str, float], node: NodeSpec) -> FloatArray:

@@ -348,7 +348,16 @@ def _moe(reader: _Reader, num_layers: int) -> MoESpec | None:
         layer_interval=interval,
         shared_expert_gate=reader.family.shared_gate,
         router_bias=reader.family.router_bias,
+        **_router_groups(reader),
     )
+
+
+def _router_groups(reader: _Reader) -> dict[str, int]:
+    """Groups the router chooses from before it chooses experts; ``greedy`` routing has none whatever else is said."""
+    groups, chosen = reader.integer("n_group") or 1, reader.integer("topk_group") or 1
+    if groups == 1 or reader.config.get("topk_method") == "greedy":
+        return {}
+    return {"router_groups": groups, "groups_per_token": chosen}
 
 
 def _shared_width(reader: _Reader, width: int) -> int:

@@ -48,6 +48,8 @@ class MoESpec:
         shared_expert_gate: Whether a learned scalar gates the shared expert (Qwen2-MoE).
         router_bias: One number per expert beside the router's matrix: a bias (gpt-oss) or the
             load-balancing correction of DeepSeek-V3.
+        router_groups: Groups of neighbouring experts the router chooses from first (DeepSeek ``n_group``); 1 for none.
+        groups_per_token: How many of them a token's experts are in at most (``topk_group``).
     """
 
     num_experts: int
@@ -58,6 +60,8 @@ class MoESpec:
     layer_interval: int = 1
     shared_expert_gate: bool = False
     router_bias: bool = False
+    router_groups: int = 1
+    groups_per_token: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +204,17 @@ class ModelSpec:
             raise SpecError("model.moe.first_dense_layers", f"must be between 0 and num_layers={self.num_layers}")
         if not 1 <= moe.layer_interval <= self.num_layers:
             raise SpecError("model.moe.layer_interval", f"must be between 1 and num_layers={self.num_layers}")
+        if not 1 <= moe.router_groups <= moe.num_experts or moe.num_experts % moe.router_groups:
+            raise SpecError(
+                "model.moe.router_groups", f"must divide num_experts={moe.num_experts}; got {moe.router_groups}"
+            )
+        reached = moe.num_experts // moe.router_groups * moe.groups_per_token
+        if not 1 <= moe.groups_per_token <= moe.router_groups or reached < moe.experts_per_token:
+            raise SpecError(
+                "model.moe.groups_per_token",
+                f"must be between 1 and router_groups={moe.router_groups}, and hold {moe.experts_per_token} experts; "
+                f"got {moe.groups_per_token}",
+            )
 
     @property
     def layer_is_moe(self) -> tuple[bool, ...]:

@@ -131,7 +131,13 @@ def _copies(shape: RankShape, context: CostContext, moe: MoESpec) -> FloatArray:
         return each
     local = ranks_per_domain(shape.expert, shape.expert_tensor, context.cluster.domain_devices)
     receivers = np.where(local < shape.expert, shape.expert // local, shape.expert)
-    return groups_hit(each, np.full(len(shape), float(moe.num_experts)), receivers.astype(float))
+    return groups_hit(
+        each,
+        np.full(len(shape), float(moe.num_experts)),
+        receivers.astype(float),
+        router_groups=moe.router_groups,
+        groups_per_token=moe.groups_per_token,
+    )
 
 
 def _dispatch_traffic(calls: CallList, shape: RankShape, sent_bytes: FloatArray) -> None:

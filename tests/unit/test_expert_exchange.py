@@ -37,6 +37,29 @@ def test_groups_hit_by_counting() -> None:
     assert found[0] == pytest.approx(np.mean(counted))
 
 
+@pytest.mark.parametrize(
+    ("groups", "router_groups", "chosen"), [(6, 3, 2), (2, 6, 3), (3, 3, 1), (3, 6, 2), (12, 4, 2)]
+)
+def test_groups_hit_after_the_router_chose_groups_by_counting(groups: int, router_groups: int, chosen: int) -> None:
+    """12 experts, 2 per token, of so many groups of the router's (DeepSeek's group-limited routing)."""
+    width = 12 // router_groups
+    counted = []
+    for picked in combinations(range(router_groups), chosen):
+        there = [expert for expert in range(12) if expert // width in picked]
+        counted += [len({expert * groups // 12 for expert in choice}) for choice in combinations(there, 2)]
+    found = groups_hit(
+        np.array([2.0]), np.array([12.0]), np.array([float(groups)]),
+        router_groups=router_groups, groups_per_token=chosen,
+    )  # fmt: skip
+    assert found[0] == pytest.approx(np.mean(counted))
+
+
+def test_a_router_that_chooses_all_groups_chooses_none() -> None:
+    columns = np.array([8.0]), np.array([256.0]), np.array([8.0])
+    assert groups_hit(*columns, router_groups=8, groups_per_token=8) == pytest.approx(groups_hit(*columns))
+    assert groups_hit(*columns, router_groups=8, groups_per_token=4)[0] < 4
+
+
 @given(st.integers(1, 64), st.sampled_from([64, 128, 256]), st.sampled_from([1, 2, 8, 64]))
 def test_groups_hit_has_bounds(topk: int, experts: int, groups: int) -> None:
     found = groups_hit(np.array([float(topk)]), np.array([float(experts)]), np.array([float(groups)]))[0]

@@ -85,6 +85,7 @@ CONFIGS = {
     ),
     "deepseek-v3": dense(
         "deepseek_v3", 61, 7168, 128, 18432, 129280, 163840, 128, **MLA, q_lora_rank=1536, n_routed_experts=256,
+        n_group=8, topk_group=4,
         n_shared_experts=1, num_experts_per_tok=8, moe_intermediate_size=2048, first_k_dense_replace=3,
         moe_layer_freq=1, num_nextn_predict_layers=1,
     ),
@@ -207,6 +208,7 @@ CONFIGS = {
 }  # fmt: skip
 
 LLAMA = CONFIGS["llama-2-7b"]
+GROUPS = CONFIGS["deepseek-v3"]
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -348,6 +350,11 @@ MOE = LLAMA | {"num_experts": 8}
         (MOE | {"decoder_sparse_step": 0},
          "config.json.decoder_sparse_step: must be a whole number of at least 1; got 0"),
         (MOE | {"num_experts_per_tok": 9}, "config.json: moe.experts_per_token: must be between 1 and num_experts=8"),
+        (GROUPS | {"n_group": 3}, "config.json: moe.router_groups: must divide num_experts=256; got 3"),
+        (GROUPS | {"topk_group": 9},
+         "config.json: moe.groups_per_token: must be between 1 and router_groups=8"),
+        (GROUPS | {"n_group": 256, "topk_group": 1},
+         "config.json: moe.groups_per_token: must be between 1 and router_groups=256, and hold 8 experts; got 1"),
         ({"text_config": 3}, "config.json.text_config: must be a mapping; got 3"),
         ([], "config.json: must be a mapping; got a list"),
         ({"model_type": "t5", "num_layers": 12}, "config.json.model_type: 't5' is not a decoder-only transformer"),

@@ -1,6 +1,7 @@
 """Lowered collectives: bytes of every block against the papers that introduced each axis."""
 
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import pytest
@@ -189,6 +190,19 @@ def test_over_a_network_a_token_goes_once_to_every_node_with_an_expert_of_its(ra
     found = sent("expert_mlp", plan, context(model=model, stack=stack(sends_tokens_once=True)))
     assert found[Axis.EXPERT_FORWARD] == {A2A: pytest.approx(2 * copies * ROWS)}
     assert sent("expert_mlp", plan, context(model=model))[Axis.EXPERT_FORWARD] == {A2A: 2 * 2 * ROWS}
+
+
+def test_a_token_of_a_router_that_chooses_groups_goes_to_their_nodes_only():
+    """DeepSeek-V3: 8 of 256 experts, in 4 of 8 groups; with a group to a node a token goes to 4 nodes at most."""
+    experts = {"num_experts": 256, "experts_per_token": 8, "shared_ffn_hidden_size": 0}
+    plan, once = ExecutionPlan(expert_parallel=64, data_parallel=64), stack(sends_tokens_once=True)
+    volumes = {
+        limit: sent("expert_mlp", plan, context(model=mixture(moe=experts | limited), stack=once))[Axis.EXPERT_FORWARD]
+        for limit, limited in ((4, {"router_groups": 8, "groups_per_token": 4}), (8, {}))
+    }
+    missed = prod((96 - n) / (128 - n) for n in range(8))
+    assert volumes[4] == {A2A: pytest.approx(2 * 4 * (1 - missed) * ROWS)}
+    assert volumes[8] == {A2A: pytest.approx(2 * 8 * (1 - prod((224 - n) / (256 - n) for n in range(8))) * ROWS)}
 
 
 def test_expert_tensor_ranks_gather_and_reduce_the_routed_tokens():
