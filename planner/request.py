@@ -160,6 +160,8 @@ def setting_of(request: Request, cluster: ClusterSpec | None = None) -> Setting:
         num_devices=chosen.num_devices,
         framework=request.stack.framework,
         joined_devices=joined_devices(chosen),
+        free_layout=request.stack.free_layout,
+        overlaps_experts=request.stack.expert_parallel_overlap > 0,
     )
 
 

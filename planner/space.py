@@ -30,6 +30,7 @@ MICRO_BATCH_TOKENS = 1 << 19  # largest micro-batch considered unasked, in token
 _LARGEST_ODD_PART = 7  # micro-batches are up to this odd number times a power of two: neighbours a quarter apart
 EIGHTHS = 8  # block recomputation in eighths of a stage
 _CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # virtual stages where any number is legal
+_UNEVEN_CHUNKS = (4, 2)  # the first that there are layers for, where layers do not divide over stages
 END_CODES = (0, 1, 2)  # layers over stages: even; the remainder on the last stage; one less on both ends
 _DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")
 
@@ -191,25 +192,54 @@ def _pipeline(candidates: Candidates) -> None:
         keep=lambda c: mask((c["pipeline_parallel"] > 1) | (c["schedule"] == Schedule.ONE_F_ONE_B)),
     )
 
+    free_layout = candidates.setting.free_layout
+    pinned = {"first_stage_layers", "last_stage_layers"} & candidates.pins.keys()
+
     def fits(columns: Columns) -> BoolArray:
-        return chunks_fit(columns, layers, even=megatron)
+        fit = chunks_fit(columns, layers, even=megatron, free_layout=free_layout)
+        return fit if pinned or not free_layout else fit & ~_spread_for_nothing(columns, layers)
 
     candidates.expand(("virtual_stages",), _singles(chunk_counts(candidates.setting)), keep=fits)
 
 
-def chunks_fit(columns: Columns, layers: int, *, even: bool) -> BoolArray:
-    """Whether the layers of every stage divide into its chunks, and the schedule interleaves them."""
+def chunks_fit(columns: Columns, layers: int, *, even: bool, free_layout: bool = False) -> BoolArray:
+    """Whether the layers of every stage divide into its chunks, and the schedule interleaves them.
+
+    Args:
+        columns: Stages, chunks, schedule and layers at the ends.
+        layers: Of the model.
+        even: The framework wants chunks of equal size.
+        free_layout: But takes others, of which one of ``_UNEVEN_CHUNKS`` is considered.
+    """
     p, v = columns["pipeline_parallel"], columns["virtual_stages"]
     first, last = columns["first_stage_layers"], columns["last_stage_layers"]
-    per_stage = (layers - first - last) // np.maximum(p - (first > 0) - (last > 0), 1)
-    whole = (per_stage % v == 0) & (first % v == 0) & (last % v == 0) if even else p * v <= layers
+    free_stages = np.maximum(p - (first > 0) - (last > 0), 1)
+    per_stage = (layers - first - last) // free_stages
+    if even:
+        divided = (layers - first - last) % free_stages == 0
+        whole = divided & (per_stage % v == 0) & (first % v == 0) & (last % v == 0)
+        if free_layout:
+            most, fewer = _UNEVEN_CHUNKS
+            uneven = np.where(most * p <= layers, most, fewer)
+            whole |= (layers % p != 0) & (first + last == 0) & (v == uneven) & (p * v <= layers)
+    else:
+        whole = p * v <= layers
     return mask((v == 1) | (whole & (p > 1) & (columns["schedule"] == Schedule.ONE_F_ONE_B)))
+
+
+def _spread_for_nothing(columns: Columns, layers: int) -> BoolArray:
+    """(N,) whole stages that differ by a layer, where what is left over can be on the last instead, with the head."""
+    p = columns["pipeline_parallel"]
+    unequal = (layers % p != 0) & (columns["first_stage_layers"] + columns["last_stage_layers"] == 0)
+    return mask(unequal & (columns["virtual_stages"] == 1) & ends_apply(np.ones_like(p), p, layers))
 
 
 def chunk_counts(setting: Setting) -> list[int]:
     """Virtual stages per rank worth considering."""
     layers = setting.model.num_layers
-    return divisors(layers) if setting.framework == MEGATRON else [v for v in _CHUNKS if v <= layers]
+    if setting.framework != MEGATRON:
+        return [v for v in _CHUNKS if v <= layers]
+    return sorted({*divisors(layers), *(_UNEVEN_CHUNKS if setting.free_layout else ())})
 
 
 def _uneven_ends(candidates: Candidates, layers: int, *, allowed: bool) -> None:

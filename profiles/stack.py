@@ -81,6 +81,9 @@ class StackSpec:
         scatters_boundaries: A tensor that every tensor-parallel rank holds whole crosses to the next pipeline stage in
             parts, one per rank, and is gathered there; otherwise every rank sends all of it. Sequence parallelism
             leaves it in parts anyway.
+        switched_on_by: Options that turn this stack on where users of the one it shares times with leave them off.
+        free_layout: Any number of layers may be given to every chunk of a pipeline
+            (``--pipeline-model-parallel-layout``); otherwise Megatron-LM's chunks hold equally many, but for the ends.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
         blocking_launches: The host waits for every kernel and collective to end before it issues the next
             (``CUDA_LAUNCH_BLOCKING=1``): nothing hides the time it takes to issue them.
@@ -210,6 +213,8 @@ class StackSpec:
     repeats_key_values: bool = False
     separate_products: bool = False
     scatters_boundaries: bool = False
+    switched_on_by: str = ""
+    free_layout: bool = False
     kernel_launch_s: float = 0.0
     blocking_launches: bool = False
     collective_launch_s: float = 0.0

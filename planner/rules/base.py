@@ -45,6 +45,8 @@ class Setting:
         num_devices: Devices the plan has to fill.
         framework: Whose rules apply.
         joined_devices: Devices that faster links than PCIe join; what is not about one cluster has no bound.
+        free_layout: Whether the framework takes any layout of layers over pipeline chunks.
+        overlaps_experts: Whether it hides the exchange of tokens with experts under another micro-batch.
     """
 
     model: ModelSpec
@@ -52,6 +54,8 @@ class Setting:
     num_devices: int
     framework: str
     joined_devices: int = MAX_DEVICES
+    free_layout: bool = False
+    overlaps_experts: bool = False
 
     @cached_property
     def key_value_heads(self) -> int:

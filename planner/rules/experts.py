@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from costmodels.plan import AxisOrder, BoolArray, ExecutionPlan, PlanBatch
+from costmodels.plan import AxisOrder, BoolArray, ExecutionPlan, PlanBatch, Recompute, RecomputeModule
 from planner.rules.base import (
     ARGUMENTS,
     DEEPSPEED,
@@ -46,6 +46,12 @@ def _titan_expert_ranks(plans: PlanBatch) -> BoolArray:
     fits = np.where(plans.expert_tensor_parallel == t, with_tensor, alone)
     holds: BoolArray = (e == 1) | fits
     return holds
+
+
+def _repeats_exchange(plans: PlanBatch) -> BoolArray:
+    whole = (plans.recompute == Recompute.FULL) | (plans.recompute == Recompute.BLOCK)
+    experts = (plans.recompute == Recompute.SELECTIVE) & ((plans.recompute_modules & int(RecomputeModule.MOE)) > 0)
+    return mask(whole | experts)
 
 
 def _expert_complaint(plan: ExecutionPlan, _setting: Setting) -> tuple[str, str]:
@@ -227,6 +233,39 @@ EXPERT = (
         complaint=lambda plan, _setting: (
             f"is needed by a mixture of experts with tp={plan.tensor_parallel}",
             "sequence_parallel on",
+        ),
+    ),
+    Rule(
+        name="expert_overlap_needs_interleaving",
+        frameworks=(MEGATRON,),
+        field="virtual_stages",
+        text="hiding the exchange of tokens with experts needs virtual stages where pp > 1",
+        source=f"{MCORE}: overlap_moe_expert_parallel_comm with pipeline_model_parallel_size > 1",
+        columns=columns("expert_parallel", "pipeline_parallel", "virtual_stages"),
+        holds=lambda plans, setting: (
+            mask(not setting.overlaps_experts)
+            | (plans.expert_parallel == 1)
+            | (plans.pipeline_parallel == 1)
+            | (plans.virtual_stages > 1)
+        ),
+        complaint=lambda plan, _setting: (
+            f"must be above 1 to hide the exchange of tokens with experts at pp={plan.pipeline_parallel}",
+            "vpp 2, or framework megatron",
+        ),
+    ),
+    Rule(
+        name="expert_overlap_excludes_whole_layers",
+        frameworks=(MEGATRON,),
+        field="recompute",
+        text="hiding the exchange of tokens with experts excludes recomputing whole layers, or all of an expert layer",
+        source=f"{MCORE}: overlap_moe_expert_parallel_comm with recompute_granularity full or moe in recompute_modules",
+        columns=columns("expert_parallel", "recompute", "recompute_modules"),
+        holds=lambda plans, setting: (
+            mask(not setting.overlaps_experts) | (plans.expert_parallel == 1) | ~_repeats_exchange(plans)
+        ),
+        complaint=lambda _plan, _setting: (
+            "would repeat the exchange of tokens with experts, which the framework hides only if it runs once",
+            "recompute none or selective, or framework megatron",
         ),
     ),
 )

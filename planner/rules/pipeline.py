@@ -42,13 +42,14 @@ _NAME_OF = {code: name for name, code in SCHEDULE_NAMES.items()}
 
 
 def _even_layers(plans: PlanBatch, setting: Setting) -> BoolArray:
-    """Layers left after fixed first and last stages divide over the other stages."""
+    """Layers left after fixed first and last stages divide over the other stages, or just suffice for a free layout."""
     if plans.stage_layers is not None:
         return _laid_out(plans, setting)
     first, last = plans.first_stage_layers, plans.last_stage_layers
     free_stages = plans.pipeline_parallel - (first > 0) - (last > 0)
     free_layers = setting.model.num_layers - first - last
-    even = (free_stages > 0) & (free_layers > 0) & (free_layers % np.maximum(free_stages, 1) == 0)
+    divided = setting.free_layout | (free_layers % np.maximum(free_stages, 1) == 0)
+    even = (free_stages > 0) & (free_layers >= free_stages) & divided
     return mask(even | ((free_stages == 0) & (free_layers == 0)))
 
 
@@ -68,13 +69,20 @@ def _enough_layers(plans: PlanBatch, setting: Setting) -> BoolArray:
 
 
 def _even_chunks(plans: PlanBatch, setting: Setting) -> BoolArray:
-    """Every rank's layers divide into its chunks, fixed first and last stages included; not where laid out by hand."""
+    """Every rank's layers divide into its chunks, fixed first and last stages included; not where laid out by hand.
+
+    A free layout needs a layer for every chunk only.
+    """
     v = plans.virtual_stages
     first, last = plans.first_stage_layers, plans.last_stage_layers
     free_stages = np.maximum(plans.pipeline_parallel - (first > 0) - (last > 0), 1)
     middle = (setting.model.num_layers - first - last) // free_stages
     laid = False if plans.stage_layers is None else plans.stage_layers.any(axis=1)
-    return mask((v == 1) | ((first % v == 0) & (last % v == 0) & (middle % v == 0)) | laid)
+    if setting.free_layout:
+        held = ((first == 0) | (first >= v)) & ((last == 0) | (last >= v)) & (middle >= v)
+    else:
+        held = (first % v == 0) & (last % v == 0) & (middle % v == 0)
+    return mask((v == 1) | held | laid)
 
 
 def _rounds(plans: PlanBatch) -> BoolArray:
@@ -111,7 +119,7 @@ PIPELINE_RULES = (
         name="pipeline_divides_layers",
         frameworks=(MEGATRON,),
         field="pipeline_parallel",
-        text="pp divides the layers, apart from fixed first and last stages",
+        text="pp divides the layers, apart from fixed first and last stages and where any layout can be given",
         source=f"{ARGUMENTS}: Number of layers should be divisible by the pipeline-model-parallel size",
         columns=_STAGES,
         holds=_even_layers,
@@ -205,7 +213,7 @@ PIPELINE_RULES = (
         name="interleaving_divides_layers",
         frameworks=(MEGATRON,),
         field="virtual_stages",
-        text="vpp divides the layers of every stage",
+        text="vpp divides the layers of every stage, unless any layout can be given",
         source=f"{ARGUMENTS}: number of layers per pipeline stage must be divisible (80 layers, PP16 VPP2 "
         "silently trained 64: NVIDIA/Megatron-LM issue 468)",
         columns=_STAGES | columns("virtual_stages"),

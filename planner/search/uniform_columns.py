@@ -197,7 +197,8 @@ def _pipeline_columns(columns: Columns, values: Columns, options: Options) -> No
     if "schedule" not in pins:
         columns["schedule"] = np.where(p > 1, values["schedule"], int(Schedule.ONE_F_ONE_B))
     if "virtual_stages" not in pins:
-        fits = chunks_fit(columns, layers, even=options.setting.framework == MEGATRON)
+        setting = options.setting
+        fits = chunks_fit(columns, layers, even=setting.framework == MEGATRON, free_layout=setting.free_layout)
         columns["virtual_stages"] = np.where(fits, values["virtual_stages"], 1)
 
 
