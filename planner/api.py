@@ -13,7 +13,7 @@ import numpy as np
 
 from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.uncertainty import NORMAL_90
-from planner.constraints import check_plan
+from planner.constraints import check_plan, legal
 from planner.estimates import plan_estimates
 from planner.explain import explain
 from planner.host_notes import host_notes
@@ -37,6 +37,7 @@ from planner.request import (
 )
 from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Request
 from planner.space import Space, plan_space
+from planner.switches import switches
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.scalars import plain
@@ -277,9 +278,20 @@ def _result(
         fitting=fitting,
         rejected=rejected,
         explanation=explain(answers[0], priced, objective=request.objective) if answers else None,
+        switches=switches(request, answers[0], priced) if answers else (),
         infeasible=infeasible,
         warnings=_warnings(request, answers[0] if answers else None),
     )
+
+
+def _needs_layout(request: Request, plan: ExecutionPlan) -> bool:
+    """Whether the framework takes the plan only because it takes any layout of layers."""
+    chunks = plan.pipeline_parallel * plan.virtual_stages
+    ends = plan.first_stage_layers or plan.last_stage_layers or plan.stage_layers
+    if not request.stack.free_layout or (request.model.num_layers % chunks == 0 and not ends):
+        return False
+    setting = setting_of(request, _part(request.cluster, plan.num_devices))
+    return not legal(PlanBatch.from_plans([plan]), replace(setting, free_layout=False))[0]
 
 
 def _warnings(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
@@ -299,6 +311,9 @@ def _warnings(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
             warn("extrapolated", "step_time_s", _EXTRAPOLATED[kind].format(share=percent(share)))
     if best.basis == "assumed":
         warn("uncalibrated", "step_time_s", "efficiencies are borrowed from other hardware; no timings of this one")
+    if _needs_layout(request, best.plan):
+        problem = f"{request.model.num_layers} layers do not divide into pp x vpp chunks"
+        warn("needs_layout", "plan.pipeline_parallel", f"{problem}: spread them by --pipeline-model-parallel-layout")
     notes += host_notes([request.cluster])
     usable = best.usable_memory_bytes
     # As risks of running out are told: without what publishers nobody has seen add to intervals.

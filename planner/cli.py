@@ -16,7 +16,8 @@ from planner import cli_decisions as trial
 from planner import cli_options as option
 from planner.cli_calibrate import calibrate
 from planner.cli_dataflow import dataflow
-from planner.cli_flow import check_no_workflow, plan_workflow, show_workflows, workflow
+from planner.cli_flow import check_no_workflow, plan_workflow, workflow
+from planner.cli_lists import frameworks, gpus, models, workflows
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
 from planner.cli_profiles import profiles
 from planner.cli_search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
@@ -182,41 +183,8 @@ def observe(
     trial.show_observed(inputs, values, trials=trials, count=next_, terms=terms)
 
 
-@app.command()
-def models(
-    name: Annotated[str, typer.Argument(help="Only models whose name contains this.")] = "",
-    json_: option.Json = False,
-    output: option.Output = None,
-    debug: option.Debug = False,
-) -> None:
-    """List the models known by name, with their sources."""
-    from planner.cli_catalog import show_models
-
-    emit(show_models(name), json_=json_, output=output)
-
-
-@app.command()
-def workflows(
-    name: Annotated[str, typer.Argument(help="Only workflows whose name contains this.")] = "",
-    json_: option.Json = False,
-    output: option.Output = None,
-    debug: option.Debug = False,
-) -> None:
-    """List the workflows known by name, with their settings."""
-    emit(show_workflows(name), json_=json_, output=output)
-
-
-@app.command()
-def gpus(
-    name: Annotated[str, typer.Argument(help="One device in full, with a source per figure.")] = "",
-    json_: option.Json = False,
-    output: option.Output = None,
-    debug: option.Debug = False,
-) -> None:
-    """List the devices known by name, with their sources."""
-    from planner.cli_catalog import show_devices
-
-    emit(show_devices(name), json_=json_, output=output)
+for _listing in (models, workflows, gpus, frameworks):
+    app.command()(_listing)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.phrases import count
-from planner.schema import device_document, models_document
+from planner.schema import device_document, frameworks_document, models_document
 from planner.schema_types import SCHEMA_VERSION
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError, did_you_mean
@@ -52,6 +52,30 @@ def show_devices(name: str) -> Shown:
     device, *others = catalog.device_matches(name, field="device")
     document = {"schema_version": SCHEMA_VERSION, "devices": [device_document(device)]}
     return document, lambda console: _device(device, [other.name for other in others], console)
+
+
+def show_frameworks(name: str) -> Shown:
+    """Frameworks and their variants whose name, or whose framework's, contains ``name``."""
+    document = frameworks_document()
+    wanted = name.strip().lower()
+    listed = document["frameworks"]
+    document["frameworks"] = [item for item in listed if wanted in item["name"] or wanted in item["framework"]]
+    if not document["frameworks"]:
+        names = [item["name"] for item in listed]
+        raise SpecError("framework", f"no name contains {name[:40]!r}", did_you_mean(wanted, names))
+    return document, lambda console: _frameworks(document["frameworks"], console)
+
+
+def _frameworks(listed: list[dict[str, Any]], console: Console) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("--framework", no_wrap=True)
+    table.add_column("rules of", no_wrap=True)
+    table.add_column("what it is", overflow="fold")
+    for item in listed:
+        switch = f"; on with {item['switched_on_by']}" if item["switched_on_by"] else ""
+        short = f" (also {item['framework']})" if item["default"] and item["framework"] != item["name"] else ""
+        table.add_row(item["name"] + short, item["framework"], item["description"] + switch)
+    console.print(table)
 
 
 def _models(models: list[dict[str, Any]], console: Console) -> None:

@@ -92,7 +92,10 @@ OffloadParameters = Annotated[
 ]
 
 Framework = Annotated[
-    str | None, _option("--framework", "megatron, deepspeed, fsdp, nanotron or huggingface.", _SEARCH)
+    str | None,
+    _option(
+        "--framework", "megatron, deepspeed, fsdp, nanotron or huggingface, or another of planner frameworks.", _SEARCH
+    ),
 ]
 StackFit = Annotated[str | None, _option("--stack-fit", "Stacks as planner calibrate --runs wrote them.", _SEARCH)]
 Objective = Annotated[

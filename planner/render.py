@@ -72,6 +72,7 @@ def render_ranking(result: PlanResult, console: Console) -> None:
     _searched(result, console)
     if result.best is not None:
         _rivals(result, console)
+        _switches(result, console)
 
 
 def render_estimate(result: PlanResult, best: PlanEstimate, console: Console) -> None:
@@ -85,6 +86,7 @@ def render_estimate(result: PlanResult, best: PlanEstimate, console: Console) ->
         console.print()
         _searched(result, console)
     _rivals(result, console)
+    _switches(result, console)
 
 
 def heading(request: Request, console: Console) -> None:
@@ -324,6 +326,24 @@ def _rivals(result: PlanResult, console: Console) -> None:
             signed_gib(rival.peak_memory_difference_bytes),
             *([] if rival.fits else ["does not fit"]),
             style="" if rival.fits else "dim",
+        )
+    console.print()
+    console.print(table)
+
+
+def _switches(result: PlanResult, console: Console) -> None:
+    """Settings that would make the best plan faster: what turns each on, and the name to plan with it."""
+    if not result.switches:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("settings that are off", overflow="fold")
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("best plan seen with it", overflow="fold")
+    for item in result.switches:
+        table.add_row(
+            f"{item.switched_on_by} (plan with --framework {item.framework})",
+            signed_percent(item.step_time_ratio - 1),
+            plan_label(item.plan),
         )
     console.print()
     console.print(table)

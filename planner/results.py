@@ -230,6 +230,25 @@ class Rival:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """What the best plan would be if a setting that the framework leaves off were on.
+
+    Attributes:
+        framework: Name of the stack that has it on.
+        switched_on_by: Options that turn it on, as the framework spells them.
+        plan: The best plan found with it.
+        step_time_s: Its step.
+        step_time_ratio: The same over that of the first plan.
+    """
+
+    framework: str
+    switched_on_by: str
+    plan: ExecutionPlan
+    step_time_s: float
+    step_time_ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """Why the first plan looks as it does.
 
@@ -297,6 +316,7 @@ class PlanResult:
         fitting: Of those, how many fit.
         rejected: Rule or limit to candidates it ruled out.
         explanation: About the first plan; None when there is none.
+        switches: Settings of the framework that would make it faster, fastest first.
         infeasible: What stands in the way; None when something fits.
         warnings: What to know before trusting the numbers.
     """
@@ -309,6 +329,7 @@ class PlanResult:
     fitting: int
     rejected: Mapping[str, int]
     explanation: Explanation | None
+    switches: tuple[Switch, ...]
     infeasible: Infeasible | None
     warnings: tuple[Note, ...]
 

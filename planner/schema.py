@@ -10,7 +10,7 @@ from typing import Any
 
 from costmodels.plan import ExecutionPlan
 from planner.phrases import explanation_sentences, remedy_sentence, rival_sentence
-from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Remedy, Request, Rival
+from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Remedy, Request, Rival, Switch
 from planner.rules.modules import module_names
 from planner.rules.pipeline import SCHEDULE_NAMES
 from planner.schema_types import CONVENTIONS, SCHEMA_VERSION
@@ -32,6 +32,7 @@ def to_document(result: PlanResult) -> dict[str, Any]:
         "request": request_document(result.request),
         "plans": [estimate_document(answer) for answer in result.plans],
         "explanation": _explanation(result),
+        "switches": [_switch(item) for item in result.switches],
         "infeasible": None if result.infeasible is None else infeasible_document(result.infeasible),
         "pareto": [_point(point) for point in result.pareto],
         "search": {
@@ -186,6 +187,28 @@ def devices_document() -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "devices": [device_document(devices[name]) for name in sorted(devices)]}
 
 
+def frameworks_document() -> dict[str, Any]:
+    """Every framework, and variant of one, that plans can be made for, by name."""
+    from planner.rules.base import FRAMEWORKS
+    from profiles.stacks import default_names, load_stacks
+
+    usual = default_names()
+    listed = [
+        {
+            "name": stack.name,
+            "framework": stack.framework,
+            "default": usual[stack.framework] == stack.name,
+            "description": stack.description,
+            "switched_on_by": stack.switched_on_by,
+        }
+        for stack in load_stacks().values()
+        if stack.framework in FRAMEWORKS
+    ]
+    order = {name: number for number, name in enumerate(FRAMEWORKS)}
+    listed.sort(key=lambda item: (order[str(item["framework"])], not item["default"], str(item["name"])))
+    return {"schema_version": SCHEMA_VERSION, "frameworks": listed}
+
+
 def note_document(note: Note) -> dict[str, str]:
     """An assumption or a warning."""
     return {"code": note.code, "field": note.field, "message": note.message}
@@ -222,6 +245,16 @@ def _rival(rival: Rival) -> dict[str, Any]:
         "device_seconds_ratio": rival.device_seconds_ratio,
         "peak_memory_difference_bytes": rival.peak_memory_difference_bytes,
         "fits": rival.fits,
+    }
+
+
+def _switch(item: Switch) -> dict[str, Any]:
+    return {
+        "framework": item.framework,
+        "switched_on_by": item.switched_on_by,
+        "plan": plan_document(item.plan),
+        "step_time_s": item.step_time_s,
+        "step_time_ratio": item.step_time_ratio,
     }
 
 

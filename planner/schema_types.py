@@ -39,6 +39,7 @@ def document_schema() -> Shape:
         request=request_shape(),
         plans=list_of({"$ref": "#/$defs/estimate"}),
         explanation=or_null(_explanation()),
+        switches=list_of(_switch()),
         infeasible=or_null(infeasible_shape()),
         pareto=list_of(_priced_plan()),
         search=closed_object(considered=COUNT, fitting=COUNT, rejected=map_of(COUNT)),
@@ -219,6 +220,16 @@ def infeasible_shape() -> Shape:
 
 def _priced_plan() -> Shape:
     return closed_object(plan={"$ref": "#/$defs/plan"}, num_devices=COUNT, step_time_s=AMOUNT, peak_memory_bytes=AMOUNT)
+
+
+def _switch() -> Shape:
+    return closed_object(
+        framework=TEXT,
+        switched_on_by=TEXT,
+        plan={"$ref": "#/$defs/plan"},
+        step_time_s=AMOUNT,
+        step_time_ratio=AMOUNT,
+    )
 
 
 def note_shape() -> Shape:

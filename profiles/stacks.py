@@ -150,6 +150,11 @@ def find_stack(name: str, stacks: Mapping[str, StackSpec] | None = None) -> Stac
     return known[key]
 
 
+def default_names() -> Mapping[str, str]:
+    """Framework to the stack that its name stands for."""
+    return MappingProxyType(_DEFAULTS)
+
+
 @cache
 def rl_fit() -> Mapping[str, float]:
     """What was fitted on published steps of reinforcement learning (``planner.validate.dataflow_step_fit``)."""

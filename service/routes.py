@@ -36,7 +36,7 @@ from service.schemas import (
     WorkflowRequest,
     given,
 )
-from service.views import DeviceList, DeviceView, ModelList, ModelView
+from service.views import DeviceList, DeviceView, FrameworkList, ModelList, ModelView
 
 _COMPONENTS = "#/components/schemas/"
 
@@ -168,6 +168,12 @@ async def get_device(name: EntryName) -> DeviceView:
     with _unknown_is_404():
         device = default_catalog().device(name, field="device")
     return DeviceView.model_validate(schema.device_document(device))
+
+
+@router.get("/frameworks", tags=["catalogue"])
+async def get_frameworks() -> FrameworkList:
+    """Every framework, and variant of one, that plans can be made for."""
+    return FrameworkList.model_validate(schema.frameworks_document())
 
 
 @router.get("/healthz", tags=["service"])

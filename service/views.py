@@ -49,3 +49,22 @@ class DeviceList(BaseModel):
 
     schema_version: str
     devices: list[DeviceView]
+
+
+class FrameworkView(BaseModel):
+    """A framework as a request's `framework` names it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    framework: str = Field(description="Whose rules apply.")
+    default: bool = Field(description="Whether the name of the framework stands for it.")
+    description: str
+    switched_on_by: str = Field(description="Options that turn it on; empty where it is no setting of another.")
+
+
+class FrameworkList(BaseModel):
+    """Every framework that plans can be made for."""
+
+    schema_version: str
+    frameworks: list[FrameworkView]

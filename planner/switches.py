@@ -1,0 +1,92 @@
+"""Settings of a framework that are off unless asked for: how fast the best plan would be with each of them on.
+
+A stack that differs from another only by such settings says what turns them on (``StackSpec.switched_on_by``). So far
+they are Megatron-Core's ways to exchange tokens with experts; plans that do not spread experts have nothing to gain.
+"""
+
+from dataclasses import fields, replace
+
+import numpy as np
+
+from costmodels.plan import IntArray
+from planner.constraints import legal
+from planner.pricing import price_all
+from planner.ranking import Priced, best_rows
+from planner.request import cost_context, part_of, setting_of
+from planner.results import PlanEstimate, Request, Switch
+from profiles.stack import StackSpec
+from profiles.stacks import load_priors
+
+# What a setting is likely to reorder: of plans alike in these the fastest stand for all.
+_ALIKE = (
+    *("num_devices", "tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel"),
+    *("expert_tensor_parallel", "virtual_stages", "recompute"),
+)
+_FASTEST = 4
+_EXCHANGED = 0.02  # share of the step that exchanges take from which other ways to exchange are looked at
+_NOTICEABLE = 0.01  # least share of the step that a setting must save to be told
+
+
+def switches(request: Request, best: PlanEstimate, priced: Priced) -> tuple[Switch, ...]:
+    """Settings that would make the best plan at least a little faster, the fastest first.
+
+    Args:
+        request: The question.
+        best: The plan that answers it.
+        priced: All plans it was chosen from.
+    """
+    if best.plan.expert_parallel == 1 or not best.fits:
+        return ()
+    if best.communication_total_s.get("expert_parallel", 0.0) < _EXCHANGED * best.step_time_s:
+        return ()
+    found = []
+    contenders = priced.plans.take(_contenders(priced))
+    for stack in _others(request.stack):
+        there = replace(request, stack=stack)
+        cluster = request.cluster
+        if best.num_devices != cluster.num_devices:
+            cluster = part_of(cluster, best.num_devices)
+        plans = contenders.take(np.flatnonzero(contenders.num_devices == best.num_devices))
+        plans = plans.take(np.flatnonzero(legal(plans, setting_of(there, cluster))))
+        if not len(plans):
+            continue
+        again = price_all(plans, cost_context(there, cluster))
+        for row in best_rows(again, objective="step_time", count=1):
+            ratio = float(again.step_time_s[row]) / best.step_time_s
+            if ratio < 1 - _NOTICEABLE:
+                found.append(
+                    Switch(
+                        framework=stack.name,
+                        switched_on_by=stack.switched_on_by,
+                        plan=again.plans.plan(int(row)),
+                        step_time_s=float(again.step_time_s[row]),
+                        step_time_ratio=ratio,
+                    )
+                )
+    return tuple(sorted(found, key=lambda item: item.step_time_ratio))
+
+
+def _others(stack: StackSpec) -> list[StackSpec]:
+    """The stack with more settings turned on, whatever else was fitted to one's own runs kept."""
+    packaged = load_priors()
+    off = packaged.get(stack.name)
+    if off is None or (off.shares_time_with and not off.switched_on_by):  # of another time, or another way of training
+        return []
+    root, on = off.shares_time_with or off.name, set(off.switched_on_by.split())
+    found = []
+    for other in packaged.values():
+        if other.shares_time_with == root and on < set(other.switched_on_by.split()):
+            changed = {item.name: getattr(other, item.name) for item in fields(StackSpec)}
+            found.append(replace(stack, **{k: v for k, v in changed.items() if v != getattr(off, k)}))
+    return found
+
+
+def _contenders(priced: Priced) -> IntArray:
+    """Rows of the fastest plans that fit, of every kind."""
+    rows = np.flatnonzero(priced.fits)
+    keys = np.stack([np.asarray(getattr(priced.plans, name))[rows] for name in _ALIKE])
+    order = np.lexsort((priced.step_time_s[rows], *keys))
+    sorted_keys = keys[:, order]
+    starts = np.r_[True, (sorted_keys[:, 1:] != sorted_keys[:, :-1]).any(axis=0)]
+    first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
+    return rows[order[np.arange(len(order)) - first < _FASTEST]]
