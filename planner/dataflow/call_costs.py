@@ -95,6 +95,7 @@ def call_costs(
             framework=setting.stack.framework,
             domain_devices=setting.cluster.domain_devices,
             pins=pins,
+            overlaps_experts=setting.stack.expert_parallel_overlap > 0,
         )
         table = price_plans(plans, call, wanted, setting)
     if fitting:

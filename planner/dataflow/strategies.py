@@ -51,6 +51,7 @@ def strategies(
     framework: str,
     domain_devices: int,
     pins: Mapping[str, int] | None = None,
+    overlaps_experts: bool = False,
 ) -> PlanBatch:
     """Plans of a training or inference call on each number of devices.
 
@@ -61,6 +62,7 @@ def strategies(
         framework: Whose rules apply.
         domain_devices: Devices per scale-up domain, the most a tensor-parallel group may span.
         pins: Plan column to the value it must have, if any; a micro-batch need not be on the grid then.
+        overlaps_experts: Whether exchanges of tokens with experts are to run under another micro-batch.
 
     Returns:
         Every legal plan, in the order of the sizes: degrees, micro-batch sizes, recomputation (training only).
@@ -69,7 +71,9 @@ def strategies(
         SpecError: If there are too many.
     """
     job = training_job(call)
-    setting = Setting(model=model, job=job, num_devices=max(sizes), framework=framework)
+    setting = Setting(
+        model=model, job=job, num_devices=max(sizes), framework=framework, overlaps_experts=overlaps_experts
+    )
     columns = degrees(model, sizes, domain_devices=domain_devices, sequence_tokens=job.sequence_length)
     pins = pins or {}
     wanted = [pins["micro_batch_size"]] if "micro_batch_size" in pins else None

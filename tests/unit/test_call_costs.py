@@ -70,6 +70,18 @@ def test_every_training_row_is_legal_for_the_framework() -> None:
     assert {1, 2, 4, 8} == set(plans.tensor_parallel.tolist())
 
 
+def test_a_stack_that_hides_exchanges_trains_experts_without_whole_stages_and_whole_layers_recomputed() -> None:
+    model, cluster = mixture(num_layers=8), parse_cluster("1x8xH100", default_catalog(), fabric=None)
+    tables = {
+        name: call_costs(call(), model, CallSetting(cluster=cluster, stack=find_stack(name)), [8], fitting=False).plans
+        for name in ("megatron-core", "megatron-core-ep-overlap")
+    }
+    spread = {name: plans.take(np.flatnonzero(plans.expert_parallel > 1)) for name, plans in tables.items()}
+    assert (spread["megatron-core"].pipeline_parallel > 1).any()
+    assert (spread["megatron-core-ep-overlap"].pipeline_parallel == 1).all()
+    assert not (spread["megatron-core-ep-overlap"].recompute == Recompute.FULL).any()
+
+
 def test_weights_of_an_inference_call_are_two_bytes_each() -> None:
     table = call_costs(call(CallKind.INFERENCE), LLAMA, SETTING, [8])
     whole = (table.plans.tensor_parallel == 1) & (table.plans.pipeline_parallel == 1)
