@@ -90,7 +90,7 @@ def evaluate_stages(
     looked = _look_up(plans, prices, dense, moe, intervals=intervals)
     layers = _layers(plans, model, dense, moe)
     passes = _passes(plans, prices, looked, layers)
-    held = held_activations(_activation_units(looked, context), layers, in_flight(plans))
+    held = held_activations(_activation_units(looked, context), layers, in_flight(plans, looked["overlaps"] > 0))
     tensors = _tensors(plans, looked, held, context)
     memory = with_overheads(tensors, context.stack)
     paged = paging_bytes(tensors, memory)
@@ -168,14 +168,15 @@ def _passes(plans: StagePlanBatch, prices: StagePrices, looked: _Looked, layers:
     )
 
 
-def in_flight(plans: StagePlanBatch) -> FloatArray:
-    """(N, S) micro-batches held by every stage at its peak."""
+def in_flight(plans: StagePlanBatch, overlapped: BoolArray | None = None) -> FloatArray:
+    """(N, S) micro-batches held by every stage at its peak; of ``overlapped`` stages those of two passes at once."""
     held = in_flight_microbatches(
         plans.schedule,
         stage=np.arange(plans.width)[:, None],
         stages=plans.num_stages,
         virtual_stages=plans.virtual_stages,
         num_microbatches=plans.num_microbatches,
+        overlapped=False if overlapped is None else overlapped.T,
     )
     return np.maximum(held, 0.0).T
 

@@ -29,7 +29,7 @@ from costmodels.stage_layers import layer_kinds
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stage_plan import StageConfigs
 from costmodels.stage_seconds import module_s, recompute_units, stage_seconds
-from costmodels.stages import lone_stages
+from costmodels.stages import lone_stages, overlaps_passes
 from costmodels.transfer import boundary_transfers
 from costmodels.trust import layer_opens
 from profiles.errors import SpecError
@@ -90,6 +90,7 @@ CONFIG_COLUMNS = (
     "nodes",
     "layer_open_low",
     "layer_open_high",
+    "overlaps",
 )
 
 
@@ -295,6 +296,7 @@ def _priced_units(
     traffic = data_parallel_traffic(plans, stages, parameters, context)
     open_low, open_high = layer_opens(costs)
     found = {
+        "overlaps": 1.0 * overlaps_passes(plans, context.stack),
         "reduces_per_microbatch": traffic.reduces_per_microbatch[:, 0],
         "gathers_per_microbatch": traffic.gathers_per_microbatch[:, 0],
         "hidden_gathers": traffic.hidden_gathers[:, 0],

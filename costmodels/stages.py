@@ -17,6 +17,7 @@ from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.pipeline import in_flight_microbatches
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Schedule, chunks_per_stage
 from profiles.model import ModelSpec
+from profiles.stack import StackSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +67,16 @@ class _Layout:
 _ALIKE = ("layers", "moe_layers", "has_embedding", "has_head")  # what stages of one class agree in
 
 
-def stage_table(plans: PlanBatch, model: ModelSpec, *, full: bool = False) -> StageTable:
+def stage_table(
+    plans: PlanBatch, model: ModelSpec, *, full: bool = False, overlapped: BoolArray | None = None
+) -> StageTable:
     """The stages of every plan.
 
     Args:
         plans: N plans.
         model: ``num_layers`` and the MoE pattern are read.
         full: One column per stage up to the largest p, instead of one per class.
+        overlapped: (N,) whether passes of two micro-batches run beside one another (``overlaps_passes``).
 
     Returns:
         Table with S as small as the batch allows, or S = largest p when full.
@@ -83,7 +87,13 @@ def stage_table(plans: PlanBatch, model: ModelSpec, *, full: bool = False) -> St
     if not full:
         layout = _merged(layout)
     rows = {name: np.take(getattr(layout, name), groups.of_row, axis=0) for name in _Layout.__dataclass_fields__}
-    return StageTable(in_flight=_in_flight(plans, layout, groups), groups=groups, **rows)
+    return StageTable(in_flight=_in_flight(plans, layout, groups, overlapped), groups=groups, **rows)
+
+
+def overlaps_passes(plans: PlanBatch, stack: StackSpec) -> BoolArray:
+    """(N,) whether a stack runs the forward pass of one micro-batch beside the backward pass of another."""
+    found: BoolArray = (plans.expert_parallel > 1) & (stack.expert_parallel_overlap > 0)
+    return found
 
 
 def lone_stages(layers: IntArray, moe: IntArray, *, has_embedding: BoolArray, has_head: BoolArray) -> StageTable:
@@ -109,9 +119,10 @@ def lone_stages(layers: IntArray, moe: IntArray, *, has_embedding: BoolArray, ha
     )
 
 
-def _in_flight(plans: PlanBatch, layout: _Layout, layouts: Groups) -> FloatArray:
+def _in_flight(plans: PlanBatch, layout: _Layout, layouts: Groups, overlapped: BoolArray | None) -> FloatArray:
     """(N, S) micro-batches held, once per distinct layout, schedule and number of micro-batches."""
-    groups = group_rows(layouts.of_row, plans.schedule, plans.num_microbatches)
+    beside = np.zeros(len(plans), dtype=np.int64) if overlapped is None else overlapped.astype(np.int64)
+    groups = group_rows(layouts.of_row, plans.schedule, plans.num_microbatches, beside)
     rows = groups.first
     of_layout = layouts.of_row[rows]
     schedule = plans.schedule[rows, None]
@@ -123,6 +134,7 @@ def _in_flight(plans: PlanBatch, layout: _Layout, layouts: Groups) -> FloatArray
         stages=plans.pipeline_parallel[rows, None],
         virtual_stages=plans.virtual_stages[rows, None],
         num_microbatches=plans.num_microbatches[rows, None],
+        overlapped=beside[rows, None] > 0,
     )
     held = np.where(layout.count[of_layout] > 0, held, 0.0)
     return np.take(held, groups.of_row, axis=0)

@@ -136,7 +136,9 @@ def _pipelines(
     microbatches = configs.plans.num_microbatches[[rows[0] for rows in chosen]].astype(np.int64)[which]
     shapes = group_rows(stages, microbatches)
     ways = [(int(schedule), 1) for schedule in SCHEDULES]
-    ways += [(int(Schedule.ONE_F_ONE_B), chunks) for chunks in chunk_counts(setting) if chunks > 1]
+    # Chunks that a free layout adds are left to the plans whose stages are alike: they double the families.
+    chunks_of = chunk_counts(replace(setting, free_layout=False))
+    ways += [(int(Schedule.ONE_F_ONE_B), chunks) for chunks in chunks_of if chunks > 1]
     parts = []
     for schedule, chunks in ways:
         if pins.get("schedule", schedule) != schedule or pins.get("virtual_stages", chunks) != chunks:

@@ -54,7 +54,7 @@ LARGE: dict[str, tuple[str, str, dict[str, int]]] = {
     "dense": ("llama-3-70b", "2x8xA100-80GB+2x8xH100", {"sequence_length": 4096, "global_batch_size": 256}),
     "less memory": ("llama-3-70b", "4x8xA100-40GB+4x8xA100-80GB", {"sequence_length": 8192, "global_batch_size": 128}),
     "dense layers before MoE": (
-        "deepseek-v3", "32x8xA100-80GB+32x8xH100", {"sequence_length": 4096, "global_batch_size": 512}
+        "deepseek-v2", "8x8xA100-80GB+8x8xH100", {"sequence_length": 4096, "global_batch_size": 512}
     ),
     "three groups": (
         "mixtral-8x7b", "1x8xA100-80GB+2x8xH100+1x8xH200", {"sequence_length": 4096, "global_batch_size": 128}

@@ -1,13 +1,16 @@
 """Exchanges of tokens with experts under another micro-batch: what Megatron-Core asks of a plan, layouts included."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from costmodels.evaluate import evaluate
 from costmodels.plan import PlanBatch, Recompute, RecomputeModule
 from planner.constraints import legal, rules_for, violations
 from planner.rules.base import MEGATRON, Setting
 from planner.space import plan_space
-from tests.fakes import gpt, job, mixture
+from tests.fakes import context, gpt, job, mixture, stack
 from tests.unit.test_constraints import split
 
 OVERLAPS = Setting(
@@ -54,6 +57,25 @@ def test_what_overlap_asks_of_a_plan(plan, expected):
     without = Setting(model=OVERLAPS.model, job=OVERLAPS.job, num_devices=8, framework=MEGATRON)
     assert broken(plan, without) == set()
     assert all(error.hint for error in violations(plan, OVERLAPS))
+
+
+def test_exchanges_under_another_micro_batch_keep_its_activations_too():
+    plan = split(d=8, expert_parallel=8)
+    parts = {
+        share: evaluate(
+            PlanBatch.from_plans([plan]), context(model=mixture(), stack=stack(expert_parallel_overlap=share))
+        )
+        for share in (0.0, 0.8)
+    }
+    kept = {share: estimate.memory_parts_bytes["activations"].max() for share, estimate in parts.items()}
+    assert parts[0.8].stages.in_flight.max() == 2 == 2 * parts[0.0].stages.in_flight.max()
+    assert 1.5 < kept[0.8] / kept[0.0] <= 2
+    alone = replace(plan, expert_parallel=1)
+    peaks = [
+        evaluate(PlanBatch.from_plans([alone]), context(model=mixture(), stack=stack(expert_parallel_overlap=share)))
+        for share in (0.0, 0.8)
+    ]
+    assert peaks[0].peak_memory_bytes == peaks[1].peak_memory_bytes
 
 
 def where(layers, *, free_layout):

@@ -259,6 +259,24 @@ def test_1f1b_holds_as_many_microbatches_as_the_schedule_played_out(stage, stage
     assert float(held) == result.in_flight[stage]
 
 
+@pytest.mark.parametrize(("stages", "chunks", "more"), [(1, 1, 1.0), (4, 2, 1 / 2), (8, 4, 1 / 4)])
+def test_passes_beside_one_another_hold_a_chunk_more_if_there_is_one(stages, chunks, more):
+    """Megatron-LM's combined 1F1B warms up with one more forward pass of a chunk."""
+
+    def held(overlapped, microbatches):
+        return in_flight_microbatches(
+            np.array(Schedule.ONE_F_ONE_B),
+            stage=np.arange(stages),
+            stages=np.array(stages),
+            virtual_stages=np.array(chunks),
+            num_microbatches=np.array(microbatches),
+            overlapped=np.array(overlapped),
+        )
+
+    assert (held(True, 64) - held(False, 64)).tolist() == [more] * stages
+    assert held(True, 1).tolist() == [1.0] * stages
+
+
 @pytest.mark.parametrize("schedule", ZERO_BUBBLE)
 @pytest.mark.parametrize("microbatches", [1, 2, 5, 8, 10, 15, 40])
 @pytest.mark.parametrize("stages", [1, 2, 5, 8])
