@@ -11,7 +11,7 @@ this width is, and is judged leaving each publisher out.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,19 @@ class FirstErrors:
         return self.width() * within / float(np.hypot(between, within))
 
 
-def first_errors(unseen: Unseen, *, of_memory: bool) -> FirstErrors:
-    """The blind errors of one kind in both tables.
+def first_errors(rounds: Iterable[Unseen], *, of_memory: bool) -> FirstErrors:
+    """The blind errors of one kind in the tables of some rounds.
 
     Args:
-        unseen: The tables, priced by ``fitted_stacks()``.
+        rounds: The tables, priced by ``fitted_stacks()``.
         of_memory: Those of memories, not of times.
     """
-    parts = [_first_of(unseen.judged[kind], unseen.stands_in) for kind in Kind if kind.of_memory == of_memory]
+    parts = [
+        _first_of(unseen.judged[kind], unseen.stands_in)
+        for unseen in rounds
+        for kind in Kind
+        if kind.of_memory == of_memory
+    ]
     return FirstErrors(
         publishers=np.concatenate([part.publishers for part in parts]),
         error=np.concatenate([part.error for part in parts]),
@@ -117,13 +122,13 @@ def _first_of(judged: Judged, stands_in: frozenset[str]) -> FirstErrors:
     )
 
 
-def publisher_card(unseen: Unseen) -> dict[str, Any]:
+def publisher_card(rounds: Mapping[int, Unseen]) -> dict[str, Any]:
     """What ``profiles.stacks`` adds to every packaged stack, as a JSON document.
 
     Args:
-        unseen: The tables, priced by ``fitted_stacks()``.
+        rounds: The tables of every round, priced by ``fitted_stacks()``.
     """
-    times, memories = (first_errors(unseen, of_memory=of_memory) for of_memory in (False, True))
+    times, memories = (first_errors(rounds.values(), of_memory=of_memory) for of_memory in (False, True))
     return {
         "protocol": "planner.validate.publishers; blind errors of publishers that no fit has read",
         "values": {

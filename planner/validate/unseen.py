@@ -1,8 +1,9 @@
 """The packaged tables of published runs that no fit of times or memory reads, priced, beside their first errors.
 
-``data/unseen.csv`` (training) and ``data/unseen_tuning.csv`` (fine-tuning) were put together from sources that the
-tables behind the fits do not hold, priced once before anything was known of the errors, and then looked into. Their
-notes keep that first, blind error of every figure, and whether the 90 % interval of then held it.
+They come in rounds (``planner.validate.rows.UNSEEN_ROUNDS``): ``data/unseen.csv`` (training) and
+``data/unseen_tuning.csv`` (fine-tuning) are the first. Each was put together from sources that the tables behind the
+fits and earlier rounds do not hold, priced once before anything was known of the errors, and then looked into. Notes
+keep that first, blind error of every figure, and whether the 90 % interval of then held it.
 ``planner.validate.unseen_page`` writes what came of it, ``planner.validate.publishers`` what it says of intervals.
 """
 
@@ -21,7 +22,7 @@ from costmodels.plan import BoolArray, FloatArray
 from planner.validate.mapping import map_files
 from planner.validate.predict import Predictions, predict_rows
 from planner.validate.reader import Row, read_rows
-from planner.validate.rows import NEVER_FITTED, ScorableRow
+from planner.validate.rows import UNSEEN_ROUNDS, ScorableRow
 from profiles.stack import StackSpec
 from profiles.stacks import load_stacks
 
@@ -110,7 +111,7 @@ class Verdicts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unseen:
-    """The tables, priced.
+    """The tables of one round, priced.
 
     Attributes:
         rows: All rows, repeats of a configuration averaged.
@@ -127,10 +128,11 @@ class Unseen:
     verdicts: Verdicts
 
 
-def unseen_tables() -> tuple[Path, ...]:
-    """The packaged tables."""
+def unseen_tables(of_round: int | None = None) -> tuple[Path, ...]:
+    """The packaged tables of one round; of all when None."""
     folder = resources.files("planner.validate") / "data"
-    return tuple(Path(str(folder / name)) for name in sorted(NEVER_FITTED))
+    names = (name for name, number in UNSEEN_ROUNDS.items() if of_round in (None, number))
+    return tuple(Path(str(folder / name)) for name in sorted(names))
 
 
 def publisher_at(address: str) -> str:
@@ -140,17 +142,22 @@ def publisher_at(address: str) -> str:
     return owner if parts.netloc in _CODE_HOSTS and owner else parts.netloc
 
 
-def price_unseen(stacks: Mapping[str, StackSpec] | None = None) -> Unseen:
-    """Price the tables.
+def price_unseen(stacks: Mapping[str, StackSpec] | None = None) -> Mapping[int, Unseen]:
+    """Price the tables: number of a round to its own.
 
     Args:
         stacks: Framework stacks by name; the packaged ones when None.
     """
-    tables = unseen_tables()
+    chosen = load_stacks() if stacks is None else stacks
+    return {number: _price(unseen_tables(number), chosen) for number in sorted(set(UNSEEN_ROUNDS.values()))}
+
+
+def _price(tables: Sequence[Path], stacks: Mapping[str, StackSpec]) -> Unseen:
+    """Price the tables of one round."""
     lines = {(row.file, row.line): row for table in tables for row in read_rows(table)}
     rows = tuple(map_files(tables).scorable)
     of_row = [lines[row.file, row.line] for row in rows]
-    found = predict_rows(rows, stacks or load_stacks())
+    found = predict_rows(rows, stacks)
     judged = {kind: _judged(kind, rows, of_row, found) for kind in Kind}
     return Unseen(
         rows=rows,
@@ -176,8 +183,8 @@ def _judged(kind: Kind, rows: Sequence[ScorableRow], lines: Sequence[Row], found
     blind = [_blind_of(lines[n], what) for n in chosen]
     return Judged(
         numbers=np.array(chosen, dtype=np.int64),
-        sources=np.array([rows[n].source for n in chosen]),
-        publishers=np.array([publisher_at(lines[n].text("source_url_or_path")) for n in chosen]),
+        sources=np.array([rows[n].source for n in chosen], dtype=np.str_),
+        publishers=np.array([publisher_at(lines[n].text("source_url_or_path")) for n in chosen], dtype=np.str_),
         measured=np.array([measured(rows[n]) for n in chosen], dtype=float),
         predicted=predicted,
         low=low,
@@ -202,7 +209,7 @@ def _verdicts(rows: Sequence[ScorableRow], lines: Sequence[Row], found: Predicti
     died = np.array([rows[n].out_of_memory is True for n in known], dtype=np.bool_)
     return Verdicts(
         numbers=np.array(known, dtype=np.int64),
-        sources=np.array([rows[n].source for n in known]),
+        sources=np.array([rows[n].source for n in known], dtype=np.str_),
         died=died,
         right=np.asarray(found.fits[known] != died, dtype=np.bool_),
         blind=np.array([float("nan") if match is None else float(match[1] == "right") for match in first]),

@@ -4,7 +4,7 @@ Run as ``python -m planner.validate.unseen_page --out docs/unseen.md``.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +15,61 @@ from planner.validate.publishers import FirstErrors, first_errors
 from planner.validate.render import percent
 from planner.validate.rows import ScorableRow
 from planner.validate.unseen import Judged, Kind, Unseen, mean_over, price_unseen
-from planner.validate.unseen_words import FOUND, INTRODUCTION, MEMORY, TRAINING, TUNING, VERDICTS, WIDTHS
+from planner.validate.unseen_words import (
+    FOUND,
+    FOUND_LATER,
+    INTRODUCTION,
+    LATER_ROUNDS,
+    MEMORY,
+    TRAINING,
+    TUNING,
+    VERDICTS,
+    WIDTHS,
+)
 from profiles.markdown import table_head, table_row
 from profiles.stacks import fitted_stacks
 
-BLIND_COMMIT = "8dbeaa6"
-MEMORY_COMMIT = "84afd51"  # of the memory of training
+BLIND_COMMITS = {1: "8dbeaa6"}  # round to the commit whose stacks priced it first
+MEMORY_COMMIT = "84afd51"  # of the first round's memory of training
 _NOTHING = ("", "", "")
-_SECTIONS = ((Kind.TRAINING, TRAINING), (Kind.TUNING, TUNING), (Kind.TRAINING_MEMORY, MEMORY))
+_SECTIONS = {Kind.TRAINING: TRAINING, Kind.TUNING: TUNING, Kind.TRAINING_MEMORY: MEMORY, Kind.TUNING_MEMORY: ""}
 
 
-def unseen_page(unseen: Unseen) -> str:
+def unseen_page(rounds: Mapping[int, Unseen]) -> str:
     """The page as Markdown.
 
     Args:
-        unseen: The tables, priced by ``fitted_stacks()``.
+        rounds: The tables of every round, priced by ``fitted_stacks()``.
     """
-    shown = dict(_SECTIONS) | {Kind.TUNING_MEMORY: ""}
-    parts = [INTRODUCTION.format(figures=unseen.lines, commit=BLIND_COMMIT)]
-    for kind, words in shown.items():
+    lines = sum(unseen.lines for unseen in rounds.values())
+    parts = [INTRODUCTION.format(figures=lines, first=rounds[1].lines, commit=BLIND_COMMITS[1])]
+    for kind, words in _SECTIONS.items():
         parts += [f"## {kind}\n", words.format(commit=MEMORY_COMMIT)] if words else [f"## {kind}\n"]
-        parts.append(_by_source(unseen, unseen.judged[kind]))
-    parts += ["## Out-of-memory verdicts\n", VERDICTS, _verdicts(unseen), _widths(unseen), FOUND, _all_figures(unseen)]
+        parts.append(_by_source(rounds[1], rounds[1].judged[kind]))
+    parts += ["## Out-of-memory verdicts\n", VERDICTS, _verdicts(rounds[1])]
+    parts += [_later_round(number, rounds) for number in rounds if number > 1]
+    parts += [_widths(rounds), FOUND, *(FOUND_LATER[number] for number in rounds if number > 1), _all_figures(rounds)]
+    return "\n".join(parts)
+
+
+def _later_round(number: int, rounds: Mapping[int, Unseen]) -> str:
+    """A round after the first: its own blind errors, and what intervals as wide as earlier rounds told hold of them."""
+    unseen, earlier = rounds[number], [rounds[before] for before in rounds if before < number]
+    figures: dict[str, object] = {"lines": unseen.lines, "commit": BLIND_COMMITS[number]}
+    for what, of_memory in (("times", False), ("memories", True)):
+        own, told = first_errors([unseen], of_memory=of_memory), first_errors(earlier, of_memory=of_memory).width()
+        groups = [own.of(name) for name in own.names]
+        figures |= {
+            f"{what}_names": len(own.names),
+            f"{what}_alone": percent(mean_over(groups, own.covered(0.0))) if groups else "none",
+            f"{what}_packaged": percent(mean_over(groups, own.covered(told))) if groups else "none",
+        }
+    parts = [LATER_ROUNDS[number].format(**figures)]
+    for kind, judged in unseen.judged.items():
+        if len(judged.numbers):
+            parts += [f"### {kind} of round {number}\n", _by_source(unseen, judged)]
+    if len(unseen.verdicts.numbers):
+        parts += [f"### Out-of-memory verdicts of round {number}\n", _verdicts(unseen)]
     return "\n".join(parts)
 
 
@@ -87,9 +120,9 @@ def _verdicts(unseen: Unseen) -> str:
     return "\n".join([*lines, ""])
 
 
-def _widths(unseen: Unseen) -> str:
-    """What the blind errors say of intervals, publisher by publisher."""
-    parts = {what: first_errors(unseen, of_memory=what == "memories") for what in ("times", "memories")}
+def _widths(rounds: Mapping[int, Unseen]) -> str:
+    """What the blind errors of all rounds say of intervals, publisher by publisher."""
+    parts = {what: first_errors(rounds.values(), of_memory=what == "memories") for what in ("times", "memories")}
     figures: dict[str, object] = {}
     for what, first in parts.items():
         own = [first.of(name) for name in first.names]
@@ -139,17 +172,21 @@ def _width_table(what: str, first: FirstErrors) -> str:
     return "\n".join([*lines, ""])
 
 
-def _all_figures(unseen: Unseen) -> str:
+def _all_figures(rounds: Mapping[int, Unseen]) -> str:
     """One line per row: what was measured, and both errors."""
     head = ("source", "model", "cluster", "plan", "step, s", "blind", "now", "peak, GB", "blind", "now", "verdict")
-    lines = ["## Every figure", "", *table_head(head)]
+    return "\n".join(
+        ["## Every figure", "", *table_head(head), *(line for each in rounds.values() for line in _figures(each)), ""]
+    )
+
+
+def _figures(unseen: Unseen) -> Iterable[str]:
     times, peaks = (_cells(unseen, of_memory=of_memory) for of_memory in (False, True))
     fates = _fates(unseen)
     for number, row in enumerate(unseen.rows):
         what = (row.source, row.model_name, row.cluster.name, _plan(row))
         cells = (*times.get(number, _NOTHING), *peaks.get(number, _NOTHING), fates.get(number, ""))
-        lines.append(table_row(*what, *cells))
-    return "\n".join([*lines, ""])
+        yield table_row(*what, *cells)
 
 
 def _cells(unseen: Unseen, *, of_memory: bool) -> Mapping[int, tuple[str, str, str]]:

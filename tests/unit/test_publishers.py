@@ -25,8 +25,8 @@ def errors(of: dict[str, list[float]], half_width: float = 0.0) -> FirstErrors:
 
 @pytest.fixture(scope="module")
 def told() -> dict[bool, FirstErrors]:
-    unseen = price_unseen(fitted_stacks())
-    return {of_memory: first_errors(unseen, of_memory=of_memory) for of_memory in (False, True)}
+    rounds = price_unseen(fitted_stacks())
+    return {of_memory: first_errors(rounds.values(), of_memory=of_memory) for of_memory in (False, True)}
 
 
 def test_a_width_holds_nine_publishers_of_ten():

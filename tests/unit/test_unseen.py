@@ -1,5 +1,6 @@
 """Published runs that no fit has read: each cited, none fitted on, all within a loose bar."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,8 +22,13 @@ TRAINING = next(path for path in unseen_tables() if path.name == "unseen.csv")
 
 
 @pytest.fixture(scope="module")
-def unseen() -> Unseen:
+def rounds() -> Mapping[int, Unseen]:
     return price_unseen(fitted_stacks())
+
+
+@pytest.fixture(scope="module")
+def unseen(rounds) -> Unseen:
+    return rounds[1]
 
 
 @pytest.fixture(scope="module")
@@ -85,23 +91,30 @@ def test_what_was_blind_stays_what_it_was(unseen, steps):
     assert int(memory.blind_inside.sum()) == 3
 
 
-def test_no_fit_reads_it(unseen):
-    assert {row.file for row in unseen.rows} == {path.name for path in unseen_tables()} == NEVER_FITTED
-    for name in ("unseen.csv", "unseen_tuning.csv"):
-        rows: list[ScorableRow] = [row for row in unseen.rows if row.file == name][:2]
+def test_no_fit_reads_it(rounds):
+    every = [row for unseen in rounds.values() for row in unseen.rows]
+    assert {row.file for row in every} == {path.name for path in unseen_tables()} == NEVER_FITTED
+    for name in sorted(NEVER_FITTED):
+        rows: list[ScorableRow] = [row for row in every if row.file == name][:2]
         for fit in (refuse_unseen, refit, fit_memory):
             with pytest.raises(SpecError, match=rf"^data: {name} judges fits and is never fitted on"):
                 fit(rows)
         refuse_unseen([replace(row, file="another.csv") for row in rows])
 
 
-def test_the_page_names_every_source_and_what_was_blind(unseen, tmp_path):
-    page = unseen_page(unseen)
+def test_rounds_are_priced_apart(rounds):
+    for number, unseen in rounds.items():
+        assert {row.file for row in unseen.rows} == {path.name for path in unseen_tables(number)}
+    assert len(unseen_tables()) == sum(len(unseen_tables(number)) for number in rounds)
+
+
+def test_the_page_names_every_source_and_what_was_blind(rounds, tmp_path):
+    page = unseen_page(rounds)
     kinds = ("## Training steps", "## Fine-tuning steps", "## Training peak memory", "## Fine-tuning peak memory")
     rest = ("## Out-of-memory verdicts", "## How wide intervals must be", "## What the errors were", "## Every figure")
     for title in ("# Never fitted on", *kinds, *rest):
         assert f"{title}\n" in page
-    assert all(f"| {row.source} |" in page for row in unseen.rows)
+    assert all(f"| {row.source} |" in page for unseen in rounds.values() for row in unseen.rows)
     assert "| llm.c | megatron-core (stands in) | 4 | 18.2 % | +18.2 % | +42.5 % |" in page
     assert "| fms-acceleration L40 (mid 2024) | hf-fsdp, hf-trainer-2024 | 10 |  |  |  |  |" in page
     assert "| all | 21/30 | " in page
