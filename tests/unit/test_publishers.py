@@ -1,6 +1,7 @@
 """How much wider intervals are for a publisher nobody has seen: told by blind errors, ended by a user's own runs."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from costmodels.uncertainty import NORMAL_90
 from planner.validate.publishers import FirstErrors, first_errors, main
-from planner.validate.unseen import mean_over, price_unseen
+from planner.validate.unseen import Unseen, mean_over, price_unseen
 from profiles.stacks import fitted_stacks, for_strangers, load_stacks, with_fit
 
 
@@ -24,8 +25,12 @@ def errors(of: dict[str, list[float]], half_width: float = 0.0) -> FirstErrors:
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[bool, FirstErrors]:
-    rounds = price_unseen(fitted_stacks())
+def rounds() -> Mapping[int, Unseen]:
+    return price_unseen(fitted_stacks())
+
+
+@pytest.fixture(scope="module")
+def told(rounds) -> dict[bool, FirstErrors]:
     return {of_memory: first_errors(rounds.values(), of_memory=of_memory) for of_memory in (False, True)}
 
 
@@ -54,7 +59,7 @@ def test_publishers_weigh_alike_and_none_tells_its_own_width():
     assert mixed.within() == pytest.approx(mixed.width() * 0.1 / np.hypot(0.3, 0.1))
 
 
-@pytest.mark.parametrize(("of_memory", "before"), [(False, 0.6), (True, 0.75)])
+@pytest.mark.parametrize(("of_memory", "before"), [(False, 0.7), (True, 0.75)])
 def test_intervals_hold_publishers_that_did_not_tell_their_width(told, of_memory, before):
     """The fits alone do not; twice or half the width would leave these bounds too."""
     first = told[of_memory]
@@ -65,17 +70,31 @@ def test_intervals_hold_publishers_that_did_not_tell_their_width(told, of_memory
 
 def test_publishers_who_do_not_say_what_they_print_tell_nothing(told):
     assert {"ljm565"}.isdisjoint({*told[False].names, *told[True].names})
-    assert len(told[False].names) == 11
-    assert len(told[True].names) == 6
+    assert len(told[False].names) >= 20
+    assert len(told[True].names) >= 10
 
 
-def test_the_packaged_widths_are_what_the_tables_tell(told, tmp_path):
+def test_publishers_of_every_round_tell_it(rounds, told):
+    for of_memory, every in told.items():
+        apart = [first_errors([unseen], of_memory=of_memory) for unseen in rounds.values()]
+        assert {*every.names} == {name for each in apart for name in each.names}
+        assert len(every.error) == sum(len(each.error) for each in apart)
+
+
+def test_a_refit_packages_what_the_tables_of_every_round_tell(told, tmp_path):
     main(["--out", str(tmp_path / "publishers.json")])
     values = json.loads((tmp_path / "publishers.json").read_text(encoding="utf-8"))["values"]
-    stack = load_stacks()["megatron-core"]
     assert values["publisher_log_std"] == pytest.approx(told[False].width(), abs=1e-4)
-    assert stack.publisher_log_std == pytest.approx(values["publisher_log_std"], rel=0.1)  # a refit moves it a little
-    assert stack.memory_publisher_log_std == pytest.approx(values["memory_publisher_log_std"], rel=0.1)
+    assert values["memory_publisher_log_std"] == pytest.approx(told[True].width(), abs=1e-4)
+
+
+def test_the_packaged_widths_are_what_the_rounds_up_to_the_last_refit_tell(rounds):
+    stack = load_stacks()["megatron-core"]
+    for of_memory, packaged in ((False, stack.publisher_log_std), (True, stack.memory_publisher_log_std)):
+        widths = [
+            first_errors([rounds[n] for n in rounds if n <= last], of_memory=of_memory).width() for last in rounds
+        ]
+        assert any(packaged == pytest.approx(width, rel=0.1) for width in widths)  # a refit of fits moves it a little
 
 
 def test_it_joins_residuals_in_quadrature_and_shifts_no_price():

