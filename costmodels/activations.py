@@ -114,6 +114,9 @@ def _layer_activations(
     over_r = tokens / sequence_divisor(plans)
     core = over_t * _core_bytes(model, job, stack)
     whole = kept.sequence * over_r + kept.tensor * over_t + core
+    if stack.separate_products and job.lora is None:
+        copied = (plans.tensor_parallel > 1) & ~plans.sequence_parallel
+        whole += np.where(copied, _identity_copies(model, job, moe=moe) * tokens, 0.0)
     if kept.key_value:
         whole += kept.key_value * tokens / np.minimum(plans.tensor_parallel, model.num_key_value_heads)
     if stack.keeps_quantised_inputs > 1 and job.task == "qlora":  # those of the micro-batch before
@@ -205,6 +208,17 @@ def _shared_input_bytes(job: TrainingJob, stack: StackSpec, *targets: str, reade
         readers = min(sum(name in job.lora.targets for name in targets), readers)
     casts = fp32_stream(job, stack) or (job.lora is not None and stack.adapters == "module")
     return once * readers if casts else once
+
+
+def _identity_copies(model: ModelSpec, job: TrainingJob, *, moe: bool) -> float:
+    """Bytes per token of what products of their own keep of the input they share, under tensor parallelism.
+
+    Queries, keys and values keep three copies in place of the one tensor, gate and up two: Paddle's
+    ColumnParallelLinear begins with a ``_c_identity``, which copies (CIdentityKernel in PaddlePaddle/Paddle,
+    phi/kernels/impl/c_identity_kernel_impl.h).
+    """
+    beyond_one = 2 + (0 if moe else model.mlp_matrices - 2)
+    return beyond_one * job.numerics.linear_input_bytes * model.hidden_size
 
 
 def _activation_bytes(job: TrainingJob, stack: StackSpec) -> float:

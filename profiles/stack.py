@@ -76,8 +76,9 @@ class StackSpec:
         joint_adapters: Queries, keys and values have one adapter together where all three are adapted, because one
             product makes them (their parameters are counted apart all the same).
         repeats_key_values: Key and value heads are copied, one per query head, before attention sees them.
-        separate_products: Queries, keys and values, and gate and up, come from products of their own, whose inputs'
-            gradients tensor parallelism sums one by one, and not from one product together.
+        separate_products: Queries, keys and values, and gate and up, come from products of their own, and not from one
+            product together: tensor parallelism sums their inputs' gradients one by one and, unless sequences are
+            split, copies the input for each.
         scatters_boundaries: A tensor that every tensor-parallel rank holds whole crosses to the next pipeline stage in
             parts, one per rank, and is gathered there; otherwise every rank sends all of it. Sequence parallelism
             leaves it in parts anyway.

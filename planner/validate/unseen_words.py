@@ -81,6 +81,8 @@ FOUND_LATER = {
   transfers are most of a step, it takes 1.6 to 1.9 times its price with the adapters of a DGX A100; at 8,192 tokens it
   is right within 5 %. Modalities' full sharding over 256 A100s, and over 1,024 H100s, takes 1.6 to 1.7 times its
   price, hybrid sharding on as many does not.
+- **What was wrong, and is mended.** Paddle's column-parallel layers copy the input that queries, keys and values, or
+  gate and up, share: peaks of PaddleNLP's runs were priced 15 % too low on average.
 - **Inputs that do not agree with themselves.** AWS says that it ran torchtitan's configuration of one sequence per
   device; its peak is that of two.
 """,

@@ -60,6 +60,18 @@ def test_repeated_keys_and_values_are_kept_as_wide_as_queries() -> None:
     assert repeated - once == pytest.approx(TOKENS * 2 * 2 * (H / 8 - H / 16))
 
 
+@pytest.mark.parametrize(("model", "copies"), [(gpt(), 2), (llama(), 3)])
+def test_products_of_their_own_keep_copies_of_their_input_under_tensor_parallelism(model, copies) -> None:
+    """Three of attention's input in place of one, two of a gated MLP's; none where nothing is split by columns."""
+    for plan, more in (
+        (ExecutionPlan(micro_batch_size=2, tensor_parallel=2), copies),
+        (ExecutionPlan(micro_batch_size=2, tensor_parallel=2, sequence_parallel=True), 0),
+        (ExecutionPlan(micro_batch_size=2), 0),
+    ):
+        apart, joint = (whole(plan, model=model, using=stack(separate_products=flag)) for flag in (True, False))
+        assert apart - joint == pytest.approx(more * TOKENS * 2 * H)
+
+
 def test_fp32_softmax_doubles_the_scores() -> None:
     plain = job(attention="unfused")
     wider = whole(on=plain, using=stack(score_bytes=4)) - whole(on=plain)
