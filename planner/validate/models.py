@@ -179,7 +179,7 @@ def _llama_style(row: Row) -> dict[str, object]:
         "tied": bool(re.search(r"gemma|llama-?3\.2|grok", name)),
         "rms_norm": True,
         "qkv_bias": bool(re.search(r"qwen(?!3)", name)),
-        "qk_norm": "qwen3" in name,
+        "qk_norm": "qwen3" in name or "norms of queries and keys" in row.text("notes"),
         "norms_per_layer": 2,
     }
 

@@ -158,6 +158,11 @@ def test_ulysses_is_a_kind_of_context_parallelism() -> None:
     assert (plan.context_parallel, plan.context_kind) == (8, ContextKind.ULYSSES)
 
 
+@pytest.mark.parametrize(("notes", "normed"), [("norms of queries and keys besides", True), ("", False)])
+def test_norms_of_queries_and_keys_are_read_where_no_name_tells(notes: str, normed: bool) -> None:
+    assert mapped(gated_mlp="yes", ffn_hidden="16384", notes=notes).model.qk_norm is normed
+
+
 def test_experts_from_quoted_configuration_keys() -> None:
     row = mapped(
         model="some-moe", gated_mlp="yes", ffn_hidden="18432", tp="1", dp="8", ep="8", global_batch_seqs="32",
