@@ -74,17 +74,25 @@ intervals were as wide as the first round's publishers told ([below](#how-wide-i
 FOUND_LATER = {
     2: """Of the second round, written after the first look at its errors:
 
-- **FSDP on H100.** Prices of PyTorch's FSDP, sharded and compiled or not, are 7 to 28 % too low on H100s (Modalities
-  on MareNostrum 5, OLMo-core, AWS), as they were for IBM in the first round, and within 14 % on A100s of the same
-  publisher up to 64 GPUs (Modalities on Leonardo).
-- **Networks that are not described.** YaFSDP's baseline says nothing of its network. At 2,048 tokens a device, where
-  transfers are most of a step, it takes 1.6 to 1.9 times its price with the adapters of a DGX A100; at 8,192 tokens it
-  is right within 5 %. Modalities' full sharding over 256 A100s, and over 1,024 H100s, takes 1.6 to 1.7 times its
-  price, hybrid sharding on as many does not.
+- **FSDP on H100.** Steps of PyTorch's FSDP, of Hugging Face's kind or torchtitan's, were priced 7 to 28 % too low on
+  H100s (Modalities up to 512 GPUs, OLMo-core, AWS), as IBM's were in the first round, and within 14 % on A100s
+  (Modalities up to 128 GPUs where shards stay in a node, ATorch). Our own runs on one H100 are priced right
+  ([accuracy.md](accuracy.md)): it is not the kernels by themselves. What runs beside them, transfers that share the
+  multiprocessors, is not modelled. Modalities' boards of 64 GB are of these two machines only, and were taken for
+  those of 80.
+- **Networks that are not stated.** YaFSDP's baseline takes 1.6 to 1.9 times its price at 2,048 tokens a device, where
+  transfers are most of a step, and is right within 5 % at 8,192. From 7B to 70B its steps at 2,048 tokens move the
+  same 43 to 47 GB/s into a node: two adapters, where a DGX A100 has eight.
+- **Full sharding over many small nodes.** Modalities' 2.7B over 256 A100s, four to a node, and over 1,024 H100s takes
+  1.6 to 1.7 times its price. Hybrid sharding over as many does not.
 - **What was wrong, and is mended.** Paddle's column-parallel layers copy the input that queries, keys and values, or
-  gate and up, share: peaks of PaddleNLP's runs were priced 15 % too low on average.
-- **Inputs that do not agree with themselves.** AWS says that it ran torchtitan's configuration of one sequence per
-  device; its peak is that of two.
+  gate and up, share: peaks of PaddleNLP's runs were priced 15 % too low on average. Norms of queries and keys
+  (OLMo-core) were in the notes, but not read.
+- **What is not modelled.** ATorch's FSDP gathers fp32 weights and casts them under autocast: its peaks are up to twice
+  their prices. ALiBi goes into PaddleNLP's attention as a mask (Baichuan2-13B).
+- **Not explained.** AWS says that it ran torchtitan's configuration of one sequence per device; its peak is that of
+  two. The peak of torchtitan's Qwen3-30B is less than half of its price: which products selective recomputation keeps
+  of a mixture of experts differs from release to release, and half of the layers stand for it here.
 """,
 }
 
