@@ -82,7 +82,7 @@ FOUND_LATER = {
   those of 80.
 - **Networks that are not stated.** YaFSDP's baseline takes 1.6 to 1.9 times its price at 2,048 tokens a device, where
   transfers are most of a step, and is right within 5 % at 8,192. From 7B to 70B its steps at 2,048 tokens move the
-  same 43 to 47 GB/s into a node: two adapters, where a DGX A100 has eight.
+  same 42 to 47 GB/s into a node: two adapters, where a DGX A100 has eight.
 - **Full sharding over many small nodes.** Modalities' 2.7B over 256 A100s, four to a node, and over 1,024 H100s takes
   1.6 to 1.7 times its price. Hybrid sharding over as many does not.
 - **What was wrong, and is mended.** Paddle's column-parallel layers copy the input that queries, keys and values, or
