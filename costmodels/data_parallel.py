@@ -220,7 +220,7 @@ def _distinct_traffic(
     if context.job.lora is not None:  # stage 3 shards the frozen parameters too
         frozen = frozen_bytes(distinct, stages.take(rows), parameters.take(rows), context, plain_bytes=storage_bytes)
         gathered = [np.where(zero == 3, each(held), moved) for held, moved in zip(frozen, gathered, strict=True)]
-    apart = each(np.where(distinct.axis_order == AxisOrder.TP_CP_PP_DP, distinct.pipeline_parallel, 1))
+    apart = each(np.where(distinct.axis_order == int(AxisOrder.TP_CP_PP_DP), distinct.pipeline_parallel, 1))
     replicas = each(parameters.dense_replicas[rows])
     dense = _Shards(
         trained=trained[0],
@@ -280,7 +280,7 @@ def shared_gradients_s(
     """
     zero = plans.zero_stage[:, None]
     inside = plans.tensor_parallel * plans.context_parallel * np.maximum(plans.pipeline_parallel - 1, 1)
-    stride = np.where(plans.axis_order == AxisOrder.TP_CP_PP_DP, inside, max(context.cluster.num_devices // 2, 1))
+    stride = np.where(plans.axis_order == int(AxisOrder.TP_CP_PP_DP), inside, max(context.cluster.num_devices // 2, 1))
     stride = np.full_like(stride, MAX_DEVICES) if apart else stride
     each = by_sharding(context.job, context.stack, plans.zero_stage, partial(gradient_element_bytes, context.job))
     size_bytes = (shared * (zero < 2)).T * each

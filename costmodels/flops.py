@@ -96,7 +96,7 @@ def hardware_flops_per_step(
         recompute_modules,
         lambda module: np.full(len(recompute), core if module is RecomputeModule.CORE_ATTN else 2 * weights[module]),
     )
-    repeated = np.where(recompute == Recompute.SELECTIVE, modules, recomputed_layer_share * layers_forward)
+    repeated = np.where(recompute == int(Recompute.SELECTIVE), modules, recomputed_layer_share * layers_forward)
     return model_flops_per_step(model, job, causal=True) + repeated * job.tokens_per_step
 
 

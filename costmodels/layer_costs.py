@@ -207,7 +207,7 @@ def exposed_blocks(
     times, width = 1 + len(REACHES), kernel.shape[-1]
     table = shown(
         *_with_ends(parts, kernel, transfer, issue),
-        np.tile(shape.context_kind == ContextKind.RING, times),
+        np.tile(shape.context_kind == int(ContextKind.RING), times),
         np.tile(_may_overlap(shape, context), times),
         context.stack,
         np.tile(attention_s, times) if np.ndim(attention_s) else attention_s,

@@ -244,8 +244,8 @@ class LinkCollectiveModel:
     def _parts(self, calls: CollectiveCallBatch, cluster: ClusterSpec) -> Iterator[_Part]:
         ranks = np.maximum(calls.group_size, 1).astype(float)
         local = np.clip(calls.ranks_per_domain, 1, np.minimum(ranks, cluster.domain_devices)).astype(float)
-        real = (calls.size_bytes > 0) & ((ranks > 1) | (calls.op == CollectiveOp.HOST_COPY))
-        crosses = (local < ranks) & (calls.op != CollectiveOp.HOST_COPY)
+        real = (calls.size_bytes > 0) & ((ranks > 1) | (calls.op == int(CollectiveOp.HOST_COPY)))
+        crosses = (local < ranks) & (calls.op != int(CollectiveOp.HOST_COPY))
         for code in np.unique(calls.op[real]):
             op = CollectiveOp(int(code))
             for across in (False, True):

@@ -202,7 +202,7 @@ def working_bytes(terms: MemoryTerms, held: StageActivations) -> FloatArray:
 
 def logits_copies(plans: PlanBatch) -> FloatArray:
     """(N,) micro-batches whose logits are alive at once: all of them under GPipe."""
-    return np.where(plans.schedule == Schedule.GPIPE, plans.num_microbatches, 1.0)
+    return np.where(plans.schedule == int(Schedule.GPIPE), plans.num_microbatches, 1.0)
 
 
 def _last_bytes(

@@ -58,10 +58,10 @@ def in_flight_microbatches(
     one_f_one_b = np.where(virtual_stages > 1, chunks / virtual_stages, 1.0 * (stages - stage) + overlapped)
     unlimited = np.select(
         [
-            schedule == Schedule.GPIPE,
-            schedule == Schedule.ZERO_BUBBLE_1P,
-            schedule == Schedule.ZERO_BUBBLE_2P,
-            schedule == Schedule.ZERO_BUBBLE_V,
+            schedule == int(Schedule.GPIPE),
+            schedule == int(Schedule.ZERO_BUBBLE_1P),
+            schedule == int(Schedule.ZERO_BUBBLE_2P),
+            schedule == int(Schedule.ZERO_BUBBLE_V),
         ],
         [
             1.0 * num_microbatches,
@@ -220,7 +220,7 @@ def pipeline_s(
         )
     shape = {"count": count, "num_microbatches": num_microbatches}
     working_s = num_microbatches * largest(passes.work_s)
-    interleaved = (schedule == Schedule.ONE_F_ONE_B) & (virtual_stages > 1)
+    interleaved = (schedule == int(Schedule.ONE_F_ONE_B)) & (virtual_stages > 1)
     kind = np.where(interleaved, _INTERLEAVED, schedule)
     whole_s = np.empty(len(count))
     for each in np.unique(kind).tolist():

@@ -333,7 +333,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
         held,
         optimizer_on_host=plans.optimizer_offload / OFFLOAD_PARTS if offloads else None,
         parameters_on_host=plans.parameter_offload / OFFLOAD_PARTS if streams else None,
-        logits_copies=np.where(plans.schedule == Schedule.GPIPE, plans.num_microbatches, 1.0)[:, None],
+        logits_copies=np.where(plans.schedule == int(Schedule.GPIPE), plans.num_microbatches, 1.0)[:, None],
     )
     return TensorMemory(
         parts=tensors.parts,

@@ -81,9 +81,9 @@ def stage_layers(plans: PlanBatch, stages: StageTable, model: ModelSpec) -> Stag
         model: Whether it mixes dense and MoE layers; ``block`` recomputes both in proportion, in whole layers.
     """
     kind = plans.recompute[:, None]
-    modules = plans.recompute == Recompute.SELECTIVE
+    modules = plans.recompute == int(Recompute.SELECTIVE)
     block = np.minimum(plans.recompute_layers[:, None], stages.layers)
-    full = np.where(kind == Recompute.FULL, stages.layers, np.where(kind == Recompute.BLOCK, block, 0))
+    full = np.where(kind == int(Recompute.FULL), stages.layers, np.where(kind == int(Recompute.BLOCK), block, 0))
     some = bool(modules.any())
 
     def group(moe: bool, layers: IntArray, recomputed: IntArray | FloatArray) -> LayerGroup:
@@ -101,7 +101,9 @@ def stage_layers(plans: PlanBatch, stages: StageTable, model: ModelSpec) -> Stag
         dense = stages.layers - stages.moe_layers
         full_dense = np.rint(full * dense / np.maximum(stages.layers, 1)).astype(np.int64)
         groups = (group(False, dense, full_dense), group(True, stages.moe_layers, full - full_dense))
-    whole = (plans.recompute == Recompute.FULL) | ((plans.recompute == Recompute.BLOCK) & (plans.recompute_layers > 0))
+    whole = (plans.recompute == int(Recompute.FULL)) | (
+        (plans.recompute == int(Recompute.BLOCK)) & (plans.recompute_layers > 0)
+    )
     offloaded = None
     if plans.offload_activations.any():
         offloaded = np.where(plans.offload_activations[:, None], np.where(whole[:, None], full, stages.layers), 0)

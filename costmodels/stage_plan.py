@@ -177,7 +177,7 @@ class StagePlanBatch:
     def ends(self) -> tuple[BoolArray, BoolArray]:
         """(N, S) whether a stage holds the input embedding, and whether it holds the output head."""
         stage = np.arange(self.width)[:, None]
-        v_shaped = self.schedule == Schedule.ZERO_BUBBLE_V
+        v_shaped = self.schedule == int(Schedule.ZERO_BUBBLE_V)
         head = stage == np.where(v_shaped, 0, self.num_stages - 1)
         return np.broadcast_to((stage == 0).T, self.config.shape), head.T
 

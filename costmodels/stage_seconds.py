@@ -151,8 +151,8 @@ def module_traffic_s(costs: LayerCosts, modules: IntArray, *, moe: bool) -> dict
     block = costs.expert_mlp if moe else costs.dense_mlp
     if block is None:
         return {}
-    whole = (modules & (RecomputeModule.MOE if moe else RecomputeModule.MLP)) > 0
-    shared = moe & ((modules & RecomputeModule.SHARED_EXPERTS) > 0)
+    whole = (modules & int(RecomputeModule.MOE if moe else RecomputeModule.MLP)) > 0
+    shared = moe & ((modules & int(RecomputeModule.SHARED_EXPERTS)) > 0)
     found = {}
     for name, times in (("tensor", whole | shared), ("expert", whole)):
         if times.any():

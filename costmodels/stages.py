@@ -127,7 +127,7 @@ def _in_flight(plans: PlanBatch, layout: _Layout, layouts: Groups, overlapped: B
     of_layout = layouts.of_row[rows]
     schedule = plans.schedule[rows, None]
     # Of a class the first stage holds the most; with ZB-V the last.
-    later = np.where(schedule == Schedule.ZERO_BUBBLE_V, np.maximum(layout.count[of_layout] - 1, 0), 0)
+    later = np.where(schedule == int(Schedule.ZERO_BUBBLE_V), np.maximum(layout.count[of_layout] - 1, 0), 0)
     held = in_flight_microbatches(
         schedule,
         stage=layout.index[of_layout] + later,
@@ -146,7 +146,7 @@ def _layout_groups(plans: PlanBatch) -> Groups:
         plans.virtual_stages,
         plans.first_stage_layers,
         plans.last_stage_layers,
-        (plans.schedule == Schedule.ZERO_BUBBLE_V).astype(np.int64),
+        (plans.schedule == int(Schedule.ZERO_BUBBLE_V)).astype(np.int64),
     ]
     if plans.stage_layers is not None:
         columns.append(np.unique(plans.stage_layers, axis=0, return_inverse=True)[1].reshape(-1))
@@ -160,7 +160,7 @@ def _full_layout(plans: PlanBatch, model: ModelSpec) -> _Layout:
     used = stage < p
     layers, before = _placed(plans, model.num_layers, stage)
     layers = np.where(used, layers, 0)
-    v_shaped = (plans.schedule == Schedule.ZERO_BUBBLE_V)[:, None]
+    v_shaped = (plans.schedule == int(Schedule.ZERO_BUBBLE_V))[:, None]
     return _Layout(
         index=np.minimum(stage, p - 1),
         count=used.astype(np.int64),
@@ -215,7 +215,7 @@ def moe_layers(
     if model.num_moe_layers in (0, last):
         return layers if model.num_moe_layers else np.zeros_like(layers)
     moe_before = np.concatenate([[0], np.cumsum(model.layer_is_moe)])  # MoE layers before each layer
-    v_shaped = schedule == Schedule.ZERO_BUBBLE_V
+    v_shaped = schedule == int(Schedule.ZERO_BUBBLE_V)
     chunks = chunks_per_stage(schedule, virtual_stages)
     found, begin = np.zeros_like(layers), np.zeros_like(chunks)
     for chunk in range(int(chunks.max(initial=1))):

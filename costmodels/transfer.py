@@ -25,7 +25,7 @@ def boundary_transfers(plans: PlanBatch, context: CostContext, *, apart: bool = 
         apart: Whether the next stage never shares a scale-up domain with this one.
     """
     t, c = plans.tensor_parallel, plans.context_parallel
-    inside = plans.axis_order == AxisOrder.TP_CP_PP_DP
+    inside = plans.axis_order == int(AxisOrder.TP_CP_PP_DP)
     stride = np.full(len(plans), MAX_DEVICES) if apart else t * c * np.where(inside, 1, plans.data_parallel)
     scattered = plans.sequence_parallel | context.stack.scatters_boundaries
     sharded = scattered.astype(np.int64)

@@ -189,7 +189,7 @@ def _pipeline(candidates: Candidates) -> None:
     candidates.expand(
         ("schedule",),
         _singles([int(code) for code in Schedule]),
-        keep=lambda c: mask((c["pipeline_parallel"] > 1) | (c["schedule"] == Schedule.ONE_F_ONE_B)),
+        keep=lambda c: mask((c["pipeline_parallel"] > 1) | (c["schedule"] == int(Schedule.ONE_F_ONE_B))),
     )
 
     free_layout = candidates.setting.free_layout
@@ -224,7 +224,7 @@ def chunks_fit(columns: Columns, layers: int, *, even: bool, free_layout: bool =
             whole |= (layers % p != 0) & (first + last == 0) & (v == uneven) & (p * v <= layers)
     else:
         whole = p * v <= layers
-    return mask((v == 1) | (whole & (p > 1) & (columns["schedule"] == Schedule.ONE_F_ONE_B)))
+    return mask((v == 1) | (whole & (p > 1) & (columns["schedule"] == int(Schedule.ONE_F_ONE_B))))
 
 
 def _spread_for_nothing(columns: Columns, layers: int) -> BoolArray:
@@ -339,7 +339,7 @@ def _axis_order(candidates: Candidates, domain_devices: int) -> None:
 
     def matters(columns: Columns) -> BoolArray:
         both = (columns["pipeline_parallel"] > 1) & (columns["data_parallel"] > 1)
-        return mask((columns["axis_order"] == AxisOrder.TP_CP_DP_PP) | (both & crosses))
+        return mask((columns["axis_order"] == int(AxisOrder.TP_CP_DP_PP)) | (both & crosses))
 
     candidates.expand(("axis_order",), _singles([int(order) for order in AxisOrder]), keep=matters)
 

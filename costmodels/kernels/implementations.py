@@ -110,7 +110,7 @@ def code_of(engine: Engine, library: Library) -> int:
 
 def is_narrow(calls: KernelCallBatch) -> NDArray[np.bool_]:
     """(C,) products in fewer than 16 bits."""
-    gemm = (calls.op == KernelOp.GEMM) | (calls.op == KernelOp.GROUPED_GEMM)
+    gemm = (calls.op == int(KernelOp.GEMM)) | (calls.op == int(KernelOp.GROUPED_GEMM))
     return np.asarray(gemm & _NARROW[calls.gemm_format], dtype=np.bool_)
 
 
@@ -119,8 +119,8 @@ def is_bare(calls: KernelCallBatch) -> NDArray[np.bool_]:
 
     So PyTorch runs them, and so tuners of single products time them (``gemm_a8w8_tune.py`` of ROCm/aiter).
     """
-    tuned = (library_of(calls.implementation) == Library.TUNED) & (calls.op == KernelOp.GEMM)
-    alone = (engine_of(calls.implementation) == Engine.PYTORCH) | tuned
+    tuned = (library_of(calls.implementation) == int(Library.TUNED)) & (calls.op == int(KernelOp.GEMM))
+    alone = (engine_of(calls.implementation) == int(Engine.PYTORCH)) | tuned
     return np.asarray(is_narrow(calls) & alone, dtype=np.bool_)
 
 
@@ -146,7 +146,7 @@ def copies_of(implementation: IntArray) -> IntArray:
 
 def one_by_one(calls: KernelCallBatch) -> tuple[KernelCallBatch, FloatArray]:
     """Calls with one product in place of those that run one after the other, and (C,) how many those are; else 1."""
-    looped = (calls.op == KernelOp.GROUPED_GEMM) & (library_of(calls.implementation) == Library.LOOP)
+    looped = (calls.op == int(KernelOp.GROUPED_GEMM)) & (library_of(calls.implementation) == int(Library.LOOP))
     times = np.where(looped, np.maximum(calls.batch, 1.0), 1.0)
     if not looped.any():
         return calls, times

@@ -58,6 +58,9 @@ _FAMILIES = (
     (("copy", "transpose"), KernelFamily.COPY),
     (("add", "multiply", "subtract", "divide", "power", "dropout", "select", "cast"), KernelFamily.POINTWISE),
 )
+_ATTENTION = np.isin(
+    np.arange(len(KernelOp)), [KernelOp.ATTENTION_FORWARD, KernelOp.ATTENTION_BACKWARD, KernelOp.ATTENTION_DECODE]
+)
 _LAYOUTS = {
     "": GemmLayout.FORWARD,
     "NT": GemmLayout.FORWARD,
@@ -192,8 +195,8 @@ def table_of(calls: KernelCallBatch, *, device: str, time_s: FloatArray) -> Timi
 
 def identity(calls: KernelCallBatch) -> IntArray:
     """(K, columns) whole numbers that are equal for calls that are the same, see the module's first lines."""
-    memory = calls.op == KernelOp.MEMORY
-    attention = np.isin(calls.op, [KernelOp.ATTENTION_FORWARD, KernelOp.ATTENTION_BACKWARD, KernelOp.ATTENTION_DECODE])
+    memory = calls.op == int(KernelOp.MEMORY)
+    attention = _ATTENTION[calls.op]
     form = np.where(calls.gemm_format == GEMM_FORMATS.index("fp16"), GEMM_FORMATS.index("bf16"), calls.gemm_format)
     per_kernel = np.where(memory, calls.bytes / np.maximum(calls.batch, 1e-9), np.where(attention, calls.bytes, 0.0))
     columns = (
@@ -202,7 +205,7 @@ def identity(calls: KernelCallBatch) -> IntArray:
         per_kernel,
         calls.element_bytes * 8,
         calls.scale_block,
-        np.where((calls.op == KernelOp.GEMM) & ~is_bare(calls), 0, calls.implementation % REPLAYED),
+        np.where((calls.op == int(KernelOp.GEMM)) & ~is_bare(calls), 0, calls.implementation % REPLAYED),
     )  # fmt: skip
     return np.asarray(np.rint(np.stack(columns, axis=1)), dtype=np.int64)
 
@@ -277,14 +280,16 @@ class MeasuredKernels:
         if known is None or not len(calls):
             nothing = np.zeros(0)
             return Hits(rows=np.zeros(0, dtype=np.int64), time_s=nothing, low_s=nothing, high_s=nothing)
-        place = known.places(identity(calls))
-        missed = place < 0
-        if missed.any():  # rows that do not say which implementation they timed answer for any
-            anyone = replace(calls, implementation=np.zeros_like(calls.implementation))
-            place[missed] = known.places(identity(anyone))[missed]
+        keys = identity(calls)
+        place = known.places(keys)
+        missed = np.flatnonzero(place < 0)
+        if len(missed):  # rows that do not say which implementation they timed answer for any
+            anyone = keys[missed]
+            anyone[:, -1] = 0
+            place[missed] = known.places(anyone)
         rows = np.flatnonzero(place >= 0)
         found = place[rows]
-        several = np.where(calls.op[rows] == KernelOp.MEMORY, calls.batch[rows], 1.0)
+        several = np.where(calls.op[rows] == int(KernelOp.MEMORY), calls.batch[rows], 1.0)
         time_s, half = known.time_s[found] * several, known.half_width[found]
         return Hits(rows=rows, time_s=time_s, low_s=time_s * np.maximum(1 - half, 0.0), high_s=time_s * (1 + half))
 

@@ -249,7 +249,7 @@ class RooflineKernelModel:
         Raises:
             SpecError: If the device cannot multiply in a format that a call asks for.
         """
-        fused = calls.op == KernelOp.FUSED_EXPERTS
+        fused = calls.op == int(KernelOp.FUSED_EXPERTS)
         if fused.any():
             calls = concatenate([take(calls, ~fused), expert_matrices(take(calls, fused))])
             place = np.argsort(np.concatenate([np.flatnonzero(~fused), np.flatnonzero(fused)]), kind="stable")
@@ -261,7 +261,7 @@ class RooflineKernelModel:
         time_s, low_s, high_s = np.zeros(size), np.zeros(size), np.zeros(size)
         basis = np.full(size, int(Basis.ANALYTIC), dtype=np.int64)
         extrapolated = np.zeros(size, dtype=np.bool_)
-        groups = calls.op * len(GEMM_FORMATS) + np.where(calls.op == KernelOp.MEMORY, 0, calls.gemm_format)
+        groups = calls.op * len(GEMM_FORMATS) + np.where(calls.op == int(KernelOp.MEMORY), 0, calls.gemm_format)
         for group in np.unique(groups):
             rows = np.flatnonzero(groups == group)
             op, format_index = divmod(int(group), len(GEMM_FORMATS))

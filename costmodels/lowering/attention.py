@@ -143,7 +143,7 @@ def lora_pair(
 
 def _core_shape(shape: RankShape, context: CostContext) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Query tokens per sequence, query heads and key/value heads that one rank's core sees."""
-    ulysses = shape.context_kind == ContextKind.ULYSSES
+    ulysses = shape.context_kind == int(ContextKind.ULYSSES)
     heads = context.model.num_attention_heads / shape.tensor
     queries = np.where(ulysses, 1.0, 1.0 / shape.context) * context.job.sequence_length
     kv_heads = _attended_kv_heads(shape, context)
@@ -173,7 +173,7 @@ def _fused_core(calls: CallList, shape: RankShape, context: CostContext) -> None
     """One kernel; round a ring one per step, for a rank's queries and the keys that have just arrived."""
     queries, heads, kv_heads = _core_shape(shape, context)
     qk_width, v_width = head_widths(context.model)
-    steps = np.where(shape.context_kind == ContextKind.RING, shape.context, 1.0)
+    steps = np.where(shape.context_kind == int(ContextKind.RING), shape.context, 1.0)
     sequences, keys = shape.sequences * steps, context.job.sequence_length / steps
     share = score_share(context.model, context.job.sequence_length)
     element = min(context.job.numerics.storage_bytes, 4.0)
@@ -258,9 +258,9 @@ def _context_traffic(calls: CallList, shape: RankShape, context: CostContext) ->
     c, t = shape.context, shape.tensor
     kv_heads = _attended_kv_heads(shape, context)
     per_rank = shape.tokens * kv_heads * (qk_width + v_width) * element
-    ulysses = shape.context_kind == ContextKind.ULYSSES
-    gathered = np.where(shape.context_kind == ContextKind.ALL_GATHER, per_rank * c, 0.0)
-    ring = np.where(shape.context_kind == ContextKind.RING, per_rank * (c - 1), 0.0)
+    ulysses = shape.context_kind == int(ContextKind.ULYSSES)
+    gathered = np.where(shape.context_kind == int(ContextKind.ALL_GATHER), per_rank * c, 0.0)
+    ring = np.where(shape.context_kind == int(ContextKind.RING), per_rank * (c - 1), 0.0)
     heads = context.model.num_attention_heads / t
     exchanged = np.where(ulysses, shape.tokens * (heads + kv_heads) * (qk_width + v_width) * element, 0.0)
     for axis, passes in ((Axis.CONTEXT_FORWARD, 1.0), (Axis.CONTEXT_BACKWARD, 2.0)):

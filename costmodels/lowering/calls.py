@@ -317,7 +317,7 @@ def _price_kernels(lists: Sequence[CallList]) -> list[PricedKernels]:
     batch = KernelCallBatch(**typed)
     running, rounds = as_run(batch, context)
     priced = context.kernels.predict(running, context.cluster.device)
-    several = (batch.op == KernelOp.MEMORY) | in_turn(batch, context)
+    several = (batch.op == int(KernelOp.MEMORY)) | in_turn(batch, context)
     scale = np.where(batch.flops + batch.bytes > 0, rounds * kernel_time_scale(batch, context), 0.0)
     found = np.empty((5, len(batch)))
     found[0] = priced.time_s * scale

@@ -8,6 +8,8 @@ from costmodels.arrays import total
 from costmodels.kernels.calls import Basis
 from costmodels.plan import FloatArray, IntArray
 
+_BASES = np.arange(len(Basis))[:, None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Priced:
@@ -19,8 +21,8 @@ class _Priced:
 
     def seconds_by_basis(self) -> FloatArray:
         """(bases, K) seconds whose price rests on each ``Basis``."""
-        nothing = np.zeros(self.seconds.shape[1])
-        return np.stack([total((nothing, *np.where(self.basis == basis, self.seconds, 0.0))) for basis in Basis])
+        nothing = np.zeros((len(Basis), self.seconds.shape[1]))
+        return total((nothing, *np.where(self.basis[:, None] == _BASES, self.seconds[:, None], 0.0)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

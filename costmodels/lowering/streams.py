@@ -34,14 +34,14 @@ def as_run(calls: KernelCallBatch, context: CostContext) -> tuple[KernelCallBatc
     """
     stack = context.stack
     running, rounds = on_streams(calls, stack.expert_streams or in_turn(calls, context).astype(float))
-    mine = (running.op == KernelOp.GROUPED_GEMM) & (running.implementation == 0) & ~is_narrow(running)
+    mine = (running.op == int(KernelOp.GROUPED_GEMM)) & (running.implementation == 0) & ~is_narrow(running)
     code = torch_code(stack.expert_library)
     return replace(running, implementation=np.where(mine, code, running.implementation)), rounds
 
 
 def in_turn(calls: KernelCallBatch, context: CostContext) -> BoolArray:
     """(C,) products of experts that are launched one after the other, each by itself."""
-    grouped: BoolArray = calls.op == KernelOp.GROUPED_GEMM
+    grouped: BoolArray = calls.op == int(KernelOp.GROUPED_GEMM)
     stack = context.stack
     if not stack.grouped_experts or stack.expert_library != _CUTLASS:
         return grouped & (not stack.grouped_experts)
@@ -60,7 +60,7 @@ def on_streams(calls: KernelCallBatch, streams: FloatArray | int) -> tuple[Kerne
     Returns:
         The calls, grouped products as plain ones of several experts' rows, and (C,) rounds of them.
     """
-    grouped = (calls.op == KernelOp.GROUPED_GEMM) & (np.asarray(streams) > 0)
+    grouped = (calls.op == int(KernelOp.GROUPED_GEMM)) & (np.asarray(streams) > 0)
     if not grouped.any():
         return calls, np.ones(len(calls))
     together = np.where(grouped, np.clip(calls.batch, 1.0, streams), 1.0)

@@ -48,4 +48,4 @@ def _limited(calls: CollectiveCallBatch, time_s: FloatArray, crosses: BoolArray,
 def stalled_s(context: CostContext, *, op: IntArray, group: IntArray) -> FloatArray:
     """(K,) least seconds of collectives over ``group`` ranks by ``NodeSpec.collective_rank_s``; 0 within one node."""
     per_rank_s = context.cluster.node.collective_rank_s * (context.cluster.num_nodes > 1)
-    return np.where((op == CollectiveOp.SEND_RECV) | (group == 1), 0.0, per_rank_s * group)
+    return np.where((op == int(CollectiveOp.SEND_RECV)) | (group == 1), 0.0, per_rank_s * group)

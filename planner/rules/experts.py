@@ -49,8 +49,8 @@ def _titan_expert_ranks(plans: PlanBatch) -> BoolArray:
 
 
 def _repeats_exchange(plans: PlanBatch) -> BoolArray:
-    whole = (plans.recompute == Recompute.FULL) | (plans.recompute == Recompute.BLOCK)
-    experts = (plans.recompute == Recompute.SELECTIVE) & ((plans.recompute_modules & int(RecomputeModule.MOE)) > 0)
+    whole = (plans.recompute == int(Recompute.FULL)) | (plans.recompute == int(Recompute.BLOCK))
+    experts = (plans.recompute == int(Recompute.SELECTIVE)) & ((plans.recompute_modules & int(RecomputeModule.MOE)) > 0)
     return mask(whole | experts)
 
 
@@ -132,7 +132,7 @@ EXPERT = (
         ),
         holds=lambda plans, setting: (
             mask(setting.model.moe is None)
-            | (plans.axis_order == AxisOrder.TP_CP_DP_PP)
+            | (plans.axis_order == int(AxisOrder.TP_CP_DP_PP))
             | (plans.pipeline_parallel == 1)
             | (plans.expert_parallel * plans.expert_tensor_parallel == plans.tensor_parallel * plans.context_parallel)
         ),

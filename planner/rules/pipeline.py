@@ -176,7 +176,7 @@ PIPELINE_RULES = (
         text="a schedule other than 1F1B needs pp > 1",
         source=_TITAN_PIPELINE,
         columns=columns("pipeline_parallel", "schedule"),
-        holds=lambda plans, _setting: (plans.pipeline_parallel > 1) | (plans.schedule == Schedule.ONE_F_ONE_B),
+        holds=lambda plans, _setting: (plans.pipeline_parallel > 1) | (plans.schedule == int(Schedule.ONE_F_ONE_B)),
         complaint=lambda plan, _setting: (f"{_NAME_OF[plan.schedule]!r} needs pipeline_parallel > 1", "1f1b"),
     ),
     Rule(
@@ -196,7 +196,7 @@ PIPELINE_RULES = (
         text="virtual stages belong to 1F1B (ZB-V places its two chunks itself)",
         source="arXiv:2104.04473 section 2.2.2; arXiv:2405.15362",
         columns=columns("virtual_stages", "schedule"),
-        holds=lambda plans, _setting: (plans.virtual_stages == 1) | (plans.schedule == Schedule.ONE_F_ONE_B),
+        holds=lambda plans, _setting: (plans.virtual_stages == 1) | (plans.schedule == int(Schedule.ONE_F_ONE_B)),
         complaint=lambda plan, _setting: (f"must be 1 with schedule {_NAME_OF[plan.schedule]!r}", "vpp 1"),
     ),
     Rule(

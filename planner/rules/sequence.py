@@ -35,7 +35,7 @@ def _zigzag_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
 
 
 def _ulysses(plans: PlanBatch) -> BoolArray:
-    return mask((plans.context_parallel > 1) & (plans.context_kind == ContextKind.ULYSSES))
+    return mask((plans.context_parallel > 1) & (plans.context_kind == int(ContextKind.ULYSSES)))
 
 
 def _ulysses_heads(plans: PlanBatch, setting: Setting) -> BoolArray:

@@ -49,12 +49,12 @@ def _shards_complaint(plan: ExecutionPlan, _setting: Setting) -> tuple[str, str]
 def _block_layers(plans: PlanBatch, setting: Setting) -> BoolArray:
     per_stage = -(-setting.model.num_layers // plans.pipeline_parallel)
     inside = (plans.recompute_layers >= 1) & (plans.recompute_layers <= per_stage)
-    block = plans.recompute == Recompute.BLOCK
+    block = plans.recompute == int(Recompute.BLOCK)
     return mask(np.where(block, inside, plans.recompute_layers == 0))
 
 
 def _recomputes_layers(plans: PlanBatch) -> BoolArray:
-    return mask((plans.recompute == Recompute.FULL) | (plans.recompute == Recompute.BLOCK))
+    return mask((plans.recompute == int(Recompute.FULL)) | (plans.recompute == int(Recompute.BLOCK)))
 
 
 def _modules_there(plans: PlanBatch, setting: Setting) -> BoolArray:
@@ -64,7 +64,7 @@ def _modules_there(plans: PlanBatch, setting: Setting) -> BoolArray:
         & (plans.recompute_modules > 0)
         & ~overlapping(plans.recompute_modules)
     )
-    return mask(np.where(plans.recompute == Recompute.SELECTIVE, exist, plans.recompute_modules == CORE))
+    return mask(np.where(plans.recompute == int(Recompute.SELECTIVE), exist, plans.recompute_modules == CORE))
 
 
 def _modules_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
@@ -271,7 +271,7 @@ STATE_RULES = (
         "CPU offloading does not work when activation recomputation is enabled",
         columns=columns("pipeline_parallel", "recompute", "offload_activations"),
         holds=lambda plans, _setting: (
-            ~plans.offload_activations | ((plans.pipeline_parallel == 1) & (plans.recompute == Recompute.NONE))
+            ~plans.offload_activations | ((plans.pipeline_parallel == 1) & (plans.recompute == int(Recompute.NONE)))
         ),
         complaint=lambda _plan, _setting: (
             "is not combined with pipeline stages or recomputation in Megatron-LM",
@@ -359,7 +359,7 @@ STATE_RULES = (
         source="DeepSpeed PipeModelDataParallelTopology (pipe, data, model); torchtitan mesh (pp, dp, cp, tp); "
         "nanotron ParallelContext",
         columns=columns("axis_order"),
-        holds=lambda plans, _setting: plans.axis_order == AxisOrder.TP_CP_DP_PP,
+        holds=lambda plans, _setting: plans.axis_order == int(AxisOrder.TP_CP_DP_PP),
         complaint=lambda _plan, setting: (
             f"{setting.framework} places pipeline stages outermost",
             "tp_cp_dp_pp",
