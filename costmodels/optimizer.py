@@ -1,7 +1,7 @@
 """The optimizer step: device memory traffic, or a step on the host when states are offloaded."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from costmodels.arrays import largest
 from costmodels.autocast import by_sharding, sharding_stack
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
-from costmodels.kernels.calls import KernelFamily, KernelOp, kernel_calls
+from costmodels.kernels.calls import KernelCallBatch, KernelFamily, KernelOp, kernel_calls
 from costmodels.kernels.issue_bound import issue_stretch
 from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.parameter_offload import WeightWays, after_update_s
@@ -181,15 +181,20 @@ def _updated(plans: PlanBatch, parameters: StageParameters) -> tuple[Groups, Flo
 
 def memory_seconds_per_byte(context: CostContext) -> float:
     """Price of memory traffic in bulk, from the kernel model: seconds per byte of a 1 GiB pass."""
-    call = kernel_calls(
+    call = _pass_over_gib(context.job.numerics.storage_bytes)
+    priced = context.kernels.predict(call, context.cluster.device)
+    return float(priced.time_s[0]) * context.stack.memory_time_scale / GIB
+
+
+@lru_cache(maxsize=8)
+def _pass_over_gib(element_bytes: float) -> KernelCallBatch:
+    return kernel_calls(
         1,
         op=KernelOp.MEMORY,
         family=KernelFamily.OPTIMIZER,
         batch=1,
-        n=GIB / context.job.numerics.storage_bytes,
+        n=GIB / element_bytes,
         m=1,
         bytes=GIB,
-        element_bytes=context.job.numerics.storage_bytes,
+        element_bytes=element_bytes,
     )
-    priced = context.kernels.predict(call, context.cluster.device)
-    return float(priced.time_s[0]) * context.stack.memory_time_scale / GIB

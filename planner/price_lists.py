@@ -13,6 +13,7 @@ from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, 
 from costmodels.kernels.calls import KernelCostModel
 from costmodels.kernels.learned import learned_kernel_model
 from costmodels.kernels.measured import MeasuredKernelModel, MeasuredKernels, calls_of, measured_rows
+from costmodels.kernels.remembered import RememberedKernelModel
 from costmodels.kernels.roofline import RooflineKernelModel
 from costmodels.link_model import LinkCollectiveModel
 from profiles.calibrations import read_calibration
@@ -24,10 +25,12 @@ from profiles.timing_store import TimingStore, default_store
 
 
 @lru_cache(maxsize=1)
-def default_kernel_model() -> KernelCostModel:
+def default_kernel_model() -> RememberedKernelModel:
     """Packaged prices of kernels: learned where measurements allow it, by fitted rooflines elsewhere."""
     fits = default_fits().kernels
-    return learned_kernel_model(packaged_learned(), roofline=RooflineKernelModel(fits), fits=fits)
+    return RememberedKernelModel(
+        learned_kernel_model(packaged_learned(), roofline=RooflineKernelModel(fits), fits=fits)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -52,14 +55,13 @@ def kernel_model_from(store: TimingStore, device: DeviceSpec) -> KernelCostModel
     Raises:
         SpecError: If a file of timings or a calibration is broken.
     """
-    model = default_kernel_model()
-    calibration = stored_calibration(store, device)
-    if calibration is not None:
-        model = CalibratedKernelModel(model, {device.name: calibration})
-    if not store.files(device.name):
-        return model
-    measured = MeasuredKernels.of(store.table(device.name))
-    return MeasuredKernelModel(measured, model) if len(measured) else model
+    packaged, calibration = default_kernel_model(), stored_calibration(store, device)
+    table = store.table(device.name) if store.files(device.name) else None
+    measured = MeasuredKernels.of(table) if table is not None else MeasuredKernels({})
+    if calibration is not None:  # its prices are sums over all calls of a batch, whose last bit hangs on their number
+        corrected = CalibratedKernelModel(packaged, {device.name: calibration})
+        return MeasuredKernelModel(measured, corrected) if len(measured) else corrected
+    return RememberedKernelModel(MeasuredKernelModel(measured, packaged.model)) if len(measured) else packaged
 
 
 def stored_calibration(store: TimingStore, device: DeviceSpec) -> Calibration | None:

@@ -166,6 +166,18 @@ class Prediction:
     basis: IntArray
     extrapolated: NDArray[np.bool_]
 
+    @classmethod
+    def of(cls, table: FloatArray) -> "Prediction":
+        """From a ``table``."""
+        time_s, low_s, high_s, basis, extrapolated = table
+        return cls(
+            time_s=time_s, low_s=low_s, high_s=high_s, basis=basis.astype(np.int64), extrapolated=extrapolated > 0
+        )
+
+    def table(self) -> FloatArray:
+        """(5, K) the columns as one table of floats, in the order of the fields."""
+        return np.array([self.time_s, self.low_s, self.high_s, self.basis, self.extrapolated], dtype=np.float64)
+
     def take(self, rows: IntArray) -> "Prediction":
         """The prices of some calls."""
         return Prediction(**{name: getattr(self, name)[rows] for name in Prediction.__dataclass_fields__})

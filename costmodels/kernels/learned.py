@@ -13,7 +13,7 @@ the trees in a geometric mean with the reference, both found by holding out what
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -29,8 +29,6 @@ from costmodels.kernels.calls import (
     KernelCostModel,
     KernelOp,
     Prediction,
-    distinct,
-    keys_of,
     take,
 )
 from costmodels.kernels.clocks import ClockLaw, sustained_share
@@ -43,8 +41,6 @@ from profiles.hardware import DeviceSpec
 from profiles.learned import LearnedCard, LearnedFile
 from profiles.precision import GEMM_FORMATS
 
-MOST_REMEMBERED = 200_000  # calls per model; about 300 bytes each
-MOST_LOOKED_UP = 5_000  # distinct calls of a batch: larger ones are tables, priced once
 _ROUNDING = 1e-5  # the card writes the ends of a range with six digits
 POOLED = "*"  # name of the parameters of all devices together
 SCALING = "* scaling"  # likewise of those whose multipliers apply the scales of blocks themselves
@@ -86,7 +82,7 @@ def format_classes(calls: KernelCallBatch) -> NDArray[np.str_]:
     names[(names == "fp8") & (calls.scale_block >= _COARSE_BLOCK)] = "fp8" + BLOCK_SCALED
     bare = is_bare(calls)
     names[bare] = np.char.add(names[bare], BARE)
-    names[calls.op == KernelOp.MEMORY] = ""
+    names[calls.op == int(KernelOp.MEMORY)] = ""
     return names
 
 
@@ -254,7 +250,7 @@ class AdditiveModel(OpModel):
         if self.card.op_class not in ("attention_forward", "attention_backward", "memory"):
             return fitted
         fitted &= calls.implementation > 0
-        asked = np.flatnonzero(fitted & (engine_of(calls.implementation) == Engine.PYTORCH))
+        asked = np.flatnonzero(fitted & (engine_of(calls.implementation) == int(Engine.PYTORCH)))
         if len(asked):
             finest = finest_groups(self.card.op_class, take(calls, asked), device)
             fitted[asked] = np.isin(finest, list(self.card.reference[COEFFICIENTS]))
@@ -295,9 +291,6 @@ class LearnedKernelModel:
     models: Mapping[str, OpModel]
     roofline: KernelCostModel
     families: Mapping[str, str]
-    _remembered: dict[DeviceSpec, dict[bytes, tuple[float, ...]]] = field(
-        default_factory=dict, compare=False, repr=False
-    )
 
     def predict(self, calls: KernelCallBatch, device: DeviceSpec) -> Prediction:
         """Seconds for each call on one device; the price of a call does not depend on its company.
@@ -305,38 +298,9 @@ class LearnedKernelModel:
         Raises:
             SpecError: If the device cannot multiply in a format that a call asks for.
         """
-        if len(calls) <= MOST_LOOKED_UP:
-            return _prediction(self._looked_up(calls, device))
-        first, of_row = distinct(calls)  # a space of plans repeats each some twenty times
-        calls = take(calls, first)
-        table = (self._looked_up if len(calls) <= MOST_LOOKED_UP else self._price)(calls, device)
-        return _prediction(table[:, of_row])
-
-    def _looked_up(self, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:
-        """What ``_price`` says, worked out only for calls that nobody has asked about."""
-        if not len(calls):
-            return self._price(calls, device)
-        memory = self._remembered.setdefault(device, {})
-        if len(memory) > MOST_REMEMBERED:
-            memory.clear()
-        keys = keys_of(calls)
-        missing = {key: row for row, key in enumerate(keys) if key not in memory}
-        fresh: dict[bytes, tuple[float, ...]] = {}
-        if missing:
-            priced = self._price(take(calls, np.fromiter(missing.values(), dtype=np.int64)), device)
-            fresh = dict(zip(missing, map(tuple, priced.T.tolist()), strict=True))
-            memory.update(fresh)
-        # Another thread may have forgotten a price meanwhile: it is worked out again.
-        rows = [fresh.get(key) or memory.get(key) for key in keys]
-        if any(row is None for row in rows):
-            return self._price(calls, device)
-        return np.array(rows, dtype=np.float64).T
-
-    def _price(self, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:
-        """(5, C) seconds, both ends of the interval, basis, and whether the call lies outside the domain."""
         calls, times = one_by_one(calls)
         calls = self._as_timed(calls, device)
-        found = _table(self.roofline.predict(calls, device))
+        found = self.roofline.predict(calls, device).table()
         classes = op_classes(calls)
         for op_class, model in self.models.items():
             rows = np.flatnonzero((classes == op_class) & (calls.flops + calls.bytes > 0))
@@ -351,7 +315,7 @@ class LearnedKernelModel:
             found[3, rows] = np.where(borrowed, found[3, rows], int(Basis.LEARNED))
             found[4, rows] = (situations == Situation.BEYOND) | (borrowed & (found[4, rows] > 0))
         found[:3] *= times
-        return found
+        return Prediction.of(found)
 
     def _as_timed(self, calls: KernelCallBatch, device: DeviceSpec) -> KernelCallBatch:
         """Calls, those of PyTorch's kernel for experts as nobody's in particular where its generation was not timed.
@@ -367,20 +331,6 @@ class LearnedKernelModel:
         implementation = calls.implementation.copy()
         implementation[rows] = implementation[rows] // REPLAYED * REPLAYED
         return replace(calls, implementation=implementation)
-
-
-def _table(priced: Prediction) -> FloatArray:
-    return np.array([priced.time_s, priced.low_s, priced.high_s, priced.basis, priced.extrapolated], dtype=np.float64)
-
-
-def _prediction(table: FloatArray) -> Prediction:
-    return Prediction(
-        time_s=table[0],
-        low_s=table[1],
-        high_s=table[2],
-        basis=table[3].astype(np.int64),
-        extrapolated=table[4] > 0,
-    )
 
 
 def learned_kernel_model(

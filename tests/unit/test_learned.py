@@ -13,7 +13,8 @@ from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, concatenate, kernel_calls, take
 from costmodels.kernels.clocks import ClockLaw, sustained_share
 from costmodels.kernels.features import FEATURES, features_of
-from costmodels.kernels.learned import MOST_LOOKED_UP, OpModel, Situation, device_reference, learned_kernel_model
+from costmodels.kernels.learned import OpModel, Situation, device_reference, learned_kernel_model
+from costmodels.kernels.remembered import MOST_LOOKED_UP, RememberedKernelModel
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.fits import KernelFits
@@ -156,13 +157,15 @@ def test_calls_without_work_are_free_and_harmless():
 def test_a_price_does_not_depend_on_its_company_or_on_what_was_asked_before():
     sizes = 2.0 ** np.random.default_rng(0).uniform(5, 14, (40, 3))
     calls = concatenate([gemm(*size) for size in sizes])
-    together, one_by_one = model(), model()
+    together, one_by_one = RememberedKernelModel(model()), model()
     whole = together.predict(calls, HERE)
     single = [one_by_one.predict(take(calls, np.array([row])), HERE).time_s[0] for row in range(40)]
     assert whole.time_s.tolist() == single
     assert together.predict(calls, HERE).time_s.tolist() == single
     many = np.random.default_rng(1).integers(0, 40, MOST_LOOKED_UP + 1)  # a table, in which calls repeat
-    assert model().predict(take(calls, many), HERE).time_s.tolist() == [single[row] for row in many]
+    assert RememberedKernelModel(model()).predict(take(calls, many), HERE).time_s.tolist() == [
+        single[row] for row in many
+    ]
     faster = replace(HERE, peak_flops_per_s={"bf16": 624e12})
     assert together.predict(gemm(), faster).time_s[0] == pytest.approx(together.predict(gemm(), HERE).time_s[0] / 2)
 

@@ -1,0 +1,64 @@
+"""Kernel prices that were asked for before, call by call.
+
+Plans of one model on one kind of device share most of their kernels, and so do the questions of a day.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelCostModel, Prediction, distinct, keys_of, take
+from profiles.hardware import DeviceSpec
+
+MOST_DEVICES = 64  # one with memory set aside is another
+MOST_REMEMBERED = 200_000  # calls per device; about 300 bytes each
+MOST_LOOKED_UP = 5_000  # distinct calls of a batch: larger ones are tables, priced once
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedKernelModel:
+    """Prices of another model, each call worked out once. Several threads may ask at once.
+
+    Attributes:
+        model: Prices calls one by one: what it says of a call must not depend on the other calls of a batch, not even
+            in the last bit.
+    """
+
+    model: KernelCostModel
+    _remembered: dict[DeviceSpec, dict[bytes, tuple[float, ...]]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def predict(self, calls: KernelCallBatch, device: DeviceSpec) -> Prediction:
+        """Seconds for each call on one device; what the model raises, it raises."""
+        if len(calls) <= MOST_LOOKED_UP:
+            return Prediction.of(self._looked_up(calls, device))
+        first, of_row = distinct(calls)  # a space of plans repeats each some twenty times
+        calls = take(calls, first)
+        if len(calls) > MOST_LOOKED_UP:
+            return self.model.predict(calls, device).take(of_row)
+        return Prediction.of(self._looked_up(calls, device)[:, of_row])
+
+    def _looked_up(self, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:
+        """(5, C) what the model says, worked out only for calls that nobody has asked about (``Prediction.table``)."""
+        if not len(calls):
+            return self.model.predict(calls, device).table()
+        memory = self._of_device(device)
+        keys = keys_of(calls)
+        rows = [memory.get(key) for key in keys]
+        missing = {key: row for row, key in enumerate(keys) if rows[row] is None}
+        if missing:
+            priced = self.model.predict(take(calls, np.fromiter(missing.values(), dtype=np.int64)), device).table()
+            fresh = dict(zip(missing, map(tuple, priced.T.tolist()), strict=True))
+            memory.update(fresh)
+            rows = [fresh[key] if row is None else row for key, row in zip(keys, rows, strict=True)]
+        return np.array(rows, dtype=np.float64).T
+
+    def _of_device(self, device: DeviceSpec) -> dict[bytes, tuple[float, ...]]:
+        """What is known of a device; all is forgotten before it becomes too much."""
+        if device not in self._remembered and len(self._remembered) >= MOST_DEVICES:
+            self._remembered.clear()
+        memory = self._remembered.setdefault(device, {})
+        if len(memory) > MOST_REMEMBERED:
+            memory.clear()
+        return memory
