@@ -61,5 +61,5 @@ def ranks_per_domain(
         stride: (K,) distance between consecutive members in the global rank order.
         domain_devices: Devices per scale-up domain.
     """
-    shared: NDArray[np.int64] = np.clip(domain_devices // np.maximum(stride, 1), 1, group_size)
+    shared: NDArray[np.int64] = np.minimum(np.maximum(domain_devices // np.maximum(stride, 1), 1), group_size)
     return shared

@@ -204,7 +204,10 @@ def _tree_time_s(groups: Groups, inside: Parameters, across: Parameters, network
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """Calls of one operation, inside a domain or across: rows, link kind, price, records, how well known."""
+    """Calls of one operation, inside a domain or across: rows, link kind, price, records, how well known.
+
+    ``known`` tells which calls are known how well, in the words of ``profiles.fits.Spread``.
+    """
 
     rows: IntArray
     groups: Groups
@@ -212,7 +215,7 @@ class _Part:
     price_s: FloatArray
     fits: tuple[Fit, ...]
     outside: NDArray[np.bool_]
-    known: NDArray[np.str_]
+    known: dict[str, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,17 +249,17 @@ class LinkCollectiveModel:
         local = np.clip(calls.ranks_per_domain, 1, np.minimum(ranks, cluster.domain_devices)).astype(float)
         real = (calls.size_bytes > 0) & ((ranks > 1) | (calls.op == int(CollectiveOp.HOST_COPY)))
         crosses = (local < ranks) & (calls.op != int(CollectiveOp.HOST_COPY))
-        for code in np.unique(calls.op[real]):
-            op = CollectiveOp(int(code))
-            for across in (False, True):
-                rows = np.flatnonzero(real & (calls.op == code) & (crosses == across))
+        for code in np.flatnonzero(np.bincount(calls.op[real])).tolist():
+            op, mine = CollectiveOp(code), real & (calls.op == code)
+            for across, there in ((False, mine & ~crosses), (True, mine & crosses)):
+                rows = np.flatnonzero(there)
                 if not len(rows):
                     continue
                 groups = Groups(op=op, size_bytes=calls.size_bytes[rows], ranks=ranks[rows], local=local[rows])
                 price_s, fits = self._price(groups, cluster, across=across)
                 outside = _outside(groups, fits[-1])
-                near = "own" if _is_own(op, fits, cluster.node) else "kin"
-                known = np.where(outside & (near == "own"), "beyond", near)
+                own = _is_own(op, fits, cluster.node)
+                known = {"own": ~outside, "beyond": outside} if own else {"kin": np.ones(len(rows), dtype=np.bool_)}
                 kind = cluster.node.nic.kind if across else _kind(cluster.node.scale_up)
                 yield _Part(
                     rows=rows, groups=groups, kind=kind, price_s=price_s, fits=fits, outside=outside, known=known
@@ -300,10 +303,10 @@ class LinkCollectiveModel:
         if not self.fits.spreads or part.fits[-1].card.rows == 0 or part.groups.op is CollectiveOp.HOST_COPY:
             return min(fit.low_factor for fit in part.fits), max(fit.high_factor for fit in part.fits)
         where = "across" if len(part.fits) > 1 else "inside"
-        low, high = np.ones(len(part.known)), np.ones(len(part.known))
+        low, high = np.ones(len(part.rows)), np.ones(len(part.rows))
         for spread in self.fits.spreads:
-            if spread.where == where and spread.kind in ("", part.kind):
-                rows = (part.known == spread.known) & (part.groups.size_bytes >= spread.least_bytes)
+            if spread.where == where and spread.kind in ("", part.kind) and spread.known in part.known:
+                rows = part.known[spread.known] & (part.groups.size_bytes >= spread.least_bytes)
                 low[rows], high[rows] = spread.low_factor, spread.high_factor
         return low, high
 

@@ -56,21 +56,23 @@ def in_flight_microbatches(
     """
     chunks = 2.0 * (stages - stage - 1) + (virtual_stages - 1) * round_size(stages, num_microbatches) + 1 + overlapped
     one_f_one_b = np.where(virtual_stages > 1, chunks / virtual_stages, 1.0 * (stages - stage) + overlapped)
-    unlimited = np.select(
-        [
-            schedule == int(Schedule.GPIPE),
-            schedule == int(Schedule.ZERO_BUBBLE_1P),
-            schedule == int(Schedule.ZERO_BUBBLE_2P),
-            schedule == int(Schedule.ZERO_BUBBLE_V),
-        ],
-        [
-            1.0 * num_microbatches,
-            1.0 * stages,
-            2.0 * stages - 1,
-            np.minimum(stages, (num_microbatches + stage + 1) / 2),
-        ],
-        one_f_one_b,
-    )
+    unlimited = one_f_one_b
+    if schedule.any():
+        unlimited = np.select(
+            [
+                schedule == int(Schedule.GPIPE),
+                schedule == int(Schedule.ZERO_BUBBLE_1P),
+                schedule == int(Schedule.ZERO_BUBBLE_2P),
+                schedule == int(Schedule.ZERO_BUBBLE_V),
+            ],
+            [
+                1.0 * num_microbatches,
+                1.0 * stages,
+                2.0 * stages - 1,
+                np.minimum(stages, (num_microbatches + stage + 1) / 2),
+            ],
+            one_f_one_b,
+        )
     held: FloatArray = np.minimum(unlimited, 1.0 * num_microbatches)
     return held
 

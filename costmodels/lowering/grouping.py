@@ -32,6 +32,8 @@ def group_rows(*columns: IntArray) -> Groups:
         Groups, numbered in the order of their packed key (deterministic, not by appearance).
     """
     key, span = np.zeros(len(columns[0]), dtype=np.int64), 1
+    if len(key) == 1:
+        return Groups(first=key, of_row=key)
     for column in columns:
         width = int(column.max(initial=0)) + 1
         if width == 1:
@@ -55,5 +57,7 @@ def _dense_codes(column: IntArray, span: int) -> tuple[IntArray, int]:
         return codes.reshape(-1).astype(np.int64), len(values)
     present = np.zeros(span, dtype=np.bool_)
     present[column] = True
-    table = np.cumsum(present, dtype=np.int64) - 1
-    return np.take(table, column), int(table[-1]) + 1
+    values = np.flatnonzero(present)
+    table = np.empty(span, dtype=np.int64)
+    table[values] = np.arange(len(values))
+    return np.take(table, column), len(values)
