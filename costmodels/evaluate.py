@@ -22,7 +22,7 @@ from costmodels.peak_rate import peak_flops_per_s, time_interval_s
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, stage_parameters
 from costmodels.stages import StageTable, overlaps_passes, stage_table
-from costmodels.step import step_time
+from costmodels.step import step_time, step_time_s
 from costmodels.trust import half_widths, price_trust
 
 
@@ -41,11 +41,36 @@ class Peaks:
     fits: BoolArray
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes(Peaks):
+    """What N plans are ranked by.
+
+    Attributes:
+        step_time_s: (N,) seconds per optimizer step.
+    """
+
+    step_time_s: FloatArray
+
+
 def peaks(plans: PlanBatch, context: CostContext) -> Peaks:
     """The memory that ``evaluate`` says plans need, at a fraction of its cost."""
     stages = stage_table(plans, context.model, overlapped=overlaps_passes(plans, context.stack))
     parameters = stage_parameters(plans, stages, context.model, context.job)
     return _needs(plans, stages, parameters, context).peaks
+
+
+def outcomes(plans: PlanBatch, context: CostContext) -> Outcomes:
+    """What ``evaluate`` says of time and memory, without parts, intervals and what they rest on."""
+    stages = stage_table(plans, context.model)
+    parameters = stage_parameters(plans, stages, context.model, context.job)
+    needs = _needs(plans, stages, parameters, context)
+    costs = layer_costs(plans, context)
+    return Outcomes(
+        step_time_s=step_time_s(plans, stages, costs, parameters, context, paged=needs.paged),
+        peak_memory_bytes=needs.peaks.peak_memory_bytes,
+        host_memory_bytes=needs.peaks.host_memory_bytes,
+        fits=needs.peaks.fits,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,26 +15,18 @@ from costmodels.data_parallel import DataParallelTraffic, data_parallel_traffic,
 from costmodels.layer_costs import RECOMPUTED, LayerCosts
 from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.lowering.parts import Part
-from costmodels.model_state import model_state
 from costmodels.optimizer import optimizer_s, paging_s
 from costmodels.parameter_offload import gathers_once
-from costmodels.pipeline import HostTraffic, Passes, scheduled
-from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
+from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.shown_parts import COMPONENTS
-from costmodels.stage_activations import stage_activations
-from costmodels.stage_layers import StageLayers, stage_layers
 from costmodels.stage_parameters import StageParameters
 from costmodels.stage_seconds import (
     Multiplicity,
-    RecomputeUnits,
     accumulates_whole,
     module_traffic_s,
-    recomputation_s,
-    recompute_units,
-    stage_seconds,
 )
 from costmodels.stages import StageTable
-from costmodels.transfer import boundary_transfers
+from costmodels.step_passes import StepPasses, offloaded_weights_s, step_passes
 from costmodels.trust import layer_opens, pipeline_opens, step_opens
 from profiles.stack import StackSpec
 
@@ -64,27 +56,42 @@ class StepTime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Pipeline:
-    """Forward and backward passes of a step, without what happens once per step; K plans.
+class _Composed:
+    """Steps of N plans.
 
     Attributes:
-        pipeline_s: (K,) from the first forward to the last backward.
-        parts_s: Part name to (K,) seconds; they add up to ``pipeline_s``.
-        totals_s: Axis to (K,) seconds of traffic, hidden or not.
-        forward_s, backward_s: (K,) one micro-batch's passes through the slowest stage for each.
-        stage_time_s: (K, S) one micro-batch, forward and backward.
-        recomputed_share: (K,) share of all layers that is recomputed in full.
-        opens: (2, K) as in ``StepTime``, of ``pipeline_s``.
+        run: The passes of K of them, all that are distinct.
+        of_row: (N,) which of these each has.
+        pipeline_s: (N,) seconds of the passes.
+        traffic: Traffic of data parallelism.
+        shown_s, sent_s: (N,) seconds of it, what shows and all.
+        optimizer_s: (N,) seconds of the update.
+        overhead_s: (N,) seconds of fixed work per step, and of stragglers.
+        step_s: (N,) seconds of all.
     """
 
+    run: StepPasses
+    of_row: IntArray
     pipeline_s: FloatArray
-    parts_s: dict[str, FloatArray]
-    totals_s: dict[str, FloatArray]
-    forward_s: FloatArray
-    backward_s: FloatArray
-    stage_time_s: FloatArray
-    recomputed_share: FloatArray
-    opens: FloatArray
+    traffic: DataParallelTraffic
+    shown_s: FloatArray
+    sent_s: FloatArray
+    optimizer_s: FloatArray
+    overhead_s: FloatArray
+    step_s: FloatArray
+
+
+def step_time_s(
+    plans: PlanBatch,
+    stages: StageTable,
+    costs: LayerCosts,
+    parameters: StageParameters,
+    context: CostContext,
+    *,
+    paged: FloatArray | None = None,
+) -> FloatArray:
+    """(N,) seconds of ``step_time``, which takes the same arguments, without what they are spent on."""
+    return _composed(plans, stages, costs, parameters, context, paged).step_s * context.stack.step_time_scale
 
 
 def step_time(
@@ -98,9 +105,6 @@ def step_time(
 ) -> StepTime:
     """Compose block prices into the step time of every plan.
 
-    Many plans differ only in what happens once per step (sharding, offloading, overlap), so the
-    pipeline is worked out once per distinct one.
-
     Args:
         plans: N plans.
         stages: Their stages.
@@ -109,44 +113,79 @@ def step_time(
         context: Job, cluster and stack.
         paged: (N, S) bytes of optimizer states that do not stay on the device (``memory.paging_bytes``).
     """
-    alike = _alike(plans, stages, costs)
-    rows, of_row = alike.first, alike.of_row
-    distinct = _pipeline(plans.take(rows), stages.take(rows), costs.take(rows), parameters.take(rows), context)
-    parts = {name: np.take(seconds, of_row) for name, seconds in distinct.parts_s.items()}
-    totals = {name: np.take(seconds, of_row) for name, seconds in distinct.totals_s.items()}
-    traffic = _data_parallel_traffic(plans, stages, parameters, context)
-    parts["data_parallel"], totals["data_parallel"] = exposed_traffic_s(
-        traffic,
-        num_microbatches=plans.num_microbatches,
-        num_stages=plans.pipeline_parallel,
-        virtual_stages=plans.virtual_stages,
-        forward_s=np.take(distinct.forward_s, of_row),
-        backward_s=np.take(distinct.backward_s, of_row),
+    found = _composed(plans, stages, costs, parameters, context, paged)
+    run, of_row, stage_s = found.run, found.of_row, found.run.stage_s
+    parts, totals = (
+        {name: np.take(seconds, of_row) for name, seconds in table.items()}
+        for table in _parts(run, largest_column(stage_s))
     )
-    parts["optimizer"] = optimizer_s(plans, parameters, context)
-    if paged is not None:
-        moved_s = paging_s(paged, context.cluster.node.host_link.bandwidth_bytes_per_s)
-        parts["optimizer"] = parts["optimizer"] + largest(moved_s)
-    known = np.take(distinct.pipeline_s, of_row) + parts["data_parallel"] + parts["optimizer"]
-    nodes = plans.num_devices / context.cluster.node.devices_per_node
-    per_step = per_step_overhead_s(known, nodes=nodes, stack=context.stack)
-    parts["overhead"] = parts["overhead"] + per_step
+    parts["data_parallel"], totals["data_parallel"] = found.shown_s, found.sent_s
+    parts["optimizer"] = found.optimizer_s
+    parts["overhead"] = parts["overhead"] + found.overhead_s
+    stages = run.stages
+    recomputed = total((run.layers.recomputed * stages.count).T)
+    recomputed_share = recomputed / np.maximum(total((stages.layers * stages.count).T), 1)
     step = StepTime(
-        step_time_s=known + per_step,
+        step_time_s=found.step_s,
         parts_s=parts,
         communication_total_s=totals,
-        stage_time_s=np.take(distinct.stage_time_s, of_row, axis=0),
-        recomputed_share=np.take(distinct.recomputed_share, of_row),
+        stage_time_s=np.take(stage_s, of_row, axis=0),
+        recomputed_share=np.take(recomputed_share, of_row),
         opens=step_opens(
-            np.take(distinct.opens, of_row, axis=1),
-            pipeline_s=np.take(distinct.pipeline_s, of_row),
-            step_s=known + per_step,
-            traffic=traffic,
-            shown_s=parts["data_parallel"],
+            np.take(_opens(run), of_row, axis=1),
+            pipeline_s=found.pipeline_s,
+            step_s=found.step_s,
+            traffic=found.traffic,
+            shown_s=found.shown_s,
         ),
     )
     scale = context.stack.step_time_scale
     return step if scale == 1.0 else _scaled(step, scale)
+
+
+def _composed(
+    plans: PlanBatch,
+    stages: StageTable,
+    costs: LayerCosts,
+    parameters: StageParameters,
+    context: CostContext,
+    paged: FloatArray | None,
+) -> _Composed:
+    """The steps of N plans.
+
+    Many plans differ only in what happens once per step (sharding, offloading, overlap), so the
+    pipeline is worked out once per distinct one.
+    """
+    alike = _alike(plans, stages, costs)
+    rows, of_row = alike.first, alike.of_row
+    run = step_passes(plans.take(rows), stages.take(rows), costs.take(rows), parameters.take(rows), context)
+    pipeline_s = np.take(run.step.pipeline_s, of_row)
+    traffic = _data_parallel_traffic(plans, stages, parameters, context)
+    shown_s, sent_s = exposed_traffic_s(
+        traffic,
+        num_microbatches=plans.num_microbatches,
+        num_stages=plans.pipeline_parallel,
+        virtual_stages=plans.virtual_stages,
+        forward_s=np.take(largest(run.step.passes.forward_s), of_row),
+        backward_s=np.take(largest(run.step.passes.backward_s), of_row),
+    )
+    update_s = optimizer_s(plans, parameters, context)
+    if paged is not None:
+        update_s = update_s + largest(paging_s(paged, context.cluster.node.host_link.bandwidth_bytes_per_s))
+    known = pipeline_s + shown_s + update_s
+    nodes = plans.num_devices / context.cluster.node.devices_per_node
+    per_step_s = per_step_overhead_s(known, nodes=nodes, stack=context.stack)
+    return _Composed(
+        run=run,
+        of_row=of_row,
+        pipeline_s=pipeline_s,
+        traffic=traffic,
+        shown_s=shown_s,
+        sent_s=sent_s,
+        optimizer_s=update_s,
+        overhead_s=per_step_s,
+        step_s=known + per_step_s,
+    )
 
 
 def _scaled(step: StepTime, scale: float) -> StepTime:
@@ -162,7 +201,7 @@ def _scaled(step: StepTime, scale: float) -> StepTime:
 
 
 def _alike(plans: PlanBatch, stages: StageTable, costs: LayerCosts) -> Groups:
-    """Plans with the same pipeline: all that ``_pipeline`` reads, directly or through blocks and stages."""
+    """Plans with the same pipeline: all that ``step_passes`` reads, directly or through blocks and stages."""
     columns = [
         costs.attention.of_row,
         stages.groups.of_row,
@@ -183,68 +222,33 @@ def _alike(plans: PlanBatch, stages: StageTable, costs: LayerCosts) -> Groups:
     return group_rows(*columns)
 
 
-def _pipeline(
-    plans: PlanBatch, stages: StageTable, costs: LayerCosts, parameters: StageParameters, context: CostContext
-) -> _Pipeline:
-    """Forward and backward passes of K plans, and what they spend their time on."""
-    layers = stage_layers(plans, stages, context.model)
-    work = stage_seconds(plans, stages, costs, parameters, context)
-    transfers = boundary_transfers(plans, context)
-    transfer_s = transfers.time_s
-    issued = not context.stack.captures_iterations
-    per_micro = context.stack.microbatch_overhead_s * issued * plans.virtual_stages
-    either_s = (transfer_s + per_micro / 2)[:, None]
-    again = recompute_units(plans, costs, context.model)
-    passes = Passes(
-        forward_s=work.forward_s + either_s,
-        input_gradient_s=work.input_gradient_s + recomputation_s(again, layers) + either_s,
-        weight_gradient_s=work.weight_gradient_s,
+def _opens(run: StepPasses) -> FloatArray:
+    """(2, K) as ``StepTime.opens``, of the passes."""
+    transfers = run.transfers
+    return pipeline_opens(
+        layer_opens(run.costs),
+        crossing_s=np.stack([transfers.time_s, transfers.low_s, transfers.high_s]),
+        crossings=2 * run.plans.num_microbatches,
+        work_s=run.step.pipeline_s - run.step.bubble_s,
     )
-    stage_s = np.where(stages.count > 0, passes.work_s, 0.0)
-    slowest = largest_column(stage_s)
-    m = plans.num_microbatches
-    step = scheduled(
-        plans.schedule,
-        passes,
-        count=stages.count,
-        virtual_stages=plans.virtual_stages,
-        num_microbatches=m,
-        traffic=_host_traffic(plans, stages, parameters, context),
-    )
-    parts, totals = _parts(plans, stages, costs, layers, again, slowest)
-    parts["backward"] = parts["backward"] + m * at_column(work.accumulate_s, slowest)
+
+
+def _parts(run: StepPasses, slowest: IntArray) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """(K,) seconds per step of the passes by cause, which add up to them, and traffic by axis, hidden or not."""
+    m = run.plans.num_microbatches
+    parts, totals = _parts_of_stage(run, slowest)
+    parts["backward"] = parts["backward"] + m * at_column(run.work.accumulate_s, slowest)
     # Interleaving crosses v times but overlaps them with other chunks (arXiv:2104.04473 section 2.2).
-    parts["pipeline_transfer"] = 2 * m * transfer_s
-    totals["pipeline_transfer"] = parts["pipeline_transfer"] * plans.virtual_stages
-    parts["overhead"] = parts["overhead"] + m * per_micro
-    parts["bubble"], parts["offload"] = step.bubble_s, step.offload_s
-    recomputed = total((layers.recomputed * stages.count).T)
-    return _Pipeline(
-        pipeline_s=step.pipeline_s,
-        parts_s=parts,
-        totals_s=totals,
-        forward_s=largest(step.passes.forward_s),
-        backward_s=largest(step.passes.backward_s),
-        stage_time_s=stage_s,
-        recomputed_share=recomputed / np.maximum(total((stages.layers * stages.count).T), 1),
-        opens=pipeline_opens(
-            layer_opens(costs),
-            crossing_s=np.stack([transfer_s, transfers.low_s, transfers.high_s]),
-            crossings=2 * m,
-            work_s=step.pipeline_s - step.bubble_s,
-        ),
-    )
+    parts["pipeline_transfer"] = 2 * m * run.transfers.time_s
+    totals["pipeline_transfer"] = parts["pipeline_transfer"] * run.plans.virtual_stages
+    parts["overhead"] = parts["overhead"] + m * run.per_microbatch_s
+    parts["bubble"], parts["offload"] = run.step.bubble_s, run.step.offload_s
+    return parts, totals
 
 
-def _parts(
-    plans: PlanBatch,
-    stages: StageTable,
-    costs: LayerCosts,
-    layers: StageLayers,
-    units: RecomputeUnits,
-    slowest: IntArray,
-) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """(N,) seconds per step of the slowest stage by cause, and its traffic by axis, hidden or not."""
+def _parts_of_stage(run: StepPasses, slowest: IntArray) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """(K,) seconds per step of the slowest stage by cause, and its traffic by axis, hidden or not."""
+    plans, stages, costs, layers = run.plans, run.stages, run.costs, run.layers
     m = plans.num_microbatches
     at = _at_stage(stages, slowest)
     repeated = {
@@ -270,7 +274,7 @@ def _parts(
                     seconds = seconds + repeated_s
             sums[name] = sums[name] + seconds
     again = again - of_block[id(costs.dense_mlp)] * costs.dense_mlp.of_part(Part.LAST_PRODUCT)
-    for group, selective_s in zip(layers.groups, units.selective_s, strict=True):
+    for group, selective_s in zip(layers.groups, run.again.selective_s, strict=True):
         if group.selective is not None:
             counts = at_column(np.broadcast_to(group.selective, stages.layers.shape), slowest)
             again = again + counts * selective_s[:, 0]
@@ -303,34 +307,6 @@ def _at_stage(stages: StageTable, which: IntArray) -> Multiplicity:
     )
 
 
-def _host_traffic(
-    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
-) -> HostTraffic | None:
-    """What one micro-batch moves over the host link; None when no plan offloads activations or weights."""
-    rows = np.flatnonzero(plans.offload_activations)
-    streams = plans.offload_parameters & ~gathers_once(plans)
-    if not (len(rows) or streams.any()):
-        return None
-    activations_s = np.zeros(stages.layers.shape)
-    if len(rows):
-        moved = stage_activations(plans.take(rows), stages.take(rows), context).moved
-        activations_s[rows] = 0.0 if moved is None else moved / context.cluster.node.host_link.bandwidth_bytes_per_s
-    return HostTraffic(
-        activations_s=activations_s, weights_s=_offloaded_weights_s(plans, stages, parameters, context, streams)
-    )
-
-
-def _offloaded_weights_s(
-    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext, which: BoolArray
-) -> FloatArray:
-    """(N, S) seconds in which the weights of some of the plans cross the host link once; 0 for the others."""
-    seconds, rows = np.zeros(stages.layers.shape), np.flatnonzero(which)
-    if len(rows):
-        weights = model_state(plans.take(rows), stages.take(rows), parameters.take(rows), context).weights
-        seconds[rows] = weights * (stages.count[rows] > 0) / context.cluster.node.host_link.bandwidth_bytes_per_s
-    return seconds
-
-
 def _data_parallel_traffic(
     plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
 ) -> DataParallelTraffic:
@@ -339,7 +315,7 @@ def _data_parallel_traffic(
     traffic = data_parallel_traffic(plans, stages, parameters, context, each_stage=bool(first.any()))
     if not first.any():
         return traffic
-    weights_s = _offloaded_weights_s(plans, stages, parameters, context, first)
+    weights_s = offloaded_weights_s(plans, stages, parameters, context, first)
     return replace(traffic, parameters_s=traffic.parameters_s + weights_s)
 
 

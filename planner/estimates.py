@@ -1,7 +1,5 @@
 """From arrays to answers: one ``PlanEstimate`` per row of a priced batch, with derived figures."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from costmodels.context import CostContext
@@ -11,33 +9,18 @@ from costmodels.evaluate import evaluate
 from costmodels.flops import model_flops_per_step
 from costmodels.kernels.calls import Basis
 from costmodels.plan import PlanBatch
-from planner.pricing import Evaluator
 from planner.results import PlanEstimate, RunEstimate, StageEstimate
 
 
-@dataclass(frozen=True, slots=True)
-class _Detailed:
-    """Prices with every pipeline stage as a column."""
-
-    def __call__(self, plans: PlanBatch, context: CostContext) -> EstimateBatch:
-        return evaluate(plans, context, full=True)
-
-
-DETAILED: Evaluator = _Detailed()
-
-
-def plan_estimates(
-    plans: PlanBatch, context: CostContext, *, price: Price | None = None, evaluator: Evaluator = DETAILED
-) -> list[PlanEstimate]:
+def plan_estimates(plans: PlanBatch, context: CostContext, *, price: Price | None = None) -> list[PlanEstimate]:
     """Every plan of a small batch priced in full, ranked in the given order.
 
     Args:
         plans: The plans, best first; all on the context's cluster.
         context: Model, cluster, job, stack and price lists.
         price: What a device-hour costs.
-        evaluator: Prices a batch with every pipeline stage as a column.
     """
-    batch = evaluator(plans, context)
+    batch = evaluate(plans, context, full=True)
     full_flops = model_flops_per_step(context.model, context.job, causal=False)
     return [_plan_estimate(plans, batch, row, context, price, full_flops) for row in range(len(plans))]
 

@@ -6,17 +6,17 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
-from costmodels.evaluate import evaluate, peaks
+from costmodels.evaluate import Outcomes, outcomes, peaks
 from costmodels.plan import PlanBatch
 from planner.ranking import Priced, nearest_rows
 
 CHUNK_ROWS = 32_768  # rows priced at once; bounds memory, and more do not run faster
 
-Evaluator = Callable[[PlanBatch, CostContext], EstimateBatch]
+Evaluator = Callable[[PlanBatch, CostContext], EstimateBatch | Outcomes]
 
 
 def price_all(
-    plans: PlanBatch, context: CostContext, *, evaluator: Evaluator = evaluate, chunk_rows: int = CHUNK_ROWS
+    plans: PlanBatch, context: CostContext, *, evaluator: Evaluator = outcomes, chunk_rows: int = CHUNK_ROWS
 ) -> Priced:
     """Price every plan of a space.
 

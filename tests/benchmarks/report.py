@@ -25,9 +25,9 @@ step, on H100 nodes: the whole legal space of Megatron-Core, not a sample of it.
 Machine: {machine}; Python {python}, NumPy {numpy}.
 """
 
-_NOTES = """A plan counts as priced once its step time, interval, parts of the step, memory of every stage, verdict,
-basis and FLOPs are known; where stages differ, without the interval, which searches over them do not ask for. Rates are
-per second of processor time.
+_NOTES = """A plan counts as priced once its step time, the memory of every stage and the verdict are known, by which a
+search ranks it. A report also shows the interval, the parts of the step, the basis of prices and the FLOPs; a search
+works these out for the plans that it returns. Rates are per second of processor time.
 
 The loop gets kernel and collective prices, stage layouts, parameters and activations ready-made and only composes
 them, so its rate is an upper bound of what a loop could reach; it agrees with the batch path to a part in a million.
@@ -67,6 +67,10 @@ def speed_rows() -> list[tuple[str, str, str]]:
         )
         for devices, found in ((1024, small), (16384, large))
     ]
+    reported = measure.in_own_process("reported_path_1024")
+    rows.append(
+        ("the same with all that a report shows of a plan, 1,024 GPUs", f"{reported['plans_per_s']:,.0f}", "300,000")
+    )
     for stages in (8, 16):
         found = measure.in_own_process(f"staged_path_{stages}")
         what = f"plans per second whose {stages} stages differ, {workloads.STAGED_MODEL} on {workloads.STAGED_CLUSTER}"

@@ -1,6 +1,7 @@
 """Exhaustive search: chunks change nothing, nothing is missed, and what is ruled out is counted."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from costmodels.context import CostContext
 from costmodels.estimate import BASES, EXTRAPOLATED, EstimateBatch
-from costmodels.evaluate import peaks
+from costmodels.evaluate import evaluate, peaks
 from costmodels.plan import PlanBatch, Recompute
 from costmodels.stages import stage_table
 from planner.pricing import join, memory_rejections, price_all, price_contenders
@@ -112,12 +113,13 @@ def test_joined_searches_keep_their_order(plans: PlanBatch) -> None:
     assert join([first]) is first
 
 
-def test_the_default_evaluator_is_the_one_cost_path(plans: PlanBatch) -> None:
-    from costmodels.evaluate import evaluate
-
-    where = context(kernels=RateKernels())
-    few = plans.take(slice(0, 50))
-    assert np.array_equal(price_all(few, where).step_time_s, evaluate(few, where).step_time_s)
+@pytest.mark.parametrize("step_time_scale", [1.0, 1.25])
+def test_a_search_ranks_by_what_a_report_shows(plans: PlanBatch, step_time_scale: float) -> None:
+    where = context(kernels=RateKernels(), stack=replace(context().stack, step_time_scale=step_time_scale))
+    some = plans.take(slice(0, None, 37))
+    ranked, reported = price_all(some, where), evaluate(some, where)
+    for name in ("step_time_s", "peak_memory_bytes", "host_memory_bytes", "fits"):
+        assert np.array_equal(getattr(ranked, name), getattr(reported, name)), name
 
 
 def neighbours(plans: PlanBatch, row: int) -> list[int]:
