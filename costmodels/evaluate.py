@@ -8,7 +8,7 @@ from costmodels.arrays import largest, total
 from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
-from costmodels.layer_costs import layer_costs
+from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.memory import (
     TensorMemory,
     host_memory_bytes,
@@ -47,9 +47,11 @@ class Outcomes(Peaks):
 
     Attributes:
         step_time_s: (N,) seconds per optimizer step.
+        costs: Their blocks, priced.
     """
 
     step_time_s: FloatArray
+    costs: LayerCosts
 
 
 def peaks(plans: PlanBatch, context: CostContext) -> Peaks:
@@ -70,6 +72,7 @@ def outcomes(plans: PlanBatch, context: CostContext) -> Outcomes:
         peak_memory_bytes=needs.peaks.peak_memory_bytes,
         host_memory_bytes=needs.peaks.host_memory_bytes,
         fits=needs.peaks.fits,
+        costs=costs,
     )
 
 
@@ -106,7 +109,9 @@ def _needs(plans: PlanBatch, stages: StageTable, parameters: StageParameters, co
     return _Needs(tensors=tensors, parts=parts, per_stage=per_stage, paged=paged, peaks=peaks_of)
 
 
-def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> EstimateBatch:
+def evaluate(
+    plans: PlanBatch, context: CostContext, *, full: bool = False, costs: LayerCosts | None = None
+) -> EstimateBatch:
     """Price every plan of a batch.
 
     Args:
@@ -114,6 +119,7 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
         context: Model, cluster, job, stack and price lists.
         full: Report memory for every pipeline stage instead of stage classes; times and peaks
             are the same.
+        costs: Their blocks as ``layer_costs`` prices them, if the caller has them.
 
     Returns:
         Estimates in the order of the plans. Intervals end where physics does: no step is faster than its FLOPs at the
@@ -121,7 +127,7 @@ def evaluate(plans: PlanBatch, context: CostContext, *, full: bool = False) -> E
     """
     stages = stage_table(plans, context.model, full=full, overlapped=overlaps_passes(plans, context.stack))
     parameters = stage_parameters(plans, stages, context.model, context.job)
-    costs = layer_costs(plans, context)
+    costs = layer_costs(plans, context) if costs is None else costs
     needs = _needs(plans, stages, parameters, context)
     step = step_time(plans, stages, costs, parameters, context, paged=needs.paged)
     peak_bytes = needs.peaks.peak_memory_bytes

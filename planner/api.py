@@ -221,10 +221,9 @@ def _estimates(request: Request, priced: Priced, rows: Any) -> list[PlanEstimate
     for size in np.unique(devices):
         members = np.flatnonzero(devices == size)
         context = cost_context(request, _part(request.cluster, int(size)))
-        for index, answer in zip(
-            members, plan_estimates(plans.take(members), context, price=request.price), strict=True
-        ):
-            found[int(index)] = answer
+        costs = None if priced.costs is None else priced.costs.take(rows[members])
+        answers = plan_estimates(plans.take(members), context, price=request.price, costs=costs)
+        found |= dict(zip(members.tolist(), answers, strict=True))
     return [_ranked(found[index], index + 1) for index in range(len(plans))]
 
 

@@ -8,19 +8,23 @@ from costmodels.estimate import EstimateBatch
 from costmodels.evaluate import evaluate
 from costmodels.flops import model_flops_per_step
 from costmodels.kernels.calls import Basis
+from costmodels.layer_costs import LayerCosts
 from costmodels.plan import PlanBatch
 from planner.results import PlanEstimate, RunEstimate, StageEstimate
 
 
-def plan_estimates(plans: PlanBatch, context: CostContext, *, price: Price | None = None) -> list[PlanEstimate]:
+def plan_estimates(
+    plans: PlanBatch, context: CostContext, *, price: Price | None = None, costs: LayerCosts | None = None
+) -> list[PlanEstimate]:
     """Every plan of a small batch priced in full, ranked in the given order.
 
     Args:
         plans: The plans, best first; all on the context's cluster.
         context: Model, cluster, job, stack and price lists.
         price: What a device-hour costs.
+        costs: The blocks of the plans, if a search has priced them.
     """
-    batch = evaluate(plans, context, full=True)
+    batch = evaluate(plans, context, full=True, costs=costs)
     full_flops = model_flops_per_step(context.model, context.job, causal=False)
     return [_plan_estimate(plans, batch, row, context, price, full_flops) for row in range(len(plans))]
 

@@ -58,13 +58,15 @@ def shares(parts: Mapping[str, float]) -> tuple[Share, ...]:
 def _rivals(best: PlanEstimate, priced: Priced, objective: str) -> tuple[Rival, ...]:
     """The best alternative per dimension, and what would be faster if it fitted; each plan once."""
     rivals: dict[ExecutionPlan, Rival] = {}
+    quicker = priced.step_time_s < best.step_time_s * (1 - _NOTICEABLE)
     for dimension in DIMENSIONS:
         differs = _column(priced, dimension) != _value(best.plan, dimension)
         rows = best_rows(priced, objective=objective, count=1, among=differs & priced.fits)
         if dimension in _WISHES and best.fits:
-            quicker = priced.step_time_s < best.step_time_s * (1 - _NOTICEABLE)
-            wishes = differs & ~priced.fits & quicker & _same_elsewhere(best.plan, priced.plans, dimension)
-            rows = np.append(rows, best_rows(priced, objective="memory_headroom", count=1, among=wishes))
+            wishes = differs & ~priced.fits & quicker
+            if wishes.any():
+                wishes &= _same_elsewhere(best.plan, priced.plans, dimension)
+                rows = np.append(rows, best_rows(priced, objective="memory_headroom", count=1, among=wishes))
         for row in rows:
             rival = _rival(best, priced, dimension, int(row))
             if _trades(best, rival):

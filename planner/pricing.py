@@ -32,6 +32,7 @@ def price_all(
     total = len(plans)
     step_time_s, peak_bytes, host_bytes = np.empty(total), np.empty(total), np.empty(total)
     fits = np.empty(total, dtype=np.bool_)
+    costs = None
     for start in range(0, total, chunk_rows):
         rows = slice(start, min(start + chunk_rows, total))
         estimate = evaluator(plans.take(rows), context)
@@ -39,8 +40,15 @@ def price_all(
         peak_bytes[rows] = estimate.peak_memory_bytes
         host_bytes[rows] = estimate.host_memory_bytes
         fits[rows] = estimate.fits
+        if len(estimate.step_time_s) == total and isinstance(estimate, Outcomes):
+            costs = estimate.costs
     return Priced(
-        plans=plans, step_time_s=step_time_s, peak_memory_bytes=peak_bytes, host_memory_bytes=host_bytes, fits=fits
+        plans=plans,
+        step_time_s=step_time_s,
+        peak_memory_bytes=peak_bytes,
+        host_memory_bytes=host_bytes,
+        fits=fits,
+        costs=costs,
     )
 
 

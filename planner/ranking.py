@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from costmodels.layer_costs import LayerCosts
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
 from profiles.errors import SpecError, did_you_mean
 
@@ -68,6 +69,8 @@ class Priced:
         peak_memory_bytes: Fullest device.
         host_memory_bytes: Per node, for offloaded states.
         fits: Whether device and host memory suffice.
+        costs: The blocks of the plans, priced on the cluster of all of them; None where there are several clusters, or
+            too many plans to price at once.
     """
 
     plans: PlanBatch
@@ -75,6 +78,7 @@ class Priced:
     peak_memory_bytes: FloatArray
     host_memory_bytes: FloatArray
     fits: BoolArray
+    costs: LayerCosts | None = None
 
     def __len__(self) -> int:
         return len(self.step_time_s)
@@ -135,7 +139,9 @@ def best_rows(
     wanted = count
     while True:
         near = _smallest(first, step, wanted)
-        order = near[_tie_break_order(priced, pool[near], first[near], step[near])]
+        order = near[_tie_break_order(priced, pool[near], first[near], step[near])] if len(near) > 1 else near
+        if count == 1:
+            return pool[order[:1]]
         chosen = _distinct(priced, pool[order]) if variants else _families(priced, pool[order])
         if len(chosen) >= count or len(near) == len(pool):
             return chosen[:count]
@@ -164,7 +170,7 @@ def pareto_rows(priced: Priced) -> IntArray:
 
     A plan is beaten by one that is no worse in all three and better in one; equals appear once.
     """
-    rows = best_rows(priced, objective="step_time", count=len(priced))
+    rows = best_rows(priced, objective="step_time", count=len(priced), among=_unbeaten(priced))
     if len(rows) < 2:
         return rows
     cost = [
@@ -186,6 +192,22 @@ def pareto_rows(priced: Priced) -> IntArray:
         front.extend(rows[small[own & (memory < before)]].tolist())
     order = np.argsort(priced.step_time_s[front], kind="stable")
     return np.asarray(front, dtype=np.int64)[order]
+
+
+def _unbeaten(priced: Priced) -> BoolArray:
+    """(N,) fitting plans that no other on as many devices beats in step time and memory, equals among them."""
+    unbeaten = np.zeros(len(priced), dtype=np.bool_)
+    for number in np.unique(priced.num_devices[priced.fits]):
+        rows = np.flatnonzero(priced.fits & (priced.num_devices == number))
+        step, memory = _significant(priced.step_time_s[rows]), _significant(priced.peak_memory_bytes[rows])
+        order = np.lexsort([memory, step])
+        step, memory = step[order], memory[order]
+        least = np.minimum.accumulate(memory)
+        lower = np.concatenate([[True], least[1:] < least[:-1]])
+        # The last plan before each that needed less memory than all before: an equal of it is as good.
+        latest = np.maximum.accumulate(np.where(lower, np.arange(len(rows)), 0))
+        unbeaten[rows[order[(memory == least) & (step == step[latest])]]] = True
+    return unbeaten
 
 
 def _significant(values: FloatArray) -> FloatArray:

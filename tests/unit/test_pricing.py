@@ -122,6 +122,20 @@ def test_a_search_ranks_by_what_a_report_shows(plans: PlanBatch, step_time_scale
         assert np.array_equal(getattr(ranked, name), getattr(reported, name)), name
 
 
+def test_blocks_priced_by_a_search_serve_its_report(plans: PlanBatch) -> None:
+    where = context(kernels=RateKernels(relative_half_width=0.2))
+    searched = price_all(plans, where)
+    assert searched.costs is not None
+    assert price_all(plans, where, chunk_rows=len(plans) - 1).costs is None
+    rows = np.arange(0, len(plans), len(plans) // 7)
+    after, alone = (evaluate(plans.take(rows), where, full=True, costs=c) for c in (searched.costs.take(rows), None))
+    for name in ("step_time_s", "step_time_low_s", "step_time_high_s", "stage_time_s", "basis", "hardware_flops"):
+        assert np.array_equal(getattr(after, name), getattr(alone, name)), name
+    for name in ("time_parts_s", "communication_total_s", "extrapolated_share", "basis_share"):
+        for part, values in getattr(alone, name).items():
+            assert np.array_equal(getattr(after, name)[part], values), part
+
+
 def neighbours(plans: PlanBatch, row: int) -> list[int]:
     """Rows that differ from one plan in a single degree of freedom."""
     names = ("tensor_parallel", "pipeline_parallel", "micro_batch_size", "recompute", "zero_stage", "virtual_stages")
