@@ -84,9 +84,13 @@ def reach(fit: Parameters, local: FloatArray, *, loss: str = "pair_loss") -> Flo
     mesh only those that lead to one another (``lanes_of_2`` to ``lanes_of_16``: shares of all lanes, in between by
     interpolation), or compete for the bridges of a bus (``sharing`` exponent).
     """
-    lanes = np.interp(local, MESH_SIZES, [fit[f"lanes_of_{size}"] for size in MESH_SIZES])
-    shared = (np.maximum(local, 2) / 2) ** -fit["sharing"]
-    return np.asarray(lanes * (1 - fit[loss] / local) * shared, dtype=float)
+    share: FloatArray = 1 - fit[loss] / local
+    lanes = [fit[f"lanes_of_{size}"] for size in MESH_SIZES]
+    if any(lane != 1 for lane in lanes):
+        share = np.interp(local, MESH_SIZES, lanes) * share
+    if fit["sharing"]:
+        share = share * (np.maximum(local, 2) / 2) ** -fit["sharing"]
+    return share
 
 
 def inside_time_s(groups: Groups, fit: Parameters, bytes_per_s: float) -> FloatArray:
@@ -246,24 +250,26 @@ class LinkCollectiveModel:
 
     def _parts(self, calls: CollectiveCallBatch, cluster: ClusterSpec) -> Iterator[_Part]:
         ranks = np.maximum(calls.group_size, 1).astype(float)
-        local = np.clip(calls.ranks_per_domain, 1, np.minimum(ranks, cluster.domain_devices)).astype(float)
+        local = np.minimum(np.maximum(calls.ranks_per_domain, 1), np.minimum(ranks, cluster.domain_devices))
         real = (calls.size_bytes > 0) & ((ranks > 1) | (calls.op == int(CollectiveOp.HOST_COPY)))
         crosses = (local < ranks) & (calls.op != int(CollectiveOp.HOST_COPY))
-        for code in np.flatnonzero(np.bincount(calls.op[real])).tolist():
-            op, mine = CollectiveOp(code), real & (calls.op == code)
-            for across, there in ((False, mine & ~crosses), (True, mine & crosses)):
-                rows = np.flatnonzero(there)
-                if not len(rows):
-                    continue
-                groups = Groups(op=op, size_bytes=calls.size_bytes[rows], ranks=ranks[rows], local=local[rows])
-                price_s, fits = self._price(groups, cluster, across=across)
-                outside = _outside(groups, fits[-1])
-                own = _is_own(op, fits, cluster.node)
-                known = {"own": ~outside, "beyond": outside} if own else {"kin": np.ones(len(rows), dtype=np.bool_)}
-                kind = cluster.node.nic.kind if across else _kind(cluster.node.scale_up)
-                yield _Part(
-                    rows=rows, groups=groups, kind=kind, price_s=price_s, fits=fits, outside=outside, known=known
-                )  # fmt: skip
+        kinds = 2 * calls.op + crosses
+        for kind in np.flatnonzero(np.bincount(kinds[real])).tolist():
+            op, across = CollectiveOp(kind // 2), kind % 2 == 1
+            rows = np.flatnonzero(real & (kinds == kind))
+            groups = Groups(op=op, size_bytes=calls.size_bytes[rows], ranks=ranks[rows], local=local[rows])
+            price_s, fits = self._price(groups, cluster, across=across)
+            outside = _outside(groups, fits[-1])
+            own = _is_own(op, fits, cluster.node)
+            yield _Part(
+                rows=rows,
+                groups=groups,
+                kind=cluster.node.nic.kind if across else _kind(cluster.node.scale_up),
+                price_s=price_s,
+                fits=fits,
+                outside=outside,
+                known={"own": ~outside, "beyond": outside} if own else {"kin": np.ones(len(rows), dtype=np.bool_)},
+            )
 
     def _price(self, groups: Groups, cluster: ClusterSpec, *, across: bool) -> tuple[FloatArray, tuple[Fit, ...]]:
         node = cluster.node

@@ -263,7 +263,9 @@ class PlanBatch:
     def from_plans(cls, plans: Sequence[ExecutionPlan]) -> "PlanBatch":
         """The given plans as one batch, in order."""
         columns: dict[str, Any] = {
-            name: [getattr(plan, name) for plan in plans] for name in (*_INT_COLUMNS, *_BOOL_COLUMNS)
+            name: np.array([getattr(plan, name) for plan in plans], dtype=kind)
+            for names, kind in ((_INT_COLUMNS, np.int64), (_BOOL_COLUMNS, np.bool_))
+            for name in names
         }
         if any(plan.stage_layers for plan in plans):
             width = max(max(plan.pipeline_parallel, len(plan.stage_layers)) for plan in plans)
@@ -271,7 +273,7 @@ class PlanBatch:
             for row, plan in enumerate(plans):
                 table[row, : len(plan.stage_layers)] = plan.stage_layers
             columns["stage_layers"] = table
-        return cls.from_columns(len(plans), **columns)
+        return cls(**columns)
 
     def take(self, rows: NDArray[np.integer[Any]] | slice | Sequence[int]) -> "PlanBatch":
         """The selected rows as a new batch."""

@@ -22,7 +22,7 @@ from costmodels.kernels.calls import (
 )
 from costmodels.kernels.implementations import torch_code
 from costmodels.lowering.parts import Part
-from costmodels.lowering.priced_calls import PricedKernels, PricedTransfers
+from costmodels.lowering.priced_calls import PricedCalls
 from costmodels.lowering.streams import as_run, in_turn
 from costmodels.lowering.time_scales import kernel_time_scale
 from costmodels.lowering.transfers import price_collectives, stalled_s
@@ -259,29 +259,27 @@ class CallList:
         """Collectives per shape."""
         return len(self._transfers)
 
-    def _by_tag(self, tables: Sequence[FloatArray], tags: Sequence[IntEnum | None], kind: type[IntEnum]) -> FloatArray:
-        """(tables, tags, K) sums of the values of the calls of each kind, of (calls, K) tables."""
-        values, found = np.stack(tables, axis=1), np.zeros((len(kind), len(tables), self.shapes))
-        for each in kind:
-            rows = [site for site, tag in enumerate(tags) if tag is each]
-            if rows:
-                found[each] = total(values[rows])
-        return found.swapaxes(0, 1)
+    def _by_tag(self, tables: FloatArray, tags: Sequence[IntEnum | None], kind: type[IntEnum]) -> FloatArray:
+        """(tables, tags, K) sums of the values of the calls of each kind, of (tables, calls, K) values."""
+        rows: dict[int, list[int]] = {}
+        for site, tag in enumerate(tags):
+            if tag is not None:
+                rows.setdefault(int(tag), []).append(site)
+        found = np.zeros((len(tables), len(kind), self.shapes))
+        for each, sites in rows.items():
+            found[:, each] = total(tables[:, sites].swapaxes(0, 1))
+        return found
 
-    def gather(self, kernels: PricedKernels, transfers: PricedTransfers) -> PartCosts:
+    def gather(self, kernels: PricedCalls, transfers: PricedCalls) -> PartCosts:
         """Add up the prices of this list by phase and axis."""
         axes = [item[0] for item in self._transfers]
-        kernel_s, launches, kernel_half_s = self._by_tag(
-            [kernels.seconds, kernels.launches, kernels.half_width_s], self._phases, Phase
-        )
-        collective_s, low_s, high_s, collectives, stalled_s = self._by_tag(
-            [transfers.seconds, transfers.low_s, transfers.high_s, transfers.calls, transfers.stalled_s], axes, Axis
-        )
+        kernel_s, launches, kernel_half_s = self._by_tag(kernels.summed, self._phases, Phase)
+        collective_s, low_s, high_s, collectives, stalled_s = self._by_tag(transfers.summed, axes, Axis)
         nothing = np.zeros(self.shapes)
         basis: IntArray = np.zeros(self.shapes, dtype=np.int64)
         return PartCosts(
             kernel_s=kernel_s,
-            part_s=self._by_tag([kernels.seconds], self._parts, Part)[0],
+            part_s=self._by_tag(kernels.summed[:1], self._parts, Part)[0],
             launches=launches,
             collective_s=collective_s,
             collectives=collectives,
@@ -306,7 +304,7 @@ def price_parts(lists: Sequence[CallList]) -> list[PartCosts]:
     return [part.gather(work, traffic) for part, work, traffic in zip(lists, kernels, transfers, strict=True)]
 
 
-def _price_kernels(lists: Sequence[CallList]) -> list[PricedKernels]:
+def _price_kernels(lists: Sequence[CallList]) -> list[PricedCalls]:
     context = lists[0].context
     shapes = [(part.sites, part.shapes) for part in lists]
     table = np.zeros((len(_COLUMN), sum(sites * width for sites, width in shapes)))
@@ -326,14 +324,12 @@ def _price_kernels(lists: Sequence[CallList]) -> list[PricedKernels]:
     found[3] = np.where(priced.extrapolated, found[0], 0.0)
     found[4] = priced.basis
     return [
-        PricedKernels(
-            seconds=part[0], launches=part[1], half_width_s=part[2], extrapolated_s=part[3], basis=part[4].astype(int)
-        )
+        PricedCalls(summed=part[:3], extrapolated_s=part[3], basis=part[4].astype(int))
         for part in _split(found, shapes)
     ]
 
 
-def _price_transfers(lists: Sequence[CallList]) -> list[PricedTransfers]:
+def _price_transfers(lists: Sequence[CallList]) -> list[PricedCalls]:
     context = lists[0].context
     shapes = [(part.transfers, part.shapes) for part in lists]
     calls = sum(transfers * width for transfers, width in shapes)
@@ -343,15 +339,15 @@ def _price_transfers(lists: Sequence[CallList]) -> list[PricedTransfers]:
         part.fill_transfers(whole[0], sizes[0], whole[1:])
     op, group, stride = integers
     priced = price_collectives(context, op=op, size_bytes=size[0], group=group, stride=stride)
+    launched = (group > 1) & (size[0] > 0)
     found = np.empty((7, calls))
-    found[0] = priced.time_s
-    found[1] = (group > 1) & (size[0] > 0)
-    found[2] = np.where(priced.extrapolated, priced.time_s, 0.0)
-    found[3] = found[1] * stalled_s(context, op=op, group=group)
-    found[4], found[5], found[6] = priced.low_s, priced.high_s, priced.basis
-    names = ("seconds", "calls", "extrapolated_s", "stalled_s", "low_s", "high_s")
+    found[0], found[1], found[2] = priced.time_s, priced.low_s, priced.high_s
+    found[3] = launched
+    found[4] = launched * stalled_s(context, op=op, group=group)
+    found[5] = np.where(priced.extrapolated, priced.time_s, 0.0)
+    found[6] = priced.basis
     return [
-        PricedTransfers(**dict(zip(names, part[:-1], strict=True)), basis=part[-1].astype(int))
+        PricedCalls(summed=part[:5], extrapolated_s=part[5], basis=part[6].astype(int))
         for part in _split(found, shapes)
     ]
 

@@ -12,32 +12,22 @@ _BASES = np.arange(len(Basis))[:, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Priced:
-    """Prices of one list's calls: (calls, K) tables, zero where a call does nothing."""
+class PricedCalls:
+    """Prices of one list's kernels or collectives: (calls, K) tables, zero where a call does nothing.
 
-    seconds: FloatArray
+    Attributes:
+        summed: (tables, calls, K) what adds up over calls, their seconds first. Of kernels also launches and half the
+            90 % interval; of collectives both ends of the interval, launches, and seconds they stall.
+        extrapolated_s: Seconds priced outside the fitted domain.
+        basis: ``Basis`` of each price.
+    """
+
+    summed: FloatArray
     extrapolated_s: FloatArray
     basis: IntArray
 
     def seconds_by_basis(self) -> FloatArray:
         """(bases, K) seconds whose price rests on each ``Basis``."""
-        nothing = np.zeros((len(Basis), self.seconds.shape[1]))
-        return total((nothing, *np.where(self.basis[:, None] == _BASES, self.seconds[:, None], 0.0)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PricedKernels(_Priced):
-    """Prices of one list's kernel calls."""
-
-    launches: FloatArray
-    half_width_s: FloatArray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PricedTransfers(_Priced):
-    """Prices of one list's collectives; ``calls`` is 1 where one is launched."""
-
-    low_s: FloatArray
-    high_s: FloatArray
-    calls: FloatArray
-    stalled_s: FloatArray
+        seconds = self.summed[0]
+        nothing = np.zeros((len(Basis), seconds.shape[1]))
+        return total((nothing, *np.where(self.basis[:, None] == _BASES, seconds[:, None], 0.0)))
