@@ -21,7 +21,7 @@ from costmodels.memory import (
 from costmodels.peak_rate import peak_flops_per_s, time_interval_s
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, stage_parameters
-from costmodels.stages import StageTable, overlaps_passes, stage_table
+from costmodels.stages import StageTable, stage_table
 from costmodels.step import step_time, step_time_s
 from costmodels.trust import half_widths, price_trust
 
@@ -56,14 +56,14 @@ class Outcomes(Peaks):
 
 def peaks(plans: PlanBatch, context: CostContext) -> Peaks:
     """The memory that ``evaluate`` says plans need, at a fraction of its cost."""
-    stages = stage_table(plans, context.model, overlapped=overlaps_passes(plans, context.stack))
+    stages = stage_table(plans, context.model, stack=context.stack)
     parameters = stage_parameters(plans, stages, context.model, context.job)
     return _needs(plans, stages, parameters, context).peaks
 
 
 def outcomes(plans: PlanBatch, context: CostContext) -> Outcomes:
     """What ``evaluate`` says of time and memory, without parts, intervals and what they rest on."""
-    stages = stage_table(plans, context.model)
+    stages = stage_table(plans, context.model, stack=context.stack)
     parameters = stage_parameters(plans, stages, context.model, context.job)
     needs = _needs(plans, stages, parameters, context)
     costs = layer_costs(plans, context)
@@ -125,7 +125,7 @@ def evaluate(
         Estimates in the order of the plans. Intervals end where physics does: no step is faster than its FLOPs at the
         peak rate, no peak below weights and optimizer states.
     """
-    stages = stage_table(plans, context.model, full=full, overlapped=overlaps_passes(plans, context.stack))
+    stages = stage_table(plans, context.model, full=full, stack=context.stack)
     parameters = stage_parameters(plans, stages, context.model, context.job)
     costs = layer_costs(plans, context) if costs is None else costs
     needs = _needs(plans, stages, parameters, context)

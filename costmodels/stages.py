@@ -68,7 +68,7 @@ _ALIKE = ("layers", "moe_layers", "has_embedding", "has_head")  # what stages of
 
 
 def stage_table(
-    plans: PlanBatch, model: ModelSpec, *, full: bool = False, overlapped: BoolArray | None = None
+    plans: PlanBatch, model: ModelSpec, *, full: bool = False, stack: StackSpec | None = None
 ) -> StageTable:
     """The stages of every plan.
 
@@ -76,7 +76,7 @@ def stage_table(
         plans: N plans.
         model: ``num_layers`` and the MoE pattern are read.
         full: One column per stage up to the largest p, instead of one per class.
-        overlapped: (N,) whether passes of two micro-batches run beside one another (``overlaps_passes``).
+        stack: What runs them; when None, no two passes run beside one another.
 
     Returns:
         Table with S as small as the batch allows, or S = largest p when full.
@@ -87,7 +87,8 @@ def stage_table(
     if not full:
         layout = _merged(layout)
     rows = {name: np.take(getattr(layout, name), groups.of_row, axis=0) for name in _Layout.__dataclass_fields__}
-    return StageTable(in_flight=_in_flight(plans, layout, groups, overlapped), groups=groups, **rows)
+    held = _in_flight(plans, layout, groups, stack is not None and overlaps_passes(plans, stack))
+    return StageTable(in_flight=held, groups=groups, **rows)
 
 
 def overlaps_passes(plans: PlanBatch, stack: StackSpec) -> BoolArray:
@@ -119,10 +120,10 @@ def lone_stages(layers: IntArray, moe: IntArray, *, has_embedding: BoolArray, ha
     )
 
 
-def _in_flight(plans: PlanBatch, layout: _Layout, layouts: Groups, overlapped: BoolArray | None) -> FloatArray:
+def _in_flight(plans: PlanBatch, layout: _Layout, layouts: Groups, beside: BoolArray | bool) -> FloatArray:
     """(N, S) micro-batches held, once per distinct layout, schedule and number of micro-batches."""
-    beside = np.zeros(len(plans), dtype=np.int64) if overlapped is None else overlapped.astype(np.int64)
-    groups = group_rows(layouts.of_row, plans.schedule, plans.num_microbatches, beside)
+    overlapped = np.broadcast_to(np.asarray(beside, dtype=np.int64), (len(plans),))
+    groups = group_rows(layouts.of_row, plans.schedule, plans.num_microbatches, overlapped)
     rows = groups.first
     of_layout = layouts.of_row[rows]
     schedule = plans.schedule[rows, None]
@@ -134,7 +135,7 @@ def _in_flight(plans: PlanBatch, layout: _Layout, layouts: Groups, overlapped: B
         stages=plans.pipeline_parallel[rows, None],
         virtual_stages=plans.virtual_stages[rows, None],
         num_microbatches=plans.num_microbatches[rows, None],
-        overlapped=beside[rows, None] > 0,
+        overlapped=overlapped[rows, None] > 0,
     )
     held = np.where(layout.count[of_layout] > 0, held, 0.0)
     return np.take(held, groups.of_row, axis=0)

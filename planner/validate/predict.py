@@ -17,7 +17,7 @@ from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import KernelCostModel
 from costmodels.memory import ALLOCATED_PARTS, RESERVED_PARTS, TensorMemory, joined, tensor_memory, with_overheads
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
-from costmodels.stages import StageTable, overlaps_passes, stage_table
+from costmodels.stages import stage_table
 from costmodels.workload import TrainingJob
 from planner.price_lists import default_collective_model, default_kernel_model
 from planner.validate.rows import MemoryKind, ScorableRow
@@ -144,12 +144,12 @@ class RowPredictor:
         for group in self._groups:
             context = self._context(group, stacks[group.stack])
             plans = group.plans
-            tensors = tensor_memory(plans, _stages(plans, context), context)
+            tensors = tensor_memory(plans, stage_table(plans, group.model, stack=context.stack), context)
             needed = largest(total(with_overheads(tensors, context.stack).values()))
             forced = group.may_recompute & (needed > tensors.usable_bytes[:, 0])
             if forced.any():
                 plans = _recomputing(plans, forced)
-                tensors = tensor_memory(plans, _stages(plans, context), context)
+                tensors = tensor_memory(plans, stage_table(plans, group.model, stack=context.stack), context)
             found.setdefault(group.stack, []).append((group.rows, tensors))
         return {
             name: (np.concatenate([rows for rows, _ in parts]), joined([tensors for _, tensors in parts]))
@@ -202,10 +202,6 @@ def counted_parts(kind: MemoryKind) -> tuple[str, ...]:
     A figure of unknown kind comes from a framework's own log: reserved is the middle of the three.
     """
     return {MemoryKind.ALLOCATED: ALLOCATED_PARTS, MemoryKind.SMI: MEMORY_PARTS}.get(kind, RESERVED_PARTS)
-
-
-def _stages(plans: PlanBatch, context: CostContext) -> StageTable:
-    return stage_table(plans, context.model, overlapped=overlaps_passes(plans, context.stack))
 
 
 def _recomputing(plans: PlanBatch, rows: BoolArray) -> PlanBatch:

@@ -25,7 +25,7 @@ def answer():
 
 def test_the_fastest_is_first_and_the_stack_named_prices_its_plan_so(answer):
     found = answer.switches
-    assert {"megatron-core-hybrid-ep", "megatron-core-hybrid-ep-overlap"} <= {item.framework for item in found}
+    assert "megatron-core-hybrid-ep" in {item.framework for item in found}
     assert [item.step_time_ratio for item in found] == sorted(item.step_time_ratio for item in found)
     for item in found:
         again = planner.estimate(
