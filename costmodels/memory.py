@@ -83,27 +83,17 @@ def joined(tables: Sequence[TensorMemory]) -> TensorMemory:
     )
 
 
-def stage_memory(
+def tensor_memory(
     plans: PlanBatch, stages: StageTable, context: CostContext, parameters: StageParameters | None = None
-) -> dict[str, FloatArray]:
-    """Bytes one rank of every stage needs at its peak, by part.
+) -> TensorMemory:
+    """What the tensors of one rank of every stage take at its peak, which follows from shapes.
 
     Args:
         plans: N plans.
         stages: Their stages, S columns.
         context: Model, job, cluster and stack.
         parameters: Parameters per stage, if the caller has them.
-
-    Returns:
-        Part name (``estimate.MEMORY_PARTS``) to (N, S) bytes, 0 in unused columns.
     """
-    return with_overheads(tensor_memory(plans, stages, context, parameters), context.stack)
-
-
-def tensor_memory(
-    plans: PlanBatch, stages: StageTable, context: CostContext, parameters: StageParameters | None = None
-) -> TensorMemory:
-    """The part of ``stage_memory`` that follows from shapes; takes the same arguments."""
     if parameters is None:
         parameters = stage_parameters(plans, stages, context.model, context.job)
     offloads, streams = plans.offload_optimizer, plans.offload_parameters
@@ -177,9 +167,19 @@ def paging_bytes(tensors: TensorMemory, parts: Mapping[str, FloatArray]) -> Floa
 
 def memory_interval(peak_bytes: FloatArray, context: CostContext) -> tuple[FloatArray, FloatArray]:
     """(N,) low and high end of the 90 % interval of the peaks, from the stack's residuals and who runs it."""
-    stack = context.stack
-    spread = float(np.exp(NORMAL_90 * np.hypot(stack.memory_residual_log_std, stack.memory_publisher_log_std)))
+    spread = memory_error_factor(context.stack)
     return peak_bytes / spread, peak_bytes * spread
+
+
+def memory_error_factor(stack: StackSpec, *, unseen_publisher: bool = True) -> float:
+    """The factor by which 90 % of peaks are off at most.
+
+    Args:
+        stack: What its errors were in cross-validation.
+        unseen_publisher: With what publishers nobody has seen add to that, as intervals have it.
+    """
+    publisher = stack.memory_publisher_log_std if unseen_publisher else 0.0
+    return float(np.exp(NORMAL_90 * np.hypot(stack.memory_residual_log_std, publisher)))
 
 
 def host_memory_bytes(

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from costmodels.memory import memory_error_factor
 from costmodels.plan import ExecutionPlan, PlanBatch
-from costmodels.uncertainty import NORMAL_90
 from planner.constraints import check_plan, legal
 from planner.estimates import plan_estimates
 from planner.explain import explain
@@ -316,7 +316,7 @@ def _warnings(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
     notes += host_notes([request.cluster])
     usable = best.usable_memory_bytes
     # As risks of running out are told: without what publishers nobody has seen add to intervals.
-    usual = float(np.exp(NORMAL_90 * request.stack.memory_residual_log_std))
+    usual = memory_error_factor(request.stack, unseen_publisher=False)
     if best.fits and best.peak_memory_bytes * usual > usable:
         warn(
             "may_not_fit", "peak_memory_bytes", f"memory errs by up to {percent(usual - 1)}, which is more than is free"

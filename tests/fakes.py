@@ -12,6 +12,9 @@ import numpy as np
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import Basis, FloatArray, KernelCallBatch, KernelOp, Prediction
+from costmodels.memory import tensor_memory, with_overheads
+from costmodels.plan import PlanBatch
+from costmodels.stages import StageTable
 from costmodels.workload import TrainingJob
 from profiles.hardware import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 from profiles.model import LatentAttention, ModelSpec, MoESpec
@@ -215,3 +218,8 @@ def context(**changes: Any) -> CostContext:
         "collectives": RingCollectives(inside_bytes_per_s=np.inf, across_bytes_per_s=np.inf),
     }
     return CostContext(**values | changes)
+
+
+def stage_memory(plans: PlanBatch, stages: StageTable, where: CostContext) -> dict[str, FloatArray]:
+    """(N, S) bytes of one rank of every stage at its peak, by part: its tensors and what the stack adds."""
+    return with_overheads(tensor_memory(plans, stages, where), where.stack)

@@ -6,7 +6,7 @@ import pytest
 
 from costmodels.activations import embedding_activations, layer_activations, output_activations
 from costmodels.context import CostContext
-from costmodels.memory import ALLOCATED_PARTS, stage_memory
+from costmodels.memory import ALLOCATED_PARTS
 from costmodels.model_state import model_state
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
 from costmodels.stage_activations import stage_activations
@@ -14,7 +14,7 @@ from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
 from profiles.model import ModelSpec, MoESpec
 from profiles.parameters import total_parameters
-from tests.fakes import context, gpt, job, latent, stack
+from tests.fakes import context, gpt, job, latent, stack, stage_memory
 
 pytestmark = pytest.mark.accuracy
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from costmodels.context import CostContext
 from costmodels.estimate import MEMORY_PARTS
-from costmodels.memory import ALLOCATED_PARTS, host_memory_bytes, stage_memory
+from costmodels.memory import ALLOCATED_PARTS, host_memory_bytes
 from costmodels.model_state import model_state
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch, Recompute, Schedule
 from costmodels.stage_parameters import stage_parameters
@@ -16,7 +16,7 @@ from costmodels.stages import stage_table
 from costmodels.workload import LoraSpec
 from profiles.hardware import ClusterSpec
 from profiles.stack import StackSpec
-from tests.fakes import context, device, gpt, job, latent, llama, mixture, node, stack
+from tests.fakes import context, device, gpt, job, latent, llama, mixture, node, stack, stage_memory
 
 _flag = st.booleans()
 _degree = st.sampled_from((1, 2, 4))

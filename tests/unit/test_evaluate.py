@@ -11,13 +11,25 @@ from costmodels.evaluate import evaluate
 from costmodels.flops import model_flops_per_step
 from costmodels.kernels.calls import Basis
 from costmodels.layer_costs import layer_costs
-from costmodels.memory import host_memory_bytes, memory_interval, stage_memory
+from costmodels.memory import host_memory_bytes, memory_interval
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute, Schedule
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
 from costmodels.step import step_time
 from profiles.hardware import ClusterSpec
-from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, device, gpt, job, mixture, node, stack
+from tests.fakes import (
+    RateKernels,
+    RingCollectives,
+    UnitKernels,
+    context,
+    device,
+    gpt,
+    job,
+    mixture,
+    node,
+    stack,
+    stage_memory,
+)
 
 PLANS = PlanBatch.from_columns(
     6,
@@ -53,7 +65,7 @@ def test_an_estimate_is_its_parts_put_together(model, full):
     stages = stage_table(PLANS, model, full=full)
     held = stage_parameters(PLANS, stages, model, where.job)
     step = step_time(PLANS, stages, layer_costs(PLANS, where), held, where)
-    memory = stage_memory(PLANS, stages, where, held)
+    memory = stage_memory(PLANS, stages, where)
     assert len(found) == len(PLANS)
     assert found.step_time_s.tolist() == step.step_time_s.tolist()
     assert set(found.time_parts_s) == set(TIME_PARTS)

@@ -15,7 +15,6 @@ from costmodels.memory import (
     host_memory_bytes,
     joined,
     memory_interval,
-    stage_memory,
     tensor_memory,
     with_overheads,
 )
@@ -25,7 +24,7 @@ from costmodels.workload import LoraSpec
 from profiles.hardware import ClusterSpec
 from profiles.parameters import embedding_parameters, layer_parameters, total_parameters
 from profiles.stacks import fitted_stacks
-from tests.fakes import GPT3, context, device, gpt, job, mixture, node, stack
+from tests.fakes import GPT3, context, device, gpt, job, mixture, node, stack, stage_memory
 
 H, V, S = 1024, 32768, 2048
 P = total_parameters(gpt())
