@@ -146,10 +146,10 @@ def _alone(request: Request, batch: PlanBatch, rejected: Mapping[str, int]) -> P
 
 def _answer(kind: str, request: Request, top: int) -> PlanResult:
     clusters = _clusters(request)
-    first = _space(request, clusters[0])
-    if kind == "estimate" and len(clusters) == 1 and len(first.plans) == 1:
-        return _alone(request, first.plans, first.rejected)
-    priced, rejected = _search(request, clusters, first)
+    whole = _space(request, request.cluster) if len(clusters) == 1 else None
+    if kind == "estimate" and whole is not None and len(whole.plans) == 1:
+        return _alone(request, whole.plans, whole.rejected)
+    priced, rejected = _search(request, clusters, whole)
     rows = best_rows(priced, objective=request.objective, count=top, variants=request.variants)
     if not len(rows):
         if kind == "plan" or not len(priced):
@@ -168,12 +168,23 @@ def _space(request: Request, cluster: ClusterSpec) -> Space:
     )
 
 
-def _search(request: Request, clusters: list[ClusterSpec], first: Space) -> tuple[Priced, dict[str, int]]:
-    """Every legal plan of the request priced, on each of the clusters; ``first`` is the space of the first."""
+def _search(request: Request, clusters: list[ClusterSpec], whole: Space | None = None) -> tuple[Priced, dict[str, int]]:
+    """Every legal plan of the request priced, on each of the clusters; ``whole`` is the space of the only one.
+
+    Raises:
+        SpecError: What the last of them says where no cluster can run what is fixed, or one has too many plans.
+    """
     parts: list[Priced] = []
     rejected: dict[str, int] = {}
+    refused: SpecError | None = None
     for cluster in clusters:
-        space = first if cluster is clusters[0] else _space(request, cluster)
+        try:
+            space = whole or _space(request, cluster)
+        except SpecError as error:
+            if error.field == "cluster":
+                raise
+            refused = error  # a part too small for what is fixed is no candidate
+            continue
         context = cost_context(request, cluster)
         priced = price_all(space.plans, context)
         for counts in (space.rejected, memory_rejections(priced, context)):
@@ -182,6 +193,8 @@ def _search(request: Request, clusters: list[ClusterSpec], first: Space) -> tupl
         parts.append(priced)
         if request.objective == "fewest_gpus" and priced.fits.any():
             break
+    if not parts and refused is not None:
+        raise refused
     return join(parts), rejected
 
 
@@ -237,7 +250,7 @@ def _ranked(answer: PlanEstimate, rank: int) -> PlanEstimate:
 
 def what_stands_in_the_way(request: Request) -> Infeasible:
     """Of a request to which no uniform plan fits: the nearest plan, and what would make one fit."""
-    priced, rejected = _search(request, [request.cluster], _space(request, request.cluster))
+    priced, rejected = _search(request, [request.cluster])
     return _infeasible(request, priced, [], rejected)
 
 

@@ -137,12 +137,12 @@ class Candidates:
         self.length = len(rows)
 
     def _blame(self, batch: PlanBatch, rules: list[Rule]) -> None:
-        """Nothing is left: if a dimension the user fixed is to blame, say so as an error about it."""
+        """Nothing is left: if a dimension or a setting of the job is to blame, say so as an error about it."""
         alive = np.ones(len(batch), dtype=np.bool_)
         for rule in rules:
             passed = alive & rule.holds(batch, self.setting)
             if not passed.any():
-                if rule.columns & self.pins.keys():
+                if rule.of_the_job or rule.columns & self.pins.keys():
                     raise rule.error(batch.plan(int(np.flatnonzero(alive)[0])), self.setting)
                 return
             alive = passed

@@ -83,10 +83,11 @@ class Rule:
     Attributes:
         name: Key under which rejected plans are counted.
         frameworks: Who imposes it.
-        field: Plan field named in an error message.
+        field: Plan field named in an error message; ``job.`` and the name of a field of the job where that is to blame,
+            whatever the plan.
         text: The condition, in words.
         source: Where the framework says so.
-        columns: Plan columns it reads.
+        columns: Plan columns it reads; none where no plan of the framework satisfies it.
         holds: (N,) whether each plan satisfies it.
         complaint: Problem and hint for one plan that does not.
     """
@@ -103,7 +104,12 @@ class Rule:
     def error(self, plan: ExecutionPlan, setting: Setting) -> SpecError:
         """The error a plan that breaks this rule deserves."""
         problem, hint = self.complaint(plan, setting)
-        return SpecError(f"plan.{self.field}", problem, hint)
+        return SpecError(self.field if self.of_the_job else f"plan.{self.field}", problem, hint)
+
+    @property
+    def of_the_job(self) -> bool:
+        """Whether the job asks for what the framework does not do."""
+        return self.field.startswith("job.")
 
 
 def mask(values: Any) -> BoolArray:

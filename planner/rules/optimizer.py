@@ -16,19 +16,35 @@ from planner.rules.base import (
 
 _LAYERWISE = "LLaMA-Factory (llamafactory/hparams/parser.py, train/trainer_utils.py): layer-wise GaLore and APOLLO"
 
-OPTIMIZER_RULES = (
-    Rule(
-        name="optimizer_in_backward_exists",
+
+def _absent(field: str, *, what: str, source: str) -> Rule:
+    """A kind of optimizer, asked for by a flag of the job, that only FSDP and the Trainer have."""
+    return Rule(
+        name=f"{field}_exists",
         frameworks=(MEGATRON, DEEPSPEED, NANOTRON),
-        field="num_microbatches",
-        text="the optimizer works after the backward pass",
-        source="their optimizers step over flattened buffers of gradients, which are reduced first",
-        columns=columns("num_microbatches"),
-        holds=lambda plans, setting: np.full(len(plans), not setting.job.optimizer_in_backward),
+        field=f"job.{field}",
+        text=f"no {what}",
+        source=source,
+        columns=columns(),
+        holds=lambda plans, setting: np.full(len(plans), not getattr(setting.job, field)),
         complaint=lambda _plan, setting: (
-            f"{FRAMEWORK_TITLES[setting.framework]} has no optimizer in the backward pass",
-            "framework fsdp or huggingface, or leave optimizer_in_backward out",
+            f"{FRAMEWORK_TITLES[setting.framework]} has no {what}",
+            f"framework fsdp or huggingface, or leave {field} out",
         ),
+    )
+
+
+OPTIMIZER_RULES = (
+    _absent(
+        "optimizer_in_backward",
+        what="optimizer in the backward pass",
+        source="their optimizers step over flattened buffers of gradients, which are reduced first",
+    ),
+    _absent(
+        "paged_optimizer",
+        what="paged optimizer",
+        source="paged optimizers are bitsandbytes' (bitsandbytes/optim); transformers (optim paged_adamw_8bit) and "
+        "torchtune's recipes for one device name them",
     ),
     Rule(
         name="optimizer_in_backward_accumulates_nothing",
@@ -76,20 +92,6 @@ OPTIMIZER_RULES = (
         ),
     ),
     Rule(
-        name="paged_optimizer_exists",
-        frameworks=(MEGATRON, DEEPSPEED, NANOTRON),
-        field="offload_optimizer",
-        text="optimizer states do not page",
-        source="paged optimizers are bitsandbytes' (bitsandbytes/optim); transformers (optim paged_adamw_8bit) and "
-        "torchtune's recipes for one device name them",
-        columns=columns("offload_optimizer"),
-        holds=lambda plans, setting: np.full(len(plans), not setting.job.paged_optimizer),
-        complaint=lambda _plan, setting: (
-            f"{FRAMEWORK_TITLES[setting.framework]} has no paged optimizer",
-            "framework huggingface or fsdp, or offload_optimizer",
-        ),
-    ),
-    Rule(
         name="paged_optimizer_shards_nothing",
         frameworks=(FSDP,),
         field="zero_stage",
@@ -113,14 +115,14 @@ OPTIMIZER_RULES = (
     Rule(
         name="optimizer_in_backward_stands_alone",
         frameworks=(HUGGINGFACE,),
-        field="data_parallel",
+        field="job.optimizer_in_backward",
         text="an optimizer in the backward pass runs on one device",
         source=f"{_LAYERWISE} do not support distributed training",
         columns=columns("data_parallel"),
         holds=lambda plans, setting: mask((plans.data_parallel == 1) | (not setting.job.optimizer_in_backward)),
         complaint=lambda plan, _setting: (
-            f"must be 1 with optimizer_in_backward in the Hugging Face Trainer; got {plan.data_parallel}",
-            "one GPU, or framework fsdp",
+            f"runs on one GPU in the Hugging Face Trainer; got {plan.data_parallel}",
+            "one GPU, framework fsdp, or leave optimizer_in_backward out",
         ),
     ),
 )

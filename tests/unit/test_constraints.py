@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, PlanBatch, Recompute, Schedule
+from costmodels.workload import TrainingJob
 from planner.constraints import RULES, check_plan, legal, rules_for, sieve, violations
 from planner.rules.base import FRAMEWORK_TITLES, FRAMEWORKS, Setting
 from profiles import stacks
@@ -51,7 +52,8 @@ def test_every_rule_is_named_once_and_says_where_it_comes_from() -> None:
         assert rule.frameworks, rule.name
         assert rule.source, rule.name
         assert rule.text, rule.name
-        assert rule.field in ExecutionPlan.__dataclass_fields__, rule.name
+        known = TrainingJob if rule.of_the_job else ExecutionPlan
+        assert rule.field.removeprefix("job.") in known.__dataclass_fields__, rule.name
         assert rule.columns <= set(PlanBatch.__dataclass_fields__), rule.name
 
 

@@ -129,5 +129,6 @@ def test_who_has_it(framework: str, plan: dict[str, int], broken: str) -> None:
     names = {rule.name for rule in rules_for(framework) if not rule.holds(PlanBatch.from_plans([made]), at)[0]}
     assert {name for name in names if name.startswith("paged")} == ({broken} if broken else set())
     if broken == "paged_optimizer_exists":
-        with pytest.raises(SpecError, match="has no paged optimizer"):
+        refusal = "job.paged_optimizer: .* has no paged optimizer. Hint: framework fsdp or huggingface, or leave"
+        with pytest.raises(SpecError, match=refusal):
             check_plan(replace(made, num_microbatches=8), at)
