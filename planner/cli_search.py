@@ -14,7 +14,12 @@ Strategy = Annotated[
 Seconds = Annotated[float, typer.Option("--seconds", help="Longest time to search.", rich_help_panel=_SEARCH)]
 Evaluations = Annotated[
     int | None,
-    typer.Option("--evaluations", help="Most plans and stages to price.", rich_help_panel=_SEARCH, show_default=False),
+    typer.Option(
+        "--evaluations",
+        help="Plans and stages priced after which to stop; uniform plans all are.",
+        rich_help_panel=_SEARCH,
+        show_default=False,
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random.", rich_help_panel=_SEARCH)]
 Runnable = Annotated[

@@ -2,9 +2,10 @@
 
 Defaults: pre-training in bf16 (fp16, or else fp32, where the device has no bf16 units); sequences of 4096 tokens or
 the model's longest; a global batch of 4 Mi tokens to pre-train (Llama 2, arXiv:2307.09288 section 2.2,
-used 4M) and of 128 sequences to fine-tune (Stanford Alpaca's recipe), rounded so that the devices
-divide it. Any two of sequence length, sequences per batch and tokens per batch give the third; any
-two of micro-batch, micro-batches and global batch too, once the data-parallel degree is known.
+used 4M) and of 128 sequences to fine-tune (Stanford Alpaca's recipe; one micro-batch per device where
+that is more), rounded so that the devices divide it. Any two of sequence length, sequences per batch and
+tokens per batch give the third; any two of micro-batch, micro-batches and global batch too, once the
+data-parallel degree is known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -222,12 +223,17 @@ def _fill_batch(values: dict[str, Any], cluster: ClusterSpec, pins: Mapping[str,
     target = max(PRETRAIN_BATCH_TOKENS // max(sequence, 1), 1) if pretrain else FINETUNE_BATCH_SEQUENCES
     why = "4 Mi tokens" if pretrain else f"{FINETUNE_BATCH_SEQUENCES} sequences"
     why += ", rounded to the devices"
+    ranks, size = _replicas(cluster.num_devices, pins), pins.get("micro_batch_size", 1)
+    each = ranks * size
     if values.get("optimizer_in_backward"):  # which accumulates nothing
-        target = _replicas(cluster.num_devices, pins) * pins.get("micro_batch_size", 1)
-        why = "one micro-batch per device, as the optimizer works in the backward pass"
-    values["global_batch_size"] = rounded_batch(target, cluster.num_devices, pins)
-    message = f"a global batch of {values['global_batch_size']} sequences (not given: {why})"
-    _assume(notes, "global_batch_size", message)
+        target, why = each, "one micro-batch per device, as the optimizer works in the backward pass"
+    elif not pretrain and target < each:  # the usual framework, the Trainer, has nothing but replicas
+        target, why = each, "one micro-batch per device"
+    batch = rounded_batch(target, cluster.num_devices, pins)
+    if batch < ranks:
+        why += f"; fewer than {ranks} replicas, which rules out data parallelism alone: give the batch you train with"
+    values["global_batch_size"] = batch
+    _assume(notes, "global_batch_size", f"a global batch of {batch} sequences (not given: {why})")
 
 
 def _batch_of_tokens(

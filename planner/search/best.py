@@ -27,8 +27,10 @@ class SearchBudget:
 
     Attributes:
         seconds: Wall-clock limit, kept to within tenths of a second: what is being worked on then is left.
-        evaluations: Most plans and stages to price; None for no limit. What makes answers repeatable: a
-            search that this limit ends, or a proof, answers the same on every machine.
+        evaluations: Plans and stages priced after which nothing new is begun; None for no limit. All uniform plans are
+            priced whatever it says, an engine tries a few families of layouts, and what is begun is finished: the
+            answer may count more. What makes answers repeatable: a search that this limit ends, or a proof, answers
+            the same on every machine.
         seed: Of everything random.
     """
 

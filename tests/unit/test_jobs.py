@@ -33,6 +33,20 @@ def test_defaults_are_reported() -> None:
     assert {note.code for note in notes} == {"assumed_default"}
 
 
+def test_a_default_batch_that_not_every_device_has_a_share_of_says_so() -> None:
+    few, notes = resolve_job({"sequence_length": 4096}, gpt(), cluster(256), {})
+    assert (few.global_batch_size, cluster(256).num_devices) == (1024, 2048)
+    assert "fewer than 2048 replicas, which rules out data parallelism alone" in notes[-1].message
+    split, notes = resolve_job({"sequence_length": 4096}, gpt(), cluster(256), {"tensor_parallel": 2})
+    assert split.global_batch_size == 1024
+    assert "replicas" not in notes[-1].message
+
+
+@pytest.mark.parametrize(("nodes", "pins", "batch"), [(1, {}, 128), (32, {}, 256), (32, {"micro_batch_size": 4}, 1024)])
+def test_fine_tuning_has_a_micro_batch_for_every_device(nodes: int, pins: dict[str, int], batch: int) -> None:
+    assert resolved({"task": "lora"}, nodes=nodes, pins=pins).global_batch_size == batch
+
+
 def test_a_complete_job_assumes_nothing() -> None:
     given = {"precision": "fp16", "sequence_length": 1024, "global_batch_size": 16}
     job, notes = resolve_job(given, gpt(), cluster(), {})
