@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from costmodels.data_parallel import gradient_element_bytes
 from costmodels.workload import JOINT_TARGET, MAX_GLOBAL_BATCH, TASKS, LoraSpec, TrainingJob
 from planner.results import Note
 from planner.rules.base import FRAMEWORK_TITLES, divisors
@@ -121,6 +122,17 @@ def with_attention(
     attention = default_attention(stack, cluster.device)
     notes = () if attention == "flash" else (unfused_attention_note(stack, cluster.device),)
     return replace(job, attention=attention), notes
+
+
+def gradient_notes(
+    job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, stack: StackSpec
+) -> tuple[Note, ...]:
+    """What is assumed of the format in which gradients are summed: what replicas exchange doubles with its bytes."""
+    if job.trains_adapters_only or (_said("gradient_dtype", given) and job.gradient_dtype):
+        return ()
+    bits = 8 * gradient_element_bytes(job, stack)
+    message = f"gradients summed in {bits:.0f} bits (not given; the default of {stack.name})"
+    return (Note(code="assumed_default", field="job.gradient_dtype", message=message),)
 
 
 def on_other_devices(

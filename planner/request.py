@@ -12,7 +12,7 @@ from costmodels.energy_cost import Price
 from costmodels.layer_costs import joined_devices
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
-from planner.jobs import resolve_job, with_attention
+from planner.jobs import gradient_notes, resolve_job, with_attention
 from planner.option_kinds import check_kinds
 from planner.pins import parse_pins
 from planner.price_lists import default_collective_model, kernel_model_of
@@ -119,7 +119,7 @@ def resolve_request(
         variants=options.variants,
         price=None if price is None else Price(usd_per_device_hour=float(price), date=options.price_date),
         memory_reserve_bytes=options.memory_reserve_bytes,
-        assumptions=(*notes, *job_notes, *attention_notes, *stack_notes),
+        assumptions=(*notes, *job_notes, *attention_notes, *gradient_notes(training, job, stack), *stack_notes),
         asked=job,
     )
 

@@ -1,14 +1,15 @@
 """Jobs: what is filled in is documented and reported, and any two of three give the third."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from costmodels.workload import LoraSpec, TrainingJob
-from planner.jobs import resolve_job, rounded_batch, with_attention
+from planner.jobs import gradient_notes, resolve_job, rounded_batch, with_attention
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
-from profiles.stacks import find_stack
+from profiles.stacks import find_stack, fitted_stacks
 from tests.fakes import device, gpt, node
 
 PRECISION = "precision bf16 (not given)"
@@ -221,3 +222,15 @@ def test_mxfp8_needs_units_that_scale_blocks(architecture: str, trains: bool) ->
     else:
         with pytest.raises(SpecError, match=r"job.precision: no framework trains in mxfp8 on fake-80GB. Hint: fp8"):
             resolved({"precision": "mxfp8"}, **peaks)
+
+
+def test_the_format_of_gradients_is_assumed_unless_said() -> None:
+    """It doubles what replicas exchange; under autocast it is that of the weights."""
+    stacks, plain = fitted_stacks(), TrainingJob(sequence_length=1, global_batch_size=1, task="full")
+    (megatron,) = gradient_notes(plain, None, stacks["megatron-core"])
+    assert (megatron.field, megatron.code) == ("job.gradient_dtype", "assumed_default")
+    assert megatron.message == "gradients summed in 32 bits (not given; the default of megatron-core)"
+    assert "summed in 16 bits" in gradient_notes(plain, {}, stacks["deepspeed"])[0].message
+    assert "summed in 32 bits" in gradient_notes(plain, {}, stacks["hf-trainer"])[0].message
+    assert gradient_notes(replace(plain, gradient_dtype="bf16"), {"gradient_dtype": "bf16"}, stacks["fsdp"]) == ()
+    assert gradient_notes(replace(plain, task="lora", lora=LoraSpec()), {}, stacks["fsdp"]) == ()
