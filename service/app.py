@@ -5,11 +5,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
 
 from planner.decisions.schema import observe_schema, portfolio_schema, sensitivity_schema
 from planner.schema_flow_types import flow_document_schema
 from planner.schema_types import document_schema
 from planner.search_document import search_schema
+from service.docs_page import docs_page
 from service.limits import BodyLimit, WorkQueue
 from service.problems import Problem, install_handlers
 from service.routes import router
@@ -34,12 +36,20 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         title="LLM execution planner",
         version=importlib.metadata.version("llm-execution-planner"),
         description=_DESCRIPTION,
+        docs_url=None,  # their pages load scripts from a network that clusters often lack
+        redoc_url=None,
     )
     app.state.queue = WorkQueue(limits)
     app.add_middleware(BodyLimit, max_body_bytes=limits.max_body_bytes)
     install_handlers(app)
     app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+
+    @app.get("/docs", include_in_schema=False)
+    async def get_docs() -> HTMLResponse:
+        """The OpenAPI document for people."""
+        return HTMLResponse(docs_page(app.openapi()))
+
     return app
 
 

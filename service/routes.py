@@ -184,7 +184,7 @@ async def get_health() -> Health:
 
 @router.get("/", include_in_schema=False)
 async def get_root() -> Response:
-    """Lead a browser to the interactive documentation."""
+    """Lead a browser to the documentation."""
     return RedirectResponse("/docs")
 
 

@@ -1,6 +1,7 @@
 """The REST service: routes, error documents, limits. Every error is problem+json, whatever is posted."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -44,7 +45,23 @@ def problem(response: httpx2.Response, status: int) -> dict[str, Any]:
 def test_health_and_front_door(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/", follow_redirects=False).headers["location"] == "/docs"
-    assert client.get("/docs").status_code == 200
+
+
+def test_the_page_for_people_says_everything_and_loads_nothing(client: TestClient) -> None:
+    """Clusters have no network: a page that fetches its scripts from one stays blank there."""
+    answer, document = client.get("/docs"), client.get("/openapi.json").json()
+    assert answer.headers["content-type"].startswith("text/html")
+    page = answer.text
+    assert not re.search(r"https?://(?!HOST)|<script|<link|@import|src=", page)
+    for path, methods in document["paths"].items():
+        for method in methods:
+            assert f"{method.upper()} {path}</code>" in page
+    for name, schema in document["components"]["schemas"].items():
+        assert f"<h3 id={name}>" in page
+        for field in schema.get("properties", {}):
+            assert f"<td><code>{field}</code>" in page
+    assert set(re.findall("href=#([^>]*)>", page)) <= set(document["components"]["schemas"])
+    assert "integer from 1 to" in page
 
 
 @pytest.mark.parametrize(
