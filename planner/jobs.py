@@ -2,7 +2,7 @@
 
 Defaults: pre-training in bf16 (fp16, or else fp32, where the device has no bf16 units); sequences of 4096 tokens or
 the model's longest; a global batch of 4 Mi tokens to pre-train (Llama 2, arXiv:2307.09288 section 2.2,
-used 4M) and of 128 sequences to fine-tune (Stanford Alpaca's recipe; one micro-batch per device where
+used 4M; one sequence for 8 devices where that is more) and of 128 sequences to fine-tune (Stanford Alpaca's recipe; one micro-batch per device where
 that is more), rounded so that the devices divide it. Any two of sequence length, sequences per batch and
 tokens per batch give the third; any two of micro-batch, micro-batches and global batch too, once the
 data-parallel degree is known.
@@ -25,6 +25,7 @@ from profiles.stack import StackSpec
 
 DEFAULT_SEQUENCE = 4096  # tokens
 PRETRAIN_BATCH_TOKENS = 4 << 20  # arXiv:2307.09288 section 2.2
+PRETRAIN_DEVICES_PER_SEQUENCE = 8  # at most: 2,048 sequences on 16,384 GPUs, arXiv:2407.21783 table 4
 FINETUNE_BATCH_SEQUENCES = 128  # Stanford Alpaca training recipe
 MAX_TRAIN_TOKENS = 1e18
 _MAX_LORA_RANK = 1 << 14
@@ -236,11 +237,13 @@ def _fill_batch(values: dict[str, Any], cluster: ClusterSpec, pins: Mapping[str,
     why = "4 Mi tokens" if pretrain else f"{FINETUNE_BATCH_SEQUENCES} sequences"
     why += ", rounded to the devices"
     ranks, size = _replicas(cluster.num_devices, pins), pins.get("micro_batch_size", 1)
-    each = ranks * size
+    each, least = ranks * size, cluster.num_devices // PRETRAIN_DEVICES_PER_SEQUENCE
     if values.get("optimizer_in_backward"):  # which accumulates nothing
         target, why = each, "one micro-batch per device, as the optimizer works in the backward pass"
     elif not pretrain and target < each:  # the usual framework, the Trainer, has nothing but replicas
         target, why = each, "one micro-batch per device"
+    elif pretrain and target < least:
+        target, why = least, f"one sequence for {PRETRAIN_DEVICES_PER_SEQUENCE} devices"
     batch = rounded_batch(target, cluster.num_devices, pins)
     if batch < ranks:
         why += f"; fewer than {ranks} replicas, which rules out data parallelism alone: give the batch you train with"

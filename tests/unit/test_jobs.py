@@ -38,6 +38,9 @@ def test_a_default_batch_that_not_every_device_has_a_share_of_says_so() -> None:
     few, notes = resolve_job({"sequence_length": 4096}, gpt(), cluster(256), {})
     assert (few.global_batch_size, cluster(256).num_devices) == (1024, 2048)
     assert "fewer than 2048 replicas, which rules out data parallelism alone" in notes[-1].message
+    many, notes = resolve_job({"sequence_length": 4096}, gpt(), cluster(12_500), {})
+    assert many.global_batch_size == 12_500
+    assert "not given: one sequence for 8 devices; fewer than 100000 replicas" in notes[-1].message
     split, notes = resolve_job({"sequence_length": 4096}, gpt(), cluster(256), {"tensor_parallel": 2})
     assert split.global_batch_size == 1024
     assert "replicas" not in notes[-1].message
