@@ -4,11 +4,15 @@ from dataclasses import dataclass
 
 from profiles.errors import SpecError
 from profiles.model import MAX_SEQUENCE
-from profiles.precision import ELEMENT_BYTES, Precision, parse_precision
+from profiles.precision import Precision, parse_precision
 
 MAX_GLOBAL_BATCH = 1 << 22
 TASKS = ("pretrain", "full", "lora", "qlora")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "sgd", "none")
+# Formats in which a training step can do its sums; 8 bits hold the moments of optimizers that scale them.
+GRADIENT_DTYPES = ("fp32", "bf16", "fp16")
+MASTER_DTYPES = ("none", *GRADIENT_DTYPES)
+STATE_DTYPES = (*GRADIENT_DTYPES, "fp8", "int8")
 ATTENTION_KERNELS = ("flash", "unfused")
 
 # Linear layers of one transformer layer that an adapter may be attached to.
@@ -98,9 +102,9 @@ class TrainingJob:
         _one_of("job.task", self.task, TASKS)
         _one_of("job.optimizer", self.optimizer, OPTIMIZERS)
         _one_of("job.attention", self.attention, ATTENTION_KERNELS)
-        _one_of("job.master_dtype", self.master_dtype, tuple(ELEMENT_BYTES))
-        _one_of("job.state_dtype", self.state_dtype, tuple(ELEMENT_BYTES))
-        _one_of("job.gradient_dtype", self.gradient_dtype, ("", *ELEMENT_BYTES))
+        _one_of("job.master_dtype", self.master_dtype, MASTER_DTYPES)
+        _one_of("job.state_dtype", self.state_dtype, STATE_DTYPES)
+        _one_of("job.gradient_dtype", self.gradient_dtype, ("", *GRADIENT_DTYPES))
         parse_precision(self.precision)
         if self.fp8_attention and self.attention != "flash":
             problem = f"needs flash attention; attention is {self.attention!r}"

@@ -1,11 +1,11 @@
 """The training job a user means: what was said, and documented defaults for what was not.
 
 Defaults: pre-training in bf16 (fp16, or else fp32, where the device has no bf16 units); sequences of 4096 tokens or
-the model's longest; a global batch of 4 Mi tokens to pre-train (Llama 2, arXiv:2307.09288 section 2.2,
-used 4M; one sequence for 8 devices where that is more) and of 128 sequences to fine-tune (Stanford Alpaca's recipe; one micro-batch per device where
-that is more), rounded so that the devices divide it. Any two of sequence length, sequences per batch and
-tokens per batch give the third; any two of micro-batch, micro-batches and global batch too, once the
-data-parallel degree is known.
+the model's longest; a global batch of 4 Mi tokens to pre-train (Llama 2, arXiv:2307.09288 section 2.2, used 4M; one
+sequence for 8 devices where that is more) and of 128 sequences to fine-tune (Stanford Alpaca's recipe; one
+micro-batch per device where that is more), rounded so that the devices divide it. Any two of sequence length,
+sequences per batch and tokens per batch give the third; any two of micro-batch, micro-batches and global batch too,
+once the data-parallel degree is known.
 """
 
 from collections.abc import Mapping, Sequence

@@ -129,6 +129,8 @@ def _check_options(options: Options) -> None:
     if not isinstance(options, Options):
         raise SpecError("options", f"must be planner.request.Options; got {str(options)[:40]!r}")
     check_kinds(options)
+    if options.price_date and options.price_per_device_hour_usd is None:
+        raise SpecError("price_date", "is given without a price", "give price_per_device_hour_usd too, or neither")
     if options.price_date:
         try:
             date.fromisoformat(options.price_date if len(options.price_date) > 7 else f"{options.price_date}-01")

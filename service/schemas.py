@@ -87,7 +87,6 @@ Role = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z][a-z0-9
 Lengths = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^(lognormal|cdf):[a-z0-9=.,+-]+$")]
 Degree = Annotated[int, Field(ge=1, le=MAX_DEVICES)]
 Bytes = Annotated[float, Field(ge=0, le=1e15)]
-DType = Literal["none", "fp32", "bf16", "fp16", "fp8", "int8"]
 
 
 class Body(BaseModel):
@@ -108,9 +107,11 @@ class JobBody(Body):
     )
     task: Literal["pretrain", "full", "lora", "qlora"] | None = None
     precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"] | None = None
-    gradient_dtype: DType | None = None
-    master_dtype: DType | None = None
-    state_dtype: DType | None = None
+    gradient_dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+        default=None, description="Format gradients are summed in; the framework's usual one if not given."
+    )
+    master_dtype: Literal["none", "fp32", "bf16", "fp16"] | None = None
+    state_dtype: Literal["fp32", "bf16", "fp16", "fp8", "int8"] | None = None
     optimizer: Literal["adamw", "adamw8bit", "adafactor", "sgd", "none"] | None = None
     optimizer_in_backward: bool | None = Field(
         default=None, description="Parameters are updated as their gradients come, which then go."

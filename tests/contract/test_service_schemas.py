@@ -6,12 +6,21 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan
-from costmodels.workload import ATTENTION_KERNELS, JOINT_TARGET, LORA_TARGETS, OPTIMIZERS, TASKS
+from costmodels.workload import (
+    ATTENTION_KERNELS,
+    GRADIENT_DTYPES,
+    JOINT_TARGET,
+    LORA_TARGETS,
+    MASTER_DTYPES,
+    OPTIMIZERS,
+    STATE_DTYPES,
+    TASKS,
+)
 from planner.jobs import JOB_FIELDS
 from planner.ranking import OBJECTIVES
 from planner.request import Options
 from planner.rules.pipeline import SCHEDULE_NAMES
-from profiles.precision import ELEMENT_BYTES, PRECISIONS
+from profiles.precision import PRECISIONS
 from service.schemas import EstimateRequest, JobBody, PlanBody, PlanRequest, given
 
 # Fields of the library's plan that a body says otherwise: block:N in ``recompute``, and no hand-laid stages.
@@ -39,7 +48,9 @@ def words(body: type[BaseModel], field: str) -> set[str]:
         (JobBody, "optimizer", OPTIMIZERS),
         (JobBody, "attention", ATTENTION_KERNELS),
         (JobBody, "lora_targets", (*LORA_TARGETS, JOINT_TARGET)),
-        (JobBody, "master_dtype", ELEMENT_BYTES),
+        (JobBody, "gradient_dtype", GRADIENT_DTYPES),
+        (JobBody, "master_dtype", MASTER_DTYPES),
+        (JobBody, "state_dtype", STATE_DTYPES),
         (PlanBody, "schedule", SCHEDULE_NAMES),
         (PlanBody, "context_kind", [kind.name.lower() for kind in ContextKind]),
         (PlanBody, "axis_order", [order.name.lower() for order in AxisOrder]),

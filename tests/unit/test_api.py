@@ -280,6 +280,7 @@ def test_fabrics_matter() -> None:
         ({"memory_reserve_bytes": "x"}, "memory_reserve_bytes: must be a number; got 'x'"),
         ({"price_per_device_hour_usd": True}, "price_per_device_hour_usd: must be a number; got 'True'"),
         ({"price_per_device_hour_usd": float("nan")}, "price_per_device_hour_usd: must be between 0 and 1e+06"),
+        ({"price_date": "2026-11"}, "price_date: is given without a price"),
         ({"price_per_device_hour_usd": 2.0, "price_date": "May"}, "price_date: must be a date; got 'May'"),
         ({"price_per_device_hour_usd": 2.0, "price_date": "2026-13"}, "price_date: must be a date; got '2026-13'"),
     ],

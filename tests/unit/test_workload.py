@@ -18,16 +18,16 @@ from tests.fakes import job
         ),
         ({"attention": "linear"}, "job.attention: unknown value 'linear'. Hint: use one of flash, unfused"),
         (
-            {"master_dtype": "fp64"},
-            "job.master_dtype: unknown value 'fp64'. Hint: use one of none, fp32, bf16, fp16, fp8, int8",
+            {"master_dtype": "int8"},
+            "job.master_dtype: unknown value 'int8'. Hint: use one of none, fp32, bf16, fp16",
         ),
         (
-            {"state_dtype": "fp64"},
-            "job.state_dtype: unknown value 'fp64'. Hint: use one of none, fp32, bf16, fp16, fp8, int8",
+            {"state_dtype": "none"},
+            "job.state_dtype: unknown value 'none'. Hint: use one of fp32, bf16, fp16, fp8, int8",
         ),
         (
-            {"gradient_dtype": "fp64"},
-            "job.gradient_dtype: unknown value 'fp64'. Hint: use one of none, fp32, bf16, fp16, fp8, int8",
+            {"gradient_dtype": "none"},
+            "job.gradient_dtype: unknown value 'none'. Hint: use one of fp32, bf16, fp16",
         ),
         ({"padding_efficiency": 0.0}, "job.padding_efficiency: must be in (0, 1]; got 0.0"),
         ({"padding_efficiency": 1.5}, "job.padding_efficiency: must be in (0, 1]; got 1.5"),
