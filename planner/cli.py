@@ -18,7 +18,7 @@ from planner.cli_calibrate import calibrate
 from planner.cli_dataflow import dataflow
 from planner.cli_flow import check_no_workflow, plan_workflow, workflow
 from planner.cli_lists import frameworks, gpus, models, workflows
-from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
+from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, steady_streams
 from planner.cli_profiles import profiles
 from planner.cli_search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
 from profiles.errors import InfeasibleError, SpecError
@@ -49,8 +49,12 @@ app.command()(calibrate)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    steady_streams()
     try:
         app(given)
+    except SystemExit as stop:
+        if stop.code != EXIT_BUG:  # with which Typer and Rich end where the reader of a help text has gone
+            raise
     except SpecError as error:
         _fail(f"error: {error}", EXIT_BAD_INPUT)
     except InfeasibleError as error:

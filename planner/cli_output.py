@@ -41,7 +41,7 @@ def emit(
             write_text(output, text, option="--output")
         if json_:
             with _writing():
-                typer.echo(text)
+                typer.echo(text if _writable(text) else json.dumps(document, indent=2, allow_nan=False))
             return
     from rich.console import Console
 
@@ -54,6 +54,25 @@ def emit(
     with _writing():
         watched = sys.stdout.isatty() or "COLUMNS" in os.environ
         tables(Tables(markup=markup, emoji=False, width=None if watched else _PIPED_WIDTH))
+
+
+def steady_streams() -> None:
+    """Makes what is printed survive a standard stream that is closed, or whose encoding lacks a character."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _writable(text: str) -> bool:
+    """Whether stdout can encode every character."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
