@@ -31,11 +31,18 @@ MAX_TEXT = 4096
 MAX_INTEGER = 1 << 63
 MAX_TOKENS = 1e18
 
+EXAMPLE_TRIAL = {
+    "model": "llama-2-13b", "gpu": "A100", "num_gpus": 8, "framework": "Megatron-Core", "tp": 2, "pp": 2, "dp": 2,
+    "micro_batch": 2, "global_batch_seqs": 1024, "seq_len": 4096, "measured_step_time_s": 210.0,
+}  # fmt: skip
+
 # Which branch of ``NameOrMapping`` an error lies in; no part of a field's name.
 TEXT_TAG, MAPPING_TAG = "(text)", "(mapping)"
 # Which of the two questions of ``PlanQuestion`` an error lies in.
 JOB_TAG, WORKFLOW_TAG = "(job)", "(workflow)"
-TAGS = frozenset({TEXT_TAG, MAPPING_TAG, JOB_TAG, WORKFLOW_TAG})
+# Which kind of a cell of a trial.
+NUMBER_TAG, FLAG_TAG = "(number)", "(flag)"
+TAGS = frozenset({TEXT_TAG, MAPPING_TAG, JOB_TAG, WORKFLOW_TAG, NUMBER_TAG, FLAG_TAG})
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._:+()/-]*$"
 NAMES_PATTERN = NAME_PATTERN.replace("[A-Za-z0-9 ", "[A-Za-z0-9, ")  # with commas between
 
@@ -290,7 +297,17 @@ class SensitivityRequest(DecisionRequest):
     rivals: int = Field(default=3, ge=1, le=MAX_RIVALS, description="How many rivals to set against the best plan.")
 
 
-Cell = Annotated[str, Field(max_length=MAX_TEXT)] | Annotated[float, Field(ge=0, le=1e18)] | bool | None
+def _cell_kind(value: object) -> str | None:
+    flag, number = isinstance(value, bool) or value is None, isinstance(value, int | float)
+    return FLAG_TAG if flag else NUMBER_TAG if number else _kind(value)
+
+
+Cell = Annotated[
+    Annotated[str, Field(max_length=MAX_TEXT), Tag(TEXT_TAG)]
+    | Annotated[float, Field(ge=0, le=1e18), Tag(NUMBER_TAG)]
+    | Annotated[bool | None, Tag(FLAG_TAG)],
+    Discriminator(_cell_kind, custom_error_type="kind", custom_error_message="must be text, a number, true or false"),
+]
 
 
 class ObserveRequest(DecisionRequest):
@@ -300,7 +317,7 @@ class ObserveRequest(DecisionRequest):
         min_length=1,
         max_length=MAX_OBSERVED,
         description="Trials, each a mapping of the columns that `planner validate` reads to their values.",
-        examples=[[{"model": "llama-2-13b", "gpu": "A100", "num_gpus": 8, "framework": "Megatron-Core", "tp": 2}]],
+        examples=[[EXAMPLE_TRIAL]],
     )
     count: int = Field(default=3, ge=1, le=MAX_TRIALS, description="Most plans to try next.")
     trial_steps: int = Field(default=20, ge=1, le=MAX_STEPS, description="Optimizer steps of one trial.")

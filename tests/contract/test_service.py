@@ -18,6 +18,7 @@ from planner.decisions.results import Terms
 from profiles.errors import SpecError
 from service import routes
 from service.app import create_app
+from service.schemas import EXAMPLE_TRIAL
 from service.settings import ServiceSettings
 
 BODY: dict[str, Any] = {
@@ -329,6 +330,16 @@ def test_trials_are_posted_row_by_row(client: TestClient) -> None:
     error = problem(client.post("/observe", json=BODY | {"trials": [ran | {"modle": "x"}]}), 422)
     assert error["errors"][0]["field"] == "trials[1].modle"
     problem(client.post("/observe", json=BODY | {"trials": []}), 422)
+    for value, words in ((-5, "greater than or equal to 0; got -5"), ([], "text, a number, true or false; got a list")):
+        (error,) = problem(client.post("/observe", json=BODY | {"trials": [ran | {"tp": value}]}), 422)["errors"]
+        assert error["field"] == "trials.0.tp"
+        assert words in error["problem"]
+
+
+def test_the_trial_that_the_documentation_shows_is_understood(client: TestClient) -> None:
+    body = {"model": EXAMPLE_TRIAL["model"], "cluster": "8xA100-80GB", "trials": [EXAMPLE_TRIAL]}
+    (observed,) = client.post("/observe", json=body).json()["observed"]
+    assert observed["died"] is False
     problem(client.post("/observe", json=BODY | {"trials": ["/etc/passwd"]}), 422)
 
 
