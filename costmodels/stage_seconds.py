@@ -21,6 +21,7 @@ from costmodels.stage_layers import StageLayers, layer_kinds
 from costmodels.stage_parameters import StageParameters
 from costmodels.stages import StageTable
 from profiles.model import ModelSpec
+from profiles.stack import StackSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,9 +173,13 @@ def recomputation_s(units: RecomputeUnits, layers: StageLayers) -> FloatArray:
     return again_s
 
 
-def accumulates_whole(plans: PlanBatch) -> BoolArray:
-    """(N,) whether a rank accumulates all gradients of its stage, and not just its shard of them."""
-    return (plans.zero_stage < 3) | (plans.pipeline_parallel > 1)
+def accumulates_whole(plans: PlanBatch, stack: StackSpec) -> BoolArray:
+    """(N,) whether a rank accumulates all gradients of its stage, and not just its shard of them.
+
+    ZeRO-2 scatters the sums of every micro-batch, which are added to shards (foreach_reduce of
+    torch/distributed/fsdp, _fsdp_collectives.py). Stacks that reduce to owners are left as they were fitted: whole.
+    """
+    return (plans.zero_stage < (3 if stack.reduces_to_owners else 2)) | (plans.pipeline_parallel > 1)
 
 
 def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
@@ -183,8 +188,8 @@ def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: Cost
     Megatron-LM accumulates inside the weight-gradient GEMM (gradient_accumulation_fusion): the sum is
     read and written there, and the 16-bit gradient is never stored. Elsewhere it is, and is read back;
     DeepSpeed's BF16_Optimizer casts it first (``hp_grad.add_(lp.grad.to(fp32))`` of its update_hp_grads).
-    16-bit sums need no pass for the first micro-batch; ZeRO-3 accumulates shards, which are small,
-    unless a pipeline keeps them whole.
+    16-bit sums need no pass for the first micro-batch; ZeRO-2 and 3, which reduce every micro-batch's
+    gradients, accumulate shards, which are small, unless a pipeline keeps them whole.
     """
     gradient = by_sharding(context.job, context.stack, plans.zero_stage, partial(gradient_element_bytes, context.job))
     stored = by_sharding(context.job, context.stack, plans.zero_stage, partial(new_gradient_bytes, context.job))
@@ -192,6 +197,6 @@ def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: Cost
     cast = 2 * gradient * (gradient > stored) * (context.stack.autograd_gradients == "kept")  # written and read
     per_parameter = 2 * gradient - stored if fused else 2 * gradient + stored + cast
     m = plans.num_microbatches
-    rounds = np.where(gradient > stored, 1.0, (m - 1) / m) * accumulates_whole(plans)
+    rounds = np.where(gradient > stored, 1.0, (m - 1) / m) * accumulates_whole(plans, context.stack)
     seconds = rounds * per_parameter * memory_seconds_per_byte(context)
     return (parameters.trained_dense + parameters.trained_expert) * seconds[:, None]

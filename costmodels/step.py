@@ -156,7 +156,7 @@ def _composed(
     Many plans differ only in what happens once per step (sharding, offloading, overlap), so the
     pipeline is worked out once per distinct one.
     """
-    alike = _alike(plans, stages, costs)
+    alike = _alike(plans, stages, costs, context)
     rows, of_row = alike.first, alike.of_row
     run = step_passes(plans.take(rows), stages.take(rows), costs.take(rows), parameters.take(rows), context)
     pipeline_s = np.take(run.step.pipeline_s, of_row)
@@ -200,7 +200,7 @@ def _scaled(step: StepTime, scale: float) -> StepTime:
     )
 
 
-def _alike(plans: PlanBatch, stages: StageTable, costs: LayerCosts) -> Groups:
+def _alike(plans: PlanBatch, stages: StageTable, costs: LayerCosts, context: CostContext) -> Groups:
     """Plans with the same pipeline: all that ``step_passes`` reads, directly or through blocks and stages."""
     columns = [
         costs.attention.of_row,
@@ -215,7 +215,7 @@ def _alike(plans: PlanBatch, stages: StageTable, costs: LayerCosts) -> Groups:
         plans.offload_activations.astype(np.int64),
         plans.offload_parameters * (1 + plans.zero_stage),
         plans.offload_parameters * plans.shard_degree,
-        accumulates_whole(plans).astype(np.int64),
+        accumulates_whole(plans, context.stack).astype(np.int64),
     ]
     if costs.expert_mlp is not None:
         columns.append(costs.expert_mlp.of_row)

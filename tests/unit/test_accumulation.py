@@ -12,10 +12,11 @@ from profiles.parameters import total_parameters
 from tests.fakes import RateKernels, context, gpt, job, stack
 
 
-def accumulated_bytes(*, microbatches: int = 4, **changes) -> float:
+def accumulated_bytes(*, microbatches: int = 4, zero: int = 0, ranks: int = 1, **changes) -> float:
     """Bytes per parameter and micro-batch."""
-    where = context(kernels=RateKernels(), stack=stack(**changes), job=job(global_batch_size=microbatches))
-    plans = PlanBatch.from_plans([ExecutionPlan(num_microbatches=microbatches)])
+    where = context(kernels=RateKernels(), stack=stack(**changes), job=job(global_batch_size=microbatches * ranks))
+    plan = ExecutionPlan(num_microbatches=microbatches, data_parallel=ranks, zero_stage=zero)
+    plans = PlanBatch.from_plans([plan])
     stages = stage_table(plans, where.model)
     parameters = stage_parameters(plans, stages, where.model, where.job)
     work = stage_seconds(plans, stages, layer_costs(plans, where), parameters, where)
@@ -35,6 +36,14 @@ def test_sums_in_the_format_of_the_weights_need_no_pass_for_the_first():
 def test_fp32_sums_of_a_stored_gradient_read_it_and_read_and_write_the_sum():
     """nanotron's FP32GradientAccumulator adds the 16-bit gradient as it is."""
     assert accumulated_bytes(framework="nanotron", autograd_gradients="freed") == pytest.approx(2 + 8)
+
+
+def test_stages_that_scatter_the_sums_of_every_micro_batch_add_to_shards():
+    """Else keeping parameters gathered (2) would look slower than gathering them anew (3)."""
+    one, two, three = (accumulated_bytes(zero=zero, ranks=8, framework="fsdp") for zero in (1, 2, 3))
+    assert one == accumulated_bytes(framework="fsdp") > 0
+    assert two == three == 0
+    assert accumulated_bytes(zero=2, ranks=8, framework="fsdp", reduces_to_owners=True) == one
 
 
 def test_a_gradient_that_is_cast_first_is_written_and_read_once_more_in_fp32():
