@@ -1,7 +1,7 @@
 """When nothing fits: the smallest changes to the question under which something would.
 
 Each remedy changes one thing the user fixed or left out (recomputation, ZeRO stage, micro-batch,
-degrees, offloading, optimizer states, sequence length, number or kind of devices; where no plan is even legal,
+degrees, offloading, loss, optimizer states, sequence length, number or kind of devices; where no plan is even legal,
 the global batch) and searches again.
 """
 
@@ -144,6 +144,11 @@ def _families(request: Request) -> Iterator[Iterator[_Trial]]:
             yield iter([_trial(request, code, message, pins=pins)])
     if not request.offload:
         yield _offloading(request)
+    if not request.job.linear_cross_entropy:
+        job = replace(request.job, linear_cross_entropy=True)
+        yield iter(
+            [_trial(request, "linear_loss", "use a linear loss (output layer and loss together, no logits)", job=job)]
+        )
     if request.job.optimizer == "adamw" and not request.job.trains_adapters_only:
         job = replace(request.job, optimizer="adamw8bit", state_dtype="int8")
         yield iter([_trial(request, "smaller_states", "keep optimizer states in 8 bits", job=job)])

@@ -141,3 +141,15 @@ def test_larger_sizes_are_whole_nodes() -> None:
     assert larger_sizes(parse_cluster("1xA100"))[:5] == [2, 4, 8, 16, 32]
     assert larger_sizes(parse_cluster("3xA100"))[:3] == [6, 24, 48]
     assert larger_sizes(parse_cluster("8xA100"))[:3] == [16, 32, 64]
+
+
+def test_where_logits_are_what_is_too_large_a_loss_without_them_is_a_remedy() -> None:
+    """64 Ki tokens on each of 8 devices, of a vocabulary of 125 Ki: 17 GB in 16 bits, 34 GB in fp32."""
+    job = {"sequence_length": 1 << 19, "global_batch_size": 8}
+    answer = api.plan("llama-3.1-8b", "8xH100-SXM-80GB", job)
+    assert answer.infeasible is not None
+    remedy = next(each for each in answer.infeasible.remedies if each.code == "linear_loss")
+    assert (remedy.fits, remedy.num_devices) == (True, 8)
+    asked = api.plan("llama-3.1-8b", "8xH100-SXM-80GB", job | {"linear_cross_entropy": True})
+    assert asked.best is not None
+    assert asked.best.step_time_s == remedy.step_time_s
