@@ -26,7 +26,7 @@ from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 
-MAX_GROWTH = 64  # largest multiple of the given devices tried
+MAX_GROWTH = 2048  # largest multiple of the given devices tried: from one to where a trillion parameters fit
 _SHORTEST = 512  # tokens; shorter sequences are no remedy
 _BATCHES_TRIED = 24
 _MEMORIES_TRIED = 3  # kinds of devices: the smallest that hold the peak should do, but for what grows with memory

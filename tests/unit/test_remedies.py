@@ -153,3 +153,10 @@ def test_where_logits_are_what_is_too_large_a_loss_without_them_is_a_remedy() ->
     asked = api.plan("llama-3.1-8b", "8xH100-SXM-80GB", job | {"linear_cross_entropy": True})
     assert asked.best is not None
     assert asked.best.step_time_s == remedy.step_time_s
+
+
+def test_from_one_device_the_number_is_found_that_the_largest_models_need() -> None:
+    answer = api.plan("llama-3-405b", "1xH100-SXM-80GB")
+    assert answer.infeasible is not None
+    (remedy,) = answer.infeasible.remedies
+    assert (remedy.code, remedy.fits, remedy.num_devices) == ("more_devices", True, 128)
