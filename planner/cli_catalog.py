@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.phrases import count
+from planner.render import NARROW
 from planner.schema import device_document, frameworks_document, models_document
 from planner.schema_types import SCHEMA_VERSION
 from profiles.catalog import default_catalog
@@ -123,9 +124,10 @@ def _devices(devices: list[DeviceSpec], console: Console) -> None:
 
 def _print_listing(titles: list[str], rows: list[list[str]], console: Console, *, full: bool) -> None:
     """A table whose last column takes what is left of the line, in full or cut."""
-    used = sum(max(len(row[index]) for row in [titles, *rows]) + 2 for index in range(len(titles) - 1))
+    gap = 1 if console.width < NARROW else 2
+    used = sum(max(len(row[index]) for row in [titles, *rows]) + gap for index in range(len(titles) - 1))
     left = max(console.width - used, len(titles[-1]))
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for index, title in enumerate(titles):
         last = index == len(titles) - 1
         table.add_column(title, justify="left" if index == 0 or last else "right", no_wrap=not last)

@@ -30,7 +30,7 @@ from profiles.units import GIB, TERA
 _BAR_WIDTH = 28
 _MOST_RIVALS = 8
 _MOST_REASONS = 3
-_NARROW = 96  # columns below which tables are set tighter
+NARROW = 96  # columns below which tables are set tighter
 _MOST_FRONT = 12
 # Columns of the ranking shown only when some plan uses them.
 _OPTIONAL = (
@@ -65,7 +65,7 @@ def render_ranking(result: PlanResult, console: Console) -> None:
     """The plans as a table, best first, and what sets the first apart."""
     if result.plans:
         devices = result.request.cluster.num_devices
-        console.print(_ranking_table(result.plans, devices, narrow=console.width < _NARROW))
+        console.print(_ranking_table(result.plans, devices, narrow=console.width < NARROW))
         console.print(_legend(result.plans), style="dim", highlight=False)
         if (run := _run(result.request, result.plans[0])) is not None:
             console.print(f"with the best, {run}", highlight=False)
@@ -362,7 +362,7 @@ def render_infeasible(infeasible: Infeasible, console: Console, *, nearest: bool
         works = infeasible.remedies[0].fits
         console.print("What would fit:" if works else "Closest changes:", style="bold", highlight=False)
         for remedy in infeasible.remedies:
-            _indented(remedy_sentence(remedy), console)
+            indented(remedy_sentence(remedy), console)
 
 
 def render_notes(title: str, notes: Sequence[Note], console: Console) -> None:
@@ -372,7 +372,7 @@ def render_notes(title: str, notes: Sequence[Note], console: Console) -> None:
     style = "yellow" if title == "Warnings" else "dim"
     console.print(f"\n{title}", style=f"bold {style}" if style != "dim" else "dim", highlight=False)
     for note in notes:
-        _indented(note.message, console, style=style)
+        indented(note.message, console, style=style)
 
 
 def render_front(result: PlanResult, console: Console) -> None:
@@ -394,5 +394,6 @@ def render_front(result: PlanResult, console: Console) -> None:
     console.print(table)
 
 
-def _indented(words: str, console: Console, *, style: str = "") -> None:
+def indented(words: str, console: Console, *, style: str = "") -> None:
+    """A paragraph whose every line is two columns in."""
     console.print(Padding(Text(words, style=style), (0, 0, 0, 2), expand=False))

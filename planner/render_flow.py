@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
 from planner.dataflow.flow_request import ASYNC, HYBRID, FlowRequest
 from planner.dataflow.flow_results import CallPlan, FlowInfeasible, FlowPlan, FlowResult, GpuMemory
@@ -22,6 +20,7 @@ from planner.flow_phrases import (
     shortage_sentence,
 )
 from planner.phrases import count, dollars, gib, percent, recompute_label, seconds
+from planner.render import indented
 from planner.results import Note
 from profiles.parameters import total_parameters
 from profiles.units import GIB, GIGA
@@ -72,7 +71,7 @@ def render_flow_plan(plan: FlowPlan, console: Console) -> None:
     if plan.reasons:
         console.print("\nWhy", style="bold", highlight=False)
         for reason in plan.reasons:
-            _indented(reason_sentence(plan, reason), console)
+            indented(reason_sentence(plan, reason), console)
     _searched(plan, console)
 
 
@@ -235,8 +234,8 @@ def _searched(plan: FlowPlan, console: Console) -> None:
 def _nothing_fits(infeasible: FlowInfeasible, console: Console) -> None:
     console.print("\n[bold red]Nothing fits.[/]", highlight=False)
     for item in infeasible.shortages:
-        _indented(shortage_sentence(item), console)
-    _indented(minimum_sentence(infeasible), console)
+        indented(shortage_sentence(item), console)
+    indented(minimum_sentence(infeasible), console)
 
 
 def _notes(title: str, notes: Sequence[Note], console: Console, *, style: str) -> None:
@@ -244,8 +243,4 @@ def _notes(title: str, notes: Sequence[Note], console: Console, *, style: str) -
         return
     console.print(f"\n{title}", style=style, highlight=False)
     for note in notes:
-        _indented(note.message, console, style=style)
-
-
-def _indented(words: str, console: Console, *, style: str = "") -> None:
-    console.print(Padding(Text(words, style=style), (0, 0, 0, 2), expand=False))
+        indented(note.message, console, style=style)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.phrases import percent, seconds
-from planner.render import render_infeasible
+from planner.render import indented, render_infeasible
 from planner.rules.base import FRAMEWORK_TITLES
 from planner.search.result import OPTIMAL_GAP, EngineRun, FoundPlan, SearchResult, StageChoice
 from profiles.units import GIB
@@ -62,7 +62,7 @@ def _notes(result: SearchResult, console: Console) -> None:
         if words:
             console.print(f"\n{title}", style="bold")
         for each in words:
-            console.print(f"  {each}", highlight=False, style=style)
+            indented(each, console, style=style)
 
 
 def _plan(best: FoundPlan, proof: str, console: Console) -> None:

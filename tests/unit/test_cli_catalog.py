@@ -3,6 +3,10 @@
 import json
 from typing import Any
 
+import pytest
+
+from tests.command import command_line
+
 
 def test_gpus(run: Any) -> None:
     listed = run("gpus")[1]
@@ -22,3 +26,11 @@ def test_gpus(run: Any) -> None:
     assert "could also mean" not in run("gpus", "H100-PCIe-80GB")[1]
     document = json.loads(run("gpus", "--json")[1])
     assert {"H100-SXM-80GB", "A100-SXM-80GB"} <= {device["name"] for device in document["devices"]}
+
+
+def test_a_narrow_terminal_still_names_usual_nodes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = command_line(capsys, monkeypatch, columns=80)("gpus")[1]
+    assert "dgx-a100-80gb" in listed
+    assert max(len(line.rstrip()) for line in listed.splitlines()) <= 80
