@@ -331,13 +331,12 @@ def _warnings(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
     # As risks of running out are told: without what publishers nobody has seen add to intervals.
     usual = memory_error_factor(request.stack, unseen_publisher=False)
     if best.fits and best.peak_memory_bytes * usual > usable:
-        warn(
-            "may_not_fit", "peak_memory_bytes", f"memory errs by up to {percent(usual - 1)}, which is more than is free"
-        )
+        message = f"on setups seen before memory errs by up to {percent(usual - 1)}, which is more than is free"
+        warn("may_not_fit", "peak_memory_bytes", message)
     if not best.fits and best.peak_memory_bytes / usual <= usable:
         warn(
             "might_fit",
             "peak_memory_bytes",
-            f"memory errs by up to {percent(usual - 1)}, which is more than is missing",
+            f"on setups seen before memory errs by up to {percent(usual - 1)}, which is more than is missing",
         )
     return tuple(notes)

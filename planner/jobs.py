@@ -359,6 +359,8 @@ def _lora_targets(given: object, known: tuple[str, ...]) -> tuple[str, ...]:
 def _check_against(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
     """Refuse a job the model or the device cannot run at all."""
     check_precision(job.precision, cluster.device)
+    if job.fp8_attention and "fp8" not in cluster.device.peak_flops_per_s:
+        raise SpecError("job.fp8_attention", f"{cluster.device.name} has no fp8 arithmetic", "leave it out")
     if job.lora is not None and JOINT_TARGET in job.lora.targets and model.latent_attention is not None:
         raise SpecError("job.lora.targets", f"{model.name} has no layer for queries, keys and values", "q, k and v")
     if model.learned_positions and job.sequence_length > model.learned_positions:

@@ -158,6 +158,7 @@ def test_default_batches_divide_over_the_devices(target: int, devices: int, pins
         ({"task": "LoRA", "fp32_unquantised": False}, "job.fp32_unquantised: is given, but lora quantises no weights"),
         ({"task": "lora", "lora": 8}, "job.lora: must be a mapping with rank and targets; got '8'"),
         ({"precision": "fp8"}, "job.precision: fake-80GB has no fp8 arithmetic"),
+        ({"fp8_attention": True}, "job.fp8_attention: fake-80GB has no fp8 arithmetic. Hint: leave it out"),
     ],
     ids=str,
 )
