@@ -93,6 +93,7 @@ _LITGPT = StackDefaults(stack="litgpt", zero_stage=3, zero_is_known=True, sixtee
 _LITGPT_2023 = dataclasses.replace(_LITGPT, stack="litgpt-2023")
 _HUGGING_FACE_2024 = StackDefaults(stack="hf-trainer-2024", zero_is_known=False, sixteen_bit_states=True)
 _HUGGING_FACE = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer")
+_UNSLOTH = dataclasses.replace(_HUGGING_FACE_2024, stack="unsloth")
 _VECTORLM = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-fsdp")
 # Models whose norms are spelled out in Python, under FSDP1 without torch.compile, as Hugging Face's (IBM's fms-fsdp:
 # fms/modules/layernorm.py of foundation-model-stack, use_torch_compile=False in its scripts/train.sh).
@@ -155,7 +156,8 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"litgpt|lit-gpt", _LITGPT),
         (r"vectorlm", _VECTORLM),
         (r"^transformers trainer|^peft 0\.(1[2-9]|[2-9][0-9])", _HUGGING_FACE),
-        (r"peft|ms-swift|transformers|\btrl\b|axolotl|unsloth", _HUGGING_FACE_2024),
+        (r"unsloth", _UNSLOTH),
+        (r"peft|ms-swift|transformers|\btrl\b|axolotl", _HUGGING_FACE_2024),
         (r"xtuner", _XTUNER),
         (r"deepspeed|colossal|gemini", _DEEPSPEED),
         (r"fsdp", _FSDP),

@@ -341,6 +341,8 @@ def test_aquila_ran_without_sequence_parallelism() -> None:
         ("FlagScale (Megatron-LM)", "megatron-2023-plain-norms"),
         ("Megatron-Core 0.6.0 + TE", "megatron-2024"),
         ("Megatron-Core", "megatron-core"),
+        ("Unsloth (LLaMA-Factory of April 2024)", "unsloth"),
+        ("LLaMA-Factory (transformers + PEFT)", "hf-trainer-2024"),
     ],
 )
 def test_code_of_its_time(framework: str, stack: str) -> None:
