@@ -16,6 +16,7 @@ UNSEEN_ROUNDS = {
     "unseen.csv": 1,
     "unseen_tuning.csv": 1,
     "unseen_second.csv": 2,
+    "unseen_second_tuning.csv": 2,
 }
 NEVER_FITTED = frozenset(UNSEEN_ROUNDS)
 
