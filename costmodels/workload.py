@@ -14,6 +14,7 @@ GRADIENT_DTYPES = ("fp32", "bf16", "fp16")
 MASTER_DTYPES = ("none", *GRADIENT_DTYPES)
 STATE_DTYPES = (*GRADIENT_DTYPES, "fp8", "int8")
 ATTENTION_KERNELS = ("flash", "unfused")
+ATTENTION_LIBRARIES = ("", "flash_2", "flash_3", "cudnn")
 
 # Linear layers of one transformer layer that an adapter may be attached to.
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -55,6 +56,8 @@ class TrainingJob:
         paged_optimizer: Its moments are in unified memory, on the device as far as there is room (bitsandbytes' paged
             optimizers, arXiv:2305.14314, section 3).
         attention: ``flash`` (never materialises scores) or ``unfused``.
+        attention_library: Whose kernel that is where it is not the one the stack picks: ``flash_2``, ``flash_3`` or
+            ``cudnn``; "" leaves it to the stack. It tells on Hopper, where FlashAttention-2 has half the rate.
         lora: Adapter structure for ``lora`` and ``qlora``.
         dropout: Whether dropout masks are kept (Megatron GPT-2/3 recipes).
         padding_efficiency: Useful tokens over computed tokens; 1 for packed sequences.
@@ -85,6 +88,7 @@ class TrainingJob:
     optimizer_in_backward: bool = False
     paged_optimizer: bool = False
     attention: str = "flash"
+    attention_library: str = ""
     lora: LoraSpec | None = None
     dropout: bool = False
     padding_efficiency: float = 1.0
@@ -102,13 +106,15 @@ class TrainingJob:
         _one_of("job.task", self.task, TASKS)
         _one_of("job.optimizer", self.optimizer, OPTIMIZERS)
         _one_of("job.attention", self.attention, ATTENTION_KERNELS)
+        _one_of("job.attention_library", self.attention_library, ATTENTION_LIBRARIES)
         _one_of("job.master_dtype", self.master_dtype, MASTER_DTYPES)
         _one_of("job.state_dtype", self.state_dtype, STATE_DTYPES)
         _one_of("job.gradient_dtype", self.gradient_dtype, ("", *GRADIENT_DTYPES))
         parse_precision(self.precision)
-        if self.fp8_attention and self.attention != "flash":
-            problem = f"needs flash attention; attention is {self.attention!r}"
-            raise SpecError("job.fp8_attention", problem, "attention flash, or leave it out")
+        for name in ("fp8_attention", "attention_library"):
+            if getattr(self, name) and self.attention != "flash":
+                problem = f"needs flash attention; attention is {self.attention!r}"
+                raise SpecError(f"job.{name}", problem, "attention flash, or leave it out")
         if self.optimizer_in_backward and self.trains_adapters_only:
             problem = f"updates the weights of a model as the backward pass reaches them; task is {self.task!r}"
             raise SpecError("job.optimizer_in_backward", problem, "task full, or leave it out")

@@ -253,6 +253,7 @@ _JOB_OPTIONS = {
     "master_dtype": "master_dtype",
     "state_dtype": "state_dtype",
     "attention": "attention",
+    "attention_library": "attention_library",
     "dropout": "dropout",
     "fused_loss": "fused_cross_entropy",
     "linear_loss": "linear_cross_entropy",

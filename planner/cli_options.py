@@ -38,6 +38,9 @@ GradientDtype = Annotated[str | None, _option("--gradient-dtype", "Format gradie
 MasterDtype = Annotated[str | None, _option("--master-dtype", "Format of the master weights, or none.", _JOB)]
 StateDtype = Annotated[str | None, _option("--state-dtype", "Format of the optimizer moments.", _JOB)]
 Attention = Annotated[str | None, _option("--attention", "Default flash; in Megatron before Ampere unfused.", _JOB)]
+AttentionLibrary = Annotated[
+    str | None, _option("--attention-library", "flash_2, flash_3 or cudnn; default that of the stack.", _JOB)
+]
 Dropout = Annotated[bool | None, _option("--dropout/--no-dropout", "Dropout masks are kept.", _JOB)]
 FusedLoss = Annotated[
     bool | None, _option("--fused-loss/--no-fused-loss", "The loss never materialises fp32 logits.", _JOB)
@@ -132,7 +135,7 @@ def question(
     gradient_dtype: GradientDtype = None,
     master_dtype: MasterDtype = None,
     state_dtype: StateDtype = None,
-    attention: Attention = None,
+    attention: Attention = None, attention_library: AttentionLibrary = None,
     dropout: Dropout = None,
     fused_loss: FusedLoss = None, linear_loss: LinearLoss = None,
     fp32_unquantised: Fp32Unquantised = None,

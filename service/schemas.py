@@ -127,6 +127,9 @@ class JobBody(Body):
         default=None, description="Optimizer states are on the device as far as there is room (bitsandbytes)."
     )
     attention: Literal["flash", "unfused"] | None = None
+    attention_library: Literal["flash_2", "flash_3", "cudnn"] | None = Field(
+        default=None, description="Whose fused attention runs, where it is not the one the stack picks."
+    )
     lora_rank: int | None = Field(default=None, ge=1, le=1 << 16)
     lora_targets: list[Literal["q", "k", "v", "qkv", "o", "gate", "up", "down"]] | None = Field(
         default=None, min_length=1, max_length=7

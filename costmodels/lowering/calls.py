@@ -219,7 +219,7 @@ class CallList:
             flops=flops,
             bytes=traffic_bytes,
             element_bytes=min(self.context.job.numerics.storage_bytes, 4.0),
-            implementation=float(self.context.implementation or torch_code(self.context.stack.attention_library)),
+            implementation=float(self.context.implementation or torch_code(_attention_library(self.context))),
         )
 
     def transfer(
@@ -359,6 +359,18 @@ def _split(table: NDArray[Any], shapes: Sequence[tuple[int, int]]) -> list[NDArr
         views.append(table[:, start : start + sites * width].reshape(len(table), sites, width))
         start += sites * width
     return views
+
+
+def _attention_library(context: CostContext) -> str:
+    """Library whose fused attention runs: the stack's, or on Hopper, where they differ, the one that the job names.
+
+    FlashAttention-3, whose backward pass nobody has timed, has cuDNN's rate: within a tenth of it at long sequences,
+    both ways (arXiv:2407.08608, figures 5 and 6).
+    """
+    named, hopper = context.job.attention_library, context.cluster.device.architecture == "hopper"
+    if not named or not hopper:
+        return context.stack.attention_library
+    return "cudnn" if named == "flash_3" else named
 
 
 def core_format(context: CostContext) -> str:

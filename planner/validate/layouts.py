@@ -326,6 +326,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     attention = default_attention(stack, reading.cluster.device)
     fp8_activation, fp8_attention = recipes.kept_in_8_bits(row)
     plain = _without_master_copy(reading)  # optax keeps moments in the format of the parameters they belong to
+    attention = recipes.attention_of(row, reading.model, precision=precision, default=attention)
     state = "int8" if optimizer == "adamw8bit" else "bf16" if sixteen else "fp16" if plain else "fp32"
     try:
         return TrainingJob(
@@ -339,7 +340,8 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             optimizer=optimizer,
             optimizer_in_backward=wording.updates_in_backward(row),
             paged_optimizer="paged" in row.text("optimizer").lower(),
-            attention=recipes.attention_of(row, reading.model, precision=precision, default=attention),
+            attention=attention,
+            attention_library=recipes.attention_library_of(row, attention),
             lora=wording.lora_of(row) if task in ("lora", "qlora") else None,
             dropout=defaults.dropout and task == "pretrain",
             # llm-foundry's models take loss_fn fused_crossentropy unless told otherwise.

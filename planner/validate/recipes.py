@@ -137,6 +137,14 @@ def attention_of(row: Row, model: ModelSpec, *, precision: str, default: str) ->
     return "flash" if flash else "unfused"
 
 
+def attention_library_of(row: Row, attention: str) -> str:
+    """Whose fused attention a row's notes name; "" where they leave it to the stack."""
+    if attention != "flash":
+        return ""
+    named = re.search(r"FlashAttention ([23])\b|attention by (cuDNN)", row.text("notes"))
+    return "" if named is None else "cudnn" if named.group(2) else f"flash_{named.group(1)}"
+
+
 def _preset_attention(row: Row, model: ModelSpec) -> str | None:
     """Attention of a recipe that does not print it, where it is not the stack's.
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan
 from costmodels.workload import (
     ATTENTION_KERNELS,
+    ATTENTION_LIBRARIES,
     GRADIENT_DTYPES,
     JOINT_TARGET,
     LORA_TARGETS,
@@ -47,6 +48,7 @@ def words(body: type[BaseModel], field: str) -> set[str]:
         (JobBody, "precision", PRECISIONS),
         (JobBody, "optimizer", OPTIMIZERS),
         (JobBody, "attention", ATTENTION_KERNELS),
+        (JobBody, "attention_library", ATTENTION_LIBRARIES[1:]),
         (JobBody, "lora_targets", (*LORA_TARGETS, JOINT_TARGET)),
         (JobBody, "gradient_dtype", GRADIENT_DTYPES),
         (JobBody, "master_dtype", MASTER_DTYPES),

@@ -103,6 +103,7 @@ JOB_OPTIONS: list[tuple[Sequence[str], str, Any]] = [
     (("--master-dtype", "none"), "master_dtype", "none"),
     (("--state-dtype", "bf16"), "state_dtype", "bf16"),
     (("--attention", "unfused"), "attention", "unfused"),
+    (("--attention-library", "flash_3"), "attention_library", "flash_3"),
     (("--dropout",), "dropout", True),
     (("--fused-loss",), "fused_cross_entropy", True),
     (("--linear-loss",), "linear_cross_entropy", True),

@@ -69,6 +69,13 @@ def test_numerics_follow_the_recipe():
     assert job(precision="BF16").numerics.storage_bytes == 2
 
 
+@pytest.mark.parametrize(("name", "value"), [("fp8_attention", True), ("attention_library", "cudnn")])
+def test_what_is_said_of_fused_attention_needs_it(name, value):
+    assert getattr(job(**{name: value}), name) == value
+    with pytest.raises(SpecError, match=f"^job.{name}: needs flash attention"):
+        job(**{name: value}, attention="unfused")
+
+
 @pytest.mark.parametrize("name", ["fused_cross_entropy", "linear_cross_entropy"])
 def test_either_way_to_fuse_a_loss_counts(name):
     assert not job().fuses_loss
