@@ -19,7 +19,7 @@ from functools import partial
 
 import numpy as np
 
-from costmodels.autocast import casts_weights, fp32_stream, output_bytes, run_apart, stream_bytes
+from costmodels.autocast import caches_casts, casts_weights, fp32_stream, output_bytes, run_apart, stream_bytes
 from costmodels.plan import FloatArray, PlanBatch, RecomputeModule
 from costmodels.workload import JOINT_TARGET, TrainingJob
 from profiles.model import LatentAttention, ModelSpec, MoESpec
@@ -134,7 +134,7 @@ def _layer_activations(
         backward += _mlp_gradient(model, job, stack, moe=True) * copies
     return LayerActivations(
         whole=whole,
-        casts=casts,
+        casts=casts if caches_casts(job, stack) else np.zeros(len(plans)),
         modules=_module_bytes(plans, model, job, stack, core=core, moe=moe),
         layer_input=stream * over_r,
         backward=backward,

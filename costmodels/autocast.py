@@ -15,18 +15,28 @@ _FP32 = 4.0  # bytes
 def fp32_stream(job: TrainingJob, stack: StackSpec) -> bool:
     """Whether the residual stream is fp32 and linear layers cast what they read.
 
-    Under autocast the weights of embedding and norms are fp32. PEFT's ``prepare_model_for_kbit_training`` casts to fp32
-    what QLoRA leaves unquantised.
+    Under autocast the weights of embedding and norms are fp32: those that are trained and have a master copy, and
+    frozen ones that were loaded so. PEFT's ``prepare_model_for_kbit_training`` casts to fp32 what QLoRA leaves
+    unquantised.
     """
     if job.task == "qlora":
         return stack.casts_unquantised and job.fp32_unquantised
-    wider = job.master_dtype == "fp32" and job.numerics.storage_bytes < _FP32
-    return stack.autocast_weights and not job.trains_adapters_only and wider
+    weights = job.frozen_dtype if job.trains_adapters_only else job.master_dtype
+    return stack.autocast_weights and weights == "fp32" and job.numerics.storage_bytes < _FP32
 
 
 def casts_weights(job: TrainingJob, stack: StackSpec) -> bool:
     """Whether the weights are fp32 themselves and products run in 16 bits."""
     return job.task != "qlora" and fp32_stream(job, stack)
+
+
+def caches_casts(job: TrainingJob, stack: StackSpec) -> bool:
+    """Whether autocast keeps casts of the weights until the loss is known: those of trained ones.
+
+    That of a frozen weight is kept by the layer's own graph only (``requires_grad`` in ``cached_cast`` of PyTorch's
+    aten/src/ATen/autocast_mode.cpp).
+    """
+    return casts_weights(job, stack) and not job.trains_adapters_only
 
 
 def stream_bytes(job: TrainingJob, stack: StackSpec) -> float:

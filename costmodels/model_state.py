@@ -170,7 +170,11 @@ def _frozen_bytes(
     context: CostContext,
     degrees: tuple[IntArray, IntArray],
 ) -> FloatArray:
-    """(N, S) bytes of the frozen weights."""
+    """(N, S) bytes of the frozen weights, as they are stored."""
+    if context.job.frozen_dtype:
+        each = float(ELEMENT_BYTES[context.job.frozen_dtype])
+        expert = parameters.expert if parameters.expert.any() else None
+        return _divided(plans, (parameters.dense, expert), degrees, each, from_stage=3)
     plain_bytes = by_sharding(context.job, context.stack, plans.zero_stage, partial(stream_bytes, context.job))
     dense, expert = frozen_bytes(plans, stages, parameters, context, plain_bytes=plain_bytes)
     return _divided(plans, (dense, expert if expert.any() else None), degrees, 1.0, from_stage=3)

@@ -14,6 +14,7 @@ GRADIENT_DTYPES = ("fp32", "bf16", "fp16")
 MASTER_DTYPES = ("none", *GRADIENT_DTYPES)
 STATE_DTYPES = (*GRADIENT_DTYPES, "fp8", "int8")
 ATTENTION_KERNELS = ("flash", "unfused")
+FROZEN_DTYPES = ("", "fp32")
 ATTENTION_LIBRARIES = ("", "flash_2", "flash_3", "cudnn")
 
 # Linear layers of one transformer layer that an adapter may be attached to.
@@ -71,6 +72,9 @@ class TrainingJob:
         fp32_unquantised: What QLoRA does not quantise is fp32 where its stack casts it. Not with weights that GPTQ,
             AQLM, EETQ or HQQ quantised (huggingface/peft, src/peft/utils/other.py, prepare_model_for_kbit_training),
             nor where nobody calls that.
+        frozen_dtype: ``fp32`` where the weights beside adapters are loaded and kept so, as Hugging Face's
+            ``from_pretrained`` did unless told otherwise (``dtype``; before transformers 5), and run under autocast, or
+            gathered in 16 bits by FSDP; "" for the format that products run in.
         fp8_activation: The input of the activation function is kept for the backward pass in 8 bits (Megatron-Core's
             ``activation_func_fp8_input_store``), whatever the precision of the products.
         fp8_attention: So are queries, keys, values and the output of attention (Transformer Engine's
@@ -97,6 +101,7 @@ class TrainingJob:
     fused_cross_entropy: bool = False
     linear_cross_entropy: bool = False
     fp32_unquantised: bool = True
+    frozen_dtype: str = ""
     fp8_activation: bool = False
     fp8_attention: bool = False
 
@@ -107,6 +112,7 @@ class TrainingJob:
         _one_of("job.optimizer", self.optimizer, OPTIMIZERS)
         _one_of("job.attention", self.attention, ATTENTION_KERNELS)
         _one_of("job.attention_library", self.attention_library, ATTENTION_LIBRARIES)
+        _one_of("job.frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
         _one_of("job.master_dtype", self.master_dtype, MASTER_DTYPES)
         _one_of("job.state_dtype", self.state_dtype, STATE_DTYPES)
         _one_of("job.gradient_dtype", self.gradient_dtype, ("", *GRADIENT_DTYPES))
@@ -118,6 +124,9 @@ class TrainingJob:
         if self.optimizer_in_backward and self.trains_adapters_only:
             problem = f"updates the weights of a model as the backward pass reaches them; task is {self.task!r}"
             raise SpecError("job.optimizer_in_backward", problem, "task full, or leave it out")
+        if self.frozen_dtype and self.task != "lora":
+            problem = f"is of the weights beside unquantised adapters; task is {self.task!r}"
+            raise SpecError("job.frozen_dtype", problem, "task lora, or leave it out")
         if not 0 < self.padding_efficiency <= 1:
             raise SpecError("job.padding_efficiency", f"must be in (0, 1]; got {self.padding_efficiency}")
         if (self.lora is not None) != (self.task in ("lora", "qlora")):

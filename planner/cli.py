@@ -260,6 +260,7 @@ _JOB_OPTIONS = {
     "optimizer_in_backward": "optimizer_in_backward",
     "paged_optimizer": "paged_optimizer",
     "fp32_unquantised": "fp32_unquantised",
+    "frozen_dtype": "frozen_dtype",
     "fp8_activation": "fp8_activation",
     "fp8_attention": "fp8_attention",
     "padding_efficiency": "padding_efficiency",

@@ -52,6 +52,9 @@ Fp32Unquantised = Annotated[
     bool | None,
     _option("--fp32-unquantised/--no-fp32-unquantised", "What QLoRA leaves unquantised is fp32 where cast.", _JOB),
 ]
+FrozenDtype = Annotated[
+    str | None, _option("--frozen-dtype", "fp32 where weights beside adapters are loaded so.", _JOB)
+]
 Fp8Activation = Annotated[
     bool | None, _option("--fp8-activation/--no-fp8-activation", "Activation inputs kept in 8 bits.", _JOB)
 ]
@@ -138,7 +141,7 @@ def question(
     attention: Attention = None, attention_library: AttentionLibrary = None,
     dropout: Dropout = None,
     fused_loss: FusedLoss = None, linear_loss: LinearLoss = None,
-    fp32_unquantised: Fp32Unquantised = None,
+    fp32_unquantised: Fp32Unquantised = None, frozen_dtype: FrozenDtype = None,
     fp8_activation: Fp8Activation = None, fp8_attention: Fp8Attention = None,
     padding_efficiency: Packing = None,
     varied_lengths: VariedLengths = None,

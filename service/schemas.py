@@ -147,6 +147,9 @@ class JobBody(Body):
     fp32_unquantised: bool | None = Field(
         default=None, description="What QLoRA leaves unquantised is fp32; not with GPTQ, AQLM, EETQ or HQQ."
     )
+    frozen_dtype: Literal["fp32"] | None = Field(
+        default=None, description="Weights beside adapters are loaded and kept so, not in the format of products."
+    )
     fp8_activation: bool | None = Field(default=None, description="Activation inputs are kept in 8 bits.")
     fp8_attention: bool | None = Field(default=None, description="Attention's inputs and output are kept in 8 bits.")
 

@@ -156,7 +156,8 @@ class CallList:
         if cast or (not trained and self.context.job.task == "qlora"):
             moved = ((4.0 if cast else NF4_BYTES) + self.context.job.numerics.storage_bytes) * inputs * outputs * batch
             family = KernelFamily.COPY if cast else KernelFamily.QUANTISE
-            for phase in (Phase.FORWARD, Phase.WEIGHT_GRADIENT if cast else Phase.INPUT_GRADIENT):
+            back = Phase.WEIGHT_GRADIENT if cast else Phase.INPUT_GRADIENT
+            for phase in (Phase.FORWARD, back) if trained or not cast else (Phase.FORWARD,):
                 self.memory(phase, moved, family=family, rows=inputs, width=outputs * batch)
         if not trained:
             return

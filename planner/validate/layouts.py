@@ -349,6 +349,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             linear_cross_entropy=wording.projects_in_loss(row),
             varied_lengths=wording.varies_lengths(row),
             fp32_unquantised=wording.casts_unquantised(row),
+            frozen_dtype="fp32" if task == "lora" and wording.has_fp32_weights(row) else "",
             fp8_activation=fp8_activation,
             fp8_attention=fp8_attention,
         )

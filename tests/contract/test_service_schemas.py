@@ -9,6 +9,7 @@ from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan
 from costmodels.workload import (
     ATTENTION_KERNELS,
     ATTENTION_LIBRARIES,
+    FROZEN_DTYPES,
     GRADIENT_DTYPES,
     JOINT_TARGET,
     LORA_TARGETS,
@@ -49,6 +50,7 @@ def words(body: type[BaseModel], field: str) -> set[str]:
         (JobBody, "optimizer", OPTIMIZERS),
         (JobBody, "attention", ATTENTION_KERNELS),
         (JobBody, "attention_library", ATTENTION_LIBRARIES[1:]),
+        (JobBody, "frozen_dtype", FROZEN_DTYPES[1:]),
         (JobBody, "lora_targets", (*LORA_TARGETS, JOINT_TARGET)),
         (JobBody, "gradient_dtype", GRADIENT_DTYPES),
         (JobBody, "master_dtype", MASTER_DTYPES),

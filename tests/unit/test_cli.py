@@ -110,6 +110,7 @@ JOB_OPTIONS: list[tuple[Sequence[str], str, Any]] = [
     (("--task", "full", "--paged-optimizer", "--framework", "fsdp"), "paged_optimizer", True),
     (("--task", "full", "--optimizer-in-backward", "--framework", "fsdp"), "optimizer_in_backward", True),
     (("--task", "QLoRA", "--no-fp32-unquantised"), "fp32_unquantised", False),
+    (("--task", "lora", "--frozen-dtype", "fp32"), "frozen_dtype", "fp32"),
     (("--fp8-activation",), "fp8_activation", True),
     (("--fp8-attention", "--gpus", "8xH100"), "fp8_attention", True),
     (("--padding-efficiency", "0.5"), "padding_efficiency", 0.5),

@@ -279,6 +279,15 @@ def test_autocast_casts_fp32_weights_and_what_norms_give():
     assert more[Phase.WEIGHT_GRADIENT] == pytest.approx(6 * weights)
 
 
+def test_frozen_fp32_weights_are_cast_forward_only():
+    """No gradient of theirs has to become fp32, and their 16-bit copy lives in the graph."""
+    weights = 3 * H * 2816
+    jobs = (job(task="lora", lora=LoraSpec(rank=8, targets=("q",)), frozen_dtype=how) for how in ("", "fp32"))
+    plain, cast = (moved("dense_mlp", model=llama(), job=on, stack=stack(autocast_weights=True)) for on in jobs)
+    assert cast[Phase.FORWARD] - plain[Phase.FORWARD] == pytest.approx(6 * weights + 2 * S * H * (3 + 7.5))
+    assert Phase.WEIGHT_GRADIENT not in cast
+
+
 def test_launches_are_one_per_product_and_as_told_per_memory_call():
     costs = lowered("attention", context(model=gpt(**LEARNED)))
     assert costs.launches[:, 0].tolist() == [2 + 2, 1, 3 + 2 + 1, 2]  # norm, residual, qkv, out | core | ...

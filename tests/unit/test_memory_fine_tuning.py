@@ -14,7 +14,7 @@ from costmodels.evaluate import evaluate
 from costmodels.logits import late_logits_bytes, logits_bytes, logits_gradient_bytes
 from costmodels.memory import tensor_memory
 from costmodels.memory_terms import memory_terms
-from costmodels.model_state import state_bytes
+from costmodels.model_state import model_state, state_bytes
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
@@ -61,6 +61,30 @@ def test_adapters_beside_16_bit_weights() -> None:
     assert kept(job(task="lora", lora=ADAPTERS)) == pytest.approx(expected)
     shared = 2 * 4 * H + 2 * 2 * H + ATTENTION + 3 * 2 * F + 2 * F
     assert kept(job(task="lora", lora=ADAPTERS), OLD) == pytest.approx(shared)
+
+
+def test_adapters_beside_fp32_weights() -> None:
+    """Under autocast, whose cache takes trained weights only: their casts are the graph's, not kept past a layer's."""
+    frozen = job(task="lora", lora=ADAPTERS, frozen_dtype="fp32")
+    weights = layer_parameters(MODEL, moe=False).total
+    batch = PlanBatch.from_plans([ExecutionPlan(micro_batch_size=2)])
+    layer, trained = (layer_activations(batch, MODEL, on, TRAINER, moe=False) for on in (frozen, job(task="full")))
+    assert trained.casts[0] == pytest.approx(2 * weights)
+    assert layer.casts[0] == 0
+    more = (kept(frozen) - kept(job(task="lora", lora=ADAPTERS))) * TOKENS
+    assert more == pytest.approx(2 * weights)  # frozen norms keep fp32 either way
+    assert kept(frozen, OLD) == kept(job(task="lora", lora=ADAPTERS), OLD)  # cast by whoever gathers them
+
+
+@pytest.mark.parametrize(("zero", "ranks"), [(0, 1), (3, 8)])
+def test_frozen_weights_are_stored_as_they_were_loaded(zero: int, ranks: int) -> None:
+    plans = PlanBatch.from_plans([ExecutionPlan(data_parallel=8, zero_stage=zero)])
+    held = []
+    for how in ("", "fp32"):
+        where = context(model=MODEL, job=job(task="lora", lora=ADAPTERS, frozen_dtype=how), stack=OLD)
+        stages = stage_table(plans, where.model)
+        held.append(model_state(plans, stages, stage_parameters(plans, stages, MODEL, where.job), where).weights[0, 0])
+    assert held[1] - held[0] == pytest.approx(2 * total_parameters(MODEL) / ranks, rel=1e-6)
 
 
 def test_adapters_beside_4_bit_weights() -> None:

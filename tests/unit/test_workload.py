@@ -76,6 +76,13 @@ def test_what_is_said_of_fused_attention_needs_it(name, value):
         job(**{name: value}, attention="unfused")
 
 
+@pytest.mark.parametrize("task", ["pretrain", "full", "qlora"])
+def test_only_unquantised_adapters_have_fp32_weights_beside_them(task):
+    assert job(task="lora", lora=LoraSpec(), frozen_dtype="fp32").frozen_dtype == "fp32"
+    with pytest.raises(SpecError, match=r"^job.frozen_dtype: is of the weights beside unquantised adapters"):
+        job(task=task, lora=LoraSpec() if task == "qlora" else None, frozen_dtype="fp32")
+
+
 @pytest.mark.parametrize("name", ["fused_cross_entropy", "linear_cross_entropy"])
 def test_either_way_to_fuse_a_loss_counts(name):
     assert not job().fuses_loss
