@@ -101,11 +101,18 @@ FOUND_LATER = {
   optimizer states are on the host 2.5 to 2.7. Experts that a model keeps as layers of their own, quantised, take 5 to
   12 times (axolotl's Llama 4).
 - **Whose attention runs.** FlashAttention-3 and cuDNN take half the time of FlashAttention-2 on H100s: sequences of
-  65,536 and more were priced 47 to 82 % too high (prime-rl, TRL). FlashAttention-2 on B200s takes 2.1 to 2.6 times the
-  price.
+  65,536 and more were priced 47 to 82 % too high (prime-rl, TRL). A job may say so now (`--attention-library`), and
+  their error is 9 %; shorter ones show how much else of prime-rl's is not described. FlashAttention-2 on B200s takes
+  2.1 to 2.6 times the price, still.
 - **Logits.** prime-rl's loss is not compiled: its peaks are 43 to 51 % too low where a dense model's logits are held,
   and within 10 % where they are not (all weights trained, RL).
-- **Frozen weights in fp32.** prime-rl and Soup keep the base of adapters in fp32. Those peaks are 10 to 43 % too low.
+- **Frozen weights in fp32.** prime-rl and Soup keep the base of adapters in fp32. Those peaks were 10 to 43 % too low;
+  a job may say so now (`--frozen-dtype`), and dense models are within 12 %.
+- **Adam on the host.** DeepSpeed's, on 8 and 4 ranks of one node, updates 0.3 to 0.4e9 parameters a second, a tenth of
+  what ZeRO-Offload's paper measured and prices assume; launchers that give a rank one thread (`OMP_NUM_THREADS=1`)
+  may be why.
+- **Logits of newer code.** Peaks of DeepSpeed with Hugging Face's code of 2026 grow by 11 bytes per logit, and are
+  priced at 18, as its code of 2024 had it.
 - **Expectations in words.** axolotl's "about 24 GB" names no GPU and no meter; its 8-bit states under FSDP2 and what it
   offloads are 15 to 62 % above their price.
 """,
