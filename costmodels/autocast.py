@@ -59,7 +59,8 @@ def sharding_stack(stack: StackSpec, *, weights: bool = False) -> StackSpec:
 
     Args:
         stack: The stack as it runs plans that shard nothing.
-        weights: They shard weights, too: what QLoRA leaves unquantised stays in 16 bits.
+        weights: They shard weights, too: what QLoRA leaves unquantised stays in 16 bits, and what Hugging Face's code
+            shards by FSDP is the master copy, with no 16-bit one beside it.
 
     Source:
         huggingface/accelerate, src/accelerate/accelerator.py: Accelerator sets no ``native_amp`` under DeepSpeed, whose
@@ -68,7 +69,9 @@ def sharding_stack(stack: StackSpec, *, weights: bool = False) -> StackSpec:
         prepare_peft_model: with 4-bit weights under FSDP or ZeRO-3 (``is_sharded_qlora``) nobody calls
         ``prepare_model_for_kbit_training``, whose fp32 tensors do not flatten with 16-bit ones.
     """
-    return replace(stack, autocast_weights=False, casts_unquantised=stack.casts_unquantised and not weights)
+    framework = "fsdp" if weights and stack.framework == "huggingface" else stack.framework
+    casts = stack.casts_unquantised and not weights
+    return replace(stack, framework=framework, autocast_weights=False, casts_unquantised=casts)
 
 
 def run_apart(job: TrainingJob, stack: StackSpec, zero_stage: IntArray) -> list[tuple[BoolArray, StackSpec]]:
@@ -77,7 +80,9 @@ def run_apart(job: TrainingJob, stack: StackSpec, zero_stage: IntArray) -> list[
     apart = []
     if stack.autocast_weights and sharded.any():
         apart.append((sharded, sharding_stack(stack)))
-    if job.task == "qlora" and stack.casts_unquantised and weights.any():
+    copied = stack.framework == "huggingface" and job.master_dtype != "none"
+    unlike = stack.casts_unquantised if job.task == "qlora" else copied
+    if unlike and weights.any():
         apart.append((weights, sharding_stack(stack, weights=True)))
     return apart
 

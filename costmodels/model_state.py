@@ -86,8 +86,8 @@ def state_bytes(job: TrainingJob, stack: StackSpec) -> StateBytes:
     if (stack.framework == "fsdp" or stack.autocast_weights) and master:  # the master copy, cast when it is used
         weight, master = master, 0.0
     gradient = gradient_element_bytes(job, stack)
-    if storage >= 4:
-        gradient = max(gradient, storage)
+    if weight >= 4:  # in whatever format it was reduced, a parameter's gradient has the parameter's
+        gradient = max(gradient, weight)
     copy = master if stack.master_gradients == "kept" and gradient < master else 0.0
     moments = MOMENTS[job.optimizer] * moment_bytes(job)
     if moment_bytes(job) == 1:

@@ -98,8 +98,8 @@ FOUND_LATER = {
 - **Fine-tuning is priced too low, and worse than training.** Everybody's own code is slower than what the stacks
   describe, the more so the less a device has to do. PaddleNLP's benchmark of summer 2023 takes 1.2 to 5.6 times its
   price, its pre-training of that autumn is right. DeepSpeed with Hugging Face's code takes 1.3 to 1.6 times, where
-  optimizer states are on the host 2.5 to 2.7. Experts that a model keeps as layers of their own, quantised, take 5 to
-  12 times (axolotl's Llama 4).
+  optimizer states are on the host 2.5 to 2.7. Hugging Face's Llama 4 runs every expert over every token
+  (`Llama4TextMoe`), sixteen times the products that are priced: 5 to 12 times (axolotl).
 - **Whose attention runs.** FlashAttention-3 and cuDNN take half the time of FlashAttention-2 on H100s: sequences of
   65,536 and more were priced 47 to 82 % too high (prime-rl, TRL). A job may say so now (`--attention-library`), and
   their error is 9 %; shorter ones show how much else of prime-rl's is not described. FlashAttention-2 on B200s takes

@@ -115,6 +115,19 @@ def test_weights_under_autocast_are_the_master_copy() -> None:
     assert (sixteen.weight, sixteen.gradient, sixteen.master, sixteen.moments) == (2, 2, 0, 4)
 
 
+@pytest.mark.parametrize(("zero", "expected"), [(2, 2), (3, 4 / 8)])
+def test_what_fsdp_shards_is_the_master_copy(zero: int, expected: float) -> None:
+    """Bytes of weights per parameter on eight ranks; with ZeRO-3 their gradients are fp32, and need no such copy."""
+    plans = PlanBatch.from_plans([ExecutionPlan(data_parallel=8, zero_stage=zero)])
+    for using in (TRAINER, OLD):
+        where = context(model=MODEL, job=job(task="full"), stack=using)
+        stages = stage_table(plans, where.model)
+        held = model_state(plans, stages, stage_parameters(plans, stages, MODEL, where.job), where)
+        assert held.weights[0, 0] == pytest.approx(expected * total_parameters(MODEL), rel=1e-6)
+        assert held.gradients[0, 0] == pytest.approx((2 if zero == 2 else 4) / 8 * total_parameters(MODEL), rel=1e-6)
+        assert held.optimizer[0, 0] == pytest.approx((16 if zero == 2 else 8) / 8 * total_parameters(MODEL), rel=1e-6)
+
+
 def test_logits_take_twelve_bytes() -> None:
     """Log-probabilities and two gradients of them in fp32; under autocast beside a cast of the head."""
     plans = PlanBatch.from_plans([ExecutionPlan(micro_batch_size=2)])
@@ -186,7 +199,7 @@ def test_plans_that_shard_do_without_autocast() -> None:
     assert found.peak_memory_bytes[1:] == pytest.approx(sixteen.peak_memory_bytes[1:])
     assert found.step_time_s[0] > 1.02 * sixteen.step_time_s[0]
     weights = total_parameters(MODEL)
-    assert found.memory_parts_bytes["weights"][:, 0] == pytest.approx(np.array([4, 2, 2, 2 / 8]) * weights)
+    assert found.memory_parts_bytes["weights"][:, 0] == pytest.approx(np.array([4, 2, 2, 4 / 8]) * weights)
 
 
 def test_fp32_jobs_cast_nothing() -> None:
