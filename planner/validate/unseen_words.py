@@ -107,14 +107,15 @@ FOUND_LATER = {
 - **Logits.** prime-rl's loss is not compiled: its peaks are 43 to 51 % too low where a dense model's logits are held,
   and within 10 % where they are not (all weights trained, RL).
 - **Frozen weights in fp32.** prime-rl and Soup keep the base of adapters in fp32. Those peaks were 10 to 43 % too low;
-  a job may say so now (`--frozen-dtype`), and dense models are within 12 %.
+  a job may say so now (`--frozen-dtype`), and prime-rl's dense models are within 9 %. Soup's of 0.5B, on short samples,
+  are priced up to twice too high.
 - **Adam on the host.** DeepSpeed's, on 8 and 4 ranks of one node, updates 0.3 to 0.4e9 parameters a second, a tenth of
   what ZeRO-Offload's paper measured and prices assume; launchers that give a rank one thread (`OMP_NUM_THREADS=1`)
   may be why.
 - **Logits of newer code.** Peaks of DeepSpeed with Hugging Face's code of 2026 grow by 11 bytes per logit, and are
   priced at 18, as its code of 2024 had it.
-- **Expectations in words.** axolotl's "about 24 GB" names no GPU and no meter; its 8-bit states under FSDP2 and what it
-  offloads are 15 to 62 % above their price.
+- **Expectations in words.** axolotl's "about 24 GB" names no GPU and no meter; with its 8-bit states under FSDP2, and
+  with what it offloads, prices are 15 to 62 % too low.
 """,
 }
 
