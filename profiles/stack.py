@@ -46,6 +46,8 @@ class StackSpec:
         rotary: Whose rotary embedding: ``fused``, ``compiled`` or ``eager``.
         activation: Whose activation functions: ``fused``, ``compiled`` or ``eager``.
         softmax: Whose softmax where attention is not fused: ``fused``, ``triangular``, ``compiled`` or ``eager``.
+        multiplies_embedding: The embedding of tokens is a product of their one-hot vectors, which are written out, with
+            the table, and so is the gradient of the table; otherwise rows are gathered and scattered.
         loss: Whose cross-entropy: ``fused``, ``compiled``, ``eager``, ``module`` or ``sharded``.
         update: How the optimizer runs: ``fused``, one kernel over many tensors that keeps 16-bit copies up to date;
             ``cast``, the same with gradients and weights cast apart; ``foreach``, a kernel per operation.
@@ -216,6 +218,7 @@ class StackSpec:
     scatters_boundaries: bool = False
     switched_on_by: str = ""
     free_layout: bool = False
+    multiplies_embedding: bool = False
     kernel_launch_s: float = 0.0
     blocking_launches: bool = False
     collective_launch_s: float = 0.0

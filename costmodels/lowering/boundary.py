@@ -11,18 +11,21 @@ from costmodels.lowering.shapes import RankShape
 
 
 def lower_embedding(shape: RankShape, context: CostContext) -> CallList:
-    """Gather of embedding rows and scatter of their gradients; a reduction when vocabulary-parallel."""
+    """Gather of embedding rows and scatter of their gradients, or products; a reduction when vocabulary-parallel."""
     calls = CallList(context, len(shape))
     row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
-    for phase in (Phase.FORWARD, Phase.WEIGHT_GRADIENT):
-        calls.memory(
-            phase,
-            3 * row_bytes * shape.tokens,
-            family=KernelFamily.EMBEDDING,
-            rows=shape.tokens,
-            width=context.model.hidden_size,
-            kernels=3,
-        )
+    if context.stack.multiplies_embedding:
+        _one_hot_products(calls, shape, context)
+    else:
+        for phase in (Phase.FORWARD, Phase.WEIGHT_GRADIENT):
+            calls.memory(
+                phase,
+                3 * row_bytes * shape.tokens,
+                family=KernelFamily.EMBEDDING,
+                rows=shape.tokens,
+                width=context.model.hidden_size,
+                kernels=3,
+            )
     one = np.ones_like(shape.tensor)
     whole = np.where(shape.sequence_parallel, 0.0, shape.tokens * row_bytes)
     scattered = np.where(shape.sequence_parallel, shape.tokens * row_bytes, 0.0)
@@ -30,6 +33,20 @@ def lower_embedding(shape: RankShape, context: CostContext) -> CallList:
     calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.REDUCE_SCATTER, scattered, group=shape.tensor, stride=one)
     calls.transfer(Axis.TENSOR_BACKWARD, CollectiveOp.ALL_GATHER, scattered, group=shape.tensor, stride=one)
     return calls
+
+
+def _one_hot_products(calls: CallList, shape: RankShape, context: CostContext) -> None:
+    """One-hot vectors written once, their product with the table, and the gradient of a table that is trained.
+
+    Source:
+        google/praxis, praxis/layers/embedding_softmax.py: emb_lookup with lookup_style "matmul".
+    """
+    vocabulary, hidden = context.model.vocab_size / shape.tensor, context.model.hidden_size
+    written = context.job.numerics.storage_bytes * shape.tokens * vocabulary
+    calls.memory(Phase.FORWARD, written, family=KernelFamily.POINTWISE, rows=shape.tokens, width=vocabulary)
+    calls.gemm(Phase.FORWARD, shape.tokens, hidden, vocabulary, gemm_format=core_format(context))
+    if not context.job.trains_adapters_only:
+        calls.gemm(Phase.WEIGHT_GRADIENT, vocabulary, hidden, shape.tokens, gemm_format=core_format(context))
 
 
 def lower_head(shape: RankShape, context: CostContext) -> CallList:

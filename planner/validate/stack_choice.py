@@ -104,6 +104,8 @@ _XLA = StackDefaults(stack="alpa", precision="fp16", overlap_grad_reduce=False, 
 # Alpa's search prefers reduce-scatter to all-reduce, which shards the optimizer step (its auto_sharding options).
 _ALPA_AUTO = dataclasses.replace(_XLA, zero_stage=2)
 _PAXML = StackDefaults(stack="paxml")
+_PAXML_2023 = StackDefaults(stack="paxml-2023")
+_PAXML_XLA = StackDefaults(stack="paxml-xla")
 _PADDLE = StackDefaults(stack="paddle", overlap_grad_reduce=False, overlap_param_gather=False)
 # hidden_dropout_prob 0.1 of FlagPerf's GPT-3 (training/benchmarks/gpt3_6.7B/paddle/config/_base.py); Llama has none.
 _PADDLE_GPT = dataclasses.replace(_PADDLE, dropout=True)
@@ -137,6 +139,8 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"llm-foundry \(may 2023", _COMPOSER_2023),
         (r"composer|llm-foundry|mosaicml", _COMPOSER),
         (r"paddle", _PADDLE),
+        (r"^paxml \(xla alone\)", _PAXML_XLA),
+        (r"paxml 23\.", _PAXML_2023),
         (r"paxml", _PAXML),
         (r"deepspeed \+ megatron gpt-2|deepspeed moe", _DEEPSPEED_2022),
         # Aquila2's scripts ask for apex's fused RMSNorm (--apply-layernorm-rms), which is older than --normalization.

@@ -108,6 +108,20 @@ def test_linear_layers_cost_2n_per_token_and_pass(block, model, weights):
     assert found == {Phase.FORWARD: once, Phase.CORE: 0, Phase.INPUT_GRADIENT: once, Phase.WEIGHT_GRADIENT: once}
 
 
+def test_an_embedding_that_is_a_product_costs_2n_per_token_forward_and_for_its_weights():
+    """It has no input to take a gradient of; on ranks of t each has a part of the vocabulary."""
+    multiplied = stack(multiplies_embedding=True)
+    where = context(model=gpt(), stack=multiplied)
+    for plan, ranks in ((ExecutionPlan(), 1), (ExecutionPlan(tensor_parallel=4), 4)):
+        once = pytest.approx(2 * H * 32768 * S / ranks, rel=1e-12)
+        assert work("embedding", plan, where) == {
+            Phase.FORWARD: once, Phase.CORE: 0, Phase.INPUT_GRADIENT: 0, Phase.WEIGHT_GRADIENT: once
+        }  # fmt: skip
+    assert not any(work("embedding", ExecutionPlan(), context(model=gpt())).values())
+    frozen = context(model=gpt(), stack=multiplied, job=job(task="lora", lora=LoraSpec(rank=8, targets=("q",))))
+    assert work("embedding", ExecutionPlan(), frozen)[Phase.WEIGHT_GRADIENT] == 0
+
+
 SHARDED = [
     ExecutionPlan(tensor_parallel=4, sequence_parallel=True),
     ExecutionPlan(tensor_parallel=2, context_parallel=4, sequence_parallel=True, expert_parallel=4, data_parallel=2),

@@ -206,6 +206,13 @@ def test_the_embedding_gathers_rows_and_scatters_their_gradients():
     }
 
 
+def test_an_embedding_that_is_a_product_writes_one_hot_vectors_once():
+    plan = ExecutionPlan(tensor_parallel=4)
+    multiplied = stack(multiplies_embedding=True)
+    assert moved("embedding", model=gpt(), stack=multiplied) == {Phase.FORWARD: pytest.approx(2 * S * 32768)}
+    assert moved("embedding", plan, model=gpt(), stack=multiplied) == {Phase.FORWARD: pytest.approx(2 * S * 32768 / 4)}
+
+
 @pytest.mark.parametrize("grouped", [True, False])
 def test_routed_tokens_are_permuted_there_and_back(grouped):
     model = mixture(moe={"shared_ffn_hidden_size": 0})

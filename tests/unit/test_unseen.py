@@ -75,7 +75,7 @@ def test_errors_stay_within_a_loose_bar(steps):
 @pytest.mark.parametrize(
     ("source", "bar"),
     [("DLPerf Megatron-LM", 0.18), ("InternLM train_performance", 0.15), ("IBM fms-fsdp", 0.12),
-     ("flash-attention training", 0.18), ("llm.c", 0.10)],
+     ("flash-attention training", 0.18), ("llm.c", 0.10), ("JAX-Toolbox Paxml 23.10", 0.20)],
 )  # fmt: skip
 def test_sources_whose_inputs_are_known_are_held_closer(steps, source, bar):
     assert float(np.abs(steps.error[steps.by_source()[source]]).mean()) < bar

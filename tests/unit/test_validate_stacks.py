@@ -50,6 +50,18 @@ def test_torchtitan_compiles_where_its_page_says_so() -> None:
     assert mapped(**cells, notes="torch.compile + Float8").stack == "fsdp"
 
 
+@pytest.mark.parametrize(
+    ("framework", "source", "stack", "attention"),
+    [("Paxml", "NVIDIA/dgxc-benchmarking", "paxml", "flash"),
+     ("Paxml", "JAX-Toolbox Paxml 23.10", "paxml-2023", "unfused"),
+     ("Paxml (XLA alone)", "JAX-Toolbox Paxml 23.10", "paxml-xla", "unfused")],
+)  # fmt: skip
+def test_paxml_fuses_attention_since_2024(framework: str, source: str, stack: str, attention: str) -> None:
+    cells = {"num_gpus": "128", "tp": "1", "dp": "128", "global_batch_seqs": "512", "model": "GPT 5B"}
+    row = mapped(framework=framework, source=source, flash_attention="", **cells)
+    assert (row.stack, row.job.attention) == (stack, attention)
+
+
 def test_gpt_in_paddle_drops_out_and_llama_does_not() -> None:
     jobs = {name: mapped(framework="PaddleNLP / Paddle 2.5.1", model=name).job for name in ("GPT3-6.7B", "LLaMA-7B")}
     assert {name: job.dropout for name, job in jobs.items()} == {"GPT3-6.7B": True, "LLaMA-7B": False}
