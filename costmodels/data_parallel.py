@@ -116,11 +116,14 @@ def data_parallel_traffic(
     gradients_s, parameters_s, shared_s = kinds_s if each_stage else _slowest(kinds_s)
     # ZeRO-3 gathers and reduces per micro-batch; kept whole between micro-batches under a pipeline.
     sharded = (plans.zero_stage == 3) & (plans.pipeline_parallel == 1)
+    # So are gradients of stage 2 in PyTorch, whose pipeline stages reduce with the last backward pass alone
+    # (backward_maybe_with_nosync of torch/distributed/pipelining/stage.py).
+    scattered = (plans.zero_stage == 2) & ((plans.pipeline_parallel == 1) | (context.stack.framework != "fsdp"))
     hidden = context.stack.data_parallel_overlap
     return DataParallelTraffic(
         gradients_s=np.take(gradients_s, groups.of_row, axis=0),
         parameters_s=np.take(parameters_s, groups.of_row, axis=0),
-        reduces_per_microbatch=1.0 * (sharded | (plans.zero_stage == 2))[:, None],
+        reduces_per_microbatch=1.0 * (sharded | scattered)[:, None],
         gathers_per_microbatch=1.0 * sharded[:, None],
         hidden_gathers=np.where(plans.overlap_param_gather, hidden, 0.0)[:, None],
         hidden_reductions=np.where(plans.overlap_grad_reduce, hidden, 0.0)[:, None],

@@ -241,7 +241,7 @@ def _born_in_backward(plans: PlanBatch, stack: StackSpec) -> BoolArray:
 def communication_bytes(
     plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
 ) -> FloatArray:
-    """(N, S) reduction buckets, gathered weights of ZeRO-3 and pipeline receive buffers."""
+    """(N, S) reduction buckets, gathered weights of ZeRO-3, gradients not yet reduced and pipeline receive buffers."""
     job, stack = context.job, context.stack
     storage = job.numerics.storage_bytes
     per_plan = np.where((plans.zero_stage > 0) & (plans.shard_degree > 1), stack.bucket_bytes, 0.0)
@@ -253,7 +253,17 @@ def communication_bytes(
         held = held + trained * (stack.gradient_bucket_copies * storage)
     if (plans.zero_stage >= 3).any():
         held = held + _gathered(plans, stages, parameters, context)
+    if stack.framework == "fsdp" and (plans.zero_stage == 2).any():
+        trained = parameters.trained_dense + parameters.trained_expert
+        whole = (plans.zero_stage == 2) & (plans.shard_degree > 1) & _keeps_whole(plans)
+        held = held + np.where(whole[:, None], trained * _column(gradient_bytes(plans, context)), 0.0)
     return held
+
+
+def _keeps_whole(plans: PlanBatch) -> BoolArray:
+    """(N,) whether FSDP keeps what it gathered, and its gradients whole, between the micro-batches of a pipeline."""
+    whole: BoolArray = (plans.pipeline_parallel > 1) & (plans.num_microbatches > 1)
+    return whole
 
 
 def _gathered(plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext) -> FloatArray:
@@ -279,8 +289,7 @@ def _gathered(plans: PlanBatch, stages: StageTable, parameters: StageParameters,
         live = np.minimum(np.maximum(matrix, _DEEPSPEED_LIVE_PARAMETERS), weights)
         gathered = live * storage + np.minimum(matrix, weights) * storage
     if stack.framework == "fsdp":
-        whole = (plans.pipeline_parallel > 1) & (plans.num_microbatches > 1)
-        gathered = np.where(whole[:, None], weights * (storage + reduced), gathered)
+        gathered = np.where(_keeps_whole(plans)[:, None], weights * (storage + reduced), gathered)
     return np.where(sharded[:, None], gathered, 0.0)
 
 
@@ -295,8 +304,7 @@ def _gathered_frozen(
         matrix = largest_matrix_parameters(plans, context.model)[:, None] * storage
         gathered = np.maximum(matrix, _DEEPSPEED_LIVE_PARAMETERS * storage)
     if stack.framework == "fsdp":
-        whole = (plans.pipeline_parallel > 1) & (plans.num_microbatches > 1)
-        gathered = np.where(whole[:, None], held, gathered)
+        gathered = np.where(_keeps_whole(plans)[:, None], held, gathered)
     return np.minimum(gathered, held)
 
 

@@ -155,6 +155,14 @@ def test_what_happens_for_every_microbatch(plan, reduces, gathers):
     assert found.gathers_per_microbatch.tolist() == [[gathers]]
 
 
+def test_fsdp_reduces_once_per_step_under_a_pipeline_whatever_it_reshards():
+    plans = [ExecutionPlan(data_parallel=8, zero_stage=stage, pipeline_parallel=2) for stage in (2, 3)]
+    assert traffic(plans, stack=stack(framework="fsdp")).reduces_per_microbatch.tolist() == [[0], [0]]
+    assert traffic(plans, stack=stack(framework="deepspeed")).reduces_per_microbatch.tolist() == [[1], [0]]
+    alone = [replace(plan, pipeline_parallel=1) for plan in plans]
+    assert traffic(alone, stack=stack(framework="fsdp")).reduces_per_microbatch.tolist() == [[1], [1]]
+
+
 def test_adapters_reduce_their_gradients_only_and_stage_3_gathers_the_base():
     model, task = llama(), job(task="lora", lora=LoraSpec(rank=8, targets=("q",)))
     adapters, base = 8 * 8 * 2048, total_parameters(model)

@@ -324,6 +324,11 @@ def test_fsdp_under_a_pipeline_keeps_its_stage_gathered():
     boundary = 2 * 2 * S * H
     assert parts(plan, fsdp)["communication"] == pytest.approx((2 + 4) * stage + boundary)
     assert parts(replace(plan, num_microbatches=1), fsdp)["communication"] < 6 * stage
+    # Stage 2 keeps its weights whole anyway, and its gradients until the last micro-batch.
+    second = replace(plan, zero_stage=2)
+    assert parts(second, fsdp)["communication"] == pytest.approx(4 * stage + boundary)
+    assert parts(replace(second, num_microbatches=1), fsdp)["communication"] == pytest.approx(boundary)
+    assert parts(second)["communication"] == pytest.approx(boundary)
 
 
 def test_offloaded_optimizer_moves_to_the_host():
