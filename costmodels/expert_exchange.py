@@ -102,6 +102,20 @@ def _log_choose(items: FloatArray, drawn: FloatArray | float) -> FloatArray:
     return np.asarray(np.where(possible, ways, -np.inf), dtype=float)
 
 
+def groups_of_neighbours(topk: FloatArray, experts: FloatArray, groups: FloatArray) -> FloatArray:
+    """Groups that hold ``topk`` neighbouring experts, where tokens take one such row of experts after the other.
+
+    Rows begin at multiples of topk, modulo the experts: within a group of n at every multiple of gcd(topk, n), all
+    equally often. So 1 + (topk - gcd) / n groups in the mean.
+
+    Source:
+        NVIDIA-NeMo/Automodel, components/moe/layers.py, FakeBalancedGate: arange(tokens * topk) % experts.
+    """
+    each = np.maximum(experts / groups, 1.0)
+    step = np.gcd(np.rint(topk).astype(np.int64), np.rint(each).astype(np.int64))
+    return np.asarray(np.minimum(1.0 + (topk - step) / each, groups), dtype=float)
+
+
 def exchange_time_s(calls: Exchanges, fit: Mapping[str, float], node: NodeSpec) -> FloatArray:
     """Seconds of each exchange.
 

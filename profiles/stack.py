@@ -64,6 +64,8 @@ class StackSpec:
             many arrive, and ``expert_layer_s`` falls away.
         sends_tokens_once: A token goes once to every rank that holds one of its experts, over the network once to every
             node; else once to every expert.
+        consecutive_experts: A token's experts are neighbours, as benchmarks deal them out: it goes to as few ranks and
+            nodes as can be.
         captures_iterations: Whole iterations are captured as CUDA graphs: nothing that the host issues takes time, and
             nobody waits to learn how many tokens arrive.
         expert_dispatch: How tokens get to their experts: ``permuted`` into their order, or ``masked``, multiplied by a
@@ -207,6 +209,7 @@ class StackSpec:
     routing: str = "fused"
     fixed_capacity: bool = False
     sends_tokens_once: bool = False
+    consecutive_experts: bool = False
     captures_iterations: bool = False
     expert_dispatch: str = "permuted"
     recompute_stops_early: bool = False

@@ -4,7 +4,7 @@ import numpy as np
 
 from costmodels.collectives import CollectiveOp, ranks_per_domain
 from costmodels.context import CostContext
-from costmodels.expert_exchange import groups_hit
+from costmodels.expert_exchange import groups_hit, groups_of_neighbours
 from costmodels.lowering.attention import lora_pair, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList
 from costmodels.lowering.elementwise import activation, beside_product, norm_and_residual
@@ -131,12 +131,11 @@ def _copies(shape: RankShape, context: CostContext, moe: MoESpec) -> FloatArray:
         return each
     local = ranks_per_domain(shape.expert, shape.expert_tensor, context.cluster.domain_devices)
     receivers = np.where(local < shape.expert, shape.expert // local, shape.expert)
+    experts, groups = np.full(len(shape), float(moe.num_experts)), receivers.astype(float)
+    if context.stack.consecutive_experts:
+        return groups_of_neighbours(each, experts, groups)
     return groups_hit(
-        each,
-        np.full(len(shape), float(moe.num_experts)),
-        receivers.astype(float),
-        router_groups=moe.router_groups,
-        groups_per_token=moe.groups_per_token,
+        each, experts, groups, router_groups=moe.router_groups, groups_per_token=moe.groups_per_token
     )
 
 

@@ -93,7 +93,7 @@ def first_errors(rounds: Iterable[Unseen], *, of_memory: bool) -> FirstErrors:
         of_memory: Those of memories, not of times.
     """
     parts = [
-        _first_of(unseen.judged[kind], unseen.stands_in)
+        _first_of(unseen.judged[kind], unseen.stood_in)
         for unseen in rounds
         for kind in Kind
         if kind.of_memory == of_memory
@@ -106,7 +106,7 @@ def first_errors(rounds: Iterable[Unseen], *, of_memory: bool) -> FirstErrors:
     )
 
 
-def _first_of(judged: Judged, stands_in: frozenset[str]) -> FirstErrors:
+def _first_of(judged: Judged, stood_in: frozenset[str]) -> FirstErrors:
     """Errors are of then, half-widths of now: intervals without this component hold what they held at first.
 
     Publishers that do not say what they print are left out.
@@ -118,7 +118,7 @@ def _first_of(judged: Judged, stands_in: frozenset[str]) -> FirstErrors:
         publishers=judged.publishers[known],
         error=error,
         half_width=np.where(error > 0, low, high),
-        stands_in=np.array([name in stands_in for name in judged.sources[known].tolist()], dtype=np.bool_),
+        stands_in=np.array([name in stood_in for name in judged.sources[known].tolist()], dtype=np.bool_),
     )
 
 

@@ -79,6 +79,8 @@ _MEGATRON_TOKEN_DROP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-
 _MEGATRON_HYBRID_EP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-hybrid-ep")
 _MEGATRON_FULL_GRAPHS = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-full-graphs")
 _FSDP = StackDefaults(stack="fsdp", zero_stage=3, sequence_parallel=True)
+_AUTOMODEL = StackDefaults(stack="nemo-automodel", zero_stage=3)
+_AUTOMODEL_BENCHMARK = dataclasses.replace(_AUTOMODEL, stack="nemo-automodel-benchmark")
 # Its presets do not compile (train_configs/llama2_13b.toml: compile = false); its page names what it switches on.
 _FSDP_EAGER = dataclasses.replace(_FSDP, stack="fsdp-eager")
 # Its recipes keep weights, gradients and moments in bf16 (dtype: bf16).
@@ -134,6 +136,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"^torchtune \(eager", _TORCHTUNE_EAGER),
         (r"^torchtune", _TORCHTUNE),
         (r"^hugging face model code under fsdp", _VECTORLM),
+        (r"^automodel", _AUTOMODEL),
         (r"torchtitan|fsdp2", _FSDP),
         (r"fsdp1", _PLAIN_FSDP1),
         (r"llm-foundry \(may 2023", _COMPOSER_2023),
@@ -281,6 +284,7 @@ _VARIANTS: tuple[tuple[StackDefaults, Callable[[Row], bool], StackDefaults], ...
     (_COMPOSER, _runs_flash_attention_2, _COMPOSER),
     (_COMPOSER, _notes("mixed_precision=PURE"), _COMPOSER_2023),
     (_COMPOSER, lambda _row: True, _COMPOSER_TRITON),
+    (_AUTOMODEL, _notes("fake_balanced_gate"), _AUTOMODEL_BENCHMARK),
     (_FSDP, _notes("no extra optimisations listed"), _FSDP_EAGER),
     (_MEGATRON_CORE, _overlaps_experts, _MEGATRON_EP_OVERLAP),
     (_MEGATRON_CORE, _drops_tokens, _MEGATRON_TOKEN_DROP),

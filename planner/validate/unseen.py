@@ -28,7 +28,7 @@ from profiles.stacks import load_stacks
 
 _BLIND = re.compile(r"blind (?:(time|memory) )?([+-][0-9.]+) %, (inside|outside)")
 _VERDICT = re.compile(r"blind verdict (right|wrong)")
-_STANDS_IN = re.compile(r", as [A-Za-z0-9-]+$")
+_STANDS_IN = re.compile(r", (first )?as [A-Za-z0-9-]+$")
 _CODE_HOSTS = ("github.com", "gitlab.com", "huggingface.co")
 
 
@@ -117,6 +117,7 @@ class Unseen:
         rows: All rows, repeats of a configuration averaged.
         lines: How many lines the tables have.
         stands_in: Sources whose stack is another framework's.
+        stood_in: Those whose stack was, when they were priced blind.
         judged: Kind to its figures.
         verdicts: Those of the rows that say what became of a run, and had a verdict or would have.
     """
@@ -124,6 +125,7 @@ class Unseen:
     rows: tuple[ScorableRow, ...]
     lines: int
     stands_in: frozenset[str]
+    stood_in: frozenset[str]
     judged: Mapping[Kind, Judged]
     verdicts: Verdicts
 
@@ -159,10 +161,12 @@ def _price(tables: Sequence[Path], stacks: Mapping[str, StackSpec]) -> Unseen:
     of_row = [lines[row.file, row.line] for row in rows]
     found = predict_rows(rows, stacks)
     judged = {kind: _judged(kind, rows, of_row, found) for kind in Kind}
+    named = {row.text("source"): _STANDS_IN.search(row.text("framework")) for row in lines.values()}
     return Unseen(
         rows=rows,
         lines=len(lines),
-        stands_in=frozenset(row.text("source") for row in lines.values() if _STANDS_IN.search(row.text("framework"))),
+        stands_in=frozenset(source for source, found in named.items() if found and not found[1]),
+        stood_in=frozenset(source for source, found in named.items() if found),
         judged=judged,
         verdicts=_verdicts(rows, of_row, found),
     )

@@ -131,16 +131,17 @@ Of training steps:
   of the step of a model of 124M (`--fused-loss`). IBM's norms are spelled out in Python: the stack is `hf-fsdp`, not
   torchtitan's, whose norms are Triton's (`--framework hf-fsdp`). Paxml's container of 2023 did not fuse attention, and
   its rows without Transformer Engine have XLA's kernels throughout (`--framework paxml-2023`, `paxml-xla`).
-- **Routing that nobody trains with.** NeMo AutoModel's `FakeBalancedGate` gives a token consecutive experts, so that
-  it reaches one or two ranks of one node where a router would reach about eight: next to nothing is exchanged. Its
-  experts also run through DeepEP, for which the FSDP stacks have no description. These rows say little of training.
-  What Hugging Face's own experts cost, read from their code since, has made their errors larger.
+- **Routing that nobody trains with.** NeMo AutoModel's `FakeBalancedGate` deals tokens out to neighbouring experts, so
+  that each goes to one or two ranks of one node where a router would send it to about five nodes
+  (`--framework nemo-automodel-benchmark`; `nemo-automodel` routes).
 - **What a framework does that is not modelled.** InternLM's ZeRO-1 over all ranks broadcasts weights from their
   owners, one after another: from 256 GPUs on a step takes 1.2 to 1.8 times its price. What TinyLlama fused is not in
   LitGPT's stack.
 - **Modelled since.** Paxml embeds tokens by a product with the whole table: 5 to 7 % of a step of 126M parameters, 2 %
   of one of 5B. With it and without fused attention its rows of 2023 err by 14 % instead of 29; those of 5B and 126M on
-  H100 still take 1.4 times their price.
+  H100 still take 1.4 times their price. AutoModel runs Transformer Engine's kernels, Megatron-Core's dispatcher and
+  DeepEP: 16 % instead of 55. Its gpt-oss is priced 19 and 29 % too low: FlexAttention and biases of experts that are
+  added one by one have no description. Its pipelines are flushed for every eight micro-batches, ours once per step.
 - **What was wrong.** Megatron-Core was taken to scatter boundary tensors between stages, as Megatron-LM of 2021 did;
   tokens that DeepEP sends to several ranks of a node crossed the network once for each. Both came up while these rows
   were looked into (pipelines of V100s, AutoModel's experts). Neither mend moves a figure here, nor the error of a

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodels.expert_exchange import KINDS, Exchanges, exchange_time_s, groups_hit, price_exchanges
+from costmodels.expert_exchange import (
+    KINDS,
+    Exchanges,
+    exchange_time_s,
+    groups_hit,
+    groups_of_neighbours,
+    price_exchanges,
+)
 from costmodels.kernels.calls import Basis
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
@@ -58,6 +65,18 @@ def test_a_router_that_chooses_all_groups_chooses_none() -> None:
     columns = np.array([8.0]), np.array([256.0]), np.array([8.0])
     assert groups_hit(*columns, router_groups=8, groups_per_token=8) == pytest.approx(groups_hit(*columns))
     assert groups_hit(*columns, router_groups=8, groups_per_token=4)[0] < 4
+
+
+@pytest.mark.parametrize(
+    ("topk", "experts", "groups"), [(8, 256, 64), (8, 256, 8), (8, 384, 32), (4, 32, 8), (4, 128, 64), (8, 128, 1)]
+)
+def test_neighbouring_experts_are_in_few_groups(topk: int, experts: int, groups: int) -> None:
+    """Counted over the tokens after which the deal begins anew."""
+    rows = [[(topk * token + place) % experts for place in range(topk)] for token in range(experts)]
+    counted = np.mean([len({expert * groups // experts for expert in row}) for row in rows])
+    found = groups_of_neighbours(np.array([float(topk)]), np.array([float(experts)]), np.array([float(groups)]))[0]
+    assert found == pytest.approx(counted)
+    assert found <= groups_hit(np.array([float(topk)]), np.array([float(experts)]), np.array([float(groups)]))[0] + 1e-9
 
 
 @given(st.integers(1, 64), st.sampled_from([64, 128, 256]), st.sampled_from([1, 2, 8, 64]))

@@ -205,6 +205,16 @@ def test_a_token_of_a_router_that_chooses_groups_goes_to_their_nodes_only():
     assert volumes[8] == {A2A: pytest.approx(2 * 8 * (1 - prod((224 - n) / (256 - n) for n in range(8))) * ROWS)}
 
 
+def test_neighbouring_experts_are_on_one_node():
+    """Two of 64 experts, four to a rank and 32 to a node: both on the same of either."""
+    model = mixture(moe={"num_experts": 64, "shared_ffn_hidden_size": 0})
+    plan = ExecutionPlan(expert_parallel=16, data_parallel=64)
+    dealt = context(model=model, stack=stack(sends_tokens_once=True, consecutive_experts=True))
+    assert sent("expert_mlp", plan, dealt)[Axis.EXPERT_FORWARD] == {A2A: 2 * ROWS}
+    apart = context(model=model, stack=stack(consecutive_experts=True))
+    assert sent("expert_mlp", plan, apart)[Axis.EXPERT_FORWARD] == {A2A: 2 * 2 * ROWS}
+
+
 def test_expert_tensor_ranks_gather_and_reduce_the_routed_tokens():
     where = context(model=mixture(moe={"shared_ffn_hidden_size": 0}))
     plan = ExecutionPlan(tensor_parallel=4, sequence_parallel=True, expert_parallel=2, expert_tensor_parallel=4)

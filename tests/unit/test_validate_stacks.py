@@ -62,6 +62,12 @@ def test_paxml_fuses_attention_since_2024(framework: str, source: str, stack: st
     assert (row.stack, row.job.attention) == (stack, attention)
 
 
+def test_automodel_s_table_is_of_tokens_dealt_out_in_turn() -> None:
+    cells = {"framework": "AutoModel, first as FSDP2", "tp": "1", "dp": "8", "global_batch_seqs": "32"}
+    assert mapped(**cells).stack == "nemo-automodel"
+    assert mapped(**cells, notes="fake_balanced_gate").stack == "nemo-automodel-benchmark"
+
+
 def test_gpt_in_paddle_drops_out_and_llama_does_not() -> None:
     jobs = {name: mapped(framework="PaddleNLP / Paddle 2.5.1", model=name).job for name in ("GPT3-6.7B", "LLaMA-7B")}
     assert {name: job.dropout for name, job in jobs.items()} == {"GPT3-6.7B": True, "LLaMA-7B": False}
