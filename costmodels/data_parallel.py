@@ -304,6 +304,8 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> FloatAr
     # A reduction to the one rank that keeps a gradient moves what its broadcast from there would.
     owned = (zero == 2) & context.stack.reduces_to_owners
     scatter = np.where(owned, int(CollectiveOp.BROADCAST), int(CollectiveOp.REDUCE_SCATTER))
+    from_owners = (zero < 3) & context.stack.broadcasts_from_owners
+    gather = np.where(from_owners, int(CollectiveOp.BROADCAST), int(CollectiveOp.ALL_GATHER))
     each = by_sharding(context.job, context.stack, zero, partial(gradient_element_bytes, context.job))
     gradient_bytes = shards.trained * each
     replicas, degree, stride = shards.replicas, shards.degree, shards.stride
@@ -313,7 +315,7 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> FloatAr
         (CollectiveOp.ALL_REDUCE, reductions, plain * gradient_bytes, replicas, stride),
         (scatter, reductions, scattered * gradient_bytes, degree, stride),
         (CollectiveOp.ALL_REDUCE, reductions, scattered * gradient_bytes / degree, replicas // degree, stride * degree),
-        (CollectiveOp.ALL_GATHER, gatherings, (zero > 0) * shards.gathered_bytes, degree, stride),
+        (gather, gatherings, (zero > 0) * shards.gathered_bytes, degree, stride),
     )
     messages = np.concatenate([call[1] for call in calls])
     op = np.concatenate([np.broadcast_to(call[0], len(zero)) for call in calls]).astype(np.int64)
@@ -336,11 +338,14 @@ def _messages(
     """(K,) collective calls that one reduction and one gathering are split into.
 
     Replicas reduce bucket by bucket, shards in one call; ZeRO-3 works layer by layer, or in finer pieces. Stages 1
-    and 2 gather what the optimizer updated, in one call unless the stack says otherwise.
+    and 2 gather what the optimizer updated, in one call unless the stack says otherwise, or the ranks that own whole
+    matrices broadcast it, one call each.
     """
     stack = context.stack
     layers, buckets = np.maximum(shards.layers, 1.0), np.ones(len(zero))
     updated = layers * stack.gather_messages_per_layer if stack.gather_messages_per_layer else 1.0
+    if stack.broadcasts_from_owners:
+        updated = np.minimum(updated, shards.degree)
     gatherings = np.where(zero == 3, layers * np.maximum(shards.pieces, 1.0), updated)
     if stack.gradient_message_bytes:
         buckets = np.maximum(np.ceil(gradient_bytes / stack.gradient_message_bytes), 1.0)

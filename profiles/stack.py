@@ -100,6 +100,9 @@ class StackSpec:
         reduces_to_owners: ZeRO stage 2 reduces every gradient to the rank that keeps it, instead of scattering sums.
         gather_messages_per_layer: Calls per layer in which ZeRO stages 1 and 2 gather the parameters that the optimizer
             updated; 0 when one call gathers all.
+        broadcasts_from_owners: ZeRO stages 1 and 2 give whole matrices to ranks, which broadcast what they updated one
+            after the other, all of a rank's at once; ``gather_messages_per_layer`` is how many matrices a layer has.
+            Otherwise every rank updates its share of all, and one gathering brings it to the others.
         gathered_modules_per_layer: Calls per dense layer in which ZeRO-3 gathers parameters, a module each; 0 when it
             gathers a layer at once. Gradients are reduced layer by layer.
         expert_layer_s: Host time per pass of a micro-batch through a layer with experts that nothing hides.
@@ -229,6 +232,7 @@ class StackSpec:
     sums_whole: int = 0
     reduces_to_owners: bool = False
     gather_messages_per_layer: float = 0.0
+    broadcasts_from_owners: bool = False
     gathered_modules_per_layer: float = 0.0
     expert_layer_s: float = 0.0
     microbatch_overhead_s: float = 0.0

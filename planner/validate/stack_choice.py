@@ -108,6 +108,7 @@ _ALPA_AUTO = dataclasses.replace(_XLA, zero_stage=2)
 _PAXML = StackDefaults(stack="paxml")
 _PAXML_2023 = StackDefaults(stack="paxml-2023")
 _PAXML_XLA = StackDefaults(stack="paxml-xla")
+_INTERNLM = StackDefaults(stack="internlm", zero_stage=1)
 _PADDLE = StackDefaults(stack="paddle", overlap_grad_reduce=False, overlap_param_gather=False)
 # hidden_dropout_prob 0.1 of FlagPerf's GPT-3 (training/benchmarks/gpt3_6.7B/paddle/config/_base.py); Llama has none.
 _PADDLE_GPT = dataclasses.replace(_PADDLE, dropout=True)
@@ -141,6 +142,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"fsdp1", _PLAIN_FSDP1),
         (r"llm-foundry \(may 2023", _COMPOSER_2023),
         (r"composer|llm-foundry|mosaicml", _COMPOSER),
+        (r"^internlm", _INTERNLM),
         (r"paddle", _PADDLE),
         (r"^paxml \(xla alone\)", _PAXML_XLA),
         (r"paxml 23\.", _PAXML_2023),

@@ -1,5 +1,7 @@
 """How many messages data-parallel traffic is sent in, and how large each is."""
 
+from dataclasses import replace
+
 import pytest
 
 from costmodels.collectives import CollectiveOp
@@ -77,3 +79,18 @@ def test_stage_3_reduces_layer_by_layer(share):
     whole = 4 * total_parameters(gpt())
     found = sizes(ExecutionPlan(data_parallel=8, zero_stage=3), stack=stack(gradient_message_bytes=share * whole))
     assert found[CollectiveOp.REDUCE_SCATTER] == pytest.approx(whole / 8)
+
+
+@pytest.mark.parametrize(("ranks", "messages"), [(4, 4), (64, 5 * 8)])
+def test_owners_of_whole_matrices_broadcast_what_they_updated(ranks, messages):
+    """Every rank its own, until there are more ranks than matrices: five in each of eight layers."""
+    psi = total_parameters(gpt())
+    owners = stack(broadcasts_from_owners=True, gather_messages_per_layer=5, sums_whole=1, gradient_dtype="bf16")
+    plan = ExecutionPlan(data_parallel=ranks, zero_stage=1)
+    near = min(ranks, 8)
+    assert calls(plan, stack=owners) == [
+        (CollectiveOp.ALL_REDUCE, pytest.approx(2 * psi), ranks, near),
+        (CollectiveOp.BROADCAST, pytest.approx(2 * psi / messages), ranks, near),
+    ]
+    sharded = replace(plan, zero_stage=3)
+    assert calls(sharded, stack=owners) == calls(sharded, stack=replace(owners, broadcasts_from_owners=False))

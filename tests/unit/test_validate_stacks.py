@@ -13,7 +13,7 @@ from tests.published import mapped
         ("DeepSpeed + HF", "deepspeed", 3), ("llm-foundry/Composer FSDP", "fsdp-composer-triton", 3),
         ("PEFT 0.19", "hf-trainer", 0), ("nanotron", "nanotron", 0), ("Alpa/XLA zero_2", "alpa", 0),
         ("Alpa auto", "alpa", 2), ("DeepSpeed ZeRO-3", "deepspeed", 3),
-        ("VectorLM (PyTorch FSDP), torch 2.2.1", "hf-fsdp", 0),
+        ("VectorLM (PyTorch FSDP), torch 2.2.1", "hf-fsdp", 0), ("InternLM", "internlm", 1),
     ],
 )  # fmt: skip
 def test_stacks(framework: str, stack: str, zero: int) -> None:
