@@ -92,6 +92,7 @@ _COMPOSER_TRITON = StackDefaults(stack="fsdp-composer-triton", zero_stage=3)
 _MEGATRON_DEEPSPEED = dataclasses.replace(_MEGATRON_2021, stack="megatron-deepspeed", zero_stage=1)
 _MEGATRON_DEEPSPEED_BLOCKING = dataclasses.replace(_MEGATRON_DEEPSPEED, stack="megatron-deepspeed-blocking")
 _LITGPT = StackDefaults(stack="litgpt", zero_stage=3, zero_is_known=True, sixteen_bit_states=True)
+_TINYLLAMA = dataclasses.replace(_LITGPT, stack="tinyllama")
 _LITGPT_2023 = dataclasses.replace(_LITGPT, stack="litgpt-2023")
 _HUGGING_FACE_2024 = StackDefaults(stack="hf-trainer-2024", zero_is_known=False, sixteen_bit_states=True)
 _HUGGING_FACE = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer")
@@ -162,6 +163,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"bigscience|mt-nlg|megatron\\+deepspeed", _MEGATRON_DEEPSPEED),
         (r"megatron|gpt-neox|3d parallelism|turing|mt-nlg|vtrain|bigscience", _MEGATRON_2021),
         (r"litgpt resource-tables", _LITGPT_2023),
+        (r"^lit-gpt \| tinyllama", _TINYLLAMA),
         (r"litgpt|lit-gpt", _LITGPT),
         (r"vectorlm", _VECTORLM),
         (r"^transformers trainer|^peft 0\.(1[2-9]|[2-9][0-9])", _HUGGING_FACE),

@@ -62,6 +62,12 @@ def test_paxml_fuses_attention_since_2024(framework: str, source: str, stack: st
     assert (row.stack, row.job.attention) == (stack, attention)
 
 
+def test_tinyllama_is_not_the_litgpt_it_grew_from() -> None:
+    cells = {"framework": "Lit-GPT", "tp": "1", "dp": "8", "global_batch_seqs": "32"}
+    assert mapped(**cells, source="TinyLlama").stack == "tinyllama"
+    assert mapped(**cells, source="LitGPT").stack == "litgpt"
+
+
 def test_automodel_s_table_is_of_tokens_dealt_out_in_turn() -> None:
     cells = {"framework": "AutoModel, first as FSDP2", "tp": "1", "dp": "8", "global_batch_seqs": "32"}
     assert mapped(**cells).stack == "nemo-automodel"
