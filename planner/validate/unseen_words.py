@@ -146,9 +146,12 @@ Of training steps:
   tokens that DeepEP sends to several ranks of a node crossed the network once for each. Both came up while these rows
   were looked into (pipelines of V100s, AutoModel's experts). Neither mend moves a figure here, nor the error of a
   source behind the fits by more than 0.1 points: their tables hold next to no such plans.
-- **Not explained.** PyTorch FSDP1's prices are 12 to 16 % too low on H100s, and right on A100s; those of Megatron-LM
-  on V100-16GB 10 % too low, 20 to 30 where tensors cross between nodes that have one adapter for eight GPUs. Peaks
-  that nvidia-smi shows of those V100s are 0.7 to 1.8 times their prices; nobody has looked into it.
+- **Not explained.** PyTorch FSDP1's prices are 12 to 16 % too low on H100s, and right on A100s; our own runs of such
+  code on one H100 are priced 1 to 4 % too low, so that kernels alone are not the reason. Prices of Megatron-LM
+  on V100-16GB are 10 % too low, 20 to 30 where tensors cross between nodes that have one adapter for eight GPUs. Peaks
+  that nvidia-smi shows of those V100s are 0.7 to 1.8 times their prices, and their script sets nothing that is not
+  priced: alone on one GPU a model is priced 19 % too low, a smaller one 25 % too high. nanoGPT's four days are not
+  explained.
 
 Of fine-tuning:
 
@@ -171,5 +174,6 @@ Of fine-tuning:
 - **Not explained.** LoRA steps of a second or so, which launches bound, were priced 30 to 58 % too high at lengths of
   256 and 512 (Qwen), and Qwen's LoRA on two nodes, of an unstated network, some 40 % too low. Steps of
   universal-llm-trainer take 1.5 to 3.2 times their price, and its adapters hold less than theirs: what a printed step
-  counts is not said, nor what a printed memory.
+  counts is not said, nor what a printed memory. torchtune's LoRA on an A6000, priced 69 % too high, would multiply at
+  91 % of the board's peak.
 """
