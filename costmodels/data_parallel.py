@@ -39,7 +39,8 @@ class DataParallelTraffic:
         gradients_s: One reduction of all gradients.
         parameters_s: One gathering of all parameters.
         reduces_per_microbatch: 1 where gradients are reduced for every micro-batch, else 0.
-        gathers_per_microbatch: 1 where parameters are gathered for every forward and every backward pass.
+        gathers_per_microbatch: How often parameters are gathered for every micro-batch: 2, for its forward and its
+            backward pass; 1, for both together; or 0 where once per step is enough.
         hidden_gathers, hidden_reductions: Share that runs under computation where there is enough of it.
         shared_s: Sum of a tied embedding's gradients over the two stages that hold it, once per step, after all others:
             nothing hides it.
@@ -117,14 +118,17 @@ def data_parallel_traffic(
     # ZeRO-3 gathers and reduces per micro-batch; kept whole between micro-batches under a pipeline.
     sharded = (plans.zero_stage == 3) & (plans.pipeline_parallel == 1)
     # So are gradients of stage 2 in PyTorch, whose pipeline stages reduce with the last backward pass alone
-    # (backward_maybe_with_nosync of torch/distributed/pipelining/stage.py).
-    scattered = (plans.zero_stage == 2) & ((plans.pipeline_parallel == 1) | (context.stack.framework != "fsdp"))
+    # (backward_maybe_with_nosync of torch/distributed/pipelining/stage.py). Its stage 2 shards parameters too, and
+    # leaves them whole from the forward to the end of the backward pass (fully_shard's reshard_after_forward and
+    # set_reshard_after_backward, torch/distributed/fsdp/_fully_shard).
+    fsdp, alone = context.stack.framework == "fsdp", plans.pipeline_parallel == 1
+    scattered = (plans.zero_stage == 2) & (alone | (not fsdp))
     hidden = context.stack.data_parallel_overlap
     return DataParallelTraffic(
         gradients_s=np.take(gradients_s, groups.of_row, axis=0),
         parameters_s=np.take(parameters_s, groups.of_row, axis=0),
         reduces_per_microbatch=1.0 * (sharded | scattered)[:, None],
-        gathers_per_microbatch=1.0 * sharded[:, None],
+        gathers_per_microbatch=(2.0 * sharded + (scattered & fsdp))[:, None],
         hidden_gathers=np.where(plans.overlap_param_gather, hidden, 0.0)[:, None],
         hidden_reductions=np.where(plans.overlap_grad_reduce, hidden, 0.0)[:, None],
         shared_s=np.take(shared_s, groups.of_row, axis=0),
@@ -182,7 +186,7 @@ def exposed_traffic_s(
     forward_s, backward_s = forward_s[:, None], backward_s[:, None]
     gathers = np.where(traffic.gathers_per_microbatch > 0, m, 1)
     reduces = np.where(traffic.reduces_per_microbatch > 0, m, 1)
-    gathered_again_s = traffic.gathers_per_microbatch * traffic.parameters_s
+    gathered_again_s = (traffic.gathers_per_microbatch > 1) * traffic.parameters_s
     backward_traffic_s = traffic.gradients_s + gathered_again_s
     # Of what the backward pass sends, gradients and parameters each run under it as far as the plan lets them.
     may_hide_s = traffic.hidden_reductions * traffic.gradients_s + traffic.hidden_gathers * gathered_again_s
@@ -220,9 +224,10 @@ def _distinct_traffic(
     trained = [each(table[rows]) for table in (parameters.trained_dense, parameters.trained_expert)]
     storage_bytes = context.job.numerics.storage_bytes
     gathered = [each_trained * storage_bytes for each_trained in trained]
-    if context.job.lora is not None:  # stage 3 shards the frozen parameters too
+    if context.job.lora is not None:  # where parameters are sharded, frozen ones are too
         frozen = frozen_bytes(distinct, stages.take(rows), parameters.take(rows), context, plain_bytes=storage_bytes)
-        gathered = [np.where(zero == 3, each(held), moved) for held, moved in zip(frozen, gathered, strict=True)]
+        whole = zero >= _sharded_from(context.stack)
+        gathered = [np.where(whole, each(held), moved) for held, moved in zip(frozen, gathered, strict=True)]
     apart = each(np.where(distinct.axis_order == int(AxisOrder.TP_CP_PP_DP), distinct.pipeline_parallel, 1))
     replicas = each(parameters.dense_replicas[rows])
     dense = _Shards(
@@ -252,6 +257,11 @@ def _distinct_traffic(
         shared_s, *more_s = shared_gradients_s(distinct, parameters.shared[rows], context)
         ends_s = [end_s + more for end_s, more in zip(ends_s, more_s, strict=True)]
     return [part.reshape(shape) for part in (gradients_s, parameters_s, shared_s, *ends_s)]
+
+
+def _sharded_from(stack: StackSpec) -> int:
+    """The ZeRO stage from which parameters are sharded between steps."""
+    return 2 if stack.framework == "fsdp" else 3
 
 
 def _expert_modules(context: CostContext) -> float:
@@ -337,17 +347,18 @@ def _messages(
 ) -> tuple[FloatArray, FloatArray]:
     """(K,) collective calls that one reduction and one gathering are split into.
 
-    Replicas reduce bucket by bucket, shards in one call; ZeRO-3 works layer by layer, or in finer pieces. Stages 1
-    and 2 gather what the optimizer updated, in one call unless the stack says otherwise, or the ranks that own whole
-    matrices broadcast it, one call each.
+    Replicas reduce bucket by bucket, shards in one call; ZeRO-3 works layer by layer, or in finer pieces, and so does
+    FSDP at stage 2. Stages 1 and 2 otherwise gather what the optimizer updated, in one call unless the stack says
+    how many, or the ranks that own whole matrices broadcast it, one call each.
     """
     stack = context.stack
     layers, buckets = np.maximum(shards.layers, 1.0), np.ones(len(zero))
     updated = layers * stack.gather_messages_per_layer if stack.gather_messages_per_layer else 1.0
     if stack.broadcasts_from_owners:
         updated = np.minimum(updated, shards.degree)
-    gatherings = np.where(zero == 3, layers * np.maximum(shards.pieces, 1.0), updated)
+    by_layer = zero >= _sharded_from(stack)
+    gatherings = np.where(by_layer, layers * np.maximum(shards.pieces, 1.0), updated)
     if stack.gradient_message_bytes:
         buckets = np.maximum(np.ceil(gradient_bytes / stack.gradient_message_bytes), 1.0)
-    reductions = np.select([zero == 0, zero == 3], [buckets, layers], 1.0)
+    reductions = np.select([zero == 0, by_layer], [buckets, layers], 1.0)
     return reductions, gatherings

@@ -101,7 +101,7 @@ def _traffic_s(row: Row, hide: float, forward: list[float], backward: list[float
     m, chunks = row["num_microbatches"], row["virtual_stages"]
     between = min(sum(row["count"]), m)
     longest_backward = max(b + w for b, w in zip(backward, weight, strict=True))
-    back = row["gradients_s"] + row["gathers"] * row["parameters_s"]
+    back = row["gradients_s"] + (row["gathers"] > 1) * row["parameters_s"]
     shown = 0.0
     for transfer, window, hides, often in (
         (row["parameters_s"], max(forward), row["overlap_param_gather"], row["gathers"]),

@@ -29,7 +29,7 @@ def test_volume_per_step_of_zero(zero_stage, volume):
     found = traffic(
         [ExecutionPlan(data_parallel=16, zero_stage=zero_stage)], stack=stack(gradient_dtype="bf16", framework="fsdp")
     )
-    gathers = 1 + found.gathers_per_microbatch
+    gathers = np.maximum(found.gathers_per_microbatch, 1)
     sent = found.gradients_s + gathers * found.parameters_s
     assert sent == pytest.approx([volume * 2 * total_parameters(gpt()) * 15 / 16])
 
@@ -145,7 +145,7 @@ def test_hybrid_sharding_of_experts():
         (ExecutionPlan(data_parallel=8), 0, 0),
         (ExecutionPlan(data_parallel=8, zero_stage=1), 0, 0),
         (ExecutionPlan(data_parallel=8, zero_stage=2), 1, 0),
-        (ExecutionPlan(data_parallel=8, zero_stage=3), 1, 1),
+        (ExecutionPlan(data_parallel=8, zero_stage=3), 1, 2),
         (ExecutionPlan(data_parallel=8, zero_stage=3, pipeline_parallel=2), 0, 0),
     ],
 )
@@ -161,6 +161,21 @@ def test_fsdp_reduces_once_per_step_under_a_pipeline_whatever_it_reshards():
     assert traffic(plans, stack=stack(framework="deepspeed")).reduces_per_microbatch.tolist() == [[1], [0]]
     alone = [replace(plan, pipeline_parallel=1) for plan in plans]
     assert traffic(alone, stack=stack(framework="fsdp")).reduces_per_microbatch.tolist() == [[1], [1]]
+
+
+def test_fsdp_at_stage_2_gathers_every_micro_batch_once_layer_by_layer():
+    """It shards parameters after the backward pass, where others at stage 2 keep them whole."""
+    plan = ExecutionPlan(data_parallel=8, zero_stage=2, num_microbatches=4)
+    fsdp = stack(framework="fsdp")
+    assert traffic([plan], stack=fsdp).gathers_per_microbatch.tolist() == [[1]]
+    assert traffic([replace(plan, pipeline_parallel=2)], stack=fsdp).gathers_per_microbatch.tolist() == [[0]]
+    assert traffic([plan], stack=stack(framework="deepspeed")).gathers_per_microbatch.tolist() == [[0]]
+    assert calls(plan, stack=fsdp) == calls(replace(plan, zero_stage=3), stack=fsdp)
+    found, one, nothing = traffic([plan], stack=fsdp), np.array([1]), np.zeros(1)
+    _, total_s = exposed_traffic_s(
+        found, num_microbatches=4 * one, num_stages=one, virtual_stages=one, forward_s=nothing, backward_s=nothing
+    )
+    assert total_s == pytest.approx((4 * (found.gradients_s + found.parameters_s))[0])
 
 
 def test_adapters_reduce_their_gradients_only_and_stage_3_gathers_the_base():
@@ -357,7 +372,7 @@ def test_what_waits_shows_in_both_passes(gathers, reductions, shown):
         gradients_s=np.array([[5.0]]),
         parameters_s=np.array([[3.0]]),
         reduces_per_microbatch=np.ones((1, 1)),
-        gathers_per_microbatch=np.ones((1, 1)),
+        gathers_per_microbatch=np.full((1, 1), 2.0),
         hidden_gathers=np.array([[1.0 * gathers]]),
         hidden_reductions=np.array([[1.0 * reductions]]),
     )
