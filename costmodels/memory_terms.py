@@ -57,7 +57,7 @@ class MemoryTerms:
         all_gradients: Gradients once they are there.
         optimizer: Optimizer states and master weights, before any offload.
         paged: Optimizer states in unified memory, not among those; None where there are none.
-        temporaries: What an optimizer that is not fused needs for its step.
+        temporaries: What an optimizer that is not fused needs for its step, beyond what was gathered until then.
         last: Alive when the backward pass ends, beyond activations kept by other micro-batches.
         staying: Of those, what stays where all of the optimizer is offloaded and gradients follow it as they come.
         passing: Gradients alive while the layer they belong to is differentiated, for an optimizer that works there;
@@ -109,7 +109,7 @@ def memory_terms(
         all_gradients=gradients,
         optimizer=state.optimizer,
         paged=state.paged,
-        temporaries=optimizer_temporary_bytes(plans, parameters, context),
+        temporaries=_step_bytes(plans, stages, parameters, context),
         last=last,
         staying=stages.has_embedding * end[:, None],
         passing=passing_gradient_bytes(plans, context)[:, None] * (stages.layers > 0) if in_backward else None,
@@ -230,6 +230,20 @@ def _last_bytes(
         shards = np.where(plans.zero_stage >= (2 if stack.framework == "fsdp" else 3), plans.shard_degree, 1)
         last = np.where(born[:, None], np.maximum(last, whole / shards[:, None] + one_layer), last)
     return last
+
+
+def _step_bytes(
+    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
+) -> FloatArray | None:
+    """(N, S) temporaries of the optimizer; they take the place of weights that ZeRO-3 gathered, which are gone by then.
+
+    Those that are one tensor find no room among the blocks of these.
+    """
+    needed = optimizer_temporary_bytes(plans, parameters, context)
+    if needed is None or context.stack.flat_temporaries or not (plans.zero_stage >= 3).any():
+        return needed
+    beyond: FloatArray = np.maximum(needed - _gathered(plans, stages, parameters, context), 0.0)
+    return beyond
 
 
 def _born_in_backward(plans: PlanBatch, stack: StackSpec) -> BoolArray:

@@ -83,7 +83,8 @@ def state_bytes(job: TrainingJob, stack: StackSpec) -> StateBytes:
     storage = job.numerics.storage_bytes
     master = 0.0 if storage >= 4 else float(ELEMENT_BYTES[job.master_dtype])
     weight = storage
-    if (stack.framework == "fsdp" or stack.autocast_weights) and master:  # the master copy, cast when it is used
+    casts = stack.framework == "fsdp" or stack.shards_master_weights or stack.autocast_weights
+    if casts and master:  # the master copy, cast when it is used
         weight, master = master, 0.0
     gradient = gradient_element_bytes(job, stack)
     if weight >= 4:  # in whatever format it was reduced, a parameter's gradient has the parameter's

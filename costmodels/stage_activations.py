@@ -30,6 +30,8 @@ class LayerUnits:
         whole, layer_input, backward: As there.
         casts: As there; None where nothing is cast.
         selective: The part of ``whole`` that the chosen modules drop.
+        waiting: Of the gradient of a recomputed layer's input, which outlives the backward passes of the layers before
+            it; None where it goes with the next of them.
     """
 
     whole: FloatArray
@@ -37,6 +39,7 @@ class LayerUnits:
     layer_input: FloatArray
     backward: FloatArray
     casts: FloatArray | None
+    waiting: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +103,8 @@ def activation_units(
     model, job = context.model, context.job
     layers = (layer_activations(plans, model, job, context.stack, moe=moe) for moe in layer_kinds(model))
     casts = casts_weights(job, context.stack)
-    units = tuple(_as_units(layer, plans.recompute_modules, casts=casts) for layer in layers)
+    waits = _gradients_wait(plans, context)
+    units = tuple(_as_units(layer, plans.recompute_modules, casts=casts, waits=waits) for layer in layers)
     ends = has_head * output_activations(plans, model, job)[:, None]
     if job.dropout:
         ends += has_embedding * embedding_activations(plans, model, job)[:, None]
@@ -119,6 +123,9 @@ def held_activations(units: ActivationUnits, layers: StageLayers, in_flight: Flo
     newest = in_layers + units.ends
     kept = newest * in_flight
     working = reduce(np.maximum, (_working(layer, layers) for layer in units.layers))
+    waiting = [layer.waiting for layer in units.layers if layer.waiting is not None]
+    if waiting:  # at the first layer, the last to be differentiated, whose own two gradients are among the working ones
+        working = working + np.maximum(layers.recomputed - 2, 0) * reduce(np.maximum, waiting)
     pairs = zip(layers.groups, units.layers, strict=True)
     casts = [group.full * layer.casts for group, layer in pairs if layer.casts is not None]
     found = StageActivations(
@@ -133,7 +140,23 @@ def held_activations(units: ActivationUnits, layers: StageLayers, in_flight: Flo
     return replace(found, kept=left, newest=np.minimum(newest, left), moved=moved, offloaded=offloaded)
 
 
-def _as_units(layer: LayerActivations, modules: IntArray, *, casts: bool) -> LayerUnits:
+def _gradients_wait(plans: PlanBatch, context: CostContext) -> BoolArray | None:
+    """(N,) whether gradients of recomputed layers' inputs are kept to the end of the backward pass; None for nowhere.
+
+    FSDP1 hooks onto the inputs of a layer whose parameters are frozen, to know when to reshard it. The hooks hold those
+    tensors, and with them their gradients, until the backward pass is over. Under reentrant autograd a recomputed layer
+    runs on copies of its inputs that are leaves, which gather their gradients; otherwise no gradient stays with them.
+
+    Source:
+        pytorch/pytorch, torch/distributed/fsdp/_runtime_utils.py: _register_post_backward_reshard_only_hook, and
+        _finalize_params, which removes the hooks; torch/utils/checkpoint.py: CheckpointFunction.backward.
+    """
+    if not (context.stack.keeps_input_gradients and context.job.trains_adapters_only):
+        return None
+    return (plans.zero_stage >= 3) & (plans.shard_degree > 1)
+
+
+def _as_units(layer: LayerActivations, modules: IntArray, *, casts: bool, waits: BoolArray | None) -> LayerUnits:
     """The (N,) bytes of a layer as (N, 1), to go with the stages of plans that recompute such modules."""
     dropped = dict(zip(RecomputeModule, layer.modules, strict=True))
     return LayerUnits(
@@ -142,6 +165,7 @@ def _as_units(layer: LayerActivations, modules: IntArray, *, casts: bool) -> Lay
         layer_input=layer.layer_input[:, None],
         backward=layer.backward[:, None],
         casts=layer.casts[:, None] if casts else None,
+        waiting=None if waits is None else np.where(waits, layer.layer_input, 0.0)[:, None],
     )
 
 

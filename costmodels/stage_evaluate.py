@@ -184,6 +184,7 @@ def in_flight(plans: StagePlanBatch, overlapped: BoolArray | None = None) -> Flo
 def _activation_units(looked: _Looked, context: CostContext) -> ActivationUnits:
     kinds = ["moe" if moe else "dense" for moe in layer_kinds(context.model)]
     casts = casts_weights(context.job, context.stack)
+    waits = context.stack.keeps_input_gradients and context.job.trains_adapters_only
     return ActivationUnits(
         layers=tuple(
             LayerUnits(
@@ -192,6 +193,7 @@ def _activation_units(looked: _Looked, context: CostContext) -> ActivationUnits:
                 layer_input=looked[f"{kind}_input_bytes"],
                 backward=looked[f"{kind}_backward_bytes"],
                 casts=looked[f"{kind}_casts_bytes"] if casts else None,
+                waiting=looked[f"{kind}_waiting_bytes"] if waits else None,
             )
             for kind in kinds
         ),

@@ -64,7 +64,7 @@ CONTENT_COLUMNS = (
     *WIDTH_COLUMNS,
 )
 # Of one layer, dense and MoE; of one configuration.
-KIND_COLUMNS = ("whole_bytes", "casts_bytes", "input_bytes", "backward_bytes", "layer_s")
+KIND_COLUMNS = ("whole_bytes", "casts_bytes", "input_bytes", "backward_bytes", "waiting_bytes", "layer_s")
 # What recomputing a module of one such layer drops and repeats.
 MODULE_COLUMNS = tuple(
     f"{kind}_{module.name}_{unit}".lower()
@@ -313,13 +313,15 @@ def _priced_units(
         "layer_open_low": open_low,
         "layer_open_high": open_high,
     }
+    nothing = np.zeros(len(members))
     for index, moe in enumerate(layer_kinds(context.model)):
         kind, layer = "moe" if moe else "dense", held.layers[index]
         found |= {
             f"{kind}_whole_bytes": layer.whole[:, 0],
-            f"{kind}_casts_bytes": np.zeros(len(members)) if layer.casts is None else layer.casts[:, 0],
+            f"{kind}_casts_bytes": nothing if layer.casts is None else layer.casts[:, 0],
             f"{kind}_input_bytes": layer.layer_input[:, 0],
             f"{kind}_backward_bytes": layer.backward[:, 0],
+            f"{kind}_waiting_bytes": nothing if layer.waiting is None else layer.waiting[:, 0],
             f"{kind}_layer_s": again.layer_s[index][:, 0],
         }
         dropped = layer_activations(plans, context.model, context.job, context.stack, moe=moe).modules

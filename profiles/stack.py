@@ -48,7 +48,7 @@ class StackSpec:
         softmax: Whose softmax where attention is not fused: ``fused``, ``triangular``, ``compiled`` or ``eager``.
         multiplies_embedding: The embedding of tokens is a product of their one-hot vectors, which are written out, with
             the table, and so is the gradient of the table; otherwise rows are gathered and scattered.
-        loss: Whose cross-entropy: ``fused``, ``compiled``, ``eager``, ``module`` or ``sharded``.
+        loss: Whose cross-entropy: ``fused``, ``compiled``, ``eager``, ``module``, ``copied`` or ``sharded``.
         update: How the optimizer runs: ``fused``, one kernel over many tensors that keeps 16-bit copies up to date;
             ``cast``, the same with gradients and weights cast apart; ``foreach``, a kernel per operation.
         grouped_experts: Experts run in one grouped kernel rather than one after the other.
@@ -133,6 +133,8 @@ class StackSpec:
         autograd_gradients: What becomes of autograd's 16-bit gradients where they are accumulated in
             fp32: ``fused`` into the accumulation (Megatron-LM), ``freed`` after every micro-batch (nanotron)
             or ``kept`` (DeepSpeed's BF16_Optimizer).
+        keeps_input_gradients: Under ZeRO-3 and with frozen weights, gradients of the inputs of recomputed layers stay
+            until the backward pass is over: FSDP1's hooks on those of reentrant autograd.
         transient_gradients: Gradients are freed by the optimizer step and come into being as the backward pass
             reaches them, so that a step of one micro-batch never holds them beside all its activations (PyTorch's
             ``zero_grad(set_to_none=True)``, FSDP's reduced shards, XLA's liveness analysis).
@@ -147,6 +149,8 @@ class StackSpec:
             products run under autocast: casts of the weights live from the forward to the backward pass, and the
             residual stream is fp32 (PyTorch's ``autocast``; Hugging Face's Trainer with ``bf16=True``). Plans that
             shard hold 16-bit weights (``costmodels.autocast.sharding_stack``).
+        shards_master_weights: The only weights that stay are shards of the master copy, gathered in 16 bits for use, as
+            under the framework ``fsdp``: FSDP1 under Hugging Face's Trainer.
         quantises_head: 4-bit weights include the output head.
         four_bit_weight_bytes: Bytes per 4-bit weight with its constants; 0: these are quantised again (QLoRA).
         weighs_expert_outputs: Outputs of experts are weighted by their probabilities, which keeps them; otherwise the
@@ -253,12 +257,14 @@ class StackSpec:
     fused_norm: bool = True
     fused_gate: bool = True
     autograd_gradients: str = "fused"
+    keeps_input_gradients: bool = False
     transient_gradients: bool = False
     static_memory: bool = False
     joint_projection: bool = False
     keeps_quantised_inputs: int = 0
     casts_unquantised: bool = False
     autocast_weights: bool = False
+    shards_master_weights: bool = False
     quantises_head: bool = False
     four_bit_weight_bytes: float = 0.0
     weighs_expert_outputs: bool = True

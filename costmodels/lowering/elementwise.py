@@ -94,12 +94,14 @@ _TRIANGULAR_KEYS = (16.0, 4096.0)
 _TRIANGULAR_HEADS = 4.0
 # Over fp32 logits. Fused: 16-bit logits read and their gradient written once each. Sharded: cast, largest, subtract,
 # exponential, sum, divide ahead; scale and cast back. Module: eager, and accelerate casts the 16-bit logits that a
-# model returns to fp32 although nobody reads them (convert_outputs_to_fp32 of its utils/operations.py).
+# model returns to fp32 although nobody reads them (convert_outputs_to_fp32 of its utils/operations.py). Copied: fused,
+# on the shifted copy of fp32 logits that Hugging Face's models made until 4.45: cast, copy, kernel; backward the same.
 LOSSES: Mapping[str, _Work] = {
     "fused": ((0.5, 1.0), (1.0, 1.0)),
     "compiled": ((1.4, 1.0), (2.7, 1.0)),
     "eager": ((6.5, 4.0), (8.0, 4.0)),
     "module": ((8.0, 5.0), (8.0, 4.0)),
+    "copied": ((4.5, 3.0), (6.5, 4.0)),
     "sharded": ((9.5, 4.0), (3.5, 4.0)),
 }
 # Beside the two products of an adapter: passes over its 16-bit inputs and outputs, and kernels, forward and backward.

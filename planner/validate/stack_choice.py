@@ -98,6 +98,8 @@ _HUGGING_FACE_2024 = StackDefaults(stack="hf-trainer-2024", zero_is_known=False,
 _HUGGING_FACE = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer")
 _UNSLOTH = dataclasses.replace(_HUGGING_FACE_2024, stack="unsloth")
 _VECTORLM = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-fsdp")
+_TRAINER_FSDP = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer-fsdp")
+_FMS_ACCELERATION = dataclasses.replace(_HUGGING_FACE_2024, stack="fms-acceleration")
 # Models whose norms are spelled out in Python, under FSDP1 without torch.compile, as Hugging Face's (IBM's fms-fsdp:
 # fms/modules/layernorm.py of foundation-model-stack, use_torch_compile=False in its scripts/train.sh).
 _PLAIN_FSDP1 = StackDefaults(stack="hf-fsdp", zero_stage=3)
@@ -137,6 +139,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"^pytorch eager", _PYTORCH),
         (r"^torchtune \(eager", _TORCHTUNE_EAGER),
         (r"^torchtune", _TORCHTUNE),
+        (r"^hugging face model code under fsdp \(fms-hf-tuning", _TRAINER_FSDP),
         (r"^hugging face model code under fsdp", _VECTORLM),
         (r"^automodel", _AUTOMODEL),
         (r"torchtitan|fsdp2", _FSDP),
@@ -289,6 +292,8 @@ _VARIANTS: tuple[tuple[StackDefaults, Callable[[Row], bool], StackDefaults], ...
     (_COMPOSER, _notes("mixed_precision=PURE"), _COMPOSER_2023),
     (_COMPOSER, lambda _row: True, _COMPOSER_TRITON),
     (_AUTOMODEL, _notes("fake_balanced_gate"), _AUTOMODEL_BENCHMARK),
+    (_HUGGING_FACE, _notes("fused kernels for norm"), _FMS_ACCELERATION),
+    (_TRAINER_FSDP, _notes("fused kernels for norm"), _FMS_ACCELERATION),
     (_FSDP, _notes("no extra optimisations listed"), _FSDP_EAGER),
     (_MEGATRON_CORE, _overlaps_experts, _MEGATRON_EP_OVERLAP),
     (_MEGATRON_CORE, _drops_tokens, _MEGATRON_TOKEN_DROP),

@@ -162,11 +162,12 @@ Of fine-tuning:
   so, FSDP loaders that shard 4-bit weights and GPTQ checkpoints do not (Answer.AI, fms-acceleration, Qwen).
   Micro-batches of lengths that vary leave a cache of their own in the allocator, and packed ones do not. Liger's loss
   takes the output layer into itself and holds no logits. Gradients leave the device as they come under FSDP's CPU
-  offload (torchtune's 70B).
-- **What is worse now.** Peaks of fms-acceleration's runs of autumn 2024 without fused kernels were priced up to 49 %
-  too low, and are now up to 94 % too high, most of all on several GPUs: eight more of those that died are foreseen,
-  five that ran are no longer cleared. Qwen's steps on GPTQ checkpoints, dearer with the cast, were right in the mean of
-  lengths, and are now too low.
+  offload (torchtune's 70B). FSDP1 under Hugging Face's Trainer shards fp32 weights, and no 16-bit ones besides; where
+  weights are frozen it keeps the gradient of every layer's input to the end of the backward pass. A fused loss put in
+  the place of PyTorch's sees the fp32 copies of logits that the model code makes, 8 bytes a logit
+  (fms-acceleration of autumn 2024, whose peaks were priced up to 49 % too low blind, then up to 94 % too high).
+- **What is worse now.** Qwen's steps on GPTQ checkpoints, dearer with the cast, were right in the mean of lengths, and
+  are now too low.
 - **Modelled since.** Optimizers that run in the backward pass or page their states (torchtune's single-device
   recipes), and one adapter on a layer that makes queries, keys and values together (Qwen).
 - **What is not modelled.** Kernels of GPTQ's 4-bit products, and what DeepSpeed's ZeRO-3 spends on the host for Hugging

@@ -173,7 +173,7 @@ def test_the_page_names_every_source_and_what_was_blind(rounds, tmp_path):
     assert rounds[1].stood_in - rounds[1].stands_in == {"InternLM train_performance", "NeMo AutoModel October 2025"}
     assert all(f"| {row.source} |" in page for unseen in rounds.values() for row in unseen.rows)
     assert "| llm.c | megatron-core (stands in) | 4 | 18.2 % | +18.2 % | +42.5 % |" in page
-    assert "| fms-acceleration L40 (mid 2024) | hf-fsdp, hf-trainer-2024 | 10 |  |  |  |  |" in page
+    assert "| fms-acceleration L40 (mid 2024) | hf-trainer-2024, hf-trainer-fsdp | 10 |  |  |  |  |" in page
     assert "| all | 21/30 | " in page
     assert "| PaddleNLP pre-training table (November 2023) | paddle | 6 | 5.9 % | +1.1 % | -14.3 % |" in page
     assert "{" not in page
