@@ -126,6 +126,8 @@ def _layer_activations(
     weights = layer_parameters(model, moe=moe).total if casts_weights(job, stack) else 0
     casts = element * weights / plans.tensor_parallel
     whole += casts
+    if stack.unpacks_weights and job.task == "qlora":
+        whole += element * layer_parameters(model, moe=moe).total / plans.tensor_parallel
     backward = 2 * stream * tokens + _gradients(model, job, stack) * over_t
     if moe and model.moe is not None:
         copies = model.moe.experts_per_token * over_t

@@ -35,6 +35,7 @@ from profiles.stack import StackSpec
 
 # Block-wise 8-bit moments carry one fp32 scale per block (arXiv:2110.02861); 256 in bitsandbytes.
 _INT8_SCALE_BYTES = 4 / 256
+_UNPACKING_BYTES = 4.0 + 1.0  # the shifted weight and its cast (QuantLinear.forward of AutoGPTQ's qlinear_cuda_old.py)
 _DEEPSPEED_SUB_GROUP = 1e9  # its default sub_group_size, in parameters
 
 
@@ -182,7 +183,10 @@ def _frozen_bytes(
 
 
 def dequantised_bytes(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:
-    """(N, S) bytes of the largest 4-bit matrix of a stage in 16 bits, as it is while its product runs."""
+    """(N, S) bytes of the largest 4-bit matrix of a stage in 16 bits, as it is while its product runs.
+
+    Or what PyTorch needs to unpack it, in 32 bits and in 8; in 16 bits it is among the activations then.
+    """
     model = context.model
     if context.job.task != "qlora":
         return np.zeros(stages.layers.shape)
@@ -190,7 +194,7 @@ def dequantised_bytes(plans: PlanBatch, stages: StageTable, context: CostContext
     inner = np.where(stages.layers > 0, float(model.hidden_size * width), 0.0)
     head = float(head_parameters(model)) * stages.has_head if context.stack.quantises_head else 0.0
     matrix: FloatArray = np.maximum(inner, head) / plans.tensor_parallel[:, None]
-    return context.job.numerics.storage_bytes * matrix
+    return matrix * (_UNPACKING_BYTES if context.stack.unpacks_weights else context.job.numerics.storage_bytes)
 
 
 def end_gradient_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:

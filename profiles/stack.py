@@ -152,6 +152,8 @@ class StackSpec:
         shards_master_weights: The only weights that stay are shards of the master copy, gathered in 16 bits for use, as
             under the framework ``fsdp``: FSDP1 under Hugging Face's Trainer.
         quantises_head: 4-bit weights include the output head.
+        unpacks_weights: A frozen 4-bit weight is made 16 bits wide by PyTorch's own kernels, one per operation, and
+            stays so from its forward to its backward product; otherwise one kernel restores it for each of them.
         four_bit_weight_bytes: Bytes per 4-bit weight with its constants; 0: these are quantised again (QLoRA).
         weighs_expert_outputs: Outputs of experts are weighted by their probabilities, which keeps them; otherwise the
             inputs of their last matrix are.
@@ -266,6 +268,7 @@ class StackSpec:
     autocast_weights: bool = False
     shards_master_weights: bool = False
     quantises_head: bool = False
+    unpacks_weights: bool = False
     four_bit_weight_bytes: float = 0.0
     weighs_expert_outputs: bool = True
     score_bytes: float = 0.0

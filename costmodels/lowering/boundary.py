@@ -55,7 +55,14 @@ def lower_head(shape: RankShape, context: CostContext) -> CallList:
     model, job = context.model, context.job
     vocabulary = np.ones(len(shape)) if model.value_head else model.vocab_size / shape.tensor
     trained = not job.trains_adapters_only
-    calls.linear(shape.tokens, model.hidden_size, vocabulary, trained=trained, gemm_format=core_format(context))
+    calls.linear(
+        shape.tokens,
+        model.hidden_size,
+        vocabulary,
+        trained=trained,
+        gemm_format=core_format(context),
+        packed=context.stack.quantises_head,
+    )
     cross_entropy(calls, shape.tokens, vocabulary)
     one = np.ones_like(shape.tensor)
     size = shape.tokens * model.hidden_size * job.numerics.storage_bytes

@@ -55,6 +55,10 @@ class Axis(IntEnum):
     EXPERT_BACKWARD = 5
 
 
+# Bytes per weight and kernels: shifted into 32 bits (0.5 + 4), cast to 8 (4 + 1), masked (2), less its zero (2), scaled
+# (1 + 2); the zeros of its groups, a fraction of that, take four kernels (AutoGPTQ/AutoGPTQ,
+# auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py, QuantLinear.forward from kernel_switch_threshold tokens on).
+_UNPACKED = (16.5, 9.0)
 _BACKWARD_PHASES = (Phase.INPUT_GRADIENT, Phase.WEIGHT_GRADIENT)
 _BACKWARD_AXES = (Axis.TENSOR_BACKWARD, Axis.CONTEXT_BACKWARD, Axis.EXPERT_BACKWARD)
 
@@ -145,15 +149,22 @@ class CallList:
         batch: FloatArray | float = 1.0,
         grouped: bool = False,
         gemm_format: str = "",
+        packed: bool = True,
     ) -> None:
         """A linear layer: forward, input gradient and, when its weight is trained, weight gradient.
 
-        QLoRA restores a frozen 4-bit weight in every pass (arXiv:2305.14314 section 3), autocast casts an fp32 one.
+        QLoRA restores a frozen 4-bit weight in every pass (arXiv:2305.14314 section 3), autocast casts an fp32 one. One
+        that PyTorch unpacks stays (``StackSpec.unpacks_weights``). Not ``packed``, it is in 16 bits there, too.
         """
         self.gemm(Phase.FORWARD, rows, outputs, inputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
         self.gemm(Phase.INPUT_GRADIENT, rows, inputs, outputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
         cast = casts_weights(self.context.job, self.context.stack)
-        if cast or (not trained and self.context.job.task == "qlora"):
+        restored = packed and not trained and self.context.job.task == "qlora"
+        if restored and self.context.stack.unpacks_weights:
+            moved, kernels = (count * batch for count in _UNPACKED)
+            size, family = moved * inputs * outputs, KernelFamily.POINTWISE
+            self.memory(Phase.FORWARD, size, family=family, rows=inputs, width=outputs * batch, kernels=kernels)
+        elif cast or restored:
             moved = ((4.0 if cast else NF4_BYTES) + self.context.job.numerics.storage_bytes) * inputs * outputs * batch
             family = KernelFamily.COPY if cast else KernelFamily.QUANTISE
             back = Phase.WEIGHT_GRADIENT if cast else Phase.INPUT_GRADIENT

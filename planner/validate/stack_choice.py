@@ -74,6 +74,7 @@ _DEEPSPEED_2022 = StackDefaults(
 # 2021. SC21's comparison is of that April.
 _DEEPSPEED_2021 = dataclasses.replace(_DEEPSPEED_2022, overlap_param_gather=False)
 _DEEPSPEED = StackDefaults(stack="deepspeed", zero_stage=3, zero_is_known=False)
+_DEEPSPEED_GPTQ = dataclasses.replace(_DEEPSPEED, stack="deepspeed-gptq", zero_stage=2)
 _XTUNER = dataclasses.replace(_DEEPSPEED, stack="xtuner")
 _MEGATRON_TOKEN_DROP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-token-drop")
 _MEGATRON_HYBRID_EP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-hybrid-ep")
@@ -292,6 +293,7 @@ _VARIANTS: tuple[tuple[StackDefaults, Callable[[Row], bool], StackDefaults], ...
     (_COMPOSER, _notes("mixed_precision=PURE"), _COMPOSER_2023),
     (_COMPOSER, lambda _row: True, _COMPOSER_TRITON),
     (_AUTOMODEL, _notes("fake_balanced_gate"), _AUTOMODEL_BENCHMARK),
+    (_HUGGING_FACE_2024, _notes("DeepSpeed ZeRO-2 for its fp16 loss scaling"), _DEEPSPEED_GPTQ),
     (_HUGGING_FACE, _notes("fused kernels for norm"), _FMS_ACCELERATION),
     (_TRAINER_FSDP, _notes("fused kernels for norm"), _FMS_ACCELERATION),
     (_FSDP, _notes("no extra optimisations listed"), _FSDP_EAGER),

@@ -166,12 +166,12 @@ Of fine-tuning:
   weights are frozen it keeps the gradient of every layer's input to the end of the backward pass. A fused loss put in
   the place of PyTorch's sees the fp32 copies of logits that the model code makes, 8 bytes a logit
   (fms-acceleration of autumn 2024, whose peaks were priced up to 49 % too low blind, then up to 94 % too high).
-- **What is worse now.** Qwen's steps on GPTQ checkpoints, dearer with the cast, were right in the mean of lengths, and
-  are now too low.
+  Qwen's QLoRA runs under DeepSpeed, its adapters with fp32 masters, its logits in 16 bits alone; AutoGPTQ unpacks its
+  weights in PyTorch, 16.5 bytes a weight and forward pass, and keeps those of a layer in 16 bits for the backward pass.
 - **Modelled since.** Optimizers that run in the backward pass or page their states (torchtune's single-device
   recipes), and one adapter on a layer that makes queries, keys and values together (Qwen).
-- **What is not modelled.** Kernels of GPTQ's 4-bit products, and what DeepSpeed's ZeRO-3 spends on the host for Hugging
-  Face's code: full fine-tuning at lengths up to 2,048 takes up to three times its price (Qwen).
+- **What is not modelled.** What DeepSpeed's ZeRO-3 spends on the host for Hugging Face's code: full fine-tuning at
+  lengths up to 2,048 takes up to three times its price (Qwen).
 - **Not explained.** LoRA steps of a second or so, which launches bound, were priced 30 to 58 % too high at lengths of
   256 and 512 (Qwen), and Qwen's LoRA on two nodes, of an unstated network, some 40 % too low. Steps of
   universal-llm-trainer take 1.5 to 3.2 times their price, and its adapters hold less than theirs: what a printed step
