@@ -45,6 +45,9 @@ NORMS: Mapping[str, _Work] = {
     "eager": ((3.3, 1.0), (8.0, 2.0)),
     "module": ((18.0, 8.0), (42.0, 14.0)),
 }
+# Of the backward passes and kernels of a norm, those for the gradient of its weights: module code multiplies gradient
+# and normalised tensor (3) and sums the product (1); those of a fused kernel run along.
+WEIGHT_GRADIENTS: Mapping[str, tuple[float, float]] = {"fused": (0.0, 1.0), "patched": (2.0, 1.0), "module": (4.0, 2.0)}
 # A branch is added to the residual; backward the gradients of both are. Dropout of the branch runs along, writing a
 # byte of mask, or apart, with values in and out besides; backward always apart.
 _RESIDUAL = ((3.0, 1.0), (3.0, 1.0))
@@ -160,6 +163,14 @@ def _passes(
         )
 
 
+def _norm_work(calls: CallList) -> _Work:
+    """Passes and kernels of a norm; one whose weights are frozen has no gradient of these to compute."""
+    code = calls.context.stack.norm
+    forward, (traffic, kernels) = NORMS[code]
+    less = WEIGHT_GRADIENTS.get(code, (0.0, 0.0)) if calls.context.job.trains_adapters_only else (0.0, 0.0)
+    return forward, (traffic - less[0], kernels - less[1])
+
+
 def norm_and_residual(calls: CallList, shape: RankShape) -> None:
     """Norm before and residual after one block, over h per token; sharded by sequence parallelism."""
     context = calls.context
@@ -167,7 +178,7 @@ def norm_and_residual(calls: CallList, shape: RankShape) -> None:
     norms = max(context.model.norms_per_layer / 2, 0.5)
     calls.part = Part.NORM
     issue = NORM_ISSUE.get(code, _MEMORY_BOUND)
-    _passes(calls, NORMS[code], KernelFamily.NORM, rows=tokens, width=hidden, times=norms, issue=issue)
+    _passes(calls, _norm_work(calls), KernelFamily.NORM, rows=tokens, width=hidden, times=norms, issue=issue)
     residual = DROPPED_OUT[code] if context.job.dropout else _RESIDUAL
     element = stream_bytes(context.job, context.stack)
     _passes(calls, residual, KernelFamily.POINTWISE, rows=tokens, width=hidden, times=norms, element_bytes=element)
@@ -197,7 +208,7 @@ def positions_and_norms(calls: CallList, tokens: FloatArray, width: FloatArray |
         _passes(calls, ROTARY[stack.rotary], family, rows=tokens, width=width, element_bytes=element, issue=issue)
     if model.qk_norm:
         issue = NORM_ISSUE.get(stack.norm, _MEMORY_BOUND)
-        _passes(calls, NORMS[stack.norm], KernelFamily.NORM, rows=tokens, width=width, issue=issue)
+        _passes(calls, _norm_work(calls), KernelFamily.NORM, rows=tokens, width=width, issue=issue)
 
 
 def activation(calls: CallList, rows: FloatArray, width: FloatArray | float) -> None:

@@ -261,6 +261,20 @@ def test_adapters_of_peft_are_cast_and_their_outputs_scaled():
     assert more == pytest.approx([2 * S * (4 * H + 2 * 2816), 2 * S * (7 * H - 2816)])
 
 
+@pytest.mark.parametrize(("code", "passes", "kernels"), [("module", 4, 2), ("patched", 2, 1), ("fused", 0, 1)])
+def test_norms_with_frozen_weights_compute_no_gradient_of_these(code: str, passes: int, kernels: int) -> None:
+    """The norm before an MLP, with and without its adapters' own work: they are on attention."""
+    tasks = {"full": job(task="full"), "lora": job(task="lora", lora=LoraSpec(rank=8, targets=("q",)))}
+    trained, frozen = (
+        lowered("dense_mlp", context(kernels=BYTES, model=llama(), job=task, stack=stack(norm=code)))
+        for task in tasks.values()
+    )
+    back, ahead = Phase.INPUT_GRADIENT, Phase.FORWARD
+    assert trained.kernel_s[back, 0] - frozen.kernel_s[back, 0] == pytest.approx(passes * ROWS)
+    assert trained.launches[back, 0] - frozen.launches[back, 0] == kernels
+    assert trained.kernel_s[ahead, 0] == frozen.kernel_s[ahead, 0]
+
+
 PEFT = {"framework": "huggingface", "adapters": "module"}
 
 
