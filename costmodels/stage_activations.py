@@ -143,13 +143,15 @@ def held_activations(units: ActivationUnits, layers: StageLayers, in_flight: Flo
 def _gradients_wait(plans: PlanBatch, context: CostContext) -> BoolArray | None:
     """(N,) whether gradients of recomputed layers' inputs are kept to the end of the backward pass; None for nowhere.
 
-    FSDP1 hooks onto the inputs of a layer whose parameters are frozen, to know when to reshard it. The hooks hold those
-    tensors, and with them their gradients, until the backward pass is over. Under reentrant autograd a recomputed layer
-    runs on copies of its inputs that are leaves, which gather their gradients; otherwise no gradient stays with them.
+    FSDP1 hooks onto the inputs of a layer whose parameters are frozen, to know when to reshard it. The hooks hold what
+    accumulates their gradients, and so these, until they are removed, when the backward pass is over. Under reentrant
+    autograd a recomputed layer runs on copies of its inputs that are leaves, which gather their gradients; otherwise no
+    gradient stays with them.
 
     Source:
         pytorch/pytorch, torch/distributed/fsdp/_runtime_utils.py: _register_post_backward_reshard_only_hook, and
-        _finalize_params, which removes the hooks; torch/utils/checkpoint.py: CheckpointFunction.backward.
+        _finalize_params, which removes the hooks; torch/autograd/graph.py: register_multi_grad_hook, whose hooks refer
+        to all accumulators; torch/utils/checkpoint.py: CheckpointFunction.backward.
     """
     if not (context.stack.keeps_input_gradients and context.job.trains_adapters_only):
         return None
