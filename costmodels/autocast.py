@@ -69,9 +69,12 @@ def sharding_stack(stack: StackSpec, *, weights: bool = False) -> StackSpec:
         prepare_peft_model: with 4-bit weights under FSDP or ZeRO-3 (``is_sharded_qlora``) nobody calls
         ``prepare_model_for_kbit_training``, whose fp32 tensors do not flatten with 16-bit ones.
     """
-    framework = "fsdp" if weights and stack.framework == "huggingface" else stack.framework
-    casts = stack.casts_unquantised and not weights
-    return replace(stack, framework=framework, autocast_weights=False, casts_unquantised=casts)
+    return replace(
+        stack,
+        shards_master_weights=stack.shards_master_weights or (weights and stack.framework == "huggingface"),
+        autocast_weights=False,
+        casts_unquantised=stack.casts_unquantised and not weights,
+    )
 
 
 def run_apart(job: TrainingJob, stack: StackSpec, zero_stage: IntArray) -> list[tuple[BoolArray, StackSpec]]:
@@ -80,7 +83,7 @@ def run_apart(job: TrainingJob, stack: StackSpec, zero_stage: IntArray) -> list[
     apart = []
     if stack.autocast_weights and sharded.any():
         apart.append((sharded, sharding_stack(stack)))
-    copied = stack.framework == "huggingface" and job.master_dtype != "none"
+    copied = stack.framework == "huggingface" and not stack.shards_master_weights and job.master_dtype != "none"
     unlike = stack.casts_unquantised if job.task == "qlora" else copied
     if unlike and weights.any():
         apart.append((weights, sharding_stack(stack, weights=True)))

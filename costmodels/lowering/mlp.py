@@ -134,9 +134,7 @@ def _copies(shape: RankShape, context: CostContext, moe: MoESpec) -> FloatArray:
     experts, groups = np.full(len(shape), float(moe.num_experts)), receivers.astype(float)
     if context.stack.consecutive_experts:
         return groups_of_neighbours(each, experts, groups)
-    return groups_hit(
-        each, experts, groups, router_groups=moe.router_groups, groups_per_token=moe.groups_per_token
-    )
+    return groups_hit(each, experts, groups, router_groups=moe.router_groups, groups_per_token=moe.groups_per_token)
 
 
 def _dispatch_traffic(calls: CallList, shape: RankShape, sent_bytes: FloatArray) -> None:
