@@ -65,25 +65,6 @@ def test_attention_is_of_the_library_the_stack_runs_or_of_who_is_asked_for() -> 
     assert set(calls.implementation[np.isin(calls.op, ATTENTION)].tolist()) == {other}
 
 
-@pytest.mark.parametrize(
-    ("architecture", "named", "wanted"),
-    [
-        ("hopper", "", Library.FLASH_2),
-        ("hopper", "cudnn", Library.CUDNN),
-        ("hopper", "flash_3", Library.CUDNN),
-        ("ampere", "cudnn", Library.FLASH_2),
-    ],
-)
-def test_a_job_names_the_library_of_its_attention_where_that_tells(
-    architecture: str, named: str, wanted: Library
-) -> None:
-    where = context(job=job(attention_library=named), stack=stack(attention_library="flash_2"))
-    machine = replace(where.cluster.node, device=replace(where.cluster.node.device, architecture=architecture))
-    where = replace(where, cluster=replace(where.cluster, node=machine))
-    calls = seen("attention", ExecutionPlan(), where)
-    assert calls.implementation[np.isin(calls.op, ATTENTION)].tolist() == [code_of(Engine.PYTORCH, wanted)] * 2
-
-
 # Weights that multiply each token in one block, and the models they belong to.
 _MLA = H * 384 + 384 * 16 * 96 + H * (256 + 32) + 256 * 16 * 128 + 16 * 64 * H
 LINEAR = [
