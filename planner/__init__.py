@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from planner.decisions.api import portfolio as portfolio
     from planner.decisions.api import sensitivity as sensitivity
     from planner.documents import to_document as to_document
+    from planner.exporters.api import export as export
+    from planner.exporters.api import export_saved as export_saved
     from planner.kernel_prices import price_mlir as price_mlir
     from planner.request import Options as Options
     from planner.results import PlanResult as PlanResult
@@ -40,6 +42,8 @@ _HOMES = {
     "SpecError": "profiles.errors",
     "TrainingJob": "costmodels.workload",
     "estimate": "planner.api",
+    "export": "planner.exporters.api",
+    "export_saved": "planner.exporters.api",
     "observe": "planner.decisions.api",
     "plan": "planner.api",
     "portfolio": "planner.decisions.api",

@@ -11,6 +11,7 @@ _WRITERS = {
     "PortfolioResult": ("planner.decisions.document", "portfolio_document"),
     "SensitivityResult": ("planner.decisions.document", "sensitivity_document"),
     "ObserveResult": ("planner.decisions.document", "observe_document"),
+    "ExportResult": ("planner.exporters.document", "export_document"),
 }
 
 
@@ -18,8 +19,8 @@ def to_document(result: Any) -> dict[str, Any]:
     """A result as plain data, ready for JSON: what ``--json`` prints and the service answers.
 
     Args:
-        result: What ``planner.plan``, ``estimate``, ``search``, ``plan_dataflow``, ``portfolio``, ``sensitivity`` or
-            ``observe`` returned.
+        result: What ``planner.plan``, ``estimate``, ``search``, ``plan_dataflow``, ``portfolio``, ``sensitivity``,
+            ``observe`` or ``export`` returned.
 
     Raises:
         TypeError: If it is something else.

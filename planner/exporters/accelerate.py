@@ -1,0 +1,142 @@
+"""Accelerate: a YAML file for FSDP2, or DDP, and ``accelerate launch`` with the Hugging Face Trainer's arguments.
+
+Target: accelerate 1.15 (``accelerate/commands/launch.py``, ``utils/dataclasses.py``, ``parallelism_config.py``) and
+transformers 5. The tests feed Accelerate's own reader where it is installed.
+"""
+
+from typing import Any
+
+import yaml
+
+from costmodels.plan import ContextKind, ExecutionPlan, Recompute
+from planner.exporters.exported import (
+    Exported,
+    Gap,
+    Target,
+    always_overlaps,
+    check_stack,
+    comment,
+    finished,
+    gaps,
+    header,
+    on_every_node,
+    sharding,
+)
+from planner.exporters.trainer import script_notes, trainer_arguments, trainer_gaps
+from planner.results import Request
+
+TARGET = Target(name="accelerate", title="Accelerate 1.15 (FSDP2)", stacks=("fsdp", "fsdp-eager", "hf-trainer"))
+CONFIG = "accelerate.yaml"
+_MIXED = {"bf16": "bf16", "fp16": "fp16", "fp32": "no", "tf32": "no"}
+_CONTEXT = {ContextKind.RING: "alltoall", ContextKind.ALL_GATHER: "allgather"}
+
+
+def export(plan: ExecutionPlan, request: Request) -> Exported:
+    """The file and the launch of a script that uses the Trainer.
+
+    Args:
+        plan: The plan.
+        request: Model, job, the devices that the plan uses, and the stack it was priced for.
+
+    Raises:
+        SpecError: If the plan was made for other software.
+    """
+    check_stack(request, TARGET)
+    cluster = request.cluster
+    text = yaml.safe_dump(_configuration(plan, request), sort_keys=False)
+    line = [["accelerate", "launch", "--config_file", CONFIG]]
+    if cluster.num_nodes > 1:
+        line.append(["--machine_rank", '"${NODE_RANK}"', "--main_process_ip", '"${MASTER_ADDR}"'])
+        line.append(["--main_process_port", '"${MASTER_PORT:-29500}"'])
+    checkpoints = plan.recompute == Recompute.FULL and plan.zero_stage == 0
+    return finished(
+        TARGET,
+        plan,
+        request,
+        command=[
+            *line,
+            ["train.py"],
+            *trainer_arguments(plan, request),
+            *([["--gradient_checkpointing", "true"]] if checkpoints else []),
+        ],
+        files={CONFIG: "\n".join([*comment(header(TARGET, plan, request)), text])},
+        gaps=(*_gaps(plan, request), *_job_gaps(request), *trainer_gaps(request)),
+        left_to_you=(*script_notes(request), *on_every_node(cluster)),
+    )
+
+
+def _configuration(plan: ExecutionPlan, request: Request) -> dict[str, Any]:
+    cluster = request.cluster
+    alone = cluster.num_devices == 1
+    found: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "FSDP" if plan.zero_stage else "NO" if alone else "MULTI_GPU",
+        "mixed_precision": _MIXED.get(request.job.precision, "no"),
+        "num_machines": cluster.num_nodes,
+        "num_processes": cluster.num_devices,
+    }
+    if request.stack.name == "fsdp":  # whose layers are compiled
+        found["dynamo_config"] = {"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": True}
+    if plan.zero_stage:
+        found["fsdp_config"] = _fsdp(plan)
+        found["parallelism_config"] = _parallelism(plan)
+    return found
+
+
+def _fsdp(plan: ExecutionPlan) -> dict[str, Any]:
+    """FSDP2; which modules it wraps, the model says (``_no_split_modules``)."""
+    found = {
+        "fsdp_version": 2,
+        "fsdp_reshard_after_forward": plan.zero_stage == 3,
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_offload_params": plan.offload_optimizer or plan.offload_parameters,
+        "fsdp_activation_checkpointing": plan.recompute == Recompute.FULL,
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+    }
+    return found | ({"fsdp_activation_checkpointing_offload": True} if plan.offload_activations else {})
+
+
+def _parallelism(plan: ExecutionPlan) -> dict[str, Any]:
+    replicas, shard = sharding(plan)
+    sizes = {
+        "dp_replicate_size": replicas,
+        "dp_shard_size": shard,
+        "tp_size": plan.tensor_parallel,
+        "cp_size": plan.context_parallel,
+    }
+    found: dict[str, Any] = {f"parallelism_config_{name}": size for name, size in sizes.items()}
+    if plan.context_parallel > 1 and plan.context_kind in _CONTEXT:
+        found["parallelism_config_cp_comm_strategy"] = _CONTEXT[plan.context_kind]
+    return found
+
+
+def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
+    c, whole = plan.context_parallel, plan.recompute in (Recompute.NONE, Recompute.FULL)
+    replicas, shard = sharding(plan)
+    hybrid = plan.tensor_parallel * c > 1 and replicas > 1 and shard == 1
+    half = plan.zero_stage > 0 and plan.offload_optimizer != plan.offload_parameters
+    kept = plan.offload_activations and plan.zero_stage == 0
+    splits = plan.tensor_parallel_overlap and plan.tensor_parallel > 1
+    return gaps(
+        (plan.pipeline_parallel > 1, "plan.pipeline_parallel", "there are no pipeline stages", "pp 1"),
+        (plan.expert_parallel > 1, "plan.expert_parallel", "there is no expert parallelism", "ep 1"),
+        (plan.zero_stage == 1, "plan.zero_stage", "FSDP2 shards gradients too", "zero 2 or 3, or --format deepspeed"),
+        (bool(plan.zero_shard_degree % c), "plan.zero_shard_degree", f"shards span whole groups of cp {c}", "hsdp 0"),
+        (hybrid, "plan.zero_shard_degree", "tp and cp need shards over data-parallel ranks", "hsdp 0"),
+        (half, "plan.offload_parameters", "weights and optimizer are on the host, or neither", "both on, or both off"),
+        (not whole, "plan.recompute", "every layer is recomputed or none", "recompute none or full"),
+        (kept, "plan.offload_activations", "checkpoints go to the host with FSDP2 alone", "zero 3"),
+        (splits, "plan.tensor_parallel_overlap", "tensor-parallel traffic is not split", "--format torchtitan"),
+        (not always_overlaps(plan), "plan.overlap_grad_reduce", "transfers of FSDP2 and DDP overlap", "overlap on"),
+    )
+
+
+def _job_gaps(request: Request) -> tuple[Gap, ...]:
+    job = request.job
+    state = job.state_dtype != "fp32" and job.optimizer == "adamw"
+    return gaps(
+        (job.precision not in _MIXED, "job.precision", f"needs code of one's own for {job.precision}", "bf16"),
+        (job.gradient_dtype not in ("", "fp32"), "job.gradient_dtype", f"is not {job.gradient_dtype}", "leave it out"),
+        (job.master_dtype != "fp32", "job.master_dtype", "weights are loaded in fp32 and cast", "fp32"),
+        (state, "job.state_dtype", "moments have the format of the weights", "fp32, or optimizer adamw8bit"),
+    )

@@ -1,0 +1,147 @@
+"""The public calls: a plan as the files and the launch line of a training framework.
+
+``export`` takes the plan that ``planner.estimate`` would explain for the same question, ``export_saved`` one of an
+answer that was saved. Neither drops what the target cannot express: it is an error unless the caller allows it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+from costmodels.plan import ExecutionPlan
+from planner.api import estimate
+from planner.exporters.exported import Exported
+from planner.exporters.saved import saved_plan
+from planner.request import ClusterInput, JobInput, ModelInput, Options, part_of
+from planner.results import Infeasible, Request
+from profiles.errors import SpecError, did_you_mean
+
+_MODULES = {
+    "megatron-lm": "megatron_lm",
+    "deepspeed": "deepspeed",
+    "torchtitan": "torchtitan",
+    "accelerate": "accelerate",
+}
+FORMATS = tuple(_MODULES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """The answer.
+
+    Attributes:
+        format: Name of the target.
+        request: The question as understood, with the devices that the plan uses.
+        plan: The plan; None when none is legal.
+        exported: The files and the rest; None when there is no plan.
+        fits: Whether the plan fits.
+        infeasible: What stands in the way; None when the plan fits, or came from a saved answer.
+    """
+
+    format: str
+    request: Request
+    plan: ExecutionPlan | None
+    exported: Exported | None
+    fits: bool
+    infeasible: Infeasible | None = None
+
+
+def export(
+    model: ModelInput,
+    cluster: ClusterInput,
+    job: JobInput = None,
+    *,
+    format: str,
+    plan: ExecutionPlan | Mapping[str, Any] | None = None,
+    allow_partial: bool = False,
+    options: Options | None = None,
+    **settings: Any,
+) -> ExportResult:
+    """The plan that ``planner.estimate`` explains, as files and a launch line.
+
+    Args:
+        model: As for ``planner.plan``.
+        cluster: As for ``planner.plan``.
+        job: As for ``planner.plan``.
+        format: The target, one of ``FORMATS``.
+        plan: As for ``planner.estimate``.
+        allow_partial: Leave out what the target cannot express, and list it, instead of refusing.
+        options: As for ``planner.plan``; the framework is one that the target belongs to.
+        **settings: Fields of ``Options``.
+
+    Returns:
+        The export; ``infeasible`` is set when the plan does not fit.
+
+    Raises:
+        SpecError: If the question is wrong, the plan is for other software, or the target cannot express it.
+
+    Example:
+        >>> import planner
+        >>> result = planner.export("llama-2-13b", "8xA100-80GB", format="megatron-lm", plan={"tp": 2})
+        >>> "--tensor-model-parallel-size 2" in result.exported.launch
+        True
+    """
+    _check_format(format)
+    result = estimate(model, cluster, job, plan=plan, options=options, **settings)
+    best = result.best
+    if best is None:
+        request, infeasible = result.request, result.infeasible
+        return ExportResult(format=format, request=request, plan=None, exported=None, fits=False, infeasible=infeasible)
+    request = _used(result.request, best.num_devices)
+    return ExportResult(
+        format=format,
+        request=request,
+        plan=best.plan,
+        exported=_exported(best.plan, request, format=format, allow_partial=allow_partial),
+        fits=best.fits,
+        infeasible=result.infeasible,
+    )
+
+
+def export_saved(
+    document: Mapping[str, Any], *, format: str, rank: int = 1, allow_partial: bool = False
+) -> ExportResult:
+    """A plan of an answer that was saved, as files and a launch line; nothing is priced anew.
+
+    Args:
+        document: What ``planner plan --json`` or ``planner estimate --json`` printed.
+        format: As for ``export``.
+        rank: Which plan of it, from 1.
+        allow_partial: As for ``export``.
+
+    Raises:
+        SpecError: If the document is none, or as for ``export``.
+    """
+    _check_format(format)
+    saved = saved_plan(document, rank)
+    request = _used(saved.request, saved.plan.num_devices)
+    exported = _exported(saved.plan, request, format=format, allow_partial=allow_partial)
+    return ExportResult(format=format, request=request, plan=saved.plan, exported=exported, fits=saved.fits)
+
+
+def _check_format(format: str) -> None:
+    if not isinstance(format, str) or format not in FORMATS:
+        raise SpecError("format", f"unknown name {str(format)[:40]!r}", did_you_mean(str(format), FORMATS))
+
+
+def _used(request: Request, num_devices: int) -> Request:
+    """The request on that part of the cluster that a plan uses."""
+    if num_devices == request.cluster.num_devices:
+        return request
+    return replace(request, cluster=part_of(request.cluster, num_devices))
+
+
+def _exported(plan: ExecutionPlan, request: Request, *, format: str, allow_partial: bool) -> Exported:
+    """The export.
+
+    Raises:
+        SpecError: For the first setting that the target cannot express, naming the others.
+    """
+    exported: Exported = import_module(f"planner.exporters.{_MODULES[format]}").export(plan, request)
+    if exported.unsupported and not allow_partial:
+        first, *others = exported.unsupported
+        also = f"; nor {', '.join(gap.field for gap in others)}" if others else ""
+        problem = f"{exported.target.title} cannot express it: {first.problem}{also}"
+        raise SpecError(first.field, problem, "; or ".join(filter(None, (first.hint, "allow_partial"))))
+    return exported

@@ -1,0 +1,171 @@
+"""DeepSpeed: its JSON configuration, for a script of one's own or for the Hugging Face Trainer.
+
+Target: DeepSpeed 0.19 (``deepspeed/runtime/config.py``, ``zero/config.py``) and, for the Trainer, transformers 5. The
+tests feed DeepSpeed's own reader where it is installed. Stages and experts are said in a script, not there.
+"""
+
+import json
+from typing import Any
+
+from costmodels.plan import ContextKind, ExecutionPlan, Recompute
+from planner.exporters.exported import (
+    Exported,
+    Gap,
+    Target,
+    check_stack,
+    finished,
+    gaps,
+    on_every_node,
+    torchrun,
+)
+from planner.exporters.trainer import script_notes, trainer_arguments, trainer_gaps
+from planner.results import Request
+from planner.rules.base import HUGGINGFACE
+
+TARGET = Target(name="deepspeed", title="DeepSpeed 0.19", stacks=("deepspeed", "hf-trainer"))
+CONFIG = "ds_config.json"
+_FORMATS = ("fp32", "fp16", "bf16")
+_OWN_OPTIMIZERS = {"adamw": "AdamW"}  # others come from the script
+
+
+def export(plan: ExecutionPlan, request: Request) -> Exported:
+    """The configuration and the launch of a script that reads it.
+
+    Args:
+        plan: The plan.
+        request: Model, job, the devices that the plan uses, and the stack it was priced for.
+
+    Raises:
+        SpecError: If the plan was made for other software.
+    """
+    check_stack(request, TARGET)
+    trainer = request.stack.framework == HUGGINGFACE
+    configuration = _configuration(plan, request, trainer=trainer)
+    if trainer:
+        command = [*torchrun(request.cluster), ["train.py"]]
+        command += [["--deepspeed", CONFIG], *trainer_arguments(plan, request)]
+        command += [["--gradient_checkpointing", "true"]] if plan.recompute == Recompute.FULL else []
+        starts = on_every_node(request.cluster)
+    else:
+        command, starts = _launcher(request), _hosts(request)
+    return finished(
+        TARGET,
+        plan,
+        request,
+        command=command,
+        files={CONFIG: json.dumps(configuration, indent=2) + "\n"},
+        gaps=(*_gaps(plan, request), *(trainer_gaps(request) if trainer else ())),
+        left_to_you=(*script_notes(request), *(() if trainer else _in_script(plan, request)), *starts),
+    )
+
+
+def _launcher(request: Request) -> list[list[str]]:
+    nodes, devices = request.cluster.num_nodes, request.cluster.node.devices_per_node
+    hosts = [["--hostfile", "hostfile"]] if nodes > 1 else []
+    sizes = ["--num_nodes", str(nodes), "--num_gpus", str(devices)]
+    return [["deepspeed", *sizes], *hosts, ["train.py"], ["--deepspeed", "--deepspeed_config", CONFIG]]
+
+
+def _hosts(request: Request) -> tuple[str, ...]:
+    words = f"hostfile names the {request.cluster.num_nodes} nodes, a line each: NAME slots="
+    return (f"{words}{request.cluster.node.devices_per_node}",) if request.cluster.num_nodes > 1 else ()
+
+
+def _configuration(plan: ExecutionPlan, request: Request, *, trainer: bool) -> dict[str, Any]:
+    job = request.job
+    found: dict[str, Any] = {
+        "train_batch_size": job.global_batch_size,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.num_microbatches,
+        "zero_optimization": _zero(plan),
+    }
+    if _weights(request) != "fp32":
+        found[_weights(request)] = _sixteen_bits(request)
+        if job.gradient_dtype:
+            found["data_types"] = {"grad_accum_dtype": job.gradient_dtype}
+    if job.optimizer in _OWN_OPTIMIZERS and (plan.offload_optimizer or not trainer):
+        settings = dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto")
+        found["optimizer"] = {"type": _OWN_OPTIMIZERS[job.optimizer], **({"params": settings} if trainer else {})}
+    elif plan.zero_stage:
+        found["zero_allow_untested_optimizer"] = True
+    if plan.tensor_parallel > 1:
+        found["tensor_parallel"] = {"autotp_size": plan.tensor_parallel}
+    if plan.context_parallel > 1:
+        found["sequence_parallel_size"] = plan.context_parallel
+    if plan.offload_activations and not trainer:
+        found["activation_checkpointing"] = {"cpu_checkpointing": True}
+    return found
+
+
+def _zero(plan: ExecutionPlan) -> dict[str, Any]:
+    """ZeRO's section; overlap only means gradients at stages 1 and 2, and gathers ahead at stage 3."""
+    found: dict[str, Any] = {"stage": plan.zero_stage, "overlap_comm": plan.overlap_grad_reduce}
+    if plan.zero_stage == 3 and not plan.overlap_param_gather:
+        found["stage3_prefetch_bucket_size"] = 0
+    if plan.offload_optimizer:
+        found["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if plan.offload_parameters:
+        found["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return found
+
+
+def _weights(request: Request) -> str:
+    """Format that weights are stored in."""
+    return "fp32" if request.job.precision == "tf32" else request.job.precision
+
+
+def _sixteen_bits(request: Request) -> dict[str, Any]:
+    job = request.job
+    found: dict[str, Any] = {"enabled": True}
+    if _weights(request) == "bf16" and job.master_dtype == "bf16":
+        found["bf16_master_weights_and_grads"] = True
+        found["bf16_optimizer_states"] = job.state_dtype == "bf16"
+    return found
+
+
+def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
+    job, weights, trainer = request.job, _weights(request), request.stack.framework == HUGGINGFACE
+    whole = plan.recompute in (Recompute.NONE, Recompute.FULL)
+    tensor = plan.tensor_parallel > 1 and plan.zero_stage == 3
+    ring = plan.context_parallel > 1 and plan.context_kind != ContextKind.ULYSSES
+    stays = trainer and plan.offload_activations
+    halved = (weights, job.master_dtype) == ("bf16", "bf16") and job.state_dtype in ("fp32", "bf16")
+    states = job.optimizer == "adamw" and not halved and (job.master_dtype, job.state_dtype) != ("fp32", "fp32")
+    half = f"master weights in {job.master_dtype} with moments in {job.state_dtype} are no option"
+    sums = job.gradient_dtype in ("", "fp32", weights)
+    return gaps(
+        (
+            plan.pipeline_parallel > 1,
+            "plan.pipeline_parallel",
+            "stages are code: deepspeed.pipe.PipelineModule",
+            "pp 1",
+        ),
+        (plan.expert_parallel > 1, "plan.expert_parallel", "experts are code: deepspeed.moe.layer.MoE", "ep 1"),
+        (tensor, "plan.zero_stage", "3 is not combined with AutoTP", "zero 2, or tp 1"),
+        (plan.sequence_parallel, "plan.sequence_parallel", "AutoTP keeps sequences whole", "sequence_parallel off"),
+        (ring, "plan.context_kind", "sequences are split by Ulysses only", "context_kind ulysses"),
+        (not whole, "plan.recompute", "Hugging Face models recompute every layer or none", "recompute none or full"),
+        (trainer and plan.zero_stage == 0, "plan.zero_stage", "0 was priced as DDP", "zero 1, or --format accelerate"),
+        (bool(plan.zero_shard_degree), "plan.zero_shard_degree", "0.19 has no shard degree (MiCS) any more", "hsdp 0"),
+        (stays, "plan.offload_activations", "the Trainer's checkpoints stay on the device", "--format accelerate"),
+        (not sums, "job.gradient_dtype", f"is not {job.gradient_dtype} with {weights} weights", "leave it out"),
+        (weights not in _FORMATS, "job.precision", f"there is no option for {weights}", "bf16"),
+        (states, "job.master_dtype" if job.master_dtype != "fp32" else "job.state_dtype", half, "both fp32, or bf16"),
+        (job.optimizer == "none", "job.optimizer", "a run has an optimizer", "adamw"),
+    )
+
+
+def _in_script(plan: ExecutionPlan, request: Request) -> tuple[str, ...]:
+    """What the user's own script does."""
+    found = ["train.py calls deepspeed.initialize, whose config is " + CONFIG]
+    if request.job.optimizer not in _OWN_OPTIMIZERS:
+        found.append(f"the optimizer: {request.job.optimizer}")
+    if plan.recompute == Recompute.FULL:
+        found.append("recomputation: model.gradient_checkpointing_enable()")
+    if plan.offload_activations:
+        found.append(
+            "checkpoints on the host: deepspeed.checkpointing.configure, then its checkpoint() for every layer"
+        )
+    if request.job.precision == "tf32":
+        found.append("TF32: torch.backends.cuda.matmul.allow_tf32 = True")
+    return tuple(found)

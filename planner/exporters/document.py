@@ -1,0 +1,67 @@
+"""An export as plain data, and the JSON Schema of that document."""
+
+from typing import Any
+
+from planner.exporters.api import FORMATS, ExportResult
+from planner.schema import infeasible_document, note_document, plan_document, request_document
+from planner.schema_types import (
+    FLAG,
+    SCHEMA_VERSION,
+    TEXT,
+    Shape,
+    closed_object,
+    estimate_shape,
+    infeasible_shape,
+    list_of,
+    map_of,
+    note_shape,
+    or_null,
+    plan_shape,
+    request_shape,
+    titled,
+)
+
+
+def export_document(result: ExportResult) -> dict[str, Any]:
+    """A result as plain data, ready for JSON."""
+    exported = result.exported
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "export",
+        "format": result.format,
+        "target": None if exported is None else exported.target.title,
+        "fits": result.fits,
+        "request": request_document(result.request),
+        "plan": None if result.plan is None else plan_document(result.plan),
+        "files": {} if exported is None else dict(sorted(exported.files.items())),
+        "environment": {} if exported is None else dict(exported.environment),
+        "launch": None if exported is None else exported.launch,
+        "unsupported": [
+            {"field": gap.field, "problem": gap.problem, "hint": gap.hint}
+            for gap in (() if exported is None else exported.unsupported)
+        ],
+        "left_to_you": [] if exported is None else list(exported.left_to_you),
+        "infeasible": None if result.infeasible is None else infeasible_document(result.infeasible),
+        "assumptions": [note_document(note) for note in result.request.assumptions],
+    }
+
+
+def export_schema() -> Shape:
+    """The schema of what ``export_document`` returns."""
+    answer = closed_object(
+        schema_version={"const": SCHEMA_VERSION},
+        kind={"const": "export"},
+        format={"enum": list(FORMATS)},
+        target=or_null(TEXT),
+        fits=FLAG,
+        request=request_shape(),
+        plan=or_null({"$ref": "#/$defs/plan"}),
+        files=map_of(TEXT),
+        environment=map_of(TEXT),
+        launch=or_null(TEXT),
+        unsupported=list_of(closed_object(field=TEXT, problem=TEXT, hint=TEXT)),
+        left_to_you=list_of(TEXT),
+        infeasible=or_null(infeasible_shape()),
+        assumptions=list_of(note_shape()),
+    )
+    return titled("planner export", answer, plan=plan_shape(), estimate=estimate_shape())

@@ -1,0 +1,179 @@
+"""What an exporter returns, and the shell script that every export holds."""
+
+import shlex
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from costmodels.plan import ExecutionPlan
+from planner.phrases import plan_label
+from planner.results import Request
+from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec
+
+SCRIPT = "train.sh"
+REST = '"$@"'  # what the user gives the script besides
+_WIDTH = 112  # columns of comments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """A setting of the plan or the job that the target cannot express.
+
+    Attributes:
+        field: Which one, dotted.
+        problem: Why not, with its value.
+        hint: The smallest change that would do.
+    """
+
+    field: str
+    problem: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A framework that plans are exported to.
+
+    Attributes:
+        name: What users call the format.
+        title: The framework with the versions whose options are written.
+        stacks: Training stacks whose plans it runs.
+    """
+
+    name: str
+    title: str
+    stacks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """A plan in the words of a framework.
+
+    Attributes:
+        target: Which framework.
+        files: File name to text; ``train.sh`` sets the environment and launches.
+        environment: Variables that every process needs.
+        launch: The command that one node runs, without the user's own arguments.
+        unsupported: What the target cannot express and the files therefore do not say.
+        left_to_you: What a plan does not know or a configuration cannot say: data, and what the script itself does.
+    """
+
+    target: Target
+    files: Mapping[str, str]
+    environment: Mapping[str, str]
+    launch: str
+    unsupported: tuple[Gap, ...]
+    left_to_you: tuple[str, ...]
+
+
+def gaps(*checks: tuple[bool, str, str, str]) -> tuple[Gap, ...]:
+    """Those of some gaps (whether there is one, field, problem, hint) that there are."""
+    return tuple(Gap(field=field, problem=problem, hint=hint) for there, field, problem, hint in checks if there)
+
+
+def check_stack(request: Request, target: Target) -> None:
+    """Refuse a plan made for other software than the target.
+
+    Raises:
+        SpecError: Naming the stacks to plan with.
+    """
+    if request.stack.name not in target.stacks:
+        problem = f"plans for {request.stack.name} are not plans for {target.title}"
+        raise SpecError("framework", problem, f"framework {' or '.join(target.stacks)}")
+
+
+def finished(
+    target: Target,
+    plan: ExecutionPlan,
+    request: Request,
+    *,
+    command: Sequence[Sequence[str]],
+    gaps: tuple[Gap, ...],
+    left_to_you: tuple[str, ...],
+    environment: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
+    defaults: Sequence[str] = (),
+) -> Exported:
+    """The export with its script.
+
+    Args:
+        target: Which framework.
+        plan: The plan.
+        request: The question it answers.
+        command: Tokens of the launch line, an option with its values per group; what the user adds goes behind all, or
+            where ``REST`` is.
+        gaps: What the target cannot express.
+        left_to_you: As in ``Exported``.
+        environment: As in ``Exported``.
+        files: Files besides the script.
+        defaults: Arguments that the script takes where the user gives none.
+    """
+    variables = dict(sorted((environment or {}).items()))
+    groups = [*command] if [REST] in command else [*command, [REST]]
+    lines = [" ".join(quoted(token) for token in group) for group in groups]
+    said = header(target, plan, request)
+    said += [f"Not said, {target.name} cannot: {gap.field}: {gap.problem}" for gap in gaps]
+    said += [f"Left to you: {words}" for words in left_to_you]
+    script = ["#!/usr/bin/env bash", *comment(said), "set -euo pipefail"]
+    script += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    if defaults:
+        script += ["if [ $# -eq 0 ]; then", f"  set -- {shlex.join(defaults)}", "fi"]
+    script.append(" \\\n  ".join(["exec " + lines[0], *lines[1:]]))
+    return Exported(
+        target=target,
+        files={**(files or {}), SCRIPT: "\n".join(script) + "\n"},
+        environment=variables,
+        launch=" ".join(line for line in lines if line != REST),
+        unsupported=gaps,
+        left_to_you=left_to_you,
+    )
+
+
+def header(target: Target, plan: ExecutionPlan, request: Request) -> list[str]:
+    """What a file is: its target, and the plan in words."""
+    model, cluster = request.model.name, request.cluster
+    return [
+        f"Written by planner export for {target.title}.",
+        f"{model} on {cluster.num_devices} x {cluster.device.name}: {plan_label(plan)}",
+    ]
+
+
+def comment(lines: Iterable[str]) -> list[str]:
+    """Sentences as comment lines; whatever breaks a line in them does not break out of the comment."""
+    wrap = textwrap.TextWrapper(width=_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return ["# " + part for line in lines for part in wrap.wrap(" ".join(line.split()))]
+
+
+def sharding(plan: ExecutionPlan) -> tuple[int, int]:
+    """Replicas, and data-parallel ranks per set of shards, where shards span these times the context-parallel ranks."""
+    spanned = plan.zero_shard_degree or plan.data_parallel * plan.context_parallel
+    shard = max(spanned // plan.context_parallel, 1) if plan.zero_stage else 1
+    return plan.data_parallel // shard, shard
+
+
+def always_overlaps(plan: ExecutionPlan) -> bool:
+    """Whether all traffic between replicas that there is runs under passes."""
+    if plan.data_parallel * plan.context_parallel == 1:
+        return True
+    return plan.overlap_grad_reduce and (plan.overlap_param_gather or plan.zero_stage == 0)
+
+
+def torchrun(cluster: ClusterSpec) -> list[list[str]]:
+    """``torchrun`` on every node; more than one take their rank and the first's address from the environment."""
+    line = [["torchrun", "--nnodes", str(cluster.num_nodes), "--nproc-per-node", str(cluster.node.devices_per_node)]]
+    if cluster.num_nodes > 1:
+        line.append(["--node-rank", '"${NODE_RANK}"', "--master-addr", '"${MASTER_ADDR}"'])
+        line.append(["--master-port", '"${MASTER_PORT:-29500}"'])
+    return line
+
+
+def on_every_node(cluster: ClusterSpec) -> tuple[str, ...]:
+    """How to start a run of several nodes."""
+    words = f"run {SCRIPT} on each of the {cluster.num_nodes} nodes, with NODE_RANK (0 to {cluster.num_nodes - 1}) and "
+    return (f"{words}MASTER_ADDR set",) if cluster.num_nodes > 1 else ()
+
+
+def quoted(token: str) -> str:
+    """A word as the shell reads it; variables in double quotes stay variables."""
+    return token if token == REST or token.startswith('"${') else shlex.quote(token)

@@ -1,0 +1,271 @@
+"""Megatron-LM: arguments of its ``pretrain_gpt.py``.
+
+Target: Megatron-LM of megatron-core 0.19, whose parser (``megatron/training/arguments.py``) the tests feed where it is
+installed. The model's shape is in ``megatron_model``.
+"""
+
+from costmodels.energy_cost import steps_in_run
+from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute
+from planner.exporters.exported import (
+    Exported,
+    Gap,
+    Target,
+    check_stack,
+    finished,
+    gaps,
+    on_every_node,
+    torchrun,
+)
+from planner.exporters.megatron_model import model_gaps, model_options
+from planner.results import Request
+from planner.rules.modules import module_names
+
+# What a stack does besides the plan. Requirements of the third: expert parallelism, and its own dispatcher's backend.
+_OF_STACK: dict[str, list[list[str]]] = {
+    "megatron-core": [],
+    "megatron-core-ep-overlap": [["--overlap-moe-expert-parallel-comm"]],
+    "megatron-core-token-drop": [["--moe-expert-capacity-factor", "1.0"], ["--moe-pad-expert-input-to-capacity"]],
+    "megatron-core-hybrid-ep": [["--moe-flex-dispatcher-backend", "hybridep"]],
+    "megatron-core-full-graphs": [
+        ["--cuda-graph-impl", "full_iteration"],
+        ["--no-check-for-nan-in-loss-and-grad"],
+    ],
+}
+TARGET = Target(name="megatron-lm", title="Megatron-LM (megatron-core 0.19)", stacks=tuple(_OF_STACK))
+_EXPERTS_ONLY = ("megatron-core-ep-overlap", "megatron-core-token-drop", "megatron-core-hybrid-ep")
+_SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
+_CONTEXT = {ContextKind.RING: "p2p", ContextKind.ALL_GATHER: "all_gather", ContextKind.ULYSSES: "a2a"}
+_PRECISION: dict[str, list[list[str]]] = {
+    "fp32": [],
+    "fp16": [["--fp16"]],
+    "bf16": [["--bf16"]],
+    "fp8": [["--bf16"], ["--fp8-format", "hybrid"], ["--fp8-recipe", "delayed"]],
+    "mxfp8": [["--bf16"], ["--fp8-format", "e4m3"], ["--fp8-recipe", "mxfp8"]],
+    "nvfp4": [["--bf16"], ["--fp4-format", "e2m1"], ["--fp4-recipe", "nvfp4"]],
+}
+_MOMENTS = ("fp32", "fp16", "bf16", "fp8")
+
+
+def export(plan: ExecutionPlan, request: Request) -> Exported:
+    """The launch of ``pretrain_gpt.py`` that runs a plan.
+
+    Args:
+        plan: The plan.
+        request: Model, job, the devices that the plan uses, and the stack it was priced for.
+
+    Raises:
+        SpecError: If the plan was made for other software.
+    """
+    check_stack(request, TARGET)
+    options = [
+        *model_options(request),
+        *_parallel(plan, request),
+        *_batch(plan, request),
+        *_sharding(plan),
+        *_formats(plan, request),
+        *_recompute(plan, request),
+        *_of_stack(request),
+    ]
+    script = [*torchrun(request.cluster), ["pretrain_gpt.py"]]
+    mock = ["--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(request.model.vocab_size)]
+    mock += ["--lr", "1e-4", *([] if request.job.train_tokens else ["--train-iters", "20"])]
+    return finished(
+        TARGET,
+        plan,
+        request,
+        command=[*script, *options],
+        environment=_environment(plan, request),
+        gaps=(*model_gaps(request), *_plan_gaps(plan, request), *_job_gaps(plan, request)),
+        left_to_you=(*_yours(request), *on_every_node(request.cluster)),
+        defaults=mock,
+    )
+
+
+def _parallel(plan: ExecutionPlan, request: Request) -> list[list[str]]:
+    """Degrees; the data-parallel one is what is left of the processes."""
+    options = [
+        ["--tensor-model-parallel-size", str(plan.tensor_parallel)],
+        ["--pipeline-model-parallel-size", str(plan.pipeline_parallel)],
+        ["--context-parallel-size", str(plan.context_parallel)],
+    ]
+    if plan.context_parallel > 1:
+        options.append(["--cp-comm-type", _CONTEXT[plan.context_kind]])
+    if request.model.moe is not None:
+        options.append(["--expert-model-parallel-size", str(plan.expert_parallel)])
+        options.append(["--expert-tensor-parallel-size", str(plan.expert_tensor_parallel)])
+    if plan.sequence_parallel:
+        options.append(["--sequence-parallel"])
+    if plan.tensor_parallel_overlap:
+        options.append(["--tp-comm-overlap"])
+    if plan.axis_order == AxisOrder.TP_CP_PP_DP:
+        options.append(["--use-tp-pp-dp-mapping"])
+    return options + _stages(plan)
+
+
+def _stages(plan: ExecutionPlan) -> list[list[str]]:
+    if plan.stage_layers:
+        stages = [f"t*{layers}" for layers in plan.stage_layers]
+        return [["--pipeline-model-parallel-layout", "E" + "|".join(stages) + "L"]]
+    options = []
+    for end, layers in (("first", plan.first_stage_layers), ("last", plan.last_stage_layers)):
+        if layers and plan.pipeline_parallel > 1:
+            options.append([f"--decoder-{end}-pipeline-num-layers", str(layers)])
+    if plan.virtual_stages > 1:
+        options.append(["--num-virtual-stages-per-pipeline-rank", str(plan.virtual_stages)])
+    return options
+
+
+def _batch(plan: ExecutionPlan, request: Request) -> list[list[str]]:
+    job = request.job
+    options = [
+        ["--micro-batch-size", str(plan.micro_batch_size)],
+        ["--global-batch-size", str(job.global_batch_size)],
+    ]
+    steps = steps_in_run(job)
+    if steps is not None:
+        options.append(["--train-samples", str(max(round(steps), 1) * job.global_batch_size)])
+    return options
+
+
+def _sharding(plan: ExecutionPlan) -> list[list[str]]:
+    """ZeRO 1 is the distributed optimizer, 2 and 3 are Megatron-FSDP."""
+    options = []
+    if plan.zero_stage:
+        options.append(["--use-distributed-optimizer"])
+    if plan.zero_stage in _SHARDING:
+        options.append(["--use-megatron-fsdp", "--data-parallel-sharding-strategy", _SHARDING[plan.zero_stage]])
+        options.append(["--ckpt-format", "fsdp_dtensor"])
+    if plan.zero_shard_degree:
+        replicas = plan.data_parallel * plan.context_parallel // plan.zero_shard_degree
+        options.append(["--num-distributed-optimizer-instances", str(replicas)])
+    if plan.overlap_grad_reduce:
+        options.append(["--overlap-grad-reduce"])
+        if plan.zero_stage and plan.overlap_param_gather:
+            options.append(["--overlap-param-gather"])
+    return options
+
+
+def _formats(plan: ExecutionPlan, request: Request) -> list[list[str]]:
+    """Number formats of products, gradients and states; the optimizer and where its states are."""
+    job, sharded = request.job, plan.zero_stage in _SHARDING
+    options = [*_PRECISION.get(job.precision, []), ["--optimizer", "sgd" if job.optimizer == "sgd" else "adam"]]
+    gradients = _gradients(request)
+    if sharded:
+        options.append(["--megatron-fsdp-main-grads-dtype", gradients])
+    elif _weights(request) == "bf16" and gradients == "bf16":
+        options.append(["--grad-reduce-in-bf16"])
+    elif _weights(request) == "fp16" and gradients == "fp32":
+        options.append(["--accumulate-allreduce-grads-in-fp32"])
+    if sharded and job.master_dtype in ("bf16", "fp16"):
+        options.append(["--megatron-fsdp-main-params-dtype", job.master_dtype])
+    if _precision_aware(plan, request):
+        options.append(["--use-precision-aware-optimizer"])
+        if not sharded and job.master_dtype == "fp16":
+            options.append(["--main-params-dtype", "fp16"])
+        if job.state_dtype in _MOMENTS:
+            options.append(["--exp-avg-dtype", job.state_dtype, "--exp-avg-sq-dtype", job.state_dtype])
+    if plan.offload_optimizer:
+        options.append(["--optimizer-cpu-offload", "--optimizer-offload-fraction", "1.0"])
+    if job.fuses_loss:
+        options.append(["--cross-entropy-loss-fusion", "--cross-entropy-fusion-impl", "native"])
+    return options
+
+
+def _recompute(plan: ExecutionPlan, request: Request) -> list[list[str]]:
+    """Recomputation, and activations on the host; ``block`` counts the layers of every virtual stage."""
+    if plan.offload_activations:
+        return [["--cpu-offloading-num-layers", str(request.model.num_layers - 1)]]
+    if plan.recompute == Recompute.SELECTIVE:
+        modules = module_names(plan.recompute_modules)
+        return [["--recompute-granularity", "selective"], ["--recompute-modules", *modules]]
+    if plan.recompute == Recompute.NONE:
+        return []
+    block = plan.recompute == Recompute.BLOCK
+    layers = -(-plan.recompute_layers // plan.virtual_stages) if block else 1
+    method = ["--recompute-method", "block" if block else "uniform", "--recompute-num-layers", str(layers)]
+    return [["--recompute-granularity", "full"], method]
+
+
+def _of_stack(request: Request) -> list[list[str]]:
+    stack = request.stack.name
+    return [] if stack in _EXPERTS_ONLY and request.model.moe is None else _OF_STACK[stack]
+
+
+def _environment(plan: ExecutionPlan, request: Request) -> dict[str, str]:
+    """One queue to the device keeps transfers in the order of kernels, which older devices need; FSDP needs several."""
+    if plan.zero_stage in _SHARDING:
+        return {"CUDA_DEVICE_MAX_CONNECTIONS": "8"}
+    ordered = plan.tensor_parallel > 1 or plan.context_parallel > 1
+    newer = request.cluster.device.architecture.startswith("blackwell")
+    return {"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if ordered and not newer else {}
+
+
+def _weights(request: Request) -> str:
+    """Format that weights are stored in."""
+    return request.job.precision if request.job.precision in ("fp32", "fp16") else "bf16"
+
+
+def _gradients(request: Request) -> str:
+    """Format that gradients accumulate in."""
+    return request.job.gradient_dtype or request.stack.gradient_format(request.job.precision)
+
+
+def _precision_aware(plan: ExecutionPlan, request: Request) -> bool:
+    job = request.job
+    halved = job.master_dtype == "fp16" and plan.zero_stage not in _SHARDING
+    return plan.offload_optimizer or halved or job.state_dtype != "fp32"
+
+
+def _plan_gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
+    stack, v = request.stack.name, plan.virtual_stages
+    by_hand = bool(plan.stage_layers) and v > 1
+    block = plan.recompute == Recompute.BLOCK and plan.recompute_layers % v > 0
+    unlike = plan.overlap_param_gather and not plan.overlap_grad_reduce and plan.zero_stage > 0
+    overlaps = stack == "megatron-core-ep-overlap" and request.model.moe is not None
+    hybrid = stack == "megatron-core-hybrid-ep" and request.model.moe is not None
+    alone = plan.expert_parallel == 1 and (overlaps or hybrid)
+    late = overlaps and plan.pipeline_parallel > 1 and v == 1
+    repeats = overlaps and plan.recompute in (Recompute.FULL, Recompute.BLOCK)
+    most = f"at most {request.model.num_layers - 1} of {request.model.num_layers} layers have theirs on the host"
+    return gaps(
+        (by_hand, "plan.stage_layers", f"say nothing of the {v} virtual stages of a rank", "vpp 1, or an even split"),
+        (block, "plan.recompute_layers", "block counts the layers of each virtual stage", f"block in multiples of {v}"),
+        (plan.offload_activations, "plan.offload_activations", most, "offload_activations off"),
+        (unlike, "plan.overlap_param_gather", "needs overlap_grad_reduce", "both on, or both off"),
+        (alone, "plan.expert_parallel", f"{stack} needs more than 1", "ep 2"),
+        (late, "plan.virtual_stages", f"{stack} needs virtual stages with pp > 1", "vpp 2, or pp 1"),
+        (repeats, "plan.recompute", f"{stack} repeats no whole layers", "recompute none or selective"),
+    )
+
+
+def _job_gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
+    job, sharded = request.job, plan.zero_stage in _SHARDING
+    gradients, weights = _gradients(request), _weights(request)
+    masters = ("fp32", "fp16", "bf16") if sharded else ("fp32", "fp16")
+    sums = {"fp32": ("fp32",), "fp16": ("fp32", "fp16"), "bf16": ("fp32", "bf16")}[weights]
+    needs = _precision_aware(plan, request) and (plan.zero_stage == 0 or job.optimizer == "sgd")
+    states = "job.state_dtype" if job.state_dtype != "fp32" else "job.master_dtype"
+    aware = "plan.offload_optimizer" if plan.offload_optimizer else states
+    unsaid = "is no argument of pretrain_gpt.py"
+    return gaps(
+        (job.trains_adapters_only, "job.task", "pretrain_gpt.py trains all weights", "task pretrain or full"),
+        (job.precision not in _PRECISION, "job.precision", f"there is no option for {job.precision}", "fp32 or bf16"),
+        (job.optimizer not in ("adamw", "sgd"), "job.optimizer", f"there is no {job.optimizer}", "adamw or sgd"),
+        (gradients not in sums, "job.gradient_dtype", f"is not {gradients} with {weights} weights", " or ".join(sums)),
+        (job.master_dtype not in masters, "job.master_dtype", f"is not {job.master_dtype}", " or ".join(masters)),
+        (job.state_dtype not in _MOMENTS, "job.state_dtype", f"is not {job.state_dtype}", " or ".join(_MOMENTS)),
+        (needs, aware, "needs the distributed optimizer with Adam", "zero 1 and adamw"),
+        (job.linear_cross_entropy, "job.linear_cross_entropy", "the output layer runs apart", "fused_cross_entropy"),
+        (job.fp8_activation, "job.fp8_activation", unsaid, "leave it out"),
+        (job.fp8_attention, "job.fp8_attention", unsaid, "leave it out"),
+    )
+
+
+def _yours(request: Request) -> tuple[str, ...]:
+    steps = "" if request.job.train_tokens else "the length of the run, "
+    words = f"data, tokenizer ({request.model.vocab_size} words), {steps}learning rate and checkpoints are arguments of"
+    found = [f"{words} train.sh; without any it tries the plan on mock data"]
+    found.append("what does not change the cost: the base of rotary embeddings, epsilon of norms, the router's scores")
+    if request.job.task == "full":
+        found.append("the weights to start from: --load DIR --finetune")
+    return tuple(found)

@@ -1,0 +1,99 @@
+"""The shape of a model in Megatron-LM's arguments, and what of a shape ``pretrain_gpt.py`` cannot say."""
+
+from itertools import groupby
+
+from planner.exporters.exported import Gap, gaps
+from planner.results import Request
+from profiles.model import ModelSpec
+
+
+def model_options(request: Request) -> list[list[str]]:
+    """Options, each with its values."""
+    model, job = request.model, request.job
+    longest = model.learned_positions or max(model.max_sequence_length, job.sequence_length)
+    options = [
+        ["--num-layers", str(model.num_layers)],
+        ["--hidden-size", str(model.hidden_size)],
+        ["--ffn-hidden-size", str(model.ffn_hidden_size)],
+        ["--num-attention-heads", str(model.num_attention_heads)],
+        ["--seq-length", str(job.sequence_length)],
+        ["--max-position-embeddings", str(longest)],
+        ["--position-embedding-type", "learned_absolute" if model.learned_positions else "rope"],
+        ["--normalization", "RMSNorm" if model.rms_norm else "LayerNorm"],
+        ["--attention-backend", "unfused" if job.attention == "unfused" else "auto"],
+    ]
+    dropout = "0.1" if job.dropout else "0"
+    options.append(["--attention-dropout", dropout, "--hidden-dropout", dropout])
+    flags = {
+        "--swiglu": model.gated_mlp,
+        "--untie-embeddings-and-output-weights": not model.tie_word_embeddings,
+        "--disable-bias-linear": not model.mlp_bias,
+        "--add-qkv-bias": model.qkv_bias and not model.mlp_bias,
+        "--qk-layernorm": model.qk_norm,
+    }
+    options += [[name] for name, on in flags.items() if on]
+    if model.attention_sinks:
+        options.append(["--softmax-type", "learnable"])
+    if model.windowed_layers == model.num_layers and model.sliding_window:
+        options.append(["--window-size", f"{model.sliding_window - 1},0"])
+    return options + _attention(model) + _experts(request)
+
+
+def _attention(model: ModelSpec) -> list[list[str]]:
+    latent = model.latent_attention
+    if latent is None:
+        options = [["--kv-channels", str(model.head_dim)]]
+        if model.num_key_value_heads != model.num_attention_heads:
+            options.append(["--group-query-attention", "--num-query-groups", str(model.num_key_value_heads)])
+        return options
+    return [
+        ["--multi-latent-attention"],
+        *([["--q-lora-rank", str(latent.q_lora_rank)]] if latent.q_lora_rank else []),
+        ["--kv-lora-rank", str(latent.kv_lora_rank)],
+        ["--qk-head-dim", str(latent.qk_nope_head_dim)],
+        ["--qk-pos-emb-head-dim", str(latent.qk_rope_head_dim)],
+        ["--v-head-dim", str(latent.v_head_dim)],
+    ]
+
+
+def _experts(request: Request) -> list[list[str]]:
+    model, moe = request.model, request.model.moe
+    if moe is None:
+        return []
+    dispatcher = "flex" if request.stack.sends_tokens_once else "alltoall"
+    options = [
+        ["--num-experts", str(moe.num_experts)],
+        ["--moe-router-topk", str(moe.experts_per_token)],
+        ["--moe-ffn-hidden-size", str(moe.ffn_hidden_size)],
+        ["--moe-token-dispatcher-type", dispatcher],
+    ]
+    if model.num_moe_layers < model.num_layers:
+        runs = [f"[{int(sparse)}]*{len(list(layers))}" for sparse, layers in groupby(model.layer_is_moe)]
+        options.append(["--moe-layer-freq", "(" + "+".join(runs) + ")"])
+    if moe.shared_ffn_hidden_size:
+        options.append(["--moe-shared-expert-intermediate-size", str(moe.shared_ffn_hidden_size)])
+        if moe.shared_expert_gate:
+            options.append(["--moe-shared-expert-gate"])
+    if request.stack.grouped_experts:
+        options.append(["--moe-grouped-gemm"])
+    return options
+
+
+def model_gaps(request: Request) -> tuple[Gap, ...]:
+    """What ``pretrain_gpt.py`` cannot build."""
+    model = request.model
+    some = bool(model.sliding_window) and 0 < model.windowed_layers < model.num_layers
+    biases = (model.qkv_bias, model.attention_out_bias, model.mlp_bias)
+    plain = biases in ((True, True, True), (True, False, False), (False, False, False))
+    return gaps(
+        (not plain, "model.attention_out_bias", "all linear layers have biases, those of q, k and v, or none", ""),
+        (not model.rms_norm and not model.norm_bias, "model.norm_bias", "a LayerNorm has a bias", ""),
+        (model.norms_per_layer != 2, "model.norms_per_layer", f"a layer has 2 norms; got {model.norms_per_layer}", ""),
+        (model.qk_norm_all_heads, "model.qk_norm_all_heads", "norms of queries and keys span one head", ""),
+        (model.parallel_residual, "model.parallel_residual", "the MLP follows attention", ""),
+        (model.head_bias, "model.head_bias", "the output layer has no bias", ""),
+        (model.value_head, "model.value_head", "the output layer gives words", ""),
+        (model.embedding_norm, "model.embedding_norm", "no norm follows the embedding", ""),
+        (bool(model.embedding_dim), "model.embedding_dim", "the embedding is as wide as the layers", ""),
+        (some, "model.windowed_layers", f"which {model.windowed_layers} layers have a window is not known here", ""),
+    )

@@ -1,0 +1,72 @@
+"""Arguments of the Hugging Face Trainer, and what a training script says itself, for the exports that launch one.
+
+Target: transformers 5 (``transformers/training_args.py``).
+"""
+
+from costmodels.energy_cost import steps_in_run
+from costmodels.plan import ExecutionPlan
+from planner.exporters.exported import Gap, gaps
+from planner.results import Request
+
+_OPTIMIZERS = {
+    ("adamw", False): "adamw_torch_fused",
+    ("adamw", True): "paged_adamw_32bit",
+    ("adamw8bit", False): "adamw_bnb_8bit",
+    ("adamw8bit", True): "paged_adamw_8bit",
+    ("adafactor", False): "adafactor",
+    ("sgd", False): "sgd",
+}
+
+
+def trainer_arguments(plan: ExecutionPlan, request: Request) -> list[list[str]]:
+    """Arguments that ``transformers.TrainingArguments`` reads."""
+    job = request.job
+    options = [
+        ["--per_device_train_batch_size", str(plan.micro_batch_size)],
+        ["--gradient_accumulation_steps", str(plan.num_microbatches)],
+    ]
+    if job.precision in ("bf16", "fp16", "tf32"):
+        options.append([f"--{job.precision}", "true"])
+    if (job.optimizer, job.paged_optimizer) in _OPTIMIZERS:
+        options.append(["--optim", _OPTIMIZERS[job.optimizer, job.paged_optimizer]])
+    steps = steps_in_run(job)
+    if steps is not None:
+        options.append(["--max_steps", str(max(round(steps), 1))])
+    return options
+
+
+def trainer_gaps(request: Request) -> tuple[Gap, ...]:
+    """What the Trainer has no argument for."""
+    job = request.job
+    known = (job.optimizer, job.paged_optimizer) in _OPTIMIZERS
+    return gaps(
+        (not known, "job.optimizer", f"there is no {'paged ' * job.paged_optimizer}{job.optimizer}", "adamw"),
+        (
+            job.optimizer_in_backward,
+            "job.optimizer_in_backward",
+            "its layer-wise optimizers are others (optim galore_adamw_layerwise)",
+            "leave it out",
+        ),
+    )
+
+
+def script_notes(request: Request) -> tuple[str, ...]:
+    """What ``train.py``, the user's script, has to do for the plan to be the one that was priced."""
+    model, job = request.model, request.job
+    found = [
+        f"train.py: builds {model.name}, reads data in sequences of {job.sequence_length} tokens, sets learning rates"
+    ]
+    attention = "eager" if job.attention == "unfused" else "sdpa or flash_attention_2"
+    found.append(f"attention: attn_implementation {attention} in from_pretrained")
+    if job.fuses_loss:
+        kernel = "fused linear cross-entropy" if job.linear_cross_entropy else "fused cross-entropy"
+        found.append(f"loss: {kernel}; of Liger's kernels that one alone (liger_kernel_config, no argument)")
+    if job.lora is not None:
+        found.append(f"adapters: peft.LoraConfig of rank {job.lora.rank} on {', '.join(job.lora.targets)}")
+    if job.task == "qlora":
+        found.append(
+            "4-bit weights: transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True)"
+        )
+    if job.dropout:
+        found.append("dropout: in the model's configuration")
+    return tuple(found)

@@ -1,0 +1,156 @@
+"""Every legal plan, exported and read back, is the same plan; or the export says what is missing."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from costmodels.plan import ExecutionPlan, Recompute
+from planner.exporters.exported import Exported
+from planner.results import Request
+from planner.rules.modules import module_names
+from tests.exported import QUESTIONS, export, legal_plans, options, script_words, some_plans
+
+DEGREES = ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel")
+
+
+def first(read: Mapping[str, list[str]], name: str, default: Any = 1) -> int:
+    return int(read[name][0]) if name in read else default
+
+
+def from_megatron(exported: Exported, request: Request) -> dict[str, Any]:
+    read = options(script_words(exported))
+    t, p = first(read, "--tensor-model-parallel-size"), first(read, "--pipeline-model-parallel-size")
+    c = first(read, "--context-parallel-size")
+    ranks = first(read, "--nnodes") * first(read, "--nproc-per-node") // (t * p)
+    d, b = ranks // c, first(read, "--micro-batch-size")
+    zero = {"optim_grads": 2, "optim_grads_params": 3}.get(
+        read.get("--data-parallel-sharding-strategy", [""])[0], int("--use-distributed-optimizer" in read)
+    )
+    copies = first(read, "--num-distributed-optimizer-instances", 0)
+    method = read.get("--recompute-method", [""])[0]
+    kind = {"uniform": "full", "block": "block"}.get(method, "selective" if "--recompute-modules" in read else "none")
+    v = first(read, "--num-virtual-stages-per-pipeline-rank")
+    return {
+        **dict(zip(DEGREES, (t, p, d, c, first(read, "--expert-model-parallel-size")), strict=True)),
+        "expert_tensor_parallel": first(read, "--expert-tensor-parallel-size"),
+        "virtual_stages": v,
+        "micro_batch_size": b,
+        "num_microbatches": first(read, "--global-batch-size") // (b * d),
+        "zero_stage": zero,
+        "zero_shard_degree": ranks // copies if copies else 0,
+        "recompute": Recompute[kind.upper()],
+        "recompute_layers": first(read, "--recompute-num-layers") * v if kind == "block" else 0,
+        "modules": tuple(read.get("--recompute-modules", ["core_attn"])),
+        "sequence_parallel": "--sequence-parallel" in read,
+        "tensor_parallel_overlap": "--tp-comm-overlap" in read,
+        "offload_optimizer": "--optimizer-cpu-offload" in read,
+        "first_stage_layers": first(read, "--decoder-first-pipeline-num-layers", 0),
+        "last_stage_layers": first(read, "--decoder-last-pipeline-num-layers", 0),
+    }
+
+
+def from_deepspeed(exported: Exported, request: Request) -> dict[str, Any]:
+    config = json.loads(exported.files["ds_config.json"])
+    zero, read = config["zero_optimization"], options(script_words(exported))
+    nodes, devices = ("--num_nodes", "--num_gpus") if "--num_nodes" in read else ("--nnodes", "--nproc-per-node")
+    t, c = config.get("tensor_parallel", {}).get("autotp_size", 1), config.get("sequence_parallel_size", 1)
+    b, m = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
+    d = first(read, nodes) * first(read, devices) // (t * c)
+    assert config["train_batch_size"] == b * m * d
+    return {
+        **dict(zip(DEGREES, (t, 1, d, c, 1), strict=True)),
+        "micro_batch_size": b,
+        "num_microbatches": m,
+        "zero_stage": zero["stage"],
+        "offload_optimizer": "offload_optimizer" in zero,
+        "offload_parameters": "offload_param" in zero,
+    }
+
+
+def from_trainer(exported: Exported, request: Request) -> dict[str, Any]:
+    config, read = yaml.safe_load(exported.files["accelerate.yaml"]), options(script_words(exported))
+    sizes = {name: size for name, size in config.get("parallelism_config", {}).items() if "size" in name}
+    sizes = {name.removeprefix("parallelism_config_"): size for name, size in sizes.items()}
+    fsdp = config.get("fsdp_config", {})
+    d = sizes["dp_replicate_size"] * sizes["dp_shard_size"] if sizes else config["num_processes"]
+    t, c = sizes.get("tp_size", 1), sizes.get("cp_size", 1)
+    assert d * t * c == config["num_processes"]
+    sharded = {True: 3, False: 2}.get(fsdp.get("fsdp_reshard_after_forward"), 0)
+    return {
+        **dict(zip(DEGREES, (t, 1, d, c, 1), strict=True)),
+        "micro_batch_size": first(read, "--per_device_train_batch_size"),
+        "num_microbatches": first(read, "--gradient_accumulation_steps"),
+        "zero_stage": sharded,
+        "zero_shard_degree": sizes["dp_shard_size"] * c if sizes.get("dp_replicate_size", 1) > 1 else 0,
+        "offload_parameters": bool(fsdp.get("fsdp_offload_params")) and sharded == 3,
+        "offload_activations": "fsdp_activation_checkpointing_offload" in fsdp,
+        "recompute": Recompute.FULL
+        if fsdp.get("fsdp_activation_checkpointing") or "--gradient_checkpointing" in read
+        else Recompute.NONE,
+    }
+
+
+def from_torchtitan(exported: Exported, request: Request) -> dict[str, Any]:
+    read = options(script_words(exported), values=1)
+    of = {name.rpartition(".")[2]: value for name, value in read.items() if "." in name}
+    replicas, shard = (int(of[f"data_parallel_{kind}_degree"][0]) for kind in ("replicate", "shard"))
+    c, p = int(of["context_parallel_degree"][0]), int(of["pipeline_parallel_degree"][0])
+    local, total = int(of["local_batch_size"][0]), int(of["global_batch_size"][0])
+    b = int(of["pipeline_parallel_microbatch_size"][0]) if p > 1 else local
+    (kind,) = [word.partition(":")[2] for word in read[""] if word.startswith("activation-checkpoint:")]
+    sharded = {"never": 2, "always": 3}[of["fsdp_reshard_after_forward"][0]] if shard > 1 or c > 1 else 0
+    degrees = (int(of["tensor_parallel_degree"][0]), p, replicas * shard, c, int(of["expert_parallel_degree"][0]))
+    return {
+        **dict(zip(DEGREES, degrees, strict=True)),
+        "micro_batch_size": b,
+        "num_microbatches": total // (b * replicas * shard),
+        "zero_stage": sharded,
+        "recompute": Recompute[kind.upper()],
+        "offload_optimizer": "--training.enable_cpu_offload" in read,
+    }
+
+
+READERS = {
+    "megatron_lm": from_megatron,
+    "deepspeed": from_deepspeed,
+    "accelerate": from_trainer,
+    "torchtitan": from_torchtitan,
+}
+
+
+def meant(plan: ExecutionPlan, name: str) -> Any:
+    if name == "modules":
+        return module_names(plan.recompute_modules)
+    return getattr(plan, name)
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids="-".join)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_a_plan_comes_back_from_what_is_written(question: tuple[str, str, str, str], data: st.DataObject) -> None:
+    format_, *asked = question
+    request, plans = legal_plans(*asked)
+    plan = plans.plan(data.draw(st.integers(0, len(plans) - 1)))
+    exported = export(format_, plan, request)
+    missing = {gap.field.removeprefix("plan.") for gap in exported.unsupported}
+    if format_ != "megatron_lm" and missing & set(DEGREES):  # what is missing moves ranks to another degree
+        return
+    read = READERS[format_](exported, request)
+    assert read["data_parallel"] * read["num_microbatches"] * read["micro_batch_size"] == 96
+    wrong = {name: (value, meant(plan, name)) for name, value in read.items() if value != meant(plan, name)}
+    if plan.data_parallel * plan.context_parallel == 1:
+        wrong.pop("zero_stage", None)  # nothing is sharded over one rank, whatever it is called
+    assert {name: values for name, values in wrong.items() if name not in missing} == {}
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids="-".join)
+def test_most_kinds_of_plans_can_be_said(question: tuple[str, str, str, str]) -> None:
+    """The property above would hold of an exporter that refuses everything."""
+    format_, *asked = question
+    said = sum(not export(format_, plan, request).unsupported for plan, request in some_plans(400, *asked))
+    assert said

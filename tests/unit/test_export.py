@@ -1,0 +1,286 @@
+"""Exports: what each target is told, what it cannot be told, and plans of saved answers."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import yaml
+
+import planner
+from costmodels.plan import ExecutionPlan
+from planner.exporters.api import FORMATS
+from planner.exporters.document import export_schema
+from profiles.errors import SpecError
+from tests.exported import export, options, plan_of, request_of, script_words
+
+JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 64}
+
+
+def test_megatron_lm_is_told_plan_model_and_job() -> None:
+    request = request_of("llama-3-70b", "4x8xH100", "megatron", **JOB | {"train_tokens": 2048 * 64 * 100})
+    plan = plan_of(request, tp=4, pp=2, vpp=4, cp=2, sp=True, zero=1, recompute="block:8", mbs=2)
+    exported = export("megatron_lm", plan, request)
+    read = options(script_words(exported))
+    assert exported.unsupported == ()
+    wanted = {
+        "--nnodes": ["4"],
+        "--nproc-per-node": ["8"],
+        "--num-layers": ["80"],
+        "--hidden-size": ["8192"],
+        "--ffn-hidden-size": ["28672"],
+        "--num-query-groups": ["8"],
+        "--kv-channels": ["128"],
+        "--tensor-model-parallel-size": ["4"],
+        "--pipeline-model-parallel-size": ["2"],
+        "--num-virtual-stages-per-pipeline-rank": ["4"],
+        "--context-parallel-size": ["2"],
+        "--cp-comm-type": ["p2p"],
+        "--micro-batch-size": ["2"],
+        "--global-batch-size": ["64"],
+        "--train-samples": ["6400"],
+        "--recompute-method": ["block"],  # of each of 4 chunks, so that a rank recomputes 8
+    }
+    assert {name: read.get(name) for name in wanted} == wanted
+    assert read["--recompute-num-layers"] == ["2"]
+    assert {"--swiglu", "--sequence-parallel", "--use-distributed-optimizer", "--bf16"} <= set(read)
+    assert exported.environment == {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    assert "--train-iters" not in exported.files["train.sh"]
+
+
+def test_megatron_lm_builds_mixtures_and_latent_attention() -> None:
+    request = request_of("deepseek-v3", "64x8xH800", "megatron", **JOB | {"global_batch_size": 256})
+    exported = export("megatron_lm", plan_of(request, ep=64, pp=2, first_stage_layers=30), request)
+    read = options(script_words(exported))
+    assert read["--moe-layer-freq"] == ["([0]*3+[1]*58)"]
+    assert (read["--num-experts"], read["--moe-router-topk"]) == (["256"], ["8"])
+    assert (read["--q-lora-rank"], read["--kv-lora-rank"], read["--v-head-dim"]) == (["1536"], ["512"], ["128"])
+    assert "--group-query-attention" not in read  # its parser refuses both
+
+
+@pytest.mark.parametrize(
+    ("cluster", "pins", "connections"),
+    [
+        ("8xH100", {"tp": 2, "zero": 1}, "1"),
+        ("8xH100", {"zero": 1}, None),
+        ("8xB200", {"tp": 2, "zero": 1}, None),  # from Blackwell on, nobody asks for it
+        ("8xH100", {"tp": 2, "zero": 3}, "8"),  # Megatron-FSDP refuses 1
+    ],
+)
+def test_megatron_lm_queues(cluster: str, pins: dict[str, Any], connections: str | None) -> None:
+    request = request_of("llama-3-8b", cluster, "megatron", **JOB)
+    exported = export("megatron_lm", plan_of(request, **pins), request)
+    assert exported.environment.get("CUDA_DEVICE_MAX_CONNECTIONS") == connections
+    assert (connections is not None) == ("export CUDA_DEVICE_MAX_CONNECTIONS=" in exported.files["train.sh"])
+
+
+def test_stages_laid_out_by_hand() -> None:
+    request = request_of("llama-2-7b", "8xA100-80GB", "megatron", **JOB)
+    plan = replace(plan_of(request, pp=4, zero=1), stage_layers=(6, 9, 9, 8))
+    read = options(script_words(export("megatron_lm", plan, request)))
+    assert read["--pipeline-model-parallel-layout"] == ["Et*6|t*9|t*9|t*8L"]
+
+
+def test_deepspeed_is_told_everything_its_configuration_has() -> None:
+    request = request_of("llama-2-7b", "2x8xA100-80GB", "deepspeed", **JOB | {"gradient_dtype": "fp32"})
+    plan = plan_of(request, zero=3, mbs=2, offload_optimizer=True, offload_parameters=True, recompute="full")
+    exported = export("deepspeed", plan, request)
+    assert json.loads(exported.files["ds_config.json"]) == {
+        "train_batch_size": 64,
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 2,
+        "zero_optimization": {
+            "stage": 3,
+            "overlap_comm": True,
+            "offload_optimizer": {"device": "cpu", "pin_memory": True},
+            "offload_param": {"device": "cpu", "pin_memory": True},
+        },
+        "bf16": {"enabled": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "optimizer": {"type": "AdamW"},
+    }
+    words = "deepspeed --num_nodes 2 --num_gpus 8 --hostfile hostfile train.py"
+    assert exported.launch == f"{words} --deepspeed --deepspeed_config ds_config.json"
+    assert any("gradient_checkpointing_enable" in words for words in exported.left_to_you)
+
+
+def test_the_trainer_is_told_what_its_file_is_told() -> None:
+    request = request_of("llama-2-7b", "8xA100-80GB", "huggingface", task="lora", **JOB)
+    exported = export("deepspeed", plan_of(request, zero=2, mbs=4, recompute="full"), request)
+    read = options(script_words(exported))
+    assert read["--per_device_train_batch_size"] == ["4"]
+    assert read["--gradient_accumulation_steps"] == ["2"]
+    assert read["--gradient_checkpointing"] == ["true"]
+    assert "optimizer" not in json.loads(exported.files["ds_config.json"])  # it is the Trainer's: --optim
+    assert any("rank 16 on q, k, v, o" in words for words in exported.left_to_you)
+
+
+def test_accelerate_shards_over_context_ranks_too() -> None:
+    request = request_of("llama-2-7b", "2x8xA100-80GB", "fsdp", **JOB)
+    plan = plan_of(request, cp=2, zero=3, hsdp=8, context_kind="all_gather", recompute="full")
+    exported = export("accelerate", plan, request)
+    config = yaml.safe_load(exported.files["accelerate.yaml"])
+    assert exported.unsupported == ()
+    assert (config["num_machines"], config["num_processes"], config["mixed_precision"]) == (2, 16, "bf16")
+    sizes = {name.removeprefix("parallelism_config_"): size for name, size in config["parallelism_config"].items()}
+    assert sizes == {
+        "dp_replicate_size": 2,
+        "dp_shard_size": 4,
+        "tp_size": 1,
+        "cp_size": 2,
+        "cp_comm_strategy": "allgather",
+    }
+    assert config["fsdp_config"]["fsdp_reshard_after_forward"] is True
+    assert config["fsdp_config"]["fsdp_activation_checkpointing"] is True
+
+
+def test_torchtitan_takes_all_micro_batches_of_a_pipeline_at_once() -> None:
+    request = request_of("llama-3.1-8b", "2x8xH100", "fsdp", **JOB)
+    plan = plan_of(request, pp=4, tp=2, sp=True, zero=2, vpp=2, mbs=2, recompute="selective")
+    exported = export("torchtitan", plan, request)
+    words = script_words(exported)
+    read = options(words, values=1)
+    assert exported.unsupported == ()
+    assert read["--training.local_batch_size"] == ["32"]
+    assert read["--parallelism.pipeline_parallel_microbatch_size"] == ["2"]
+    assert read["--parallelism.pipeline_parallel_schedule"] == ["Interleaved1F1B"]
+    assert read["--parallelism.pipeline_parallel_layers_per_stage"] == ["4"]
+    assert words[-1] == "activation-checkpoint:selective"
+    assert exported.files["train.sh"].splitlines()[-2:] == ['  "$@" \\', "  activation-checkpoint:selective"]
+
+
+def test_a_model_of_the_same_shape_has_the_same_recipe() -> None:
+    request = request_of("llama-3.1-8b", "8xH100", "fsdp", **JOB)
+    plan = plan_of(request, zero=3)
+    renamed = replace(request, model=replace(request.model, name="mine"))
+    assert "--config llama3_8b " in export("torchtitan", plan, renamed).launch
+    other = replace(request, model=replace(request.model, num_layers=30))
+    with pytest.raises(SpecError, match=r"model: torchtitan 0\.3\.0 has no configuration"):
+        export("torchtitan", plan, other)
+
+
+GAPS = [
+    ("megatron_lm", "falcon-7b", "megatron", {}, {"zero": 1}, "model.parallel_residual"),
+    ("megatron_lm", "llama-2-7b", "megatron", {}, {"pp": 2, "vpp": 4, "recompute": "block:3"}, "plan.recompute_layers"),
+    ("megatron_lm", "llama-2-7b", "megatron", {"task": "lora"}, {}, "job.task"),
+    ("megatron_lm", "llama-2-7b", "megatron", {"state_dtype": "int8"}, {"zero": 1}, "job.state_dtype"),
+    ("megatron_lm", "llama-2-7b", "megatron", {"fp8_attention": True}, {}, "job.fp8_attention"),
+    ("deepspeed", "llama-2-7b", "deepspeed", {}, {"pp": 2, "zero": 1}, "plan.pipeline_parallel"),
+    ("deepspeed", "llama-2-7b", "deepspeed", {}, {"zero": 3, "tp": 2}, "plan.zero_stage"),
+    ("deepspeed", "llama-2-7b", "deepspeed", {}, {"zero": 3, "hsdp": 2}, "plan.zero_shard_degree"),
+    ("deepspeed", "llama-2-7b", "huggingface", {}, {"zero": 0}, "plan.zero_stage"),
+    ("accelerate", "llama-2-7b", "huggingface", {}, {"zero": 1}, "plan.zero_stage"),
+    ("accelerate", "llama-2-7b", "fsdp", {}, {"pp": 2, "zero": 3}, "plan.pipeline_parallel"),
+    ("accelerate", "llama-2-7b", "fsdp", {"precision": "bf16", "gradient_dtype": "bf16"}, {}, "job.gradient_dtype"),
+    ("torchtitan", "llama-3.1-8b", "fsdp", {}, {"zero": 3, "recompute": "block:3"}, "plan.recompute"),
+    ("torchtitan", "llama-3.1-8b", "fsdp", {}, {"cp": 2, "zero": 3}, "plan.context_kind"),
+    ("torchtitan", "llama-3.1-8b", "fsdp", {"precision": "bf16", "dropout": True}, {}, "job.dropout"),
+]
+
+
+@pytest.mark.parametrize(("format_", "model", "framework", "job", "pins", "field"), GAPS)
+def test_what_cannot_be_said_is_told(
+    format_: str, model: str, framework: str, job: dict[str, Any], pins: dict[str, Any], field: str
+) -> None:
+    request = request_of(model, "8xA100-80GB", framework, **JOB | job)
+    exported = export(format_, plan_of(request, **pins), request)
+    (gap,) = [gap for gap in exported.unsupported if gap.field == field]
+    comments = " ".join(line.removeprefix("#").strip() for line in exported.files["train.sh"].splitlines())
+    assert f"{field}: {gap.problem}" in comments
+
+
+def test_a_gap_is_an_error_unless_it_is_allowed() -> None:
+    asked: dict[str, Any] = {"format": "deepspeed", "framework": "deepspeed", "plan": {"pp": 2, "zero": 1}}
+    with pytest.raises(SpecError) as caught:
+        planner.export("llama-2-7b", "8xA100-80GB", JOB, **asked)
+    assert caught.value.field == "plan.pipeline_parallel"
+    assert caught.value.hint.endswith("pp 1; or allow_partial")
+    result = planner.export("llama-2-7b", "8xA100-80GB", JOB, **asked, allow_partial=True)
+    assert result.exported is not None
+    assert result.exported.unsupported[0].field == "plan.pipeline_parallel"
+
+
+@pytest.mark.parametrize(("format_", "framework"), [("megatron-lm", "fsdp"), ("torchtitan", "megatron-2021")])
+def test_other_software_is_refused(format_: str, framework: str) -> None:
+    with pytest.raises(SpecError, match=r"framework: plans for .* are not plans for .* Hint: framework "):
+        planner.export("llama-2-7b", "8xA100-80GB", JOB, format=format_, framework=framework)
+
+
+def test_the_plan_is_the_one_that_is_explained() -> None:
+    explained = planner.estimate("llama-2-7b", "8xA100-80GB", JOB, plan={"tp": 2})
+    result = planner.export("llama-2-7b", "8xA100-80GB", JOB, plan={"tp": 2}, format="megatron-lm")
+    assert explained.best is not None
+    assert result.plan == explained.best.plan
+    document = planner.to_document(result)
+    jsonschema_rs.validate(export_schema(), document)
+    assert json.loads(json.dumps(document)) == document
+
+
+def test_a_plan_that_uses_fewer_devices_is_launched_on_these() -> None:
+    job = {"sequence_length": 512, "global_batch_size": 8}
+    result = planner.export("llama-3.2-1b", "2x8xH100", job, format="megatron-lm", objective="fewest_gpus")
+    assert result.plan is not None
+    assert result.exported is not None
+    assert result.plan.num_devices < 8
+    assert f"--nnodes 1 --nproc-per-node {result.plan.num_devices} " in result.exported.launch
+
+
+def test_without_a_legal_plan_there_is_nothing_to_write() -> None:
+    result = planner.export(
+        "llama-2-7b", "8xA100-80GB", JOB | {"global_batch_size": 12}, format="accelerate", framework="huggingface"
+    )
+    assert (result.exported, result.fits) == (None, False)
+    jsonschema_rs.validate(export_schema(), planner.to_document(result))
+
+
+def test_a_saved_plan_is_the_same_plan() -> None:
+    answer = planner.plan("llama-3-8b", "2x8xH100", JOB, top=4, memory_reserve_bytes=1e9)
+    document = json.loads(json.dumps(planner.to_document(answer)))
+    for rank, item in enumerate(answer.plans, 1):
+        result = planner.export_saved(document, format="megatron-lm", rank=rank)
+        assert (result.plan, result.fits) == (item.plan, item.fits)
+        assert replace(result.request.model, source="") == replace(answer.request.model, source="")
+        assert result.request.job == answer.request.job
+        assert result.exported is not None
+        assert result.exported == export("megatron_lm", item.plan, answer.request)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"kind": "search"}, "--plan"),
+        ({"schema_version": "9.0"}, "--plan"),
+        ({"plans": []}, "--rank"),
+        ({"plans": "none"}, "--rank"),
+        ({"request": None}, "--plan"),
+        ({"request": {"model": {"num_layers": "x"}, "cluster": {}, "job": {}}}, "model.num_layers"),
+    ],
+)
+def test_other_documents_are_refused(change: dict[str, Any], field: str) -> None:
+    document = planner.to_document(planner.plan("llama-2-7b", "8xA100-80GB", JOB, top=1))
+    with pytest.raises(SpecError) as caught:
+        planner.export_saved(document | change, format="megatron-lm")
+    assert caught.value.field == field
+
+
+def test_a_saved_plan_that_its_framework_refuses_is_refused() -> None:
+    document = planner.to_document(planner.plan("llama-2-7b", "8xA100-80GB", JOB, top=1))
+    document["plans"][0]["plan"]["tensor_parallel"] = 3
+    with pytest.raises(SpecError, match="plan"):
+        planner.export_saved(document, format="megatron-lm")
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_name_cannot_leave_its_comment(format_: str) -> None:
+    framework = {"megatron-lm": "megatron", "deepspeed": "deepspeed"}.get(format_, "fsdp")
+    request = request_of("llama-3.1-8b", "8xA100-80GB", framework, **JOB)
+    named = replace(request, model=replace(request.model, name="x\n$(touch /tmp/y)\rz\u2028w; a"))
+    exported = export(
+        format_.replace("-", "_"), ExecutionPlan(data_parallel=8, zero_stage=3, num_microbatches=8), named
+    )
+    outside = [line for line in exported.files["train.sh"].splitlines() if not line.startswith("#")]
+    assert "touch" not in "".join(outside)
+    assert "touch" not in exported.launch
+    comments = [line for line in exported.files.get("accelerate.yaml", "").splitlines() if "touch" in line]
+    assert all(line.startswith("#") for line in comments)
