@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from planner import cli_decisions as trial
+from planner import cli_export as target
 from planner import cli_options as option
 from planner.cli_calibrate import calibrate
 from planner.cli_dataflow import dataflow
@@ -21,6 +22,7 @@ from planner.cli_lists import frameworks, gpus, models, workflows
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, steady_streams
 from planner.cli_profiles import profiles
 from planner.cli_search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
+from planner.cli_words import amount, cluster_of, one_model
 from profiles.errors import InfeasibleError, SpecError
 from profiles.units import GIB
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from planner.results import PlanResult
 
 EXIT_BUG, EXIT_BAD_INPUT = 1, 2
-_SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
 app = typer.Typer(
     name="planner",
@@ -93,7 +94,7 @@ def _root(
 
 
 @app.command()
-@partial(option.asks, also=workflow)
+@partial(option.asks, also=workflow, optional=("model",))  # a workflow's file may name its models
 def plan(
     values: dict[str, Any],
     top: option.Top = 10,
@@ -112,7 +113,7 @@ def plan(
     own = option.given(own, plan)
     if values["workflow"]["job"] is not None:
         own.pop("seed", None)  # a workflow's search has one too
-        plan_workflow(values | {"cluster": _cluster(values["gpus"]), "seed": seed}, own)
+        plan_workflow(values | {"cluster": cluster_of(values["gpus"]), "seed": seed}, own)
         return
     check_no_workflow(values["workflow"])
     from planner import api
@@ -185,6 +186,21 @@ def observe(
     inputs = _inputs(values) | {"pins": _pins(values)}
     terms = trial.terms_of(trial_steps, oom_penalty, seed)
     trial.show_observed(inputs, values, trials=trials, count=next_, terms=terms)
+
+
+@app.command()
+@partial(option.asks, optional=("model", "gpus"))
+def export(
+    values: dict[str, Any],
+    format_: target.Format,
+    plan: target.Plan = None,
+    rank: target.Rank = None,
+    out: target.Out = None,
+    allow_partial: target.Partial = False,
+) -> None:
+    """Write the files and the launch line of a training framework for the plan that planner estimate explains."""
+    settings = {"format": format_, "plan": plan, "rank": rank, "allow_partial": allow_partial}
+    target.show_export(lambda: _inputs(values) | {"plan": _pins(values)}, values, settings, out=out)
 
 
 for _listing in (models, workflows, gpus, frameworks):
@@ -282,10 +298,10 @@ def _inputs(values: Mapping[str, Any]) -> dict[str, Any]:
     _check_words(values)
     for name, field in (("tokens", "train_tokens"), ("batch_tokens", "global_batch_tokens")):
         if values[name] is not None:
-            job[field] = _amount(f"job.{field}", values[name])
+            job[field] = amount(f"job.{field}", values[name])
     return {
-        "model": _one_model(values["model"]),
-        "cluster": _cluster(values["gpus"]),
+        "model": one_model(values["model"]),
+        "cluster": cluster_of(values["gpus"]),
         "job": job,
         "framework": values["framework"],
         "stack_fit": values["stack_fit"],
@@ -308,50 +324,8 @@ def _check_words(values: Mapping[str, Any]) -> None:
         raise SpecError("job.fused_cross_entropy", problem, "leave --no-fused-loss or --linear-loss out")
 
 
-def _one_model(words: Sequence[str]) -> str:
-    """The model of a single job.
-
-    Raises:
-        SpecError: If models are given by role, or several, or none.
-    """
-    if not words:
-        raise SpecError("--model", "is required", "for example --model llama-3-8b; planner models lists them")
-    if any("=" in word for word in words):
-        problem = f"{words[-1][:60]!r} names a role, and a single job has none"
-        raise SpecError("--model", problem, "for a workflow add --job, e.g. --job ppo")
-    if len(words) > 1:
-        problem = f"a single job has one model; got {', '.join(repr(word[:40]) for word in words[:3])}"
-        raise SpecError("--model", problem, "for a workflow add --job, e.g. --job ppo")
-    return words[0]
-
-
 def _pins(values: Mapping[str, Any]) -> dict[str, Any]:
     return {field: values[name] for name, field in _PLAN_OPTIONS.items() if values[name] is not None}
-
-
-def _amount(field: str, text: str) -> float:
-    """``15T`` as 15e12; plain and scientific numbers too."""
-    words = text.strip().lower().replace("_", "").replace(",", "")
-    scale = _SUFFIXES.get(words[-1:], 1.0)
-    try:
-        number = float(words[:-1] if scale != 1.0 else words) * scale
-    except ValueError:
-        number = float("nan")
-    if not 0 < number < float("inf"):
-        raise SpecError(field, f"must be a number of tokens; got {text[:40]!r}", "for example 15T, 300B or 1e12")
-    return number
-
-
-def _cluster(text: str) -> Any:
-    """A cluster string as it is; a YAML file as the mapping it holds."""
-    if not text.lower().endswith((".yaml", ".yml")):
-        return text
-    from profiles.catalog import load_yaml
-
-    mapping = load_yaml(Path(text))
-    if not isinstance(mapping, dict):
-        raise SpecError(text[:200], "must hold a mapping", "for example 'device: H100'")
-    return mapping
 
 
 def _show(result: "PlanResult", values: Mapping[str, Any], *, pareto: bool = False) -> None:

@@ -187,18 +187,21 @@ def question(
 # fmt: on
 
 
-def asks(command: Callable[..., None], *, also: Callable[..., None] | None = None) -> Callable[..., None]:
+def asks(
+    command: Callable[..., None], *, also: Callable[..., None] | None = None, optional: tuple[str, ...] = ()
+) -> Callable[..., None]:
     """Give a command the options of ``question``; it receives their values as its first argument.
 
     Args:
         command: Takes the mapping of values, then options of its own.
         also: Another declaration; its values come as one mapping under its name.
+        optional: Which of ``model`` and ``gpus`` may be left out, and are empty then.
     """
     own = list(inspect.signature(command).parameters.values())[1:]
     shared = list(inspect.signature(question).parameters.values())
     more = [] if also is None else list(inspect.signature(also).parameters.values())
-    if also is not None:  # a workflow's file may name its models
-        shared = [item.replace(default=[]) if item.name == "model" else item for item in shared]
+    empty: dict[str, Any] = {"model": [], "gpus": ""}
+    shared = [item.replace(default=empty[item.name]) if item.name in optional else item for item in shared]
     parameters = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in (*shared, *own, *more)]
 
     @wraps(command)

@@ -8,6 +8,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 
 from planner.decisions.schema import observe_schema, portfolio_schema, sensitivity_schema
+from planner.exporters.document import export_schema
 from planner.schema_flow_types import flow_document_schema
 from planner.schema_types import document_schema
 from planner.search_document import search_schema
@@ -65,6 +66,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             ("SearchDocument", search_schema()),
             ("Sensitivity", sensitivity_schema()),
             ("Observation", observe_schema()),
+            ("Export", export_schema()),
             ("Problem", Problem.model_json_schema(ref_template=_COMPONENTS + "{model}")),
         ):
             _hoist(name, definition, schemas)

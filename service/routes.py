@@ -14,6 +14,8 @@ from planner import api, schema
 from planner.decisions import api as decisions
 from planner.decisions.document import observe_document, portfolio_document, sensitivity_document
 from planner.decisions.results import Terms
+from planner.exporters.api import export
+from planner.exporters.document import export_document
 from planner.schema_flow import flow_document
 from planner.search.call import search
 from planner.search_document import search_document
@@ -27,6 +29,7 @@ from service.problems import NotFoundError, declared
 from service.schemas import (
     NAME_PATTERN,
     EstimateRequest,
+    ExportRequest,
     Health,
     ObserveRequest,
     PlanQuestion,
@@ -75,6 +78,11 @@ _OBSERVATION = _document(
     "The document that `planner observe --json` prints. Without a plan to choose, `plans` is empty and `infeasible` "
     "says why.",
     "Observation",
+)
+_EXPORT = _document(
+    "The document that `planner export --json` prints. Without a legal plan, `files` is empty; without a fitting one, "
+    "`infeasible` says what would fit.",
+    "Export",
 )
 _SEARCH_PROBLEMS = declared(400, 413, 422, 429)
 
@@ -140,6 +148,13 @@ async def post_observe(body: ObserveRequest, request: Request) -> Response:
     )
     inputs = _inputs(body) | {"trials": body.trials}
     return await _answer(request, functools.partial(update, **inputs), observe_document)
+
+
+@router.post("/export", response_model=None, responses=_EXPORT | _SEARCH_PROBLEMS, tags=["planning"])
+async def post_export(body: ExportRequest, request: Request) -> Response:
+    """Write the files and the launch line of a training framework for the plan that `/estimate` explains."""
+    write = functools.partial(export, plan=given(body.plan), format=body.format, allow_partial=body.allow_partial)
+    return await _answer(request, functools.partial(write, **_inputs(body)), export_document)
 
 
 @router.get("/models", tags=["catalogue"])

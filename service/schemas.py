@@ -348,6 +348,17 @@ class SearchRequest(EstimateRequest):
     runnable: bool = Field(default=False, description="Whether only plans count that the framework can run.")
 
 
+class ExportRequest(EstimateRequest):
+    """Ask for the files and the launch line of a training framework."""
+
+    format: Literal["megatron-lm", "deepspeed", "torchtitan", "accelerate"] = Field(
+        description="The target; `framework` is one that it belongs to.", examples=["megatron-lm"]
+    )
+    allow_partial: bool = Field(
+        default=False, description="Leave out what the target cannot express, and list it under `unsupported`."
+    )
+
+
 QUESTIONS: dict[str, type[EstimateRequest]] = {
     "/plan": PlanRequest,
     "/estimate": EstimateRequest,
@@ -355,6 +366,7 @@ QUESTIONS: dict[str, type[EstimateRequest]] = {
     "/search": SearchRequest,
     "/sensitivity": SensitivityRequest,
     "/observe": ObserveRequest,
+    "/export": ExportRequest,
 }
 
 

@@ -253,12 +253,12 @@ def test_wrong_settings_are_named(text: str, message: str) -> None:
 
 def test_openapi_names_every_document(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    decisions = {"Portfolio", "Sensitivity", "Observation"}
-    assert {"Document", "Problem", "FieldProblem"} | decisions <= set(document["components"]["schemas"])
+    others = {"Portfolio", "Sensitivity", "Observation", "Export"}
+    assert {"Document", "Problem", "FieldProblem"} | others <= set(document["components"]["schemas"])
     text = json.dumps(document)
     assert "$defs" not in text
     assert "HTTPValidationError" not in text
-    for path in ("/plan", "/estimate", "/portfolio", "/sensitivity", "/observe"):
+    for path in ("/plan", "/estimate", "/portfolio", "/sensitivity", "/observe", "/export"):
         responses = document["paths"][path]["post"]["responses"]
         assert set(responses) == {"200", "400", "413", "422", "429"}
         for status in set(responses) - {"200"}:
@@ -278,7 +278,8 @@ def test_openapi_refers_to_nothing_that_is_not_there(client: TestClient) -> None
     document = client.get("/openapi.json").json()
     known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
     assert set(references(document)) <= known
-    for path, name in (("/sensitivity", "Sensitivity"), ("/observe", "Observation"), ("/portfolio", "Portfolio")):
+    named = {"/sensitivity": "Sensitivity", "/observe": "Observation", "/portfolio": "Portfolio", "/export": "Export"}
+    for path, name in named.items():
         answer = document["paths"][path]["post"]["responses"]["200"]
         assert list(references(answer)) == [f"#/components/schemas/{name}"]
         assert answer["description"].startswith("The document that")

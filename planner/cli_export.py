@@ -1,0 +1,121 @@
+"""``planner export``: a plan as the files and the launch line of a training framework."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from planner.cli_options import given, question
+from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, write_text
+from profiles.errors import SpecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from planner.exporters.api import ExportResult
+
+_PANEL = "Export"
+_OUTPUT = ("json_", "output", "quiet", "debug")
+_MAX_BYTES = 1 << 26
+
+
+def _option(name: str, words: str) -> Any:
+    return typer.Option(name, help=words, rich_help_panel=_PANEL, show_default=False)
+
+
+Format = Annotated[str, _option("--format", "megatron-lm, deepspeed, torchtitan or accelerate.")]
+Plan = Annotated[Path | None, _option("--plan", "Take the plan from an answer saved with --json instead.")]
+Rank = Annotated[int | None, _option("--rank", "Which plan of that answer (1).")]
+Out = Annotated[Path | None, _option("--out", "Write the files to this folder instead of printing them.")]
+Partial = Annotated[bool, _option("--allow-partial", "Leave out what the target cannot express, and say so.")]
+
+
+def show_export(
+    inputs: Callable[[], dict[str, Any]], values: Mapping[str, Any], settings: Mapping[str, Any], *, out: Path | None
+) -> None:
+    """Export, print or write the files, and exit with 3 if the plan does not fit.
+
+    Args:
+        inputs: Arguments of ``planner.export`` that the options of a question give.
+        values: Those options.
+        settings: Values of ``--format``, ``--plan``, ``--rank`` and ``--allow-partial``.
+        out: Folder for the files.
+    """
+    from planner.exporters.api import export, export_saved
+    from planner.exporters.document import export_document
+
+    chosen = {"format": settings["format"], "allow_partial": settings["allow_partial"]}
+    if settings["plan"] is None:
+        _check_question(values, settings)
+        with progress("pricing plans", quiet=values["quiet"]):
+            result = export(**inputs(), **chosen)
+    else:
+        _check_no_question(values)
+        result = export_saved(_read(settings["plan"]), rank=settings["rank"] or 1, **chosen)
+    if out is not None:
+        _write(result, out)
+    shown = (export_document(result), lambda console: _render(result, console, out))
+    emit(shown, json_=values["json_"], output=values["output"])
+    if not result.fits:
+        if result.exported is not None and not values["quiet"]:
+            typer.echo("warning: the plan does not fit into memory; planner estimate says what would", err=True)
+        raise typer.Exit(EXIT_NOTHING_FITS)
+
+
+def _check_question(values: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    if settings["rank"] is not None:
+        raise SpecError("--rank", "names a plan of a saved answer, and none is given", "add --plan FILE")
+    if not values["gpus"]:
+        raise SpecError("--gpus", "is required", "for example --gpus 8xA100; or --plan FILE, a saved answer")
+
+
+def _check_no_question(values: Mapping[str, Any]) -> None:
+    """Refuse what says something about a question where a saved answer holds one."""
+    for name in given(values, question):
+        if name not in _OUTPUT and values[name] not in ([], ""):
+            flag = "--" + name.rstrip("_").replace("_", "-")
+            raise SpecError(flag, "has no effect on a saved answer", "leave it or --plan out")
+
+
+def _read(path: Path) -> Any:
+    from profiles import strict_json
+
+    try:
+        content = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else b""
+        return strict_json.loads(content)
+    except OSError as error:
+        raise SpecError("--plan", f"cannot read {str(path)[:200]!r}: {error.strerror}") from None
+    except ValueError:
+        raise SpecError("--plan", f"{str(path)[:200]!r} is not JSON", "save an answer with --json") from None
+
+
+def _write(result: "ExportResult", out: Path) -> None:
+    if result.exported is None:
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError("--out", f"cannot make {str(out)[:200]!r}: {error.strerror}") from None
+    for name, text in result.exported.files.items():
+        write_text(str(out / name), text.removesuffix("\n"), option="--out")
+
+
+def _render(result: "ExportResult", console: "Console", out: Path | None) -> None:
+    """The files as they are, or what was written; a name before each where there are several."""
+    exported = result.exported
+    if exported is None:
+        from planner.render import render_infeasible
+
+        if result.infeasible is not None:
+            render_infeasible(result.infeasible, console)
+        return
+    if out is None:
+        for name, text in sorted(exported.files.items()):
+            heading = f"==> {name} <==\n" if len(exported.files) > 1 else ""
+            console.out(heading + text, highlight=False)
+        return
+    lines = [f"wrote {out / name}" for name in sorted(exported.files)]
+    lines += [f"not said, {exported.target.name} cannot: {gap.field}: {gap.problem}" for gap in exported.unsupported]
+    lines += [f"left to you: {words}" for words in exported.left_to_you]
+    console.out("\n".join(lines), highlight=False)

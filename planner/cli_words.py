@@ -1,0 +1,59 @@
+"""What single options of the command line say: a model, a cluster, a number of tokens."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from profiles.errors import SpecError
+
+_SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+
+
+def one_model(words: Sequence[str]) -> str:
+    """The model of a single job.
+
+    Raises:
+        SpecError: If models are given by role, or several, or none.
+    """
+    if not words:
+        raise SpecError("--model", "is required", "for example --model llama-3-8b; planner models lists them")
+    if any("=" in word for word in words):
+        problem = f"{words[-1][:60]!r} names a role, and a single job has none"
+        raise SpecError("--model", problem, "for a workflow add --job, e.g. --job ppo")
+    if len(words) > 1:
+        problem = f"a single job has one model; got {', '.join(repr(word[:40]) for word in words[:3])}"
+        raise SpecError("--model", problem, "for a workflow add --job, e.g. --job ppo")
+    return words[0]
+
+
+def amount(field: str, text: str) -> float:
+    """``15T`` as 15e12; plain and scientific numbers too.
+
+    Raises:
+        SpecError: If it is no number of tokens; the field is the one given.
+    """
+    words = text.strip().lower().replace("_", "").replace(",", "")
+    scale = _SUFFIXES.get(words[-1:], 1.0)
+    try:
+        number = float(words[:-1] if scale != 1.0 else words) * scale
+    except ValueError:
+        number = float("nan")
+    if not 0 < number < float("inf"):
+        raise SpecError(field, f"must be a number of tokens; got {text[:40]!r}", "for example 15T, 300B or 1e12")
+    return number
+
+
+def cluster_of(text: str) -> Any:
+    """A cluster string as it is; a YAML file as the mapping it holds.
+
+    Raises:
+        SpecError: If the file cannot be read, or holds something else.
+    """
+    if not text.lower().endswith((".yaml", ".yml")):
+        return text
+    from profiles.catalog import load_yaml
+
+    mapping = load_yaml(Path(text))
+    if not isinstance(mapping, dict):
+        raise SpecError(text[:200], "must hold a mapping", "for example 'device: H100'")
+    return mapping

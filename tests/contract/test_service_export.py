@@ -1,0 +1,64 @@
+"""``POST /export``: the document of the command line, and the same errors."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import jsonschema_rs
+import pytest
+from fastapi.testclient import TestClient
+
+import planner
+from planner.exporters.api import FORMATS
+from planner.exporters.document import export_schema
+from service.app import create_app
+from service.schemas import ExportRequest
+from service.settings import ServiceSettings
+
+BODY: dict[str, Any] = {
+    "model": "llama-2-7b",
+    "cluster": "8xA100-80GB",
+    "job": {"sequence_length": 2048, "global_batch_size": 64},
+    "format": "megatron-lm",
+}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    with TestClient(create_app(ServiceSettings())) as client:
+        yield client
+
+
+def test_the_answer_is_the_library_s_document(client: TestClient) -> None:
+    response = client.post("/export", json=BODY | {"plan": {"tensor_parallel": 2}})
+    assert response.status_code == 200
+    asked = {key: BODY[key] for key in ("model", "cluster", "job", "format")}
+    result = planner.export(**asked, plan={"tensor_parallel": 2}, allow_files=False)
+    assert response.json() == json.loads(json.dumps(planner.to_document(result)))
+    jsonschema_rs.validate(export_schema(), response.json())
+
+
+def test_the_formats_are_those_of_the_library() -> None:
+    assert get_args(ExportRequest.model_fields["format"].annotation) == FORMATS
+
+
+def test_nothing_legal_is_an_answer(client: TestClient) -> None:
+    job = {"sequence_length": 2048, "global_batch_size": 12}  # which 8 ranks cannot share
+    asked = BODY | {"job": job, "framework": "huggingface", "format": "accelerate"}
+    document = client.post("/export", json=asked).json()
+    assert (document["files"], document["fits"], document["launch"]) == ({}, False, None)
+    assert document["infeasible"]["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"format": "nemo"}, "format"),
+        ({"framework": "fsdp"}, "framework"),
+        ({"framework": "deepspeed", "format": "deepspeed", "plan": {"pipeline_parallel": 2}}, "plan.pipeline_parallel"),
+    ],
+)
+def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], field: str) -> None:
+    response = client.post("/export", json=BODY | change)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == field

@@ -1,0 +1,93 @@
+"""``planner export``: what it prints and writes, from a question and from a saved answer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from planner.exporters.document import export_schema
+from tests.command import Command, command_line
+
+BASE = ("--model", "llama-2-7b", "--gpus", "8xA100-80GB", "--seq", "2048", "--global-batch", "64")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    return command_line(capsys, monkeypatch)
+
+
+def test_a_single_file_is_printed_as_it_is(run: Command, tmp_path: Path) -> None:
+    code, out, err = run("export", "--format", "megatron-lm", *BASE, "--tp", "2")
+    assert (code, err) == (0, "")
+    assert out.startswith("#!/usr/bin/env bash\n# Written by planner export for Megatron-LM")
+    assert run("export", "--format", "megatron-lm", *BASE, "--tp", "2", "--out", str(tmp_path))[0] == 0
+    assert (tmp_path / "train.sh").read_text() == out.removesuffix("\n")
+
+
+def test_several_files_are_told_apart(run: Command, tmp_path: Path) -> None:
+    asked = ("export", "--format", "accelerate", "--framework", "huggingface", *BASE, "--zero", "3")
+    code, out, _ = run(*asked)
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith("==>")] == [
+        "==> accelerate.yaml <==",
+        "==> train.sh <==",
+    ]
+    code, out, _ = run(*asked, "--out", str(tmp_path / "new" / "folder"))
+    assert code == 0
+    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {"accelerate.yaml", "train.sh"}
+    assert "left to you: " in out
+
+
+def test_json_is_the_document(run: Command) -> None:
+    _, out, _ = run("export", "--format", "megatron-lm", *BASE, "--json")
+    document = json.loads(out)
+    jsonschema_rs.validate(export_schema(), document)
+    assert document["launch"].startswith("torchrun --nnodes 1 --nproc-per-node 8 pretrain_gpt.py ")
+
+
+def test_a_plan_of_a_saved_answer(run: Command, tmp_path: Path) -> None:
+    saved = tmp_path / "answer.json"
+    run("plan", *BASE, "--top", "3", "--output", str(saved))
+    plan = json.loads(saved.read_text())["plans"][1]["plan"]
+    code, out, _ = run("export", "--format", "megatron-lm", "--plan", str(saved), "--rank", "2", "--json")
+    assert code == 0
+    assert json.loads(out)["plan"] == plan
+
+
+def test_a_plan_that_does_not_fit_is_written_and_told(run: Command) -> None:
+    asked = ("--model", "llama-2-70b", "--gpus", "8xA100-40GB", "--seq", "2048", "--global-batch", "64", "--dp", "8")
+    code, out, err = run("export", "--format", "megatron-lm", *asked, "--zero", "0")
+    assert code == 3
+    assert "--tensor-model-parallel-size 1" in out
+    assert err == "warning: the plan does not fit into memory; planner estimate says what would\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--format", "megatron", *BASE), "error: format: unknown name 'megatron'. Hint: did you mean 'megatron-lm'?"),
+        (("--format", "deepspeed", *BASE), "error: framework: plans for megatron-core are not plans for DeepSpeed"),
+        (("--format", "megatron-lm", "--model", "13b"), "error: --gpus: is required"),
+        (("--format", "megatron-lm", "--gpus", "8xA100"), "error: --model: is required"),
+        (("--format", "megatron-lm", *BASE, "--rank", "2"), "error: --rank: names a plan of a saved answer"),
+        (("--format", "megatron-lm", "--plan", "nowhere.json"), "error: --plan: cannot read 'nowhere.json'"),
+        (("--format", "megatron-lm", "--plan", "nowhere.json", "--tp", "2"), "error: --tp: has no effect on a saved"),
+        (("--format", "megatron-lm", "--plan", "x.json", "--model", "13b"), "error: --model: has no effect on a saved"),
+    ],
+)
+def test_what_is_wrong_is_named(run: Command, arguments: tuple[str, ...], words: str) -> None:
+    code, out, err = run("export", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(words)
+
+
+def test_a_file_that_holds_no_answer(run: Command, tmp_path: Path) -> None:
+    contents: dict[str, Any] = {"[1": "is not JSON", "[]": "is not an answer", '{"kind": "plan"}': "schema version"}
+    for content, words in contents.items():
+        path = tmp_path / "answer.json"
+        path.write_text(content)
+        code, _, err = run("export", "--format", "megatron-lm", "--plan", str(path))
+        assert code == 2
+        assert words in err
