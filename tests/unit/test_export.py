@@ -1,7 +1,10 @@
 """Exports: what each target is told, what it cannot be told, and plans of saved answers."""
 
 import json
+import os
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -269,6 +272,26 @@ def test_a_saved_plan_that_its_framework_refuses_is_refused() -> None:
     document["plans"][0]["plan"]["tensor_parallel"] = 3
     with pytest.raises(SpecError, match="plan"):
         planner.export_saved(document, format="megatron-lm")
+
+
+@pytest.mark.parametrize("given", [[], ["--data-path", "my data"]])
+def test_the_shell_runs_what_is_said(given: list[str], tmp_path: Path) -> None:
+    """Patterns of layers stay one word, variables are filled in, and mock data go where the user names data."""
+    request = request_of("deepseek-v3", "64x8xH800", "megatron", **JOB | {"global_batch_size": 256})
+    exported = export("megatron_lm", plan_of(request, ep=64, pp=2, first_stage_layers=30), request)
+    (tmp_path / "train.sh").write_text(exported.files["train.sh"])
+    (tmp_path / "torchrun").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (tmp_path / "torchrun").chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODE_RANK": "3", "MASTER_ADDR": "first"}
+    done = subprocess.run(
+        ["bash", "train.sh", *given], cwd=tmp_path, env=variables, capture_output=True, text=True, check=True
+    )
+    words = done.stdout.splitlines()
+    read = options(words)
+    assert (read["--node-rank"], read["--master-addr"], read["--master-port"][0]) == (["3"], ["first"], "29500")
+    assert read["--moe-layer-freq"] == ["([0]*3+[1]*58)"]
+    assert words[-len(given) :] == given if given else words[-2:] == ["--train-iters", "20"]
+    assert ("--mock-data" in words) == (not given)
 
 
 @pytest.mark.parametrize("format_", FORMATS)
