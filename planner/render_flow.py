@@ -23,7 +23,7 @@ from planner.phrases import count, dollars, gib, percent, recompute_label, secon
 from planner.render import indented
 from planner.results import Note
 from profiles.parameters import total_parameters
-from profiles.units import GIB, GIGA
+from profiles.units import GIB
 
 _HOLDINGS = {
     "": "",
@@ -163,7 +163,7 @@ def _iteration(plan: FlowPlan, console: Console) -> None:
     console.print(
         f"fullest GPUs {gpu_range(peak.first_gpu, peak.num_gpus)}: {gib(peak.peak_bytes)} of {gib(peak.usable_bytes)} "
         f"usable, as {peak.peak_call} runs"
-        + (f"; host memory {plan.host_bytes / GIGA:,.0f} GB per node" if plan.host_bytes else ""),
+        + (f"; host memory {gib(plan.host_bytes)} per node" if plan.host_bytes else ""),
         highlight=False,
     )
 
@@ -171,8 +171,8 @@ def _iteration(plan: FlowPlan, console: Console) -> None:
         most = plan.data[0]
         times = f"{most.copies} times " if most.copies > 1 else ""
         console.print(
-            f"data between calls: up to {plan.data_bytes / GIGA:,.0f} GB at once in host memory, most of it "
-            f"{most.key} of {most.source}, {times}{most.size_bytes / GIGA:,.0f} GB",
+            f"data between calls: up to {gib(plan.data_bytes)} at once in host memory, most of it "
+            f"{most.key} of {most.source}, {times}{gib(most.size_bytes)}",
             highlight=False,
         )
     for lead in plan.leads:

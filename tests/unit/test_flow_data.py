@@ -1,5 +1,6 @@
 """Host memory of what calls hand on, and device memory of what they read of it."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -95,3 +96,12 @@ def test_scores_of_a_micro_batch_lie_on_the_device_that_trains_on_them() -> None
     )
     tokens = 2 * 512
     assert more == pytest.approx([tokens * (VOCABULARY * 2 + 300), tokens * (VOCABULARY + 300)])
+
+
+def test_all_memory_is_told_in_one_unit(run: Any) -> None:
+    """512 sequences of 2,048 tokens, 128,256 scores of two bytes each: 269e9 bytes, or 250.5 GiB."""
+    models = ("--model", "teacher=llama-3.2-1b", "--model", "student=llama-3.2-1b")
+    out = run("plan", "--job", "distill", *models, "--gpus", "8xH100-SXM-80GB", "--effort", "0.02")[1]
+    words = " ".join(out.split())
+    assert "up to 250.5 GiB at once in host memory, most of it teacher_scores of teacher_inf, 250.5 GiB" in words
+    assert not re.search(r"\d GB\b", words)
