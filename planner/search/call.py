@@ -37,7 +37,7 @@ def search(
             anneals over stages that may differ in everything, which proves nothing; ``auto`` picks what proves
             most in the time given; ``all`` anneals after that.
         seconds: Wall-clock limit of the search; Ctrl-C ends it before. Either way the answer is what is known then.
-        evaluations: Plans and stages after which nothing new begins (``SearchBudget``); the same on every machine.
+        evaluations: As for ``SearchBudget``; unlike ``seconds``, answers the same on every machine.
         seed: Of everything random.
         runnable: Whether only plans count that the framework can run: it lays out one mesh of ranks, so that stages may
             differ in layers and devices at most. Otherwise the answer says which frameworks can run it.

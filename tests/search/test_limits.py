@@ -213,3 +213,10 @@ def test_cpsat_can_be_interrupted() -> None:
     assert time.perf_counter() - began_s < 20.0
     timer.join()
     assert planner.search(**BY_NAME["dense, loose"].arguments(), strategy="cpsat").optimal
+
+
+def test_a_limit_of_evaluations_leaves_no_uniform_plan_out() -> None:
+    few = search("llama-2-13b", "8xA100-80GB", evaluations=1, seconds=60.0)
+    assert few.engines[0].engine == "enumerate"
+    assert few.engines[0].evaluations == planner.plan("llama-2-13b", "8xA100-80GB").considered > 1000
+    assert {run.status for run in few.engines[1:]} == {"evaluations"}

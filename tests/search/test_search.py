@@ -284,8 +284,8 @@ def test_the_same_question_has_the_same_answer_and_more_budget_none_worse() -> N
     assert more.best is not None
     assert more.best.step_time_s <= few.best.step_time_s
     assert few.engines[-1].status == "evaluations"
-    assert few.engines[0].evaluations == more.engines[0].evaluations > 1, "uniform plans are all priced"
-    assert (few.bound_s or np.inf) <= more.best.step_time_s * (1 + 1e-9)
+    assert few.bound_s is not None
+    assert few.bound_s <= more.best.step_time_s * (1 + 1e-9)
     assert not few.optimal
 
 
