@@ -325,7 +325,7 @@ def test_models(run: Any) -> None:
 
 
 def test_names_are_whole_where_no_terminal_says_how_wide_it_is(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "70")
     assert "g5.48xlarge" not in run("gpus").out
     monkeypatch.delenv("COLUMNS")
     assert "g5.48xlarge" in run("gpus").out
