@@ -13,7 +13,7 @@ from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, 
 from costmodels.kernels.calls import KernelCostModel
 from costmodels.kernels.learned import learned_kernel_model
 from costmodels.kernels.measured import MeasuredKernelModel, MeasuredKernels, calls_of, measured_rows
-from costmodels.kernels.remembered import RememberedKernelModel
+from costmodels.kernels.remembered import RememberedKernelModel, with_all_memory
 from costmodels.kernels.roofline import RooflineKernelModel
 from costmodels.link_model import LinkCollectiveModel
 from profiles.calibrations import read_calibration
@@ -39,13 +39,17 @@ def default_collective_model() -> CollectiveCostModel:
     return LinkCollectiveModel(default_fits().collectives)
 
 
-@lru_cache(maxsize=64)
 def kernel_model_of(device: DeviceSpec) -> KernelCostModel:
     """Prices of kernels on one device, with what was measured on it.
 
     Raises:
         SpecError: If a file of timings or a calibration is broken.
     """
+    return _kernel_model_of(with_all_memory(device))
+
+
+@lru_cache(maxsize=64)
+def _kernel_model_of(device: DeviceSpec) -> KernelCostModel:
     return kernel_model_from(default_store(), device)
 
 

@@ -3,19 +3,26 @@
 Plans of one model on one kind of device share most of their kernels, and so do the questions of a day.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelCostModel, Prediction, distinct, keys_of, take
 from profiles.hardware import DeviceSpec
 
-MOST_DEVICES = 64  # one with memory set aside is another
+MOST_DEVICES = 64
 MOST_REMEMBERED = 200_000  # calls per device; about 300 bytes each
 MOST_LOOKED_UP = 5_000  # distinct calls of a batch: larger ones are tables, priced once
 
 
-@dataclass(frozen=True, slots=True)
+@lru_cache(maxsize=256)
+def with_all_memory(device: DeviceSpec) -> DeviceSpec:
+    """The device whose memory programs can use to the last byte: what is set aside changes no kernel's price."""
+    return replace(device, usable_memory_bytes=device.memory_bytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RememberedKernelModel:
     """Prices of another model, each call worked out once. Several threads may ask at once.
 
@@ -25,9 +32,7 @@ class RememberedKernelModel:
     """
 
     model: KernelCostModel
-    _remembered: dict[DeviceSpec, dict[bytes, tuple[float, ...]]] = field(
-        default_factory=dict, compare=False, repr=False
-    )
+    _remembered: dict[DeviceSpec, dict[bytes, tuple[float, ...]]] = field(default_factory=dict, repr=False)
 
     def predict(self, calls: KernelCallBatch, device: DeviceSpec) -> Prediction:
         """Seconds for each call on one device; what the model raises, it raises."""
@@ -56,6 +61,7 @@ class RememberedKernelModel:
 
     def _of_device(self, device: DeviceSpec) -> dict[bytes, tuple[float, ...]]:
         """What is known of a device; all is forgotten before it becomes too much."""
+        device = with_all_memory(device)
         if device not in self._remembered and len(self._remembered) >= MOST_DEVICES:
             self._remembered.clear()
         memory = self._remembered.setdefault(device, {})

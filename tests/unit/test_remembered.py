@@ -8,6 +8,7 @@ import pytest
 from costmodels.kernels import remembered
 from costmodels.kernels.calls import KernelCallBatch, KernelOp, Prediction, kernel_calls, take
 from costmodels.kernels.remembered import RememberedKernelModel
+from planner.price_lists import kernel_model_of
 from profiles.catalog import default_catalog
 from profiles.hardware import DeviceSpec
 from tests.fakes import RateKernels
@@ -61,12 +62,22 @@ def test_tables_are_priced_once_and_not_kept() -> None:
     assert counting.asked == [len(table), len(table)]
 
 
+def test_memory_that_is_set_aside_changes_no_price() -> None:
+    counting = Counting()
+    model = RememberedKernelModel(counting)
+    for usable_bytes in (40e9, 50e9):
+        model.predict(passes(1e9), replace(A100, usable_memory_bytes=usable_bytes))
+    assert counting.asked == [1]
+    less = replace(A100, usable_memory_bytes=40e9)
+    assert kernel_model_of(less) is kernel_model_of(A100)
+
+
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remembered, "MOST_REMEMBERED", 10)
     monkeypatch.setattr(remembered, "MOST_DEVICES", 3)
     model = RememberedKernelModel(Counting())
     for size in range(1, 40):
-        device = replace(A100, usable_memory_bytes=1e9 * (1 + size % 7))
+        device = replace(A100, memory_bytes=1e9 * (1 + size % 7))
         model.predict(passes(*range(size, size + 5)), device)
         assert len(model._remembered) <= 3
         assert all(len(memory) <= 15 for memory in model._remembered.values())
