@@ -222,7 +222,7 @@ class _Part:
     known: dict[str, NDArray[np.bool_]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LinkCollectiveModel:
     """Prices collectives by latency and bandwidth of the links they cross.
 

@@ -19,7 +19,7 @@ from planner.explain import explain
 from planner.host_notes import host_notes
 from planner.phrases import percent
 from planner.pins import check_values
-from planner.pricing import join, memory_rejections, price_all
+from planner.pricing import blocks_of_one, join, memory_rejections, price_all
 from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, nearest_row, pareto_rows
 from planner.remedies import find_remedies
 from planner.request import (
@@ -133,7 +133,7 @@ def _single(request: Request, plan: ExecutionPlan) -> PlanResult:
 def _alone(request: Request, batch: PlanBatch, rejected: Mapping[str, int]) -> PlanResult:
     """The only plan there is, priced once."""
     context = cost_context(request)
-    answers = plan_estimates(batch, context, price=request.price)
+    answers = plan_estimates(batch, context, price=request.price, costs=blocks_of_one(batch, context))
     priced = Priced(
         plans=batch,
         step_time_s=np.asarray([answer.step_time_s for answer in answers]),

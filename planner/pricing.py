@@ -1,12 +1,14 @@
 """Every legal plan of a space priced, chunk by chunk, keeping what ranking needs."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
 from costmodels.evaluate import Outcomes, outcomes, peaks
+from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.plan import PlanBatch
 from planner.ranking import Priced, nearest_rows
 
@@ -50,6 +52,30 @@ def price_all(
         fits=fits,
         costs=costs,
     )
+
+
+def blocks_of_one(plans: PlanBatch, context: CostContext) -> LayerCosts:
+    """The priced blocks of a single plan; those of the last questions are remembered.
+
+    Plans of one job that differ in stages, sharding or recomputation share them.
+
+    Args:
+        plans: One plan.
+        context: Model, cluster, job, stack and price lists; all of it hashable, as ``request.cost_context`` makes it.
+    """
+    return _blocks(context, tuple(int(getattr(plans, name)[0]) for name in _OF_BLOCKS))
+
+
+# Columns on which the blocks of a plan depend.
+_OF_BLOCKS = (
+    *("micro_batch_size", "tensor_parallel", "context_parallel", "context_kind", "sequence_parallel"),
+    *("tensor_parallel_overlap", "expert_parallel", "expert_tensor_parallel", "zero_stage"),
+)
+
+
+@lru_cache(maxsize=1024)  # about 10 kB each
+def _blocks(context: CostContext, values: tuple[int, ...]) -> LayerCosts:
+    return layer_costs(PlanBatch.from_columns(1, **dict(zip(_OF_BLOCKS, values, strict=True))), context)
 
 
 def price_contenders(plans: PlanBatch, context: CostContext) -> Priced:

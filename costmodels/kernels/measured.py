@@ -306,7 +306,7 @@ def _of_device(table: TimingTable) -> _OfDevice:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class MeasuredKernelModel:
     """Prices calls that were measured by their measurement, the others by another model.
 

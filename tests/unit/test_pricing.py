@@ -10,10 +10,12 @@ import pytest
 from costmodels.context import CostContext
 from costmodels.estimate import BASES, EXTRAPOLATED, EstimateBatch
 from costmodels.evaluate import evaluate, peaks
+from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.plan import PlanBatch, Recompute
 from costmodels.stages import stage_table
-from planner.pricing import join, memory_rejections, price_all, price_contenders
+from planner.pricing import blocks_of_one, join, memory_rejections, price_all, price_contenders
 from planner.ranking import best_rows, nearest_row
+from planner.request import Options, cost_context, resolve_request, setting_of
 from planner.rules.base import Setting
 from planner.space import plan_space
 from profiles.hardware import ClusterSpec
@@ -134,6 +136,24 @@ def test_blocks_priced_by_a_search_serve_its_report(plans: PlanBatch) -> None:
     for name in ("time_parts_s", "communication_total_s", "extrapolated_share", "basis_share"):
         for part, values in getattr(alone, name).items():
             assert np.array_equal(getattr(after, name)[part], values), part
+
+
+@pytest.mark.parametrize("model", ["llama-3-8b", "mixtral-8x7b"])
+def test_blocks_of_one_plan_are_those_of_all(model: str) -> None:
+    request = resolve_request(model, "2x8xH100", None, None, Options())
+    where = cost_context(request)
+    space = plan_space(setting_of(request), domain_devices=8).plans
+    some = space.take(np.random.default_rng(0).choice(len(space), 12, replace=False))
+    together = layer_costs(some, where)
+    for row in range(len(some)):
+        one = blocks_of_one(some.take([row]), where)
+        assert blocks_of_one(some.take([row]), cost_context(request)) is one
+        for name in LayerCosts.__dataclass_fields__:
+            alone, block = getattr(one, name), getattr(together, name)
+            assert (alone is None) == (block is None)
+            if block is not None:
+                assert np.array_equal(alone.seconds[:, 0], block.seconds[:, block.of_row[row]]), name
+                assert np.array_equal(alone.reach_s[:, 0], block.reach_s[:, block.of_row[row]]), name
 
 
 def neighbours(plans: PlanBatch, row: int) -> list[int]:
