@@ -360,5 +360,5 @@ def _messages(
     gatherings = np.where(by_layer, layers * np.maximum(shards.pieces, 1.0), updated)
     if stack.gradient_message_bytes:
         buckets = np.maximum(np.ceil(gradient_bytes / stack.gradient_message_bytes), 1.0)
-    reductions = np.select([zero == 0, by_layer], [buckets, layers], 1.0)
+    reductions = np.where(zero == 0, buckets, np.where(by_layer, layers, 1.0))
     return reductions, gatherings

@@ -285,8 +285,7 @@ class PlanBatch:
 
     def plan(self, row: int) -> ExecutionPlan:
         """One row as an ``ExecutionPlan``."""
-        values: dict[str, Any] = {name: int(getattr(self, name)[row]) for name in _INT_COLUMNS}
-        values |= {name: bool(getattr(self, name)[row]) for name in _BOOL_COLUMNS}
+        values: dict[str, Any] = {name: getattr(self, name).item(row) for name in (*_INT_COLUMNS, *_BOOL_COLUMNS)}
         for name, kind in _ENUMS.items():
             values[name] = kind(values[name])
         if self.stage_layers is not None and self.stage_layers[row].any():

@@ -16,13 +16,12 @@ MAX_CANDIDATES = 2_500_000  # bounds the memory of one request to about 1 GiB; D
 Columns = dict[str, IntArray]
 Keep = Callable[[Columns], BoolArray]
 
+# Columns of defaults, views of one value.
 _DEFAULTS = {
-    name: np.asarray(value, dtype=np.bool_ if isinstance(value, bool) else np.int64)
+    name: np.broadcast_to(np.asarray(value, dtype=np.bool_ if isinstance(value, bool) else np.int64), MAX_CANDIDATES)
     for name, value in ((name, getattr(ExecutionPlan(), name)) for name in PlanBatch.__dataclass_fields__)
     if name != "stage_layers"
 }
-for _default in _DEFAULTS.values():
-    _default.flags.writeable = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,7 +76,7 @@ class Candidates:
         if len(table) != 1:
             self.columns = {name: np.repeat(column, len(table)) for name, column in self.columns.items()}
         for index, name in enumerate(names):
-            self.columns[name] = np.tile(table[:, index], self.length)
+            self.columns[name] = np.repeat(table[None, :, index], self.length, axis=0).reshape(-1)
         self.length *= len(table)
         if keep is not None and not fixed:
             self._filter(keep(self.columns))
@@ -87,8 +86,8 @@ class Candidates:
     def derive(self, **values: Any) -> None:
         """Set columns that follow from the others, unless the user fixed them."""
         for name, column in values.items():
-            value = self.pins.get(name, column)
-            self.columns[name] = np.array(np.broadcast_to(np.asarray(value, dtype=np.int64), (self.length,)))
+            self.columns[name] = np.empty(self.length, dtype=np.int64)
+            self.columns[name][:] = self.pins.get(name, column)
         self._settle()
 
     def offered(self, names: tuple[str, ...], options: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -107,10 +106,7 @@ class Candidates:
         built: dict[str, Any] = {}
         for name, default in _DEFAULTS.items():
             column = self.columns.get(name)
-            if column is None:  # a view of one value, as broadcast_to makes, many times faster
-                built[name] = np.ndarray((self.length,), dtype=default.dtype, buffer=default, strides=(0,))
-            else:
-                built[name] = column.astype(default.dtype, copy=False)
+            built[name] = default[: self.length] if column is None else column.astype(default.dtype, copy=False)
         return PlanBatch(**built)
 
     def _settle(self) -> None:

@@ -134,8 +134,8 @@ def best_rows(
         return np.zeros(0, dtype=np.int64)
     if len(pool) == 1:
         return pool
-    first = _significant(_OBJECTIVES[objective](priced)[pool])
     step = _significant(priced.step_time_s[pool])
+    first = step if objective == "step_time" else _significant(_OBJECTIVES[objective](priced)[pool])
     wanted = count
     while True:
         near = _smallest(first, step, wanted)
