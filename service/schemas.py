@@ -342,7 +342,7 @@ class SearchRequest(EstimateRequest):
         default=None,
         ge=1,
         le=1 << 40,
-        description="Plans and stages priced after which nothing new is begun; uniform plans are always all priced.",
+        description="Plans and stages after which nothing new begins (not uniform ones).",
     )
     seed: int = Field(default=0, ge=0, le=(1 << 31) - 1, description="Of everything random.")
     runnable: bool = Field(default=False, description="Whether only plans count that the framework can run.")
