@@ -338,12 +338,7 @@ class SearchRequest(EstimateRequest):
     plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
     strategy: Literal["auto", "enumerate", "cpsat", "mcmc", "all"] = "auto"
     seconds: float = Field(default=5.0, gt=0, le=MAX_SEARCH_SECONDS, description="Longest time to search.")
-    evaluations: int | None = Field(
-        default=None,
-        ge=1,
-        le=1 << 40,
-        description="Plans and stages after which nothing new begins (not uniform ones).",
-    )
+    evaluations: int | None = Field(default=None, ge=1, le=1 << 40, description="After which nothing new begins.")
     seed: int = Field(default=0, ge=0, le=(1 << 31) - 1, description="Of everything random.")
     runnable: bool = Field(default=False, description="Whether only plans count that the framework can run.")
 
