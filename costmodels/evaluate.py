@@ -46,8 +46,8 @@ class Outcomes(Peaks):
     """What N plans are ranked by.
 
     Attributes:
-        step_time_s: (N,) seconds per optimizer step.
-        costs: Their blocks, priced.
+        step_time_s: (N,) seconds per optimizer step; infinite where it was not worked out.
+        costs: The blocks of those whose step was worked out, priced.
     """
 
     step_time_s: FloatArray
@@ -61,17 +61,34 @@ def peaks(plans: PlanBatch, context: CostContext) -> Peaks:
     return _needs(plans, stages, parameters, context).peaks
 
 
-def outcomes(plans: PlanBatch, context: CostContext) -> Outcomes:
-    """What ``evaluate`` says of time and memory, without parts, intervals and what they rest on."""
+def outcomes(plans: PlanBatch, context: CostContext, *, time_all: bool = True) -> Outcomes:
+    """What ``evaluate`` says of time and memory, without parts, intervals and what they rest on.
+
+    Args:
+        plans: N legal plans.
+        context: Model, cluster, job, stack and price lists.
+        time_all: Work out the step of plans that do not fit, too, which are most of them where memory is short;
+            otherwise theirs is infinite.
+    """
     stages = stage_table(plans, context.model, stack=context.stack)
     parameters = stage_parameters(plans, stages, context.model, context.job)
     needs = _needs(plans, stages, parameters, context)
-    costs = layer_costs(plans, context)
+    found = needs.peaks
+    rows = None if time_all else np.flatnonzero(found.fits)
+    timed, paged = plans, needs.paged
+    if rows is not None:
+        timed, stages, parameters = plans.take(rows), stages.take(rows), parameters.take(rows)
+        paged = None if paged is None else paged[rows]
+    costs = layer_costs(timed, context)
+    step_s = step_time_s(timed, stages, costs, parameters, context, paged=paged)
+    if rows is not None:
+        known_s, step_s = step_s, np.full(len(plans), np.inf)
+        step_s[rows] = known_s
     return Outcomes(
-        step_time_s=step_time_s(plans, stages, costs, parameters, context, paged=needs.paged),
-        peak_memory_bytes=needs.peaks.peak_memory_bytes,
-        host_memory_bytes=needs.peaks.host_memory_bytes,
-        fits=needs.peaks.fits,
+        step_time_s=step_s,
+        peak_memory_bytes=found.peak_memory_bytes,
+        host_memory_bytes=found.host_memory_bytes,
+        fits=found.fits,
         costs=costs,
     )
 

@@ -15,11 +15,11 @@ from costmodels.memory import memory_error_factor
 from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.constraints import check_plan, legal
 from planner.estimates import plan_estimates
-from planner.explain import explain
+from planner.explain import explain, wished_rows
 from planner.host_notes import host_notes
 from planner.phrases import percent
 from planner.pins import check_values
-from planner.pricing import blocks_of_one, join, memory_rejections, price_all
+from planner.pricing import blocks_of_one, join, memory_rejections, price_all, price_fitting
 from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, nearest_row, pareto_rows
 from planner.remedies import find_remedies
 from planner.request import (
@@ -186,7 +186,7 @@ def _search(request: Request, clusters: list[ClusterSpec], whole: Space | None =
             refused = error  # a part too small for what is fixed is no candidate
             continue
         context = cost_context(request, cluster)
-        priced = price_all(space.plans, context)
+        priced = price_fitting(space.plans, context)
         for counts in (space.rejected, memory_rejections(priced, context)):
             for name, count in counts.items():
                 rejected[name] = rejected.get(name, 0) + count
@@ -273,6 +273,8 @@ def _result(
     fitting = int(priced.fits.sum())
     infeasible = None if fitting else _infeasible(request, priced, answers, rejected)
     front = pareto_rows(priced) if fitting else np.zeros(0, dtype=np.int64)
+    if answers and fitting:
+        priced = _with_wishes(request, priced, answers[0].plan)
     return PlanResult(
         kind=kind,
         request=request,
@@ -294,6 +296,18 @@ def _result(
         infeasible=infeasible,
         warnings=_warnings(request, answers[0] if answers else None),
     )
+
+
+def _with_wishes(request: Request, priced: Priced, plan: ExecutionPlan) -> Priced:
+    """With the steps of what does not fit timed where an explanation of a plan tells of it."""
+    rows = wished_rows(plan, priced)
+    rows = rows[np.isinf(priced.step_time_s[rows])]
+    if not len(rows):
+        return priced
+    context = cost_context(request, _part(request.cluster, plan.num_devices))
+    step_time_s = priced.step_time_s.copy()
+    step_time_s[rows] = price_all(priced.plans.take(rows), context).step_time_s
+    return replace(priced, step_time_s=step_time_s)
 
 
 def _needs_layout(request: Request, plan: ExecutionPlan) -> bool:

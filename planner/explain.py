@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
+from costmodels.plan import BoolArray, ExecutionPlan, IntArray, PlanBatch
 from planner.ranking import Priced, best_rows
 from planner.results import Explanation, PlanEstimate, Rival, Share
 
@@ -72,6 +72,19 @@ def _rivals(best: PlanEstimate, priced: Priced, objective: str) -> tuple[Rival, 
             if _trades(best, rival):
                 rivals.setdefault(rival.plan, rival)
     return tuple(sorted(rivals.values(), key=_RIVAL_ORDER.get(objective, _RIVAL_ORDER["step_time"])))
+
+
+def wished_rows(plan: ExecutionPlan, priced: Priced) -> IntArray:
+    """Rows that do not fit and differ from a plan in one dimension only that users would rather have otherwise."""
+    near = ~priced.fits & (priced.num_devices == plan.num_devices)
+    for name in ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel"):
+        near &= getattr(priced.plans, name) == _value(plan, name)
+    rows = np.flatnonzero(near)
+    plans = priced.plans.take(rows)
+    wished = np.zeros(len(rows), dtype=np.bool_)
+    for dimension in _WISHES:
+        wished |= _same_elsewhere(plan, plans, dimension)
+    return rows[wished]
 
 
 _RIVAL_ORDER: dict[str, Callable[[Rival], float]] = {

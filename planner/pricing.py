@@ -1,7 +1,7 @@
 """Every legal plan of a space priced, chunk by chunk, keeping what ranking needs."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -52,6 +52,13 @@ def price_all(
         fits=fits,
         costs=costs,
     )
+
+
+def price_fitting(plans: PlanBatch, context: CostContext) -> Priced:
+    """The same as ``price_all``; of many plans those that do not fit are not timed: their steps are infinite."""
+    if len(plans) <= CHUNK_ROWS:
+        return price_all(plans, context)
+    return price_all(plans, context, evaluator=partial(outcomes, time_all=False))
 
 
 def blocks_of_one(plans: PlanBatch, context: CostContext) -> LayerCosts:

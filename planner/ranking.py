@@ -65,7 +65,7 @@ class Priced:
 
     Attributes:
         plans: The plans.
-        step_time_s: Seconds per step.
+        step_time_s: Seconds per step; infinite where a plan does not fit and nobody asked.
         peak_memory_bytes: Fullest device.
         host_memory_bytes: Per node, for offloaded states.
         fits: Whether device and host memory suffice.

@@ -23,6 +23,7 @@ _ALIKE = (
     *("expert_tensor_parallel", "virtual_stages", "recompute"),
 )
 _FASTEST = 4
+_SLOWEST = 2.0  # steps of the best plan, at most: no setting makes up for more
 _EXCHANGED = 0.02  # share of the step that exchanges take from which other ways to exchange are looked at
 _NOTICEABLE = 0.01  # least share of the step that a setting must save to be told
 
@@ -83,7 +84,8 @@ def _others(stack: StackSpec) -> list[StackSpec]:
 
 def _contenders(priced: Priced) -> IntArray:
     """Rows of the fastest plans that fit, of every kind."""
-    rows = np.flatnonzero(priced.fits)
+    near = priced.fits & (priced.step_time_s <= _SLOWEST * priced.step_time_s[priced.fits].min())
+    rows = np.flatnonzero(near)
     keys = np.stack([np.asarray(getattr(priced.plans, name))[rows] for name in _ALIKE])
     order = np.lexsort((priced.step_time_s[rows], *keys))
     sorted_keys = keys[:, order]

@@ -13,10 +13,12 @@ from costmodels.evaluate import evaluate, peaks
 from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.plan import PlanBatch, Recompute
 from costmodels.stages import stage_table
-from planner.pricing import blocks_of_one, join, memory_rejections, price_all, price_contenders
+from planner import api
+from planner.pricing import blocks_of_one, join, memory_rejections, price_all, price_contenders, price_fitting
 from planner.ranking import best_rows, nearest_row
 from planner.request import Options, cost_context, resolve_request, setting_of
 from planner.rules.base import Setting
+from planner.schema import to_document
 from planner.space import plan_space
 from profiles.hardware import ClusterSpec
 from tests.fakes import RateKernels, context, device, gpt, job, node
@@ -68,6 +70,31 @@ def test_chunks_change_nothing(plans: PlanBatch, chunk_rows: int) -> None:
     assert np.array_equal(priced.step_time_s, whole.step_time_s)
     assert np.array_equal(priced.peak_memory_bytes, whole.peak_memory_bytes)
     assert np.array_equal(priced.fits, whole.fits)
+
+
+def test_of_many_plans_those_that_do_not_fit_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = resolve_request("llama-2-13b", "8xA100-40GB", None, None, Options())
+    where = cost_context(request)
+    space = plan_space(setting_of(request), domain_devices=8).plans
+    whole = price_fitting(space, where)
+    monkeypatch.setattr("planner.pricing.CHUNK_ROWS", 999)
+    some = price_fitting(space, where)
+    assert 0 < whole.fits.sum() < len(space)
+    assert np.isfinite(whole.step_time_s).all()
+    assert np.array_equal(some.fits, whole.fits)
+    assert np.array_equal(some.peak_memory_bytes, whole.peak_memory_bytes)
+    assert some.step_time_s[some.fits] == pytest.approx(whole.step_time_s[some.fits], rel=1e-12)
+    assert np.isinf(some.step_time_s[~some.fits]).all()
+
+
+def test_answers_are_the_same_whether_all_plans_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    question = ("llama-2-13b", "16xA100-40GB")
+    before = to_document(api.plan(*question))
+    monkeypatch.setattr("planner.pricing.CHUNK_ROWS", 999)
+    monkeypatch.setattr("planner.pricing.price_all.__kwdefaults__", price_all.__kwdefaults__ | {"chunk_rows": 999})
+    after = to_document(api.plan(*question))
+    assert [rival["fits"] for rival in before["explanation"]["rivals"]].count(False) > 0
+    assert after == before
 
 
 def test_chunks_are_bounded(plans: PlanBatch) -> None:
