@@ -2,9 +2,10 @@
 
 In logarithms, the true step time of a plan is the price, plus what uncertain parameters do to it (shared, see
 ``parameters`` and ``responses``), plus a level that all runs of one user share, plus an error of the plan's own, alike
-for similar plans (``kinship``). The parts and the noise of measuring are scaled so that what a run of any single plan
-measures has the interval the planner states for it. The true peak is the price times an error that all plans share in
-part.
+for similar plans (``kinship``). Own errors and the noise of measuring are as published runs tell, times a factor of the
+user's that nobody knows beforehand. The level is what is left of the interval that the planner states for a run of
+each plan: a plan with a wider interval feels more of it. The true peak is the price times an error that all plans
+share in part.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from costmodels.context import CostContext
 from costmodels.evaluate import evaluate
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.uncertainty import NORMAL_90
-from planner.decisions.kinship import NOISE, SPREAD, Traits, kinship
+from planner.decisions.kinship import NOISE, SCALES, SPREAD, Traits, kinship
 from planner.decisions.parameters import Parameter, uncertain_parameters
 from planner.decisions.responses import Pricer, Responses
 
@@ -25,6 +26,7 @@ from planner.decisions.responses import Pricer, Responses
 MEMORY_SHARED = 0.4
 # A user's level is at least this share of the spread of plans, however narrow the interval of a stack is.
 _LEAST_LEVEL = 0.5
+_MEAN_SQUARE = float(np.mean(SCALES**2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,9 @@ class Belief:
         field_of: (P,) number of the responses' field each moves.
         responses: How log step times answer to them.
         level_std: Standard deviation of the level.
-        own_std: (A,) of each plan's own error.
+        level_reach: (A,) how much of it each plan feels.
+        own_std: (A,) of each plan's own error where the user's factor is 1.
+        scales: (J,) equally likely factors of a user's own errors and noise.
         kin: (A, A) correlation of own errors, of time and of memory.
         memory_log: (A,) expected log of peak over usable memory.
         memory_shared_std, memory_own_std: Of its error: the part all plans share, and each plan's own.
@@ -74,7 +78,9 @@ class Belief:
     field_of: IntArray
     responses: Responses
     level_std: float
+    level_reach: FloatArray
     own_std: FloatArray
+    scales: FloatArray
     kin: FloatArray
     memory_log: FloatArray
     memory_shared_std: float
@@ -92,6 +98,11 @@ class Belief:
     def slopes(self) -> FloatArray:
         """(P, A) derivative of log step times by each parameter."""
         return self.responses.slopes[self.field_of]
+
+    @property
+    def mean_square(self) -> float:
+        """Of the factors of own errors and noise: what variances are multiplied by as long as nothing ran."""
+        return float(np.mean(self.scales**2))
 
     def shifts(self, theta: FloatArray) -> FloatArray:
         """(S, F) shifts of the stack's fields that (S, P) parameters amount to."""
@@ -127,19 +138,22 @@ def prior(subjects: Subjects, parameters: Sequence[Parameter], context: CostCont
     field_of = np.array([responses.fields.index(parameter.along) for parameter in felt], dtype=np.int64)
     slopes = responses.slopes[field_of] * np.array([parameter.std for parameter in felt])[:, None]
     explained = (slopes**2).sum(axis=0)
-    stranger = stack.publisher_log_std**2  # shifts all of a user's runs alike: tells nothing of one plan beside another
-    truth = np.maximum(subjects.log_std**2 - stranger - NOISE**2, NOISE**2)  # what is stated of a run, less its noise
-    level = max(float(np.mean(truth - explained)) - SPREAD**2, (_LEAST_LEVEL * SPREAD) ** 2)
-    # Where the parts say more than is stated, errors of published runs have shown each to be smaller than it is held.
-    share = min(1.0, float(np.min(truth / (explained + level + NOISE**2))))
+    stated = np.maximum(subjects.log_std, NOISE) ** 2  # of a run: nothing is surer than runs repeat
+    told = explained + _MEAN_SQUARE * (SPREAD**2 + NOISE**2)
+    # Where the parts say more than is stated, this user's runs have shown each to be smaller than it is held.
+    share = min(1.0, float(np.min(stated / (told + _MEAN_SQUARE * (_LEAST_LEVEL * SPREAD) ** 2))))
+    level = np.sqrt(stated - share * told)
+    level_std = float(np.sqrt(np.mean(level**2)))
     memory = stack.memory_residual_log_std
     return Belief(
         price=subjects.price,
         parameters=tuple(replace(parameter, std=parameter.std * float(np.sqrt(share))) for parameter in felt),
         field_of=field_of,
         responses=responses,
-        level_std=float(np.sqrt(share * level + stranger)),
-        own_std=np.sqrt(truth - share * (explained + level)),
+        level_std=level_std,
+        level_reach=level / level_std,
+        own_std=np.full(len(level), SPREAD),
+        scales=float(np.sqrt(share)) * SCALES,
         kin=kinship(subjects.traits, subjects.traits),
         memory_log=subjects.memory_log,
         memory_shared_std=float(memory * np.sqrt(MEMORY_SHARED)),

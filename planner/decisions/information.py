@@ -123,7 +123,7 @@ def difference_indices(belief: Belief, left: int, right: int, *, seed: int) -> I
     """
     variance = belief.own_std[left] ** 2 + belief.own_std[right] ** 2
     together = 2 * belief.kin[left, right] * belief.own_std[left] * belief.own_std[right]
-    stds = np.append(belief.stds, np.sqrt(max(variance - together, 0.0)))
+    felt = belief.level_std * (belief.level_reach[left] - belief.level_reach[right])
     responses = belief.responses.of_plans([left, right])
 
     def difference(inputs: FloatArray) -> FloatArray:
@@ -133,9 +133,13 @@ def difference_indices(belief: Belief, left: int, right: int, *, seed: int) -> I
         return apart
 
     rng = np.random.default_rng(seed)
-    one, other = rng.standard_normal((2, SOBOL_DRAWS, len(stds))) * stds
+    drawn = rng.standard_normal((2, SOBOL_DRAWS, len(belief.parameters) + 1))
+    scale = rng.choice(belief.scales, (2, SOBOL_DRAWS))
+    drawn[..., :-1] *= belief.stds
+    drawn[..., -1] *= np.sqrt(scale**2 * max(variance - together, 0.0) + felt**2)
+    one, other = drawn
     mixed = []
-    for column in range(len(stds)):
+    for column in range(drawn.shape[-1]):
         exchanged = one.copy()
         exchanged[:, column] = other[:, column]
         mixed.append(difference(exchanged))

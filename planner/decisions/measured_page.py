@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from costmodels.plan import FloatArray, PlanBatch
-from planner.decisions.kinship import LENGTH, NOISE, SPREAD, Traits, distance
+from planner.decisions.kinship import LENGTH, NOISE, SCALES, SPREAD, Traits, distance
 from planner.decisions.measured import COUNTS, WAYS, Played, played
 from planner.validate.accuracy import cross_validate
 from planner.validate.mapping import map_files
@@ -155,7 +155,7 @@ def _kin_section(rows: Sequence[ScorableRow], judges: Judges) -> str:
     lines += table_head(("distance", "pairs", "spread", "believed, parameters left out"))
     for step in sorted(squares):
         spread = np.sqrt(np.median(squares[step]) / _MAD)
-        believed = np.sqrt(SPREAD**2 * -np.expm1(-step / LENGTH) + NOISE**2)
+        believed = np.sqrt(np.mean(SCALES**2) * (SPREAD**2 * -np.expm1(-step / LENGTH) + NOISE**2))
         name = f"{step} or more" if step == _FAR else str(step)
         lines.append(table_row(name, str(len(squares[step])), f"{spread:.3f}", f"{believed:.3f}"))
     lines += [

@@ -2,7 +2,9 @@
 
 Step times and printed peaks move the scenarios (Matheron's rule, also known as pathwise conditioning: every draw is
 corrected by the regression of everything on what was observed; exact for the linear law, and the table of ``responses``
-then gives the step times of the corrected parameters). Verdicts (ran, died) weigh them: a scenario counts by the
+then gives the step times of the corrected parameters). The factor of the user's own errors and noise is learnt by
+weights: within one factor the law is linear, and scenarios of a factor count by how likely it makes what was measured.
+Verdicts (ran, died) weigh them: a scenario counts by the
 probability of the verdicts in it, softened as in ``planner.validate.memory_fit``. How many equally likely scenarios the
 weights leave is stated with every answer.
 """
@@ -59,31 +61,46 @@ def condition(belief: Belief, scenarios: Scenarios, seen: Observations, *, seed:
 
 def surprises(belief: Belief, seen: Observations) -> FloatArray:
     """(T,) how many standard deviations each measured time is from what was expected; NaN where there is none."""
-    spread = np.sqrt(np.diag(_time_covariance(belief, seen.rows)))
+    spread = np.sqrt(np.diag(_time_covariance(belief, seen.rows, belief.mean_square)))
     expected = np.log(belief.responses.base_s[seen.rows])
     return np.asarray((seen.log_time_s - expected) / spread, dtype=np.float64)
 
 
-def _time_covariance(belief: Belief, rows: IntArray) -> FloatArray:
-    """(T, T) covariance of measured log step times."""
+def _time_covariance(belief: Belief, rows: IntArray, square: float) -> FloatArray:
+    """(T, T) covariance of measured log step times, own errors and noise larger by a factor of that square."""
     moved = belief.slopes[:, rows] * belief.stds[:, None]
-    own = belief.own_std[rows]
-    covariance: FloatArray = moved.T @ moved + belief.level_std**2 + own[:, None] * own * belief.kin[np.ix_(rows, rows)]
-    covariance[np.diag_indices_from(covariance)] += NOISE**2
+    level, own = belief.level_std * belief.level_reach[rows], belief.own_std[rows]
+    apart = own[:, None] * own * belief.kin[np.ix_(rows, rows)]
+    apart[np.diag_indices_from(apart)] += NOISE**2
+    covariance: FloatArray = moved.T @ moved + np.outer(level, level) + square * apart
     return covariance
 
 
 def _with_times(
     belief: Belief, scenarios: Scenarios, rows: IntArray, log_time_s: FloatArray, rng: np.random.Generator
 ) -> Scenarios:
-    noise = NOISE * rng.standard_normal((len(scenarios.weight), len(rows)))
+    noise = NOISE * scenarios.scale[:, None] * rng.standard_normal((len(scenarios.weight), len(rows)))
     missed = log_time_s - scenarios.log_time_s[:, rows] - noise
-    pull = np.linalg.solve(_time_covariance(belief, rows), missed.T).T  # (S, T)
+    surprise = log_time_s - np.log(belief.responses.base_s[rows])
+    pull, told = np.empty_like(missed), np.empty(len(missed))  # (S, T), and (S,) log likelihoods of the factors
+    for scale in np.unique(scenarios.scale).tolist():
+        of = scenarios.scale == scale
+        covariance = _time_covariance(belief, rows, scale**2)
+        pull[of] = np.linalg.solve(covariance, missed[of].T).T
+        told[of] = -0.5 * (np.linalg.slogdet(covariance)[1] + surprise @ np.linalg.solve(covariance, surprise))
+    weight = scenarios.weight * np.exp(told - told.max())
     theta = scenarios.theta + pull @ (belief.slopes[:, rows] * belief.stds[:, None] ** 2).T
-    level = scenarios.level + belief.level_std**2 * pull.sum(axis=1)
+    level = scenarios.level + belief.level_std**2 * pull @ belief.level_reach[rows]
     alike = belief.own_std[rows][:, None] * belief.kin[rows] * belief.own_std
-    own = scenarios.own + pull @ alike
-    return replace(scenarios, theta=theta, level=level, own=own, log_time_s=times_of(belief, theta, level, own))
+    own = scenarios.own + scenarios.scale[:, None] ** 2 * (pull @ alike)
+    return replace(
+        scenarios,
+        theta=theta,
+        level=level,
+        own=own,
+        log_time_s=times_of(belief, theta, level, own),
+        weight=weight / weight.sum(),
+    )
 
 
 def _with_peaks(

@@ -24,6 +24,7 @@ class Scenarios:
     Attributes:
         theta: (S, P) parameters.
         level: (S,) log of what all step times of the user are multiplied by.
+        scale: (S,) factor of own errors and noise.
         own: (S, A) log of what each plan's step time is multiplied by besides.
         log_time_s: (S, A) log of the true step time in seconds.
         memory_log: (S, A) log of the true peak over usable memory.
@@ -33,6 +34,7 @@ class Scenarios:
 
     theta: FloatArray
     level: FloatArray
+    scale: FloatArray
     own: FloatArray
     log_time_s: FloatArray
     memory_log: FloatArray
@@ -61,6 +63,7 @@ class Scenarios:
         return Scenarios(
             theta=self.theta,
             level=self.level,
+            scale=self.scale,
             own=self.own[:, :count],
             log_time_s=self.log_time_s[:, :count],
             memory_log=self.memory_log[:, :count],
@@ -81,20 +84,22 @@ def draw(belief: Belief, *, seed: int, draws: int = DRAWS) -> Scenarios:
     theta = rng.standard_normal((draws, len(belief.parameters))) * belief.stds
     level = rng.standard_normal(draws) * belief.level_std
     factor = np.linalg.cholesky(belief.kin + _JITTER * np.eye(len(belief)))
-    own = rng.standard_normal((draws, len(belief))) @ factor.T * belief.own_std
+    scale = belief.scales[np.arange(draws) % len(belief.scales)]
+    own = rng.standard_normal((draws, len(belief))) @ factor.T * belief.own_std * scale[:, None]
     shared = rng.standard_normal(draws) * belief.memory_shared_std
     apart = rng.standard_normal((draws, len(belief))) @ factor.T * belief.memory_own_std
     return Scenarios(
         theta=theta,
         level=level,
+        scale=scale,
         own=own,
         log_time_s=times_of(belief, theta, level, own),
         memory_log=belief.memory_log + shared[:, None] + apart,
-        noise=NOISE * rng.standard_normal(draws),
+        noise=NOISE * scale * rng.standard_normal(draws),
         weight=np.full(draws, 1 / draws),
     )
 
 
 def times_of(belief: Belief, theta: FloatArray, level: FloatArray, own: FloatArray) -> FloatArray:
     """(S, A) log step times of worlds given by their parameters, level and own errors."""
-    return belief.responses.log_times(belief.shifts(theta)) + level[:, None] + own
+    return belief.responses.log_times(belief.shifts(theta)) + level[:, None] * belief.level_reach + own

@@ -14,7 +14,7 @@ from costmodels.plan import FloatArray, PlanBatch
 from costmodels.uncertainty import NORMAL_90
 from planner.calibrate_runs import FITTED_SHARE
 from planner.decisions.belief import Belief, belief_about, candidate_subjects, prior
-from planner.decisions.kinship import LENGTH, NOISE, Traits, distance, kinship
+from planner.decisions.kinship import LENGTH, NOISE, SCALES, SPREAD, Traits, distance, kinship
 from planner.decisions.parameters import Parameter, uncertain_parameters
 from planner.decisions.responses import Responses
 from planner.decisions.scenarios import draw
@@ -148,35 +148,49 @@ def test_alike_plans_err_alike() -> None:
 
 
 def test_the_law_of_each_plan_is_its_stated_interval() -> None:
-    """Of what is stated of a run no more than half is its noise: a narrower interval is not believed."""
     estimate = evaluate(PLANS, context())
-    stated = np.maximum(np.log(estimate.step_time_high_s / estimate.step_time_s) / NORMAL_90, np.sqrt(2) * NOISE)
+    stated = np.log(estimate.step_time_high_s / estimate.step_time_s) / NORMAL_90
     scenarios = draw(belief(), seed=1, draws=20_000)
     measured = scenarios.log_time_s + scenarios.noise[:, None]
     assert measured.std(axis=0) == pytest.approx(stated, rel=0.02)
-    assert scenarios.noise.std() == pytest.approx(NOISE, rel=0.02)
+    assert scenarios.noise.std() == pytest.approx(NOISE * np.sqrt(np.mean(SCALES**2)), rel=0.03)
     assert scenarios.log_time_s.mean(axis=0) == pytest.approx(np.log(estimate.step_time_s), abs=0.02)
 
 
 def test_parts_that_say_more_than_is_stated_shrink_together() -> None:
     """A stack whose runs were foretold closely leaves less to every part, the priors of its parameters included."""
     subjects, parameters = candidate_subjects(PLANS, context()), uncertain_parameters(PLANS, context())
-    stranger = context().stack.publisher_log_std  # beside what is stated of parts, and common to all plans
-    wide, narrow = (
-        prior(replace(subjects, log_std=np.full(4, np.hypot(std, stranger))), parameters, context())
-        for std in (0.4, 0.075)
-    )
+    wide, narrow = (prior(replace(subjects, log_std=np.full(4, std)), parameters, context()) for std in (0.4, 0.075))
     told = {parameter.name: parameter.std for parameter in parameters}
     assert wide.stds == pytest.approx([told[parameter.name] for parameter in wide.parameters])
     shrunk = narrow.stds / wide.stds
     assert np.ptp(shrunk) < 1e-9
     assert shrunk[0] < 0.6
-    assert stranger > 0
-    assert narrow.level_std == pytest.approx(np.hypot(0.06 * shrunk[0], stranger))
+    assert wide.scales == pytest.approx(SCALES)
+    assert narrow.scales == pytest.approx(SCALES * shrunk[0])
+    assert narrow.level_std > 0
     explained = ((narrow.slopes * narrow.stds[:, None]) ** 2).sum(axis=0)
-    whole = explained + narrow.level_std**2 + narrow.own_std**2 + NOISE**2
-    # No law is narrower than noise makes it.
-    assert np.sqrt(whole - stranger**2) == pytest.approx(np.sqrt(2) * NOISE, rel=1e-6)
+    level = narrow.level_std * narrow.level_reach
+    whole = explained + level**2 + narrow.mean_square * (narrow.own_std**2 + NOISE**2)
+    assert np.sqrt(whole) == pytest.approx(np.full(4, 0.075), rel=1e-6)
+
+
+def test_how_plans_differ_does_not_depend_on_how_well_the_level_is_known() -> None:
+    """A stack whose level few sources tell, or many, scatters no less from plan to plan."""
+    subjects, parameters = candidate_subjects(PLANS, context()), uncertain_parameters(PLANS, context())
+    known, unknown = (prior(replace(subjects, log_std=np.full(4, std)), parameters, context()) for std in (0.25, 0.5))
+    assert known.own_std == pytest.approx(np.full(4, SPREAD))
+    assert unknown.own_std == pytest.approx(known.own_std)
+    assert unknown.scales == pytest.approx(known.scales)
+    assert unknown.level_std > 2 * known.level_std
+
+
+def test_a_plan_with_a_wider_interval_feels_more_of_the_level() -> None:
+    subjects, parameters = candidate_subjects(PLANS, context()), uncertain_parameters(PLANS, context())
+    found = prior(replace(subjects, log_std=np.array([0.3, 0.3, 0.3, 0.5])), parameters, context())
+    assert found.level_reach[3] > 1.5 * found.level_reach[0]
+    assert np.sqrt(np.mean(found.level_reach**2)) == pytest.approx(1.0)
+    assert np.ptp(found.own_std) == 0.0
 
 
 def test_peaks_have_the_spread_of_the_stack_and_share_part_of_it() -> None:

@@ -49,10 +49,6 @@ def test_trials_teach_how_slow_the_cluster_is(runs: list[ScorableRow]) -> None:
     assert found.regret["ranking"][0] == pytest.approx(0.0, abs=1e-6)  # a level changes no choice
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="believed to differ too little: plans with stages of half the price are not tried in five trials",
-)
 def test_one_at_a_time_finds_what_the_ranking_misses(runs: list[ScorableRow]) -> None:
     # Every plan with pipeline stages takes half as long as predicted.
     rows = [replace(row, step_time_s=(row.step_time_s or 0.0) * (0.5 if row.plan.pipeline_parallel > 1 else 1.0))

@@ -14,7 +14,7 @@ import planner
 from costmodels.plan import ExecutionPlan
 from costmodels.uncertainty import NORMAL_90
 from planner.decisions.document import observe_document
-from planner.decisions.kinship import NOISE
+from planner.decisions.kinship import NOISE, SCALES
 from planner.decisions.results import ObserveResult, UpdatedPlan
 from planner.decisions.schema import observe_schema
 from profiles.errors import SpecError
@@ -71,10 +71,11 @@ def test_a_slow_trial_is_believed_and_narrows_every_interval() -> None:
     assert observed.surprise == pytest.approx(np.log(1.25) / stated, abs=0.3)
     own = tried(result)
     # As far as a run of so much noise says more than the price does.
-    believed = 1 - (NOISE / stated) ** 2
+    noise = NOISE * np.sqrt(np.mean(SCALES**2)) / stated
+    believed = 1 - noise**2
     assert np.log(own.after.step_time_s / own.before.step_time_s) / np.log(1.25) == pytest.approx(believed, abs=0.05)
     # Another run of it still has the noise of measuring.
-    assert width(own.after) / width(own.before) == pytest.approx(NOISE / stated * np.sqrt(1 + believed), abs=0.06)
+    assert width(own.after) / width(own.before) == pytest.approx(noise * np.sqrt(1 + believed), abs=0.06)
     assert own.after.best_probability < own.before.best_probability
     assert own.after.oom_probability == 0.0
     assert own.rank >= own.rank_before  # a stranger's first run tells of the level first, which all plans share

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 
 from costmodels.uncertainty import NORMAL_90
 from planner.decisions.belief import Belief
@@ -35,7 +36,9 @@ def belief(**changes: object) -> Belief:
         field_of=np.array([0]),
         responses=Responses.of(price, STACK, {"gemm_time_scale": 0.1}),
         level_std=0.08,
+        level_reach=np.ones(3),
         own_std=np.array([0.1, 0.1, 0.1]),
+        scales=np.ones(1),
         kin=np.array([[1.0, 0.7, 0.1], [0.7, 1.0, 0.1], [0.1, 0.1, 1.0]]),
         memory_log=np.array([-0.1, -0.1, -0.3]),
         memory_shared_std=0.09,
@@ -59,7 +62,9 @@ def seen(*rows: int, times_s: object = None, peaks: object = None, died: object 
 def exact(found: Belief, rows: list[int], measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of all log times given some, by the formula for normal variables."""
     covariance = (
-        0.1**2 * np.outer(POWERS, POWERS) + found.level_std**2 + np.outer(found.own_std, found.own_std) * found.kin
+        0.1**2 * np.outer(POWERS, POWERS)
+        + found.level_std**2 * np.outer(found.level_reach, found.level_reach)
+        + np.outer(found.own_std, found.own_std) * found.kin
     )
     inner = covariance[np.ix_(rows, rows)] + NOISE**2 * np.eye(len(rows))
     gain = covariance[:, rows] @ np.linalg.inv(inner)
@@ -69,7 +74,7 @@ def exact(found: Belief, rows: list[int], measured: np.ndarray) -> tuple[np.ndar
 
 @pytest.mark.parametrize("rows", [[0], [0, 2], [1, 1]])
 def test_times_condition_a_linear_law_exactly(rows: list[int]) -> None:
-    found = belief()
+    found = belief(level_reach=np.array([1.0, 0.7, 1.6]))
     times_s = 1.3 * BASE_S[rows]
     after = condition(
         found,
@@ -152,6 +157,37 @@ def test_verdicts_that_contradict_leave_both_possible() -> None:
     after = condition(found, draw(found, seed=1), seen(0, 0, died=[True, False]), seed=1)
     assert np.isfinite(after.weight).all()
     assert after.weight.sum() == pytest.approx(1.0)
+
+
+def test_the_factor_of_a_user_is_learnt_as_likely_as_it_makes_the_trials() -> None:
+    found = belief(scales=np.array([0.5, 1.0, 4.0]))
+    before = draw(found, seed=2, draws=3000)
+    assert [(before.scale == scale).mean() for scale in found.scales] == pytest.approx([1 / 3] * 3)
+    measured = np.log(BASE_S * np.array([1.0, 1.15, 0.85]))
+    timed = replace(seen(0, 1, 2, times_s=np.exp(measured)), ran=np.zeros(3, dtype=np.bool_))  # no verdicts
+    after = condition(found, before, timed, seed=2)
+    likely = []
+    for scale in found.scales:
+        shared = 0.1**2 * np.outer(POWERS, POWERS) + found.level_std**2
+        covariance = shared + scale**2 * (0.1**2 * found.kin + NOISE**2 * np.eye(3))
+        likely.append(multivariate_normal(np.log(BASE_S), covariance).pdf(measured))
+    told = [after.weight[after.scale == scale].sum() for scale in found.scales]
+    assert told == pytest.approx(np.array(likely) / sum(likely), rel=1e-6)
+
+
+def test_trials_as_expected_leave_less_to_differ_and_scattered_ones_more() -> None:
+    found = belief(scales=np.array([0.3, 1.0, 3.0]))
+    before = draw(found, seed=2, draws=DRAWS)
+    known, wild = (
+        condition(found, before, seen(0, 1, times_s=BASE_S[:2] * np.array(ratio)), seed=2)
+        for ratio in ([1.0, 1.0], [0.8, 1.2])
+    )
+    spread = [
+        float(np.sqrt(np.average((gap - np.average(gap, weights=each.weight)) ** 2, weights=each.weight)))
+        for each in (known, before, wild)
+        for gap in [each.log_time_s[:, 2] - each.log_time_s[:, 0]]
+    ]
+    assert spread[0] < 0.7 * spread[1] < spread[2]
 
 
 def test_nothing_seen_changes_nothing() -> None:
