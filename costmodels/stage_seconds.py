@@ -176,10 +176,11 @@ def recomputation_s(units: RecomputeUnits, layers: StageLayers) -> FloatArray:
 def accumulates_whole(plans: PlanBatch, stack: StackSpec) -> BoolArray:
     """(N,) whether a rank accumulates all gradients of its stage, and not just its shard of them.
 
-    ZeRO-2 scatters the sums of every micro-batch, which are added to shards (foreach_reduce of
-    torch/distributed/fsdp, _fsdp_collectives.py). Stacks that reduce to owners are left as they were fitted: whole.
+    PyTorch's FSDP scatters the sums of every micro-batch, which are added to shards, whether it keeps parameters
+    gathered (2) or not (3): foreach_reduce of torch/distributed/fsdp, _fsdp_collectives.py. Stage 2 of others is left
+    as it was fitted: whole.
     """
-    return (plans.zero_stage < (3 if stack.reduces_to_owners else 2)) | (plans.pipeline_parallel > 1)
+    return (plans.zero_stage < (2 if stack.framework == "fsdp" else 3)) | (plans.pipeline_parallel > 1)
 
 
 def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
@@ -188,8 +189,8 @@ def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: Cost
     Megatron-LM accumulates inside the weight-gradient GEMM (gradient_accumulation_fusion): the sum is
     read and written there, and the 16-bit gradient is never stored. Elsewhere it is, and is read back;
     DeepSpeed's BF16_Optimizer casts it first (``hp_grad.add_(lp.grad.to(fp32))`` of its update_hp_grads).
-    16-bit sums need no pass for the first micro-batch; ZeRO-2 and 3, which reduce every micro-batch's
-    gradients, accumulate shards, which are small, unless a pipeline keeps them whole.
+    16-bit sums need no pass for the first micro-batch; what accumulates shards has little to add (see
+    ``accumulates_whole``).
     """
     gradient = by_sharding(context.job, context.stack, plans.zero_stage, partial(gradient_element_bytes, context.job))
     stored = by_sharding(context.job, context.stack, plans.zero_stage, partial(new_gradient_bytes, context.job))

@@ -38,12 +38,12 @@ def test_fp32_sums_of_a_stored_gradient_read_it_and_read_and_write_the_sum():
     assert accumulated_bytes(framework="nanotron", autograd_gradients="freed") == pytest.approx(2 + 8)
 
 
-def test_stages_that_scatter_the_sums_of_every_micro_batch_add_to_shards():
-    """Else keeping parameters gathered (2) would look slower than gathering them anew (3)."""
+def test_fsdp_adds_to_shards_whether_it_keeps_parameters_gathered_or_not():
+    """Else keeping them (2) would look slower than gathering them anew (3)."""
     one, two, three = (accumulated_bytes(zero=zero, ranks=8, framework="fsdp") for zero in (1, 2, 3))
     assert one == accumulated_bytes(framework="fsdp") > 0
     assert two == three == 0
-    assert accumulated_bytes(zero=2, ranks=8, framework="fsdp", reduces_to_owners=True) == one
+    assert accumulated_bytes(zero=2, ranks=8, framework="megatron") == pytest.approx(6)
 
 
 def test_a_gradient_that_is_cast_first_is_written_and_read_once_more_in_fp32():
