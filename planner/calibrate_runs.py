@@ -79,14 +79,16 @@ def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None
 
     Args:
         paths: CSV files of the columns that ``planner validate`` reads, or folders of them.
-        stacks: The stacks to start from; ``load_stacks()`` when None.
+        stacks: The stacks to start from; those of the tasks that were run when None.
 
     Raises:
         SpecError: If a table is malformed, holds no run that can be used, or one in another unit.
     """
-    start = dict(load_stacks() if stacks is None else stacks)
     mapped = map_files(paths)
     timed = [row for row in mapped.scorable if row.step_time_s is not None]
+    start = dict(load_stacks()) if stacks is None else dict(stacks)
+    if stacks is None:
+        start |= {row.stack: load_stacks(row.job.task)[row.stack] for row in timed}
     if len(timed) > MAX_RUNS:
         raise SpecError("runs", f"at most {MAX_RUNS} runs with a step time; got {len(timed)}")
     predicted_s = RowPredictor(timed).step_times_s(start)

@@ -28,7 +28,7 @@ from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
 from profiles.scalars import plain
 from profiles.stack import StackSpec
-from profiles.stacks import default_stack, find_stack, fitted_in, with_fit
+from profiles.stacks import default_stack, find_stack, fitted_in, load_stacks, with_fit
 from profiles.units import GIB
 
 ModelInput = str | Path | Mapping[str, Any] | ModelSpec
@@ -261,11 +261,11 @@ def with_memory_reserve(cluster: ClusterSpec, reserve_bytes: float) -> ClusterSp
 
 
 def _stack(options: Options, job: TrainingJob, pins: Mapping[str, int]) -> tuple[StackSpec, list[Note]]:
-    name, stacks = options.framework, None
+    name, stacks = options.framework, load_stacks(job.task)
     if options.stack_fit is not None:
         if not options.allow_files:
             raise SpecError("stack_fit", "names a file, which is not read here")
-        stacks = with_fit(Path(options.stack_fit))
+        stacks = with_fit(Path(options.stack_fit), job.task)
     stack, notes = _stack_among(stacks, name, job, pins)
     if options.stack_fit is not None and stack.name not in (fitted := fitted_in(Path(options.stack_fit))):
         hint = f"give framework {' or '.join(fitted[:3])}" if fitted else "write it with planner calibrate --runs"
@@ -274,7 +274,7 @@ def _stack(options: Options, job: TrainingJob, pins: Mapping[str, int]) -> tuple
 
 
 def _stack_among(
-    stacks: Mapping[str, StackSpec] | None, name: str | None, job: TrainingJob, pins: Mapping[str, int]
+    stacks: Mapping[str, StackSpec], name: str | None, job: TrainingJob, pins: Mapping[str, int]
 ) -> tuple[StackSpec, list[Note]]:
     """The stack asked for, or the usual one of the task and what was assumed with it."""
     if name is not None and names_several(name):

@@ -32,6 +32,7 @@ _DEFAULTS = {
     "huggingface": "hf-trainer",
 }
 FRAMEWORKS = tuple(_DEFAULTS)
+PRETRAIN = "pretrain"
 FIT_FILE = ("fits", "stacks.json")  # in a catalogue directory
 _MEMORY_CARDS = ("fits", "stack_memory.json")
 _PUBLISHERS = ("fits", "publishers.json")
@@ -60,13 +61,16 @@ def load_priors() -> Mapping[str, StackSpec]:
 
 
 @cache
-def load_stacks() -> Mapping[str, StackSpec]:
+def load_stacks(task: str = PRETRAIN) -> Mapping[str, StackSpec]:
     """All stacks, by name: packaged, and as the directories of ``PLANNER_CATALOG`` have them.
+
+    Args:
+        task: What they are to train; intervals of fine-tuning are wider (``for_strangers``).
 
     Raises:
         SpecError: If a file is malformed.
     """
-    stacks = for_strangers(fitted_stacks())
+    stacks = for_strangers(fitted_stacks(), task)
     for directory in default_catalog().directories[1:]:
         path = directory.joinpath(*FIT_FILE)
         if path.is_file():
@@ -86,17 +90,23 @@ def fitted_stacks() -> Mapping[str, StackSpec]:
     return MappingProxyType(_with_cards(stacks, path) if path.is_file() else dict(stacks))
 
 
-def for_strangers(stacks: Mapping[str, StackSpec]) -> dict[str, StackSpec]:
+def _kind_of(task: str) -> str:
+    """Whose publishers tell how wide the intervals of a task are: those of pre-training or of fine-tuning."""
+    return PRETRAIN if task == PRETRAIN else "tuning"
+
+
+def for_strangers(stacks: Mapping[str, StackSpec], task: str = PRETRAIN) -> dict[str, StackSpec]:
     """The stacks with intervals for runs of somebody none of whose runs are known, which every user is at first.
 
     Args:
         stacks: Stacks whose residuals were told by sources that were held out.
+        task: What they are to train.
     """
     path = (resources.files("profiles") / "data").joinpath(*_PUBLISHERS)
     if not path.is_file():
         return dict(stacks)
     widths = json.loads(path.read_text(encoding="utf-8"))["values"]
-    of_time, within = widths["publisher_log_std"], widths["within_publisher_log_std"]
+    of_time, within = (widths[name][_kind_of(task)] for name in ("publisher_log_std", "within_publisher_log_std"))
     return {
         name: replace(
             stack,
@@ -109,18 +119,19 @@ def for_strangers(stacks: Mapping[str, StackSpec]) -> dict[str, StackSpec]:
     }
 
 
-def with_fit(path: Path) -> Mapping[str, StackSpec]:
+def with_fit(path: Path, task: str = PRETRAIN) -> Mapping[str, StackSpec]:
     """All stacks, those a user's file holds as fitted there.
 
     Args:
         path: A file as ``planner calibrate --runs`` writes it.
+        task: What the others are to train.
 
     Raises:
         SpecError: If it is missing or malformed.
     """
     if not path.is_file():
         raise SpecError("stack_fit", f"no such file: {str(path)[:200]}")
-    return _with_cards(load_stacks(), path)
+    return _with_cards(load_stacks(task), path)
 
 
 def fitted_in(path: Path) -> tuple[str, ...]:
@@ -175,7 +186,7 @@ def in_reinforcement_learning(stack: StackSpec) -> StackSpec:
 
 def default_stack(task: str, stacks: Mapping[str, StackSpec] | None = None) -> StackSpec:
     """The stack assumed when the user names none: Megatron-Core to pre-train, else Hugging Face."""
-    return find_stack("megatron" if task == "pretrain" else "huggingface", stacks)
+    return find_stack("megatron" if task == PRETRAIN else "huggingface", stacks)
 
 
 def _with_cards(stacks: Mapping[str, StackSpec], path: Traversable) -> dict[str, StackSpec]:

@@ -9,7 +9,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from planner.validate.metrics import LEAST_ROWS
 from planner.validate.others import OTHERS
 from planner.validate.own_runs import own_rows, own_section
 from planner.validate.pick import PickSummary
-from planner.validate.predict import Predictions, RowPredictor
+from planner.validate.predict import RowPredictor
 from planner.validate.refit import Refit, card, fold_of, left_out_together, refit, time_stack
 from planner.validate.render import percent, reason_counts
 from planner.validate.report import JUDGED_APART, Means, SourceScore, ValidationReport, score
@@ -112,8 +112,10 @@ def cross_validate(mapped: Mapped, priors: Mapping[str, StackSpec] | None = None
         times = with_residuals(result.fit.held_out.get(name, result.fit.stacks), result, without=name)
         judges[name] = kept = with_memory(times, memory.held_out.get(name, memory.stacks))
         judged = np.array([n for n, row in enumerate(rows) if fold_of(row, together) == name], dtype=np.int64)
-        held_out = _with_rows(held_out, predictor.predict(kept, judged), judged)
-        packaged = _with_rows(packaged, predictor.predict(for_strangers(kept), judged), judged)
+        held_out = held_out.with_rows(predictor.predict(kept, judged), judged)
+        for task in sorted({rows[n].job.task for n in judged.tolist()}):
+            these = np.array([n for n in judged.tolist() if rows[n].job.task == task], dtype=np.int64)
+            packaged = packaged.with_rows(predictor.predict(for_strangers(kept, task), these), these)
     counted = np.array([n for n, row in enumerate(rows) if not row.trend and row.stack not in JUDGED_APART])
     told_s = (held_out.step_time_s, held_out.step_time_low_s, held_out.step_time_high_s)
     return Accuracy(
@@ -132,18 +134,6 @@ def with_residuals(stacks: Mapping[str, StackSpec], result: Refit, *, without: s
     """The stacks with the widths of their times' intervals, told by held-out errors of all but what is judged."""
     widths = result.residual_log_stds(without)
     return {name: replace(stack, residual_log_std=widths[time_stack(stack)]) for name, stack in stacks.items()}
-
-
-def _with_rows(base: Predictions, other: Predictions, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Predictions:
-    """``base`` with some rows taken from ``other``."""
-    columns: dict[str, object] = {}
-    for item in fields(base):
-        if item.name == "problems":
-            continue
-        column = getattr(base, item.name).copy()
-        column[rows] = getattr(other, item.name)[rows]
-        columns[item.name] = column
-    return replace(base, **columns)  # type: ignore[arg-type]
 
 
 def accuracy_page(accuracy: Accuracy) -> str:

@@ -4,8 +4,8 @@ Rows that share model, cluster, job (whatever the batch) and stack are one batch
 done once, so that a fitter can swap stacks and price again cheaply.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -52,6 +52,18 @@ class Predictions:
     peak_memory_bytes: FloatArray
     fits: BoolArray
     problems: Mapping[int, str]
+
+    def with_rows(self, other: "Predictions", rows: IntArray) -> "Predictions":
+        """These with some rows, and what stood in their way, taken from others."""
+        columns = {}
+        for item in fields(self):
+            if item.name != "problems":
+                columns[item.name] = getattr(self, item.name).copy()
+                columns[item.name][rows] = getattr(other, item.name)[rows]
+        taken = set(rows.tolist())
+        problems = {row: reason for row, reason in self.problems.items() if row not in taken}
+        problems |= {row: reason for row, reason in other.problems.items() if row in taken}
+        return Predictions(**columns, problems=problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +144,20 @@ class RowPredictor:
             except SpecError as error:
                 problems.update(dict.fromkeys(group.rows.tolist(), str(error)))
         return Predictions(**columns, fits=fits, problems=problems)
+
+    def predict_by_task(self, stacks_of: Callable[[str], Mapping[str, StackSpec]]) -> Predictions:
+        """The same, every row on the stacks of its task.
+
+        Args:
+            stacks_of: Task to stack name to stack, such as ``profiles.stacks.load_stacks``.
+        """
+        tasks = np.array([row.job.task for row in self._rows])
+        found: Predictions | None = None
+        for task in np.unique(tasks):
+            members = np.flatnonzero(tasks == task)
+            part = self.predict(stacks_of(str(task)), members)
+            found = part if found is None else found.with_rows(part, members)
+        return self.predict({}) if found is None else found
 
     def tensors(self, stacks: Mapping[str, StackSpec]) -> dict[str, tuple[IntArray, TensorMemory]]:
         """What the tensors of the rows take, by stack: numbers of its rows, and their memory in that order.

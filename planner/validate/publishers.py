@@ -11,8 +11,8 @@ this width is, and is judged leaving each publisher out.
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,21 @@ from planner.validate.unseen import Judged, Kind, Unseen, price_unseen
 from planner.validate.widths import residual_log_std
 from profiles.stacks import fitted_stacks
 
+# Publishers of fewer figures tell neither their level nor what lies about it.
+LEAST_FIGURES = 3
 # universal-llm-trainer prints seconds of a step, of how many micro-batches it does not say, and memory without what it
 # counts: errors against such figures are as much theirs as ours.
 _UNTOLD = frozenset({"ljm565"})
+
+# What has a width, and the figures that tell it: times by task; memories together, since three publishers only have
+# enough figures of pre-training.
+TIMES = ("pretrain", "tuning")
+MEMORY = "memory"
+TOLD_BY = {
+    "pretrain": (Kind.TRAINING,),
+    "tuning": (Kind.TUNING,),
+    MEMORY: (Kind.TRAINING_MEMORY, Kind.TUNING_MEMORY),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,25 +97,18 @@ class FirstErrors:
         return self.width() * within / float(np.hypot(between, within))
 
 
-def first_errors(rounds: Iterable[Unseen], *, of_memory: bool) -> FirstErrors:
-    """The blind errors of one kind in the tables of some rounds.
+def first_errors(rounds: Iterable[Unseen], kinds: Collection[Kind]) -> FirstErrors:
+    """The blind errors of some kinds in the tables of some rounds, of publishers with enough figures of them.
 
     Args:
         rounds: The tables, priced by ``fitted_stacks()``.
-        of_memory: Those of memories, not of times.
+        kinds: Of which figures.
     """
-    parts = [
-        _first_of(unseen.judged[kind], unseen.stood_in)
-        for unseen in rounds
-        for kind in Kind
-        if kind.of_memory == of_memory
-    ]
-    return FirstErrors(
-        publishers=np.concatenate([part.publishers for part in parts]),
-        error=np.concatenate([part.error for part in parts]),
-        half_width=np.concatenate([part.half_width for part in parts]),
-        stands_in=np.concatenate([part.stands_in for part in parts]),
-    )
+    parts = [_first_of(unseen.judged[kind], unseen.stood_in) for unseen in rounds for kind in kinds]
+    columns = {item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(FirstErrors)}
+    _, of_row, counts = np.unique(columns["publishers"], return_inverse=True, return_counts=True)
+    enough = counts[of_row] >= LEAST_FIGURES
+    return FirstErrors(**{name: column[enough] for name, column in columns.items()})
 
 
 def _first_of(judged: Judged, stood_in: frozenset[str]) -> FirstErrors:
@@ -128,16 +133,17 @@ def publisher_card(rounds: Mapping[int, Unseen]) -> dict[str, Any]:
     Args:
         rounds: The tables of every round, priced by ``fitted_stacks()``.
     """
-    times, memories = (first_errors(rounds.values(), of_memory=of_memory) for of_memory in (False, True))
+    told = {name: first_errors(rounds.values(), kinds) for name, kinds in TOLD_BY.items()}
+    times = {task: told[task] for task in TIMES}
     return {
         "protocol": "planner.validate.publishers; blind errors of publishers that no fit has read",
         "values": {
-            "publisher_log_std": round(times.width(), 4),
-            "within_publisher_log_std": round(times.within(), 4),
-            "memory_publisher_log_std": round(memories.width(), 4),
+            "publisher_log_std": {task: round(each.width(), 4) for task, each in times.items()},
+            "within_publisher_log_std": {task: round(each.within(), 4) for task, each in times.items()},
+            "memory_publisher_log_std": round(told[MEMORY].width(), 4),
         },
-        "publishers": {"times": len(times.names), "memories": len(memories.names)},
-        "rows": {"times": len(times.error), "memories": len(memories.error)},
+        "publishers": {name: len(each.names) for name, each in told.items()},
+        "rows": {name: len(each.error) for name, each in told.items()},
     }
 
 

@@ -184,7 +184,7 @@ def validate(
         SpecError: If a file is malformed; names file, line and column.
     """
     mapped = map_files(list(files) if files else [published_table()], catalog)
-    predictions = RowPredictor(mapped.scorable).predict(stacks or load_stacks())
+    predictions = RowPredictor(mapped.scorable).predict_by_task(load_stacks if stacks is None else lambda _task: stacks)
     return score(mapped, predictions)
 
 

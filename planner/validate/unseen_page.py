@@ -11,7 +11,8 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray
 from costmodels.uncertainty import NORMAL_90
-from planner.validate.publishers import FirstErrors, first_errors
+from planner.validate.publishers import MEMORY as PEAKS
+from planner.validate.publishers import TIMES, TOLD_BY, FirstErrors, first_errors
 from planner.validate.render import percent
 from planner.validate.rows import ScorableRow
 from planner.validate.unseen import Judged, Kind, Unseen, mean_over, price_unseen
@@ -30,8 +31,10 @@ from profiles.markdown import table_head, table_row
 from profiles.stacks import fitted_stacks
 
 BLIND_COMMITS = {1: "8dbeaa6", 2: "3c2c689"}  # round to the commit whose stacks priced it first
+PACKAGED_THEN = {2: (0.2692, 0.2562)}  # round to the widths of times and peaks that were packaged at that commit
 MEMORY_COMMIT = "84afd51"  # of the first round's memory of training
 _NOTHING = ("", "", "")
+_WIDTH_OF = {"pretrain": "steps of pre-training", "tuning": "steps of fine-tuning", PEAKS: "peaks"}
 _SECTIONS = {Kind.TRAINING: TRAINING, Kind.TUNING: TUNING, Kind.TRAINING_MEMORY: MEMORY, Kind.TUNING_MEMORY: ""}
 
 
@@ -53,11 +56,11 @@ def unseen_page(rounds: Mapping[int, Unseen]) -> str:
 
 
 def _later_round(number: int, rounds: Mapping[int, Unseen]) -> str:
-    """A round after the first: its own blind errors, and what intervals as wide as earlier rounds told hold of them."""
-    unseen, earlier = rounds[number], [rounds[before] for before in rounds if before < number]
+    """A round after the first: its own blind errors, and what the intervals that were packaged then hold of them."""
+    unseen = rounds[number]
     figures: dict[str, object] = {"lines": unseen.lines, "commit": BLIND_COMMITS[number]}
-    for what, of_memory in (("times", False), ("memories", True)):
-        own, told = first_errors([unseen], of_memory=of_memory), first_errors(earlier, of_memory=of_memory).width()
+    for what, kinds in TOLD_BY.items():
+        own, told = first_errors([unseen], kinds), PACKAGED_THEN[number][what == PEAKS]
         groups = [own.of(name) for name in own.names]
         figures |= {
             f"{what}_names": len(own.names),
@@ -122,28 +125,38 @@ def _verdicts(unseen: Unseen) -> str:
 
 def _widths(rounds: Mapping[int, Unseen]) -> str:
     """What the blind errors of all rounds say of intervals, publisher by publisher."""
-    parts = {what: first_errors(rounds.values(), of_memory=what == "memories") for what in ("times", "memories")}
-    figures: dict[str, object] = {}
+    parts = {what: first_errors(rounds.values(), kinds) for what, kinds in TOLD_BY.items()}
+    figures: dict[str, object] = {"table": _width_summary(parts)}
     for what, first in parts.items():
-        own = [first.of(name) for name in first.names]
+        figures[f"{what}_before"] = percent(mean_over([first.of(name) for name in first.names], first.covered(0.0)))
+    level = np.sqrt(parts["pretrain"].width() ** 2 - parts["pretrain"].within() ** 2)
+    for name, width in (("width", parts["pretrain"].width()), ("level", level), ("left", parts["pretrain"].within())):
+        figures[f"pretrain_{name}"] = f"{width:.2f}"
+    for name, stands_in in (("described", False), ("stood_in", True)):
+        held = [parts[task].covered(0.0)[own] for task in TIMES for own in _own(parts[task], stands_in)]
+        figures[name] = percent(float(np.mean([own.mean() for own in held])))
+    tables = [_width_table(_WIDTH_OF[what], first) for what, first in parts.items()]
+    return "\n".join([WIDTHS.format(**figures), *tables])
+
+
+def _width_summary(parts: Mapping[str, FirstErrors]) -> str:
+    """One line per width: how it is told, and what it holds of publishers that did not tell it."""
+    head = (
+        *("", "publishers", "their mean log errors, RMS", "spread about them, RMS", "width (log std)", "as a factor"),
+        *("with one left out", "then in the interval"),
+    )
+    lines = list(table_head(head))
+    for what, first in parts.items():
         between, within = first.spreads()
         without = [first.width(without=name) for name in first.names]
-        figures |= {
-            f"{what}_width": f"{first.width():.2f}",
-            f"{what}_factor": f"{np.exp(NORMAL_90 * first.width()):.2f}",
-            f"{what}_between": f"{between:.2f}",
-            f"{what}_within": f"{within:.2f}",
-            f"{what}_before": percent(mean_over(own, first.covered(0.0))),
-            f"{what}_after": percent(mean_over(own, first.covered_by_others())),
-            f"{what}_names": len(first.names),
-            f"{what}_left": f"{first.within():.2f}",
-            f"{what}_level": f"{np.sqrt(first.width() ** 2 - first.within() ** 2):.2f}",
-            f"{what}_least": f"{min(without):.2f}",
-            f"{what}_most": f"{max(without):.2f}",
-        }
-    described, stood_in = (mean_over(_own(parts["times"], kind), parts["times"].covered(0.0)) for kind in (False, True))
-    figures |= {"described": percent(described), "stood_in": percent(stood_in)}
-    return "\n".join([WIDTHS.format(**figures), *(_width_table(what, first) for what, first in parts.items())])
+        lines.append(
+            table_row(
+                _WIDTH_OF[what], len(first.names), f"{between:.2f}", f"{within:.2f}", f"{first.width():.2f}",
+                f"x/ {np.exp(NORMAL_90 * first.width()):.2f}", f"{min(without):.2f} to {max(without):.2f}",
+                percent(mean_over([first.of(name) for name in first.names], first.covered_by_others())),
+            )
+        )  # fmt: skip
+    return "\n".join([*lines, ""])
 
 
 def _own(first: FirstErrors, stands_in: bool) -> list[BoolArray]:

@@ -37,25 +37,21 @@ ran, how many cleared.
 
 WIDTHS = """## How wide intervals must be
 
-Every user is a publisher nobody has seen. In accuracy.md intervals of the fits alone hold what they should of
-sources that were left out; of the publishers here they hold, blind, {times_before} of times and {memories_before}
-of memories (means over publishers: owners of the repositories at their addresses). A publisher has an error of its
-own beyond what cross-validation shows: the root mean square of publishers' mean log errors is {times_between} for
-times and {memories_between} for memories, that of the spread about the mean {times_within} and {memories_within}.
-What is common to a publisher's times, a few runs of one's own take away (`planner calibrate --runs`). Left out of
-this section is universal-llm-trainer, which says neither how many micro-batches a step has nor what its memory
-counts. Stacks that stand in for another framework's fare no worse here than those that are described: the fits'
-intervals hold {described} of times where a stack is described and {stood_in} where one stands in.
+Every user is a publisher nobody has seen. In accuracy.md the intervals of the fits hold what they should of sources
+that were left out. Of the publishers here (owners of the repositories at their addresses, with three figures or more
+of a kind) they hold, blind, {pretrain_before} of steps of pre-training, {tuning_before} of steps of fine-tuning and
+{memory_before} of peaks, publishers weighing alike. So a publisher has an error of its own beyond what
+cross-validation shows, and intervals need a width for it:
 
-What is missing is told as residuals of stacks are (`planner.validate.publishers`): the width whose 90 % interval
-holds 90 % of what the fits' interval leaves of the errors, publishers weighing alike, and a little more for the
-next one. It is a log standard deviation of {times_width} for times (x/ {times_factor}, {times_names} publishers) and
-{memories_width} for memories (x/ {memories_factor}, {memories_names}). It joins the residual of every packaged stack
-in quadrature, and shifts no price, no ranking and no verdict: plans of one user share it. `planner calibrate --runs`
-ends it for times: a level of {times_level} is what runs of one's own tell soon, a spread of {times_left} within
-publishers is unlearnt as runs agree. Told by all other publishers, it makes the intervals hold {times_after} of
-times and {memories_after} of memories. So few publishers tell it roughly, and do not tell tasks or stacks apart: with
-one of them left out it is {times_least} to {times_most} for times, {memories_least} to {memories_most} for memories.
+{table}
+The width is told as residuals of stacks are (`planner.validate.publishers`): its 90 % interval holds 90 % of what the
+fits' interval leaves of the errors, publishers weighing alike, and a little more for the next one. The last column
+judges every publisher by the width that the others tell. It joins the residual of every packaged stack in quadrature,
+and shifts no price, no ranking and no verdict: plans of one user share it. Runs of one's own end it for times
+(`planner calibrate --runs`): of {pretrain_width}, a level of {pretrain_level} is known after a few of them, and a
+spread of {pretrain_left} is unlearnt as runs agree. Left out of this section is universal-llm-trainer, which says
+neither how many micro-batches a step has nor what its memory counts. Where another framework's stack stands in, the
+fits' intervals hold {stood_in} of times, where a stack is described {described}.
 """
 
 # Round to what is said of its blind errors, and to what they turned out to be; the first has sections of its own.
@@ -66,11 +62,12 @@ What the first round taught was known when these sources were looked up, and eve
 stacks: this round says how accurate prices are now for users nobody has seen. Its {lines} lines are of publishers that
 neither the first round nor the tables behind the fits hold, but for long sequences of Hugging Face's, whose comparison
 of adapters is behind the fits. They were committed before any of them was priced, at commit `{commit}`; none was left
-out for its error. The intervals that the fits alone give hold, blind, {times_alone} of times (mean over {times_names}
-publishers) and {memories_alone} of memories ({memories_names} publishers). Packaged intervals were as wide as the first
-round's publishers told ([below](#how-wide-intervals-must-be)): they hold {times_packaged} of times and
-{memories_packaged} of memories. Of 15 steps (prime-rl, its RL trainer) the measurement was read again, as its notes
-say: their blind errors are of the price of then and the measurement of now.
+out for its error. The intervals of the fits alone hold, blind, {pretrain_alone} of steps of pre-training
+({pretrain_names} publishers with three figures or more, weighing alike), {tuning_alone} of steps of fine-tuning
+({tuning_names}) and {memory_alone} of peaks ({memory_names}). Those packaged then were as wide as the first round's
+publishers told ([below](#how-wide-intervals-must-be)), one width for all tasks: they hold {pretrain_packaged},
+{tuning_packaged} and {memory_packaged}. Of 15 steps (prime-rl, its RL trainer) the measurement was read again, as its
+notes say: their blind errors are of the price of then and the measurement of now.
 """,
 }
 FOUND_LATER = {
