@@ -13,10 +13,11 @@ import numpy as np
 
 from costmodels.memory import memory_error_factor
 from costmodels.plan import ExecutionPlan, PlanBatch
-from planner.constraints import check_plan, legal
+from planner.constraints import check_plan
 from planner.estimates import plan_estimates
 from planner.explain import explain, wished_rows
 from planner.host_notes import host_notes
+from planner.layouts import needs_layout
 from planner.phrases import percent
 from planner.pins import check_values
 from planner.pricing import blocks_of_one, join, memory_rejections, price_all, price_fitting
@@ -310,16 +311,6 @@ def _with_wishes(request: Request, priced: Priced, plan: ExecutionPlan) -> Price
     return replace(priced, step_time_s=step_time_s)
 
 
-def _needs_layout(request: Request, plan: ExecutionPlan) -> bool:
-    """Whether the framework takes the plan only because it takes any layout of layers."""
-    chunks = plan.pipeline_parallel * plan.virtual_stages
-    ends = plan.first_stage_layers or plan.last_stage_layers or plan.stage_layers
-    if not request.stack.free_layout or (request.model.num_layers % chunks == 0 and not ends):
-        return False
-    setting = setting_of(request, _part(request.cluster, plan.num_devices))
-    return not legal(PlanBatch.from_plans([plan]), replace(setting, free_layout=False))[0]
-
-
 def _warnings(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
     """What to know before trusting the numbers of the first plan."""
     notes: list[Note] = []
@@ -337,7 +328,7 @@ def _warnings(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
             warn("extrapolated", "step_time_s", _EXTRAPOLATED[kind].format(share=percent(share)))
     if best.basis == "assumed":
         warn("uncalibrated", "step_time_s", "efficiencies are borrowed from other hardware; no timings of this one")
-    if _needs_layout(request, best.plan):
+    if needs_layout(best.plan, request):
         problem = f"{request.model.num_layers} layers do not divide into pp x vpp chunks"
         warn("needs_layout", "plan.pipeline_parallel", f"{problem}: spread them by --pipeline-model-parallel-layout")
     notes += host_notes([request.cluster])

@@ -25,6 +25,7 @@ _ALIKE = (
 _FASTEST = 4
 _SLOWEST = 2.0  # steps of the best plan, at most: no setting makes up for more
 _EXCHANGED = 0.02  # share of the step that exchanges take from which other ways to exchange are looked at
+_DISPATCHES = ("hopper", "blackwell")  # generations that HybridEP runs on (megatron/core/transformer/moe/README.md)
 _NOTICEABLE = 0.01  # least share of the step that a setting must save to be told
 
 
@@ -42,7 +43,10 @@ def switches(request: Request, best: PlanEstimate, priced: Priced) -> tuple[Swit
         return ()
     found = []
     contenders = priced.plans.take(_contenders(priced))
+    newer = request.cluster.device.architecture.startswith(_DISPATCHES)
     for stack in _others(request.stack):
+        if stack.sends_tokens_once and not newer:
+            continue
         there = replace(request, stack=stack)
         cluster = request.cluster
         if best.num_devices != cluster.num_devices:

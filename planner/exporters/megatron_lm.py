@@ -4,8 +4,11 @@ Target: Megatron-LM of megatron-core 0.19, whose parser (``megatron/training/arg
 installed. The model's shape is in ``megatron_model``.
 """
 
+import numpy as np
+
 from costmodels.energy_cost import steps_in_run
-from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute
+from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, PlanBatch, Recompute
+from costmodels.stages import stage_table
 from planner.exporters.exported import (
     Exported,
     Gap,
@@ -17,22 +20,24 @@ from planner.exporters.exported import (
     torchrun,
 )
 from planner.exporters.megatron_model import model_gaps, model_options
+from planner.layouts import needs_layout
 from planner.results import Request
 from planner.rules.modules import module_names
 
-# What a stack does besides the plan. Requirements of the third: expert parallelism, and its own dispatcher's backend.
+# What a stack does besides the plan; those with ``StackSpec.switched_on_by`` say so themselves.
 _OF_STACK: dict[str, list[list[str]]] = {
     "megatron-core": [],
-    "megatron-core-ep-overlap": [["--overlap-moe-expert-parallel-comm"]],
+    "megatron-core-ep-overlap": [],
+    "megatron-core-hybrid-ep": [],
+    "megatron-core-hybrid-ep-overlap": [],
     "megatron-core-token-drop": [["--moe-expert-capacity-factor", "1.0"], ["--moe-pad-expert-input-to-capacity"]],
-    "megatron-core-hybrid-ep": [["--moe-flex-dispatcher-backend", "hybridep"]],
     "megatron-core-full-graphs": [
         ["--cuda-graph-impl", "full_iteration"],
         ["--no-check-for-nan-in-loss-and-grad"],
     ],
 }
 TARGET = Target(name="megatron-lm", title="Megatron-LM (megatron-core 0.19)", stacks=tuple(_OF_STACK))
-_EXPERTS_ONLY = ("megatron-core-ep-overlap", "megatron-core-token-drop", "megatron-core-hybrid-ep")
+_DISPATCHER = "--moe-token-dispatcher-type"  # among the options of the model
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 _CONTEXT = {ContextKind.RING: "p2p", ContextKind.ALL_GATHER: "all_gather", ContextKind.ULYSSES: "a2a"}
 _PRECISION: dict[str, list[list[str]]] = {
@@ -58,13 +63,13 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
     """
     check_stack(request, TARGET)
     options = [
-        *model_options(request),
+        *model_options(plan, request),
         *_parallel(plan, request),
         *_batch(plan, request),
         *_sharding(plan),
         *_formats(plan, request),
         *_recompute(plan, request),
-        *_of_stack(request),
+        *_of_stack(plan, request),
     ]
     script = [*torchrun(request.cluster), ["pretrain_gpt.py"]]
     mock = ["--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(request.model.vocab_size)]
@@ -99,13 +104,12 @@ def _parallel(plan: ExecutionPlan, request: Request) -> list[list[str]]:
         options.append(["--tp-comm-overlap"])
     if plan.axis_order == AxisOrder.TP_CP_PP_DP:
         options.append(["--use-tp-pp-dp-mapping"])
-    return options + _stages(plan)
+    return options + _stages(plan, request)
 
 
-def _stages(plan: ExecutionPlan) -> list[list[str]]:
-    if plan.stage_layers:
-        stages = [f"t*{layers}" for layers in plan.stage_layers]
-        return [["--pipeline-model-parallel-layout", "E" + "|".join(stages) + "L"]]
+def _stages(plan: ExecutionPlan, request: Request) -> list[list[str]]:
+    if needs_layout(plan, request):
+        return [["--pipeline-model-parallel-layout", _layout(plan, request)]]
     options = []
     for end, layers in (("first", plan.first_stage_layers), ("last", plan.last_stage_layers)):
         if layers and plan.pipeline_parallel > 1:
@@ -113,6 +117,15 @@ def _stages(plan: ExecutionPlan) -> list[list[str]]:
     if plan.virtual_stages > 1:
         options.append(["--num-virtual-stages-per-pipeline-rank", str(plan.virtual_stages)])
     return options
+
+
+def _layout(plan: ExecutionPlan, request: Request) -> str:
+    """Layers of every chunk, those of all ranks' first chunks first, as plans are priced (``costmodels.stages``)."""
+    ranks, v = plan.pipeline_parallel, plan.virtual_stages
+    layers = stage_table(PlanBatch.from_plans([plan]), request.model, full=True).layers[0, :ranks]
+    ends = [0, *np.cumsum(layers).tolist()]
+    chunks = [(ends[rank + 1] + k) // v - (ends[rank] + k) // v for k in range(v) for rank in range(ranks)]
+    return "E" + "|".join(f"t*{count}" if count > 1 else "t" * count for count in chunks) + "L"
 
 
 def _batch(plan: ExecutionPlan, request: Request) -> list[list[str]]:
@@ -186,9 +199,17 @@ def _recompute(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     return [["--recompute-granularity", "full"], method]
 
 
-def _of_stack(request: Request) -> list[list[str]]:
-    stack = request.stack.name
-    return [] if stack in _EXPERTS_ONLY and request.model.moe is None else _OF_STACK[stack]
+def _of_stack(plan: ExecutionPlan, request: Request) -> list[list[str]]:
+    stack = request.stack
+    if stack.fixed_capacity and request.model.moe is None:
+        return []
+    options = list(_OF_STACK[stack.name])
+    for word in stack.switched_on_by.split() if plan.expert_parallel > 1 else ():
+        if word.startswith("--"):
+            options.append([word])
+        else:
+            options[-1].append(word)
+    return [option for option in options if option[0] != _DISPATCHER]
 
 
 def _environment(plan: ExecutionPlan, request: Request) -> dict[str, str]:
@@ -217,24 +238,14 @@ def _precision_aware(plan: ExecutionPlan, request: Request) -> bool:
 
 
 def _plan_gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
-    stack, v = request.stack.name, plan.virtual_stages
-    by_hand = bool(plan.stage_layers) and v > 1
+    v = plan.virtual_stages
     block = plan.recompute == Recompute.BLOCK and plan.recompute_layers % v > 0
     unlike = plan.overlap_param_gather and not plan.overlap_grad_reduce and plan.zero_stage > 0
-    overlaps = stack == "megatron-core-ep-overlap" and request.model.moe is not None
-    hybrid = stack == "megatron-core-hybrid-ep" and request.model.moe is not None
-    alone = plan.expert_parallel == 1 and (overlaps or hybrid)
-    late = overlaps and plan.pipeline_parallel > 1 and v == 1
-    repeats = overlaps and plan.recompute in (Recompute.FULL, Recompute.BLOCK)
     most = f"at most {request.model.num_layers - 1} of {request.model.num_layers} layers have theirs on the host"
     return gaps(
-        (by_hand, "plan.stage_layers", f"say nothing of the {v} virtual stages of a rank", "vpp 1, or an even split"),
         (block, "plan.recompute_layers", "block counts the layers of each virtual stage", f"block in multiples of {v}"),
         (plan.offload_activations, "plan.offload_activations", most, "offload_activations off"),
         (unlike, "plan.overlap_param_gather", "needs overlap_grad_reduce", "both on, or both off"),
-        (alone, "plan.expert_parallel", f"{stack} needs more than 1", "ep 2"),
-        (late, "plan.virtual_stages", f"{stack} needs virtual stages with pp > 1", "vpp 2, or pp 1"),
-        (repeats, "plan.recompute", f"{stack} repeats no whole layers", "recompute none or selective"),
     )
 
 

@@ -2,13 +2,14 @@
 
 from itertools import groupby
 
+from costmodels.plan import ExecutionPlan
 from planner.exporters.exported import Gap, gaps
 from planner.results import Request
 from profiles.model import ModelSpec
 
 
-def model_options(request: Request) -> list[list[str]]:
-    """Options, each with its values."""
+def model_options(plan: ExecutionPlan, request: Request) -> list[list[str]]:
+    """Options, each with its values; which dispatcher takes tokens to experts hangs on the plan, too."""
     model, job = request.model, request.job
     longest = model.learned_positions or max(model.max_sequence_length, job.sequence_length)
     options = [
@@ -36,7 +37,7 @@ def model_options(request: Request) -> list[list[str]]:
         options.append(["--softmax-type", "learnable"])
     if model.windowed_layers == model.num_layers and model.sliding_window:
         options.append(["--window-size", f"{model.sliding_window - 1},0"])
-    return options + _attention(model) + _experts(request)
+    return options + _attention(model) + _experts(plan, request)
 
 
 def _attention(model: ModelSpec) -> list[list[str]]:
@@ -56,11 +57,11 @@ def _attention(model: ModelSpec) -> list[list[str]]:
     ]
 
 
-def _experts(request: Request) -> list[list[str]]:
+def _experts(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     model, moe = request.model, request.model.moe
     if moe is None:
         return []
-    dispatcher = "flex" if request.stack.sends_tokens_once else "alltoall"
+    dispatcher = "flex" if request.stack.sends_tokens_once and plan.expert_parallel > 1 else "alltoall"
     options = [
         ["--num-experts", str(moe.num_experts)],
         ["--moe-router-topk", str(moe.experts_per_token)],

@@ -34,7 +34,8 @@ def from_megatron(exported: Exported, request: Request) -> dict[str, Any]:
     copies = first(read, "--num-distributed-optimizer-instances", 0)
     method = read.get("--recompute-method", [""])[0]
     kind = {"uniform": "full", "block": "block"}.get(method, "selective" if "--recompute-modules" in read else "none")
-    v = first(read, "--num-virtual-stages-per-pipeline-rank")
+    layout = read.get("--pipeline-model-parallel-layout", [""])[0]
+    v = len(layout.split("|")) // p if layout else first(read, "--num-virtual-stages-per-pipeline-rank")
     return {
         **dict(zip(DEGREES, (t, p, d, c, first(read, "--expert-model-parallel-size")), strict=True)),
         "expert_tensor_parallel": first(read, "--expert-tensor-parallel-size"),

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 import planner
-from costmodels.plan import ExecutionPlan
+from costmodels.plan import ExecutionPlan, PlanBatch
+from costmodels.stages import stage_table
 from planner.exporters.api import FORMATS
 from planner.exporters.document import export_schema
 from profiles.errors import SpecError
@@ -83,6 +84,34 @@ def test_stages_laid_out_by_hand() -> None:
     plan = replace(plan_of(request, pp=4, zero=1), stage_layers=(6, 9, 9, 8))
     read = options(script_words(export("megatron_lm", plan, request)))
     assert read["--pipeline-model-parallel-layout"] == ["Et*6|t*9|t*9|t*8L"]
+
+
+def test_layers_that_do_not_divide_are_laid_out_chunk_by_chunk() -> None:
+    """61 layers on 2 ranks of 4 chunks: 30 and 31, the first chunks of both ranks first."""
+    job = {"sequence_length": 4096, "global_batch_size": 512, "precision": "fp8"}
+    request = request_of("deepseek-v3", "64x8xH100", "megatron-core-hybrid-ep-overlap", **job)
+    plan = plan_of(request, tp=4, pp=2, vpp=4, sp=True, ep=64, zero=1)
+    read = options(script_words(export("megatron_lm", plan, request)))
+    layout = read["--pipeline-model-parallel-layout"][0]
+    counts = [int(chunk.strip("ELt*")) for chunk in layout.split("|")]
+    assert len(counts) == 8
+    assert (sum(counts[::2]), sum(counts[1::2])) == tuple(
+        int(n) for n in stage_table(PlanBatch.from_plans([plan]), request.model, full=True).layers[0]
+    )
+    assert sum(counts) == 61
+    assert max(counts) - min(counts) == 1
+    assert (layout[0], layout[-1]) == ("E", "L")
+    assert "--num-virtual-stages-per-pipeline-rank" not in read
+    assert read["--moe-token-dispatcher-type"] == ["flex"]
+    assert read["--moe-flex-dispatcher-backend"] == ["hybridep"]
+    assert {"--overlap-moe-expert-parallel-comm", "--delay-wgrad-compute"} <= read.keys()
+
+
+def test_settings_for_exchanges_are_left_off_where_nothing_is_exchanged() -> None:
+    request = request_of("qwen3-30b-a3b", "8xH200", "megatron-core-hybrid-ep-overlap", **JOB)
+    read = options(script_words(export("megatron_lm", plan_of(request, tp=8, sp=True, zero=1), request)))
+    assert read["--moe-token-dispatcher-type"] == ["alltoall"]
+    assert not {"--moe-flex-dispatcher-backend", "--overlap-moe-expert-parallel-comm"} & read.keys()
 
 
 def test_deepspeed_is_told_everything_its_configuration_has() -> None:
@@ -186,7 +215,8 @@ GAPS = [
 def test_what_cannot_be_said_is_told(
     format_: str, model: str, framework: str, job: dict[str, Any], pins: dict[str, Any], field: str
 ) -> None:
-    request = request_of(model, "8xA100-80GB", framework, **JOB | job)
+    cluster = "8xH100" if "fp8_attention" in job else "8xA100-80GB"
+    request = request_of(model, cluster, framework, **JOB | job)
     exported = export(format_, plan_of(request, **pins), request)
     (gap,) = [gap for gap in exported.unsupported if gap.field == field]
     comments = " ".join(line.removeprefix("#").strip() for line in exported.files["train.sh"].splitlines())
