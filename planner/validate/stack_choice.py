@@ -75,6 +75,7 @@ _DEEPSPEED_2022 = StackDefaults(
 _DEEPSPEED_2021 = dataclasses.replace(_DEEPSPEED_2022, overlap_param_gather=False)
 _DEEPSPEED = StackDefaults(stack="deepspeed", zero_stage=3, zero_is_known=False)
 _DEEPSPEED_GPTQ = dataclasses.replace(_DEEPSPEED, stack="deepspeed-gptq", zero_stage=2)
+_DEEPSPEED_2024 = dataclasses.replace(_DEEPSPEED, stack="deepspeed-2024")
 _XTUNER = dataclasses.replace(_DEEPSPEED, stack="xtuner")
 _MEGATRON_TOKEN_DROP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-token-drop")
 _MEGATRON_HYBRID_EP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-hybrid-ep")
@@ -162,7 +163,9 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"^alpa auto", _ALPA_AUTO),
         (r"^alpa|parax|/xla", _XLA),
         (r"megatron-llama|4d parallelism", _MEGATRON_CORE),
-        (r"ulysses", _DEEPSPEED),
+        # The Trainer's Ulysses needs transformers 5 (huggingface/blog, ulysses-sp.md, Requirements).
+        (r"^deepspeed.*sfttrainer.*ulysses", _DEEPSPEED),
+        (r"ulysses", _DEEPSPEED_2024),
         (r"deepspeed azure|deepspeed 0\.[0-9]\b", _DEEPSPEED_2022),
         (r"bigscience|mt-nlg|megatron\\+deepspeed", _MEGATRON_DEEPSPEED),
         (r"megatron|gpt-neox|3d parallelism|turing|mt-nlg|vtrain|bigscience", _MEGATRON_2021),
@@ -174,7 +177,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"unsloth", _UNSLOTH),
         (r"peft|ms-swift|transformers|\btrl\b|axolotl", _HUGGING_FACE_2024),
         (r"xtuner", _XTUNER),
-        (r"deepspeed|colossal|gemini", _DEEPSPEED),
+        (r"deepspeed|colossal|gemini", _DEEPSPEED_2024),
         (r"fsdp", _FSDP),
         (r"mlperf.*", _MEGATRON_CORE),  # NVIDIA's and AMD's containers hold Megatron-Core
     )
@@ -192,7 +195,7 @@ def defaults_of(row: Row) -> StackDefaults:
         raise CannotScore(_RL)
     for pattern, found in _RULES:
         if pattern.search(f"{framework} | {source}"):
-            if found in (_DEEPSPEED, _XTUNER) and _EXPERTS_IN_A_LOOP.search(
+            if found in (_DEEPSPEED, _DEEPSPEED_2024, _XTUNER) and _EXPERTS_IN_A_LOOP.search(
                 row.text("model").lower() + row.text("notes").lower()
             ):
                 raise CannotScore(

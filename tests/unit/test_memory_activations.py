@@ -18,6 +18,7 @@ from costmodels.stages import stage_table
 from costmodels.workload import LoraSpec, TrainingJob
 from profiles.model import ModelSpec
 from profiles.stack import StackSpec
+from profiles.stacks import load_stacks
 from tests.fakes import context, gpt, job, latent, llama, mixture, stack
 
 H, A, F, S = 1024, 16, 4096, 2048
@@ -280,6 +281,17 @@ def test_ends_of_the_model():
     logits = logits_bytes(batch, gpt(), job(), stack(logits_fp32_copies=2))
     assert logits[0] == TOKENS * 32768 * (2 + 2 * 4) / 4
     assert logits_bytes(batch, gpt(), job(fused_cross_entropy=True), stack())[0] == TOKENS * 32768 * 2 / 4
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_per_logit"),
+    # Three fp32 tensors: log-probabilities, their gradient, that of the logits. Before, four and the 16-bit logits.
+    [("deepspeed", 12), ("hf-trainer", 12), ("deepspeed-2024", 18), ("xtuner", 18), ("hf-trainer-2024", 18)],
+)
+def test_logits_are_copied_once_less_since_transformers_4_49(name, bytes_per_logit):
+    plan = PlanBatch.from_plans([ExecutionPlan(micro_batch_size=2, zero_stage=3, data_parallel=2)])
+    logits = logits_bytes(plan, gpt(), job(), load_stacks()[name])
+    assert logits[0] == TOKENS * 32768 * bytes_per_logit
 
 
 def kept(plan: ExecutionPlan, *, stage: int = 0, model: ModelSpec | None = None, **options) -> float:

@@ -65,7 +65,7 @@ def test_current_model_code_groups_its_experts_and_that_of_transformers_4_does_n
     for name in ("hf-trainer", "deepspeed", "fsdp"):
         assert stacks[name].grouped_experts
         assert stacks[name].expert_library == "cutlass"
-    for name in ("hf-trainer-2024", "hf-fsdp", "xtuner", "litgpt"):
+    for name in ("hf-trainer-2024", "hf-fsdp", "deepspeed-2024", "xtuner", "litgpt"):
         assert not stacks[name].grouped_experts
         assert (stacks[name].routing, stacks[name].expert_dispatch) == ("looped", "permuted")
     assert {stack.routing for stack in stacks.values()} <= set(ROUTINGS)

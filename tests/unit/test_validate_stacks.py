@@ -10,9 +10,9 @@ from tests.published import mapped
     [
         ("Megatron-DeepSpeed", "megatron-2021", 0), ("NeMo / Megatron-Core", "megatron-core", 1),
         ("xtuner (mmengine + DeepSpeed)", "xtuner", 3), ("torchtitan (FSDP2)", "fsdp", 3),
-        ("DeepSpeed + HF", "deepspeed", 3), ("llm-foundry/Composer FSDP", "fsdp-composer-triton", 3),
+        ("DeepSpeed + HF", "deepspeed-2024", 3), ("llm-foundry/Composer FSDP", "fsdp-composer-triton", 3),
         ("PEFT 0.19", "hf-trainer", 0), ("nanotron", "nanotron", 0), ("Alpa/XLA zero_2", "alpa", 0),
-        ("Alpa auto", "alpa", 2), ("DeepSpeed ZeRO-3", "deepspeed", 3),
+        ("Alpa auto", "alpa", 2), ("DeepSpeed ZeRO-3", "deepspeed-2024", 3),
         ("VectorLM (PyTorch FSDP), torch 2.2.1", "hf-fsdp", 0), ("InternLM", "internlm", 1),
     ],
 )  # fmt: skip
@@ -113,4 +113,11 @@ def test_zero_3_of_early_2021_waits_for_its_parameters() -> None:
     assert {row.stack for row in rows} == {"deepspeed-megatron"}
     assert [row.plan.overlap_param_gather for row in rows] == [False, True]
     assert all(row.plan.overlap_grad_reduce and row.plan.zero_stage == 3 for row in rows)
-    assert mapped(**cells | {"framework": "DeepSpeed ZeRO-3", "source": "a blog"}).stack == "deepspeed"
+    assert mapped(**cells | {"framework": "DeepSpeed ZeRO-3", "source": "a blog"}).stack == "deepspeed-2024"
+
+
+def test_ulysses_of_hugging_face_s_trainer_runs_transformers_5() -> None:
+    cells = {"tp": "1", "dp": "8", "global_batch_seqs": "32"}
+    blog = mapped(**cells, framework="DeepSpeed ZeRO-3 (SFTTrainer)", source="Hugging Face blog on Ulysses")
+    assert (blog.stack, blog.plan.zero_stage) == ("deepspeed", 3)
+    assert mapped(**cells, framework="DeepSpeed-Ulysses", source="a blog of 2023").stack == "deepspeed-2024"
