@@ -32,9 +32,11 @@ _FOREACH_OVERHEAD = 25 / 7
 # Of their time, what instructions bound rather than the memory (``costmodels.kernels.issue_bound``; same timings).
 UPDATE_ISSUE = {"fused": 0.18, "cast": 0.2, "foreach": 0.27}
 
-# Parameters per second that a host's vectorised Adam updates, all cores of a node together: 1 to 10e9
-# parameters in 0.22 to 2.57 s on two Xeon 8168 (ZeRO-Offload, arXiv:2101.06840, table 4: CPU-Adam).
-HOST_ADAM_PARAMETERS_PER_S = 4e9
+# Bytes per second that Adam reads and writes on a host, all cores of a node together, by how the stack launches it:
+# vectorised (DeepSpeed's CPU-Adam; PyTorch's with fused=True, as Megatron-LM and torchtitan ask for) or an operation at
+# a time. One to ten billion parameters, 28 bytes each, took 0.22 to 2.57 s, and 1.39 to 14.8 s by PyTorch's operations,
+# on two Xeon 8168 (ZeRO-Offload, arXiv:2101.06840, table 4). Their memory, 256 GB/s at most, bounds both.
+HOST_ADAM_BYTES_PER_S = {"fused": 28 * 4e9, "cast": 28 * 4e9, "foreach": 28 * 0.7e9}
 
 
 def moment_bytes(job: TrainingJob) -> float:
@@ -64,6 +66,12 @@ def traffic_bytes_per_parameter(job: TrainingJob, stack: StackSpec) -> float:
     # No norm is taken of gradients that are gone before the last of them come.
     norm = 0.0 if job.optimizer_in_backward else gradient * (3 if stack.clips_gradients else 1)
     return norm + written[stack.update] + copied
+
+
+def host_bytes_per_parameter(job: TrainingJob) -> float:
+    """Host memory read and written per parameter updated there: gradients in the format of what they update."""
+    updated = float(ELEMENT_BYTES[job.master_dtype]) or job.numerics.storage_bytes
+    return 3 * updated + 2 * MOMENTS[job.optimizer] * moment_bytes(job)
 
 
 def optimizer_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
@@ -151,7 +159,8 @@ def host_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
     """Seconds of an optimizer step, sharded, over so many parameters per rank on the host, gradients moved there."""
     node = context.cluster.node
     moved = updated * gradient_element_bytes(context.job, sharding_stack(context.stack))
-    on_host_s = updated * node.devices_per_node / HOST_ADAM_PARAMETERS_PER_S
+    traffic = updated * node.devices_per_node * host_bytes_per_parameter(context.job)
+    on_host_s = traffic / HOST_ADAM_BYTES_PER_S[context.stack.update]
     return on_host_s + moved / node.host_link.bandwidth_bytes_per_s
 
 

@@ -6,7 +6,6 @@ import pytest
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelOp
 from costmodels.optimizer import (
-    HOST_ADAM_PARAMETERS_PER_S,
     memory_seconds_per_byte,
     moment_bytes,
     optimizer_s,
@@ -109,9 +108,23 @@ def test_frozen_weights_are_not_updated():
     assert seconds([ExecutionPlan()], context(kernels=BYTES, job=task)) == pytest.approx([USUAL * 8 * 8 * 2048])
 
 
-def test_a_host_steps_for_all_its_devices_and_gradients_and_weights_cross_the_link():
-    plans = [ExecutionPlan(data_parallel=8, zero_stage=2, offload_optimizer=offload) for offload in (True, False)]
-    where = context(kernels=RateKernels(bytes_per_s=1e12))
+@pytest.mark.parametrize(
+    ("update", "changes", "parameters_per_s"),
+    [
+        ("fused", {}, 4e9),  # ZeRO-Offload's table 4: CPU-Adam, and PyTorch's
+        ("cast", {}, 4e9),
+        ("foreach", {}, 0.7e9),
+        # Weights, gradients and moments of two bytes: half of the traffic.
+        ("fused", {"master_dtype": "none", "state_dtype": "bf16"}, 8e9),
+        # Master, gradient, and moments of a byte each, read and written: 16 bytes of 28.
+        ("fused", {"optimizer": "adamw8bit"}, 7e9),
+    ],
+)
+def test_a_host_steps_for_all_its_devices_and_gradients_and_weights_cross_the_link(update, changes, parameters_per_s):
+    plan = ExecutionPlan(data_parallel=8, zero_stage=2)
+    plans = [replace(plan, offload_optimizer=True), plan]
+    where = context(kernels=RateKernels(bytes_per_s=1e12), stack=stack(update=update), job=job(**changes))
     shard = total_parameters(gpt()) / 8
-    on_host = 8 * shard / HOST_ADAM_PARAMETERS_PER_S + shard * (4 + 2) / 25e9
-    assert seconds(plans, where) == pytest.approx([on_host, shard * USUAL / 1e12])
+    on_host = 8 * shard / parameters_per_s + shard * (4 + 2) / 25e9
+    on_device = shard * traffic_bytes_per_parameter(where.job, where.stack) / 1e12
+    assert seconds(plans, where) == pytest.approx([on_host, on_device])
