@@ -94,9 +94,11 @@ FOUND_LATER = {
   of a mixture of experts differs from release to release, and half of the layers stand for it here.
 - **Fine-tuning is priced too low, and worse than training.** Everybody's own code is slower than what the stacks
   describe, the more so the less a device has to do. PaddleNLP's benchmark of summer 2023 takes 1.2 to 5.6 times its
-  price, its pre-training of that autumn is right. DeepSpeed with Hugging Face's code takes 1.3 to 1.6 times, where
-  optimizer states are on the host 2.5 to 2.7. Hugging Face's Llama 4 runs every expert over every token
-  (`Llama4TextMoe`), sixteen times the products that are priced: 5 to 12 times (axolotl).
+  price, its pre-training of that autumn is right. It divides the tokens of its data by the time of a whole run, first
+  step included; its page speaks of 10,000 samples, its script takes 1,000 unless asked (`train_data_size`). How much of
+  a run is start-up is not said. DeepSpeed with Hugging Face's code takes 1.3 to 1.6 times, where optimizer states are
+  on the host 2.5 to 2.7. Hugging Face's Llama 4 runs every expert over every token (`Llama4TextMoe`), sixteen times the
+  products that are priced: 5 to 12 times (axolotl).
 - **Whose attention runs.** FlashAttention-3 and cuDNN take half the time of FlashAttention-2 on H100s: sequences of
   65,536 and more were priced 47 to 82 % too high (prime-rl, TRL). A job may say so now (`--attention-library`), and
   their error is 9 %; shorter ones show how much else of prime-rl's is not described. FlashAttention-2 on B200s takes
