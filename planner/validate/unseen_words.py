@@ -91,7 +91,9 @@ FOUND_LATER = {
   their prices. ALiBi goes into PaddleNLP's attention as a mask (Baichuan2-13B).
 - **Not explained.** AWS says that it ran torchtitan's configuration of one sequence per device; its peak is that of
   two. The peak of torchtitan's Qwen3-30B is less than half of its price: which products selective recomputation keeps
-  of a mixture of experts differs from release to release, and half of the layers stand for it here.
+  of a mixture of experts differs from release to release, and half of the layers stand for it here. TRL's
+  Qwen3-30B-A3B peaks at 49 GB, less than the 61 that its weights, gradients and moments would take in fp32 over eight
+  devices.
 - **Fine-tuning is priced too low, and worse than training.** Everybody's own code is slower than what the stacks
   describe, the more so the less a device has to do. PaddleNLP's benchmark of summer 2023 takes 1.2 to 5.6 times its
   price, its pre-training of that autumn is right. It divides the tokens of its data by the time of a whole run, first
