@@ -13,6 +13,7 @@ from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, 
 from costmodels.kernels.calls import KernelCostModel
 from costmodels.kernels.learned import learned_kernel_model
 from costmodels.kernels.measured import MeasuredKernelModel, MeasuredKernels, calls_of, measured_rows
+from costmodels.kernels.older_instructions import OlderInstructions
 from costmodels.kernels.remembered import RememberedKernelModel, with_all_memory
 from costmodels.kernels.roofline import RooflineKernelModel
 from costmodels.link_model import LinkCollectiveModel
@@ -28,9 +29,8 @@ from profiles.timing_store import TimingStore, default_store
 def default_kernel_model() -> RememberedKernelModel:
     """Packaged prices of kernels: learned where measurements allow it, by fitted rooflines elsewhere."""
     fits = default_fits().kernels
-    return RememberedKernelModel(
-        learned_kernel_model(packaged_learned(), roofline=RooflineKernelModel(fits), fits=fits)
-    )
+    learned = learned_kernel_model(packaged_learned(), roofline=RooflineKernelModel(fits), fits=fits)
+    return RememberedKernelModel(OlderInstructions(learned))
 
 
 @lru_cache(maxsize=1)

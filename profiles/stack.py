@@ -33,6 +33,7 @@ class StackSpec:
             the rate of FlashAttention-3 or cuDNN there (arXiv:2407.08608, figure 5).
         attention_library: Library of the fused attention kernel, ``flash_2`` or ``cudnn``; empty where it is not known
             or has not been measured: the calibrated roofline prices it then.
+        blackwell_attention_library: The same on data-centre Blackwell; empty: no difference.
         fused_attention: On which devices it has one: ``all``, those from ``ampere`` on (and no older ones of NVIDIA's),
             or ``none``.
         memory_time_scale: The same for bandwidth-bound kernels.
@@ -200,6 +201,7 @@ class StackSpec:
     attention_time_scale: float = 1.0
     hopper_attention_time_scale: float = 1.0
     attention_library: str = ""
+    blackwell_attention_library: str = ""
     fused_attention: str = "all"
     memory_time_scale: float = 1.0
     collective_time_scale: float = 1.0

@@ -374,14 +374,17 @@ def _split(table: NDArray[Any], shapes: Sequence[tuple[int, int]]) -> list[NDArr
 
 
 def _attention_library(context: CostContext) -> str:
-    """Library whose fused attention runs: the stack's, or on Hopper, where they differ, the one that the job names.
+    """Library whose fused attention runs: where libraries differ, the one that the job names; else the stack's.
 
+    They differ on Hopper and on data-centre Blackwell, whose instructions FlashAttention-2 does not use.
     FlashAttention-3, whose backward pass nobody has timed, has cuDNN's rate: within a tenth of it at long sequences,
     both ways (arXiv:2407.08608, figures 5 and 6).
     """
-    named, hopper = context.job.attention_library, context.cluster.device.architecture == "hopper"
-    if not named or not hopper:
-        return context.stack.attention_library
+    stack, architecture = context.stack, context.cluster.device.architecture
+    if architecture not in ("hopper", "blackwell"):
+        return stack.attention_library
+    usual = stack.blackwell_attention_library if architecture == "blackwell" else ""
+    named = context.job.attention_library or usual or stack.attention_library
     return "cudnn" if named == "flash_3" else named
 
 
