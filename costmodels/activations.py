@@ -20,6 +20,7 @@ from functools import partial
 import numpy as np
 
 from costmodels.autocast import caches_casts, casts_weights, fp32_stream, output_bytes, run_apart, stream_bytes
+from costmodels.experts_run import as_run
 from costmodels.plan import FloatArray, PlanBatch, RecomputeModule
 from costmodels.workload import JOINT_TARGET, TrainingJob
 from profiles.model import LatentAttention, ModelSpec, MoESpec
@@ -91,7 +92,7 @@ def layer_activations(
     Example:
         GPT-3 175B, t = 8 with sequence parallelism, b = 8, unfused attention, dropout: 2.87 GB.
     """
-    kept = partial(_layer_activations, plans, model, job, moe=moe)
+    kept = partial(_layer_activations, plans, as_run(model, stack), job, moe=moe)
     found = kept(stack)
     for chosen, other in run_apart(job, stack, plans.zero_stage):
         those = kept(other)

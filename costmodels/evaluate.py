@@ -7,6 +7,7 @@ import numpy as np
 from costmodels.arrays import largest, total
 from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
+from costmodels.experts_run import as_run
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
 from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.memory import (
@@ -152,7 +153,7 @@ def evaluate(
     states = needs.tensors.states * needs.tensors.used
     held_bytes = np.minimum(largest(needs.parts["weights"] + states), peak_bytes)
     hardware_flops = hardware_flops_per_step(
-        context.model,
+        as_run(context.model, context.stack),
         context.job,
         recompute=plans.recompute,
         recompute_modules=plans.recompute_modules,

@@ -151,6 +151,7 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
         settled |= {"grouped_experts": True, "expert_streams": 0, "expert_library": "", "expert_dispatch": "permuted"}
         settled |= {"routing": "fused", "scatters_boundaries": True}
         settled |= dict.fromkeys(("sorts_arrivals", "separate_products", "fixed_capacity", "repeats_key_values"), False)
+        settled["transformers_models"] = False
         stack = replace(stack, **settled)
     else:
         stack = replace(stack, norm="module", rotary="eager", activation="eager")

@@ -348,6 +348,7 @@ def _moe(reader: _Reader, num_layers: int) -> MoESpec | None:
         layer_interval=interval,
         shared_expert_gate=reader.family.shared_gate,
         router_bias=reader.family.router_bias,
+        all_run_by_transformers=_is_llama_4(reader),
         **_router_groups(reader),
     )
 
@@ -360,8 +361,12 @@ def _router_groups(reader: _Reader) -> dict[str, int]:
     return {"router_groups": groups, "groups_per_token": chosen}
 
 
+def _is_llama_4(reader: _Reader) -> bool:
+    return reader.config.get("model_type") in ("llama4", "llama4_text")
+
+
 def _shared_width(reader: _Reader, width: int) -> int:
-    if reader.config.get("model_type") in ("llama4", "llama4_text"):
+    if _is_llama_4(reader):
         return width  # one shared expert, always, as wide as a routed one
     explicit = reader.integer("shared_expert_intermediate_size", "shared_intermediate_size")
     return explicit if explicit is not None else (reader.integer(*_NAMES["shared_experts"]) or 0) * width

@@ -50,6 +50,8 @@ class MoESpec:
             load-balancing correction of DeepSeek-V3.
         router_groups: Groups of neighbouring experts the router chooses from first (DeepSeek ``n_group``); 1 for none.
         groups_per_token: How many of them a token's experts are in at most (``topk_group``).
+        all_run_by_transformers: Hugging Face's model code runs every expert on every token, and weights with zero what
+            the router did not choose (``Llama4TextMoe``); other code runs the experts that were chosen.
     """
 
     num_experts: int
@@ -62,6 +64,7 @@ class MoESpec:
     router_bias: bool = False
     router_groups: int = 1
     groups_per_token: int = 1
+    all_run_by_transformers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

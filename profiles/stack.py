@@ -61,6 +61,8 @@ class StackSpec:
             on generations of devices on which its kernel has not been measured.
         routing: Whose code brings tokens into the order of their experts and back: ``fused``, ``indexed``,
             ``scattered`` or ``looped`` (``costmodels.lowering.routing``).
+        transformers_models: Hugging Face's model code runs, which for some models has another mixture of experts
+            (``MoESpec.all_run_by_transformers``).
         fixed_capacity: Experts take a fixed number of tokens each, and drop or pad the rest: nobody waits to learn how
             many arrive, and ``expert_layer_s`` falls away.
         sends_tokens_once: A token goes once to every rank that holds one of its experts, over the network once to every
@@ -218,6 +220,7 @@ class StackSpec:
     expert_streams: int = 0
     expert_library: str = ""
     routing: str = "fused"
+    transformers_models: bool = False
     fixed_capacity: bool = False
     sends_tokens_once: bool = False
     consecutive_experts: bool = False

@@ -5,11 +5,12 @@ import numpy as np
 from costmodels.collectives import CollectiveOp, ranks_per_domain
 from costmodels.context import CostContext
 from costmodels.expert_exchange import groups_hit, groups_of_neighbours
+from costmodels.experts_run import as_run, runs_all_experts
 from costmodels.lowering.attention import lora_pair, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList
 from costmodels.lowering.elementwise import activation, beside_product, norm_and_residual
 from costmodels.lowering.parts import Part
-from costmodels.lowering.routing import masked_dispatch, permuted_dispatch
+from costmodels.lowering.routing import masked_dispatch, permuted_dispatch, repeated_dispatch
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import FloatArray
 from profiles.model import MoESpec
@@ -36,7 +37,7 @@ def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:
 def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
     """Calls of the mixture-of-experts block for every distinct rank shape, tokens evenly routed."""
     calls = CallList(context, len(shape))
-    moe = context.model.moe
+    moe = as_run(context.model, context.stack).moe
     if moe is None:
         return calls
     norm_and_residual(calls, shape)
@@ -56,7 +57,9 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         batch=local_experts,
         activated=Part.ACTIVATION,
     )
-    if context.stack.expert_dispatch == "masked":
+    if runs_all_experts(context.model, context.stack):
+        repeated_dispatch(calls, context, routed_rows)
+    elif context.stack.expert_dispatch == "masked":
         masked_dispatch(calls, context, moe, own_tokens)
     else:
         arrive = np.where((shape.expert > 1) & (local_experts > 1) & context.stack.sorts_arrivals, 1.0, 0.0)

@@ -18,6 +18,8 @@ Source:
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.calls import CallList, Phase, core_format
@@ -53,6 +55,11 @@ _WHOLE_GRADIENT = (4.0, 2.0)
 _MASK_WORK: _Work = ((2.0, 2.0), (2.0, 2.0))
 
 
+# Tokens repeated for every expert (1), weighted (3), outputs added up (1). Backward: the gradient of outputs repeated
+# (1), gradients of rows (2) and of weights (4), added up by token (1).
+_REPEAT: _Work = ((5.0, 4.0), (8.0, 6.0))
+
+
 def permuted_dispatch(
     calls: CallList,
     context: CostContext,
@@ -80,6 +87,19 @@ def permuted_dispatch(
     if stack.routing == "looped":
         passes, kernels = _WHOLE_GRADIENT
         _copies(calls, Phase.INPUT_GRADIENT, passes * local_experts, tokens, kernels * local_experts, hidden)
+
+
+def repeated_dispatch(calls: CallList, context: CostContext, rows: FloatArray) -> None:
+    """Tokens repeated for every expert and what these make of them added up (``costmodels.experts_run``).
+
+    Args:
+        calls: Where the calls go.
+        context: The model's width is read.
+        rows: (K,) tokens of a rank times all experts.
+    """
+    for phase, (passes, kernels) in zip(_PHASES, _REPEAT, strict=True):
+        each = np.ones(len(rows))
+        _copies(calls, phase, passes * each, rows, kernels * each, float(context.model.hidden_size))
 
 
 def _copies(
