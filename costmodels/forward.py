@@ -12,6 +12,7 @@ from costmodels.activations import layer_activations, tokens_per_rank
 from costmodels.arrays import largest, total
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
+from costmodels.experts_run import as_run
 from costmodels.flops import forward_flops_per_token
 from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.logits import logits_bytes
@@ -76,8 +77,8 @@ def forward_pass(plans: PlanBatch, context: CostContext) -> ForwardEstimate:
     )
     time_s = (time_s + stack.step_overhead_s) * stack.step_time_scale
     trust, widths = price_trust(costs), half_widths(layer_opens(costs), context)
-    job = context.job
-    flops = forward_flops_per_token(context.model, job.sequence_length, causal=True) * job.tokens_per_step
+    job, model = context.job, as_run(context.model, context.stack)
+    flops = forward_flops_per_token(model, job.sequence_length, causal=True) * job.tokens_per_step
     at_peak_s = flops / (plans.num_devices.astype(np.float64) * peak_flops_per_s(context))
     low_s, high_s = time_interval_s(time_s, widths, at_peak_s)
     weights = weight_bytes(plans, parameters, context)

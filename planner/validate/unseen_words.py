@@ -99,12 +99,14 @@ FOUND_LATER = {
   price, its pre-training of that autumn is right. It divides the tokens of its data by the time of a whole run, first
   step included; its page speaks of 10,000 samples, its script takes 1,000 unless asked (`train_data_size`). How much of
   a run is start-up is not said. DeepSpeed with Hugging Face's code takes 1.3 to 1.6 times, where optimizer states are
-  on the host 2.5 to 2.7. Hugging Face's Llama 4 runs every expert over every token (`Llama4TextMoe`), sixteen times the
-  products that are priced: 5 to 12 times (axolotl).
+  on the host 2.5 to 2.7. Hugging Face's Llama 4 runs every expert on every token (`Llama4TextMoe`), and
+  was priced as if it routed: its steps took 5 to 12 times that (axolotl), and take 1.5 to 3 times the price of all
+  experts.
 - **Whose attention runs.** FlashAttention-3 and cuDNN take half the time of FlashAttention-2 on H100s: sequences of
   65,536 and more were priced 47 to 82 % too high (prime-rl, TRL). A job may say so now (`--attention-library`), and
-  their error is 9 %; shorter ones show how much else of prime-rl's is not described. FlashAttention-2 on B200s takes
-  2.1 to 2.6 times the price, still.
+  their error is 9 %; shorter ones show how much else of prime-rl's is not described. FlashAttention-2 on B200s took
+  1.8 to 2.6 times a price that shared in the tensor cores' peak; with the rate of Ampere's instruction, as our timings
+  on H100s tell it, prices are between 30 % too low and 6 % too high.
 - **Logits.** prime-rl's loss is not compiled: its peaks are 43 to 51 % too low where a dense model's logits are held,
   and within 10 % where they are not (all weights trained, RL).
 - **Frozen weights in fp32.** prime-rl and Soup keep the base of adapters in fp32. Those peaks were 10 to 43 % too low;

@@ -1,11 +1,15 @@
 """Llama 4 under Hugging Face's code: every expert on every token, whatever the router chose."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from costmodels.activations import layer_activations
 from costmodels.evaluate import evaluate
 from costmodels.experts_run import as_run
+from costmodels.flops import forward_flops_per_token
+from costmodels.forward import forward_pass
 from costmodels.kernels.calls import KernelCallBatch, KernelFamily, KernelOp
 from costmodels.lowering.calls import price_parts
 from costmodels.lowering.mlp import lower_expert_mlp
@@ -88,6 +92,15 @@ def test_plans_of_stages_have_the_same_bound():
     found = stages_at_peak_s(staged, configs, [where])[0]
     flops = evaluate(ONE, where).hardware_flops[0]
     assert found == pytest.approx(flops / where.cluster.device.peak("bf16"))
+
+
+def test_forward_passes_have_it_too():
+    where = context(model=LLAMA_4, stack=stack(transformers_models=True, residual_log_std=40.0))
+    where = replace(where, kernels=RateKernels(flops_per_s=1.0))
+    found = forward_pass(ONE, where).low_s[0] * where.cluster.device.peak("bf16")
+    routed = forward_flops_per_token(LLAMA_4, S, causal=True)
+    more = (EXPERTS - TOP_K) * EXPERT_FLOPS / 3 * LLAMA_4.num_layers
+    assert found == pytest.approx((routed + more) * job().tokens_per_step)
 
 
 def test_packaged_stacks_and_models_say_so():
