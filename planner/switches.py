@@ -15,7 +15,7 @@ from planner.ranking import Priced, best_rows
 from planner.request import cost_context, part_of, setting_of
 from planner.results import PlanEstimate, Request, Switch
 from profiles.stack import StackSpec
-from profiles.stacks import load_priors
+from profiles.stacks import load_stacks
 
 # What a setting is likely to reorder: of plans alike in these the fastest stand for all.
 _ALIKE = (
@@ -44,7 +44,7 @@ def switches(request: Request, best: PlanEstimate, priced: Priced) -> tuple[Swit
     found = []
     contenders = priced.plans.take(_contenders(priced))
     newer = request.cluster.device.architecture.startswith(_DISPATCHES)
-    for stack in _others(request.stack):
+    for stack in _others(request.stack, request.job.task):
         if stack.sends_tokens_once and not newer:
             continue
         there = replace(request, stack=stack)
@@ -71,19 +71,20 @@ def switches(request: Request, best: PlanEstimate, priced: Priced) -> tuple[Swit
     return tuple(sorted(found, key=lambda item: item.step_time_ratio))
 
 
-def _others(stack: StackSpec) -> list[StackSpec]:
-    """The stack with more settings turned on, whatever else was fitted to one's own runs kept."""
-    packaged = load_priors()
-    off = packaged.get(stack.name)
-    if off is None or (off.shares_time_with and not off.switched_on_by):  # of another time, or another way of training
+def _others(stack: StackSpec, task: str) -> list[StackSpec]:
+    """Stacks with more settings turned on, and whatever was fitted to one's own runs of this one."""
+    packaged = load_stacks(task)
+    usual = packaged.get(stack.name)
+    if usual is None or (usual.shares_time_with and not usual.switched_on_by):  # of another time, or way of training
         return []
-    root, on = off.shares_time_with or off.name, set(off.switched_on_by.split())
-    found = []
-    for other in packaged.values():
-        if other.shares_time_with == root and on < set(other.switched_on_by.split()):
-            changed = {item.name: getattr(other, item.name) for item in fields(StackSpec)}
-            found.append(replace(stack, **{k: v for k, v in changed.items() if v != getattr(off, k)}))
-    return found
+    root, on = usual.shares_time_with or usual.name, set(usual.switched_on_by.split())
+    own = {item.name: getattr(stack, item.name) for item in fields(StackSpec)}
+    own = {name: value for name, value in own.items() if value != getattr(usual, name)}
+    return [
+        replace(other, **own)
+        for other in packaged.values()
+        if other.shares_time_with == root and on < set(other.switched_on_by.split())
+    ]
 
 
 def _contenders(priced: Priced) -> IntArray:

@@ -68,6 +68,9 @@ def _experts(plan: ExecutionPlan, request: Request) -> list[list[str]]:
         ["--moe-ffn-hidden-size", str(moe.ffn_hidden_size)],
         ["--moe-token-dispatcher-type", dispatcher],
     ]
+    if moe.router_groups > 1:
+        options.append(["--moe-router-num-groups", str(moe.router_groups)])
+        options.append(["--moe-router-group-topk", str(moe.groups_per_token)])
     if model.num_moe_layers < model.num_layers:
         runs = [f"[{int(sparse)}]*{len(list(layers))}" for sparse, layers in groupby(model.layer_is_moe)]
         options.append(["--moe-layer-freq", "(" + "+".join(runs) + ")"])

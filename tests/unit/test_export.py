@@ -104,6 +104,7 @@ def test_layers_that_do_not_divide_are_laid_out_chunk_by_chunk() -> None:
     assert "--num-virtual-stages-per-pipeline-rank" not in read
     assert read["--moe-token-dispatcher-type"] == ["flex"]
     assert read["--moe-flex-dispatcher-backend"] == ["hybridep"]
+    assert (read["--moe-router-num-groups"], read["--moe-router-group-topk"]) == (["8"], ["4"])
     assert {"--overlap-moe-expert-parallel-comm", "--delay-wgrad-compute"} <= read.keys()
 
 
