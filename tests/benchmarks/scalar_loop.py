@@ -11,7 +11,8 @@ formulas cannot drift unseen; nothing but the benchmark uses it.
 from math import exp, log2
 from typing import Any
 
-from costmodels.arrays import largest
+import numpy as np
+
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
 from costmodels.layer_costs import layer_costs
@@ -52,9 +53,16 @@ def prepare(plans: PlanBatch, context: CostContext) -> list[Row]:
         **{name: getattr(plans, name).tolist() for name in _COLUMNS},
         **{name: getattr(stages, name).tolist() for name in ("count", "layers", "has_embedding", "has_head")},
         "transfer_s": boundary_transfer_s(plans, context).tolist(),
-        "gradients_s": largest(traffic.gradients_s).tolist(),
-        "parameters_s": largest(traffic.parameters_s).tolist(),
-        "shared_s": largest(traffic.shared_s).tolist(),
+        "traffic": [
+            list(zip(*stage, strict=True))
+            for stage in zip(
+                *(
+                    np.broadcast_to(each, stages.count.shape).tolist()
+                    for each in (traffic.gradients_s, traffic.parameters_s, traffic.shared_s)
+                ),
+                strict=True,
+            )
+        ],
         "gathers": traffic.gathers_per_microbatch[:, 0].tolist(),
         "reduces": traffic.reduces_per_microbatch[:, 0].tolist(),
         "optimizer_s": optimizer_s(plans, parameters, context).tolist(),
@@ -101,17 +109,19 @@ def _traffic_s(row: Row, hide: float, forward: list[float], backward: list[float
     m, chunks = row["num_microbatches"], row["virtual_stages"]
     between = min(sum(row["count"]), m)
     longest_backward = max(b + w for b, w in zip(backward, weight, strict=True))
-    back = row["gradients_s"] + (row["gathers"] > 1) * row["parameters_s"]
-    shown = 0.0
-    for transfer, window, hides, often in (
-        (row["parameters_s"], max(forward), row["overlap_param_gather"], row["gathers"]),
-        (back, longest_backward, row["overlap_grad_reduce"], row["reduces"]),
-    ):
-        hidden = (hide if hides else 0.0) * transfer
-        under_one, under_several = transfer - min(hidden, window), transfer - min(hidden, between * window)
-        apart, times = (1, m) if often and m > 1 else (chunks, 1)
-        shown += times * (under_several + (under_one - under_several) / apart)
-    return shown + row["shared_s"]
+    most = 0.0
+    for gradients_s, parameters_s, shown in row["traffic"]:  # beginning with what nothing hides
+        back = gradients_s + (row["gathers"] > 1) * parameters_s
+        for transfer, window, hides, often in (
+            (parameters_s, max(forward), row["overlap_param_gather"], row["gathers"]),
+            (back, longest_backward, row["overlap_grad_reduce"], row["reduces"]),
+        ):
+            hidden = (hide if hides else 0.0) * transfer
+            under_one, under_several = transfer - min(hidden, window), transfer - min(hidden, between * window)
+            apart, times = (1, m) if often and m > 1 else (chunks, 1)
+            shown += times * (under_several + (under_one - under_several) / apart)
+        most = max(most, shown)
+    return most
 
 
 def _accumulation_s(row: Row, context: CostContext, byte_s: float) -> list[float]:
