@@ -22,7 +22,7 @@ from planner.request import part_of
 from profiles.errors import InfeasibleError
 from profiles.mixed_cluster import MixedCluster, alone
 
-_CHILDREN = 300_000_000  # looked at by the tree search at the usual effort: some ten seconds on one core
+_CHILDREN = 200_000_000  # looked at by the tree search at the usual effort: some five seconds on one core
 _RESTARTS = 2  # of the annealing
 _ANNEAL = AnnealOptions(steps=1000)
 _EQUAL = 1e-9  # of a time: differences below it are rounding
