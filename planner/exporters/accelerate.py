@@ -116,10 +116,12 @@ def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
     hybrid = plan.tensor_parallel * c > 1 and replicas > 1 and shard == 1
     half = plan.zero_stage > 0 and plan.offload_optimizer != plan.offload_parameters
     kept = plan.offload_activations and plan.zero_stage == 0
+    unsharded = plan.tensor_parallel > 1 and plan.zero_stage == 0
     splits = plan.tensor_parallel_overlap and plan.tensor_parallel > 1
     return gaps(
         (plan.pipeline_parallel > 1, "plan.pipeline_parallel", "there are no pipeline stages", "pp 1"),
         (plan.expert_parallel > 1, "plan.expert_parallel", "there is no expert parallelism", "ep 1"),
+        (unsharded, "plan.tensor_parallel", "goes with FSDP2 alone", "tp 1, or zero 3"),
         (plan.zero_stage == 1, "plan.zero_stage", "FSDP2 shards gradients too", "zero 2 or 3, or --format deepspeed"),
         (bool(plan.zero_shard_degree % c), "plan.zero_shard_degree", f"shards span whole groups of cp {c}", "hsdp 0"),
         (hybrid, "plan.zero_shard_degree", "tp and cp need shards over data-parallel ranks", "hsdp 0"),

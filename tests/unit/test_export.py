@@ -199,6 +199,7 @@ GAPS = [
     ("megatron_lm", "llama-2-7b", "megatron", {"task": "lora"}, {}, "job.task"),
     ("megatron_lm", "llama-2-7b", "megatron", {"state_dtype": "int8"}, {"zero": 1}, "job.state_dtype"),
     ("megatron_lm", "llama-2-7b", "megatron", {"fp8_attention": True}, {}, "job.fp8_attention"),
+    ("accelerate", "llama-2-7b", "fsdp", {}, {"tp": 8, "sp": True}, "plan.tensor_parallel"),
     ("deepspeed", "llama-2-7b", "deepspeed", {}, {"pp": 2, "zero": 1}, "plan.pipeline_parallel"),
     ("deepspeed", "llama-2-7b", "deepspeed", {}, {"zero": 3, "tp": 2}, "plan.zero_stage"),
     ("deepspeed", "llama-2-7b", "deepspeed", {}, {"zero": 3, "hsdp": 2}, "plan.zero_shard_degree"),
