@@ -234,15 +234,11 @@ def _estimates(request: Request, priced: Priced, rows: Any) -> list[PlanEstimate
     found: dict[int, PlanEstimate] = {}
     for size in np.unique(devices):
         members = np.flatnonzero(devices == size)
-        context = cost_context(request, _part(request.cluster, int(size)))
+        context = cost_context(request, part_of(request.cluster, int(size)))
         costs = None if priced.costs is None else priced.costs.take(rows[members])
         answers = plan_estimates(plans.take(members), context, price=request.price, costs=costs)
         found |= dict(zip(members.tolist(), answers, strict=True))
     return [_ranked(found[index], index + 1) for index in range(len(plans))]
-
-
-def _part(cluster: ClusterSpec, size: int) -> ClusterSpec:
-    return cluster if size == cluster.num_devices else part_of(cluster, size)
 
 
 def _ranked(answer: PlanEstimate, rank: int) -> PlanEstimate:
@@ -305,7 +301,7 @@ def _with_wishes(request: Request, priced: Priced, plan: ExecutionPlan) -> Price
     rows = rows[np.isinf(priced.step_time_s[rows])]
     if not len(rows):
         return priced
-    context = cost_context(request, _part(request.cluster, plan.num_devices))
+    context = cost_context(request, part_of(request.cluster, plan.num_devices))
     step_time_s = priced.step_time_s.copy()
     step_time_s[rows] = price_all(priced.plans.take(rows), context).step_time_s
     return replace(priced, step_time_s=step_time_s)

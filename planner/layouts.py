@@ -21,7 +21,5 @@ def needs_layout(plan: ExecutionPlan, request: Request) -> bool:
     ends = plan.first_stage_layers or plan.last_stage_layers
     if not request.stack.free_layout or (request.model.num_layers % chunks == 0 and not ends):
         return False
-    used = request.cluster
-    if plan.num_devices != used.num_devices:
-        used = part_of(used, plan.num_devices)
+    used = part_of(request.cluster, plan.num_devices)
     return not legal(PlanBatch.from_plans([plan]), replace(setting_of(request, used), free_layout=False))[0]

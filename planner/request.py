@@ -177,7 +177,9 @@ def full_node(cluster: ClusterSpec) -> NodeSpec:
 
 
 def part_of(cluster: ClusterSpec, num_devices: int) -> ClusterSpec:
-    """The same machines, fewer or more of them: part of one node, or whole nodes."""
+    """The same machines, fewer or more of them: part of one node, or whole nodes; the cluster itself if as many."""
+    if num_devices == cluster.num_devices:
+        return cluster
     node = full_node(cluster)
     if num_devices < node.devices_per_node:
         node = replace(node, devices_per_node=num_devices, domain_devices=num_devices)

@@ -42,17 +42,15 @@ def switches(request: Request, best: PlanEstimate, priced: Priced) -> tuple[Swit
     if best.communication_total_s.get("expert_parallel", 0.0) < _EXCHANGED * best.step_time_s:
         return ()
     found = []
+    cluster = part_of(request.cluster, best.num_devices)
     contenders = priced.plans.take(_contenders(priced))
+    contenders = contenders.take(np.flatnonzero(contenders.num_devices == best.num_devices))
     newer = request.cluster.device.architecture.startswith(_DISPATCHES)
     for stack in _others(request.stack, request.job.task):
         if stack.sends_tokens_once and not newer:
             continue
         there = replace(request, stack=stack)
-        cluster = request.cluster
-        if best.num_devices != cluster.num_devices:
-            cluster = part_of(cluster, best.num_devices)
-        plans = contenders.take(np.flatnonzero(contenders.num_devices == best.num_devices))
-        plans = plans.take(np.flatnonzero(legal(plans, setting_of(there, cluster))))
+        plans = contenders.take(np.flatnonzero(legal(contenders, setting_of(there, cluster))))
         if not len(plans):
             continue
         again = price_all(plans, cost_context(there, cluster))

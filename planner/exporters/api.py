@@ -127,8 +127,6 @@ def _check_format(format: str) -> None:
 
 def _used(request: Request, num_devices: int) -> Request:
     """The request on that part of the cluster that a plan uses."""
-    if num_devices == request.cluster.num_devices:
-        return request
     return replace(request, cluster=part_of(request.cluster, num_devices))
 
 
