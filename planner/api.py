@@ -297,7 +297,7 @@ def _result(
 
 def _with_wishes(request: Request, priced: Priced, plan: ExecutionPlan) -> Priced:
     """With the steps of what does not fit timed where an explanation of a plan tells of it."""
-    rows = wished_rows(plan, priced)
+    rows = np.unique(np.concatenate(list(wished_rows(plan, priced).values())))
     rows = rows[np.isinf(priced.step_time_s[rows])]
     if not len(rows):
         return priced

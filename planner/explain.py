@@ -59,14 +59,15 @@ def _rivals(best: PlanEstimate, priced: Priced, objective: str) -> tuple[Rival, 
     """The best alternative per dimension, and what would be faster if it fitted; each plan once."""
     rivals: dict[ExecutionPlan, Rival] = {}
     quicker = priced.step_time_s < best.step_time_s * (1 - _NOTICEABLE)
+    wished = wished_rows(best.plan, priced) if best.fits else {}
     for dimension in DIMENSIONS:
         differs = _column(priced, dimension) != _value(best.plan, dimension)
         rows = best_rows(priced, objective=objective, count=1, among=differs & priced.fits)
-        if dimension in _WISHES and best.fits:
-            wishes = differs & ~priced.fits & quicker
-            if wishes.any():
-                wishes &= _same_elsewhere(best.plan, priced.plans, dimension)
-                rows = np.append(rows, best_rows(priced, objective="memory_headroom", count=1, among=wishes))
+        if dimension in wished:
+            wishes = np.zeros(len(priced), dtype=np.bool_)
+            wishes[wished[dimension]] = True
+            wishes &= quicker
+            rows = np.append(rows, best_rows(priced, objective="memory_headroom", count=1, among=wishes))
         for row in rows:
             rival = _rival(best, priced, dimension, int(row))
             if _trades(best, rival):
@@ -74,17 +75,18 @@ def _rivals(best: PlanEstimate, priced: Priced, objective: str) -> tuple[Rival, 
     return tuple(sorted(rivals.values(), key=_RIVAL_ORDER.get(objective, _RIVAL_ORDER["step_time"])))
 
 
-def wished_rows(plan: ExecutionPlan, priced: Priced) -> IntArray:
-    """Rows that do not fit and differ from a plan in one dimension only that users would rather have otherwise."""
+def wished_rows(plan: ExecutionPlan, priced: Priced) -> dict[str, IntArray]:
+    """Per dimension that users would rather have otherwise, the rows that differ in it alone and do not fit."""
     near = ~priced.fits & (priced.num_devices == plan.num_devices)
     for name in ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel"):
         near &= getattr(priced.plans, name) == _value(plan, name)
     rows = np.flatnonzero(near)
     plans = priced.plans.take(rows)
-    wished = np.zeros(len(rows), dtype=np.bool_)
-    for dimension in _WISHES:
-        wished |= _same_elsewhere(plan, plans, dimension)
-    return rows[wished]
+    found = {}
+    for name in _WISHES:
+        differs = getattr(plans, name) != _value(plan, name)
+        found[name] = rows[differs & _same_elsewhere(plan, plans, name)]
+    return found
 
 
 _RIVAL_ORDER: dict[str, Callable[[Rival], float]] = {
