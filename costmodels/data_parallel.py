@@ -226,7 +226,7 @@ def _distinct_traffic(
     gathered = [each_trained * storage_bytes for each_trained in trained]
     if context.job.lora is not None:  # where parameters are sharded, frozen ones are too
         frozen = frozen_bytes(distinct, stages.take(rows), parameters.take(rows), context, plain_bytes=storage_bytes)
-        whole = zero >= _sharded_from(context.stack)
+        whole = zero >= context.stack.shards_parameters_from
         gathered = [np.where(whole, each(held), moved) for held, moved in zip(frozen, gathered, strict=True)]
     apart = each(np.where(distinct.axis_order == int(AxisOrder.TP_CP_PP_DP), distinct.pipeline_parallel, 1))
     replicas = each(parameters.dense_replicas[rows])
@@ -257,11 +257,6 @@ def _distinct_traffic(
         shared_s, *more_s = shared_gradients_s(distinct, parameters.shared[rows], context)
         ends_s = [end_s + more for end_s, more in zip(ends_s, more_s, strict=True)]
     return [part.reshape(shape) for part in (gradients_s, parameters_s, shared_s, *ends_s)]
-
-
-def _sharded_from(stack: StackSpec) -> int:
-    """The ZeRO stage from which parameters are sharded between steps."""
-    return 2 if stack.framework == "fsdp" else 3
 
 
 def _expert_modules(context: CostContext) -> float:
@@ -356,7 +351,7 @@ def _messages(
     updated = layers * stack.gather_messages_per_layer if stack.gather_messages_per_layer else 1.0
     if stack.broadcasts_from_owners:
         updated = np.minimum(updated, shards.degree)
-    by_layer = zero >= _sharded_from(stack)
+    by_layer = zero >= stack.shards_parameters_from
     gatherings = np.where(by_layer, layers * np.maximum(shards.pieces, 1.0), updated)
     if stack.gradient_message_bytes:
         buckets = np.maximum(np.ceil(gradient_bytes / stack.gradient_message_bytes), 1.0)

@@ -227,7 +227,7 @@ def _last_bytes(
         last = np.maximum(last, trained * autograd_gradient_bytes(context.job, stack) + one_layer)
     if born.any():
         whole = trained * _column(gradient_bytes(plans, context))
-        shards = np.where(plans.zero_stage >= (2 if stack.framework == "fsdp" else 3), plans.shard_degree, 1)
+        shards = np.where(plans.zero_stage >= stack.shards_parameters_from, plans.shard_degree, 1)
         last = np.where(born[:, None], np.maximum(last, whole / shards[:, None] + one_layer), last)
     return last
 

@@ -180,7 +180,7 @@ def accumulates_whole(plans: PlanBatch, stack: StackSpec) -> BoolArray:
     gathered (2) or not (3): foreach_reduce of torch/distributed/fsdp, _fsdp_collectives.py. Stage 2 of others is left
     as it was fitted: whole.
     """
-    return (plans.zero_stage < (2 if stack.framework == "fsdp" else 3)) | (plans.pipeline_parallel > 1)
+    return (plans.zero_stage < stack.shards_parameters_from) | (plans.pipeline_parallel > 1)
 
 
 def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:

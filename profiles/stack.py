@@ -298,6 +298,15 @@ class StackSpec:
     fitted_on: str = ""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
+    @property
+    def shards_parameters_from(self) -> int:
+        """The ZeRO stage from which a rank holds its shard of the parameters, and of their gradients, in a step.
+
+        PyTorch's FSDP shards both at stage 2 (fully_shard's ``reshard_after_forward=False``), where others shard
+        gradients and the optimizer alone.
+        """
+        return 2 if self.framework == "fsdp" else 3
+
     def without_cache(self) -> "StackSpec":
         """The stack with an allocator that keeps no more than it must: no free blocks, none that wait for a stream."""
         return replace(self, cache_fraction=0.0, varied_cache_fraction=0.0, waiting_tensors=0.0, flat_temporaries=False)
