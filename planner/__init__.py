@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from planner.search.result import SearchResult as SearchResult
     from planner.search.sweep import sweep as sweep
     from planner.search_document import search_document as search_document
+    from planner.sizes import SizingResult as SizingResult
+    from planner.sizes import sizing as sizing
     from planner.workflows import plan_dataflow as plan_dataflow
     from profiles.errors import InfeasibleError as InfeasibleError
     from profiles.errors import PlannerError as PlannerError
@@ -39,6 +41,7 @@ _HOMES = {
     "PlanResult": "planner.results",
     "PlannerError": "profiles.errors",
     "SearchResult": "planner.search.result",
+    "SizingResult": "planner.sizes",
     "SpecError": "profiles.errors",
     "TrainingJob": "costmodels.workload",
     "estimate": "planner.api",
@@ -51,6 +54,7 @@ _HOMES = {
     "sensitivity": "planner.decisions.api",
     "price_mlir": "planner.kernel_prices",
     "search_document": "planner.search_document",
+    "sizing": "planner.sizes",
     "sweep": "planner.search.sweep",
     "to_document": "planner.documents",
 }

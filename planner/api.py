@@ -291,7 +291,7 @@ def _result(
         explanation=explain(answers[0], priced, objective=request.objective) if answers else None,
         switches=switches(request, answers[0], priced) if answers else (),
         infeasible=infeasible,
-        warnings=_warnings(request, answers[0] if answers else None),
+        warnings=warnings_about(request, answers[0] if answers else None),
     )
 
 
@@ -307,7 +307,7 @@ def _with_wishes(request: Request, priced: Priced, plan: ExecutionPlan) -> Price
     return replace(priced, step_time_s=step_time_s)
 
 
-def _warnings(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
+def warnings_about(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
     """What to know before trusting the numbers of the first plan."""
     notes: list[Note] = []
 

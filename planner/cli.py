@@ -22,6 +22,7 @@ from planner.cli_lists import frameworks, gpus, models, workflows
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, steady_streams
 from planner.cli_profiles import profiles
 from planner.cli_search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
+from planner.cli_sizing import Days, show_sizing
 from planner.cli_words import amount, cluster_of, one_model
 from profiles.errors import InfeasibleError, SpecError
 from profiles.units import GIB
@@ -138,6 +139,19 @@ def estimate(values: dict[str, Any]) -> None:
     with progress("pricing plans", quiet=values["quiet"]):
         result = api.estimate(**_inputs(values), plan=_pins(values))
     _show(result, values)
+
+
+@app.command()
+@option.asks
+def sizing(values: dict[str, Any], days: Days = None) -> None:
+    """Say how many GPUs a job needs, and of which kind: the best plan on growing parts of a cluster.
+
+    --gpus names a machine (H100, 8xH100), or the most there may be of it (64x8xH100); several with commas between, each
+    perhaps with its price: 8xH100@2.99,8xA100@1.29.
+    """
+    inputs = _inputs(values | {"gpus": ""})
+    del inputs["cluster"]
+    show_sizing(inputs | {"pins": _pins(values)}, values, days=days)
 
 
 @app.command()

@@ -11,6 +11,7 @@ _WRITERS = {
     "PortfolioResult": ("planner.decisions.document", "portfolio_document"),
     "SensitivityResult": ("planner.decisions.document", "sensitivity_document"),
     "ObserveResult": ("planner.decisions.document", "observe_document"),
+    "SizingResult": ("planner.sizing_document", "sizing_document"),
     "ExportResult": ("planner.exporters.document", "export_document"),
 }
 
@@ -20,7 +21,7 @@ def to_document(result: Any) -> dict[str, Any]:
 
     Args:
         result: What ``planner.plan``, ``estimate``, ``search``, ``plan_dataflow``, ``portfolio``, ``sensitivity``,
-            ``observe`` or ``export`` returned.
+            ``observe``, ``sizing`` or ``export`` returned.
 
     Raises:
         TypeError: If it is something else.

@@ -12,6 +12,7 @@ from planner.exporters.document import export_schema
 from planner.schema_flow_types import flow_document_schema
 from planner.schema_types import document_schema
 from planner.search_document import search_schema
+from planner.sizing_document import sizing_schema
 from service.docs_page import docs_page
 from service.limits import BodyLimit, WorkQueue
 from service.problems import Problem, install_handlers
@@ -67,6 +68,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             ("Sensitivity", sensitivity_schema()),
             ("Observation", observe_schema()),
             ("Export", export_schema()),
+            ("Sizing", sizing_schema()),
             ("Problem", Problem.model_json_schema(ref_template=_COMPONENTS + "{model}")),
         ):
             _hoist(name, definition, schemas)

@@ -18,7 +18,8 @@ from starlette.responses import Response
 
 from profiles.errors import SpecError
 from profiles.model_fields import shown
-from service.schemas import TAGS, WORKFLOW_TAG, meant_field
+from service.schemas import meant_field
+from service.values import TAGS, WORKFLOW_TAG
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20

@@ -19,6 +19,8 @@ from planner.exporters.document import export_document
 from planner.schema_flow import flow_document
 from planner.search.call import search
 from planner.search_document import search_document
+from planner.sizes import sizing
+from planner.sizing_document import sizing_document
 from planner.workflows import plan_dataflow
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
@@ -27,7 +29,6 @@ from service.bodies import StrictRoute
 from service.limits import WorkQueue
 from service.problems import NotFoundError, declared
 from service.schemas import (
-    NAME_PATTERN,
     EstimateRequest,
     ExportRequest,
     Health,
@@ -36,9 +37,11 @@ from service.schemas import (
     PortfolioRequest,
     SearchRequest,
     SensitivityRequest,
+    SizingRequest,
     WorkflowRequest,
     given,
 )
+from service.values import NAME_PATTERN
 from service.views import DeviceList, DeviceView, FrameworkList, ModelList, ModelView
 
 _COMPONENTS = "#/components/schemas/"
@@ -78,6 +81,9 @@ _OBSERVATION = _document(
     "The document that `planner observe --json` prints. Without a plan to choose, `plans` is empty and `infeasible` "
     "says why.",
     "Observation",
+)
+_SIZING = _document(
+    "The document that `planner sizing --json` prints. When nothing fits, `infeasible` says what would.", "Sizing"
 )
 _EXPORT = _document(
     "The document that `planner export --json` prints. Without a legal plan, `files` is empty; without a fitting one, "
@@ -148,6 +154,15 @@ async def post_observe(body: ObserveRequest, request: Request) -> Response:
     )
     inputs = _inputs(body) | {"trials": body.trials}
     return await _answer(request, functools.partial(update, **inputs), observe_document)
+
+
+@router.post("/sizing", response_model=None, responses=_SIZING | _SEARCH_PROBLEMS, tags=["planning"])
+async def post_sizing(body: SizingRequest, request: Request) -> Response:
+    """Say how many devices a job needs, and of which kind: the best plan on growing parts of a cluster."""
+    inputs = _inputs(body)
+    clusters = [inputs.pop("cluster"), *body.compared_with]
+    look = functools.partial(sizing, clusters=clusters, days=body.days, pins=given(body.plan))
+    return await _answer(request, functools.partial(look, **inputs), sizing_document)
 
 
 @router.post("/export", response_model=None, responses=_EXPORT | _SEARCH_PROBLEMS, tags=["planning"])

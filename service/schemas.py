@@ -1,14 +1,13 @@
-"""Request bodies: what may be posted, with a bound on every number, text and list.
+"""Request bodies: what may be posted; ``service.values`` bounds every text, number and list.
 
 The answers are the versioned documents of ``planner.schema``, the same as the library and the CLI
 give; only the questions are described here. Names follow ``TrainingJob`` and ``ExecutionPlan``.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.dataflow.flow_request import DEFAULT_STACK, MAX_GPUS, MAX_ITERATIONS
@@ -18,88 +17,34 @@ from planner.decisions.results import MAX_RIVALS, MAX_SEED, MAX_STEPS, MAX_TRIAL
 from planner.decisions.trials import MAX_TRIALS as MAX_OBSERVED
 from planner.pins import ALIASES
 from planner.rules.modules import MODULE_NAMES
+from planner.sizes import MAX_KINDS
 from planner.validate.reader import COLUMNS
 from profiles.errors import did_you_mean
 from profiles.hardware import MAX_DEVICES
 from profiles.model import MAX_LAYERS, MAX_SEQUENCE
+from service.values import (
+    JOB_TAG,
+    WORKFLOW_TAG,
+    Body,
+    Bytes,
+    Cell,
+    Degree,
+    Lengths,
+    Machines,
+    Name,
+    NameOrMapping,
+    Names,
+    Role,
+)
 
 MAX_TOP = 100
 MAX_SEARCH_SECONDS = 60
-MAX_DEPTH = 8
-MAX_VALUES = 4096
-MAX_TEXT = 4096
-MAX_INTEGER = 1 << 63
 MAX_TOKENS = 1e18
 
 EXAMPLE_TRIAL = {
     "model": "llama-2-13b", "gpu": "A100", "num_gpus": 8, "framework": "Megatron-Core", "tp": 2, "pp": 2, "dp": 2,
     "micro_batch": 2, "global_batch_seqs": 1024, "seq_len": 4096, "measured_step_time_s": 210.0,
 }  # fmt: skip
-
-# Which branch of ``NameOrMapping`` an error lies in; no part of a field's name.
-TEXT_TAG, MAPPING_TAG = "(text)", "(mapping)"
-# Which of the two questions of ``PlanQuestion`` an error lies in.
-JOB_TAG, WORKFLOW_TAG = "(job)", "(workflow)"
-# Which kind of a cell of a trial.
-NUMBER_TAG, FLAG_TAG = "(number)", "(flag)"
-TAGS = frozenset({TEXT_TAG, MAPPING_TAG, JOB_TAG, WORKFLOW_TAG, NUMBER_TAG, FLAG_TAG})
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._:+()/-]*$"
-NAMES_PATTERN = NAME_PATTERN.replace("[A-Za-z0-9 ", "[A-Za-z0-9, ")  # with commas between
-
-
-def _bounded(value: dict[str, Any]) -> dict[str, Any]:
-    """The mapping, if its depth, size, texts and numbers are within bounds.
-
-    Raises:
-        ValueError: If one is not.
-    """
-    values = 0
-    level: list[dict[str, Any] | list[Any]] = [value]
-    for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
-        for item in level:
-            inner += [*item, *item.values()] if isinstance(item, dict) else item
-        values += len(inner)
-        if values > MAX_VALUES:
-            raise ValueError(f"may hold at most {MAX_VALUES} values")
-        for item in inner:
-            _check_scalar(item)
-        level = [item for item in inner if isinstance(item, dict | list)]
-        if not level:
-            return value
-    raise ValueError(f"may be nested at most {MAX_DEPTH} levels deep")
-
-
-def _check_scalar(value: object) -> None:
-    if isinstance(value, str) and (len(value) > MAX_TEXT or not value.isprintable()):
-        raise ValueError(f"texts may have at most {MAX_TEXT} printable characters")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("numbers must be finite")
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise ValueError("whole numbers must fit into 64 bits")
-
-
-def _kind(value: object) -> str | None:
-    return TEXT_TAG if isinstance(value, str) else MAPPING_TAG if isinstance(value, dict) else None
-
-
-Name = Annotated[str, Field(min_length=1, max_length=120, pattern=NAME_PATTERN)]
-Names = Annotated[str, Field(min_length=1, max_length=240, pattern=NAMES_PATTERN)]
-Mapping = Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_bounded)]
-NameOrMapping = Annotated[
-    Annotated[Name, Tag(TEXT_TAG)] | Annotated[Mapping, Tag(MAPPING_TAG)],
-    Discriminator(_kind, custom_error_type="kind", custom_error_message="must be a text or a mapping"),
-]
-Role = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z][a-z0-9_]*$")]
-Lengths = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^(lognormal|cdf):[a-z0-9=.,+-]+$")]
-Degree = Annotated[int, Field(ge=1, le=MAX_DEVICES)]
-Bytes = Annotated[float, Field(ge=0, le=1e15)]
-
-
-class Body(BaseModel):
-    """Base of every body: unknown keys, coerced types, NaN and infinity are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class JobBody(Body):
@@ -303,19 +248,6 @@ class SensitivityRequest(DecisionRequest):
     rivals: int = Field(default=3, ge=1, le=MAX_RIVALS, description="How many rivals to set against the best plan.")
 
 
-def _cell_kind(value: object) -> str | None:
-    flag, number = isinstance(value, bool) or value is None, isinstance(value, int | float)
-    return FLAG_TAG if flag else NUMBER_TAG if number else _kind(value)
-
-
-Cell = Annotated[
-    Annotated[str, Field(max_length=MAX_TEXT), Tag(TEXT_TAG)]
-    | Annotated[float, Field(ge=0, le=1e18), Tag(NUMBER_TAG)]
-    | Annotated[bool | None, Tag(FLAG_TAG)],
-    Discriminator(_cell_kind, custom_error_type="kind", custom_error_message="must be text, a number, true or false"),
-]
-
-
 class ObserveRequest(DecisionRequest):
     """Say what trials changed."""
 
@@ -343,6 +275,23 @@ class SearchRequest(EstimateRequest):
     runnable: bool = Field(default=False, description="Whether only plans count that the framework can run.")
 
 
+class SizingRequest(EstimateRequest):
+    """Ask how many devices a job needs, and of which kind."""
+
+    cluster: Machines = Field(
+        description="A machine such as `8xH100`, or the most there may be of it, `64x8xH100`; a text may end in the "
+        "price of a device-hour, `8xH100@2.99`.",
+        examples=["8xH100@2.99"],
+    )
+    compared_with: list[Machines] = Field(
+        default_factory=list, max_length=MAX_KINDS - 1, description="Other kinds of machines, likewise."
+    )
+    plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
+    days: float | None = Field(
+        default=None, gt=0, le=1e6, description="When the run of `job.train_tokens` has to be done."
+    )
+
+
 class ExportRequest(EstimateRequest):
     """Ask for the files and the launch line of a training framework."""
 
@@ -362,6 +311,7 @@ QUESTIONS: dict[str, type[EstimateRequest]] = {
     "/sensitivity": SensitivityRequest,
     "/observe": ObserveRequest,
     "/export": ExportRequest,
+    "/sizing": SizingRequest,
 }
 
 

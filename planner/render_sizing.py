@@ -1,0 +1,121 @@
+"""Sizes of a cluster as tables for a terminal."""
+
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+
+from planner.phrases import count, dollars, gib, plan_label, seconds
+from planner.render import NARROW, render_infeasible, render_notes
+from planner.results import Note, PlanEstimate
+from planner.sizes import KindSizes, Size, SizingResult
+from profiles.parameters import total_parameters
+from profiles.units import GIB, SECONDS_PER_DAY
+
+_PADDING = (0, 1)
+
+
+def render_sizing(result: SizingResult, console: Console, *, quiet: bool = False) -> None:
+    """Print a whole answer; ``quiet`` leaves out assumptions."""
+    request = result.kinds[0].request
+    model, job = request.model, request.job
+    console.print(f"[bold]{model.name}[/] ({count(total_parameters(model))} parameters)", highlight=False)
+    words = f"{job.task}, {job.precision}, sequences of {job.sequence_length} tokens, {request.stack.name}"
+    if job.train_tokens is not None:
+        words += f", {count(job.train_tokens)} tokens in all"
+    console.print(words, highlight=False)
+    for kind in result.kinds:
+        console.print()
+        _render_kind(kind, console)
+    if result.infeasible is not None:
+        render_infeasible(result.infeasible, console)
+    elif not quiet:
+        console.print("\nplanner estimate with --gpus of a size explains its plan", style="dim", highlight=False)
+    if not quiet:
+        _warnings(result, console)
+        render_notes("Assumed", result.assumptions, console)
+
+
+def _warnings(result: SizingResult, console: Console) -> None:
+    """What to know of the sizes that stand out, each named."""
+    found: dict[Note, None] = {}
+    for kind in result.kinds:
+        device = kind.request.cluster.device.name
+        for size in kind.standing_out.values():
+            where = f"{size.num_devices:,} x {device}"
+            found |= dict.fromkeys(replace(note, message=f"{where}: {note.message}") for note in size.warnings)
+    render_notes("Warnings", list(found), console)
+
+
+def _render_kind(kind: KindSizes, console: Console) -> None:
+    """One kind of machine: the sizes that fit, and one line about those that do not."""
+    price = kind.request.price
+    device = kind.request.cluster.device
+    at = "" if price is None else f" at {dollars(price.usd_per_device_hour)} per GPU-hour"
+    console.print(f"[bold]{device.name}[/]{at}", highlight=False)
+    fitting = [size for size in kind.sizes if size.best is not None and _shown(kind, size)]
+    if fitting:
+        console.print(_table(kind, fitting, narrow=console.width < NARROW))
+    console.print(_too_small(kind), style="dim", highlight=False)
+
+
+def _table(kind: KindSizes, fitting: list[Size], *, narrow: bool) -> Table:
+    run, price = kind.request.job.train_tokens is not None, kind.request.price is not None
+    batches = len({size.batch for size in fitting}) > 1
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0) if narrow else _PADDING, header_style="bold")
+    for title in ("gpus", *(["batch"] if batches else [])):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("best plan", overflow="fold")
+    titles = ["step", "tok/s/gpu", "MFU %", "GiB"]
+    titles += ["days", "(90 %)"] if run else []
+    titles += [("cost" if run else "$/1B tokens")] if price else (["GPU-hours"] if run else [])
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for size in fitting:
+        if size.best is not None:
+            cells = [f"{size.num_devices:,}", *([str(size.batch)] if batches else []), plan_label(size.best.plan)]
+            words = ", ".join(words for words, one in kind.standing_out.items() if one is size)
+            table.add_row(*cells, *_figures(kind, size.best), words, style="bold" if words else "")
+    return table
+
+
+def _figures(kind: KindSizes, best: PlanEstimate) -> list[str]:
+    cells = [
+        seconds(best.step_time_s),
+        f"{best.tokens_per_s_per_device:,.0f}",
+        f"{best.mfu * 100:.1f}",
+        f"{best.peak_memory_bytes / GIB:.1f}",
+    ]
+    price = kind.request.price
+    if best.run is None:
+        if price is not None:
+            hours = 1e9 / best.tokens_per_s / 3600 * best.num_devices
+            cells.append(dollars(hours * price.usd_per_device_hour))
+        return cells
+    ends = (best.run.steps * each / SECONDS_PER_DAY for each in (best.step_time_low_s, best.step_time_high_s))
+    cells += [f"{best.run.duration_s / SECONDS_PER_DAY:,.1f}", " to ".join(f"{end:,.1f}" for end in ends)]
+    cost = best.run.cost_usd
+    return [*cells, f"{best.run.device_hours:,.0f}" if cost is None else dollars(cost)]
+
+
+def _shown(kind: KindSizes, size: Size) -> bool:
+    """Whether a size has a row: those that double, the last, and those that stand out; not the others between."""
+    doubled = size.num_nodes & (size.num_nodes - 1) == 0
+    return doubled or size is kind.sizes[-1] or any(size is one for one in kind.standing_out.values())
+
+
+def _too_small(kind: KindSizes) -> str:
+    """The sizes on which nothing fits, and how near the largest comes."""
+    device = kind.request.cluster.device
+    failed = [size for size in kind.sizes if size.best is None]
+    words = ""
+    if failed:
+        words = f"nothing fits on {', '.join(f'{size.num_devices:,}' for size in failed)}"
+        nearest = [size for size in failed if size.nearest_bytes is not None]
+        if nearest and nearest[-1].nearest_bytes is not None:
+            needed, usable = nearest[-1].nearest_bytes, device.usable_memory_bytes
+            words += f"; on {nearest[-1].num_devices:,} the nearest plan needs {gib(needed)} of {gib(usable)}"
+    if kind.days is not None and kind.in_time is None:
+        words += ("; " if words else "") + f"no size is done in {kind.days:g} days"
+    return words

@@ -1,0 +1,299 @@
+"""How many devices a job needs, and of which kind: the best plan at every size of a cluster, and what sizes stand out.
+
+A size is a part of one machine or some whole machines. Every size is a question of its own, answered by the one
+search and the one cost path; a batch that nobody gave follows the devices as it does there, so sizes are compared by
+what a token takes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+from planner.api import warnings_about, what_stands_in_the_way
+from planner.estimates import plan_estimates
+from planner.ranking import Priced, best_rows, nearest_row
+from planner.remedies import search_once
+from planner.request import (
+    ClusterInput,
+    JobInput,
+    ModelInput,
+    Options,
+    PinsInput,
+    cost_context,
+    full_node,
+    given_options,
+    part_of,
+    resolve_cluster,
+    resolve_request,
+)
+from planner.results import Infeasible, Note, PlanEstimate, Request
+from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec
+from profiles.scalars import plain
+from profiles.units import SECONDS_PER_DAY
+
+MOST_DEVICES = 1024  # looked at where one machine, or part of one, is named
+MAX_KINDS = 8
+_BETWEEN = 7  # numbers of machines tried between two that differ in what was asked
+_MAX_DAYS = 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """One size of a cluster.
+
+    Attributes:
+        num_devices: Devices.
+        num_nodes: Machines they are in.
+        batch: Sequences per step there.
+        best: The fastest plan that fits; None when none does.
+        nearest_bytes: Then the least that the fullest device of a plan would hold; None when no plan is legal.
+        warnings: What to know before trusting the plan.
+    """
+
+    num_devices: int
+    num_nodes: int
+    batch: int
+    best: PlanEstimate | None
+    nearest_bytes: float | None
+    warnings: tuple[Note, ...]
+
+    @property
+    def device_seconds_per_token(self) -> float:
+        """Devices times seconds for a useful token; infinite when nothing fits."""
+        return self.num_devices / self.best.tokens_per_s if self.best else float("inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindSizes:
+    """One kind of machine.
+
+    Attributes:
+        request: The question on the largest size looked at.
+        sizes: What was looked at, smallest first.
+        days: When the run has to be done; None when nobody said.
+    """
+
+    request: Request
+    sizes: tuple[Size, ...]
+    days: float | None
+
+    @property
+    def fewest(self) -> Size | None:
+        """The smallest size on which a plan fits."""
+        return next((size for size in self.sizes if size.best is not None), None)
+
+    @property
+    def cheapest(self) -> Size | None:
+        """The size that takes the least device time for a token; of equals the larger, which is done earlier."""
+        fitting = [size for size in self.sizes if size.best is not None]
+        return min(fitting, key=lambda size: (size.device_seconds_per_token, -size.num_devices), default=None)
+
+    @property
+    def in_time(self) -> Size | None:
+        """The smallest size that is done in ``days``."""
+        return next((size for size in self.sizes if _done_in(size, self.days)), None)
+
+    @property
+    def standing_out(self) -> dict[str, Size]:
+        """What sizes stand out for, in words, to the size."""
+        found = {"fewest": self.fewest, "cheapest": self.cheapest}
+        if self.days is not None:
+            found[f"in {self.days:g} days"] = self.in_time
+        return {words: size for words, size in found.items() if size is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizingResult:
+    """The answer: one table per kind of machine.
+
+    Attributes:
+        kinds: In the order asked.
+        infeasible: What stands in the way on the largest size of the first kind; None when something fits.
+    """
+
+    kinds: tuple[KindSizes, ...]
+    infeasible: Infeasible | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether anything fits."""
+        return self.infeasible is None
+
+    @property
+    def assumptions(self) -> tuple[Note, ...]:
+        """What was filled in on the largest sizes, each once."""
+        return tuple(dict.fromkeys(note for kind in self.kinds for note in kind.request.assumptions))
+
+
+def sizing(
+    model: ModelInput,
+    clusters: ClusterInput | Sequence[ClusterInput],
+    job: JobInput = None,
+    *,
+    days: float | None = None,
+    pins: PinsInput = None,
+    options: Options | None = None,
+    **settings: Any,
+) -> SizingResult:
+    """How many devices a job needs: the best plan on growing parts of a cluster.
+
+    Args:
+        model: As for ``planner.plan``.
+        clusters: One kind of machine or several. A machine or less (``"H100"``, ``"8xH100"``) stands for up to
+            ``MOST_DEVICES`` devices in such machines, several (``"64x8xH100"``) for at most those. A text may end in
+            ``@`` and the price of a device-hour in dollars: ``"8xH100@2.99"``.
+        job: As for ``planner.plan``; ``train_tokens`` gives days and dollars.
+        days: Days in which the run should be done.
+        pins: Plan fields to hold fixed.
+        options: Framework and the rest; or give its fields as keywords. The objective must be the step time.
+        **settings: Fields of ``Options``.
+
+    Returns:
+        The sizes looked at: doubling, and numbers of machines between around the answers.
+
+    Raises:
+        SpecError: If the question itself is wrong.
+
+    Example:
+        >>> import planner
+        >>> result = planner.sizing("llama-2-7b", "4x8xA100-80GB", {"sequence_length": 2048})
+        >>> result.kinds[0].fewest.num_devices
+        2
+    """
+    chosen, days = given_options(options, settings), _checked_days(days)
+    given = plain(clusters)
+    kinds = given if isinstance(given, list | tuple) else [given]
+    if not 1 <= len(kinds) <= MAX_KINDS:
+        raise SpecError("cluster", f"one to {MAX_KINDS} kinds of machines are compared; got {len(kinds)}")
+    found = tuple(_kind(model, kind, job, days, pins, chosen) for kind in kinds)
+    nothing = all(kind.fewest is None for kind in found)
+    return SizingResult(kinds=found, infeasible=what_stands_in_the_way(found[0].request) if nothing else None)
+
+
+def _kind(
+    model: ModelInput, kind: ClusterInput, job: JobInput, days: float | None, pins: PinsInput, options: Options
+) -> KindSizes:
+    """All sizes of one kind of machine."""
+    cluster, options = _priced(kind, options)
+    whole = _largest(resolve_cluster(cluster, options.fabric))
+    request = resolve_request(model, whole, job, pins, options)
+    if request.objective != "step_time":
+        problem = f"is step_time here; got {request.objective}"
+        raise SpecError("objective", problem, "leave it out: the fewest and the cheapest devices are told besides")
+    if days is not None and request.job.train_tokens is None:
+        raise SpecError("days", "needs the length of the run", "job.train_tokens, on the command line --tokens 15T")
+    known: dict[int, Size] = {}
+
+    def look_at(sizes: Iterable[int]) -> None:
+        for size in sizes:
+            if size not in known:
+                known[size] = _size(model, part_of(whole, size), job, pins, options)
+
+    look_at(_doubling(whole))
+    look_at(_first_between(whole, known, lambda size: size.best is not None))
+    if days is not None:
+        look_at(_first_between(whole, known, lambda size: _done_in(size, days)))
+    return KindSizes(request=request, sizes=tuple(known[size] for size in sorted(known)), days=days)
+
+
+def _priced(kind: ClusterInput, options: Options) -> tuple[ClusterInput, Options]:
+    """A kind of machine without its price, which joins the options."""
+    if not isinstance(kind, str) or "@" not in kind:
+        return kind, options
+    name, _, words = kind.rpartition("@")
+    try:
+        price = float(words)
+    except ValueError:
+        price = -1.0
+    if not (isfinite(price) and price >= 0):
+        raise SpecError("cluster", f"cannot read the price in {kind[:60]!r}", "for example 8xH100@2.99")
+    return name, replace(options, price_per_device_hour_usd=price)
+
+
+def _largest(cluster: ClusterSpec) -> ClusterSpec:
+    """The cluster itself if it has several machines; else as many of the machine as are looked at unasked."""
+    if cluster.num_nodes > 1:
+        return cluster
+    node = full_node(cluster).devices_per_node
+    return part_of(cluster, max(MOST_DEVICES // node, 1) * node)
+
+
+def _doubling(whole: ClusterSpec) -> list[int]:
+    """Parts of a machine and numbers of machines, each twice the one before, and the whole."""
+    node, sizes, size = whole.node.devices_per_node, [], 1
+    while size < min(node, whole.num_devices):
+        sizes.append(size)
+        size *= 2
+    size = node
+    while size < whole.num_devices:
+        sizes.append(size)
+        size *= 2
+    return [*sizes, whole.num_devices]
+
+
+def _first_between(whole: ClusterSpec, known: Mapping[int, Size], holds: Any) -> list[int]:
+    """Numbers of machines between the smallest size of which something holds and the one below it, evenly spread."""
+    sizes = sorted(known)
+    first = next((index for index, size in enumerate(sizes) if holds(known[size])), 0)
+    node = whole.node.devices_per_node
+    if not first or sizes[first - 1] < node:
+        return []
+    low, high = sizes[first - 1] // node, sizes[first] // node
+    step = max((high - low) // (_BETWEEN + 1), 1)
+    return [nodes * node for nodes in range(low + step, high, step)]
+
+
+def _size(model: ModelInput, cluster: ClusterSpec, job: JobInput, pins: PinsInput, options: Options) -> Size:
+    """The best plan on one size; a size that what is fixed does not divide has none."""
+    batch, best, nearest = 0, None, None
+    warnings: tuple[Note, ...] = ()
+    try:
+        request = resolve_request(model, cluster, job, pins, options)
+        batch = request.job.global_batch_size
+        priced = search_once(request, cluster)
+    except SpecError as error:
+        if error.field == "cluster":  # more plans than are searched
+            raise
+    else:
+        if len(priced):
+            best = _best(request, priced)
+            nearest = None if best else _nearest_bytes(request, priced)
+        warnings = warnings_about(request, best)
+    return Size(
+        num_devices=cluster.num_devices,
+        num_nodes=cluster.num_nodes,
+        batch=batch,
+        best=best,
+        nearest_bytes=nearest,
+        warnings=warnings,
+    )
+
+
+def _best(request: Request, priced: Priced) -> PlanEstimate | None:
+    rows = best_rows(priced, objective="step_time", count=1)
+    if not len(rows):
+        return None
+    costs = None if priced.costs is None else priced.costs.take(rows)
+    return plan_estimates(priced.plans.take(rows), cost_context(request), price=request.price, costs=costs)[0]
+
+
+def _nearest_bytes(request: Request, priced: Priced) -> float:
+    node = request.cluster.node
+    row = nearest_row(priced, usable_bytes=node.device.usable_memory_bytes, host_bytes=node.host_memory_bytes)
+    return float(priced.peak_memory_bytes[row])
+
+
+def _done_in(size: Size, days: float | None) -> bool:
+    run = size.best.run if size.best else None
+    return days is not None and run is not None and run.duration_s <= days * SECONDS_PER_DAY
+
+
+def _checked_days(days: object) -> float | None:
+    if days is None:
+        return None
+    value = plain(days)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_DAYS:
+        raise SpecError("days", f"must be a number above 0 and at most {_MAX_DAYS:g}; got {str(days)[:40]!r}")
+    return float(value)

@@ -1,0 +1,100 @@
+"""Sizes of a cluster as plain data, and the JSON Schema of that document."""
+
+from typing import Any
+
+from planner.schema import estimate_document, infeasible_document, note_document, request_document
+from planner.schema_types import (
+    AMOUNT,
+    COUNT,
+    FLAG,
+    SCHEMA_VERSION,
+    TEXT,
+    Shape,
+    closed_object,
+    estimate_shape,
+    infeasible_shape,
+    list_of,
+    map_of,
+    note_shape,
+    or_null,
+    plan_shape,
+    request_shape,
+    titled,
+)
+from planner.sizes import KindSizes, Size, SizingResult
+
+CONVENTIONS = {
+    "sizes": "the fastest plan that fits at each size looked at; a null estimate where none does",
+    "fewest": "num_devices of the smallest size on which a plan fits",
+    "cheapest": "num_devices of the size that takes the least device time for a useful token",
+    "in_time": "num_devices of the smallest size whose run takes at most days",
+    "nearest_bytes": "the least that the fullest device of a legal plan would hold, where none fits",
+}
+
+
+def sizing_document(result: SizingResult) -> dict[str, Any]:
+    """A result as plain data, ready for JSON."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "sizing",
+        "fits": result.fits,
+        "kinds": [_kind(kind) for kind in result.kinds],
+        "infeasible": None if result.infeasible is None else infeasible_document(result.infeasible),
+        "assumptions": [note_document(note) for note in result.assumptions],
+        "conventions": dict(CONVENTIONS),
+    }
+
+
+def _kind(kind: KindSizes) -> dict[str, Any]:
+    return {
+        "request": request_document(kind.request),
+        "days": kind.days,
+        "fewest": _devices(kind.fewest),
+        "cheapest": _devices(kind.cheapest),
+        "in_time": _devices(kind.in_time),
+        "sizes": [
+            {
+                "num_devices": size.num_devices,
+                "num_nodes": size.num_nodes,
+                "global_batch_size": size.batch,
+                "estimate": None if size.best is None else estimate_document(size.best),
+                "nearest_bytes": size.nearest_bytes,
+                "warnings": [note_document(note) for note in size.warnings],
+            }
+            for size in kind.sizes
+        ],
+    }
+
+
+def _devices(size: Size | None) -> int | None:
+    return None if size is None else size.num_devices
+
+
+def sizing_schema() -> Shape:
+    """The schema of what ``sizing_document`` returns."""
+    size = closed_object(
+        num_devices=COUNT,
+        num_nodes=COUNT,
+        global_batch_size=COUNT,
+        estimate=or_null({"$ref": "#/$defs/estimate"}),
+        nearest_bytes=or_null(AMOUNT),
+        warnings=list_of(note_shape()),
+    )
+    kind = closed_object(
+        request=request_shape(),
+        days=or_null(AMOUNT),
+        fewest=or_null(COUNT),
+        cheapest=or_null(COUNT),
+        in_time=or_null(COUNT),
+        sizes=list_of(size),
+    )
+    answer = closed_object(
+        schema_version={"const": SCHEMA_VERSION},
+        kind={"const": "sizing"},
+        fits=FLAG,
+        kinds=list_of(kind),
+        infeasible=or_null(infeasible_shape()),
+        assumptions=list_of(note_shape()),
+        conventions=map_of(TEXT),
+    )
+    return titled("planner sizing", answer, plan=plan_shape(), estimate=estimate_shape())

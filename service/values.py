@@ -1,0 +1,97 @@
+"""What a body may hold: texts, numbers and mappings within bounds, and the base of every body."""
+
+import math
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from profiles.hardware import MAX_DEVICES
+
+MAX_DEPTH = 8
+MAX_VALUES = 4096
+MAX_TEXT = 4096
+MAX_INTEGER = 1 << 63
+
+# Which branch of ``NameOrMapping`` an error lies in; no part of a field's name.
+TEXT_TAG, MAPPING_TAG = "(text)", "(mapping)"
+# Which of the two questions of ``PlanQuestion`` an error lies in.
+JOB_TAG, WORKFLOW_TAG = "(job)", "(workflow)"
+# Which kind of a cell of a trial.
+NUMBER_TAG, FLAG_TAG = "(number)", "(flag)"
+TAGS = frozenset({TEXT_TAG, MAPPING_TAG, JOB_TAG, WORKFLOW_TAG, NUMBER_TAG, FLAG_TAG})
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._:+()/-]*$"
+PRICED_PATTERN = NAME_PATTERN.replace("/-]", "/@-]")  # what a device-hour costs at the end
+NAMES_PATTERN = NAME_PATTERN.replace("[A-Za-z0-9 ", "[A-Za-z0-9, ")  # with commas between
+
+
+def _bounded(value: dict[str, Any]) -> dict[str, Any]:
+    """The mapping, if its depth, size, texts and numbers are within bounds.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    values = 0
+    level: list[dict[str, Any] | list[Any]] = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            inner += [*item, *item.values()] if isinstance(item, dict) else item
+        values += len(inner)
+        if values > MAX_VALUES:
+            raise ValueError(f"may hold at most {MAX_VALUES} values")
+        for item in inner:
+            _check_scalar(item)
+        level = [item for item in inner if isinstance(item, dict | list)]
+        if not level:
+            return value
+    raise ValueError(f"may be nested at most {MAX_DEPTH} levels deep")
+
+
+def _check_scalar(value: object) -> None:
+    if isinstance(value, str) and (len(value) > MAX_TEXT or not value.isprintable()):
+        raise ValueError(f"texts may have at most {MAX_TEXT} printable characters")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("numbers must be finite")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise ValueError("whole numbers must fit into 64 bits")
+
+
+def _kind(value: object) -> str | None:
+    return TEXT_TAG if isinstance(value, str) else MAPPING_TAG if isinstance(value, dict) else None
+
+
+Name = Annotated[str, Field(min_length=1, max_length=120, pattern=NAME_PATTERN)]
+Names = Annotated[str, Field(min_length=1, max_length=240, pattern=NAMES_PATTERN)]
+Mapping = Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_bounded)]
+NameOrMapping = Annotated[
+    Annotated[Name, Tag(TEXT_TAG)] | Annotated[Mapping, Tag(MAPPING_TAG)],
+    Discriminator(_kind, custom_error_type="kind", custom_error_message="must be a text or a mapping"),
+]
+PricedName = Annotated[str, Field(min_length=1, max_length=120, pattern=PRICED_PATTERN)]
+Machines = Annotated[
+    Annotated[PricedName, Tag(TEXT_TAG)] | Annotated[Mapping, Tag(MAPPING_TAG)],
+    Discriminator(_kind, custom_error_type="kind", custom_error_message="must be a text or a mapping"),
+]
+Role = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z][a-z0-9_]*$")]
+Lengths = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^(lognormal|cdf):[a-z0-9=.,+-]+$")]
+Degree = Annotated[int, Field(ge=1, le=MAX_DEVICES)]
+Bytes = Annotated[float, Field(ge=0, le=1e15)]
+
+
+def _cell_kind(value: object) -> str | None:
+    flag, number = isinstance(value, bool) or value is None, isinstance(value, int | float)
+    return FLAG_TAG if flag else NUMBER_TAG if number else _kind(value)
+
+
+Cell = Annotated[
+    Annotated[str, Field(max_length=MAX_TEXT), Tag(TEXT_TAG)]
+    | Annotated[float, Field(ge=0, le=1e18), Tag(NUMBER_TAG)]
+    | Annotated[bool | None, Tag(FLAG_TAG)],
+    Discriminator(_cell_kind, custom_error_type="kind", custom_error_message="must be text, a number, true or false"),
+]
+
+
+class Body(BaseModel):
+    """Base of every body: unknown keys, coerced types, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)

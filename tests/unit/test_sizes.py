@@ -1,0 +1,192 @@
+"""``planner.sizing`` and ``planner sizing``: sizes looked at, what stands out, priced as plans are."""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+import planner
+from planner.sizes import KindSizes, Size, SizingResult
+from planner.sizing_document import sizing_schema
+from profiles.errors import SpecError
+from tests.command import Command, command_line
+
+JOB = {"sequence_length": 2048, "train_tokens": 1e11}
+
+
+@pytest.fixture(scope="module")
+def one() -> SizingResult:
+    return planner.sizing("llama-2-7b", "12x8xA100-80GB", JOB, days=12)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    return command_line(capsys, monkeypatch)
+
+
+def best_of(size: Size | None) -> planner.PlanResult:
+    assert size is not None
+    return planner.plan("llama-2-7b", f"{size.num_devices}xA100-80GB", JOB, top=1)
+
+
+def test_sizes_double_up_to_the_cluster(one: SizingResult) -> None:
+    sizes = [size.num_devices for size in one.kinds[0].sizes]
+    assert {1, 2, 4, 8, 16, 32, 64, 96} <= set(sizes)
+    assert sizes == sorted(sizes)
+    assert all(size.num_nodes == max(size.num_devices // 8, 1) for size in one.kinds[0].sizes)
+
+
+def test_a_size_is_priced_as_the_plan_of_such_a_cluster(one: SizingResult) -> None:
+    for size in one.kinds[0].sizes:
+        result = best_of(size)
+        assert result.fits == (size.best is not None)
+        if size.best is not None and result.best is not None:
+            assert (size.best.plan, size.best.step_time_s) == (result.best.plan, result.best.step_time_s)
+            assert size.batch == result.request.job.global_batch_size
+            assert size.warnings == result.warnings
+
+
+def test_the_fewest_is_the_first_that_fits(one: SizingResult) -> None:
+    kind = one.kinds[0]
+    assert kind.fewest is not None
+    assert kind.fewest.num_devices == 2
+    assert kind.sizes[0].best is None
+    assert kind.sizes[0].nearest_bytes is not None
+    assert kind.sizes[0].nearest_bytes > kind.request.cluster.device.usable_memory_bytes
+
+
+def test_the_cheapest_takes_the_least_device_time(one: SizingResult) -> None:
+    kind = one.kinds[0]
+    assert kind.cheapest is not None
+    assert kind.cheapest.best is not None
+    hours = [size.best.run.device_hours for size in kind.sizes if size.best is not None and size.best.run is not None]
+    assert kind.cheapest.best.run is not None
+    assert kind.cheapest.best.run.device_hours == pytest.approx(min(hours), rel=0.01)  # but for the last step's rest
+    assert kind.cheapest.device_seconds_per_token == pytest.approx(
+        kind.cheapest.num_devices / kind.cheapest.best.tokens_per_s
+    )
+
+
+def test_the_deadline_is_met_by_the_fewest_machines(one: SizingResult) -> None:
+    kind = one.kinds[0]
+    found = kind.in_time
+    assert found is not None
+    assert found.num_devices % 8 == 0
+    earlier = planner.plan("llama-2-7b", f"{found.num_devices - 8}xA100-80GB", JOB, top=1).best
+    assert found.best is not None
+    assert found.best.run is not None
+    assert earlier is not None
+    assert earlier.run is not None
+    assert found.best.run.duration_s <= 12 * 86400 < earlier.run.duration_s
+
+
+def test_more_machines_are_never_slower_where_the_batch_is_theirs(one: SizingResult) -> None:
+    fitting = [size.best for size in one.kinds[0].sizes if size.best is not None]
+    assert all(small.tokens_per_s < large.tokens_per_s for small, large in pairwise(fitting))
+
+
+@pytest.mark.parametrize("text", ["A100-80GB", "8xA100-80GB", "4xA100-80GB"])
+def test_a_machine_stands_for_as_many_as_are_looked_at(text: str) -> None:
+    kind = planner.sizing("llama-3.2-1b", text, {"sequence_length": 1024}).kinds[0]
+    assert kind.sizes[-1].num_devices == 1024
+    assert kind.in_time is None
+
+
+def test_kinds_have_prices_of_their_own() -> None:
+    result = planner.sizing("llama-2-7b", ["8xA100-80GB@1.5", "2x8xH100@3"], JOB, price_per_device_hour_usd=9)
+    prices = [kind.request.price.usd_per_device_hour for kind in result.kinds if kind.request.price is not None]
+    assert prices == [1.5, 3]
+    for kind, price in zip(result.kinds, prices, strict=True):
+        assert kind.fewest is not None
+        assert kind.fewest.best is not None
+        run_ = kind.fewest.best.run
+        assert run_ is not None
+        assert run_.cost_usd == pytest.approx(price * run_.device_hours)
+
+
+def test_numbers_of_machines_between_are_looked_at() -> None:
+    kind = planner.sizing("gpt3-175b", "8xA100-80GB", {"sequence_length": 2048}).kinds[0]
+    fits = {size.num_devices: size.best is not None for size in kind.sizes}
+    assert kind.fewest is not None
+    assert kind.fewest.num_devices == 40
+    assert not fits[32]
+    assert fits[64]
+
+
+def test_nothing_fits_is_an_answer(run: Command) -> None:
+    code, out, _ = run("sizing", "--model", "deepseek-v3", "--gpus", "2x8xH100", "--json")
+    document = json.loads(out)
+    assert code == 3
+    assert (document["fits"], document["kinds"][0]["fewest"]) == (False, None)
+    assert document["infeasible"]["remedies"]
+    jsonschema_rs.validate(sizing_schema(), document)
+
+
+def test_a_size_that_fixed_degrees_do_not_divide_has_no_plan() -> None:
+    kind = planner.sizing("llama-2-7b", "2x8xA100-80GB", {"sequence_length": 2048}, pins={"tp": 4, "pp": 2}).kinds[0]
+    assert kind.sizes[0].nearest_bytes is None
+    assert kind.fewest is not None
+    assert kind.fewest.num_devices == 8
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"days": 0}, "days"),
+        ({"days": True}, "days"),
+        ({"days": 5}, "days"),  # of a run of unknown length
+        ({"objective": "cost"}, "objective"),
+        ({"clusters": []}, "cluster"),
+        ({"clusters": ["H100"] * 9}, "cluster"),
+        ({"clusters": "8xH100@cheap"}, "cluster"),
+        ({"clusters": "8xH100@-1"}, "cluster"),
+        ({"clusters": "8xH10O"}, "cluster.device"),
+        ({"clusters": 5}, "cluster"),
+        ({"clusters": "2x8xA100+2x8xH100"}, "cluster"),
+        ({"model": "lama"}, "model"),
+    ],
+)
+def test_what_is_wrong_is_named(changed: dict[str, Any], field: str) -> None:
+    asked: dict[str, Any] = {"model": "llama-2-7b", "clusters": "2x8xH100"} | changed
+    with pytest.raises(SpecError) as wrong:
+        planner.sizing(**asked)
+    assert wrong.value.field == field
+
+
+def test_the_table_marks_what_stands_out(run: Command) -> None:
+    asked = ("--model", "llama-2-7b", "--seq", "2048", "--tokens", "100B", "--days", "12")
+    code, out, err = run("sizing", *asked, "--gpus", "8x8xA100-80GB@1.5, 2x8xH100@3")
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert sum("fewest" in row for row in rows) == sum("cheapest" in line for line in out.splitlines()) == 2
+    assert "A100-SXM-80GB at $1.50 per GPU-hour" in out
+    assert "nothing fits on 1; on 1 the nearest plan needs" in out
+    assert "in 12 days" in out
+    assert "Assumed" in out
+    assert "Assumed" not in run("sizing", *asked, "--gpus", "2x8xH100", "--quiet")[1]
+
+
+def test_what_was_asked_and_cannot_be_is_said(run: Command) -> None:
+    _, out, _ = run(
+        "sizing", "--model", "llama-2-7b", "--gpus", "2x8xA100", "--seq", "2048", "--tokens", "1T", "--days", "1"
+    )
+    assert "no size is done in 1 days" in out
+
+
+def test_json_is_the_document(run: Command) -> None:
+    asked = ("--model", "llama-3.2-1b", "--seq", "1024", "--gpus", "A100-80GB,H100@2")
+    document = json.loads(run("sizing", *asked, "--json")[1])
+    jsonschema_rs.validate(sizing_schema(), document)
+    result = planner.sizing("llama-3.2-1b", ["A100-80GB", "H100@2"], {"sequence_length": 1024})
+    assert document == json.loads(json.dumps(planner.to_document(result)))
+    kind = document["kinds"][1]
+    assert kind["fewest"] == min(size["num_devices"] for size in kind["sizes"] if size["estimate"])
+
+
+def test_properties_of_an_empty_kind() -> None:
+    result = planner.sizing("deepseek-v3", "2x8xH100")
+    kind: KindSizes = result.kinds[0]
+    assert (kind.fewest, kind.cheapest, kind.in_time, kind.standing_out) == (None, None, None, {})
+    assert kind.sizes[0].device_seconds_per_token == float("inf")
