@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from planner.exporters.api import export as export
     from planner.exporters.api import export_saved as export_saved
     from planner.kernel_prices import price_mlir as price_mlir
+    from planner.replanning import ReplanResult as ReplanResult
+    from planner.replanning import replan as replan
+    from planner.replanning import replan_saved as replan_saved
     from planner.request import Options as Options
     from planner.results import PlanResult as PlanResult
     from planner.search.result import SearchResult as SearchResult
@@ -40,6 +43,7 @@ _HOMES = {
     "Options": "planner.request",
     "PlanResult": "planner.results",
     "PlannerError": "profiles.errors",
+    "ReplanResult": "planner.replanning",
     "SearchResult": "planner.search.result",
     "SizingResult": "planner.sizes",
     "SpecError": "profiles.errors",
@@ -53,6 +57,8 @@ _HOMES = {
     "plan_dataflow": "planner.workflows",
     "sensitivity": "planner.decisions.api",
     "price_mlir": "planner.kernel_prices",
+    "replan": "planner.replanning",
+    "replan_saved": "planner.replanning",
     "search_document": "planner.search_document",
     "sizing": "planner.sizes",
     "sweep": "planner.search.sweep",

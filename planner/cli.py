@@ -15,6 +15,7 @@ import typer
 from planner import cli_decisions as trial
 from planner import cli_export as target
 from planner import cli_options as option
+from planner import cli_replan as again
 from planner.cli_calibrate import calibrate
 from planner.cli_dataflow import dataflow
 from planner.cli_flow import check_no_workflow, plan_workflow, workflow
@@ -152,6 +153,20 @@ def sizing(values: dict[str, Any], days: Days = None) -> None:
     inputs = _inputs(values | {"gpus": ""})
     del inputs["cluster"]
     show_sizing(inputs | {"pins": _pins(values)}, values, days=days)
+
+
+@app.command()
+@partial(option.asks, optional=("model", "gpus"))
+def replan(
+    values: dict[str, Any],
+    onto: again.Onto,
+    plan: again.Saved = None,
+    rank: again.Rank = None,
+    batch_change: again.Change = 0.1,
+) -> None:
+    """Say how a running job goes on on other GPUs: in the layout of its checkpoint, and at best."""
+    settings = {"plan": plan, "rank": rank, "batch_change": batch_change}
+    again.show_replan(lambda: _inputs(values) | {"plan": _pins(values)}, values, settings, onto=onto)
 
 
 @app.command()

@@ -47,12 +47,12 @@ def show_export(
 
     chosen = {"format": settings["format"], "allow_partial": settings["allow_partial"]}
     if settings["plan"] is None:
-        _check_question(values, settings)
+        check_question(values, settings["rank"])
         with progress("pricing plans", quiet=values["quiet"]):
             result = export(**inputs(), **chosen)
     else:
-        _check_no_question(values)
-        result = export_saved(_read(settings["plan"]), rank=settings["rank"] or 1, **chosen)
+        check_saved(values)
+        result = export_saved(read_saved(settings["plan"]), rank=settings["rank"] or 1, **chosen)
     if out is not None:
         _write(result, out)
     shown = (export_document(result), lambda console: _render(result, console, out))
@@ -63,22 +63,36 @@ def show_export(
         raise typer.Exit(EXIT_NOTHING_FITS)
 
 
-def _check_question(values: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    if settings["rank"] is not None:
+def check_question(values: Mapping[str, Any], rank: int | None) -> None:
+    """Refuse a question without devices, and what picks a plan of a saved answer where there is none.
+
+    Raises:
+        SpecError: Naming the option.
+    """
+    if rank is not None:
         raise SpecError("--rank", "names a plan of a saved answer, and none is given", "add --plan FILE")
     if not values["gpus"]:
         raise SpecError("--gpus", "is required", "for example --gpus 8xA100; or --plan FILE, a saved answer")
 
 
-def _check_no_question(values: Mapping[str, Any]) -> None:
-    """Refuse what says something about a question where a saved answer holds one."""
+def check_saved(values: Mapping[str, Any]) -> None:
+    """Refuse what says something about a question where a saved answer holds one.
+
+    Raises:
+        SpecError: Naming the first such option.
+    """
     for name in given(values, question):
         if name not in _OUTPUT and values[name] not in ([], ""):
             flag = "--" + name.rstrip("_").replace("_", "-")
             raise SpecError(flag, "has no effect on a saved answer", "leave it or --plan out")
 
 
-def _read(path: Path) -> Any:
+def read_saved(path: Path) -> Any:
+    """An answer that was saved with ``--json``.
+
+    Raises:
+        SpecError: If the file cannot be read, or is no JSON.
+    """
     from profiles import strict_json
 
     try:

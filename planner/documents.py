@@ -12,6 +12,7 @@ _WRITERS = {
     "SensitivityResult": ("planner.decisions.document", "sensitivity_document"),
     "ObserveResult": ("planner.decisions.document", "observe_document"),
     "SizingResult": ("planner.sizing_document", "sizing_document"),
+    "ReplanResult": ("planner.replan_document", "replan_document"),
     "ExportResult": ("planner.exporters.document", "export_document"),
 }
 
@@ -21,7 +22,7 @@ def to_document(result: Any) -> dict[str, Any]:
 
     Args:
         result: What ``planner.plan``, ``estimate``, ``search``, ``plan_dataflow``, ``portfolio``, ``sensitivity``,
-            ``observe``, ``sizing`` or ``export`` returned.
+            ``observe``, ``sizing``, ``replan`` or ``export`` returned.
 
     Raises:
         TypeError: If it is something else.

@@ -10,7 +10,9 @@ from costmodels.flops import model_flops_per_step
 from costmodels.kernels.calls import Basis
 from costmodels.layer_costs import LayerCosts
 from costmodels.plan import PlanBatch
-from planner.results import PlanEstimate, RunEstimate, StageEstimate
+from planner.ranking import Priced, best_rows
+from planner.request import cost_context
+from planner.results import PlanEstimate, Request, RunEstimate, StageEstimate
 
 
 def plan_estimates(
@@ -27,6 +29,20 @@ def plan_estimates(
     batch = evaluate(plans, context, full=True, costs=costs)
     full_flops = model_flops_per_step(context.model, context.job, causal=False)
     return [_plan_estimate(plans, batch, row, context, price, full_flops) for row in range(len(plans))]
+
+
+def fastest_estimate(request: Request, priced: Priced) -> PlanEstimate | None:
+    """The fastest plan that fits, in full; None when none does.
+
+    Args:
+        request: The question.
+        priced: Its plans, on its whole cluster.
+    """
+    rows = best_rows(priced, objective="step_time", count=1)
+    if not len(rows):
+        return None
+    costs = None if priced.costs is None else priced.costs.take(rows)
+    return plan_estimates(priced.plans.take(rows), cost_context(request), price=request.price, costs=costs)[0]
 
 
 def _plan_estimate(

@@ -11,8 +11,8 @@ from math import isfinite
 from typing import Any
 
 from planner.api import warnings_about, what_stands_in_the_way
-from planner.estimates import plan_estimates
-from planner.ranking import Priced, best_rows, nearest_row
+from planner.estimates import fastest_estimate
+from planner.ranking import Priced, nearest_row
 from planner.remedies import search_once
 from planner.request import (
     ClusterInput,
@@ -20,7 +20,6 @@ from planner.request import (
     ModelInput,
     Options,
     PinsInput,
-    cost_context,
     full_node,
     given_options,
     part_of,
@@ -258,7 +257,7 @@ def _size(model: ModelInput, cluster: ClusterSpec, job: JobInput, pins: PinsInpu
             raise
     else:
         if len(priced):
-            best = _best(request, priced)
+            best = fastest_estimate(request, priced)
             nearest = None if best else _nearest_bytes(request, priced)
         warnings = warnings_about(request, best)
     return Size(
@@ -269,14 +268,6 @@ def _size(model: ModelInput, cluster: ClusterSpec, job: JobInput, pins: PinsInpu
         nearest_bytes=nearest,
         warnings=warnings,
     )
-
-
-def _best(request: Request, priced: Priced) -> PlanEstimate | None:
-    rows = best_rows(priced, objective="step_time", count=1)
-    if not len(rows):
-        return None
-    costs = None if priced.costs is None else priced.costs.take(rows)
-    return plan_estimates(priced.plans.take(rows), cost_context(request), price=request.price, costs=costs)[0]
 
 
 def _nearest_bytes(request: Request, priced: Priced) -> float:

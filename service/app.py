@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse
 
 from planner.decisions.schema import observe_schema, portfolio_schema, sensitivity_schema
 from planner.exporters.document import export_schema
+from planner.replan_document import replan_schema
 from planner.schema_flow_types import flow_document_schema
 from planner.schema_types import document_schema
 from planner.search_document import search_schema
@@ -68,6 +69,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             ("Sensitivity", sensitivity_schema()),
             ("Observation", observe_schema()),
             ("Export", export_schema()),
+            ("Replan", replan_schema()),
             ("Sizing", sizing_schema()),
             ("Problem", Problem.model_json_schema(ref_template=_COMPONENTS + "{model}")),
         ):

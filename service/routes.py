@@ -16,6 +16,8 @@ from planner.decisions.document import observe_document, portfolio_document, sen
 from planner.decisions.results import Terms
 from planner.exporters.api import export
 from planner.exporters.document import export_document
+from planner.replan_document import replan_document
+from planner.replanning import replan
 from planner.schema_flow import flow_document
 from planner.search.call import search
 from planner.search_document import search_document
@@ -35,6 +37,7 @@ from service.schemas import (
     ObserveRequest,
     PlanQuestion,
     PortfolioRequest,
+    ReplanRequest,
     SearchRequest,
     SensitivityRequest,
     SizingRequest,
@@ -84,6 +87,9 @@ _OBSERVATION = _document(
 )
 _SIZING = _document(
     "The document that `planner sizing --json` prints. When nothing fits, `infeasible` says what would.", "Sizing"
+)
+_REPLAN = _document(
+    "The document that `planner replan --json` prints. Without a way to go on, `infeasible` says why.", "Replan"
 )
 _EXPORT = _document(
     "The document that `planner export --json` prints. Without a legal plan, `files` is empty; without a fitting one, "
@@ -163,6 +169,13 @@ async def post_sizing(body: SizingRequest, request: Request) -> Response:
     clusters = [inputs.pop("cluster"), *body.compared_with]
     look = functools.partial(sizing, clusters=clusters, days=body.days, pins=given(body.plan))
     return await _answer(request, functools.partial(look, **inputs), sizing_document)
+
+
+@router.post("/replan", response_model=None, responses=_REPLAN | _SEARCH_PROBLEMS, tags=["planning"])
+async def post_replan(body: ReplanRequest, request: Request) -> Response:
+    """Say how a running job goes on on other devices: in the layout of its checkpoint, and at best."""
+    move = functools.partial(replan, onto=body.onto, plan=given(body.plan), batch_change=body.batch_change)
+    return await _answer(request, functools.partial(move, **_inputs(body)), replan_document)
 
 
 @router.post("/export", response_model=None, responses=_EXPORT | _SEARCH_PROBLEMS, tags=["planning"])

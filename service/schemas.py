@@ -292,6 +292,16 @@ class SizingRequest(EstimateRequest):
     )
 
 
+class ReplanRequest(EstimateRequest):
+    """Ask how a running job goes on on other devices."""
+
+    plan: PlanBody = Field(default=PlanBody(), description="The plan that runs; what is left out is chosen.")
+    onto: NameOrMapping = Field(description="The devices to go on on.", examples=["7x8xA100-80GB"])
+    batch_change: float = Field(
+        default=0.1, ge=0, le=1, description="Share by which the global batch may change where it has to."
+    )
+
+
 class ExportRequest(EstimateRequest):
     """Ask for the files and the launch line of a training framework."""
 
@@ -312,6 +322,7 @@ QUESTIONS: dict[str, type[EstimateRequest]] = {
     "/observe": ObserveRequest,
     "/export": ExportRequest,
     "/sizing": SizingRequest,
+    "/replan": ReplanRequest,
 }
 
 

@@ -1,0 +1,52 @@
+"""``planner replan``: a running job on other devices."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from planner.cli_export import check_question, check_saved, read_saved
+from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
+from planner.cli_words import cluster_of
+
+_PANEL = "Replanning"
+
+
+def _option(name: str, words: str) -> Any:
+    return typer.Option(name, help=words, rich_help_panel=_PANEL, show_default=False)
+
+
+Onto = Annotated[str, _option("--onto", "The devices to go on on, as --gpus names them.")]
+Saved = Annotated[Path | None, _option("--plan", "Take the running plan from an answer saved with --json instead.")]
+Rank = Annotated[int | None, _option("--rank", "Which plan of that answer (1).")]
+Change = Annotated[float, _option("--batch-change", "Share by which the global batch may change (0.1).")]
+
+
+def show_replan(
+    inputs: Callable[[], dict[str, Any]], values: Mapping[str, Any], settings: Mapping[str, Any], *, onto: str
+) -> None:
+    """Print the ways to go on, and exit with 3 if there is none.
+
+    Args:
+        inputs: Arguments of ``planner.replan`` that the options of a question give.
+        values: Those options.
+        settings: Values of ``--plan``, ``--rank`` and ``--batch-change``.
+        onto: The new devices.
+    """
+    from planner.render_replan import render_replan
+    from planner.replan_document import replan_document
+    from planner.replanning import replan, replan_saved
+
+    chosen = {"onto": cluster_of(onto), "batch_change": settings["batch_change"]}
+    with progress("pricing plans", quiet=values["quiet"]):
+        if settings["plan"] is None:
+            check_question(values, settings["rank"])
+            result = replan(**inputs(), **chosen)
+        else:
+            check_saved(values)
+            result = replan_saved(read_saved(settings["plan"]), rank=settings["rank"] or 1, **chosen)
+    shown = (replan_document(result), lambda console: render_replan(result, console, quiet=values["quiet"]))
+    emit(shown, json_=values["json_"], output=values["output"], markup=True)
+    if not result.fits:
+        raise typer.Exit(EXIT_NOTHING_FITS)

@@ -1,0 +1,256 @@
+"""A running job on other devices: the best plan that its checkpoint is cut for, and the best of all.
+
+Where machines fail or join, a job goes on from its checkpoint. Replicas and micro-batches follow the devices freely;
+how the layers are cut (``LAYOUT``) is how the checkpoint is cut, and changing that costs a conversion or a format that
+loads in any cut (``LOADS``). The global batch is part of the training recipe and stays; where the devices cannot share
+it, fewer machines may, or a batch close by.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import filterfalse
+from typing import Any
+
+from costmodels.plan import ExecutionPlan
+from costmodels.workload import MAX_GLOBAL_BATCH
+from planner.api import estimate, what_stands_in_the_way
+from planner.estimates import fastest_estimate
+from planner.exporters.saved import saved_plan
+from planner.jobs import rounded_batch
+from planner.remedies import search_once
+from planner.request import (
+    ClusterInput,
+    JobInput,
+    ModelInput,
+    Options,
+    given_options,
+    part_of,
+    resolve_cluster,
+    with_memory_reserve,
+)
+from planner.results import Infeasible, PlanEstimate, PlanResult, Request
+from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, MEGATRON
+from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec
+from profiles.scalars import plain
+
+# Plan columns that say how a checkpoint is cut.
+LAYOUT = (
+    "tensor_parallel",
+    "pipeline_parallel",
+    "expert_parallel",
+    "expert_tensor_parallel",
+    "virtual_stages",
+    "schedule",
+    "first_stage_layers",
+    "last_stage_layers",
+    "zero_stage",
+)
+# What loads a checkpoint in another cut. Sources: Megatron-Core developer guide, dist_checkpointing package; DeepSpeed,
+# examples_deepspeed/universal_checkpointing of Megatron-DeepSpeed; PyTorch, torch.distributed.checkpoint.
+LOADS = {
+    MEGATRON: "distributed checkpoints (--ckpt-format torch_dist) load in any layout, other formats only in their own",
+    DEEPSPEED: "ds_to_universal.py converts a checkpoint, which then loads with any number of ranks and any layout",
+    FSDP: "torch.distributed.checkpoint cuts anew as it loads",
+    HUGGINGFACE: "full checkpoints load anywhere; DeepSpeed's shards need ds_to_universal.py when ranks change",
+}
+BATCH_CHANGE = 0.1  # of the batch, at most, that another one may differ by unasked
+_WORTHWHILE = 0.01  # share of the speed for which a layout or a batch is changed
+_FEWER = 8  # numbers of machines, or of devices of one, tried from all of them down
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuation:
+    """One way to go on.
+
+    Attributes:
+        keeps_layout: Whether the checkpoint is cut for it.
+        request: The question on the devices it uses, with its global batch.
+        estimate: The plan.
+    """
+
+    keeps_layout: bool
+    request: Request
+    estimate: PlanEstimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplanResult:
+    """The answer.
+
+    Attributes:
+        request: The question as it was, on the old devices.
+        running: The plan that runs there.
+        onto: The new devices.
+        options: Ways to go on, most tokens per second first.
+        infeasible: What stands in the way on the new devices; None when there is a way.
+    """
+
+    request: Request
+    running: PlanEstimate
+    onto: ClusterSpec
+    options: tuple[Continuation, ...]
+    infeasible: Infeasible | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a way to go on."""
+        return self.infeasible is None
+
+    @property
+    def loads(self) -> str:
+        """What loads a checkpoint in another layout, in words; empty where that is not known."""
+        return LOADS.get(self.request.stack.framework, "")
+
+
+def replan(
+    model: ModelInput,
+    cluster: ClusterInput,
+    onto: ClusterInput,
+    job: JobInput = None,
+    *,
+    plan: ExecutionPlan | Mapping[str, Any] | None = None,
+    batch_change: float = BATCH_CHANGE,
+    options: Options | None = None,
+    **settings: Any,
+) -> ReplanResult:
+    """Ways for a running job to go on on other devices.
+
+    Args:
+        model: As for ``planner.plan``.
+        cluster: Devices it runs on.
+        onto: Devices it is to go on on: fewer, more, or of another kind.
+        job: As for ``planner.plan``.
+        plan: The plan that runs, as for ``planner.estimate``; what is left out is chosen.
+        batch_change: Share by which the global batch may change where the new devices cannot share it.
+        options: As for ``planner.plan``.
+        **settings: Fields of ``Options``.
+
+    Returns:
+        The best plan in the layout of the checkpoint, the best in any, and each with a batch close by where more
+        devices can share that.
+
+    Raises:
+        SpecError: If the question is wrong, or no plan is legal on the old devices.
+
+    Example:
+        >>> import planner
+        >>> result = planner.replan("llama-2-7b", "2x8xA100-80GB", "8xA100-80GB", {"sequence_length": 2048})
+        >>> result.options[0].estimate.num_devices
+        8
+    """
+    chosen = given_options(options, settings)
+    result = estimate(model, cluster, job, plan=plan, options=chosen)
+    return _continued(result, onto, batch_change, chosen.fabric)
+
+
+def replan_saved(
+    document: Mapping[str, Any], onto: ClusterInput, *, rank: int = 1, batch_change: float = BATCH_CHANGE
+) -> ReplanResult:
+    """The same for a plan of an answer that was saved.
+
+    Args:
+        document: What ``planner plan --json`` or ``planner estimate --json`` printed.
+        onto: As for ``replan``.
+        rank: Which plan of it, from 1.
+        batch_change: As for ``replan``.
+
+    Raises:
+        SpecError: If the document is none, or as for ``replan``.
+    """
+    saved = saved_plan(document, rank)
+    request = saved.request
+    result = estimate(request.model, request.cluster, request.job, plan=saved.plan, framework=request.stack.name)
+    return _continued(result, onto, batch_change, None)
+
+
+def _continued(before: PlanResult, onto: ClusterInput, batch_change: float, fabric: str | None) -> ReplanResult:
+    change, request, running = _checked(batch_change), before.request, before.best
+    if running is None:
+        raise SpecError("plan", "is not legal on the old devices", "planner plan lists what is")
+    if running.plan.stage_layers:
+        raise SpecError("plan.stage_layers", "is given; layouts stage by stage are not moved", "leave it out")
+    cluster = with_memory_reserve(resolve_cluster(onto, fabric), request.memory_reserve_bytes)
+    asked = replace(request, cluster=cluster, pins={})
+    kept = {name: int(getattr(running.plan, name)) for name in LAYOUT}
+    batches = (lambda _: asked.job.global_batch_size, lambda part: _near(asked, part, kept, change))
+    found = [
+        _fastest(replace(asked, pins=pins), batch_on, keeps_layout=bool(pins))
+        for pins in (kept, {})
+        for batch_on in batches
+    ]
+    options = _worthwhile([each for each in found if each is not None], asked.job.global_batch_size)
+    return ReplanResult(
+        request=request,
+        running=running,
+        onto=cluster,
+        options=options,
+        infeasible=None if options else what_stands_in_the_way(asked),
+    )
+
+
+def _near(asked: Request, part: ClusterSpec, kept: Mapping[str, int], change: float) -> int | None:
+    """The nearest other batch that all replicas of the layout on these devices can share; None if it is not close.
+
+    Interleaved stages take micro-batches in rounds of as many as there are stages (``planner.rules.pipeline``).
+    """
+    batch = asked.job.global_batch_size
+    round_of = kept["pipeline_parallel"] if kept["virtual_stages"] > 1 else 1
+    near = rounded_batch(batch, part.num_devices, {**kept, "num_microbatches": round_of})
+    close = near != batch and abs(near - batch) <= change * batch
+    return near if close and near <= MAX_GLOBAL_BATCH else None
+
+
+def _fastest(
+    asked: Request, batch_on: Callable[[ClusterSpec], int | None], *, keeps_layout: bool
+) -> Continuation | None:
+    """The plan with the most tokens per second on all the devices or on fewer machines."""
+    best: Continuation | None = None
+    for cluster in _parts(asked.cluster):
+        batch = batch_on(cluster)
+        if batch is None:
+            continue
+        request = replace(asked, cluster=cluster, job=replace(asked.job, global_batch_size=batch))
+        try:
+            priced = search_once(request, cluster)
+        except SpecError as error:
+            if error.field == "cluster":  # more plans than are searched
+                raise
+            continue  # a layout that these devices do not divide into
+        found = fastest_estimate(request, priced) if len(priced) else None
+        if found is not None and (best is None or found.tokens_per_s > best.estimate.tokens_per_s):
+            best = Continuation(keeps_layout=keeps_layout, request=request, estimate=found)
+    return best
+
+
+def _parts(cluster: ClusterSpec) -> list[ClusterSpec]:
+    """All the devices, then fewer machines, or fewer devices of a single one, at least half of them."""
+    unit = cluster.node.devices_per_node if cluster.num_nodes > 1 else 1
+    units = cluster.num_devices // unit
+    least = max(-(-units // 2), units - _FEWER + 1)
+    return [part_of(cluster, count * unit) for count in range(units, least - 1, -1)]
+
+
+def _worthwhile(found: list[Continuation], batch: int) -> tuple[Continuation, ...]:
+    """Ways that are faster than all that change less: the layout, or the batch."""
+
+    def changes(option: Continuation) -> tuple[bool, bool]:
+        return not option.keeps_layout, option.request.job.global_batch_size != batch
+
+    def beaten(option: Continuation) -> bool:
+        enough = option.estimate.tokens_per_s * (1 - _WORTHWHILE)
+        return any(
+            other is not option
+            and all(less <= more for less, more in zip(changes(other), changes(option), strict=True))
+            and other.estimate.tokens_per_s >= enough
+            for other in found
+        )
+
+    return tuple(sorted(filterfalse(beaten, found), key=lambda option: -option.estimate.tokens_per_s))
+
+
+def _checked(batch_change: object) -> float:
+    value = plain(batch_change)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise SpecError("batch_change", f"must be a share from 0 to 1; got {str(batch_change)[:40]!r}")
+    return float(value)

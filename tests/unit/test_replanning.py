@@ -1,0 +1,179 @@
+"""``planner.replan`` and ``planner replan``: how a running job goes on on other devices."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+import planner
+from planner.replan_document import replan_schema
+from planner.replanning import LAYOUT, LOADS, ReplanResult
+from planner.rules.base import FRAMEWORKS, NANOTRON
+from profiles.errors import SpecError
+from tests.command import Command, command_line
+
+JOB = {"sequence_length": 4096, "global_batch_size": 512}
+BASE = (
+    "--model",
+    "llama-3-70b",
+    "--gpus",
+    "8x8xH100",
+    "--seq",
+    "4096",
+    "--global-batch",
+    "512",
+    "--tp",
+    "4",
+    "--pp",
+    "4",
+)
+
+
+@pytest.fixture(scope="module")
+def lost() -> ReplanResult:
+    """One of eight machines has gone."""
+    return planner.replan("llama-3-70b", "8x8xH100", "7x8xH100", JOB, plan={"tp": 4, "pp": 4})
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    return command_line(capsys, monkeypatch)
+
+
+def test_ways_are_told_apart_by_what_they_change(lost: ReplanResult) -> None:
+    told = [(option.keeps_layout, option.request.job.global_batch_size != 512) for option in lost.options]
+    assert told == [(False, False), (True, True), (True, False)]
+    speeds = [option.estimate.tokens_per_s for option in lost.options]
+    assert speeds == sorted(speeds, reverse=True)
+    assert all(option.estimate.fits for option in lost.options)
+
+
+def test_the_layout_of_the_checkpoint_is_kept(lost: ReplanResult) -> None:
+    for option in lost.options:
+        same = all(getattr(option.estimate.plan, name) == getattr(lost.running.plan, name) for name in LAYOUT)
+        assert same == option.keeps_layout
+
+
+def test_another_batch_is_close_and_shared_by_the_replicas(lost: ReplanResult) -> None:
+    option = lost.options[1]
+    plan, batch = option.estimate.plan, option.request.job.global_batch_size
+    assert 0 < abs(batch - 512) <= 51
+    assert batch == plan.data_parallel * plan.micro_batch_size * plan.num_microbatches
+    assert plan.num_microbatches % plan.pipeline_parallel == 0  # as interleaved stages need
+    assert option.estimate.num_devices == 48  # 3 replicas of 16
+
+
+def test_prices_are_those_of_estimate(lost: ReplanResult) -> None:
+    for option in lost.options:
+        size = option.estimate.num_devices
+        job = {"sequence_length": 4096, "global_batch_size": option.request.job.global_batch_size}
+        priced = planner.estimate("llama-3-70b", f"{size // 8}x8xH100", job, plan=option.estimate.plan).best
+        assert priced is not None
+        assert priced.step_time_s == option.estimate.step_time_s
+    best = planner.plan("llama-3-70b", "7x8xH100", JOB, top=1).best
+    assert best is not None
+    assert lost.options[0].estimate.plan == best.plan
+
+
+def test_the_same_devices_need_no_change() -> None:
+    result = planner.replan("llama-3-70b", "8x8xH100", "8x8xH100", JOB)
+    assert [option.keeps_layout for option in result.options] == [True]
+    assert result.options[0].estimate.plan == result.running.plan
+
+
+def test_more_devices_are_used() -> None:
+    result = planner.replan("llama-2-7b", "8xA100-80GB", "2x8xA100-80GB", {"sequence_length": 2048})
+    assert result.options[0].estimate.num_devices == 16
+    assert 1.8 < result.options[0].estimate.tokens_per_s / result.running.tokens_per_s < 2.1
+
+
+def test_no_other_batch_where_it_must_not_change() -> None:
+    result = planner.replan("llama-3-70b", "8x8xH100", "7x8xH100", JOB, plan={"tp": 4, "pp": 4}, batch_change=0)
+    assert {option.request.job.global_batch_size for option in result.options} == {512}
+    assert [option.keeps_layout for option in result.options] == [False, True]
+    assert result.options[1].estimate.num_devices == 32
+
+
+def test_part_of_a_machine_may_be_left() -> None:
+    plan = {"tp": 2, "pp": 2, "vpp": 5}
+    result = planner.replan("llama-2-13b", "8xA100-80GB", "6xA100-80GB", plan=plan, batch_change=0)
+    kept = [option for option in result.options if option.keeps_layout]
+    assert all(option.estimate.num_devices == 4 for option in kept)
+
+
+def test_another_kind_of_device() -> None:
+    result = planner.replan("llama-2-7b", "8xA100-80GB", "8xH100", {"sequence_length": 2048})
+    assert result.onto.device.name == "H100-SXM-80GB"
+    assert result.options[0].estimate.tokens_per_s > 1.5 * result.running.tokens_per_s
+
+
+def test_what_loads_in_another_layout_is_known_of_frameworks() -> None:
+    assert set(LOADS) == set(FRAMEWORKS) - {NANOTRON}
+
+
+def test_a_saved_answer_goes_on_alike(run: Command, tmp_path: Path, lost: ReplanResult) -> None:
+    saved = tmp_path / "answer.json"
+    run("estimate", *BASE, "--output", str(saved))
+    code, out, err = run("replan", "--plan", str(saved), "--onto", "7x8xH100", "--json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    jsonschema_rs.validate(replan_schema(), document)
+    asked = json.loads(json.dumps(planner.to_document(lost)))
+    assert [option["estimate"] for option in document["options"]] == [item["estimate"] for item in asked["options"]]
+    assert document["running"] == asked["running"]
+
+
+def test_the_table(run: Command) -> None:
+    code, out, err = run("replan", *BASE, "--onto", "7x8xH100")
+    assert (code, err) == (0, "")
+    rows = {line.split("  ")[0]: line.split() for line in out.splitlines()}
+    assert {"runs", "another layout", "same layout, another batch", "same layout"} <= set(rows)
+    assert "another layout: distributed checkpoints (--ckpt-format torch_dist)" in out
+    quiet = run("replan", *BASE, "--onto", "8x8xH100", "--quiet")[1]
+    assert "batch" not in quiet.splitlines()[3]
+    assert "Assumed" not in quiet
+
+
+def test_nothing_fits_is_an_answer(run: Command) -> None:
+    code, out, _ = run("replan", "--model", "llama-2-13b", "--gpus", "8xA100-80GB", "--onto", "1xA100-80GB", "--json")
+    document = json.loads(out)
+    assert (code, document["fits"], document["options"]) == (3, False, [])
+    assert document["infeasible"]["remedies"]
+    jsonschema_rs.validate(replan_schema(), document)
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"onto": "8xH10O"}, "cluster.device"),
+        ({"onto": 8}, "cluster"),
+        ({"batch_change": 2}, "batch_change"),
+        ({"batch_change": "none"}, "batch_change"),
+        ({"plan": {"tp": 7}}, "plan.tensor_parallel"),
+        ({"model": "lama"}, "model"),
+        ({"job": {"sequence_length": 2048, "global_batch_size": 12}, "framework": "huggingface"}, "plan"),
+    ],
+)
+def test_what_is_wrong_is_named(changed: dict[str, Any], field: str) -> None:
+    asked: dict[str, Any] = {"model": "llama-2-7b", "cluster": "8xH100", "onto": "4xH100"} | changed
+    with pytest.raises(SpecError) as wrong:
+        planner.replan(**asked)
+    assert wrong.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (("--gpus", "8xH100", "--onto", "4xH100"), "--model"),
+        (("--model", "7b", "--onto", "4xH100"), "--gpus"),
+        (("--model", "7b", "--gpus", "8xH100", "--onto", "4xH100", "--rank", "2"), "--rank"),
+        (("--plan", "answer.json", "--seq", "2048", "--onto", "4xH100"), "--seq"),
+        (("--plan", "missing.json", "--onto", "4xH100"), "--plan"),
+    ],
+)
+def test_options_that_do_not_go_together(run: Command, words: tuple[str, ...], flag: str) -> None:
+    code, _, err = run("replan", *words)
+    assert code == 2
+    assert err.startswith(f"error: {flag}")
