@@ -225,8 +225,8 @@ _LEARNED = (
     "fitted on NeMo-RL: now only where the workflow trains. TensorRT-LLM was priced as SGLang at first; it starts a "
     "request when there is room for all it may become, and runs kernels of its own. With SGLang's on an A100 instead, "
     "its rows would be at a mean error of 6 %; they are priced with its own all the same.",
-    "5 ms a step is too much for vLLM of late 2024 with one sequence, and with 256 of them E16 says that what it takes "
-    "per sequence is too little. No published split of its host time was found, so neither is changed.",
+    "vLLM of 2024 was charged 5 ms a step at first, however few its sequences: the lower end of a range that was read as "
+    "that of one sequence. Its constant is now the one that was measured in its loop half a year before (E16).",
     "One sequence on an H20 reads weights at 1.36 TB/s as published and 1.03 as priced. Experts of Mixtral on A100s, "
     "priced by timings of TensorRT-LLM's PyTorch backend, are slower than what its compiled engine published.",
     "The H100 of gpustack's pages is called one for SXM, but reads Qwen3-32B at 1.5 TB/s and computes prompts at 370 "
