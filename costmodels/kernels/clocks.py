@@ -30,6 +30,9 @@ LAUNCHED: Mapping[str, int] = {
     "cdna3": 2023,
     "cdna4": 2025,
 }
+# Dense 16-bit operations of a multiprocessor per cycle, the newest generation first (whitepapers of H100 and A100).
+OPERATIONS: Mapping[str, float] = {"hopper": 4096.0, "ampere": 2048.0}
+_ONE_CHIP = "hopper"  # whose multiprocessors are all alike; Ampere's smaller chips have others than the A100
 _SINCE = 2020
 _USUAL_CLOCK_HZ = 1.8e9
 _SCALED = (1e12, 1e18)  # FLOP/s per watt and square of the clock are near 1 in these units
@@ -58,14 +61,30 @@ class ClockLaw:
         return asdict(self)
 
 
+def operations_per_cycle(device: DeviceSpec) -> float:
+    """Dense 16-bit operations of a multiprocessor per cycle, a power of two."""
+    return float(2 ** round(math.log2(device.peak_flops_per_s["fp16"] / device.num_sms / _USUAL_CLOCK_HZ)))
+
+
 def clock_hz(device: DeviceSpec) -> float:
     """Clock at which the peak of a device is stated: a multiprocessor multiplies a power of two per cycle.
 
     Example:
         An H100 makes 989.4e12 operations per second in 132 multiprocessors: 4,096 each at 1.83 GHz.
     """
-    per_processor = device.peak_flops_per_s["fp16"] / device.num_sms
-    return per_processor / float(2 ** round(math.log2(per_processor / _USUAL_CLOCK_HZ)))
+    return device.peak_flops_per_s["fp16"] / device.num_sms / operations_per_cycle(device)
+
+
+def held_back(device: DeviceSpec) -> float:
+    """How many times as fast the matrix units of a device's chip are per cycle as it may run them; 1 if not known.
+
+    Example:
+        An H20 makes 148e12 operations per second in 78 multiprocessors: 1,024 per cycle, where its chip, the H100's,
+        has 4,096. Its shared memory, caches and schedulers are the chip's: 4.
+    """
+    if device.architecture != _ONE_CHIP or "fp16" not in device.peak_flops_per_s:
+        return 1.0
+    return max(OPERATIONS[_ONE_CHIP] / operations_per_cycle(device), 1.0)
 
 
 def heat(device: DeviceSpec) -> float | None:

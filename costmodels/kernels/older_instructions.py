@@ -12,7 +12,6 @@ So a device of data-centre Blackwell runs it as one of an older generation would
 clock and memory: of the newest generation on which it was timed. Workstation Blackwell has no newer instructions.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -21,15 +20,13 @@ from numpy.typing import NDArray
 
 from costmodels.kernels.additive import COEFFICIENTS, finest_groups
 from costmodels.kernels.calls import IntArray, KernelCallBatch, Prediction, take
-from costmodels.kernels.clocks import clock_hz
+from costmodels.kernels.clocks import OPERATIONS, clock_hz
 from costmodels.kernels.features import op_classes
 from costmodels.kernels.implementations import Library, library_of
 from costmodels.kernels.learned import LearnedKernelModel, Situation
 from profiles.hardware import DeviceSpec
 
 _NEWER = "blackwell"
-# Dense 16-bit operations of a multiprocessor per cycle, the newest generation first (whitepapers of H100 and A100).
-_OPERATIONS: Mapping[str, float] = {"hopper": 4096.0, "ampere": 2048.0}
 _CLASSES = ("attention_forward", "attention_backward")  # decoding reads keys, whatever multiplies them
 
 
@@ -53,7 +50,7 @@ class OlderInstructions:
         if device.architecture != _NEWER:
             return priced
         flash, classes = library_of(calls.implementation) == Library.FLASH_2, op_classes(calls)
-        for generation in _OPERATIONS:
+        for generation in OPERATIONS:
             older = of_generation(device, generation)
             for name in _CLASSES:
                 rows = np.flatnonzero(flash & (classes == name))
@@ -89,6 +86,6 @@ def of_generation(device: DeviceSpec, architecture: str) -> DeviceSpec:
     Example:
         A B200, 2250 TFLOP/s in 148 multiprocessors, becomes one of Hopper with 1125.
     """
-    rate = _OPERATIONS[architecture] * device.num_sms * clock_hz(device)
+    rate = OPERATIONS[architecture] * device.num_sms * clock_hz(device)
     peaks = {**device.peak_flops_per_s, "fp16": rate, "bf16": rate}
     return replace(device, name=f"{device.name} as {architecture}", architecture=architecture, peak_flops_per_s=peaks)

@@ -25,7 +25,7 @@ from costmodels.kernels.calls import (
     concatenate,
     take,
 )
-from costmodels.kernels.clocks import clock_hz
+from costmodels.kernels.clocks import clock_hz, held_back
 from costmodels.kernels.device_features import OPERAND_BYTES, shared_cache_bytes
 from costmodels.kernels.implementations import copies_of, is_bare, is_narrow
 from costmodels.kernels.shared_memory import backward_stretch
@@ -36,6 +36,7 @@ from profiles.precision import GEMM_FORMATS
 # Output tiles of one thread block or cluster in the GEMM libraries' kernels; the best is taken.
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 _LARGEST_TILE = 256 * 128
+_FP32 = GEMM_FORMATS.index("fp32")
 _STORED_BYTES = 2.0  # per element of operands that a narrow format is made from
 _CORNER = 2.0  # sharpness of a cache that is too small, and of quantising; 1 and 4 cost devices held out 0.2 points
 _OUTGROWN = 1.1  # of the cache: a working set run in turn from which nothing is left when its turn comes again
@@ -61,7 +62,8 @@ FORMAT_CLASS = {"fp32": "fp32", "tf32": "tf32", "fp16": "16-bit", "bf16": "16-bi
 class Rates:
     """What the formulas read of a device, for one format: peak FLOP/s, memory bytes/s, multiprocessors, cache, clock.
 
-    ``shared_cache_bytes`` is what the cache holds of data that all multiprocessors read.
+    ``shared_cache_bytes`` is what the cache holds of data that all multiprocessors read, ``held_back`` as of
+    ``costmodels.kernels.clocks``.
     """
 
     flops_per_s: float
@@ -70,6 +72,7 @@ class Rates:
     l2_bytes: float
     shared_cache_bytes: float
     clock_hz: float = STREAM_CLOCK_HZ
+    held_back: float = 1.0
 
     @classmethod
     def of(cls, device: DeviceSpec, flops_per_s: float) -> "Rates":
@@ -81,6 +84,7 @@ class Rates:
             l2_bytes=device.l2_bytes,
             shared_cache_bytes=shared_cache_bytes(device),
             clock_hz=clock_hz(device) if "fp16" in device.peak_flops_per_s else STREAM_CLOCK_HZ,
+            held_back=held_back(device),
         )
 
 
@@ -107,7 +111,7 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
     Args:
         calls: GEMM rows; ``batch`` problems of one shape share the waves.
         fit: ``floor_s``; ``max_efficiency`` of the peak; ``k_half``, the depth at which half of it is
-            reached; ``tile_exponent``, the loss of smaller tiles; ``wave_quantisation``;
+            reached; ``tile_exponent``, the loss of smaller tiles where nothing is held back; ``wave_quantisation``;
             ``memory_efficiency``; ``cache_speed`` over the memory's; ``cache_share`` of it that serves a kernel;
             ``sharpness`` of the corner between the two regimes. Of narrow formats, for inputs quantised along:
             ``quantise_floor_s``, its launches; ``quantise_rate``, elements per second that a multiprocessor converts;
@@ -120,9 +124,11 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
     sm_flops_per_s = rates.flops_per_s * fit["max_efficiency"] / rates.num_sms
     arithmetic_s, operand = np.full(len(calls), np.inf), OPERAND_BYTES[calls.gemm_format]
     stream_rate = fit.get("stream_rate", np.inf) * rates.clock_hz / STREAM_CLOCK_HZ
+    # What a small tile loses on a chip is a rate of shared memory and schedulers, which nobody held back.
+    spare = np.where(calls.gemm_format == _FP32, 1.0, rates.held_back)
     for tile_m, tile_n in TILES:
         tiles = calls.batch * np.ceil(calls.m / tile_m) * np.ceil(calls.n / tile_n)
-        relative = (tile_m * tile_n / _LARGEST_TILE) ** fit["tile_exponent"]
+        relative = np.minimum(spare * (tile_m * tile_n / _LARGEST_TILE) ** fit["tile_exponent"], 1.0)
         tile_s = 2.0 * tile_m * tile_n * (calls.k + fit["k_half"]) / (sm_flops_per_s * relative)
         tile_s = np.maximum(tile_s, (tile_m + tile_n) * calls.k * operand / stream_rate)
         arithmetic_s = np.minimum(arithmetic_s, tile_s * _waves(tiles, rates.num_sms, fit["wave_quantisation"]))

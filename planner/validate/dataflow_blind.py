@@ -225,10 +225,13 @@ _LEARNED = (
     "fitted on NeMo-RL: now only where the workflow trains. TensorRT-LLM was priced as SGLang at first; it starts a "
     "request when there is room for all it may become, and runs kernels of its own. With SGLang's on an A100 instead, "
     "its rows would be at a mean error of 6 %; they are priced with its own all the same.",
-    "5 ms a step is too much for vLLM of late 2024 with one sequence, and with 256 of them E16 says that what it takes "
-    "per sequence is too little. No published split of its host time was found, so neither is changed.",
-    "One sequence on an H20 reads weights at 1.36 TB/s as published and 1.03 as priced. Experts of Mixtral on A100s, "
-    "priced by timings of TensorRT-LLM's PyTorch backend, are slower than what its compiled engine published.",
+    "vLLM of 2024 was charged 5 ms a step at first, however few its sequences: the lower end of a range, which was "
+    "taken for that of one sequence. Its constant is now the one measured in its loop half a year before (E16).",
+    "One sequence on an H20 reads weights at 1.36 TB/s here, with the libraries of early 2025, and at 1.8 as priced; "
+    "at 1.0 as long as small tiles were taken to lose on it what they lose on an H100, whose multiprocessors multiply "
+    "four times as fast. A user of 2026 reads 3.15 TB/s (bytedance-iaas/sglang pull request 753: 17.13 ms per token of "
+    "27B), which takes tiles narrower than the 64 rows that prices know. Experts of Mixtral on A100s, priced by "
+    "timings of TensorRT-LLM's PyTorch backend, are slower than what its compiled engine published.",
     "The H100 of gpustack's pages is called one for SXM, but reads Qwen3-32B at 1.5 TB/s and computes prompts at 370 "
     "TFLOP/s, as the card for PCIe does. It is judged as what it is called; as that card its rows of vLLM would be "
     "6 to 28 % below, as those of the A100 are 11 to 18 %.",

@@ -203,6 +203,7 @@ _ENGINE_GPUS, _ENGINE_TENSOR = 6, 2
 _ENGINE = "vllm-0.3"  # of February 2024
 # The same for a larger actor: GPUs of the actor, of the engines, and of one replica.
 _ENGINES = {34: (16, _ENGINE_GPUS, _ENGINE_TENSOR), 70: (32, 12, 4)}
+_EARLIER_REQUESTS = 4  # of 16 ranks to the four engines on 8 GPUs that slurm_ray_launch.py had at 0c0ad9f
 _ACTOR_GPUS, _CRITIC_GPUS, _REFERENCE_GPUS, _REWARD_GPUS = 16, 4, 4, 2
 _PER_RANK = _SEQUENCES // _ACTOR_GPUS  # of the actor: one request to an engine, and one to every other model
 _ACTOR, _CRITIC = 34, 7
@@ -343,6 +344,7 @@ def openrlhf_phases(folder: Path) -> Experiment:
     }
     step_errors = [predicted / measured - 1 for measured, predicted in steps.values()]
     left_s = OPENRLHF_S["generation"] + OPENRLHF_S["inference"] - found.requests * 128 * next(iter(steps.values()))[0]
+    earlier_s = _EARLIER_REQUESTS * found.request_s + found.scoring_s
     mean, worst = mean_and_worst([predicted / measured - 1 for measured, predicted in pairs.values()])
     return Experiment(
         name="E15",
@@ -361,6 +363,10 @@ def openrlhf_phases(folder: Path) -> Experiment:
             "actor after them.",
             f"Totals at three output lengths bear that out: decode steps {_summary(step_errors)}. By them, steps leave "
             f"{left_s:.1f} s for everything else in generation and inference.",
+            f"Rank 0's clocks do not add up with that: the last of {found.requests} requests of "
+            f"{OPENRLHF_S['generation']} s each ends after both. With an earlier division of the script (0c0ad9f, for "
+            f"prompts of 256 tokens), {_EARLIER_REQUESTS} ranks to an engine, they do, and {earlier_s:.1f} s are "
+            "predicted, but steps took half as long again as predicted. The division for these lengths is judged.",
             f"ZeRO-3 between two machines over one adapter each is at DeepSpeed's own limit, {limit:.0f} GB/s whatever "
             "the adapters, fitted on its other runs, on machines with more of them. That it is a limit and no share of "
             "the adapters was seen in this run and in how little ZeRO-3 scaled in arXiv:2104.04473: as a share, fitted "

@@ -66,7 +66,7 @@ def test_published_rates_are_turned_into_seconds() -> None:
         ("trtllm-0.17", 0.15, 0.12),
         ("trtllm-0.6", 0.15, 0.15),
         ("lmdeploy-0.1", 0.15, 0.12),
-        ("qwen2.5-vllm-0.6.3", 0.5, 0.5),
+        ("qwen2.5-vllm-0.6.3", 0.1, 0.1),
         ("qwen3-sglang-0.4.6", 0.3, 0.3),
         ("gpustack-vllm-0.11", 0.4, 0.4),
         ("gpustack-sglang-0.5.5", 0.3, 0.2),

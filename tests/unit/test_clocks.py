@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from costmodels.calibration.clock_fit import fit_clock_law
-from costmodels.kernels.clocks import LAUNCHED, ClockLaw, clock_hz, heat, sustained_share
+from costmodels.kernels.clocks import LAUNCHED, ClockLaw, clock_hz, heat, held_back, sustained_share
 from profiles.catalog import default_catalog
 
 LAW = ClockLaw(full=0.95, capacity=0.15, growth=0.27, amd=-0.7, typical=0.75)
@@ -21,6 +21,12 @@ L40S = CATALOG.device("L40S")
 )  # fmt: skip
 def test_boost_clocks_of_data_sheets_follow_from_their_peaks(name, ghz):
     assert clock_hz(CATALOG.device(name)) == pytest.approx(ghz * 1e9, rel=0.01)
+
+
+def test_an_h20_multiplies_at_a_quarter_of_what_its_chip_can():
+    assert held_back(CATALOG.device("H20-SXM-96GB")) == 4
+    whole = ("H100-SXM-80GB", "H100-PCIe-80GB", "H200-SXM-141GB", "A100-SXM-80GB", "RTX-3090", "B200-SXM-180GB")
+    assert {held_back(CATALOG.device(name)) for name in (*whole, "P100-PCIe-16GB", "MI308X")} == {1.0}
 
 
 def test_a_board_with_an_eighth_of_the_power_holds_half_of_the_clock():

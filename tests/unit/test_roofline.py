@@ -151,6 +151,20 @@ def test_a_processor_takes_as_many_operands_per_cycle_whatever_its_clock() -> No
     assert float(gemm_time_s(calls, fit, slow)[0]) == pytest.approx((64 + 64) * 4096 * 2 / 1e9 * 1.84e9 / slow.clock_hz)
 
 
+def test_small_tiles_lose_nothing_on_a_chip_that_is_held_back_by_as_much() -> None:
+    fit = BYTES_ALONE | {"memory_efficiency": 1e9, "max_efficiency": 1.0, "tile_exponent": 0.5}
+    whole = Rates.of(DEVICE, 1e14)
+    held = replace(whole, flops_per_s=0.25e14, held_back=4.0)
+    small, large = gemm(64, 64 * 100, 4096), gemm(256, 128 * 100, 4096)
+    # A tile of 64 x 64 reaches the root of an eighth of the peak, more than a quarter.
+    for calls, loss in ((small, 8**0.5), (large, 1.0)):
+        assert float(gemm_time_s(calls, fit, whole)[0]) == pytest.approx(loss * float(calls.flops[0]) / 1e14, rel=1e-6)
+        assert float(gemm_time_s(calls, fit, held)[0]) == pytest.approx(4 * float(calls.flops[0]) / 1e14, rel=1e-6)
+    on_cores = replace(small, gemm_format=np.array([GEMM_FORMATS.index("fp32")]))
+    kept = gemm_time_s(on_cores, fit, replace(whole, held_back=4.0))
+    assert kept == pytest.approx(gemm_time_s(on_cores, fit, whole))  # matrix units alone are held back
+
+
 def test_narrow_formats_pay_for_quantising_their_input_unless_it_is_narrow_already() -> None:
     here = replace(DEVICE, peak_flops_per_s={"fp8": 1e14})
     along = gemm(2560, 1280, 1024, kind="fp8")
