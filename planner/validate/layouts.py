@@ -189,7 +189,7 @@ def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int, Reco
     kind, layers = found
     if layers < 0:  # half of the layers of a stage
         layers = max(1, round(reading.model.num_layers / degrees.pipeline / 2))
-    return kind, layers, core
+    return kind, layers, wording.recomputed_modules_of(row) if kind is Recompute.SELECTIVE else core
 
 
 def _assumed_recompute(row: Row, defaults: StackDefaults) -> Recompute:
@@ -366,7 +366,8 @@ def _sixteen_bit_states(row: Row, default: bool, task: str) -> bool:
     """NeMo 24.07 fine-tunes with ``optim.dtype: bf16`` (NVIDIA/NeMo-Framework-Launcher, conf/peft/llama/sft.yaml)."""
     text = f"{row.text('precision')} {row.text('notes')} {row.text('source')}".lower()
     sixteen = default or bool(re.search("bf16-true|bf16 optimizer states|nemo docs", text))
-    return task != "pretrain" and sixteen and not wording.has_fp32_weights(row)
+    tuned = task != "pretrain" and sixteen and not wording.has_fp32_weights(row)
+    return tuned or wording.keeps_no_master_copy(row)
 
 
 def _precision(reading: Reading) -> str:

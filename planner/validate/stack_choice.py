@@ -79,6 +79,7 @@ _DEEPSPEED_2024 = dataclasses.replace(_DEEPSPEED, stack="deepspeed-2024")
 _XTUNER = dataclasses.replace(_DEEPSPEED, stack="xtuner")
 _MEGATRON_TOKEN_DROP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-token-drop")
 _MEGATRON_HYBRID_EP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-hybrid-ep")
+_MEGATRON_HYBRID_EP_OVERLAP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-hybrid-ep-overlap")
 _MEGATRON_FULL_GRAPHS = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-full-graphs")
 _FSDP = StackDefaults(stack="fsdp", zero_stage=3, sequence_parallel=True)
 _AUTOMODEL = StackDefaults(stack="nemo-automodel", zero_stage=3)
@@ -158,6 +159,9 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"^flagscale \(megatron-lm\) ed55532", _MEGATRON_2023),
         (r"^flagscale \(megatron-lm\)", _MEGATRON_2023_NORMS),
         (r"^megatron-core 0\.6|megatron-lm 240405", _MEGATRON_2024),
+        (r"^megatron-lm of 2023", _MEGATRON_2023),
+        (r"megatron-core with (?:deepep|hybridep) under another micro-batch", _MEGATRON_HYBRID_EP_OVERLAP),
+        (r"megatron-core with (?:deepep|hybridep)", _MEGATRON_HYBRID_EP),
         (r"megatron-bridge|nemo|megatron-core|megatron core|flagscale|pai-megatron|\(core\)|dgxc", _MEGATRON_CORE),
         (r"zb-1p|zb-2p|zb-v|1f1b", _MEGATRON_2021),
         (r"^alpa auto", _ALPA_AUTO),

@@ -3,7 +3,8 @@
 They come in rounds (``planner.validate.rows.UNSEEN_ROUNDS``): ``data/unseen.csv`` (training) and
 ``data/unseen_tuning.csv`` (fine-tuning) are the first. Each was put together from sources that the tables behind the
 fits and earlier rounds do not hold, priced once before anything was known of the errors, and then looked into. Notes
-keep that first, blind error of every figure, and whether the 90 % interval of then held it.
+keep that first, blind error of every figure, and whether the 90 % interval of then held it
+(``planner.validate.first_prices`` writes them). A round that nobody has priced yet can be read, and no more.
 ``planner.validate.unseen_page`` writes what came of it, ``planner.validate.publishers`` what it says of intervals.
 """
 
@@ -26,6 +27,7 @@ from planner.validate.rows import UNSEEN_ROUNDS, ScorableRow
 from profiles.stack import StackSpec
 from profiles.stacks import load_stacks
 
+BLIND_COMMITS = {1: "8dbeaa6", 2: "3c2c689"}  # round to the commit whose stacks priced it first; others wait for theirs
 _BLIND = re.compile(r"blind (?:(time|memory) )?([+-][0-9.]+) %, (inside|outside)")
 _VERDICT = re.compile(r"blind verdict (right|wrong)")
 _STANDS_IN = re.compile(r", (first )?as [A-Za-z0-9-]+$")
@@ -131,10 +133,10 @@ class Unseen:
 
 
 def unseen_tables(of_round: int | None = None) -> tuple[Path, ...]:
-    """The packaged tables of one round; of all when None."""
+    """The packaged tables of one round, as far as there are any; of all when None."""
     folder = resources.files("planner.validate") / "data"
     names = (name for name, number in UNSEEN_ROUNDS.items() if of_round in (None, number))
-    return tuple(Path(str(folder / name)) for name in sorted(names))
+    return tuple(path for name in sorted(names) if (path := Path(str(folder / name))).is_file())
 
 
 def publisher_at(address: str) -> str:
@@ -145,16 +147,16 @@ def publisher_at(address: str) -> str:
 
 
 def price_unseen(stacks: Mapping[str, StackSpec] | None = None) -> Mapping[int, Unseen]:
-    """Price the tables: number of a round to its own.
+    """Price the tables of every round that has been priced blind: number of a round to its own.
 
     Args:
         stacks: Framework stacks by name; the packaged ones when None.
     """
     chosen = load_stacks() if stacks is None else stacks
-    return {number: _price(unseen_tables(number), chosen) for number in sorted(set(UNSEEN_ROUNDS.values()))}
+    return {number: price_tables(unseen_tables(number), chosen) for number in sorted(BLIND_COMMITS)}
 
 
-def _price(tables: Sequence[Path], stacks: Mapping[str, StackSpec]) -> Unseen:
+def price_tables(tables: Sequence[Path], stacks: Mapping[str, StackSpec]) -> Unseen:
     """Price the tables of one round."""
     lines = {(row.file, row.line): row for table in tables for row in read_rows(table)}
     rows = tuple(map_files(tables).scorable)
@@ -207,8 +209,9 @@ def _blind_of(row: Row, what: str) -> tuple[float, bool]:
 
 
 def _verdicts(rows: Sequence[ScorableRow], lines: Sequence[Row], found: Predictions) -> Verdicts:
-    """Of fine-tuning runs, whose table keeps the first verdict of each."""
-    known = [n for n, row in enumerate(rows) if row.job.task != "pretrain" and row.out_of_memory is not None]
+    """Of fine-tuning runs, whose table keeps the first verdict of each, and of pre-training runs that died."""
+    told = (row.out_of_memory is True or (row.out_of_memory is False and row.job.task != "pretrain") for row in rows)
+    known = [number for number, verdict in enumerate(told) if verdict]
     first = [_VERDICT.search(lines[n].text("notes")) for n in known]
     died = np.array([rows[n].out_of_memory is True for n in known], dtype=np.bool_)
     return Verdicts(

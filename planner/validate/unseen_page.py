@@ -15,7 +15,7 @@ from planner.validate.publishers import MEMORY as PEAKS
 from planner.validate.publishers import TIMES, TOLD_BY, FirstErrors, first_errors
 from planner.validate.render import percent
 from planner.validate.rows import ScorableRow
-from planner.validate.unseen import Judged, Kind, Unseen, mean_over, price_unseen
+from planner.validate.unseen import BLIND_COMMITS, Judged, Kind, Unseen, mean_over, price_unseen
 from planner.validate.unseen_words import (
     FOUND,
     FOUND_LATER,
@@ -30,8 +30,8 @@ from planner.validate.unseen_words import (
 from profiles.markdown import table_head, table_row
 from profiles.stacks import fitted_stacks
 
-BLIND_COMMITS = {1: "8dbeaa6", 2: "3c2c689"}  # round to the commit whose stacks priced it first
-PACKAGED_THEN = {2: (0.2692, 0.2562)}  # round to the widths of times and peaks that were packaged at that commit
+# Round to the widths that were packaged at the commit which priced it first: of steps by task, and of peaks.
+PACKAGED_THEN: Mapping[int, Mapping[str, float]] = {2: {"pretrain": 0.2692, "tuning": 0.2692, PEAKS: 0.2562}}
 MEMORY_COMMIT = "84afd51"  # of the first round's memory of training
 _NOTHING = ("", "", "")
 _WIDTH_OF = {"pretrain": "steps of pre-training", "tuning": "steps of fine-tuning", PEAKS: "peaks"}
@@ -42,7 +42,7 @@ def unseen_page(rounds: Mapping[int, Unseen]) -> str:
     """The page as Markdown.
 
     Args:
-        rounds: The tables of every round, priced by ``fitted_stacks()``.
+        rounds: The tables of every round that has been priced, by ``fitted_stacks()``.
     """
     lines = sum(unseen.lines for unseen in rounds.values())
     parts = [INTRODUCTION.format(figures=lines, first=rounds[1].lines, commit=BLIND_COMMITS[1])]
@@ -51,7 +51,12 @@ def unseen_page(rounds: Mapping[int, Unseen]) -> str:
         parts.append(_by_source(rounds[1], rounds[1].judged[kind]))
     parts += ["## Out-of-memory verdicts\n", VERDICTS, _verdicts(rounds[1])]
     parts += [_later_round(number, rounds) for number in rounds if number > 1]
-    parts += [_widths(rounds), FOUND, *(FOUND_LATER[number] for number in rounds if number > 1), _all_figures(rounds)]
+    parts += [
+        _widths(rounds),
+        FOUND,
+        *(FOUND_LATER[number] for number in rounds if number in FOUND_LATER),
+        _all_figures(rounds),
+    ]
     return "\n".join(parts)
 
 
@@ -60,7 +65,7 @@ def _later_round(number: int, rounds: Mapping[int, Unseen]) -> str:
     unseen = rounds[number]
     figures: dict[str, object] = {"lines": unseen.lines, "commit": BLIND_COMMITS[number]}
     for what, kinds in TOLD_BY.items():
-        own, told = first_errors([unseen], kinds), PACKAGED_THEN[number][what == PEAKS]
+        own, told = first_errors([unseen], kinds), PACKAGED_THEN[number][what]
         groups = [own.of(name) for name in own.names]
         figures |= {
             f"{what}_names": len(own.names),

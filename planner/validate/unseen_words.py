@@ -69,6 +69,16 @@ publishers told ([below](#how-wide-intervals-must-be)), one width for all tasks:
 {tuning_packaged} and {memory_packaged}. Of 15 steps (prime-rl, its RL trainer) the measurement was read again, as its
 notes say: their blind errors are of the price of then and the measurement of now.
 """,
+    3: """## Third round
+
+What both earlier rounds taught was known when these sources were looked up, in November 2026, and everything it led to
+was in the packaged stacks. Its {lines} lines are of publishers that neither those rounds nor the tables behind the fits
+hold. They were committed before any of them was priced, at commit `{commit}`; none was left out for its error. The
+intervals of the fits alone hold, blind, {pretrain_alone} of steps of pre-training ({pretrain_names} publishers with
+three figures or more, weighing alike), {tuning_alone} of steps of fine-tuning ({tuning_names}) and {memory_alone} of
+peaks ({memory_names}). Those packaged then, as wide as the publishers of both earlier rounds told
+([below](#how-wide-intervals-must-be)), hold {pretrain_packaged}, {tuning_packaged} and {memory_packaged}.
+""",
 }
 FOUND_LATER = {
     2: """Of the second round, written after the first look at its errors:

@@ -2,7 +2,7 @@
 
 import re
 
-from costmodels.plan import Recompute
+from costmodels.plan import Recompute, RecomputeModule
 from costmodels.workload import JOINT_TARGET, LORA_TARGETS, LoraSpec
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore
@@ -45,6 +45,27 @@ def recompute_of(row: Row) -> tuple[Recompute, int] | None:
         if text.startswith(word):
             return kind, 0
     raise CannotScore(f"recompute {text[:30]!r} is not a kind the planner prices")
+
+
+def recomputed_modules_of(row: Row) -> RecomputeModule:
+    """Modules of a layer that selective recomputation repeats: those of Megatron-Core's switch, if notes quote it.
+
+    Raises:
+        CannotScore: If one of them is unknown.
+    """
+    quoted = re.search(r"--recompute-modules ((?:[a-z_]+ ?)+)", row.text("notes"))
+    found = RecomputeModule(0)
+    for name in quoted.group(1).split() if quoted else ["core_attn"]:
+        try:
+            found |= RecomputeModule[name.upper()]
+        except KeyError:
+            raise CannotScore(f"recomputed module {name[:30]!r} is not one the planner prices") from None
+    return found
+
+
+def keeps_no_master_copy(row: Row) -> bool:
+    """Whether notes say that weights, gradients and moments are all there is of a parameter, in 16 bits each."""
+    return "16-bit weights and moments, no master copy" in row.text("notes")
 
 
 def precision_of(row: Row) -> str | None:
