@@ -86,6 +86,8 @@ class StackSpec:
         separate_products: Queries, keys and values, and gate and up, come from products of their own, and not from one
             product together: tensor parallelism sums their inputs' gradients one by one and, unless sequences are
             split, copies the input for each.
+        strided_heads: The products of unfused attention read queries, keys and values where the product before them put
+            these, side by side head by head; otherwise from copies, or a kernel of their own reads them.
         scatters_boundaries: A tensor that every tensor-parallel rank holds whole crosses to the next pipeline stage in
             parts, one per rank, and is gathered there; otherwise every rank sends all of it. Sequence parallelism
             leaves it in parts anyway.
@@ -232,6 +234,7 @@ class StackSpec:
     joint_adapters: bool = False
     repeats_key_values: bool = False
     separate_products: bool = False
+    strided_heads: bool = False
     scatters_boundaries: bool = False
     switched_on_by: str = ""
     free_layout: bool = False

@@ -27,6 +27,9 @@ from profiles.model import ModelSpec
 _BACKWARD_FLOPS = 2.5
 # It reads q, k, v, o, do and writes dq, dk, dv: twice what the forward moves.
 _BACKWARD_TRAFFIC = 2.0
+# What every operand's address, width and stride must be a multiple of for tensor cores to be used well (cuBLAS library
+# documentation, section "Tensor Core Usage").
+_ALIGNED_BYTES = 16
 
 
 def score_share(model: ModelSpec, sequence_length: int) -> float:
@@ -207,7 +210,7 @@ def _unfused_core(calls: CallList, shape: RankShape, context: CostContext) -> No
     qk_width, v_width = head_widths(context.model)
     keys = float(context.job.sequence_length)
     batch = shape.sequences * heads
-    name = core_format(context)
+    name = _unfused_format(context)
     calls.gemm(Phase.CORE, queries, keys, qk_width, batch=batch, gemm_format=name)
     calls.gemm(Phase.CORE, queries, v_width, keys, batch=batch, gemm_format=name)
     for m, n, k in ((queries, qk_width, keys), (keys, qk_width, queries)):  # dQ, dK
@@ -215,6 +218,21 @@ def _unfused_core(calls: CallList, shape: RankShape, context: CostContext) -> No
     for m, n, k in ((queries, keys, v_width), (keys, v_width, queries)):  # dP, dV
         calls.gemm(Phase.INPUT_GRADIENT, m, n, k, batch=batch, gemm_format=name)
     softmax(calls, batch, queries, keys)
+
+
+def _unfused_format(context: CostContext) -> str:
+    """Format on whose units the two products and their gradients run.
+
+    Heads that lie side by side start at multiples of 16 bytes only if their width is one. Where it is not, cuBLAS
+    multiplies 16-bit operands on the units of fp32: BigScience's runs with heads of 108, 150 and 450 on A100 and of
+    145 on V100 took a fifth to a third longer than those with others, which is what such units take; PyTorch's issue
+    106469 times odd strides on A100. Operands that lie by themselves lose a third at most, and nothing is counted for
+    it (EleutherAI/cookbook, sizing/results/transformer_data/h_sweep.out: A100, heads of 128 to 352).
+    """
+    name = core_format(context)
+    element = context.job.numerics.storage_bytes
+    aligned = all(width * element % _ALIGNED_BYTES == 0 for width in head_widths(context.model))
+    return name if aligned or not context.stack.strided_heads else "fp32"
 
 
 def _tensor_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from costmodels.context import CostContext
-from costmodels.kernels.calls import KernelCallBatch, KernelOp
+from costmodels.kernels.calls import KernelCallBatch, KernelOp, take
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
 from costmodels.lowering.calls import PartCosts, Phase, price_parts
@@ -14,7 +14,10 @@ from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.workload import LoraSpec
-from profiles.precision import NF4_BYTES
+from planner.price_lists import default_kernel_model
+from profiles.catalog import default_catalog
+from profiles.precision import GEMM_FORMATS, NF4_BYTES
+from profiles.stacks import load_stacks
 from tests.fakes import UnitKernels, context, gpt, job, latent, llama, mixture, stack
 
 S, H, F = 2048, 1024, 4096
@@ -169,6 +172,42 @@ def test_the_triangular_softmax_takes_four_heads_at_a_time(heads, sequences, ten
     assert found[Phase.INPUT_GRADIENT] - other == pytest.approx(((2 if fused else 24) - 3) * scores)
     launches = lowered("attention", context(stack=stack(softmax="triangular"), **values), plan).launches[:, 0]
     assert launches[Phase.CORE] == 2 + (1 if fused else 5)  # beside the two products
+
+
+@pytest.mark.parametrize(
+    ("width", "strided", "units"),
+    [(64, True, "bf16"), (104, True, "bf16"), (108, True, "fp32"), (145, True, "fp32"), (108, False, "bf16")],
+)
+def test_heads_side_by_side_need_a_width_of_16_bytes_for_tensor_cores(width, strided, units):
+    """The two products forward and the four backward, and no other; BigScience's 108 and 145 were not aligned."""
+    kernels = UnitKernels()
+    values = {"model": gpt(head_dim=width), "job": job(attention="unfused")}
+    lowered("attention", context(kernels=kernels, stack=stack(strided_heads=strided), **values))
+    calls: KernelCallBatch = kernels.seen[0]
+    is_core = (calls.op == KernelOp.GEMM) & (calls.batch == 16)
+    assert calls.gemm_format[is_core].tolist() == [GEMM_FORMATS.index(units)] * 6
+    others = calls.gemm_format[(calls.op == KernelOp.GEMM) & ~is_core]
+    assert set(others.tolist()) == {GEMM_FORMATS.index("bf16")}
+
+
+def test_without_tensor_cores_attention_takes_an_a100_several_times_as_long():
+    """19.5 TFLOP/s instead of 312 at their peaks."""
+    prices, device = default_kernel_model(), default_catalog().devices["A100-SXM-80GB"]
+    core_s = {}
+    for strided in (False, True):
+        kernels = UnitKernels()
+        values = {"model": gpt(head_dim=108), "job": job(attention="unfused", precision="fp16")}
+        lowered("attention", context(kernels=kernels, stack=stack(strided_heads=strided), **values))
+        calls = take(kernels.seen[0], kernels.seen[0].batch == 16)
+        core_s[strided] = float(prices.predict(calls, device).time_s[calls.op == KernelOp.GEMM].sum())
+    flops = 12 * S * S * 16 * 108
+    assert 5 < core_s[True] / core_s[False] < 16
+    assert 8e12 < flops / core_s[True] < 19.5e12
+
+
+def test_only_megatron_of_2020_to_2022_multiplies_heads_where_they_lie():
+    wanted = {"megatron-2021", "megatron-deepspeed", "megatron-deepspeed-blocking", "deepspeed-megatron"}
+    assert {name for name, found in load_stacks().items() if found.strided_heads} == wanted
 
 
 def test_backward_attention_moves_twice_what_forward_does():
