@@ -228,26 +228,41 @@ def _time(row: Row, reading: Reading, pipeline: int, job: TrainingJob) -> float 
 def average_repeats(rows: Sequence[ScorableRow]) -> tuple[ScorableRow, ...]:
     """Rows of one source with the same configuration become one, with mean time and memory.
 
-    A configuration that both ran and died stays as it is: two rows that contradict each other.
+    Rows that say nothing of memory join those that do, where these all count the same of it. A configuration that both
+    ran and died stays as it is: two rows that contradict each other.
     """
     groups: dict[object, list[ScorableRow]] = {}
     for row in rows:
         key = (
             *(row.file, row.source, row.model_name, row.model, row.cluster_key, row.job, row.plan, row.stack),
-            *(row.out_of_memory, row.memory_kind, row.trend, row.step_time_s is None, row.period),
+            *(row.out_of_memory, row.trend, row.step_time_s is None, row.period),
         )
         groups.setdefault(key, []).append(row)
-    return tuple(_average(group) for group in groups.values())
+    return tuple(_average(part) for group in groups.values() for part in _alike(group))
+
+
+def _alike(group: list[ScorableRow]) -> list[list[ScorableRow]]:
+    """The group as it is, or one part for each thing that its memory counts."""
+    kinds = {row.memory_kind for row in group if row.memory_bytes is not None}
+    if len(kinds) <= 1:
+        return [group]
+    parts: dict[MemoryKind, list[ScorableRow]] = {}
+    for row in group:
+        parts.setdefault(row.memory_kind, []).append(row)
+    return list(parts.values())
 
 
 def _average(group: list[ScorableRow]) -> ScorableRow:
     if len(group) == 1:
         return group[0]
+    counted = next((row for row in group if row.memory_bytes is not None), group[0])
     return replace(
         group[0],
         repeats=len(group),
         repeat_times_s=tuple(row.step_time_s for row in group if row.step_time_s is not None),
         step_time_s=_mean([row.step_time_s for row in group]),
+        memory_kind=counted.memory_kind,
+        first_stage_memory=counted.first_stage_memory,
         memory_bytes=_mean([row.memory_bytes for row in group]),
         reserved_bytes=_mean([row.reserved_bytes for row in group]),
     )

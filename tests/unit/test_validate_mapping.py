@@ -317,6 +317,17 @@ def test_repeats_are_averaged_and_counted() -> None:
     assert [row.repeat_times_s for row in twice] == [(1.1, 1.3), ()]
 
 
+def test_repeats_without_memory_join_those_with_it() -> None:
+    peaks = {"measured_peak_mem_gb": "75", "notes": "max_memory_allocated"}
+    with_memory, without = mapped(**peaks), mapped(measured_step_time_s="1.3")
+    assert with_memory.memory_kind != without.memory_kind
+    (joined,) = average_repeats([without, with_memory])
+    assert (joined.repeats, joined.step_time_s) == (2, pytest.approx(1.2))
+    assert (joined.memory_bytes, joined.memory_kind) == (with_memory.memory_bytes, with_memory.memory_kind)
+    other = mapped(**peaks | {"notes": "nvidia-smi"})
+    assert len(average_repeats([with_memory, other])) == 2
+
+
 def test_groups() -> None:
     left, right = mapped(), mapped(micro_batch="2", recompute="full")
     assert left.plan_group == right.plan_group
