@@ -25,7 +25,8 @@ class StackSpec:
         fp4_time_scale: The same for 4-bit linear layers.
         blackwell_16bit_time_scale: The same for 16-bit linear layers on Blackwell, on top of
             ``gemm_time_scale``: benchmarks run in bursts, training at the power limit.
-        hopper_16bit_time_scale: The same on Hopper.
+        hopper_16bit_time_scale: The same on Hopper. Stacks without such runs have what the others' tell
+            (``planner.validate.refit``).
         volta_gemm_time_scale: The same for linear layers on Volta, on top of it: the kernel fit rests on
             127 DeepBench rows, each the best of several algorithms.
         attention_time_scale: The same for attention kernels.

@@ -19,6 +19,7 @@ FAMILIES = {
     "L40S": "ad102",
     "RTX-6000-Ada": "ad102",
     "H100-SXM-80GB": "gh100",
+    "H100-SXM-64GB": "gh100",
     "H100-SXM-96GB": "gh100",
     "H100-PCIe-80GB": "gh100",
     "H100-NVL-94GB": "gh100",

@@ -43,7 +43,12 @@ _BOARDS = {("FlagPerf", "llama3_8B", "A100"): "A800"}
 # SimuMax timed products at length on the machine its runs ran on: of their bf16 peak they reach 0.49 on average
 # (efficient_factor of matmul in its configs/system/b200_bf16_ceperm.json; 0.45 to 0.51 where they are large), and 0.78
 # in aiconfigurator's timings of a B200, by which ours are priced. Attention forward is as fast there as elsewhere.
-_SUSTAINED_16BIT_TIME_SCALES = {"SimuMax v1.2 B200 release": 1.6}
+# Our own steps ran on the cards whose products the prices of Hopper rest on, both at the limit of 700 W.
+_SUSTAINED_16BIT_TIME_SCALES = {
+    "SimuMax v1.2 B200 release": 1.6,
+    "own measurement": 1.0,
+    "own measurement, fine-tuning": 1.0,
+}
 # "A100s PCI-Express/NUMA was improved today so all TFLOPs have changed for the better (1-5%) - thus do not compare
 # today's numbers to yesterday's" (bigscience, train/tr11-176B-ml/chronicles-prequel.md, of February 25).
 _FIRST_DAYS = {"BigScience tr11 prequel (Jean Zay A100)": "02-25"}

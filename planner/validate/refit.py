@@ -26,6 +26,10 @@ from profiles.stacks import load_priors
 
 # Rows of one file that are fitted; a larger file is thinned evenly, its rows repeat one another.
 MOST_ROWS_PER_FILE = 100
+# Of what a board does to 16-bit products while it is kept busy. A stack whose runs take less than that share of the
+# prior's variance away has none on the generation, or none in 16 bits.
+_SCALES_OF_BOARDS = ("blackwell_16bit_time_scale", "hopper_16bit_time_scale")
+_LEAST_TOLD = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +108,7 @@ def refit(
         jobs=jobs,
     )
     held_out = {source: _with_shared_times(stacks) for source, stacks in fit.held_out.items()}
-    fit = replace(fit, stacks=_with_shared_times(_with_power_limit(fit.stacks, start)), held_out=held_out)
+    fit = replace(fit, stacks=_with_shared_times(_with_power_limits(fit)), held_out=held_out)
     low, high = price_half_widths(RowPredictor(kept), fit.stacks)
     half_width = np.where(measured_s < fit.held_out_s, low, high)
     return Refit(rows=tuple(kept), folds=folds, measured_s=measured_s, price_half_width=half_width, fit=fit)
@@ -115,21 +119,26 @@ def time_stack(stack: StackSpec) -> str:
     return stack.shares_time_with or stack.name
 
 
-def _with_power_limit(stacks: Mapping[str, StackSpec], start: Mapping[str, StackSpec]) -> dict[str, StackSpec]:
-    """The stacks, those that no run on Blackwell moved as slow there as the others.
+def _with_power_limits(fit: StackFit) -> dict[str, StackSpec]:
+    """The stacks, those whose runs say nothing of 16-bit training on a generation as slow there as the others.
 
-    What holds 16-bit training on it below its kernels' benchmarks is the power of the board, which is the same under
-    every framework.
+    What holds it below its kernels' benchmarks is the same under every framework: the power of boards, the slowest of
+    several, libraries older than those that were timed. Each stack has a say by how much more its runs tell than its
+    prior does.
     """
-    scales = {name: stack.blackwell_16bit_time_scale for name, stack in stacks.items()}
-    moved = sorted(name for name, scale in scales.items() if scale != start[name].blackwell_16bit_time_scale)
-    if not moved:
-        return dict(stacks)
-    mean = float(np.exp(np.mean([np.log(scales[name]) for name in moved])))
-    return {
-        name: stack if name in moved else replace(stack, blackwell_16bit_time_scale=mean)
-        for name, stack in stacks.items()
-    }
+    found = dict(fit.stacks)
+    for scale in _SCALES_OF_BOARDS:
+        told = {name: shares[scale] for name, shares in fit.told.items() if shares.get(scale, 0.0) >= _LEAST_TOLD}
+        if not told:
+            continue
+        weights = [share / max(1 - share, 1e-9) for share in told.values()]
+        logs = [np.log(getattr(fit.stacks[name], scale)) for name in told]
+        mean = float(np.exp(np.average(logs, weights=weights)))
+        found = {
+            name: stack if name in told else replace(stack, **{scale: mean})  # type: ignore[arg-type]
+            for name, stack in found.items()
+        }
+    return found
 
 
 def _with_shared_times(stacks: Mapping[str, StackSpec]) -> dict[str, StackSpec]:

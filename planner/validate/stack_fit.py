@@ -68,12 +68,15 @@ class StackFit:
 
     Attributes:
         stacks: Stacks fitted on all sources.
+        told: Stack to parameter to the share of its prior's variance that the stack's runs take away: 0 where they
+            tell nothing of it, close to 1 where they alone settle it.
         held_out: Source to the stacks fitted without it; those it has no rows of are as in ``stacks``.
         held_out_s: (n,) step time predicted for each row with its source left out.
         fitted_s: (n,) step time predicted with nothing left out.
     """
 
     stacks: dict[str, StackSpec]
+    told: dict[str, dict[str, float]]
     held_out: dict[str, dict[str, StackSpec]]
     held_out_s: FloatArray
     fitted_s: FloatArray
@@ -133,7 +136,9 @@ def fit_stacks(
         problems |= {(name, source): problem.without(source) for source in sorted(set(problem.sources.tolist()))}
     solved = Parallel(n_jobs=jobs)(delayed(Problem.solve)(problem) for problem in problems.values())
     solutions = dict(zip(problems, solved, strict=True))
-    fitted = dict(stacks) | {name: stack for (name, source), stack in solutions.items() if not source}
+    whole = {name: stack for (name, source), stack in solutions.items() if not source}
+    told = Parallel(n_jobs=jobs)(delayed(problems[name, ""].told_at)(stack) for name, stack in whole.items())
+    fitted = dict(stacks) | whole
     left_out = {(source, name): stack for (name, source), stack in solutions.items() if source}
     folds = {source: dict(fitted) for source in sorted(set(source_of_row))}
     for (source, name), stack in left_out.items():
@@ -143,7 +148,13 @@ def fit_stacks(
         judged = np.flatnonzero(sources == source)
         held_out_s[judged] = predict(kept, judged)
     everything = np.arange(len(measured_s))
-    return StackFit(stacks=fitted, held_out=folds, held_out_s=held_out_s, fitted_s=predict(fitted, everything))
+    return StackFit(
+        stacks=fitted,
+        told=dict(zip(whole, told, strict=True)),
+        held_out=folds,
+        held_out_s=held_out_s,
+        fitted_s=predict(fitted, everything),
+    )
 
 
 def free_parameters(stack: StackSpec) -> tuple[str, ...]:
@@ -264,13 +275,25 @@ class Problem:
 
     def variance_at(self, solution: StackSpec) -> FloatArray:
         """(n,) variance of each row's log time that the parameters' remaining uncertainty leaves, there."""
+        slope, covariance = self._uncertainty_at(solution)
+        variance: FloatArray = np.einsum("np,pq,nq->n", slope, covariance, slope)
+        return variance
+
+    def told_at(self, solution: StackSpec) -> dict[str, float]:
+        """Parameter to the share of its prior's variance that the measurements take away, there; others at none."""
+        if not self.rows.size or not self.names:
+            return {}
+        _, covariance = self._uncertainty_at(solution)
+        shares = 1 - np.diag(covariance) / self.prior_std**2
+        return dict(zip(self.names, np.clip(shares, 0.0, 1.0).tolist(), strict=True))
+
+    def _uncertainty_at(self, solution: StackSpec) -> tuple[FloatArray, FloatArray]:
+        """(n, P) derivative of the log time there, and the (P, P) covariance that measurements and prior leave."""
         here = to_vector(solution, self.names)
-        predicted = self._log_time(here)
-        slope = self._slope_at(here, predicted)
+        slope = self._slope_at(here, self._log_time(here))
         weight = self._weights() / self.noise_std**2
         normal = (slope * weight[:, None]).T @ slope + np.diag(self.prior_std**-2)
-        variance: FloatArray = np.einsum("np,pn->n", slope, np.linalg.solve(normal, slope.T))
-        return variance
+        return slope, np.asarray(np.linalg.inv(normal), dtype=np.float64)
 
     def objective(self, here: FloatArray, predicted: FloatArray) -> float:
         """Huber loss of the rows, each source weighing alike, plus the prior's."""

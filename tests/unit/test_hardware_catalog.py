@@ -182,6 +182,7 @@ def test_figures_agree_with_the_public_table(catalog: Catalog) -> None:
         ("A100-80GB-PCIe", "A100-PCIe-80GB"),
         ("NVIDIA H100 80GB HBM3", "H100-SXM-80GB"),
         ("h100_sxm", "H100-SXM-80GB"),
+        ("H100-64GB", "H100-SXM-64GB"),
         ("H100-96GB", "H100-SXM-96GB"),
         ("H100 NVL", "H100-NVL-94GB"),
         ("H20", "H20-SXM-96GB"),

@@ -114,18 +114,33 @@ def test_stacks_that_share_times_are_fitted_together() -> None:
     assert result.fit.fitted_s == pytest.approx([row.line * stacks["owner"].gemm_time_scale for row in result.rows])
 
 
-@pytest.mark.parametrize(("fitted_scales", "expected"), [({"owner": 1.6}, 1.6), ({"owner": 1.5, "other": 2.0}, 3**0.5)])
-def test_stacks_without_runs_on_blackwell_share_its_power_limit(
-    fitted_scales: Mapping[str, float], expected: float
+@pytest.mark.parametrize("scale", ["blackwell_16bit_time_scale", "hopper_16bit_time_scale"])
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"owner": (1.6, 0.9)}, 1.6),
+        ({"owner": (1.5, 0.8), "other": (2.0, 0.8)}, 3**0.5),
+        ({"owner": (1.2, 0.75), "other": (2.0, 0.5)}, (1.2**3 * 2.0) ** 0.25),
+        ({"owner": (1.6, 0.9), "other": (0.8, 0.05)}, 1.6),
+    ],
+)
+def test_stacks_whose_runs_say_nothing_of_a_board_share_what_others_tell(
+    scale: str, told: Mapping[str, tuple[float, float]], expected: float
 ) -> None:
+    """Each by how much more its runs tell than its prior; what hardly moved was not told."""
     start = {name: StackSpec(name=name, framework="fsdp", description="") for name in ("owner", "other", "idle")}
-    after = {
-        name: replace(stack, blackwell_16bit_time_scale=fitted_scales.get(name, 1.0)) for name, stack in start.items()
-    }
-    found = module._with_power_limit(after, start)
-    assert found["idle"].blackwell_16bit_time_scale == pytest.approx(expected)
-    assert all(found[name].blackwell_16bit_time_scale == scale for name, scale in fitted_scales.items())
-    assert module._with_power_limit(start, start) == start
+    stacks = {name: replace(stack, **{scale: told.get(name, (1.0, 0.0))[0]}) for name, stack in start.items()}  # type: ignore[arg-type]
+    fit = StackFit(
+        stacks=stacks,
+        told={name: {scale: share} for name, (_, share) in told.items()},
+        held_out={},
+        held_out_s=np.empty(0),
+        fitted_s=np.empty(0),
+    )
+    found = {name: getattr(stack, scale) for name, stack in module._with_power_limits(fit).items()}
+    kept = {name: value for name, (value, share) in told.items() if share > 0.1}
+    assert found == pytest.approx(dict.fromkeys(start, expected) | kept)
+    assert module._with_power_limits(replace(fit, told={})) == stacks
 
 
 @pytest.mark.usefixtures("closed")
@@ -230,6 +245,7 @@ def hand_made(error: float = 0.1) -> Refit:
     owner = replace(OWNER, gemm_time_scale=1.23456789, kernel_launch_s=1.23456789e-5)
     fit = StackFit(
         stacks={"owner": owner, "guest": GUEST, "other": OTHER},
+        told={},
         held_out={},
         held_out_s=measured_s * np.exp(-error),
         fitted_s=measured_s,

@@ -126,6 +126,25 @@ def test_data_and_prior_weigh_by_their_variances(log_error: float, sources: int)
     assert scaled(log_error, sources=sources) == pytest.approx(log_error * data / (data + prior), rel=2e-3)
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_runs_tell_by_how_much_they_narrow_a_prior(together: bool):
+    """Of one scale of a product, one told alone takes nearly all; two that only ever act together have to share."""
+    fit = fit_stacks(
+        {"s": PRIOR},
+        stack_of_row=["s"] * 12,
+        source_of_row=["a"] * 12,
+        measured_s=np.ones(12),
+        predict=lambda stacks, rows: np.full(
+            len(rows), stacks["s"].gemm_time_scale * (stacks["s"].hopper_16bit_time_scale if together else 1.0)
+        ),
+    )
+    data, prior = 12 / 0.08**2, 1 / 0.15**2
+    share = data / (2 * data + prior) if together else data / (data + prior)
+    expected = {"gemm_time_scale": share, "hopper_16bit_time_scale": share if together else 0.0}
+    assert {name: fit.told["s"].get(name, 0.0) for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert fit.told["s"].get("memory_time_scale", 0.0) == 0.0
+
+
 def test_a_step_over_a_kink_is_shortened():
     """Half the runs cannot get faster than 0.9; following their slope to the end would lose the others."""
     kinked = np.arange(24) % 2 == 0

@@ -244,7 +244,10 @@ def test_a_cluster_stalls_in_some_batches_of_jobs(job: str, notes: str, stalls: 
     assert other.cluster_key != found.cluster_key
 
 
-@pytest.mark.parametrize(("source", "scale"), [("SimuMax v1.2 B200 release (real runs)", 1.6), ("somebody else", 0.0)])
+@pytest.mark.parametrize(
+    ("source", "scale"),
+    [("SimuMax v1.2 B200 release (real runs)", 1.6), ("own measurement", 1.0), ("somebody else", 0.0)],
+)
 def test_a_machine_that_was_timed_at_length_sustains_what_it_did_there(source: str, scale: float) -> None:
     found = mapped(source=source, gpu="B200", gpu_mem_gb="180")
     assert found.cluster.node.sustained_16bit_time_scale == scale
