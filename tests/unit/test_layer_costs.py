@@ -9,6 +9,7 @@ from costmodels.context import CostContext
 from costmodels.layer_costs import BlockCosts, layer_costs
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
 from costmodels.shown_parts import COMPONENTS
+from costmodels.workload import LoraSpec
 from profiles.hardware import ClusterSpec
 from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, device, job, mixture, node, stack
 
@@ -65,6 +66,9 @@ def test_hooks_of_zero_3_take_time_that_a_busy_device_hides():
     assert not any(parts["launch_forward"] + parts["launch_backward"] for parts in blocks(whole, where).values())
     together = layer_costs(PlanBatch.from_plans([whole, sharded]), where).attention
     assert together.component("launch_forward").tolist() == [0, 2.0]
+    adapted = replace(where, job=job(task="lora", lora=LoraSpec(targets=("q", "v", "down"))))
+    launches = [blocks(sharded, adapted)[block]["launch_forward"] for block in ("attention", "dense_mlp")]
+    assert launches == pytest.approx([0.5 * (4 + 2 * 0.6), 0.5 * (2 + 0.6)])
     busy = context(kernels=RateKernels(start_s=3.0), stack=stack(**hooks))
     assert blocks(sharded, busy)["attention"]["launch_forward"] == 0
     slow = context(cluster=ClusterSpec(name="slow", node=node(host_time_scale=2.0), num_nodes=1), kernels=FREE)
