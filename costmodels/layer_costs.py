@@ -10,7 +10,7 @@ from costmodels.autocast import run_apart
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
-from costmodels.lowering.calls import PartCosts, price_parts
+from costmodels.lowering.calls import PartCosts, Phase, price_parts
 from costmodels.lowering.grouping import Groups
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.parts import Part
@@ -33,6 +33,9 @@ RECOMPUTED = (
 )
 # Rows of ``BlockCosts.reach_s``: whose prices are at which end of their 90 % interval, all others as they are.
 REACHES = ("kernels_low", "kernels_high", "transfers_low", "transfers_high")
+# Hooks of what PEFT puts round a linear layer, over that layer's: adapters on all seven of them added 3.4 ms to the
+# three passes through a layer, timed as ``module_hooks_s`` was (data/stacks/stacks.yaml).
+_ADAPTER_HOOKS = 0.6
 _LAUNCHES = [ROW["launch_forward"], ROW["launch_backward"]]
 
 
@@ -150,12 +153,14 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
         lower_embedding(shape, context),
         lower_head(shape, context),
     ]
+    hooks_s = _hooks_s(shape, context)
     if context.model.moe is None:
-        attention, dense_mlp, embedding, head = exposed_blocks(price_parts(lists), shape, groups, context)
+        parts = price_parts(lists)
+        attention, dense_mlp, embedding, head = exposed_blocks(parts, shape, groups, context, hooks_s=hooks_s)
         return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=None, embedding=embedding, head=head)
     expert_shape, expert_groups = rank_shapes(plans, context, experts=True)
     *parts, routed = price_parts([*lists, lower_expert_mlp(expert_shape, context)])
-    attention, dense_mlp, embedding, head = exposed_blocks(parts, shape, groups, context)
+    attention, dense_mlp, embedding, head = exposed_blocks(parts, shape, groups, context, hooks_s=hooks_s)
     beside_s = parts[0].kernel_s[:, None, groups.of_row[expert_groups.first]]
     (expert_mlp,) = exposed_blocks([routed], expert_shape, expert_groups, context, attention_s=beside_s)
     if not (context.stack.fixed_capacity or context.stack.captures_iterations):
@@ -163,6 +168,20 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
         expert_mlp.seconds[_LAUNCHES] += host_s
         expert_mlp.reach_s[:] += len(_LAUNCHES) * host_s
     return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head)
+
+
+def _hooks_s(shape: RankShape, context: CostContext) -> FloatArray:
+    """(4, K) seconds of ZeRO-3's hooks in either pass through attention, dense MLP, embedding and head.
+
+    Those of experts and of the two ends are left out.
+    """
+    stack, job, of_mlp = context.stack, context.job, float(context.model.mlp_matrices)
+    modules = np.array([max(stack.gathered_modules_per_layer - of_mlp, 0.0), of_mlp, 0.0, 0.0])
+    for target in () if job.lora is None else job.lora.targets:
+        modules[int(target in ("gate", "up", "down"))] += _ADAPTER_HOOKS
+    each_s = stack.module_hooks_s * context.cluster.node.host_time_scale
+    hooks_s: FloatArray = modules[:, None] * shape.hooked * each_s
+    return hooks_s
 
 
 def _may_overlap(shape: RankShape, context: CostContext) -> BoolArray:
@@ -185,6 +204,7 @@ def exposed_blocks(
     context: CostContext,
     *,
     attention_s: FloatArray | float = 0.0,
+    hooks_s: FloatArray | float = 0.0,
 ) -> list[BlockCosts]:
     """Hide what the stack hides, and add what launching the kernels costs beyond running them.
 
@@ -196,12 +216,15 @@ def exposed_blocks(
         groups: Which of them each plan has.
         context: Its stack hides.
         attention_s: (phases, 1, K) kernel seconds of the attention before a mixture of experts.
+        hooks_s: (parts, K) seconds the host takes besides in either pass (``_hooks_s``).
     """
     kernel = np.stack([part.kernel_s for part in parts], axis=1)
     transfer = np.stack([part.collective_s for part in parts], axis=1)
     calls = np.stack([part.collectives for part in parts], axis=1) * context.stack.collective_launch_s
+    launches_s = np.stack([part.launches for part in parts], axis=1) * context.stack.kernel_launch_s
+    launches_s[[Phase.FORWARD, Phase.INPUT_GRADIENT]] += hooks_s
     issue = Issue(
-        kernels_s=np.stack([part.launches for part in parts], axis=1) * context.stack.kernel_launch_s,
+        kernels_s=launches_s,
         transfers_s=calls + np.stack([part.stalled_s for part in parts], axis=1),
     )
     times, width = 1 + len(REACHES), kernel.shape[-1]

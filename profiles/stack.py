@@ -111,6 +111,8 @@ class StackSpec:
             Otherwise every rank updates its share of all, and one gathering brings it to the others.
         gathered_modules_per_layer: Calls per dense layer in which ZeRO-3 gathers parameters, a module each; 0 when it
             gathers a layer at once. Gradients are reduced layer by layer.
+        module_hooks_s: Host time per pass through such a module under ZeRO-3, its own and its surroundings' hooks: they
+            look up what is to be fetched, fetch and release it, and hand over gradients.
         expert_layer_s: Host time per pass of a micro-batch through a layer with experts that nothing hides.
         microbatch_overhead_s: Host time per micro-batch and stage that nothing hides.
         step_overhead_s: Time per step outside forward, backward and optimizer (data, logging, sync).
@@ -249,6 +251,7 @@ class StackSpec:
     gather_messages_per_layer: float = 0.0
     broadcasts_from_owners: bool = False
     gathered_modules_per_layer: float = 0.0
+    module_hooks_s: float = 0.0
     expert_layer_s: float = 0.0
     microbatch_overhead_s: float = 0.0
     step_overhead_s: float = 0.0

@@ -23,6 +23,7 @@ class RankShape:
         sequence_parallel: Megatron sequence parallelism.
         tensor_overlap: Tensor-parallel traffic runs under the GEMMs.
         kv_heads: Key/value heads per rank, at least one (replicated beyond).
+        hooked: ZeRO-3 shards the parameters, in a stack whose hooks that takes time (``module_hooks_s``).
     """
 
     sequences: FloatArray
@@ -36,6 +37,7 @@ class RankShape:
     sequence_parallel: BoolArray
     tensor_overlap: BoolArray
     kv_heads: FloatArray
+    hooked: BoolArray
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -57,6 +59,9 @@ def rank_shapes(plans: PlanBatch, context: CostContext, *, experts: bool) -> tup
         plans.sequence_parallel.astype(np.int64),
         plans.tensor_parallel_overlap.astype(np.int64),
     ]
+    hooked = (plans.zero_stage == 3) & (context.stack.module_hooks_s > 0)
+    if hooked.any():
+        columns.append(hooked.astype(np.int64))
     if experts:
         columns += [plans.expert_parallel, plans.expert_tensor_parallel]
     groups = group_rows(*columns)
@@ -77,4 +82,5 @@ def rank_shapes(plans: PlanBatch, context: CostContext, *, experts: bool) -> tup
         sequence_parallel=sequence_parallel,
         tensor_overlap=plans.tensor_parallel_overlap[groups.first],
         kv_heads=np.maximum(context.model.num_key_value_heads / t, 1.0),
+        hooked=hooked[groups.first],
     ), groups

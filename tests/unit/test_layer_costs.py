@@ -9,6 +9,7 @@ from costmodels.context import CostContext
 from costmodels.layer_costs import BlockCosts, layer_costs
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
 from costmodels.shown_parts import COMPONENTS
+from costmodels.workload import LoraSpec
 from profiles.hardware import ClusterSpec
 from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, device, job, mixture, node, stack
 
@@ -52,6 +53,27 @@ def test_the_host_is_ahead_of_a_busy_device():
     late = blocks(ExecutionPlan(), context(kernels=RateKernels(start_s=0.0), stack=stack(kernel_launch_s=0.9)))
     # Norm, residual, two products, the core and two rotations ahead: seven launches, less the work itself.
     assert late["attention"]["launch_forward"] == pytest.approx(7 * 0.9, rel=0.01)
+
+
+def test_hooks_of_zero_3_take_time_that_a_busy_device_hides():
+    """Six modules of a layer, two of them of its MLP, in either pass."""
+    hooks = {"gathered_modules_per_layer": 6.0, "module_hooks_s": 0.5}
+    sharded, whole = ExecutionPlan(zero_stage=3), ExecutionPlan(zero_stage=2)
+    where = context(kernels=FREE, stack=stack(**hooks))
+    found = blocks(sharded, where)
+    for block, modules in {"attention": 4, "dense_mlp": 2, "embedding": 0, "head": 0}.items():
+        assert (found[block]["launch_forward"], found[block]["launch_backward"]) == (0.5 * modules, 0.5 * modules)
+    assert not any(parts["launch_forward"] + parts["launch_backward"] for parts in blocks(whole, where).values())
+    together = layer_costs(PlanBatch.from_plans([whole, sharded]), where).attention
+    assert together.component("launch_forward").tolist() == [0, 2.0]
+    adapted = replace(where, job=job(task="lora", lora=LoraSpec(targets=("q", "v", "down"))))
+    launches = [blocks(sharded, adapted)[block]["launch_forward"] for block in ("attention", "dense_mlp")]
+    assert launches == pytest.approx([0.5 * (4 + 2 * 0.6), 0.5 * (2 + 0.6)])
+    busy = context(kernels=RateKernels(start_s=3.0), stack=stack(**hooks))
+    assert blocks(sharded, busy)["attention"]["launch_forward"] == 0
+    slow = context(cluster=ClusterSpec(name="slow", node=node(host_time_scale=2.0), num_nodes=1), kernels=FREE)
+    slow = replace(slow, stack=stack(**hooks))
+    assert blocks(sharded, slow)["attention"]["launch_forward"] == 2 * 0.5 * 4
 
 
 def test_a_host_that_waits_for_every_kernel_adds_its_own_time():

@@ -128,3 +128,15 @@ def test_a_host_steps_for_all_its_devices_and_gradients_and_weights_cross_the_li
     on_host = 8 * shard / parameters_per_s + shard * (4 + 2) / 25e9
     on_device = shard * traffic_bytes_per_parameter(where.job, where.stack) / 1e12
     assert seconds(plans, where) == pytest.approx([on_host, on_device])
+
+
+@pytest.mark.parametrize(("changes", "around"), [({}, 8 + 4 + 2), ({"master_dtype": "none", "state_dtype": "bf16"}, 4)])
+def test_deepspeed_scales_gradients_on_the_host_and_casts_weights_there(changes, around):
+    """Gradients cross as what they update is: in fp32, or where no master copy is kept in 16 bits."""
+    plan = ExecutionPlan(data_parallel=8, zero_stage=2, offload_optimizer=True)
+    deepspeed = stack(framework="deepspeed", gradient_dtype="bf16")
+    where = context(kernels=BYTES, stack=deepspeed, job=job(**changes))
+    shard = total_parameters(gpt()) / 8
+    updated = 2 if changes else 4
+    on_host = 8 * shard * (7 * updated + around) / (28 * 4e9) + shard * (updated + 2) / 25e9
+    assert seconds([plan], where) == pytest.approx([on_host])

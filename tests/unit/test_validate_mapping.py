@@ -141,6 +141,13 @@ def test_zero_stages(text: str, stage: int, degree: int) -> None:
     assert (plan.zero_stage, plan.zero_shard_degree) == (stage, degree)
 
 
+def test_one_rank_runs_the_hooks_of_deepspeeds_zero_3_alone() -> None:
+    cells = {"tp": "1", "pp": "1", "dp": "1", "num_gpus": "1", "global_batch_seqs": "8", "zero_stage": "3"}
+    assert mapped(framework="DeepSpeed + HF", **cells).plan.zero_stage == 3
+    assert mapped(framework="VectorLM (PyTorch FSDP)", **cells).plan.zero_stage == 0
+    assert mapped(framework="DeepSpeed + HF", **(cells | {"zero_stage": "2"})).plan.zero_stage == 0
+
+
 def test_zero_bubble_stages_hold_one_layer_less_at_the_ends() -> None:
     cells = {
         "layers": "46", "tp": "1", "pp": "16", "num_gpus": "16", "global_batch_seqs": "128",
