@@ -107,11 +107,13 @@ FOUND_LATER = {
 - **Fine-tuning is priced too low, and worse than training.** Everybody's own code is slower than what the stacks
   describe, the more so the less a device has to do. PaddleNLP's benchmark of summer 2023 takes 1.2 to 5.6 times its
   price, its pre-training of that autumn is right. It divides the tokens of its data by the time of a whole run, first
-  step included; its page speaks of 10,000 samples, its script takes 1,000 unless asked (`train_data_size`). How much of
-  a run is start-up is not said. DeepSpeed with Hugging Face's code takes 1.3 to 1.6 times, where optimizer states are
-  on the host 2.5 to 2.7. Hugging Face's Llama 4 runs every expert on every token (`Llama4TextMoe`), and
-  was priced as if it routed: its steps took 5 to 12 times that (axolotl), and take 1.5 to 3 times the price of all
-  experts.
+  step included; its page speaks of 10,000 samples, its script takes 1,000 unless asked (`train_data_size`). How much
+  of a run is start-up is not said. DeepSpeed with Hugging Face's code takes 1.3 to 1.6 times, where optimizer states
+  are on the host 2.5 to 2.7. Hugging Face's Llama 4 runs every expert on every token (`Llama4TextMoe`), and was
+  priced as if it routed: its steps took 5 to 12 times that (axolotl), and take 1.5 to 3 times the price of all
+  experts. Host time explains Qwen's short sequences alone: sequences of the others keep devices busy longer than the
+  host needs to issue their work, but for 2,048 tokens per rank of the blog on Ulysses, whose price it raises by a
+  third.
 - **Whose attention runs.** FlashAttention-3 and cuDNN take half the time of FlashAttention-2 on H100s: sequences of
   65,536 and more were priced 47 to 82 % too high (prime-rl, TRL). A job may say so now (`--attention-library`), and
   their error is 9 %; shorter ones show how much else of prime-rl's is not described. FlashAttention-2 on B200s took
@@ -122,10 +124,11 @@ FOUND_LATER = {
 - **Frozen weights in fp32.** prime-rl and Soup keep the base of adapters in fp32. Those peaks were 10 to 43 % too low;
   a job may say so now (`--frozen-dtype`), and prime-rl's dense models are within 9 %. Soup's of 0.5B, on short samples,
   are priced up to twice too high.
-- **Adam on the host.** DeepSpeed's, on 8 and 4 ranks of one node, updates 0.3 to 0.4e9 parameters a second, a tenth of
-  what ZeRO-Offload's paper measured and prices assume. Launchers that give a rank one thread (torchrun's
-  `OMP_NUM_THREADS=1`) explain little of it: one core of an EPYC updated 1e9 a second in a vectorised loop of ours, and
-  0.17e9 without vectors, which DeepSpeed 0.14.2 of the gist does not use (its issue 6363).
+- **Adam on the host.** DeepSpeed's, on 8 and 4 ranks of one node, updates 0.3 to 0.4e9 parameters a second, a tenth
+  of what ZeRO-Offload's paper measured. Other publishers' steps with DeepSpeed's offloading, 1.4 to 2.5e9, are within
+  reach of what its code does besides Adam, which is priced now; these are not. Launchers that give a rank one thread
+  (torchrun's `OMP_NUM_THREADS=1`) explain little of it: one core of an EPYC updated 1e9 a second in a vectorised loop
+  of ours, and 0.17e9 without vectors, which DeepSpeed 0.14.2 of the gist does not use (its issue 6363).
 - **Logits of newer code.** Peaks of DeepSpeed with Hugging Face's code of 2026 grow by 11 bytes per logit, and were
   priced at 18: transformers copied the shifted logits until 4.48. Newer code is a stack of its own now, with 12. Peaks
   at 65,536 and 98,304 tokens are right within 5 %, shorter ones 22 to 53 % too low, and the run that died at 131,072
@@ -186,8 +189,8 @@ Of fine-tuning:
   weights in PyTorch, 16.5 bytes a weight and forward pass, and keeps those of a layer in 16 bits for the backward pass.
 - **Modelled since.** Optimizers that run in the backward pass or page their states (torchtune's single-device
   recipes), and one adapter on a layer that makes queries, keys and values together (Qwen).
-- **What is not modelled.** What DeepSpeed's ZeRO-3 spends on the host for Hugging Face's code: full fine-tuning at
-  lengths up to 2,048 takes up to three times its price (Qwen).
+- **Modelled since, from our own timing.** What the hooks of DeepSpeed's ZeRO-3 take on the host: full fine-tuning at
+  lengths up to 2,048 took up to three times its price (Qwen), and is right within 13 %, on one device too.
 - **Not explained.** LoRA steps of a second or so, which launches bound, were priced 30 to 58 % too high at lengths of
   256 and 512 (Qwen), and Qwen's LoRA on two nodes, of an unstated network, some 40 % too low. Steps of
   universal-llm-trainer take 1.5 to 3.2 times their price, and its adapters hold less than theirs: what a printed step

@@ -270,3 +270,11 @@ def test_no_framework_escapes_the_power_limit_of_blackwell(framework: str) -> No
     """Benchmarks in bursts say more than training reaches, whichever framework trains."""
     for stacks in (load_priors(), load_stacks()):
         assert find_stack(framework, stacks).blackwell_16bit_time_scale >= 1.25
+
+
+def test_zero_3_of_hugging_faces_code_adds_what_was_timed():
+    """5.44 ms to the three passes through a layer that is recomputed; nothing where no module is fetched by itself."""
+    hooked = {stack.name: stack for stack in load_stacks().values() if stack.module_hooks_s}
+    assert {stack.framework for stack in hooked.values()} == {"deepspeed"}
+    llama = hooked["deepspeed"]
+    assert 3 * llama.gathered_modules_per_layer * llama.module_hooks_s == pytest.approx(5.44e-3, rel=0.02)
