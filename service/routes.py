@@ -157,7 +157,7 @@ async def post_export(body: ExportRequest, request: Request) -> Response:
     return await _answer(request, functools.partial(write, **_inputs(body)), export_document)
 
 
-@router.get("/models", tags=["catalogue"])
+@router.get("/models", responses=declared(422), tags=["catalogue"])
 async def get_models() -> ModelList:
     """Every model known by name, with its parameter count and source."""
     return ModelList.model_validate(schema.models_document())
@@ -171,7 +171,7 @@ async def get_model(name: EntryName) -> ModelView:
     return ModelView.model_validate(schema.model_document(found.spec))
 
 
-@router.get("/devices", tags=["catalogue"])
+@router.get("/devices", responses=declared(422), tags=["catalogue"])
 async def get_devices() -> DeviceList:
     """Every device known by name, with a source for each figure."""
     return DeviceList.model_validate(schema.devices_document())
@@ -185,13 +185,13 @@ async def get_device(name: EntryName) -> DeviceView:
     return DeviceView.model_validate(schema.device_document(device))
 
 
-@router.get("/frameworks", tags=["catalogue"])
+@router.get("/frameworks", responses=declared(422), tags=["catalogue"])
 async def get_frameworks() -> FrameworkList:
     """Every framework, and variant of one, that plans can be made for."""
     return FrameworkList.model_validate(schema.frameworks_document())
 
 
-@router.get("/healthz", tags=["service"])
+@router.get("/healthz", responses=declared(422), tags=["service"])
 async def get_health() -> Health:
     """Whether the service answers; never waits for a search."""
     return Health()

@@ -361,6 +361,13 @@ def test_one_entry_by_any_of_its_names(client: TestClient) -> None:
     assert device["peak_flops_per_s"]["bf16"] == pytest.approx(312e12)
 
 
+@pytest.mark.parametrize("path", ["/models", "/models/llama-2-13b", "/devices", "/frameworks", "/healthz", "/plan"])
+def test_a_query_that_no_route_reads_is_refused(client: TestClient, path: str) -> None:
+    asked = client.post if path == "/plan" else client.get
+    (error,) = problem(asked(f"{path}?nmae=a"), 422)["errors"]
+    assert error == {"field": "nmae", "problem": "unknown query parameter", "hint": f"{path} takes none"}
+
+
 @pytest.mark.parametrize("path", ["/models/lama-2-13b", "/devices/H10O", "/models/etc/passwd"])
 def test_an_unknown_name_is_not_found(client: TestClient, path: str) -> None:
     error = problem(client.get(path), 404)
