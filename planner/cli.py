@@ -18,7 +18,7 @@ from planner import cli_options as option
 from planner.cli_calibrate import calibrate
 from planner.cli_dataflow import dataflow
 from planner.cli_flow import check_no_workflow, plan_workflow, workflow
-from planner.cli_lists import frameworks, gpus, models, workflows
+from planner.cli_lists import add_lists
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, steady_streams
 from planner.cli_profiles import profiles
 from planner.cli_search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
@@ -203,8 +203,7 @@ def export(
     target.show_export(lambda: _inputs(values) | {"plan": _pins(values)}, values, settings, out=out)
 
 
-for _listing in (models, workflows, gpus, frameworks):
-    app.command()(_listing)
+add_lists(app)
 
 
 @app.command()
