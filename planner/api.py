@@ -331,13 +331,9 @@ def _warnings(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:
     usable = best.usable_memory_bytes
     # As risks of running out are told: without what publishers nobody has seen add to intervals.
     usual = memory_error_factor(request.stack, unseen_publisher=False)
+    errs = f"on setups seen before memory errs by up to {percent(usual - 1)}, which is more than is"
     if best.fits and best.peak_memory_bytes * usual > usable:
-        message = f"on setups seen before memory errs by up to {percent(usual - 1)}, which is more than is free"
-        warn("may_not_fit", "peak_memory_bytes", message)
+        warn("may_not_fit", "peak_memory_bytes", f"{errs} free")
     if not best.fits and best.peak_memory_bytes / usual <= usable:
-        warn(
-            "might_fit",
-            "peak_memory_bytes",
-            f"on setups seen before memory errs by up to {percent(usual - 1)}, which is more than is missing",
-        )
+        warn("might_fit", "peak_memory_bytes", f"{errs} missing")
     return tuple(notes)
