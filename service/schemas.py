@@ -18,6 +18,7 @@ from planner.decisions.results import MAX_RIVALS, MAX_SEED, MAX_STEPS, MAX_TRIAL
 from planner.decisions.trials import MAX_TRIALS as MAX_OBSERVED
 from planner.pins import ALIASES
 from planner.rules.modules import MODULE_NAMES
+from planner.search import best
 from planner.validate.reader import COLUMNS
 from profiles.errors import did_you_mean
 from profiles.hardware import MAX_DEVICES
@@ -338,8 +339,10 @@ class SearchRequest(EstimateRequest):
     plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
     strategy: Literal["auto", "enumerate", "cpsat", "mcmc", "all"] = "auto"
     seconds: float = Field(default=5.0, gt=0, le=MAX_SEARCH_SECONDS, description="Longest time to search.")
-    evaluations: int | None = Field(default=None, ge=1, le=1 << 40, description="After which nothing new begins.")
-    seed: int = Field(default=0, ge=0, le=(1 << 31) - 1, description="Of everything random.")
+    evaluations: int | None = Field(
+        default=None, ge=1, le=best.MAX_EVALUATIONS, description="After which nothing new begins."
+    )
+    seed: int = Field(default=0, ge=0, le=best.MAX_SEED, description="Of everything random.")
     runnable: bool = Field(default=False, description="Whether only plans count that the framework can run.")
 
 

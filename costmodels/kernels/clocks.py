@@ -14,6 +14,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
+from costmodels.kernels.calls import FloatArray
 from profiles.hardware import DeviceSpec
 
 # Year in which the first board of an architecture was launched, as the vendors announced them.
@@ -65,7 +68,12 @@ def clock_hz(device: DeviceSpec) -> float:
         An H100 makes 989.4e12 operations per second in 132 multiprocessors: 4,096 each at 1.83 GHz.
     """
     per_processor = device.peak_flops_per_s["fp16"] / device.num_sms
-    return per_processor / float(2 ** round(math.log2(per_processor / _USUAL_CLOCK_HZ)))
+    return per_processor / float(operations_per_cycle(per_processor))
+
+
+def operations_per_cycle(flops_per_s: FloatArray | float) -> FloatArray:
+    """Operations in one cycle of a multiprocessor that makes so many per second at its peak: a power of two."""
+    return np.asarray(2.0 ** np.round(np.log2(np.maximum(flops_per_s / _USUAL_CLOCK_HZ, 1.0))))
 
 
 def heat(device: DeviceSpec) -> float | None:
