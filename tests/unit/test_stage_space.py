@@ -1,4 +1,4 @@
-"""Configurations of stages: which there are, which are worth keeping, and how to find one's way among them."""
+"""Configurations of stages: which there are, and how to find one's way among them."""
 
 from dataclasses import replace
 
@@ -87,51 +87,17 @@ def test_bound_on_stages(two_groups):
 
 @pytest.mark.parametrize("framework", [MEGATRON, FSDP])
 @pytest.mark.parametrize("model", [gpt(), mixture()], ids=["dense", "mixture"])
-def test_the_space_has_every_uniform_pipeline_or_one_no_worse(model, framework):
-    """Priced through the configurations that were kept, the best uniform plan is at least as good."""
+def test_the_space_has_every_uniform_pipeline_at_its_price(model, framework):
     here = where(model, nodes=1, framework=framework)
     setting = Setting(model=model, job=here.job, num_devices=8, framework=framework)
     plans = plan_space(setting, domain_devices=8, pins={"virtual_stages": 1}).plans
     plans = plans.take(np.flatnonzero(plans.pipeline_parallel > 1))
-    whole, kept = space_of([here], prune=False), space_of([here], prune=True)
-    assert len(kept) <= len(whole) == whole.considered == kept.considered
-    assert len(kept) < len(whole) or model.moe is None
+    space = space_of([here])
     batch, configs = from_uniform(plans, model)
-    found = whole.index_of(configs)
+    found = space.index_of(configs)
     assert (found >= 0).all()
-    same = evaluate_stages(batch.with_columns(config=found[batch.config]), whole.prices)
-    expected = evaluate(plans, here)
-    np.testing.assert_allclose(same.step_time_s, expected.step_time_s, rtol=1e-9)
-    best_of = _best_replacement(whole, kept)
-    better = evaluate_stages(batch.with_columns(config=best_of[found][batch.config]), kept.prices)
-    assert (better.step_time_s <= expected.step_time_s * (1 + 1e-9)).all()
-    assert (better.peak_memory_bytes <= expected.peak_memory_bytes * (1 + 1e-9)).all()
-
-
-def _best_replacement(whole: StageSpace, kept: StageSpace) -> np.ndarray:
-    """(K,) of the configurations that were kept, itself or one that is nowhere worse for a stage of two layers."""
-    own = kept.index_of(whole.configs)
-    costs = [_costs(space) for space in (whole, kept)]
-    for row in np.flatnonzero(own < 0):
-        alike = kept.configs.plans.num_microbatches == whole.configs.plans.num_microbatches[row]
-        no_worse = alike & (costs[1] <= costs[0][row]).all(axis=1)
-        assert no_worse.any()
-        own[row] = np.flatnonzero(no_worse)[0]
-    return own
-
-
-def _costs(space: StageSpace) -> np.ndarray:
-    count = len(space)
-    one = np.ones(count, dtype=np.int64)
-    moe = space.prices.context.model.num_moe_layers > 0
-    columns = [space.configs.num_devices, space.prices.transfer_s]
-    for layers, first, last in [(1, False, False), (8, True, True), (3, True, False), (3, False, True)]:
-        rows = space.prices.rows(
-            np.arange(count), dense=one * layers * (not moe), moe=one * layers * moe,
-            has_embedding=one > (not first), has_head=one > (not last),
-        )  # fmt: skip
-        columns.extend(space.prices.content[:, rows])
-    return np.column_stack(columns)
+    same = evaluate_stages(batch.with_columns(config=found[batch.config]), space.prices)
+    np.testing.assert_allclose(same.step_time_s, evaluate(plans, here).step_time_s, rtol=1e-9)
 
 
 def test_plans_of_both_groups_are_priced_and_legal(two_groups):
