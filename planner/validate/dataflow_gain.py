@@ -56,17 +56,16 @@ class _Layouts:
     weight_bytes: FloatArray
 
 
-def gains(folder: Path, options: SearchOptions | None = None) -> Experiment:
+def gains(folder: Path) -> Experiment:
     """E4: seconds of the heuristic over seconds of the searched plan, predicted and measured.
 
     Args:
         folder: The published runs.
-        options: Of the search; a small budget if none.
     """
     measured = {_key(row): row.time_s for row in read_real(folder, _SEARCHED)}
     rows = [row for row in read_real(folder) if _key(row) in measured]
     constants = packaged_constants()
-    given = options or SearchOptions(restarts=1, most_children=1_000_000, anneal=AnnealOptions(chains=32, steps=500))
+    given = SearchOptions(restarts=1, most_children=1_000_000, anneal=AnnealOptions(chains=32, steps=500))
     predicted = [_predicted_gain(replace(row, mode="", time_s=0.0), constants, given) for row in rows]
     real = [row.time_s / measured[_key(row)] for row in rows]
     right = sum((a > 1) == (b > 1) for a, b in zip(predicted, real, strict=True))
