@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from planner.decisions.api import observe as observe
     from planner.decisions.api import portfolio as portfolio
     from planner.decisions.api import sensitivity as sensitivity
+    from planner.document_search import search_document as search_document
     from planner.documents import to_document as to_document
     from planner.exporters.api import export as export
     from planner.exporters.api import export_saved as export_saved
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from planner.results import PlanResult as PlanResult
     from planner.search.result import SearchResult as SearchResult
     from planner.search.sweep import sweep as sweep
-    from planner.search_document import search_document as search_document
     from planner.workflows import plan_dataflow as plan_dataflow
     from profiles.errors import InfeasibleError as InfeasibleError
     from profiles.errors import PlannerError as PlannerError
@@ -50,7 +50,7 @@ _HOMES = {
     "plan_dataflow": "planner.workflows",
     "sensitivity": "planner.decisions.api",
     "price_mlir": "planner.kernel_prices",
-    "search_document": "planner.search_document",
+    "search_document": "planner.document_search",
     "sweep": "planner.search.sweep",
     "to_document": "planner.documents",
 }

@@ -329,8 +329,8 @@ def _pins(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _show(result: "PlanResult", values: Mapping[str, Any], *, pareto: bool = False) -> None:
     """Print an answer and exit with 3 if nothing fits."""
+    from planner.document_plan import to_document
     from planner.render import render, render_front
-    from planner.schema import to_document
 
     def tables(console: "Console") -> None:
         render(result, console, quiet=values["quiet"])

@@ -1,6 +1,6 @@
 """Request bodies: what may be posted, with a bound on every number, text and list.
 
-The answers are the versioned documents of ``planner.schema``, the same as the library and the CLI
+The answers are the versioned documents of ``planner.document_plan``, the same as the library and the CLI
 give; only the questions are described here. Names follow ``TrainingJob`` and ``ExecutionPlan``.
 """
 

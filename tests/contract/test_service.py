@@ -216,7 +216,7 @@ def test_a_search_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -
         return {}
 
     monkeypatch.setattr(routes.api, "plan", slow)
-    monkeypatch.setattr(routes.schema, "to_document", lambda result: result)
+    monkeypatch.setattr(routes.documents, "to_document", lambda result: result)
     app = create_app(ServiceSettings(max_searches=1, max_waiting=1))
     with TestClient(app) as client, ThreadPoolExecutor(2) as pool:
         first = pool.submit(client.post, "/plan", json=BODY)

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from planner.dataflow.flow_request import MODES, OBJECTIVES, FlowOptions
-from planner.schema_flow import flow_document
+from planner.document_flow import flow_document
 from planner.workflows import plan_dataflow
 from profiles.precision import PRECISIONS
 from service.app import create_app
