@@ -10,6 +10,7 @@ import numpy as np
 
 from costmodels.activations import layer_activations, tokens_per_rank
 from costmodels.arrays import largest, total
+from costmodels.boundary_transfers import boundary_transfer_s
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
 from costmodels.experts_run import as_run
@@ -24,7 +25,6 @@ from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree, stage_parameters, unit_parameters
 from costmodels.stages import StageTable, stage_table
 from costmodels.step import scale_out_doublings
-from costmodels.transfer import boundary_transfer_s
 from costmodels.trust import half_widths, layer_opens, price_trust
 
 
