@@ -52,7 +52,6 @@ class AnnealResult:
         evaluations: Plans simulated.
         accepted: Share of proposals accepted.
         accepted_by_move: The same for each kind of move.
-        per_chain_s: Best time of each chain. [chains]
         curve_s: Best time of each chain so far, at ``curve_steps`` points of the run. [points, chains]
         curve_steps: Step of each point.
     """
@@ -62,7 +61,6 @@ class AnnealResult:
     evaluations: int
     accepted: float
     accepted_by_move: dict[str, float]
-    per_chain_s: FloatArray
     curve_s: FloatArray
     curve_steps: IntArray
 
@@ -170,7 +168,6 @@ class _Chains:
                 name: taken / max(1, tried)
                 for name, taken, tried in zip(MOVES, self.taken.tolist(), self.tried.tolist(), strict=True)
             },
-            per_chain_s=self.best_s,
             curve_s=curve,
             curve_steps=steps,
         )

@@ -6,7 +6,6 @@ For whoever searches plans whose stages differ:
   (``StagePrices``); both go straight into ``costmodels.stage_evaluate.evaluate_stages``.
 * ``StageSpace.rows`` gives the configurations for a number of micro-batches on a group; stages of one plan have to
   agree in that number and in the samples of a micro-batch, which then follow from one another.
-* ``StageSpace.counterpart`` leads from a configuration to the same one with another number of micro-batches.
 * ``StageSpace.setting`` is what the rules of ``planner.stage_constraints`` look at.
 * ``StageSpace.index_of`` finds configurations of plans from elsewhere, such as the best uniform plan, among these.
 
@@ -45,14 +44,12 @@ class StageSpace:
         prices: What their stages cost.
         devices: Devices of each group.
         microbatches: (J,) numbers of micro-batches that some configuration has, ascending.
-        counterpart: (K, J) the same configuration with each of these; -1 where there is none.
     """
 
     configs: StageConfigs
     prices: StagePrices
     devices: tuple[int, ...]
     microbatches: IntArray
-    counterpart: IntArray
 
     def __len__(self) -> int:
         return len(self.configs)
@@ -123,13 +120,11 @@ def stage_space(
     order = np.lexsort((configs.plans.num_microbatches, configs.num_devices, configs.group))
     configs = StageConfigs(plans=configs.plans.take(order), group=configs.group[order])
     prices = StagePrices(configs=configs, contexts=contexts, joint=joint or {})
-    microbatches = np.unique(configs.plans.num_microbatches)
     return StageSpace(
         configs=configs,
         prices=prices,
         devices=tuple(setting.num_devices for setting in settings),
-        microbatches=microbatches,
-        counterpart=_counterparts(configs, microbatches),
+        microbatches=np.unique(configs.plans.num_microbatches),
     )
 
 
@@ -174,14 +169,3 @@ def _key(configs: StageConfigs) -> list[IntArray]:
     """What makes configurations the same; of the stages of their pipelines, whether there are several."""
     columns = [getattr(configs.plans, name).astype(np.int64) for name in CONFIG_COLUMNS]
     return [configs.group, (configs.plans.pipeline_parallel > 1).astype(np.int64), *columns]
-
-
-def _counterparts(configs: StageConfigs, microbatches: IntArray) -> IntArray:
-    """(K, J) rows that differ in micro-batches only."""
-    other = [name for name in CONFIG_COLUMNS if name not in ("micro_batch_size", "num_microbatches")]
-    columns = [getattr(configs.plans, name).astype(np.int64) for name in other]
-    alike = group_rows(configs.group, *columns)
-    column = np.searchsorted(microbatches, configs.plans.num_microbatches)
-    table = np.full((len(alike.first), len(microbatches)), -1, dtype=np.int64)
-    table[alike.of_row, column] = np.arange(len(configs))
-    return table[alike.of_row]

@@ -272,7 +272,6 @@ class VariedSpace:
             modules=self.modules if Recompute.SELECTIVE in modes else (),
             offload=self.offload,
             legal_plan=self._legal_plans(setting, width, schedules, chunks),
-            moe_before=np.concatenate([[0], np.cumsum(model.layer_is_moe)]),
         )
 
     def _legal_plans(self, setting: Setting, width: int, schedules: IntArray, chunks: IntArray) -> BoolArray:

@@ -82,10 +82,6 @@ LLAMA_70B_1_LAYER = ModelShape(
 TINY = ModelShape(name="llama-like-tiny", layers=2, hidden=64, heads=4, kv_heads=2, ffn=128, vocab=256, gated=True)
 TINY_GPT = ModelShape(name="gpt-tiny", layers=2, hidden=64, heads=4, kv_heads=4, ffn=256, vocab=256, gated=False)
 
-SHAPES = {
-    shape.name: shape
-    for shape in (GPT_SMALL, GPT_LARGE, LLAMA_1B, LLAMA_8B_4_LAYERS, LLAMA_70B_1_LAYER, TINY, TINY_GPT)
-}  # fmt: skip
 SEEN = (GPT_SMALL, GPT_LARGE, LLAMA_1B, LLAMA_8B_4_LAYERS, LLAMA_70B_1_LAYER)
 
 
