@@ -327,10 +327,5 @@ def per_step_overhead_s(known_s: FloatArray, *, nodes: FloatArray, stack: StackS
         nodes: (N,) hosts; stragglers cost a share per doubling beyond one.
         stack: Its step overhead and straggler fraction are read.
     """
-    return stack.step_overhead_s + known_s * stack.straggler_fraction_per_doubling * scale_out_doublings(nodes)
-
-
-def scale_out_doublings(nodes: FloatArray) -> FloatArray:
-    """(N,) how often the number of hosts doubles beyond one."""
     doublings: FloatArray = np.log2(np.maximum(nodes, 1.0))
-    return doublings
+    return stack.step_overhead_s + known_s * stack.straggler_fraction_per_doubling * doublings

@@ -183,7 +183,7 @@ class _Chains:
         calls = self.problem.calls
         fastest = np.array([int(call.time_s.argmin()) for call in calls])
         thrifty = np.array([int((call.time_s * call.size).argmin()) for call in calls])
-        leanest = np.array([int((call.static_bytes + call.active_bytes).argmin()) for call in calls])
+        leanest = np.array([int(call.peak_bytes.argmin()) for call in calls])
         rows = np.stack([self.rng.integers(0, len(call), chains) for call in calls], axis=1)
         fixed = np.concatenate([*([] if given is None else [given]), np.stack([fastest, thrifty, leanest])])[:chains]
         rows[: len(fixed)] = fixed
