@@ -13,10 +13,8 @@ INSTALLED_FIT := $(VENV)/.installed-fit
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types contracts pytest format serve fit collectives models own-timings accuracy trials text-models
-.PHONY: bench search-report docs constraints clean
-
-.PHONY: dataflow-report unseen
+.PHONY: help run test lint types contracts pytest format serve fit collectives models own-timings accuracy unseen trials
+.PHONY: text-models dataflow-report bench search-report docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from costmodels.kernels.calls import Prediction
 from profiles.hardware import ClusterSpec
 
+LARGE_BYTES = 2.0**20  # smaller messages are a launch and a few latencies
+
 
 class CollectiveOp(IntEnum):
     """Collective operations, sizes as nccl-tests counts them."""

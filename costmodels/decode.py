@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from costmodels.boundary_transfers import boundary_transfer_s
 from costmodels.context import CostContext
 from costmodels.layer_costs import BlockCosts, LayerCosts, exposed_blocks
 from costmodels.lowering.boundary import lower_embedding
@@ -21,7 +22,6 @@ from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.serving import lower_decode_attention, lower_sampling, lower_served_experts
 from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
-from costmodels.transfer import boundary_transfer_s
 from costmodels.trust import half_widths, layer_opens, price_trust
 from profiles.engines import EngineSpec
 

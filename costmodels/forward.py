@@ -10,6 +10,7 @@ import numpy as np
 
 from costmodels.activations import layer_activations, tokens_per_rank
 from costmodels.arrays import largest, total
+from costmodels.boundary_transfers import boundary_transfer_s
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
 from costmodels.experts_run import as_run
@@ -23,8 +24,7 @@ from costmodels.peak_rate import peak_flops_per_s, time_interval_s
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree, stage_parameters, unit_parameters
 from costmodels.stages import StageTable, stage_table
-from costmodels.step import scale_out_doublings
-from costmodels.transfer import boundary_transfer_s
+from costmodels.step import per_step_overhead_s
 from costmodels.trust import half_widths, layer_opens, price_trust
 
 
@@ -70,12 +70,8 @@ def forward_pass(plans: PlanBatch, context: CostContext) -> ForwardEstimate:
     time_s = once_s + (plans.num_microbatches - 1) * slowest_s
     time_s = time_s + _gathering_s(plans, stages, parameters, context, forward_s=slowest_s)
     stack = context.stack
-    time_s = time_s * (
-        1
-        + stack.straggler_fraction_per_doubling
-        * scale_out_doublings(plans.num_devices / context.cluster.node.devices_per_node)
-    )
-    time_s = (time_s + stack.step_overhead_s) * stack.step_time_scale
+    nodes = plans.num_devices / context.cluster.node.devices_per_node
+    time_s = (time_s + per_step_overhead_s(time_s, nodes=nodes, stack=stack)) * stack.step_time_scale
     trust, widths = price_trust(costs), half_widths(layer_opens(costs), context)
     job, model = context.job, as_run(context.model, context.stack)
     flops = forward_flops_per_token(model, job.sequence_length, causal=True) * job.tokens_per_step

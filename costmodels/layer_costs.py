@@ -7,6 +7,7 @@ import numpy as np
 
 from costmodels.arrays import total
 from costmodels.autocast import run_apart
+from costmodels.block_seconds import COMPONENTS, ROW, Issue, shown
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
@@ -16,7 +17,6 @@ from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.plan import BoolArray, ContextKind, FloatArray, IntArray, PlanBatch
-from costmodels.shown_parts import COMPONENTS, ROW, Issue, shown
 from profiles.hardware import ClusterSpec
 
 _FORWARD = [ROW[name] for name in ("forward", "core", "tensor_forward", "context_forward", "expert_forward")] + [

@@ -154,6 +154,11 @@ class CallTable:
         """(R,) devices each row occupies."""
         return self.plans.num_devices
 
+    @property
+    def peak_bytes(self) -> FloatArray:
+        """(R,) a device's peak where no other call holds anything on it."""
+        return self.static_bytes + self.active_bytes
+
     def take(self, rows: Any) -> "CallTable":
         """The selected rows."""
         columns: dict[str, Any] = {

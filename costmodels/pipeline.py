@@ -17,7 +17,7 @@ from costmodels.interleaving import interleaved_s, round_size
 from costmodels.overlap import exposed_s
 from costmodels.pipeline_orders import ZERO_BUBBLE
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
-from costmodels.short_play import zero_bubble_s
+from costmodels.zero_bubble import zero_bubble_s
 
 _PUTS_OFF = np.asarray([schedule in ZERO_BUBBLE for schedule in Schedule])  # weight gradients, into bubbles
 _INTERLEAVED = len(Schedule)  # 1F1B of several chunks, told from 1F1B of one
@@ -210,7 +210,7 @@ def pipeline_s(
 
     Source:
         Every schedule takes exactly as long as played out, whatever the stages: ``_one_f_one_b_s``, ``_gpipe_s``,
-        ``costmodels.interleaving``, ``costmodels.short_play``. The stages of ZB-2p run on into the next step
+        ``costmodels.interleaving``, ``costmodels.zero_bubble``. The stages of ZB-2p run on into the next step
         (``RUNS_ON``), those of all others begin and end a step together.
     """
     used = count > 0

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from costmodels.activations import layer_activations
+from costmodels.boundary_transfers import boundary_transfers
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic, shared_gradients_s
 from costmodels.layer_costs import LayerCosts, layer_costs
@@ -30,7 +31,6 @@ from costmodels.stage_parameters import stage_parameters
 from costmodels.stage_plan import StageConfigs
 from costmodels.stage_seconds import module_s, recompute_units, stage_seconds
 from costmodels.stages import lone_stages, overlaps_passes
-from costmodels.transfer import boundary_transfers
 from costmodels.trust import layer_opens
 from profiles.errors import SpecError
 

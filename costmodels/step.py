@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.arrays import at_column, largest, largest_column, total
+from costmodels.block_seconds import COMPONENTS
 from costmodels.context import CostContext
 from costmodels.data_parallel import DataParallelTraffic, data_parallel_traffic, exposed_traffic_s
 from costmodels.layer_costs import RECOMPUTED, LayerCosts
@@ -18,7 +19,6 @@ from costmodels.lowering.parts import Part
 from costmodels.optimizer import optimizer_s, paging_s
 from costmodels.parameter_offload import gathers_once
 from costmodels.plan import FloatArray, IntArray, PlanBatch
-from costmodels.shown_parts import COMPONENTS
 from costmodels.stage_parameters import StageParameters
 from costmodels.stage_seconds import (
     Multiplicity,
@@ -327,10 +327,5 @@ def per_step_overhead_s(known_s: FloatArray, *, nodes: FloatArray, stack: StackS
         nodes: (N,) hosts; stragglers cost a share per doubling beyond one.
         stack: Its step overhead and straggler fraction are read.
     """
-    return stack.step_overhead_s + known_s * stack.straggler_fraction_per_doubling * scale_out_doublings(nodes)
-
-
-def scale_out_doublings(nodes: FloatArray) -> FloatArray:
-    """(N,) how often the number of hosts doubles beyond one."""
     doublings: FloatArray = np.log2(np.maximum(nodes, 1.0))
-    return doublings
+    return stack.step_overhead_s + known_s * stack.straggler_fraction_per_doubling * doublings

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from costmodels.boundary_transfers import boundary_transfers
 from costmodels.context import CostContext
 from costmodels.kernels.calls import Prediction
 from costmodels.layer_costs import LayerCosts
@@ -16,7 +17,6 @@ from costmodels.stage_layers import StageLayers, stage_layers
 from costmodels.stage_parameters import StageParameters
 from costmodels.stage_seconds import RecomputeUnits, StageSeconds, recomputation_s, recompute_units, stage_seconds
 from costmodels.stages import StageTable
-from costmodels.transfer import boundary_transfers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -161,6 +161,6 @@ def _between(name: str, value: int, low: int, high: int) -> None:
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise SpecError(
-            name, f"unknown value {value[:40]!r}", "use one of " + ", ".join(word for word in known if word)
-        )
+        words = [word for word in known if word]
+        hint = f"use one of {', '.join(words)}" if len(words) > 1 else f"{words[0]}, or leave it out"
+        raise SpecError(name, f"unknown value {value[:40]!r}", hint)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from planner.decisions.api import observe as observe
     from planner.decisions.api import portfolio as portfolio
     from planner.decisions.api import sensitivity as sensitivity
+    from planner.document_search import search_document as search_document
     from planner.documents import to_document as to_document
     from planner.exporters.api import export as export
     from planner.exporters.api import export_saved as export_saved
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from planner.results import PlanResult as PlanResult
     from planner.search.result import SearchResult as SearchResult
     from planner.search.sweep import sweep as sweep
-    from planner.search_document import search_document as search_document
     from planner.sizes import SizingResult as SizingResult
     from planner.sizes import sizing as sizing
     from planner.workflows import plan_dataflow as plan_dataflow
@@ -59,7 +59,7 @@ _HOMES = {
     "price_mlir": "planner.kernel_prices",
     "replan": "planner.replanning",
     "replan_saved": "planner.replanning",
-    "search_document": "planner.search_document",
+    "search_document": "planner.document_search",
     "sizing": "planner.sizes",
     "sweep": "planner.search.sweep",
     "to_document": "planner.documents",

@@ -35,9 +35,10 @@ from planner.request import (
     pins_of,
     resolve_request,
     setting_of,
+    space_of,
 )
 from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Request
-from planner.space import Space, plan_space
+from planner.space import Space
 from planner.switches import switches
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -147,7 +148,7 @@ def _alone(request: Request, batch: PlanBatch, rejected: Mapping[str, int]) -> P
 
 def _answer(kind: str, request: Request, top: int) -> PlanResult:
     clusters = _clusters(request)
-    whole = _space(request, request.cluster) if len(clusters) == 1 else None
+    whole = space_of(request, request.cluster) if len(clusters) == 1 else None
     if kind == "estimate" and whole is not None and len(whole.plans) == 1:
         return _alone(request, whole.plans, whole.rejected)
     priced, rejected = _search(request, clusters, whole)
@@ -157,16 +158,6 @@ def _answer(kind: str, request: Request, top: int) -> PlanResult:
             return _result(kind, request, priced, [], rejected)
         rows = np.asarray([_nearest(request, priced)])
     return _result(kind, request, priced, _estimates(request, priced, rows), rejected)
-
-
-def _space(request: Request, cluster: ClusterSpec) -> Space:
-    return plan_space(
-        setting_of(request, cluster),
-        domain_devices=cluster.domain_devices,
-        pins=request.pins,
-        offload=request.offload,
-        named_modules=request.named_modules,
-    )
 
 
 def _search(request: Request, clusters: list[ClusterSpec], whole: Space | None = None) -> tuple[Priced, dict[str, int]]:
@@ -180,7 +171,7 @@ def _search(request: Request, clusters: list[ClusterSpec], whole: Space | None =
     refused: SpecError | None = None
     for cluster in clusters:
         try:
-            space = whole or _space(request, cluster)
+            space = whole or space_of(request, cluster)
         except SpecError as error:
             if error.field == "cluster":
                 raise
@@ -331,13 +322,9 @@ def warnings_about(request: Request, best: PlanEstimate | None) -> tuple[Note, .
     usable = best.usable_memory_bytes
     # As risks of running out are told: without what publishers nobody has seen add to intervals.
     usual = memory_error_factor(request.stack, unseen_publisher=False)
+    errs = f"on setups seen before memory errs by up to {percent(usual - 1)}, which is more than is"
     if best.fits and best.peak_memory_bytes * usual > usable:
-        message = f"on setups seen before memory errs by up to {percent(usual - 1)}, which is more than is free"
-        warn("may_not_fit", "peak_memory_bytes", message)
+        warn("may_not_fit", "peak_memory_bytes", f"{errs} free")
     if not best.fits and best.peak_memory_bytes / usual <= usable:
-        warn(
-            "might_fit",
-            "peak_memory_bytes",
-            f"on setups seen before memory errs by up to {percent(usual - 1)}, which is more than is missing",
-        )
+        warn("might_fit", "peak_memory_bytes", f"{errs} missing")
     return tuple(notes)

@@ -19,7 +19,7 @@ from planner import cli_replan as again
 from planner.cli_calibrate import calibrate
 from planner.cli_dataflow import dataflow
 from planner.cli_flow import check_no_workflow, plan_workflow, workflow
-from planner.cli_lists import frameworks, gpus, models, workflows
+from planner.cli_lists import add_lists
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, steady_streams
 from planner.cli_profiles import profiles
 from planner.cli_search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
@@ -232,8 +232,7 @@ def export(
     target.show_export(lambda: _inputs(values) | {"plan": _pins(values)}, values, settings, out=out)
 
 
-for _listing in (models, workflows, gpus, frameworks):
-    app.command()(_listing)
+add_lists(app)
 
 
 @app.command()
@@ -359,8 +358,8 @@ def _pins(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _show(result: "PlanResult", values: Mapping[str, Any], *, pareto: bool = False) -> None:
     """Print an answer and exit with 3 if nothing fits."""
+    from planner.document_plan import to_document
     from planner.render import render, render_front
-    from planner.schema import to_document
 
     def tables(console: "Console") -> None:
         render(result, console, quiet=values["quiet"])

@@ -237,8 +237,8 @@ def _write_timelines(result: "FlowResult", flow: Mapping[str, Any]) -> None:
 
 
 def _show(result: "FlowResult", values: Mapping[str, Any]) -> None:
+    from planner.document_flow import flow_document
     from planner.render_flow import render_flow
-    from planner.schema_flow import flow_document
 
     def tables(console: "Console") -> None:
         render_flow(result, console, quiet=values["quiet"])

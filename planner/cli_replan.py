@@ -34,8 +34,8 @@ def show_replan(
         settings: Values of ``--plan``, ``--rank`` and ``--batch-change``.
         onto: The new devices.
     """
+    from planner.document_replan import replan_document
     from planner.render_replan import render_replan
-    from planner.replan_document import replan_document
     from planner.replanning import replan, replan_saved
 
     chosen = {"onto": cluster_of(onto), "batch_change": settings["batch_change"]}

@@ -35,9 +35,9 @@ def show_search(arguments: dict[str, Any], values: dict[str, Any]) -> None:
         arguments: Of ``planner.search.call.search``.
         values: Values of the shared options.
     """
+    from planner.document_search import search_document
     from planner.render_search import render_search
     from planner.search.call import search
-    from planner.search_document import search_document
 
     with progress("searching", quiet=values["quiet"]):
         result = search(**arguments)

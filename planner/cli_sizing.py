@@ -24,9 +24,9 @@ def show_sizing(inputs: Mapping[str, Any], values: Mapping[str, Any], *, days: f
         values: The options of the command line; ``gpus`` may name several kinds, with commas between.
         days: When the run has to be done.
     """
+    from planner.document_sizing import sizing_document
     from planner.render_sizing import render_sizing
     from planner.sizes import sizing
-    from planner.sizing_document import sizing_document
 
     clusters = [cluster_of(text.strip()) for text in values["gpus"].split(",")]
     with progress("pricing plans", quiet=values["quiet"]):

@@ -5,14 +5,14 @@ from typing import Any
 
 # Type of a result to where its document is made: nothing is imported before there is such a result.
 _WRITERS = {
-    "PlanResult": ("planner.schema", "to_document"),
-    "SearchResult": ("planner.search_document", "search_document"),
-    "FlowResult": ("planner.schema_flow", "flow_document"),
+    "PlanResult": ("planner.document_plan", "to_document"),
+    "SearchResult": ("planner.document_search", "search_document"),
+    "FlowResult": ("planner.document_flow", "flow_document"),
     "PortfolioResult": ("planner.decisions.document", "portfolio_document"),
     "SensitivityResult": ("planner.decisions.document", "sensitivity_document"),
     "ObserveResult": ("planner.decisions.document", "observe_document"),
-    "SizingResult": ("planner.sizing_document", "sizing_document"),
-    "ReplanResult": ("planner.replan_document", "replan_document"),
+    "SizingResult": ("planner.document_sizing", "sizing_document"),
+    "ReplanResult": ("planner.document_replan", "replan_document"),
     "ExportResult": ("planner.exporters.document", "export_document"),
 }
 

@@ -1,9 +1,9 @@
 """Numbers and plans in words: the only place that formats quantities for people."""
 
-from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule
+from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule, Schedule
 from planner.results import Explanation, PlanEstimate, Remedy, Rival
 from planner.rules.modules import module_names
-from planner.rules.pipeline import SCHEDULE_NAMES
+from planner.rules.pipeline import NAME_OF_SCHEDULE
 from profiles.units import GIB, SECONDS_PER_DAY, SECONDS_PER_HOUR
 
 TIME_NAMES = {
@@ -173,7 +173,7 @@ def signed_gib(change_bytes: float) -> str:
 
 def schedule_label(plan: ExecutionPlan) -> str:
     """The schedule as the command line takes it, ``1f1b``; virtual stages make it an interleaved one."""
-    word = next(word for word, code in SCHEDULE_NAMES.items() if code == plan.schedule)
+    word = NAME_OF_SCHEDULE[plan.schedule]
     return f"interleaved {word}" if plan.virtual_stages > 1 else word
 
 
@@ -198,7 +198,7 @@ def _shown(name: str, value: int, rival: Rival, side: int) -> str:
         if name == words:
             return kind(value).name.lower()
     if name == "schedule":
-        return next(word for word, code in SCHEDULE_NAMES.items() if code == value)
+        return NAME_OF_SCHEDULE[Schedule(value)]
     if name == "sequence_parallel" or name.startswith("offload_"):
         return "on" if value else "off"
     return {"zero_shard_degree": "all", **_EVEN}.get(name, "0") if value == 0 else str(value)

@@ -12,15 +12,13 @@ from itertools import groupby
 from math import inf
 
 from costmodels.evaluate import peaks
-from costmodels.plan import PlanBatch
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.jobs import on_other_devices, rounded_batch
 from planner.pricing import price_all, price_contenders
 from planner.ranking import Priced, best_rows, nearest_row
-from planner.request import cost_context, full_node, part_of, setting_of
+from planner.request import cost_context, full_node, part_of, space_of
 from planner.results import Remedy, Request
 from planner.rules.base import divisors
-from planner.space import plan_space
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
@@ -71,19 +69,9 @@ Searcher = Callable[[Request, ClusterSpec], Priced]
 
 def search_once(request: Request, cluster: ClusterSpec) -> Priced:
     """The plans of a request that fit a cluster, or those that come nearest, priced."""
-    plans = _plans(request, cluster)
+    plans = space_of(request, cluster).plans
     context = cost_context(request, cluster)
     return price_contenders(plans, context) if len(plans) else price_all(plans, context)
-
-
-def _plans(request: Request, cluster: ClusterSpec) -> PlanBatch:
-    return plan_space(
-        setting_of(request, cluster),
-        domain_devices=cluster.domain_devices,
-        pins=request.pins,
-        offload=request.offload,
-        named_modules=request.named_modules,
-    ).plans
 
 
 def find_remedies(
@@ -245,7 +233,7 @@ def _larger_memories(request: Request, needed_bytes: float) -> Iterator[_Trial]:
 
 def _least_peak_bytes(request: Request, cluster: ClusterSpec) -> float:
     """The smallest peak memory of the plans of a request on a cluster, whether it has that much or not."""
-    plans = _plans(request, cluster)
+    plans = space_of(request, cluster).plans
     return float(peaks(plans, cost_context(request, cluster)).peak_memory_bytes.min()) if len(plans) else inf
 
 

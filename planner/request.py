@@ -19,6 +19,7 @@ from planner.price_lists import default_collective_model, kernel_model_of
 from planner.ranking import check_objective
 from planner.results import Note, Request
 from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
+from planner.space import Space, plan_space
 from profiles.catalog import default_catalog
 from profiles.cluster_string import cluster_from_mapping, parse_cluster
 from profiles.errors import SpecError, did_you_mean
@@ -164,6 +165,22 @@ def setting_of(request: Request, cluster: ClusterSpec | None = None) -> Setting:
         joined_devices=joined_devices(chosen),
         free_layout=request.stack.free_layout,
         overlaps_experts=request.stack.expert_parallel_overlap > 0,
+    )
+
+
+def space_of(request: Request, cluster: ClusterSpec | None = None) -> Space:
+    """The legal plans of a request, on its cluster or another.
+
+    Raises:
+        SpecError: As ``plan_space``.
+    """
+    chosen = cluster or request.cluster
+    return plan_space(
+        setting_of(request, chosen),
+        domain_devices=chosen.domain_devices,
+        pins=request.pins,
+        offload=request.offload,
+        named_modules=request.named_modules,
     )
 
 

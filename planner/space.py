@@ -185,7 +185,8 @@ def _pipeline(candidates: Candidates) -> None:
     """First and last stage, schedule and virtual stages."""
     layers = candidates.setting.model.num_layers
     megatron = candidates.setting.framework == MEGATRON
-    _uneven_ends(candidates, layers, allowed=megatron)
+    pinned = bool({"first_stage_layers", "last_stage_layers"} & candidates.pins.keys())
+    _uneven_ends(candidates, layers, allowed=megatron and not pinned)
     candidates.expand(
         ("schedule",),
         _singles([int(code) for code in Schedule]),
@@ -193,7 +194,6 @@ def _pipeline(candidates: Candidates) -> None:
     )
 
     free_layout = candidates.setting.free_layout
-    pinned = {"first_stage_layers", "last_stage_layers"} & candidates.pins.keys()
 
     def fits(columns: Columns) -> BoolArray:
         fit = chunks_fit(columns, layers, even=megatron, free_layout=free_layout)
@@ -221,7 +221,7 @@ def chunks_fit(columns: Columns, layers: int, *, even: bool, free_layout: bool =
         if free_layout:
             most, fewer = _UNEVEN_CHUNKS
             uneven = np.where(most * p <= layers, most, fewer)
-            whole |= (layers % p != 0) & (first + last == 0) & (v == uneven) & (p * v <= layers)
+            whole |= _unequal(columns, layers) & (v == uneven) & (p * v <= layers)
     else:
         whole = p * v <= layers
     return mask((v == 1) | (whole & (p > 1) & (columns["schedule"] == int(Schedule.ONE_F_ONE_B))))
@@ -230,8 +230,13 @@ def chunks_fit(columns: Columns, layers: int, *, even: bool, free_layout: bool =
 def _spread_for_nothing(columns: Columns, layers: int) -> BoolArray:
     """(N,) whole stages that differ by a layer, where what is left over can be on the last instead, with the head."""
     p = columns["pipeline_parallel"]
-    unequal = (layers % p != 0) & (columns["first_stage_layers"] + columns["last_stage_layers"] == 0)
-    return mask(unequal & (columns["virtual_stages"] == 1) & ends_apply(np.ones_like(p), p, layers))
+    return mask(_unequal(columns, layers) & (columns["virtual_stages"] == 1) & ends_apply(np.ones_like(p), p, layers))
+
+
+def _unequal(columns: Columns, layers: int) -> BoolArray:
+    """(N,) whether layers do not divide over the stages, and first and last take no number of their own."""
+    own = columns["first_stage_layers"] + columns["last_stage_layers"]
+    return mask((layers % columns["pipeline_parallel"] != 0) & (own == 0))
 
 
 def chunk_counts(setting: Setting) -> list[int]:
@@ -248,8 +253,7 @@ def _uneven_ends(candidates: Candidates, layers: int, *, allowed: bool) -> None:
     def divides(columns: Columns) -> BoolArray:
         return ends_apply(columns["first_stage_layers"], columns["pipeline_parallel"], layers)
 
-    pinned = {"first_stage_layers", "last_stage_layers"} & candidates.pins.keys()
-    codes = list(END_CODES) if allowed and not pinned else [0]
+    codes = list(END_CODES) if allowed else [0]
     candidates.expand(("first_stage_layers",), _singles(codes), keep=divides, provisional=True)
     p, code = candidates.columns["pipeline_parallel"], candidates.columns["first_stage_layers"]
     first, last = end_layers(code, p, layers)

@@ -262,7 +262,7 @@ class Catalog:
             raise SpecError(field, f"unknown link {name[:60]!r}", did_you_mean(key, self.links))
         return self.links[self._link_keys[key]]
 
-    def node(self, name: str, *, field: str = "cluster.node") -> NodeSpec:
+    def node(self, name: str) -> NodeSpec:
         """The node of that name or alias, case-insensitively.
 
         Raises:
@@ -270,7 +270,7 @@ class Catalog:
         """
         key = _plain_key(name[:200])
         if key not in self._node_keys:
-            raise SpecError(field, f"unknown node {name[:60]!r}", did_you_mean(key, self.nodes))
+            raise SpecError("cluster.node", f"unknown node {name[:60]!r}", did_you_mean(key, self.nodes))
         return self.nodes[self._node_keys[key]]
 
     @functools.cached_property

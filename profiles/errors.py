@@ -54,20 +54,19 @@ class InfeasibleError(PlannerError):
         return InfeasibleError, (self.reasons,)
 
 
-def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3) -> str:
-    """Hint naming the known words closest to ``name``, or listing a few when none is close.
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Hint naming the known words closest to ``name``, three at most, or listing a few when none is close.
 
     Args:
         name: What the user wrote; compared case-insensitively, only its first 64 characters.
         known: Every accepted word.
-        limit: Most words to offer.
 
     Returns:
         A hint such as ``did you mean 'H100-80GB'?``; empty when ``known`` is empty.
     """
     words = sorted(set(known))
     lowered = {word.lower(): word for word in words}
-    close = difflib.get_close_matches(name[:64].lower(), lowered, n=limit, cutoff=0.5)
+    close = difflib.get_close_matches(name[:64].lower(), lowered, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(f"'{lowered[word]}'" for word in close) + "?"
     return "known: " + ", ".join(words[:12]) + (", ..." if len(words) > 12 else "") if words else ""

@@ -12,11 +12,9 @@ from typing import Any
 
 from profiles.errors import SpecError
 from profiles.hf_families import ENCODERS, FAMILIES, LLAMA, STATE_SPACE, SYNONYMS, VISION, Family, Rule
-from profiles.hf_layers import layer_mask_of_experts, windowed_layers
+from profiles.hf_layers import FIELD, layer_mask_of_experts, windowed_layers
 from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, MoESpec
 from profiles.model_fields import is_integer, shown
-
-FIELD = "config.json"
 
 # Names under which families keep one dimension, most common first.
 _NAMES = {

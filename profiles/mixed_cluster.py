@@ -107,18 +107,17 @@ def is_mixed(description: str | Mapping[str, Any]) -> bool:
     return "+" in description if isinstance(description, str) else "groups" in description
 
 
-def parse_mixed_cluster(text: str, catalog: Catalog | None = None, *, between: str | None = None) -> MixedCluster:
+def parse_mixed_cluster(text: str, *, between: str | None = None) -> MixedCluster:
     """The cluster a text with ``+`` between its groups describes; without one, a single group.
 
     Args:
         text: Forms of ``cluster_string.parse_cluster``, joined by ``+``.
-        catalog: Where names are looked up; the default catalogue if omitted.
         between: Link of one network adapter between nodes of different groups.
 
     Raises:
         SpecError: If a part has another form, a name is unknown or a count out of bounds.
     """
-    catalog = catalog or default_catalog()
+    catalog = default_catalog()
     if len(text) > MAX_TEXT_LENGTH:
         raise SpecError("cluster", f"at most {MAX_TEXT_LENGTH} characters; got {len(text)}")
     parts = [part.strip() for part in text.split("+")]
@@ -129,13 +128,13 @@ def parse_mixed_cluster(text: str, catalog: Catalog | None = None, *, between: s
     return _joined(text.strip(), [parse_cluster(part, catalog) for part in parts], between, catalog)
 
 
-def mixed_cluster_from_mapping(mapping: Mapping[str, Any], catalog: Catalog | None = None) -> MixedCluster:
+def mixed_cluster_from_mapping(mapping: Mapping[str, Any]) -> MixedCluster:
     """The cluster a mapping (see ``MixedClusterEntry``) describes.
 
     Raises:
         SpecError: If a field is unknown, of the wrong type or out of bounds, or a name is unknown.
     """
-    catalog = catalog or default_catalog()
+    catalog = default_catalog()
     entry = validated(MixedClusterEntry, mapping, where="cluster")
     groups = []
     for index, group in enumerate(entry.groups):

@@ -53,7 +53,7 @@ ELEMENT_BYTES = {"none": 0, "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
-def parse_precision(name: str, *, field: str = "job.precision") -> Precision:
+def parse_precision(name: str) -> Precision:
     """The recipe of that name (case-insensitive; common aliases accepted).
 
     Raises:
@@ -62,5 +62,5 @@ def parse_precision(name: str, *, field: str = "job.precision") -> Precision:
     key = name.strip().lower()
     key = _ALIASES.get(key, key)
     if key not in PRECISIONS:
-        raise SpecError(field, f"unknown precision {name[:40]!r}", did_you_mean(key, PRECISIONS))
+        raise SpecError("job.precision", f"unknown precision {name[:40]!r}", did_you_mean(key, PRECISIONS))
     return PRECISIONS[key]

@@ -73,7 +73,7 @@ def write_timings_csv(table: TimingTable, path: Path) -> None:
         raise SpecError(str(path)[:200], f"cannot be written: {error.strerror or type(error).__name__}") from None
 
 
-def read_parquet_columns(path: Path, *, columns: list[str] | None = None) -> tuple[dict[str, Any], dict[bytes, bytes]]:
+def read_parquet_columns(path: Path) -> tuple[dict[str, Any], dict[bytes, bytes]]:
     """The columns of any Parquet file as NumPy arrays by name, and the file's metadata.
 
     Raises:
@@ -92,7 +92,7 @@ def read_parquet_columns(path: Path, *, columns: list[str] | None = None) -> tup
             names = file.schema_arrow.names
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise SpecError(f"{label}.{twice[0][:60]}", "column is named twice")
-            table = file.read(columns=columns, use_threads=False)
+            table = file.read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or "it is not a Parquet file, or a broken one"
         raise SpecError(label, f"cannot be read: {reason}") from None

@@ -8,12 +8,12 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 
 from planner.decisions.schema import observe_schema, portfolio_schema, sensitivity_schema
+from planner.document_replan import replan_schema
+from planner.document_search import search_schema
+from planner.document_sizing import sizing_schema
 from planner.exporters.document import export_schema
-from planner.replan_document import replan_schema
 from planner.schema_flow_types import flow_document_schema
 from planner.schema_types import document_schema
-from planner.search_document import search_schema
-from planner.sizing_document import sizing_schema
 from service.docs_page import docs_page
 from service.limits import BodyLimit, WorkQueue
 from service.problems import Problem, install_handlers

@@ -1,4 +1,4 @@
-"""Bodies are read strictly: a key given twice would otherwise silently mean the last one."""
+"""Requests are read strictly: a key given twice, or a query that no route reads, would otherwise go unnoticed."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from profiles import strict_json
+from profiles.errors import SpecError
 
 
 class StrictRequest(Request):
@@ -19,13 +20,16 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that reads its body so."""
+    """A route that reads its body so, and takes no query."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The route's handler, given a strict request."""
         handle = super().get_route_handler()
 
         async def strictly(request: Request) -> Response:
+            if request.query_params:
+                name = next(iter(request.query_params))
+                raise SpecError(name, "unknown query parameter", f"{request.url.path} takes none")
             return await handle(StrictRequest(request.scope, request.receive))
 
         return strictly

@@ -10,19 +10,20 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import RedirectResponse
 from starlette.responses import Response
 
-from planner import api, schema
+from planner import api, documents
 from planner.decisions import api as decisions
-from planner.decisions.document import observe_document, portfolio_document, sensitivity_document
 from planner.decisions.results import Terms
+from planner.document_plan import (
+    device_document,
+    devices_document,
+    frameworks_document,
+    model_document,
+    models_document,
+)
 from planner.exporters.api import export
-from planner.exporters.document import export_document
-from planner.replan_document import replan_document
 from planner.replanning import replan
-from planner.schema_flow import flow_document
 from planner.search.call import search
-from planner.search_document import search_document
 from planner.sizes import sizing
-from planner.sizing_document import sizing_document
 from planner.workflows import plan_dataflow
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
@@ -110,7 +111,7 @@ async def post_plan(body: PlanQuestion, request: Request) -> Response:
         asked = given(body)
         ends = (asked.pop("job"), asked.pop("models"), asked.pop("cluster"))
         work = functools.partial(plan_dataflow, *ends, **asked, allow_files=False)
-        return await _answer(request, work, flow_document)
+        return await _answer(request, work)
     search = functools.partial(
         api.plan, pins=given(body.plan), objective=body.objective, top=body.top, variants=body.variants
     )
@@ -130,7 +131,7 @@ async def post_portfolio(body: PortfolioRequest, request: Request) -> Response:
     weigh = functools.partial(
         decisions.portfolio, pins=given(body.plan), variants=body.variants, count=body.count, terms=terms
     )
-    return await _answer(request, functools.partial(weigh, **_inputs(body)), portfolio_document)
+    return await _answer(request, functools.partial(weigh, **_inputs(body)))
 
 
 @router.post("/search", response_model=None, responses=_FOUND | _SEARCH_PROBLEMS, tags=["planning"])
@@ -138,7 +139,7 @@ async def post_search(body: SearchRequest, request: Request) -> Response:
     """Find the fastest plan stage by stage, also across different devices, and say how good it is."""
     limits = {name: getattr(body, name) for name in ("strategy", "seconds", "evaluations", "seed", "runnable")}
     work = functools.partial(search, pins=given(body.plan), **limits, **_inputs(body))
-    return await _answer(request, work, search_document)
+    return await _answer(request, work)
 
 
 @router.post("/sensitivity", response_model=None, responses=_SENSITIVITY | _SEARCH_PROBLEMS, tags=["decisions"])
@@ -148,7 +149,7 @@ async def post_sensitivity(body: SensitivityRequest, request: Request) -> Respon
     weigh = functools.partial(
         decisions.sensitivity, pins=given(body.plan), variants=body.variants, rivals=body.rivals, terms=terms
     )
-    return await _answer(request, functools.partial(weigh, **_inputs(body)), sensitivity_document)
+    return await _answer(request, functools.partial(weigh, **_inputs(body)))
 
 
 @router.post("/observe", response_model=None, responses=_OBSERVATION | _SEARCH_PROBLEMS, tags=["decisions"])
@@ -159,7 +160,7 @@ async def post_observe(body: ObserveRequest, request: Request) -> Response:
         decisions.observe, pins=given(body.plan), variants=body.variants, count=body.count, terms=terms
     )
     inputs = _inputs(body) | {"trials": body.trials}
-    return await _answer(request, functools.partial(update, **inputs), observe_document)
+    return await _answer(request, functools.partial(update, **inputs))
 
 
 @router.post("/sizing", response_model=None, responses=_SIZING | _SEARCH_PROBLEMS, tags=["planning"])
@@ -168,27 +169,27 @@ async def post_sizing(body: SizingRequest, request: Request) -> Response:
     inputs = _inputs(body)
     clusters = [inputs.pop("cluster"), *body.compared_with]
     look = functools.partial(sizing, clusters=clusters, days=body.days, pins=given(body.plan))
-    return await _answer(request, functools.partial(look, **inputs), sizing_document)
+    return await _answer(request, functools.partial(look, **inputs))
 
 
 @router.post("/replan", response_model=None, responses=_REPLAN | _SEARCH_PROBLEMS, tags=["planning"])
 async def post_replan(body: ReplanRequest, request: Request) -> Response:
     """Say how a running job goes on on other devices: in the layout of its checkpoint, and at best."""
     move = functools.partial(replan, onto=body.onto, plan=given(body.plan), batch_change=body.batch_change)
-    return await _answer(request, functools.partial(move, **_inputs(body)), replan_document)
+    return await _answer(request, functools.partial(move, **_inputs(body)))
 
 
 @router.post("/export", response_model=None, responses=_EXPORT | _SEARCH_PROBLEMS, tags=["planning"])
 async def post_export(body: ExportRequest, request: Request) -> Response:
     """Write the files and the launch line of a training framework for the plan that `/estimate` explains."""
     write = functools.partial(export, plan=given(body.plan), format=body.format, allow_partial=body.allow_partial)
-    return await _answer(request, functools.partial(write, **_inputs(body)), export_document)
+    return await _answer(request, functools.partial(write, **_inputs(body)))
 
 
-@router.get("/models", tags=["catalogue"])
+@router.get("/models", responses=declared(422), tags=["catalogue"])
 async def get_models() -> ModelList:
     """Every model known by name, with its parameter count and source."""
-    return ModelList.model_validate(schema.models_document())
+    return ModelList.model_validate(models_document())
 
 
 @router.get("/models/{name:path}", responses=declared(404, 422), tags=["catalogue"])
@@ -196,13 +197,13 @@ async def get_model(name: EntryName) -> ModelView:
     """One model, by name, alias or size."""
     with _unknown_is_404():
         found = resolve_model(name, default_catalog(), allow_paths=False)
-    return ModelView.model_validate(schema.model_document(found.spec))
+    return ModelView.model_validate(model_document(found.spec))
 
 
-@router.get("/devices", tags=["catalogue"])
+@router.get("/devices", responses=declared(422), tags=["catalogue"])
 async def get_devices() -> DeviceList:
     """Every device known by name, with a source for each figure."""
-    return DeviceList.model_validate(schema.devices_document())
+    return DeviceList.model_validate(devices_document())
 
 
 @router.get("/devices/{name:path}", responses=declared(404, 422), tags=["catalogue"])
@@ -210,16 +211,16 @@ async def get_device(name: EntryName) -> DeviceView:
     """One device, by any spelling of its name; an ambiguous one means what a cluster of that name would."""
     with _unknown_is_404():
         device = default_catalog().device(name, field="device")
-    return DeviceView.model_validate(schema.device_document(device))
+    return DeviceView.model_validate(device_document(device))
 
 
-@router.get("/frameworks", tags=["catalogue"])
+@router.get("/frameworks", responses=declared(422), tags=["catalogue"])
 async def get_frameworks() -> FrameworkList:
     """Every framework, and variant of one, that plans can be made for."""
-    return FrameworkList.model_validate(schema.frameworks_document())
+    return FrameworkList.model_validate(frameworks_document())
 
 
-@router.get("/healthz", tags=["service"])
+@router.get("/healthz", responses=declared(422), tags=["service"])
 async def get_health() -> Health:
     """Whether the service answers; never waits for a search."""
     return Health()
@@ -257,13 +258,11 @@ def _inputs(body: EstimateRequest) -> dict[str, Any]:
     }
 
 
-async def _answer(
-    request: Request, work: Callable[[], Any], to_document: Callable[[Any], dict[str, Any]] | None = None
-) -> Response:
+async def _answer(request: Request, work: Callable[[], Any]) -> Response:
     """The document of a result, priced and encoded off the event loop."""
 
     def encoded() -> bytes:
-        document = (to_document or schema.to_document)(work())
+        document = documents.to_document(work())
         return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
     queue: WorkQueue = request.app.state.queue

@@ -1,6 +1,6 @@
 """Request bodies: what may be posted; ``service.values`` bounds every text, number and list.
 
-The answers are the versioned documents of ``planner.schema``, the same as the library and the CLI
+The answers are the versioned documents of ``planner.document_plan``, the same as the library and the CLI
 give; only the questions are described here. Names follow ``TrainingJob`` and ``ExecutionPlan``.
 """
 
@@ -17,6 +17,7 @@ from planner.decisions.results import MAX_RIVALS, MAX_SEED, MAX_STEPS, MAX_TRIAL
 from planner.decisions.trials import MAX_TRIALS as MAX_OBSERVED
 from planner.pins import ALIASES
 from planner.rules.modules import MODULE_NAMES
+from planner.search import best
 from planner.sizes import MAX_KINDS
 from planner.validate.reader import COLUMNS
 from profiles.errors import did_you_mean
@@ -270,8 +271,10 @@ class SearchRequest(EstimateRequest):
     plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
     strategy: Literal["auto", "enumerate", "cpsat", "mcmc", "all"] = "auto"
     seconds: float = Field(default=5.0, gt=0, le=MAX_SEARCH_SECONDS, description="Longest time to search.")
-    evaluations: int | None = Field(default=None, ge=1, le=1 << 40, description="After which nothing new begins.")
-    seed: int = Field(default=0, ge=0, le=(1 << 31) - 1, description="Of everything random.")
+    evaluations: int | None = Field(
+        default=None, ge=1, le=best.MAX_EVALUATIONS, description="After which nothing new begins."
+    )
+    seed: int = Field(default=0, ge=0, le=best.MAX_SEED, description="Of everything random.")
     runnable: bool = Field(default=False, description="Whether only plans count that the framework can run.")
 
 

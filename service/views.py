@@ -1,4 +1,4 @@
-"""The catalogue as OpenAPI describes it; the documents themselves are those of ``planner.schema``."""
+"""The catalogue as OpenAPI describes it; the documents themselves are those of ``planner.document_plan``."""
 
 from pydantic import BaseModel, ConfigDict, Field
 

@@ -19,7 +19,6 @@ from costmodels.calibration.collective_fit import as_fits, as_plans_place, fit_i
 from costmodels.calibration.collective_splits import SPLITS, Judged, across_splits, inside_splits
 from costmodels.calibration.collective_spreads import (
     KINDS,
-    LARGE_BYTES,
     LEAST_OF_A_KIND,
     NESTED,
     interval,
@@ -28,6 +27,7 @@ from costmodels.calibration.collective_spreads import (
 )
 from costmodels.calibration.collective_tables import FloatArray, inside_timings
 from costmodels.calibration.exchange_fit import exchange_records
+from costmodels.collectives import LARGE_BYTES
 from profiles.markdown import table_head, table_row
 
 _BARS = {"eight ranks": "10 %", "more nodes": "20 %"}

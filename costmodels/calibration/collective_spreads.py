@@ -19,8 +19,8 @@ import numpy as np
 from costmodels.calibration.collective_splits import SPLITS, Judged
 from costmodels.calibration.collective_tables import FloatArray
 from costmodels.calibration.robust import significant
+from costmodels.collectives import LARGE_BYTES
 
-LARGE_BYTES = 2.0**20
 LEAST_BYTES = (0.0, LARGE_BYTES)
 TAIL = 0.05
 CLASSES = ("own", "beyond", "kin", "guess")

@@ -20,6 +20,7 @@ from costmodels.kernels.device_features import BLOCK_SCALING
 from costmodels.kernels.features import features_of
 from costmodels.kernels.implementations import is_bare
 from costmodels.kernels.learned import BLOCK_SCALED, CLOCKS, POOLED, SCALING, arithmetics, device_reference, formula_s
+from costmodels.tables.gemm_rows import TUNED_SOURCE
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
 
@@ -28,7 +29,6 @@ FEWEST_OF_DEVICE = 20  # rows from which a device has parameters of its own, whi
 # Rows that the pooled parameters count for in those of a device, which serve its relatives and their shapes too.
 LEANING_ROWS = 100.0
 FEWEST_FOR_CLOCKS = 10  # from which what its largest products reach says how much of its peak it holds
-TUNED_SOURCE = "aiter-tuned"
 # Of products with a scale per block, even where they multiply as others do: what quantises the input along.
 _OF_BLOCKS = ("floor_s", "quantise_floor_s", "quantise_rate", "quantise_bytes")
 # What a parameter is near where rows leave it open: a slice of the last-level cache gives 64 bytes per clock (NVIDIA

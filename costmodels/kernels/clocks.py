@@ -14,6 +14,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
+from costmodels.kernels.calls import FloatArray
 from profiles.hardware import DeviceSpec
 
 # Year in which the first board of an architecture was launched, as the vendors announced them.
@@ -61,18 +64,14 @@ class ClockLaw:
         return asdict(self)
 
 
-def operations_per_cycle(device: DeviceSpec) -> float:
-    """Dense 16-bit operations of a multiprocessor per cycle, a power of two."""
-    return float(2 ** round(math.log2(device.peak_flops_per_s["fp16"] / device.num_sms / _USUAL_CLOCK_HZ)))
-
-
 def clock_hz(device: DeviceSpec) -> float:
     """Clock at which the peak of a device is stated: a multiprocessor multiplies a power of two per cycle.
 
     Example:
         An H100 makes 989.4e12 operations per second in 132 multiprocessors: 4,096 each at 1.83 GHz.
     """
-    return device.peak_flops_per_s["fp16"] / device.num_sms / operations_per_cycle(device)
+    per_processor = device.peak_flops_per_s["fp16"] / device.num_sms
+    return per_processor / float(operations_per_cycle(per_processor))
 
 
 def held_back(device: DeviceSpec) -> float:
@@ -84,7 +83,13 @@ def held_back(device: DeviceSpec) -> float:
     """
     if device.architecture != _ONE_CHIP or "fp16" not in device.peak_flops_per_s:
         return 1.0
-    return max(OPERATIONS[_ONE_CHIP] / operations_per_cycle(device), 1.0)
+    runs = float(operations_per_cycle(device.peak_flops_per_s["fp16"] / device.num_sms))
+    return max(OPERATIONS[_ONE_CHIP] / runs, 1.0)
+
+
+def operations_per_cycle(flops_per_s: FloatArray | float) -> FloatArray:
+    """Operations in one cycle of a multiprocessor that makes so many per second at its peak: a power of two."""
+    return np.asarray(2.0 ** np.round(np.log2(np.maximum(flops_per_s / _USUAL_CLOCK_HZ, 1.0))))
 
 
 def heat(device: DeviceSpec) -> float | None:

@@ -14,8 +14,8 @@ Source:
 import numpy as np
 
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
+from costmodels.kernels.clocks import operations_per_cycle
 
-_USUAL_CLOCK_HZ = 1.8e9
 _CYCLES_PER_WIDTH, _CYCLES = 22.0, 512.0  # of shared memory, per tile
 _OPERATIONS_PER_WIDTH = 5 * 2 * 128.0 * 128.0  # of the products, per tile
 
@@ -33,6 +33,5 @@ def backward_stretch(calls: KernelCallBatch, flops_per_s: FloatArray | float, nu
     """
     backward = calls.op == KernelOp.ATTENTION_BACKWARD
     width = np.maximum(calls.k, 1.0)
-    per_cycle = 2.0 ** np.round(np.log2(np.maximum(flops_per_s / num_sms / _USUAL_CLOCK_HZ, 1.0)))
-    products = _OPERATIONS_PER_WIDTH * width / per_cycle
+    products = _OPERATIONS_PER_WIDTH * width / operations_per_cycle(flops_per_s / num_sms)
     return np.where(backward, np.maximum((_CYCLES_PER_WIDTH * width + _CYCLES) / products, 1.0), 1.0)

@@ -35,7 +35,7 @@ _TUNED = "best-tuned"
 # What aiter lists as eight bits wide (a8w8) is int8 where products are batched: their tuner draws int8 and their
 # kernels take nothing else (``csrc/ck_batched_gemm_a8w8`` of ROCm/aiter, ``ADataType = I8``). Of single ones a column
 # of the list says which.
-_TUNER = "aiter-tuned"
+TUNED_SOURCE = "aiter-tuned"
 # aiconfigurator runs some copies of the weights in turn, so that each comes from memory: six, or with a version of
 # TensorRT-LLM as few as outgrow the last-level cache, at most five (``collector/*/collect_gemm.py``). Small ones stay
 # in the cache all the same: on an L40S (96 MiB) such rows move up to twice the bytes per second of its memory.
@@ -76,7 +76,7 @@ def gemm_rows(table: Table) -> KernelRows:
     m, n, k, batch = (table.numbers[name] for name in ("m", "n", "k", "batch"))
     notes = table.words["notes"]
     index, block, known = formats_of(table.words["dtype"])
-    tuner = table.words["source"].map(lambda name: name == _TUNER)
+    tuner = table.words["source"].map(lambda name: name == TUNED_SOURCE)
     problem = first_problem(
         table,
         (~known | (tuner & (batch > 1) & (OPERAND_BYTES[index] == 1)), _UNKNOWN_DTYPE),

@@ -99,8 +99,7 @@ def call_costs(
         )
         table = price_plans(plans, call, wanted, setting)
     if fitting:
-        peak = table.static_bytes + table.active_bytes
-        table = table.take(np.flatnonzero(peak <= setting.cluster.device.usable_memory_bytes))
+        table = table.take(np.flatnonzero(table.peak_bytes <= setting.cluster.device.usable_memory_bytes))
     return undominated(table)
 
 

@@ -89,7 +89,7 @@ def _least_bytes(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int
     if not sizes:
         return 0.0
     table = _ways(request, cluster, sizes, name)
-    return float((table.static_bytes + table.active_bytes).min()) if len(table) else 0.0
+    return float(table.peak_bytes.min()) if len(table) else 0.0
 
 
 def _ways(

@@ -103,17 +103,16 @@ class DescribedGraph:
     models: Mapping[str, Any]
 
 
-def graph_from_mapping(mapping: Mapping[str, Any], *, where: str = "job") -> DescribedGraph:
+def graph_from_mapping(mapping: Mapping[str, Any]) -> DescribedGraph:
     """The workflow a mapping describes.
 
     Args:
         mapping: As in the example above.
-        where: Prefix of fields in errors.
 
     Raises:
         SpecError: If a field is unknown or wrong, or the graph is none, see ``Dataflow``.
     """
-    entry = validated(GraphEntry, mapping, where=where)
+    entry = validated(GraphEntry, mapping, where="job")
     graph = Dataflow(
         name=entry.name,
         roles=tuple(

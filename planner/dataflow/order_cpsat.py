@@ -14,6 +14,7 @@ from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.schedule import lead_times, overlaps, slot_times
 
 _TICKS = 10_000_000  # the longest possible schedule, in ticks of the solver; what is lost is a ten-millionth of it
+_EFFORT = 0.1  # deterministic time, in the units of the solver: a few seconds at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,16 +32,13 @@ class BestOrder:
     proven: bool
 
 
-def best_order(
-    problem: DataflowProblem, graph: TaskGraph, choice: IntArray, *, effort: float = 0.1, seed: int = 0
-) -> BestOrder | None:
+def best_order(problem: DataflowProblem, graph: TaskGraph, choice: IntArray, *, seed: int = 0) -> BestOrder | None:
     """The order in which one plan ends first.
 
     Args:
         problem: The problem.
         graph: Its tasks; its orders are not looked at.
         choice: Candidate of each call. [calls]
-        effort: Deterministic time of the solver, in its own units; 0.1 is a few seconds at most.
         seed: Seed of the solver.
 
     Returns:
@@ -77,7 +75,7 @@ def best_order(
     model.minimize(end)
     solver = cp_model.CpSolver()
     solver.parameters.catch_sigint_signal = False  # it would leave Ctrl-C to end the process without a word
-    solver.parameters.max_deterministic_time = effort
+    solver.parameters.max_deterministic_time = _EFFORT
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = seed
     status = solver.solve(model)

@@ -10,13 +10,12 @@ from planner.dataflow.graph import (
     GENERATE,
     INFERENCE,
     PROMPT,
-    TRAIN,
     VALUE_HEAD,
     Call,
     Dataflow,
     Role,
 )
-from planner.dataflow.preset_settings import Settings
+from planner.dataflow.preset_settings import Settings, training
 
 _PAIR = Fraction(2)  # a chosen and a rejected response per item
 
@@ -26,7 +25,7 @@ def sft(settings: Settings) -> Dataflow:
     return Dataflow(
         name="sft",
         roles=(Role(name="actor", task=settings.task),),
-        calls=(_training("actor_train", "actor", ("text",), settings, Fraction(1)),),
+        calls=(training("actor_train", "actor", ("text",), settings, Fraction(1)),),
         dataset=("text",),
     )
 
@@ -46,7 +45,7 @@ def dpo(settings: Settings) -> Dataflow:
                 outputs=("ref_logprobs",),
                 factor=_PAIR,
             ),
-            _training("actor_train", "actor", ("pairs", "ref_logprobs"), settings, _PAIR),
+            training("actor_train", "actor", ("pairs", "ref_logprobs"), settings, _PAIR),
         ),
         dataset=("pairs",),
     )
@@ -57,7 +56,7 @@ def reward_pairs(settings: Settings) -> Dataflow:
     return Dataflow(
         name="rm",
         roles=(Role(name="reward", head=VALUE_HEAD, task=settings.task),),
-        calls=(_training("reward_train", "reward", ("pairs",), settings, _PAIR),),
+        calls=(training("reward_train", "reward", ("pairs",), settings, _PAIR),),
         dataset=("pairs",),
     )
 
@@ -89,7 +88,7 @@ def reward_trees(settings: Settings) -> Dataflow:
                 shared=shared_in_tree(settings.tree_depth, settings.tree_branches),
             ),
             labels,
-            _training("reward_train", "reward", ("trees", "preferences"), settings, leaves),
+            training("reward_train", "reward", ("trees", "preferences"), settings, leaves),
         ),
     )
 
@@ -118,7 +117,7 @@ def distill(settings: Settings) -> Dataflow:
         roles=(Role(name="teacher", stays=True), Role(name="student", task=settings.task)),
         calls=(
             _scoring("teacher_inf", "teacher", "teacher_scores", settings),
-            _training("student_train", "student", ("text", "teacher_scores"), settings, Fraction(1)),
+            training("student_train", "student", ("text", "teacher_scores"), settings, Fraction(1)),
         ),
         dataset=("text",),
         prefetch=settings.prefetch,
@@ -134,7 +133,7 @@ def distill_chain(settings: Settings) -> Dataflow:
         calls=(
             *graph.calls,
             _scoring("student_inf", "student", "student_scores", settings),
-            _training("small_train", "small", ("text", "student_scores"), settings, Fraction(1)),
+            training("small_train", "small", ("text", "student_scores"), settings, Fraction(1)),
         ),
         dataset=("text",),
         prefetch=settings.prefetch,
@@ -169,7 +168,3 @@ def composition_of_experts(settings: Settings) -> Dataflow:
 
 def _scoring(name: str, role: str, key: str, settings: Settings) -> Call:
     return Call(name=name, kind=INFERENCE, role=role, inputs=("text",), outputs=(key,), scores=settings.scores)
-
-
-def _training(name: str, role: str, inputs: tuple[str, ...], settings: Settings, factor: Fraction) -> Call:
-    return Call(name=name, kind=TRAIN, role=role, inputs=inputs, factor=factor, mini_batches=settings.mini_batches)

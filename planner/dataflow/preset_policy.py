@@ -11,14 +11,13 @@ from planner.dataflow.graph import (
     EXTERNAL,
     GENERATE,
     INFERENCE,
-    TRAIN,
     VALUE_HEAD,
     Call,
     Dataflow,
     Role,
     RoleCopy,
 )
-from planner.dataflow.preset_settings import MODEL_REWARD, Settings
+from planner.dataflow.preset_settings import MODEL_REWARD, Settings, training
 
 _RESPONSES = ("sequences", "logprobs")
 
@@ -37,8 +36,8 @@ def _ppo(settings: Settings, reference: str) -> Dataflow:
         calls=(
             _generation(Fraction(1)),
             *scoring,
-            _training("actor_train", "actor", inputs, settings),
-            _training("critic_train", "critic", inputs, settings),
+            training("actor_train", "actor", inputs, settings),
+            training("critic_train", "critic", inputs, settings),
         ),
     )
 
@@ -65,9 +64,9 @@ def safe_rlhf(settings: Settings) -> Dataflow:
         _generation(Fraction(1)),
         *scoring,
         cost,
-        _training("actor_train", "actor", inputs, settings),
-        _training("critic_train", "critic", inputs, settings),
-        _training("cost_critic_train", "cost_critic", inputs, settings),
+        training("actor_train", "actor", inputs, settings),
+        training("critic_train", "critic", inputs, settings),
+        training("cost_critic_train", "cost_critic", inputs, settings),
     ]
     dataset: tuple[str, ...] = ("prompts",)
     if settings.pretrain_loss:
@@ -90,7 +89,7 @@ def group_relative(settings: Settings) -> Dataflow:
         calls=(
             _generation(sampled, settings.group_size),
             *scoring,
-            _training("actor_train", "actor", (*_RESPONSES, *signals), settings, trained),
+            training("actor_train", "actor", (*_RESPONSES, *signals), settings, trained),
         ),
     )
 
@@ -108,7 +107,7 @@ def remax(settings: Settings) -> Dataflow:
             Call(name="greedy_gen", kind=GENERATE, role="actor", inputs=("prompts",), outputs=greedy),
             *scoring,
             baseline,
-            _training("actor_train", "actor", (*_RESPONSES, *signals, "baselines"), settings),
+            training("actor_train", "actor", (*_RESPONSES, *signals, "baselines"), settings),
         ),
     )
 
@@ -133,7 +132,7 @@ def distill_on_policy(settings: Settings) -> Dataflow:
                 _inference("teacher_inf", "teacher", ("sequences",), ("teacher_logprobs",), group),
                 scores=settings.scores,
             ),
-            _training("student_train", "student", ("sequences", "teacher_logprobs"), settings, group),
+            training("student_train", "student", ("sequences", "teacher_logprobs"), settings, group),
         ),
     )
 
@@ -152,7 +151,7 @@ def multi_round_dpo(settings: Settings) -> Dataflow:
             _generation(pair, 2),
             judge,
             _inference("ref_inf", "ref", ("sequences",), ("ref_logprobs",), pair),
-            _training("actor_train", "actor", ("sequences", "preferences", "ref_logprobs"), settings, pair),
+            training("actor_train", "actor", ("sequences", "preferences", "ref_logprobs"), settings, pair),
         ),
         copies=(RoleCopy(source="actor", target="ref", every=settings.copy_every),),
     )
@@ -162,7 +161,7 @@ def raft(settings: Settings) -> Dataflow:
     """Generate a group, keep the best response, train on it as supervised data."""
     graph = best_of_n(settings)
     roles = tuple(_actor(settings) if role.name == "actor" else role for role in graph.roles)
-    train = _training("sft_train", "actor", ("sequences", "rewards"), settings)
+    train = training("sft_train", "actor", ("sequences", "rewards"), settings)
     return Dataflow(name="raft", roles=roles, calls=(*graph.calls, train))
 
 
@@ -194,12 +193,6 @@ def _generation(factor: Fraction, group: int = 1) -> Call:
 
 def _inference(name: str, role: str, inputs: tuple[str, ...], outputs: tuple[str, ...], factor: Fraction) -> Call:
     return Call(name=name, kind=INFERENCE, role=role, inputs=inputs, outputs=outputs, factor=factor)
-
-
-def _training(
-    name: str, role: str, inputs: tuple[str, ...], settings: Settings, factor: Fraction = Fraction(1)
-) -> Call:
-    return Call(name=name, kind=TRAIN, role=role, inputs=inputs, factor=factor, mini_batches=settings.mini_batches)
 
 
 def _reward(name: str, settings: Settings, inputs: tuple[str, ...], outputs: tuple[str, ...], factor: Fraction) -> Call:

@@ -1,10 +1,10 @@
-"""What the workflows known by name let a user change."""
+"""What the workflows known by name let a user change, and the call with which they train a role."""
 
 from dataclasses import dataclass
 from fractions import Fraction
 
 from costmodels.workload import TASKS
-from planner.dataflow.graph import EXTERNAL, MAX_FACTOR, MAX_LATENCY_S, MAX_SCORES, MAX_SEQUENCES
+from planner.dataflow.graph import EXTERNAL, MAX_FACTOR, MAX_LATENCY_S, MAX_SCORES, MAX_SEQUENCES, TRAIN, Call
 from profiles.errors import SpecError
 
 MODEL_REWARD = "model"
@@ -74,6 +74,11 @@ class Settings:
     def reference(self) -> str:
         """Role whose weights are the frozen reference."""
         return "actor" if self.task in ("lora", "qlora") else "ref"
+
+
+def training(name: str, role: str, inputs: tuple[str, ...], settings: Settings, factor: Fraction = Fraction(1)) -> Call:
+    """The call that trains a role, in as many optimizer steps as the settings say."""
+    return Call(name=name, kind=TRAIN, role=role, inputs=inputs, factor=factor, mini_batches=settings.mini_batches)
 
 
 def _between(name: str, value: int | Fraction, low: int, high: int) -> None:

@@ -45,6 +45,11 @@ class CallCandidates:
         return len(self.start)
 
     @property
+    def peak_bytes(self) -> FloatArray:
+        """Bytes per GPU where no other call holds anything on it."""
+        return self.static_bytes + self.active_bytes
+
+    @property
     def stop(self) -> IntArray:
         """One past the last GPU of each mesh, shape [candidates]."""
         return self.start + self.size

@@ -306,11 +306,11 @@ def _why(problem: DataflowProblem, *, exhausted: bool) -> dict[str, int]:
     alone = {
         f"{call.name} fits on none of its meshes": len(call)
         for call in problem.calls
-        if (call.static_bytes + call.active_bytes).min() > roomiest
+        if call.peak_bytes.min() > roomiest
     }
     if alone:
         return alone
-    leanest = np.array([[int((call.static_bytes + call.active_bytes).argmin()) for call in problem.calls]])
+    leanest = np.array([[int(call.peak_bytes.argmin()) for call in problem.calls]])
     share = float(pressure(problem, units, leanest)[0])
     words = "out_of_memory" if exhausted else "no plan that fits found within the budget"
     return {f"{words} (the leanest candidates together need {share:.0%} of a GPU)": problem.num_plans}

@@ -52,7 +52,6 @@ class AnnealResult:
         evaluations: Plans simulated.
         accepted: Share of proposals accepted.
         accepted_by_move: The same for each kind of move.
-        per_chain_s: Best time of each chain. [chains]
         curve_s: Best time of each chain so far, at ``curve_steps`` points of the run. [points, chains]
         curve_steps: Step of each point.
     """
@@ -62,7 +61,6 @@ class AnnealResult:
     evaluations: int
     accepted: float
     accepted_by_move: dict[str, float]
-    per_chain_s: FloatArray
     curve_s: FloatArray
     curve_steps: IntArray
 
@@ -170,7 +168,6 @@ class _Chains:
                 name: taken / max(1, tried)
                 for name, taken, tried in zip(MOVES, self.taken.tolist(), self.tried.tolist(), strict=True)
             },
-            per_chain_s=self.best_s,
             curve_s=curve,
             curve_steps=steps,
         )
@@ -186,7 +183,7 @@ class _Chains:
         calls = self.problem.calls
         fastest = np.array([int(call.time_s.argmin()) for call in calls])
         thrifty = np.array([int((call.time_s * call.size).argmin()) for call in calls])
-        leanest = np.array([int((call.static_bytes + call.active_bytes).argmin()) for call in calls])
+        leanest = np.array([int(call.peak_bytes.argmin()) for call in calls])
         rows = np.stack([self.rng.integers(0, len(call), chains) for call in calls], axis=1)
         fixed = np.concatenate([*([] if given is None else [given]), np.stack([fastest, thrifty, leanest])])[:chains]
         rows[: len(fixed)] = fixed

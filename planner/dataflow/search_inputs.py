@@ -25,7 +25,7 @@ from profiles.units import GIB
 OBJECTIVES = ("iteration", "reference")
 
 MOST_BYTES = 512 * 2**20
-_CAPACITY_BYTES = 80 * GIB  # the limit that ReaLHF's simulation has written in
+CAPACITY_BYTES = 80.0 * GIB  # the limit written into ReaLHF's simulation, profiler/enumerate.py, April 2024
 _MS_PER_S = 1000.0
 _LARGEST = 2.0**62  # of any number in a file
 
@@ -82,7 +82,7 @@ def problem_from_document(document: Any, objective: str = "iteration") -> Datafl
     return DataflowProblem(
         calls=calls,
         edges=edges,
-        capacity_bytes=np.full(num_gpus, float(_CAPACITY_BYTES)),
+        capacity_bytes=np.full(num_gpus, CAPACITY_BYTES),
         gpus_per_node=gpus_per_node,
     )
 

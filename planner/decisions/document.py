@@ -16,7 +16,7 @@ from planner.decisions.results import (
     Trial,
     UpdatedPlan,
 )
-from planner.schema import infeasible_document, note_document, plan_document, request_document
+from planner.document_plan import infeasible_document, note_document, plan_document, request_document
 from planner.schema_types import SCHEMA_VERSION
 
 

@@ -62,7 +62,6 @@ def played(
     stacks: Callable[[ScorableRow], Mapping[str, StackSpec]],
     *,
     one_state: bool = False,
-    terms: Terms | None = None,
 ) -> list[Played]:
     """Every group of the rows, played.
 
@@ -70,14 +69,13 @@ def played(
         rows: Rows of published runs.
         stacks: The stacks a row is judged by.
         one_state: Keep rows of clusters in different states apart.
-        terms: Penalty and seed.
     """
     found = []
     for numbers in choices(rows, one_state=one_state):
         group = [rows[number] for number in numbers]
         game = _game(group, stacks(group[0])) if len({row.stack for row in group}) == 1 else None
         if game is not None:
-            found.append(_played(game, terms or Terms()))
+            found.append(_played(game))
     return found
 
 
@@ -159,7 +157,8 @@ def _game(group: Sequence[ScorableRow], stacks: Mapping[str, StackSpec]) -> _Gam
     )
 
 
-def _played(game: _Game, terms: Terms) -> Played:
+def _played(game: _Game) -> Played:
+    terms = Terms()
     world, most = game.world(), min(len(COUNTS), len(game.belief))
     choice = choose(world, most, oom_penalty=terms.oom_penalty)
     one_by_one: list[int] = []

@@ -14,7 +14,6 @@ from planner.exporters.exported import (
     Gap,
     Target,
     always_overlaps,
-    check_stack,
     comment,
     finished,
     gaps,
@@ -37,11 +36,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
     Args:
         plan: The plan.
         request: Model, job, the devices that the plan uses, and the stack it was priced for.
-
-    Raises:
-        SpecError: If the plan was made for other software.
     """
-    check_stack(request, TARGET)
     cluster = request.cluster
     text = yaml.safe_dump(_configuration(plan, request), sort_keys=False)
     line = [["accelerate", "launch", "--config_file", CONFIG]]

@@ -11,7 +11,7 @@ from typing import Any
 
 from costmodels.plan import ExecutionPlan
 from planner.api import estimate
-from planner.exporters.exported import Exported
+from planner.exporters.exported import Exported, Target
 from planner.exporters.saved import saved_plan
 from planner.request import ClusterInput, JobInput, ModelInput, Options, part_of
 from planner.results import Infeasible, Request
@@ -125,6 +125,17 @@ def _check_format(format: str) -> None:
         raise SpecError("format", f"unknown name {str(format)[:40]!r}", did_you_mean(str(format), FORMATS))
 
 
+def _check_stack(request: Request, target: Target) -> None:
+    """Refuse a plan made for other software than the target.
+
+    Raises:
+        SpecError: Naming the stacks to plan with.
+    """
+    if request.stack.name not in target.stacks:
+        problem = f"plans for {request.stack.name} are not plans for {target.title}"
+        raise SpecError("framework", problem, f"framework {' or '.join(target.stacks)}")
+
+
 def _used(request: Request, num_devices: int) -> Request:
     """The request on that part of the cluster that a plan uses."""
     return replace(request, cluster=part_of(request.cluster, num_devices))
@@ -134,9 +145,12 @@ def _exported(plan: ExecutionPlan, request: Request, *, format: str, allow_parti
     """The export.
 
     Raises:
-        SpecError: For the first setting that the target cannot express, naming the others.
+        SpecError: If the plan was made for other software, or for the first setting that the target cannot express,
+            naming the others.
     """
-    exported: Exported = import_module(f"planner.exporters.{_MODULES[format]}").export(plan, request)
+    target = import_module(f"planner.exporters.{_MODULES[format]}")
+    _check_stack(request, target.TARGET)
+    exported: Exported = target.export(plan, request)
     if exported.unsupported and not allow_partial:
         first, *others = exported.unsupported
         also = f"; nor {', '.join(gap.field for gap in others)}" if others else ""

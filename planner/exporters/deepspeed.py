@@ -12,7 +12,6 @@ from planner.exporters.exported import (
     Exported,
     Gap,
     Target,
-    check_stack,
     finished,
     gaps,
     on_every_node,
@@ -34,11 +33,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
     Args:
         plan: The plan.
         request: Model, job, the devices that the plan uses, and the stack it was priced for.
-
-    Raises:
-        SpecError: If the plan was made for other software.
     """
-    check_stack(request, TARGET)
     trainer = request.stack.framework == HUGGINGFACE
     configuration = _configuration(plan, request, trainer=trainer)
     if trainer:

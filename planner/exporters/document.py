@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from planner.document_plan import infeasible_document, note_document, plan_document, request_document
 from planner.exporters.api import FORMATS, ExportResult
-from planner.schema import infeasible_document, note_document, plan_document, request_document
 from planner.schema_types import (
     FLAG,
     SCHEMA_VERSION,

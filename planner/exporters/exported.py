@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from costmodels.plan import ExecutionPlan
 from planner.phrases import plan_label
 from planner.results import Request
-from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 
 SCRIPT = "train.sh"
@@ -70,17 +69,6 @@ class Exported:
 def gaps(*checks: tuple[bool, str, str, str]) -> tuple[Gap, ...]:
     """Those of some gaps (whether there is one, field, problem, hint) that there are."""
     return tuple(Gap(field=field, problem=problem, hint=hint) for there, field, problem, hint in checks if there)
-
-
-def check_stack(request: Request, target: Target) -> None:
-    """Refuse a plan made for other software than the target.
-
-    Raises:
-        SpecError: Naming the stacks to plan with.
-    """
-    if request.stack.name not in target.stacks:
-        problem = f"plans for {request.stack.name} are not plans for {target.title}"
-        raise SpecError("framework", problem, f"framework {' or '.join(target.stacks)}")
 
 
 def finished(

@@ -13,7 +13,6 @@ from planner.exporters.exported import (
     Exported,
     Gap,
     Target,
-    check_stack,
     finished,
     gaps,
     on_every_node,
@@ -57,11 +56,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
     Args:
         plan: The plan.
         request: Model, job, the devices that the plan uses, and the stack it was priced for.
-
-    Raises:
-        SpecError: If the plan was made for other software.
     """
-    check_stack(request, TARGET)
     options = [
         *model_options(plan, request),
         *_parallel(plan, request),

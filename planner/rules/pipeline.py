@@ -38,7 +38,7 @@ SCHEDULE_NAMES = {
     "zb-2p": Schedule.ZERO_BUBBLE_2P,
     "zb-v": Schedule.ZERO_BUBBLE_V,
 }
-_NAME_OF = {code: name for name, code in SCHEDULE_NAMES.items()}
+NAME_OF_SCHEDULE = {code: name for name, code in SCHEDULE_NAMES.items()}
 
 
 def _even_layers(plans: PlanBatch, setting: Setting) -> BoolArray:
@@ -165,8 +165,8 @@ PIPELINE_RULES = (
         columns=columns("schedule"),
         holds=_schedule_known,
         complaint=lambda plan, setting: (
-            f"{_NAME_OF[plan.schedule]!r} is not implemented by {setting.framework}",
-            " or ".join(_NAME_OF[code] for code in _SCHEDULES[setting.framework]),
+            f"{NAME_OF_SCHEDULE[plan.schedule]!r} is not implemented by {setting.framework}",
+            " or ".join(NAME_OF_SCHEDULE[code] for code in _SCHEDULES[setting.framework]),
         ),
     ),
     Rule(
@@ -177,7 +177,7 @@ PIPELINE_RULES = (
         source=_TITAN_PIPELINE,
         columns=columns("pipeline_parallel", "schedule"),
         holds=lambda plans, _setting: (plans.pipeline_parallel > 1) | (plans.schedule == int(Schedule.ONE_F_ONE_B)),
-        complaint=lambda plan, _setting: (f"{_NAME_OF[plan.schedule]!r} needs pipeline_parallel > 1", "1f1b"),
+        complaint=lambda plan, _setting: (f"{NAME_OF_SCHEDULE[plan.schedule]!r} needs pipeline_parallel > 1", "1f1b"),
     ),
     Rule(
         name="interleaving_exists",
@@ -197,7 +197,7 @@ PIPELINE_RULES = (
         source="arXiv:2104.04473 section 2.2.2; arXiv:2405.15362",
         columns=columns("virtual_stages", "schedule"),
         holds=lambda plans, _setting: (plans.virtual_stages == 1) | (plans.schedule == int(Schedule.ONE_F_ONE_B)),
-        complaint=lambda plan, _setting: (f"must be 1 with schedule {_NAME_OF[plan.schedule]!r}", "vpp 1"),
+        complaint=lambda plan, _setting: (f"must be 1 with schedule {NAME_OF_SCHEDULE[plan.schedule]!r}", "vpp 1"),
     ),
     Rule(
         name="interleaving_needs_pipeline",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.collectives import CollectiveCallBatch, CollectiveOp
+from costmodels.collectives import LARGE_BYTES, CollectiveCallBatch, CollectiveOp
 from costmodels.kernels.calls import Basis, FloatArray, Prediction
 from costmodels.link_model import OP_NAMES, LinkCollectiveModel, wire_factor
 from costmodels.tables.read import Table, Words, positive
@@ -18,7 +18,6 @@ from profiles.errors import SpecError
 from profiles.fits import CollectiveFits
 from profiles.units import MICROSECOND
 
-LARGE_BYTES = 2.0**20  # smaller messages are a launch and a few latencies
 MOST_RANKS = 1 << 20
 PEAK_TOLERANCE = 1.05  # of a link's bandwidth, by which clocks and rounding may exceed it
 

@@ -69,7 +69,6 @@ def _space(question: Question) -> VariedSpace | None:
         joint=question.joint,
         pins={name: value for name, value in request.pins.items() if name in CONFIG_COLUMNS},
         max_stages=_MOST_STAGES,
-        prune=False,  # so that the best uniform plan is one of its plans
     )
     if not len(stages):
         return None

@@ -1,10 +1,10 @@
-"""Zero-bubble schedules in whole ticks: every event of a step, as ``costmodels.short_play`` works them out."""
+"""Zero-bubble schedules in whole ticks: every event of a step, as ``costmodels.zero_bubble`` works them out."""
 
 from collections.abc import Callable
 from typing import Any
 
 from costmodels.pipeline_orders import RUNS_ON
-from costmodels.short_play import short_events
+from costmodels.zero_bubble import short_events
 from planner.search.partition import PartitionInstance
 
 

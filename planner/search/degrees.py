@@ -160,7 +160,6 @@ def degree_families(
         joint=question.joint,
         pins={name: value for name, value in pins.items() if name in CONFIG_COLUMNS},
         max_stages=MOST_STAGES,
-        prune=False,
     )
     prices, plans = space.prices, space.configs.plans
     found = DegreeFamilies(prices=prices)

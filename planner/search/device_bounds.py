@@ -19,7 +19,7 @@ from planner.search.completion import shifted
 from planner.search.families import passes_per_work
 from planner.search.pools import Pool
 
-_ROUNDED = 1.0 - 1e-9  # of sums of the same numbers in another order
+ROUNDED = 1.0 - 1e-9  # of sums of the same numbers in another order
 _NARROWINGS = 2  # times that hosts are counted with what is known of the time they leave
 
 
@@ -121,7 +121,7 @@ def admitted(pool: Pool, found: Behind, stages: int, known_s: float) -> tuple[Bo
         way_s, before_s, twice_s = (pool.of_size(each) for each in around_s)
         whole_s = _per_work(pool, stages) * (work_s + way_s)
         chain_s = _chain_s(pool, k, work_s, before_s, twice_s) + once_s
-        verdicts[:, :, stage] = np.maximum(whole_s, chain_s) * _ROUNDED < known_s
+        verdicts[:, :, stage] = np.maximum(whole_s, chain_s) * ROUNDED < known_s
         ahead_s = _ahead(pool, least_s, ahead_s)
     return verdicts, places
 
@@ -202,7 +202,7 @@ def _step(
         own_s, own_once_s = _of_runs(pool, work_s[size], runs), _of_runs(pool, once_s[size], runs)
         rest_s = behind_s[before]
         chain_s = _chain_s(pool, k, own_s, left_s[after], left_s[after] + 2 * rest_s) + own_once_s
-        way_s = np.where(chain_s * _ROUNDED >= known_s, np.inf, rest_s + own_s)
+        way_s = np.where(chain_s * ROUNDED >= known_s, np.inf, rest_s + own_s)
         np.minimum(found[after], way_s, out=found[after])
 
 
@@ -220,7 +220,7 @@ def _whole_s(pool: Pool, k: int, behind_s: FloatArray, known_s: float, shown_s: 
         before, after = shifted(found.shape, tuple(pool.sizes[size].tolist()))
         rest_s, own_s = behind_s[total - count][before], work_s[size, run]
         chain_s = _chain_s(pool, k, own_s, np.zeros(()), 2 * rest_s) + once_s[size, run]
-        whole_s = _ROUNDED * np.maximum(chain_s, per_work * (own_s + rest_s) + shown_s)
+        whole_s = ROUNDED * np.maximum(chain_s, per_work * (own_s + rest_s) + shown_s)
         np.minimum(found[after], np.where(whole_s < known_s, whole_s, np.inf), out=found[after])
     return found
 
@@ -250,7 +250,7 @@ def _around(
             some_s.min(axis=axes, initial=np.inf) for some_s in (before_s + rest_s, before_s, before_s + 2 * rest_s)
         ]
         whole_s = per_work * (each_s[0] + np.where(runs >= 0, work_s[size, runs], np.inf))
-        inside = whole_s * _ROUNDED < known_s
+        inside = whole_s * ROUNDED < known_s
         places[size, np.flatnonzero(inside), count] = True
         for least_s, some_s in zip(found, each_s, strict=True):
             np.minimum.at(least_s[size], runs[inside], some_s[inside])

@@ -17,6 +17,7 @@ from costmodels.stage_prices import StagePrices
 from costmodels.step import per_step_overhead_s
 from planner.search.cells import Cells
 from planner.search.once import once_s
+from planner.search.stage_work import commoner_layers
 
 # Whose steps a partition can have.
 SCHEDULES = (
@@ -189,8 +190,8 @@ def least_once_s(
         offload: Whether optimizer states and weights may be on the host.
     """
     model, no = prices.context.model, np.zeros(len(config), dtype=np.bool_)
-    moe = 2 * model.num_moe_layers >= model.num_layers
-    layers = -(-(model.num_moe_layers if moe else model.num_layers - model.num_moe_layers) // p)
+    moe, most = commoner_layers(model)
+    layers = -(-most // p)
     none = np.zeros_like(layers)
     rows = prices.rows(
         config, dense=none if moe else layers, moe=layers if moe else none, has_embedding=no, has_head=no

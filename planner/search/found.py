@@ -8,7 +8,7 @@ from costmodels.arrays import largest
 from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import Basis
 from costmodels.peak_rate import stages_at_peak_s, time_interval_s
-from costmodels.plan import FloatArray
+from costmodels.plan import FloatArray, Schedule
 from costmodels.stage_estimate import StageEstimateBatch
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
@@ -17,14 +17,13 @@ from costmodels.stage_replay import replay
 from planner.phrases import percent
 from planner.results import Note
 from planner.rules.modules import module_names
-from planner.rules.pipeline import SCHEDULE_NAMES
+from planner.rules.pipeline import NAME_OF_SCHEDULE
 from planner.search.question import Question
 from planner.search.result import OPTIMAL_GAP, FoundPlan, StageChoice, Verdict
 from planner.stage_constraints import StageSetting, condition, stage_excess, verdicts
 
 # Micro-batches on all chunks of all stages that are played out: some tenths of a second, and less when time is up.
 _MOST_WORKS, _MOST_WORKS_LATE = 100_000, 20_000
-_SCHEDULES = {int(code): name for name, code in SCHEDULE_NAMES.items()}
 
 
 def found_plan(
@@ -59,7 +58,7 @@ def found_plan(
     low_s, high_s = time_interval_s(priced.step_time_s, priced.half_widths, at_peak_s)
     devices = int(own.num_devices[plan.config[0, used]].sum())
     return FoundPlan(
-        schedule=_SCHEDULES[int(plan.schedule[0])],
+        schedule=NAME_OF_SCHEDULE[Schedule(plan.schedule[0])],
         virtual_stages=int(plan.virtual_stages[0]),
         num_microbatches=int(plan.num_microbatches[0]),
         num_devices=devices,

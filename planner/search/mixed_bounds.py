@@ -19,7 +19,7 @@ from planner.search.capacity import again_s, rooms
 from planner.search.families import Family, least_nodes, least_once_s, passes, step_s
 from planner.search.freedom import Freedom
 from planner.search.places import most_worth
-from planner.search.stage_work import stage_work_s
+from planner.search.stage_work import commoner_layers, stage_work_s
 
 _BISECTIONS = 20
 _NEVER = 1e9  # layers that no stage gets done where there is no device for it
@@ -45,9 +45,7 @@ def mixed_least_s(
     least_s = np.zeros(len(families))
     if freedom.offload or not families:
         return least_s
-    model = prices.context.model
-    moe = 2 * model.num_moe_layers >= model.num_layers
-    layers = model.num_moe_layers if moe else model.num_layers - model.num_moe_layers
+    moe, layers = commoner_layers(prices.context.model)
     with suppress(Stopped):
         for stages in sorted({family.num_stages for family in families}):
             check_time()

@@ -32,11 +32,11 @@ import numpy as np
 
 from costmodels.plan import FloatArray, IntArray, Schedule
 from costmodels.stage_prices import StagePrices
+from planner.search.device_bounds import ROUNDED
 from planner.search.families import known_of_step_s, passes_per_work, step_s
 from planner.search.pools import Pool
 from planner.search.prices_of_shares import best_prices
 
-_ROUNDED = 1.0 - 1e-9  # of sums of the same numbers in another order
 _HOSTS = 64  # numbers of hosts told apart
 _SPLITS = 24  # ranges of the slowest stage that are halved, of one number of stages
 _NARROW = 0.002  # share of a range's upper end: narrower ones are not halved
@@ -201,7 +201,7 @@ class _Pipelines:
         known = known_s + float(prices[some.layers.shape[1] :].sum()) - paid_s
         kept = edges[1:] >= self.nodes
         steps = step_s(known[kept], nodes=np.maximum(edges[:-1], self.nodes)[kept], prices=some.prices)
-        return float(steps.min(initial=np.inf)) * _ROUNDED
+        return float(steps.min(initial=np.inf)) * ROUNDED
 
 
 def _times(work_s: FloatArray, weight: FloatArray | float) -> FloatArray:

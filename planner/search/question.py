@@ -18,10 +18,10 @@ from planner.request import (
     mixed_of,
     resolve_request,
     setting_of,
+    space_of,
 )
 from planner.results import Request
 from planner.rules.base import Setting
-from planner.space import plan_space
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import MixedCluster
@@ -66,15 +66,7 @@ class Question:
     def uniform_plans(self, group: int) -> PlanBatch:
         """Every legal uniform plan on one group; laid out once, by whichever engine asks first."""
         if group not in self.laid_out:
-            request = self.requests[group]
-            space = plan_space(
-                setting_of(request),
-                domain_devices=request.cluster.domain_devices,
-                pins=request.pins,
-                offload=request.offload,
-                named_modules=request.named_modules,
-            )
-            self.laid_out[group] = space.plans
+            self.laid_out[group] = space_of(self.requests[group]).plans
         return self.laid_out[group]
 
     @cached_property

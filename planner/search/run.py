@@ -15,9 +15,9 @@ import numpy as np
 from costmodels.plan import FloatArray, IntArray
 from planner.search.agent import Agent, Outcome, SearchSpace
 from planner.search.anneal import ChainReport
+from planner.search.best import MAX_EVALUATIONS
 from profiles.errors import SpecError
 
-MAX_EVALUATIONS = 1 << 40
 MAX_SECONDS = 30 * 86400.0
 _IDLE_ROUNDS = 8  # questions without a new plan after which an agent is done
 

@@ -31,7 +31,7 @@ from planner.search.families import Family, known_of_step_s, least_nodes, passes
 from planner.search.freedom import Freedom
 from planner.search.least_work import least_work
 from planner.search.places import most_worth
-from planner.search.stage_work import stage_work_s
+from planner.search.stage_work import commoner_layers, stage_work_s
 
 _HALVINGS = 5  # of the range a bound lies in
 _SECTIONS = 8  # of the range of what a layer may take
@@ -117,8 +117,7 @@ def _packing(
 ) -> _Packing:
     """What stages of the families get done."""
     model, stages = prices.context.model, families[0].num_stages
-    moe = 2 * model.num_moe_layers >= model.num_layers
-    layers = model.num_moe_layers if moe else model.num_layers - model.num_moe_layers
+    moe, layers = commoner_layers(model)
     others = model.num_layers - layers
     width = max(len(family.configs) for family in families)
     config, slots, schedule, chunks = np.zeros((4, len(families), width), dtype=np.int64)

@@ -4,6 +4,13 @@ import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
 from costmodels.stage_prices import StagePrices
+from profiles.model import ModelSpec
+
+
+def commoner_layers(model: ModelSpec) -> tuple[bool, int]:
+    """Whether most layers of a model are mixtures of experts, and how many layers of the commoner kind it has."""
+    moe = 2 * model.num_moe_layers >= model.num_layers
+    return moe, model.num_moe_layers if moe else model.num_layers - model.num_moe_layers
 
 
 def stage_rows(

@@ -22,7 +22,7 @@ from planner.rules.modules import CORE, module_names
 from planner.search.agent import Knob, Outcome
 from planner.search.draws import legal_draws
 from planner.search.stage_candidates import StageChoices, stage_choices
-from planner.search.stage_space import StageSpace, stage_contents
+from planner.search.stage_space import StageSpace
 from planner.search.varied_moves import MOVES, StageMover
 from planner.search.varied_vectors import (
     COUNT_KNOBS,
@@ -40,6 +40,7 @@ from planner.search.varied_vectors import (
 from planner.space import chunk_counts
 from planner.stage_constraints import pipelines_run
 from profiles.errors import SpecError
+from profiles.model import ModelSpec
 
 MAX_STAGES = 64  # stages a vector has room for; more are never worth their bubble on clusters we know
 _PREPARED = 400_000  # stages priced before a search begins: half a second, and some 60 MB
@@ -184,7 +185,7 @@ class VariedSpace:
     def _prepare(self) -> None:
         """Price what every stage may hold at once, where that is not too much: a few at a time take far longer."""
         prices, number = self.stages.prices, np.arange(len(self.choices.configs))
-        dense, moe, embedding, head = (column[:, None] for column in stage_contents(prices.context.model))
+        dense, moe, embedding, head = (column[:, None] for column in _stage_contents(prices.context.model))
         if len(number) * len(dense) <= _PREPARED:
             shape = number + 0 * dense
             prices.rows(
@@ -271,7 +272,6 @@ class VariedSpace:
             modules=self.modules if Recompute.SELECTIVE in modes else (),
             offload=self.offload,
             legal_plan=self._legal_plans(setting, width, schedules, chunks),
-            moe_before=np.concatenate([[0], np.cumsum(model.layer_is_moe)]),
         )
 
     def _legal_plans(self, setting: Setting, width: int, schedules: IntArray, chunks: IntArray) -> BoolArray:
@@ -332,3 +332,12 @@ class VariedSpace:
         of_shape, of_sample = np.zeros_like(row), np.zeros_like(row)
         of_shape[row], of_sample[row] = shape, sample
         return of_shape, of_sample
+
+
+def _stage_contents(model: ModelSpec) -> IntArray:
+    """(4, C) everything a stage may hold: dense and MoE layers of a run, and whether the ends of the model."""
+    before = np.concatenate([[0], np.cumsum(model.layer_is_moe)])
+    start, end = np.triu_indices(model.num_layers + 1, k=1)
+    moe = before[end] - before[start]
+    columns = np.stack([end - start - moe, moe, start == 0, end == model.num_layers])
+    return np.unique(columns, axis=1)

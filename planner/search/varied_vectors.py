@@ -41,7 +41,6 @@ class Layout:
         modules: Sets of modules that layers not recomputed from their input may recompute; a knob of 0 is none.
         offload: Whether offloading is considered.
         legal_plan: (S, schedules, chunks, samples) whether the rules about the whole plan hold.
-        moe_before: (L + 1,) MoE layers before each layer.
     """
 
     model: ModelSpec
@@ -53,7 +52,6 @@ class Layout:
     modules: tuple[int, ...]
     offload: bool
     legal_plan: BoolArray
-    moe_before: IntArray
 
     @cached_property
     def names(self) -> tuple[str, ...]:

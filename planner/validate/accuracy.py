@@ -92,19 +92,18 @@ class Accuracy:
     ceilings: tuple[RankCeiling, ...] = ()
 
 
-def cross_validate(mapped: Mapped, priors: Mapping[str, StackSpec] | None = None, *, jobs: int = 1) -> Accuracy:
+def cross_validate(mapped: Mapped, *, jobs: int = 1) -> Accuracy:
     """Fit the stacks on all sources but each in turn, and score what they predict for that one.
 
     Args:
         mapped: Rows of published tables.
-        priors: Stacks to start from; the packaged ones when None.
         jobs: Processes to use; all cores when negative.
     """
     rows = mapped.scorable
     of_memory = [*rows, *own_rows()]
     together = left_out_together(of_memory)
-    result = refit(rows, priors, together, jobs=jobs)
-    memory = fit_memory(of_memory, priors, together)
+    result = refit(rows, None, together, jobs=jobs)
+    memory = fit_memory(of_memory, None, together)
     predictor = RowPredictor(rows)
     in_sample = predictor.predict(with_memory(result.fit.stacks, memory.stacks))
     held_out, packaged, judges = in_sample, in_sample, {}

@@ -19,7 +19,9 @@ from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, Pair
 from planner.dataflow.reallocation import PlacedLayouts, ReallocationModel
 from planner.dataflow.search import SearchOptions, solve
 from planner.dataflow.search_anneal import AnnealOptions
+from planner.dataflow.search_inputs import CAPACITY_BYTES
 from planner.price_lists import default_collective_model
+from planner.validate.dataflow_instances import CALLS
 from planner.validate.dataflow_real import (
     MINI_BATCHES,
     RealConstants,
@@ -36,12 +38,9 @@ from planner.validate.experiment import Experiment
 from planner.validate.metrics import spearman
 from profiles.engines import find_engine
 from profiles.model import ModelSpec
-from profiles.units import GIB
 
 LEAST_RANK_CORRELATION, LARGEST_MEAN_DIFFERENCE = 0.7, 0.10
 _LEAST_MESH, _NODE = 4, 8
-_CAPACITY_BYTES = 80.0 * GIB  # profiler/enumerate.py of ReaLHF, April 2024
-_CALLS = ("actor_generate", "actor_train", "critic_inference", "critic_train", "reference", "reward")
 _SEARCHED = "ReaL"
 
 
@@ -57,17 +56,16 @@ class _Layouts:
     weight_bytes: FloatArray
 
 
-def gains(folder: Path, options: SearchOptions | None = None) -> Experiment:
+def gains(folder: Path) -> Experiment:
     """E4: seconds of the heuristic over seconds of the searched plan, predicted and measured.
 
     Args:
         folder: The published runs.
-        options: Of the search; a small budget if none.
     """
     measured = {_key(row): row.time_s for row in read_real(folder, _SEARCHED)}
     rows = [row for row in read_real(folder) if _key(row) in measured]
     constants = packaged_constants()
-    given = options or SearchOptions(restarts=1, most_children=1_000_000, anneal=AnnealOptions(chains=32, steps=500))
+    given = SearchOptions(restarts=1, most_children=1_000_000, anneal=AnnealOptions(chains=32, steps=500))
     predicted = [_predicted_gain(replace(row, mode="", time_s=0.0), constants, given) for row in rows]
     real = [row.time_s / measured[_key(row)] for row in rows]
     right = sum((a > 1) == (b > 1) for a, b in zip(predicted, real, strict=True))
@@ -133,9 +131,9 @@ def real_problem(row: RealRow, constants: RealConstants) -> DataflowProblem:
         constants: As fitted on the heuristic.
     """
     meshes = _meshes(row.num_devices)
-    tables = [_layouts(row, name, constants) for name in _CALLS]
+    tables = [_layouts(row, name, constants) for name in CALLS]
     calls, placed = [], []
-    for name, table in zip(_CALLS, tables, strict=True):
+    for name, table in zip(CALLS, tables, strict=True):
         mesh, layout = np.nonzero(meshes[:, 1][:, None] == table.size)
         frozen = name in ("reference", "reward")
         calls.append(
@@ -169,7 +167,7 @@ def real_problem(row: RealRow, constants: RealConstants) -> DataflowProblem:
     return DataflowProblem(
         calls=tuple(calls),
         edges=tuple(edges),
-        capacity_bytes=np.full(row.num_devices, _CAPACITY_BYTES),
+        capacity_bytes=np.full(row.num_devices, CAPACITY_BYTES),
         replicas=((0, 1), (2, 3)),
     )
 
@@ -261,7 +259,7 @@ def estimated_bytes(row: RealRow, kind: CallKind, model: ModelSpec, plans: PlanB
 
 
 def _fitting(table: CallTable, static_bytes: FloatArray, active_bytes: FloatArray) -> _Layouts:
-    fits = np.flatnonzero(static_bytes + active_bytes < _CAPACITY_BYTES)
+    fits = np.flatnonzero(static_bytes + active_bytes < CAPACITY_BYTES)
     small = table.take(fits.tolist())
     return _Layouts(
         size=small.num_devices,

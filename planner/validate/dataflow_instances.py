@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge
-from profiles.units import GIB
+from planner.dataflow.search_inputs import CAPACITY_BYTES
 
 CALLS = ("actor_generate", "actor_train", "critic_inference", "critic_train", "reference", "reward")
 _PARAMETERS, _HIDDEN, _LAYERS = 6_869_221_376, 4096, 32  # 3 v h + L (3 h i + 4 h^2)
@@ -20,7 +20,6 @@ _FORWARD_S = 0.08  # of one sequence on one GPU, about what an A100 takes
 _SHARD_COST = {1: 1.0, 2: 1.08, 4: 1.24, 8: 1.56}  # what communication adds to a forward pass
 _STEP_S = {1: 0.0002, 2: 0.0012, 4: 0.002, 8: 0.0035}  # fixed part of a decode step
 _WEIGHTS_S, _CONTEXT_S = 0.0106, 0.00018  # per decode step: reading weights, and the cache of one sequence
-_CAPACITY_BYTES = 80 * GIB
 _NODE = 8
 
 
@@ -71,7 +70,7 @@ def synthetic_problem(options: InstanceOptions) -> DataflowProblem:
     edges = [Edge(parent=0, child=child) for child in (2, 4, 5)]
     edges += [Edge(parent=parent, child=child) for parent in (2, 4, 5) for child in (1, 3)]
     return DataflowProblem(
-        calls=tuple(calls), edges=tuple(edges), capacity_bytes=np.full(options.nodes * _NODE, float(_CAPACITY_BYTES))
+        calls=tuple(calls), edges=tuple(edges), capacity_bytes=np.full(options.nodes * _NODE, CAPACITY_BYTES)
     )
 
 
@@ -97,7 +96,7 @@ def _layouts(name: str, size: int, options: InstanceOptions, scale: float) -> It
                 continue
             data = share // tensor
             priced = _priced(name, (pipeline, tensor, data), options.sequences, scale)
-            if priced is not None and priced[1] + priced[2] < _CAPACITY_BYTES:
+            if priced is not None and priced[1] + priced[2] < CAPACITY_BYTES:
                 yield *priced, (pipeline * 16 + tensor) * 1024 + data
 
 

@@ -285,6 +285,5 @@ def _expert_passes(plan: ExecutionPlan, call: ModelCall, model: ModelSpec) -> fl
 
 
 def _fastest_that_fits(table: CallTable, usable_bytes: float) -> int:
-    peak = table.static_bytes + table.active_bytes
-    fitting = np.flatnonzero(peak <= usable_bytes)
-    return int(fitting[np.argmin(table.time_s[fitting])] if len(fitting) else np.argmin(peak))
+    fitting = np.flatnonzero(table.peak_bytes <= usable_bytes)
+    return int(fitting[np.argmin(table.time_s[fitting])] if len(fitting) else np.argmin(table.peak_bytes))

@@ -324,7 +324,7 @@ def _trainer_s(kind: CallKind, size: int, billions: int, micro_batch: int) -> fl
     if kind is CallKind.TRAIN:
         ours &= plans.recompute == int(Recompute.FULL)
     table = price_plans(plans.take(np.flatnonzero(ours)), call, model, setting)
-    fits = table.static_bytes + table.active_bytes <= setting.cluster.device.usable_memory_bytes
+    fits = table.peak_bytes <= setting.cluster.device.usable_memory_bytes
     return float(table.time_s[fits].min(initial=np.inf))
 
 

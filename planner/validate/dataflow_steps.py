@@ -24,6 +24,7 @@ from planner.validate.dataflow_step_fit import (
     packaged_steps,
 )
 from planner.validate.experiment import Experiment
+from planner.validate.metrics import spearman
 from profiles.engines import find_engine
 
 LEAST_RANK_CORRELATION = 0.8
@@ -39,7 +40,7 @@ def disaggregated_steps(folder: Path) -> Experiment:
     constants = packaged_steps()
     fitted = [constants.step_s(step) for step in steps]
     held_out, of_models = (left_out_steps_s(steps, key) for key in (model_and_system_of, model_of))
-    ranks = [_rank_correlation(measured, one) for one in (plain, held_out, of_models)]
+    ranks = [spearman(measured, np.asarray(one)) or 0.0 for one in (plain, held_out, of_models)]
     pairs = _pairs(folder, steps, constants)
     right = sum(sign for _, sign in pairs)
     accounts = verl_accounts(folder)
@@ -196,9 +197,3 @@ def _pair(together: NemoStep, ahead: NemoStep, steps: Sequence[NemoStep], consta
         f"{predicted:.2f}x, left out {held_out:.2f}x."
     )
     return text, (measured > 1) == (predicted > 1)
-
-
-def _rank_correlation(first: FloatArray, second: Sequence[float]) -> float:
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(first, second).statistic)

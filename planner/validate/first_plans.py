@@ -66,17 +66,14 @@ class FirstPlans:
     random: FirstValues
 
 
-def first_plans(
-    rows: Sequence[ScorableRow], predictions: Predictions, *, one_state: bool = False
-) -> tuple[FirstPlans, ...]:
+def first_plans(rows: Sequence[ScorableRow], predictions: Predictions) -> tuple[FirstPlans, ...]:
     """The first plans of every group of the rows, by the planner's ranking and by chance.
 
     Args:
         rows: Rows of published runs.
         predictions: What the planner says about them.
-        one_state: Choose among rows of one cluster in one state only.
     """
-    groups = choices(rows, one_state=one_state)
+    groups = choices(rows)
     if not groups:
         return ()
     values = [_values([rows[number] for number in group]) for group in groups]

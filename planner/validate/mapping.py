@@ -58,13 +58,13 @@ class Mapped:
     unscorable: tuple[UnscorableRow, ...]
 
 
-def scorable_rows(paths: Sequence[Path], catalog: Catalog | None = None) -> list[ScorableRow]:
+def scorable_rows(paths: Sequence[Path]) -> list[ScorableRow]:
     """The rows of the given files or folders that can be priced.
 
     Raises:
         SpecError: If a file is malformed.
     """
-    return list(map_files(paths, catalog).scorable)
+    return list(map_files(paths).scorable)
 
 
 def map_files(paths: Sequence[Path], catalog: Catalog | None = None) -> Mapped:

@@ -9,6 +9,7 @@ import numpy as np
 
 from profiles.measure import cases
 from profiles.measure.cases import Case
+from profiles.timing_ops import LAYOUTS
 
 # Of a thousand kernels; what language models spend their time on gets the most.
 _SHARES = {
@@ -23,7 +24,6 @@ _SHARES = {
 }
 MOST = 100_000
 _GEMM_DTYPES = ("bf16", "bf16", "bf16", "fp16", "fp8", "tf32")
-_LAYOUTS = ("NT", "NN", "TN")
 _LARGEST_GEMM_FLOPS = 1e14
 _LARGEST_ATTENTION_FLOPS = 1e14
 _LARGEST_ELEMENTS = 1 << 28
@@ -75,7 +75,7 @@ class _Draw:
     def gemm(self) -> Case:
         """A product; fp8 has one layout and needs multiples of 16, the rest of 8 in the dimensions that lie dense."""
         dtype = self.name(*_GEMM_DTYPES)
-        layout = "NT" if dtype == "fp8" else self.name(*_LAYOUTS)
+        layout = "NT" if dtype == "fp8" else self.name(*LAYOUTS)
         multiple = self.one_of(16, 64, 128)
         while True:
             m = self.size(16, 32768, 1 if layout != "TN" and dtype != "fp8" else multiple)

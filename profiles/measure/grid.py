@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from profiles.measure import cases
 from profiles.measure.cases import Case
+from profiles.timing_ops import COLLECTIVES
 from profiles.units import KIB, MIB
 
 # (inputs, outputs) of linear layers: projections, MLPs and heads of models from 0.1 to 400 billion parameters,
@@ -196,7 +197,6 @@ def _casts_and_copies() -> Iterator[Case]:
 
 # Collectives: message sizes as nccl-tests counts them, from latency to bandwidth.
 _MESSAGE_BYTES = (*(KIB << power for power in range(0, 20, 2)), 512 * MIB)
-COLLECTIVE_OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv", "broadcast")
 
 
 def collective_grid(groups: tuple[tuple[int, int], ...], *, library: str) -> tuple[Case, ...]:
@@ -209,6 +209,6 @@ def collective_grid(groups: tuple[tuple[int, int], ...], *, library: str) -> tup
     return tuple(
         cases.collective(op, "bf16", size, ranks, nodes, kernel=library)
         for ranks, nodes in groups
-        for op in COLLECTIVE_OPS
+        for op in COLLECTIVES
         for size in _MESSAGE_BYTES
     )

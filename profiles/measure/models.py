@@ -82,10 +82,6 @@ LLAMA_70B_1_LAYER = ModelShape(
 TINY = ModelShape(name="llama-like-tiny", layers=2, hidden=64, heads=4, kv_heads=2, ffn=128, vocab=256, gated=True)
 TINY_GPT = ModelShape(name="gpt-tiny", layers=2, hidden=64, heads=4, kv_heads=4, ffn=256, vocab=256, gated=False)
 
-SHAPES = {
-    shape.name: shape
-    for shape in (GPT_SMALL, GPT_LARGE, LLAMA_1B, LLAMA_8B_4_LAYERS, LLAMA_70B_1_LAYER, TINY, TINY_GPT)
-}  # fmt: skip
 SEEN = (GPT_SMALL, GPT_LARGE, LLAMA_1B, LLAMA_8B_4_LAYERS, LLAMA_70B_1_LAYER)
 
 
@@ -95,10 +91,10 @@ def step_config(shape: ModelShape, **settings: object) -> str:
     return json.dumps({"model": shape.name, **dimensions, "gated": shape.gated, **settings}, separators=(",", ":"))
 
 
-def train_step(
-    shape: ModelShape, *, sequence: int, micro_batch: int, micro_batches: int, recompute: bool, optimizer: str = "fused"
-) -> Case:
+def train_step(shape: ModelShape, *, sequence: int, micro_batch: int, micro_batches: int, recompute: bool) -> Case:
     """One optimizer step: ``micro_batches`` forward and backward passes and an AdamW step.
+
+    The optimizer is fused, on an fp32 master copy of bf16 weights.
 
     Args:
         shape: The model.
@@ -106,7 +102,6 @@ def train_step(
         micro_batch: Sequences per pass.
         micro_batches: Passes whose gradients are added up before the step.
         recompute: Keep only each layer's input and run its forward pass again in the backward pass.
-        optimizer: ``fused`` or ``foreach`` AdamW on an fp32 master copy of bf16 weights.
     """
     tokens = sequence * micro_batch
     kept = (1 if recompute else _KEPT_BYTES / 2) * 2.0 * shape.layers * tokens * shape.hidden
@@ -115,7 +110,7 @@ def train_step(
         shape=(("m", tokens), ("batch", micro_batches), ("group_size", 1), ("num_nodes", 1)),
         config=step_config(
             shape, seq=sequence, micro_batch=micro_batch, recompute="full" if recompute else "none",
-            optimizer=f"adamw_{optimizer}_master",
+            optimizer="adamw_fused_master",
         ),
         flops=micro_batches * shape.forward_flops(tokens, sequence) * (4.0 if recompute else 3.0),
         bytes=26.0 * shape.parameters,

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from costmodels.block_seconds import COMPONENTS
+from costmodels.boundary_transfers import boundary_transfer_s
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
 from costmodels.layer_costs import layer_costs
@@ -20,12 +22,10 @@ from costmodels.memory_terms import communicators, logits_copies, memory_terms, 
 from costmodels.model_state import end_gradient_bytes, state_bytes
 from costmodels.optimizer import memory_seconds_per_byte, optimizer_s
 from costmodels.plan import PlanBatch, Recompute, Schedule
-from costmodels.shown_parts import COMPONENTS
 from costmodels.stage_activations import held_activations
 from costmodels.stage_layers import stage_layers
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
-from costmodels.transfer import boundary_transfer_s
 
 Row = dict[str, Any]
 _COLUMNS = (

@@ -28,12 +28,6 @@ BODY: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[TestClient]:
-    with TestClient(create_app(ServiceSettings())) as client:
-        yield client
-
-
 def problem(response: httpx2.Response, status: int) -> dict[str, Any]:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
@@ -216,7 +210,7 @@ def test_a_search_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -
         return {}
 
     monkeypatch.setattr(routes.api, "plan", slow)
-    monkeypatch.setattr(routes.schema, "to_document", lambda result: result)
+    monkeypatch.setattr(routes.documents, "to_document", lambda result: result)
     app = create_app(ServiceSettings(max_searches=1, max_waiting=1))
     with TestClient(app) as client, ThreadPoolExecutor(2) as pool:
         first = pool.submit(client.post, "/plan", json=BODY)
@@ -359,6 +353,13 @@ def test_one_entry_by_any_of_its_names(client: TestClient) -> None:
     device = client.get("/devices/a100").json()
     assert device["name"] == "A100-SXM-80GB"
     assert device["peak_flops_per_s"]["bf16"] == pytest.approx(312e12)
+
+
+@pytest.mark.parametrize("path", ["/models", "/models/llama-2-13b", "/devices", "/frameworks", "/healthz", "/plan"])
+def test_a_query_that_no_route_reads_is_refused(client: TestClient, path: str) -> None:
+    asked = client.post if path == "/plan" else client.get
+    (error,) = problem(asked(f"{path}?nmae=a"), 422)["errors"]
+    assert error == {"field": "nmae", "problem": "unknown query parameter", "hint": f"{path} takes none"}
 
 
 @pytest.mark.parametrize("path", ["/models/lama-2-13b", "/devices/H10O", "/models/etc/passwd"])

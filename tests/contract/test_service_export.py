@@ -1,7 +1,6 @@
 """``POST /export``: the document of the command line, and the same errors."""
 
 import json
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import jsonschema_rs
@@ -11,9 +10,7 @@ from fastapi.testclient import TestClient
 import planner
 from planner.exporters.api import FORMATS
 from planner.exporters.document import export_schema
-from service.app import create_app
 from service.schemas import ExportRequest
-from service.settings import ServiceSettings
 
 BODY: dict[str, Any] = {
     "model": "llama-2-7b",
@@ -21,12 +18,6 @@ BODY: dict[str, Any] = {
     "job": {"sequence_length": 2048, "global_batch_size": 64},
     "format": "megatron-lm",
 }
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[TestClient]:
-    with TestClient(create_app(ServiceSettings())) as client:
-        yield client
 
 
 def test_the_answer_is_the_library_s_document(client: TestClient) -> None:

@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import planner
-from planner.replan_document import replan_schema
+from planner.document_replan import replan_schema
 from service.app import create_app
 from service.settings import ServiceSettings
 

@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import planner
-from planner.sizing_document import sizing_schema
+from planner.document_sizing import sizing_schema
 from service.app import create_app
 from service.settings import ServiceSettings
 

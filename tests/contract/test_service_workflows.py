@@ -1,28 +1,19 @@
 """Workflows over REST: the same answer as the library's, and every mistake by its field."""
 
 import json
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
 from fastapi.testclient import TestClient
 
 from planner.dataflow.flow_request import MODES, OBJECTIVES, FlowOptions
-from planner.schema_flow import flow_document
+from planner.document_flow import flow_document
 from planner.workflows import plan_dataflow
 from profiles.precision import PRECISIONS
-from service.app import create_app
 from service.schemas import WorkflowRequest
-from service.settings import ServiceSettings
 
 SMALL: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": 128, "effort": 0.01, "iterations": 1}
 BODY: dict[str, Any] = {"job": "grpo", "models": {"actor": "llama-3.2-1b"}, "cluster": "2xH100", **SMALL}
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[TestClient]:
-    with TestClient(create_app(ServiceSettings())) as client:
-        yield client
 
 
 def test_the_answer_is_the_document_of_the_library(client: TestClient) -> None:

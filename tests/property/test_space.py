@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from costmodels.plan import PlanBatch
 from planner.constraints import legal, violations
+from planner.document_plan import plan_document
 from planner.pins import parse_pins
 from planner.rules.base import FRAMEWORKS, Setting
-from planner.schema import plan_document
 from planner.space import plan_space
 from profiles.errors import SpecError
 from tests.fakes import gpt, job, mixture

@@ -331,7 +331,6 @@ def varied_families(question: Question) -> tuple[list[Family], StagePrices]:
     pins = question.requests[0].pins
     space = stage_space(
         [setting_of(request) for request in question.requests], question.contexts, joint=question.joint, pins=pins,
-        prune=False,
     )  # fmt: skip
     plans, layers = space.configs.plans, question.requests[0].model.num_layers
     families = []

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 import planner
+from planner.document_search import search_document
 from planner.rules.base import FRAMEWORKS
 from planner.search.frameworks import several
-from planner.search_document import search_document
 from profiles.errors import SpecError
 from tests.search.small import Small, model
 

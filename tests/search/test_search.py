@@ -15,6 +15,7 @@ from costmodels.plan import FloatArray, Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import StagePlanBatch
 from costmodels.stage_prices import StagePrices
+from planner.document_search import search_document
 from planner.request import cost_context, setting_of
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.call import search
@@ -27,7 +28,6 @@ from planner.search.question import Question
 from planner.search.result import OPTIMAL_GAP, SearchResult
 from planner.search.stage_table import _recomputed, option_table
 from planner.search.sweep import sweep
-from planner.search_document import search_document
 from planner.space import plan_space
 from profiles.errors import SpecError
 from tests.search.small import INSTANCES, Small, model

@@ -8,9 +8,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 import planner
-from planner.schema import infeasible_document
+from planner.document_plan import infeasible_document
+from planner.document_search import search_schema
 from planner.search import question as question_module
-from planner.search_document import search_schema
 from planner.space import plan_space
 from service.app import create_app
 from service.settings import ServiceSettings

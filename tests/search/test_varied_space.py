@@ -37,7 +37,7 @@ def varied(contexts: list[CostContext], *, joint: Any = None, **own: Any) -> Var
         Setting(model=each.model, job=each.job, num_devices=each.cluster.num_devices, framework=each.stack.framework)
         for each in contexts
     ]
-    return VariedSpace(stages=stage_space(settings, contexts, joint=joint, prune=False), **own)
+    return VariedSpace(stages=stage_space(settings, contexts, joint=joint), **own)
 
 
 def two_groups() -> VariedSpace:

@@ -1,6 +1,7 @@
 """The public calls: real answers about real models, the same every time, and errors about the question."""
 
 import json
+import pkgutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,9 @@ import pytest
 import planner
 from costmodels.plan import ExecutionPlan, Recompute
 from planner import api
+from planner.document_plan import to_document
 from planner.request import Options, part_of
 from planner.results import PlanResult
-from planner.schema import to_document
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
@@ -359,6 +360,12 @@ def test_the_same_question_has_the_same_answer_in_every_thread() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(ask, range(8)))) == 1
+
+
+def test_no_public_name_is_that_of_a_module():
+    """Importing the module would put it in the place of what has its name."""
+    modules = {module.name for module in pkgutil.iter_modules(planner.__path__)} - {"search"}
+    assert not modules & set(planner.__all__)
 
 
 def test_the_package_answers_by_name(ranking: PlanResult) -> None:

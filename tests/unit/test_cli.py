@@ -13,7 +13,7 @@ import pytest
 
 from planner import api, cli
 from planner.cli_options import given, question
-from planner.schema import to_document
+from planner.document_plan import to_document
 from planner.schema_types import document_schema
 from profiles.errors import InfeasibleError
 from tests.command import command_line

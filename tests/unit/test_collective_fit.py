@@ -22,7 +22,7 @@ from costmodels.calibration.collective_fit import (
 )
 from costmodels.calibration.collective_report import page, scores
 from costmodels.calibration.collective_splits import SPLITS, Judged, judge_inside
-from costmodels.calibration.collective_spreads import LARGE_BYTES, interval, logs_by_group, spread_records
+from costmodels.calibration.collective_spreads import interval, logs_by_group, spread_records
 from costmodels.calibration.collective_tables import (
     CLONE_S_PER_BYTE,
     MOST_SIZES,
@@ -32,7 +32,7 @@ from costmodels.calibration.collective_tables import (
     without_copies,
 )
 from costmodels.calibration.robust import Range
-from costmodels.collectives import CollectiveOp
+from costmodels.collectives import LARGE_BYTES, CollectiveOp
 from costmodels.link_model import OP_NAMES
 from profiles.catalog import default_catalog
 from profiles.fits import parse_collective_fits

@@ -19,8 +19,8 @@ from planner.dataflow.pareto import useful_candidates
 from planner.dataflow.placement import groups_of, machine_meshes, placements
 from planner.dataflow.priced_cluster import PricedCluster, priced_on
 from planner.dataflow.search import solve
+from planner.document_flow import flow_document, flow_document_schema
 from planner.request import mixed_of, resolve_cluster
-from planner.schema_flow import flow_document, flow_document_schema
 from planner.validate.dataflow_search import brute_force
 from planner.workflows import plan_dataflow
 from profiles.errors import SpecError

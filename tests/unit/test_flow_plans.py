@@ -12,7 +12,7 @@ from costmodels.flops import matmul_parameters
 from planner.dataflow.flow_costs import call_flops
 from planner.dataflow.flow_results import FlowPlan, FlowResult
 from planner.dataflow.presets import PRESETS
-from planner.schema_flow import flow_document, flow_document_schema
+from planner.document_flow import flow_document, flow_document_schema
 from planner.workflows import plan_dataflow
 
 SMALL = "llama-3.2-1b"

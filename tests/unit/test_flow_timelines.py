@@ -16,9 +16,9 @@ from planner.dataflow.flow_picture import timeline_svg
 from planner.dataflow.flow_results import FlowPlan, FlowResult
 from planner.dataflow.flow_trace import trace_document
 from planner.dataflow.graph import GENERATE
+from planner.document_flow import flow_document
 from planner.phrases import seconds
 from planner.render_flow import render_flow
-from planner.schema_flow import flow_document
 from planner.workflows import plan_dataflow
 
 QUICK: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": 128, "effort": 0.01, "iterations": 2}

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from costmodels.boundary_transfers import boundary_transfer_s
 from costmodels.generation import GenerationEstimate, engine_context, generation, generation_memory, prompt_job
 from costmodels.lengths import OutputLengths, fixed_length, log_normal_lengths
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import ExecutionPlan, PlanBatch
-from costmodels.transfer import boundary_transfer_s
 from profiles.engines import EngineSpec, find_engine, load_engines
 from profiles.errors import SpecError
 from profiles.parameters import total_parameters

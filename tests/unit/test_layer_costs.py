@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from costmodels.block_seconds import COMPONENTS
 from costmodels.context import CostContext
 from costmodels.layer_costs import BlockCosts, layer_costs
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
-from costmodels.shown_parts import COMPONENTS
 from costmodels.workload import LoraSpec
 from profiles.hardware import ClusterSpec
 from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, device, job, mixture, node, stack

@@ -8,8 +8,9 @@ import pytest
 
 from profiles.measure import cases, models
 from profiles.measure.cases import Case
-from profiles.measure.grid import COLLECTIVE_OPS, collective_grid, kernel_grid
+from profiles.measure.grid import collective_grid, kernel_grid
 from profiles.measure.models import ModelShape, generation, step_grid, train_step
+from profiles.timing_ops import COLLECTIVES
 from profiles.timing_work import flops, traffic_bytes
 from profiles.timings import check_table, table_of_rows
 
@@ -67,7 +68,7 @@ def test_an_adamw_step_moves_seven_words_per_fp32_parameter() -> None:
 
 def test_collectives_come_in_every_size_and_group() -> None:
     found = collective_grid(GROUPS, library="nccl")
-    assert {case.op for case in found} == set(COLLECTIVE_OPS)
+    assert {case.op for case in found} == set(COLLECTIVES)
     assert {(case["group_size"], case["num_nodes"]) for case in found} == set(GROUPS)
     sizes = sorted({case["size_bytes"] for case in found})
     assert (sizes[0], sizes[-1]) == (1024, 512 << 20)

@@ -21,7 +21,6 @@ from profiles.measure.cases import Case  # noqa: E402
 from profiles.measure.collect import collect  # noqa: E402
 from profiles.measure.decoder import Decoder  # noqa: E402
 from profiles.measure.dense import gemm_workload  # noqa: E402
-from profiles.measure.grid import COLLECTIVE_OPS  # noqa: E402
 from profiles.measure.models import TINY, TINY_GPT, ModelShape, block_step, generation, train_step  # noqa: E402
 from profiles.measure.optimizers import LEARNING_RATE, MasterAdamW  # noqa: E402
 from profiles.measure.pointwise import rotate  # noqa: E402
@@ -30,6 +29,7 @@ from profiles.measure.steps import measure_train_step  # noqa: E402
 from profiles.measure.workloads import measure_kernel  # noqa: E402
 from profiles.stacks import load_stacks  # noqa: E402
 from profiles.timing_files import read_timings  # noqa: E402
+from profiles.timing_ops import COLLECTIVES  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -279,7 +279,7 @@ def test_collectives_run_over_two_processes(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     table = read_timings(out)
-    assert set(table.op.tolist()) <= set(COLLECTIVE_OPS)
+    assert set(table.op.tolist()) <= set(COLLECTIVES)
     assert {"all_reduce", "all_gather", "broadcast", "send_recv"} <= set(table.op.tolist())
     assert set(table.group_size.tolist()) == {2}
     assert set(table.kernel.tolist()) == {"gloo"}

@@ -14,11 +14,11 @@ from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.plan import PlanBatch, Recompute
 from costmodels.stages import stage_table
 from planner import api
+from planner.document_plan import to_document
 from planner.pricing import blocks_of_one, join, memory_rejections, price_all, price_contenders, price_fitting
 from planner.ranking import best_rows, nearest_row
 from planner.request import Options, cost_context, resolve_request, setting_of
 from planner.rules.base import Setting
-from planner.schema import to_document
 from planner.space import plan_space
 from profiles.hardware import ClusterSpec
 from tests.fakes import RateKernels, context, device, gpt, job, node

@@ -8,7 +8,7 @@ import jsonschema_rs
 import pytest
 
 import planner
-from planner.replan_document import replan_schema
+from planner.document_replan import replan_schema
 from planner.replanning import LAYOUT, LOADS, ReplanResult
 from planner.rules.base import FRAMEWORKS, NANOTRON
 from profiles.errors import SpecError

@@ -11,9 +11,9 @@ import jsonschema_rs
 import pytest
 
 from planner import api
+from planner.document_plan import devices_document, models_document, plan_document, to_document
 from planner.pins import parse_pins
 from planner.results import PlanResult
-from planner.schema import devices_document, models_document, plan_document, to_document
 from planner.schema_types import SCHEMA_VERSION, document_schema
 from profiles.catalog import default_catalog
 

@@ -8,8 +8,8 @@ import jsonschema_rs
 import pytest
 
 import planner
+from planner.document_sizing import sizing_schema
 from planner.sizes import KindSizes, Size, SizingResult
-from planner.sizing_document import sizing_schema
 from profiles.errors import SpecError
 from tests.command import Command, command_line
 

@@ -7,10 +7,10 @@ import pytest
 import planner
 from costmodels.plan import PlanBatch
 from planner.cli_catalog import show_frameworks
+from planner.document_plan import frameworks_document
 from planner.estimates import plan_estimates
 from planner.pricing import price_all
 from planner.request import cost_context
-from planner.schema import frameworks_document
 from planner.switches import switches
 from profiles.errors import SpecError
 from profiles.stacks import find_stack, load_stacks

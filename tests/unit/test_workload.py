@@ -81,6 +81,8 @@ def test_only_unquantised_adapters_have_fp32_weights_beside_them(task):
     assert job(task="lora", lora=LoraSpec(), frozen_dtype="fp32").frozen_dtype == "fp32"
     with pytest.raises(SpecError, match=r"^job.frozen_dtype: is of the weights beside unquantised adapters"):
         job(task=task, lora=LoraSpec() if task == "qlora" else None, frozen_dtype="fp32")
+    with pytest.raises(SpecError, match=r"^job.frozen_dtype: unknown value 'bf16'. Hint: fp32, or leave it out$"):
+        job(frozen_dtype="bf16")
 
 
 @pytest.mark.parametrize("name", ["fused_cross_entropy", "linear_cross_entropy"])

@@ -56,7 +56,7 @@ MEMORY = {
 }  # fmt: skip
 OPS = (*CONTRACTIONS, *ATTENTION, *MEMORY)
 
-_MOST = 1 << 48  # largest extent or count; beyond it products would leave 64-bit integers' exact floats
+MOST_EXTENT = 1 << 48  # largest extent or count; beyond it products would leave 64-bit integers' exact floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +124,8 @@ class Kernel:
             low |= {"heads": 1, "kv_heads": 1}
         for name, least in low.items():
             value = getattr(self, name)
-            if not least <= value <= _MOST:
-                raise SpecError(f"kernel.{name}", f"must be between {least} and {_MOST}; got {value}")
+            if not least <= value <= MOST_EXTENT:
+                raise SpecError(f"kernel.{name}", f"must be between {least} and {MOST_EXTENT}; got {value}")
         if self.op in ATTENTION and self.heads % self.kv_heads:
             raise SpecError("kernel.heads", f"{self.heads} is no multiple of {self.kv_heads} key/value heads")
         if self.op in ATTENTION and not 0 < self.causal <= 1:

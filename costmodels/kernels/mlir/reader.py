@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from costmodels.kernels.mlir.kernel import DYNAMIC
+from costmodels.kernels.mlir.kernel import DYNAMIC, MOST_EXTENT
 from costmodels.kernels.mlir.key import MOST_CHARACTERS, MOST_NESTED
 from profiles.errors import SpecError
 
 MOST_OPERATIONS = 100_000
 MOST_RESULTS = 4096
-_MOST_EXTENT = 1 << 48
 
 _STRING = re.compile(r'"[^"\n]*"')
 _LOCATION = re.compile(r'\s?loc\((?:"[^"\n]*"[:\d to]*|unknown|#[\w$]+|callsite\([^()\n]*\))\)')
@@ -98,8 +97,8 @@ def _tensor_type(match: re.Match[str], line: int) -> TensorType:
     shaped, element, listed, torch_element = match.groups()
     words = shaped.split("x")[:-1] if element else [word for word in listed.replace(" ", "").split(",") if word]
     dims = tuple(DYNAMIC if word == "?" else int(word) for word in words)
-    if any(extent > _MOST_EXTENT for extent in dims):
-        raise fault(line, f"an extent is larger than {_MOST_EXTENT}")
+    if any(extent > MOST_EXTENT for extent in dims):
+        raise fault(line, f"an extent is larger than {MOST_EXTENT}")
     return TensorType(dims, element or torch_element.replace("si", "i"))
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from costmodels.boundary_transfers import boundary_transfer_s
 from costmodels.plan import ExecutionPlan, PlanBatch
-from costmodels.transfer import boundary_transfer_s
 from profiles.stacks import load_stacks
 from tests.fakes import UnitCollectives, context, gpt, stack
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from planner.document_plan import estimate_document, infeasible_document, note_document, request_document
 from planner.replanning import Continuation, ReplanResult
-from planner.schema import estimate_document, infeasible_document, note_document, request_document
 from planner.schema_types import (
     COUNT,
     FLAG,

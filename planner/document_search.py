@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from costmodels.estimate import BASES
+from planner.document_plan import infeasible_document, note_document, request_document
 from planner.rules.pipeline import SCHEDULE_NAMES
-from planner.schema import infeasible_document, note_document, request_document
 from planner.schema_types import (
     AMOUNT,
     COUNT,

@@ -12,15 +12,13 @@ from costmodels.plan import ExecutionPlan
 from planner.phrases import explanation_sentences, remedy_sentence, rival_sentence
 from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Remedy, Request, Rival, Switch
 from planner.rules.modules import module_names
-from planner.rules.pipeline import SCHEDULE_NAMES
+from planner.rules.pipeline import NAME_OF_SCHEDULE
 from planner.schema_types import CONVENTIONS, SCHEMA_VERSION
 from planner.schema_types import document_schema as document_schema
 from profiles.cluster_string import cluster_to_mapping
 from profiles.hardware import DeviceSpec
 from profiles.model import ModelSpec
 from profiles.parameters import active_parameters, total_parameters
-
-_SCHEDULES = {code: name for name, code in SCHEDULE_NAMES.items()}
 
 
 def to_document(result: PlanResult) -> dict[str, Any]:
@@ -78,7 +76,7 @@ def plan_document(plan: ExecutionPlan) -> dict[str, Any]:
     document = asdict(plan)
     document["recompute"] = plan.recompute.name.lower()
     document["recompute_modules"] = list(module_names(plan.recompute_modules))
-    document["schedule"] = _SCHEDULES[plan.schedule]
+    document["schedule"] = NAME_OF_SCHEDULE[plan.schedule]
     document["context_kind"] = plan.context_kind.name.lower()
     document["axis_order"] = plan.axis_order.name.lower()
     document["stage_layers"] = list(plan.stage_layers)

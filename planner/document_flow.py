@@ -1,6 +1,6 @@
 """The document of a workflow's plan: command line ``--json``, REST and library say the same.
 
-As ``planner.schema`` for single jobs: SI units in the keys, fixed order, no key ever missing.
+As ``planner.document_plan`` for single jobs: SI units in the keys, fixed order, no key ever missing.
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ from planner.dataflow.flow_results import (
     SearchStatistics,
 )
 from planner.dataflow.graph import Call
+from planner.document_plan import model_document, note_document, plan_document
 from planner.flow_phrases import minimum_sentence, reason_sentence, shortage_sentence
-from planner.schema import model_document, note_document, plan_document
 from planner.schema_flow_types import FLOW_CONVENTIONS
 from planner.schema_flow_types import flow_document_schema as flow_document_schema
 from planner.schema_types import SCHEMA_VERSION

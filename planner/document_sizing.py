@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from planner.schema import estimate_document, infeasible_document, note_document, request_document
+from planner.document_plan import estimate_document, infeasible_document, note_document, request_document
 from planner.schema_types import (
     AMOUNT,
     COUNT,

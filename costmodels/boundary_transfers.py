@@ -11,9 +11,9 @@ from costmodels.plan import AxisOrder, FloatArray, PlanBatch
 from profiles.hardware import MAX_DEVICES
 
 
-def boundary_transfer_s(plans: PlanBatch, context: CostContext, *, apart: bool = False) -> FloatArray:
+def boundary_transfer_s(plans: PlanBatch, context: CostContext) -> FloatArray:
     """(N,) seconds of ``boundary_transfers``."""
-    return boundary_transfers(plans, context, apart=apart).time_s
+    return boundary_transfers(plans, context).time_s
 
 
 def boundary_transfers(plans: PlanBatch, context: CostContext, *, apart: bool = False) -> Prediction:
