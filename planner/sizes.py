@@ -95,6 +95,12 @@ class KindSizes:
         return next((size for size in self.sizes if _done_in(size, self.days)), None)
 
     @property
+    def varied(self) -> frozenset[str]:
+        """Fields of the question that differ from size to size: the batch, where nobody gave one."""
+        several = len({size.batch for size in self.sizes}) > 1
+        return frozenset(("job.global_batch_size",) if several else ())
+
+    @property
     def standing_out(self) -> dict[str, Size]:
         """What sizes stand out for, in words, to the size."""
         found = {"fewest": self.fewest, "cheapest": self.cheapest}
@@ -122,8 +128,9 @@ class SizingResult:
 
     @property
     def assumptions(self) -> tuple[Note, ...]:
-        """What was filled in on the largest sizes, each once."""
-        return tuple(dict.fromkeys(note for kind in self.kinds for note in kind.request.assumptions))
+        """What was filled in on the largest sizes, each once; not a batch that differs from size to size."""
+        told = (note for kind in self.kinds for note in kind.request.assumptions if note.field not in kind.varied)
+        return tuple(dict.fromkeys(told))
 
 
 def sizing(

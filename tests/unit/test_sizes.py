@@ -185,6 +185,15 @@ def test_json_is_the_document(run: Command) -> None:
     assert kind["fewest"] == min(size["num_devices"] for size in kind["sizes"] if size["estimate"])
 
 
+@pytest.mark.parametrize(("asked", "told"), [("8xA100-80GB", False), ("2x8xA100-80GB", True)])
+def test_a_batch_is_assumed_where_it_is_the_same_on_all_sizes(asked: str, told: bool) -> None:
+    """One micro-batch per device of a thousand is more than the usual batch of a fine-tuning run."""
+    result = planner.sizing("llama-3.2-1b", asked, {"task": "lora", "sequence_length": 512})
+    assert any(note.field == "job.global_batch_size" for note in result.assumptions) == told
+    assert any(note.field == "job.sequence_length" for note in result.assumptions) is False
+    assert ({size.batch for size in result.kinds[0].sizes} == {128}) == told
+
+
 def test_properties_of_an_empty_kind() -> None:
     result = planner.sizing("deepseek-v3", "2x8xH100")
     kind: KindSizes = result.kinds[0]
