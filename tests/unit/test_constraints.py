@@ -7,8 +7,8 @@ import pytest
 
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, PlanBatch, Recompute, Schedule
 from costmodels.workload import TrainingJob
-from planner.constraints import RULES, check_plan, legal, rules_for, sieve
-from planner.rules.base import FRAMEWORK_TITLES, FRAMEWORKS, Rule, Setting
+from planner.constraints import RULES, check_plan, legal, rules_for, sieve, violations
+from planner.rules.base import FRAMEWORK_TITLES, FRAMEWORKS, Setting
 from profiles import stacks
 from profiles.errors import SpecError
 from tests.fakes import gpt, job, latent, llama, mixture
@@ -24,16 +24,8 @@ def setting(framework: str = MEGATRON, *, devices: int = 8, **changes: object) -
 
 
 def broken(plan: ExecutionPlan, where: Setting) -> set[str]:
-    return {rule.name for rule in _broken(plan, where)}
-
-
-def violations(plan: ExecutionPlan, where: Setting) -> list[SpecError]:
-    return [rule.error(plan, where) for rule in _broken(plan, where)]
-
-
-def _broken(plan: ExecutionPlan, where: Setting) -> list[Rule]:
     batch = PlanBatch.from_plans([plan])
-    return [rule for rule in rules_for(where.framework) if not rule.holds(batch, where)[0]]
+    return {rule.name for rule in rules_for(where.framework) if not rule.holds(batch, where)[0]}
 
 
 def split(t: int = 1, p: int = 1, d: int = 1, c: int = 1, *, m: int = 0, **changes: object) -> ExecutionPlan:

@@ -7,15 +7,20 @@ import pytest
 
 from costmodels.evaluate import evaluate
 from costmodels.plan import PlanBatch, Recompute, RecomputeModule
-from planner.constraints import legal
+from planner.constraints import legal, rules_for, violations
 from planner.rules.base import MEGATRON, Setting
 from planner.space import plan_space
 from tests.fakes import context, gpt, job, mixture, stack
-from tests.unit.test_constraints import broken, split, violations
+from tests.unit.test_constraints import split
 
 OVERLAPS = Setting(
     model=mixture(num_layers=8), job=job(), num_devices=8, framework=MEGATRON, free_layout=True, overlaps_experts=True
 )
+
+
+def broken(plan, where=OVERLAPS):
+    batch = PlanBatch.from_plans([plan])
+    return {rule.name for rule in rules_for(where.framework) if not rule.holds(batch, where)[0]}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +53,7 @@ OVERLAPS = Setting(
     ],
 )
 def test_what_overlap_asks_of_a_plan(plan, expected):
-    assert broken(plan, OVERLAPS) == expected
+    assert broken(plan) == expected
     without = Setting(model=OVERLAPS.model, job=OVERLAPS.job, num_devices=8, framework=MEGATRON)
     assert broken(plan, without) == set()
     assert all(error.hint for error in violations(plan, OVERLAPS))
