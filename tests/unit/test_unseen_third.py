@@ -7,8 +7,10 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from costmodels.expert_exchange import groups_hit
 from costmodels.plan import Recompute, RecomputeModule
 from planner.rules.base import Setting
 from planner.validate.mapping import map_files
@@ -127,3 +129,19 @@ def test_composer_on_pytorch_2_0_recomputes_to_the_end_and_may_run_a_loss_of_its
     later = mapped(framework="Composer (torch 2.1)")
     assert load_stacks()[later.stack].recompute_stops_early
     assert later.job.fused_cross_entropy
+
+
+def test_tokens_that_take_neighbouring_experts_reach_one_rank_and_not_five():
+    cells = {
+        "model": "qwen3-30b-a3b",
+        "framework": "Megatron-Core with DeepEP",
+        "layers": "",
+        "hidden": "",
+        "heads": "",
+    }
+    cells |= {"ffn_hidden": "", "vocab": "", "kv_heads": "", "ep": "8"}
+    for notes, reached in (("forced balance", 5.3), ("forced balance; a token takes neighbouring experts", 1.0)):
+        moe = mapped(**cells, notes=notes).model.moe
+        of = (np.array([float(moe.experts_per_token)]), np.array([float(moe.num_experts)]), np.array([8.0]))
+        hit = groups_hit(*of, router_groups=moe.router_groups, groups_per_token=moe.groups_per_token)
+        assert hit == pytest.approx(reached, abs=0.05)
