@@ -328,7 +328,8 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     fp8_activation, fp8_attention = recipes.kept_in_8_bits(row)
     plain = _without_master_copy(reading)  # optax keeps moments in the format of the parameters they belong to
     attention = recipes.attention_of(row, reading.model, precision=precision, default=attention)
-    state = "int8" if optimizer == "adamw8bit" else "bf16" if sixteen else "fp16" if plain else "fp32"
+    short = sixteen or wording.keeps_short_moments(row)
+    state = "int8" if optimizer == "adamw8bit" else "bf16" if short else "fp16" if plain else "fp32"
     try:
         return TrainingJob(
             sequence_length=wording.sequence_length_of(row),
@@ -345,8 +346,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             attention_library=recipes.attention_library_of(row, attention),
             lora=wording.lora_of(row) if task in ("lora", "qlora") else None,
             dropout=defaults.dropout and task == "pretrain",
-            # llm-foundry's models take loss_fn fused_crossentropy unless told otherwise.
-            fused_cross_entropy=defaults.stack.startswith("fsdp-composer") or recipes.fuses_cross_entropy(row),
+            fused_cross_entropy=recipes.fuses_cross_entropy(row, defaults.stack),
             linear_cross_entropy=wording.projects_in_loss(row),
             varied_lengths=wording.varies_lengths(row),
             fp32_unquantised=wording.casts_unquantised(row),

@@ -51,11 +51,30 @@ class ModelFinder:
 
 
 def model_of(row: Row, finder: ModelFinder) -> tuple[ModelSpec, list[str]]:
-    """The model and what had to be assumed about it.
+    """The model, as a row routes its tokens, and what had to be assumed about it.
 
     Raises:
         CannotScore: If it is not a decoder-only transformer or its dimensions are unknown.
     """
+    model, assumed = _unrouted(row, finder)
+    return _routed(row, model), assumed
+
+
+def _routed(row: Row, model: ModelSpec) -> ModelSpec:
+    """The model, of whose experts a token takes neighbours where notes say so.
+
+    Primus balances by numbering places: token i has experts i k to i k + k - 1 of E, modulo E (PrimusTopKRouter.routing
+    of AMD-AGI/Primus, under moe_router_force_load_balancing), where Megatron-Core draws them at random.
+    """
+    moe = model.moe
+    if moe is None or "neighbouring experts" not in row.text("notes") or moe.num_experts % moe.experts_per_token:
+        return model
+    groups = moe.num_experts // moe.experts_per_token
+    return dataclasses.replace(model, moe=dataclasses.replace(moe, router_groups=groups, groups_per_token=1))
+
+
+def _unrouted(row: Row, finder: ModelFinder) -> tuple[ModelSpec, list[str]]:
+    """The model by its name and dimensions, and what had to be assumed about it."""
     name = row.text("model")
     if _NOT_DECODER_ONLY.search(name) or "encoder-decoder" in row.text("notes"):
         raise CannotScore("not a decoder-only transformer")

@@ -90,14 +90,16 @@ def runs_nemo_scripts(row: Row) -> bool:
     return "dgxc" in row.text("source").lower() and release is not None
 
 
-def fuses_cross_entropy(row: Row) -> bool:
+def fuses_cross_entropy(row: Row, stack: str) -> bool:
     """Whether a recipe's loss holds no fp32 logits, or those of a part of the tokens at a time, as torchtune's.
 
+    llm-foundry's models take loss_fn fused_crossentropy unless told otherwise; others under Composer may not.
     Megatron-Bridge's and NeMo's scripts (scripts/performance/helpers.py) take Transformer Engine's
     (cross_entropy_fusion_impl = "te").
     """
     said = re.search("ce fusion|chunked cross-entropy", row.text("notes").lower()) is not None
-    return said or runs_nemo_scripts(row) or "megatron-bridge" in row.text("source").lower()
+    composer = stack.startswith("fsdp-composer") and "loss by F.cross_entropy" not in row.text("notes")
+    return said or composer or runs_nemo_scripts(row) or "megatron-bridge" in row.text("source").lower()
 
 
 def omits_tensor_overlap(row: Row) -> bool:

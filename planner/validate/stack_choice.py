@@ -147,7 +147,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"^automodel", _AUTOMODEL),
         (r"torchtitan|fsdp2", _FSDP),
         (r"fsdp1", _PLAIN_FSDP1),
-        (r"llm-foundry \(may 2023", _COMPOSER_2023),
+        (r"llm-foundry \(may 2023|^composer \(torch 2\.0", _COMPOSER_2023),
         (r"composer|llm-foundry|mosaicml", _COMPOSER),
         (r"^internlm", _INTERNLM),
         (r"paddle", _PADDLE),

@@ -68,6 +68,11 @@ def keeps_no_master_copy(row: Row) -> bool:
     return "16-bit weights and moments, no master copy" in row.text("notes")
 
 
+def keeps_short_moments(row: Row) -> bool:
+    """Whether notes say that moments alone are in 16 bits, beside fp32 weights (Megatron-Core's exp_avg_dtype)."""
+    return "moments in 16 bits" in row.text("notes")
+
+
 def precision_of(row: Row) -> str | None:
     """Recipe name; None when the table is silent."""
     text = row.text("precision").lower()

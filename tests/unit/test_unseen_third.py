@@ -7,10 +7,11 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from costmodels.expert_exchange import groups_hit
 from costmodels.plan import Recompute, RecomputeModule
-from planner.constraints import violations
 from planner.rules.base import Setting
 from planner.validate.mapping import map_files
 from planner.validate.reader import Row, read_rows
@@ -18,6 +19,7 @@ from planner.validate.rows import NEVER_FITTED, UNSEEN_ROUNDS, ScorableRow
 from planner.validate.unseen import BLIND_COMMITS, publisher_at, unseen_tables
 from profiles.stacks import load_stacks
 from tests.published import mapped, reason
+from tests.unit.test_constraints import violations
 
 ROUND = 3
 TABLE = next(path for path in unseen_tables(ROUND) if path.name == "unseen_third.csv")
@@ -109,3 +111,37 @@ def test_pre_training_may_keep_no_master_copy():
     job = mapped(precision="bf16", notes="16-bit weights and moments, no master copy (its optimizer)").job
     assert (job.task, job.master_dtype, job.state_dtype, job.gradient_dtype) == ("pretrain", "none", "bf16", "bf16")
     assert mapped(precision="bf16").job.master_dtype == "fp32"
+
+
+def test_moments_may_be_short_beside_fp32_weights():
+    job = mapped(precision="bf16", notes="moments in 16 bits (exp_avg_dtype: bf16)").job
+    assert (job.master_dtype, job.state_dtype) == ("fp32", "bf16")
+    assert mapped(precision="bf16").job.state_dtype == "fp32"
+
+
+def test_composer_on_pytorch_2_0_recomputes_to_the_end_and_may_run_a_loss_of_its_own():
+    early = mapped(
+        framework="Composer (torch 2.0.1, flash-attn 1.0.3), as fsdp-composer-2023", notes="loss by F.cross_entropy"
+    )
+    assert early.stack == "fsdp-composer-2023"
+    assert not load_stacks()[early.stack].recompute_stops_early
+    assert not early.job.fused_cross_entropy
+    later = mapped(framework="Composer (torch 2.1)")
+    assert load_stacks()[later.stack].recompute_stops_early
+    assert later.job.fused_cross_entropy
+
+
+def test_tokens_that_take_neighbouring_experts_reach_one_rank_and_not_five():
+    cells = {
+        "model": "qwen3-30b-a3b",
+        "framework": "Megatron-Core with DeepEP",
+        "layers": "",
+        "hidden": "",
+        "heads": "",
+    }
+    cells |= {"ffn_hidden": "", "vocab": "", "kv_heads": "", "ep": "8"}
+    for notes, reached in (("forced balance", 5.3), ("forced balance; a token takes neighbouring experts", 1.0)):
+        moe = mapped(**cells, notes=notes).model.moe
+        of = (np.array([float(moe.experts_per_token)]), np.array([float(moe.num_experts)]), np.array([8.0]))
+        hit = groups_hit(*of, router_groups=moe.router_groups, groups_per_token=moe.groups_per_token)
+        assert hit == pytest.approx(reached, abs=0.05)
