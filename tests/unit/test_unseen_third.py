@@ -12,6 +12,7 @@ import pytest
 
 from costmodels.expert_exchange import groups_hit
 from costmodels.plan import Recompute, RecomputeModule
+from planner.constraints import violations
 from planner.rules.base import Setting
 from planner.validate.mapping import map_files
 from planner.validate.reader import Row, read_rows
@@ -19,7 +20,6 @@ from planner.validate.rows import NEVER_FITTED, UNSEEN_ROUNDS, ScorableRow
 from planner.validate.unseen import BLIND_COMMITS, publisher_at, unseen_tables
 from profiles.stacks import load_stacks
 from tests.published import mapped, reason
-from tests.unit.test_constraints import violations
 
 ROUND = 3
 TABLE = next(path for path in unseen_tables(ROUND) if path.name == "unseen_third.csv")
