@@ -178,6 +178,8 @@ class StackSpec:
         flat_temporaries: What the optimizer needs for its step is one tensor of all parameters (DeepSpeed), which fits
             none of the blocks that activations leave: the allocator holds both while there is room.
         reserve_bytes: Allocator reserve that does not grow with the activations.
+        accumulates_whole: Under ZeRO-3, micro-batches of a step reduce no gradients but for the last: until then ranks
+            hold those of every parameter whole, in the format of the gathered weights.
         static_memory: All buffers are assigned before anything runs (XLA), so that nothing is fragmented or cached.
         memory_residual_log_std: Standard deviation of log(measured / predicted) peak memory in cross-validation.
         memory_publisher_log_std: What a publisher nobody has seen adds to that (variances add) in intervals. Risks of
@@ -273,6 +275,7 @@ class StackSpec:
     autograd_gradients: str = "fused"
     keeps_input_gradients: bool = False
     transient_gradients: bool = False
+    accumulates_whole: bool = False
     static_memory: bool = False
     joint_projection: bool = False
     keeps_quantised_inputs: int = 0
