@@ -138,6 +138,7 @@ class StackSpec:
         sharded_logits_fp32_copies: The same where tensor parallelism splits the vocabulary; 0: no difference.
         fused_norm: Norms keep their input only; otherwise an fp32 copy and the normalised tensor.
         fused_gate: A gated MLP keeps gate and up only; otherwise also the activated gate.
+        activation_in_place: Gradients of an activation function are written over its inputs.
         autograd_gradients: What becomes of autograd's 16-bit gradients where they are accumulated in
             fp32: ``fused`` into the accumulation (Megatron-LM), ``freed`` after every micro-batch (nanotron)
             or ``kept`` (DeepSpeed's BF16_Optimizer).
@@ -272,6 +273,7 @@ class StackSpec:
     sharded_logits_fp32_copies: float = 0.0
     fused_norm: bool = True
     fused_gate: bool = True
+    activation_in_place: bool = False
     autograd_gradients: str = "fused"
     keeps_input_gradients: bool = False
     transient_gradients: bool = False
