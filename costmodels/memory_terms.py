@@ -98,7 +98,8 @@ def memory_terms(
     born = _born_in_backward(plans, stack) & (not in_backward)
     gradients = waiting_gradient_bytes(plans, stages, context) if in_backward else state.gradients
     whole = accumulates_whole(plans, stack)[:, None]
-    unreduced: FloatArray = whole * np.maximum(_whole_gradient_bytes(parameters, context) - gradients, 0.0)
+    beyond = np.maximum(_whole_gradient_bytes(parameters, context) - gradients, 0.0)
+    unreduced = np.where(whole, beyond, 0.0)
     gradients = gradients + unreduced
     resident = np.where(born[:, None], 0.0, gradients) if born.any() else gradients
     end = end_gradient_bytes(plans, context)
