@@ -376,7 +376,7 @@ def _gradients(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
 def _mlp_gradient(model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> float:
     """Bytes per token of the gradients of the activation function's output and inputs."""
     width = model.moe.ffn_hidden_size if moe and model.moe is not None else model.ffn_hidden_size
-    if not moe and _works_in_place(job, stack):
+    if not moe and (stack.activation_in_place or _works_in_place(job, stack)):
         return output_bytes(job, stack) * width
     return output_bytes(job, stack) * (3 if model.gated_mlp else 2) * width
 

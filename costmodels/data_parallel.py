@@ -22,7 +22,7 @@ from costmodels.frozen_weights import frozen_bytes
 from costmodels.lowering.grouping import group_rows
 from costmodels.lowering.transfers import price_collectives, stalled_s
 from costmodels.overlap import exposed_s
-from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch
+from costmodels.plan import AxisOrder, BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, expert_shard_degree
 from costmodels.stages import StageTable
 from costmodels.workload import TrainingJob
@@ -36,7 +36,7 @@ class DataParallelTraffic:
     """Seconds of traffic of stages, and how often it happens; columns (N, S), or (N, 1) where one stands for all.
 
     Attributes:
-        gradients_s: One reduction of all gradients.
+        gradients_s: One reduction of all gradients, or what a micro-batch has of it where only the last one reduces.
         parameters_s: One gathering of all parameters.
         reduces_per_microbatch: 1 where gradients are reduced for every micro-batch, else 0.
         gathers_per_microbatch: How often parameters are gathered for every micro-batch: 2, for its forward and its
@@ -89,6 +89,18 @@ def gradient_element_bytes(job: TrainingJob, stack: StackSpec) -> float:
     return float(ELEMENT_BYTES[job.gradient_dtype or default])
 
 
+def accumulates_whole(plans: PlanBatch, stack: StackSpec) -> BoolArray:
+    """(N,) whether ranks hold gradients of every parameter whole until the last micro-batch of a step reduces them.
+
+    Source:
+        PyTorch's FullyShardedDataParallel.no_sync ("accumulate the full model gradients (instead of gradient shards)"),
+        in which Hugging Face's Trainer runs all micro-batches but the last unless DeepSpeed shards
+        (transformers/trainer.py); Accelerate's guide to gradient synchronization warns of the memory.
+    """
+    found: BoolArray = (plans.zero_stage >= 3) & (plans.shard_degree > 1) & (plans.num_microbatches > 1)
+    return found & stack.accumulates_whole
+
+
 def data_parallel_traffic(
     plans: PlanBatch,
     stages: StageTable,
@@ -124,8 +136,9 @@ def data_parallel_traffic(
     fsdp, alone = context.stack.framework == "fsdp", plans.pipeline_parallel == 1
     scattered = (plans.zero_stage == 2) & (alone | (not fsdp))
     hidden = context.stack.data_parallel_overlap
+    once = np.where(accumulates_whole(plans, context.stack), plans.num_microbatches, 1)[:, None]
     return DataParallelTraffic(
-        gradients_s=np.take(gradients_s, groups.of_row, axis=0),
+        gradients_s=np.take(gradients_s, groups.of_row, axis=0) / once,
         parameters_s=np.take(parameters_s, groups.of_row, axis=0),
         reduces_per_microbatch=1.0 * (sharded | scattered)[:, None],
         gathers_per_microbatch=(2.0 * sharded + (scattered & fsdp))[:, None],

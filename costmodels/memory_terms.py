@@ -21,6 +21,7 @@ import numpy as np
 from costmodels.activations import sequence_divisor, tokens_per_rank
 from costmodels.arrays import total
 from costmodels.context import CostContext
+from costmodels.data_parallel import accumulates_whole
 from costmodels.frozen_weights import frozen_bytes, unit_bytes
 from costmodels.logits import late_logits_bytes, logits_bytes, logits_gradient_bytes
 from costmodels.model_state import (
@@ -96,6 +97,10 @@ def memory_terms(
     in_backward = context.job.optimizer_in_backward
     born = _born_in_backward(plans, stack) & (not in_backward)
     gradients = waiting_gradient_bytes(plans, stages, context) if in_backward else state.gradients
+    whole = accumulates_whole(plans, stack)[:, None]
+    beyond = np.maximum(_whole_gradient_bytes(parameters, context) - gradients, 0.0)
+    unreduced = np.where(whole, beyond, 0.0)
+    gradients = gradients + unreduced
     resident = np.where(born[:, None], 0.0, gradients) if born.any() else gradients
     end = end_gradient_bytes(plans, context)
     last = _last_bytes(plans, stages, parameters, units, context, born=born)
@@ -105,11 +110,11 @@ def memory_terms(
         weights=state.weights,
         streaming=streaming_bytes(plans, stages, parameters, state.weights, context.model) if streams else None,
         gradients=resident,
-        leaves=plans.zero_stage[:, None] >= 2,
+        leaves=(plans.zero_stage[:, None] >= 2) & ~whole,
         all_gradients=gradients,
         optimizer=state.optimizer,
         paged=state.paged,
-        temporaries=_step_bytes(plans, stages, parameters, context),
+        temporaries=_step_bytes(plans, stages, parameters, context, unreduced),
         last=last,
         staying=stages.has_embedding * end[:, None],
         passing=passing_gradient_bytes(plans, context)[:, None] * (stages.layers > 0) if in_backward else None,
@@ -232,17 +237,25 @@ def _last_bytes(
     return last
 
 
-def _step_bytes(
-    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
-) -> FloatArray | None:
-    """(N, S) temporaries of the optimizer; they take the place of weights that ZeRO-3 gathered, which are gone by then.
+def _whole_gradient_bytes(parameters: StageParameters, context: CostContext) -> FloatArray:
+    """(N, S) bytes of a gradient of every parameter of a stage, as autograd makes them."""
+    trained: FloatArray = parameters.trained_dense + parameters.trained_expert
+    return trained * context.job.numerics.storage_bytes
 
-    Those that are one tensor find no room among the blocks of these.
+
+def _step_bytes(
+    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext, unreduced: FloatArray
+) -> FloatArray | None:
+    """(N, S) temporaries of the optimizer; they take the place of what is gone by then, unless they are one tensor.
+
+    Gone are the weights that ZeRO-3 gathered, and what gradients took before they were reduced, (N, S) ``unreduced``.
+    A tensor of all parameters finds no room among the blocks of these.
     """
     needed = optimizer_temporary_bytes(plans, parameters, context)
     if needed is None or context.stack.flat_temporaries or not (plans.zero_stage >= 3).any():
         return needed
-    beyond: FloatArray = np.maximum(needed - _gathered(plans, stages, parameters, context), 0.0)
+    gone = _gathered(plans, stages, parameters, context) + unreduced
+    beyond: FloatArray = np.maximum(needed - gone, 0.0)
     return beyond
 
 

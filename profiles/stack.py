@@ -138,6 +138,7 @@ class StackSpec:
         sharded_logits_fp32_copies: The same where tensor parallelism splits the vocabulary; 0: no difference.
         fused_norm: Norms keep their input only; otherwise an fp32 copy and the normalised tensor.
         fused_gate: A gated MLP keeps gate and up only; otherwise also the activated gate.
+        activation_in_place: Gradients of an activation function are written over its inputs.
         autograd_gradients: What becomes of autograd's 16-bit gradients where they are accumulated in
             fp32: ``fused`` into the accumulation (Megatron-LM), ``freed`` after every micro-batch (nanotron)
             or ``kept`` (DeepSpeed's BF16_Optimizer).
@@ -178,6 +179,8 @@ class StackSpec:
         flat_temporaries: What the optimizer needs for its step is one tensor of all parameters (DeepSpeed), which fits
             none of the blocks that activations leave: the allocator holds both while there is room.
         reserve_bytes: Allocator reserve that does not grow with the activations.
+        accumulates_whole: Under ZeRO-3, micro-batches of a step reduce no gradients but for the last: until then ranks
+            hold those of every parameter whole, in the format of the gathered weights.
         static_memory: All buffers are assigned before anything runs (XLA), so that nothing is fragmented or cached.
         memory_residual_log_std: Standard deviation of log(measured / predicted) peak memory in cross-validation.
         memory_publisher_log_std: What a publisher nobody has seen adds to that (variances add) in intervals. Risks of
@@ -270,9 +273,11 @@ class StackSpec:
     sharded_logits_fp32_copies: float = 0.0
     fused_norm: bool = True
     fused_gate: bool = True
+    activation_in_place: bool = False
     autograd_gradients: str = "fused"
     keeps_input_gradients: bool = False
     transient_gradients: bool = False
+    accumulates_whole: bool = False
     static_memory: bool = False
     joint_projection: bool = False
     keeps_quantised_inputs: int = 0

@@ -76,6 +76,7 @@ _DEEPSPEED_2021 = dataclasses.replace(_DEEPSPEED_2022, overlap_param_gather=Fals
 _DEEPSPEED = StackDefaults(stack="deepspeed", zero_stage=3, zero_is_known=False)
 _DEEPSPEED_GPTQ = dataclasses.replace(_DEEPSPEED, stack="deepspeed-gptq", zero_stage=2)
 _DEEPSPEED_2024 = dataclasses.replace(_DEEPSPEED, stack="deepspeed-2024")
+_DEEPSPEED_LIGER = dataclasses.replace(_DEEPSPEED, stack="deepspeed-liger")
 _XTUNER = dataclasses.replace(_DEEPSPEED, stack="xtuner")
 _MEGATRON_TOKEN_DROP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-token-drop")
 _MEGATRON_HYBRID_EP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-hybrid-ep")
@@ -301,6 +302,7 @@ _VARIANTS: tuple[tuple[StackDefaults, Callable[[Row], bool], StackDefaults], ...
     (_COMPOSER, lambda _row: True, _COMPOSER_TRITON),
     (_AUTOMODEL, _notes("fake_balanced_gate"), _AUTOMODEL_BENCHMARK),
     (_HUGGING_FACE_2024, _notes("DeepSpeed ZeRO-2 for its fp16 loss scaling"), _DEEPSPEED_GPTQ),
+    (_DEEPSPEED, _notes("Liger kernels"), _DEEPSPEED_LIGER),
     (_HUGGING_FACE, _notes("fused kernels for norm"), _FMS_ACCELERATION),
     (_TRAINER_FSDP, _notes("fused kernels for norm"), _FMS_ACCELERATION),
     (_FSDP, _notes("no extra optimisations listed"), _FSDP_EAGER),
