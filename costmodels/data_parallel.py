@@ -89,6 +89,11 @@ def gradient_element_bytes(job: TrainingJob, stack: StackSpec) -> float:
     return float(ELEMENT_BYTES[job.gradient_dtype or default])
 
 
+def reduced_element_bytes(job: TrainingJob, stack: StackSpec) -> float:
+    """Bytes per gradient element as reduced, which is as accumulated unless the stack says otherwise."""
+    return float(ELEMENT_BYTES[stack.reduce_dtype]) if stack.reduce_dtype else gradient_element_bytes(job, stack)
+
+
 def data_parallel_traffic(
     plans: PlanBatch,
     stages: StageTable,
@@ -123,11 +128,12 @@ def data_parallel_traffic(
     # set_reshard_after_backward, torch/distributed/fsdp/_fully_shard).
     fsdp, alone = context.stack.framework == "fsdp", plans.pipeline_parallel == 1
     scattered = (plans.zero_stage == 2) & (alone | (not fsdp))
+    each_time = (sharded | scattered) & (not context.stack.reduces_last)
     hidden = context.stack.data_parallel_overlap
     return DataParallelTraffic(
         gradients_s=np.take(gradients_s, groups.of_row, axis=0),
         parameters_s=np.take(parameters_s, groups.of_row, axis=0),
-        reduces_per_microbatch=1.0 * (sharded | scattered)[:, None],
+        reduces_per_microbatch=1.0 * each_time[:, None],
         gathers_per_microbatch=(2.0 * sharded + (scattered & fsdp))[:, None],
         hidden_gathers=np.where(plans.overlap_param_gather, hidden, 0.0)[:, None],
         hidden_reductions=np.where(plans.overlap_grad_reduce, hidden, 0.0)[:, None],
@@ -311,7 +317,7 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> FloatAr
     scatter = np.where(owned, int(CollectiveOp.BROADCAST), int(CollectiveOp.REDUCE_SCATTER))
     from_owners = (zero < 3) & context.stack.broadcasts_from_owners
     gather = np.where(from_owners, int(CollectiveOp.BROADCAST), int(CollectiveOp.ALL_GATHER))
-    each = by_sharding(context.job, context.stack, zero, partial(gradient_element_bytes, context.job))
+    each = by_sharding(context.job, context.stack, zero, partial(reduced_element_bytes, context.job))
     gradient_bytes = shards.trained * each
     replicas, degree, stride = shards.replicas, shards.degree, shards.stride
     reductions, gatherings = _messages(zero, shards, gradient_bytes, context)

@@ -21,6 +21,7 @@ import numpy as np
 from costmodels.activations import sequence_divisor, tokens_per_rank
 from costmodels.arrays import total
 from costmodels.context import CostContext
+from costmodels.data_parallel import reduced_element_bytes
 from costmodels.frozen_weights import frozen_bytes, unit_bytes
 from costmodels.logits import late_logits_bytes, logits_bytes, logits_gradient_bytes
 from costmodels.model_state import (
@@ -228,7 +229,9 @@ def _last_bytes(
     if born.any():
         whole = trained * _column(gradient_bytes(plans, context))
         shards = np.where(plans.zero_stage >= stack.shards_parameters_from, plans.shard_degree, 1)
-        last = np.where(born[:, None], np.maximum(last, whole / shards[:, None] + one_layer), last)
+        # Shards whose sums waited whole take the place of these.
+        comes = born & ~_reduces_last(plans, stack)
+        last = np.where(comes[:, None], np.maximum(last, whole / shards[:, None] + one_layer), last)
     return last
 
 
@@ -247,8 +250,9 @@ def _step_bytes(
 
 
 def _born_in_backward(plans: PlanBatch, stack: StackSpec) -> BoolArray:
-    """(N,) whether gradients come into being in the only backward pass of a step and go with the step."""
-    born: BoolArray = (plans.num_microbatches == 1) & stack.transient_gradients
+    """(N,) whether gradients come into being in the only backward pass of a step, or in its last, and go with it."""
+    once = (plans.num_microbatches == 1) | _reduces_last(plans, stack)
+    born: BoolArray = once & stack.transient_gradients
     return born
 
 
@@ -271,7 +275,27 @@ def communication_bytes(
         trained = parameters.trained_dense + parameters.trained_expert
         whole = (plans.zero_stage == 2) & (plans.shard_degree > 1) & _keeps_whole(plans)
         held = held + np.where(whole[:, None], trained * _column(gradient_bytes(plans, context)), 0.0)
+    if stack.reduces_last:
+        trained = parameters.trained_dense + parameters.trained_expert
+        held = held + np.where(_reduces_last(plans, stack)[:, None], trained * _reduced_bytes(plans, context), 0.0)
     return held
+
+
+def _reduces_last(plans: PlanBatch, stack: StackSpec) -> BoolArray:
+    """(N,) whether the sums of gradients wait whole for the last micro-batch, be there one shard or many.
+
+    Source:
+        torch/distributed/fsdp/_fully_shard: FSDPParamGroup.post_backward returns before it reduces where gradients are
+        not to be synchronised, and FSDPParam.to_accumulated_grad_if_needed casts what is left to the reduce_dtype.
+    """
+    shards: BoolArray = (plans.zero_stage >= stack.shards_parameters_from) & (plans.pipeline_parallel == 1)
+    return shards & (plans.num_microbatches > 1) & stack.reduces_last
+
+
+def _reduced_bytes(plans: PlanBatch, context: CostContext) -> FloatArray | float:
+    """(N, 1) bytes per trained parameter of gradients on their way to being reduced, or one number for all."""
+    stack = context.stack
+    return reduced_element_bytes(context.job, stack) if stack.reduce_dtype else _column(gradient_bytes(plans, context))
 
 
 def _keeps_whole(plans: PlanBatch) -> BoolArray:
@@ -293,7 +317,7 @@ def _gathered(plans: PlanBatch, stages: StageTable, parameters: StageParameters,
     sharded = (plans.zero_stage >= 3) & (plans.shard_degree > 1)
     if job.trains_adapters_only:
         return np.where(sharded[:, None], _gathered_frozen(plans, stages, parameters, context), 0.0)
-    reduced = _column(gradient_bytes(plans, context))
+    reduced = _reduced_bytes(plans, context)
     weights = parameters.dense + parameters.expert
     unit = unit_parameters(plans, context.model)[:, None]
     storage = job.numerics.storage_bytes

@@ -103,6 +103,10 @@ class StackSpec:
             of PyTorch DDP); 0 when a reduction is one call. Sharded optimizers reduce in one call.
         sums_whole: Highest ZeRO stage, 0 to 2, that sums all gradients on every rank (an all-reduce) before each
             updates its shard, instead of scattering sums.
+        reduces_last: FSDP leaves gradients of all micro-batches but the last whole on every rank, where they add up,
+            and scatters the sums of all once per step (fully_shard's ``set_requires_gradient_sync``).
+        reduce_dtype: Format FSDP scatters sums of gradients in, and holds whole ones in until then, whatever that of
+            the shards that stay (``reduce_dtype`` of its ``MixedPrecisionPolicy``); empty: theirs.
         reduces_to_owners: ZeRO stage 2 reduces every gradient to the rank that keeps it, instead of scattering sums.
         gather_messages_per_layer: Calls per layer in which ZeRO stages 1 and 2 gather the parameters that the optimizer
             updated; 0 when one call gathers all.
@@ -136,6 +140,7 @@ class StackSpec:
         fp16_gradient_dtype: The same where the weights are fp16; empty: no difference.
         logits_fp32_copies: fp32 copies of the logits alive at the loss.
         sharded_logits_fp32_copies: The same where tensor parallelism splits the vocabulary; 0: no difference.
+        gathers_logits: Tensor parallelism gathers the logits, so that every rank has the loss of the whole vocabulary.
         fused_norm: Norms keep their input only; otherwise an fp32 copy and the normalised tensor.
         fused_gate: A gated MLP keeps gate and up only; otherwise also the activated gate.
         autograd_gradients: What becomes of autograd's 16-bit gradients where they are accumulated in
@@ -247,6 +252,8 @@ class StackSpec:
     collective_launch_s: float = 0.0
     gradient_message_bytes: float = 0.0
     sums_whole: int = 0
+    reduces_last: bool = False
+    reduce_dtype: str = ""
     reduces_to_owners: bool = False
     gather_messages_per_layer: float = 0.0
     broadcasts_from_owners: bool = False
@@ -268,6 +275,7 @@ class StackSpec:
     fp16_gradient_dtype: str = ""
     logits_fp32_copies: float = 1.0
     sharded_logits_fp32_copies: float = 0.0
+    gathers_logits: bool = False
     fused_norm: bool = True
     fused_gate: bool = True
     autograd_gradients: str = "fused"
