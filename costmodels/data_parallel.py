@@ -36,7 +36,7 @@ class DataParallelTraffic:
     """Seconds of traffic of stages, and how often it happens; columns (N, S), or (N, 1) where one stands for all.
 
     Attributes:
-        gradients_s: One reduction of all gradients, or what a micro-batch has of it where only the last one reduces.
+        gradients_s: One reduction of all gradients.
         parameters_s: One gathering of all parameters.
         reduces_per_microbatch: 1 where gradients are reduced for every micro-batch, else 0.
         gathers_per_microbatch: How often parameters are gathered for every micro-batch: 2, for its forward and its
@@ -89,16 +89,25 @@ def gradient_element_bytes(job: TrainingJob, stack: StackSpec) -> float:
     return float(ELEMENT_BYTES[job.gradient_dtype or default])
 
 
-def accumulates_whole(plans: PlanBatch, stack: StackSpec) -> BoolArray:
-    """(N,) whether ranks hold gradients of every parameter whole until the last micro-batch of a step reduces them.
+def reduced_element_bytes(job: TrainingJob, stack: StackSpec) -> float:
+    """Bytes per gradient element as reduced, which is as accumulated unless the stack says otherwise."""
+    return float(ELEMENT_BYTES[stack.reduce_dtype]) if stack.reduce_dtype else gradient_element_bytes(job, stack)
+
+
+def reduces_last(plans: PlanBatch, stack: StackSpec) -> BoolArray:
+    """(N,) whether gradients add up whole on every rank until the last micro-batch of a step reduces the sums of all.
 
     Source:
         PyTorch's FullyShardedDataParallel.no_sync ("accumulate the full model gradients (instead of gradient shards)"),
         in which Hugging Face's Trainer runs all micro-batches but the last unless DeepSpeed shards
-        (transformers/trainer.py); Accelerate's guide to gradient synchronization warns of the memory.
+        (transformers/trainer.py); Accelerate's guide to gradient synchronization warns of the memory. FSDP2 likewise
+        where ``set_requires_gradient_sync`` is off, in its ``reduce_dtype`` and beside the only shard of a rank alone
+        (FSDPParam.to_accumulated_grad_if_needed of torch/distributed/fsdp/_fully_shard).
     """
-    found: BoolArray = (plans.zero_stage >= 3) & (plans.shard_degree > 1) & (plans.num_microbatches > 1)
-    return found & stack.accumulates_whole
+    waits = (plans.zero_stage >= stack.shards_parameters_from) & (plans.pipeline_parallel == 1)
+    beside = (plans.shard_degree > 1) | bool(stack.reduce_dtype)
+    found: BoolArray = waits & beside & (plans.num_microbatches > 1)
+    return found & stack.reduces_last
 
 
 def data_parallel_traffic(
@@ -135,12 +144,12 @@ def data_parallel_traffic(
     # set_reshard_after_backward, torch/distributed/fsdp/_fully_shard).
     fsdp, alone = context.stack.framework == "fsdp", plans.pipeline_parallel == 1
     scattered = (plans.zero_stage == 2) & (alone | (not fsdp))
+    each_time = (sharded | scattered) & ~reduces_last(plans, context.stack)
     hidden = context.stack.data_parallel_overlap
-    once = np.where(accumulates_whole(plans, context.stack), plans.num_microbatches, 1)[:, None]
     return DataParallelTraffic(
-        gradients_s=np.take(gradients_s, groups.of_row, axis=0) / once,
+        gradients_s=np.take(gradients_s, groups.of_row, axis=0),
         parameters_s=np.take(parameters_s, groups.of_row, axis=0),
-        reduces_per_microbatch=1.0 * (sharded | scattered)[:, None],
+        reduces_per_microbatch=1.0 * each_time[:, None],
         gathers_per_microbatch=(2.0 * sharded + (scattered & fsdp))[:, None],
         hidden_gathers=np.where(plans.overlap_param_gather, hidden, 0.0)[:, None],
         hidden_reductions=np.where(plans.overlap_grad_reduce, hidden, 0.0)[:, None],
@@ -324,7 +333,7 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> FloatAr
     scatter = np.where(owned, int(CollectiveOp.BROADCAST), int(CollectiveOp.REDUCE_SCATTER))
     from_owners = (zero < 3) & context.stack.broadcasts_from_owners
     gather = np.where(from_owners, int(CollectiveOp.BROADCAST), int(CollectiveOp.ALL_GATHER))
-    each = by_sharding(context.job, context.stack, zero, partial(gradient_element_bytes, context.job))
+    each = by_sharding(context.job, context.stack, zero, partial(reduced_element_bytes, context.job))
     gradient_bytes = shards.trained * each
     replicas, degree, stride = shards.replicas, shards.degree, shards.stride
     reductions, gatherings = _messages(zero, shards, gradient_bytes, context)

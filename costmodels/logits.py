@@ -10,7 +10,7 @@ import numpy as np
 
 from costmodels.activations import tokens_per_rank
 from costmodels.autocast import by_sharding, fp32_stream
-from costmodels.plan import FloatArray, PlanBatch
+from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.workload import TrainingJob
 from profiles.model import ModelSpec
 from profiles.parameters import embedding_parameters
@@ -20,7 +20,7 @@ _FP32 = 4.0  # bytes
 
 
 def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> FloatArray:
-    """(N,) bytes of logits alive at the loss of one micro-batch, vocabulary-parallel.
+    """(N,) bytes of logits alive at the loss of one micro-batch, vocabulary-parallel unless the stack gathers them.
 
     One copy as the head computes it and ``stack.logits_fp32_copies`` in fp32; a fused loss keeps
     only the first (and its gradient in place), one that takes the output layer into itself those of a few tokens
@@ -32,7 +32,7 @@ def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: St
 
 def late_logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> FloatArray:
     """(N,) bytes of ``logits_bytes`` that come into being once the loss is known: all but two fp32 copies."""
-    over_t = tokens_per_rank(plans, job) / plans.tensor_parallel
+    over_t = tokens_per_rank(plans, job) / _vocabulary_parts(plans, stack)
     late: FloatArray = np.maximum(_copy_bytes(plans, job, stack) - 2 * _FP32, 0.0) * model.output_width * over_t
     return late
 
@@ -52,8 +52,14 @@ def _logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: S
     if job.linear_cross_entropy:
         chunk = (element + _FP32) * model.output_width / plans.tensor_parallel * _chunk_tokens(tokens, model)
         return chunk + element * model.hidden_size * tokens + cast
-    alive = (element + _copy_bytes(plans, job, stack)) * model.output_width * (tokens / plans.tensor_parallel)
+    over_t = tokens / _vocabulary_parts(plans, stack)
+    alive = (element + _copy_bytes(plans, job, stack)) * model.output_width * over_t
     return alive + cast
+
+
+def _vocabulary_parts(plans: PlanBatch, stack: StackSpec) -> IntArray:
+    """(N,) ranks that share the vocabulary of the loss."""
+    return np.ones_like(plans.tensor_parallel) if stack.gathers_logits else plans.tensor_parallel
 
 
 def _chunk_tokens(tokens: FloatArray, model: ModelSpec) -> FloatArray:

@@ -21,7 +21,7 @@ import numpy as np
 from costmodels.activations import sequence_divisor, tokens_per_rank
 from costmodels.arrays import total
 from costmodels.context import CostContext
-from costmodels.data_parallel import accumulates_whole
+from costmodels.data_parallel import reduced_element_bytes, reduces_last
 from costmodels.frozen_weights import frozen_bytes, unit_bytes
 from costmodels.logits import late_logits_bytes, logits_bytes, logits_gradient_bytes
 from costmodels.model_state import (
@@ -97,7 +97,7 @@ def memory_terms(
     in_backward = context.job.optimizer_in_backward
     born = _born_in_backward(plans, stack) & (not in_backward)
     gradients = waiting_gradient_bytes(plans, stages, context) if in_backward else state.gradients
-    whole = accumulates_whole(plans, stack)[:, None]
+    whole = reduces_last(plans, stack)[:, None]
     beyond = np.maximum(_whole_gradient_bytes(parameters, context) - gradients, 0.0)
     unreduced = np.where(whole, beyond, 0.0)
     gradients = gradients + unreduced
@@ -238,9 +238,11 @@ def _last_bytes(
 
 
 def _whole_gradient_bytes(parameters: StageParameters, context: CostContext) -> FloatArray:
-    """(N, S) bytes of a gradient of every parameter of a stage, as autograd makes them."""
+    """(N, S) bytes of a gradient of every parameter of a stage: as it is reduced, else as autograd makes it."""
+    job, stack = context.job, context.stack
+    element = reduced_element_bytes(job, stack) if stack.reduce_dtype else job.numerics.storage_bytes
     trained: FloatArray = parameters.trained_dense + parameters.trained_expert
-    return trained * context.job.numerics.storage_bytes
+    return trained * element
 
 
 def _step_bytes(
@@ -287,6 +289,12 @@ def communication_bytes(
     return held
 
 
+def _reduced_bytes(plans: PlanBatch, context: CostContext) -> FloatArray | float:
+    """(N, 1) bytes per trained parameter of gradients on their way to being reduced, or one number for all."""
+    stack = context.stack
+    return reduced_element_bytes(context.job, stack) if stack.reduce_dtype else _column(gradient_bytes(plans, context))
+
+
 def _keeps_whole(plans: PlanBatch) -> BoolArray:
     """(N,) whether FSDP keeps what it gathered, and its gradients whole, between the micro-batches of a pipeline."""
     whole: BoolArray = (plans.pipeline_parallel > 1) & (plans.num_microbatches > 1)
@@ -306,7 +314,7 @@ def _gathered(plans: PlanBatch, stages: StageTable, parameters: StageParameters,
     sharded = (plans.zero_stage >= 3) & (plans.shard_degree > 1)
     if job.trains_adapters_only:
         return np.where(sharded[:, None], _gathered_frozen(plans, stages, parameters, context), 0.0)
-    reduced = _column(gradient_bytes(plans, context))
+    reduced = _reduced_bytes(plans, context)
     weights = parameters.dense + parameters.expert
     unit = unit_parameters(plans, context.model)[:, None]
     storage = job.numerics.storage_bytes

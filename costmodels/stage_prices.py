@@ -19,7 +19,7 @@ import numpy as np
 from costmodels.activations import layer_activations
 from costmodels.boundary_transfers import boundary_transfers
 from costmodels.context import CostContext
-from costmodels.data_parallel import accumulates_whole, data_parallel_traffic, shared_gradients_s
+from costmodels.data_parallel import data_parallel_traffic, reduces_last, shared_gradients_s
 from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.memory_terms import communicators, exchanged_bytes, memory_terms
 from costmodels.optimizer import step_parts, updated_parameters
@@ -302,7 +302,7 @@ def _priced_units(
         "hidden_gathers": traffic.hidden_gathers[:, 0],
         "hidden_reductions": traffic.hidden_reductions[:, 0],
         "gathers_once": 1.0 * gathers_once(plans),
-        "leaves": 1.0 * ((plans.zero_stage >= 2) & ~accumulates_whole(plans, context.stack)),
+        "leaves": 1.0 * ((plans.zero_stage >= 2) & ~reduces_last(plans, context.stack)),
         "communicators": communicators(plans),
         "exchanged_bytes": exchanged_bytes(plans, context),
         "usable_bytes": np.full(len(members), context.cluster.device.usable_memory_bytes),

@@ -11,7 +11,7 @@ import numpy as np
 
 from costmodels.autocast import by_sharding, new_gradient_bytes
 from costmodels.context import CostContext
-from costmodels.data_parallel import gradient_element_bytes
+from costmodels.data_parallel import gradient_element_bytes, reduced_element_bytes, reduces_last
 from costmodels.layer_costs import BlockCosts, LayerCosts
 from costmodels.lowering.elementwise import NORM_SHARE
 from costmodels.lowering.parts import Part
@@ -178,9 +178,10 @@ def accumulates_whole(plans: PlanBatch, stack: StackSpec) -> BoolArray:
 
     PyTorch's FSDP scatters the sums of every micro-batch, which are added to shards, whether it keeps parameters
     gathered (2) or not (3): foreach_reduce of torch/distributed/fsdp, _fsdp_collectives.py. Stage 2 of others is left
-    as it was fitted: whole.
+    as it was fitted: whole. So are gradients that are reduced with the last micro-batch (``StackSpec.reduces_last``).
     """
-    return (plans.zero_stage < stack.shards_parameters_from) | (plans.pipeline_parallel > 1)
+    pipelined = plans.pipeline_parallel > 1
+    return (plans.zero_stage < stack.shards_parameters_from) | pipelined | reduces_last(plans, stack)
 
 
 def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
@@ -193,6 +194,9 @@ def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: Cost
     ``accumulates_whole``).
     """
     gradient = by_sharding(context.job, context.stack, plans.zero_stage, partial(gradient_element_bytes, context.job))
+    if context.stack.reduce_dtype:
+        shards = plans.zero_stage >= context.stack.shards_parameters_from
+        gradient = np.where(shards, reduced_element_bytes(context.job, context.stack), gradient)
     stored = by_sharding(context.job, context.stack, plans.zero_stage, partial(new_gradient_bytes, context.job))
     fused = context.stack.framework == "megatron" and context.stack.gradient_dtype == "fp32"
     cast = 2 * gradient * (gradient > stored) * (context.stack.autograd_gradients == "kept")  # written and read

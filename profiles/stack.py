@@ -103,6 +103,11 @@ class StackSpec:
             of PyTorch DDP); 0 when a reduction is one call. Sharded optimizers reduce in one call.
         sums_whole: Highest ZeRO stage, 0 to 2, that sums all gradients on every rank (an all-reduce) before each
             updates its shard, instead of scattering sums.
+        reduces_last: FSDP leaves gradients of all micro-batches but the last whole on every rank, where they add up,
+            and scatters the sums of all once per step (``no_sync``; fully_shard's ``set_requires_gradient_sync``).
+        reduce_dtype: Format FSDP scatters sums of gradients in, and holds whole ones in until then, whatever that of
+            the shards that stay (``reduce_dtype`` of its ``MixedPrecisionPolicy``); empty: theirs, and whole
+            ones are as autograd makes them.
         reduces_to_owners: ZeRO stage 2 reduces every gradient to the rank that keeps it, instead of scattering sums.
         gather_messages_per_layer: Calls per layer in which ZeRO stages 1 and 2 gather the parameters that the optimizer
             updated; 0 when one call gathers all.
@@ -136,6 +141,7 @@ class StackSpec:
         fp16_gradient_dtype: The same where the weights are fp16; empty: no difference.
         logits_fp32_copies: fp32 copies of the logits alive at the loss.
         sharded_logits_fp32_copies: The same where tensor parallelism splits the vocabulary; 0: no difference.
+        gathers_logits: Tensor parallelism gathers the logits, so that every rank has the loss of the whole vocabulary.
         fused_norm: Norms keep their input only; otherwise an fp32 copy and the normalised tensor.
         fused_gate: A gated MLP keeps gate and up only; otherwise also the activated gate.
         activation_in_place: Gradients of an activation function are written over its inputs.
@@ -179,8 +185,6 @@ class StackSpec:
         flat_temporaries: What the optimizer needs for its step is one tensor of all parameters (DeepSpeed), which fits
             none of the blocks that activations leave: the allocator holds both while there is room.
         reserve_bytes: Allocator reserve that does not grow with the activations.
-        accumulates_whole: Under ZeRO-3, micro-batches of a step reduce no gradients but for the last: until then ranks
-            hold those of every parameter whole, in the format of the gathered weights.
         static_memory: All buffers are assigned before anything runs (XLA), so that nothing is fragmented or cached.
         memory_residual_log_std: Standard deviation of log(measured / predicted) peak memory in cross-validation.
         memory_publisher_log_std: What a publisher nobody has seen adds to that (variances add) in intervals. Risks of
@@ -250,6 +254,8 @@ class StackSpec:
     collective_launch_s: float = 0.0
     gradient_message_bytes: float = 0.0
     sums_whole: int = 0
+    reduces_last: bool = False
+    reduce_dtype: str = ""
     reduces_to_owners: bool = False
     gather_messages_per_layer: float = 0.0
     broadcasts_from_owners: bool = False
@@ -271,13 +277,13 @@ class StackSpec:
     fp16_gradient_dtype: str = ""
     logits_fp32_copies: float = 1.0
     sharded_logits_fp32_copies: float = 0.0
+    gathers_logits: bool = False
     fused_norm: bool = True
     fused_gate: bool = True
     activation_in_place: bool = False
     autograd_gradients: str = "fused"
     keeps_input_gradients: bool = False
     transient_gradients: bool = False
-    accumulates_whole: bool = False
     static_memory: bool = False
     joint_projection: bool = False
     keeps_quantised_inputs: int = 0

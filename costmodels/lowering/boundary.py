@@ -50,7 +50,10 @@ def _one_hot_products(calls: CallList, shape: RankShape, context: CostContext) -
 
 
 def lower_head(shape: RankShape, context: CostContext) -> CallList:
-    """Output projection and cross-entropy over the vocabulary, sharded over t; a value head is on every rank."""
+    """Output projection and cross-entropy over the vocabulary, sharded over t; a value head is on every rank.
+
+    Logits that are gathered need no gathering back: of the gradient of all, a rank takes its part.
+    """
     calls = CallList(context, len(shape))
     model, job = context.model, context.job
     vocabulary = np.ones(len(shape)) if model.value_head else model.vocab_size / shape.tensor
@@ -63,7 +66,8 @@ def lower_head(shape: RankShape, context: CostContext) -> CallList:
         gemm_format=core_format(context),
         packed=context.stack.quantises_head,
     )
-    cross_entropy(calls, shape.tokens, vocabulary)
+    gathers = context.stack.gathers_logits and not model.value_head
+    cross_entropy(calls, shape.tokens, np.full(len(shape), float(model.vocab_size)) if gathers else vocabulary)
     one = np.ones_like(shape.tensor)
     size = shape.tokens * model.hidden_size * job.numerics.storage_bytes
     whole = np.where(shape.sequence_parallel, 0.0, size)
@@ -77,6 +81,10 @@ def lower_head(shape: RankShape, context: CostContext) -> CallList:
     )
     calls.transfer(Axis.TENSOR_BACKWARD, CollectiveOp.REDUCE_SCATTER, scattered, group=shape.tensor, stride=one)
     if model.value_head:
+        return calls
+    if gathers:
+        logits = job.numerics.storage_bytes * shape.tokens * model.vocab_size
+        calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.ALL_GATHER, logits, group=shape.tensor, stride=one)
         return calls
     # Largest logit, sum of exponentials and the target's logit of every token, in fp32.
     calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.ALL_REDUCE, 12 * shape.tokens, group=shape.tensor, stride=one)

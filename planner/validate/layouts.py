@@ -206,8 +206,10 @@ def _zero(reading: Reading, degrees: Degrees) -> tuple[int, int]:
     row = reading.row
     found = wording.zero_stage_of(row)
     if degrees.data * degrees.context == 1:
-        # With nothing to shard, DeepSpeed's ZeRO-3 still fetches and releases every module's parameters.
-        return (3 if found and found[0] == 3 and reading.defaults.stack.startswith("deepspeed") else 0), 0
+        # With nothing to shard, DeepSpeed's ZeRO-3 still fetches and releases every module's parameters, and
+        # KempnerForge's FSDP keeps whole gradients besides its only shard.
+        works = reading.defaults.stack.startswith(("deepspeed", "kempner-forge"))
+        return (3 if found and found[0] == 3 and works else 0), 0
     if found is None:
         stage = reading.defaults.zero_stage
         if re.search(r"Megatron-FSDP|use_megatron_fsdp=True", row.text("notes")):

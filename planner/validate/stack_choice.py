@@ -87,6 +87,9 @@ _AUTOMODEL = StackDefaults(stack="nemo-automodel", zero_stage=3)
 _AUTOMODEL_BENCHMARK = dataclasses.replace(_AUTOMODEL, stack="nemo-automodel-benchmark")
 # Its presets do not compile (train_configs/llama2_13b.toml: compile = false); its page names what it switches on.
 _FSDP_EAGER = dataclasses.replace(_FSDP, stack="fsdp-eager")
+_TORCHTITAN_DEEPEP = dataclasses.replace(_FSDP, stack="torchtitan-deepep-benchmark")
+_KEMPNER_FORGE = dataclasses.replace(_FSDP, stack="kempner-forge")
+_KEMPNER_FORGE_EAGER = dataclasses.replace(_FSDP, stack="kempner-forge-eager")
 # Its recipes keep weights, gradients and moments in bf16 (dtype: bf16).
 _TORCHTUNE = dataclasses.replace(_FSDP, sixteen_bit_states=True)
 _TORCHTUNE_EAGER = dataclasses.replace(_FSDP_EAGER, sixteen_bit_states=True)
@@ -146,6 +149,9 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"^hugging face model code under fsdp \(fms-hf-tuning", _TRAINER_FSDP),
         (r"^hugging face model code under fsdp", _VECTORLM),
         (r"^automodel", _AUTOMODEL),
+        (r"^torchtitan with deepep", _TORCHTITAN_DEEPEP),
+        (r"^kempnerforge[^|]*eager", _KEMPNER_FORGE_EAGER),
+        (r"^kempnerforge", _KEMPNER_FORGE),
         (r"torchtitan|fsdp2", _FSDP),
         (r"fsdp1", _PLAIN_FSDP1),
         (r"llm-foundry \(may 2023|^composer \(torch 2\.0", _COMPOSER_2023),

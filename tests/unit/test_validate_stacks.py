@@ -74,6 +74,21 @@ def test_automodel_s_table_is_of_tokens_dealt_out_in_turn() -> None:
     assert mapped(**cells, notes="fake_balanced_gate").stack == "nemo-automodel-benchmark"
 
 
+def test_kempner_forge_shards_over_one_rank_too() -> None:
+    cells = {"tp": "4", "dp": "1", "num_gpus": "4", "global_batch_seqs": "8", "zero_stage": "fsdp"}
+    row = mapped(framework="KempnerForge FSDP2, first as fsdp", **cells)
+    assert (row.stack, row.plan.zero_stage) == ("kempner-forge", 3)
+    eager = mapped(framework="KempnerForge FSDP2, first as fsdp-eager", **cells | {"tp": "1", "num_gpus": "1"})
+    assert eager.stack == "kempner-forge-eager"
+    assert mapped(framework="torchtitan", **cells).plan.zero_stage == 0
+
+
+def test_forced_balance_deals_deepep_s_tokens_out_in_turn() -> None:
+    cells = {"tp": "1", "dp": "8", "global_batch_seqs": "32"}
+    assert mapped(framework="torchtitan with DeepEP, first as fsdp", **cells).stack == "torchtitan-deepep-benchmark"
+    assert mapped(framework="torchtitan", **cells).stack == "fsdp"
+
+
 def test_gpt_in_paddle_drops_out_and_llama_does_not() -> None:
     jobs = {name: mapped(framework="PaddleNLP / Paddle 2.5.1", model=name).job for name in ("GPT3-6.7B", "LLaMA-7B")}
     assert {name: job.dropout for name, job in jobs.items()} == {"GPT3-6.7B": True, "LLaMA-7B": False}
