@@ -142,6 +142,24 @@ def test_what_was_blind_of_its_fine_tuning_stays_what_it_was(rounds):
     assert (verdicts.blind[~verdicts.died].sum(), (~verdicts.died).sum()) == (125, 132)
 
 
+@pytest.mark.parametrize(
+    ("kind", "figures", "mean", "worst", "held"),
+    [
+        (Kind.TRAINING, 111, 0.239, (-0.720, 0.988), 82),
+        (Kind.TUNING, 25, 0.357, (-0.693, -0.076), 4),
+        (Kind.TRAINING_MEMORY, 52, 0.348, (-0.857, 0.469), 16),
+        (Kind.TUNING_MEMORY, 55, 0.331, (-0.746, 1.962), 36),
+    ],
+)
+def test_what_was_blind_of_the_third_round_stays_what_it_was(rounds, kind, figures, mean, worst, held):
+    """The record of its first pricing, at commit 1a3026b."""
+    judged = rounds[3].judged[kind]
+    assert (len(judged.numbers), judged.first_priced.all()) == (figures, True)
+    assert mean_over(judged.by_source().values(), np.abs(judged.blind)) == pytest.approx(mean, abs=0.001)
+    assert (float(judged.blind.min()), float(judged.blind.max())) == pytest.approx(worst)
+    assert int(judged.blind_inside.sum()) == held
+
+
 def test_errors_of_its_fine_tuning_stay_within_a_loose_bar(rounds):
     steps, memory = (rounds[2].judged[kind] for kind in (Kind.TUNING, Kind.TUNING_MEMORY))
     assert mean_over(steps.by_source().values(), np.abs(steps.error)) < 0.45
