@@ -218,9 +218,10 @@ def test_there_is_no_plan_of_rank_0(run: Command, tmp_path: Path) -> None:
     saved = tmp_path / "plan.json"
     job = {"sequence_length": 2048, "global_batch_size": 64}
     saved.write_text(json.dumps(planner.to_document(planner.plan("llama-2-7b", "8xA100-80GB", job, top=1))))
-    code, _, err = run("replan", "--plan", str(saved), "--onto", "4xA100-80GB", "--rank", "0")
-    assert code == 2
-    assert "there is no plan 0" in err
+    for asked in (("replan", "--onto", "4xA100-80GB"), ("export", "--format", "megatron-lm")):
+        code, _, err = run(*asked, "--plan", str(saved), "--rank", "0")
+        assert code == 2
+        assert "there is no plan 0" in err
 
 
 def test_a_layout_that_cannot_go_on_is_told(run: Command) -> None:
