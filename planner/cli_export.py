@@ -52,7 +52,9 @@ def show_export(
             result = export(**inputs(), **chosen)
     else:
         check_saved(values)
-        result = export_saved(read_saved(settings["plan"]), rank=settings["rank"] or 1, **chosen)
+        result = export_saved(
+            read_saved(settings["plan"]), rank=1 if settings["rank"] is None else settings["rank"], **chosen
+        )
     if out is not None:
         _write(result, out)
     shown = (export_document(result), lambda console: _render(result, console, out))

@@ -45,7 +45,8 @@ def show_replan(
             result = replan(**inputs(), **chosen)
         else:
             check_saved(values)
-            result = replan_saved(read_saved(settings["plan"]), rank=settings["rank"] or 1, **chosen)
+            rank = 1 if settings["rank"] is None else settings["rank"]
+            result = replan_saved(read_saved(settings["plan"]), rank=rank, **chosen)
     shown = (replan_document(result), lambda console: render_replan(result, console, quiet=values["quiet"]))
     emit(shown, json_=values["json_"], output=values["output"], markup=True)
     if not result.fits:

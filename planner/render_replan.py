@@ -29,6 +29,9 @@ def render_replan(result: ReplanResult, console: Console, *, quiet: bool = False
     console.print(table)
     if any(not option.keeps_layout for option in result.options) and result.loads:
         console.print(f"another layout: {result.loads}", style="dim", highlight=False)
+    if result.options and not any(option.keeps_layout for option in result.options):
+        words = "same layout: fits on no number of whole replicas that takes half the GPUs or more"
+        console.print(words, style="dim", highlight=False)
     if result.infeasible is not None:
         render_infeasible(result.infeasible, console)
     if not quiet:

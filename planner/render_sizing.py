@@ -1,6 +1,7 @@
 """Sizes of a cluster as tables for a terminal."""
 
 from dataclasses import replace
+from itertools import compress
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +14,7 @@ from profiles.parameters import total_parameters
 from profiles.units import GIB, SECONDS_PER_DAY
 
 _PADDING = (0, 1)
+_LEFT_OUT = ("MFU %", "(90 %)")  # of a narrow table
 
 
 def render_sizing(result: SizingResult, console: Console, *, quiet: bool = False) -> None:
@@ -56,7 +58,8 @@ def _render_kind(kind: KindSizes, console: Console) -> None:
     fitting = [size for size in kind.sizes if size.best is not None and _shown(kind, size)]
     if fitting:
         console.print(_table(kind, fitting, narrow=console.width < NARROW))
-    console.print(_too_small(kind), style="dim", highlight=False)
+    if words := _too_small(kind):
+        console.print(words, style="dim", highlight=False)
 
 
 def _table(kind: KindSizes, fitting: list[Size], *, narrow: bool) -> Table:
@@ -69,14 +72,15 @@ def _table(kind: KindSizes, fitting: list[Size], *, narrow: bool) -> Table:
     titles = ["step", "tok/s/gpu", "MFU %", "GiB"]
     titles += ["days", "(90 %)"] if run else []
     titles += [("cost" if run else "$/1B tokens")] if price else (["GPU-hours"] if run else [])
-    for title in titles:
+    told = [not (narrow and title in _LEFT_OUT) for title in titles]
+    for title in compress(titles, told):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold", no_wrap=not narrow, min_width=len("cheapest"))
     for size in fitting:
         if size.best is not None:
-            cells = [f"{size.num_devices:,}", *([str(size.batch)] if batches else []), plan_label(size.best.plan)]
+            cells = [f"{size.num_devices:,}", *([f"{size.batch:,}"] if batches else []), plan_label(size.best.plan)]
             words = ", ".join(words for words, one in kind.standing_out.items() if one is size)
-            table.add_row(*cells, *_figures(kind, size.best), words, style="bold" if words else "")
+            table.add_row(*cells, *compress(_figures(kind, size.best), told), words, style="bold" if words else "")
     return table
 
 
@@ -94,9 +98,14 @@ def _figures(kind: KindSizes, best: PlanEstimate) -> list[str]:
             cells.append(dollars(hours * price.usd_per_device_hour))
         return cells
     ends = (best.run.steps * each / SECONDS_PER_DAY for each in (best.step_time_low_s, best.step_time_high_s))
-    cells += [f"{best.run.duration_s / SECONDS_PER_DAY:,.1f}", " to ".join(f"{end:,.1f}" for end in ends)]
+    cells += [_days(best.run.duration_s / SECONDS_PER_DAY), " to ".join(_days(end) for end in ends)]
     cost = best.run.cost_usd
     return [*cells, f"{best.run.device_hours:,.0f}" if cost is None else dollars(cost)]
+
+
+def _days(days: float) -> str:
+    """Days with a tenth, or short ones with two digits: a run of minutes takes not 0.0."""
+    return f"{days:,.1f}" if days >= 1 else f"{days:.2g}"
 
 
 def _shown(kind: KindSizes, size: Size) -> bool:
@@ -118,4 +127,6 @@ def _too_small(kind: KindSizes) -> str:
             words += f"; on {nearest[-1].num_devices:,} the nearest plan needs {gib(needed)} of {gib(usable)}"
     if kind.days is not None and kind.in_time is None:
         words += ("; " if words else "") + f"no size is done in {kind.days:g} days"
+        last = kind.sizes[-1]
+        words += f" up to {last.num_devices:,} GPUs; more: --gpus NODESx{last.num_devices // last.num_nodes}xGPU"
     return words

@@ -9,6 +9,7 @@ it, fewer machines may, or a batch close by.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import filterfalse
+from math import lcm
 from typing import Any
 
 from costmodels.plan import ExecutionPlan
@@ -160,8 +161,11 @@ def replan_saved(
     """
     saved = saved_plan(document, rank)
     request = saved.request
-    result = estimate(request.model, request.cluster, request.job, plan=saved.plan, framework=request.stack.name)
-    return _continued(result, onto, batch_change, None)
+    used = part_of(request.cluster, saved.plan.num_devices)
+    result = estimate(request.model, used, request.job, plan=saved.plan, framework=request.stack.name)
+    # The reserve is off the memory of the old devices already; the new ones have to leave it free too.
+    reserved = replace(result.request, memory_reserve_bytes=request.memory_reserve_bytes)
+    return _continued(replace(result, request=reserved), onto, batch_change, None)
 
 
 def _continued(before: PlanResult, onto: ClusterInput, batch_change: float, fabric: str | None) -> ReplanResult:
@@ -170,7 +174,7 @@ def _continued(before: PlanResult, onto: ClusterInput, batch_change: float, fabr
         raise SpecError("plan", "is not legal on the old devices", "planner plan lists what is")
     if running.plan.stage_layers:
         raise SpecError("plan.stage_layers", "is given; layouts stage by stage are not moved", "leave it out")
-    cluster = with_memory_reserve(resolve_cluster(onto, fabric), request.memory_reserve_bytes)
+    cluster = with_memory_reserve(_new_devices(onto, fabric), request.memory_reserve_bytes)
     asked = replace(request, cluster=cluster, pins={})
     kept = {name: int(getattr(running.plan, name)) for name in LAYOUT}
     batches = (lambda _: asked.job.global_batch_size, lambda part: _near(asked, part, kept, change))
@@ -187,6 +191,14 @@ def _continued(before: PlanResult, onto: ClusterInput, batch_change: float, fabr
         options=options,
         infeasible=None if options else what_stands_in_the_way(asked),
     )
+
+
+def _new_devices(onto: ClusterInput, fabric: str | None) -> ClusterSpec:
+    """The devices to go on on; what is wrong with them is said of ``onto``, as the old ones are a cluster too."""
+    try:
+        return resolve_cluster(onto, fabric)
+    except SpecError as error:
+        raise SpecError(f"onto{error.field.removeprefix('cluster')}", error.problem, error.hint) from error
 
 
 def _near(asked: Request, part: ClusterSpec, kept: Mapping[str, int], change: float) -> int | None:
@@ -206,7 +218,7 @@ def _fastest(
 ) -> Continuation | None:
     """The plan with the most tokens per second on all the devices or on fewer machines."""
     best: Continuation | None = None
-    for cluster in _parts(asked.cluster):
+    for cluster in _parts(asked.cluster, asked.pins):
         batch = batch_on(cluster)
         if batch is None:
             continue
@@ -223,12 +235,18 @@ def _fastest(
     return best
 
 
-def _parts(cluster: ClusterSpec) -> list[ClusterSpec]:
-    """All the devices, then fewer machines, or fewer devices of a single one, at least half of them."""
+def _parts(cluster: ClusterSpec, kept: Mapping[str, int]) -> list[ClusterSpec]:
+    """All the devices, then fewer machines, or fewer devices of a single one, at least half of them.
+
+    Only numbers that hold whole replicas of the layout, which may take many machines each.
+    """
     unit = cluster.node.devices_per_node if cluster.num_nodes > 1 else 1
     units = cluster.num_devices // unit
-    least = max(-(-units // 2), units - _FEWER + 1)
-    return [part_of(cluster, count * unit) for count in range(units, least - 1, -1)]
+    replica = kept.get("pipeline_parallel", 1) * lcm(
+        kept.get("tensor_parallel", 1), kept.get("expert_parallel", 1) * kept.get("expert_tensor_parallel", 1)
+    )
+    whole = [count for count in range(units, -(-units // 2) - 1, -1) if count * unit % replica == 0]
+    return [part_of(cluster, count * unit) for count in whole[:_FEWER]]
 
 
 def _worthwhile(found: list[Continuation], batch: int) -> tuple[Continuation, ...]:

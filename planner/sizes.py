@@ -7,6 +7,7 @@ what a token takes.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import isfinite
 from typing import Any
 
@@ -199,6 +200,7 @@ def _kind(
 
     look_at(_doubling(whole))
     look_at(_first_between(whole, known, lambda size: size.best is not None))
+    look_at(_beside_cheapest(whole, known))
     if days is not None:
         look_at(_first_between(whole, known, lambda size: _done_in(size, days)))
     return KindSizes(request=request, sizes=tuple(known[size] for size in sorted(known)), days=days)
@@ -243,10 +245,23 @@ def _first_between(whole: ClusterSpec, known: Mapping[int, Size], holds: Any) ->
     """Numbers of machines between the smallest size of which something holds and the one below it, evenly spread."""
     sizes = sorted(known)
     first = next((index for index, size in enumerate(sizes) if holds(known[size])), 0)
+    return _between(whole, sizes[first - 1], sizes[first]) if first else []
+
+
+def _beside_cheapest(whole: ClusterSpec, known: Mapping[int, Size]) -> list[int]:
+    """Numbers of machines on both sides of the cheapest size; a number that three divides may suit the layers best."""
+    sizes = sorted(known)
+    best = min(sizes, key=lambda size: known[size].device_seconds_per_token)
+    near = sizes[max(sizes.index(best) - 1, 0) : sizes.index(best) + 2]
+    return [size for low, high in pairwise(near) for size in _between(whole, low, high)]
+
+
+def _between(whole: ClusterSpec, smaller: int, larger: int) -> list[int]:
+    """Numbers of machines between two sizes, evenly spread; none between parts of a machine."""
     node = whole.node.devices_per_node
-    if not first or sizes[first - 1] < node:
+    if smaller < node:
         return []
-    low, high = sizes[first - 1] // node, sizes[first] // node
+    low, high = smaller // node, larger // node
     step = max((high - low) // (_BETWEEN + 1), 1)
     return [nodes * node for nodes in range(low + step, high, step)]
 

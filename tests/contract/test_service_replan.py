@@ -39,7 +39,7 @@ def test_the_answer_is_the_library_s_document(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"onto": "8xH10O"}, "cluster.device"),
+        ({"onto": "8xH10O"}, "onto.device"),
         ({"onto": 3}, "onto"),
         ({"batch_change": -0.1}, "batch_change"),
         ({"plan": {"tensor_parallel": 7}}, "plan.tensor_parallel"),

@@ -147,8 +147,8 @@ def test_nothing_fits_is_an_answer(run: Command) -> None:
 @pytest.mark.parametrize(
     ("changed", "field"),
     [
-        ({"onto": "8xH10O"}, "cluster.device"),
-        ({"onto": 8}, "cluster"),
+        ({"onto": "8xH10O"}, "onto.device"),
+        ({"onto": 8}, "onto"),
         ({"batch_change": 2}, "batch_change"),
         ({"batch_change": "none"}, "batch_change"),
         ({"plan": {"tp": 7}}, "plan.tensor_parallel"),
@@ -177,3 +177,54 @@ def test_options_that_do_not_go_together(run: Command, words: tuple[str, ...], f
     code, _, err = run("replan", *words)
     assert code == 2
     assert err.startswith(f"error: {flag}")
+
+
+def test_replicas_of_many_machines_are_taken_whole() -> None:
+    """A replica of 16 machines: seven of eight go on when one machine of 128 has gone."""
+    asked = {"tp": 8, "pp": 16, "first_stage_layers": 7, "last_stage_layers": 7}
+    job = {"sequence_length": 4096, "global_batch_size": 1024}
+    result = planner.replan("llama-3-405b", "128x8xH100", "127x8xH100", job, plan=asked)
+    kept = [option.estimate for option in result.options if option.keeps_layout]
+    assert [each.num_devices for each in kept] == [896, 512]
+    assert [each.plan.data_parallel for each in kept] == [7, 4]
+
+
+def test_a_saved_answer_keeps_its_reserve() -> None:
+    job, reserve = {"sequence_length": 4096, "global_batch_size": 512}, 12 * 2.0**30
+    saved = planner.to_document(planner.plan("llama-3-70b", "8x8xH100", job, top=1, memory_reserve_bytes=reserve))
+    result = planner.replan_saved(saved, "7x8xH100")
+    usable = planner.plan("llama-3-70b", "7x8xH100", job, top=1).request.cluster.device.usable_memory_bytes
+    assert result.onto.device.usable_memory_bytes == usable - reserve
+    assert all(option.estimate.peak_memory_bytes <= usable - reserve for option in result.options)
+
+
+def test_a_saved_plan_may_use_fewer_devices_than_there_were() -> None:
+    job = {"sequence_length": 2048, "global_batch_size": 64}
+    answer = planner.plan("llama-2-7b", "2x8xA100-80GB", job, top=1, objective="fewest_gpus")
+    assert answer.best is not None
+    assert answer.best.num_devices < 16
+    result = planner.replan_saved(planner.to_document(answer), "8xA100-80GB")
+    assert result.running.plan == answer.best.plan
+    assert result.running.step_time_s == pytest.approx(answer.best.step_time_s)
+
+
+def test_new_devices_that_cannot_be_are_named_as_such() -> None:
+    with pytest.raises(SpecError) as told:
+        planner.replan("llama-2-7b", "8xA100-80GB", "31xH100", JOB)
+    assert told.value.field == "onto.num_devices"
+
+
+def test_there_is_no_plan_of_rank_0(run: Command, tmp_path: Path) -> None:
+    saved = tmp_path / "plan.json"
+    job = {"sequence_length": 2048, "global_batch_size": 64}
+    saved.write_text(json.dumps(planner.to_document(planner.plan("llama-2-7b", "8xA100-80GB", job, top=1))))
+    for asked in (("replan", "--onto", "4xA100-80GB"), ("export", "--format", "megatron-lm")):
+        code, _, err = run(*asked, "--plan", str(saved), "--rank", "0")
+        assert code == 2
+        assert "there is no plan 0" in err
+
+
+def test_a_layout_that_cannot_go_on_is_told(run: Command) -> None:
+    asked = ("--model", "llama-3-8b", "--gpus", "2x8xH100", "--seq", "4096", "--global-batch", "64")
+    _, out, _ = run("replan", *asked, "--tp", "2", "--pp", "8", "--onto", "8xH100")
+    assert "same layout: fits on no number of whole replicas" in " ".join(out.split())

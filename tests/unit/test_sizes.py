@@ -199,3 +199,23 @@ def test_properties_of_an_empty_kind() -> None:
     kind: KindSizes = result.kinds[0]
     assert (kind.fewest, kind.cheapest, kind.in_time, kind.standing_out) == (None, None, None, {})
     assert kind.sizes[0].device_seconds_per_token == float("inf")
+
+
+def test_the_cheapest_may_lie_between_sizes_that_double() -> None:
+    """80 layers in three stages: 48 devices take less for a token than 32 and 64, with a date or without."""
+    job = {"sequence_length": 4096, "train_tokens": 1e12}
+    for days in (None, 60):
+        cheapest = planner.sizing("llama-3-70b", "32x8xH100", job, days=days).kinds[0].cheapest
+        assert cheapest is not None
+        assert cheapest.num_devices == 48
+
+
+def test_short_runs_and_kinds_where_all_fits_read_well(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("--model", "llama-3.2-1b", "--seq", "1024", "--tokens", "100M", "--global-batch", "64", "--quiet")
+    _, out, _ = run("sizing", *asked, "--gpus", "8xA100-80GB,2x8xH100", "--days", "0.0000001")
+    assert " 0.0 " not in out
+    assert "\n\n\n" not in out
+    assert "no size is done in 1e-07 days up to 16 GPUs; more: --gpus NODESx8xGPU" in " ".join(out.split())
+    monkeypatch.setenv("COLUMNS", "60")
+    _, out, _ = run("sizing", *asked, "--gpus", "2x8xH100@3")
+    assert "\u2026" not in out
