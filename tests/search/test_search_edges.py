@@ -8,9 +8,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 import planner
+from planner import request as request_module
 from planner.document_plan import infeasible_document
 from planner.document_search import search_schema
-from planner.search import question as question_module
 from planner.space import plan_space
 from service.app import create_app
 from service.settings import ServiceSettings
@@ -35,7 +35,7 @@ def test_uniform_plans_are_laid_out_once() -> None:
         sizes.append(setting.num_devices)
         return plan_space(setting, **given)
 
-    with mock.patch.object(question_module, "plan_space", counted):
+    with mock.patch.object(request_module, "plan_space", counted):
         found = MIXED.found()
     assert found.best is not None
     assert sizes == [request.cluster.num_devices for request in MIXED.question().requests]

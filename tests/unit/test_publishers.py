@@ -71,7 +71,7 @@ def test_intervals_hold_publishers_that_did_not_tell_their_width(told, what, bef
 
 def test_publishers_who_do_not_say_what_they_print_tell_nothing(told):
     assert all("ljm565" not in first.names for first in told.values())
-    assert {what: len(first.names) for what, first in told.items()} == {"pretrain": 13, "tuning": 9, MEMORY: 14}
+    assert {what: len(first.names) for what, first in told.items()} == {"pretrain": 19, "tuning": 11, MEMORY: 23}
 
 
 def test_nor_do_those_of_few_figures(rounds, told):
@@ -86,7 +86,7 @@ def test_publishers_of_every_round_tell_it(rounds, told):
         apart = [first_errors([unseen], TOLD_BY[what]) for unseen in rounds.values()]
         assert {*every.names} >= {name for each in apart for name in each.names}
         assert len(every.error) >= sum(len(each.error) for each in apart)
-        assert all(len(each.names) >= 3 for each in apart) or what == "pretrain"
+        assert all(len(each.names) >= 2 for each in apart)  # of the third round's fine-tuning, two publish steps
 
 
 def test_a_refit_packages_what_the_tables_of_every_round_tell(told, tmp_path):
