@@ -214,6 +214,7 @@ def test_a_catalogue_directory_may_hold_a_fit(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(module, "default_catalog", lambda: SimpleNamespace(directories=("packaged", tmp_path)))
     load_stacks.cache_clear()
     found = load_stacks()
+    monkeypatch.undo()  # before anything is remembered again
     load_stacks.cache_clear()
     assert found["fsdp"].gemm_time_scale == 3.0
     assert found["fsdp"].kernel_launch_s == load_stacks()["fsdp"].kernel_launch_s
