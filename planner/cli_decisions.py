@@ -1,11 +1,13 @@
 """``planner plan --portfolio``, ``sensitivity`` and ``observe``: decisions under uncertainty on the command line."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from planner.cli_options import option
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
 from profiles.errors import SpecError
 
@@ -17,9 +19,7 @@ _OF_RANKING = ("top", "pareto")
 _OF_TRIALS = ("trial_steps", "oom_penalty", "seed")
 
 
-def _option(name: str, words: str) -> Any:
-    return typer.Option(name, help=words, rich_help_panel=_PANEL, show_default=False)
-
+_option = partial(option, panel=_PANEL)
 
 Portfolio = Annotated[
     int | None, _option("--portfolio", "Instead of the ranking: so many plans worth trying on the cluster.")

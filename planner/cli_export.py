@@ -1,12 +1,13 @@
 """``planner export``: a plan as the files and the launch line of a training framework."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner.cli_options import given, question
+from planner.cli_options import given, option, question
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, write_text
 from profiles.errors import SpecError
 
@@ -20,9 +21,7 @@ _OUTPUT = ("json_", "output", "quiet", "debug")
 _MAX_BYTES = 1 << 26
 
 
-def _option(name: str, words: str) -> Any:
-    return typer.Option(name, help=words, rich_help_panel=_PANEL, show_default=False)
-
+_option = partial(option, panel=_PANEL)
 
 Format = Annotated[str, _option("--format", "megatron-lm, deepspeed, torchtitan or accelerate.")]
 Plan = Annotated[Path | None, _option("--plan", "Take the plan from an answer saved with --json instead.")]

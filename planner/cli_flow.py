@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner.cli_options import given
+from planner.cli_options import given, option
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, write_text
 from profiles.errors import SpecError
 from profiles.units import GIB
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 _FLOW = "Workflow of several models"
 
 
-def _option(name: str, words: str) -> Any:
-    return typer.Option(name, help=words, rich_help_panel=_FLOW, show_default=False)
+_option = partial(option, panel=_FLOW)
 
 
 def workflow(

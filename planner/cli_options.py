@@ -10,7 +10,8 @@ import typer
 _JOB, _PLAN, _SEARCH, _OUTPUT = "Job", "Fixed parts of the plan (the rest is searched)", "Search", "Output"
 
 
-def _option(name: str, words: str, panel: str, *more: str) -> Any:
+def option(name: str, words: str, panel: str, *more: str) -> Any:
+    """An option of a command, under a heading of its help; further names, such as ``-m``, may follow."""
     return typer.Option(name, *more, help=words, rich_help_panel=panel, show_default=False)
 
 
@@ -20,107 +21,103 @@ Model = Annotated[
 ]
 Gpus = Annotated[str, typer.Option("--gpus", "-g", help="8xA100, 2x8xH100-80GB, 72xGB200, or a YAML file.")]
 
-Task = Annotated[str | None, _option("--task", "pretrain (default), full, lora or qlora.", _JOB)]
-Seq = Annotated[int | None, _option("--seq", "Tokens per sequence.", _JOB)]
-GlobalBatch = Annotated[int | None, _option("--global-batch", "Sequences per optimizer step.", _JOB)]
-BatchTokens = Annotated[str | None, _option("--batch-tokens", "The same in tokens, e.g. 4M.", _JOB)]
-Precision = Annotated[str | None, _option("--precision", "fp32, tf32, fp16, bf16, fp8, mxfp8 or nvfp4.", _JOB)]
-Optimizer = Annotated[str | None, _option("--optimizer", "adamw, adamw8bit, adafactor, sgd or none.", _JOB)]
+Task = Annotated[str | None, option("--task", "pretrain (default), full, lora or qlora.", _JOB)]
+Seq = Annotated[int | None, option("--seq", "Tokens per sequence.", _JOB)]
+GlobalBatch = Annotated[int | None, option("--global-batch", "Sequences per optimizer step.", _JOB)]
+BatchTokens = Annotated[str | None, option("--batch-tokens", "The same in tokens, e.g. 4M.", _JOB)]
+Precision = Annotated[str | None, option("--precision", "fp32, tf32, fp16, bf16, fp8, mxfp8 or nvfp4.", _JOB)]
+Optimizer = Annotated[str | None, option("--optimizer", "adamw, adamw8bit, adafactor, sgd or none.", _JOB)]
 InBackward = Annotated[
     bool | None,
-    _option("--optimizer-in-backward/--optimizer-after", "Parameters are updated as gradients come, which go.", _JOB),
+    option("--optimizer-in-backward/--optimizer-after", "Parameters are updated as gradients come, which go.", _JOB),
 ]
 Paged = Annotated[
     bool | None,
-    _option("--paged-optimizer/--no-paged-optimizer", "Its states page to the host where room is short.", _JOB),
+    option("--paged-optimizer/--no-paged-optimizer", "Its states page to the host where room is short.", _JOB),
 ]
-GradientDtype = Annotated[str | None, _option("--gradient-dtype", "Format gradients accumulate in.", _JOB)]
-MasterDtype = Annotated[str | None, _option("--master-dtype", "Format of the master weights, or none.", _JOB)]
-StateDtype = Annotated[str | None, _option("--state-dtype", "Format of the optimizer moments.", _JOB)]
-Attention = Annotated[str | None, _option("--attention", "Default flash; in Megatron before Ampere unfused.", _JOB)]
+GradientDtype = Annotated[str | None, option("--gradient-dtype", "Format gradients accumulate in.", _JOB)]
+MasterDtype = Annotated[str | None, option("--master-dtype", "Format of the master weights, or none.", _JOB)]
+StateDtype = Annotated[str | None, option("--state-dtype", "Format of the optimizer moments.", _JOB)]
+Attention = Annotated[str | None, option("--attention", "Default flash; in Megatron before Ampere unfused.", _JOB)]
 AttentionLibrary = Annotated[
-    str | None, _option("--attention-library", "flash_2, flash_3 or cudnn; default that of the stack.", _JOB)
+    str | None, option("--attention-library", "flash_2, flash_3 or cudnn; default that of the stack.", _JOB)
 ]
-Dropout = Annotated[bool | None, _option("--dropout/--no-dropout", "Dropout masks are kept.", _JOB)]
+Dropout = Annotated[bool | None, option("--dropout/--no-dropout", "Dropout masks are kept.", _JOB)]
 FusedLoss = Annotated[
-    bool | None, _option("--fused-loss/--no-fused-loss", "The loss never materialises fp32 logits.", _JOB)
+    bool | None, option("--fused-loss/--no-fused-loss", "The loss never materialises fp32 logits.", _JOB)
 ]
 LinearLoss = Annotated[
-    bool | None, _option("--linear-loss/--no-linear-loss", "Nor any logits: Liger, cut cross-entropy.", _JOB)
+    bool | None, option("--linear-loss/--no-linear-loss", "Nor any logits: Liger, cut cross-entropy.", _JOB)
 ]
 Fp32Unquantised = Annotated[
     bool | None,
-    _option("--fp32-unquantised/--no-fp32-unquantised", "What QLoRA leaves unquantised is fp32 where cast.", _JOB),
+    option("--fp32-unquantised/--no-fp32-unquantised", "What QLoRA leaves unquantised is fp32 where cast.", _JOB),
 ]
-FrozenDtype = Annotated[
-    str | None, _option("--frozen-dtype", "fp32 where weights beside adapters are loaded so.", _JOB)
-]
+FrozenDtype = Annotated[str | None, option("--frozen-dtype", "fp32 where weights beside adapters are loaded so.", _JOB)]
 Fp8Activation = Annotated[
-    bool | None, _option("--fp8-activation/--no-fp8-activation", "Activation inputs kept in 8 bits.", _JOB)
+    bool | None, option("--fp8-activation/--no-fp8-activation", "Activation inputs kept in 8 bits.", _JOB)
 ]
 Fp8Attention = Annotated[
-    bool | None, _option("--fp8-attention/--no-fp8-attention", "Attention's tensors kept in 8 bits.", _JOB)
+    bool | None, option("--fp8-attention/--no-fp8-attention", "Attention's tensors kept in 8 bits.", _JOB)
 ]
-Packing = Annotated[float | None, _option("--padding-efficiency", "Useful share of the tokens, 1 if packed.", _JOB)]
+Packing = Annotated[float | None, option("--padding-efficiency", "Useful share of the tokens, 1 if packed.", _JOB)]
 VariedLengths = Annotated[
-    bool | None, _option("--varied-lengths/--one-length", "Micro-batches differ in length, --seq is the longest.", _JOB)
+    bool | None, option("--varied-lengths/--one-length", "Micro-batches differ in length, --seq is the longest.", _JOB)
 ]
-LoraRank = Annotated[int | None, _option("--lora-rank", "Rank of the adapters.", _JOB)]
-LoraTargets = Annotated[str | None, _option("--lora-targets", "Adapted layers, e.g. q,k,v,o.", _JOB)]
-Tokens = Annotated[str | None, _option("--tokens", "Length of the run, e.g. 15T, for days and dollars.", _JOB)]
+LoraRank = Annotated[int | None, option("--lora-rank", "Rank of the adapters.", _JOB)]
+LoraTargets = Annotated[str | None, option("--lora-targets", "Adapted layers, e.g. q,k,v,o.", _JOB)]
+Tokens = Annotated[str | None, option("--tokens", "Length of the run, e.g. 15T, for days and dollars.", _JOB)]
 
-Tp = Annotated[int | None, _option("--tp", "Tensor parallel.", _PLAN)]
-Pp = Annotated[int | None, _option("--pp", "Pipeline parallel.", _PLAN)]
-Dp = Annotated[int | None, _option("--dp", "Data parallel.", _PLAN)]
-Cp = Annotated[int | None, _option("--cp", "Context parallel.", _PLAN)]
-Ep = Annotated[int | None, _option("--ep", "Expert parallel.", _PLAN)]
-Etp = Annotated[int | None, _option("--etp", "Expert tensor parallel.", _PLAN)]
-Vpp = Annotated[int | None, _option("--vpp", "Virtual stages per pipeline rank.", _PLAN)]
-Zero = Annotated[int | None, _option("--zero", "ZeRO stage 0 to 3 (3: FSDP).", _PLAN)]
-Hsdp = Annotated[int | None, _option("--hsdp", "Ranks that share one set of shards; 0: all.", _PLAN)]
-MicroBatch = Annotated[int | None, _option("--micro-batch", "Sequences per micro-batch.", _PLAN)]
-Accumulation = Annotated[int | None, _option("--micro-batches", "Micro-batches per step.", _PLAN)]
-Recompute = Annotated[str | None, _option("--recompute", "none, selective, selective:MODULES, full or block:N.", _PLAN)]
-Schedule = Annotated[str | None, _option("--schedule", "1f1b, gpipe or zb-v.", _PLAN)]
-Sp = Annotated[bool | None, _option("--sp/--no-sp", "Megatron sequence parallelism.", _PLAN)]
-ContextKind = Annotated[str | None, _option("--context-kind", "ring, all_gather or ulysses.", _PLAN)]
-AxisOrder = Annotated[str | None, _option("--axis-order", "tp_cp_dp_pp or tp_cp_pp_dp, innermost first.", _PLAN)]
-FirstLayers = Annotated[int | None, _option("--first-stage-layers", "Layers of the first stage.", _PLAN)]
-LastLayers = Annotated[int | None, _option("--last-stage-layers", "Layers of the last stage.", _PLAN)]
+Tp = Annotated[int | None, option("--tp", "Tensor parallel.", _PLAN)]
+Pp = Annotated[int | None, option("--pp", "Pipeline parallel.", _PLAN)]
+Dp = Annotated[int | None, option("--dp", "Data parallel.", _PLAN)]
+Cp = Annotated[int | None, option("--cp", "Context parallel.", _PLAN)]
+Ep = Annotated[int | None, option("--ep", "Expert parallel.", _PLAN)]
+Etp = Annotated[int | None, option("--etp", "Expert tensor parallel.", _PLAN)]
+Vpp = Annotated[int | None, option("--vpp", "Virtual stages per pipeline rank.", _PLAN)]
+Zero = Annotated[int | None, option("--zero", "ZeRO stage 0 to 3 (3: FSDP).", _PLAN)]
+Hsdp = Annotated[int | None, option("--hsdp", "Ranks that share one set of shards; 0: all.", _PLAN)]
+MicroBatch = Annotated[int | None, option("--micro-batch", "Sequences per micro-batch.", _PLAN)]
+Accumulation = Annotated[int | None, option("--micro-batches", "Micro-batches per step.", _PLAN)]
+Recompute = Annotated[str | None, option("--recompute", "none, selective, selective:MODULES, full or block:N.", _PLAN)]
+Schedule = Annotated[str | None, option("--schedule", "1f1b, gpipe or zb-v.", _PLAN)]
+Sp = Annotated[bool | None, option("--sp/--no-sp", "Megatron sequence parallelism.", _PLAN)]
+ContextKind = Annotated[str | None, option("--context-kind", "ring, all_gather or ulysses.", _PLAN)]
+AxisOrder = Annotated[str | None, option("--axis-order", "tp_cp_dp_pp or tp_cp_pp_dp, innermost first.", _PLAN)]
+FirstLayers = Annotated[int | None, option("--first-stage-layers", "Layers of the first stage.", _PLAN)]
+LastLayers = Annotated[int | None, option("--last-stage-layers", "Layers of the last stage.", _PLAN)]
 OffloadOptimizer = Annotated[
-    bool | None, _option("--offload-optimizer/--no-offload-optimizer", "Optimizer on the host.", _PLAN)
+    bool | None, option("--offload-optimizer/--no-offload-optimizer", "Optimizer on the host.", _PLAN)
 ]
 OffloadActivations = Annotated[
-    bool | None, _option("--offload-activations/--no-offload-activations", "Checkpoints on the host.", _PLAN)
+    bool | None, option("--offload-activations/--no-offload-activations", "Checkpoints on the host.", _PLAN)
 ]
 OffloadParameters = Annotated[
-    bool | None, _option("--offload-parameters/--no-offload-parameters", "Weights on the host.", _PLAN)
+    bool | None, option("--offload-parameters/--no-offload-parameters", "Weights on the host.", _PLAN)
 ]
 
 Framework = Annotated[
     str | None,
-    _option(
+    option(
         "--framework", "megatron, deepspeed, fsdp, nanotron or huggingface, or another of planner frameworks.", _SEARCH
     ),
 ]
-StackFit = Annotated[str | None, _option("--stack-fit", "Stacks as planner calibrate --runs wrote them.", _SEARCH)]
-Objective = Annotated[
-    str, _option("--objective", "step_time (default), cost, fewest_gpus or memory_headroom.", _SEARCH)
-]
+StackFit = Annotated[str | None, option("--stack-fit", "Stacks as planner calibrate --runs wrote them.", _SEARCH)]
+Objective = Annotated[str, option("--objective", "step_time (default), cost, fewest_gpus or memory_headroom.", _SEARCH)]
 Top = Annotated[int, typer.Option("--top", help="Most plans to list.", rich_help_panel=_SEARCH)]
-Variants = Annotated[bool, _option("--variants", "List plans that differ only in details one by one.", _SEARCH)]
-NamedModules = Annotated[bool, _option("--named-modules", "Also consider recomputing parts of layers.", _SEARCH)]
-Offload = Annotated[bool, _option("--offload", "Also consider offloading to host memory.", _SEARCH)]
-Fabric = Annotated[str | None, _option("--fabric", "Network link between nodes, e.g. ib-hdr-200.", _SEARCH)]
-Reserve = Annotated[float, _option("--reserve-gib", "GPU memory to leave free, GiB.", _SEARCH)]
-Price = Annotated[float | None, _option("--price-per-gpu-hour", "Dollars; no price is assumed.", _SEARCH)]
-PriceDate = Annotated[str, _option("--price-date", "When that was the price, e.g. 2026-11-20.", _SEARCH)]
+Variants = Annotated[bool, option("--variants", "List plans that differ only in details one by one.", _SEARCH)]
+NamedModules = Annotated[bool, option("--named-modules", "Also consider recomputing parts of layers.", _SEARCH)]
+Offload = Annotated[bool, option("--offload", "Also consider offloading to host memory.", _SEARCH)]
+Fabric = Annotated[str | None, option("--fabric", "Network link between nodes, e.g. ib-hdr-200.", _SEARCH)]
+Reserve = Annotated[float, option("--reserve-gib", "GPU memory to leave free, GiB.", _SEARCH)]
+Price = Annotated[float | None, option("--price-per-gpu-hour", "Dollars; no price is assumed.", _SEARCH)]
+PriceDate = Annotated[str, option("--price-date", "When that was the price, e.g. 2026-11-20.", _SEARCH)]
 
-Pareto = Annotated[bool, _option("--pareto", "Also list what trades time, memory and GPUs.", _OUTPUT)]
-Json = Annotated[bool, _option("--json", "Print the document instead of tables.", _OUTPUT)]
-Output = Annotated[str | None, _option("--output", "Also write the document to this file.", _OUTPUT, "-o")]
-Quiet = Annotated[bool, _option("--quiet", "No warnings, assumptions or progress.", _OUTPUT, "-q")]
-Debug = Annotated[bool, _option("--debug", "Show the traceback of an internal error.", _OUTPUT)]
+Pareto = Annotated[bool, option("--pareto", "Also list what trades time, memory and GPUs.", _OUTPUT)]
+Json = Annotated[bool, option("--json", "Print the document instead of tables.", _OUTPUT)]
+Output = Annotated[str | None, option("--output", "Also write the document to this file.", _OUTPUT, "-o")]
+Quiet = Annotated[bool, option("--quiet", "No warnings, assumptions or progress.", _OUTPUT, "-q")]
+Debug = Annotated[bool, option("--debug", "Show the traceback of an internal error.", _OUTPUT)]
 
 
 # fmt: off

@@ -1,21 +1,21 @@
 """``planner replan``: a running job on other devices."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from planner.cli_export import check_question, check_saved, read_saved
+from planner.cli_options import option
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
 from planner.cli_words import cluster_of
 
 _PANEL = "Replanning"
 
 
-def _option(name: str, words: str) -> Any:
-    return typer.Option(name, help=words, rich_help_panel=_PANEL, show_default=False)
-
+_option = partial(option, panel=_PANEL)
 
 Onto = Annotated[str, _option("--onto", "The devices to go on on, as --gpus names them.")]
 Saved = Annotated[Path | None, _option("--plan", "Take the running plan from an answer saved with --json instead.")]

@@ -5,15 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
+from planner.cli_options import option
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
 from planner.cli_words import cluster_of
 
-Days = Annotated[
-    float | None,
-    typer.Option(
-        "--days", help="When the run of --tokens has to be done.", rich_help_panel="Sizing", show_default=False
-    ),
-]
+Days = Annotated[float | None, option("--days", "When the run of --tokens has to be done.", "Sizing")]
 
 
 def show_sizing(inputs: Mapping[str, Any], values: Mapping[str, Any], *, days: float | None) -> None:
