@@ -18,7 +18,7 @@ from planner.dataflow.flow_results import (
     SearchStatistics,
 )
 from planner.dataflow.graph import Call
-from planner.document_plan import model_document, note_document, plan_document
+from planner.document_plan import model_document, notes_document, plan_document
 from planner.flow_phrases import minimum_sentence, reason_sentence, shortage_sentence
 from planner.schema_flow_types import FLOW_CONVENTIONS
 from planner.schema_flow_types import flow_document_schema as flow_document_schema
@@ -36,8 +36,8 @@ def flow_document(result: FlowResult) -> dict[str, Any]:
         "request": _request(result.request),
         "plan": None if result.plan is None else _plan(result.plan),
         "infeasible": None if result.infeasible is None else _infeasible(result.infeasible),
-        "assumptions": [note_document(note) for note in result.assumptions],
-        "warnings": [note_document(note) for note in result.warnings],
+        "assumptions": notes_document(result.assumptions),
+        "warnings": notes_document(result.warnings),
         "conventions": dict(FLOW_CONVENTIONS),
     }
 

@@ -5,6 +5,7 @@ version changes in its first number when a key is renamed, removed or changes me
 when one is added.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -31,15 +32,15 @@ def to_document(result: PlanResult) -> dict[str, Any]:
         "plans": [estimate_document(answer) for answer in result.plans],
         "explanation": _explanation(result),
         "switches": [_switch(item) for item in result.switches],
-        "infeasible": None if result.infeasible is None else infeasible_document(result.infeasible),
+        "infeasible": infeasible_document(result.infeasible),
         "pareto": [_point(point) for point in result.pareto],
         "search": {
             "considered": result.considered,
             "fitting": result.fitting,
             "rejected": dict(sorted(result.rejected.items())),
         },
-        "assumptions": [note_document(note) for note in result.assumptions],
-        "warnings": [note_document(note) for note in result.warnings],
+        "assumptions": notes_document(result.assumptions),
+        "warnings": notes_document(result.warnings),
         "conventions": dict(CONVENTIONS),
     }
 
@@ -207,9 +208,9 @@ def frameworks_document() -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "frameworks": listed}
 
 
-def note_document(note: Note) -> dict[str, str]:
-    """An assumption or a warning."""
-    return {"code": note.code, "field": note.field, "message": note.message}
+def notes_document(notes: Iterable[Note]) -> list[dict[str, str]]:
+    """Assumptions or warnings."""
+    return [{"code": note.code, "field": note.field, "message": note.message} for note in notes]
 
 
 def _point(point: FrontierPoint) -> dict[str, Any]:
@@ -256,8 +257,10 @@ def _switch(item: Switch) -> dict[str, Any]:
     }
 
 
-def infeasible_document(infeasible: Infeasible) -> dict[str, Any]:
-    """Why nothing fits, and what would."""
+def infeasible_document(infeasible: Infeasible | None) -> dict[str, Any] | None:
+    """Why nothing fits, and what would; None where something does."""
+    if infeasible is None:
+        return None
     nearest = infeasible.nearest
     return {
         "reasons": dict(sorted(infeasible.reasons.items())),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from planner.document_plan import estimate_document, infeasible_document, note_document, request_document
+from planner.document_plan import estimate_document, infeasible_document, notes_document, request_document
 from planner.replanning import Continuation, ReplanResult
 from planner.schema_types import (
     COUNT,
@@ -10,15 +10,13 @@ from planner.schema_types import (
     SCHEMA_VERSION,
     TEXT,
     Shape,
+    answer_about_plans,
     closed_object,
-    estimate_shape,
     infeasible_shape,
     list_of,
     note_shape,
     or_null,
-    plan_shape,
     request_shape,
-    titled,
 )
 
 
@@ -34,8 +32,8 @@ def replan_document(result: ReplanResult) -> dict[str, Any]:
         "num_devices": result.onto.num_devices,
         "options": [_option(option) for option in result.options],
         "loads": result.loads,
-        "infeasible": None if result.infeasible is None else infeasible_document(result.infeasible),
-        "assumptions": [note_document(note) for note in result.request.assumptions],
+        "infeasible": infeasible_document(result.infeasible),
+        "assumptions": notes_document(result.request.assumptions),
     }
 
 
@@ -52,9 +50,9 @@ def replan_schema() -> Shape:
     """The schema of what ``replan_document`` returns."""
     estimate: Shape = {"$ref": "#/$defs/estimate"}
     option = closed_object(keeps_layout=FLAG, global_batch_size=COUNT, request=request_shape(), estimate=estimate)
-    answer = closed_object(
-        schema_version={"const": SCHEMA_VERSION},
-        kind={"const": "replan"},
+    return answer_about_plans(
+        "planner replan",
+        "replan",
         fits=FLAG,
         request=request_shape(),
         running=estimate,
@@ -65,4 +63,3 @@ def replan_schema() -> Shape:
         infeasible=or_null(infeasible_shape()),
         assumptions=list_of(note_shape()),
     )
-    return titled("planner replan", answer, plan=plan_shape(), estimate=estimate_shape())

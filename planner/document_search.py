@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from costmodels.estimate import BASES
-from planner.document_plan import infeasible_document, note_document, request_document
+from planner.document_plan import infeasible_document, notes_document, request_document
 from planner.rules.pipeline import SCHEDULE_NAMES
 from planner.schema_types import (
     AMOUNT,
@@ -63,9 +63,9 @@ def search_document(result: SearchResult) -> dict[str, Any]:
         "elapsed_s": result.elapsed_s,
         "engines": [_engine(run) for run in result.engines],
         "improvements": [asdict(item) for item in result.improvements],
-        "assumptions": [note_document(note) for request in result.requests for note in request.assumptions],
+        "assumptions": notes_document(note for request in result.requests for note in request.assumptions),
         "infeasible": [infeasible_document(item) for item in result.infeasible],
-        "warnings": [note_document(note) for note in result.warnings],
+        "warnings": notes_document(result.warnings),
         "conventions": dict(CONVENTIONS),
     }
 

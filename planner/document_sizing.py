@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from planner.document_plan import estimate_document, infeasible_document, note_document, request_document
+from planner.document_plan import estimate_document, infeasible_document, notes_document, request_document
 from planner.schema_types import (
     AMOUNT,
     COUNT,
@@ -10,16 +10,14 @@ from planner.schema_types import (
     SCHEMA_VERSION,
     TEXT,
     Shape,
+    answer_about_plans,
     closed_object,
-    estimate_shape,
     infeasible_shape,
     list_of,
     map_of,
     note_shape,
     or_null,
-    plan_shape,
     request_shape,
-    titled,
 )
 from planner.sizes import KindSizes, Size, SizingResult
 
@@ -39,8 +37,8 @@ def sizing_document(result: SizingResult) -> dict[str, Any]:
         "kind": "sizing",
         "fits": result.fits,
         "kinds": [_kind(kind) for kind in result.kinds],
-        "infeasible": None if result.infeasible is None else infeasible_document(result.infeasible),
-        "assumptions": [note_document(note) for note in result.assumptions],
+        "infeasible": infeasible_document(result.infeasible),
+        "assumptions": notes_document(result.assumptions),
         "conventions": dict(CONVENTIONS),
     }
 
@@ -59,7 +57,7 @@ def _kind(kind: KindSizes) -> dict[str, Any]:
                 "global_batch_size": size.batch,
                 "estimate": None if size.best is None else estimate_document(size.best),
                 "nearest_bytes": size.nearest_bytes,
-                "warnings": [note_document(note) for note in size.warnings],
+                "warnings": notes_document(size.warnings),
             }
             for size in kind.sizes
         ],
@@ -88,13 +86,12 @@ def sizing_schema() -> Shape:
         in_time=or_null(COUNT),
         sizes=list_of(size),
     )
-    answer = closed_object(
-        schema_version={"const": SCHEMA_VERSION},
-        kind={"const": "sizing"},
+    return answer_about_plans(
+        "planner sizing",
+        "sizing",
         fits=FLAG,
         kinds=list_of(kind),
         infeasible=or_null(infeasible_shape()),
         assumptions=list_of(note_shape()),
         conventions=map_of(TEXT),
     )
-    return titled("planner sizing", answer, plan=plan_shape(), estimate=estimate_shape())

@@ -56,6 +56,12 @@ def titled(title: str, answer: Shape, **definitions: Shape) -> Shape:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **answer, **named}
 
 
+def answer_about_plans(title: str, kind: str, **properties: Shape) -> Shape:
+    """The schema of a document of one kind, which may name the shapes of plans and of what they are priced at."""
+    answer = closed_object(schema_version={"const": SCHEMA_VERSION}, kind={"const": kind}, **properties)
+    return titled(title, answer, plan=plan_shape(), estimate=estimate_shape())
+
+
 def closed_object(**properties: Shape) -> Shape:
     """An object with these keys and no others."""
     return {

@@ -16,7 +16,7 @@ from planner.decisions.results import (
     Trial,
     UpdatedPlan,
 )
-from planner.document_plan import infeasible_document, note_document, plan_document, request_document
+from planner.document_plan import infeasible_document, notes_document, plan_document, request_document
 from planner.schema_types import SCHEMA_VERSION
 
 
@@ -30,8 +30,8 @@ def portfolio_document(result: PortfolioResult) -> dict[str, Any]:
         "trials": [_planned(trial) for trial in result.trials],
         "ranked_regret": result.ranked_regret,
         "grounds": grounds_document(result.grounds),
-        "infeasible": None if result.infeasible is None else infeasible_document(result.infeasible),
-        "assumptions": [note_document(note) for note in result.request.assumptions],
+        "infeasible": infeasible_document(result.infeasible),
+        "assumptions": notes_document(result.request.assumptions),
     }
 
 
@@ -52,8 +52,8 @@ def sensitivity_document(result: SensitivityResult) -> dict[str, Any]:
         "parameters": [asdict(worth) for worth in result.worth],
         "rivals": [_rival(rival) for rival in result.rivals],
         "grounds": grounds_document(result.grounds),
-        "infeasible": None if result.infeasible is None else infeasible_document(result.infeasible),
-        "assumptions": [note_document(note) for note in result.request.assumptions],
+        "infeasible": infeasible_document(result.infeasible),
+        "assumptions": notes_document(result.request.assumptions),
     }
 
 
@@ -70,10 +70,10 @@ def observe_document(result: ObserveResult) -> dict[str, Any]:
         "regret": result.regret,
         "next_trials": [_planned(trial) for trial in result.next_trials],
         "grounds": grounds_document(result.grounds),
-        "infeasible": None if result.infeasible is None else infeasible_document(result.infeasible),
+        "infeasible": infeasible_document(result.infeasible),
         "unused_rows": [{"file": row.file, "line": row.line, "reason": row.reason} for row in result.unused],
-        "assumptions": [note_document(note) for note in result.request.assumptions],
-        "warnings": [note_document(note) for note in result.warnings],
+        "assumptions": notes_document(result.request.assumptions),
+        "warnings": notes_document(result.warnings),
     }
 
 

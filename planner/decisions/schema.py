@@ -5,18 +5,15 @@ from planner.schema_types import (
     COUNT,
     FLAG,
     NUMBER,
-    SCHEMA_VERSION,
     TEXT,
     Shape,
+    answer_about_plans,
     closed_object,
-    estimate_shape,
     infeasible_shape,
     list_of,
     note_shape,
     or_null,
-    plan_shape,
     request_shape,
-    titled,
 )
 
 _SHARE: Shape = {"type": "number", "minimum": 0, "maximum": 1}
@@ -25,10 +22,9 @@ _PLAN: Shape = {"$ref": "#/$defs/plan"}
 
 def portfolio_schema() -> Shape:
     """The schema of what ``document.portfolio_document`` returns."""
-    return _document(
+    return answer_about_plans(
         "planner portfolio",
-        schema_version={"const": SCHEMA_VERSION},
-        kind={"const": "portfolio"},
+        "portfolio",
         fits=FLAG,
         request=request_shape(),
         trials=list_of(_trial()),
@@ -41,10 +37,9 @@ def portfolio_schema() -> Shape:
 
 def sensitivity_schema() -> Shape:
     """The schema of what ``document.sensitivity_document`` returns."""
-    return _document(
+    return answer_about_plans(
         "planner sensitivity",
-        schema_version={"const": SCHEMA_VERSION},
-        kind={"const": "sensitivity"},
+        "sensitivity",
         fits=FLAG,
         request=request_shape(),
         choice=or_null(_PLAN),
@@ -60,10 +55,9 @@ def sensitivity_schema() -> Shape:
 
 def observe_schema() -> Shape:
     """The schema of what ``document.observe_document`` returns."""
-    return _document(
+    return answer_about_plans(
         "planner observe",
-        schema_version={"const": SCHEMA_VERSION},
-        kind={"const": "observe"},
+        "observe",
         fits=FLAG,
         request=request_shape(),
         observed=list_of(_observed()),
@@ -79,10 +73,6 @@ def observe_schema() -> Shape:
         assumptions=list_of(note_shape()),
         warnings=list_of(note_shape()),
     )
-
-
-def _document(title: str, **properties: Shape) -> Shape:
-    return titled(title, closed_object(**properties), plan=plan_shape(), estimate=estimate_shape())
 
 
 def _trial() -> Shape:

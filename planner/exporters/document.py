@@ -2,23 +2,21 @@
 
 from typing import Any
 
-from planner.document_plan import infeasible_document, note_document, plan_document, request_document
+from planner.document_plan import infeasible_document, notes_document, plan_document, request_document
 from planner.exporters.api import FORMATS, ExportResult
 from planner.schema_types import (
     FLAG,
     SCHEMA_VERSION,
     TEXT,
     Shape,
+    answer_about_plans,
     closed_object,
-    estimate_shape,
     infeasible_shape,
     list_of,
     map_of,
     note_shape,
     or_null,
-    plan_shape,
     request_shape,
-    titled,
 )
 
 
@@ -41,16 +39,16 @@ def export_document(result: ExportResult) -> dict[str, Any]:
             for gap in (() if exported is None else exported.unsupported)
         ],
         "left_to_you": [] if exported is None else list(exported.left_to_you),
-        "infeasible": None if result.infeasible is None else infeasible_document(result.infeasible),
-        "assumptions": [note_document(note) for note in result.request.assumptions],
+        "infeasible": infeasible_document(result.infeasible),
+        "assumptions": notes_document(result.request.assumptions),
     }
 
 
 def export_schema() -> Shape:
     """The schema of what ``export_document`` returns."""
-    answer = closed_object(
-        schema_version={"const": SCHEMA_VERSION},
-        kind={"const": "export"},
+    return answer_about_plans(
+        "planner export",
+        "export",
         format={"enum": list(FORMATS)},
         target=or_null(TEXT),
         fits=FLAG,
@@ -64,4 +62,3 @@ def export_schema() -> Shape:
         infeasible=or_null(infeasible_shape()),
         assumptions=list_of(note_shape()),
     )
-    return titled("planner export", answer, plan=plan_shape(), estimate=estimate_shape())
