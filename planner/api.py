@@ -20,8 +20,8 @@ from planner.host_notes import host_notes
 from planner.layouts import needs_layout
 from planner.phrases import percent
 from planner.pins import check_values
-from planner.pricing import blocks_of_one, join, memory_rejections, price_all, price_fitting
-from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, nearest_row, pareto_rows
+from planner.pricing import blocks_of_one, join, memory_rejections, nearest_to_fit, price_all, price_fitting
+from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, pareto_rows
 from planner.remedies import find_remedies
 from planner.request import (
     ClusterInput,
@@ -122,13 +122,17 @@ def estimate(
     if isinstance(plan, ExecutionPlan):
         check_values(plan)
         request = resolve_request(model, cluster, job, pins_of(plan), chosen)
-        return _single(request, plan)
+        return price_plan(request, plan)
     request = resolve_request(model, cluster, job, plan, chosen)
     return _answer("estimate", request, 1)
 
 
-def _single(request: Request, plan: ExecutionPlan) -> PlanResult:
-    """Exactly one plan, no search."""
+def price_plan(request: Request, plan: ExecutionPlan) -> PlanResult:
+    """Exactly one plan of a question that is complete, no search.
+
+    Raises:
+        SpecError: If the framework would refuse the plan.
+    """
     return _alone(request, check_plan(plan, setting_of(request)), {})
 
 
@@ -156,7 +160,7 @@ def _answer(kind: str, request: Request, top: int) -> PlanResult:
     if not len(rows):
         if kind == "plan" or not len(priced):
             return _result(kind, request, priced, [], rejected)
-        rows = np.asarray([_nearest(request, priced)])
+        rows = np.asarray([nearest_to_fit(priced, request.cluster.node)])
     return _result(kind, request, priced, _estimates(request, priced, rows), rejected)
 
 
@@ -213,11 +217,6 @@ def _pins_allow(request: Request, size: int) -> bool:
     return product == size if complete else size % product == 0
 
 
-def _nearest(request: Request, priced: Priced) -> int:
-    node = request.cluster.node
-    return nearest_row(priced, usable_bytes=node.device.usable_memory_bytes, host_bytes=node.host_memory_bytes)
-
-
 def _estimates(request: Request, priced: Priced, rows: Any) -> list[PlanEstimate]:
     """The chosen rows in full, each on the part of the cluster it uses."""
     plans = priced.plans.take(rows)
@@ -245,7 +244,7 @@ def what_stands_in_the_way(request: Request) -> Infeasible:
 def _infeasible(request: Request, priced: Priced, answers: list[PlanEstimate], rejected: dict[str, int]) -> Infeasible:
     nearest = answers[0] if answers else None
     if nearest is None and len(priced):
-        (nearest,) = _estimates(request, priced, np.asarray([_nearest(request, priced)]))
+        (nearest,) = _estimates(request, priced, np.asarray([nearest_to_fit(priced, request.cluster.node)]))
     return Infeasible(
         reasons=rejected or memory_rejections(priced, cost_context(request)),
         nearest=nearest,

@@ -10,7 +10,8 @@ from costmodels.estimate import EstimateBatch
 from costmodels.evaluate import Outcomes, outcomes, peaks
 from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.plan import PlanBatch
-from planner.ranking import Priced, nearest_rows
+from planner.ranking import Priced, nearest_row, nearest_rows
+from profiles.hardware import NodeSpec
 
 CHUNK_ROWS = 32_768  # rows priced at once; bounds memory, and more do not run faster
 
@@ -104,6 +105,12 @@ def price_contenders(plans: PlanBatch, context: CostContext) -> Priced:
             host_bytes=context.cluster.node.host_memory_bytes,
         )
     return price_all(plans.take(np.flatnonzero(kept)), context)
+
+
+def nearest_to_fit(priced: Priced, node: NodeSpec) -> int:
+    """The row that oversteps the memory of such nodes least, for when nothing fits."""
+    device = node.device
+    return nearest_row(priced, usable_bytes=device.usable_memory_bytes, host_bytes=node.host_memory_bytes)
 
 
 def memory_rejections(priced: Priced, context: CostContext) -> dict[str, int]:

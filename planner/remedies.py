@@ -14,8 +14,8 @@ from math import inf
 from costmodels.evaluate import peaks
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.jobs import on_other_devices, rounded_batch
-from planner.pricing import price_all, price_contenders
-from planner.ranking import Priced, best_rows, nearest_row
+from planner.pricing import nearest_to_fit, price_all, price_contenders
+from planner.ranking import Priced, best_rows
 from planner.request import cost_context, full_node, part_of, space_of
 from planner.results import Remedy, Request
 from planner.rules.base import divisors
@@ -74,6 +74,21 @@ def search_once(request: Request, cluster: ClusterSpec) -> Priced:
     return price_contenders(plans, context) if len(plans) else price_all(plans, context)
 
 
+def search_if_legal(request: Request) -> Priced | None:
+    """The same on the cluster of the request; None where what is fixed leaves no legal plan there.
+
+    Raises:
+        SpecError: If there are more plans than are searched.
+    """
+    try:
+        priced = search_once(request, request.cluster)
+    except SpecError as error:
+        if error.field == "cluster":
+            raise
+        return None
+    return priced if len(priced) else None
+
+
 def find_remedies(
     request: Request, *, needed_bytes: float = inf, legal: bool = True, searcher: Searcher = search_once
 ) -> tuple[Remedy, ...]:
@@ -107,10 +122,7 @@ def _try(trial: _Trial, searcher: Searcher) -> Remedy | None:
         return None
     rows = best_rows(priced, objective="step_time", count=1)
     node = trial.cluster.node
-    if len(rows):
-        row = int(rows[0])
-    else:
-        row = nearest_row(priced, usable_bytes=node.device.usable_memory_bytes, host_bytes=node.host_memory_bytes)
+    row = int(rows[0]) if len(rows) else nearest_to_fit(priced, node)
     plan = priced.plans.plan(row)
     return Remedy(
         code=trial.code,

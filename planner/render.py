@@ -25,7 +25,7 @@ from planner.phrases import (
 )
 from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request, StageEstimate
 from profiles.parameters import active_parameters, total_parameters
-from profiles.units import GIB, TERA
+from profiles.units import GIB, SECONDS_PER_HOUR, TERA
 
 _BAR_WIDTH = 28
 _MOST_RIVALS = 8
@@ -209,7 +209,7 @@ def _run(request: Request, item: PlanEstimate) -> str | None:
     if run is None:
         if price is None:
             return None
-        hours = 1e9 / item.tokens_per_s / 3600 * item.num_devices
+        hours = 1e9 * item.device_seconds_per_token / SECONDS_PER_HOUR
         return f"{dollars(hours * price.usd_per_device_hour)} per billion tokens, {hours:,.0f} GPU-hours"
     cost = ""
     if run.cost_usd is not None and price is not None:

@@ -11,7 +11,7 @@ from planner.render import NARROW, render_infeasible, render_notes
 from planner.results import Note, PlanEstimate
 from planner.sizes import KindSizes, Size, SizingResult
 from profiles.parameters import total_parameters
-from profiles.units import GIB, SECONDS_PER_DAY
+from profiles.units import GIB, SECONDS_PER_DAY, SECONDS_PER_HOUR
 
 _PADDING = (0, 1)
 _LEFT_OUT = ("MFU %", "(90 %)")  # of a narrow table
@@ -94,7 +94,7 @@ def _figures(kind: KindSizes, best: PlanEstimate) -> list[str]:
     price = kind.request.price
     if best.run is None:
         if price is not None:
-            hours = 1e9 / best.tokens_per_s / 3600 * best.num_devices
+            hours = 1e9 * best.device_seconds_per_token / SECONDS_PER_HOUR
             cells.append(dollars(hours * price.usd_per_device_hour))
         return cells
     ends = (best.run.steps * each / SECONDS_PER_DAY for each in (best.step_time_low_s, best.step_time_high_s))

@@ -14,11 +14,11 @@ from typing import Any
 
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import MAX_GLOBAL_BATCH
-from planner.api import estimate, what_stands_in_the_way
+from planner.api import estimate, price_plan, what_stands_in_the_way
 from planner.estimates import fastest_estimate
 from planner.exporters.saved import saved_plan
 from planner.jobs import rounded_batch
-from planner.remedies import search_once
+from planner.remedies import search_if_legal
 from planner.request import (
     ClusterInput,
     JobInput,
@@ -26,6 +26,7 @@ from planner.request import (
     Options,
     given_options,
     part_of,
+    pins_of,
     resolve_cluster,
     with_memory_reserve,
 )
@@ -160,12 +161,9 @@ def replan_saved(
         SpecError: If the document is none, or as for ``replan``.
     """
     saved = saved_plan(document, rank)
-    request = saved.request
-    used = part_of(request.cluster, saved.plan.num_devices)
-    result = estimate(request.model, used, request.job, plan=saved.plan, framework=request.stack.name)
-    # The reserve is off the memory of the old devices already; the new ones have to leave it free too.
-    reserved = replace(result.request, memory_reserve_bytes=request.memory_reserve_bytes)
-    return _continued(replace(result, request=reserved), onto, batch_change, None)
+    used = part_of(saved.request.cluster, saved.plan.num_devices)
+    running = price_plan(replace(saved.request, cluster=used, pins=pins_of(saved.plan)), saved.plan)
+    return _continued(running, onto, batch_change, None)
 
 
 def _continued(before: PlanResult, onto: ClusterInput, batch_change: float, fabric: str | None) -> ReplanResult:
@@ -223,13 +221,8 @@ def _fastest(
         if batch is None:
             continue
         request = replace(asked, cluster=cluster, job=replace(asked.job, global_batch_size=batch))
-        try:
-            priced = search_once(request, cluster)
-        except SpecError as error:
-            if error.field == "cluster":  # more plans than are searched
-                raise
-            continue  # a layout that these devices do not divide into
-        found = fastest_estimate(request, priced) if len(priced) else None
+        priced = search_if_legal(request)
+        found = None if priced is None else fastest_estimate(request, priced)
         if found is not None and (best is None or found.tokens_per_s > best.estimate.tokens_per_s):
             best = Continuation(keeps_layout=keeps_layout, request=request, estimate=found)
     return best

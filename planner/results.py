@@ -186,6 +186,11 @@ class PlanEstimate:
         """Useful tokens per second and device."""
         return self.tokens_per_s / self.num_devices
 
+    @property
+    def device_seconds_per_token(self) -> float:
+        """Devices times seconds for a useful token."""
+        return self.num_devices / self.tokens_per_s
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPoint:

@@ -5,7 +5,7 @@ search and the one cost path; a batch that nobody gave follows the devices as it
 what a token takes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import isfinite
@@ -13,8 +13,8 @@ from typing import Any
 
 from planner.api import warnings_about, what_stands_in_the_way
 from planner.estimates import fastest_estimate
-from planner.ranking import Priced, nearest_row
-from planner.remedies import search_once
+from planner.pricing import nearest_to_fit
+from planner.remedies import search_if_legal
 from planner.request import (
     ClusterInput,
     JobInput,
@@ -62,7 +62,7 @@ class Size:
     @property
     def device_seconds_per_token(self) -> float:
         """Devices times seconds for a useful token; infinite when nothing fits."""
-        return self.num_devices / self.best.tokens_per_s if self.best else float("inf")
+        return self.best.device_seconds_per_token if self.best else float("inf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +241,7 @@ def _doubling(whole: ClusterSpec) -> list[int]:
     return [*sizes, whole.num_devices]
 
 
-def _first_between(whole: ClusterSpec, known: Mapping[int, Size], holds: Any) -> list[int]:
+def _first_between(whole: ClusterSpec, known: Mapping[int, Size], holds: Callable[[Size], bool]) -> list[int]:
     """Numbers of machines between the smallest size of which something holds and the one below it, evenly spread."""
     sizes = sorted(known)
     first = next((index for index, size in enumerate(sizes) if holds(known[size])), 0)
@@ -268,34 +268,20 @@ def _between(whole: ClusterSpec, smaller: int, larger: int) -> list[int]:
 
 def _size(model: ModelInput, cluster: ClusterSpec, job: JobInput, pins: PinsInput, options: Options) -> Size:
     """The best plan on one size; a size that what is fixed does not divide has none."""
-    batch, best, nearest = 0, None, None
-    warnings: tuple[Note, ...] = ()
-    try:
-        request = resolve_request(model, cluster, job, pins, options)
-        batch = request.job.global_batch_size
-        priced = search_once(request, cluster)
-    except SpecError as error:
-        if error.field == "cluster":  # more plans than are searched
-            raise
-    else:
-        if len(priced):
-            best = fastest_estimate(request, priced)
-            nearest = None if best else _nearest_bytes(request, priced)
-        warnings = warnings_about(request, best)
+    request = resolve_request(model, cluster, job, pins, options)
+    priced = search_if_legal(request)
+    best = None if priced is None else fastest_estimate(request, priced)
+    nearest = None
+    if priced is not None and best is None:
+        nearest = float(priced.peak_memory_bytes[nearest_to_fit(priced, cluster.node)])
     return Size(
         num_devices=cluster.num_devices,
         num_nodes=cluster.num_nodes,
-        batch=batch,
+        batch=request.job.global_batch_size,
         best=best,
         nearest_bytes=nearest,
-        warnings=warnings,
+        warnings=warnings_about(request, best),
     )
-
-
-def _nearest_bytes(request: Request, priced: Priced) -> float:
-    node = request.cluster.node
-    row = nearest_row(priced, usable_bytes=node.device.usable_memory_bytes, host_bytes=node.host_memory_bytes)
-    return float(priced.peak_memory_bytes[row])
 
 
 def _done_in(size: Size, days: float | None) -> bool:
