@@ -1,7 +1,6 @@
 """``POST /replan``: the document of the command line, and the same errors."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import jsonschema_rs
@@ -10,8 +9,6 @@ from fastapi.testclient import TestClient
 
 import planner
 from planner.document_replan import replan_schema
-from service.app import create_app
-from service.settings import ServiceSettings
 
 BODY: dict[str, Any] = {
     "model": "llama-2-7b",
@@ -20,12 +17,6 @@ BODY: dict[str, Any] = {
     "job": {"sequence_length": 2048, "global_batch_size": 96},
     "plan": {"tensor_parallel": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[TestClient]:
-    with TestClient(create_app(ServiceSettings())) as client:
-        yield client
 
 
 def test_the_answer_is_the_library_s_document(client: TestClient) -> None:
