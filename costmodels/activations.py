@@ -22,6 +22,7 @@ import numpy as np
 from costmodels.autocast import caches_casts, casts_weights, fp32_stream, output_bytes, run_apart, stream_bytes
 from costmodels.experts_run import as_run
 from costmodels.plan import FloatArray, PlanBatch, RecomputeModule
+from costmodels.saved_products import saved_bytes
 from costmodels.workload import JOINT_TARGET, TrainingJob
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 from profiles.parameters import layer_parameters
@@ -135,10 +136,13 @@ def _layer_activations(
         whole += copies * (kept.routed * plans.expert_tensor_parallel + kept.routed_inner)
         backward = 2 * stream * (tokens + copies * plans.expert_tensor_parallel)
         backward += _mlp_gradient(model, job, stack, moe=True) * copies
+    dropped = core
+    if stack.selective == "products":
+        dropped = whole - saved_bytes(plans, model, job, stack, moe=moe, tokens=tokens, sharded_tokens=over_r)
     return LayerActivations(
         whole=whole,
         casts=casts if caches_casts(job, stack) else np.zeros(len(plans)),
-        modules=_module_bytes(plans, model, job, stack, core=core, moe=moe),
+        modules=_module_bytes(plans, model, job, stack, core=dropped, moe=moe),
         layer_input=stream * over_r,
         backward=backward,
     )

@@ -155,6 +155,7 @@ def evaluate(
     hardware_flops = hardware_flops_per_step(
         as_run(context.model, context.stack),
         context.job,
+        context.stack,
         recompute=plans.recompute,
         recompute_modules=plans.recompute_modules,
         recomputed_layer_share=step.recomputed_share,

@@ -13,7 +13,6 @@ from costmodels.experts_run import as_run
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
 from costmodels.plan import FloatArray, Recompute
 from costmodels.stage_plan import StageConfigs, StagePlanBatch
-from costmodels.workload import TrainingJob
 from profiles.model import ModelSpec
 
 
@@ -48,22 +47,24 @@ def stages_at_peak_s(plans: StagePlanBatch, configs: StageConfigs, contexts: Seq
     per_config = configs.num_devices * np.array([peak_flops_per_s(context) for context in contexts])[configs.group]
     rate = total((per_config[plans.config] * plans.used).T)
     model = as_run(contexts[0].model, contexts[0].stack)
-    flops = model_flops_per_step(model, contexts[0].job, causal=True) + _repeated_flops(plans, model, contexts[0].job)
+    flops = model_flops_per_step(model, contexts[0].job, causal=True) + _repeated_flops(plans, model, contexts[0])
     return np.asarray(flops / rate)
 
 
-def _repeated_flops(plans: StagePlanBatch, model: ModelSpec, job: TrainingJob) -> FloatArray:
+def _repeated_flops(plans: StagePlanBatch, model: ModelSpec, context: CostContext) -> FloatArray:
     """(N,) FLOPs of a step that recomputation repeats; modules are those of an average layer."""
     shares = {
         Recompute.SELECTIVE: (plans.selective_dense + plans.selective_moe) / model.num_layers,
         Recompute.FULL: (plans.full_dense + plans.full_moe) / model.num_layers,
     }
+    job = context.job
     needed = model_flops_per_step(model, job, causal=True)
     repeated = np.zeros(len(plans))
     for kind, share in shares.items():
         everywhere = hardware_flops_per_step(
             model,
             job,
+            context.stack,
             recompute=np.full(share.size, kind),
             recompute_modules=plans.modules.ravel(),
             recomputed_layer_share=np.ones(share.size),

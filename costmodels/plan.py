@@ -37,7 +37,7 @@ class RecomputeModule(IntFlag):
         megatron.core.transformer.TransformerConfig.recompute_modules.
     """
 
-    CORE_ATTN = 1  # the attention core
+    CORE_ATTN = 1  # the attention core; under torchtitan what its policy repeats (``StackSpec.selective``)
     LAYERNORM = 2  # norms that are kernels of their own: before latent attention, before experts
     MLA_UP_PROJ = 4  # queries, keys and values of latent attention from their compressed forms
     MLP = 8  # the MLP of dense layers

@@ -290,7 +290,7 @@ def _priced_units(
     none = np.zeros(len(members), dtype=np.int64)
     stages = lone_stages(none, none, has_embedding=none > 0, has_head=none > 0)
     node = context.cluster.node
-    again = recompute_units(plans, costs, context.model)
+    again = recompute_units(plans, costs, context)
     held = activation_units(plans, context, has_embedding=stages.has_embedding, has_head=stages.has_head)
     parameters = stage_parameters(plans, stages, context.model, context.job)
     traffic = data_parallel_traffic(plans, stages, parameters, context)
@@ -328,5 +328,5 @@ def _priced_units(
         for module, bytes_ in zip(RecomputeModule, dropped, strict=True):
             name = f"{kind}_{module.name}".lower()
             found[f"{name}_bytes"] = bytes_
-            found[f"{name}_s"] = module_s(costs, context.model, module, moe=moe)
+            found[f"{name}_s"] = module_s(costs, context, module, moe=moe)
     return found

@@ -17,11 +17,16 @@ from costmodels.lowering.elementwise import NORM_SHARE
 from costmodels.lowering.parts import Part
 from costmodels.optimizer import memory_seconds_per_byte
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, RecomputeModule, chosen_modules
+from costmodels.saved_products import repeated_weights
 from costmodels.stage_layers import StageLayers, layer_kinds
 from costmodels.stage_parameters import StageParameters
 from costmodels.stages import StageTable
 from profiles.model import ModelSpec
 from profiles.stack import StackSpec
+
+# Of a block's traffic under tensor parallelism what gathers its input, and runs again; the rest sums its output, which
+# torchtitan keeps.
+_GATHERED = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,31 +111,35 @@ class RecomputeUnits:
     selective_s: tuple[FloatArray, ...]
 
 
-def recompute_units(plans: PlanBatch, costs: LayerCosts, model: ModelSpec) -> RecomputeUnits:
+def recompute_units(plans: PlanBatch, costs: LayerCosts, context: CostContext) -> RecomputeUnits:
     """What repeating a layer, or modules of it, costs under each of N plans."""
     attention_s = costs.attention.forward_s()[:, None]
-    kinds = layer_kinds(model)
+    kinds = layer_kinds(context.model)
     mlps = [costs.expert_mlp if moe else costs.dense_mlp for moe in kinds]
     return RecomputeUnits(
         layer_s=tuple(
             attention_s + (mlp.forward_s() - mlp.of_part(Part.LAST_PRODUCT))[:, None] for mlp in mlps if mlp is not None
         ),
         selective_s=tuple(
-            chosen_modules(plans.recompute_modules, partial(module_s, costs, model, moe=moe))[:, None] for moe in kinds
+            chosen_modules(plans.recompute_modules, partial(module_s, costs, context, moe=moe))[:, None]
+            for moe in kinds
         ),
     )
 
 
-def module_s(costs: LayerCosts, model: ModelSpec, module: RecomputeModule, *, moe: bool) -> FloatArray:
+def module_s(costs: LayerCosts, context: CostContext, module: RecomputeModule, *, moe: bool) -> FloatArray:
     """(N,) seconds that recomputing a module of one layer of a kind takes; 0 where the layer does not have it.
 
     Modules that are no whole block are taken to cost their kernels' time, without what launching them might add.
     """
-    latent = model.latent_attention is not None
+    latent = context.model.latent_attention is not None
     mlp = costs.expert_mlp if moe else None
     nothing = np.zeros(len(costs.attention.of_row))
     if module is RecomputeModule.CORE_ATTN:
-        return costs.attention.component("core")
+        alternates = context.stack.selective == "products"
+        return (
+            _every_other_product_s(costs, context.model, moe=moe) if alternates else costs.attention.component("core")
+        )
     if module is RecomputeModule.LAYERNORM:
         blocks = [costs.attention] * latent + ([mlp] if mlp is not None else [])
         return nothing + sum(NORM_SHARE * block.of_part(Part.NORM) for block in blocks)
@@ -147,11 +156,41 @@ def module_s(costs: LayerCosts, model: ModelSpec, module: RecomputeModule, *, mo
     return mlp.of_part(Part.SHARED) + mlp.component("tensor_forward")
 
 
-def module_traffic_s(costs: LayerCosts, modules: IntArray, *, moe: bool) -> dict[str, FloatArray]:
+def _every_other_product_s(costs: LayerCosts, model: ModelSpec, *, moe: bool) -> FloatArray:
+    """(N,) seconds that torchtitan's selective recomputation repeats of one layer (``costmodels.saved_products``).
+
+    Products of one kernel here take shares of its time by their weights.
+    """
+    attention = costs.attention
+    again_s = attention.forward_s() - attention.component("core") - attention.component("context_forward")
+    again_s = again_s - _saved_products_s(attention, model, Part.PRODUCT, Part.UP_PROJECTION, mlp=False, moe=moe)
+    block = costs.expert_mlp if moe else costs.dense_mlp
+    if block is None:
+        return again_s
+    part = Part.SHARED if moe else Part.PRODUCT
+    again_s = again_s + block.forward_s() - block.of_part(Part.LAST_PRODUCT) - block.component("expert_forward")
+    again_s = again_s - _saved_products_s(block, model, part, mlp=True, moe=moe)
+    return again_s - _GATHERED * (attention.component("tensor_forward") + block.component("tensor_forward"))
+
+
+def _saved_products_s(block: BlockCosts, model: ModelSpec, *parts: Part, mlp: bool, moe: bool) -> FloatArray:
+    """(N,) seconds of a block's products that do not run again."""
+    saved_s = np.zeros(len(block.of_row))
+    for part in parts:
+        repeated, weights = repeated_weights(model, part, mlp=mlp, moe=moe)
+        if weights:
+            saved_s = saved_s + (1 - repeated / weights) * block.of_part(part)
+    return saved_s
+
+
+def module_traffic_s(costs: LayerCosts, modules: IntArray, stack: StackSpec, *, moe: bool) -> dict[str, FloatArray]:
     """Components of traffic to (N,) seconds that recomputing such modules of a layer repeats, hidden or not."""
     block = costs.expert_mlp if moe else costs.dense_mlp
     if block is None:
         return {}
+    if stack.selective == "products":
+        names = ("tensor_forward", "tensor_forward_total")
+        return {name: _GATHERED * (costs.attention.component(name) + block.component(name)) for name in names}
     whole = (modules & int(RecomputeModule.MOE if moe else RecomputeModule.MLP)) > 0
     shared = moe & ((modules & int(RecomputeModule.SHARED_EXPERTS)) > 0)
     found = {}

@@ -23,7 +23,6 @@ from costmodels.stage_parameters import StageParameters
 from costmodels.stage_seconds import (
     Multiplicity,
     accumulates_whole,
-    module_traffic_s,
 )
 from costmodels.stages import StageTable
 from costmodels.step_passes import StepPasses, offloaded_weights_s, step_passes
@@ -274,11 +273,12 @@ def _parts_of_stage(run: StepPasses, slowest: IntArray) -> tuple[dict[str, Float
                     seconds = seconds + repeated_s
             sums[name] = sums[name] + seconds
     again = again - of_block[id(costs.dense_mlp)] * costs.dense_mlp.of_part(Part.LAST_PRODUCT)
-    for group, selective_s in zip(layers.groups, run.again.selective_s, strict=True):
+    selective = zip(layers.groups, run.again.selective_s, run.again_traffic_s, strict=True)
+    for group, selective_s, traffic_s in selective:
         if group.selective is not None:
             counts = at_column(np.broadcast_to(group.selective, stages.layers.shape), slowest)
             again = again + counts * selective_s[:, 0]
-            for name, seconds in module_traffic_s(costs, plans.recompute_modules, moe=group.moe).items():
+            for name, seconds in traffic_s.items():
                 sums[name] = sums[name] + counts * seconds
                 again = again - counts * seconds * (not name.endswith("_total"))
     parts = {

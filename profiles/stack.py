@@ -77,6 +77,8 @@ class StackSpec:
         recompute_stops_early: Recomputing a whole layer ends once everything is there that its backward pass needs: its
             last product, whose result nothing needs, does not run again (PyTorch's checkpoint without reentrant
             autograd, since its pull request 96866, in PyTorch 2.1); otherwise all of the forward pass does.
+        selective: What selective recomputation repeats unless modules are named: the attention ``core`` (Megatron-LM)
+            or, with torchtitan, all but every other one of the layer's ``products`` (``costmodels.saved_products``).
         clips_gradients: All gradients are multiplied by the factor that clips them, whatever it is
             (``torch.nn.utils.clip_grad_norm_``); otherwise a kernel does so that reads them anyway, or none.
         adapters: Whose adapters: ``linear`` layers in 16 bits, PEFT's ``module``, in fp32 under autocast, or
@@ -239,6 +241,7 @@ class StackSpec:
     captures_iterations: bool = False
     expert_dispatch: str = "permuted"
     recompute_stops_early: bool = False
+    selective: str = "core"
     clips_gradients: bool = False
     adapters: str = "linear"
     joint_adapters: bool = False

@@ -70,12 +70,15 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
     latent = model.latent_attention
     if latent is None:
         q_width, kv_width = heads * model.head_dim, kv_heads * model.head_dim
+        calls.part = Part.PRODUCT
         calls.linear(tokens, hidden, q_width + 2 * kv_width, trained=trained)
+        calls.part = None
         beside_product(calls, tokens, q_width + 2 * kv_width, bias=model.qkv_bias, joint=True)
         out_width = q_width
         rotary_width = q_width + kv_width
     else:
         qk_width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
+        calls.part = Part.PRODUCT
         if latent.q_lora_rank:
             calls.linear(shape.sharded_tokens, hidden, latent.q_lora_rank, trained=trained)
         calls.linear(shape.sharded_tokens, hidden, latent.kv_lora_rank + latent.qk_rope_head_dim, trained=trained)
@@ -88,8 +91,9 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
         rotary_width = 2 * heads * qk_width  # rotation and the concatenation of both halves
     element = job.numerics.storage_bytes
     positions_and_norms(calls, tokens, rotary_width)
-    calls.part = None
+    calls.part = Part.PRODUCT
     calls.linear(tokens, out_width, hidden, trained=trained)
+    calls.part = None
     beside_product(calls, tokens, float(hidden), bias=model.attention_out_bias)
     if job.lora is not None:
         widths: dict[str, tuple[FloatArray | float, FloatArray | float]] = {

@@ -98,17 +98,18 @@ def dense_matrices(
 ) -> None:
     """Up, gate and down matrices with the activation between them, ``batch`` experts at once.
 
-    The activation function belongs to the part ``activated``, the down matrix to ``projected`` if that is given,
-    the rest to that of the list.
+    The activation function belongs to the part ``activated``, the matrices to that of the list, or ``PRODUCT``, but the
+    down matrix to ``projected`` if that is given, the rest to that of the list.
     """
     hidden = context.model.hidden_size
     trained = not context.job.trains_adapters_only
     grouped = batch is not None
     count: FloatArray | float = 1.0 if batch is None else batch
     up_width = width * (context.model.mlp_matrices - 1)
-    calls.linear(rows, hidden, up_width, trained=trained, batch=count, grouped=grouped)
     others = calls.part
-    calls.part = others if projected is None else projected
+    calls.part = Part.PRODUCT if others is None and not grouped else others
+    calls.linear(rows, hidden, up_width, trained=trained, batch=count, grouped=grouped)
+    calls.part = calls.part if projected is None else projected
     calls.linear(rows, width, hidden, trained=trained, batch=count, grouped=grouped)
     calls.part = activated
     activation(calls, rows * count, width)

@@ -11,3 +11,4 @@ class Part(IntEnum):
     ACTIVATION = 2  # of routed experts
     SHARED = 3  # shared experts
     LAST_PRODUCT = 4  # of a dense MLP, where recomputation stops before it (``StackSpec.recompute_stops_early``)
+    PRODUCT = 5  # projections of attention, but those of UP_PROJECTION; of a dense MLP all but LAST_PRODUCT

@@ -22,10 +22,10 @@ _ACCUMULATION = (
 def recompute_of(row: Row) -> tuple[Recompute, int] | None:
     """Kind of recomputation and, for ``BLOCK``, the layers per stage; None when the table is silent.
 
-    torchtitan's selective modes save every second matrix product, or every second layer: both repeat
-    about half of the forward pass, which is what ``BLOCK`` with half of the layers costs. Float8 linears are no
-    exception: they call ``torch.mm`` on tensors that wrap 8 bits (``matmul_with_hp_or_float8_args`` of torchao's
-    float8_linear.py), and the mode that saves results sees that call before the wrapper turns it into another.
+    torchtitan's selective mode keeps every other product (``costmodels.saved_products``), or recomputes every other
+    layer, where the row says so: ``BLOCK`` with half of them. Float8 linears are no exception: they call ``torch.mm``
+    on tensors that wrap 8 bits (``matmul_with_hp_or_float8_args`` of torchao's float8_linear.py), and the mode that
+    saves results sees that call before the wrapper turns it into another.
 
     Raises:
         CannotScore: If the word is unknown.
@@ -38,7 +38,7 @@ def recompute_of(row: Row) -> tuple[Recompute, int] | None:
         if layers is None:
             raise CannotScore(f"recompute {text[:30]!r} does not say how many layers")
         return Recompute.BLOCK, int(layers.group(1))
-    if text.startswith("selective") and "torchtitan" in row.text("framework").lower():
+    if "selective layer" in f"{text} {row.text('notes').lower()}" and "torchtitan" in row.text("framework").lower():
         return Recompute.BLOCK, -2
     for word, kind in (("none", Recompute.NONE), ("no", Recompute.NONE), ("selective", Recompute.SELECTIVE),
                        ("full", Recompute.FULL), ("yes", Recompute.FULL)):  # fmt: skip

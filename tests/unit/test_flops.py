@@ -12,7 +12,7 @@ from costmodels.flops import (
 from costmodels.plan import Recompute, RecomputeModule
 from costmodels.workload import LoraSpec
 from profiles.model import LatentAttention, ModelSpec, MoESpec
-from tests.fakes import GPT3, gpt, job, llama, mixture
+from tests.fakes import GPT3, gpt, job, llama, mixture, stack
 
 # Rows of arXiv:2104.04473 table 1: layers, hidden, heads, batch, TFLOP/s per GPU, GPUs.
 MEGATRON_TABLE = [(24, 2304, 24, 512), (96, 12288, 96, 1536), (128, 25600, 160, 3072)]
@@ -35,6 +35,7 @@ def hardware(model, task, recompute: Recompute, share: float = 0.0, modules: int
     flops = hardware_flops_per_step(
         model,
         task,
+        stack(),
         recompute=np.array([recompute]),
         recompute_modules=np.array([modules]),
         recomputed_layer_share=np.array([share]),

@@ -88,7 +88,7 @@ def costs_of(where: CostContext, **columns: Any) -> Any:
 def test_modules_repeat_parts_of_the_forward_pass(columns: dict[str, int]) -> None:
     where = context(model=DEEP, **REAL)
     costs = costs_of(where, **columns)
-    seconds = {module: float(module_s(costs, DEEP, module, moe=True)[0]) for module in M}
+    seconds = {module: float(module_s(costs, where, module, moe=True)[0]) for module in M}
     attention_s, moe_s = float(costs.attention.forward_s()[0]), float(costs.expert_mlp.forward_s()[0])
     norms_s = [float(block.of_part(Part.NORM)[0]) for block in (costs.attention, costs.expert_mlp)]
     assert seconds[M.CORE_ATTN] == float(costs.attention.component("core")[0]) > 0
@@ -98,19 +98,23 @@ def test_modules_repeat_parts_of_the_forward_pass(columns: dict[str, int]) -> No
     assert seconds[M.CORE_ATTN] + seconds[M.MLA_UP_PROJ] + norms_s[0] < attention_s
     assert seconds[M.MLP] == 0
     dense_s = float(costs.dense_mlp.forward_s()[0] - costs.dense_mlp.of_part(Part.NORM)[0])
-    assert float(module_s(costs, DEEP, M.MLP, moe=False)[0]) == pytest.approx(dense_s)
+    assert float(module_s(costs, where, M.MLP, moe=False)[0]) == pytest.approx(dense_s)
 
 
 def test_up_projections_cost_their_products() -> None:
     """Unit prices: a FLOP a second; rotations move bytes, which cost nothing."""
     costs = costs_of(context(model=latent()))
     products = 384 * 16 * 96 + 256 * 16 * (64 + 64)
-    assert float(module_s(costs, latent(), M.MLA_UP_PROJ, moe=False)[0]) == pytest.approx(2 * TOKENS * products)
+    assert float(module_s(costs, context(model=latent()), M.MLA_UP_PROJ, moe=False)[0]) == pytest.approx(
+        2 * TOKENS * products
+    )
 
 
 def test_shared_experts_cost_their_products() -> None:
     costs = costs_of(context(model=mixture()))
-    assert float(module_s(costs, mixture(), M.SHARED_EXPERTS, moe=True)[0]) == pytest.approx(2 * TOKENS * 3 * H * 2816)
+    assert float(module_s(costs, context(model=mixture()), M.SHARED_EXPERTS, moe=True)[0]) == pytest.approx(
+        2 * TOKENS * 3 * H * 2816
+    )
 
 
 def selective(modules: int, **more: Any) -> ExecutionPlan:
@@ -130,7 +134,7 @@ def test_a_step_takes_longer_by_what_is_repeated(modules: RecomputeModule) -> No
     plans = PlanBatch.from_plans([NONE, selective(modules, tensor_parallel=1)])
     found = evaluate(plans, where)
     costs = layer_costs(plans, where)
-    layer_s = float(chosen_modules(plans.recompute_modules, lambda m: module_s(costs, DEEP, m, moe=True))[1])
+    layer_s = float(chosen_modules(plans.recompute_modules, lambda m: module_s(costs, where, m, moe=True))[1])
     more_s = found.step_time_s[1] - found.step_time_s[0]
     assert more_s == pytest.approx(2 * layer_s * (8 + 3), rel=1e-6)
     assert sum(found.time_parts_s[name][1] for name in TIME_PARTS) == pytest.approx(found.step_time_s[1])
@@ -203,7 +207,7 @@ def test_stages_may_recompute_different_modules() -> None:
 def test_hardware_flops_count_what_is_repeated() -> None:
     def flops(modules: RecomputeModule) -> float:
         found = hardware_flops_per_step(
-            DEEP, job(), recompute=np.array([1]), recompute_modules=np.array([modules]),
+            DEEP, job(), stack(), recompute=np.array([1]), recompute_modules=np.array([modules]),
             recomputed_layer_share=np.zeros(1),
         )  # fmt: skip
         return float(found[0])

@@ -7,9 +7,11 @@ from tests.unit.test_validate_mapping import mapped
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_torchtitan_selective_repeats_half_of_the_layers(precision) -> None:
-    cells = {"recompute": "selective", "framework": "torchtitan", "precision": precision, "gpu": "H100-80GB"}
-    plan = mapped(**cells).plan
+def test_torchtitan_selects_products_unless_a_row_says_layers(precision) -> None:
+    cells = {"framework": "torchtitan", "precision": precision, "gpu": "H100-80GB"}
+    plan = mapped(recompute="selective", **cells).plan
+    assert (plan.recompute, plan.recompute_layers) == (Recompute.SELECTIVE, 0)
+    plan = mapped(recompute="selective layer", **cells).plan
     assert (plan.recompute, plan.recompute_layers) == (Recompute.BLOCK, 24)
 
 

@@ -1,0 +1,132 @@
+"""torchtitan's selective recomputation: of the products of a layer every other one is kept, and what attention gives.
+
+Products count in the order of the layer's code, from one in every layer: results of the first, the third and so on are
+kept, like those of the attention kernel and of collectives that reduce or exchange. All else runs again: other
+products, norms, rotation, activations, all-gathers, routers, which are named for it, and routed experts, whose grouped
+products are none that it knows. The last product never does: recomputation stops once there is all that the backward
+pass needs.
+
+Source:
+    pytorch/torchtitan, torchtitan/distributed/activation_checkpoint.py (``_apply_op_sac``); the operations whose
+    results are kept: ``_op_sac_save_list`` of torchtitan/models/llama3/infra/parallelize.py and its like.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.autocast import stream_bytes
+from costmodels.lowering.parts import Part
+from costmodels.plan import FloatArray, PlanBatch
+from costmodels.workload import TrainingJob
+from profiles.model import ModelSpec
+from profiles.stack import StackSpec
+
+_FP32 = 4.0  # bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """One matrix product of a layer.
+
+    Attributes:
+        part: How its calls are tagged.
+        inputs: Values it reads per token.
+        outputs: Values it makes per token.
+        split: Over which ranks of a tensor-parallel group these are spread: ``tensor``, ``key_value`` (at most one per
+            key/value head), ``sequence`` or, partial sums that they are, over ``none``.
+    """
+
+    part: Part
+    inputs: int
+    outputs: int
+    split: str
+
+
+def attention_products(model: ModelSpec) -> tuple[Product, ...]:
+    """Products of the attention block, in the order they run in."""
+    hidden, heads, latent = model.hidden_size, model.num_attention_heads, model.latent_attention
+
+    def product(inputs: int, outputs: int, split: str, part: Part = Part.PRODUCT) -> Product:
+        return Product(part=part, inputs=inputs, outputs=outputs, split=split)
+
+    if latent is None:
+        width = heads * model.head_dim
+        one = product(hidden, model.num_key_value_heads * model.head_dim, "key_value")
+        return (product(hidden, width, "tensor"), one, one, product(width, hidden, "none"))
+    rank, up = latent.q_lora_rank, Part.UP_PROJECTION
+    query = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
+    expanded = heads * (latent.qk_nope_head_dim + latent.v_head_dim)
+    return (
+        *((product(hidden, rank, "sequence"),) if rank else ()),
+        product(rank or hidden, query, "tensor", up),
+        product(hidden, latent.kv_lora_rank + latent.qk_rope_head_dim, "sequence"),
+        product(latent.kv_lora_rank, expanded, "tensor", up),
+        product(heads * latent.v_head_dim, hidden, "none"),
+    )
+
+
+def mlp_products(model: ModelSpec, *, moe: bool) -> tuple[Product, ...]:
+    """Products of a dense MLP, or of the shared experts beside routed ones, in the order they run in."""
+    hidden, width = model.hidden_size, model.ffn_hidden_size
+    first, last = Part.PRODUCT, Part.LAST_PRODUCT
+    if moe and model.moe is not None:
+        width, first, last = model.moe.shared_ffn_hidden_size, Part.SHARED, Part.SHARED
+    if not width:
+        return ()
+    up = Product(part=first, inputs=hidden, outputs=width, split="tensor")
+    return (*(up,) * (model.mlp_matrices - 1), Product(part=last, inputs=width, outputs=hidden, split="none"))
+
+
+def repeated_weights(model: ModelSpec, part: Part, *, mlp: bool, moe: bool) -> tuple[int, int]:
+    """Weights of the products of one part of the attention block or (``mlp``) the MLP: repeated ones, and all."""
+    before = 0 if not mlp else len(attention_products(model))
+    found = mlp_products(model, moe=moe) if mlp else attention_products(model)
+    repeated = total = 0
+    for number, product in enumerate(found):
+        weights = product.inputs * product.outputs if product.part is part else 0
+        last = mlp and number == len(found) - 1
+        repeated += weights * ((before + number) % 2 == 1 and not last)
+        total += weights
+    return repeated, total
+
+
+def saved_bytes(
+    plans: PlanBatch,
+    model: ModelSpec,
+    job: TrainingJob,
+    stack: StackSpec,
+    *,
+    moe: bool,
+    tokens: FloatArray,
+    sharded_tokens: FloatArray,
+) -> FloatArray:
+    """(N,) bytes of one layer and micro-batch that stay on a rank: its input, and what is not made again.
+
+    A compiler drops the last product's result, which nothing needs. Layers with routed experts are not one graph.
+
+    Args:
+        plans: N plans.
+        model: Its dimensions.
+        job: Precision.
+        stack: Whether layers are compiled.
+        moe: Whether the layer is a mixture of experts.
+        tokens: (N,) of a micro-batch on a rank.
+        sharded_tokens: (N,) the same where sequence parallelism shards them.
+    """
+    t, element = plans.tensor_parallel, job.numerics.storage_bytes
+    every = [*attention_products(model), *mlp_products(model, moe=moe)]
+    compiled = stack.activation != "eager" and not moe
+    kept = [product for product in every[::2] if not (compiled and product is every[-1])]
+    each = {"tensor": tokens / t, "sequence": sharded_tokens, "none": tokens}
+    each["key_value"] = tokens / np.minimum(t, model.num_key_value_heads)
+    sums = np.where(t > 1, (1 if compiled else 2) * model.hidden_size * sharded_tokens, 0.0)  # of its two blocks
+    elements = sums + sum(product.outputs * each[product.split] for product in kept)
+    output = every[len(attention_products(model)) - 1].inputs
+    elements = elements + output * tokens / t
+    if moe and model.moe is not None:  # what the exchanges bring to the experts and back
+        received = 2 * model.moe.experts_per_token * model.hidden_size * plans.expert_tensor_parallel * tokens / t
+        elements = elements + np.where(plans.expert_parallel > 1, received, 0.0)
+    entered = stream_bytes(job, stack) * model.hidden_size * sharded_tokens
+    log_sums = _FP32 * model.num_attention_heads * tokens / t  # one per head and token, of fused attention
+    return np.asarray(entered + log_sums + element * elements)
