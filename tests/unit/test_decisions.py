@@ -68,7 +68,7 @@ def test_the_chance_of_running_out_of_memory_is_that_of_the_peak() -> None:
     peaks = evaluate(PlanBatch.from_plans([trial.plan for trial in trials]), lean).peak_memory_bytes
     over = np.log(peaks / request.cluster.device.usable_memory_bytes) / context.stack.memory_residual_log_std
     assert [trial.oom_probability for trial in trials] == pytest.approx(ndtr(over), abs=0.03)
-    assert max(trial.oom_probability for trial in trials) > 0.001
+    assert max(trial.oom_probability for trial in trials) > 0.0005
 
 
 def test_a_trial_costs_its_steps_on_all_devices() -> None:
