@@ -87,7 +87,7 @@ class GenerationMemory:
         at_once = np.maximum(self.working_bytes, running * self.logits_bytes)
         return np.asarray(kept + at_once + self.fixed_bytes)
 
-    def most_running(self, room_bytes: float, *, staggered: bool) -> IntArray:
+    def most_running(self, room_bytes: FloatArray | float, *, staggered: bool) -> IntArray:
         """(N,) sequences per replica that fit into so many bytes, weights included; 0 where not even one does."""
         each = self.staggered_bytes if staggered else self.together_bytes
         free = room_bytes - self.weight_bytes - self.fixed_bytes

@@ -60,6 +60,11 @@ class OutputLengths:
         return float(np.trapezoid(self.longer, self.tokens))
 
     @property
+    def variation(self) -> float:
+        """Standard deviation over mean: E[n^2] is twice the mean context times the mean."""
+        return sqrt(max(2 * self.mean_context / self.mean - 1, 0.0))
+
+    @property
     def mean_context(self) -> float:
         """Expected tokens a sequence has generated, at a random one of its own steps: E[n^2] / 2 E[n]."""
         knots, steps = np.asarray(self.tokens), self.steps(2)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from planner.results import PlanResult as PlanResult
     from planner.search.result import SearchResult as SearchResult
     from planner.search.sweep import sweep as sweep
+    from planner.serving_plans import serving as serving
+    from planner.serving_results import ServingResult as ServingResult
     from planner.sizes import SizingResult as SizingResult
     from planner.sizes import sizing as sizing
     from planner.workflows import plan_dataflow as plan_dataflow
@@ -45,6 +47,7 @@ _HOMES = {
     "PlannerError": "profiles.errors",
     "ReplanResult": "planner.replanning",
     "SearchResult": "planner.search.result",
+    "ServingResult": "planner.serving_results",
     "SizingResult": "planner.sizes",
     "SpecError": "profiles.errors",
     "TrainingJob": "costmodels.workload",
@@ -59,6 +62,7 @@ _HOMES = {
     "price_mlir": "planner.kernel_prices",
     "replan": "planner.replanning",
     "replan_saved": "planner.replanning",
+    "serving": "planner.serving_plans",
     "search_document": "planner.document_search",
     "sizing": "planner.sizes",
     "sweep": "planner.search.sweep",

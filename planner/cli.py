@@ -23,6 +23,7 @@ from planner.cli_lists import add_lists
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, steady_streams
 from planner.cli_profiles import profiles
 from planner.cli_search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
+from planner.cli_serving import serving
 from planner.cli_sizing import Days, show_sizing
 from planner.cli_words import amount, cluster_of, one_model
 from profiles.errors import InfeasibleError, SpecError
@@ -37,7 +38,7 @@ EXIT_BUG, EXIT_BAD_INPUT = 1, 2
 
 app = typer.Typer(
     name="planner",
-    help="Execution plans for training large language models: which is best, how long a step takes, whether it fits.",
+    help="Execution plans for large language models: which is best, how long a step takes, whether it fits.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.add_typer(profiles)
 app.add_typer(dataflow)
 app.command()(calibrate)
+app.command()(serving)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -277,7 +279,7 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8000,
     debug: option.Debug = False,
 ) -> None:
-    """Serve the REST interface; its documentation is at /docs."""
+    """Serve the REST interface; its documentation is at /docs. Models are served by planner serving."""
     import uvicorn
 
     try:

@@ -17,7 +17,7 @@ from planner.rules.pipeline import NAME_OF_SCHEDULE
 from planner.schema_types import CONVENTIONS, SCHEMA_VERSION
 from planner.schema_types import document_schema as document_schema
 from profiles.cluster_string import cluster_to_mapping
-from profiles.hardware import DeviceSpec
+from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
 from profiles.parameters import active_parameters, total_parameters
 
@@ -52,12 +52,7 @@ def request_document(request: Request) -> dict[str, Any]:
         job["lora"]["targets"] = list(request.job.lora.targets)
     return {
         "model": model_document(request.model),
-        "cluster": {
-            **cluster_to_mapping(request.cluster),
-            "name": request.cluster.name,
-            "num_devices": request.cluster.num_devices,
-            "usable_memory_bytes": request.cluster.device.usable_memory_bytes,
-        },
+        "cluster": cluster_document(request.cluster),
         "job": job,
         "framework": request.stack.framework,
         "stack": request.stack.name,
@@ -69,6 +64,16 @@ def request_document(request: Request) -> dict[str, Any]:
         "memory_reserve_bytes": request.memory_reserve_bytes,
         "price_per_device_hour_usd": None if request.price is None else request.price.usd_per_device_hour,
         "price_date": None if request.price is None else request.price.date,
+    }
+
+
+def cluster_document(cluster: ClusterSpec) -> dict[str, Any]:
+    """A cluster as its file holds it, and what follows."""
+    return {
+        **cluster_to_mapping(cluster),
+        "name": cluster.name,
+        "num_devices": cluster.num_devices,
+        "usable_memory_bytes": cluster.device.usable_memory_bytes,
     }
 
 

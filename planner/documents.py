@@ -12,6 +12,7 @@ _WRITERS = {
     "SensitivityResult": ("planner.decisions.document", "sensitivity_document"),
     "ObserveResult": ("planner.decisions.document", "observe_document"),
     "SizingResult": ("planner.document_sizing", "sizing_document"),
+    "ServingResult": ("planner.document_serving", "serving_document"),
     "ReplanResult": ("planner.document_replan", "replan_document"),
     "ExportResult": ("planner.exporters.document", "export_document"),
 }
@@ -22,7 +23,7 @@ def to_document(result: Any) -> dict[str, Any]:
 
     Args:
         result: What ``planner.plan``, ``estimate``, ``search``, ``plan_dataflow``, ``portfolio``, ``sensitivity``,
-            ``observe``, ``sizing``, ``replan`` or ``export`` returned.
+            ``observe``, ``sizing``, ``replan``, ``serving`` or ``export`` returned.
 
     Raises:
         TypeError: If it is something else.

@@ -98,7 +98,7 @@ def resolve_request(
         SpecError: If anything named is unknown, out of bounds or contradictory.
     """
     model, cluster, job, pins, options = plain((model, cluster, job, pins, options))
-    _check_options(options)
+    check_options(options)
     resolved = resolve_named_model(model, allow_files=options.allow_files)
     machines = resolve_cluster(cluster, options.fabric)
     notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]
@@ -107,7 +107,6 @@ def resolve_request(
     training, job_notes = resolve_job(job, resolved.spec, machines, fixed)
     stack, stack_notes = _stack(options, training, fixed)
     training, attention_notes = with_attention(training, job, stack, machines)
-    price = options.price_per_device_hour_usd
     return Request(
         model=resolved.spec,
         cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
@@ -118,14 +117,20 @@ def resolve_request(
         offload=options.offload,
         named_modules=options.named_modules,
         variants=options.variants,
-        price=None if price is None else Price(usd_per_device_hour=float(price), date=options.price_date),
+        price=price_of(options),
         memory_reserve_bytes=options.memory_reserve_bytes,
         assumptions=(*notes, *job_notes, *attention_notes, *gradient_notes(training, job, stack), *stack_notes),
         asked=job,
     )
 
 
-def _check_options(options: Options) -> None:
+def price_of(options: Options) -> Price | None:
+    """What a device-hour costs, if the options say so."""
+    usd = options.price_per_device_hour_usd
+    return None if usd is None else Price(usd_per_device_hour=float(usd), date=options.price_date)
+
+
+def check_options(options: Options) -> None:
     """Refuse values of the wrong type, which only a caller in Python can give."""
     if not isinstance(options, Options):
         raise SpecError("options", f"must be planner.request.Options; got {str(options)[:40]!r}")

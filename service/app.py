@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse
 from planner.decisions.schema import observe_schema, portfolio_schema, sensitivity_schema
 from planner.document_replan import replan_schema
 from planner.document_search import search_schema
+from planner.document_serving import serving_schema
 from planner.document_sizing import sizing_schema
 from planner.exporters.document import export_schema
 from planner.schema_flow_types import flow_document_schema
@@ -70,6 +71,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             ("Observation", observe_schema()),
             ("Export", export_schema()),
             ("Replan", replan_schema()),
+            ("Serving", serving_schema()),
             ("Sizing", sizing_schema()),
             ("Problem", Problem.model_json_schema(ref_template=_COMPONENTS + "{model}")),
         ):

@@ -23,6 +23,7 @@ from planner.document_plan import (
 from planner.exporters.api import export
 from planner.replanning import replan
 from planner.search.call import search
+from planner.serving_plans import serving
 from planner.sizes import sizing
 from planner.workflows import plan_dataflow
 from profiles.catalog import default_catalog
@@ -41,6 +42,7 @@ from service.schemas import (
     ReplanRequest,
     SearchRequest,
     SensitivityRequest,
+    ServingRequest,
     SizingRequest,
     WorkflowRequest,
     given,
@@ -88,6 +90,10 @@ _OBSERVATION = _document(
 )
 _SIZING = _document(
     "The document that `planner sizing --json` prints. When nothing fits, `infeasible` says what would.", "Sizing"
+)
+_SERVING = _document(
+    "The document that `planner serving --json` prints. When nothing does what is asked, `infeasible` says what would.",
+    "Serving",
 )
 _REPLAN = _document(
     "The document that `planner replan --json` prints. Without a way to go on, `infeasible` says why.", "Replan"
@@ -170,6 +176,14 @@ async def post_sizing(body: SizingRequest, request: Request) -> Response:
     clusters = [inputs.pop("cluster"), *body.compared_with]
     look = functools.partial(sizing, clusters=clusters, days=body.days, pins=given(body.plan))
     return await _answer(request, functools.partial(look, **inputs))
+
+
+@router.post("/serving", response_model=None, responses=_SERVING | _SEARCH_PROBLEMS, tags=["planning"])
+async def post_serving(body: ServingRequest, request: Request) -> Response:
+    """Rank the ways to serve a model: how fast requests are answered, how many at once, and at what cost."""
+    asked = given(body)
+    ends = (asked.pop("model"), asked.pop("cluster"))
+    return await _answer(request, functools.partial(serving, *ends, **asked, allow_files=False))
 
 
 @router.post("/replan", response_model=None, responses=_REPLAN | _SEARCH_PROBLEMS, tags=["planning"])

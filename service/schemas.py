@@ -23,8 +23,10 @@ from planner.validate.reader import COLUMNS
 from profiles.errors import did_you_mean
 from profiles.hardware import MAX_DEVICES
 from profiles.model import MAX_LAYERS, MAX_SEQUENCE
+from service.serving_bodies import ServingRequest
 from service.values import (
     JOB_TAG,
+    MAX_TOP,
     WORKFLOW_TAG,
     Body,
     Bytes,
@@ -38,7 +40,6 @@ from service.values import (
     Role,
 )
 
-MAX_TOP = 100
 MAX_SEARCH_SECONDS = 60
 MAX_TOKENS = 1e18
 
@@ -316,7 +317,7 @@ class ExportRequest(EstimateRequest):
     )
 
 
-QUESTIONS: dict[str, type[EstimateRequest]] = {
+QUESTIONS: dict[str, type[Body]] = {
     "/plan": PlanRequest,
     "/estimate": EstimateRequest,
     "/portfolio": PortfolioRequest,
@@ -326,6 +327,7 @@ QUESTIONS: dict[str, type[EstimateRequest]] = {
     "/export": ExportRequest,
     "/sizing": SizingRequest,
     "/replan": ReplanRequest,
+    "/serving": ServingRequest,
 }
 
 

@@ -10,6 +10,7 @@ from profiles.hardware import MAX_DEVICES
 MAX_DEPTH = 8
 MAX_VALUES = 4096
 MAX_TEXT = 4096
+MAX_TOP = 100
 MAX_INTEGER = 1 << 63
 
 # Which branch of ``NameOrMapping`` an error lies in; no part of a field's name.

@@ -1,0 +1,282 @@
+"""Serving in its steady state: how long requests wait and run, at so many at once or so many a second.
+
+An engine with continuous batching goes from step to step. In each it makes one token for every running request and
+reads prompts with what is left of its budget of tokens. Symbols: R requests that generate, X requests a second that
+come and go, p tokens of a prompt that are read, n tokens generated, B tokens a step may take, s(R) seconds of a step
+that reads no prompt, w seconds that reading one prompt adds to steps.
+
+    step        tau = s(R) + X tau w, so that tau = s(R) / (1 - X w): what is read makes all others wait
+    generating  R = X (n - 1) tau: the first token comes with the prompt
+    first token = rest of the running step + prompts before one's own + one's own
+    latency     = first token + (n - 1) tau
+    at once     = R + X first token (Little's law)
+
+Given R the first two give X = R / ((n - 1) s(R) + R w); R is found from what is asked by bisection. Prompts are read in
+the order they come. The time until one's own turn is that of a queue with random arrivals and equal service, X S^2 /
+2 (1 - X S) with S = w + s(R) p / B (Pollaczek-Khinchine, M/D/1): no more than B tokens go into a step. Where room
+in the cache bounds the requests at once, they wait for a place besides: Sakasegawa's approximation of a queue with
+several servers (Annals of the Institute of Statistical Mathematics 29, 1977).
+
+Time per output token (TPOT) is tau: latency less first token, over n - 1, as vLLM's and NVIDIA's load generators count.
+
+Source:
+    Chunked prefill: arXiv:2308.16369 and vLLM's optimization guide; steps that mix reading and generating:
+    arXiv:2403.02310. Little's law: Operations Research 9, 1961.
+
+Left out on purpose: what a server takes before and after the engine (HTTP, tokenisers), bursts, speculative decoding,
+prompts and generation on devices of their own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from costmodels.arrays import largest, total
+from costmodels.context import CostContext
+from costmodels.decode import DecodePrices, decode_prices
+from costmodels.forward import forward_stage_s
+from costmodels.generation import GenerationMemory, engine_context, generation_memory, prompt_job
+from costmodels.kv_cache import bytes_per_cached_token
+from costmodels.layer_costs import layer_costs
+from costmodels.lengths import OutputLengths
+from costmodels.model_calls import ModelCall
+from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.stages import stage_table
+from costmodels.trust import half_widths, layer_opens
+from profiles.engines import EngineSpec
+
+_KEY_POINTS = 4  # cache lengths priced
+_HALVINGS = 48  # of the interval that the number of generating requests lies in
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingPrices:
+    """What serving rests on, for N layouts of one replica each.
+
+    Attributes:
+        plans: The layouts.
+        decode: Steps that read no prompt.
+        output: Tokens a request generates.
+        keys: Tokens in the cache of a running request, on average.
+        read_tokens: Tokens of a prompt that are read: all but those found in the cache.
+        step_tokens: Most tokens of a step.
+        alone_s: (N,) reading one prompt with nothing else running, and its first token.
+        added_s: (N,) what reading one prompt adds to steps that run anyway.
+        half_widths: (2, N) low and high half of the 90 % interval of the log time of reading.
+    """
+
+    plans: PlanBatch
+    decode: DecodePrices
+    output: OutputLengths
+    keys: float
+    read_tokens: int
+    step_tokens: int
+    alone_s: FloatArray
+    added_s: FloatArray
+    half_widths: FloatArray
+
+    def take(self, rows: IntArray) -> "ServingPrices":
+        """The same of the selected layouts."""
+        return replace(
+            self,
+            plans=self.plans.take(rows),
+            decode=self.decode.take(rows),
+            alone_s=self.alone_s[rows],
+            added_s=self.added_s[rows],
+            half_widths=self.half_widths[:, rows],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingPoints:
+    """Steady states of N replicas, G each; all (N, G).
+
+    Attributes:
+        generating: Requests past their first token.
+        rate_per_s: Requests that come and go in a second.
+        first_token_s: Time to the first token (TTFT), waiting for a place in the cache left out.
+        token_s: Time per output token (TPOT).
+        latency_s: From arrival to the last token.
+        at_once: Requests in the engine: those that generate and those whose prompt is waiting or being read.
+    """
+
+    generating: FloatArray
+    rate_per_s: FloatArray
+    first_token_s: FloatArray
+    token_s: FloatArray
+    latency_s: FloatArray
+    at_once: FloatArray
+
+
+def serving_prices(
+    plans: PlanBatch,
+    call: ModelCall,
+    engine: EngineSpec,
+    context: CostContext,
+    *,
+    cached_tokens: int,
+    most_running: int,
+) -> ServingPrices:
+    """Price steps and prompts of every layout.
+
+    Args:
+        plans: N layouts, one replica each.
+        call: Its prompt and output; the prompt is in the cache whole once it has been read.
+        engine: On the host it runs on.
+        context: Of inference; the engine's own is derived from it.
+        cached_tokens: Of a prompt, found in the cache.
+        most_running: Most requests to be asked about.
+    """
+    output = call.output
+    if output is None:
+        raise ValueError("requests generate something")
+    step = engine_context(context, engine, replace(prompt_job(call), sequence_length=1))
+    keys = np.geomspace(call.prompt_tokens, call.prompt_tokens + output.most, _KEY_POINTS)
+    decode = decode_prices(plans, step, engine, most_running=most_running, keys=[float(key) for key in keys])
+    alone_s, added_s, widths = _reading(plans, call, engine, context)
+    if cached_tokens:  # reading all, less reading what is there: what is left attends to that
+        there = _reading(plans, replace(call, prompt_tokens=cached_tokens), engine, context)
+        left = _reading(plans, replace(call, prompt_tokens=call.prompt_tokens - cached_tokens), engine, context)
+        alone_s, added_s = np.maximum(alone_s - there[0], left[0]), np.maximum(added_s - there[1], left[1])
+    first_s = decode.head_s[decode.layout, 0] + engine.step_overhead_s
+    return ServingPrices(
+        plans=plans,
+        decode=decode,
+        output=output,
+        keys=call.prompt_tokens + output.mean_context,
+        read_tokens=call.prompt_tokens - cached_tokens,
+        step_tokens=engine.prefill_tokens,
+        alone_s=alone_s + first_s,
+        added_s=added_s,
+        half_widths=widths,
+    )
+
+
+def _reading(
+    plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """(N,) seconds of one prompt alone, (N,) of one among as many as a step takes, and (2, N) half-widths of their log.
+
+    Stages of a pipeline follow each other on one prompt, and work at the same time on several.
+    """
+    reading = engine_context(context, engine, prompt_job(call))
+    stages = stage_table(plans, context.model)
+
+    def passes(prompts: int) -> tuple[FloatArray, FloatArray]:
+        batch = replace(plans, micro_batch_size=np.full(len(plans), prompts))
+        costs = layer_costs(batch, reading)
+        return forward_stage_s(batch, stages, costs, reading, head=False), half_widths(layer_opens(costs), reading)
+
+    one_s, widths = passes(1)
+    together = max(engine.prefill_tokens // call.prompt_tokens, 1)
+    many_s = passes(together)[0] if together > 1 else one_s
+    return total((one_s * stages.count).T), largest(many_s) / together, widths
+
+
+def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray | float = 1.0) -> ServingPoints:
+    """Steady states with (N, G) requests generating; those whose prompts could not all be read are infinitely slow.
+
+    Args:
+        prices: N layouts.
+        generating: (N, G) requests past their first token, at least 0.
+        met: (N, G) share of the requests in the engine that one of them meets there: all but its own.
+    """
+    tokens = prices.output.mean - 1
+    step_s = prices.decode.step_s(np.maximum(generating, 1.0), np.asarray([prices.keys]))
+    added_s, alone_s = prices.added_s[:, None], prices.alone_s[:, None]
+    rate = generating / (tokens * step_s + generating * added_s * met)
+    token_s = step_s / (1 - rate * added_s * met)  # prompts of the others
+    busy = np.minimum(generating, 1.0) * met  # chance of a step that one which arrives has to wait for
+    turn_s = added_s + busy * step_s * prices.read_tokens / prices.step_tokens
+    load = rate * turn_s * met
+    waiting_s = np.where(load < 1, load * turn_s / (2 * np.maximum(1 - load, 1e-12)), np.inf)
+    own_s = np.maximum(alone_s, busy * step_s * np.ceil(prices.read_tokens / prices.step_tokens) + added_s)
+    first_s = busy * token_s / 2 + waiting_s + own_s
+    return ServingPoints(
+        generating=generating,
+        rate_per_s=rate,
+        first_token_s=first_s,
+        token_s=token_s,
+        latency_s=first_s + tokens * token_s,
+        at_once=generating + rate * first_s,
+    )
+
+
+def at_concurrency(prices: ServingPrices, at_once: FloatArray) -> ServingPoints:
+    """Steady states with (N, G) requests in the engine at any time, a new one for each that ends (a closed loop).
+
+    One that arrives meets all the others, as if they were alone (the arrival theorem, Reiser and Lavenberg, Journal of
+    the ACM 27, 1980).
+    """
+    return _solved(prices, at_once, at_once, lambda points: points.at_once, met=1 - 1 / at_once)
+
+
+def at_rate(prices: ServingPrices, rate_per_s: FloatArray, places: FloatArray) -> ServingPoints:
+    """Steady states with (N, G) requests a second arriving at random; infinitely slow where they are too many.
+
+    Args:
+        prices: N layouts.
+        rate_per_s: Per replica.
+        places: (N,) requests that fit at once.
+    """
+    held = np.broadcast_to(places[:, None], rate_per_s.shape)
+    points = _solved(prices, rate_per_s, held, lambda points: points.rate_per_s)
+    load = points.at_once / held
+    stable = (points.rate_per_s >= rate_per_s * (1 - _ROUNDING)) & (load < 1)
+    # Sakasegawa: as many servers as places, each busy with a request from its turn to its last token.
+    exponent = np.sqrt(2 * (held + 1)) - 1
+    spread = (1 + prices.output.variation**2) / 2
+    busy = np.where(stable, load, 0.0)
+    waiting_s = np.where(stable, spread * points.latency_s * busy**exponent / (held * (1 - busy)), np.inf)
+    return replace(
+        points,
+        first_token_s=points.first_token_s + waiting_s,
+        latency_s=points.latency_s + waiting_s,
+        at_once=points.at_once + points.rate_per_s * waiting_s,
+    )
+
+
+def _solved(
+    prices: ServingPrices,
+    wanted: FloatArray,
+    most: FloatArray,
+    of: Callable[[ServingPoints], FloatArray],
+    met: FloatArray | float = 1.0,
+) -> ServingPoints:
+    """The steady states in which a figure that rises with the requests generating has the wanted value, by bisection.
+
+    Args:
+        prices: N layouts.
+        wanted: (N, G) values.
+        most: (N, G) requests that may be in the engine.
+        of: The figure.
+        met: As of ``steady_states``.
+    """
+    low, high = np.zeros(wanted.shape), np.broadcast_to(most, wanted.shape).astype(np.float64)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        points = steady_states(prices, middle, met)
+        beyond = (of(points) > wanted) | (points.at_once > most)
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    return steady_states(prices, low, met)
+
+
+def serving_memory(
+    plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext, *, cached_tokens: int
+) -> tuple[GenerationMemory, FloatArray]:
+    """What N layouts keep on their fullest rank, and (N,) bytes of a prefix that all prompts share, which is kept once.
+
+    No more of prompts is worked on at once than a step takes.
+    """
+    memory = generation_memory(plans, call, engine, engine_context(context, engine, prompt_job(call)))
+    shared = cached_tokens * bytes_per_cached_token(plans, context.model, context.job.numerics.storage_bytes)
+    chunk = np.minimum(engine.prefill_tokens / (plans.micro_batch_size * call.prompt_tokens), 1.0)
+    own = replace(
+        memory,
+        staggered_bytes=memory.staggered_bytes - shared,
+        together_bytes=memory.together_bytes - shared,
+        working_bytes=memory.working_bytes * chunk,
+    )
+    return own, shared

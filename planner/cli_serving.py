@@ -1,0 +1,121 @@
+"""``planner serving``: how to serve a model, and how fast requests are answered."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from planner import cli_options as shared
+from planner.cli_options import option
+from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
+from planner.cli_words import cluster_of
+from profiles.errors import SpecError
+from profiles.units import GIB
+
+_REQUESTS, _BOUNDS, _ENGINE = "Requests", "Bounds on means", "Engine"
+_request, _bound, _engine = (partial(option, panel=panel) for panel in (_REQUESTS, _BOUNDS, _ENGINE))
+_UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0, "min": 60.0}
+
+Served = Annotated[str, typer.Option("--model", "-m", help="Name, size (13b), Hugging Face id, or config.json.")]
+Prompt = Annotated[int, _request("--prompt", "Tokens of a prompt.")]
+Generate = Annotated[str, _request("--generate", "Tokens generated: 256 or lognormal:mean=300,sigma=1,max=4096.")]
+Prefix = Annotated[int, _request("--prefix", "Tokens of the prompt that all requests share, found in the cache.")]
+Rate = Annotated[float | None, _request("--rate", "Requests a second of all replicas: the fewest GPUs are best.")]
+AtOnce = Annotated[int | None, _request("--concurrency", "Requests in every replica at any time.")]
+Ttft = Annotated[str | None, _bound("--ttft", "Time to the first token, e.g. 500ms.")]
+Tpot = Annotated[str | None, _bound("--tpot", "Time per output token after the first, e.g. 40ms.")]
+Latency = Annotated[str | None, _bound("--request-latency", "Time to the last token, e.g. 10s.")]
+Longest = Annotated[int | None, _engine("--max-model-len", "Tokens of the longest request that has to fit.")]
+Engine = Annotated[str, _engine("--engine", "vllm (default), sglang, tensorrt-llm, vllm-2024 or vllm-0.3.")]
+Share = Annotated[float | None, _engine("--memory-utilization", "Share of GPU memory the engine may use.")]
+Replicas = Annotated[int | None, option("--replicas", "Replicas of the layout.", "Fixed parts of the plan")]
+
+
+def serving(
+    model: Served,
+    gpus: shared.Gpus,
+    prompt: Prompt,
+    generate: Generate,
+    prefix: Prefix = 0,
+    rate: Rate = None,
+    concurrency: AtOnce = None,
+    ttft: Ttft = None,
+    tpot: Tpot = None,
+    request_latency: Latency = None,
+    engine: Engine = "vllm",
+    max_model_len: Longest = None,
+    memory_utilization: Share = None,
+    tp: shared.Tp = None,
+    pp: shared.Pp = None,
+    ep: shared.Ep = None,
+    replicas: Replicas = None,
+    top: shared.Top = 10,
+    fabric: shared.Fabric = None,
+    reserve_gib: shared.Reserve = 0.0,
+    price_per_gpu_hour: shared.Price = None,
+    price_date: shared.PriceDate = "",
+    json_: shared.Json = False,
+    output: shared.Output = None,
+    quiet: shared.Quiet = False,
+    debug: shared.Debug = False,
+) -> None:
+    """Rank the ways to serve a model: how fast requests are answered, how many at once, and at what cost.
+
+    The REST interface is planner serve.
+    """
+    del debug
+    pins = {"tp": tp, "pp": pp, "ep": ep, "dp": replicas}
+    asked = {
+        "prompt": prompt,
+        "generate": int(generate) if generate.isdecimal() else generate,
+        "prefix": prefix,
+        "rate_per_s": rate,
+        "concurrency": concurrency,
+        "ttft_s": _duration("--ttft", ttft),
+        "tpot_s": _duration("--tpot", tpot),
+        "latency_s": _duration("--request-latency", request_latency),
+        "engine": engine,
+        "max_model_len": max_model_len,
+        "memory_utilization": memory_utilization,
+        "pins": {name: value for name, value in pins.items() if value is not None},
+        "top": top,
+        "fabric": fabric,
+        "memory_reserve_bytes": reserve_gib * GIB,
+        "price_per_device_hour_usd": price_per_gpu_hour,
+        "price_date": price_date,
+    }
+    _show(model, gpus, asked, json_=json_, output=output, quiet=quiet)
+
+
+def _show(model: str, gpus: str, asked: Mapping[str, Any], *, json_: bool, output: str | None, quiet: bool) -> None:
+    """Ask, print the answer, and exit with 3 if nothing serves that."""
+    from planner.document_serving import serving_document
+    from planner.render_serving import render_serving
+    from planner.serving_plans import serving as answer
+
+    with progress("pricing deployments", quiet=quiet):
+        result = answer(model, cluster_of(gpus), **asked)
+    shown = (serving_document(result), lambda console: render_serving(result, console, quiet=quiet))
+    emit(shown, json_=json_, output=output, markup=True)
+    if not result.fits:
+        raise typer.Exit(EXIT_NOTHING_FITS)
+
+
+def _duration(field: str, text: str | None) -> float | None:
+    """``500ms`` as 0.5; a plain number is in seconds.
+
+    Raises:
+        SpecError: If it is no duration.
+    """
+    if text is None:
+        return None
+    words = text.strip().lower()
+    unit = next((unit for unit in _UNITS if words.endswith(unit)), "")
+    try:
+        number = float(words[: len(words) - len(unit)]) * _UNITS.get(unit, 1.0)
+    except ValueError:
+        number = float("nan")
+    if not 0 < number < float("inf"):
+        raise SpecError(field, f"must be a duration; got {text[:40]!r}", "for example 500ms or 2s")
+    return number

@@ -1,0 +1,155 @@
+"""Deployments of a served model as plain data, and the JSON Schema of that document."""
+
+from dataclasses import asdict
+from typing import Any
+
+from costmodels.estimate import BASES
+from planner.document_plan import cluster_document, model_document, notes_document
+from planner.schema_types import (
+    AMOUNT,
+    COUNT,
+    FLAG,
+    SCHEMA_VERSION,
+    TEXT,
+    Shape,
+    closed_object,
+    list_of,
+    map_of,
+    note_shape,
+    or_null,
+    titled,
+)
+from planner.serving_job import BOUNDS
+from planner.serving_results import ServingPlan, ServingResult
+
+CONVENTIONS = {
+    "ttft_s": "mean time to the first token: waiting for a place and for the running step, and reading the prompt",
+    "tpot_s": "mean time per output token after the first: (latency - time to first token) / (output tokens - 1)",
+    "concurrency": "requests in one replica, those whose prompt is being read among them",
+    "tokens": "output tokens; those of prompts are not counted",
+    "interval": "90 %",
+    "memory": "the fullest device of a replica",
+    "frontier": "deployments that none beats both in tokens per device and in tokens per user, fastest first",
+}
+_KIND = "serving"
+
+
+def serving_document(result: ServingResult) -> dict[str, Any]:
+    """A result as plain data, ready for JSON."""
+    job, shortage = result.job, result.shortage
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": _KIND,
+        "fits": result.fits,
+        "request": {
+            "model": model_document(result.model),
+            "cluster": cluster_document(result.cluster),
+            "engine": result.engine.name,
+            "memory_utilization": result.engine.memory_utilization,
+            "prompt_tokens": job.prompt_tokens,
+            "cached_tokens": job.cached_tokens,
+            "output_tokens": job.output.mean,
+            "longest_output_tokens": job.output.most,
+            "rate_per_s": job.rate_per_s,
+            "concurrency": job.concurrency,
+            "max_model_len": job.max_model_len,
+            "bounds": {name: job.bounds.get(name) for name in BOUNDS},
+            "price_per_device_hour_usd": None if result.price is None else result.price.usd_per_device_hour,
+            "price_date": "" if result.price is None else result.price.date,
+        },
+        "plans": [_plan(plan, result) for plan in result.plans],
+        "frontier": [_plan(plan, result) for plan in result.frontier],
+        "considered": result.considered,
+        "infeasible": None
+        if shortage is None
+        else {
+            "reason": shortage.reason,
+            "message": shortage.message,
+            "remedy": shortage.remedy,
+            "nearest": None if shortage.nearest is None else _plan(shortage.nearest, result),
+        },
+        "assumptions": notes_document(result.assumptions),
+        "conventions": dict(CONVENTIONS),
+    }
+
+
+def _plan(plan: ServingPlan, result: ServingResult) -> dict[str, Any]:
+    price = result.price
+    return {
+        "tensor_parallel": plan.tensor_parallel,
+        "pipeline_parallel": plan.pipeline_parallel,
+        "expert_parallel": plan.expert_parallel,
+        "replicas": plan.replicas,
+        "num_devices": plan.num_devices,
+        "concurrency": plan.concurrency,
+        "ttft_s": plan.ttft_s,
+        "ttft_low_s": plan.ttft_interval_s[0],
+        "ttft_high_s": plan.ttft_interval_s[1],
+        "tpot_s": plan.tpot_s,
+        "tpot_low_s": plan.tpot_interval_s[0],
+        "tpot_high_s": plan.tpot_interval_s[1],
+        "latency_s": plan.latency_s,
+        "requests_per_s": plan.requests_per_s,
+        "output_tokens_per_s": plan.output_tokens_per_s,
+        "output_tokens_per_s_per_device": plan.tokens_per_s_per_device,
+        "output_tokens_per_s_per_user": plan.tokens_per_s_per_user,
+        "usd_per_million_output_tokens": None if price is None else plan.usd_per_million_tokens(price),
+        "most_requests": plan.most_requests,
+        "most_longest_requests": plan.most_longest,
+        "longest_tokens": plan.longest_tokens,
+        "cache_tokens": plan.cache_tokens,
+        "memory_parts_bytes": asdict(plan.memory),
+        "basis": BASES[plan.basis],
+    }
+
+
+def serving_schema() -> Shape:
+    """The schema of what ``serving_document`` returns."""
+    counts = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "replicas", "num_devices")
+    amounts = (
+        *("concurrency", "ttft_s", "ttft_low_s", "ttft_high_s", "tpot_s", "tpot_low_s", "tpot_high_s", "latency_s"),
+        *("requests_per_s", "output_tokens_per_s", "output_tokens_per_s_per_device", "output_tokens_per_s_per_user"),
+    )
+    plan = closed_object(
+        **dict.fromkeys(counts, COUNT),
+        **dict.fromkeys(amounts, AMOUNT),
+        usd_per_million_output_tokens=or_null(AMOUNT),
+        most_requests=COUNT,
+        most_longest_requests=COUNT,
+        longest_tokens=or_null(COUNT),
+        cache_tokens=AMOUNT,
+        memory_parts_bytes=closed_object(
+            **dict.fromkeys(("weights", "cache", "activations", "fixed", "left_to_others"), AMOUNT)
+        ),
+        basis={"enum": list(BASES)},
+    )
+    request = closed_object(
+        model={"type": "object"},
+        cluster={"type": "object"},
+        engine=TEXT,
+        memory_utilization=AMOUNT,
+        prompt_tokens=COUNT,
+        cached_tokens=COUNT,
+        output_tokens=AMOUNT,
+        longest_output_tokens=AMOUNT,
+        rate_per_s=or_null(AMOUNT),
+        concurrency=or_null(COUNT),
+        max_model_len=COUNT,
+        bounds=closed_object(**dict.fromkeys(BOUNDS, or_null(AMOUNT))),
+        price_per_device_hour_usd=or_null(AMOUNT),
+        price_date=TEXT,
+    )
+    served: Shape = {"$ref": "#/$defs/deployment"}
+    answer = closed_object(
+        schema_version={"const": SCHEMA_VERSION},
+        kind={"const": _KIND},
+        fits=FLAG,
+        request=request,
+        plans=list_of(served),
+        frontier=list_of(served),
+        considered=COUNT,
+        infeasible=or_null(closed_object(reason=TEXT, message=TEXT, remedy=TEXT, nearest=or_null(served))),
+        assumptions=list_of(note_shape()),
+        conventions=map_of(TEXT),
+    )
+    return titled("planner serving", answer, deployment=plan)

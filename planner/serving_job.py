@@ -1,0 +1,123 @@
+"""What is asked of a deployment: requests, how many of them, and how fast they shall be answered."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from costmodels.lengths import OutputLengths
+from planner.dataflow.length_text import LengthInput, parse_lengths
+from profiles.engines import EngineSpec, find_engine
+from profiles.errors import SpecError
+from profiles.model import MAX_SEQUENCE
+from profiles.scalars import plain
+
+MOST_RATE_PER_S = 1e7
+MOST_SECONDS = 86_400.0
+BOUNDS = {"ttft_s": "time to first token", "tpot_s": "time per output token", "latency_s": "latency of a request"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingJob:
+    """Requests to serve.
+
+    Attributes:
+        prompt_tokens: Tokens of a prompt.
+        output: Tokens generated per request.
+        cached_tokens: Of a prompt, shared by all requests and found in the cache.
+        rate_per_s: Requests a second of the whole deployment, arriving at random; None when not said.
+        concurrency: Requests in every replica at any time; None when not said.
+        ttft_s: Longest mean time to the first token; None for any.
+        tpot_s: Longest mean time per output token after the first; None for any.
+        latency_s: Longest mean time from arrival to the last token; None for any.
+        max_model_len: Tokens of the longest request that has to fit.
+    """
+
+    prompt_tokens: int
+    output: OutputLengths
+    cached_tokens: int = 0
+    rate_per_s: float | None = None
+    concurrency: int | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    latency_s: float | None = None
+    max_model_len: int = 0
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bounds that were given, by name."""
+        found = {name: getattr(self, name) for name in BOUNDS}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def serving_job(
+    *,
+    prompt: Any,
+    generate: LengthInput,
+    prefix: Any = 0,
+    rate_per_s: Any = None,
+    concurrency: Any = None,
+    ttft_s: Any = None,
+    tpot_s: Any = None,
+    latency_s: Any = None,
+    max_model_len: Any = None,
+) -> ServingJob:
+    """Requests as a caller writes them.
+
+    Raises:
+        SpecError: If a number is none, or out of bounds, or they contradict each other.
+    """
+    prompt_tokens = _whole("prompt", prompt, least=1, most=MAX_SEQUENCE - 1)
+    output = parse_lengths("generate", generate)
+    if output.mean < 2:
+        problem = f"must be at least 2 tokens on average; got {output.mean:g}: the first comes with the prompt"
+        raise SpecError("generate", problem, "generate 2")
+    longest = int(prompt_tokens + output.most)
+    if longest > MAX_SEQUENCE:
+        raise SpecError("generate", f"prompt and output may have {MAX_SEQUENCE} tokens together; got {longest}")
+    cached = _whole("prefix", prefix, least=0, most=prompt_tokens - 1)
+    if rate_per_s is not None and concurrency is not None:
+        raise SpecError("rate_per_s", "and concurrency say the same in two ways", "leave one of them out")
+    limit = longest if max_model_len is None else _whole("max_model_len", max_model_len, least=1, most=MAX_SEQUENCE)
+    if limit < longest:
+        problem = f"is {limit}, but prompt and output have up to {longest} tokens"
+        raise SpecError("max_model_len", problem, f"max_model_len {longest}")
+    return ServingJob(
+        prompt_tokens=prompt_tokens,
+        output=output,
+        cached_tokens=cached,
+        rate_per_s=_amount("rate_per_s", rate_per_s, MOST_RATE_PER_S),
+        concurrency=None if concurrency is None else _whole("concurrency", concurrency, least=1, most=1 << 20),
+        ttft_s=_amount("ttft_s", ttft_s, MOST_SECONDS),
+        tpot_s=_amount("tpot_s", tpot_s, MOST_SECONDS),
+        latency_s=_amount("latency_s", latency_s, MOST_SECONDS),
+        max_model_len=limit,
+    )
+
+
+def serving_engine(name: str, memory_utilization: Any = None) -> EngineSpec:
+    """An engine that serves, with another share of device memory if one is given.
+
+    Raises:
+        SpecError: If there is none of that name, or it does not serve.
+    """
+    engine = find_engine(name)
+    if not engine.continuous:
+        problem = f"{name} runs a batch until its longest request ends, and serves nobody meanwhile"
+        raise SpecError("engine", problem, "vllm, sglang or tensorrt-llm")
+    share = _amount("memory_utilization", memory_utilization, 1.0)
+    return engine if share is None else replace(engine, memory_utilization=share)
+
+
+def _whole(field: str, value: Any, *, least: int, most: int) -> int:
+    given = plain(value)
+    if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= most:
+        raise SpecError(field, f"must be a whole number from {least} to {most}; got {str(value)[:40]!r}")
+    return given
+
+
+def _amount(field: str, value: Any, most: float) -> float | None:
+    if value is None:
+        return None
+    given = plain(value)
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= most:
+        raise SpecError(field, f"must be a number above 0 and at most {most:g}; got {str(value)[:40]!r}")
+    return float(given)

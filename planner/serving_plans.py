@@ -1,0 +1,222 @@
+"""Plans for serving: how a model is laid out over devices, how many requests a replica takes, and how fast it answers.
+
+A layout is a replica: tensor-, pipeline- and expert-parallel degrees an engine loads the model with; a deployment is
+so many replicas of it. Every layout is asked about every number of requests at once, or about the requests a second
+that were given, on every number of replicas, in its steady state (``costmodels.serving``). Best is what gives most
+tokens per device within the bounds; of a given rate, what takes the fewest devices.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from costmodels.plan import BoolArray, FloatArray, PlanBatch
+from costmodels.serving import ServingPoints
+from costmodels.workload import MAX_GLOBAL_BATCH
+from planner.dataflow.engine_strategies import engine_strategies
+from planner.request import (
+    ClusterInput,
+    ModelInput,
+    Options,
+    check_options,
+    price_of,
+    resolve_cluster,
+    resolve_named_model,
+    with_memory_reserve,
+)
+from planner.results import Note
+from planner.serving_job import ServingJob, serving_engine, serving_job
+from planner.serving_results import ServingResult
+from planner.serving_shortage import no_layout, no_room, too_much
+from planner.serving_states import (
+    STACK,
+    deployment,
+    deployments,
+    layouts,
+    replica_devices,
+    serving_call,
+    within_bounds,
+)
+from profiles.errors import SpecError, did_you_mean
+from profiles.scalars import plain
+from profiles.stacks import find_stack
+
+PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
+MOST_TOP = 1000
+_OPTIONS = ("fabric", "price_per_device_hour_usd", "price_date", "memory_reserve_bytes", "allow_files")
+_FRONTIER = 12
+_DOUBLINGS = 6  # of the devices, in the search for how many would do
+_MANY = 4096  # requests per device that plans are made for: more than any engine takes
+
+
+def serving(
+    model: ModelInput,
+    cluster: ClusterInput,
+    *,
+    engine: str = "vllm",
+    memory_utilization: float | None = None,
+    pins: Mapping[str, int] | None = None,
+    top: int = 10,
+    precision: str = "bf16",
+    **asked: Any,
+) -> ServingResult:
+    """Rank the ways to serve a model on a cluster.
+
+    Args:
+        model: As for ``planner.plan``.
+        cluster: As for ``planner.plan``.
+        engine: Name of an engine with continuous batching (``profiles.engines``).
+        memory_utilization: Share of device memory the engine may use; its own default unless given.
+        pins: Degrees to hold fixed: ``tp``, ``pp``, ``ep`` of a replica and ``dp``, replicas.
+        top: Most plans to return, one per layout.
+        precision: 16-bit format of the weights.
+        **asked: The requests: ``prompt`` and ``generate`` tokens, and what else ``planner.serving_job.serving_job``
+            takes; and ``fabric``, the price, ``memory_reserve_bytes`` and ``allow_files`` of ``planner.Options``.
+
+    Raises:
+        SpecError: If the question itself is wrong.
+
+    Example:
+        >>> import planner
+        >>> best = planner.serving("llama-3.1-8b", "1xH100", prompt=1024, generate=256, tpot_s=0.02).plans[0]
+        >>> best.tpot_s < 0.02
+        True
+    """
+    job, options = _split(asked)
+    if precision not in ("bf16", "fp16"):
+        raise SpecError("precision", f"engines are priced in 16 bits; got {str(precision)[:40]!r}", "bf16 or fp16")
+    count = plain(top)
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_TOP:
+        raise SpecError("top", f"must be a whole number from 1 to {MOST_TOP}; got {str(top)[:40]!r}")
+    resolved = resolve_named_model(model, allow_files=options.allow_files)
+    machines = resolve_cluster(cluster, options.fabric)
+    notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]
+    notes += [Note(code="assumed_default", field="cluster", message=text) for text in machines.assumptions]
+    question = ServingResult(
+        model=resolved.spec,
+        cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
+        job=job,
+        engine=serving_engine(engine, memory_utilization),
+        price=price_of(options),
+        plans=(),
+        frontier=(),
+        considered=0,
+        shortage=None,
+        assumptions=tuple(notes),
+    )
+    return _answered(question, _checked_pins(pins), precision, count)
+
+
+def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, Options]:
+    """The requests and the options that say something about serving."""
+    known = inspect.signature(serving_job).parameters
+    for name in asked:
+        if name not in known and name not in _OPTIONS:
+            raise SpecError(name[:40], "unknown setting", did_you_mean(name, [*known, *_OPTIONS]))
+    for name in ("prompt", "generate"):
+        if asked.get(name) is None:
+            raise SpecError(name, "is required: tokens per request", f"for example {name} 1024")
+    job = serving_job(**{name: value for name, value in asked.items() if name in known})
+    options = Options(**{name: value for name, value in asked.items() if name in _OPTIONS})
+    check_options(options)
+    return job, options
+
+
+def _checked_pins(pins: Mapping[str, int] | None) -> dict[str, int]:
+    """Plan columns that are fixed."""
+    found: dict[str, int] = {}
+    for name, value in (plain(pins) or {}).items():
+        if name not in PINS:
+            raise SpecError(f"plan.{str(name)[:40]}", "is no degree of an engine", ", ".join(PINS))
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SpecError(f"plan.{name}", f"must be a whole number of at least 1; got {str(value)[:40]!r}")
+        found[PINS[name]] = value
+    return found
+
+
+def _answered(asked: ServingResult, pins: Mapping[str, int], precision: str, top: int) -> ServingResult:
+    """The question with its answer."""
+    plans = _pinned(_plans(asked, asked.cluster.num_devices, precision), pins)
+    if not len(plans):
+        return replace(asked, shortage=no_layout(asked, pins))
+    found = layouts(plans, asked, precision)
+    fitting = found.take(np.flatnonzero(found.places > 0))
+    if not len(fitting.plans):
+        larger = (layouts(_pinned(_plans(asked, size, precision), pins), asked, precision) for size in _larger(asked))
+        return replace(asked, shortage=no_room(found, larger, asked))
+    asked = replace(asked, considered=len(fitting.plans))
+    there = deployments(fitting, asked.job, fixed="data_parallel" in pins)
+    within = there.held & within_bounds(there.points, asked.job)
+    devices = there.replicas * replica_devices(fitting.plans)[:, None]
+    each = asked.job.output.mean * there.points.rate_per_s * there.replicas / devices
+    worth = each if asked.job.rate_per_s is None else -devices - _fraction(there.points.latency_s)
+    worth = np.where(within, worth, -np.inf)
+    column = worth.argmax(axis=1)
+    best = worth[np.arange(len(column)), column]
+    order = [row for row in np.lexsort((fitting.prices.alone_s, -best)).tolist() if best[row] > -np.inf][:top]
+    if not order:
+        return replace(asked, shortage=too_much(fitting, there, asked))
+    return replace(
+        asked,
+        plans=tuple(deployment(fitting, there, asked, row, int(column[row])) for row in order),
+        frontier=tuple(deployment(fitting, there, asked, *place) for place in _frontier(there.points, within, each)),
+    )
+
+
+def _frontier(points: ServingPoints, within: BoolArray, each: FloatArray) -> list[tuple[int, int]]:
+    """Places of the deployments that none beats both in tokens per device and in the speed of a request, fastest first.
+
+    Of many a few are taken, evenly spread, the first and the last among them.
+    """
+    places = np.argwhere(within)
+    speed, tokens = -points.token_s[within], each[within]
+    front, most = [], -np.inf
+    for index in np.lexsort((-tokens, -speed)).tolist():
+        if tokens[index] > most:
+            front.append((int(places[index][0]), int(places[index][1])))
+            most = tokens[index]
+    chosen = np.unique(np.linspace(0, len(front) - 1, min(_FRONTIER, len(front))).round().astype(int))
+    return [front[index] for index in chosen]
+
+
+def _larger(asked: ServingResult) -> list[int]:
+    """Growing numbers of devices beyond the cluster's, whole machines."""
+    node = asked.cluster.node.devices_per_node
+    whole = -(-asked.cluster.num_devices // node) * node
+    return [whole << k for k in range(1, _DOUBLINGS + 1)]
+
+
+def _fraction(values: FloatArray) -> FloatArray:
+    """Values in their order, squeezed between 0 and 1: they decide where whole numbers are equal."""
+    return np.asarray(1 - 1 / (1 + values))
+
+
+def _plans(asked: ServingResult, num_devices: int, precision: str) -> PlanBatch:
+    """Layouts that the engine loads the model in, as many replicas of each as there is room for.
+
+    A layout takes part of the cluster where its devices do not divide it.
+    """
+    call = serving_call(asked.job, precision, min(_MANY * num_devices, MAX_GLOBAL_BATCH))
+    return engine_strategies(
+        asked.model,
+        call,
+        [num_devices],
+        asked.engine,
+        framework=find_stack(STACK).framework,
+        domain_devices=asked.cluster.domain_devices,
+    )
+
+
+def _pinned(plans: PlanBatch, pins: Mapping[str, int]) -> PlanBatch:
+    """The plans that have the degrees which are fixed; of replicas, which are fixed too, as many as asked."""
+    kept = np.ones(len(plans), dtype=np.bool_)
+    for name, value in pins.items():
+        column = getattr(plans, name)
+        kept &= (column >= value) if name == "data_parallel" else (column == value)
+    plans = plans.take(np.flatnonzero(kept))
+    if "data_parallel" not in pins:
+        return plans
+    return replace(plans, data_parallel=np.full(len(plans), pins["data_parallel"]))

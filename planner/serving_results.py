@@ -1,0 +1,136 @@
+"""What the planner answers about serving: deployments in their steady state, and why there is none."""
+
+from dataclasses import dataclass
+
+from costmodels.energy_cost import Price
+from planner.results import Note
+from planner.serving_job import ServingJob
+from profiles.engines import EngineSpec
+from profiles.hardware import ClusterSpec
+from profiles.model import ModelSpec
+from profiles.units import SECONDS_PER_HOUR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingMemory:
+    """Bytes on the fullest device of a replica.
+
+    Attributes:
+        weights: Of the model.
+        cache: Room for keys and values.
+        activations: Of the prompts of a step, or the scores of its tokens.
+        fixed: Graphs and context.
+        left_to_others: What the engine may not use.
+    """
+
+    weights: float
+    cache: float
+    activations: float
+    fixed: float
+    left_to_others: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingPlan:
+    """One deployment in its steady state.
+
+    Attributes:
+        tensor_parallel, pipeline_parallel, expert_parallel: Degrees of a replica.
+        replicas: Of it.
+        concurrency: Requests in a replica, on average.
+        ttft_s, tpot_s, latency_s: Means: to the first token, per token after it, to the last.
+        ttft_interval_s, tpot_interval_s: Low and high end of their 90 % interval.
+        requests_per_s: Of all replicas.
+        output_tokens_per_s: Of all replicas.
+        most_requests: That fit a replica at once at these lengths, and the engine takes.
+        most_longest: Requests of ``max_model_len`` tokens that fit a replica at once.
+        longest_tokens: Tokens of the longest request that fits; None where windows bound what is kept.
+        cache_tokens: Tokens that fit the cache of a replica.
+        memory: Of the fullest device.
+        basis: Weakest ``Basis`` of the prices.
+    """
+
+    tensor_parallel: int
+    pipeline_parallel: int
+    expert_parallel: int
+    replicas: int
+    concurrency: float
+    ttft_s: float
+    tpot_s: float
+    latency_s: float
+    ttft_interval_s: tuple[float, float]
+    tpot_interval_s: tuple[float, float]
+    requests_per_s: float
+    output_tokens_per_s: float
+    most_requests: int
+    most_longest: int
+    longest_tokens: int | None
+    cache_tokens: float
+    memory: ServingMemory
+    basis: int
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of all replicas."""
+        return self.replicas * self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def tokens_per_s_per_device(self) -> float:
+        """Output tokens a second per device."""
+        return self.output_tokens_per_s / self.num_devices
+
+    @property
+    def tokens_per_s_per_user(self) -> float:
+        """Tokens a second one request gets once it generates."""
+        return 1 / self.tpot_s
+
+    def usd_per_million_tokens(self, price: Price) -> float:
+        """Dollars for a million output tokens at a price per device-hour."""
+        return price.usd_per_device_hour / SECONDS_PER_HOUR / self.tokens_per_s_per_device * 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingShortage:
+    """Why nothing serves what was asked, and what would.
+
+    Attributes:
+        reason: ``no_layout``, ``does_not_fit``, ``too_many`` (requests at once or a second) or ``too_slow``.
+        message: In words.
+        remedy: The change that helps, in words; empty where none is known.
+        nearest: The deployment that comes nearest; None where the model does not fit.
+    """
+
+    reason: str
+    message: str
+    remedy: str
+    nearest: ServingPlan | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingResult:
+    """The answer.
+
+    Attributes:
+        model, cluster, job, engine, price: The question.
+        plans: The best deployment of every layout that does what was asked, best first.
+        frontier: Deployments that trade tokens per device against the speed of a request, fastest first.
+        considered: Layouts priced.
+        shortage: Why there is no plan; None when there is.
+        assumptions: What was filled in.
+    """
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    job: ServingJob
+    engine: EngineSpec
+    price: Price | None
+    plans: tuple[ServingPlan, ...]
+    frontier: tuple[ServingPlan, ...]
+    considered: int
+    shortage: ServingShortage | None
+    assumptions: tuple[Note, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether anything does what was asked."""
+        return self.shortage is None

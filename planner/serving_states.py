@@ -1,0 +1,205 @@
+"""Layouts of a served model and steady states of deployments of them: what ``planner.serving_plans`` chooses from."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from costmodels.generation import GenerationMemory
+from costmodels.kv_cache import bytes_per_cached_token, kept_tokens
+from costmodels.model_calls import CallKind, ModelCall
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
+from costmodels.serving import (
+    ServingPoints,
+    ServingPrices,
+    at_concurrency,
+    at_rate,
+    serving_memory,
+    serving_prices,
+)
+from planner.dataflow.call_costs import CallSetting, call_context
+from planner.serving_job import ServingJob
+from planner.serving_results import ServingMemory, ServingPlan, ServingResult
+from profiles.stacks import find_stack
+
+STACK = "megatron-core"  # engines bring their own kernels; of a stack only what these leave open is read
+_STEPS = 4  # numbers of requests at once per doubling
+_EVERY_REPLICA = 64  # counts of replicas looked at one by one; beyond, evenly spread over their logarithm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layouts:
+    """N layouts with what they rest on.
+
+    Attributes:
+        plans: As large as the cluster; ``data_parallel`` is the most replicas there may be.
+        prices: Of one replica each.
+        memory: Of one replica each.
+        shared_bytes: (N,) of a prefix that all requests share.
+        places: (N,) requests that fit a replica at once, and the engine takes.
+        room_bytes: Device memory the engine may use.
+        token_bytes: (N,) of one token in the cache of the fullest rank.
+        cache_bytes: (N,) that are left for the cache.
+        longest_bytes: (N,) that the longest request takes there.
+    """
+
+    plans: PlanBatch
+    prices: ServingPrices
+    memory: GenerationMemory
+    shared_bytes: FloatArray
+    places: IntArray
+    room_bytes: float
+    token_bytes: FloatArray
+    cache_bytes: FloatArray
+    longest_bytes: FloatArray
+
+    def take(self, rows: IntArray) -> "Layouts":
+        """The selected layouts."""
+        columns = {
+            name: getattr(self, name)[rows]
+            for name in ("shared_bytes", "places", "token_bytes", "cache_bytes", "longest_bytes")
+        }
+        return replace(
+            self, plans=self.plans.take(rows), prices=self.prices.take(rows), memory=self.memory.take(rows), **columns
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployments:
+    """Steady states of N layouts, G each.
+
+    Attributes:
+        points: Of one replica.
+        replicas: (N, G) of them.
+        held: (N, G) whether they hold what is asked of them: room for the requests, and time for their prompts.
+    """
+
+    points: ServingPoints
+    replicas: IntArray
+    held: BoolArray
+
+
+def serving_call(job: ServingJob, precision: str, requests: int) -> ModelCall:
+    """The requests as a call that generates."""
+    return ModelCall(
+        kind=CallKind.GENERATE,
+        num_sequences=requests,
+        prompt_tokens=job.prompt_tokens,
+        output=job.output,
+        precision=precision,
+    )
+
+
+def replica_devices(plans: PlanBatch) -> IntArray:
+    """(N,) devices of one replica."""
+    return plans.tensor_parallel * plans.pipeline_parallel
+
+
+def layouts(plans: PlanBatch, asked: ServingResult, precision: str) -> Layouts:
+    """Layouts with their prices; those that hold no request of the longest length have no places."""
+    job, cluster = asked.job, asked.cluster
+    call = serving_call(job, precision, int(plans.micro_batch_size.max(initial=1)))
+    context = call_context(call, asked.model, CallSetting(cluster=cluster, stack=find_stack(STACK)))
+    engine = asked.engine.on_host(cluster.node.host_time_scale)
+    memory, shared = serving_memory(plans, call, engine, context, cached_tokens=job.cached_tokens)
+    device = cluster.device
+    room = min(engine.memory_utilization * device.memory_bytes, device.usable_memory_bytes)
+    token_bytes = bytes_per_cached_token(plans, asked.model, context.job.numerics.storage_bytes)
+    cache = np.maximum(room - memory.weight_bytes - memory.fixed_bytes - memory.working_bytes, 0.0)
+    longest = token_bytes * kept_tokens(asked.model, job.max_model_len)
+    places = np.minimum(memory.most_running(room - shared, staggered=True), engine.max_sequences)
+    places = np.where(longest <= cache, places, 0)
+    prices = serving_prices(
+        plans, call, engine, context, cached_tokens=job.cached_tokens, most_running=int(places.max(initial=1))
+    )
+    return Layouts(
+        plans=plans,
+        prices=prices,
+        memory=memory,
+        shared_bytes=shared,
+        places=places,
+        room_bytes=room,
+        token_bytes=token_bytes,
+        cache_bytes=cache,
+        longest_bytes=longest,
+    )
+
+
+def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
+    """Steady states of every layout, as asked: of a rate on growing numbers of replicas, else of requests at once.
+
+    Args:
+        found: Layouts with at least one place each.
+        job: What is asked.
+        fixed: Whether all replicas there are must be used.
+    """
+    most, places = found.plans.data_parallel[:, None], found.places[:, None].astype(np.float64)
+    if job.rate_per_s is None:
+        wanted = _doubling(int(found.places.max())) if job.concurrency is None else [job.concurrency]
+        at_once = np.tile(np.asarray(wanted, dtype=np.float64), (len(found.plans), 1))
+        points = at_concurrency(found.prices, np.minimum(at_once, places))
+        return Deployments(points=points, replicas=np.broadcast_to(most, at_once.shape), held=at_once <= places)
+    counts = np.asarray(_doubling(int(most.max()), every=_EVERY_REPLICA))
+    replicas = np.broadcast_to(most, (len(most), 1)) if fixed else np.minimum(counts, most)
+    points = at_rate(found.prices, job.rate_per_s / replicas, found.places.astype(np.float64))
+    return Deployments(points=points, replicas=replicas, held=np.isfinite(points.latency_s))
+
+
+def _doubling(most: int, *, every: int = 1) -> list[int]:
+    """Whole numbers up to ``most``: each up to ``every``, then some per doubling, and the last."""
+    spread = np.geomspace(1, most, max(round(_STEPS * np.log2(max(most, 2))), 1) + 1)
+    found = {*range(1, min(every, most) + 1), *np.floor(spread * (1 + 1e-9)).astype(int).tolist(), most}
+    return sorted(found)
+
+
+def within_bounds(points: ServingPoints, job: ServingJob) -> BoolArray:
+    """(N, G) whether deployments are as fast as asked."""
+    kept = np.ones(points.rate_per_s.shape, dtype=np.bool_)
+    for name, bound in job.bounds.items():
+        kept &= bounded(points, name) <= bound
+    return kept
+
+
+def bounded(points: ServingPoints, name: str) -> FloatArray:
+    """(N, G) seconds that a bound of this name is about."""
+    return {"ttft_s": points.first_token_s, "tpot_s": points.token_s, "latency_s": points.latency_s}[name]
+
+
+def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: int, place: int) -> ServingPlan:
+    """One of the deployments in full."""
+    plan, job, points = found.plans.plan(row), asked.job, there.points
+    widths, basis = found.prices.decode.take(np.asarray([row])).nearest(points.generating[row, place : place + 1])
+    replicas, rate = int(there.replicas[row, place]), float(points.rate_per_s[row, place])
+    ttft_s, tpot_s = float(points.first_token_s[row, place]), float(points.token_s[row, place])
+    cache, each = float(found.cache_bytes[row]), float(found.token_bytes[row])
+    working = float(found.memory.working_bytes[row])
+    windowed = asked.model.sliding_window and asked.model.windowed_layers
+    return ServingPlan(
+        tensor_parallel=plan.tensor_parallel,
+        pipeline_parallel=plan.pipeline_parallel,
+        expert_parallel=plan.expert_parallel,
+        replicas=replicas,
+        concurrency=float(points.at_once[row, place]),
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
+        latency_s=float(points.latency_s[row, place]),
+        ttft_interval_s=_interval(ttft_s, found.prices.half_widths[:, row]),
+        tpot_interval_s=_interval(tpot_s, widths[:, 0]),
+        requests_per_s=rate * replicas,
+        output_tokens_per_s=rate * replicas * job.output.mean,
+        most_requests=int(found.places[row]),
+        most_longest=int(min(cache // found.longest_bytes[row], found.places[row])),
+        longest_tokens=None if windowed else int(cache // each),
+        cache_tokens=cache / each,
+        memory=ServingMemory(
+            weights=float(found.memory.weight_bytes[row]),
+            cache=cache,
+            activations=working,
+            fixed=found.memory.fixed_bytes,
+            left_to_others=asked.cluster.device.usable_memory_bytes - found.room_bytes,
+        ),
+        basis=int(basis[0]),
+    )
+
+
+def _interval(middle_s: float, half_widths: FloatArray) -> tuple[float, float]:
+    return middle_s * float(np.exp(-half_widths[0])), middle_s * float(np.exp(half_widths[1]))

@@ -1,0 +1,52 @@
+"""The body that asks how to serve a model."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from planner.serving_job import MOST_RATE_PER_S, MOST_SECONDS
+from profiles.model import MAX_SEQUENCE
+from service.values import MAX_TOP, Body, Bytes, Degree, Lengths, Name, NameOrMapping
+
+
+class LayoutBody(Body):
+    """Degrees of a replica, and how many there are."""
+
+    tp: Degree | None = Field(default=None, description="Tensor-parallel devices of a replica.")
+    pp: Degree | None = Field(default=None, description="Pipeline stages of a replica.")
+    ep: Degree | None = Field(default=None, description="Expert-parallel devices of a replica.")
+    dp: Degree | None = Field(default=None, description="Replicas.")
+
+
+class ServingRequest(Body):
+    """Ask how to serve a model, and how fast requests are answered."""
+
+    model: NameOrMapping = Field(
+        description="A preset, a size such as `13b`, or the contents of a Hugging Face config.json.",
+        examples=["llama-3.1-8b"],
+    )
+    cluster: NameOrMapping = Field(
+        description="A cluster string or the mapping a cluster file holds.", examples=["8xH100"]
+    )
+    prompt: int = Field(ge=1, le=MAX_SEQUENCE, description="Tokens of a prompt.", examples=[1024])
+    generate: int | Lengths = Field(
+        description="Tokens generated per request: a number, or `lognormal:mean=300,sigma=1,max=4096`.", examples=[256]
+    )
+    prefix: int = Field(default=0, ge=0, le=MAX_SEQUENCE, description="Tokens of the prompt found in the cache.")
+    rate_per_s: float | None = Field(
+        default=None, gt=0, le=MOST_RATE_PER_S, description="Requests a second of all replicas."
+    )
+    concurrency: int | None = Field(default=None, ge=1, le=1 << 20, description="Requests in every replica.")
+    ttft_s: float | None = Field(default=None, gt=0, le=MOST_SECONDS, description="Bound on the time to first token.")
+    tpot_s: float | None = Field(default=None, gt=0, le=MOST_SECONDS, description="Bound on the time per output token.")
+    latency_s: float | None = Field(default=None, gt=0, le=MOST_SECONDS, description="Bound on the latency.")
+    engine: Name = Field(default="vllm", description="vllm, sglang, tensorrt-llm, ...")
+    max_model_len: int | None = Field(default=None, ge=1, le=MAX_SEQUENCE, description="Longest request that must fit.")
+    memory_utilization: float | None = Field(default=None, gt=0, le=1, description="Share of memory for the engine.")
+    pins: LayoutBody = Field(default=LayoutBody(), description="Degrees to hold fixed; the rest is searched.")
+    top: int = Field(default=10, ge=1, le=MAX_TOP, description="Most plans to return.")
+    precision: Literal["bf16", "fp16"] = "bf16"
+    fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
+    price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
+    price_date: str = Field(default="", max_length=10, pattern=r"^([0-9]{4}-[0-9]{2}(-[0-9]{2})?)?$")
+    memory_reserve_bytes: Bytes = Field(default=0.0, description="Device memory to leave free.")

@@ -1,0 +1,237 @@
+"""``planner.serving``: which deployment is best, what bounds do, why nothing serves, and how it is printed."""
+
+import json
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import planner
+from planner.document_serving import serving_document, serving_schema
+from planner.serving_results import ServingPlan, ServingResult
+from profiles.engines import find_engine
+from profiles.errors import SpecError
+from profiles.units import GIB
+from tests.command import Command, command_line
+
+CHAT: dict[str, Any] = {"prompt": 1024, "generate": 256}
+
+
+def served(model: str = "llama-3.1-8b", gpus: str = "8xH100-SXM-80GB", **asked: Any) -> ServingResult:
+    return planner.serving(model, gpus, **CHAT | asked)
+
+
+def best(*args: str, **asked: Any) -> ServingPlan:
+    return served(*args, **asked).plans[0]
+
+
+def test_the_first_plan_gives_most_tokens_per_device() -> None:
+    result = served("llama-3.1-70b")
+    rates = [plan.tokens_per_s_per_device for plan in result.plans]
+    assert rates == sorted(rates, reverse=True)
+    assert {(plan.tensor_parallel, plan.pipeline_parallel) for plan in result.plans} >= {(2, 1), (4, 1), (8, 1), (2, 2)}
+    assert all(plan.num_devices == 8 for plan in result.plans)
+    assert len(result.plans) == result.considered
+
+
+@given(st.floats(0.01, 0.2), st.floats(0.08, 2.0))
+@settings(max_examples=15, deadline=None)
+def test_bounds_hold_and_cost_throughput(tpot_s: float, ttft_s: float) -> None:
+    free, bound = served("llama-3.1-70b"), served("llama-3.1-70b", tpot_s=tpot_s, ttft_s=ttft_s)
+    for plan in (*bound.plans, *bound.frontier):
+        assert plan.tpot_s <= tpot_s
+        assert plan.ttft_s <= ttft_s
+    if bound.fits:
+        assert bound.plans[0].tokens_per_s_per_device <= free.plans[0].tokens_per_s_per_device
+    else:
+        assert bound.shortage is not None
+        assert bound.shortage.nearest is not None
+
+
+def test_what_would_do_does() -> None:
+    shortage = served(tpot_s=0.001).shortage
+    assert shortage is not None
+    assert shortage.reason == "too_slow"
+    name, value = shortage.remedy.split()
+    assert served(**{name: float(value)}).fits
+    assert not served(**{name: float(value) * 0.98}).fits
+
+
+def test_a_rate_is_served_by_the_fewest_devices() -> None:
+    plan = best(gpus="16x8xH100-SXM-80GB", rate_per_s=200)
+    assert plan.requests_per_s == pytest.approx(200)
+    one = best(gpus="1xH100-SXM-80GB")  # all that one device gives
+    assert plan.num_devices >= 200 * 256 / one.output_tokens_per_s
+    assert plan.num_devices < 1.5 * 200 * 256 / one.output_tokens_per_s
+    assert best(gpus="16x8xH100-SXM-80GB", rate_per_s=200, tpot_s=0.015).num_devices > plan.num_devices
+
+
+def test_a_rate_beyond_all_devices_names_the_most_they_answer() -> None:
+    shortage = served(rate_per_s=2000).shortage
+    assert shortage is not None
+    assert shortage.reason == "too_many"
+    most = float(shortage.remedy.split()[3].rstrip(","))
+    assert served(rate_per_s=0.95 * most).fits
+    assert not served(rate_per_s=1.05 * most).fits
+
+
+def test_replicas_that_are_fixed_are_all_there_are() -> None:
+    fixed = best(rate_per_s=20, pins={"tp": 1, "dp": 4})
+    assert (fixed.replicas, fixed.num_devices) == (4, 4)
+    assert fixed.requests_per_s == pytest.approx(20)
+    assert best(pins={"tp": 2}).tensor_parallel == 2
+
+
+def test_concurrency_is_that_of_a_replica() -> None:
+    plan = best(concurrency=32, pins={"tp": 1})
+    assert (plan.replicas, plan.concurrency) == (8, pytest.approx(32))
+    assert plan.requests_per_s * plan.latency_s == pytest.approx(8 * 32)
+    assert plan.output_tokens_per_s == pytest.approx(256 * plan.requests_per_s)
+    assert plan.tokens_per_s_per_device == pytest.approx(plan.output_tokens_per_s / 8)
+    shortage = served(concurrency=100_000).shortage
+    assert shortage is not None
+    assert shortage.remedy == "concurrency 1024"
+    assert served(concurrency=1024).fits
+
+
+def test_memory_adds_up_to_the_device() -> None:
+    plan = best(gpus="1xH100-SXM-80GB")
+    memory, engine = plan.memory, find_engine("vllm")
+    parts = memory.weights + memory.cache + memory.activations + memory.fixed
+    assert parts == pytest.approx(engine.memory_utilization * 80 * GIB, rel=1e-9)
+    assert memory.weights == pytest.approx(2 * 8.03e9, rel=1e-3)
+    each = 2 * 8 * 128 * 2 * 32  # bytes per token of Llama-3.1-8B
+    assert plan.cache_tokens == pytest.approx(memory.cache / each)
+    assert plan.most_longest == plan.cache_tokens // 1280
+    assert plan.most_requests > plan.most_longest  # of all ages
+
+
+@pytest.mark.parametrize(("t", "parts"), [(2, 2), (8, 8)])
+def test_caches_are_split_by_heads(t: int, parts: int) -> None:
+    one, split = best(pins={"tp": 1}), best(pins={"tp": t})
+    assert split.cache_tokens / split.memory.cache == pytest.approx(parts * one.cache_tokens / one.memory.cache)
+
+
+def test_what_does_not_fit_says_what_would() -> None:
+    shortage = served("llama-3.1-405b").shortage
+    assert shortage is not None
+    assert (shortage.reason, shortage.remedy) == ("does_not_fit", "16 of these devices, which hold a replica")
+    assert served("llama-3.1-405b", "2x8xH100-SXM-80GB").fits
+    long = served(gpus="1xL40S", max_model_len=400_000).shortage
+    assert long is not None
+    name, tokens = long.remedy.split()
+    assert (name, served(gpus="1xL40S", max_model_len=int(tokens)).fits) == ("max_model_len", True)
+    assert not served(gpus="1xL40S", max_model_len=int(tokens) + 1).fits
+
+
+def test_experts_are_spread_over_the_ranks_of_a_replica_or_split() -> None:
+    plans = served("qwen3-30b-a3b").plans
+    assert all(plan.expert_parallel in (1, plan.tensor_parallel) for plan in plans)
+    assert best("qwen3-30b-a3b", pins={"tp": 4, "ep": 4}).expert_parallel == 4
+
+
+def test_the_frontier_trades_speed_for_throughput() -> None:
+    front = served("llama-3.1-70b").frontier
+    speed = [plan.tokens_per_s_per_user for plan in front]
+    tokens = [plan.tokens_per_s_per_device for plan in front]
+    assert speed == sorted(speed, reverse=True)
+    assert tokens == sorted(tokens)
+    assert 2 < len(front) <= 12
+    assert tokens[-1] == served("llama-3.1-70b").plans[0].tokens_per_s_per_device
+
+
+def test_prefixes_and_engines_change_what_is_priced() -> None:
+    plain, cached = best(prompt=8000, concurrency=16), best(prompt=8000, prefix=7000, concurrency=16)
+    assert cached.ttft_s < 0.5 * plain.ttft_s
+    assert cached.most_requests > plain.most_requests
+    assert best(engine="sglang", concurrency=16).tpot_s != best(concurrency=16).tpot_s
+    less = best(memory_utilization=0.5, gpus="1xH100-SXM-80GB")
+    assert less.memory.cache < best(gpus="1xH100-SXM-80GB").memory.cache - 30e9
+
+
+def test_dollars_follow_tokens() -> None:
+    result = served(price_per_device_hour_usd=2.0)
+    assert result.price is not None
+    plan = result.plans[0]
+    assert plan.usd_per_million_tokens(result.price) == pytest.approx(2e6 / 3600 / plan.tokens_per_s_per_device)
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"prompt": 0}, "prompt"),
+        ({"prompt": True}, "prompt"),
+        ({"generate": 1}, "generate"),
+        ({"generate": "lognormal:mean=3"}, "generate"),
+        ({"prefix": 1024}, "prefix"),
+        ({"rate_per_s": 1.0, "concurrency": 2}, "rate_per_s"),
+        ({"rate_per_s": float("nan")}, "rate_per_s"),
+        ({"concurrency": 0}, "concurrency"),
+        ({"ttft_s": -1}, "ttft_s"),
+        ({"tpot_s": float("inf")}, "tpot_s"),
+        ({"max_model_len": 1000}, "max_model_len"),
+        ({"memory_utilization": 1.5}, "memory_utilization"),
+        ({"engine": "trainer"}, "engine"),
+        ({"engine": "vlm"}, "engine"),
+        ({"pins": {"zero": 1}}, "plan.zero"),
+        ({"pins": {"tp": 0}}, "plan.tp"),
+        ({"precision": "fp8"}, "precision"),
+        ({"top": 0}, "top"),
+        ({"price_date": "2026-01"}, "price_date"),
+        ({"memory_reserve_bytes": 1e12}, "memory_reserve_bytes"),
+        ({"price_per_device_hour_usd": -1.0}, "price_per_device_hour_usd"),
+    ],
+)
+def test_what_is_wrong_is_named(asked: dict[str, Any], field: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        served(**asked)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("asked", [{}, {"tpot_s": 0.001}, {"price_per_device_hour_usd": 2.0, "rate_per_s": 9}])
+def test_the_document_keeps_to_its_schema(asked: dict[str, Any]) -> None:
+    result = served(**asked)
+    document = json.loads(json.dumps(planner.to_document(result)))
+    jsonschema_rs.validate(serving_schema(), document)
+    assert document == json.loads(json.dumps(serving_document(result)))
+    assert document["fits"] == result.fits
+    if result.fits:
+        first = document["plans"][0]
+        assert first["tpot_low_s"] < first["tpot_s"] < first["tpot_high_s"]
+
+
+COMMAND = ("serving", "--model", "llama-3.1-70b", "--gpus", "8xH100", "--prompt", "1024", "--generate", "256")
+
+
+@pytest.fixture
+def planner_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    return command_line(capsys, monkeypatch, columns=120)
+
+
+def test_the_command_prints_what_the_library_finds(planner_line: Command) -> None:
+    code, out, _ = planner_line(*COMMAND, "--ttft", "500ms", "--tpot", "0.04", "--price-per-gpu-hour", "2.5", "--json")
+    assert code == 0
+    asked = {"ttft_s": 0.5, "tpot_s": 0.04, "price_per_device_hour_usd": 2.5}
+    expected = planner.to_document(planner.serving("llama-3.1-70b", "8xH100", **CHAT, **asked))
+    assert json.loads(out) == json.loads(json.dumps(expected))
+
+
+def test_the_tables_say_what_is_best_and_why_nothing_is(planner_line: Command) -> None:
+    code, out, _ = planner_line(*COMMAND, "--tpot", "40ms")
+    assert code == 0
+    for words in ("time per output token up to 40 ms", "tok/s/user", "Throughput against speed", "keys and values"):
+        assert words in out
+    code, out, _ = planner_line(*COMMAND, "--tpot", "1ms")
+    assert code == 3
+    assert "out of reach: time per output token 1 ms, at best" in out
+    assert "What would do: tpot_s" in out
+    assert "Nearest" in out
+
+
+@pytest.mark.parametrize("words", [("--ttft", "soon"), ("--ttft", "0ms"), ("--tpot", "-1s"), ("--generate", "many")])
+def test_bad_words_exit_with_2(planner_line: Command, words: tuple[str, str]) -> None:
+    code, _, errors = planner_line(*COMMAND, *words)
+    assert code == 2
+    assert "Hint" in errors
