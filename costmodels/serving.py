@@ -47,7 +47,8 @@ from costmodels.trust import half_widths, layer_opens
 from profiles.engines import EngineSpec
 
 _KEY_POINTS = 4  # cache lengths priced
-_HALVINGS = 48  # of the interval that the number of generating requests lies in
+_FEWEST = 1e-12  # requests generating
+_HALVINGS = 50  # of the interval that their logarithm lies in
 _ROUNDING = 1e-6
 
 
@@ -234,7 +235,7 @@ def at_rate(prices: ServingPrices, rate_per_s: FloatArray, places: FloatArray) -
         points,
         first_token_s=points.first_token_s + waiting_s,
         latency_s=points.latency_s + waiting_s,
-        at_once=points.at_once + points.rate_per_s * waiting_s,
+        at_once=np.where(stable, points.at_once + points.rate_per_s * np.where(stable, waiting_s, 0.0), np.inf),
     )
 
 
@@ -254,9 +255,9 @@ def _solved(
         of: The figure.
         met: As of ``steady_states``.
     """
-    low, high = np.zeros(wanted.shape), np.broadcast_to(most, wanted.shape).astype(np.float64)
+    low, high = np.full(wanted.shape, _FEWEST), np.broadcast_to(most, wanted.shape).astype(np.float64)
     for _ in range(_HALVINGS):
-        middle = (low + high) / 2
+        middle = np.sqrt(low * high)
         points = steady_states(prices, middle, met)
         beyond = (of(points) > wanted) | (points.at_once > most)
         low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)

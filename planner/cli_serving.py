@@ -29,6 +29,7 @@ Latency = Annotated[str | None, _bound("--request-latency", "Time to the last to
 Longest = Annotated[int | None, _engine("--max-model-len", "Tokens of the longest request that has to fit.")]
 Engine = Annotated[str, _engine("--engine", "vllm (default), sglang, tensorrt-llm, vllm-2024 or vllm-0.3.")]
 Share = Annotated[float | None, _engine("--memory-utilization", "Share of GPU memory the engine may use.")]
+Format = Annotated[str | None, _engine("--precision", "bf16 (default, where the GPU has it) or fp16.")]
 Replicas = Annotated[int | None, option("--replicas", "Replicas of the layout.", "Fixed parts of the plan")]
 
 
@@ -46,6 +47,7 @@ def serving(
     engine: Engine = "vllm",
     max_model_len: Longest = None,
     memory_utilization: Share = None,
+    precision: Format = None,
     tp: shared.Tp = None,
     pp: shared.Pp = None,
     ep: shared.Ep = None,
@@ -79,6 +81,7 @@ def serving(
         "max_model_len": max_model_len,
         "memory_utilization": memory_utilization,
         "pins": {name: value for name, value in pins.items() if value is not None},
+        "precision": precision,
         "top": top,
         "fabric": fabric,
         "memory_reserve_bytes": reserve_gib * GIB,

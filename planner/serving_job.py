@@ -11,6 +11,7 @@ from profiles.model import MAX_SEQUENCE
 from profiles.scalars import plain
 
 MOST_RATE_PER_S = 1e7
+LEAST = 1e-9  # of rates and seconds: what is smaller means nothing
 MOST_SECONDS = 86_400.0
 BOUNDS = {"ttft_s": "time to first token", "tpot_s": "time per output token", "latency_s": "latency of a request"}
 
@@ -118,6 +119,6 @@ def _amount(field: str, value: Any, most: float) -> float | None:
     if value is None:
         return None
     given = plain(value)
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= most:
-        raise SpecError(field, f"must be a number above 0 and at most {most:g}; got {str(value)[:40]!r}")
+    if isinstance(given, bool) or not isinstance(given, int | float) or not LEAST <= given <= most:
+        raise SpecError(field, f"must be a number from {LEAST:g} to {most:g}; got {str(value)[:40]!r}")
     return float(given)

@@ -41,11 +41,13 @@ from planner.serving_states import (
     within_bounds,
 )
 from profiles.errors import SpecError, did_you_mean
+from profiles.hardware import ClusterSpec
 from profiles.scalars import plain
 from profiles.stacks import find_stack
 
 PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
 MOST_TOP = 1000
+_FORMATS = ("bf16", "fp16")
 _OPTIONS = ("fabric", "price_per_device_hour_usd", "price_date", "memory_reserve_bytes", "allow_files")
 _FRONTIER = 12
 _DOUBLINGS = 6  # of the devices, in the search for how many would do
@@ -60,7 +62,7 @@ def serving(
     memory_utilization: float | None = None,
     pins: Mapping[str, int] | None = None,
     top: int = 10,
-    precision: str = "bf16",
+    precision: str | None = None,
     **asked: Any,
 ) -> ServingResult:
     """Rank the ways to serve a model on a cluster.
@@ -72,7 +74,7 @@ def serving(
         memory_utilization: Share of device memory the engine may use; its own default unless given.
         pins: Degrees to hold fixed: ``tp``, ``pp``, ``ep`` of a replica and ``dp``, replicas.
         top: Most plans to return, one per layout.
-        precision: 16-bit format of the weights.
+        precision: ``bf16`` or ``fp16``; bf16 unless given, where the device has it.
         **asked: The requests: ``prompt`` and ``generate`` tokens, and what else ``planner.serving_job.serving_job``
             takes; and ``fabric``, the price, ``memory_reserve_bytes`` and ``allow_files`` of ``planner.Options``.
 
@@ -86,8 +88,6 @@ def serving(
         True
     """
     job, options = _split(asked)
-    if precision not in ("bf16", "fp16"):
-        raise SpecError("precision", f"engines are priced in 16 bits; got {str(precision)[:40]!r}", "bf16 or fp16")
     count = plain(top)
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_TOP:
         raise SpecError("top", f"must be a whole number from 1 to {MOST_TOP}; got {str(top)[:40]!r}")
@@ -95,6 +95,7 @@ def serving(
     machines = resolve_cluster(cluster, options.fabric)
     notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]
     notes += [Note(code="assumed_default", field="cluster", message=text) for text in machines.assumptions]
+    stored, note = _format(precision, machines)
     question = ServingResult(
         model=resolved.spec,
         cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
@@ -105,9 +106,25 @@ def serving(
         frontier=(),
         considered=0,
         shortage=None,
-        assumptions=tuple(notes),
+        assumptions=(*notes, *note),
     )
-    return _answered(question, _checked_pins(pins), precision, count)
+    return _answered(question, _checked_pins(pins), stored, count)
+
+
+def _format(precision: str | None, cluster: ClusterSpec) -> tuple[str, tuple[Note, ...]]:
+    """The 16-bit format of the weights, and a note where it is not the usual one."""
+    device = cluster.device
+    if precision not in (None, *_FORMATS):
+        raise SpecError("precision", f"engines are priced in 16 bits; got {str(precision)[:40]!r}", "bf16 or fp16")
+    known = [name for name in _FORMATS if name in device.peak_flops_per_s]
+    if precision is not None and precision not in known:
+        raise SpecError("precision", f"{device.name} has no {precision} arithmetic", f"use {' or '.join(known)}")
+    if not known:
+        raise SpecError("cluster", f"{device.name} has no 16-bit arithmetic")
+    if precision is None and known[0] != _FORMATS[0]:
+        message = f"{known[0]}: {device.name} has no {_FORMATS[0]} arithmetic"
+        return known[0], (Note(code="assumed_default", field="precision", message=message),)
+    return precision or known[0], ()
 
 
 def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, Options]:

@@ -4,16 +4,19 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from costmodels.plan import FloatArray
 from costmodels.serving import at_concurrency
 from planner.phrases import gib, seconds
 from planner.serving_job import BOUNDS
 from planner.serving_results import ServingResult, ServingShortage
 from planner.serving_states import Deployments, Layouts, bounded, deployment, replica_devices
 
+_NAMES = {"data_parallel": "replicas"}
+
 
 def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
     """The engine loads the model in no layout with the degrees that are fixed."""
-    fixed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in pins.items())
+    fixed = ", ".join(f"{_NAMES.get(name, name.replace('_', ' '))} {value}" for name, value in pins.items())
     message = f"{asked.engine.name} loads {asked.model.name} in no layout of {asked.cluster.num_devices} devices"
     return ServingShortage(
         reason="no_layout",
@@ -31,7 +34,7 @@ def no_room(found: Layouts, larger: Iterable[Layouts], asked: ServingResult) -> 
         larger: Those on growing numbers of devices, looked at until one has room.
         asked: The question.
     """
-    held = found.memory.weight_bytes + found.memory.fixed_bytes + found.memory.working_bytes + found.longest_bytes
+    held = _needed_bytes(found)
     least = int(held.argmin())
     plan, short = found.plans.plan(least), float(held[least]) - found.room_bytes
     message = (
@@ -42,11 +45,21 @@ def no_room(found: Layouts, larger: Iterable[Layouts], asked: ServingResult) -> 
     return ServingShortage(reason="does_not_fit", message=message, remedy=_roomier(found, larger, asked), nearest=None)
 
 
+def _needed_bytes(found: Layouts) -> FloatArray:
+    """(N,) bytes on the fullest device with one request of the longest length."""
+    memory = found.memory
+    return memory.weight_bytes + memory.fixed_bytes + memory.working_bytes + found.longest_bytes
+
+
 def _roomier(found: Layouts, larger: Iterable[Layouts], asked: ServingResult) -> str:
     tokens = int((found.cache_bytes / found.token_bytes).max())
     wanted = int(asked.job.prompt_tokens + asked.job.output.most)
     if wanted <= tokens < asked.job.max_model_len:
         return f"max_model_len {tokens}"
+    usable = asked.cluster.device.usable_memory_bytes
+    least_bytes = float(_needed_bytes(found).min())
+    if least_bytes <= usable:
+        return f"memory_utilization {_rounded_up(least_bytes / asked.cluster.device.memory_bytes):g}"
     for layouts in larger:
         fitting = np.flatnonzero(layouts.places > 0)
         if len(fitting):

@@ -42,11 +42,11 @@ from service.schemas import (
     ReplanRequest,
     SearchRequest,
     SensitivityRequest,
-    ServingRequest,
     SizingRequest,
     WorkflowRequest,
     given,
 )
+from service.serving_bodies import ServingRequest
 from service.values import NAME_PATTERN
 from service.views import DeviceList, DeviceView, FrameworkList, ModelList, ModelView
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from planner.serving_job import MOST_RATE_PER_S, MOST_SECONDS
+from planner.serving_job import LEAST, MOST_RATE_PER_S, MOST_SECONDS
 from profiles.model import MAX_SEQUENCE
 from service.values import MAX_TOP, Body, Bytes, Degree, Lengths, Name, NameOrMapping
 
@@ -34,18 +34,18 @@ class ServingRequest(Body):
     )
     prefix: int = Field(default=0, ge=0, le=MAX_SEQUENCE, description="Tokens of the prompt found in the cache.")
     rate_per_s: float | None = Field(
-        default=None, gt=0, le=MOST_RATE_PER_S, description="Requests a second of all replicas."
+        default=None, ge=LEAST, le=MOST_RATE_PER_S, description="Requests a second of all replicas."
     )
     concurrency: int | None = Field(default=None, ge=1, le=1 << 20, description="Requests in every replica.")
-    ttft_s: float | None = Field(default=None, gt=0, le=MOST_SECONDS, description="Bound on the time to first token.")
-    tpot_s: float | None = Field(default=None, gt=0, le=MOST_SECONDS, description="Bound on the time per output token.")
-    latency_s: float | None = Field(default=None, gt=0, le=MOST_SECONDS, description="Bound on the latency.")
+    ttft_s: float | None = Field(default=None, ge=LEAST, le=MOST_SECONDS, description="Bound on the first token.")
+    tpot_s: float | None = Field(default=None, ge=LEAST, le=MOST_SECONDS, description="Bound on the others.")
+    latency_s: float | None = Field(default=None, ge=LEAST, le=MOST_SECONDS, description="Bound on the latency.")
     engine: Name = Field(default="vllm", description="vllm, sglang, tensorrt-llm, ...")
     max_model_len: int | None = Field(default=None, ge=1, le=MAX_SEQUENCE, description="Longest request that must fit.")
-    memory_utilization: float | None = Field(default=None, gt=0, le=1, description="Share of memory for the engine.")
+    memory_utilization: float | None = Field(default=None, ge=LEAST, le=1, description="The engine's share.")
     pins: LayoutBody = Field(default=LayoutBody(), description="Degrees to hold fixed; the rest is searched.")
     top: int = Field(default=10, ge=1, le=MAX_TOP, description="Most plans to return.")
-    precision: Literal["bf16", "fp16"] = "bf16"
+    precision: Literal["bf16", "fp16"] | None = Field(default=None, description="bf16 where the device has it.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
     price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
     price_date: str = Field(default="", max_length=10, pattern=r"^([0-9]{4}-[0-9]{2}(-[0-9]{2})?)?$")

@@ -164,7 +164,7 @@ def test_what_json_leaves_open_is_refused_by_name(client: TestClient, content: b
 
 def test_a_field_of_another_question_is_told_from_a_typo(client: TestClient) -> None:
     (error,) = problem(client.post("/estimate", json=BODY | {"top": 3}), 422)["errors"]
-    assert (error["problem"], error["hint"]) == ("unknown field", "a field of /plan")
+    assert (error["problem"], error["hint"]) == ("unknown field", "a field of /plan, /serving")
     (error,) = problem(client.post("/search", json=BODY | {"second": 3}), 422)["errors"]
     assert error["hint"].startswith("did you mean 'seconds'")
 

@@ -151,6 +151,27 @@ def test_prefixes_and_engines_change_what_is_priced() -> None:
     assert less.memory.cache < best(gpus="1xH100-SXM-80GB").memory.cache - 30e9
 
 
+def test_devices_without_bf16_serve_in_fp16() -> None:
+    result = served("tinyllama-1.1b", "1xT4")
+    assert [note.field for note in result.assumptions if "fp16" in note.message] == ["precision"]
+    assert result.plans[0].memory.weights == pytest.approx(2 * 1.1e9, rel=1e-3)
+
+
+def test_a_share_of_memory_that_is_too_small_is_answered_by_the_least_that_does() -> None:
+    tight = served(gpus="1xH100-SXM-80GB", memory_utilization=0.1).shortage
+    assert tight is not None
+    name, value = tight.remedy.split()
+    assert name == "memory_utilization"
+    assert served(gpus="1xH100-SXM-80GB", memory_utilization=float(value)).fits
+    assert not served(gpus="1xH100-SXM-80GB", memory_utilization=0.99 * float(value)).fits
+
+
+def test_the_smallest_rates_are_served() -> None:
+    plan = best(rate_per_s=1e-9)
+    assert plan.requests_per_s == pytest.approx(1e-9)
+    assert plan.num_devices == 1
+
+
 def test_dollars_follow_tokens() -> None:
     result = served(price_per_device_hour_usd=2.0)
     assert result.price is not None
@@ -178,6 +199,9 @@ def test_dollars_follow_tokens() -> None:
         ({"pins": {"zero": 1}}, "plan.zero"),
         ({"pins": {"tp": 0}}, "plan.tp"),
         ({"precision": "fp8"}, "precision"),
+        ({"gpus": "1xT4", "precision": "bf16"}, "precision"),
+        ({"prompt": None}, "prompt"),
+        ({"promt": 3}, "promt"),
         ({"top": 0}, "top"),
         ({"price_date": "2026-01"}, "price_date"),
         ({"memory_reserve_bytes": 1e12}, "memory_reserve_bytes"),
