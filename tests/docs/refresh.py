@@ -19,6 +19,7 @@ DOCUMENTS = (
     "docs/architecture.md",
     "docs/decisions.md",
     "docs/dataflows.md",
+    "docs/serving.md",
     "CONTRIBUTING.md",
 )
 COLUMNS = 110
