@@ -1,0 +1,169 @@
+"""Prices of published measurements of serving, by the calls that users make: ``planner.serving`` and generation.
+
+Requests in a closed loop, or that arrive at random, are a steady state; requests that are all there from the start, or
+one batch of them, are a call of generation (``costmodels.generation``). How a row is read was written before any was
+priced: which engine of the catalogue ran, by its version, and how lengths spread of which only the mean is published.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from costmodels.lengths import OutputLengths, fixed_length, log_normal_lengths
+from costmodels.model_calls import CallKind, ModelCall
+from planner.serving_plans import serving
+from planner.serving_results import ServingPlan
+from planner.validate.dataflow_setups import cluster_of, model_named, replica
+from planner.validate.serving_rows import Lengths, Load, ServingRow, serving_rows
+from profiles.engines import find_engine
+
+SIGMA, LONGEST = 0.745, 2048  # as ``planner.validate.dataflow_blind`` takes lengths that spread
+# The engine V1 is vLLM's default since 0.8 (vLLM blog of 2025-01-27 and release notes of 0.8.0).
+_BEFORE_V1 = ("2024", "build", "0.5", "0.6", "0.7")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingPrice:
+    """One published figure and its price.
+
+    Attributes:
+        row: What ran.
+        figure: ``ttft``, ``tpot``, ``latency`` in seconds or ``tokens`` a second.
+        measured: As published.
+        predicted: Price.
+        low, high: 90 % interval.
+    """
+
+    row: ServingRow
+    figure: str
+    measured: float
+    predicted: float
+    low: float
+    high: float
+
+    @property
+    def error(self) -> float:
+        """Relative."""
+        return self.predicted / self.measured - 1
+
+    @property
+    def inside(self) -> bool:
+        """Whether the figure lies within the interval."""
+        return self.low <= self.measured <= self.high
+
+
+def engine_of(row: ServingRow) -> str:
+    """Catalogue name of the engine that ran, ``""`` for none."""
+    if row.engine == "vllm":
+        return "vllm-2024" if row.engine_version.startswith(_BEFORE_V1) else "vllm"
+    return row.engine if row.engine in ("sglang", "tensorrt-llm") else ""
+
+
+def left_out(row: ServingRow) -> str:
+    """Why a row is not priced, ``""`` where it is."""
+    if not engine_of(row):
+        return "no such engine here"
+    if row.weights_dtype not in ("bf16", "fp16"):
+        return f"{row.weights_dtype} weights"
+    if row.kv_dtype not in ("", "bf16", "fp16"):
+        return f"{row.kv_dtype} cache"
+    return ""
+
+
+def measured_figures(row: ServingRow) -> Mapping[str, float]:
+    """What a row publishes of what is priced: means, or medians where there are none.
+
+    Of requests that are all there from the start it is the throughput alone, of a rate that is kept up no throughput.
+    """
+    found = {
+        "ttft": row.ttft_mean_s or row.ttft_p50_s,
+        "tpot": row.tpot_mean_s or row.tpot_p50_s or row.itl_mean_s,
+        "latency": row.e2e_mean_s or row.e2e_p50_s,
+        "tokens": row.output_tokens_per_s or (row.requests_per_s or 0.0) * row.output_tokens,
+    }
+    wanted = {
+        Load.CLOSED_LOOP: ("ttft", "tpot", "latency", "tokens"),
+        Load.REQUEST_RATE: ("ttft", "tpot", "latency"),
+        Load.ALL_AT_ONCE: ("tokens",),
+        Load.STATIC_BATCH: ("latency",),
+    }[row.load]
+    return {name: value for name in wanted if (value := found[name])}
+
+
+@lru_cache(maxsize=1)
+def serving_prices() -> tuple[ServingPrice, ...]:
+    """Every figure of every row that is priced, in the order of the table."""
+    return tuple(price for row in serving_rows() if not left_out(row) for price in _prices(row))
+
+
+def _prices(row: ServingRow) -> Iterator[ServingPrice]:
+    steady = row.load in (Load.CLOSED_LOOP, Load.REQUEST_RATE)
+    predicted = _steady(row) if steady else _from_the_start(row)
+    for figure, measured in measured_figures(row).items():
+        if figure in predicted:
+            middle, low, high = predicted[figure]
+            yield ServingPrice(row=row, figure=figure, measured=measured, predicted=middle, low=low, high=high)
+
+
+def _lengths(row: ServingRow) -> OutputLengths:
+    if row.lengths is Lengths.FIXED:
+        return fixed_length(round(row.output_tokens))
+    return log_normal_lengths(mean=row.output_tokens, sigma=SIGMA, most=LONGEST)
+
+
+def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
+    """Figures with their intervals; requests that find no room wait, so that the first token is left out then."""
+    pins = {"tp": row.tensor, "pp": row.pipeline, "dp": row.data}
+    if row.expert > 1:
+        pins["ep"] = row.expert
+    asked: dict[str, Any] = {
+        "prompt": round(row.prompt_tokens),
+        "generate": _lengths(row),
+        "engine": engine_of(row),
+        "pins": pins,
+    }
+    cluster = cluster_of(row.gpus, row.gpu)
+    if row.request_rate_per_s is not None and row.load is Load.REQUEST_RATE:
+        result = serving(row.model, cluster, rate_per_s=row.request_rate_per_s, **asked)
+        return _figures(result.plans[0], row) if result.plans else {}
+    each = max(-(-(row.concurrency or 1) // row.data), 1)
+    result = serving(row.model, cluster, concurrency=each, **asked)
+    if result.plans:
+        return _figures(result.plans[0], row)
+    most = serving(row.model, cluster, **asked)
+    if not most.plans:
+        return {}
+    full = serving(row.model, cluster, concurrency=most.plans[0].most_requests, **asked)
+    return {name: value for name, value in _figures(full.plans[0], row).items() if name in ("tpot", "tokens")}
+
+
+def _figures(plan: ServingPlan, row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
+    low, high = (end / plan.tpot_s for end in plan.tpot_interval_s)
+    tokens = plan.requests_per_s * row.output_tokens
+    return {
+        "ttft": (plan.ttft_s, *plan.ttft_interval_s),
+        "tpot": (plan.tpot_s, *plan.tpot_interval_s),
+        "latency": (plan.latency_s, plan.latency_s * low, plan.latency_s * high),
+        "tokens": (tokens, tokens / high, tokens / low),
+    }
+
+
+def _from_the_start(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
+    requests = row.num_requests or row.concurrency or 1
+    call = ModelCall(
+        kind=CallKind.GENERATE,
+        num_sequences=requests,
+        prompt_tokens=round(row.prompt_tokens),
+        output=_lengths(row),
+        precision=row.weights_dtype,
+    )
+    engine = find_engine(engine_of(row))
+    cluster = cluster_of(row.gpus, row.gpu)
+    table = replica(call, model_named(row.model), cluster, engine, memory_share=engine.memory_utilization)
+    if not len(table):
+        return {}
+    best = int(table.time_s.argmin())
+    time_s, low_s, high_s = (float(column[best]) for column in (table.time_s, table.low_s, table.high_s))
+    tokens = requests * row.output_tokens
+    return {"latency": (time_s, low_s, high_s), "tokens": (tokens / time_s, tokens / high_s, tokens / low_s)}
