@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-versio
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint types contracts pytest format serve fit collectives models own-timings accuracy unseen trials
-.PHONY: text-models dataflow-report bench search-report docs constraints clean
+.PHONY: text-models serving-report dataflow-report bench search-report docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ accuracy: $(INSTALLED) ## Rewrite docs/accuracy.md from the published runs under
 unseen: $(INSTALLED) ## Price published runs that no fit has read; rewrite the width publishers tell, and docs/unseen.md
 	$(BIN)/python -m planner.validate.publishers --out profiles/data/fits/publishers.json
 	$(BIN)/python -m planner.validate.unseen_page --out docs/unseen.md
+
+serving-report: $(INSTALLED) ## Rewrite docs/serving-runs.md: published measurements of serving against prices
+	$(BIN)/python -m planner.validate.serving_page --out docs/serving-runs.md
 
 dataflow-report: $(INSTALLED) ## Rewrite docs/dataflow.md: experiments on workflows of several model calls
 	$(BIN)/python -m planner.validate.dataflow_report --data $(DATA)/rlhf --out docs/dataflow.md

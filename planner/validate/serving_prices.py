@@ -109,7 +109,7 @@ def _prices(row: ServingRow) -> Iterator[ServingPrice]:
 def _lengths(row: ServingRow) -> OutputLengths:
     if row.lengths is Lengths.FIXED:
         return fixed_length(round(row.output_tokens))
-    return log_normal_lengths(mean=row.output_tokens, sigma=SIGMA, most=LONGEST)
+    return log_normal_lengths(mean=row.output_tokens, sigma=SIGMA, most=row.longest_output_tokens or LONGEST)
 
 
 def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:

@@ -57,6 +57,7 @@ class ServingRow:
         kv_dtype: Precision of the cache; ``""`` where it is not printed and could not be told.
         lengths: Whether requests are alike.
         prompt_tokens, output_tokens: Of a request, on average where lengths spread.
+        longest_output_tokens: Most that a request may generate, where lengths spread and it is published.
         load: How requests come.
         concurrency: Requests at any time, or of a static batch; beside a rate, the most at any time.
         request_rate_per_s: Asked for, not achieved.
@@ -88,6 +89,7 @@ class ServingRow:
     lengths: Lengths
     prompt_tokens: float
     output_tokens: float
+    longest_output_tokens: int | None
     load: Load
     concurrency: int | None
     request_rate_per_s: float | None
@@ -139,6 +141,7 @@ def _row(cells: Mapping[str, str]) -> ServingRow:
         lengths=Lengths(cells["lengths"]),
         prompt_tokens=float(cells["prompt_tokens"]),
         output_tokens=float(cells["output_tokens"]),
+        longest_output_tokens=_count(cells["longest_output_tokens"]),
         load=Load(cells["load"]),
         concurrency=_count(cells["concurrency"]),
         num_requests=_count(cells["num_requests"]),

@@ -1,0 +1,171 @@
+"""Writes ``docs/serving-runs.md``: published measurements of serving against their first prices and those of now.
+
+Run as ``python -m planner.validate.serving_page --out docs/serving-runs.md``. With ``--first`` and the path of
+``data/serving_first.csv`` it prices what has no first price yet and adds it, with the commit that is checked out; what
+is there stays.
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+from planner.validate.render import percent
+from planner.validate.serving_prices import ServingPrice, left_out, serving_prices
+from planner.validate.serving_rows import serving_rows
+from planner.validate.serving_words import FIGURES, FOUND, INTRODUCTION
+from profiles.markdown import table_head, table_row
+
+Key = tuple[str, str, str]
+FIRST = "serving_first.csv"
+
+
+def key_of(price: ServingPrice) -> Key:
+    """What a figure goes by."""
+    return price.row.source, price.row.locator, price.figure
+
+
+def first_prices() -> Mapping[Key, ServingPrice]:
+    """The first price of every figure that has one."""
+    table = resources.files("planner.validate") / "data" / FIRST
+    rows = {(row.source, row.locator): row for row in serving_rows()}
+    measured = {key_of(price): price.measured for price in serving_prices()}
+    found = {}
+    for cells in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):
+        key = (cells["source"], cells["locator"], cells["figure"])
+        found[key] = ServingPrice(
+            row=rows[key[:2]],
+            figure=key[2],
+            measured=measured[key],
+            predicted=float(cells["predicted"]),
+            low=float(cells["low"]),
+            high=float(cells["high"]),
+        )
+    return found
+
+
+def serving_page() -> str:
+    """The page as Markdown."""
+    first, now = first_prices(), {key_of(price): price for price in serving_prices()}
+    kept = Counter(reason for row in serving_rows() if (reason := left_out(row)))
+    parts = [
+        INTRODUCTION.format(
+            rows=len(serving_rows()),
+            publishers=len({row.publisher for row in serving_rows()}),
+            priced=len({key[:2] for key in first}),
+            figures=len(first),
+            left="; ".join(f"{count} with {reason}" for reason, count in kept.most_common()),
+        ),
+        _summary(first, now),
+    ]
+    for figure, words in FIGURES.items():
+        keys = [key for key in first if key[2] == figure]
+        parts += [f"## {words}\n", _by_publisher(keys, first, now)]
+    return "\n".join([*parts, FOUND, _every(first, now)])
+
+
+def _summary(first: Mapping[Key, ServingPrice], now: Mapping[Key, ServingPrice]) -> str:
+    """One line per figure: errors as publishers weigh alike, and the median over all."""
+    lines = [*table_head(["figure", "publishers", "rows", "blind: mean over publishers", "median", "in 90 %",
+                         "now: mean over publishers", "median", "in 90 %"])]  # fmt: skip
+    for figure, words in FIGURES.items():
+        keys = [key for key in first if key[2] == figure]
+        groups = _groups(keys, first)
+        cells = [words, str(len(groups)), str(len(keys))]
+        for prices in (first, now):
+            means = [_mean([abs(prices[key].error) for key in group]) for group in groups.values()]
+            errors = sorted(abs(prices[key].error) for key in keys)
+            inside = _mean([float(prices[key].inside) for key in keys])
+            cells += [percent(_mean(means)), percent(errors[len(errors) // 2]), percent(inside)]
+        lines.append(table_row(*cells))
+    return "## Result\n\n" + "\n".join(lines) + "\n"
+
+
+def _groups(keys: Iterable[Key], prices: Mapping[Key, ServingPrice]) -> Mapping[str, list[Key]]:
+    found: dict[str, list[Key]] = {}
+    for key in keys:
+        found.setdefault(prices[key].row.publisher, []).append(key)
+    return found
+
+
+def _by_publisher(keys: Sequence[Key], first: Mapping[Key, ServingPrice], now: Mapping[Key, ServingPrice]) -> str:
+    lines = [
+        *table_head(["publisher", "rows", "blind error", "bias", "worst", "in 90 %", "now", "bias", "worst", "in 90 %"])
+    ]
+    for publisher, group in _groups(keys, first).items():
+        cells = [publisher, str(len(group))]
+        for prices in (first, now):
+            errors = [prices[key].error for key in group]
+            cells += [percent(_mean([abs(error) for error in errors])), f"{100 * _mean(errors):+.0f} %"]
+            cells += [f"{100 * max(errors, key=abs):+.0f} %", percent(_mean([prices[key].inside for key in group]))]
+        lines.append(table_row(*cells))
+    return "\n".join(lines) + "\n"
+
+
+def _every(first: Mapping[Key, ServingPrice], now: Mapping[Key, ServingPrice]) -> str:
+    """All figures, with where they were read."""
+    lines = [
+        *table_head(
+            ["source", "what", "engine", "model", "GPUs", "tokens", "load", "figure", "measured", "blind", "now"]
+        )
+    ]
+    for key, price in first.items():
+        row = price.row
+        load = f"{row.concurrency or row.num_requests or ''} {row.load.replace('_', ' ')}".strip()
+        load += f", {row.request_rate_per_s:g}/s" if row.request_rate_per_s else ""
+        cells = [
+            f"[{row.source}]({row.address})",
+            row.locator,
+            f"{row.engine} {row.engine_version}",
+            row.model,
+            f"{row.gpus} {row.gpu}",
+            f"{row.prompt_tokens:.0f} + {row.output_tokens:.0f}",
+            load,
+            price.figure,
+            f"{price.measured:.4g}",
+            f"{100 * price.error:+.0f} %",
+            f"{100 * now[key].error:+.0f} %",
+        ]
+        lines.append(table_row(*cells))
+    return "## Every figure\n\n" + "\n".join(lines) + "\n"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def add_first_prices(path: Path) -> int:
+    """Price what has no first price yet, and add it to the table.
+
+    Returns:
+        How many figures that were.
+    """
+    known = set(first_prices())
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    new = [price for price in serving_prices() if key_of(price) not in known]
+    with path.open("a", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        for price in new:
+            figures = (f"{value:.5g}" for value in (price.predicted, price.low, price.high))
+            writer.writerow([commit.stdout.strip(), *key_of(price), *figures])
+    return len(new)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page, or first prices."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--first", type=Path, default=None, help="the table to add first prices to")
+    asked = parser.parse_args(arguments)
+    if asked.first is not None:
+        sys.stdout.write(f"{add_first_prices(asked.first)} first prices\n")
+    if asked.out is not None:
+        asked.out.write_text(serving_page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The words of ``docs/serving-runs.md``."""
+
+from collections.abc import Mapping
+
+INTRODUCTION = """# Serving against published measurements
+
+Written by `make serving-report`; do not edit. {rows} published measurements of serving by {publishers} publishers
+(`planner/validate/data/serving_published.csv`, with their addresses and what was assumed) were looked up, checked and
+committed before any of them was priced, and so was how they are read (`planner/validate/serving_prices.py`). The first
+prices, *blind*, were then written once, with their commit (`serving_first.csv`): {figures} figures of {priced}
+measurements. Nothing is fitted on any of them. Not priced: {left}.
+
+Requests at a constant concurrency or rate are the steady state that `planner serving` answers with; one batch, and
+requests that are all there from the start, are a call of generation ([calls.md](calls.md#generation)). A deployment's
+layout, replicas and engine are as published; settings of the engine are its own defaults.
+"""
+
+FIGURES: Mapping[str, str] = {
+    "tpot": "Time per output token",
+    "ttft": "Time to the first token",
+    "latency": "Latency of a request or a batch",
+    "tokens": "Output tokens per second",
+}
+
+FOUND = """## What the errors were
+
+Written after the first look at them.
+
+- **A server that is nearly idle** gives the first token within 10 ms of its price: one request at a time on H100,
+  A100 and RTX 4090 (tenstorrent), one GPU at low rates (io.net, SGLang). gpustack's 64 ms of vLLM for 233 tokens of
+  Qwen3-8B on an H100, where its SGLang takes 28 and 15 are priced, is a server's way to the engine and back, which is
+  left out.
+- **Starts.** Load generators send as many requests at once as may run. Prompts then queue for seconds, and a mean
+  over a few hundred requests holds them: time to the first token of mushfiqrahman.dev is 0.06 s with 4 at once, as
+  priced, and 0.67 s with 48, where the steady state is 0.08 s. A steady state does not say what the first minute is
+  like.
+- **Ten steps a schedule.** vLLM 0.6.0, as SGLang's and Lambda's comparisons ran it, makes ten steps before it looks
+  at new requests: first tokens wait for them (0.1 s instead of 0.04 s), and less host time is spent per step than is
+  priced.
+- **MI300X under vLLM of 2024** decodes 1.5 to 2.4 times slower than kernels timed in 2025 and later say (Argonne,
+  dstack), the more so the more GPUs share a layer: its ROCm build of then has no description here.
+- **Lengths that end by themselves.** Where a publisher prints the most that a request may generate, first prices had
+  not read it and took up to 2,048; prices of now do, and databasemart's, 46 % too few tokens at first, are 34 % too
+  many: how lengths spread below a cap of 600 is not published. Medians are all that SGLang's comparison prints; of
+  latencies of answers that differ in length they lie below the means that are priced.
+- **GPUs without peer-to-peer traffic.** First tokens on several RTX 4090 (io.net) take 0.1 to 0.35 s where 0.07 are
+  priced, and their tokens come faster than priced: its pages do not say how the GPUs are joined.
+- **Prompts of large mixtures of experts.** Qwen3-235B on eight H100s reads prompts 1.8 times as fast as priced
+  (gpustack).
+"""

@@ -1,0 +1,79 @@
+"""Published measurements of serving against prices: first ones stay, rows are read as settled, the page is current."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from planner.validate.serving_page import first_prices, key_of, serving_page
+from planner.validate.serving_prices import ServingPrice, engine_of, left_out, measured_figures, serving_prices
+from planner.validate.serving_rows import Load, serving_rows
+
+ROWS = serving_rows()
+PAGE = Path(__file__).parents[2] / "docs" / "serving-runs.md"
+
+
+def test_the_page_is_what_its_command_writes() -> None:
+    assert PAGE.read_text(encoding="utf-8") == serving_page()
+
+
+def test_every_price_has_a_first_one() -> None:
+    first = first_prices()
+    assert {key_of(price) for price in serving_prices()} == set(first)
+    assert all(price.low < price.predicted < price.high for price in first.values())
+
+
+def test_first_prices_were_this_good() -> None:
+    """Blind errors are history: these are the figures that the documentation quotes."""
+    first = [price for price in first_prices().values() if not left_out(price.row)]
+    means = {}
+    for figure in ("tpot", "ttft", "latency", "tokens"):
+        groups: dict[str, list[float]] = {}
+        for price in first:
+            if price.figure == figure and price.row.weights_dtype != "fp8":
+                groups.setdefault(price.row.publisher, []).append(abs(price.error))
+        means[figure] = sum(sum(group) / len(group) for group in groups.values()) / len(groups)
+    assert means == pytest.approx({"tpot": 0.157, "ttft": 0.449, "latency": 0.169, "tokens": 0.249}, abs=1e-3)
+
+
+def test_prices_of_now_are_no_worse() -> None:
+    first, now = first_prices(), {key_of(price): price for price in serving_prices()}
+    for figure, most in (("tpot", 0.16), ("latency", 0.18), ("tokens", 0.29), ("ttft", 0.46)):
+        groups: dict[str, list[float]] = {}
+        for key in first:
+            if key[2] == figure:
+                groups.setdefault(now[key].row.publisher, []).append(abs(now[key].error))
+        assert sum(sum(group) / len(group) for group in groups.values()) / len(groups) < most
+
+
+def test_errors_are_relative_to_the_measurement() -> None:
+    price = ServingPrice(row=ROWS[0], figure="tpot", measured=0.02, predicted=0.03, low=0.015, high=0.04)
+    assert price.error == pytest.approx(0.5)
+    assert price.inside
+    assert not replace(price, low=0.021).inside
+
+
+@pytest.mark.parametrize(
+    ("engine", "version", "name"),
+    [
+        ("vllm", "0.6.0", "vllm-2024"), ("vllm", "2024", "vllm-2024"), ("vllm", "0.8.5", "vllm"),
+        ("vllm", "2025", "vllm"), ("vllm", "0.11.0", "vllm"), ("sglang", "0.3.0", "sglang"),
+        ("tensorrt-llm", "1.0", "tensorrt-llm"), ("tgi", "3", ""),
+    ],
+)  # fmt: skip
+def test_the_engine_is_that_of_its_version(engine: str, version: str, name: str) -> None:
+    row = replace(ROWS[0], engine=engine, engine_version=version)
+    assert engine_of(row) == name
+    assert bool(left_out(row)) == (name == "")
+
+
+def test_loads_say_what_is_judged() -> None:
+    row = replace(
+        ROWS[0], ttft_mean_s=None, ttft_p50_s=0.1, tpot_mean_s=0.01, tpot_p50_s=0.02, e2e_mean_s=3.0,
+        output_tokens_per_s=None, requests_per_s=2.0, output_tokens=50.0,
+    )  # fmt: skip
+    everything = {"ttft": 0.1, "tpot": 0.01, "latency": 3.0, "tokens": 100.0}
+    assert measured_figures(replace(row, load=Load.CLOSED_LOOP)) == everything
+    assert measured_figures(replace(row, load=Load.ALL_AT_ONCE)) == {"tokens": 100.0}
+    assert measured_figures(replace(row, load=Load.STATIC_BATCH)) == {"latency": 3.0}
+    assert set(measured_figures(replace(row, load=Load.REQUEST_RATE))) == {"ttft", "tpot", "latency"}
