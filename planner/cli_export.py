@@ -1,6 +1,7 @@
 """``planner export``: a plan as the files and the launch line of a training framework."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,9 +52,9 @@ def show_export(
             result = export(**inputs(), **chosen)
     else:
         check_saved(values)
-        result = export_saved(
-            read_saved(settings["plan"]), rank=1 if settings["rank"] is None else settings["rank"], **chosen
-        )
+        rank = 1 if settings["rank"] is None else settings["rank"]
+        with saved_options():
+            result = export_saved(read_saved(settings["plan"]), rank=rank, **chosen)
     if out is not None:
         _write(result, out)
     shown = (export_document(result), lambda console: _render(result, console, out))
@@ -62,6 +63,16 @@ def show_export(
         if result.exported is not None and not values["quiet"]:
             typer.echo("warning: the plan does not fit into memory; planner estimate says what would", err=True)
         raise typer.Exit(EXIT_NOTHING_FITS)
+
+
+@contextmanager
+def saved_options() -> Iterator[None]:
+    """Errors about a saved answer name the options that give it."""
+    names = {"document": "--plan", "rank": "--rank"}
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(names.get(error.field, error.field), error.problem, error.hint) from None
 
 
 def check_question(values: Mapping[str, Any], rank: int | None) -> None:

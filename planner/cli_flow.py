@@ -25,7 +25,11 @@ _option = partial(option, panel=_FLOW)
 
 def workflow(
     job: Annotated[
-        str | None, _option("--job", "ppo, grpo, ... (planner workflows lists them) or a YAML file.")
+        str | None,
+        _option(
+            "--job",
+            "ppo, grpo, ... (planner workflows) or a YAML file; then --model ROLE=MODEL, once a role.",
+        ),
     ] = None,
     batch: Annotated[int | None, _option("--batch", "Prompts, pairs or texts per iteration.")] = None,
     prompt: Annotated[int | None, _option("--prompt", "Tokens per prompt.")] = None,

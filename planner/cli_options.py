@@ -17,7 +17,7 @@ def option(name: str, words: str, panel: str, *more: str) -> Any:
 
 Model = Annotated[
     list[str],
-    typer.Option("--model", "-m", help="Name, size (13b), Hugging Face id, or config.json; ROLE=MODEL of a workflow."),
+    typer.Option("--model", "-m", help="Name, size (13b), Hugging Face id, or config.json."),
 ]
 Gpus = Annotated[str, typer.Option("--gpus", "-g", help="8xA100, 2x8xH100-80GB, 72xGB200, or a YAML file.")]
 

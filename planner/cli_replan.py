@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from planner.cli_export import check_question, check_saved, read_saved
+from planner.cli_export import check_question, check_saved, read_saved, saved_options
 from planner.cli_options import option
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
 from planner.cli_words import cluster_of
@@ -46,7 +46,8 @@ def show_replan(
         else:
             check_saved(values)
             rank = 1 if settings["rank"] is None else settings["rank"]
-            result = replan_saved(read_saved(settings["plan"]), rank=rank, **chosen)
+            with saved_options():
+                result = replan_saved(read_saved(settings["plan"]), rank=rank, **chosen)
     shown = (replan_document(result), lambda console: render_replan(result, console, quiet=values["quiet"]))
     emit(shown, json_=values["json_"], output=values["output"], markup=True)
     if not result.fits:

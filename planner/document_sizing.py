@@ -25,6 +25,7 @@ CONVENTIONS = {
     "sizes": "the fastest plan that fits at each size looked at; a null estimate where none does",
     "fewest": "num_devices of the smallest size on which a plan fits",
     "cheapest": "num_devices of the size that takes the least device time for a useful token",
+    "cheapest of all": "the least dollars for a token: kind by its place, of several that all have a price",
     "in_time": "num_devices of the smallest size whose run takes at most days",
     "nearest_bytes": "the least that the fullest device of a legal plan would hold, where none fits",
 }
@@ -37,6 +38,8 @@ def sizing_document(result: SizingResult) -> dict[str, Any]:
         "kind": "sizing",
         "fits": result.fits,
         "kinds": [_kind(kind) for kind in result.kinds],
+        "cheapest": _choice(result, result.cheapest),
+        "cheapest_in_time": _choice(result, result.cheapest_in_time),
         "infeasible": infeasible_document(result.infeasible),
         "assumptions": notes_document(result.assumptions),
         "conventions": dict(CONVENTIONS),
@@ -64,6 +67,15 @@ def _kind(kind: KindSizes) -> dict[str, Any]:
     }
 
 
+def _choice(result: SizingResult, chosen: tuple[KindSizes, Size] | None) -> dict[str, Any] | None:
+    """A kind, by its place, and a size."""
+    if chosen is None:
+        return None
+    kind, size = chosen
+    place = next(index for index, one in enumerate(result.kinds) if one is kind)
+    return {"kind": place, "num_devices": size.num_devices, "usd_per_token": kind.usd_per_token(size)}
+
+
 def _devices(size: Size | None) -> int | None:
     return None if size is None else size.num_devices
 
@@ -86,11 +98,14 @@ def sizing_schema() -> Shape:
         in_time=or_null(COUNT),
         sizes=list_of(size),
     )
+    choice = closed_object(kind=COUNT, num_devices=COUNT, usd_per_token=AMOUNT)
     return answer_about_plans(
         "planner sizing",
         "sizing",
         fits=FLAG,
         kinds=list_of(kind),
+        cheapest=or_null(choice),
+        cheapest_in_time=or_null(choice),
         infeasible=or_null(infeasible_shape()),
         assumptions=list_of(note_shape()),
         conventions=map_of(TEXT),

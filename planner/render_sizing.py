@@ -29,6 +29,7 @@ def render_sizing(result: SizingResult, console: Console, *, quiet: bool = False
     for kind in result.kinds:
         console.print()
         _render_kind(kind, console)
+    _cheapest(result, console)
     if result.infeasible is not None:
         render_infeasible(result.infeasible, console)
     elif not quiet:
@@ -36,6 +37,23 @@ def render_sizing(result: SizingResult, console: Console, *, quiet: bool = False
     if not quiet:
         _warnings(result, console)
         render_notes("Assumed", result.assumptions, console)
+
+
+def _cheapest(result: SizingResult, console: Console) -> None:
+    """Which of several kinds costs least, in all and of what is done in time."""
+    chosen = {"cheapest of all": result.cheapest}
+    if result.kinds[0].days is not None:
+        chosen[f"cheapest in {result.kinds[0].days:g} days"] = result.cheapest_in_time
+    lines = []
+    for words, found in chosen.items():
+        if found is not None and found[1].best is not None:
+            kind, size = found
+            run = found[1].best.run
+            cost = dollars(1e9 * kind.usd_per_token(size)) + " per 1B tokens"
+            cost = dollars(run.cost_usd) if run is not None and run.cost_usd is not None else cost
+            lines.append(f"{words}: {size.num_devices:,} x {kind.request.cluster.device.name}, {cost}")
+    if lines:
+        console.print("\n" + "\n".join(lines), style="bold", highlight=False)
 
 
 def _warnings(result: SizingResult, console: Console) -> None:
@@ -110,7 +128,8 @@ def _days(days: float) -> str:
 
 def _shown(kind: KindSizes, size: Size) -> bool:
     """Whether a size has a row: those that double, the last, and those that stand out; not the others between."""
-    doubled = size.num_nodes & (size.num_nodes - 1) == 0
+    times = size.num_devices // kind.sizes[0].num_devices
+    doubled = size.num_nodes & (size.num_nodes - 1) == 0 or times & (times - 1) == 0
     return doubled or size is kind.sizes[-1] or any(size is one for one in kind.standing_out.values())
 
 

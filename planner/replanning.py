@@ -142,6 +142,9 @@ def replan(
         8
     """
     chosen = given_options(options, settings)
+    if chosen.objective != "step_time":
+        problem = f"is step_time here; got {str(chosen.objective)[:40]}"
+        raise SpecError("objective", problem, "leave it out: ways to go on are told by their tokens per second")
     result = estimate(model, cluster, job, plan=plan, options=chosen)
     return _continued(result, onto, batch_change, chosen.fabric)
 

@@ -8,11 +8,12 @@ what a token takes.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import isfinite
+from math import isfinite, lcm, prod
 from typing import Any
 
 from planner.api import warnings_about, what_stands_in_the_way
 from planner.estimates import fastest_estimate
+from planner.pins import parse_pins
 from planner.pricing import nearest_to_fit
 from planner.remedies import search_if_legal
 from planner.request import (
@@ -31,7 +32,7 @@ from planner.results import Infeasible, Note, PlanEstimate, Request
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.scalars import plain
-from profiles.units import SECONDS_PER_DAY
+from profiles.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
 
 MOST_DEVICES = 1024  # looked at where one machine, or part of one, is named
 MAX_KINDS = 8
@@ -95,6 +96,12 @@ class KindSizes:
         """The smallest size that is done in ``days``."""
         return next((size for size in self.sizes if _done_in(size, self.days)), None)
 
+    def usd_per_token(self, size: Size) -> float:
+        """Dollars for a useful token, at the price of this kind; infinite without one."""
+        price = self.request.price
+        per_s = float("inf") if price is None else price.usd_per_device_hour / SECONDS_PER_HOUR
+        return size.device_seconds_per_token * per_s
+
     @property
     def varied(self) -> frozenset[str]:
         """Fields of the question that differ from size to size: the batch, where nobody gave one."""
@@ -126,6 +133,23 @@ class SizingResult:
     def fits(self) -> bool:
         """Whether anything fits."""
         return self.infeasible is None
+
+    @property
+    def cheapest(self) -> tuple[KindSizes, Size] | None:
+        """The kind and size with the least dollars for a token; None of one kind, or where a price is not given."""
+        return self._least({id(kind): [kind.cheapest] for kind in self.kinds})
+
+    @property
+    def cheapest_in_time(self) -> tuple[KindSizes, Size] | None:
+        """The same among sizes that are done in ``days``."""
+        done = {id(kind): [size for size in kind.sizes if _done_in(size, kind.days)] for kind in self.kinds}
+        return self._least(done)
+
+    def _least(self, sizes: Mapping[int, Sequence[Size | None]]) -> tuple[KindSizes, Size] | None:
+        if len(self.kinds) < 2 or any(kind.request.price is None for kind in self.kinds):
+            return None
+        found = [(kind, size) for kind in self.kinds for size in sizes[id(kind)] if size is not None]
+        return min(found, key=lambda pair: pair[0].usd_per_token(pair[1]), default=None)
 
     @property
     def assumptions(self) -> tuple[Note, ...]:
@@ -185,6 +209,9 @@ def _kind(
     """All sizes of one kind of machine."""
     cluster, options = _priced(kind, options)
     whole = _largest(resolve_cluster(cluster, options.fabric))
+    unit = _unit(parse_pins(plain(pins)))
+    if allowed := _allowed(whole, unit, whole.num_devices):
+        whole = part_of(whole, allowed[-1])
     request = resolve_request(model, whole, job, pins, options)
     if request.objective != "step_time":
         problem = f"is step_time here; got {request.objective}"
@@ -198,11 +225,11 @@ def _kind(
             if size not in known:
                 known[size] = _size(model, part_of(whole, size), job, pins, options)
 
-    look_at(_doubling(whole))
-    look_at(_first_between(whole, known, lambda size: size.best is not None))
-    look_at(_beside_cheapest(whole, known))
+    look_at(_doubling(whole, unit))
+    look_at(_first_between(whole, unit, known, lambda size: size.best is not None))
+    look_at(_beside_cheapest(whole, unit, known))
     if days is not None:
-        look_at(_first_between(whole, known, lambda size: _done_in(size, days)))
+        look_at(_first_between(whole, unit, known, lambda size: _done_in(size, days)))
     return KindSizes(request=request, sizes=tuple(known[size] for size in sorted(known)), days=days)
 
 
@@ -211,6 +238,8 @@ def _priced(kind: ClusterInput, options: Options) -> tuple[ClusterInput, Options
     if not isinstance(kind, str) or "@" not in kind:
         return kind, options
     name, _, words = kind.rpartition("@")
+    if name.lower().endswith((".yaml", ".yml")):
+        raise SpecError("cluster", "a file takes no price behind it", "--price-per-gpu-hour, the same for all kinds")
     try:
         price = float(words)
     except ValueError:
@@ -228,42 +257,57 @@ def _largest(cluster: ClusterSpec) -> ClusterSpec:
     return part_of(cluster, max(MOST_DEVICES // node, 1) * node)
 
 
-def _doubling(whole: ClusterSpec) -> list[int]:
+def _unit(fixed: Mapping[str, int]) -> int:
+    """Devices that what is fixed of a plan fills, a multiple of which every size must be."""
+    degrees = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")
+    return prod(fixed.get(name, 1) for name in degrees)
+
+
+def _allowed(whole: ClusterSpec, unit: int, most: int) -> range:
+    """Numbers of devices that hold whole units: parts of one machine where these fit into it, else whole machines."""
+    node = whole.node.devices_per_node
+    each = unit if most < node else lcm(unit, node)
+    return range(each, most + 1, each)
+
+
+def _doubling(whole: ClusterSpec, unit: int) -> list[int]:
     """Parts of a machine and numbers of machines, each twice the one before, and the whole."""
-    node, sizes, size = whole.node.devices_per_node, [], 1
+    node, sizes, size = whole.node.devices_per_node, [], unit
     while size < min(node, whole.num_devices):
         sizes.append(size)
         size *= 2
-    size = node
+    size = lcm(unit, node)
     while size < whole.num_devices:
         sizes.append(size)
         size *= 2
     return [*sizes, whole.num_devices]
 
 
-def _first_between(whole: ClusterSpec, known: Mapping[int, Size], holds: Callable[[Size], bool]) -> list[int]:
+def _first_between(
+    whole: ClusterSpec, unit: int, known: Mapping[int, Size], holds: Callable[[Size], bool]
+) -> list[int]:
     """Numbers of machines between the smallest size of which something holds and the one below it, evenly spread."""
     sizes = sorted(known)
     first = next((index for index, size in enumerate(sizes) if holds(known[size])), 0)
-    return _between(whole, sizes[first - 1], sizes[first]) if first else []
+    return _between(whole, unit, sizes[first - 1], sizes[first]) if first else []
 
 
-def _beside_cheapest(whole: ClusterSpec, known: Mapping[int, Size]) -> list[int]:
+def _beside_cheapest(whole: ClusterSpec, unit: int, known: Mapping[int, Size]) -> list[int]:
     """Numbers of machines on both sides of the cheapest size; a number that three divides may suit the layers best."""
     sizes = sorted(known)
     best = min(sizes, key=lambda size: known[size].device_seconds_per_token)
     near = sizes[max(sizes.index(best) - 1, 0) : sizes.index(best) + 2]
-    return [size for low, high in pairwise(near) for size in _between(whole, low, high)]
+    return [size for low, high in pairwise(near) for size in _between(whole, unit, low, high)]
 
 
-def _between(whole: ClusterSpec, smaller: int, larger: int) -> list[int]:
+def _between(whole: ClusterSpec, unit: int, smaller: int, larger: int) -> list[int]:
     """Numbers of machines between two sizes, evenly spread; none between parts of a machine."""
-    node = whole.node.devices_per_node
-    if smaller < node:
+    if smaller < whole.node.devices_per_node:
         return []
-    low, high = smaller // node, larger // node
+    each = lcm(unit, whole.node.devices_per_node)
+    low, high = smaller // each, larger // each
     step = max((high - low) // (_BETWEEN + 1), 1)
-    return [nodes * node for nodes in range(low + step, high, step)]
+    return [count * each for count in range(low + step, high, step)]
 
 
 def _size(model: ModelInput, cluster: ClusterSpec, job: JobInput, pins: PinsInput, options: Options) -> Size:

@@ -42,14 +42,14 @@ def saved_plan(document: Mapping[str, Any], rank: int) -> SavedPlan:
         SpecError: If the document is something else, has no such plan, or a plan that its framework would refuse.
     """
     if not isinstance(document, Mapping) or document.get("kind") not in ("plan", "estimate"):
-        raise SpecError("--plan", "is not an answer of planner plan or planner estimate", _WANTED)
+        raise SpecError("document", "is not an answer of planner plan or planner estimate", _WANTED)
     version = str(document.get("schema_version", ""))
     if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-        raise SpecError("--plan", f"has schema version {version[:20]!r}; {SCHEMA_VERSION} is read here", _WANTED)
+        raise SpecError("document", f"has schema version {version[:20]!r}; {SCHEMA_VERSION} is read here", _WANTED)
     entries = {item["rank"]: item for item in _list(document.get("plans")) if isinstance(item.get("rank"), int)}
     if rank not in entries:
         known = f"1 to {len(entries)}" if entries else "the answer has no plans"
-        raise SpecError("--rank", f"there is no plan {str(rank)[:20]}", known)
+        raise SpecError("rank", f"there is no plan {str(rank)[:20]}", known)
     request = _request(document.get("request"))
     plan = _plan(entries[rank].get("plan"))
     used = part_of(request.cluster, plan.num_devices) if plan.num_devices < request.cluster.num_devices else None
@@ -64,7 +64,14 @@ def _request(asked: object) -> Request:
         for key in keys:
             parts[name].pop(key, None)
     options = Options(
-        framework=found.get("stack"), memory_reserve_bytes=found.get("memory_reserve_bytes") or 0.0, allow_files=False
+        framework=found.get("stack"),
+        objective=found.get("objective") or "step_time",
+        offload=found.get("offload") is True,
+        named_modules=found.get("named_modules") is True,
+        price_per_device_hour_usd=found.get("price_per_device_hour_usd"),
+        price_date=found.get("price_date") or "",
+        memory_reserve_bytes=found.get("memory_reserve_bytes") or 0.0,
+        allow_files=False,
     )
     return resolve_request(parts["model"], parts["cluster"], parts["job"], None, options)
 
@@ -82,7 +89,7 @@ def _plan(given: object) -> ExecutionPlan:
 
 def _mapping(where: str, value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise SpecError("--plan", f"holds no {where}", _WANTED)
+        raise SpecError("document", f"holds no {where}", _WANTED)
     return value
 
 

@@ -284,11 +284,11 @@ def test_a_saved_plan_is_the_same_plan() -> None:
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"kind": "search"}, "--plan"),
-        ({"schema_version": "9.0"}, "--plan"),
-        ({"plans": []}, "--rank"),
-        ({"plans": "none"}, "--rank"),
-        ({"request": None}, "--plan"),
+        ({"kind": "search"}, "document"),
+        ({"schema_version": "9.0"}, "document"),
+        ({"plans": []}, "rank"),
+        ({"plans": "none"}, "rank"),
+        ({"request": None}, "document"),
         ({"request": {"model": {"num_layers": "x"}, "cluster": {}, "job": {}}}, "model.num_layers"),
     ],
 )

@@ -113,6 +113,33 @@ def test_what_loads_in_another_layout_is_known_of_frameworks() -> None:
     assert set(LOADS) == set(FRAMEWORKS) - {NANOTRON}
 
 
+def test_another_objective_is_refused() -> None:
+    with pytest.raises(SpecError) as caught:
+        planner.replan("llama-2-7b", "8xA100-80GB", "4xA100-80GB", objective="cost")
+    assert caught.value.field == "objective"
+
+
+def test_a_saved_answer_brings_its_price_and_what_is_considered() -> None:
+    asked = {"price_per_device_hour_usd": 2.5, "price_date": "2026-11", "offload": True, "memory_reserve_bytes": 1e9}
+    result = planner.estimate("llama-2-7b", "8xA100-80GB", JOB, **asked)
+    saved = planner.replan_saved(planner.to_document(result), "4xA100-80GB").request
+    assert saved.price == result.request.price
+    assert (saved.offload, saved.memory_reserve_bytes) == (True, 1e9)
+
+
+def test_errors_about_a_saved_answer_name_what_was_given(run: Command, tmp_path: Path) -> None:
+    document = planner.to_document(planner.estimate("llama-2-7b", "8xA100-80GB", JOB))
+    for rank, field in ((2, "rank"), (0, "rank")):
+        with pytest.raises(SpecError) as caught:
+            planner.replan_saved(document, "4xA100-80GB", rank=rank)
+        assert caught.value.field == field
+    saved = tmp_path / "answer.json"
+    saved.write_text("{}")
+    code, _, err = run("replan", "--plan", str(saved), "--onto", "4xA100-80GB")
+    assert code == 2
+    assert err.startswith("error: --plan: is not an answer")
+
+
 def test_a_saved_answer_goes_on_alike(run: Command, tmp_path: Path, lost: ReplanResult) -> None:
     saved = tmp_path / "answer.json"
     run("estimate", *BASE, "--output", str(saved))

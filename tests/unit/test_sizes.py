@@ -9,6 +9,7 @@ import pytest
 
 import planner
 from planner.document_sizing import sizing_schema
+from planner.pins import ALIASES
 from planner.sizes import KindSizes, Size, SizingResult
 from profiles.errors import SpecError
 from tests.command import Command, command_line
@@ -132,8 +133,49 @@ def test_a_size_that_fixed_degrees_do_not_divide_has_no_plan() -> None:
 
 
 @pytest.mark.parametrize(
+    ("pins", "cluster", "sizes"),
+    [
+        ({"tp": 8, "pp": 3}, "4x8xA100-80GB", [24]),
+        ({"tp": 8, "pp": 3}, "9x8xA100-80GB", [24, 48, 72]),
+        ({"pp": 3}, "6x8xA100-80GB", [3, 6, 24, 48]),
+        ({"tp": 2}, "2x8xA100-80GB", [2, 4, 8, 16]),
+        ({"tp": 2, "dp": 4}, "4x8xA100-80GB", [8, 16, 32]),
+    ],
+)
+def test_sizes_hold_what_is_fixed(pins: dict[str, int], cluster: str, sizes: list[int]) -> None:
+    kind = planner.sizing("llama-3-70b", cluster, {"sequence_length": 2048}, pins=pins).kinds[0]
+    assert [size.num_devices for size in kind.sizes] == sizes
+    for size in kind.sizes:
+        if size.best is not None:
+            assert all(getattr(size.best.plan, ALIASES[name]) == value for name, value in pins.items())
+
+
+def test_the_cheapest_kind_of_all_is_told() -> None:
+    job = {"sequence_length": 2048, "train_tokens": 1e11}
+    result = planner.sizing("llama-2-7b", ["4x8xA100-80GB@1", "4x8xH100@9"], job, days=20)
+    assert result.cheapest is not None
+    kind, size = result.cheapest
+    assert kind is result.kinds[0]
+    assert size is kind.cheapest
+    assert size.best is not None
+    assert size.best.run is not None
+    assert kind.usd_per_token(size) * 1e11 == pytest.approx(size.best.run.cost_usd, rel=1e-3)
+    assert result.cheapest_in_time is not None
+    assert result.cheapest_in_time[1].num_devices >= 8
+    document = planner.to_document(result)
+    assert document["cheapest"] == {
+        "kind": 0,
+        "num_devices": size.num_devices,
+        "usd_per_token": kind.usd_per_token(size),
+    }
+    assert planner.sizing("llama-2-7b", ["2x8xA100-80GB@1", "2x8xH100"], JOB).cheapest is None
+    assert planner.sizing("llama-2-7b", ["2x8xA100-80GB@1"], JOB).cheapest is None
+
+
+@pytest.mark.parametrize(
     ("changed", "field"),
     [
+        ({"clusters": "machines.yaml@2"}, "cluster"),
         ({"days": 0}, "days"),
         ({"days": True}, "days"),
         ({"days": 5}, "days"),  # of a run of unknown length
@@ -160,7 +202,9 @@ def test_the_table_marks_what_stands_out(run: Command) -> None:
     code, out, err = run("sizing", *asked, "--gpus", "8x8xA100-80GB@1.5, 2x8xH100@3")
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
-    assert sum("fewest" in row for row in rows) == sum("cheapest" in line for line in out.splitlines()) == 2
+    marked = [line for line in out.splitlines() if "cheapest" in line and " x " not in line]
+    assert sum("fewest" in row for row in rows) == len(marked) == 2
+    assert sum(line.startswith(("cheapest of all: ", "cheapest in 12 days: ")) for line in out.splitlines()) == 2
     assert "A100-SXM-80GB at $1.50 per GPU-hour" in out
     assert "nothing fits on 1; on 1 the nearest plan needs" in out
     assert "in 12 days" in out
