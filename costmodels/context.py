@@ -22,6 +22,8 @@ class CostContext:
         kernels: Prices kernel calls.
         collectives: Prices collective calls.
         forward_only: Nothing is differentiated: calls of backward passes are neither lowered nor priced.
+        eight_bit_weights: Matrices of layers lie in 8 bits, as in checkpoints that engines serve; embedding, norms and
+            head do not. Products of an 8-bit recipe read them so; other recipes make them 8 bits wide as they go.
         implementation: Who runs the kernels (``costmodels.kernels.implementations``); 0: the training stack.
     """
 
@@ -32,4 +34,5 @@ class CostContext:
     kernels: KernelCostModel
     collectives: CollectiveCostModel
     forward_only: bool = False
+    eight_bit_weights: bool = False
     implementation: int = 0

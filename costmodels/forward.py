@@ -15,6 +15,7 @@ from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
 from costmodels.experts_run import as_run
 from costmodels.flops import forward_flops_per_token
+from costmodels.frozen_weights import unquantised
 from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.logits import logits_bytes
 from costmodels.memory import TensorMemory, with_overheads
@@ -109,12 +110,15 @@ def forward_stage_s(
 
 
 def weight_bytes(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
-    """(N, S) bytes of the weights one rank of each stage holds, in storage precision; ZeRO 3 divides them."""
+    """(N, S) bytes of the weights one rank of each stage holds, in storage precision or 8 bits; ZeRO 3 divides them."""
     storage = context.job.numerics.storage_bytes
     sharded = plans.zero_stage >= 3
     dense = np.where(sharded, plans.shard_degree, 1)[:, None]
     expert = np.where(sharded, expert_shard_degree(plans, parameters), 1)[:, None]
     held: FloatArray = storage * (parameters.dense / dense + parameters.expert / expert)
+    if context.eight_bit_weights:
+        matrices = parameters.dense + parameters.expert - unquantised(plans, stage_table(plans, context.model), context)
+        held = held - (storage - 1) * matrices
     return held
 
 

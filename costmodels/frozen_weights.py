@@ -44,7 +44,7 @@ def frozen_bytes(
     small = layer_element_bytes(context)
     dense, expert = parameters.dense * small, parameters.expert * small
     if context.job.task == "qlora":
-        dense = dense + _unquantised(plans, stages, context) * (np.reshape(plain_bytes, (-1, 1)) - small)
+        dense = dense + unquantised(plans, stages, context) * (np.reshape(plain_bytes, (-1, 1)) - small)
     return dense, expert
 
 
@@ -58,8 +58,8 @@ def unit_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
     return found
 
 
-def _unquantised(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:
-    """(N, S) weights on one rank that QLoRA leaves as they are."""
+def unquantised(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:
+    """(N, S) weights on one rank that quantisation leaves alone: embedding, norms and, but for some stacks, head."""
     model = context.model
     embedding = embedding_parameters(model)
     ends = stages.has_embedding * float(embedding + position_parameters(model))

@@ -30,6 +30,7 @@ Longest = Annotated[int | None, _engine("--max-model-len", "Tokens of the longes
 Engine = Annotated[str, _engine("--engine", "vllm (default), sglang, tensorrt-llm, vllm-2024 or vllm-0.3.")]
 Share = Annotated[float | None, _engine("--memory-utilization", "Share of GPU memory the engine may use.")]
 Format = Annotated[str | None, _engine("--precision", "bf16 (default, where the GPU has it) or fp16.")]
+Weights = Annotated[str | None, _engine("--weights", "fp8 for an 8-bit checkpoint.")]
 Replicas = Annotated[int | None, option("--replicas", "Replicas of the layout.", "Fixed parts of the plan")]
 
 
@@ -48,6 +49,7 @@ def serving(
     max_model_len: Longest = None,
     memory_utilization: Share = None,
     precision: Format = None,
+    weights: Weights = None,
     tp: shared.Tp = None,
     pp: shared.Pp = None,
     ep: shared.Ep = None,
@@ -82,6 +84,7 @@ def serving(
         "memory_utilization": memory_utilization,
         "pins": {name: value for name, value in pins.items() if value is not None},
         "precision": precision,
+        "weights": weights,
         "top": top,
         "fabric": fabric,
         "memory_reserve_bytes": reserve_gib * GIB,

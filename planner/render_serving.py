@@ -18,7 +18,9 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
     """Print a whole answer; ``quiet`` leaves out assumptions."""
     cluster, job = result.cluster, result.job
     console.print(f"[bold]{result.model.name}[/] ({count(total_parameters(result.model))} parameters)", highlight=False)
-    console.print(f"{cluster.num_devices:,} x {cluster.device.name}, {result.engine.name}", highlight=False)
+    console.print(
+        f"{cluster.num_devices:,} x {cluster.device.name}, {result.engine.name}, {result.precision}", highlight=False
+    )
     console.print(_requests(job), highlight=False)
     console.print()
     if result.shortage is not None:

@@ -32,6 +32,7 @@ from planner.serving_job import ServingJob, serving_engine, serving_job
 from planner.serving_results import ServingResult
 from planner.serving_shortage import no_layout, no_room, too_much
 from planner.serving_states import (
+    EIGHT_BITS,
     STACK,
     deployment,
     deployments,
@@ -63,6 +64,7 @@ def serving(
     pins: Mapping[str, int] | None = None,
     top: int = 10,
     precision: str | None = None,
+    weights: str | None = None,
     **asked: Any,
 ) -> ServingResult:
     """Rank the ways to serve a model on a cluster.
@@ -75,6 +77,7 @@ def serving(
         pins: Degrees to hold fixed: ``tp``, ``pp``, ``ep`` of a replica and ``dp``, replicas.
         top: Most plans to return, one per layout.
         precision: ``bf16`` or ``fp16``; bf16 unless given, where the device has it.
+        weights: ``fp8`` for a checkpoint whose matrices are in 8 bits; those of the precision unless given.
         **asked: The requests: ``prompt`` and ``generate`` tokens, and what else ``planner.serving_job.serving_job``
             takes; and ``fabric``, the price, ``memory_reserve_bytes`` and ``allow_files`` of ``planner.Options``.
 
@@ -95,12 +98,13 @@ def serving(
     machines = resolve_cluster(cluster, options.fabric)
     notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]
     notes += [Note(code="assumed_default", field="cluster", message=text) for text in machines.assumptions]
-    stored, note = _format(precision, machines)
+    stored, note = _format(precision, weights, machines)
     question = ServingResult(
         model=resolved.spec,
         cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
         job=job,
         engine=serving_engine(engine, memory_utilization),
+        precision=stored,
         price=price_of(options),
         plans=(),
         frontier=(),
@@ -111,16 +115,27 @@ def serving(
     return _answered(question, _checked_pins(pins), stored, count)
 
 
-def _format(precision: str | None, cluster: ClusterSpec) -> tuple[str, tuple[Note, ...]]:
-    """The 16-bit format of the weights, and a note where it is not the usual one."""
+def _format(precision: str | None, weights: str | None, cluster: ClusterSpec) -> tuple[str, tuple[Note, ...]]:
+    """The recipe of the products, and a note where it is not the usual one.
+
+    An 8-bit checkpoint is multiplied in 8 bits where the device can: vLLM's documentation of FP8 quantisation asks for
+    compute capability 8.9 or an MI300. Below, Marlin's products of 8-bit weights run in 16 bits, not planned here.
+    """
     device = cluster.device
     if precision not in (None, *_FORMATS):
-        raise SpecError("precision", f"engines are priced in 16 bits; got {str(precision)[:40]!r}", "bf16 or fp16")
+        hint = "bf16 or fp16, with weights fp8 for an 8-bit checkpoint"
+        raise SpecError("precision", f"is a format of 16 bits; got {str(precision)[:40]!r}", hint)
+    if weights not in (None, EIGHT_BITS):
+        raise SpecError("weights", f"are fp8, or those of the precision; got {str(weights)[:40]!r}", f"{EIGHT_BITS}")
     known = [name for name in _FORMATS if name in device.peak_flops_per_s]
     if precision is not None and precision not in known:
         raise SpecError("precision", f"{device.name} has no {precision} arithmetic", f"use {' or '.join(known)}")
     if not known:
         raise SpecError("cluster", f"{device.name} has no 16-bit arithmetic")
+    if weights is not None:
+        if weights not in device.peak_flops_per_s:
+            raise SpecError("weights", f"{device.name} has no {weights} arithmetic", "leave it out: 16-bit weights")
+        return weights, ()
     if precision is None and known[0] != _FORMATS[0]:
         message = f"{known[0]}: {device.name} has no {_FORMATS[0]} arithmetic"
         return known[0], (Note(code="assumed_default", field="precision", message=message),)

@@ -112,6 +112,7 @@ class ServingResult:
 
     Attributes:
         model, cluster, job, engine, price: The question.
+        precision: Recipe of the products: ``bf16``, ``fp16``, or ``fp8`` with weights of 8 bits.
         plans: The best deployment of every layout that does what was asked, best first.
         frontier: Deployments that trade tokens per device against the speed of a request, fastest first.
         considered: Layouts priced.
@@ -123,6 +124,7 @@ class ServingResult:
     cluster: ClusterSpec
     job: ServingJob
     engine: EngineSpec
+    precision: str
     price: Price | None
     plans: tuple[ServingPlan, ...]
     frontier: tuple[ServingPlan, ...]

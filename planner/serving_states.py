@@ -21,6 +21,7 @@ from planner.serving_job import ServingJob
 from planner.serving_results import ServingMemory, ServingPlan, ServingResult
 from profiles.stacks import find_stack
 
+EIGHT_BITS = "fp8"  # the recipe whose products read weights of 8 bits
 STACK = "megatron-core"  # engines bring their own kernels; of a stack only what these leave open is read
 _STEPS = 4  # numbers of requests at once per doubling
 _EVERY_REPLICA = 64  # counts of replicas looked at one by one; beyond, evenly spread over their logarithm
@@ -98,7 +99,8 @@ def layouts(plans: PlanBatch, asked: ServingResult, precision: str) -> Layouts:
     """Layouts with their prices; those that hold no request of the longest length have no places."""
     job, cluster = asked.job, asked.cluster
     call = serving_call(job, precision, int(plans.micro_batch_size.max(initial=1)))
-    context = call_context(call, asked.model, CallSetting(cluster=cluster, stack=find_stack(STACK)))
+    setting = CallSetting(cluster=cluster, stack=find_stack(STACK), eight_bit_weights=precision == EIGHT_BITS)
+    context = call_context(call, asked.model, setting)
     engine = asked.engine.on_host(cluster.node.host_time_scale)
     memory, shared = serving_memory(plans, call, engine, context, cached_tokens=job.cached_tokens)
     device = cluster.device

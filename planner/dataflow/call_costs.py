@@ -45,12 +45,14 @@ class CallSetting:
         engines: Engines generation may use.
         between_training: Whether the dataflow trains on what it generates; both then take longer for it, and the stack
             says so of training (``profiles.stacks.in_reinforcement_learning``).
+        eight_bit_weights: Engines load checkpoints whose matrices are in 8 bits.
     """
 
     cluster: ClusterSpec
     stack: StackSpec
     engines: tuple[str, ...] = (TRAINER,)
     between_training: bool = False
+    eight_bit_weights: bool = False
 
 
 def call_costs(
@@ -119,6 +121,7 @@ def call_context(call: ModelCall, model: ModelSpec, setting: CallSetting) -> Cos
         kernels=kernel_model_of(device),
         collectives=default_collective_model(),
         forward_only=not trains,
+        eight_bit_weights=setting.eight_bit_weights and not trains,
     )
 
 

@@ -28,7 +28,13 @@ def cluster_of(num_devices: int, device: str, devices_per_node: int = 8) -> Clus
 
 
 def replica(
-    call: ModelCall, model: ModelSpec, cluster: ClusterSpec, engine: EngineSpec, *, memory_share: float
+    call: ModelCall,
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    engine: EngineSpec,
+    *,
+    memory_share: float,
+    eight_bit_weights: bool = False,
 ) -> CallTable:
     """Ways to run a generation call by one replica on all devices of the cluster.
 
@@ -38,6 +44,7 @@ def replica(
         cluster: Over all of which tensors, and those of experts, are split.
         engine: Who generates, and how many prompt tokens a step reads.
         memory_share: Of device memory, for the engine to use.
+        eight_bit_weights: Of the checkpoint, with a call in ``fp8``.
     """
     columns = {"tensor_parallel": cluster.num_devices}
     if model.moe is not None:
@@ -47,7 +54,7 @@ def replica(
         PlanBatch.from_columns(1, **columns, micro_batch_size=at_once),
         call,
         model,
-        CallSetting(cluster=cluster, stack=find_stack("megatron")),
+        CallSetting(cluster=cluster, stack=find_stack("megatron"), eight_bit_weights=eight_bit_weights),
         engine,
         room_bytes=memory_share * cluster.device.memory_bytes,
     )

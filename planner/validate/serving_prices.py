@@ -14,6 +14,7 @@ from costmodels.lengths import OutputLengths, fixed_length, log_normal_lengths
 from costmodels.model_calls import CallKind, ModelCall
 from planner.serving_plans import serving
 from planner.serving_results import ServingPlan
+from planner.serving_states import EIGHT_BITS
 from planner.validate.dataflow_setups import cluster_of, model_named, replica
 from planner.validate.serving_rows import Lengths, Load, ServingRow, serving_rows
 from profiles.engines import find_engine
@@ -64,7 +65,7 @@ def left_out(row: ServingRow) -> str:
     """Why a row is not priced, ``""`` where it is."""
     if not engine_of(row):
         return "no such engine here"
-    if row.weights_dtype not in ("bf16", "fp16"):
+    if row.weights_dtype not in ("bf16", "fp16", EIGHT_BITS):
         return f"{row.weights_dtype} weights"
     if row.kv_dtype not in ("", "bf16", "fp16"):
         return f"{row.kv_dtype} cache"
@@ -117,7 +118,9 @@ def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
     pins = {"tp": row.tensor, "pp": row.pipeline, "dp": row.data}
     if row.expert > 1:
         pins["ep"] = row.expert
+    weights = EIGHT_BITS if row.weights_dtype == EIGHT_BITS else None
     asked: dict[str, Any] = {
+        "weights": weights,
         "prompt": round(row.prompt_tokens),
         "generate": _lengths(row),
         "engine": engine_of(row),
@@ -160,7 +163,14 @@ def _from_the_start(row: ServingRow) -> Mapping[str, tuple[float, float, float]]
     )
     engine = find_engine(engine_of(row))
     cluster = cluster_of(row.gpus, row.gpu)
-    table = replica(call, model_named(row.model), cluster, engine, memory_share=engine.memory_utilization)
+    table = replica(
+        call,
+        model_named(row.model),
+        cluster,
+        engine,
+        memory_share=engine.memory_utilization,
+        eight_bit_weights=row.weights_dtype == EIGHT_BITS,
+    )
     if not len(table):
         return {}
     best = int(table.time_s.argmin())

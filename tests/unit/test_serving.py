@@ -166,6 +166,30 @@ def test_a_share_of_memory_that_is_too_small_is_answered_by_the_least_that_does(
     assert not served(gpus="1xH100-SXM-80GB", memory_utilization=0.99 * float(value)).fits
 
 
+def test_eight_bit_weights_halve_the_matrices() -> None:
+    """Llama-3.1-8B: embedding and head of 128,256 x 4,096 and 65 norms stay in 16 bits."""
+    whole, small = (best(gpus="1xH100-SXM-80GB", weights=weights) for weights in (None, "fp8"))
+    kept = 2 * 128_256 * 4096 + 65 * 4096
+    assert whole.memory.weights - small.memory.weights == pytest.approx(8_030_261_248 - kept, rel=1e-6)
+    assert small.memory.cache - whole.memory.cache == pytest.approx(
+        whole.memory.weights - small.memory.weights, rel=0.05
+    )
+
+
+def test_eight_bit_weights_are_read_faster() -> None:
+    slow, fast = (
+        best("llama-3.1-70b", "2xH200", concurrency=1, pins={"tp": 2}, weights=weights) for weights in (None, "fp8")
+    )
+    assert 1.1 < slow.tpot_s / fast.tpot_s < 2
+    assert 1.2 < slow.ttft_s / fast.ttft_s < 2.2
+
+
+def test_eight_bits_fit_where_sixteen_do_not() -> None:
+    assert not served("llama-3.1-405b").fits
+    assert served("llama-3.1-405b", weights="fp8").fits
+    assert not served("llama-3.1-70b", "1xL40S", weights="fp8").fits
+
+
 def test_the_smallest_rates_are_served() -> None:
     plan = best(rate_per_s=1e-9)
     assert plan.requests_per_s == pytest.approx(1e-9)
@@ -201,6 +225,8 @@ def test_dollars_follow_tokens() -> None:
         ({"precision": "fp8"}, "precision"),
         ({"gpus": "1xT4", "precision": "bf16"}, "precision"),
         ({"prompt": None}, "prompt"),
+        ({"weights": "int4"}, "weights"),
+        ({"gpus": "1xA100-80GB", "weights": "fp8"}, "weights"),
         ({"promt": 3}, "promt"),
         ({"top": 0}, "top"),
         ({"price_date": "2026-01"}, "price_date"),
@@ -214,7 +240,9 @@ def test_what_is_wrong_is_named(asked: dict[str, Any], field: str) -> None:
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize("asked", [{}, {"tpot_s": 0.001}, {"price_per_device_hour_usd": 2.0, "rate_per_s": 9}])
+@pytest.mark.parametrize(
+    "asked", [{}, {"weights": "fp8"}, {"tpot_s": 0.001}, {"price_per_device_hour_usd": 2.0, "rate_per_s": 9}]
+)
 def test_the_document_keeps_to_its_schema(asked: dict[str, Any]) -> None:
     result = served(**asked)
     document = json.loads(json.dumps(planner.to_document(result)))
