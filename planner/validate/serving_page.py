@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from itertools import product
 from pathlib import Path
 
 from planner.validate.render import percent
@@ -22,6 +23,7 @@ from profiles.markdown import table_head, table_row
 
 Key = tuple[str, str, str]
 FIRST = "serving_first.csv"
+_BITS = {"16": ("bf16", "fp16"), "8": ("fp8",)}
 
 
 def key_of(price: ServingPrice) -> Key:
@@ -72,10 +74,10 @@ def _summary(first: Mapping[Key, ServingPrice], now: Mapping[Key, ServingPrice])
     """One line per figure: errors as publishers weigh alike, and the median over all."""
     lines = [*table_head(["figure", "publishers", "rows", "blind: mean over publishers", "median", "in 90 %",
                          "now: mean over publishers", "median", "in 90 %"])]  # fmt: skip
-    for figure, words in FIGURES.items():
-        keys = [key for key in first if key[2] == figure]
+    for (bits, formats), (figure, words) in product(_BITS.items(), FIGURES.items()):
+        keys = [key for key in first if key[2] == figure and first[key].row.weights_dtype in formats]
         groups = _groups(keys, first)
-        cells = [words, str(len(groups)), str(len(keys))]
+        cells = [f"{words}, weights of {bits} bits", str(len(groups)), str(len(keys))]
         for prices in (first, now):
             means = [_mean([abs(prices[key].error) for key in group]) for group in groups.values()]
             errors = sorted(abs(prices[key].error) for key in keys)
