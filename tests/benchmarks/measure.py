@@ -87,6 +87,17 @@ def one_estimate(repeat: int = 100) -> dict[str, float]:
     return {"given_plan_s": statistics.median(seconds(given, repeat=repeat, warm_up=5))}
 
 
+def serving_call(repeat: int = 20) -> dict[str, float]:
+    """Seconds of ``serving()`` on 128 GPUs with bounds, the first time and warm (median)."""
+    from planner.serving_plans import serving
+
+    def asked() -> object:
+        return serving("llama-3.1-70b", "16x8xH100", prompt=1024, generate=256, ttft_s=0.5, tpot_s=0.04)
+
+    first_s = seconds(asked, repeat=1)[0]
+    return {"first_s": first_s, "warm_s": statistics.median(seconds(asked, repeat=repeat))}
+
+
 def batch_path(devices: int, repeat: int = 7, *, reported: bool = False) -> dict[str, float]:
     """Plans priced per second: the whole legal space, as the search calls it, or with all that a report shows."""
     from costmodels.evaluate import evaluate, outcomes
@@ -153,6 +164,7 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
     "search_16384": lambda: search(16384),
     "peak_memory_16384": lambda: peak_memory(16384),
     "one_estimate": one_estimate,
+    "serving_call": serving_call,
     "batch_path_1024": lambda: batch_path(1024),
     "batch_path_16384": lambda: batch_path(16384),
     "reported_path_1024": lambda: batch_path(1024, reported=True),

@@ -105,6 +105,9 @@ def latency_rows() -> list[tuple[str, str, str]]:
     rows.append(("peak memory of the process, 16,384 GPUs", shown, "1,024 MiB"))
     one = measure.in_own_process("one_estimate")
     rows.append(("`estimate()` of one plan, warm", f"{1e3 * one['given_plan_s']:.1f} ms", "5 ms"))
+    served = measure.in_own_process("serving_call")
+    times = f"{served['warm_s']:.2f} s warm, {served['first_s']:.2f} s the first time"
+    rows.append(("`serving()` of 70B with bounds, 128 GPUs", times, "1 s"))
     starts = measure.start_up()
     bare = f"{starts['python -c pass']:.2f} s of which is the interpreter"
     rows += [(f"`{name}`", f"{starts[name]:.2f} s, {bare}", "0.3 s") for name in ("planner --help", "import planner")]

@@ -50,6 +50,12 @@ def test_largest_search_is_quick_and_small() -> None:
     assert measure.in_own_process("peak_memory_16384")["peak_bytes"] < 1 << 30
 
 
+def test_a_question_about_serving_takes_less_than_a_second() -> None:
+    found = measure.in_own_process("serving_call")
+    assert found["warm_s"] < 0.5
+    assert found["first_s"] < 2.0
+
+
 def test_one_estimate_is_immediate() -> None:
     assert measure.in_own_process("one_estimate")["given_plan_s"] < 0.05
 
