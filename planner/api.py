@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from costmodels.autocast import fp32_stream
 from costmodels.memory import memory_error_factor
 from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.constraints import check_plan
@@ -317,6 +318,9 @@ def warnings_about(request: Request, best: PlanEstimate | None) -> tuple[Note, .
     if needs_layout(best.plan, request):
         problem = f"{request.model.num_layers} layers do not divide into pp x vpp chunks"
         warn("needs_layout", "plan.pipeline_parallel", f"{problem}: spread them by --pipeline-model-parallel-layout")
+    if request.job.task == "qlora" and best.plan.zero_stage < 3 and fp32_stream(request.job, request.stack):
+        rest = "plans that shard weights (ZeRO-3) keep it in 16 bits, and their kernels take less time"
+        warn("fp32_unquantised", "job.fp32_unquantised", f"what QLoRA leaves unquantised is fp32 here; {rest}")
     notes += host_notes([request.cluster])
     usable = best.usable_memory_bytes
     # As risks of running out are told: without what publishers nobody has seen add to intervals.
