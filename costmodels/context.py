@@ -24,6 +24,7 @@ class CostContext:
         forward_only: Nothing is differentiated: calls of backward passes are neither lowered nor priced.
         eight_bit_weights: Matrices of layers lie in 8 bits, as in checkpoints that engines serve; embedding, norms and
             head do not. Products of an 8-bit recipe read them so; other recipes make them 8 bits wide as they go.
+        eight_bit_cache: Engines keep keys and values in 8 bits.
         implementation: Who runs the kernels (``costmodels.kernels.implementations``); 0: the training stack.
     """
 
@@ -35,4 +36,10 @@ class CostContext:
     collectives: CollectiveCostModel
     forward_only: bool = False
     eight_bit_weights: bool = False
+    eight_bit_cache: bool = False
     implementation: int = 0
+
+    @property
+    def cache_element_bytes(self) -> float:
+        """Bytes of one number among keys and values that an engine keeps."""
+        return 1.0 if self.eight_bit_cache else self.job.numerics.storage_bytes

@@ -272,7 +272,7 @@ def serving_memory(
     No more of prompts is worked on at once than a step takes.
     """
     memory = generation_memory(plans, call, engine, engine_context(context, engine, prompt_job(call)))
-    shared = cached_tokens * bytes_per_cached_token(plans, context.model, context.job.numerics.storage_bytes)
+    shared = cached_tokens * bytes_per_cached_token(plans, context.model, context.cache_element_bytes)
     chunk = np.minimum(engine.prefill_tokens / (plans.micro_batch_size * call.prompt_tokens), 1.0)
     own = replace(
         memory,

@@ -31,6 +31,7 @@ Engine = Annotated[str, _engine("--engine", "vllm (default), sglang, tensorrt-ll
 Share = Annotated[float | None, _engine("--memory-utilization", "Share of GPU memory the engine may use.")]
 Format = Annotated[str | None, _engine("--precision", "bf16 (default, where the GPU has it) or fp16.")]
 Weights = Annotated[str | None, _engine("--weights", "fp8 for an 8-bit checkpoint.")]
+CacheFormat = Annotated[str | None, _engine("--kv-cache-dtype", "fp8 for keys and values in 8 bits.")]
 Replicas = Annotated[int | None, option("--replicas", "Replicas of the layout.", "Fixed parts of the plan")]
 
 
@@ -50,6 +51,7 @@ def serving(
     memory_utilization: Share = None,
     precision: Format = None,
     weights: Weights = None,
+    kv_cache_dtype: CacheFormat = None,
     tp: shared.Tp = None,
     pp: shared.Pp = None,
     ep: shared.Ep = None,
@@ -85,6 +87,7 @@ def serving(
         "pins": {name: value for name, value in pins.items() if value is not None},
         "precision": precision,
         "weights": weights,
+        "kv_cache_dtype": kv_cache_dtype,
         "top": top,
         "fabric": fabric,
         "memory_reserve_bytes": reserve_gib * GIB,

@@ -65,6 +65,7 @@ def serving(
     top: int = 10,
     precision: str | None = None,
     weights: str | None = None,
+    kv_cache_dtype: str | None = None,
     **asked: Any,
 ) -> ServingResult:
     """Rank the ways to serve a model on a cluster.
@@ -78,6 +79,7 @@ def serving(
         top: Most plans to return, one per layout.
         precision: ``bf16`` or ``fp16``; bf16 unless given, where the device has it.
         weights: ``fp8`` for a checkpoint whose matrices are in 8 bits; those of the precision unless given.
+        kv_cache_dtype: ``fp8`` for keys and values in 8 bits; 16 bits unless given.
         **asked: The requests: ``prompt`` and ``generate`` tokens, and what else ``planner.serving_job.serving_job``
             takes; and ``fabric``, the price, ``memory_reserve_bytes`` and ``allow_files`` of ``planner.Options``.
 
@@ -91,9 +93,6 @@ def serving(
         True
     """
     job, options = _split(asked)
-    count = plain(top)
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_TOP:
-        raise SpecError("top", f"must be a whole number from 1 to {MOST_TOP}; got {str(top)[:40]!r}")
     resolved = resolve_named_model(model, allow_files=options.allow_files)
     machines = resolve_cluster(cluster, options.fabric)
     notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]
@@ -105,6 +104,7 @@ def serving(
         job=job,
         engine=serving_engine(engine, memory_utilization),
         precision=stored,
+        kv_cache_dtype=_cache_format(kv_cache_dtype, stored),
         price=price_of(options),
         plans=(),
         frontier=(),
@@ -112,7 +112,7 @@ def serving(
         shortage=None,
         assumptions=(*notes, *note),
     )
-    return _answered(question, _checked_pins(pins), stored, count)
+    return _answered(question, _checked_pins(pins), stored, _checked_top(top))
 
 
 def _format(precision: str | None, weights: str | None, cluster: ClusterSpec) -> tuple[str, tuple[Note, ...]]:
@@ -142,6 +142,15 @@ def _format(precision: str | None, weights: str | None, cluster: ClusterSpec) ->
     return precision or known[0], ()
 
 
+def _cache_format(kv_cache_dtype: str | None, precision: str) -> str:
+    """The format of keys and values."""
+    if kv_cache_dtype in (None, "auto"):
+        return "bf16" if precision == EIGHT_BITS else precision
+    if kv_cache_dtype != EIGHT_BITS:
+        raise SpecError("kv_cache_dtype", f"is auto or {EIGHT_BITS}; got {str(kv_cache_dtype)[:40]!r}", EIGHT_BITS)
+    return kv_cache_dtype
+
+
 def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, Options]:
     """The requests and the options that say something about serving."""
     known = inspect.signature(serving_job).parameters
@@ -155,6 +164,13 @@ def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, Options]:
     options = Options(**{name: value for name, value in asked.items() if name in _OPTIONS})
     check_options(options)
     return job, options
+
+
+def _checked_top(top: int) -> int:
+    count = plain(top)
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_TOP:
+        raise SpecError("top", f"must be a whole number from 1 to {MOST_TOP}; got {str(top)[:40]!r}")
+    return count
 
 
 def _checked_pins(pins: Mapping[str, int] | None) -> dict[str, int]:

@@ -112,6 +112,7 @@ class ServingResult:
 
     Attributes:
         model, cluster, job, engine, price: The question.
+        kv_cache_dtype: Format of keys and values: that of 16 bits, or ``fp8``.
         precision: Recipe of the products: ``bf16``, ``fp16``, or ``fp8`` with weights of 8 bits.
         plans: The best deployment of every layout that does what was asked, best first.
         frontier: Deployments that trade tokens per device against the speed of a request, fastest first.
@@ -125,6 +126,7 @@ class ServingResult:
     job: ServingJob
     engine: EngineSpec
     precision: str
+    kv_cache_dtype: str
     price: Price | None
     plans: tuple[ServingPlan, ...]
     frontier: tuple[ServingPlan, ...]

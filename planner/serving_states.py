@@ -99,13 +99,18 @@ def layouts(plans: PlanBatch, asked: ServingResult, precision: str) -> Layouts:
     """Layouts with their prices; those that hold no request of the longest length have no places."""
     job, cluster = asked.job, asked.cluster
     call = serving_call(job, precision, int(plans.micro_batch_size.max(initial=1)))
-    setting = CallSetting(cluster=cluster, stack=find_stack(STACK), eight_bit_weights=precision == EIGHT_BITS)
+    setting = CallSetting(
+        cluster=cluster,
+        stack=find_stack(STACK),
+        eight_bit_weights=precision == EIGHT_BITS,
+        eight_bit_cache=asked.kv_cache_dtype == EIGHT_BITS,
+    )
     context = call_context(call, asked.model, setting)
     engine = asked.engine.on_host(cluster.node.host_time_scale)
     memory, shared = serving_memory(plans, call, engine, context, cached_tokens=job.cached_tokens)
     device = cluster.device
     room = min(engine.memory_utilization * device.memory_bytes, device.usable_memory_bytes)
-    token_bytes = bytes_per_cached_token(plans, asked.model, context.job.numerics.storage_bytes)
+    token_bytes = bytes_per_cached_token(plans, asked.model, context.cache_element_bytes)
     cache = np.maximum(room - memory.weight_bytes - memory.fixed_bytes - memory.working_bytes, 0.0)
     longest = token_bytes * kept_tokens(asked.model, job.max_model_len)
     places = np.minimum(memory.most_running(room - shared, staggered=True), engine.max_sequences)

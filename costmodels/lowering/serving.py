@@ -55,6 +55,7 @@ def lower_decode_attention(shape: RankShape, context: CostContext, *, keys: floa
 def _cached_core(calls: CallList, shape: RankShape, context: CostContext, keys: float) -> None:
     model, latent = context.model, context.model.latent_attention
     element = min(context.job.numerics.storage_bytes, 4.0)
+    kept = min(context.cache_element_bytes, 4.0)
     heads = model.num_attention_heads / shape.tensor
     if latent is None:
         qk_width, v_width = head_widths(model)
@@ -75,7 +76,7 @@ def _cached_core(calls: CallList, shape: RankShape, context: CostContext, keys: 
         width=qk_width,
         causal=1.0,
         flops=2 * (qk_width + v_width) * shape.sequences * heads * keys,
-        traffic_bytes=element * shape.sequences * (cached * keys + heads * (qk_width + v_width)),
+        traffic_bytes=shape.sequences * (kept * cached * keys + element * heads * (qk_width + v_width)),
     )
 
 

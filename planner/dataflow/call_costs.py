@@ -46,6 +46,7 @@ class CallSetting:
         between_training: Whether the dataflow trains on what it generates; both then take longer for it, and the stack
             says so of training (``profiles.stacks.in_reinforcement_learning``).
         eight_bit_weights: Engines load checkpoints whose matrices are in 8 bits.
+        eight_bit_cache: They keep keys and values in 8 bits.
     """
 
     cluster: ClusterSpec
@@ -53,6 +54,7 @@ class CallSetting:
     engines: tuple[str, ...] = (TRAINER,)
     between_training: bool = False
     eight_bit_weights: bool = False
+    eight_bit_cache: bool = False
 
 
 def call_costs(
@@ -122,6 +124,7 @@ def call_context(call: ModelCall, model: ModelSpec, setting: CallSetting) -> Cos
         collectives=default_collective_model(),
         forward_only=not trains,
         eight_bit_weights=setting.eight_bit_weights and not trains,
+        eight_bit_cache=setting.eight_bit_cache and not trains,
     )
 
 

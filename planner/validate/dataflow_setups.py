@@ -35,6 +35,7 @@ def replica(
     *,
     memory_share: float,
     eight_bit_weights: bool = False,
+    eight_bit_cache: bool = False,
 ) -> CallTable:
     """Ways to run a generation call by one replica on all devices of the cluster.
 
@@ -45,6 +46,7 @@ def replica(
         engine: Who generates, and how many prompt tokens a step reads.
         memory_share: Of device memory, for the engine to use.
         eight_bit_weights: Of the checkpoint, with a call in ``fp8``.
+        eight_bit_cache: Keys and values are kept in 8 bits.
     """
     columns = {"tensor_parallel": cluster.num_devices}
     if model.moe is not None:
@@ -54,7 +56,12 @@ def replica(
         PlanBatch.from_columns(1, **columns, micro_batch_size=at_once),
         call,
         model,
-        CallSetting(cluster=cluster, stack=find_stack("megatron"), eight_bit_weights=eight_bit_weights),
+        CallSetting(
+            cluster=cluster,
+            stack=find_stack("megatron"),
+            eight_bit_weights=eight_bit_weights,
+            eight_bit_cache=eight_bit_cache,
+        ),
         engine,
         room_bytes=memory_share * cluster.device.memory_bytes,
     )

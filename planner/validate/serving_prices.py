@@ -67,7 +67,7 @@ def left_out(row: ServingRow) -> str:
         return "no such engine here"
     if row.weights_dtype not in ("bf16", "fp16", EIGHT_BITS):
         return f"{row.weights_dtype} weights"
-    if row.kv_dtype not in ("", "bf16", "fp16"):
+    if row.kv_dtype not in ("", "bf16", "fp16", EIGHT_BITS):
         return f"{row.kv_dtype} cache"
     return ""
 
@@ -121,6 +121,7 @@ def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
     weights = EIGHT_BITS if row.weights_dtype == EIGHT_BITS else None
     asked: dict[str, Any] = {
         "weights": weights,
+        "kv_cache_dtype": EIGHT_BITS if row.kv_dtype == EIGHT_BITS else None,
         "prompt": round(row.prompt_tokens),
         "generate": _lengths(row),
         "engine": engine_of(row),
@@ -170,6 +171,7 @@ def _from_the_start(row: ServingRow) -> Mapping[str, tuple[float, float, float]]
         engine,
         memory_share=engine.memory_utilization,
         eight_bit_weights=row.weights_dtype == EIGHT_BITS,
+        eight_bit_cache=row.kv_dtype == EIGHT_BITS,
     )
     if not len(table):
         return {}

@@ -190,6 +190,15 @@ def test_eight_bits_fit_where_sixteen_do_not() -> None:
     assert not served("llama-3.1-70b", "1xL40S", weights="fp8").fits
 
 
+def test_an_eight_bit_cache_holds_twice_the_tokens_and_is_read_faster() -> None:
+    asked = {"gpus": "1xH100-SXM-80GB", "prompt": 8000, "concurrency": 32}
+    whole, small = (best(kv_cache_dtype=dtype, **asked) for dtype in (None, "fp8"))
+    assert small.memory.cache == whole.memory.cache
+    assert small.cache_tokens == pytest.approx(2 * whole.cache_tokens)
+    assert small.most_longest in (2 * whole.most_longest, 2 * whole.most_longest + 1)
+    assert small.tpot_s < 0.9 * whole.tpot_s
+
+
 def test_the_smallest_rates_are_served() -> None:
     plan = best(rate_per_s=1e-9)
     assert plan.requests_per_s == pytest.approx(1e-9)
@@ -226,6 +235,7 @@ def test_dollars_follow_tokens() -> None:
         ({"gpus": "1xT4", "precision": "bf16"}, "precision"),
         ({"prompt": None}, "prompt"),
         ({"weights": "int4"}, "weights"),
+        ({"kv_cache_dtype": "int8"}, "kv_cache_dtype"),
         ({"gpus": "1xA100-80GB", "weights": "fp8"}, "weights"),
         ({"promt": 3}, "promt"),
         ({"top": 0}, "top"),
@@ -241,7 +251,13 @@ def test_what_is_wrong_is_named(asked: dict[str, Any], field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{}, {"weights": "fp8"}, {"tpot_s": 0.001}, {"price_per_device_hour_usd": 2.0, "rate_per_s": 9}]
+    "asked",
+    [
+        {},
+        {"weights": "fp8", "kv_cache_dtype": "fp8"},
+        {"tpot_s": 0.001},
+        {"price_per_device_hour_usd": 2.0, "rate_per_s": 9},
+    ],
 )
 def test_the_document_keeps_to_its_schema(asked: dict[str, Any]) -> None:
     result = served(**asked)
