@@ -239,6 +239,12 @@ def at_rate(prices: ServingPrices, rate_per_s: FloatArray, places: FloatArray) -
     )
 
 
+def most_per_s(prices: ServingPrices, places: FloatArray) -> FloatArray:
+    """(N,) requests a second, arriving at random, at which so many places (N,) are just all taken."""
+    most = places[:, None]
+    return np.asarray(_solved(prices, most, most, lambda points: points.at_once).rate_per_s[:, 0])
+
+
 def _solved(
     prices: ServingPrices,
     wanted: FloatArray,

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-_JOB, _PLAN, _SEARCH, _OUTPUT = "Job", "Fixed parts of the plan (the rest is searched)", "Search", "Output"
+FIXED = "Fixed parts of the plan (the rest is searched)"
+_JOB, _PLAN, _SEARCH, _OUTPUT = "Job", FIXED, "Search", "Output"
 
 
 def option(name: str, words: str, panel: str, *more: str) -> Any:

@@ -32,7 +32,7 @@ Share = Annotated[float | None, _engine("--memory-utilization", "Share of GPU me
 Format = Annotated[str | None, _engine("--precision", "bf16 (default, where the GPU has it) or fp16.")]
 Weights = Annotated[str | None, _engine("--weights", "fp8 for an 8-bit checkpoint.")]
 CacheFormat = Annotated[str | None, _engine("--kv-cache-dtype", "fp8 for keys and values in 8 bits.")]
-Replicas = Annotated[int | None, option("--replicas", "Replicas of the layout.", "Fixed parts of the plan")]
+Replicas = Annotated[int | None, option("--replicas", "Replicas of the layout.", shared.FIXED)]
 
 
 def serving(

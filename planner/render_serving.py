@@ -1,17 +1,26 @@
 """Deployments of a served model as tables for a terminal."""
 
+import re
 from collections.abc import Sequence
+from itertools import compress
 
 from rich.console import Console
 from rich.table import Table
 
 from planner.phrases import count, dollars, gib, seconds
-from planner.render import render_notes
+from planner.render import NARROW, render_notes
 from planner.serving_job import BOUNDS, ServingJob
 from planner.serving_results import ServingPlan, ServingResult
 from profiles.parameters import total_parameters
 
 _PADDING = (0, 1)
+_LEFT_OUT = ("latency", "req/s", "tok/s/user")  # of a narrow table
+# What the command line calls the fields that remedies name.
+_OPTIONS = {
+    "ttft_s": "--ttft", "tpot_s": "--tpot", "latency_s": "--request-latency", "rate_per_s": "--rate",
+    "concurrency": "--concurrency", "max_model_len": "--max-model-len", "weights": "--weights",
+    "memory_utilization": "--memory-utilization",
+}  # fmt: skip
 
 
 def render_serving(result: ServingResult, console: Console, *, quiet: bool = False) -> None:
@@ -26,16 +35,19 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
     if result.shortage is not None:
         console.print(f"[bold red]No deployment serves that[/]: {result.shortage.message}", highlight=False)
         if result.shortage.remedy:
-            console.print(f"What would do: {result.shortage.remedy}.", highlight=False)
+            remedy = re.sub(
+                r"\b(" + "|".join(_OPTIONS) + r")\b", lambda found: _OPTIONS[found[0]], result.shortage.remedy
+            )
+            console.print(f"What would do: {remedy}.", highlight=False)
         if result.shortage.nearest is not None:
             console.print("\n[bold]Nearest[/]", highlight=False)
-            console.print(_table([result.shortage.nearest], result))
+            console.print(_table([result.shortage.nearest], result, console))
     else:
-        console.print(_table(result.plans, result))
+        console.print(_table(result.plans, result, console))
         _render_best(result.plans[0], result, console)
         if len(result.frontier) > 1:
             console.print("\n[bold]Throughput against speed[/]", highlight=False)
-            console.print(_table(result.frontier, result, ranked=False))
+            console.print(_table(result.frontier, result, console, ranked=False))
     if not quiet:
         render_notes("Assumed", result.assumptions, console)
 
@@ -55,14 +67,15 @@ def _requests(job: ServingJob) -> str:
     return "; ".join([words, *bounds])
 
 
-def _table(plans: Sequence[ServingPlan], result: ServingResult, *, ranked: bool = True) -> Table:
+def _table(plans: Sequence[ServingPlan], result: ServingResult, console: Console, *, ranked: bool = True) -> Table:
     staged = any(plan.pipeline_parallel > 1 for plan in plans)
     experts = any(plan.expert_parallel > 1 for plan in plans)
     table = Table(box=None, pad_edge=False, padding=_PADDING, header_style="bold")
     titles = [*(["#"] if ranked else []), "gpus", "tp", *(["pp"] if staged else []), *(["ep"] if experts else [])]
     titles += ["replicas", "at once", "TTFT", "TPOT", "latency", "req/s", "tok/s/gpu", "tok/s/user"]
     titles += [] if result.price is None else ["$/1M tokens"]
-    for title in titles:
+    told = [console.width >= NARROW or title not in _LEFT_OUT for title in titles]
+    for title in compress(titles, told):
         table.add_column(title, justify="right", no_wrap=True)
     for number, plan in enumerate(plans, start=1):
         cells = [*([str(number)] if ranked else []), f"{plan.num_devices:,}", str(plan.tensor_parallel)]
@@ -73,7 +86,7 @@ def _table(plans: Sequence[ServingPlan], result: ServingResult, *, ranked: bool 
         cells += [f"{plan.requests_per_s:,.3g}" if plan.requests_per_s < 1000 else f"{plan.requests_per_s:,.0f}"]
         cells += [f"{plan.tokens_per_s_per_device:,.0f}", f"{plan.tokens_per_s_per_user:,.0f}"]
         cells += [] if result.price is None else [dollars(plan.usd_per_million_tokens(result.price))]
-        table.add_row(*cells, style="bold" if ranked and number == 1 else "")
+        table.add_row(*compress(cells, told), style="bold" if ranked and number == 1 else "")
     return table
 
 

@@ -43,6 +43,7 @@ from planner.serving_states import (
 )
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import ClusterSpec
+from profiles.model import ModelSpec
 from profiles.scalars import plain
 from profiles.stacks import find_stack
 
@@ -97,6 +98,7 @@ def serving(
     machines = resolve_cluster(cluster, options.fabric)
     notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]
     notes += [Note(code="assumed_default", field="cluster", message=text) for text in machines.assumptions]
+    _check_context(job, resolved.spec)
     stored, note = _format(precision, weights, machines)
     question = ServingResult(
         model=resolved.spec,
@@ -113,6 +115,15 @@ def serving(
         assumptions=(*notes, *note),
     )
     return _answered(question, _checked_pins(pins), stored, _checked_top(top))
+
+
+def _check_context(job: ServingJob, model: ModelSpec) -> None:
+    """Refuse requests longer than the model was built for, as engines do (vLLM ``_get_and_verify_max_len``)."""
+    longest, most = job.max_model_len, model.max_sequence_length
+    if most and longest > most:
+        field = "max_model_len" if longest > job.prompt_tokens + job.output.most else "prompt"
+        problem = f"requests may have {longest:,} tokens, and {model.name} was built for {most:,}"
+        raise SpecError(field, problem, f"at most {most:,} tokens, prompt and output together")
 
 
 def _format(precision: str | None, weights: str | None, cluster: ClusterSpec) -> tuple[str, tuple[Note, ...]]:
@@ -134,7 +145,10 @@ def _format(precision: str | None, weights: str | None, cluster: ClusterSpec) ->
         raise SpecError("cluster", f"{device.name} has no 16-bit arithmetic")
     if weights is not None:
         if weights not in device.peak_flops_per_s:
-            raise SpecError("weights", f"{device.name} has no {weights} arithmetic", "leave it out: 16-bit weights")
+            problem = (
+                f"{device.name} has no {weights} arithmetic, and 8-bit weights in 16-bit products are not modelled"
+            )
+            raise SpecError("weights", problem, "leave it out: 16-bit weights")
         return weights, ()
     if precision is None and known[0] != _FORMATS[0]:
         message = f"{known[0]}: {device.name} has no {_FORMATS[0]} arithmetic"
@@ -194,7 +208,9 @@ def _answered(asked: ServingResult, pins: Mapping[str, int], precision: str, top
     fitting = found.take(np.flatnonzero(found.places > 0))
     if not len(fitting.plans):
         larger = (layouts(_pinned(_plans(asked, size, precision), pins), asked, precision) for size in _larger(asked))
-        return replace(asked, shortage=no_room(found, larger, asked))
+        narrow = precision != EIGHT_BITS and EIGHT_BITS in asked.cluster.device.peak_flops_per_s
+        small = layouts(plans, asked, EIGHT_BITS) if narrow else None
+        return replace(asked, shortage=no_room(found, small, larger, asked))
     asked = replace(asked, considered=len(fitting.plans))
     there = deployments(fitting, asked.job, fixed="data_parallel" in pins)
     within = there.held & within_bounds(there.points, asked.job)

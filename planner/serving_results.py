@@ -135,6 +135,11 @@ class ServingResult:
     assumptions: tuple[Note, ...]
 
     @property
+    def best(self) -> ServingPlan | None:
+        """The first plan; None when there is none."""
+        return self.plans[0] if self.plans else None
+
+    @property
     def fits(self) -> bool:
         """Whether anything does what was asked."""
         return self.shortage is None

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from costmodels.plan import FloatArray
-from costmodels.serving import at_concurrency
+from costmodels.serving import most_per_s
 from planner.phrases import gib, seconds
 from planner.serving_job import BOUNDS
 from planner.serving_results import ServingResult, ServingShortage
@@ -16,21 +16,33 @@ _NAMES = {"data_parallel": "replicas"}
 
 def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
     """The engine loads the model in no layout with the degrees that are fixed."""
-    fixed = ", ".join(f"{_NAMES.get(name, name.replace('_', ' '))} {value}" for name, value in pins.items())
-    message = f"{asked.engine.name} loads {asked.model.name} in no layout of {asked.cluster.num_devices} devices"
-    return ServingShortage(
-        reason="no_layout",
-        message=message + (f" with {fixed}" if fixed else ""),
-        remedy="degrees that the planner chooses" if fixed else "",
-        nearest=None,
-    )
+    model, devices = asked.model, asked.cluster.num_devices
+    t, e = pins.get("tensor_parallel", 1), pins.get("expert_parallel", 1)
+    needed = t * pins.get("pipeline_parallel", 1) * pins.get("data_parallel", 1)
+    if needed > devices:
+        why = f"that takes {needed:,} devices, and there are {devices:,}"
+    elif model.num_attention_heads % t:
+        why = f"{model.num_attention_heads} attention heads do not divide by tp {t}"
+    elif e > 1 and model.moe is None:
+        why = f"{model.name} has no experts for ep {e}"
+    elif e > 1 and "tensor_parallel" in pins and e != t:
+        why = "experts are spread over all tensor-parallel ranks, ep = tp, or over none, ep 1"
+    elif devices % needed:
+        why = f"replicas of {needed:,} devices do not divide the {devices:,}"
+    else:
+        fixed = ", ".join(f"{_NAMES.get(name, name.replace('_', ' '))} {value}" for name, value in pins.items())
+        why = f"{asked.engine.name} loads {model.name} in no layout of {devices:,} devices"
+        why += f" with {fixed}" if fixed else ""
+    remedy = "degrees that the planner chooses" if pins else ""
+    return ServingShortage(reason="no_layout", message=why, remedy=remedy, nearest=None)
 
 
-def no_room(found: Layouts, larger: Iterable[Layouts], asked: ServingResult) -> ServingShortage:
+def no_room(found: Layouts, small: Layouts | None, larger: Iterable[Layouts], asked: ServingResult) -> ServingShortage:
     """No layout holds the model and one request of the longest length.
 
     Args:
         found: The layouts there are.
+        small: The same with an 8-bit checkpoint; None where the device cannot.
         larger: Those on growing numbers of devices, looked at until one has room.
         asked: The question.
     """
@@ -42,7 +54,9 @@ def no_room(found: Layouts, larger: Iterable[Layouts], asked: ServingResult) -> 
         f"{gib(found.room_bytes)} that {asked.engine.name} may use of each device, with tp {plan.tensor_parallel} "
         f"and pp {plan.pipeline_parallel}: {gib(short)} too much"
     )
-    return ServingShortage(reason="does_not_fit", message=message, remedy=_roomier(found, larger, asked), nearest=None)
+    return ServingShortage(
+        reason="does_not_fit", message=message, remedy=_roomier(found, small, larger, asked), nearest=None
+    )
 
 
 def _needed_bytes(found: Layouts) -> FloatArray:
@@ -51,7 +65,7 @@ def _needed_bytes(found: Layouts) -> FloatArray:
     return memory.weight_bytes + memory.fixed_bytes + memory.working_bytes + found.longest_bytes
 
 
-def _roomier(found: Layouts, larger: Iterable[Layouts], asked: ServingResult) -> str:
+def _roomier(found: Layouts, small: Layouts | None, larger: Iterable[Layouts], asked: ServingResult) -> str:
     tokens = int((found.cache_bytes / found.token_bytes).max())
     wanted = int(asked.job.prompt_tokens + asked.job.output.most)
     if wanted <= tokens < asked.job.max_model_len:
@@ -60,6 +74,8 @@ def _roomier(found: Layouts, larger: Iterable[Layouts], asked: ServingResult) ->
     least_bytes = float(_needed_bytes(found).min())
     if least_bytes <= usable:
         return f"memory_utilization {_rounded_up(least_bytes / asked.cluster.device.memory_bytes):g}"
+    if small is not None and (small.places > 0).any():
+        return "weights fp8, an 8-bit checkpoint"
     for layouts in larger:
         fitting = np.flatnonzero(layouts.places > 0)
         if len(fitting):
@@ -76,12 +92,16 @@ def too_much(found: Layouts, there: Deployments, asked: ServingResult) -> Servin
         most = int(found.places.max())
         message = f"{job.concurrency:,} requests at once do not fit a replica: {most:,} do at most"
         return ServingShortage(reason="too_many", message=message, remedy=f"concurrency {most}", nearest=None)
-    full = at_concurrency(found.prices, found.places[:, None].astype(np.float64)).rate_per_s[:, 0]
-    most_per_s = float((full * found.plans.data_parallel).max())
-    message = f"{job.rate_per_s:g} requests a second are too many: all devices together answer {most_per_s:.3g} at most"
-    devices = int(np.ceil(asked.cluster.num_devices * (job.rate_per_s or 0) / most_per_s))
-    remedy = f"a rate below {most_per_s:.3g}, or more than {devices} devices"
-    return ServingShortage(reason="too_many", message=message, remedy=remedy, nearest=None)
+    each = most_per_s(found.prices, found.places.astype(np.float64))
+    most_rate = _rounded_down(float((each * found.plans.data_parallel).max()))
+    message = f"{job.rate_per_s:g} requests a second are too many: all devices together answer {most_rate:g} at most"
+    devices = int(np.ceil(asked.cluster.num_devices * (job.rate_per_s or 0) / most_rate))
+    return ServingShortage(
+        reason="too_many",
+        message=message,
+        remedy=f"rate_per_s {most_rate:g}, or about {devices:,} devices",
+        nearest=None,
+    )
 
 
 def _too_slow(found: Layouts, there: Deployments, asked: ServingResult) -> ServingShortage:
@@ -97,6 +117,12 @@ def _too_slow(found: Layouts, there: Deployments, asked: ServingResult) -> Servi
     missed = {name: float(getattr(nearest, name)) for name in bounds}
     looser = [f"{name} {_rounded_up(value):g}" for name, value in missed.items() if value > bounds[name]]
     return ServingShortage(reason="too_slow", message=message, remedy=", ".join(looser), nearest=nearest)
+
+
+def _rounded_down(value: float) -> float:
+    """The next smaller number of three digits, a little less than the limit, at which requests would wait for ever."""
+    digit = 10.0 ** (np.floor(np.log10(value)) - 2)
+    return float(np.floor(0.999 * value / digit) * digit)
 
 
 def _rounded_up(value: float) -> float:

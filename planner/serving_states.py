@@ -19,6 +19,7 @@ from costmodels.serving import (
 from planner.dataflow.call_costs import CallSetting, call_context
 from planner.serving_job import ServingJob
 from planner.serving_results import ServingMemory, ServingPlan, ServingResult
+from profiles.model import MAX_SEQUENCE
 from profiles.stacks import find_stack
 
 EIGHT_BITS = "fp8"  # the recipe whose products read weights of 8 bits
@@ -145,10 +146,23 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
         at_once = np.tile(np.asarray(wanted, dtype=np.float64), (len(found.plans), 1))
         points = at_concurrency(found.prices, np.minimum(at_once, places))
         return Deployments(points=points, replicas=np.broadcast_to(most, at_once.shape), held=at_once <= places)
-    counts = np.asarray(_doubling(int(most.max()), every=_EVERY_REPLICA))
-    replicas = np.broadcast_to(most, (len(most), 1)) if fixed else np.minimum(counts, most)
-    points = at_rate(found.prices, job.rate_per_s / replicas, found.places.astype(np.float64))
-    return Deployments(points=points, replicas=replicas, held=np.isfinite(points.latency_s))
+    rate, room = job.rate_per_s, found.places.astype(np.float64)
+    replicas = most if fixed else np.minimum(_doubling(int(most.max()), every=_EVERY_REPLICA), most)
+    while True:
+        points = at_rate(found.prices, rate / replicas, room)
+        held = np.isfinite(points.latency_s)
+        enough = held & within_bounds(points, job)
+        first = np.where(enough.any(axis=1), enough.argmax(axis=1), 0)
+        rows = np.arange(len(most))
+        fewest, before = (
+            replicas[rows, first],
+            np.where(first > 0, replicas[rows, first - 1], replicas[rows, first] - 1),
+        )
+        if fixed or (fewest - before <= 1).all():
+            return Deployments(points=points, replicas=replicas, held=held)
+        # Between the fewest that hold and those below them lies the answer; what is more is looked at as before.
+        between = np.linspace(before + 1, fewest, _EVERY_REPLICA, axis=1).round().astype(np.int64)
+        replicas = np.concatenate([between, np.where(replicas >= fewest[:, None], replicas, fewest[:, None])], axis=1)
 
 
 def _doubling(most: int, *, every: int = 1) -> list[int]:
@@ -185,7 +199,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         pipeline_parallel=plan.pipeline_parallel,
         expert_parallel=plan.expert_parallel,
         replicas=replicas,
-        concurrency=float(points.at_once[row, place]),
+        concurrency=round(float(points.at_once[row, place]), 6),
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         latency_s=float(points.latency_s[row, place]),
@@ -195,7 +209,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         output_tokens_per_s=rate * replicas * job.output.mean,
         most_requests=int(found.places[row]),
         most_longest=int(min(cache // found.longest_bytes[row], found.places[row])),
-        longest_tokens=None if windowed else int(cache // each),
+        longest_tokens=None if windowed else min(int(cache // each), asked.model.max_sequence_length or MAX_SEQUENCE),
         cache_tokens=cache / each,
         memory=ServingMemory(
             weights=float(found.memory.weight_bytes[row]),

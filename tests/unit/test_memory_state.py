@@ -211,3 +211,17 @@ def test_unit_is_the_largest_thing_gathered_at_once():
 def test_state_bytes_of_the_default_job():
     each = state_bytes(job(), stack())
     assert (each.weight, each.gradient, each.master, each.moments) == (2, 4, 4, 8)
+
+
+@pytest.mark.parametrize(("stage", "each"), [(1, 4.0), (2, 2 + 4 / 8), (3, 4 / 8)])
+def test_fsdp_keeps_gathered_weights_in_16_bits_beside_its_shards(stage: int, each: float) -> None:
+    """fully_shard(reshard_after_forward=False) is stage 2: what is gathered is cast, the fp32 shard stays."""
+    where = context(stack=stack(framework="fsdp"))
+    plan = ExecutionPlan(data_parallel=8, zero_stage=stage)
+    assert per_parameter(plan, where)[0] == pytest.approx(each)
+    alone = ExecutionPlan(data_parallel=8, zero_stage=stage, zero_shard_degree=1)
+    assert per_parameter(alone, where)[0] == pytest.approx(4.0)
+
+
+def test_megatron_s_second_stage_keeps_whole_weights() -> None:
+    assert per_parameter(ExecutionPlan(data_parallel=8, zero_stage=2), context(stack=stack()))[0] == 2.0

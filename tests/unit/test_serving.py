@@ -68,13 +68,21 @@ def test_a_rate_is_served_by_the_fewest_devices() -> None:
     assert best(gpus="16x8xH100-SXM-80GB", rate_per_s=200, tpot_s=0.015).num_devices > plan.num_devices
 
 
+@pytest.mark.parametrize(("gpus", "rate"), [("512x8xH100", 10_000), ("60x8xH100", 5000), ("16x8xH100", 300)])
+def test_one_replica_fewer_does_not_serve_the_rate(gpus: str, rate: float) -> None:
+    plan = best(gpus=gpus, rate_per_s=rate, ttft_s=2.0, pins={"tp": 1, "pp": 1})
+    fewer = served(gpus=gpus, rate_per_s=rate, ttft_s=2.0, pins={"tp": 1, "pp": 1, "dp": plan.replicas - 1})
+    assert not fewer.fits
+
+
 def test_a_rate_beyond_all_devices_names_the_most_they_answer() -> None:
     shortage = served(rate_per_s=2000).shortage
     assert shortage is not None
     assert shortage.reason == "too_many"
-    most = float(shortage.remedy.split()[3].rstrip(","))
-    assert served(rate_per_s=0.95 * most).fits
-    assert not served(rate_per_s=1.05 * most).fits
+    name, most = shortage.remedy.split(",")[0].split()
+    assert name == "rate_per_s"
+    assert served(rate_per_s=float(most)).fits
+    assert not served(rate_per_s=1.02 * float(most)).fits
 
 
 def test_replicas_that_are_fixed_are_all_there_are() -> None:
@@ -117,13 +125,17 @@ def test_caches_are_split_by_heads(t: int, parts: int) -> None:
 def test_what_does_not_fit_says_what_would() -> None:
     shortage = served("llama-3.1-405b").shortage
     assert shortage is not None
-    assert (shortage.reason, shortage.remedy) == ("does_not_fit", "16 of these devices, which hold a replica")
-    assert served("llama-3.1-405b", "2x8xH100-SXM-80GB").fits
-    long = served(gpus="1xL40S", max_model_len=400_000).shortage
+    assert (shortage.reason, shortage.remedy) == ("does_not_fit", "weights fp8, an 8-bit checkpoint")
+    assert served("llama-3.1-405b", weights="fp8").fits
+    older = served("llama-3.1-405b", "8xA100-SXM-80GB").shortage
+    assert older is not None
+    assert older.remedy == "16 of these devices, which hold a replica"
+    assert served("llama-3.1-405b", "2x8xA100-SXM-80GB").fits
+    long = served("llama-3.1-8b", "1xA10G", max_model_len=100_000).shortage
     assert long is not None
     name, tokens = long.remedy.split()
-    assert (name, served(gpus="1xL40S", max_model_len=int(tokens)).fits) == ("max_model_len", True)
-    assert not served(gpus="1xL40S", max_model_len=int(tokens) + 1).fits
+    assert (name, served(gpus="1xA10G", max_model_len=int(tokens)).fits) == ("max_model_len", True)
+    assert not served(gpus="1xA10G", max_model_len=int(tokens) + 1).fits
 
 
 def test_experts_are_spread_over_the_ranks_of_a_replica_or_split() -> None:
@@ -197,6 +209,38 @@ def test_an_eight_bit_cache_holds_twice_the_tokens_and_is_read_faster() -> None:
     assert small.cache_tokens == pytest.approx(2 * whole.cache_tokens)
     assert small.most_longest in (2 * whole.most_longest, 2 * whole.most_longest + 1)
     assert small.tpot_s < 0.9 * whole.tpot_s
+
+
+@pytest.mark.parametrize(
+    ("model", "pins", "words"),
+    [
+        ("llama-3.1-8b", {"tp": 3}, "32 attention heads do not divide by tp 3"),
+        ("llama-3.1-8b", {"tp": 4, "dp": 4}, "takes 16 devices, and there are 8"),
+        ("llama-3.1-8b", {"ep": 2}, "has no experts"),
+        ("llama-3.1-8b", {"pp": 5}, "replicas of 5 devices do not divide the 8"),
+        ("mixtral-8x7b", {"tp": 8, "ep": 4}, "ep = tp"),
+    ],
+)
+def test_layouts_that_cannot_be_say_why(model: str, pins: dict[str, int], words: str) -> None:
+    shortage = served(model, pins=pins).shortage
+    assert shortage is not None
+    assert shortage.reason == "no_layout"
+    assert words in shortage.message
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"model": "llama-2-7b", "prompt": 8000}, "prompt"),
+        ({"model": "gpt2", "prompt": 500, "max_model_len": 5000}, "max_model_len"),
+        ({"prompt": 130_900, "generate": 256}, "prompt"),
+    ],
+)
+def test_requests_are_no_longer_than_the_model_was_built_for(asked: dict[str, Any], field: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        served(**asked)
+    assert caught.value.field == field
+    assert best("llama-3.1-8b").longest_tokens == 131_072
 
 
 def test_the_smallest_rates_are_served() -> None:
@@ -294,7 +338,7 @@ def test_the_tables_say_what_is_best_and_why_nothing_is(planner_line: Command) -
     code, out, _ = planner_line(*COMMAND, "--tpot", "1ms")
     assert code == 3
     assert "out of reach: time per output token 1 ms, at best" in out
-    assert "What would do: tpot_s" in out
+    assert "What would do: --tpot 0." in out
     assert "Nearest" in out
 
 
