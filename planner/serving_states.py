@@ -36,7 +36,6 @@ class Layouts:
         plans: As large as the cluster; ``data_parallel`` is the most replicas there may be.
         prices: Of one replica each.
         memory: Of one replica each.
-        shared_bytes: (N,) of a prefix that all requests share.
         places: (N,) requests that fit a replica at once, and the engine takes.
         room_bytes: Device memory the engine may use.
         token_bytes: (N,) of one token in the cache of the fullest rank.
@@ -47,7 +46,6 @@ class Layouts:
     plans: PlanBatch
     prices: ServingPrices
     memory: GenerationMemory
-    shared_bytes: FloatArray
     places: IntArray
     room_bytes: float
     token_bytes: FloatArray
@@ -57,8 +55,7 @@ class Layouts:
     def take(self, rows: IntArray) -> "Layouts":
         """The selected layouts."""
         columns = {
-            name: getattr(self, name)[rows]
-            for name in ("shared_bytes", "places", "token_bytes", "cache_bytes", "longest_bytes")
+            name: getattr(self, name)[rows] for name in ("places", "token_bytes", "cache_bytes", "longest_bytes")
         }
         return replace(
             self, plans=self.plans.take(rows), prices=self.prices.take(rows), memory=self.memory.take(rows), **columns
@@ -123,7 +120,6 @@ def layouts(plans: PlanBatch, asked: ServingResult, precision: str) -> Layouts:
         plans=plans,
         prices=prices,
         memory=memory,
-        shared_bytes=shared,
         places=places,
         room_bytes=room,
         token_bytes=token_bytes,
@@ -154,10 +150,8 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
         enough = held & within_bounds(points, job)
         first = np.where(enough.any(axis=1), enough.argmax(axis=1), 0)
         rows = np.arange(len(most))
-        fewest, before = (
-            replicas[rows, first],
-            np.where(first > 0, replicas[rows, first - 1], replicas[rows, first] - 1),
-        )
+        fewest = replicas[rows, first]
+        before = np.where(first > 0, replicas[rows, first - 1], fewest - 1)
         if fixed or (fewest - before <= 1).all():
             return Deployments(points=points, replicas=replicas, held=held)
         # Between the fewest that hold and those below them lies the answer; what is more is looked at as before.
