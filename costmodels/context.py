@@ -22,8 +22,8 @@ class CostContext:
         kernels: Prices kernel calls.
         collectives: Prices collective calls.
         forward_only: Nothing is differentiated: calls of backward passes are neither lowered nor priced.
-        eight_bit_weights: Matrices of layers lie in 8 bits, as in checkpoints that engines serve; embedding, norms and
-            head do not. Products of an 8-bit recipe read them so; other recipes make them 8 bits wide as they go.
+        eight_bit_weights: Matrices of layers lie in 8 bits, as in checkpoints that engines serve, and products read
+            them so; embedding, norms and head do not. Without it an 8-bit recipe casts 16-bit weights as it goes.
         eight_bit_cache: Engines keep keys and values in 8 bits.
         implementation: Who runs the kernels (``costmodels.kernels.implementations``); 0: the training stack.
     """

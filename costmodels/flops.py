@@ -11,7 +11,7 @@ import numpy as np
 
 from costmodels.lowering.attention import score_share
 from costmodels.plan import FloatArray, IntArray, Recompute, RecomputeModule, chosen_modules
-from costmodels.saved_products import attention_products, mlp_products
+from costmodels.saved_products import layer_products
 from costmodels.workload import LoraSpec, TrainingJob
 from profiles.model import ModelSpec
 from profiles.parameters import layer_parameters, total_lora_parameters
@@ -95,31 +95,25 @@ def hardware_flops_per_step(
     core = attention_core_flops_per_token(model, job.sequence_length, causal=True)
     head = 1.0 * model.output_width * model.hidden_size
     layers_forward = 2 * (matmul_parameters(model) - head) + core
-    repeated_core = core if stack.selective == "core" else 2 * _repeated_parameters(model)
-    weights = _module_parameters(model)
-    modules = chosen_modules(
-        recompute_modules,
-        lambda module: np.full(
-            len(recompute), repeated_core if module is RecomputeModule.CORE_ATTN else 2 * weights[module]
-        ),
-    )
+    forward = {module: 2 * weights for module, weights in _module_parameters(model).items()}
+    forward[RecomputeModule.CORE_ATTN] = core
+    if stack.selective == "products":
+        routed = forward[RecomputeModule.MOE] - forward[RecomputeModule.SHARED_EXPERTS]
+        forward[RecomputeModule.CORE_ATTN] = 2 * _repeated_parameters(model) + routed
+    modules = chosen_modules(recompute_modules, lambda module: np.full(len(recompute), forward[module]))
     repeated = np.where(recompute == int(Recompute.SELECTIVE), modules, recomputed_layer_share * layers_forward)
     return model_flops_per_step(model, job, causal=True) + repeated * job.tokens_per_step
 
 
 def _repeated_parameters(model: ModelSpec) -> float:
-    """Weights, all layers, that torchtitan's selective recomputation multiplies again: routed experts count k of E."""
-    found = 0.0
-    for moe, layers in ((False, model.num_layers - model.num_moe_layers), (True, model.num_moe_layers)):
-        products = [*attention_products(model), *mlp_products(model, moe=moe)]
-        last = products[-1:] if mlp_products(model, moe=moe) else []
-        again = [product for product in products[1::2] if product not in last]
-        found += layers * sum(product.inputs * product.outputs for product in again)
-    if model.moe is not None:
-        mixed = layer_parameters(model, moe=True)
-        visited = mixed.routed_experts * model.moe.experts_per_token / model.moe.num_experts
-        found += model.num_moe_layers * (mixed.router + visited)
-    return found
+    """Weights, all layers, that torchtitan's selective recomputation multiplies again, routed experts left out."""
+    kinds = ((False, model.num_layers - model.num_moe_layers), (True, model.num_moe_layers))
+    return sum(
+        1.0 * layers * product.weights
+        for moe, layers in kinds
+        for product in layer_products(model, moe=moe)
+        if product.repeated
+    )
 
 
 def _module_parameters(model: ModelSpec) -> dict[RecomputeModule, float]:

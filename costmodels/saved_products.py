@@ -11,7 +11,7 @@ Source:
     results are kept: ``_op_sac_save_list`` of torchtitan/models/llama3/infra/parallelize.py and its like.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,16 +35,37 @@ class Product:
         outputs: Values it makes per token.
         split: Over which ranks of a tensor-parallel group these are spread: ``tensor``, ``key_value`` (at most one per
             key/value head), ``sequence`` or, partial sums that they are, over ``none``.
+        mlp: Whether it belongs to the MLP, or to the attention block.
+        kept: Whether its outputs stay for the backward pass.
+        repeated: Whether it runs again there: all others but the MLP's last, whose outputs nothing needs.
     """
 
     part: Part
     inputs: int
     outputs: int
     split: str
+    mlp: bool = False
+    kept: bool = False
+    repeated: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Weights that it multiplies with."""
+        return self.inputs * self.outputs
 
 
-def attention_products(model: ModelSpec) -> tuple[Product, ...]:
-    """Products of the attention block, in the order they run in."""
+def layer_products(model: ModelSpec, *, moe: bool) -> tuple[Product, ...]:
+    """Products of one layer, routed experts left out, in the order they run in."""
+    mlp = _mlp_products(model, moe=moe)
+    every = (*_attention_products(model), *mlp)
+    last = len(every) - 1 if mlp else None
+    return tuple(
+        replace(product, kept=number % 2 == 0, repeated=number % 2 == 1 and number != last)
+        for number, product in enumerate(every)
+    )
+
+
+def _attention_products(model: ModelSpec) -> tuple[Product, ...]:
     hidden, heads, latent = model.hidden_size, model.num_attention_heads, model.latent_attention
 
     def product(inputs: int, outputs: int, split: str, part: Part = Part.PRODUCT) -> Product:
@@ -66,29 +87,23 @@ def attention_products(model: ModelSpec) -> tuple[Product, ...]:
     )
 
 
-def mlp_products(model: ModelSpec, *, moe: bool) -> tuple[Product, ...]:
-    """Products of a dense MLP, or of the shared experts beside routed ones, in the order they run in."""
+def _mlp_products(model: ModelSpec, *, moe: bool) -> tuple[Product, ...]:
+    """Those of a dense MLP, or of the shared experts beside routed ones."""
     hidden, width = model.hidden_size, model.ffn_hidden_size
     first, last = Part.PRODUCT, Part.LAST_PRODUCT
     if moe and model.moe is not None:
         width, first, last = model.moe.shared_ffn_hidden_size, Part.SHARED, Part.SHARED
     if not width:
         return ()
-    up = Product(part=first, inputs=hidden, outputs=width, split="tensor")
-    return (*(up,) * (model.mlp_matrices - 1), Product(part=last, inputs=width, outputs=hidden, split="none"))
+    up = Product(part=first, inputs=hidden, outputs=width, split="tensor", mlp=True)
+    down = Product(part=last, inputs=width, outputs=hidden, split="none", mlp=True)
+    return (*(up,) * (model.mlp_matrices - 1), down)
 
 
 def repeated_weights(model: ModelSpec, part: Part, *, mlp: bool, moe: bool) -> tuple[int, int]:
     """Weights of the products of one part of the attention block or (``mlp``) the MLP: repeated ones, and all."""
-    before = 0 if not mlp else len(attention_products(model))
-    found = mlp_products(model, moe=moe) if mlp else attention_products(model)
-    repeated = total = 0
-    for number, product in enumerate(found):
-        weights = product.inputs * product.outputs if product.part is part else 0
-        last = mlp and number == len(found) - 1
-        repeated += weights * ((before + number) % 2 == 1 and not last)
-        total += weights
-    return repeated, total
+    found = [product for product in layer_products(model, moe=moe) if product.mlp == mlp and product.part is part]
+    return sum(product.weights for product in found if product.repeated), sum(product.weights for product in found)
 
 
 def saved_bytes(
@@ -115,15 +130,15 @@ def saved_bytes(
         sharded_tokens: (N,) the same where sequence parallelism shards them.
     """
     t, element = plans.tensor_parallel, job.numerics.storage_bytes
-    every = [*attention_products(model), *mlp_products(model, moe=moe)]
+    every = layer_products(model, moe=moe)
     compiled = stack.activation != "eager" and not moe
-    kept = [product for product in every[::2] if not (compiled and product is every[-1])]
+    kept = [product for product in every if product.kept and not (compiled and product is every[-1])]
     each = {"tensor": tokens / t, "sequence": sharded_tokens, "none": tokens}
     each["key_value"] = tokens / np.minimum(t, model.num_key_value_heads)
     sums = np.where(t > 1, (1 if compiled else 2) * model.hidden_size * sharded_tokens, 0.0)  # of its two blocks
     elements = sums + sum(product.outputs * each[product.split] for product in kept)
-    output = every[len(attention_products(model)) - 1].inputs
-    elements = elements + output * tokens / t
+    projected = [product for product in every if not product.mlp][-1].inputs
+    elements = elements + projected * tokens / t
     if moe and model.moe is not None:  # what the exchanges bring to the experts and back
         received = 2 * model.moe.experts_per_token * model.hidden_size * plans.expert_tensor_parallel * tokens / t
         elements = elements + np.where(plans.expert_parallel > 1, received, 0.0)

@@ -20,10 +20,7 @@ from costmodels.optimizer import optimizer_s, paging_s
 from costmodels.parameter_offload import gathers_once
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters
-from costmodels.stage_seconds import (
-    Multiplicity,
-    accumulates_whole,
-)
+from costmodels.stage_seconds import Multiplicity, accumulates_whole, module_traffic_s
 from costmodels.stages import StageTable
 from costmodels.step_passes import StepPasses, offloaded_weights_s, step_passes
 from costmodels.trust import layer_opens, pipeline_opens, step_opens
@@ -116,7 +113,7 @@ def step_time(
     run, of_row, stage_s = found.run, found.of_row, found.run.stage_s
     parts, totals = (
         {name: np.take(seconds, of_row) for name, seconds in table.items()}
-        for table in _parts(run, largest_column(stage_s))
+        for table in _parts(run, largest_column(stage_s), context.stack)
     )
     parts["data_parallel"], totals["data_parallel"] = found.shown_s, found.sent_s
     parts["optimizer"] = found.optimizer_s
@@ -232,10 +229,10 @@ def _opens(run: StepPasses) -> FloatArray:
     )
 
 
-def _parts(run: StepPasses, slowest: IntArray) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+def _parts(run: StepPasses, slowest: IntArray, stack: StackSpec) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """(K,) seconds per step of the passes by cause, which add up to them, and traffic by axis, hidden or not."""
     m = run.plans.num_microbatches
-    parts, totals = _parts_of_stage(run, slowest)
+    parts, totals = _parts_of_stage(run, slowest, stack)
     parts["backward"] = parts["backward"] + m * at_column(run.work.accumulate_s, slowest)
     # Interleaving crosses v times but overlaps them with other chunks (arXiv:2104.04473 section 2.2).
     parts["pipeline_transfer"] = 2 * m * run.transfers.time_s
@@ -245,7 +242,9 @@ def _parts(run: StepPasses, slowest: IntArray) -> tuple[dict[str, FloatArray], d
     return parts, totals
 
 
-def _parts_of_stage(run: StepPasses, slowest: IntArray) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+def _parts_of_stage(
+    run: StepPasses, slowest: IntArray, stack: StackSpec
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """(K,) seconds per step of the slowest stage by cause, and its traffic by axis, hidden or not."""
     plans, stages, costs, layers = run.plans, run.stages, run.costs, run.layers
     m = plans.num_microbatches
@@ -273,12 +272,11 @@ def _parts_of_stage(run: StepPasses, slowest: IntArray) -> tuple[dict[str, Float
                     seconds = seconds + repeated_s
             sums[name] = sums[name] + seconds
     again = again - of_block[id(costs.dense_mlp)] * costs.dense_mlp.of_part(Part.LAST_PRODUCT)
-    selective = zip(layers.groups, run.again.selective_s, run.again_traffic_s, strict=True)
-    for group, selective_s, traffic_s in selective:
+    for group, selective_s in zip(layers.groups, run.again.selective_s, strict=True):
         if group.selective is not None:
             counts = at_column(np.broadcast_to(group.selective, stages.layers.shape), slowest)
             again = again + counts * selective_s[:, 0]
-            for name, seconds in traffic_s.items():
+            for name, seconds in module_traffic_s(costs, plans.recompute_modules, stack, moe=group.moe).items():
                 sums[name] = sums[name] + counts * seconds
                 again = again - counts * seconds * (not name.endswith("_total"))
     parts = {

@@ -13,16 +13,9 @@ from costmodels.parameter_offload import gathers_once
 from costmodels.pipeline import HostTraffic, Passes, Scheduled, scheduled
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
 from costmodels.stage_activations import stage_activations
-from costmodels.stage_layers import StageLayers, layer_kinds, stage_layers
+from costmodels.stage_layers import StageLayers, stage_layers
 from costmodels.stage_parameters import StageParameters
-from costmodels.stage_seconds import (
-    RecomputeUnits,
-    StageSeconds,
-    module_traffic_s,
-    recomputation_s,
-    recompute_units,
-    stage_seconds,
-)
+from costmodels.stage_seconds import RecomputeUnits, StageSeconds, recomputation_s, recompute_units, stage_seconds
 from costmodels.stages import StageTable
 
 
@@ -35,7 +28,6 @@ class StepPasses:
         layers: What is done with their layers.
         work: What every stage spends on one micro-batch, nothing recomputed.
         again: What recomputation repeats.
-        again_traffic_s: (K,) of what it repeats of one layer of each kind, in modules, the traffic, by component.
         transfers: (K,) one crossing to the next stage.
         per_microbatch_s: (K,) fixed work per micro-batch.
         passes: What every stage spends on one micro-batch, waiting for the host left out.
@@ -48,7 +40,6 @@ class StepPasses:
     layers: StageLayers
     work: StageSeconds
     again: RecomputeUnits
-    again_traffic_s: tuple[dict[str, FloatArray], ...]
     transfers: Prediction
     per_microbatch_s: FloatArray
     passes: Passes
@@ -91,10 +82,6 @@ def step_passes(
         layers=layers,
         work=work,
         again=again,
-        again_traffic_s=tuple(
-            module_traffic_s(costs, plans.recompute_modules, context.stack, moe=moe)
-            for moe in layer_kinds(context.model)
-        ),
         transfers=transfers,
         per_microbatch_s=per_micro,
         passes=passes,

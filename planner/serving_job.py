@@ -8,7 +8,7 @@ from planner.dataflow.length_text import LengthInput, parse_lengths
 from profiles.engines import EngineSpec, find_engine
 from profiles.errors import SpecError
 from profiles.model import MAX_SEQUENCE
-from profiles.scalars import plain
+from profiles.scalars import plain, whole_number
 
 MOST_RATE_PER_S = 1e7
 LEAST = 1e-9  # of rates and seconds: what is smaller means nothing
@@ -66,7 +66,7 @@ def serving_job(
     Raises:
         SpecError: If a number is none, or out of bounds, or they contradict each other.
     """
-    prompt_tokens = _whole("prompt", prompt, least=1, most=MAX_SEQUENCE - 1)
+    prompt_tokens = whole_number("prompt", prompt, least=1, most=MAX_SEQUENCE - 1)
     output = parse_lengths("generate", generate)
     if output.mean < 2:
         problem = f"must be at least 2 tokens on average; got {output.mean:g}: the first comes with the prompt"
@@ -74,10 +74,11 @@ def serving_job(
     longest = int(prompt_tokens + output.most)
     if longest > MAX_SEQUENCE:
         raise SpecError("generate", f"prompt and output may have {MAX_SEQUENCE} tokens together; got {longest}")
-    cached = _whole("prefix", prefix, least=0, most=prompt_tokens - 1)
+    cached = whole_number("prefix", prefix, least=0, most=prompt_tokens - 1)
     if rate_per_s is not None and concurrency is not None:
         raise SpecError("rate_per_s", "and concurrency say the same in two ways", "leave one of them out")
-    limit = longest if max_model_len is None else _whole("max_model_len", max_model_len, least=1, most=MAX_SEQUENCE)
+    longest_allowed = longest if max_model_len is None else max_model_len
+    limit = whole_number("max_model_len", longest_allowed, least=1, most=MAX_SEQUENCE)
     if limit < longest:
         problem = f"is {limit}, but prompt and output have up to {longest} tokens"
         raise SpecError("max_model_len", problem, f"max_model_len {longest}")
@@ -86,7 +87,7 @@ def serving_job(
         output=output,
         cached_tokens=cached,
         rate_per_s=_amount("rate_per_s", rate_per_s, MOST_RATE_PER_S),
-        concurrency=None if concurrency is None else _whole("concurrency", concurrency, least=1, most=1 << 20),
+        concurrency=None if concurrency is None else whole_number("concurrency", concurrency, least=1, most=1 << 20),
         ttft_s=_amount("ttft_s", ttft_s, MOST_SECONDS),
         tpot_s=_amount("tpot_s", tpot_s, MOST_SECONDS),
         latency_s=_amount("latency_s", latency_s, MOST_SECONDS),
@@ -100,19 +101,14 @@ def serving_engine(name: str, memory_utilization: Any = None) -> EngineSpec:
     Raises:
         SpecError: If there is none of that name, or it does not serve.
     """
+    if not isinstance(name, str):
+        raise SpecError("engine", f"must be text; got {str(name)[:40]!r}", "vllm, sglang or tensorrt-llm")
     engine = find_engine(name)
     if not engine.continuous:
         problem = f"{name} runs a batch until its longest request ends, and serves nobody meanwhile"
         raise SpecError("engine", problem, "vllm, sglang or tensorrt-llm")
     share = _amount("memory_utilization", memory_utilization, 1.0)
     return engine if share is None else replace(engine, memory_utilization=share)
-
-
-def _whole(field: str, value: Any, *, least: int, most: int) -> int:
-    given = plain(value)
-    if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= most:
-        raise SpecError(field, f"must be a whole number from {least} to {most}; got {str(value)[:40]!r}")
-    return given
 
 
 def _amount(field: str, value: Any, most: float) -> float | None:

@@ -42,9 +42,9 @@ from planner.serving_states import (
     within_bounds,
 )
 from profiles.errors import SpecError, did_you_mean
-from profiles.hardware import ClusterSpec
+from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.model import ModelSpec
-from profiles.scalars import plain
+from profiles.scalars import whole_number
 from profiles.stacks import find_stack
 
 PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
@@ -114,7 +114,7 @@ def serving(
         shortage=None,
         assumptions=(*notes, *note),
     )
-    return _answered(question, _checked_pins(pins), stored, _checked_top(top))
+    return _answered(question, _checked_pins(pins), whole_number("top", top, least=1, most=MOST_TOP))
 
 
 def _check_context(job: ServingJob, model: ModelSpec) -> None:
@@ -180,36 +180,30 @@ def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, Options]:
     return job, options
 
 
-def _checked_top(top: int) -> int:
-    count = plain(top)
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_TOP:
-        raise SpecError("top", f"must be a whole number from 1 to {MOST_TOP}; got {str(top)[:40]!r}")
-    return count
-
-
 def _checked_pins(pins: Mapping[str, int] | None) -> dict[str, int]:
     """Plan columns that are fixed."""
+    given = {} if pins is None else pins
+    if not isinstance(given, Mapping):
+        raise SpecError("plan", f"must be a mapping of degrees; got {str(given)[:40]!r}", "for example {'tp': 8}")
     found: dict[str, int] = {}
-    for name, value in (plain(pins) or {}).items():
+    for name, value in given.items():
         if name not in PINS:
             raise SpecError(f"plan.{str(name)[:40]}", "is no degree of an engine", ", ".join(PINS))
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise SpecError(f"plan.{name}", f"must be a whole number of at least 1; got {str(value)[:40]!r}")
-        found[PINS[name]] = value
+        found[PINS[name]] = whole_number(f"plan.{name}", value, least=1, most=MAX_DEVICES)
     return found
 
 
-def _answered(asked: ServingResult, pins: Mapping[str, int], precision: str, top: int) -> ServingResult:
+def _answered(asked: ServingResult, pins: Mapping[str, int], top: int) -> ServingResult:
     """The question with its answer."""
-    plans = _pinned(_plans(asked, asked.cluster.num_devices, precision), pins)
+    plans = _pinned(_plans(asked, asked.cluster.num_devices), pins)
     if not len(plans):
         return replace(asked, shortage=no_layout(asked, pins))
-    found = layouts(plans, asked, precision)
+    found = layouts(plans, asked)
     fitting = found.take(np.flatnonzero(found.places > 0))
     if not len(fitting.plans):
-        larger = (layouts(_pinned(_plans(asked, size, precision), pins), asked, precision) for size in _larger(asked))
-        narrow = precision != EIGHT_BITS and EIGHT_BITS in asked.cluster.device.peak_flops_per_s
-        small = layouts(plans, asked, EIGHT_BITS) if narrow else None
+        larger = (layouts(_pinned(_plans(asked, size), pins), asked) for size in _larger(asked))
+        narrow = asked.precision != EIGHT_BITS and EIGHT_BITS in asked.cluster.device.peak_flops_per_s
+        small = layouts(plans, replace(asked, precision=EIGHT_BITS)) if narrow else None
         return replace(asked, shortage=no_room(found, small, larger, asked))
     asked = replace(asked, considered=len(fitting.plans))
     there = deployments(fitting, asked.job, fixed="data_parallel" in pins)
@@ -258,12 +252,9 @@ def _fraction(values: FloatArray) -> FloatArray:
     return np.asarray(1 - 1 / (1 + values))
 
 
-def _plans(asked: ServingResult, num_devices: int, precision: str) -> PlanBatch:
-    """Layouts that the engine loads the model in, as many replicas of each as there is room for.
-
-    A layout takes part of the cluster where its devices do not divide it.
-    """
-    call = serving_call(asked.job, precision, min(_MANY * num_devices, MAX_GLOBAL_BATCH))
+def _plans(asked: ServingResult, num_devices: int) -> PlanBatch:
+    """Layouts that the engine loads the model in, as many replicas of each as fill the devices."""
+    call = serving_call(asked.job, asked.precision, min(_MANY * num_devices, MAX_GLOBAL_BATCH))
     return engine_strategies(
         asked.model,
         call,

@@ -93,14 +93,14 @@ def replica_devices(plans: PlanBatch) -> IntArray:
     return plans.tensor_parallel * plans.pipeline_parallel
 
 
-def layouts(plans: PlanBatch, asked: ServingResult, precision: str) -> Layouts:
+def layouts(plans: PlanBatch, asked: ServingResult) -> Layouts:
     """Layouts with their prices; those that hold no request of the longest length have no places."""
     job, cluster = asked.job, asked.cluster
-    call = serving_call(job, precision, int(plans.micro_batch_size.max(initial=1)))
+    call = serving_call(job, asked.precision, int(plans.micro_batch_size.max(initial=1)))
     setting = CallSetting(
         cluster=cluster,
         stack=find_stack(STACK),
-        eight_bit_weights=precision == EIGHT_BITS,
+        eight_bit_weights=asked.precision == EIGHT_BITS,
         eight_bit_cache=asked.kv_cache_dtype == EIGHT_BITS,
     )
     context = call_context(call, asked.model, setting)

@@ -137,18 +137,17 @@ class SizingResult:
     @property
     def cheapest(self) -> tuple[KindSizes, Size] | None:
         """The kind and size with the least dollars for a token; None of one kind, or where a price is not given."""
-        return self._least({id(kind): [kind.cheapest] for kind in self.kinds})
+        return self._least(lambda kind: [kind.cheapest])
 
     @property
     def cheapest_in_time(self) -> tuple[KindSizes, Size] | None:
         """The same among sizes that are done in ``days``."""
-        done = {id(kind): [size for size in kind.sizes if _done_in(size, kind.days)] for kind in self.kinds}
-        return self._least(done)
+        return self._least(lambda kind: [size for size in kind.sizes if _done_in(size, kind.days)])
 
-    def _least(self, sizes: Mapping[int, Sequence[Size | None]]) -> tuple[KindSizes, Size] | None:
+    def _least(self, sizes: Callable[[KindSizes], Iterable[Size | None]]) -> tuple[KindSizes, Size] | None:
         if len(self.kinds) < 2 or any(kind.request.price is None for kind in self.kinds):
             return None
-        found = [(kind, size) for kind in self.kinds for size in sizes[id(kind)] if size is not None]
+        found = [(kind, size) for kind in self.kinds for size in sizes(kind) if size is not None]
         return min(found, key=lambda pair: pair[0].usd_per_token(pair[1]), default=None)
 
     @property
@@ -210,7 +209,7 @@ def _kind(
     cluster, options = _priced(kind, options)
     whole = _largest(resolve_cluster(cluster, options.fabric))
     unit = _unit(parse_pins(plain(pins)))
-    if allowed := _allowed(whole, unit, whole.num_devices):
+    if allowed := _allowed(whole, unit):
         whole = part_of(whole, allowed[-1])
     request = resolve_request(model, whole, job, pins, options)
     if request.objective != "step_time":
@@ -263,9 +262,9 @@ def _unit(fixed: Mapping[str, int]) -> int:
     return prod(fixed.get(name, 1) for name in degrees)
 
 
-def _allowed(whole: ClusterSpec, unit: int, most: int) -> range:
+def _allowed(whole: ClusterSpec, unit: int) -> range:
     """Numbers of devices that hold whole units: parts of one machine where these fit into it, else whole machines."""
-    node = whole.node.devices_per_node
+    node, most = whole.node.devices_per_node, whole.num_devices
     each = unit if most < node else lcm(unit, node)
     return range(each, most + 1, each)
 

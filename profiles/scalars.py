@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from profiles.errors import SpecError
+
 _DEEPEST = 8  # levels of what a user describes
 
 
@@ -30,6 +32,18 @@ def plain(value: Any, *, depth: int = _DEEPEST) -> Any:
         changed = _changed({item.name: getattr(value, item.name) for item in fields(value) if item.init}, depth)
         return replace(value, **changed) if changed else value
     return value
+
+
+def whole_number(field: str, value: Any, *, least: int, most: int) -> int:
+    """The value, if it is a whole number within its bounds.
+
+    Raises:
+        SpecError: If it is not, naming ``field``.
+    """
+    given = plain(value)
+    if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= most:
+        raise SpecError(field, f"must be a whole number from {least} to {most}; got {str(value)[:40]!r}")
+    return given
 
 
 def _changed(items: Mapping[Any, Any], depth: int) -> dict[Any, Any]:

@@ -98,8 +98,8 @@ def dense_matrices(
 ) -> None:
     """Up, gate and down matrices with the activation between them, ``batch`` experts at once.
 
-    The activation function belongs to the part ``activated``, the matrices to that of the list, or ``PRODUCT``, but the
-    down matrix to ``projected`` if that is given, the rest to that of the list.
+    The matrices belong to the part of the list, or to ``PRODUCT`` where it has none and they are not grouped; the down
+    matrix to ``projected`` if that is given. The activation function belongs to ``activated``, the rest to the list's.
     """
     hidden = context.model.hidden_size
     trained = not context.job.trains_adapters_only

@@ -14,6 +14,7 @@ from planner.pins import ALIASES
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES
 from profiles.mixed_cluster import MixedCluster
+from profiles.scalars import whole_number
 
 # Columns of a plan that may be fixed for one call of a workflow.
 COLUMNS = (
@@ -94,8 +95,7 @@ def _pin(name: str, values: Mapping[str, Any], cluster: MixedCluster) -> CallPin
             engine = value
         elif column in COLUMNS:
             least = 0 if column == "zero_stage" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_DEVICES:
-                raise SpecError(where, f"must be a whole number from {least} to {MAX_DEVICES}; got {str(value)[:40]!r}")
+            value = whole_number(where, value, least=least, most=MAX_DEVICES)
             if column in columns:
                 raise SpecError(where, "is given twice", "give one of its names")
             columns[column] = value

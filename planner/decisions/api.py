@@ -22,8 +22,7 @@ from planner.decisions.trials import TrialInput, read_trials, select_trials
 from planner.decisions.worth import sensitivity_of
 from planner.request import ClusterInput, JobInput, ModelInput, Options, PinsInput, given_options, resolve_request
 from planner.results import Infeasible, Request
-from profiles.errors import SpecError
-from profiles.scalars import plain
+from profiles.scalars import whole_number
 
 
 def portfolio(
@@ -61,7 +60,7 @@ def portfolio(
         >>> result.trials[2].regret < result.trials[0].regret
         True
     """
-    count = _checked_count("portfolio", count, MAX_TRIALS)
+    count = whole_number("portfolio", count, least=1, most=MAX_TRIALS)
     agreed = terms or Terms()
     request, candidates, infeasible = _asked(model, cluster, job, pins, given_options(options, settings))
     if infeasible is None:
@@ -104,7 +103,7 @@ def sensitivity(
     Raises:
         SpecError: If the question itself is wrong.
     """
-    rivals = _checked_count("rivals", rivals, MAX_RIVALS)
+    rivals = whole_number("rivals", rivals, least=1, most=MAX_RIVALS)
     agreed = terms or Terms()
     request, candidates, infeasible = _asked(model, cluster, job, pins, given_options(options, settings))
     if infeasible is None:
@@ -155,7 +154,7 @@ def observe(
     Raises:
         SpecError: If the question is wrong, a table malformed, or no row says anything of the question.
     """
-    count = _checked_count("count", count, MAX_TRIALS)
+    count = whole_number("count", count, least=1, most=MAX_TRIALS)
     agreed, chosen = terms or Terms(), given_options(options, settings)
     mapped = read_trials(trials, allow_files=chosen.allow_files)
     request, candidates, infeasible = _asked(model, cluster, job, pins, chosen)
@@ -174,13 +173,6 @@ def observe(
         warnings=(),
         infeasible=infeasible,
     )
-
-
-def _checked_count(name: str, given: object, most: int) -> int:
-    count = plain(given)
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
-        raise SpecError(name, f"must be a whole number from 1 to {most}; got {str(count)[:40]!r}")
-    return count
 
 
 def _asked(

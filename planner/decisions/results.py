@@ -6,7 +6,7 @@ from costmodels.plan import ExecutionPlan
 from planner.results import Infeasible, Note, Request
 from planner.validate.rows import UnscorableRow
 from profiles.errors import SpecError
-from profiles.scalars import plain
+from profiles.scalars import plain, whole_number
 
 MAX_TRIALS = 50
 MAX_RIVALS = 20
@@ -33,8 +33,7 @@ class Terms:
             object.__setattr__(self, item.name, plain(getattr(self, item.name)))
         for name, value, most in (("trial_steps", self.steps, MAX_STEPS), ("seed", self.seed, MAX_SEED)):
             least = 0 if name == "seed" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise SpecError(name, f"must be a whole number from {least} to {most}; got {str(value)[:40]!r}")
+            whole_number(name, value, least=least, most=most)
         penalty = self.oom_penalty
         if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0 <= penalty <= 1:
             raise SpecError("oom_penalty", f"must be from 0 to 1; got {str(penalty)[:40]!r}")

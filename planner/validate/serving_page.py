@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from itertools import product
 from pathlib import Path
+from statistics import fmean, median
 
 from planner.validate.render import percent
 from planner.validate.serving_prices import ServingPrice, left_out, serving_prices
@@ -79,10 +80,9 @@ def _summary(first: Mapping[Key, ServingPrice], now: Mapping[Key, ServingPrice])
         groups = _groups(keys, first)
         cells = [f"{words}, weights of {bits} bits", str(len(groups)), str(len(keys))]
         for prices in (first, now):
-            means = [_mean([abs(prices[key].error) for key in group]) for group in groups.values()]
-            errors = sorted(abs(prices[key].error) for key in keys)
-            inside = _mean([float(prices[key].inside) for key in keys])
-            cells += [percent(_mean(means)), percent(errors[len(errors) // 2]), percent(inside)]
+            means = [fmean(abs(prices[key].error) for key in group) for group in groups.values()]
+            middle = median(abs(prices[key].error) for key in keys)
+            cells += [percent(fmean(means)), percent(middle), percent(fmean(prices[key].inside for key in keys))]
         lines.append(table_row(*cells))
     return "## Result\n\n" + "\n".join(lines) + "\n"
 
@@ -102,8 +102,8 @@ def _by_publisher(keys: Sequence[Key], first: Mapping[Key, ServingPrice], now: M
         cells = [publisher, str(len(group))]
         for prices in (first, now):
             errors = [prices[key].error for key in group]
-            cells += [percent(_mean([abs(error) for error in errors])), f"{100 * _mean(errors):+.0f} %"]
-            cells += [f"{100 * max(errors, key=abs):+.0f} %", percent(_mean([prices[key].inside for key in group]))]
+            cells += [percent(fmean(abs(error) for error in errors)), f"{100 * fmean(errors):+.0f} %"]
+            cells += [f"{100 * max(errors, key=abs):+.0f} %", percent(fmean(prices[key].inside for key in group))]
         lines.append(table_row(*cells))
     return "\n".join(lines) + "\n"
 
@@ -134,10 +134,6 @@ def _every(first: Mapping[Key, ServingPrice], now: Mapping[Key, ServingPrice]) -
         ]
         lines.append(table_row(*cells))
     return "## Every figure\n\n" + "\n".join(lines) + "\n"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def add_first_prices(path: Path) -> int:

@@ -11,7 +11,7 @@ from costmodels.flops import hardware_flops_per_step, matmul_parameters
 from costmodels.layer_costs import layer_costs
 from costmodels.lowering.parts import Part
 from costmodels.plan import PlanBatch, Recompute, RecomputeModule
-from costmodels.saved_products import attention_products, mlp_products
+from costmodels.saved_products import layer_products
 from costmodels.stage_seconds import module_s
 from profiles.model import ModelSpec, MoESpec
 from tests.fakes import RateKernels, RingCollectives, context, gpt, job, latent, llama, stack
@@ -58,10 +58,18 @@ def test_experts_keep_what_their_exchanges_bring() -> None:
 def test_products_make_up_the_layer() -> None:
     """Their weights are all that multiply a token, heads left out."""
     for model in (GROUPED, gpt(), latent()):
-        products = [*attention_products(model), *mlp_products(model, moe=False)]
+        products = layer_products(model, moe=False)
         weights = sum(product.inputs * product.outputs for product in products)
         counted = matmul_parameters(model) - model.output_width * model.hidden_size
         assert model.num_layers * weights == pytest.approx(counted, rel=1e-4)  # which has the norms of latent attention
+
+
+def test_products_are_told_apart_by_place() -> None:
+    """Matrices of shared experts that are as wide as the hidden state look alike, up and down."""
+    experts = MoESpec(num_experts=8, experts_per_token=2, ffn_hidden_size=512, shared_ffn_hidden_size=H)
+    products = layer_products(replace(GROUPED, moe=experts), moe=True)
+    assert [product.kept for product in products] == [True, False, True, False, True, False, True]
+    assert [product.repeated for product in products] == [False, True, False, True, False, True, False]
 
 
 @pytest.mark.parametrize("model", [GROUPED, gpt(), latent()], ids=lambda model: model.name)
