@@ -241,6 +241,11 @@ class PlanBatch:
     def __len__(self) -> int:
         return len(self.tensor_parallel)
 
+    @property
+    def attention_groups(self) -> IntArray:
+        """(N,) tensor-parallel groups, each with sequences of its own, that one set of experts is spread over."""
+        return np.asarray(np.maximum(self.expert_parallel * self.expert_tensor_parallel // self.tensor_parallel, 1))
+
     @classmethod
     def from_columns(cls, length: int, **columns: Any) -> "PlanBatch":
         """A batch of ``length`` plans; scalars are broadcast, absent columns take their defaults.

@@ -17,6 +17,11 @@ the order they come. The time until one's own turn is that of a queue with rando
 in the cache bounds the requests at once, they wait for a place besides: Sakasegawa's approximation of a queue with
 several servers (Annals of the Institute of Statistical Mathematics 29, 1977).
 
+Where attention groups share experts, their steps are one: all wait for the group that reads most prompts, and each
+reads a Poisson number of them, l = X tau on average. What experts multiply is of all groups together, and waits for
+none. So tau = s(R) + a max(l_1 .. l_G) + (w - a) l, with a the part of w outside experts and the largest of G Poisson
+numbers on average.
+
 Time per output token (TPOT) is tau: latency less first token, over n - 1, as vLLM's and NVIDIA's load generators count.
 
 Source:
@@ -29,8 +34,10 @@ prompts and generation on devices of their own.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
+from scipy.special import pdtr
 
 from costmodels.arrays import largest, total
 from costmodels.context import CostContext
@@ -38,18 +45,21 @@ from costmodels.decode import DecodePrices, decode_prices
 from costmodels.forward import forward_stage_s
 from costmodels.generation import GenerationMemory, engine_context, generation_memory, prompt_job
 from costmodels.kv_cache import bytes_per_cached_token
-from costmodels.layer_costs import layer_costs
+from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.lengths import OutputLengths
+from costmodels.lowering.parts import Part
 from costmodels.model_calls import ModelCall
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stages import stage_table
 from costmodels.trust import half_widths, layer_opens
 from profiles.engines import EngineSpec
+from profiles.model import ModelSpec
 
 _KEY_POINTS = 4  # cache lengths priced
 _FEWEST = 1e-12  # requests generating
 _HALVINGS = 50  # of the interval that their logarithm lies in
 _ROUNDING = 1e-6
+_MEANS = np.geomspace(1e-5, 10.0, 121)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +74,8 @@ class ServingPrices:
         read_tokens: Tokens of a prompt that are read: all but those found in the cache.
         step_tokens: Most tokens of a step.
         alone_s: (N,) reading one prompt with nothing else running, and its first token.
-        added_s: (N,) what reading one prompt adds to steps that run anyway.
+        added_s: (N,) what reading one prompt, in every attention group, adds to steps that run anyway.
+        routed: (N,) share of that which is of routed experts, what reaches them and comes back.
         half_widths: (2, N) low and high half of the 90 % interval of the log time of reading.
     """
 
@@ -76,6 +87,7 @@ class ServingPrices:
     step_tokens: int
     alone_s: FloatArray
     added_s: FloatArray
+    routed: FloatArray
     half_widths: FloatArray
 
     def take(self, rows: IntArray) -> "ServingPrices":
@@ -86,13 +98,14 @@ class ServingPrices:
             decode=self.decode.take(rows),
             alone_s=self.alone_s[rows],
             added_s=self.added_s[rows],
+            routed=self.routed[rows],
             half_widths=self.half_widths[:, rows],
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingPoints:
-    """Steady states of N replicas, G each; all (N, G).
+    """Steady states of N replicas, G each, or of one of their attention groups; all (N, G).
 
     Attributes:
         generating: Requests past their first token.
@@ -136,11 +149,13 @@ def serving_prices(
     step = engine_context(context, engine, replace(prompt_job(call), sequence_length=1))
     keys = np.geomspace(call.prompt_tokens, call.prompt_tokens + output.most, _KEY_POINTS)
     decode = decode_prices(plans, step, engine, most_running=most_running, keys=[float(key) for key in keys])
-    alone_s, added_s, widths = _reading(plans, call, engine, context)
+    reading = _reading(plans, call, engine, context)
+    alone_s, added_s = reading.alone_s, reading.added_s
     if cached_tokens:  # reading all, less reading what is there: what is left attends to that
         there = _reading(plans, replace(call, prompt_tokens=cached_tokens), engine, context)
         left = _reading(plans, replace(call, prompt_tokens=call.prompt_tokens - cached_tokens), engine, context)
-        alone_s, added_s = np.maximum(alone_s - there[0], left[0]), np.maximum(added_s - there[1], left[1])
+        alone_s = np.maximum(alone_s - there.alone_s, left.alone_s)
+        added_s = np.maximum(added_s - there.added_s, left.added_s)
     first_s = decode.head_s[decode.layout, 0] + engine.step_overhead_s
     return ServingPrices(
         plans=plans,
@@ -151,29 +166,87 @@ def serving_prices(
         step_tokens=engine.prefill_tokens,
         alone_s=alone_s + first_s,
         added_s=added_s,
-        half_widths=widths,
+        routed=reading.routed,
+        half_widths=reading.half_widths,
     )
 
 
-def _reading(
-    plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """(N,) seconds of one prompt alone, (N,) of one among as many as a step takes, and (2, N) half-widths of their log.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """What reading a prompt takes, for N layouts.
 
-    Stages of a pipeline follow each other on one prompt, and work at the same time on several.
+    Attributes:
+        alone_s: (N,) one prompt alone, in one attention group.
+        added_s: (N,) one in every attention group, among as many as a step takes.
+        routed: (N,) share of routed experts.
+        half_widths: (2, N) of the log time.
     """
+
+    alone_s: FloatArray
+    added_s: FloatArray
+    routed: FloatArray
+    half_widths: FloatArray
+
+
+def _reading(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> _Reading:
+    """Stages of a pipeline follow each other on one prompt, and work at the same time on several."""
     reading = engine_context(context, engine, prompt_job(call))
     stages = stage_table(plans, context.model)
 
-    def passes(prompts: int) -> tuple[FloatArray, FloatArray]:
+    def passes(prompts: int) -> tuple[FloatArray, LayerCosts]:
         batch = replace(plans, micro_batch_size=np.full(len(plans), prompts))
         costs = layer_costs(batch, reading)
-        return forward_stage_s(batch, stages, costs, reading, head=False), half_widths(layer_opens(costs), reading)
+        return forward_stage_s(batch, stages, costs, reading, head=False), costs
 
-    one_s, widths = passes(1)
+    one_s, costs = passes(1)
     together = max(engine.prefill_tokens // call.prompt_tokens, 1)
-    many_s = passes(together)[0] if together > 1 else one_s
-    return total((one_s * stages.count).T), largest(many_s) / together, widths
+    many_s, many = passes(together) if together > 1 else (one_s, costs)
+    alone_s = total((one_s * stages.count).T)
+    return _Reading(
+        alone_s=alone_s * _of_one(_routed(costs, context.model), plans.attention_groups),
+        added_s=largest(many_s) / together,
+        routed=_routed(many, context.model),
+        half_widths=half_widths(layer_opens(costs), reading),
+    )
+
+
+def _routed(costs: LayerCosts, model: ModelSpec) -> FloatArray:
+    """(N,) share of all layers' time that routed experts take, what reaches them and comes back."""
+    block, mixed = costs.expert_mlp, model.num_moe_layers
+    if block is None:
+        return np.zeros(len(costs.attention.of_row))
+    beside_s = block.of_part(Part.NORM) + block.of_part(Part.SHARED) + block.component("tensor_forward")
+    dense_s = (model.num_layers - mixed) * costs.dense_mlp.forward_s()
+    all_s = model.num_layers * costs.attention.forward_s() + dense_s + mixed * block.forward_s()
+    return np.asarray(mixed * (block.forward_s() - beside_s) / all_s)
+
+
+def _of_one(routed: FloatArray, groups: IntArray) -> FloatArray:
+    """What one attention group's prompt takes of the time that one in each of them takes."""
+    return np.asarray(1 - routed + routed / groups)
+
+
+def most_of(groups: IntArray, mean: FloatArray) -> FloatArray:
+    """(N, G) the largest of so many (N, 1) independent Poisson numbers of one mean (N, G), on average.
+
+    Exact up to a mean of ten between which logarithms are joined by straight lines; from there it leads the mean by a
+    multiple of its root.
+    """
+    found = np.array(mean, dtype=np.float64)
+    for count in np.unique(groups[groups > 1]).tolist():
+        rows = np.broadcast_to(groups == count, found.shape)
+        few, most = _MEANS, _most_of(count)
+        lead = (most[-1] - few[-1]) * np.sqrt(found[rows] / few[-1])
+        exact = np.exp(np.interp(np.log(np.maximum(found[rows], few[0])), np.log(few), np.log(most)))
+        rare = found[rows] * count
+        found[rows] = np.where(found[rows] < few[0], rare, np.where(found[rows] > few[-1], found[rows] + lead, exact))
+    return found
+
+
+@cache
+def _most_of(count: int) -> FloatArray:
+    """The largest of so many Poisson numbers on average, by ``_MEANS``: sum of P(largest > k)."""
+    return np.asarray((1 - pdtr(np.arange(60.0)[:, None], _MEANS) ** count).sum(axis=0))
 
 
 def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray | float = 1.0) -> ServingPoints:
@@ -184,16 +257,19 @@ def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray
         generating: (N, G) requests past their first token, at least 0.
         met: (N, G) share of the requests in the engine that one of them meets there: all but its own.
     """
-    tokens = prices.output.mean - 1
+    tokens, groups, routed = prices.output.mean - 1, prices.plans.attention_groups[:, None], prices.routed[:, None]
     step_s = prices.decode.step_s(np.maximum(generating, 1.0), np.asarray([prices.keys]))
     added_s, alone_s = prices.added_s[:, None], prices.alone_s[:, None]
-    rate = generating / (tokens * step_s + generating * added_s * met)
-    token_s = step_s / (1 - rate * added_s * met)  # prompts of the others
-    busy = np.minimum(generating, 1.0) * met  # chance of a step that one which arrives has to wait for
-    turn_s = added_s + busy * step_s * prices.read_tokens / prices.step_tokens
+    each_step = generating / tokens  # prompts of a group
+    others = each_step * met
+    token_s = step_s + added_s * (routed * others + (1 - routed) * most_of(groups, others))
+    rate = each_step / token_s
+    busy = np.minimum(generating * groups, 1.0) * met  # chance of a step that one which arrives has to wait for
+    own_added_s = added_s * _of_one(routed, groups)
+    turn_s = own_added_s + busy * step_s * prices.read_tokens / prices.step_tokens
     load = rate * turn_s * met
     waiting_s = np.where(load < 1, load * turn_s / (2 * np.maximum(1 - load, 1e-12)), np.inf)
-    own_s = np.maximum(alone_s, busy * step_s * np.ceil(prices.read_tokens / prices.step_tokens) + added_s)
+    own_s = np.maximum(alone_s, busy * step_s * np.ceil(prices.read_tokens / prices.step_tokens) + own_added_s)
     first_s = busy * token_s / 2 + waiting_s + own_s
     return ServingPoints(
         generating=generating,
@@ -206,12 +282,13 @@ def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray
 
 
 def at_concurrency(prices: ServingPrices, at_once: FloatArray) -> ServingPoints:
-    """Steady states with (N, G) requests in the engine at any time, a new one for each that ends (a closed loop).
+    """Steady states with (N, G) requests in a replica at any time, a new one for each that ends (a closed loop).
 
     One that arrives meets all the others, as if they were alone (the arrival theorem, Reiser and Lavenberg, Journal of
-    the ACM 27, 1980).
+    the ACM 27, 1980). Attention groups have equal shares of them.
     """
-    return _solved(prices, at_once, at_once, lambda points: points.at_once, met=1 - 1 / at_once)
+    each = at_once / prices.plans.attention_groups[:, None]
+    return _solved(prices, each, each, lambda points: points.at_once, met=1 - 1 / at_once)
 
 
 def at_rate(prices: ServingPrices, rate_per_s: FloatArray, places: FloatArray) -> ServingPoints:
@@ -219,8 +296,8 @@ def at_rate(prices: ServingPrices, rate_per_s: FloatArray, places: FloatArray) -
 
     Args:
         prices: N layouts.
-        rate_per_s: Per replica.
-        places: (N,) requests that fit at once.
+        rate_per_s: Per attention group.
+        places: (N,) requests that fit one at once.
     """
     held = np.broadcast_to(places[:, None], rate_per_s.shape)
     points = _solved(prices, rate_per_s, held, lambda points: points.rate_per_s)

@@ -25,6 +25,7 @@ from planner.serving_results import ServingPlan, ServingResult
 CONVENTIONS = {
     "ttft_s": "mean time to the first token: waiting for a place and for the running step, and reading the prompt",
     "tpot_s": "mean time per output token after the first: (latency - time to first token) / (output tokens - 1)",
+    "attention_groups": "groups of tensor-parallel ranks with requests of their own that share a replica's experts",
     "concurrency": "requests in one replica, those whose prompt is being read among them",
     "tokens": "output tokens; those of prompts are not counted",
     "interval": "90 %",
@@ -81,6 +82,7 @@ def _plan(plan: ServingPlan, result: ServingResult) -> dict[str, Any]:
         "tensor_parallel": plan.tensor_parallel,
         "pipeline_parallel": plan.pipeline_parallel,
         "expert_parallel": plan.expert_parallel,
+        "attention_groups": plan.attention_groups,
         "replicas": plan.replicas,
         "num_devices": plan.num_devices,
         "concurrency": plan.concurrency,
@@ -107,7 +109,7 @@ def _plan(plan: ServingPlan, result: ServingResult) -> dict[str, Any]:
 
 def serving_schema() -> Shape:
     """The schema of what ``serving_document`` returns."""
-    counts = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "replicas", "num_devices")
+    counts = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "attention_groups", "replicas", "num_devices")
     amounts = (
         *("concurrency", "ttft_s", "ttft_low_s", "ttft_high_s", "tpot_s", "tpot_low_s", "tpot_high_s", "latency_s"),
         *("requests_per_s", "output_tokens_per_s", "output_tokens_per_s_per_device", "output_tokens_per_s_per_user"),

@@ -70,9 +70,11 @@ def _requests(job: ServingJob) -> str:
 def _table(plans: Sequence[ServingPlan], result: ServingResult, console: Console, *, ranked: bool = True) -> Table:
     staged = any(plan.pipeline_parallel > 1 for plan in plans)
     experts = any(plan.expert_parallel > 1 for plan in plans)
+    grouped = any(plan.attention_groups > 1 for plan in plans)
     table = Table(box=None, pad_edge=False, padding=_PADDING, header_style="bold")
     titles = [*(["#"] if ranked else []), "gpus", "tp", *(["pp"] if staged else []), *(["ep"] if experts else [])]
-    titles += ["replicas", "at once", "TTFT", "TPOT", "latency", "req/s", "tok/s/gpu", "tok/s/user"]
+    titles += [*(["dp-attn"] if grouped else []), "replicas", "at once", "TTFT", "TPOT", "latency", "req/s"]
+    titles += ["tok/s/gpu", "tok/s/user"]
     titles += [] if result.price is None else ["$/1M tokens"]
     told = [console.width >= NARROW or title not in _LEFT_OUT for title in titles]
     for title in compress(titles, told):
@@ -81,6 +83,7 @@ def _table(plans: Sequence[ServingPlan], result: ServingResult, console: Console
         cells = [*([str(number)] if ranked else []), f"{plan.num_devices:,}", str(plan.tensor_parallel)]
         cells += [str(plan.pipeline_parallel)] if staged else []
         cells += [str(plan.expert_parallel)] if experts else []
+        cells += [str(plan.attention_groups)] if grouped else []
         cells += [f"{plan.replicas:,}", f"{plan.concurrency:,.0f}" if plan.concurrency > 0.995 else "<1"]
         cells += [seconds(value) for value in (plan.ttft_s, plan.tpot_s, plan.latency_s)]
         cells += [f"{plan.requests_per_s:,.3g}" if plan.requests_per_s < 1000 else f"{plan.requests_per_s:,.0f}"]

@@ -37,6 +37,7 @@ from planner.serving_states import (
     deployment,
     deployments,
     layouts,
+    most_replicas,
     replica_devices,
     serving_call,
     within_bounds,
@@ -209,7 +210,7 @@ def _answered(asked: ServingResult, pins: Mapping[str, int], top: int) -> Servin
     there = deployments(fitting, asked.job, fixed="data_parallel" in pins)
     within = there.held & within_bounds(there.points, asked.job)
     devices = there.replicas * replica_devices(fitting.plans)[:, None]
-    each = asked.job.output.mean * there.points.rate_per_s * there.replicas / devices
+    each = asked.job.output.mean * there.requests_per_s / devices
     worth = each if asked.job.rate_per_s is None else -devices - _fraction(there.points.latency_s)
     worth = np.where(within, worth, -np.inf)
     column = worth.argmax(axis=1)
@@ -262,6 +263,7 @@ def _plans(asked: ServingResult, num_devices: int) -> PlanBatch:
         asked.engine,
         framework=find_stack(STACK).framework,
         domain_devices=asked.cluster.domain_devices,
+        shared_experts=True,
     )
 
 
@@ -269,9 +271,8 @@ def _pinned(plans: PlanBatch, pins: Mapping[str, int]) -> PlanBatch:
     """The plans that have the degrees which are fixed; of replicas, which are fixed too, as many as asked."""
     kept = np.ones(len(plans), dtype=np.bool_)
     for name, value in pins.items():
-        column = getattr(plans, name)
-        kept &= (column >= value) if name == "data_parallel" else (column == value)
+        kept &= (most_replicas(plans) >= value) if name == "data_parallel" else (getattr(plans, name) == value)
     plans = plans.take(np.flatnonzero(kept))
     if "data_parallel" not in pins:
         return plans
-    return replace(plans, data_parallel=np.full(len(plans), pins["data_parallel"]))
+    return replace(plans, data_parallel=pins["data_parallel"] * plans.attention_groups)

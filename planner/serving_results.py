@@ -35,7 +35,8 @@ class ServingPlan:
     """One deployment in its steady state.
 
     Attributes:
-        tensor_parallel, pipeline_parallel, expert_parallel: Degrees of a replica.
+        tensor_parallel, pipeline_parallel, expert_parallel: Degrees of a replica. Experts over more ranks than
+            tensors: attention is data parallel.
         replicas: Of it.
         concurrency: Requests in a replica, on average.
         ttft_s, tpot_s, latency_s: Means: to the first token, per token after it, to the last.
@@ -70,9 +71,14 @@ class ServingPlan:
     basis: int
 
     @property
+    def attention_groups(self) -> int:
+        """Groups of tensor-parallel ranks of a replica, each with requests of its own, that share its experts."""
+        return max(self.expert_parallel // self.tensor_parallel, 1)
+
+    @property
     def num_devices(self) -> int:
         """Devices of all replicas."""
-        return self.replicas * self.tensor_parallel * self.pipeline_parallel
+        return self.replicas * self.tensor_parallel * self.pipeline_parallel * self.attention_groups
 
     @property
     def tokens_per_s_per_device(self) -> float:

@@ -18,15 +18,16 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
     """The engine loads the model in no layout with the degrees that are fixed."""
     model, devices = asked.model, asked.cluster.num_devices
     t, e = pins.get("tensor_parallel", 1), pins.get("expert_parallel", 1)
-    needed = t * pins.get("pipeline_parallel", 1) * pins.get("data_parallel", 1)
+    needed = max(t, e) * pins.get("pipeline_parallel", 1) * pins.get("data_parallel", 1)
     if needed > devices:
         why = f"that takes {needed:,} devices, and there are {devices:,}"
     elif model.num_attention_heads % t:
         why = f"{model.num_attention_heads} attention heads do not divide by tp {t}"
     elif e > 1 and model.moe is None:
         why = f"{model.name} has no experts for ep {e}"
-    elif e > 1 and "tensor_parallel" in pins and e != t:
+    elif e > 1 and "tensor_parallel" in pins and e != t and not (asked.engine.attention_data_parallel and e % t == 0):
         why = "experts are spread over all tensor-parallel ranks, ep = tp, or over none, ep 1"
+        why += ", or over those of several attention groups, a multiple of tp" * asked.engine.attention_data_parallel
     elif devices % needed:
         why = f"replicas of {needed:,} devices do not divide the {devices:,}"
     else:
@@ -89,7 +90,7 @@ def too_much(found: Layouts, there: Deployments, asked: ServingResult) -> Servin
         return _too_slow(found, there, asked)
     job = asked.job
     if job.concurrency is not None:
-        most = int(found.places.max())
+        most = int((found.places * found.plans.attention_groups).max())
         message = f"{job.concurrency:,} requests at once do not fit a replica: {most:,} do at most"
         return ServingShortage(reason="too_many", message=message, remedy=f"concurrency {most}", nearest=None)
     each = most_per_s(found.prices, found.places.astype(np.float64))

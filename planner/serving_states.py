@@ -36,7 +36,7 @@ class Layouts:
         plans: As large as the cluster; ``data_parallel`` is the most replicas there may be.
         prices: Of one replica each.
         memory: Of one replica each.
-        places: (N,) requests that fit a replica at once, and the engine takes.
+        places: (N,) requests that fit an attention group of a replica at once, and the engine takes.
         room_bytes: Device memory the engine may use.
         token_bytes: (N,) of one token in the cache of the fullest rank.
         cache_bytes: (N,) that are left for the cache.
@@ -67,13 +67,15 @@ class Deployments:
     """Steady states of N layouts, G each.
 
     Attributes:
-        points: Of one replica.
-        replicas: (N, G) of them.
+        points: Of one attention group.
+        replicas: (N, G) replicas.
+        requests_per_s: (N, G) that all of them answer.
         held: (N, G) whether they hold what is asked of them: room for the requests, and time for their prompts.
     """
 
     points: ServingPoints
     replicas: IntArray
+    requests_per_s: FloatArray
     held: BoolArray
 
 
@@ -90,7 +92,12 @@ def serving_call(job: ServingJob, precision: str, requests: int) -> ModelCall:
 
 def replica_devices(plans: PlanBatch) -> IntArray:
     """(N,) devices of one replica."""
-    return plans.tensor_parallel * plans.pipeline_parallel
+    return plans.tensor_parallel * plans.pipeline_parallel * plans.attention_groups
+
+
+def most_replicas(plans: PlanBatch) -> IntArray:
+    """(N,) replicas there are."""
+    return plans.data_parallel // plans.attention_groups
 
 
 def layouts(plans: PlanBatch, asked: ServingResult) -> Layouts:
@@ -136,16 +143,22 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
         job: What is asked.
         fixed: Whether all replicas there are must be used.
     """
-    most, places = found.plans.data_parallel[:, None], found.places[:, None].astype(np.float64)
+    groups = found.plans.attention_groups[:, None]
+    most, places = most_replicas(found.plans)[:, None], (groups * found.places[:, None]).astype(np.float64)
+
+    def deployed(points: ServingPoints, replicas: IntArray, held: BoolArray) -> Deployments:
+        answered = points.rate_per_s * replicas * groups
+        return Deployments(points=points, replicas=replicas, requests_per_s=answered, held=held)
+
     if job.rate_per_s is None:
-        wanted = _doubling(int(found.places.max())) if job.concurrency is None else [job.concurrency]
+        wanted = _doubling(int(places.max())) if job.concurrency is None else [job.concurrency]
         at_once = np.tile(np.asarray(wanted, dtype=np.float64), (len(found.plans), 1))
         points = at_concurrency(found.prices, np.minimum(at_once, places))
-        return Deployments(points=points, replicas=np.broadcast_to(most, at_once.shape), held=at_once <= places)
+        return deployed(points, np.broadcast_to(most, at_once.shape), at_once <= places)
     rate, room = job.rate_per_s, found.places.astype(np.float64)
     replicas = most if fixed else np.minimum(_doubling(int(most.max()), every=_EVERY_REPLICA), most)
     while True:
-        points = at_rate(found.prices, rate / replicas, room)
+        points = at_rate(found.prices, rate / (replicas * groups), room)
         held = np.isfinite(points.latency_s)
         enough = held & within_bounds(points, job)
         first = np.where(enough.any(axis=1), enough.argmax(axis=1), 0)
@@ -153,7 +166,7 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
         fewest = replicas[rows, first]
         before = np.where(first > 0, replicas[rows, first - 1], fewest - 1)
         if fixed or (fewest - before <= 1).all():
-            return Deployments(points=points, replicas=replicas, held=held)
+            return deployed(points, replicas, held)
         # Between the fewest that hold and those below them lies the answer; what is more is looked at as before.
         between = np.linspace(before + 1, fewest, _EVERY_REPLICA, axis=1).round().astype(np.int64)
         replicas = np.concatenate([between, np.where(replicas >= fewest[:, None], replicas, fewest[:, None])], axis=1)
@@ -183,7 +196,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
     """One of the deployments in full."""
     plan, job, points = found.plans.plan(row), asked.job, there.points
     widths, basis = found.prices.decode.take(np.asarray([row])).nearest(points.generating[row, place : place + 1])
-    replicas, rate = int(there.replicas[row, place]), float(points.rate_per_s[row, place])
+    groups, rate = int(found.plans.attention_groups[row]), float(there.requests_per_s[row, place])
     ttft_s, tpot_s = float(points.first_token_s[row, place]), float(points.token_s[row, place])
     cache, each = float(found.cache_bytes[row]), float(found.token_bytes[row])
     working = float(found.memory.working_bytes[row])
@@ -192,19 +205,19 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         tensor_parallel=plan.tensor_parallel,
         pipeline_parallel=plan.pipeline_parallel,
         expert_parallel=plan.expert_parallel,
-        replicas=replicas,
-        concurrency=round(float(points.at_once[row, place]), 6),
+        replicas=int(there.replicas[row, place]),
+        concurrency=round(groups * float(points.at_once[row, place]), 6),
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         latency_s=float(points.latency_s[row, place]),
         ttft_interval_s=_interval(ttft_s, found.prices.half_widths[:, row]),
         tpot_interval_s=_interval(tpot_s, widths[:, 0]),
-        requests_per_s=rate * replicas,
-        output_tokens_per_s=rate * replicas * job.output.mean,
-        most_requests=int(found.places[row]),
-        most_longest=int(min(cache // found.longest_bytes[row], found.places[row])),
+        requests_per_s=rate,
+        output_tokens_per_s=rate * job.output.mean,
+        most_requests=groups * int(found.places[row]),
+        most_longest=groups * int(min(cache // found.longest_bytes[row], found.places[row])),
         longest_tokens=None if windowed else min(int(cache // each), asked.model.max_sequence_length or MAX_SEQUENCE),
-        cache_tokens=cache / each,
+        cache_tokens=groups * cache / each,
         memory=ServingMemory(
             weights=float(found.memory.weight_bytes[row]),
             cache=cache,

@@ -31,6 +31,7 @@ class EngineSpec:
         continuous: A sequence that ends makes room for one that waits; otherwise a batch runs until its last ends.
         fused_experts: Expert layers run as one fused kernel over the experts that see a token.
         splits_stages: Whether layers can be split over pipeline stages.
+        attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
         shares_prefixes: Prompts of several samples are read and kept once.
         drops_put_off: Sequences that lose their room in the cache are read anew when there is room again.
         reserves_whole: A sequence starts when the cache has room for its prompt and the most it may become.
@@ -58,6 +59,7 @@ class EngineSpec:
     continuous: bool = True
     fused_experts: bool = True
     splits_stages: bool = True
+    attention_data_parallel: bool = False
     shares_prefixes: bool = False
     drops_put_off: bool = False
     reserves_whole: bool = False

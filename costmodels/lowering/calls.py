@@ -214,8 +214,14 @@ class CallList:
         flops: FloatArray,
         traffic_bytes: FloatArray,
         op: KernelOp | None = None,
+        implementation: int | None = None,
     ) -> None:
-        """One fused attention kernel, by default forward (``CORE``) or backward (``INPUT_GRADIENT``)."""
+        """One fused attention kernel, by default forward (``CORE``) or backward (``INPUT_GRADIENT``).
+
+        Who runs it is the context's, unless said.
+        """
+        if implementation is None:
+            implementation = self.context.implementation or torch_code(_attention_library(self.context))
         usual = KernelOp.ATTENTION_FORWARD if phase is Phase.CORE else KernelOp.ATTENTION_BACKWARD
         self.add(
             phase,
@@ -231,7 +237,7 @@ class CallList:
             flops=flops,
             bytes=traffic_bytes,
             element_bytes=min(self.context.job.numerics.storage_bytes, 4.0),
-            implementation=float(self.context.implementation or torch_code(_attention_library(self.context))),
+            implementation=float(implementation),
         )
 
     def transfer(

@@ -12,7 +12,7 @@ from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily, KernelOp
 from costmodels.kernels.expert_load import TILE_ROWS
-from costmodels.kernels.implementations import Library, with_library
+from costmodels.kernels.implementations import Library, library_of, with_library
 from costmodels.lowering.attention import head_widths, projections, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList, Phase, core_format
 from costmodels.lowering.elementwise import norm_and_residual
@@ -53,7 +53,7 @@ def lower_decode_attention(shape: RankShape, context: CostContext, *, keys: floa
 
 
 def _cached_core(calls: CallList, shape: RankShape, context: CostContext, keys: float) -> None:
-    model, latent = context.model, context.model.latent_attention
+    model, latent, implementation = context.model, context.model.latent_attention, None
     element = min(context.job.numerics.storage_bytes, 4.0)
     kept = min(context.cache_element_bytes, 4.0)
     heads = model.num_attention_heads / shape.tensor
@@ -65,6 +65,11 @@ def _cached_core(calls: CallList, shape: RankShape, context: CostContext, keys: 
         qk_width, v_width = float(latent.kv_lora_rank + latent.qk_rope_head_dim), float(latent.kv_lora_rank)
         kv_heads = np.ones(len(shape))
         cached = kv_heads * qk_width  # values are part of the latent keys
+        if library_of(context.implementation) == Library.NATIVE:
+            # TensorRT-LLM's own kernels take so many queries per key as a prompt, and were timed so; for latent keys it
+            # has others, which nobody timed here: those of the usual library (FlashMLA on Hopper,
+            # NVIDIA/TensorRT-LLM, examples/models/core/deepseek_v3/README.md).
+            implementation = with_library(context.implementation, Library.UNKNOWN)
     calls.attention(
         Phase.CORE,
         op=KernelOp.ATTENTION_DECODE,
@@ -77,6 +82,7 @@ def _cached_core(calls: CallList, shape: RankShape, context: CostContext, keys: 
         causal=1.0,
         flops=2 * (qk_width + v_width) * shape.sequences * heads * keys,
         traffic_bytes=shape.sequences * (kept * cached * keys + element * heads * (qk_width + v_width)),
+        implementation=implementation,
     )
 
 
@@ -84,11 +90,12 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
     """An expert layer as engines run it: tokens on every rank of the group, its experts in one fused kernel.
 
     Each rank computes the share of its experts or of their width, and an all-reduce adds the results up; only experts
-    that see a token are read. Expert and expert-tensor degree multiply to the tensor-parallel degree.
+    that see a token are read. Expert and expert-tensor degree multiply to the tensor-parallel degree, or, with
+    data-parallel attention, to that times the attention groups, all of which the same step brings as many tokens from.
 
     Source:
-        vLLM ``FusedMoE`` without data-parallel attention, whose kernels are Triton's, as SGLang's are by default; load
-        of random routing as ``kernels.expert_load``.
+        vLLM ``FusedMoE``, whose kernels are Triton's, as SGLang's are by default; load of random routing as
+        ``kernels.expert_load``.
     """
     calls = CallList(context, len(shape))
     model, moe = context.model, context.model.moe
@@ -97,10 +104,11 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
     norm_and_residual(calls, shape)
     element, hidden = min(context.job.numerics.storage_bytes, 4.0), model.hidden_size
     calls.linear(shape.tokens, hidden, moe.num_experts, trained=False, gemm_format=router_format(context))
+    tokens = shape.tokens * shape.attention_groups
     local = np.maximum(moe.num_experts / shape.expert, 1.0)
-    rows = np.maximum(shape.tokens * moe.experts_per_token / shape.expert, 1.0)
+    rows = np.maximum(tokens * moe.experts_per_token / shape.expert, 1.0)
     seen = min(moe.experts_per_token / moe.num_experts, 0.999999)
-    active = np.maximum(-local * np.expm1(shape.tokens * np.log1p(-seen)), 1.0)
+    active = np.maximum(-local * np.expm1(tokens * np.log1p(-seen)), 1.0)
     each = np.maximum(rows / active, 1.0)
     width, matrices = moe.ffn_hidden_size / shape.expert_tensor, model.mlp_matrices
     calls.add(
@@ -122,7 +130,29 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
     if moe.shared_ffn_hidden_size:
         dense_matrices(calls, context, rows=shape.tokens, width=moe.shared_ffn_hidden_size / shape.tensor)
     tensor_block_traffic(calls, shape, hidden * element)
+    _exchange(calls, shape, context, hidden * element)
     return calls
+
+
+def _exchange(calls: CallList, shape: RankShape, context: CostContext, row_bytes: float) -> None:
+    """Tokens of all attention groups to the ranks that have their experts, and back.
+
+    In one scale-up domain every group gathers the tokens of all, and their sums are scattered; across domains a token
+    goes to each of its experts (vLLM's documentation, expert parallel deployment: the default of ``--all2all-backend``,
+    and DeepEP for several nodes).
+    """
+    groups, moe = shape.attention_groups, context.model.moe
+    if moe is None or int(groups.max(initial=1)) == 1:
+        return
+    near = groups * shape.tensor <= context.cluster.domain_devices
+    gathered = np.where((groups > 1) & near, shape.tokens * groups * row_bytes, 0.0)
+    for op in (CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER):
+        calls.transfer(Axis.EXPERT_FORWARD, op, gathered, group=groups, stride=shape.tensor)
+    sent = np.where((groups > 1) & ~near, shape.tokens / shape.tensor * moe.experts_per_token * row_bytes, 0.0)
+    for _ in range(2):
+        calls.transfer(
+            Axis.EXPERT_FORWARD, CollectiveOp.ALL_TO_ALL, sent, group=shape.expert, stride=shape.expert_tensor
+        )
 
 
 def lower_sampling(shape: RankShape, context: CostContext) -> CallList:

@@ -42,6 +42,11 @@ class RankShape:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def attention_groups(self) -> IntArray:
+        """(K,) tensor-parallel groups, each with sequences of its own, that one set of experts is spread over."""
+        return np.asarray(np.maximum(self.expert * self.expert_tensor // self.tensor, 1))
+
 
 def rank_shapes(plans: PlanBatch, context: CostContext, *, experts: bool) -> tuple[RankShape, Groups]:
     """Distinct rank shapes of a batch, and which one each plan has.

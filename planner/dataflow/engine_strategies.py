@@ -31,6 +31,7 @@ def engine_strategies(
     *,
     framework: str,
     domain_devices: int,
+    shared_experts: bool = False,
 ) -> PlanBatch:
     """Layouts of a generation call on each number of devices; ``micro_batch_size`` prompts are read at once.
 
@@ -41,6 +42,8 @@ def engine_strategies(
         engine: Who generates.
         framework: Whose rules apply when that is the trainer.
         domain_devices: Devices per scale-up domain.
+        shared_experts: Whether attention groups may share their experts, where the engine can
+            (``PlanBatch.attention_groups``).
     """
     span = 1 if engine.name == TRAINER else _MOST_DOMAINS
     columns = degrees(
@@ -51,7 +54,7 @@ def engine_strategies(
     if not engine.splits_stages:
         keep &= p == 1
     if engine.name != TRAINER:
-        keep &= _engine_accepts(model, columns)
+        keep &= _engine_accepts(model, columns, shared_experts=shared_experts and engine.attention_data_parallel)
     columns = {name: column[keep] for name, column in columns.items()}
     per_replica = -(-call.num_sequences // columns["data_parallel"])
     at_once = np.minimum(max(engine.prefill_tokens // call.prompt_tokens, 1), per_replica)
@@ -66,13 +69,14 @@ def engine_strategies(
     return plans.take(np.flatnonzero(accepted))
 
 
-def _engine_accepts(model: ModelSpec, columns: Columns) -> BoolArray:
+def _engine_accepts(model: ModelSpec, columns: Columns, *, shared_experts: bool) -> BoolArray:
     """(N,) whether vLLM and SGLang load the model so.
 
     Source:
         vLLM ``ModelConfig.verify_with_parallel_config``: tp divides the attention heads; ``QKVParallelLinear``: tp
         divides the key/value heads or is a multiple of them; ``divide`` of the MLP width. Vocabularies are padded.
-        Experts: ``FusedMoEParallelConfig``: expert parallelism takes the whole tensor-parallel group, or none of it.
+        Experts: ``FusedMoEParallelConfig``: expert parallelism takes the whole tensor-parallel group, or none of it;
+        with data-parallel attention, those of all groups.
     """
     t = columns["tensor_parallel"]
     kv_heads = model.num_attention_heads if model.latent_attention is not None else model.num_key_value_heads
@@ -82,7 +86,10 @@ def _engine_accepts(model: ModelSpec, columns: Columns) -> BoolArray:
     if model.moe is None:
         return accepted
     e, split = columns["expert_parallel"], columns["expert_tensor_parallel"]
-    accepted &= (e * split == t) & ((e == 1) | (split == 1)) & (model.moe.ffn_hidden_size % split == 0)
+    spread = (e * split == t) & ((e == 1) | (split == 1))
+    if shared_experts:
+        spread |= (split == 1) & (e > t) & (e % t == 0)
+    accepted &= spread & (model.moe.ffn_hidden_size % split == 0)
     if model.moe.shared_ffn_hidden_size:
         accepted &= model.moe.shared_ffn_hidden_size % t == 0
     return accepted

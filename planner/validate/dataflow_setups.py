@@ -1,5 +1,6 @@
 """Named models and clusters of the published reinforcement-learning runs."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 from costmodels.model_calls import CallTable, ModelCall
@@ -34,26 +35,28 @@ def replica(
     engine: EngineSpec,
     *,
     memory_share: float,
+    layout: Mapping[str, int] | None = None,
     eight_bit_weights: bool = False,
     eight_bit_cache: bool = False,
 ) -> CallTable:
-    """Ways to run a generation call by one replica on all devices of the cluster.
+    """Ways to run a generation call on all devices of the cluster.
 
     Args:
         call: Prompts and answers.
         model: Whose.
-        cluster: Over all of which tensors, and those of experts, are split.
+        cluster: Its devices.
         engine: Who generates, and how many prompt tokens a step reads.
         memory_share: Of device memory, for the engine to use.
+        layout: Columns of the plan; None for one replica whose tensors, and those of experts, are split over all.
         eight_bit_weights: Of the checkpoint, with a call in ``fp8``.
         eight_bit_cache: Keys and values are kept in 8 bits.
     """
-    columns = {"tensor_parallel": cluster.num_devices}
-    if model.moe is not None:
-        columns["expert_tensor_parallel"] = cluster.num_devices
+    if layout is None:
+        experts = 1 if model.moe is None else cluster.num_devices
+        layout = {"tensor_parallel": cluster.num_devices, "expert_tensor_parallel": experts}
     at_once = min(max(engine.prefill_tokens // call.prompt_tokens, 1), call.num_sequences)
     return price_generation(
-        PlanBatch.from_columns(1, **columns, micro_batch_size=at_once),
+        PlanBatch.from_columns(1, **layout, micro_batch_size=at_once),
         call,
         model,
         CallSetting(

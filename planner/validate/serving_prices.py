@@ -113,11 +113,19 @@ def _lengths(row: ServingRow) -> OutputLengths:
     return log_normal_lengths(mean=row.output_tokens, sigma=SIGMA, most=row.longest_output_tokens or LONGEST)
 
 
+def _expert(row: ServingRow) -> int:
+    """GPUs that share the experts: all on which attention is copied, or those published; 1 where they are cut."""
+    shared = row.data > 1 and model_named(row.model).moe is not None
+    return row.tensor * row.data if shared else row.expert
+
+
 def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
     """Figures with their intervals; requests that find no room wait, so that the first token is left out then."""
-    pins = {"tp": row.tensor, "pp": row.pipeline, "dp": row.data}
-    if row.expert > 1:
-        pins["ep"] = row.expert
+    expert = _expert(row)
+    replicas = row.gpus // (row.pipeline * max(row.tensor, expert))
+    pins = {"tp": row.tensor, "pp": row.pipeline, "dp": replicas}
+    if expert > 1:
+        pins["ep"] = expert
     weights = EIGHT_BITS if row.weights_dtype == EIGHT_BITS else None
     asked: dict[str, Any] = {
         "weights": weights,
@@ -131,7 +139,7 @@ def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
     if row.request_rate_per_s is not None and row.load is Load.REQUEST_RATE:
         result = serving(row.model, cluster, rate_per_s=row.request_rate_per_s, **asked)
         return _figures(result.plans[0], row) if result.plans else {}
-    each = max(-(-(row.concurrency or 1) // row.data), 1)
+    each = max(-(-(row.concurrency or 1) // replicas), 1)
     result = serving(row.model, cluster, concurrency=each, **asked)
     if result.plans:
         return _figures(result.plans[0], row)
@@ -162,14 +170,22 @@ def _from_the_start(row: ServingRow) -> Mapping[str, tuple[float, float, float]]
         output=_lengths(row),
         precision=row.weights_dtype,
     )
-    engine = find_engine(engine_of(row))
+    engine, expert = find_engine(engine_of(row)), _expert(row)
     cluster = cluster_of(row.gpus, row.gpu)
+    cut = expert == 1 and model_named(row.model).moe is not None
     table = replica(
         call,
         model_named(row.model),
         cluster,
         engine,
         memory_share=engine.memory_utilization,
+        layout={
+            "tensor_parallel": row.tensor,
+            "pipeline_parallel": row.pipeline,
+            "data_parallel": row.data,
+            "expert_parallel": expert,
+            "expert_tensor_parallel": row.tensor if cut else 1,
+        },
         eight_bit_weights=row.weights_dtype == EIGHT_BITS,
         eight_bit_cache=row.kv_dtype == EIGHT_BITS,
     )

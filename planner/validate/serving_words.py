@@ -52,9 +52,13 @@ Written after the first look at them.
   MI300X (Oracle, vLLM of 2024) is within 3 % on average, NIM's first tokens of Llama-3.3-70B within 7 %, its tokens a
   second 22 % too few. AMD's own latencies of one request, with its container of late 2025, are 63 % shorter than
   priced.
-- **Mixtures of experts under TensorRT-LLM** give up to four times the tokens that are priced (Qwen3-235B 1.4 to 2.5
-  times, DeepSeek-R1 2.6 to 4): the overview does not print how experts are spread and whether attention is data
-  parallel; here every expert is cut over all GPUs, and latent caches are kept on each. DeepSeek-R1 of February and
+- **Data-parallel attention** was no layout here at first: rows that publish one (TensorRT-LLM's DEP4 and DEP8) were
+  priced with tensors and experts cut over all GPUs, and gave up to four times the tokens. As published they lie
+  between 14 % below and 65 % above: Qwen3-235B -4 to +26 %, DeepSeek-R1 +4 to +56 %, Llama 4 Maverick -14 to +65 %.
+  DeepSeek's needed another mend: TensorRT-LLM's timed kernels for many queries per key stood for its latent attention,
+  which has others. SGLang's rows of that layout (dstack, February 2025) had no price before.
+- **Qwen3-235B under TensorRT-LLM 1.0** with tensors cut over eight GPUs gives 1.4 to 2.5 times the tokens that are
+  priced: whether its overview of then ran attention so is not printed. DeepSeek-R1 of February and
   March 2025 (dstack) takes about twice its price on MI300X and H200, as engines had just begun to serve it; SGLang of
   2026 on H200 (SemiAnalysis) takes 25 % less.
 """

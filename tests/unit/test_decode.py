@@ -119,6 +119,28 @@ def test_only_experts_that_see_a_token_are_read() -> None:
     assert many == pytest.approx(8 * expert, rel=0.2)
 
 
+def test_attention_groups_bring_their_tokens_to_one_set_of_experts() -> None:
+    """Four groups of eight sequences load a rank's experts as one group of 32 on four ranks does."""
+    kernels = UnitKernels(ops=(KernelOp.FUSED_EXPERTS,), quantity="bytes")
+    grouped = ExecutionPlan(data_parallel=4, expert_parallel=4)
+    spread = ExecutionPlan(tensor_parallel=4, expert_parallel=4)
+    each = step_s(priced([grouped], model=mixture(), kernels=kernels), 8, 100)
+    assert each == pytest.approx(step_s(priced([spread], model=mixture(), kernels=kernels), 32, 100))
+    # Four groups of eight gather 32 tokens for each layer of experts, and scatter their sums.
+    for op in (CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER):
+        prices = priced([grouped], model=mixture(), kernels=UnitKernels(ops=()), collectives=UnitCollectives(op=op))
+        assert step_s(prices, 8, 100) == pytest.approx(mixture().num_moe_layers * 32 * H * 2)
+    # Over two nodes every token goes to each of its two experts, and back.
+    model, over = mixture(moe={"num_experts": 16}), UnitCollectives(op=CollectiveOp.ALL_TO_ALL)
+    far = priced(
+        [ExecutionPlan(data_parallel=16, expert_parallel=16)],
+        model=model,
+        kernels=UnitKernels(ops=()),
+        collectives=over,
+    )
+    assert step_s(far, 8, 100) == pytest.approx(model.num_moe_layers * 2 * 8 * 2 * H * 2)
+
+
 def test_experts_over_ranks_are_each_read_somewhere() -> None:
     kernels = UnitKernels(ops=(KernelOp.FUSED_EXPERTS,), quantity="bytes")
     whole = priced([ExecutionPlan()], model=mixture(), kernels=kernels).layer_s[0, -1, 0]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import poisson
 
 from costmodels.generation import generation
 from costmodels.lengths import OutputLengths, fixed_length, log_normal_lengths
@@ -17,6 +18,7 @@ from costmodels.serving import (
     ServingPrices,
     at_concurrency,
     at_rate,
+    most_of,
     serving_memory,
     serving_prices,
     steady_states,
@@ -53,6 +55,26 @@ def real(prompt: int = 1000, generate: int = 200, *, cached: int = 0, t: int = 1
     plans = PlanBatch.from_columns(1, tensor_parallel=t, micro_batch_size=8192 // prompt)
     prices = serving_prices(plans, wanted, engine, where, cached_tokens=cached, most_running=512)
     return prices, (plans, wanted, engine, where)
+
+
+@given(st.integers(1, 64), st.floats(1e-6, 50.0))
+@settings(max_examples=40, deadline=None)
+def test_the_most_prompts_of_any_group(groups: int, mean: float) -> None:
+    """Against the sum over the distribution of the largest of independent Poisson numbers."""
+    exact = float((1 - poisson.cdf(np.arange(400), mean) ** groups).sum())
+    assert float(most_of(np.array([[groups]]), np.array([[mean]]))[0, 0]) == pytest.approx(exact, rel=0.02)
+
+
+def test_groups_that_share_experts_wait_for_the_one_that_reads_most() -> None:
+    """By hand: a step of one second, prompts that add two, half of it experts; one prompt per group and step."""
+    two = replace(ONE, tensor_parallel=np.array([1]), expert_parallel=np.array([2]))
+    prices = clock(plans=two, added_s=np.array([2.0]), routed=np.array([0.5]))
+    most = float((1 - poisson.cdf(np.arange(60), 1.0) ** 2).sum())
+    points = one(steady_states(prices, np.array([[N - 1.0]])))
+    assert points["token_s"] == pytest.approx(1 + 2 * (0.5 * 1 + 0.5 * most), rel=1e-3)
+    alone = one(steady_states(replace(prices, plans=ONE), np.array([[N - 1.0]])))
+    assert alone["token_s"] == pytest.approx(1 + 2)
+    assert alone["rate_per_s"] == pytest.approx(1 / 3)
 
 
 def one(points: ServingPoints) -> dict[str, float]:
