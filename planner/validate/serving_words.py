@@ -57,8 +57,9 @@ Written after the first look at them.
   between 14 % below and 65 % above: Qwen3-235B -4 to +26 %, DeepSeek-R1 +4 to +56 %, Llama 4 Maverick -14 to +65 %.
   DeepSeek's needed another mend: TensorRT-LLM's timed kernels for many queries per key stood for its latent attention,
   which has others. SGLang's rows of that layout (dstack, February 2025) had no price before.
-- **Qwen3-235B under TensorRT-LLM 1.0** with tensors cut over eight GPUs gives 1.4 to 2.5 times the tokens that are
-  priced: whether its overview of then ran attention so is not printed. DeepSeek-R1 of February and
+- **TensorRT-LLM 1.0** lists mixtures of experts under TP8, with an option for data-parallel attention that stands
+  where it may not act. Judged as TP8, ten rows are 60 % below to 54 % above; as data parallel over eight they would be
+  11 % below to 53 % above, so that it probably did. DeepSeek-R1 of February and
   March 2025 (dstack) takes about twice its price on MI300X and H200, as engines had just begun to serve it; SGLang of
   2026 on H200 (SemiAnalysis) takes 25 % less.
 """
