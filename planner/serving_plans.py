@@ -263,7 +263,6 @@ def _plans(asked: ServingResult, num_devices: int) -> PlanBatch:
         asked.engine,
         framework=find_stack(STACK).framework,
         domain_devices=asked.cluster.domain_devices,
-        shared_experts=True,
     )
 
 

@@ -1,8 +1,9 @@
 """Every way an engine can lay a generation call out: replicas of a tensor- and pipeline-parallel group each.
 
 Engines split heads, never sequences, over ranks; experts are spread over the ranks of the tensor-parallel group, whole
-or by width. A tensor-parallel group spans one scale-up domain or several whole ones: the largest models fit no other
-way. The trainer generates with the layouts its framework accepts.
+or by width, or whole over those of several groups, each with sequences of its own (``PlanBatch.attention_groups``). A
+tensor-parallel group spans one scale-up domain or several whole ones: the largest models fit no other way. The trainer
+generates with the layouts its framework accepts.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,6 @@ def engine_strategies(
     *,
     framework: str,
     domain_devices: int,
-    shared_experts: bool = False,
 ) -> PlanBatch:
     """Layouts of a generation call on each number of devices; ``micro_batch_size`` prompts are read at once.
 
@@ -42,8 +42,6 @@ def engine_strategies(
         engine: Who generates.
         framework: Whose rules apply when that is the trainer.
         domain_devices: Devices per scale-up domain.
-        shared_experts: Whether attention groups may share their experts, where the engine can
-            (``PlanBatch.attention_groups``).
     """
     span = 1 if engine.name == TRAINER else _MOST_DOMAINS
     columns = degrees(
@@ -54,7 +52,7 @@ def engine_strategies(
     if not engine.splits_stages:
         keep &= p == 1
     if engine.name != TRAINER:
-        keep &= _engine_accepts(model, columns, shared_experts=shared_experts and engine.attention_data_parallel)
+        keep &= _engine_accepts(model, columns, shared_experts=engine.attention_data_parallel)
     columns = {name: column[keep] for name, column in columns.items()}
     per_replica = -(-call.num_sequences // columns["data_parallel"])
     at_once = np.minimum(max(engine.prefill_tokens // call.prompt_tokens, 1), per_replica)
