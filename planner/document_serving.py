@@ -20,6 +20,7 @@ from planner.schema_types import (
     titled,
 )
 from planner.serving_job import BOUNDS
+from planner.serving_launch import launch_words
 from planner.serving_results import ServingPlan, ServingResult
 
 CONVENTIONS = {
@@ -29,6 +30,7 @@ CONVENTIONS = {
     "concurrency": "requests in one replica, those whose prompt is being read among them",
     "tokens": "output tokens; those of prompts are not counted",
     "interval": "90 %",
+    "launch": "starts a replica, on each of its nodes; $MODEL is the checkpoint; empty where no command is known",
     "memory": "the fullest device of a replica",
     "frontier": "deployments that none beats both in tokens per device and in tokens per user, fastest first",
 }
@@ -103,6 +105,7 @@ def _plan(plan: ServingPlan, result: ServingResult) -> dict[str, Any]:
         "longest_tokens": plan.longest_tokens,
         "cache_tokens": plan.cache_tokens,
         "memory_parts_bytes": asdict(plan.memory),
+        "launch": " ".join(launch_words(plan, result)),
         "basis": BASES[plan.basis],
     }
 
@@ -125,6 +128,7 @@ def serving_schema() -> Shape:
         memory_parts_bytes=closed_object(
             **dict.fromkeys(("weights", "cache", "activations", "fixed", "left_to_others"), AMOUNT)
         ),
+        launch=TEXT,
         basis={"enum": list(BASES)},
     )
     request = closed_object(

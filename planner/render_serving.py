@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from itertools import compress
+from textwrap import wrap
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +11,7 @@ from rich.table import Table
 from planner.phrases import count, dollars, gib, seconds
 from planner.render import NARROW, render_notes
 from planner.serving_job import BOUNDS, ServingJob
+from planner.serving_launch import launch_words
 from planner.serving_results import ServingPlan, ServingResult
 from profiles.parameters import total_parameters
 
@@ -110,3 +112,13 @@ def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> 
     words += f" at once, or {best.most_longest:,} of {result.job.max_model_len:,} tokens"
     words += "." if best.longest_tokens is None else f"; one of up to {best.longest_tokens:,}."
     console.print(words, highlight=False)
+    if command := launch_words(best, result):
+        console.print("\nA replica of the first, $MODEL being its checkpoint:", highlight=False)
+        console.print(_broken(command, console.width - 6), highlight=False, markup=False, soft_wrap=True)
+
+
+def _broken(command: Sequence[str], width: int) -> str:
+    """A command over several lines, broken between its words only."""
+    text = " ".join(word.replace(" ", "\0") for word in command)
+    lines = wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return "  " + " \\\n    ".join(lines).replace("\0", " ")

@@ -389,18 +389,3 @@ def test_autocast_casts_the_weights_of_models_that_are_trained_only(kind: CallKi
     assert there.time_s == pytest.approx(without.time_s)
     trained = [evaluate(ONE, call_context(call(), LLAMA, replace(SETTING, stack=used))) for used in (trainer, plain)]
     assert trained[0].step_time_s[0] > 1.02 * trained[1].step_time_s[0]
-
-
-@pytest.mark.parametrize(("name", "shares"), [("vllm", True), ("vllm-2024", False), ("trainer", False)])
-def test_engines_share_experts_over_attention_groups(name: str, shares: bool) -> None:
-    """Whole experts over whole groups, in as many sets as there are groups for; the trainer follows its framework."""
-    setting = replace(SETTING, engines=(name,))
-    plans = call_costs(call(CallKind.GENERATE), mixture(), setting, [16]).plans
-    t, e, split = plans.tensor_parallel, plans.expert_parallel, plans.expert_tensor_parallel
-    grouped = plans.attention_groups > 1
-    if name != "trainer":
-        assert grouped.any() == shares
-        assert (e[grouped] % t[grouped] == 0).all()
-        assert (split[grouped] == 1).all()
-        assert (e * split == t * plans.attention_groups).all()
-    assert (plans.data_parallel % plans.attention_groups == 0).all()

@@ -13,7 +13,6 @@ from planner.document_serving import serving_document, serving_schema
 from planner.serving_results import ServingPlan, ServingResult
 from profiles.engines import find_engine
 from profiles.errors import SpecError
-from profiles.parameters import layer_parameters
 from profiles.units import GIB
 from tests.command import Command, command_line
 
@@ -143,43 +142,6 @@ def test_experts_are_spread_over_the_ranks_of_a_replica_or_split() -> None:
     plans = served("qwen3-30b-a3b", engine="vllm-2024").plans
     assert all(plan.expert_parallel in (1, plan.tensor_parallel) for plan in plans)
     assert best("qwen3-30b-a3b", pins={"tp": 4, "ep": 4}).expert_parallel == 4
-
-
-def test_attention_groups_share_experts() -> None:
-    """Every group has a cache and requests of its own; latent keys are not repeated over its ranks."""
-    model = served("deepseek-v3", gpus="8xH200-SXM-141GB", weights="fp8").model
-    asked = {"gpus": "8xH200-SXM-141GB", "weights": "fp8", "concurrency": 64}
-    apart = best("deepseek-v3", pins={"tp": 1, "ep": 8}, **asked)
-    whole = best("deepseek-v3", pins={"tp": 8, "ep": 8}, **asked)
-    assert (apart.attention_groups, apart.replicas, apart.num_devices) == (8, 1, 8)
-    assert (whole.attention_groups, whole.replicas, whole.num_devices) == (1, 1, 8)
-    assert apart.concurrency == whole.concurrency == 64
-    latent = model.latent_attention
-    assert latent is not None
-    key = latent.kv_lora_rank + latent.qk_rope_head_dim
-    each = model.num_layers * key * 2
-    for plan in (apart, whole):
-        assert plan.cache_tokens == pytest.approx(plan.attention_groups * plan.memory.cache / each)
-    # Experts are spread over eight either way; all else is held whole instead of cut into eight, but for what makes
-    # latents, which is whole in both.
-    dense = layer_parameters(model, moe=False)
-    mixed = layer_parameters(model, moe=True)
-    latents = model.hidden_size * (latent.q_lora_rank + key)
-    beside = model.num_layers * (dense.attention - latents) + model.num_moe_layers * mixed.shared_experts
-    beside += (model.num_layers - model.num_moe_layers) * dense.dense_mlp
-    ends = 2 * 2 * model.vocab_size * model.hidden_size  # of 16 bits
-    assert apart.memory.weights - whole.memory.weights == pytest.approx(7 / 8 * (beside + ends), rel=0.001)
-
-
-def test_replicas_of_attention_groups_are_counted_whole() -> None:
-    asked = {"weights": "fp8", "pins": {"tp": 2, "ep": 8}, "rate_per_s": 20.0, "gpus": "4x8xH200-SXM-141GB"}
-    plan = best("deepseek-v3", **asked)
-    assert plan.num_devices == 8 * plan.replicas
-    assert plan.requests_per_s == pytest.approx(20.0)
-    alone = best("deepseek-v3", **asked | {"rate_per_s": 20.0 / plan.replicas, "gpus": "8xH200-SXM-141GB"})
-    assert alone.ttft_s == pytest.approx(plan.ttft_s, rel=1e-6)
-    fixed = best("deepseek-v3", **asked | {"pins": {"tp": 2, "ep": 8, "dp": 3}})
-    assert (fixed.replicas, fixed.num_devices) == (3, 24)
 
 
 def test_the_frontier_trades_speed_for_throughput() -> None:

@@ -1,0 +1,120 @@
+"""The command that starts one replica of a deployment, in the options of its engine.
+
+Each says what the plan rests on: degrees, the longest request, requests at once, tokens of a step, the share of memory
+and formats. ``$MODEL`` is the checkpoint; a replica on several nodes runs it on each, with ``$NODE_RANK`` from 0 and
+``$HEAD`` the first one's address, but for TensorRT-LLM, which Slurm starts on all of them.
+
+Source:
+    vLLM 0.33: ``vllm serve --help``, its pages on data- and expert-parallel deployment; SGLang 0.5: server arguments,
+    of which running requests and chunks are shared out over the attention groups (``managers/tp_worker.py``,
+    ``server_args.py``); TensorRT-LLM 1.x: ``trtllm-serve --help`` and the LLM API's options.
+"""
+
+from collections.abc import Callable, Mapping
+from math import ceil
+from types import MappingProxyType
+
+from planner.serving_results import ServingPlan, ServingResult
+from planner.serving_states import EIGHT_BITS
+
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+Words = list[str]
+
+
+def launch_words(plan: ServingPlan, result: ServingResult) -> Words:
+    """What one node of a replica runs: words of a POSIX shell, between which a line may break.
+
+    None for engines of the past, and where vLLM's own options do not say it: tensors of several attention groups that
+    are cut across nodes.
+    """
+    written = _ENGINES.get(result.engine.name)
+    return [] if written is None else written(plan, result)
+
+
+def most_running(plan: ServingPlan, result: ServingResult) -> int:
+    """Requests that one attention group may run at once for the plan to be kept: those it was priced with.
+
+    At a rate the requests at once are an average, and what fits is the limit.
+    """
+    groups = plan.attention_groups
+    fitting = plan.most_requests // groups
+    return fitting if result.job.rate_per_s is not None else min(max(ceil(plan.concurrency / groups), 1), fitting)
+
+
+def _nodes(plan: ServingPlan, result: ServingResult) -> int:
+    return ceil(plan.num_devices / plan.replicas / result.cluster.node.devices_per_node)
+
+
+def _vllm(plan: ServingPlan, result: ServingResult) -> Words:
+    groups, nodes = plan.attention_groups, _nodes(plan, result)
+    if groups > 1 and groups % nodes:
+        return []
+    words = ["vllm", "serve", '"$MODEL"', "--tensor-parallel-size", f"{plan.tensor_parallel}"]
+    if plan.pipeline_parallel > 1:
+        words += ["--pipeline-parallel-size", f"{plan.pipeline_parallel}"]
+    if groups > 1:
+        words += ["--data-parallel-size", f"{groups}"]
+    if plan.expert_parallel > 1:
+        words += ["--enable-expert-parallel"]
+    words += ["--max-model-len", f"{result.job.max_model_len}", "--max-num-seqs", f"{most_running(plan, result)}"]
+    words += ["--max-num-batched-tokens", f"{result.engine.prefill_tokens}"]
+    words += ["--gpu-memory-utilization", f"{result.engine.memory_utilization:g}", *_formats(result, "fp8")]
+    if nodes == 1:
+        return words
+    if groups > 1:
+        each = groups // nodes
+        words += ["--data-parallel-size-local", f"{each}", "--data-parallel-address", '"$HEAD"']
+        words += ["--data-parallel-start-rank", f"$((NODE_RANK * {each}))"]
+    else:
+        words += ["--nnodes", f"{nodes}", "--node-rank", '"$NODE_RANK"', "--master-addr", '"$HEAD"']
+    return [*words, '$([ "$NODE_RANK" -gt 0 ] && echo --headless)']
+
+
+def _sglang(plan: ServingPlan, result: ServingResult) -> Words:
+    groups, nodes = plan.attention_groups, _nodes(plan, result)
+    words = ["python", "-m", "sglang.launch_server", "--model-path", '"$MODEL"']
+    words += ["--tp-size", f"{plan.tensor_parallel * groups}"]
+    if groups > 1:
+        words += ["--dp-size", f"{groups}", "--enable-dp-attention"]
+    if plan.expert_parallel > 1:
+        words += ["--ep-size", f"{plan.expert_parallel}"]
+    words += ["--context-length", f"{result.job.max_model_len}"]
+    words += ["--max-running-requests", f"{groups * most_running(plan, result)}"]
+    words += ["--chunked-prefill-size", f"{groups * result.engine.prefill_tokens}"]
+    words += ["--mem-fraction-static", f"{result.engine.memory_utilization:g}", *_formats(result, "fp8_e4m3")]
+    if nodes > 1:
+        words += ["--nnodes", f"{nodes}", "--node-rank", '"$NODE_RANK"', "--dist-init-addr", '"$HEAD:20000"']
+    return words
+
+
+def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
+    groups, nodes = plan.attention_groups, _nodes(plan, result)
+    options = ["enable_attention_dp: true"] if groups > 1 else []
+    if result.kv_cache_dtype == EIGHT_BITS:
+        options += ["kv_cache_config: {dtype: fp8}"]
+    words = ["printf", r"'%s\n'", *(f"'{line}'" for line in options), ">", "options.yaml", "&&"] if options else []
+    if nodes > 1:
+        each = result.cluster.node.devices_per_node
+        words += ["srun", "--nodes", f"{nodes}", "--ntasks-per-node", f"{each}", "--mpi", "pmix"]
+        words += ["trtllm-llmapi-launch"]
+    words += ["trtllm-serve", '"$MODEL"', "--tp_size", f"{plan.tensor_parallel * groups}"]
+    if plan.pipeline_parallel > 1:
+        words += ["--pp_size", f"{plan.pipeline_parallel}"]
+    if plan.expert_parallel > 1:
+        words += ["--ep_size", f"{plan.expert_parallel}"]
+    words += ["--max_seq_len", f"{result.job.max_model_len}", "--max_batch_size", f"{most_running(plan, result)}"]
+    words += ["--max_num_tokens", f"{result.engine.prefill_tokens}"]
+    words += ["--kv_cache_free_gpu_memory_fraction", f"{result.engine.memory_utilization:g}"]
+    return words + (["--extra_llm_api_options", "options.yaml"] if options else [])
+
+
+def _formats(result: ServingResult, cache: str) -> Words:
+    """Formats of weights, which engines cast to 8 bits where the checkpoint is not in them, and of the cache."""
+    eight = result.precision == EIGHT_BITS
+    words = ["--quantization", "fp8"] if eight else ["--dtype", _DTYPES[result.precision]]
+    return words + (["--kv-cache-dtype", cache] if result.kv_cache_dtype == EIGHT_BITS else [])
+
+
+_ENGINES: Mapping[str, Callable[[ServingPlan, ServingResult], Words]] = MappingProxyType(
+    {"vllm": _vllm, "sglang": _sglang, "tensorrt-llm": _tensorrt_llm}
+)
