@@ -15,6 +15,7 @@ from profiles.units import GIB
 
 _REQUESTS, _BOUNDS, _ENGINE = "Requests", "Bounds on means", "Engine"
 _request, _bound, _engine = (partial(option, panel=panel) for panel in (_REQUESTS, _BOUNDS, _ENGINE))
+_PLAIN_S = 30.0  # beyond, a number without a unit is taken for milliseconds by some and for seconds by others
 _UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0, "min": 60.0}
 
 Served = Annotated[str, typer.Option("--model", "-m", help="Name, size (13b), Hugging Face id, or config.json.")]
@@ -112,7 +113,7 @@ def _show(model: str, gpus: str, asked: Mapping[str, Any], *, json_: bool, outpu
 
 
 def _duration(field: str, text: str | None) -> float | None:
-    """``500ms`` as 0.5; a plain number is in seconds.
+    """``500ms`` as 0.5; a plain number is in seconds, and no larger than anybody would mean in seconds.
 
     Raises:
         SpecError: If it is no duration.
@@ -127,4 +128,6 @@ def _duration(field: str, text: str | None) -> float | None:
         number = float("nan")
     if not 0 < number < float("inf"):
         raise SpecError(field, f"must be a duration; got {text[:40]!r}", "for example 500ms or 2s")
+    if not unit and number > _PLAIN_S:
+        raise SpecError(field, f"needs a unit; got {text[:40]!r}", f"{number:g}ms or {number:g}s")
     return number

@@ -37,10 +37,7 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
     if result.shortage is not None:
         console.print(f"[bold red]No deployment serves that[/]: {result.shortage.message}", highlight=False)
         if result.shortage.remedy:
-            remedy = re.sub(
-                r"\b(" + "|".join(_OPTIONS) + r")\b", lambda found: _OPTIONS[found[0]], result.shortage.remedy
-            )
-            console.print(f"What would do: {remedy}.", highlight=False)
+            console.print(f"What would do: {_as_options(result.shortage.remedy)}.", highlight=False)
         if result.shortage.nearest is not None:
             console.print("\n[bold]Nearest[/]", highlight=False)
             console.print(_table([result.shortage.nearest], result, console))
@@ -52,6 +49,12 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
             console.print(_table(result.frontier, result, console, ranked=False))
     if not quiet:
         render_notes("Assumed", result.assumptions, console)
+
+
+def _as_options(remedy: str) -> str:
+    """A remedy in the options of the command line, durations with their unit."""
+    words = re.sub(rf"\b({'|'.join(BOUNDS)}) (\S+?)(?=,|$)", r"\1 \2s", remedy)
+    return re.sub(rf"\b({'|'.join(_OPTIONS)})\b", lambda found: _OPTIONS[found[0]], words)
 
 
 def _requests(job: ServingJob) -> str:
