@@ -10,11 +10,14 @@ FAMILIES = {
     "A100-PCIe-80GB": "ga100",
     "A100-PCIe-40GB": "ga100",
     "A800-SXM-80GB": "ga100",
+    "A30": "ga100",
     "A40": "ga102",
     "RTX-A6000": "ga102",
+    "A10": "ga102",
     "RTX-3090": "half-rate",
     "A10G": "half-rate",
     "RTX-4090": "half-rate",
+    "RTX-5090": "half-rate",
     "RTX-2080-Ti": "half-rate",
     "L40S": "ad102",
     "RTX-6000-Ada": "ad102",
@@ -25,6 +28,7 @@ FAMILIES = {
     "H100-NVL-94GB": "gh100",
     "H800-SXM-80GB": "gh100",
     "H20-SXM-96GB": "gh100",
+    "H20-SXM-141GB": "gh100",
     "H200-SXM-141GB": "gh100",
     "GH200-96GB": "gh100",
     "B200-SXM-180GB": "gb100",
@@ -46,4 +50,4 @@ FAMILIES = {
     "MI355X": "gfx942",
 }
 # Measured on another architecture than their own.
-BORROWED = frozenset({"RTX-4090", "RTX-2080-Ti", "MI350X", "MI355X"})
+BORROWED = frozenset({"RTX-4090", "RTX-5090", "RTX-2080-Ti", "MI350X", "MI355X"})

@@ -91,7 +91,7 @@ def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], fiel
             "job.seq_length: unknown field. Hint: did you mean 'sequence_length' or 'varied_lengths'?",
         ),
         ({"top": 0}, "top: input should be greater than or equal to 1; got 0"),
-        ({"cluster": "8xH10O"}, "cluster.device: unknown name 'H10O'. Hint: did you mean 'H100' or 'H20' or 'V100'?"),
+        ({"cluster": "8xH10O"}, "cluster.device: unknown name 'H10O'. Hint: did you mean 'H100' or 'H20' or 'A10'?"),
     ],
 )
 def test_the_detail_says_what_to_change(client: TestClient, change: dict[str, Any], detail: str) -> None:

@@ -39,6 +39,12 @@ def catalog() -> Catalog:
         ("RTX-4090", 165.2, 23.65, 1.008),
         ("RTX-3090", 71, 23.7, 0.936),
         ("MI300X", 1307.4, 191.98, 5.3),
+        ("A10", 125, 22.21, 0.6),
+        ("A30", 165, 23.53, 0.933),
+        ("H20-SXM-141GB", 148, 139.8, 4.8),
+        ("RTX-5090", 209.5, 31.37, 1.792),
+        ("RTX-PRO-6000-WS-96GB", 503.8, 94.97, 1.792),
+        ("GB10-128GB", 124.1, 119.7, 0.273),
     ],
 )
 def test_device_figures(
@@ -128,7 +134,7 @@ def test_only_links_without_peer_to_peer_say_so(catalog: Catalog) -> None:
 
 
 def test_geforce_cards_have_no_peer_access_and_professional_ones_have(catalog: Catalog) -> None:
-    for name in ("RTX-3090", "RTX-4090", "RTX-2080-Ti"):
+    for name in ("RTX-3090", "RTX-4090", "RTX-5090", "RTX-2080-Ti"):
         assert not catalog.nodes[catalog.device(name).default_node].scale_up.peer_to_peer, name
     for name in ("L40S", "L4", "A10G", "T4", "A40", "RTX-A6000", "RTX-6000-Ada", "A100-PCIe-80GB", "V100-PCIe-32GB"):
         assert catalog.nodes[catalog.device(name).default_node].scale_up.peer_to_peer, name
@@ -186,6 +192,14 @@ def test_figures_agree_with_the_public_table(catalog: Catalog) -> None:
         ("H100-96GB", "H100-SXM-96GB"),
         ("H100 NVL", "H100-NVL-94GB"),
         ("H20", "H20-SXM-96GB"),
+        ("H20-141GB", "H20-SXM-141GB"),
+        ("NVIDIA H20-3e", "H20-SXM-141GB"),
+        ("A10", "A10"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA GeForce RTX 5090", "RTX-5090"),
+        ("RTX PRO 6000 Blackwell", "RTX-PRO-6000-Server-96GB"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX-PRO-6000-WS-96GB"),
+        ("NVIDIA GB10", "GB10-128GB"),
         ("NVIDIA B300 SXM6 AC", "B300-SXM-288GB"),
         ("NVIDIA Blackwell Ultra GPU (B300-SXM-270GB)", "B300-SXM-288GB"),
         ("AMD Instinct MI325X 256GB HBM3E DLC", "MI325X"),
@@ -234,7 +248,7 @@ def test_link_lookup_ignores_case_and_takes_aliases(catalog: Catalog, name: str)
 def test_lookup_errors_verbatim(catalog: Catalog) -> None:
     with pytest.raises(SpecError) as device:
         catalog.device("H10O")
-    assert str(device.value) == ("cluster.device: unknown name 'H10O'. Hint: did you mean 'H100' or 'H20' or 'V100'?")
+    assert str(device.value) == ("cluster.device: unknown name 'H10O'. Hint: did you mean 'H100' or 'H20' or 'A10'?")
     with pytest.raises(SpecError) as memory:
         catalog.device("A100-160GB", field="device")
     assert str(memory.value) == (
