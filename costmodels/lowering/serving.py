@@ -138,8 +138,8 @@ def _exchange(calls: CallList, shape: RankShape, context: CostContext, row_bytes
     """Tokens of all attention groups to the ranks that have their experts, and back.
 
     In one scale-up domain every group gathers the tokens of all, and their sums are scattered; across domains a token
-    goes to each of its experts (vLLM's documentation, expert parallel deployment: the default of ``--all2all-backend``,
-    and DeepEP for several nodes).
+    goes to each of its experts, in 8 bits if these are, and comes back in 16 (vLLM's documentation, expert parallel
+    deployment: the default of ``--all2all-backend``, and DeepEP's low-latency kernels for several nodes).
     """
     groups, moe = shape.attention_groups, context.model.moe
     if moe is None or int(groups.max(initial=1)) == 1:
@@ -148,8 +148,9 @@ def _exchange(calls: CallList, shape: RankShape, context: CostContext, row_bytes
     gathered = np.where((groups > 1) & near, shape.tokens * groups * row_bytes, 0.0)
     for op in (CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER):
         calls.transfer(Axis.EXPERT_FORWARD, op, gathered, group=groups, stride=shape.tensor)
-    sent = np.where((groups > 1) & ~near, shape.tokens / shape.tensor * moe.experts_per_token * row_bytes, 0.0)
-    for _ in range(2):
+    copies = np.where((groups > 1) & ~near, shape.tokens / shape.tensor * moe.experts_per_token, 0.0)
+    there = 1.0 if context.eight_bit_weights else row_bytes / context.model.hidden_size
+    for sent in (copies * there * context.model.hidden_size, copies * row_bytes):
         calls.transfer(
             Axis.EXPERT_FORWARD, CollectiveOp.ALL_TO_ALL, sent, group=shape.expert, stride=shape.expert_tensor
         )

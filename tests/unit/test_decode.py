@@ -132,13 +132,10 @@ def test_attention_groups_bring_their_tokens_to_one_set_of_experts() -> None:
         assert step_s(prices, 8, 100) == pytest.approx(mixture().num_moe_layers * 32 * H * 2)
     # Over two nodes every token goes to each of its two experts, and back.
     model, over = mixture(moe={"num_experts": 16}), UnitCollectives(op=CollectiveOp.ALL_TO_ALL)
-    far = priced(
-        [ExecutionPlan(data_parallel=16, expert_parallel=16)],
-        model=model,
-        kernels=UnitKernels(ops=()),
-        collectives=over,
-    )
-    assert step_s(far, 8, 100) == pytest.approx(model.num_moe_layers * 2 * 8 * 2 * H * 2)
+    far, asked = [ExecutionPlan(data_parallel=16, expert_parallel=16)], {"model": model, "collectives": over}
+    for eight, moved in ((False, 2 + 2), (True, 1 + 2)):
+        prices = priced(far, kernels=UnitKernels(ops=()), eight_bit_weights=eight, **asked)
+        assert step_s(prices, 8, 100) == pytest.approx(model.num_moe_layers * 8 * 2 * H * moved)
 
 
 def test_experts_over_ranks_are_each_read_somewhere() -> None:
