@@ -40,6 +40,11 @@ class CostContext:
     implementation: int = 0
 
     @property
+    def by_engine(self) -> bool:
+        """Whether a generation engine with kernels of its own runs it, and not a training stack."""
+        return self.forward_only and self.implementation > 0
+
+    @property
     def cache_element_bytes(self) -> float:
         """Bytes of one number among keys and values that an engine keeps."""
         return 1.0 if self.eight_bit_cache else self.job.numerics.storage_bytes

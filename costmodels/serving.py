@@ -28,8 +28,8 @@ Source:
     Chunked prefill: arXiv:2308.16369 and vLLM's optimization guide; steps that mix reading and generating:
     arXiv:2403.02310. Little's law: Operations Research 9, 1961.
 
-Left out on purpose: what a server takes before and after the engine (HTTP, tokenisers), bursts, speculative decoding,
-prompts and generation on devices of their own.
+Left out on purpose: what a server takes before and after the engine (HTTP, tokenisers), bursts, speculative decoding.
+Prompts and generation on replicas of their own are in ``costmodels.serving_apart``.
 """
 
 from collections.abc import Callable

@@ -15,6 +15,11 @@ from profiles.units import GIB
 
 _REQUESTS, _BOUNDS, _ENGINE = "Requests", "Bounds on means", "Engine"
 _request, _bound, _engine = (partial(option, panel=panel) for panel in (_REQUESTS, _BOUNDS, _ENGINE))
+# Options that the library calls the same, and takes as they are.
+_SAME = (
+    *("prompt", "prefix", "concurrency", "engine", "max_model_len", "memory_utilization", "precision", "weights"),
+    *("kv_cache_dtype", "disaggregated", "top", "fabric", "price_date"),
+)
 _PLAIN_S = 30.0  # beyond, a number without a unit is taken for milliseconds by some and for seconds by others
 _UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0, "min": 60.0}
 
@@ -33,6 +38,7 @@ Share = Annotated[float | None, _engine("--memory-utilization", "Share of GPU me
 Format = Annotated[str | None, _engine("--precision", "bf16 (default, where the GPU has it) or fp16.")]
 Weights = Annotated[str | None, _engine("--weights", "fp8 for an 8-bit checkpoint.")]
 CacheFormat = Annotated[str | None, _engine("--kv-cache-dtype", "fp8 for keys and values in 8 bits.")]
+Apart = Annotated[bool, _engine("--disaggregated", "Look at replicas that read prompts beside ones that generate.")]
 Replicas = Annotated[int | None, option("--replicas", "Replicas of the layout.", shared.FIXED)]
 
 
@@ -53,6 +59,7 @@ def serving(
     precision: Format = None,
     weights: Weights = None,
     kv_cache_dtype: CacheFormat = None,
+    disaggregated: Apart = False,
     tp: shared.Tp = None,
     pp: shared.Pp = None,
     ep: shared.Ep = None,
@@ -72,28 +79,17 @@ def serving(
     The REST interface is planner serve.
     """
     del debug
+    given = locals()
     pins = {"tp": tp, "pp": pp, "ep": ep, "dp": replicas}
-    asked = {
-        "prompt": prompt,
+    asked = {name: given[name] for name in _SAME} | {
         "generate": int(generate) if generate.isdecimal() else generate,
-        "prefix": prefix,
         "rate_per_s": rate,
-        "concurrency": concurrency,
         "ttft_s": _duration("--ttft", ttft),
         "tpot_s": _duration("--tpot", tpot),
         "latency_s": _duration("--request-latency", request_latency),
-        "engine": engine,
-        "max_model_len": max_model_len,
-        "memory_utilization": memory_utilization,
         "pins": {name: value for name, value in pins.items() if value is not None},
-        "precision": precision,
-        "weights": weights,
-        "kv_cache_dtype": kv_cache_dtype,
-        "top": top,
-        "fabric": fabric,
         "memory_reserve_bytes": reserve_gib * GIB,
         "price_per_device_hour_usd": price_per_gpu_hour,
-        "price_date": price_date,
     }
     _show(model, gpus, asked, json_=json_, output=output, quiet=quiet)
 

@@ -21,7 +21,7 @@ from planner.schema_types import (
 )
 from planner.serving_job import BOUNDS
 from planner.serving_launch import launch_words
-from planner.serving_results import ServingPlan, ServingResult
+from planner.serving_results import ApartPlan, ServingPlan, ServingResult
 
 CONVENTIONS = {
     "ttft_s": "mean time to the first token: waiting for a place and for the running step, and reading the prompt",
@@ -32,9 +32,12 @@ CONVENTIONS = {
     "interval": "90 %",
     "launch": "starts a replica, on each of its nodes; $MODEL is the checkpoint; empty where no command is known",
     "memory": "the fullest device of a replica",
+    "apart": "replicas that read prompts beside replicas that generate; busy: share of time, or of places",
+    "crossing_s": "of the first token: keys and values on their way from one to the other",
     "frontier": "deployments that none beats both in tokens per device and in tokens per user, fastest first",
 }
 _KIND = "serving"
+_POOL_COUNTS = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "replicas", "num_devices")
 
 
 def serving_document(result: ServingResult) -> dict[str, Any]:
@@ -64,6 +67,7 @@ def serving_document(result: ServingResult) -> dict[str, Any]:
         },
         "plans": [_plan(plan, result) for plan in result.plans],
         "frontier": [_plan(plan, result) for plan in result.frontier],
+        "apart": None if result.apart is None else [_apart(plan, result) for plan in result.apart],
         "considered": result.considered,
         "infeasible": None
         if shortage is None
@@ -79,7 +83,6 @@ def serving_document(result: ServingResult) -> dict[str, Any]:
 
 
 def _plan(plan: ServingPlan, result: ServingResult) -> dict[str, Any]:
-    price = result.price
     return {
         "tensor_parallel": plan.tensor_parallel,
         "pipeline_parallel": plan.pipeline_parallel,
@@ -88,18 +91,8 @@ def _plan(plan: ServingPlan, result: ServingResult) -> dict[str, Any]:
         "replicas": plan.replicas,
         "num_devices": plan.num_devices,
         "concurrency": plan.concurrency,
-        "ttft_s": plan.ttft_s,
-        "ttft_low_s": plan.ttft_interval_s[0],
-        "ttft_high_s": plan.ttft_interval_s[1],
-        "tpot_s": plan.tpot_s,
-        "tpot_low_s": plan.tpot_interval_s[0],
-        "tpot_high_s": plan.tpot_interval_s[1],
-        "latency_s": plan.latency_s,
-        "requests_per_s": plan.requests_per_s,
-        "output_tokens_per_s": plan.output_tokens_per_s,
-        "output_tokens_per_s_per_device": plan.tokens_per_s_per_device,
-        "output_tokens_per_s_per_user": plan.tokens_per_s_per_user,
-        "usd_per_million_output_tokens": None if price is None else plan.usd_per_million_tokens(price),
+        **_times(plan),
+        **_rates(plan, result),
         "most_requests": plan.most_requests,
         "most_longest_requests": plan.most_longest,
         "longest_tokens": plan.longest_tokens,
@@ -110,17 +103,61 @@ def _plan(plan: ServingPlan, result: ServingResult) -> dict[str, Any]:
     }
 
 
-def serving_schema() -> Shape:
-    """The schema of what ``serving_document`` returns."""
-    counts = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "attention_groups", "replicas", "num_devices")
+def _apart(plan: ApartPlan, result: ServingResult) -> dict[str, Any]:
+    pools = {name: getattr(plan, name) for name in ("reading", "generating")}
+    return {
+        **{name: asdict(pool) | {"num_devices": pool.num_devices} for name, pool in pools.items()},
+        "num_devices": plan.num_devices,
+        "concurrency": plan.concurrency,
+        "crossing_s": plan.crossing_s,
+        **_times(plan),
+        **_rates(plan, result),
+        "basis": BASES[plan.basis],
+    }
+
+
+def _times(plan: ServingPlan | ApartPlan) -> dict[str, float]:
+    return {
+        "ttft_s": plan.ttft_s,
+        "ttft_low_s": plan.ttft_interval_s[0],
+        "ttft_high_s": plan.ttft_interval_s[1],
+        "tpot_s": plan.tpot_s,
+        "tpot_low_s": plan.tpot_interval_s[0],
+        "tpot_high_s": plan.tpot_interval_s[1],
+        "latency_s": plan.latency_s,
+    }
+
+
+def _rates(plan: ServingPlan | ApartPlan, result: ServingResult) -> dict[str, float | None]:
+    return {
+        "requests_per_s": plan.requests_per_s,
+        "output_tokens_per_s": plan.output_tokens_per_s,
+        "output_tokens_per_s_per_device": plan.tokens_per_s_per_device,
+        "output_tokens_per_s_per_user": plan.tokens_per_s_per_user,
+        "usd_per_million_output_tokens": None if result.price is None else plan.usd_per_million_tokens(result.price),
+    }
+
+
+def _figure_shapes() -> Shape:
+    """Fields of every deployment, whatever its replicas do."""
     amounts = (
         *("concurrency", "ttft_s", "ttft_low_s", "ttft_high_s", "tpot_s", "tpot_low_s", "tpot_high_s", "latency_s"),
         *("requests_per_s", "output_tokens_per_s", "output_tokens_per_s_per_device", "output_tokens_per_s_per_user"),
     )
+    dollars = {"usd_per_million_output_tokens": or_null(AMOUNT)}
+    return dict.fromkeys(amounts, AMOUNT) | dollars | {"basis": {"enum": list(BASES)}}
+
+
+def _apart_shape() -> Shape:
+    pool = closed_object(**dict.fromkeys(_POOL_COUNTS, COUNT), busy=AMOUNT)
+    return closed_object(reading=pool, generating=pool, num_devices=COUNT, crossing_s=AMOUNT, **_figure_shapes())
+
+
+def serving_schema() -> Shape:
+    """The schema of what ``serving_document`` returns."""
     plan = closed_object(
-        **dict.fromkeys(counts, COUNT),
-        **dict.fromkeys(amounts, AMOUNT),
-        usd_per_million_output_tokens=or_null(AMOUNT),
+        **dict.fromkeys((*_POOL_COUNTS, "attention_groups"), COUNT),
+        **_figure_shapes(),
         most_requests=COUNT,
         most_longest_requests=COUNT,
         longest_tokens=or_null(COUNT),
@@ -129,7 +166,6 @@ def serving_schema() -> Shape:
             **dict.fromkeys(("weights", "cache", "activations", "fixed", "left_to_others"), AMOUNT)
         ),
         launch=TEXT,
-        basis={"enum": list(BASES)},
     )
     request = closed_object(
         model={"type": "object"},
@@ -157,9 +193,10 @@ def serving_schema() -> Shape:
         request=request,
         plans=list_of(served),
         frontier=list_of(served),
+        apart=or_null(list_of({"$ref": "#/$defs/apart"})),
         considered=COUNT,
         infeasible=or_null(closed_object(reason=TEXT, message=TEXT, remedy=TEXT, nearest=or_null(served))),
         assumptions=list_of(note_shape()),
         conventions=map_of(TEXT),
     )
-    return titled("planner serving", answer, deployment=plan)
+    return titled("planner serving", answer, deployment=plan, apart=_apart_shape())

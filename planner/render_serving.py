@@ -12,7 +12,7 @@ from planner.phrases import count, dollars, gib, seconds
 from planner.render import NARROW, render_notes
 from planner.serving_job import BOUNDS, ServingJob
 from planner.serving_launch import launch_words
-from planner.serving_results import ServingPlan, ServingResult
+from planner.serving_results import ApartPlan, PoolPart, ServingPlan, ServingResult
 from profiles.parameters import total_parameters
 
 _PADDING = (0, 1)
@@ -47,6 +47,8 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
         if len(result.frontier) > 1:
             console.print("\n[bold]Throughput against speed[/]", highlight=False)
             console.print(_table(result.frontier, result, console, ranked=False))
+    if result.apart is not None:
+        _render_apart(result, console)
     if not quiet:
         render_notes("Assumed", result.assumptions, console)
 
@@ -89,13 +91,49 @@ def _table(plans: Sequence[ServingPlan], result: ServingResult, console: Console
         cells += [str(plan.pipeline_parallel)] if staged else []
         cells += [str(plan.expert_parallel)] if experts else []
         cells += [str(plan.attention_groups)] if grouped else []
-        cells += [f"{plan.replicas:,}", f"{plan.concurrency:,.0f}" if plan.concurrency > 0.995 else "<1"]
-        cells += [seconds(value) for value in (plan.ttft_s, plan.tpot_s, plan.latency_s)]
-        cells += [f"{plan.requests_per_s:,.3g}" if plan.requests_per_s < 1000 else f"{plan.requests_per_s:,.0f}"]
-        cells += [f"{plan.tokens_per_s_per_device:,.0f}", f"{plan.tokens_per_s_per_user:,.0f}"]
-        cells += [] if result.price is None else [dollars(plan.usd_per_million_tokens(result.price))]
+        cells += [f"{plan.replicas:,}", *_figures(plan, result)]
         table.add_row(*compress(cells, told), style="bold" if ranked and number == 1 else "")
     return table
+
+
+def _render_apart(result: ServingResult, console: Console) -> None:
+    """Replicas that read prompts beside replicas that generate."""
+    console.print("\n[bold]Prompts and generation on replicas of their own[/]", highlight=False)
+    if not result.apart:
+        console.print("No two layouts have room beside each other and do what is asked.", highlight=False)
+        return
+    table = Table(box=None, pad_edge=False, padding=_PADDING, header_style="bold")
+    titles = ["#", "gpus", "prompts", "generation", "at once", "TTFT", "TPOT", "latency", "req/s", "tok/s/gpu"]
+    titles += ["tok/s/user"] + ([] if result.price is None else ["$/1M tokens"])
+    told = [console.width >= NARROW or title not in _LEFT_OUT for title in titles]
+    for title in compress(titles, told):
+        table.add_column(title, justify="right", no_wrap=True)
+    for number, plan in enumerate(result.apart, start=1):
+        cells = [str(number), f"{plan.num_devices:,}", _pool(plan.reading), _pool(plan.generating)]
+        table.add_row(*compress([*cells, *_figures(plan, result)], told), style="bold" if number == 1 else "")
+    console.print(table)
+    best = result.apart[0]
+    words = f"Of the first token {seconds(best.crossing_s)} are the way of keys and values"
+    if result.plans:
+        gain = best.tokens_per_s_per_device / result.plans[0].tokens_per_s_per_device
+        words += f"; {gain:.2f} times the tokens per GPU of the best replica that does both"
+    console.print(words + ".", highlight=False)
+
+
+def _pool(part: PoolPart) -> str:
+    """``3 x tp2 ep8``."""
+    words = f"{part.replicas:,} x tp{part.tensor_parallel}"
+    words += f" pp{part.pipeline_parallel}" if part.pipeline_parallel > 1 else ""
+    return words + (f" ep{part.expert_parallel}" if part.expert_parallel > 1 else "")
+
+
+def _figures(plan: ServingPlan | ApartPlan, result: ServingResult) -> list[str]:
+    """Cells from the requests at once on."""
+    cells = [f"{plan.concurrency:,.0f}" if plan.concurrency > 0.995 else "<1"]
+    cells += [seconds(value) for value in (plan.ttft_s, plan.tpot_s, plan.latency_s)]
+    cells += [f"{plan.requests_per_s:,.3g}" if plan.requests_per_s < 1000 else f"{plan.requests_per_s:,.0f}"]
+    cells += [f"{plan.tokens_per_s_per_device:,.0f}", f"{plan.tokens_per_s_per_user:,.0f}"]
+    return cells + ([] if result.price is None else [dollars(plan.usd_per_million_tokens(result.price))])
 
 
 def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> None:

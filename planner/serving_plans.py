@@ -28,6 +28,7 @@ from planner.request import (
     with_memory_reserve,
 )
 from planner.results import Note
+from planner.serving_apart import apart
 from planner.serving_job import ServingJob, serving_engine, serving_job
 from planner.serving_results import ServingResult
 from planner.serving_shortage import no_layout, no_room, too_much
@@ -68,6 +69,7 @@ def serving(
     precision: str | None = None,
     weights: str | None = None,
     kv_cache_dtype: str | None = None,
+    disaggregated: bool = False,
     **asked: Any,
 ) -> ServingResult:
     """Rank the ways to serve a model on a cluster.
@@ -82,6 +84,7 @@ def serving(
         precision: ``bf16`` or ``fp16``; bf16 unless given, where the device has it.
         weights: ``fp8`` for a checkpoint whose matrices are in 8 bits; those of the precision unless given.
         kv_cache_dtype: ``fp8`` for keys and values in 8 bits; 16 bits unless given.
+        disaggregated: Whether to look, besides, at replicas that read prompts beside replicas that generate.
         **asked: The requests: ``prompt`` and ``generate`` tokens, and what else ``planner.serving_job.serving_job``
             takes; and ``fabric``, the price, ``memory_reserve_bytes`` and ``allow_files`` of ``planner.Options``.
 
@@ -109,13 +112,10 @@ def serving(
         precision=stored,
         kv_cache_dtype=_cache_format(kv_cache_dtype, stored),
         price=price_of(options),
-        plans=(),
-        frontier=(),
-        considered=0,
-        shortage=None,
         assumptions=(*notes, *note),
     )
-    return _answered(question, _checked_pins(pins), whole_number("top", top, least=1, most=MOST_TOP))
+    fixed, most = _checked_pins(pins), whole_number("top", top, least=1, most=MOST_TOP)
+    return _answered(question, fixed, most, disaggregated=disaggregated)
 
 
 def _check_context(job: ServingJob, model: ModelSpec) -> None:
@@ -194,8 +194,22 @@ def _checked_pins(pins: Mapping[str, int] | None) -> dict[str, int]:
     return found
 
 
-def _answered(asked: ServingResult, pins: Mapping[str, int], top: int) -> ServingResult:
+def _check_apart(asked: ServingResult, pins: Mapping[str, int]) -> None:
+    """Refuse what says something about whole replicas only."""
+    if not asked.engine.disaggregates:
+        problem = f"is not what {asked.engine.name} does"
+        raise SpecError("disaggregated", problem, "engine vllm, sglang or tensorrt-llm")
+    if asked.job.concurrency is not None:
+        problem = "is of replicas that read and generate"
+        raise SpecError("concurrency", problem, "leave it out with disaggregated, or give rate_per_s")
+    if "data_parallel" in pins:
+        raise SpecError("plan.dp", "fixes replicas that read and generate", "leave it out with disaggregated")
+
+
+def _answered(asked: ServingResult, pins: Mapping[str, int], top: int, *, disaggregated: bool) -> ServingResult:
     """The question with its answer."""
+    if disaggregated:
+        _check_apart(asked, pins)
     plans = _pinned(_plans(asked, asked.cluster.num_devices), pins)
     if not len(plans):
         return replace(asked, shortage=no_layout(asked, pins))
@@ -206,7 +220,8 @@ def _answered(asked: ServingResult, pins: Mapping[str, int], top: int) -> Servin
         narrow = asked.precision != EIGHT_BITS and EIGHT_BITS in asked.cluster.device.peak_flops_per_s
         small = layouts(plans, replace(asked, precision=EIGHT_BITS)) if narrow else None
         return replace(asked, shortage=no_room(found, small, larger, asked))
-    asked = replace(asked, considered=len(fitting.plans))
+    split = apart(fitting, asked, top) if disaggregated else None
+    asked = replace(asked, considered=len(fitting.plans), apart=split)
     there = deployments(fitting, asked.job, fixed="data_parallel" in pins)
     within = there.held & within_bounds(there.points, asked.job)
     devices = there.replicas * replica_devices(fitting.plans)[:, None]

@@ -1,5 +1,6 @@
 """What the planner answers about serving: deployments in their steady state, and why there is none."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from costmodels.energy_cost import Price
@@ -9,6 +10,34 @@ from profiles.engines import EngineSpec
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
 from profiles.units import SECONDS_PER_HOUR
+
+
+class Served(ABC):
+    """What the tokens of a deployment come to, per device, per request and in dollars."""
+
+    __slots__ = ()
+
+    tpot_s: float
+    output_tokens_per_s: float
+
+    @property
+    @abstractmethod
+    def num_devices(self) -> int:
+        """Devices it runs on."""
+
+    @property
+    def tokens_per_s_per_device(self) -> float:
+        """Output tokens a second per device."""
+        return self.output_tokens_per_s / self.num_devices
+
+    @property
+    def tokens_per_s_per_user(self) -> float:
+        """Tokens a second one request gets once it generates."""
+        return 1 / self.tpot_s
+
+    def usd_per_million_tokens(self, price: Price) -> float:
+        """Dollars for a million output tokens at a price per device-hour."""
+        return price.usd_per_device_hour / SECONDS_PER_HOUR / self.tokens_per_s_per_device * 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +60,7 @@ class ServingMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServingPlan:
+class ServingPlan(Served):
     """One deployment in its steady state.
 
     Attributes:
@@ -80,19 +109,61 @@ class ServingPlan:
         """Devices of all replicas."""
         return self.replicas * self.tensor_parallel * self.pipeline_parallel * self.attention_groups
 
-    @property
-    def tokens_per_s_per_device(self) -> float:
-        """Output tokens a second per device."""
-        return self.output_tokens_per_s / self.num_devices
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolPart:
+    """Replicas of one layout that do one thing.
+
+    Attributes:
+        tensor_parallel, pipeline_parallel, expert_parallel: Degrees of a replica, as of ``ServingPlan``.
+        replicas: Of it.
+        busy: Share of the time that they read, or of their places that are taken.
+    """
+
+    tensor_parallel: int
+    pipeline_parallel: int
+    expert_parallel: int
+    replicas: int
+    busy: float
 
     @property
-    def tokens_per_s_per_user(self) -> float:
-        """Tokens a second one request gets once it generates."""
-        return 1 / self.tpot_s
+    def num_devices(self) -> int:
+        """Devices of all of them."""
+        return self.replicas * self.pipeline_parallel * max(self.tensor_parallel, self.expert_parallel)
 
-    def usd_per_million_tokens(self, price: Price) -> float:
-        """Dollars for a million output tokens at a price per device-hour."""
-        return price.usd_per_device_hour / SECONDS_PER_HOUR / self.tokens_per_s_per_device * 1e6
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApartPlan(Served):
+    """Replicas that read prompts beside replicas that generate, in their steady state.
+
+    Attributes:
+        reading, generating: Which.
+        concurrency: Requests that run in a generating replica, on average.
+        crossing_s: Of the first token, a prompt's keys and values on their way.
+        ttft_s, tpot_s, latency_s: Means.
+        ttft_interval_s, tpot_interval_s: Low and high end of their 90 % interval.
+        requests_per_s: Of all.
+        output_tokens_per_s: Of all.
+        basis: Weakest ``Basis`` of the prices.
+    """
+
+    reading: PoolPart
+    generating: PoolPart
+    concurrency: float
+    crossing_s: float
+    ttft_s: float
+    tpot_s: float
+    latency_s: float
+    ttft_interval_s: tuple[float, float]
+    tpot_interval_s: tuple[float, float]
+    requests_per_s: float
+    output_tokens_per_s: float
+    basis: int
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of both."""
+        return self.reading.num_devices + self.generating.num_devices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +195,7 @@ class ServingResult:
         frontier: Deployments that trade tokens per device against the speed of a request, fastest first.
         considered: Layouts priced.
         shortage: Why there is no plan; None when there is.
+        apart: The best with prompts and generation on replicas of their own, best first; None unless asked for.
         assumptions: What was filled in.
     """
 
@@ -134,11 +206,12 @@ class ServingResult:
     precision: str
     kv_cache_dtype: str
     price: Price | None
-    plans: tuple[ServingPlan, ...]
-    frontier: tuple[ServingPlan, ...]
-    considered: int
-    shortage: ServingShortage | None
-    assumptions: tuple[Note, ...]
+    plans: tuple[ServingPlan, ...] = ()
+    frontier: tuple[ServingPlan, ...] = ()
+    considered: int = 0
+    shortage: ServingShortage | None = None
+    apart: tuple[ApartPlan, ...] | None = None
+    assumptions: tuple[Note, ...] = ()
 
     @property
     def best(self) -> ServingPlan | None:
@@ -148,4 +221,4 @@ class ServingResult:
     @property
     def fits(self) -> bool:
         """Whether anything does what was asked."""
-        return self.shortage is None
+        return self.shortage is None or bool(self.apart)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from costmodels.context import CostContext
 from costmodels.generation import GenerationMemory
 from costmodels.kv_cache import bytes_per_cached_token, kept_tokens
 from costmodels.model_calls import CallKind, ModelCall
@@ -100,17 +101,22 @@ def most_replicas(plans: PlanBatch) -> IntArray:
     return plans.data_parallel // plans.attention_groups
 
 
-def layouts(plans: PlanBatch, asked: ServingResult) -> Layouts:
-    """Layouts with their prices; those that hold no request of the longest length have no places."""
-    job, cluster = asked.job, asked.cluster
-    call = serving_call(job, asked.precision, int(plans.micro_batch_size.max(initial=1)))
+def serving_context(call: ModelCall, asked: ServingResult) -> CostContext:
+    """Price lists of the cluster, and formats."""
     setting = CallSetting(
-        cluster=cluster,
+        cluster=asked.cluster,
         stack=find_stack(STACK),
         eight_bit_weights=asked.precision == EIGHT_BITS,
         eight_bit_cache=asked.kv_cache_dtype == EIGHT_BITS,
     )
-    context = call_context(call, asked.model, setting)
+    return call_context(call, asked.model, setting)
+
+
+def layouts(plans: PlanBatch, asked: ServingResult) -> Layouts:
+    """Layouts with their prices; those that hold no request of the longest length have no places."""
+    job, cluster = asked.job, asked.cluster
+    call = serving_call(job, asked.precision, int(plans.micro_batch_size.max(initial=1)))
+    context = serving_context(call, asked)
     engine = asked.engine.on_host(cluster.node.host_time_scale)
     memory, shared = serving_memory(plans, call, engine, context, cached_tokens=job.cached_tokens)
     device = cluster.device
@@ -210,8 +216,8 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         latency_s=float(points.latency_s[row, place]),
-        ttft_interval_s=_interval(ttft_s, found.prices.half_widths[:, row]),
-        tpot_interval_s=_interval(tpot_s, widths[:, 0]),
+        ttft_interval_s=interval(ttft_s, found.prices.half_widths[:, row]),
+        tpot_interval_s=interval(tpot_s, widths[:, 0]),
         requests_per_s=rate,
         output_tokens_per_s=rate * job.output.mean,
         most_requests=groups * int(found.places[row]),
@@ -229,5 +235,6 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
     )
 
 
-def _interval(middle_s: float, half_widths: FloatArray) -> tuple[float, float]:
+def interval(middle_s: float, half_widths: FloatArray) -> tuple[float, float]:
+    """90 % interval of a time, from (2,) half-widths of its logarithm."""
     return middle_s * float(np.exp(-half_widths[0])), middle_s * float(np.exp(half_widths[1]))

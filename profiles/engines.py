@@ -31,6 +31,7 @@ class EngineSpec:
         continuous: A sequence that ends makes room for one that waits; otherwise a batch runs until its last ends.
         fused_experts: Expert layers run as one fused kernel over the experts that see a token.
         splits_stages: Whether layers can be split over pipeline stages.
+        disaggregates: Whether prompts can be read by replicas of their own, which hand their keys and values on.
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
         shares_prefixes: Prompts of several samples are read and kept once.
         drops_put_off: Sequences that lose their room in the cache are read anew when there is room again.
@@ -59,6 +60,7 @@ class EngineSpec:
     continuous: bool = True
     fused_experts: bool = True
     splits_stages: bool = True
+    disaggregates: bool = False
     attention_data_parallel: bool = False
     shares_prefixes: bool = False
     drops_put_off: bool = False

@@ -48,6 +48,7 @@ class ServingRequest(Body):
     precision: Literal["bf16", "fp16"] | None = Field(default=None, description="bf16 where the device has it.")
     weights: Literal["fp8"] | None = Field(default=None, description="fp8 for an 8-bit checkpoint.")
     kv_cache_dtype: Literal["auto", "fp8"] = Field(default="auto", description="fp8 keeps keys and values in 8 bits.")
+    disaggregated: bool = Field(default=False, description="Look at replicas that only read prompts or generate, too.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
     price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
     price_date: str = Field(default="", max_length=10, pattern=r"^([0-9]{4}-[0-9]{2}(-[0-9]{2})?)?$")

@@ -12,7 +12,7 @@ from costmodels.lowering.elementwise import activation, beside_product, norm_and
 from costmodels.lowering.parts import Part
 from costmodels.lowering.routing import masked_dispatch, permuted_dispatch, repeated_dispatch
 from costmodels.lowering.shapes import RankShape
-from costmodels.plan import FloatArray
+from costmodels.plan import BoolArray, FloatArray
 from profiles.model import MoESpec
 
 
@@ -70,7 +70,10 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         dense_matrices(calls, context, rows=shape.tokens, width=width, activated=Part.SHARED)
         calls.part = None
         _tensor_traffic(calls, shape, context)
-    _dispatch_traffic(calls, shape, own_tokens * _copies(shape, context, moe) * hidden * element)
+    sent = own_tokens * _copies(shape, context, moe) * hidden
+    far = _between_nodes(shape, context)
+    there = np.where(far & context.eight_bit_weights, 1.0, element)
+    _dispatch_traffic(calls, shape, sent * there, sent * element)
     return calls
 
 
@@ -131,23 +134,33 @@ def _copies(shape: RankShape, context: CostContext, moe: MoESpec) -> FloatArray:
     it takes from there, over the scale-up link, runs meanwhile (``costmodels.expert_exchange``).
     """
     each = np.full(len(shape), float(moe.experts_per_token))
-    if not context.stack.sends_tokens_once:
+    far = _between_nodes(shape, context)
+    if not (context.stack.sends_tokens_once or far.any()):
         return each
     local = ranks_per_domain(shape.expert, shape.expert_tensor, context.cluster.domain_devices)
     receivers = np.where(local < shape.expert, shape.expert // local, shape.expert)
     experts, groups = np.full(len(shape), float(moe.num_experts)), receivers.astype(float)
     if context.stack.consecutive_experts:
         return groups_of_neighbours(each, experts, groups)
-    return groups_hit(each, experts, groups, router_groups=moe.router_groups, groups_per_token=moe.groups_per_token)
+    hit = groups_hit(each, experts, groups, router_groups=moe.router_groups, groups_per_token=moe.groups_per_token)
+    return hit if context.stack.sends_tokens_once else np.where(far, hit, each)
 
 
-def _dispatch_traffic(calls: CallList, shape: RankShape, sent_bytes: FloatArray) -> None:
+def _between_nodes(shape: RankShape, context: CostContext) -> BoolArray:
+    """(K,) whether an engine's attention groups exchange tokens between scale-up domains.
+
+    They do so by kernels that send a token once to a node, in 8 bits if experts are (vLLM's documentation, expert
+    parallel deployment: DeepEP's high-throughput kernels for prompts on several nodes).
+    """
+    far = (shape.attention_groups > 1) & (shape.expert * shape.expert_tensor > context.cluster.domain_devices)
+    return np.asarray(far & context.by_engine)
+
+
+def _dispatch_traffic(calls: CallList, shape: RankShape, sent_bytes: FloatArray, back_bytes: FloatArray) -> None:
     """All-to-all to the experts' ranks and back; gather and scatter over expert-tensor ranks."""
     one = np.ones_like(shape.expert)
     split = shape.expert_tensor
-    whole = np.where(split > 1, sent_bytes * split, 0.0)
     for axis in (Axis.EXPERT_FORWARD, Axis.EXPERT_BACKWARD):
-        for _ in range(2):  # dispatch and combine
-            calls.transfer(axis, CollectiveOp.ALL_TO_ALL, sent_bytes, group=shape.expert, stride=split)
-        calls.transfer(axis, CollectiveOp.ALL_GATHER, whole, group=split, stride=one)
-        calls.transfer(axis, CollectiveOp.REDUCE_SCATTER, whole, group=split, stride=one)
+        for size, op in ((sent_bytes, CollectiveOp.ALL_GATHER), (back_bytes, CollectiveOp.REDUCE_SCATTER)):
+            calls.transfer(axis, CollectiveOp.ALL_TO_ALL, size, group=shape.expert, stride=split)
+            calls.transfer(axis, op, np.where(split > 1, size * split, 0.0), group=split, stride=one)

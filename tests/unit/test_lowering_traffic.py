@@ -205,6 +205,22 @@ def test_a_token_of_a_router_that_chooses_groups_goes_to_their_nodes_only():
     assert volumes[8] == {A2A: pytest.approx(2 * 8 * (1 - prod((224 - n) / (256 - n) for n in range(8))) * ROWS)}
 
 
+@pytest.mark.parametrize(("ranks", "eight_bit", "copies"), [(8, True, 4 + 4), (16, False, None), (16, True, None)])
+def test_attention_groups_of_an_engine_send_a_token_once_to_a_node_and_in_8_bits(ranks, eight_bit, copies):
+    """Four of 64 experts per token; on one node of eight a copy each, both ways in 16 bits."""
+    model = mixture(moe={"num_experts": 64, "experts_per_token": 4, "shared_ffn_hidden_size": 0})
+    changes = {"model": model, "collectives": UnitCollectives(op=A2A), "eight_bit_weights": eight_bit}
+    where = context(**changes, forward_only=True, implementation=1)
+    plan = ExecutionPlan(data_parallel=ranks, expert_parallel=ranks)
+    sent = float(lowered("expert_mlp", plan, where).collective_s[Axis.EXPERT_FORWARD, 0])
+    if copies is None:
+        missed = prod((32 - k) / (64 - k) for k in range(4))  # both of two nodes hold 32
+        copies = 2 * (1 - missed) * ((0.5 if eight_bit else 1) + 1)
+    assert sent == pytest.approx(copies * ROWS)
+    stack_s = lowered("expert_mlp", plan, context(**changes, forward_only=True)).collective_s
+    assert float(stack_s[Axis.EXPERT_FORWARD, 0]) == pytest.approx((4 + 4) * ROWS)  # of the training stack itself
+
+
 def test_neighbouring_experts_are_on_one_node():
     """Two of 64 experts, four to a rank and 32 to a node: both on the same of either."""
     model = mixture(moe={"num_experts": 64, "shared_ffn_hidden_size": 0})
