@@ -7,15 +7,17 @@ that reads no prompt, w seconds that reading one prompt adds to steps.
 
     step        tau = s(R) + X tau w, so that tau = s(R) / (1 - X w): what is read makes all others wait
     generating  R = X (n - 1) tau: the first token comes with the prompt
-    first token = rest of the running step + prompts before one's own + one's own
+    first token = rest of the running step + prompts before one's own + one's own + others in the step that ends it
     latency     = first token + (n - 1) tau
     at once     = R + X first token (Little's law)
 
 Given R the first two give X = R / ((n - 1) s(R) + R w); R is found from what is asked by bisection. Prompts are read in
 the order they come. The time until one's own turn is that of a queue with random arrivals and equal service, X S^2 /
-2 (1 - X S) with S = w + s(R) p / B (Pollaczek-Khinchine, M/D/1): no more than B tokens go into a step. Where room
-in the cache bounds the requests at once, they wait for a place besides: Sakasegawa's approximation of a queue with
-several servers (Annals of the Institute of Statistical Mathematics 29, 1977).
+2 (1 - X S) with S = w + s(R) p / B (Pollaczek-Khinchine, M/D/1): no more than B tokens go into a step. First tokens
+come when their step ends, with the prompts of those that arrived during the same step before, X tau of them or as many
+as there is room for beside one's own, B / p - 1. Where room in the cache bounds the requests at once, they wait for a
+place besides: Sakasegawa's approximation of a queue with several servers (Annals of the Institute of Statistical
+Mathematics 29, 1977). ``costmodels.serving_percentiles`` has how these times spread.
 
 Time per output token (TPOT) is tau: latency less first token, over n - 1, as vLLM's and NVIDIA's load generators count.
 
@@ -28,7 +30,7 @@ prompts and generation on devices of their own.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -97,10 +99,13 @@ class ServingPoints:
     Attributes:
         generating: Requests past their first token.
         rate_per_s: Requests that come and go in a second.
-        first_token_s: Time to the first token (TTFT), waiting for a place in the cache left out.
+        first_token_s: Time to the first token (TTFT): ``own_s``, ``turn_s``, and of a rate waiting for a place.
         token_s: Time per output token (TPOT).
         latency_s: From arrival to the last token.
         at_once: Requests in the engine: those that generate and those whose prompt is waiting or being read.
+        own_s: Of the first token: reading one's own prompt.
+        turn_s: Waiting for the running step, for prompts before one's own, and for those of the same step.
+        held_up_s: Each prompt holds up those that come by so much: its reading, and its share of a step (S).
     """
 
     generating: FloatArray
@@ -109,6 +114,15 @@ class ServingPoints:
     token_s: FloatArray
     latency_s: FloatArray
     at_once: FloatArray
+    own_s: FloatArray
+    turn_s: FloatArray
+    held_up_s: FloatArray
+
+    def at(self, row: int, place: int) -> "ServingPoints":
+        """One of the states, (1, 1)."""
+        return ServingPoints(
+            **{item.name: getattr(self, item.name)[row : row + 1, place : place + 1] for item in fields(ServingPoints)}
+        )
 
 
 def serving_prices(
@@ -190,11 +204,14 @@ def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray
     rate = generating / (tokens * step_s + generating * added_s * met)
     token_s = step_s / (1 - rate * added_s * met)  # prompts of the others
     busy = np.minimum(generating, 1.0) * met  # chance of a step that one which arrives has to wait for
-    turn_s = added_s + busy * step_s * prices.read_tokens / prices.step_tokens
-    load = rate * turn_s * met
-    waiting_s = np.where(load < 1, load * turn_s / (2 * np.maximum(1 - load, 1e-12)), np.inf)
-    own_s = np.maximum(alone_s, busy * step_s * np.ceil(prices.read_tokens / prices.step_tokens) + added_s)
-    first_s = busy * token_s / 2 + waiting_s + own_s
+    share = prices.read_tokens / prices.step_tokens
+    held_up_s = added_s + busy * step_s * share
+    load = rate * held_up_s * met
+    waiting_s = np.where(load < 1, load * held_up_s / (2 * np.maximum(1 - load, 1e-12)), np.inf)
+    beside = np.minimum(busy * token_s * rate * met, max(1 / share - 1, 0.0))  # prompts in the step of one's own
+    own_s = np.maximum(alone_s, busy * step_s * np.ceil(share) + added_s)
+    turn_s = busy * token_s / 2 + waiting_s + beside * added_s
+    first_s = turn_s + own_s
     return ServingPoints(
         generating=generating,
         rate_per_s=rate,
@@ -202,6 +219,9 @@ def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray
         token_s=token_s,
         latency_s=first_s + tokens * token_s,
         at_once=generating + rate * first_s,
+        own_s=own_s,
+        turn_s=turn_s,
+        held_up_s=held_up_s,
     )
 
 

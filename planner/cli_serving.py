@@ -13,7 +13,7 @@ from planner.cli_words import cluster_of
 from profiles.errors import SpecError
 from profiles.units import GIB
 
-_REQUESTS, _BOUNDS, _ENGINE = "Requests", "Bounds on means", "Engine"
+_REQUESTS, _BOUNDS, _ENGINE = "Requests", "Bounds", "Engine"
 _request, _bound, _engine = (partial(option, panel=panel) for panel in (_REQUESTS, _BOUNDS, _ENGINE))
 _UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0, "min": 60.0}
 
@@ -26,6 +26,9 @@ AtOnce = Annotated[int | None, _request("--concurrency", "Requests in every repl
 Ttft = Annotated[str | None, _bound("--ttft", "Time to the first token, e.g. 500ms.")]
 Tpot = Annotated[str | None, _bound("--tpot", "Time per output token after the first, e.g. 40ms.")]
 Latency = Annotated[str | None, _bound("--request-latency", "Time to the last token, e.g. 10s.")]
+Percentile = Annotated[
+    float | None, _bound("--percentile", "Of requests at a rate that keep --ttft and --request-latency; else means.")
+]
 Longest = Annotated[int | None, _engine("--max-model-len", "Tokens of the longest request that has to fit.")]
 Engine = Annotated[str, _engine("--engine", "vllm (default), sglang, tensorrt-llm, vllm-2024 or vllm-0.3.")]
 Share = Annotated[float | None, _engine("--memory-utilization", "Share of GPU memory the engine may use.")]
@@ -46,6 +49,7 @@ def serving(
     ttft: Ttft = None,
     tpot: Tpot = None,
     request_latency: Latency = None,
+    percentile: Percentile = None,
     engine: Engine = "vllm",
     max_model_len: Longest = None,
     memory_utilization: Share = None,
@@ -81,6 +85,7 @@ def serving(
         "ttft_s": _duration("--ttft", ttft),
         "tpot_s": _duration("--tpot", tpot),
         "latency_s": _duration("--request-latency", request_latency),
+        "percentile": percentile,
         "engine": engine,
         "max_model_len": max_model_len,
         "memory_utilization": memory_utilization,

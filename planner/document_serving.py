@@ -1,5 +1,6 @@
 """Deployments of a served model as plain data, and the JSON Schema of that document."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +25,9 @@ from planner.serving_results import ServingPlan, ServingResult
 
 CONVENTIONS = {
     "ttft_s": "mean time to the first token: waiting for a place and for the running step, and reading the prompt",
+    "percentiles": "seconds in which 50, 90, 99 of 100 requests, p50, p90, p99, have their first token or have ended; "
+    "null where nothing is known of them",
+    "bounds": "on means; with a percentile those on the first token and on the latency are about it",
     "tpot_s": "mean time per output token after the first: (latency - time to first token) / (output tokens - 1)",
     "concurrency": "requests in one replica, those whose prompt is being read among them",
     "tokens": "output tokens; those of prompts are not counted",
@@ -55,6 +59,7 @@ def serving_document(result: ServingResult) -> dict[str, Any]:
             "rate_per_s": job.rate_per_s,
             "concurrency": job.concurrency,
             "max_model_len": job.max_model_len,
+            "percentile": job.percentile,
             "bounds": {name: job.bounds.get(name) for name in BOUNDS},
             "price_per_device_hour_usd": None if result.price is None else result.price.usd_per_device_hour,
             "price_date": "" if result.price is None else result.price.date,
@@ -91,6 +96,8 @@ def _plan(plan: ServingPlan, result: ServingResult) -> dict[str, Any]:
         "tpot_low_s": plan.tpot_interval_s[0],
         "tpot_high_s": plan.tpot_interval_s[1],
         "latency_s": plan.latency_s,
+        "ttft_percentiles_s": _percentiles(plan.ttft_percentiles_s),
+        "latency_percentiles_s": _percentiles(plan.latency_percentiles_s),
         "requests_per_s": plan.requests_per_s,
         "output_tokens_per_s": plan.output_tokens_per_s,
         "output_tokens_per_s_per_device": plan.tokens_per_s_per_device,
@@ -105,6 +112,10 @@ def _plan(plan: ServingPlan, result: ServingResult) -> dict[str, Any]:
     }
 
 
+def _percentiles(told: Mapping[str, float] | None) -> dict[str, float] | None:
+    return None if told is None else dict(told)
+
+
 def serving_schema() -> Shape:
     """The schema of what ``serving_document`` returns."""
     counts = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "replicas", "num_devices")
@@ -115,6 +126,8 @@ def serving_schema() -> Shape:
     plan = closed_object(
         **dict.fromkeys(counts, COUNT),
         **dict.fromkeys(amounts, AMOUNT),
+        ttft_percentiles_s=or_null(map_of(AMOUNT)),
+        latency_percentiles_s=or_null(map_of(AMOUNT)),
         usd_per_million_output_tokens=or_null(AMOUNT),
         most_requests=COUNT,
         most_longest_requests=COUNT,
@@ -139,6 +152,7 @@ def serving_schema() -> Shape:
         rate_per_s=or_null(AMOUNT),
         concurrency=or_null(COUNT),
         max_model_len=COUNT,
+        percentile=or_null(AMOUNT),
         bounds=closed_object(**dict.fromkeys(BOUNDS, or_null(AMOUNT))),
         price_per_device_hour_usd=or_null(AMOUNT),
         price_date=TEXT,

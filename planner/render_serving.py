@@ -9,7 +9,7 @@ from rich.table import Table
 
 from planner.phrases import count, dollars, gib, seconds
 from planner.render import NARROW, render_notes
-from planner.serving_job import BOUNDS, ServingJob
+from planner.serving_job import PERCENTILES, ServingJob, bound_words, percentile_name
 from planner.serving_results import ServingPlan, ServingResult
 from profiles.parameters import total_parameters
 
@@ -18,8 +18,8 @@ _LEFT_OUT = ("latency", "req/s", "tok/s/user")  # of a narrow table
 # What the command line calls the fields that remedies name.
 _OPTIONS = {
     "ttft_s": "--ttft", "tpot_s": "--tpot", "latency_s": "--request-latency", "rate_per_s": "--rate",
-    "concurrency": "--concurrency", "max_model_len": "--max-model-len", "weights": "--weights",
-    "memory_utilization": "--memory-utilization",
+    "concurrency": "--concurrency", "percentile": "--percentile", "max_model_len": "--max-model-len",
+    "weights": "--weights", "memory_utilization": "--memory-utilization",
 }  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def _requests(job: ServingJob) -> str:
         words += f", {job.rate_per_s:g} requests a second"
     if job.concurrency is not None:
         words += f", {job.concurrency:,} at once in every replica"
-    bounds = [f"{BOUNDS[name]} up to {seconds(bound)}" for name, bound in job.bounds.items()]
+    bounds = [f"{bound_words(name, job)} up to {seconds(bound)}" for name, bound in job.bounds.items()]
     return "; ".join([words, *bounds])
 
 
@@ -72,7 +72,19 @@ def _table(plans: Sequence[ServingPlan], result: ServingResult, console: Console
     experts = any(plan.expert_parallel > 1 for plan in plans)
     table = Table(box=None, pad_edge=False, padding=_PADDING, header_style="bold")
     titles = [*(["#"] if ranked else []), "gpus", "tp", *(["pp"] if staged else []), *(["ep"] if experts else [])]
-    titles += ["replicas", "at once", "TTFT", "TPOT", "latency", "req/s", "tok/s/gpu", "tok/s/user"]
+    tail = percentile_name(PERCENTILES[-1] if result.job.percentile is None else result.job.percentile)
+    spread = any(plan.ttft_percentiles_s for plan in plans)
+    titles += [
+        "replicas",
+        "at once",
+        "TTFT",
+        *([tail] if spread else []),
+        "TPOT",
+        "latency",
+        "req/s",
+        "tok/s/gpu",
+        "tok/s/user",
+    ]
     titles += [] if result.price is None else ["$/1M tokens"]
     told = [console.width >= NARROW or title not in _LEFT_OUT for title in titles]
     for title in compress(titles, told):
@@ -82,7 +94,9 @@ def _table(plans: Sequence[ServingPlan], result: ServingResult, console: Console
         cells += [str(plan.pipeline_parallel)] if staged else []
         cells += [str(plan.expert_parallel)] if experts else []
         cells += [f"{plan.replicas:,}", f"{plan.concurrency:,.0f}" if plan.concurrency > 0.995 else "<1"]
-        cells += [seconds(value) for value in (plan.ttft_s, plan.tpot_s, plan.latency_s)]
+        cells += [seconds(plan.ttft_s)]
+        cells += [seconds(plan.ttft_percentiles_s[tail]) if plan.ttft_percentiles_s else "-"] if spread else []
+        cells += [seconds(value) for value in (plan.tpot_s, plan.latency_s)]
         cells += [f"{plan.requests_per_s:,.3g}" if plan.requests_per_s < 1000 else f"{plan.requests_per_s:,.0f}"]
         cells += [f"{plan.tokens_per_s_per_device:,.0f}", f"{plan.tokens_per_s_per_user:,.0f}"]
         cells += [] if result.price is None else [dollars(plan.usd_per_million_tokens(result.price))]
@@ -97,6 +111,10 @@ def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> 
         ("TTFT", best.ttft_interval_s), ("TPOT", best.tpot_interval_s),
     )]  # fmt: skip
     console.print(f"\nThe first, 90 %: {', '.join(ends)}.", highlight=False)
+    for name, told in (("TTFT", best.ttft_percentiles_s), ("Latency", best.latency_percentiles_s)):
+        if told:
+            words = ", ".join(f"{percentile} {seconds(value)}" for percentile, value in told.items())
+            console.print(f"{name} of the first: {words}.", highlight=False)
     console.print(
         f"A device holds {gib(memory.weights)} of weights, {gib(memory.cache)} of keys and values, "
         f"{gib(memory.activations)} of activations, {gib(memory.fixed)} of graphs and context; "

@@ -207,7 +207,7 @@ def _answered(asked: ServingResult, pins: Mapping[str, int], top: int) -> Servin
         return replace(asked, shortage=no_room(found, small, larger, asked))
     asked = replace(asked, considered=len(fitting.plans))
     there = deployments(fitting, asked.job, fixed="data_parallel" in pins)
-    within = there.held & within_bounds(there.points, asked.job)
+    within = there.held & within_bounds(fitting, there.points, asked.job)
     devices = there.replicas * replica_devices(fitting.plans)[:, None]
     each = asked.job.output.mean * there.points.rate_per_s * there.replicas / devices
     worth = each if asked.job.rate_per_s is None else -devices - _fraction(there.points.latency_s)

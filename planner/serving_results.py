@@ -1,5 +1,6 @@
 """What the planner answers about serving: deployments in their steady state, and why there is none."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from costmodels.energy_cost import Price
@@ -39,6 +40,9 @@ class ServingPlan:
         replicas: Of it.
         concurrency: Requests in a replica, on average.
         ttft_s, tpot_s, latency_s: Means: to the first token, per token after it, to the last.
+        ttft_percentiles_s, latency_percentiles_s: Seconds in which so many of 100 requests have their first token, and
+            have ended, as ``p50``, ``p90``, ``p99`` and what else was asked for; None where nothing is known of them
+            (``costmodels.serving_percentiles``): without a rate, where places are few, of latencies of equal lengths.
         ttft_interval_s, tpot_interval_s: Low and high end of their 90 % interval.
         requests_per_s: Of all replicas.
         output_tokens_per_s: Of all replicas.
@@ -58,6 +62,8 @@ class ServingPlan:
     ttft_s: float
     tpot_s: float
     latency_s: float
+    ttft_percentiles_s: Mapping[str, float] | None
+    latency_percentiles_s: Mapping[str, float] | None
     ttft_interval_s: tuple[float, float]
     tpot_interval_s: tuple[float, float]
     requests_per_s: float

@@ -1,5 +1,6 @@
 """Layouts of a served model and steady states of deployments of them: what ``planner.serving_plans`` chooses from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +17,9 @@ from costmodels.serving import (
     serving_memory,
     serving_prices,
 )
+from costmodels.serving_percentiles import first_token_within, latency_within
 from planner.dataflow.call_costs import CallSetting, call_context
-from planner.serving_job import ServingJob
+from planner.serving_job import ServingJob, percentile_name
 from planner.serving_results import ServingMemory, ServingPlan, ServingResult
 from profiles.model import MAX_SEQUENCE
 from profiles.stacks import find_stack
@@ -147,7 +149,7 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
     while True:
         points = at_rate(found.prices, rate / replicas, room)
         held = np.isfinite(points.latency_s)
-        enough = held & within_bounds(points, job)
+        enough = held & within_bounds(found, points, job)
         first = np.where(enough.any(axis=1), enough.argmax(axis=1), 0)
         rows = np.arange(len(most))
         fewest = replicas[rows, first]
@@ -166,17 +168,36 @@ def _doubling(most: int, *, every: int = 1) -> list[int]:
     return sorted(found)
 
 
-def within_bounds(points: ServingPoints, job: ServingJob) -> BoolArray:
+def within_bounds(found: Layouts, points: ServingPoints, job: ServingJob) -> BoolArray:
     """(N, G) whether deployments are as fast as asked."""
     kept = np.ones(points.rate_per_s.shape, dtype=np.bool_)
     for name, bound in job.bounds.items():
-        kept &= bounded(points, name) <= bound
+        kept &= bounded(found, points, job, name) <= bound
     return kept
 
 
-def bounded(points: ServingPoints, name: str) -> FloatArray:
-    """(N, G) seconds that a bound of this name is about."""
+def bounded(found: Layouts, points: ServingPoints, job: ServingJob, name: str) -> FloatArray:
+    """(N, G) seconds that a bound of this name is about; of a percentile infinite where nothing is known of it."""
+    if job.percentile is not None and not job.is_mean(name):
+        return _WITHIN[name](points, found.prices, found.places.astype(np.float64), job.percentile / 100)
     return {"ttft_s": points.first_token_s, "tpot_s": points.token_s, "latency_s": points.latency_s}[name]
+
+
+_WITHIN = {"ttft_s": first_token_within, "latency_s": latency_within}
+
+
+def _percentiles(
+    found: Layouts, point: ServingPoints, job: ServingJob, row: int, name: str
+) -> Mapping[str, float] | None:
+    """Those of one deployment's times that are told, by name; None where they are not known."""
+    if job.rate_per_s is None:
+        return None
+    rows = np.asarray([row])
+    shares = np.asarray([job.percentiles]) / 100
+    within_s = _WITHIN[name](point, found.prices.take(rows), found.places[rows].astype(np.float64), shares)[0]
+    if not np.isfinite(within_s).all():
+        return None
+    return dict(zip(map(percentile_name, job.percentiles), within_s.tolist(), strict=True))
 
 
 def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: int, place: int) -> ServingPlan:
@@ -197,6 +218,8 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         latency_s=float(points.latency_s[row, place]),
+        ttft_percentiles_s=_percentiles(found, points.at(row, place), job, row, "ttft_s"),
+        latency_percentiles_s=_percentiles(found, points.at(row, place), job, row, "latency_s"),
         ttft_interval_s=_interval(ttft_s, found.prices.half_widths[:, row]),
         tpot_interval_s=_interval(tpot_s, widths[:, 0]),
         requests_per_s=rate * replicas,

@@ -143,14 +143,23 @@ def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
 
 
 def _figures(plan: ServingPlan, row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
+    """Means, or medians where these alone are published and known of the plan."""
     low, high = (end / plan.tpot_s for end in plan.tpot_interval_s)
     tokens = plan.requests_per_s * row.output_tokens
+    ttft_s = _published(plan.ttft_s, plan.ttft_percentiles_s, row.ttft_mean_s)
+    latency_s = _published(plan.latency_s, plan.latency_percentiles_s, row.e2e_mean_s)
+    first = ttft_s / plan.ttft_s
     return {
-        "ttft": (plan.ttft_s, *plan.ttft_interval_s),
+        "ttft": (ttft_s, first * plan.ttft_interval_s[0], first * plan.ttft_interval_s[1]),
         "tpot": (plan.tpot_s, *plan.tpot_interval_s),
-        "latency": (plan.latency_s, plan.latency_s * low, plan.latency_s * high),
+        "latency": (latency_s, latency_s * low, latency_s * high),
         "tokens": (tokens, tokens / high, tokens / low),
     }
+
+
+def _published(mean_s: float, percentiles_s: Mapping[str, float] | None, mean: float | None) -> float:
+    """The mean, or the median where no mean is published and the median is known."""
+    return mean_s if mean is not None or percentiles_s is None else percentiles_s["p50"]
 
 
 def _from_the_start(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:

@@ -50,6 +50,50 @@ def test_bounds_hold_and_cost_throughput(tpot_s: float, ttft_s: float) -> None:
         assert bound.shortage.nearest is not None
 
 
+def test_percentiles_are_told_of_requests_at_a_rate() -> None:
+    plan, loop = best(rate_per_s=20), best(concurrency=32)
+    assert plan.ttft_percentiles_s is not None
+    assert list(plan.ttft_percentiles_s) == ["p50", "p90", "p99"]
+    assert (
+        plan.ttft_percentiles_s["p50"] < plan.ttft_s < plan.ttft_percentiles_s["p90"] < plan.ttft_percentiles_s["p99"]
+    )
+    assert plan.latency_percentiles_s is None  # of equal lengths
+    assert (loop.ttft_percentiles_s, loop.latency_percentiles_s) == (None, None)
+    varied = best(rate_per_s=10, generate="lognormal:mean=256,sigma=1,max=2048", percentile=97.5)
+    assert varied.latency_percentiles_s is not None
+    assert list(varied.latency_percentiles_s) == ["p50", "p90", "p97.5", "p99"]
+    assert varied.latency_percentiles_s["p50"] < varied.latency_s < varied.latency_percentiles_s["p90"]
+
+
+@given(st.sampled_from([50, 75, 90, 99, 99.9]), st.floats(0.08, 1.0))
+@settings(max_examples=15, deadline=None)
+def test_bounds_on_percentiles_hold_and_what_would_do_does(percentile: float, ttft_s: float) -> None:
+    asked = {"rate_per_s": 8, "percentile": percentile}
+    bound = served("llama-3.1-70b", ttft_s=ttft_s, **asked)
+    for plan in (*bound.plans, *bound.frontier):
+        assert plan.ttft_percentiles_s is not None
+        assert plan.ttft_percentiles_s[f"p{percentile:g}"] <= ttft_s
+    if bound.shortage is not None:
+        assert f"of {percentile:g} %" in bound.shortage.message
+        name, value = bound.shortage.remedy.split()
+        assert served("llama-3.1-70b", **{name: float(value)}, **asked).fits
+
+
+def test_percentiles_take_more_devices_than_means() -> None:
+    """A replica whose mean is just within the bound misses it with one request of a hundred."""
+    asked = {"gpus": "8x8xH100-SXM-80GB", "rate_per_s": 100, "ttft_s": 0.08, "pins": {"tp": 1, "pp": 1}}
+    assert best(**asked, percentile=99).replicas > best(**asked).replicas
+    assert best(**asked, percentile=50).replicas <= best(**asked).replicas
+
+
+def test_where_all_places_are_taken_no_percentile_is_promised() -> None:
+    shortage = served(gpus="1xA10G", prompt=8000, rate_per_s=0.15, ttft_s=60, percentile=90).shortage
+    assert shortage is not None
+    assert (shortage.reason, shortage.nearest) == ("too_many", None)
+    assert "nothing is known of percentiles" in shortage.message
+    assert served(gpus="1xA10G", prompt=8000, rate_per_s=0.15, ttft_s=60).fits
+
+
 def test_what_would_do_does() -> None:
     shortage = served(tpot_s=0.001).shortage
     assert shortage is not None
@@ -269,6 +313,12 @@ def test_dollars_follow_tokens() -> None:
         ({"concurrency": 0}, "concurrency"),
         ({"ttft_s": -1}, "ttft_s"),
         ({"tpot_s": float("inf")}, "tpot_s"),
+        ({"percentile": 99}, "percentile"),
+        ({"percentile": 99, "concurrency": 8}, "percentile"),
+        ({"percentile": 100, "rate_per_s": 1}, "percentile"),
+        ({"percentile": 49, "rate_per_s": 1}, "percentile"),
+        ({"percentile": "p99", "rate_per_s": 1}, "percentile"),
+        ({"percentile": 99, "rate_per_s": 1, "latency_s": 9}, "latency_s"),
         ({"max_model_len": 1000}, "max_model_len"),
         ({"memory_utilization": 1.5}, "memory_utilization"),
         ({"engine": "trainer"}, "engine"),
@@ -306,6 +356,7 @@ def test_what_is_wrong_is_named(asked: dict[str, Any], field: str) -> None:
         {"weights": "fp8", "kv_cache_dtype": "fp8"},
         {"tpot_s": 0.001},
         {"price_per_device_hour_usd": 2.0, "rate_per_s": 9},
+        {"rate_per_s": 9, "ttft_s": 0.2, "percentile": 95, "generate": "lognormal:mean=256,sigma=1,max=2048"},
     ],
 )
 def test_the_document_keeps_to_its_schema(asked: dict[str, Any]) -> None:
@@ -338,6 +389,10 @@ def test_the_command_prints_what_the_library_finds(planner_line: Command) -> Non
 def test_the_tables_say_what_is_best_and_why_nothing_is(planner_line: Command) -> None:
     code, out, _ = planner_line(*COMMAND, "--tpot", "40ms")
     assert code == 0
+    _, out, _ = planner_line(*COMMAND, "--rate", "4", "--ttft", "300ms", "--percentile", "95")
+    for words in ("time to first token of 95 % up to 300 ms", " p95 ", "TTFT of the first: p50"):
+        assert words in out
+    code, out, _ = planner_line(*COMMAND, "--tpot", "40ms")
     for words in ("time per output token up to 40 ms", "tok/s/user", "Throughput against speed", "keys and values"):
         assert words in out
     code, out, _ = planner_line(*COMMAND, "--tpot", "1ms")
