@@ -15,9 +15,11 @@ Given R the first two give X = R / ((n - 1) s(R) + R w); R is found from what is
 the order they come. The time until one's own turn is that of a queue with random arrivals and equal service, X S^2 /
 2 (1 - X S) with S = w + s(R) p / B (Pollaczek-Khinchine, M/D/1): no more than B tokens go into a step. First tokens
 come when their step ends, with the prompts of those that arrived during the same step before, X tau of them or as many
-as there is room for beside one's own, B / p - 1. Where room in the cache bounds the requests at once, they wait for a
-place besides: Sakasegawa's approximation of a queue with several servers (Annals of the Institute of Statistical
-Mathematics 29, 1977). ``costmodels.serving_percentiles`` has how these times spread.
+as there is room for beside one's own, B / p - 1. In an engine that reads first (``EngineSpec.reads_first``) steps that
+read make no tokens: S = w, one's own takes no s(R), and what is met is s(R) or, a share X w of the time, w. Where room
+in the cache bounds the requests at once, they wait for a place besides: Sakasegawa's approximation of a queue with
+several servers (Annals of the Institute of Statistical Mathematics 29, 1977). ``costmodels.serving_percentiles`` has
+how these times spread, ``costmodels.serving_runs`` runs that start and end.
 
 Time per output token (TPOT) is tau: latency less first token, over n - 1, as vLLM's and NVIDIA's load generators count.
 
@@ -105,6 +107,7 @@ class ServingPoints:
         at_once: Requests in the engine: those that generate and those whose prompt is waiting or being read.
         own_s: Of the first token: reading one's own prompt.
         turn_s: Waiting for the running step, for prompts before one's own, and for those of the same step.
+        met_s: Of a step that one which arrives finds, before prompts make its length vary.
         held_up_s: Each prompt holds up those that come by so much: its reading, and its share of a step (S).
     """
 
@@ -116,6 +119,7 @@ class ServingPoints:
     at_once: FloatArray
     own_s: FloatArray
     turn_s: FloatArray
+    met_s: FloatArray
     held_up_s: FloatArray
 
     def at(self, row: int, place: int) -> "ServingPoints":
@@ -205,12 +209,15 @@ def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray
     token_s = step_s / (1 - rate * added_s * met)  # prompts of the others
     busy = np.minimum(generating, 1.0) * met  # chance of a step that one which arrives has to wait for
     share = prices.read_tokens / prices.step_tokens
-    held_up_s = added_s + busy * step_s * share
+    apart = prices.decode.engine.reads_first
+    with_s = 0.0 * step_s if apart else busy * step_s  # decoding in steps that read
+    held_up_s = added_s + with_s * share
     load = rate * held_up_s * met
     waiting_s = np.where(load < 1, load * held_up_s / (2 * np.maximum(1 - load, 1e-12)), np.inf)
-    beside = np.minimum(busy * token_s * rate * met, max(1 / share - 1, 0.0))  # prompts in the step of one's own
-    own_s = np.maximum(alone_s, busy * step_s * np.ceil(share) + added_s)
-    turn_s = busy * token_s / 2 + waiting_s + beside * added_s
+    met_s = busy * np.where(apart, (1 - load) * step_s + load * added_s, token_s)
+    beside = np.minimum(met_s * rate * met, max(1 / share - 1, 0.0))  # prompts in the step of one's own
+    own_s = np.maximum(alone_s, with_s * np.ceil(share) + added_s)
+    turn_s = met_s / 2 + waiting_s + beside * added_s
     first_s = turn_s + own_s
     return ServingPoints(
         generating=generating,
@@ -221,6 +228,7 @@ def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray
         at_once=generating + rate * first_s,
         own_s=own_s,
         turn_s=turn_s,
+        met_s=met_s,
         held_up_s=held_up_s,
     )
 

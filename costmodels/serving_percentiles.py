@@ -104,7 +104,8 @@ def _wait_within(points: ServingPoints, prices: ServingPrices, share: FloatArray
 
 def _relative_variance(points: ServingPoints, prices: ServingPrices) -> FloatArray:
     """(N, G) variance of D over its mean squared."""
-    rate, tau, held_s, added_s = points.rate_per_s, points.token_s, points.held_up_s, prices.added_s[:, None]
+    rate, tau, held_s, added_s = points.rate_per_s, points.met_s, points.held_up_s, prices.added_s[:, None]
+    tau = np.where(np.isfinite(tau), np.maximum(tau, _NOTHING_S), 1.0)
     load = np.minimum(rate * held_s, 1 - 1e-6)
     second = held_s**2 * rate * tau / (1 - load**2)
     third = held_s**3 * (rate * tau + 3 * rate**2 * second) / (1 - load**3)

@@ -23,6 +23,7 @@ Generate = Annotated[str, _request("--generate", "Tokens generated: 256 or logno
 Prefix = Annotated[int, _request("--prefix", "Tokens of the prompt that all requests share, found in the cache.")]
 Rate = Annotated[float | None, _request("--rate", "Requests a second of all replicas: the fewest GPUs are best.")]
 AtOnce = Annotated[int | None, _request("--concurrency", "Requests in every replica at any time.")]
+InAll = Annotated[int | None, _request("--requests", "Of a run in all, as load generators send: without it for ever.")]
 Ttft = Annotated[str | None, _bound("--ttft", "Time to the first token, e.g. 500ms.")]
 Tpot = Annotated[str | None, _bound("--tpot", "Time per output token after the first, e.g. 40ms.")]
 Latency = Annotated[str | None, _bound("--request-latency", "Time to the last token, e.g. 10s.")]
@@ -46,6 +47,7 @@ def serving(
     prefix: Prefix = 0,
     rate: Rate = None,
     concurrency: AtOnce = None,
+    requests: InAll = None,
     ttft: Ttft = None,
     tpot: Tpot = None,
     request_latency: Latency = None,
@@ -82,6 +84,7 @@ def serving(
         "prefix": prefix,
         "rate_per_s": rate,
         "concurrency": concurrency,
+        "requests": requests,
         "ttft_s": _duration("--ttft", ttft),
         "tpot_s": _duration("--tpot", tpot),
         "latency_s": _duration("--request-latency", request_latency),

@@ -18,8 +18,8 @@ _LEFT_OUT = ("latency", "req/s", "tok/s/user")  # of a narrow table
 # What the command line calls the fields that remedies name.
 _OPTIONS = {
     "ttft_s": "--ttft", "tpot_s": "--tpot", "latency_s": "--request-latency", "rate_per_s": "--rate",
-    "concurrency": "--concurrency", "percentile": "--percentile", "max_model_len": "--max-model-len",
-    "weights": "--weights", "memory_utilization": "--memory-utilization",
+    "concurrency": "--concurrency", "requests": "--requests", "percentile": "--percentile",
+    "max_model_len": "--max-model-len", "weights": "--weights", "memory_utilization": "--memory-utilization",
 }  # fmt: skip
 
 
@@ -61,8 +61,12 @@ def _requests(job: ServingJob) -> str:
     words += "" if job.output.is_fixed else f" on average, at most {job.output.most:,.0f}"
     if job.rate_per_s is not None:
         words += f", {job.rate_per_s:g} requests a second"
+    if job.requests is not None:
+        words += f", {job.requests:,} requests in all"
     if job.concurrency is not None:
         words += f", {job.concurrency:,} at once in every replica"
+    elif job.requests is not None:
+        words += ", all sent at once"
     bounds = [f"{bound_words(name, job)} up to {seconds(bound)}" for name, bound in job.bounds.items()]
     return "; ".join([words, *bounds])
 
@@ -111,6 +115,10 @@ def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> 
         ("TTFT", best.ttft_interval_s), ("TPOT", best.tpot_interval_s),
     )]  # fmt: skip
     console.print(f"\nThe first, 90 %: {', '.join(ends)}.", highlight=False)
+    if best.duration_s is not None:
+        console.print(
+            f"All {result.job.requests:,} requests have ended after {seconds(best.duration_s)}.", highlight=False
+        )
     for name, told in (("TTFT", best.ttft_percentiles_s), ("Latency", best.latency_percentiles_s)):
         if told:
             words = ", ".join(f"{percentile} {seconds(value)}" for percentile, value in told.items())

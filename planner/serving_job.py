@@ -13,6 +13,7 @@ from profiles.scalars import plain, whole_number
 
 MOST_RATE_PER_S = 1e7
 LEAST = 1e-9  # of rates and seconds: what is smaller means nothing
+MOST_REQUESTS = 1 << 24
 MOST_SECONDS = 86_400.0
 BOUNDS = {"ttft_s": "time to first token", "tpot_s": "time per output token", "latency_s": "latency of a request"}
 PERCENTILES = (50.0, 90.0, 99.0)  # that are always told
@@ -28,7 +29,9 @@ class ServingJob:
         output: Tokens generated per request.
         cached_tokens: Of a prompt, shared by all requests and found in the cache.
         rate_per_s: Requests a second of the whole deployment, arriving at random; None when not said.
-        concurrency: Requests in every replica at any time; None when not said.
+        concurrency: Requests in every replica at any time, or in a run the most; None when not said.
+        requests: Of a run, in all: its start and its end are priced, not its steady state; None for the latter. Without
+            a concurrency all are there at once.
         ttft_s: Longest time to the first token, on average or at a percentile; None for any.
         tpot_s: Longest mean time per output token after the first; None for any.
         latency_s: Longest time from arrival to the last token, on average or at a percentile; None for any.
@@ -41,6 +44,7 @@ class ServingJob:
     cached_tokens: int = 0
     rate_per_s: float | None = None
     concurrency: int | None = None
+    requests: int | None = None
     ttft_s: float | None = None
     tpot_s: float | None = None
     latency_s: float | None = None
@@ -70,6 +74,7 @@ def serving_job(
     prefix: Any = 0,
     rate_per_s: Any = None,
     concurrency: Any = None,
+    requests: Any = None,
     ttft_s: Any = None,
     tpot_s: Any = None,
     latency_s: Any = None,
@@ -92,6 +97,9 @@ def serving_job(
     cached = whole_number("prefix", prefix, least=0, most=prompt_tokens - 1)
     if rate_per_s is not None and concurrency is not None:
         raise SpecError("rate_per_s", "and concurrency say the same in two ways", "leave one of them out")
+    if rate_per_s is not None and requests is not None:
+        problem = "are those of a run at a concurrency, or all at once; a rate is priced in its steady state"
+        raise SpecError("requests", problem, "leave it or rate_per_s out")
     longest_allowed = longest if max_model_len is None else max_model_len
     limit = whole_number("max_model_len", longest_allowed, least=1, most=MAX_SEQUENCE)
     if limit < longest:
@@ -103,6 +111,7 @@ def serving_job(
         cached_tokens=cached,
         rate_per_s=_amount("rate_per_s", rate_per_s, MOST_RATE_PER_S),
         concurrency=None if concurrency is None else whole_number("concurrency", concurrency, least=1, most=1 << 20),
+        requests=None if requests is None else whole_number("requests", requests, least=1, most=MOST_REQUESTS),
         ttft_s=_amount("ttft_s", ttft_s, MOST_SECONDS),
         tpot_s=_amount("tpot_s", tpot_s, MOST_SECONDS),
         latency_s=_amount("latency_s", latency_s, MOST_SECONDS),

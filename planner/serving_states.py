@@ -18,6 +18,7 @@ from costmodels.serving import (
     serving_prices,
 )
 from costmodels.serving_percentiles import first_token_within, latency_within
+from costmodels.serving_runs import run_points
 from planner.dataflow.call_costs import CallSetting, call_context
 from planner.serving_job import ServingJob, percentile_name
 from planner.serving_results import ServingMemory, ServingPlan, ServingResult
@@ -139,6 +140,8 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
         fixed: Whether all replicas there are must be used.
     """
     most, places = found.plans.data_parallel[:, None], found.places[:, None].astype(np.float64)
+    if job.requests is not None:
+        return _runs(found, job.requests, job.concurrency)
     if job.rate_per_s is None:
         wanted = _doubling(int(found.places.max())) if job.concurrency is None else [job.concurrency]
         at_once = np.tile(np.asarray(wanted, dtype=np.float64), (len(found.plans), 1))
@@ -159,6 +162,16 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
         # Between the fewest that hold and those below them lies the answer; what is more is looked at as before.
         between = np.linspace(before + 1, fewest, _EVERY_REPLICA, axis=1).round().astype(np.int64)
         replicas = np.concatenate([between, np.where(replicas >= fewest[:, None], replicas, fewest[:, None])], axis=1)
+
+
+def _runs(found: Layouts, requests: int, concurrency: int | None) -> Deployments:
+    """A run of every layout on all replicas there are, who share its requests; all at once, or so many in each."""
+    replicas = found.plans.data_parallel
+    each = np.ceil(requests / replicas)
+    at_once = each if concurrency is None else np.full(len(each), float(concurrency))
+    points = run_points(found.prices, each, at_once, found.places.astype(np.float64))
+    points = replace(points, rate_per_s=points.rate_per_s * (requests / replicas / each)[:, None])
+    return Deployments(points=points, replicas=replicas[:, None], held=np.ones(points.rate_per_s.shape, dtype=np.bool_))
 
 
 def _doubling(most: int, *, every: int = 1) -> list[int]:
@@ -224,6 +237,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         tpot_interval_s=_interval(tpot_s, widths[:, 0]),
         requests_per_s=rate * replicas,
         output_tokens_per_s=rate * replicas * job.output.mean,
+        duration_s=None if job.requests is None else job.requests / (rate * replicas),
         most_requests=int(found.places[row]),
         most_longest=int(min(cache // found.longest_bytes[row], found.places[row])),
         longest_tokens=None if windowed else min(int(cache // each), asked.model.max_sequence_length or MAX_SEQUENCE),

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from costmodels.serving_percentiles import LEAST_SHARE, MOST_SHARE
-from planner.serving_job import LEAST, MOST_RATE_PER_S, MOST_SECONDS
+from planner.serving_job import LEAST, MOST_RATE_PER_S, MOST_REQUESTS, MOST_SECONDS
 from profiles.model import MAX_SEQUENCE
 from service.values import MAX_TOP, Body, Bytes, Degree, Lengths, Name, NameOrMapping
 
@@ -38,6 +38,12 @@ class ServingRequest(Body):
         default=None, ge=LEAST, le=MOST_RATE_PER_S, description="Requests a second of all replicas."
     )
     concurrency: int | None = Field(default=None, ge=1, le=1 << 20, description="Requests in every replica.")
+    requests: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_REQUESTS,
+        description="Of a run in all, at the concurrency or all at once; without it the steady state is priced.",
+    )
     ttft_s: float | None = Field(default=None, ge=LEAST, le=MOST_SECONDS, description="Bound on the first token.")
     tpot_s: float | None = Field(default=None, ge=LEAST, le=MOST_SECONDS, description="Bound on the others.")
     latency_s: float | None = Field(default=None, ge=LEAST, le=MOST_SECONDS, description="Bound on the latency.")

@@ -12,7 +12,9 @@ from heapq import heappop, heappush
 
 import numpy as np
 
+from costmodels.lengths import OutputLengths
 from costmodels.plan import FloatArray
+from costmodels.serving import ServingPrices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,29 @@ class Played:
     def latency_s(self) -> FloatArray:
         """Times to the last."""
         return self.ended_s - self.sent_s
+
+
+def engine_of(prices: ServingPrices, places: int) -> Engine:
+    """The engine that the prices of one layout are of."""
+    running = np.arange(places + 1.0)[None, :]
+    steps_s = prices.decode.step_s(np.maximum(running, 1), np.asarray([prices.keys]))[0]
+    steps_s[0] = max(prices.alone_s[0] - prices.added_s[0], 0.0)
+    return Engine(
+        step_s=lambda count: float(steps_s[count]),
+        added_s=float(prices.added_s[0]),
+        prompt_tokens=prices.read_tokens,
+        step_tokens=prices.step_tokens,
+        places=places,
+        reads_first=prices.decode.engine.reads_first,
+    )
+
+
+def drawn(output: OutputLengths, count: int) -> list[int]:
+    """Lengths of so many requests."""
+    if output.is_fixed:
+        return [round(output.mean)] * count
+    shares = -np.random.default_rng(8).random(count)
+    return np.maximum(np.interp(shares, -np.array(output.longer), output.tokens).round(), 1).astype(int).tolist()
 
 
 def play(engine: Engine, lengths: Sequence[int], sent_s: Sequence[float] | None = None, at_once: int = 0) -> Played:

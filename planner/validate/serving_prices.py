@@ -1,7 +1,8 @@
 """Prices of published measurements of serving, by the calls that users make: ``planner.serving`` and generation.
 
-Requests in a closed loop, or that arrive at random, are a steady state; requests that are all there from the start, or
-one batch of them, are a call of generation (``costmodels.generation``). How a row is read was written before any was
+Requests in a closed loop are a run of as many as were sent where that is published, else a steady state, as are those
+that arrive at random; requests that are all there from the start, or one batch of them, are a call of generation
+(``costmodels.generation``). How a row is read was written before any was
 priced: which engine of the catalogue ran, by its version, and how lengths spread of which only the mean is published.
 """
 
@@ -114,7 +115,10 @@ def _lengths(row: ServingRow) -> OutputLengths:
 
 
 def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
-    """Figures with their intervals; requests that find no room wait, so that the first token is left out then."""
+    """Figures with their intervals; requests that find no room wait, so that the first token is left out then.
+
+    A run says how long they wait, which first prices did not: nothing is judged that has no first price.
+    """
     pins = {"tp": row.tensor, "pp": row.pipeline, "dp": row.data}
     if row.expert > 1:
         pins["ep"] = row.expert
@@ -132,14 +136,15 @@ def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
         result = serving(row.model, cluster, rate_per_s=row.request_rate_per_s, **asked)
         return _figures(result.plans[0], row) if result.plans else {}
     each = max(-(-(row.concurrency or 1) // row.data), 1)
-    result = serving(row.model, cluster, concurrency=each, **asked)
-    if result.plans:
+    result = serving(row.model, cluster, concurrency=each, requests=row.num_requests, **asked)
+    if result.plans and result.plans[0].most_requests >= each:
         return _figures(result.plans[0], row)
-    most = serving(row.model, cluster, **asked)
-    if not most.plans:
-        return {}
-    full = serving(row.model, cluster, concurrency=most.plans[0].most_requests, **asked)
-    return {name: value for name, value in _figures(full.plans[0], row).items() if name in ("tpot", "tokens")}
+    if not result.plans:
+        most = serving(row.model, cluster, **asked)
+        if not most.plans:
+            return {}
+        result = serving(row.model, cluster, concurrency=most.plans[0].most_requests, **asked)
+    return {name: value for name, value in _figures(result.plans[0], row).items() if name in ("tpot", "tokens")}
 
 
 def _figures(plan: ServingPlan, row: ServingRow) -> Mapping[str, tuple[float, float, float]]:

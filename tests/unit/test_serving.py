@@ -94,6 +94,43 @@ def test_where_all_places_are_taken_no_percentile_is_promised() -> None:
     assert served(gpus="1xA10G", prompt=8000, rate_per_s=0.15, ttft_s=60).fits
 
 
+def test_a_run_is_priced_from_its_first_request_to_its_last_token() -> None:
+    steady, run = (best(concurrency=64, requests=count, gpus="1xH100-SXM-80GB") for count in (None, 256))
+    assert steady.duration_s is None
+    assert run.duration_s == pytest.approx(256 / run.requests_per_s)
+    assert run.duration_s > 3.9 * run.latency_s
+    assert run.output_tokens_per_s == pytest.approx(256 * 256 / run.duration_s)
+    assert run.ttft_s > 2 * steady.ttft_s
+    assert (run.ttft_percentiles_s, run.latency_percentiles_s) == (None, None)
+
+
+def test_replicas_share_the_requests_of_a_run() -> None:
+    one = best(gpus="1xH100-SXM-80GB", requests=100)
+    four = best(gpus="4xH100-SXM-80GB", requests=400, pins={"tp": 1})
+    uneven = best(gpus="4xH100-SXM-80GB", requests=397, pins={"tp": 1})
+    assert (four.replicas, four.duration_s) == (4, pytest.approx(one.duration_s))
+    assert four.output_tokens_per_s == pytest.approx(4 * one.output_tokens_per_s)
+    assert uneven.duration_s == pytest.approx(four.duration_s)
+    assert uneven.requests_per_s == pytest.approx(397 / 400 * four.requests_per_s)
+
+
+def test_requests_of_a_run_that_find_no_place_wait() -> None:
+    fits, waits = (best(gpus="1xH100-SXM-80GB", requests=2000, concurrency=count) for count in (300, 2000))
+    assert waits.most_requests < 2000
+    assert waits.duration_s == pytest.approx(best(gpus="1xH100-SXM-80GB", requests=2000).duration_s)
+    assert waits.ttft_s > 5 * fits.ttft_s
+
+
+def test_bounds_hold_for_the_means_of_a_run() -> None:
+    bound = served(requests=500, concurrency=64, ttft_s=0.2)
+    assert bound.fits
+    assert all(plan.ttft_s <= 0.2 for plan in bound.plans)
+    shortage = served(requests=500, concurrency=64, ttft_s=0.01).shortage
+    assert shortage is not None
+    name, value = shortage.remedy.split()
+    assert served(requests=500, concurrency=64, **{name: float(value)}).fits
+
+
 def test_what_would_do_does() -> None:
     shortage = served(tpot_s=0.001).shortage
     assert shortage is not None
@@ -313,6 +350,11 @@ def test_dollars_follow_tokens() -> None:
         ({"concurrency": 0}, "concurrency"),
         ({"ttft_s": -1}, "ttft_s"),
         ({"tpot_s": float("inf")}, "tpot_s"),
+        ({"requests": 0}, "requests"),
+        ({"requests": 2.5}, "requests"),
+        ({"requests": 10**9}, "requests"),
+        ({"requests": 100, "rate_per_s": 1}, "requests"),
+        ({"requests": 100, "percentile": 99}, "percentile"),
         ({"percentile": 99}, "percentile"),
         ({"percentile": 99, "concurrency": 8}, "percentile"),
         ({"percentile": 100, "rate_per_s": 1}, "percentile"),
@@ -356,6 +398,8 @@ def test_what_is_wrong_is_named(asked: dict[str, Any], field: str) -> None:
         {"weights": "fp8", "kv_cache_dtype": "fp8"},
         {"tpot_s": 0.001},
         {"price_per_device_hour_usd": 2.0, "rate_per_s": 9},
+        {"requests": 500, "concurrency": 64},
+        {"requests": 50, "ttft_s": 1e-3, "generate": "lognormal:mean=256,sigma=1,max=2048"},
         {"rate_per_s": 9, "ttft_s": 0.2, "percentile": 95, "generate": "lognormal:mean=256,sigma=1,max=2048"},
     ],
 )
@@ -390,6 +434,10 @@ def test_the_tables_say_what_is_best_and_why_nothing_is(planner_line: Command) -
     code, out, _ = planner_line(*COMMAND, "--tpot", "40ms")
     assert code == 0
     _, out, _ = planner_line(*COMMAND, "--rate", "4", "--ttft", "300ms", "--percentile", "95")
+    _, run, _ = planner_line(*COMMAND, "--requests", "500", "--concurrency", "64")
+    for words in ("500 requests in all, 64 at once in every replica", "All 500 requests have ended after"):
+        assert words in run
+    assert "500 requests in all, all sent at once" in planner_line(*COMMAND, "--requests", "500")[1]
     for words in ("time to first token of 95 % up to 300 ms", " p95 ", "TTFT of the first: p50"):
         assert words in out
     code, out, _ = planner_line(*COMMAND, "--tpot", "40ms")

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodels.lengths import OutputLengths, fixed_length, log_normal_lengths
+from costmodels.lengths import fixed_length, log_normal_lengths
 from costmodels.plan import FloatArray
 from costmodels.serving import ServingPoints, ServingPrices, at_rate
 from costmodels.serving_percentiles import first_token_within, latency_within
-from tests.serving_engine import Engine, Played, play
+from tests.serving_engine import Played, drawn, engine_of, play
 from tests.unit.test_serving_states import clock, real
 
 SHARES = np.array([[0.5, 0.9, 0.99]])
@@ -30,24 +30,10 @@ def latencies(prices: ServingPrices, rate: float, places: float = 1024) -> Float
     return latency_within(points_of(prices, rate, places), prices, np.array([places]), SHARES)[0]
 
 
-def played(prices: ServingPrices, rate: float, lengths: list[int]) -> Played:
+def played(prices: ServingPrices, rate: float) -> Played:
     """The engine that the prices are of, with requests that arrive at random."""
-    running = np.arange(1025.0)[None, :]
-    steps_s = prices.decode.step_s(np.maximum(running, 1), np.asarray([prices.keys]))[0]
-    steps_s[0] = max(prices.alone_s[0] - prices.added_s[0], 0.0)
-    engine = Engine(
-        step_s=lambda count: float(steps_s[count]),
-        added_s=float(prices.added_s[0]),
-        prompt_tokens=prices.read_tokens,
-        step_tokens=prices.step_tokens,
-        places=1024,
-    )
-    return play(engine, lengths, np.cumsum(np.random.default_rng(7).exponential(1 / rate, len(lengths))).tolist())
-
-
-def drawn(output: OutputLengths) -> list[int]:
-    shares = -np.random.default_rng(8).random(REQUESTS)
-    return np.maximum(np.interp(shares, -np.array(output.longer), output.tokens).round(), 1).astype(int).tolist()
+    sent_s = np.cumsum(np.random.default_rng(7).exponential(1 / rate, REQUESTS))
+    return play(engine_of(prices, 1024), drawn(prices.output, REQUESTS), sent_s.tolist())
 
 
 @pytest.mark.parametrize(
@@ -58,9 +44,19 @@ def drawn(output: OutputLengths) -> list[int]:
 def test_first_tokens_are_those_of_an_engine_played_out(prompt: int, generate: int, rate: float) -> None:
     """From a nearly idle replica to one whose prompts fill six tenths of its time."""
     prices, _ = real(prompt, generate)
-    seen_s = played(prices, rate, [generate] * REQUESTS).ttft_s[STARTING:]
+    seen_s = played(prices, rate).ttft_s[STARTING:]
     assert float(points_of(prices, rate).first_token_s[0, 0]) == pytest.approx(seen_s.mean(), rel=0.07)
     assert first_tokens(prices, rate) == pytest.approx(np.quantile(seen_s, SHARES[0]), rel=0.2)
+
+
+@pytest.mark.parametrize("rate", [4, 12, 18])
+def test_an_engine_that_reads_first_makes_no_tokens_in_the_step_of_a_prompt(rate: float) -> None:
+    mixing, _ = real()
+    prices = replace(mixing, decode=replace(mixing.decode, engine=replace(mixing.decode.engine, reads_first=True)))
+    seen_s = played(prices, rate).ttft_s[STARTING:]
+    assert float(points_of(prices, rate).first_token_s[0, 0]) == pytest.approx(seen_s.mean(), rel=0.1)
+    assert first_tokens(prices, rate) == pytest.approx(np.quantile(seen_s, SHARES[0]), rel=0.25)
+    assert seen_s.mean() < 0.95 * played(mixing, rate).ttft_s[STARTING:].mean()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +68,7 @@ def test_latencies_of_lengths_that_vary_are_those_of_an_engine_played_out(
     output = log_normal_lengths(mean=200, sigma=1.0, most=800)
     prices, _ = real(prompt)
     prices = replace(prices, output=output, keys=prompt + output.mean_context)
-    seen_s = played(prices, rate, drawn(output)).latency_s[STARTING:]
+    seen_s = played(prices, rate).latency_s[STARTING:]
     assert latencies(prices, rate) == pytest.approx(np.quantile(seen_s, SHARES[0]), rel=most)
 
 
