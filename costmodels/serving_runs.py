@@ -60,16 +60,23 @@ def run_points(prices: ServingPrices, requests: FloatArray, at_once: FloatArray,
         later_s = (requests - slots) * steady.first_token_s[:, 0]
         ended, time_s = _refilled(prices, requests, slots)
     waited_s = ended(requests - slots) - ended(requests - sent)
-    ttft_s = (slots * first_s + later_s + waited_s) / requests
+    # No token takes less than a step of its request alone. Of a loop that is all reading the steady state's queue tells
+    # too long a wait, as of one that arrivals do not stop; and no more requests than are sent are there.
+    tokens = prices.output.mean - 1
+    least_s = tokens * prices.decode.step_s(np.ones((len(slots), 1)), np.asarray([prices.keys]))[:, 0]
     latency_s = (ended(requests) - ended(requests - sent)) / requests
-    token_s = np.maximum(latency_s - ttft_s, 0.0) / (prices.output.mean - 1)
-    rate = requests / time_s
+    ttft_s = (slots * first_s + later_s + waited_s) / requests
+    if not prices.output.is_fixed:
+        ttft_s = np.minimum(ttft_s, latency_s - least_s)
+    ttft_s = np.maximum(ttft_s, prices.alone_s)
+    latency_s = np.maximum(latency_s, ttft_s + least_s)
+    rate = np.minimum(requests / time_s, sent / latency_s)
     columns = {
-        "generating": rate * (prices.output.mean - 1) * token_s,
+        "generating": rate * (latency_s - ttft_s),
         "rate_per_s": rate,
         "first_token_s": ttft_s,
-        "token_s": token_s,
-        "latency_s": ttft_s + (prices.output.mean - 1) * token_s,
+        "token_s": (latency_s - ttft_s) / tokens,
+        "latency_s": latency_s,
         "at_once": rate * latency_s,
     }
     return replace(steady, **{name: values[:, None] for name, values in columns.items()})

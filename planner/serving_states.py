@@ -40,6 +40,7 @@ class Layouts:
         prices: Of one replica each.
         memory: Of one replica each.
         places: (N,) requests that fit a replica at once, and the engine takes.
+        together: (N,) the same of those that start together, where a run does: equal lengths are all long at once then.
         room_bytes: Device memory the engine may use.
         token_bytes: (N,) of one token in the cache of the fullest rank.
         cache_bytes: (N,) that are left for the cache.
@@ -50,6 +51,7 @@ class Layouts:
     prices: ServingPrices
     memory: GenerationMemory
     places: IntArray
+    together: IntArray
     room_bytes: float
     token_bytes: FloatArray
     cache_bytes: FloatArray
@@ -58,7 +60,8 @@ class Layouts:
     def take(self, rows: IntArray) -> "Layouts":
         """The selected layouts."""
         columns = {
-            name: getattr(self, name)[rows] for name in ("places", "token_bytes", "cache_bytes", "longest_bytes")
+            name: getattr(self, name)[rows]
+            for name in ("places", "together", "token_bytes", "cache_bytes", "longest_bytes")
         }
         return replace(
             self, plans=self.plans.take(rows), prices=self.prices.take(rows), memory=self.memory.take(rows), **columns
@@ -124,6 +127,9 @@ def layouts(plans: PlanBatch, asked: ServingResult) -> Layouts:
         prices=prices,
         memory=memory,
         places=places,
+        together=np.clip(
+            memory.most_running(room - shared, staggered=not job.output.is_fixed), 1, np.maximum(places, 1)
+        ),
         room_bytes=room,
         token_bytes=token_bytes,
         cache_bytes=cache,
@@ -169,7 +175,7 @@ def _runs(found: Layouts, requests: int, concurrency: int | None) -> Deployments
     replicas = found.plans.data_parallel
     each = np.ceil(requests / replicas)
     at_once = each if concurrency is None else np.full(len(each), float(concurrency))
-    points = run_points(found.prices, each, at_once, found.places.astype(np.float64))
+    points = run_points(found.prices, each, at_once, found.together.astype(np.float64))
     points = replace(points, rate_per_s=points.rate_per_s * (requests / replicas / each)[:, None])
     return Deployments(points=points, replicas=replicas[:, None], held=np.ones(points.rate_per_s.shape, dtype=np.bool_))
 

@@ -121,6 +121,15 @@ def test_requests_of_a_run_that_find_no_place_wait() -> None:
     assert waits.ttft_s > 5 * fits.ttft_s
 
 
+def test_equal_lengths_that_start_together_are_all_long_at_once() -> None:
+    """Waves are as large as the cache has room for requests of 1,280 tokens, not of all ages."""
+    asked = {"gpus": "1xH100-SXM-80GB", "engine": "sglang"}
+    wave = best(requests=1, **asked).most_longest - 2  # half a block more of each
+    assert wave < 0.95 * best(requests=1, **asked).most_requests
+    one, twenty = (best(requests=count * wave, **asked).duration_s or 0 for count in (1, 20))
+    assert twenty == pytest.approx(20 * one, rel=0.01)
+
+
 def test_bounds_hold_for_the_means_of_a_run() -> None:
     bound = served(requests=500, concurrency=64, ttft_s=0.2)
     assert bound.fits

@@ -124,11 +124,22 @@ def test_a_long_run_of_varied_lengths_is_the_steady_state() -> None:
         assert found[name] == pytest.approx(steady[name], rel=0.04), name
 
 
-@given(st.integers(1, 300), st.integers(1, 400), st.booleans(), st.booleans())
-@settings(max_examples=40, deadline=None)
-def test_figures_agree_with_each_other(requests: int, at_once: int, varied: bool, reads_first: bool) -> None:
-    output = log_normal_lengths(mean=200, sigma=0.7, most=800) if varied else fixed_length(200)
-    prices = of_engine(replace(real()[0], output=output, keys=1000 + output.mean_context), reads_first=reads_first)
+@given(
+    st.integers(1, 300) | st.just(100_000),
+    st.integers(1, 400),
+    st.sampled_from([(1000, 200), (8000, 8)]),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_figures_agree_with_each_other(
+    requests: int, at_once: int, tokens: tuple[int, int], varied: bool, reads_first: bool
+) -> None:
+    """Also where reading is nearly all that is done."""
+    prompt, generate = tokens
+    output = log_normal_lengths(mean=generate, sigma=0.7, most=4 * generate) if varied else fixed_length(generate)
+    prices = replace(real(prompt)[0], output=output, keys=prompt + output.mean_context)
+    prices = of_engine(prices, reads_first=reads_first)
     found = run(prices, requests, at_once)
     assert found["latency_s"] == pytest.approx(found["first_token_s"] + (output.mean - 1) * found["token_s"])
     assert found["at_once"] == pytest.approx(found["rate_per_s"] * found["latency_s"])  # Little's law
