@@ -23,12 +23,14 @@ Generate = Annotated[str, _request("--generate", "Tokens generated: 256 or logno
 Prefix = Annotated[int, _request("--prefix", "Tokens of the prompt that all requests share, found in the cache.")]
 Rate = Annotated[float | None, _request("--rate", "Requests a second of all replicas: the fewest GPUs are best.")]
 AtOnce = Annotated[int | None, _request("--concurrency", "Requests in every replica at any time.")]
-InAll = Annotated[int | None, _request("--requests", "Of a run in all, as load generators send: without it for ever.")]
+InAll = Annotated[
+    int | None, _request("--requests", "Of a run in all, as load generators send them; else the steady state.")
+]
 Ttft = Annotated[str | None, _bound("--ttft", "Time to the first token, e.g. 500ms.")]
 Tpot = Annotated[str | None, _bound("--tpot", "Time per output token after the first, e.g. 40ms.")]
 Latency = Annotated[str | None, _bound("--request-latency", "Time to the last token, e.g. 10s.")]
 Percentile = Annotated[
-    float | None, _bound("--percentile", "Of requests at a rate that keep --ttft and --request-latency; else means.")
+    float | None, _bound("--percentile", "So many of 100 at --rate keep --ttft and --request-latency; else means.")
 ]
 Longest = Annotated[int | None, _engine("--max-model-len", "Tokens of the longest request that has to fit.")]
 Engine = Annotated[str, _engine("--engine", "vllm (default), sglang, tensorrt-llm, vllm-2024 or vllm-0.3.")]
