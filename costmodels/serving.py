@@ -7,15 +7,19 @@ that reads no prompt, w seconds that reading one prompt adds to steps.
 
     step        tau = s(R) + X tau w, so that tau = s(R) / (1 - X w): what is read makes all others wait
     generating  R = X (n - 1) tau: the first token comes with the prompt
-    first token = rest of the running step + prompts before one's own + one's own
+    first token = rest of the running step + prompts before one's own + one's own + others in the step that ends it
     latency     = first token + (n - 1) tau
     at once     = R + X first token (Little's law)
 
 Given R the first two give X = R / ((n - 1) s(R) + R w); R is found from what is asked by bisection. Prompts are read in
 the order they come. The time until one's own turn is that of a queue with random arrivals and equal service, X S^2 /
-2 (1 - X S) with S = w + s(R) p / B (Pollaczek-Khinchine, M/D/1): no more than B tokens go into a step. Where room
+2 (1 - X S) with S = w + s(R) p / B (Pollaczek-Khinchine, M/D/1): no more than B tokens go into a step. First tokens
+come when their step ends, with the prompts of those that arrived during the same step before, X tau of them or as many
+as there is room for beside one's own, B / p - 1. In an engine that reads first (``EngineSpec.reads_first``) steps that
+read make no tokens: S = w, one's own takes no s(R), and what is met is s(R) or, a share X w of the time, w. Where room
 in the cache bounds the requests at once, they wait for a place besides: Sakasegawa's approximation of a queue with
-several servers (Annals of the Institute of Statistical Mathematics 29, 1977).
+several servers (Annals of the Institute of Statistical Mathematics 29, 1977). ``costmodels.serving_percentiles`` has
+how these times spread, ``costmodels.serving_runs`` runs that start and end.
 
 Where attention groups share experts, their steps are one: all wait for the group that reads most prompts, and each
 reads a Poisson number of them, l = X tau on average. What experts multiply is of all groups together, and waits for
@@ -33,11 +37,10 @@ Prompts and generation on replicas of their own are in ``costmodels.serving_apar
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import numpy as np
-from scipy.special import pdtr
 
 from costmodels.arrays import largest, total
 from costmodels.context import CostContext
@@ -110,10 +113,14 @@ class ServingPoints:
     Attributes:
         generating: Requests past their first token.
         rate_per_s: Requests that come and go in a second.
-        first_token_s: Time to the first token (TTFT), waiting for a place in the cache left out.
+        first_token_s: Time to the first token (TTFT): ``own_s``, ``turn_s``, and of a rate waiting for a place.
         token_s: Time per output token (TPOT).
         latency_s: From arrival to the last token.
         at_once: Requests in the engine: those that generate and those whose prompt is waiting or being read.
+        own_s: Of the first token: reading one's own prompt.
+        turn_s: Waiting for the running step, for prompts before one's own, and for those of the same step.
+        met_s: Of a step that one which arrives finds, before prompts make its length vary.
+        held_up_s: Each prompt holds up those that come by so much: its reading, and its share of a step (S).
     """
 
     generating: FloatArray
@@ -122,6 +129,16 @@ class ServingPoints:
     token_s: FloatArray
     latency_s: FloatArray
     at_once: FloatArray
+    own_s: FloatArray
+    turn_s: FloatArray
+    met_s: FloatArray
+    held_up_s: FloatArray
+
+    def at(self, row: int, place: int) -> "ServingPoints":
+        """One of the states, (1, 1)."""
+        return ServingPoints(
+            **{item.name: getattr(self, item.name)[row : row + 1, place : place + 1] for item in fields(ServingPoints)}
+        )
 
 
 def serving_prices(
@@ -246,6 +263,8 @@ def most_of(groups: IntArray, mean: FloatArray) -> FloatArray:
 @cache
 def _most_of(count: int) -> FloatArray:
     """The largest of so many Poisson numbers on average, by ``_MEANS``: sum of P(largest > k)."""
+    from scipy.special import pdtr  # takes a third of what starting takes
+
     return np.asarray((1 - pdtr(np.arange(60.0)[:, None], _MEANS) ** count).sum(axis=0))
 
 
@@ -265,12 +284,18 @@ def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray
     token_s = step_s + added_s * (routed * others + (1 - routed) * most_of(groups, others))
     rate = each_step / token_s
     busy = np.minimum(generating * groups, 1.0) * met  # chance of a step that one which arrives has to wait for
-    own_added_s = added_s * _of_one(routed, groups)
-    turn_s = own_added_s + busy * step_s * prices.read_tokens / prices.step_tokens
-    load = rate * turn_s * met
-    waiting_s = np.where(load < 1, load * turn_s / (2 * np.maximum(1 - load, 1e-12)), np.inf)
-    own_s = np.maximum(alone_s, busy * step_s * np.ceil(prices.read_tokens / prices.step_tokens) + own_added_s)
-    first_s = busy * token_s / 2 + waiting_s + own_s
+    alone_added_s = added_s * _of_one(routed, groups)
+    share = prices.read_tokens / prices.step_tokens
+    apart = prices.decode.engine.reads_first
+    with_s = 0.0 * step_s if apart else busy * step_s  # decoding in steps that read
+    held_up_s = alone_added_s + with_s * share
+    load = rate * held_up_s * met
+    waiting_s = np.where(load < 1, load * held_up_s / (2 * np.maximum(1 - load, 1e-12)), np.inf)
+    met_s = busy * np.where(apart, (1 - load) * step_s + load * alone_added_s, token_s)
+    beside = np.minimum(met_s * rate * met, max(1 / share - 1, 0.0))  # prompts in the step of one's own
+    own_s = np.maximum(alone_s, with_s * np.ceil(share) + alone_added_s)
+    turn_s = met_s / 2 + waiting_s + beside * alone_added_s
+    first_s = turn_s + own_s
     return ServingPoints(
         generating=generating,
         rate_per_s=rate,
@@ -278,6 +303,10 @@ def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray
         token_s=token_s,
         latency_s=first_s + tokens * token_s,
         at_once=generating + rate * first_s,
+        own_s=own_s,
+        turn_s=turn_s,
+        met_s=met_s,
+        held_up_s=held_up_s,
     )
 
 

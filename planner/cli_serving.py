@@ -13,12 +13,12 @@ from planner.cli_words import cluster_of
 from profiles.errors import SpecError
 from profiles.units import GIB
 
-_REQUESTS, _BOUNDS, _ENGINE = "Requests", "Bounds on means", "Engine"
+_REQUESTS, _BOUNDS, _ENGINE = "Requests", "Bounds", "Engine"
 _request, _bound, _engine = (partial(option, panel=panel) for panel in (_REQUESTS, _BOUNDS, _ENGINE))
 # Options that the library calls the same, and takes as they are.
 _SAME = (
-    *("prompt", "prefix", "concurrency", "engine", "max_model_len", "memory_utilization", "precision", "weights"),
-    *("kv_cache_dtype", "disaggregated", "top", "fabric", "price_date"),
+    *("prompt", "prefix", "concurrency", "requests", "percentile", "engine", "max_model_len", "memory_utilization"),
+    *("precision", "weights", "kv_cache_dtype", "disaggregated", "top", "fabric", "price_date"),
 )
 _PLAIN_S = 30.0  # beyond, a number without a unit is taken for milliseconds by some and for seconds by others
 _UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0, "min": 60.0}
@@ -29,9 +29,15 @@ Generate = Annotated[str, _request("--generate", "Tokens generated: 256 or logno
 Prefix = Annotated[int, _request("--prefix", "Tokens of the prompt that all requests share, found in the cache.")]
 Rate = Annotated[float | None, _request("--rate", "Requests a second of all replicas: the fewest GPUs are best.")]
 AtOnce = Annotated[int | None, _request("--concurrency", "Requests in every replica at any time.")]
+InAll = Annotated[
+    int | None, _request("--requests", "Of a run in all, as load generators send them; else the steady state.")
+]
 Ttft = Annotated[str | None, _bound("--ttft", "Time to the first token, e.g. 500ms.")]
 Tpot = Annotated[str | None, _bound("--tpot", "Time per output token after the first, e.g. 40ms.")]
 Latency = Annotated[str | None, _bound("--request-latency", "Time to the last token, e.g. 10s.")]
+Percentile = Annotated[
+    float | None, _bound("--percentile", "So many of 100 at --rate keep --ttft and --request-latency; else means.")
+]
 Longest = Annotated[int | None, _engine("--max-model-len", "Tokens of the longest request that has to fit.")]
 Engine = Annotated[str, _engine("--engine", "vllm (default), sglang, tensorrt-llm, vllm-2024 or vllm-0.3.")]
 Share = Annotated[float | None, _engine("--memory-utilization", "Share of GPU memory the engine may use.")]
@@ -50,9 +56,11 @@ def serving(
     prefix: Prefix = 0,
     rate: Rate = None,
     concurrency: AtOnce = None,
+    requests: InAll = None,
     ttft: Ttft = None,
     tpot: Tpot = None,
     request_latency: Latency = None,
+    percentile: Percentile = None,
     engine: Engine = "vllm",
     max_model_len: Longest = None,
     memory_utilization: Share = None,

@@ -1,5 +1,6 @@
 """Deployments of a served model as plain data, and the JSON Schema of that document."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -25,9 +26,13 @@ from planner.serving_results import ApartPlan, ServingPlan, ServingResult
 
 CONVENTIONS = {
     "ttft_s": "mean time to the first token: waiting for a place and for the running step, and reading the prompt",
+    "percentiles": "seconds in which 50, 90, 99 of 100 requests, p50, p90, p99, have their first token or have ended; "
+    "null where nothing is known of them",
+    "bounds": "on means; with a percentile those on the first token and on the latency are about it",
     "tpot_s": "mean time per output token after the first: (latency - time to first token) / (output tokens - 1)",
     "attention_groups": "groups of tensor-parallel ranks with requests of their own that share a replica's experts",
     "concurrency": "requests in one replica, those whose prompt is being read among them",
+    "runs": "with requests: means over all of them, rates over the whole run, its start and its end included",
     "tokens": "output tokens; those of prompts are not counted",
     "interval": "90 %",
     "launch": "starts a replica, on each of its nodes; $MODEL is the checkpoint; empty where no command is known",
@@ -60,7 +65,9 @@ def serving_document(result: ServingResult) -> dict[str, Any]:
             "longest_output_tokens": job.output.most,
             "rate_per_s": job.rate_per_s,
             "concurrency": job.concurrency,
+            "requests": job.requests,
             "max_model_len": job.max_model_len,
+            "percentile": job.percentile,
             "bounds": {name: job.bounds.get(name) for name in BOUNDS},
             "price_per_device_hour_usd": None if result.price is None else result.price.usd_per_device_hour,
             "price_date": "" if result.price is None else result.price.date,
@@ -93,6 +100,9 @@ def _plan(plan: ServingPlan, result: ServingResult) -> dict[str, Any]:
         "concurrency": plan.concurrency,
         **_times(plan),
         **_rates(plan, result),
+        "ttft_percentiles_s": _percentiles(plan.ttft_percentiles_s),
+        "latency_percentiles_s": _percentiles(plan.latency_percentiles_s),
+        "duration_s": plan.duration_s,
         "most_requests": plan.most_requests,
         "most_longest_requests": plan.most_longest,
         "longest_tokens": plan.longest_tokens,
@@ -138,6 +148,10 @@ def _rates(plan: ServingPlan | ApartPlan, result: ServingResult) -> dict[str, fl
     }
 
 
+def _percentiles(told: Mapping[str, float] | None) -> dict[str, float] | None:
+    return None if told is None else dict(told)
+
+
 def _figure_shapes() -> Shape:
     """Fields of every deployment, whatever its replicas do."""
     amounts = (
@@ -158,6 +172,9 @@ def serving_schema() -> Shape:
     plan = closed_object(
         **dict.fromkeys((*_POOL_COUNTS, "attention_groups"), COUNT),
         **_figure_shapes(),
+        duration_s=or_null(AMOUNT),
+        ttft_percentiles_s=or_null(map_of(AMOUNT)),
+        latency_percentiles_s=or_null(map_of(AMOUNT)),
         most_requests=COUNT,
         most_longest_requests=COUNT,
         longest_tokens=or_null(COUNT),
@@ -180,7 +197,9 @@ def serving_schema() -> Shape:
         longest_output_tokens=AMOUNT,
         rate_per_s=or_null(AMOUNT),
         concurrency=or_null(COUNT),
+        requests=or_null(COUNT),
         max_model_len=COUNT,
+        percentile=or_null(AMOUNT),
         bounds=closed_object(**dict.fromkeys(BOUNDS, or_null(AMOUNT))),
         price_per_device_hour_usd=or_null(AMOUNT),
         price_date=TEXT,

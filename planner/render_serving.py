@@ -10,7 +10,7 @@ from rich.table import Table
 
 from planner.phrases import count, dollars, gib, seconds
 from planner.render import NARROW, render_notes
-from planner.serving_job import BOUNDS, ServingJob
+from planner.serving_job import BOUNDS, PERCENTILES, ServingJob, bound_words, percentile_name
 from planner.serving_launch import launch_words
 from planner.serving_results import ApartPlan, PoolPart, ServingPlan, ServingResult
 from profiles.parameters import total_parameters
@@ -20,8 +20,8 @@ _LEFT_OUT = ("latency", "req/s", "tok/s/user")  # of a narrow table
 # What the command line calls the fields that remedies name.
 _OPTIONS = {
     "ttft_s": "--ttft", "tpot_s": "--tpot", "latency_s": "--request-latency", "rate_per_s": "--rate",
-    "concurrency": "--concurrency", "max_model_len": "--max-model-len", "weights": "--weights",
-    "memory_utilization": "--memory-utilization",
+    "concurrency": "--concurrency", "requests": "--requests", "percentile": "--percentile",
+    "max_model_len": "--max-model-len", "weights": "--weights", "memory_utilization": "--memory-utilization",
 }  # fmt: skip
 
 
@@ -68,9 +68,13 @@ def _requests(job: ServingJob) -> str:
     words += "" if job.output.is_fixed else f" on average, at most {job.output.most:,.0f}"
     if job.rate_per_s is not None:
         words += f", {job.rate_per_s:g} requests a second"
+    if job.requests is not None:
+        words += f", {job.requests:,} requests in all"
     if job.concurrency is not None:
         words += f", {job.concurrency:,} at once in every replica"
-    bounds = [f"{BOUNDS[name]} up to {seconds(bound)}" for name, bound in job.bounds.items()]
+    elif job.requests is not None:
+        words += ", all sent at once"
+    bounds = [f"{bound_words(name, job)} up to {seconds(bound)}" for name, bound in job.bounds.items()]
     return "; ".join([words, *bounds])
 
 
@@ -80,8 +84,10 @@ def _table(plans: Sequence[ServingPlan], result: ServingResult, console: Console
     grouped = any(plan.attention_groups > 1 for plan in plans)
     table = Table(box=None, pad_edge=False, padding=_PADDING, header_style="bold")
     titles = [*(["#"] if ranked else []), "gpus", "tp", *(["pp"] if staged else []), *(["ep"] if experts else [])]
-    titles += [*(["dp-attn"] if grouped else []), "replicas", "at once", "TTFT", "TPOT", "latency", "req/s"]
-    titles += ["tok/s/gpu", "tok/s/user"]
+    tail = percentile_name(PERCENTILES[-1] if result.job.percentile is None else result.job.percentile)
+    spread = any(plan.ttft_percentiles_s for plan in plans)
+    titles += [*(["dp-attn"] if grouped else []), "replicas", "at once", "TTFT", *([tail] if spread else []), "TPOT"]
+    titles += ["latency", "req/s", "tok/s/gpu", "tok/s/user"]
     titles += [] if result.price is None else ["$/1M tokens"]
     told = [console.width >= NARROW or title not in _LEFT_OUT for title in titles]
     for title in compress(titles, told):
@@ -91,7 +97,10 @@ def _table(plans: Sequence[ServingPlan], result: ServingResult, console: Console
         cells += [str(plan.pipeline_parallel)] if staged else []
         cells += [str(plan.expert_parallel)] if experts else []
         cells += [str(plan.attention_groups)] if grouped else []
-        cells += [f"{plan.replicas:,}", *_figures(plan, result)]
+        at_once, ttft, *figures = _figures(plan, result)
+        told_s = plan.ttft_percentiles_s
+        cells += [f"{plan.replicas:,}", at_once, ttft]
+        cells += [*([seconds(told_s[tail]) if told_s else "-"] if spread else []), *figures]
         table.add_row(*compress(cells, told), style="bold" if ranked and number == 1 else "")
     return table
 
@@ -143,6 +152,14 @@ def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> 
         ("TTFT", best.ttft_interval_s), ("TPOT", best.tpot_interval_s),
     )]  # fmt: skip
     console.print(f"\nThe first, 90 %: {', '.join(ends)}.", highlight=False)
+    if best.duration_s is not None:
+        console.print(
+            f"All {result.job.requests:,} requests have ended after {seconds(best.duration_s)}.", highlight=False
+        )
+    for name, told in (("TTFT", best.ttft_percentiles_s), ("Latency", best.latency_percentiles_s)):
+        if told:
+            words = ", ".join(f"{percentile} {seconds(value)}" for percentile, value in told.items())
+            console.print(f"{name} of the first: {words}.", highlight=False)
     console.print(
         f"A device holds {gib(memory.weights)} of weights, {gib(memory.cache)} of keys and values, "
         f"{gib(memory.activations)} of activations, {gib(memory.fixed)} of graphs and context; "

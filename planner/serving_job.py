@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from costmodels.lengths import OutputLengths
+from costmodels.serving_percentiles import LEAST_SHARE, LEAST_VARIATION, MOST_SHARE, lengths_tell
 from planner.dataflow.length_text import LengthInput, parse_lengths
 from profiles.engines import EngineSpec, find_engine
 from profiles.errors import SpecError
@@ -12,8 +13,11 @@ from profiles.scalars import plain, whole_number
 
 MOST_RATE_PER_S = 1e7
 LEAST = 1e-9  # of rates and seconds: what is smaller means nothing
+MOST_REQUESTS = 1 << 24
 MOST_SECONDS = 86_400.0
 BOUNDS = {"ttft_s": "time to first token", "tpot_s": "time per output token", "latency_s": "latency of a request"}
+PERCENTILES = (50.0, 90.0, 99.0)  # that are always told
+OF_PERCENTILES = ("ttft_s", "latency_s")  # bounds that may be about one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +29,13 @@ class ServingJob:
         output: Tokens generated per request.
         cached_tokens: Of a prompt, shared by all requests and found in the cache.
         rate_per_s: Requests a second of the whole deployment, arriving at random; None when not said.
-        concurrency: Requests in every replica at any time; None when not said.
-        ttft_s: Longest mean time to the first token; None for any.
+        concurrency: Requests in every replica at any time, or in a run the most; None when not said.
+        requests: Of a run, in all: its start and its end are priced, not its steady state; None for the latter. Without
+            a concurrency all are there at once.
+        ttft_s: Longest time to the first token, on average or at a percentile; None for any.
         tpot_s: Longest mean time per output token after the first; None for any.
-        latency_s: Longest mean time from arrival to the last token; None for any.
+        latency_s: Longest time from arrival to the last token, on average or at a percentile; None for any.
+        percentile: Of the requests, so many have to keep ``ttft_s`` and ``latency_s``; None where they are means.
         max_model_len: Tokens of the longest request that has to fit.
     """
 
@@ -37,9 +44,11 @@ class ServingJob:
     cached_tokens: int = 0
     rate_per_s: float | None = None
     concurrency: int | None = None
+    requests: int | None = None
     ttft_s: float | None = None
     tpot_s: float | None = None
     latency_s: float | None = None
+    percentile: float | None = None
     max_model_len: int = 0
 
     @property
@@ -47,6 +56,15 @@ class ServingJob:
         """The bounds that were given, by name."""
         found = {name: getattr(self, name) for name in BOUNDS}
         return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def percentiles(self) -> tuple[float, ...]:
+        """Percentiles that are told: those that always are, and the one asked for."""
+        return tuple(sorted({*PERCENTILES, *(() if self.percentile is None else (self.percentile,))}))
+
+    def is_mean(self, name: str) -> bool:
+        """Whether the bound of this name is about the mean."""
+        return self.percentile is None or name not in OF_PERCENTILES
 
 
 def serving_job(
@@ -56,9 +74,11 @@ def serving_job(
     prefix: Any = 0,
     rate_per_s: Any = None,
     concurrency: Any = None,
+    requests: Any = None,
     ttft_s: Any = None,
     tpot_s: Any = None,
     latency_s: Any = None,
+    percentile: Any = None,
     max_model_len: Any = None,
 ) -> ServingJob:
     """Requests as a caller writes them.
@@ -77,22 +97,58 @@ def serving_job(
     cached = whole_number("prefix", prefix, least=0, most=prompt_tokens - 1)
     if rate_per_s is not None and concurrency is not None:
         raise SpecError("rate_per_s", "and concurrency say the same in two ways", "leave one of them out")
+    if rate_per_s is not None and requests is not None:
+        problem = "are those of a run at a concurrency, or all at once; a rate is priced in its steady state"
+        raise SpecError("requests", problem, "leave it or rate_per_s out")
     longest_allowed = longest if max_model_len is None else max_model_len
     limit = whole_number("max_model_len", longest_allowed, least=1, most=MAX_SEQUENCE)
     if limit < longest:
         problem = f"is {limit}, but prompt and output have up to {longest} tokens"
         raise SpecError("max_model_len", problem, f"max_model_len {longest}")
-    return ServingJob(
+    job = ServingJob(
         prompt_tokens=prompt_tokens,
         output=output,
         cached_tokens=cached,
         rate_per_s=_amount("rate_per_s", rate_per_s, MOST_RATE_PER_S),
         concurrency=None if concurrency is None else whole_number("concurrency", concurrency, least=1, most=1 << 20),
+        requests=None if requests is None else whole_number("requests", requests, least=1, most=MOST_REQUESTS),
         ttft_s=_amount("ttft_s", ttft_s, MOST_SECONDS),
         tpot_s=_amount("tpot_s", tpot_s, MOST_SECONDS),
         latency_s=_amount("latency_s", latency_s, MOST_SECONDS),
+        percentile=_percentile(percentile),
         max_model_len=limit,
     )
+    if job.percentile is not None:
+        _check_percentile(job)
+    return job
+
+
+def bound_words(name: str, job: ServingJob) -> str:
+    """What a bound is about: ``time to first token``, with its percentile where it is about one."""
+    return BOUNDS[name] if job.is_mean(name) else f"{BOUNDS[name]} of {job.percentile:g} %"
+
+
+def percentile_name(percentile: float) -> str:
+    """``p99``."""
+    return f"p{percentile:g}"
+
+
+def _percentile(value: Any) -> float | None:
+    least, most = 100 * LEAST_SHARE, 100 * MOST_SHARE
+    return None if value is None else _amount("percentile", value, most, least=least)
+
+
+def _check_percentile(job: ServingJob) -> None:
+    """Refuse what nothing is known of: waits of requests that do not arrive at random, latencies of equal lengths."""
+    if job.rate_per_s is None:
+        problem = "is about requests that arrive at random, and no rate is given"
+        raise SpecError("percentile", problem, "give rate_per_s, or leave percentile out: bounds on means")
+    if job.latency_s is not None and not lengths_tell(job.output):
+        problem = (
+            f"has no percentile where output lengths vary by less than {LEAST_VARIATION:g} of their mean: what token "
+            "times add is not known"
+        )
+        raise SpecError("latency_s", problem, "bound ttft_s and tpot_s instead, or leave percentile out")
 
 
 def serving_engine(name: str, memory_utilization: Any = None) -> EngineSpec:
@@ -111,10 +167,10 @@ def serving_engine(name: str, memory_utilization: Any = None) -> EngineSpec:
     return engine if share is None else replace(engine, memory_utilization=share)
 
 
-def _amount(field: str, value: Any, most: float) -> float | None:
+def _amount(field: str, value: Any, most: float, *, least: float = LEAST) -> float | None:
     if value is None:
         return None
     given = plain(value)
-    if isinstance(given, bool) or not isinstance(given, int | float) or not LEAST <= given <= most:
-        raise SpecError(field, f"must be a number from {LEAST:g} to {most:g}; got {str(value)[:40]!r}")
+    if isinstance(given, bool) or not isinstance(given, int | float) or not least <= given <= most:
+        raise SpecError(field, f"must be a number from {least:g} to {most:g}; got {str(value)[:40]!r}")
     return float(given)

@@ -34,11 +34,13 @@ def launch_words(plan: ServingPlan, result: ServingResult) -> Words:
 def most_running(plan: ServingPlan, result: ServingResult) -> int:
     """Requests that one attention group may run at once for the plan to be kept: those it was priced with.
 
-    At a rate the requests at once are an average, and what fits is the limit.
+    At a rate, and over a run, the requests at once are an average, and what fits or was asked for is the limit.
     """
-    groups = plan.attention_groups
+    job, groups = result.job, plan.attention_groups
     fitting = plan.most_requests // groups
-    return fitting if result.job.rate_per_s is not None else min(max(ceil(plan.concurrency / groups), 1), fitting)
+    average = job.rate_per_s is not None or job.requests is not None
+    wanted = job.concurrency or (plan.most_requests if average else plan.concurrency)
+    return min(max(ceil(wanted / groups), 1), fitting)
 
 
 def _nodes(plan: ServingPlan, result: ServingResult) -> int:

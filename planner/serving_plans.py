@@ -199,9 +199,10 @@ def _check_apart(asked: ServingResult, pins: Mapping[str, int]) -> None:
     if not asked.engine.disaggregates:
         problem = f"is not what {asked.engine.name} does"
         raise SpecError("disaggregated", problem, "engine vllm, sglang or tensorrt-llm")
-    if asked.job.concurrency is not None:
-        problem = "is of replicas that read and generate"
-        raise SpecError("concurrency", problem, "leave it out with disaggregated, or give rate_per_s")
+    for name in ("concurrency", "requests", "percentile"):
+        if getattr(asked.job, name) is not None:
+            problem = "is of replicas that read and generate"
+            raise SpecError(name, problem, "leave it out with disaggregated, or that; a rate is known of both")
     if "data_parallel" in pins:
         raise SpecError("plan.dp", "fixes replicas that read and generate", "leave it out with disaggregated")
 
@@ -223,7 +224,7 @@ def _answered(asked: ServingResult, pins: Mapping[str, int], top: int, *, disagg
     split = apart(fitting, asked, top) if disaggregated else None
     asked = replace(asked, considered=len(fitting.plans), apart=split)
     there = deployments(fitting, asked.job, fixed="data_parallel" in pins)
-    within = there.held & within_bounds(there.points, asked.job)
+    within = there.held & within_bounds(fitting, there.points, asked.job)
     devices = there.replicas * replica_devices(fitting.plans)[:, None]
     each = asked.job.output.mean * there.requests_per_s / devices
     worth = each if asked.job.rate_per_s is None else -devices - _fraction(there.points.latency_s)

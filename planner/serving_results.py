@@ -1,6 +1,7 @@
 """What the planner answers about serving: deployments in their steady state, and why there is none."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from costmodels.energy_cost import Price
@@ -61,7 +62,7 @@ class ServingMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingPlan(Served):
-    """One deployment in its steady state.
+    """One deployment in its steady state, or over a run of so many requests.
 
     Attributes:
         tensor_parallel, pipeline_parallel, expert_parallel: Degrees of a replica. Experts over more ranks than
@@ -69,9 +70,13 @@ class ServingPlan(Served):
         replicas: Of it.
         concurrency: Requests in a replica, on average.
         ttft_s, tpot_s, latency_s: Means: to the first token, per token after it, to the last.
+        ttft_percentiles_s, latency_percentiles_s: Seconds in which so many of 100 requests have their first token, and
+            have ended, as ``p50``, ``p90``, ``p99`` and what else was asked for; None where nothing is known of them
+            (``costmodels.serving_percentiles``): without a rate, where places are few, of latencies of equal lengths.
         ttft_interval_s, tpot_interval_s: Low and high end of their 90 % interval.
-        requests_per_s: Of all replicas.
+        requests_per_s: Of all replicas; of a run over its whole duration.
         output_tokens_per_s: Of all replicas.
+        duration_s: Of the run, from its first request sent to its last token; None without one.
         most_requests: That fit a replica at once at these lengths, and the engine takes.
         most_longest: Requests of ``max_model_len`` tokens that fit a replica at once.
         longest_tokens: Tokens of the longest request that fits; None where windows bound what is kept.
@@ -88,10 +93,13 @@ class ServingPlan(Served):
     ttft_s: float
     tpot_s: float
     latency_s: float
+    ttft_percentiles_s: Mapping[str, float] | None
+    latency_percentiles_s: Mapping[str, float] | None
     ttft_interval_s: tuple[float, float]
     tpot_interval_s: tuple[float, float]
     requests_per_s: float
     output_tokens_per_s: float
+    duration_s: float | None
     most_requests: int
     most_longest: int
     longest_tokens: int | None

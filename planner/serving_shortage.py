@@ -7,7 +7,7 @@ import numpy as np
 from costmodels.plan import FloatArray
 from costmodels.serving import most_per_s
 from planner.phrases import gib, seconds
-from planner.serving_job import BOUNDS
+from planner.serving_job import bound_words
 from planner.serving_results import ServingResult, ServingShortage
 from planner.serving_states import Deployments, Layouts, bounded, deployment, replica_devices
 
@@ -107,15 +107,21 @@ def too_much(found: Layouts, there: Deployments, asked: ServingResult) -> Servin
 
 def _too_slow(found: Layouts, there: Deployments, asked: ServingResult) -> ServingShortage:
     """No deployment is as fast as all bounds ask."""
-    bounds = asked.job.bounds
-    seconds_of = {name: np.where(there.held, bounded(there.points, name), np.inf) for name in bounds}
+    job, bounds = asked.job, asked.job.bounds
+    seconds_of = {name: np.where(there.held, bounded(found, there.points, job, name), np.inf) for name in bounds}
     worst = np.maximum.reduce([seconds_of[name] / bound for name, bound in bounds.items()])
+    if not np.isfinite(worst).any():
+        message = "requests wait for places in the cache everywhere, and nothing is known of percentiles then"
+        remedy = "more devices, a lower rate_per_s, or bounds on means: no percentile"
+        return ServingShortage(reason="too_many", message=message, remedy=remedy, nearest=None)
     row, place = (int(index) for index in np.unravel_index(int(worst.argmin()), worst.shape))
     nearest = deployment(found, there, asked, row, place)
     alone = {name: float(each.min()) for name, each in seconds_of.items() if each.min() > bounds[name]}
-    parts = [f"{BOUNDS[name]} {seconds(bounds[name])}, at best {seconds(best)}" for name, best in alone.items()]
+    parts = [
+        f"{bound_words(name, job)} {seconds(bounds[name])}, at best {seconds(best)}" for name, best in alone.items()
+    ]
     message = f"out of reach: {'; '.join(parts)}" if alone else "every bound can be met, but not all together"
-    missed = {name: float(getattr(nearest, name)) for name in bounds}
+    missed = {name: float(seconds_of[name][row, place]) for name in bounds}
     looser = [f"{name} {_rounded_up(value):g}" for name, value in missed.items() if value > bounds[name]]
     return ServingShortage(reason="too_slow", message=message, remedy=", ".join(looser), nearest=nearest)
 

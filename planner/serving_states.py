@@ -1,5 +1,6 @@
 """Layouts of a served model and steady states of deployments of them: what ``planner.serving_plans`` chooses from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +18,10 @@ from costmodels.serving import (
     serving_memory,
     serving_prices,
 )
+from costmodels.serving_percentiles import first_token_within, latency_within
+from costmodels.serving_runs import run_points
 from planner.dataflow.call_costs import CallSetting, call_context
-from planner.serving_job import ServingJob
+from planner.serving_job import ServingJob, percentile_name
 from planner.serving_results import ServingMemory, ServingPlan, ServingResult
 from profiles.model import MAX_SEQUENCE
 from profiles.stacks import find_stack
@@ -38,6 +41,7 @@ class Layouts:
         prices: Of one replica each.
         memory: Of one replica each.
         places: (N,) requests that fit an attention group of a replica at once, and the engine takes.
+        together: (N,) the same of those that start together, where a run does: equal lengths are all long at once then.
         room_bytes: Device memory the engine may use.
         token_bytes: (N,) of one token in the cache of the fullest rank.
         cache_bytes: (N,) that are left for the cache.
@@ -48,6 +52,7 @@ class Layouts:
     prices: ServingPrices
     memory: GenerationMemory
     places: IntArray
+    together: IntArray
     room_bytes: float
     token_bytes: FloatArray
     cache_bytes: FloatArray
@@ -56,7 +61,8 @@ class Layouts:
     def take(self, rows: IntArray) -> "Layouts":
         """The selected layouts."""
         columns = {
-            name: getattr(self, name)[rows] for name in ("places", "token_bytes", "cache_bytes", "longest_bytes")
+            name: getattr(self, name)[rows]
+            for name in ("places", "together", "token_bytes", "cache_bytes", "longest_bytes")
         }
         return replace(
             self, plans=self.plans.take(rows), prices=self.prices.take(rows), memory=self.memory.take(rows), **columns
@@ -134,6 +140,9 @@ def layouts(plans: PlanBatch, asked: ServingResult) -> Layouts:
         prices=prices,
         memory=memory,
         places=places,
+        together=np.clip(
+            memory.most_running(room - shared, staggered=not job.output.is_fixed), 1, np.maximum(places, 1)
+        ),
         room_bytes=room,
         token_bytes=token_bytes,
         cache_bytes=cache,
@@ -149,6 +158,8 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
         job: What is asked.
         fixed: Whether all replicas there are must be used.
     """
+    if job.requests is not None:
+        return _runs(found, job.requests, job.concurrency)
     groups = found.plans.attention_groups[:, None]
     most, places = most_replicas(found.plans)[:, None], (groups * found.places[:, None]).astype(np.float64)
 
@@ -166,7 +177,7 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
     while True:
         points = at_rate(found.prices, rate / (replicas * groups), room)
         held = np.isfinite(points.latency_s)
-        enough = held & within_bounds(points, job)
+        enough = held & within_bounds(found, points, job)
         first = np.where(enough.any(axis=1), enough.argmax(axis=1), 0)
         rows = np.arange(len(most))
         fewest = replicas[rows, first]
@@ -178,6 +189,24 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
         replicas = np.concatenate([between, np.where(replicas >= fewest[:, None], replicas, fewest[:, None])], axis=1)
 
 
+def _runs(found: Layouts, requests: int, concurrency: int | None) -> Deployments:
+    """A run of every layout on all replicas there are, who share its requests; all at once, or so many in each.
+
+    Attention groups share those of their replica; of fewer requests than groups one each.
+    """
+    replicas, groups = most_replicas(found.plans), found.plans.attention_groups
+    busy = replicas * (groups if concurrency is None else np.minimum(groups, concurrency))
+    each = np.ceil(requests / busy)
+    at_once = each if concurrency is None else np.maximum(concurrency / groups, 1.0)
+    points = run_points(found.prices, each, at_once, found.together.astype(np.float64))
+    return Deployments(
+        points=points,
+        replicas=replicas[:, None],
+        requests_per_s=points.rate_per_s * (requests / each)[:, None],
+        held=np.ones(points.rate_per_s.shape, dtype=np.bool_),
+    )
+
+
 def _doubling(most: int, *, every: int = 1) -> list[int]:
     """Whole numbers up to ``most``: each up to ``every``, then some per doubling, and the last."""
     spread = np.geomspace(1, most, max(round(_STEPS * np.log2(max(most, 2))), 1) + 1)
@@ -185,17 +214,36 @@ def _doubling(most: int, *, every: int = 1) -> list[int]:
     return sorted(found)
 
 
-def within_bounds(points: ServingPoints, job: ServingJob) -> BoolArray:
+def within_bounds(found: Layouts, points: ServingPoints, job: ServingJob) -> BoolArray:
     """(N, G) whether deployments are as fast as asked."""
     kept = np.ones(points.rate_per_s.shape, dtype=np.bool_)
     for name, bound in job.bounds.items():
-        kept &= bounded(points, name) <= bound
+        kept &= bounded(found, points, job, name) <= bound
     return kept
 
 
-def bounded(points: ServingPoints, name: str) -> FloatArray:
-    """(N, G) seconds that a bound of this name is about."""
+def bounded(found: Layouts, points: ServingPoints, job: ServingJob, name: str) -> FloatArray:
+    """(N, G) seconds that a bound of this name is about; of a percentile infinite where nothing is known of it."""
+    if job.percentile is not None and not job.is_mean(name):
+        return _WITHIN[name](points, found.prices, found.places.astype(np.float64), job.percentile / 100)
     return {"ttft_s": points.first_token_s, "tpot_s": points.token_s, "latency_s": points.latency_s}[name]
+
+
+_WITHIN = {"ttft_s": first_token_within, "latency_s": latency_within}
+
+
+def _percentiles(
+    found: Layouts, point: ServingPoints, job: ServingJob, row: int, name: str
+) -> Mapping[str, float] | None:
+    """Those of one deployment's times that are told, by name; None where they are not known."""
+    if job.rate_per_s is None:
+        return None
+    rows = np.asarray([row])
+    shares = np.asarray([job.percentiles]) / 100
+    within_s = _WITHIN[name](point, found.prices.take(rows), found.places[rows].astype(np.float64), shares)[0]
+    if not np.isfinite(within_s).all():
+        return None
+    return dict(zip(map(percentile_name, job.percentiles), within_s.tolist(), strict=True))
 
 
 def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: int, place: int) -> ServingPlan:
@@ -216,10 +264,13 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         latency_s=float(points.latency_s[row, place]),
+        ttft_percentiles_s=_percentiles(found, points.at(row, place), job, row, "ttft_s"),
+        latency_percentiles_s=_percentiles(found, points.at(row, place), job, row, "latency_s"),
         ttft_interval_s=interval(ttft_s, found.prices.half_widths[:, row]),
         tpot_interval_s=interval(tpot_s, widths[:, 0]),
         requests_per_s=rate,
         output_tokens_per_s=rate * job.output.mean,
+        duration_s=None if job.requests is None else job.requests / rate,
         most_requests=groups * int(found.places[row]),
         most_longest=groups * int(min(cache // found.longest_bytes[row], found.places[row])),
         longest_tokens=None if windowed else min(int(cache // each), asked.model.max_sequence_length or MAX_SEQUENCE),

@@ -35,6 +35,7 @@ class EngineSpec:
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
         shares_prefixes: Prompts of several samples are read and kept once.
         drops_put_off: Sequences that lose their room in the cache are read anew when there is room again.
+        reads_first: Prompts that wait are read in steps of their own, in which nobody else gets a token.
         reserves_whole: A sequence starts when the cache has room for its prompt and the most it may become.
         kernel_launch_s: Host time to issue one kernel outside a graph.
         collective_launch_s: Host time to issue one collective outside a graph.
@@ -64,6 +65,7 @@ class EngineSpec:
     attention_data_parallel: bool = False
     shares_prefixes: bool = False
     drops_put_off: bool = False
+    reads_first: bool = False
     reserves_whole: bool = False
     kernel_launch_s: float = 0.0
     collective_launch_s: float = 0.0

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from planner.serving_job import LEAST, MOST_RATE_PER_S, MOST_SECONDS
+from costmodels.serving_percentiles import LEAST_SHARE, MOST_SHARE
+from planner.serving_job import LEAST, MOST_RATE_PER_S, MOST_REQUESTS, MOST_SECONDS
 from profiles.model import MAX_SEQUENCE
 from service.values import MAX_TOP, Body, Bytes, Degree, Lengths, Name, NameOrMapping
 
@@ -37,9 +38,21 @@ class ServingRequest(Body):
         default=None, ge=LEAST, le=MOST_RATE_PER_S, description="Requests a second of all replicas."
     )
     concurrency: int | None = Field(default=None, ge=1, le=1 << 20, description="Requests in every replica.")
+    requests: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_REQUESTS,
+        description="Of a run in all, at the concurrency or all at once; without it the steady state is priced.",
+    )
     ttft_s: float | None = Field(default=None, ge=LEAST, le=MOST_SECONDS, description="Bound on the first token.")
     tpot_s: float | None = Field(default=None, ge=LEAST, le=MOST_SECONDS, description="Bound on the others.")
     latency_s: float | None = Field(default=None, ge=LEAST, le=MOST_SECONDS, description="Bound on the latency.")
+    percentile: float | None = Field(
+        default=None,
+        ge=100 * LEAST_SHARE,
+        le=100 * MOST_SHARE,
+        description="Of requests at a rate that keep the bounds on first token and latency; else these are on means.",
+    )
     engine: Name = Field(default="vllm", description="vllm, sglang, tensorrt-llm, ...")
     max_model_len: int | None = Field(default=None, ge=1, le=MAX_SEQUENCE, description="Longest request that must fit.")
     memory_utilization: float | None = Field(default=None, ge=LEAST, le=1, description="The engine's share.")

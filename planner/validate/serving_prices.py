@@ -1,7 +1,8 @@
 """Prices of published measurements of serving, by the calls that users make: ``planner.serving`` and generation.
 
-Requests in a closed loop, or that arrive at random, are a steady state; requests that are all there from the start, or
-one batch of them, are a call of generation (``costmodels.generation``). How a row is read was written before any was
+Requests in a closed loop are a run of as many as were sent where that is published, else a steady state, as are those
+that arrive at random; requests that are all there from the start, or one batch of them, are a call of generation
+(``costmodels.generation``). How a row is read was written before any was
 priced: which engine of the catalogue ran, by its version, and how lengths spread of which only the mean is published.
 """
 
@@ -120,7 +121,10 @@ def _expert(row: ServingRow) -> int:
 
 
 def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
-    """Figures with their intervals; requests that find no room wait, so that the first token is left out then."""
+    """Figures with their intervals; requests that find no room wait, so that the first token is left out then.
+
+    A run says how long they wait, which first prices did not: nothing is judged that has no first price.
+    """
     expert = _expert(row)
     replicas = row.gpus // (row.pipeline * max(row.tensor, expert))
     pins = {"tp": row.tensor, "pp": row.pipeline, "dp": replicas}
@@ -140,25 +144,35 @@ def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
         result = serving(row.model, cluster, rate_per_s=row.request_rate_per_s, **asked)
         return _figures(result.plans[0], row) if result.plans else {}
     each = max(-(-(row.concurrency or 1) // replicas), 1)
-    result = serving(row.model, cluster, concurrency=each, **asked)
-    if result.plans:
+    result = serving(row.model, cluster, concurrency=each, requests=row.num_requests, **asked)
+    if result.plans and result.plans[0].most_requests >= each:
         return _figures(result.plans[0], row)
-    most = serving(row.model, cluster, **asked)
-    if not most.plans:
-        return {}
-    full = serving(row.model, cluster, concurrency=most.plans[0].most_requests, **asked)
-    return {name: value for name, value in _figures(full.plans[0], row).items() if name in ("tpot", "tokens")}
+    if not result.plans:
+        most = serving(row.model, cluster, **asked)
+        if not most.plans:
+            return {}
+        result = serving(row.model, cluster, concurrency=most.plans[0].most_requests, **asked)
+    return {name: value for name, value in _figures(result.plans[0], row).items() if name in ("tpot", "tokens")}
 
 
 def _figures(plan: ServingPlan, row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
+    """Means, or medians where these alone are published and known of the plan."""
     low, high = (end / plan.tpot_s for end in plan.tpot_interval_s)
     tokens = plan.requests_per_s * row.output_tokens
+    ttft_s = _published(plan.ttft_s, plan.ttft_percentiles_s, row.ttft_mean_s)
+    latency_s = _published(plan.latency_s, plan.latency_percentiles_s, row.e2e_mean_s)
+    first = ttft_s / plan.ttft_s
     return {
-        "ttft": (plan.ttft_s, *plan.ttft_interval_s),
+        "ttft": (ttft_s, first * plan.ttft_interval_s[0], first * plan.ttft_interval_s[1]),
         "tpot": (plan.tpot_s, *plan.tpot_interval_s),
-        "latency": (plan.latency_s, plan.latency_s * low, plan.latency_s * high),
+        "latency": (latency_s, latency_s * low, latency_s * high),
         "tokens": (tokens, tokens / high, tokens / low),
     }
+
+
+def _published(mean_s: float, percentiles_s: Mapping[str, float] | None, mean: float | None) -> float:
+    """The mean, or the median where no mean is published and the median is known."""
+    return mean_s if mean is not None or percentiles_s is None else percentiles_s["p50"]
 
 
 def _from_the_start(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:

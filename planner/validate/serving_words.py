@@ -10,7 +10,8 @@ committed before any of them was priced, and so was how they are read (`planner/
 prices, *blind*, were then written once, with their commit (`serving_first.csv`): {figures} figures of {priced}
 measurements. Nothing is fitted on any of them. Not priced: {left}.
 
-Requests at a constant concurrency or rate are the steady state that `planner serving` answers with; one batch, and
+Requests at a rate are the steady state that `planner serving` answers with, and so were those at a constant concurrency
+when first priced; now these are a run of as many requests as were sent, where that is published. One batch, and
 requests that are all there from the start, are a call of generation ([calls.md](calls.md#generation)). A deployment's
 layout, replicas and engine are as published; settings of the engine are its own defaults.
 """
@@ -31,9 +32,16 @@ Written after the first look at them.
   Qwen3-8B on an H100, where its SGLang takes 28 and 15 are priced, is a server's way to the engine and back, which is
   left out.
 - **Starts.** Load generators send as many requests at once as may run. Prompts then queue for seconds, and a mean
-  over a few hundred requests holds them: time to the first token of mushfiqrahman.dev is 0.06 s with 4 at once, as
-  priced, and 0.67 s with 48, where the steady state is 0.08 s. A steady state does not say what the first minute is
-  like.
+  over a few hundred requests holds them, which first prices, of a steady state, did not know. Runs with their start and
+  end do: DanBlanaru's first token of 15.7 s was 88 % and is 8 % too short, dstack's were 96 and are 71 %,
+  mushfiqrahman.dev's 53 and 37 %. dstack's engines read prompts before they go on generating, and equal lengths come
+  back together, so that every wave queues: from 4 to 128 at once its 15 first tokens rise as priced, at three to four
+  times the price (once eight), as these engines read the prompts of DeepSeek-R1 that much slower in early 2025. Answers
+  of mushfiqrahman.dev, 100 tokens on average and 128 at most, must often end at the most, and so come back together
+  too; here they spread.
+- **First tokens that are worse now.** Engines that read first make no tokens in the step of a prompt, so that SGLang's
+  and vLLM's of 2024 take a step less than first priced: sgl-project's were 42 % and are 54 % too short. On io.net they
+  count the prompts that their step reads besides: 37 and 39 %.
 - **Ten steps a schedule.** vLLM 0.6.0, as SGLang's and Lambda's comparisons ran it, makes ten steps before it looks
   at new requests: first tokens wait for them (0.1 s instead of 0.04 s), and less host time is spent per step than is
   priced.
@@ -41,8 +49,8 @@ Written after the first look at them.
   dstack), the more so the more GPUs share a layer: its ROCm build of then has no description here.
 - **Lengths that end by themselves.** Where a publisher prints the most that a request may generate, first prices had
   not read it and took up to 2,048; prices of now do, and databasemart's, 46 % too few tokens at first, are 34 % too
-  many: how lengths spread below a cap of 600 is not published. Medians are all that SGLang's comparison prints; of
-  latencies of answers that differ in length they lie below the means that are priced.
+  many: how lengths spread below a cap of 600 is not published. Medians are all that SGLang's comparison prints: first
+  prices of its latencies were means of answers that differ in length, 37 % off; prices of now are medians, 15 % off.
 - **GPUs without peer-to-peer traffic.** First tokens on several RTX 4090 (io.net) take 0.1 to 0.35 s where 0.07 are
   priced, and their tokens come faster than priced: its pages do not say how the GPUs are joined.
 - **Prompts of large mixtures of experts.** Qwen3-235B on eight H100s reads prompts 1.8 times as fast as priced

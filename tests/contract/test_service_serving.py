@@ -23,6 +23,22 @@ def test_the_answer_is_the_library_s_document(client: TestClient) -> None:
     jsonschema_rs.validate(serving_schema(), response.json())
 
 
+def test_a_run_of_requests_is_priced(client: TestClient) -> None:
+    response = client.post("/serving", json=BODY | {"requests": 500, "concurrency": 64})
+    assert response.status_code == 200
+    first = response.json()["plans"][0]
+    assert first["duration_s"] * first["requests_per_s"] == pytest.approx(500)
+    jsonschema_rs.validate(serving_schema(), response.json())
+
+
+def test_bounds_may_be_about_a_percentile(client: TestClient) -> None:
+    response = client.post("/serving", json=BODY | {"rate_per_s": 8, "ttft_s": 0.2, "percentile": 99})
+    assert response.status_code == 200
+    first = response.json()["plans"][0]
+    assert first["ttft_s"] < first["ttft_percentiles_s"]["p99"] <= 0.2
+    jsonschema_rs.validate(serving_schema(), response.json())
+
+
 def test_nothing_that_serves_is_an_answer(client: TestClient) -> None:
     response = client.post("/serving", json=BODY | {"tpot_s": 1e-4})
     assert response.status_code == 200
@@ -38,6 +54,10 @@ def test_nothing_that_serves_is_an_answer(client: TestClient) -> None:
         ({"generate": "lognormal:mean=0,sigma=1,max=9"}, "generate"),
         ({"prefix": 2000}, "prefix"),
         ({"rate_per_s": 0}, "rate_per_s"),
+        ({"requests": 0}, "requests"),
+        ({"requests": 9, "rate_per_s": 1}, "requests"),
+        ({"percentile": 99}, "percentile"),
+        ({"percentile": 99.95, "rate_per_s": 1}, "percentile"),
         ({"pins": {"zero": 3}}, "pins.zero"),
         ({"engine": "nothing"}, "engine"),
         ({"model": "/etc/passwd"}, "model"),

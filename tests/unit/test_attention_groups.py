@@ -71,3 +71,15 @@ def test_engines_share_experts_over_attention_groups(name: str, shares: bool) ->
         assert (split[grouped] == 1).all()
         assert (e * split == t * plans.attention_groups).all()
     assert (plans.data_parallel % plans.attention_groups == 0).all()
+
+
+def test_runs_share_their_requests_over_all_groups() -> None:
+    """Groups of a run of equal lengths read together, which those of a steady state do not; of few requests one each."""
+    pins = {"tp": 1, "ep": 8}
+    steady, run = (best(pins=pins, concurrency=64, **asked) for asked in ({}, {"requests": 6400}))
+    assert run.requests_per_s * (run.duration_s or 0) == pytest.approx(6400)
+    assert steady.requests_per_s < run.requests_per_s < 1.3 * steady.requests_per_s
+    assert run.concurrency == pytest.approx(64, rel=0.1)
+    few = best(pins=pins, concurrency=2, requests=200)
+    assert few.concurrency <= 2 * (1 + 1e-6)
+    assert few.requests_per_s == pytest.approx(2 / few.latency_s, rel=0.05)

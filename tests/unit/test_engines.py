@@ -74,3 +74,9 @@ def test_current_engines_read_a_prompt_of_several_samples_once() -> None:
     engines = load_engines()
     assert {name for name, engine in engines.items() if engine.shares_prefixes} == {"vllm", "sglang", "tensorrt-llm"}
     assert all("shares_prefixes" in engine.sources for engine in engines.values() if engine.shares_prefixes)
+
+
+def test_engines_that_do_not_mix_prompts_and_tokens_in_a_step_read_first() -> None:
+    engines = load_engines()
+    assert {name for name, engine in engines.items() if engine.reads_first} == {"vllm-0.3", "vllm-2024", "sglang"}
+    assert all("reads_first" in engine.sources for engine in engines.values() if engine.reads_first)

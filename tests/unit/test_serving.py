@@ -51,6 +51,96 @@ def test_bounds_hold_and_cost_throughput(tpot_s: float, ttft_s: float) -> None:
         assert bound.shortage.nearest is not None
 
 
+def test_percentiles_are_told_of_requests_at_a_rate() -> None:
+    plan, loop = best(rate_per_s=20), best(concurrency=32)
+    assert plan.ttft_percentiles_s is not None
+    assert list(plan.ttft_percentiles_s) == ["p50", "p90", "p99"]
+    assert (
+        plan.ttft_percentiles_s["p50"] < plan.ttft_s < plan.ttft_percentiles_s["p90"] < plan.ttft_percentiles_s["p99"]
+    )
+    assert plan.latency_percentiles_s is None  # of equal lengths
+    assert (loop.ttft_percentiles_s, loop.latency_percentiles_s) == (None, None)
+    varied = best(rate_per_s=10, generate="lognormal:mean=256,sigma=1,max=2048", percentile=97.5)
+    assert varied.latency_percentiles_s is not None
+    assert list(varied.latency_percentiles_s) == ["p50", "p90", "p97.5", "p99"]
+    assert varied.latency_percentiles_s["p50"] < varied.latency_s < varied.latency_percentiles_s["p90"]
+
+
+@given(st.sampled_from([50, 75, 90, 99, 99.9]), st.floats(0.08, 1.0))
+@settings(max_examples=15, deadline=None)
+def test_bounds_on_percentiles_hold_and_what_would_do_does(percentile: float, ttft_s: float) -> None:
+    asked = {"rate_per_s": 8, "percentile": percentile}
+    bound = served("llama-3.1-70b", ttft_s=ttft_s, **asked)
+    for plan in (*bound.plans, *bound.frontier):
+        assert plan.ttft_percentiles_s is not None
+        assert plan.ttft_percentiles_s[f"p{percentile:g}"] <= ttft_s
+    if bound.shortage is not None:
+        assert f"of {percentile:g} %" in bound.shortage.message
+        name, value = bound.shortage.remedy.split()
+        assert served("llama-3.1-70b", **{name: float(value)}, **asked).fits
+
+
+def test_percentiles_take_more_devices_than_means() -> None:
+    """A replica whose mean is just within the bound misses it with one request of a hundred."""
+    asked = {"gpus": "8x8xH100-SXM-80GB", "rate_per_s": 100, "ttft_s": 0.08, "pins": {"tp": 1, "pp": 1}}
+    assert best(**asked, percentile=99).replicas > best(**asked).replicas
+    assert best(**asked, percentile=50).replicas <= best(**asked).replicas
+
+
+def test_where_all_places_are_taken_no_percentile_is_promised() -> None:
+    shortage = served(gpus="1xA10G", prompt=8000, rate_per_s=0.15, ttft_s=60, percentile=90).shortage
+    assert shortage is not None
+    assert (shortage.reason, shortage.nearest) == ("too_many", None)
+    assert "nothing is known of percentiles" in shortage.message
+    assert served(gpus="1xA10G", prompt=8000, rate_per_s=0.15, ttft_s=60).fits
+
+
+def test_a_run_is_priced_from_its_first_request_to_its_last_token() -> None:
+    steady, run = (best(concurrency=64, requests=count, gpus="1xH100-SXM-80GB") for count in (None, 256))
+    assert steady.duration_s is None
+    assert run.duration_s == pytest.approx(256 / run.requests_per_s)
+    assert run.duration_s > 3.9 * run.latency_s
+    assert run.output_tokens_per_s == pytest.approx(256 * 256 / run.duration_s)
+    assert run.ttft_s > 2 * steady.ttft_s
+    assert (run.ttft_percentiles_s, run.latency_percentiles_s) == (None, None)
+
+
+def test_replicas_share_the_requests_of_a_run() -> None:
+    one = best(gpus="1xH100-SXM-80GB", requests=100)
+    four = best(gpus="4xH100-SXM-80GB", requests=400, pins={"tp": 1})
+    uneven = best(gpus="4xH100-SXM-80GB", requests=397, pins={"tp": 1})
+    assert (four.replicas, four.duration_s) == (4, pytest.approx(one.duration_s))
+    assert four.output_tokens_per_s == pytest.approx(4 * one.output_tokens_per_s)
+    assert uneven.duration_s == pytest.approx(four.duration_s)
+    assert uneven.requests_per_s == pytest.approx(397 / 400 * four.requests_per_s)
+
+
+def test_requests_of_a_run_that_find_no_place_wait() -> None:
+    fits, waits = (best(gpus="1xH100-SXM-80GB", requests=2000, concurrency=count) for count in (300, 2000))
+    assert waits.most_requests < 2000
+    assert waits.duration_s == pytest.approx(best(gpus="1xH100-SXM-80GB", requests=2000).duration_s)
+    assert waits.ttft_s > 5 * fits.ttft_s
+
+
+def test_equal_lengths_that_start_together_are_all_long_at_once() -> None:
+    """Waves are as large as the cache has room for requests of 1,280 tokens, not of all ages."""
+    asked = {"gpus": "1xH100-SXM-80GB", "engine": "sglang"}
+    wave = best(requests=1, **asked).most_longest - 2  # half a block more of each
+    assert wave < 0.95 * best(requests=1, **asked).most_requests
+    one, twenty = (best(requests=count * wave, **asked).duration_s or 0 for count in (1, 20))
+    assert twenty == pytest.approx(20 * one, rel=0.01)
+
+
+def test_bounds_hold_for_the_means_of_a_run() -> None:
+    bound = served(requests=500, concurrency=64, ttft_s=0.2)
+    assert bound.fits
+    assert all(plan.ttft_s <= 0.2 for plan in bound.plans)
+    shortage = served(requests=500, concurrency=64, ttft_s=0.01).shortage
+    assert shortage is not None
+    name, value = shortage.remedy.split()
+    assert served(requests=500, concurrency=64, **{name: float(value)}).fits
+
+
 def test_what_would_do_does() -> None:
     shortage = served(tpot_s=0.001).shortage
     assert shortage is not None
@@ -271,6 +361,17 @@ def test_dollars_follow_tokens() -> None:
         ({"concurrency": 0}, "concurrency"),
         ({"ttft_s": -1}, "ttft_s"),
         ({"tpot_s": float("inf")}, "tpot_s"),
+        ({"requests": 0}, "requests"),
+        ({"requests": 2.5}, "requests"),
+        ({"requests": 10**9}, "requests"),
+        ({"requests": 100, "rate_per_s": 1}, "requests"),
+        ({"requests": 100, "percentile": 99}, "percentile"),
+        ({"percentile": 99}, "percentile"),
+        ({"percentile": 99, "concurrency": 8}, "percentile"),
+        ({"percentile": 100, "rate_per_s": 1}, "percentile"),
+        ({"percentile": 49, "rate_per_s": 1}, "percentile"),
+        ({"percentile": "p99", "rate_per_s": 1}, "percentile"),
+        ({"percentile": 99, "rate_per_s": 1, "latency_s": 9}, "latency_s"),
         ({"max_model_len": 1000}, "max_model_len"),
         ({"memory_utilization": 1.5}, "memory_utilization"),
         ({"engine": "trainer"}, "engine"),
@@ -308,6 +409,9 @@ def test_what_is_wrong_is_named(asked: dict[str, Any], field: str) -> None:
         {"weights": "fp8", "kv_cache_dtype": "fp8"},
         {"tpot_s": 0.001},
         {"price_per_device_hour_usd": 2.0, "rate_per_s": 9},
+        {"requests": 500, "concurrency": 64},
+        {"requests": 50, "ttft_s": 1e-3, "generate": "lognormal:mean=256,sigma=1,max=2048"},
+        {"rate_per_s": 9, "ttft_s": 0.2, "percentile": 95, "generate": "lognormal:mean=256,sigma=1,max=2048"},
     ],
 )
 def test_the_document_keeps_to_its_schema(asked: dict[str, Any]) -> None:
@@ -340,6 +444,14 @@ def test_the_command_prints_what_the_library_finds(planner_line: Command) -> Non
 def test_the_tables_say_what_is_best_and_why_nothing_is(planner_line: Command) -> None:
     code, out, _ = planner_line(*COMMAND, "--tpot", "40ms")
     assert code == 0
+    _, out, _ = planner_line(*COMMAND, "--rate", "4", "--ttft", "300ms", "--percentile", "95")
+    _, run, _ = planner_line(*COMMAND, "--requests", "500", "--concurrency", "64")
+    for words in ("500 requests in all, 64 at once in every replica", "All 500 requests have ended after"):
+        assert words in run
+    assert "500 requests in all, all sent at once" in planner_line(*COMMAND, "--requests", "500")[1]
+    for words in ("time to first token of 95 % up to 300 ms", " p95 ", "TTFT of the first: p50"):
+        assert words in out
+    code, out, _ = planner_line(*COMMAND, "--tpot", "40ms")
     for words in ("time per output token up to 40 ms", "tok/s/user", "Throughput against speed", "keys and values"):
         assert words in out
     code, out, _ = planner_line(*COMMAND, "--tpot", "1ms")

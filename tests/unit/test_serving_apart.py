@@ -157,6 +157,8 @@ def test_apart_may_do_what_together_nothing_does() -> None:
     [
         ({"engine": "vllm-2024"}, "disaggregated"),
         ({"concurrency": 4}, "concurrency"),
+        ({"requests": 4}, "requests"),
+        ({"rate_per_s": 1.0, "percentile": 99}, "percentile"),
         ({"pins": {"dp": 2}}, "plan.dp"),
     ],
 )

@@ -67,6 +67,26 @@ def test_the_engine_is_that_of_its_version(engine: str, version: str, name: str)
     assert bool(left_out(row)) == (name == "")
 
 
+def test_medians_are_judged_by_medians() -> None:
+    """Of answers whose lengths vary, at a rate, where only medians are published; the mean lies above."""
+    prices = {key_of(price): price for price in serving_prices()}
+    key = next(key for key in prices if key[0].startswith("SGLang 0.3.0") and key[2] == "latency")
+    first = first_prices()[key]
+    assert first.row.e2e_mean_s is None
+    assert prices[key].predicted < 0.85 * first.predicted
+
+
+def test_runs_are_priced_with_their_start() -> None:
+    """Where the requests of a closed loop are published; not where their number is not."""
+    first, now = first_prices(), {key_of(price): price for price in serving_prices()}
+    loops = [key for key in first if key[2] == "ttft" and first[key].row.load is Load.CLOSED_LOOP]
+    known = [key for key in loops if first[key].row.num_requests and (first[key].row.concurrency or 1) >= 16]
+    assert len(known) >= 12
+    assert all(now[key].predicted > 1.3 * first[key].predicted for key in known)
+    others = [key for key in loops if not first[key].row.num_requests]
+    assert all(now[key].predicted == pytest.approx(first[key].predicted, rel=0.1) for key in others)
+
+
 def test_loads_say_what_is_judged() -> None:
     row = replace(
         ROWS[0], ttft_mean_s=None, ttft_p50_s=0.1, tpot_mean_s=0.01, tpot_p50_s=0.02, e2e_mean_s=3.0,

@@ -1,0 +1,223 @@
+"""A run of so many requests in all, C of them at once: what load generators measure, its start and its end included.
+
+A of the C have a place in the replica; the others wait for one. The first prompts come together and are read one after
+another, b = B / p of them in a step; with S of ``costmodels.serving`` at r requests that generate already
+
+    burst       t(x) = integral of S(r) up to x prompts, r: read by the steps before; first tokens come when steps end
+
+An engine that reads first decodes nothing meanwhile: S = w and the time between its steps. Requests of equal lengths
+then end together, and their successors are a burst again. Where steps mix, they end one after another as they were
+read, and so come back: a successor meets the b of its step and nobody else. Output lengths that vary spread successors,
+which find the steady state (``at_concurrency``).
+
+Decoding is that of a generation call with all requests there from the start (``costmodels.decode_batches``): the
+replica does the same work, whoever waits for it outside. When the i-th of the N requests ends, e(i), the (i + A)-th
+takes its place and the (i + C)-th is sent, so that
+
+    first token = (A t + (N - A) f + sum of e(i), N - C < i <= N - A) / N     t, f: in the burst, of a successor
+    latency     = (sum of e(i), N - C < i <= N) / N
+
+Source:
+    vllm-project/vllm, benchmarks/benchmark_serving.py (``--max-concurrency``: a semaphore around requests that are all
+    sent at once, each timed from its turn on). The sums follow from sending times alone.
+
+Left out on purpose: requests put off for want of room, whose tokens are computed anew; what a load generator takes
+between an answer and the next request.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from costmodels.decode_batches import DecodeBatch, Decoded
+from costmodels.model_calls import READY_PARTS
+from costmodels.plan import FloatArray
+from costmodels.serving import ServingPoints, ServingPrices, at_concurrency
+
+_POINTS = 128  # of a burst
+_ROUNDING = 1e-9
+
+Ended = Callable[[FloatArray], FloatArray]  # sum of the seconds after which the first so many requests have ended
+
+
+def run_points(prices: ServingPrices, requests: FloatArray, at_once: FloatArray, places: FloatArray) -> ServingPoints:
+    """Means over the requests of a run, (N, 1); rates are those of the whole run, its start and its end included.
+
+    Args:
+        prices: N layouts.
+        requests: (N,) of a replica in all, at least 1.
+        at_once: (N,) that are sent and have not ended, until all are sent.
+        places: (N,) requests that fit at once.
+    """
+    sent = np.minimum(at_once, requests)
+    slots = np.minimum(sent, places)
+    steady = at_concurrency(prices, np.asarray(slots * prices.plans.attention_groups, dtype=np.float64)[:, None])
+    first_s = _burst(prices, slots).first_s
+    if prices.output.is_fixed:
+        later_s, ended, time_s = _in_waves(prices, requests, slots)
+    else:
+        later_s = (requests - slots) * steady.first_token_s[:, 0]
+        ended, time_s = _refilled(prices, requests, slots)
+    waited_s = ended(requests - slots) - ended(requests - sent)
+    # No token takes less than a step of its request alone. Of a loop that is all reading the steady state's queue tells
+    # too long a wait, as of one that arrivals do not stop; and no more requests than are sent are there.
+    tokens = prices.output.mean - 1
+    least_s = tokens * prices.decode.step_s(np.ones((len(slots), 1)), np.asarray([prices.keys]))[:, 0]
+    latency_s = (ended(requests) - ended(requests - sent)) / requests
+    ttft_s = (slots * first_s + later_s + waited_s) / requests
+    if not prices.output.is_fixed:
+        ttft_s = np.minimum(ttft_s, latency_s - least_s)
+    ttft_s = np.maximum(ttft_s, prices.alone_s)
+    latency_s = np.maximum(latency_s, ttft_s + least_s)
+    rate = np.minimum(requests / time_s, sent / latency_s)
+    columns = {
+        "generating": rate * (latency_s - ttft_s),
+        "rate_per_s": rate,
+        "first_token_s": ttft_s,
+        "token_s": (latency_s - ttft_s) / tokens,
+        "latency_s": latency_s,
+        "at_once": rate * latency_s,
+    }
+    return replace(steady, **{name: values[:, None] for name, values in columns.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Burst:
+    """Prompts that come together to N idle replicas; (N,) seconds.
+
+    Attributes:
+        first_s: To the first token, on average.
+        read_s: To the last's.
+        beside_s: Of ``read_s``, in which others generate.
+        waited_beside_s: Of ``first_s``, likewise.
+    """
+
+    first_s: FloatArray
+    read_s: FloatArray
+    beside_s: FloatArray
+    waited_beside_s: FloatArray
+
+
+def _burst(prices: ServingPrices, prompts: FloatArray) -> _Burst:
+    """So many prompts (N,), read in the order they came."""
+    engine, share = prices.decode.engine, prices.read_tokens / prices.step_tokens
+    place = np.linspace(0.0, 1.0, _POINTS + 1) * prompts[:, None]
+    middle = (place[:, 1:] + place[:, :-1]) / 2
+    running = np.floor(np.floor(middle * share) / share + _ROUNDING)  # read by the steps before
+    step_s = prices.decode.step_s(np.maximum(running, 1.0), np.asarray([prices.keys]))
+    beside_s = np.full(running.shape, engine.step_overhead_s) if engine.reads_first else np.minimum(running, 1) * step_s
+    passed = np.diff(place, axis=1) * share * beside_s
+    sums = np.concatenate([np.zeros((len(place), 1)), np.cumsum(passed, axis=1)], axis=1)
+    own = np.floor((np.arange(_POINTS) + 0.5) / _POINTS * prompts[:, None]) + 1
+    ends = np.minimum(np.ceil(own * share - _ROUNDING) / share, prompts[:, None])  # its step
+    at = ends / prompts[:, None] * _POINTS
+    low = np.minimum(at.astype(np.int64), _POINTS - 1)
+    below, above = (np.take_along_axis(sums, low + more, axis=1) for more in (0, 1))
+    waited_beside_s = (below + (at - low) * (above - below)).mean(axis=1)
+    alone_s = prices.alone_s - prices.added_s
+    return _Burst(
+        first_s=alone_s + prices.added_s * ends.mean(axis=1) + waited_beside_s,
+        read_s=alone_s + prices.added_s * prompts + sums[:, -1],
+        beside_s=sums[:, -1],
+        waited_beside_s=waited_beside_s,
+    )
+
+
+def _decoded(prices: ServingPrices, requests: FloatArray, slots: FloatArray) -> Decoded:
+    """Tokens after the first of each request, in slots that are refilled."""
+    batch = DecodeBatch(
+        prices=prices.decode,
+        output=prices.output,
+        prompt_tokens=round(prices.keys - prices.output.mean_context),
+        per_replica=requests,
+        at_once=slots,
+        replicas=np.ones(len(requests), dtype=np.int64),
+    )
+    decoded = batch.continuous((slots == requests) | np.asarray(prices.output.is_fixed))
+    later = 1 - 1 / prices.output.mean
+    return replace(decoded, time_s=later * decoded.time_s, ended_s=later * decoded.ended_s)
+
+
+def _in_waves(prices: ServingPrices, requests: FloatArray, slots: FloatArray) -> tuple[FloatArray, Ended, FloatArray]:
+    """Requests of equal lengths: (N,) sum of the first tokens of successors, when they end, and (N,) when all have."""
+    waves = np.floor(requests / slots + _ROUNDING)
+    rest = np.maximum(requests - waves * slots, 0.0)
+    burst, wave_s, all_s = (
+        _burst(prices, slots),
+        *(_decoded(prices, count, slots).time_s for count in (slots, requests)),
+    )
+    if prices.decode.engine.reads_first:
+        last = _burst(prices, np.maximum(rest, 1.0))
+        later_s = (waves - 1) * slots * burst.first_s + rest * last.first_s
+        each_s = burst.read_s + wave_s
+        time_s = waves * burst.read_s + np.where(rest > 0, last.read_s, 0.0) + all_s
+        middle_s = end_s = late_s = np.zeros_like(each_s)
+    else:
+        later_s = (requests - slots) * _successor_s(prices, slots, burst.first_s)
+        each_s = slots * prices.added_s + wave_s
+        time_s = requests * prices.added_s + all_s
+        # Steps that read the burst go before; as many at the end have fewer and fewer requests, as those had.
+        alone_s, whole_s = prices.alone_s - prices.added_s, _whole_s(prices, slots)
+        down_s = np.maximum(burst.beside_s - whole_s, -wave_s)
+        middle_s = alone_s + burst.beside_s - whole_s / 2 + slots * prices.added_s / 2
+        late_s = alone_s + burst.beside_s + down_s
+        end_s = late_s - burst.waited_beside_s
+
+    def ended(count: FloatArray) -> FloatArray:
+        full = np.floor(count / slots + _ROUNDING)
+        part = count - full * slots
+        over = full >= np.where(rest > 0, waves, waves - 1)  # the wave that is the last is among them
+        middle = np.where(over, np.where(rest > 0, waves, waves - 1), full)
+        sums = slots * each_s * middle * (middle + 1) / 2 + slots * middle * middle_s
+        part = count - middle * slots
+        return np.asarray(sums + part * np.where(over, time_s + end_s, (middle + 1) * each_s + middle_s))
+
+    return later_s, ended, time_s + late_s
+
+
+def _whole_s(prices: ServingPrices, slots: FloatArray) -> FloatArray:
+    """(N,) seconds of as many steps of all slots as read a burst."""
+    step_s = prices.decode.step_s(slots[:, None], np.asarray([prices.keys]))[:, 0]
+    return np.asarray(slots * prices.read_tokens / prices.step_tokens * step_s)
+
+
+def _successor_s(prices: ServingPrices, slots: FloatArray, alone_s: FloatArray) -> FloatArray:
+    """(N,) seconds to the first token of requests that come back in the groups in which they were read.
+
+    Where outputs are shorter than a burst, they come back to prompts that are still waiting.
+    """
+    share = prices.read_tokens / prices.step_tokens
+    steps = np.ceil(slots * share - _ROUNDING)
+    group = np.maximum(slots / steps, 1.0)
+    others = slots - group
+    step_s = prices.decode.step_s(np.maximum(others, 1.0)[:, None], np.asarray([prices.keys]))[:, 0]
+    read_s = np.minimum(others, 1.0) * step_s * np.ceil(share) + group * prices.added_s
+    waits = np.maximum(steps - (prices.output.mean - 1), 1.0)
+    return np.where(others > 0, np.maximum(waits * read_s, prices.alone_s), alone_s)
+
+
+def _refilled(prices: ServingPrices, requests: FloatArray, slots: FloatArray) -> tuple[Ended, FloatArray]:
+    """Requests whose lengths vary: when they end, and (N,) when all have. Half of what a burst delays is lost."""
+    decoded, added_s = _decoded(prices, requests, slots), prices.added_s
+    alone_s = prices.alone_s - added_s
+    apart = prices.decode.engine.reads_first
+    late_s = alone_s + (0.0 if apart else _burst(prices, slots).beside_s / 2)
+    first_s = np.maximum(2 * decoded.ended_s[:, :1] - decoded.ended_s[:, 1:2], 0.0)
+    parts = np.arange(READY_PARTS + 1) / READY_PARTS * requests[:, None]
+    reading_s = np.minimum(slots[:, None] + parts, requests[:, None]) * added_s[:, None]
+    ends_s = np.concatenate([first_s, decoded.ended_s], axis=1) + reading_s + late_s[:, None]
+    passed = np.diff(parts, axis=1) * (ends_s[:, 1:] + ends_s[:, :-1]) / 2
+    sums = np.concatenate([np.zeros((len(parts), 1)), np.cumsum(passed, axis=1)], axis=1)
+
+    def ended(count: FloatArray) -> FloatArray:
+        at = count / requests * READY_PARTS
+        low = np.minimum(at.astype(np.int64), READY_PARTS - 1)[:, None]
+        below, above, before = (np.take_along_axis(table, low + more, axis=1)[:, 0] for table, more in (
+            (ends_s, 0), (ends_s, 1), (sums, 0),
+        ))  # fmt: skip
+        part = at - low[:, 0]
+        width = part * requests / READY_PARTS
+        return np.asarray(before + width * (below + part * (above - below) / 2))
+
+    return ended, requests * added_s + decoded.time_s + late_s
