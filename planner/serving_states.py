@@ -251,6 +251,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
     plan, job, points = found.plans.plan(row), asked.job, there.points
     widths, basis = found.prices.decode.take(np.asarray([row])).nearest(points.generating[row, place : place + 1])
     groups, rate = int(found.plans.attention_groups[row]), float(there.requests_per_s[row, place])
+    replicas, latency_s = int(there.replicas[row, place]), float(points.latency_s[row, place])
     ttft_s, tpot_s = float(points.first_token_s[row, place]), float(points.token_s[row, place])
     cache, each = float(found.cache_bytes[row]), float(found.token_bytes[row])
     working = float(found.memory.working_bytes[row])
@@ -259,11 +260,11 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         tensor_parallel=plan.tensor_parallel,
         pipeline_parallel=plan.pipeline_parallel,
         expert_parallel=plan.expert_parallel,
-        replicas=int(there.replicas[row, place]),
-        concurrency=round(groups * float(points.at_once[row, place]), 6),
+        replicas=replicas,
+        concurrency=round(rate * latency_s / replicas, 6),  # Little's law
         ttft_s=ttft_s,
         tpot_s=tpot_s,
-        latency_s=float(points.latency_s[row, place]),
+        latency_s=latency_s,
         ttft_percentiles_s=_percentiles(found, points.at(row, place), job, row, "ttft_s"),
         latency_percentiles_s=_percentiles(found, points.at(row, place), job, row, "latency_s"),
         ttft_interval_s=interval(ttft_s, found.prices.half_widths[:, row]),

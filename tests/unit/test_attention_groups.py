@@ -74,7 +74,7 @@ def test_engines_share_experts_over_attention_groups(name: str, shares: bool) ->
 
 
 def test_runs_share_their_requests_over_all_groups() -> None:
-    """Groups of a run of equal lengths read together, which those of a steady state do not; of few requests one each."""
+    """Groups of a run of equal lengths read together, which those of a steady state do not; few requests get one."""
     pins = {"tp": 1, "ep": 8}
     steady, run = (best(pins=pins, concurrency=64, **asked) for asked in ({}, {"requests": 6400}))
     assert run.requests_per_s * (run.duration_s or 0) == pytest.approx(6400)

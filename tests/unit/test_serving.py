@@ -1,21 +1,16 @@
 """``planner.serving``: which deployment is best, what bounds do, why nothing serves, and how it is printed."""
 
-import json
-import re
 from typing import Any
 
-import jsonschema_rs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import planner
-from planner.document_serving import serving_document, serving_schema
 from planner.serving_results import ServingPlan, ServingResult
 from profiles.engines import find_engine
 from profiles.errors import SpecError
 from profiles.units import GIB
-from tests.command import Command, command_line
 
 CHAT: dict[str, Any] = {"prompt": 1024, "generate": 256}
 
@@ -346,127 +341,3 @@ def test_dollars_follow_tokens() -> None:
     assert result.price is not None
     plan = result.plans[0]
     assert plan.usd_per_million_tokens(result.price) == pytest.approx(2e6 / 3600 / plan.tokens_per_s_per_device)
-
-
-@pytest.mark.parametrize(
-    ("asked", "field"),
-    [
-        ({"prompt": 0}, "prompt"),
-        ({"prompt": True}, "prompt"),
-        ({"generate": 1}, "generate"),
-        ({"generate": "lognormal:mean=3"}, "generate"),
-        ({"prefix": 1024}, "prefix"),
-        ({"rate_per_s": 1.0, "concurrency": 2}, "rate_per_s"),
-        ({"rate_per_s": float("nan")}, "rate_per_s"),
-        ({"concurrency": 0}, "concurrency"),
-        ({"ttft_s": -1}, "ttft_s"),
-        ({"tpot_s": float("inf")}, "tpot_s"),
-        ({"requests": 0}, "requests"),
-        ({"requests": 2.5}, "requests"),
-        ({"requests": 10**9}, "requests"),
-        ({"requests": 100, "rate_per_s": 1}, "requests"),
-        ({"requests": 100, "percentile": 99}, "percentile"),
-        ({"percentile": 99}, "percentile"),
-        ({"percentile": 99, "concurrency": 8}, "percentile"),
-        ({"percentile": 100, "rate_per_s": 1}, "percentile"),
-        ({"percentile": 49, "rate_per_s": 1}, "percentile"),
-        ({"percentile": "p99", "rate_per_s": 1}, "percentile"),
-        ({"percentile": 99, "rate_per_s": 1, "latency_s": 9}, "latency_s"),
-        ({"max_model_len": 1000}, "max_model_len"),
-        ({"memory_utilization": 1.5}, "memory_utilization"),
-        ({"engine": "trainer"}, "engine"),
-        ({"engine": "vlm"}, "engine"),
-        ({"pins": {"zero": 1}}, "plan.zero"),
-        ({"pins": {"tp": 0}}, "plan.tp"),
-        ({"pins": [1]}, "plan"),
-        ({"pins": 5}, "plan"),
-        ({"pins": {"tp": 10**30}}, "plan.tp"),
-        ({"engine": None}, "engine"),
-        ({"engine": ["vllm"]}, "engine"),
-        ({"precision": "fp8"}, "precision"),
-        ({"gpus": "1xT4", "precision": "bf16"}, "precision"),
-        ({"prompt": None}, "prompt"),
-        ({"weights": "int4"}, "weights"),
-        ({"kv_cache_dtype": "int8"}, "kv_cache_dtype"),
-        ({"gpus": "1xA100-80GB", "weights": "fp8"}, "weights"),
-        ({"promt": 3}, "promt"),
-        ({"top": 0}, "top"),
-        ({"price_date": "2026-01"}, "price_date"),
-        ({"memory_reserve_bytes": 1e12}, "memory_reserve_bytes"),
-        ({"price_per_device_hour_usd": -1.0}, "price_per_device_hour_usd"),
-    ],
-)
-def test_what_is_wrong_is_named(asked: dict[str, Any], field: str) -> None:
-    with pytest.raises(SpecError) as caught:
-        served(**asked)
-    assert caught.value.field == field
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {},
-        {"weights": "fp8", "kv_cache_dtype": "fp8"},
-        {"tpot_s": 0.001},
-        {"price_per_device_hour_usd": 2.0, "rate_per_s": 9},
-        {"requests": 500, "concurrency": 64},
-        {"requests": 50, "ttft_s": 1e-3, "generate": "lognormal:mean=256,sigma=1,max=2048"},
-        {"rate_per_s": 9, "ttft_s": 0.2, "percentile": 95, "generate": "lognormal:mean=256,sigma=1,max=2048"},
-    ],
-)
-def test_the_document_keeps_to_its_schema(asked: dict[str, Any]) -> None:
-    result = served(**asked)
-    document = json.loads(json.dumps(planner.to_document(result)))
-    jsonschema_rs.validate(serving_schema(), document)
-    assert document == json.loads(json.dumps(serving_document(result)))
-    assert document["fits"] == result.fits
-    if result.fits:
-        first = document["plans"][0]
-        assert first["tpot_low_s"] < first["tpot_s"] < first["tpot_high_s"]
-
-
-COMMAND = ("serving", "--model", "llama-3.1-70b", "--gpus", "8xH100", "--prompt", "1024", "--generate", "256")
-
-
-@pytest.fixture
-def planner_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return command_line(capsys, monkeypatch, columns=120)
-
-
-def test_the_command_prints_what_the_library_finds(planner_line: Command) -> None:
-    code, out, _ = planner_line(*COMMAND, "--ttft", "500ms", "--tpot", "0.04", "--price-per-gpu-hour", "2.5", "--json")
-    assert code == 0
-    asked = {"ttft_s": 0.5, "tpot_s": 0.04, "price_per_device_hour_usd": 2.5}
-    expected = planner.to_document(planner.serving("llama-3.1-70b", "8xH100", **CHAT, **asked))
-    assert json.loads(out) == json.loads(json.dumps(expected))
-
-
-def test_the_tables_say_what_is_best_and_why_nothing_is(planner_line: Command) -> None:
-    code, out, _ = planner_line(*COMMAND, "--tpot", "40ms")
-    assert code == 0
-    _, out, _ = planner_line(*COMMAND, "--rate", "4", "--ttft", "300ms", "--percentile", "95")
-    _, run, _ = planner_line(*COMMAND, "--requests", "500", "--concurrency", "64")
-    for words in ("500 requests in all, 64 at once in every replica", "All 500 requests have ended after"):
-        assert words in run
-    assert "500 requests in all, all sent at once" in planner_line(*COMMAND, "--requests", "500")[1]
-    for words in ("time to first token of 95 % up to 300 ms", " p95 ", "TTFT of the first: p50"):
-        assert words in out
-    code, out, _ = planner_line(*COMMAND, "--tpot", "40ms")
-    for words in ("time per output token up to 40 ms", "tok/s/user", "Throughput against speed", "keys and values"):
-        assert words in out
-    code, out, _ = planner_line(*COMMAND, "--tpot", "1ms")
-    assert code == 3
-    assert "out of reach: time per output token 1 ms, at best" in out
-    remedy = re.search(r"What would do: --tpot (0\.\d+s)\.", out)
-    assert remedy is not None
-    assert planner_line(*COMMAND, "--tpot", remedy[1])[0] == 0
-    assert "Nearest" in out
-
-
-@pytest.mark.parametrize(
-    "words", [("--ttft", "soon"), ("--ttft", "0ms"), ("--tpot", "-1s"), ("--ttft", "500"), ("--generate", "many")]
-)
-def test_bad_words_exit_with_2(planner_line: Command, words: tuple[str, str]) -> None:
-    code, _, errors = planner_line(*COMMAND, *words)
-    assert code == 2
-    assert "Hint" in errors
