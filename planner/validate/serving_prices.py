@@ -1,9 +1,10 @@
 """Prices of published measurements of serving, by the calls that users make: ``planner.serving`` and generation.
 
 Requests in a closed loop are a run of as many as were sent where that is published, else a steady state, as are those
-that arrive at random; requests that are all there from the start, or one batch of them, are a call of generation
-(``costmodels.generation``). How a row is read was written before any was
-priced: which engine of the catalogue ran, by its version, and how lengths spread of which only the mean is published.
+that arrive at random. Throughputs of requests that are all there from the start, and latencies of one batch, are a call
+of generation (``costmodels.generation``); when tokens of the former come, a run. How a row is read was written before
+any was priced: which engine of the catalogue ran, by its version, and how lengths spread of which only the mean is
+published.
 """
 
 from collections.abc import Iterator, Mapping
@@ -76,7 +77,7 @@ def left_out(row: ServingRow) -> str:
 def measured_figures(row: ServingRow) -> Mapping[str, float]:
     """What a row publishes of what is priced: means, or medians where there are none.
 
-    Of requests that are all there from the start it is the throughput alone, of a rate that is kept up no throughput.
+    Of one batch it is the latency alone, of a rate that is kept up no throughput.
     """
     found = {
         "ttft": row.ttft_mean_s or row.ttft_p50_s,
@@ -87,7 +88,7 @@ def measured_figures(row: ServingRow) -> Mapping[str, float]:
     wanted = {
         Load.CLOSED_LOOP: ("ttft", "tpot", "latency", "tokens"),
         Load.REQUEST_RATE: ("ttft", "tpot", "latency"),
-        Load.ALL_AT_ONCE: ("tokens",),
+        Load.ALL_AT_ONCE: ("ttft", "tpot", "latency", "tokens"),
         Load.STATIC_BATCH: ("latency",),
     }[row.load]
     return {name: value for name in wanted if (value := found[name])}
@@ -102,6 +103,8 @@ def serving_prices() -> tuple[ServingPrice, ...]:
 def _prices(row: ServingRow) -> Iterator[ServingPrice]:
     steady = row.load in (Load.CLOSED_LOOP, Load.REQUEST_RATE)
     predicted = _steady(row) if steady else _from_the_start(row)
+    if row.load is Load.ALL_AT_ONCE:
+        predicted = {**_run(row), **predicted}
     for figure, measured in measured_figures(row).items():
         if figure in predicted:
             middle, low, high = predicted[figure]
@@ -120,25 +123,37 @@ def _expert(row: ServingRow) -> int:
     return row.tensor * row.data if shared else row.expert
 
 
-def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
-    """Figures with their intervals; requests that find no room wait, so that the first token is left out then.
-
-    A run says how long they wait, which first prices did not: nothing is judged that has no first price.
-    """
+def _asked(row: ServingRow) -> tuple[dict[str, Any], int]:
+    """What every question about a row says, and how many replicas it runs on."""
     expert = _expert(row)
     replicas = row.gpus // (row.pipeline * max(row.tensor, expert))
     pins = {"tp": row.tensor, "pp": row.pipeline, "dp": replicas}
     if expert > 1:
         pins["ep"] = expert
-    weights = EIGHT_BITS if row.weights_dtype == EIGHT_BITS else None
-    asked: dict[str, Any] = {
-        "weights": weights,
+    return {
+        "weights": EIGHT_BITS if row.weights_dtype == EIGHT_BITS else None,
         "kv_cache_dtype": EIGHT_BITS if row.kv_dtype == EIGHT_BITS else None,
         "prompt": round(row.prompt_tokens),
         "generate": _lengths(row),
         "engine": engine_of(row),
         "pins": pins,
-    }
+    }, replicas
+
+
+def _run(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
+    """First tokens, token times and latencies of requests that are all sent at once."""
+    asked, _ = _asked(row)
+    result = serving(row.model, cluster_of(row.gpus, row.gpu), requests=row.num_requests or row.concurrency, **asked)
+    found = _figures(result.plans[0], row) if result.plans else {}
+    return {name: value for name, value in found.items() if name != "tokens"}
+
+
+def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
+    """Figures with their intervals; requests that find no room wait, so that the first token is left out then.
+
+    A run says how long they wait, which first prices did not: nothing is judged that has no first price.
+    """
+    asked, replicas = _asked(row)
     cluster = cluster_of(row.gpus, row.gpu)
     if row.request_rate_per_s is not None and row.load is Load.REQUEST_RATE:
         result = serving(row.model, cluster, rate_per_s=row.request_rate_per_s, **asked)

@@ -11,9 +11,9 @@ prices, *blind*, were then written once, with their commit (`serving_first.csv`)
 measurements. Nothing is fitted on any of them. Not priced: {left}.
 
 Requests at a rate are the steady state that `planner serving` answers with, and so were those at a constant concurrency
-when first priced; now these are a run of as many requests as were sent, where that is published. One batch, and
-requests that are all there from the start, are a call of generation ([calls.md](calls.md#generation)). A deployment's
-layout, replicas and engine are as published; settings of the engine are its own defaults.
+when first priced; now these are a run of as many requests as were sent, where that is published. One batch, and the
+throughput of requests that are all there from the start, are a call of generation ([calls.md](calls.md#generation)). When
+tokens of the latter come was first priced when runs were known, as one. A deployment's layout, replicas and engine are as published; settings of the engine are its own defaults.
 """
 
 FIGURES: Mapping[str, str] = {
