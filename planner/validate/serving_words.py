@@ -42,8 +42,10 @@ Written after the first look at them.
   too; here they spread.
 - **Requests all sent at once** (gpustack, dstack, zhyncs, Lambda): 53 figures on when their tokens come were first
   priced as runs, after all else on this page. First tokens are 29 to 40 % too short, dstack's 74 %; gpustack's tokens
-  take 37 % less than it publishes, though its throughputs are right on average. What of a start with a thousand
-  requests the runs miss is not known; an engine played out step by step agrees with them.
+  take 37 % less than it publishes, though its throughputs are right on average. Part of that is a mean: load
+  generators average what each request takes per token, which in such a run is 15 to 45 % more than all time over all
+  tokens (an engine played out), since short answers end while prompts are read. The rest is not known: its servers may
+  take the thousand requests in more slowly than its engines read them.
 - **First tokens that are worse now.** Engines that read first make no tokens in the step of a prompt, so that SGLang's
   and vLLM's of 2024 take a step less than first priced: sgl-project's were 42 % and are 54 % too short. On io.net they
   count the prompts that their step reads besides: 37 and 39 %.
