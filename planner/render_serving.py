@@ -1,22 +1,24 @@
 """Deployments of a served model as tables for a terminal."""
 
 import re
-from collections.abc import Sequence
-from itertools import compress
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
 from rich.console import Console
 from rich.table import Table
 
 from planner.phrases import count, dollars, gib, seconds
-from planner.render import NARROW, render_notes
+from planner.render import render_notes
 from planner.serving_job import BOUNDS, PERCENTILES, ServingJob, bound_words, percentile_name
 from planner.serving_launch import launch_words
 from planner.serving_results import ApartPlan, PoolPart, ServingPlan, ServingResult
 from profiles.parameters import total_parameters
 
 _PADDING = (0, 1)
-_LEFT_OUT = ("latency", "req/s", "tok/s/user")  # of a narrow table
+_GAP = 2  # between columns
+# Of a narrow table, in this order: what other columns tell goes first.
+_LEFT_OUT = ("tok/s/user", "dp-attn", "req/s", "latency", "at once", "pp", "replicas", "tok/s/gpu")
+_SAYS_NOTHING = {"pp": "1", "ep": "1", "dp-attn": "1"}
 # What the command line calls the fields that remedies name.
 _OPTIONS = {
     "ttft_s": "--ttft", "tpot_s": "--tpot", "latency_s": "--request-latency", "rate_per_s": "--rate",
@@ -40,13 +42,13 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
             console.print(f"What would do: {_as_options(result.shortage.remedy)}.", highlight=False)
         if result.shortage.nearest is not None:
             console.print("\n[bold]Nearest[/]", highlight=False)
-            console.print(_table([result.shortage.nearest], result, console))
+            console.print(_table([_cells(result.shortage.nearest, result)], console))
     else:
-        console.print(_table(result.plans, result, console))
+        console.print(_table([_cells(plan, result) for plan in result.plans], console))
         _render_best(result.plans[0], result, console)
         if len(result.frontier) > 1:
             console.print("\n[bold]Throughput against speed[/]", highlight=False)
-            console.print(_table(result.frontier, result, console, ranked=False))
+            console.print(_table([_cells(plan, result) for plan in result.frontier], console, ranked=False))
     if result.apart is not None:
         _render_apart(result, console)
     if not quiet:
@@ -78,31 +80,41 @@ def _requests(job: ServingJob) -> str:
     return "; ".join([words, *bounds])
 
 
-def _table(plans: Sequence[ServingPlan], result: ServingResult, console: Console, *, ranked: bool = True) -> Table:
-    staged = any(plan.pipeline_parallel > 1 for plan in plans)
-    experts = any(plan.expert_parallel > 1 for plan in plans)
-    grouped = any(plan.attention_groups > 1 for plan in plans)
+def _table(rows: Sequence[Mapping[str, str]], console: Console, *, ranked: bool = True) -> Table:
+    """Cells by title, as many columns as fit: none that says nothing, and the least telling left out first."""
+    numbered = [{"#": str(number), **row} for number, row in enumerate(rows, start=1)] if ranked else [*rows]
+    titles = [title for title in numbered[0] if any(row[title] != _SAYS_NOTHING.get(title, "-") for row in numbered)]
+
+    def width() -> int:
+        return sum(max(len(title), *(len(row[title]) for row in numbered)) + _GAP for title in titles) - _GAP
+
+    for title in _LEFT_OUT:
+        if title in titles and width() > console.width:
+            titles.remove(title)
     table = Table(box=None, pad_edge=False, padding=_PADDING, header_style="bold")
-    titles = [*(["#"] if ranked else []), "gpus", "tp", *(["pp"] if staged else []), *(["ep"] if experts else [])]
-    tail = percentile_name(PERCENTILES[-1] if result.job.percentile is None else result.job.percentile)
-    spread = any(plan.ttft_percentiles_s for plan in plans)
-    titles += [*(["dp-attn"] if grouped else []), "replicas", "at once", "TTFT", *([tail] if spread else []), "TPOT"]
-    titles += ["latency", "req/s", "tok/s/gpu", "tok/s/user"]
-    titles += [] if result.price is None else ["$/1M tokens"]
-    told = [console.width >= NARROW or title not in _LEFT_OUT for title in titles]
-    for title in compress(titles, told):
+    for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
-    for number, plan in enumerate(plans, start=1):
-        cells = [*([str(number)] if ranked else []), f"{plan.num_devices:,}", str(plan.tensor_parallel)]
-        cells += [str(plan.pipeline_parallel)] if staged else []
-        cells += [str(plan.expert_parallel)] if experts else []
-        cells += [str(plan.attention_groups)] if grouped else []
-        at_once, ttft, *figures = _figures(plan, result)
-        told_s = plan.ttft_percentiles_s
-        cells += [f"{plan.replicas:,}", at_once, ttft]
-        cells += [*([seconds(told_s[tail]) if told_s else "-"] if spread else []), *figures]
-        table.add_row(*compress(cells, told), style="bold" if ranked and number == 1 else "")
+    for place, row in enumerate(numbered):
+        table.add_row(*(row[title] for title in titles), style="bold" if ranked and place == 0 else "")
     return table
+
+
+def _cells(plan: ServingPlan, result: ServingResult) -> Mapping[str, str]:
+    """A deployment by column."""
+    percentile = PERCENTILES[-1] if result.job.percentile is None else result.job.percentile
+    tail, told = percentile_name(percentile), plan.ttft_percentiles_s
+    figures = _figures(plan, result)
+    return {
+        "gpus": f"{plan.num_devices:,}",
+        "tp": str(plan.tensor_parallel),
+        "pp": str(plan.pipeline_parallel),
+        "ep": str(plan.expert_parallel),
+        "dp-attn": str(plan.attention_groups),
+        "replicas": f"{plan.replicas:,}",
+        **{title: figures.pop(title) for title in ("at once", "TTFT")},
+        tail: seconds(told[tail]) if told else "-",
+        **figures,
+    }
 
 
 def _render_apart(result: ServingResult, console: Console) -> None:
@@ -111,21 +123,23 @@ def _render_apart(result: ServingResult, console: Console) -> None:
     if not result.apart:
         console.print("No two layouts have room beside each other and do what is asked.", highlight=False)
         return
-    table = Table(box=None, pad_edge=False, padding=_PADDING, header_style="bold")
-    titles = ["#", "gpus", "prompts", "generation", "at once", "TTFT", "TPOT", "latency", "req/s", "tok/s/gpu"]
-    titles += ["tok/s/user"] + ([] if result.price is None else ["$/1M tokens"])
-    told = [console.width >= NARROW or title not in _LEFT_OUT for title in titles]
-    for title in compress(titles, told):
-        table.add_column(title, justify="right", no_wrap=True)
-    for number, plan in enumerate(result.apart, start=1):
-        cells = [str(number), f"{plan.num_devices:,}", _pool(plan.reading), _pool(plan.generating)]
-        table.add_row(*compress([*cells, *_figures(plan, result)], told), style="bold" if number == 1 else "")
-    console.print(table)
+    rows = [
+        {
+            "gpus": f"{plan.num_devices:,}",
+            "prompts": _pool(plan.reading),
+            "generation": _pool(plan.generating),
+            **_figures(plan, result),
+        }
+        for plan in result.apart
+    ]
+    console.print(_table(rows, console))
     best = result.apart[0]
     words = f"Of the first token {seconds(best.crossing_s)} are the way of keys and values"
     if result.plans:
-        gain = best.tokens_per_s_per_device / result.plans[0].tokens_per_s_per_device
-        words += f"; {gain:.2f} times the tokens per GPU of the best replica that does both"
+        gain, unit = best.output_tokens_per_s / result.plans[0].output_tokens_per_s, ""
+        if result.job.rate_per_s is not None:
+            gain, unit = best.tokens_per_s_per_device / result.plans[0].tokens_per_s_per_device, " per GPU"
+        words += f"; {gain:.2f} times the tokens{unit} of the best replicas that do both"
     console.print(words + ".", highlight=False)
 
 
@@ -136,13 +150,19 @@ def _pool(part: PoolPart) -> str:
     return words + (f" ep{part.expert_parallel}" if part.expert_parallel > 1 else "")
 
 
-def _figures(plan: ServingPlan | ApartPlan, result: ServingResult) -> list[str]:
-    """Cells from the requests at once on."""
-    cells = [f"{plan.concurrency:,.0f}" if plan.concurrency > 0.995 else "<1"]
-    cells += [seconds(value) for value in (plan.ttft_s, plan.tpot_s, plan.latency_s)]
-    cells += [f"{plan.requests_per_s:,.3g}" if plan.requests_per_s < 1000 else f"{plan.requests_per_s:,.0f}"]
-    cells += [f"{plan.tokens_per_s_per_device:,.0f}", f"{plan.tokens_per_s_per_user:,.0f}"]
-    return cells + ([] if result.price is None else [dollars(plan.usd_per_million_tokens(result.price))])
+def _figures(plan: ServingPlan | ApartPlan, result: ServingResult) -> dict[str, str]:
+    """Columns from the requests at once on."""
+    rate = plan.requests_per_s
+    return {
+        "at once": f"{plan.concurrency:,.0f}" if plan.concurrency > 0.995 else "<1",
+        "TTFT": seconds(plan.ttft_s),
+        "TPOT": seconds(plan.tpot_s),
+        "latency": seconds(plan.latency_s),
+        "req/s": f"{rate:,.3g}" if rate < 1000 else f"{rate:,.0f}",
+        "tok/s/gpu": f"{plan.tokens_per_s_per_device:,.0f}",
+        "tok/s/user": f"{plan.tokens_per_s_per_user:,.0f}",
+        "$/1M tokens": "-" if result.price is None else dollars(plan.usd_per_million_tokens(result.price)),
+    }
 
 
 def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> None:

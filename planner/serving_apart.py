@@ -34,7 +34,7 @@ class _Pools:
 
 
 def apart(found: Layouts, asked: ServingResult, top: int) -> tuple[ApartPlan, ...]:
-    """The best pairs of layouts on the cluster, best first: most tokens per device, of a rate the fewest devices.
+    """The best pairs of layouts on the cluster, best first: most tokens, of a rate the fewest devices.
 
     Args:
         found: Layouts that hold a request.
@@ -53,9 +53,9 @@ def apart(found: Layouts, asked: ServingResult, top: int) -> tuple[ApartPlan, ..
     return tuple(plans[:top])
 
 
-def _worth(plan: ApartPlan, rate: float | None) -> tuple[float, float]:
+def _worth(plan: ApartPlan, rate: float | None) -> tuple[float, int, float]:
     """What is better comes first."""
-    return (-plan.tokens_per_s_per_device if rate is None else plan.num_devices), plan.latency_s
+    return (-plan.output_tokens_per_s if rate is None else 0.0), plan.num_devices, plan.latency_s
 
 
 def _pools(found: Layouts, asked: ServingResult) -> _Pools:
@@ -91,20 +91,16 @@ def _likely(pools: _Pools, total: int) -> list[tuple[int, int]]:
 
 
 def _counts(pools: _Pools, reading: int, generating: int, total: int, rate: float | None) -> tuple[int, int] | None:
-    """Replicas of either: the fewest for a rate, else those with the most requests per device; None if too many."""
+    """Replicas of either: the fewest for a rate, else for the most requests on all devices; None if too many."""
     read, made = float(pools.read_per_s[reading]), float(pools.generated_per_s[generating])
     size, other = int(pools.devices[reading]), int(pools.devices[generating])
     if rate is not None:
         counts = int(np.ceil(rate / read - _ROUNDING)), int(np.ceil(rate / made - _ROUNDING))
         return counts if counts[0] * size + counts[1] * other <= total else None
-    # Per device the best number that generates is the one at which both do as much, or the next whole one.
-    readers = np.tile(np.arange(1, (total - other) // size + 1), 2)
-    even = readers * read / made
-    makers = np.where(np.arange(len(even)) < len(even) // 2, np.floor(even), np.ceil(even))
-    makers = np.clip(makers, 1, (total - readers * size) // other)
-    each = np.minimum(readers * read, makers * made) / (readers * size + makers * other)
-    best = int(each.argmax())
-    return int(readers[best]), int(makers[best])
+    readers = np.arange(1, (total - other) // size + 1)
+    makers = (total - readers * size) // other
+    most = float(np.minimum(readers * read, makers * made).max())
+    return int(np.ceil(most / read - _ROUNDING)), int(np.ceil(most / made - _ROUNDING))
 
 
 def _plan(

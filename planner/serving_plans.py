@@ -197,14 +197,15 @@ def _checked_pins(pins: Mapping[str, int] | None) -> dict[str, int]:
 def _check_apart(asked: ServingResult, pins: Mapping[str, int]) -> None:
     """Refuse what says something about whole replicas only."""
     if not asked.engine.disaggregates:
-        problem = f"is not what {asked.engine.name} does"
+        problem = f"{asked.engine.name} has no replicas that only read prompts or generate"
         raise SpecError("disaggregated", problem, "engine vllm, sglang or tensorrt-llm")
     for name in ("concurrency", "requests", "percentile"):
         if getattr(asked.job, name) is not None:
-            problem = "is of replicas that read and generate"
-            raise SpecError(name, problem, "leave it out with disaggregated, or that; a rate is known of both")
+            problem = "is known of replicas that do both only, and disaggregated asks for others"
+            raise SpecError(name, problem, "leave either out; rate_per_s goes with both")
     if "data_parallel" in pins:
-        raise SpecError("plan.dp", "fixes replicas that read and generate", "leave it out with disaggregated")
+        problem = "fixes replicas that do both, and disaggregated asks for others"
+        raise SpecError("plan.dp", problem, "leave either out")
 
 
 def _answered(asked: ServingResult, pins: Mapping[str, int], top: int, *, disaggregated: bool) -> ServingResult:

@@ -136,3 +136,17 @@ def test_bad_words_exit_with_2(planner_line: Command, words: tuple[str, str]) ->
     code, _, errors = planner_line(*COMMAND, *words)
     assert code == 2
     assert "Hint" in errors
+
+
+@pytest.mark.parametrize("columns", [76, 80, 100, 140])
+def test_tables_leave_columns_out_rather_than_cut_them(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = command_line(capsys, monkeypatch, columns=columns)
+    words = ("serving", "--model", "deepseek-v3", "--gpus", "4x8xH200", "--weights", "fp8", "--prompt", "1024")
+    code, out, _ = run(*words, "--generate", "512", "--rate", "5", "--disaggregated", "--price-per-gpu-hour", "3")
+    assert code == 0
+    assert "…" not in out
+    titles = next(line for line in out.splitlines() if "TTFT" in line and "gpus" in line).split()
+    assert {"gpus", "tp", "ep", "TTFT", "p99", "TPOT"} <= set(titles)
+    assert ("dp-attn" in titles) == (columns > 130)
