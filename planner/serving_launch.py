@@ -11,7 +11,7 @@ Source:
 """
 
 from collections.abc import Callable, Mapping
-from math import ceil
+from math import ceil, floor
 from types import MappingProxyType
 
 from planner.serving_results import ServingPlan, ServingResult
@@ -24,11 +24,13 @@ Words = list[str]
 def launch_words(plan: ServingPlan, result: ServingResult) -> Words:
     """What one node of a replica runs: words of a POSIX shell, between which a line may break.
 
-    None for engines of the past, and where vLLM's own options do not say it: tensors of several attention groups that
-    are cut across nodes.
+    None for engines of the past, for replicas that fill some of their nodes in part, and where vLLM's own options do
+    not say it: tensors of several attention groups that are cut across nodes.
     """
-    written = _ENGINES.get(result.engine.name)
-    return [] if written is None else written(plan, result)
+    written, devices = _ENGINES.get(result.engine.name), plan.num_devices // plan.replicas
+    node = result.cluster.node.devices_per_node
+    ragged = devices > node and devices % node != 0
+    return [] if written is None or ragged else written(plan, result)
 
 
 def most_running(plan: ServingPlan, result: ServingResult) -> int:
@@ -41,6 +43,13 @@ def most_running(plan: ServingPlan, result: ServingResult) -> int:
     average = job.rate_per_s is not None or job.requests is not None
     wanted = job.concurrency or (plan.most_requests if average else plan.concurrency)
     return min(max(ceil(wanted / groups), 1), fitting)
+
+
+def _share(result: ServingResult) -> str:
+    """Of device memory, for the engine to use: its own, or what is left beside what is reserved."""
+    device = result.cluster.device
+    left = floor(1000 * device.usable_memory_bytes / device.memory_bytes) / 1000
+    return f"{min(result.engine.memory_utilization, left):g}"
 
 
 def _nodes(plan: ServingPlan, result: ServingResult) -> int:
@@ -60,7 +69,7 @@ def _vllm(plan: ServingPlan, result: ServingResult) -> Words:
         words += ["--enable-expert-parallel"]
     words += ["--max-model-len", f"{result.job.max_model_len}", "--max-num-seqs", f"{most_running(plan, result)}"]
     words += ["--max-num-batched-tokens", f"{result.engine.prefill_tokens}"]
-    words += ["--gpu-memory-utilization", f"{result.engine.memory_utilization:g}", *_formats(result, "fp8")]
+    words += ["--gpu-memory-utilization", _share(result), *_formats(result, "fp8")]
     if nodes == 1:
         return words
     if groups > 1:
@@ -83,7 +92,7 @@ def _sglang(plan: ServingPlan, result: ServingResult) -> Words:
     words += ["--context-length", f"{result.job.max_model_len}"]
     words += ["--max-running-requests", f"{groups * most_running(plan, result)}"]
     words += ["--chunked-prefill-size", f"{groups * result.engine.prefill_tokens}"]
-    words += ["--mem-fraction-static", f"{result.engine.memory_utilization:g}", *_formats(result, "fp8_e4m3")]
+    words += ["--mem-fraction-static", _share(result), *_formats(result, "fp8_e4m3")]
     if nodes > 1:
         words += ["--nnodes", f"{nodes}", "--node-rank", '"$NODE_RANK"', "--dist-init-addr", '"$HEAD:20000"']
     return words
@@ -106,7 +115,7 @@ def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
         words += ["--ep_size", f"{plan.expert_parallel}"]
     words += ["--max_seq_len", f"{result.job.max_model_len}", "--max_batch_size", f"{most_running(plan, result)}"]
     words += ["--max_num_tokens", f"{result.engine.prefill_tokens}"]
-    words += ["--kv_cache_free_gpu_memory_fraction", f"{result.engine.memory_utilization:g}"]
+    words += ["--kv_cache_free_gpu_memory_fraction", _share(result)]
     return words + (["--extra_llm_api_options", "options.yaml"] if options else [])
 
 

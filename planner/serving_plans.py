@@ -98,6 +98,8 @@ def serving(
         True
     """
     job, options = _split(asked)
+    if not isinstance(disaggregated, bool):
+        raise SpecError("disaggregated", f"must be True or False; got {str(disaggregated)[:40]!r}")
     resolved = resolve_named_model(model, allow_files=options.allow_files)
     machines = resolve_cluster(cluster, options.fabric)
     notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]

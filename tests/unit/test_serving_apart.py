@@ -162,6 +162,7 @@ def test_apart_may_do_what_together_nothing_does() -> None:
         ({"requests": 4}, "requests"),
         ({"rate_per_s": 1.0, "percentile": 99}, "percentile"),
         ({"pins": {"dp": 2}}, "plan.dp"),
+        ({"disaggregated": "no"}, "disaggregated"),
     ],
 )
 def test_what_is_of_whole_replicas_is_refused(asked: dict[str, Any], field: str) -> None:

@@ -107,3 +107,16 @@ def test_the_document_has_it_and_the_terminal_breaks_it_between_words() -> None:
     assert len(lines) > 3
     assert " ".join(line.strip() for line in lines) == " ".join(words)
     assert any("'kv_cache_config: {dtype: fp8}'" in line for line in lines)
+
+
+def test_memory_that_is_reserved_is_not_the_engines() -> None:
+    result = served("1xH100-SXM-80GB", "llama-3.1-8b", memory_reserve_bytes=50e9)
+    device = result.cluster.device
+    share = float(value(run(result), "--gpu-memory-utilization"))
+    assert share <= device.usable_memory_bytes / device.memory_bytes < share + 0.001
+
+
+def test_replicas_that_fill_nodes_in_part_have_no_command() -> None:
+    result = served("3x8xH200-SXM-141GB", pins={"tp": 4, "pp": 3, "ep": 4})
+    assert result.plans[0].num_devices == 24
+    assert launch_words(result.plans[0], result) == []
