@@ -38,7 +38,6 @@ Prompts and generation on replicas of their own are in ``costmodels.serving_apar
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cache
 
 import numpy as np
 
@@ -52,7 +51,8 @@ from costmodels.layer_costs import LayerCosts, layer_costs
 from costmodels.lengths import OutputLengths
 from costmodels.lowering.parts import Part
 from costmodels.model_calls import ModelCall
-from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
+from costmodels.queues import most_of, queue_s
 from costmodels.stages import stage_table
 from costmodels.trust import half_widths, layer_opens
 from profiles.engines import EngineSpec
@@ -62,7 +62,6 @@ _KEY_POINTS = 4  # cache lengths priced
 _FEWEST = 1e-12  # requests generating
 _HALVINGS = 50  # of the interval that their logarithm lies in
 _ROUNDING = 1e-6
-_MEANS = np.geomspace(1e-5, 10.0, 121)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,31 +242,6 @@ def _of_one(routed: FloatArray, groups: IntArray) -> FloatArray:
     return np.asarray(1 - routed + routed / groups)
 
 
-def most_of(groups: IntArray, mean: FloatArray) -> FloatArray:
-    """(N, G) the largest of so many (N, 1) independent Poisson numbers of one mean (N, G), on average.
-
-    Exact up to a mean of ten between which logarithms are joined by straight lines; from there it leads the mean by a
-    multiple of its root.
-    """
-    found = np.array(mean, dtype=np.float64)
-    for count in np.unique(groups[groups > 1]).tolist():
-        rows = np.broadcast_to(groups == count, found.shape)
-        few, most = _MEANS, _most_of(count)
-        lead = (most[-1] - few[-1]) * np.sqrt(found[rows] / few[-1])
-        exact = np.exp(np.interp(np.log(np.maximum(found[rows], few[0])), np.log(few), np.log(most)))
-        rare = found[rows] * count
-        found[rows] = np.where(found[rows] < few[0], rare, np.where(found[rows] > few[-1], found[rows] + lead, exact))
-    return found
-
-
-@cache
-def _most_of(count: int) -> FloatArray:
-    """The largest of so many Poisson numbers on average, by ``_MEANS``: sum of P(largest > k)."""
-    from scipy.special import pdtr  # takes a third of what starting takes
-
-    return np.asarray((1 - pdtr(np.arange(60.0)[:, None], _MEANS) ** count).sum(axis=0))
-
-
 def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray | float = 1.0) -> ServingPoints:
     """Steady states with (N, G) requests generating; those whose prompts could not all be read are infinitely slow.
 
@@ -290,7 +264,7 @@ def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray
     with_s = 0.0 * step_s if apart else busy * step_s  # decoding in steps that read
     held_up_s = alone_added_s + with_s * share
     load = rate * held_up_s * met
-    waiting_s = np.where(load < 1, load * held_up_s / (2 * np.maximum(1 - load, 1e-12)), np.inf)
+    waiting_s = queue_s(load, held_up_s)
     met_s = busy * np.where(apart, (1 - load) * step_s + load * alone_added_s, token_s)
     beside = np.minimum(met_s * rate * met, max(1 / share - 1, 0.0))  # prompts in the step of one's own
     own_s = np.maximum(alone_s, with_s * np.ceil(share) + alone_added_s)
@@ -308,6 +282,21 @@ def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray
         met_s=met_s,
         held_up_s=held_up_s,
     )
+
+
+def replica_devices(plans: PlanBatch) -> IntArray:
+    """(N,) devices of one replica, all its attention groups."""
+    return plans.tensor_parallel * plans.pipeline_parallel * plans.attention_groups
+
+
+def most_generating(most: FloatArray, beyond: Callable[[FloatArray], BoolArray]) -> FloatArray:
+    """The most requests generating, up to ``most``, that are not ``beyond`` something that rises with them."""
+    low, high = np.full(most.shape, _FEWEST), most.astype(np.float64)
+    for _ in range(_HALVINGS):
+        middle = np.sqrt(low * high)
+        over = beyond(middle)
+        low, high = np.where(over, low, middle), np.where(over, middle, high)
+    return low
 
 
 def at_concurrency(prices: ServingPrices, at_once: FloatArray) -> ServingPoints:
@@ -367,13 +356,12 @@ def _solved(
         of: The figure.
         met: As of ``steady_states``.
     """
-    low, high = np.full(wanted.shape, _FEWEST), np.broadcast_to(most, wanted.shape).astype(np.float64)
-    for _ in range(_HALVINGS):
-        middle = np.sqrt(low * high)
-        points = steady_states(prices, middle, met)
-        beyond = (of(points) > wanted) | (points.at_once > most)
-        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
-    return steady_states(prices, low, met)
+
+    def beyond(generating: FloatArray) -> BoolArray:
+        points = steady_states(prices, generating, met)
+        return np.asarray((of(points) > wanted) | (points.at_once > most))
+
+    return steady_states(prices, most_generating(np.broadcast_to(most, wanted.shape), beyond), met)
 
 
 def serving_memory(

@@ -21,10 +21,10 @@ from costmodels.context import CostContext
 from costmodels.kv_cache import bytes_per_cached_token, kept_tokens
 from costmodels.lowering.transfers import price_collectives
 from costmodels.plan import FloatArray, PlanBatch
-from costmodels.serving import ServingPrices
+from costmodels.queues import queue_s
+from costmodels.serving import ServingPrices, most_generating, replica_devices
 
 BUSIEST = 0.9  # share of the time that groups read, beyond which waiting grows without end
-_HALVINGS = 50
 
 
 def crossing_s(plans: PlanBatch, context: CostContext, tokens: int) -> FloatArray:
@@ -38,13 +38,12 @@ def crossing_s(plans: PlanBatch, context: CostContext, tokens: int) -> FloatArra
     size = bytes_per_cached_token(plans, context.model, context.cache_element_bytes) * kept_tokens(
         context.model, tokens
     )
-    devices = plans.tensor_parallel * plans.pipeline_parallel * plans.attention_groups
     priced = price_collectives(
         context,
         op=np.full(len(plans), int(CollectiveOp.SEND_RECV), dtype=np.int64),
         size_bytes=size,
         group=np.full(len(plans), 2, dtype=np.int64),
-        stride=devices,
+        stride=replica_devices(plans),
     )
     return priced.time_s
 
@@ -56,17 +55,15 @@ def first_token_s(prices: ServingPrices, rate_per_s: FloatArray) -> FloatArray:
         prices: N layouts.
         rate_per_s: (N,) prompts a second of one attention group.
     """
-    load = rate_per_s * prices.added_s
-    waiting_s = np.where(load < 1, load * prices.added_s / (2 * np.maximum(1 - load, 1e-12)), np.inf)
-    return np.asarray(prices.alone_s + waiting_s)
+    return np.asarray(prices.alone_s + queue_s(rate_per_s * prices.added_s, prices.added_s))
 
 
 def most_read(prices: ServingPrices, within_s: FloatArray) -> FloatArray:
     """(N,) prompts a second that one attention group reads, each within so many (N,) seconds on average; 0 for none."""
     spare = np.maximum(within_s - prices.alone_s, 0.0)
-    with np.errstate(invalid="ignore"):
-        load = np.where(np.isinf(spare), BUSIEST, np.minimum(2 * spare / (prices.added_s + 2 * spare), BUSIEST))
-    return np.asarray(np.where(within_s >= prices.alone_s, load, 0.0) / prices.added_s)
+    with np.errstate(divide="ignore"):
+        load = 1 / (1 + prices.added_s / (2 * spare))
+    return np.asarray(np.minimum(load, BUSIEST) / prices.added_s)
 
 
 def generated(prices: ServingPrices, running: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -77,9 +74,4 @@ def generated(prices: ServingPrices, running: FloatArray) -> tuple[FloatArray, F
 
 def running_at(prices: ServingPrices, rate_per_s: FloatArray, most: FloatArray) -> FloatArray:
     """(N,) requests that run in one attention group where so many (N,) a second come and go, ``most`` (N,) at most."""
-    low, high = np.full(len(most), 1e-12), most.astype(np.float64)
-    for _ in range(_HALVINGS):
-        middle = np.sqrt(low * high)
-        enough = generated(prices, middle[:, None])[0][:, 0] >= rate_per_s
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return high
+    return most_generating(most, lambda running: generated(prices, running[:, None])[0][:, 0] > rate_per_s)

@@ -53,19 +53,19 @@ def run_points(prices: ServingPrices, requests: FloatArray, at_once: FloatArray,
     sent = np.minimum(at_once, requests)
     slots = np.minimum(sent, places)
     steady = at_concurrency(prices, np.asarray(slots * prices.plans.attention_groups, dtype=np.float64)[:, None])
-    first_s = _burst(prices, slots).first_s
+    burst = _burst(prices, slots)
     if prices.output.is_fixed:
-        later_s, ended, time_s = _in_waves(prices, requests, slots)
+        later_s, ended, time_s = _in_waves(prices, requests, slots, burst)
     else:
         later_s = (requests - slots) * steady.first_token_s[:, 0]
-        ended, time_s = _refilled(prices, requests, slots)
+        ended, time_s = _refilled(prices, requests, slots, burst)
     waited_s = ended(requests - slots) - ended(requests - sent)
     # No token takes less than a step of its request alone. Of a loop that is all reading the steady state's queue tells
     # too long a wait, as of one that arrivals do not stop; and no more requests than are sent are there.
     tokens = prices.output.mean - 1
     least_s = tokens * prices.decode.step_s(np.ones((len(slots), 1)), np.asarray([prices.keys]))[:, 0]
     latency_s = (ended(requests) - ended(requests - sent)) / requests
-    ttft_s = (slots * first_s + later_s + waited_s) / requests
+    ttft_s = (slots * burst.first_s + later_s + waited_s) / requests
     if not prices.output.is_fixed:
         ttft_s = np.minimum(ttft_s, latency_s - least_s)
     ttft_s = np.maximum(ttft_s, prices.alone_s)
@@ -139,14 +139,13 @@ def _decoded(prices: ServingPrices, requests: FloatArray, slots: FloatArray) -> 
     return replace(decoded, time_s=later * decoded.time_s, ended_s=later * decoded.ended_s)
 
 
-def _in_waves(prices: ServingPrices, requests: FloatArray, slots: FloatArray) -> tuple[FloatArray, Ended, FloatArray]:
+def _in_waves(
+    prices: ServingPrices, requests: FloatArray, slots: FloatArray, burst: _Burst
+) -> tuple[FloatArray, Ended, FloatArray]:
     """Requests of equal lengths: (N,) sum of the first tokens of successors, when they end, and (N,) when all have."""
     waves = np.floor(requests / slots + _ROUNDING)
     rest = np.maximum(requests - waves * slots, 0.0)
-    burst, wave_s, all_s = (
-        _burst(prices, slots),
-        *(_decoded(prices, count, slots).time_s for count in (slots, requests)),
-    )
+    wave_s, all_s = (_decoded(prices, count, slots).time_s for count in (slots, requests))
     if prices.decode.engine.reads_first:
         last = _burst(prices, np.maximum(rest, 1.0))
         later_s = (waves - 1) * slots * burst.first_s + rest * last.first_s
@@ -165,10 +164,10 @@ def _in_waves(prices: ServingPrices, requests: FloatArray, slots: FloatArray) ->
         end_s = late_s - burst.waited_beside_s
 
     def ended(count: FloatArray) -> FloatArray:
+        before_last = np.where(rest > 0, waves, waves - 1)
         full = np.floor(count / slots + _ROUNDING)
-        part = count - full * slots
-        over = full >= np.where(rest > 0, waves, waves - 1)  # the wave that is the last is among them
-        middle = np.where(over, np.where(rest > 0, waves, waves - 1), full)
+        over = full >= before_last  # the wave that is the last is among them
+        middle = np.minimum(full, before_last)
         sums = slots * each_s * middle * (middle + 1) / 2 + slots * middle * middle_s
         part = count - middle * slots
         return np.asarray(sums + part * np.where(over, time_s + end_s, (middle + 1) * each_s + middle_s))
@@ -197,12 +196,14 @@ def _successor_s(prices: ServingPrices, slots: FloatArray, alone_s: FloatArray) 
     return np.where(others > 0, np.maximum(waits * read_s, prices.alone_s), alone_s)
 
 
-def _refilled(prices: ServingPrices, requests: FloatArray, slots: FloatArray) -> tuple[Ended, FloatArray]:
+def _refilled(
+    prices: ServingPrices, requests: FloatArray, slots: FloatArray, burst: _Burst
+) -> tuple[Ended, FloatArray]:
     """Requests whose lengths vary: when they end, and (N,) when all have. Half of what a burst delays is lost."""
     decoded, added_s = _decoded(prices, requests, slots), prices.added_s
     alone_s = prices.alone_s - added_s
     apart = prices.decode.engine.reads_first
-    late_s = alone_s + (0.0 if apart else _burst(prices, slots).beside_s / 2)
+    late_s = alone_s + (0.0 if apart else burst.beside_s / 2)
     first_s = np.maximum(2 * decoded.ended_s[:, :1] - decoded.ended_s[:, 1:2], 0.0)
     parts = np.arange(READY_PARTS + 1) / READY_PARTS * requests[:, None]
     reading_s = np.minimum(slots[:, None] + parts, requests[:, None]) * added_s[:, None]

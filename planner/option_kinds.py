@@ -1,6 +1,7 @@
 """Whether the options of a public call have the types they are declared with, which only Python code can get wrong."""
 
 import numbers
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from types import UnionType
@@ -36,3 +37,5 @@ def check_kinds(options: Any) -> None:
         kind = {float: numbers.Real, int: numbers.Integral}.get(kinds[0], kinds[0])
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise SpecError(item.name, f"must be {_WORDS[kinds[0]]}; got {str(value)[:40]!r}")
+        if kinds[0] is float and isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise SpecError(item.name, f"is beyond all numbers with a point; got {str(value)[:20]}...")

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.serving import replica_devices
 from costmodels.serving_apart import crossing_s, first_token_s, generated, most_read, running_at
 from planner.serving_results import ApartPlan, PoolPart, ServingResult
-from planner.serving_states import Layouts, interval, replica_devices, serving_call, serving_context
+from planner.serving_states import Layouts, interval, serving_call, serving_context
 
 _POINTS = 64  # numbers of requests at once that a generating replica is asked about
 _PAIRS = 64  # of layouts that numbers of replicas are chosen for

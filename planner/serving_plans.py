@@ -7,14 +7,14 @@ tokens per device within the bounds; of a given rate, what takes the fewest devi
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
-from costmodels.serving import ServingPoints
+from costmodels.serving import ServingPoints, replica_devices
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.dataflow.engine_strategies import engine_strategies
 from planner.request import (
@@ -39,7 +39,6 @@ from planner.serving_states import (
     deployments,
     layouts,
     most_replicas,
-    replica_devices,
     serving_call,
     within_bounds,
 )
@@ -136,10 +135,10 @@ def _format(precision: str | None, weights: str | None, cluster: ClusterSpec) ->
     compute capability 8.9 or an MI300. Below, Marlin's products of 8-bit weights run in 16 bits, not planned here.
     """
     device = cluster.device
-    if precision not in (None, *_FORMATS):
+    if precision is not None and not _is_one(precision, _FORMATS):
         hint = "bf16 or fp16, with weights fp8 for an 8-bit checkpoint"
         raise SpecError("precision", f"is a format of 16 bits; got {str(precision)[:40]!r}", hint)
-    if weights not in (None, EIGHT_BITS):
+    if weights is not None and not _is_one(weights, (EIGHT_BITS,)):
         raise SpecError("weights", f"are fp8, or those of the precision; got {str(weights)[:40]!r}", f"{EIGHT_BITS}")
     known = [name for name in _FORMATS if name in device.peak_flops_per_s]
     if precision is not None and precision not in known:
@@ -159,11 +158,16 @@ def _format(precision: str | None, weights: str | None, cluster: ClusterSpec) ->
     return precision or known[0], ()
 
 
+def _is_one(value: object, words: Sequence[str]) -> bool:
+    """Whether it is one of some words, and no array that compares with each of them."""
+    return isinstance(value, str) and value in words
+
+
 def _cache_format(kv_cache_dtype: str | None, precision: str) -> str:
     """The format of keys and values."""
-    if kv_cache_dtype in (None, "auto"):
+    if kv_cache_dtype is None or _is_one(kv_cache_dtype, ("auto",)):
         return "bf16" if precision == EIGHT_BITS else precision
-    if kv_cache_dtype != EIGHT_BITS:
+    if not _is_one(kv_cache_dtype, (EIGHT_BITS,)):
         raise SpecError("kv_cache_dtype", f"is auto or {EIGHT_BITS}; got {str(kv_cache_dtype)[:40]!r}", EIGHT_BITS)
     return kv_cache_dtype
 

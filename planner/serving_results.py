@@ -115,7 +115,7 @@ class ServingPlan(Served):
     @property
     def num_devices(self) -> int:
         """Devices of all replicas."""
-        return self.replicas * self.tensor_parallel * self.pipeline_parallel * self.attention_groups
+        return _devices(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +137,7 @@ class PoolPart:
     @property
     def num_devices(self) -> int:
         """Devices of all of them."""
-        return self.replicas * self.pipeline_parallel * max(self.tensor_parallel, self.expert_parallel)
+        return _devices(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +172,11 @@ class ApartPlan(Served):
     def num_devices(self) -> int:
         """Devices of both."""
         return self.reading.num_devices + self.generating.num_devices
+
+
+def _devices(part: ServingPlan | PoolPart) -> int:
+    """Of all replicas: experts over more ranks than tensors are over several groups of these."""
+    return part.replicas * part.pipeline_parallel * max(part.tensor_parallel, part.expert_parallel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from costmodels.plan import FloatArray
-from costmodels.serving import most_per_s
+from costmodels.serving import most_per_s, replica_devices
 from planner.phrases import gib, seconds
 from planner.serving_job import bound_words
 from planner.serving_results import ServingResult, ServingShortage
-from planner.serving_states import Deployments, Layouts, bounded, deployment, replica_devices
+from planner.serving_states import Deployments, Layouts, bounded, deployment
 
 _NAMES = {"data_parallel": "replicas"}
 

@@ -97,11 +97,6 @@ def serving_call(job: ServingJob, precision: str, requests: int) -> ModelCall:
     )
 
 
-def replica_devices(plans: PlanBatch) -> IntArray:
-    """(N,) devices of one replica."""
-    return plans.tensor_parallel * plans.pipeline_parallel * plans.attention_groups
-
-
 def most_replicas(plans: PlanBatch) -> IntArray:
     """(N,) replicas there are."""
     return plans.data_parallel // plans.attention_groups
@@ -126,7 +121,7 @@ def layouts(plans: PlanBatch, asked: ServingResult) -> Layouts:
     engine = asked.engine.on_host(cluster.node.host_time_scale)
     memory, shared = serving_memory(plans, call, engine, context, cached_tokens=job.cached_tokens)
     device = cluster.device
-    room = min(engine.memory_utilization * device.memory_bytes, device.usable_memory_bytes)
+    room = engine.room_bytes(device)
     token_bytes = bytes_per_cached_token(plans, asked.model, context.cache_element_bytes)
     cache = np.maximum(room - memory.weight_bytes - memory.fixed_bytes - memory.working_bytes, 0.0)
     longest = token_bytes * kept_tokens(asked.model, job.max_model_len)

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from profiles.catalog import load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
+from profiles.hardware import DeviceSpec
 
 TRAINER = "trainer"
 _HOST_TIMES = ("kernel_launch_s", "collective_launch_s", "step_overhead_s", "sequence_overhead_s", "rollout_step_s")
@@ -88,6 +89,10 @@ class EngineSpec:
     def on_host(self, time_scale: float) -> "EngineSpec":
         """The engine on a host whose code takes so many times as long (``NodeSpec.host_time_scale``)."""
         return replace(self, **{name: time_scale * getattr(self, name) for name in _HOST_TIMES})
+
+    def room_bytes(self, device: DeviceSpec) -> float:
+        """Device memory it may use: its share, or what is left where less is."""
+        return min(self.memory_utilization * device.memory_bytes, device.usable_memory_bytes)
 
     def between_training(self) -> "EngineSpec":
         """The engine as it generates what a training framework around it learns from, not as it serves."""

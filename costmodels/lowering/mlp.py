@@ -152,8 +152,7 @@ def _between_nodes(shape: RankShape, context: CostContext) -> BoolArray:
     They do so by kernels that send a token once to a node, in 8 bits if experts are (vLLM's documentation, expert
     parallel deployment: DeepEP's high-throughput kernels for prompts on several nodes).
     """
-    far = (shape.attention_groups > 1) & (shape.expert * shape.expert_tensor > context.cluster.domain_devices)
-    return np.asarray(far & context.by_engine)
+    return np.asarray(shape.groups_apart(context.cluster.domain_devices) & context.by_engine)
 
 
 def _dispatch_traffic(calls: CallList, shape: RankShape, sent_bytes: FloatArray, back_bytes: FloatArray) -> None:

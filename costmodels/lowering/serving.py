@@ -144,11 +144,11 @@ def _exchange(calls: CallList, shape: RankShape, context: CostContext, row_bytes
     groups, moe = shape.attention_groups, context.model.moe
     if moe is None or int(groups.max(initial=1)) == 1:
         return
-    near = groups * shape.tensor <= context.cluster.domain_devices
-    gathered = np.where((groups > 1) & near, shape.tokens * groups * row_bytes, 0.0)
+    far = shape.groups_apart(context.cluster.domain_devices)
+    gathered = np.where((groups > 1) & ~far, shape.tokens * groups * row_bytes, 0.0)
     for op in (CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER):
         calls.transfer(Axis.EXPERT_FORWARD, op, gathered, group=groups, stride=shape.tensor)
-    copies = np.where((groups > 1) & ~near, shape.tokens / shape.tensor * moe.experts_per_token, 0.0)
+    copies = np.where(far, shape.tokens / shape.tensor * moe.experts_per_token, 0.0)
     there = 1.0 if context.eight_bit_weights else row_bytes / context.model.hidden_size
     for sent in (copies * there * context.model.hidden_size, copies * row_bytes):
         calls.transfer(

@@ -47,6 +47,10 @@ class RankShape:
         """(K,) tensor-parallel groups, each with sequences of its own, that one set of experts is spread over."""
         return np.asarray(np.maximum(self.expert * self.expert_tensor // self.tensor, 1))
 
+    def groups_apart(self, domain_devices: int) -> BoolArray:
+        """(K,) whether attention groups that share experts are in several scale-up domains of so many devices."""
+        return np.asarray((self.attention_groups > 1) & (self.expert * self.expert_tensor > domain_devices))
+
 
 def rank_shapes(plans: PlanBatch, context: CostContext, *, experts: bool) -> tuple[RankShape, Groups]:
     """Distinct rank shapes of a batch, and which one each plan has.

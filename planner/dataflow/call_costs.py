@@ -215,8 +215,7 @@ def _generation(
         framework=setting.stack.framework,
         domain_devices=setting.cluster.domain_devices,
     )
-    device = setting.cluster.device
-    room_bytes = min(engine.memory_utilization * device.memory_bytes, device.usable_memory_bytes)
+    room_bytes = engine.room_bytes(setting.cluster.device)
     return price_generation(plans, call, model, setting, engine, room_bytes=room_bytes)
 
 

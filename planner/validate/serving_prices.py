@@ -123,8 +123,8 @@ def _expert(row: ServingRow) -> int:
     return row.tensor * row.data if shared else row.expert
 
 
-def _asked(row: ServingRow) -> tuple[dict[str, Any], int]:
-    """What every question about a row says, and how many replicas it runs on."""
+def _asked(row: ServingRow) -> dict[str, Any]:
+    """What every question about a row says; ``dp`` of its pins are the replicas it runs on."""
     expert = _expert(row)
     replicas = row.gpus // (row.pipeline * max(row.tensor, expert))
     pins = {"tp": row.tensor, "pp": row.pipeline, "dp": replicas}
@@ -137,13 +137,13 @@ def _asked(row: ServingRow) -> tuple[dict[str, Any], int]:
         "generate": _lengths(row),
         "engine": engine_of(row),
         "pins": pins,
-    }, replicas
+    }
 
 
 def _run(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
     """First tokens, token times and latencies of requests that are all sent at once."""
-    asked, _ = _asked(row)
-    result = serving(row.model, cluster_of(row.gpus, row.gpu), requests=row.num_requests or row.concurrency, **asked)
+    requests = row.num_requests or row.concurrency
+    result = serving(row.model, cluster_of(row.gpus, row.gpu), requests=requests, **_asked(row))
     found = _figures(result.plans[0], row) if result.plans else {}
     return {name: value for name, value in found.items() if name != "tokens"}
 
@@ -153,12 +153,12 @@ def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
 
     A run says how long they wait, which first prices did not: nothing is judged that has no first price.
     """
-    asked, replicas = _asked(row)
+    asked = _asked(row)
     cluster = cluster_of(row.gpus, row.gpu)
     if row.request_rate_per_s is not None and row.load is Load.REQUEST_RATE:
         result = serving(row.model, cluster, rate_per_s=row.request_rate_per_s, **asked)
         return _figures(result.plans[0], row) if result.plans else {}
-    each = max(-(-(row.concurrency or 1) // replicas), 1)
+    each = max(-(-(row.concurrency or 1) // asked["pins"]["dp"]), 1)
     result = serving(row.model, cluster, concurrency=each, requests=row.num_requests, **asked)
     if result.plans and result.plans[0].most_requests >= each:
         return _figures(result.plans[0], row)

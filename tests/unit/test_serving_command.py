@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import jsonschema_rs
+import numpy as np
 import pytest
 
 import planner
@@ -60,6 +61,11 @@ from tests.unit.test_serving import CHAT, served
         ({"price_date": "2026-01"}, "price_date"),
         ({"memory_reserve_bytes": 1e12}, "memory_reserve_bytes"),
         ({"price_per_device_hour_usd": -1.0}, "price_per_device_hour_usd"),
+        ({"price_per_device_hour_usd": 10**400}, "price_per_device_hour_usd"),
+        ({"memory_reserve_bytes": 10**400}, "memory_reserve_bytes"),
+        ({"precision": np.array(["bf16", "fp16"])}, "precision"),
+        ({"weights": np.array(["fp8", "fp8"])}, "weights"),
+        ({"kv_cache_dtype": np.array(["auto", "fp8"])}, "kv_cache_dtype"),
     ],
 )
 def test_what_is_wrong_is_named(asked: dict[str, Any], field: str) -> None:

@@ -13,12 +13,12 @@ from costmodels.generation import generation
 from costmodels.lengths import OutputLengths, fixed_length, log_normal_lengths
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import PlanBatch
+from costmodels.queues import most_of
 from costmodels.serving import (
     ServingPoints,
     ServingPrices,
     at_concurrency,
     at_rate,
-    most_of,
     serving_memory,
     serving_prices,
     steady_states,
