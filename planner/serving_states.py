@@ -37,7 +37,8 @@ class Layouts:
     """N layouts with what they rest on.
 
     Attributes:
-        plans: As large as the cluster; ``data_parallel`` is the most replicas there may be.
+        plans: One replica each; ``data_parallel`` counts its attention groups.
+        replicas: (N,) the most there may be on the cluster.
         prices: Of one replica each.
         memory: Of one replica each.
         places: (N,) requests that fit an attention group of a replica at once, and the engine takes.
@@ -49,6 +50,7 @@ class Layouts:
     """
 
     plans: PlanBatch
+    replicas: IntArray
     prices: ServingPrices
     memory: GenerationMemory
     places: IntArray
@@ -62,7 +64,7 @@ class Layouts:
         """The selected layouts."""
         columns = {
             name: getattr(self, name)[rows]
-            for name in ("places", "together", "token_bytes", "cache_bytes", "longest_bytes")
+            for name in ("replicas", "places", "together", "token_bytes", "cache_bytes", "longest_bytes")
         }
         return replace(
             self, plans=self.plans.take(rows), prices=self.prices.take(rows), memory=self.memory.take(rows), **columns
@@ -97,11 +99,6 @@ def serving_call(job: ServingJob, precision: str, requests: int) -> ModelCall:
     )
 
 
-def most_replicas(plans: PlanBatch) -> IntArray:
-    """(N,) replicas there are."""
-    return plans.data_parallel // plans.attention_groups
-
-
 def serving_context(call: ModelCall, asked: ServingResult) -> CostContext:
     """Price lists of the cluster, and formats."""
     setting = CallSetting(
@@ -113,8 +110,8 @@ def serving_context(call: ModelCall, asked: ServingResult) -> CostContext:
     return call_context(call, asked.model, setting)
 
 
-def layouts(plans: PlanBatch, asked: ServingResult) -> Layouts:
-    """Layouts with their prices; those that hold no request of the longest length have no places."""
+def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layouts:
+    """Layouts, so many replicas each, with their prices; those that hold no request of the longest length no places."""
     job, cluster = asked.job, asked.cluster
     call = serving_call(job, asked.precision, int(plans.micro_batch_size.max(initial=1)))
     context = serving_context(call, asked)
@@ -132,6 +129,7 @@ def layouts(plans: PlanBatch, asked: ServingResult) -> Layouts:
     )
     return Layouts(
         plans=plans,
+        replicas=replicas,
         prices=prices,
         memory=memory,
         places=places,
@@ -156,7 +154,7 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
     if job.requests is not None:
         return _runs(found, job.requests, job.concurrency)
     groups = found.plans.attention_groups[:, None]
-    most, places = most_replicas(found.plans)[:, None], (groups * found.places[:, None]).astype(np.float64)
+    most, places = found.replicas[:, None], (groups * found.places[:, None]).astype(np.float64)
 
     def deployed(points: ServingPoints, replicas: IntArray, held: BoolArray) -> Deployments:
         answered = points.rate_per_s * replicas * groups
@@ -189,7 +187,7 @@ def _runs(found: Layouts, requests: int, concurrency: int | None) -> Deployments
 
     Attention groups share those of their replica; of fewer requests than groups one each.
     """
-    replicas, groups = most_replicas(found.plans), found.plans.attention_groups
+    replicas, groups = found.replicas, found.plans.attention_groups
     busy = replicas * (groups if concurrency is None else np.minimum(groups, concurrency))
     each = np.ceil(requests / busy)
     at_once = each if concurrency is None else np.maximum(concurrency / groups, 1.0)

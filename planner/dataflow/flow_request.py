@@ -27,7 +27,7 @@ from planner.request import (
     with_memory_reserve,
 )
 from planner.results import Note
-from profiles.engines import find_engine
+from profiles.engines import TRAINER, find_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import MAX_SEQUENCE, ModelSpec
@@ -207,7 +207,7 @@ def resolve_flow(
         dependency=_dependency(options),
         staleness=staleness,
         precision=_precision(options, machines, notes),
-        engines=_engines(graph, options),
+        engines=_engines(graph, options, machines),
         pins=parse_call_pins(options.pins, graph, machines),
         options=options,
         assumptions=tuple(notes),
@@ -368,11 +368,14 @@ def _stack(graph: Dataflow, options: FlowOptions) -> StackSpec:
     return in_reinforcement_learning(stack) if graph.trains_between_generations else stack
 
 
-def _engines(graph: Dataflow, options: FlowOptions) -> tuple[str, ...]:
-    """The engine asked for, or the usual ones."""
+def _engines(graph: Dataflow, options: FlowOptions, machines: MixedCluster) -> tuple[str, ...]:
+    """The engine asked for, or the usual ones; where none of these runs, the trainer generates."""
+    devices = [group.device for group in machines.groups]
     if options.engine is None:
-        return DEFAULT_ENGINES
+        return tuple(name for name in DEFAULT_ENGINES if any(map(find_engine(name).runs_on, devices))) or (TRAINER,)
     engine = find_engine(options.engine)
+    if not any(map(engine.runs_on, devices)):
+        raise SpecError("engine", f"{engine.name} does not support {devices[0].name}", "leave it out")
     if all(call.kind != GENERATE for call in graph.calls):
         raise SpecError("engine", f"is given, but no call of {graph.name} generates", "leave it out")
     if options.rollout != WHOLE and not engine.continuous:

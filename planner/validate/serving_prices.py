@@ -207,7 +207,6 @@ def _from_the_start(row: ServingRow) -> Mapping[str, tuple[float, float, float]]
         model_named(row.model),
         cluster,
         engine,
-        memory_share=engine.memory_utilization,
         layout={
             "tensor_parallel": row.tensor,
             "pipeline_parallel": row.pipeline,
