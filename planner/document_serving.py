@@ -39,7 +39,7 @@ CONVENTIONS = {
     "memory": "the fullest device of a replica",
     "apart": "replicas that read prompts beside replicas that generate; busy: share of time, or of places",
     "crossing_s": "of the first token: keys and values on their way from one to the other",
-    "frontier": "deployments that none beats both in tokens and in tokens per user, fastest first; of a rate, tokens per device",
+    "frontier": "deployments that none beats in tokens (at a rate, per device) and in tokens per user, fastest first",
 }
 _KIND = "serving"
 _POOL_COUNTS = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "replicas", "num_devices")

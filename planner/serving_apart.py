@@ -11,6 +11,7 @@ from planner.serving_layouts import most_replicas
 from planner.serving_results import ApartPlan, PoolPart, ServingResult
 from planner.serving_states import Layouts, interval, serving_call, serving_context
 from profiles.hardware import ClusterSpec
+from profiles.serving_widths import serving_log_stds
 
 _POINTS = 64  # numbers of requests at once that a generating replica is asked about
 _PAIRS = 64  # of layouts that numbers of replicas are chosen for
@@ -141,8 +142,8 @@ def _plan(
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         latency_s=latency_s,
-        ttft_interval_s=interval(ttft_s, readers.prices.half_widths[:, 0]),
-        tpot_interval_s=interval(tpot_s, widths[:, 0]),
+        ttft_interval_s=interval(ttft_s, readers.prices.half_widths[:, 0], serving_log_stds("ttft", asked.model)),
+        tpot_interval_s=interval(tpot_s, widths[:, 0], serving_log_stds("tpot", asked.model)),
         requests_per_s=rate,
         output_tokens_per_s=rate * job.output.mean,
         basis=int(basis[0]),

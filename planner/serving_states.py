@@ -20,10 +20,12 @@ from costmodels.serving import (
 )
 from costmodels.serving_percentiles import first_token_within, latency_within
 from costmodels.serving_runs import run_points
+from costmodels.uncertainty import NORMAL_90
 from planner.dataflow.call_costs import CallSetting, call_context
 from planner.serving_job import ServingJob, percentile_name
 from planner.serving_results import ServingMemory, ServingPlan, ServingResult
 from profiles.model import MAX_SEQUENCE
+from profiles.serving_widths import serving_log_stds
 from profiles.stacks import find_stack
 
 EIGHT_BITS = "fp8"  # the recipe whose products read weights of 8 bits
@@ -260,8 +262,8 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         latency_s=latency_s,
         ttft_percentiles_s=_percentiles(found, points.at(row, place), job, row, "ttft_s"),
         latency_percentiles_s=_percentiles(found, points.at(row, place), job, row, "latency_s"),
-        ttft_interval_s=interval(ttft_s, found.prices.half_widths[:, row]),
-        tpot_interval_s=interval(tpot_s, widths[:, 0]),
+        ttft_interval_s=interval(ttft_s, found.prices.half_widths[:, row], serving_log_stds("ttft", asked.model)),
+        tpot_interval_s=interval(tpot_s, widths[:, 0], serving_log_stds("tpot", asked.model)),
         requests_per_s=rate,
         output_tokens_per_s=rate * job.output.mean,
         duration_s=None if job.requests is None else job.requests / rate,
@@ -280,6 +282,13 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
     )
 
 
-def interval(middle_s: float, half_widths: FloatArray) -> tuple[float, float]:
-    """90 % interval of a time, from (2,) half-widths of its logarithm."""
-    return middle_s * float(np.exp(-half_widths[0])), middle_s * float(np.exp(half_widths[1]))
+def interval(middle_s: float, half_widths: FloatArray, log_stds: tuple[float, float]) -> tuple[float, float]:
+    """90 % interval of a time.
+
+    Args:
+        middle_s: The time.
+        half_widths: (2,) of its logarithm, as prices of kernels and links leave it open.
+        log_stds: By which servers of publishers differ besides, below and above (``profiles.serving_widths``).
+    """
+    low, high = np.hypot(half_widths, NORMAL_90 * np.asarray(log_stds))
+    return middle_s * float(np.exp(-low)), middle_s * float(np.exp(high))
