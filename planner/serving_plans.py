@@ -94,6 +94,7 @@ def serving(
     notes += [Note(code="assumed_default", field="cluster", message=text) for text in machines.assumptions]
     _check_context(job, resolved.spec)
     stored, note = _format(precision, weights, machines)
+    notes += [*note, *_waves(job)]
     question = ServingResult(
         model=resolved.spec,
         cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
@@ -102,7 +103,7 @@ def serving(
         precision=stored,
         kv_cache_dtype=_cache_format(kv_cache_dtype, stored),
         price=price_of(options),
-        assumptions=(*notes, *note),
+        assumptions=tuple(notes),
     )
     fixed, most = _checked_pins(pins), whole_number("top", top, least=1, most=MOST_TOP)
     return _answered(question, fixed, most, disaggregated=disaggregated)
@@ -115,6 +116,17 @@ def _check_context(job: ServingJob, model: ModelSpec) -> None:
         field = "max_model_len" if longest > job.prompt_tokens + job.output.most else "prompt"
         problem = f"requests may have {longest:,} tokens, and {model.name} was built for {most:,}"
         raise SpecError(field, problem, f"at most {most:,} tokens, prompt and output together")
+
+
+def _waves(job: ServingJob) -> list[Note]:
+    """What a steady state leaves out that load generators see."""
+    if job.concurrency is None or job.concurrency == 1 or job.requests is not None or not job.output.is_fixed:
+        return []
+    message = (
+        "a steady state, in which requests come one by one; outputs of one length end together, and a load generator "
+        "that sends the next at once waits longer for first tokens (the option requests prices its run)"
+    )
+    return [Note(code="steady_state", field="concurrency", message=message)]
 
 
 def _format(precision: str | None, weights: str | None, cluster: ClusterSpec) -> tuple[str, tuple[Note, ...]]:

@@ -321,3 +321,14 @@ def test_limits_of_the_engine_can_be_set() -> None:
     name, value = limit.split()
     asked: dict[str, Any] = {"gpus": "1xH100-SXM-80GB", "prompt": 100, "generate": 100, "concurrency": 1500}
     assert served(**asked, **{name: int(value)}).fits
+
+
+def test_a_steady_state_says_when_load_generators_see_waves() -> None:
+    def told(**asked: Any) -> bool:
+        return any(note.code == "steady_state" for note in served(gpus="1xH100-SXM-80GB", **asked).assumptions)
+
+    assert told(concurrency=16)
+    assert not told(concurrency=1)
+    assert not told(concurrency=16, requests=160)
+    assert not told(concurrency=16, generate="lognormal:mean=256,sigma=1,max=2048")
+    assert not told(rate_per_s=2)
