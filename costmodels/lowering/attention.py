@@ -9,7 +9,7 @@ from costmodels.autocast import fp32_stream
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
-from costmodels.lowering.calls import Axis, CallList, Phase, core_format
+from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import (
     ADAPTERS,
     beside_product,
@@ -18,6 +18,7 @@ from costmodels.lowering.elementwise import (
     ring_sums,
     softmax,
 )
+from costmodels.lowering.formats import core_format
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import ContextKind, FloatArray

@@ -21,6 +21,7 @@ from costmodels.kernels.calls import (
     KernelOp,
 )
 from costmodels.kernels.implementations import torch_code
+from costmodels.lowering.formats import attention_library, core_format
 from costmodels.lowering.parts import Part
 from costmodels.lowering.priced_calls import PricedCalls
 from costmodels.lowering.streams import as_run, in_turn
@@ -221,7 +222,7 @@ class CallList:
         Who runs it is the context's, unless said.
         """
         if implementation is None:
-            implementation = self.context.implementation or torch_code(_attention_library(self.context))
+            implementation = self.context.implementation or torch_code(attention_library(self.context))
         usual = KernelOp.ATTENTION_FORWARD if phase is Phase.CORE else KernelOp.ATTENTION_BACKWARD
         self.add(
             phase,
@@ -377,24 +378,3 @@ def _split(table: NDArray[Any], shapes: Sequence[tuple[int, int]]) -> list[NDArr
         views.append(table[:, start : start + sites * width].reshape(len(table), sites, width))
         start += sites * width
     return views
-
-
-def _attention_library(context: CostContext) -> str:
-    """Library whose fused attention runs: where libraries differ, the one that the job names; else the stack's.
-
-    They differ on Hopper and on data-centre Blackwell, whose instructions FlashAttention-2 does not use.
-    FlashAttention-3, whose backward pass nobody has timed, has cuDNN's rate: within a tenth of it at long sequences,
-    both ways (arXiv:2407.08608, figures 5 and 6).
-    """
-    stack, architecture = context.stack, context.cluster.device.architecture
-    if architecture not in ("hopper", "blackwell"):
-        return stack.attention_library
-    usual = stack.blackwell_attention_library if architecture == "blackwell" else ""
-    named = context.job.attention_library or usual or stack.attention_library
-    return "cudnn" if named == "flash_3" else named
-
-
-def core_format(context: CostContext) -> str:
-    """Format of the attention core and the output head: 16-bit under 8- and 4-bit recipes."""
-    name = context.job.numerics.gemm_format
-    return "bf16" if name in ("fp8", "fp4") else name
