@@ -31,6 +31,8 @@ class EngineSpec:
         captures_graphs: Decode steps are replayed as CUDA graphs: launching their kernels costs the host nothing.
         continuous: A sequence that ends makes room for one that waits; otherwise a batch runs until its last ends.
         fused_experts: Expert layers run as one fused kernel over the experts that see a token.
+        norms_quantise: Norms write the input of a product in 8 bits themselves, where no other kernel reads it.
+        activations_quantise: Activation functions do.
         splits_stages: Whether layers can be split over pipeline stages.
         disaggregates: Whether prompts can be read by replicas of their own, which hand their keys and values on.
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
@@ -62,6 +64,8 @@ class EngineSpec:
     captures_graphs: bool = False
     continuous: bool = True
     fused_experts: bool = True
+    norms_quantise: bool = False
+    activations_quantise: bool = False
     splits_stages: bool = True
     disaggregates: bool = False
     attention_data_parallel: bool = False

@@ -21,7 +21,7 @@ from costmodels.kernels.calls import (
     KernelOp,
 )
 from costmodels.kernels.implementations import torch_code
-from costmodels.lowering.formats import attention_library, core_format
+from costmodels.lowering.formats import EIGHT_BIT_BYTES, attention_library, core_format, eight_bit_product
 from costmodels.lowering.parts import Part
 from costmodels.lowering.priced_calls import PricedCalls
 from costmodels.lowering.streams import as_run, in_turn
@@ -120,6 +120,7 @@ class CallList:
         batch: FloatArray | float = 1.0,
         grouped: bool = False,
         gemm_format: str = "",
+        implementation: int = 0,
     ) -> None:
         """C[m,n] = A[m,k] B[k,n], ``batch`` of them; in the job's linear-layer format unless said."""
         numerics = self.context.job.numerics
@@ -138,6 +139,7 @@ class CallList:
             bytes=elements * batch * min(numerics.storage_bytes, 4.0),
             element_bytes=min(numerics.storage_bytes, 4.0),
             scale_block=float(numerics.scale_block if name == numerics.gemm_format else 0),
+            implementation=float(implementation),
         )
 
     def linear(
@@ -151,13 +153,20 @@ class CallList:
         grouped: bool = False,
         gemm_format: str = "",
         packed: bool = True,
+        quantised: bool = False,
     ) -> None:
         """A linear layer: forward, input gradient and, when its weight is trained, weight gradient.
 
         QLoRA restores a frozen 4-bit weight in every pass (arXiv:2305.14314 section 3), autocast casts an fp32 one. One
-        that PyTorch unpacks stays (``StackSpec.unpacks_weights``). Not ``packed``, it is in 16 bits there, too.
+        that PyTorch unpacks stays (``StackSpec.unpacks_weights``). Not ``packed``, it is in 16 bits there, too. An
+        engine's 8-bit layer quantises its input in a kernel of its own, unless it comes ``quantised``.
         """
-        self.gemm(Phase.FORWARD, rows, outputs, inputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
+        code = 0 if grouped else eight_bit_product(self.context, gemm_format)
+        if code and not quantised:
+            moved = (self.context.job.numerics.storage_bytes + EIGHT_BIT_BYTES) * batch * rows * inputs
+            self.memory(Phase.FORWARD, moved, family=KernelFamily.QUANTISE, rows=rows, width=inputs, kernels=batch)
+        shape = (rows, outputs, inputs)
+        self.gemm(Phase.FORWARD, *shape, batch=batch, grouped=grouped, gemm_format=gemm_format, implementation=code)
         self.gemm(Phase.INPUT_GRADIENT, rows, inputs, outputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
         cast = casts_weights(self.context.job, self.context.stack)
         restored = packed and not trained and self.context.job.task == "qlora"

@@ -28,7 +28,7 @@ def test_publishers_are_held_by_what_the_others_tell(figure: str, kind: str) -> 
     told = telling(figure, errors)
     held = told.covered_by_others() & ((told.error == errors.error) | errors.covered(0.0))
     shares = [float(held[told.of(name)].mean()) for name in told.names]
-    assert 0.85 < np.mean(shares) < 0.95
+    assert 0.8 < np.mean(shares) < 0.95
     alone = [float(errors.covered(0.0)[told.of(name)].mean()) for name in told.names]
     assert np.mean(alone) < 0.75  # what prices of kernels leave open is not enough
 
