@@ -45,11 +45,12 @@ def most_running(plan: ServingPlan, result: ServingResult) -> int:
     return min(max(ceil(wanted / groups), 1), fitting)
 
 
-def _share(result: ServingResult) -> str:
-    """Of the memory that a device reports, for the engine to use: its own, or what is left beside what is reserved."""
+def _share(plan: ServingPlan, result: ServingResult) -> str:
+    """Of memory, for the engine to use: its own, or less where memory is reserved, so that the cache is the plan's."""
+    memory, own = plan.memory, result.engine.memory_utilization
     device = result.cluster.device
-    left = floor(1000 * device.usable_memory_bytes / device.reported_memory_bytes) / 1000
-    return f"{min(result.engine.memory_utilization, left):g}"
+    least = float(result.engine.least_share(device, memory.weights, memory.activations + memory.fixed, memory.cache))
+    return f"{own if least > own * (1 - 1e-9) else floor(1000 * least) / 1000:g}"
 
 
 def _nodes(plan: ServingPlan, result: ServingResult) -> int:
@@ -69,7 +70,7 @@ def _vllm(plan: ServingPlan, result: ServingResult) -> Words:
         words += ["--enable-expert-parallel"]
     words += ["--max-model-len", f"{result.job.max_model_len}", "--max-num-seqs", f"{most_running(plan, result)}"]
     words += ["--max-num-batched-tokens", f"{result.engine.prefill_tokens}"]
-    words += ["--gpu-memory-utilization", _share(result), *_formats(result, "fp8")]
+    words += ["--gpu-memory-utilization", _share(plan, result), *_formats(result, "fp8")]
     if nodes == 1:
         return words
     if groups > 1:
@@ -92,7 +93,7 @@ def _sglang(plan: ServingPlan, result: ServingResult) -> Words:
     words += ["--context-length", f"{result.job.max_model_len}"]
     words += ["--max-running-requests", f"{groups * most_running(plan, result)}"]
     words += ["--chunked-prefill-size", f"{groups * result.engine.prefill_tokens}"]
-    words += ["--mem-fraction-static", _share(result), *_formats(result, "fp8_e4m3")]
+    words += ["--mem-fraction-static", _share(plan, result), *_formats(result, "fp8_e4m3")]
     if nodes > 1:
         words += ["--nnodes", f"{nodes}", "--node-rank", '"$NODE_RANK"', "--dist-init-addr", '"$HEAD:20000"']
     return words
@@ -115,7 +116,7 @@ def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
         words += ["--ep_size", f"{plan.expert_parallel}"]
     words += ["--max_seq_len", f"{result.job.max_model_len}", "--max_batch_size", f"{most_running(plan, result)}"]
     words += ["--max_num_tokens", f"{result.engine.prefill_tokens}"]
-    words += ["--kv_cache_free_gpu_memory_fraction", _share(result)]
+    words += ["--kv_cache_free_gpu_memory_fraction", _share(plan, result)]
     return words + (["--extra_llm_api_options", "options.yaml"] if options else [])
 
 

@@ -45,12 +45,12 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
 def no_room(found: Layouts, asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
     """No layout holds the model and one request of the longest length."""
     held = _needed_bytes(found)
-    least = int(held.argmin())
-    plan, short = found.plans.plan(least), float(held[least]) - found.room_bytes
+    least = int((held - found.room_bytes).argmin())
+    plan, room = found.plans.plan(least), float(found.room_bytes[least])
     message = (
         f"one request of {asked.job.max_model_len:,} tokens needs {gib(float(held[least]))} of the "
-        f"{gib(found.room_bytes)} that {asked.engine.name} may use of each device, with tp {plan.tensor_parallel} "
-        f"and pp {plan.pipeline_parallel}: {gib(short)} too much"
+        f"{gib(room)} that {asked.engine.name} may use of each device, with tp {plan.tensor_parallel} "
+        f"and pp {plan.pipeline_parallel}: {gib(float(held[least]) - room)} too much"
     )
     remedy = next((words for words, other in _roomier(found, asked) if served(other, pins)), "")
     remedy = remedy or _elsewhere(asked, pins) or "devices with more memory"
@@ -69,9 +69,13 @@ def _roomier(found: Layouts, asked: ServingResult) -> Iterator[tuple[str, Servin
     tokens = int((found.cache_bytes / found.token_bytes).max())
     if job.prompt_tokens + job.output.most <= tokens < job.max_model_len:
         yield f"max_model_len {tokens}", replace(asked, job=replace(job, max_model_len=tokens))
-    least_bytes = float(_needed_bytes(found).min())
-    if least_bytes <= device.usable_memory_bytes:
-        share = _rounded_up(least_bytes / device.reported_memory_bytes)
+    memory = found.memory
+    shares = asked.engine.least_share(
+        device, memory.weight_bytes, memory.fixed_bytes + memory.working_bytes, found.longest_bytes
+    )
+    least = float(shares[_needed_bytes(found) <= device.usable_memory_bytes].min(initial=np.inf))
+    if least <= 1:
+        share = _rounded_up(least)
         engine = replace(asked.engine, memory_utilization=share)
         yield f"memory_utilization {share:g}", replace(asked, engine=engine)
     if asked.precision != EIGHT_BITS and EIGHT_BITS in device.peak_flops_per_s:

@@ -45,7 +45,7 @@ class Layouts:
         memory: Of one replica each.
         places: (N,) requests that fit an attention group of a replica at once, and the engine takes.
         together: (N,) the same of those that start together, where a run does: equal lengths are all long at once then.
-        room_bytes: Device memory the engine may use.
+        room_bytes: (N,) device memory the engine may use.
         token_bytes: (N,) of one token in the cache of the fullest rank.
         cache_bytes: (N,) that are left for the cache.
         longest_bytes: (N,) that the longest request takes there.
@@ -57,17 +57,15 @@ class Layouts:
     memory: GenerationMemory
     places: IntArray
     together: IntArray
-    room_bytes: float
+    room_bytes: FloatArray
     token_bytes: FloatArray
     cache_bytes: FloatArray
     longest_bytes: FloatArray
 
     def take(self, rows: IntArray) -> "Layouts":
         """The selected layouts."""
-        columns = {
-            name: getattr(self, name)[rows]
-            for name in ("replicas", "places", "together", "token_bytes", "cache_bytes", "longest_bytes")
-        }
+        names = ("replicas", "places", "together", "room_bytes", "token_bytes", "cache_bytes", "longest_bytes")
+        columns = {name: getattr(self, name)[rows] for name in names}
         return replace(
             self, plans=self.plans.take(rows), prices=self.prices.take(rows), memory=self.memory.take(rows), **columns
         )
@@ -119,8 +117,7 @@ def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layou
     context = serving_context(call, asked)
     engine = asked.engine.on_host(cluster.node.host_time_scale)
     memory, shared = serving_memory(plans, call, engine, context, cached_tokens=job.cached_tokens)
-    device = cluster.device
-    room = engine.room_bytes(device)
+    room = engine.room_bytes(cluster.device, memory.weight_bytes, memory.fixed_bytes + memory.working_bytes)
     token_bytes = bytes_per_cached_token(plans, asked.model, context.cache_element_bytes)
     cache = np.maximum(room - memory.weight_bytes - memory.fixed_bytes - memory.working_bytes, 0.0)
     longest = token_bytes * kept_tokens(asked.model, job.max_model_len)
@@ -276,7 +273,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
             cache=cache,
             activations=working,
             fixed=found.memory.fixed_bytes,
-            left_to_others=asked.cluster.device.usable_memory_bytes - found.room_bytes,
+            left_to_others=asked.cluster.device.usable_memory_bytes - float(found.room_bytes[row]),
         ),
         basis=int(basis[0]),
     )

@@ -13,11 +13,22 @@ from importlib import resources
 from math import inf
 from types import MappingProxyType
 
+import numpy as np
+from numpy.typing import NDArray
+
 from profiles.catalog import load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import DeviceSpec
 
+FloatArray = NDArray[np.float64]
 TRAINER = "trainer"
+# What ``memory_utilization`` is a share of, and what has to fit it.
+OF_ALL = "all"  # of all memory, for all it keeps
+OF_WEIGHTS_AND_CACHE = (
+    "weights_and_cache"  # of what is free before it loads, for weights and cache; the rest comes on top
+)
+OF_FREE = "free"  # of what weights and activations leave, for the cache
+_SHARES = (OF_ALL, OF_WEIGHTS_AND_CACHE, OF_FREE)
 _HOST_TIMES = ("kernel_launch_s", "collective_launch_s", "step_overhead_s", "sequence_overhead_s", "rollout_step_s")
 
 
@@ -46,6 +57,7 @@ class EngineSpec:
         sequence_overhead_s: The same per running sequence.
         rollout_step_s: Host time between two steps that comes on top under a reinforcement-learning framework.
         memory_utilization: Share of the memory a device reports that the engine may use; the rest is other programs'.
+        share_of: What it is a share of: ``all``, ``weights_and_cache`` or ``free``.
         max_sequences: Most sequences a replica runs at once.
         prefill_tokens: Most prompt tokens of one step.
         graph_bytes: Device memory of captured graphs.
@@ -79,6 +91,7 @@ class EngineSpec:
     sequence_overhead_s: float = 0.0
     rollout_step_s: float = 0.0
     memory_utilization: float = 1.0
+    share_of: str = OF_ALL
     max_sequences: int = 1 << 20
     prefill_tokens: int = 8192
     graph_bytes: float = 0.0
@@ -92,6 +105,10 @@ class EngineSpec:
     residual_log_std: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
 
+    def __post_init__(self) -> None:
+        if self.share_of not in _SHARES:
+            raise SpecError(f"engines.{self.name}.share_of", f"is one of {', '.join(_SHARES)}; got {self.share_of!r}")
+
     def on_host(self, time_scale: float) -> "EngineSpec":
         """The engine on a host whose code takes so many times as long (``NodeSpec.host_time_scale``)."""
         return replace(self, **{name: time_scale * getattr(self, name) for name in _HOST_TIMES})
@@ -100,12 +117,40 @@ class EngineSpec:
         """Whether its makers support it there; of architectures nobody told about it is taken to run."""
         return device.architecture not in self.unsupported
 
-    def room_bytes(self, device: DeviceSpec) -> float:
-        """Device memory it may use: its share of what the driver reports, or what is left where less is.
+    def room_bytes(
+        self, device: DeviceSpec, weight_bytes: FloatArray | float, beside_bytes: FloatArray | float
+    ) -> FloatArray:
+        """Device memory it may use in all, or what is left where less is.
 
-        Source: vLLM takes its share of the total that ``cudaMemGetInfo`` gives (``MemorySnapshot``).
+        Args:
+            device: Whose.
+            weight_bytes: That its weights take.
+            beside_bytes: That all else takes but the cache.
         """
-        return min(self.memory_utilization * device.reported_memory_bytes, device.usable_memory_bytes)
+        all_bytes = device.reported_memory_bytes
+        if self.share_of == OF_FREE:
+            held = weight_bytes + beside_bytes
+            room = held + self.memory_utilization * np.maximum(all_bytes - held, 0.0)
+        elif self.share_of == OF_WEIGHTS_AND_CACHE:
+            room = self.memory_utilization * (all_bytes - self.context_bytes) + np.asarray(beside_bytes)
+        else:
+            room = self.memory_utilization * all_bytes + 0.0 * np.asarray(beside_bytes)
+        return np.minimum(room, device.usable_memory_bytes)
+
+    def least_share(
+        self,
+        device: DeviceSpec,
+        weight_bytes: FloatArray | float,
+        beside_bytes: FloatArray | float,
+        cache_bytes: FloatArray | float,
+    ) -> FloatArray:
+        """The ``memory_utilization`` at which a cache of so many bytes has room; the device may not have that much."""
+        all_bytes = device.reported_memory_bytes
+        if self.share_of == OF_FREE:
+            return np.asarray(cache_bytes / np.maximum(all_bytes - weight_bytes - beside_bytes, 1.0))
+        if self.share_of == OF_WEIGHTS_AND_CACHE:
+            return np.asarray((weight_bytes + cache_bytes) / (all_bytes - self.context_bytes))
+        return np.asarray((weight_bytes + beside_bytes + cache_bytes) / all_bytes)
 
     def between_training(self) -> "EngineSpec":
         """The engine as it generates what a training framework around it learns from, not as it serves."""

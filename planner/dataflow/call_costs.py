@@ -216,12 +216,17 @@ def _generation(
         framework=setting.stack.framework,
         domain_devices=setting.cluster.domain_devices,
     )
-    room_bytes = engine.room_bytes(setting.cluster.device)
-    return price_generation(plans, call, model, setting, engine, room_bytes=room_bytes)
+    return price_generation(plans, call, model, setting, engine)
 
 
 def price_generation(
-    plans: PlanBatch, call: ModelCall, model: ModelSpec, setting: CallSetting, engine: EngineSpec, *, room_bytes: float
+    plans: PlanBatch,
+    call: ModelCall,
+    model: ModelSpec,
+    setting: CallSetting,
+    engine: EngineSpec,
+    *,
+    room_bytes: float | None = None,
 ) -> CallTable:
     """The given layouts of a generation call, each with several numbers of sequences at once.
 
@@ -231,7 +236,7 @@ def price_generation(
         model: Whose tokens.
         setting: Cluster and training framework.
         engine: Who generates.
-        room_bytes: Device memory the engine may use.
+        room_bytes: Device memory the engine may use; its own share unless given.
 
     Returns:
         Several rows per plan; none for a plan that has no room for a sequence.
@@ -239,7 +244,10 @@ def price_generation(
     context = call_context(call, model, setting)
     engine = engine.on_host(setting.cluster.node.host_time_scale)
     memory = generation_memory(plans, call, engine, engine_context(context, engine, prompt_job(call)))
-    chosen = running_choices(memory, engine, -(-call.num_sequences // plans.data_parallel), room_bytes)
+    beside = memory.fixed_bytes + memory.working_bytes
+    own = engine.room_bytes(setting.cluster.device, memory.weight_bytes, beside)
+    room = own if room_bytes is None else np.full(len(plans), room_bytes)
+    chosen = running_choices(memory, engine, -(-call.num_sequences // plans.data_parallel), room)
     plans, memory = plans.take(chosen.plan), memory.take(chosen.plan)
     priced = generation(plans, call, engine, context, chosen.count, chosen.staggered)
     return CallTable(

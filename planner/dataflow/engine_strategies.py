@@ -13,7 +13,7 @@ import numpy as np
 
 from costmodels.generation import GenerationMemory
 from costmodels.model_calls import ModelCall
-from costmodels.plan import BoolArray, IntArray, PlanBatch
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from planner.constraints import rules_for, sieve
 from planner.dataflow.strategies import WAIVED_WITHOUT_TRAINING, Columns, degrees, training_job
 from planner.rules.base import Setting
@@ -108,7 +108,9 @@ class Running:
     staggered: BoolArray
 
 
-def running_choices(memory: GenerationMemory, engine: EngineSpec, per_replica: IntArray, room_bytes: float) -> Running:
+def running_choices(
+    memory: GenerationMemory, engine: EngineSpec, per_replica: IntArray, room_bytes: FloatArray
+) -> Running:
     """How many sequences to run at once: all or as many as fit, and halves of that, which leave memory to other calls.
 
     A batch that starts together needs room for what it grows to. Where ended sequences are replaced one by one, the

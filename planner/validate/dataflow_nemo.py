@@ -202,7 +202,7 @@ def _generation(row: dict[str, str], model: ModelSpec, setting: CallSetting, dev
     """Generation with the published layout, by vLLM."""
     tensor, stages = json.loads(row["gen_[TP,PP]"])
     call = _call(row, CallKind.GENERATE)
-    serving = find_engine("vllm")
+    serving = replace(find_engine("vllm"), memory_utilization=_MEMORY_SHARE["Off" in row["policy"]])
     plans = engine_strategies(
         model,
         call,
@@ -213,11 +213,9 @@ def _generation(row: dict[str, str], model: ModelSpec, setting: CallSetting, dev
     )
     published = (plans.tensor_parallel == tensor) & (plans.pipeline_parallel == stages) & (plans.expert_parallel == 1)
     plans = plans.take(np.flatnonzero(published))
-    share = _MEMORY_SHARE["Off" in row["policy"]]
-    room_bytes = replace(serving, memory_utilization=share).room_bytes(setting.cluster.device)
     alone = replace(serving, step_overhead_s=0.0, sequence_overhead_s=0.0)
     tables = [
-        price_generation(plans, call, model, setting, engine, room_bytes=room_bytes)
+        price_generation(plans, call, model, setting, engine)
         for engine in (serving, alone, replace(alone, step_overhead_s=_PROBE_S))
     ]
     if not len(tables[0]):

@@ -88,7 +88,7 @@ def predicted_s(name: str, tensor: int, *, frozen: bool = True) -> float:
         model,
         setting,
         engine,
-        room_bytes=engine.room_bytes(setting.cluster.device) - resident_bytes,
+        room_bytes=float(engine.room_bytes(setting.cluster.device, 0.0, 0.0)) - resident_bytes,
     )
     return float(table.time_s.min())
 

@@ -64,5 +64,4 @@ def replica(
             eight_bit_cache=eight_bit_cache,
         ),
         engine,
-        room_bytes=engine.room_bytes(cluster.device),
     )
