@@ -180,7 +180,7 @@ def serving_engine(
         find_engine(name)
         problem = f"{name} runs a batch until its longest request ends, and serves nobody meanwhile"
         raise SpecError("engine", problem, "vllm, sglang or tensorrt-llm")
-    engine = serving[name]
+    engine = serving[name].serving_on(device)
     if not engine.runs_on(device):
         others = [other.name for other in serving.values() if other.runs_on(device)]
         problem = f"{name} does not support {device.name}"

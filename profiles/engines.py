@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from profiles.catalog import load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import DeviceSpec
+from profiles.units import GIB
 
 FloatArray = NDArray[np.float64]
 TRAINER = "trainer"
@@ -30,6 +31,26 @@ OF_WEIGHTS_AND_CACHE = (
 OF_FREE = "free"  # of what weights and activations leave, for the cache
 _SHARES = (OF_ALL, OF_WEIGHTS_AND_CACHE, OF_FREE)
 _HOST_TIMES = ("kernel_launch_s", "collective_launch_s", "step_overhead_s", "sequence_overhead_s", "rollout_step_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceDefaults:
+    """Settings that an engine has on some devices unless told otherwise.
+
+    Attributes:
+        below_gib: Devices that report less memory.
+        named: Devices whose names have this in them.
+        prefill_tokens, max_sequences: As of ``EngineSpec``; None where they are the engine's.
+    """
+
+    below_gib: float = inf
+    named: str = ""
+    prefill_tokens: int | None = None
+    max_sequences: int | None = None
+
+    def of(self, device: DeviceSpec) -> bool:
+        """Whether the device is one of them."""
+        return device.reported_memory_bytes < self.below_gib * GIB and self.named in device.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +81,7 @@ class EngineSpec:
         share_of: What it is a share of: ``all``, ``weights_and_cache`` or ``free``.
         max_sequences: Most sequences a replica runs at once.
         prefill_tokens: Most prompt tokens of one step.
+        by_device: What its server has instead on some devices, the first that fits.
         graph_bytes: Device memory of captured graphs.
         context_bytes: CUDA context, workspaces and communicators.
         update_tensor_s: Host time per tensor when a trainer on the same GPUs hands on new weights.
@@ -94,6 +116,7 @@ class EngineSpec:
     share_of: str = OF_ALL
     max_sequences: int = 1 << 20
     prefill_tokens: int = 8192
+    by_device: tuple[DeviceDefaults, ...] = ()
     graph_bytes: float = 0.0
     context_bytes: float = 0.0
     update_tensor_s: float = 0.0
@@ -112,6 +135,17 @@ class EngineSpec:
     def on_host(self, time_scale: float) -> "EngineSpec":
         """The engine on a host whose code takes so many times as long (``NodeSpec.host_time_scale``)."""
         return replace(self, **{name: time_scale * getattr(self, name) for name in _HOST_TIMES})
+
+    def serving_on(self, device: DeviceSpec) -> "EngineSpec":
+        """The engine as its server starts on a device."""
+        found = next((each for each in self.by_device if each.of(device)), None)
+        if found is None:
+            return self
+        return replace(
+            self,
+            prefill_tokens=found.prefill_tokens or self.prefill_tokens,
+            max_sequences=found.max_sequences or self.max_sequences,
+        )
 
     def runs_on(self, device: DeviceSpec) -> bool:
         """Whether its makers support it there; of architectures nobody told about it is taken to run."""
@@ -189,6 +223,7 @@ def load_engines() -> Mapping[str, EngineSpec]:
             values |= fitted[name]["values"]
             sources |= dict.fromkeys(fitted[name]["values"], fitted[name]["source"])
         values |= {"sources": sources, "unsupported": tuple(values.get("unsupported", ()))}
+        values["by_device"] = tuple(DeviceDefaults(**each) for each in values.get("by_device", ()))
         engines[name] = EngineSpec(name=name, **values)
     return MappingProxyType(engines)
 

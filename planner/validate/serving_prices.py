@@ -211,8 +211,8 @@ def _from_the_start(row: ServingRow) -> Mapping[str, tuple[float, float, float]]
         output=_lengths(row),
         precision=row.weights_dtype,
     )
-    engine, expert = find_engine(engine_of(row)), _expert(row)
     cluster = cluster_of(row.gpus, row.gpu)
+    engine, expert = find_engine(engine_of(row)).serving_on(cluster.device), _expert(row)
     cut = expert == 1 and model_named(row.model).moe is not None
     table = replica(
         call,
