@@ -7,7 +7,7 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.generation import GenerationMemory
-from costmodels.kv_cache import bytes_per_cached_token, kept_tokens
+from costmodels.kv_cache import bytes_per_cached_token, bytes_per_sequence, kept_tokens
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.serving import (
@@ -44,6 +44,7 @@ class Layouts:
         together: (N,) the same of those that start together, where a run does: equal lengths are all long at once then.
         room_bytes: Device memory the engine may use.
         token_bytes: (N,) of one token in the cache of the fullest rank.
+        state_bytes: (N,) there of a request, however long it is: states of linear attention.
         cache_bytes: (N,) that are left for the cache.
         longest_bytes: (N,) that the longest request takes there.
     """
@@ -55,6 +56,7 @@ class Layouts:
     together: IntArray
     room_bytes: float
     token_bytes: FloatArray
+    state_bytes: FloatArray
     cache_bytes: FloatArray
     longest_bytes: FloatArray
 
@@ -62,7 +64,7 @@ class Layouts:
         """The selected layouts."""
         columns = {
             name: getattr(self, name)[rows]
-            for name in ("places", "together", "token_bytes", "cache_bytes", "longest_bytes")
+            for name in ("places", "together", "token_bytes", "state_bytes", "cache_bytes", "longest_bytes")
         }
         return replace(
             self, plans=self.plans.take(rows), prices=self.prices.take(rows), memory=self.memory.take(rows), **columns
@@ -124,7 +126,8 @@ def layouts(plans: PlanBatch, asked: ServingResult) -> Layouts:
     room = engine.room_bytes(device)
     token_bytes = bytes_per_cached_token(plans, asked.model, context.cache_element_bytes)
     cache = np.maximum(room - memory.weight_bytes - memory.fixed_bytes - memory.working_bytes, 0.0)
-    longest = token_bytes * kept_tokens(asked.model, job.max_model_len)
+    state_bytes = bytes_per_sequence(plans, asked.model, context.job.numerics.storage_bytes)
+    longest = token_bytes * kept_tokens(asked.model, job.max_model_len) + state_bytes
     places = np.minimum(memory.most_running(room - shared, staggered=True), engine.max_sequences)
     places = np.where(longest <= cache, places, 0)
     prices = serving_prices(
@@ -140,6 +143,7 @@ def layouts(plans: PlanBatch, asked: ServingResult) -> Layouts:
         ),
         room_bytes=room,
         token_bytes=token_bytes,
+        state_bytes=state_bytes,
         cache_bytes=cache,
         longest_bytes=longest,
     )
@@ -249,6 +253,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
     replicas, latency_s = int(there.replicas[row, place]), float(points.latency_s[row, place])
     ttft_s, tpot_s = float(points.first_token_s[row, place]), float(points.token_s[row, place])
     cache, each = float(found.cache_bytes[row]), float(found.token_bytes[row])
+    alone = cache - float(found.state_bytes[row])  # with one request in it
     working = float(found.memory.working_bytes[row])
     windowed = asked.model.sliding_window and asked.model.windowed_layers
     return ServingPlan(
@@ -269,7 +274,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         duration_s=None if job.requests is None else job.requests / rate,
         most_requests=groups * int(found.places[row]),
         most_longest=groups * int(min(cache // found.longest_bytes[row], found.places[row])),
-        longest_tokens=None if windowed else min(int(cache // each), asked.model.max_sequence_length or MAX_SEQUENCE),
+        longest_tokens=None if windowed else min(int(alone // each), asked.model.max_sequence_length or MAX_SEQUENCE),
         cache_tokens=groups * cache / each,
         memory=ServingMemory(
             weights=float(found.memory.weight_bytes[row]),

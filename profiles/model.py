@@ -255,6 +255,13 @@ class ModelSpec:
         return self.num_layers - (0 if self.linear_attention is None else self.linear_attention.layers)
 
     @property
+    def widest_product(self) -> int:
+        """Outputs per token of the widest matrix on the residual stream, or inputs of the one back to it."""
+        queries = (2 if self.attention_output_gate else 1) * self.num_attention_heads * self.head_dim
+        linear = 0 if self.linear_attention is None else self.linear_attention.joint_width
+        return max(self.ffn_hidden_size, queries, linear)
+
+    @property
     def linear_share(self) -> float:
         """Share of the layers whose attention is linear."""
         return 0.0 if self.linear_attention is None else self.linear_attention.layers / self.num_layers

@@ -187,6 +187,12 @@ def _mean_attention(model: ModelSpec) -> tuple[float, float]:
     return attention, kept
 
 
+def largest_mixer_parameters(model: ModelSpec) -> int:
+    """Parameters of the token mixer of whichever layers have more of them, those that attend in full or linearly."""
+    linear = model.linear_attention
+    return max(attention_parameters(model), 0 if linear is None else linear_parameters(linear, model.hidden_size))
+
+
 def whole_head_parameters(model: ModelSpec) -> tuple[tuple[float, int], ...]:
     """Parameters of a layer's keys and values, on average over the layers, and the heads that they are of.
 
