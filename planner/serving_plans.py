@@ -42,6 +42,7 @@ from planner.serving_states import (
     serving_call,
     within_bounds,
 )
+from profiles.engines import check_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.model import ModelSpec
@@ -104,12 +105,14 @@ def serving(
     notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]
     notes += [Note(code="assumed_default", field="cluster", message=text) for text in machines.assumptions]
     _check_context(job, resolved.spec)
+    chosen = serving_engine(engine, memory_utilization)
+    check_engine(chosen, resolved.spec)
     stored, note = _format(precision, weights, machines)
     question = ServingResult(
         model=resolved.spec,
         cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
         job=job,
-        engine=serving_engine(engine, memory_utilization),
+        engine=chosen,
         precision=stored,
         kv_cache_dtype=_cache_format(kv_cache_dtype, stored),
         price=price_of(options),

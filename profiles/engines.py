@@ -16,6 +16,8 @@ from types import MappingProxyType
 from profiles.catalog import load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import DeviceSpec
+from profiles.linear_attention import KIND_TITLES
+from profiles.model import ModelSpec
 
 TRAINER = "trainer"
 _HOST_TIMES = ("kernel_launch_s", "collective_launch_s", "step_overhead_s", "sequence_overhead_s", "rollout_step_s")
@@ -51,6 +53,7 @@ class EngineSpec:
         update_tensor_s: Host time per tensor when a trainer on the same GPUs hands on new weights.
         update_bytes_per_s: Rate at which it then gathers and loads all of them.
         apart_tensor_s, apart_bytes_per_s: The same where the trainer has GPUs of its own.
+        linear_attention: Kinds of linear attention whose models it runs (``profiles.linear_attention``).
         kernels: Label of the timings whose kernels it runs (``costmodels.kernels.implementations``); empty: none.
         residual_log_std: Standard deviation of log(measured / predicted) generation time.
         sources: Field name to citation.
@@ -82,6 +85,7 @@ class EngineSpec:
     update_bytes_per_s: float = inf
     apart_tensor_s: float = 0.0
     apart_bytes_per_s: float = inf
+    linear_attention: tuple[str, ...] = ()
     kernels: str = ""
     residual_log_std: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
@@ -130,6 +134,7 @@ def load_engines() -> Mapping[str, EngineSpec]:
         if name in fitted:
             values |= fitted[name]["values"]
             sources |= dict.fromkeys(fitted[name]["values"], fitted[name]["source"])
+        values["linear_attention"] = tuple(values.get("linear_attention", ()))
         engines[name] = EngineSpec(name=name, **values | {"sources": sources})
     return MappingProxyType(engines)
 
@@ -144,3 +149,16 @@ def find_engine(name: str) -> EngineSpec:
     if name not in engines:
         raise SpecError("engine", f"unknown name {name[:40]!r}", did_you_mean(name, engines))
     return engines[name]
+
+
+def check_engine(engine: EngineSpec, model: ModelSpec) -> None:
+    """Refuse an engine that has no code for a model's linear attention.
+
+    Raises:
+        SpecError: If it has none.
+    """
+    linear = model.linear_attention
+    if linear is not None and linear.kind not in engine.linear_attention:
+        others = [name for name, other in load_engines().items() if linear.kind in other.linear_attention]
+        problem = f"{engine.name} runs no model with {KIND_TITLES[linear.kind]}, as {model.name} has"
+        raise SpecError("engine", problem, " or ".join(name for name in others if name != TRAINER))
