@@ -105,14 +105,12 @@ def serving(
     notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]
     notes += [Note(code="assumed_default", field="cluster", message=text) for text in machines.assumptions]
     _check_context(job, resolved.spec)
-    chosen = serving_engine(engine, memory_utilization)
-    check_engine(chosen, resolved.spec)
     stored, note = _format(precision, weights, machines)
     question = ServingResult(
         model=resolved.spec,
         cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
         job=job,
-        engine=chosen,
+        engine=check_engine(serving_engine(engine, memory_utilization), resolved.spec),
         precision=stored,
         kv_cache_dtype=_cache_format(kv_cache_dtype, stored),
         price=price_of(options),

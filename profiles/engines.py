@@ -151,8 +151,8 @@ def find_engine(name: str) -> EngineSpec:
     return engines[name]
 
 
-def check_engine(engine: EngineSpec, model: ModelSpec) -> None:
-    """Refuse an engine that has no code for a model's linear attention.
+def check_engine(engine: EngineSpec, model: ModelSpec) -> EngineSpec:
+    """The engine, which has code for the linear attention a model has.
 
     Raises:
         SpecError: If it has none.
@@ -162,3 +162,4 @@ def check_engine(engine: EngineSpec, model: ModelSpec) -> None:
         others = [name for name, other in load_engines().items() if linear.kind in other.linear_attention]
         problem = f"{engine.name} runs no model with {KIND_TITLES[linear.kind]}, as {model.name} has"
         raise SpecError("engine", problem, " or ".join(name for name in others if name != TRAINER))
+    return engine
