@@ -69,7 +69,8 @@ unseen: $(INSTALLED) ## Price published runs that no fit has read; rewrite the w
 	$(BIN)/python -m planner.validate.publishers --out profiles/data/fits/publishers.json
 	$(BIN)/python -m planner.validate.unseen_page --out docs/unseen.md
 
-serving-report: $(INSTALLED) ## Rewrite docs/serving-runs.md: published measurements of serving against prices
+serving-report: $(INSTALLED) ## Price published measurements of serving; rewrite the width they tell, and docs/serving-runs.md
+	$(BIN)/python -m planner.validate.serving_widths --out profiles/data/fits/serving.json
 	$(BIN)/python -m planner.validate.serving_page --out docs/serving-runs.md
 
 dataflow-report: $(INSTALLED) ## Rewrite docs/dataflow.md: experiments on workflows of several model calls

@@ -26,6 +26,8 @@ class CostContext:
             them so; embedding, norms and head do not. Without it an 8-bit recipe casts 16-bit weights as it goes.
         eight_bit_cache: Engines keep keys and values in 8 bits.
         implementation: Who runs the kernels (``costmodels.kernels.implementations``); 0: the training stack.
+        norms_quantise: An engine's norms write the input of an 8-bit product in 8 bits.
+        activations_quantise: So do its activation functions.
     """
 
     model: ModelSpec
@@ -38,6 +40,8 @@ class CostContext:
     eight_bit_weights: bool = False
     eight_bit_cache: bool = False
     implementation: int = 0
+    norms_quantise: bool = False
+    activations_quantise: bool = False
 
     @property
     def by_engine(self) -> bool:

@@ -157,7 +157,15 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
         stack = replace(stack, norm="module", rotary="eager", activation="eager")
         job = replace(job, attention=context.job.attention)
     code = implementation_of(engine.kernels) if engine.kernels else 0
-    return replace(context, job=job, stack=stack, forward_only=True, implementation=code)
+    return replace(
+        context,
+        job=job,
+        stack=stack,
+        forward_only=True,
+        implementation=code,
+        norms_quantise=engine.norms_quantise,
+        activations_quantise=engine.activations_quantise,
+    )
 
 
 _SCALES = (

@@ -18,6 +18,7 @@ _request, _bound, _engine = (partial(option, panel=panel) for panel in (_REQUEST
 # Options that the library calls the same, and takes as they are.
 _SAME = (
     *("prompt", "prefix", "concurrency", "requests", "percentile", "engine", "max_model_len", "memory_utilization"),
+    *("max_num_seqs", "max_num_batched_tokens"),
     *("precision", "weights", "kv_cache_dtype", "disaggregated", "top", "fabric", "price_date"),
 )
 _PLAIN_S = 30.0  # beyond, a number without a unit is taken for milliseconds by some and for seconds by others
@@ -41,6 +42,8 @@ Percentile = Annotated[
 Longest = Annotated[int | None, _engine("--max-model-len", "Tokens of the longest request that has to fit.")]
 Engine = Annotated[str, _engine("--engine", "vllm (default), sglang, tensorrt-llm, vllm-2024 or vllm-0.3.")]
 Share = Annotated[float | None, _engine("--memory-utilization", "Share of GPU memory the engine may use.")]
+Running = Annotated[int | None, _engine("--max-num-seqs", "Requests a replica runs at most.")]
+StepTokens = Annotated[int | None, _engine("--max-num-batched-tokens", "Tokens of a step at most.")]
 Format = Annotated[str | None, _engine("--precision", "bf16 (default, where the GPU has it) or fp16.")]
 Weights = Annotated[str | None, _engine("--weights", "fp8 for an 8-bit checkpoint.")]
 CacheFormat = Annotated[str | None, _engine("--kv-cache-dtype", "fp8 for keys and values in 8 bits.")]
@@ -64,6 +67,8 @@ def serving(
     engine: Engine = "vllm",
     max_model_len: Longest = None,
     memory_utilization: Share = None,
+    max_num_seqs: Running = None,
+    max_num_batched_tokens: StepTokens = None,
     precision: Format = None,
     weights: Weights = None,
     kv_cache_dtype: CacheFormat = None,

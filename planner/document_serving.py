@@ -39,7 +39,7 @@ CONVENTIONS = {
     "memory": "the fullest device of a replica",
     "apart": "replicas that read prompts beside replicas that generate; busy: share of time, or of places",
     "crossing_s": "of the first token: keys and values on their way from one to the other",
-    "frontier": "deployments that none beats both in tokens per device and in tokens per user, fastest first",
+    "frontier": "deployments that none beats in tokens (at a rate, per device) and in tokens per user, fastest first",
 }
 _KIND = "serving"
 _POOL_COUNTS = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "replicas", "num_devices")
@@ -59,6 +59,8 @@ def serving_document(result: ServingResult) -> dict[str, Any]:
             "precision": result.precision,
             "kv_cache_dtype": result.kv_cache_dtype,
             "memory_utilization": result.engine.memory_utilization,
+            "max_num_seqs": result.engine.max_sequences,
+            "max_num_batched_tokens": result.engine.prefill_tokens,
             "prompt_tokens": job.prompt_tokens,
             "cached_tokens": job.cached_tokens,
             "output_tokens": job.output.mean,
@@ -191,6 +193,8 @@ def serving_schema() -> Shape:
         precision=TEXT,
         kv_cache_dtype=TEXT,
         memory_utilization=AMOUNT,
+        max_num_seqs=COUNT,
+        max_num_batched_tokens=COUNT,
         prompt_tokens=COUNT,
         cached_tokens=COUNT,
         output_tokens=AMOUNT,

@@ -24,6 +24,7 @@ _OPTIONS = {
     "ttft_s": "--ttft", "tpot_s": "--tpot", "latency_s": "--request-latency", "rate_per_s": "--rate",
     "concurrency": "--concurrency", "requests": "--requests", "percentile": "--percentile",
     "max_model_len": "--max-model-len", "weights": "--weights", "memory_utilization": "--memory-utilization",
+    "max_num_seqs": "--max-num-seqs",
 }  # fmt: skip
 
 
@@ -37,7 +38,8 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
     console.print(_requests(job), highlight=False)
     console.print()
     if result.shortage is not None:
-        console.print(f"[bold red]No deployment serves that[/]: {result.shortage.message}", highlight=False)
+        who = "No replica that does both" if result.apart else "No deployment"
+        console.print(f"[bold red]{who} serves that[/]: {result.shortage.message}", highlight=False)
         if result.shortage.remedy:
             console.print(f"What would do: {_as_options(result.shortage.remedy)}.", highlight=False)
         if result.shortage.nearest is not None:
@@ -187,7 +189,10 @@ def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> 
         highlight=False,
     )
     words = f"A replica's cache has room for {count(best.cache_tokens)} tokens: {best.most_requests:,} such requests"
-    words += f" at once, or {best.most_longest:,} of {result.job.max_model_len:,} tokens"
+    words += " at once"
+    if best.most_requests == best.attention_groups * result.engine.max_sequences:
+        words += f" (as many as {result.engine.name} takes)"
+    words += f", or {best.most_longest:,} of {result.job.max_model_len:,} tokens"
     words += "." if best.longest_tokens is None else f"; one of up to {best.longest_tokens:,}."
     console.print(words, highlight=False)
     if command := launch_words(best, result):

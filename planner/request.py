@@ -280,7 +280,11 @@ def with_memory_reserve(cluster: ClusterSpec, reserve_bytes: float) -> ClusterSp
         )
     if not reserve_bytes:
         return cluster
-    smaller = replace(device, usable_memory_bytes=device.usable_memory_bytes - reserve_bytes)
+    smaller = replace(
+        device,
+        usable_memory_bytes=device.usable_memory_bytes - reserve_bytes,
+        reserved_memory_bytes=device.reserved_memory_bytes + reserve_bytes,
+    )
     return replace(cluster, node=replace(cluster.node, device=smaller))
 
 

@@ -7,8 +7,11 @@ import numpy as np
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.serving import replica_devices
 from costmodels.serving_apart import crossing_s, first_token_s, generated, most_read, running_at
+from planner.serving_layouts import most_replicas
 from planner.serving_results import ApartPlan, PoolPart, ServingResult
 from planner.serving_states import Layouts, interval, serving_call, serving_context
+from profiles.hardware import ClusterSpec
+from profiles.serving_widths import serving_log_stds
 
 _POINTS = 64  # numbers of requests at once that a generating replica is asked about
 _PAIRS = 64  # of layouts that numbers of replicas are chosen for
@@ -42,12 +45,15 @@ def apart(found: Layouts, asked: ServingResult, top: int) -> tuple[ApartPlan, ..
         asked: The question.
         top: Most pairs to return.
     """
+    cluster, rate = asked.cluster, asked.job.rate_per_s
+    # Replicas of other sizes leave gaps in domains, whatever is put beside them.
+    size, domain = replica_devices(found.plans), cluster.domain_devices
+    found = found.take(np.flatnonzero((domain % size == 0) | (size % domain == 0)))
     pools = _pools(found, asked)
-    total, rate = asked.cluster.num_devices, asked.job.rate_per_s
     plans = [
         plan
-        for reading, generating in _likely(pools, total)
-        if (counts := _counts(pools, reading, generating, total, rate)) is not None
+        for reading, generating in _likely(pools, cluster.num_devices)
+        if (counts := _counts(pools, reading, generating, cluster, rate)) is not None
         and (plan := _plan(found, pools, asked, (reading, generating), counts)) is not None
     ]
     plans.sort(key=lambda plan: _worth(plan, rate))
@@ -91,17 +97,23 @@ def _likely(pools: _Pools, total: int) -> list[tuple[int, int]]:
     return [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, worth.shape), strict=True) if worth[i, j] > 0]
 
 
-def _counts(pools: _Pools, reading: int, generating: int, total: int, rate: float | None) -> tuple[int, int] | None:
+def _counts(
+    pools: _Pools, reading: int, generating: int, cluster: ClusterSpec, rate: float | None
+) -> tuple[int, int] | None:
     """Replicas of either: the fewest for a rate, else for the most requests on all devices; None if too many."""
     read, made = float(pools.read_per_s[reading]), float(pools.generated_per_s[generating])
-    size, other = int(pools.devices[reading]), int(pools.devices[generating])
+    size = int(pools.devices[reading])
+
+    def beside(readers: IntArray) -> IntArray:
+        left = cluster.num_devices - readers * size
+        return most_replicas(pools.devices[generating], left, cluster.domain_devices)
+
     if rate is not None:
         counts = int(np.ceil(rate / read - _ROUNDING)), int(np.ceil(rate / made - _ROUNDING))
-        return counts if counts[0] * size + counts[1] * other <= total else None
-    readers = np.arange(1, (total - other) // size + 1)
-    makers = (total - readers * size) // other
-    most = float(np.minimum(readers * read, makers * made).max())
-    return int(np.ceil(most / read - _ROUNDING)), int(np.ceil(most / made - _ROUNDING))
+        return counts if counts[0] * size < cluster.num_devices and beside(np.asarray(counts[0])) >= counts[1] else None
+    readers = np.arange(1, cluster.num_devices // size + 1)
+    most = float(np.minimum(readers * read, beside(readers) * made).max())
+    return (int(np.ceil(most / read - _ROUNDING)), int(np.ceil(most / made - _ROUNDING))) if most else None
 
 
 def _plan(
@@ -130,8 +142,8 @@ def _plan(
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         latency_s=latency_s,
-        ttft_interval_s=interval(ttft_s, readers.prices.half_widths[:, 0]),
-        tpot_interval_s=interval(tpot_s, widths[:, 0]),
+        ttft_interval_s=interval(ttft_s, readers.prices.half_widths[:, 0], serving_log_stds("ttft", asked.model)),
+        tpot_interval_s=interval(tpot_s, widths[:, 0], serving_log_stds("tpot", asked.model)),
         requests_per_s=rate,
         output_tokens_per_s=rate * job.output.mean,
         basis=int(basis[0]),

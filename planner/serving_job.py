@@ -6,14 +6,16 @@ from typing import Any
 from costmodels.lengths import OutputLengths
 from costmodels.serving_percentiles import LEAST_SHARE, LEAST_VARIATION, MOST_SHARE, lengths_tell
 from planner.dataflow.length_text import LengthInput, parse_lengths
-from profiles.engines import EngineSpec, find_engine
+from profiles.engines import EngineSpec, find_engine, load_engines
 from profiles.errors import SpecError
+from profiles.hardware import DeviceSpec
 from profiles.model import MAX_SEQUENCE
 from profiles.scalars import plain, whole_number
 
 MOST_RATE_PER_S = 1e7
 LEAST = 1e-9  # of rates and seconds: what is smaller means nothing
 MOST_REQUESTS = 1 << 24
+MOST_RUNNING = 1 << 20
 MOST_SECONDS = 86_400.0
 BOUNDS = {"ttft_s": "time to first token", "tpot_s": "time per output token", "latency_s": "latency of a request"}
 PERCENTILES = (50.0, 90.0, 99.0)  # that are always told
@@ -110,8 +112,8 @@ def serving_job(
         output=output,
         cached_tokens=cached,
         rate_per_s=_amount("rate_per_s", rate_per_s, MOST_RATE_PER_S),
-        concurrency=None if concurrency is None else whole_number("concurrency", concurrency, least=1, most=1 << 20),
-        requests=None if requests is None else whole_number("requests", requests, least=1, most=MOST_REQUESTS),
+        concurrency=_count("concurrency", concurrency, MOST_RUNNING),
+        requests=_count("requests", requests, MOST_REQUESTS),
         ttft_s=_amount("ttft_s", ttft_s, MOST_SECONDS),
         tpot_s=_amount("tpot_s", tpot_s, MOST_SECONDS),
         latency_s=_amount("latency_s", latency_s, MOST_SECONDS),
@@ -151,20 +153,51 @@ def _check_percentile(job: ServingJob) -> None:
         raise SpecError("latency_s", problem, "bound ttft_s and tpot_s instead, or leave percentile out")
 
 
-def serving_engine(name: str, memory_utilization: Any = None) -> EngineSpec:
-    """An engine that serves, with another share of device memory if one is given.
+def serving_engine(
+    name: str,
+    device: DeviceSpec,
+    *,
+    memory_utilization: Any = None,
+    max_num_seqs: Any = None,
+    max_num_batched_tokens: Any = None,
+) -> EngineSpec:
+    """An engine that serves on a device, with the settings that are given instead of its own.
+
+    Args:
+        name: Of the engine.
+        device: Which.
+        memory_utilization: Share of the memory the device reports that the engine may use.
+        max_num_seqs: Requests that a replica, or each of its attention groups, runs at most.
+        max_num_batched_tokens: Tokens of a step at most.
 
     Raises:
-        SpecError: If there is none of that name, or it does not serve.
+        SpecError: If there is none of that name, it does not serve there, or a setting is out of bounds.
     """
     if not isinstance(name, str):
         raise SpecError("engine", f"must be text; got {str(name)[:40]!r}", "vllm, sglang or tensorrt-llm")
-    engine = find_engine(name)
-    if not engine.continuous:
+    serving = {engine.name: engine for engine in load_engines().values() if engine.continuous}
+    if name not in serving:
+        find_engine(name)
         problem = f"{name} runs a batch until its longest request ends, and serves nobody meanwhile"
         raise SpecError("engine", problem, "vllm, sglang or tensorrt-llm")
+    engine = serving[name]
+    if not engine.runs_on(device):
+        others = [other.name for other in serving.values() if other.runs_on(device)]
+        problem = f"{name} does not support {device.name}"
+        raise SpecError("engine", problem, "use " + " or ".join(others) if others else "no engine here does")
     share = _amount("memory_utilization", memory_utilization, 1.0)
-    return engine if share is None else replace(engine, memory_utilization=share)
+    running = _count("max_num_seqs", max_num_seqs, MOST_RUNNING)
+    tokens = _count("max_num_batched_tokens", max_num_batched_tokens, MAX_SEQUENCE)
+    return replace(
+        engine,
+        memory_utilization=engine.memory_utilization if share is None else share,
+        max_sequences=engine.max_sequences if running is None else running,
+        prefill_tokens=engine.prefill_tokens if tokens is None else tokens,
+    )
+
+
+def _count(field: str, value: Any, most: int) -> int | None:
+    return None if value is None else whole_number(field, value, least=1, most=most)
 
 
 def _amount(field: str, value: Any, most: float, *, least: float = LEAST) -> float | None:

@@ -46,9 +46,9 @@ def most_running(plan: ServingPlan, result: ServingResult) -> int:
 
 
 def _share(result: ServingResult) -> str:
-    """Of device memory, for the engine to use: its own, or what is left beside what is reserved."""
+    """Of the memory that a device reports, for the engine to use: its own, or what is left beside what is reserved."""
     device = result.cluster.device
-    left = floor(1000 * device.usable_memory_bytes / device.memory_bytes) / 1000
+    left = floor(1000 * device.usable_memory_bytes / device.reported_memory_bytes) / 1000
     return f"{min(result.engine.memory_utilization, left):g}"
 
 

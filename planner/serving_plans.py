@@ -13,10 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.plan import BoolArray, FloatArray, PlanBatch
-from costmodels.serving import ServingPoints, replica_devices
-from costmodels.workload import MAX_GLOBAL_BATCH
-from planner.dataflow.engine_strategies import engine_strategies
 from planner.request import (
     ClusterInput,
     ModelInput,
@@ -30,32 +26,26 @@ from planner.request import (
 from planner.results import Note
 from planner.serving_apart import apart
 from planner.serving_job import ServingJob, serving_engine, serving_job
+from planner.serving_layouts import replica_layouts
+from planner.serving_ranking import ranked
 from planner.serving_results import ServingResult
 from planner.serving_shortage import no_layout, no_room, too_much
 from planner.serving_states import (
     EIGHT_BITS,
-    STACK,
     deployment,
-    deployments,
     layouts,
-    most_replicas,
-    serving_call,
-    within_bounds,
 )
 from profiles.engines import check_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.model import ModelSpec
 from profiles.scalars import whole_number
-from profiles.stacks import find_stack
 
 PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
 MOST_TOP = 1000
 _FORMATS = ("bf16", "fp16")
+_SETTINGS = ("memory_utilization", "max_num_seqs", "max_num_batched_tokens")
 _OPTIONS = ("fabric", "price_per_device_hour_usd", "price_date", "memory_reserve_bytes", "allow_files")
-_FRONTIER = 12
-_DOUBLINGS = 6  # of the devices, in the search for how many would do
-_MANY = 4096  # requests per device that plans are made for: more than any engine takes
 
 
 def serving(
@@ -63,7 +53,6 @@ def serving(
     cluster: ClusterInput,
     *,
     engine: str = "vllm",
-    memory_utilization: float | None = None,
     pins: Mapping[str, int] | None = None,
     top: int = 10,
     precision: str | None = None,
@@ -78,7 +67,6 @@ def serving(
         model: As for ``planner.plan``.
         cluster: As for ``planner.plan``.
         engine: Name of an engine with continuous batching (``profiles.engines``).
-        memory_utilization: Share of device memory the engine may use; its own default unless given.
         pins: Degrees to hold fixed: ``tp``, ``pp``, ``ep`` of a replica and ``dp``, replicas.
         top: Most plans to return, one per layout.
         precision: ``bf16`` or ``fp16``; bf16 unless given, where the device has it.
@@ -86,7 +74,8 @@ def serving(
         kv_cache_dtype: ``fp8`` for keys and values in 8 bits; 16 bits unless given.
         disaggregated: Whether to look, besides, at replicas that read prompts beside replicas that generate.
         **asked: The requests: ``prompt`` and ``generate`` tokens, and what else ``planner.serving_job.serving_job``
-            takes; and ``fabric``, the price, ``memory_reserve_bytes`` and ``allow_files`` of ``planner.Options``.
+            takes; settings of the engine, as ``planner.serving_job.serving_engine`` takes them; and ``fabric``, the
+            price, ``memory_reserve_bytes`` and ``allow_files`` of ``planner.Options``.
 
     Raises:
         SpecError: If the question itself is wrong.
@@ -97,7 +86,7 @@ def serving(
         >>> best.tpot_s < 0.02
         True
     """
-    job, options = _split(asked)
+    job, settings, options = _split(asked)
     if not isinstance(disaggregated, bool):
         raise SpecError("disaggregated", f"must be True or False; got {str(disaggregated)[:40]!r}")
     resolved = resolve_named_model(model, allow_files=options.allow_files)
@@ -106,15 +95,16 @@ def serving(
     notes += [Note(code="assumed_default", field="cluster", message=text) for text in machines.assumptions]
     _check_context(job, resolved.spec)
     stored, note = _format(precision, weights, machines)
+    notes += [*note, *_waves(job)]
     question = ServingResult(
         model=resolved.spec,
         cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
         job=job,
-        engine=check_engine(serving_engine(engine, memory_utilization), resolved.spec),
+        engine=check_engine(serving_engine(engine, machines.device, **settings), resolved.spec),
         precision=stored,
         kv_cache_dtype=_cache_format(kv_cache_dtype, stored),
         price=price_of(options),
-        assumptions=(*notes, *note),
+        assumptions=tuple(notes),
     )
     fixed, most = _checked_pins(pins), whole_number("top", top, least=1, most=MOST_TOP)
     return _answered(question, fixed, most, disaggregated=disaggregated)
@@ -127,6 +117,17 @@ def _check_context(job: ServingJob, model: ModelSpec) -> None:
         field = "max_model_len" if longest > job.prompt_tokens + job.output.most else "prompt"
         problem = f"requests may have {longest:,} tokens, and {model.name} was built for {most:,}"
         raise SpecError(field, problem, f"at most {most:,} tokens, prompt and output together")
+
+
+def _waves(job: ServingJob) -> list[Note]:
+    """What a steady state leaves out that load generators see."""
+    if job.concurrency is None or job.concurrency == 1 or job.requests is not None or not job.output.is_fixed:
+        return []
+    message = (
+        "a steady state, in which requests come one by one; outputs of one length end together, and a load generator "
+        "that sends the next at once waits longer for first tokens (the option requests prices its run)"
+    )
+    return [Note(code="steady_state", field="concurrency", message=message)]
 
 
 def _format(precision: str | None, weights: str | None, cluster: ClusterSpec) -> tuple[str, tuple[Note, ...]]:
@@ -173,19 +174,19 @@ def _cache_format(kv_cache_dtype: str | None, precision: str) -> str:
     return kv_cache_dtype
 
 
-def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, Options]:
-    """The requests and the options that say something about serving."""
+def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, dict[str, Any], Options]:
+    """The requests, the settings of the engine, and the options that say something about serving."""
     known = inspect.signature(serving_job).parameters
     for name in asked:
-        if name not in known and name not in _OPTIONS:
-            raise SpecError(name[:40], "unknown setting", did_you_mean(name, [*known, *_OPTIONS]))
+        if not (name in known or name in _SETTINGS or name in _OPTIONS):
+            raise SpecError(name[:40], "unknown setting", did_you_mean(name, [*known, *_SETTINGS, *_OPTIONS]))
     for name in ("prompt", "generate"):
         if asked.get(name) is None:
             raise SpecError(name, "is required: tokens per request", f"for example {name} 1024")
     job = serving_job(**{name: value for name, value in asked.items() if name in known})
     options = Options(**{name: value for name, value in asked.items() if name in _OPTIONS})
     check_options(options)
-    return job, options
+    return job, {name: asked[name] for name in _SETTINGS if name in asked}, options
 
 
 def _checked_pins(pins: Mapping[str, int] | None) -> dict[str, int]:
@@ -219,83 +220,20 @@ def _answered(asked: ServingResult, pins: Mapping[str, int], top: int, *, disagg
     """The question with its answer."""
     if disaggregated:
         _check_apart(asked, pins)
-    plans = _pinned(_plans(asked, asked.cluster.num_devices), pins)
+    plans, replicas = replica_layouts(asked, pins)
     if not len(plans):
         return replace(asked, shortage=no_layout(asked, pins))
-    found = layouts(plans, asked)
+    found = layouts(plans, replicas, asked)
     fitting = found.take(np.flatnonzero(found.places > 0))
     if not len(fitting.plans):
-        larger = (layouts(_pinned(_plans(asked, size), pins), asked) for size in _larger(asked))
-        narrow = asked.precision != EIGHT_BITS and EIGHT_BITS in asked.cluster.device.peak_flops_per_s
-        small = layouts(plans, replace(asked, precision=EIGHT_BITS)) if narrow else None
-        return replace(asked, shortage=no_room(found, small, larger, asked))
+        return replace(asked, shortage=no_room(found, asked, pins))
     split = apart(fitting, asked, top) if disaggregated else None
     asked = replace(asked, considered=len(fitting.plans), apart=split)
-    there = deployments(fitting, asked.job, fixed="data_parallel" in pins)
-    within = there.held & within_bounds(fitting, there.points, asked.job)
-    devices = there.replicas * replica_devices(fitting.plans)[:, None]
-    each = asked.job.output.mean * there.requests_per_s / devices
-    worth = each if asked.job.rate_per_s is None else -devices - _fraction(there.points.latency_s)
-    worth = np.where(within, worth, -np.inf)
-    column = worth.argmax(axis=1)
-    best = worth[np.arange(len(column)), column]
-    order = [row for row in np.lexsort((fitting.prices.alone_s, -best)).tolist() if best[row] > -np.inf][:top]
-    if not order:
-        return replace(asked, shortage=too_much(fitting, there, asked))
+    ranking = ranked(fitting, asked, fixed="data_parallel" in pins)
+    if not ranking.best:
+        return replace(asked, shortage=too_much(fitting, ranking.there, asked, pins))
     return replace(
         asked,
-        plans=tuple(deployment(fitting, there, asked, row, int(column[row])) for row in order),
-        frontier=tuple(deployment(fitting, there, asked, *place) for place in _frontier(there.points, within, each)),
+        plans=tuple(deployment(fitting, ranking.there, asked, *place) for place in ranking.best[:top]),
+        frontier=tuple(deployment(fitting, ranking.there, asked, *place) for place in ranking.frontier),
     )
-
-
-def _frontier(points: ServingPoints, within: BoolArray, each: FloatArray) -> list[tuple[int, int]]:
-    """Places of the deployments that none beats both in tokens per device and in the speed of a request, fastest first.
-
-    Of many a few are taken, evenly spread, the first and the last among them.
-    """
-    places = np.argwhere(within)
-    speed, tokens = -points.token_s[within], each[within]
-    front, most = [], -np.inf
-    for index in np.lexsort((-tokens, -speed)).tolist():
-        if tokens[index] > most:
-            front.append((int(places[index][0]), int(places[index][1])))
-            most = tokens[index]
-    chosen = np.unique(np.linspace(0, len(front) - 1, min(_FRONTIER, len(front))).round().astype(int))
-    return [front[index] for index in chosen]
-
-
-def _larger(asked: ServingResult) -> list[int]:
-    """Growing numbers of devices beyond the cluster's, whole machines."""
-    node = asked.cluster.node.devices_per_node
-    whole = -(-asked.cluster.num_devices // node) * node
-    return [whole << k for k in range(1, _DOUBLINGS + 1)]
-
-
-def _fraction(values: FloatArray) -> FloatArray:
-    """Values in their order, squeezed between 0 and 1: they decide where whole numbers are equal."""
-    return np.asarray(1 - 1 / (1 + values))
-
-
-def _plans(asked: ServingResult, num_devices: int) -> PlanBatch:
-    """Layouts that the engine loads the model in, as many replicas of each as fill the devices."""
-    call = serving_call(asked.job, asked.precision, min(_MANY * num_devices, MAX_GLOBAL_BATCH))
-    return engine_strategies(
-        asked.model,
-        call,
-        [num_devices],
-        asked.engine,
-        framework=find_stack(STACK).framework,
-        domain_devices=asked.cluster.domain_devices,
-    )
-
-
-def _pinned(plans: PlanBatch, pins: Mapping[str, int]) -> PlanBatch:
-    """The plans that have the degrees which are fixed; of replicas, which are fixed too, as many as asked."""
-    kept = np.ones(len(plans), dtype=np.bool_)
-    for name, value in pins.items():
-        kept &= (most_replicas(plans) >= value) if name == "data_parallel" else (getattr(plans, name) == value)
-    plans = plans.take(np.flatnonzero(kept))
-    if "data_parallel" not in pins:
-        return plans
-    return replace(plans, data_parallel=pins["data_parallel"] * plans.attention_groups)

@@ -1,17 +1,24 @@
 """Why no deployment serves what was asked, by how much the best misses it, and what would help."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from costmodels.plan import FloatArray
-from costmodels.serving import most_per_s, replica_devices
+from costmodels.serving import most_per_s
 from planner.phrases import gib, seconds
+from planner.request import full_node, part_of
 from planner.serving_job import bound_words
-from planner.serving_results import ServingResult, ServingShortage
-from planner.serving_states import Deployments, Layouts, bounded, deployment
+from planner.serving_layouts import fewest_devices
+from planner.serving_ranking import ranked, served
+from planner.serving_results import ServingPlan, ServingResult, ServingShortage
+from planner.serving_states import EIGHT_BITS, Deployments, Layouts, bounded, deployment
+from profiles.hardware import MAX_DEVICES, ClusterSpec
 
 _NAMES = {"data_parallel": "replicas"}
+_DOUBLINGS = 6  # of the devices, in the search for how many would do
+_SLOWER, _RATES = 0.9, 40  # rates are tried one below the other, down to a sixtieth
 
 
 def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
@@ -31,25 +38,15 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
     elif e > 1 and "tensor_parallel" in pins and e != t and not (asked.engine.attention_data_parallel and e % t == 0):
         why = "experts are spread over all tensor-parallel ranks, ep = tp, or over none, ep 1"
         why += ", or over those of several attention groups, a multiple of tp" * asked.engine.attention_data_parallel
-    elif devices % needed:
-        why = f"replicas of {needed:,} devices do not divide the {devices:,}"
     else:
         fixed = ", ".join(f"{_NAMES.get(name, name.replace('_', ' '))} {value}" for name, value in pins.items())
         why = f"{asked.engine.name} loads {model.name} in no layout of {devices:,} devices"
         why += f" with {fixed}" if fixed else ""
-    remedy = "degrees that the planner chooses" if pins else ""
-    return ServingShortage(reason="no_layout", message=why, remedy=remedy, nearest=None)
+    return ServingShortage(reason="no_layout", message=why, remedy=_elsewhere(asked, pins), nearest=None)
 
 
-def no_room(found: Layouts, small: Layouts | None, larger: Iterable[Layouts], asked: ServingResult) -> ServingShortage:
-    """No layout holds the model and one request of the longest length.
-
-    Args:
-        found: The layouts there are.
-        small: The same with an 8-bit checkpoint; None where the device cannot.
-        larger: Those on growing numbers of devices, looked at until one has room.
-        asked: The question.
-    """
+def no_room(found: Layouts, asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
+    """No layout holds the model and one request of the longest length."""
     held = _needed_bytes(found)
     least = int(held.argmin())
     plan, short = found.plans.plan(least), float(held[least]) - found.room_bytes
@@ -58,9 +55,9 @@ def no_room(found: Layouts, small: Layouts | None, larger: Iterable[Layouts], as
         f"{gib(found.room_bytes)} that {asked.engine.name} may use of each device, with tp {plan.tensor_parallel} "
         f"and pp {plan.pipeline_parallel}: {gib(short)} too much"
     )
-    return ServingShortage(
-        reason="does_not_fit", message=message, remedy=_roomier(found, small, larger, asked), nearest=None
-    )
+    remedy = next((words for words, other in _roomier(found, asked) if served(other, pins)), "")
+    remedy = remedy or _elsewhere(asked, pins) or "devices with more memory"
+    return ServingShortage(reason="does_not_fit", message=message, remedy=remedy, nearest=None)
 
 
 def _needed_bytes(found: Layouts) -> FloatArray:
@@ -69,53 +66,88 @@ def _needed_bytes(found: Layouts) -> FloatArray:
     return memory.weight_bytes + memory.fixed_bytes + memory.working_bytes + found.longest_bytes
 
 
-def _roomier(found: Layouts, small: Layouts | None, larger: Iterable[Layouts], asked: ServingResult) -> str:
+def _roomier(found: Layouts, asked: ServingResult) -> Iterator[tuple[str, ServingResult]]:
+    """Questions in which a request may have room on the same devices, and what was changed."""
+    job, device = asked.job, asked.cluster.device
     tokens = int((found.cache_bytes / found.token_bytes).max())
-    wanted = int(asked.job.prompt_tokens + asked.job.output.most)
-    if wanted <= tokens < asked.job.max_model_len:
-        return f"max_model_len {tokens}"
-    usable = asked.cluster.device.usable_memory_bytes
+    if job.prompt_tokens + job.output.most <= tokens < job.max_model_len:
+        yield f"max_model_len {tokens}", replace(asked, job=replace(job, max_model_len=tokens))
     least_bytes = float(_needed_bytes(found).min())
-    if least_bytes <= usable:
-        return f"memory_utilization {_rounded_up(least_bytes / asked.cluster.device.memory_bytes):g}"
-    if small is not None and (small.places > 0).any():
-        return "weights fp8, an 8-bit checkpoint"
-    for layouts in larger:
-        fitting = np.flatnonzero(layouts.places > 0)
-        if len(fitting):
-            return f"{int(replica_devices(layouts.plans)[fitting].min())} of these devices, which hold a replica"
-    return "devices with more memory"
+    if least_bytes <= device.usable_memory_bytes:
+        share = _rounded_up(least_bytes / device.reported_memory_bytes)
+        engine = replace(asked.engine, memory_utilization=share)
+        yield f"memory_utilization {share:g}", replace(asked, engine=engine)
+    if asked.precision != EIGHT_BITS and EIGHT_BITS in device.peak_flops_per_s:
+        yield "weights fp8, an 8-bit checkpoint", replace(asked, precision=EIGHT_BITS)
 
 
-def too_much(found: Layouts, there: Deployments, asked: ServingResult) -> ServingShortage:
+def _elsewhere(asked: ServingResult, pins: Mapping[str, int]) -> str:
+    """The degrees that would do instead of those fixed, or how many of the devices with them; empty if neither does."""
+    if pins and (plans := served(asked, {})):
+        degrees = plans[0].tensor_parallel, plans[0].pipeline_parallel, plans[0].expert_parallel
+        words = [f"{name} {value}" for name, value in zip(("tp", "pp", "ep"), degrees, strict=True)]
+        return " ".join(words[: 3 if asked.model.moe is not None else 2])
+    for size in _sizes(asked.cluster):
+        larger = replace(asked, cluster=part_of(asked.cluster, size))
+        if plans := served(larger, pins):
+            return f"{min(_least(plan, larger, pins) for plan in plans):,} of these devices"
+    return ""
+
+
+def _least(plan: ServingPlan, asked: ServingResult, pins: Mapping[str, int]) -> int:
+    """Devices that do for a deployment; of replicas that share no rate one does."""
+    shared = asked.job.rate_per_s is not None or "data_parallel" in pins
+    return fewest_devices(plan.num_devices // plan.replicas, plan.replicas if shared else 1, asked.cluster)
+
+
+def _sizes(cluster: ClusterSpec) -> list[int]:
+    """Growing numbers of devices beyond the cluster's: whole nodes."""
+    sizes = (full_node(cluster).devices_per_node << k for k in range(MAX_DEVICES.bit_length()))
+    return [size for size in sizes if cluster.num_devices < size <= MAX_DEVICES][:_DOUBLINGS]
+
+
+def too_much(found: Layouts, there: Deployments, asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
     """Requests are too many for the room or the time there is, or the bounds too tight."""
     if there.held.any():
-        return _too_slow(found, there, asked)
+        return _too_slow(found, there, asked, pins)
     job = asked.job
     if job.concurrency is not None:
         most = int((found.places * found.plans.attention_groups).max())
         message = f"{job.concurrency:,} requests at once do not fit a replica: {most:,} do at most"
-        return ServingShortage(reason="too_many", message=message, remedy=f"concurrency {most}", nearest=None)
+        engine = replace(asked.engine, max_sequences=max(asked.engine.max_sequences, job.concurrency))
+        words = [f"concurrency {most}"]
+        if served(replace(asked, engine=engine), pins):
+            words.append(f"max_num_seqs {job.concurrency}")
+        return ServingShortage(reason="too_many", message=message, remedy=", or ".join(words), nearest=None)
     each = most_per_s(found.prices, found.places.astype(np.float64))
-    most_rate = _rounded_down(float((each * found.plans.data_parallel).max()))
+    most_rate = _rounded_down(float((each * found.plans.attention_groups * found.replicas).max()))
     message = f"{job.rate_per_s:g} requests a second are too many: all devices together answer {most_rate:g} at most"
-    devices = int(np.ceil(asked.cluster.num_devices * (job.rate_per_s or 0) / most_rate))
     return ServingShortage(
-        reason="too_many",
-        message=message,
-        remedy=f"rate_per_s {most_rate:g}, or about {devices:,} devices",
-        nearest=None,
+        reason="too_many", message=message, remedy=_fewer_or_more(found, asked, pins, most_rate), nearest=None
     )
 
 
-def _too_slow(found: Layouts, there: Deployments, asked: ServingResult) -> ServingShortage:
+def _fewer_or_more(found: Layouts, asked: ServingResult, pins: Mapping[str, int], most_rate: float) -> str:
+    """The rate that these devices answer within the bounds, and how many devices answer the one asked for."""
+
+    def answered(rate: float) -> bool:
+        fewer = replace(asked, job=replace(asked.job, rate_per_s=rate))
+        return bool(ranked(found, fewer, fixed="data_parallel" in pins).best)
+
+    rates = (_rounded_down(most_rate * _SLOWER**k) if k else most_rate for k in range(_RATES))
+    rate = next((rate for rate in rates if answered(rate)), None)
+    words = [] if rate is None else [f"rate_per_s {rate:g}"]
+    return ", or ".join([*words, *filter(None, [_elsewhere(asked, pins)])])
+
+
+def _too_slow(found: Layouts, there: Deployments, asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
     """No deployment is as fast as all bounds ask."""
     job, bounds = asked.job, asked.job.bounds
     seconds_of = {name: np.where(there.held, bounded(found, there.points, job, name), np.inf) for name in bounds}
     worst = np.maximum.reduce([seconds_of[name] / bound for name, bound in bounds.items()])
     if not np.isfinite(worst).any():
         message = "requests wait for places in the cache everywhere, and nothing is known of percentiles then"
-        remedy = "more devices, a lower rate_per_s, or bounds on means: no percentile"
+        remedy = _fewer_or_more(found, asked, pins, job.rate_per_s or 0.0) or "bounds on means: no percentile"
         return ServingShortage(reason="too_many", message=message, remedy=remedy, nearest=None)
     row, place = (int(index) for index in np.unravel_index(int(worst.argmin()), worst.shape))
     nearest = deployment(found, there, asked, row, place)
@@ -126,7 +158,9 @@ def _too_slow(found: Layouts, there: Deployments, asked: ServingResult) -> Servi
     message = f"out of reach: {'; '.join(parts)}" if alone else "every bound can be met, but not all together"
     missed = {name: float(seconds_of[name][row, place]) for name in bounds}
     looser = [f"{name} {_rounded_up(value):g}" for name, value in missed.items() if value > bounds[name]]
-    return ServingShortage(reason="too_slow", message=message, remedy=", ".join(looser), nearest=nearest)
+    other = "" if job.rate_per_s is None else _elsewhere(asked, pins)
+    remedy = ", or ".join(filter(None, [", ".join(looser), other]))
+    return ServingShortage(reason="too_slow", message=message, remedy=remedy, nearest=nearest)
 
 
 def _rounded_down(value: float) -> float:

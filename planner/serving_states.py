@@ -20,10 +20,12 @@ from costmodels.serving import (
 )
 from costmodels.serving_percentiles import first_token_within, latency_within
 from costmodels.serving_runs import run_points
+from costmodels.uncertainty import NORMAL_90
 from planner.dataflow.call_costs import CallSetting, call_context
 from planner.serving_job import ServingJob, percentile_name
 from planner.serving_results import ServingMemory, ServingPlan, ServingResult
 from profiles.model import MAX_SEQUENCE
+from profiles.serving_widths import serving_log_stds
 from profiles.stacks import find_stack
 
 EIGHT_BITS = "fp8"  # the recipe whose products read weights of 8 bits
@@ -37,7 +39,8 @@ class Layouts:
     """N layouts with what they rest on.
 
     Attributes:
-        plans: As large as the cluster; ``data_parallel`` is the most replicas there may be.
+        plans: One replica each; ``data_parallel`` counts its attention groups.
+        replicas: (N,) the most there may be on the cluster.
         prices: Of one replica each.
         memory: Of one replica each.
         places: (N,) requests that fit an attention group of a replica at once, and the engine takes.
@@ -50,6 +53,7 @@ class Layouts:
     """
 
     plans: PlanBatch
+    replicas: IntArray
     prices: ServingPrices
     memory: GenerationMemory
     places: IntArray
@@ -64,7 +68,7 @@ class Layouts:
         """The selected layouts."""
         columns = {
             name: getattr(self, name)[rows]
-            for name in ("places", "together", "token_bytes", "state_bytes", "cache_bytes", "longest_bytes")
+            for name in ("replicas", "places", "together", "token_bytes", "state_bytes", "cache_bytes", "longest_bytes")
         }
         return replace(
             self, plans=self.plans.take(rows), prices=self.prices.take(rows), memory=self.memory.take(rows), **columns
@@ -99,11 +103,6 @@ def serving_call(job: ServingJob, precision: str, requests: int) -> ModelCall:
     )
 
 
-def most_replicas(plans: PlanBatch) -> IntArray:
-    """(N,) replicas there are."""
-    return plans.data_parallel // plans.attention_groups
-
-
 def serving_context(call: ModelCall, asked: ServingResult) -> CostContext:
     """Price lists of the cluster, and formats."""
     setting = CallSetting(
@@ -115,8 +114,8 @@ def serving_context(call: ModelCall, asked: ServingResult) -> CostContext:
     return call_context(call, asked.model, setting)
 
 
-def layouts(plans: PlanBatch, asked: ServingResult) -> Layouts:
-    """Layouts with their prices; those that hold no request of the longest length have no places."""
+def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layouts:
+    """Layouts, so many replicas each, with their prices; those that hold no request of the longest length no places."""
     job, cluster = asked.job, asked.cluster
     call = serving_call(job, asked.precision, int(plans.micro_batch_size.max(initial=1)))
     context = serving_context(call, asked)
@@ -135,6 +134,7 @@ def layouts(plans: PlanBatch, asked: ServingResult) -> Layouts:
     )
     return Layouts(
         plans=plans,
+        replicas=replicas,
         prices=prices,
         memory=memory,
         places=places,
@@ -160,7 +160,7 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
     if job.requests is not None:
         return _runs(found, job.requests, job.concurrency)
     groups = found.plans.attention_groups[:, None]
-    most, places = most_replicas(found.plans)[:, None], (groups * found.places[:, None]).astype(np.float64)
+    most, places = found.replicas[:, None], (groups * found.places[:, None]).astype(np.float64)
 
     def deployed(points: ServingPoints, replicas: IntArray, held: BoolArray) -> Deployments:
         answered = points.rate_per_s * replicas * groups
@@ -193,7 +193,7 @@ def _runs(found: Layouts, requests: int, concurrency: int | None) -> Deployments
 
     Attention groups share those of their replica; of fewer requests than groups one each.
     """
-    replicas, groups = most_replicas(found.plans), found.plans.attention_groups
+    replicas, groups = found.replicas, found.plans.attention_groups
     busy = replicas * (groups if concurrency is None else np.minimum(groups, concurrency))
     each = np.ceil(requests / busy)
     at_once = each if concurrency is None else np.maximum(concurrency / groups, 1.0)
@@ -267,8 +267,8 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         latency_s=latency_s,
         ttft_percentiles_s=_percentiles(found, points.at(row, place), job, row, "ttft_s"),
         latency_percentiles_s=_percentiles(found, points.at(row, place), job, row, "latency_s"),
-        ttft_interval_s=interval(ttft_s, found.prices.half_widths[:, row]),
-        tpot_interval_s=interval(tpot_s, widths[:, 0]),
+        ttft_interval_s=interval(ttft_s, found.prices.half_widths[:, row], serving_log_stds("ttft", asked.model)),
+        tpot_interval_s=interval(tpot_s, widths[:, 0], serving_log_stds("tpot", asked.model)),
         requests_per_s=rate,
         output_tokens_per_s=rate * job.output.mean,
         duration_s=None if job.requests is None else job.requests / rate,
@@ -287,6 +287,13 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
     )
 
 
-def interval(middle_s: float, half_widths: FloatArray) -> tuple[float, float]:
-    """90 % interval of a time, from (2,) half-widths of its logarithm."""
-    return middle_s * float(np.exp(-half_widths[0])), middle_s * float(np.exp(half_widths[1]))
+def interval(middle_s: float, half_widths: FloatArray, log_stds: tuple[float, float]) -> tuple[float, float]:
+    """90 % interval of a time.
+
+    Args:
+        middle_s: The time.
+        half_widths: (2,) of its logarithm, as prices of kernels and links leave it open.
+        log_stds: By which servers of publishers differ besides, below and above (``profiles.serving_widths``).
+    """
+    low, high = np.hypot(half_widths, NORMAL_90 * np.asarray(log_stds))
+    return middle_s * float(np.exp(-low)), middle_s * float(np.exp(high))

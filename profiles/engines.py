@@ -33,6 +33,8 @@ class EngineSpec:
         captures_graphs: Decode steps are replayed as CUDA graphs: launching their kernels costs the host nothing.
         continuous: A sequence that ends makes room for one that waits; otherwise a batch runs until its last ends.
         fused_experts: Expert layers run as one fused kernel over the experts that see a token.
+        norms_quantise: Norms write the input of a product in 8 bits themselves, where no other kernel reads it.
+        activations_quantise: Activation functions do.
         splits_stages: Whether layers can be split over pipeline stages.
         disaggregates: Whether prompts can be read by replicas of their own, which hand their keys and values on.
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
@@ -45,7 +47,7 @@ class EngineSpec:
         step_overhead_s: Host time between two steps that nothing hides: scheduling, inputs, sampling.
         sequence_overhead_s: The same per running sequence.
         rollout_step_s: Host time between two steps that comes on top under a reinforcement-learning framework.
-        memory_utilization: Share of device memory the engine may use in all; the rest is other programs'.
+        memory_utilization: Share of the memory a device reports that the engine may use; the rest is other programs'.
         max_sequences: Most sequences a replica runs at once.
         prefill_tokens: Most prompt tokens of one step.
         graph_bytes: Device memory of captured graphs.
@@ -53,6 +55,7 @@ class EngineSpec:
         update_tensor_s: Host time per tensor when a trainer on the same GPUs hands on new weights.
         update_bytes_per_s: Rate at which it then gathers and loads all of them.
         apart_tensor_s, apart_bytes_per_s: The same where the trainer has GPUs of its own.
+        unsupported: Architectures of devices that it does not run on (``DeviceSpec.architecture``).
         linear_attention: Kinds of linear attention whose models it runs (``profiles.linear_attention``).
         kernels: Label of the timings whose kernels it runs (``costmodels.kernels.implementations``); empty: none.
         residual_log_std: Standard deviation of log(measured / predicted) generation time.
@@ -64,6 +67,8 @@ class EngineSpec:
     captures_graphs: bool = False
     continuous: bool = True
     fused_experts: bool = True
+    norms_quantise: bool = False
+    activations_quantise: bool = False
     splits_stages: bool = True
     disaggregates: bool = False
     attention_data_parallel: bool = False
@@ -85,6 +90,7 @@ class EngineSpec:
     update_bytes_per_s: float = inf
     apart_tensor_s: float = 0.0
     apart_bytes_per_s: float = inf
+    unsupported: tuple[str, ...] = ()
     linear_attention: tuple[str, ...] = ()
     kernels: str = ""
     residual_log_std: float = 0.0
@@ -94,9 +100,16 @@ class EngineSpec:
         """The engine on a host whose code takes so many times as long (``NodeSpec.host_time_scale``)."""
         return replace(self, **{name: time_scale * getattr(self, name) for name in _HOST_TIMES})
 
+    def runs_on(self, device: DeviceSpec) -> bool:
+        """Whether its makers support it there; of architectures nobody told about it is taken to run."""
+        return device.architecture not in self.unsupported
+
     def room_bytes(self, device: DeviceSpec) -> float:
-        """Device memory it may use: its share, or what is left where less is."""
-        return min(self.memory_utilization * device.memory_bytes, device.usable_memory_bytes)
+        """Device memory it may use: its share of what the driver reports, or what is left where less is.
+
+        Source: vLLM takes its share of the total that ``cudaMemGetInfo`` gives (``MemorySnapshot``).
+        """
+        return min(self.memory_utilization * device.reported_memory_bytes, device.usable_memory_bytes)
 
     def between_training(self) -> "EngineSpec":
         """The engine as it generates what a training framework around it learns from, not as it serves."""
@@ -134,7 +147,7 @@ def load_engines() -> Mapping[str, EngineSpec]:
         if name in fitted:
             values |= fitted[name]["values"]
             sources |= dict.fromkeys(fitted[name]["values"], fitted[name]["source"])
-        values["linear_attention"] = tuple(values.get("linear_attention", ()))
+        values |= {name: tuple(values.get(name, ())) for name in ("unsupported", "linear_attention")}
         engines[name] = EngineSpec(name=name, **values | {"sources": sources})
     return MappingProxyType(engines)
 

@@ -24,12 +24,13 @@ class DeviceSpec:
         architecture: Family whose fitted efficiency applies when the device has none, e.g. ``hopper``.
         peak_flops_per_s: Dense peak per GEMM format (``precision.GEMM_FORMATS``); absent: unsupported.
         memory_bytes: Nominal capacity.
-        usable_memory_bytes: What a framework can allocate (nominal less ECC and driver reserve).
+        usable_memory_bytes: What a framework can allocate (nominal less ECC and driver reserve, and the user's own).
         memory_bandwidth_bytes_per_s: Device memory bandwidth.
         num_sms: Streaming multiprocessors or compute units.
         l2_bytes: Last-level cache.
         power_w: Board power limit.
         default_node: Catalogue name of the node this device usually comes in.
+        reserved_memory_bytes: What the user keeps for others.
         sources: Field name to the document it was read from.
     """
 
@@ -44,7 +45,13 @@ class DeviceSpec:
     l2_bytes: float
     power_w: float
     default_node: str = ""
+    reserved_memory_bytes: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def reported_memory_bytes(self) -> float:
+        """What the driver reports in all, whoever has it."""
+        return self.usable_memory_bytes + self.reserved_memory_bytes
 
     def peak(self, gemm_format: str) -> float:
         """Dense peak FLOP/s of a format; one without its own units runs at the best wider rate.

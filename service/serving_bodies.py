@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from costmodels.serving_percentiles import LEAST_SHARE, MOST_SHARE
-from planner.serving_job import LEAST, MOST_RATE_PER_S, MOST_REQUESTS, MOST_SECONDS
+from planner.serving_job import LEAST, MOST_RATE_PER_S, MOST_REQUESTS, MOST_RUNNING, MOST_SECONDS
 from profiles.model import MAX_SEQUENCE
 from service.values import MAX_TOP, Body, Bytes, Degree, Lengths, Name, NameOrMapping
 
@@ -56,6 +56,12 @@ class ServingRequest(Body):
     engine: Name = Field(default="vllm", description="vllm, sglang, tensorrt-llm, ...")
     max_model_len: int | None = Field(default=None, ge=1, le=MAX_SEQUENCE, description="Longest request that must fit.")
     memory_utilization: float | None = Field(default=None, ge=LEAST, le=1, description="The engine's share.")
+    max_num_seqs: int | None = Field(
+        default=None, ge=1, le=MOST_RUNNING, description="Requests a replica runs at most."
+    )
+    max_num_batched_tokens: int | None = Field(
+        default=None, ge=1, le=MAX_SEQUENCE, description="Tokens of a step at most."
+    )
     pins: LayoutBody = Field(default=LayoutBody(), description="Degrees to hold fixed; the rest is searched.")
     top: int = Field(default=10, ge=1, le=MAX_TOP, description="Most plans to return.")
     precision: Literal["bf16", "fp16"] | None = Field(default=None, description="bf16 where the device has it.")

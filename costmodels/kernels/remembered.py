@@ -19,7 +19,7 @@ MOST_LOOKED_UP = 5_000  # distinct calls of a batch: larger ones are tables, pri
 @lru_cache(maxsize=256)
 def with_all_memory(device: DeviceSpec) -> DeviceSpec:
     """The device whose memory programs can use to the last byte: what is set aside changes no kernel's price."""
-    return replace(device, usable_memory_bytes=device.memory_bytes)
+    return replace(device, usable_memory_bytes=device.memory_bytes, reserved_memory_bytes=0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,8 +2,9 @@
 
 from costmodels.autocast import fp32_stream
 from costmodels.kernels.calls import KernelFamily
-from costmodels.lowering.calls import CallList, Phase, core_format
+from costmodels.lowering.calls import CallList, Phase
 from costmodels.lowering.elementwise import ADAPTERS
+from costmodels.lowering.formats import core_format
 from costmodels.plan import FloatArray
 
 

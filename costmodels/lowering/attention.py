@@ -8,7 +8,7 @@ import numpy as np
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.lowering.adapters import lora_pair
-from costmodels.lowering.calls import Axis, CallList, Phase, core_format
+from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import (
     beside_product,
     norm_and_residual,
@@ -17,6 +17,7 @@ from costmodels.lowering.elementwise import (
     ring_sums,
     softmax,
 )
+from costmodels.lowering.formats import core_format
 from costmodels.lowering.linear_attention import linear_mixer
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
@@ -68,7 +69,7 @@ def lower_attention(shape: RankShape, context: CostContext) -> CallList:
 
 def projections(calls: CallList, shape: RankShape, context: CostContext) -> None:
     """Query, key, value and output projections with rotary embedding and adapters."""
-    model, job = context.model, context.job
+    model, job, normed = context.model, context.job, context.norms_quantise
     tokens, t = shape.tokens, shape.tensor
     hidden, trained = model.hidden_size, not job.trains_adapters_only
     heads = model.num_attention_heads / t
@@ -78,7 +79,7 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
         q_width, kv_width = heads * model.head_dim, kv_heads * model.head_dim
         made = (2 if model.attention_output_gate else 1) * q_width + 2 * kv_width
         calls.part = Part.PRODUCT
-        calls.linear(tokens, hidden, made, trained=trained)
+        calls.linear(tokens, hidden, made, trained=trained, quantised=normed)
         calls.part = None
         beside_product(calls, tokens, made, bias=model.qkv_bias, joint=True)
         out_width = q_width
@@ -86,14 +87,16 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
     else:
         qk_width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
         calls.part = Part.PRODUCT
+        narrow = normed
         if latent.q_lora_rank:
-            calls.linear(shape.sharded_tokens, hidden, latent.q_lora_rank, trained=trained)
-        calls.linear(shape.sharded_tokens, hidden, latent.kv_lora_rank + latent.qk_rope_head_dim, trained=trained)
+            calls.linear(shape.sharded_tokens, hidden, latent.q_lora_rank, trained=trained, quantised=normed)
+            narrow = True  # both read the same input
+        down, up = latent.kv_lora_rank + latent.qk_rope_head_dim, heads * (latent.qk_nope_head_dim + latent.v_head_dim)
+        calls.linear(shape.sharded_tokens, hidden, down, trained=trained, quantised=narrow)
         calls.part = Part.UP_PROJECTION
-        calls.linear(tokens, latent.q_lora_rank or hidden, heads * qk_width, trained=trained)
-        calls.linear(
-            tokens, latent.kv_lora_rank, heads * (latent.qk_nope_head_dim + latent.v_head_dim), trained=trained
-        )
+        narrow = normed or not latent.q_lora_rank
+        calls.linear(tokens, latent.q_lora_rank or hidden, heads * qk_width, trained=trained, quantised=narrow)
+        calls.linear(tokens, latent.kv_lora_rank, up, trained=trained, quantised=normed)
         out_width = heads * latent.v_head_dim
         rotary_width = 2 * heads * qk_width  # rotation and the concatenation of both halves
     element = job.numerics.storage_bytes

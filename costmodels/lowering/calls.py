@@ -24,6 +24,7 @@ from costmodels.kernels.calls import (
     KernelOp,
 )
 from costmodels.kernels.implementations import torch_code
+from costmodels.lowering.formats import EIGHT_BIT_BYTES, attention_library, core_format, eight_bit_product
 from costmodels.lowering.parts import Part
 from costmodels.lowering.priced_calls import PartCosts, PricedCalls
 from costmodels.lowering.streams import as_run, in_turn
@@ -91,6 +92,7 @@ class CallList:
         batch: FloatArray | float = 1.0,
         grouped: bool = False,
         gemm_format: str = "",
+        implementation: int = 0,
     ) -> None:
         """C[m,n] = A[m,k] B[k,n], ``batch`` of them; in the job's linear-layer format unless said."""
         numerics = self.context.job.numerics
@@ -109,6 +111,7 @@ class CallList:
             bytes=elements * batch * min(numerics.storage_bytes, 4.0),
             element_bytes=min(numerics.storage_bytes, 4.0),
             scale_block=float(numerics.scale_block if name == numerics.gemm_format else 0),
+            implementation=float(implementation),
         )
 
     def linear(
@@ -122,13 +125,20 @@ class CallList:
         grouped: bool = False,
         gemm_format: str = "",
         packed: bool = True,
+        quantised: bool = False,
     ) -> None:
         """A linear layer: forward, input gradient and, when its weight is trained, weight gradient.
 
         QLoRA restores a frozen 4-bit weight in every pass (arXiv:2305.14314 section 3), autocast casts an fp32 one. One
-        that PyTorch unpacks stays (``StackSpec.unpacks_weights``). Not ``packed``, it is in 16 bits there, too.
+        that PyTorch unpacks stays (``StackSpec.unpacks_weights``). Not ``packed``, it is in 16 bits there, too. An
+        engine's 8-bit layer quantises its input in a kernel of its own, unless it comes ``quantised``.
         """
-        self.gemm(Phase.FORWARD, rows, outputs, inputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
+        code = 0 if grouped else eight_bit_product(self.context, gemm_format)
+        if code and not quantised:
+            moved = (self.context.job.numerics.storage_bytes + EIGHT_BIT_BYTES) * batch * rows * inputs
+            self.memory(Phase.FORWARD, moved, family=KernelFamily.QUANTISE, rows=rows, width=inputs, kernels=batch)
+        shape = (rows, outputs, inputs)
+        self.gemm(Phase.FORWARD, *shape, batch=batch, grouped=grouped, gemm_format=gemm_format, implementation=code)
         self.gemm(Phase.INPUT_GRADIENT, rows, inputs, outputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
         cast = casts_weights(self.context.job, self.context.stack)
         restored = packed and not trained and self.context.job.task == "qlora"
@@ -193,7 +203,7 @@ class CallList:
         Who runs it is the context's, unless said.
         """
         if implementation is None:
-            implementation = self.context.implementation or torch_code(_attention_library(self.context))
+            implementation = self.context.implementation or torch_code(attention_library(self.context))
         usual = KernelOp.ATTENTION_FORWARD if phase is Phase.CORE else KernelOp.ATTENTION_BACKWARD
         self.add(
             phase,
@@ -352,24 +362,3 @@ def _split(table: NDArray[Any], shapes: Sequence[tuple[int, int]]) -> list[NDArr
         views.append(table[:, start : start + sites * width].reshape(len(table), sites, width))
         start += sites * width
     return views
-
-
-def _attention_library(context: CostContext) -> str:
-    """Library whose fused attention runs: where libraries differ, the one that the job names; else the stack's.
-
-    They differ on Hopper and on data-centre Blackwell, whose instructions FlashAttention-2 does not use.
-    FlashAttention-3, whose backward pass nobody has timed, has cuDNN's rate: within a tenth of it at long sequences,
-    both ways (arXiv:2407.08608, figures 5 and 6).
-    """
-    stack, architecture = context.stack, context.cluster.device.architecture
-    if architecture not in ("hopper", "blackwell"):
-        return stack.attention_library
-    usual = stack.blackwell_attention_library if architecture == "blackwell" else ""
-    named = context.job.attention_library or usual or stack.attention_library
-    return "cudnn" if named == "flash_3" else named
-
-
-def core_format(context: CostContext) -> str:
-    """Format of the attention core and the output head: 16-bit under 8- and 4-bit recipes."""
-    name = context.job.numerics.gemm_format
-    return "bf16" if name in ("fp8", "fp4") else name

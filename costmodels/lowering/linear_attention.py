@@ -26,8 +26,9 @@ from costmodels.linear_work import (
     has_delta_rule,
 )
 from costmodels.lowering.adapters import lora_pair
-from costmodels.lowering.calls import Axis, CallList, Phase, core_format
+from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import beside_product, fused_passes
+from costmodels.lowering.formats import core_format
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import FloatArray
@@ -85,10 +86,10 @@ def _projected(
     hidden, trained = context.model.hidden_size, not context.job.trains_adapters_only
     tokens, width = shape.tokens, heads.joint_width(linear)
     calls.part = Part.PRODUCT
-    calls.linear(tokens, hidden, width, trained=trained)
+    calls.linear(tokens, hidden, width, trained=trained, quantised=context.norms_quantise)
     if linear.low_rank:
         rank, per_key = float(linear.low_rank), heads.keys * linear.key_head_dim
-        calls.linear(tokens, hidden, 2 * rank, trained=trained)
+        calls.linear(tokens, hidden, 2 * rank, trained=trained, quantised=True)  # both read the same input
         calls.linear(tokens, rank, per_key, trained=trained)
         calls.linear(tokens, rank, heads.values * linear.value_head_dim, trained=trained)
     calls.part = None

@@ -30,6 +30,7 @@ def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:
         context,
         rows=shape.tokens,
         width=context.model.ffn_hidden_size / shape.tensor,
+        quantised=context.norms_quantise,
         projected=Part.LAST_PRODUCT if ends_layer else None,
     )
     return calls
@@ -99,11 +100,13 @@ def dense_matrices(
     batch: FloatArray | None = None,
     activated: Part | None = None,
     projected: Part | None = None,
+    quantised: bool = False,
 ) -> None:
     """Up, gate and down matrices with the activation between them, ``batch`` experts at once.
 
     The matrices belong to the part of the list, or to ``PRODUCT`` where it has none and they are not grouped; the down
     matrix to ``projected`` if that is given. The activation function belongs to ``activated``, the rest to the list's.
+    ``quantised`` as of ``CallList.linear``, of their input.
     """
     hidden = context.model.hidden_size
     trained = not context.job.trains_adapters_only
@@ -112,9 +115,10 @@ def dense_matrices(
     up_width = width * (context.model.mlp_matrices - 1)
     others = calls.part
     calls.part = Part.PRODUCT if others is None and not grouped else others
-    calls.linear(rows, hidden, up_width, trained=trained, batch=count, grouped=grouped)
+    calls.linear(rows, hidden, up_width, trained=trained, batch=count, grouped=grouped, quantised=quantised)
     calls.part = calls.part if projected is None else projected
-    calls.linear(rows, width, hidden, trained=trained, batch=count, grouped=grouped)
+    along = context.activations_quantise
+    calls.linear(rows, width, hidden, trained=trained, batch=count, grouped=grouped, quantised=along)
     calls.part = activated
     activation(calls, rows * count, width)
     calls.part = others

@@ -22,7 +22,8 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
-from costmodels.lowering.calls import CallList, Phase, core_format
+from costmodels.lowering.calls import CallList, Phase
+from costmodels.lowering.formats import core_format
 from costmodels.plan import FloatArray
 from profiles.model import MoESpec
 

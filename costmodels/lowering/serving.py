@@ -15,8 +15,9 @@ from costmodels.kernels.calls import KernelFamily, KernelOp
 from costmodels.kernels.expert_load import TILE_ROWS
 from costmodels.kernels.implementations import Library, library_of, with_library
 from costmodels.lowering.attention import head_widths, projections, tensor_block_traffic
-from costmodels.lowering.calls import Axis, CallList, Phase, core_format
+from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import norm_and_residual
+from costmodels.lowering.formats import core_format
 from costmodels.lowering.linear_attention import linear_step
 from costmodels.lowering.mlp import dense_matrices, router_format
 from costmodels.lowering.shapes import RankShape

@@ -88,6 +88,7 @@ def call_costs(
         if not setting.engines:
             raise SpecError("engines", "names none, but the call generates", f"for example {TRAINER}")
         engines = [find_engine(name) for name in setting.engines]
+        engines = [engine for engine in engines if engine.runs_on(setting.cluster.device)]
         engines = [engine.between_training() if setting.between_training else engine for engine in engines]
         tables = [_generation(call, wanted, setting, sizes, engine) for engine in engines]
         table = concatenated(tables)

@@ -1,33 +1,44 @@
 """Which engines a workflow may generate with: the one asked for, or the usual ones that run its models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from planner.dataflow.graph import GENERATE, Dataflow
-from profiles.engines import check_engine, find_engine
+from profiles.engines import TRAINER, check_engine, find_engine
 from profiles.errors import SpecError
+from profiles.hardware import DeviceSpec
+from profiles.mixed_cluster import MixedCluster
 from profiles.model import ModelSpec
 
 DEFAULT_ENGINES = ("vllm", "sglang")  # what current training systems generate with
 
 
 def engines_of(
-    graph: Dataflow, models: Mapping[str, ModelSpec], *, asked: str | None, interrupts: bool
+    graph: Dataflow,
+    models: Mapping[str, ModelSpec],
+    machines: MixedCluster,
+    *,
+    asked: str | None,
+    interrupts: bool,
 ) -> tuple[str, ...]:
-    """Names of engines.
+    """Names of engines: the one asked for, or the usual ones; where none of these runs, the trainer generates.
 
     Args:
         graph: The workflow.
         models: By role.
+        machines: Where they run.
         asked: Name of the one engine to use, if any.
         interrupts: Whether responses may be interrupted.
 
     Raises:
         SpecError: If the engine is unknown, or cannot do what the workflow needs.
     """
+    devices = [group.device for group in machines.groups]
     generating = [models[call.role] for call in graph.calls if call.kind == GENERATE]
     if asked is None:
-        return tuple(name for name in DEFAULT_ENGINES if all(_runs(name, model) for model in generating))
+        return tuple(name for name in DEFAULT_ENGINES if _runs(name, generating, devices)) or (TRAINER,)
     engine = find_engine(asked)
+    if not any(map(engine.runs_on, devices)):
+        raise SpecError("engine", f"{engine.name} does not support {devices[0].name}", "leave it out")
     if not generating:
         raise SpecError("engine", f"is given, but no call of {graph.name} generates", "leave it out")
     if interrupts and not engine.continuous:
@@ -38,6 +49,7 @@ def engines_of(
     return (engine.name,)
 
 
-def _runs(name: str, model: ModelSpec) -> bool:
-    linear = model.linear_attention
-    return linear is None or linear.kind in find_engine(name).linear_attention
+def _runs(name: str, models: Sequence[ModelSpec], devices: Sequence[DeviceSpec]) -> bool:
+    engine, linear = find_engine(name), [model.linear_attention for model in models]
+    kinds = {each.kind for each in linear if each is not None}
+    return any(map(engine.runs_on, devices)) and kinds <= set(engine.linear_attention)

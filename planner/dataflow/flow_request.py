@@ -209,7 +209,7 @@ def resolve_flow(
         dependency=_dependency(options),
         staleness=staleness,
         precision=_precision(options, machines, notes),
-        engines=engines_of(graph, specs, asked=options.engine, interrupts=options.rollout != WHOLE),
+        engines=engines_of(graph, specs, machines, asked=options.engine, interrupts=options.rollout != WHOLE),
         pins=parse_call_pins(options.pins, graph, machines),
         options=options,
         assumptions=tuple(notes),

@@ -153,7 +153,12 @@ def price_of(run: GenerationRun) -> RunPrice:
     Raises:
         ValueError: If its cache has no room for a sequence.
     """
-    engine = replace(find_engine(run.engine), max_sequences=run.max_sequences, prefill_tokens=run.prefill_tokens)
+    engine = replace(
+        find_engine(run.engine),
+        max_sequences=run.max_sequences,
+        prefill_tokens=run.prefill_tokens,
+        memory_utilization=run.memory_share,
+    )
     mean = run.output_tokens
     call = ModelCall(
         kind=CallKind.GENERATE,
@@ -162,7 +167,7 @@ def price_of(run: GenerationRun) -> RunPrice:
         output=log_normal_lengths(mean=mean, sigma=_SIGMA, most=_LONGEST) if run.spread else fixed_length(mean),
     )
     cluster = cluster_of(run.tensor, run.device)
-    table = replica(call, model_named(run.model), cluster, engine, memory_share=run.memory_share)
+    table = replica(call, model_named(run.model), cluster, engine)
     if not len(table):
         raise ValueError(f"no room for a sequence of {run}")
     best = int(np.argmin(table.time_s))

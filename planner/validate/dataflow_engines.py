@@ -86,7 +86,7 @@ def predicted_s(run: Benchmark, name: str = "") -> float:
         prompt_tokens=run.prompt_tokens,
         output=fixed_length(run.output_tokens),
     )
-    table = replica(call, model_named(run.model), cluster, engine, memory_share=engine.memory_utilization)
+    table = replica(call, model_named(run.model), cluster, engine)
     return float(table.time_s.min())
 
 

@@ -124,7 +124,7 @@ def priced_call(name: str, call: ModelCall, size: int, micro_batches: MicroBatch
     else:
         engine = hybridflow_engine()
         plans = generation_plans(min(_REPLICA[name], size), size, engine)
-        room_bytes = engine.memory_utilization * device.memory_bytes
+        room_bytes = engine.room_bytes(device)
         table = price_generation(plans, call, model, setting, engine, room_bytes=room_bytes)
     fitting = np.flatnonzero(table.peak_bytes <= device.usable_memory_bytes)
     return undominated(table.take(fitting))

@@ -213,7 +213,8 @@ def _generation(row: dict[str, str], model: ModelSpec, setting: CallSetting, dev
     )
     published = (plans.tensor_parallel == tensor) & (plans.pipeline_parallel == stages) & (plans.expert_parallel == 1)
     plans = plans.take(np.flatnonzero(published))
-    room_bytes = _MEMORY_SHARE["Off" in row["policy"]] * setting.cluster.device.memory_bytes
+    share = _MEMORY_SHARE["Off" in row["policy"]]
+    room_bytes = replace(serving, memory_utilization=share).room_bytes(setting.cluster.device)
     alone = replace(serving, step_overhead_s=0.0, sequence_overhead_s=0.0)
     tables = [
         price_generation(plans, call, model, setting, engine, room_bytes=room_bytes)

@@ -308,7 +308,7 @@ def _request_s(billions: int, tensor: int, sequences: int, output_tokens: int) -
     call = _call(CallKind.GENERATE, billions, sequences, output_tokens)
     at_once = min(engine.prefill_tokens // call.prompt_tokens, sequences)
     plans = PlanBatch.from_columns(1, tensor_parallel=tensor, micro_batch_size=at_once)
-    room_bytes = engine.memory_utilization * setting.cluster.device.memory_bytes
+    room_bytes = engine.room_bytes(setting.cluster.device)
     table = price_generation(plans, call, real_model(billions), setting, engine, room_bytes=room_bytes)
     return float(table.time_s.min())
 

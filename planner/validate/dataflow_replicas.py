@@ -88,7 +88,7 @@ def predicted_s(name: str, tensor: int, *, frozen: bool = True) -> float:
         model,
         setting,
         engine,
-        room_bytes=engine.memory_utilization * setting.cluster.device.memory_bytes - resident_bytes,
+        room_bytes=engine.room_bytes(setting.cluster.device) - resident_bytes,
     )
     return float(table.time_s.min())
 

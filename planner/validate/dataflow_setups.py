@@ -34,7 +34,6 @@ def replica(
     cluster: ClusterSpec,
     engine: EngineSpec,
     *,
-    memory_share: float,
     layout: Mapping[str, int] | None = None,
     eight_bit_weights: bool = False,
     eight_bit_cache: bool = False,
@@ -45,8 +44,7 @@ def replica(
         call: Prompts and answers.
         model: Whose.
         cluster: Its devices.
-        engine: Who generates, and how many prompt tokens a step reads.
-        memory_share: Of device memory, for the engine to use.
+        engine: Who generates, in which share of memory, and how many prompt tokens a step reads.
         layout: Columns of the plan; None for one replica whose tensors, and those of experts, are split over all.
         eight_bit_weights: Of the checkpoint, with a call in ``fp8``.
         eight_bit_cache: Keys and values are kept in 8 bits.
@@ -66,5 +64,5 @@ def replica(
             eight_bit_cache=eight_bit_cache,
         ),
         engine,
-        room_bytes=memory_share * cluster.device.memory_bytes,
+        room_bytes=engine.room_bytes(cluster.device),
     )

@@ -19,6 +19,7 @@ from statistics import fmean, median
 from planner.validate.render import percent
 from planner.validate.serving_prices import ServingPrice, left_out, serving_prices
 from planner.validate.serving_rows import serving_rows
+from planner.validate.serving_widths import widths_section
 from planner.validate.serving_words import FIGURES, FOUND, INTRODUCTION
 from profiles.markdown import table_head, table_row
 
@@ -68,7 +69,7 @@ def serving_page() -> str:
     for figure, words in FIGURES.items():
         keys = [key for key in first if key[2] == figure]
         parts += [f"## {words}\n", _by_publisher(keys, first, now)]
-    return "\n".join([*parts, FOUND, _every(first, now)])
+    return "\n".join([*parts, widths_section(), FOUND, _every(first, now)])
 
 
 def _summary(first: Mapping[Key, ServingPrice], now: Mapping[Key, ServingPrice]) -> str:

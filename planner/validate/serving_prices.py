@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from costmodels.lengths import OutputLengths, fixed_length, log_normal_lengths
 from costmodels.model_calls import CallKind, ModelCall
+from costmodels.uncertainty import NORMAL_90
 from planner.serving_plans import serving
 from planner.serving_results import ServingPlan
 from planner.serving_states import EIGHT_BITS
 from planner.validate.dataflow_setups import cluster_of, model_named, replica
 from planner.validate.serving_rows import Lengths, Load, ServingRow, serving_rows
 from profiles.engines import find_engine
+from profiles.serving_widths import serving_log_stds
 
 SIGMA, LONGEST = 0.745, 2048  # as ``planner.validate.dataflow_blind`` takes lengths that spread
 # The engine V1 is vLLM's default since 0.8 (vLLM blog of 2025-01-27 and release notes of 0.8.0).
@@ -172,17 +176,25 @@ def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
 
 def _figures(plan: ServingPlan, row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
     """Means, or medians where these alone are published and known of the plan."""
-    low, high = (end / plan.tpot_s for end in plan.tpot_interval_s)
+    model = model_named(row.model)
+    low, high = _alone(plan.tpot_s, plan.tpot_interval_s, serving_log_stds("tpot", model))
+    first_low, first_high = _alone(plan.ttft_s, plan.ttft_interval_s, serving_log_stds("ttft", model))
     tokens = plan.requests_per_s * row.output_tokens
     ttft_s = _published(plan.ttft_s, plan.ttft_percentiles_s, row.ttft_mean_s)
     latency_s = _published(plan.latency_s, plan.latency_percentiles_s, row.e2e_mean_s)
-    first = ttft_s / plan.ttft_s
     return {
-        "ttft": (ttft_s, first * plan.ttft_interval_s[0], first * plan.ttft_interval_s[1]),
-        "tpot": (plan.tpot_s, *plan.tpot_interval_s),
+        "ttft": (ttft_s, ttft_s * first_low, ttft_s * first_high),
+        "tpot": (plan.tpot_s, plan.tpot_s * low, plan.tpot_s * high),
         "latency": (latency_s, latency_s * low, latency_s * high),
         "tokens": (tokens, tokens / high, tokens / low),
     }
+
+
+def _alone(middle_s: float, interval_s: tuple[float, float], log_stds: tuple[float, float]) -> tuple[float, float]:
+    """Both ends over the middle, of the interval that prices of kernels and links alone give."""
+    beyond = NORMAL_90 * np.asarray(log_stds)
+    low, high = np.sqrt(np.maximum(np.log(np.asarray(interval_s) / middle_s) ** 2 - beyond**2, 0.0))
+    return float(np.exp(-low)), float(np.exp(high))
 
 
 def _published(mean_s: float, percentiles_s: Mapping[str, float] | None, mean: float | None) -> float:
@@ -207,7 +219,6 @@ def _from_the_start(row: ServingRow) -> Mapping[str, tuple[float, float, float]]
         model_named(row.model),
         cluster,
         engine,
-        memory_share=engine.memory_utilization,
         layout={
             "tensor_parallel": row.tensor,
             "pipeline_parallel": row.pipeline,

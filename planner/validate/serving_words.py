@@ -34,21 +34,21 @@ Written after the first look at them.
   left out.
 - **Starts.** Load generators send as many requests at once as may run. Prompts then queue for seconds, and a mean
   over a few hundred requests holds them, which first prices, of a steady state, did not know. Runs with their start and
-  end do: DanBlanaru's first token of 15.7 s was 88 % and is 8 % too short, dstack's were 96 and are 71 %,
+  end do: DanBlanaru's first token of 15.7 s was 88 % and is 11 % too short, dstack's were 96 and are 72 %,
   mushfiqrahman.dev's 53 and 37 %. dstack's engines read prompts before they go on generating, and equal lengths come
   back together, so that every wave queues: from 4 to 128 at once its 15 first tokens rise as priced, at three to four
   times the price (once eight), as these engines read the prompts of DeepSeek-R1 that much slower in early 2025. Answers
   of mushfiqrahman.dev, 100 tokens on average and 128 at most, must often end at the most, and so come back together
   too; here they spread.
 - **Requests all sent at once** (gpustack, dstack, zhyncs, Lambda): 53 figures on when their tokens come were first
-  priced as runs, after all else on this page. First tokens are 29 to 40 % too short, dstack's 74 %; gpustack's tokens
-  take 37 % less than it publishes, though its throughputs are right on average. Part of that is a mean: load
+  priced as runs, after all else on this page. First tokens are 29 to 42 % too short, dstack's 75 %; gpustack's tokens
+  take 39 % less than it publishes, though its throughputs are right on average. Part of that is a mean: load
   generators average what each request takes per token, which in such a run is 15 to 45 % more than all time over all
   tokens (an engine played out), since short answers end while prompts are read. The rest is not known: its servers may
   take the thousand requests in more slowly than its engines read them.
 - **First tokens that are worse now.** Engines that read first make no tokens in the step of a prompt, so that SGLang's
   and vLLM's of 2024 take a step less than first priced: sgl-project's were 42 % and are 54 % too short. On io.net they
-  count the prompts that their step reads besides: 37 and 39 %.
+  count the prompts that their step reads besides: 37 and 38 %.
 - **Ten steps a schedule.** vLLM 0.6.0, as SGLang's and Lambda's comparisons ran it, makes ten steps before it looks
   at new requests: first tokens wait for them (0.1 s instead of 0.04 s), and less host time is spent per step than is
   priced.
@@ -63,18 +63,22 @@ Written after the first look at them.
 - **Prompts of large mixtures of experts.** Qwen3-235B on eight H100s reads prompts 1.8 times as fast as priced
   (gpustack).
 - **Eight bits.** TensorRT-LLM 1.0 and later publishes Llama of 8B, 70B and 405B with weights and caches in 8 bits on
-  H100 and H200: the prices of 35 throughputs lie between 23 % below and 9 % above them. Llama-3.1-405B on eight
-  MI300X (Oracle, vLLM of 2024) is within 3 % on average, NIM's first tokens of Llama-3.3-70B within 7 %, its tokens a
-  second 22 % too few. AMD's own latencies of one request, with its container of late 2025, are 63 % shorter than
-  priced.
+  H100 and H200: the first prices of 35 throughputs lay between 23 % below and 9 % above them. AMD's own latencies of
+  one request, with its container of late 2025, were priced 63 % too long. Every linear layer was charged the 9 to 11 us
+  that the timed ones take to look through their whole input, where engines convert it in one kernel of 1.4 to 2.7, or
+  along with other work. Priced so, which none of these figures had a part in, the 35 lie between 21 % below and 12 %
+  above, 6 % off on average instead of 9; AMD's latencies are 32 % too long, DeepSeek-R1's under SGLang of 2026
+  (SemiAnalysis) 9 % off instead of 25. What was priced right or too fast is worse: Llama-3.1-405B on eight MI300X
+  (Oracle, vLLM of 2024) from 3 to 11 %, dstack's time per token from 46 to 50 %, NIM's of Llama-3.3-70B from 19 to
+  20 %, that of Qwen3-8B under SGLang (gpustack) from 2 to 19 %.
 - **Data-parallel attention** was no layout here at first: rows that publish one (TensorRT-LLM's DEP4 and DEP8) were
   priced with tensors and experts cut over all GPUs, and gave up to four times the tokens. As published they lie
-  between 14 % below and 65 % above: Qwen3-235B -4 to +26 %, DeepSeek-R1 +4 to +56 %, Llama 4 Maverick -14 to +65 %.
+  between 11 % below and 72 % above: Qwen3-235B -3 to +29 %, DeepSeek-R1 +11 to +60 %, Llama 4 Maverick -11 to +72 %.
   DeepSeek's needed another mend: TensorRT-LLM's timed kernels for many queries per key stood for its latent attention,
   which has others. SGLang's rows of that layout (dstack, February 2025) had no price before.
 - **TensorRT-LLM 1.0** lists mixtures of experts under TP8, with an option for data-parallel attention that stands
-  where it may not act. Judged as TP8, ten rows are 60 % below to 54 % above; as data parallel over eight they would be
-  11 % below to 53 % above, so that it probably did.
+  where it may not act. Judged as TP8, ten rows are 59 % below to 60 % above; as data parallel over eight they would be
+  4 % below to 55 % above, so that it probably did.
 - **DeepSeek-R1 of February and March 2025** (dstack) takes about twice its price on MI300X and H200, as engines had
-  just begun to serve it; SGLang of 2026 on H200 (SemiAnalysis) takes 25 % less.
+  just begun to serve it; SGLang of 2026 on H200 (SemiAnalysis) takes 8 % less.
 """

@@ -15,6 +15,11 @@ from profiles.units import GIB
 CHAT: dict[str, Any] = {"prompt": 1024, "generate": 256}
 
 
+def more(remedy: str, device: str = "H100-SXM-80GB") -> str:
+    """The cluster that a remedy names: ``24 of these devices``."""
+    return f"{int(remedy.split()[0])}x{device}"
+
+
 def served(model: str = "llama-3.1-8b", gpus: str = "8xH100-SXM-80GB", **asked: Any) -> ServingResult:
     return planner.serving(model, gpus, **CHAT | asked)
 
@@ -24,11 +29,13 @@ def best(*args: str, **asked: Any) -> ServingPlan:
 
 
 def test_the_first_plan_gives_most_tokens_per_device() -> None:
-    result = served("llama-3.1-70b")
-    rates = [plan.tokens_per_s_per_device for plan in result.plans]
+    result = served("llama-3.1-70b", top=20)
+    rates = [plan.output_tokens_per_s for plan in result.plans]
     assert rates == sorted(rates, reverse=True)
-    assert {(plan.tensor_parallel, plan.pipeline_parallel) for plan in result.plans} >= {(2, 1), (4, 1), (8, 1), (2, 2)}
-    assert all(plan.num_devices == 8 for plan in result.plans)
+    layouts = {(plan.tensor_parallel, plan.pipeline_parallel): plan for plan in result.plans}
+    assert layouts.keys() >= {(2, 1), (4, 1), (8, 1), (2, 2), (2, 3)}
+    assert all(8 - plan.num_devices < plan.num_devices // plan.replicas for plan in result.plans)
+    assert (layouts[2, 3].replicas, layouts[2, 3].num_devices) == (1, 6)
     assert len(result.plans) == result.considered
 
 
@@ -71,8 +78,10 @@ def test_bounds_on_percentiles_hold_and_what_would_do_does(percentile: float, tt
         assert plan.ttft_percentiles_s[f"p{percentile:g}"] <= ttft_s
     if bound.shortage is not None:
         assert f"of {percentile:g} %" in bound.shortage.message
-        name, value = bound.shortage.remedy.split()
+        bounds, devices = bound.shortage.remedy.split(", or ")
+        name, value = bounds.split()
         assert served("llama-3.1-70b", **{name: float(value)}, **asked).fits
+        assert served("llama-3.1-70b", more(devices), ttft_s=ttft_s, **asked).fits
 
 
 def test_percentiles_take_more_devices_than_means() -> None:
@@ -80,14 +89,6 @@ def test_percentiles_take_more_devices_than_means() -> None:
     asked = {"gpus": "8x8xH100-SXM-80GB", "rate_per_s": 100, "ttft_s": 0.08, "pins": {"tp": 1, "pp": 1}}
     assert best(**asked, percentile=99).replicas > best(**asked).replicas
     assert best(**asked, percentile=50).replicas <= best(**asked).replicas
-
-
-def test_where_all_places_are_taken_no_percentile_is_promised() -> None:
-    shortage = served(gpus="1xA10G", prompt=8000, rate_per_s=0.15, ttft_s=60, percentile=90).shortage
-    assert shortage is not None
-    assert (shortage.reason, shortage.nearest) == ("too_many", None)
-    assert "nothing is known of percentiles" in shortage.message
-    assert served(gpus="1xA10G", prompt=8000, rate_per_s=0.15, ttft_s=60).fits
 
 
 def test_a_run_is_priced_from_its_first_request_to_its_last_token() -> None:
@@ -161,16 +162,6 @@ def test_one_replica_fewer_does_not_serve_the_rate(gpus: str, rate: float) -> No
     assert not fewer.fits
 
 
-def test_a_rate_beyond_all_devices_names_the_most_they_answer() -> None:
-    shortage = served(rate_per_s=2000).shortage
-    assert shortage is not None
-    assert shortage.reason == "too_many"
-    name, most = shortage.remedy.split(",")[0].split()
-    assert name == "rate_per_s"
-    assert served(rate_per_s=float(most)).fits
-    assert not served(rate_per_s=1.02 * float(most)).fits
-
-
 def test_replicas_that_are_fixed_are_all_there_are() -> None:
     fixed = best(rate_per_s=20, pins={"tp": 1, "dp": 4})
     assert (fixed.replicas, fixed.num_devices) == (4, 4)
@@ -194,7 +185,10 @@ def test_memory_adds_up_to_the_device() -> None:
     plan = best(gpus="1xH100-SXM-80GB")
     memory, engine = plan.memory, find_engine("vllm")
     parts = memory.weights + memory.cache + memory.activations + memory.fixed
-    assert parts == pytest.approx(engine.memory_utilization * 80 * GIB, rel=1e-9)
+    assert parts == pytest.approx(engine.memory_utilization * 79.19 * GIB, rel=1e-9)  # as PyTorch prints it
+    kept = best(gpus="1xH100-SXM-80GB", memory_reserve_bytes=4e9).memory  # less than the engine leaves anyway
+    assert kept.cache == memory.cache
+    assert kept.left_to_others == pytest.approx(memory.left_to_others - 4e9)
     assert memory.weights == pytest.approx(2 * 8.03e9, rel=1e-3)
     each = 2 * 8 * 128 * 2 * 32  # bytes per token of Llama-3.1-8B
     assert plan.cache_tokens == pytest.approx(memory.cache / each)
@@ -206,22 +200,6 @@ def test_memory_adds_up_to_the_device() -> None:
 def test_caches_are_split_by_heads(t: int, parts: int) -> None:
     one, split = best(pins={"tp": 1}), best(pins={"tp": t})
     assert split.cache_tokens / split.memory.cache == pytest.approx(parts * one.cache_tokens / one.memory.cache)
-
-
-def test_what_does_not_fit_says_what_would() -> None:
-    shortage = served("llama-3.1-405b").shortage
-    assert shortage is not None
-    assert (shortage.reason, shortage.remedy) == ("does_not_fit", "weights fp8, an 8-bit checkpoint")
-    assert served("llama-3.1-405b", weights="fp8").fits
-    older = served("llama-3.1-405b", "8xA100-SXM-80GB").shortage
-    assert older is not None
-    assert older.remedy == "16 of these devices, which hold a replica"
-    assert served("llama-3.1-405b", "2x8xA100-SXM-80GB").fits
-    long = served("llama-3.1-8b", "1xA10G", max_model_len=100_000).shortage
-    assert long is not None
-    name, tokens = long.remedy.split()
-    assert (name, served(gpus="1xA10G", max_model_len=int(tokens)).fits) == ("max_model_len", True)
-    assert not served(gpus="1xA10G", max_model_len=int(tokens) + 1).fits
 
 
 def test_experts_are_spread_over_the_ranks_of_a_replica_or_split() -> None:
@@ -255,15 +233,6 @@ def test_devices_without_bf16_serve_in_fp16() -> None:
     assert result.plans[0].memory.weights == pytest.approx(2 * 1.1e9, rel=1e-3)
 
 
-def test_a_share_of_memory_that_is_too_small_is_answered_by_the_least_that_does() -> None:
-    tight = served(gpus="1xH100-SXM-80GB", memory_utilization=0.1).shortage
-    assert tight is not None
-    name, value = tight.remedy.split()
-    assert name == "memory_utilization"
-    assert served(gpus="1xH100-SXM-80GB", memory_utilization=float(value)).fits
-    assert not served(gpus="1xH100-SXM-80GB", memory_utilization=0.99 * float(value)).fits
-
-
 def test_eight_bit_weights_halve_the_matrices() -> None:
     """Llama-3.1-8B: embedding and head of 128,256 x 4,096 and 65 norms stay in 16 bits."""
     whole, small = (best(gpus="1xH100-SXM-80GB", weights=weights) for weights in (None, "fp8"))
@@ -282,6 +251,20 @@ def test_eight_bit_weights_are_read_faster() -> None:
     assert 1.2 < slow.ttft_s / fast.ttft_s < 2.2
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt-llm"])
+@pytest.mark.parametrize(
+    ("model", "gpus", "least"),
+    [("llama-3.1-8b", "1xB200", 1.15), ("llama-3.1-8b", "1xH100-SXM-80GB", 1.35), ("llama-3.1-70b", "8xH100", 1.2)],
+)
+def test_eight_bit_weights_decode_one_request_faster(model: str, gpus: str, engine: str, least: float) -> None:
+    """Also where layers are short: an eighth of 70B, or 8B on a memory of 8 TB/s."""
+    tp = int(gpus.partition("x")[0])
+    slow, fast = (
+        best(model, gpus, concurrency=1, pins={"tp": tp}, engine=engine, weights=weights) for weights in (None, "fp8")
+    )
+    assert least < slow.tpot_s / fast.tpot_s < 1.8
+
+
 def test_eight_bits_fit_where_sixteen_do_not() -> None:
     assert not served("llama-3.1-405b").fits
     assert served("llama-3.1-405b", weights="fp8").fits
@@ -295,24 +278,6 @@ def test_an_eight_bit_cache_holds_twice_the_tokens_and_is_read_faster() -> None:
     assert small.cache_tokens == pytest.approx(2 * whole.cache_tokens)
     assert small.most_longest in (2 * whole.most_longest, 2 * whole.most_longest + 1)
     assert small.tpot_s < 0.9 * whole.tpot_s
-
-
-@pytest.mark.parametrize(
-    ("model", "pins", "words"),
-    [
-        ("llama-3.1-8b", {"tp": 3}, "32 attention heads do not divide by tp 3"),
-        ("llama-3.1-8b", {"tp": 4, "dp": 4}, "takes 16 devices, and there are 8"),
-        ("llama-3.1-8b", {"ep": 2}, "has no experts"),
-        ("llama-3.1-8b", {"pp": 5}, "replicas of 5 devices do not divide the 8"),
-        ("mixtral-8x7b", {"tp": 8, "ep": 4}, "ep = tp"),
-        ("deepseek-v3", {"tp": 1, "ep": 16}, "takes 16 devices"),
-    ],
-)
-def test_layouts_that_cannot_be_say_why(model: str, pins: dict[str, int], words: str) -> None:
-    shortage = served(model, pins=pins).shortage
-    assert shortage is not None
-    assert shortage.reason == "no_layout"
-    assert words in shortage.message
 
 
 @pytest.mark.parametrize(
@@ -341,3 +306,43 @@ def test_dollars_follow_tokens() -> None:
     assert result.price is not None
     plan = result.plans[0]
     assert plan.usd_per_million_tokens(result.price) == pytest.approx(2e6 / 3600 / plan.tokens_per_s_per_device)
+
+
+def test_engines_serve_where_their_makers_support_it() -> None:
+    for engine, gpus, others in (
+        ("tensorrt-llm", "8xMI300X", "vllm or"),
+        ("vllm", "1xP100-PCIe-16GB", "no engine"),
+        ("sglang", "8xV100", "vllm"),
+    ):
+        with pytest.raises(SpecError, match="does not support") as caught:
+            served(gpus=gpus, engine=engine)
+        assert (caught.value.field, others in str(caught.value)) == ("engine", True)
+    assert served(gpus="8xMI300X", engine="sglang").fits
+
+
+def test_limits_of_the_engine_can_be_set() -> None:
+    few = best(gpus="1xH100-SXM-80GB", max_num_seqs=16)
+    assert (few.most_requests, round(few.concurrency)) == (16, 16)
+    large, small = (
+        best(gpus="1xH100-SXM-80GB", prompt=8000, concurrency=32, max_num_batched_tokens=count)
+        for count in (8192, 1024)
+    )
+    assert small.memory.activations < 0.2 * large.memory.activations
+    assert small.ttft_s != large.ttft_s
+    shortage = served(gpus="1xH100-SXM-80GB", prompt=100, generate=100, concurrency=1500).shortage
+    assert shortage is not None
+    _, limit = shortage.remedy.split(", or ")
+    name, value = limit.split()
+    asked: dict[str, Any] = {"gpus": "1xH100-SXM-80GB", "prompt": 100, "generate": 100, "concurrency": 1500}
+    assert served(**asked, **{name: int(value)}).fits
+
+
+def test_a_steady_state_says_when_load_generators_see_waves() -> None:
+    def told(**asked: Any) -> bool:
+        return any(note.code == "steady_state" for note in served(gpus="1xH100-SXM-80GB", **asked).assumptions)
+
+    assert told(concurrency=16)
+    assert not told(concurrency=1)
+    assert not told(concurrency=16, requests=160)
+    assert not told(concurrency=16, generate="lognormal:mean=256,sigma=1,max=2048")
+    assert not told(rate_per_s=2)

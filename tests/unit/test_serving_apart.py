@@ -1,6 +1,7 @@
 """Prompts and generation on replicas of their own: queues and crossings by hand, pairs against all there are."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -17,6 +18,7 @@ from costmodels.kv_cache import bytes_per_cached_token
 from costmodels.plan import PlanBatch
 from costmodels.serving_apart import BUSIEST, crossing_s, first_token_s, generated, most_read, running_at
 from planner.document_serving import serving_schema
+from planner.request import resolve_cluster
 from planner.serving_apart import _counts, _Pools
 from planner.serving_results import ServingResult
 from profiles.errors import SpecError
@@ -24,6 +26,7 @@ from tests.command import Command, command_line
 from tests.fakes import UnitCollectives, context, llama
 from tests.unit.test_serving_states import N, clock
 
+DOMAIN = 8
 SPLIT: dict[str, Any] = {"prompt": 4000, "generate": 500, "disaggregated": True}
 
 
@@ -71,15 +74,31 @@ def test_every_rank_sends_its_own_keys_and_values() -> None:
     assert sent[0] == pytest.approx(1000 * where.model.num_layers * 2 * 2 * 4 * 64)
 
 
+def _fit(counts: tuple[int, int], devices: Sequence[int], free: list[int]) -> bool:
+    """Whether replicas of both sizes fit domains of which so many devices are free, none cut unless larger than one."""
+    for count, size in sorted(zip(counts, devices, strict=True), key=lambda each: -each[1]):
+        for _ in range(count):
+            places = [index for index, left in enumerate(free) if left >= min(size, DOMAIN)]
+            needed = max(size // DOMAIN, 1)
+            if len(places) < needed:
+                return False
+            for index in places[:needed]:
+                free[index] -= min(size, DOMAIN)
+    return True
+
+
 @given(
-    st.lists(st.tuples(st.integers(1, 6), st.floats(0.1, 9.0), st.floats(0.1, 9.0)), min_size=2, max_size=2),
-    st.integers(2, 40),
+    st.lists(
+        st.tuples(st.sampled_from([1, 2, 4, 8, 16]), st.floats(0.1, 9.0), st.floats(0.1, 9.0)), min_size=2, max_size=2
+    ),
+    st.integers(1, 5),
     st.none() | st.floats(0.1, 20.0),
 )
 @settings(max_examples=60, deadline=None)
 def test_no_other_numbers_of_replicas_are_better(
-    layouts: list[tuple[int, float, float]], total: int, rate: float | None
+    layouts: list[tuple[int, float, float]], domains: int, rate: float | None
 ) -> None:
+    total, machines = DOMAIN * domains, resolve_cluster(f"{domains}x{DOMAIN}xH100-SXM-80GB", None)
     devices, read, made = (np.asarray(column) for column in zip(*layouts, strict=True))
     zero = np.zeros(2)
     pools = _Pools(crossing_s=zero, read_per_s=read, running=zero, generated_per_s=made, devices=devices)
@@ -87,10 +106,11 @@ def test_no_other_numbers_of_replicas_are_better(
         (readers, makers)
         for readers, makers in product(range(1, total + 1), repeat=2)
         if readers * devices[0] + makers * devices[1] <= total
+        and _fit((readers, makers), devices.tolist(), [DOMAIN] * domains)
     ]
     if not every:
         return
-    found = _counts(pools, 0, 1, total, rate)
+    found = _counts(pools, 0, 1, machines, rate)
 
     def answered(counts: tuple[int, int]) -> float:
         return float(min(counts[0] * read[0], counts[1] * made[1]))

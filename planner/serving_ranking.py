@@ -1,0 +1,82 @@
+"""Deployments in their order: of a rate the fewest devices, else the most tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.plan import BoolArray, FloatArray
+from costmodels.serving import ServingPoints, replica_devices
+from planner.serving_layouts import replica_layouts
+from planner.serving_results import ServingPlan, ServingResult
+from planner.serving_states import Deployments, Layouts, deployment, deployments, layouts, within_bounds
+
+_FRONTIER = 12
+Place = tuple[int, int]  # a layout, and one of its deployments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Deployments of N layouts that do what was asked.
+
+    Attributes:
+        there: All of them, also those that do not.
+        best: The best one of each layout that has any, best first.
+        frontier: Those that none beats both in tokens and in the speed of a request, fastest first.
+    """
+
+    there: Deployments
+    best: tuple[Place, ...]
+    frontier: tuple[Place, ...]
+
+
+def ranked(fitting: Layouts, asked: ServingResult, *, fixed: bool) -> Ranking:
+    """Deployments in their order.
+
+    Args:
+        fitting: Layouts that hold a request.
+        asked: The question.
+        fixed: Whether all replicas there are must be used.
+    """
+    there = deployments(fitting, asked.job, fixed=fixed)
+    within = there.held & within_bounds(fitting, there.points, asked.job)
+    devices = there.replicas * replica_devices(fitting.plans)[:, None]
+    tokens = asked.job.output.mean * there.requests_per_s
+    worth = tokens if asked.job.rate_per_s is None else -devices - _fraction(there.points.latency_s)
+    worth = np.where(within, worth, -np.inf)
+    column = worth.argmax(axis=1)
+    best = worth[np.arange(len(column)), column]
+    order = [row for row in np.lexsort((fitting.prices.alone_s, -best)).tolist() if best[row] > -np.inf]
+    front = _frontier(there.points, within, tokens if asked.job.rate_per_s is None else tokens / devices)
+    return Ranking(there=there, best=tuple((row, int(column[row])) for row in order), frontier=tuple(front))
+
+
+def served(asked: ServingResult, pins: Mapping[str, int]) -> tuple[ServingPlan, ...]:
+    """The best deployment of each layout that does what was asked, best first."""
+    found = layouts(*replica_layouts(asked, pins), asked)
+    fitting = found.take(np.flatnonzero(found.places > 0))
+    if not len(fitting.plans):
+        return ()
+    ranking = ranked(fitting, asked, fixed="data_parallel" in pins)
+    return tuple(deployment(fitting, ranking.there, asked, *place) for place in ranking.best)
+
+
+def _frontier(points: ServingPoints, within: BoolArray, each: FloatArray) -> list[Place]:
+    """Places of the deployments that none beats both in tokens and in the speed of a request, fastest first.
+
+    Of many a few are taken, evenly spread, the first and the last among them.
+    """
+    places = np.argwhere(within)
+    speed, tokens = -points.token_s[within], each[within]
+    front, most = [], -np.inf
+    for index in np.lexsort((-tokens, -speed)).tolist():
+        if tokens[index] > most:
+            front.append((int(places[index][0]), int(places[index][1])))
+            most = tokens[index]
+    chosen = np.unique(np.linspace(0, len(front) - 1, min(_FRONTIER, len(front))).round().astype(int))
+    return [front[index] for index in chosen]
+
+
+def _fraction(values: FloatArray) -> FloatArray:
+    """Values in their order, squeezed between 0 and 1: they decide where whole numbers are equal."""
+    return np.asarray(1 - 1 / (1 + values))

@@ -1,0 +1,127 @@
+"""How many devices replicas take and deployments need, and what would do where nothing serves: each remedy is tried."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.request import resolve_cluster
+from planner.serving_layouts import fewest_devices, most_replicas
+from tests.unit.test_serving import best, more, served
+
+
+def test_where_all_places_are_taken_no_percentile_is_promised() -> None:
+    asked: dict[str, Any] = {"prompt": 8000, "ttft_s": 60, "percentile": 90}
+    shortage = served(gpus="1xA10G", rate_per_s=0.12, **asked).shortage
+    assert shortage is not None
+    assert (shortage.reason, shortage.nearest) == ("too_many", None)
+    assert "nothing is known of percentiles" in shortage.message
+    assert served(gpus="1xA10G", prompt=8000, rate_per_s=0.12, ttft_s=60).fits
+    rate, devices = shortage.remedy.split(", or ")
+    assert served(gpus="1xA10G", rate_per_s=float(rate.split()[1]), **asked).fits
+    assert served(gpus=more(devices, "A10G"), rate_per_s=0.12, **asked).fits
+
+
+def test_a_rate_beyond_all_devices_names_the_most_they_answer() -> None:
+    shortage = served(rate_per_s=2000).shortage
+    assert shortage is not None
+    assert shortage.reason == "too_many"
+    rate, devices = shortage.remedy.split(", or ")
+    name, most = rate.split()
+    assert name == "rate_per_s"
+    assert served(rate_per_s=float(most)).fits
+    assert not served(rate_per_s=1.02 * float(most)).fits
+    assert served(gpus=more(devices), rate_per_s=2000).fits
+    assert not served(gpus=f"{int(devices.split()[0]) // 8 - 1}x8xH100-SXM-80GB", rate_per_s=2000).fits
+
+
+@pytest.mark.parametrize("ttft_s", [0.2, 1.0])
+def test_what_would_do_keeps_the_bounds_too(ttft_s: float) -> None:
+    shortage = served("llama-3.1-70b", rate_per_s=500, ttft_s=ttft_s).shortage
+    assert shortage is not None
+    rate, devices = shortage.remedy.split(", or ")
+    assert served("llama-3.1-70b", rate_per_s=float(rate.split()[1]), ttft_s=ttft_s).fits
+    assert served("llama-3.1-70b", more(devices), rate_per_s=500, ttft_s=ttft_s).fits
+
+
+def test_what_does_not_fit_says_what_would() -> None:
+    shortage = served("llama-3.1-405b").shortage
+    assert shortage is not None
+    assert (shortage.reason, shortage.remedy) == ("does_not_fit", "weights fp8, an 8-bit checkpoint")
+    assert served("llama-3.1-405b", weights="fp8").fits
+    older = served("llama-3.1-405b", "8xA100-SXM-80GB").shortage
+    assert older is not None
+    assert older.remedy == "16 of these devices"
+    assert served("llama-3.1-405b", "2x8xA100-SXM-80GB").fits
+    few = served("llama-3.1-70b", "1xA100-SXM-80GB").shortage
+    assert few is not None
+    assert few.remedy == "2 of these devices"
+    tight = served("llama-3.1-70b", "8xA100-SXM-80GB", pins={"tp": 1, "pp": 1}).shortage
+    assert tight is not None
+    tensor, pipeline = (int(word) for word in re.findall(r"\d+", tight.remedy))
+    assert served("llama-3.1-70b", "8xA100-SXM-80GB", pins={"tp": tensor, "pp": pipeline}).fits
+    long = served("llama-3.1-8b", "1xA10G", max_model_len=100_000).shortage
+    assert long is not None
+    name, tokens = long.remedy.split()
+    assert (name, served(gpus="1xA10G", max_model_len=int(tokens)).fits) == ("max_model_len", True)
+    assert not served(gpus="1xA10G", max_model_len=int(tokens) + 1).fits
+
+
+def test_a_share_of_memory_that_is_too_small_is_answered_by_the_least_that_does() -> None:
+    tight = served(gpus="1xH100-SXM-80GB", memory_utilization=0.1).shortage
+    assert tight is not None
+    name, value = tight.remedy.split()
+    assert name == "memory_utilization"
+    assert served(gpus="1xH100-SXM-80GB", memory_utilization=float(value)).fits
+    assert not served(gpus="1xH100-SXM-80GB", memory_utilization=0.99 * float(value)).fits
+
+
+@pytest.mark.parametrize(
+    ("model", "pins", "words"),
+    [
+        ("llama-3.1-8b", {"tp": 3}, "32 attention heads do not divide by tp 3"),
+        ("llama-3.1-8b", {"tp": 4, "dp": 4}, "takes 16 devices, and there are 8"),
+        ("llama-3.1-8b", {"ep": 2}, "has no experts"),
+        ("llama-3.1-8b", {"pp": 5, "dp": 2}, "takes 10 devices"),
+        ("llama-3.1-8b", {"pp": 5, "tp": 2}, "takes 10 devices"),
+        ("mixtral-8x7b", {"tp": 8, "ep": 4}, "ep = tp"),
+        ("deepseek-v3", {"tp": 1, "ep": 16}, "takes 16 devices"),
+    ],
+)
+def test_layouts_that_cannot_be_say_why(model: str, pins: dict[str, int], words: str) -> None:
+    shortage = served(model, pins=pins).shortage
+    assert shortage is not None
+    assert shortage.reason == "no_layout"
+    assert words in shortage.message
+
+
+def test_more_devices_are_never_worse() -> None:
+    """Sizes of replicas need not divide those of the cluster."""
+    rates = [best("llama-3.1-70b", f"{count}xH100-SXM-80GB", top=1).output_tokens_per_s for count in range(2, 9)]
+    assert rates == sorted(rates)
+    assert rates[7 - 2] >= 3 * rates[2 - 2]
+    sizes = [best("llama-3.1-405b", f"{nodes}x8xH100-SXM-80GB", rate_per_s=2).num_devices for nodes in range(2, 9)]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_replicas_are_not_cut_over_domains() -> None:
+    """Three of four devices are left of every node by replicas of five, and a pair takes two of them."""
+    plan = best(gpus="3x8xH100-SXM-80GB", pins={"tp": 1, "pp": 5})
+    assert (plan.replicas, plan.num_devices) == (3, 15)
+    pair = best("llama-3.1-405b", gpus="5x8xH100-SXM-80GB", pins={"tp": 8, "pp": 2})
+    assert (pair.replicas, pair.num_devices) == (2, 32)
+
+
+@given(st.integers(1, 16), st.integers(1, 40), st.sampled_from([4, 8, 72]))
+def test_replicas_fill_the_smallest_part_that_holds_them(devices: int, replicas: int, domain: int) -> None:
+    cluster = resolve_cluster({4: "16x4xA100-SXM-80GB", 8: "8x8xH100-SXM-80GB", 72: "144xGB200"}[domain], None)
+    if devices > domain:
+        devices -= devices % domain
+    least = fewest_devices(devices, replicas, cluster)
+    node = cluster.node.devices_per_node
+    assert most_replicas(np.asarray(devices), least, domain) >= replicas
+    fewer = least - 1 if least <= node else least - node
+    assert most_replicas(np.asarray(devices), fewer, domain) < replicas
