@@ -32,7 +32,7 @@ from costmodels.lowering.formats import core_format
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import FloatArray
-from profiles.linear_attention import KIMI_DELTA, LIGHTNING, LinearAttention
+from profiles.linear_attention import KIMI_DELTA, LinearAttention
 from profiles.precision import GEMM_FORMATS
 
 # Passes over a tensor and kernels, forward and backward, of fused kernels: a convolution with its activation (without
@@ -104,7 +104,7 @@ def _projected(
 
 
 def _chunks(calls: CallList, shape: RankShape, context: CostContext, linear: LinearAttention) -> None:
-    """The chunked form: its products with their traffic, and decays beside them."""
+    """The chunked form: its products with their traffic; decays beside them, and starts of all but one of the kernels."""
     heads = RankHeads.of(linear, shape.tensor * shape.context)
     tokens = shape.tokens * shape.context
     flops, elements = chunk_flops(linear, heads), chunk_elements(linear, heads)
@@ -126,16 +126,15 @@ def _chunks(calls: CallList, shape: RankShape, context: CostContext, linear: Lin
             bytes=times * element * elements * tokens,
             element_bytes=element,
         )
-        if linear.kind != LIGHTNING:
-            calls.memory(
-                phase,
-                times * decay_bytes(linear, heads) * tokens,
-                family=KernelFamily.POINTWISE,
-                rows=tokens,
-                width=heads.values,
-                kernels=kernels - 1,
-                element_bytes=4.0,
-            )
+        calls.memory(
+            phase,
+            times * decay_bytes(linear, heads) * tokens,
+            family=KernelFamily.POINTWISE,
+            rows=tokens,
+            width=heads.values,
+            kernels=kernels - 1,
+            element_bytes=4.0,
+        )
 
 
 def _returned(
