@@ -250,7 +250,8 @@ def _add_norms(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackS
         mlp_input = max(mlp_input, job.numerics.linear_input_bytes)
     shared = model.parallel_residual and norms == 1
     kept.sequence += (max(attention_input, mlp_input) if shared else attention_input + mlp_input) * h
-    kept.sequence += (dropped_bytes(job, *_READ_TOGETHER, joint=stack.joint_projection) + (
+    adapted = dropped_bytes(job, *_READ_TOGETHER, joint=stack.joint_projection) * adapted_share(model, job)
+    kept.sequence += (adapted + (
         0.0 if moe else dropped_bytes(job, "gate", "up")
     )) * h  # fmt: skip
     if job.dropout:

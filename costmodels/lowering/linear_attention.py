@@ -104,7 +104,7 @@ def _projected(
 
 
 def _chunks(calls: CallList, shape: RankShape, context: CostContext, linear: LinearAttention) -> None:
-    """The chunked form: its products with their traffic; decays beside them, and starts of all but one of the kernels."""
+    """The chunked form: its products with their traffic; beside them decays, and starts of all kernels but one."""
     heads = RankHeads.of(linear, shape.tensor * shape.context)
     tokens = shape.tokens * shape.context
     flops, elements = chunk_flops(linear, heads), chunk_elements(linear, heads)

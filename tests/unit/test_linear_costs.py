@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from costmodels.activations import LayerActivations, layer_activations
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.decode import decode_prices
@@ -18,13 +19,14 @@ from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.calls import Axis, Phase, price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
+from costmodels.workload import LoraSpec
 from profiles.catalog import default_catalog
 from profiles.engines import EngineSpec
 from profiles.fits import default_fits
 from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
 from profiles.precision import GEMM_FORMATS
-from tests.fakes import GEMMS, UnitCollectives, UnitKernels, context, hybrid, job, llama
+from tests.fakes import GEMMS, UnitCollectives, UnitKernels, context, hybrid, job, llama, stack
 
 S, H, L = 2048, 1024, 8
 LINEAR = (KernelOp.LINEAR_ATTENTION,)
@@ -234,3 +236,66 @@ def test_chunks_rest_on_no_timing_whatever_prices_the_rest() -> None:
     found = RooflineKernelModel(default_fits().kernels).predict(chunks(1, 8192, 16, 64), device)
     assert found.basis[0] in (Basis.ANALYTIC, Basis.ASSUMED)
     assert found.high_s[0] / found.low_s[0] == pytest.approx(LINEAR_SPREAD[1] / LINEAR_SPREAD[0])
+
+
+# What the backward pass needs.
+
+
+def activations(plan: ExecutionPlan, model: ModelSpec, **options: Any) -> LayerActivations:
+    return layer_activations(PlanBatch.from_plans([plan]), model, job(**options), stack(), moe=False)
+
+
+# 16-bit values that linear layers of hybrid() keep of their mixer: convolution's input and output, gate, output and its
+# norm's, and the last product's; decays in 32 bits and the inverse of a chunk.
+OF_MIXER = 2 * MIXED + 2 * 512 + 2 * 16 + 16 * (64 + 1) + 512
+
+
+def test_mixers_keep_what_goes_through_them() -> None:
+    model = hybrid()
+    full = activations(ExecutionPlan(), replace(model, linear_attention=None)).whole[0]
+    none = activations(
+        ExecutionPlan(),
+        replace(
+            model,
+            linear_attention=None,
+            num_attention_heads=4,
+            head_dim=16,
+            num_key_value_heads=4,
+            qk_norm=False,
+            attention_output_gate=False,
+        ),
+    )
+    left = none.whole[0] - S * (2 * 4 * 16 * 4 + 4 * 4)  # without its queries, keys, values, output and logsumexp
+    mean = (1 - SHARE) * full + SHARE * (left + S * 2 * OF_MIXER)
+    assert activations(ExecutionPlan(), model).whole[0] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("tensor", [2, 4])
+def test_ranks_share_what_mixers_keep(tensor: int) -> None:
+    model, plain = hybrid(), llama()
+    options = {"tensor_parallel": tensor, "sequence_parallel": True}
+    one, ranks = (activations(ExecutionPlan(**each), model) for each in ({}, options))
+    assert ranks.whole[0] * tensor == pytest.approx(one.whole[0])
+    assert ranks.backward[0] < one.backward[0]
+    assert activations(ExecutionPlan(), model).layer_input[0] == activations(ExecutionPlan(), plain).layer_input[0]
+
+
+def test_selective_recomputation_drops_scores_of_full_attention_only() -> None:
+    model = hybrid()
+    core = activations(ExecutionPlan(), model, attention="unfused").modules[0, 0]
+    whole = activations(ExecutionPlan(), replace(model, linear_attention=None), attention="unfused").modules[0, 0]
+    assert core == pytest.approx(whole * (1 - SHARE))
+
+
+def test_adapters_of_attention_keep_its_input_in_full_layers_only() -> None:
+    lora = LoraSpec(rank=8, targets=("q", "k", "v"))
+
+    def added(model: ModelSpec) -> float:
+        """Bytes that dropout in front of these adapters adds, 16-bit values and masks of the input."""
+        kept = [
+            activations(ExecutionPlan(), model, task="lora", lora=replace(lora, dropout=dropout)).whole[0]
+            for dropout in (0.0, 0.1)
+        ]
+        return float(kept[1] - kept[0])
+
+    assert added(hybrid()) == pytest.approx((1 - SHARE) * added(replace(hybrid(), linear_attention=None)))
