@@ -47,9 +47,10 @@ def _trains(kind: str, framework: str) -> bool:
 
 def _untrained(kind: str, framework: str) -> tuple[str, str]:
     only = f", in layers that have an MLP {KIND_TITLES[DELTA_NET]} only" if framework == MEGATRON else ""
+    others = ", megatron" if kind == DELTA_NET else ""
     return (
         f"{FRAMEWORK_TITLES[framework]} trains no {KIND_TITLES[kind]}{only}",
-        "framework fsdp, deepspeed or huggingface",
+        f"framework fsdp, deepspeed{others} or huggingface",
     )
 
 
