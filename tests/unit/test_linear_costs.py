@@ -6,18 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+import planner
 from costmodels.activations import LayerActivations, layer_activations
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.decode import decode_prices
 from costmodels.flops import forward_flops_per_token, linear_core_flops_per_token, matmul_parameters
+from costmodels.generation import generation_memory
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls
 from costmodels.kernels.roofline import LINEAR_SPREAD, RooflineKernelModel
 from costmodels.kv_cache import bytes_per_cached_token, bytes_per_sequence
+from costmodels.lengths import fixed_length
 from costmodels.linear_work import BACKWARD, RankHeads, chunk_elements, chunk_flops
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.calls import Axis, Phase, price_parts
 from costmodels.lowering.shapes import rank_shapes
+from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
 from costmodels.workload import LoraSpec
 from profiles.catalog import default_catalog
@@ -299,3 +303,23 @@ def test_adapters_of_attention_keep_its_input_in_full_layers_only() -> None:
         return float(kept[1] - kept[0])
 
     assert added(hybrid()) == pytest.approx((1 - SHARE) * added(replace(hybrid(), linear_attention=None)))
+
+
+def test_generation_makes_room_for_states() -> None:
+    engine = EngineSpec(name="fake", description="", continuous=True)
+    call = ModelCall(kind=CallKind.GENERATE, num_sequences=64, prompt_tokens=128, output=fixed_length(200))
+    plans = PlanBatch.from_plans([ExecutionPlan(micro_batch_size=1)])
+    found = generation_memory(plans, call, engine, context(model=hybrid(), job=job(sequence_length=128)))
+    state = 6 * (4 * 16 * 64 * 32 + 3 * 2 * MIXED)
+    per_token = 2 * 2 * 2 * 4 * 64
+    assert found.together_bytes[0] == pytest.approx(state + (128 + 200 + 8) * per_token)
+    assert found.staggered_bytes[0] == pytest.approx(state + (128 + 100 + 8) * per_token)
+
+
+def test_served_requests_take_a_state_each() -> None:
+    asked: dict[str, Any] = {"prompt": 8000, "generate": 500, "rate_per_s": 1, "pins": {"tp": 4, "pp": 1}}
+    plan = planner.serving("qwen3-next-80b-a3b", "4xH100", **asked).plans[0]
+    state, per_token = 9 * (32 * 128 * 128 * 4 + 3 * 8192 * 2), 12 * 1024
+    cache = plan.cache_tokens * per_token
+    assert plan.most_longest == int(cache // (state + 8500 * per_token))
+    assert plan.longest_tokens == 262144
