@@ -10,6 +10,7 @@ from costmodels.collectives import CollectiveOp
 from costmodels.kernels.calls import KernelOp
 from costmodels.kv_cache import bytes_per_cached_token
 from costmodels.linear_work import BACKWARD, RankHeads, chunk_elements, decay_bytes, gradient_elements, kept_elements
+from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.calls import CallList, Phase, price_parts
 from costmodels.lowering.elementwise import GATED, JOINTS, output_gate
 from costmodels.lowering.linear_attention import linear_mixer
@@ -132,3 +133,14 @@ def test_states_cross_to_the_replica_that_generates() -> None:
     few, many = (crossing_s(ONE, where, count)[0] for count in (1000, 3000))
     assert many - few == pytest.approx(2000 * tokens)
     assert few - 1000 * tokens == pytest.approx(6 * (4 * 16 * 64 * 32 + 3 * 2 * MIXED))
+
+
+def test_attention_with_a_gate_runs_it() -> None:
+    def forward(gated: bool) -> float:
+        model = hybrid(linear_attention=None, attention_output_gate=gated)
+        where = context(model=model, kernels=UnitKernels(ops=(KernelOp.MEMORY,), quantity="bytes"))
+        costs = price_parts([lower_attention(rank_shapes(ONE, where, experts=True)[0], where)])[0]
+        return float(costs.kernel_s[Phase.FORWARD, 0])
+
+    passes = GATED[stack().activation][0][0] + JOINTS[stack().norm][0][0]  # it, and the split of a wider product
+    assert forward(True) - forward(False) == pytest.approx(passes * 2 * S * 1024)
