@@ -24,6 +24,7 @@ from costmodels.lowering.shapes import rank_shapes
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
 from costmodels.workload import LoraSpec
+from planner.price_lists import default_kernel_model
 from profiles.catalog import default_catalog
 from profiles.engines import EngineSpec
 from profiles.fits import default_fits
@@ -323,3 +324,11 @@ def test_served_requests_take_a_state_each() -> None:
     cache = plan.cache_tokens * per_token
     assert plan.most_longest == int(cache // (state + 8500 * per_token))
     assert plan.longest_tokens == 262144
+
+
+def test_answers_say_that_chunks_were_not_timed() -> None:
+    device = default_catalog().device("H100-SXM-80GB")
+    found = default_kernel_model().predict(chunks(1, 8192, 16, 64), device)
+    alone = RooflineKernelModel(default_fits().kernels).predict(chunks(1, 8192, 16, 64), device)
+    assert found.time_s == pytest.approx(alone.time_s)
+    assert found.basis[0] == Basis.ANALYTIC
