@@ -19,24 +19,37 @@ from functools import partial
 
 import numpy as np
 
+from costmodels.attention_activations import (
+    MASK,
+    PerToken,
+    adapted_share,
+    add_mixers,
+    attention_bytes,
+    beyond_mean,
+    core_bytes,
+    dropped_bytes,
+    input_bytes,
+)
 from costmodels.autocast import caches_casts, casts_weights, fp32_stream, output_bytes, run_apart, stream_bytes
 from costmodels.experts_run import as_run
+from costmodels.linear_work import gradient_elements
 from costmodels.plan import FloatArray, PlanBatch, RecomputeModule
 from costmodels.saved_products import saved_bytes
 from costmodels.workload import JOINT_TARGET, TrainingJob
-from profiles.model import LatentAttention, ModelSpec, MoESpec
+from profiles.model import ModelSpec, MoESpec
 from profiles.parameters import layer_parameters
 from profiles.stack import StackSpec
 
 _FP32 = 4.0  # bytes
 _FP8 = 1.0  # bytes
 _READ_TOGETHER = ("q", "k", "v", JOINT_TARGET)  # adapters that read what attention does
-_MASK = 1.0  # bytes per element of a dropout mask (arXiv:2205.05198 section 4.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerActivations:
     """Bytes of one layer and one micro-batch on one rank, each (N,).
+
+    Where some layers of a model attend linearly, these are means over its layers, but for ``backward``.
 
     Attributes:
         whole: All that is kept without recomputation.
@@ -44,7 +57,8 @@ class LayerActivations:
             live until the loss is known: autocast keeps them to its end.
         modules: The part of ``whole`` that recomputing each ``RecomputeModule`` drops, (modules, N).
         layer_input: The part of ``whole`` that full recomputation keeps.
-        backward: Gradients alive at once while the layer is differentiated, beyond what is kept.
+        backward: Gradients alive at once while the layer is differentiated, beyond what is kept, and what the kind of
+            layer that keeps most keeps beyond the mean.
     """
 
     whole: FloatArray
@@ -52,17 +66,6 @@ class LayerActivations:
     modules: FloatArray
     layer_input: FloatArray
     backward: FloatArray
-
-
-@dataclass(slots=True, kw_only=True)
-class _PerToken:
-    """Bytes per token, by what divides them over the ranks of a tensor-parallel group."""
-
-    sequence: float = 0.0  # sharded only by sequence parallelism
-    tensor: float = 0.0  # sharded by tensor parallelism
-    key_value: float = 0.0  # sharded by tensor parallelism up to one key/value head per rank
-    routed: float = 0.0  # per routed token copy, not sharded: inputs and outputs of an expert
-    routed_inner: float = 0.0  # per routed token copy, sharded by expert-tensor parallelism
 
 
 def tokens_per_rank(plans: PlanBatch, job: TrainingJob) -> FloatArray:
@@ -107,14 +110,14 @@ def _layer_activations(
 ) -> LayerActivations:
     """The same of plans that all run on the stack as it is."""
     element = job.numerics.storage_bytes
-    kept = _PerToken()
+    kept = PerToken()
     _add_norms(kept, model, job, stack, moe=moe)
-    _add_attention(kept, model, job, stack)
+    apart = add_mixers(kept, model, job, stack)
     _add_mlp(kept, model, job, stack, moe=moe)
     tokens = tokens_per_rank(plans, job)
     over_t = tokens / plans.tensor_parallel
     over_r = tokens / sequence_divisor(plans)
-    core = over_t * _core_bytes(model, job, stack)
+    core = over_t * core_bytes(model, job, stack) * (1 - model.linear_share)
     whole = kept.sequence * over_r + kept.tensor * over_t + core
     if stack.separate_products and job.lora is None:
         copied = (plans.tensor_parallel > 1) & ~plans.sequence_parallel
@@ -136,6 +139,11 @@ def _layer_activations(
         whole += copies * (kept.routed * plans.expert_tensor_parallel + kept.routed_inner)
         backward = 2 * stream * (tokens + copies * plans.expert_tensor_parallel)
         backward += _mlp_gradient(model, job, stack, moe=True) * copies
+    if model.linear_attention is not None:
+        element_gradients = element * gradient_elements(model.linear_attention) * over_t
+        backward = np.maximum(backward, 2 * stream * tokens + element_gradients) + beyond_mean(
+            apart, model.linear_share, over_t, over_r
+        )
     dropped = core
     if stack.selective == "products":
         dropped = whole - saved_bytes(plans, model, job, stack, moe=moe, tokens=tokens, sharded_tokens=over_r)
@@ -165,7 +173,8 @@ def _module_bytes(
     found[row[RecomputeModule.LAYERNORM]] = ((latent is not None) + moe) * linear * model.hidden_size * over_r
     if latent is not None:
         width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
-        expanded = _attention_bytes(job) * model.num_attention_heads * (2 * width + latent.v_head_dim)
+        expanded = attention_bytes(job) * model.num_attention_heads * (2 * width + latent.v_head_dim)
+        expanded *= 1 - model.linear_share
         found[row[RecomputeModule.MLA_UP_PROJ]] = expanded * over_t
     inner = _inner_bytes(model, job, stack)
     if not moe or model.moe is None:
@@ -173,7 +182,7 @@ def _module_bytes(
         return found
     copies = model.moe.experts_per_token * over_t
     shared = inner * model.moe.shared_ffn_hidden_size * over_t
-    kept = _PerToken()
+    kept = PerToken()
     _add_experts(kept, model, model.moe, job, stack)
     routed = copies * (kept.routed * plans.expert_tensor_parallel + kept.routed_inner)
     activated = inner - _activation_bytes(job, stack) * (2 if model.gated_mlp else 1)
@@ -196,21 +205,13 @@ def output_activations(plans: PlanBatch, model: ModelSpec, job: TrainingJob) -> 
 
 def embedding_activations(plans: PlanBatch, model: ModelSpec, job: TrainingJob) -> FloatArray:
     """(N,) bytes kept after the embedding, per micro-batch: its dropout mask (arXiv:2205.05198 section 4.2.2)."""
-    per_token = _MASK * model.hidden_size if job.dropout else 0.0
+    per_token = MASK * model.hidden_size if job.dropout else 0.0
     return per_token * (tokens_per_rank(plans, job) / sequence_divisor(plans))
-
-
-def _input_bytes(job: TrainingJob, stack: StackSpec, *targets: str) -> float:
-    """Bytes per value of the input that these linear layers keep, or adapters on them; these run in 16 bits."""
-    if job.lora is None or (stack.keeps_quantised_inputs and job.task == "qlora"):
-        return job.numerics.linear_input_bytes
-    adapted = not job.lora.dropout and any(name in job.lora.targets for name in targets)
-    return job.numerics.storage_bytes if adapted else 0.0
 
 
 def _shared_input_bytes(job: TrainingJob, stack: StackSpec, *targets: str, readers: int) -> float:
     """The same of an input that ``readers`` layers read: one tensor for all, or a cast of its own for each."""
-    once = _input_bytes(job, stack, *targets)
+    once = input_bytes(job, stack, *targets)
     if job.lora is not None:
         readers = min(sum(name in job.lora.targets for name in targets), readers)
     casts = fp32_stream(job, stack) or (job.lora is not None and stack.adapters == "module")
@@ -234,26 +235,7 @@ def _activation_bytes(job: TrainingJob, stack: StackSpec) -> float:
     return min(given, _FP8) if job.fp8_activation else given
 
 
-def _attention_bytes(job: TrainingJob) -> float:
-    """Bytes per query, key and value, and per value of the output, that a fused attention kernel keeps."""
-    return min(job.numerics.storage_bytes, _FP8) if job.fp8_attention else job.numerics.storage_bytes
-
-
-def _dropped_bytes(job: TrainingJob, *targets: str, joint: bool = False) -> float:
-    """Bytes per value of a shared input that adapters keep of what their dropouts leave of it, and of the masks.
-
-    Args:
-        job: What is trained.
-        targets: Linear layers that read the input.
-        joint: These are one layer, with one dropout.
-    """
-    if job.lora is None or not job.lora.dropout:
-        return 0.0
-    adapted = sum(name in job.lora.targets for name in targets)
-    return min(adapted, 1 if joint else adapted) * (job.numerics.storage_bytes + _MASK)
-
-
-def _add_norms(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:
+def _add_norms(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:
     """Inputs of the norms (the residual stream) and their outputs, which feed the linear layers."""
     h = model.hidden_size
     norms = model.norms_per_layer
@@ -262,81 +244,21 @@ def _add_norms(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: Stack
     kept.sequence += inputs * stream * h
     if not stack.fused_norm and model.rms_norm:  # an fp32 copy, not the 16-bit input, and the normalised tensor
         kept.sequence += inputs * ((_FP32 - stream) + (stream if job.lora is None else 0.0)) * h
-    attention_input = _shared_input_bytes(job, stack, *_READ_TOGETHER, readers=3)
+    attention_input = _shared_input_bytes(job, stack, *_READ_TOGETHER, readers=3) * adapted_share(model, job)
     mlp_input = _shared_input_bytes(job, stack, "gate", "up", readers=model.mlp_matrices - 1)
     if moe:  # a router reads it in any case
         mlp_input = max(mlp_input, job.numerics.linear_input_bytes)
     shared = model.parallel_residual and norms == 1
     kept.sequence += (max(attention_input, mlp_input) if shared else attention_input + mlp_input) * h
-    kept.sequence += (_dropped_bytes(job, *_READ_TOGETHER, joint=stack.joint_projection) + (
-        0.0 if moe else _dropped_bytes(job, "gate", "up")
+    adapted = dropped_bytes(job, *_READ_TOGETHER, joint=stack.joint_projection) * adapted_share(model, job)
+    kept.sequence += (adapted + (
+        0.0 if moe else dropped_bytes(job, "gate", "up")
     )) * h  # fmt: skip
     if job.dropout:
-        kept.sequence += 2 * _MASK * h
+        kept.sequence += 2 * MASK * h
 
 
-def _add_attention(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> None:
-    """Queries, keys and values, and the attention output."""
-    element, kernel = job.numerics.storage_bytes, _attention_bytes(job)
-    latent = model.latent_attention
-    if latent is None:
-        query = model.num_attention_heads * model.head_dim
-        key_value = 2 * model.num_key_value_heads * model.head_dim
-        output = query
-        grouped = model.num_key_value_heads < model.num_attention_heads
-        if stack.joint_projection:
-            kept.tensor += element * _joint_width(model, job, viewed=not (grouped and stack.repeats_key_values))
-        if stack.repeats_key_values:
-            kept.tensor += kernel * 2 * query
-        else:
-            kept.key_value += kernel * key_value
-        if model.qk_norm:  # the projections before their norm
-            kept.tensor += element * query
-            kept.key_value += element * key_value / 2
-    else:
-        query, output = _add_latent(kept, latent, model.num_attention_heads, element, kernel)
-    kept.tensor += kernel * query + _dropped_bytes(job, "o") * output
-    linear = _input_bytes(job, stack, "o")
-    if job.attention == "flash":
-        kept.tensor += kernel * output + _FP32 * model.num_attention_heads
-        cast = job.task == "lora" and stack.adapters == "module"
-        if linear == kernel == element and not cast:  # one tensor serves both
-            return
-    kept.tensor += linear * output
-
-
-def _joint_width(model: ModelSpec, job: TrainingJob, *, viewed: bool) -> float:
-    """Values per token that one projection for queries, keys and values keeps beyond these after rotation.
-
-    Where values are a view of its output, queries and keys before rotation stay with them. What adapters on
-    some of the three add is kept, as the source of a copy by index.
-    """
-    query, one = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
-    width = float(query + one) if viewed and not model.learned_positions else 0.0
-    adapted = [] if job.lora is None else [each for name, each in (("q", query), ("k", one), ("v", one))
-                                           if name in job.lora.targets]  # fmt: skip
-    return width + (sum(adapted) if len(adapted) < 3 else 0.0)
-
-
-def _add_latent(kept: _PerToken, latent: LatentAttention, heads: int, element: float, kernel: float) -> tuple[int, int]:
-    """Compressed queries, keys and values (twice: before and after their norm) and the expanded keys and values."""
-    kept.sequence += 2 * element * (latent.q_lora_rank + latent.kv_lora_rank) + element * latent.qk_rope_head_dim
-    width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
-    kept.tensor += kernel * heads * (width + latent.v_head_dim)
-    return heads * width, heads * latent.v_head_dim
-
-
-def _core_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
-    """Bytes per token of softmax output, its dropout mask and its dropout output; nothing with flash attention."""
-    if job.attention == "flash":
-        return 0.0
-    element = job.numerics.storage_bytes
-    softmax = stack.score_bytes or element
-    per_score = softmax + _MASK + element if job.dropout else softmax
-    return per_score * model.num_attention_heads * job.sequence_length
-
-
-def _add_mlp(kept: _PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:
+def _add_mlp(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:
     """Inputs of the activation function and of the second linear layer."""
     if not moe or model.moe is None:
         kept.tensor += _inner_bytes(model, job, stack) * model.ffn_hidden_size
@@ -352,13 +274,13 @@ def _inner_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
         inner += output_bytes(job, stack)  # act(gate) is kept beside gate and up
     if _works_in_place(job, stack):
         return inner
-    return inner + _dropped_bytes(job, "down") + _input_bytes(job, stack, "down")
+    return inner + dropped_bytes(job, "down") + input_bytes(job, stack, "down")
 
 
-def _add_experts(kept: _PerToken, model: ModelSpec, experts: MoESpec, job: TrainingJob, stack: StackSpec) -> None:
+def _add_experts(kept: PerToken, model: ModelSpec, experts: MoESpec, job: TrainingJob, stack: StackSpec) -> None:
     """Routing, and inputs and outputs of routed experts."""
     kept.sequence += 2 * _FP32 * experts.num_experts  # router logits and probabilities in fp32
-    kept.routed += _input_bytes(job, stack, "gate", "up") * model.hidden_size
+    kept.routed += input_bytes(job, stack, "gate", "up") * model.hidden_size
     kept.routed += job.numerics.storage_bytes * model.hidden_size if stack.weighs_expert_outputs else 0.0
     kept.routed_inner += _inner_bytes(model, job, stack) * experts.ffn_hidden_size
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from costmodels.linear_work import recurrence_flops
 from costmodels.lowering.attention import score_share
 from costmodels.plan import FloatArray, IntArray, Recompute, RecomputeModule, chosen_modules
 from costmodels.saved_products import layer_products
@@ -32,7 +33,7 @@ def matmul_parameters(model: ModelSpec) -> float:
 
 
 def attention_core_flops_per_token(model: ModelSpec, sequence_length: int, *, causal: bool) -> float:
-    """Forward FLOPs of scores and values for one token, all layers.
+    """Forward FLOPs of scores and values for one token, all layers that attend in full.
 
     Args:
         model: Heads and widths are read.
@@ -44,7 +45,13 @@ def attention_core_flops_per_token(model: ModelSpec, sequence_length: int, *, ca
     if latent is not None:
         width = latent.qk_nope_head_dim + latent.qk_rope_head_dim + latent.v_head_dim
     share = score_share(model, sequence_length) if causal else 1.0
-    return 2.0 * model.num_layers * model.num_attention_heads * width * sequence_length * share
+    return 2.0 * model.full_attention_layers * model.num_attention_heads * width * sequence_length * share
+
+
+def linear_core_flops_per_token(model: ModelSpec) -> float:
+    """Forward FLOPs of the recurrences of linear attention for one token, all layers; however long the sequence is."""
+    linear = model.linear_attention
+    return 0.0 if linear is None else linear.layers * recurrence_flops(linear)
 
 
 def model_flops_per_step(model: ModelSpec, job: TrainingJob, *, causal: bool) -> float:
@@ -62,7 +69,8 @@ def model_flops_per_step(model: ModelSpec, job: TrainingJob, *, causal: bool) ->
 
 def forward_flops_per_token(model: ModelSpec, sequence_length: int, *, causal: bool) -> float:
     """FLOPs of a forward pass for one token of a sequence, adapters left out."""
-    return 2 * matmul_parameters(model) + attention_core_flops_per_token(model, sequence_length, causal=causal)
+    cores = attention_core_flops_per_token(model, sequence_length, causal=causal) + linear_core_flops_per_token(model)
+    return 2 * matmul_parameters(model) + cores
 
 
 def _visited_adapter_parameters(model: ModelSpec, lora: LoraSpec) -> int:
@@ -94,7 +102,7 @@ def hardware_flops_per_step(
     """
     core = attention_core_flops_per_token(model, job.sequence_length, causal=True)
     head = 1.0 * model.output_width * model.hidden_size
-    layers_forward = 2 * (matmul_parameters(model) - head) + core
+    layers_forward = 2 * (matmul_parameters(model) - head) + core + linear_core_flops_per_token(model)
     forward = {module: 2 * weights for module, weights in _module_parameters(model).items()}
     forward[RecomputeModule.CORE_ATTN] = core
     if stack.selective == "products":
@@ -124,7 +132,7 @@ def _module_parameters(model: ModelSpec) -> dict[RecomputeModule, float]:
         query = model.num_attention_heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
         expanded = model.num_attention_heads * (latent.qk_nope_head_dim + latent.v_head_dim)
         per_layer = (latent.q_lora_rank or model.hidden_size) * query + latent.kv_lora_rank * expanded
-        found[RecomputeModule.MLA_UP_PROJ] = 1.0 * model.num_layers * per_layer
+        found[RecomputeModule.MLA_UP_PROJ] = 1.0 * model.full_attention_layers * per_layer
     dense_layers = model.num_layers - model.num_moe_layers
     found[RecomputeModule.MLP] = 1.0 * dense_layers * layer_parameters(model, moe=False).dense_mlp
     if model.moe is not None:

@@ -38,7 +38,7 @@ from costmodels.decode import decode_prices
 from costmodels.decode_batches import DecodeBatch, Decoded
 from costmodels.forward import forward_stage_s, weight_bytes
 from costmodels.kernels.implementations import implementation_of
-from costmodels.kv_cache import bytes_per_cached_token, tokens_staggered, tokens_together
+from costmodels.kv_cache import bytes_per_cached_token, bytes_per_sequence, tokens_staggered, tokens_together
 from costmodels.layer_costs import layer_costs
 from costmodels.lengths import OutputLengths
 from costmodels.model_calls import ModelCall
@@ -60,7 +60,7 @@ class GenerationMemory:
 
     Attributes:
         weight_bytes: (N,) weights.
-        together_bytes: (N,) keys and values per sequence of a batch that starts together, where they are most.
+        together_bytes: (N,) keys, values and states per sequence of a batch that starts together, where they are most.
         staggered_bytes: (N,) the same per running sequence when ended ones are replaced.
         working_bytes: (N,) activations of reading prompts.
         logits_bytes: (N,) logits per running sequence.
@@ -203,6 +203,7 @@ def generation_memory(plans: PlanBatch, call: ModelCall, engine: EngineSpec, con
     together = tokens_together(context.model, own_prompt, output, grows=grows)
     staggered = tokens_staggered(context.model, own_prompt, output) if grows else together
     per_token = bytes_per_cached_token(plans, context.model, context.cache_element_bytes)
+    state = bytes_per_sequence(plans, context.model, element)
     working = np.zeros(len(plans))
     for moe in {context.model.num_moe_layers > 0, context.model.num_moe_layers == context.model.num_layers}:
         layer = layer_activations(plans, context.model, context.job, context.stack, moe=moe)
@@ -210,8 +211,8 @@ def generation_memory(plans: PlanBatch, call: ModelCall, engine: EngineSpec, con
     vocabulary = context.model.vocab_size
     return GenerationMemory(
         weight_bytes=largest(weight_bytes(plans, parameters, context)),
-        together_bytes=together * per_token,
-        staggered_bytes=staggered * per_token,
+        together_bytes=together * per_token + state,
+        staggered_bytes=staggered * per_token + state,
         working_bytes=working,
         logits_bytes=np.full(len(plans), vocabulary * (element + 4.0 * _SAMPLING_COPIES)),
         fixed_bytes=engine.graph_bytes + (engine.context_bytes or context.stack.context_bytes),

@@ -1,13 +1,14 @@
-"""Keys and values that generation keeps per sequence, and how many sequences fit.
+"""Keys and values, and states of linear attention, that generation keeps per sequence, and how many sequences fit.
 
 Two vectors per key/value head and layer (arXiv:2305.13245 for grouped heads), or one latent vector for all heads
 under latent attention (arXiv:2405.04434 section 2.1), which every tensor-parallel rank holds whole. Windowed layers
-keep their window only.
+keep their window only. Layers of linear attention keep no token, but a state per sequence, however long it is.
 """
 
 import numpy as np
 
 from costmodels.lengths import OutputLengths
+from costmodels.linear_work import RankHeads, state_bytes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from profiles.model import ModelSpec
 
@@ -39,8 +40,23 @@ def kept_tokens(model: ModelSpec, tokens: FloatArray | float) -> FloatArray:
 
 def bytes_per_cached_token(plans: PlanBatch, model: ModelSpec, element_bytes: float) -> FloatArray:
     """(N,) bytes per token on the rank that keeps most layers."""
-    layers = -(-model.num_layers // plans.pipeline_parallel)
+    layers = -(-model.full_attention_layers // plans.pipeline_parallel)
     return layers * layer_bytes_per_token(model, element_bytes, plans.tensor_parallel)
+
+
+def bytes_per_sequence(plans: PlanBatch, model: ModelSpec, element_bytes: float) -> FloatArray:
+    """(N,) bytes per sequence, whatever its length, on the rank with most layers of linear attention.
+
+    Args:
+        plans: N plans; degrees are read.
+        model: Its linear attention; 0 bytes without.
+        element_bytes: Per number of what the convolution reaches back to; states are in 32 bits.
+    """
+    linear = model.linear_attention
+    if linear is None:
+        return np.zeros(len(plans))
+    layers = -(-linear.layers // plans.pipeline_parallel)
+    return layers * state_bytes(linear, RankHeads.of(linear, plans.tensor_parallel), element_bytes)
 
 
 def tokens_together(model: ModelSpec, prompt_tokens: float, output: OutputLengths, *, grows: bool) -> float:

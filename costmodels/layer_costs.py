@@ -11,10 +11,11 @@ from costmodels.block_seconds import COMPONENTS, ROW, Issue, shown
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
-from costmodels.lowering.calls import PartCosts, Phase, price_parts
+from costmodels.lowering.calls import Phase, price_parts
 from costmodels.lowering.grouping import Groups
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.parts import Part
+from costmodels.lowering.priced_calls import PartCosts
 from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.plan import BoolArray, ContextKind, FloatArray, IntArray, PlanBatch
 from profiles.hardware import ClusterSpec

@@ -195,7 +195,7 @@ def dequantised_bytes(plans: PlanBatch, stages: StageTable, context: CostContext
     model = context.model
     if context.job.task != "qlora":
         return np.zeros(stages.layers.shape)
-    width = max(model.ffn_hidden_size, model.num_attention_heads * model.head_dim)
+    width = model.widest_product
     inner = np.where(stages.layers > 0, float(model.hidden_size * width), 0.0)
     head = float(head_parameters(model)) * stages.has_head if context.stack.quantises_head else 0.0
     matrix: FloatArray = np.maximum(inner, head) / plans.tensor_parallel[:, None]
@@ -236,7 +236,7 @@ def passing_gradient_bytes(plans: PlanBatch, context: CostContext) -> FloatArray
     whole).
     """
     model = context.model
-    width = max(model.ffn_hidden_size, model.num_attention_heads * model.head_dim)
+    width = model.widest_product
     matrix = model.hidden_size * width / plans.tensor_parallel
     shards = layer_unit_parameters(plans, model) / plans.shard_degree
     found: FloatArray = gradient_bytes(plans, context) * np.where(plans.zero_stage >= 2, shards, matrix)

@@ -18,7 +18,7 @@ import numpy as np
 
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
-from costmodels.kv_cache import bytes_per_cached_token, kept_tokens
+from costmodels.kv_cache import bytes_per_cached_token, bytes_per_sequence, kept_tokens
 from costmodels.lowering.transfers import price_collectives
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.queues import queue_s
@@ -38,6 +38,7 @@ def crossing_s(plans: PlanBatch, context: CostContext, tokens: int) -> FloatArra
     size = bytes_per_cached_token(plans, context.model, context.cache_element_bytes) * kept_tokens(
         context.model, tokens
     )
+    size = size + bytes_per_sequence(plans, context.model, context.job.numerics.storage_bytes)
     priced = price_collectives(
         context,
         op=np.full(len(plans), int(CollectiveOp.SEND_RECV), dtype=np.int64),

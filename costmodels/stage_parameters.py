@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from costmodels.arrays import total
 from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stages import StageTable
@@ -19,10 +20,11 @@ from profiles.parameters import (
     embedding_parameters,
     final_norm_parameters,
     head_parameters,
-    key_value_parameters,
+    largest_mixer_parameters,
     layer_parameters,
     lora_parameters,
     position_parameters,
+    whole_head_parameters,
 )
 
 _ATTENTION_TARGETS = ("q", "k", "v", "o", "qkv")
@@ -130,7 +132,7 @@ def _all_parameters(share: _Shares, model: ModelSpec) -> tuple[FloatArray, Float
     t = share.tensor
     plain = layer_parameters(model, moe=False)
     # Ranks beyond the key/value heads hold a whole one each.
-    whole_heads = key_value_parameters(model) * (np.maximum(1 / t, 1 / model.num_key_value_heads) - 1 / t)
+    whole_heads = total(held * (np.maximum(1 / t, 1 / heads) - 1 / t) for held, heads in whole_head_parameters(model))
     dense: FloatArray = share.plain_layers * (plain.column_row_sharded / t + plain.replicated + whole_heads)
     expert = np.zeros_like(dense)
     if model.moe is not None:
@@ -179,13 +181,14 @@ def unit_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
 def layer_unit_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
     """(N,) parameters of the largest layer on one rank, before ZeRO."""
     layer = layer_parameters(model, moe=False)
+    beyond_mean = largest_mixer_parameters(model) - layer.attention
     sharded, replicated = float(layer.column_row_sharded), float(layer.replicated)
     experts = np.zeros(len(plans))
     if model.moe is not None:
         mixed = layer_parameters(model, moe=True)
         sharded, replicated = float(mixed.column_row_sharded), float(mixed.replicated)
         experts = mixed.routed_experts / (plans.expert_parallel * plans.expert_tensor_parallel)
-    per_layer: FloatArray = sharded / plans.tensor_parallel + replicated + experts
+    per_layer: FloatArray = (sharded + beyond_mean) / plans.tensor_parallel + replicated + experts
     return per_layer
 
 
@@ -197,6 +200,6 @@ def end_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
 
 def largest_matrix_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
     """(N,) weights of the largest linear layer or embedding: what is gathered where modules are gathered one by one."""
-    width = max(model.ffn_hidden_size, model.num_attention_heads * model.head_dim)
+    width = model.widest_product
     found: FloatArray = max(model.hidden_size * width, embedding_parameters(model)) / plans.tensor_parallel
     return found

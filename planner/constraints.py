@@ -13,13 +13,17 @@ from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
 from planner.rules.base import FRAMEWORKS, Rule, Setting
 from planner.rules.experts import EXPERT
 from planner.rules.layout import LAYOUT, TENSOR
+from planner.rules.linear import LINEAR
 from planner.rules.optimizer import OPTIMIZER_RULES
 from planner.rules.pipeline import PIPELINE_RULES
 from planner.rules.sequence import CONTEXT
 from planner.rules.state import STATE_RULES
 from profiles.errors import SpecError, did_you_mean
 
-RULES: tuple[Rule, ...] = (*LAYOUT, *TENSOR, *CONTEXT, *EXPERT, *PIPELINE_RULES, *STATE_RULES, *OPTIMIZER_RULES)
+RULES: tuple[Rule, ...] = (
+    *(*LAYOUT, *TENSOR, *LINEAR, *CONTEXT, *EXPERT),
+    *(*PIPELINE_RULES, *STATE_RULES, *OPTIMIZER_RULES),
+)
 
 
 @lru_cache(maxsize=len(FRAMEWORKS))

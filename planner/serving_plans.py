@@ -35,6 +35,7 @@ from planner.serving_states import (
     deployment,
     layouts,
 )
+from profiles.engines import check_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.model import ModelSpec
@@ -99,7 +100,7 @@ def serving(
         model=resolved.spec,
         cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
         job=job,
-        engine=serving_engine(engine, machines.device, **settings),
+        engine=check_engine(serving_engine(engine, machines.device, **settings), resolved.spec),
         precision=stored,
         kv_cache_dtype=_cache_format(kv_cache_dtype, stored),
         price=price_of(options),

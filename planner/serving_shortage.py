@@ -30,6 +30,9 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
         why = f"that takes {needed:,} devices, and there are {devices:,}"
     elif model.num_attention_heads % t:
         why = f"{model.num_attention_heads} attention heads do not divide by tp {t}"
+    elif model.linear_attention is not None and not model.linear_attention.splits_over(t):
+        linear = model.linear_attention
+        why = f"{linear.num_key_heads} and {linear.num_value_heads} heads of linear attention do not divide by tp {t}"
     elif e > 1 and model.moe is None:
         why = f"{model.name} has no experts for ep {e}"
     elif e > 1 and "tensor_parallel" in pins and e != t and not (asked.engine.attention_data_parallel and e % t == 0):

@@ -7,7 +7,7 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.generation import GenerationMemory
-from costmodels.kv_cache import bytes_per_cached_token, kept_tokens
+from costmodels.kv_cache import bytes_per_cached_token, bytes_per_sequence, kept_tokens
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.serving import (
@@ -32,6 +32,9 @@ EIGHT_BITS = "fp8"  # the recipe whose products read weights of 8 bits
 STACK = "megatron-core"  # engines bring their own kernels; of a stack only what these leave open is read
 _STEPS = 4  # numbers of requests at once per doubling
 _EVERY_REPLICA = 64  # counts of replicas looked at one by one; beyond, evenly spread over their logarithm
+_COLUMNS = (  # of ``Layouts``, one number each
+    *("replicas", "places", "together", "room_bytes", "token_bytes", "state_bytes", "cache_bytes", "longest_bytes"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,7 @@ class Layouts:
         together: (N,) the same of those that start together, where a run does: equal lengths are all long at once then.
         room_bytes: (N,) device memory the engine may use.
         token_bytes: (N,) of one token in the cache of the fullest rank.
+        state_bytes: (N,) there of a request, however long it is: states of linear attention.
         cache_bytes: (N,) that are left for the cache.
         longest_bytes: (N,) that the longest request takes there.
     """
@@ -59,13 +63,13 @@ class Layouts:
     together: IntArray
     room_bytes: FloatArray
     token_bytes: FloatArray
+    state_bytes: FloatArray
     cache_bytes: FloatArray
     longest_bytes: FloatArray
 
     def take(self, rows: IntArray) -> "Layouts":
         """The selected layouts."""
-        names = ("replicas", "places", "together", "room_bytes", "token_bytes", "cache_bytes", "longest_bytes")
-        columns = {name: getattr(self, name)[rows] for name in names}
+        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
         return replace(
             self, plans=self.plans.take(rows), prices=self.prices.take(rows), memory=self.memory.take(rows), **columns
         )
@@ -120,7 +124,8 @@ def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layou
     room = engine.room_bytes(cluster.device, memory.weight_bytes, memory.fixed_bytes + memory.working_bytes)
     token_bytes = bytes_per_cached_token(plans, asked.model, context.cache_element_bytes)
     cache = np.maximum(room - memory.weight_bytes - memory.fixed_bytes - memory.working_bytes, 0.0)
-    longest = token_bytes * kept_tokens(asked.model, job.max_model_len)
+    state_bytes = bytes_per_sequence(plans, asked.model, context.job.numerics.storage_bytes)
+    longest = token_bytes * kept_tokens(asked.model, job.max_model_len) + state_bytes
     places = np.minimum(memory.most_running(room - shared, staggered=True), engine.max_sequences)
     places = np.where(longest <= cache, places, 0)
     prices = serving_prices(
@@ -137,6 +142,7 @@ def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layou
         ),
         room_bytes=room,
         token_bytes=token_bytes,
+        state_bytes=state_bytes,
         cache_bytes=cache,
         longest_bytes=longest,
     )
@@ -246,6 +252,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
     replicas, latency_s = int(there.replicas[row, place]), float(points.latency_s[row, place])
     ttft_s, tpot_s = float(points.first_token_s[row, place]), float(points.token_s[row, place])
     cache, each = float(found.cache_bytes[row]), float(found.token_bytes[row])
+    alone = cache - float(found.state_bytes[row])  # with one request in it
     working = float(found.memory.working_bytes[row])
     windowed = asked.model.sliding_window and asked.model.windowed_layers
     return ServingPlan(
@@ -266,7 +273,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         duration_s=None if job.requests is None else job.requests / rate,
         most_requests=groups * int(found.places[row]),
         most_longest=groups * int(min(cache // found.longest_bytes[row], found.places[row])),
-        longest_tokens=None if windowed else min(int(cache // each), asked.model.max_sequence_length or MAX_SEQUENCE),
+        longest_tokens=None if windowed else min(int(alone // each), asked.model.max_sequence_length or MAX_SEQUENCE),
         cache_tokens=groups * cache / each,
         memory=ServingMemory(
             weights=float(found.memory.weight_bytes[row]),

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from profiles.catalog import load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import DeviceSpec
+from profiles.linear_attention import KIND_TITLES
+from profiles.model import ModelSpec
 from profiles.units import GIB
 
 FloatArray = NDArray[np.float64]
@@ -88,6 +90,7 @@ class EngineSpec:
         update_bytes_per_s: Rate at which it then gathers and loads all of them.
         apart_tensor_s, apart_bytes_per_s: The same where the trainer has GPUs of its own.
         unsupported: Architectures of devices that it does not run on (``DeviceSpec.architecture``).
+        linear_attention: Kinds of linear attention whose models it runs (``profiles.linear_attention``).
         kernels: Label of the timings whose kernels it runs (``costmodels.kernels.implementations``); empty: none.
         residual_log_std: Standard deviation of log(measured / predicted) generation time.
         sources: Field name to citation.
@@ -124,6 +127,7 @@ class EngineSpec:
     apart_tensor_s: float = 0.0
     apart_bytes_per_s: float = inf
     unsupported: tuple[str, ...] = ()
+    linear_attention: tuple[str, ...] = ()
     kernels: str = ""
     residual_log_std: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
@@ -222,9 +226,9 @@ def load_engines() -> Mapping[str, EngineSpec]:
         if name in fitted:
             values |= fitted[name]["values"]
             sources |= dict.fromkeys(fitted[name]["values"], fitted[name]["source"])
-        values |= {"sources": sources, "unsupported": tuple(values.get("unsupported", ()))}
+        values |= {name: tuple(values.get(name, ())) for name in ("unsupported", "linear_attention")}
         values["by_device"] = tuple(DeviceDefaults(**each) for each in values.get("by_device", ()))
-        engines[name] = EngineSpec(name=name, **values)
+        engines[name] = EngineSpec(name=name, **values | {"sources": sources})
     return MappingProxyType(engines)
 
 
@@ -238,3 +242,17 @@ def find_engine(name: str) -> EngineSpec:
     if name not in engines:
         raise SpecError("engine", f"unknown name {name[:40]!r}", did_you_mean(name, engines))
     return engines[name]
+
+
+def check_engine(engine: EngineSpec, model: ModelSpec) -> EngineSpec:
+    """The engine, which has code for the linear attention a model has.
+
+    Raises:
+        SpecError: If it has none.
+    """
+    linear = model.linear_attention
+    if linear is not None and linear.kind not in engine.linear_attention:
+        others = [name for name, other in load_engines().items() if linear.kind in other.linear_attention]
+        problem = f"{engine.name} runs no model with {KIND_TITLES[linear.kind]}, as {model.name} has"
+        raise SpecError("engine", problem, " or ".join(name for name in others if name != TRAINER))
+    return engine

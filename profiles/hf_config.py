@@ -2,8 +2,8 @@
 
 Dimensions come from the file; structure that the file leaves to code comes from ``hf_families``. A
 key that the family defaults is filled in and reported as an assumption; a key nobody defaults is a
-``SpecError`` naming it. Left out on purpose: encoders, state-space and vision models (rejected), and
-the vision part of a multimodal model (ignored, and said so).
+``SpecError`` naming it. Left out on purpose: encoders, vision models and state-space layers without an MLP (rejected),
+and the vision part of a multimodal model (ignored, and said so).
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from typing import Any
 from profiles.errors import SpecError
 from profiles.hf_families import ENCODERS, FAMILIES, LLAMA, STATE_SPACE, SYNONYMS, VISION, Family, Rule
 from profiles.hf_layers import FIELD, layer_mask_of_experts, windowed_layers
+from profiles.hf_linear import linear_attention
 from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, MoESpec
 from profiles.model_fields import is_integer, shown
 
@@ -27,11 +28,16 @@ _NAMES = {
     "vocab_size": ("vocab_size", "padded_vocab_size"),
     "max_sequence_length": (
         "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx",
+        "model_max_length",
     ),
     "num_experts": ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts"),
     "experts_per_token": ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_k"),
     "shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
 }  # fmt: skip
+_OF_STATES = (
+    *("ssm_cfg", "state_size", "mamba_d_state", "ssm_state_size"),
+    *("linear_attn_config", "linear_num_value_heads", "attn_type_list"),
+)
 _GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
 
 
@@ -150,11 +156,15 @@ def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]
 def _reject_other_architectures(config: Mapping[str, Any], kind: str) -> None:
     if config.get("is_encoder_decoder") is True or kind in ENCODERS:
         raise SpecError(f"{FIELD}.model_type", f"{shown(kind)} is not a decoder-only transformer")
-    if kind in STATE_SPACE or any(
-        key in config for key in ("ssm_cfg", "state_size", "mamba_d_state", "ssm_state_size")
-    ):
+    foreign = any(key in config for key in _OF_STATES)
+    known = FAMILIES.get(SYNONYMS.get(kind, kind))
+    if kind in STATE_SPACE or (foreign and not (known and known.linear)):
         raise SpecError(
             f"{FIELD}.model_type", f"{shown(kind)} has state-space or recurrent layers, which have no cost model"
+        )
+    if config.get("index_topk"):
+        raise SpecError(
+            f"{FIELD}.index_topk", "an indexer chooses the keys (DeepSeek sparse attention), which has no cost model"
         )
     if kind in VISION or ("image_size" in config and "vocab_size" not in config):
         raise SpecError(f"{FIELD}.model_type", f"{shown(kind)} is a vision model, not a language model")
@@ -191,7 +201,8 @@ def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
     heads, vocab = reader.required("num_attention_heads"), reader.required("vocab_size")
     latent = _latent(reader)
     moe = _moe(reader, num_layers)
-    window, windowed = windowed_layers(reader.config, family, num_layers, reader.notes)
+    linear = linear_attention(reader.config, family, num_layers, reader.notes)
+    window, windowed = (0, 0) if family.linear else windowed_layers(reader.config, family, num_layers, reader.notes)
     max_length = reader.dimension("max_sequence_length") or 0
     embedding = reader.integer("word_embed_proj_dim") or 0
     return ModelSpec(
@@ -224,6 +235,8 @@ def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
         moe=moe,
         sliding_window=window,
         windowed_layers=windowed,
+        attention_output_gate=reader.boolean(family.output_gate),
+        linear_attention=linear,
         source=source,
     )
 
@@ -263,7 +276,8 @@ def _ffn(reader: _Reader, hidden: int, moe: MoESpec | None) -> int:
         dense = reader.integer("intermediate_size_mlp")  # Llama 4: the width of its dense layers
         if dense:
             return dense
-    value = reader.integer(*_NAMES["ffn_hidden_size"])
+    own = (family.dense_key,) if family.dense_key and moe is None else ()
+    value = reader.integer(*own, *_NAMES["ffn_hidden_size"])
     if value is None and reader.config.get("expansion_ratio") is not None:
         value = (reader.integer("expansion_ratio") or 0) * hidden  # MPT
     if value is None and family.ffn_multiple:

@@ -10,6 +10,8 @@ present ("" for none, a leading "!" when it says the opposite), and what holds o
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from profiles.linear_attention import DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2
+
 Rule = tuple[str, bool]
 
 
@@ -38,6 +40,9 @@ class Family:
             null), ``qwen`` (switched by use_sliding_window), ``every:n`` (all but each n-th layer)
             or ``chunk`` (Llama 4).
         window_default: Window when the key is absent.
+        linear: Kind of linear attention that some of its layers have; "" for none.
+        output_gate: Queries bring a gate for the output of attention: rule.
+        dense_key: Key with the width of an MLP without experts, where it is not the usual one.
         defaults: Dimensions of the configuration class that its files really leave out.
     """
 
@@ -64,6 +69,9 @@ class Family:
     key_value_heads: int = 0
     window: str = "none"
     window_default: int = 0
+    linear: str = ""
+    output_gate: Rule = ("", False)
+    dense_key: str = ""
     defaults: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -77,6 +85,10 @@ _MISTRAL = replace(LLAMA, key_value_heads=8, window="all", qkv_bias=_NO, out_bia
 _QWEN2 = replace(LLAMA, qkv_bias=_YES, out_bias=_NO, mlp_bias=_NO, window="qwen")
 _QWEN3 = replace(LLAMA, qk_norm=_YES, window="qwen", mlp_bias=_NO)
 _DEEPSEEK = replace(LLAMA, mlp_bias=_NO)
+_QWEN3_NEXT = replace(
+    LLAMA, qk_norm=_YES, mlp_bias=_NO, shared_gate=True, linear=DELTA_NET, output_gate=("attn_output_gate", True),
+    defaults={"head_dim": 256},
+)  # fmt: skip
 _GEMMA = replace(LLAMA, tied=True, mlp_bias=_NO)
 _COHERE = replace(
     LLAMA, rms=False, norm_bias=False, norms=1, tied=True, parallel=_YES,
@@ -166,6 +178,12 @@ FAMILIES: Mapping[str, Family] = {
     "olmo2": _OLMO2,
     "olmoe": _OLMO2,
     "nemotron": replace(LLAMA, gated=False, rms=False),
+    "qwen3_next": replace(_QWEN3_NEXT, key_value_heads=2),
+    "qwen3_5_text": replace(_QWEN3_NEXT, key_value_heads=4),
+    "qwen3_5_moe_text": replace(_QWEN3_NEXT, key_value_heads=2),
+    "kimi_linear": replace(_DEEPSEEK, router_bias=True, linear=KIMI_DELTA),
+    "minimax": replace(LLAMA, qkv_bias=_NO, out_bias=_NO, mlp_bias=_NO, linear=LIGHTNING),
+    "granitemoehybrid": replace(LLAMA, mlp_bias=_NO, linear=MAMBA2, dense_key="shared_intermediate_size"),
     "dots1": replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, router_bias=True),
 }  # fmt: skip
 
@@ -173,6 +191,7 @@ FAMILIES: Mapping[str, Family] = {
 SYNONYMS: Mapping[str, str] = {
     "gemma3": "gemma3_text", "llama4": "llama4_text", "RefinedWeb": "falcon", "RefinedWebModel": "falcon",
     "phi-msft": "phi", "InternLM2ForCausalLM": "internlm2", "BaichuanForCausalLM": "baichuan",
+    "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "minimax_text_01": "minimax", "minimax_m1": "minimax",
     "nemotron4": "nemotron", "phi4mm": "phi3", "starcoder": "gpt_bigcode",
 }  # fmt: skip
 
@@ -185,9 +204,8 @@ ENCODERS = frozenset({
 })  # fmt: skip
 STATE_SPACE = frozenset({
     "mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "rwkv", "rwkv5",
-    "rwkv6", "rwkv7", "recurrent_gemma", "retnet", "xlstm", "nemotron_h", "granitemoehybrid", "qwen3_next",
-    "kimi_linear", "lfm2", "lfm2_moe", "minimax", "hyena", "stripedhyena", "gemma3n", "gemma3n_text",
-    "plamo2",
+    "rwkv6", "rwkv7", "recurrent_gemma", "retnet", "xlstm", "nemotron_h", "lfm2", "lfm2_moe",
+    "hyena", "stripedhyena", "gemma3n", "gemma3n_text", "plamo2",
 })  # fmt: skip
 VISION = frozenset({
     "vit", "vit_mae", "vit_msn", "deit", "beit", "swin", "swinv2", "clip", "clip_vision_model",

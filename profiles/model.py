@@ -1,12 +1,14 @@
 """ModelSpec: the facts about a decoder-only transformer that costs depend on.
 
 Dimension names are those of Hugging Face configurations. What it leaves out, on purpose: encoders,
-vision towers and state-space layers; a configuration that needs them is rejected by ``hf_config``.
+vision towers and layers that are no token mixer with an MLP; a configuration that needs them is rejected
+by ``hf_config``.
 """
 
 from dataclasses import dataclass, field, fields, replace
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, did_you_mean
+from profiles.linear_attention import LINEAR_KINDS, LinearAttention
 
 MAX_LAYERS = 4096
 MAX_DIMENSION = 1 << 22
@@ -101,6 +103,8 @@ class ModelSpec:
         moe: Expert structure, when used.
         sliding_window: Window of the windowed layers, in tokens; 0 for none.
         windowed_layers: How many layers use the window.
+        attention_output_gate: Queries bring a gate for every value of attention's output (Qwen3-Next).
+        linear_attention: Linear attention of some layers, when used.
         published_parameters: Parameter count as published; None when there is none.
         source: Where the dimensions come from.
     """
@@ -135,6 +139,8 @@ class ModelSpec:
     moe: MoESpec | None = None
     sliding_window: int = 0
     windowed_layers: int = 0
+    attention_output_gate: bool = False
+    linear_attention: LinearAttention | None = None
     published_parameters: float | None = None
     source: str = field(default="", compare=False)
 
@@ -162,6 +168,8 @@ class ModelSpec:
             )
         if self.moe is not None:
             self._check_moe(self.moe)
+        if self.linear_attention is not None:
+            self._check_linear(self.linear_attention)
 
     def _check_optional(self) -> None:
         bounds = {
@@ -218,6 +226,45 @@ class ModelSpec:
                 f"must be between 1 and router_groups={moe.router_groups}, and hold {moe.experts_per_token} experts; "
                 f"got {moe.groups_per_token}",
             )
+
+    def _check_linear(self, linear: LinearAttention) -> None:
+        where = "model.linear_attention"
+        if linear.kind not in LINEAR_KINDS:
+            problem = f"must be one of {', '.join(LINEAR_KINDS)}; got {linear.kind[:40]!r}"
+            raise SpecError(f"{where}.kind", problem, did_you_mean(linear.kind, LINEAR_KINDS))
+        if not 1 <= linear.layers < self.num_layers:
+            most = self.num_layers - 1
+            problem = f"must be between 1 and {most}, for at least one layer attends in full; got {linear.layers}"
+            raise SpecError(f"{where}.layers", problem)
+        for item in fields(linear):
+            if item.name in ("kind", "layers"):
+                continue
+            value, smallest = getattr(linear, item.name), int(item.name != "conv_kernel_dim")
+            if not smallest <= value <= MAX_DIMENSION:
+                problem = f"must be between {smallest} and {MAX_DIMENSION}; got {value}"
+                raise SpecError(f"{where}.{item.name}", problem)
+        if linear.num_value_heads % linear.num_key_heads:
+            problem = f"must divide num_value_heads={linear.num_value_heads}; got {linear.num_key_heads}"
+            raise SpecError(f"{where}.num_key_heads", problem)
+        if self.windowed_layers:
+            raise SpecError("model.windowed_layers", "windows beside linear attention have no cost model", "0")
+
+    @property
+    def full_attention_layers(self) -> int:
+        """Layers that attend to keys and values of earlier tokens, within a window or not."""
+        return self.num_layers - (0 if self.linear_attention is None else self.linear_attention.layers)
+
+    @property
+    def widest_product(self) -> int:
+        """Outputs per token of the widest matrix on the residual stream, or inputs of the one back to it."""
+        queries = (2 if self.attention_output_gate else 1) * self.num_attention_heads * self.head_dim
+        linear = 0 if self.linear_attention is None else self.linear_attention.joint_width
+        return max(self.ffn_hidden_size, queries, linear)
+
+    @property
+    def linear_share(self) -> float:
+        """Share of the layers whose attention is linear."""
+        return 0.0 if self.linear_attention is None else self.linear_attention.layers / self.num_layers
 
     @property
     def layer_is_moe(self) -> tuple[bool, ...]:

@@ -1,7 +1,7 @@
 """From a mapping of our own field names (catalogue entry, request body) to a checked ModelSpec.
 
-Keys are exactly the fields of ``ModelSpec``, with ``moe`` and ``latent_attention`` nested; unknown
-keys are errors. Three fields may be left out where the rest decides them: see ``_fill``.
+Keys are exactly the fields of ``ModelSpec``, with ``moe``, ``latent_attention`` and ``linear_attention`` nested;
+unknown keys are errors. Three fields may be left out where the rest decides them: see ``_fill``.
 """
 
 from collections.abc import Mapping
@@ -9,12 +9,18 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from profiles.errors import SpecError, did_you_mean
+from profiles.linear_attention import LinearAttention
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 
 MAX_TEXT = 256
 LARGEST = 10**30
 
-_NESTED: dict[str, type[MoESpec] | type[LatentAttention]] = {"moe": MoESpec, "latent_attention": LatentAttention}
+_Nested = type[MoESpec] | type[LatentAttention] | type[LinearAttention]
+_NESTED: dict[str, _Nested] = {
+    "moe": MoESpec,
+    "latent_attention": LatentAttention,
+    "linear_attention": LinearAttention,
+}
 
 
 def model_from_fields(
@@ -24,7 +30,7 @@ def model_from_fields(
 
     Args:
         name: The model's name.
-        values: Field name to value; nested mappings for ``moe`` and ``latent_attention``.
+        values: Field name to value; nested mappings for ``moe``, ``latent_attention`` and ``linear_attention``.
         field: Dotted path of the mapping in the user's input, for messages.
         source: Where the figures come from, when ``values`` does not say.
 
@@ -74,7 +80,7 @@ def _fill(values: dict[str, Any], field: str) -> tuple[str, ...]:
 
 def _checked(
     values: object,
-    kind: type[ModelSpec] | type[MoESpec] | type[LatentAttention],
+    kind: type[ModelSpec] | _Nested,
     field: str,
     skip: tuple[str, ...] = (),
 ) -> dict[str, Any]:
@@ -107,7 +113,7 @@ def _checked(
 
 def _require(
     values: Mapping[str, Any],
-    kind: type[ModelSpec] | type[MoESpec] | type[LatentAttention],
+    kind: type[ModelSpec] | _Nested,
     field: str,
     skip: tuple[str, ...] = (),
 ) -> None:

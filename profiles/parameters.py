@@ -9,6 +9,13 @@ of a quantised checkpoint.
 
 from dataclasses import dataclass
 
+from profiles.linear_attention import (
+    KIMI_DELTA,
+    LinearAttention,
+    linear_key_parameters,
+    linear_parameters,
+    replicated_linear_parameters,
+)
 from profiles.model import LatentAttention, ModelSpec
 
 _TENSORS_PER_LAYER = 9  # norms, attention and dense matrices
@@ -17,6 +24,8 @@ _TENSORS_PER_LAYER = 9  # norms, attention and dense matrices
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerParameters:
     """Parameters of one layer, by part, and how tensor parallelism splits them.
+
+    Where some layers of a model attend linearly, ``attention`` and ``replicated`` are means over its layers.
 
     ``total == column_row_sharded + replicated + routed_experts``: the routed experts stand apart
     because expert and expert-tensor parallelism divide them, not tensor parallelism.
@@ -35,22 +44,22 @@ class LayerParameters:
             expert-tensor parallelism does not divide.
     """
 
-    attention: int
+    attention: float
     dense_mlp: int
     routed_experts: int
     shared_experts: int
     router: int
     norms: int
-    replicated: int
+    replicated: float
     routed_experts_replicated: int
 
     @property
-    def total(self) -> int:
+    def total(self) -> float:
         """All parameters of the layer."""
         return self.attention + self.dense_mlp + self.routed_experts + self.shared_experts + self.router + self.norms
 
     @property
-    def column_row_sharded(self) -> int:
+    def column_row_sharded(self) -> float:
         """What tensor parallelism divides: column- and row-parallel matrices and column biases, no routed expert."""
         return self.total - self.replicated - self.routed_experts
 
@@ -70,7 +79,8 @@ def norm_parameters(model: ModelSpec, *, width: int | None = None) -> int:
 def key_value_parameters(model: ModelSpec) -> int:
     """Parameters of the key and value projections of one layer, with biases (0 under latent attention).
 
-    Beyond k-way tensor parallelism a rank still holds one whole key/value head: this over k.
+    Beyond k-way tensor parallelism a rank still holds one whole key/value head: this over k. Layers of linear attention
+    have their own (``linear_key_parameters``).
     """
     if model.latent_attention is not None:
         return 0
@@ -79,7 +89,7 @@ def key_value_parameters(model: ModelSpec) -> int:
 
 
 def attention_parameters(model: ModelSpec) -> int:
-    """Parameters of one layer's attention: MHA, GQA, MQA or MLA, with biases, query/key norms and sinks.
+    """Parameters of full attention in one layer: MHA, GQA, MQA or MLA, with biases, query/key norms and sinks.
 
     Source:
         Grouped queries: Ainslie et al., arXiv:2305.13245. Latent attention: DeepSeek-V2,
@@ -93,7 +103,7 @@ def attention_parameters(model: ModelSpec) -> int:
     if latent is not None:
         return extra + _latent_down(model, latent) + _latent_up(model, latent) + _out_bias(model)
     h, q_width = model.hidden_size, model.num_attention_heads * model.head_dim
-    query = h * q_width + (q_width if model.qkv_bias else 0)
+    query = (2 if model.attention_output_gate else 1) * (h * q_width + (q_width if model.qkv_bias else 0))
     output = q_width * h + _out_bias(model)
     return extra + query + key_value_parameters(model) + output + _qk_norm(model)
 
@@ -138,10 +148,9 @@ def layer_parameters(model: ModelSpec, *, moe: bool) -> LayerParameters:
         The layer's parts and their tensor-parallel split. For a dense model ``moe`` gives a layer
         without MLP, which no model has.
     """
-    latent = model.latent_attention
     row_bias = model.hidden_size if model.mlp_bias else 0
-    replicated = layer_norm_parameters(model) + _out_bias(model)
-    replicated += _latent_down(model, latent) if latent else _qk_norm(model)
+    attention, of_attention = _mean_attention(model)
+    replicated = layer_norm_parameters(model) + of_attention
     shared = shared_expert_parameters(model) if moe else 0
     if model.moe and shared:
         replicated += row_bias + (model.hidden_size if model.moe.shared_expert_gate else 0)
@@ -150,7 +159,7 @@ def layer_parameters(model: ModelSpec, *, moe: bool) -> LayerParameters:
     num_experts = model.moe.num_experts if model.moe and moe else 0
     router = router_parameters(model) if moe else 0
     return LayerParameters(
-        attention=attention_parameters(model),
+        attention=attention,
         dense_mlp=0 if moe else mlp_parameters(model),
         routed_experts=num_experts * expert_parameters(model),
         shared_experts=shared,
@@ -159,6 +168,42 @@ def layer_parameters(model: ModelSpec, *, moe: bool) -> LayerParameters:
         replicated=replicated + router,
         routed_experts_replicated=num_experts * row_bias,
     )
+
+
+def _mean_attention(model: ModelSpec) -> tuple[float, float]:
+    """Parameters of a layer's token mixer, and those every rank holds; means where layers have different ones."""
+    latent, linear = model.latent_attention, model.linear_attention
+    whole = attention_parameters(model)
+    replicated = _out_bias(model) + (_latent_down(model, latent) if latent else _qk_norm(model))
+    if linear is None:
+        return whole, replicated
+    pairs = (
+        (whole, linear_parameters(linear, model.hidden_size)),
+        (replicated, replicated_linear_parameters(linear, model.hidden_size)),
+    )
+    attention, kept = (
+        (model.full_attention_layers * full + linear.layers * other) / model.num_layers for full, other in pairs
+    )
+    return attention, kept
+
+
+def largest_mixer_parameters(model: ModelSpec) -> int:
+    """Parameters of the token mixer of whichever layers have more of them, those that attend in full or linearly."""
+    linear = model.linear_attention
+    return max(attention_parameters(model), 0 if linear is None else linear_parameters(linear, model.hidden_size))
+
+
+def whole_head_parameters(model: ModelSpec) -> tuple[tuple[float, int], ...]:
+    """Parameters of a layer's keys and values, on average over the layers, and the heads that they are of.
+
+    Beyond so many tensor-parallel ranks each holds one head of them whole.
+    """
+    full = (key_value_parameters(model), model.num_key_value_heads)
+    linear = model.linear_attention
+    if linear is None:
+        return (full,)
+    of_linear = model.linear_share * linear_key_parameters(linear, model.hidden_size)
+    return ((1 - model.linear_share) * full[0], full[1]), (of_linear, linear.num_key_heads)
 
 
 def embedding_parameters(model: ModelSpec) -> int:
@@ -207,10 +252,15 @@ def total_parameters(model: ModelSpec) -> int:
     Example:
         Llama-2-7B: 6738415616, the count of the published checkpoint.
     """
-    dense_layers = model.num_layers - model.num_moe_layers
-    total = non_layer_parameters(model) + dense_layers * layer_parameters(model, moe=False).total
-    if model.num_moe_layers:
-        total += model.num_moe_layers * layer_parameters(model, moe=True).total
+    moe_layers, linear = model.num_moe_layers, model.linear_attention
+    total = non_layer_parameters(model) + model.num_layers * layer_norm_parameters(model)
+    total += model.full_attention_layers * attention_parameters(model)
+    if linear is not None:
+        total += linear.layers * linear_parameters(linear, model.hidden_size)
+    total += (model.num_layers - moe_layers) * mlp_parameters(model)
+    if model.moe is not None:
+        experts = model.moe.num_experts * expert_parameters(model) + shared_expert_parameters(model)
+        total += moe_layers * (experts + router_parameters(model))
     return total
 
 
@@ -226,7 +276,7 @@ def active_parameters(model: ModelSpec) -> int:
     return total_parameters(model) - model.num_moe_layers * idle * expert_parameters(model)
 
 
-def lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...], *, moe: bool | None = None) -> int:
+def lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...], *, moe: bool | None = None) -> float:
     """Trainable parameters that low-rank adapters add to one layer: r (in + out) per adapted matrix.
 
     Args:
@@ -234,40 +284,52 @@ def lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...], *, mo
         rank: Inner width r of every adapter.
         targets: Names among q, k, v, o, gate, up, down; qkv where one matrix makes all three. Under latent
             attention q adapts both query projections, k the joint key/value down-projection and v its
-            up-projection. ``gate`` adds nothing to an MLP without gate.
+            up-projection. ``gate`` adds nothing to an MLP without gate. Of linear attention they adapt what carries
+            these names: Kimi's products; those of the other kinds have names of their own.
         moe: Whether the layer is a MoE layer; by default whether the model has experts. There gate,
             up and down adapt every routed expert and the shared expert; the router has no adapter.
 
     Returns:
-        A count for one layer.
+        A count for one layer, a mean where only some layers attend linearly.
 
     Source:
         Hu et al., arXiv:2106.09685, section 4.1.
     """
     is_moe = model.moe is not None if moe is None else moe
-    total = sum(rank * (rows + columns) for name, (rows, columns) in _attention_matrices(model) if name in targets)
-    matrices = sum(name in targets and (name != "gate" or model.gated_mlp) for name in ("gate", "up", "down"))
-    for width, copies in _mlp_widths(model, is_moe):
-        total += copies * matrices * rank * (model.hidden_size + width)
-    return total
+    in_attention: float = _adapters(_attention_matrices(model), rank, targets)
+    if model.linear_attention is not None:
+        of_linear = _adapters(_linear_matrices(model, model.linear_attention), rank, targets)
+        in_attention += model.linear_share * (of_linear - in_attention)
+    return in_attention + _mlp_adapters(model, rank, targets, is_moe)
 
 
 def total_lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...]) -> int:
     """Trainable parameters that low-rank adapters add to the whole model (see ``lora_parameters``)."""
-    moe_layers = model.num_moe_layers
-    total = (model.num_layers - moe_layers) * lora_parameters(model, rank, targets, moe=False)
-    if moe_layers:
-        total += moe_layers * lora_parameters(model, rank, targets, moe=True)
-    return total
+    moe_layers, linear = model.num_moe_layers, model.linear_attention
+    total = model.full_attention_layers * _adapters(_attention_matrices(model), rank, targets)
+    if linear is not None:
+        total += linear.layers * _adapters(_linear_matrices(model, linear), rank, targets)
+    total += (model.num_layers - moe_layers) * _mlp_adapters(model, rank, targets, False)
+    return total + moe_layers * _mlp_adapters(model, rank, targets, True)
+
+
+def _adapters(matrices: list[tuple[str, tuple[int, int]]], rank: int, targets: tuple[str, ...]) -> int:
+    return sum(rank * (rows + columns) for name, (rows, columns) in matrices if name in targets)
+
+
+def _mlp_adapters(model: ModelSpec, rank: int, targets: tuple[str, ...], is_moe: bool) -> int:
+    matrices = sum(name in targets and (name != "gate" or model.gated_mlp) for name in ("gate", "up", "down"))
+    return sum(copies * matrices * rank * (model.hidden_size + width) for width, copies in _mlp_widths(model, is_moe))
 
 
 def _attention_matrices(model: ModelSpec) -> list[tuple[str, tuple[int, int]]]:
     """The linear layers of attention as (adapter target, (in, out))."""
     h, heads, latent = model.hidden_size, model.num_attention_heads, model.latent_attention
     if latent is None:
-        q_width, kv_width = heads * model.head_dim, model.num_key_value_heads * model.head_dim
+        width, kv_width = heads * model.head_dim, model.num_key_value_heads * model.head_dim
+        q_width = (2 if model.attention_output_gate else 1) * width
         joint = ("qkv", (h, q_width + 2 * kv_width))
-        return [("q", (h, q_width)), ("k", (h, kv_width)), ("v", (h, kv_width)), joint, ("o", (q_width, h))]
+        return [("q", (h, q_width)), ("k", (h, kv_width)), ("v", (h, kv_width)), joint, ("o", (width, h))]
     q_width = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
     query = [(h, latent.q_lora_rank), (latent.q_lora_rank, q_width)] if latent.q_lora_rank else [(h, q_width)]
     return [
@@ -276,6 +338,14 @@ def _attention_matrices(model: ModelSpec) -> list[tuple[str, tuple[int, int]]]:
         ("v", (latent.kv_lora_rank, heads * (latent.qk_nope_head_dim + latent.v_head_dim))),
         ("o", (heads * latent.v_head_dim, h)),
     ]
+
+
+def _linear_matrices(model: ModelSpec, linear: LinearAttention) -> list[tuple[str, tuple[int, int]]]:
+    """The products of linear attention that adapters of these names meet: Kimi's q_proj, k_proj, v_proj and o_proj."""
+    h, keys, values = model.hidden_size, linear.key_width, linear.value_width
+    if linear.kind != KIMI_DELTA:
+        return []
+    return [("q", (h, keys)), ("k", (h, keys)), ("v", (h, values)), ("o", (values, h))]
 
 
 def _mlp_widths(model: ModelSpec, is_moe: bool) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from costmodels.plan import PlanBatch
 from costmodels.stages import StageTable
 from costmodels.workload import TrainingJob
 from profiles.hardware import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from profiles.linear_attention import LinearAttention
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 from profiles.stack import StackSpec
 
@@ -181,6 +182,21 @@ def latent(**changes: Any) -> ModelSpec:
     """Multi-head latent attention with compressed queries."""
     dims = LatentAttention(q_lora_rank=384, kv_lora_rank=256, qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64)
     return gpt(**{"name": "latent", "latent_attention": dims, "rms_norm": True} | changes)
+
+
+def hybrid(*, linear: dict[str, Any] | None = None, **changes: Any) -> ModelSpec:
+    """Gated DeltaNet in six of eight layers, two value heads per key head; gated attention in the others."""
+    dims: dict[str, Any] = {
+        "kind": "gated_delta_net",
+        "layers": 6,
+        "num_key_heads": 8,
+        "num_value_heads": 16,
+        "key_head_dim": 64,
+        "value_head_dim": 32,
+        "conv_kernel_dim": 4,
+    }
+    own = {"name": "hybrid", "linear_attention": LinearAttention(**dims | (linear or {}))}
+    return llama(**own | {"attention_output_gate": True, "qk_norm": True} | changes)
 
 
 # GPT-3 175B as Megatron-LM trains it (arXiv:2104.04473 table 1: 96 layers, h 12288, 96 heads, V 51200).

@@ -24,6 +24,7 @@ class KernelOp(IntEnum):
     MEMORY = 4  # bandwidth-bound: norms, activations, residuals, softmax, loss, optimizer (``KernelFamily``)
     ATTENTION_DECODE = 5  # fused, one query token per sequence, or a few
     FUSED_EXPERTS = 6  # a whole expert layer in one call (``costmodels.kernels.expert_terms`` names the columns)
+    LINEAR_ATTENTION = 7  # m tokens in chunks of n, batch * heads states of key width k (``costmodels.linear_work``)
 
 
 class KernelFamily(IntEnum):

@@ -42,6 +42,7 @@ _OP_CLASS: Mapping[KernelOp, str] = {
     KernelOp.ATTENTION_DECODE: "attention_decode",
     KernelOp.MEMORY: "memory",
     KernelOp.FUSED_EXPERTS: "fused_experts",
+    KernelOp.LINEAR_ATTENTION: "linear_attention",
 }
 _BY_CODE = np.array([_OP_CLASS[op] for op in KernelOp], dtype="<U24")
 

@@ -54,7 +54,13 @@ OP_NAMES = {
     KernelOp.MEMORY: "memory",
     KernelOp.ATTENTION_DECODE: "attention_forward",
     KernelOp.FUSED_EXPERTS: "grouped_gemm",
+    KernelOp.LINEAR_ATTENTION: "attention_forward",
 }
+# Of linear attention, which is priced at what fused attention reaches: ends of the interval. Published times of Gated
+# DeltaNet's and Kimi's forward pass over what is priced are 0.9 to 1.9 of FLA's kernels on H100, H20 and RTX 5090, more
+# only with a few heads on a B300, and from 0.2 on of FlashInfer's (flashinfer-ai/flashinfer, pull requests 3866, 3788
+# and 4078; MoonshotAI/FlashKDA, BENCHMARK_H20.md and pull request 28).
+LINEAR_SPREAD = (0.2, 1.9)
 FORMAT_CLASS = {"fp32": "fp32", "tf32": "tf32", "fp16": "16-bit", "bf16": "16-bit", "fp8": "fp8", "fp4": "fp4"}
 
 
@@ -274,7 +280,9 @@ class RooflineKernelModel:
             part = take(calls, rows)
             fit, fit_basis, rates = self._resolve(KernelOp(op), GEMM_FORMATS[format_index], device)
             price_s = FORMULAS[fit.op](part, fit.parameters, rates)
-            time_s[rows], low_s[rows], high_s[rows] = price_s, price_s * fit.low_factor, price_s * fit.high_factor
+            untimed = KernelOp(op) is KernelOp.LINEAR_ATTENTION
+            low, high = LINEAR_SPREAD if untimed else (fit.low_factor, fit.high_factor)
+            time_s[rows], low_s[rows], high_s[rows] = price_s, price_s * low, price_s * high
             basis[rows] = int(fit_basis)
             extrapolated[rows] = _outside(part, fit)
         return Prediction(time_s=time_s, low_s=low_s, high_s=high_s, basis=basis, extrapolated=extrapolated)

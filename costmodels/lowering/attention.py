@@ -5,20 +5,20 @@ Symbols as in ``costmodels``; T = b*s/c tokens per rank, T/t where sequence para
 
 import numpy as np
 
-from costmodels.autocast import fp32_stream
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
-from costmodels.kernels.calls import KernelFamily
+from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import (
-    ADAPTERS,
     beside_product,
     norm_and_residual,
+    output_gate,
     positions_and_norms,
     ring_sums,
     softmax,
 )
 from costmodels.lowering.formats import core_format
+from costmodels.lowering.linear_attention import linear_mixer
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import ContextKind, FloatArray
@@ -51,13 +51,19 @@ def lower_attention(shape: RankShape, context: CostContext) -> CallList:
     """Calls of the attention block for every distinct rank shape."""
     calls = CallList(context, len(shape))
     norm_and_residual(calls, shape)
+    linear = context.model.linear_attention
+    calls.share = 1 - context.model.linear_share
     projections(calls, shape, context)
     if context.job.attention == "flash":
         _fused_core(calls, shape, context)
     else:
         _unfused_core(calls, shape, context)
-    _tensor_traffic(calls, shape, context)
     _context_traffic(calls, shape, context)
+    if linear is not None:
+        calls.share = context.model.linear_share
+        linear_mixer(calls, shape, context, linear)
+    calls.share = 1.0
+    _tensor_traffic(calls, shape, context)
     return calls
 
 
@@ -71,10 +77,11 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
     latent = model.latent_attention
     if latent is None:
         q_width, kv_width = heads * model.head_dim, kv_heads * model.head_dim
+        made = (2 if model.attention_output_gate else 1) * q_width + 2 * kv_width
         calls.part = Part.PRODUCT
-        calls.linear(tokens, hidden, q_width + 2 * kv_width, trained=trained, quantised=normed)
+        calls.linear(tokens, hidden, made, trained=trained, quantised=normed)
         calls.part = None
-        beside_product(calls, tokens, q_width + 2 * kv_width, bias=model.qkv_bias, joint=True)
+        beside_product(calls, tokens, made, bias=model.qkv_bias, joint=True)
         out_width = q_width
         rotary_width = q_width + kv_width
     else:
@@ -94,61 +101,25 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
         rotary_width = 2 * heads * qk_width  # rotation and the concatenation of both halves
     element = job.numerics.storage_bytes
     positions_and_norms(calls, tokens, rotary_width)
+    if model.attention_output_gate:
+        output_gate(calls, tokens, out_width)
     calls.part = Part.PRODUCT
     calls.linear(tokens, out_width, hidden, trained=trained)
     calls.part = None
     beside_product(calls, tokens, float(hidden), bias=model.attention_out_bias)
     if job.lora is not None:
         widths: dict[str, tuple[FloatArray | float, FloatArray | float]] = {
-            "q": (hidden, heads * model.head_dim),
+            "q": (hidden, (2 if model.attention_output_gate else 1) * heads * model.head_dim),
             "k": (hidden, kv_heads * model.head_dim),
         }
         widths["v"] = widths["k"]
         widths["o"] = (out_width, hidden)
-        widths["qkv"] = (hidden, heads * model.head_dim + 2 * kv_heads * model.head_dim)
+        widths["qkv"] = (hidden, widths["q"][1] + 2 * kv_heads * model.head_dim)
         targets = [target for target in job.lora.targets if target in widths]
         if context.stack.joint_adapters and set("qkv") <= set(targets):
             targets = ["qkv", *(target for target in targets if target not in "qkv")]
         for target in targets:
             lora_pair(calls, tokens, *widths[target], rank=job.lora.rank, element=element)
-
-
-def lora_pair(
-    calls: CallList,
-    tokens: FloatArray,
-    inputs: FloatArray | float,
-    outputs: FloatArray | float,
-    *,
-    rank: int,
-    element: float,
-    batch: FloatArray | None = None,
-) -> None:
-    """The two thin GEMMs of an adapter, and what is done with its inputs and outputs (``elementwise.ADAPTERS``).
-
-    ``batch`` experts of ``tokens`` each run theirs as grouped GEMMs. Recipes with 8- and 4-bit products keep adapters
-    in 16 bits (NeMo's are Megatron's linear layers, not Transformer Engine's: nlp/modules/common/megatron/adapters).
-    """
-    count: FloatArray | float = 1.0 if batch is None else batch
-    for widths in ((inputs, float(rank)), (float(rank), outputs)):
-        calls.linear(
-            tokens,
-            *widths,
-            trained=True,
-            batch=count,
-            grouped=batch is not None,
-            gemm_format=core_format(calls.context),
-        )
-    job, stack = calls.context.job, calls.context.stack
-    beside = ADAPTERS["upcast" if fp32_stream(job, stack) else stack.adapters]
-    for phase, (of_inputs, of_outputs, kernels) in zip((Phase.FORWARD, Phase.INPUT_GRADIENT), beside, strict=True):
-        calls.memory(
-            phase,
-            element * count * tokens * (of_inputs * inputs + of_outputs * outputs),
-            family=KernelFamily.POINTWISE,
-            rows=count * tokens,
-            width=outputs,
-            kernels=kernels,
-        )
 
 
 def _core_shape(shape: RankShape, context: CostContext) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -1,4 +1,7 @@
-"""Collects the calls of one part of a layer, phase by phase, and prices them together."""
+"""Collects the calls of one part of a layer, phase by phase, and prices them together.
+
+Where only some layers of a model run a call, it counts by their share: a part is that of the mean layer.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +26,7 @@ from costmodels.kernels.calls import (
 from costmodels.kernels.implementations import torch_code
 from costmodels.lowering.formats import EIGHT_BIT_BYTES, attention_library, core_format, eight_bit_product
 from costmodels.lowering.parts import Part
-from costmodels.lowering.priced_calls import PricedCalls
+from costmodels.lowering.priced_calls import PartCosts, PricedCalls
 from costmodels.lowering.streams import as_run, in_turn
 from costmodels.lowering.time_scales import kernel_time_scale
 from costmodels.lowering.transfers import price_collectives, stalled_s
@@ -64,40 +67,6 @@ _BACKWARD_PHASES = (Phase.INPUT_GRADIENT, Phase.WEIGHT_GRADIENT)
 _BACKWARD_AXES = (Axis.TENSOR_BACKWARD, Axis.CONTEXT_BACKWARD, Axis.EXPERT_BACKWARD)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartCosts:
-    """Priced calls of one part of a layer for one micro-batch on one rank; K distinct shapes.
-
-    Attributes:
-        kernel_s: (phases, K) seconds.
-        part_s: (parts, K) of those of the forward pass, what each ``Part`` takes.
-        launches: (phases, K) kernels launched.
-        collective_s: (axes, K) seconds, as if nothing hid them.
-        collectives: (axes, K) collectives launched.
-        stalled_s: (axes, K) least seconds of these collectives on a cluster where they stall, else 0.
-        kernel_half_s: (phases, K) half the 90 % interval of the kernel seconds.
-        collective_low_s, collective_high_s: (axes, K) 90 % interval of the collective seconds.
-        basis: (K,) weakest basis of the kernel prices.
-        basis_s: (bases, K) of the kernel and collective seconds, those whose price rests on each ``Basis``.
-        extrapolated_kernel_s: (K,) of the kernel seconds, those priced outside the fitted domain.
-        extrapolated_collective_s: (K,) the same of the collective seconds.
-    """
-
-    kernel_s: FloatArray
-    part_s: FloatArray
-    launches: FloatArray
-    collective_s: FloatArray
-    collectives: FloatArray
-    stalled_s: FloatArray
-    kernel_half_s: FloatArray
-    collective_low_s: FloatArray
-    collective_high_s: FloatArray
-    basis: IntArray
-    basis_s: FloatArray
-    extrapolated_kernel_s: FloatArray
-    extrapolated_collective_s: FloatArray
-
-
 @dataclass(slots=True)
 class CallList:
     """Grows by one row of K shapes per call site; ``price_parts`` turns lists into ``PartCosts``."""
@@ -105,10 +74,13 @@ class CallList:
     context: CostContext
     shapes: int
     part: Part | None = None  # of the calls that follow
+    share: float = 1.0  # of the layers that run the calls that follow
     _columns: list[dict[str, FloatArray | float]] = field(default_factory=list)
     _phases: list[Phase] = field(default_factory=list)
     _parts: list[Part | None] = field(default_factory=list)
+    _shares: list[float] = field(default_factory=list)
     _transfers: list[tuple[Axis, CollectiveOp, FloatArray, IntArray, IntArray]] = field(default_factory=list)
+    _transfer_shares: list[float] = field(default_factory=list)
 
     def gemm(
         self,
@@ -257,6 +229,7 @@ class CallList:
         if self.context.forward_only and axis in _BACKWARD_AXES:
             return
         self._transfers.append((axis, op, size_bytes, group, stride))
+        self._transfer_shares.append(self.share)
 
     def add(self, phase: Phase, **columns: FloatArray | float) -> None:
         """A kernel call from columns of ``KernelCallBatch``; columns left out are zero."""
@@ -265,6 +238,7 @@ class CallList:
         self._columns.append(columns)
         self._phases.append(phase)
         self._parts.append(self.part if phase is Phase.FORWARD else None)
+        self._shares.append(self.share)
 
     def fill_kernels(self, table: FloatArray) -> None:
         """Write the kernel calls into a zeroed (columns of ``KernelCallBatch``, sites, K) table."""
@@ -301,6 +275,7 @@ class CallList:
     def gather(self, kernels: PricedCalls, transfers: PricedCalls) -> PartCosts:
         """Add up the prices of this list by phase and axis."""
         axes = [item[0] for item in self._transfers]
+        kernels, transfers = kernels.scaled(self._shares), transfers.scaled(self._transfer_shares)
         kernel_s, launches, kernel_half_s = self._by_tag(kernels.summed, self._phases, Phase)
         collective_s, low_s, high_s, collectives, stalled_s = self._by_tag(transfers.summed, axes, Axis)
         nothing = np.zeros(self.shapes)

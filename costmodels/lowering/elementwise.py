@@ -221,6 +221,20 @@ def activation(calls: CallList, rows: FloatArray, width: FloatArray | float) -> 
         _passes(calls, _PLAIN, KernelFamily.ACTIVATION, rows=rows, width=width, element_bytes=element)
 
 
+def output_gate(calls: CallList, tokens: FloatArray, width: FloatArray | float) -> None:
+    """Attention's output times the sigmoid of a gate, as an activation times its other half."""
+    code = calls.context.stack.activation
+    issue, family = GATED_ISSUE.get(code, _MEMORY_BOUND), KernelFamily.GATED_ACTIVATION
+    _passes(calls, GATED[code], family, rows=tokens, width=width, issue=issue)
+
+
+def fused_passes(
+    calls: CallList, work: _Work, family: KernelFamily, *, rows: FloatArray, width: FloatArray | float
+) -> None:
+    """Work of kernels that every stack fuses alike, over a (rows, width) tensor: passes and kernels, both ways."""
+    _passes(calls, work, family, rows=rows, width=width)
+
+
 def ring_sums(
     calls: CallList, tokens: FloatArray, steps: FloatArray, *, outputs: FloatArray | float, inputs: FloatArray | float
 ) -> None:

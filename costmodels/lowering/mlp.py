@@ -6,7 +6,8 @@ from costmodels.collectives import CollectiveOp, ranks_per_domain
 from costmodels.context import CostContext
 from costmodels.expert_exchange import groups_hit, groups_of_neighbours
 from costmodels.experts_run import as_run, runs_all_experts
-from costmodels.lowering.attention import lora_pair, tensor_block_traffic
+from costmodels.lowering.adapters import lora_pair
+from costmodels.lowering.attention import tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList
 from costmodels.lowering.elementwise import activation, beside_product, norm_and_residual
 from costmodels.lowering.parts import Part

@@ -1,9 +1,10 @@
 """One decode step of every block: a token per sequence, against keys and values that lie in a cache.
 
 Linear layers, norms and the dense MLP are those of a forward pass over one token per sequence. What differs is here:
-attention reads the cache, an expert layer of an engine reads the weights of the experts that see any token, and the
-head samples. Under latent attention the up-projections are applied to queries and outputs instead of to the cache
-(arXiv:2405.04434 section 2.1.2): the same multiplications per new token, and one latent key for all heads.
+attention reads the cache, linear attention changes its state, an expert layer of an engine reads the weights of the
+experts that see any token, and the head samples. Under latent attention the up-projections are applied to queries and
+outputs instead of to the cache (arXiv:2405.04434 section 2.1.2): the same multiplications per new token, and one latent
+key for all heads.
 """
 
 import numpy as np
@@ -17,6 +18,7 @@ from costmodels.lowering.attention import head_widths, projections, tensor_block
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import norm_and_residual
 from costmodels.lowering.formats import core_format
+from costmodels.lowering.linear_attention import linear_step
 from costmodels.lowering.mlp import dense_matrices, router_format
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import FloatArray
@@ -47,8 +49,13 @@ def lower_decode_attention(shape: RankShape, context: CostContext, *, keys: floa
     """
     calls = CallList(context, len(shape))
     norm_and_residual(calls, shape)
+    calls.share = 1 - context.model.linear_share
     projections(calls, shape, context)
     _cached_core(calls, shape, context, windowed_keys(context.model, keys))
+    if context.model.linear_attention is not None:
+        calls.share = context.model.linear_share
+        linear_step(calls, shape, context, context.model.linear_attention)
+    calls.share = 1.0
     tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
     return calls
 

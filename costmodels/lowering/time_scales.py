@@ -32,6 +32,7 @@ def kernel_time_scale(calls: KernelCallBatch, context: CostContext) -> FloatArra
         attention *= stack.hopper_attention_time_scale
     is_gemm = (calls.op == int(KernelOp.GEMM)) | (calls.op == int(KernelOp.GROUPED_GEMM))
     is_served = (calls.op == int(KernelOp.ATTENTION_DECODE)) | (calls.op == int(KernelOp.FUSED_EXPERTS))
+    is_served |= calls.op == int(KernelOp.LINEAR_ATTENTION)  # nor was its scale fitted in training
     other = np.where(calls.op == int(KernelOp.MEMORY), stack.memory_time_scale, np.where(is_served, 1.0, attention))
     return np.where(is_gemm, by_format[calls.gemm_format], other)
 

@@ -53,6 +53,8 @@ def engine_strategies(
         keep &= p == 1
     if engine.name != TRAINER:
         keep &= _engine_accepts(model, columns, shared_experts=engine.attention_data_parallel)
+    if model.linear_attention is not None:
+        keep &= model.linear_attention.kind in engine.linear_attention
     columns = {name: column[keep] for name, column in columns.items()}
     per_replica = -(-call.num_sequences // columns["data_parallel"])
     at_once = np.minimum(max(engine.prefill_tokens // call.prompt_tokens, 1), per_replica)
@@ -73,12 +75,15 @@ def _engine_accepts(model: ModelSpec, columns: Columns, *, shared_experts: bool)
     Source:
         vLLM ``ModelConfig.verify_with_parallel_config``: tp divides the attention heads; ``QKVParallelLinear``: tp
         divides the key/value heads or is a multiple of them; ``divide`` of the MLP width. Vocabularies are padded.
+        Linear attention: ``divide`` of its heads in ``mamba_utils.py``, where a single group of keys goes to all ranks.
         Experts: ``FusedMoEParallelConfig``: expert parallelism takes the whole tensor-parallel group, or none of it;
         with data-parallel attention, those of all groups.
     """
     t = columns["tensor_parallel"]
     kv_heads = model.num_attention_heads if model.latent_attention is not None else model.num_key_value_heads
     accepted: BoolArray = (kv_heads % t == 0) | (t % kv_heads == 0)
+    if model.linear_attention is not None:
+        accepted &= np.isin(t, [each for each in np.unique(t) if model.linear_attention.splits_over(int(each))])
     if model.num_moe_layers < model.num_layers:
         accepted &= model.ffn_hidden_size % t == 0
     if model.moe is None:

@@ -8,8 +8,9 @@ from typing import Any
 from costmodels.energy_cost import Price
 from costmodels.lengths import OutputLengths
 from costmodels.workload import MAX_GLOBAL_BATCH
+from planner.dataflow.flow_engines import engines_of
 from planner.dataflow.flow_pins import CallPin, parse_call_pins
-from planner.dataflow.graph import GENERATE, Dataflow
+from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Dataflow
 from planner.dataflow.graph_file import graph_from_mapping, load_graph
 from planner.dataflow.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
 from planner.dataflow.length_text import LengthInput, parse_lengths, parse_prompt
@@ -27,7 +28,7 @@ from planner.request import (
     with_memory_reserve,
 )
 from planner.results import Note
-from profiles.engines import TRAINER, find_engine
+from planner.rules.linear import check_trained
 from profiles.errors import SpecError, did_you_mean
 from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import MAX_SEQUENCE, ModelSpec
@@ -42,7 +43,6 @@ DEFAULT_BATCH = 512  # prompts; the batch of ReaLHF's and RLHFuse's experiments 
 DEFAULT_PROMPT = 1024  # tokens, as in HybridFlow's experiments (arXiv:2409.19256 section 8.1)
 DEFAULT_GENERATE = 1024  # tokens, as above
 DEFAULT_STACK = "megatron"
-DEFAULT_ENGINES = ("vllm", "sglang")  # what current training systems generate with
 MAX_ITERATIONS = 16
 MAX_GPUS = 4096
 MAX_FILE_NAME_BYTES = 256  # what file systems take
@@ -192,6 +192,8 @@ def resolve_flow(
         call.sequences(batch)
     staleness = _staleness(graph, options, notes)
     stack = _stack(graph, options)
+    for role in {call.role for call in graph.calls if call.kind in (INFERENCE, TRAIN)}:
+        check_trained(specs[role], stack.framework)
     devices = {each.device.name: each.device for each in machines.groups}.values()
     unfused = [device for device in devices if default_attention(stack, device) == "unfused"]
     notes += [unfused_attention_note(stack, device) for device in unfused]
@@ -207,7 +209,7 @@ def resolve_flow(
         dependency=_dependency(options),
         staleness=staleness,
         precision=_precision(options, machines, notes),
-        engines=_engines(graph, options, machines),
+        engines=engines_of(graph, specs, machines, asked=options.engine, interrupts=options.rollout != WHOLE),
         pins=parse_call_pins(options.pins, graph, machines),
         options=options,
         assumptions=tuple(notes),
@@ -366,22 +368,6 @@ def _stack(graph: Dataflow, options: FlowOptions) -> StackSpec:
     """The training framework, slower where what it trains on is generated in between."""
     stack = find_stack(options.framework)
     return in_reinforcement_learning(stack) if graph.trains_between_generations else stack
-
-
-def _engines(graph: Dataflow, options: FlowOptions, machines: MixedCluster) -> tuple[str, ...]:
-    """The engine asked for, or the usual ones; where none of these runs, the trainer generates."""
-    devices = [group.device for group in machines.groups]
-    if options.engine is None:
-        return tuple(name for name in DEFAULT_ENGINES if any(map(find_engine(name).runs_on, devices))) or (TRAINER,)
-    engine = find_engine(options.engine)
-    if not any(map(engine.runs_on, devices)):
-        raise SpecError("engine", f"{engine.name} does not support {devices[0].name}", "leave it out")
-    if all(call.kind != GENERATE for call in graph.calls):
-        raise SpecError("engine", f"is given, but no call of {graph.name} generates", "leave it out")
-    if options.rollout != WHOLE and not engine.continuous:
-        problem = f"{engine.name} cannot interrupt responses: its batches end together"
-        raise SpecError("engine", problem, "use one of " + ", ".join(DEFAULT_ENGINES))
-    return (engine.name,)
 
 
 def _machines(cluster: ClusterInput | MixedCluster, options: FlowOptions) -> MixedCluster:

@@ -5,6 +5,7 @@ from itertools import groupby
 from costmodels.plan import ExecutionPlan
 from planner.exporters.exported import Gap, gaps
 from planner.results import Request
+from profiles.linear_attention import DELTA_NET
 from profiles.model import ModelSpec
 
 
@@ -31,13 +32,14 @@ def model_options(plan: ExecutionPlan, request: Request) -> list[list[str]]:
         "--disable-bias-linear": not model.mlp_bias,
         "--add-qkv-bias": model.qkv_bias and not model.mlp_bias,
         "--qk-layernorm": model.qk_norm,
+        "--attention-output-gate": model.attention_output_gate,
     }
     options += [[name] for name, on in flags.items() if on]
     if model.attention_sinks:
         options.append(["--softmax-type", "learnable"])
     if model.windowed_layers == model.num_layers and model.sliding_window:
         options.append(["--window-size", f"{model.sliding_window - 1},0"])
-    return options + _attention(model) + _experts(plan, request)
+    return options + _attention(model) + _linear_attention(model) + _experts(plan, request)
 
 
 def _attention(model: ModelSpec) -> list[list[str]]:
@@ -54,6 +56,22 @@ def _attention(model: ModelSpec) -> list[list[str]]:
         ["--qk-head-dim", str(latent.qk_nope_head_dim)],
         ["--qk-pos-emb-head-dim", str(latent.qk_rope_head_dim)],
         ["--v-head-dim", str(latent.v_head_dim)],
+    ]
+
+
+def _linear_attention(model: ModelSpec) -> list[list[str]]:
+    """Gated DeltaNet in all layers but every n-th, as a model of the catalogue has it (megatron-core 0.19)."""
+    linear = model.linear_attention
+    if linear is None:
+        return []
+    return [
+        ["--experimental-attention-variant", linear.kind],
+        ["--linear-attention-freq", str(model.num_layers // model.full_attention_layers)],
+        ["--linear-num-key-heads", str(linear.num_key_heads)],
+        ["--linear-num-value-heads", str(linear.num_value_heads)],
+        ["--linear-key-head-dim", str(linear.key_head_dim)],
+        ["--linear-value-head-dim", str(linear.value_head_dim)],
+        ["--linear-conv-kernel-dim", str(linear.conv_kernel_dim)],
     ]
 
 
@@ -86,6 +104,9 @@ def _experts(plan: ExecutionPlan, request: Request) -> list[list[str]]:
 def model_gaps(request: Request) -> tuple[Gap, ...]:
     """What ``pretrain_gpt.py`` cannot build."""
     model = request.model
+    linear = model.linear_attention
+    ragged = linear is not None and model.num_layers % model.full_attention_layers > 0
+    other = linear is not None and linear.kind != DELTA_NET
     some = bool(model.sliding_window) and 0 < model.windowed_layers < model.num_layers
     biases = (model.qkv_bias, model.attention_out_bias, model.mlp_bias)
     plain = biases in ((True, True, True), (True, False, False), (False, False, False))
@@ -99,5 +120,7 @@ def model_gaps(request: Request) -> tuple[Gap, ...]:
         (model.value_head, "model.value_head", "the output layer gives words", ""),
         (model.embedding_norm, "model.embedding_norm", "no norm follows the embedding", ""),
         (bool(model.embedding_dim), "model.embedding_dim", "the embedding is as wide as the layers", ""),
+        (other, "model.linear_attention", "linear attention is Gated DeltaNet", ""),
+        (ragged, "model.linear_attention", "which layers attend in full is not known here, if not every n-th", ""),
         (some, "model.windowed_layers", f"which {model.windowed_layers} layers have a window is not known here", ""),
     )

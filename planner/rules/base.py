@@ -83,8 +83,8 @@ class Rule:
     Attributes:
         name: Key under which rejected plans are counted.
         frameworks: Who imposes it.
-        field: Plan field named in an error message; ``job.`` and the name of a field of the job where that is to blame,
-            whatever the plan.
+        field: Plan field named in an error message; ``job.`` or ``model.`` and the name of a field of these where that
+            is to blame, whatever the plan.
         text: The condition, in words.
         source: Where the framework says so.
         columns: Plan columns it reads; none where no plan of the framework satisfies it.
@@ -108,8 +108,8 @@ class Rule:
 
     @property
     def of_the_job(self) -> bool:
-        """Whether the job asks for what the framework does not do."""
-        return self.field.startswith("job.")
+        """Whether the job, or the model, asks for what the framework does not do."""
+        return self.field.startswith(("job.", "model."))
 
 
 def mask(values: Any) -> BoolArray:

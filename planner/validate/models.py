@@ -134,6 +134,10 @@ def _with(preset: ModelSpec, changed: Mapping[str, int | None], row: Row) -> Mod
         values["moe"] = dataclasses.replace(preset.moe, first_dense_layers=first)
     if layers and preset.windowed_layers:
         values["windowed_layers"] = round(preset.windowed_layers * layers / preset.num_layers)
+    if layers and preset.linear_attention is not None:
+        linear = round(preset.linear_attention.layers * layers / preset.num_layers)
+        kept = dataclasses.replace(preset.linear_attention, layers=min(linear, layers - 1))
+        values["linear_attention"] = kept if kept.layers else None
     return _tying(dataclasses.replace(preset, **values), row)  # type: ignore[arg-type]
 
 

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from profiles.linear_attention import LINEAR_KINDS, LinearAttention
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 from profiles.parameters import (
     active_parameters,
@@ -38,6 +40,14 @@ def models(draw) -> ModelSpec:
             shared_ffn_hidden_size=draw(st.integers(0, 64)), first_dense_layers=draw(st.integers(0, num_layers)),
             layer_interval=draw(st.integers(1, num_layers)), shared_expert_gate=draw(_flag), router_bias=draw(_flag),
         )  # fmt: skip
+    linear = None
+    if num_layers > 1 and draw(_flag):
+        heads = draw(st.integers(1, 8))
+        linear = LinearAttention(
+            kind=draw(st.sampled_from(LINEAR_KINDS)), layers=draw(st.integers(1, num_layers - 1)), num_key_heads=heads,
+            num_value_heads=heads * draw(st.integers(1, 4)), key_head_dim=draw(width), value_head_dim=draw(width),
+            conv_kernel_dim=draw(st.integers(0, 4)),
+        )  # fmt: skip
     return ModelSpec(
         name="any", num_layers=num_layers, hidden_size=draw(width), num_attention_heads=kv_heads * group,
         num_key_value_heads=kv_heads, head_dim=draw(st.integers(1, 64)), ffn_hidden_size=draw(width),
@@ -46,14 +56,16 @@ def models(draw) -> ModelSpec:
         norms_per_layer=draw(st.integers(0, 4)), qk_norm=draw(_flag), qk_norm_all_heads=draw(_flag),
         qkv_bias=draw(_flag), attention_out_bias=draw(_flag), mlp_bias=draw(_flag), attention_sinks=draw(_flag),
         head_bias=draw(_flag), embedding_norm=draw(_flag), embedding_dim=draw(st.integers(0, 64)),
-        latent_attention=latent, moe=moe,
+        attention_output_gate=draw(_flag), latent_attention=latent, linear_attention=linear, moe=moe,
     )  # fmt: skip
 
 
 @given(models())
 def test_the_parts_of_every_layer_make_the_total(model):
     layers = [layer_parameters(model, moe=is_moe) for is_moe in model.layer_is_moe]
-    assert non_layer_parameters(model) + sum(layer.total for layer in layers) == total_parameters(model)
+    total = non_layer_parameters(model) + sum(layer.total for layer in layers)
+    assert total == total_parameters(model) or model.linear_attention  # whose layers are means
+    assert total == pytest.approx(total_parameters(model), rel=1e-12)
 
 
 @given(models(), _flag)
@@ -82,7 +94,8 @@ def test_active_parameters_never_exceed_the_total(model):
 @given(models(), st.integers(2, 5))
 def test_layers_repeat(model, times):
     dense = replace(model, moe=None)
-    longer = replace(dense, num_layers=times * dense.num_layers)
+    linear = dense.linear_attention and replace(dense.linear_attention, layers=times * dense.linear_attention.layers)
+    longer = replace(dense, num_layers=times * dense.num_layers, linear_attention=linear)
     outside = non_layer_parameters(dense)
     assert total_parameters(longer) - outside == times * (total_parameters(dense) - outside)
 
@@ -109,4 +122,5 @@ def test_lora_is_linear_in_rank_and_additive_in_targets(model, rank, targets):
     assert total == rank * total_lora_parameters(model, 1, chosen)
     assert total == sum(total_lora_parameters(model, rank, (target,)) for target in chosen)
     layers = sum(lora_parameters(model, rank, chosen, moe=is_moe) for is_moe in model.layer_is_moe)
-    assert total == layers
+    assert total == layers or model.linear_attention
+    assert total == pytest.approx(layers, rel=1e-12)

@@ -11,6 +11,7 @@ from planner.constraints import RULES, check_plan, legal, rules_for, sieve, viol
 from planner.rules.base import FRAMEWORK_TITLES, FRAMEWORKS, Setting
 from profiles import stacks
 from profiles.errors import SpecError
+from profiles.model import ModelSpec
 from tests.fakes import gpt, job, latent, llama, mixture
 
 # An 8-device plan that every framework accepts: data parallelism alone, one micro-batch of one.
@@ -46,14 +47,18 @@ def test_frameworks_are_those_of_the_stacks() -> None:
     assert set(FRAMEWORKS) == set(stacks.FRAMEWORKS) == set(FRAMEWORK_TITLES)
 
 
+KNOWN = {"": ExecutionPlan, "job": TrainingJob, "model": ModelSpec}
+
+
 def test_every_rule_is_named_once_and_says_where_it_comes_from() -> None:
     assert len({rule.name for rule in RULES}) == len(RULES)
     for rule in RULES:
         assert rule.frameworks, rule.name
         assert rule.source, rule.name
         assert rule.text, rule.name
-        known = TrainingJob if rule.of_the_job else ExecutionPlan
-        assert rule.field.removeprefix("job.") in known.__dataclass_fields__, rule.name
+        of, _, field = rule.field.rpartition(".")
+        assert field in KNOWN[of].__dataclass_fields__, rule.name
+        assert rule.of_the_job == bool(of)
         assert rule.columns <= set(PlanBatch.__dataclass_fields__), rule.name
 
 

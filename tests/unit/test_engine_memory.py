@@ -69,3 +69,30 @@ def test_packaged_engines_keep_their_own_share() -> None:
         assert memory.cache == pytest.approx(cache)
         total = memory.weights + memory.cache + beside + memory.left_to_others
         assert total == pytest.approx(79.19 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "tokens", "running"),
+    [
+        ("vllm", "H100-SXM-80GB", 8192, 1024),
+        ("vllm", "A100-SXM-80GB", 2048, 256),
+        ("vllm", "L40S", 2048, 256),
+        ("vllm-2024", "A100-SXM-80GB", 4096, 256),
+        ("sglang", "L4", 2048, 512),
+        ("sglang", "A100-SXM-40GB", 4096, 512),
+        ("sglang", "H200-SXM-141GB", 8192, 512),
+        ("sglang", "B200-SXM-180GB", 16384, 512),
+        ("tensorrt-llm", "A10", 8192, 2048),
+    ],
+)
+def test_servers_start_with_limits_by_device(name: str, gpu: str, tokens: int, running: int) -> None:
+    engine = find_engine(name).serving_on(default_catalog().device(gpu))
+    assert (engine.prefill_tokens, engine.max_sequences) == (tokens, running)
+
+
+def test_limits_that_are_given_go_before_those_of_the_device() -> None:
+    asked = {"prompt": 500, "generate": 100, "max_num_seqs": 300, "max_num_batched_tokens": 4096}
+    engine = planner.serving("llama-3.1-8b", "1xA100-SXM-80GB", **asked).engine
+    assert (engine.prefill_tokens, engine.max_sequences) == (4096, 300)
+    usual = planner.serving("llama-3.1-8b", "1xA100-SXM-80GB", prompt=500, generate=100)
+    assert (usual.engine.prefill_tokens, usual.plans[0].most_requests) == (2048, 256)

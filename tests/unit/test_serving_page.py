@@ -38,7 +38,7 @@ def test_first_prices_were_this_good() -> None:
 
 def test_prices_of_now_are_no_worse() -> None:
     first, now = first_prices(), {key_of(price): price for price in serving_prices()}
-    for figure, most in (("tpot", 0.22), ("latency", 0.35), ("tokens", 0.29), ("ttft", 0.43)):
+    for figure, most in (("tpot", 0.225), ("latency", 0.35), ("tokens", 0.29), ("ttft", 0.43)):
         groups: dict[str, list[float]] = {}
         for key in first:
             if key[2] == figure and now[key].row.weights_dtype != "fp8":

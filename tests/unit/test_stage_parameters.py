@@ -8,7 +8,7 @@ from costmodels.stage_parameters import StageParameters, stage_parameters
 from costmodels.stages import StageTable, stage_table
 from costmodels.workload import LoraSpec
 from profiles.parameters import embedding_parameters, layer_parameters, total_lora_parameters, total_parameters
-from tests.fakes import GPT3, gpt, job, latent, llama, mixture
+from tests.fakes import GPT3, gpt, hybrid, job, latent, llama, mixture
 
 MODELS = {
     "gpt": gpt(),
@@ -19,6 +19,9 @@ MODELS = {
     "latent": latent(),
     "mixture": mixture(),
     "deepseek": mixture(moe={"first_dense_layers": 3}),
+    "hybrid": hybrid(),
+    "mixed hybrid": hybrid(moe=mixture().moe),
+    "kimi": hybrid(linear={"kind": "kimi_delta", "num_key_heads": 16}),
     "maverick": mixture(moe={"layer_interval": 2}),
 }
 

@@ -375,3 +375,11 @@ def test_hosts_go_by_their_number_of_devices(gpu: str, num_gpus: str, per_node: 
         gpu=gpu, gpu_mem_gb="", num_gpus=num_gpus, gpus_per_node=per_node, tp="1", dp="", global_batch_seqs="1024"
     )
     assert found.cluster.node.name == node
+
+
+@pytest.mark.parametrize(("layers", "linear"), [("24", 18), ("4", 3), ("2", 1)])
+def test_fewer_layers_have_as_large_a_share_of_linear_attention(layers: str, linear: int) -> None:
+    cells = {"model": "qwen3-next-80b-a3b", "layers": layers, "hidden": "", "heads": "", "ffn_hidden": "", "vocab": "",
+             "measured_step_time_s": "0.2"}  # fmt: skip
+    found = mapped(**cells).model.linear_attention
+    assert (found.layers if found else 0) == linear

@@ -63,8 +63,8 @@ def kernel_of(calls: KernelCallBatch, row: int) -> Kernel:
     family, with its launches and its traffic stated where those differ from that operation's own.
 
     Raises:
-        SpecError: If the call does nothing, is a whole expert layer, or is of the family ``OTHER``, which is
-            read from texts only.
+        SpecError: If the call does nothing, is a whole expert layer or linear attention, or is of the family ``OTHER``,
+            which is read from texts only.
     """
     op, element_bytes = KernelOp(int(calls.op[row])), float(calls.element_bytes[row])
     format_name = GEMM_FORMATS[int(calls.gemm_format[row])]
@@ -72,6 +72,8 @@ def kernel_of(calls: KernelCallBatch, row: int) -> Kernel:
         return _memory_kernel(calls, row, element_bytes)
     if op is KernelOp.FUSED_EXPERTS:
         raise SpecError("kernel.op", "a fused expert layer has no text", "write its grouped GEMMs")
+    if op is KernelOp.LINEAR_ATTENTION:
+        raise SpecError("kernel.op", "linear attention has no text", "write its products")
     kernel = Kernel(
         op={KernelOp.GEMM: "gemm", KernelOp.GROUPED_GEMM: "grouped_gemm"}.get(op) or _attention_name(op),
         format=format_name,

@@ -1,0 +1,55 @@
+"""Which engines a workflow may generate with: the one asked for, or the usual ones that run its models."""
+
+from collections.abc import Mapping, Sequence
+
+from planner.dataflow.graph import GENERATE, Dataflow
+from profiles.engines import TRAINER, check_engine, find_engine
+from profiles.errors import SpecError
+from profiles.hardware import DeviceSpec
+from profiles.mixed_cluster import MixedCluster
+from profiles.model import ModelSpec
+
+DEFAULT_ENGINES = ("vllm", "sglang")  # what current training systems generate with
+
+
+def engines_of(
+    graph: Dataflow,
+    models: Mapping[str, ModelSpec],
+    machines: MixedCluster,
+    *,
+    asked: str | None,
+    interrupts: bool,
+) -> tuple[str, ...]:
+    """Names of engines: the one asked for, or the usual ones; where none of these runs, the trainer generates.
+
+    Args:
+        graph: The workflow.
+        models: By role.
+        machines: Where they run.
+        asked: Name of the one engine to use, if any.
+        interrupts: Whether responses may be interrupted.
+
+    Raises:
+        SpecError: If the engine is unknown, or cannot do what the workflow needs.
+    """
+    devices = [group.device for group in machines.groups]
+    generating = [models[call.role] for call in graph.calls if call.kind == GENERATE]
+    if asked is None:
+        return tuple(name for name in DEFAULT_ENGINES if _runs(name, generating, devices)) or (TRAINER,)
+    engine = find_engine(asked)
+    if not any(map(engine.runs_on, devices)):
+        raise SpecError("engine", f"{engine.name} does not support {devices[0].name}", "leave it out")
+    if not generating:
+        raise SpecError("engine", f"is given, but no call of {graph.name} generates", "leave it out")
+    if interrupts and not engine.continuous:
+        problem = f"{engine.name} cannot interrupt responses: its batches end together"
+        raise SpecError("engine", problem, "use one of " + ", ".join(DEFAULT_ENGINES))
+    for model in generating:
+        check_engine(engine, model)
+    return (engine.name,)
+
+
+def _runs(name: str, models: Sequence[ModelSpec], devices: Sequence[DeviceSpec]) -> bool:
+    engine, linear = find_engine(name), [model.linear_attention for model in models]
+    kinds = {each.kind for each in linear if each is not None}
+    return any(map(engine.runs_on, devices)) and kinds <= set(engine.linear_attention)
