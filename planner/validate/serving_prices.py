@@ -20,6 +20,7 @@ from costmodels.uncertainty import NORMAL_90
 from planner.serving_plans import serving
 from planner.serving_results import ServingPlan
 from planner.serving_states import EIGHT_BITS
+from planner.validate.cache_rows import CacheRow
 from planner.validate.dataflow_setups import cluster_of, model_named, replica
 from planner.validate.serving_rows import Lengths, Load, ServingRow, serving_rows
 from profiles.engines import find_engine
@@ -60,7 +61,7 @@ class ServingPrice:
         return self.low <= self.measured <= self.high
 
 
-def engine_of(row: ServingRow) -> str:
+def engine_of(row: ServingRow | CacheRow) -> str:
     """Catalogue name of the engine that ran, ``""`` for none."""
     if row.engine == "vllm":
         return "vllm-2024" if row.engine_version.startswith(_BEFORE_V1) else "vllm"

@@ -131,7 +131,9 @@ def serving_rows() -> tuple[ServingRow, ...]:
 
 
 def _row(cells: Mapping[str, str]) -> ServingRow:
-    plain: dict[str, Any] = {name: cells[name] for name in _TEXTS} | {name: _figure(cells[name]) for name in _FIGURES}
+    plain: dict[str, Any] = {name: cells[name] for name in _TEXTS} | {
+        name: optional_float(cells[name]) for name in _FIGURES
+    }
     return ServingRow(
         gpus=int(cells["gpus"]),
         tensor=int(cells["tp"]),
@@ -141,17 +143,19 @@ def _row(cells: Mapping[str, str]) -> ServingRow:
         lengths=Lengths(cells["lengths"]),
         prompt_tokens=float(cells["prompt_tokens"]),
         output_tokens=float(cells["output_tokens"]),
-        longest_output_tokens=_count(cells["longest_output_tokens"]),
+        longest_output_tokens=optional_int(cells["longest_output_tokens"]),
         load=Load(cells["load"]),
-        concurrency=_count(cells["concurrency"]),
-        num_requests=_count(cells["num_requests"]),
+        concurrency=optional_int(cells["concurrency"]),
+        num_requests=optional_int(cells["num_requests"]),
         **plain,
     )
 
 
-def _figure(text: str) -> float | None:
+def optional_float(text: str) -> float | None:
+    """A cell's number; None where it is empty."""
     return float(text) if text else None
 
 
-def _count(text: str) -> int | None:
+def optional_int(text: str) -> int | None:
+    """A cell's whole number; None where it is empty."""
     return int(text) if text else None
