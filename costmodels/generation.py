@@ -65,6 +65,8 @@ class GenerationMemory:
         working_bytes: (N,) activations of reading prompts.
         logits_bytes: (N,) logits per running sequence.
         fixed_bytes: Graphs and context.
+        aside_bytes: That stay free for work whatever runs: logits of as many sequences as the engine takes, with which
+            it measures how much its steps need (``EngineSpec.measures_sampling``).
     """
 
     weight_bytes: FloatArray
@@ -73,25 +75,31 @@ class GenerationMemory:
     working_bytes: FloatArray
     logits_bytes: FloatArray
     fixed_bytes: float
+    aside_bytes: float = 0.0
+
+    @property
+    def beside_bytes(self) -> FloatArray:
+        """(N,) bytes beside weights and cache, however many run."""
+        return self.fixed_bytes + np.maximum(self.working_bytes, self.aside_bytes)
 
     def take(self, rows: IntArray) -> "GenerationMemory":
         """What the selected plans keep."""
-        columns = {
-            item.name: getattr(self, item.name)[rows] for item in fields(GenerationMemory) if item.name != "fixed_bytes"
-        }
-        return GenerationMemory(fixed_bytes=self.fixed_bytes, **columns)
+        names = {item.name for item in fields(GenerationMemory)} - {"fixed_bytes", "aside_bytes"}
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def active_bytes(self, running: IntArray, staggered: BoolArray) -> FloatArray:
         """(N,) bytes beside the weights with so many sequences running per replica."""
         kept = running * np.where(staggered, self.staggered_bytes, self.together_bytes)
-        at_once = np.maximum(self.working_bytes, running * self.logits_bytes)
-        return np.asarray(kept + at_once + self.fixed_bytes)
+        at_once = np.maximum(self.beside_bytes, self.fixed_bytes + running * self.logits_bytes)
+        return np.asarray(kept + at_once)
 
     def most_running(self, room_bytes: FloatArray | float, *, staggered: bool) -> IntArray:
         """(N,) sequences per replica that fit into so many bytes, weights included; 0 where not even one does."""
         each = self.staggered_bytes if staggered else self.together_bytes
-        free = room_bytes - self.weight_bytes - self.fixed_bytes
-        fitting = np.floor(np.minimum((free - self.working_bytes) / each, free / (each + self.logits_bytes)))
+        free = room_bytes - self.weight_bytes
+        fitting = np.floor(
+            np.minimum((free - self.beside_bytes) / each, (free - self.fixed_bytes) / (each + self.logits_bytes))
+        )
         return np.asarray(np.clip(fitting, 0, 1 << 30), dtype=np.int64)
 
 
@@ -208,14 +216,16 @@ def generation_memory(plans: PlanBatch, call: ModelCall, engine: EngineSpec, con
     for moe in {context.model.num_moe_layers > 0, context.model.num_moe_layers == context.model.num_layers}:
         layer = layer_activations(plans, context.model, context.job, context.stack, moe=moe)
         working = np.maximum(working, layer.whole)
-    vocabulary = context.model.vocab_size
+    logits = context.model.vocab_size * (element + 4.0 * _SAMPLING_COPIES)
+    sampled = min(engine.max_sequences, engine.prefill_tokens) if engine.measures_sampling else 0
     return GenerationMemory(
         weight_bytes=largest(weight_bytes(plans, parameters, context)),
         together_bytes=together * per_token + state,
         staggered_bytes=staggered * per_token + state,
         working_bytes=working,
-        logits_bytes=np.full(len(plans), vocabulary * (element + 4.0 * _SAMPLING_COPIES)),
+        logits_bytes=np.full(len(plans), logits),
         fixed_bytes=engine.graph_bytes + (engine.context_bytes or context.stack.context_bytes),
+        aside_bytes=sampled * logits,
     )
 
 

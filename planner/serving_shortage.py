@@ -63,19 +63,17 @@ def no_room(found: Layouts, asked: ServingResult, pins: Mapping[str, int]) -> Se
 def _needed_bytes(found: Layouts) -> FloatArray:
     """(N,) bytes on the fullest device with one request of the longest length."""
     memory = found.memory
-    return memory.weight_bytes + memory.fixed_bytes + memory.working_bytes + found.longest_bytes
+    return memory.weight_bytes + memory.beside_bytes + found.longest_bytes
 
 
 def _roomier(found: Layouts, asked: ServingResult) -> Iterator[tuple[str, ServingResult]]:
     """Questions in which a request may have room on the same devices, and what was changed."""
     job, device = asked.job, asked.cluster.device
-    tokens = int((found.cache_bytes / found.token_bytes).max())
+    tokens = int(((found.cache_bytes - found.state_bytes) / found.token_bytes).max())
     if job.prompt_tokens + job.output.most <= tokens < job.max_model_len:
         yield f"max_model_len {tokens}", replace(asked, job=replace(job, max_model_len=tokens))
     memory = found.memory
-    shares = asked.engine.least_share(
-        device, memory.weight_bytes, memory.fixed_bytes + memory.working_bytes, found.longest_bytes
-    )
+    shares = asked.engine.least_share(device, memory.weight_bytes, memory.beside_bytes, found.longest_bytes)
     least = float(shares[_needed_bytes(found) <= device.usable_memory_bytes].min(initial=np.inf))
     if least <= 1:
         share = _rounded_up(least)

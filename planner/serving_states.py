@@ -121,9 +121,9 @@ def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layou
     context = serving_context(call, asked)
     engine = asked.engine.on_host(cluster.node.host_time_scale)
     memory, shared = serving_memory(plans, call, engine, context, cached_tokens=job.cached_tokens)
-    room = engine.room_bytes(cluster.device, memory.weight_bytes, memory.fixed_bytes + memory.working_bytes)
+    room = engine.room_bytes(cluster.device, memory.weight_bytes, memory.beside_bytes)
     token_bytes = bytes_per_cached_token(plans, asked.model, context.cache_element_bytes)
-    cache = np.maximum(room - memory.weight_bytes - memory.fixed_bytes - memory.working_bytes, 0.0)
+    cache = np.maximum(room - memory.weight_bytes - memory.beside_bytes, 0.0)
     state_bytes = bytes_per_sequence(plans, asked.model, context.job.numerics.storage_bytes)
     longest = token_bytes * kept_tokens(asked.model, job.max_model_len) + state_bytes
     places = np.minimum(memory.most_running(room - shared, staggered=True), engine.max_sequences)
@@ -253,7 +253,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
     ttft_s, tpot_s = float(points.first_token_s[row, place]), float(points.token_s[row, place])
     cache, each = float(found.cache_bytes[row]), float(found.token_bytes[row])
     alone = cache - float(found.state_bytes[row])  # with one request in it
-    working = float(found.memory.working_bytes[row])
+    working = float(found.memory.beside_bytes[row]) - found.memory.fixed_bytes
     windowed = asked.model.sliding_window and asked.model.windowed_layers
     return ServingPlan(
         tensor_parallel=plan.tensor_parallel,

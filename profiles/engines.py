@@ -27,11 +27,12 @@ FloatArray = NDArray[np.float64]
 TRAINER = "trainer"
 # What ``memory_utilization`` is a share of, and what has to fit it.
 OF_ALL = "all"  # of all memory, for all it keeps
+OF_ALL_BUT_GRAPHS = "all_but_graphs"  # of all memory, for all but graphs, which come on top
 OF_WEIGHTS_AND_CACHE = (
     "weights_and_cache"  # of what is free before it loads, for weights and cache; the rest comes on top
 )
 OF_FREE = "free"  # of what weights and activations leave, for the cache
-_SHARES = (OF_ALL, OF_WEIGHTS_AND_CACHE, OF_FREE)
+_SHARES = (OF_ALL, OF_ALL_BUT_GRAPHS, OF_WEIGHTS_AND_CACHE, OF_FREE)
 _HOST_TIMES = ("kernel_launch_s", "collective_launch_s", "step_overhead_s", "sequence_overhead_s", "rollout_step_s")
 
 
@@ -80,7 +81,8 @@ class EngineSpec:
         sequence_overhead_s: The same per running sequence.
         rollout_step_s: Host time between two steps that comes on top under a reinforcement-learning framework.
         memory_utilization: Share of the memory a device reports that the engine may use; the rest is other programs'.
-        share_of: What it is a share of: ``all``, ``weights_and_cache`` or ``free``.
+        share_of: What it is a share of: ``all``, ``all_but_graphs``, ``weights_and_cache`` or ``free``.
+        measures_sampling: Starting, it runs its most sequences through sampling, and keeps what that needs free.
         max_sequences: Most sequences a replica runs at once.
         prefill_tokens: Most prompt tokens of one step.
         by_device: What its server has instead on some devices, the first that fits.
@@ -117,6 +119,7 @@ class EngineSpec:
     rollout_step_s: float = 0.0
     memory_utilization: float = 1.0
     share_of: str = OF_ALL
+    measures_sampling: bool = False
     max_sequences: int = 1 << 20
     prefill_tokens: int = 8192
     by_device: tuple[DeviceDefaults, ...] = ()
@@ -172,7 +175,8 @@ class EngineSpec:
         elif self.share_of == OF_WEIGHTS_AND_CACHE:
             room = self.memory_utilization * (all_bytes - self.context_bytes) + np.asarray(beside_bytes)
         else:
-            room = self.memory_utilization * all_bytes + 0.0 * np.asarray(beside_bytes)
+            on_top = self.graph_bytes if self.share_of == OF_ALL_BUT_GRAPHS else 0.0
+            room = self.memory_utilization * all_bytes + on_top + 0.0 * np.asarray(beside_bytes)
         return np.minimum(room, device.usable_memory_bytes)
 
     def least_share(
@@ -188,7 +192,8 @@ class EngineSpec:
             return np.asarray(cache_bytes / np.maximum(all_bytes - weight_bytes - beside_bytes, 1.0))
         if self.share_of == OF_WEIGHTS_AND_CACHE:
             return np.asarray((weight_bytes + cache_bytes) / (all_bytes - self.context_bytes))
-        return np.asarray((weight_bytes + beside_bytes + cache_bytes) / all_bytes)
+        on_top = self.graph_bytes if self.share_of == OF_ALL_BUT_GRAPHS else 0.0
+        return np.asarray((weight_bytes + beside_bytes - on_top + cache_bytes) / all_bytes)
 
     def between_training(self) -> "EngineSpec":
         """The engine as it generates what a training framework around it learns from, not as it serves."""

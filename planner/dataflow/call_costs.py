@@ -244,8 +244,7 @@ def price_generation(
     context = call_context(call, model, setting)
     engine = engine.on_host(setting.cluster.node.host_time_scale)
     memory = generation_memory(plans, call, engine, engine_context(context, engine, prompt_job(call)))
-    beside = memory.fixed_bytes + memory.working_bytes
-    own = engine.room_bytes(setting.cluster.device, memory.weight_bytes, beside)
+    own = engine.room_bytes(setting.cluster.device, memory.weight_bytes, memory.beside_bytes)
     room = own if room_bytes is None else np.full(len(plans), room_bytes)
     chosen = running_choices(memory, engine, -(-call.num_sequences // plans.data_parallel), room)
     plans, memory = plans.take(chosen.plan), memory.take(chosen.plan)

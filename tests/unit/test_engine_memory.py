@@ -96,3 +96,22 @@ def test_limits_that_are_given_go_before_those_of_the_device() -> None:
     assert (engine.prefill_tokens, engine.max_sequences) == (4096, 300)
     usual = planner.serving("llama-3.1-8b", "1xA100-SXM-80GB", prompt=500, generate=100)
     assert (usual.engine.prefill_tokens, usual.plans[0].most_requests) == (2048, 256)
+
+
+def test_logits_of_most_sequences_are_kept_free_where_they_are_measured() -> None:
+    """14 bytes a word: 16 bits, and three times 32. Of 128,256 words and 1,024 sequences 1.7 GiB, of 64 a sixteenth."""
+
+    def activations(engine: str, running: int) -> float:
+        asked = {"prompt": 500, "generate": 100, "engine": engine, "max_num_seqs": running, "pins": {"tp": 1}}
+        return planner.serving("llama-3.1-8b", "1xH100-SXM-80GB", **asked).plans[0].memory.activations
+
+    assert activations("vllm", 1024) == pytest.approx(1024 * 128_256 * 14)
+    assert activations("vllm", 64) == activations("sglang", 64) == activations("sglang", 1024)
+    assert activations("vllm", 64) < activations("vllm", 1024)
+
+
+def test_graphs_come_on_top_of_the_share_of_old_engines() -> None:
+    engine = replace(ENGINE, share_of="all_but_graphs", graph_bytes=2e9)
+    assert float(engine.room_bytes(DEVICE, 10e9, 5e9)) == pytest.approx(0.5 * 78e9 + 2e9)
+    assert float(engine.least_share(DEVICE, 10e9, 5e9, 26e9)) == pytest.approx(0.5)
+    assert find_engine("vllm-2024").share_of == find_engine("vllm-0.3").share_of == "all_but_graphs"

@@ -327,8 +327,8 @@ def test_limits_of_the_engine_can_be_set() -> None:
         best(gpus="1xH100-SXM-80GB", prompt=8000, concurrency=32, max_num_batched_tokens=count)
         for count in (8192, 1024)
     )
-    assert small.memory.activations < 0.2 * large.memory.activations
-    assert small.ttft_s != large.ttft_s
+    assert small.memory.activations < 0.5 * large.memory.activations
+    assert small.ttft_s > large.ttft_s
     shortage = served(gpus="1xH100-SXM-80GB", prompt=100, generate=100, concurrency=1500).shortage
     assert shortage is not None
     _, limit = shortage.remedy.split(", or ")
