@@ -324,7 +324,7 @@ def test_limits_of_the_engine_can_be_set() -> None:
     few = best(gpus="1xH100-SXM-80GB", max_num_seqs=16)
     assert (few.most_requests, round(few.concurrency)) == (16, 16)
     large, small = (
-        best(gpus="1xH100-SXM-80GB", prompt=8000, concurrency=32, max_num_batched_tokens=count)
+        best(gpus="1xH100-SXM-80GB", prompt=8000, concurrency=32, max_num_batched_tokens=count, max_num_seqs=64)
         for count in (8192, 1024)
     )
     assert small.memory.activations < 0.5 * large.memory.activations
