@@ -19,6 +19,8 @@ UNSEEN_ROUNDS = {
     "unseen_second_tuning.csv": 2,
     "unseen_third.csv": 3,
     "unseen_third_tuning.csv": 3,
+    "unseen_fourth.csv": 4,
+    "unseen_fourth_tuning.csv": 4,
 }
 NEVER_FITTED = frozenset(UNSEEN_ROUNDS)
 
