@@ -79,6 +79,16 @@ three figures or more, weighing alike), {tuning_alone} of steps of fine-tuning (
 peaks ({memory_names}). Those packaged then, as wide as the publishers of both earlier rounds told
 ([below](#how-wide-intervals-must-be)), hold {pretrain_packaged}, {tuning_packaged} and {memory_packaged}.
 """,
+    4: """## Fourth round
+
+Looked up later in November 2026, of publishers that no earlier table holds, half of them on GPUs with no earlier line
+(MI350X, GB10, B300, GH200). Its {lines} lines were committed before any of them was priced, at commit `{commit}`; none
+was left out for its error. The intervals of the fits alone hold, blind, {pretrain_alone} of steps of pre-training
+({pretrain_names} publishers with three figures or more, weighing alike), {tuning_alone} of steps of fine-tuning
+({tuning_names}) and {memory_alone} of peaks ({memory_names}). Those packaged then, as wide as the publishers of all
+three rounds told ([below](#how-wide-intervals-must-be)), hold {pretrain_packaged}, {tuning_packaged} and
+{memory_packaged}. Three of the publishers keep forks of one project (Lumen, on AMD's GPUs).
+""",
 }
 FOUND_LATER = {
     2: """Of the second round, written after the first look at its errors:
