@@ -67,7 +67,8 @@ def degrees_of(row: Row, num_devices: int) -> Degrees:
     data = cells["dp"] or num_devices // rest
     if data * rest != num_devices:
         raise CannotScore(f"contradiction: tp x pp x cp x dp = {data * rest}, not {num_devices} GPUs")
-    return Degrees(tensor=tensor, pipeline=pipeline, data=data, context=context, expert=cells["ep"] or 1)
+    expert = cells["ep"] or wording.noted_experts(row) or 1
+    return Degrees(tensor=tensor, pipeline=pipeline, data=data, context=context, expert=expert)
 
 
 def batch_of(reading: Reading, degrees: Degrees) -> tuple[int, int, int]:

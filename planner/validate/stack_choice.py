@@ -178,7 +178,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"^deepspeed.*sfttrainer.*ulysses", _DEEPSPEED),
         (r"ulysses", _DEEPSPEED_2024),
         (r"deepspeed azure|deepspeed 0\.[0-9]\b", _DEEPSPEED_2022),
-        (r"bigscience|mt-nlg|megatron\\+deepspeed", _MEGATRON_DEEPSPEED),
+        (r"bigscience|mt-nlg|megatron\+deepspeed", _MEGATRON_DEEPSPEED),
         (r"megatron|gpt-neox|3d parallelism|turing|mt-nlg|vtrain|bigscience", _MEGATRON_2021),
         (r"litgpt resource-tables", _LITGPT_2023),
         (r"^lit-gpt \| tinyllama", _TINYLLAMA),

@@ -32,6 +32,8 @@ BLIND_COMMITS = {1: "8dbeaa6", 2: "3c2c689", 3: "1a3026b", 4: "df1612b"}
 _BLIND = re.compile(r"blind (?:(time|memory) )?([+-][0-9.]+) %, (inside|outside)")
 _VERDICT = re.compile(r"blind verdict (right|wrong)")
 _STANDS_IN = re.compile(r", (first )?as [A-Za-z0-9-]+$")
+# Forks of one project, which err together.
+_ONE_PROJECT = dict.fromkeys(("DaiXindi-AMD", "WuLei-AMD", "ZhangDanyang-AMD"), "Lumen")
 _CODE_HOSTS = ("github.com", "gitlab.com", "huggingface.co")
 
 
@@ -144,7 +146,8 @@ def publisher_at(address: str) -> str:
     """Who answers for what an address shows: the owner of a repository, else its host."""
     parts = urlsplit(address)
     owner = parts.path.strip("/").split("/")[0]
-    return owner if parts.netloc in _CODE_HOSTS and owner else parts.netloc
+    found = owner if parts.netloc in _CODE_HOSTS and owner else parts.netloc
+    return _ONE_PROJECT.get(found, found)
 
 
 def price_unseen(stacks: Mapping[str, StackSpec] | None = None) -> Mapping[int, Unseen]:

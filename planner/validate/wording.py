@@ -246,6 +246,12 @@ def updates_in_backward(row: Row) -> bool:
     return "optimizer in backward" in row.text("notes").lower()
 
 
+def noted_experts(row: Row) -> int | None:
+    """Expert-parallel degree of a table without a column for it, as notes say ``EP 8``."""
+    found = None if "ep" in row.cells else re.search(r"\bEP (\d+)\b", row.text("notes"))
+    return int(found[1]) if found else None
+
+
 def projects_in_loss(row: Row) -> bool:
     """Whether the loss projects a part of the tokens at a time, so that logits are never held (Liger)."""
     return "fused linear cross-entropy" in row.text("notes").lower()

@@ -160,6 +160,31 @@ def test_what_was_blind_of_the_third_round_stays_what_it_was(rounds, kind, figur
     assert int(judged.blind_inside.sum()) == held
 
 
+@pytest.mark.parametrize(
+    ("kind", "figures", "mean", "held"),
+    [
+        (Kind.TRAINING, 69, 0.291, 45),
+        (Kind.TUNING, 28, 0.575, 13),
+        (Kind.TRAINING_MEMORY, 51, 0.276, 23),
+        (Kind.TUNING_MEMORY, 16, 0.566, 3),
+    ],
+)
+def test_what_was_blind_of_the_fourth_round_stays_what_it_was(rounds, kind, figures, mean, held):
+    """The record of its first pricing, at commit df1612b."""
+    judged = rounds[4].judged[kind]
+    assert (len(judged.numbers), judged.first_priced.all()) == (figures, True)
+    assert mean_over(judged.by_source().values(), np.abs(judged.blind)) == pytest.approx(mean, abs=0.001)
+    assert int(judged.blind_inside.sum()) == held
+
+
+def test_notes_of_linear_attention_are_read(rounds):
+    """Experts over eight GPUs and a fused loss: the first prices had read neither, 158 % too high."""
+    judged = rounds[4].judged[Kind.TUNING_MEMORY]
+    of = judged.by_source()["Baseten cookbook, Qwen3.6 with ms-swift (May 2026)"]
+    assert float(np.abs(judged.blind[of]).mean()) > 1.5
+    assert float(np.abs(judged.error[of]).mean()) < 0.15
+
+
 def test_errors_of_its_fine_tuning_stay_within_a_loose_bar(rounds):
     steps, memory = (rounds[2].judged[kind] for kind in (Kind.TUNING, Kind.TUNING_MEMORY))
     assert mean_over(steps.by_source().values(), np.abs(steps.error)) < 0.45
