@@ -205,7 +205,22 @@ class _Reading:
 
 
 def _reading(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> _Reading:
-    """Stages of a pipeline follow each other on one prompt, and work at the same time on several."""
+    """Stages of a pipeline follow each other on one prompt, and work at the same time on several.
+
+    A prompt of more tokens than a step takes is read in chunks. With nothing else to run, or where nothing else does,
+    that takes as many passes of a chunk at least.
+    """
+    whole = _whole(plans, call, engine, context)
+    chunks = -(-call.prompt_tokens // engine.prefill_tokens)
+    if chunks == 1:
+        return whole
+    chunk = _whole(plans, replace(call, prompt_tokens=engine.prefill_tokens), engine, context)
+    added_s = np.maximum(whole.added_s, chunks * chunk.added_s) if engine.reads_first else whole.added_s
+    return replace(whole, alone_s=np.maximum(whole.alone_s, chunks * chunk.alone_s), added_s=added_s)
+
+
+def _whole(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> _Reading:
+    """Prompts that are read in one pass."""
     reading = engine_context(context, engine, prompt_job(call))
     stages = stage_table(plans, context.model)
 

@@ -60,6 +60,7 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
 def _as_options(remedy: str) -> str:
     """A remedy in the options of the command line, durations with their unit."""
     words = re.sub(rf"\b({'|'.join(BOUNDS)}) (\S+?)(?=,|$)", r"\1 \2s", remedy)
+    words = re.sub(r"\b(tp|pp|ep|replicas) (?=\d)", r"--\1 ", words)
     return re.sub(rf"\b({'|'.join(_OPTIONS)})\b", lambda found: _OPTIONS[found[0]], words)
 
 

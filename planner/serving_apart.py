@@ -49,6 +49,8 @@ def apart(found: Layouts, asked: ServingResult, top: int) -> tuple[ApartPlan, ..
     # Replicas of other sizes leave gaps in domains, whatever is put beside them.
     size, domain = replica_devices(found.plans), cluster.domain_devices
     found = found.take(np.flatnonzero((domain % size == 0) | (size % domain == 0)))
+    if not len(found.plans):
+        return ()
     pools = _pools(found, asked)
     plans = [
         plan

@@ -1,6 +1,6 @@
 """Why no deployment serves what was asked, by how much the best misses it, and what would help."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +9,7 @@ from costmodels.plan import FloatArray
 from costmodels.serving import most_per_s
 from planner.phrases import gib, seconds
 from planner.request import full_node, part_of
-from planner.serving_job import bound_words
+from planner.serving_job import MOST_SECONDS, bound_words
 from planner.serving_layouts import fewest_devices
 from planner.serving_ranking import ranked, served
 from planner.serving_results import ServingPlan, ServingResult, ServingShortage
@@ -18,7 +18,7 @@ from profiles.hardware import MAX_DEVICES, ClusterSpec
 
 _NAMES = {"data_parallel": "replicas"}
 _DOUBLINGS = 6  # of the devices, in the search for how many would do
-_SLOWER, _RATES = 0.9, 40  # rates are tried one below the other, down to a sixtieth
+_HALVINGS, _BETWEEN = 6, 3  # of what was asked for, in the search for what would do; and tries between the last two
 
 
 def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
@@ -56,7 +56,12 @@ def no_room(found: Layouts, asked: ServingResult, pins: Mapping[str, int]) -> Se
         f"and pp {plan.pipeline_parallel}: {gib(float(held[least]) - room)} too much"
     )
     remedy = next((words for words, other in _roomier(found, asked) if served(other, pins)), "")
-    remedy = remedy or _elsewhere(asked, pins) or "devices with more memory"
+    remedy = remedy or _elsewhere(asked, pins)
+    if not remedy:  # what is asked for does not hold there either, or nothing else is asked
+        job = replace(asked.job, rate_per_s=None, concurrency=None, requests=None)
+        job = replace(job, ttft_s=None, tpot_s=None, latency_s=None, percentile=None)
+        some = _elsewhere(replace(asked, job=job), pins)
+        remedy = f"{some} would hold the model, but not do what is asked" if some else "devices with more memory"
     return ServingShortage(reason="does_not_fit", message=message, remedy=remedy, nearest=None)
 
 
@@ -86,9 +91,13 @@ def _roomier(found: Layouts, asked: ServingResult) -> Iterator[tuple[str, Servin
 def _elsewhere(asked: ServingResult, pins: Mapping[str, int]) -> str:
     """The degrees that would do instead of those fixed, or how many of the devices with them; empty if neither does."""
     if pins and (plans := served(asked, {})):
-        degrees = plans[0].tensor_parallel, plans[0].pipeline_parallel, plans[0].expert_parallel
-        words = [f"{name} {value}" for name, value in zip(("tp", "pp", "ep"), degrees, strict=True)]
-        return " ".join(words[: 3 if asked.model.moe is not None else 2])
+        best = plans[0]
+        degrees = {"tp": best.tensor_parallel, "pp": best.pipeline_parallel}
+        if asked.model.moe is not None or "expert_parallel" in pins:
+            degrees["ep"] = best.expert_parallel
+        if "data_parallel" in pins:
+            degrees["replicas"] = best.replicas
+        return " ".join(f"{name} {value}" for name, value in degrees.items())
     for size in _sizes(asked.cluster):
         larger = replace(asked, cluster=part_of(asked.cluster, size))
         if plans := served(larger, pins):
@@ -97,8 +106,9 @@ def _elsewhere(asked: ServingResult, pins: Mapping[str, int]) -> str:
 
 
 def _least(plan: ServingPlan, asked: ServingResult, pins: Mapping[str, int]) -> int:
-    """Devices that do for a deployment; of replicas that share no rate one does."""
-    shared = asked.job.rate_per_s is not None or "data_parallel" in pins
+    """Devices that do for a deployment; of replicas that share neither a rate nor a run one does."""
+    job = asked.job
+    shared = job.rate_per_s is not None or job.requests is not None or "data_parallel" in pins
     return fewest_devices(plan.num_devices // plan.replicas, plan.replicas if shared else 1, asked.cluster)
 
 
@@ -114,19 +124,37 @@ def too_much(found: Layouts, there: Deployments, asked: ServingResult, pins: Map
         return _too_slow(found, there, asked, pins)
     job = asked.job
     if job.concurrency is not None:
-        most = int((found.places * found.plans.attention_groups).max())
-        message = f"{job.concurrency:,} requests at once do not fit a replica: {most:,} do at most"
-        engine = replace(asked.engine, max_sequences=max(asked.engine.max_sequences, job.concurrency))
-        words = [f"concurrency {most}"]
-        if served(replace(asked, engine=engine), pins):
-            words.append(f"max_num_seqs {job.concurrency}")
-        return ServingShortage(reason="too_many", message=message, remedy=", or ".join(words), nearest=None)
+        return _too_many_at_once(found, asked, pins, job.concurrency)
     each = most_per_s(found.prices, found.places.astype(np.float64))
     most_rate = _rounded_down(float((each * found.plans.attention_groups * found.replicas).max()))
     message = f"{job.rate_per_s:g} requests a second are too many: all devices together answer {most_rate:g} at most"
-    return ServingShortage(
-        reason="too_many", message=message, remedy=_fewer_or_more(found, asked, pins, most_rate), nearest=None
-    )
+    remedy = _fewer_or_more(found, asked, pins, most_rate)
+    if remedy or not job.bounds:
+        return ServingShortage(reason="too_many", message=message, remedy=remedy, nearest=None)
+    few = _rounded_down(most_rate / 2**_HALVINGS)
+    slow = replace(asked, job=replace(job, rate_per_s=few))
+    inner = _too_slow(found, ranked(found, slow, fixed="data_parallel" in pins).there, slow, pins)
+    remedy = f"rate_per_s {few:g}, {inner.remedy.split(', or ')[0]}" if inner.nearest is not None else ""
+    return replace(inner, message=f"{message}; at {few:g}, {inner.message}", remedy=remedy)
+
+
+def _too_many_at_once(
+    found: Layouts, asked: ServingResult, pins: Mapping[str, int], concurrency: int
+) -> ServingShortage:
+    """More requests at once than have places in any replica."""
+    most = int((found.places * found.plans.attention_groups).max())
+    message = f"{concurrency:,} requests at once do not fit a replica: {most:,} do at most"
+
+    def held(count: float) -> bool:
+        fewer = replace(asked, job=replace(asked.job, concurrency=int(count)))
+        return bool(ranked(found, fewer, fixed="data_parallel" in pins).best)
+
+    fewer = _lowered(float(most), held, lambda count: float(max(int(count), 1)))
+    words = [] if fewer is None else [f"concurrency {fewer:.0f}"]
+    engine = replace(asked.engine, max_sequences=max(asked.engine.max_sequences, concurrency))
+    if served(replace(asked, engine=engine), pins):
+        words.append(f"max_num_seqs {concurrency}")
+    return ServingShortage(reason="too_many", message=message, remedy=", or ".join(words), nearest=None)
 
 
 def _fewer_or_more(found: Layouts, asked: ServingResult, pins: Mapping[str, int], most_rate: float) -> str:
@@ -136,10 +164,26 @@ def _fewer_or_more(found: Layouts, asked: ServingResult, pins: Mapping[str, int]
         fewer = replace(asked, job=replace(asked.job, rate_per_s=rate))
         return bool(ranked(found, fewer, fixed="data_parallel" in pins).best)
 
-    rates = (_rounded_down(most_rate * _SLOWER**k) if k else most_rate for k in range(_RATES))
-    rate = next((rate for rate in rates if answered(rate)), None)
+    rate = _lowered(most_rate, answered, _rounded_down)
     words = [] if rate is None else [f"rate_per_s {rate:g}"]
     return ", or ".join([*words, *filter(None, [_elsewhere(asked, pins)])])
+
+
+def _lowered(most: float, holds: Callable[[float], bool], rounded: Callable[[float], float]) -> float | None:
+    """About the largest number up to the most that holds; None where a small part of it does not either."""
+    if holds(most):
+        return most
+    high, low = most, rounded(most / 2)
+    for _ in range(_HALVINGS - 1):
+        if holds(low):
+            break
+        high, low = low, rounded(low / 2)
+    else:
+        return None
+    for _ in range(_BETWEEN):
+        middle = rounded(float(np.sqrt(low * high)))
+        low, high = (middle, high) if low < middle < high and holds(middle) else (low, middle)
+    return low
 
 
 def _too_slow(found: Layouts, there: Deployments, asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
@@ -160,6 +204,8 @@ def _too_slow(found: Layouts, there: Deployments, asked: ServingResult, pins: Ma
     message = f"out of reach: {'; '.join(parts)}" if alone else "every bound can be met, but not all together"
     missed = {name: float(seconds_of[name][row, place]) for name in bounds}
     looser = [f"{name} {_rounded_up(value):g}" for name, value in missed.items() if value > bounds[name]]
+    if max(missed.values()) > MOST_SECONDS:
+        looser = []
     other = "" if job.rate_per_s is None else _elsewhere(asked, pins)
     remedy = ", or ".join(filter(None, [", ".join(looser), other]))
     return ServingShortage(reason="too_slow", message=message, remedy=remedy, nearest=nearest)

@@ -30,7 +30,7 @@ from profiles.stacks import find_stack
 
 EIGHT_BITS = "fp8"  # the recipe whose products read weights of 8 bits
 STACK = "megatron-core"  # engines bring their own kernels; of a stack only what these leave open is read
-_STEPS = 4  # numbers of requests at once per doubling
+_STEPS = 8  # numbers of requests at once per doubling
 _EVERY_REPLICA = 64  # counts of replicas looked at one by one; beyond, evenly spread over their logarithm
 _COLUMNS = (  # of ``Layouts``, one number each
     *("replicas", "places", "together", "room_bytes", "token_bytes", "state_bytes", "cache_bytes", "longest_bytes"),
@@ -168,6 +168,8 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
     if job.rate_per_s is None:
         wanted = _doubling(int(places.max())) if job.concurrency is None else [job.concurrency]
         at_once = np.tile(np.asarray(wanted, dtype=np.float64), (len(found.plans), 1))
+        if job.concurrency is None:  # and as many as each layout has places for
+            at_once = np.concatenate([at_once, places], axis=1)
         points = at_concurrency(found.prices, np.minimum(at_once, places))
         return deployed(points, np.broadcast_to(most, at_once.shape), at_once <= places)
     rate, room = job.rate_per_s, found.places.astype(np.float64)

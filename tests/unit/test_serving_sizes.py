@@ -125,3 +125,73 @@ def test_replicas_fill_the_smallest_part_that_holds_them(devices: int, replicas:
     assert most_replicas(np.asarray(devices), least, domain) >= replicas
     fewer = least - 1 if least <= node else least - node
     assert most_replicas(np.asarray(devices), fewer, domain) < replicas
+
+
+def test_sizes_that_leave_gaps_have_no_pools_beside_each_other() -> None:
+    result = served("llama-3.1-8b", "7xH100-SXM-80GB", pins={"tp": 4}, disaggregated=True)
+    assert (result.fits, result.apart) == (True, ())
+
+
+def test_fewer_at_once_keep_the_bounds() -> None:
+    asked = {"gpus": "1xH100-SXM-80GB", "generate": 1000, "tpot_s": 0.02}
+    shortage = served(concurrency=5000, **asked).shortage
+    assert shortage is not None
+    count = int(shortage.remedy.split()[1])
+    assert served(concurrency=count, **asked).fits
+    assert not served(concurrency=round(1.15 * count), **asked).fits
+
+
+def test_replicas_share_the_run_that_more_devices_would_end_in_time() -> None:
+    asked = {"requests": 200, "ttft_s": 3}
+    shortage = served("llama-3.1-70b", "1xA100-SXM-80GB", **asked).shortage
+    assert shortage is not None
+    assert served("llama-3.1-70b", more(shortage.remedy, "A100-SXM-80GB"), **asked).fits
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "asked", "pins"),
+    [
+        ("mixtral-8x7b", "6xMI300X", {"prompt": 8000, "rate_per_s": 3}, {"tp": 4, "pp": 4, "dp": 2}),
+        ("gemma-3-27b", "8xH100-SXM-80GB", {}, {"ep": 8}),
+        ("llama-3.1-8b", "1xH100-SXM-80GB", {}, {"dp": 4}),
+    ],
+)
+def test_degrees_that_would_do_do(model: str, gpus: str, asked: dict[str, Any], pins: dict[str, int]) -> None:
+    shortage = served(model, gpus, pins=pins, **asked).shortage
+    assert shortage is not None
+    words = shortage.remedy.split()
+    instead = {name.replace("replicas", "dp"): int(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+    assert served(model, gpus, pins=pins | instead, **asked).fits
+
+
+def test_rates_that_are_too_high_for_bounds_that_are_too_tight_say_both() -> None:
+    shortage = served("llama-3.1-8b", rate_per_s=1000, tpot_s=0.001).shortage
+    assert shortage is not None
+    assert "too many" in shortage.message
+    assert "time per output token" in shortage.message
+    assert shortage.nearest is not None
+    rate, bound = (each.split()[1] for each in shortage.remedy.split(", "))
+    assert served("llama-3.1-8b", rate_per_s=float(rate), tpot_s=float(bound)).fits
+
+
+def test_what_no_number_of_devices_does_is_not_promised() -> None:
+    shortage = served("llama-3.1-70b", "1xH100-SXM-80GB", concurrency=100_000).shortage
+    assert shortage is not None
+    assert shortage.remedy == "2 of these devices would hold the model, but not do what is asked"
+    long = served("llama-3.1-8b", "1xH100-SXM-80GB", prompt=100_000, requests=100_000, ttft_s=1).shortage
+    assert long is not None
+    assert "ttft_s" not in long.remedy  # longer than any bound may be
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "vllm-2024"])
+def test_chunks_of_a_prompt_are_passes_of_their_own(engine: str) -> None:
+    """63 of 16 tokens read the weights 63 times: 15 GiB at 3.35 TB/s, 4.8 ms each."""
+    asked: dict[str, Any] = {"gpus": "1xH100-SXM-80GB", "prompt": 1000, "concurrency": 1, "engine": engine}
+    small, whole = (best(max_num_batched_tokens=count, **asked).ttft_s for count in (16, 1000))
+    assert small > 63 * 0.0048
+    assert whole < 0.04
+
+
+def test_as_many_at_once_as_have_places() -> None:
+    plan = best("llama-3.1-8b", "1xH100-SXM-80GB", prompt=1000)
+    assert round(plan.concurrency) == plan.most_requests
