@@ -39,6 +39,7 @@ _TYPES: dict[Any, type] = {int: int, str: str, bool: bool, float: float, float |
 _KINDS = {item.name: _TYPES[item.type] for item in fields(TrainingJob) if item.name != "lora"}
 _EXTRA: dict[str, type] = {"global_batch_tokens": float, "lora_rank": int, "lora_targets": object, "lora": object}
 JOB_FIELDS = (*_KINDS, *_EXTRA)
+_NEAR, _MOST_TRIED = 0.05, 64  # of a batch that nobody asked for; and numbers on either side
 
 
 def resolve_job(
@@ -268,7 +269,8 @@ def _batch_of_tokens(
         return
     values["global_batch_size"] = int(min(batch, MAX_GLOBAL_BATCH + 1))
     if rest:
-        values["global_batch_size"] = rounded_batch(max(round(tokens / max(sequence, 1)), 1), cluster.num_devices, pins)
+        batch = max(round(tokens / max(sequence, 1)), 1)
+        values["global_batch_size"] = rounded_batch(batch, cluster.num_devices, pins, asked=True)
         near = f"{values['global_batch_size']} sequences of {sequence}, rounded to the devices"
         _assume(notes, "global_batch_size", f"a batch of {tokens:,.0f} tokens is taken as {near}")
 
@@ -283,20 +285,32 @@ def _implied_batch(cluster: ClusterSpec, pins: Mapping[str, int]) -> int | None:
     return None if d is None or b is None or m is None else max(b * m * d, 1)
 
 
-def rounded_batch(target: int, num_devices: int, pins: Mapping[str, int]) -> int:
+def rounded_batch(target: int, num_devices: int, pins: Mapping[str, int], *, asked: bool = False) -> int:
     """Sequences near ``target`` that the data-parallel ranks can share.
 
-    With the pinned micro-batch set apart: a multiple of the ranks when there are no more of them than
-    micro-batches wanted; else the divisor of the ranks nearest to it.
+    With the pinned micro-batch set apart: a multiple of the ranks when there are no more of them than micro-batches
+    wanted, so many each that most micro-batch sizes divide it; else the divisor of the ranks nearest to it. What a user
+    ``asked`` for is rounded to the nearest.
     """
     ranks = _replicas(num_devices, pins)
     unit = pins.get("micro_batch_size", 1) * pins.get("num_microbatches", 1)
     wanted = target / unit
     if ranks <= wanted or "data_parallel" in pins:
-        shared = max(round(wanted / ranks), 1) * ranks
+        each = max(round(wanted / ranks), 1) if asked else _divisible(wanted / ranks)
+        shared = each * ranks
     else:
         shared = min(divisors(ranks), key=lambda batch: (abs(batch - wanted), batch))
     return min(shared * unit, MAX_GLOBAL_BATCH)
+
+
+def _divisible(wanted: float) -> int:
+    """A whole number nearly as large as wanted: itself if it is one, else that with most divisors, then the nearest."""
+    nearest = max(round(wanted), 1)
+    if nearest == wanted:
+        return nearest
+    reach = min(int(_NEAR * wanted), _MOST_TRIED)
+    near = [count for count in range(nearest - reach, nearest + reach + 1) if abs(count - wanted) <= _NEAR * wanted]
+    return max(near or [nearest], key=lambda count: (len(divisors(count)), -abs(count - wanted)))
 
 
 def _replicas(num_devices: int, pins: Mapping[str, int]) -> int:

@@ -111,7 +111,7 @@ def test_micro_batches_imply_the_batch(pins: dict[str, int], batch: int) -> None
     ("target", "devices", "pins", "batch"),
     [
         (1024, 8, {}, 1024),
-        (1024, 24, {}, 1032),
+        (1024, 24, {}, 1008),  # 42 each, not 43: a prime number has no micro-batches
         (1024, 16384, {}, 1024),
         (1024, 3000, {}, 1000),
         (100, 8, {"micro_batch_size": 16}, 128),
@@ -122,6 +122,10 @@ def test_micro_batches_imply_the_batch(pins: dict[str, int], batch: int) -> None
 )
 def test_default_batches_divide_over_the_devices(target: int, devices: int, pins: dict[str, int], batch: int) -> None:
     assert rounded_batch(target, devices, pins) == batch
+
+
+def test_a_batch_that_was_asked_for_is_the_nearest() -> None:
+    assert rounded_batch(1024, 24, {}, asked=True) == 1032
 
 
 @pytest.mark.parametrize(
