@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray
 from costmodels.serving import ServingPoints, replica_devices
 from planner.serving_layouts import replica_layouts
-from planner.serving_results import ServingPlan, ServingResult
-from planner.serving_states import Deployments, Layouts, deployment, deployments, layouts, within_bounds
+from planner.serving_results import ServingResult
+from planner.serving_states import Deployments, Layouts, deployments, layouts, within_bounds
 
 _FRONTIER = 12
 Place = tuple[int, int]  # a layout, and one of its deployments
@@ -51,14 +52,34 @@ def ranked(fitting: Layouts, asked: ServingResult, *, fixed: bool) -> Ranking:
     return Ranking(there=there, best=tuple((row, int(column[row])) for row in order), frontier=tuple(front))
 
 
-def served(asked: ServingResult, pins: Mapping[str, int]) -> tuple[ServingPlan, ...]:
+class Deployed(NamedTuple):
+    """Degrees of a replica, how many of it, and devices of each."""
+
+    tensor_parallel: int
+    pipeline_parallel: int
+    expert_parallel: int
+    replicas: int
+    devices: int
+
+
+def served(asked: ServingResult, pins: Mapping[str, int]) -> tuple[Deployed, ...]:
     """The best deployment of each layout that does what was asked, best first."""
     found = layouts(*replica_layouts(asked, pins), asked)
     fitting = found.take(np.flatnonzero(found.places > 0))
     if not len(fitting.plans):
         return ()
     ranking = ranked(fitting, asked, fixed="data_parallel" in pins)
-    return tuple(deployment(fitting, ranking.there, asked, *place) for place in ranking.best)
+    plans, devices = fitting.plans, replica_devices(fitting.plans)
+    return tuple(
+        Deployed(
+            tensor_parallel=int(plans.tensor_parallel[row]),
+            pipeline_parallel=int(plans.pipeline_parallel[row]),
+            expert_parallel=int(plans.expert_parallel[row]),
+            replicas=int(ranking.there.replicas[row, place]),
+            devices=int(devices[row]),
+        )
+        for row, place in ranking.best
+    )
 
 
 def _frontier(points: ServingPoints, within: BoolArray, each: FloatArray) -> list[Place]:

@@ -11,8 +11,8 @@ from planner.phrases import gib, seconds
 from planner.request import full_node, part_of
 from planner.serving_job import MOST_SECONDS, bound_words
 from planner.serving_layouts import fewest_devices
-from planner.serving_ranking import ranked, served
-from planner.serving_results import ServingPlan, ServingResult, ServingShortage
+from planner.serving_ranking import Deployed, ranked, served
+from planner.serving_results import ServingResult, ServingShortage
 from planner.serving_states import EIGHT_BITS, Deployments, Layouts, bounded, deployment
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 
@@ -98,18 +98,21 @@ def _elsewhere(asked: ServingResult, pins: Mapping[str, int]) -> str:
         if "data_parallel" in pins:
             degrees["replicas"] = best.replicas
         return " ".join(f"{name} {value}" for name, value in degrees.items())
-    for size in _sizes(asked.cluster):
+    sizes = _sizes(asked.cluster)
+    if asked.job.requests is None:  # what the largest has room for says how many would do; a run is shared out over all
+        sizes = sizes[-1:]
+    for size in sizes:
         larger = replace(asked, cluster=part_of(asked.cluster, size))
         if plans := served(larger, pins):
             return f"{min(_least(plan, larger, pins) for plan in plans):,} of these devices"
     return ""
 
 
-def _least(plan: ServingPlan, asked: ServingResult, pins: Mapping[str, int]) -> int:
+def _least(plan: Deployed, asked: ServingResult, pins: Mapping[str, int]) -> int:
     """Devices that do for a deployment; of replicas that share neither a rate nor a run one does."""
     job = asked.job
     shared = job.rate_per_s is not None or job.requests is not None or "data_parallel" in pins
-    return fewest_devices(plan.num_devices // plan.replicas, plan.replicas if shared else 1, asked.cluster)
+    return fewest_devices(plan.devices, plan.replicas if shared else 1, asked.cluster)
 
 
 def _sizes(cluster: ClusterSpec) -> list[int]:
