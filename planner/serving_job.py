@@ -205,5 +205,7 @@ def _amount(field: str, value: Any, most: float, *, least: float = LEAST) -> flo
         return None
     given = plain(value)
     if isinstance(given, bool) or not isinstance(given, int | float) or not least <= given <= most:
-        raise SpecError(field, f"must be a number from {least:g} to {most:g}; got {str(value)[:40]!r}")
+        percent = isinstance(given, int | float) and most == 1 < given <= 100
+        hint = f"{given / 100:g}" if percent else ""
+        raise SpecError(field, f"must be a number from {least:g} to {most:g}; got {str(value)[:40]!r}", hint)
     return float(given)

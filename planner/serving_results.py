@@ -80,7 +80,7 @@ class ServingPlan(Served):
         most_requests: That fit a replica at once at these lengths, and the engine takes.
         most_longest: Requests of ``max_model_len`` tokens that fit a replica at once.
         longest_tokens: Tokens of the longest request that fits; None where windows bound what is kept.
-        cache_tokens: Tokens that fit the cache of a replica.
+        cache_tokens: Tokens that fit the cache of a replica, beside the states of ``most_requests``.
         memory: Of the fullest device.
         basis: Weakest ``Basis`` of the prices.
     """

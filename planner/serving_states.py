@@ -276,7 +276,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         most_requests=groups * int(found.places[row]),
         most_longest=groups * int(min(cache // found.longest_bytes[row], found.places[row])),
         longest_tokens=None if windowed else min(int(alone // each), asked.model.max_sequence_length or MAX_SEQUENCE),
-        cache_tokens=groups * cache / each,
+        cache_tokens=groups * max(cache - float(found.state_bytes[row]) * int(found.places[row]), 0.0) / each,
         memory=ServingMemory(
             weights=float(found.memory.weight_bytes[row]),
             cache=cache,

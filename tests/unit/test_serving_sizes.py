@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from planner.request import resolve_cluster
 from planner.serving_layouts import fewest_devices, most_replicas
+from profiles.errors import SpecError
 from tests.unit.test_serving import best, more, served
 
 
@@ -195,3 +196,14 @@ def test_chunks_of_a_prompt_are_passes_of_their_own(engine: str) -> None:
 def test_as_many_at_once_as_have_places() -> None:
     plan = best("llama-3.1-8b", "1xH100-SXM-80GB", prompt=1000)
     assert round(plan.concurrency) == plan.most_requests
+
+
+def test_tokens_of_the_cache_lie_beside_the_states_of_all_requests() -> None:
+    """A model with linear attention keeps a state for each, however long it is."""
+    plan = best("qwen3-next-80b-a3b", "8xH100-SXM-80GB", prompt=8000, generate=500, pins={"tp": 8})
+    assert plan.most_requests * 8000 < plan.cache_tokens < 1.2 * plan.most_requests * 8500
+
+
+def test_a_percentage_is_hinted_as_a_share() -> None:
+    with pytest.raises(SpecError, match=r"0\.9$"):
+        served(memory_utilization=90)
