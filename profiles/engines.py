@@ -71,6 +71,7 @@ class EngineSpec:
         splits_stages: Whether layers can be split over pipeline stages.
         disaggregates: Whether prompts can be read by replicas of their own, which hand their keys and values on.
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
+        groups_are_ranks: Where they do, a group is a single rank.
         shares_prefixes: Prompts of several samples are read and kept once.
         drops_put_off: Sequences that lose their room in the cache are read anew when there is room again.
         reads_first: Prompts that wait are read in steps of their own, in which nobody else gets a token.
@@ -108,6 +109,7 @@ class EngineSpec:
     splits_stages: bool = True
     disaggregates: bool = False
     attention_data_parallel: bool = False
+    groups_are_ranks: bool = False
     shares_prefixes: bool = False
     drops_put_off: bool = False
     reads_first: bool = False
