@@ -85,6 +85,7 @@ class EngineSpec:
         share_of: What it is a share of: ``all``, ``all_but_graphs``, ``weights_and_cache`` or ``free``.
         measures_sampling: Starting, it runs its most sequences through sampling, and keeps what that needs free.
         max_sequences: Most sequences a replica runs at once.
+        sequences_within_tokens: They are no more than ``prefill_tokens``.
         prefill_tokens: Most prompt tokens of one step.
         by_device: What its server has instead on some devices, the first that fits.
         graph_bytes: Device memory of captured graphs.
@@ -123,6 +124,7 @@ class EngineSpec:
     share_of: str = OF_ALL
     measures_sampling: bool = False
     max_sequences: int = 1 << 20
+    sequences_within_tokens: bool = False
     prefill_tokens: int = 8192
     by_device: tuple[DeviceDefaults, ...] = ()
     graph_bytes: float = 0.0

@@ -48,6 +48,24 @@ def test_a_dense_replica_of_vllm() -> None:
     assert not {"--quantization", "--data-parallel-size", "--enable-expert-parallel", "--nnodes"} & set(arguments)
 
 
+@pytest.mark.parametrize(
+    ("engine", "option", "within"),
+    [("vllm", "--max-num-seqs", True), ("sglang", "--max-running-requests", False)],
+)
+def test_requests_of_vllm_are_no_more_than_tokens_of_a_step(engine: str, option: str, within: bool) -> None:
+    asked: dict[str, Any] = {"engine": engine, "pins": {"tp": 1}, "max_num_batched_tokens": 16}
+    result = served("1xH100-SXM-80GB", "llama-3.1-8b", **asked)
+    assert (int(value(run(result), option)) <= 16) == within
+
+
+def test_the_smallest_fix_of_settings_that_contradict_each_other() -> None:
+    asked: dict[str, Any] = {"max_num_seqs": 64, "max_num_batched_tokens": 32}
+    with pytest.raises(planner.SpecError, match="max_num_batched_tokens 64"):
+        served("1xH100-SXM-80GB", "llama-3.1-8b", **asked)
+    assert served("1xH100-SXM-80GB", "llama-3.1-8b", engine="sglang", **asked).fits
+    assert served("1xH100-SXM-80GB", "llama-3.1-8b", **asked | {"max_num_batched_tokens": 64}).fits
+
+
 def test_attention_groups_in_the_words_of_each_engine() -> None:
     """vLLM counts tensors of a group, the others all ranks; SGLang's limits are of all groups."""
     pins, asked = {"tp": 2, "ep": 8}, {"concurrency": 64, "kv_cache_dtype": "fp8"}
