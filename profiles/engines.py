@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from profiles.catalog import load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import DeviceSpec
-from profiles.linear_attention import KIND_TITLES
+from profiles.linear_attention import KIND_TITLES, LINEAR_KINDS, LinearAttention
 from profiles.model import ModelSpec
 from profiles.units import GIB
 
@@ -95,6 +95,8 @@ class EngineSpec:
         apart_tensor_s, apart_bytes_per_s: The same where the trainer has GPUs of its own.
         unsupported: Architectures of devices that it does not run on (``DeviceSpec.architecture``).
         linear_attention: Kinds of linear attention whose models it runs (``profiles.linear_attention``).
+        float32_states: Those whose recurrent states it keeps in 32 bits; others are in the model's format, but for
+            models that ask for 32 (``LinearAttention.float32_states``).
         kernels: Label of the timings whose kernels it runs (``costmodels.kernels.implementations``); empty: none.
         residual_log_std: Standard deviation of log(measured / predicted) generation time.
         sources: Field name to citation.
@@ -135,6 +137,7 @@ class EngineSpec:
     apart_bytes_per_s: float = inf
     unsupported: tuple[str, ...] = ()
     linear_attention: tuple[str, ...] = ()
+    float32_states: tuple[str, ...] = LINEAR_KINDS
     kernels: str = ""
     residual_log_std: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
@@ -161,6 +164,10 @@ class EngineSpec:
     def runs_on(self, device: DeviceSpec) -> bool:
         """Whether its makers support it there; of architectures nobody told about it is taken to run."""
         return device.architecture not in self.unsupported
+
+    def widens_states(self, linear: LinearAttention) -> bool:
+        """Whether it keeps recurrent states in 32 bits, whatever the model's format."""
+        return linear.float32_states or linear.kind in self.float32_states
 
     def room_bytes(
         self, device: DeviceSpec, weight_bytes: FloatArray | float, beside_bytes: FloatArray | float
@@ -236,6 +243,7 @@ def load_engines() -> Mapping[str, EngineSpec]:
             values |= fitted[name]["values"]
             sources |= dict.fromkeys(fitted[name]["values"], fitted[name]["source"])
         values |= {name: tuple(values.get(name, ())) for name in ("unsupported", "linear_attention")}
+        values["float32_states"] = tuple(values.get("float32_states", LINEAR_KINDS))
         values["by_device"] = tuple(DeviceDefaults(**each) for each in values.get("by_device", ()))
         engines[name] = EngineSpec(name=name, **values | {"sources": sources})
     return MappingProxyType(engines)
