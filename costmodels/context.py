@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from costmodels.collectives import CollectiveCostModel
 from costmodels.kernels.calls import KernelCostModel
+from costmodels.linear_work import STATE_BYTES
 from costmodels.workload import TrainingJob
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
@@ -28,6 +29,7 @@ class CostContext:
         implementation: Who runs the kernels (``costmodels.kernels.implementations``); 0: the training stack.
         norms_quantise: An engine's norms write the input of an 8-bit product in 8 bits.
         activations_quantise: So do its activation functions.
+        state_element_bytes: Of one number in a recurrent state that it keeps.
     """
 
     model: ModelSpec
@@ -42,6 +44,7 @@ class CostContext:
     implementation: int = 0
     norms_quantise: bool = False
     activations_quantise: bool = False
+    state_element_bytes: float = STATE_BYTES
 
     @property
     def by_engine(self) -> bool:

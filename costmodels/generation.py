@@ -41,13 +41,14 @@ from costmodels.kernels.implementations import implementation_of
 from costmodels.kv_cache import bytes_per_cached_token, bytes_per_sequence, tokens_staggered, tokens_together
 from costmodels.layer_costs import layer_costs
 from costmodels.lengths import OutputLengths
+from costmodels.linear_work import STATE_BYTES
 from costmodels.model_calls import ModelCall
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
 from costmodels.workload import TrainingJob
 from profiles.engines import EngineSpec
-from profiles.model import MAX_SEQUENCE
+from profiles.model import MAX_SEQUENCE, ModelSpec
 
 _KEY_POINTS = 4  # cache lengths priced between the shortest and the longest
 _READ_ANEW = 0.65  # tokens per generated token; tests/unit/test_put_off.py plays it out
@@ -173,7 +174,15 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
         implementation=code,
         norms_quantise=engine.norms_quantise,
         activations_quantise=engine.activations_quantise,
+        state_element_bytes=state_element_bytes(context.model, job, engine),
     )
+
+
+def state_element_bytes(model: ModelSpec, job: TrainingJob, engine: EngineSpec) -> float:
+    """Bytes of one number in a recurrent state as the engine keeps it if nobody says otherwise."""
+    linear = model.linear_attention
+    wide = linear is None or engine.widens_states(linear)
+    return STATE_BYTES if wide else min(job.numerics.storage_bytes, STATE_BYTES)
 
 
 _SCALES = (
@@ -211,7 +220,7 @@ def generation_memory(plans: PlanBatch, call: ModelCall, engine: EngineSpec, con
     together = tokens_together(context.model, own_prompt, output, grows=grows)
     staggered = tokens_staggered(context.model, own_prompt, output) if grows else together
     per_token = bytes_per_cached_token(plans, context.model, context.cache_element_bytes)
-    state = bytes_per_sequence(plans, context.model, element)
+    state = bytes_per_sequence(plans, context.model, element, context.state_element_bytes)
     working = np.zeros(len(plans))
     for moe in {context.model.num_moe_layers > 0, context.model.num_moe_layers == context.model.num_layers}:
         layer = layer_activations(plans, context.model, context.job, context.stack, moe=moe)

@@ -8,7 +8,7 @@ keep their window only. Layers of linear attention keep no token, but a state pe
 import numpy as np
 
 from costmodels.lengths import OutputLengths
-from costmodels.linear_work import RankHeads, state_bytes
+from costmodels.linear_work import STATE_BYTES, RankHeads, state_bytes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from profiles.model import ModelSpec
 
@@ -44,19 +44,22 @@ def bytes_per_cached_token(plans: PlanBatch, model: ModelSpec, element_bytes: fl
     return layers * layer_bytes_per_token(model, element_bytes, plans.tensor_parallel)
 
 
-def bytes_per_sequence(plans: PlanBatch, model: ModelSpec, element_bytes: float) -> FloatArray:
+def bytes_per_sequence(
+    plans: PlanBatch, model: ModelSpec, element_bytes: float, number_bytes: float = STATE_BYTES
+) -> FloatArray:
     """(N,) bytes per sequence, whatever its length, on the rank with most layers of linear attention.
 
     Args:
         plans: N plans; degrees are read.
         model: Its linear attention; 0 bytes without.
-        element_bytes: Per number of what the convolution reaches back to; states are in 32 bits.
+        element_bytes: Per number of what the convolution reaches back to.
+        number_bytes: Per number of a state (``CostContext.state_element_bytes``).
     """
     linear = model.linear_attention
     if linear is None:
         return np.zeros(len(plans))
     layers = -(-linear.layers // plans.pipeline_parallel)
-    return layers * state_bytes(linear, RankHeads.of(linear, plans.tensor_parallel), element_bytes)
+    return layers * state_bytes(linear, RankHeads.of(linear, plans.tensor_parallel), element_bytes, number_bytes)
 
 
 def tokens_together(model: ModelSpec, prompt_tokens: float, output: OutputLengths, *, grows: bool) -> float:

@@ -31,7 +31,7 @@ CHUNK_KERNELS = {DELTA_NET: (4.0, 8.0), KIMI_DELTA: (5.0, 9.0), LIGHTNING: (4.0,
 # forward, backward and both tell of FLA's kernels on Hopper that backward takes 2.6 times as long (NVIDIA/Megatron-LM,
 # pull request 5564), an RTX 5090 3.3 times (MoonshotAI/FlashKDA, pull request 28).
 BACKWARD = 3.0
-STATE_BYTES = 4.0  # of a number in a recurrent state (sgl-project/sglang, srt/configs/mamba_utils.py: float32)
+STATE_BYTES = 4.0  # of a number in a recurrent state, unless an engine keeps it in the model's format
 _FP32_ELEMENTS = 2.0  # a number of 32 bits, in elements of 16
 
 
@@ -133,12 +133,20 @@ def gradient_elements(linear: LinearAttention) -> float:
     return linear.mixed_width + linear.num_value_heads * (states + made_again)
 
 
-def state_bytes(linear: LinearAttention, heads: RankHeads, element_bytes: float) -> FloatArray:
+def state_bytes(
+    linear: LinearAttention, heads: RankHeads, element_bytes: float, number_bytes: float = STATE_BYTES
+) -> FloatArray:
     """(K,) bytes that a layer keeps of one sequence, however long: its state, and tokens the convolution reaches back.
 
+    Args:
+        linear: Widths.
+        heads: Of each of K ranks.
+        element_bytes: Per number of what the convolution reaches back to.
+        number_bytes: Per number of the state.
+
     Example:
-        Qwen3-Next on one rank: 32 x 128 x 128 x 4 bytes and 3 x 8192 x 2: 2.1 MB.
+        Qwen3-Next on one rank, its states in 32 bits: 32 x 128 x 128 x 4 bytes and 3 x 8192 x 2: 2.1 MB.
     """
-    recurrent = heads.values * (linear.key_head_dim * linear.value_head_dim * STATE_BYTES)
+    recurrent = heads.values * (linear.key_head_dim * linear.value_head_dim * number_bytes)
     reach = max(linear.conv_kernel_dim - 1, 0)
     return np.asarray(recurrent + reach * element_bytes * heads.mixed_width(linear))

@@ -38,7 +38,8 @@ def crossing_s(plans: PlanBatch, context: CostContext, tokens: int) -> FloatArra
     size = bytes_per_cached_token(plans, context.model, context.cache_element_bytes) * kept_tokens(
         context.model, tokens
     )
-    size = size + bytes_per_sequence(plans, context.model, context.job.numerics.storage_bytes)
+    element, number = context.job.numerics.storage_bytes, context.state_element_bytes
+    size = size + bytes_per_sequence(plans, context.model, element, number)
     priced = price_collectives(
         context,
         op=np.full(len(plans), int(CollectiveOp.SEND_RECV), dtype=np.int64),

@@ -171,7 +171,8 @@ def serving_engine(
         max_num_batched_tokens: Tokens of a step at most.
 
     Raises:
-        SpecError: If there is none of that name, it does not serve there, or a setting is out of bounds.
+        SpecError: If there is none of that name, it does not serve there, or a setting is out of bounds or contradicts
+            another.
     """
     if not isinstance(name, str):
         raise SpecError("engine", f"must be text; got {str(name)[:40]!r}", "vllm, sglang or tensorrt-llm")
@@ -188,12 +189,18 @@ def serving_engine(
     share = _amount("memory_utilization", memory_utilization, 1.0)
     running = _count("max_num_seqs", max_num_seqs, MOST_RUNNING)
     tokens = _count("max_num_batched_tokens", max_num_batched_tokens, MAX_SEQUENCE)
-    return replace(
+    engine = replace(
         engine,
         memory_utilization=engine.memory_utilization if share is None else share,
         max_sequences=engine.max_sequences if running is None else running,
         prefill_tokens=engine.prefill_tokens if tokens is None else tokens,
     )
+    if not engine.sequences_within_tokens:
+        return engine
+    if running is not None and tokens is not None and running > tokens:
+        problem = f"is {tokens}, and {name} does not start with less than max_num_seqs, {running}"
+        raise SpecError("max_num_batched_tokens", problem, f"max_num_batched_tokens {running}")
+    return replace(engine, max_sequences=min(engine.max_sequences, engine.prefill_tokens))
 
 
 def _count(field: str, value: Any, most: int) -> int | None:

@@ -7,7 +7,9 @@ and formats. ``$MODEL`` is the checkpoint; a replica on several nodes runs it on
 Source:
     vLLM 0.33: ``vllm serve --help``, its pages on data- and expert-parallel deployment; SGLang 0.5: server arguments,
     of which running requests and chunks are shared out over the attention groups (``managers/tp_worker.py``,
-    ``server_args.py``); TensorRT-LLM 1.x: ``trtllm-serve --help`` and the LLM API's options.
+    ``server_args.py``); TensorRT-LLM 1.x: ``trtllm-serve --help`` and the LLM API's options,
+    of which a file's ``kv_cache_config`` replaces that of the command line (``llmapi/llm_args.py``,
+    ``update_llm_args_with_extra_dict``).
 """
 
 from collections.abc import Callable, Mapping
@@ -101,9 +103,11 @@ def _sglang(plan: ServingPlan, result: ServingResult) -> Words:
 
 def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
     groups, nodes = plan.attention_groups, _nodes(plan, result)
+    share, narrow = _share(plan, result), result.kv_cache_dtype == EIGHT_BITS
     options = ["enable_attention_dp: true"] if groups > 1 else []
-    if result.kv_cache_dtype == EIGHT_BITS:
-        options += ["kv_cache_config: {dtype: fp8}"]
+    if options or narrow:
+        cache = f"free_gpu_memory_fraction: {share}" + (", dtype: fp8" if narrow else "")
+        options += [f"kv_cache_config: {{{cache}}}"]
     words = ["printf", r"'%s\n'", *(f"'{line}'" for line in options), ">", "options.yaml", "&&"] if options else []
     if nodes > 1:
         each = result.cluster.node.devices_per_node
@@ -116,8 +120,8 @@ def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
         words += ["--ep_size", f"{plan.expert_parallel}"]
     words += ["--max_seq_len", f"{result.job.max_model_len}", "--max_batch_size", f"{most_running(plan, result)}"]
     words += ["--max_num_tokens", f"{result.engine.prefill_tokens}"]
-    words += ["--kv_cache_free_gpu_memory_fraction", _share(plan, result)]
-    return words + (["--extra_llm_api_options", "options.yaml"] if options else [])
+    last = ["--extra_llm_api_options", "options.yaml"] if options else ["--kv_cache_free_gpu_memory_fraction", share]
+    return words + last
 
 
 def _formats(result: ServingResult, cache: str) -> Words:

@@ -37,13 +37,14 @@ from planner.serving_states import (
 )
 from profiles.engines import check_engine
 from profiles.errors import SpecError, did_you_mean
-from profiles.hardware import MAX_DEVICES, ClusterSpec
+from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
 from profiles.scalars import whole_number
 
 PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
 MOST_TOP = 1000
 _FORMATS = ("bf16", "fp16")
+_WITHOUT_EIGHT_BIT_CACHE = ("pascal", "volta", "turing")
 _SETTINGS = ("memory_utilization", "max_num_seqs", "max_num_batched_tokens")
 _OPTIONS = ("fabric", "price_per_device_hour_usd", "price_date", "memory_reserve_bytes", "allow_files")
 
@@ -102,7 +103,7 @@ def serving(
         job=job,
         engine=check_engine(serving_engine(engine, machines.device, **settings), resolved.spec),
         precision=stored,
-        kv_cache_dtype=_cache_format(kv_cache_dtype, stored),
+        kv_cache_dtype=_cache_format(kv_cache_dtype, stored, machines.device),
         price=price_of(options),
         assumptions=tuple(notes),
     )
@@ -165,12 +166,20 @@ def _is_one(value: object, words: Sequence[str]) -> bool:
     return isinstance(value, str) and value in words
 
 
-def _cache_format(kv_cache_dtype: str | None, precision: str) -> str:
-    """The format of keys and values."""
+def _cache_format(kv_cache_dtype: str | None, precision: str, device: DeviceSpec) -> str:
+    """The format of keys and values, which NVIDIA's devices before Ampere have no kernels for in 8 bits.
+
+    FlashInfer's read them from compute capability 8.0 on, also where no tensor core does (vLLM pull request 45375);
+    those in Triton, which older devices are left with, from 8.9 on (vLLM issues 47549 and 26431, "type fp8e4nv not
+    supported in this architecture").
+    """
     if kv_cache_dtype is None or _is_one(kv_cache_dtype, ("auto",)):
         return "bf16" if precision == EIGHT_BITS else precision
     if not _is_one(kv_cache_dtype, (EIGHT_BITS,)):
         raise SpecError("kv_cache_dtype", f"is auto or {EIGHT_BITS}; got {str(kv_cache_dtype)[:40]!r}", EIGHT_BITS)
+    if device.architecture in _WITHOUT_EIGHT_BIT_CACHE:
+        problem = f"{device.name} has no kernels of attention that read {EIGHT_BITS}"
+        raise SpecError("kv_cache_dtype", problem, "leave it out: 16 bits")
     return kv_cache_dtype
 
 

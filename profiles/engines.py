@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from profiles.catalog import load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import DeviceSpec
-from profiles.linear_attention import KIND_TITLES
+from profiles.linear_attention import KIND_TITLES, LINEAR_KINDS, LinearAttention
 from profiles.model import ModelSpec
 from profiles.units import GIB
 
@@ -71,6 +71,7 @@ class EngineSpec:
         splits_stages: Whether layers can be split over pipeline stages.
         disaggregates: Whether prompts can be read by replicas of their own, which hand their keys and values on.
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
+        groups_are_ranks: Where they do, a group is a single rank.
         shares_prefixes: Prompts of several samples are read and kept once.
         drops_put_off: Sequences that lose their room in the cache are read anew when there is room again.
         reads_first: Prompts that wait are read in steps of their own, in which nobody else gets a token.
@@ -84,6 +85,7 @@ class EngineSpec:
         share_of: What it is a share of: ``all``, ``all_but_graphs``, ``weights_and_cache`` or ``free``.
         measures_sampling: Starting, it runs its most sequences through sampling, and keeps what that needs free.
         max_sequences: Most sequences a replica runs at once.
+        sequences_within_tokens: They are no more than ``prefill_tokens``.
         prefill_tokens: Most prompt tokens of one step.
         by_device: What its server has instead on some devices, the first that fits.
         graph_bytes: Device memory of captured graphs.
@@ -93,6 +95,8 @@ class EngineSpec:
         apart_tensor_s, apart_bytes_per_s: The same where the trainer has GPUs of its own.
         unsupported: Architectures of devices that it does not run on (``DeviceSpec.architecture``).
         linear_attention: Kinds of linear attention whose models it runs (``profiles.linear_attention``).
+        float32_states: Those whose recurrent states it keeps in 32 bits; others are in the model's format, but for
+            models that ask for 32 (``LinearAttention.float32_states``).
         kernels: Label of the timings whose kernels it runs (``costmodels.kernels.implementations``); empty: none.
         residual_log_std: Standard deviation of log(measured / predicted) generation time.
         sources: Field name to citation.
@@ -108,6 +112,7 @@ class EngineSpec:
     splits_stages: bool = True
     disaggregates: bool = False
     attention_data_parallel: bool = False
+    groups_are_ranks: bool = False
     shares_prefixes: bool = False
     drops_put_off: bool = False
     reads_first: bool = False
@@ -121,6 +126,7 @@ class EngineSpec:
     share_of: str = OF_ALL
     measures_sampling: bool = False
     max_sequences: int = 1 << 20
+    sequences_within_tokens: bool = False
     prefill_tokens: int = 8192
     by_device: tuple[DeviceDefaults, ...] = ()
     graph_bytes: float = 0.0
@@ -131,6 +137,7 @@ class EngineSpec:
     apart_bytes_per_s: float = inf
     unsupported: tuple[str, ...] = ()
     linear_attention: tuple[str, ...] = ()
+    float32_states: tuple[str, ...] = LINEAR_KINDS
     kernels: str = ""
     residual_log_std: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
@@ -157,6 +164,10 @@ class EngineSpec:
     def runs_on(self, device: DeviceSpec) -> bool:
         """Whether its makers support it there; of architectures nobody told about it is taken to run."""
         return device.architecture not in self.unsupported
+
+    def widens_states(self, linear: LinearAttention) -> bool:
+        """Whether it keeps recurrent states in 32 bits, whatever the model's format."""
+        return linear.float32_states or linear.kind in self.float32_states
 
     def room_bytes(
         self, device: DeviceSpec, weight_bytes: FloatArray | float, beside_bytes: FloatArray | float
@@ -232,6 +243,7 @@ def load_engines() -> Mapping[str, EngineSpec]:
             values |= fitted[name]["values"]
             sources |= dict.fromkeys(fitted[name]["values"], fitted[name]["source"])
         values |= {name: tuple(values.get(name, ())) for name in ("unsupported", "linear_attention")}
+        values["float32_states"] = tuple(values.get("float32_states", LINEAR_KINDS))
         values["by_device"] = tuple(DeviceDefaults(**each) for each in values.get("by_device", ()))
         engines[name] = EngineSpec(name=name, **values | {"sources": sources})
     return MappingProxyType(engines)

@@ -49,7 +49,8 @@ def linear_attention(
     if linear == num_layers:
         raise SpecError(f"{FIELD}.layer_types", "no layer attends in full", "every n-th has to")
     dimensions = _DIMENSIONS[family.linear](config, notes)
-    return LinearAttention(kind=family.linear, layers=linear, **dimensions)
+    wide = config.get("mamba_ssm_dtype") == "float32"
+    return LinearAttention(kind=family.linear, layers=linear, float32_states=wide, **dimensions)
 
 
 def _linear_layers(config: Mapping[str, Any], kind: str, num_layers: int, notes: list[str]) -> list[bool]:

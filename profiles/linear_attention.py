@@ -41,6 +41,7 @@ class LinearAttention:
         key_head_dim: Width of a query or key head; the state size of Mamba-2.
         value_head_dim: Width of a value head.
         conv_kernel_dim: Tokens that the causal convolution of queries, keys and values reaches over; 0 for none.
+        float32_states: Its configuration asks engines for states in 32 bits (``mamba_ssm_dtype``), as Qwen3.5's does.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class LinearAttention:
     key_head_dim: int
     value_head_dim: int
     conv_kernel_dim: int = 0
+    float32_states: bool = False
 
     @property
     def key_width(self) -> int:

@@ -237,7 +237,7 @@ class ModelSpec:
             problem = f"must be between 1 and {most}, for at least one layer attends in full; got {linear.layers}"
             raise SpecError(f"{where}.layers", problem)
         for item in fields(linear):
-            if item.name in ("kind", "layers"):
+            if item.name in ("kind", "layers", "float32_states"):
                 continue
             value, smallest = getattr(linear, item.name), int(item.name != "conv_kernel_dim")
             if not smallest <= value <= MAX_DIMENSION:

@@ -18,7 +18,6 @@ from costmodels.linear_work import (
     BACKWARD,
     CHUNK_KERNELS,
     CHUNK_TOKENS,
-    STATE_BYTES,
     RankHeads,
     chunk_elements,
     chunk_flops,
@@ -66,7 +65,7 @@ def linear_step(calls: CallList, shape: RankShape, context: CostContext, linear:
     heads = RankHeads.of(linear, shape.tensor)
     _projected(calls, shape, context, linear, heads)
     element = context.job.numerics.storage_bytes
-    state = 2 * STATE_BYTES * heads.values * linear.key_head_dim * linear.value_head_dim
+    state = 2 * context.state_element_bytes * heads.values * linear.key_head_dim * linear.value_head_dim
     mixed = heads.mixed_width(linear)
     calls.memory(
         Phase.FORWARD,

@@ -52,7 +52,7 @@ def engine_strategies(
     if not engine.splits_stages:
         keep &= p == 1
     if engine.name != TRAINER:
-        keep &= _engine_accepts(model, columns, shared_experts=engine.attention_data_parallel)
+        keep &= _engine_accepts(model, columns, engine)
     if model.linear_attention is not None:
         keep &= model.linear_attention.kind in engine.linear_attention
     columns = {name: column[keep] for name, column in columns.items()}
@@ -69,15 +69,15 @@ def engine_strategies(
     return plans.take(np.flatnonzero(accepted))
 
 
-def _engine_accepts(model: ModelSpec, columns: Columns, *, shared_experts: bool) -> BoolArray:
-    """(N,) whether vLLM and SGLang load the model so.
+def _engine_accepts(model: ModelSpec, columns: Columns, engine: EngineSpec) -> BoolArray:
+    """(N,) whether the engine loads the model so.
 
     Source:
         vLLM ``ModelConfig.verify_with_parallel_config``: tp divides the attention heads; ``QKVParallelLinear``: tp
         divides the key/value heads or is a multiple of them; ``divide`` of the MLP width. Vocabularies are padded.
         Linear attention: ``divide`` of its heads in ``mamba_utils.py``, where a single group of keys goes to all ranks.
         Experts: ``FusedMoEParallelConfig``: expert parallelism takes the whole tensor-parallel group, or none of it;
-        with data-parallel attention, those of all groups.
+        with data-parallel attention, those of all groups, which some engines make of single ranks.
     """
     t = columns["tensor_parallel"]
     kv_heads = model.num_attention_heads if model.latent_attention is not None else model.num_key_value_heads
@@ -90,8 +90,8 @@ def _engine_accepts(model: ModelSpec, columns: Columns, *, shared_experts: bool)
         return accepted
     e, split = columns["expert_parallel"], columns["expert_tensor_parallel"]
     spread = (e * split == t) & ((e == 1) | (split == 1))
-    if shared_experts:
-        spread |= (split == 1) & (e > t) & (e % t == 0)
+    if engine.attention_data_parallel:
+        spread |= (split == 1) & (e > t) & (e % t == 0) & ((t == 1) | (not engine.groups_are_ranks))
     accepted &= spread & (model.moe.ffn_hidden_size % split == 0)
     if model.moe.shared_ffn_hidden_size:
         accepted &= model.moe.shared_ffn_hidden_size % t == 0

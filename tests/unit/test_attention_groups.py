@@ -73,6 +73,15 @@ def test_engines_share_experts_over_attention_groups(name: str, shares: bool) ->
     assert (plans.data_parallel % plans.attention_groups == 0).all()
 
 
+@pytest.mark.parametrize(("name", "cut"), [("vllm", True), ("sglang", True), ("tensorrt-llm", False)])
+def test_groups_of_tensorrt_llm_are_single_ranks(name: str, cut: bool) -> None:
+    asked: dict[str, Any] = {"prompt": 1024, "generate": 256, "weights": "fp8", "engine": name, "concurrency": 64}
+    found = planner.serving("deepseek-v3", "8xH200-SXM-141GB", pins={"tp": 2, "ep": 8}, **asked)
+    assert found.fits == cut
+    whole = planner.serving("deepseek-v3", "8xH200-SXM-141GB", pins={"tp": 1, "ep": 8}, **asked).plans[0]
+    assert (whole.tensor_parallel, whole.attention_groups) == (1, 8)
+
+
 def test_runs_share_their_requests_over_all_groups() -> None:
     """Groups of a run of equal lengths read together, which those of a steady state do not; few requests get one."""
     pins = {"tp": 1, "ep": 8}

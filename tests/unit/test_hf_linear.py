@@ -27,7 +27,7 @@ QWEN3_5: dict[str, Any] = {
     "model_type": "qwen3_5_text", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 16,
     "num_key_value_heads": 4, "head_dim": 256, "intermediate_size": 12288, "vocab_size": 248320,
     "max_position_embeddings": 262144, "tie_word_embeddings": False, "attn_output_gate": True,
-    "layer_types": EVERY_FOURTH * 8, "mtp_num_hidden_layers": 1,
+    "layer_types": EVERY_FOURTH * 8, "mtp_num_hidden_layers": 1, "mamba_ssm_dtype": "float32",
 } | DELTA_NET  # fmt: skip
 KIMI: dict[str, Any] = {
     "model_type": "kimi_linear", "num_hidden_layers": 27, "hidden_size": 2304, "num_attention_heads": 32,

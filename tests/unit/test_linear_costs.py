@@ -12,7 +12,7 @@ from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.decode import decode_prices
 from costmodels.flops import forward_flops_per_token, linear_core_flops_per_token, matmul_parameters
-from costmodels.generation import generation_memory
+from costmodels.generation import engine_context, generation_memory
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls
 from costmodels.kernels.roofline import LINEAR_SPREAD, RooflineKernelModel
 from costmodels.kv_cache import bytes_per_cached_token, bytes_per_sequence
@@ -26,7 +26,7 @@ from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
 from costmodels.workload import LoraSpec
 from planner.price_lists import default_kernel_model
 from profiles.catalog import default_catalog
-from profiles.engines import EngineSpec
+from profiles.engines import EngineSpec, find_engine
 from profiles.fits import default_fits
 from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
@@ -159,6 +159,46 @@ def test_a_group_of_keys_is_whole_on_every_rank() -> None:
     model = preset("granite-4.0-h-small")
     plans = PlanBatch.from_plans([ExecutionPlan(tensor_parallel=8)])
     assert bytes_per_sequence(plans, model, 2.0)[0] == 36 * (16 * 64 * 128 * 4 + 3 * (16 * 64 + 2 * 128) * 2)
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "each"),
+    [
+        ("vllm", "qwen3-next-80b-a3b", 2),
+        ("vllm", "qwen3.5-9b", 4),  # whose configuration asks for it
+        ("vllm", "granite-4.0-h-small", 2),
+        ("vllm", "minimax-text-01", 2),
+        ("vllm", "kimi-linear-48b-a3b", 4),
+        ("sglang", "qwen3-next-80b-a3b", 4),
+        ("tensorrt-llm", "qwen3-next-80b-a3b", 2),
+        ("trainer", "qwen3-next-80b-a3b", 4),
+    ],
+)
+def test_engines_keep_states_in_formats_of_their_own(engine: str, model: str, each: float) -> None:
+    """The same bytes in the room that a sequence takes and in a step."""
+    spec, found, plans = preset(model), find_engine(engine), PlanBatch.from_plans([ExecutionPlan()])
+    linear = spec.linear_attention
+    assert linear is not None
+    where = context(model=spec, job=job(sequence_length=1))
+    assert where.state_element_bytes == 4  # training
+    kept = engine_context(where, found, where.job)
+    assert kept.state_element_bytes == each
+    numbers = linear.layers * linear.state_elements
+    convolution = linear.layers * max(linear.conv_kernel_dim - 1, 0) * linear.mixed_width * 2
+    assert bytes_per_sequence(plans, spec, 2.0, each)[0] == each * numbers + convolution
+    call = ModelCall(kind=CallKind.GENERATE, num_sequences=64, prompt_tokens=128, output=fixed_length(200))
+    memory = generation_memory(plans, call, found, kept).together_bytes[0]
+    wide = generation_memory(plans, call, found, replace(kept, state_element_bytes=4.0)).together_bytes[0]
+    assert wide - memory == pytest.approx((4 - each) * numbers)
+    traffic = UnitKernels(ops=(KernelOp.MEMORY,), quantity="bytes")
+    steps = [
+        float(
+            decode_prices(plans, replace(kept, kernels=traffic, state_element_bytes=width), found, most_running=64,
+                          keys=(100.0, 5000.0)).step_s(np.full((1, 1), 8.0), np.array([[100.0]]))[0, 0]
+        )
+        for width in (each, 4.0)
+    ]  # fmt: skip
+    assert steps[1] - steps[0] == pytest.approx(8 * 2 * (4 - each) * numbers)
 
 
 def test_others_keep_none_and_lightning_no_convolution() -> None:

@@ -48,6 +48,24 @@ def test_a_dense_replica_of_vllm() -> None:
     assert not {"--quantization", "--data-parallel-size", "--enable-expert-parallel", "--nnodes"} & set(arguments)
 
 
+@pytest.mark.parametrize(
+    ("engine", "option", "within"),
+    [("vllm", "--max-num-seqs", True), ("sglang", "--max-running-requests", False)],
+)
+def test_requests_of_vllm_are_no_more_than_tokens_of_a_step(engine: str, option: str, within: bool) -> None:
+    asked: dict[str, Any] = {"engine": engine, "pins": {"tp": 1}, "max_num_batched_tokens": 16}
+    result = served("1xH100-SXM-80GB", "llama-3.1-8b", **asked)
+    assert (int(value(run(result), option)) <= 16) == within
+
+
+def test_the_smallest_fix_of_settings_that_contradict_each_other() -> None:
+    asked: dict[str, Any] = {"max_num_seqs": 64, "max_num_batched_tokens": 32}
+    with pytest.raises(planner.SpecError, match="max_num_batched_tokens 64"):
+        served("1xH100-SXM-80GB", "llama-3.1-8b", **asked)
+    assert served("1xH100-SXM-80GB", "llama-3.1-8b", engine="sglang", **asked).fits
+    assert served("1xH100-SXM-80GB", "llama-3.1-8b", **asked | {"max_num_batched_tokens": 64}).fits
+
+
 def test_attention_groups_in_the_words_of_each_engine() -> None:
     """vLLM counts tensors of a group, the others all ranks; SGLang's limits are of all groups."""
     pins, asked = {"tp": 2, "ep": 8}, {"concurrency": 64, "kv_cache_dtype": "fp8"}
@@ -61,10 +79,21 @@ def test_attention_groups_in_the_words_of_each_engine() -> None:
     assert value(sglang, "--max-running-requests") == "64"
     assert value(sglang, "--chunked-prefill-size") == str(4 * 8192)
     assert value(sglang, "--kv-cache-dtype") == "fp8_e4m3"
-    trtllm = run(served(pins=pins, engine="tensorrt-llm", **asked))
-    assert [value(trtllm, f"--{name}_size") for name in ("tp", "ep", "max_batch")] == ["8", "8", "16"]
-    assert trtllm[-2:] == ["file: enable_attention_dp: true", "file: kv_cache_config: {dtype: fp8}"]
+    trtllm = run(served(pins={"tp": 1, "ep": 8}, engine="tensorrt-llm", **asked))
+    assert [value(trtllm, f"--{name}_size") for name in ("tp", "ep", "max_batch")] == ["8", "8", "8"]
     assert value(trtllm, "--extra_llm_api_options") == "options.yaml"
+
+
+def test_the_file_of_tensorrt_llm_has_the_share_too() -> None:
+    """Its kv_cache_config replaces that of the command line, share and all."""
+    share, option = "free_gpu_memory_fraction: 0.9", "--kv_cache_free_gpu_memory_fraction"
+    plain = run(served(pins={"tp": 8, "ep": 8}, engine="tensorrt-llm"))
+    assert value(plain, option) == "0.9"
+    grouped = run(served(pins={"tp": 1, "ep": 8}, engine="tensorrt-llm"))
+    assert grouped[-2:] == ["file: enable_attention_dp: true", f"file: kv_cache_config: {{{share}}}"]
+    narrow = run(served(pins={"tp": 8, "ep": 8}, engine="tensorrt-llm", kv_cache_dtype="fp8"))
+    assert narrow[-1:] == [f"file: kv_cache_config: {{{share}, dtype: fp8}}"]
+    assert option not in grouped + narrow
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -106,7 +135,7 @@ def test_the_document_has_it_and_the_terminal_breaks_it_between_words() -> None:
     lines = _broken(words, 60).split(" \\\n")
     assert len(lines) > 3
     assert " ".join(line.strip() for line in lines) == " ".join(words)
-    assert any("'kv_cache_config: {dtype: fp8}'" in line for line in lines)
+    assert any("'kv_cache_config: {free_gpu_memory_fraction: 0.9, dtype: fp8}'" in line for line in lines)
 
 
 def test_memory_that_is_reserved_is_not_the_engines() -> None:
