@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.context import CostContext
-from costmodels.generation import GenerationMemory
+from costmodels.generation import GenerationMemory, state_element_bytes
 from costmodels.kv_cache import bytes_per_cached_token, bytes_per_sequence, kept_tokens
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
@@ -111,7 +111,8 @@ def serving_context(call: ModelCall, asked: ServingResult) -> CostContext:
         eight_bit_weights=asked.precision == EIGHT_BITS,
         eight_bit_cache=asked.kv_cache_dtype == EIGHT_BITS,
     )
-    return call_context(call, asked.model, setting)
+    context = call_context(call, asked.model, setting)
+    return replace(context, state_element_bytes=state_element_bytes(asked.model, context.job, asked.engine))
 
 
 def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layouts:
@@ -124,7 +125,8 @@ def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layou
     room = engine.room_bytes(cluster.device, memory.weight_bytes, memory.beside_bytes)
     token_bytes = bytes_per_cached_token(plans, asked.model, context.cache_element_bytes)
     cache = np.maximum(room - memory.weight_bytes - memory.beside_bytes, 0.0)
-    state_bytes = bytes_per_sequence(plans, asked.model, context.job.numerics.storage_bytes)
+    element = context.job.numerics.storage_bytes
+    state_bytes = bytes_per_sequence(plans, asked.model, element, context.state_element_bytes)
     longest = token_bytes * kept_tokens(asked.model, job.max_model_len) + state_bytes
     places = np.minimum(memory.most_running(room - shared, staggered=True), engine.max_sequences)
     places = np.where(longest <= cache, places, 0)

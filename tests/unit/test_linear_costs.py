@@ -360,7 +360,7 @@ def test_generation_makes_room_for_states() -> None:
 def test_served_requests_take_a_state_each() -> None:
     asked: dict[str, Any] = {"prompt": 8000, "generate": 500, "rate_per_s": 1, "pins": {"tp": 4, "pp": 1}}
     plan = planner.serving("qwen3-next-80b-a3b", "4xH100", **asked).plans[0]
-    state, per_token = 9 * (32 * 128 * 128 * 4 + 3 * 8192 * 2), 12 * 1024
+    state, per_token = 9 * (32 * 128 * 128 * 2 + 3 * 8192 * 2), 12 * 1024
     assert plan.most_longest == int(plan.memory.cache // (state + 8500 * per_token))
     assert plan.cache_tokens == pytest.approx((plan.memory.cache - plan.most_requests * state) / per_token)
     assert plan.longest_tokens == 262144
