@@ -207,8 +207,17 @@ class EngineSpec:
         return np.asarray((weight_bytes + beside_bytes - on_top + cache_bytes) / all_bytes)
 
     def between_training(self) -> "EngineSpec":
-        """The engine as it generates what a training framework around it learns from, not as it serves."""
-        return replace(self, step_overhead_s=self.step_overhead_s + self.rollout_step_s, rollout_step_s=0.0)
+        """The engine as it generates what a training framework around it learns from, not as it serves.
+
+        Published steps of NeMo-RL speak against room for the logits of most sequences: models left out are 11 % off
+        without it, 12 % with it (``planner.validate.dataflow_step_fit``).
+        """
+        return replace(
+            self,
+            step_overhead_s=self.step_overhead_s + self.rollout_step_s,
+            rollout_step_s=0.0,
+            measures_sampling=False,
+        )
 
     def update_s(self, tensors: int, weight_bytes: float, *, apart: bool) -> float:
         """Seconds of a weight update, in which the engine decodes nothing and the trainer computes nothing.

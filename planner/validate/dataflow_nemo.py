@@ -202,7 +202,9 @@ def _generation(row: dict[str, str], model: ModelSpec, setting: CallSetting, dev
     """Generation with the published layout, by vLLM."""
     tensor, stages = json.loads(row["gen_[TP,PP]"])
     call = _call(row, CallKind.GENERATE)
-    serving = replace(find_engine("vllm"), memory_utilization=_MEMORY_SHARE["Off" in row["policy"]])
+    serving = replace(
+        find_engine("vllm"), memory_utilization=_MEMORY_SHARE["Off" in row["policy"]], measures_sampling=False
+    )
     plans = engine_strategies(
         model,
         call,

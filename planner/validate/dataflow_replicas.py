@@ -52,8 +52,9 @@ def generation_by_replica_size(folder: Path) -> Experiment:
             "Seconds of 7B are not comparable: reading 64 caches of 1024 to 2048 tokens and the weights takes at least "
             "33 s at the full memory bandwidth of an A100, reading prompts apart; 31.0 s were measured.",
             _pairs(measured, predicted),
-            "Beside all states 13B on one GPU has room for 6 sequences as priced. Were the frozen models on the host, "
-            f"against which only the script speaks, 13B would take {_without_frozen()} s with 8, 4, 2 and 1 GPUs.",
+            "Beside all states 13B on one GPU has room for a few sequences as priced. Were the frozen models on the "
+            f"host, against which only the script speaks, 13B would take {_without_frozen()} s with 8, 4, 2 and 1 "
+            "GPUs.",
         ),
         header=("model", "GPUs per replica", "measured s", "predicted s"),
         rows=tuple(

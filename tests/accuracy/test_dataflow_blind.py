@@ -64,7 +64,7 @@ def test_published_rates_are_turned_into_seconds() -> None:
     ("source", "largest_mean", "largest_bias"),
     [
         ("trtllm-0.17", 0.15, 0.12),
-        ("trtllm-0.6", 0.15, 0.15),
+        ("trtllm-0.6", 0.17, 0.17),  # batches that just fitted: of what the device reports one sequence less does
         ("lmdeploy-0.1", 0.15, 0.12),
         ("qwen2.5-vllm-0.6.3", 0.1, 0.1),
         ("qwen3-sglang-0.4.6", 0.3, 0.3),
