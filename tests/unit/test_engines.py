@@ -29,7 +29,9 @@ def test_an_engine_waits_for_its_training_framework_only_where_there_is_one(name
     between = engine.between_training()
     assert between.step_overhead_s == serving_s + engine.rollout_step_s
     assert between.between_training() == between
-    assert replace(between, step_overhead_s=serving_s, rollout_step_s=engine.rollout_step_s) == engine
+    assert not between.measures_sampling
+    own = {"rollout_step_s": engine.rollout_step_s, "measures_sampling": engine.measures_sampling}
+    assert replace(between, step_overhead_s=serving_s, **own) == engine
     slow = engine.on_host(2.0)
     assert slow.between_training() == between.on_host(2.0)
 
