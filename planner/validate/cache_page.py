@@ -5,21 +5,16 @@ Run as ``python -m planner.validate.cache_page --out docs/serving-memory.md``. W
 what is there stays.
 """
 
-import argparse
-import csv
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
-from pathlib import Path
 from statistics import fmean, median
 
 from planner.serving_plans import serving
 from planner.serving_states import EIGHT_BITS
 from planner.validate.cache_rows import CacheRow, cache_rows
 from planner.validate.dataflow_setups import cluster_of
+from planner.validate.published import packaged_rows, write_page
 from planner.validate.render import percent
 from planner.validate.serving_prices import engine_of
 from profiles.markdown import table_head, table_row
@@ -82,14 +77,13 @@ def told_now() -> Mapping[Key, Told]:
 
 def told_first() -> Mapping[Key, Told]:
     """What was told first."""
-    table = resources.files("planner.validate") / "data" / FIRST
     return {
         (cells["source"], cells["locator"]): Told(
             weights_gib=float(cells["weights_gib"]),
             cache_gib=float(cells["cache_gib"]),
             cache_tokens=float(cells["cache_tokens"]),
         )
-        for cells in csv.DictReader(table.read_text(encoding="utf-8").splitlines())
+        for cells in packaged_rows(FIRST)
     }
 
 
@@ -183,33 +177,19 @@ attention in 16 bits. What an engine needs beside weights and cache decides the 
 """
 
 
-def add_first(path: Path) -> int:
-    """Tell what has not been told yet, and add it to the table.
-
-    Returns:
-        How many starts that were.
-    """
+def _told_since() -> list[list[str]]:
+    """What has not been told yet, as cells of the table of what was told first."""
     known = set(told_first())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    new = {key: told for key, told in told_now().items() if key not in known}
-    with path.open("a", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        for key, told in new.items():
-            sizes = f"{told.weights_gib:.4g}", f"{told.cache_gib:.4g}", f"{told.cache_tokens:.0f}"
-            writer.writerow([commit.stdout.strip(), *key, *sizes])
-    return len(new)
+    return [
+        [*key, f"{told.weights_gib:.4g}", f"{told.cache_gib:.4g}", f"{told.cache_tokens:.0f}"]
+        for key, told in told_now().items()
+        if key not in known
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page, or what is told first."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--first", type=Path, default=None, help="the table to add what is told first to")
-    asked = parser.parse_args(arguments)
-    if asked.first is not None:
-        sys.stdout.write(f"{add_first(asked.first)} told first\n")
-    if asked.out is not None:
-        asked.out.write_text(cache_page(), encoding="utf-8")
+    write_page(__doc__, cache_page, _told_since, arguments)
 
 
 if __name__ == "__main__":

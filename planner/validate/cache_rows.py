@@ -5,13 +5,11 @@ had to be assumed. All of it was looked up and checked before any of it was pric
 are as printed, per GPU and in GiB; tokens are those of a replica.
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 
-from planner.validate.serving_rows import optional_float, optional_int
+from planner.validate.published import optional_float, optional_int, packaged_rows
 
 TABLE = "serving_caches.csv"
 
@@ -67,8 +65,7 @@ class CacheRow:
 @lru_cache(maxsize=1)
 def cache_rows() -> tuple[CacheRow, ...]:
     """All rows of the packaged table, in its order."""
-    table = resources.files("planner.validate") / "data" / TABLE
-    return tuple(_row(cells) for cells in csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    return tuple(_row(cells) for cells in packaged_rows(TABLE))
 
 
 def _row(cells: Mapping[str, str]) -> CacheRow:

@@ -5,11 +5,9 @@ any of them, before or since. What the first prices taught about mechanisms is i
 stand beside each other. Engines that are not in the catalogue are priced as the one nearest to them.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib import resources
 
 import numpy as np
 
@@ -17,6 +15,7 @@ from costmodels.lengths import fixed_length, log_normal_lengths
 from costmodels.model_calls import CallKind, ModelCall
 from planner.validate.dataflow_setups import cluster_of, model_named, replica
 from planner.validate.experiment import Experiment, mean_and_worst
+from planner.validate.published import packaged_rows
 from profiles.engines import find_engine
 
 LARGEST_MEAN_ERROR, LARGEST_ERROR = 0.15, 0.3
@@ -120,8 +119,7 @@ class RunPrice:
 
 def generation_runs() -> tuple[GenerationRun, ...]:
     """All rows of the packaged table."""
-    table = resources.files("planner.validate") / "data" / "generation_runs.csv"
-    return tuple(_run(row) for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    return tuple(_run(row) for row in packaged_rows("generation_runs.csv"))
 
 
 def _run(row: Mapping[str, str]) -> GenerationRun:

@@ -5,17 +5,12 @@ Run as ``python -m planner.validate.serving_page --out docs/serving-runs.md``. W
 is there stays.
 """
 
-import argparse
-import csv
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from itertools import product
-from pathlib import Path
 from statistics import fmean, median
 
+from planner.validate.published import packaged_rows, write_page
 from planner.validate.render import percent
 from planner.validate.serving_prices import ServingPrice, left_out, serving_prices
 from planner.validate.serving_rows import serving_rows
@@ -35,11 +30,10 @@ def key_of(price: ServingPrice) -> Key:
 
 def first_prices() -> Mapping[Key, ServingPrice]:
     """The first price of every figure that has one."""
-    table = resources.files("planner.validate") / "data" / FIRST
     rows = {(row.source, row.locator): row for row in serving_rows()}
     measured = {key_of(price): price.measured for price in serving_prices()}
     found = {}
-    for cells in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):
+    for cells in packaged_rows(FIRST):
         key = (cells["source"], cells["locator"], cells["figure"])
         found[key] = ServingPrice(
             row=rows[key[:2]],
@@ -137,33 +131,19 @@ def _every(first: Mapping[Key, ServingPrice], now: Mapping[Key, ServingPrice]) -
     return "## Every figure\n\n" + "\n".join(lines) + "\n"
 
 
-def add_first_prices(path: Path) -> int:
-    """Price what has no first price yet, and add it to the table.
-
-    Returns:
-        How many figures that were.
-    """
+def _priced_since() -> list[list[str]]:
+    """What has no first price yet, as cells of the table of first prices."""
     known = set(first_prices())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    new = [price for price in serving_prices() if key_of(price) not in known]
-    with path.open("a", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        for price in new:
-            figures = (f"{value:.5g}" for value in (price.predicted, price.low, price.high))
-            writer.writerow([commit.stdout.strip(), *key_of(price), *figures])
-    return len(new)
+    return [
+        [*key_of(price), *(f"{value:.5g}" for value in (price.predicted, price.low, price.high))]
+        for price in serving_prices()
+        if key_of(price) not in known
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page, or first prices."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--first", type=Path, default=None, help="the table to add first prices to")
-    asked = parser.parse_args(arguments)
-    if asked.first is not None:
-        sys.stdout.write(f"{add_first_prices(asked.first)} first prices\n")
-    if asked.out is not None:
-        asked.out.write_text(serving_page(), encoding="utf-8")
+    write_page(__doc__, serving_page, _priced_since, arguments)
 
 
 if __name__ == "__main__":

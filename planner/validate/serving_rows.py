@@ -8,13 +8,13 @@ Figures are as published, in seconds where they were printed in milliseconds, an
 per GPU. Where lengths spread, they are means.
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from importlib import resources
 from typing import Any
+
+from planner.validate.published import optional_float, optional_int, packaged_rows
 
 TABLE = "serving_published.csv"
 # Precisions of weights that take 4 bits: rows of them are a part of their own.
@@ -126,8 +126,7 @@ _TEXTS = (
 @lru_cache(maxsize=1)
 def serving_rows() -> tuple[ServingRow, ...]:
     """All rows of the packaged table, in its order."""
-    table = resources.files("planner.validate") / "data" / TABLE
-    return tuple(_row(cells) for cells in csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    return tuple(_row(cells) for cells in packaged_rows(TABLE))
 
 
 def _row(cells: Mapping[str, str]) -> ServingRow:
@@ -149,13 +148,3 @@ def _row(cells: Mapping[str, str]) -> ServingRow:
         num_requests=optional_int(cells["num_requests"]),
         **plain,
     )
-
-
-def optional_float(text: str) -> float | None:
-    """A cell's number; None where it is empty."""
-    return float(text) if text else None
-
-
-def optional_int(text: str) -> int | None:
-    """A cell's whole number; None where it is empty."""
-    return int(text) if text else None
