@@ -63,6 +63,7 @@ class GenerationMemory:
         weight_bytes: (N,) weights.
         together_bytes: (N,) keys, values and states per sequence of a batch that starts together, where they are most.
         staggered_bytes: (N,) the same per running sequence when ended ones are replaced.
+        state_bytes: (N,) of either, what no length changes: states of linear attention.
         working_bytes: (N,) activations of reading prompts.
         logits_bytes: (N,) logits per running sequence.
         fixed_bytes: Graphs and context.
@@ -73,6 +74,7 @@ class GenerationMemory:
     weight_bytes: FloatArray
     together_bytes: FloatArray
     staggered_bytes: FloatArray
+    state_bytes: FloatArray
     working_bytes: FloatArray
     logits_bytes: FloatArray
     fixed_bytes: float
@@ -231,6 +233,7 @@ def generation_memory(plans: PlanBatch, call: ModelCall, engine: EngineSpec, con
         weight_bytes=largest(weight_bytes(plans, parameters, context)),
         together_bytes=together * per_token + state,
         staggered_bytes=staggered * per_token + state,
+        state_bytes=state,
         working_bytes=working,
         logits_bytes=np.full(len(plans), logits),
         fixed_bytes=engine.graph_bytes + (engine.context_bytes or context.stack.context_bytes),

@@ -53,16 +53,22 @@ class RankHeads:
         split = np.asarray(ranks, dtype=np.float64)
         return cls(keys=np.maximum(linear.num_key_heads / split, 1.0), values=linear.num_value_heads / split)
 
+    def key_width(self, linear: LinearAttention) -> FloatArray:
+        """(K,) values per token of the queries, or of the keys."""
+        return self.keys * linear.key_head_dim
+
+    def value_width(self, linear: LinearAttention) -> FloatArray:
+        """(K,) values per token of the values, the output gate or the output."""
+        return self.values * linear.value_head_dim
+
     def mixed_width(self, linear: LinearAttention) -> FloatArray:
         """(K,) values per token of queries, keys and values."""
-        return 2 * self.keys * linear.key_head_dim + self.values * linear.value_head_dim
+        return 2 * self.key_width(linear) + self.value_width(linear)
 
     def joint_width(self, linear: LinearAttention) -> FloatArray:
         """(K,) outputs of the joint product: those of value heads split, those of keys at least one head's."""
-        of_keys = 2 * linear.key_width
-        return (
-            2 * self.keys * linear.key_head_dim + (linear.joint_width - of_keys) * self.values / linear.num_value_heads
-        )
+        beside_keys = linear.joint_width - 2 * linear.key_width
+        return 2 * self.key_width(linear) + beside_keys * self.values / linear.num_value_heads
 
 
 def has_delta_rule(linear: LinearAttention) -> bool:

@@ -110,12 +110,15 @@ def _counts(
         left = cluster.num_devices - readers * size
         return most_replicas(pools.devices[generating], left, cluster.domain_devices)
 
+    def enough(asked: float) -> tuple[int, int]:
+        return int(np.ceil(asked / read - _ROUNDING)), int(np.ceil(asked / made - _ROUNDING))
+
     if rate is not None:
-        counts = int(np.ceil(rate / read - _ROUNDING)), int(np.ceil(rate / made - _ROUNDING))
+        counts = enough(rate)
         return counts if counts[0] * size < cluster.num_devices and beside(np.asarray(counts[0])) >= counts[1] else None
     readers = np.arange(1, cluster.num_devices // size + 1)
     most = float(np.minimum(readers * read, beside(readers) * made).max())
-    return (int(np.ceil(most / read - _ROUNDING)), int(np.ceil(most / made - _ROUNDING))) if most else None
+    return enough(most) if most else None
 
 
 def _plan(

@@ -74,7 +74,7 @@ def _needed_bytes(found: Layouts) -> FloatArray:
 def _roomier(found: Layouts, asked: ServingResult) -> Iterator[tuple[str, ServingResult]]:
     """Questions in which a request may have room on the same devices, and what was changed."""
     job, device = asked.job, asked.cluster.device
-    tokens = int(((found.cache_bytes - found.state_bytes) / found.token_bytes).max())
+    tokens = int(((found.cache_bytes - found.memory.state_bytes) / found.token_bytes).max())
     if job.prompt_tokens + job.output.most <= tokens < job.max_model_len:
         yield f"max_model_len {tokens}", replace(asked, job=replace(job, max_model_len=tokens))
     memory = found.memory

@@ -7,7 +7,7 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.generation import GenerationMemory, state_element_bytes
-from costmodels.kv_cache import bytes_per_cached_token, bytes_per_sequence, kept_tokens
+from costmodels.kv_cache import bytes_per_cached_token, kept_tokens
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.serving import (
@@ -33,7 +33,7 @@ STACK = "megatron-core"  # engines bring their own kernels; of a stack only what
 _STEPS = 8  # numbers of requests at once per doubling
 _EVERY_REPLICA = 64  # counts of replicas looked at one by one; beyond, evenly spread over their logarithm
 _COLUMNS = (  # of ``Layouts``, one number each
-    *("replicas", "places", "together", "room_bytes", "token_bytes", "state_bytes", "cache_bytes", "longest_bytes"),
+    *("replicas", "places", "together", "room_bytes", "token_bytes", "cache_bytes", "longest_bytes"),
 )
 
 
@@ -50,7 +50,6 @@ class Layouts:
         together: (N,) the same of those that start together, where a run does: equal lengths are all long at once then.
         room_bytes: (N,) device memory the engine may use.
         token_bytes: (N,) of one token in the cache of the fullest rank.
-        state_bytes: (N,) there of a request, however long it is: states of linear attention.
         cache_bytes: (N,) that are left for the cache.
         longest_bytes: (N,) that the longest request takes there.
     """
@@ -63,7 +62,6 @@ class Layouts:
     together: IntArray
     room_bytes: FloatArray
     token_bytes: FloatArray
-    state_bytes: FloatArray
     cache_bytes: FloatArray
     longest_bytes: FloatArray
 
@@ -125,9 +123,7 @@ def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layou
     room = engine.room_bytes(cluster.device, memory.weight_bytes, memory.beside_bytes)
     token_bytes = bytes_per_cached_token(plans, asked.model, context.cache_element_bytes)
     cache = np.maximum(room - memory.weight_bytes - memory.beside_bytes, 0.0)
-    element = context.job.numerics.storage_bytes
-    state_bytes = bytes_per_sequence(plans, asked.model, element, context.state_element_bytes)
-    longest = token_bytes * kept_tokens(asked.model, job.max_model_len) + state_bytes
+    longest = token_bytes * kept_tokens(asked.model, job.max_model_len) + memory.state_bytes
     places = np.minimum(memory.most_running(room - shared, staggered=True), engine.max_sequences)
     places = np.where(longest <= cache, places, 0)
     prices = serving_prices(
@@ -144,7 +140,6 @@ def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layou
         ),
         room_bytes=room,
         token_bytes=token_bytes,
-        state_bytes=state_bytes,
         cache_bytes=cache,
         longest_bytes=longest,
     )
@@ -256,7 +251,8 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
     replicas, latency_s = int(there.replicas[row, place]), float(points.latency_s[row, place])
     ttft_s, tpot_s = float(points.first_token_s[row, place]), float(points.token_s[row, place])
     cache, each = float(found.cache_bytes[row]), float(found.token_bytes[row])
-    alone = cache - float(found.state_bytes[row])  # with one request in it
+    state = float(found.memory.state_bytes[row])
+    alone = cache - state  # with one request in it
     working = float(found.memory.beside_bytes[row]) - found.memory.fixed_bytes
     windowed = asked.model.sliding_window and asked.model.windowed_layers
     return ServingPlan(
@@ -278,7 +274,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         most_requests=groups * int(found.places[row]),
         most_longest=groups * int(min(cache // found.longest_bytes[row], found.places[row])),
         longest_tokens=None if windowed else min(int(alone // each), asked.model.max_sequence_length or MAX_SEQUENCE),
-        cache_tokens=groups * max(cache - float(found.state_bytes[row]) * int(found.places[row]), 0.0) / each,
+        cache_tokens=groups * max(cache - state * int(found.places[row]), 0.0) / each,
         memory=ServingMemory(
             weights=float(found.memory.weight_bytes[row]),
             cache=cache,

@@ -165,6 +165,11 @@ class EngineSpec:
         """Whether its makers support it there; of architectures nobody told about it is taken to run."""
         return device.architecture not in self.unsupported
 
+    def knows(self, model: ModelSpec) -> bool:
+        """Whether it has code for the linear attention that a model has, if any."""
+        linear = model.linear_attention
+        return linear is None or linear.kind in self.linear_attention
+
     def widens_states(self, linear: LinearAttention) -> bool:
         """Whether it keeps recurrent states in 32 bits, whatever the model's format."""
         return linear.float32_states or linear.kind in self.float32_states
@@ -186,8 +191,7 @@ class EngineSpec:
         elif self.share_of == OF_WEIGHTS_AND_CACHE:
             room = self.memory_utilization * (all_bytes - self.context_bytes) + np.asarray(beside_bytes)
         else:
-            on_top = self.graph_bytes if self.share_of == OF_ALL_BUT_GRAPHS else 0.0
-            room = self.memory_utilization * all_bytes + on_top + 0.0 * np.asarray(beside_bytes)
+            room = self.memory_utilization * all_bytes + self._on_top_bytes + 0.0 * np.asarray(beside_bytes)
         return np.minimum(room, device.usable_memory_bytes)
 
     def least_share(
@@ -203,8 +207,12 @@ class EngineSpec:
             return np.asarray(cache_bytes / np.maximum(all_bytes - weight_bytes - beside_bytes, 1.0))
         if self.share_of == OF_WEIGHTS_AND_CACHE:
             return np.asarray((weight_bytes + cache_bytes) / (all_bytes - self.context_bytes))
-        on_top = self.graph_bytes if self.share_of == OF_ALL_BUT_GRAPHS else 0.0
-        return np.asarray((weight_bytes + beside_bytes - on_top + cache_bytes) / all_bytes)
+        return np.asarray((weight_bytes + beside_bytes - self._on_top_bytes + cache_bytes) / all_bytes)
+
+    @property
+    def _on_top_bytes(self) -> float:
+        """What comes on top of its share of all memory."""
+        return self.graph_bytes if self.share_of == OF_ALL_BUT_GRAPHS else 0.0
 
     def between_training(self) -> "EngineSpec":
         """The engine as it generates what a training framework around it learns from, not as it serves.
@@ -277,8 +285,8 @@ def check_engine(engine: EngineSpec, model: ModelSpec) -> EngineSpec:
         SpecError: If it has none.
     """
     linear = model.linear_attention
-    if linear is not None and linear.kind not in engine.linear_attention:
-        others = [name for name, other in load_engines().items() if linear.kind in other.linear_attention]
+    if linear is not None and not engine.knows(model):
+        others = [name for name, other in load_engines().items() if other.knows(model)]
         problem = f"{engine.name} runs no model with {KIND_TITLES[linear.kind]}, as {model.name} has"
         raise SpecError("engine", problem, " or ".join(name for name in others if name != TRAINER))
     return engine

@@ -12,10 +12,10 @@ from typing import Any
 
 from profiles.errors import SpecError
 from profiles.hf_families import ENCODERS, FAMILIES, LLAMA, STATE_SPACE, SYNONYMS, VISION, Family, Rule
-from profiles.hf_layers import FIELD, layer_mask_of_experts, windowed_layers
+from profiles.hf_layers import FIELD, at_least, layer_mask_of_experts, windowed_layers
 from profiles.hf_linear import linear_attention
 from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, MoESpec
-from profiles.model_fields import is_integer, shown
+from profiles.model_fields import shown
 
 # Names under which families keep one dimension, most common first.
 _NAMES = {
@@ -61,11 +61,8 @@ class _Reader:
         """A non-negative whole number, or None when absent."""
         for key in keys:
             value = self.config.get(key)
-            if value is None:
-                continue
-            if not is_integer(value) or value < 0:
-                raise SpecError(f"{FIELD}.{key}", f"must be a whole number of at least 0; got {shown(value)}")
-            return int(value)
+            if value is not None:
+                return at_least(value, key, 0)
         return None
 
     def boolean(self, rule: Rule) -> bool:

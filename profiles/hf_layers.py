@@ -45,9 +45,7 @@ def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
         return [index in chosen for index in range(num_layers)]
     frequency = config.get("moe_layer_freq")
     if isinstance(frequency, list):
-        if len(frequency) != num_layers:
-            raise SpecError(f"{FIELD}.moe_layer_freq", f"must have {num_layers} entries; got {len(frequency)}")
-        return [item in (1, True) for item in frequency]
+        return [item in (1, True) for item in one_each(frequency, "moe_layer_freq", num_layers)]
     first = _whole(config, "first_k_dense_replace", 0)
     if is_integer(frequency):  # DeepSeek counts from layer 0
         every = _whole(config, "moe_layer_freq", 1)
@@ -91,13 +89,33 @@ def windowed_layers(config: Mapping[str, Any], family: Family, num_layers: int, 
     return window, count
 
 
+def one_each(listed: list[Any], key: str, num_layers: int) -> list[Any]:
+    """The list under a key, which says something of every layer.
+
+    Raises:
+        SpecError: If it is longer or shorter.
+    """
+    if len(listed) != num_layers:
+        raise SpecError(f"{FIELD}.{key}", f"must have {num_layers} entries; got {len(listed)}")
+    return listed
+
+
+def at_least(value: object, key: str, smallest: int) -> int:
+    """The value under a key.
+
+    Raises:
+        SpecError: If it is no whole number, or smaller.
+    """
+    if not isinstance(value, int) or not is_integer(value) or value < smallest:
+        raise SpecError(f"{FIELD}.{key}", f"must be a whole number of at least {smallest}; got {shown(value)}")
+    return int(value)
+
+
 def _windowed_by_type(types: list[Any], num_layers: int) -> int:
     for item in types:
         if item not in (*_LOCAL, "full_attention"):
             raise SpecError(f"{FIELD}.layer_types", f"unsupported layer {shown(item)}")
-    if len(types) != num_layers:
-        raise SpecError(f"{FIELD}.layer_types", f"must have {num_layers} entries; got {len(types)}")
-    return sum(item in _LOCAL for item in types)
+    return sum(item in _LOCAL for item in one_each(types, "layer_types", num_layers))
 
 
 def _chunked(config: Mapping[str, Any], num_layers: int) -> int:
@@ -110,8 +128,4 @@ def _chunked(config: Mapping[str, Any], num_layers: int) -> int:
 
 def _whole(config: Mapping[str, Any], key: str, default: int, *, smallest: int = 1) -> int:
     value = config.get(key)
-    if value is None:
-        return default
-    if not is_integer(value) or value < smallest:
-        raise SpecError(f"{FIELD}.{key}", f"must be a whole number of at least {smallest}; got {shown(value)}")
-    return int(value)
+    return default if value is None else at_least(value, key, smallest)

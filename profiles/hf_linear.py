@@ -9,7 +9,7 @@ from typing import Any
 
 from profiles.errors import SpecError
 from profiles.hf_families import Family
-from profiles.hf_layers import FIELD
+from profiles.hf_layers import FIELD, at_least, one_each
 from profiles.linear_attention import DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2, LinearAttention
 from profiles.model_fields import is_integer, shown
 
@@ -59,10 +59,10 @@ def _linear_layers(config: Mapping[str, Any], kind: str, num_layers: int, notes:
     if isinstance(nested, Mapping) and isinstance(nested.get("kda_layers"), list):
         return _numbered(nested, num_layers)
     if isinstance(config.get("attn_type_list"), list):  # MiniMax: one for softmax
-        return [item not in (1, True) for item in _as_long(config, "attn_type_list", num_layers)]
+        return [item not in (1, True) for item in one_each(config["attn_type_list"], "attn_type_list", num_layers)]
     for key in ("layer_types", "layers_block_type"):
         if isinstance(config.get(key), list):
-            return [_is_linear(item, key) for item in _as_long(config, key, num_layers)]
+            return [_is_linear(item, key) for item in one_each(config[key], key, num_layers)]
     if kind in (DELTA_NET, KIMI_DELTA):
         interval = _whole(config, "full_attention_interval", _INTERVAL, notes)
         return [(index + 1) % interval != 0 for index in range(num_layers)]
@@ -78,13 +78,6 @@ def _numbered(nested: Mapping[str, Any], num_layers: int) -> list[bool]:
             f"{FIELD}.linear_attn_config", f"kda_layers and full_attn_layers must share out layers 1 to {num_layers}"
         )
     return [index + 1 in (kinds["kda_layers"] or ()) for index in range(num_layers)]
-
-
-def _as_long(config: Mapping[str, Any], key: str, num_layers: int) -> list[Any]:
-    listed: list[Any] = config[key]
-    if len(listed) != num_layers:
-        raise SpecError(f"{FIELD}.{key}", f"must have {num_layers} entries; got {len(listed)}")
-    return listed
 
 
 def _is_linear(item: object, key: str) -> bool:
@@ -152,9 +145,7 @@ def _whole(config: Mapping[str, Any], key: str, default: int, notes: list[str]) 
     if value is None and default:
         notes.append(f"{FIELD}.{key} is absent: taken as {default}")
         return default
-    if not isinstance(value, int) or not is_integer(value) or value < 1:
-        raise SpecError(f"{FIELD}.{key}", f"must be a whole number of at least 1; got {shown(value)}")
-    return value
+    return at_least(value, key, 1)
 
 
 _DIMENSIONS = {DELTA_NET: _delta_net, KIMI_DELTA: _kimi_delta, LIGHTNING: _lightning, MAMBA2: _mamba2}

@@ -255,9 +255,14 @@ class ModelSpec:
         return self.num_layers - (0 if self.linear_attention is None else self.linear_attention.layers)
 
     @property
+    def query_parts(self) -> int:
+        """Parts of a head's query product: the query and, where it brings one, the gate of attention's output."""
+        return 2 if self.attention_output_gate else 1
+
+    @property
     def widest_product(self) -> int:
         """Outputs per token of the widest matrix on the residual stream, or inputs of the one back to it."""
-        queries = (2 if self.attention_output_gate else 1) * self.num_attention_heads * self.head_dim
+        queries = self.query_parts * self.num_attention_heads * self.head_dim
         linear = 0 if self.linear_attention is None else self.linear_attention.joint_width
         return max(self.ffn_hidden_size, queries, linear)
 

@@ -103,7 +103,7 @@ def attention_parameters(model: ModelSpec) -> int:
     if latent is not None:
         return extra + _latent_down(model, latent) + _latent_up(model, latent) + _out_bias(model)
     h, q_width = model.hidden_size, model.num_attention_heads * model.head_dim
-    query = (2 if model.attention_output_gate else 1) * (h * q_width + (q_width if model.qkv_bias else 0))
+    query = model.query_parts * (h * q_width + (q_width if model.qkv_bias else 0))
     output = q_width * h + _out_bias(model)
     return extra + query + key_value_parameters(model) + output + _qk_norm(model)
 
@@ -327,7 +327,7 @@ def _attention_matrices(model: ModelSpec) -> list[tuple[str, tuple[int, int]]]:
     h, heads, latent = model.hidden_size, model.num_attention_heads, model.latent_attention
     if latent is None:
         width, kv_width = heads * model.head_dim, model.num_key_value_heads * model.head_dim
-        q_width = (2 if model.attention_output_gate else 1) * width
+        q_width = model.query_parts * width
         joint = ("qkv", (h, q_width + 2 * kv_width))
         return [("q", (h, q_width)), ("k", (h, kv_width)), ("v", (h, kv_width)), joint, ("o", (width, h))]
     q_width = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)

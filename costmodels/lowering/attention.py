@@ -77,7 +77,7 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
     latent = model.latent_attention
     if latent is None:
         q_width, kv_width = heads * model.head_dim, kv_heads * model.head_dim
-        made = (2 if model.attention_output_gate else 1) * q_width + 2 * kv_width
+        made = model.query_parts * q_width + 2 * kv_width
         calls.part = Part.PRODUCT
         calls.linear(tokens, hidden, made, trained=trained, quantised=normed)
         calls.part = None
@@ -109,7 +109,7 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
     beside_product(calls, tokens, float(hidden), bias=model.attention_out_bias)
     if job.lora is not None:
         widths: dict[str, tuple[FloatArray | float, FloatArray | float]] = {
-            "q": (hidden, (2 if model.attention_output_gate else 1) * heads * model.head_dim),
+            "q": (hidden, model.query_parts * heads * model.head_dim),
             "k": (hidden, kv_heads * model.head_dim),
         }
         widths["v"] = widths["k"]

@@ -131,7 +131,7 @@ _MEMORY_BOUND = (0.0, 0.0)
 _RING_PASSES = 3.0 * 0.75  # per step of a ring
 
 
-def _passes(
+def passes(
     calls: CallList,
     work: _Work,
     family: KernelFamily,
@@ -178,12 +178,12 @@ def norm_and_residual(calls: CallList, shape: RankShape) -> None:
     norms = max(context.model.norms_per_layer / 2, 0.5)
     calls.part = Part.NORM
     issue = NORM_ISSUE.get(code, _MEMORY_BOUND)
-    _passes(calls, _norm_work(calls), KernelFamily.NORM, rows=tokens, width=hidden, times=norms, issue=issue)
+    passes(calls, _norm_work(calls), KernelFamily.NORM, rows=tokens, width=hidden, times=norms, issue=issue)
     residual = DROPPED_OUT[code] if context.job.dropout else _RESIDUAL
     element = stream_bytes(context.job, context.stack)
-    _passes(calls, residual, KernelFamily.POINTWISE, rows=tokens, width=hidden, times=norms, element_bytes=element)
+    passes(calls, residual, KernelFamily.POINTWISE, rows=tokens, width=hidden, times=norms, element_bytes=element)
     if casts_weights(context.job, context.stack):
-        _passes(calls, _INPUT_CASTS, KernelFamily.COPY, rows=tokens, width=hidden)
+        passes(calls, _INPUT_CASTS, KernelFamily.COPY, rows=tokens, width=hidden)
     calls.part = None
 
 
@@ -193,9 +193,9 @@ def beside_product(
     """What a linear layer takes besides its products: its bias, and the split of an output of several parts."""
     code = calls.context.stack.norm
     if bias and not calls.context.job.trains_adapters_only:
-        _passes(calls, BIASES[code], KernelFamily.POINTWISE, rows=tokens, width=width)
+        passes(calls, BIASES[code], KernelFamily.POINTWISE, rows=tokens, width=width)
     if joint:
-        _passes(calls, JOINTS[code], KernelFamily.COPY, rows=tokens, width=width)
+        passes(calls, JOINTS[code], KernelFamily.COPY, rows=tokens, width=width)
 
 
 def positions_and_norms(calls: CallList, tokens: FloatArray, width: FloatArray | float) -> None:
@@ -205,10 +205,10 @@ def positions_and_norms(calls: CallList, tokens: FloatArray, width: FloatArray |
         issue = ROTARY_ISSUE.get(stack.rotary, _MEMORY_BOUND)
         element = stream_bytes(calls.context.job, stack)
         family = KernelFamily.ROTARY
-        _passes(calls, ROTARY[stack.rotary], family, rows=tokens, width=width, element_bytes=element, issue=issue)
+        passes(calls, ROTARY[stack.rotary], family, rows=tokens, width=width, element_bytes=element, issue=issue)
     if model.qk_norm:
         issue = NORM_ISSUE.get(stack.norm, _MEMORY_BOUND)
-        _passes(calls, _norm_work(calls), KernelFamily.NORM, rows=tokens, width=width, issue=issue)
+        passes(calls, _norm_work(calls), KernelFamily.NORM, rows=tokens, width=width, issue=issue)
 
 
 def activation(calls: CallList, rows: FloatArray, width: FloatArray | float) -> None:
@@ -216,23 +216,16 @@ def activation(calls: CallList, rows: FloatArray, width: FloatArray | float) -> 
     code, element = calls.context.stack.activation, output_bytes(calls.context.job, calls.context.stack)
     if calls.context.model.gated_mlp:
         issue, family = GATED_ISSUE.get(code, _MEMORY_BOUND), KernelFamily.GATED_ACTIVATION
-        _passes(calls, GATED[code], family, rows=rows, width=width, element_bytes=element, issue=issue)
+        passes(calls, GATED[code], family, rows=rows, width=width, element_bytes=element, issue=issue)
     else:
-        _passes(calls, _PLAIN, KernelFamily.ACTIVATION, rows=rows, width=width, element_bytes=element)
+        passes(calls, _PLAIN, KernelFamily.ACTIVATION, rows=rows, width=width, element_bytes=element)
 
 
 def output_gate(calls: CallList, tokens: FloatArray, width: FloatArray | float) -> None:
     """Attention's output times the sigmoid of a gate, as an activation times its other half."""
     code = calls.context.stack.activation
     issue, family = GATED_ISSUE.get(code, _MEMORY_BOUND), KernelFamily.GATED_ACTIVATION
-    _passes(calls, GATED[code], family, rows=tokens, width=width, issue=issue)
-
-
-def fused_passes(
-    calls: CallList, work: _Work, family: KernelFamily, *, rows: FloatArray, width: FloatArray | float
-) -> None:
-    """Work of kernels that every stack fuses alike, over a (rows, width) tensor: passes and kernels, both ways."""
-    _passes(calls, work, family, rows=rows, width=width)
+    passes(calls, GATED[code], family, rows=tokens, width=width, issue=issue)
 
 
 def ring_sums(
@@ -267,12 +260,12 @@ def softmax(calls: CallList, batch: FloatArray, queries: FloatArray, keys: float
     if code == "triangular":
         fits = takes_triangle(batch, queries, keys)
         apart, rows_apart = SOFTMAX["spelled_out"], np.where(fits, 0.0, rows)
-        _passes(calls, apart, KernelFamily.SOFTMAX, rows=rows_apart, width=keys, core=True)
-        _passes(calls, SOFTMAX[code], KernelFamily.SOFTMAX, rows=rows - rows_apart, width=keys, core=True)
+        passes(calls, apart, KernelFamily.SOFTMAX, rows=rows_apart, width=keys, core=True)
+        passes(calls, SOFTMAX[code], KernelFamily.SOFTMAX, rows=rows - rows_apart, width=keys, core=True)
     else:
-        _passes(calls, SOFTMAX[code], KernelFamily.SOFTMAX, rows=rows, width=keys, core=True)
+        passes(calls, SOFTMAX[code], KernelFamily.SOFTMAX, rows=rows, width=keys, core=True)
     if calls.context.job.dropout:
-        _passes(calls, _DROPOUT, KernelFamily.POINTWISE, rows=rows, width=keys, core=True)
+        passes(calls, _DROPOUT, KernelFamily.POINTWISE, rows=rows, width=keys, core=True)
 
 
 def takes_triangle(batch: FloatArray, queries: FloatArray, keys: float) -> BoolArray:
@@ -287,4 +280,4 @@ def cross_entropy(calls: CallList, tokens: FloatArray, vocabulary: FloatArray) -
     code = "fused" if calls.context.job.fuses_loss else calls.context.stack.loss
     issue = LOSS_ISSUE.get(code, _MEMORY_BOUND)
     family = KernelFamily.CROSS_ENTROPY
-    _passes(calls, LOSSES[code], family, rows=tokens, width=vocabulary, element_bytes=4.0, issue=issue)
+    passes(calls, LOSSES[code], family, rows=tokens, width=vocabulary, element_bytes=4.0, issue=issue)

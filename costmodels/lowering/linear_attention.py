@@ -26,11 +26,10 @@ from costmodels.linear_work import (
 )
 from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.calls import Axis, CallList, Phase
-from costmodels.lowering.elementwise import beside_product, fused_passes
+from costmodels.lowering.elementwise import beside_product, passes
 from costmodels.lowering.formats import core_format
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
-from costmodels.plan import FloatArray
 from profiles.linear_attention import KIMI_DELTA, LinearAttention
 from profiles.precision import GEMM_FORMATS
 
@@ -50,11 +49,9 @@ def linear_mixer(calls: CallList, shape: RankShape, context: CostContext, linear
     tokens = shape.tokens
     _projected(calls, shape, context, linear, heads)
     mixed = heads.mixed_width(linear)
-    fused_passes(calls, _CONVOLUTION, KernelFamily.POINTWISE, rows=tokens, width=mixed)
+    passes(calls, _CONVOLUTION, KernelFamily.POINTWISE, rows=tokens, width=mixed)
     if has_delta_rule(linear):
-        fused_passes(
-            calls, _UNIT_NORMS, KernelFamily.NORM, rows=tokens, width=mixed - heads.values * linear.value_head_dim
-        )
+        passes(calls, _UNIT_NORMS, KernelFamily.NORM, rows=tokens, width=mixed - heads.value_width(linear))
     _chunks(calls, shape, context, linear)
     _returned(calls, shape, context, linear, heads)
     _exchanges(calls, shape, context, linear, heads)
@@ -87,10 +84,10 @@ def _projected(
     calls.part = Part.PRODUCT
     calls.linear(tokens, hidden, width, trained=trained, quantised=context.norms_quantise)
     if linear.low_rank:
-        rank, per_key = float(linear.low_rank), heads.keys * linear.key_head_dim
+        rank = float(linear.low_rank)
         calls.linear(tokens, hidden, 2 * rank, trained=trained, quantised=True)  # both read the same input
-        calls.linear(tokens, rank, per_key, trained=trained)
-        calls.linear(tokens, rank, heads.values * linear.value_head_dim, trained=trained)
+        calls.linear(tokens, rank, heads.key_width(linear), trained=trained)
+        calls.linear(tokens, rank, heads.value_width(linear), trained=trained)
     calls.part = None
     beside_product(calls, tokens, width, bias=False, joint=True)
     lora = context.job.lora
@@ -98,7 +95,7 @@ def _projected(
         return
     for target in ("q", "k", "v"):
         if target in lora.targets:
-            outputs = heads.values * linear.value_head_dim if target == "v" else heads.keys * linear.key_head_dim
+            outputs = heads.value_width(linear) if target == "v" else heads.key_width(linear)
             lora_pair(calls, tokens, hidden, outputs, rank=lora.rank, element=context.job.numerics.storage_bytes)
 
 
@@ -141,8 +138,8 @@ def _returned(
 ) -> None:
     """Norm and gate of the output, and the product that brings it back to the residual stream."""
     hidden, tokens = context.model.hidden_size, shape.tokens
-    width: FloatArray = heads.values * linear.value_head_dim
-    fused_passes(calls, _GATED_NORM, KernelFamily.NORM, rows=tokens, width=width)
+    width = heads.value_width(linear)
+    passes(calls, _GATED_NORM, KernelFamily.NORM, rows=tokens, width=width)
     calls.part = Part.PRODUCT
     calls.linear(tokens, width, hidden, trained=not context.job.trains_adapters_only)
     calls.part = None
@@ -160,5 +157,5 @@ def _exchanges(
     element = context.job.numerics.storage_bytes
     apart = np.where(shape.context > 1, shape.tokens * element, 0.0)
     for axis in (Axis.CONTEXT_FORWARD, Axis.CONTEXT_BACKWARD):
-        for width in (heads.joint_width(linear), heads.values * linear.value_head_dim):
+        for width in (heads.joint_width(linear), heads.value_width(linear)):
             calls.transfer(axis, CollectiveOp.ALL_TO_ALL, apart * width, group=shape.context, stride=shape.tensor)

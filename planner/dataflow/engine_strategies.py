@@ -53,8 +53,7 @@ def engine_strategies(
         keep &= p == 1
     if engine.name != TRAINER:
         keep &= _engine_accepts(model, columns, engine)
-    if model.linear_attention is not None:
-        keep &= model.linear_attention.kind in engine.linear_attention
+    keep &= engine.knows(model)
     columns = {name: column[keep] for name, column in columns.items()}
     per_replica = -(-call.num_sequences // columns["data_parallel"])
     at_once = np.minimum(max(engine.prefill_tokens // call.prompt_tokens, 1), per_replica)

@@ -50,6 +50,5 @@ def engines_of(
 
 
 def _runs(name: str, models: Sequence[ModelSpec], devices: Sequence[DeviceSpec]) -> bool:
-    engine, linear = find_engine(name), [model.linear_attention for model in models]
-    kinds = {each.kind for each in linear if each is not None}
-    return any(map(engine.runs_on, devices)) and kinds <= set(engine.linear_attention)
+    engine = find_engine(name)
+    return any(map(engine.runs_on, devices)) and all(map(engine.knows, models))
