@@ -9,6 +9,7 @@ from costmodels.workload import TrainingJob
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
 from profiles.stack import StackSpec
+from profiles.weights import WeightFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +24,8 @@ class CostContext:
         kernels: Prices kernel calls.
         collectives: Prices collective calls.
         forward_only: Nothing is differentiated: calls of backward passes are neither lowered nor priced.
-        eight_bit_weights: Matrices of layers lie in 8 bits, as in checkpoints that engines serve, and products read
-            them so; embedding, norms and head do not. Without it an 8-bit recipe casts 16-bit weights as it goes.
+        weights: How matrices of layers lie in memory where that is not the recipe's storage, as in checkpoints that
+            engines serve. Without it an 8-bit recipe casts 16-bit weights as it goes.
         eight_bit_cache: Engines keep keys and values in 8 bits.
         implementation: Who runs the kernels (``costmodels.kernels.implementations``); 0: the training stack.
         norms_quantise: An engine's norms write the input of an 8-bit product in 8 bits.
@@ -39,7 +40,7 @@ class CostContext:
     kernels: KernelCostModel
     collectives: CollectiveCostModel
     forward_only: bool = False
-    eight_bit_weights: bool = False
+    weights: WeightFormat | None = None
     eight_bit_cache: bool = False
     implementation: int = 0
     norms_quantise: bool = False
@@ -50,6 +51,18 @@ class CostContext:
     def by_engine(self) -> bool:
         """Whether a generation engine with kernels of its own runs it, and not a training stack."""
         return self.forward_only and self.implementation > 0
+
+    def packed_bytes(self, *, experts: bool) -> float:
+        """Bytes of a weight that kernels unpack as they multiply it, of experts or of other layers; 0 where none do."""
+        weights = self.weights
+        if weights is None or weights.recipe == self.job.precision or (weights.experts_only and not experts):
+            return 0.0
+        return weights.element_bytes
+
+    @property
+    def sends_eight_bits(self) -> bool:
+        """Whether tokens go to experts on other nodes in the 8 bits that these multiply."""
+        return self.weights is not None and self.job.numerics.gemm_format == "fp8"
 
     @property
     def cache_element_bytes(self) -> float:

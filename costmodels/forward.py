@@ -110,15 +110,16 @@ def forward_stage_s(
 
 
 def weight_bytes(plans: PlanBatch, parameters: StageParameters, context: CostContext) -> FloatArray:
-    """(N, S) bytes of the weights one rank of each stage holds, in storage precision or 8 bits; ZeRO 3 divides them."""
+    """(N, S) bytes of the weights one rank of each stage holds, as they lie in memory; ZeRO 3 divides them."""
     storage = context.job.numerics.storage_bytes
     sharded = plans.zero_stage >= 3
     dense = np.where(sharded, plans.shard_degree, 1)[:, None]
     expert = np.where(sharded, expert_shard_degree(plans, parameters), 1)[:, None]
     held: FloatArray = storage * (parameters.dense / dense + parameters.expert / expert)
-    if context.eight_bit_weights:
-        matrices = parameters.dense + parameters.expert - unquantised(plans, stage_table(plans, context.model), context)
-        held = held - (storage - 1) * matrices
+    if context.weights is not None:
+        dense = parameters.dense - unquantised(plans, stage_table(plans, context.model), context)
+        matrices = parameters.expert + (0.0 if context.weights.experts_only else dense)
+        held = held - (storage - context.weights.element_bytes) * matrices
     return held
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from profiles.errors import SpecError
 from profiles.model import MAX_SEQUENCE
-from profiles.precision import Precision, parse_precision
+from profiles.precision import Precision, find_recipe
 
 MAX_GLOBAL_BATCH = 1 << 22
 TASKS = ("pretrain", "full", "lora", "qlora")
@@ -117,7 +117,7 @@ class TrainingJob:
         _one_of("job.master_dtype", self.master_dtype, MASTER_DTYPES)
         _one_of("job.state_dtype", self.state_dtype, STATE_DTYPES)
         _one_of("job.gradient_dtype", self.gradient_dtype, ("", *GRADIENT_DTYPES))
-        parse_precision(self.precision)
+        find_recipe(self.precision)
         for name in ("fp8_attention", "attention_library"):
             if getattr(self, name) and self.attention != "flash":
                 problem = f"needs flash attention; attention is {self.attention!r}"
@@ -136,7 +136,7 @@ class TrainingJob:
     @property
     def numerics(self) -> Precision:
         """The precision recipe."""
-        return parse_precision(self.precision)
+        return find_recipe(self.precision)
 
     @property
     def tokens_per_step(self) -> int:

@@ -45,7 +45,10 @@ Share = Annotated[float | None, _engine("--memory-utilization", "Share of GPU me
 Running = Annotated[int | None, _engine("--max-num-seqs", "Requests a replica runs at most.")]
 StepTokens = Annotated[int | None, _engine("--max-num-batched-tokens", "Tokens of a step at most.")]
 Format = Annotated[str | None, _engine("--precision", "bf16 (default, where the GPU has it) or fp16.")]
-Weights = Annotated[str | None, _engine("--weights", "fp8 for an 8-bit checkpoint.")]
+Weights = Annotated[
+    str | None,
+    _engine("--weights", "The checkpoint's: fp8, fp8-block, int8, int4, mxfp4, nvfp4 or bf16; else as published."),
+]
 CacheFormat = Annotated[str | None, _engine("--kv-cache-dtype", "fp8 for keys and values in 8 bits.")]
 Apart = Annotated[bool, _engine("--disaggregated", "Look at replicas that read prompts beside ones that generate.")]
 Replicas = Annotated[int | None, option("--replicas", "Replicas of the layout.", shared.FIXED)]

@@ -33,7 +33,7 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
     cluster, job = result.cluster, result.job
     console.print(f"[bold]{result.model.name}[/] ({count(total_parameters(result.model))} parameters)", highlight=False)
     console.print(
-        f"{cluster.num_devices:,} x {cluster.device.name}, {result.engine.name}, {result.precision}", highlight=False
+        f"{cluster.num_devices:,} x {cluster.device.name}, {result.engine.name}, {_formats(result)}", highlight=False
     )
     console.print(_requests(job), highlight=False)
     console.print()
@@ -55,6 +55,14 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
         _render_apart(result, console)
     if not quiet:
         render_notes("Assumed", result.assumptions, console)
+
+
+def _formats(result: ServingResult) -> str:
+    """Formats of weights and, where these are unpacked, of products."""
+    if result.weights is None:
+        return result.precision
+    beside = "" if result.recipe != result.precision else f", multiplied in {result.precision}"
+    return f"{result.weights.name} weights ({result.weights.title}){beside}"
 
 
 def _as_options(remedy: str) -> str:

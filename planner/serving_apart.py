@@ -69,7 +69,7 @@ def _worth(plan: ApartPlan, rate: float | None) -> tuple[float, int, float]:
 
 def _pools(found: Layouts, asked: ServingResult) -> _Pools:
     job, prices, groups = asked.job, found.prices, found.plans.attention_groups
-    moved_s = crossing_s(found.plans, serving_context(serving_call(job, asked.precision, 1), asked), job.prompt_tokens)
+    moved_s = crossing_s(found.plans, serving_context(serving_call(job, asked.recipe, 1), asked), job.prompt_tokens)
     inf = float("inf")
     latest = min(job.ttft_s or inf, job.latency_s or inf)
     grid = np.unique(np.geomspace(1, max(int(found.places.max()), 1), _POINTS).round())[None, :]

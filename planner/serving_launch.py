@@ -19,6 +19,7 @@ from types import MappingProxyType
 from planner.serving_results import ServingPlan, ServingResult
 from planner.serving_states import EIGHT_BITS
 
+_CAST = "fp8"  # weights that engines make of 16 bits themselves
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 Words = list[str]
 
@@ -125,9 +126,13 @@ def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
 
 
 def _formats(result: ServingResult, cache: str) -> Words:
-    """Formats of weights, which engines cast to 8 bits where the checkpoint is not in them, and of the cache."""
-    eight = result.precision == EIGHT_BITS
-    words = ["--quantization", "fp8"] if eight else ["--dtype", _DTYPES[result.precision]]
+    """Formats of 16-bit weights and of the cache; engines read those of quantised weights in the checkpoint.
+
+    They quantise one of 16 bits to ``fp8`` as they load it.
+    """
+    words = ["--dtype", _DTYPES[result.precision]]
+    if result.weights is not None and result.weights.name == _CAST:
+        words = ["--quantization", _CAST]
     return words + (["--kv-cache-dtype", cache] if result.kv_cache_dtype == EIGHT_BITS else [])
 
 

@@ -15,6 +15,7 @@ from planner.dataflow.engine_strategies import engine_strategies
 from planner.rules.base import divisors
 from planner.serving_results import ServingResult
 from planner.serving_states import STACK, serving_call
+from planner.serving_weights import cuts
 from profiles.hardware import ClusterSpec
 from profiles.stacks import find_stack
 
@@ -32,7 +33,7 @@ def replica_layouts(asked: ServingResult, pins: Mapping[str, int]) -> tuple[Plan
     cluster = asked.cluster
     plans = engine_strategies(
         asked.model,
-        serving_call(asked.job, asked.precision, min(_MANY * cluster.num_devices, MAX_GLOBAL_BATCH)),
+        serving_call(asked.job, asked.recipe, min(_MANY * cluster.num_devices, MAX_GLOBAL_BATCH)),
         _sizes(cluster),
         asked.engine,
         framework=find_stack(STACK).framework,
@@ -45,7 +46,7 @@ def replica_layouts(asked: ServingResult, pins: Mapping[str, int]) -> tuple[Plan
     for name, value in pins.items():
         if name != "data_parallel":
             kept &= getattr(plans, name) == value
-    rows = np.flatnonzero(kept)
+    rows = np.flatnonzero(kept & cuts(plans, asked.model, asked.weights))
     return plans.take(rows), most[rows] if wanted is None else np.full(len(rows), wanted)
 
 

@@ -30,20 +30,18 @@ from planner.serving_layouts import replica_layouts
 from planner.serving_ranking import ranked
 from planner.serving_results import ServingResult
 from planner.serving_shortage import no_layout, no_room, too_much
-from planner.serving_states import (
-    EIGHT_BITS,
-    deployment,
-    layouts,
-)
+from planner.serving_states import EIGHT_BITS, deployment, layouts
+from planner.serving_weights import served_weights
 from profiles.engines import check_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
+from profiles.model_presets import ResolvedModel
 from profiles.scalars import whole_number
+from profiles.weights import SIXTEEN_BITS
 
 PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
 MOST_TOP = 1000
-_FORMATS = ("bf16", "fp16")
 _WITHOUT_EIGHT_BIT_CACHE = ("pascal", "volta", "turing")
 _SETTINGS = ("memory_utilization", "max_num_seqs", "max_num_batched_tokens")
 _OPTIONS = ("fabric", "price_per_device_hour_usd", "price_date", "memory_reserve_bytes", "allow_files")
@@ -71,7 +69,8 @@ def serving(
         pins: Degrees to hold fixed: ``tp``, ``pp``, ``ep`` of a replica and ``dp``, replicas.
         top: Most plans to return, one per layout.
         precision: ``bf16`` or ``fp16``; bf16 unless given, where the device has it.
-        weights: ``fp8`` for a checkpoint whose matrices are in 8 bits; those of the precision unless given.
+        weights: Format of the checkpoint's matrices (``profiles.weights``): ``fp8``, ``fp8-block``, ``int8``, ``int4``
+            (AWQ, GPTQ), ``mxfp4``, ``nvfp4``, or ``bf16`` for 16 bits; that of the published checkpoint unless given.
         kv_cache_dtype: ``fp8`` for keys and values in 8 bits; 16 bits unless given.
         disaggregated: Whether to look, besides, at replicas that read prompts beside replicas that generate.
         **asked: The requests: ``prompt`` and ``generate`` tokens, and what else ``planner.serving_job.serving_job``
@@ -88,27 +87,31 @@ def serving(
         True
     """
     job, settings, options = _split(asked)
-    if not isinstance(disaggregated, bool):
-        raise SpecError("disaggregated", f"must be True or False; got {str(disaggregated)[:40]!r}")
     resolved = resolve_named_model(model, allow_files=options.allow_files)
     machines = resolve_cluster(cluster, options.fabric)
-    notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]
-    notes += [Note(code="assumed_default", field="cluster", message=text) for text in machines.assumptions]
     _check_context(job, resolved.spec)
-    stored, note = _format(precision, weights, machines)
-    notes += [*note, *_waves(job)]
+    program = check_engine(serving_engine(engine, machines.device, **settings), resolved.spec)
+    stored, note = _format(precision, machines)
+    form, published = served_weights(weights, resolved.spec, program, machines.device)
     question = ServingResult(
         model=resolved.spec,
         cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
         job=job,
-        engine=check_engine(serving_engine(engine, machines.device, **settings), resolved.spec),
+        engine=program,
         precision=stored,
+        weights=form,
         kv_cache_dtype=_cache_format(kv_cache_dtype, stored, machines.device),
         price=price_of(options),
-        assumptions=tuple(notes),
+        assumptions=(*_assumed(resolved, machines), *note, *published, *_waves(job)),
     )
-    fixed, most = _checked_pins(pins), whole_number("top", top, least=1, most=MOST_TOP)
-    return _answered(question, fixed, most, disaggregated=disaggregated)
+    most = whole_number("top", top, least=1, most=MOST_TOP)
+    return _answered(question, _checked_pins(pins), most, disaggregated=disaggregated)
+
+
+def _assumed(model: ResolvedModel, machines: ClusterSpec) -> list[Note]:
+    """What was taken for granted in reading the model and the cluster."""
+    taken = {"model": model.assumptions, "cluster": machines.assumptions}
+    return [Note(code="assumed_default", field=field, message=text) for field, texts in taken.items() for text in texts]
 
 
 def _check_context(job: ServingJob, model: ModelSpec) -> None:
@@ -131,32 +134,19 @@ def _waves(job: ServingJob) -> list[Note]:
     return [Note(code="steady_state", field="concurrency", message=message)]
 
 
-def _format(precision: str | None, weights: str | None, cluster: ClusterSpec) -> tuple[str, tuple[Note, ...]]:
-    """The recipe of the products, and a note where it is not the usual one.
-
-    An 8-bit checkpoint is multiplied in 8 bits where the device can: vLLM's documentation of FP8 quantisation asks for
-    compute capability 8.9 or an MI300. Below, Marlin's products of 8-bit weights run in 16 bits, not planned here.
-    """
+def _format(precision: str | None, cluster: ClusterSpec) -> tuple[str, tuple[Note, ...]]:
+    """The format of what is in 16 bits, and a note where it is not the usual one."""
     device = cluster.device
-    if precision is not None and not _is_one(precision, _FORMATS):
-        hint = "bf16 or fp16, with weights fp8 for an 8-bit checkpoint"
+    if precision is not None and not _is_one(precision, SIXTEEN_BITS):
+        hint = "bf16 or fp16, with weights for checkpoints in fewer bits"
         raise SpecError("precision", f"is a format of 16 bits; got {str(precision)[:40]!r}", hint)
-    if weights is not None and not _is_one(weights, (EIGHT_BITS,)):
-        raise SpecError("weights", f"are fp8, or those of the precision; got {str(weights)[:40]!r}", f"{EIGHT_BITS}")
-    known = [name for name in _FORMATS if name in device.peak_flops_per_s]
+    known = [name for name in SIXTEEN_BITS if name in device.peak_flops_per_s]
     if precision is not None and precision not in known:
         raise SpecError("precision", f"{device.name} has no {precision} arithmetic", f"use {' or '.join(known)}")
     if not known:
         raise SpecError("cluster", f"{device.name} has no 16-bit arithmetic")
-    if weights is not None:
-        if weights not in device.peak_flops_per_s:
-            problem = (
-                f"{device.name} has no {weights} arithmetic, and 8-bit weights in 16-bit products are not modelled"
-            )
-            raise SpecError("weights", problem, "leave it out: 16-bit weights")
-        return weights, ()
-    if precision is None and known[0] != _FORMATS[0]:
-        message = f"{known[0]}: {device.name} has no {_FORMATS[0]} arithmetic"
+    if precision is None and known[0] != SIXTEEN_BITS[0]:
+        message = f"{known[0]}: {device.name} has no {SIXTEEN_BITS[0]} arithmetic"
         return known[0], (Note(code="assumed_default", field="precision", message=message),)
     return precision or known[0], ()
 
@@ -174,7 +164,7 @@ def _cache_format(kv_cache_dtype: str | None, precision: str, device: DeviceSpec
     supported in this architecture").
     """
     if kv_cache_dtype is None or _is_one(kv_cache_dtype, ("auto",)):
-        return "bf16" if precision == EIGHT_BITS else precision
+        return precision
     if not _is_one(kv_cache_dtype, (EIGHT_BITS,)):
         raise SpecError("kv_cache_dtype", f"is auto or {EIGHT_BITS}; got {str(kv_cache_dtype)[:40]!r}", EIGHT_BITS)
     if device.architecture in _WITHOUT_EIGHT_BIT_CACHE:
@@ -227,6 +217,8 @@ def _check_apart(asked: ServingResult, pins: Mapping[str, int]) -> None:
 
 def _answered(asked: ServingResult, pins: Mapping[str, int], top: int, *, disaggregated: bool) -> ServingResult:
     """The question with its answer."""
+    if not isinstance(disaggregated, bool):
+        raise SpecError("disaggregated", f"must be True or False; got {str(disaggregated)[:40]!r}")
     if disaggregated:
         _check_apart(asked, pins)
     plans, replicas = replica_layouts(asked, pins)

@@ -11,6 +11,7 @@ from profiles.engines import EngineSpec
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
 from profiles.units import SECONDS_PER_HOUR
+from profiles.weights import WeightFormat
 
 
 class Served(ABC):
@@ -203,7 +204,8 @@ class ServingResult:
     Attributes:
         model, cluster, job, engine, price: The question.
         kv_cache_dtype: Format of keys and values: that of 16 bits, or ``fp8``.
-        precision: Recipe of the products: ``bf16``, ``fp16``, or ``fp8`` with weights of 8 bits.
+        precision: Format of what is in 16 bits: ``bf16`` or ``fp16``.
+        weights: How matrices of layers lie in the checkpoint; None for 16 bits.
         plans: The best deployment of every layout that does what was asked, best first.
         frontier: Deployments that trade tokens per device against the speed of a request, fastest first.
         considered: Layouts priced.
@@ -219,12 +221,18 @@ class ServingResult:
     precision: str
     kv_cache_dtype: str
     price: Price | None
+    weights: WeightFormat | None = None
     plans: tuple[ServingPlan, ...] = ()
     frontier: tuple[ServingPlan, ...] = ()
     considered: int = 0
     shortage: ServingShortage | None = None
     apart: tuple[ApartPlan, ...] | None = None
     assumptions: tuple[Note, ...] = ()
+
+    @property
+    def recipe(self) -> str:
+        """Recipe (``profiles.precision``) of the products of layers."""
+        return (self.weights and self.weights.recipe_on(self.cluster.device)) or self.precision
 
     @property
     def best(self) -> ServingPlan | None:

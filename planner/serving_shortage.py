@@ -10,12 +10,15 @@ from costmodels.serving import most_per_s
 from planner.phrases import gib, seconds
 from planner.request import full_node, part_of
 from planner.serving_job import MOST_SECONDS, bound_words
-from planner.serving_layouts import fewest_devices
+from planner.serving_layouts import fewest_devices, replica_layouts
 from planner.serving_ranking import Deployed, ranked, served
 from planner.serving_results import ServingResult, ServingShortage
-from planner.serving_states import EIGHT_BITS, Deployments, Layouts, bounded, deployment
+from planner.serving_states import Deployments, Layouts, bounded, deployment
 from profiles.hardware import MAX_DEVICES, ClusterSpec
+from profiles.precision import parse_precision
+from profiles.weights import WEIGHT_FORMATS
 
+_SMALLER = {"fp8": "an 8-bit checkpoint", "int4": "a 4-bit checkpoint (AWQ, GPTQ)"}
 _NAMES = {"data_parallel": "replicas"}
 _DOUBLINGS = 6  # of the devices, in the search for how many would do
 _HALVINGS, _BETWEEN = 6, 3  # of what was asked for, in the search for what would do; and tries between the last two
@@ -38,6 +41,8 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
     elif e > 1 and "tensor_parallel" in pins and e != t and not (asked.engine.attention_data_parallel and e % t == 0):
         why = "experts are spread over all tensor-parallel ranks, ep = tp, or over none, ep 1"
         why += ", or over those of several attention groups, a multiple of tp" * asked.engine.attention_data_parallel
+    elif asked.weights is not None and len(replica_layouts(replace(asked, weights=None), pins)[0]):
+        why = f"ranks would get parts of {asked.weights.group} weights that share a scale in {asked.weights.name}"
     else:
         fixed = ", ".join(f"{_NAMES.get(name, name.replace('_', ' '))} {value}" for name, value in pins.items())
         why = f"{asked.engine.name} loads {model.name} in no layout of {devices:,} devices"
@@ -55,8 +60,8 @@ def no_room(found: Layouts, asked: ServingResult, pins: Mapping[str, int]) -> Se
         f"{gib(room)} that {asked.engine.name} may use of each device, with tp {plan.tensor_parallel} "
         f"and pp {plan.pipeline_parallel}: {gib(float(held[least]) - room)} too much"
     )
-    remedy = next((words for words, other in _roomier(found, asked) if served(other, pins)), "")
-    remedy = remedy or _elsewhere(asked, pins)
+    remedy = _first(_roomier(found, asked), pins) or _degrees(asked, pins)
+    remedy = remedy or _first(_lighter(asked), pins) or _elsewhere(asked, pins)
     if not remedy:  # what is asked for does not hold there either, or nothing else is asked
         job = replace(asked.job, rate_per_s=None, concurrency=None, requests=None)
         job = replace(job, ttft_s=None, tpot_s=None, latency_s=None, percentile=None)
@@ -84,20 +89,30 @@ def _roomier(found: Layouts, asked: ServingResult) -> Iterator[tuple[str, Servin
         share = _rounded_up(least)
         engine = replace(asked.engine, memory_utilization=share)
         yield f"memory_utilization {share:g}", replace(asked, engine=engine)
-    if asked.precision != EIGHT_BITS and EIGHT_BITS in device.peak_flops_per_s:
-        yield "weights fp8, an 8-bit checkpoint", replace(asked, precision=EIGHT_BITS)
+
+
+def _lighter(asked: ServingResult) -> Iterator[tuple[str, ServingResult]]:
+    """The same question of checkpoints in fewer bits, and which."""
+    for name, words in _SMALLER.items():
+        weights, device = WEIGHT_FORMATS[name], asked.cluster.device
+        if asked.engine.serves(weights, device) and weights.element_bytes < 0.9 * _element_bytes(asked):
+            yield f"weights {name}, {words}", replace(asked, weights=weights)
+
+
+def _first(changed: Iterator[tuple[str, ServingResult]], pins: Mapping[str, int]) -> str:
+    """What was changed in the first question that something serves; empty where nothing serves any."""
+    return next((words for words, other in changed if served(other, pins)), "")
+
+
+def _element_bytes(asked: ServingResult) -> float:
+    """Of a weight of its layers as they are; of experts where only these are in few bits."""
+    return parse_precision(asked.precision).storage_bytes if asked.weights is None else asked.weights.element_bytes
 
 
 def _elsewhere(asked: ServingResult, pins: Mapping[str, int]) -> str:
     """The degrees that would do instead of those fixed, or how many of the devices with them; empty if neither does."""
-    if pins and (plans := served(asked, {})):
-        best = plans[0]
-        degrees = {"tp": best.tensor_parallel, "pp": best.pipeline_parallel}
-        if asked.model.moe is not None or "expert_parallel" in pins:
-            degrees["ep"] = best.expert_parallel
-        if "data_parallel" in pins:
-            degrees["replicas"] = best.replicas
-        return " ".join(f"{name} {value}" for name, value in degrees.items())
+    if degrees := _degrees(asked, pins):
+        return degrees
     sizes = _sizes(asked.cluster)
     if asked.job.requests is None:  # what the largest has room for says how many would do; a run is shared out over all
         sizes = sizes[-1:]
@@ -106,6 +121,20 @@ def _elsewhere(asked: ServingResult, pins: Mapping[str, int]) -> str:
         if plans := served(larger, pins):
             return f"{min(_least(plan, larger, pins) for plan in plans):,} of these devices"
     return ""
+
+
+def _degrees(asked: ServingResult, pins: Mapping[str, int]) -> str:
+    """The degrees that would do instead of those fixed; empty if none do."""
+    plans = served(asked, {}) if pins else []
+    if not plans:
+        return ""
+    best = plans[0]
+    degrees = {"tp": best.tensor_parallel, "pp": best.pipeline_parallel}
+    if asked.model.moe is not None or "expert_parallel" in pins:
+        degrees["ep"] = best.expert_parallel
+    if "data_parallel" in pins:
+        degrees["replicas"] = best.replicas
+    return " ".join(f"{name} {value}" for name, value in degrees.items())
 
 
 def _least(plan: Deployed, asked: ServingResult, pins: Mapping[str, int]) -> int:

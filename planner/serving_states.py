@@ -28,7 +28,7 @@ from profiles.model import MAX_SEQUENCE
 from profiles.serving_widths import serving_log_stds
 from profiles.stacks import find_stack
 
-EIGHT_BITS = "fp8"  # the recipe whose products read weights of 8 bits
+EIGHT_BITS = "fp8"  # of keys and values
 STACK = "megatron-core"  # engines bring their own kernels; of a stack only what these leave open is read
 _STEPS = 8  # numbers of requests at once per doubling
 _EVERY_REPLICA = 64  # counts of replicas looked at one by one; beyond, evenly spread over their logarithm
@@ -106,7 +106,7 @@ def serving_context(call: ModelCall, asked: ServingResult) -> CostContext:
     setting = CallSetting(
         cluster=asked.cluster,
         stack=find_stack(STACK),
-        eight_bit_weights=asked.precision == EIGHT_BITS,
+        weights=asked.weights,
         eight_bit_cache=asked.kv_cache_dtype == EIGHT_BITS,
     )
     context = call_context(call, asked.model, setting)
@@ -116,7 +116,7 @@ def serving_context(call: ModelCall, asked: ServingResult) -> CostContext:
 def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layouts:
     """Layouts, so many replicas each, with their prices; those that hold no request of the longest length no places."""
     job, cluster = asked.job, asked.cluster
-    call = serving_call(job, asked.precision, int(plans.micro_batch_size.max(initial=1)))
+    call = serving_call(job, asked.recipe, int(plans.micro_batch_size.max(initial=1)))
     context = serving_context(call, asked)
     engine = asked.engine.on_host(cluster.node.host_time_scale)
     memory, shared = serving_memory(plans, call, engine, context, cached_tokens=job.cached_tokens)

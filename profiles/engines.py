@@ -22,6 +22,7 @@ from profiles.hardware import DeviceSpec
 from profiles.linear_attention import KIND_TITLES, LINEAR_KINDS, LinearAttention
 from profiles.model import ModelSpec
 from profiles.units import GIB
+from profiles.weights import WeightFormat
 
 FloatArray = NDArray[np.float64]
 TRAINER = "trainer"
@@ -97,6 +98,8 @@ class EngineSpec:
         linear_attention: Kinds of linear attention whose models it runs (``profiles.linear_attention``).
         float32_states: Those whose recurrent states it keeps in 32 bits; others are in the model's format, but for
             models that ask for 32 (``LinearAttention.float32_states``).
+        weights_on: Formats of weights (``profiles.weights``) that it serves, each with the architectures of devices
+            that it has kernels for; 16 bits it serves everywhere.
         kernels: Label of the timings whose kernels it runs (``costmodels.kernels.implementations``); empty: none.
         residual_log_std: Standard deviation of log(measured / predicted) generation time.
         sources: Field name to citation.
@@ -138,6 +141,7 @@ class EngineSpec:
     unsupported: tuple[str, ...] = ()
     linear_attention: tuple[str, ...] = ()
     float32_states: tuple[str, ...] = LINEAR_KINDS
+    weights_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     kernels: str = ""
     residual_log_std: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
@@ -164,6 +168,10 @@ class EngineSpec:
     def runs_on(self, device: DeviceSpec) -> bool:
         """Whether its makers support it there; of architectures nobody told about it is taken to run."""
         return device.architecture not in self.unsupported
+
+    def serves(self, weights: WeightFormat | None, device: DeviceSpec) -> bool:
+        """Whether it runs weights of a format on a device; None is 16 bits."""
+        return weights is None or device.architecture in self.weights_on.get(weights.name, ())
 
     def knows(self, model: ModelSpec) -> bool:
         """Whether it has code for the linear attention that a model has, if any."""
@@ -260,6 +268,7 @@ def load_engines() -> Mapping[str, EngineSpec]:
             values |= fitted[name]["values"]
             sources |= dict.fromkeys(fitted[name]["values"], fitted[name]["source"])
         values |= {name: tuple(values.get(name, ())) for name in ("unsupported", "linear_attention")}
+        values["weights_on"] = {form: tuple(names) for form, names in values.get("weights_on", {}).items()}
         values["float32_states"] = tuple(values.get("float32_states", LINEAR_KINDS))
         values["by_device"] = tuple(DeviceDefaults(**each) for each in values.get("by_device", ()))
         engines[name] = EngineSpec(name=name, **values | {"sources": sources})

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from profiles.errors import SpecError, did_you_mean
 from profiles.linear_attention import LINEAR_KINDS, LinearAttention
+from profiles.weights import WEIGHT_FORMATS
 
 MAX_LAYERS = 4096
 MAX_DIMENSION = 1 << 22
@@ -105,6 +106,7 @@ class ModelSpec:
         windowed_layers: How many layers use the window.
         attention_output_gate: Queries bring a gate for every value of attention's output (Qwen3-Next).
         linear_attention: Linear attention of some layers, when used.
+        checkpoint_weights: Format of the published checkpoint's matrices (``profiles.weights``); "" for 16 bits.
         published_parameters: Parameter count as published; None when there is none.
         source: Where the dimensions come from.
     """
@@ -141,6 +143,7 @@ class ModelSpec:
     windowed_layers: int = 0
     attention_output_gate: bool = False
     linear_attention: LinearAttention | None = None
+    checkpoint_weights: str = ""
     published_parameters: float | None = None
     source: str = field(default="", compare=False)
 
@@ -159,6 +162,9 @@ class ModelSpec:
             if not 1 <= value <= largest:
                 raise SpecError(f"model.{name}", f"must be between 1 and {largest}; got {value}")
         self._check_optional()
+        if self.checkpoint_weights not in ("", *WEIGHT_FORMATS):
+            problem = f"must be one of {', '.join(WEIGHT_FORMATS)}; got {self.checkpoint_weights[:40]!r}"
+            raise SpecError("model.checkpoint_weights", problem, "leave it out: 16 bits")
         if self.value_head and self.tie_word_embeddings:
             raise SpecError("model.value_head", "shares nothing with the embedding", "tie_word_embeddings false")
         if self.num_attention_heads % self.num_key_value_heads:

@@ -8,11 +8,12 @@ as an assumption, never silently.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from profiles import strict_json
+from profiles.checkpoint_names import without_format
 from profiles.errors import SpecError, did_you_mean
 from profiles.hf_config import read_hf_config
 from profiles.model import ModelSpec
@@ -25,6 +26,7 @@ MAX_PATH = 4096
 _ENTRY_KEYS = ("aliases", "default_for")
 # Endings that name a fine-tune or a file format of the same architecture.
 _VARIANT = re.compile(r"[-_ ](hf|base|chat|instruct|it|pt)$")
+_OWNER_PREFIX = "meta-"  # copies of Meta-Llama-3-8B by others
 _SIZE = re.compile(r"(\d+x)?\d+(\.\d+)?[mbt]")
 _HF_KEYS = ("architectures", "model_type", "num_hidden_layers", "n_layer", "n_layers", "text_config")
 
@@ -138,7 +140,18 @@ def _by_name(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
         if preset is not None:
             spec = model_from_entry(preset, entries[preset])
             return ResolvedModel(spec=spec, assumptions=(f"model {shown(text)} taken as {preset}",))
-    return None
+    return _quantised(text, catalog)
+
+
+def _quantised(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
+    """The model of a checkpoint whose name is a model's and a word for its format."""
+    found = without_format(text)
+    model = None if found is None else _by_name(found[0], catalog)
+    if found is None or model is None:
+        return None
+    form = found[1]
+    taken = f"model {shown(text)} taken as {model.spec.name}" + ("" if form else ": its own format has no price")
+    return ResolvedModel(spec=replace(model.spec, checkpoint_weights=form), assumptions=(taken,))
 
 
 def _shorter_names(text: str) -> list[str]:
@@ -150,6 +163,7 @@ def _shorter_names(text: str) -> list[str]:
     if text.count("/") == 1:
         bare = [item.rpartition("/")[2] for item in (text.lower(), *names)]
         names += [item for item in bare if not _SIZE.fullmatch(item)]
+    names += [name.removeprefix(_OWNER_PREFIX) for name in (text.lower(), *names) if name.startswith(_OWNER_PREFIX)]
     return names
 
 

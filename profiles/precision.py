@@ -17,6 +17,7 @@ class Precision:
         linear_input_bytes: Bytes per element of the activation a linear layer saves for its
             weight gradient (Transformer Engine saves the quantised copy).
         scale_block: Elements that share one scale; 0: the whole tensor, or none.
+        engines_only: Only engines that serve multiply so; no job trains in it.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Precision:
     storage_bytes: float
     linear_input_bytes: float
     scale_block: int = 0
+    engines_only: bool = False
 
 
 _RECIPES = (
@@ -36,8 +38,18 @@ _RECIPES = (
     Precision(name="mxfp8", gemm_format="fp8", storage_bytes=2, linear_input_bytes=1 + 1 / 32, scale_block=32),
     # One fp8 scale per 16 elements (NVIDIA NVFP4 pre-training report, arXiv:2509.25149).
     Precision(name="nvfp4", gemm_format="fp4", storage_bytes=2, linear_input_bytes=0.5 + 1 / 16, scale_block=16),
+    # An fp32 scale per 128 elements of an input and per 128 x 128 weights (DeepSeek-V3, arXiv:2412.19437).
+    Precision(
+        name="fp8-block",
+        gemm_format="fp8",
+        storage_bytes=2,
+        linear_input_bytes=1 + 4 / 128,
+        scale_block=128,
+        engines_only=True,
+    ),
 )
-PRECISIONS = {recipe.name: recipe for recipe in _RECIPES}
+_ALL = {recipe.name: recipe for recipe in _RECIPES}
+PRECISIONS = {name: recipe for name, recipe in _ALL.items() if not recipe.engines_only}
 GEMM_FORMATS = ("fp32", "tf32", "fp16", "bf16", "fp8", "fp4")
 
 _ALIASES = {
@@ -53,8 +65,17 @@ ELEMENT_BYTES = {"none": 0, "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
+def find_recipe(name: str) -> Precision:
+    """The recipe of that name, those of engines among them.
+
+    Raises:
+        SpecError: If there is none.
+    """
+    return _ALL[name] if name in _ALL else parse_precision(name)
+
+
 def parse_precision(name: str) -> Precision:
-    """The recipe of that name (case-insensitive; common aliases accepted).
+    """The recipe a job may train in of that name (case-insensitive; common aliases accepted).
 
     Raises:
         SpecError: If the name is unknown.

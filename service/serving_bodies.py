@@ -65,7 +65,11 @@ class ServingRequest(Body):
     pins: LayoutBody = Field(default=LayoutBody(), description="Degrees to hold fixed; the rest is searched.")
     top: int = Field(default=10, ge=1, le=MAX_TOP, description="Most plans to return.")
     precision: Literal["bf16", "fp16"] | None = Field(default=None, description="bf16 where the device has it.")
-    weights: Literal["fp8"] | None = Field(default=None, description="fp8 for an 8-bit checkpoint.")
+    weights: Name | None = Field(
+        default=None,
+        description="The checkpoint's: fp8, fp8-block, int8, int4 (AWQ, GPTQ), int4-experts, mxfp4, nvfp4, or bf16; "
+        "as published unless given.",
+    )
     kv_cache_dtype: Literal["auto", "fp8"] = Field(default="auto", description="fp8 keeps keys and values in 8 bits.")
     disaggregated: bool = Field(default=False, description="Look at replicas that only read prompts or generate, too.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")

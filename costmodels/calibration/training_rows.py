@@ -29,7 +29,7 @@ from costmodels.kernels.learned import BLOCK_SCALED, FORMULA_OF, arithmetics, fo
 from costmodels.tables.gemm_rows import moe_rows
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import read_table
-from costmodels.tables.rows import KernelRows
+from costmodels.tables.rows import PACKED_BYTES, KernelRows
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.precision import GEMM_FORMATS
@@ -173,7 +173,8 @@ def fp32_training_rows(data: Path) -> TrainingRows:
 
 def _single_gemms(data: Path, *, fp32: bool) -> TrainingRows:
     rows = kernel_rows(read_table(data / "timings" / "gemm.csv.gz"))
-    wanted = rows.op.map(lambda op: op == "gemm") & rows.dtype.map(lambda dtype: (dtype == "fp32") == fp32)
+    wanted = rows.op.map(lambda op: op == "gemm") & _unpacked(rows)
+    wanted &= rows.dtype.map(lambda dtype: (dtype == "fp32") == fp32)
     return training_rows(rows, "gemm_fp32" if fp32 else "gemm", wanted, np.full(len(rows), "", dtype="<U1"))
 
 
@@ -239,7 +240,12 @@ def attention_training_rows(data: Path, op_class: str) -> TrainingRows:
 def expert_training_rows(data: Path) -> TrainingRows:
     """Fused expert layers, forward."""
     rows = kernel_rows(read_table(data / "timings" / "moe.csv.gz"))
-    return training_rows(rows, "fused_experts", np.ones(len(rows), dtype=np.bool_), _libraries(rows))
+    return training_rows(rows, "fused_experts", _unpacked(rows), _libraries(rows))
+
+
+def _unpacked(rows: KernelRows) -> NDArray[np.bool_]:
+    """(K,) rows of products that unpack no weights as they go."""
+    return rows.dtype.map(lambda dtype: dtype not in PACKED_BYTES)
 
 
 def _libraries(rows: KernelRows) -> NDArray[np.str_]:

@@ -82,6 +82,8 @@ class KernelCallBatch:
             are quantised from it).
         implementation: Who ran the kernel and which (``costmodels.kernels.implementations``); 0: not known.
         scale_block: Elements that share one scale of a narrow format; 0: the whole tensor (GEMMs only).
+        packed_bytes: Bytes per weight, scales included, where it lies in fewer bits than are multiplied and kernels
+            unpack it as they go; 0: as ``bytes`` says (GEMMs and fused experts of 16 bits only).
     """
 
     op: IntArray
@@ -99,6 +101,7 @@ class KernelCallBatch:
     bytes: FloatArray
     element_bytes: FloatArray
     scale_block: FloatArray
+    packed_bytes: FloatArray
     implementation: IntArray
 
     def __len__(self) -> int:

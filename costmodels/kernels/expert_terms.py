@@ -21,7 +21,7 @@ _TILE = 128.0  # output tile of the grouped kernels
 
 def expert_weight_bytes(calls: KernelCallBatch) -> FloatArray:
     """(C,) bytes of the weights of the active experts; a narrow format's scales are under a tenth and left out."""
-    operand = OPERAND_BYTES[calls.gemm_format]
+    operand = np.where(calls.packed_bytes > 0, calls.packed_bytes, OPERAND_BYTES[calls.gemm_format])
     return np.asarray(calls.batch * 2.0 * calls.causal * calls.n * calls.k * operand)
 
 

@@ -41,6 +41,9 @@ from profiles.hardware import DeviceSpec
 from profiles.learned import LearnedCard, LearnedFile
 from profiles.precision import GEMM_FORMATS
 
+# Of products that unpack weights, which are priced as those of 16-bit weights but for what they read: ends of the
+# interval.
+PACKED_SPREAD = (0.88, 1.94)
 _ROUNDING = 1e-5  # the card writes the ends of a range with six digits
 POOLED = "*"  # name of the parameters of all devices together
 SCALING = "* scaling"  # likewise of those whose multipliers apply the scales of blocks themselves
@@ -314,6 +317,12 @@ class LearnedKernelModel:
             found[0, rows], found[1, rows], found[2, rows] = time_s, low_s, high_s
             found[3, rows] = np.where(borrowed, found[3, rows], int(Basis.LEARNED))
             found[4, rows] = (situations == Situation.BEYOND) | (borrowed & (found[4, rows] > 0))
+        packed = calls.packed_bytes > 0
+        found[1], found[2] = (
+            np.where(packed, np.minimum(found[1], found[0] * PACKED_SPREAD[0]), found[1]),
+            np.where(packed, np.maximum(found[2], found[0] * PACKED_SPREAD[1]), found[2]),
+        )
+        found[3] = np.where(packed, np.maximum(found[3], int(Basis.ANALYTIC)), found[3])
         found[:3] *= times
         return Prediction.of(found)
 

@@ -36,6 +36,8 @@ from profiles.precision import GEMM_FORMATS
 # Output tiles of one thread block or cluster in the GEMM libraries' kernels; the best is taken.
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 _LARGEST_TILE = 256 * 128
+# Rows that kernels for packed weights multiply at least: one tensor-core instruction's (arXiv:2408.11743, section 3.4).
+PACKED_TILE = (16, 256)
 _FP32 = GEMM_FORMATS.index("fp32")
 _STORED_BYTES = 2.0  # per element of operands that a narrow format is made from
 _CORNER = 2.0  # sharpness of a cache that is too small, and of quantising; 1 and 4 cost devices held out 0.2 points
@@ -132,12 +134,15 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
     stream_rate = fit.get("stream_rate", np.inf) * rates.clock_hz / STREAM_CLOCK_HZ
     # What a small tile loses on a chip is a rate of shared memory and schedulers, which nobody held back.
     spare = np.where(calls.gemm_format == _FP32, 1.0, rates.held_back)
-    for tile_m, tile_n in TILES:
+    packed = calls.packed_bytes > 0
+    for tile_m, tile_n in (*TILES, *((PACKED_TILE,) if packed.any() else ())):
         tiles = calls.batch * np.ceil(calls.m / tile_m) * np.ceil(calls.n / tile_n)
         relative = np.minimum(spare * (tile_m * tile_n / _LARGEST_TILE) ** fit["tile_exponent"], 1.0)
         tile_s = 2.0 * tile_m * tile_n * (calls.k + fit["k_half"]) / (sm_flops_per_s * relative)
         tile_s = np.maximum(tile_s, (tile_m + tile_n) * calls.k * operand / stream_rate)
-        arithmetic_s = np.minimum(arithmetic_s, tile_s * _waves(tiles, rates.num_sms, fit["wave_quantisation"]))
+        tile_s = tile_s * _waves(tiles, rates.num_sms, fit["wave_quantisation"])
+        usable = packed | ((tile_m, tile_n) != PACKED_TILE)
+        arithmetic_s = np.where(usable, np.minimum(arithmetic_s, tile_s), arithmetic_s)
     inputs = calls.batch * calls.m * calls.k
     quantises = is_narrow(calls) & ~is_bare(calls) & ("quantise_rate" in fit)
     quantised = np.where(quantises, inputs, 0.0)
@@ -159,12 +164,13 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
 def _moved_bytes(calls: KernelCallBatch, inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
     """(C,) bytes of input and output, and of the weight; operands in the format that is multiplied.
 
-    A call states its traffic in the format of storage, whoever counted it, so that is shared out.
+    A call states its traffic in the format of storage, whoever counted it, so that is shared out; packed weights apart.
     """
     outputs, weights = calls.batch * calls.m * calls.n, calls.batch * calls.k * calls.n
     narrow = np.minimum(OPERAND_BYTES / _STORED_BYTES, 1.0)[calls.gemm_format]
     element = calls.bytes / np.maximum(inputs + outputs + weights, 1.0)
-    return element * (narrow * inputs + outputs), element * narrow * weights
+    weight = np.where(calls.packed_bytes > 0, calls.packed_bytes, element * narrow)
+    return element * (narrow * inputs + outputs), weight * weights
 
 
 def kept_share(copies: IntArray, weight_bytes: FloatArray, other_bytes: FloatArray, l2_bytes: float) -> FloatArray:

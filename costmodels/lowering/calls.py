@@ -93,6 +93,7 @@ class CallList:
         grouped: bool = False,
         gemm_format: str = "",
         implementation: int = 0,
+        packed_bytes: float = 0.0,
     ) -> None:
         """C[m,n] = A[m,k] B[k,n], ``batch`` of them; in the job's linear-layer format unless said."""
         numerics = self.context.job.numerics
@@ -111,6 +112,7 @@ class CallList:
             bytes=elements * batch * min(numerics.storage_bytes, 4.0),
             element_bytes=min(numerics.storage_bytes, 4.0),
             scale_block=float(numerics.scale_block if name == numerics.gemm_format else 0),
+            packed_bytes=packed_bytes,
             implementation=float(implementation),
         )
 
@@ -138,7 +140,15 @@ class CallList:
             moved = (self.context.job.numerics.storage_bytes + EIGHT_BIT_BYTES) * batch * rows * inputs
             self.memory(Phase.FORWARD, moved, family=KernelFamily.QUANTISE, rows=rows, width=inputs, kernels=batch)
         shape = (rows, outputs, inputs)
-        self.gemm(Phase.FORWARD, *shape, batch=batch, grouped=grouped, gemm_format=gemm_format, implementation=code)
+        self.gemm(
+            Phase.FORWARD,
+            *shape,
+            batch=batch,
+            grouped=grouped,
+            gemm_format=gemm_format,
+            implementation=code,
+            packed_bytes=0.0 if gemm_format else self.context.packed_bytes(experts=grouped),
+        )
         self.gemm(Phase.INPUT_GRADIENT, rows, inputs, outputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
         cast = casts_weights(self.context.job, self.context.stack)
         restored = packed and not trained and self.context.job.task == "qlora"

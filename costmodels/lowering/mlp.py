@@ -10,6 +10,7 @@ from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.attention import tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList
 from costmodels.lowering.elementwise import activation, beside_product, norm_and_residual
+from costmodels.lowering.formats import EIGHT_BIT_BYTES
 from costmodels.lowering.parts import Part
 from costmodels.lowering.routing import masked_dispatch, permuted_dispatch, repeated_dispatch
 from costmodels.lowering.shapes import RankShape
@@ -74,7 +75,7 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         _tensor_traffic(calls, shape, context)
     sent = own_tokens * _copies(shape, context, moe) * hidden
     far = _between_nodes(shape, context)
-    there = np.where(far & context.eight_bit_weights, 1.0, element)
+    there = np.where(far & context.sends_eight_bits, EIGHT_BIT_BYTES, element)
     _dispatch_traffic(calls, shape, sent * there, sent * element)
     return calls
 

@@ -17,7 +17,7 @@ from costmodels.kernels.implementations import Library, library_of, with_library
 from costmodels.lowering.attention import head_widths, projections, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import norm_and_residual
-from costmodels.lowering.formats import core_format
+from costmodels.lowering.formats import EIGHT_BIT_BYTES, core_format
 from costmodels.lowering.linear_attention import linear_step
 from costmodels.lowering.mlp import dense_matrices, router_format
 from costmodels.lowering.shapes import RankShape
@@ -133,6 +133,8 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
         flops=2.0 * matrices * rows * width * hidden,
         bytes=element * (active * matrices * width * hidden + rows * (4.0 * hidden + 3.0 * width)),
         element_bytes=element,
+        scale_block=float(context.job.numerics.scale_block),
+        packed_bytes=context.packed_bytes(experts=True),
         implementation=float(with_library(context.implementation, Library.TRITON)),
     )
     if moe.shared_ffn_hidden_size:
@@ -157,7 +159,7 @@ def _exchange(calls: CallList, shape: RankShape, context: CostContext, row_bytes
     for op in (CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER):
         calls.transfer(Axis.EXPERT_FORWARD, op, gathered, group=groups, stride=shape.tensor)
     copies = np.where(far, shape.tokens / shape.tensor * moe.experts_per_token, 0.0)
-    there = 1.0 if context.eight_bit_weights else row_bytes / context.model.hidden_size
+    there = EIGHT_BIT_BYTES if context.sends_eight_bits else row_bytes / context.model.hidden_size
     for sent in (copies * there * context.model.hidden_size, copies * row_bytes):
         calls.transfer(
             Axis.EXPERT_FORWARD, CollectiveOp.ALL_TO_ALL, sent, group=shape.expert, stride=shape.expert_tensor

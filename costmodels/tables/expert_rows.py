@@ -8,7 +8,7 @@ from costmodels.kernels.device_features import OPERAND_BYTES
 from costmodels.kernels.expert_load import expert_load
 from costmodels.kernels.implementations import REPLAYED, implementation_of
 from costmodels.tables.read import Table, Words
-from costmodels.tables.rows import KernelRows, first_problem, formats_of, rows_with
+from costmodels.tables.rows import KernelRows, first_problem, formats_of, packed_bytes_of, rows_with
 
 _MOST_EXPERTS = 65_536  # of a layer: the load of each is worked out
 _LOAD = ("rows", "active", "heaviest", "padded")
@@ -39,6 +39,7 @@ def expert_rows(table: Table) -> KernelRows:
         n=width, k=hidden, batch=load["active"], heads=load["heaviest"], kv_heads=load["padded"], causal=matrices,
         flops=4.0 * matrices * load["rows"] * width * hidden, bytes=moved, element_bytes=2.0,
         implementation=table.words["impl"].map(implementation_of)[rows] + REPLAYED,
+        packed_bytes=packed_bytes_of(table.words["dtype"])[rows],
     )  # fmt: skip
     return rows_with(table, op=table.words["op"], engine=table.words["impl"], problem=problem, parts=[(rows, calls)])
 

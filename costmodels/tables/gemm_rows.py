@@ -15,7 +15,15 @@ from costmodels.kernels.calls import (
 from costmodels.kernels.device_features import OPERAND_BYTES
 from costmodels.kernels.implementations import REPLAYED, Engine, Library, code_of
 from costmodels.tables.read import Table
-from costmodels.tables.rows import KernelRows, Parts, first_problem, formats_of, rows_with, stored_bytes
+from costmodels.tables.rows import (
+    KernelRows,
+    Parts,
+    first_problem,
+    formats_of,
+    packed_bytes_of,
+    rows_with,
+    stored_bytes,
+)
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 
@@ -48,7 +56,7 @@ _UNKNOWN_DTYPE = "arithmetic that training does not use"
 def gemm_calls(
     m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, index: IntArray, *,
     op: KernelOp | IntArray = KernelOp.GEMM, layout: GemmLayout | IntArray = GemmLayout.FORWARD,
-    scale_block: FloatArray | float = 0.0, implementation: IntArray | int = 0,
+    scale_block: FloatArray | float = 0.0, implementation: IntArray | int = 0, packed_bytes: FloatArray | float = 0.0,
 ) -> KernelCallBatch:  # fmt: skip
     """GEMM calls with the operations and the traffic that the lowering counts.
 
@@ -62,12 +70,13 @@ def gemm_calls(
         layout: ``GemmLayout`` codes.
         scale_block: Elements that share one scale.
         implementation: Who ran them.
+        packed_bytes: Per weight that they unpack; 0 where they do not.
     """
     element = stored_bytes(index)
     return kernel_calls(
         len(m), op=op, gemm_format=index, layout=layout, m=m, n=n, k=k, batch=batch, flops=2 * m * n * k * batch,
         bytes=(m * k + k * n + m * n) * batch * element, element_bytes=element, scale_block=scale_block,
-        implementation=implementation,
+        implementation=implementation, packed_bytes=packed_bytes,
     )  # fmt: skip
 
 
@@ -76,6 +85,7 @@ def gemm_rows(table: Table) -> KernelRows:
     m, n, k, batch = (table.numbers[name] for name in ("m", "n", "k", "batch"))
     notes = table.words["notes"]
     index, block, known = formats_of(table.words["dtype"])
+    packed = packed_bytes_of(table.words["dtype"])
     tuner = table.words["source"].map(lambda name: name == TUNED_SOURCE)
     problem = first_problem(
         table,
@@ -97,7 +107,7 @@ def gemm_rows(table: Table) -> KernelRows:
         calls = gemm_calls(
             *shape, batch[rows], index[rows], layout=code, scale_block=block[rows],
             op=np.where(grouped[rows], int(KernelOp.GROUPED_GEMM), int(KernelOp.GEMM)),
-            implementation=implementation[rows],
+            implementation=implementation[rows], packed_bytes=packed[rows],
         )  # fmt: skip
         parts.append((rows, calls))
     op = notes.renamed(lambda note: "grouped_gemm" if "grouped" in note else "gemm")
@@ -159,7 +169,7 @@ def moe_rows(table: Table) -> KernelRows:
     problem = first_problem(
         table,
         (table.words["op"].map(lambda op: op != "fused_moe"), "only fused_moe is priced"),
-        (~known, _UNKNOWN_DTYPE),
+        (~known | (packed_bytes_of(table.words["dtype"]) > 0), _UNKNOWN_DTYPE),
         (~valid, "sizes must be at least 1, and topk at most num_experts"),
     )
     rows = np.flatnonzero(problem.codes == 0)

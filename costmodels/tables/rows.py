@@ -11,6 +11,7 @@ from costmodels.tables.read import Table, Words
 from profiles.precision import GEMM_FORMATS
 from profiles.timings import LONGEST_S, MAX_DIMENSION
 from profiles.units import MICROSECOND
+from profiles.weights import WEIGHT_FORMATS
 
 # Arithmetic of the tables -> (GEMM format, elements that share one scale; 0 is the whole tensor).
 FORMATS: Mapping[str, tuple[str, int]] = {
@@ -26,6 +27,11 @@ FORMATS: Mapping[str, tuple[str, int]] = {
     "float8_e4m3fnuz/float8_e4m3fnuz": ("fp8", 0),
     "float8_e4m3fn/float8_e4m3fn": ("fp8", 0),
 }
+# Products of 16 bits that unpack weights as they go -> bytes per weight. No model is fitted on their rows.
+PACKED_BYTES: Mapping[str, float] = {
+    word: WEIGHT_FORMATS[name].element_bytes
+    for word, name in (("w4a16", "int4"), ("int4_wo", "int4"), ("w8a16", "int8"), ("int8_wo", "int8"))
+}
 
 
 # Seconds of host launch inside each time of sources that time one eager call, by kind of table and source: median
@@ -40,6 +46,8 @@ HOST_LAUNCH_S: Mapping[tuple[str, str], float] = {
     ("elementwise", "neusight-label"): 12e-6,
     ("elementwise", "llmcompass"): 16e-6,
 }
+# The same of whole TensorRT engines of one layer, which aiconfigurator times with events.
+_TENSORRT, TENSORRT_LAUNCH_S = "trt_flow", 5.2e-6
 # What the launch of a host not seen may be, over that median: the shortest and the longest of their devices lie
 # 0.36 and 1.9 times from it (leaving out one, of which only long calls were timed).
 LAUNCH_RANGE = (0.4, 2.0)
@@ -97,12 +105,18 @@ Parts = list[tuple[IntArray, KernelCallBatch]]  # rows of a table, and one call 
 
 
 def formats_of(dtype: Words) -> tuple[IntArray, FloatArray, NDArray[np.bool_]]:
-    """(K,) index into ``GEMM_FORMATS``, elements per scale, and whether the arithmetic is one of ``FORMATS``."""
+    """(K,) index into ``GEMM_FORMATS``, elements per scale, and whether the arithmetic is one that is known."""
+    known = {**FORMATS, **dict.fromkeys(PACKED_BYTES, ("bf16", 0))}
     return (
-        dtype.map(lambda word: GEMM_FORMATS.index(FORMATS.get(word, ("fp32", 0))[0])),
-        dtype.map(lambda word: float(FORMATS.get(word, ("", 0))[1])),
-        dtype.map(lambda word: word in FORMATS),
+        dtype.map(lambda word: GEMM_FORMATS.index(known.get(word, ("fp32", 0))[0])),
+        dtype.map(lambda word: float(known.get(word, ("", 0))[1])),
+        dtype.map(lambda word: word in known),
     )
+
+
+def packed_bytes_of(dtype: Words) -> FloatArray:
+    """(K,) bytes per weight that products unpack; 0 where they do not."""
+    return dtype.map(lambda word: PACKED_BYTES.get(word, 0.0))
 
 
 def stored_bytes(index: IntArray) -> FloatArray:
@@ -120,7 +134,10 @@ def rows_with(table: Table, *, op: Words, engine: Words, problem: Words, parts: 
         op=op,
         engine=engine,
         time_s=table.numbers["time_us"] * MICROSECOND,
-        launch_s=table.words["source"].map(lambda source: HOST_LAUNCH_S.get((table.schema, source), 0.0)),
+        launch_s=np.maximum(
+            table.words["source"].map(lambda source: HOST_LAUNCH_S.get((table.schema, source), 0.0)),
+            engine.map(lambda label: TENSORRT_LAUNCH_S if _TENSORRT in label else 0.0),
+        ),
         problem=problem,
         calls=concatenate([calls for _, calls in kept]),
         row=np.concatenate([rows for rows, _ in kept]),

@@ -87,14 +87,16 @@ def _kernels(table: Table) -> tuple[TimingTable, dict[str, int]]:
     calls = found.calls
     whole = np.logical_and.reduce([size == np.floor(size) for size in (calls.m, calls.n, calls.k, calls.batch)])
     alone, layer = calls_per_row[found.row] == 1, calls.op == KernelOp.FUSED_EXPERTS
+    packed = ~layer & (calls.packed_bytes > 0)
     skipped = {
         word: int(np.sum(found.problem.codes == code)) for code, word in enumerate(found.problem.values) if word
     } | {
         "more than one kernel": int(np.sum(calls_per_row > 1)),
         "a whole expert layer": int(np.sum(layer)),
-        "sizes must be whole numbers": int(np.sum(alone & ~layer & ~whole)),
+        "products that unpack weights, which the schema has no word for": int(np.sum(packed)),
+        "sizes must be whole numbers": int(np.sum(alone & ~layer & ~packed & ~whole)),
     }
-    single = np.flatnonzero(alone & ~layer & whole)
+    single = np.flatnonzero(alone & ~layer & ~packed & whole)
     row = found.row[single]
     timings = table_of(take(found.calls, single), device="", time_s=found.time_s[row])
     named = timings.having(

@@ -30,6 +30,7 @@ from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.model import ModelSpec
 from profiles.stack import StackSpec
+from profiles.weights import WeightFormat
 
 _PERSISTENT = ("weights", "gradients", "optimizer")
 MAX_SIZES = 4096
@@ -45,7 +46,7 @@ class CallSetting:
         engines: Engines generation may use.
         between_training: Whether the dataflow trains on what it generates; both then take longer for it, and the stack
             says so of training (``profiles.stacks.in_reinforcement_learning``).
-        eight_bit_weights: Engines load checkpoints whose matrices are in 8 bits.
+        weights: How matrices lie in the checkpoints that engines load; None for the format of their call.
         eight_bit_cache: They keep keys and values in 8 bits.
     """
 
@@ -53,7 +54,7 @@ class CallSetting:
     stack: StackSpec
     engines: tuple[str, ...] = (TRAINER,)
     between_training: bool = False
-    eight_bit_weights: bool = False
+    weights: WeightFormat | None = None
     eight_bit_cache: bool = False
 
 
@@ -124,7 +125,7 @@ def call_context(call: ModelCall, model: ModelSpec, setting: CallSetting) -> Cos
         kernels=kernel_model_of(device),
         collectives=default_collective_model(),
         forward_only=not trains,
-        eight_bit_weights=setting.eight_bit_weights and not trains,
+        weights=None if trains else setting.weights,
         eight_bit_cache=setting.eight_bit_cache and not trains,
     )
 

@@ -13,6 +13,7 @@ from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
 from profiles.stacks import find_stack
+from profiles.weights import WeightFormat
 
 
 @lru_cache(maxsize=32)
@@ -35,7 +36,7 @@ def replica(
     engine: EngineSpec,
     *,
     layout: Mapping[str, int] | None = None,
-    eight_bit_weights: bool = False,
+    weights: WeightFormat | None = None,
     eight_bit_cache: bool = False,
 ) -> CallTable:
     """Ways to run a generation call on all devices of the cluster.
@@ -46,7 +47,7 @@ def replica(
         cluster: Its devices.
         engine: Who generates, in which share of memory, and how many prompt tokens a step reads.
         layout: Columns of the plan; None for one replica whose tensors, and those of experts, are split over all.
-        eight_bit_weights: Of the checkpoint, with a call in ``fp8``.
+        weights: How matrices lie in the checkpoint, where not in 16 bits; the call says what multiplies them.
         eight_bit_cache: Keys and values are kept in 8 bits.
     """
     if layout is None:
@@ -60,7 +61,7 @@ def replica(
         CallSetting(
             cluster=cluster,
             stack=find_stack("megatron"),
-            eight_bit_weights=eight_bit_weights,
+            weights=weights,
             eight_bit_cache=eight_bit_cache,
         ),
         engine,

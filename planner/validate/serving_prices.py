@@ -25,6 +25,7 @@ from planner.validate.dataflow_setups import cluster_of, model_named, replica
 from planner.validate.serving_rows import Lengths, Load, ServingRow, serving_rows
 from profiles.engines import find_engine
 from profiles.serving_widths import serving_log_stds
+from profiles.weights import WeightFormat, parse_weights
 
 SIGMA, LONGEST = 0.745, 2048  # as ``planner.validate.dataflow_blind`` takes lengths that spread
 # The engine V1 is vLLM's default since 0.8 (vLLM blog of 2025-01-27 and release notes of 0.8.0).
@@ -72,7 +73,7 @@ def left_out(row: ServingRow) -> str:
     """Why a row is not priced, ``""`` where it is."""
     if not engine_of(row):
         return "no such engine here"
-    if row.weights_dtype not in ("bf16", "fp16", EIGHT_BITS):
+    if row.four_bit:
         return f"{row.weights_dtype} weights"
     if row.kv_dtype not in ("", "bf16", "fp16", EIGHT_BITS):
         return f"{row.kv_dtype} cache"
@@ -136,13 +137,18 @@ def _asked(row: ServingRow) -> dict[str, Any]:
     if expert > 1:
         pins["ep"] = expert
     return {
-        "weights": EIGHT_BITS if row.weights_dtype == EIGHT_BITS else None,
+        "weights": row.weights_dtype if (weights := _weights(row)) is None else weights.name,
         "kv_cache_dtype": EIGHT_BITS if row.kv_dtype == EIGHT_BITS else None,
         "prompt": round(row.prompt_tokens),
         "generate": _lengths(row),
         "engine": engine_of(row),
         "pins": pins,
     }
+
+
+def _weights(row: ServingRow) -> WeightFormat | None:
+    """How the matrices of its checkpoint lie."""
+    return parse_weights(row.weights_dtype)
 
 
 def _run(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
@@ -205,14 +211,14 @@ def _published(mean_s: float, percentiles_s: Mapping[str, float] | None, mean: f
 
 def _from_the_start(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
     requests = row.num_requests or row.concurrency or 1
+    cluster, weights = cluster_of(row.gpus, row.gpu), _weights(row)
     call = ModelCall(
         kind=CallKind.GENERATE,
         num_sequences=requests,
         prompt_tokens=round(row.prompt_tokens),
         output=_lengths(row),
-        precision=row.weights_dtype,
+        precision=row.weights_dtype if weights is None else weights.recipe_on(cluster.device) or "bf16",
     )
-    cluster = cluster_of(row.gpus, row.gpu)
     engine, expert = find_engine(engine_of(row)).serving_on(cluster.device), _expert(row)
     cut = expert == 1 and model_named(row.model).moe is not None
     table = replica(
@@ -227,7 +233,7 @@ def _from_the_start(row: ServingRow) -> Mapping[str, tuple[float, float, float]]
             "expert_parallel": expert,
             "expert_tensor_parallel": row.tensor if cut else 1,
         },
-        eight_bit_weights=row.weights_dtype == EIGHT_BITS,
+        weights=weights,
         eight_bit_cache=row.kv_dtype == EIGHT_BITS,
     )
     if not len(table):

@@ -15,6 +15,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch
 from profiles.catalog import default_catalog
 from profiles.engines import EngineSpec, find_engine
 from profiles.model_presets import resolve_model
+from profiles.weights import WEIGHT_FORMATS
 from tests.fakes import RateKernels, UnitCollectives, UnitKernels, context, gpt, job, latent, llama, mixture, stack
 
 H, L, V = 1024, 8, 32768
@@ -22,9 +23,14 @@ ENGINE = EngineSpec(name="fake", description="", captures_graphs=True)
 
 
 def priced(
-    plans: list[ExecutionPlan], engine: EngineSpec = ENGINE, *, keys: tuple[float, ...] = (100.0, 300.0), **changes: Any
+    plans: list[ExecutionPlan],
+    engine: EngineSpec = ENGINE,
+    *,
+    keys: tuple[float, ...] = (100.0, 300.0),
+    precision: str = "bf16",
+    **changes: Any,
 ) -> DecodePrices:
-    where: CostContext = context(job=job(sequence_length=1), forward_only=True, **changes)
+    where: CostContext = context(job=job(sequence_length=1, precision=precision), forward_only=True, **changes)
     return decode_prices(PlanBatch.from_plans(plans), where, engine, most_running=64, keys=keys)
 
 
@@ -133,8 +139,9 @@ def test_attention_groups_bring_their_tokens_to_one_set_of_experts() -> None:
     # Over two nodes every token goes to each of its two experts, and back.
     model, over = mixture(moe={"num_experts": 16}), UnitCollectives(op=CollectiveOp.ALL_TO_ALL)
     far, asked = [ExecutionPlan(data_parallel=16, expert_parallel=16)], {"model": model, "collectives": over}
-    for eight, moved in ((False, 2 + 2), (True, 1 + 2)):
-        prices = priced(far, kernels=UnitKernels(ops=()), eight_bit_weights=eight, **asked)
+    for form, moved in ((None, 2 + 2), ("fp8", 1 + 2)):
+        weights = {"weights": WEIGHT_FORMATS[form], "precision": form} if form else {}
+        prices = priced(far, kernels=UnitKernels(ops=()), **weights, **asked)
         assert step_s(prices, 8, 100) == pytest.approx(model.num_moe_layers * 8 * 2 * H * moved)
 
 

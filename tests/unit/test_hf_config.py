@@ -44,6 +44,7 @@ MLA = {
 }  # fmt: skip
 UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
 
+BLOCKS = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 # What the public config.json of each model holds, as far as it bears on the dimensions.
 CONFIGS = {
     "llama-2-7b": dense("llama", 32, 4096, 32, 11008, 32000, 4096, 32, **UNTIED),
@@ -85,14 +86,13 @@ CONFIGS = {
     ),
     "deepseek-v3": dense(
         "deepseek_v3", 61, 7168, 128, 18432, 129280, 163840, 128, **MLA, q_lora_rank=1536, n_routed_experts=256,
-        n_group=8, topk_group=4,
-        n_shared_experts=1, num_experts_per_tok=8, moe_intermediate_size=2048, first_k_dense_replace=3,
-        moe_layer_freq=1, num_nextn_predict_layers=1,
+        n_group=8, topk_group=4, n_shared_experts=1, num_experts_per_tok=8, moe_intermediate_size=2048,
+        first_k_dense_replace=3, moe_layer_freq=1, num_nextn_predict_layers=1, quantization_config=BLOCKS,
     ),
     "kimi-k2": dense(
         "kimi_k2", 61, 7168, 64, 18432, 163840, 131072, 64, **MLA, q_lora_rank=1536, n_routed_experts=384,
         n_shared_experts=1, num_experts_per_tok=8, moe_intermediate_size=2048, first_k_dense_replace=1,
-        moe_layer_freq=1,
+        moe_layer_freq=1, quantization_config=BLOCKS,
     ),
     "gemma-7b": dense("gemma", 28, 3072, 16, 24576, 256000, 8192, 16, head_dim=256, **TIED),
     "gemma-2-9b": dense("gemma2", 42, 3584, 16, 14336, 256000, 8192, 8, head_dim=256, sliding_window=4096, **TIED),
@@ -183,7 +183,7 @@ CONFIGS = {
     "gpt-oss-20b": dense(
         "gpt_oss", 24, 2880, 64, 2880, 201088, 131072, 8, **UNTIED, head_dim=64, attention_bias=True,
         sliding_window=128, num_local_experts=32, num_experts_per_tok=4, experts_per_token=4,
-        layer_types=["sliding_attention", "full_attention"] * 12,
+        layer_types=["sliding_attention", "full_attention"] * 12, quantization_config={"quant_method": "mxfp4"},
     ),
     "chatglm3-6b": {
         "model_type": "chatglm", "num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32, "kv_channels": 128,

@@ -14,7 +14,8 @@ from costmodels.lowering.calls import Axis, PartCosts, price_parts
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
-from tests.fakes import RingCollectives, UnitCollectives, context, gpt, latent, llama, mixture, stack
+from profiles.weights import WEIGHT_FORMATS
+from tests.fakes import RingCollectives, UnitCollectives, context, gpt, job, latent, llama, mixture, stack
 
 S, H = 2048, 1024
 ROWS = 2 * S * H  # bytes of one (s, h) tensor in 16 bits
@@ -209,7 +210,12 @@ def test_a_token_of_a_router_that_chooses_groups_goes_to_their_nodes_only():
 def test_attention_groups_of_an_engine_send_a_token_once_to_a_node_and_in_8_bits(ranks, eight_bit, copies):
     """Four of 64 experts per token; on one node of eight a copy each, both ways in 16 bits."""
     model = mixture(moe={"num_experts": 64, "experts_per_token": 4, "shared_ffn_hidden_size": 0})
-    changes = {"model": model, "collectives": UnitCollectives(op=A2A), "eight_bit_weights": eight_bit}
+    changes = {
+        "model": model,
+        "collectives": UnitCollectives(op=A2A),
+        "weights": WEIGHT_FORMATS["fp8"] if eight_bit else None,
+    }
+    changes["job"] = job(precision="fp8" if eight_bit else "bf16")
     where = context(**changes, forward_only=True, implementation=1)
     plan = ExecutionPlan(data_parallel=ranks, expert_parallel=ranks)
     sent = float(lowered("expert_mlp", plan, where).collective_s[Axis.EXPERT_FORWARD, 0])

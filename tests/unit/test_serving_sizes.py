@@ -55,11 +55,15 @@ def test_what_does_not_fit_says_what_would() -> None:
     assert served("llama-3.1-405b", weights="fp8").fits
     older = served("llama-3.1-405b", "8xA100-SXM-80GB").shortage
     assert older is not None
-    assert older.remedy == "16 of these devices"
-    assert served("llama-3.1-405b", "2x8xA100-SXM-80GB").fits
-    few = served("llama-3.1-70b", "1xA100-SXM-80GB").shortage
+    assert older.remedy == "weights fp8, an 8-bit checkpoint"
+    assert served("llama-3.1-405b", "8xA100-SXM-80GB", weights="fp8").fits
+    few = served("llama-3.1-70b", "2xRTX-4090").shortage
     assert few is not None
-    assert few.remedy == "2 of these devices"
+    assert few.remedy == "weights int4, a 4-bit checkpoint (AWQ, GPTQ)"
+    assert served("llama-3.1-70b", "2xRTX-4090", weights="int4").fits
+    alone = served("llama-3.1-70b", "1xRTX-4090").shortage
+    assert alone is not None
+    assert alone.remedy == "8 of these devices"
     tight = served("llama-3.1-70b", "8xA100-SXM-80GB", pins={"tp": 1, "pp": 1}).shortage
     assert tight is not None
     tensor, pipeline = (int(word) for word in re.findall(r"\d+", tight.remedy))

@@ -1,0 +1,104 @@
+"""Which format weights are served in, whether the engine has kernels for it, and how ranks may cut them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from costmodels.plan import BoolArray, FloatArray, PlanBatch
+from planner.results import Note
+from profiles.engines import EngineSpec, load_engines
+from profiles.errors import SpecError
+from profiles.hardware import DeviceSpec
+from profiles.model import ModelSpec
+from profiles.weights import WEIGHT_FORMATS, WeightFormat, parse_weights
+
+
+def served_weights(
+    asked: object, model: ModelSpec, engine: EngineSpec, device: DeviceSpec
+) -> tuple[WeightFormat | None, tuple[Note, ...]]:
+    """The format asked for, or else that of the published checkpoint where it can be served; None is 16 bits.
+
+    Raises:
+        SpecError: If the format is unknown, the engine does not serve it on the device, or the model has no weights
+            that would be in it.
+    """
+    if asked is None:
+        return _published(model, engine, device)
+    weights = parse_weights(asked)
+    if weights is None:
+        return None, ()
+    if weights.experts_only and model.moe is None:
+        problem = f"{weights.name} is of the matrices of experts, and {model.name} has none"
+        raise SpecError("weights", problem, _others(engine, device, model))
+    if not engine.serves(weights, device):
+        problem = f"{engine.name} has no kernels for {weights.name} on {device.name}"
+        raise SpecError("weights", problem, _instead(weights, engine, device, model))
+    return weights, ()
+
+
+def _published(
+    model: ModelSpec, engine: EngineSpec, device: DeviceSpec
+) -> tuple[WeightFormat | None, tuple[Note, ...]]:
+    if not model.checkpoint_weights:
+        return None, ()
+    weights = parse_weights(model.checkpoint_weights)
+    name = "" if weights is None else weights.name
+    if engine.serves(weights, device):
+        message = f"weights in {name}, as the checkpoint of {model.name} holds them; weights bf16 for one in 16 bits"
+    else:
+        message = (
+            f"weights in 16 bits: the checkpoint of {model.name} holds them in {name}, for which {engine.name} has no "
+            f"kernels on {device.name}"
+        )
+        weights = None
+    return weights, (Note(code="assumed_default", field="weights", message=message),)
+
+
+def _instead(weights: WeightFormat, engine: EngineSpec, device: DeviceSpec, model: ModelSpec) -> str:
+    """Other engines that serve the format there, or what this one serves."""
+    able = [
+        each.name
+        for each in load_engines().values()
+        if each.serves(weights, device) and each.runs_on(device) and each.knows(model)
+    ]
+    return f"engine {' or '.join(able)}" if able else _others(engine, device, model)
+
+
+def _others(engine: EngineSpec, device: DeviceSpec, model: ModelSpec) -> str:
+    known = [
+        name
+        for name, each in WEIGHT_FORMATS.items()
+        if engine.serves(each, device) and (model.moe is not None or not each.experts_only)
+    ]
+    return f"one of {', '.join([*known, 'bf16'])}" if known else "leave it out: 16-bit weights"
+
+
+def cuts(plans: PlanBatch, model: ModelSpec, weights: WeightFormat | None) -> BoolArray:
+    """(N,) whether no rank gets part of weights that share a scale.
+
+    Source:
+        vLLM, layers/quantization/utils/fp8_utils.py (``validate_fp8_block_shape``), fp8.py and SGLang's: inputs and
+        outputs of a rank are multiples of a block, those of query, key, value, gate and up each; auto_gptq.py and
+        auto_awq.py: inputs of a rank are multiples of a group. Whole experts are not cut.
+    """
+    if weights is None or not weights.group:
+        return np.ones(len(plans), dtype=np.bool_)
+    found = [width % weights.group == 0 for width in _cut_widths(plans, model, weights)]
+    return np.asarray(np.logical_and.reduce([plans.tensor_parallel > 0, *found]), dtype=np.bool_)
+
+
+def _cut_widths(plans: PlanBatch, model: ModelSpec, weights: WeightFormat) -> Iterator[FloatArray]:
+    """Inputs that are shared out over ranks, and outputs where these share scales as well; 0 where nothing is cut."""
+    ranks, moe = plans.tensor_parallel, model.moe
+    if moe is not None:
+        yield np.where(plans.expert_tensor_parallel > 1, moe.ffn_hidden_size / plans.expert_tensor_parallel, 0.0)
+    if weights.experts_only:
+        return
+    cut = ranks > 1
+    yield np.where(cut, model.num_attention_heads * model.head_dim / ranks, 0.0)
+    if model.num_moe_layers < model.num_layers:
+        yield np.where(cut, model.ffn_hidden_size / ranks, 0.0)
+    if moe is not None and moe.shared_ffn_hidden_size:
+        yield np.where(cut, moe.shared_ffn_hidden_size / ranks, 0.0)
+    if weights.grouped_outputs and model.latent_attention is None:
+        yield np.where(cut, np.maximum(model.num_key_value_heads / ranks, 1.0) * model.head_dim, 0.0)
