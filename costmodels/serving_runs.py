@@ -17,9 +17,13 @@ takes its place and the (i + C)-th is sent, so that
     first token = (A t + (N - A) f + sum of e(i), N - C < i <= N - A) / N     t, f: in the burst, of a successor
     latency     = (sum of e(i), N - C < i <= N) / N
 
+What a token takes is the mean over requests of what each takes, as load generators print it. Where lengths vary that is
+more than all time over all tokens: a share A / N of the requests generate while the burst is read, and those of few
+tokens do little else.
+
 Source:
     vllm-project/vllm, benchmarks/benchmark_serving.py (``--max-concurrency``: a semaphore around requests that are all
-    sent at once, each timed from its turn on). The sums follow from sending times alone.
+    sent at once, each timed from its turn on; ``tpots``, one a request). The sums follow from sending times alone.
 
 Left out on purpose: requests put off for want of room, whose tokens are computed anew; what a load generator takes
 between an answer and the next request.
@@ -36,6 +40,7 @@ from costmodels.plan import FloatArray
 from costmodels.serving import ServingPoints, ServingPrices, at_concurrency
 
 _POINTS = 128  # of a burst
+_STARTS, _FINER = 16, 4  # first tokens in a burst, and lengths between two knots, that means per request are taken over
 _ROUNDING = 1e-9
 
 Ended = Callable[[FloatArray], FloatArray]  # sum of the seconds after which the first so many requests have ended
@@ -75,7 +80,7 @@ def run_points(prices: ServingPrices, requests: FloatArray, at_once: FloatArray,
         "generating": rate * (latency_s - ttft_s),
         "rate_per_s": rate,
         "first_token_s": ttft_s,
-        "token_s": (latency_s - ttft_s) / tokens,
+        "token_s": _per_request_s(prices, (latency_s - ttft_s) / tokens, slots, slots / requests, burst.read_s),
         "latency_s": latency_s,
         "at_once": rate * latency_s,
     }
@@ -122,6 +127,40 @@ def _burst(prices: ServingPrices, prompts: FloatArray) -> _Burst:
         beside_s=sums[:, -1],
         waited_beside_s=waited_beside_s,
     )
+
+
+def _per_request_s(
+    prices: ServingPrices, token_s: FloatArray, slots: FloatArray, share: FloatArray, read_s: FloatArray
+) -> FloatArray:
+    """(N,) mean over requests of the seconds each takes per token after its first.
+
+    Args:
+        prices: N layouts.
+        token_s: (N,) all such seconds over all such tokens.
+        slots: (N,) prompts of the burst.
+        share: (N,) of the requests that are of it.
+        read_s: (N,) to its last first token; a prompt's own comes anywhere in it.
+    """
+    output = prices.output
+    if output.is_fixed:
+        return token_s
+    knots = output.steps(_FINER)
+    longer = output.longer_than(knots)
+    mass = np.append(longer[:-1] - longer[1:], longer[-1])
+    later = np.maximum(np.append((knots[:-1] + knots[1:]) / 2, knots[-1]) - 1, 1.0)
+    whole = float(mass @ later)
+    left = (np.arange(_STARTS) + 0.5) / _STARTS  # of the burst, when a request has its first token
+    fastest_s = prices.decode.step_s(np.ones((len(slots), 1)), np.asarray([prices.keys]))[:, 0]
+    if prices.decode.engine.reads_first:
+        held_s = share * read_s / 2
+        after_s = np.maximum(token_s - held_s / whole, fastest_s)
+        return np.asarray(after_s + held_s * float(mass @ (1 / later)))
+    steps = np.maximum(np.ceil(slots * prices.read_tokens / prices.step_tokens - _ROUNDING), 1.0)
+    beside = np.minimum(steps[:, None, None] * left[:, None], later).mean(axis=1)  # tokens while it is read: (N, L)
+    during, step_s = share * (beside @ mass), read_s / steps
+    after_s = np.maximum((token_s * whole - during * step_s) / np.maximum(whole - during, _ROUNDING), fastest_s)
+    spent = (beside / later) @ mass  # share of its tokens that one of the burst has meanwhile
+    return np.asarray(after_s + share * spent * np.maximum(step_s - after_s, 0.0))
 
 
 def _decoded(prices: ServingPrices, requests: FloatArray, slots: FloatArray) -> Decoded:

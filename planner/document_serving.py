@@ -29,7 +29,8 @@ CONVENTIONS = {
     "percentiles": "seconds in which 50, 90, 99 of 100 requests, p50, p90, p99, have their first token or have ended; "
     "null where nothing is known of them",
     "bounds": "on means; with a percentile those on the first token and on the latency are about it",
-    "tpot_s": "mean time per output token after the first: (latency - time to first token) / (output tokens - 1)",
+    "tpot_s": "mean time per output token after the first, (latency - time to first token) / (output tokens - 1); "
+    "of a run with requests the mean of what each takes",
     "attention_groups": "groups of tensor-parallel ranks with requests of their own that share a replica's experts",
     "concurrency": "requests in one replica, those whose prompt is being read among them",
     "runs": "with requests: means over all of them, rates over the whole run, its start and its end included",

@@ -139,6 +139,7 @@ def _plan(
     if latency_s > (job.latency_s or float("inf")):
         return None
     widths, basis = makers.prices.decode.nearest(running)
+    beyond = {name: serving_log_stds(name, asked.model, burst=False) for name in ("ttft", "tpot")}
     return ApartPlan(
         reading=_part(readers.plans, counts[0], float((read * readers.prices.added_s)[0])),
         generating=_part(makers.plans, counts[1], float((running / makers.places)[0])),
@@ -147,8 +148,8 @@ def _plan(
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         latency_s=latency_s,
-        ttft_interval_s=interval(ttft_s, readers.prices.half_widths[:, 0], serving_log_stds("ttft", asked.model)),
-        tpot_interval_s=interval(tpot_s, widths[:, 0], serving_log_stds("tpot", asked.model)),
+        ttft_interval_s=interval(ttft_s, readers.prices.half_widths[:, 0], beyond["ttft"]),
+        tpot_interval_s=interval(tpot_s, widths[:, 0], beyond["tpot"]),
         requests_per_s=rate,
         output_tokens_per_s=rate * job.output.mean,
         basis=int(basis[0]),

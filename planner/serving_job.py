@@ -60,6 +60,11 @@ class ServingJob:
         return {name: value for name, value in found.items() if value is not None}
 
     @property
+    def is_burst(self) -> bool:
+        """Whether it is a run with all requests there from the start."""
+        return self.requests is not None and self.concurrency is None
+
+    @property
     def percentiles(self) -> tuple[float, ...]:
         """Percentiles that are told: those that always are, and the one asked for."""
         return tuple(sorted({*PERCENTILES, *(() if self.percentile is None else (self.percentile,))}))

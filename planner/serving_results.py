@@ -70,11 +70,13 @@ class ServingPlan(Served):
             tensors: attention is data parallel.
         replicas: Of it.
         concurrency: Requests in a replica, on average.
-        ttft_s, tpot_s, latency_s: Means: to the first token, per token after it, to the last.
+        ttft_s, tpot_s, latency_s: Means: to the first token, per token after it, to the last; per token of a run the
+            mean of what each request takes.
         ttft_percentiles_s, latency_percentiles_s: Seconds in which so many of 100 requests have their first token, and
             have ended, as ``p50``, ``p90``, ``p99`` and what else was asked for; None where nothing is known of them
             (``costmodels.serving_percentiles``): without a rate, where places are few, of latencies of equal lengths.
         ttft_interval_s, tpot_interval_s: Low and high end of their 90 % interval.
+        priced_ttft_s, priced_tpot_s: The same as prices of kernels and links alone leave them open, whoever serves.
         requests_per_s: Of all replicas; of a run over its whole duration.
         output_tokens_per_s: Of all replicas.
         duration_s: Of the run, from its first request sent to its last token; None without one.
@@ -98,6 +100,8 @@ class ServingPlan(Served):
     latency_percentiles_s: Mapping[str, float] | None
     ttft_interval_s: tuple[float, float]
     tpot_interval_s: tuple[float, float]
+    priced_ttft_s: tuple[float, float]
+    priced_tpot_s: tuple[float, float]
     requests_per_s: float
     output_tokens_per_s: float
     duration_s: float | None

@@ -246,6 +246,8 @@ def _percentiles(
 def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: int, place: int) -> ServingPlan:
     """One of the deployments in full."""
     plan, job, points = found.plans.plan(row), asked.job, there.points
+    point, reading = points.at(row, place), found.prices.half_widths[:, row]
+    beyond = {name: serving_log_stds(name, asked.model, burst=job.is_burst) for name in ("ttft", "tpot")}
     widths, basis = found.prices.decode.take(np.asarray([row])).nearest(points.generating[row, place : place + 1])
     groups, rate = int(found.plans.attention_groups[row]), float(there.requests_per_s[row, place])
     replicas, latency_s = int(there.replicas[row, place]), float(points.latency_s[row, place])
@@ -264,10 +266,12 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         latency_s=latency_s,
-        ttft_percentiles_s=_percentiles(found, points.at(row, place), job, row, "ttft_s"),
-        latency_percentiles_s=_percentiles(found, points.at(row, place), job, row, "latency_s"),
-        ttft_interval_s=interval(ttft_s, found.prices.half_widths[:, row], serving_log_stds("ttft", asked.model)),
-        tpot_interval_s=interval(tpot_s, widths[:, 0], serving_log_stds("tpot", asked.model)),
+        ttft_percentiles_s=_percentiles(found, point, job, row, "ttft_s"),
+        latency_percentiles_s=_percentiles(found, point, job, row, "latency_s"),
+        ttft_interval_s=interval(ttft_s, reading, beyond["ttft"]),
+        tpot_interval_s=_token_interval(found, point, job, row, widths[:, 0], beyond["tpot"]),
+        priced_ttft_s=interval(ttft_s, reading, (0.0, 0.0)),
+        priced_tpot_s=_token_interval(found, point, job, row, widths[:, 0], (0.0, 0.0)),
         requests_per_s=rate,
         output_tokens_per_s=rate * job.output.mean,
         duration_s=None if job.requests is None else job.requests / rate,
@@ -284,6 +288,29 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         ),
         basis=int(basis[0]),
     )
+
+
+def _token_interval(
+    found: Layouts,
+    point: ServingPoints,
+    job: ServingJob,
+    row: int,
+    half_widths: FloatArray,
+    log_stds: tuple[float, float],
+) -> tuple[float, float]:
+    """90 % interval of the time per output token of one deployment; arguments as of ``interval``.
+
+    At a rate all times that are so many times as long also make the engine so much busier: a token then takes as much
+    longer as at that many times the rate, up to what it takes with every place taken.
+    """
+    middle_s = float(point.token_s[0, 0])
+    ends = interval(middle_s, half_widths, log_stds)
+    if job.rate_per_s is None:
+        return ends
+    scale, rows = np.asarray([ends]) / middle_s, np.asarray([row])
+    slower = at_rate(found.prices.take(rows), point.rate_per_s * scale, found.places[rows].astype(np.float64))
+    low, high = (scale * slower.token_s)[0]
+    return float(low), float(high)
 
 
 def interval(middle_s: float, half_widths: FloatArray, log_stds: tuple[float, float]) -> tuple[float, float]:

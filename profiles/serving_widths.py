@@ -1,7 +1,8 @@
 """How far from a price servers of a publisher nobody has seen are measured: the width that intervals need beside it.
 
 ``data/fits/serving.json`` is written by ``planner.validate.serving_widths`` from published measurements, by which no
-price is fitted. Models with experts have a width of their own: their kernels differ more between engines.
+price is fitted. Models with experts have a width of their own: their kernels differ more between engines. So have runs
+in which all requests are there from the start, whatever the model: how fast a server takes them in is not priced.
 """
 
 import json
@@ -12,16 +13,18 @@ from typing import Any
 
 from profiles.model import ModelSpec
 
-DENSE, MIXTURE = "dense", "mixture"
+DENSE, MIXTURE, BURST = "dense", "mixture", "burst"
 ONE_SIDED = ("ttft",)
 
 
-def kind_of(model: ModelSpec) -> str:
-    """Which of the widths is the model's."""
+def kind_of(model: ModelSpec, *, burst: bool) -> str:
+    """Which of the widths a model has; ``burst`` of a run with all requests there from the start."""
+    if burst:
+        return BURST
     return DENSE if model.moe is None else MIXTURE
 
 
-def serving_log_stds(figure: str, model: ModelSpec) -> tuple[float, float]:
+def serving_log_stds(figure: str, model: ModelSpec, *, burst: bool) -> tuple[float, float]:
     """Standard deviations of the log below and above a price, beyond what prices of kernels and links leave open.
 
     What is left out of the time to the first token, the way to the engine and prompts that come in bursts, only adds to
@@ -30,8 +33,9 @@ def serving_log_stds(figure: str, model: ModelSpec) -> tuple[float, float]:
     Args:
         figure: ``ttft`` or ``tpot``.
         model: Which is served.
+        burst: Whether all requests are there from the start.
     """
-    told = float(_widths()[figure][kind_of(model)])
+    told = float(_widths()[figure][kind_of(model, burst=burst)])
     return (0.0 if figure in ONE_SIDED else told), told
 
 

@@ -27,7 +27,7 @@ from costmodels.kernels.calls import (
 )
 from costmodels.kernels.clocks import clock_hz, held_back
 from costmodels.kernels.device_features import OPERAND_BYTES, shared_cache_bytes
-from costmodels.kernels.implementations import copies_of, is_bare, is_narrow
+from costmodels.kernels.implementations import Engine, copies_of, engine_of, is_bare, is_narrow
 from costmodels.kernels.shared_memory import backward_stretch
 from profiles.fits import Fit, KernelFits
 from profiles.hardware import DeviceSpec
@@ -38,6 +38,12 @@ TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 _LARGEST_TILE = 256 * 128
 # Rows that kernels for packed weights multiply at least: one tensor-core instruction's (arXiv:2408.11743, section 3.4).
 PACKED_TILE = (16, 256)
+# Weights of 4 bits that a multiprocessor unpacks a second in Marlin's products, which vLLM and SGLang run: those of
+# 8,192 x 8,192 with one to four rows take 26.8 to 27.1 us on an H100 (inclusionAI/humming, pull request 2), 2.5 of
+# them a launch. Its kernel for experts does twice as many (flagos-ai/FlagGems, pull request 3609: 256 experts of 2,048
+# on an H20), which leaves no device waiting.
+UNPACKED_PER_SM_S = 2.1e10
+_UNPACKING = (int(Engine.VLLM), int(Engine.SGLANG))
 _FP32 = GEMM_FORMATS.index("fp32")
 _STORED_BYTES = 2.0  # per element of operands that a narrow format is made from
 _CORNER = 2.0  # sharpness of a cache that is too small, and of quantising; 1 and 4 cost devices held out 0.2 points
@@ -152,6 +158,9 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
     kept = kept_share(copies_of(calls.implementation), weight_bytes, activation_bytes, rates.l2_bytes)
     kept_rate = bytes_per_s * _cache_speed(fit, rates)
     weight_s = weight_bytes * ((1 - kept) / bytes_per_s + kept / kept_rate)
+    unpacked = packed & np.isin(engine_of(calls.implementation), _UNPACKING) & (calls.op == int(KernelOp.GEMM))
+    unpacking_s = calls.batch * calls.k * calls.n / (rates.num_sms * UNPACKED_PER_SM_S)
+    weight_s = np.where(unpacked, np.maximum(weight_s, unpacking_s), weight_s)
     memory_s = weight_s + activation_bytes * slowdown / bytes_per_s
     found = fit["floor_s"] + _join(arithmetic_s, memory_s, fit["sharpness"])
     if quantises.any():

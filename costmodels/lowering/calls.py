@@ -139,6 +139,7 @@ class CallList:
         if code and not quantised:
             moved = (self.context.job.numerics.storage_bytes + EIGHT_BIT_BYTES) * batch * rows * inputs
             self.memory(Phase.FORWARD, moved, family=KernelFamily.QUANTISE, rows=rows, width=inputs, kernels=batch)
+        in_memory = 0.0 if gemm_format else self.context.packed_bytes(experts=grouped)
         shape = (rows, outputs, inputs)
         self.gemm(
             Phase.FORWARD,
@@ -146,8 +147,8 @@ class CallList:
             batch=batch,
             grouped=grouped,
             gemm_format=gemm_format,
-            implementation=code,
-            packed_bytes=0.0 if gemm_format else self.context.packed_bytes(experts=grouped),
+            implementation=self.context.implementation if in_memory else code,
+            packed_bytes=in_memory,
         )
         self.gemm(Phase.INPUT_GRADIENT, rows, inputs, outputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
         cast = casts_weights(self.context.job, self.context.stack)

@@ -10,13 +10,11 @@ published.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import exp
 from typing import Any
-
-import numpy as np
 
 from costmodels.lengths import OutputLengths, fixed_length, log_normal_lengths
 from costmodels.model_calls import CallKind, ModelCall
-from costmodels.uncertainty import NORMAL_90
 from planner.serving_plans import serving
 from planner.serving_results import ServingPlan
 from planner.serving_states import EIGHT_BITS
@@ -24,7 +22,6 @@ from planner.validate.cache_rows import CacheRow
 from planner.validate.dataflow_setups import cluster_of, model_named, replica
 from planner.validate.serving_rows import Lengths, Load, ServingRow, serving_rows
 from profiles.engines import find_engine
-from profiles.serving_widths import serving_log_stds
 from profiles.weights import WeightFormat, parse_weights
 
 SIGMA, LONGEST = 0.745, 2048  # as ``planner.validate.dataflow_blind`` takes lengths that spread
@@ -73,8 +70,9 @@ def left_out(row: ServingRow) -> str:
     """Why a row is not priced, ``""`` where it is."""
     if not engine_of(row):
         return "no such engine here"
-    if row.four_bit:
-        return f"{row.weights_dtype} weights"
+    weights, device = _weights(row), cluster_of(row.gpus, row.gpu).device
+    if weights is not None and not find_engine(engine_of(row)).serves(weights, device):
+        return f"{weights.name} weights where the engine is not known to serve them"
     if row.kv_dtype not in ("", "bf16", "fp16", EIGHT_BITS):
         return f"{row.kv_dtype} cache"
     return ""
@@ -83,13 +81,18 @@ def left_out(row: ServingRow) -> str:
 def measured_figures(row: ServingRow) -> Mapping[str, float]:
     """What a row publishes of what is priced: means, or medians where there are none.
 
-    Of one batch it is the latency alone, of a rate that is kept up no throughput.
+    Of one batch it is the latency alone, also where its tokens a second are published, those of prompts among them; of
+    a rate that is kept up no throughput.
     """
+    tokens = row.prompt_tokens + row.output_tokens
+    batch_s = (row.concurrency or 1) * tokens / row.total_tokens_per_s if row.total_tokens_per_s else None
     found = {
         "ttft": row.ttft_mean_s or row.ttft_p50_s,
         "tpot": row.tpot_mean_s or row.tpot_p50_s or row.itl_mean_s,
-        "latency": row.e2e_mean_s or row.e2e_p50_s,
-        "tokens": row.output_tokens_per_s or (row.requests_per_s or 0.0) * row.output_tokens,
+        "latency": row.e2e_mean_s or row.e2e_p50_s or (batch_s if row.load is Load.STATIC_BATCH else None),
+        "tokens": row.output_tokens_per_s
+        or (row.requests_per_s or 0.0) * row.output_tokens
+        or (row.total_tokens_per_s or 0.0) * row.output_tokens / tokens,
     }
     wanted = {
         Load.CLOSED_LOOP: ("ttft", "tpot", "latency", "tokens"),
@@ -98,6 +101,9 @@ def measured_figures(row: ServingRow) -> Mapping[str, float]:
         Load.STATIC_BATCH: ("latency",),
     }[row.load]
     return {name: value for name in wanted if (value := found[name])}
+
+
+_MOST_LOG, _HALVINGS = 2.0, 12  # of what all times are multiplied by, in search for it
 
 
 @lru_cache(maxsize=1)
@@ -147,8 +153,9 @@ def _asked(row: ServingRow) -> dict[str, Any]:
 
 
 def _weights(row: ServingRow) -> WeightFormat | None:
-    """How the matrices of its checkpoint lie."""
-    return parse_weights(row.weights_dtype)
+    """How the matrices of its checkpoint lie; one of 8 bits is the model's own where that is in 8 bits."""
+    published = model_named(row.model).checkpoint_weights
+    return parse_weights(published if published.startswith(row.weights_dtype) else row.weights_dtype)
 
 
 def _run(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
@@ -181,11 +188,36 @@ def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
     return {name: value for name, value in _figures(result.plans[0], row).items() if name in ("tpot", "tokens")}
 
 
+@lru_cache(maxsize=256)
+def settles(row: ServingRow) -> bool:
+    """Whether a run at a rate lasts for two of the latencies that its steady state is priced at; others always do."""
+    rate = row.request_rate_per_s
+    if row.load is not Load.REQUEST_RATE or rate is None or row.num_requests is None:
+        return True
+    plans = serving(row.model, cluster_of(row.gpus, row.gpu), rate_per_s=rate, **_asked(row)).plans
+    return bool(plans) and row.num_requests / rate >= 2 * plans[0].latency_s
+
+
+def times_as_long(row: ServingRow, token_s: float) -> float:
+    """What all times of a server would be over their prices for a token at a rate to take so long.
+
+    It is less than what that token takes over its price: slower servers are busier.
+    """
+    asked = _asked(row)
+    cluster, rate = cluster_of(row.gpus, row.gpu), row.request_rate_per_s or 0.0
+    low, high = -_MOST_LOG, _MOST_LOG
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        scale = exp(middle)
+        plans = serving(row.model, cluster, rate_per_s=rate * scale, **asked).plans
+        low, high = (middle, high) if plans and scale * plans[0].tpot_s < token_s else (low, middle)
+    return exp((low + high) / 2)
+
+
 def _figures(plan: ServingPlan, row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
     """Means, or medians where these alone are published and known of the plan."""
-    model = model_named(row.model)
-    low, high = _alone(plan.tpot_s, plan.tpot_interval_s, serving_log_stds("tpot", model))
-    first_low, first_high = _alone(plan.ttft_s, plan.ttft_interval_s, serving_log_stds("ttft", model))
+    low, high = (end / plan.tpot_s for end in plan.priced_tpot_s)
+    first_low, first_high = (end / plan.ttft_s for end in plan.priced_ttft_s)
     tokens = plan.requests_per_s * row.output_tokens
     ttft_s = _published(plan.ttft_s, plan.ttft_percentiles_s, row.ttft_mean_s)
     latency_s = _published(plan.latency_s, plan.latency_percentiles_s, row.e2e_mean_s)
@@ -195,13 +227,6 @@ def _figures(plan: ServingPlan, row: ServingRow) -> Mapping[str, tuple[float, fl
         "latency": (latency_s, latency_s * low, latency_s * high),
         "tokens": (tokens, tokens / high, tokens / low),
     }
-
-
-def _alone(middle_s: float, interval_s: tuple[float, float], log_stds: tuple[float, float]) -> tuple[float, float]:
-    """Both ends over the middle, of the interval that prices of kernels and links alone give."""
-    beyond = NORMAL_90 * np.asarray(log_stds)
-    low, high = np.sqrt(np.maximum(np.log(np.asarray(interval_s) / middle_s) ** 2 - beyond**2, 0.0))
-    return float(np.exp(-low)), float(np.exp(high))
 
 
 def _published(mean_s: float, percentiles_s: Mapping[str, float] | None, mean: float | None) -> float:

@@ -1,8 +1,9 @@
 """Published measurements of serving, to judge prices of serving that nobody has made yet.
 
 ``data/serving_published.csv`` holds one published measurement a row, with the address it was read at and, in its notes,
-what had to be assumed. All of it was looked up and checked before any of it was priced, and nothing may be fitted on
-it. Pages whose generation ``planner.validate.dataflow_blind`` judges are not among the addresses.
+what had to be assumed; ``data/serving_quantised.csv`` those of quantised checkpoints, looked up when these had prices,
+and of 16-bit ones beside them. All of either was looked up and checked before any of it was priced, and nothing may be
+fitted on it. Pages whose generation ``planner.validate.dataflow_blind`` judges are not among the addresses.
 
 Figures are as published, in seconds where they were printed in milliseconds, and for all GPUs where they were printed
 per GPU. Where lengths spread, they are means.
@@ -16,9 +17,7 @@ from typing import Any
 
 from planner.validate.published import optional_float, optional_int, packaged_rows
 
-TABLE = "serving_published.csv"
-# Precisions of weights that take 4 bits: rows of them are a part of their own.
-FOUR_BIT = frozenset({"mxfp4"})
+PUBLISHED, QUANTISED = "serving_published.csv", "serving_quantised.csv"
 
 
 class Load(StrEnum):
@@ -69,6 +68,7 @@ class ServingRow:
         output_tokens_per_s, total_tokens_per_s: Without and with the tokens of prompts, of all GPUs.
         requests_per_s: Achieved.
         notes: What was assumed, and what the figures are where that is not plain.
+        table: Which of the two it is of.
     """
 
     source: str
@@ -106,11 +106,7 @@ class ServingRow:
     requests_per_s: float | None
     total_tokens_per_s: float | None
     notes: str
-
-    @property
-    def four_bit(self) -> bool:
-        """Whether its weights take 4 bits, so that it is judged apart."""
-        return self.weights_dtype in FOUR_BIT
+    table: str
 
 
 _FIGURES = (
@@ -125,11 +121,11 @@ _TEXTS = (
 
 @lru_cache(maxsize=1)
 def serving_rows() -> tuple[ServingRow, ...]:
-    """All rows of the packaged table, in its order."""
-    return tuple(_row(cells) for cells in packaged_rows(TABLE))
+    """All rows of both packaged tables, in their order."""
+    return tuple(_row(cells, table) for table in (PUBLISHED, QUANTISED) for cells in packaged_rows(table))
 
 
-def _row(cells: Mapping[str, str]) -> ServingRow:
+def _row(cells: Mapping[str, str], table: str) -> ServingRow:
     plain: dict[str, Any] = {name: cells[name] for name in _TEXTS} | {
         name: optional_float(cells[name]) for name in _FIGURES
     }
@@ -146,5 +142,6 @@ def _row(cells: Mapping[str, str]) -> ServingRow:
         load=Load(cells["load"]),
         concurrency=optional_int(cells["concurrency"]),
         num_requests=optional_int(cells["num_requests"]),
+        table=table,
         **plain,
     )

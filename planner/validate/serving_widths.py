@@ -21,28 +21,43 @@ from costmodels.uncertainty import NORMAL_90
 from planner.validate.dataflow_setups import model_named
 from planner.validate.publishers import LEAST_FIGURES, FirstErrors
 from planner.validate.render import percent
-from planner.validate.serving_prices import ServingPrice, serving_prices
+from planner.validate.serving_prices import ServingPrice, serving_prices, settles, times_as_long
+from planner.validate.serving_rows import Load, ServingRow
 from planner.validate.serving_words import FIGURES
 from profiles.markdown import table_head, table_row
-from profiles.serving_widths import DENSE, MIXTURE, ONE_SIDED, kind_of
+from profiles.serving_widths import BURST, DENSE, MIXTURE, ONE_SIDED, kind_of
 
 TOLD = ("tpot", "ttft")  # figures whose intervals are told
-KINDS = (DENSE, MIXTURE)
+KINDS = (DENSE, MIXTURE, BURST)
 
 
 def errors_of(figure: str, kind: str) -> FirstErrors:
     """Errors of one figure of one kind of model, with the half-widths that prices of kernels and links alone give."""
-    prices = [
-        price for price in serving_prices() if price.figure == figure and kind_of(model_named(price.row.model)) == kind
-    ]
+    prices = [price for price in serving_prices() if price.figure == figure and _kind(price.row) == kind]
+    prices = [price for price in prices if settles(price.row)]
     counts = Counter(price.row.publisher for price in prices)
     enough = [price for price in prices if counts[price.row.publisher] >= LEAST_FIGURES]
     return FirstErrors(
         publishers=np.array([price.row.publisher for price in enough], dtype=np.str_),
-        error=np.array([np.log1p(price.error) for price in enough]),
+        error=np.array([_log_error(price) for price in enough]),
         half_width=np.array([_half_width(price) for price in enough]),
         stands_in=np.zeros(len(enough), dtype=np.bool_),
     )
+
+
+def _kind(row: ServingRow) -> str:
+    return kind_of(model_named(row.model), burst=row.load is Load.ALL_AT_ONCE)
+
+
+def _log_error(price: ServingPrice) -> float:
+    """Log of predicted over measured."""
+    return -_log_over_price(price, price.measured)
+
+
+def _log_over_price(price: ServingPrice, value: float) -> float:
+    """Log of a value over the price; of tokens at a rate, of what all prices would be over theirs to give the value."""
+    at_rate = price.figure == "tpot" and price.row.load is Load.REQUEST_RATE
+    return float(np.log(times_as_long(price.row, value) if at_rate else value / price.predicted))
 
 
 def telling(figure: str, errors: FirstErrors) -> FirstErrors:
@@ -52,7 +67,7 @@ def telling(figure: str, errors: FirstErrors) -> FirstErrors:
 
 def _half_width(price: ServingPrice) -> float:
     """Of the log, on the side that the error is on."""
-    return float(np.log(price.predicted / price.low if price.error > 0 else price.high / price.predicted))
+    return abs(_log_over_price(price, price.low if price.error > 0 else price.high))
 
 
 def widths_card() -> dict[str, Any]:
@@ -104,8 +119,11 @@ hosts and load generators. Intervals of the time per output token and of the fir
 its own, told by the errors of now, publishers with {LEAST_FIGURES} figures or more weighing alike, by the rule of
 training ([unseen.md](unseen.md)); the last column judges every publisher by the width that the others tell. It shifts
 no price and no ranking. What prices leave out of the first token only adds to it, so that its width is one upwards.
-The columns *in 90 %* above are of the interval of prices alone. Few publishers measured mixtures of experts, and one
-width told by two is rough.
+The columns *in 90 %* above are of the interval of prices alone. Runs with all requests there from the start (*burst*)
+are apart, whatever the model: a server takes hundreds of requests in more slowly than its engine reads them. Requests
+at a rate tell by how many times as long all times would have to be, since a slower server is also busier; runs at one
+that end before two latencies are over, as priced, never see its steady state and tell nothing. A width told by two
+publishers is rough.
 
 """
 

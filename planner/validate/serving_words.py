@@ -4,17 +4,29 @@ from collections.abc import Mapping
 
 INTRODUCTION = """# Serving against published measurements
 
-Written by `make serving-report`; do not edit. {rows} published measurements of serving by {publishers} publishers
-(`planner/validate/data/serving_published.csv`, with their addresses and what was assumed) were looked up, checked and
-committed before any of them was priced, and so was how they are read (`planner/validate/serving_prices.py`). The first
-prices, *blind*, were then written once, with their commit (`serving_first.csv`): {figures} figures of {priced}
-measurements. Nothing is fitted on any of them. Not priced: {left}.
+Written by `make serving-report`; do not edit. {rows} published measurements of serving, and {others} of quantised
+checkpoints, by {publishers} publishers (`planner/validate/data/serving_published.csv` and `serving_quantised.csv`, with
+their addresses and what was assumed) were looked up, checked and committed before any of them was priced, and so was
+how they are read (`planner/validate/serving_prices.py`). The first prices, *blind*, were then written once, with their
+commit (`serving_first.csv`): {figures} figures of {priced} measurements. Nothing is fitted on any of them. Not priced:
+{left}.
 
 Requests at a rate are the steady state that `planner serving` answers with, and so were those at a constant concurrency
 when first priced; now these are a run of as many requests as were sent, where that is published. One batch, and the
 throughput of requests that are all there from the start, are a call of generation
 ([calls.md](calls.md#generation)). When tokens of the latter come was first priced when runs were known, as one. A
 deployment's layout, replicas and engine are as published; settings of the engine are its own defaults.
+"""
+
+QUANTISED_WORDS = """## Quantised checkpoints
+
+Looked up when such checkpoints had prices, with rows of 16 bits beside them where the page has both. Blind prices are
+of commit `71ba4d1`. Since then products of 4-bit weights under vLLM and SGLang are bounded by how fast Marlin unpacks
+them, a rate read off its own published kernel times (`costmodels.kernels.roofline.UNPACKED_PER_SM_S`), and tokens of a
+run are means over its requests.
+"""
+PAIRS = """How many times as fast fewer bits are as 16 on the same GPUs under the same load, which errors of a server's
+own cancel out of:
 """
 
 FIGURES: Mapping[str, str] = {
@@ -28,6 +40,19 @@ FOUND = """## What the errors were
 
 Written after the first look at them.
 
+- **Weights in 4 bits that kernels unpack** (Marlin under vLLM, pairs of RedHatAI, sakogan, FrankXu0908, bereketlemma):
+  beside 16 bits on the same GPU they were priced 10 % off in how much faster they are, and are 6 %. One request on an
+  H100 was priced 42 % too fast, which is 5 to 11 % now. Not described: AWQ's own kernel of before Marlin (half as fast
+  as 16 bits: Nebius, ChengcanWang, cssnoeasy), SGLang's GPTQ experts on an H20 (QwenLM: a quarter of 16 bits), eager
+  mode (cssnoeasy: 42 to 87 % too many tokens), DeepSeek under vLLM of early 2025 (dzhsurf).
+- **NVFP4 under TensorRT-LLM** on B200 and RTX PRO 6000: 27 % below to 37 % above NVIDIA's throughputs. Kimi K2.5 under
+  vLLM on B200s (InferenceX) generates for few requests twice as fast as priced, in NVFP4 as in 4-bit integers.
+- **gpt-oss** fits one H100, as published; its first prices at 4 requests at once are within 5 % (gpustack).
+- **Near saturation** (Nebius, 10 requests a second on one L40 for 20 s): a steady state that its run does not reach is
+  priced three to four times too slow.
+- **Means per token in a burst** are means over requests: short answers end while hundreds of prompts are read. Priced
+  so since, they take up to twice all time over all tokens; gpustack's thousand requests were 5 to 85 % too fast and
+  are 2 to 84 %.
 - **A server that is nearly idle** gives the first token within 10 ms of its price: one request at a time on H100,
   A100 and RTX 4090 (tenstorrent), one GPU at low rates (io.net, SGLang). gpustack's 64 ms of vLLM for 233 tokens of
   Qwen3-8B on an H100, where its SGLang takes 28 and 15 are priced, is a server's way to the engine and back, which is
@@ -42,10 +67,8 @@ Written after the first look at them.
   too; here they spread.
 - **Requests all sent at once** (gpustack, dstack, zhyncs, Lambda): 53 figures on when their tokens come were first
   priced as runs, after all else on this page. First tokens are 29 to 42 % too short, dstack's 75 %; gpustack's tokens
-  take 39 % less than it publishes, though its throughputs are right on average. Part of that is a mean: load
-  generators average what each request takes per token, which in such a run is 15 to 45 % more than all time over all
-  tokens (an engine played out), since short answers end while prompts are read. The rest is not known: its servers may
-  take the thousand requests in more slowly than its engines read them.
+  took 39 % less than it publishes, though its throughputs are right on average. Part of that was a mean (above). The
+  rest is not known: its servers may take the thousand requests in more slowly than its engines read them.
 - **First tokens that are worse now.** Engines that read first make no tokens in the step of a prompt, so that SGLang's
   and vLLM's of 2024 take a step less than first priced: sgl-project's were 42 % and are 54 % too short. On io.net they
   count the prompts that their step reads besides: 37 and 38 %.
