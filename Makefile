@@ -53,6 +53,7 @@ fit: $(INSTALLED_FIT) ## Fit kernel, link and stack parameters again on the meas
 
 collectives: $(INSTALLED_FIT) ## Fit collectives again on the timings under DATA; rewrite docs/collectives.md
 	$(BIN)/python -m costmodels.calibration.collective_report --data $(DATA) --out profiles/data/fits --page docs/collectives.md
+	$(BIN)/python -m costmodels.calibration.engine_reduce_fit --data $(DATA) --out profiles/data/fits/engine_reduce.json
 
 models: $(INSTALLED_FIT) ## Build the learned kernel models again from the timings under DATA; rewrite docs/kernels.md
 	$(BIN)/python -m costmodels.calibration.kernel_models --data $(DATA) --out profiles/data/models_learned

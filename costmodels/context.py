@@ -30,6 +30,7 @@ class CostContext:
         implementation: Who runs the kernels (``costmodels.kernels.implementations``); 0: the training stack.
         norms_quantise: An engine's norms write the input of an 8-bit product in 8 bits.
         activations_quantise: So do its activation functions.
+        own_all_reduce: Its sums over the devices of a domain are a kernel of its own (``costmodels.engine_reduce``).
         state_element_bytes: Of one number in a recurrent state that it keeps.
     """
 
@@ -45,6 +46,7 @@ class CostContext:
     implementation: int = 0
     norms_quantise: bool = False
     activations_quantise: bool = False
+    own_all_reduce: bool = False
     state_element_bytes: float = STATE_BYTES
 
     @property

@@ -176,6 +176,7 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
         implementation=code,
         norms_quantise=engine.norms_quantise,
         activations_quantise=engine.activations_quantise,
+        own_all_reduce=engine.own_all_reduce,
         state_element_bytes=state_element_bytes(context.model, job, engine),
     )
 

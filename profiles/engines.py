@@ -73,6 +73,8 @@ class EngineSpec:
         disaggregates: Whether prompts can be read by replicas of their own, which hand their keys and values on.
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
         groups_are_ranks: Where they do, a group is a single rank.
+        own_all_reduce: Sums over the devices of a domain are a kernel of its own, not NCCL's
+            (``costmodels.engine_reduce``).
         shares_prefixes: Prompts of several samples are read and kept once.
         drops_put_off: Sequences that lose their room in the cache are read anew when there is room again.
         reads_first: Prompts that wait are read in steps of their own, in which nobody else gets a token.
@@ -116,6 +118,7 @@ class EngineSpec:
     disaggregates: bool = False
     attention_data_parallel: bool = False
     groups_are_ranks: bool = False
+    own_all_reduce: bool = False
     shares_prefixes: bool = False
     drops_put_off: bool = False
     reads_first: bool = False
@@ -225,6 +228,7 @@ class EngineSpec:
     def between_training(self) -> "EngineSpec":
         """The engine as it generates what a training framework around it learns from, not as it serves.
 
+        Frameworks turn its own all-reduce off (``disable_custom_all_reduce`` of verl's vLLM rollout, which sleeps).
         Published steps of NeMo-RL speak against room for the logits of most sequences: models left out are 11 % off
         without it, 12 % with it (``planner.validate.dataflow_step_fit``).
         """
@@ -233,6 +237,7 @@ class EngineSpec:
             step_overhead_s=self.step_overhead_s + self.rollout_step_s,
             rollout_step_s=0.0,
             measures_sampling=False,
+            own_all_reduce=False,
         )
 
     def update_s(self, tensors: int, weight_bytes: float, *, apart: bool) -> float:

@@ -124,7 +124,7 @@ def is_bare(calls: KernelCallBatch) -> NDArray[np.bool_]:
     return np.asarray(is_narrow(calls) & alone, dtype=np.bool_)
 
 
-def engine_of(implementation: IntArray) -> IntArray:
+def engine_of(implementation: IntArray | int) -> Any:
     """(C,) ``Engine`` codes."""
     return implementation % REPLAYED // _BASE
 

@@ -135,13 +135,25 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
         element_bytes=element,
         scale_block=float(context.job.numerics.scale_block),
         packed_bytes=context.packed_bytes(experts=True),
-        implementation=float(with_library(context.implementation, Library.TRITON)),
+        implementation=_expert_kernels(shape, context),
     )
     if moe.shared_ffn_hidden_size:
         dense_matrices(calls, context, rows=shape.tokens, width=moe.shared_ffn_hidden_size / shape.tensor)
     tensor_block_traffic(calls, shape, hidden * element)
     _exchange(calls, shape, context, hidden * element)
     return calls
+
+
+def _expert_kernels(shape: RankShape, context: CostContext) -> FloatArray:
+    """(K,) codes of the kernels of an expert layer.
+
+    Usually Triton's. Experts in few bits that several attention groups share run on grouped products of the tokens that
+    came to them, DeepGEMM's or CUTLASS's (vLLM, fused_moe/oracle/fp8.py and oracle/nvfp4.py under expert parallelism;
+    SGLang's documentation of expert parallelism): Triton's look through those of all ranks.
+    """
+    triton, grouped = (with_library(context.implementation, library) for library in (Library.TRITON, Library.CUTLASS))
+    narrow = context.job.numerics.gemm_format in ("fp8", "fp4")
+    return np.where((shape.attention_groups > 1) & narrow, float(grouped), float(triton))
 
 
 def _exchange(calls: CallList, shape: RankShape, context: CostContext, row_bytes: float) -> None:

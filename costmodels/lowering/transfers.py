@@ -4,7 +4,9 @@ import numpy as np
 
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp, ranks_per_domain
 from costmodels.context import CostContext
+from costmodels.engine_reduce import with_engine_reduces
 from costmodels.kernels.calls import Prediction
+from costmodels.kernels.implementations import Engine, engine_of
 from costmodels.link_model import wire_factor
 from costmodels.plan import BoolArray, FloatArray, IntArray
 
@@ -20,6 +22,9 @@ def price_collectives(
         ranks_per_domain=ranks_per_domain(group, stride, context.cluster.domain_devices),
     )
     priced = context.collectives.predict(calls, context.cluster)
+    if context.own_all_reduce:
+        engine = Engine(engine_of(context.implementation))
+        priced = with_engine_reduces(priced, calls, engine, context.cluster.node.scale_up)
     crosses = calls.ranks_per_domain < calls.group_size
     scale = np.where(crosses, context.stack.scale_out_time_scale, context.stack.collective_time_scale)
     slower = _limited(calls, priced.time_s * scale, crosses, context.stack.scale_out_group_bytes_per_s)

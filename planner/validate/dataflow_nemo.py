@@ -203,7 +203,10 @@ def _generation(row: dict[str, str], model: ModelSpec, setting: CallSetting, dev
     tensor, stages = json.loads(row["gen_[TP,PP]"])
     call = _call(row, CallKind.GENERATE)
     serving = replace(
-        find_engine("vllm"), memory_utilization=_MEMORY_SHARE["Off" in row["policy"]], measures_sampling=False
+        find_engine("vllm"),
+        memory_utilization=_MEMORY_SHARE["Off" in row["policy"]],
+        measures_sampling=False,
+        own_all_reduce=False,
     )
     plans = engine_strategies(
         model,

@@ -23,7 +23,7 @@ QUANTISED_WORDS = """## Quantised checkpoints
 Looked up when such checkpoints had prices, with rows of 16 bits beside them where the page has both. Blind prices are
 of commit `71ba4d1`. Since then products of 4-bit weights under vLLM and SGLang are bounded by how fast Marlin unpacks
 them, a rate read off its own published kernel times (`costmodels.kernels.roofline.UNPACKED_PER_SM_S`), and tokens of a
-run are means over its requests.
+run are means over its requests; engines sum over the links of a domain by kernels of their own.
 """
 PAIRS = """How many times as fast fewer bits are as 16 on the same GPUs under the same load, which errors of a server's
 own cancel out of:

@@ -30,7 +30,8 @@ def test_an_engine_waits_for_its_training_framework_only_where_there_is_one(name
     assert between.step_overhead_s == serving_s + engine.rollout_step_s
     assert between.between_training() == between
     assert not between.measures_sampling
-    own = {"rollout_step_s": engine.rollout_step_s, "measures_sampling": engine.measures_sampling}
+    assert not between.own_all_reduce
+    own = {name: getattr(engine, name) for name in ("rollout_step_s", "measures_sampling", "own_all_reduce")}
     assert replace(between, step_overhead_s=serving_s, **own) == engine
     slow = engine.on_host(2.0)
     assert slow.between_training() == between.on_host(2.0)
@@ -64,9 +65,9 @@ def test_a_workflow_says_whether_it_trains() -> None:
         found = []
         for calls in (generates, generates | trains):
             graph = {"name": "flow", "roles": roles, "calls": calls}
-            request = resolve_flow(graph, {}, "8xH100", options)
+            request = resolve_flow(graph, {}, "1xH100", options)
             assert request.graph.trains_between_generations is (calls is not generates)
-            found.append(flow_costs(request, request.cluster, [[8]]).rows["gen"].table.time_s.min())
+            found.append(flow_costs(request, request.cluster, [[1]]).rows["gen"].table.time_s.min())
         waited_s.append(found[1] - found[0])
     assert waited_s == pytest.approx([find_engine("sglang").rollout_step_s * (1000 + 1), 0.0], rel=0.01)
 
