@@ -7,6 +7,7 @@ intermediate width on this device, in ``k`` the hidden width, in ``batch`` the e
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +44,8 @@ def expert_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, F
 
 
 def expert_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
-    """What the trees see; columns of length C."""
-    terms = expert_terms(calls, device)
+    """What the trees see; columns of length C. Of packed weights the trees know as much as of those of 16 bits."""
+    terms = expert_terms(replace(calls, packed_bytes=np.zeros(len(calls))), device)
     rows, active, padded, width, hidden = (
         np.maximum(values, 1.0) for values in (calls.m, calls.batch, calls.kv_heads, calls.n, calls.k)
     )
