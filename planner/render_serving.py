@@ -23,8 +23,8 @@ _SAYS_NOTHING = {"pp": "1", "ep": "1", "dp-attn": "1"}
 _OPTIONS = {
     "ttft_s": "--ttft", "tpot_s": "--tpot", "latency_s": "--request-latency", "rate_per_s": "--rate",
     "concurrency": "--concurrency", "requests": "--requests", "percentile": "--percentile",
-    "max_model_len": "--max-model-len", "weights": "--weights", "memory_utilization": "--memory-utilization",
-    "max_num_seqs": "--max-num-seqs",
+    "max_model_len": "--max-model-len", "weights": "--weights", "engine": "--engine",
+    "memory_utilization": "--memory-utilization", "max_num_seqs": "--max-num-seqs",
 }  # fmt: skip
 
 
@@ -184,9 +184,9 @@ def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> 
     )]  # fmt: skip
     console.print(f"\nThe first, 90 %: {', '.join(ends)}.", highlight=False)
     if best.duration_s is not None:
-        console.print(
-            f"All {result.job.requests:,} requests have ended after {seconds(best.duration_s)}.", highlight=False
-        )
+        requests = result.job.requests or 0
+        ended = f"All {requests:,} requests have" if requests > 1 else "The request has"
+        console.print(f"{ended} ended after {seconds(best.duration_s)}.", highlight=False)
     for name, told in (("TTFT", best.ttft_percentiles_s), ("Latency", best.latency_percentiles_s)):
         if told:
             words = ", ".join(f"{percentile} {seconds(value)}" for percentile, value in told.items())

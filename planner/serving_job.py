@@ -18,6 +18,7 @@ MOST_REQUESTS = 1 << 24
 MOST_RUNNING = 1 << 20
 MOST_SECONDS = 86_400.0
 BOUNDS = {"ttft_s": "time to first token", "tpot_s": "time per output token", "latency_s": "latency of a request"}
+FEWEST_BURST = 8  # requests
 PERCENTILES = (50.0, 90.0, 99.0)  # that are always told
 OF_PERCENTILES = ("ttft_s", "latency_s")  # bounds that may be about one
 
@@ -61,8 +62,8 @@ class ServingJob:
 
     @property
     def is_burst(self) -> bool:
-        """Whether it is a run with all requests there from the start."""
-        return self.requests is not None and self.concurrency is None
+        """Whether it is a run with all requests there from the start, as many as published ones had at least."""
+        return self.concurrency is None and (self.requests or 0) >= FEWEST_BURST
 
     @property
     def percentiles(self) -> tuple[float, ...]:

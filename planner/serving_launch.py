@@ -126,13 +126,13 @@ def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
 
 
 def _formats(result: ServingResult, cache: str) -> Words:
-    """Formats of 16-bit weights and of the cache; engines read those of quantised weights in the checkpoint.
+    """Formats of 16 bits and of the cache; engines read those of quantised weights in the checkpoint.
 
-    They quantise one of 16 bits to ``fp8`` as they load it.
+    They quantise one of 16 bits to ``fp8`` as they load it, and refuse to do so with one that is quantised.
     """
     words = ["--dtype", _DTYPES[result.precision]]
-    if result.weights is not None and result.weights.name == _CAST:
-        words = ["--quantization", _CAST]
+    if result.weights is not None and result.weights.name == _CAST and not result.model.checkpoint_weights:
+        words += ["--quantization", _CAST]
     return words + (["--kv-cache-dtype", cache] if result.kv_cache_dtype == EIGHT_BITS else [])
 
 

@@ -42,7 +42,7 @@ from profiles.weights import SIXTEEN_BITS
 
 PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
 MOST_TOP = 1000
-_WITHOUT_EIGHT_BIT_CACHE = ("pascal", "volta", "turing")
+_WITHOUT_EIGHT_BIT_CACHE = ("pascal", "volta", "turing", "cdna1", "cdna2")
 _SETTINGS = ("memory_utilization", "max_num_seqs", "max_num_batched_tokens")
 _OPTIONS = ("fabric", "price_per_device_hour_usd", "price_date", "memory_reserve_bytes", "allow_files")
 
@@ -157,7 +157,7 @@ def _is_one(value: object, words: Sequence[str]) -> bool:
 
 
 def _cache_format(kv_cache_dtype: str | None, precision: str, device: DeviceSpec) -> str:
-    """The format of keys and values, which NVIDIA's devices before Ampere have no kernels for in 8 bits.
+    """The format of keys and values; devices before Ampere and before the MI300 have no kernels for 8 bits.
 
     FlashInfer's read them from compute capability 8.0 on, also where no tensor core does (vLLM pull request 45375);
     those in Triton, which older devices are left with, from 8.9 on (vLLM issues 47549 and 26431, "type fp8e4nv not

@@ -9,14 +9,15 @@ from costmodels.plan import FloatArray
 from costmodels.serving import most_per_s
 from planner.phrases import gib, seconds
 from planner.request import full_node, part_of
-from planner.serving_job import MOST_SECONDS, bound_words
+from planner.serving_job import MOST_SECONDS, bound_words, serving_engine
 from planner.serving_layouts import fewest_devices, replica_layouts
 from planner.serving_ranking import Deployed, ranked, served
 from planner.serving_results import ServingResult, ServingShortage
 from planner.serving_states import Deployments, Layouts, bounded, deployment
+from profiles.engines import load_engines
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.precision import parse_precision
-from profiles.weights import WEIGHT_FORMATS
+from profiles.weights import WEIGHT_FORMATS, parse_weights
 
 _SMALLER = {"fp8": "an 8-bit checkpoint", "int4": "a 4-bit checkpoint (AWQ, GPTQ)"}
 _NAMES = {"data_parallel": "replicas"}
@@ -92,7 +93,13 @@ def _roomier(found: Layouts, asked: ServingResult) -> Iterator[tuple[str, Servin
 
 
 def _lighter(asked: ServingResult) -> Iterator[tuple[str, ServingResult]]:
-    """The same question of checkpoints in fewer bits, and which."""
+    """The same question of checkpoints in fewer bits, and which; the published one, by who serves it, first."""
+    published = parse_weights(asked.model.checkpoint_weights or "bf16")
+    if published is not None and asked.weights is None and not asked.engine.serves(published, asked.cluster.device):
+        for engine in load_engines().values():
+            if engine.serves(published, asked.cluster.device) and engine.knows(asked.model):
+                other = serving_engine(engine.name, asked.cluster.device)
+                yield f"engine {engine.name}", replace(asked, engine=other, weights=published)
     for name, words in _SMALLER.items():
         weights, device = WEIGHT_FORMATS[name], asked.cluster.device
         if asked.engine.serves(weights, device) and weights.element_bytes < 0.9 * _element_bytes(asked):

@@ -6,6 +6,7 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
 from planner.results import Note
+from profiles.catalog import default_catalog
 from profiles.engines import EngineSpec, load_engines
 from profiles.errors import SpecError
 from profiles.hardware import DeviceSpec
@@ -25,15 +26,17 @@ def served_weights(
     if asked is None:
         return _published(model, engine, device)
     weights = parse_weights(asked)
-    if weights is None:
-        return None, ()
-    if weights.experts_only and model.moe is None:
+    _check(weights, model, engine, device)
+    return weights, ()
+
+
+def _check(weights: WeightFormat | None, model: ModelSpec, engine: EngineSpec, device: DeviceSpec) -> None:
+    if weights is not None and weights.experts_only and model.moe is None:
         problem = f"{weights.name} is of the matrices of experts, and {model.name} has none"
         raise SpecError("weights", problem, _others(engine, device, model))
-    if not engine.serves(weights, device):
+    if weights is not None and not engine.serves(weights, device):
         problem = f"{engine.name} has no kernels for {weights.name} on {device.name}"
         raise SpecError("weights", problem, _instead(weights, engine, device, model))
-    return weights, ()
 
 
 def _published(
@@ -43,6 +46,8 @@ def _published(
         return None, ()
     weights = parse_weights(model.checkpoint_weights)
     name = "" if weights is None else weights.name
+    if not _usual(model):  # the checkpoint that was named, and no other
+        _check(weights, model, engine, device)
     if engine.serves(weights, device):
         message = f"weights in {name}, as the checkpoint of {model.name} holds them; weights bf16 for one in 16 bits"
     else:
@@ -52,6 +57,12 @@ def _published(
         )
         weights = None
     return weights, (Note(code="assumed_default", field="weights", message=message),)
+
+
+def _usual(model: ModelSpec) -> bool:
+    """Whether the format is what the catalogue says of the model."""
+    entry = default_catalog().model_entries.get(model.name, {})
+    return bool(entry.get("checkpoint_weights") == model.checkpoint_weights)
 
 
 def _instead(weights: WeightFormat, engine: EngineSpec, device: DeviceSpec, model: ModelSpec) -> str:
@@ -70,7 +81,7 @@ def _others(engine: EngineSpec, device: DeviceSpec, model: ModelSpec) -> str:
         for name, each in WEIGHT_FORMATS.items()
         if engine.serves(each, device) and (model.moe is not None or not each.experts_only)
     ]
-    return f"one of {', '.join([*known, 'bf16'])}" if known else "leave it out: 16-bit weights"
+    return f"one of {', '.join([*known, 'bf16'])}" if known else "bf16, for a checkpoint in 16 bits"
 
 
 def cuts(plans: PlanBatch, model: ModelSpec, weights: WeightFormat | None) -> BoolArray:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+SIXTEEN = "bf16"
 # Endings of names, the first that fits, and the format; "" for one that has no price.
 _ENDINGS = tuple(
     (re.compile(rf"[-_.]({words})(-v\d)?$", re.I), name)
@@ -16,17 +17,25 @@ _ENDINGS = tuple(
         (r"fp8[-_]?block(wise)?", "fp8-block"),
         (r"fp8([-_](dynamic|static|tensorwise|e4m3|kv))*", "fp8"),
         (r"(gptq[-_]?int8|quantized\.w8a16|w8a16|gptq-8bit)", "int8"),
-        (r"((gptq|awq)([-_]?(int4|marlin|4bit|w4a16))?|int4|4bit-(awq|gptq)|(quantized\.)?w4a16(-g128)?)", "int4"),
+        (r"((gptq|awq)([-_]?(int4|marlin|4bit|w4a16))?|int4(-autoround)?|4bit-(awq|gptq))", "int4"),
+        (r"((quantized\.)?w4a16(-g128)?)", "int4"),
         (r"mxfp4", "mxfp4"),
-        (r"(nvfp4|fp4)", "nvfp4"),
-        (r"((unsloth-)?bnb-4bit|(quantized\.)?w8a8|int8|gguf|bf16)", ""),
+        (r"(nvfp4(a16)?|fp4)", "nvfp4"),
+        (r"(bf16)", SIXTEEN),
+        (r"((unsloth-)?bnb-4bit|(quantized\.)?w8a8|int8|gguf)", ""),
     )
 )
-# Owners whose ``-FP8`` is in blocks (config.json of Qwen/Qwen3-32B-FP8 and MiniMaxAI/MiniMax-M2: weight_block_size).
-_IN_BLOCKS = ("qwen/", "deepseek-ai/", "minimaxai/")
+# Families whose own ``-FP8`` is in blocks (config.json of Qwen/Qwen3-32B-FP8 and MiniMaxAI/MiniMax-M2:
+# weight_block_size), with their owner or none.
+_IN_BLOCKS = re.compile(r"(qwen/|deepseek-ai/|minimaxai/)?(qwen|deepseek|minimax)[^/]*", re.I)
 _COMPRESSED = {("float", 8): "fp8", ("int", 4): "int4", ("int", 8): "int8", ("float", 4): "nvfp4"}
 _MODELOPT = {"FP8": "fp8", "NVFP4": "nvfp4", "W4A16_AWQ": "int4", "FP8_PB_WO": "fp8-block"}
 _SHORT_GROUP = 32
+_GROUPED = (("bits", "w_bit", 4), ("group_size", "q_group_size", 128))
+_GROUPS = ("128", "-1")  # -1: a scale per channel
+# Widths of MLPs that Qwen's 4- and 8-bit checkpoints pad, so that groups of 128 divide over 8 ranks (their config.json;
+# QwenLM/Qwen3-VL issue 231 of Qwen2-VL-72B's, built alike).
+PADDED_WIDTHS = {29568: 29696}
 
 
 def without_format(name: str) -> tuple[str, str] | None:
@@ -41,7 +50,7 @@ def without_format(name: str) -> tuple[str, str] | None:
     for ending, form in _ENDINGS:
         found = ending.search(name)
         if found is not None:
-            blocks = form == "fp8" and name.lower().startswith(_IN_BLOCKS)
+            blocks = form == "fp8" and found.group(1).lower() == "fp8" and _IN_BLOCKS.fullmatch(name)
             return name[: found.start()], "fp8-block" if blocks else form
     return None
 
@@ -53,15 +62,18 @@ def configured_format(config: Mapping[str, Any]) -> tuple[str, str]:
     """
     given = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(given, Mapping):
-        return "", ""
+        return "", "no mapping" if given else ""
     method = str(given.get("quant_method", "")).lower()[:40]
     if method == "fp8":
-        return ("fp8-block" if given.get("weight_block_size") else "fp8"), method
+        block = given.get("weight_block_size")
+        form = "fp8" if block is None else "fp8-block" if block == [128, 128] else ""
+        return form, f"{method}, blocks {str(block)[:40]}"
     if method == "fbgemm_fp8":
         return "fp8", method
     if method in ("awq", "gptq", "auto-round", "gptq_marlin", "awq_marlin"):
-        bits = given.get("bits", given.get("w_bit", 4))
-        return {4: "int4", 8: "int8"}.get(bits if isinstance(bits, int) else 0, ""), f"{method} of {str(bits)[:8]} bits"
+        bits, group = (str(given.get(name, given.get(other, usual)))[:8] for name, other, usual in _GROUPED)
+        form = {"4": "int4", "8": "int8"}.get(bits, "") if group in _GROUPS else ""
+        return form, f"{method} of {bits} bits in groups of {group}"
     if method == "mxfp4":
         return "mxfp4", method
     if method == "compressed-tensors":
@@ -73,21 +85,24 @@ def configured_format(config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _compressed(given: Mapping[str, Any]) -> str:
-    """Of compressed-tensors: of its first group."""
+    """Of compressed-tensors, all of whose groups have one format."""
     groups = given.get("config_groups")
-    first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
-    weights = first.get("weights") if isinstance(first, Mapping) else None
+    found = {_group(each, given) for each in groups.values()} if isinstance(groups, Mapping) else set()
+    return found.pop() if len(found) == 1 else ""
+
+
+def _group(group: Any, given: Mapping[str, Any]) -> str:
+    weights = group.get("weights") if isinstance(group, Mapping) else None
     if not isinstance(weights, Mapping):
         return ""
-    kind, bits = weights.get("type"), weights.get("num_bits")
+    kind, bits, size = weights.get("type"), weights.get("num_bits"), weights.get("group_size")
     form = _COMPRESSED.get((kind, bits), "") if isinstance(kind, str) and isinstance(bits, int) else ""
     if form == "fp8" and weights.get("strategy") == "block":
-        return "fp8-block"
-    if form == "int8" and isinstance(first, Mapping) and first.get("input_activations"):
+        return "fp8-block" if weights.get("block_structure") in (None, [128, 128]) else ""
+    if form == "int8" and group.get("input_activations"):
         return ""  # inputs in 8-bit integers, too
-    group = weights.get("group_size")
     ignored = given.get("ignore")
     skips = isinstance(ignored, list) and any("self_attn" in str(name) for name in ignored)
-    if form == "int4" and skips and isinstance(group, int) and group <= _SHORT_GROUP:
+    if form == "int4" and size == _SHORT_GROUP and skips:
         return "int4-experts"
-    return form
+    return form if form not in ("int4", "int8") or size is None or str(size)[:8] in _GROUPS else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from profiles import strict_json
-from profiles.checkpoint_names import without_format
+from profiles.checkpoint_names import PADDED_WIDTHS, SIXTEEN, without_format
 from profiles.errors import SpecError, did_you_mean
 from profiles.hf_config import read_hf_config
 from profiles.model import ModelSpec
@@ -146,12 +146,30 @@ def _by_name(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
 def _quantised(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
     """The model of a checkpoint whose name is a model's and a word for its format."""
     found = without_format(text)
-    model = None if found is None else _by_name(found[0], catalog)
-    if found is None or model is None:
+    if found is None:
         return None
-    form = found[1]
-    taken = f"model {shown(text)} taken as {model.spec.name}" + ("" if form else ": its own format has no price")
-    return ResolvedModel(spec=replace(model.spec, checkpoint_weights=form), assumptions=(taken,))
+    name, form = found
+    model = _by_name(name, catalog) or _by_bare_name(name, catalog)
+    if model is None:
+        return None
+    spec = replace(model.spec, checkpoint_weights="" if form == SIXTEEN else form)
+    if form in ("int4", "int8") and name.lower().startswith("qwen/"):
+        spec = replace(spec, ffn_hidden_size=PADDED_WIDTHS.get(spec.ffn_hidden_size, spec.ffn_hidden_size))
+    taken = f"model {shown(text)} taken as {spec.name}"
+    taken += f", its weights in {form} where engines serve it" if form else ": its own format has no price"
+    return ResolvedModel(spec=spec, assumptions=(taken,))
+
+
+def _by_bare_name(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
+    """The model that has this name under another owner."""
+    entries = catalog.model_entries
+    bare = {
+        canonical_name(alias.rpartition("/")[2]): name
+        for name, entry in entries.items()
+        for alias in _texts(entry, "aliases")
+    }
+    name = bare.get(canonical_name(text.rpartition("/")[2]))
+    return None if name is None else ResolvedModel(spec=model_from_entry(name, entries[name]))
 
 
 def _shorter_names(text: str) -> list[str]:

@@ -33,6 +33,13 @@ LLAMA = {
         ("hugging-quants/Meta-Llama-3.1-70B-Instruct-AWQ-INT4", "llama-3.1-70b", "int4"),
         ("nvidia/DeepSeek-R1-0528-FP4-v2", "deepseek-v3", "nvfp4"),
         ("RedHatAI/Qwen3-8B-NVFP4", "qwen3-8b", "nvfp4"),
+        ("Qwen3-32B-FP8", "qwen3-32b", "fp8-block"),
+        ("RedHatAI/Qwen3-8B-FP8-dynamic", "qwen3-8b", "fp8"),
+        ("TheBloke/Mixtral-8x7B-Instruct-v0.1-AWQ", "mixtral-8x7b", "int4"),
+        ("nvidia/DeepSeek-V3-0324-NVFP4", "deepseek-v3", "nvfp4"),
+        ("QuantTrio/Qwen3-235B-A22B-Instruct-2507-AWQ", "qwen3-235b-a22b-2507", "int4"),
+        ("Intel/Qwen3-8B-int4-AutoRound", "qwen3-8b", "int4"),
+        ("RedHatAI/Qwen3-8B-NVFP4A16", "qwen3-8b", "nvfp4"),
         ("unsloth/Llama-3.2-1B-bnb-4bit", "llama-3.2-1b", ""),
         ("RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w8a8", "llama-3.1-8b", ""),
         ("unsloth/DeepSeek-V3-bf16", "deepseek-v3", ""),
@@ -46,6 +53,21 @@ LLAMA = {
 def test_names_of_checkpoints_are_read(name: str, model: str, form: str) -> None:
     spec = resolve_model(name, default_catalog()).spec
     assert (spec.name, spec.checkpoint_weights) == (model, form)
+
+
+def test_widths_that_checkpoints_pad_are_padded() -> None:
+    """29,568 is 231 groups of 128, which no number of ranks divides; 29,696 is 232."""
+    padded, plain = (
+        resolve_model(name, default_catalog()).spec.ffn_hidden_size
+        for name in ("Qwen/Qwen2.5-72B-Instruct-AWQ", "RedHatAI/Qwen2.5-72B-Instruct-quantized.w4a16")
+    )
+    assert (padded, plain) == (29696, 29568)
+
+
+def test_a_copy_in_16_bits_is_one() -> None:
+    found = resolve_model("unsloth/DeepSeek-V3-bf16", default_catalog())
+    assert found.spec.checkpoint_weights == ""
+    assert "no price" not in found.assumptions[0]
 
 
 def test_a_format_without_a_price_is_said() -> None:
@@ -77,6 +99,7 @@ def _group(kind: str, bits: int, *, inputs: bool = False, **weights: object) -> 
         ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8"),
         ({"quant_method": "fbgemm_fp8"}, "fp8"),
         ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4"),
+        ({"quant_method": "awq", "w_bit": "4", "q_group_size": 128}, "int4"),
         ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "int8"),
         ({"quant_method": "mxfp4"}, "mxfp4"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
@@ -99,6 +122,17 @@ def test_configurations_say_the_format(given: dict[str, object], form: str) -> N
     "given",
     [
         {"quant_method": "gptq", "bits": 3},
+        {"quant_method": "gptq", "bits": 4, "group_size": 32},
+        {"quant_method": "fp8", "weight_block_size": [64, 64]},
+        {"quant_method": "fp8", "weight_block_size": "x"},
+        _group("int", 4, strategy="group", group_size=64),
+        _group("float", 8)
+        | {
+            "config_groups": {
+                "a": {"weights": {"type": "float", "num_bits": 8}},
+                "b": {"weights": {"type": "int", "num_bits": 4}},
+            }
+        },
         {"quant_method": "awq", "bits": [4]},
         {"quant_method": "bitsandbytes", "load_in_4bit": True},
         {"quant_method": "modelopt", "quant_algo": ["FP8"]},
@@ -116,9 +150,14 @@ def test_what_has_no_price_is_said(given: dict[str, object]) -> None:
     assert "has no price: weights taken in 16 bits" in notes[0]
 
 
-@pytest.mark.parametrize("given", [None, {}, [], "fp8", 3])
+@pytest.mark.parametrize("given", [None, {}, [], ""])
 def test_nothing_said_is_16_bits(given: object) -> None:
     assert configured_format({"quantization_config": given}) == ("", "")
+
+
+@pytest.mark.parametrize("given", ["fp8", 3, [[[]]]])
+def test_what_is_no_configuration_is_said(given: object) -> None:
+    assert configured_format({"quantization_config": given}) == ("", "no mapping")
 
 
 def test_formats_take_the_bytes_they_say() -> None:

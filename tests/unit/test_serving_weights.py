@@ -82,7 +82,7 @@ def test_what_an_engine_has_no_kernels_for_is_served_in_16_bits_and_said() -> No
         ("llama-3.1-8b", "1xA100-80GB", "tensorrt-llm", "fp8", "engine vllm"),
         ("llama-3.1-8b", "1xMI300X", "vllm", "int4", "engine sglang"),
         ("llama-3.1-8b", "1xH100", "sglang", "nvfp4", "engine vllm"),
-        ("llama-3.1-8b", "1xV100-SXM-32GB", "vllm", "fp8", "leave it out"),
+        ("llama-3.1-8b", "1xV100-SXM-32GB", "vllm", "fp8", "bf16, for a checkpoint in 16 bits"),
         ("llama-3.1-8b", "1xB200", "tensorrt-llm", "int4", "engine vllm"),
         ("llama-3.1-8b", "1xH100", "vllm", "mxfp4", "one of fp8, fp8-block, int8, int4, nvfp4, bf16"),
     ],
@@ -147,11 +147,34 @@ def test_unpacked_weights_compute_no_faster() -> None:
     assert fast.ttft_s == pytest.approx(slow.ttft_s, rel=0.06)
 
 
+def test_a_checkpoint_that_is_named_is_served_or_refused() -> None:
+    """What the catalogue says of a model may be converted; the checkpoint somebody names is that one."""
+    for model, gpus in (("Qwen/Qwen3-8B-AWQ", "1xV100-SXM-32GB"), ("Qwen/Qwen3-8B-AWQ", "1xMI300X"),
+                        ("llama-3.1-8b-mxfp4", "1xH100"), ("RedHatAI/Qwen3-8B-NVFP4", "1xMI300X")):  # fmt: skip
+        with pytest.raises(SpecError) as caught:
+            served(model, gpus)
+        assert caught.value.field == "weights"
+        assert served(model, gpus, weights="bf16").fits
+
+
+@pytest.mark.parametrize(("model", "gpus"), [("gpt-oss-120b", "1xA100-SXM-80GB"), ("deepseek-v3", "2x8xA100-SXM-80GB")])
+def test_another_engine_that_serves_the_checkpoint_is_what_would_do(model: str, gpus: str) -> None:
+    shortage = served(model, gpus, engine="sglang").shortage
+    assert shortage is not None
+    assert shortage.remedy == "engine vllm"
+    assert served(model, gpus, engine="vllm").fits
+
+
 def test_commands_quantise_16_bits_to_8_alone() -> None:
     def launched(form: str, gpus: str = "1xH100-SXM-80GB") -> str:
         return str(planner.to_document(served("llama-3.1-8b", gpus, weights=form))["plans"][0]["launch"])
 
     assert "--quantization fp8" in launched("fp8")
+    older = planner.to_document(served("tinyllama-1.1b", "1xT4", weights="fp8"))["plans"][0]["launch"]
+    assert "--dtype float16" in older
+    assert "--quantization fp8" in older
+    named = planner.to_document(served("RedHatAI/Llama-3.1-8B-Instruct-FP8-dynamic", "1xH100"))["plans"][0]["launch"]
+    assert "--quantization" not in named
     for form in ("bf16", "int4", "fp8-block"):
         assert "--quantization" not in launched(form)
         assert "--dtype bfloat16" in launched(form)
