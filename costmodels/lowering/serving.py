@@ -147,13 +147,21 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
 def _expert_kernels(shape: RankShape, context: CostContext) -> FloatArray:
     """(K,) codes of the kernels of an expert layer.
 
-    Usually Triton's. Experts in few bits that several attention groups share run on grouped products of the tokens that
-    came to them, DeepGEMM's or CUTLASS's (vLLM, fused_moe/oracle/fp8.py and oracle/nvfp4.py under expert parallelism;
-    SGLang's documentation of expert parallelism): Triton's look through those of all ranks.
+    Triton's in 16 bits. (vLLM of 2026 tries TensorRT-LLM's first on Blackwell in 16 bits too; published runs in them
+    are older.) In fewer bits data-centre Blackwell runs those that TensorRT-LLM generated; and experts that several
+    attention groups share run on grouped products of the tokens that came to them, DeepGEMM's or CUTLASS's, where the
+    others look through the tokens of all ranks.
+
+    Source:
+        The order in which vLLM tries kernels (fused_moe/oracle: fp8.py, nvfp4.py, unquantized.py); what SGLang's
+        server_args.py sets for sm100; SGLang's documentation of expert parallelism.
     """
-    triton, grouped = (with_library(context.implementation, library) for library in (Library.TRITON, Library.CUTLASS))
-    narrow = context.job.numerics.gemm_format in ("fp8", "fp4")
-    return np.where((shape.attention_groups > 1) & narrow, float(grouped), float(triton))
+    alone, shared = Library.TRITON, Library.TRITON
+    if context.job.numerics.gemm_format in ("fp8", "fp4"):
+        shared = Library.CUTLASS
+        alone = Library.TRTLLM_GEN if context.cluster.device.architecture == "blackwell" else Library.TRITON
+    codes = (with_library(context.implementation, library) for library in (shared, alone))
+    return np.where(shape.attention_groups > 1, *map(float, codes))
 
 
 def _exchange(calls: CallList, shape: RankShape, context: CostContext, row_bytes: float) -> None:

@@ -45,8 +45,10 @@ Written after the first look at them.
   H100 was priced 42 % too fast, which is 5 to 11 % now. Not described: AWQ's own kernel of before Marlin (half as fast
   as 16 bits: Nebius, ChengcanWang, cssnoeasy), SGLang's GPTQ experts on an H20 (QwenLM: a quarter of 16 bits), eager
   mode (cssnoeasy: 42 to 87 % too many tokens), DeepSeek under vLLM of early 2025 (dzhsurf).
-- **NVFP4 under TensorRT-LLM** on B200 and RTX PRO 6000: 27 % below to 37 % above NVIDIA's throughputs. Kimi K2.5 under
-  vLLM on B200s (InferenceX) generates for few requests twice as fast as priced, in NVFP4 as in 4-bit integers.
+- **NVFP4 under TensorRT-LLM** on B200 and RTX PRO 6000: 27 % below to 44 % above NVIDIA's throughputs. Kimi K2.5 under
+  vLLM on B200s (InferenceX) took, for 4 requests, half the time priced in NVFP4 and 60 % of it in 4-bit integers. Part
+  was that experts were priced on Triton's kernels, where engines run TensorRT-LLM's generated ones in few bits on
+  Blackwell; with these it takes 54 %.
 - **gpt-oss** fits one H100, as published; its first prices at 4 requests at once are within 5 % (gpustack).
 - **Near saturation** (Nebius, 10 requests a second on one L40 for 20 s): a steady state that its run does not reach is
   priced three to four times too slow.

@@ -11,12 +11,26 @@ from costmodels.context import CostContext
 from costmodels.decode import DecodePrices, decode_prices
 from costmodels.generation import engine_context
 from costmodels.kernels.calls import KernelOp
+from costmodels.kernels.implementations import Engine, Library, code_of, library_of
 from costmodels.plan import ExecutionPlan, PlanBatch
 from profiles.catalog import default_catalog
 from profiles.engines import EngineSpec, find_engine
 from profiles.model_presets import resolve_model
 from profiles.weights import WEIGHT_FORMATS
-from tests.fakes import RateKernels, UnitCollectives, UnitKernels, context, gpt, job, latent, llama, mixture, stack
+from tests.fakes import (
+    RateKernels,
+    UnitCollectives,
+    UnitKernels,
+    context,
+    device,
+    gpt,
+    job,
+    latent,
+    llama,
+    mixture,
+    node,
+    stack,
+)
 
 H, L, V = 1024, 8, 32768
 ENGINE = EngineSpec(name="fake", description="", captures_graphs=True)
@@ -123,6 +137,34 @@ def test_only_experts_that_see_a_token_are_read() -> None:
     one, many = prices.layer_s[0, 0, 0], prices.layer_s[0, -1, 0]
     assert one == pytest.approx(2 * expert, rel=0.01)  # two of eight experts
     assert many == pytest.approx(8 * expert, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "weights", "groups", "library"),
+    [
+        ("hopper", "fp8", 1, Library.TRITON),
+        ("blackwell", "bf16", 1, Library.TRITON),
+        ("blackwell", "bf16", 4, Library.TRITON),
+        ("blackwell", "fp8", 1, Library.TRTLLM_GEN),
+        ("blackwell", "fp8", 4, Library.CUTLASS),
+        ("blackwell", "int4", 1, Library.TRITON),  # unpacked as they are multiplied
+        ("blackwell-rtx", "fp8", 1, Library.TRITON),  # has other instructions than the data-centre Blackwell
+    ],
+)
+def test_experts_run_on_what_engines_pick_for_a_generation(
+    architecture: str, weights: str, groups: int, library: Library
+) -> None:
+    kernels = UnitKernels()
+    where: dict[str, Any] = {
+        "cluster": replace(context().cluster, node=node(device=device(architecture=architecture))),
+        "weights": WEIGHT_FORMATS.get(weights),
+        "precision": "fp8" if weights == "fp8" else "bf16",
+        "implementation": code_of(Engine.VLLM, Library.UNKNOWN),
+    }
+    plan = ExecutionPlan(data_parallel=groups, expert_parallel=groups)
+    priced([plan], model=mixture(), kernels=kernels, **where)
+    experts = [calls.implementation[calls.op == int(KernelOp.FUSED_EXPERTS)] for calls in kernels.seen]
+    assert set(library_of(np.concatenate(experts))) == {library}
 
 
 def test_attention_groups_bring_their_tokens_to_one_set_of_experts() -> None:
