@@ -62,7 +62,7 @@ def no_room(found: Layouts, asked: ServingResult, pins: Mapping[str, int]) -> Se
         f"and pp {plan.pipeline_parallel}: {gib(float(held[least]) - room)} too much"
     )
     remedy = _first(_roomier(found, asked), pins) or _degrees(asked, pins)
-    remedy = remedy or _first(_lighter(asked), pins) or _elsewhere(asked, pins)
+    remedy = remedy or _first(_lighter(asked), pins) or _devices(asked, pins)
     if not remedy:  # what is asked for does not hold there either, or nothing else is asked
         job = replace(asked.job, rate_per_s=None, concurrency=None, requests=None)
         job = replace(job, ttft_s=None, tpot_s=None, latency_s=None, percentile=None)
@@ -118,8 +118,11 @@ def _element_bytes(asked: ServingResult) -> float:
 
 def _elsewhere(asked: ServingResult, pins: Mapping[str, int]) -> str:
     """The degrees that would do instead of those fixed, or how many of the devices with them; empty if neither does."""
-    if degrees := _degrees(asked, pins):
-        return degrees
+    return _degrees(asked, pins) or _devices(asked, pins)
+
+
+def _devices(asked: ServingResult, pins: Mapping[str, int]) -> str:
+    """How many of the devices would do with the degrees fixed; empty if no number does."""
     sizes = _sizes(asked.cluster)
     if asked.job.requests is None:  # what the largest has room for says how many would do; a run is shared out over all
         sizes = sizes[-1:]

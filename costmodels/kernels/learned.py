@@ -319,11 +319,9 @@ class LearnedKernelModel:
             found[3, rows] = np.where(borrowed, found[3, rows], int(Basis.LEARNED))
             found[4, rows] = (situations == Situation.BEYOND) | (borrowed & (found[4, rows] > 0))
         packed = calls.packed_bytes > 0
-        found[1], found[2] = (
-            np.where(packed, np.minimum(found[1], found[0] * PACKED_SPREAD[0]), found[1]),
-            np.where(packed, np.maximum(found[2], found[0] * PACKED_SPREAD[1]), found[2]),
-        )
-        found[3] = np.where(packed, np.maximum(found[3], int(Basis.ANALYTIC)), found[3])
+        found[1, packed] = np.minimum(found[1, packed], found[0, packed] * PACKED_SPREAD[0])
+        found[2, packed] = np.maximum(found[2, packed], found[0, packed] * PACKED_SPREAD[1])
+        found[3, packed] = np.maximum(found[3, packed], int(Basis.ANALYTIC))
         found[:3] *= times
         return Prediction.of(found)
 

@@ -204,7 +204,7 @@ def identity(calls: KernelCallBatch) -> IntArray:
         np.where(memory, 0.0, calls.batch), calls.heads, calls.kv_heads, np.where(attention, 100 * calls.causal, 0.0),
         per_kernel,
         calls.element_bytes * 8,
-        calls.scale_block - 1024 * calls.packed_bytes,
+        calls.scale_block - 1024 * calls.packed_bytes,  # no call has both
         np.where((calls.op == int(KernelOp.GEMM)) & ~is_bare(calls), 0, calls.implementation % REPLAYED),
     )  # fmt: skip
     return np.asarray(np.rint(np.stack(columns, axis=1)), dtype=np.int64)

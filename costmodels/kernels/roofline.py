@@ -141,14 +141,14 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
     # What a small tile loses on a chip is a rate of shared memory and schedulers, which nobody held back.
     spare = np.where(calls.gemm_format == _FP32, 1.0, rates.held_back)
     packed = calls.packed_bytes > 0
-    narrowest = np.where(packed, 0.0, np.inf)  # only kernels that unpack weights have the narrow tile
     for tile_m, tile_n in (*TILES, *((PACKED_TILE,) if packed.any() else ())):
         tiles = calls.batch * np.ceil(calls.m / tile_m) * np.ceil(calls.n / tile_n)
         relative = np.minimum(spare * (tile_m * tile_n / _LARGEST_TILE) ** fit["tile_exponent"], 1.0)
         tile_s = 2.0 * tile_m * tile_n * (calls.k + fit["k_half"]) / (sm_flops_per_s * relative)
         tile_s = np.maximum(tile_s, (tile_m + tile_n) * calls.k * operand / stream_rate)
         tile_s = tile_s * _waves(tiles, rates.num_sms, fit["wave_quantisation"])
-        tile_s = np.maximum(tile_s, narrowest) if (tile_m, tile_n) == PACKED_TILE else tile_s
+        if (tile_m, tile_n) == PACKED_TILE:  # which only kernels that unpack weights have
+            tile_s = np.where(packed, tile_s, np.inf)
         arithmetic_s = np.minimum(arithmetic_s, tile_s)
     inputs = calls.batch * calls.m * calls.k
     quantises = is_narrow(calls) & ~is_bare(calls) & ("quantise_rate" in fit)

@@ -160,8 +160,8 @@ def _expert_kernels(shape: RankShape, context: CostContext) -> FloatArray:
     if context.job.numerics.gemm_format in ("fp8", "fp4"):
         shared = Library.CUTLASS
         alone = Library.TRTLLM_GEN if context.cluster.device.architecture == "blackwell" else Library.TRITON
-    codes = (with_library(context.implementation, library) for library in (shared, alone))
-    return np.where(shape.attention_groups > 1, *map(float, codes))
+    shared_code, alone_code = (float(with_library(context.implementation, each)) for each in (shared, alone))
+    return np.where(shape.attention_groups > 1, shared_code, alone_code)
 
 
 def _exchange(calls: CallList, shape: RankShape, context: CostContext, row_bytes: float) -> None:

@@ -202,12 +202,9 @@ def _generation(row: dict[str, str], model: ModelSpec, setting: CallSetting, dev
     """Generation with the published layout, by vLLM."""
     tensor, stages = json.loads(row["gen_[TP,PP]"])
     call = _call(row, CallKind.GENERATE)
-    serving = replace(
-        find_engine("vllm"),
-        memory_utilization=_MEMORY_SHARE["Off" in row["policy"]],
-        measures_sampling=False,
-        own_all_reduce=False,
-    )
+    share = _MEMORY_SHARE["Off" in row["policy"]]
+    # The host time between steps that a framework adds is what these steps are to tell.
+    serving = replace(find_engine("vllm"), memory_utilization=share, rollout_step_s=0.0).between_training()
     plans = engine_strategies(
         model,
         call,
