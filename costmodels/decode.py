@@ -3,6 +3,9 @@
 A step is priced by the same lowering and price lists as training, once per distinct layout and batch size; attention
 also for a few cache lengths, between which it is a straight line. Searches read values between grid points.
 
+Where steps are not captured as graphs, the host issues kernels ahead of the device, and waits for it only once a step:
+a layer takes the longer of the two.
+
 With p pipeline stages a replica's sequences form p micro-batches that follow each other round the stages, so that a
 step takes p times the slowest stage's time for its share; fewer sequences than stages leave some idle.
 """
@@ -12,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from costmodels.arrays import total
 from costmodels.boundary_transfers import boundary_transfer_s
 from costmodels.context import CostContext
 from costmodels.layer_costs import BlockCosts, LayerCosts, exposed_blocks
@@ -19,6 +23,7 @@ from costmodels.lowering.boundary import lower_embedding
 from costmodels.lowering.calls import CallList, price_parts
 from costmodels.lowering.grouping import group_rows
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
+from costmodels.lowering.priced_calls import PartCosts
 from costmodels.lowering.serving import lower_decode_attention, lower_sampling, lower_served_experts
 from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
@@ -140,21 +145,22 @@ def decode_prices(
             for name in ("tensor_parallel", "expert_parallel", "expert_tensor_parallel")
         },
     )
-    attention, rest = _priced(grid, context, engine, keys)
+    attention, rest, issued = _priced(grid, context, engine, keys)
     size, model = (len(layouts), len(batches)), context.model
     mixed = model.num_moe_layers / model.num_layers
     mlp_s = (1 - mixed) * rest.dense_mlp.forward_s()
     if rest.expert_mlp is not None:
         mlp_s = mlp_s + mixed * rest.expert_mlp.forward_s()
-    head_s = rest.head.forward_s().reshape(size)
+    layer_s = [np.maximum(block.forward_s() + mlp_s, issued.layer_s(mixed)) for block in attention]
+    head_s = np.maximum(rest.head.forward_s(), issued.head_s).reshape(size)
     trust, widths = price_trust(rest), half_widths(layer_opens(rest), context)
     transfer_s = boundary_transfer_s(plans, context)
     return DecodePrices(
         layout=groups.of_row,
         batches=batches.astype(np.float64),
         keys=np.asarray(keys, dtype=np.float64),
-        layer_s=np.stack([(block.forward_s() + mlp_s).reshape(size) for block in attention], axis=2),
-        ends_s=rest.embedding.forward_s().reshape(size) + head_s,
+        layer_s=np.stack([seconds.reshape(size) for seconds in layer_s], axis=2),
+        ends_s=np.maximum(rest.embedding.forward_s(), issued.embedding_s).reshape(size) + head_s,
         head_s=head_s,
         layers=-(-model.num_layers // plans.pipeline_parallel),
         num_layers=model.num_layers,
@@ -166,24 +172,60 @@ def decode_prices(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Issued:
+    """(N,) seconds in which the host issues the kernels and collectives of each block; 0 where graphs are captured."""
+
+    attention_s: FloatArray
+    dense_mlp_s: FloatArray
+    embedding_s: FloatArray
+    head_s: FloatArray
+    expert_mlp_s: FloatArray
+
+    def layer_s(self, mixed: float) -> FloatArray:
+        """(N,) seconds of a layer, of which so large a share are mixtures of experts."""
+        return self.attention_s + (1 - mixed) * self.dense_mlp_s + mixed * self.expert_mlp_s
+
+
 def _priced(
     grid: PlanBatch, context: CostContext, engine: EngineSpec, keys: Sequence[float]
-) -> tuple[list[BlockCosts], LayerCosts]:
-    """The attention block at every cache length, and all blocks at the middle one."""
+) -> tuple[list[BlockCosts], LayerCosts, _Issued]:
+    """The attention block at every cache length, all blocks at the middle one, and what issuing them takes.
+
+    Blocks are as the device runs them.
+    """
     shape, groups = rank_shapes(grid, context, experts=True)
     lists = [lower_decode_attention(shape, context, keys=length) for length in keys]
     lists += [lower_dense_mlp(shape, context), lower_embedding(shape, context), lower_sampling(shape, context)]
     if context.model.moe is not None:
         lists.append(_lower_experts(shape, context, engine))
-    blocks = exposed_blocks(price_parts(lists), shape, groups, context)
+    parts = price_parts(lists)
+    alone = replace(context, stack=replace(context.stack, kernel_launch_s=0.0, collective_launch_s=0.0))
+    blocks = exposed_blocks(parts, shape, groups, alone)
     attention, (dense_mlp, embedding, head, *experts) = blocks[: len(keys)], blocks[len(keys) :]
-    return attention, LayerCosts(
+    issued_s = [_issued_s(part, context)[groups.of_row] for part in parts[len(keys) - 1 :]]
+    issued = _Issued(
+        attention_s=issued_s[0],
+        dense_mlp_s=issued_s[1],
+        embedding_s=issued_s[2],
+        head_s=issued_s[3],
+        expert_mlp_s=issued_s[4] if experts else np.zeros(len(grid)),
+    )
+    costs = LayerCosts(
         attention=attention[len(keys) // 2],
         dense_mlp=dense_mlp,
         expert_mlp=experts[0] if experts else None,
         embedding=embedding,
         head=head,
     )
+    return attention, costs, issued
+
+
+def _issued_s(part: PartCosts, context: CostContext) -> FloatArray:
+    """(K,) seconds the host takes to issue a part."""
+    stack = context.stack
+    seconds = total(part.launches) * stack.kernel_launch_s + total(part.collectives) * stack.collective_launch_s
+    return np.asarray(seconds)
 
 
 def _lower_experts(shape: RankShape, context: CostContext, engine: EngineSpec) -> CallList:

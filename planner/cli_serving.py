@@ -18,7 +18,7 @@ _request, _bound, _engine = (partial(option, panel=panel) for panel in (_REQUEST
 # Options that the library calls the same, and takes as they are.
 _SAME = (
     *("prompt", "prefix", "concurrency", "requests", "percentile", "engine", "max_model_len", "memory_utilization"),
-    *("max_num_seqs", "max_num_batched_tokens"),
+    *("max_num_seqs", "max_num_batched_tokens", "eager"),
     *("precision", "weights", "kv_cache_dtype", "disaggregated", "top", "fabric", "price_date"),
 )
 _PLAIN_S = 30.0  # beyond, a number without a unit is taken for milliseconds by some and for seconds by others
@@ -44,6 +44,7 @@ Engine = Annotated[str, _engine("--engine", "vllm (default), sglang, tensorrt-ll
 Share = Annotated[float | None, _engine("--memory-utilization", "Share of GPU memory the engine may use.")]
 Running = Annotated[int | None, _engine("--max-num-seqs", "Requests a replica runs at most.")]
 StepTokens = Annotated[int | None, _engine("--max-num-batched-tokens", "Tokens of a step at most.")]
+Eager = Annotated[bool, _engine("--eager", "No graphs are captured, as with vLLM's --enforce-eager.")]
 Format = Annotated[str | None, _engine("--precision", "bf16 (default, where the GPU has it) or fp16.")]
 Weights = Annotated[
     str | None,
@@ -72,6 +73,7 @@ def serving(
     memory_utilization: Share = None,
     max_num_seqs: Running = None,
     max_num_batched_tokens: StepTokens = None,
+    eager: Eager = False,
     precision: Format = None,
     weights: Weights = None,
     kv_cache_dtype: CacheFormat = None,

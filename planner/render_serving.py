@@ -33,7 +33,9 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
     cluster, job = result.cluster, result.job
     console.print(f"[bold]{result.model.name}[/] ({count(total_parameters(result.model))} parameters)", highlight=False)
     console.print(
-        f"{cluster.num_devices:,} x {cluster.device.name}, {result.engine.name}, {_formats(result)}", highlight=False
+        f"{cluster.num_devices:,} x {cluster.device.name}, {result.engine.name}"
+        f"{'' if result.engine.captures_graphs else ' without graphs'}, {_formats(result)}",
+        highlight=False,
     )
     console.print(_requests(job), highlight=False)
     console.print()

@@ -166,6 +166,7 @@ def serving_engine(
     memory_utilization: Any = None,
     max_num_seqs: Any = None,
     max_num_batched_tokens: Any = None,
+    eager: Any = False,
 ) -> EngineSpec:
     """An engine that serves on a device, with the settings that are given instead of its own.
 
@@ -175,6 +176,7 @@ def serving_engine(
         memory_utilization: Share of the memory the device reports that the engine may use.
         max_num_seqs: Requests that a replica, or each of its attention groups, runs at most.
         max_num_batched_tokens: Tokens of a step at most.
+        eager: Whether it captures no graphs (vLLM's ``--enforce-eager``).
 
     Raises:
         SpecError: If there is none of that name, it does not serve there, or a setting is out of bounds or contradicts
@@ -195,6 +197,8 @@ def serving_engine(
     share = _amount("memory_utilization", memory_utilization, 1.0)
     running = _count("max_num_seqs", max_num_seqs, MOST_RUNNING)
     tokens = _count("max_num_batched_tokens", max_num_batched_tokens, MAX_SEQUENCE)
+    if _yes("eager", eager):
+        engine = engine.eager()
     engine = replace(
         engine,
         memory_utilization=engine.memory_utilization if share is None else share,
@@ -211,6 +215,12 @@ def serving_engine(
 
 def _count(field: str, value: Any, most: int) -> int | None:
     return None if value is None else whole_number(field, value, least=1, most=most)
+
+
+def _yes(field: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise SpecError(field, f"must be true or false; got {str(value)[:40]!r}")
+    return value
 
 
 def _amount(field: str, value: Any, most: float, *, least: float = LEAST) -> float | None:

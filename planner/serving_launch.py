@@ -74,6 +74,7 @@ def _vllm(plan: ServingPlan, result: ServingResult) -> Words:
     words += ["--max-model-len", f"{result.job.max_model_len}", "--max-num-seqs", f"{most_running(plan, result)}"]
     words += ["--max-num-batched-tokens", f"{result.engine.prefill_tokens}"]
     words += ["--gpu-memory-utilization", _share(plan, result), *_formats(result, "fp8")]
+    words += [] if result.engine.captures_graphs else ["--enforce-eager"]
     if nodes == 1:
         return words
     if groups > 1:
@@ -97,6 +98,7 @@ def _sglang(plan: ServingPlan, result: ServingResult) -> Words:
     words += ["--max-running-requests", f"{groups * most_running(plan, result)}"]
     words += ["--chunked-prefill-size", f"{groups * result.engine.prefill_tokens}"]
     words += ["--mem-fraction-static", _share(plan, result), *_formats(result, "fp8_e4m3")]
+    words += [] if result.engine.captures_graphs else ["--disable-cuda-graph"]
     if nodes > 1:
         words += ["--nnodes", f"{nodes}", "--node-rank", '"$NODE_RANK"', "--dist-init-addr", '"$HEAD:20000"']
     return words

@@ -43,7 +43,7 @@ from profiles.weights import SIXTEEN_BITS
 PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
 MOST_TOP = 1000
 _WITHOUT_EIGHT_BIT_CACHE = ("pascal", "volta", "turing", "cdna1", "cdna2")
-_SETTINGS = ("memory_utilization", "max_num_seqs", "max_num_batched_tokens")
+_SETTINGS = ("memory_utilization", "max_num_seqs", "max_num_batched_tokens", "eager")
 _OPTIONS = ("fabric", "price_per_device_hour_usd", "price_date", "memory_reserve_bytes", "allow_files")
 
 

@@ -34,7 +34,10 @@ OF_WEIGHTS_AND_CACHE = (
 )
 OF_FREE = "free"  # of what weights and activations leave, for the cache
 _SHARES = (OF_ALL, OF_ALL_BUT_GRAPHS, OF_WEIGHTS_AND_CACHE, OF_FREE)
-_HOST_TIMES = ("kernel_launch_s", "collective_launch_s", "step_overhead_s", "sequence_overhead_s", "rollout_step_s")
+_HOST_TIMES = (
+    *("kernel_launch_s", "eager_launch_s", "collective_launch_s"),
+    *("step_overhead_s", "sequence_overhead_s", "rollout_step_s"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,8 @@ class EngineSpec:
         reads_first: Prompts that wait are read in steps of their own, in which nobody else gets a token.
         reserves_whole: A sequence starts when the cache has room for its prompt and the most it may become.
         kernel_launch_s: Host time to issue one kernel outside a graph.
+        eager_launch_s: The same, or a collective, where it captures no graphs at all, with the Python around it; 0
+            where that is not known, and ``eager`` refuses.
         collective_launch_s: Host time to issue one collective outside a graph.
         step_overhead_s: Host time between two steps that nothing hides: scheduling, inputs, sampling.
         sequence_overhead_s: The same per running sequence.
@@ -124,6 +129,7 @@ class EngineSpec:
     reads_first: bool = False
     reserves_whole: bool = False
     kernel_launch_s: float = 0.0
+    eager_launch_s: float = 0.0
     collective_launch_s: float = 0.0
     step_overhead_s: float = 0.0
     sequence_overhead_s: float = 0.0
@@ -166,6 +172,24 @@ class EngineSpec:
             self,
             prefill_tokens=found.prefill_tokens or self.prefill_tokens,
             max_sequences=found.max_sequences or self.max_sequences,
+        )
+
+    def eager(self) -> "EngineSpec":
+        """The engine without graphs: every kernel of every step is issued from Python, and no memory holds graphs.
+
+        Raises:
+            SpecError: If nobody timed it so, or it captures none anyway.
+        """
+        if self.captures_graphs and not self.eager_launch_s:
+            known = [other.name for other in load_engines().values() if other.eager_launch_s]
+            problem = f"is not priced under {self.name}: no published timing says how long it takes without graphs"
+            raise SpecError("eager", problem, "leave it out, or use " + " or ".join(known))
+        return replace(
+            self,
+            captures_graphs=False,
+            kernel_launch_s=self.eager_launch_s or self.kernel_launch_s,
+            collective_launch_s=self.eager_launch_s or self.collective_launch_s,
+            graph_bytes=0.0,
         )
 
     def runs_on(self, device: DeviceSpec) -> bool:

@@ -62,6 +62,7 @@ class ServingRequest(Body):
     max_num_batched_tokens: int | None = Field(
         default=None, ge=1, le=MAX_SEQUENCE, description="Tokens of a step at most."
     )
+    eager: bool = Field(default=False, description="No graphs are captured, as with vLLM's `--enforce-eager`.")
     pins: LayoutBody = Field(default=LayoutBody(), description="Degrees to hold fixed; the rest is searched.")
     top: int = Field(default=10, ge=1, le=MAX_TOP, description="Most plans to return.")
     precision: Literal["bf16", "fp16"] | None = Field(default=None, description="bf16 where the device has it.")

@@ -149,6 +149,7 @@ def _asked(row: ServingRow) -> dict[str, Any]:
         "generate": _lengths(row),
         "engine": engine_of(row),
         "pins": pins,
+        "eager": row.eager,
     }
 
 

@@ -67,6 +67,7 @@ class ServingRow:
         e2e_mean_s, e2e_p50_s: From sending a request, or a batch, to its last token.
         output_tokens_per_s, total_tokens_per_s: Without and with the tokens of prompts, of all GPUs.
         requests_per_s: Achieved.
+        eager: Whether the engine captured no graphs.
         notes: What was assumed, and what the figures are where that is not plain.
         table: Which of the two it is of.
     """
@@ -105,6 +106,7 @@ class ServingRow:
     output_tokens_per_s: float | None
     requests_per_s: float | None
     total_tokens_per_s: float | None
+    eager: bool
     notes: str
     table: str
 
@@ -130,6 +132,7 @@ def _row(cells: Mapping[str, str], table: str) -> ServingRow:
         name: optional_float(cells[name]) for name in _FIGURES
     }
     return ServingRow(
+        eager=cells["eager"] == "yes",
         gpus=int(cells["gpus"]),
         tensor=int(cells["tp"]),
         pipeline=int(cells["pp"]),

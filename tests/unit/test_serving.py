@@ -337,6 +337,24 @@ def test_limits_of_the_engine_can_be_set() -> None:
     assert served(**asked, **{name: int(value)}).fits
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_without_graphs_a_token_takes_as_long_as_issuing_its_kernels(engine: str) -> None:
+    asked: dict[str, Any] = {"gpus": "1xH100-SXM-80GB", "concurrency": 1, "engine": engine}
+    graphs, eager = (best(**asked, eager=value) for value in (False, True))
+    layers, kernels, launch_s = 32, 12, find_engine(engine).eager_launch_s
+    host_s = layers * kernels * launch_s + find_engine(engine).step_overhead_s
+    assert graphs.tpot_s < host_s < eager.tpot_s < 1.1 * host_s
+    assert graphs.memory.fixed - eager.memory.fixed == find_engine(engine).graph_bytes
+
+
+def test_a_device_busy_for_longer_than_its_host_does_not_wait_for_it() -> None:
+    asked: dict[str, Any] = {"model": "llama-3.1-70b", "gpus": "4xA100-SXM-80GB", "pins": {"tp": 4}}
+    graphs, eager = (best(**asked, concurrency=1, eager=value).tpot_s for value in (False, True))
+    assert eager > 1.5 * graphs
+    graphs, eager = (best(**asked, concurrency=256, eager=value).tpot_s for value in (False, True))
+    assert graphs < eager < 1.2 * graphs
+
+
 def test_a_steady_state_says_when_load_generators_see_waves() -> None:
     def told(**asked: Any) -> bool:
         return any(note.code == "steady_state" for note in served(gpus="1xH100-SXM-80GB", **asked).assumptions)

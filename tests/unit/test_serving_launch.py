@@ -149,3 +149,11 @@ def test_replicas_that_fill_nodes_in_part_have_no_command() -> None:
     result = served("16xGB200-186GB", pins={"tp": 2, "pp": 3, "ep": 2})
     assert result.plans[0].num_devices == 2 * 6
     assert launch_words(result.plans[0], result) == []
+
+
+@pytest.mark.parametrize(("engine", "option"), [("vllm", "--enforce-eager"), ("sglang", "--disable-cuda-graph")])
+def test_the_command_captures_graphs_or_not(engine: str, option: str) -> None:
+    for eager in (False, True):
+        result = served("1xH100-SXM-80GB", "llama-3.1-8b", engine=engine, eager=eager)
+        assert (option in run(result)) == eager
+        assert planner.to_document(result)["request"]["eager"] == eager
