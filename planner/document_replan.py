@@ -33,7 +33,7 @@ def replan_document(result: ReplanResult) -> dict[str, Any]:
         "options": [_option(option) for option in result.options],
         "loads": result.loads,
         "infeasible": infeasible_document(result.infeasible),
-        "assumptions": notes_document(result.request.assumptions),
+        "assumptions": notes_document(result.assumptions),
     }
 
 

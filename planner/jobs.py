@@ -321,20 +321,28 @@ def _replicas(num_devices: int, pins: Mapping[str, int]) -> int:
     return pins.get("data_parallel", max(num_devices // model_degree, 1))
 
 
+def _lora_fields(lora: object) -> Mapping[str, Any]:
+    """What a caller says of adapters in one piece."""
+    if lora is None:
+        return {}
+    if isinstance(lora, LoraSpec):
+        return {"rank": lora.rank, "targets": lora.targets, "dropout": lora.dropout}
+    if not isinstance(lora, Mapping):
+        raise SpecError("job.lora", f"must be a mapping with rank, targets and dropout; got {str(lora)[:40]!r}")
+    known = ("rank", "targets", "dropout")
+    for name in lora:
+        if name not in known:
+            raise SpecError(f"job.lora.{str(name)[:40]}", "unknown field", did_you_mean(str(name), known))
+    return lora
+
+
 def _fill_lora(values: dict[str, Any], notes: list[Note]) -> None:
     rank, targets, lora = (values.pop(name, None) for name in ("lora_rank", "lora_targets", "lora"))
-    if isinstance(lora, Mapping):
-        for name in lora:
-            if name not in ("rank", "targets"):
-                hint = did_you_mean(str(name), ("rank", "targets"))
-                raise SpecError(f"job.lora.{str(name)[:40]}", "unknown field", hint)
-        if (rank is not None and "rank" in lora) or (targets is not None and "targets" in lora):
-            raise SpecError("job.lora", "says what lora_rank or lora_targets says too", "give one of them")
-        rank, targets = lora.get("rank", rank), lora.get("targets", targets)
-    elif isinstance(lora, LoraSpec):
-        rank, targets = lora.rank, lora.targets
-    elif lora is not None:
-        raise SpecError("job.lora", f"must be a mapping with rank and targets; got {str(lora)[:40]!r}")
+    given = _lora_fields(lora)
+    if (rank is not None and "rank" in given) or (targets is not None and "targets" in given):
+        raise SpecError("job.lora", "says what lora_rank or lora_targets says too", "give one of them")
+    rank, targets = given.get("rank", rank), given.get("targets", targets)
+    dropout = given.get("dropout", False)
     if values.get("task") not in ("lora", "qlora"):
         if rank is not None or targets is not None:
             raise SpecError("job.lora", "is given, but the task does not train adapters", "task lora or qlora")
@@ -347,7 +355,9 @@ def _fill_lora(values: dict[str, Any], notes: list[Note]) -> None:
         raise SpecError("job.lora.rank", f"must be a whole number from 1 to {_MAX_LORA_RANK}; got {str(rank)[:40]}")
     if targets is None:
         targets = known.targets
-    values["lora"] = LoraSpec(rank=rank, targets=_lora_targets(targets, known.targets))
+    if not isinstance(dropout, bool):
+        raise SpecError("job.lora.dropout", f"must be true or false; got {str(dropout)[:40]!r}")
+    values["lora"] = LoraSpec(rank=rank, targets=_lora_targets(targets, known.targets), dropout=dropout)
 
 
 def _lora_targets(given: object, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -142,6 +142,8 @@ def _families(request: Request) -> Iterator[Iterator[_Trial]]:
         if set(names) & request.pins.keys():
             pins = {name: value for name, value in request.pins.items() if name not in names}
             yield iter([_trial(request, code, message, pins=pins)])
+    if request.stack.reduces_last:
+        yield _without_sums(request)
     if not request.offload:
         yield _offloading(request)
     if not request.job.linear_cross_entropy:
@@ -167,6 +169,15 @@ def _other_batches(request: Request) -> Iterator[_Trial]:
         if found <= MAX_GLOBAL_BATCH:
             job = replace(request.job, global_batch_size=found)
             yield _trial(request, "other_batch", f"a global batch of {found} sequences", job=job)
+
+
+def _without_sums(request: Request) -> Iterator[_Trial]:
+    """The most sequences a step that ranks need not sum gradients over, which such a stack keeps whole."""
+    batch, devices = request.job.global_batch_size, request.cluster.num_devices
+    if batch > devices and "num_microbatches" not in request.pins:
+        job = replace(request.job, global_batch_size=devices)
+        message = f"a global batch of {devices} sequences: over several micro-batches ranks sum gradients unsharded"
+        yield _trial(request, "other_batch", message, job=job)
 
 
 def _offloading(request: Request) -> Iterator[_Trial]:

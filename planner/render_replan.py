@@ -35,7 +35,7 @@ def render_replan(result: ReplanResult, console: Console, *, quiet: bool = False
     if result.infeasible is not None:
         render_infeasible(result.infeasible, console)
     if not quiet:
-        render_notes("Assumed", result.request.assumptions, console)
+        render_notes("Assumed", result.assumptions, console)
 
 
 def _words(option: Continuation, batch: int) -> str:

@@ -30,7 +30,7 @@ from planner.request import (
     resolve_cluster,
     with_memory_reserve,
 )
-from planner.results import Infeasible, PlanEstimate, PlanResult, Request
+from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request, assumed_notes
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, MEGATRON
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -56,6 +56,8 @@ LOADS = {
     FSDP: "torch.distributed.checkpoint cuts anew as it loads",
     HUGGINGFACE: "full checkpoints load anywhere; DeepSpeed's shards need ds_to_universal.py when ranks change",
 }
+# Of Megatron-FSDP, whose plans of stage 2 and 3 are saved in its own format (planner.exporters.megatron).
+_LOADS_FULLY_SHARDED = "Megatron-FSDP's checkpoints (--ckpt-format fsdp_dtensor) load under it alone, as zero2 or zero3"
 BATCH_CHANGE = 0.1  # of the batch, at most, that another one may differ by unasked
 _WORTHWHILE = 0.01  # share of the speed for which a layout or a batch is changed
 _FEWER = 8  # numbers of machines, or of devices of one, tried from all of them down
@@ -102,7 +104,16 @@ class ReplanResult:
     @property
     def loads(self) -> str:
         """What loads a checkpoint in another layout, in words; empty where that is not known."""
-        return LOADS.get(self.request.stack.framework, "")
+        framework = self.request.stack.framework
+        fully_sharded = framework == MEGATRON and self.running.plan.zero_stage >= 2
+        return _LOADS_FULLY_SHARDED if fully_sharded else LOADS.get(framework, "")
+
+    @property
+    def assumptions(self) -> tuple[Note, ...]:
+        """What was filled in of the question, and in reading the new devices."""
+        known = {note.message for note in self.request.assumptions}
+        read = (text for text in self.onto.assumptions if text not in known)
+        return (*self.request.assumptions, *assumed_notes("onto", (f"to go on on: {text}" for text in read)))
 
 
 def replan(

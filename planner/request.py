@@ -17,7 +17,7 @@ from planner.option_kinds import check_kinds
 from planner.pins import parse_pins
 from planner.price_lists import default_collective_model, kernel_model_of
 from planner.ranking import check_objective
-from planner.results import Note, Request
+from planner.results import Note, Request, assumed_notes
 from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
 from planner.space import Space, plan_space
 from profiles.catalog import default_catalog
@@ -101,8 +101,7 @@ def resolve_request(
     check_options(options)
     resolved = resolve_named_model(model, allow_files=options.allow_files)
     machines = resolve_cluster(cluster, options.fabric)
-    notes = [Note(code="assumed_default", field="model", message=text) for text in resolved.assumptions]
-    notes += [Note(code="assumed_default", field="cluster", message=text) for text in machines.assumptions]
+    notes = (*assumed_notes("model", resolved.assumptions), *assumed_notes("cluster", machines.assumptions))
     fixed = parse_pins(pins)
     training, job_notes = resolve_job(job, resolved.spec, machines, fixed)
     stack, stack_notes = _stack(options, training, fixed)

@@ -1,6 +1,6 @@
 """What the planner answers: priced plans in full, what was assumed, what was rejected and why."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,11 @@ class Note:
     code: str
     field: str
     message: str
+
+
+def assumed_notes(field: str, messages: Iterable[str]) -> tuple[Note, ...]:
+    """What was taken for granted in reading a field."""
+    return tuple(Note(code="assumed_default", field=field, message=message) for message in messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from planner.request import (
     resolve_named_model,
     with_memory_reserve,
 )
-from planner.results import Note
+from planner.results import Note, assumed_notes
 from planner.serving_apart import apart
 from planner.serving_job import ServingJob, serving_engine, serving_job
 from planner.serving_layouts import replica_layouts
@@ -36,7 +36,6 @@ from profiles.engines import check_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
-from profiles.model_presets import ResolvedModel
 from profiles.scalars import whole_number
 from profiles.weights import SIXTEEN_BITS
 
@@ -93,6 +92,7 @@ def serving(
     program = check_engine(serving_engine(engine, machines.device, **settings), resolved.spec)
     stored, note = _format(precision, machines)
     form, published = served_weights(weights, resolved.spec, program, machines.device)
+    read = (*assumed_notes("model", resolved.assumptions), *assumed_notes("cluster", machines.assumptions))
     question = ServingResult(
         model=resolved.spec,
         cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
@@ -102,16 +102,10 @@ def serving(
         weights=form,
         kv_cache_dtype=_cache_format(kv_cache_dtype, stored, machines.device),
         price=price_of(options),
-        assumptions=(*_assumed(resolved, machines), *note, *published, *_waves(job)),
+        assumptions=(*read, *note, *published, *_waves(job)),
     )
     most = whole_number("top", top, least=1, most=MOST_TOP)
     return _answered(question, _checked_pins(pins), most, disaggregated=disaggregated)
-
-
-def _assumed(model: ResolvedModel, machines: ClusterSpec) -> list[Note]:
-    """What was taken for granted in reading the model and the cluster."""
-    taken = {"model": model.assumptions, "cluster": machines.assumptions}
-    return [Note(code="assumed_default", field=field, message=text) for field, texts in taken.items() for text in texts]
 
 
 def _check_context(job: ServingJob, model: ModelSpec) -> None:

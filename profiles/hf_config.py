@@ -338,6 +338,10 @@ def _latent(reader: _Reader) -> LatentAttention | None:
     return LatentAttention(q_lora_rank=reader.integer("q_lora_rank") or 0, kv_lora_rank=rank, **widths)
 
 
+# Whose intermediate_size is that of dense layers, never of an expert (transformers 5, their configuration classes).
+_OWN_EXPERT_WIDTH = ("qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe", "deepseek_", "glm4_moe", "dots1")
+
+
 def _moe(reader: _Reader, num_layers: int) -> MoESpec | None:
     experts = reader.integer(*_NAMES["num_experts"])
     if not experts:
@@ -348,7 +352,10 @@ def _moe(reader: _Reader, num_layers: int) -> MoESpec | None:
     per_token = reader.integer(*_NAMES["experts_per_token"])
     if per_token is None:
         raise SpecError(f"{FIELD}.num_experts_per_tok", "is missing", "it says how many experts a token visits")
-    width = reader.integer("moe_intermediate_size", "expert_ffn_hidden_size", *_NAMES["ffn_hidden_size"])
+    kind = reader.config.get("model_type")
+    own = isinstance(kind, str) and kind.startswith(_OWN_EXPERT_WIDTH)
+    dense = () if own else _NAMES["ffn_hidden_size"]
+    width = reader.integer("moe_intermediate_size", "expert_ffn_hidden_size", *dense)
     if width is None:
         raise SpecError(f"{FIELD}.moe_intermediate_size", "is missing", "it is the width of one expert")
     first, interval = placement

@@ -64,8 +64,12 @@ def script_notes(request: Request) -> tuple[str, ...]:
     if job.lora is not None:
         found.append(f"adapters: peft.LoraConfig of rank {job.lora.rank} on {', '.join(job.lora.targets)}")
     if job.task == "qlora":
+        # FSDP shards no integers: what holds the 4 bits has to look like the weights that are not quantised
+        # (bitsandbytes documentation, FSDP-QLoRA). Compute type and format default to fp32 and fp4.
+        stored = f"torch.{'float16' if job.precision == 'fp16' else 'bfloat16'}"
         found.append(
-            "4-bit weights: transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True)"
+            'weights in 4 bits: transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
+            f"bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype={stored}, bnb_4bit_quant_storage={stored})"
         )
     if job.dropout:
         found.append("dropout: in the model's configuration")

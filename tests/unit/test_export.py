@@ -16,6 +16,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.stages import stage_table
 from planner.exporters.api import FORMATS
 from planner.exporters.document import export_schema
+from planner.exporters.trainer import script_notes
 from profiles.errors import SpecError
 from tests.exported import export, options, plan_of, request_of, script_words
 
@@ -147,6 +148,14 @@ def test_the_trainer_is_told_what_its_file_is_told() -> None:
     assert read["--gradient_checkpointing"] == ["true"]
     assert "optimizer" not in json.loads(exported.files["ds_config.json"])  # it is the Trainer's: --optim
     assert any("rank 16 on q, k, v, o" in words for words in exported.left_to_you)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", "torch.bfloat16"), ("fp16", "torch.float16")])
+def test_four_bit_weights_are_stored_as_numbers_that_fsdp_shards(precision: str, dtype: str) -> None:
+    request = request_of("llama-3-8b", "4xA10G", "huggingface", task="qlora", precision=precision, **JOB)
+    (words,) = (words for words in script_notes(request) if "BitsAndBytesConfig" in words)
+    assert words.endswith(f"bnb_4bit_compute_dtype={dtype}, bnb_4bit_quant_storage={dtype})")
+    assert 'bnb_4bit_quant_type="nf4"' in words
 
 
 def test_accelerate_shards_over_context_ranks_too() -> None:

@@ -160,7 +160,7 @@ def test_a_batch_that_was_asked_for_is_the_nearest() -> None:
             "job.fp32_unquantised: is given, but pretrain quantises no weights. Hint: task q",
         ),
         ({"task": "LoRA", "fp32_unquantised": False}, "job.fp32_unquantised: is given, but lora quantises no weights"),
-        ({"task": "lora", "lora": 8}, "job.lora: must be a mapping with rank and targets; got '8'"),
+        ({"task": "lora", "lora": 8}, "job.lora: must be a mapping with rank, targets and dropout; got '8'"),
         ({"precision": "fp8"}, "job.precision: fake-80GB has no fp8 arithmetic"),
         ({"fp8_attention": True}, "job.fp8_attention: fake-80GB has no fp8 arithmetic. Hint: leave it out"),
     ],
@@ -187,6 +187,13 @@ def test_learned_positions_bound_the_sequence() -> None:
 def test_micro_batches_without_degrees_need_a_batch() -> None:
     with pytest.raises(SpecError, match=r"job.global_batch_size: is needed: .* Hint: give the global batch"):
         resolved(pins={"micro_batch_size": 1, "num_microbatches": 8})
+
+
+def test_adapters_in_one_piece() -> None:
+    given = {"rank": 4, "targets": ["q"], "dropout": True}
+    assert resolved({"task": "lora", "lora": given}).lora == LoraSpec(rank=4, targets=("q",), dropout=True)
+    with pytest.raises(SpecError, match=r"job.lora.dropout: must be true or false"):
+        resolved({"task": "lora", "lora": given | {"dropout": 0.1}})
 
 
 @pytest.mark.parametrize("targets", ["q,v", "q_proj, v_proj", "Q_Proj,V", ["q", "v"], ("q", "v", "q")])

@@ -40,6 +40,15 @@ LAYER = main(
 )
 
 
+def test_regions_may_close_on_the_line_of_their_last_statement():
+    lines = LAYER.splitlines()
+    ends = [number for number, line in enumerate(lines) if line.strip() == "}"]
+    assert len(ends) > 1
+    joined = "\n".join(lines).replace("\n  }", " }").replace("\n}", " }")
+    assert joined.count("\n") < LAYER.strip().count("\n")
+    assert parse(joined) == parse(LAYER)
+
+
 def test_what_lies_between_products_is_fused():
     norm, product, last = parse(LAYER)
     assert (norm.op, norm.family) == (KernelOp.MEMORY, KernelFamily.NORM)

@@ -139,6 +139,16 @@ def test_remedies_find_the_next_size() -> None:
     assert api.plan("llama-3-70b", f"{sizes['more_devices']}xH100", {"global_batch_size": 64}).fits
 
 
+def test_a_trainer_that_sums_gradients_whole_needs_a_smaller_batch_not_more_devices() -> None:
+    """Of 27B parameters in 16 bits the sums over micro-batches are 51 GiB on every rank, however many shard."""
+    asked = {"task": "full", "sequence_length": 8192}
+    answer = api.plan("gemma-2-27b", "4x8xA100-SXM-80GB", asked)
+    assert answer.infeasible is not None
+    remedy = next(each for each in answer.infeasible.remedies if each.code == "other_batch")
+    assert (remedy.fits, remedy.num_devices, remedy.plan.num_microbatches) == (True, 32, 1)
+    assert api.plan("gemma-2-27b", "4x8xA100-SXM-80GB", asked | {"global_batch_size": 32}).fits
+
+
 def test_larger_sizes_are_whole_nodes() -> None:
     assert larger_sizes(parse_cluster("1xA100"))[:5] == [2, 4, 8, 16, 32]
     assert larger_sizes(parse_cluster("3xA100"))[:3] == [6, 24, 48]

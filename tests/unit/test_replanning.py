@@ -113,6 +113,27 @@ def test_what_loads_in_another_layout_is_known_of_frameworks() -> None:
     assert set(LOADS) == set(FRAMEWORKS) - {NANOTRON}
 
 
+def test_what_is_read_into_the_new_devices_is_assumed_too(run: Command) -> None:
+    asked = ("replan", "--model", "llama-2-7b", "--gpus", "8xA100-SXM-80GB", "--onto", "8xA100")
+    assert "to go on on: device: 'A100' is taken as A100-SXM-80GB" in run(*asked)[1]
+    fields = {note["field"] for note in json.loads(run(*asked, "--json")[1])["assumptions"]}
+    assert "onto" in fields
+
+
+@pytest.mark.parametrize(("stage", "words"), [(1, "torch_dist"), (2, "fsdp_dtensor"), (3, "fsdp_dtensor")])
+def test_what_loads_a_checkpoint_follows_from_what_writes_it(stage: int, words: str) -> None:
+    plan = {"tensor_parallel": 1, "pipeline_parallel": 1, "zero_stage": stage}
+    result = planner.replan("llama-2-7b", "8xH100", "4xH100", {"sequence_length": 2048}, plan=plan)
+    assert words in result.loads
+
+
+@pytest.mark.parametrize("task", ["lora", "qlora"])
+def test_a_saved_answer_about_adapters_is_read_back(task: str) -> None:
+    answer = planner.estimate("llama-3-8b", "4xA10G", {"task": task, "sequence_length": 2048})
+    saved = planner.replan_saved(json.loads(json.dumps(planner.to_document(answer))), "2xA10G").request
+    assert saved.job == answer.request.job
+
+
 def test_another_objective_is_refused() -> None:
     with pytest.raises(SpecError) as caught:
         planner.replan("llama-2-7b", "8xA100-80GB", "4xA100-80GB", objective="cost")

@@ -130,10 +130,23 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
         depth += plain.count("(") + plain.count("[") - plain.count(")") - plain.count("]")
         if depth > 0 and not line.endswith("{"):
             continue
-        yield start, " ".join(held)
+        statement, closed = _without_closings(" ".join(held))
+        yield start, statement
+        yield from ((number, "}") for _ in range(closed))
         held, depth = [], 0
     if held:
         raise fault(start, "a bracket is never closed")
+
+
+def _without_closings(statement: str) -> tuple[str, int]:
+    """A statement without the braces at its end that close regions around it, and how many those are."""
+    if statement.startswith("}") or not statement.endswith("}"):
+        return statement, 0
+    plain, closed = _STRING.sub("", statement), 0
+    open_now = plain.count("{") - plain.count("}")
+    while open_now + closed < 0 and statement.endswith("}"):
+        statement, closed = statement[:-1].rstrip(), closed + 1
+    return statement, closed
 
 
 class _Reader:
