@@ -169,6 +169,7 @@ def setting_of(request: Request, cluster: ClusterSpec | None = None) -> Setting:
         joined_devices=joined_devices(chosen),
         free_layout=request.stack.free_layout,
         overlaps_experts=request.stack.expert_parallel_overlap > 0,
+        transformers_models=request.stack.transformers_models,
     )
 
 

@@ -102,6 +102,7 @@ def call_costs(
             domain_devices=setting.cluster.domain_devices,
             pins=pins,
             overlaps_experts=setting.stack.expert_parallel_overlap > 0,
+            transformers_models=setting.stack.transformers_models,
         )
         table = price_plans(plans, call, wanted, setting)
     if fitting:

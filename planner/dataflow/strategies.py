@@ -52,6 +52,7 @@ def strategies(
     domain_devices: int,
     pins: Mapping[str, int] | None = None,
     overlaps_experts: bool = False,
+    transformers_models: bool = False,
 ) -> PlanBatch:
     """Plans of a training or inference call on each number of devices.
 
@@ -63,6 +64,7 @@ def strategies(
         domain_devices: Devices per scale-up domain, the most a tensor-parallel group may span.
         pins: Plan column to the value it must have, if any; a micro-batch need not be on the grid then.
         overlaps_experts: Whether exchanges of tokens with experts are to run under another micro-batch.
+        transformers_models: Whether the framework runs Hugging Face's model code.
 
     Returns:
         Every legal plan, in the order of the sizes: degrees, micro-batch sizes, recomputation (training only).
@@ -72,7 +74,12 @@ def strategies(
     """
     job = training_job(call)
     setting = Setting(
-        model=model, job=job, num_devices=max(sizes), framework=framework, overlaps_experts=overlaps_experts
+        model=model,
+        job=job,
+        num_devices=max(sizes),
+        framework=framework,
+        overlaps_experts=overlaps_experts,
+        transformers_models=transformers_models,
     )
     columns = degrees(model, sizes, domain_devices=domain_devices, sequence_tokens=job.sequence_length)
     pins = pins or {}

@@ -47,6 +47,7 @@ class Setting:
         joined_devices: Devices that faster links than PCIe join; what is not about one cluster has no bound.
         free_layout: Whether the framework takes any layout of layers over pipeline chunks.
         overlaps_experts: Whether it hides the exchange of tokens with experts under another micro-batch.
+        transformers_models: Whether it runs Hugging Face's model code, which was written for one device.
     """
 
     model: ModelSpec
@@ -56,6 +57,7 @@ class Setting:
     joined_devices: int = MAX_DEVICES
     free_layout: bool = False
     overlaps_experts: bool = False
+    transformers_models: bool = False
 
     @cached_property
     def key_value_heads(self) -> int:

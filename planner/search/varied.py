@@ -252,7 +252,13 @@ class VariedSpace:
     def _laid_out(self) -> Layout:
         first = self.stages.prices.context
         model, framework = first.model, first.stack.framework
-        setting = Setting(model=model, job=first.job, num_devices=first.cluster.num_devices, framework=framework)
+        setting = Setting(
+            model=model,
+            job=first.job,
+            num_devices=first.cluster.num_devices,
+            framework=framework,
+            transformers_models=first.stack.transformers_models,
+        )
         offering = Candidates(setting=setting, pins={}, pending=list(rules_for(framework)))
 
         def offered(name: str, values: Sequence[int]) -> IntArray:

@@ -292,6 +292,13 @@ def test_rules_about_the_sequence(length: int, plan: ExecutionPlan, framework: s
     assert broken(plan, setting(framework, job=job(sequence_length=length))) == expected
 
 
+@pytest.mark.parametrize(("stage", "tensor", "refused"), [(3, 2, True), (2, 2, False), (3, 1, False)])
+def test_deepspeed_splits_transformers_models_without_zero_3(stage: int, tensor: int, refused: bool) -> None:
+    plan = split(t=tensor, d=8 // tensor, zero_stage=stage)
+    assert bool(broken(plan, setting(DEEPSPEED, transformers_models=True))) == refused
+    assert not broken(plan, setting(DEEPSPEED))
+
+
 def test_ulysses_needs_heads_for_every_rank() -> None:
     plan = split(t=4, c=2, context_kind=ContextKind.ULYSSES)
     assert broken(plan, setting(MEGATRON, model=gpt())) == set()

@@ -210,7 +210,7 @@ GAPS = [
     ("megatron_lm", "llama-2-7b", "megatron", {"fp8_attention": True}, {}, "job.fp8_attention"),
     ("accelerate", "llama-2-7b", "fsdp", {}, {"tp": 8, "sp": True}, "plan.tensor_parallel"),
     ("deepspeed", "llama-2-7b", "deepspeed", {}, {"pp": 2, "zero": 1}, "plan.pipeline_parallel"),
-    ("deepspeed", "llama-2-7b", "deepspeed", {}, {"zero": 3, "tp": 2}, "plan.zero_stage"),
+    ("deepspeed", "llama-2-7b", "deepspeed-megatron", {}, {"zero": 3, "tp": 2}, "plan.zero_stage"),
     ("deepspeed", "llama-2-7b", "deepspeed", {}, {"zero": 3, "hsdp": 2}, "plan.zero_shard_degree"),
     ("deepspeed", "llama-2-7b", "huggingface", {}, {"zero": 0}, "plan.zero_stage"),
     ("accelerate", "llama-2-7b", "huggingface", {}, {"zero": 1}, "plan.zero_stage"),
