@@ -5,7 +5,7 @@ In logarithms, the true step time of a plan is the price, plus what uncertain pa
 for similar plans (``kinship``). Own errors and the noise of measuring are as published runs tell, times a factor of the
 user's that nobody knows beforehand. The level is what is left of the interval that the planner states for a run of
 each plan: a plan with a wider interval feels more of it. The true peak is the price times an error that all plans
-share in part.
+share in part (``memory_law``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,10 @@ from costmodels.evaluate import evaluate
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.uncertainty import NORMAL_90
 from planner.decisions.kinship import NOISE, SCALES, SPREAD, Traits, kinship
+from planner.decisions.memory_law import MemoryLaw
 from planner.decisions.parameters import Parameter, uncertain_parameters
 from planner.decisions.responses import Pricer, Responses
 
-# Share of the variance of a stack's memory errors that all plans of one user have in common: over the sources of four
-# or more printed peaks, mean square of their mean error over mean square of the errors, held out (0.37).
-MEMORY_SHARED = 0.4
 # A user's level is at least this share of the spread of plans, however narrow the interval of a stack is.
 _LEAST_LEVEL = 0.5
 _MEAN_SQUARE = float(np.mean(SCALES**2))
@@ -70,7 +68,7 @@ class Belief:
         scales: (J,) equally likely factors of a user's own errors and noise.
         kin: (A, A) correlation of own errors, of time and of memory.
         memory_log: (A,) expected log of peak over usable memory.
-        memory_shared_std, memory_own_std: Of its error: the part all plans share, and each plan's own.
+        memory: The law of its error.
     """
 
     price: Pricer
@@ -83,8 +81,7 @@ class Belief:
     scales: FloatArray
     kin: FloatArray
     memory_log: FloatArray
-    memory_shared_std: float
-    memory_own_std: float
+    memory: MemoryLaw
 
     def __len__(self) -> int:
         return len(self.own_std)
@@ -144,7 +141,6 @@ def prior(subjects: Subjects, parameters: Sequence[Parameter], context: CostCont
     share = min(1.0, float(np.min(stated / (told + _MEAN_SQUARE * (_LEAST_LEVEL * SPREAD) ** 2))))
     level = np.sqrt(stated - share * told)
     level_std = float(np.sqrt(np.mean(level**2)))
-    memory = stack.memory_residual_log_std
     return Belief(
         price=subjects.price,
         parameters=tuple(replace(parameter, std=parameter.std * float(np.sqrt(share))) for parameter in felt),
@@ -156,8 +152,7 @@ def prior(subjects: Subjects, parameters: Sequence[Parameter], context: CostCont
         scales=float(np.sqrt(share)) * SCALES,
         kin=kinship(subjects.traits, subjects.traits),
         memory_log=subjects.memory_log,
-        memory_shared_std=float(memory * np.sqrt(MEMORY_SHARED)),
-        memory_own_std=float(memory * np.sqrt(1 - MEMORY_SHARED)),
+        memory=MemoryLaw.of(stack),
     )
 
 

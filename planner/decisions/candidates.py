@@ -3,19 +3,18 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import ndtr
 
 from costmodels.context import CostContext
-from costmodels.plan import BoolArray, FloatArray, PlanBatch
+from costmodels.plan import BoolArray, PlanBatch
+from planner.decisions.memory_law import MemoryLaw
 from planner.decisions.portfolio import MOST_RISK
-from planner.ranking import Priced, best_rows
+from planner.ranking import best_rows
 from planner.remedies import search_once
 from planner.request import cost_context
 from planner.results import Request
 from profiles.errors import SpecError
 
 MOST = 256  # plans compared; slower ones are the best in no scenario worth counting
-_NO_SPREAD = 1e-9  # stands for certainty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +49,7 @@ def candidates_of(request: Request) -> Candidates:
     context = cost_context(request)
     priced = search_once(request, request.cluster)
     hosted = priced.host_memory_bytes <= request.cluster.node.host_memory_bytes
-    likely = replace(priced, fits=hosted & (oom_risk(priced, context) <= MOST_RISK))
+    over = np.log(priced.peak_memory_bytes / context.cluster.device.usable_memory_bytes)
+    likely = replace(priced, fits=hosted & (MemoryLaw.of(context.stack).risk(over) <= MOST_RISK))
     rows = best_rows(likely, objective="step_time", count=MOST, variants=request.variants)
     return Candidates(plans=priced.plans.take(rows), context=context, considered=len(priced), fits=priced.fits[rows])
-
-
-def oom_risk(priced: Priced, context: CostContext) -> FloatArray:
-    """(N,) probability that the peak exceeds usable memory, from the stack's residuals."""
-    usable = context.cluster.device.usable_memory_bytes
-    spread = max(context.stack.memory_residual_log_std, _NO_SPREAD)
-    risk: FloatArray = ndtr(np.log(priced.peak_memory_bytes / usable) / spread)
-    return risk

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 from scipy.stats import sobol_indices
 
 from costmodels.plan import FloatArray
@@ -61,8 +61,7 @@ def information(belief: Belief, scenarios: Scenarios, *, oom_penalty: float) -> 
     """
     running_s = np.exp(scenarios.log_time_s)
     mean_s = running_s.mean(axis=0)
-    spread = float(np.hypot(belief.memory_shared_std, belief.memory_own_std))
-    risk = ndtr(belief.memory_log / max(spread, 1e-9))
+    risk = belief.memory.risk(belief.memory_log)
     safe = risk <= max(SURE, float(risk.min()))
     fallback = int(np.where(safe, mean_s, np.inf).argmin())
     dead = 1 + oom_penalty
@@ -77,9 +76,11 @@ def information(belief: Belief, scenarios: Scenarios, *, oom_penalty: float) -> 
         return 1 - float(reached_s.min(axis=1).mean()) / expected_s
 
     normal = ndtri((np.arange(_QUANTILES) + 0.5) / _QUANTILES)
-    shared = normal * belief.memory_shared_std
-    informed = ndtr((belief.memory_log + shared[:, None]) / max(belief.memory_own_std, 1e-9))
-    remembered_s = (1 - informed) * mean_s + informed * dead * mean_s[fallback]
+    remembered_s = 0.0
+    for share, shared_std in belief.memory.kinds:
+        informed = belief.memory.risk_given(belief.memory_log, shared_std * normal[:, None])
+        given_s = (1 - informed) * mean_s + informed * dead * mean_s[fallback]
+        remembered_s += share * float(given_s.min(axis=1).mean())
     true_s = np.where(scenarios.died, dead * running_s[:, [fallback]], running_s)
     hardware = np.array([parameter.kind == "hardware" for parameter in belief.parameters], dtype=np.bool_)
     return Information(
@@ -89,7 +90,7 @@ def information(belief: Belief, scenarios: Scenarios, *, oom_penalty: float) -> 
         parameters=np.array([worth(normal[:, None] * row) for row in np.diag(belief.stds)]),
         hardware=worth(scenarios.theta * hardware),
         stack=worth(scenarios.theta * ~hardware),
-        memory_share=1 - float(remembered_s.min(axis=1).mean()) / expected_s,
+        memory_share=1 - remembered_s / expected_s,
     )
 
 

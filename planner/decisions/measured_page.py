@@ -10,11 +10,11 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from scipy.special import ndtr
 
 from costmodels.plan import FloatArray, PlanBatch
 from planner.decisions.kinship import LENGTH, NOISE, SCALES, SPREAD, Traits, distance
 from planner.decisions.measured import COUNTS, WAYS, Played, played
+from planner.decisions.memory_law import MemoryLaw
 from planner.validate.accuracy import cross_validate
 from planner.validate.mapping import map_files
 from planner.validate.pick import choices
@@ -128,8 +128,9 @@ def _risks(rows: Sequence[ScorableRow], judges: Judges) -> FloatArray:
         lean = {name: stack.without_cache() for name, stack in stacks.items()}
         peaks = RowPredictor(chosen).predict(lean).peak_memory_bytes
         usable = np.array([row.cluster.device.usable_memory_bytes for row in chosen])
-        spread = np.array([stacks[row.stack].memory_residual_log_std for row in chosen])
-        risk[numbers] = ndtr(np.nan_to_num(np.log(peaks / usable), nan=-np.inf) / spread)
+        over = np.nan_to_num(np.log(peaks / usable), nan=-np.inf)
+        laws = [MemoryLaw.of(stacks[row.stack]) for row in chosen]
+        risk[numbers] = [float(law.risk(log)) for law, log in zip(laws, over, strict=True)]
     return risk
 
 

@@ -2,11 +2,11 @@
 
 Step times and printed peaks move the scenarios (Matheron's rule, also known as pathwise conditioning: every draw is
 corrected by the regression of everything on what was observed; exact for the linear law, and the table of ``responses``
-then gives the step times of the corrected parameters). The factor of the user's own errors and noise is learnt by
-weights: within one factor the law is linear, and scenarios of a factor count by how likely it makes what was measured.
-Verdicts (ran, died) weigh them: a scenario counts by the
-probability of the verdicts in it, softened as in ``planner.validate.memory_fit``. How many equally likely scenarios the
-weights leave is stated with every answer.
+then gives the step times of the corrected parameters). The factor of the user's own errors and noise, and of which kind
+the user's peaks are, is learnt by weights: within one the law is linear, and its scenarios count by how likely it makes
+what was measured. Verdicts (ran, died) weigh them too: a scenario counts by the probability of the verdicts in it,
+softened as in ``planner.validate.memory_fit``. How many equally likely scenarios the weights leave is stated with every
+answer.
 """
 
 from dataclasses import dataclass, replace
@@ -87,8 +87,7 @@ def _with_times(
         of = scenarios.scale == scale
         covariance = _time_covariance(belief, rows, scale**2)
         pull[of] = np.linalg.solve(covariance, missed[of].T).T
-        told[of] = -0.5 * (np.linalg.slogdet(covariance)[1] + surprise @ np.linalg.solve(covariance, surprise))
-    weight = scenarios.weight * np.exp(told - told.max())
+        told[of] = _log_likelihood(surprise, covariance)
     theta = scenarios.theta + pull @ (belief.slopes[:, rows] * belief.stds[:, None] ** 2).T
     level = scenarios.level + belief.level_std**2 * pull @ belief.level_reach[rows]
     alike = belief.own_std[rows][:, None] * belief.kin[rows] * belief.own_std
@@ -99,20 +98,35 @@ def _with_times(
         level=level,
         own=own,
         log_time_s=times_of(belief, theta, level, own),
-        weight=weight / weight.sum(),
+        weight=_weighed(scenarios.weight, told),
     )
 
 
 def _with_peaks(
     belief: Belief, scenarios: Scenarios, rows: IntArray, error: FloatArray, rng: np.random.Generator
 ) -> Scenarios:
-    shared, own = belief.memory_shared_std**2, belief.memory_own_std**2
-    covariance = shared + own * belief.kin[np.ix_(rows, rows)]
-    covariance[np.diag_indices_from(covariance)] += PEAK_STD**2
     noise = PEAK_STD * rng.standard_normal((len(scenarios.weight), len(rows)))
     missed = error - (scenarios.memory_log[:, rows] - belief.memory_log[rows]) - noise
-    pull = np.linalg.solve(covariance, missed.T).T
-    return replace(scenarios, memory_log=scenarios.memory_log + pull @ (shared + own * belief.kin[rows]))
+    alike = belief.memory.own_std**2 * belief.kin[rows]
+    moved, told = np.empty_like(scenarios.memory_log), np.empty(len(missed))
+    for shared_std in np.unique(scenarios.memory_shared_std).tolist():
+        of = scenarios.memory_shared_std == shared_std
+        together = shared_std**2 + alike
+        covariance = together[:, rows] + PEAK_STD**2 * np.eye(len(rows))
+        moved[of] = np.linalg.solve(covariance, missed[of].T).T @ together
+        told[of] = _log_likelihood(error, covariance)
+    return replace(scenarios, memory_log=scenarios.memory_log + moved, weight=_weighed(scenarios.weight, told))
+
+
+def _log_likelihood(errors: FloatArray, covariance: FloatArray) -> float:
+    """Of (T,) errors under a normal law, up to a constant."""
+    return -0.5 * float(np.linalg.slogdet(covariance)[1] + errors @ np.linalg.solve(covariance, errors))
+
+
+def _weighed(weight: FloatArray, log_likelihood: FloatArray) -> FloatArray:
+    """(S,) weights of scenarios once they are also weighed by the likelihood of what was measured in each."""
+    weighed = weight * np.exp(log_likelihood - log_likelihood.max())
+    return np.asarray(weighed / weighed.sum(), dtype=np.float64)
 
 
 def _with_verdicts(scenarios: Scenarios, seen: Observations) -> Scenarios:

@@ -10,6 +10,7 @@ import numpy as np
 from costmodels.plan import BoolArray, FloatArray
 from planner.decisions.belief import Belief
 from planner.decisions.kinship import NOISE
+from planner.decisions.memory_law import FAR_SHARE
 from planner.decisions.portfolio import weighted_quantiles
 
 DRAWS = 4096  # probabilities are right to 0.8 % (one standard error at worst), means of regrets to a twentieth of that
@@ -28,6 +29,7 @@ class Scenarios:
         own: (S, A) log of what each plan's step time is multiplied by besides.
         log_time_s: (S, A) log of the true step time in seconds.
         memory_log: (S, A) log of the true peak over usable memory.
+        memory_shared_std: (S,) standard deviation of what its errors share, by the kind of the user.
         noise: (S,) what one more measurement of a step adds to the log of the true step time.
         weight: (S,) how likely each is; they add up to 1.
     """
@@ -38,6 +40,7 @@ class Scenarios:
     own: FloatArray
     log_time_s: FloatArray
     memory_log: FloatArray
+    memory_shared_std: FloatArray
     noise: FloatArray
     weight: FloatArray
 
@@ -67,6 +70,7 @@ class Scenarios:
             own=self.own[:, :count],
             log_time_s=self.log_time_s[:, :count],
             memory_log=self.memory_log[:, :count],
+            memory_shared_std=self.memory_shared_std,
             noise=self.noise,
             weight=self.weight,
         )
@@ -86,16 +90,20 @@ def draw(belief: Belief, *, seed: int, draws: int = DRAWS) -> Scenarios:
     factor = np.linalg.cholesky(belief.kin + _JITTER * np.eye(len(belief)))
     scale = belief.scales[np.arange(draws) % len(belief.scales)]
     own = rng.standard_normal((draws, len(belief))) @ factor.T * belief.own_std * scale[:, None]
-    shared = rng.standard_normal(draws) * belief.memory_shared_std
-    apart = rng.standard_normal((draws, len(belief))) @ factor.T * belief.memory_own_std
+    shared = rng.standard_normal(draws)
+    apart = rng.standard_normal((draws, len(belief))) @ factor.T * belief.memory.own_std
+    noise = NOISE * scale * rng.standard_normal(draws)
+    far = rng.permutation(draws) < round(FAR_SHARE * draws)
+    shared_std = np.where(far, belief.memory.far_std, belief.memory.shared_std)
     return Scenarios(
         theta=theta,
         level=level,
         scale=scale,
         own=own,
         log_time_s=times_of(belief, theta, level, own),
-        memory_log=belief.memory_log + shared[:, None] + apart,
-        noise=NOISE * scale * rng.standard_normal(draws),
+        memory_log=belief.memory_log + (shared * shared_std)[:, None] + apart,
+        memory_shared_std=shared_std,
+        noise=noise,
         weight=np.full(draws, 1 / draws),
     )
 

@@ -73,7 +73,7 @@ def _worth(request: Request, outlook: Outlook, found: Information) -> tuple[Wort
         Worth(
             name=MEMORY,
             kind="stack",
-            std=belief.memory_shared_std,
+            std=belief.memory.overall_shared_std,
             regret=found.memory_share,
             device_hours=hours(found.memory_share),
             measured_by=_MEASURED_BY,

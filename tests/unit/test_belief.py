@@ -10,11 +10,13 @@ from costmodels.collectives import CollectiveCallBatch
 from costmodels.context import CostContext
 from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import KernelCallBatch, Prediction
+from costmodels.memory import memory_error_factor
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.uncertainty import NORMAL_90
 from planner.calibrate_runs import FITTED_SHARE
 from planner.decisions.belief import Belief, belief_about, candidate_subjects, prior
 from planner.decisions.kinship import LENGTH, NOISE, SCALES, SPREAD, Traits, distance, kinship
+from planner.decisions.memory_law import MemoryLaw
 from planner.decisions.parameters import Parameter, uncertain_parameters
 from planner.decisions.responses import Responses
 from planner.decisions.scenarios import draw
@@ -193,11 +195,35 @@ def test_a_plan_with_a_wider_interval_feels_more_of_the_level() -> None:
     assert np.ptp(found.own_std) == 0.0
 
 
-def test_peaks_have_the_spread_of_the_stack_and_share_part_of_it() -> None:
+def test_peaks_of_most_users_have_the_spread_of_the_stack_and_share_part_of_it() -> None:
     scenarios = draw(belief(), seed=1, draws=20_000)
+    stack = context().stack
+    near = scenarios.memory_log[scenarios.memory_shared_std == scenarios.memory_shared_std.min()]
+    assert len(near) == 18_000
+    assert near.std(axis=0) == pytest.approx(np.full(4, stack.memory_residual_log_std), rel=0.03)
+    assert np.corrcoef(near.T).min() > 0.4
+
+
+def test_peaks_of_one_user_in_ten_are_as_far_off_as_intervals_allow() -> None:
+    scenarios = draw(belief(), seed=1, draws=20_000)
+    stack = context().stack
+    far = scenarios.memory_log[scenarios.memory_shared_std == scenarios.memory_shared_std.max()]
+    assert len(far) == 2_000
+    stated = np.log(memory_error_factor(stack)) / NORMAL_90
+    assert far.std(axis=0) == pytest.approx(np.full(4, stated), rel=0.06)
+    assert np.corrcoef(far.T).min() > 0.98  # by a level all their plans share
+    assert (scenarios.memory_log > 0).mean(axis=0) == pytest.approx(
+        MemoryLaw.of(stack).risk(belief().memory_log), abs=0.006
+    )
+
+
+def test_a_user_whose_runs_are_known_is_not_of_the_far_kind() -> None:
+    law = MemoryLaw.of(replace(context().stack, memory_publisher_log_std=0.0))
+    assert law.far_std == law.shared_std
+    assert law.risk(np.array([0.0])) == pytest.approx([0.5])
     spread = context().stack.memory_residual_log_std
-    assert scenarios.memory_log.std(axis=0) == pytest.approx(np.full(4, spread), rel=0.03)
-    assert np.corrcoef(scenarios.memory_log.T).min() > 0.4
+    assert law.risk(np.array([-spread])) == pytest.approx([0.15866], abs=1e-4)
+    assert law.risk_given(np.array([-0.1]), np.array([[0.1]])) == pytest.approx(np.array([[0.5]]))
 
 
 def test_shared_errors_make_differences_smaller_than_levels() -> None:

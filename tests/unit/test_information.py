@@ -13,6 +13,7 @@ from costmodels.plan import FloatArray
 from planner.decisions.belief import Belief
 from planner.decisions.document import sensitivity_document
 from planner.decisions.information import OWN, difference_indices, information
+from planner.decisions.memory_law import MemoryLaw
 from planner.decisions.parameters import Parameter
 from planner.decisions.responses import Responses
 from planner.decisions.results import SensitivityResult
@@ -57,8 +58,7 @@ def belief(
         scales=np.ones(1),
         kin=np.eye(len(base_s)),
         memory_log=np.full(len(base_s), memory_log),
-        memory_shared_std=memory_std,
-        memory_own_std=1e-6,
+        memory=MemoryLaw(shared_std=memory_std, far_std=memory_std, own_std=1e-6),
     )
 
 

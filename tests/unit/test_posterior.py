@@ -9,6 +9,7 @@ from scipy.stats import multivariate_normal
 from costmodels.uncertainty import NORMAL_90
 from planner.decisions.belief import Belief
 from planner.decisions.kinship import NOISE
+from planner.decisions.memory_law import MemoryLaw
 from planner.decisions.parameters import Parameter
 from planner.decisions.posterior import Observations, condition, surprises
 from planner.decisions.responses import Responses
@@ -41,8 +42,7 @@ def belief(**changes: object) -> Belief:
         scales=np.ones(1),
         kin=np.array([[1.0, 0.7, 0.1], [0.7, 1.0, 0.1], [0.1, 0.1, 1.0]]),
         memory_log=np.array([-0.1, -0.1, -0.3]),
-        memory_shared_std=0.09,
-        memory_own_std=0.11,
+        memory=MemoryLaw(shared_std=0.09, far_std=0.09, own_std=0.11),
     )
     return replace(built, **changes)  # type: ignore[arg-type]
 
@@ -137,6 +137,31 @@ def test_a_run_that_fits_makes_all_peaks_smaller() -> None:
     risk = after.weight @ after.died
     assert risk[0] < 0.05
     assert (risk < before.died.mean(axis=0)).all()
+
+
+def test_a_death_nobody_expected_is_taken_to_heart() -> None:
+    narrow = MemoryLaw(shared_std=0.03, far_std=0.03, own_std=0.03)
+    logs = np.array([-0.15, -0.1, -0.12])  # the first died; the others are as large
+    risks = {}
+    for name, law in {"narrow": narrow, "kinds": replace(narrow, far_std=0.5)}.items():
+        found = belief(memory=law, memory_log=logs, kin=np.eye(3))
+        before = draw(found, seed=1, draws=DRAWS)
+        after = condition(found, before, seen(0, died=[True]), seed=1)
+        risks[name] = after.weight @ after.died
+    assert risks["narrow"][1] < 0.1  # another cause than memory is likelier than such an error
+    assert risks["kinds"][1] > 0.5
+    assert risks["kinds"][2] > 0.5
+
+
+def test_a_peak_far_off_says_of_which_kind_the_user_is() -> None:
+    found = belief(memory=MemoryLaw(shared_std=0.03, far_std=0.5, own_std=0.03))
+    before = draw(found, seed=1, draws=DRAWS)
+    for error, far_share in ((0.8, 1.0), (0.02, 0.02)):
+        after = condition(found, before, seen(0, peaks=[error]), seed=1)
+        assert after.weight[after.memory_shared_std > 0.1].sum() == pytest.approx(far_share, abs=0.02)
+        # 1 / sqrt(variance) of a measurement of 0.104 under the near kind against 0.51 under the far one.
+    off = condition(found, before, seen(0, peaks=[0.8]), seed=1)
+    assert off.weight @ off.memory_log == pytest.approx(found.memory_log + 0.8 * 0.96, abs=0.04)
 
 
 def test_printed_peaks_condition_memory_exactly() -> None:
