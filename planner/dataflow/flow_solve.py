@@ -14,12 +14,11 @@ from planner.dataflow.memory import pressure
 from planner.dataflow.placement import Region, placements
 from planner.dataflow.priced_cluster import PricedCluster, priced_on
 from planner.dataflow.schedule import PlanRows
-from planner.dataflow.search import SearchOptions, Solution, solve
+from planner.dataflow.search import SearchOptions, Solution, explore
 from planner.dataflow.search_anneal import AnnealOptions
 from planner.dataflow.steady import duration_s
 from planner.dataflow.units import units_of
 from planner.request import part_of
-from profiles.errors import InfeasibleError
 from profiles.mixed_cluster import MixedCluster, alone
 
 _CHILDREN = 200_000_000  # looked at by the tree search at the usual effort: some five seconds on one core
@@ -40,22 +39,20 @@ def best_plan(request: FlowRequest, cluster: MixedCluster, *, effort: float | No
     if not all(len(rows) for rows in priced.costs.rows.values()):
         return None
     best: tuple[CompiledFlow, Solution] | None = None
+    best_s, bound_s, evaluated = np.inf, np.inf, 0
     for regions in _promising(request, priced):
         compiled = _compiled(request, priced, regions)
-        if compiled is None:
+        if compiled is None or _least_s(compiled) >= best_s:
             continue
-        if best is not None and _least_s(compiled) >= best[1].makespan_s:
-            continue
-        try:
-            found = eased(compiled, solve(compiled.problem, _options(request, effort)), priced.costs)
-        except InfeasibleError:
-            continue
-        if best is None or found.makespan_s < best[1].makespan_s:
-            best = compiled, found
+        found = explore(compiled.problem, _options(request, effort), faster_than_s=best_s)
+        bound_s, evaluated = min(bound_s, found.bound_s), evaluated + found.evaluated
+        if found.solution is not None:
+            best, best_s = (compiled, found.solution), found.solution.makespan_s
     if best is None:
         return None
-    compiled, found = best
-    return flow_plan(request, priced, compiled, found, _statistics(compiled, found))
+    compiled, solution = best
+    solution = replace(eased(compiled, solution, priced.costs), bound_s=min(bound_s, best_s))
+    return flow_plan(request, priced, compiled, solution, _statistics(compiled, solution, evaluated))
 
 
 def eased(compiled: CompiledFlow, found: Solution, costs: FlowCosts) -> Solution:
@@ -170,12 +167,12 @@ def _options(request: FlowRequest, effort: float | None) -> SearchOptions:
     )
 
 
-def _statistics(compiled: CompiledFlow, found: Solution) -> SearchStatistics:
+def _statistics(compiled: CompiledFlow, found: Solution, evaluated: int) -> SearchStatistics:
     return SearchStatistics(
         method={"tree": "branch and bound", "anneal": "annealing"}.get(found.engine, found.engine),
         candidates={call.name: len(call) for call in compiled.problem.calls},
         plans=float(found.plans),
-        evaluations=found.children + found.evaluations,
+        evaluations=evaluated,
         bound_s=found.bound_s,
         found_s=found.makespan_s,
         proven=found.proven,

@@ -107,6 +107,21 @@ class Solution:
         return self.gap <= _PROVEN
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exploration:
+    """What a search came to.
+
+    Attributes:
+        solution: The best plan found; None if none, or none that is fast enough.
+        bound_s: No plan takes less, or all take as long as was too long; infinite if nothing fits.
+        evaluated: Candidates the tree search looked at, and plans simulated by annealing.
+    """
+
+    solution: Solution | None
+    bound_s: float
+    evaluated: int
+
+
 def solve(
     problem: DataflowProblem, options: SearchOptions | None = None, *, clock: Callable[[], float] = time.monotonic
 ) -> Solution:
@@ -121,6 +136,30 @@ def solve(
         SpecError: If an option is out of bounds.
         InfeasibleError: If no plan fits in memory, or none was found in the budget; the reasons say which.
     """
+    found = explore(problem, options, clock=clock)
+    if found.solution is None:
+        raise InfeasibleError(_why(problem, exhausted=not np.isfinite(found.bound_s)))
+    return found.solution
+
+
+def explore(
+    problem: DataflowProblem,
+    options: SearchOptions | None = None,
+    *,
+    faster_than_s: float = np.inf,
+    clock: Callable[[], float] = time.monotonic,
+) -> Exploration:
+    """The same search where only plans faster than one that is known elsewhere are wanted; it may find none.
+
+    Args:
+        problem: Candidates, order and memory.
+        options: How hard to search; the defaults if none.
+        faster_than_s: Plans that take as long are of no use.
+        clock: Read only when there is a time limit.
+
+    Raises:
+        SpecError: If an option is out of bounds.
+    """
     given = options or SearchOptions()
     _check(given)
     begun = clock() if given.time_limit_s is not None else 0.0
@@ -128,7 +167,7 @@ def solve(
     def late() -> bool:
         return given.time_limit_s is not None and clock() - begun > given.time_limit_s
 
-    search = _Search(problem, given, late)
+    search = _Search(problem, given, faster_than_s, late)
     if given.engine == "anneal":
         search.anneal()
     else:
@@ -139,13 +178,16 @@ def solve(
             search.tree(int((given.most_children - search.children) * _TREE_SHARE))
             search.polish()
     search.reorder()
-    return search.solution()
+    return search.exploration()
 
 
 class _Search:
     """One problem without its useless candidates, and what is known of it so far."""
 
-    def __init__(self, problem: DataflowProblem, options: SearchOptions, late: Callable[[], bool]) -> None:
+    def __init__(
+        self, problem: DataflowProblem, options: SearchOptions, faster_than_s: float, late: Callable[[], bool]
+    ) -> None:
+        self.faster_than_s = faster_than_s
         self.problem, self.options, self.late = problem, options, late
         self.kept = useful_candidates(problem)
         self.small = problem.restrict(self.kept)
@@ -154,7 +196,7 @@ class _Search:
         self.chains = chains_of(self.small, unrolled)
         self.graph = settled_graph(self.small) if problem.settled else unrolled
         self.tables = group_tables(self.small, self.chains, self.units)
-        self.best = Incumbent(choice=np.zeros(len(self.kept), dtype=np.int64), order=0, makespan_s=np.inf)
+        self.best = Incumbent(choice=np.zeros(len(self.kept), dtype=np.int64), order=0, makespan_s=faster_than_s)
         self.bound_s = float(group_time(self.chains, self.tables.least_s[None])[0])
         self.annealed: list[AnnealResult] = []
         self.children = 0
@@ -165,11 +207,21 @@ class _Search:
         """Budget of the tree search that goes before annealing: large where its bounds are exact."""
         return _QUICK_CHILDREN if self.graph.complete else _QUICK_CHILDREN // 20
 
+    @property
+    def found(self) -> bool:
+        """Whether a plan is known that is fast enough."""
+        return self.best.makespan_s < self.faster_than_s
+
     def open(self) -> bool:
         """Whether the best plan known may still be further from the best there is than asked for."""
         if self.late() or not np.isfinite(self.bound_s):
             return False
-        return not self.best.makespan_s * (1 - max(self.options.gap, _PROVEN)) <= self.bound_s
+        return self.best.makespan_s > self.enough_s
+
+    @property
+    def enough_s(self) -> float:
+        """What a plan may take to be as close to the best there is as asked for."""
+        return self.bound_s / (1 - max(self.options.gap, _PROVEN))
 
     def tree(self, most_children: int) -> None:
         if most_children < 1 or not self.open():
@@ -190,12 +242,14 @@ class _Search:
         self._improve(found.best, "tree")
 
     def anneal(self) -> None:
-        if not self.open():
-            return
-        starts = self.best.choice[None] if np.isfinite(self.best.makespan_s) else None
+        starts = self.best.choice[None] if self.found else None
         for restart in range(self.options.restarts):
+            if not self.open():
+                return
             options = replace(self.options.anneal, seed=self.options.seed + restart * _SEED_STEP)
-            found = anneal(self.small, self.graph, self.units, options, starts=starts, stop=self.late)
+            found = anneal(
+                self.small, self.graph, self.units, options, starts=starts, enough_s=self.enough_s, stop=self.late
+            )
             self.annealed.append(found)
             for finalist in _finalists(found)[:1]:
                 self._improve(finalist, "anneal")
@@ -205,7 +259,8 @@ class _Search:
         starts = [finalist for found in self.annealed for finalist in _finalists(found)[:_POLISHED]]
         if not starts or not self.open():
             return
-        starts = [self.best, *(start for start in starts if start.makespan_s > self.best.makespan_s)]
+        if self.found:
+            starts = [self.best, *(start for start in starts if start.makespan_s > self.best.makespan_s)]
         budget = max(self.options.most_children - self.children, 0) // len(starts)
         for start in starts:
             done = polish(self.small, self.graph, self.chains, start, most_children=budget, stop=self.late)
@@ -218,7 +273,7 @@ class _Search:
         Of settled iterations none outside the table is looked for.
         """
         best = self.best
-        if self.graph.complete or not np.isfinite(best.makespan_s):
+        if self.graph.complete or not self.found:
             return
         if self.small.settled:
             self.best = replace(best, order=self._soonest())
@@ -252,11 +307,14 @@ class _Search:
         if found.makespan_s < self.best.makespan_s:
             self.best, self.engine = found, engine
 
-    def solution(self) -> Solution:
+    def exploration(self) -> Exploration:
+        evaluated = self.children + sum(found.evaluations for found in self.annealed)
+        bound_s = min(self.bound_s, self.faster_than_s)
+        return Exploration(solution=self._solution() if self.found else None, bound_s=bound_s, evaluated=evaluated)
+
+    def _solution(self) -> Solution:
         best, annealed = self.best, self.annealed
         first = annealed[0] if annealed else None
-        if not np.isfinite(best.makespan_s):
-            raise InfeasibleError(_why(self.problem, exhausted=not np.isfinite(self.bound_s)))
         choice = np.array([rows[row] for rows, row in zip(self.kept, best.choice, strict=True)])
         return Solution(
             choice=choice,

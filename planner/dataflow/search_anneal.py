@@ -77,6 +77,7 @@ def anneal(
     options: AnnealOptions | None = None,
     *,
     starts: IntArray | None = None,
+    enough_s: float = 0.0,
     stop: Callable[[], bool] | None = None,
 ) -> AnnealResult:
     """Search by annealing.
@@ -87,6 +88,7 @@ def anneal(
         units: Its units.
         options: Length and temperatures; the defaults if none.
         starts: Plans to start from, before those the search makes up itself. [plans, calls]
+        enough_s: A plan of that time ends the search early.
         stop: Asked once per step; true ends the search early.
     """
     given = options or AnnealOptions()
@@ -94,7 +96,7 @@ def anneal(
     points = max(1, given.steps // 64)
     curve = []
     for step in range(given.steps):
-        if stop and stop():
+        if chains.best_s.min() <= enough_s or (stop and stop()):
             break
         chains.step(given.hot * (given.cold / given.hot) ** (step / max(given.steps - 1, 1)))
         if step == given.steps // 2:

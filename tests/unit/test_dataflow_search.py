@@ -9,9 +9,11 @@ from typer.testing import CliRunner
 
 from planner.cli import app, main
 from planner.dataflow.problem import DataflowProblem, Edge
-from planner.dataflow.search import SearchOptions, solve
-from planner.dataflow.search_anneal import AnnealOptions
+from planner.dataflow.orders import task_graph
+from planner.dataflow.search import SearchOptions, explore, solve
+from planner.dataflow.search_anneal import AnnealOptions, anneal
 from planner.dataflow.search_inputs import problem_from_document, read_search_input
+from planner.dataflow.units import units_of
 from profiles.errors import InfeasibleError, SpecError
 from tests.dataflow_problems import call
 
@@ -159,6 +161,33 @@ def test_a_plan_that_never_fits_is_an_answer():
     too_large = DataflowProblem(calls=(call("a", [(0, 4, 1, 6, 5)]),), edges=(), capacity_bytes=np.full(4, 10.0))
     with pytest.raises(InfeasibleError, match="a fits on none of its meshes"):
         solve(too_large)
+
+
+@pytest.mark.parametrize("engine", ["auto", "tree"])
+def test_where_a_faster_plan_is_known_only_faster_ones_are_looked_for(engine):
+    problem, options = problem_from_document(document()), SearchOptions(engine=engine)
+    alone = explore(problem, options)
+    assert alone.solution is not None
+    least_s = alone.solution.makespan_s
+    assert alone.bound_s == pytest.approx(least_s)
+    for known_s in (least_s, 0.9 * least_s):
+        none = explore(problem, options, faster_than_s=known_s)
+        assert none.solution is None
+        assert none.bound_s == pytest.approx(known_s)  # proven: nothing takes less
+        assert none.evaluated <= alone.evaluated
+    better = explore(problem, options, faster_than_s=1.001 * least_s).solution
+    assert better is not None
+    assert better.makespan_s == least_s
+
+
+def test_annealing_ends_with_a_plan_that_is_good_enough():
+    problem = problem_from_document(document())
+    best_s = solve(problem).makespan_s
+    units, options = units_of(problem), AnnealOptions(steps=200, chains=8)
+    full = anneal(problem, task_graph(problem), units, options)
+    short = anneal(problem, task_graph(problem), units, options, enough_s=best_s * (1 + 1e-9))
+    assert short.makespan_s == full.makespan_s == pytest.approx(best_s)
+    assert short.evaluations < 0.5 * full.evaluations
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import jsonschema_rs
 import pytest
 
 from costmodels.flops import matmul_parameters
+from planner.dataflow import flow_solve
 from planner.dataflow.flow_costs import call_flops
 from planner.dataflow.flow_results import FlowPlan, FlowResult
 from planner.dataflow.presets import PRESETS
+from planner.dataflow.search import Exploration, explore
 from planner.document_flow import flow_document, flow_document_schema
 from planner.workflows import plan_dataflow
 
@@ -120,6 +122,27 @@ def test_disaggregated_pools_do_not_overlap_and_async_overlaps_them() -> None:
         )
     assert plan_of(ahead).steady_s < plan_of(apart).steady_s
     assert ahead.request.staleness == 1
+
+
+def test_divisions_of_the_gpus_are_searched_for_what_beats_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, Exploration]] = []
+
+    def recorded(*arguments: Any, faster_than_s: float, **settings: Any) -> Exploration:
+        found = explore(*arguments, faster_than_s=faster_than_s, **settings)
+        asked.append((faster_than_s, found))
+        return found
+
+    monkeypatch.setattr(flow_solve, "explore", recorded)
+    plan = plan_of(plan_dataflow("ppo", "llama-3.2-1b", "4xH100", batch=32, mode="async"))
+    assert len(asked) > 1
+    assert asked[0][0] == float("inf")
+    best_s = float("inf")
+    for faster_than_s, found in asked:
+        assert faster_than_s == best_s
+        best_s = found.solution.makespan_s if found.solution else best_s
+    assert plan.search.found_s == best_s
+    assert plan.search.bound_s == min(found.bound_s for _, found in asked)  # of all divisions, not of one
+    assert plan.search.evaluations == sum(found.evaluated for _, found in asked)
 
 
 def test_a_barrier_is_never_faster_than_versions() -> None:
