@@ -11,7 +11,7 @@ from planner.phrases import count, dollars, gib, seconds
 from planner.render import render_notes
 from planner.serving_job import BOUNDS, PERCENTILES, ServingJob, bound_words, percentile_name
 from planner.serving_launch import launch_words
-from planner.serving_results import ApartPlan, PoolPart, ServingPlan, ServingResult
+from planner.serving_results import ApartPlan, PoolPart, ServingPlan, ServingResult, ServingShortage
 from profiles.parameters import total_parameters
 
 _PADDING = (0, 1)
@@ -25,6 +25,7 @@ _OPTIONS = {
     "concurrency": "--concurrency", "requests": "--requests", "percentile": "--percentile",
     "max_model_len": "--max-model-len", "weights": "--weights", "engine": "--engine",
     "memory_utilization": "--memory-utilization", "max_num_seqs": "--max-num-seqs",
+    "max_num_batched_tokens": "--max-num-batched-tokens",
 }  # fmt: skip
 
 
@@ -40,13 +41,7 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
     console.print(_requests(job), highlight=False)
     console.print()
     if result.shortage is not None:
-        who = "No replica that does both" if result.apart else "No deployment"
-        console.print(f"[bold red]{who} serves that[/]: {result.shortage.message}", highlight=False)
-        if result.shortage.remedy:
-            console.print(f"What would do: {_as_options(result.shortage.remedy)}.", highlight=False)
-        if result.shortage.nearest is not None:
-            console.print("\n[bold]Nearest[/]", highlight=False)
-            console.print(_table([_cells(result.shortage.nearest, result)], console))
+        _render_shortage(result, result.shortage, console)
     else:
         console.print(_table([_cells(plan, result) for plan in result.plans], console))
         _render_best(result.plans[0], result, console)
@@ -57,6 +52,21 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
         _render_apart(result, console)
     if not quiet:
         render_notes("Assumed", result.assumptions, console)
+
+
+def _render_shortage(result: ServingResult, shortage: ServingShortage, console: Console) -> None:
+    """Why replicas that do both do not serve what was asked, and what would help."""
+    if result.apart:
+        console.print(f"Replicas that read prompts and generate do not serve that: {shortage.message}", highlight=False)
+        lead = "They would with"
+    else:
+        console.print(f"[bold red]No deployment serves that[/]: {shortage.message}", highlight=False)
+        lead = "What would do:"
+    if shortage.remedy:
+        console.print(f"{lead} {_as_options(shortage.remedy)}.", highlight=False)
+    if shortage.nearest is not None:
+        console.print("\n[bold]Nearest[/]", highlight=False)
+        console.print(_table([_cells(shortage.nearest, result)], console))
 
 
 def _formats(result: ServingResult) -> str:

@@ -21,8 +21,9 @@ from profiles.weights import WEIGHT_FORMATS, parse_weights
 
 _SMALLER = {"fp8": "an 8-bit checkpoint", "int4": "a 4-bit checkpoint (AWQ, GPTQ)"}
 _NAMES = {"data_parallel": "replicas"}
+_SHORTEST_STEP = 512  # tokens: shorter ones keep no device busy
 _DOUBLINGS = 6  # of the devices, in the search for how many would do
-_HALVINGS, _BETWEEN = 6, 3  # of what was asked for, in the search for what would do; and tries between the last two
+_HALVINGS, _BETWEEN = 6, 5  # of what was asked for, in the search for what would do; and tries between the last two
 
 
 def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
@@ -56,10 +57,15 @@ def no_room(found: Layouts, asked: ServingResult, pins: Mapping[str, int]) -> Se
     held = _needed_bytes(found)
     least = int((held - found.room_bytes).argmin())
     plan, room = found.plans.plan(least), float(found.room_bytes[least])
+    memory = found.memory
+    weights, beside, cached = (
+        gib(float(each[least])) for each in (memory.weight_bytes, memory.beside_bytes, found.longest_bytes)
+    )
     message = (
         f"one request of {asked.job.max_model_len:,} tokens needs {gib(float(held[least]))} of the "
         f"{gib(room)} that {asked.engine.name} may use of each device, with tp {plan.tensor_parallel} "
-        f"and pp {plan.pipeline_parallel}: {gib(float(held[least]) - room)} too much"
+        f"and pp {plan.pipeline_parallel}: {gib(float(held[least]) - room)} too much ({weights} of weights, {beside} "
+        f"for steps of {asked.engine.prefill_tokens:,} tokens, graphs and context, {cached} of keys and values)"
     )
     remedy = _first(_roomier(found, asked), pins) or _degrees(asked, pins)
     remedy = remedy or _first(_lighter(asked), pins) or _devices(asked, pins)
@@ -80,6 +86,9 @@ def _needed_bytes(found: Layouts) -> FloatArray:
 def _roomier(found: Layouts, asked: ServingResult) -> Iterator[tuple[str, ServingResult]]:
     """Questions in which a request may have room on the same devices, and what was changed."""
     job, device = asked.job, asked.cluster.device
+    larger = asked.engine.prefill_tokens > serving_engine(asked.engine.name, device).prefill_tokens
+    if larger:
+        yield from _shorter_steps(found, asked)
     tokens = int(((found.cache_bytes - found.memory.state_bytes) / found.token_bytes).max())
     if job.prompt_tokens + job.output.most <= tokens < job.max_model_len:
         yield f"max_model_len {tokens}", replace(asked, job=replace(job, max_model_len=tokens))
@@ -90,6 +99,19 @@ def _roomier(found: Layouts, asked: ServingResult) -> Iterator[tuple[str, Servin
         share = _rounded_up(least)
         engine = replace(asked.engine, memory_utilization=share)
         yield f"memory_utilization {share:g}", replace(asked, engine=engine)
+    if not larger:
+        yield from _shorter_steps(found, asked)
+
+
+def _shorter_steps(found: Layouts, asked: ServingResult) -> Iterator[tuple[str, ServingResult]]:
+    """The same question with steps of fewer tokens, which leave more to the cache; what they need grows with them."""
+    over = _needed_bytes(found) - found.room_bytes
+    tokens = asked.engine.prefill_tokens
+    while (tokens := tokens // 2) >= _SHORTEST_STEP:
+        saved = (1 - tokens / asked.engine.prefill_tokens) * found.memory.working_bytes
+        if (over <= saved).any():
+            engine = replace(asked.engine, prefill_tokens=tokens)
+            yield f"max_num_batched_tokens {tokens}", replace(asked, engine=engine)
 
 
 def _lighter(asked: ServingResult) -> Iterator[tuple[str, ServingResult]]:
@@ -174,10 +196,17 @@ def too_much(found: Layouts, there: Deployments, asked: ServingResult, pins: Map
     if remedy or not job.bounds:
         return ServingShortage(reason="too_many", message=message, remedy=remedy, nearest=None)
     few = _rounded_down(most_rate / 2**_HALVINGS)
-    slow = replace(asked, job=replace(job, rate_per_s=few))
-    inner = _too_slow(found, ranked(found, slow, fixed="data_parallel" in pins).there, slow, pins)
-    remedy = f"rate_per_s {few:g}, {inner.remedy.split(', or ')[0]}" if inner.nearest is not None else ""
-    return replace(inner, message=f"{message}; at {few:g}, {inner.message}", remedy=remedy)
+    fewer = replace(asked, job=replace(job, rate_per_s=few))
+    return _too_slow_too(found, fewer, pins, message, f"rate_per_s {few:g}")
+
+
+def _too_slow_too(
+    found: Layouts, fewer: ServingResult, pins: Mapping[str, int], message: str, few: str
+) -> ServingShortage:
+    """Requests are too many, and bounds out of reach even where they are as few as that."""
+    inner = _too_slow(found, ranked(found, fewer, fixed="data_parallel" in pins).there, fewer, pins)
+    remedy = f"{few}, {inner.remedy.split(', or ')[0]}" if inner.nearest is not None and inner.remedy else ""
+    return replace(inner, message=f"{message}; at {few.split()[1]}, {inner.message}", remedy=remedy)
 
 
 def _too_many_at_once(
@@ -191,11 +220,14 @@ def _too_many_at_once(
         fewer = replace(asked, job=replace(asked.job, concurrency=int(count)))
         return bool(ranked(found, fewer, fixed="data_parallel" in pins).best)
 
-    fewer = _lowered(float(most), held, lambda count: float(max(int(count), 1)))
+    fewer = _lowered(float(most), held, lambda count: float(max(int(count), 1)), most.bit_length())
     words = [] if fewer is None else [f"concurrency {fewer:.0f}"]
     engine = replace(asked.engine, max_sequences=max(asked.engine.max_sequences, concurrency))
     if served(replace(asked, engine=engine), pins):
         words.append(f"max_num_seqs {concurrency}")
+    if not words and asked.job.bounds:
+        alone = replace(asked, job=replace(asked.job, concurrency=1))
+        return _too_slow_too(found, alone, pins, message, "concurrency 1")
     return ServingShortage(reason="too_many", message=message, remedy=", or ".join(words), nearest=None)
 
 
@@ -211,12 +243,14 @@ def _fewer_or_more(found: Layouts, asked: ServingResult, pins: Mapping[str, int]
     return ", or ".join([*words, *filter(None, [_elsewhere(asked, pins)])])
 
 
-def _lowered(most: float, holds: Callable[[float], bool], rounded: Callable[[float], float]) -> float | None:
-    """About the largest number up to the most that holds; None where a small part of it does not either."""
+def _lowered(
+    most: float, holds: Callable[[float], bool], rounded: Callable[[float], float], halvings: int = _HALVINGS
+) -> float | None:
+    """About the largest number up to the most that holds; None where what so many halvings leave does not either."""
     if holds(most):
         return most
     high, low = most, rounded(most / 2)
-    for _ in range(_HALVINGS - 1):
+    for _ in range(halvings - 1):
         if holds(low):
             break
         high, low = low, rounded(low / 2)

@@ -46,14 +46,14 @@ def _published(
         return None, ()
     weights = parse_weights(model.checkpoint_weights)
     name = "" if weights is None else weights.name
-    if not _usual(model):  # the checkpoint that was named, and no other
+    whose = f"the checkpoint of {model.name}" if _usual(model) else "the checkpoint that was named"
+    if not _usual(model):  # that one, and no other
         _check(weights, model, engine, device)
     if engine.serves(weights, device):
-        message = f"weights in {name}, as the checkpoint of {model.name} holds them; weights bf16 for one in 16 bits"
+        message = f"weights in {name}, as {whose} holds them; weights bf16 for one in 16 bits"
     else:
         message = (
-            f"weights in 16 bits: the checkpoint of {model.name} holds them in {name}, for which {engine.name} has no "
-            f"kernels on {device.name}"
+            f"weights in 16 bits: {whose} holds them in {name}, for which {engine.name} has no kernels on {device.name}"
         )
         weights = None
     return weights, (Note(code="assumed_default", field="weights", message=message),)

@@ -115,7 +115,7 @@ async def post_plan(body: PlanQuestion, request: Request) -> Response:
     """Rank every legal execution plan of a job on a cluster, or plan a workflow of several models."""
     if isinstance(body, WorkflowRequest):
         asked = given(body)
-        ends = (asked.pop("job"), asked.pop("models"), asked.pop("cluster"))
+        ends = (asked.pop("job"), asked.pop("models", {}), asked.pop("cluster"))
         work = functools.partial(plan_dataflow, *ends, **asked, allow_files=False)
         return await _answer(request, work)
     search = functools.partial(

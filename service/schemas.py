@@ -170,7 +170,9 @@ class WorkflowRequest(Body):
 
     job: NameOrMapping = Field(description="Name of a workflow such as `grpo`, or a graph of one's own.")
     models: dict[Role, NameOrMapping] = Field(
-        min_length=1, max_length=MAX_ROLES, description="Role to model; roles left out are like another one."
+        default_factory=dict,
+        max_length=MAX_ROLES,
+        description="Role to model; roles left out are as the graph says, or like another one.",
     )
     cluster: NameOrMapping = Field(description="A cluster string or the mapping a cluster file holds.")
     settings: dict[Role, int | float | bool | Name] = Field(
@@ -212,13 +214,17 @@ class WorkflowRequest(Body):
     price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
 
 
+_OF_GRAPHS = frozenset({"roles", "calls"})  # fields of a graph that no job has
+
+
 def _question(value: object) -> str:
-    """A workflow names its models by role; a job has one."""
-    return WORKFLOW_TAG if isinstance(value, WorkflowRequest | dict) and "models" in _keys(value) else JOB_TAG
-
-
-def _keys(value: WorkflowRequest | dict[str, Any]) -> set[str]:
-    return set(value) if isinstance(value, dict) else set(type(value).model_fields)
+    """A workflow names its models by role, or its job is a name or a graph; a job has one model."""
+    if not isinstance(value, dict):
+        return WORKFLOW_TAG if isinstance(value, WorkflowRequest) else JOB_TAG
+    job = value.get("job")
+    graph = isinstance(job, dict) and not _OF_GRAPHS.isdisjoint(job)
+    named = isinstance(job, str) and "model" not in value
+    return WORKFLOW_TAG if graph or named or "models" in value else JOB_TAG
 
 
 PlanQuestion = Annotated[

@@ -276,7 +276,7 @@ def _models(
         while source not in given:
             source = graph.role(source).like
             if not source or source in seen:
-                hint = f"--model {role.name}=llama-2-7b"
+                hint = f"for example {role.name}=llama-2-7b"
                 raise SpecError(f"models.{role.name}", f"is needed: the model of the role {role.name}", hint)
             seen.append(source)
         try:

@@ -116,7 +116,10 @@ def _minimum(request: FlowRequest) -> tuple[int | None, int, FlowPlan | None]:
         tried.append(cluster.num_devices)
         plan = _fitting(asked, cluster)
         if plan is not None:
-            return _narrowed(asked, tried[-2], cluster, plan, tried[-1])
+            least, plan = _narrowed(asked, tried[-2], cluster, plan)
+            # One iteration tells whether it fits; how long they take once they have settled is told by those asked for.
+            settled = replace(asked, options=replace(asked.options, iterations=request.options.iterations))
+            return plan.num_gpus, tried[-1], _fitting(settled, least) or plan
     return None, tried[-1], None
 
 
@@ -134,20 +137,19 @@ def _larger(cluster: ClusterSpec) -> Iterator[ClusterSpec]:
         yield part_of(cluster, size)
 
 
-def _narrowed(
-    request: FlowRequest, below: int, cluster: ClusterSpec, plan: FlowPlan, largest: int
-) -> tuple[int, int, FlowPlan]:
-    """The smallest number of whole nodes between one that does not suffice and one that does."""
+def _narrowed(request: FlowRequest, below: int, cluster: ClusterSpec, plan: FlowPlan) -> tuple[ClusterSpec, FlowPlan]:
+    """The smallest number of whole nodes between one that does not suffice and one that does, and the plan there."""
     each = full_node(cluster).devices_per_node
-    low, high, best = below // each, cluster.num_devices // each, plan
+    low, high = below // each, cluster.num_devices // each
     while high - low > 1:
         middle = (low + high) // 2
-        found = _fitting(request, part_of(cluster, middle * each))
+        smaller = part_of(cluster, middle * each)
+        found = _fitting(request, smaller)
         if found is None:
             low = middle
         else:
-            high, best = middle, found
-    return best.num_gpus, largest, best
+            high, cluster, plan = middle, smaller, found
+    return cluster, plan
 
 
 def _fitting(request: FlowRequest, cluster: ClusterSpec) -> FlowPlan | None:

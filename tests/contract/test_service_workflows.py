@@ -36,6 +36,24 @@ def test_a_graph_of_ones_own_is_posted_as_a_mapping(client: TestClient) -> None:
     assert list(body["plan"]["calls"]) == ["gen", "judge_inf"]
 
 
+def test_a_graph_that_names_its_models_needs_no_others(client: TestClient) -> None:
+    graph = {
+        "roles": {"actor": {"model": "llama-3.2-1b"}},
+        "calls": {"train": {"role": "actor", "kind": "train", "inputs": ["prompts"]}},
+    }
+    asked = {name: value for name, value in BODY.items() if name != "models"}
+    response = client.post("/plan", json=asked | {"job": graph})
+    assert response.status_code == 200, response.text
+    assert response.json()["request"]["roles"]["actor"]["model"]["name"] == "llama-3.2-1b"
+    wrong = {**graph, "calls": {"train": {"role": "actor", "kind": "trian"}}}
+    (error,) = client.post("/plan", json=asked | {"job": wrong}).json()["errors"]
+    assert error["field"] == "job.calls.train.kind"
+    (error,) = client.post("/plan", json=asked | {"job": {**graph, "roles": {"actor": {}}}}).json()["errors"]
+    assert error["field"] == "models.actor"
+    (error,) = client.post("/plan", json=asked).json()["errors"]  # a workflow by its name
+    assert error["field"] == "models.actor"
+
+
 def test_nothing_fits_is_an_answer(client: TestClient) -> None:
     body = BODY | {"job": "sft", "models": {"actor": "llama-2-70b"}, "cluster": "1xH100", "offload": False}
     response = client.post("/plan", json=body)
@@ -50,7 +68,7 @@ def test_nothing_fits_is_an_answer(client: TestClient) -> None:
         ({"job": "pppo"}, "job", "unknown workflow 'pppo'"),
         ({"job": "work.yaml"}, "job", "names a file, which is not read here"),
         ({"job": {"roles": {}, "calls": {}}}, "job.roles", "at least 1"),
-        ({"models": {}}, "models", "at least 1"),
+        ({"models": {}}, "models.actor", "is needed"),
         ({"models": {"aktor": "llama-2-7b"}}, "models.aktor", "no such role"),
         ({"models": {"actor": "/etc/hostname"}}, "models.actor", "pattern"),
         ({"mode": "fast"}, "mode", "input should be"),

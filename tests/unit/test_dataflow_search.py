@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from planner.cli import app, main
-from planner.dataflow.problem import DataflowProblem, Edge
 from planner.dataflow.orders import task_graph
+from planner.dataflow.problem import DataflowProblem, Edge
 from planner.dataflow.search import SearchOptions, explore, solve
 from planner.dataflow.search_anneal import AnnealOptions, anneal
 from planner.dataflow.search_inputs import problem_from_document, read_search_input

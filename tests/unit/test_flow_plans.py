@@ -225,6 +225,15 @@ def test_what_does_not_fit_is_explained_with_the_minimum() -> None:
     assert document["infeasible"]["sentence"].startswith(f"{result.infeasible.minimum_gpus} GPUs")
 
 
+def test_what_the_minimum_takes_is_told_of_settled_iterations() -> None:
+    asked: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": 128, "mode": "async"}
+    infeasible = plan_dataflow("grpo", "llama-3.1-8b", "2xH100", **asked).infeasible
+    assert infeasible is not None
+    there = plan_of(plan_dataflow("grpo", "llama-3.1-8b", f"{infeasible.minimum_gpus}xH100", **asked))
+    assert there.steady_s < 0.8 * there.first_s
+    assert infeasible.minimum_steady_s == pytest.approx(there.steady_s, rel=0.05)
+
+
 def test_a_refreshed_reference_is_told_and_kept() -> None:
     rare = plan_of(solved("mrdpo"))
     assert [(move.target, move.every) for move in rare.reallocations if move.every > 1] == [("ref_inf", 1000)]

@@ -1,5 +1,6 @@
 """Prompts and generation on replicas of their own: queues and crossings by hand, pairs against all there are."""
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import planner
 from costmodels.collectives import CollectiveOp
@@ -18,6 +20,7 @@ from costmodels.kv_cache import bytes_per_cached_token
 from costmodels.plan import PlanBatch
 from costmodels.serving_apart import BUSIEST, crossing_s, first_token_s, generated, most_read, running_at
 from planner.document_serving import serving_schema
+from planner.render_serving import render_serving
 from planner.request import resolve_cluster
 from planner.serving_apart import _counts, _Pools
 from planner.serving_results import ServingResult
@@ -172,6 +175,12 @@ def test_apart_may_do_what_together_nothing_does() -> None:
     assert result.apart
     assert result.fits
     assert not replace(result, apart=()).fits
+    console = Console(record=True, width=120, file=io.StringIO())
+    render_serving(result, console, quiet=True)
+    text = console.export_text()
+    assert "Replicas that read prompts and generate do not serve that" in text
+    assert "They would with --" in text
+    assert "No deployment" not in text
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,53 @@ def test_fewer_at_once_keep_the_bounds() -> None:
     assert not served(concurrency=round(1.15 * count), **asked).fits
 
 
+def test_fewer_at_once_may_be_one() -> None:
+    asked: dict[str, Any] = {"gpus": "1xH100-SXM-80GB", "prompt": 30_000, "generate": 50}
+    bound: dict[str, Any] = {"ttft_s": 1.001 * best(concurrency=1, **asked).ttft_s}
+    shortage = served(concurrency=512, **asked, **bound).shortage
+    assert shortage is not None
+    assert shortage.remedy == "concurrency 1"
+    assert served(concurrency=1, **asked, **bound).fits
+    assert not served(concurrency=2, **asked, **bound).fits
+
+
+def test_too_many_at_once_for_bounds_that_are_too_tight_say_both() -> None:
+    asked: dict[str, Any] = {"gpus": "1xH100-SXM-80GB", "prompt": 30_000, "generate": 50}
+    shortage = served(concurrency=512, ttft_s=0.01, **asked).shortage
+    assert shortage is not None
+    assert "do not fit a replica" in shortage.message
+    assert shortage.nearest is not None
+    few, bound = shortage.remedy.split(", ")
+    assert few == "concurrency 1"
+    name, value = bound.split()
+    assert served(**asked | {name: float(value), "concurrency": 1}).fits
+
+
+def test_steps_that_leave_no_room_are_what_is_blamed_and_cut() -> None:
+    asked: dict[str, Any] = {"gpus": "1xH100-SXM-80GB", "prompt": 1000, "generate": 500}
+    shortage = served(max_num_batched_tokens=524_288, **asked).shortage
+    assert shortage is not None
+    assert shortage.reason == "does_not_fit"
+    assert "for steps of 524,288 tokens" in shortage.message
+    parts = [float(part) for part in re.findall(r"([0-9.]+) GiB (?:of|for) (?:weights|steps|keys)", shortage.message)]
+    needed = re.search(r"needs ([0-9.]+) GiB", shortage.message)
+    assert needed is not None
+    assert sum(parts) == pytest.approx(float(needed[1]), abs=0.2)
+    name, tokens = shortage.remedy.split()
+    assert name == "max_num_batched_tokens"
+    assert served(max_num_batched_tokens=int(tokens), **asked).fits
+    assert not served(max_num_batched_tokens=2 * int(tokens), **asked).fits
+
+
+def test_a_rate_that_would_do_is_close_to_the_largest_that_does() -> None:
+    asked: dict[str, Any] = {"gpus": "1xH100-SXM-80GB", "prompt": 1000, "generate": 500, "ttft_s": 0.2}
+    shortage = served(rate_per_s=500, **asked).shortage
+    assert shortage is not None
+    rate = float(shortage.remedy.split(", or ")[0].split()[1])
+    assert served(rate_per_s=rate, **asked).fits
+    assert not served(rate_per_s=1.04 * rate, **asked).fits
+
+
 def test_replicas_share_the_run_that_more_devices_would_end_in_time() -> None:
     asked = {"requests": 200, "ttft_s": 3}
     shortage = served("llama-3.1-70b", "1xA100-SXM-80GB", **asked).shortage

@@ -73,7 +73,13 @@ def test_the_published_format_is_assumed_and_said() -> None:
 def test_what_an_engine_has_no_kernels_for_is_served_in_16_bits_and_said() -> None:
     result = served("gpt-oss-20b", "1xV100-SXM-32GB", max_model_len=2048)
     assert result.weights is None
-    assert any("holds them in mxfp4" in note.message for note in result.assumptions)
+    assert any("the checkpoint of gpt-oss-20b holds them in mxfp4" in note.message for note in result.assumptions)
+
+
+def test_a_checkpoint_that_was_named_is_not_told_to_be_another() -> None:
+    result = served("Qwen/Qwen3-32B-AWQ", "1xH100-SXM-80GB")
+    message = next(note.message for note in result.assumptions if note.field == "weights")
+    assert message.startswith("weights in int4, as the checkpoint that was named holds them")
 
 
 @pytest.mark.parametrize(
