@@ -18,10 +18,11 @@ from planner.rules.optimizer import OPTIMIZER_RULES
 from planner.rules.pipeline import PIPELINE_RULES
 from planner.rules.sequence import CONTEXT
 from planner.rules.state import STATE_RULES
+from planner.rules.transformers_code import TRANSFORMERS
 from profiles.errors import SpecError, did_you_mean
 
 RULES: tuple[Rule, ...] = (
-    *(*LAYOUT, *TENSOR, *LINEAR, *CONTEXT, *EXPERT),
+    *(*LAYOUT, *TENSOR, *LINEAR, *CONTEXT, *EXPERT, *TRANSFORMERS),
     *(*PIPELINE_RULES, *STATE_RULES, *OPTIMIZER_RULES),
 )
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from costmodels.autocast import sharding_stack
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.workload import JOINT_TARGET, MAX_GLOBAL_BATCH, TASKS, LoraSpec, TrainingJob
 from planner.results import Note
@@ -132,8 +133,9 @@ def gradient_notes(
     """What is assumed of the format in which gradients are summed: what replicas exchange doubles with its bytes."""
     if job.trains_adapters_only or (_said("gradient_dtype", given) and job.gradient_dtype):
         return ()
-    bits = 8 * gradient_element_bytes(job, stack)
-    message = f"gradients summed in {bits:.0f} bits (not given; the default of {stack.name})"
+    bits = [8 * gradient_element_bytes(job, each) for each in (stack, sharding_stack(stack, weights=True))]
+    sharded = f", in {bits[1]:.0f} where model states are sharded" if bits[1] != bits[0] else ""
+    message = f"gradients summed in {bits[0]:.0f} bits{sharded} (not given; the default of {stack.name})"
     return (Note(code="assumed_default", field="job.gradient_dtype", message=message),)
 
 

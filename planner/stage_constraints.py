@@ -19,6 +19,7 @@ from planner.constraints import RULES, rules_for
 from planner.rules.base import DEEPSPEED, FRAMEWORKS, HUGGINGFACE, MEGATRON, NANOTRON, Setting, mask
 from planner.rules.modules import CORE
 from profiles.model import ModelSpec
+from profiles.stack import StackSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,9 +309,13 @@ def lays_out_itself(framework: str) -> bool:
     return framework in (DEEPSPEED, NANOTRON, HUGGINGFACE)
 
 
-def has_pipelines(framework: str) -> bool:
-    """Whether there are pipelines at all: rule ``trainer_is_data_parallel`` leaves the Trainer one stage."""
-    return framework != HUGGINGFACE
+def has_pipelines(stack: StackSpec) -> bool:
+    """Whether there are pipelines at all.
+
+    Rules ``trainer_is_data_parallel`` and ``pipeline_stages_are_code`` leave one stage to the Trainer and to Hugging
+    Face's model code under DeepSpeed.
+    """
+    return stack.framework != HUGGINGFACE and not (stack.framework == DEEPSPEED and stack.transformers_models)
 
 
 def _layout_possible(plans: StagePlanBatch, uniform: PlanBatch, framework: Setting) -> BoolArray:

@@ -120,8 +120,6 @@ def _sixteen_bits(request: Request) -> dict[str, Any]:
 
 def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
     job, weights, trainer = request.job, _weights(request), request.stack.framework == HUGGINGFACE
-    whole = plan.recompute in (Recompute.NONE, Recompute.FULL)
-    tensor = plan.tensor_parallel > 1 and plan.zero_stage == 3
     ring = plan.context_parallel > 1 and plan.context_kind != ContextKind.ULYSSES
     stays = trainer and plan.offload_activations
     halved = (weights, job.master_dtype) == ("bf16", "bf16") and job.state_dtype in ("fp32", "bf16")
@@ -129,19 +127,14 @@ def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
     half = f"master weights in {job.master_dtype} with moments in {job.state_dtype} are no option"
     sums = job.gradient_dtype in ("", "fp32", weights)
     return gaps(
-        (
-            plan.pipeline_parallel > 1,
-            "plan.pipeline_parallel",
-            "stages are code: deepspeed.pipe.PipelineModule",
-            "pp 1",
-        ),
-        (plan.expert_parallel > 1, "plan.expert_parallel", "experts are code: deepspeed.moe.layer.MoE", "ep 1"),
-        (tensor, "plan.zero_stage", "3 is not combined with AutoTP", "zero 2, or tp 1"),
-        (plan.sequence_parallel, "plan.sequence_parallel", "AutoTP keeps sequences whole", "sequence_parallel off"),
         (ring, "plan.context_kind", "sequences are split by Ulysses only", "context_kind ulysses"),
-        (not whole, "plan.recompute", "Hugging Face models recompute every layer or none", "recompute none or full"),
         (trainer and plan.zero_stage == 0, "plan.zero_stage", "0 was priced as DDP", "zero 1, or --format accelerate"),
-        (bool(plan.zero_shard_degree), "plan.zero_shard_degree", "0.19 has no shard degree (MiCS) any more", "hsdp 0"),
+        (
+            bool(plan.zero_shard_degree),
+            "plan.zero_shard_degree",
+            "0.19.7 has no shard degree (MiCS)",
+            "hsdp 0",
+        ),
         (stays, "plan.offload_activations", "the Trainer's checkpoints stay on the device", "--format accelerate"),
         (not sums, "job.gradient_dtype", f"is not {job.gradient_dtype} with {weights} weights", "leave it out"),
         (weights not in _FORMATS, "job.precision", f"there is no option for {weights}", "bf16"),

@@ -141,21 +141,6 @@ TENSOR = (
         ),
     ),
     Rule(
-        name="auto_tensor_parallel_excludes_zero_3",
-        frameworks=(DEEPSPEED,),
-        field="zero_stage",
-        text="tp of Hugging Face's model code (AutoTP) is not combined with ZeRO 3",
-        source="deepspeed/runtime/engine.py, _configure_tensor_parallel: autotp and zero_stage = 3",
-        columns=columns("zero_stage", "tensor_parallel"),
-        holds=lambda plans, setting: (
-            (not setting.transformers_models) | (plans.zero_stage < 3) | (plans.tensor_parallel == 1)
-        ),
-        complaint=lambda plan, _setting: (
-            f"3 is not combined with tensor_parallel={plan.tensor_parallel} in DeepSpeed (AutoTP)",
-            "zero 2, or tp 1",
-        ),
-    ),
-    Rule(
         name="tensor_parallel_divides_heads",
         frameworks=FRAMEWORKS,
         field="tensor_parallel",

@@ -314,7 +314,7 @@ def _varied(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
 
 def _no_pipelines(question: Question) -> str:
     """Why there are no stages that could differ, if there are none."""
-    return "" if has_pipelines(question.requests[0].stack.framework) else "the framework has no pipelines"
+    return "" if has_pipelines(question.requests[0].stack) else "the framework has no pipelines"
 
 
 def _degrees_fixed(question: Question) -> str:

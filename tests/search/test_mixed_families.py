@@ -64,7 +64,7 @@ def test_megatron_interleaves_whole_rounds_of_chunks_with_a_layer_each() -> None
     [
         ("fsdp", {Schedule.ONE_F_ONE_B, Schedule.GPIPE, Schedule.ZERO_BUBBLE_V}, {1, 2, 3}),
         ("nanotron", {Schedule.ONE_F_ONE_B, Schedule.GPIPE}, {1}),
-        ("deepspeed", {Schedule.ONE_F_ONE_B}, {1}),
+        ("deepspeed-megatron", {Schedule.ONE_F_ONE_B}, {1}),
     ],
 )
 def test_frameworks_run_their_own_schedules(framework: str, schedules: set[Schedule], chunks: set[int]) -> None:

@@ -1,6 +1,7 @@
 """Legality: every rule accepts what the framework accepts, refuses what it refuses, and says so."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,7 +179,7 @@ CASES = [
     pytest.param(split(d=8, zero_stage=1, zero_shard_degree=3), MEGATRON, {"shard_degree_divides"}, id="shards"),
     pytest.param(split(d=8, zero_shard_degree=4), MEGATRON, {"shard_degree_divides"}, id="shards of nothing"),
     pytest.param(
-        split(d=8, zero_stage=1, zero_shard_degree=4), DEEPSPEED, {"shard_degree_needs_stage_3"}, id="mics needs zero 3"
+        split(d=8, zero_stage=3, zero_shard_degree=4), DEEPSPEED, {"shard_degree_exists"}, id="mics is no more"
     ),
     pytest.param(split(d=8, zero_stage=1, zero_shard_degree=4), NANOTRON, {"shard_degree_exists"}, id="nanotron hsdp"),
     pytest.param(
@@ -297,6 +298,33 @@ def test_deepspeed_splits_transformers_models_without_zero_3(stage: int, tensor:
     plan = split(t=tensor, d=8 // tensor, zero_stage=stage)
     assert bool(broken(plan, setting(DEEPSPEED, transformers_models=True))) == refused
     assert not broken(plan, setting(DEEPSPEED))
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"p": 2, "d": 4}, "pipeline_stages_are_code"),
+        ({"t": 2, "d": 4, "sequence_parallel": True}, "auto_tensor_parallel_keeps_sequences"),
+        ({"d": 8, "recompute": Recompute.BLOCK, "recompute_layers": 1}, "checkpoints_every_layer_or_none"),
+        ({"d": 8, "recompute": Recompute.SELECTIVE}, "checkpoints_every_layer_or_none"),
+        ({"d": 8, "recompute": Recompute.FULL}, ""),
+        ({"t": 2, "c": 2, "d": 2, "context_kind": ContextKind.ULYSSES}, ""),
+    ],
+)
+def test_transformers_model_code_is_not_taken_apart_by_deepspeed(change: dict[str, Any], rule: str) -> None:
+    plan = split(**change)
+    assert broken(plan, setting(DEEPSPEED, transformers_models=True)) == ({rule} if rule else set())
+    assert broken(plan, setting(DEEPSPEED)) == set()
+    error = next(iter(violations(plan, setting(DEEPSPEED, transformers_models=True))), None)
+    assert error is None or "deepspeed-megatron" in error.hint
+
+
+def test_experts_of_transformers_stay_on_every_rank() -> None:
+    plan = split(d=8, expert_parallel=2)
+    assert broken(plan, setting(DEEPSPEED, model=mixture(), transformers_models=True)) == {
+        "experts_over_ranks_are_code"
+    }
+    assert broken(plan, setting(DEEPSPEED, model=mixture())) == set()
 
 
 def test_ulysses_needs_heads_for_every_rank() -> None:

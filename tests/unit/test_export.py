@@ -209,9 +209,7 @@ GAPS = [
     ("megatron_lm", "llama-2-7b", "megatron", {"state_dtype": "int8"}, {"zero": 1}, "job.state_dtype"),
     ("megatron_lm", "llama-2-7b", "megatron", {"fp8_attention": True}, {}, "job.fp8_attention"),
     ("accelerate", "llama-2-7b", "fsdp", {}, {"tp": 8, "sp": True}, "plan.tensor_parallel"),
-    ("deepspeed", "llama-2-7b", "deepspeed", {}, {"pp": 2, "zero": 1}, "plan.pipeline_parallel"),
-    ("deepspeed", "llama-2-7b", "deepspeed-megatron", {}, {"zero": 3, "tp": 2}, "plan.zero_stage"),
-    ("deepspeed", "llama-2-7b", "deepspeed", {}, {"zero": 3, "hsdp": 2}, "plan.zero_shard_degree"),
+    ("deepspeed", "llama-2-7b", "huggingface", {}, {"zero": 3, "hsdp": 2}, "plan.zero_shard_degree"),
     ("deepspeed", "llama-2-7b", "huggingface", {}, {"zero": 0}, "plan.zero_stage"),
     ("accelerate", "llama-2-7b", "huggingface", {}, {"zero": 1}, "plan.zero_stage"),
     ("accelerate", "llama-2-7b", "fsdp", {}, {"pp": 2, "zero": 3}, "plan.pipeline_parallel"),
@@ -235,14 +233,14 @@ def test_what_cannot_be_said_is_told(
 
 
 def test_a_gap_is_an_error_unless_it_is_allowed() -> None:
-    asked: dict[str, Any] = {"format": "deepspeed", "framework": "deepspeed", "plan": {"pp": 2, "zero": 1}}
+    asked: dict[str, Any] = {"format": "deepspeed", "framework": "huggingface", "plan": {"hsdp": 2, "zero": 3}}
     with pytest.raises(SpecError) as caught:
         planner.export("llama-2-7b", "8xA100-80GB", JOB, **asked)
-    assert caught.value.field == "plan.pipeline_parallel"
-    assert caught.value.hint.endswith("pp 1; or allow_partial")
+    assert caught.value.field == "plan.zero_shard_degree"
+    assert caught.value.hint.endswith("hsdp 0; or allow_partial")
     result = planner.export("llama-2-7b", "8xA100-80GB", JOB, **asked, allow_partial=True)
     assert result.exported is not None
-    assert result.exported.unsupported[0].field == "plan.pipeline_parallel"
+    assert result.exported.unsupported[0].field == "plan.zero_shard_degree"
 
 
 @pytest.mark.parametrize(("format_", "framework"), [("megatron-lm", "fsdp"), ("torchtitan", "megatron-2021")])

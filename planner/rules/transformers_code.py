@@ -1,0 +1,83 @@
+"""Rules of Hugging Face's model code under DeepSpeed: it was written for one device, and DeepSpeed cuts it as it is.
+
+Stages of a pipeline, experts over ranks and sequences cut between layers are code of one's own there (PipelineModule,
+deepspeed.moe, Megatron's layers): stacks with such model code are free of these rules.
+"""
+
+import numpy as np
+
+from costmodels.plan import BoolArray, PlanBatch, Recompute
+from planner.rules.base import DEEPSPEED, Check, Complaint, Rule, Setting, columns
+
+_OWN_CODE = "or framework megatron-deepspeed or deepspeed-megatron, for model code of one's own"
+
+
+def _rule(name: str, *read: str, text: str, source: str, holds: Check, complaint: Complaint) -> Rule:
+    """A rule of these stacks alone, about the first of the columns it reads."""
+
+    def checked(plans: PlanBatch, setting: Setting) -> BoolArray:
+        return holds(plans, setting) if setting.transformers_models else np.ones(len(plans), dtype=np.bool_)
+
+    return Rule(
+        name=name,
+        frameworks=(DEEPSPEED,),
+        field=read[0],
+        text=f"Hugging Face's model code: {text}",
+        source=source,
+        columns=columns(*read),
+        holds=checked,
+        complaint=complaint,
+    )
+
+
+TRANSFORMERS = (
+    _rule(
+        "auto_tensor_parallel_excludes_zero_3",
+        *("zero_stage", "tensor_parallel"),
+        text="tp (AutoTP) is not combined with ZeRO 3",
+        source="deepspeed/runtime/engine.py, _configure_tensor_parallel: autotp and zero_stage = 3",
+        holds=lambda plans, _setting: (plans.zero_stage < 3) | (plans.tensor_parallel == 1),
+        complaint=lambda plan, _setting: (
+            f"3 is not combined with tensor_parallel={plan.tensor_parallel} in DeepSpeed (AutoTP)",
+            "zero 2, or tp 1",
+        ),
+    ),
+    _rule(
+        "auto_tensor_parallel_keeps_sequences",
+        "sequence_parallel",
+        text="tp (AutoTP) keeps sequences whole between layers",
+        source="deepspeed/module_inject/layers.py: LinearAllreduce sums whole outputs",
+        holds=lambda plans, _setting: ~plans.sequence_parallel,
+        complaint=lambda _plan, _setting: ("is not in DeepSpeed's AutoTP", f"sequence_parallel off, {_OWN_CODE}"),
+    ),
+    _rule(
+        "pipeline_stages_are_code",
+        "pipeline_parallel",
+        text="has no pipeline stages",
+        source="deepspeed/pipe: stages are a PipelineModule of layers",
+        holds=lambda plans, _setting: plans.pipeline_parallel == 1,
+        complaint=lambda _plan, _setting: (
+            "needs a model written as deepspeed.pipe.PipelineModule, which Hugging Face's is not",
+            f"pp 1, {_OWN_CODE}",
+        ),
+    ),
+    _rule(
+        "experts_over_ranks_are_code",
+        "expert_parallel",
+        text="keeps all experts on every rank",
+        source="deepspeed/moe/layer.py: experts over ranks are a MoE layer of DeepSpeed's own",
+        holds=lambda plans, _setting: plans.expert_parallel == 1,
+        complaint=lambda _plan, _setting: (
+            "needs a model written with deepspeed.moe.layer.MoE, which Hugging Face's is not",
+            f"ep 1, {_OWN_CODE}",
+        ),
+    ),
+    _rule(
+        "checkpoints_every_layer_or_none",
+        "recompute",
+        text="recomputes all layers or none",
+        source="transformers/modeling_utils.py: gradient_checkpointing is one switch for all layers",
+        holds=lambda plans, _setting: np.isin(plans.recompute, [int(Recompute.NONE), int(Recompute.FULL)]),
+        complaint=lambda _plan, _setting: ("all layers are recomputed or none", f"none or full, {_OWN_CODE}"),
+    ),
+)
