@@ -41,7 +41,7 @@ def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
     """For each layer whether it has experts, by whichever keys the family uses."""
     explicit = config.get("moe_layers")
     if isinstance(explicit, list):  # Llama 4
-        chosen = {index for index in explicit if is_integer(index)}
+        chosen = _numbered(explicit, "moe_layers", num_layers)
         return [index in chosen for index in range(num_layers)]
     frequency = config.get("moe_layer_freq")
     if isinstance(frequency, list):
@@ -54,8 +54,20 @@ def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
         step = _whole(config, "interleave_moe_layer_step", _whole(config, "decoder_sparse_step", 1))
         mask = [index >= first and (index + 1) % step == 0 for index in range(num_layers)]
     dense_only = config.get("mlp_only_layers")
-    dense = {index for index in dense_only if is_integer(index)} if isinstance(dense_only, list) else set()
+    dense = _numbered(dense_only, "mlp_only_layers", num_layers) if isinstance(dense_only, list) else set()
     return [is_moe and index not in dense for index, is_moe in enumerate(mask)]
+
+
+def _numbered(listed: list[Any], key: str, num_layers: int) -> set[int]:
+    """The layers a list under a key names.
+
+    Raises:
+        SpecError: If one is no layer.
+    """
+    for index in listed:
+        if not is_integer(index) or not 0 <= index < num_layers:
+            raise SpecError(f"{FIELD}.{key}", f"names layers 0 to {num_layers - 1}; got {shown(index)}")
+    return set(listed)
 
 
 def windowed_layers(config: Mapping[str, Any], family: Family, num_layers: int, notes: list[str]) -> tuple[int, int]:

@@ -83,6 +83,21 @@ def test_axes_of_a_product_in_both_spellings():
         assert found.format == "fp16"
 
 
+def test_a_result_that_the_operands_do_not_have_is_refused():
+    with pytest.raises(SpecError, match=r"mlir line \d+: says that its result is \(4, 3\); it is \(4, 2\)"):
+        parse(dot("contracting_dims = [1] x [0]", "tensor<4x8xf32>", "tensor<8x2xf32>", "tensor<4x3xf32>"))
+    swapped = "batching_dims = [0] x [0], contracting_dims = [2] x [1]"
+    with pytest.raises(SpecError, match="its result"):
+        parse(dot(swapped, "tensor<3x4x8xf32>", "tensor<3x8x2xf32>", "tensor<4x3x2xf32>"))
+
+
+def test_a_module_may_open_on_the_line_of_its_function():
+    plain = dot("contracting_dims = [1] x [0]", "tensor<4x8xf32>", "tensor<8x2xf32>", "tensor<4x2xf32>")
+    wrapped = plain.replace("module @jit_f {\n", "module @jit_f attributes {mhlo.num_partitions = 1 : i32} {")
+    assert "{  func.func" in wrapped
+    assert parse(wrapped) == parse(plain)
+
+
 @pytest.mark.parametrize(
     ("precision", "format_name"), [("DEFAULT, DEFAULT", "tf32"), ("HIGHEST, HIGHEST", "fp32"), ("HIGH, HIGH", "fp32")]
 )

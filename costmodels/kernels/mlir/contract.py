@@ -85,10 +85,13 @@ def product_of(flat: Flat, program: FlatProgram) -> Product:
             raise fault(flat.source.line, f"contracts {a.dims} with {b.dims} along axes that differ")
     except (IndexError, ValueError):
         raise fault(flat.source.line, f"names axes that {a.dims} and {b.dims} do not have") from None
-    free = [
-        math.prod(extent for axis, extent in enumerate(kind.dims) if axis not in contract[side] + batch[side])
+    left_over = [
+        [extent for axis, extent in enumerate(kind.dims) if axis not in contract[side] + batch[side]]
         for side, kind in enumerate((a, b))
     ]
+    if flat.name == "dot_general":
+        _check_result(flat, program, ([a.dims[axis] for axis in batch[0]], *left_over))
+    free = [math.prod(extents) for extents in left_over]
     ends = [len(kind.dims) - 1 in contract[side] for side, kind in enumerate((a, b))]
     return Product(
         batch=float(extents[0]), m=float(free[0]), n=float(free[1]), k=float(extents[1]),
@@ -96,6 +99,13 @@ def product_of(flat: Flat, program: FlatProgram) -> Product:
         format=_format(flat, a, b),
         left=left, right=right, result=flat.results[0],
     )  # fmt: skip
+
+
+def _check_result(flat: Flat, program: FlatProgram, axes: tuple[list[int], list[int], list[int]]) -> None:
+    """StableHLO's results have the batch axes, then those left over of either side."""
+    declared, found = program.types[flat.results[0]], tuple(extent for part in axes for extent in part)
+    if declared is not None and min(declared.dims, default=1) > 0 and tuple(declared.dims) != found:
+        raise fault(flat.source.line, f"says that its result is {tuple(declared.dims)}; it is {found}")
 
 
 def _layout(left_along_k: bool, right_along_k: bool) -> GemmLayout:

@@ -28,6 +28,7 @@ _STATEMENT = re.compile(r'(?:((?:%[\w$.\-]+(?::\d{1,6})?(?:,\s*)?)+)\s*=\s*)?"?(
 _FUNCTION = re.compile(r"(?:func|util)\.func\s+(?:(public|private)\s+)?@([\w$.\-]+|\"[^\"]*\")")
 _INITIAL = re.compile(r"(%[\w$.\-]+)\s*=\s*(%[\w$.\-]+(?:#\d{1,4})?)")
 _CONTAINER = re.compile(r"(?:builtin\.)?module\b|flow\.executable\b|flow\.executable\.export\b|hal\.executable\b")
+_FIRST_FUNCTION = re.compile(r"\{\s*((?:func|util)\.func\s.*)")
 _PARTITIONS = re.compile(r"mhlo\.num_partitions = (\d{1,9}) :")
 _ALIAS = re.compile(r"(#[\w$]+)\s*=\s*(.*)")
 
@@ -174,8 +175,11 @@ class _Reader:
                     line, f"is split over {split[1]} devices, and its shapes are those of all of them",
                     "give the program of one device",
                 )  # fmt: skip
-            if text.endswith("{"):
+            first = _FIRST_FUNCTION.search(text)
+            if first or text.endswith("{"):
                 self._push(line, None)
+            if first:  # on the line that opens its container
+                self.take(line, first[1])
         elif _FUNCTION.match(text):
             self._function(line, text)
         elif text.startswith(("cond {", "do {", "reducer(", "then {", "else {")):
