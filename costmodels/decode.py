@@ -6,6 +6,9 @@ also for a few cache lengths, between which it is a straight line. Searches read
 Where steps are not captured as graphs, the host issues kernels ahead of the device, and waits for it only once a step:
 a layer takes the longer of the two.
 
+Where a draft proposes tokens (``costmodels.speculation``), its passes go before the step, which has several tokens of
+every sequence.
+
 With p pipeline stages a replica's sequences form p micro-batches that follow each other round the stages, so that a
 step takes p times the slowest stage's time for its share; fewer sequences than stages leave some idle.
 """
@@ -49,6 +52,9 @@ class DecodePrices:
         engine: Its overheads are read.
         half_widths: (2, K, B) low and high half of the 90 % interval of log time.
         basis: (K, B) weakest ``Basis``.
+        tokens_per_step: Tokens that a step makes of each sequence, on average.
+        drafting: Steps of a draft that proposes tokens; None without one.
+        draft_passes: Of them, before each step.
     """
 
     layout: IntArray
@@ -64,6 +70,9 @@ class DecodePrices:
     engine: EngineSpec
     half_widths: FloatArray
     basis: IntArray
+    tokens_per_step: float = 1.0
+    drafting: "DecodePrices | None" = None
+    draft_passes: int = 0
 
     def take(self, rows: IntArray) -> "DecodePrices":
         """The same prices for the selected plans."""
@@ -73,7 +82,12 @@ class DecodePrices:
             layers=self.layers[rows],
             stages=self.stages[rows],
             transfer_s=self.transfer_s[rows],
+            drafting=None if self.drafting is None else self.drafting.take(rows),
         )
+
+    def token_s(self, running: FloatArray, keys: FloatArray) -> FloatArray:
+        """(N, T) seconds of a step per token that it makes of each sequence; arguments as of ``step_s``."""
+        return self.step_s(running, keys) / self.tokens_per_step
 
     def step_s(self, running: FloatArray, keys: FloatArray) -> FloatArray:
         """(N, T) seconds of a step.
@@ -82,15 +96,19 @@ class DecodePrices:
             running: (N, T) sequences a replica runs, at least 1; fractions are averages.
             keys: (T,) tokens in the cache per sequence.
         """
+        host_s = self.engine.step_overhead_s + self.engine.sequence_overhead_s * running
+        drafted_s = 0.0 if self.drafting is None else self.draft_passes * self.drafting._passes_s(running, keys)
+        return np.asarray(self._passes_s(running, keys) + drafted_s + host_s)
+
+    def _passes_s(self, running: FloatArray, keys: FloatArray) -> FloatArray:
+        """(N, T) seconds of a step on the devices."""
         stages = self.stages[:, None]
         rounds = np.clip(running, 1.0, stages)
         layer_s, ends_s, head_s = self._at(running / rounds, keys)
         slowest_s = self.layers[:, None] * layer_s + np.where(stages > 1, head_s, ends_s)
         whole_s = self.num_layers * layer_s + ends_s
         transfer_s = self.transfer_s[:, None]
-        passes_s = np.maximum(rounds * (slowest_s + transfer_s), whole_s + stages * transfer_s)
-        host_s = self.engine.step_overhead_s + self.engine.sequence_overhead_s * running
-        return np.asarray(passes_s + host_s)
+        return np.maximum(rounds * (slowest_s + transfer_s), whole_s + stages * transfer_s)
 
     def nearest(self, running: FloatArray) -> tuple[FloatArray, IntArray]:
         """(2, N) half-widths and (N,) basis of a step with so many sequences."""
@@ -129,7 +147,8 @@ def decode_prices(
 
     Args:
         plans: N plans; degrees are read.
-        context: ``forward_only``, with a job of one-token sequences and the engine's stack.
+        context: ``forward_only``, with the engine's stack and a job whose sequences are the tokens of a step, one or as
+            many as are verified.
         engine: Who runs the steps.
         most_running: Largest batch to price.
         keys: At least two cache lengths, ascending.

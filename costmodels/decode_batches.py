@@ -48,7 +48,7 @@ class DecodeBatch:
     """Sequences of N plans to be decoded.
 
     Attributes:
-        prices: Seconds of a step.
+        prices: Seconds of a step; of one that makes several tokens of a sequence, per token.
         output: Tokens of a sequence.
         prompt_tokens: Tokens of a prompt.
         per_replica: (N,) sequences of a replica.
@@ -98,7 +98,7 @@ class DecodeBatch:
                 continue
             going = any_of(share[None, :], np.asarray(size * self.replicas, dtype=np.float64)[:, None])
             running = np.maximum(size[:, None] * share, 1.0) if leaving else np.broadcast_to(size[:, None], going.shape)
-            step_s = going * self.prices.step_s(running, keys)
+            step_s = going * self.prices.token_s(running, keys)
             batch_s = _sum(step_s, steps)
             # Which batch of these a part ends with, and how much of that batch has then ended.
             full, within = _batch_of(_PARTS * self.per_replica[:, None] - before[:, None], size[:, None])
@@ -120,7 +120,7 @@ class DecodeBatch:
         going = any_of(left[None, :], (self.at_once * self.replicas)[:, None])
         running = np.maximum(self.at_once[:, None] * left[None, :], 1.0)
         keys = self.prompt_tokens + np.minimum(steps + output.mean_context, output.most)
-        step_s = going * self.prices.step_s(running, keys)
+        step_s = going * self.prices.token_s(running, keys)
         drain_s = _sum(step_s, steps)
         number = _PARTS * self.per_replica[:, None]
         evenly = output.mean * (number / self.at_once[:, None] + 1) - output.mean_context
@@ -141,7 +141,7 @@ class DecodeBatch:
         longest = _sum(any_of(output.longer_than(steps)[None, :], count[:, None]), steps)
         waiting = np.maximum(longest / (1 + further) - full_steps, 0.0)
         last = np.asarray([self.prompt_tokens + output.most])
-        waiting_s = waiting * self.prices.step_s(np.ones((len(count), 1)), last)[:, 0]
+        waiting_s = waiting * self.prices.token_s(np.ones((len(count), 1)), last)[:, 0]
         time_s = full_s + waiting_s
         return Decoded(time_s=time_s, steps=full_steps + waiting, ended_s=time_s[:, None] * _PARTS)
 
@@ -167,7 +167,7 @@ class DecodeBatch:
     def _full_step_s(self) -> FloatArray:
         """(N,) seconds of a step of all slots, with sequences of all ages."""
         middle = np.asarray([self.prompt_tokens + self.output.mean_context])
-        return self.prices.step_s(self.at_once[:, None], middle)[:, 0]
+        return self.prices.token_s(self.at_once[:, None], middle)[:, 0]
 
 
 def _either(

@@ -26,13 +26,16 @@ reads a Poisson number of them, l = X tau on average. What experts multiply is o
 none. So tau = s(R) + a max(l_1 .. l_G) + (w - a) l, with a the part of w outside experts and the largest of G Poisson
 numbers on average.
 
+Where drafts are verified a step makes v tokens of each request (``costmodels.speculation``): s is then a step over v,
+the time of a token, and whoever arrives waits for whole steps, of v tau.
+
 Time per output token (TPOT) is tau: latency less first token, over n - 1, as vLLM's and NVIDIA's load generators count.
 
 Source:
     Chunked prefill: arXiv:2308.16369 and vLLM's optimization guide; steps that mix reading and generating:
     arXiv:2403.02310. Little's law: Operations Research 9, 1961.
 
-Left out on purpose: what a server takes before and after the engine (HTTP, tokenisers), bursts, speculative decoding.
+Left out on purpose: what a server takes before and after the engine (HTTP, tokenisers), bursts.
 Prompts and generation on replicas of their own are in ``costmodels.serving_apart``.
 """
 
@@ -41,22 +44,16 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from costmodels.arrays import largest, total
 from costmodels.context import CostContext
 from costmodels.decode import DecodePrices, decode_prices
-from costmodels.forward import forward_stage_s
-from costmodels.generation import GenerationMemory, engine_context, generation_memory, prompt_job
-from costmodels.kv_cache import bytes_per_cached_token
-from costmodels.layer_costs import LayerCosts, layer_costs
+from costmodels.generation import engine_context, prompt_job
 from costmodels.lengths import OutputLengths
-from costmodels.lowering.parts import Part
 from costmodels.model_calls import ModelCall
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.queues import most_of, queue_s
-from costmodels.stages import stage_table
-from costmodels.trust import half_widths, layer_opens
+from costmodels.serving_prompts import of_one, rest_read
+from costmodels.speculation import Speculation
 from profiles.engines import EngineSpec
-from profiles.model import ModelSpec
 
 _KEY_POINTS = 4  # cache lengths priced
 _FEWEST = 1e-12  # requests generating
@@ -148,6 +145,7 @@ def serving_prices(
     *,
     cached_tokens: int,
     most_running: int,
+    speculation: Speculation | None = None,
 ) -> ServingPrices:
     """Price steps and prompts of every layout.
 
@@ -158,20 +156,28 @@ def serving_prices(
         context: Of inference; the engine's own is derived from it.
         cached_tokens: Of a prompt, found in the cache.
         most_running: Most requests to be asked about.
+        speculation: What proposes tokens; None where steps make one token of each request.
     """
     output = call.output
     if output is None:
         raise ValueError("requests generate something")
-    step = engine_context(context, engine, replace(prompt_job(call), sequence_length=1))
     keys = np.geomspace(call.prompt_tokens, call.prompt_tokens + output.most, _KEY_POINTS)
-    decode = decode_prices(plans, step, engine, most_running=most_running, keys=[float(key) for key in keys])
-    reading = _reading(plans, call, engine, context)
+
+    def steps(asked: ModelCall, where: CostContext, tokens: int) -> DecodePrices:
+        step = engine_context(where, engine, replace(prompt_job(asked), sequence_length=tokens))
+        return decode_prices(plans, step, engine, most_running=most_running, keys=[float(key) for key in keys])
+
+    decode = steps(call, context, 1 if speculation is None else speculation.verified)
+    reading = rest_read(plans, call, engine, context, cached_tokens)
     alone_s, added_s = reading.alone_s, reading.added_s
-    if cached_tokens:  # reading all, less reading what is there: what is left attends to that
-        there = _reading(plans, replace(call, prompt_tokens=cached_tokens), engine, context)
-        left = _reading(plans, replace(call, prompt_tokens=call.prompt_tokens - cached_tokens), engine, context)
-        alone_s = np.maximum(alone_s - there.alone_s, left.alone_s)
-        added_s = np.maximum(added_s - there.added_s, left.added_s)
+    if speculation is not None:
+        decode = replace(decode, tokens_per_step=speculation.tokens_per_step)
+    if speculation is not None and speculation.draft is not None:
+        own = replace(call, precision=speculation.precision)
+        drafted = rest_read(plans, own, engine, speculation.draft, cached_tokens)
+        alone_s, added_s = alone_s + drafted.alone_s, added_s + drafted.added_s
+        drafting = steps(own, speculation.draft, 1)
+        decode = replace(decode, drafting=drafting, draft_passes=speculation.draft_tokens)
     first_s = decode.head_s[decode.layout, 0] + engine.step_overhead_s
     return ServingPrices(
         plans=plans,
@@ -187,76 +193,6 @@ def serving_prices(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Reading:
-    """What reading a prompt takes, for N layouts.
-
-    Attributes:
-        alone_s: (N,) one prompt alone, in one attention group.
-        added_s: (N,) one in every attention group, among as many as a step takes.
-        routed: (N,) share of routed experts.
-        half_widths: (2, N) of the log time.
-    """
-
-    alone_s: FloatArray
-    added_s: FloatArray
-    routed: FloatArray
-    half_widths: FloatArray
-
-
-def _reading(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> _Reading:
-    """Stages of a pipeline follow each other on one prompt, and work at the same time on several.
-
-    A prompt of more tokens than a step takes is read in chunks. With nothing else to run, or where nothing else does,
-    that takes as many passes of a chunk at least.
-    """
-    whole = _whole(plans, call, engine, context)
-    chunks = -(-call.prompt_tokens // engine.prefill_tokens)
-    if chunks == 1:
-        return whole
-    chunk = _whole(plans, replace(call, prompt_tokens=engine.prefill_tokens), engine, context)
-    added_s = np.maximum(whole.added_s, chunks * chunk.added_s) if engine.reads_first else whole.added_s
-    return replace(whole, alone_s=np.maximum(whole.alone_s, chunks * chunk.alone_s), added_s=added_s)
-
-
-def _whole(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> _Reading:
-    """Prompts that are read in one pass."""
-    reading = engine_context(context, engine, prompt_job(call))
-    stages = stage_table(plans, context.model)
-
-    def passes(prompts: int) -> tuple[FloatArray, LayerCosts]:
-        batch = replace(plans, micro_batch_size=np.full(len(plans), prompts))
-        costs = layer_costs(batch, reading)
-        return forward_stage_s(batch, stages, costs, reading, head=False), costs
-
-    one_s, costs = passes(1)
-    together = max(engine.prefill_tokens // call.prompt_tokens, 1)
-    many_s, many = passes(together) if together > 1 else (one_s, costs)
-    alone_s = total((one_s * stages.count).T)
-    return _Reading(
-        alone_s=alone_s * _of_one(_routed(costs, context.model), plans.attention_groups),
-        added_s=largest(many_s) / together,
-        routed=_routed(many, context.model),
-        half_widths=half_widths(layer_opens(costs), reading),
-    )
-
-
-def _routed(costs: LayerCosts, model: ModelSpec) -> FloatArray:
-    """(N,) share of all layers' time that routed experts take, what reaches them and comes back."""
-    block, mixed = costs.expert_mlp, model.num_moe_layers
-    if block is None:
-        return np.zeros(len(costs.attention.of_row))
-    beside_s = block.of_part(Part.NORM) + block.of_part(Part.SHARED) + block.component("tensor_forward")
-    dense_s = (model.num_layers - mixed) * costs.dense_mlp.forward_s()
-    all_s = model.num_layers * costs.attention.forward_s() + dense_s + mixed * block.forward_s()
-    return np.asarray(mixed * (block.forward_s() - beside_s) / all_s)
-
-
-def _of_one(routed: FloatArray, groups: IntArray) -> FloatArray:
-    """What one attention group's prompt takes of the time that one in each of them takes."""
-    return np.asarray(1 - routed + routed / groups)
-
-
 def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray | float = 1.0) -> ServingPoints:
     """Steady states with (N, G) requests generating; those whose prompts could not all be read are infinitely slow.
 
@@ -267,20 +203,21 @@ def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray
     """
     tokens, groups, routed = prices.output.mean - 1, prices.plans.attention_groups[:, None], prices.routed[:, None]
     step_s = prices.decode.step_s(np.maximum(generating, 1.0), np.asarray([prices.keys]))
+    made = prices.decode.tokens_per_step
     added_s, alone_s = prices.added_s[:, None], prices.alone_s[:, None]
-    each_step = generating / tokens  # prompts of a group
+    each_step = generating / tokens  # prompts of a group, in the time of a token
     others = each_step * met
-    token_s = step_s + added_s * (routed * others + (1 - routed) * most_of(groups, others))
+    token_s = step_s / made + added_s * (routed * others + (1 - routed) * most_of(groups, made * others) / made)
     rate = each_step / token_s
     busy = np.minimum(generating * groups, 1.0) * met  # chance of a step that one which arrives has to wait for
-    alone_added_s = added_s * _of_one(routed, groups)
+    alone_added_s = added_s * of_one(routed, groups)
     share = prices.read_tokens / prices.step_tokens
     apart = prices.decode.engine.reads_first
     with_s = 0.0 * step_s if apart else busy * step_s  # decoding in steps that read
     held_up_s = alone_added_s + with_s * share
     load = rate * held_up_s * met
     waiting_s = queue_s(load, held_up_s)
-    met_s = busy * np.where(apart, (1 - load) * step_s + load * alone_added_s, token_s)
+    met_s = busy * np.where(apart, (1 - load) * step_s + load * alone_added_s, made * token_s)
     beside = np.minimum(met_s * rate * met, max(1 / share - 1, 0.0))  # prompts in the step of one's own
     own_s = np.maximum(alone_s, with_s * np.ceil(share) + alone_added_s)
     turn_s = met_s / 2 + waiting_s + beside * alone_added_s
@@ -377,22 +314,3 @@ def _solved(
         return np.asarray((of(points) > wanted) | (points.at_once > most))
 
     return steady_states(prices, most_generating(np.broadcast_to(most, wanted.shape), beyond), met)
-
-
-def serving_memory(
-    plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext, *, cached_tokens: int
-) -> tuple[GenerationMemory, FloatArray]:
-    """What N layouts keep on their fullest rank, and (N,) bytes of a prefix that all prompts share, which is kept once.
-
-    No more of prompts is worked on at once than a step takes.
-    """
-    memory = generation_memory(plans, call, engine, engine_context(context, engine, prompt_job(call)))
-    shared = cached_tokens * bytes_per_cached_token(plans, context.model, context.cache_element_bytes)
-    chunk = np.minimum(engine.prefill_tokens / (plans.micro_batch_size * call.prompt_tokens), 1.0)
-    own = replace(
-        memory,
-        staggered_bytes=memory.staggered_bytes - shared,
-        together_bytes=memory.together_bytes - shared,
-        working_bytes=memory.working_bytes * chunk,
-    )
-    return own, shared

@@ -5,7 +5,7 @@ steps read no prompt. With S seconds for a prompt in a steady flow of them, x of
 and s(R) seconds of a step for R requests:
 
     first token = one's own prompt alone + x S^2 / 2 (1 - x S) + the crossing    (Pollaczek-Khinchine, M/D/1)
-    token       = s(R), and R / ((n - 1) s(R)) requests come and go in a second
+    token       = s(R) over the tokens a step makes, and R / ((n - 1) s(R)) requests come and go in a second
 
 Source:
     The arrangement: arXiv:2401.09670 (DistServe) and arXiv:2311.18677 (Splitwise). The first token is shown when the
@@ -70,7 +70,7 @@ def most_read(prices: ServingPrices, within_s: FloatArray) -> FloatArray:
 
 def generated(prices: ServingPrices, running: FloatArray) -> tuple[FloatArray, FloatArray]:
     """(N, G) requests a second that come and go where so many (N, G) run in an attention group, and seconds a token."""
-    token_s = prices.decode.step_s(np.maximum(running, 1.0), np.asarray([prices.keys]))
+    token_s = prices.decode.token_s(np.maximum(running, 1.0), np.asarray([prices.keys]))
     return running / ((prices.output.mean - 1) * token_s), token_s
 
 

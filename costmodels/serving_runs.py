@@ -68,7 +68,7 @@ def run_points(prices: ServingPrices, requests: FloatArray, at_once: FloatArray,
     # No token takes less than a step of its request alone. Of a loop that is all reading the steady state's queue tells
     # too long a wait, as of one that arrivals do not stop; and no more requests than are sent are there.
     tokens = prices.output.mean - 1
-    least_s = tokens * prices.decode.step_s(np.ones((len(slots), 1)), np.asarray([prices.keys]))[:, 0]
+    least_s = tokens * prices.decode.token_s(np.ones((len(slots), 1)), np.asarray([prices.keys]))[:, 0]
     latency_s = (ended(requests) - ended(requests - sent)) / requests
     ttft_s = (slots * burst.first_s + later_s + waited_s) / requests
     if not prices.output.is_fixed:
@@ -150,12 +150,13 @@ def _per_request_s(
     later = np.maximum(np.append((knots[:-1] + knots[1:]) / 2, knots[-1]) - 1, 1.0)
     whole = float(mass @ later)
     left = (np.arange(_STARTS) + 0.5) / _STARTS  # of the burst, when a request has its first token
-    fastest_s = prices.decode.step_s(np.ones((len(slots), 1)), np.asarray([prices.keys]))[:, 0]
+    fastest_s = prices.decode.token_s(np.ones((len(slots), 1)), np.asarray([prices.keys]))[:, 0]
     if prices.decode.engine.reads_first:
         held_s = share * read_s / 2
         after_s = np.maximum(token_s - held_s / whole, fastest_s)
         return np.asarray(after_s + held_s * float(mass @ (1 / later)))
-    steps = np.maximum(np.ceil(slots * prices.read_tokens / prices.step_tokens - _ROUNDING), 1.0)
+    reads = np.maximum(np.ceil(slots * prices.read_tokens / prices.step_tokens - _ROUNDING), 1.0)
+    steps = reads * prices.decode.tokens_per_step  # in tokens of a request
     beside = np.minimum(steps[:, None, None] * left[:, None], later).mean(axis=1)  # tokens while it is read: (N, L)
     during, step_s = share * (beside @ mass), read_s / steps
     after_s = np.maximum((token_s * whole - during * step_s) / np.maximum(whole - during, _ROUNDING), fastest_s)
@@ -231,7 +232,7 @@ def _successor_s(prices: ServingPrices, slots: FloatArray, alone_s: FloatArray) 
     others = slots - group
     step_s = prices.decode.step_s(np.maximum(others, 1.0)[:, None], np.asarray([prices.keys]))[:, 0]
     read_s = np.minimum(others, 1.0) * step_s * np.ceil(share) + group * prices.added_s
-    waits = np.maximum(steps - (prices.output.mean - 1), 1.0)
+    waits = np.maximum(steps - (prices.output.mean - 1) / prices.decode.tokens_per_step, 1.0)
     return np.where(others > 0, np.maximum(waits * read_s, prices.alone_s), alone_s)
 
 

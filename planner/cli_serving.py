@@ -19,7 +19,8 @@ _request, _bound, _engine = (partial(option, panel=panel) for panel in (_REQUEST
 _SAME = (
     *("prompt", "prefix", "concurrency", "requests", "percentile", "engine", "max_model_len", "memory_utilization"),
     *("max_num_seqs", "max_num_batched_tokens", "eager"),
-    *("precision", "weights", "kv_cache_dtype", "disaggregated", "top", "fabric", "price_date"),
+    *("precision", "weights", "kv_cache_dtype", "speculate", "draft_tokens", "accepted"),
+    *("disaggregated", "top", "fabric", "price_date"),
 )
 _PLAIN_S = 30.0  # beyond, a number without a unit is taken for milliseconds by some and for seconds by others
 _UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0, "min": 60.0}
@@ -51,6 +52,11 @@ Weights = Annotated[
     _engine("--weights", "The checkpoint's: fp8, fp8-block, int8, int4, mxfp4, nvfp4 or bf16; else as published."),
 ]
 CacheFormat = Annotated[str | None, _engine("--kv-cache-dtype", "fp8 for keys and values in 8 bits.")]
+Speculate = Annotated[
+    str | None, _engine("--speculate", "How tokens are drafted: eagle3, eagle, mtp, ngram, or a draft model's name.")
+]
+DraftTokens = Annotated[int | None, _engine("--draft-tokens", "Tokens drafted per step, for the model to verify.")]
+Accepted = Annotated[float | None, _engine("--accepted", "Of them, accepted on average, as an engine's metrics tell.")]
 Apart = Annotated[bool, _engine("--disaggregated", "Look at replicas that read prompts beside ones that generate.")]
 Replicas = Annotated[int | None, option("--replicas", "Replicas of the layout.", shared.FIXED)]
 
@@ -77,6 +83,9 @@ def serving(
     precision: Format = None,
     weights: Weights = None,
     kv_cache_dtype: CacheFormat = None,
+    speculate: Speculate = None,
+    draft_tokens: DraftTokens = None,
+    accepted: Accepted = None,
     disaggregated: Apart = False,
     tp: shared.Tp = None,
     pp: shared.Pp = None,

@@ -23,6 +23,7 @@ from planner.schema_types import (
 from planner.serving_job import BOUNDS
 from planner.serving_launch import launch_words
 from planner.serving_results import ApartPlan, ServingPlan, ServingResult
+from planner.serving_speculation import Drafting
 
 CONVENTIONS = {
     "ttft_s": "mean time to the first token: waiting for a place and for the running step, and reading the prompt",
@@ -37,7 +38,9 @@ CONVENTIONS = {
     "tokens": "output tokens; those of prompts are not counted",
     "interval": "90 %",
     "weights": "format of the checkpoint's matrices; products: what multiplies them, 16 bits where kernels unpack them",
-    "launch": "starts a replica, on each of its nodes; $MODEL is the checkpoint; empty where no command is known",
+    "speculation": "accepted: of the draft_tokens proposed per step, on average; a step makes one token more",
+    "launch": "starts a replica, on each of its nodes; $MODEL is the checkpoint, $DRAFT that of a draft; empty where "
+    "no command is known",
     "memory": "the fullest device of a replica",
     "apart": "replicas that read prompts beside replicas that generate; busy: share of time, or of places",
     "crossing_s": "of the first token: keys and values on their way from one to the other",
@@ -66,6 +69,7 @@ def serving_document(result: ServingResult) -> dict[str, Any]:
             "max_num_seqs": result.engine.max_sequences,
             "max_num_batched_tokens": result.engine.prefill_tokens,
             "eager": not result.engine.captures_graphs,
+            "speculation": None if result.speculation is None else _drafting(result.speculation),
             "prompt_tokens": job.prompt_tokens,
             "cached_tokens": job.cached_tokens,
             "output_tokens": job.output.mean,
@@ -93,6 +97,15 @@ def serving_document(result: ServingResult) -> dict[str, Any]:
         },
         "assumptions": notes_document(result.assumptions),
         "conventions": dict(CONVENTIONS),
+    }
+
+
+def _drafting(asked: Drafting) -> dict[str, Any]:
+    return {
+        "method": asked.method,
+        "draft": None if asked.draft is None else asked.draft.name,
+        "draft_tokens": asked.draft_tokens,
+        "accepted": asked.accepted,
     }
 
 
@@ -203,6 +216,7 @@ def serving_schema() -> Shape:
         max_num_seqs=COUNT,
         max_num_batched_tokens=COUNT,
         eager=FLAG,
+        speculation=or_null(closed_object(method=TEXT, draft=or_null(TEXT), draft_tokens=COUNT, accepted=AMOUNT)),
         prompt_tokens=COUNT,
         cached_tokens=COUNT,
         output_tokens=AMOUNT,

@@ -39,6 +39,8 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
         highlight=False,
     )
     console.print(_requests(job), highlight=False)
+    if result.speculation is not None:
+        console.print(f"speculative decoding: {result.speculation.title}", highlight=False)
     console.print()
     if result.shortage is not None:
         _render_shortage(result, result.shortage, console)

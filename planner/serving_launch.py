@@ -1,8 +1,9 @@
 """The command that starts one replica of a deployment, in the options of its engine.
 
-Each says what the plan rests on: degrees, the longest request, requests at once, tokens of a step, the share of memory
-and formats. ``$MODEL`` is the checkpoint; a replica on several nodes runs it on each, with ``$NODE_RANK`` from 0 and
-``$HEAD`` the first one's address, but for TensorRT-LLM, which Slurm starts on all of them.
+Each says what the plan rests on: degrees, the longest request, requests at once, tokens of a step, the share of
+memory, formats and what drafts tokens. ``$MODEL`` is the checkpoint, ``$DRAFT`` that of a draft; a replica on several
+nodes runs it on each, with ``$NODE_RANK`` from 0 and ``$HEAD`` the first one's address, but for TensorRT-LLM, which
+Slurm starts on all of them.
 
 Source:
     vLLM 0.33: ``vllm serve --help``, its pages on data- and expert-parallel deployment; SGLang 0.5: server arguments,
@@ -17,8 +18,13 @@ from math import ceil, floor
 from types import MappingProxyType
 
 from planner.serving_results import ServingPlan, ServingResult
+from planner.serving_speculation import Drafting
 from planner.serving_states import EIGHT_BITS
+from profiles.engines import DRAFT_MODEL
 
+_NGRAM = 4  # tokens that are looked up, the longest of vLLM's example
+_SGLANG_DRAFTS = {"eagle3": "EAGLE3", "eagle": "EAGLE", "mtp": "EAGLE", "ngram": "NGRAM", DRAFT_MODEL: "STANDALONE"}
+_TENSORRT_DRAFTS = {"eagle3": "Eagle3", "mtp": "MTP", "ngram": "NGram", DRAFT_MODEL: "Draft_Target"}
 _CAST = "fp8"  # weights that engines make of 16 bits themselves
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 Words = list[str]
@@ -75,6 +81,8 @@ def _vllm(plan: ServingPlan, result: ServingResult) -> Words:
     words += ["--max-num-batched-tokens", f"{result.engine.prefill_tokens}"]
     words += ["--gpu-memory-utilization", _share(plan, result), *_formats(result, "fp8")]
     words += [] if result.engine.captures_graphs else ["--enforce-eager"]
+    if result.speculation is not None:
+        words += ["--speculative-config", _vllm_drafts(result.speculation)]
     if nodes == 1:
         return words
     if groups > 1:
@@ -84,6 +92,16 @@ def _vllm(plan: ServingPlan, result: ServingResult) -> Words:
     else:
         words += ["--nnodes", f"{nodes}", "--node-rank", '"$NODE_RANK"', "--master-addr", '"$HEAD"']
     return [*words, '$([ "$NODE_RANK" -gt 0 ] && echo --headless)']
+
+
+def _vllm_drafts(asked: Drafting) -> str:
+    """JSON in single quotes, but for the path of the draft."""
+    options = {"method": f'"{asked.method}"', "num_speculative_tokens": f"{asked.draft_tokens}"}
+    if asked.has_checkpoint:
+        options["model"] = '"\'"$DRAFT"\'"'
+    if asked.method == "ngram":
+        options["prompt_lookup_max"] = f"{_NGRAM}"
+    return "'{" + ", ".join(f'"{name}": {value}' for name, value in options.items()) + "}'"
 
 
 def _sglang(plan: ServingPlan, result: ServingResult) -> Words:
@@ -99,15 +117,31 @@ def _sglang(plan: ServingPlan, result: ServingResult) -> Words:
     words += ["--chunked-prefill-size", f"{groups * result.engine.prefill_tokens}"]
     words += ["--mem-fraction-static", _share(plan, result), *_formats(result, "fp8_e4m3")]
     words += [] if result.engine.captures_graphs else ["--disable-cuda-graph"]
+    words += [] if result.speculation is None else _sglang_drafts(result.speculation)
     if nodes > 1:
         words += ["--nnodes", f"{nodes}", "--node-rank", '"$NODE_RANK"', "--dist-init-addr", '"$HEAD:20000"']
     return words
+
+
+def _sglang_drafts(asked: Drafting) -> Words:
+    words = ["--speculative-algorithm", _SGLANG_DRAFTS[asked.method]]
+    if asked.has_checkpoint:
+        words += ["--speculative-draft-model-path", '"$DRAFT"']
+    if asked.method != "ngram":
+        words += ["--speculative-num-steps", f"{asked.draft_tokens}", "--speculative-eagle-topk", "1"]
+    return [*words, "--speculative-num-draft-tokens", f"{asked.draft_tokens + 1}"]
 
 
 def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
     groups, nodes = plan.attention_groups, _nodes(plan, result)
     share, narrow = _share(plan, result), result.kv_cache_dtype == EIGHT_BITS
     options = ["enable_attention_dp: true"] if groups > 1 else []
+    if result.speculation is not None:
+        asked = result.speculation
+        drafts = f"decoding_type: {_TENSORRT_DRAFTS[asked.method]}, max_draft_len: {asked.draft_tokens}"
+        # Outside of the quotes that the line is written in, so that the shell fills in the path.
+        drafts += ", speculative_model: '\"$DRAFT\"'" if asked.has_checkpoint else ""
+        options += [f"speculative_config: {{{drafts}}}"]
     if options or narrow:
         cache = f"free_gpu_memory_fraction: {share}" + (", dtype: fp8" if narrow else "")
         options += [f"kv_cache_config: {{{cache}}}"]

@@ -30,9 +30,10 @@ from planner.serving_layouts import replica_layouts
 from planner.serving_ranking import ranked
 from planner.serving_results import ServingResult
 from planner.serving_shortage import no_layout, no_room, too_much
+from planner.serving_speculation import Drafting, drafting
 from planner.serving_states import EIGHT_BITS, deployment, layouts
 from planner.serving_weights import served_weights
-from profiles.engines import check_engine
+from profiles.engines import EngineSpec, check_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
@@ -43,6 +44,7 @@ PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parall
 MOST_TOP = 1000
 _WITHOUT_EIGHT_BIT_CACHE = ("pascal", "volta", "turing", "cdna1", "cdna2")
 _SETTINGS = ("memory_utilization", "max_num_seqs", "max_num_batched_tokens", "eager")
+_DRAFTS = ("speculate", "draft_tokens", "accepted")
 _OPTIONS = ("fabric", "price_per_device_hour_usd", "price_date", "memory_reserve_bytes", "allow_files")
 
 
@@ -68,12 +70,12 @@ def serving(
         pins: Degrees to hold fixed: ``tp``, ``pp``, ``ep`` of a replica and ``dp``, replicas.
         top: Most plans to return, one per layout.
         precision: ``bf16`` or ``fp16``; bf16 unless given, where the device has it.
-        weights: Format of the checkpoint's matrices (``profiles.weights``): ``fp8``, ``fp8-block``, ``int8``, ``int4``
-            (AWQ, GPTQ), ``mxfp4``, ``nvfp4``, or ``bf16`` for 16 bits; that of the published checkpoint unless given.
+        weights: Format of the checkpoint's matrices, of ``profiles.weights``, or ``bf16``; as published unless given.
         kv_cache_dtype: ``fp8`` for keys and values in 8 bits; 16 bits unless given.
         disaggregated: Whether to look, besides, at replicas that read prompts beside replicas that generate.
         **asked: The requests: ``prompt`` and ``generate`` tokens, and what else ``planner.serving_job.serving_job``
-            takes; settings of the engine, as ``planner.serving_job.serving_engine`` takes them; and ``fabric``, the
+            takes; settings of the engine, as ``planner.serving_job.serving_engine`` takes them; ``speculate``,
+            ``draft_tokens`` and ``accepted``, as ``planner.serving_speculation.drafting`` does; and ``fabric``, the
             price, ``memory_reserve_bytes`` and ``allow_files`` of ``planner.Options``.
 
     Raises:
@@ -92,6 +94,7 @@ def serving(
     program = check_engine(serving_engine(engine, machines.device, **settings), resolved.spec)
     stored, note = _format(precision, machines)
     form, published = served_weights(weights, resolved.spec, program, machines.device)
+    drafts = _drafts(asked, resolved.spec, program, options)
     read = (*assumed_notes("model", resolved.assumptions), *assumed_notes("cluster", machines.assumptions))
     question = ServingResult(
         model=resolved.spec,
@@ -100,9 +103,10 @@ def serving(
         engine=program,
         precision=stored,
         weights=form,
+        speculation=drafts,
         kv_cache_dtype=_cache_format(kv_cache_dtype, stored, machines.device),
         price=price_of(options),
-        assumptions=(*read, *note, *published, *_waves(job)),
+        assumptions=(*read, *note, *published, *(drafts.notes if drafts else ()), *_waves(job)),
     )
     most = whole_number("top", top, least=1, most=MOST_TOP)
     return _answered(question, _checked_pins(pins), most, disaggregated=disaggregated)
@@ -171,8 +175,8 @@ def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, dict[str, Any], Option
     """The requests, the settings of the engine, and the options that say something about serving."""
     known = inspect.signature(serving_job).parameters
     for name in asked:
-        if not (name in known or name in _SETTINGS or name in _OPTIONS):
-            raise SpecError(name[:40], "unknown setting", did_you_mean(name, [*known, *_SETTINGS, *_OPTIONS]))
+        if not (name in known or name in (*_SETTINGS, *_DRAFTS, *_OPTIONS)):
+            raise SpecError(name[:40], "unknown setting", did_you_mean(name, [*known, *_SETTINGS, *_DRAFTS, *_OPTIONS]))
     for name in ("prompt", "generate"):
         if asked.get(name) is None:
             raise SpecError(name, "is required: tokens per request", f"for example {name} 1024")
@@ -180,6 +184,12 @@ def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, dict[str, Any], Option
     options = Options(**{name: value for name, value in asked.items() if name in _OPTIONS})
     check_options(options)
     return job, {name: asked[name] for name in _SETTINGS if name in asked}, options
+
+
+def _drafts(asked: Mapping[str, Any], model: ModelSpec, engine: EngineSpec, options: Options) -> Drafting | None:
+    """What proposes tokens."""
+    given = (asked.get(name) for name in _DRAFTS)
+    return drafting(*given, model=model, engine=engine, allow_files=options.allow_files)
 
 
 def _checked_pins(pins: Mapping[str, int] | None) -> dict[str, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from costmodels.energy_cost import Price
 from planner.results import Note
 from planner.serving_job import ServingJob
+from planner.serving_speculation import Drafting
 from profiles.engines import EngineSpec
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
@@ -214,6 +215,7 @@ class ServingResult:
         frontier: Deployments that trade tokens per device against the speed of a request, fastest first.
         considered: Layouts priced.
         shortage: Why there is no plan; None when there is.
+        speculation: What proposes tokens to the model; None without speculative decoding.
         apart: The best with prompts and generation on replicas of their own, best first; None unless asked for.
         assumptions: What was filled in.
     """
@@ -226,6 +228,7 @@ class ServingResult:
     kv_cache_dtype: str
     price: Price | None
     weights: WeightFormat | None = None
+    speculation: Drafting | None = None
     plans: tuple[ServingPlan, ...] = ()
     frontier: tuple[ServingPlan, ...] = ()
     considered: int = 0

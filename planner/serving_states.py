@@ -7,7 +7,7 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.generation import GenerationMemory, state_element_bytes
-from costmodels.kv_cache import bytes_per_cached_token, kept_tokens
+from costmodels.kv_cache import kept_tokens
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.serving import (
@@ -15,11 +15,12 @@ from costmodels.serving import (
     ServingPrices,
     at_concurrency,
     at_rate,
-    serving_memory,
     serving_prices,
 )
+from costmodels.serving_memory import cached_token_bytes, serving_memory
 from costmodels.serving_percentiles import first_token_within, latency_within
 from costmodels.serving_runs import run_points
+from costmodels.speculation import Speculation
 from costmodels.uncertainty import NORMAL_90
 from planner.dataflow.call_costs import CallSetting, call_context
 from planner.serving_job import ServingJob, percentile_name
@@ -113,21 +114,43 @@ def serving_context(call: ModelCall, asked: ServingResult) -> CostContext:
     return replace(context, state_element_bytes=state_element_bytes(asked.model, context.job, asked.engine))
 
 
+def _speculation(asked: ServingResult, call: ModelCall) -> Speculation | None:
+    """What proposes tokens; draft models and heads are in 16 bits, those that the model was trained with as it is."""
+    found = asked.speculation
+    if found is None or found.draft is None:
+        return None if found is None else found.speculation(None, asked.precision)
+    drafted = replace(asked, model=found.draft, weights=asked.weights if found.method == "mtp" else None)
+    own = replace(call, precision=drafted.recipe)
+    return found.speculation(serving_context(own, drafted), drafted.recipe)
+
+
 def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layouts:
     """Layouts, so many replicas each, with their prices; those that hold no request of the longest length no places."""
     job, cluster = asked.job, asked.cluster
     call = serving_call(job, asked.recipe, int(plans.micro_batch_size.max(initial=1)))
     context = serving_context(call, asked)
     engine = asked.engine.on_host(cluster.node.host_time_scale)
-    memory, shared = serving_memory(plans, call, engine, context, cached_tokens=job.cached_tokens)
+    speculation = _speculation(asked, call)
+    memory, shared = serving_memory(
+        plans, call, engine, context, cached_tokens=job.cached_tokens, speculation=speculation
+    )
     room = engine.room_bytes(cluster.device, memory.weight_bytes, memory.beside_bytes)
-    token_bytes = bytes_per_cached_token(plans, asked.model, context.cache_element_bytes)
+    token_bytes = cached_token_bytes(plans, context, speculation)
     cache = np.maximum(room - memory.weight_bytes - memory.beside_bytes, 0.0)
     longest = token_bytes * kept_tokens(asked.model, job.max_model_len) + memory.state_bytes
-    places = np.minimum(memory.most_running(room - shared, staggered=True), engine.max_sequences)
+    most = engine.max_sequences
+    if speculation is not None and engine.sequences_within_tokens:  # a step takes all their tokens
+        most = min(most, engine.prefill_tokens // speculation.verified)
+    places = np.minimum(memory.most_running(room - shared, staggered=True), most)
     places = np.where(longest <= cache, places, 0)
     prices = serving_prices(
-        plans, call, engine, context, cached_tokens=job.cached_tokens, most_running=int(places.max(initial=1))
+        plans,
+        call,
+        engine,
+        context,
+        cached_tokens=job.cached_tokens,
+        most_running=int(places.max(initial=1)),
+        speculation=speculation,
     )
     return Layouts(
         plans=plans,

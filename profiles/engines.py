@@ -26,6 +26,9 @@ from profiles.weights import WeightFormat
 
 FloatArray = NDArray[np.float64]
 TRAINER = "trainer"
+# How tokens are proposed in speculative decoding: heads on the model's own states, text of the request, or a model.
+DRAFT_MODEL = "draft_model"
+METHODS = ("eagle3", "eagle", "mtp", "ngram")
 # What ``memory_utilization`` is a share of, and what has to fit it.
 OF_ALL = "all"  # of all memory, for all it keeps
 OF_ALL_BUT_GRAPHS = "all_but_graphs"  # of all memory, for all but graphs, which come on top
@@ -74,6 +77,7 @@ class EngineSpec:
         activations_quantise: Activation functions do.
         splits_stages: Whether layers can be split over pipeline stages.
         disaggregates: Whether prompts can be read by replicas of their own, which hand their keys and values on.
+        speculates: Methods of speculative decoding that it has: of ``METHODS``, and ``draft_model``.
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
         groups_are_ranks: Where they do, a group is a single rank.
         own_all_reduce: Sums over the devices of a domain are a kernel of its own, not NCCL's
@@ -121,6 +125,7 @@ class EngineSpec:
     activations_quantise: bool = False
     splits_stages: bool = True
     disaggregates: bool = False
+    speculates: tuple[str, ...] = ()
     attention_data_parallel: bool = False
     groups_are_ranks: bool = False
     own_all_reduce: bool = False
@@ -296,7 +301,7 @@ def load_engines() -> Mapping[str, EngineSpec]:
         if name in fitted:
             values |= fitted[name]["values"]
             sources |= dict.fromkeys(fitted[name]["values"], fitted[name]["source"])
-        values |= {name: tuple(values.get(name, ())) for name in ("unsupported", "linear_attention")}
+        values |= {name: tuple(values.get(name, ())) for name in ("unsupported", "linear_attention", "speculates")}
         values["weights_on"] = {form: tuple(names) for form, names in values.get("weights_on", {}).items()}
         values["float32_states"] = tuple(values.get("float32_states", LINEAR_KINDS))
         values["by_device"] = tuple(DeviceDefaults(**each) for each in values.get("by_device", ()))

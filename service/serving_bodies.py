@@ -6,6 +6,7 @@ from pydantic import Field
 
 from costmodels.serving_percentiles import LEAST_SHARE, MOST_SHARE
 from planner.serving_job import LEAST, MOST_RATE_PER_S, MOST_REQUESTS, MOST_RUNNING, MOST_SECONDS
+from planner.serving_speculation import MOST_DRAFTED
 from profiles.model import MAX_SEQUENCE
 from service.values import MAX_TOP, Body, Bytes, Degree, Lengths, Name, NameOrMapping
 
@@ -72,6 +73,13 @@ class ServingRequest(Body):
         "as published unless given.",
     )
     kv_cache_dtype: Literal["auto", "fp8"] = Field(default="auto", description="fp8 keeps keys and values in 8 bits.")
+    speculate: Name | None = Field(
+        default=None, description="How tokens are drafted: eagle3, eagle, mtp, ngram, or the name of a draft model."
+    )
+    draft_tokens: int | None = Field(default=None, ge=1, le=MOST_DRAFTED, description="Tokens drafted per step.")
+    accepted: float | None = Field(
+        default=None, ge=0, le=MOST_DRAFTED, description="Of them, accepted on average, as an engine's metrics tell."
+    )
     disaggregated: bool = Field(default=False, description="Look at replicas that only read prompts or generate, too.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
     price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)

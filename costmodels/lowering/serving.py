@@ -1,5 +1,8 @@
 """One decode step of every block: a token per sequence, against keys and values that lie in a cache.
 
+Where drafts are verified there are several: as many times the rows of linear layers, and the queries of attention, each
+of which goes to the same keys as if it were one more head.
+
 Linear layers, norms and the dense MLP are those of a forward pass over one token per sequence. What differs is here:
 attention reads the cache, linear attention changes its state, an expert layer of an engine reads the weights of the
 experts that see any token, and the head samples. Under latent attention the up-projections are applied to queries and
@@ -43,7 +46,7 @@ def lower_decode_attention(shape: RankShape, context: CostContext, *, keys: floa
     """Attention block of one step, for every distinct rank shape (``sequences`` tokens each).
 
     Args:
-        shape: Rank shapes of one token per sequence.
+        shape: Rank shapes of one token per sequence, or of those that are verified.
         context: Model, engine's stack, price lists.
         keys: Tokens in the cache per sequence.
     """
@@ -64,7 +67,7 @@ def _cached_core(calls: CallList, shape: RankShape, context: CostContext, keys: 
     model, latent, implementation = context.model, context.model.latent_attention, None
     element = min(context.job.numerics.storage_bytes, 4.0)
     kept = min(context.cache_element_bytes, 4.0)
-    heads = model.num_attention_heads / shape.tensor
+    heads = model.num_attention_heads / shape.tensor * (shape.tokens / shape.sequences)
     if latent is None:
         qk_width, v_width = head_widths(model)
         kv_heads: FloatArray = shape.kv_heads

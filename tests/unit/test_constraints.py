@@ -1,7 +1,6 @@
 """Legality: every rule accepts what the framework accepts, refuses what it refuses, and says so."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -291,40 +290,6 @@ def test_rules_about_the_model(model: object, plan: ExecutionPlan, framework: st
 )
 def test_rules_about_the_sequence(length: int, plan: ExecutionPlan, framework: str, expected: set[str]) -> None:
     assert broken(plan, setting(framework, job=job(sequence_length=length))) == expected
-
-
-@pytest.mark.parametrize(("stage", "tensor", "refused"), [(3, 2, True), (2, 2, False), (3, 1, False)])
-def test_deepspeed_splits_transformers_models_without_zero_3(stage: int, tensor: int, refused: bool) -> None:
-    plan = split(t=tensor, d=8 // tensor, zero_stage=stage)
-    assert bool(broken(plan, setting(DEEPSPEED, transformers_models=True))) == refused
-    assert not broken(plan, setting(DEEPSPEED))
-
-
-@pytest.mark.parametrize(
-    ("change", "rule"),
-    [
-        ({"p": 2, "d": 4}, "pipeline_stages_are_code"),
-        ({"t": 2, "d": 4, "sequence_parallel": True}, "auto_tensor_parallel_keeps_sequences"),
-        ({"d": 8, "recompute": Recompute.BLOCK, "recompute_layers": 1}, "checkpoints_every_layer_or_none"),
-        ({"d": 8, "recompute": Recompute.SELECTIVE}, "checkpoints_every_layer_or_none"),
-        ({"d": 8, "recompute": Recompute.FULL}, ""),
-        ({"t": 2, "c": 2, "d": 2, "context_kind": ContextKind.ULYSSES}, ""),
-    ],
-)
-def test_transformers_model_code_is_not_taken_apart_by_deepspeed(change: dict[str, Any], rule: str) -> None:
-    plan = split(**change)
-    assert broken(plan, setting(DEEPSPEED, transformers_models=True)) == ({rule} if rule else set())
-    assert broken(plan, setting(DEEPSPEED)) == set()
-    error = next(iter(violations(plan, setting(DEEPSPEED, transformers_models=True))), None)
-    assert error is None or "deepspeed-megatron" in error.hint
-
-
-def test_experts_of_transformers_stay_on_every_rank() -> None:
-    plan = split(d=8, expert_parallel=2)
-    assert broken(plan, setting(DEEPSPEED, model=mixture(), transformers_models=True)) == {
-        "experts_over_ranks_are_code"
-    }
-    assert broken(plan, setting(DEEPSPEED, model=mixture())) == set()
 
 
 def test_ulysses_needs_heads_for_every_rank() -> None:

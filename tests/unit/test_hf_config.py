@@ -282,15 +282,6 @@ def test_expert_layers_are_where_the_family_puts_them(change, layers_with_expert
     assert [index for index, is_moe in enumerate(mask) if is_moe] == layers_with_experts
 
 
-@pytest.mark.parametrize(
-    ("key", "listed"), [("mlp_only_layers", [4]), ("mlp_only_layers", ["0"]), ("moe_layers", [1, -1])]
-)
-def test_layers_that_are_none_are_refused(key, listed):
-    config = LLAMA | {"num_hidden_layers": 4, "num_experts": 8, "num_experts_per_tok": 2, key: listed}
-    with pytest.raises(SpecError, match=rf"config.json.{key}: names layers 0 to 3; got"):
-        model_from_hf_config(config, "x")
-
-
 def test_no_layer_with_experts_means_a_dense_model():
     config = LLAMA | {"num_experts": 8, "num_experts_per_tok": 2, "first_k_dense_replace": 32}
     assert model_from_hf_config(config, "x").moe is None

@@ -18,12 +18,12 @@ def served(gpus: str = CLUSTER, model: str = MODEL, **asked: Any) -> ServingResu
     return planner.serving(model, gpus, **{"prompt": 1000, "generate": 200, **weights, **asked})
 
 
-def run(result: ServingResult, rank: int = 1) -> list[str]:
+def run(result: ServingResult, rank: int = 1, *, setting: str = "") -> list[str]:
     """Arguments that the engine gets from the first plan's command, on the node of that rank."""
     command = " ".join(launch_words(result.plans[0], result))
     name = {"vllm": "vllm", "sglang": "python", "tensorrt-llm": "trtllm-serve"}[result.engine.name]
     script = f"""{name}() {{ for word in "$@"; do echo "<$word>"; done; }}; srun() {{ echo srun "$@"; }}
-    cd "$(mktemp -d)"; MODEL='some model' HEAD=10.0.0.1 NODE_RANK={rank}
+    cd "$(mktemp -d)"; MODEL='some model' HEAD=10.0.0.1 NODE_RANK={rank} {setting}
     {command}
     [ ! -f options.yaml ] || sed 's/^/file: /' options.yaml"""
     found = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)

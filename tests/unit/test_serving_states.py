@@ -19,10 +19,10 @@ from costmodels.serving import (
     ServingPrices,
     at_concurrency,
     at_rate,
-    serving_memory,
     serving_prices,
     steady_states,
 )
+from costmodels.serving_memory import serving_memory
 from planner.dataflow.call_costs import CallSetting, call_context
 from planner.request import resolve_cluster, resolve_named_model
 from profiles.engines import EngineSpec, find_engine

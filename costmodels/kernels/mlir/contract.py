@@ -90,7 +90,7 @@ def product_of(flat: Flat, program: FlatProgram) -> Product:
         for side, kind in enumerate((a, b))
     ]
     if flat.name == "dot_general":
-        _check_result(flat, program, ([a.dims[axis] for axis in batch[0]], *left_over))
+        _check_result(flat, program, [[a.dims[axis] for axis in batch[0]], *left_over])
     free = [math.prod(extents) for extents in left_over]
     ends = [len(kind.dims) - 1 in contract[side] for side, kind in enumerate((a, b))]
     return Product(
@@ -101,7 +101,7 @@ def product_of(flat: Flat, program: FlatProgram) -> Product:
     )  # fmt: skip
 
 
-def _check_result(flat: Flat, program: FlatProgram, axes: tuple[list[int], list[int], list[int]]) -> None:
+def _check_result(flat: Flat, program: FlatProgram, axes: list[list[int]]) -> None:
     """StableHLO's results have the batch axes, then those left over of either side."""
     declared, found = program.types[flat.results[0]], tuple(extent for part in axes for extent in part)
     if declared is not None and min(declared.dims, default=1) > 0 and tuple(declared.dims) != found:
