@@ -74,17 +74,15 @@ def serving(
         kv_cache_dtype: ``fp8`` for keys and values in 8 bits; 16 bits unless given.
         disaggregated: Whether to look, besides, at replicas that read prompts beside replicas that generate.
         **asked: The requests: ``prompt`` and ``generate`` tokens, and what else ``planner.serving_job.serving_job``
-            takes; settings of the engine, as ``planner.serving_job.serving_engine`` takes them; ``speculate``,
-            ``draft_tokens`` and ``accepted``, as ``planner.serving_speculation.drafting`` does; and ``fabric``, the
-            price, ``memory_reserve_bytes`` and ``allow_files`` of ``planner.Options``.
+            takes; settings of the engine (``planner.serving_job.serving_engine``); ``speculate``, ``draft_tokens`` and
+            ``accepted`` (``planner.serving_speculation.drafting``); and what ``planner.Options`` says of serving.
 
     Raises:
         SpecError: If the question itself is wrong.
 
     Example:
         >>> import planner
-        >>> best = planner.serving("llama-3.1-8b", "1xH100", prompt=1024, generate=256, tpot_s=0.02).plans[0]
-        >>> best.tpot_s < 0.02
+        >>> planner.serving("llama-3.1-8b", "1xH100", prompt=1024, generate=256, tpot_s=0.02).plans[0].tpot_s < 0.02
         True
     """
     job, settings, options = _split(asked)
@@ -95,7 +93,7 @@ def serving(
     stored, note = _format(precision, machines)
     form, published = served_weights(weights, resolved.spec, program, machines.device)
     drafts = _drafts(asked, resolved.spec, program, options)
-    read = (*assumed_notes("model", resolved.assumptions), *assumed_notes("cluster", machines.assumptions))
+    notes = (*assumed_notes("model", resolved.assumptions), *assumed_notes("cluster", machines.assumptions))
     question = ServingResult(
         model=resolved.spec,
         cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
@@ -106,7 +104,7 @@ def serving(
         speculation=drafts,
         kv_cache_dtype=_cache_format(kv_cache_dtype, stored, machines.device),
         price=price_of(options),
-        assumptions=(*read, *note, *published, *(drafts.notes if drafts else ()), *_waves(job)),
+        assumptions=(*notes, *note, *published, *(drafts.notes if drafts else ()), *_waves(job)),
     )
     most = whole_number("top", top, least=1, most=MOST_TOP)
     return _answered(question, _checked_pins(pins), most, disaggregated=disaggregated)

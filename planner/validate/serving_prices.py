@@ -20,7 +20,7 @@ from planner.serving_results import ServingPlan
 from planner.serving_states import EIGHT_BITS
 from planner.validate.cache_rows import CacheRow
 from planner.validate.dataflow_setups import cluster_of, model_named, replica
-from planner.validate.serving_rows import Lengths, Load, ServingRow, serving_rows
+from planner.validate.serving_rows import Lengths, Load, ServingRow, serving_rows, speculative_rows
 from profiles.engines import find_engine
 from profiles.weights import WeightFormat, parse_weights
 
@@ -75,6 +75,8 @@ def left_out(row: ServingRow) -> str:
         return f"{weights.name} weights where the engine is not known to serve them"
     if row.kv_dtype not in ("", "bf16", "fp16", EIGHT_BITS):
         return f"{row.kv_dtype} cache"
+    if row.method and model_named(row.model).linear_attention is not None:
+        return "drafts for linear attention"
     return ""
 
 
@@ -110,6 +112,12 @@ _MOST_LOG, _HALVINGS = 2.0, 12  # of what all times are multiplied by, in search
 def serving_prices() -> tuple[ServingPrice, ...]:
     """Every figure of every row that is priced, in the order of the table."""
     return tuple(price for row in serving_rows() if not left_out(row) for price in _prices(row))
+
+
+@lru_cache(maxsize=1)
+def speculative_prices() -> tuple[ServingPrice, ...]:
+    """The same of speculative decoding."""
+    return tuple(price for row in speculative_rows() if not left_out(row) for price in _prices(row))
 
 
 def _prices(row: ServingRow) -> Iterator[ServingPrice]:
@@ -150,7 +158,17 @@ def _asked(row: ServingRow) -> dict[str, Any]:
         "engine": engine_of(row),
         "pins": pins,
         "eager": row.eager,
+        **_drafts(row),
     }
+
+
+def _drafts(row: ServingRow) -> dict[str, Any]:
+    """What proposes tokens; of trees a chain of their depth."""
+    if not row.method:
+        return {}
+    count = row.draft_steps or row.verified_tokens - 1
+    accepted = min(row.tokens_per_step - 1, count)
+    return {"speculate": row.draft_model or row.method, "draft_tokens": count, "accepted": accepted}
 
 
 def _weights(row: ServingRow) -> WeightFormat | None:

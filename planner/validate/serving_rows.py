@@ -2,7 +2,8 @@
 
 ``data/serving_published.csv`` holds one published measurement a row, with the address it was read at and, in its notes,
 what had to be assumed; ``data/serving_quantised.csv`` those of quantised checkpoints, looked up when these had prices,
-and of 16-bit ones beside them. All of either was looked up and checked before any of it was priced, and nothing may be
+and of 16-bit ones beside them; ``data/serving_speculative.csv`` those of speculative decoding, and of runs without it
+beside them. All of each was looked up and checked before any of it was priced, and nothing may be
 fitted on it. Pages whose generation ``planner.validate.dataflow_blind`` judges are not among the addresses.
 
 Figures are as published, in seconds where they were printed in milliseconds, and for all GPUs where they were printed
@@ -18,6 +19,7 @@ from typing import Any
 from planner.validate.published import optional_float, optional_int, packaged_rows
 
 PUBLISHED, QUANTISED = "serving_published.csv", "serving_quantised.csv"
+SPECULATIVE = "serving_speculative.csv"
 
 
 class Load(StrEnum):
@@ -69,7 +71,12 @@ class ServingRow:
         requests_per_s: Achieved.
         eager: Whether the engine captured no graphs.
         notes: What was assumed, and what the figures are where that is not plain.
-        table: Which of the two it is of.
+        table: Which of the tables it is of.
+        method: How tokens were drafted (``profiles.engines.METHODS``, or ``draft_model``); ``""`` without drafts.
+        draft_steps: Passes of the draft before a step; 0 where text is searched.
+        verified_tokens: Of each request in a step; more than one over the passes where drafts are trees.
+        tokens_per_step: That a step made of each request, on average.
+        draft_model: Catalogue name of a draft that is a model of its own.
     """
 
     source: str
@@ -109,6 +116,16 @@ class ServingRow:
     eager: bool
     notes: str
     table: str
+    method: str = ""
+    draft_steps: int = 0
+    verified_tokens: int = 1
+    tokens_per_step: float = 1.0
+    draft_model: str = ""
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether drafts branch."""
+        return self.method != "ngram" and self.verified_tokens != 1 + self.draft_steps
 
 
 _FIGURES = (
@@ -125,6 +142,12 @@ _TEXTS = (
 def serving_rows() -> tuple[ServingRow, ...]:
     """All rows of both packaged tables, in their order."""
     return tuple(_row(cells, table) for table in (PUBLISHED, QUANTISED) for cells in packaged_rows(table))
+
+
+@lru_cache(maxsize=1)
+def speculative_rows() -> tuple[ServingRow, ...]:
+    """All rows of the packaged table of speculative decoding, in their order."""
+    return tuple(_row(cells, SPECULATIVE) for cells in packaged_rows(SPECULATIVE))
 
 
 def _row(cells: Mapping[str, str], table: str) -> ServingRow:
@@ -146,5 +169,10 @@ def _row(cells: Mapping[str, str], table: str) -> ServingRow:
         concurrency=optional_int(cells["concurrency"]),
         num_requests=optional_int(cells["num_requests"]),
         table=table,
+        method=cells.get("method", ""),
+        draft_steps=int(cells.get("draft_steps") or 0),
+        verified_tokens=int(cells.get("verified_tokens") or 1),
+        tokens_per_step=float(cells.get("tokens_per_step") or 1),
+        draft_model=cells.get("draft_model", ""),
         **plain,
     )
