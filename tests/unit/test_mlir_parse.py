@@ -96,6 +96,7 @@ def test_a_module_may_open_on_the_line_of_its_function():
     wrapped = plain.replace("module @jit_f {\n", "module @jit_f attributes {mhlo.num_partitions = 1 : i32} {")
     assert "{  func.func" in wrapped
     assert parse(wrapped) == parse(plain)
+    assert parse(wrapped.replace("  }\n}\n", "} }\n")) == parse(plain)
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,8 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
 
 def _without_closings(statement: str) -> tuple[str, int]:
     """A statement without the braces at its end that close regions around it, and how many those are."""
+    if not statement.strip("} "):
+        return "}", statement.count("}") - 1
     if statement.startswith("}") or not statement.endswith("}"):
         return statement, 0
     plain, closed = _STRING.sub("", statement), 0
