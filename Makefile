@@ -70,9 +70,10 @@ unseen: $(INSTALLED) ## Price published runs that no fit has read; rewrite the w
 	$(BIN)/python -m planner.validate.publishers --out profiles/data/fits/publishers.json
 	$(BIN)/python -m planner.validate.unseen_page --out docs/unseen.md
 
-serving-report: $(INSTALLED) ## Price published measurements of serving; rewrite the width they tell, docs/serving-runs.md and docs/serving-memory.md
+serving-report: $(INSTALLED) ## Price published measurements of serving; rewrite the width they tell, docs/serving-runs.md, docs/serving-speculation.md and docs/serving-memory.md
 	$(BIN)/python -m planner.validate.serving_widths --out profiles/data/fits/serving.json
 	$(BIN)/python -m planner.validate.serving_page --out docs/serving-runs.md
+	$(BIN)/python -m planner.validate.speculation_page --out docs/serving-speculation.md
 	$(BIN)/python -m planner.validate.cache_page --out docs/serving-memory.md
 
 dataflow-report: $(INSTALLED) ## Rewrite docs/dataflow.md: experiments on workflows of several model calls

@@ -193,18 +193,21 @@ are priced as chains of their depth, which verify and draft less.
 What is judged is the gain: how many times as fast a run with drafts is as the same publisher's without, where it has
 one ({pairs} of them). Of {figures} figures with drafts {inside} lie within the 90 % interval of kernels and links.
 """
-_FOUND = """Errors are means over publishers of the absolute error of the gain, biases medians over rows.
+_FOUND = """Errors are means over publishers of the absolute error of the gain, biases medians over rows. What was found
+when looking into them, which no price knows:
 
-- **Chains of one request** gain less than priced, the more so the longer they are: each pass of a draft takes some 0.2
-  to 0.9 ms more than its kernels. vLLM of mid 2025 ran drafts outside of graphs (EAGLE-3 on 8B: 1.1 ms a pass, of which
-  the device needs a quarter); with vLLM 0.11 and two passes 2 to 27 % are missing, most of it with small models.
-- **Several requests** under SGLang: within 18 % up to sixteen; at 32 with three tokens of GLM-4.7-Flash on one H100
-  43 to 45 % too much, where the gain of gpt-oss-120b with 64 is right.
-- **Trees** draft and verify far more than a chain of their depth, and gain less.
-- Two runs of Qwen3-30B-A3B on two and four H100s are *slower* with drafts, at any number of requests; their authors ask
-  why.
-- One draft model under vLLM makes its target slower, where the price gains 38 %: it ran one pass after the other from
-  the host.
+- **vLLM of mid 2025** took longer with every pass of a draft than its kernels do, 0.25 ms with EAGLE and 0.9 ms with
+  EAGLE-3, so that longer chains gain ever less than priced. With vLLM 0.11 and two passes 2 to 27 % are missing, most
+  of it with small models.
+- **SGLang of 2025** turned the overlap of its scheduler off where drafts run, and a step took some 5 ms more than
+  priced, whatever drafted: trees of Llamas gain 1.5 to 2.7 times where 2.2 to 4.7 are priced, and Qwen3-30B-A3B, whose
+  steps are short, is *slower* with drafts on two and four H100s. Runs of 2026 with its second version (GLM-4.7-Flash,
+  gpt-oss) lie within 18 % up to sixteen requests and with gpt-oss at 64, GLM at 32 gains 43 to 45 % less with three
+  tokens.
+- **Trees** draft and verify far more than a chain of their depth, which shows where many run.
+- The one draft model, under vLLM, makes its target slower, where the price gains 38 %.
+- Without drafts AngelSlim's runs on one H20 are 1.7 times as fast as priced (3 times for Qwen3-30B-A3B), Qwen's own in
+  16 bits there under SGLang 0.4.6 ([serving-runs.md](serving-runs.md)) slower than priced: what settles it is open.
 """
 
 
