@@ -17,7 +17,7 @@ NARROW = log_normal_lengths(mean=500, sigma=0.3, most=2000)
 class Steady:
     """Every step takes a second."""
 
-    def step_s(self, running, keys):
+    def token_s(self, running, keys):
         return np.ones(np.broadcast_shapes(running.shape, keys.shape))
 
     def take(self, rows):
