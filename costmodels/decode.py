@@ -55,6 +55,7 @@ class DecodePrices:
         tokens_per_step: Tokens that a step makes of each sequence, on average.
         drafting: Steps of a draft that proposes tokens; None without one.
         draft_passes: Of them, before each step.
+        draft_rows: Tokens of each sequence in one of them.
     """
 
     layout: IntArray
@@ -73,6 +74,7 @@ class DecodePrices:
     tokens_per_step: float = 1.0
     drafting: "DecodePrices | None" = None
     draft_passes: int = 0
+    draft_rows: int = 1
 
     def take(self, rows: IntArray) -> "DecodePrices":
         """The same prices for the selected plans."""
@@ -97,8 +99,10 @@ class DecodePrices:
             keys: (T,) tokens in the cache per sequence.
         """
         host_s = self.engine.step_overhead_s + self.engine.sequence_overhead_s * running
-        drafted_s = 0.0 if self.drafting is None else self.draft_passes * self.drafting._passes_s(running, keys)
-        return np.asarray(self._passes_s(running, keys) + drafted_s + host_s)
+        passes_s = self._passes_s(running, keys)
+        if self.drafting is not None:
+            passes_s = passes_s + self.draft_passes * self.drafting._passes_s(running * self.draft_rows, keys)
+        return np.asarray(passes_s + host_s)
 
     def _passes_s(self, running: FloatArray, keys: FloatArray) -> FloatArray:
         """(N, T) seconds of a step on the devices."""

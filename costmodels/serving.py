@@ -177,7 +177,8 @@ def serving_prices(
         drafted = rest_read(plans, own, engine, speculation.draft, cached_tokens)
         alone_s, added_s = alone_s + drafted.alone_s, added_s + drafted.added_s
         drafting = steps(own, speculation.draft, 1)
-        decode = replace(decode, drafting=drafting, draft_passes=speculation.draft_tokens)
+        passes, rows = speculation.draft_tokens, speculation.branches
+        decode = replace(decode, drafting=drafting, draft_passes=passes, draft_rows=rows)
     first_s = decode.head_s[decode.layout, 0] + engine.step_overhead_s
     return ServingPrices(
         plans=plans,

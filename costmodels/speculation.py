@@ -3,7 +3,8 @@
 A step then processes 1 + k tokens of every running sequence, its linear layers as so many more rows, its attention as
 so many more queries against a cache that is read once; k passes of the draft go before. It yields 1 + a tokens: those
 of the draft up to the first that the model would not have made, a of them on average, and one of the model's own. How
-many a draft gets right nobody can tell from shapes: it is measured.
+many a draft gets right nobody can tell from shapes: it is measured. Where drafts branch, a step verifies a tree of more
+tokens, and each pass of the draft has as many of them as it takes to fill the tree.
 
 A draft is a model that decodes one token after the other, in the layout of the model: a head of one layer (EAGLE, MTP)
 that shares the model's vocabulary, or a small model of its own; or nothing at all, where the text so far is searched
@@ -13,8 +14,7 @@ Source:
     arXiv:2211.17192 (speculative decoding), arXiv:2401.15077 and 2503.01840 (EAGLE, EAGLE-3), arXiv:2412.19437 section
     2.2 (MTP).
 
-Left out on purpose: trees of drafts (a chain of their depth costs less and accepts less), drafts that are skipped when
-many requests run, what the host takes between the passes of a draft.
+Left out on purpose: drafts that are skipped when many requests run, what the host takes between the passes of a draft.
 """
 
 from dataclasses import dataclass, replace
@@ -28,10 +28,11 @@ class Speculation:
     """How tokens are proposed, and how many of them are right.
 
     Attributes:
-        draft_tokens: Proposed per step and sequence, k.
+        draft_tokens: Proposed per step and sequence one after the other, k.
         accepted: Of them, on average, a.
         draft: Prices the draft, whose model is that of the context; None where the text so far proposes, at no cost.
         precision: Recipe of the draft's products.
+        tree_tokens: That a step verifies where drafts branch, the model's own included; 0 for chains.
         shares_vocabulary: The draft has no embedding and head of its own in memory.
     """
 
@@ -39,6 +40,7 @@ class Speculation:
     accepted: float
     draft: CostContext | None = None
     precision: str = "bf16"
+    tree_tokens: int = 0
     shares_vocabulary: bool = False
 
     @property
@@ -49,7 +51,12 @@ class Speculation:
     @property
     def verified(self) -> int:
         """Tokens of each sequence that a step processes."""
-        return 1 + self.draft_tokens
+        return self.tree_tokens or 1 + self.draft_tokens
+
+    @property
+    def branches(self) -> int:
+        """Tokens of each sequence in a pass of the draft."""
+        return -(-(self.verified - 1) // self.draft_tokens)
 
     @property
     def kept(self) -> CostContext | None:

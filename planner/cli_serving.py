@@ -19,7 +19,7 @@ _request, _bound, _engine = (partial(option, panel=panel) for panel in (_REQUEST
 _SAME = (
     *("prompt", "prefix", "concurrency", "requests", "percentile", "engine", "max_model_len", "memory_utilization"),
     *("max_num_seqs", "max_num_batched_tokens", "eager"),
-    *("precision", "weights", "kv_cache_dtype", "speculate", "draft_tokens", "accepted"),
+    *("precision", "weights", "kv_cache_dtype", "speculate", "draft_tokens", "accepted", "tree_tokens"),
     *("disaggregated", "top", "fabric", "price_date"),
 )
 _PLAIN_S = 30.0  # beyond, a number without a unit is taken for milliseconds by some and for seconds by others
@@ -57,6 +57,7 @@ Speculate = Annotated[
 ]
 DraftTokens = Annotated[int | None, _engine("--draft-tokens", "Tokens drafted per step, for the model to verify.")]
 Accepted = Annotated[float | None, _engine("--accepted", "Of them, accepted on average, as an engine's metrics tell.")]
+TreeTokens = Annotated[int | None, _engine("--tree-tokens", "Tokens verified per step where drafts branch (SGLang).")]
 Apart = Annotated[bool, _engine("--disaggregated", "Look at replicas that read prompts beside ones that generate.")]
 Replicas = Annotated[int | None, option("--replicas", "Replicas of the layout.", shared.FIXED)]
 
@@ -86,6 +87,7 @@ def serving(
     speculate: Speculate = None,
     draft_tokens: DraftTokens = None,
     accepted: Accepted = None,
+    tree_tokens: TreeTokens = None,
     disaggregated: Apart = False,
     tp: shared.Tp = None,
     pp: shared.Pp = None,

@@ -106,7 +106,14 @@ def _drafting(asked: Drafting) -> dict[str, Any]:
         "draft": None if asked.draft is None else asked.draft.name,
         "draft_tokens": asked.draft_tokens,
         "accepted": asked.accepted,
+        "tree_tokens": asked.tree_tokens or None,
     }
+
+
+def _drafting_shape() -> Shape:
+    return closed_object(
+        method=TEXT, draft=or_null(TEXT), draft_tokens=COUNT, accepted=AMOUNT, tree_tokens=or_null(COUNT)
+    )
 
 
 def _plan(plan: ServingPlan, result: ServingResult) -> dict[str, Any]:
@@ -216,7 +223,7 @@ def serving_schema() -> Shape:
         max_num_seqs=COUNT,
         max_num_batched_tokens=COUNT,
         eager=FLAG,
-        speculation=or_null(closed_object(method=TEXT, draft=or_null(TEXT), draft_tokens=COUNT, accepted=AMOUNT)),
+        speculation=or_null(_drafting_shape()),
         prompt_tokens=COUNT,
         cached_tokens=COUNT,
         output_tokens=AMOUNT,

@@ -128,8 +128,8 @@ def _sglang_drafts(asked: Drafting) -> Words:
     if asked.has_checkpoint:
         words += ["--speculative-draft-model-path", '"$DRAFT"']
     if asked.method != "ngram":
-        words += ["--speculative-num-steps", f"{asked.draft_tokens}", "--speculative-eagle-topk", "1"]
-    return [*words, "--speculative-num-draft-tokens", f"{asked.draft_tokens + 1}"]
+        words += ["--speculative-num-steps", f"{asked.draft_tokens}", "--speculative-eagle-topk", f"{asked.branches}"]
+    return [*words, "--speculative-num-draft-tokens", f"{asked.verified}"]
 
 
 def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:

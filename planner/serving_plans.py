@@ -30,10 +30,10 @@ from planner.serving_layouts import replica_layouts
 from planner.serving_ranking import ranked
 from planner.serving_results import ServingResult
 from planner.serving_shortage import no_layout, no_room, too_much
-from planner.serving_speculation import Drafting, drafting
+from planner.serving_speculation import ASKED, drafting
 from planner.serving_states import EIGHT_BITS, deployment, layouts
 from planner.serving_weights import served_weights
-from profiles.engines import EngineSpec, check_engine
+from profiles.engines import check_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
@@ -44,7 +44,6 @@ PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parall
 MOST_TOP = 1000
 _WITHOUT_EIGHT_BIT_CACHE = ("pascal", "volta", "turing", "cdna1", "cdna2")
 _SETTINGS = ("memory_utilization", "max_num_seqs", "max_num_batched_tokens", "eager")
-_DRAFTS = ("speculate", "draft_tokens", "accepted")
 _OPTIONS = ("fabric", "price_per_device_hour_usd", "price_date", "memory_reserve_bytes", "allow_files")
 
 
@@ -74,8 +73,8 @@ def serving(
         kv_cache_dtype: ``fp8`` for keys and values in 8 bits; 16 bits unless given.
         disaggregated: Whether to look, besides, at replicas that read prompts beside replicas that generate.
         **asked: The requests: ``prompt`` and ``generate`` tokens, and what else ``planner.serving_job.serving_job``
-            takes; settings of the engine (``planner.serving_job.serving_engine``); ``speculate``, ``draft_tokens`` and
-            ``accepted`` (``planner.serving_speculation.drafting``); and what ``planner.Options`` says of serving.
+            takes; settings of the engine (``planner.serving_job.serving_engine``); what drafts tokens
+            (``planner.serving_speculation.drafting``); and what ``planner.Options`` says of serving.
 
     Raises:
         SpecError: If the question itself is wrong.
@@ -92,7 +91,7 @@ def serving(
     program = check_engine(serving_engine(engine, machines.device, **settings), resolved.spec)
     stored, note = _format(precision, machines)
     form, published = served_weights(weights, resolved.spec, program, machines.device)
-    drafts = _drafts(asked, resolved.spec, program, options)
+    drafts = drafting(asked, model=resolved.spec, engine=program, allow_files=options.allow_files)
     notes = (*assumed_notes("model", resolved.assumptions), *assumed_notes("cluster", machines.assumptions))
     question = ServingResult(
         model=resolved.spec,
@@ -173,8 +172,8 @@ def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, dict[str, Any], Option
     """The requests, the settings of the engine, and the options that say something about serving."""
     known = inspect.signature(serving_job).parameters
     for name in asked:
-        if not (name in known or name in (*_SETTINGS, *_DRAFTS, *_OPTIONS)):
-            raise SpecError(name[:40], "unknown setting", did_you_mean(name, [*known, *_SETTINGS, *_DRAFTS, *_OPTIONS]))
+        if not (name in known or name in (*_SETTINGS, *ASKED, *_OPTIONS)):
+            raise SpecError(name[:40], "unknown setting", did_you_mean(name, [*known, *_SETTINGS, *ASKED, *_OPTIONS]))
     for name in ("prompt", "generate"):
         if asked.get(name) is None:
             raise SpecError(name, "is required: tokens per request", f"for example {name} 1024")
@@ -182,12 +181,6 @@ def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, dict[str, Any], Option
     options = Options(**{name: value for name, value in asked.items() if name in _OPTIONS})
     check_options(options)
     return job, {name: asked[name] for name in _SETTINGS if name in asked}, options
-
-
-def _drafts(asked: Mapping[str, Any], model: ModelSpec, engine: EngineSpec, options: Options) -> Drafting | None:
-    """What proposes tokens."""
-    given = (asked.get(name) for name in _DRAFTS)
-    return drafting(*given, model=model, engine=engine, allow_files=options.allow_files)
 
 
 def _checked_pins(pins: Mapping[str, int] | None) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Which draft proposes tokens to a served model, as a caller asks for it, and what pricing reads of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,9 @@ from profiles.model import ModelSpec
 from profiles.scalars import plain, whole_number
 
 MOST_DRAFTED = 64  # tokens of a step; engines take some ten
+MOST_VERIFIED = 256  # of a tree
 EAGLE3_VOCABULARY = 32_000  # tokens: draft_vocab_size of the published heads (yuhuili/EAGLE3-LLaMA3.1-Instruct-8B)
+ASKED = ("speculate", "draft_tokens", "accepted", "tree_tokens")
 _WITH_HEADS = ("eagle3", "eagle", "mtp")
 
 
@@ -29,12 +32,14 @@ class Drafting:
         draft: The model that drafts; None where the text so far is searched.
         draft_tokens: Proposed per step.
         accepted: Of them, on average.
+        tree_tokens: That a step verifies where drafts branch; 0 for chains.
     """
 
     method: str
     draft: ModelSpec | None
     draft_tokens: int
     accepted: float
+    tree_tokens: int = 0
 
     def speculation(self, context: CostContext | None, precision: str) -> Speculation:
         """What pricing reads of it.
@@ -48,8 +53,19 @@ class Drafting:
             accepted=self.accepted,
             draft=context,
             precision=precision,
+            tree_tokens=self.tree_tokens,
             shares_vocabulary=self.method in ("eagle", "mtp"),
         )
+
+    @property
+    def verified(self) -> int:
+        """Tokens of each request that a step processes."""
+        return self.speculation(None, "").verified
+
+    @property
+    def branches(self) -> int:
+        """Tokens of each request in a pass of the draft."""
+        return self.speculation(None, "").branches
 
     @property
     def has_checkpoint(self) -> bool:
@@ -60,7 +76,8 @@ class Drafting:
     def title(self) -> str:
         """``eagle3, 3 tokens drafted per step, 1.8 accepted``."""
         name = self.draft.name if self.method == DRAFT_MODEL and self.draft is not None else self.method
-        return f"{name}, {self.draft_tokens} tokens drafted per step, {self.accepted:g} accepted"
+        tree = f" in a tree of {self.tree_tokens}" if self.tree_tokens else ""
+        return f"{name}, {self.draft_tokens} tokens drafted per step{tree}, {self.accepted:g} accepted"
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -83,15 +100,12 @@ class Drafting:
         return np.asarray((plans.pipeline_parallel == 1) & (heads % plans.tensor_parallel == 0), dtype=np.bool_)
 
 
-def drafting(
-    asked: Any, draft_tokens: Any, accepted: Any, *, model: ModelSpec, engine: EngineSpec, allow_files: bool
-) -> Drafting | None:
+def drafting(asked: Mapping[str, Any], *, model: ModelSpec, engine: EngineSpec, allow_files: bool) -> Drafting | None:
     """What proposes tokens, as a caller writes it; None where nothing is asked for.
 
     Args:
-        asked: A method, or the name of a draft model.
-        draft_tokens: Proposed per step.
-        accepted: Of them, on average.
+        asked: ``speculate``, a method or the name of a draft model; ``draft_tokens`` proposed per step; of them
+            ``accepted`` on average; and ``tree_tokens`` that a step verifies where drafts branch, for chains none.
         model: The model that verifies.
         engine: Who serves it.
         allow_files: Whether a name may be a path.
@@ -99,31 +113,42 @@ def drafting(
     Raises:
         SpecError: If the engine does not speculate so, a number is missing or out of bounds, or the draft is too large.
     """
-    if asked is None:
-        for name, value in (("draft_tokens", draft_tokens), ("accepted", accepted)):
-            if value is not None:
+    named = asked.get("speculate")
+    if named is None:
+        for name in ASKED:
+            if asked.get(name) is not None:
                 problem = "says something of speculative decoding, and none is asked for"
                 raise SpecError(name, problem, "add speculate, for example eagle3")
         return None
-    if not isinstance(asked, str):
-        raise SpecError("speculate", f"must be text; got {str(asked)[:40]!r}", f"{', '.join(METHODS)} or a model")
-    method = asked.lower() if asked.lower() in METHODS else DRAFT_MODEL
+    if not isinstance(named, str):
+        raise SpecError("speculate", f"must be text; got {str(named)[:40]!r}", f"{', '.join(METHODS)} or a model")
+    method = named.lower() if named.lower() in METHODS else DRAFT_MODEL
     if method not in engine.speculates:
         able = [name.replace(DRAFT_MODEL, "a draft model") for name in engine.speculates]
         hint = ", ".join(able) if able else "engine vllm, sglang or tensorrt-llm"
-        raise SpecError("speculate", f"{engine.name} does not speculate by {asked[:40]!r}", hint)
+        raise SpecError("speculate", f"{engine.name} does not speculate by {named[:40]!r}", hint)
     if model.linear_attention is not None:
         problem = f"nobody timed how {model.name}'s linear attention verifies several tokens in a step"
         raise SpecError("speculate", problem, "leave it out")
-    if draft_tokens is None:
+    if asked.get("draft_tokens") is None:
         raise SpecError("draft_tokens", "is required: tokens proposed per step", "for example draft_tokens 3")
-    count = whole_number("draft_tokens", draft_tokens, least=1, most=MOST_DRAFTED)
+    count = whole_number("draft_tokens", asked["draft_tokens"], least=1, most=MOST_DRAFTED)
     return Drafting(
         method=method,
-        draft=_draft(method, asked, model, allow_files=allow_files),
+        draft=_draft(method, named, model, allow_files=allow_files),
         draft_tokens=count,
-        accepted=_accepted(accepted, count),
+        accepted=_accepted(asked.get("accepted"), count),
+        tree_tokens=_tree(asked.get("tree_tokens"), count, method, engine),
     )
+
+
+def _tree(value: Any, count: int, method: str, engine: EngineSpec) -> int:
+    if value is None:
+        return 0
+    if not engine.drafts_trees or method not in _WITH_HEADS:
+        problem = f"is of drafts that branch, which {engine.name} has none of by {method.replace('_', ' ')}"
+        raise SpecError("tree_tokens", problem, "leave it out, or engine sglang with eagle3, eagle or mtp")
+    return whole_number("tree_tokens", value, least=count + 2, most=MOST_VERIFIED)
 
 
 def _draft(method: str, name: str, model: ModelSpec, *, allow_files: bool) -> ModelSpec | None:

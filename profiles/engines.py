@@ -78,6 +78,7 @@ class EngineSpec:
         splits_stages: Whether layers can be split over pipeline stages.
         disaggregates: Whether prompts can be read by replicas of their own, which hand their keys and values on.
         speculates: Methods of speculative decoding that it has: of ``METHODS``, and ``draft_model``.
+        drafts_trees: Whether drafts may branch there.
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
         groups_are_ranks: Where they do, a group is a single rank.
         own_all_reduce: Sums over the devices of a domain are a kernel of its own, not NCCL's
@@ -126,6 +127,7 @@ class EngineSpec:
     splits_stages: bool = True
     disaggregates: bool = False
     speculates: tuple[str, ...] = ()
+    drafts_trees: bool = False
     attention_data_parallel: bool = False
     groups_are_ranks: bool = False
     own_all_reduce: bool = False

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from costmodels.serving_percentiles import LEAST_SHARE, MOST_SHARE
 from planner.serving_job import LEAST, MOST_RATE_PER_S, MOST_REQUESTS, MOST_RUNNING, MOST_SECONDS
-from planner.serving_speculation import MOST_DRAFTED
+from planner.serving_speculation import MOST_DRAFTED, MOST_VERIFIED
 from profiles.model import MAX_SEQUENCE
 from service.values import MAX_TOP, Body, Bytes, Degree, Lengths, Name, NameOrMapping
 
@@ -79,6 +79,9 @@ class ServingRequest(Body):
     draft_tokens: int | None = Field(default=None, ge=1, le=MOST_DRAFTED, description="Tokens drafted per step.")
     accepted: float | None = Field(
         default=None, ge=0, le=MOST_DRAFTED, description="Of them, accepted on average, as an engine's metrics tell."
+    )
+    tree_tokens: int | None = Field(
+        default=None, ge=3, le=MOST_VERIFIED, description="Tokens verified per step where drafts branch (SGLang)."
     )
     disaggregated: bool = Field(default=False, description="Look at replicas that only read prompts or generate, too.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")

@@ -163,12 +163,13 @@ def _asked(row: ServingRow) -> dict[str, Any]:
 
 
 def _drafts(row: ServingRow) -> dict[str, Any]:
-    """What proposes tokens; of trees a chain of their depth."""
+    """What proposes tokens."""
     if not row.method:
         return {}
     count = row.draft_steps or row.verified_tokens - 1
     accepted = min(row.tokens_per_step - 1, count)
-    return {"speculate": row.draft_model or row.method, "draft_tokens": count, "accepted": accepted}
+    found = {"speculate": row.draft_model or row.method, "draft_tokens": count, "accepted": accepted}
+    return found | ({"tree_tokens": row.verified_tokens} if row.verified_tokens > 1 + count else {})
 
 
 def _weights(row: ServingRow) -> WeightFormat | None:

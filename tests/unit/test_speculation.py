@@ -166,6 +166,31 @@ def test_disaggregated_replicas_speculate_too() -> None:
     assert found[0].tpot_s < 0.75 * plain[0].tpot_s
 
 
+def test_trees_verify_more_and_fill_the_passes_of_the_draft() -> None:
+    """As many rows as the tree has; a pass drafts what it takes to fill it: 15 in three passes are five each."""
+    tree = Speculation(draft_tokens=3, accepted=1.0, tree_tokens=16)
+    assert (tree.verified, tree.branches, tree.tokens_per_step) == (16, 5, 2.0)
+    chain = Speculation(draft_tokens=15, accepted=1.0)
+    assert (chain.verified, chain.branches) == (16, 1)
+    steps_s = {}
+    for name, asked in {
+        "tree": replace(tree, draft=None),
+        "chain": chain,
+        "short": replace(tree, tree_tokens=0),
+    }.items():
+        _, (plans, wanted, engine, where) = real()
+        prices = serving_prices(
+            plans, wanted, engine, where, cached_tokens=0, most_running=256, speculation=asked
+        ).decode
+        steps_s[name] = float(prices.step_s(np.array([[64.0]]), np.array([1000.0]))[0, 0])
+    assert steps_s["tree"] == pytest.approx(steps_s["chain"])
+    assert steps_s["tree"] > 1.5 * steps_s["short"]
+    asked: dict[str, Any] = {"engine": "sglang", "concurrency": 32, **DRAFTS}
+    found = best(**asked, tree_tokens=16)
+    assert found.tpot_s > best(**asked).tpot_s
+    assert found.memory.weights == best(**asked).memory.weights
+
+
 def test_a_draft_is_kept_beside_the_model() -> None:
     """One layer and a head of 32,000 words; one layer more than 32 in the cache; logits of all tokens verified."""
     _, (plans, wanted, engine, where) = real()
@@ -220,6 +245,10 @@ def test_layouts_have_one_stage_and_heads_for_every_rank() -> None:
         ({"speculate": 3}, "speculate", "must be text"),
         ({"speculate": "llama-3.1-70b"}, "speculate", "no smaller"),
         ({"engine": "vllm-2024"}, "speculate", "does not speculate"),
+        ({"tree_tokens": 16}, "tree_tokens", "engine sglang"),
+        ({"tree_tokens": 4, "engine": "sglang"}, "tree_tokens", "5"),
+        ({"tree_tokens": 16, "engine": "sglang", "speculate": "ngram"}, "tree_tokens", "by ngram"),
+        ({"speculate": None, "draft_tokens": None, "accepted": None, "tree_tokens": 8}, "tree_tokens", "none is asked"),
         ({"engine": "tensorrt-llm", "speculate": "eagle"}, "speculate", "eagle3, mtp, ngram, a draft model"),
     ],
 )
@@ -255,6 +284,13 @@ def test_sglang_is_told_in_options(method: str, algorithm: str) -> None:
     assert ("--speculative-draft-model-path" in arguments) == (method not in ("mtp", "ngram"))
 
 
+def test_sglang_is_told_of_trees() -> None:
+    arguments = drafted(served(engine="sglang", **DRAFTS, tree_tokens=16))
+    assert value(arguments, "--speculative-num-steps") == "3"
+    assert value(arguments, "--speculative-eagle-topk") == "5"
+    assert value(arguments, "--speculative-num-draft-tokens") == "16"
+
+
 def test_tensorrt_llm_is_told_in_its_file() -> None:
     lines = drafted(served(engine="tensorrt-llm", **DRAFTS))
     file = yaml.safe_load("\n".join(line.removeprefix("file: ") for line in lines if line.startswith("file: ")))
@@ -278,6 +314,7 @@ def test_the_document_and_the_page_say_so() -> None:
         "draft": "a draft head of llama-3.1-8b",
         "draft_tokens": 3,
         "accepted": 1.8,
+        "tree_tokens": None,
     }
     assert planner.to_document(served())["request"]["speculation"] is None
     console = Console(record=True, width=120, file=io.StringIO())

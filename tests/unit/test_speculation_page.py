@@ -42,7 +42,7 @@ def test_gains_are_those_over_the_same_load_without_drafts() -> None:
     assert {gain.kind for gain in gains()} == {
         "chains, one request",
         "chains, several requests",
-        "trees, priced as chains of their depth",
+        "trees",
         "draft models",
         "n-grams",
     }
