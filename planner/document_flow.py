@@ -174,6 +174,7 @@ def _search(search: SearchStatistics) -> dict[str, Any]:
         "found_s": search.found_s,
         "gap": search.gap,
         "proven": search.proven,
+        "divisions": search.divisions,
         "seed": search.seed,
     }
 

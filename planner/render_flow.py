@@ -223,6 +223,7 @@ def _owners(group: GpuMemory) -> str:
 def _searched(plan: FlowPlan, console: Console) -> None:
     search = plan.search
     found = "proven best" if search.proven else f"at most {percent(search.gap)} above the best"
+    found += f" of {search.divisions} divisions of the GPUs into pools" if search.divisions > 1 else ""
     console.print(
         f"\n{search.method}: {count(search.plans)} plans of {sum(search.candidates.values()):,} candidates, "
         f"{count(search.evaluations)} evaluated; {found}",

@@ -150,6 +150,7 @@ def _plan_shape() -> Shape:
             found_s=AMOUNT,
             gap=NUMBER,
             proven=FLAG,
+            divisions=COUNT,
             seed=COUNT,
         ),
     )

@@ -231,7 +231,8 @@ class SearchStatistics:
         evaluations: Plans simulated or bounded.
         bound_s: No plan takes less per settled iteration, in any order; of a single iteration, for that one.
         found_s: What the plan takes.
-        proven: Whether the plan is the best of those combinations.
+        proven: Whether the plan is the best of those combinations, under every division that was looked at.
+        divisions: Ways to divide the machines into pools that were looked at; 1 where calls share them all.
         seed: Of the search.
     """
 
@@ -242,6 +243,7 @@ class SearchStatistics:
     bound_s: float
     found_s: float
     proven: bool
+    divisions: int
     seed: int
 
     @property

@@ -40,7 +40,8 @@ def best_plan(request: FlowRequest, cluster: MixedCluster, *, effort: float | No
         return None
     best: tuple[CompiledFlow, Solution] | None = None
     best_s, bound_s, evaluated = np.inf, np.inf, 0
-    for regions in _promising(request, priced):
+    divisions = _promising(request, priced)
+    for regions in divisions:
         compiled = _compiled(request, priced, regions)
         if compiled is None or _least_s(compiled) >= best_s:
             continue
@@ -52,7 +53,7 @@ def best_plan(request: FlowRequest, cluster: MixedCluster, *, effort: float | No
         return None
     compiled, solution = best
     solution = replace(eased(compiled, solution, priced.costs), bound_s=min(bound_s, best_s))
-    return flow_plan(request, priced, compiled, solution, _statistics(compiled, solution, evaluated))
+    return flow_plan(request, priced, compiled, solution, _statistics(compiled, solution, evaluated, len(divisions)))
 
 
 def eased(compiled: CompiledFlow, found: Solution, costs: FlowCosts) -> Solution:
@@ -167,7 +168,7 @@ def _options(request: FlowRequest, effort: float | None) -> SearchOptions:
     )
 
 
-def _statistics(compiled: CompiledFlow, found: Solution, evaluated: int) -> SearchStatistics:
+def _statistics(compiled: CompiledFlow, found: Solution, evaluated: int, divisions: int) -> SearchStatistics:
     return SearchStatistics(
         method={"tree": "branch and bound", "anneal": "annealing"}.get(found.engine, found.engine),
         candidates={call.name: len(call) for call in compiled.problem.calls},
@@ -176,5 +177,6 @@ def _statistics(compiled: CompiledFlow, found: Solution, evaluated: int) -> Sear
         bound_s=found.bound_s,
         found_s=found.makespan_s,
         proven=found.proven,
+        divisions=divisions,
         seed=found.seed,
     )

@@ -7,7 +7,7 @@ on: longer runs that begin one node later are no different in kind, and their nu
 square of the nodes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import MixedCluster
 
 EVERY_RUN = 20  # nodes
+_CUT_NODES, _CUTS = 2, 4  # of so many nodes pools may end at every quarter
 _PARTS = 16  # of a cluster of more nodes that the smallest mesh makes up
 
 
@@ -147,12 +148,20 @@ def placements(request: FlowRequest, machines: MixedCluster) -> list[dict[str, R
         raise SpecError("mode", problem, "hybrid")
     if total <= 1:
         raise SpecError("mode", f"{request.mode} divides GPUs among two pools; there is {total}", "at least 2 GPUs")
-    node_of = machines.node_of
-    cuts = [gpu for gpu in range(1, total) if machines.num_nodes == 1 or node_of[gpu] != node_of[gpu - 1]]
+    cuts = [gpu for gpu in range(1, total) if _may_cut(machines.node_of, gpu)]
     pools = [(Region(first=0, stop=cut), Region(first=cut, stop=total)) for cut in cuts]
     if len(machines.groups) > 1:
         pools += [(late, early) for early, late in pools]  # which machines generate matters where they differ
     return [{name: early if name in generating else late for name in names} for early, late in pools]
+
+
+def _may_cut(node_of: Sequence[int], gpu: int) -> bool:
+    """Whether pools may be divided before a GPU: between nodes, and inside the few of a small cluster."""
+    node, nodes = node_of[gpu], node_of[-1] + 1
+    if node != node_of[gpu - 1] or nodes == 1:
+        return True
+    inside = gpu - node_of.index(node)
+    return nodes <= _CUT_NODES and inside * _CUTS % node_of.count(node) == 0
 
 
 def _runs(nodes: int) -> list[int]:

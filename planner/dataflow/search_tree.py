@@ -28,6 +28,7 @@ _DIVE_NODES = 256  # while no plan is known
 _MOST_WAITING = 6_000_000  # nodes in all pools before only the deepest are taken
 _LEAF_BLOCK = 64
 _CHILDREN_PER_LEAF = 25  # looked at in the time that simulating one plan in one order takes
+_CHILDREN_PER_SETTLED_TASK = 4  # the same per task, where rounds are played until they repeat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +174,7 @@ def _harvest(
     order = np.argsort(bound, kind="stable")
     columns = np.argsort(tree.sequence)
     orders = len(graph.orders)
+    leaf = _CHILDREN_PER_LEAF if graph.rounds is None else _CHILDREN_PER_SETTLED_TASK * graph.orders.shape[1]
     missed, spent = np.inf, 0
     for begin in range(0, len(order), _LEAF_BLOCK):
         rows = order[begin : begin + _LEAF_BLOCK]
@@ -182,7 +184,7 @@ def _harvest(
         if spent >= most_children or (stop and stop()):
             missed = min(missed, float(bound[rows[0]]))
             break
-        spent += _CHILDREN_PER_LEAF * orders * len(rows)
+        spent += leaf * orders * len(rows)
         plans = choice[rows][:, columns]
         whole = np.maximum(bound[rows], choice_bound(tree.problem, tree.chains, plans))
         repeated = PlanRows(choice=np.repeat(plans, orders, axis=0), order=np.tile(np.arange(orders), len(rows)))

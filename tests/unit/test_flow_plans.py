@@ -140,9 +140,22 @@ def test_divisions_of_the_gpus_are_searched_for_what_beats_the_best_so_far(monke
     for faster_than_s, found in asked:
         assert faster_than_s == best_s
         best_s = found.solution.makespan_s if found.solution else best_s
+    assert plan.search.divisions == 3  # of four GPUs
     assert plan.search.found_s == best_s
     assert plan.search.bound_s == min(found.bound_s for _, found in asked)  # of all divisions, not of one
     assert plan.search.evaluations == sum(found.evaluated for _, found in asked)
+
+
+def test_pools_may_end_inside_the_nodes_of_a_small_cluster() -> None:
+    """Generation on half a node leaves a node and a half to the others, which no cut between nodes does."""
+    asked: dict[str, Any] = {"batch": 128, "prompt": 512, "generate": 512, "mode": "async"}
+    plan = plan_of(plan_dataflow("ppo", "llama-3-8b", "2x8xH100", **asked))
+    (generation,) = [call for call in plan.calls if call.kind == "generate"]
+    assert (generation.first_gpu, generation.num_gpus) == (0, 4)
+    assert plan.search.divisions == 7
+    pins = {"actor_gen": {"gpus": "0-7"}}
+    between = plan_of(plan_dataflow("ppo", "llama-3-8b", "2x8xH100", pins=pins, **asked))
+    assert plan.steady_s < 0.98 * between.steady_s
 
 
 def test_a_barrier_is_never_faster_than_versions() -> None:
