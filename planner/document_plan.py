@@ -78,7 +78,7 @@ def cluster_document(cluster: ClusterSpec) -> dict[str, Any]:
 
 
 def plan_document(plan: ExecutionPlan) -> dict[str, Any]:
-    """A plan in the words the planner accepts back as pins (``stage_layers`` excepted)."""
+    """A plan in the words the planner accepts back as pins, unless layers per stage were laid out one by one."""
     document = asdict(plan)
     document["recompute"] = plan.recompute.name.lower()
     document["recompute_modules"] = list(module_names(plan.recompute_modules))

@@ -57,7 +57,7 @@ def parse_pins(given: Mapping[str, Any] | None) -> dict[str, int]:
         raise SpecError("plan", f"must be a mapping of plan fields; got {str(given)[:40]!r}", "for example {'tp': 8}")
     pins: dict[str, int] = {}
     for name, value in (given or {}).items():
-        if value is None:
+        if value is None or (name == "stage_layers" and _says_nothing(value)):
             continue
         column = ALIASES.get(str(name).lower(), str(name).lower())
         if column not in _KINDS:
@@ -73,6 +73,14 @@ def parse_pins(given: Mapping[str, Any] | None) -> dict[str, int]:
         else:
             pins[column] = _code(column, value)
     return pins
+
+
+def _says_nothing(stage_layers: Any) -> bool:
+    """Whether layers per stage, as plans are answered with, are those of uniform plans: none."""
+    if isinstance(stage_layers, list | tuple) and not stage_layers:
+        return True
+    problem = "is a layout of planner search; stages are alike here, but for the first and the last"
+    raise SpecError("plan.stage_layers", problem, "leave it out, or give first_stage_layers and last_stage_layers")
 
 
 def check_values(plan: ExecutionPlan) -> None:

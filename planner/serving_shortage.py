@@ -43,6 +43,8 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
     elif e > 1 and "tensor_parallel" in pins and e != t and not (asked.engine.attention_data_parallel and e % t == 0):
         why = "experts are spread over all tensor-parallel ranks, ep = tp, or over none, ep 1"
         why += ", or over those of several attention groups, a multiple of tp" * asked.engine.attention_data_parallel
+    elif asked.speculation is not None and len(replica_layouts(replace(asked, speculation=None), pins)[0]):
+        why = "speculative decoding takes one pipeline stage, and a draft with heads for every tensor-parallel rank"
     elif asked.weights is not None and len(replica_layouts(replace(asked, weights=None), pins)[0]):
         why = f"ranks would get parts of {asked.weights.group} weights that share a scale in {asked.weights.name}"
     else:

@@ -18,6 +18,7 @@ from profiles.scalars import plain, whole_number
 
 MOST_DRAFTED = 64  # tokens of a step; engines take some ten
 MOST_VERIFIED = 256  # of a tree
+_PADDING = 0.01  # by which tables of one vocabulary differ
 EAGLE3_VOCABULARY = 32_000  # tokens: draft_vocab_size of the published heads (yuhuili/EAGLE3-LLaMA3.1-Instruct-8B)
 ASKED = ("speculate", "draft_tokens", "accepted", "tree_tokens")
 _WITH_HEADS = ("eagle3", "eagle", "mtp")
@@ -122,7 +123,8 @@ def drafting(asked: Mapping[str, Any], *, model: ModelSpec, engine: EngineSpec, 
         return None
     if not isinstance(named, str):
         raise SpecError("speculate", f"must be text; got {str(named)[:40]!r}", f"{', '.join(METHODS)} or a model")
-    method = named.lower() if named.lower() in METHODS else DRAFT_MODEL
+    word = named.strip().lower()
+    method = word if word in METHODS else DRAFT_MODEL
     if method not in engine.speculates:
         able = [name.replace(DRAFT_MODEL, "a draft model") for name in engine.speculates]
         hint = ", ".join(able) if able else "engine vllm, sglang or tensorrt-llm"
@@ -165,6 +167,9 @@ def _draft(method: str, name: str, model: ModelSpec, *, allow_files: bool) -> Mo
         raise SpecError("speculate", f"is neither a method nor a model: {error.problem}", hint) from None
     if draft.num_layers * draft.hidden_size**2 >= model.num_layers * model.hidden_size**2:
         raise SpecError("speculate", f"{draft.name} is no smaller than {model.name}", "a smaller model of its family")
+    if abs(draft.vocab_size / model.vocab_size - 1) > _PADDING:
+        problem = f"{draft.name} has {draft.vocab_size:,} tokens, and {model.name} {model.vocab_size:,}: others"
+        raise SpecError("speculate", problem, "a smaller model of its family")
     if draft.linear_attention is not None:
         raise SpecError("speculate", f"{draft.name} has linear attention", "a draft without")
     return replace(draft, checkpoint_weights="")

@@ -118,14 +118,16 @@ class PlanBody(Body):
     recompute: str | None = Field(
         default=None,
         max_length=80,
-        pattern=r"^(none|selective(:[a-z_]+(,[a-z_]+)*)?|full|block:[1-9][0-9]{0,3})$",
+        pattern=r"^(none|selective(:[a-z_]+(,[a-z_]+)*)?|full|block(:[1-9][0-9]{0,3})?)$",
     )
     recompute_modules: list[Name] | None = Field(default=None, min_length=1, max_length=len(MODULE_NAMES))
     schedule: Literal["1f1b", "gpipe", "zb-1p", "zb-2p", "zb-v"] | None = None
     context_kind: Literal["ring", "all_gather", "ulysses"] | None = None
     axis_order: Literal["tp_cp_dp_pp", "tp_cp_pp_dp"] | None = None
+    recompute_layers: int | None = Field(default=None, ge=0, le=MAX_LAYERS, description="With recompute `block`.")
     first_stage_layers: int | None = Field(default=None, ge=0, le=MAX_LAYERS)
     last_stage_layers: int | None = Field(default=None, ge=0, le=MAX_LAYERS)
+    stage_layers: list[int] | None = Field(default=None, max_length=MAX_LAYERS, description="Empty: stages are alike.")
     sequence_parallel: bool | None = None
     offload_optimizer: bool | None = None
     offload_activations: bool | None = None

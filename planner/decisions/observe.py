@@ -198,6 +198,7 @@ def _observed(decision: _Decision, trials: Trials) -> tuple[Observed, ...]:
             Observed(
                 file=row.file,
                 line=row.line,
+                repeats=row.repeats,
                 plan=row.plan,
                 num_devices=row.cluster.num_devices,
                 same_job=number in same,

@@ -212,7 +212,7 @@ def _observed_table(result: ObserveResult) -> Table:
     for item in result.observed:
         measured = "" if item.measured_s is None else seconds(item.measured_s)
         table.add_row(
-            f"{item.file}:{item.line}",
+            f"{item.file}:{item.line}" + (f" x{item.repeats}" if item.repeats > 1 else ""),
             plan_label(item.plan) + ("" if item.same_job else " (other job)"),
             seconds(item.step_time_s),
             f"{seconds(item.step_time_low_s)} - {seconds(item.step_time_high_s)}",

@@ -213,7 +213,8 @@ class Observed:
     """A trial, and what was expected of it.
 
     Attributes:
-        file, line: Where its row stands.
+        file, line: Where its row stands, the first where several say the same.
+        repeats: Rows of that trial, averaged.
         plan: What was tried.
         num_devices: Devices it occupied.
         same_job: Whether it ran the very job of the question.
@@ -226,6 +227,7 @@ class Observed:
 
     file: str
     line: int
+    repeats: int
     plan: ExecutionPlan
     num_devices: int
     same_job: bool

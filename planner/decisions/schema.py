@@ -119,6 +119,7 @@ def _observed() -> Shape:
     return closed_object(
         file=TEXT,
         line=COUNT,
+        repeats=COUNT,
         plan=_PLAN,
         num_devices=COUNT,
         same_job=FLAG,

@@ -67,7 +67,7 @@ def export(
         format: The target, one of ``FORMATS``.
         plan: As for ``planner.estimate``.
         allow_partial: Leave out what the target cannot express, and list it, instead of refusing.
-        options: As for ``planner.plan``; the framework is one that the target belongs to.
+        options: As for ``planner.plan``; the framework is one that the target belongs to, its first unless named.
         **settings: Fields of ``Options``.
 
     Returns:
@@ -84,6 +84,12 @@ def export(
     """
     _check_format(format)
     result = estimate(model, cluster, job, plan=plan, options=options, **settings)
+    stacks = _module(format).TARGET.stacks
+    named = settings.get("framework") or (options.framework if options is not None else None)
+    if named is None and result.request.stack.name not in stacks:  # the usual one is other software
+        given = {"framework": stacks[0]} if options is None else {}
+        options = None if options is None else replace(options, framework=stacks[0])
+        result = estimate(model, cluster, job, plan=plan, options=options, **settings | given)
     best = result.best
     if best is None:
         request, infeasible = result.request, result.infeasible
@@ -120,6 +126,10 @@ def export_saved(
     return ExportResult(format=format, request=request, plan=saved.plan, exported=exported, fits=saved.fits)
 
 
+def _module(format: str) -> Any:
+    return import_module(f"planner.exporters.{_MODULES[format]}")
+
+
 def _check_format(format: str) -> None:
     if not isinstance(format, str) or format not in FORMATS:
         raise SpecError("format", f"unknown name {str(format)[:40]!r}", did_you_mean(str(format), FORMATS))
@@ -148,7 +158,7 @@ def _exported(plan: ExecutionPlan, request: Request, *, format: str, allow_parti
         SpecError: If the plan was made for other software, or for the first setting that the target cannot express,
             naming the others.
     """
-    target = import_module(f"planner.exporters.{_MODULES[format]}")
+    target = _module(format)
     _check_stack(request, target.TARGET)
     exported: Exported = target.export(plan, request)
     if exported.unsupported and not allow_partial:

@@ -9,11 +9,12 @@ import numpy as np
 from costmodels.plan import BoolArray, PlanBatch, Recompute
 from planner.rules.base import DEEPSPEED, Check, Complaint, Rule, Setting, columns
 
+_PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 _OWN_CODE = "or framework megatron-deepspeed or deepspeed-megatron, for model code of one's own"
 
 
 def _rule(name: str, *read: str, text: str, source: str, holds: Check, complaint: Complaint) -> Rule:
-    """A rule of these stacks alone, about the first of the columns it reads."""
+    """A rule of these stacks alone, about the first of the columns it reads, or the precision."""
 
     def checked(plans: PlanBatch, setting: Setting) -> BoolArray:
         return holds(plans, setting) if setting.transformers_models else np.ones(len(plans), dtype=np.bool_)
@@ -21,7 +22,7 @@ def _rule(name: str, *read: str, text: str, source: str, holds: Check, complaint
     return Rule(
         name=name,
         frameworks=(DEEPSPEED,),
-        field=read[0],
+        field=read[0] if read else "job.precision",
         text=f"Hugging Face's model code: {text}",
         source=source,
         columns=columns(*read),
@@ -31,6 +32,16 @@ def _rule(name: str, *read: str, text: str, source: str, holds: Check, complaint
 
 
 TRANSFORMERS = (
+    _rule(
+        "products_in_sixteen_bits",
+        text="multiplies in 16 bits or more",
+        source="deepspeed/runtime/config.py: fp16 and bf16 sections alone say how products run",
+        holds=lambda plans, setting: np.full(len(plans), setting.job.precision in _PRECISIONS, dtype=np.bool_),
+        complaint=lambda _plan, setting: (
+            f"DeepSpeed has no option for {setting.job.precision} with Hugging Face's model code",
+            "bf16, or framework megatron, fsdp or huggingface",
+        ),
+    ),
     _rule(
         "auto_tensor_parallel_excludes_zero_3",
         *("zero_stage", "tensor_parallel"),

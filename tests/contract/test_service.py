@@ -367,3 +367,16 @@ def test_an_unknown_name_is_not_found(client: TestClient, path: str) -> None:
     error = problem(client.get(path), 404)
     assert error["errors"][0]["problem"].startswith("unknown ")
     assert error["errors"][0]["hint"]
+
+
+def test_plans_are_taken_back_as_they_were_answered(client: TestClient) -> None:
+    asked = {"model": "llama-2-13b", "cluster": "8xA100-80GB", "job": {"global_batch_size": 64}}
+    for fixed in ({}, {"recompute": "block:3", "pipeline_parallel": 2}, {"recompute": "selective:mlp"}):
+        answer = client.post("/estimate", json={**asked, "plan": fixed}).json()["plans"][0]
+        again = client.post("/estimate", json={**asked, "plan": answer["plan"]})
+        assert again.status_code == 200, again.text
+        assert again.json()["plans"][0]["plan"] == answer["plan"]
+        assert again.json()["plans"][0]["time"] == answer["time"]
+    refused = client.post("/estimate", json={**asked, "plan": answer["plan"] | {"stage_layers": [20, 20]}})
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["field"] == "plan.stage_layers"

@@ -249,6 +249,15 @@ def test_other_software_is_refused(format_: str, framework: str) -> None:
         planner.export("llama-2-7b", "8xA100-80GB", JOB, format=format_, framework=framework)
 
 
+@pytest.mark.parametrize(("format_", "stack"), [("deepspeed", "deepspeed"), ("torchtitan", "fsdp")])
+def test_a_format_says_which_framework_to_plan_for(format_: str, stack: str) -> None:
+    model = "llama-3.1-8b"
+    for options in ({}, {"options": Options()}):
+        result = planner.export(model, "8xH100", JOB, format=format_, **options)
+        assert result.request.stack.name == stack
+    assert result.plan == planner.export(model, "8xH100", JOB, format=format_, framework=stack).plan
+
+
 def test_the_plan_is_the_one_that_is_explained() -> None:
     explained = planner.estimate("llama-2-7b", "8xA100-80GB", JOB, plan={"tp": 2})
     result = planner.export("llama-2-7b", "8xA100-80GB", JOB, plan={"tp": 2}, format="megatron-lm")

@@ -227,6 +227,7 @@ def test_layouts_have_one_stage_and_heads_for_every_rank() -> None:
     shortage = served("llama-3.1-70b", "8xH100-SXM-80GB", pins={"pp": 2}, **DRAFTS).shortage
     assert shortage is not None
     assert shortage.reason == "no_layout"
+    assert "speculative decoding takes one pipeline stage" in shortage.message
 
 
 @pytest.mark.parametrize(
@@ -244,6 +245,7 @@ def test_layouts_have_one_stage_and_heads_for_every_rank() -> None:
         ({"speculate": "meduse"}, "speculate", "neither a method nor a model"),
         ({"speculate": 3}, "speculate", "must be text"),
         ({"speculate": "llama-3.1-70b"}, "speculate", "no smaller"),
+        ({"speculate": "qwen3-0.6b"}, "speculate", "151,936 tokens"),
         ({"engine": "vllm-2024"}, "speculate", "does not speculate"),
         ({"tree_tokens": 16}, "tree_tokens", "engine sglang"),
         ({"tree_tokens": 4, "engine": "sglang"}, "tree_tokens", "5"),

@@ -1,5 +1,6 @@
 """Rules of Hugging Face's model code under DeepSpeed, which other model code is free of."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from costmodels.plan import ContextKind, Recompute
 from planner.constraints import violations
 from planner.rules.base import DEEPSPEED
-from tests.fakes import mixture
+from tests.fakes import job, mixture
 from tests.unit.test_constraints import broken, setting, split
 
 
@@ -35,6 +36,16 @@ def test_transformers_model_code_is_not_taken_apart_by_deepspeed(change: dict[st
     assert broken(plan, setting(DEEPSPEED)) == set()
     error = next(iter(violations(plan, setting(DEEPSPEED, transformers_models=True))), None)
     assert error is None or "deepspeed-megatron" in error.hint
+
+
+@pytest.mark.parametrize(("precision", "refused"), [("fp8", True), ("mxfp8", True), ("bf16", False), ("tf32", False)])
+def test_transformers_model_code_multiplies_in_sixteen_bits(precision: str, refused: bool) -> None:
+    where = setting(DEEPSPEED, transformers_models=True, job=job(precision=precision))
+    assert ("products_in_sixteen_bits" in broken(split(d=8), where)) == refused
+    assert not broken(split(d=8), replace(where, transformers_models=False))
+    if refused:
+        (error,) = violations(split(d=8), where)
+        assert error.field == "job.precision"
 
 
 def test_experts_of_transformers_stay_on_every_rank() -> None:
