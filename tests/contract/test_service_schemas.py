@@ -26,7 +26,6 @@ from profiles.precision import PRECISIONS
 from service.schemas import EstimateRequest, JobBody, PlanBody, PlanRequest, given
 
 # Fields of the library's plan that a body says otherwise: block:N in ``recompute``, and no hand-laid stages.
-NOT_POSTED = {"recompute_layers", "stage_layers"}
 
 
 def words(body: type[BaseModel], field: str) -> set[str]:
@@ -67,7 +66,7 @@ def test_words_are_those_of_the_library(body: type[BaseModel], field: str, known
 
 def test_fields_are_those_of_the_library() -> None:
     assert set(JobBody.model_fields) == set(JOB_FIELDS) - {"lora"}
-    assert set(PlanBody.model_fields) == set(ExecutionPlan.__dataclass_fields__) - NOT_POSTED
+    assert set(PlanBody.model_fields) == set(ExecutionPlan.__dataclass_fields__)
     options = set(Options.__dataclass_fields__) - {"allow_files", "stack_fit"}
     assert options <= set(PlanRequest.model_fields)
     assert set(EstimateRequest.model_fields) <= set(PlanRequest.model_fields)

@@ -68,7 +68,10 @@ def test_a_plan_that_does_not_fit_is_written_and_told(run: Command) -> None:
     ("arguments", "words"),
     [
         (("--format", "megatron", *BASE), "error: format: unknown name 'megatron'. Hint: did you mean 'megatron-lm'?"),
-        (("--format", "deepspeed", *BASE), "error: framework: plans for megatron-core are not plans for DeepSpeed"),
+        (
+            ("--format", "deepspeed", "--framework", "megatron", *BASE),
+            "error: framework: plans for megatron-core are not plans for DeepSpeed",
+        ),
         (("--format", "megatron-lm", "--model", "13b"), "error: --gpus: is required"),
         (("--format", "megatron-lm", "--gpus", "8xA100"), "error: --model: is required"),
         (("--format", "megatron-lm", *BASE, "--rank", "2"), "error: --rank: names a plan of a saved answer"),

@@ -17,6 +17,7 @@ from costmodels.stages import stage_table
 from planner.exporters.api import FORMATS
 from planner.exporters.document import export_schema
 from planner.exporters.trainer import script_notes
+from planner.request import Options
 from profiles.errors import SpecError
 from tests.exported import export, options, plan_of, request_of, script_words
 
@@ -252,8 +253,8 @@ def test_other_software_is_refused(format_: str, framework: str) -> None:
 @pytest.mark.parametrize(("format_", "stack"), [("deepspeed", "deepspeed"), ("torchtitan", "fsdp")])
 def test_a_format_says_which_framework_to_plan_for(format_: str, stack: str) -> None:
     model = "llama-3.1-8b"
-    for options in ({}, {"options": Options()}):
-        result = planner.export(model, "8xH100", JOB, format=format_, **options)
+    for asked in ({}, {"options": Options()}):
+        result = planner.export(model, "8xH100", JOB, format=format_, **asked)
         assert result.request.stack.name == stack
     assert result.plan == planner.export(model, "8xH100", JOB, format=format_, framework=stack).plan
 
