@@ -77,6 +77,7 @@ class Drafting:
     def title(self) -> str:
         """``eagle3, 3 tokens drafted per step, 1.8 accepted``."""
         name = self.draft.name if self.method == DRAFT_MODEL and self.draft is not None else self.method
+        name += " (where the checkpoint brings such a layer)" if self.method == "mtp" else ""
         tree = f" in a tree of {self.tree_tokens}" if self.tree_tokens else ""
         return f"{name}, {self.draft_tokens} tokens drafted per step{tree}, {self.accepted:g} accepted"
 

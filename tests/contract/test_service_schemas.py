@@ -25,8 +25,6 @@ from planner.rules.pipeline import SCHEDULE_NAMES
 from profiles.precision import PRECISIONS
 from service.schemas import EstimateRequest, JobBody, PlanBody, PlanRequest, given
 
-# Fields of the library's plan that a body says otherwise: block:N in ``recompute``, and no hand-laid stages.
-
 
 def words(body: type[BaseModel], field: str) -> set[str]:
     """The members of a field's ``Literal``, however deep it is wrapped."""

@@ -324,3 +324,6 @@ def test_the_document_and_the_page_say_so() -> None:
     text = console.export_text()
     assert "speculative decoding: eagle3, 3 tokens drafted per step, 1.8 accepted" in text
     assert "a head of one dense layer over 32,000 tokens" in text
+    mtp = served(**DRAFTS | {"speculate": "mtp"}).speculation
+    assert mtp is not None
+    assert mtp.title.startswith("mtp (where the checkpoint brings")
