@@ -1,6 +1,6 @@
 """From trials to an updated decision: what they taught, how the ranking moved, what to try next."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,9 +36,10 @@ class _Decision:
 
     Attributes:
         belief: About the F candidates that were not tried, then the T trials.
-        columns: (D,) numbers in the belief of the plans to choose among: the candidates, then trials of the same job.
+        columns: (D,) numbers in the belief of the plans to choose among: the candidates, then trials of the same job,
+            the first of each plan.
         plans: Those D plans.
-        tried: Places of the tried among the D.
+        tried: Place of each tried plan among the D to the trials that ran it.
         seen: What became of the trials.
         before, after: Scenarios of the whole belief.
     """
@@ -46,7 +47,7 @@ class _Decision:
     belief: Belief
     columns: list[int]
     plans: list[ExecutionPlan]
-    tried: range
+    tried: Mapping[int, Sequence[int]]
     seen: Observations
     before: Scenarios
     after: Scenarios
@@ -55,10 +56,12 @@ class _Decision:
         """The D plans in some scenarios; with what became of the tried ones, if that is known."""
         died = scenarios.died[:, self.columns]
         if known:
-            for place in self.tried:
-                trial = self.columns[place] - self.first_trial
-                if self.seen.died[trial] or self.seen.ran[trial]:
-                    died[:, place] = self.seen.died[trial]
+            for place, trials in self.tried.items():
+                fates = {
+                    bool(self.seen.died[trial]) for trial in trials if self.seen.died[trial] or self.seen.ran[trial]
+                }
+                if len(fates) == 1:  # else its trials contradict each other, and scenarios say how likely it dies
+                    died[:, place] = fates.pop()
         return World.of(scenarios.log_time_s[:, self.columns], died, scenarios.weight)
 
     @property
@@ -69,7 +72,12 @@ class _Decision:
     @property
     def ran(self) -> list[int]:
         """Places among the D of the tried plans that ran."""
-        return [place for place in self.tried if self.seen.ran[self.columns[place] - self.first_trial]]
+        return [place for place, trials in self.tried.items() if self.seen.ran[list(trials)].any()]
+
+    @property
+    def contradicted(self) -> list[int]:
+        """Places of the tried plans that ran in one trial and died in another."""
+        return [place for place in self.ran if self.seen.died[list(self.tried[place])].any()]
 
 
 def updated(request: Request, candidates: Candidates, trials: Trials, terms: Terms, count: int) -> ObserveResult:
@@ -130,12 +138,14 @@ def _decision(fresh: Candidates, trials: Trials, terms: Terms) -> _Decision:
     belief = prior(subjects, uncertain_parameters(probed, context), context)
     before = draw(belief, seed=terms.seed)
     seen = observations(trials, first=len(fresh))
-    same = trials.same_job.tolist()
+    same: dict[ExecutionPlan, list[int]] = {}
+    for number in trials.same_job.tolist():
+        same.setdefault(trials.rows[number].plan, []).append(number)
     return _Decision(
         belief=belief,
-        columns=[*range(len(fresh)), *(len(fresh) + number for number in same)],
-        plans=[*(fresh.plans.plan(row) for row in range(len(fresh))), *(trials.rows[number].plan for number in same)],
-        tried=range(len(fresh), len(fresh) + len(same)),
+        columns=[*range(len(fresh)), *(len(fresh) + numbers[0] for numbers in same.values())],
+        plans=[*(fresh.plans.plan(row) for row in range(len(fresh))), *same],
+        tried=dict(enumerate(same.values(), start=len(fresh))),
         seen=seen,
         before=before,
         after=condition(belief, before, seen, seed=terms.seed),
@@ -277,6 +287,11 @@ def _warnings(decision: _Decision, trials: Trials) -> tuple[Note, ...]:
     if not len(trials.same_job):
         words = "no trial ran the job asked about: they say something of the prices, and nothing of a plan"
         notes.append(Note(code="other_job", field="trials", message=words))
+    for tried in decision.contradicted:
+        rows = [trials.rows[number] for number in decision.tried[tried]]
+        named = " and ".join(f"{row.file}:{row.line}" for row in rows)
+        words = f"{named} are one plan, which ran and ran out of memory: its chance is what both leave open"
+        notes.append(Note(code="contradictory", field="trials", message=words))
     if decision.after.effective_draws < FEW:
         words = (
             f"the verdicts leave {decision.after.effective_draws:.0f} equally likely scenarios: probabilities are rough"

@@ -101,6 +101,16 @@ def test_a_death_rules_its_plan_out_and_warns_of_its_kin() -> None:
     assert simple().plan not in {trial.plan for trial in result.next_trials}
 
 
+def test_a_plan_that_ran_and_died_is_one_plan_and_said_to_be() -> None:
+    time_s = 1.01 * simple().step_time_s
+    result = seen({"oom": True}, {"measured_step_time_s": time_s})
+    assert 0.01 < tried(result).after.oom_probability < 0.9
+    assert [note.code for note in result.warnings] == ["contradictory"]
+    assert len(result.observed) == 2
+    (twice,) = seen({"measured_step_time_s": time_s}, {"measured_step_time_s": time_s}).observed
+    assert twice.repeats == 2
+
+
 def test_a_fast_trial_says_that_all_plans_are_fast() -> None:
     """How fast a stranger's machine is, is less well known than how plans differ."""
     result = seen({"measured_step_time_s": 0.57 * simple().step_time_s})
