@@ -31,6 +31,21 @@ def _rule(name: str, *read: str, text: str, source: str, holds: Check, complaint
     )
 
 
+def _own_code_alone(name: str, degree: str, short: str, *, text: str, source: str, written: str) -> Rule:
+    """A degree that is 1 because more is code that Hugging Face did not write."""
+    return _rule(
+        name,
+        degree,
+        text=text,
+        source=source,
+        holds=lambda plans, _setting: np.equal(getattr(plans, degree), 1),
+        complaint=lambda _plan, _setting: (
+            f"needs a model written {written}, which Hugging Face's is not",
+            f"{short} 1, {_OWN_CODE}",
+        ),
+    )
+
+
 TRANSFORMERS = (
     _rule(
         "products_in_sixteen_bits",
@@ -61,27 +76,21 @@ TRANSFORMERS = (
         holds=lambda plans, _setting: ~plans.sequence_parallel,
         complaint=lambda _plan, _setting: ("is not in DeepSpeed's AutoTP", f"sequence_parallel off, {_OWN_CODE}"),
     ),
-    _rule(
+    _own_code_alone(
         "pipeline_stages_are_code",
         "pipeline_parallel",
+        "pp",
         text="has no pipeline stages",
         source="deepspeed/pipe: stages are a PipelineModule of layers",
-        holds=lambda plans, _setting: plans.pipeline_parallel == 1,
-        complaint=lambda _plan, _setting: (
-            "needs a model written as deepspeed.pipe.PipelineModule, which Hugging Face's is not",
-            f"pp 1, {_OWN_CODE}",
-        ),
+        written="as deepspeed.pipe.PipelineModule",
     ),
-    _rule(
+    _own_code_alone(
         "experts_over_ranks_are_code",
         "expert_parallel",
+        "ep",
         text="keeps all experts on every rank",
         source="deepspeed/moe/layer.py: experts over ranks are a MoE layer of DeepSpeed's own",
-        holds=lambda plans, _setting: plans.expert_parallel == 1,
-        complaint=lambda _plan, _setting: (
-            "needs a model written with deepspeed.moe.layer.MoE, which Hugging Face's is not",
-            f"ep 1, {_OWN_CODE}",
-        ),
+        written="with deepspeed.moe.layer.MoE",
     ),
     _rule(
         "checkpoints_every_layer_or_none",

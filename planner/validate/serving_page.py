@@ -10,42 +10,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from statistics import fmean, median
 
-from planner.validate.published import packaged_rows, write_page
+from planner.validate.published import write_page
 from planner.validate.render import percent
+from planner.validate.serving_first import Key, first_of, key_of, priced_since
 from planner.validate.serving_prices import ServingPrice, left_out, serving_prices
 from planner.validate.serving_rows import PUBLISHED, QUANTISED, ServingRow, serving_rows
 from planner.validate.serving_widths import widths_section
 from planner.validate.serving_words import FIGURES, FOUND, INTRODUCTION, PAIRS, QUANTISED_WORDS
 from profiles.markdown import table_head, table_row
 
-Key = tuple[str, str, str]
 FIRST = "serving_first.csv"
 _BITS = {"16": ("bf16", "fp16"), "8": ("fp8",)}
 _FORMATS = {"16 bits": ("bf16", "fp16"), "8 bits by blocks": ("fp8-block",), "4 bits, unpacked": ("int4", "mxfp4"),
             "4 bits in 4-bit products": ("nvfp4",)}  # fmt: skip
 
 
-def key_of(price: ServingPrice) -> Key:
-    """What a figure goes by."""
-    return price.row.source, price.row.locator, price.figure
-
-
 def first_prices() -> Mapping[Key, ServingPrice]:
     """The first price of every figure that has one."""
-    rows = {(row.source, row.locator): row for row in serving_rows()}
-    measured = {key_of(price): price.measured for price in serving_prices()}
-    found = {}
-    for cells in packaged_rows(FIRST):
-        key = (cells["source"], cells["locator"], cells["figure"])
-        found[key] = ServingPrice(
-            row=rows[key[:2]],
-            figure=key[2],
-            measured=measured[key],
-            predicted=float(cells["predicted"]),
-            low=float(cells["low"]),
-            high=float(cells["high"]),
-        )
-    return found
+    return first_of(FIRST, serving_prices())
 
 
 def serving_page() -> str:
@@ -171,19 +153,9 @@ def _every(first: Mapping[Key, ServingPrice], now: Mapping[Key, ServingPrice]) -
     return "## Every figure\n\n" + "\n".join(lines) + "\n"
 
 
-def _priced_since() -> list[list[str]]:
-    """What has no first price yet, as cells of the table of first prices."""
-    known = set(first_prices())
-    return [
-        [*key_of(price), *(f"{value:.5g}" for value in (price.predicted, price.low, price.high))]
-        for price in serving_prices()
-        if key_of(price) not in known
-    ]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page, or first prices."""
-    write_page(__doc__, serving_page, _priced_since, arguments)
+    write_page(__doc__, serving_page, lambda: priced_since(first_prices(), serving_prices()), arguments)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from planner.validate.published import packaged_rows, write_page
+from planner.validate.published import write_page
 from planner.validate.render import percent
+from planner.validate.serving_first import Key, first_of, key_of, priced_since
 from planner.validate.serving_prices import ServingPrice, speculative_prices
 from planner.validate.serving_rows import ServingRow, speculative_rows
 from profiles.markdown import table_head, table_row
 
 FIRST = "serving_speculative_first.csv"
 _SPEEDS = ("tokens", "tpot")  # figures that say how fast; the first that is there
-Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,19 +46,9 @@ class Gain:
         return "chains, one request" if self.row.concurrency == 1 else "chains, several requests"
 
 
-def key_of(price: ServingPrice) -> Key:
-    """What a figure goes by."""
-    return price.row.source, price.row.locator, price.figure
-
-
-def first_prices() -> Mapping[Key, tuple[float, float, float]]:
-    """The first price of every figure that has one, with its interval."""
-    return {
-        (cells["source"], cells["locator"], cells["figure"]): (
-            float(cells["predicted"]), float(cells["low"]), float(cells["high"]),
-        )
-        for cells in packaged_rows(FIRST)
-    }  # fmt: skip
+def first_prices() -> Mapping[Key, ServingPrice]:
+    """The first price of every figure that has one."""
+    return first_of(FIRST, speculative_prices())
 
 
 def gains() -> tuple[Gain, ...]:
@@ -78,7 +68,7 @@ def gains() -> tuple[Gain, ...]:
             Gain(
                 row=row,
                 measured=(drafted.measured / without.measured) ** sign,
-                first=(first[key_of(drafted)][0] / first[key_of(without)][0]) ** sign,
+                first=(first[key_of(drafted)].predicted / first[key_of(without)].predicted) ** sign,
                 now=(drafted.predicted / without.predicted) ** sign,
             )
         )
@@ -94,7 +84,7 @@ def speculation_page() -> str:
     found, rows, prices = gains(), speculative_rows(), speculative_prices()
     first = first_prices()
     drafted = [price for price in prices if price.row.method and key_of(price) in first]
-    inside = [low <= price.measured <= high for price in drafted for _, low, high in [first[key_of(price)]]]
+    inside = [first[key_of(price)].inside for price in drafted]
     return "\n".join(
         [
             _INTRODUCTION.format(
@@ -162,12 +152,12 @@ def _by_source(found: Sequence[Gain]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _every(prices: Sequence[ServingPrice], first: Mapping[Key, tuple[float, float, float]]) -> str:
+def _every(prices: Sequence[ServingPrice], first: Mapping[Key, ServingPrice]) -> str:
     lines = [*table_head(["source", "what", "engine", "figure", "measured", "blind", "now"])]
     for price in prices:
         if key_of(price) not in first:
             continue
-        row, said = price.row, first[key_of(price)][0]
+        row = price.row
         lines.append(
             table_row(
                 f"[{row.source}]({row.address})",
@@ -175,7 +165,7 @@ def _every(prices: Sequence[ServingPrice], first: Mapping[Key, tuple[float, floa
                 f"{row.engine} {row.engine_version}".strip(),
                 price.figure,
                 f"{price.measured:.4g}",
-                f"{100 * (said / price.measured - 1):+.0f} %",
+                f"{100 * first[key_of(price)].error:+.0f} %",
                 f"{100 * price.error:+.0f} %",
             )
         )
@@ -211,19 +201,9 @@ when looking into them, which no price knows:
 """
 
 
-def _priced_since() -> list[list[str]]:
-    """What has no first price yet, as cells of the table of first prices."""
-    known = set(first_prices())
-    return [
-        [*key_of(price), *(f"{value:.5g}" for value in (price.predicted, price.low, price.high))]
-        for price in speculative_prices()
-        if key_of(price) not in known
-    ]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page, or first prices."""
-    write_page(__doc__, speculation_page, _priced_since, arguments)
+    write_page(__doc__, speculation_page, lambda: priced_since(first_prices(), speculative_prices()), arguments)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.validate.serving_page import first_prices, key_of, serving_page
+from planner.validate.serving_first import key_of
+from planner.validate.serving_page import first_prices, serving_page
 from planner.validate.serving_prices import ServingPrice, engine_of, left_out, measured_figures, serving_prices
 from planner.validate.serving_rows import PUBLISHED, Load, serving_rows
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from planner.validate.serving_first import key_of
 from planner.validate.serving_prices import left_out, speculative_prices
 from planner.validate.serving_rows import SPECULATIVE, serving_rows, speculative_rows
-from planner.validate.speculation_page import first_prices, gains, key_of, speculation_page
+from planner.validate.speculation_page import first_prices, gains, speculation_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving-speculation.md"
 ROWS = speculative_rows()
