@@ -30,6 +30,7 @@ from costmodels.lowering.priced_calls import PartCosts
 from costmodels.lowering.serving import lower_decode_attention, lower_sampling, lower_served_experts
 from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.speculation import Speculation
 from costmodels.trust import half_widths, layer_opens, price_trust
 from profiles.engines import EngineSpec
 
@@ -52,10 +53,8 @@ class DecodePrices:
         engine: Its overheads are read.
         half_widths: (2, K, B) low and high half of the 90 % interval of log time.
         basis: (K, B) weakest ``Basis``.
-        tokens_per_step: Tokens that a step makes of each sequence, on average.
-        drafting: Steps of a draft that proposes tokens; None without one.
-        draft_passes: Of them, before each step.
-        draft_rows: Tokens of each sequence in one of them.
+        speculation: What proposes tokens; None where a step makes one of each sequence.
+        drafting: Steps of the model that drafts; None without one.
     """
 
     layout: IntArray
@@ -71,10 +70,8 @@ class DecodePrices:
     engine: EngineSpec
     half_widths: FloatArray
     basis: IntArray
-    tokens_per_step: float = 1.0
+    speculation: Speculation | None = None
     drafting: "DecodePrices | None" = None
-    draft_passes: int = 0
-    draft_rows: int = 1
 
     def take(self, rows: IntArray) -> "DecodePrices":
         """The same prices for the selected plans."""
@@ -86,6 +83,11 @@ class DecodePrices:
             transfer_s=self.transfer_s[rows],
             drafting=None if self.drafting is None else self.drafting.take(rows),
         )
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a step makes of each sequence, on average."""
+        return 1.0 if self.speculation is None else self.speculation.tokens_per_step
 
     def token_s(self, running: FloatArray, keys: FloatArray) -> FloatArray:
         """(N, T) seconds of a step per token that it makes of each sequence; arguments as of ``step_s``."""
@@ -100,8 +102,9 @@ class DecodePrices:
         """
         host_s = self.engine.step_overhead_s + self.engine.sequence_overhead_s * running
         passes_s = self._passes_s(running, keys)
-        if self.drafting is not None:
-            passes_s = passes_s + self.draft_passes * self.drafting._passes_s(running * self.draft_rows, keys)
+        if self.speculation is not None and self.drafting is not None:
+            drafted_s = self.drafting._passes_s(running * self.speculation.branches, keys)
+            passes_s = passes_s + self.speculation.draft_tokens * drafted_s
         return np.asarray(passes_s + host_s)
 
     def _passes_s(self, running: FloatArray, keys: FloatArray) -> FloatArray:

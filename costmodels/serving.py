@@ -167,18 +167,14 @@ def serving_prices(
         step = engine_context(where, engine, replace(prompt_job(asked), sequence_length=tokens))
         return decode_prices(plans, step, engine, most_running=most_running, keys=[float(key) for key in keys])
 
-    decode = steps(call, context, 1 if speculation is None else speculation.verified)
+    decode = replace(steps(call, context, 1 if speculation is None else speculation.verified), speculation=speculation)
     reading = rest_read(plans, call, engine, context, cached_tokens)
     alone_s, added_s = reading.alone_s, reading.added_s
-    if speculation is not None:
-        decode = replace(decode, tokens_per_step=speculation.tokens_per_step)
     if speculation is not None and speculation.draft is not None:
         own = replace(call, precision=speculation.precision)
         drafted = rest_read(plans, own, engine, speculation.draft, cached_tokens)
         alone_s, added_s = alone_s + drafted.alone_s, added_s + drafted.added_s
-        drafting = steps(own, speculation.draft, 1)
-        passes, rows = speculation.draft_tokens, speculation.branches
-        decode = replace(decode, drafting=drafting, draft_passes=passes, draft_rows=rows)
+        decode = replace(decode, drafting=steps(own, speculation.draft, 1))
     first_s = decode.head_s[decode.layout, 0] + engine.step_overhead_s
     return ServingPrices(
         plans=plans,

@@ -20,7 +20,6 @@ from planner.explain import explain, wished_rows
 from planner.host_notes import host_notes
 from planner.layouts import needs_layout
 from planner.phrases import percent
-from planner.pins import check_values
 from planner.pricing import blocks_of_one, join, memory_rejections, nearest_to_fit, price_all, price_fitting
 from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, pareto_rows
 from planner.remedies import find_remedies
@@ -31,9 +30,9 @@ from planner.request import (
     Options,
     PinsInput,
     cost_context,
+    fixed_by,
     given_options,
     part_of,
-    pins_of,
     resolve_request,
     setting_of,
     space_of,
@@ -119,13 +118,8 @@ def estimate(
     Raises:
         SpecError: If the question itself is wrong, or the framework would refuse the plan.
     """
-    chosen = given_options(options, settings)
-    if isinstance(plan, ExecutionPlan):
-        check_values(plan)
-        request = resolve_request(model, cluster, job, pins_of(plan), chosen)
-        return price_plan(request, plan)
-    request = resolve_request(model, cluster, job, plan, chosen)
-    return _answer("estimate", request, 1)
+    request = resolve_request(model, cluster, job, fixed_by(plan), given_options(options, settings))
+    return price_plan(request, plan) if isinstance(plan, ExecutionPlan) else _answer("estimate", request, 1)
 
 
 def price_plan(request: Request, plan: ExecutionPlan) -> PlanResult:

@@ -104,9 +104,9 @@ def _drafting(asked: Drafting) -> dict[str, Any]:
     return {
         "method": asked.method,
         "draft": None if asked.draft is None else asked.draft.name,
-        "draft_tokens": asked.draft_tokens,
-        "accepted": asked.accepted,
-        "tree_tokens": asked.tree_tokens or None,
+        "draft_tokens": asked.tokens.draft_tokens,
+        "accepted": asked.tokens.accepted,
+        "tree_tokens": asked.tokens.tree_tokens or None,
     }
 
 

@@ -14,7 +14,7 @@ from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
 from planner.jobs import gradient_notes, resolve_job, with_attention
 from planner.option_kinds import check_kinds
-from planner.pins import parse_pins
+from planner.pins import check_values, parse_pins
 from planner.price_lists import default_collective_model, kernel_model_of
 from planner.ranking import check_objective
 from planner.results import Note, Request, assumed_notes
@@ -327,6 +327,18 @@ def names_several(framework: str) -> bool:
 
 
 _MODEL_AXES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "virtual_stages")
+
+
+def fixed_by(plan: ExecutionPlan | PinsInput) -> PinsInput:
+    """What a plan holds fixed, of which all or some fields are given.
+
+    Raises:
+        SpecError: If a field of a whole plan is out of bounds.
+    """
+    if not isinstance(plan, ExecutionPlan):
+        return plan
+    check_values(plan)
+    return pins_of(plan)
 
 
 def pins_of(plan: ExecutionPlan) -> dict[str, int]:

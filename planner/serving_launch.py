@@ -96,7 +96,7 @@ def _vllm(plan: ServingPlan, result: ServingResult) -> Words:
 
 def _vllm_drafts(asked: Drafting) -> str:
     """JSON in single quotes, but for the path of the draft."""
-    options = {"method": f'"{asked.method}"', "num_speculative_tokens": f"{asked.draft_tokens}"}
+    options = {"method": f'"{asked.method}"', "num_speculative_tokens": f"{asked.tokens.draft_tokens}"}
     if asked.has_checkpoint:
         options["model"] = '"\'"$DRAFT"\'"'
     if asked.method == "ngram":
@@ -127,9 +127,10 @@ def _sglang_drafts(asked: Drafting) -> Words:
     words = ["--speculative-algorithm", _SGLANG_DRAFTS[asked.method]]
     if asked.has_checkpoint:
         words += ["--speculative-draft-model-path", '"$DRAFT"']
+    tokens = asked.tokens
     if asked.method != "ngram":
-        words += ["--speculative-num-steps", f"{asked.draft_tokens}", "--speculative-eagle-topk", f"{asked.branches}"]
-    return [*words, "--speculative-num-draft-tokens", f"{asked.verified}"]
+        words += ["--speculative-num-steps", f"{tokens.draft_tokens}", "--speculative-eagle-topk", f"{tokens.branches}"]
+    return [*words, "--speculative-num-draft-tokens", f"{tokens.verified}"]
 
 
 def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
@@ -138,7 +139,7 @@ def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
     options = ["enable_attention_dp: true"] if groups > 1 else []
     if result.speculation is not None:
         asked = result.speculation
-        drafts = f"decoding_type: {_TENSORRT_DRAFTS[asked.method]}, max_draft_len: {asked.draft_tokens}"
+        drafts = f"decoding_type: {_TENSORRT_DRAFTS[asked.method]}, max_draft_len: {asked.tokens.draft_tokens}"
         # Outside of the quotes that the line is written in, so that the shell fills in the path.
         drafts += ", speculative_model: '\"$DRAFT\"'" if asked.has_checkpoint else ""
         options += [f"speculative_config: {{{drafts}}}"]

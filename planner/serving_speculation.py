@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.context import CostContext
 from costmodels.plan import BoolArray, PlanBatch
 from costmodels.speculation import Speculation, head_of
 from planner.request import resolve_named_model
@@ -31,42 +30,12 @@ class Drafting:
     Attributes:
         method: ``eagle3``, ``eagle``, ``mtp``, ``ngram`` or ``draft_model``.
         draft: The model that drafts; None where the text so far is searched.
-        draft_tokens: Proposed per step.
-        accepted: Of them, on average.
-        tree_tokens: That a step verifies where drafts branch; 0 for chains.
+        tokens: How many tokens are proposed and right; the draft is not priced yet.
     """
 
     method: str
     draft: ModelSpec | None
-    draft_tokens: int
-    accepted: float
-    tree_tokens: int = 0
-
-    def speculation(self, context: CostContext | None, precision: str) -> Speculation:
-        """What pricing reads of it.
-
-        Args:
-            context: Prices the draft; None where there is none.
-            precision: Recipe of its products.
-        """
-        return Speculation(
-            draft_tokens=self.draft_tokens,
-            accepted=self.accepted,
-            draft=context,
-            precision=precision,
-            tree_tokens=self.tree_tokens,
-            shares_vocabulary=self.method in ("eagle", "mtp"),
-        )
-
-    @property
-    def verified(self) -> int:
-        """Tokens of each request that a step processes."""
-        return self.speculation(None, "").verified
-
-    @property
-    def branches(self) -> int:
-        """Tokens of each request in a pass of the draft."""
-        return self.speculation(None, "").branches
+    tokens: Speculation
 
     @property
     def has_checkpoint(self) -> bool:
@@ -78,8 +47,8 @@ class Drafting:
         """``eagle3, 3 tokens drafted per step, 1.8 accepted``."""
         name = self.draft.name if self.method == DRAFT_MODEL and self.draft is not None else self.method
         name += " (where the checkpoint brings such a layer)" if self.method == "mtp" else ""
-        tree = f" in a tree of {self.tree_tokens}" if self.tree_tokens else ""
-        return f"{name}, {self.draft_tokens} tokens drafted per step{tree}, {self.accepted:g} accepted"
+        tree = f" in a tree of {self.tokens.tree_tokens}" if self.tokens.tree_tokens else ""
+        return f"{name}, {self.tokens.draft_tokens} tokens drafted per step{tree}, {self.tokens.accepted:g} accepted"
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -136,13 +105,14 @@ def drafting(asked: Mapping[str, Any], *, model: ModelSpec, engine: EngineSpec, 
     if asked.get("draft_tokens") is None:
         raise SpecError("draft_tokens", "is required: tokens proposed per step", "for example draft_tokens 3")
     count = whole_number("draft_tokens", asked["draft_tokens"], least=1, most=MOST_DRAFTED)
-    return Drafting(
-        method=method,
-        draft=_draft(method, named, model, allow_files=allow_files),
+    draft = _draft(method, named, model, allow_files=allow_files)
+    tokens = Speculation(
         draft_tokens=count,
         accepted=_accepted(asked.get("accepted"), count),
         tree_tokens=_tree(asked.get("tree_tokens"), count, method, engine),
+        shares_vocabulary=method in ("eagle", "mtp"),
     )
+    return Drafting(method=method, draft=draft, tokens=tokens)
 
 
 def _tree(value: Any, count: int, method: str, engine: EngineSpec) -> int:

@@ -118,10 +118,10 @@ def _speculation(asked: ServingResult, call: ModelCall) -> Speculation | None:
     """What proposes tokens; draft models and heads are in 16 bits, those that the model was trained with as it is."""
     found = asked.speculation
     if found is None or found.draft is None:
-        return None if found is None else found.speculation(None, asked.precision)
+        return None if found is None else found.tokens
     drafted = replace(asked, model=found.draft, weights=asked.weights if found.method == "mtp" else None)
     own = replace(call, precision=drafted.recipe)
-    return found.speculation(serving_context(own, drafted), drafted.recipe)
+    return replace(found.tokens, draft=serving_context(own, drafted), precision=drafted.recipe)
 
 
 def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layouts:

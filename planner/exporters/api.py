@@ -13,7 +13,16 @@ from costmodels.plan import ExecutionPlan
 from planner.api import estimate
 from planner.exporters.exported import Exported, Target
 from planner.exporters.saved import saved_plan
-from planner.request import ClusterInput, JobInput, ModelInput, Options, part_of
+from planner.request import (
+    ClusterInput,
+    JobInput,
+    ModelInput,
+    Options,
+    fixed_by,
+    given_options,
+    part_of,
+    resolve_request,
+)
 from planner.results import Infeasible, Request
 from profiles.errors import SpecError, did_you_mean
 
@@ -83,13 +92,12 @@ def export(
         True
     """
     _check_format(format)
-    result = estimate(model, cluster, job, plan=plan, options=options, **settings)
-    stacks = _module(format).TARGET.stacks
-    named = settings.get("framework") or (options.framework if options is not None else None)
-    if named is None and result.request.stack.name not in stacks:  # the usual one is other software
-        given = {"framework": stacks[0]} if options is None else {}
-        options = None if options is None else replace(options, framework=stacks[0])
-        result = estimate(model, cluster, job, plan=plan, options=options, **settings | given)
+    chosen = given_options(options, settings)
+    if chosen.framework is None:
+        usual = resolve_request(model, cluster, job, fixed_by(plan), chosen)
+        stacks = _module(format).TARGET.stacks
+        chosen = chosen if usual.stack.name in stacks else replace(chosen, framework=stacks[0])
+    result = estimate(model, cluster, job, plan=plan, options=chosen)
     best = result.best
     if best is None:
         request, infeasible = result.request, result.infeasible

@@ -129,12 +129,7 @@ def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
     return gaps(
         (ring, "plan.context_kind", "sequences are split by Ulysses only", "context_kind ulysses"),
         (trainer and plan.zero_stage == 0, "plan.zero_stage", "0 was priced as DDP", "zero 1, or --format accelerate"),
-        (
-            bool(plan.zero_shard_degree),
-            "plan.zero_shard_degree",
-            "0.19.7 has no shard degree (MiCS)",
-            "hsdp 0",
-        ),
+        (bool(plan.zero_shard_degree), "plan.zero_shard_degree", "0.19.7 has no shard degree (MiCS)", "hsdp 0"),
         (stays, "plan.offload_activations", "the Trainer's checkpoints stay on the device", "--format accelerate"),
         (not sums, "job.gradient_dtype", f"is not {job.gradient_dtype} with {weights} weights", "leave it out"),
         (weights not in _FORMATS, "job.precision", f"there is no option for {weights}", "bf16"),

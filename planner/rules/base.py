@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
+from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Recompute
 from costmodels.workload import TrainingJob
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES
@@ -117,6 +117,14 @@ class Rule:
 def mask(values: Any) -> BoolArray:
     """Comparison results as a plain boolean array."""
     return np.asarray(values, dtype=np.bool_)
+
+
+ALL_OR_NONE = "all layers are recomputed or none"
+
+
+def all_recomputed_or_none(plans: PlanBatch, _setting: Setting) -> BoolArray:
+    """Whether all layers are recomputed or none: where frameworks have one switch for all of them."""
+    return mask((plans.recompute == int(Recompute.NONE)) | (plans.recompute == int(Recompute.FULL)))
 
 
 def columns(*names: str) -> frozenset[str]:

@@ -4,6 +4,7 @@ import numpy as np
 
 from costmodels.plan import AxisOrder, BoolArray, ExecutionPlan, PlanBatch, Recompute
 from planner.rules.base import (
+    ALL_OR_NONE,
     ARGUMENTS,
     DEEPSPEED,
     FRAMEWORK_TITLES,
@@ -15,6 +16,7 @@ from planner.rules.base import (
     NANOTRON,
     Rule,
     Setting,
+    all_recomputed_or_none,
     columns,
     divisors,
     mask,
@@ -174,8 +176,8 @@ STATE_RULES = (
         text="recomputation is none or full",
         source="nanotron parallelism.recompute_layer: bool; transformers gradient_checkpointing: bool",
         columns=columns("recompute"),
-        holds=lambda plans, _setting: np.isin(plans.recompute, [int(Recompute.NONE), int(Recompute.FULL)]),
-        complaint=lambda _plan, _setting: ("all layers are recomputed or none", "none or full"),
+        holds=all_recomputed_or_none,
+        complaint=lambda _plan, _setting: (ALL_OR_NONE, "none or full"),
     ),
     Rule(
         name="recompute_modules_named",

@@ -6,8 +6,17 @@ deepspeed.moe, Megatron's layers): stacks with such model code are free of these
 
 import numpy as np
 
-from costmodels.plan import BoolArray, PlanBatch, Recompute
-from planner.rules.base import DEEPSPEED, Check, Complaint, Rule, Setting, columns
+from costmodels.plan import BoolArray, PlanBatch
+from planner.rules.base import (
+    ALL_OR_NONE,
+    DEEPSPEED,
+    Check,
+    Complaint,
+    Rule,
+    Setting,
+    all_recomputed_or_none,
+    columns,
+)
 
 _PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 _OWN_CODE = "or framework megatron-deepspeed or deepspeed-megatron, for model code of one's own"
@@ -97,7 +106,7 @@ TRANSFORMERS = (
         "recompute",
         text="recomputes all layers or none",
         source="transformers/modeling_utils.py: gradient_checkpointing is one switch for all layers",
-        holds=lambda plans, _setting: np.isin(plans.recompute, [int(Recompute.NONE), int(Recompute.FULL)]),
-        complaint=lambda _plan, _setting: ("all layers are recomputed or none", f"none or full, {_OWN_CODE}"),
+        holds=all_recomputed_or_none,
+        complaint=lambda _plan, _setting: (ALL_OR_NONE, f"none or full, {_OWN_CODE}"),
     ),
 )
