@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from costmodels.workload import TrainingJob as TrainingJob
     from planner.api import estimate as estimate
     from planner.api import plan as plan
+    from planner.comparing import CompareResult as CompareResult
+    from planner.comparing import compare as compare
     from planner.decisions.api import observe as observe
     from planner.decisions.api import portfolio as portfolio
     from planner.decisions.api import sensitivity as sensitivity
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from profiles.errors import SpecError as SpecError
 
 _HOMES = {
+    "CompareResult": "planner.comparing",
     "ExecutionPlan": "costmodels.plan",
     "InfeasibleError": "profiles.errors",
     "Options": "planner.request",
@@ -51,6 +54,7 @@ _HOMES = {
     "SizingResult": "planner.sizes",
     "SpecError": "profiles.errors",
     "TrainingJob": "costmodels.workload",
+    "compare": "planner.comparing",
     "estimate": "planner.api",
     "export": "planner.exporters.api",
     "export_saved": "planner.exporters.api",

@@ -234,6 +234,26 @@ def export(
     target.show_export(lambda: _inputs(values) | {"plan": _pins(values)}, values, settings, out=out)
 
 
+@app.command()
+def compare(
+    answers: Annotated[
+        list[str],
+        typer.Argument(
+            help="Answers of planner plan or estimate, saved with --json; FILE#2 is the second plan of one. "
+            "Of a single file, its first plans."
+        ),
+    ],
+    json_: option.Json = False,
+    output: option.Output = None,
+    quiet: option.Quiet = False,
+    debug: option.Debug = False,
+) -> None:
+    """Set plans of saved answers beside each other, and say what makes the difference."""
+    from planner.cli_compare import show_compare
+
+    show_compare(answers, json_=json_, output=output, quiet=quiet)
+
+
 add_lists(app)
 
 

@@ -99,8 +99,12 @@ def check_saved(values: Mapping[str, Any]) -> None:
             raise SpecError(flag, "has no effect on a saved answer", "leave it or --plan out")
 
 
-def read_saved(path: Path) -> Any:
+def read_saved(path: Path, option: str = "--plan") -> Any:
     """An answer that was saved with ``--json``.
+
+    Args:
+        path: The file.
+        option: Of the command line, that names it.
 
     Raises:
         SpecError: If the file cannot be read, or is no JSON.
@@ -111,9 +115,9 @@ def read_saved(path: Path) -> Any:
         content = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else b""
         return strict_json.loads(content)
     except OSError as error:
-        raise SpecError("--plan", f"cannot read {str(path)[:200]!r}: {error.strerror}") from None
+        raise SpecError(option, f"cannot read {str(path)[:200]!r}: {error.strerror}") from None
     except ValueError:
-        raise SpecError("--plan", f"{str(path)[:200]!r} is not JSON", "save an answer with --json") from None
+        raise SpecError(option, f"{str(path)[:200]!r} is not JSON", "save an answer with --json") from None
 
 
 def _write(result: "ExportResult", out: Path) -> None:

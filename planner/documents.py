@@ -13,6 +13,7 @@ _WRITERS = {
     "ObserveResult": ("planner.decisions.document", "observe_document"),
     "SizingResult": ("planner.document_sizing", "sizing_document"),
     "ServingResult": ("planner.document_serving", "serving_document"),
+    "CompareResult": ("planner.document_compare", "compare_document"),
     "ReplanResult": ("planner.document_replan", "replan_document"),
     "ExportResult": ("planner.exporters.document", "export_document"),
 }
@@ -23,7 +24,7 @@ def to_document(result: Any) -> dict[str, Any]:
 
     Args:
         result: What ``planner.plan``, ``estimate``, ``search``, ``plan_dataflow``, ``portfolio``, ``sensitivity``,
-            ``observe``, ``sizing``, ``replan``, ``serving`` or ``export`` returned.
+            ``observe``, ``sizing``, ``replan``, ``compare``, ``serving`` or ``export`` returned.
 
     Raises:
         TypeError: If it is something else.

@@ -8,6 +8,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 
 from planner.decisions.schema import observe_schema, portfolio_schema, sensitivity_schema
+from planner.document_compare import compare_schema
 from planner.document_replan import replan_schema
 from planner.document_search import search_schema
 from planner.document_serving import serving_schema
@@ -71,6 +72,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             ("Observation", observe_schema()),
             ("Export", export_schema()),
             ("Replan", replan_schema()),
+            ("Compare", compare_schema()),
             ("Serving", serving_schema()),
             ("Sizing", sizing_schema()),
             ("Problem", Problem.model_json_schema(ref_template=_COMPONENTS + "{model}")),

@@ -11,6 +11,7 @@ from fastapi.responses import RedirectResponse
 from starlette.responses import Response
 
 from planner import api, documents
+from planner.comparing import compare
 from planner.decisions import api as decisions
 from planner.decisions.results import Terms
 from planner.document_plan import (
@@ -33,6 +34,7 @@ from service.bodies import StrictRoute
 from service.limits import WorkQueue
 from service.problems import NotFoundError, declared
 from service.schemas import (
+    CompareRequest,
     EstimateRequest,
     ExportRequest,
     Health,
@@ -98,6 +100,7 @@ _SERVING = _document(
 _REPLAN = _document(
     "The document that `planner replan --json` prints. Without a way to go on, `infeasible` says why.", "Replan"
 )
+_COMPARE = _document("The document that `planner compare --json` prints.", "Compare")
 _EXPORT = _document(
     "The document that `planner export --json` prints. Without a legal plan, `files` is empty; without a fitting one, "
     "`infeasible` says what would fit.",
@@ -191,6 +194,12 @@ async def post_replan(body: ReplanRequest, request: Request) -> Response:
     """Say how a running job goes on on other devices: in the layout of its checkpoint, and at best."""
     move = functools.partial(replan, onto=body.onto, plan=given(body.plan), batch_change=body.batch_change)
     return await _answer(request, functools.partial(move, **_inputs(body)))
+
+
+@router.post("/compare", response_model=None, responses=_COMPARE | _SEARCH_PROBLEMS, tags=["planning"])
+async def post_compare(body: CompareRequest, request: Request) -> Response:
+    """Set plans of answers beside each other, and say what makes the difference."""
+    return await _answer(request, functools.partial(compare, *body.answers, ranks=body.ranks, names=body.names))
 
 
 @router.post("/export", response_model=None, responses=_EXPORT | _SEARCH_PROBLEMS, tags=["planning"])

@@ -325,6 +325,16 @@ class ExportRequest(EstimateRequest):
     )
 
 
+class CompareRequest(Body):
+    """Ask for plans of answers beside each other."""
+
+    answers: list[dict[str, Any]] = Field(
+        min_length=1, max_length=8, description="Documents of `/plan` or `/estimate`; of a single one, its first plans."
+    )
+    ranks: list[int] | None = Field(default=None, max_length=8, description="Which plan of each, from 1.")
+    names: list[Name] | None = Field(default=None, max_length=8, description="What to call them.")
+
+
 QUESTIONS: dict[str, type[Body]] = {
     "/plan": PlanRequest,
     "/estimate": EstimateRequest,
@@ -335,6 +345,7 @@ QUESTIONS: dict[str, type[Body]] = {
     "/export": ExportRequest,
     "/sizing": SizingRequest,
     "/replan": ReplanRequest,
+    "/compare": CompareRequest,
     "/serving": ServingRequest,
 }
 

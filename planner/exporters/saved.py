@@ -24,11 +24,13 @@ class SavedPlan:
         plan: The plan.
         request: The question.
         fits: Whether the answer says that it fits.
+        step_time_s: What the answer says that a step takes; None where it says nothing.
     """
 
     plan: ExecutionPlan
     request: Request
     fits: bool
+    step_time_s: float | None
 
 
 def saved_plan(document: Mapping[str, Any], rank: int) -> SavedPlan:
@@ -41,12 +43,7 @@ def saved_plan(document: Mapping[str, Any], rank: int) -> SavedPlan:
     Raises:
         SpecError: If the document is something else, has no such plan, or a plan that its framework would refuse.
     """
-    if not isinstance(document, Mapping) or document.get("kind") not in ("plan", "estimate"):
-        raise SpecError("document", "is not an answer of planner plan or planner estimate", _WANTED)
-    version = str(document.get("schema_version", ""))
-    if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-        raise SpecError("document", f"has schema version {version[:20]!r}; {SCHEMA_VERSION} is read here", _WANTED)
-    entries = {item["rank"]: item for item in _list(document.get("plans")) if isinstance(item.get("rank"), int)}
+    entries = _entries(document)
     if rank not in entries:
         known = f"1 to {len(entries)}" if entries else "the answer has no plans"
         raise SpecError("rank", f"there is no plan {str(rank)[:20]}", known)
@@ -54,7 +51,33 @@ def saved_plan(document: Mapping[str, Any], rank: int) -> SavedPlan:
     plan = _plan(entries[rank].get("plan"))
     used = part_of(request.cluster, plan.num_devices) if plan.num_devices < request.cluster.num_devices else None
     check_plan(plan, setting_of(request, used))
-    return SavedPlan(plan=plan, request=request, fits=entries[rank].get("fits") is True)
+    time = entries[rank].get("time")
+    told = time.get("step_time_s") if isinstance(time, Mapping) else None
+    return SavedPlan(
+        plan=plan,
+        request=request,
+        fits=entries[rank].get("fits") is True,
+        step_time_s=float(told) if isinstance(told, int | float) else None,
+    )
+
+
+def saved_ranks(document: Mapping[str, Any]) -> list[int]:
+    """The ranks of the plans it holds.
+
+    Raises:
+        SpecError: If the document is something else.
+    """
+    return sorted(_entries(document))
+
+
+def _entries(document: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """Rank to plan and figures."""
+    if not isinstance(document, Mapping) or document.get("kind") not in ("plan", "estimate"):
+        raise SpecError("document", "is not an answer of planner plan or planner estimate", _WANTED)
+    version = str(document.get("schema_version", ""))
+    if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+        raise SpecError("document", f"has schema version {version[:20]!r}; {SCHEMA_VERSION} is read here", _WANTED)
+    return {item["rank"]: item for item in _list(document.get("plans")) if isinstance(item.get("rank"), int)}
 
 
 def _request(asked: object) -> Request:

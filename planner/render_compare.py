@@ -1,0 +1,154 @@
+"""Plans beside each other as a table for a terminal."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from planner.comparing import Change, Compared, CompareResult
+from planner.phrases import (
+    MEMORY_NAMES,
+    SHORT_NAMES,
+    TIME_NAMES,
+    dollars,
+    gib,
+    percent,
+    plan_label,
+    seconds,
+    signed_gib,
+    signed_percent,
+)
+from profiles.units import GIB, SECONDS_PER_HOUR
+
+# Fields of a plan that its label tells.
+_LABELLED = (
+    *("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel"),
+    *("expert_tensor_parallel", "virtual_stages", "zero_stage", "micro_batch_size"),
+    *("recompute", "recompute_layers", "recompute_modules"),
+)
+_FOLLOWS = ("framework", "model.source", "model.published_parameters")  # from what else differs
+_SMALL = 0.005  # share of every step, or of every device, from which a part is told
+_MINOR = 0.1  # share of the largest change below which one is not worth a word
+_MOST_PARTS = 4
+
+Row = tuple[str, Iterable[str]]
+
+
+def render_compare(result: CompareResult, console: Console) -> None:
+    """Print a whole answer."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for item in result.compared:
+        table.add_column(item.name, justify="right", overflow="fold")
+    for title, words in (*_question(result), *_plans(result), *_figures(result.compared)):
+        table.add_row(title, *words)
+    estimates = [item.estimate for item in result.compared]
+    steps = [(item.time_parts_s, item.step_time_s) for item in estimates]
+    devices = [(item.fullest_stage.memory_parts_bytes, item.peak_memory_bytes) for item in estimates]
+    _add_parts(table, "time of a step", TIME_NAMES, steps, seconds)
+    _add_parts(table, "fullest GPU, GiB", MEMORY_NAMES, devices, lambda value: f"{value / GIB:.1f}")
+    console.print(table)
+    console.print()
+    for change in result.changes:
+        console.print(_sentence(result.compared[0].name, change), highlight=False)
+    for item in result.compared:
+        if item.saved_step_time_s is not None:
+            told = f"{item.name} was saved with {seconds(item.saved_step_time_s)} a step, by other prices than these"
+            console.print(told, style="dim", highlight=False)
+
+
+def _add_parts(
+    table: Table,
+    heading: str,
+    names: Mapping[str, str],
+    wholes: Sequence[tuple[Mapping[str, float], float]],
+    words: Callable[[float], str],
+) -> None:
+    """The parts of each plan's whole, those left out that are small in all."""
+    table.add_row()
+    table.add_row(heading, style="bold")
+    for name, title in names.items():
+        if any(parts[name] > _SMALL * whole for parts, whole in wholes):
+            table.add_row(title, *(words(parts[name]) if parts[name] else "" for parts, _ in wholes))
+
+
+def _question(result: CompareResult) -> Iterator[Row]:
+    """What differs of the questions: a model or a cluster by its name where that does."""
+    named = {field.partition(".")[0] for field in ("model.name", "cluster.name") if field in result.question}
+    for field, values in result.question.items():
+        whole, _, part = field.partition(".")
+        if field in _FOLLOWS or (whole in named and part != "name"):
+            continue
+        title = whole if part == "name" else {"stack": "framework"}.get(field, (part or whole).replace("_", " "))
+        yield title, map(_word, values)
+
+
+def _plans(result: CompareResult) -> Iterator[Row]:
+    """The plans, and what differs of them that no label tells."""
+    yield "plan", [plan_label(item.estimate.plan) for item in result.compared]
+    for field, values in result.plan.items():
+        if field not in _LABELLED:
+            yield SHORT_NAMES.get(field, field.replace("_", " ")), map(_word, values)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_word, value)) or "-"
+    return f"{value:,g}" if isinstance(value, float) else str(value) or "-"
+
+
+def _figures(compared: Iterable[Compared]) -> Iterator[Row]:
+    """What the plans take."""
+    items = [item.estimate for item in compared]
+    yield "GPUs", [f"{item.num_devices:,}" for item in items]
+    yield "fits", ["yes" if item.fits else "no" for item in items]
+    yield "step", [seconds(item.step_time_s) for item in items]
+    yield "90 % interval", [f"{seconds(item.step_time_low_s)} to {seconds(item.step_time_high_s)}" for item in items]
+    yield "tokens/s", [f"{item.tokens_per_s:,.0f}" for item in items]
+    yield "tokens/s per GPU", [f"{item.tokens_per_s_per_device:,.0f}" for item in items]
+    yield "MFU", [percent(item.mfu) for item in items]
+    yield "peak of usable", [f"{item.peak_memory_bytes / GIB:.1f} of {gib(item.usable_memory_bytes)}" for item in items]
+    if any(item.host_memory_bytes for item in items):
+        yield "host memory per node", [gib(item.host_memory_bytes) for item in items]
+    if any(item.run for item in items):
+        yield "whole run", ["-" if item.run is None else seconds(item.run.duration_s) for item in items]
+        yield "GPU-hours", ["-" if item.run is None else f"{item.run.device_hours:,.0f}" for item in items]
+    prices = [item.request.price for item in compared]
+    if any(prices):
+        yield "$ per million tokens", [
+            "-" if price is None else dollars(
+                1e6 * item.device_seconds_per_token / SECONDS_PER_HOUR * price.usd_per_device_hour
+            )
+            for item, price in zip(items, prices, strict=True)
+        ]  # fmt: skip
+
+
+def _sentence(first: str, change: Change) -> str:
+    """What one of the others changes, and by which parts."""
+    ratio = change.tokens_per_s_ratio
+    pace = f"makes {ratio:.2f} times as many tokens/s as {first}"
+    longer = 1 / ratio - 1
+    if abs(longer) >= _SMALL:
+        of = _largest({TIME_NAMES[name]: value for name, value in change.time_per_token.items()}, _SMALL)
+        pace += f": {signed_percent(longer)} time per token ({', '.join(f'{n} {signed_percent(v)}' for n, v in of)})"
+    cost = change.device_seconds_per_token_ratio
+    if abs(cost * ratio - 1) >= _SMALL:
+        pace += f", for {signed_percent(cost - 1)} GPU time"
+    more = change.peak_memory_difference_bytes
+    memory = signed_gib(more)
+    if memory == "=":
+        memory = "the same peak"
+    else:
+        parts = _largest({MEMORY_NAMES[name]: value for name, value in change.memory_bytes.items()}, 0.05 * GIB)
+        memory += f" at the peak ({', '.join(f'{n} {signed_gib(v)}' for n, v in parts)})"
+    sure = "; the 90 % intervals do not overlap" if not change.intervals_overlap else ""
+    return f"{change.name} {pace}; {memory}{sure}."
+
+
+def _largest(parts: Mapping[str, float], least: float) -> list[tuple[str, float]]:
+    least = max(least, _MINOR * max(map(abs, parts.values())))
+    told = [(name, value) for name, value in parts.items() if abs(value) >= least]
+    return sorted(told, key=lambda part: -abs(part[1]))[:_MOST_PARTS]
