@@ -77,7 +77,9 @@ def _visited_adapter_parameters(model: ModelSpec, lora: LoraSpec) -> int:
     """Adapter parameters that one token meets, all layers: those of k experts in a MoE layer."""
     visited = model
     if model.moe is not None:
-        visited = replace(model, moe=replace(model.moe, num_experts=model.moe.experts_per_token))
+        visited = replace(
+            model, moe=replace(model.moe, num_experts=model.moe.experts_per_token, router_groups=1, groups_per_token=1)
+        )
     return total_lora_parameters(visited, lora.rank, lora.targets)
 
 

@@ -162,10 +162,10 @@ def composed(
 
     """
     working = working_bytes(terms, held)
-    logits = terms.logits * logits_copies
+    logits, activations = terms.logits * logits_copies, held.kept + working
     if held.casts is not None:  # gone by the time the last of the logits come
-        logits = logits + np.maximum(held.casts - terms.late_logits, 0.0) * (terms.logits > 0)
-    start = held.kept + working + logits
+        activations = activations + np.maximum(held.casts - terms.late_logits, 0.0) * (terms.logits > 0)
+    start = activations + logits
     resident, optimizer, temporary = terms.gradients, terms.optimizer, terms.temporaries
     born = terms.all_gradients - resident  # there by the optimizer's step, and not before the backward pass
     last = terms.last
@@ -188,7 +188,7 @@ def composed(
         "weights": weights,
         "gradients": resident + end,
         "optimizer": optimizer,
-        "activations": held.kept + working,
+        "activations": activations,
         "logits": logits,
         "communication": terms.communication,
     }

@@ -54,16 +54,23 @@ def rest_read(
 def _reading(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> Reading:
     """Stages of a pipeline follow each other on one prompt, and work at the same time on several.
 
-    A prompt of more tokens than a step takes is read in chunks. With nothing else to run, or where nothing else does,
-    that takes as many passes of a chunk at least.
+    A prompt of more tokens than a step takes is read in chunks, the last of which is what is left. With nothing else to
+    run, or where nothing else does, that takes as many passes at least.
     """
     whole = _whole(plans, call, engine, context)
-    chunks = -(-call.prompt_tokens // engine.prefill_tokens)
-    if chunks == 1:
+    full, left = divmod(call.prompt_tokens, engine.prefill_tokens)
+    if not full or (full, left) == (1, 0):
         return whole
     chunk = _whole(plans, replace(call, prompt_tokens=engine.prefill_tokens), engine, context)
-    added_s = np.maximum(whole.added_s, chunks * chunk.added_s) if engine.reads_first else whole.added_s
-    return replace(whole, alone_s=np.maximum(whole.alone_s, chunks * chunk.alone_s), added_s=added_s)
+    alone_s, added_s = full * chunk.alone_s, full * chunk.added_s
+    if left:
+        last = _whole(plans, replace(call, prompt_tokens=left), engine, context)
+        alone_s, added_s = alone_s + last.alone_s, added_s + last.added_s
+    return replace(
+        whole,
+        alone_s=np.maximum(whole.alone_s, alone_s),
+        added_s=np.maximum(whole.added_s, added_s) if engine.reads_first else whole.added_s,
+    )
 
 
 def _whole(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> Reading:

@@ -17,7 +17,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.constraints import check_plan
 from planner.estimates import plan_estimates
 from planner.explain import explain, wished_rows
-from planner.host_notes import host_notes
+from planner.host_notes import host_notes, limit_notes
 from planner.layouts import needs_layout
 from planner.phrases import percent
 from planner.pricing import blocks_of_one, join, memory_rejections, nearest_to_fit, price_all, price_fitting
@@ -45,6 +45,7 @@ from profiles.hardware import ClusterSpec
 from profiles.scalars import plain
 
 MAX_TOP = 1000
+MOST_TOGETHER = 5_000_000  # plans of all parts of a cluster, about 200 bytes each
 _MATERIAL = 0.05  # share of a layer's time from which extrapolated prices are told
 _EXTRAPOLATED = {
     "kernels": "{share} of the time of a layer is kernels larger or smaller than any timed on such hardware",
@@ -168,14 +169,20 @@ def _search(request: Request, clusters: list[ClusterSpec], whole: Space | None =
     parts: list[Priced] = []
     rejected: dict[str, int] = {}
     refused: SpecError | None = None
+    together = 0
     for cluster in clusters:
         try:
             space = whole or space_of(request, cluster)
         except SpecError as error:
             if error.field == "cluster":
-                raise
+                whose = "" if cluster is request.cluster else f"of those that {request.objective} may use, "
+                raise SpecError(error.field, whose + error.problem, error.hint) from None
             refused = error  # a part too small for what is fixed is no candidate
             continue
+        together += len(space.plans)
+        if together > MOST_TOGETHER:
+            problem = f"has parts of up to {cluster.num_devices:,} devices that allow more than {MOST_TOGETHER:,} plans"
+            raise SpecError("cluster", problem, "fix tp, pp, cp or the micro-batch size, or rank by step_time")
         context = cost_context(request, cluster)
         priced = price_fitting(space.plans, context)
         for counts in (space.rejected, memory_rejections(priced, context)):
@@ -315,7 +322,7 @@ def warnings_about(request: Request, best: PlanEstimate | None) -> tuple[Note, .
     if request.job.task == "qlora" and best.plan.zero_stage < 3 and fp32_stream(request.job, request.stack):
         rest = "plans that shard weights (ZeRO-3) keep it in 16 bits, and their kernels take less time"
         warn("fp32_unquantised", "job.fp32_unquantised", f"what QLoRA leaves unquantised is fp32 here; {rest}")
-    notes += host_notes([request.cluster])
+    notes += (*host_notes([request.cluster]), *limit_notes(request.cluster, request.stack))
     usable = best.usable_memory_bytes
     # As risks of running out are told: without what publishers nobody has seen add to intervals.
     usual = memory_error_factor(request.stack, unseen_publisher=False)

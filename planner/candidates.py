@@ -70,7 +70,7 @@ class Candidates:
         if self.length * len(table) > MAX_CANDIDATES:
             raise SpecError(
                 "cluster",
-                f"{self.setting.num_devices} devices allow more than {MAX_CANDIDATES} plans",
+                f"{self.setting.num_devices} devices allow more than {MAX_CANDIDATES:,} plans",
                 "fix tp, pp, cp or the micro-batch size",
             )
         if len(table) != 1:

@@ -11,7 +11,14 @@ _SEARCH = "Search"
 Strategy = Annotated[
     str, typer.Option("--strategy", help="auto, enumerate, cpsat, mcmc or all.", rich_help_panel=_SEARCH)
 ]
-Seconds = Annotated[float, typer.Option("--seconds", help="Longest time to search.", rich_help_panel=_SEARCH)]
+Seconds = Annotated[
+    float,
+    typer.Option(
+        "--seconds",
+        help="Longest time to search; what is found in it depends on the machine and its load.",
+        rich_help_panel=_SEARCH,
+    ),
+]
 Evaluations = Annotated[
     int | None,
     typer.Option(
@@ -21,7 +28,14 @@ Evaluations = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything random.", rich_help_panel=_SEARCH)]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed",
+        help="Of everything random; with --evaluations, and time enough, a search repeats itself.",
+        rich_help_panel=_SEARCH,
+    ),
+]
 Runnable = Annotated[
     bool,
     typer.Option("--runnable", help="Only plans that --framework can run.", rich_help_panel=_SEARCH),

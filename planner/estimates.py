@@ -9,7 +9,8 @@ from costmodels.evaluate import evaluate
 from costmodels.flops import model_flops_per_step
 from costmodels.kernels.calls import Basis
 from costmodels.layer_costs import LayerCosts
-from costmodels.plan import PlanBatch
+from costmodels.plan import FloatArray, PlanBatch
+from planner.memory_law import MemoryLaw, needed_log
 from planner.ranking import Priced, best_rows
 from planner.request import cost_context
 from planner.results import PlanEstimate, Request, RunEstimate, StageEstimate
@@ -28,7 +29,8 @@ def plan_estimates(
     """
     batch = evaluate(plans, context, full=True, costs=costs)
     full_flops = model_flops_per_step(context.model, context.job, causal=False)
-    return [_plan_estimate(plans, batch, row, context, price, full_flops) for row in range(len(plans))]
+    risks = MemoryLaw.of(context.stack).risk(needed_log(plans, context))
+    return [_plan_estimate(plans, batch, row, context, price, full_flops, risks) for row in range(len(plans))]
 
 
 def fastest_estimate(request: Request, priced: Priced) -> PlanEstimate | None:
@@ -46,7 +48,13 @@ def fastest_estimate(request: Request, priced: Priced) -> PlanEstimate | None:
 
 
 def _plan_estimate(
-    plans: PlanBatch, batch: EstimateBatch, row: int, context: CostContext, price: Price | None, full_flops: float
+    plans: PlanBatch,
+    batch: EstimateBatch,
+    row: int,
+    context: CostContext,
+    price: Price | None,
+    full_flops: float,
+    risks: FloatArray,
 ) -> PlanEstimate:
     plan = plans.plan(row)
     job, device = context.job, context.cluster.device
@@ -68,6 +76,7 @@ def _plan_estimate(
         peak_memory_low_bytes=float(batch.peak_memory_low_bytes[row]),
         peak_memory_high_bytes=float(batch.peak_memory_high_bytes[row]),
         usable_memory_bytes=device.usable_memory_bytes,
+        out_of_memory_risk=float(risks[row]),
         host_memory_bytes=float(batch.host_memory_bytes[row]),
         basis=Basis(int(batch.basis[row])).name.lower(),
         extrapolated_share={name: float(share[row]) for name, share in batch.extrapolated_share.items()},

@@ -211,8 +211,8 @@ def _unbeaten(priced: Priced) -> BoolArray:
 
 
 def _significant(values: FloatArray) -> FloatArray:
-    """Values rounded to the digits that count."""
-    safe = np.maximum(np.abs(values), 1e-300)
+    """Values rounded to the digits that count; infinite ones, of plans that were not timed, stay so."""
+    safe = np.where(np.isfinite(values), np.maximum(np.abs(values), 1e-300), 1.0)
     scale = 10.0 ** (_DIGITS - 1 - np.floor(np.log10(safe)))
     rounded: FloatArray = np.round(values * scale) / scale
     return rounded

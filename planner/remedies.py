@@ -12,7 +12,7 @@ from itertools import groupby
 from math import inf
 
 from costmodels.evaluate import peaks
-from costmodels.workload import MAX_GLOBAL_BATCH
+from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec
 from planner.jobs import on_other_devices, rounded_batch
 from planner.pricing import nearest_to_fit, price_all, price_contenders
 from planner.ranking import Priced, best_rows
@@ -102,7 +102,7 @@ def find_remedies(
     """
     remedies: list[Remedy] = []
     whole = [] if legal else [_other_batches(request)]
-    for trials in (*whole, *_families(request), _larger_memories(request, needed_bytes)):
+    for trials in (*whole, *_families(request, legal=legal), _larger_memories(request, needed_bytes)):
         for trial in trials:
             remedy = _try(trial, searcher)
             if remedy is not None:
@@ -136,26 +136,40 @@ def _try(trial: _Trial, searcher: Searcher) -> Remedy | None:
     )
 
 
-def _families(request: Request) -> Iterator[Iterator[_Trial]]:
+def _families(request: Request, *, legal: bool) -> Iterator[Iterator[_Trial]]:
     """Families of ever larger changes of one kind; within one, the first that works is reported."""
     for code, message, names in _LIFTS:
         if set(names) & request.pins.keys():
             pins = {name: value for name, value in request.pins.items() if name not in names}
             yield iter([_trial(request, code, message, pins=pins)])
-    if request.stack.reduces_last:
+    if request.stack.reduces_last and legal:
         yield _without_sums(request)
     if not request.offload:
         yield _offloading(request)
     if not request.job.linear_cross_entropy:
         job = replace(request.job, linear_cross_entropy=True)
-        yield iter(
-            [_trial(request, "linear_loss", "use a linear loss (output layer and loss together, no logits)", job=job)]
-        )
+        message = "use a linear loss, output layer and loss together without logits (--linear-loss)"
+        yield iter([_trial(request, "linear_loss", message, job=job)])
     if request.job.optimizer == "adamw" and not request.job.trains_adapters_only:
         job = replace(request.job, optimizer="adamw8bit", state_dtype="int8")
-        yield iter([_trial(request, "smaller_states", "keep optimizer states in 8 bits", job=job)])
+        yield iter(
+            [_trial(request, "smaller_states", "keep optimizer states in 8 bits (--optimizer adamw8bit)", job=job)]
+        )
+    yield from _fine_tuning(request)
     yield _shorter(request)
     yield _more_devices(request)
+
+
+def _fine_tuning(request: Request) -> Iterator[Iterator[_Trial]]:
+    """What all weights of a model that is fine-tuned may do without: 32 bits, and training."""
+    if request.job.task != "full":
+        return
+    if request.job.precision == "bf16" and request.job.master_dtype != "none":
+        job = replace(request.job, master_dtype="none", state_dtype="bf16", gradient_dtype="bf16")
+        message = "train in 16 bits throughout (--master-dtype none --state-dtype bf16 --gradient-dtype bf16)"
+        yield iter([_trial(request, "sixteen_bits", message, job=job)])
+    job = replace(request.job, task="lora", lora=LoraSpec())
+    yield iter([_trial(request, "adapters", "train adapters instead (--task lora)", job=job)])
 
 
 def _other_batches(request: Request) -> Iterator[_Trial]:
@@ -182,7 +196,8 @@ def _without_sums(request: Request) -> Iterator[_Trial]:
 
 def _offloading(request: Request) -> Iterator[_Trial]:
     """Offload as it is, then with everything but the model-parallel degrees free."""
-    yield _trial(request, "offload", "offload optimizer states, checkpoints or weights to the host", offload=True)
+    message = "offload optimizer states, checkpoints or weights to the host (--offload)"
+    yield _trial(request, "offload", message, offload=True)
     kept = {name: value for name, value in request.pins.items() if name in ("tensor_parallel", "pipeline_parallel")}
     if kept != dict(request.pins):
         message = "offload, and let the planner choose all but tp and pp"

@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.phrases import (
-    MEMORY_NAMES,
     TIME_NAMES,
     count,
     dollars,
@@ -23,13 +22,15 @@ from planner.phrases import (
     signed_gib,
     signed_percent,
 )
-from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request, StageEstimate
+from planner.render_stages import memory_table
+from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request
 from profiles.parameters import active_parameters, total_parameters
 from profiles.units import GIB, SECONDS_PER_HOUR, TERA
 
 _BAR_WIDTH = 28
 _MOST_RIVALS = 8
 _MOST_REASONS = 3
+_RISK, _RISKY = 0.2, "?"  # probability of running out of memory from which it is marked
 NARROW = 96  # columns below which tables are set tighter
 _MOST_FRONT = 12
 # Columns of the ranking shown only when some plan uses them.
@@ -79,7 +80,7 @@ def render_estimate(result: PlanResult, best: PlanEstimate, console: Console) ->
     """One plan in full: verdict, time, memory, rivals."""
     _verdict(best, console)
     _throughput(result.request, best, console)
-    for table in (_time_table(best), _memory_table(best)):
+    for table in (_time_table(best), memory_table(best)):
         console.print()
         console.print(table)
     if result.considered > 1:
@@ -118,6 +119,7 @@ def _ranking_table(plans: Sequence[PlanEstimate], devices: int, *, narrow: bool)
     table.add_column("recompute")  # which gives way where a line is short
     for title in ("step", "tok/s/gpu", "MFU %", "GiB"):
         table.add_column(title, justify="right", no_wrap=True)
+    any_risky = any(map(_is_risky, plans))
     for item in plans:
         plan = item.plan
         cells = [item.rank, *([item.num_devices] if sized else [])]
@@ -131,10 +133,15 @@ def _ranking_table(plans: Sequence[PlanEstimate], devices: int, *, narrow: bool)
             seconds(item.step_time_s),
             f"{item.tokens_per_s_per_device:,.0f}",
             f"{item.mfu * 100:.1f}",
-            f"{item.peak_memory_bytes / GIB:.1f}",
+            f"{item.peak_memory_bytes / GIB:.1f}" + (_RISKY if any_risky and _is_risky(item) else " " * any_risky),
             style="bold" if item.rank == 1 else "",
         )
     return table
+
+
+def _is_risky(item: PlanEstimate) -> bool:
+    """Whether a plan that fits is as likely as this to run out of memory."""
+    return item.fits and item.out_of_memory_risk >= _RISK
 
 
 def _zero_label(item: PlanEstimate) -> str:
@@ -153,6 +160,8 @@ def _legend(plans: Sequence[PlanEstimate]) -> str:
     words = "mbs micro-batch size, m micro-batches per step"
     if any(item.plan.zero_shard_degree for item in plans):
         words += ", zero s/n stage s sharded over n ranks"
+    if any(map(_is_risky, plans)):
+        words += f", GiB{_RISKY} runs out of memory in {percent(_RISK)} of runs or more"
     return (
         f"{words}; {gib(best.usable_memory_bytes)} usable; "
         f"90 % interval of the best: {seconds(best.step_time_low_s)} to {seconds(best.step_time_high_s)}"
@@ -198,7 +207,8 @@ def _verdict(best: PlanEstimate, console: Console) -> None:
     )
     console.print(
         f"[bold {color}]{word}[/]: {gib(best.peak_memory_bytes)} of {gib(best.usable_memory_bytes)} usable "
-        f"({gib(best.peak_memory_low_bytes)} to {gib(best.peak_memory_high_bytes)})",
+        f"({gib(best.peak_memory_low_bytes)} to {gib(best.peak_memory_high_bytes)}), "
+        f"{percent(best.out_of_memory_risk)} risk of running out",
         highlight=False,
     )
 
@@ -256,54 +266,6 @@ def _time_table(best: PlanEstimate) -> Table:
 
 def _bar(share: float) -> Text:
     return Text("█" * round(share * _BAR_WIDTH) or "▏", style="cyan")
-
-
-def _memory_table(best: PlanEstimate) -> Table:
-    """One column per group of like stages, one row per part."""
-    groups = _stage_groups(best.stages)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("memory per GPU, GiB")
-    fullest = best.fullest_stage.index
-    for first, last, _ in groups:
-        title = "" if len(best.stages) == 1 else f"stage {first}" if first == last else f"stages {first}-{last}"
-        table.add_column(title, justify="right", style="bold" if first <= fullest <= last else "")
-    columns = [stage for _, _, stage in groups]
-    if len(best.stages) > 1:
-        table.add_row("layers", *(str(stage.layers) for stage in columns))
-        table.add_row("micro-batches held", *(f"{stage.in_flight_microbatches:g}" for stage in columns))
-    for name in columns[0].memory_parts_bytes:
-        values = [stage.memory_parts_bytes[name] for stage in columns]
-        if max(values) > 0:
-            table.add_row(MEMORY_NAMES[name], *(f"{value / GIB:.2f}" for value in values))
-    table.add_row("total", *(f"{stage.memory_bytes / GIB:.2f}" for stage in columns), style="bold")
-    table.add_row("usable", *(f"{best.usable_memory_bytes / GIB:.2f}" for _ in columns))
-    if best.host_memory_bytes > 0:
-        table.add_row("host memory per node", f"{best.host_memory_bytes / GIB:.1f}")
-    return table
-
-
-def _stage_groups(stages: Sequence[StageEstimate]) -> list[tuple[int, int, StageEstimate]]:
-    """Runs of stages that read alike; the middle of long pipelines is represented by its fullest stage."""
-    groups: list[tuple[int, int, StageEstimate]] = []
-    for stage in stages:
-        if groups and _reads_alike(groups[-1][2], stage):
-            groups[-1] = (groups[-1][0], stage.index, groups[-1][2])
-        else:
-            groups.append((stage.index, stage.index, stage))
-    if len(groups) <= 5:
-        return groups
-    middle = groups[2:-1]
-    fullest = max((stage for _, _, stage in middle), key=lambda stage: stage.memory_bytes)
-    return [*groups[:2], (middle[0][0], middle[-1][1], fullest), groups[-1]]
-
-
-def _reads_alike(one: StageEstimate, other: StageEstimate) -> bool:
-    return (
-        one.layers == other.layers
-        and one.has_embedding == other.has_embedding
-        and one.has_head == other.has_head
-        and abs(one.memory_bytes - other.memory_bytes) < 0.005 * GIB
-    )
 
 
 def _rivals(result: PlanResult, console: Console) -> None:

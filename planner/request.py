@@ -12,7 +12,7 @@ from costmodels.energy_cost import Price
 from costmodels.layer_costs import joined_devices
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
-from planner.jobs import gradient_notes, resolve_job, with_attention
+from planner.jobs import gradient_notes, resolve_job, state_notes, with_attention
 from planner.option_kinds import check_kinds
 from planner.pins import check_values, parse_pins
 from planner.price_lists import default_collective_model, kernel_model_of
@@ -118,7 +118,14 @@ def resolve_request(
         variants=options.variants,
         price=price_of(options),
         memory_reserve_bytes=options.memory_reserve_bytes,
-        assumptions=(*notes, *job_notes, *attention_notes, *gradient_notes(training, job, stack), *stack_notes),
+        assumptions=(
+            *notes,
+            *job_notes,
+            *attention_notes,
+            *state_notes(training, job),
+            *gradient_notes(training, job, stack),
+            *stack_notes,
+        ),
         asked=job,
     )
 

@@ -24,8 +24,10 @@ from planner.rules.base import DEEPSPEED, FSDP, MEGATRON, NANOTRON, Setting, div
 from planner.rules.modules import CORE, module_sets
 from profiles.errors import SpecError
 
-LONG_SEQUENCE = 8192  # tokens from which context parallelism is considered unasked
-CONTEXT_TOKENS = 4096  # fewest tokens per context-parallel rank considered unasked
+# Context parallelism considered unasked: fewest tokens per rank. Beyond a few devices there are other ways to spread a
+# step, and so many plans that short sequences stay whole: a search is to answer within a second.
+_FEW_DEVICES = 64
+_CONTEXT_TOKENS, _CONTEXT_TOKENS_OF_MANY, _LONG_SEQUENCE = 2048, 4096, 8192
 MICRO_BATCH_TOKENS = 1 << 19  # largest micro-batch considered unasked, in tokens
 _LARGEST_ODD_PART = 7  # micro-batches are up to this odd number times a power of two: neighbours a quarter apart
 EIGHTHS = 8  # block recomputation in eighths of a stage
@@ -100,8 +102,7 @@ def _degrees(candidates: Candidates) -> None:
 
     candidates.expand(("tensor_parallel",), _singles([t for t in parts if t <= setting.model.num_attention_heads]))
     candidates.expand(("pipeline_parallel",), _singles([p for p in parts if p <= setting.model.num_layers]), keep=whole)
-    sequence = setting.job.sequence_length
-    most = sequence // CONTEXT_TOKENS if sequence >= LONG_SEQUENCE else 1
+    most = most_context(setting.job.sequence_length, setting.num_devices)
     candidates.expand(("context_parallel",), _singles([c for c in parts if c <= most]), keep=whole)
     product = np.prod([candidates.columns[name] for name in _DEGREES[:3]], axis=0)
     candidates.derive(data_parallel=np.maximum(setting.num_devices // product, 1))
@@ -116,6 +117,13 @@ def _degrees(candidates: Candidates) -> None:
         _singles([0, 1]),
         keep=lambda c: mask((c["tensor_parallel"] > 1) | (c["sequence_parallel"] == 0)),
     )
+
+
+def most_context(sequence_tokens: int, num_devices: int | None = None) -> int:
+    """Largest context-parallel degree that is considered unasked, on so many devices; on any number of them if None."""
+    if num_devices is not None and num_devices <= _FEW_DEVICES:
+        return max(sequence_tokens // _CONTEXT_TOKENS, 1)
+    return sequence_tokens // _CONTEXT_TOKENS_OF_MANY if sequence_tokens >= _LONG_SEQUENCE else 1
 
 
 def _check_pins(setting: Setting, pins: Mapping[str, int]) -> None:

@@ -190,7 +190,7 @@ class StackSpec:
         static_memory: All buffers are assigned before anything runs (XLA), so that nothing is fragmented or cached.
         memory_residual_log_std: Standard deviation of log(measured / predicted) peak memory in cross-validation.
         memory_publisher_log_std: What a publisher nobody has seen adds to that (variances add) in intervals. Chances of
-            running out of memory take it for one user in ten (``planner.decisions.memory_law``).
+            running out of memory take it for one user in ten (``planner.memory_law``).
         residual_log_std: Standard deviation of log(measured / predicted) of the next run.
         publisher_log_std: The part of it that a publisher nobody has seen adds to what cross-validation shows
             (variances add): how it runs, times and counts. 0 in cross-validation, and once its own runs are known.

@@ -144,6 +144,17 @@ def fitted_in(path: Path) -> tuple[str, ...]:
     return tuple(name for name, stack in _with_cards(priors, path).items() if stack != priors[name])
 
 
+# What tools run on that are no frameworks of their own (docs/fine-tuning.md).
+_TOOLS = dict.fromkeys(("axolotl", "llama-factory", "llamafactory", "trl", "peft", "transformers", "ms-swift"),
+                       "huggingface, or deepspeed for ZeRO") | {
+    "torchtune": "fsdp",
+    "accelerate": "huggingface",
+    "lightning": "fsdp",
+    "megatron-bridge": "megatron",
+    "nemo": "megatron",
+}  # fmt: skip
+
+
 def find_stack(name: str, stacks: Mapping[str, StackSpec] | None = None) -> StackSpec:
     """The stack of that name, or the default stack of a framework of that name.
 
@@ -157,7 +168,9 @@ def find_stack(name: str, stacks: Mapping[str, StackSpec] | None = None) -> Stac
     known = load_stacks() if stacks is None else stacks
     key = _DEFAULTS.get(name.lower(), name.lower())
     if key not in known:
-        raise SpecError("framework", f"unknown name {name[:40]!r}", did_you_mean(name, [*_DEFAULTS, *known]))
+        runs_on = _TOOLS.get(key.replace("_", "-"))
+        hint = did_you_mean(name, [*_DEFAULTS, *known]) if runs_on is None else f"{key} runs on {runs_on}"
+        raise SpecError("framework", f"unknown name {name[:40]!r}", hint)
     return known[key]
 
 

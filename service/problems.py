@@ -6,6 +6,7 @@ each mistake the field as the client wrote it, what is wrong with it, and a hint
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -92,8 +93,9 @@ def _clean(text: str, most_characters: int) -> str:
 
 
 def _of_spec_error(error: SpecError) -> FieldProblem:
+    """What the library says; a config.json is the ``model`` of a body here."""
     return FieldProblem(
-        field=_clean(error.field, MAX_FIELD_CHARACTERS),
+        field=_clean(re.sub(r"^config\.json(\.|: ?)", "model.", error.field), MAX_FIELD_CHARACTERS),
         problem=_clean(error.problem, MAX_MESSAGE_CHARACTERS),
         hint=_clean(error.hint, MAX_MESSAGE_CHARACTERS),
     )

@@ -279,11 +279,21 @@ class SearchRequest(EstimateRequest):
     )
     plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
     strategy: Literal["auto", "enumerate", "cpsat", "mcmc", "all"] = "auto"
-    seconds: float = Field(default=5.0, gt=0, le=MAX_SEARCH_SECONDS, description="Longest time to search.")
+    seconds: float = Field(
+        default=5.0,
+        gt=0,
+        le=MAX_SEARCH_SECONDS,
+        description="Longest time to search; what is found in it depends on the machine and its load.",
+    )
     evaluations: int | None = Field(
         default=None, ge=1, le=best.MAX_EVALUATIONS, description="After which nothing new begins."
     )
-    seed: int = Field(default=0, ge=0, le=best.MAX_SEED, description="Of everything random.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=best.MAX_SEED,
+        description="Of everything random; with `evaluations`, and time enough, a search repeats itself.",
+    )
     runnable: bool = Field(default=False, description="Whether only plans count that the framework can run.")
 
 

@@ -14,7 +14,7 @@ from costmodels.plan import BoolArray, IntArray, PlanBatch, Recompute
 from costmodels.workload import LoraSpec, TrainingJob
 from planner.constraints import rules_for, sieve
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, Setting, divisors
-from planner.space import CONTEXT_TOKENS, LONG_SEQUENCE, MICRO_BATCH_TOKENS, micro_batch_sizes
+from planner.space import MICRO_BATCH_TOKENS, micro_batch_sizes, most_context
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
 
@@ -117,7 +117,7 @@ def degrees(
         domains: Most scale-up domains of a tensor-parallel group; it takes part of one, or whole ones.
     """
     rows: list[tuple[int, int, int, int]] = []
-    most = sequence_tokens // CONTEXT_TOKENS if contexts and sequence_tokens >= LONG_SEQUENCE else 1
+    most = most_context(sequence_tokens) if contexts else 1
     for size in sizes:
         for t in divisors(size):
             whole = t <= domain_devices * domains and t % domain_devices == 0

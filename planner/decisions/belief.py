@@ -18,9 +18,9 @@ from costmodels.evaluate import evaluate
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.uncertainty import NORMAL_90
 from planner.decisions.kinship import NOISE, SCALES, SPREAD, Traits, kinship
-from planner.decisions.memory_law import MemoryLaw
 from planner.decisions.parameters import Parameter, uncertain_parameters
 from planner.decisions.responses import Pricer, Responses
+from planner.memory_law import MemoryLaw, needed_log
 
 # A user's level is at least this share of the spread of plans, however narrow the interval of a stack is.
 _LEAST_LEVEL = 0.5
@@ -112,11 +112,10 @@ class Belief:
 def candidate_subjects(plans: PlanBatch, context: CostContext) -> Subjects:
     """Plans to choose among, as subjects of a belief."""
     estimate = evaluate(plans, context)
-    lean = evaluate(plans, replace(context, stack=context.stack.without_cache()))
     return Subjects(
         price=lambda stack: evaluate(plans, replace(context, stack=stack)).step_time_s,
         log_std=np.log(estimate.step_time_high_s / estimate.step_time_s) / NORMAL_90,
-        memory_log=np.log(lean.peak_memory_bytes / context.cluster.device.usable_memory_bytes),
+        memory_log=needed_log(plans, context),
         traits=Traits.of(plans, tokens=float(context.job.tokens_per_step)),
     )
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.plan import BoolArray, PlanBatch
-from planner.decisions.memory_law import MemoryLaw
 from planner.decisions.portfolio import MOST_RISK
+from planner.memory_law import MemoryLaw
 from planner.ranking import best_rows
 from planner.remedies import search_once
 from planner.request import cost_context

@@ -14,7 +14,7 @@ import numpy as np
 from costmodels.plan import FloatArray, PlanBatch
 from planner.decisions.kinship import LENGTH, NOISE, SCALES, SPREAD, Traits, distance
 from planner.decisions.measured import COUNTS, WAYS, Played, played
-from planner.decisions.memory_law import MemoryLaw
+from planner.memory_law import MemoryLaw
 from planner.validate.accuracy import cross_validate
 from planner.validate.mapping import map_files
 from planner.validate.pick import choices

@@ -16,10 +16,8 @@ from planner.constraints import rules_for
 from planner.rules.base import FSDP, MEGATRON, Setting, divisors, overlaps_tensor
 from planner.rules.modules import CORE
 from planner.space import (
-    CONTEXT_TOKENS,
     EIGHTHS,
     END_CODES,
-    LONG_SEQUENCE,
     block_layers,
     chunk_counts,
     chunks_fit,
@@ -27,6 +25,7 @@ from planner.space import (
     end_layers,
     ends_apply,
     micro_batch_sizes,
+    most_context,
     shard_spans,
 )
 
@@ -81,15 +80,14 @@ class Options:
 def options_of(setting: Setting, domain_devices: int, *, pins: Mapping[str, int], offload: bool) -> Options:
     """The options of every knob, those that the framework lacks altogether left out."""
     parts = divisors(setting.num_devices)
-    length = setting.job.sequence_length
-    most_context = length // CONTEXT_TOKENS if length >= LONG_SEQUENCE else 1
+    most = most_context(setting.job.sequence_length, setting.num_devices)
     moe = setting.model.moe
     megatron = setting.framework == MEGATRON
     unpinned_ends = not {"first_stage_layers", "last_stage_layers"} & pins.keys()
     columns: dict[str, list[int]] = {
         "tensor_parallel": [t for t in parts if t <= setting.model.num_attention_heads],
         "pipeline_parallel": [p for p in parts if p <= setting.model.num_layers],
-        "context_parallel": [c for c in parts if c <= most_context],
+        "context_parallel": [c for c in parts if c <= most],
         "context_kind": [int(kind) for kind in context_kinds(setting.framework)],
         "sequence_parallel": [0, 1],
         "zero_stage": [0, 1, 2, 3],

@@ -16,10 +16,10 @@ from costmodels.uncertainty import NORMAL_90
 from planner.calibrate_runs import FITTED_SHARE
 from planner.decisions.belief import Belief, belief_about, candidate_subjects, prior
 from planner.decisions.kinship import LENGTH, NOISE, SCALES, SPREAD, Traits, distance, kinship
-from planner.decisions.memory_law import MemoryLaw
 from planner.decisions.parameters import Parameter, uncertain_parameters
 from planner.decisions.responses import Responses
 from planner.decisions.scenarios import draw
+from planner.memory_law import MemoryLaw
 from planner.request import Options, cost_context, resolve_request
 from planner.validate.stack_fit import PRIOR_STD
 from profiles.hardware import ClusterSpec, DeviceSpec

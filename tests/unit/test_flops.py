@@ -200,3 +200,11 @@ def test_adapters_of_experts_work_on_the_tokens_that_reach_them():
     plain = 4 * matmul_parameters(model) + 3 * attention_core_flops_per_token(model, task.sequence_length, causal=True)
     found = model_flops_per_step(model, task, causal=True) / task.tokens_per_step - plain
     assert found == pytest.approx(6 * 8 * (2 * 8 * (1024 + 1408) + 8 * (1024 + 2816)))
+
+
+def test_experts_that_are_routed_in_groups_have_the_adapters_of_those_a_token_meets():
+    """Routing 8 of 256 experts, in 4 of 8 groups, as DeepSeek-V3: groups leave the number of adapters met alone."""
+    experts = {"num_experts": 256, "experts_per_token": 8}
+    whole, grouped = mixture(moe=experts), mixture(moe=experts | {"router_groups": 8, "groups_per_token": 4})
+    task = job(task="lora", lora=LoraSpec(rank=16))
+    assert model_flops_per_step(grouped, task, causal=True) == model_flops_per_step(whole, task, causal=True)

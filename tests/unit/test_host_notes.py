@@ -3,6 +3,9 @@
 import pytest
 
 import planner
+from planner.host_notes import limit_notes
+from planner.request import resolve_cluster
+from profiles.stacks import find_stack
 
 JOB = {"global_batch_size": 8, "sequence_length": 256}
 
@@ -23,3 +26,13 @@ def test_every_kind_of_result_warns_of_hosts_without_peer_access(cluster: str, t
 def test_one_group_without_peer_access_is_enough() -> None:
     found = planner.search("gpt2", "1x2xA100+1x2x4090", JOB, seconds=20)
     assert [note.code for note in found.warnings].count("depends_on_host") == 1
+
+
+def test_a_framework_s_own_limit_between_nodes_is_told_where_the_network_is_faster() -> None:
+    def said(cluster: str, stack: str) -> list[str]:
+        return [note.message for note in limit_notes(resolve_cluster(cluster, None), find_stack(stack))]
+
+    (message,) = said("4x8xH100", "deepspeed")
+    assert message.startswith("groups across nodes run at 23 GB/s at most")
+    assert said("8xH100", "deepspeed") == said("4x8xH100", "fsdp") == []
+    assert said("4x8xA10G", "deepspeed") == []  # a slower network

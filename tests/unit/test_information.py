@@ -13,12 +13,12 @@ from costmodels.plan import FloatArray
 from planner.decisions.belief import Belief
 from planner.decisions.document import sensitivity_document
 from planner.decisions.information import OWN, difference_indices, information
-from planner.decisions.memory_law import MemoryLaw
 from planner.decisions.parameters import Parameter
 from planner.decisions.responses import Responses
 from planner.decisions.results import SensitivityResult
 from planner.decisions.scenarios import draw
 from planner.decisions.schema import sensitivity_schema
+from planner.memory_law import MemoryLaw
 from profiles.errors import SpecError
 from profiles.stack import StackSpec
 from profiles.stacks import load_stacks

@@ -4,6 +4,7 @@ One layer of Llama's shape: h = 1024, f = 4h, sixteen heads, four of keys and va
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,23 +138,28 @@ def test_logits_take_twelve_bytes() -> None:
     assert logits_bytes(plans, MODEL, job(task="full"), TRAINER) == pytest.approx([12 * logits + head])
 
 
-def test_casts_of_recomputed_layers_live_until_the_loss_is_known() -> None:
-    """By then there are 16-bit logits, their copy and log-probabilities: ten bytes of the twelve."""
+def test_casts_of_recomputed_layers_live_until_the_loss_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By then there are 16-bit logits, their copy and log-probabilities: ten bytes of the twelve.
+
+    Casts are of weights: logits are what they are without them.
+    """
     model = replace(MODEL, num_layers=64)
     plans = [ExecutionPlan(recompute=kind, recompute_layers=16 * (kind == Recompute.BLOCK)) for kind in Recompute]
     where = context(model=model, job=job(task="full"), stack=TRAINER)
     batch = PlanBatch.from_plans(plans)
-    found = dict(
-        zip(Recompute, tensor_memory(batch, stage_table(batch, model), where).parts["logits"][:, 0], strict=True)
-    )
-    casts, logits, head = (
-        2 * layer_parameters(model, moe=False).total,
-        2048 * model.output_width,
-        2 * model.output_width * H,
-    )
-    assert found[Recompute.NONE] == found[Recompute.SELECTIVE] == pytest.approx(12 * logits + head)
-    assert found[Recompute.FULL] == pytest.approx(10 * logits + 64 * casts + head)
-    assert found[Recompute.BLOCK] == pytest.approx(10 * logits + 16 * casts + head)
+
+    def parts() -> dict[str, Any]:
+        return tensor_memory(batch, stage_table(batch, model), where).parts
+
+    found = parts()
+    monkeypatch.setattr("costmodels.activations.caches_casts", lambda _job, _stack: False)
+    without = parts()
+    casts, logits = 2 * layer_parameters(model, moe=False).total, 2048 * model.output_width
+    assert found["logits"][:, 0] == pytest.approx(12 * logits + 2 * model.output_width * H)
+    more = dict(zip(Recompute, (found["activations"] - without["activations"])[:, 0], strict=True))
+    assert more[Recompute.NONE] == more[Recompute.SELECTIVE] == 0
+    assert more[Recompute.FULL] == pytest.approx(64 * casts - 2 * logits)
+    assert more[Recompute.BLOCK] == pytest.approx(16 * casts - 2 * logits)
 
 
 @pytest.mark.parametrize(

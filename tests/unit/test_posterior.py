@@ -9,11 +9,11 @@ from scipy.stats import multivariate_normal
 from costmodels.uncertainty import NORMAL_90
 from planner.decisions.belief import Belief
 from planner.decisions.kinship import NOISE
-from planner.decisions.memory_law import MemoryLaw
 from planner.decisions.parameters import Parameter
 from planner.decisions.posterior import Observations, condition, surprises
 from planner.decisions.responses import Responses
 from planner.decisions.scenarios import draw
+from planner.memory_law import MemoryLaw
 from planner.validate.memory_fit import MEASUREMENT_STD
 from profiles.stack import StackSpec
 from profiles.stacks import load_stacks

@@ -83,7 +83,7 @@ def test_another_device_is_priced_as_if_it_had_been_asked_about() -> None:
 
 def test_what_unfused_attention_needs_is_no_bound_on_devices_that_have_a_fused_one() -> None:
     """V100 would keep the scores of every layer; without them a GPU of 40 GB does."""
-    pins = {"recompute": "none", "tp": 1, "pp": 1}
+    pins = {"recompute": "none", "tp": 1, "pp": 1, "cp": 2}
     job = {"global_batch_size": 64, "sequence_length": 8192}
     answer = api.plan(MODEL, "8xV100-32GB", job, pins=pins)
     assert answer.infeasible is not None
@@ -172,3 +172,25 @@ def test_from_one_device_the_number_is_found_that_the_largest_models_need() -> N
     assert answer.infeasible is not None
     (remedy,) = answer.infeasible.remedies
     assert (remedy.code, remedy.fits, remedy.num_devices) == ("more_devices", True, 128)
+
+
+def test_who_fine_tunes_all_weights_may_do_without_fp32_or_without_training_them() -> None:
+    job = {"sequence_length": 2048, "global_batch_size": 8, "task": "full"}
+    answer = api.plan("llama-3-8b", "1xA100-80GB", job, framework="fsdp")
+    assert answer.infeasible is not None
+    found = {remedy.code: remedy for remedy in answer.infeasible.remedies}
+    assert found["sixteen_bits"].fits
+    assert found["adapters"].fits
+    asked = job | {"master_dtype": "none", "state_dtype": "bf16", "gradient_dtype": "bf16"}
+    best = api.plan("llama-3-8b", "1xA100-80GB", asked, framework="fsdp").best
+    assert best is not None
+    assert best.peak_memory_bytes == found["sixteen_bits"].peak_memory_bytes
+    told = [note.message for note in answer.request.assumptions]
+    assert "master copy of the weights in fp32, optimizer states in fp32 (not given)" in told
+
+
+def test_a_batch_that_no_ranks_share_is_not_told_of_as_too_much_memory() -> None:
+    answer = api.plan("llama-3-8b", "7xH100", {"task": "lora", "global_batch_size": 128})
+    assert answer.infeasible is not None
+    batches = [remedy for remedy in answer.infeasible.remedies if remedy.code == "other_batch"]
+    assert [remedy.message for remedy in batches] == ["a global batch of 126 sequences"]

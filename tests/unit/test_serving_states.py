@@ -1,6 +1,7 @@
 """Steady states of serving: clocks by hand, queues, Little's law, and what long batches of the same requests take."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -216,3 +217,19 @@ def test_no_more_is_worked_on_than_a_step_takes() -> None:
     long, _ = serving_memory(plans, wanted, engine, where, cached_tokens=0)
     short, _ = serving_memory(plans, replace(wanted, prompt_tokens=8192), engine, where, cached_tokens=0)
     assert long.working_bytes[0] == pytest.approx(short.working_bytes[0], rel=1e-3)
+
+
+def test_a_prompt_of_a_token_more_than_a_chunk_waits_for_a_pass_of_one_token() -> None:
+    """What the last pass reads is what is left of the prompt, and of a cached one no more than what is not there."""
+    chunk = find_engine("vllm").prefill_tokens
+
+    def first_s(prompt: int, cached: int = 0) -> float:
+        return float(real(prompt, cached=cached)[0].alone_s[0])
+
+    one_token_s = first_s(1)
+    assert first_s(chunk) < first_s(chunk + 1) < first_s(chunk) + 1.5 * one_token_s
+    assert first_s(chunk + chunk // 2) == pytest.approx(first_s(chunk) + first_s(chunk // 2), rel=0.15)
+    assert first_s(chunk + 1, cached=chunk // 2) < first_s(chunk, cached=chunk // 2) + 1.5 * one_token_s
+    lengths = [chunk // 2, chunk, chunk + 1, chunk + 64, 2 * chunk - 64, 2 * chunk, 2 * chunk + 1]
+    times_s = [first_s(length) for length in lengths]
+    assert all(later > 0.98 * earlier for earlier, later in pairwise(times_s))  # chunks are not priced as one pass

@@ -279,3 +279,11 @@ def test_zero_3_of_hugging_faces_code_adds_what_was_timed():
     assert {stack.framework for stack in hooked.values()} == {"deepspeed"}
     llama = hooked["deepspeed"]
     assert 3 * llama.gathered_modules_per_layer * llama.module_hooks_s == pytest.approx(5.44e-3, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("tool", "framework"), [("Axolotl", "huggingface"), ("llama_factory", "deepspeed"), ("torchtune", "fsdp")]
+)
+def test_a_tool_that_is_no_framework_is_told_what_it_runs_on(tool: str, framework: str) -> None:
+    with pytest.raises(SpecError, match=rf"Hint: .* runs on .*{framework}"):
+        find_stack(tool)

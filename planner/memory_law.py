@@ -7,12 +7,14 @@ to be like those behind the fits, and one in ten as far off as those figures: a 
 be one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import erfc, sqrt
 
 import numpy as np
-from scipy.special import ndtr
 
-from costmodels.plan import FloatArray
+from costmodels.context import CostContext
+from costmodels.evaluate import peaks
+from costmodels.plan import FloatArray, PlanBatch
 from profiles.stack import StackSpec
 
 # Share of the variance of a stack's memory errors that all plans of one user have in common: over the sources of four
@@ -23,6 +25,13 @@ SHARED = 0.4
 # as twelve runs at most. Reports of deaths alone are left out: they are written because a run died.
 FAR_SHARE = 0.1
 _NO_SPREAD = 1e-9  # stands for certainty
+_FEW = 16  # plans of a report, which does not wait for SciPy to load
+
+
+def needed_log(plans: PlanBatch, context: CostContext) -> FloatArray:
+    """(N,) log of the peak over usable memory, without blocks that an allocator keeps free: in need it returns them."""
+    lean = peaks(plans, replace(context, stack=context.stack.without_cache()))
+    return np.log(lean.peak_memory_bytes / context.cluster.device.usable_memory_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,4 +79,9 @@ class MemoryLaw:
 
 
 def _over(memory_log: FloatArray, std: float) -> FloatArray:
-    return np.asarray(ndtr(memory_log / max(std, _NO_SPREAD)), dtype=np.float64)
+    scores = np.asarray(memory_log / max(std, _NO_SPREAD), dtype=np.float64)
+    if scores.size <= _FEW:
+        return np.array([erfc(-score / sqrt(2)) / 2 for score in scores.flat]).reshape(scores.shape)
+    from scipy.special import ndtr
+
+    return np.asarray(ndtr(scores), dtype=np.float64)
