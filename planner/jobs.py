@@ -29,7 +29,7 @@ PRETRAIN_BATCH_TOKENS = 4 << 20  # arXiv:2307.09288 section 2.2
 PRETRAIN_DEVICES_PER_SEQUENCE = 8  # at most: 2,048 sequences on 16,384 GPUs, arXiv:2407.21783 table 4
 FINETUNE_BATCH_SEQUENCES = 128  # Stanford Alpaca training recipe
 MAX_TRAIN_TOKENS = 1e18
-_MAX_LORA_RANK = 1 << 14
+MAX_LORA_RANK = 1 << 14
 _JOINT_NAMES = dict.fromkeys(("c_attn", "query_key_value", "wqkv", "qkv_proj"), JOINT_TARGET)
 _BEFORE_AMPERE = ("pascal", "volta", "turing")
 # They multiply in 8 bits, but not with a scale per block: check_mxfp8_support in transformer_engine/pytorch/fp8.py of
@@ -353,16 +353,16 @@ def _fill_lora(values: dict[str, Any], notes: list[Note]) -> None:
     if rank is None:
         rank = known.rank
         _assume(notes, "lora.rank", f"adapters of rank {rank} (not given)")
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= _MAX_LORA_RANK:
-        raise SpecError("job.lora.rank", f"must be a whole number from 1 to {_MAX_LORA_RANK}; got {str(rank)[:40]}")
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_LORA_RANK:
+        raise SpecError("job.lora.rank", f"must be a whole number from 1 to {MAX_LORA_RANK}; got {str(rank)[:40]}")
     if targets is None:
         targets = known.targets
     if not isinstance(dropout, bool):
         raise SpecError("job.lora.dropout", f"must be true or false; got {str(dropout)[:40]!r}")
-    values["lora"] = LoraSpec(rank=rank, targets=_lora_targets(targets, known.targets), dropout=dropout)
+    values["lora"] = LoraSpec(rank=rank, targets=lora_targets(targets, known.targets), dropout=dropout)
 
 
-def _lora_targets(given: object, known: tuple[str, ...]) -> tuple[str, ...]:
+def lora_targets(given: object, known: tuple[str, ...]) -> tuple[str, ...]:
     """Adapted layers: a list, or words with commas between; ``q_proj`` is how PEFT calls ``q``.
 
     What models call the layer that makes queries, keys and values is ``qkv``.

@@ -86,12 +86,13 @@ def read_trials(given: TrialInput | Sequence[TrialInput], *, allow_files: bool =
         raise SpecError("trials", "none given", "name a table, or give rows")
     paths = [Path(item) for item in items if isinstance(item, str | Path)]
     if not paths:
-        return map_rows([_row(item, number) for number, item in enumerate(items, start=1)], default_catalog())
+        rows = [_row(item, number) for number, item in enumerate(items, start=1)]
+        return map_rows(rows, default_catalog(), users_own=True)
     if len(paths) < len(items):
         raise SpecError("trials", "tables and rows cannot be mixed")
     if not allow_files:
         raise SpecError("trials", "names a file, which is not read here", "give the rows")
-    return map_files(paths)
+    return map_files(paths, users_own=True)
 
 
 def _row(item: Any, number: int) -> Row:
