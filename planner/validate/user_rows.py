@@ -77,8 +77,8 @@ def _worded(row: Row) -> StackDefaults:
     except CannotScore as error:
         if not error.reason.startswith(UNKNOWN_FRAMEWORK):
             raise
-        hint = f"; {did_you_mean(words, framework_names())}" if words else ""
-        raise CannotScore(f"{error.reason}{hint} planner frameworks lists the names") from None
+        hint = f"{did_you_mean(words, framework_names())} " if words else ""
+        raise CannotScore(f"{error.reason}; {hint}planner frameworks lists the names") from None
 
 
 def job_as_estimated(reading: Reading, job: TrainingJob) -> TrainingJob:

@@ -95,7 +95,7 @@ def test_an_unknown_framework_is_told_which_there_are() -> None:
     told = reason(framework="hf-trainr")
     assert told.startswith("framework not stated or unknown: 'hf-trainr'; did you mean 'hf-trainer'")
     assert told.endswith("planner frameworks lists the names")
-    assert reason(framework="").endswith("unknown: '' planner frameworks lists the names")
+    assert reason(framework="").endswith("unknown: ''; planner frameworks lists the names")
     assert "no stack model for 'maxtext'" in reason(framework="maxtext")
 
 
