@@ -263,18 +263,21 @@ def validate(
         list[Path] | None, typer.Argument(help="CSV files or folders of measured runs; the packaged table if none.")
     ] = None,
     rows: Annotated[bool, typer.Option("--rows", help="List every row in the document.")] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="Read the files as published tables, by the habits of their publishers.")
+    ] = False,
     json_: option.Json = False,
     output: option.Output = None,
     quiet: option.Quiet = False,
     debug: option.Debug = False,
 ) -> None:
-    """Compare predictions with published measurements."""
+    """Compare predictions with measurements: your own, or published ones."""
     from planner.validate.render import render_report
     from planner.validate.report import report_document
     from planner.validate.report import validate as run
 
     with progress("predicting measured runs", quiet=quiet):
-        report = run(files)
+        report = run(files, users_own=bool(files) and not published)
     shown = (report_document(report, rows=rows), lambda console: render_report(report, console))
     emit(shown, json_=json_, output=output)
 

@@ -11,7 +11,18 @@ from typing import Any
 
 from costmodels.plan import ExecutionPlan
 from planner.phrases import explanation_sentences, remedy_sentence, rival_sentence
-from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Remedy, Request, Rival, Switch
+from planner.results import (
+    FrontierPoint,
+    Infeasible,
+    Note,
+    PlanEstimate,
+    PlanResult,
+    Remedy,
+    Request,
+    Rival,
+    StageEstimate,
+    Switch,
+)
 from planner.rules.modules import module_names
 from planner.rules.pipeline import NAME_OF_SCHEDULE
 from planner.schema_types import CONVENTIONS, SCHEMA_VERSION
@@ -113,20 +124,7 @@ def estimate_document(answer: PlanEstimate) -> dict[str, Any]:
             "host_memory_bytes": answer.host_memory_bytes,
             "fullest_stage": answer.fullest_stage.index,
         },
-        "stages": [
-            {
-                "index": stage.index,
-                "layers": stage.layers,
-                "moe_layers": stage.moe_layers,
-                "in_flight_microbatches": stage.in_flight_microbatches,
-                "has_embedding": stage.has_embedding,
-                "has_head": stage.has_head,
-                "microbatch_time_s": stage.microbatch_time_s,
-                "memory_bytes": stage.memory_bytes,
-                "memory_parts_bytes": dict(stage.memory_parts_bytes),
-            }
-            for stage in answer.stages
-        ],
+        "stages": [_stage(stage) for stage in answer.stages],
         "throughput": {
             "tokens_per_s": answer.tokens_per_s,
             "tokens_per_s_per_device": answer.tokens_per_s_per_device,
@@ -149,6 +147,20 @@ def estimate_document(answer: PlanEstimate) -> dict[str, Any]:
         "basis": answer.basis,
         "extrapolated_share": dict(answer.extrapolated_share),
         "basis_share": dict(answer.basis_share),
+    }
+
+
+def _stage(stage: StageEstimate) -> dict[str, Any]:
+    return {
+        "index": stage.index,
+        "layers": stage.layers,
+        "moe_layers": stage.moe_layers,
+        "in_flight_microbatches": stage.in_flight_microbatches,
+        "has_embedding": stage.has_embedding,
+        "has_head": stage.has_head,
+        "microbatch_time_s": stage.microbatch_time_s,
+        "memory_bytes": stage.memory_bytes,
+        "memory_parts_bytes": dict(stage.memory_parts_bytes),
     }
 
 

@@ -7,7 +7,7 @@ from costmodels.workload import JOINT_TARGET, LoraSpec
 from planner.results import Note, assumed_notes
 from profiles.errors import SpecError, did_you_mean
 
-_MAX_LORA_RANK = 1 << 14
+MAX_LORA_RANK = 1 << 14
 _JOINT_NAMES = dict.fromkeys(("c_attn", "query_key_value", "wqkv", "qkv_proj"), JOINT_TARGET)
 
 
@@ -36,14 +36,14 @@ def fill_lora(values: dict[str, Any], notes: list[Note]) -> None:
     if rank is None:
         rank = known.rank
         notes += assumed_notes("job.lora_rank", [f"adapters of rank {rank} (not given)"])
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= _MAX_LORA_RANK:
-        raise SpecError(where["rank"], f"must be a whole number from 1 to {_MAX_LORA_RANK}; got {str(rank)[:40]}")
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_LORA_RANK:
+        raise SpecError(where["rank"], f"must be a whole number from 1 to {MAX_LORA_RANK}; got {str(rank)[:40]}")
     if targets is None:
         targets = known.targets
         notes += assumed_notes("job.lora_targets", [f"adapters on {', '.join(targets)} (not given)"])
     if not isinstance(dropout, bool):
         raise SpecError("job.lora.dropout", f"must be true or false; got {str(dropout)[:40]!r}")
-    read = _lora_targets(targets, known.targets, where["targets"])
+    read = lora_targets(targets, known.targets, where["targets"])
     values["lora"] = LoraSpec(rank=rank, targets=read, dropout=dropout)
 
 
@@ -62,10 +62,15 @@ def _lora_fields(lora: object) -> Mapping[str, Any]:
     return lora
 
 
-def _lora_targets(given: object, known: tuple[str, ...], where: str) -> tuple[str, ...]:
+def lora_targets(given: object, known: tuple[str, ...], where: str) -> tuple[str, ...]:
     """Adapted layers: a list, or words with commas between; ``q_proj`` is how PEFT calls ``q``.
 
     What models call the layer that makes queries, keys and values is ``qkv``.
+
+    Args:
+        given: What was said.
+        known: Names of layers.
+        where: Field that said it, for errors.
     """
     words = [word.strip() for word in given.split(",")] if isinstance(given, str) else given
     if not isinstance(words, (list, tuple)) or not words:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.plan import ExecutionPlan, FloatArray, IntArray
+from costmodels.workload import LoraSpec
 from planner.calibrate_runs import check_units
 from planner.results import Request
 from planner.validate.mapping import Mapped, map_files, map_rows
@@ -18,8 +19,11 @@ from profiles.catalog import default_catalog
 from profiles.errors import SpecError, did_you_mean
 from profiles.scalars import plain
 from profiles.stack import StackSpec
+from profiles.units import GIB
 
 MAX_TRIALS = 500  # trials a decision is updated with; more runs calibrate a stack
+FARTHEST_PEAK = 10.0  # from its prediction, beyond which a peak is in another unit, or of something else
+_CONTRADICTION = "contradiction: "  # of a peak with its device or its model, as rows are read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +90,13 @@ def read_trials(given: TrialInput | Sequence[TrialInput], *, allow_files: bool =
         raise SpecError("trials", "none given", "name a table, or give rows")
     paths = [Path(item) for item in items if isinstance(item, str | Path)]
     if not paths:
-        return map_rows([_row(item, number) for number, item in enumerate(items, start=1)], default_catalog())
+        rows = [_row(item, number) for number, item in enumerate(items, start=1)]
+        return map_rows(rows, default_catalog(), users_own=True)
     if len(paths) < len(items):
         raise SpecError("trials", "tables and rows cannot be mixed")
     if not allow_files:
         raise SpecError("trials", "names a file, which is not read here", "give the rows")
-    return map_files(paths)
+    return map_files(paths, users_own=True)
 
 
 def _row(item: Any, number: int) -> Row:
@@ -150,6 +155,7 @@ def select_trials(request: Request, mapped: Mapped) -> Trials:
         predictor = RowPredictor(kept)
         predictions = predictor.predict({request.stack.name: request.stack})
     check_units([row for row in kept if row.step_time_s], predictions.step_time_s[_timed(kept)])
+    check_peaks(kept, predictions.memory_bytes)
     keys = [_world(request), *(_world_of(row) for row in kept)]
     return Trials(
         rows=tuple(kept),
@@ -160,6 +166,22 @@ def select_trials(request: Request, mapped: Mapped) -> Trials:
         same_job=np.flatnonzero([_is_same_job(request, row) for row in kept]),
         unused=tuple(unused),
     )
+
+
+def check_peaks(rows: Sequence[ScorableRow], predicted_bytes: FloatArray) -> None:
+    """Refuse (n,) rows whose peak memory cannot be, or is so far from the prediction that it must be something else.
+
+    Raises:
+        SpecError: Naming the first.
+    """
+    for row, expected in zip(rows, predicted_bytes.tolist(), strict=True):
+        where, hint = f"{row.file}:{row.line}", "is measured_peak_mem_gb that of one device, in GiB?"
+        if row.memory_note.startswith(_CONTRADICTION):
+            raise SpecError(where, row.memory_note.removeprefix(_CONTRADICTION), hint)
+        measured = row.memory_bytes or expected
+        if not 1 / FARTHEST_PEAK <= expected / measured <= FARTHEST_PEAK and np.isfinite(expected):
+            problem = f"peaks at {measured / GIB:.3g} GiB, where about {expected / GIB:.3g} GiB are expected"
+            raise SpecError(where, problem, hint)
 
 
 def _timed(rows: Sequence[ScorableRow]) -> IntArray:
@@ -199,8 +221,13 @@ _SHAPE = (
 )
 
 
+def _adapted(lora: LoraSpec | None) -> tuple[int, frozenset[str]] | None:
+    """Rank and layers of adapters, whatever their order."""
+    return None if lora is None else (lora.rank, frozenset(lora.targets))
+
+
 def _is_same_job(request: Request, row: ScorableRow) -> bool:
     """Whether a trial is one of the plans the question is about."""
-    same = _world(request) == _world_of(row)
     ours, theirs = request.job, row.job
+    same = _world(request) == _world_of(row) and _adapted(ours.lora) == _adapted(theirs.lora)
     return same and (ours.sequence_length, ours.global_batch_size) == (theirs.sequence_length, theirs.global_batch_size)

@@ -28,13 +28,19 @@ RECOMPUTE_ASSUMED = "recomputation not printed"
 
 @dataclass(slots=True)
 class Reading:
-    """A row being read: what is known so far, and the assumptions made."""
+    """A row being read: what is known so far, the assumptions made, and whether it is of a user's own table."""
 
     row: Row
     model: ModelSpec
     cluster: ClusterSpec
     defaults: StackDefaults
     assumptions: list[str] = field(default_factory=list)
+    users_own: bool = False
+
+    @property
+    def published_on(self) -> str:
+        """Stack of a published row, whose habits fill in what it leaves out; empty for a user's own."""
+        return "" if self.users_own else self.defaults.stack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +143,7 @@ def plan_of(reading: Reading, degrees: Degrees, batch: tuple[int, int, int]) -> 
     first, last = _uneven_stages(row, reading.model.num_layers, degrees.pipeline)
     stages = _stage_layers(row, reading.model.num_layers, degrees.pipeline)
     stages = stages or recipes.preset_stage_layers(row, reading.model, degrees.pipeline)
-    if defaults.stack == "nanotron" and degrees.pipeline > 1:
+    if reading.published_on == "nanotron" and degrees.pipeline > 1:
         stages = balanced_stage_layers(reading.model, degrees.pipeline)
     notes = row.text("notes").lower()
     overlap = not re.search("no comm(/compute)? overlap", notes)
@@ -176,7 +182,7 @@ def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int, Reco
     """Kind of recomputation, layers per stage of ``BLOCK``, modules of ``SELECTIVE``."""
     row, core = reading.row, RecomputeModule.CORE_ATTN
     found = wording.recompute_of(row)
-    if found is None and reading.defaults.stack.startswith("litgpt") and wording.task_of(row) in ("lora", "qlora"):
+    if found is None and reading.published_on.startswith("litgpt") and wording.task_of(row) in ("lora", "qlora"):
         # LitGPT's adapter scripts checkpoint every block where FSDP shards the model, and nothing elsewhere.
         return (Recompute.FULL if degrees.data > 1 else Recompute.NONE), 0, core
     preset = recipes.preset_recompute(row, reading.model)
@@ -332,6 +338,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     plain = _without_master_copy(reading)  # optax keeps moments in the format of the parameters they belong to
     attention = recipes.attention_of(row, reading.model, precision=precision, default=attention)
     short = sixteen or wording.keeps_short_moments(row)
+    lora = wording.lora_of(row) if task in ("lora", "qlora") else None
     state = "int8" if optimizer == "adamw8bit" else "bf16" if short else "fp16" if plain else "fp32"
     try:
         return TrainingJob(
@@ -347,9 +354,9 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             paged_optimizer="paged" in row.text("optimizer").lower(),
             attention=attention,
             attention_library=recipes.attention_library_of(row, attention),
-            lora=wording.lora_of(row) if task in ("lora", "qlora") else None,
+            lora=lora,
             dropout=defaults.dropout and task == "pretrain",
-            fused_cross_entropy=recipes.fuses_cross_entropy(row, defaults.stack),
+            fused_cross_entropy=recipes.fuses_cross_entropy(row, reading.published_on),
             linear_cross_entropy=wording.projects_in_loss(row),
             varied_lengths=wording.varies_lengths(row),
             fp32_unquantised=wording.casts_unquantised(row),
@@ -363,7 +370,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
 
 def _without_master_copy(reading: Reading) -> bool:
     """Alpa's MoE runs: 8.33 GiB for 0.69B parameters leave no room for an fp32 copy."""
-    return reading.defaults.stack == "alpa" and reading.model.moe is not None
+    return reading.published_on == "alpa" and reading.model.moe is not None
 
 
 def _sixteen_bit_states(row: Row, default: bool, task: str) -> bool:

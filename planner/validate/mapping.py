@@ -32,6 +32,13 @@ from planner.validate.reader import Row, csv_files, read_rows
 from planner.validate.recipes import MODULES_RECOMPUTED
 from planner.validate.rows import CannotScore, MemoryKind, ScorableRow, UnscorableRow
 from planner.validate.stack_choice import defaults_of
+from planner.validate.user_rows import (
+    counted_as,
+    job_as_estimated,
+    plan_as_estimated,
+    stack_of,
+    without_publisher,
+)
 from profiles.catalog import Catalog, default_catalog
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -58,33 +65,43 @@ class Mapped:
     unscorable: tuple[UnscorableRow, ...]
 
 
-def scorable_rows(paths: Sequence[Path]) -> list[ScorableRow]:
+def scorable_rows(paths: Sequence[Path], *, users_own: bool = False) -> list[ScorableRow]:
     """The rows of the given files or folders that can be priced.
+
+    Args:
+        paths: Files or folders.
+        users_own: As for ``map_files``.
 
     Raises:
         SpecError: If a file is malformed.
     """
-    return list(map_files(paths).scorable)
+    return list(map_files(paths, users_own=users_own).scorable)
 
 
-def map_files(paths: Sequence[Path], catalog: Catalog | None = None) -> Mapped:
+def map_files(paths: Sequence[Path], catalog: Catalog | None = None, *, users_own: bool = False) -> Mapped:
     """Every row of the given files or folders, priced or with a reason.
+
+    Args:
+        paths: Files or folders.
+        catalog: Hardware and models; the default one when None.
+        users_own: They are a user's own runs, which mean what ``planner estimate`` does (``user_rows``), and no
+            published tables, which leave out what their publishers' habits and scripts say.
 
     Raises:
         SpecError: If a file is malformed.
     """
     known = catalog or default_catalog()
-    return map_rows((row for path in csv_files(paths) for row in read_rows(path)), known)
+    return map_rows((row for path in csv_files(paths) for row in read_rows(path)), known, users_own=users_own)
 
 
-def map_rows(rows: Iterable[Row], catalog: Catalog) -> Mapped:
+def map_rows(rows: Iterable[Row], catalog: Catalog, *, users_own: bool = False) -> Mapped:
     """The same for rows already read."""
     scorable: list[ScorableRow] = []
     unscorable: list[UnscorableRow] = []
     finder = ModelFinder(catalog)
     for row in rows:
         try:
-            scorable.append(map_row(row, catalog, finder))
+            scorable.append(map_row(row, catalog, finder, users_own=users_own))
         except (CannotScore, SpecError) as error:
             reason = error.reason if isinstance(error, CannotScore) else str(error)
             unscorable.append(
@@ -95,26 +112,30 @@ def map_rows(rows: Iterable[Row], catalog: Catalog) -> Mapped:
     return Mapped(scorable=average_repeats(scorable), unscorable=tuple(unscorable))
 
 
-def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
+def map_row(printed: Row, catalog: Catalog, finder: ModelFinder, *, users_own: bool = False) -> ScorableRow:
     """One row in the planner's terms.
+
+    Args:
+        printed: The row.
+        catalog: Hardware.
+        finder: Models.
+        users_own: As for ``map_files``.
 
     Raises:
         CannotScore: With the reason, if it cannot be priced or measured nothing that can be compared.
         SpecError: If a cell it needs is malformed.
     """
-    check = _CHECK.search(row.text("notes"))
+    check = _CHECK.search(printed.text("notes"))
     if check:
         raise CannotScore(f"marked as contradictory by its transcriber:{check.group(1).rstrip()}")
-    defaults = defaults_of(row)
-    cluster, assumptions = cluster_of(row, catalog)
-    model, assumed = model_of(row, finder)
-    if defaults.stack.startswith("litgpt"):  # its GPT has a head of its own, and copies into it what a checkpoint ties
-        model = replace(model, tie_word_embeddings=False, published_parameters=None)
-    reading = Reading(row=row, model=model, cluster=cluster, defaults=defaults, assumptions=assumptions + assumed)
+    reading = _reading(printed, catalog, finder, users_own=users_own)
+    row, model, cluster = reading.row, reading.model, reading.cluster
     degrees = degrees_of(row, cluster.num_devices)
     batch = batch_of(reading, degrees)
     job = job_of(reading, batch[2])
     plan = plan_of(reading, degrees, batch)
+    if users_own:
+        job, plan = job_as_estimated(reading, job), plan_as_estimated(reading, plan)
     died = row.flag("oom") is True
     time_s, time_note = _unless_excluded(lambda: None if died else _time(row, reading, degrees.pipeline, job))
     if time_s is not None:
@@ -123,16 +144,18 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
     memory, memory_note = _unless_excluded(lambda: None if died else _memory(row, cluster, job, least_bytes))
     if time_s is None and memory is None and not died:
         raise CannotScore(time_note or memory_note or "measured neither time nor memory")
+    if users_own and memory is not None:
+        reading.assumptions.extend(counted_as(memory.kind))
     return ScorableRow(
         file=row.file,
         line=row.line,
-        source=row.text("source"),
+        source=printed.text("source"),
         model_name=row.text("model"),
         model=model,
         cluster=cluster,
         job=job,
         plan=plan,
-        stack=defaults.stack,
+        stack=reading.defaults.stack,
         step_time_s=time_s,
         out_of_memory=_verdict(row, reading, died=died, ran=bool(time_s or memory or time_note)),
         assumptions=_material(reading.assumptions, memory_matters=died or memory is not None),
@@ -143,6 +166,25 @@ def map_row(row: Row, catalog: Catalog, finder: ModelFinder) -> ScorableRow:
         memory_note=memory_note,
         **_memory_fields(memory),  # type: ignore[arg-type]
     )
+
+
+def _reading(row: Row, catalog: Catalog, finder: ModelFinder, *, users_own: bool) -> Reading:
+    """A row with its stack, cluster and model; of a user's own without what stands for its publisher."""
+    defaults, told = stack_of(row) if users_own else (defaults_of(row), [])
+    row = without_publisher(row) if users_own else row
+    cluster, assumptions = cluster_of(row, catalog)
+    model, assumed = model_of(row, finder)
+    reading = Reading(
+        row=row,
+        model=model,
+        cluster=cluster,
+        defaults=defaults,
+        assumptions=[*told, *assumptions, *assumed],
+        users_own=users_own,
+    )
+    if reading.published_on.startswith("litgpt"):  # a head of its own, which gets a copy of what a checkpoint ties
+        reading.model = replace(model, tie_word_embeddings=False, published_parameters=None)
+    return reading
 
 
 def _memory(row: Row, cluster: ClusterSpec, job: TrainingJob, least_bytes: float) -> Memory | None:

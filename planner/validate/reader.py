@@ -18,7 +18,7 @@ COLUMNS = (
     "ffn_hidden", "vocab", "seq_len", "gated_mlp", "attention_impl", "gpu", "gpu_mem_gb", "num_gpus",
     "gpus_per_node", "intra_node", "inter_node", "framework", "precision", "optimizer", "tp", "sp", "pp", "vpp",
     "dp", "cp", "ep", "zero_stage", "offload", "micro_batch", "global_batch_seqs", "recompute",
-    "flash_attention", "task", "measured_step_time_s", "measured_tokens_per_s_total",
+    "flash_attention", "task", "lora_rank", "lora_targets", "measured_step_time_s", "measured_tokens_per_s_total",
     "measured_tokens_per_s_per_gpu", "measured_tflops_per_gpu", "measured_mfu", "measured_peak_mem_gb", "oom",
     "notes",
 )  # fmt: skip

@@ -172,18 +172,20 @@ def validate(
     *,
     stacks: Mapping[str, StackSpec] | None = None,
     catalog: Catalog | None = None,
+    users_own: bool = False,
 ) -> ValidationReport:
-    """Predict published rows and compare.
+    """Predict measured rows and compare.
 
     Args:
         files: CSV files or folders of them; the packaged table when None or empty.
         stacks: Framework stacks by name; the packaged ones when None.
         catalog: Hardware and models; the default one when None.
+        users_own: The files are a user's own runs and no published tables (``map_files``).
 
     Raises:
         SpecError: If a file is malformed; names file, line and column.
     """
-    mapped = map_files(list(files) if files else [published_table()], catalog)
+    mapped = map_files(list(files) if files else [published_table()], catalog, users_own=users_own)
     predictions = RowPredictor(mapped.scorable).predict_by_task(load_stacks if stacks is None else lambda _task: stacks)
     return score(mapped, predictions)
 

@@ -124,7 +124,8 @@ _PADDLE = StackDefaults(stack="paddle", overlap_grad_reduce=False, overlap_param
 _PADDLE_GPT = dataclasses.replace(_PADDLE, dropout=True)
 _PADDLE_PLAIN_NORM = dataclasses.replace(_PADDLE, stack="paddle-plain-norm")
 
-_RL = "reinforcement learning: generation is part of the step"
+RL = "reinforcement learning: generation is part of the step"
+UNKNOWN_FRAMEWORK = "framework not stated or unknown"
 _NO_STACK = "no stack model for"
 # Megatron-Bridge's workload presets set moe_a2a_overlap for this model on H100 in every release, and for no other of
 # its tables; the runs that drop tokens are older than the presets.
@@ -136,7 +137,7 @@ _EXPERTS_IN_A_LOOP = re.compile(r"mixtral|moe|deepseek[ -_]?v[23]")
 _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
     (re.compile(pattern), found)
     for pattern, found in (
-        (r"\bverl\b|grpo|openrlhf|\brlhf?\b", _RL),
+        (r"\bverl\b|grpo|openrlhf|\brlhf?\b", RL),
         (r"nnscaler|hai-llm|dualpipe|zero-infinity|zero-offload|metaseq", _NO_STACK),
         (r"maxtext|pathways|t5x|\bpax\b|llmboost", _NO_STACK),
         (r"^megascale", "the system changes the model (parallel block, sliding window): dimensions do not describe it"),
@@ -203,7 +204,7 @@ def defaults_of(row: Row) -> StackDefaults:
     """
     framework, source = row.text("framework").lower(), row.text("source").lower()
     if row.text("task").lower().startswith("rl"):
-        raise CannotScore(_RL)
+        raise CannotScore(RL)
     for pattern, found in _RULES:
         if pattern.search(f"{framework} | {source}"):
             if found in (_DEEPSPEED, _DEEPSPEED_2024, _XTUNER) and _EXPERTS_IN_A_LOOP.search(
@@ -215,7 +216,7 @@ def defaults_of(row: Row) -> StackDefaults:
             if isinstance(found, str):
                 raise CannotScore(f"{found} {row.text('framework')[:40]!r}" if found == _NO_STACK else found)
             return _variant(row, found)
-    raise CannotScore(f"framework not stated or unknown: {row.text('framework')[:40]!r}")
+    raise CannotScore(f"{UNKNOWN_FRAMEWORK}: {row.text('framework')[:40]!r}")
 
 
 def _variant(row: Row, found: StackDefaults) -> StackDefaults:
@@ -319,3 +320,9 @@ _VARIANTS: tuple[tuple[StackDefaults, Callable[[Row], bool], StackDefaults], ...
     (_MEGATRON_DEEPSPEED, _blocks_on_launches, _MEGATRON_DEEPSPEED_BLOCKING),
     (_MEGATRON_2021, lambda row: row.flag("flash_attention") is True, _MEGATRON_CORE),
 )
+
+
+def usual_defaults(name: str) -> StackDefaults:
+    """What a stack does by default, as the first rule that leads to it has it."""
+    found = [*(found for _, found in _RULES if isinstance(found, StackDefaults)), *(each[2] for each in _VARIANTS)]
+    return next((each for each in found if each.stack == name), StackDefaults(stack=name))

@@ -4,8 +4,10 @@ import re
 
 from costmodels.plan import Recompute, RecomputeModule
 from costmodels.workload import JOINT_TARGET, LORA_TARGETS, LoraSpec
+from planner.job_adapters import MAX_LORA_RANK, lora_targets
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore
+from profiles.errors import SpecError
 
 _ATTENTION_ONLY = ("q", "k", "v", "o")
 _ACCUMULATION = (
@@ -188,28 +190,57 @@ def lora_of(row: Row) -> LoraSpec:
     NeMo of 24.07 has one adapter of rank 32 on queries, keys and values (NVIDIA/NeMo-Framework-Launcher,
     conf/peft/llama/sft.yaml; NVIDIA/NeMo, nlp/parts/peft_config.py, LoraPEFTConfig).
     """
-    notes = row.text("notes")
+    notes, said = row.text("notes"), adapter_columns(row)
     if "nemo docs" in row.text("source").lower():
         return LoraSpec(rank=32, targets=_ATTENTION_ONLY[:3])
     rank = re.search(r"(?:\brank|lora_r|lora r|\br)[ =]*([0-9]+)", notes, re.IGNORECASE)
-    lowered = notes.lower()
-    targets: tuple[str, ...] = ("q", "v")
+    mlperf = "mlperf" in row.text("source").lower()
+    targets = said[1] or noted_targets(row)
+    if targets is None:
+        wide = mlperf or re.search(r"nemo|megatron", row.text("framework").lower())
+        targets = _ATTENTION_ONLY if wide else ("q", "v")
+    given = said[0] or (int(rank.group(1)) if rank else 16 if mlperf else 8)
+    return LoraSpec(rank=given, targets=targets, dropout=_drops_adapter_inputs(row))
+
+
+def adapter_columns(row: Row) -> tuple[int | None, tuple[str, ...] | None]:
+    """Rank and targets of the adapters as columns of their own have them, in the words of ``planner plan``.
+
+    Raises:
+        SpecError: If a cell is none of them.
+    """
+    rank, words = row.integer("lora_rank"), row.text("lora_targets")
+    if rank is not None and not 1 <= rank <= MAX_LORA_RANK:
+        raise SpecError(row.where("lora_rank"), f"must be a whole number from 1 to {MAX_LORA_RANK}; got {rank}")
+    return rank, lora_targets(words, LORA_TARGETS, row.where("lora_targets")) if words else None
+
+
+def noted_rank(row: Row) -> int | None:
+    """Rank of the adapters that notes name as such (``r=8``, ``lora rank 8``); "rank 0" alone is a device."""
+    found = re.search(r"(?:\blora[_ ]r(?:ank)?[ =]*|\br(?:ank)? ?= ?)([1-9][0-9]{0,4})\b", row.text("notes").lower())
+    return int(found.group(1)) if found else None
+
+
+def noted_targets(row: Row) -> tuple[str, ...] | None:
+    """Layers that notes say carry adapters; None where they do not."""
+    lowered = row.text("notes").lower()
+    targets: tuple[str, ...] | None = None
     switches = dict(re.findall(r"\b(q|k|v|proj|mlp)=(true|false)", lowered))
     if switches:
         named = {"q": ("q",), "k": ("k",), "v": ("v",), "proj": ("o",), "mlp": ("gate", "up", "down")}
         targets = tuple(t for key, group in named.items() if switches.get(key) == "true" for t in group)
     elif re.search(r"target[a-z_ ]*[ =:\"']*all", lowered):
         targets = LORA_TARGETS
-    elif "attention-only" in lowered or "mlperf" in row.text("source").lower():
-        targets = _ATTENTION_ONLY
-    elif "c_attn" in lowered:
-        targets = (JOINT_TARGET,)
-    elif re.search(r"nemo|megatron", row.text("framework").lower()):
+    elif "attention-only" in lowered:
         targets = _ATTENTION_ONLY
     if "c_attn" in lowered:  # one layer, and one adapter, for all three
-        targets = (JOINT_TARGET, *(name for name in targets if name not in ("q", "k", "v", JOINT_TARGET)))
-    return LoraSpec(rank=int(rank.group(1)) if rank else (16 if "mlperf" in row.text("source").lower() else 8),
-                    targets=targets, dropout=_drops_adapter_inputs(row))  # fmt: skip
+        targets = (JOINT_TARGET, *(name for name in targets or () if name not in ("q", "k", "v", JOINT_TARGET)))
+    return targets
+
+
+def names_adapter_dropout(row: Row) -> bool:
+    """Whether notes name a share of adapters' inputs that is dropped."""
+    return re.search(r"lora_dropout=0\.0*[1-9]", row.text("notes")) is not None
 
 
 def _drops_adapter_inputs(row: Row) -> bool:
@@ -219,8 +250,7 @@ def _drops_adapter_inputs(row: Row) -> bool:
     runs, but with a compiled kernel that draws the mask again. Notes may name the share.
     """
     text = f"{row.text('framework')} {row.text('source')}".lower()
-    named = re.search(r"lora_dropout=0\.0*[1-9]", row.text("notes"))
-    return named is not None or re.search(r"litgpt|ms-swift|llama-recipes|hf peft docs", text) is not None
+    return names_adapter_dropout(row) or re.search(r"litgpt|ms-swift|llama-recipes|hf peft docs", text) is not None
 
 
 def casts_unquantised(row: Row) -> bool:

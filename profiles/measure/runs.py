@@ -157,7 +157,7 @@ def _notes(row: Mapping[str, Any]) -> str:
         return f"tied embeddings={not config['gated']}; gradients in bf16"
     tied = f"tied embeddings={config['tied']}"
     if "rank" not in config:
-        return tied
+        return f"{tied}; 16-bit weights and moments, no master copy" if config["method"] == FULL else tied
     adapted = {_SWITCHES.get(name, name) for name in config["targets"].split(",")}
     switches = " ".join(f"{name}={name in adapted}".lower() for name in ("q", "k", "v", "proj", "mlp"))
     return f"{tied}; lora r={config['rank']} {switches}"

@@ -98,6 +98,8 @@ def test_runs_become_rows_that_the_planner_prices_as_what_they_are(tmp_path: Pat
     assert {row.source for row in mapped.scorable} == {"own measurement, fine-tuning"}
     assert not any(row.assumptions for row in mapped.scorable)
     assert {row.memory_bytes for row in mapped.scorable} == {2.0**34}
+    jobs = [row.job for row in map_files([path], default_catalog(), users_own=True).scorable]
+    assert jobs == [row.job for row in mapped.scorable]  # the table says all of it, whoever reads
 
 
 @pytest.mark.parametrize("method", [FULL, FULL_FP32, LORA, QLORA])

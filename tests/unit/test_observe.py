@@ -206,6 +206,37 @@ def test_times_in_another_unit_are_refused() -> None:
         seen({"measured_step_time_s": 1000 * simple().step_time_s})
 
 
+@pytest.mark.parametrize(
+    ("peak_gb", "problem"),
+    [
+        (1e-9, "peak memory below weights, gradients and moments"),
+        (62_000, "peak memory above the device's capacity"),
+    ],
+)
+def test_peaks_that_cannot_be_are_refused(peak_gb: float, problem: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        seen({"measured_step_time_s": simple().step_time_s, "measured_peak_mem_gb": peak_gb})
+    assert str(caught.value) == f"trials:1: {problem}. Hint: is measured_peak_mem_gb that of one device, in GiB?"
+
+
+def test_a_peak_of_adapters_in_another_unit_is_refused() -> None:
+    """Nothing bounds what adapters keep from below but the prediction."""
+    job = JOB | {"task": "lora"}
+    cells = {
+        "source": "mine", "model": "llama-2-7b", "gpu": "A100", "gpu_mem_gb": 80, "num_gpus": 8,
+        "framework": "hf-trainer", "seq_len": 2048, "global_batch_seqs": 64, "tp": 1, "pp": 1, "dp": 8,
+        "zero_stage": 0, "micro_batch": 1, "recompute": "none", "task": "lora", "measured_step_time_s": 3.5,
+    }  # fmt: skip
+    ask = {"model": "llama-2-7b", "cluster": "8xA100-80GB", "job": job}
+    for peak_gb in (1e-9, 0.04):
+        with pytest.raises(SpecError, match=r"trials:1: peaks at \S+ GiB, where about \S+ GiB are expected. Hint"):
+            planner.observe(**ask, trials=cells | {"measured_peak_mem_gb": peak_gb})
+    (ran,) = planner.observe(**ask, trials=cells | {"measured_peak_mem_gb": 25}).observed
+    assert ran.same_job
+    (other,) = planner.observe(**ask, trials=cells | {"measured_peak_mem_gb": 25, "lora_rank": 8}).observed
+    assert not other.same_job
+
+
 def test_files_are_out_of_reach_of_a_network() -> None:
     with pytest.raises(SpecError, match="names a file, which is not read here"):
         planner.observe(**QUESTION, trials=["trials.csv"], allow_files=False)

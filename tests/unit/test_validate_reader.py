@@ -117,7 +117,7 @@ def test_missing_files_and_empty_folders(tmp_path: Path) -> None:
 
 
 def test_schema_is_complete() -> None:
-    assert len(COLUMNS) == len(set(COLUMNS)) == 45
+    assert len(COLUMNS) == len(set(COLUMNS)) == 47
 
 
 def test_what_is_on_the_host() -> None:
