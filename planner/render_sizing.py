@@ -1,5 +1,6 @@
 """Sizes of a cluster as tables for a terminal."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import compress
 
@@ -133,17 +134,25 @@ def _shown(kind: KindSizes, size: Size) -> bool:
     return doubled or size is kind.sizes[-1] or any(size is one for one in kind.standing_out.values())
 
 
+def _numbers(sizes: Sequence[Size]) -> str:
+    return ", ".join(f"{size.num_devices:,}" for size in sizes)
+
+
 def _too_small(kind: KindSizes) -> str:
-    """The sizes on which nothing fits, and how near the largest comes."""
+    """The sizes on which nothing fits, how near the largest comes, and those that no plan is legal on."""
     device = kind.request.cluster.device
-    failed = [size for size in kind.sizes if size.best is None]
+    failed = [size for size in kind.sizes if size.best is None and size.nearest_bytes is not None]
+    illegal = [size for size in kind.sizes if size.best is None and size.nearest_bytes is None]
     words = ""
     if failed:
-        words = f"nothing fits on {', '.join(f'{size.num_devices:,}' for size in failed)}"
-        nearest = [size for size in failed if size.nearest_bytes is not None]
-        if nearest and nearest[-1].nearest_bytes is not None:
-            needed, usable = nearest[-1].nearest_bytes, device.usable_memory_bytes
-            words += f"; on {nearest[-1].num_devices:,} the nearest plan needs {gib(needed)} of {gib(usable)}"
+        last = failed[-1]
+        needed, usable = last.nearest_bytes or 0.0, device.usable_memory_bytes
+        words = f"nothing fits on {_numbers(failed)}"
+        words += f"; on {last.num_devices:,} the nearest plan needs {gib(needed)} of {gib(usable)}"
+    if illegal:
+        words += ("; " if words else "") + f"no plan is legal on {_numbers(illegal)}"
+        if all(size.batch < size.num_devices for size in illegal):
+            words += f": more than there are sequences in a step, {illegal[0].batch:,}"
     if kind.days is not None and kind.in_time is None:
         words += ("; " if words else "") + f"no size is done in {kind.days:g} days"
         last = kind.sizes[-1]

@@ -263,3 +263,13 @@ def test_short_runs_and_kinds_where_all_fits_read_well(run: Command, monkeypatch
     monkeypatch.setenv("COLUMNS", "60")
     _, out, _ = run("sizing", *asked, "--gpus", "2x8xH100@3")
     assert "\u2026" not in out
+
+
+def test_sizes_on_which_no_plan_is_legal_do_not_lack_memory(run: Command) -> None:
+    """A trainer has a sequence for every rank."""
+    arguments = ("--model", "llama-3-8b", "--task", "lora", "--gpus", "8xA100-80GB", "--seq", "2048")
+    code, out, _ = run("sizing", *arguments, "--global-batch", "64", "--quiet")
+    assert code == 0
+    words = " ".join(out.split())
+    assert "no plan is legal on 128, 256, 512, 1,024: more than there are sequences in a step, 64" in words
+    assert "nothing fits" not in words
