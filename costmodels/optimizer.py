@@ -150,7 +150,7 @@ def step_parts(updated: FloatArray, held: FloatArray, context: CostContext, zero
         context: Job, cluster and stack.
         zero_stage: (N,) ZeRO stages.
     """
-    weight_s = context.job.numerics.storage_bytes / context.cluster.node.host_link.bandwidth_bytes_per_s
+    weight_s = context.job.numerics.storage_bytes / context.cluster.node.host_copy_bytes_per_s
     return StepParts(
         device_step_s=device_step_s(updated, context, zero_stage),
         host_step_s=host_step_s(updated, context),
@@ -181,7 +181,7 @@ def host_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
     moved = updated * (_updated_bytes(job) if cast else gradient_element_bytes(job, sharding_stack(stack)))
     traffic = updated * node.devices_per_node * host_bytes_per_parameter(job, stack)
     on_host_s = traffic / HOST_ADAM_BYTES_PER_S[stack.update]
-    return on_host_s + moved / node.host_link.bandwidth_bytes_per_s
+    return on_host_s + moved / node.host_copy_bytes_per_s
 
 
 def paging_s(moved: FloatArray, bandwidth_bytes_per_s: FloatArray | float) -> FloatArray:

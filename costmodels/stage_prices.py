@@ -306,7 +306,7 @@ def _priced_units(
         "communicators": communicators(plans),
         "exchanged_bytes": exchanged_bytes(plans, context),
         "usable_bytes": np.full(len(members), context.cluster.device.usable_memory_bytes),
-        "host_bytes_per_s": np.full(len(members), node.host_link.bandwidth_bytes_per_s),
+        "host_bytes_per_s": np.full(len(members), node.host_copy_bytes_per_s),
         "host_memory_bytes": np.full(len(members), node.host_memory_bytes),
         "devices_per_node": np.full(len(members), 1.0 * node.devices_per_node),
         "nodes": configs.num_devices[members] / node.devices_per_node,

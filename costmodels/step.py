@@ -167,7 +167,7 @@ def _composed(
     )
     update_s = optimizer_s(plans, parameters, context)
     if paged is not None:
-        update_s = update_s + largest(paging_s(paged, context.cluster.node.host_link.bandwidth_bytes_per_s))
+        update_s = update_s + largest(paging_s(paged, context.cluster.node.host_copy_bytes_per_s))
     known = pipeline_s + shown_s + update_s
     nodes = plans.num_devices / context.cluster.node.devices_per_node
     per_step_s = per_step_overhead_s(known, nodes=nodes, stack=context.stack)

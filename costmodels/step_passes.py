@@ -100,7 +100,7 @@ def _host_traffic(
     activations_s = np.zeros(stages.layers.shape)
     if len(rows):
         moved = stage_activations(plans.take(rows), stages.take(rows), context).moved
-        activations_s[rows] = 0.0 if moved is None else moved / context.cluster.node.host_link.bandwidth_bytes_per_s
+        activations_s[rows] = 0.0 if moved is None else moved / context.cluster.node.host_copy_bytes_per_s
     return HostTraffic(
         activations_s=activations_s, weights_s=offloaded_weights_s(plans, stages, parameters, context, streams)
     )
@@ -113,5 +113,5 @@ def offloaded_weights_s(
     seconds, rows = np.zeros(stages.layers.shape), np.flatnonzero(which)
     if len(rows):
         weights = model_state(plans.take(rows), stages.take(rows), parameters.take(rows), context).weights
-        seconds[rows] = weights * (stages.count[rows] > 0) / context.cluster.node.host_link.bandwidth_bytes_per_s
+        seconds[rows] = weights * (stages.count[rows] > 0) / context.cluster.node.host_copy_bytes_per_s
     return seconds

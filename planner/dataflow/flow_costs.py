@@ -228,7 +228,7 @@ def _role_rows(
 ) -> dict[str, CallRows]:
     """Ways to run and hold every call of a role."""
     calls = request.graph.calls_of(role)
-    host = [group.node.host_link.bandwidth_bytes_per_s for group in cluster.groups]
+    host = [group.node.host_copy_bytes_per_s for group in cluster.groups]
     layouts = dict(zip([call.name for call in calls], _layouts([tables[call.name] for call in calls]), strict=True))
     trained = np.concatenate([layouts[call.name] for call in calls if call.kind == TRAIN] or [np.zeros(0, dtype=int)])
     moves = len(calls) > 1 and request.graph.trainable(role)

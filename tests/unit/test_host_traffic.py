@@ -1,8 +1,10 @@
 """Activations and weights on the host, worked out by hand: what crosses the link, what stays on the device."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from costmodels.evaluate import evaluate
@@ -12,9 +14,12 @@ from costmodels.plan import ExecutionPlan, PlanBatch, Recompute, Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import StageConfigs, StagePlanBatch, concatenate
 from costmodels.stage_prices import StagePrices
+from profiles.catalog import default_catalog
 from profiles.parameters import embedding_parameters, layer_parameters, total_parameters
 from tests.fakes import RateKernels, UnitKernels, context, gpt, stack
 
+ROOT = Path(__file__).parents[2]
+COPIES = ("host_to_device", "device_to_host")
 LINK = 25e9  # bytes per second of the host link
 P = total_parameters(gpt())
 LAYER = layer_parameters(gpt(), moe=False).total
@@ -168,3 +173,15 @@ def test_eighths_of_the_weights(zero):
     offload = found.time_parts_s["offload"] + found.time_parts_s["data_parallel"]
     assert np.diff(offload) == pytest.approx(np.full(8, offload[-1] / 8))
     assert offload[-1] > 0
+
+
+def test_copies_over_pcie_reach_what_was_timed() -> None:
+    """1 GiB in 19.4 ms over PCIe 5.0, in our own timings of H100 and H200; links that nobody timed at their line rate."""
+    nodes = default_catalog().nodes
+    for node, device in (("dgx-h100", "H100-SXM-80GB"), ("hgx-h200", "H200-SXM-141GB")):
+        table = pq.read_table(ROOT / f"profiles/data/timings/{device}.parquet", columns=["op", "size_bytes", "time_s"])
+        copies = [row["time_s"] for row in table.to_pylist() if row["op"] in COPIES and row["size_bytes"] == 1 << 30]
+        assert len(copies) == 4
+        assert copies == pytest.approx([(1 << 30) / nodes[node].host_copy_bytes_per_s] * 4, rel=0.02)
+    superchip = nodes["gh200-4x"]
+    assert superchip.host_copy_bytes_per_s == superchip.host_link.bandwidth_bytes_per_s

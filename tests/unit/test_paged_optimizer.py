@@ -61,7 +61,7 @@ def test_without_it_fits_and_all_states_cross_the_link_once_per_step(share: floa
     assert found.peak_memory_bytes[0] == pytest.approx(at.cluster.device.usable_memory_bytes, abs=CHUNK)
     away = roomy.memory_parts_bytes["optimizer"] - found.memory_parts_bytes["optimizer"]
     assert away[0, 0] == pytest.approx((1 - share) * MOMENTS, abs=CHUNK)
-    link = at.cluster.node.host_link.bandwidth_bytes_per_s
+    link = at.cluster.node.host_copy_bytes_per_s
     assert found.step_time_s - roomy.step_time_s == pytest.approx(MOMENTS / link)
     assert found.time_parts_s["optimizer"] - roomy.time_parts_s["optimizer"] == pytest.approx(MOMENTS / link)
     assert found.host_memory_bytes[0] == pytest.approx(MOMENTS)
