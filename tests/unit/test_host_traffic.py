@@ -176,7 +176,7 @@ def test_eighths_of_the_weights(zero):
 
 
 def test_copies_over_pcie_reach_what_was_timed() -> None:
-    """1 GiB in 19.4 ms over PCIe 5.0, in our own timings of H100 and H200; links that nobody timed at their line rate."""
+    """1 GiB in 19.4 ms over PCIe 5.0 in our own timings; links that nobody timed reach their line rate."""
     nodes = default_catalog().nodes
     for node, device in (("dgx-h100", "H100-SXM-80GB"), ("hgx-h200", "H200-SXM-141GB")):
         table = pq.read_table(ROOT / f"profiles/data/timings/{device}.parquet", columns=["op", "size_bytes", "time_s"])
