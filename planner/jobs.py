@@ -14,7 +14,8 @@ from typing import Any
 
 from costmodels.autocast import sharding_stack
 from costmodels.data_parallel import gradient_element_bytes
-from costmodels.workload import JOINT_TARGET, MAX_GLOBAL_BATCH, TASKS, LoraSpec, TrainingJob
+from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, TrainingJob
+from planner.lora import adapters_of, check_adapted
 from planner.results import Note
 from planner.rules.base import FRAMEWORK_TITLES, divisors
 from profiles.errors import SpecError, did_you_mean
@@ -29,8 +30,6 @@ PRETRAIN_BATCH_TOKENS = 4 << 20  # arXiv:2307.09288 section 2.2
 PRETRAIN_DEVICES_PER_SEQUENCE = 8  # at most: 2,048 sequences on 16,384 GPUs, arXiv:2407.21783 table 4
 FINETUNE_BATCH_SEQUENCES = 128  # Stanford Alpaca training recipe
 MAX_TRAIN_TOKENS = 1e18
-_MAX_LORA_RANK = 1 << 14
-_JOINT_NAMES = dict.fromkeys(("c_attn", "query_key_value", "wqkv", "qkv_proj"), JOINT_TARGET)
 _BEFORE_AMPERE = ("pascal", "volta", "turing")
 # They multiply in 8 bits, but not with a scale per block: check_mxfp8_support in transformer_engine/pytorch/fp8.py of
 # NVIDIA/TransformerEngine (from 10.0, and not 12.0 yet) and ROCm/TransformerEngine (from gfx950).
@@ -323,63 +322,13 @@ def _replicas(num_devices: int, pins: Mapping[str, int]) -> int:
     return pins.get("data_parallel", max(num_devices // model_degree, 1))
 
 
-def _lora_fields(lora: object) -> Mapping[str, Any]:
-    """What a caller says of adapters in one piece."""
-    if lora is None:
-        return {}
-    if isinstance(lora, LoraSpec):
-        return {"rank": lora.rank, "targets": lora.targets, "dropout": lora.dropout}
-    if not isinstance(lora, Mapping):
-        raise SpecError("job.lora", f"must be a mapping with rank, targets and dropout; got {str(lora)[:40]!r}")
-    known = ("rank", "targets", "dropout")
-    for name in lora:
-        if name not in known:
-            raise SpecError(f"job.lora.{str(name)[:40]}", "unknown field", did_you_mean(str(name), known))
-    return lora
-
-
 def _fill_lora(values: dict[str, Any], notes: list[Note]) -> None:
     rank, targets, lora = (values.pop(name, None) for name in ("lora_rank", "lora_targets", "lora"))
-    given = _lora_fields(lora)
-    if (rank is not None and "rank" in given) or (targets is not None and "targets" in given):
-        raise SpecError("job.lora", "says what lora_rank or lora_targets says too", "give one of them")
-    rank, targets = given.get("rank", rank), given.get("targets", targets)
-    dropout = given.get("dropout", False)
-    if values.get("task") not in ("lora", "qlora"):
-        if rank is not None or targets is not None:
-            raise SpecError("job.lora", "is given, but the task does not train adapters", "task lora or qlora")
-        return
-    known = LoraSpec()
-    if rank is None:
-        rank = known.rank
-        _assume(notes, "lora.rank", f"adapters of rank {rank} (not given)")
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= _MAX_LORA_RANK:
-        raise SpecError("job.lora.rank", f"must be a whole number from 1 to {_MAX_LORA_RANK}; got {str(rank)[:40]}")
-    if targets is None:
-        targets = known.targets
-    if not isinstance(dropout, bool):
-        raise SpecError("job.lora.dropout", f"must be true or false; got {str(dropout)[:40]!r}")
-    values["lora"] = LoraSpec(rank=rank, targets=_lora_targets(targets, known.targets), dropout=dropout)
-
-
-def _lora_targets(given: object, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Adapted layers: a list, or words with commas between; ``q_proj`` is how PEFT calls ``q``.
-
-    What models call the layer that makes queries, keys and values is ``qkv``.
-    """
-    words = [word.strip() for word in given.split(",")] if isinstance(given, str) else given
-    if not isinstance(words, (list, tuple)) or not words:
-        raise SpecError("job.lora.targets", f"must name layers; got {str(given)[:60]!r}", ", ".join(known))
-    found = []
-    for word in words:
-        small = word.lower() if isinstance(word, str) else word
-        name = _JOINT_NAMES.get(small, small.removesuffix("_proj")) if isinstance(small, str) else small
-        if name not in (*known, JOINT_TARGET):
-            raise SpecError("job.lora.targets", f"unknown value {str(word)[:40]!r}", "a list of " + ", ".join(known))
-        found.append(name)
-    if JOINT_TARGET in found and {"q", "k", "v"} & set(found):
-        raise SpecError("job.lora.targets", "names q, k or v beside qkv, which is all three", "qkv, or q, k and v")
-    return tuple(dict.fromkeys(found))
+    adapters = adapters_of(values.get("task", TASKS[0]), rank=rank, targets=targets, lora=lora)
+    if "rank" in adapters.assumed:
+        _assume(notes, "lora.rank", adapters.assumed["rank"])
+    if adapters.lora is not None:
+        values["lora"] = adapters.lora
 
 
 def _check_against(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
@@ -387,8 +336,7 @@ def _check_against(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> 
     check_precision(job.precision, cluster.device)
     if job.fp8_attention and "fp8" not in cluster.device.peak_flops_per_s:
         raise SpecError("job.fp8_attention", f"{cluster.device.name} has no fp8 arithmetic", "leave it out")
-    if job.lora is not None and JOINT_TARGET in job.lora.targets and model.latent_attention is not None:
-        raise SpecError("job.lora.targets", f"{model.name} has no layer for queries, keys and values", "q, k and v")
+    check_adapted(job.lora, model)
     if model.learned_positions and job.sequence_length > model.learned_positions:
         raise SpecError(
             "job.sequence_length",
