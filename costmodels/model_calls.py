@@ -12,13 +12,14 @@ import numpy as np
 
 from costmodels.lengths import OutputLengths
 from costmodels.plan import FloatArray, IntArray, PlanBatch
-from costmodels.workload import MAX_GLOBAL_BATCH
+from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec
 from profiles.errors import SpecError
 from profiles.model import MAX_SEQUENCE, ModelSpec, with_value_head
 
 MAX_MINI_BATCHES = 4096
 MAX_SAMPLES_PER_PROMPT = 4096
 READY_PARTS = 16  # of the responses, for those that read them as they end
+_SHARED_OUT = 3  # the ZeRO stage of weights
 _TOKEN_UNIT = 16  # sequences are padded to multiples of it, so that ranks can share them
 
 
@@ -44,7 +45,7 @@ class ModelCall:
         value_head: The model gives one number per token (critics, reward models).
         precision: Recipe name, see ``profiles.precision``.
         task: ``full``, ``lora`` or ``qlora``: what is trained (training only).
-        lora_rank: Rank of the adapters of ``lora`` and ``qlora``.
+        lora: Adapters that ``lora`` and ``qlora`` train; nothing to ``full``.
         carried_over: Further iterations a sequence may go on in after the one it began in, its cache computed anew
             with the weights of each (generation only); 0 where a call ends with its last sequence.
         in_flight: New weights arrive while sequences run, and the next call fills the slots that the last sequences
@@ -65,7 +66,7 @@ class ModelCall:
     value_head: bool = False
     precision: str = "bf16"
     task: str = "full"
-    lora_rank: int = 32
+    lora: LoraSpec = LoraSpec()
     carried_over: int = 0
     in_flight: bool = False
     keeps_cache: bool = False
@@ -174,7 +175,8 @@ class CallTable:
         return replace(self, time_s=self.time_s * factor, low_s=self.low_s * factor, high_s=self.high_s * factor)
 
     def layout(self) -> IntArray:
-        """(R, 8) what decides where which weights lie: devices, engine, t, p, d, c, e and expert-tensor degree."""
+        """(R, 9) what decides where which weights lie: devices, engine, t, p, d, c, e and expert-tensor degree, and
+        whether ranks share them out (ZeRO-3)."""
         plans = self.plans
         columns = (
             self.num_devices,
@@ -185,6 +187,7 @@ class CallTable:
             plans.context_parallel,
             plans.expert_parallel,
             plans.expert_tensor_parallel,
+            plans.zero_stage == _SHARED_OUT,
         )
         return np.stack(columns, axis=1)
 

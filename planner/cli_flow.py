@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +74,7 @@ def workflow(
 
 # Options of single jobs that say something about a workflow too.
 _SHARED = ("model", "gpus", "precision", "framework", "objective", "fabric", "reserve_gib", "price_per_gpu_hour")
+_AS_SETTINGS = ("lora_rank", "lora_targets")  # of the same name
 _OUTPUT = ("json_", "output", "quiet", "debug", "offload")
 _OBJECTIVES = {"step_time": "time", "time": "time", "cost": "cost", "fewest_gpus": "fewest_gpus"}
 
@@ -126,7 +128,7 @@ def models_by_role(words: Sequence[str]) -> dict[str, str]:
 
 
 def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, Any]:
-    from planner.dataflow.flow_request import DEFAULT_STACK, HYBRID
+    from planner.dataflow.flow_request import HYBRID
     from planner.dataflow.rollouts import WHOLE
 
     objective = _OBJECTIVES.get(values["objective"])
@@ -137,7 +139,7 @@ def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, A
         "batch": flow["batch"],
         "prompt": flow["prompt"],
         "generate": flow["generate"],
-        "settings": _named(flow["settings"] or []),
+        "settings": _preset_settings(values, flow["settings"] or []),
         "mode": flow["mode"] or HYBRID,
         "staleness": flow["staleness"],
         "rollout": flow["rollout"] or WHOLE,
@@ -149,7 +151,7 @@ def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, A
         "engine": flow["engine"],
         "pins": _pins(flow["pin"] or []),
         "min_mesh": flow["min_mesh"],
-        "framework": values["framework"] or DEFAULT_STACK,
+        "framework": values["framework"],
         "precision": values["precision"],
         "iterations": flow["iterations"],
         "seed": values["seed"],
@@ -158,6 +160,18 @@ def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, A
         "memory_reserve_bytes": values["reserve_gib"] * GIB,
         "price_per_device_hour_usd": values["price_per_gpu_hour"],
     }
+
+
+def _preset_settings(values: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Those of ``--set``, and the options of single jobs that stand for one."""
+    found = _named(words)
+    for name in _AS_SETTINGS:
+        if values[name] is None:
+            continue
+        if name in found:
+            raise SpecError(_flag(name), f"is given, and so is --set {name}", "one of them")
+        found[name] = values[name]
+    return found
 
 
 def _named(words: Sequence[str]) -> dict[str, Any]:
@@ -198,22 +212,25 @@ def _pins(words: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _check_unused(values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
     """Refuse options that say nothing about a workflow."""
-    known = {*_SHARED, *_OUTPUT, "workflow", "cluster", "seed"}
+    known = {*_SHARED, *_AS_SETTINGS, *_OUTPUT, "workflow", "cluster", "seed"}
     plain = {name: value for name, value in values.items() if name not in known}
     for name, value in {**plain, **extra}.items():
         if value not in (None, False, ""):
-            raise SpecError(_flag(name), "has no effect on a workflow", _instead(name))
+            raise SpecError(_flag(name), "has no effect on a workflow", _instead(name, value))
 
 
-def _instead(name: str) -> str:
+def _instead(name: str, value: Any) -> str:
     """What to say about a workflow in place of an option of single plans."""
     from planner.dataflow.flow_pins import COLUMNS
+    from planner.dataflow.preset_settings import Settings
     from planner.pins import ALIASES
 
     if name in ("seq", "global_batch", "batch_tokens"):
         return "--prompt and --generate" if name == "seq" else "--batch, items per iteration"
     if ALIASES.get(name, name) in COLUMNS:
         return f"--pin CALL.{name}=..., for the call it is about"
+    if name in {item.name for item in fields(Settings)}:
+        return f"--set {name}={str(value)[:40]}"
     return "see planner plan --help, Workflow"
 
 
@@ -283,7 +300,7 @@ def show_workflows(name: str) -> tuple[dict[str, Any], Any]:
         for title in ("workflow", "roles", "what it is", "settings"):
             table.add_column(title, overflow="fold")
         for entry in entries:
-            settings = " ".join(f"{key}={value}" for key, value in entry["settings"].items())
+            settings = " ".join(key if value is None else f"{key}={value}" for key, value in entry["settings"].items())
             table.add_row(entry["name"], " ".join(entry["roles"]), entry["summary"], settings)
         console.print(table)
 
@@ -292,4 +309,4 @@ def show_workflows(name: str) -> tuple[dict[str, Any], Any]:
 
 def _plain(value: Any) -> Any:
     """A setting's default as JSON has it."""
-    return value if isinstance(value, (bool, int, float, str)) else float(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else float(value)

@@ -17,7 +17,7 @@ from planner.dataflow.flow_results import (
     Reallocation,
     SearchStatistics,
 )
-from planner.dataflow.graph import Call
+from planner.dataflow.graph import Call, Role
 from planner.document_plan import model_document, notes_document, plan_document
 from planner.flow_phrases import minimum_sentence, reason_sentence, shortage_sentence
 from planner.schema_flow_types import FLOW_CONVENTIONS
@@ -51,6 +51,7 @@ def _request(request: FlowRequest) -> dict[str, Any]:
                 "model": model_document(request.models[role.name]),
                 "head": role.head,
                 "task": role.task,
+                "lora": _lora(role) if graph.trainable(role.name) else None,
                 "trained": graph.trainable(role.name),
             }
             for role in graph.roles
@@ -84,6 +85,12 @@ def _request(request: FlowRequest) -> dict[str, Any]:
             for name, pin in request.pins.items()
         },
     }
+
+
+def _lora(role: Role) -> dict[str, Any] | None:
+    """The adapters a role trains."""
+    lora = role.adapters.lora
+    return None if lora is None else {"rank": lora.rank, "targets": list(lora.targets), "dropout": lora.dropout}
 
 
 def _cluster(cluster: MixedCluster) -> dict[str, Any]:

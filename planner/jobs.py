@@ -14,8 +14,8 @@ from typing import Any
 
 from costmodels.autocast import sharding_stack
 from costmodels.data_parallel import gradient_element_bytes
-from costmodels.workload import JOINT_TARGET, MAX_GLOBAL_BATCH, TASKS, TrainingJob
-from planner.job_adapters import fill_lora
+from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, TrainingJob
+from planner.lora import adapters_of, check_adapted
 from planner.results import Note
 from planner.rules.base import FRAMEWORK_TITLES, divisors
 from profiles.errors import SpecError, did_you_mean
@@ -65,7 +65,7 @@ def resolve_job(
         _fill_precision(values, cluster, notes)
         _fill_sequence(values, model, notes)
         _fill_batch(values, cluster, pins, notes)
-        fill_lora(values, notes)
+        _fill_lora(values, notes)
         job = TrainingJob(**values)
     _check_against(job, model, cluster)
     return job, tuple(notes)
@@ -330,13 +330,21 @@ def _replicas(num_devices: int, pins: Mapping[str, int]) -> int:
     return pins.get("data_parallel", max(num_devices // model_degree, 1))
 
 
+def _fill_lora(values: dict[str, Any], notes: list[Note]) -> None:
+    rank, targets, lora = (values.pop(name, None) for name in ("lora_rank", "lora_targets", "lora"))
+    adapters = adapters_of(values.get("task", TASKS[0]), rank=rank, targets=targets, lora=lora)
+    for name, message in adapters.assumed.items():
+        _assume(notes, f"lora_{name}", message)
+    if adapters.lora is not None:
+        values["lora"] = adapters.lora
+
+
 def _check_against(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
     """Refuse a job the model or the device cannot run at all."""
     check_precision(job.precision, cluster.device)
     if job.fp8_attention and "fp8" not in cluster.device.peak_flops_per_s:
         raise SpecError("job.fp8_attention", f"{cluster.device.name} has no fp8 arithmetic", "leave it out")
-    if job.lora is not None and JOINT_TARGET in job.lora.targets and model.latent_attention is not None:
-        raise SpecError("job.lora.targets", f"{model.name} has no layer for queries, keys and values", "q, k and v")
+    check_adapted(job.lora, model)
     if model.learned_positions and job.sequence_length > model.learned_positions:
         raise SpecError(
             "job.sequence_length",

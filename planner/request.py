@@ -321,7 +321,7 @@ def _stack_among(
             raise SpecError("framework", f"unknown name {name[:40]!r}", did_you_mean(name, FRAMEWORKS))
         return stack, []
     stack = default_stack(job.task, stacks)
-    split = max((pins.get(column, 1) for column in _MODEL_AXES), default=1) > 1
+    split = max((pins.get(column, 1) for column in MODEL_AXES), default=1) > 1
     if stack.framework == HUGGINGFACE and split:
         stack = find_stack(MEGATRON, stacks)
     note = Note(code="assumed_default", field="framework", message=f"{stack.name}: {stack.description}")
@@ -333,7 +333,7 @@ def names_several(framework: str) -> bool:
     return "," in framework or framework.strip().lower() == ANY
 
 
-_MODEL_AXES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "virtual_stages")
+MODEL_AXES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "virtual_stages")
 
 
 def fixed_by(plan: ExecutionPlan | PinsInput) -> PinsInput:

@@ -71,9 +71,10 @@ def _request_shape() -> Shape:
         stream=FLAG,
     )
     pin = closed_object(first_gpu=or_null(COUNT), num_gpus=or_null(COUNT), engine=or_null(TEXT), plan=map_of(COUNT))
+    lora = closed_object(rank=COUNT, targets=list_of(TEXT), dropout=FLAG)
     return closed_object(
         workflow=TEXT,
-        roles=map_of(closed_object(model=FREE, head=TEXT, task=TEXT, trained=FLAG)),
+        roles=map_of(closed_object(model=FREE, head=TEXT, task=TEXT, lora=or_null(lora), trained=FLAG)),
         calls=map_of(call),
         copies=list_of(closed_object(source=TEXT, target=TEXT, every=COUNT, share=AMOUNT)),
         cluster=FREE,

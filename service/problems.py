@@ -137,6 +137,8 @@ def _of_validation_error(item: Mapping[str, Any], path: str) -> FieldProblem:
     else:
         words = item["msg"].removeprefix("Value error, ")
         problem, hint = words[:1].lower() + words[1:], ""
+        if location == ["body", "job"] and isinstance(item.get("input"), str):
+            hint = 'an object of job fields such as {"task": "lora"}; a workflow has models in place of model'
         if item["type"] != "missing":
             problem = f"{problem}; got {shown(item.get('input'))}"
     return FieldProblem(

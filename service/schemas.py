@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from costmodels.workload import MAX_GLOBAL_BATCH
-from planner.dataflow.flow_request import DEFAULT_STACK, MAX_GPUS, MAX_ITERATIONS
+from planner.dataflow.flow_request import MAX_GPUS, MAX_ITERATIONS
 from planner.dataflow.graph import MAX_CALLS, MAX_ROLES
 from planner.dataflow.iterations import MAX_STALENESS
+from planner.dataflow.presets import PRESETS, preset_name
 from planner.decisions.results import MAX_RIVALS, MAX_SEED, MAX_STEPS, MAX_TRIALS
 from planner.decisions.trials import MAX_TRIALS as MAX_OBSERVED
 from planner.pins import ALIASES
@@ -49,6 +50,11 @@ EXAMPLE_TRIAL = {
 }  # fmt: skip
 
 
+Layers = Annotated[
+    list[Literal["q", "k", "v", "qkv", "o", "gate", "up", "down"]], Field(min_length=1, max_length=7)
+]  # those that carry an adapter
+
+
 class JobBody(Body):
     """What is trained. Everything may be left out; what is filled in is listed under `assumptions`."""
 
@@ -78,9 +84,7 @@ class JobBody(Body):
         default=None, description="Whose fused attention runs, where it is not the one the stack picks."
     )
     lora_rank: int | None = Field(default=None, ge=1, le=1 << 16)
-    lora_targets: list[Literal["q", "k", "v", "qkv", "o", "gate", "up", "down"]] | None = Field(
-        default=None, min_length=1, max_length=7
-    )
+    lora_targets: Layers | None = None
     dropout: bool | None = None
     padding_efficiency: float | None = Field(default=None, gt=0, le=1)
     varied_lengths: bool | None = Field(
@@ -177,7 +181,7 @@ class WorkflowRequest(Body):
         description="Role to model; roles left out are as the graph says, or like another one.",
     )
     cluster: NameOrMapping = Field(description="A cluster string or the mapping a cluster file holds.")
-    settings: dict[Role, int | float | bool | Name] = Field(
+    settings: dict[Role, int | float | bool | Names | Layers] = Field(
         default_factory=dict, max_length=MAX_ROLES, description="Settings of a named workflow, e.g. `group_size`."
     )
     batch: int | None = Field(default=None, ge=1, le=MAX_GLOBAL_BATCH, description="Items per iteration.")
@@ -206,7 +210,9 @@ class WorkflowRequest(Body):
         description="Call to what is fixed of it: `gpus`, `engine`, `tp` ...",
     )
     min_mesh: int | None = Field(default=None, ge=1, le=MAX_GPUS, description="Fewest GPUs a call may use.")
-    framework: Name = Field(default=DEFAULT_STACK, description="Training framework or stack.")
+    framework: Name | None = Field(
+        default=None, description="Training framework or stack; the usual one of what is trained if null."
+    )
     precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"] | None = None
     iterations: int = Field(default=5, ge=1, le=MAX_ITERATIONS, description="Iterations shown; 1: minimised alone.")
     seed: int = Field(default=0, ge=0, le=(1 << 31) - 1, description="Of the search.")
@@ -220,12 +226,15 @@ _OF_GRAPHS = frozenset({"roles", "calls"})  # fields of a graph that no job has
 
 
 def _question(value: object) -> str:
-    """A workflow names its models by role, or its job is a name or a graph; a job has one model."""
+    """A workflow names its models by role, or its job is a name or a graph; a job has one model.
+
+    The name of a workflow makes it one even beside ``model``, so that the error is about that.
+    """
     if not isinstance(value, dict):
         return WORKFLOW_TAG if isinstance(value, WorkflowRequest) else JOB_TAG
     job = value.get("job")
     graph = isinstance(job, dict) and not _OF_GRAPHS.isdisjoint(job)
-    named = isinstance(job, str) and "model" not in value
+    named = isinstance(job, str) and ("model" not in value or preset_name(job) in PRESETS)
     return WORKFLOW_TAG if graph or named or "models" in value else JOB_TAG
 
 
@@ -279,12 +288,7 @@ class SearchRequest(EstimateRequest):
     )
     plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
     strategy: Literal["auto", "enumerate", "cpsat", "mcmc", "all"] = "auto"
-    seconds: float = Field(
-        default=5.0,
-        gt=0,
-        le=MAX_SEARCH_SECONDS,
-        description="Longest time to search; what is found in it depends on the machine and its load.",
-    )
+    seconds: float = Field(default=5.0, gt=0, le=MAX_SEARCH_SECONDS, description="Longest; load tells what it finds.")
     evaluations: int | None = Field(
         default=None, ge=1, le=best.MAX_EVALUATIONS, description="After which nothing new begins."
     )
@@ -369,6 +373,8 @@ def meant_field(parents: Sequence[str], name: str, *, path: str = "", workflow: 
         path: Of the route that was asked.
         workflow: Whether the body asks about a workflow.
     """
+    if workflow and name == "model" and not parents:
+        return 'models, by role: {"models": {"actor": "llama-2-7b"}}'
     if workflow:
         return "" if parents else did_you_mean(name, WorkflowRequest.model_fields)
     bodies: dict[str, type[Body]] = {"job": JobBody, "plan": PlanBody}

@@ -16,6 +16,7 @@ from costmodels.estimate import EstimateBatch
 from costmodels.evaluate import evaluate
 from costmodels.forward import forward_pass, weight_bytes
 from costmodels.generation import engine_context, generation, generation_memory, prompt_job
+from costmodels.layer_costs import joined_devices
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.stage_parameters import stage_parameters
@@ -46,6 +47,8 @@ class CallSetting:
         engines: Engines generation may use.
         between_training: Whether the dataflow trains on what it generates; both then take longer for it, and the stack
             says so of training (``profiles.stacks.in_reinforcement_learning``).
+        tensor_overlap: Whether tensor-parallel traffic runs under products where it may, as in plans of single jobs.
+            Between generations it does not: NeMo-RL's steps were fitted without.
         weights: How matrices lie in the checkpoints that engines load; None for the format of their call.
         eight_bit_cache: They keep keys and values in 8 bits.
     """
@@ -54,6 +57,7 @@ class CallSetting:
     stack: StackSpec
     engines: tuple[str, ...] = (TRAINER,)
     between_training: bool = False
+    tensor_overlap: bool = False
     weights: WeightFormat | None = None
     eight_bit_cache: bool = False
 
@@ -101,6 +105,7 @@ def call_costs(
             framework=setting.stack.framework,
             domain_devices=setting.cluster.domain_devices,
             pins=pins,
+            overlapped_devices=joined_devices(setting.cluster) if setting.tensor_overlap else 0,
             overlaps_experts=setting.stack.expert_parallel_overlap > 0,
             transformers_models=setting.stack.transformers_models,
         )

@@ -10,6 +10,7 @@ from costmodels.generation import prompt_job
 from costmodels.lowering.grouping import group_rows
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import IntArray
+from costmodels.workload import LoraSpec
 from planner.dataflow.call_costs import CallSetting, call_costs
 from planner.dataflow.flow_pins import CallPin
 from planner.dataflow.flow_request import FlowRequest
@@ -61,7 +62,7 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
     if call.shared:
         # Branches that share what comes before them are fewer sequences' worth of tokens over as many steps.
         sequences = max(round(sequences * (1 - call.shared)), 1)
-    adapters = role.task in ("lora", "qlora") and call.kind == TRAIN
+    lora = role.adapters.lora if call.kind == TRAIN else None
     learning = call.kind == GENERATE and request.graph.trainable(call.role)
     score_bytes, vocabulary_bytes = _read_bytes(request, call.name)
     return ModelCall(
@@ -73,7 +74,8 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
         samples_per_prompt=call.group,
         value_head=role.head == VALUE_HEAD,
         precision=request.precision,
-        task=role.task if adapters else "full",
+        task="full" if lora is None else role.task,
+        lora=lora or LoraSpec(),
         carried_over=request.carried_over if learning else 0,
         in_flight=in_flight(request, call.name),
         keeps_cache=request.options.keep_cache and learning,
@@ -200,7 +202,7 @@ def flow_costs(request: FlowRequest, cluster: MixedCluster, sizes: Sequence[Sequ
 
 def _tables(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int]) -> dict[str, CallTable]:
     """Ways to run every call on one kind of machines; equal calls are priced once."""
-    priced: dict[tuple[ModelCall, ModelSpec, tuple[str, ...], frozenset[tuple[str, int]]], CallTable] = {}
+    priced: dict[tuple[ModelCall, ModelSpec, CallSetting, frozenset[tuple[str, int]]], CallTable] = {}
     tables: dict[str, CallTable] = {}
     for name in request.graph.order:
         call = request.graph.call(name)
@@ -208,14 +210,24 @@ def _tables(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int]) ->
             continue
         asked, model = model_call(request, call), request.models[call.role]
         pin = request.pins.get(name, CallPin())
-        engines = _engines(request, call, pin)
-        key = (asked, model, engines, frozenset(pin.columns.items()))
+        setting = call_setting(request, call, cluster, _engines(request, call, pin))
+        key = (asked, model, setting, frozenset(pin.columns.items()))
         if key not in priced:
-            between = request.graph.trains_between_generations
-            setting = CallSetting(cluster=cluster, stack=request.stack, engines=engines, between_training=between)
             priced[key] = call_costs(asked, model, setting, sizes, pins=pin.columns)
         tables[name] = _pinned(priced[key], pin)
     return tables
+
+
+def call_setting(request: FlowRequest, call: Call, cluster: ClusterSpec, engines: tuple[str, ...]) -> CallSetting:
+    """What a call runs on and with."""
+    between = request.graph.trains_between_generations
+    return CallSetting(
+        cluster=cluster,
+        stack=request.stacks[call.role],
+        engines=engines,
+        between_training=between,
+        tensor_overlap=not between,
+    )
 
 
 def _role_rows(

@@ -10,14 +10,16 @@ from costmodels.lengths import OutputLengths
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.dataflow.flow_engines import engines_of
 from planner.dataflow.flow_pins import CallPin, parse_call_pins
+from planner.dataflow.flow_stacks import adapter_notes, stacks_of
 from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Dataflow
 from planner.dataflow.graph_file import graph_from_mapping, load_graph
 from planner.dataflow.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
 from planner.dataflow.length_text import LengthInput, parse_lengths, parse_prompt
-from planner.dataflow.presets import PRESETS, build_preset, unknown_role
+from planner.dataflow.presets import PRESETS, ROLE_SETTINGS, build_preset, unknown_role
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.streams import streamed
 from planner.jobs import check_precision, default_attention, default_precision, unfused_attention_note
+from planner.lora import check_adapted
 from planner.option_kinds import check_kinds, in_small_letters
 from planner.request import (
     ClusterInput,
@@ -34,7 +36,6 @@ from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import MAX_SEQUENCE, ModelSpec
 from profiles.scalars import plain
 from profiles.stack import StackSpec
-from profiles.stacks import find_stack, in_reinforcement_learning
 
 HYBRID, COLOCATED, DISAGGREGATED, ASYNC = "hybrid", "colocated", "disaggregated", "async"
 MODES = (HYBRID, COLOCATED, DISAGGREGATED, ASYNC)
@@ -42,7 +43,6 @@ OBJECTIVES = ("time", "cost", "fewest_gpus")
 DEFAULT_BATCH = 512  # prompts; the batch of ReaLHF's and RLHFuse's experiments (arXiv:2406.14088, 2409.13221)
 DEFAULT_PROMPT = 1024  # tokens, as in HybridFlow's experiments (arXiv:2409.19256 section 8.1)
 DEFAULT_GENERATE = 1024  # tokens, as above
-DEFAULT_STACK = "megatron"
 MAX_ITERATIONS = 16
 MAX_GPUS = 4096
 MAX_FILE_NAME_BYTES = 256  # what file systems take
@@ -73,7 +73,7 @@ class FlowOptions:
         engine: Engine of every generating call; None for the best of those there are.
         pins: Call to what is fixed of it, see ``flow_pins``.
         min_mesh: Fewest GPUs a call may use.
-        framework: Training framework or stack.
+        framework: Training framework or stack; None for the usual one, see ``planner.dataflow.flow_stacks``.
         precision: Number format of all models.
         iterations: Iterations shown. With several, plans are judged by their pace once settled; a single one by itself.
         seed: Of the search.
@@ -99,7 +99,7 @@ class FlowOptions:
     engine: str | None = None
     pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     min_mesh: int | None = None
-    framework: str = DEFAULT_STACK
+    framework: str | None = None
     precision: str | None = None
     iterations: int = 5
     seed: int = 0
@@ -118,7 +118,7 @@ class FlowRequest:
         graph: The workflow.
         models: Role to its model.
         cluster: The GPUs and links, of one kind of machines or of several.
-        stack: The training framework, which also runs inference.
+        stacks: Role to the training framework, which also runs inference: one for all, but for the width of intervals.
         batch: Items per iteration.
         prompt_tokens: Tokens per prompt.
         output: Tokens per response.
@@ -135,7 +135,7 @@ class FlowRequest:
     graph: Dataflow
     models: Mapping[str, ModelSpec]
     cluster: MixedCluster
-    stack: StackSpec
+    stacks: Mapping[str, StackSpec]
     batch: int
     prompt_tokens: int
     output: OutputLengths
@@ -147,6 +147,11 @@ class FlowRequest:
     pins: Mapping[str, CallPin]
     options: FlowOptions
     assumptions: tuple[Note, ...]
+
+    @property
+    def stack(self) -> StackSpec:
+        """The training framework, as the first role has it."""
+        return next(iter(self.stacks.values()))
 
     @property
     def ahead(self) -> int:
@@ -191,9 +196,13 @@ def resolve_flow(
     for call in graph.calls:  # whole numbers of sequences, and training ones whole mini-batches
         call.sequences(batch)
     staleness = _staleness(graph, options, notes)
-    stack = _stack(graph, options)
+    pins = parse_call_pins(options.pins, graph, machines)
+    stacks, stack_notes = stacks_of(graph, options.framework, pins)
     for role in {call.role for call in graph.calls if call.kind in (INFERENCE, TRAIN)}:
-        check_trained(specs[role], stack.framework)
+        check_trained(specs[role], stacks[role].framework)
+        check_adapted(graph.role(role).adapters.lora, specs[role], where=f"job.roles.{role}")
+    notes += [*adapter_notes(graph), *stack_notes]
+    stack = next(iter(stacks.values()))
     devices = {each.device.name: each.device for each in machines.groups}.values()
     unfused = [device for device in devices if default_attention(stack, device) == "unfused"]
     notes += [unfused_attention_note(stack, device) for device in unfused]
@@ -201,7 +210,7 @@ def resolve_flow(
         graph=graph,
         models=specs,
         cluster=machines,
-        stack=stack,
+        stacks=stacks,
         batch=batch,
         prompt_tokens=prompt,
         output=output,
@@ -210,7 +219,7 @@ def resolve_flow(
         staleness=staleness,
         precision=_precision(options, machines, notes),
         engines=engines_of(graph, specs, machines, asked=options.engine, interrupts=options.rollout != WHOLE),
-        pins=parse_call_pins(options.pins, graph, machines),
+        pins=pins,
         options=options,
         assumptions=tuple(notes),
     )
@@ -225,7 +234,8 @@ def _graph(job: GraphInput, options: FlowOptions) -> tuple[Dataflow, Mapping[str
     if isinstance(job, Dataflow) or (isinstance(job, (Mapping, Path)) or _is_file(job)):
         if options.settings:
             name = next(iter(options.settings))
-            raise SpecError(f"job.{name}", "is a setting of presets", "write it into the calls of the workflow")
+            where = "roles" if name in ROLE_SETTINGS else "calls"
+            raise SpecError(f"job.{name}", "is a setting of presets", f"write it into the {where} of the workflow")
         if isinstance(job, Dataflow):
             return job, {}
         if isinstance(job, Mapping):
@@ -241,7 +251,7 @@ def _graph(job: GraphInput, options: FlowOptions) -> tuple[Dataflow, Mapping[str
         raise SpecError(
             "job", f"{job[:60]!r} is a file, but not named as YAML", f"rename it to {Path(job).name[:40]}.yaml"
         )
-    return build_preset(job, options.settings), {}
+    return build_preset(job, options.settings, allow_files=options.allow_files), {}
 
 
 def _exists(job: str) -> bool:
@@ -362,12 +372,6 @@ def _precision(options: FlowOptions, cluster: MixedCluster, notes: list[Note]) -
     chosen = default_precision(devices)
     notes.append(_assumed("precision", f"{chosen} (not given)"))
     return chosen
-
-
-def _stack(graph: Dataflow, options: FlowOptions) -> StackSpec:
-    """The training framework, slower where what it trains on is generated in between."""
-    stack = find_stack(options.framework)
-    return in_reinforcement_learning(stack) if graph.trains_between_generations else stack
 
 
 def _machines(cluster: ClusterInput | MixedCluster, options: FlowOptions) -> MixedCluster:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from costmodels.model_calls import CallTable, concatenated
-from planner.dataflow.call_costs import CallSetting, call_costs
-from planner.dataflow.flow_costs import model_call
+from planner.dataflow.call_costs import call_costs
+from planner.dataflow.flow_costs import call_setting, model_call
 from planner.dataflow.flow_request import MAX_GPUS, FlowRequest
 from planner.dataflow.flow_results import CallShortage, FlowInfeasible, FlowPlan
 from planner.dataflow.flow_solve import best_plan
@@ -102,8 +102,7 @@ def _ways(
 ) -> CallTable:
     """Every way to run a call on so many GPUs, with some plan columns fixed if wanted, whether it fits or not."""
     call = request.graph.call(name)
-    between = request.graph.trains_between_generations
-    setting = CallSetting(cluster=cluster, stack=request.stack, engines=request.engines, between_training=between)
+    setting = call_setting(request, call, cluster, request.engines)
     return call_costs(model_call(request, call), request.models[call.role], setting, sizes, pins=pins, fitting=False)
 
 

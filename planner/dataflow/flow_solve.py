@@ -11,7 +11,7 @@ from planner.dataflow.flow_request import FlowRequest
 from planner.dataflow.flow_results import FlowPlan, SearchStatistics
 from planner.dataflow.flow_transfers import TransferPrices
 from planner.dataflow.memory import pressure
-from planner.dataflow.placement import Region, placements
+from planner.dataflow.placement import SMALL_NODE, Region, placements
 from planner.dataflow.priced_cluster import PricedCluster, priced_on
 from planner.dataflow.schedule import PlanRows
 from planner.dataflow.search import SearchOptions, Solution, explore
@@ -93,11 +93,13 @@ def candidate_clusters(request: FlowRequest) -> list[MixedCluster]:
     (whole,) = request.cluster.groups
     needed = max((_pinned_gpus(request, name) for name in request.pins), default=1)
     each = whole.node.devices_per_node
-    inside = [size for size in range(1, each) if each % size == 0]
+    small = whole.num_nodes == 1 and each <= SMALL_NODE
+    inside = [size for size in range(1, each) if each % size == 0 or (small and size & (size - 1) == 0)]
     runs = sorted({1 << k for k in range(whole.num_nodes.bit_length())} | {3 << k for k in range(20)})
     sizes = [size for size in (*inside, *(run * each for run in runs)) if needed <= size < whole.num_devices]
     if request.options.objective == "fewest_gpus":
         nodes = range(1, whole.num_nodes)
+        inside = list(range(1, each)) if small else inside
         sizes = [size for size in (*inside, *(run * each for run in nodes)) if needed <= size < whole.num_devices]
     return [*(alone(part_of(whole, size)) for size in sizes), request.cluster]
 

@@ -8,11 +8,13 @@ call runs and what it costs; the graph is the same on any cluster.
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 from costmodels.workload import TASKS
+from planner.lora import Adapters, adapters_of
 from profiles.errors import SpecError, did_you_mean
 
 MAX_CALLS = 32
@@ -42,6 +44,8 @@ class Role:
         head: ``language`` (scores over the vocabulary) or ``value`` (one number per token, as critics
             and reward models have).
         task: What a training call on it trains: ``full``, ``lora`` or ``qlora`` (or ``pretrain``).
+        lora: What is said of its adapters: ``rank``, ``targets`` and ``dropout``, see ``planner.lora``; the rest is as
+            usual.
         stays: Whether its weights must stay on the devices between calls (a teacher in use all the
             time, a reference updated in place); otherwise a frozen role may be offloaded.
     """
@@ -50,7 +54,17 @@ class Role:
     like: str = ""
     head: str = LANGUAGE_HEAD
     task: str = "full"
+    lora: Mapping[str, Any] = field(default_factory=dict)
     stays: bool = False
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapters it trains, and what of them is assumed.
+
+        Raises:
+            SpecError: If what is said of them is out of bounds, or the task trains none.
+        """
+        return adapters_of(self.task, lora=self.lora, where=f"job.roles.{self.name}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +253,7 @@ class Dataflow:
             raise SpecError(f"{where}.like", problem, did_you_mean(role.like, others))
         _one_of(f"{where}.head", role.head, HEADS)
         _one_of(f"{where}.task", role.task, TASKS)
+        role.adapters  # noqa: B018 - refuses what is out of bounds
 
     def _check_call(self, call: Call) -> None:
         where = f"job.calls.{call.name}"

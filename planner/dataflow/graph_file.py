@@ -34,6 +34,7 @@ from planner.dataflow.graph import (
     Role,
     RoleCopy,
 )
+from planner.lora import merged_fields
 from profiles.catalog import load_yaml
 from profiles.catalog_entries import Entry, validated
 from profiles.errors import SpecError
@@ -49,6 +50,9 @@ class RoleEntry(Entry):
     like: str = Field(default="", max_length=40)
     head: Literal["language", "value"] = "language"
     task: Literal["pretrain", "full", "lora", "qlora"] = "full"
+    lora: dict[str, Any] | None = None
+    lora_rank: int | None = None
+    lora_targets: str | list[Any] | None = None
     stays: bool = False
 
 
@@ -116,7 +120,9 @@ def graph_from_mapping(mapping: Mapping[str, Any]) -> DescribedGraph:
     graph = Dataflow(
         name=entry.name,
         roles=tuple(
-            Role(name=name, like=role.like, head=role.head, task=role.task, stays=role.stays)
+            Role(
+                name=name, like=role.like, head=role.head, task=role.task, lora=_adapters(name, role), stays=role.stays
+            )
             for name, role in entry.roles.items()
         ),
         calls=tuple(_call(name, call) for name, call in entry.calls.items()),
@@ -138,6 +144,12 @@ def load_graph(path: Path) -> DescribedGraph:
     if not isinstance(mapping, Mapping):
         raise SpecError(str(path)[:200], "must hold a mapping", "name, roles and calls; see docs/dataflows.md")
     return graph_from_mapping(mapping)
+
+
+def _adapters(name: str, entry: RoleEntry) -> Mapping[str, Any]:
+    """What a file says of a role's adapters, in one piece."""
+    given = {"rank": entry.lora_rank, "targets": entry.lora_targets}
+    return merged_fields(entry.lora, given, where=f"job.roles.{name}")
 
 
 def _call(name: str, entry: CallEntry) -> Call:

@@ -1,10 +1,11 @@
 """Which meshes a call may use: runs of consecutive GPUs, aligned to nodes, within the region its placement leaves it.
 
 A mesh is part of one node, aligned to its size, or a run of whole nodes, as ReaLHF's are
-(arXiv:2406.14088 section 4). Up to ``EVERY_RUN`` nodes every run is a mesh. Above, there are runs of
-2^k and 3 * 2^k nodes and of all nodes, at every quarter of their size, from a sixteenth of the nodes
-on: longer runs that begin one node later are no different in kind, and their number grows with the
-square of the nodes.
+(arXiv:2406.14088 section 4). Of a single node with up to ``SMALL_NODE`` GPUs every run is a mesh, so
+that what a call may do with some GPUs it may do with more: five are no worse than four. Up to
+``EVERY_RUN`` nodes every run of nodes is a mesh. Above, there are runs of 2^k and 3 * 2^k nodes and of
+all nodes, at every quarter of their size, from a sixteenth of the nodes on: longer runs that begin one
+node later are no different in kind, and their number grows with the square of the nodes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import MixedCluster
 
 EVERY_RUN = 20  # nodes
+SMALL_NODE = 8  # GPUs
 _CUT_NODES, _CUTS = 2, 4  # of so many nodes pools may end at every quarter
 _PARTS = 16  # of a cluster of more nodes that the smallest mesh makes up
 
@@ -85,17 +87,21 @@ def cluster_meshes(cluster: ClusterSpec, min_mesh: int | None = None) -> Meshes:
     if least > cluster.num_devices:
         raise SpecError("min_mesh", f"must be at most the {cluster.num_devices} GPUs; got {least}")
     each, nodes = cluster.node.devices_per_node, cluster.num_nodes
-    found = {
-        (size, start)
-        for size in range(least, each)
-        if each % size == 0
-        for start in range(0, cluster.num_devices, size)
-    }
+    found = {part for part in _parts_of_nodes(cluster) if part[0] >= least}
     for run in _runs(nodes):
         step = _step(run) if nodes > EVERY_RUN else 1
         found |= {(run * each, node * each) for node in range(0, nodes - run + 1, step) if run * each >= least}
     table = np.asarray(sorted(found), dtype=np.int64)
     return Meshes(start=table[:, 1], size=table[:, 0])
+
+
+def _parts_of_nodes(cluster: ClusterSpec) -> set[tuple[int, int]]:
+    """Size and first GPU of meshes within a node."""
+    each = cluster.node.devices_per_node
+    if cluster.num_nodes == 1 and each <= SMALL_NODE:
+        return {(size, start) for size in range(1, each) for start in range(each - size + 1)}
+    sizes = [size for size in range(1, each) if each % size == 0]
+    return {(size, start) for size in sizes for start in range(0, cluster.num_devices, size)}
 
 
 def machine_meshes(machines: MixedCluster, min_mesh: int | None = None) -> Meshes:

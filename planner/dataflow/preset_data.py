@@ -24,7 +24,7 @@ def sft(settings: Settings) -> Dataflow:
     """One model trained on given text."""
     return Dataflow(
         name="sft",
-        roles=(Role(name="actor", task=settings.task),),
+        roles=(settings.trained("actor"),),
         calls=(training("actor_train", "actor", ("text",), settings, Fraction(1)),),
         dataset=("text",),
     )
@@ -32,7 +32,7 @@ def sft(settings: Settings) -> Dataflow:
 
 def dpo(settings: Settings) -> Dataflow:
     """The reference scores both responses of a pair; the actor trains on the difference."""
-    actor, reference = Role(name="actor", task=settings.task), Role(name="ref", like="actor")
+    actor, reference = settings.trained("actor"), Role(name="ref", like="actor")
     return Dataflow(
         name="dpo",
         roles=(actor, reference) if settings.reference == reference.name else (actor,),
@@ -55,7 +55,7 @@ def reward_pairs(settings: Settings) -> Dataflow:
     """A value head trained to prefer one response of a pair."""
     return Dataflow(
         name="rm",
-        roles=(Role(name="reward", head=VALUE_HEAD, task=settings.task),),
+        roles=(settings.trained("reward", head=VALUE_HEAD),),
         calls=(training("reward_train", "reward", ("pairs",), settings, _PAIR),),
         dataset=("pairs",),
     )
@@ -75,7 +75,7 @@ def reward_trees(settings: Settings) -> Dataflow:
     )
     return Dataflow(
         name="rm-tree",
-        roles=(Role(name="actor"), Role(name="reward", like="actor", head=VALUE_HEAD, task=settings.task)),
+        roles=(Role(name="actor"), settings.trained("reward", like="actor", head=VALUE_HEAD)),
         calls=(
             Call(
                 name="actor_gen",
@@ -114,7 +114,7 @@ def distill(settings: Settings) -> Dataflow:
     """A frozen teacher scores text, a student trains on the scores."""
     return Dataflow(
         name="distill",
-        roles=(Role(name="teacher", stays=True), Role(name="student", task=settings.task)),
+        roles=(Role(name="teacher", stays=True), settings.trained("student")),
         calls=(
             _scoring("teacher_inf", "teacher", "teacher_scores", settings),
             training("student_train", "student", ("text", "teacher_scores"), settings, Fraction(1)),
@@ -129,7 +129,7 @@ def distill_chain(settings: Settings) -> Dataflow:
     graph = distill(settings)
     return Dataflow(
         name="distill-chain",
-        roles=(*graph.roles, Role(name="small", task=settings.task)),
+        roles=(*graph.roles, settings.trained("small")),
         calls=(
             *graph.calls,
             _scoring("student_inf", "student", "student_scores", settings),

@@ -117,7 +117,7 @@ def distill_on_policy(settings: Settings) -> Dataflow:
     group = Fraction(settings.group_size)
     return Dataflow(
         name="distill-on-policy",
-        roles=(Role(name="student", task=settings.task), Role(name="teacher", stays=True)),
+        roles=(settings.trained("student"), Role(name="teacher", stays=True)),
         calls=(
             Call(
                 name="student_gen",
@@ -176,7 +176,7 @@ def best_of_n(settings: Settings) -> Dataflow:
 
 
 def _actor(settings: Settings) -> Role:
-    return Role(name="actor", task=settings.task)
+    return settings.trained("actor")
 
 
 def _generation(factor: Fraction, group: int = 1) -> Call:

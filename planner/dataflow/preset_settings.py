@@ -2,9 +2,21 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from costmodels.workload import TASKS
-from planner.dataflow.graph import EXTERNAL, MAX_FACTOR, MAX_LATENCY_S, MAX_SCORES, MAX_SEQUENCES, TRAIN, Call
+from planner.dataflow.graph import (
+    EXTERNAL,
+    LANGUAGE_HEAD,
+    MAX_FACTOR,
+    MAX_LATENCY_S,
+    MAX_SCORES,
+    MAX_SEQUENCES,
+    TRAIN,
+    Call,
+    Role,
+)
+from planner.lora import ADAPTER_TASKS, adapters_of, merged_fields
 from profiles.errors import SpecError
 
 MODEL_REWARD = "model"
@@ -24,6 +36,8 @@ class Settings:
         oversampling: Prompts generated per prompt trained on, at least 1.
         task: ``full``, ``lora`` or ``qlora``: how the policy is trained. With adapters its own weights, adapters off,
             are the reference, as in TRL (``null_ref_context``) and verl (``ref_in_actor``).
+        lora_rank: Rank of the adapters of ``lora`` and ``qlora``; None for the usual one.
+        lora_targets: Layers that carry one, in words with commas between or a list; None for the usual ones.
         pretrain_loss: Whether a pre-training batch of the same size is trained on too.
         copy_share: Share of the policy that goes into the reference per iteration.
         copy_every: Iterations between two refreshes of the reference.
@@ -41,6 +55,8 @@ class Settings:
     concurrency: int = 1024
     oversampling: Fraction = Fraction(1)
     task: str = "full"
+    lora_rank: int | None = None
+    lora_targets: str | list[Any] | None = None
     pretrain_loss: bool = False
     copy_share: float = 1.0
     copy_every: int = 1
@@ -66,14 +82,23 @@ class Settings:
             value = getattr(self, name)
             if value not in known:
                 raise SpecError(f"job.{name}", f"unknown value {value[:40]!r}", "use one of " + ", ".join(known))
+        adapters_of(self.task, rank=self.lora_rank, targets=self.lora_targets)
         if self.tree_branches**self.tree_depth > MAX_FACTOR:
             leaves = self.tree_branches**self.tree_depth
             raise SpecError("job.tree_depth", f"gives {leaves} leaves; at most {MAX_FACTOR}", "a smaller tree")
 
+    def trained(self, name: str, *, like: str = "", head: str = LANGUAGE_HEAD) -> Role:
+        """The role of that name, trained as the settings say."""
+        return Role(name=name, like=like, head=head, task=self.task, lora=self._lora)
+
+    @property
+    def _lora(self) -> dict[str, Any]:
+        return merged_fields(None, {"rank": self.lora_rank, "targets": self.lora_targets})
+
     @property
     def reference(self) -> str:
         """Role whose weights are the frozen reference."""
-        return "actor" if self.task in ("lora", "qlora") else "ref"
+        return "actor" if self.task in ADAPTER_TASKS else "ref"
 
 
 def training(name: str, role: str, inputs: tuple[str, ...], settings: Settings, factor: Fraction = Fraction(1)) -> Call:

@@ -37,7 +37,8 @@ class Preset:
     defaults: Settings = field(default_factory=Settings)
 
 
-_PPO_SETTINGS = ("mini_batches", "kl", "reward", "latency_s", "concurrency", "task")
+ROLE_SETTINGS = ("task", "lora_rank", "lora_targets")
+_PPO_SETTINGS = ("mini_batches", "kl", "reward", "latency_s", "concurrency", *ROLE_SETTINGS)
 _GROUP_SETTINGS = ("group_size", *_PPO_SETTINGS)
 
 PRESETS: Mapping[str, Preset] = {
@@ -95,7 +96,7 @@ PRESETS: Mapping[str, Preset] = {
             summary="REINFORCE whose baseline is the reward of the greedy response: two generations per prompt.",
             source="Li et al. 2023, arXiv:2310.10505",
             build=preset_policy.remax,
-            takes=("mini_batches", "kl", "reward", "latency_s", "concurrency", "task"),
+            takes=("mini_batches", "kl", "reward", "latency_s", "concurrency", *ROLE_SETTINGS),
         ),
         Preset(
             name="dapo",
@@ -111,7 +112,7 @@ PRESETS: Mapping[str, Preset] = {
             summary="The student generates, the teacher scores every token, the student trains on the difference.",
             source="Agarwal et al. 2023, arXiv:2306.13649; the teacher is a reference that may be far larger",
             build=preset_policy.distill_on_policy,
-            takes=("group_size", "mini_batches", "task", "scores"),
+            takes=("group_size", "mini_batches", *ROLE_SETTINGS, "scores"),
         ),
         Preset(
             name="mrdpo",
@@ -119,7 +120,7 @@ PRESETS: Mapping[str, Preset] = {
             "merged policy and the adapters start anew.",
             source="video-SALMONN 2, arXiv:2506.15220: 1,000 steps per round",
             build=preset_policy.multi_round_dpo,
-            takes=("mini_batches", "reward", "latency_s", "concurrency", "task", "copy_every"),
+            takes=("mini_batches", "reward", "latency_s", "concurrency", *ROLE_SETTINGS, "copy_every"),
             defaults=Settings(task="lora", copy_every=1000),
         ),
         Preset(
@@ -127,7 +128,7 @@ PRESETS: Mapping[str, Preset] = {
             summary="Best of n: several responses per prompt, the best one by reward is trained on as supervised data.",
             source="Dong et al. 2023, arXiv:2304.06767",
             build=preset_policy.raft,
-            takes=("group_size", "mini_batches", "reward", "latency_s", "concurrency", "task"),
+            takes=("group_size", "mini_batches", "reward", "latency_s", "concurrency", *ROLE_SETTINGS),
             defaults=Settings(group_size=8),
         ),
         Preset(
@@ -143,14 +144,14 @@ PRESETS: Mapping[str, Preset] = {
             summary="Direct preference optimisation on pairs: the reference scores both, the actor trains.",
             source="Rafailov et al. 2023, arXiv:2305.18290",
             build=preset_data.dpo,
-            takes=("mini_batches", "task"),
+            takes=("mini_batches", *ROLE_SETTINGS),
         ),
         Preset(
             name="rm",
             summary="A reward model trained on pairs of responses.",
             source="Ouyang et al. 2022, arXiv:2203.02155, section 3.4",
             build=preset_data.reward_pairs,
-            takes=("mini_batches", "task"),
+            takes=("mini_batches", *ROLE_SETTINGS),
         ),
         Preset(
             name="rm-tree",
@@ -158,28 +159,28 @@ PRESETS: Mapping[str, Preset] = {
             "generated once; a labeller compares the leaves.",
             source="Qiu et al. 2024, arXiv:2402.10184",
             build=preset_data.reward_trees,
-            takes=("tree_depth", "tree_branches", "mini_batches", "latency_s", "concurrency", "task"),
+            takes=("tree_depth", "tree_branches", "mini_batches", "latency_s", "concurrency", *ROLE_SETTINGS),
         ),
         Preset(
             name="sft",
             summary="Supervised fine-tuning: one training call.",
             source="a degenerate graph, so that mixed campaigns can be planned with one tool",
             build=preset_data.sft,
-            takes=("mini_batches", "task"),
+            takes=("mini_batches", *ROLE_SETTINGS),
         ),
         Preset(
             name="distill",
             summary="A teacher scores given text, a student trains on its scores; the teacher runs ahead.",
             source="Hinton et al. 2015, arXiv:1503.02531; Alexa Teacher Model, arXiv:2206.07808",
             build=preset_data.distill,
-            takes=("mini_batches", "task", "prefetch", "scores"),
+            takes=("mini_batches", *ROLE_SETTINGS, "prefetch", "scores"),
         ),
         Preset(
             name="distill-chain",
             summary="Teacher to student to a smaller student, the second stage on the first one's current weights.",
             source="Alexa Teacher Model, arXiv:2206.07808: 2.3B to 170M to 17M",
             build=preset_data.distill_chain,
-            takes=("mini_batches", "task", "prefetch", "scores"),
+            takes=("mini_batches", *ROLE_SETTINGS, "prefetch", "scores"),
         ),
         Preset(
             name="coe",
@@ -191,20 +192,27 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-def build_preset(name: str, settings: Mapping[str, Any] | None = None) -> Dataflow:
+def preset_name(name: str) -> str:
+    """The name as ``PRESETS`` has it, if it is there at all; case and ``_`` for ``-`` do not matter."""
+    return name.strip().lower().replace("_", "-")
+
+
+def build_preset(name: str, settings: Mapping[str, Any] | None = None, *, allow_files: bool = True) -> Dataflow:
     """The graph of a preset.
 
     Args:
-        name: One of ``PRESETS``; case and ``_`` for ``-`` do not matter.
+        name: One of ``PRESETS``, see ``preset_name``.
         settings: Fields of ``Settings`` to change.
+        allow_files: Whether a file could be given instead.
 
     Raises:
         SpecError: If the name is unknown, a setting is unknown, out of bounds, or has no effect there.
     """
-    key = name.strip().lower().replace("_", "-")
+    key = preset_name(name)
     if key not in PRESETS:
         hint = did_you_mean(key, PRESETS)
-        raise SpecError("job", f"unknown workflow {name[:40]!r}", f"{hint} Or give a file: my-workflow.yaml")
+        other = " Or give a file: my-workflow.yaml" if allow_files else " Or give the graph itself"
+        raise SpecError("job", f"unknown workflow {name[:40]!r}", hint + other)
     preset = PRESETS[key]
     chosen = {item.name: getattr(preset.defaults, item.name) for item in fields(Settings)}
     for setting, value in (settings or {}).items():
@@ -213,7 +221,8 @@ def build_preset(name: str, settings: Mapping[str, Any] | None = None) -> Datafl
         if setting not in preset.takes:
             takes = ", ".join(preset.takes) or "no settings"
             raise SpecError(f"job.{setting}", f"has no effect on {key}", f"{key} takes {takes}")
-        chosen[setting] = _typed(setting, value, chosen[setting])
+        usual = chosen[setting]
+        chosen[setting] = value if usual is None else _typed(setting, value, usual)
     graph = preset.build(Settings(**chosen))
     return Dataflow(
         name=key,

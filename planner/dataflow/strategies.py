@@ -11,18 +11,17 @@ import numpy as np
 
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import BoolArray, IntArray, PlanBatch, Recompute
-from costmodels.workload import LoraSpec, TrainingJob
+from costmodels.workload import TrainingJob
 from planner.constraints import rules_for, sieve
-from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, Setting, divisors
+from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, Setting, divisors, overlaps_tensor
 from planner.space import MICRO_BATCH_TOKENS, micro_batch_sizes, most_context
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
 
 MAX_STRATEGY_ROWS = 4_000_000
-# Sharding that costs no time next to less of it, or is the only one there is.
-_ZERO_STAGES = {FSDP: (3,), HUGGINGFACE: (3,), DEEPSPEED: (1, 2, 3)}
+# Sharding that costs no time next to less of it; what Hugging Face shards costs time with all but the least of it.
+_ZERO_STAGES = {FSDP: (3,), HUGGINGFACE: (0, 1, 2, 3), DEEPSPEED: (1, 2, 3)}
 _RECOMPUTE = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
-_LORA_TARGETS = LoraSpec().targets
 # Without an optimizer step nothing asks for whole batches, and devices are those of each row.
 WAIVED_WITHOUT_TRAINING = frozenset({"world_size", "global_batch", "data_parallel_divides_batch"})
 
@@ -31,9 +30,7 @@ Columns = dict[str, IntArray]
 
 def training_job(call: ModelCall) -> TrainingJob:
     """One mini-batch of the call as a training job; of an inference or generation call, all its sequences."""
-    lora = None
-    if call.kind is CallKind.TRAIN and call.task != "full":
-        lora = LoraSpec(rank=call.lora_rank, targets=_LORA_TARGETS)
+    lora = call.lora if call.kind is CallKind.TRAIN and call.task != "full" else None
     return TrainingJob(
         sequence_length=call.sequence_tokens,
         global_batch_size=call.num_sequences // call.mini_batches,
@@ -51,6 +48,7 @@ def strategies(
     framework: str,
     domain_devices: int,
     pins: Mapping[str, int] | None = None,
+    overlapped_devices: int = 0,
     overlaps_experts: bool = False,
     transformers_models: bool = False,
 ) -> PlanBatch:
@@ -63,6 +61,7 @@ def strategies(
         framework: Whose rules apply.
         domain_devices: Devices per scale-up domain, the most a tensor-parallel group may span.
         pins: Plan column to the value it must have, if any; a micro-batch need not be on the grid then.
+        overlapped_devices: Most devices of a tensor-parallel group whose traffic runs under its products; 0 for none.
         overlaps_experts: Whether exchanges of tokens with experts are to run under another micro-batch.
         transformers_models: Whether the framework runs Hugging Face's model code.
 
@@ -78,6 +77,7 @@ def strategies(
         job=job,
         num_devices=max(sizes),
         framework=framework,
+        joined_devices=overlapped_devices,
         overlaps_experts=overlaps_experts,
         transformers_models=transformers_models,
     )
@@ -87,13 +87,13 @@ def strategies(
     columns = _micro_batched(columns, setting, wanted, exact=call.kind is CallKind.TRAIN)
     if call.kind is CallKind.TRAIN:
         columns = _crossed(columns, recompute=[int(mode) for mode in _RECOMPUTE])
-    columns = _crossed(columns, zero_stage=list(_ZERO_STAGES.get(framework, (1,))))
+    columns = _sharded(columns, _ZERO_STAGES.get(framework, (1,)))
     for name in pins.keys() & columns.keys():
         columns = _kept(columns, columns[name] == pins[name])
     count = len(columns["tensor_parallel"])
     if count > MAX_STRATEGY_ROWS:
         raise SpecError("call", f"{count} ways to run it are too many", "fewer device counts, or a smaller batch")
-    plans = _plans(columns, model, job)
+    plans = _plans(columns, setting, overlapped=overlapped_devices > 0)
     return plans.take(np.flatnonzero(_accepted(plans, setting, call)))
 
 
@@ -176,8 +176,16 @@ def _micro_batched(columns: Columns, setting: Setting, wanted: Sequence[int] | N
     return _kept(columns, (size <= per_rank) & ((per_rank % size == 0) | (not exact)))
 
 
-def _plans(columns: Columns, model: ModelSpec, job: TrainingJob) -> PlanBatch:
+def _sharded(columns: Columns, stages: Sequence[int]) -> Columns:
+    """Every row with every stage of sharding; with nothing to share out, stage 0 alone where that is one of them."""
+    columns = _crossed(columns, zero_stage=list(stages))
+    ranks = columns["data_parallel"] * columns["context_parallel"]
+    return _kept(columns, (ranks > 1) | (columns["zero_stage"] == 0) | (0 not in stages))
+
+
+def _plans(columns: Columns, setting: Setting, *, overlapped: bool) -> PlanBatch:
     """The columns as plans; layers that do not divide over the stages leave the remainder on the last one."""
+    model, job = setting.model, setting.job
     t, p = columns["tensor_parallel"], columns["pipeline_parallel"]
     remainder = model.num_layers - -(-model.num_layers // p) * (p - 1)
     shards = (t > 1) & (job.sequence_length % (t * columns["context_parallel"]) == 0)
@@ -188,6 +196,7 @@ def _plans(columns: Columns, model: ModelSpec, job: TrainingJob) -> PlanBatch:
         sequence_parallel=shards,
         last_stage_layers=last,
         overlap_param_gather=columns["zero_stage"] > 0,
+        tensor_parallel_overlap=overlapped & overlaps_tensor({**columns, "sequence_parallel": shards}, setting),
     )
 
 

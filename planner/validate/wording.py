@@ -4,7 +4,7 @@ import re
 
 from costmodels.plan import Recompute, RecomputeModule
 from costmodels.workload import JOINT_TARGET, LORA_TARGETS, LoraSpec
-from planner.job_adapters import MAX_LORA_RANK, lora_targets
+from planner.lora import MAX_RANK, read_targets
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore
 from profiles.errors import SpecError
@@ -210,9 +210,9 @@ def adapter_columns(row: Row) -> tuple[int | None, tuple[str, ...] | None]:
         SpecError: If a cell is none of them.
     """
     rank, words = row.integer("lora_rank"), row.text("lora_targets")
-    if rank is not None and not 1 <= rank <= MAX_LORA_RANK:
-        raise SpecError(row.where("lora_rank"), f"must be a whole number from 1 to {MAX_LORA_RANK}; got {rank}")
-    return rank, lora_targets(words, LORA_TARGETS, row.where("lora_targets")) if words else None
+    if rank is not None and not 1 <= rank <= MAX_RANK:
+        raise SpecError(row.where("lora_rank"), f"must be a whole number from 1 to {MAX_RANK}; got {rank}")
+    return rank, read_targets(words, row.where("lora_targets")) if words else None
 
 
 def noted_rank(row: Row) -> int | None:

@@ -66,6 +66,7 @@ def test_nothing_fits_is_an_answer(client: TestClient) -> None:
     ("change", "field", "words"),
     [
         ({"job": "pppo"}, "job", "unknown workflow 'pppo'"),
+        ({"settings": {"task": "lora", "lora_targets": "q,z"}}, "job.lora_targets", "unknown value 'z'"),
         ({"job": "work.yaml"}, "job", "names a file, which is not read here"),
         ({"job": {"roles": {}, "calls": {}}}, "job.roles", "at least 1"),
         ({"models": {}}, "models.actor", "is needed"),
@@ -88,6 +89,32 @@ def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], fiel
     errors = response.json()["errors"]
     assert field in {error["field"].removesuffix(".int").split(".constrained")[0] for error in errors}
     assert any(words in error["problem"] for error in errors)
+
+
+def test_a_model_beside_the_name_of_a_workflow_is_told_where_models_go(client: TestClient) -> None:
+    body = {"job": "grpo", "model": {"actor": "llama-3.2-1b"}, "cluster": "2xH100"}
+    (error,) = client.post("/plan", json=body).json()["errors"]
+    hint = 'models, by role: {"models": {"actor": "llama-2-7b"}}'
+    assert error == {"field": "model", "problem": "unknown field", "hint": hint}
+    (error,) = client.post("/plan", json=body | {"job": "gropo"}).json()["errors"]
+    assert error["field"] == "job"
+    assert error["hint"].endswith("a workflow has models in place of model")
+
+
+def test_no_file_is_hinted_at_where_none_is_read(client: TestClient) -> None:
+    (error,) = client.post("/plan", json=BODY | {"job": "gprpo"}).json()["errors"]
+    assert (error["field"], error["problem"]) == ("job", "unknown workflow 'gprpo'")
+    assert error["hint"].startswith("did you mean 'grpo'")
+    assert "file" not in error["hint"]
+    assert ".yaml" not in error["hint"]
+
+
+def test_rank_and_targets_of_adapters_are_settings(client: TestClient) -> None:
+    settings = {"task": "lora", "lora_rank": 8, "lora_targets": ["q", "v"]}
+    answer = client.post("/plan", json=BODY | {"job": "sft", "settings": settings}).json()
+    assert answer["request"]["framework"] == "huggingface"
+    assert answer["request"]["roles"]["actor"]["lora"] == {"rank": 8, "targets": ["q", "v"], "dropout": False}
+    assert "framework" in {note["field"] for note in answer["assumptions"]}
 
 
 def test_the_body_has_the_fields_and_words_of_the_library() -> None:

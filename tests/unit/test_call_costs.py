@@ -22,7 +22,7 @@ from profiles.engines import find_engine
 from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
 from profiles.parameters import total_parameters
-from profiles.stacks import find_stack, in_reinforcement_learning, rl_fit
+from profiles.stacks import find_stack, in_reinforcement_learning, load_stacks, rl_fit
 from tests.fakes import mixture
 
 CLUSTER = parse_cluster("4x8xH100", default_catalog(), fabric=None)
@@ -195,8 +195,8 @@ def test_a_time_scale_of_ones_own_runs_stays() -> None:
 
 @pytest.mark.parametrize(("job", "between"), [("grpo", True), ("ppo", True), ("dpo", False)])
 def test_workflows_that_generate_and_train_have_the_slower_trainer(job: str, between: bool) -> None:
-    request = resolve_flow(job, {"": "llama-2-7b"}, "8xH100", FlowOptions(batch=64))
-    stack = find_stack("megatron")
+    request = resolve_flow(job, {"": "llama-2-7b"}, "8xH100", FlowOptions(batch=64, framework="megatron"))
+    stack = find_stack("megatron", load_stacks("full"))
     assert request.stack == (in_reinforcement_learning(stack) if between else stack)
 
 

@@ -89,6 +89,8 @@ def test_every_setting_a_preset_takes_changes_its_graph(name: str) -> None:
         "concurrency": 7,
         "oversampling": Fraction(5, 2),
         "task": "qlora",
+        "lora_rank": 4,
+        "lora_targets": "q,v",
         "copy_share": 0.3,
         "copy_every": 13,
         "tree_depth": 2,
@@ -99,6 +101,7 @@ def test_every_setting_a_preset_takes_changes_its_graph(name: str) -> None:
     preset = PRESETS[name]
     for setting in preset.takes:
         base: dict[str, Any] = {"reward": "external"} if setting in ("latency_s", "concurrency") else {}
+        base |= {"task": "lora"} if setting.startswith("lora") else {}
         base = {key: value for key, value in base.items() if key in preset.takes}
         default = getattr(preset.defaults, setting)
         value = not default if isinstance(default, bool) else other[setting]

@@ -1,11 +1,20 @@
-"""A policy trained with adapters is its own reference: one copy of the weights less."""
+"""Roles trained with adapters: a policy is its own reference, and prices and defaults are those of a single job."""
 
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from costmodels.workload import LoraSpec
+from planner import api
+from planner.dataflow.flow_costs import model_call
+from planner.dataflow.flow_request import FlowOptions, FlowRequest, resolve_flow
 from planner.dataflow.graph import Dataflow, Role
+from planner.dataflow.graph_file import graph_from_mapping
 from planner.dataflow.presets import build_preset
 from planner.workflows import plan_dataflow
+from profiles.errors import SpecError
+from profiles.stacks import find_stack, load_stacks
 
 QUICK: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": 128, "effort": 0.05, "iterations": 2}
 MODEL = "llama-2-7b"
@@ -30,10 +39,149 @@ def test_a_second_copy_would_not_fit() -> None:
 def test_the_weights_of_a_reference_are_what_is_saved() -> None:
     graph = build_preset("dpo", {"task": "lora"})
     shared, apart = (
-        plan_dataflow(job, {"": MODEL}, "1xA100-SXM-80GB", **QUICK, offload=False).plan
+        plan_dataflow(job, {"": MODEL}, "1xA100-SXM-80GB", **QUICK, offload=False, framework="megatron").plan
         for job in (graph, with_its_own_reference(graph))
     )
     assert shared is not None
     assert apart is not None
     held = [max(gpu.peak_bytes for gpu in plan.memory) for plan in (shared, apart)]
     assert held[1] - held[0] > 0.8 * 13.5e9
+
+
+def asked(job: str, cluster: str = "8xH100", **options: Any) -> FlowRequest:
+    return resolve_flow(job, {"": MODEL}, cluster, FlowOptions(batch=64, **options))
+
+
+@pytest.mark.parametrize(
+    ("task", "cluster", "framework"),
+    [
+        ("qlora", "1xRTX4090", None),
+        ("lora", "8xA100-80GB", None),
+        ("full", "8xA100-80GB", None),
+        ("full", "8xA100-80GB", "megatron"),
+    ],
+)
+def test_one_training_call_costs_what_the_single_job_does(task: str, cluster: str, framework: str | None) -> None:
+    """Time and interval; memory leaves out the free blocks that an allocator keeps while there is room for them."""
+    sizes = {"batch": 64, "prompt": 512, "generate": 512}
+    plan = plan_dataflow("sft", "llama-3-8b", cluster, settings={"task": task}, framework=framework, **sizes).plan
+    assert plan is not None
+    (call,) = plan.calls
+    assert call.plan is not None
+    job = {"task": task, "sequence_length": 1024, "global_batch_size": 64}
+    alone = api.estimate("llama-3-8b", cluster, job, plan=call.plan, framework=framework).best
+    assert alone is not None
+    times = (alone.step_time_s, alone.step_time_low_s, alone.step_time_high_s)
+    assert (call.time_s, call.time_low_s, call.time_high_s) == pytest.approx(times, rel=1e-9)
+    assert (plan.steady_s, plan.steady_low_s, plan.steady_high_s) == pytest.approx(times, rel=1e-9)
+    best = api.plan("llama-3-8b", cluster, job, framework=framework).best
+    assert best is not None
+    assert plan.steady_s == pytest.approx(best.step_time_s, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "stack"),
+    [
+        ("sft", {"settings": {"task": "qlora"}}, "hf-trainer"),
+        ("dpo", {}, "hf-trainer"),
+        ("grpo", {"settings": {"task": "lora"}}, "hf-trainer"),
+        ("ppo", {"settings": {"task": "lora"}}, "hf-trainer"),  # the critic is trained in full
+        ("sft", {"settings": {"task": "pretrain"}}, "megatron-core"),
+        ("grpo", {}, "megatron-core"),
+        ("best-of-n", {}, "megatron-core"),
+        ("sft", {"pins": {"actor_train": {"tp": 2}}}, "megatron-core"),
+        ("sft", {"pins": {"actor_train": {"dp": 2}}}, "hf-trainer"),
+        ("grpo", {"settings": {"task": "lora"}, "pins": {"actor_gen": {"tp": 2}}}, "hf-trainer"),
+        (
+            "grpo",
+            {"settings": {"task": "lora"}, "pins": {"actor_gen": {"tp": 2, "engine": "trainer"}}},
+            "megatron-core",
+        ),
+    ],
+)
+def test_who_trains_where_nobody_says_is_said(job: str, options: dict[str, Any], stack: str) -> None:
+    request = asked(job, **options)
+    assert {each.name for each in request.stacks.values()} == {stack}
+    (note,) = [note for note in request.assumptions if note.field == "framework"]
+    assert note.code == "assumed_default"
+    assert note.message.startswith(f"{stack}: ")
+    named = asked(job, framework="fsdp", settings=options.get("settings", {}))
+    assert {each.framework for each in named.stacks.values()} == {"fsdp"}
+    assert not any(note.field == "framework" for note in named.assumptions)
+
+
+def test_why_the_default_is_not_that_of_a_single_job_is_said() -> None:
+    def reason(job: str, **options: Any) -> str:
+        return next(note.message for note in asked(job, **options).assumptions if note.field == "framework")
+
+    assert "published runs that generate and train all weights; hf-trainer splits no model" in reason("grpo")
+    assert reason("sft", pins={"actor_train": {"pp": 2}}).endswith("; hf-trainer splits no model")
+    assert "splits" not in reason("sft")
+    with pytest.raises(SpecError, match="framework: workflows are planned for one; got 'any'"):
+        asked("sft", framework="any")
+
+
+def test_intervals_are_as_wide_as_for_what_a_role_trains() -> None:
+    graph = graph_from_mapping(
+        {
+            "roles": {"first": {"model": MODEL, "task": "pretrain"}, "second": {"model": MODEL, "task": "lora"}},
+            "calls": {
+                "first_train": {"role": "first", "kind": "train", "inputs": ["prompts"]},
+                "second_train": {"role": "second", "kind": "train", "inputs": ["prompts"]},
+            },
+        }
+    ).graph
+    request = resolve_flow(graph, {"first": MODEL, "second": MODEL}, "8xH100", FlowOptions(batch=64, framework="fsdp"))
+    assert request.stacks == {"first": find_stack("fsdp"), "second": find_stack("fsdp", load_stacks("lora"))}
+    plan = plan_dataflow(graph, {"first": MODEL, "second": MODEL}, "8xH100", framework="fsdp", **QUICK, min_mesh=8).plan
+    assert plan is not None
+    wide = {call.name: call.time_high_s / call.time_low_s for call in plan.calls}
+    assert wide["second_train"] > 1.5 * wide["first_train"]
+
+
+def test_rank_and_targets_are_settings_and_said_when_assumed() -> None:
+    def notes(request: FlowRequest) -> list[str]:
+        return [note.message for note in request.assumptions if ".lora." in note.field]
+
+    usual = asked("sft", settings={"task": "lora"})
+    assert notes(usual) == [
+        "actor: adapters of rank 16 (not given)",
+        "actor: adapters on q, k, v, o, gate, up, down (not given)",
+    ]
+    assert not notes(asked("sft"))
+    chosen = asked("sft", settings={"task": "lora", "lora_rank": 64, "lora_targets": "q_proj,v_proj"})
+    assert not notes(chosen)
+    calls = [model_call(request, request.graph.call("actor_train")) for request in (usual, chosen)]
+    assert [call.lora for call in calls] == [LoraSpec(), LoraSpec(rank=64, targets=("q", "v"))]
+
+
+@pytest.mark.parametrize(
+    ("role", "lora"),
+    [
+        ({"lora_rank": 4, "lora_targets": ["q", "v"]}, LoraSpec(rank=4, targets=("q", "v"))),
+        ({"lora": {"rank": 4, "dropout": True}}, LoraSpec(rank=4, dropout=True)),
+        ({"lora": {"rank": 4}, "lora_targets": "o"}, LoraSpec(rank=4, targets=("o",))),
+    ],
+)
+def test_a_graph_of_ones_own_says_them_of_its_roles(role: dict[str, Any], lora: LoraSpec) -> None:
+    calls = {"t": {"role": "a", "kind": "train", "inputs": ["prompts"]}}
+    graph = graph_from_mapping({"roles": {"a": {"task": "lora"} | role}, "calls": calls}).graph
+    assert graph.role("a").adapters.lora == lora
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lora_rank": 8}, "job.lora: is given, but the task does not train adapters. Hint: task lora or qlora"),
+        ({"task": "lora", "lora_rank": 0}, "job.lora_rank: must be a whole number from 1 to 16384; got 0"),
+        ({"task": "lora", "lora_targets": "q,x"}, "job.lora_targets: unknown value 'x'"),
+        ({"task": "lora", "lora_targets": ["qkv", "q"]}, "job.lora_targets: names q, k or v beside qkv"),
+    ],
+)
+def test_adapters_are_checked_as_those_of_single_jobs(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        build_preset("grpo", settings)
+    with pytest.raises(SpecError, match="deepseek-v3 has no layer for queries, keys and values"):
+        resolve_flow(
+            "sft", {"": "deepseek-v3"}, "8xH100", FlowOptions(settings={"task": "lora", "lora_targets": "qkv"})
+        )

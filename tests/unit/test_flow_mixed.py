@@ -62,7 +62,7 @@ def priced(cluster: str, job: str = "grpo", **settings: Any) -> tuple[FlowReques
 def test_meshes_are_those_of_each_kind_and_never_span_two() -> None:
     both = machines(NODES)
     meshes = machine_meshes(both, 4)
-    assert len(meshes) == 7 + 3  # as many as two nodes and one node have by themselves
+    assert len(meshes) == 7 + 15  # as many as two nodes and one node have by themselves
     kind = groups_of(both, meshes.start)
     assert (kind == groups_of(both, meshes.stop - 1)).all()
     assert meshes.size[kind == 0].max() == 16

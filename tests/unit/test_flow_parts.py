@@ -22,11 +22,23 @@ from planner.request import resolve_cluster
 from profiles.errors import SpecError
 
 
-@pytest.mark.parametrize(("nodes", "count"), [(1, 3), (2, 7), (4, 18), (16, 168)])
+@pytest.mark.parametrize(("nodes", "count"), [(2, 7), (4, 18), (16, 168)])
 def test_meshes_of_four_gpus_and_more_are_those_of_the_reference(nodes: int, count: int) -> None:
     """2 N halves of nodes and N (N + 1) / 2 runs of nodes, as ReaLHF enumerates them."""
     cluster = resolve_cluster(f"{nodes}x8xH100", None)
     assert len(cluster_meshes(cluster, 4)) == count == 2 * nodes + nodes * (nodes + 1) // 2
+
+
+def test_every_run_of_a_small_node_is_a_mesh() -> None:
+    """So that what a call may use of n GPUs it may use of more, too."""
+    before: set[tuple[int, int]] = set()
+    for gpus in range(1, 9):
+        meshes = cluster_meshes(resolve_cluster(f"{gpus}xH100", None))
+        found = set(zip(meshes.start.tolist(), meshes.size.tolist(), strict=True))
+        assert len(found) == len(meshes) == gpus * (gpus + 1) // 2
+        assert before < found
+        before = found
+    assert set(cluster_meshes(resolve_cluster("2x6xH100", None)).size.tolist()) == {1, 2, 3, 6, 12}
 
 
 def test_meshes_are_aligned_and_inside() -> None:

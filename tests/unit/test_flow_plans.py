@@ -48,6 +48,20 @@ def test_every_preset_is_planned(job: str) -> None:
     assert plan.steady_low_s <= plan.steady_s <= plan.steady_high_s
 
 
+@pytest.mark.parametrize("mode", ["hybrid", "async"])
+def test_one_more_gpu_is_no_worse(mode: str) -> None:
+    """A batch of 64 is trained on 4 of 5 GPUs, or 6 of 7, not on all of them."""
+    pace_s = [plan_of(solved("grpo", f"{gpus}xH100", mode=mode, effort=0.1)).steady_s for gpus in range(2, 9)]
+    assert all(more <= fewer * 1.001 for fewer, more in pairwise(pace_s))
+    assert pace_s[-1] < 0.6 * pace_s[0]
+
+
+def test_the_smallest_part_of_a_small_node_may_be_any() -> None:
+    """8B in full take 128 GB and more: two of seven GPUs."""
+    result = plan_dataflow("sft", "llama-3-8b", "7xH100", **QUICK, objective="fewest_gpus", framework="fsdp")
+    assert plan_of(result).num_gpus == 2
+
+
 def test_the_plan_of_ppo_is_consistent() -> None:
     result = solved("ppo")
     plan = plan_of(result)

@@ -142,6 +142,12 @@ def test_a_file_that_names_its_models_needs_no_other(run: Any, tmp_path: Path) -
     ("arguments", "words"),
     [
         (("--job", "pppo", "--model", "llama-2-7b", "--gpus", "8xH100"), "job: unknown workflow 'pppo'"),
+        ((*ASK, "--task", "lora"), "--task: has no effect on a workflow. Hint: --set task=lora"),
+        ((*ASK, "--lora-rank", "8"), "job.lora: is given, but the task does not train adapters. Hint: task lora or"),
+        (
+            (*ASK, "--set", "task=lora", "--lora-rank", "8", "--set", "lora_rank=4"),
+            "--lora-rank: is given, and so is --set lora_rank. Hint: one of them",
+        ),
         ((*ASK, "--seq", "4096"), "--seq: has no effect on a workflow. Hint: --prompt and --generate"),
         ((*ASK, "--global-batch", "64"), "--global-batch: has no effect on a workflow. Hint: --batch, items per iter"),
         ((*ASK, "--tp", "2"), "--tp: has no effect on a workflow. Hint: --pin CALL.tp=..., for the call it is about"),

@@ -31,7 +31,7 @@ def test_what_the_defaults_are_is_taken() -> None:
         ("pins", "tp=8", "must be a mapping; got 'tp=8'"),
         ("fabric", 3, "must be text; got '3'"),
         ("engine", 7, "must be text; got '7'"),
-        ("framework", None, "must be text; got 'None'"),
+        ("framework", 7, "must be text; got '7'"),
         ("precision", 3, "must be text; got '3'"),
         ("memory_reserve_bytes", "1", "must be a number; got '1'"),
         ("price_per_device_hour_usd", "2 dollars", "must be a number; got '2 dollars'"),

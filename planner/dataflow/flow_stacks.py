@@ -1,0 +1,82 @@
+"""Which framework trains a workflow's roles, and infers with them, where the user names none.
+
+The default is that of a single job (``profiles.stacks.default_stack``): Hugging Face for fine-tuning. It splits no
+model over GPUs. Workflows that generate with weights they train in full take Megatron-Core instead: theirs are the
+models that are split, on it published steps ran, and by those are its times between generations fitted.
+"""
+
+from collections.abc import Mapping
+
+from planner.dataflow.flow_pins import CallPin
+from planner.dataflow.graph import GENERATE, TRAIN, Dataflow
+from planner.lora import ADAPTER_TASKS
+from planner.request import MODEL_AXES, names_several
+from planner.results import Note
+from planner.rules.base import HUGGINGFACE, MEGATRON
+from profiles.engines import TRAINER
+from profiles.errors import SpecError
+from profiles.stack import StackSpec
+from profiles.stacks import default_stack, find_stack, in_reinforcement_learning, load_stacks
+
+
+def stacks_of(
+    graph: Dataflow, framework: str | None, pins: Mapping[str, CallPin]
+) -> tuple[dict[str, StackSpec], tuple[Note, ...]]:
+    """Role to the stack that runs it, and what was assumed of it.
+
+    All roles have one stack. Its intervals are as wide as for runs of what each trains, which a frozen role says too.
+
+    Args:
+        graph: The workflow.
+        framework: Framework or stack the user names; None for the usual one.
+        pins: Call to what is fixed of it: split models need a framework that splits them.
+
+    Raises:
+        SpecError: If the name is unknown, or stands for several.
+    """
+    notes: tuple[Note, ...] = ()
+    if framework is None:
+        framework, reason = _usual(graph, pins)
+        stack = find_stack(framework)
+        message = f"{stack.name}: {stack.description}{reason}"
+        notes = (Note(code="assumed_default", field="framework", message=message),)
+    elif names_several(framework):
+        raise SpecError("framework", f"workflows are planned for one; got {framework[:40]!r}", "name one")
+    stacks = {role.name: find_stack(framework, load_stacks(role.task)) for role in graph.roles}
+    if graph.trains_between_generations:
+        stacks = {name: in_reinforcement_learning(stack) for name, stack in stacks.items()}
+    return stacks, notes
+
+
+def _usual(graph: Dataflow, pins: Mapping[str, CallPin]) -> tuple[str, str]:
+    """Name of the stack nobody named, and why it is not that of a single job where it is not."""
+    tasks = [graph.role(call.role).task for call in graph.calls if call.kind == TRAIN]
+    if not tasks:
+        return MEGATRON, ""
+    tuned = next((task for task in tasks if task in ADAPTER_TASKS), tasks[0])
+    usual = default_stack(tuned)
+    if usual.framework != HUGGINGFACE:
+        return usual.name, ""
+    if any(_splits(graph, name, pin) for name, pin in pins.items()):
+        return MEGATRON, f"; {usual.name} splits no model"
+    if graph.trains_between_generations and tuned not in ADAPTER_TASKS:
+        return MEGATRON, f", as published runs that generate and train all weights; {usual.name} splits no model"
+    return usual.name, ""
+
+
+def _splits(graph: Dataflow, name: str, pin: CallPin) -> bool:
+    """Whether what is fixed of a call splits its model in the training framework."""
+    trainer = graph.call(name).kind != GENERATE or pin.engine == TRAINER
+    return trainer and max((pin.columns.get(axis, 1) for axis in MODEL_AXES), default=1) > 1
+
+
+def adapter_notes(graph: Dataflow) -> list[Note]:
+    """What was assumed of the adapters that roles train."""
+    notes = []
+    for role in graph.roles:
+        if not graph.trainable(role.name):
+            continue
+        for name, message in role.adapters.assumed.items():
+            field = f"job.roles.{role.name}.lora.{name}"
+            notes.append(Note(code="assumed_default", field=field, message=f"{role.name}: {message}"))
+    return notes

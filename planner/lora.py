@@ -1,0 +1,138 @@
+"""What a user says of adapters: their rank, which layers carry one, and whether they drop part of their input."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from costmodels.workload import JOINT_TARGET, LoraSpec
+from profiles.errors import SpecError, did_you_mean
+from profiles.model import ModelSpec
+
+ADAPTER_TASKS = ("lora", "qlora")
+MAX_RANK = 1 << 14
+_JOINT_NAMES = dict.fromkeys(("c_attn", "query_key_value", "wqkv", "qkv_proj"), JOINT_TARGET)
+_FIELDS = ("rank", "targets", "dropout")
+_USUAL = LoraSpec()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapters:
+    """Adapters in full, and what of them was taken for granted.
+
+    Attributes:
+        lora: Their structure; None where the task trains none.
+        assumed: Fields of it that nobody named, ``rank`` or ``targets``, and what to say of each.
+    """
+
+    lora: LoraSpec | None
+    assumed: Mapping[str, str]
+
+
+def adapters_of(
+    task: str, *, rank: object = None, targets: object = None, lora: object = None, where: str = "job"
+) -> Adapters:
+    """The adapters a task trains.
+
+    Args:
+        task: What is trained.
+        rank: Their rank; None when not given.
+        targets: Adapted layers, a list or words with commas between; None when not given.
+        lora: The same and ``dropout`` in one piece; None when not given.
+        where: What the field of an error begins with.
+
+    Raises:
+        SpecError: If something is given twice, out of bounds, or for a task without adapters.
+    """
+    given = merged_fields(lora, {"rank": rank, "targets": targets}, where=where)
+    fields = {name: f"{where}.lora_{name}" if apart is not None else f"{where}.lora.{name}" for name, apart in (
+        ("rank", rank), ("targets", targets),
+    )}  # fmt: skip
+    rank, targets = given.get("rank"), given.get("targets")
+    dropout = given.get("dropout", False)
+    if task not in ADAPTER_TASKS:
+        if rank is not None or targets is not None:
+            raise SpecError(
+                f"{where}.lora", "is given, but the task does not train adapters", "task " + " or ".join(ADAPTER_TASKS)
+            )
+        return Adapters(lora=None, assumed={})
+    assumed = {}
+    if rank is None:
+        rank = _USUAL.rank
+        assumed["rank"] = f"adapters of rank {rank} (not given)"
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+        raise SpecError(fields["rank"], f"must be a whole number from 1 to {MAX_RANK}; got {str(rank)[:40]}")
+    if targets is None:
+        targets = _USUAL.targets
+        assumed["targets"] = f"adapters on {', '.join(targets)} (not given)"
+    if not isinstance(dropout, bool):
+        raise SpecError(f"{where}.lora.dropout", f"must be true or false; got {str(dropout)[:40]!r}")
+    return Adapters(
+        lora=LoraSpec(rank=rank, targets=read_targets(targets, fields["targets"]), dropout=dropout), assumed=assumed
+    )
+
+
+def merged_fields(lora: object, apart: Mapping[str, object], *, where: str = "job") -> dict[str, Any]:
+    """What is said of adapters in one piece and in fields of their own, as one mapping; None stands for nothing said.
+
+    Raises:
+        SpecError: If a field is unknown or said twice.
+    """
+    given = {name: value for name, value in _fields_of(lora, where).items() if value is not None}
+    named = {name: value for name, value in apart.items() if value is not None}
+    if given.keys() & named.keys():
+        raise SpecError(f"{where}.lora", "says what lora_rank or lora_targets says too", "give one of them")
+    return given | named
+
+
+def _fields_of(lora: object, where: str) -> Mapping[str, Any]:
+    """What a caller says of adapters in one piece."""
+    if lora is None:
+        return {}
+    if isinstance(lora, LoraSpec):
+        return {"rank": lora.rank, "targets": lora.targets, "dropout": lora.dropout}
+    if not isinstance(lora, Mapping):
+        problem = f"must be a mapping with rank, targets and dropout; got {str(lora)[:40]!r}"
+        raise SpecError(f"{where}.lora", problem)
+    for name in lora:
+        if name not in _FIELDS:
+            raise SpecError(f"{where}.lora.{str(name)[:40]}", "unknown field", did_you_mean(str(name), _FIELDS))
+    return lora
+
+
+def read_targets(given: object, field: str) -> tuple[str, ...]:
+    """Adapted layers: a list, or words with commas between; ``q_proj`` is how PEFT calls ``q``.
+
+    What models call the layer that makes queries, keys and values is ``qkv``.
+
+    Args:
+        given: What was said.
+        field: That said it, for errors.
+
+    Raises:
+        SpecError: If a layer is unknown.
+    """
+    known = _USUAL.targets
+    words = [word.strip() for word in given.split(",")] if isinstance(given, str) else given
+    if not isinstance(words, (list, tuple)) or not words:
+        raise SpecError(field, f"must name layers; got {str(given)[:60]!r}", ", ".join(known))
+    found = []
+    for word in words:
+        small = word.lower() if isinstance(word, str) else word
+        name = _JOINT_NAMES.get(small, small.removesuffix("_proj")) if isinstance(small, str) else small
+        if name not in (*known, JOINT_TARGET):
+            raise SpecError(field, f"unknown value {str(word)[:40]!r}", "a list of " + ", ".join(known))
+        found.append(name)
+    if JOINT_TARGET in found and {"q", "k", "v"} & set(found):
+        raise SpecError(field, "names q, k or v beside qkv, which is all three", "qkv, or q, k and v")
+    return tuple(dict.fromkeys(found))
+
+
+def check_adapted(lora: LoraSpec | None, model: ModelSpec, *, where: str = "job") -> None:
+    """Refuse adapters on a layer the model lacks: latent attention has none that makes queries, keys and values.
+
+    Raises:
+        SpecError: Naming the field, which begins with ``where``.
+    """
+    if lora is not None and JOINT_TARGET in lora.targets and model.latent_attention is not None:
+        problem = f"{model.name} has no layer for queries, keys and values"
+        raise SpecError(f"{where}.lora.targets", problem, "q, k and v")
