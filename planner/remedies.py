@@ -18,7 +18,7 @@ from planner.pricing import nearest_to_fit, price_all, price_contenders
 from planner.ranking import Priced, best_rows
 from planner.request import cost_context, full_node, part_of, space_of
 from planner.results import Remedy, Request
-from planner.rules.base import divisors
+from planner.rules.base import MEGATRON, divisors
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
@@ -152,7 +152,8 @@ def _families(request: Request) -> Iterator[Iterator[_Trial]]:
             [_trial(request, "linear_loss", "use a linear loss (output layer and loss together, no logits)", job=job)]
         )
     if request.job.optimizer == "adamw" and not request.job.trains_adapters_only:
-        job = replace(request.job, optimizer="adamw8bit", state_dtype="int8")
+        states = ("adamw", "fp8") if request.stack.framework == MEGATRON else ("adamw8bit", "int8")
+        job = replace(request.job, optimizer=states[0], state_dtype=states[1])
         yield iter([_trial(request, "smaller_states", "keep optimizer states in 8 bits", job=job)])
     yield _shorter(request)
     yield _more_devices(request)

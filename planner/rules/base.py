@@ -21,6 +21,10 @@ from profiles.model import ModelSpec
 # Places in the frameworks that several rules cite.
 ARGUMENTS = "Megatron-LM megatron/training/arguments.py validate_args"
 MCORE = "megatron.core.transformer.TransformerConfig.__post_init__"
+PRECISION_AWARE = (
+    "megatron.core.optimizer.OptimizerConfig.__post_init__: --use-precision-aware-optimizer only supported with adam, "
+    "and only supported with distributed optimizer"
+)
 TITAN_DIMS = "torchtitan/distributed/parallel_dims.py ParallelDims"
 
 MEGATRON, DEEPSPEED, FSDP, NANOTRON = "megatron", "deepspeed", "fsdp", "nanotron"
@@ -117,6 +121,19 @@ class Rule:
 def mask(values: Any) -> BoolArray:
     """Comparison results as a plain boolean array."""
     return np.asarray(values, dtype=np.bool_)
+
+
+ACCELERATE_ALONE = "without stages, expert parallelism, recomputation in part and split tensor-parallel traffic"
+ACCELERATE_COLUMNS = frozenset(
+    ("pipeline_parallel", "expert_parallel", "tensor_parallel", "tensor_parallel_overlap", "zero_stage", "recompute")
+)
+
+
+def accelerate_runs(plans: PlanBatch, setting: Setting) -> BoolArray:
+    """(N,) whether Accelerate's FSDP2 runs plans of FSDP, for what torchtitan has not."""
+    undivided = (plans.pipeline_parallel == 1) & (plans.expert_parallel == 1) & (plans.zero_stage >= 2)
+    whole = (plans.tensor_parallel == 1) | ~plans.tensor_parallel_overlap
+    return mask(undivided & whole & all_recomputed_or_none(plans, setting))
 
 
 ALL_OR_NONE = "all layers are recomputed or none"

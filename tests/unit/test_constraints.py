@@ -138,6 +138,24 @@ CASES = [
         {"recompute_block_within_stage"},
         id="more than a stage",
     ),
+    pytest.param(
+        split(p=2, d=4, virtual_stages=2, recompute=Recompute.BLOCK, recompute_layers=3),
+        MEGATRON,
+        {"recompute_block_divides_chunks"},
+        id="three layers of two chunks",
+    ),
+    pytest.param(
+        split(p=2, d=4, virtual_stages=2, recompute=Recompute.BLOCK, recompute_layers=2),
+        MEGATRON,
+        set(),
+        id="a layer of each chunk",
+    ),
+    pytest.param(
+        split(d=8, zero_stage=3, recompute=Recompute.BLOCK, recompute_layers=2),
+        FSDP,
+        {"recompute_block_exists"},
+        id="torchtitan recomputes every layer",
+    ),
     pytest.param(split(d=8, recompute=Recompute.SELECTIVE), NANOTRON, {"recompute_exists"}, id="nanotron selective"),
     pytest.param(
         split(d=8, offload_optimizer=True), DEEPSPEED, {"offload_optimizer_needs_zero"}, id="zero-offload needs zero"
@@ -145,9 +163,16 @@ CASES = [
     pytest.param(
         split(d=8, offload_optimizer=True, zero_stage=3),
         MEGATRON,
-        {"offload_optimizer_excludes_fsdp"},
+        {"offload_optimizer_needs_distributed_optimizer"},
         id="megatron fsdp offload",
     ),
+    pytest.param(
+        split(t=8, offload_optimizer=True),
+        MEGATRON,
+        {"offload_optimizer_needs_distributed_optimizer"},
+        id="megatron offload without shards",
+    ),
+    pytest.param(split(t=8, offload_optimizer=True, zero_stage=1), MEGATRON, set(), id="megatron offload"),
     pytest.param(split(d=8, offload_optimizer=True), FSDP, {"offload_optimizer_needs_fsdp"}, id="ddp offload"),
     pytest.param(split(d=8, offload_optimizer=True), NANOTRON, {"offload_exists"}, id="nanotron offload"),
     pytest.param(split(d=8, offload_parameters=True), MEGATRON, {"offload_parameters_exists"}, id="megatron weights"),
@@ -174,6 +199,54 @@ CASES = [
     ),
     pytest.param(
         split(d=8, offload_activations=True), DEEPSPEED, {"offload_activations_needs_checkpoints"}, id="no checkpoints"
+    ),
+    pytest.param(
+        split(d=8, offload_activations=True, zero_stage=1, recompute=Recompute.FULL),
+        TRAINER,
+        {"trainer_offloads_by_fsdp_or_deepspeed"},
+        id="trainer under deepspeed",
+    ),
+    pytest.param(
+        split(d=8, offload_activations=True, offload_parameters=True, zero_stage=3, recompute=Recompute.FULL),
+        TRAINER,
+        {"trainer_offloads_by_fsdp_or_deepspeed"},
+        id="trainer with weights alone",
+    ),
+    pytest.param(
+        split(
+            d=8,
+            offload_activations=True,
+            offload_optimizer=True,
+            offload_parameters=True,
+            zero_stage=3,
+            recompute=Recompute.FULL,
+        ),
+        TRAINER,
+        set(),
+        id="trainer under fsdp",
+    ),
+    pytest.param(split(d=8, offload_optimizer=True, zero_stage=3), TRAINER, set(), id="trainer under zero 3"),
+    pytest.param(
+        split(d=8, zero_stage=1, zero_shard_degree=4), TRAINER, {"shard_degree_is_fsdps"}, id="trainer zero 1 hsdp"
+    ),
+    pytest.param(
+        split(p=2, d=4, zero_stage=3, offload_activations=True, recompute=Recompute.FULL),
+        FSDP,
+        {"offload_activations_is_accelerates"},
+        id="torchtitan offloads no checkpoints",
+    ),
+    pytest.param(
+        split(d=8, zero_stage=3, offload_activations=True, recompute=Recompute.FULL), FSDP, set(), id="accelerate does"
+    ),
+    pytest.param(split(c=2, d=4, zero_stage=3), FSDP, set(), id="ring in accelerate"),
+    pytest.param(
+        split(c=2, d=4, zero_stage=3, recompute=Recompute.SELECTIVE),
+        FSDP,
+        {"context_ring_is_accelerates"},
+        id="no ring in torchtitan",
+    ),
+    pytest.param(
+        split(c=2, p=2, d=2, zero_stage=3, context_kind=ContextKind.ALL_GATHER), FSDP, set(), id="torchtitan gathers"
     ),
     pytest.param(split(d=8, zero_stage=1, zero_shard_degree=3), MEGATRON, {"shard_degree_divides"}, id="shards"),
     pytest.param(split(d=8, zero_shard_degree=4), MEGATRON, {"shard_degree_divides"}, id="shards of nothing"),
@@ -292,6 +365,49 @@ def test_rules_about_the_sequence(length: int, plan: ExecutionPlan, framework: s
     assert broken(plan, setting(framework, job=job(sequence_length=length))) == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "zero", "framework", "expected"),
+    [
+        ({"state_dtype": "int8"}, 1, MEGATRON, {"moments_have_a_known_format"}),
+        ({"state_dtype": "fp8"}, 1, MEGATRON, set()),
+        ({"state_dtype": "bf16"}, 0, MEGATRON, {"short_states_need_sharding"}),
+        ({"state_dtype": "bf16", "optimizer": "sgd"}, 1, MEGATRON, {"moments_have_a_known_format"}),
+        ({"optimizer": "adamw8bit", "state_dtype": "fp32"}, 1, MEGATRON, {"optimizer_exists"}),
+        ({"optimizer": "adafactor"}, 1, MEGATRON, {"optimizer_exists"}),
+        ({"master_dtype": "none"}, 1, MEGATRON, {"master_weights_have_a_known_format"}),
+        ({"master_dtype": "none", "precision": "fp32"}, 1, MEGATRON, set()),
+        ({"master_dtype": "fp16"}, 1, MEGATRON, set()),
+        ({"master_dtype": "bf16"}, 1, MEGATRON, {"short_states_need_sharding"}),
+        ({"master_dtype": "bf16"}, 2, MEGATRON, set()),
+        ({"gradient_dtype": "fp16"}, 0, MEGATRON, {"gradients_have_a_known_format"}),
+        ({"gradient_dtype": "fp16", "precision": "fp16"}, 0, MEGATRON, set()),
+        ({"gradient_dtype": "bf16", "precision": "fp8"}, 0, MEGATRON, set()),
+        ({"state_dtype": "bf16"}, 3, FSDP, set()),
+        ({"state_dtype": "int8"}, 3, FSDP, {"moments_have_a_known_format"}),
+        ({"state_dtype": "int8", "optimizer": "adamw8bit"}, 3, FSDP, set()),
+        ({"gradient_dtype": "bf16"}, 3, FSDP, {"gradients_have_a_known_format"}),
+        ({"gradient_dtype": "bf16", "master_dtype": "none", "state_dtype": "bf16"}, 3, FSDP, set()),
+        ({"gradient_dtype": "fp16", "master_dtype": "none"}, 3, FSDP, {"gradients_have_a_known_format"}),
+        ({"master_dtype": "bf16"}, 3, FSDP, {"master_weights_have_a_known_format"}),
+        ({"master_dtype": "bf16", "state_dtype": "bf16"}, 0, DEEPSPEED, {"short_states_need_sharding"}),
+        ({"master_dtype": "bf16", "state_dtype": "bf16"}, 2, DEEPSPEED, set()),
+        ({"state_dtype": "bf16"}, 2, DEEPSPEED, {"moments_have_a_known_format"}),
+        ({"gradient_dtype": "bf16"}, 2, DEEPSPEED, set()),
+        ({"master_dtype": "none", "state_dtype": "bf16"}, 0, TRAINER, set()),
+        ({"state_dtype": "fp8"}, 0, TRAINER, {"moments_have_a_known_format"}),
+        ({"state_dtype": "int8", "optimizer": "adamw8bit"}, 0, TRAINER, set()),
+        ({"state_dtype": "int8"}, 0, NANOTRON, {"moments_have_a_known_format"}),
+    ],
+)
+def test_rules_about_number_formats(changes: dict[str, str], zero: int, framework: str, expected: set[str]) -> None:
+    where = setting(framework, job=job(**changes))
+    plan = split(d=8, zero_stage=zero)
+    assert broken(plan, where) == expected
+    for error in violations(plan, where):
+        assert error.problem
+        assert error.hint
+
+
 def test_ulysses_needs_heads_for_every_rank() -> None:
     plan = split(t=4, c=2, context_kind=ContextKind.ULYSSES)
     assert broken(plan, setting(MEGATRON, model=gpt())) == set()
@@ -327,6 +443,21 @@ MESSAGES = [
         split(p=2, d=4, zero_stage=3),
         setting(DEEPSPEED),
         "plan.zero_stage: 3 is not combined with pipeline_parallel=2 in DeepSpeed. Hint: zero 1, or pp 1",
+    ),
+    (
+        split(t=8, offload_optimizer=True),
+        setting(),
+        "plan.offload_optimizer: needs the distributed optimizer (zero 1) in Megatron-LM; got zero 0. Hint: zero 1",
+    ),
+    (
+        split(p=2, d=4, virtual_stages=2, recompute=Recompute.BLOCK, recompute_layers=3),
+        setting(),
+        "plan.recompute_layers: must be a multiple of virtual_stages=2; got 3. Hint: block:4, or vpp 1",
+    ),
+    (
+        split(d=8),
+        setting(job=job(state_dtype="int8")),
+        "job.state_dtype: Megatron-LM has no adamw with moments in int8. Hint: fp32, fp16, bf16 or fp8",
     ),
     (
         split(p=2, d=4, schedule=Schedule.ZERO_BUBBLE_1P),
