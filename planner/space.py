@@ -151,7 +151,8 @@ def lone_zero(setting: Setting, *, offload: bool) -> int:
 
     Megatron-LM's distributed optimizer is what offloads; for formats see ``planner.rules.formats.least_zero``.
     """
-    return max(least_zero(setting.job, setting.framework), int(offload and setting.framework == MEGATRON))
+    distributed = setting.framework == MEGATRON and not setting.own_optimizer
+    return max(least_zero(setting), int(offload and distributed))
 
 
 def _sharding(candidates: Candidates, domain_devices: int, *, lone: int) -> None:

@@ -58,7 +58,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         ],
         files={CONFIG: "\n".join([*comment(header(TARGET, plan, request)), text])},
         gaps=(*_gaps(plan, request), *_job_gaps(request), *trainer_gaps(request)),
-        left_to_you=(*script_notes(request), *on_every_node(cluster)),
+        left_to_you=(*script_notes(request), *_moved_in_script(plan), *on_every_node(cluster)),
     )
 
 
@@ -107,13 +107,18 @@ def _parallelism(plan: ExecutionPlan) -> dict[str, Any]:
     return found
 
 
+def _moved_in_script(plan: ExecutionPlan) -> tuple[str, ...]:
+    """Accelerate moves checkpoints of FSDP2 alone."""
+    words = "checkpoints on the host: trl's SFTConfig(activation_offloading=True), or torch's save_on_cpu around layers"
+    return (words,) if plan.offload_activations and plan.zero_stage == 0 else ()
+
+
 def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
     c, whole = plan.context_parallel, plan.recompute in (Recompute.NONE, Recompute.FULL)
     replicas, shard = sharding(plan)
     hybrid = plan.tensor_parallel * c > 1 and replicas > 1 and shard == 1
     half = plan.zero_stage > 0 and not offloads_together(plan)
     other = "--format deepspeed" if request.stack.framework == HUGGINGFACE else "both on, or both off"
-    kept = plan.offload_activations and plan.zero_stage == 0
     unsharded = plan.tensor_parallel > 1 and plan.zero_stage == 0
     splits = plan.tensor_parallel_overlap and plan.tensor_parallel > 1
     return gaps(
@@ -125,7 +130,6 @@ def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
         (hybrid, "plan.zero_shard_degree", "tp and cp need shards over data-parallel ranks", "hsdp 0"),
         (half, "plan.offload_parameters", "weights and optimizer are on the host, or neither", other),
         (not whole, "plan.recompute", "every layer is recomputed or none", "recompute none or full"),
-        (kept, "plan.offload_activations", "checkpoints go to the host with FSDP2 alone", "zero 3"),
         (splits, "plan.tensor_parallel_overlap", "tensor-parallel traffic is not split", "--format torchtitan"),
         (not always_overlaps(plan), "plan.overlap_grad_reduce", "transfers of FSDP2 and DDP overlap", "overlap on"),
     )

@@ -52,6 +52,7 @@ class Setting:
         free_layout: Whether the framework takes any layout of layers over pipeline chunks.
         overlaps_experts: Whether it hides the exchange of tokens with experts under another micro-batch.
         transformers_models: Whether it runs Hugging Face's model code, which was written for one device.
+        own_optimizer: Whether the optimizer is another's than the framework's.
     """
 
     model: ModelSpec
@@ -62,6 +63,7 @@ class Setting:
     free_layout: bool = False
     overlaps_experts: bool = False
     transformers_models: bool = False
+    own_optimizer: bool = False
 
     @cached_property
     def key_value_heads(self) -> int:
@@ -125,13 +127,13 @@ def mask(values: Any) -> BoolArray:
 
 ACCELERATE_ALONE = "without stages, expert parallelism, recomputation in part and split tensor-parallel traffic"
 ACCELERATE_COLUMNS = frozenset(
-    ("pipeline_parallel", "expert_parallel", "tensor_parallel", "tensor_parallel_overlap", "zero_stage", "recompute")
+    ("pipeline_parallel", "expert_parallel", "tensor_parallel", "tensor_parallel_overlap", "recompute")
 )
 
 
 def accelerate_runs(plans: PlanBatch, setting: Setting) -> BoolArray:
-    """(N,) whether Accelerate's FSDP2 runs plans of FSDP, for what torchtitan has not."""
-    undivided = (plans.pipeline_parallel == 1) & (plans.expert_parallel == 1) & (plans.zero_stage >= 2)
+    """(N,) whether Accelerate runs plans of FSDP, for what torchtitan has not."""
+    undivided = (plans.pipeline_parallel == 1) & (plans.expert_parallel == 1)
     whole = (plans.tensor_parallel == 1) | ~plans.tensor_parallel_overlap
     return mask(undivided & whole & all_recomputed_or_none(plans, setting))
 

@@ -31,33 +31,39 @@ def weights_format(job: TrainingJob) -> str:
     return "fp16" if job.precision == "fp16" else "bf16"
 
 
-def least_zero(job: TrainingJob, framework: str) -> int:
+def _not_its_own(setting: Setting) -> bool:
+    """Whether a framework's formats do not matter: adapters have others, and so may optimizers of others."""
+    return setting.job.trains_adapters_only or setting.own_optimizer
+
+
+def least_zero(setting: Setting) -> int:
     """Lowest ZeRO stage at which a framework has the formats of a job's master weights and moments.
 
-    Megatron-LM's precision-aware optimizer is the distributed one, and halves of master weights in bf16 are
-    Megatron-FSDP's; DeepSpeed's 16-bit master weights are ZeRO's. The Trainer has what FSDP has not under DeepSpeed.
+    Megatron-LM's precision-aware optimizer is the distributed one, and master weights in bf16 are Megatron-FSDP's;
+    DeepSpeed's 16-bit ones are ZeRO's.
     """
+    job, framework = setting.job, setting.framework
+    if _not_its_own(setting):
+        return 0
     short = weights_format(job) != "fp32" and job.master_dtype not in ("fp32", "none")
     if framework == MEGATRON:
         return max(int(job.state_dtype != "fp32"), {"fp16": 1, "bf16": 2}[job.master_dtype] if short else 0)
-    return int((short and framework in (DEEPSPEED, HUGGINGFACE)) or (framework == HUGGINGFACE and not of_fsdp(job)))
+    return int(short and framework in (DEEPSPEED, HUGGINGFACE))
 
 
 def of_fsdp(job: TrainingJob) -> bool:
-    """Whether FSDP has the formats of a job's gradients and master weights."""
-    return job.gradient_dtype in ("", *_gradients(job, FSDP)) and job.master_dtype in _masters(job, FSDP)
+    """Whether FSDP has the format of a job's master weights."""
+    return job.master_dtype in _masters(job, FSDP)
 
 
 def _one_of(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _gradients(job: TrainingJob, framework: str) -> tuple[str, ...]:
-    """Formats in which a framework sums gradients."""
+def _gradients(job: TrainingJob) -> tuple[str, ...]:
+    """Formats in which gradients are summed."""
     weights = weights_format(job)
-    # Shards of fp32 weights are what gradients are of.
-    stays = framework == FSDP and job.master_dtype == "fp32" and not job.trains_adapters_only
-    return ("fp32",) if stays or weights == "fp32" else ("fp32", weights)
+    return ("fp32",) if weights == "fp32" else ("fp32", weights)
 
 
 def _masters(job: TrainingJob, framework: str) -> tuple[str, ...]:
@@ -96,7 +102,7 @@ def _of_job(
         text=text,
         source=source,
         columns=columns(),
-        holds=lambda plans, setting: np.full(len(plans), has(setting), dtype=np.bool_),
+        holds=lambda plans, setting: np.full(len(plans), _not_its_own(setting) or has(setting), dtype=np.bool_),
         complaint=complaint,
     )
 
@@ -123,14 +129,15 @@ FORMAT_RULES = (
         "gradients_have_a_known_format",
         FRAMEWORKS,
         "gradient_dtype",
-        text="gradients are summed in fp32, or in the format of what they are gradients of",
+        text="gradients are summed in fp32, or in the format of the weights",
         source="torch autograd makes gradients in the format of the tensor; Megatron-Core DistributedDataParallel: "
-        "torch.float if grad_reduce_in_fp32 else param.dtype; deepspeed data_types.grad_accum_dtype",
-        has=lambda setting: setting.job.gradient_dtype in ("", *_gradients(setting.job, setting.framework)),
+        "torch.float if grad_reduce_in_fp32 else param.dtype; deepspeed data_types.grad_accum_dtype; torch FSDP's "
+        "MixedPrecisionPolicy.reduce_dtype",
+        has=lambda setting: setting.job.gradient_dtype in ("", *_gradients(setting.job)),
         complaint=lambda _plan, setting: (
-            f"{FRAMEWORK_TITLES[setting.framework]} sums no gradients in {setting.job.gradient_dtype} of "
-            f"{weights_format(setting.job)} weights, master weights {setting.job.master_dtype}",
-            f"{_one_of(_gradients(setting.job, setting.framework))}, or leave it out",
+            f"{FRAMEWORK_TITLES[setting.framework]} sums no gradients of {weights_format(setting.job)} weights in "
+            f"{setting.job.gradient_dtype}",
+            f"{_one_of(_gradients(setting.job))}, or leave it out",
         ),
     ),
     _of_job(
@@ -175,16 +182,15 @@ FORMAT_RULES = (
         name="short_states_need_sharding",
         frameworks=(MEGATRON, DEEPSPEED, HUGGINGFACE),
         field="zero_stage",
-        text="moments, master weights and the Trainer's gradients in fewer than 32 bits are a sharded optimizer's",
+        text="moments and master weights in fewer than 32 bits are a sharded optimizer's",
         source=f"{PRECISION_AWARE}; {_MEGATRON_ARGUMENTS}: bf16 is among --megatron-fsdp-main-params-dtype alone; "
         "deepspeed/runtime/config.py: bf16_master_weights_and_grads is only supported with ZeRO stage 1, 2 or 3",
         columns=columns("zero_stage"),
-        holds=lambda plans, setting: mask(plans.zero_stage >= least_zero(setting.job, setting.framework)),
+        holds=lambda plans, setting: mask(plans.zero_stage >= least_zero(setting)),
         complaint=lambda plan, setting: (
-            f"must be {least_zero(setting.job, setting.framework)} or more with gradients, master weights and moments "
-            f"in {setting.job.gradient_dtype or 'fp32'}, {setting.job.master_dtype} and {setting.job.state_dtype}; got "
-            f"{plan.zero_stage}",
-            f"zero {least_zero(setting.job, setting.framework)}, or all in fp32",
+            f"must be {least_zero(setting)} or more with master weights in {setting.job.master_dtype} and moments in "
+            f"{setting.job.state_dtype}; got {plan.zero_stage}",
+            f"zero {least_zero(setting)}, or both in fp32",
         ),
     ),
 )

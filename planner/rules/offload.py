@@ -32,6 +32,11 @@ def trainer_runs_fsdp(plans: PlanBatch, setting: Setting) -> BoolArray:
     return mask(together & (plans.zero_stage >= 2) & of_fsdp(setting.job))
 
 
+def _distributed_if_offloaded(plans: PlanBatch, setting: Setting) -> BoolArray:
+    other = plans.zero_stage <= 1 if setting.own_optimizer else plans.zero_stage == 1
+    return mask(~plans.offload_optimizer | (other & (setting.own_optimizer or setting.job.optimizer != "sgd")))
+
+
 OFFLOAD_RULES = (
     Rule(
         name="offload_optimizer_needs_zero",
@@ -62,9 +67,7 @@ OFFLOAD_RULES = (
         f"--use-precision-aware-optimizer; {PRECISION_AWARE}; its Megatron-FSDP adapter does not currently support "
         "optimizer CPU offload",
         columns=columns("zero_stage", "offload_optimizer"),
-        holds=lambda plans, setting: (
-            ~plans.offload_optimizer | ((plans.zero_stage == 1) & (setting.job.optimizer != "sgd"))
-        ),
+        holds=_distributed_if_offloaded,
         complaint=lambda plan, _setting: (
             ("needs Adam in Megatron-LM", "optimizer adamw")
             if plan.zero_stage == 1
@@ -111,14 +114,14 @@ OFFLOAD_RULES = (
         name="offload_activations_is_accelerates",
         frameworks=(FSDP,),
         field="offload_activations",
-        text=f"checkpoints go to the host with Accelerate's FSDP2, {ACCELERATE_ALONE}",
+        text=f"checkpoints go to the host with Accelerate, {ACCELERATE_ALONE}",
         source="torchtitan 0.3.0 has no such option; accelerate fsdp_activation_checkpointing_offload and "
         "ParallelismConfig, which has tensor, context and data parallelism",
         columns=ACCELERATE_COLUMNS | columns("offload_activations"),
         holds=lambda plans, setting: ~plans.offload_activations | accelerate_runs(plans, setting),
         complaint=lambda _plan, _setting: (
-            "is Accelerate's with FSDP2, not torchtitan's",
-            "offload_activations off; or zero 3, pp 1, ep 1, recompute full and tensor_parallel_overlap off",
+            "is Accelerate's, not torchtitan's",
+            "offload_activations off; or pp 1, ep 1, recompute full and tensor_parallel_overlap off",
         ),
     ),
     Rule(
@@ -163,16 +166,19 @@ OFFLOAD_RULES = (
         name="trainer_offloads_by_fsdp_or_deepspeed",
         frameworks=(HUGGINGFACE,),
         field="offload_activations",
-        text="checkpoints go to the host with FSDP2 alone, which moves weights along with the optimizer",
+        text="checkpoints of sharded plans go to the host with FSDP2, which moves weights along with the optimizer",
         source="accelerate FullyShardedDataParallelPlugin activation_checkpointing_offload and cpu_offload "
-        "(CPUOffloadPolicy of weights, gradients and states); transformers calls torch.utils.checkpoint under "
-        "DeepSpeed and DDP (gradient_checkpointing), which keeps its inputs on the device",
+        "(CPUOffloadPolicy of weights, gradients and states); under DeepSpeed transformers calls "
+        "torch.utils.checkpoint, which keeps its inputs on the device; trl SFTConfig activation_offloading and "
+        "unsloth's gradient checkpointing move them where nothing is sharded",
         columns=columns("zero_stage", "offload_optimizer", "offload_activations", "offload_parameters"),
-        holds=lambda plans, setting: ~plans.offload_activations | trainer_runs_fsdp(plans, setting),
+        holds=lambda plans, setting: mask(
+            ~plans.offload_activations | (plans.zero_stage == 0) | trainer_runs_fsdp(plans, setting)
+        ),
         complaint=lambda plan, _setting: (
-            f"needs FSDP2 (zero 2 or 3) in the Hugging Face Trainer; got zero {plan.zero_stage}"
+            "is not combined with DeepSpeed (zero 1) in the Hugging Face Trainer"
             if plan.zero_stage < 2
-            else "goes with FSDP2: gradients in fp32, weights (zero 3) and optimizer both on the host, or neither",
+            else "goes with FSDP2: weights (zero 3) and optimizer both on the host, or neither",
             "offload_activations off, or zero 3 with offload_optimizer and offload_parameters both on, or both off",
         ),
     ),

@@ -121,7 +121,7 @@ CONTEXT = (
         ),
         complaint=lambda _plan, _setting: (
             "is a ring with Accelerate's FSDP2 alone, torchtitan gathers keys and values",
-            "context_kind all_gather; or zero 3, pp 1, ep 1 and recompute none or full",
+            "context_kind all_gather; or pp 1, ep 1 and recompute none or full",
         ),
     ),
     Rule(

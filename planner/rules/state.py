@@ -168,7 +168,7 @@ STATE_RULES = (
         complaint=lambda plan, _setting: (
             f"is FSDP2's in the Hugging Face Trainer, with zero 2 or 3; got zero {plan.zero_stage}"
             if plan.zero_stage < 2
-            else "is FSDP2's: gradients in fp32, weights (zero 3) and optimizer both on the host, or neither",
+            else "is FSDP2's: weights (zero 3) and optimizer both on the host, or neither",
             "no shard degree, or zero 3 with offload_optimizer and offload_parameters both on, or both off",
         ),
     ),

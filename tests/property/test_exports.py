@@ -93,7 +93,8 @@ def from_trainer(exported: Exported, request: Request) -> dict[str, Any]:
         "zero_stage": sharded,
         "zero_shard_degree": sizes["dp_shard_size"] * c if sizes.get("dp_replicate_size", 1) > 1 else 0,
         "offload_parameters": bool(fsdp.get("fsdp_offload_params")) and sharded == 3,
-        "offload_activations": "fsdp_activation_checkpointing_offload" in fsdp,
+        "offload_activations": "fsdp_activation_checkpointing_offload" in fsdp
+        or any("activation_offloading" in words for words in exported.left_to_you),
         "recompute": Recompute.FULL
         if fsdp.get("fsdp_activation_checkpointing") or "--gradient_checkpointing" in read
         else Recompute.NONE,
@@ -172,7 +173,6 @@ def test_most_kinds_of_plans_can_be_said(question: tuple[str, str, str, str]) ->
         {"job": {"sequence_length": 32768, "global_batch_size": 512}},
         {"job": {"state_dtype": "bf16"}},
         {"job": {"state_dtype": "bf16", "master_dtype": "bf16"}},
-        {"job": {"gradient_dtype": "bf16"}},
         {"job": {"state_dtype": "int8"}},
     ],
     ids=str,
@@ -192,7 +192,7 @@ def test_the_best_plans_can_be_said(framework: str, model: str, cluster: str, as
         ("megatron", {"state_dtype": "int8"}, "job.state_dtype"),
         ("megatron", {"gradient_dtype": "fp16", "master_dtype": "none"}, "job.gradient_dtype"),
         ("megatron", {"optimizer": "adamw8bit"}, "job.optimizer"),
-        ("fsdp", {"gradient_dtype": "bf16"}, "job.gradient_dtype"),
+        ("fsdp", {"gradient_dtype": "fp16"}, "job.gradient_dtype"),
         ("deepspeed", {"state_dtype": "bf16"}, "job.state_dtype"),
         ("huggingface", {"state_dtype": "fp8"}, "job.state_dtype"),
     ],

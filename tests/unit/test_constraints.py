@@ -207,6 +207,9 @@ CASES = [
         id="trainer under deepspeed",
     ),
     pytest.param(
+        split(d=8, offload_activations=True, recompute=Recompute.FULL), TRAINER, set(), id="trainer under ddp"
+    ),
+    pytest.param(
         split(d=8, offload_activations=True, offload_parameters=True, zero_stage=3, recompute=Recompute.FULL),
         TRAINER,
         {"trainer_offloads_by_fsdp_or_deepspeed"},
@@ -385,7 +388,7 @@ def test_rules_about_the_sequence(length: int, plan: ExecutionPlan, framework: s
         ({"state_dtype": "bf16"}, 3, FSDP, set()),
         ({"state_dtype": "int8"}, 3, FSDP, {"moments_have_a_known_format"}),
         ({"state_dtype": "int8", "optimizer": "adamw8bit"}, 3, FSDP, set()),
-        ({"gradient_dtype": "bf16"}, 3, FSDP, {"gradients_have_a_known_format"}),
+        ({"gradient_dtype": "bf16"}, 3, FSDP, set()),
         ({"gradient_dtype": "bf16", "master_dtype": "none", "state_dtype": "bf16"}, 3, FSDP, set()),
         ({"gradient_dtype": "fp16", "master_dtype": "none"}, 3, FSDP, {"gradients_have_a_known_format"}),
         ({"master_dtype": "bf16"}, 3, FSDP, {"master_weights_have_a_known_format"}),
@@ -406,6 +409,18 @@ def test_rules_about_number_formats(changes: dict[str, str], zero: int, framewor
     for error in violations(plan, where):
         assert error.problem
         assert error.hint
+
+
+def test_an_optimizer_of_another_s_has_its_own_formats() -> None:
+    """Alpa has optax's, Megatron-DeepSpeed bitsandbytes' too; adapters are not what those formats are about."""
+    from costmodels.workload import LoraSpec
+
+    halves = job(master_dtype="none", state_dtype="fp16", gradient_dtype="fp16")
+    assert broken(split(d=8), setting(job=halves, own_optimizer=True)) == set()
+    assert len(broken(split(d=8), setting(job=halves))) == 3
+    assert broken(split(d=8, offload_optimizer=True), setting(own_optimizer=True)) == set()
+    adapters = replace(halves, task="lora", lora=LoraSpec())
+    assert broken(split(d=8), setting(job=adapters)) == set()
 
 
 def test_ulysses_needs_heads_for_every_rank() -> None:

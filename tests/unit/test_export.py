@@ -271,6 +271,7 @@ def test_a_model_of_the_same_shape_has_the_same_recipe() -> None:
 
 
 GAPS = [
+    ("accelerate", "llama-2-7b", "fsdp", {"precision": "bf16", "gradient_dtype": "bf16"}, {}, "job.gradient_dtype"),
     ("torchtitan", "llama-3.1-8b", "fsdp", {"task": "full"}, {"zero": 3}, "job.task"),
     (
         "torchtitan",
