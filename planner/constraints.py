@@ -12,8 +12,10 @@ import numpy as np
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
 from planner.rules.base import FRAMEWORKS, Rule, Setting
 from planner.rules.experts import EXPERT
+from planner.rules.formats import FORMAT_RULES
 from planner.rules.layout import LAYOUT, TENSOR
 from planner.rules.linear import LINEAR
+from planner.rules.offload import OFFLOAD_RULES
 from planner.rules.optimizer import OPTIMIZER_RULES
 from planner.rules.pipeline import PIPELINE_RULES
 from planner.rules.sequence import CONTEXT
@@ -23,7 +25,7 @@ from profiles.errors import SpecError, did_you_mean
 
 RULES: tuple[Rule, ...] = (
     *(*LAYOUT, *TENSOR, *LINEAR, *CONTEXT, *EXPERT, *TRANSFORMERS),
-    *(*PIPELINE_RULES, *STATE_RULES, *OPTIMIZER_RULES),
+    *(*PIPELINE_RULES, *STATE_RULES, *OFFLOAD_RULES, *FORMAT_RULES, *OPTIMIZER_RULES),
 )
 
 

@@ -15,13 +15,13 @@ from typing import Any
 from costmodels.autocast import sharding_stack
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, TrainingJob
-from planner.lora import adapters_of, check_adapted
+from planner.job_checks import BEFORE_AMPERE, MAX_TRAIN_TOKENS, check_job
+from planner.lora import adapters_of
 from planner.results import Note
 from planner.rules.base import FRAMEWORK_TITLES, divisors
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
-from profiles.precision import parse_precision
 from profiles.scalars import plain
 from profiles.stack import StackSpec
 
@@ -29,11 +29,6 @@ DEFAULT_SEQUENCE = 4096  # tokens
 PRETRAIN_BATCH_TOKENS = 4 << 20  # arXiv:2307.09288 section 2.2
 PRETRAIN_DEVICES_PER_SEQUENCE = 8  # at most: 2,048 sequences on 16,384 GPUs, arXiv:2407.21783 table 4
 FINETUNE_BATCH_SEQUENCES = 128  # Stanford Alpaca training recipe
-MAX_TRAIN_TOKENS = 1e18
-_BEFORE_AMPERE = ("pascal", "volta", "turing")
-# They multiply in 8 bits, but not with a scale per block: check_mxfp8_support in transformer_engine/pytorch/fp8.py of
-# NVIDIA/TransformerEngine (from 10.0, and not 12.0 yet) and ROCm/TransformerEngine (from gfx950).
-_WITHOUT_MXFP8 = ("ada", "hopper", "blackwell-rtx", "cdna3")
 
 _TYPES: dict[Any, type] = {int: int, str: str, bool: bool, float: float, float | None: float}
 _KINDS = {item.name: _TYPES[item.type] for item in fields(TrainingJob) if item.name != "lora"}
@@ -67,7 +62,7 @@ def resolve_job(
         _fill_batch(values, cluster, pins, notes)
         _fill_lora(values, notes)
         job = TrainingJob(**values)
-    _check_against(job, model, cluster)
+    check_job(job, model, cluster)
     return job, tuple(notes)
 
 
@@ -77,18 +72,6 @@ def default_precision(devices: Sequence[DeviceSpec]) -> str:
     return next((name for name in usual if all(name in each.peak_flops_per_s for each in devices)), usual[0])
 
 
-def check_precision(precision: str, device: DeviceSpec) -> None:
-    """Refuse a number format in which no framework trains on a device.
-
-    Raises:
-        SpecError: If the format is unknown, or the device has no units for it.
-    """
-    numerics = parse_precision(precision)
-    device.peak(numerics.gemm_format)
-    if numerics.name == "mxfp8" and device.architecture in _WITHOUT_MXFP8:
-        raise SpecError("job.precision", f"no framework trains in mxfp8 on {device.name}", "fp8, or bf16")
-
-
 def default_attention(stack: StackSpec, device: DeviceSpec) -> str:
     """The attention a stack has on a device.
 
@@ -96,7 +79,7 @@ def default_attention(stack: StackSpec, device: DeviceSpec) -> str:
     ``scaled_dot_product_attention``, whose memory-efficient kernel runs on older devices too
     (from sm50: ``check_mem_efficient_hardware_support`` in PyTorch's native/transformers/cuda/sdp_utils.cpp).
     """
-    too_old = stack.fused_attention == "ampere" and device.architecture in _BEFORE_AMPERE
+    too_old = stack.fused_attention == "ampere" and device.architecture in BEFORE_AMPERE
     return "unfused" if too_old or stack.fused_attention == "none" else "flash"
 
 
@@ -337,19 +320,3 @@ def _fill_lora(values: dict[str, Any], notes: list[Note]) -> None:
         _assume(notes, f"lora_{name}", message)
     if adapters.lora is not None:
         values["lora"] = adapters.lora
-
-
-def _check_against(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
-    """Refuse a job the model or the device cannot run at all."""
-    check_precision(job.precision, cluster.device)
-    if job.fp8_attention and "fp8" not in cluster.device.peak_flops_per_s:
-        raise SpecError("job.fp8_attention", f"{cluster.device.name} has no fp8 arithmetic", "leave it out")
-    check_adapted(job.lora, model)
-    if model.learned_positions and job.sequence_length > model.learned_positions:
-        raise SpecError(
-            "job.sequence_length",
-            f"{model.name} has {model.learned_positions} learned positions; got {job.sequence_length}",
-            f"{model.learned_positions}",
-        )
-    if job.train_tokens is not None and not 0 < job.train_tokens <= MAX_TRAIN_TOKENS:
-        raise SpecError("job.train_tokens", f"must be above 0 and at most {MAX_TRAIN_TOKENS:g}; got {job.train_tokens}")

@@ -18,7 +18,7 @@ from planner.pricing import nearest_to_fit, price_all, price_contenders
 from planner.ranking import Priced, best_rows
 from planner.request import cost_context, full_node, part_of, space_of
 from planner.results import Remedy, Request
-from planner.rules.base import divisors
+from planner.rules.base import MEGATRON, divisors
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
@@ -151,10 +151,11 @@ def _families(request: Request, *, legal: bool) -> Iterator[Iterator[_Trial]]:
         message = "use a linear loss, output layer and loss together without logits (--linear-loss)"
         yield iter([_trial(request, "linear_loss", message, job=job)])
     if request.job.optimizer == "adamw" and not request.job.trains_adapters_only:
-        job = replace(request.job, optimizer="adamw8bit", state_dtype="int8")
-        yield iter(
-            [_trial(request, "smaller_states", "keep optimizer states in 8 bits (--optimizer adamw8bit)", job=job)]
-        )
+        of_megatron = request.stack.framework == MEGATRON
+        states = ("adamw", "fp8") if of_megatron else ("adamw8bit", "int8")
+        told = "--state-dtype fp8" if of_megatron else "--optimizer adamw8bit"
+        job = replace(request.job, optimizer=states[0], state_dtype=states[1])
+        yield iter([_trial(request, "smaller_states", f"keep optimizer states in 8 bits ({told})", job=job)])
     yield from _fine_tuning(request)
     yield _shorter(request)
     yield _more_devices(request)

@@ -177,6 +177,7 @@ def setting_of(request: Request, cluster: ClusterSpec | None = None) -> Setting:
         free_layout=request.stack.free_layout,
         overlaps_experts=request.stack.expert_parallel_overlap > 0,
         transformers_models=request.stack.transformers_models,
+        own_optimizer=request.stack.own_optimizer,
     )
 
 

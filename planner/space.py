@@ -4,9 +4,10 @@ Dimensions are decided one group after the other; after each, every rule whose c
 is applied, so that nothing is enumerated below a layout that is already illegal. A rejected layout is
 counted once under its rule, however many plans it would have led to.
 
-Left out on purpose, because each means the same as a plan that is kept: sharding over a single rank,
-sequence parallelism without tensor parallelism, and the order of axes inside one scale-up domain.
-Grids, where a dimension has no natural bound: ``block`` recomputation in eighths of a stage,
+Left out on purpose, because each means the same as a plan that is kept: sharding over a single rank, unless what the
+framework does needs it by name, sequence parallelism without tensor parallelism, and the order of axes inside one
+scale-up domain.
+Grids, where a dimension has no natural bound: ``block`` recomputation in eighths of a virtual stage,
 micro-batches of 1, 3, 5 or 7 times a power of two up to 2^19 tokens, HSDP groups of 4^k scale-up domains, and
 context parallelism from 8192 tokens on, down to 4096 tokens per rank.
 """
@@ -21,16 +22,15 @@ from costmodels.plan import AxisOrder, BoolArray, ContextKind, IntArray, PlanBat
 from planner.candidates import Candidates, Columns
 from planner.constraints import rules_for
 from planner.rules.base import DEEPSPEED, FSDP, MEGATRON, NANOTRON, Setting, divisors, mask, one_of, overlaps_tensor
+from planner.rules.formats import least_zero
 from planner.rules.modules import CORE, module_sets
 from profiles.errors import SpecError
 
-# Context parallelism considered unasked: fewest tokens per rank. Beyond a few devices there are other ways to spread a
-# step, and so many plans that short sequences stay whole: a search is to answer within a second.
-_FEW_DEVICES = 64
-_CONTEXT_TOKENS, _CONTEXT_TOKENS_OF_MANY, _LONG_SEQUENCE = 2048, 4096, 8192
+# Fewest tokens per rank of context parallelism unasked: on more devices short sequences stay whole, plans being many.
+_FEW_DEVICES, _CONTEXT_TOKENS, _CONTEXT_TOKENS_OF_MANY, _LONG_SEQUENCE = 64, 2048, 4096, 8192
 MICRO_BATCH_TOKENS = 1 << 19  # largest micro-batch considered unasked, in tokens
 _LARGEST_ODD_PART = 7  # micro-batches are up to this odd number times a power of two: neighbours a quarter apart
-EIGHTHS = 8  # block recomputation in eighths of a stage
+EIGHTHS = 8  # block recomputation in eighths of a virtual stage
 _CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # virtual stages where any number is legal
 _UNEVEN_CHUNKS = (4, 2)  # the first that there are layers for, where layers do not divide over stages
 END_CODES = (0, 1, 2)  # layers over stages: even; the remainder on the last stage; one less on both ends
@@ -56,6 +56,7 @@ def plan_space(
     domain_devices: int,
     pins: Mapping[str, int] | None = None,
     offload: bool = False,
+    lone_shards: bool = False,
     named_modules: bool = False,
 ) -> Space:
     """Every legal plan for a model, a job and a number of devices under a framework.
@@ -65,6 +66,7 @@ def plan_space(
         domain_devices: Devices per scale-up domain; placement and HSDP degrees depend on it.
         pins: Plan columns the user fixed (``pins.parse_pins``).
         offload: Also consider offloading the optimizer, checkpoints and weights to host memory.
+        lone_shards: Keep sharding over a single rank where offloading, to be decided later, needs it.
         named_modules: Also consider recomputing named modules of layers.
 
     Returns:
@@ -75,13 +77,14 @@ def plan_space(
     """
     candidates = Candidates(setting=setting, pins=dict(pins or {}), pending=list(rules_for(setting.framework)))
     _degrees(candidates)
-    _sharding(candidates, domain_devices)
+    offloads = bool(candidates.pins.get("offload_optimizer", offload or lone_shards))
+    _sharding(candidates, domain_devices, lone=lone_zero(setting, offload=offloads))
     _experts(candidates)
     _pipeline(candidates)
     _axis_order(candidates, domain_devices)
     _micro_batches(candidates)
     _recomputation(candidates, named_modules=named_modules)
-    _flags(candidates, offload=offload)
+    _flags(candidates, offload=offload, lone_shards=lone_shards)
     return Space(plans=candidates.batch(), rejected=candidates.rejected)
 
 
@@ -100,10 +103,10 @@ def _degrees(candidates: Candidates) -> None:
         product = columns["tensor_parallel"] * columns["pipeline_parallel"] * columns.get("context_parallel", 1)
         return mask(model_devices % product == 0)
 
+    context = most_context(setting.job.sequence_length, setting.num_devices)
     candidates.expand(("tensor_parallel",), _singles([t for t in parts if t <= setting.model.num_attention_heads]))
     candidates.expand(("pipeline_parallel",), _singles([p for p in parts if p <= setting.model.num_layers]), keep=whole)
-    most = most_context(setting.job.sequence_length, setting.num_devices)
-    candidates.expand(("context_parallel",), _singles([c for c in parts if c <= most]), keep=whole)
+    candidates.expand(("context_parallel",), _singles([c for c in parts if c <= context]), keep=whole)
     product = np.prod([candidates.columns[name] for name in _DEGREES[:3]], axis=0)
     candidates.derive(data_parallel=np.maximum(setting.num_devices // product, 1))
     kinds = [int(kind) for kind in context_kinds(setting.framework)]
@@ -149,11 +152,21 @@ def context_kinds(framework: str) -> tuple[ContextKind, ...]:
     }.get(framework, (ContextKind.RING,))
 
 
-def _sharding(candidates: Candidates, domain_devices: int) -> None:
+def lone_zero(setting: Setting, *, offload: bool) -> int:
+    """ZeRO stage of plans that have nothing to shard over: 0, or what their framework does under the name of another.
+
+    Megatron-LM's distributed optimizer is what offloads; for formats see ``planner.rules.formats.least_zero``.
+    """
+    distributed = setting.framework == MEGATRON and not setting.own_optimizer
+    return max(least_zero(setting), int(offload and distributed))
+
+
+def _sharding(candidates: Candidates, domain_devices: int, *, lone: int) -> None:
     """ZeRO stage, and how many ranks one set of shards spans: all, or whole scale-up domains."""
 
     def useful(columns: Columns) -> BoolArray:
-        return mask((columns["zero_stage"] == 0) | (columns["data_parallel"] * columns["context_parallel"] > 1))
+        several = columns["data_parallel"] * columns["context_parallel"] > 1
+        return mask((columns["zero_stage"] <= lone) | several)
 
     def hybrid(columns: Columns) -> BoolArray:
         ranks, span = columns["data_parallel"] * columns["context_parallel"], columns["zero_shard_degree"]
@@ -310,13 +323,13 @@ def micro_batch_sizes(setting: Setting) -> list[int]:
     ]
 
 
-def block_layers(per_stage: IntArray, part: IntArray | int) -> IntArray:
-    """Layers of a stage that ``block`` recomputation covers at so many eighths."""
-    return -(-per_stage * part // EIGHTHS)
+def block_layers(per_stage: IntArray, part: IntArray | int, virtual_stages: IntArray) -> IntArray:
+    """Layers of a stage that ``block`` recomputation covers at so many eighths, of all its virtual stages alike."""
+    return virtual_stages * -(-(per_stage // virtual_stages) * part // EIGHTHS)
 
 
 def _recomputation(candidates: Candidates, *, named_modules: bool) -> None:
-    """None, sets of modules, full, and block in eighths of a stage."""
+    """None, sets of modules, full, and block in eighths of a virtual stage."""
     layers = candidates.setting.model.num_layers
     wanted = candidates.pins.get("recompute", int(Recompute.BLOCK) if "recompute_layers" in candidates.pins else None)
     modes = [int(mode) for mode in Recompute] if wanted is None else [wanted]
@@ -332,7 +345,7 @@ def _recomputation(candidates: Candidates, *, named_modules: bool) -> None:
 
     def distinct(columns: Columns) -> BoolArray:
         per_stage, part = layers // columns["pipeline_parallel"], columns["recompute_layers"]
-        size, before = block_layers(per_stage, part), block_layers(per_stage, part - 1)
+        size, before = (block_layers(per_stage, each, columns["virtual_stages"]) for each in (part, part - 1))
         return mask((part == 0) | ((size > before) & (size < per_stage)))
 
     keep = None if "recompute_layers" in candidates.pins else distinct
@@ -341,7 +354,9 @@ def _recomputation(candidates: Candidates, *, named_modules: bool) -> None:
     candidates.derive(
         recompute=candidates.columns["recompute"],
         recompute_modules=candidates.columns["recompute_modules"],
-        recompute_layers=block_layers(per_stage, candidates.columns["recompute_layers"]),
+        recompute_layers=block_layers(
+            per_stage, candidates.columns["recompute_layers"], candidates.columns["virtual_stages"]
+        ),
     )
 
 
@@ -356,14 +371,21 @@ def _axis_order(candidates: Candidates, domain_devices: int) -> None:
     candidates.expand(("axis_order",), _singles([int(order) for order in AxisOrder]), keep=matters)
 
 
-def _flags(candidates: Candidates, *, offload: bool) -> None:
+def _flags(candidates: Candidates, *, offload: bool, lone_shards: bool) -> None:
     """Offloading when asked for, overlap wherever it is legal.
 
     FSDP moves weights along with the optimizer: nothing to choose.
     """
     setting = candidates.setting
     choices = _singles([0, 1] if offload else [0])
-    candidates.expand(("offload_optimizer",), choices)
+    unmoved = lone_zero(setting, offload=lone_shards)
+
+    def sharded_for_something(columns: Columns) -> BoolArray:
+        lone = columns["data_parallel"] * columns["context_parallel"] == 1
+        return mask(~lone | (columns["zero_stage"] <= unmoved) | (columns["offload_optimizer"] > 0))
+
+    keep = None if "zero_stage" in candidates.pins else sharded_for_something
+    candidates.expand(("offload_optimizer",), choices, keep=keep)
     candidates.expand(("offload_activations",), choices)
     if setting.framework == FSDP:
         along = (candidates.columns["offload_optimizer"] > 0) & (candidates.columns["zero_stage"] == 3)

@@ -97,6 +97,8 @@ class StackSpec:
         switched_on_by: Options that turn this stack on where users of the one it shares times with leave them off.
         free_layout: Any number of layers may be given to every chunk of a pipeline
             (``--pipeline-model-parallel-layout``); otherwise Megatron-LM's chunks hold equally many, but for the ends.
+        own_optimizer: The optimizer is not that of the framework whose layouts the stack has: rules of the framework on
+            optimizers, the formats of what they update and where that is do not hold.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
         blocking_launches: The host waits for every kernel and collective to end before it issues the next
             (``CUDA_LAUNCH_BLOCKING=1``): nothing hides the time it takes to issue them.
@@ -251,6 +253,7 @@ class StackSpec:
     scatters_boundaries: bool = False
     switched_on_by: str = ""
     free_layout: bool = False
+    own_optimizer: bool = False
     multiplies_embedding: bool = False
     kernel_launch_s: float = 0.0
     blocking_launches: bool = False

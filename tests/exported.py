@@ -2,6 +2,7 @@
 
 import random
 import shlex
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -10,7 +11,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.constraints import check_plan
 from planner.exporters.exported import Exported
 from planner.pins import parse_pins
-from planner.request import Options, resolve_request, setting_of
+from planner.request import Options, part_of, resolve_request, setting_of
 from planner.results import Request
 from planner.space import plan_space
 
@@ -27,6 +28,26 @@ QUESTIONS = (
     ("torchtitan", "llama-3.1-8b", "2x8xH100", "fsdp"),
     ("torchtitan", "qwen3-30b-a3b", "2x8xH100", "fsdp-eager"),
 )
+# Framework, model, cluster: questions whose best plans are of many kinds, of models that the formats know.
+BEST = (
+    ("megatron", "llama-3-70b", "8xH100"),
+    ("megatron", "glm-4.5", "64x8xH100"),
+    ("megatron", "deepseek-v2-lite", "2x8xH100"),
+    ("megatron", "llama-3-8b", "1xH100"),
+    ("fsdp", "llama-3.1-8b", "8xH100"),
+    ("fsdp", "deepseek-v3", "64x8xH100"),
+    ("fsdp", "qwen3-30b-a3b", "2x8xH100"),
+    ("deepspeed", "llama-3-8b", "8xA100-80GB"),
+    ("huggingface", "qwen2.5-32b", "8xA100-80GB"),
+    ("huggingface", "llama-3-8b", "2x8xH100"),
+)
+# The formats of a framework; of several, one that says a plan is enough.
+_FORMATS = {
+    "megatron": ("megatron_lm",),
+    "fsdp": ("torchtitan", "accelerate"),
+    "deepspeed": ("deepspeed",),
+    "huggingface": ("accelerate", "deepspeed"),
+}
 
 
 def request_of(model: str, cluster: str, framework: str, **job: Any) -> Request:
@@ -50,6 +71,18 @@ def export(format_: str, plan: ExecutionPlan, request: Request) -> Exported:
     """What the module of that format makes of a plan, gaps and all."""
     exported: Exported = import_module(f"planner.exporters.{format_}").export(plan, request)
     return exported
+
+
+def export_refusals(plan: ExecutionPlan, request: Request) -> list[str]:
+    """What every format of the request's framework lacks for a plan; nothing where one of them says all of it."""
+    used = replace(request, cluster=part_of(request.cluster, plan.num_devices))
+    found: list[str] = []
+    for format_ in _FORMATS[request.stack.framework]:
+        missing = export(format_, plan, used).unsupported
+        if not missing:
+            return []
+        found += [f"{format_}: {gap.field}: {gap.problem}" for gap in missing]
+    return found
 
 
 @cache

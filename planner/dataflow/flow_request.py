@@ -18,7 +18,8 @@ from planner.dataflow.length_text import LengthInput, parse_lengths, parse_promp
 from planner.dataflow.presets import PRESETS, ROLE_SETTINGS, build_preset, unknown_role
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.streams import streamed
-from planner.jobs import check_precision, default_attention, default_precision, unfused_attention_note
+from planner.job_checks import check_precision
+from planner.jobs import default_attention, default_precision, unfused_attention_note
 from planner.lora import check_adapted
 from planner.option_kinds import check_kinds, in_small_letters
 from planner.request import (

@@ -23,7 +23,9 @@ MAX_STRATEGY_ROWS = 4_000_000
 _ZERO_STAGES = {FSDP: (3,), HUGGINGFACE: (0, 1, 2, 3), DEEPSPEED: (1, 2, 3)}
 _RECOMPUTE = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
 # Without an optimizer step nothing asks for whole batches, and devices are those of each row.
-WAIVED_WITHOUT_TRAINING = frozenset({"world_size", "global_batch", "data_parallel_divides_batch"})
+# Calls take any part of the devices, and trainers of workflows cut sequences in their own ways.
+_WAIVED = frozenset({"world_size", "context_ring_is_accelerates"})
+WAIVED_WITHOUT_TRAINING = _WAIVED | {"global_batch", "data_parallel_divides_batch"}
 
 Columns = dict[str, IntArray]
 
@@ -205,7 +207,7 @@ def _accepted(plans: PlanBatch, setting: Setting, call: ModelCall) -> BoolArray:
 
     Inference needs no whole batch per rank: the last micro-batch may be smaller.
     """
-    waived = {"world_size"} if call.kind is CallKind.TRAIN else WAIVED_WITHOUT_TRAINING
+    waived = _WAIVED if call.kind is CallKind.TRAIN else WAIVED_WITHOUT_TRAINING
     rules = [rule for rule in rules_for(setting.framework) if rule.name not in waived]
     accepted, _ = sieve(plans, setting, rules)
     return accepted

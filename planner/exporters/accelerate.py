@@ -18,11 +18,13 @@ from planner.exporters.exported import (
     finished,
     gaps,
     header,
+    offloads_together,
     on_every_node,
     sharding,
 )
 from planner.exporters.trainer import script_notes, trainer_arguments, trainer_gaps
 from planner.results import Request
+from planner.rules.base import HUGGINGFACE
 
 TARGET = Target(name="accelerate", title="Accelerate 1.15 (FSDP2)", stacks=("fsdp", "fsdp-eager", "hf-trainer"))
 CONFIG = "accelerate.yaml"
@@ -56,7 +58,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         ],
         files={CONFIG: "\n".join([*comment(header(TARGET, plan, request)), text])},
         gaps=(*_gaps(plan, request), *_job_gaps(request), *trainer_gaps(request)),
-        left_to_you=(*script_notes(request), *on_every_node(cluster)),
+        left_to_you=(*script_notes(request), *_moved_in_script(plan), *on_every_node(cluster)),
     )
 
 
@@ -105,12 +107,18 @@ def _parallelism(plan: ExecutionPlan) -> dict[str, Any]:
     return found
 
 
+def _moved_in_script(plan: ExecutionPlan) -> tuple[str, ...]:
+    """Accelerate moves checkpoints of FSDP2 alone."""
+    words = "checkpoints on the host: trl's SFTConfig(activation_offloading=True), or torch's save_on_cpu around layers"
+    return (words,) if plan.offload_activations and plan.zero_stage == 0 else ()
+
+
 def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
     c, whole = plan.context_parallel, plan.recompute in (Recompute.NONE, Recompute.FULL)
     replicas, shard = sharding(plan)
     hybrid = plan.tensor_parallel * c > 1 and replicas > 1 and shard == 1
-    half = plan.zero_stage > 0 and plan.offload_optimizer != plan.offload_parameters
-    kept = plan.offload_activations and plan.zero_stage == 0
+    half = plan.zero_stage > 0 and not offloads_together(plan)
+    other = "--format deepspeed" if request.stack.framework == HUGGINGFACE else "both on, or both off"
     unsharded = plan.tensor_parallel > 1 and plan.zero_stage == 0
     splits = plan.tensor_parallel_overlap and plan.tensor_parallel > 1
     return gaps(
@@ -120,9 +128,8 @@ def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
         (plan.zero_stage == 1, "plan.zero_stage", "FSDP2 shards gradients too", "zero 2 or 3, or --format deepspeed"),
         (bool(plan.zero_shard_degree % c), "plan.zero_shard_degree", f"shards span whole groups of cp {c}", "hsdp 0"),
         (hybrid, "plan.zero_shard_degree", "tp and cp need shards over data-parallel ranks", "hsdp 0"),
-        (half, "plan.offload_parameters", "weights and optimizer are on the host, or neither", "both on, or both off"),
+        (half, "plan.offload_parameters", "weights and optimizer are on the host, or neither", other),
         (not whole, "plan.recompute", "every layer is recomputed or none", "recompute none or full"),
-        (kept, "plan.offload_activations", "checkpoints go to the host with FSDP2 alone", "zero 3"),
         (splits, "plan.tensor_parallel_overlap", "tensor-parallel traffic is not split", "--format torchtitan"),
         (not always_overlaps(plan), "plan.overlap_grad_reduce", "transfers of FSDP2 and DDP overlap", "overlap on"),
     )

@@ -5,10 +5,14 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from costmodels.plan import ExecutionPlan
+import numpy as np
+
+from costmodels.plan import ExecutionPlan, PlanBatch, Schedule
+from costmodels.stages import stage_table
 from planner.phrases import plan_label
 from planner.results import Request
 from profiles.hardware import ClusterSpec
+from profiles.model import ModelSpec
 
 SCRIPT = "train.sh"
 REST = '"$@"'  # what the user gives the script besides
@@ -138,6 +142,22 @@ def sharding(plan: ExecutionPlan) -> tuple[int, int]:
     spanned = plan.zero_shard_degree or plan.data_parallel * plan.context_parallel
     shard = max(spanned // plan.context_parallel, 1) if plan.zero_stage else 1
     return plan.data_parallel // shard, shard
+
+
+def offloads_together(plan: ExecutionPlan) -> bool:
+    """Whether weights are on the host along with the optimizer, as FSDP2 moves them; gathered ones (2) are not."""
+    return plan.offload_parameters == (plan.offload_optimizer and plan.zero_stage == 3)
+
+
+def chunk_layers(plan: ExecutionPlan, model: ModelSpec) -> list[int]:
+    """Layers of every chunk of a pipeline, in the order of the model, as plans are priced (``costmodels.stages``)."""
+    ranks, v = plan.pipeline_parallel, plan.schedule.chunks(plan.virtual_stages)
+    layers = stage_table(PlanBatch.from_plans([plan]), model, full=True).layers[0, :ranks]
+    ends = [0, *np.cumsum(layers).tolist()]
+    chunks = [[(ends[rank + 1] + k) // v - (ends[rank] + k) // v for rank in range(ranks)] for k in range(v)]
+    if plan.schedule is Schedule.ZERO_BUBBLE_V:  # the second chunks run through the stages backwards
+        chunks[1].reverse()
+    return [count for chunk in chunks for count in chunk]
 
 
 def always_overlaps(plan: ExecutionPlan) -> bool:

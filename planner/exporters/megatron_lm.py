@@ -4,15 +4,13 @@ Target: Megatron-LM of megatron-core 0.19, whose parser (``megatron/training/arg
 installed. The model's shape is in ``megatron_model``.
 """
 
-import numpy as np
-
 from costmodels.energy_cost import steps_in_run
-from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, PlanBatch, Recompute
-from costmodels.stages import stage_table
+from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute
 from planner.exporters.exported import (
     Exported,
     Gap,
     Target,
+    chunk_layers,
     finished,
     gaps,
     on_every_node,
@@ -21,6 +19,7 @@ from planner.exporters.exported import (
 from planner.exporters.megatron_model import model_gaps, model_options
 from planner.layouts import needs_layout
 from planner.results import Request
+from planner.rules.formats import weights_format
 from planner.rules.modules import module_names
 
 # What a stack does besides the plan; those with ``StackSpec.switched_on_by`` say so themselves.
@@ -47,7 +46,6 @@ _PRECISION: dict[str, list[list[str]]] = {
     "mxfp8": [["--bf16"], ["--fp8-format", "e4m3"], ["--fp8-recipe", "mxfp8"]],
     "nvfp4": [["--bf16"], ["--fp4-format", "e2m1"], ["--fp4-recipe", "nvfp4"]],
 }
-_MOMENTS = ("fp32", "fp16", "bf16", "fp8")
 
 
 def export(plan: ExecutionPlan, request: Request) -> Exported:
@@ -75,7 +73,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         request,
         command=[*script, *options],
         environment=_environment(plan, request),
-        gaps=(*model_gaps(request), *_plan_gaps(plan, request), *_job_gaps(plan, request)),
+        gaps=(*model_gaps(request), *_plan_gaps(plan, request), *_job_gaps(request)),
         left_to_you=(*_yours(request), *on_every_node(request.cluster)),
         defaults=mock,
     )
@@ -115,11 +113,8 @@ def _stages(plan: ExecutionPlan, request: Request) -> list[list[str]]:
 
 
 def _layout(plan: ExecutionPlan, request: Request) -> str:
-    """Layers of every chunk, those of all ranks' first chunks first, as plans are priced (``costmodels.stages``)."""
-    ranks, v = plan.pipeline_parallel, plan.virtual_stages
-    layers = stage_table(PlanBatch.from_plans([plan]), request.model, full=True).layers[0, :ranks]
-    ends = [0, *np.cumsum(layers).tolist()]
-    chunks = [(ends[rank + 1] + k) // v - (ends[rank] + k) // v for k in range(v) for rank in range(ranks)]
+    """Layers of every chunk, those of all ranks' first chunks first."""
+    chunks = chunk_layers(plan, request.model)
     return "E" + "|".join(f"t*{count}" if count > 1 else "t" * count for count in chunks) + "L"
 
 
@@ -160,9 +155,9 @@ def _formats(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     gradients = _gradients(request)
     if sharded:
         options.append(["--megatron-fsdp-main-grads-dtype", gradients])
-    elif _weights(request) == "bf16" and gradients == "bf16":
+    elif weights_format(request.job) == "bf16" and gradients == "bf16":
         options.append(["--grad-reduce-in-bf16"])
-    elif _weights(request) == "fp16" and gradients == "fp32":
+    elif weights_format(request.job) == "fp16" and gradients == "fp32":
         options.append(["--accumulate-allreduce-grads-in-fp32"])
     if sharded and job.master_dtype in ("bf16", "fp16"):
         options.append(["--megatron-fsdp-main-params-dtype", job.master_dtype])
@@ -170,8 +165,7 @@ def _formats(plan: ExecutionPlan, request: Request) -> list[list[str]]:
         options.append(["--use-precision-aware-optimizer"])
         if not sharded and job.master_dtype == "fp16":
             options.append(["--main-params-dtype", "fp16"])
-        if job.state_dtype in _MOMENTS:
-            options.append(["--exp-avg-dtype", job.state_dtype, "--exp-avg-sq-dtype", job.state_dtype])
+        options.append(["--exp-avg-dtype", job.state_dtype, "--exp-avg-sq-dtype", job.state_dtype])
     if plan.offload_optimizer:
         options.append(["--optimizer-cpu-offload", "--optimizer-offload-fraction", "1.0"])
     if job.fuses_loss:
@@ -180,7 +174,11 @@ def _formats(plan: ExecutionPlan, request: Request) -> list[list[str]]:
 
 
 def _recompute(plan: ExecutionPlan, request: Request) -> list[list[str]]:
-    """Recomputation, and activations on the host; ``block`` counts the layers of every virtual stage."""
+    """Recomputation, and activations on the host; ``block`` counts the layers of every virtual stage.
+
+    The last layer's activations, which its backward pass takes at once, stay: of any plan that offloads, layers in use
+    are on the device (``costmodels.stage_activations``), and Megatron-LM wants one of them named.
+    """
     if plan.offload_activations:
         return [["--cpu-offloading-num-layers", str(request.model.num_layers - 1)]]
     if plan.recompute == Recompute.SELECTIVE:
@@ -189,7 +187,7 @@ def _recompute(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     if plan.recompute == Recompute.NONE:
         return []
     block = plan.recompute == Recompute.BLOCK
-    layers = -(-plan.recompute_layers // plan.virtual_stages) if block else 1
+    layers = plan.recompute_layers // plan.virtual_stages if block else 1
     method = ["--recompute-method", "block" if block else "uniform", "--recompute-num-layers", str(layers)]
     return [["--recompute-granularity", "full"], method]
 
@@ -216,11 +214,6 @@ def _environment(plan: ExecutionPlan, request: Request) -> dict[str, str]:
     return {"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if ordered and not newer else {}
 
 
-def _weights(request: Request) -> str:
-    """Format that weights are stored in."""
-    return request.job.precision if request.job.precision in ("fp32", "fp16") else "bf16"
-
-
 def _gradients(request: Request) -> str:
     """Format that gradients accumulate in."""
     return request.job.gradient_dtype or request.stack.gradient_format(request.job.precision)
@@ -233,34 +226,21 @@ def _precision_aware(plan: ExecutionPlan, request: Request) -> bool:
 
 
 def _plan_gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
-    v = plan.virtual_stages
-    block = plan.recompute == Recompute.BLOCK and plan.recompute_layers % v > 0
     unlike = plan.overlap_param_gather and not plan.overlap_grad_reduce and plan.zero_stage > 0
-    most = f"at most {request.model.num_layers - 1} of {request.model.num_layers} layers have theirs on the host"
+    lone = plan.offload_activations and request.model.num_layers == 1
     return gaps(
-        (block, "plan.recompute_layers", "block counts the layers of each virtual stage", f"block in multiples of {v}"),
-        (plan.offload_activations, "plan.offload_activations", most, "offload_activations off"),
+        (lone, "plan.offload_activations", "a single layer's activations stay on the device", "off"),
         (unlike, "plan.overlap_param_gather", "needs overlap_grad_reduce", "both on, or both off"),
     )
 
 
-def _job_gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
-    job, sharded = request.job, plan.zero_stage in _SHARDING
-    gradients, weights = _gradients(request), _weights(request)
-    masters = ("fp32", "fp16", "bf16") if sharded else ("fp32", "fp16")
-    sums = {"fp32": ("fp32",), "fp16": ("fp32", "fp16"), "bf16": ("fp32", "bf16")}[weights]
-    needs = _precision_aware(plan, request) and (plan.zero_stage == 0 or job.optimizer == "sgd")
-    states = "job.state_dtype" if job.state_dtype != "fp32" else "job.master_dtype"
-    aware = "plan.offload_optimizer" if plan.offload_optimizer else states
+def _job_gaps(request: Request) -> tuple[Gap, ...]:
+    job = request.job
     unsaid = "is no argument of pretrain_gpt.py"
     return gaps(
         (job.trains_adapters_only, "job.task", "pretrain_gpt.py trains all weights", "task pretrain or full"),
         (job.precision not in _PRECISION, "job.precision", f"there is no option for {job.precision}", "fp32 or bf16"),
         (job.optimizer not in ("adamw", "sgd"), "job.optimizer", f"there is no {job.optimizer}", "adamw or sgd"),
-        (gradients not in sums, "job.gradient_dtype", f"is not {gradients} with {weights} weights", " or ".join(sums)),
-        (job.master_dtype not in masters, "job.master_dtype", f"is not {job.master_dtype}", " or ".join(masters)),
-        (job.state_dtype not in _MOMENTS, "job.state_dtype", f"is not {job.state_dtype}", " or ".join(_MOMENTS)),
-        (needs, aware, "needs the distributed optimizer with Adam", "zero 1 and adamw"),
         (job.linear_cross_entropy, "job.linear_cross_entropy", "the output layer runs apart", "fused_cross_entropy"),
         (job.fp8_activation, "job.fp8_activation", unsaid, "leave it out"),
         (job.fp8_attention, "job.fp8_attention", unsaid, "leave it out"),

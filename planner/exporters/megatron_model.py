@@ -31,7 +31,9 @@ def model_options(plan: ExecutionPlan, request: Request) -> list[list[str]]:
         "--untie-embeddings-and-output-weights": not model.tie_word_embeddings,
         "--disable-bias-linear": not model.mlp_bias,
         "--add-qkv-bias": model.qkv_bias and not model.mlp_bias,
-        "--qk-layernorm": model.qk_norm,
+        # With latent attention, the norms of what its projections are made from (get_gpt_layer_with_transformer_
+        # engine_spec of megatron/core/models/gpt/gpt_layer_specs.py).
+        "--qk-layernorm": model.qk_norm or model.latent_attention is not None,
         "--attention-output-gate": model.attention_output_gate,
     }
     options += [[name] for name, on in flags.items() if on]

@@ -6,18 +6,22 @@ The tests feed its own parser where it is installed.
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
+
+import numpy as np
 
 from costmodels.energy_cost import steps_in_run
-from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch, Recompute, Schedule
-from costmodels.stages import stage_table
+from costmodels.plan import ContextKind, ExecutionPlan, Recompute, Schedule
 from planner.exporters.exported import (
     REST,
     Exported,
     Gap,
     Target,
     always_overlaps,
+    chunk_layers,
     finished,
     gaps,
+    offloads_together,
     on_every_node,
     sharding,
     torchrun,
@@ -80,10 +84,12 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
     )
 
 
-def _option(name: str, value: str | bool) -> list[str]:
+def _option(name: str, value: str | bool | list[str]) -> list[str]:
     """An option as its parser reads it: what is true or false is in its name."""
     if isinstance(value, str):
         return [f"--{name}", value]
+    if isinstance(value, list):
+        return [f"--{name}", *value]
     section, _, field = name.rpartition(".")
     return [f"--{name}" if value else f"--{section}.no-{field}"]
 
@@ -130,15 +136,19 @@ def _training(plan: ExecutionPlan, request: Request) -> dict[str, str | bool]:
     steps = steps_in_run(job)
     if steps is not None:
         found["training.steps"] = str(max(round(steps), 1))
-    if job.state_dtype == "bf16":
+    if _in_bf16(request):
+        found["training.dtype"] = "bfloat16"
+    elif job.state_dtype == "bf16":
         found["optimizer.implementation"] = "fused_opt_states_bf16"
     return found
 
 
-def _parallelism(plan: ExecutionPlan, request: Request) -> dict[str, str | bool]:
+def _parallelism(plan: ExecutionPlan, request: Request) -> dict[str, str | bool | list[str]]:
     """Degrees, and how stages are cut."""
     replicas, shard = sharding(plan)
-    found: dict[str, str | bool] = {
+    # An option of many values takes all words that follow, so that another has to come behind it.
+    found = _stages(plan, request) if plan.pipeline_parallel > 1 else {}
+    found |= {
         "data_parallel_replicate_degree": str(replicas),
         "data_parallel_shard_degree": str(shard),
         "fsdp_reshard_after_forward": "never" if plan.zero_stage == 2 else "always",
@@ -152,36 +162,32 @@ def _parallelism(plan: ExecutionPlan, request: Request) -> dict[str, str | bool]
         looped = "Interleaved1F1B" if plan.virtual_stages > 1 else "1F1B"
         found["pipeline_parallel_schedule"] = _SCHEDULES.get(plan.schedule, looped)
         found["pipeline_parallel_microbatch_size"] = str(plan.micro_batch_size)
-        found["pipeline_parallel_layers_per_stage"] = str(-(-request.model.num_layers // _chunks(plan)))
-        found["pipeline_parallel_first_stage_less_layers"] = "0"
-        found["pipeline_parallel_last_stage_less_layers"] = "0"
     return {f"parallelism.{name}": value for name, value in found.items()}
 
 
-def _chunks(plan: ExecutionPlan) -> int:
-    return plan.pipeline_parallel * plan.schedule.chunks(plan.virtual_stages)
+def _stages(plan: ExecutionPlan, request: Request) -> dict[str, str | bool | list[str]]:
+    """How layers are cut into chunks: by their number where torchtitan's rule then cuts as the plan does, else by name.
 
-
-def _splits_alike(plan: ExecutionPlan, request: Request) -> bool:
-    """Whether torchtitan gives every rank as many layers as the plan: the first chunks take the remainder."""
-    layers, chunks, p = request.model.num_layers, _chunks(plan), plan.pipeline_parallel
-    if -(-layers // -(-layers // chunks)) != chunks:  # it derives the number of chunks from their length
-        return False
-    sizes = [layers // chunks + (index < layers % chunks) for index in range(chunks)]
-    folded = plan.schedule is Schedule.ZERO_BUBBLE_V
-    owner = [min(index, chunks - 1 - index) if folded else index % p for index in range(chunks)]
-    ranks = [sum(size for size, rank in zip(sizes, owner, strict=True) if rank == stage) for stage in range(p)]
-    priced = stage_table(PlanBatch.from_plans([plan]), request.model, full=True).layers[0]
-    return ranks == [int(count) for count in priced]
+    Its rule gives what is left over to the first chunks, and derives their number from their length.
+    """
+    layers, sizes = request.model.num_layers, chunk_layers(plan, request.model)
+    each, count = -(-layers // len(sizes)), len(sizes)
+    if -(-layers // each) == count and sizes == [layers // count + (at < layers % count) for at in range(count)]:
+        less = {f"pipeline_parallel_{end}_stage_less_layers": "0" for end in ("first", "last")}
+        return {"pipeline_parallel_layers_per_stage": str(each), **less}
+    ends = [0, *np.cumsum(sizes).tolist()]
+    parts = [[f"layers.{at}" for at in range(begin, end)] for begin, end in pairwise(ends)]
+    parts[0].insert(0, "tok_embeddings")
+    parts[-1] += ["norm", "lm_head"]
+    return {"module_fqns_per_model_part": [",".join(part) for part in parts]}
 
 
 def _gaps(plan: ExecutionPlan, request: Request, recipes: dict[str, str]) -> tuple[Gap, ...]:
     c, t = plan.context_parallel, plan.tensor_parallel
-    uneven = plan.pipeline_parallel > 1 and not _splits_alike(plan, request)
-    chunks = f"its rule splits {request.model.num_layers} layers over {_chunks(plan)} chunks otherwise"
     precisions = (*recipes, *(("fp32",) if "bf16" in recipes else ()))
     ring = c > 1 and plan.context_kind != ContextKind.ALL_GATHER
-    half = plan.offload_optimizer != plan.offload_parameters
+    empty = plan.pipeline_parallel > 1 and 0 in chunk_layers(plan, request.model)
+    half = not offloads_together(plan)
     eager = plan.tensor_parallel_overlap and t > 1 and request.stack.name != "fsdp"
     etp = plan.expert_parallel > 1 and plan.expert_tensor_parallel > 1
     there = request.job.precision in precisions
@@ -190,7 +196,7 @@ def _gaps(plan: ExecutionPlan, request: Request, recipes: dict[str, str]) -> tup
         (etp, "plan.expert_tensor_parallel", "0.3.0 splits no expert's matrices", "etp 1"),
         (bool(plan.zero_shard_degree % c), "plan.zero_shard_degree", f"shards span whole groups of cp {c}", "hsdp 0"),
         (ring, "plan.context_kind", "0.3.0 gathers keys and values", "context_kind all_gather"),
-        (uneven, "plan.pipeline_parallel", chunks, "pp x vpp that divides the layers"),
+        (empty, "plan.virtual_stages", "every chunk of a pipeline has a layer", "vpp 1"),
         (plan.recompute == Recompute.BLOCK, "plan.recompute", "all layers are recomputed or none", "full or none"),
         (plan.offload_activations, "plan.offload_activations", "checkpoints stay on the device", "off"),
         (half, "plan.offload_parameters", "weights and optimizer are on the host, or neither", "both on, or both off"),
@@ -199,15 +205,23 @@ def _gaps(plan: ExecutionPlan, request: Request, recipes: dict[str, str]) -> tup
     )
 
 
-def _job_gaps(request: Request) -> tuple[Gap, ...]:
+def _in_bf16(request: Request) -> bool:
+    """Whether weights, gradients and states all are in bf16, as ``training.dtype`` has it."""
     job = request.job
+    return {job.precision, job.gradient_dtype, job.state_dtype} == {"bf16"} and job.master_dtype == "none"
+
+
+def _job_gaps(request: Request) -> tuple[Gap, ...]:
+    job, halved = request.job, _in_bf16(request)
+    other = job.gradient_dtype not in ("", "fp32")
+    longer = f"is fp32, or none with all else in bf16; got {job.master_dtype}"
     return gaps(
         (job.task != "pretrain", "job.task", "its configurations pre-train", "task pretrain, or --format accelerate"),
         (job.optimizer != "adamw", "job.optimizer", f"its configurations have AdamW; got {job.optimizer}", "adamw"),
         (job.optimizer_in_backward, "job.optimizer_in_backward", "0.3.0 has none", "leave it out"),
         (job.paged_optimizer, "job.paged_optimizer", "states do not page", "leave it out"),
-        (job.gradient_dtype not in ("", "fp32"), "job.gradient_dtype", f"is fp32; got {job.gradient_dtype}", "fp32"),
-        (job.master_dtype != "fp32", "job.master_dtype", f"is fp32; got {job.master_dtype}", "fp32"),
+        (other and not halved, "job.gradient_dtype", f"is fp32; got {job.gradient_dtype}", "fp32"),
+        (job.master_dtype != "fp32" and not halved, "job.master_dtype", longer, "fp32"),
         (job.state_dtype not in ("fp32", "bf16"), "job.state_dtype", f"is not {job.state_dtype}", "fp32 or bf16"),
         (job.dropout, "job.dropout", "its models have none", "no dropout"),
         (job.attention != "flash", "job.attention", "attention is fused", "flash"),

@@ -21,6 +21,10 @@ from profiles.model import ModelSpec
 # Places in the frameworks that several rules cite.
 ARGUMENTS = "Megatron-LM megatron/training/arguments.py validate_args"
 MCORE = "megatron.core.transformer.TransformerConfig.__post_init__"
+PRECISION_AWARE = (
+    "megatron.core.optimizer.OptimizerConfig.__post_init__: --use-precision-aware-optimizer only supported with adam, "
+    "and only supported with distributed optimizer"
+)
 TITAN_DIMS = "torchtitan/distributed/parallel_dims.py ParallelDims"
 
 MEGATRON, DEEPSPEED, FSDP, NANOTRON = "megatron", "deepspeed", "fsdp", "nanotron"
@@ -48,6 +52,7 @@ class Setting:
         free_layout: Whether the framework takes any layout of layers over pipeline chunks.
         overlaps_experts: Whether it hides the exchange of tokens with experts under another micro-batch.
         transformers_models: Whether it runs Hugging Face's model code, which was written for one device.
+        own_optimizer: Whether the optimizer is another's than the framework's.
     """
 
     model: ModelSpec
@@ -58,6 +63,7 @@ class Setting:
     free_layout: bool = False
     overlaps_experts: bool = False
     transformers_models: bool = False
+    own_optimizer: bool = False
 
     @cached_property
     def key_value_heads(self) -> int:
@@ -117,6 +123,19 @@ class Rule:
 def mask(values: Any) -> BoolArray:
     """Comparison results as a plain boolean array."""
     return np.asarray(values, dtype=np.bool_)
+
+
+ACCELERATE_ALONE = "without stages, expert parallelism, recomputation in part and split tensor-parallel traffic"
+ACCELERATE_COLUMNS = frozenset(
+    ("pipeline_parallel", "expert_parallel", "tensor_parallel", "tensor_parallel_overlap", "recompute")
+)
+
+
+def accelerate_runs(plans: PlanBatch, setting: Setting) -> BoolArray:
+    """(N,) whether Accelerate runs plans of FSDP, for what torchtitan has not."""
+    undivided = (plans.pipeline_parallel == 1) & (plans.expert_parallel == 1)
+    whole = (plans.tensor_parallel == 1) | ~plans.tensor_parallel_overlap
+    return mask(undivided & whole & all_recomputed_or_none(plans, setting))
 
 
 ALL_OR_NONE = "all layers are recomputed or none"

@@ -4,6 +4,8 @@ import numpy as np
 
 from costmodels.plan import BoolArray, ContextKind, ExecutionPlan, PlanBatch
 from planner.rules.base import (
+    ACCELERATE_ALONE,
+    ACCELERATE_COLUMNS,
     ARGUMENTS,
     DEEPSPEED,
     FRAMEWORKS,
@@ -13,6 +15,7 @@ from planner.rules.base import (
     TITAN_DIMS,
     Rule,
     Setting,
+    accelerate_runs,
     columns,
     divisors,
     mask,
@@ -104,6 +107,22 @@ CONTEXT = (
         columns=columns("context_parallel", "context_kind"),
         holds=lambda plans, _setting: _context_kinds(plans, ContextKind.RING, ContextKind.ALL_GATHER),
         complaint=lambda _plan, _setting: ("torchtitan has no Ulysses", "context_kind ring or all_gather"),
+    ),
+    Rule(
+        name="context_ring_is_accelerates",
+        frameworks=(FSDP,),
+        field="context_kind",
+        text=f"context parallelism is a ring with Accelerate's FSDP2, {ACCELERATE_ALONE}",
+        source="torchtitan 0.3.0 ParallelismConfig has no context_parallel_rotate_method any more, and PyTorch gathers "
+        "keys and values unless told otherwise; accelerate cp_comm_strategy alltoall",
+        columns=ACCELERATE_COLUMNS | columns("context_parallel", "context_kind"),
+        holds=lambda plans, setting: (
+            _context_kinds(plans, ContextKind.ALL_GATHER, ContextKind.ULYSSES) | accelerate_runs(plans, setting)
+        ),
+        complaint=lambda _plan, _setting: (
+            "is a ring with Accelerate's FSDP2 alone, torchtitan gathers keys and values",
+            "context_kind all_gather; or pp 1, ep 1 and recompute none or full",
+        ),
     ),
     Rule(
         name="context_parallel_ring_only",

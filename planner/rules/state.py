@@ -1,4 +1,4 @@
-"""Rules on ZeRO and FSDP, recomputation, offloading, overlap and the order of the axes."""
+"""Rules on ZeRO and FSDP, recomputation, overlap and the order of the axes."""
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from planner.rules.base import (
     one_of,
 )
 from planner.rules.modules import CORE, module_names, overlapping, present_modules
+from planner.rules.offload import trainer_runs_fsdp
 
 _TITAN_PARALLELIZE = "torchtitan parallelize_llama"
 _SHARDING = columns("data_parallel", "context_parallel", "zero_stage", "zero_shard_degree")
@@ -48,15 +49,15 @@ def _shards_complaint(plan: ExecutionPlan, _setting: Setting) -> tuple[str, str]
     return f"must divide dp x cp = {ranks}; got {plan.zero_shard_degree}", one_of(divisors(ranks))
 
 
+def _sharded_in_groups_by_fsdp(plans: PlanBatch, setting: Setting) -> BoolArray:
+    return mask((plans.zero_shard_degree == 0) | trainer_runs_fsdp(plans, setting))
+
+
 def _block_layers(plans: PlanBatch, setting: Setting) -> BoolArray:
     per_stage = -(-setting.model.num_layers // plans.pipeline_parallel)
     inside = (plans.recompute_layers >= 1) & (plans.recompute_layers <= per_stage)
     block = plans.recompute == int(Recompute.BLOCK)
     return mask(np.where(block, inside, plans.recompute_layers == 0))
-
-
-def _recomputes_layers(plans: PlanBatch) -> BoolArray:
-    return mask((plans.recompute == int(Recompute.FULL)) | (plans.recompute == int(Recompute.BLOCK)))
 
 
 def _modules_there(plans: PlanBatch, setting: Setting) -> BoolArray:
@@ -157,6 +158,21 @@ STATE_RULES = (
         complaint=_shards_complaint,
     ),
     Rule(
+        name="shard_degree_is_fsdps",
+        frameworks=(HUGGINGFACE,),
+        field="zero_shard_degree",
+        text="a shard degree is FSDP2's (ZeRO 2 or 3), which moves weights along with the optimizer",
+        source="accelerate ParallelismConfig dp_replicate_size and dp_shard_size; DeepSpeed 0.19.7 has no MiCS",
+        columns=_SHARDING | columns("offload_optimizer", "offload_parameters"),
+        holds=_sharded_in_groups_by_fsdp,
+        complaint=lambda plan, _setting: (
+            f"is FSDP2's in the Hugging Face Trainer, with zero 2 or 3; got zero {plan.zero_stage}"
+            if plan.zero_stage < 2
+            else "is FSDP2's: weights (zero 3) and optimizer both on the host, or neither",
+            "no shard degree, or zero 3 with offload_optimizer and offload_parameters both on, or both off",
+        ),
+    ),
+    Rule(
         name="shard_degree_exists",
         frameworks=(DEEPSPEED, NANOTRON),
         field="zero_shard_degree",
@@ -168,6 +184,33 @@ STATE_RULES = (
             f"{FRAMEWORK_TITLES[setting.framework]} shards over all data-parallel ranks",
             "no shard degree, or framework megatron, fsdp or huggingface",
         ),
+    ),
+    Rule(
+        name="recompute_block_divides_chunks",
+        frameworks=(MEGATRON,),
+        field="recompute_layers",
+        text="with virtual stages, block:N recomputes as many layers of each of them: N is a multiple of vpp",
+        source="Megatron-LM --recompute-num-layers with --recompute-method block: the number of layers per virtual "
+        "pipeline stage (megatron/core/recompute.py, once for every model chunk)",
+        columns=columns("virtual_stages", "recompute", "recompute_layers"),
+        holds=lambda plans, _setting: mask(
+            (plans.recompute != int(Recompute.BLOCK)) | (plans.recompute_layers % plans.virtual_stages == 0)
+        ),
+        complaint=lambda plan, _setting: (
+            f"must be a multiple of virtual_stages={plan.virtual_stages}; got {plan.recompute_layers}",
+            f"block:{plan.virtual_stages * -(-plan.recompute_layers // plan.virtual_stages)}, or vpp 1",
+        ),
+    ),
+    Rule(
+        name="recompute_block_exists",
+        frameworks=(FSDP,),
+        field="recompute",
+        text="every layer is recomputed, or a part of each, or none",
+        source="torchtitan/distributed/activation_checkpoint.py of 0.3.0: full and selective wrap every layer; "
+        "accelerate fsdp_activation_checkpointing wraps all that it shards",
+        columns=columns("recompute"),
+        holds=lambda plans, _setting: mask(plans.recompute != int(Recompute.BLOCK)),
+        complaint=lambda _plan, _setting: ("torchtitan recomputes all layers alike", "none, selective or full"),
     ),
     Rule(
         name="recompute_exists",
@@ -214,110 +257,6 @@ STATE_RULES = (
             if plan.recompute == Recompute.BLOCK
             else f"must be 0 with recompute {plan.recompute.name.lower()}; got {plan.recompute_layers}",
             "block:1, or full",
-        ),
-    ),
-    Rule(
-        name="offload_optimizer_needs_zero",
-        frameworks=(DEEPSPEED, HUGGINGFACE),
-        field="offload_optimizer",
-        text="offloading the optimizer needs ZeRO 1, 2 or 3",
-        source="deepspeed/runtime/zero/config.py offload_optimizer (ZeRO-Offload, arXiv:2101.06840)",
-        columns=columns("zero_stage", "offload_optimizer"),
-        holds=lambda plans, _setting: ~plans.offload_optimizer | (plans.zero_stage >= 1),
-        complaint=lambda _plan, _setting: ("needs zero_stage >= 1", "zero 1, 2 or 3"),
-    ),
-    Rule(
-        name="offload_optimizer_needs_fsdp",
-        frameworks=(FSDP,),
-        field="offload_optimizer",
-        text="offloading the optimizer needs FSDP",
-        source="torch.distributed.fsdp CPUOffloadPolicy; torchtitan training.enable_cpu_offload",
-        columns=columns("zero_stage", "offload_optimizer"),
-        holds=lambda plans, _setting: ~plans.offload_optimizer | (plans.zero_stage >= 2),
-        complaint=lambda _plan, _setting: ("needs FSDP", "zero 2 or 3"),
-    ),
-    Rule(
-        name="offload_optimizer_excludes_fsdp",
-        frameworks=(MEGATRON,),
-        field="offload_optimizer",
-        text="the optimizer is offloaded with ZeRO 0 or 1 only",
-        source="Megatron-LM Megatron-FSDP adapter: does not currently support optimizer CPU offload",
-        columns=columns("zero_stage", "offload_optimizer"),
-        holds=lambda plans, _setting: ~plans.offload_optimizer | (plans.zero_stage <= 1),
-        complaint=lambda _plan, _setting: ("is not combined with Megatron-FSDP", "zero 0 or 1"),
-    ),
-    Rule(
-        name="offload_exists",
-        frameworks=(NANOTRON,),
-        field="offload_optimizer",
-        text="nothing is offloaded",
-        source="nanotron has no offload option",
-        columns=columns("offload_optimizer", "offload_activations"),
-        holds=lambda plans, _setting: ~plans.offload_optimizer & ~plans.offload_activations,
-        complaint=lambda _plan, _setting: ("nanotron offloads nothing", "offload off"),
-    ),
-    Rule(
-        name="offload_activations_alone",
-        frameworks=(MEGATRON,),
-        field="offload_activations",
-        text="activations are offloaded without pipeline stages and without recomputation",
-        source=f"{MCORE}: no support for Pipeline parallelism with CPU offloading; "
-        "CPU offloading does not work when activation recomputation is enabled",
-        columns=columns("pipeline_parallel", "recompute", "offload_activations"),
-        holds=lambda plans, _setting: (
-            ~plans.offload_activations | ((plans.pipeline_parallel == 1) & (plans.recompute == int(Recompute.NONE)))
-        ),
-        complaint=lambda _plan, _setting: (
-            "is not combined with pipeline stages or recomputation in Megatron-LM",
-            "pp 1 and recompute none",
-        ),
-    ),
-    Rule(
-        name="offload_activations_needs_checkpoints",
-        frameworks=(DEEPSPEED, FSDP, HUGGINGFACE),
-        field="offload_activations",
-        text="offloaded activations are the checkpoints of full or block recomputation",
-        source="DeepSpeed activation_checkpointing.cpu_checkpointing; torch save_on_cpu around checkpointed blocks",
-        columns=columns("recompute", "offload_activations"),
-        holds=lambda plans, _setting: ~plans.offload_activations | _recomputes_layers(plans),
-        complaint=lambda _plan, _setting: ("needs recompute full or block:N", "recompute full"),
-    ),
-    Rule(
-        name="offload_parameters_exists",
-        frameworks=(MEGATRON, NANOTRON),
-        field="offload_parameters",
-        text="weights stay on the device",
-        source="Transformer Engine get_cpu_offload_context: offloading weights is deprecated and has no effect; "
-        "nanotron has no offload option",
-        columns=columns("offload_parameters"),
-        holds=lambda plans, _setting: ~plans.offload_parameters,
-        complaint=lambda _plan, setting: (
-            f"{FRAMEWORK_TITLES[setting.framework]} keeps weights on the device",
-            "offload_parameters off, or DeepSpeed with zero 3",
-        ),
-    ),
-    Rule(
-        name="offload_parameters_needs_zero_3",
-        frameworks=(DEEPSPEED, HUGGINGFACE),
-        field="offload_parameters",
-        text="offloading weights needs ZeRO 3",
-        source="deepspeed/runtime/zero/config.py offload_param: valid only with stage 3",
-        columns=columns("zero_stage", "offload_parameters"),
-        holds=lambda plans, _setting: ~plans.offload_parameters | (plans.zero_stage == 3),
-        complaint=lambda plan, _setting: (f"needs zero_stage 3; got {plan.zero_stage}", "zero 3"),
-    ),
-    Rule(
-        name="offload_parameters_goes_with_optimizer",
-        frameworks=(FSDP,),
-        field="offload_parameters",
-        text="with FSDP (ZeRO 3), weights are offloaded if and only if the optimizer is",
-        source="torch.distributed.fsdp CPUOffloadPolicy: offloads parameters, gradients, and optimizer states; what "
-        "stays gathered after the forward pass (2) is on the device when memory peaks",
-        columns=columns("zero_stage", "offload_optimizer", "offload_parameters"),
-        holds=lambda plans, _setting: plans.offload_parameters == (plans.offload_optimizer & (plans.zero_stage == 3)),
-        complaint=lambda plan, _setting: (
-            "needs FSDP (zero 3) with offload_optimizer" if plan.offload_parameters else "goes with offload_optimizer",
-            "both on with zero 3, or both off",
         ),
     ),
     Rule(

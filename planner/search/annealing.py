@@ -68,6 +68,7 @@ def _space(question: Question) -> VariedSpace | None:
         question.contexts,
         joint=question.joint,
         pins={name: value for name, value in request.pins.items() if name in CONFIG_COLUMNS},
+        offload=request.offload,
         max_stages=_MOST_STAGES,
     )
     if not len(stages):

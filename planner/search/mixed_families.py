@@ -169,8 +169,9 @@ def _configs(question: Question, pins: Mapping[str, int]) -> StageConfigs:
         for size in _stage_sizes(cluster.num_devices):
             setting = replace(setting_of_group, num_devices=2 * size)
             space = plan_space(
-                setting, domain_devices=cluster.domain_devices, pins=fixed | {"pipeline_parallel": 2}, offload=False
-            )
+                setting, domain_devices=cluster.domain_devices, pins=fixed | {"pipeline_parallel": 2}, offload=False,
+                lone_shards=request.offload,
+            )  # fmt: skip
             plans = space.plans.take(np.flatnonzero(space.plans.schedule == Schedule.ONE_F_ONE_B))
             alike = group_rows(*(getattr(plans, name).astype(np.int64) for name in CONFIG_COLUMNS))
             distinct = plans.take(alike.first)

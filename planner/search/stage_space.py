@@ -90,6 +90,7 @@ def stage_space(
     *,
     joint: Mapping[tuple[int, int], CostContext] | None = None,
     pins: Mapping[str, int] | None = None,
+    offload: bool = False,
     max_stages: int = 64,
 ) -> StageSpace:
     """The configurations of stages on every device group.
@@ -99,6 +100,7 @@ def stage_space(
         contexts: What prices depend on, one per group.
         joint: Contexts of traffic between two groups, see ``StagePrices``.
         pins: Plan columns the user fixed; those of the whole pipeline are not read.
+        offload: Whether stages may be told to have the optimizer on the host.
         max_stages: Stages so small that more of them would be needed to fill their group are not considered.
 
     Raises:
@@ -108,7 +110,8 @@ def stage_space(
     for group, (setting, context) in enumerate(zip(settings, contexts, strict=True)):
         for size in stage_sizes(setting.num_devices, context.cluster.domain_devices, max_stages=max_stages):
             try:
-                parts.append((group, _configs(setting, size, context.cluster.domain_devices, pins or {})))
+                domain = context.cluster.domain_devices
+                parts.append((group, _configs(setting, size, domain, pins or {}, offload=offload)))
             except SpecError as error:  # what is pinned may need more devices than this
                 refused = error
     if not parts and refused is not None:
@@ -148,7 +151,7 @@ def _round(count: int, domains: int) -> bool:
     return domains % count == 0 or count & (count - 1) == 0 or count <= 8
 
 
-def _configs(setting: Setting, size: int, domain_devices: int, pins: Mapping[str, int]) -> PlanBatch:
+def _configs(setting: Setting, size: int, domain_devices: int, pins: Mapping[str, int], *, offload: bool) -> PlanBatch:
     """Distinct legal stages of so many devices, from uniform pipelines of two of them."""
     two = replace(setting, num_devices=2 * size)
     fixed = {
@@ -158,7 +161,7 @@ def _configs(setting: Setting, size: int, domain_devices: int, pins: Mapping[str
         "schedule": int(Schedule.ONE_F_ONE_B),
         "recompute": int(Recompute.NONE),
     }
-    plans = plan_space(two, domain_devices=domain_devices, pins=fixed).plans
+    plans = plan_space(two, domain_devices=domain_devices, pins=fixed, lone_shards=offload).plans
     alike = group_rows(*(getattr(plans, name).astype(np.int64) for name in (*CONFIG_COLUMNS, "pipeline_parallel")))
     distinct = plans.take(alike.first)
     named = {name: getattr(distinct, name) for name in (*CONFIG_COLUMNS, "pipeline_parallel")}

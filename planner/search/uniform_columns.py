@@ -24,6 +24,7 @@ from planner.space import (
     context_kinds,
     end_layers,
     ends_apply,
+    lone_zero,
     micro_batch_sizes,
     most_context,
     shard_spans,
@@ -43,7 +44,7 @@ KNOBS = (
     "schedule",
     "virtual_stages",
     "micro_batch_size",
-    "recompute",  # mode, and eighths of a stage
+    "recompute",  # mode, and eighths of a virtual stage
     "offload_optimizer",
     "offload_activations",
     "offload_parameters",
@@ -131,7 +132,7 @@ def _derives_micro_batch(pins: Mapping[str, int]) -> bool:
 
 
 def _recompute_options(offering: Candidates, pins: Mapping[str, int]) -> IntArray:
-    """(options, 2) mode and eighths of a stage."""
+    """(options, 2) mode and eighths of a virtual stage."""
     if "recompute" in pins or "recompute_layers" in pins:
         modes = [pins.get("recompute", int(Recompute.BLOCK))]
     else:
@@ -154,7 +155,9 @@ def plan_columns(vectors: IntArray, options: Options) -> Columns:
 
     choose("context_kind", values["context_kind"], c > 1, int(options.tables[INDEX["context_kind"]][0, 0]))
     choose("sequence_parallel", values["sequence_parallel"], t > 1, 0)
-    choose("zero_stage", values["zero_stage"], d * c > 1, 0)
+    lone = [lone_zero(setting, offload=offloaded) for offloaded in (False, True)]
+    alone = np.where(pins.get("offload_optimizer", values["offload_optimizer"]) > 0, lone[1], lone[0])
+    columns["zero_stage"] = np.where((d * c > 1) | ("zero_stage" in pins), values["zero_stage"], alone)
     degree = values["shard_span"] // t
     shards = (values["shard_span"] % t == 0) & (degree > 1) & (degree < d * c) & (columns["zero_stage"] > 0)
     columns["zero_shard_degree"] = np.where(shards, degree, 0)
@@ -204,7 +207,7 @@ def _recompute_columns(columns: Columns, vectors: IntArray, options: Options) ->
     """Mode and layers; a block that covers the whole stage is full recomputation."""
     chosen = options.tables[INDEX["recompute"]][vectors[:, INDEX["recompute"]]]
     per_stage = options.setting.model.num_layers // columns["pipeline_parallel"]
-    mode, size = chosen[:, 0], block_layers(per_stage, chosen[:, 1])
+    mode, size = chosen[:, 0], block_layers(per_stage, chosen[:, 1], columns["virtual_stages"])
     if not {"recompute", "recompute_layers"} & options.pins.keys():
         whole = (mode == Recompute.BLOCK) & (size >= per_stage)
         modes = options.tables[INDEX["recompute"]][:, 0]
@@ -246,7 +249,7 @@ def _recompute_position(columns: Mapping[str, IntArray], options: Options) -> In
     """(N,) the first option with the mode and the number of layers of each plan."""
     table = options.tables[INDEX["recompute"]]
     per_stage = options.setting.model.num_layers // columns["pipeline_parallel"]
-    sizes = block_layers(per_stage[:, None], table[None, :, 1])
+    sizes = block_layers(per_stage[:, None], table[None, :, 1], columns["virtual_stages"][:, None])
     same = (columns["recompute"][:, None] == table[None, :, 0]) & (columns["recompute_layers"][:, None] == sizes)
     if "recompute_layers" in options.pins:
         same = columns["recompute"][:, None] == table[None, :, 0]

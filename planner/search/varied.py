@@ -258,6 +258,7 @@ class VariedSpace:
             num_devices=first.cluster.num_devices,
             framework=framework,
             transformers_models=first.stack.transformers_models,
+            own_optimizer=first.stack.own_optimizer,
         )
         offering = Candidates(setting=setting, pins={}, pending=list(rules_for(framework)))
 

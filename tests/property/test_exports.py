@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import planner
 from costmodels.plan import ExecutionPlan, Recompute
 from planner.exporters.exported import Exported
 from planner.results import Request
 from planner.rules.modules import module_names
-from tests.exported import QUESTIONS, export, legal_plans, options, script_words, some_plans
+from profiles.errors import SpecError
+from tests.exported import BEST, QUESTIONS, export, export_refusals, legal_plans, options, script_words, some_plans
 
 DEGREES = ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel")
 
@@ -50,6 +53,7 @@ def from_megatron(exported: Exported, request: Request) -> dict[str, Any]:
         "sequence_parallel": "--sequence-parallel" in read,
         "tensor_parallel_overlap": "--tp-comm-overlap" in read,
         "offload_optimizer": "--optimizer-cpu-offload" in read,
+        "offload_activations": "--cpu-offloading-num-layers" in read,
         "first_stage_layers": first(read, "--decoder-first-pipeline-num-layers", 0),
         "last_stage_layers": first(read, "--decoder-last-pipeline-num-layers", 0),
     }
@@ -89,7 +93,8 @@ def from_trainer(exported: Exported, request: Request) -> dict[str, Any]:
         "zero_stage": sharded,
         "zero_shard_degree": sizes["dp_shard_size"] * c if sizes.get("dp_replicate_size", 1) > 1 else 0,
         "offload_parameters": bool(fsdp.get("fsdp_offload_params")) and sharded == 3,
-        "offload_activations": "fsdp_activation_checkpointing_offload" in fsdp,
+        "offload_activations": "fsdp_activation_checkpointing_offload" in fsdp
+        or any("activation_offloading" in words for words in exported.left_to_you),
         "recompute": Recompute.FULL
         if fsdp.get("fsdp_activation_checkpointing") or "--gradient_checkpointing" in read
         else Recompute.NONE,
@@ -155,3 +160,44 @@ def test_most_kinds_of_plans_can_be_said(question: tuple[str, str, str, str]) ->
     format_, *asked = question
     said = sum(not export(format_, plan, request).unsupported for plan, request in some_plans(400, *asked))
     assert said
+
+
+@pytest.mark.parametrize(("framework", "model", "cluster"), BEST)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"offload": True},
+        {"named_modules": True},
+        {"pins": {"recompute": "full"}},
+        {"job": {"sequence_length": 32768, "global_batch_size": 512}},
+        {"job": {"state_dtype": "bf16"}},
+        {"job": {"state_dtype": "bf16", "master_dtype": "bf16"}},
+        {"job": {"state_dtype": "int8"}},
+    ],
+    ids=str,
+)
+def test_the_best_plans_can_be_said(framework: str, model: str, cluster: str, asked: dict[str, Any]) -> None:
+    """What is ranked is what the framework runs: a format of its own says it. What no plan has is refused."""
+    question = {"job": {}, **asked}
+    with suppress(SpecError):
+        answer = planner.plan(model, cluster, question.pop("job"), top=5, framework=framework, **question)
+        for plan in answer.plans:
+            assert export_refusals(plan.plan, answer.request) == []
+
+
+@pytest.mark.parametrize(
+    ("framework", "job", "field"),
+    [
+        ("megatron", {"state_dtype": "int8"}, "job.state_dtype"),
+        ("megatron", {"gradient_dtype": "fp16", "master_dtype": "none"}, "job.gradient_dtype"),
+        ("megatron", {"optimizer": "adamw8bit"}, "job.optimizer"),
+        ("fsdp", {"gradient_dtype": "fp16"}, "job.gradient_dtype"),
+        ("deepspeed", {"state_dtype": "bf16"}, "job.state_dtype"),
+        ("huggingface", {"state_dtype": "fp8"}, "job.state_dtype"),
+    ],
+)
+def test_a_job_that_a_framework_does_not_run_is_refused(framework: str, job: dict[str, str], field: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        planner.plan("llama-3-8b", "8xH100", job, framework=framework)
+    assert (caught.value.field, bool(caught.value.hint)) == (field, True)

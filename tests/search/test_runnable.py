@@ -165,7 +165,8 @@ def test_runnable_is_yes_or_no() -> None:
 def told(instance: Small, freedom: Freedom) -> set[tuple[str, int, int, int, bool]]:
     """What the first two-stage family of a question may be told."""
     request = instance.question().requests[0]
-    plans = plan_space(setting_of(request), domain_devices=8, pins={"pipeline_parallel": 2} | dict(request.pins)).plans
+    pins = {"pipeline_parallel": 2} | dict(request.pins)
+    plans = plan_space(setting_of(request), domain_devices=8, pins=pins, lone_shards=freedom.offload).plans
     families, configs = alike_families(plans)
     found = told_freedoms(families[0], configs, setting_of(request), freedom)
     treatments = [each.told for each in found if each.told is not None]
@@ -181,8 +182,13 @@ def test_stages_are_told_what_the_rules_allow() -> None:
     plain = {("none", 0), ("selective", 0), ("block", 1), ("block", 2), ("full", 0)}
     assert told(small, Freedom()) == {(*mode, 0, 0, False) for mode in plain}
     assert told(small, Freedom(full=False)) == {("none", 0, 0, 0, False), ("selective", 0, 0, 0, False)}
-    # Megatron-LM offloads a share of the optimizer under a pipeline, and neither weights nor activations.
-    assert told(small, Freedom(offload=True)) == {(*mode, share, 0, False) for mode in plain for share in range(9)}
+    # Megatron-LM offloads a share of the distributed optimizer under a pipeline, and neither weights nor activations.
+    sharding = replace(small, pins={"zero": 1, "tp": 2})
+    assert told(sharding, Freedom(offload=True)) == {(*mode, share, 0, False) for mode in plain for share in range(9)}
+    assert told(replace(small, pins={"zero": 0}), Freedom(offload=True)) == {(*mode, 0, 0, False) for mode in plain}
+    # Every chunk recomputes as many layers.
+    chunked = {("none", 0), ("selective", 0), ("block", 2), ("full", 0)}
+    assert told(replace(small, pins={"vpp": 2}), Freedom()) == {(*mode, 0, 0, False) for mode in chunked}
     assert told(replace(small, framework="nanotron"), Freedom(selective=False)) == {
         ("none", 0, 0, 0, False),
         ("full", 0, 0, 0, False),

@@ -12,29 +12,8 @@ from planner.rules.base import FRAMEWORK_TITLES, FRAMEWORKS, Setting
 from profiles import stacks
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
-from tests.fakes import gpt, job, latent, llama, mixture
-
-# An 8-device plan that every framework accepts: data parallelism alone, one micro-batch of one.
-PLAIN = ExecutionPlan(data_parallel=8, num_microbatches=8)
-MEGATRON, DEEPSPEED, FSDP, NANOTRON, TRAINER = FRAMEWORKS
-
-
-def setting(framework: str = MEGATRON, *, devices: int = 8, **changes: object) -> Setting:
-    values: dict[str, object] = {"model": gpt(), "job": job()}
-    return Setting(num_devices=devices, framework=framework, **values | changes)  # type: ignore[arg-type]
-
-
-def broken(plan: ExecutionPlan, where: Setting) -> set[str]:
-    batch = PlanBatch.from_plans([plan])
-    return {rule.name for rule in rules_for(where.framework) if not rule.holds(batch, where)[0]}
-
-
-def split(t: int = 1, p: int = 1, d: int = 1, c: int = 1, *, m: int = 0, **changes: object) -> ExecutionPlan:
-    """A plan of those degrees that shares 64 sequences out in micro-batches of one."""
-    plan = ExecutionPlan(
-        tensor_parallel=t, pipeline_parallel=p, data_parallel=d, context_parallel=c, num_microbatches=m or 64 // d
-    )
-    return replace(plan, **changes)  # type: ignore[arg-type]
+from tests.fakes import gpt, job, mixture
+from tests.legal import DEEPSPEED, FSDP, MEGATRON, NANOTRON, PLAIN, TRAINER, broken, setting, split
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -138,6 +117,24 @@ CASES = [
         {"recompute_block_within_stage"},
         id="more than a stage",
     ),
+    pytest.param(
+        split(p=2, d=4, virtual_stages=2, recompute=Recompute.BLOCK, recompute_layers=3),
+        MEGATRON,
+        {"recompute_block_divides_chunks"},
+        id="three layers of two chunks",
+    ),
+    pytest.param(
+        split(p=2, d=4, virtual_stages=2, recompute=Recompute.BLOCK, recompute_layers=2),
+        MEGATRON,
+        set(),
+        id="a layer of each chunk",
+    ),
+    pytest.param(
+        split(d=8, zero_stage=3, recompute=Recompute.BLOCK, recompute_layers=2),
+        FSDP,
+        {"recompute_block_exists"},
+        id="torchtitan recomputes every layer",
+    ),
     pytest.param(split(d=8, recompute=Recompute.SELECTIVE), NANOTRON, {"recompute_exists"}, id="nanotron selective"),
     pytest.param(
         split(d=8, offload_optimizer=True), DEEPSPEED, {"offload_optimizer_needs_zero"}, id="zero-offload needs zero"
@@ -145,9 +142,16 @@ CASES = [
     pytest.param(
         split(d=8, offload_optimizer=True, zero_stage=3),
         MEGATRON,
-        {"offload_optimizer_excludes_fsdp"},
+        {"offload_optimizer_needs_distributed_optimizer"},
         id="megatron fsdp offload",
     ),
+    pytest.param(
+        split(t=8, offload_optimizer=True),
+        MEGATRON,
+        {"offload_optimizer_needs_distributed_optimizer"},
+        id="megatron offload without shards",
+    ),
+    pytest.param(split(t=8, offload_optimizer=True, zero_stage=1), MEGATRON, set(), id="megatron offload"),
     pytest.param(split(d=8, offload_optimizer=True), FSDP, {"offload_optimizer_needs_fsdp"}, id="ddp offload"),
     pytest.param(split(d=8, offload_optimizer=True), NANOTRON, {"offload_exists"}, id="nanotron offload"),
     pytest.param(split(d=8, offload_parameters=True), MEGATRON, {"offload_parameters_exists"}, id="megatron weights"),
@@ -175,6 +179,57 @@ CASES = [
     pytest.param(
         split(d=8, offload_activations=True), DEEPSPEED, {"offload_activations_needs_checkpoints"}, id="no checkpoints"
     ),
+    pytest.param(
+        split(d=8, offload_activations=True, zero_stage=1, recompute=Recompute.FULL),
+        TRAINER,
+        {"trainer_offloads_by_fsdp_or_deepspeed"},
+        id="trainer under deepspeed",
+    ),
+    pytest.param(
+        split(d=8, offload_activations=True, recompute=Recompute.FULL), TRAINER, set(), id="trainer under ddp"
+    ),
+    pytest.param(
+        split(d=8, offload_activations=True, offload_parameters=True, zero_stage=3, recompute=Recompute.FULL),
+        TRAINER,
+        {"trainer_offloads_by_fsdp_or_deepspeed"},
+        id="trainer with weights alone",
+    ),
+    pytest.param(
+        split(
+            d=8,
+            offload_activations=True,
+            offload_optimizer=True,
+            offload_parameters=True,
+            zero_stage=3,
+            recompute=Recompute.FULL,
+        ),
+        TRAINER,
+        set(),
+        id="trainer under fsdp",
+    ),
+    pytest.param(split(d=8, offload_optimizer=True, zero_stage=3), TRAINER, set(), id="trainer under zero 3"),
+    pytest.param(
+        split(d=8, zero_stage=1, zero_shard_degree=4), TRAINER, {"shard_degree_is_fsdps"}, id="trainer zero 1 hsdp"
+    ),
+    pytest.param(
+        split(p=2, d=4, zero_stage=3, offload_activations=True, recompute=Recompute.FULL),
+        FSDP,
+        {"offload_activations_is_accelerates"},
+        id="torchtitan offloads no checkpoints",
+    ),
+    pytest.param(
+        split(d=8, zero_stage=3, offload_activations=True, recompute=Recompute.FULL), FSDP, set(), id="accelerate does"
+    ),
+    pytest.param(split(c=2, d=4, zero_stage=3), FSDP, set(), id="ring in accelerate"),
+    pytest.param(
+        split(c=2, d=4, zero_stage=3, recompute=Recompute.SELECTIVE),
+        FSDP,
+        {"context_ring_is_accelerates"},
+        id="no ring in torchtitan",
+    ),
+    pytest.param(
+        split(c=2, p=2, d=2, zero_stage=3, context_kind=ContextKind.ALL_GATHER), FSDP, set(), id="torchtitan gathers"
+    ),
     pytest.param(split(d=8, zero_stage=1, zero_shard_degree=3), MEGATRON, {"shard_degree_divides"}, id="shards"),
     pytest.param(split(d=8, zero_shard_degree=4), MEGATRON, {"shard_degree_divides"}, id="shards of nothing"),
     pytest.param(
@@ -197,115 +252,6 @@ def test_rules_broken(plan: ExecutionPlan, framework: str, expected: set[str]) -
     assert bool(legal(PlanBatch.from_plans([plan]), setting(framework))[0]) == (not expected)
 
 
-@pytest.mark.parametrize(
-    ("model", "plan", "framework", "expected"),
-    [
-        pytest.param(llama(), split(t=8), MEGATRON, set(), id="megatron replicates key/value heads"),
-        pytest.param(llama(), split(t=8), NANOTRON, {"tensor_parallel_divides_kv_heads"}, id="nanotron does not"),
-        pytest.param(latent(), split(t=8), NANOTRON, set(), id="latent attention expands to all heads"),
-        pytest.param(
-            llama(num_key_value_heads=1, ffn_hidden_size=2820),
-            split(t=8),
-            MEGATRON,
-            {"tensor_parallel_divides_mlp"},
-            id="mlp width",
-        ),
-        pytest.param(gpt(num_layers=6), split(p=4, d=2), MEGATRON, {"pipeline_divides_layers"}, id="layers"),
-        pytest.param(gpt(num_layers=6), split(p=4, d=2), DEEPSPEED, set(), id="uneven stages elsewhere"),
-        pytest.param(
-            gpt(num_layers=6),
-            split(p=4, d=2, first_stage_layers=1, last_stage_layers=1),
-            MEGATRON,
-            set(),
-            id="fixed first and last stage",
-        ),
-        pytest.param(
-            gpt(num_layers=6), split(p=4, d=2, stage_layers=(1, 2, 2, 1)), MEGATRON, set(), id="hand-laid stages"
-        ),
-        pytest.param(
-            gpt(num_layers=6),
-            split(p=4, d=2, stage_layers=(1, 2, 2, 2)),
-            MEGATRON,
-            {"pipeline_divides_layers", "stage_layers_complete"},
-            id="one layer too many",
-        ),
-        pytest.param(mixture(), split(t=2, d=4), MEGATRON, {"experts_need_sequence_parallel"}, id="moe tp"),
-        pytest.param(
-            mixture(),
-            split(d=8, expert_parallel=3),
-            MEGATRON,
-            {"expert_parallel_divides_experts", "expert_ranks"},
-            id="3",
-        ),
-        pytest.param(mixture(), split(d=8, expert_parallel=8), MEGATRON, set(), id="one expert per rank"),
-        pytest.param(
-            mixture(moe={"num_experts": 16}), split(d=8, expert_parallel=16), MEGATRON, {"expert_ranks"}, id="too few"
-        ),
-        pytest.param(
-            mixture(),
-            split(p=2, d=4, expert_parallel=8),
-            DEEPSPEED,
-            {"expert_ranks_in_data_ranks"},
-            id="experts live on data ranks",
-        ),
-        pytest.param(
-            mixture(),
-            split(t=2, d=4, sequence_parallel=True, zero_stage=3, expert_parallel=4, expert_tensor_parallel=2),
-            FSDP,
-            set(),
-            id="torchtitan etp = tp",
-        ),
-        pytest.param(
-            mixture(),
-            split(t=4, d=2, sequence_parallel=True, zero_stage=3, expert_parallel=2, expert_tensor_parallel=2),
-            FSDP,
-            {"expert_tensor_parallel_one_or_tp", "expert_ranks_in_sharded_ranks"},
-            id="torchtitan etp is 1 or tp",
-        ),
-        pytest.param(
-            mixture(),
-            split(d=8, expert_parallel=2, zero_stage=3),
-            DEEPSPEED,
-            {"deepspeed_experts_exclude_zero_3"},
-            id="deepspeed moe zero 3",
-        ),
-        pytest.param(
-            mixture(), split(d=8, expert_parallel=2), TRAINER, {"trainer_keeps_experts_whole"}, id="trainer ep"
-        ),
-    ],
-)
-def test_rules_about_the_model(model: object, plan: ExecutionPlan, framework: str, expected: set[str]) -> None:
-    assert broken(plan, setting(framework, model=model)) == expected
-
-
-@pytest.mark.parametrize(
-    ("length", "plan", "framework", "expected"),
-    [
-        pytest.param(2050, split(c=2, d=4), MEGATRON, {"context_parallel_divides_sequence"}, id="2 x cp"),
-        pytest.param(2050, split(c=2, d=4, context_kind=ContextKind.ULYSSES), DEEPSPEED, set(), id="cp is enough"),
-        pytest.param(
-            2049, split(t=2, d=4, sequence_parallel=True), MEGATRON, {"sequence_divides_over_ranks"}, id="odd length"
-        ),
-    ],
-)
-def test_rules_about_the_sequence(length: int, plan: ExecutionPlan, framework: str, expected: set[str]) -> None:
-    assert broken(plan, setting(framework, job=job(sequence_length=length))) == expected
-
-
-def test_ulysses_needs_heads_for_every_rank() -> None:
-    plan = split(t=4, c=2, context_kind=ContextKind.ULYSSES)
-    assert broken(plan, setting(MEGATRON, model=gpt())) == set()
-    assert broken(plan, setting(MEGATRON, model=llama())) == {"ulysses_divides_heads"}
-
-
-def test_qlora_is_data_parallel() -> None:
-    from costmodels.workload import LoraSpec
-
-    where = setting(FSDP, job=job(task="qlora", lora=LoraSpec()))
-    assert "qlora_not_model_parallel" in broken(split(t=2, d=4, sequence_parallel=True, zero_stage=3), where)
-
-
-# The message a user reads, verbatim.
 MESSAGES = [
     (
         split(t=16),
@@ -327,6 +273,21 @@ MESSAGES = [
         split(p=2, d=4, zero_stage=3),
         setting(DEEPSPEED),
         "plan.zero_stage: 3 is not combined with pipeline_parallel=2 in DeepSpeed. Hint: zero 1, or pp 1",
+    ),
+    (
+        split(t=8, offload_optimizer=True),
+        setting(),
+        "plan.offload_optimizer: needs the distributed optimizer (zero 1) in Megatron-LM; got zero 0. Hint: zero 1",
+    ),
+    (
+        split(p=2, d=4, virtual_stages=2, recompute=Recompute.BLOCK, recompute_layers=3),
+        setting(),
+        "plan.recompute_layers: must be a multiple of virtual_stages=2; got 3. Hint: block:4, or vpp 1",
+    ),
+    (
+        split(d=8),
+        setting(job=job(state_dtype="int8")),
+        "job.state_dtype: Megatron-LM has no adamw with moments in int8. Hint: fp32, fp16, bf16 or fp8",
     ),
     (
         split(p=2, d=4, schedule=Schedule.ZERO_BUBBLE_1P),

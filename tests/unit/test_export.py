@@ -178,19 +178,17 @@ def test_accelerate_shards_over_context_ranks_too() -> None:
     assert config["fsdp_config"]["fsdp_activation_checkpointing"] is True
 
 
-def test_torchtitan_takes_all_micro_batches_of_a_pipeline_at_once() -> None:
-    request = request_of("llama-3.1-8b", "2x8xH100", "fsdp", **JOB)
-    plan = plan_of(request, pp=4, tp=2, sp=True, zero=2, vpp=2, mbs=2, recompute="selective")
-    exported = export("torchtitan", plan, request)
-    words = script_words(exported)
-    read = options(words, values=1)
+@pytest.mark.parametrize("model", ["deepseek-v2-lite", "deepseek-v3", "kimi-k2"])
+def test_latent_attention_has_its_norms_in_megatron_lm(model: str) -> None:
+    request = request_of(model, "8xH100", "megatron", **JOB)
+    assert "--qk-layernorm" in script_words(export("megatron_lm", plan_of(request), request))
+
+
+def test_megatron_lm_keeps_the_last_layer_s_activations_on_the_device() -> None:
+    request = request_of("llama-2-7b", "8xA100-80GB", "megatron", **JOB)
+    exported = export("megatron_lm", plan_of(request, offload_activations=True), request)
     assert exported.unsupported == ()
-    assert read["--training.local_batch_size"] == ["32"]
-    assert read["--parallelism.pipeline_parallel_microbatch_size"] == ["2"]
-    assert read["--parallelism.pipeline_parallel_schedule"] == ["Interleaved1F1B"]
-    assert read["--parallelism.pipeline_parallel_layers_per_stage"] == ["4"]
-    assert words[-1] == "activation-checkpoint:selective"
-    assert exported.files["train.sh"].splitlines()[-2:] == ['  "$@" \\', "  activation-checkpoint:selective"]
+    assert options(script_words(exported))["--cpu-offloading-num-layers"] == ["31"]
 
 
 def test_a_model_of_the_same_shape_has_the_same_recipe() -> None:
@@ -204,18 +202,24 @@ def test_a_model_of_the_same_shape_has_the_same_recipe() -> None:
 
 
 GAPS = [
+    ("accelerate", "llama-2-7b", "fsdp", {"precision": "bf16", "gradient_dtype": "bf16"}, {}, "job.gradient_dtype"),
+    ("torchtitan", "llama-3.1-8b", "fsdp", {"task": "full"}, {"zero": 3}, "job.task"),
+    (
+        "torchtitan",
+        "llama-3.1-8b",
+        "fsdp",
+        {},
+        {"zero": 3, "recompute": "full", "offload_activations": True},
+        "plan.offload_activations",
+    ),
     ("megatron_lm", "falcon-7b", "megatron", {}, {"zero": 1}, "model.parallel_residual"),
-    ("megatron_lm", "llama-2-7b", "megatron", {}, {"pp": 2, "vpp": 4, "recompute": "block:3"}, "plan.recompute_layers"),
     ("megatron_lm", "llama-2-7b", "megatron", {"task": "lora"}, {}, "job.task"),
-    ("megatron_lm", "llama-2-7b", "megatron", {"state_dtype": "int8"}, {"zero": 1}, "job.state_dtype"),
     ("megatron_lm", "llama-2-7b", "megatron", {"fp8_attention": True}, {}, "job.fp8_attention"),
     ("accelerate", "llama-2-7b", "fsdp", {}, {"tp": 8, "sp": True}, "plan.tensor_parallel"),
     ("deepspeed", "llama-2-7b", "huggingface", {}, {"zero": 3, "hsdp": 2}, "plan.zero_shard_degree"),
     ("deepspeed", "llama-2-7b", "huggingface", {}, {"zero": 0}, "plan.zero_stage"),
     ("accelerate", "llama-2-7b", "huggingface", {}, {"zero": 1}, "plan.zero_stage"),
     ("accelerate", "llama-2-7b", "fsdp", {}, {"pp": 2, "zero": 3}, "plan.pipeline_parallel"),
-    ("accelerate", "llama-2-7b", "fsdp", {"precision": "bf16", "gradient_dtype": "bf16"}, {}, "job.gradient_dtype"),
-    ("torchtitan", "llama-3.1-8b", "fsdp", {}, {"zero": 3, "recompute": "block:3"}, "plan.recompute"),
     ("torchtitan", "llama-3.1-8b", "fsdp", {}, {"cp": 2, "zero": 3}, "plan.context_kind"),
     ("torchtitan", "llama-3.1-8b", "fsdp", {"precision": "bf16", "dropout": True}, {}, "job.dropout"),
 ]

@@ -239,6 +239,18 @@ def test_mxfp8_needs_units_that_scale_blocks(architecture: str, trains: bool) ->
             resolved({"precision": "mxfp8"}, **peaks)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "others"),
+    [("ampere", "flash_2 or cudnn, or leave it out"), ("blackwell", "flash_2 or cudnn"), ("volta", "leave it out")],
+)
+def test_flash_attention_3_is_hopper_s(architecture: str, others: str) -> None:
+    given = {"attention_library": "flash_3"}
+    assert resolved(given, architecture="hopper").attention_library == "flash_3"
+    with pytest.raises(SpecError, match=rf"^job\.attention_library: .* not for fake-80GB\. Hint: {others}"):
+        resolved(given, architecture=architecture)
+    assert resolved({"attention_library": "flash_2"}, architecture=architecture).attention_library == "flash_2"
+
+
 def test_the_format_of_gradients_is_assumed_unless_said() -> None:
     """It doubles what replicas exchange; under autocast it is that of the weights."""
     stacks, plain = fitted_stacks(), TrainingJob(sequence_length=1, global_batch_size=1, task="full")

@@ -6,7 +6,7 @@ import pytest
 
 from planner import api
 from planner.ranking import Priced
-from planner.remedies import find_remedies, larger_sizes
+from planner.remedies import find_remedies, larger_sizes, search_once
 from planner.request import Options, resolve_request
 from planner.results import Request
 from profiles.catalog import default_catalog
@@ -194,3 +194,21 @@ def test_a_batch_that_no_ranks_share_is_not_told_of_as_too_much_memory() -> None
     assert answer.infeasible is not None
     batches = [remedy for remedy in answer.infeasible.remedies if remedy.code == "other_batch"]
     assert [remedy.message for remedy in batches] == ["a global batch of 126 sequences"]
+
+
+@pytest.mark.parametrize(
+    ("framework", "optimizer", "states"), [("megatron", "adamw", "fp8"), ("fsdp", "adamw8bit", "int8")]
+)
+def test_states_in_8_bits_are_those_that_the_framework_has(framework: str, optimizer: str, states: str) -> None:
+    """Megatron-LM has no optimizer of bitsandbytes', and the moments of its own in 8 bits."""
+    request = resolve_request("llama-3-8b", "4xA100-40GB", JOB, None, Options(framework=framework))
+    asked: list[Request] = []
+
+    def search(question: Request, cluster: ClusterSpec) -> Priced:
+        asked.append(question)
+        return search_once(question, cluster)
+
+    found = find_remedies(request, searcher=search)
+    jobs = {(each.job.optimizer, each.job.state_dtype) for each in asked} - {("adamw", "fp32")}
+    assert jobs == {(optimizer, states)}
+    assert "smaller_states" in {remedy.code for remedy in found} or not any(remedy.fits for remedy in found)

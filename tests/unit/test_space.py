@@ -192,6 +192,30 @@ def test_offloading_only_when_asked_for() -> None:
     assert not offered.offload_parameters.any()  # Megatron-LM keeps weights on the device
 
 
+def test_megatron_shards_over_one_rank_what_its_distributed_optimizer_alone_does() -> None:
+    """The optimizer on the host, and states in fewer than 32 bits; nothing else is sharded over one rank."""
+    lone = space(setting(), tp=8).plans
+    assert set(lone.zero_stage.tolist()) == {0}
+    offered = plan_space(setting(), domain_devices=8, pins=parse_pins({"tp": 8}), offload=True).plans
+    assert offered.offload_optimizer.any()
+    assert (offered.offload_optimizer == (offered.zero_stage == 1)).all()
+    pinned = space(setting(), tp=8, offload_optimizer=True).plans
+    assert set(pinned.zero_stage.tolist()) == {1}
+    short = space(setting(job=job(state_dtype="bf16")), tp=8).plans
+    assert set(short.zero_stage.tolist()) == {1}
+    elsewhere = plan_space(setting("deepspeed"), domain_devices=8, pins=parse_pins({"tp": 8}), offload=True).plans
+    assert set(elsewhere.zero_stage.tolist()) == {0}
+
+
+def test_every_virtual_stage_recomputes_as_many_layers() -> None:
+    plans = space(setting(), pp=2).plans
+    rows = (plans.recompute == int(Recompute.BLOCK)) & (plans.virtual_stages > 1)
+    found = zip(plans.virtual_stages[rows].tolist(), plans.recompute_layers[rows].tolist(), strict=True)
+    assert set(found) == {(2, 2)}  # 8 layers: 2 in every chunk
+    whole = plans.recompute_layers[(plans.recompute == int(Recompute.BLOCK)) & (plans.virtual_stages == 1)]
+    assert set(whole.tolist()) == {1, 2, 3}
+
+
 def test_weights_are_offloaded_as_frameworks_do() -> None:
     offered = plan_space(setting("deepspeed"), domain_devices=8, offload=True).plans
     assert set(offered.zero_stage[offered.offload_parameters].tolist()) == {3}

@@ -171,8 +171,12 @@ def test_stages_that_recompute_or_offload_on_their_own(columns, rule):
     assert runners(plan(**columns)) == set()
 
 
-def test_part_of_an_optimizer_is_offloaded_by_megatron():
-    assert runners(plan(layers=(4, 4), optimizer_offload=[4, 4])) == {MEGATRON}
+def test_part_of_a_sharded_optimizer_is_offloaded_by_megatron():
+    part = plan((0, 0), (4, 4), optimizer_offload=[4, 4])
+    assert runners(part) == set()
+    sharded = replace(CONFIGS, plans=replace(CONFIGS.plans, zero_stage=np.ones_like(CONFIGS.plans.zero_stage)))
+    found = broken_by(part, replace(SETTING, configs=sharded), framework(MEGATRON))
+    assert not found
 
 
 def test_no_framework_offloads_part_of_the_weights():

@@ -5,6 +5,7 @@ Nothing here computes a time or a memory: that these tables judge the packaged s
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,8 @@ def test_frameworks_accept_its_plans(rows):
             model=row.model, job=row.job, num_devices=row.cluster.num_devices, framework=stack.framework,
             free_layout=stack.free_layout, overlaps_experts=stack.expert_parallel_overlap > 0,
         )  # fmt: skip
+        if row.source.startswith("LLM.Q"):  # a trainer of its own, whose optimizer is not Megatron-LM's
+            setting = replace(setting, own_optimizer=True)
         assert violations(row.plan, setting) == [], f"{row.source}, line {row.line}"
 
 
