@@ -175,8 +175,10 @@ class CallTable:
         return replace(self, time_s=self.time_s * factor, low_s=self.low_s * factor, high_s=self.high_s * factor)
 
     def layout(self) -> IntArray:
-        """(R, 9) what decides where which weights lie: devices, engine, t, p, d, c, e and expert-tensor degree, and
-        whether ranks share them out (ZeRO-3)."""
+        """(R, 9) what decides where which weights lie: devices, engine, degrees, and whether ranks share them (ZeRO-3).
+
+        Degrees are tensor, pipeline, data, context, expert and expert-tensor, in that order.
+        """
         plans = self.plans
         columns = (
             self.num_devices,
