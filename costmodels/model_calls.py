@@ -66,7 +66,7 @@ class ModelCall:
     value_head: bool = False
     precision: str = "bf16"
     task: str = "full"
-    lora: LoraSpec = LoraSpec()
+    lora: LoraSpec = field(default_factory=LoraSpec)
     carried_over: int = 0
     in_flight: bool = False
     keeps_cache: bool = False
