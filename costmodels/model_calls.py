@@ -4,7 +4,7 @@ A workflow such as PPO consists of a few calls per iteration: generate, infer, t
 ``ModelCall``; ``CallTable`` holds a row for every way to run it. Searches pick rows, they never price.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
