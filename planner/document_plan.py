@@ -120,7 +120,7 @@ def estimate_document(answer: PlanEstimate) -> dict[str, Any]:
             "peak_memory_high_bytes": answer.peak_memory_high_bytes,
             "usable_memory_bytes": answer.usable_memory_bytes,
             "headroom_bytes": answer.headroom_bytes,
-            "out_of_memory_risk": answer.out_of_memory_risk,
+            "oom_probability": answer.oom_probability,
             "host_memory_bytes": answer.host_memory_bytes,
             "fullest_stage": answer.fullest_stage.index,
         },

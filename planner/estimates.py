@@ -76,7 +76,7 @@ def _plan_estimate(
         peak_memory_low_bytes=float(batch.peak_memory_low_bytes[row]),
         peak_memory_high_bytes=float(batch.peak_memory_high_bytes[row]),
         usable_memory_bytes=device.usable_memory_bytes,
-        out_of_memory_risk=float(risks[row]),
+        oom_probability=float(risks[row]),
         host_memory_bytes=float(batch.host_memory_bytes[row]),
         basis=Basis(int(batch.basis[row])).name.lower(),
         extrapolated_share={name: float(share[row]) for name, share in batch.extrapolated_share.items()},

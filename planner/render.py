@@ -141,7 +141,7 @@ def _ranking_table(plans: Sequence[PlanEstimate], devices: int, *, narrow: bool)
 
 def _is_risky(item: PlanEstimate) -> bool:
     """Whether a plan that fits is as likely as this to run out of memory."""
-    return item.fits and item.out_of_memory_risk >= _RISK
+    return item.fits and item.oom_probability >= _RISK
 
 
 def _zero_label(item: PlanEstimate) -> str:
@@ -208,7 +208,7 @@ def _verdict(best: PlanEstimate, console: Console) -> None:
     console.print(
         f"[bold {color}]{word}[/]: {gib(best.peak_memory_bytes)} of {gib(best.usable_memory_bytes)} usable "
         f"({gib(best.peak_memory_low_bytes)} to {gib(best.peak_memory_high_bytes)}), "
-        f"{percent(best.out_of_memory_risk)} risk of running out",
+        f"{percent(best.oom_probability)} risk of running out",
         highlight=False,
     )
 

@@ -111,7 +111,7 @@ def _figures(compared: Iterable[Compared]) -> Iterator[Row]:
     yield "tokens/s per GPU", [f"{item.tokens_per_s_per_device:,.0f}" for item in items]
     yield "MFU", [percent(item.mfu) for item in items]
     yield "peak of usable", [f"{item.peak_memory_bytes / GIB:.1f} of {gib(item.usable_memory_bytes)}" for item in items]
-    yield "risk of running out", [percent(item.out_of_memory_risk) for item in items]
+    yield "risk of running out", [percent(item.oom_probability) for item in items]
     if any(item.host_memory_bytes for item in items):
         yield "host memory per node", [gib(item.host_memory_bytes) for item in items]
     if any(item.run for item in items):

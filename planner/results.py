@@ -130,7 +130,7 @@ class PlanEstimate:
         stages: Every pipeline stage.
         peak_memory_bytes, peak_memory_low_bytes, peak_memory_high_bytes: Fullest device, and interval.
         usable_memory_bytes: What a device offers, less the user's reserve.
-        out_of_memory_risk: Probability that the run dies of memory (``planner.memory_law``).
+        oom_probability: Probability that the run dies of memory (``planner.memory_law``).
         host_memory_bytes: Per node, for offloaded states.
         basis: Weakest basis of its prices: ``measured``, ``learned``, ``analytic`` or ``assumed``.
         extrapolated_share: ``kernels`` and ``collectives`` to the share of a layer's time that they take and
@@ -161,7 +161,7 @@ class PlanEstimate:
     peak_memory_low_bytes: float
     peak_memory_high_bytes: float
     usable_memory_bytes: float
-    out_of_memory_risk: float
+    oom_probability: float
     host_memory_bytes: float
     basis: str
     extrapolated_share: Mapping[str, float]

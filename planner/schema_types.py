@@ -16,7 +16,7 @@ CONVENTIONS = {
     "hfu": "as mfu, recomputation included",
     "interval": "90 %",
     "memory": "one device of the stage; usable is what a framework can allocate, less memory_reserve_bytes",
-    "out_of_memory_risk": "allocators that run short return cached blocks: of peaks at the limit it tells which last",
+    "oom_probability": "allocators that run short return cached blocks: of peaks at the limit it tells which last",
     "energy": "board power limit times time, hosts and cooling not counted: an upper bound of the devices' share",
     "cost": "device-hours times the price given; no price is assumed",
 }
@@ -131,7 +131,7 @@ def estimate_shape() -> Shape:
             peak_memory_high_bytes=AMOUNT,
             usable_memory_bytes=AMOUNT,
             headroom_bytes=NUMBER,
-            out_of_memory_risk=AMOUNT,
+            oom_probability=AMOUNT,
             host_memory_bytes=AMOUNT,
             fullest_stage=COUNT,
         ),

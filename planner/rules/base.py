@@ -125,17 +125,22 @@ def mask(values: Any) -> BoolArray:
     return np.asarray(values, dtype=np.bool_)
 
 
-ACCELERATE_ALONE = "without stages, expert parallelism, recomputation in part and split tensor-parallel traffic"
+ACCELERATE_ALONE = (
+    "without stages, experts over ranks, recomputation in part, split tensor-parallel traffic and 16-bit states"
+)
 ACCELERATE_COLUMNS = frozenset(
     ("pipeline_parallel", "expert_parallel", "tensor_parallel", "tensor_parallel_overlap", "recompute")
 )
 
 
 def accelerate_runs(plans: PlanBatch, setting: Setting) -> BoolArray:
-    """(N,) whether Accelerate runs plans of FSDP, for what torchtitan has not."""
+    """(N,) whether Accelerate runs plans of FSDP, for what torchtitan has not; it holds weights and moments in fp32."""
+    job = setting.job
+    fp32 = job.master_dtype == "fp32" and job.gradient_dtype in ("", "fp32")
+    fp32 = fp32 and (job.state_dtype == "fp32" or job.optimizer != "adamw")
     undivided = (plans.pipeline_parallel == 1) & (plans.expert_parallel == 1)
     whole = (plans.tensor_parallel == 1) | ~plans.tensor_parallel_overlap
-    return mask(undivided & whole & all_recomputed_or_none(plans, setting))
+    return mask(undivided & whole & all_recomputed_or_none(plans, setting) & fp32)
 
 
 ALL_OR_NONE = "all layers are recomputed or none"

@@ -14,16 +14,15 @@ def priced() -> tuple[float, int, Values]:
     return brute(EVERY)
 
 
-def test_the_best_of_some_hundred_thousand_plans_is_found_and_proved(priced: tuple[float, int, Values]) -> None:
+def test_the_best_of_all_plans_is_found_and_proved(priced: tuple[float, int, Values]) -> None:
     best_s, plans, _ = priced
-    assert 100_000 < plans < 1_000_000
+    assert 100_000 < plans < 2_000_000
     result = EVERY.found()
     assert result.best is not None
     assert result.best.step_time_s == pytest.approx(best_s, rel=1e-9)
     assert result.bound_s is not None
     assert best_s * (1 - 1e-6) <= result.bound_s <= best_s * (1 + 1e-9)
     assert result.uniform_step_time_s > 1.05 * best_s
-    assert result.best.virtual_stages > 1
     assert len({stage.device for stage in result.best.stages}) == 2
     assert max(stage.optimizer_offload for stage in result.best.stages) > 0
 

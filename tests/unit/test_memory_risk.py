@@ -12,12 +12,12 @@ def test_the_risk_of_running_out_of_memory_tells_peaks_at_the_limit_apart() -> N
     ranking = api.plan("qwen3-30b-a3b", "4x8xH100", top=20)
     full = [item for item in ranking.plans if item.headroom_bytes < 1e-3 * item.usable_memory_bytes]
     assert len(full) > 1
-    risks = [item.out_of_memory_risk for item in full]
+    risks = [item.oom_probability for item in full]
     assert max(risks) > min(risks) + 0.05
     tried = planner.portfolio("qwen3-30b-a3b", "4x8xH100", count=2).trials
     for trial in tried:
         (same,) = [item for item in ranking.plans if item.plan == trial.plan]
-        assert same.out_of_memory_risk == pytest.approx(trial.oom_probability, abs=0.02)  # of scenarios drawn
+        assert same.oom_probability == pytest.approx(trial.oom_probability, abs=0.02)  # of scenarios drawn
 
 
 def test_more_memory_is_less_risk() -> None:
@@ -27,7 +27,7 @@ def test_more_memory_is_less_risk() -> None:
     for cluster in ("8xA100-80GB", "8xH200"):
         best = api.estimate("llama-2-13b", cluster, plan=pins).best
         assert best is not None
-        risks.append(best.out_of_memory_risk)
+        risks.append(best.oom_probability)
     assert 0 < risks[1] < risks[0] / 3 < 1
 
 
