@@ -40,11 +40,9 @@ def as_run(calls: KernelCallBatch, context: CostContext) -> tuple[KernelCallBatc
 
 
 def in_turn(calls: KernelCallBatch, context: CostContext) -> BoolArray:
-    """(C,) products of experts that are launched one after the other, each by itself, whichever stream they run on."""
+    """(C,) products of experts that are launched one after the other, each by itself."""
     grouped: BoolArray = calls.op == int(KernelOp.GROUPED_GEMM)
     stack = context.stack
-    if stack.expert_streams:
-        return grouped
     if not stack.grouped_experts or stack.expert_library != _CUTLASS:
         return grouped & (not stack.grouped_experts)
     known = context.cluster.device.architecture in _CUTLASS_ON

@@ -125,15 +125,3 @@ def test_what_is_no_product_of_experts_runs_as_it_is():
     assert set(rounds[others].tolist()) <= {1.0}
     assert rounds[~others].tolist() == [8 / 4] * 6  # eight experts, four at a time
     assert np.allclose(plain.flops * rounds, calls.flops)
-
-
-def test_products_on_streams_are_launched_one_by_one():
-    """Two experts here, of two products each (gate and up are one), and as many again for each gradient."""
-    plan = ExecutionPlan(expert_parallel=4, data_parallel=4)
-    at_once, apart = (lowered(plan, context(model=mixture(), stack=stack(expert_streams=count))) for count in (0, 4))
-    more = (apart.launches - at_once.launches)[:, 0]
-    assert {phase.name: more[phase] for phase in Phase if more[phase]} == {
-        "FORWARD": 2,
-        "INPUT_GRADIENT": 2,
-        "WEIGHT_GRADIENT": 2,
-    }
