@@ -22,7 +22,6 @@ class CollectiveOp(IntEnum):
     ALL_TO_ALL = 3  # size: total input per rank
     SEND_RECV = 4
     BROADCAST = 5
-    HOST_COPY = 6  # device <-> host memory, one direction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,6 @@ OP_NAMES = {
     CollectiveOp.ALL_TO_ALL: "all_to_all",
     CollectiveOp.SEND_RECV: "send_recv",
     CollectiveOp.BROADCAST: "broadcast",
-    CollectiveOp.HOST_COPY: "host_copy",
 }
 
 
@@ -72,7 +71,7 @@ def ring_steps(op: CollectiveOp, ranks: FloatArray) -> FloatArray:
     """Dependent messages of a ring; all-to-all and send/receive post theirs at once."""
     if op is CollectiveOp.ALL_REDUCE:
         return 2 * (ranks - 1)
-    if op in (CollectiveOp.SEND_RECV, CollectiveOp.HOST_COPY):
+    if op is CollectiveOp.SEND_RECV:
         return np.ones_like(ranks)
     return ranks - 1
 
@@ -251,8 +250,8 @@ class LinkCollectiveModel:
     def _parts(self, calls: CollectiveCallBatch, cluster: ClusterSpec) -> Iterator[_Part]:
         ranks = np.maximum(calls.group_size, 1).astype(float)
         local = np.minimum(np.maximum(calls.ranks_per_domain, 1), np.minimum(ranks, cluster.domain_devices))
-        real = (calls.size_bytes > 0) & ((ranks > 1) | (calls.op == int(CollectiveOp.HOST_COPY)))
-        crosses = (local < ranks) & (calls.op != int(CollectiveOp.HOST_COPY))
+        real = (calls.size_bytes > 0) & (ranks > 1)
+        crosses = local < ranks
         kinds = 2 * calls.op + crosses
         for kind in np.flatnonzero(np.bincount(kinds[real])).tolist():
             op, across = CollectiveOp(kind // 2), kind % 2 == 1
@@ -275,10 +274,6 @@ class LinkCollectiveModel:
         node = cluster.node
         # Nobody timed broadcasts: a pipelined ring passes every byte on once, as a gather does.
         name = "all_gather" if groups.op is CollectiveOp.BROADCAST else OP_NAMES[groups.op]
-        if groups.op is CollectiveOp.HOST_COPY:
-            fit = self.fits.resolve(name, link=node.host_link.name, kind=node.host_link.kind)
-            bytes_per_s = node.host_link.bandwidth_bytes_per_s * fit.parameters["efficiency"]
-            return node.host_link.latency_s + groups.size_bytes / bytes_per_s, (fit,)
         inside = self._inside(name, node.scale_up)
         parameters = inside.parameters if self.in_switch_sums else {**inside.parameters, "switch_efficiency": 0.0}
         if not across:
@@ -306,7 +301,7 @@ class LinkCollectiveModel:
 
         By how well a call is known (``Spread``); records that rest on no rows state their own.
         """
-        if not self.fits.spreads or part.fits[-1].card.rows == 0 or part.groups.op is CollectiveOp.HOST_COPY:
+        if not self.fits.spreads or part.fits[-1].card.rows == 0:
             return min(fit.low_factor for fit in part.fits), max(fit.high_factor for fit in part.fits)
         where = "across" if len(part.fits) > 1 else "inside"
         low, high = np.ones(len(part.rows)), np.ones(len(part.rows))

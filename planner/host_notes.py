@@ -11,31 +11,27 @@ from profiles.units import GIGA
 _STAGED = "devices without peer access: badly set up hosts take ten times as long for messages between them"
 
 
-def host_notes(clusters: Iterable[ClusterSpec]) -> tuple[Note, ...]:
-    """A warning where devices of a host have no peer access and the price is that of a host that is set up well.
+def host_notes(used: Iterable[tuple[ClusterSpec, StackSpec]]) -> tuple[Note, ...]:
+    """Warnings where the price is that of a host that is set up well, and where a faster network would gain nothing.
 
     Args:
-        clusters: The machines that were asked about.
+        used: The machines that are used, and who runs on them.
     """
-    nodes = [cluster.node for cluster in clusters]
+    pairs = list(used)
+    nodes = [cluster.node for cluster, _ in pairs]
+    notes: list[Note] = []
     if any(node.devices_per_node > 1 and not (node.scale_up.peer_to_peer or node.scale_up.one_host) for node in nodes):
-        return (Note(code="depends_on_host", field="cluster.scale_up", message=_STAGED),)
-    return ()
+        notes.append(Note(code="depends_on_host", field="cluster.scale_up", message=_STAGED))
+    limited = next((stack for cluster, stack in pairs if _limits(cluster, stack)), None)
+    if limited is not None:
+        limit = limited.scale_out_group_bytes_per_s / GIGA
+        message = f"groups across nodes run at {limit:.0f} GB/s at most, as runs of {limited.name} and its kin show"
+        message += ": faster networks gain nothing"
+        notes.append(Note(code="framework_limit", field="framework", message=message))
+    return tuple(notes)
 
 
-def limit_notes(cluster: ClusterSpec, stack: StackSpec) -> tuple[Note, ...]:
-    """A warning where a framework's own limit, and not the network, is what transfers between nodes run at.
-
-    Args:
-        cluster: The machines that were asked about.
-        stack: Who runs on them.
-    """
-    limit = stack.scale_out_group_bytes_per_s
-    if (
-        not limit
-        or cluster.num_nodes == 1
-        or cluster.node.nics_per_node * cluster.node.nic.bandwidth_bytes_per_s <= limit
-    ):
-        return ()
-    message = f"groups across nodes run at {limit / GIGA:.0f} GB/s at most, as runs of {stack.name} and its kin show"
-    return (Note(code="framework_limit", field="framework", message=f"{message}: faster networks gain nothing"),)
+def _limits(cluster: ClusterSpec, stack: StackSpec) -> bool:
+    """Whether a framework's own limit, and not the network, is what groups across nodes run at."""
+    network = cluster.node.nics_per_node * cluster.node.nic.bandwidth_bytes_per_s
+    return cluster.num_nodes > 1 and 0 < stack.scale_out_group_bytes_per_s < network

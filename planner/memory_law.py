@@ -25,7 +25,7 @@ SHARED = 0.4
 # as twelve runs at most. Reports of deaths alone are left out: they are written because a run died.
 FAR_SHARE = 0.1
 _NO_SPREAD = 1e-9  # stands for certainty
-_FEW = 16  # plans of a report, which does not wait for SciPy to load
+_ERFC = np.frompyfunc(erfc, 1, 1)  # SciPy has a faster one, for which reports of single plans would wait
 
 
 def needed_log(plans: PlanBatch, context: CostContext) -> FloatArray:
@@ -80,8 +80,4 @@ class MemoryLaw:
 
 def _over(memory_log: FloatArray, std: float) -> FloatArray:
     scores = np.asarray(memory_log / max(std, _NO_SPREAD), dtype=np.float64)
-    if scores.size <= _FEW:
-        return np.array([erfc(-score / sqrt(2)) / 2 for score in scores.flat]).reshape(scores.shape)
-    from scipy.special import ndtr
-
-    return np.asarray(ndtr(scores), dtype=np.float64)
+    return np.asarray(_ERFC(-scores / sqrt(2)), dtype=np.float64) / 2

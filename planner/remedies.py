@@ -151,7 +151,7 @@ def _families(request: Request, *, legal: bool) -> Iterator[Iterator[_Trial]]:
         message = "use a linear loss, output layer and loss together without logits (--linear-loss)"
         yield iter([_trial(request, "linear_loss", message, job=job)])
     if request.job.optimizer == "adamw" and not request.job.trains_adapters_only:
-        of_megatron = request.stack.framework == MEGATRON
+        of_megatron = request.stack.framework == MEGATRON and not request.stack.own_optimizer
         states = ("adamw", "fp8") if of_megatron else ("adamw8bit", "int8")
         told = "--state-dtype fp8" if of_megatron else "--optimizer adamw8bit"
         job = replace(request.job, optimizer=states[0], state_dtype=states[1])

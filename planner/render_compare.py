@@ -27,7 +27,10 @@ _LABELLED = (
     *("expert_tensor_parallel", "virtual_stages", "zero_stage", "micro_batch_size"),
     *("recompute", "recompute_layers", "recompute_modules"),
 )
-_FOLLOWS = ("framework", "model.source", "model.published_parameters")  # from what else differs
+_FOLLOWS = (  # from what else differs
+    *("framework", "model.source", "model.published_parameters", "cluster.usable_memory_bytes"),
+)
+_TITLES = {"stack": "framework", "memory_reserve_bytes": "reserve", "price_per_device_hour_usd": "$ per GPU-hour"}
 _SMALL = 0.005  # share of every step, or of every device, from which a part is told
 _MINOR = 0.1  # share of the largest change below which one is not worth a word
 _MOST_PARTS = 4
@@ -80,15 +83,16 @@ def _question(result: CompareResult) -> Iterator[Row]:
         whole, _, part = field.partition(".")
         if field in _FOLLOWS or (whole in named and part != "name"):
             continue
-        title = whole if part == "name" else {"stack": "framework"}.get(field, (part or whole).replace("_", " "))
-        yield title, map(_word, values)
+        title = whole if part == "name" else _TITLES.get(field, (part or whole).replace("_", " "))
+        yield title, map(gib if field.endswith("_bytes") else _word, values)
 
 
 def _plans(result: CompareResult) -> Iterator[Row]:
     """The plans, and what differs of them that no label tells."""
     yield "plan", [plan_label(item.estimate.plan) for item in result.compared]
+    silent = {"context_kind"} if all(item.estimate.plan.context_parallel == 1 for item in result.compared) else set()
     for field, values in result.plan.items():
-        if field not in _LABELLED:
+        if field not in _LABELLED and field not in silent:
             yield SHORT_NAMES.get(field, field.replace("_", " ")), map(_word, values)
 
 

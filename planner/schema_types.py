@@ -16,7 +16,7 @@ CONVENTIONS = {
     "hfu": "as mfu, recomputation included",
     "interval": "90 %",
     "memory": "one device of the stage; usable is what a framework can allocate, less memory_reserve_bytes",
-    "oom_probability": "allocators that run short return cached blocks: of peaks at the limit it tells which last",
+    "oom_probability": "that a run dies of memory; peaks at the limit differ in it, as cached blocks are given back",
     "energy": "board power limit times time, hosts and cooling not counted: an upper bound of the devices' share",
     "cost": "device-hours times the price given; no price is assumed",
 }
@@ -131,7 +131,7 @@ def estimate_shape() -> Shape:
             peak_memory_high_bytes=AMOUNT,
             usable_memory_bytes=AMOUNT,
             headroom_bytes=NUMBER,
-            oom_probability=AMOUNT,
+            oom_probability={"type": "number", "minimum": 0, "maximum": 1},
             host_memory_bytes=AMOUNT,
             fullest_stage=COUNT,
         ),

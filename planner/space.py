@@ -9,7 +9,7 @@ framework does needs it by name, sequence parallelism without tensor parallelism
 scale-up domain.
 Grids, where a dimension has no natural bound: ``block`` recomputation in eighths of a virtual stage,
 micro-batches of 1, 3, 5 or 7 times a power of two up to 2^19 tokens, HSDP groups of 4^k scale-up domains, and
-context parallelism from 8192 tokens on, down to 4096 tokens per rank.
+context parallelism down to 2048 tokens per rank on few devices, elsewhere from 8192 tokens on, down to 4096.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,12 @@ import numpy as np
 from costmodels.plan import AxisOrder, BoolArray, ContextKind, IntArray, PlanBatch, Recompute, Schedule
 from planner.candidates import Candidates, Columns
 from planner.constraints import rules_for
+from planner.context_degrees import most_context
 from planner.rules.base import DEEPSPEED, FSDP, MEGATRON, NANOTRON, Setting, divisors, mask, one_of, overlaps_tensor
 from planner.rules.formats import least_zero
 from planner.rules.modules import CORE, module_sets
 from profiles.errors import SpecError
 
-# Fewest tokens per rank of context parallelism unasked: on more devices short sequences stay whole, plans being many.
-_FEW_DEVICES, _CONTEXT_TOKENS, _CONTEXT_TOKENS_OF_MANY, _LONG_SEQUENCE = 64, 2048, 4096, 8192
 MICRO_BATCH_TOKENS = 1 << 19  # largest micro-batch considered unasked, in tokens
 _LARGEST_ODD_PART = 7  # micro-batches are up to this odd number times a power of two: neighbours a quarter apart
 EIGHTHS = 8  # block recomputation in eighths of a virtual stage
@@ -103,7 +102,7 @@ def _degrees(candidates: Candidates) -> None:
         product = columns["tensor_parallel"] * columns["pipeline_parallel"] * columns.get("context_parallel", 1)
         return mask(model_devices % product == 0)
 
-    context = most_context(setting.job.sequence_length, setting.num_devices)
+    context = most_context(setting)
     candidates.expand(("tensor_parallel",), _singles([t for t in parts if t <= setting.model.num_attention_heads]))
     candidates.expand(("pipeline_parallel",), _singles([p for p in parts if p <= setting.model.num_layers]), keep=whole)
     candidates.expand(("context_parallel",), _singles([c for c in parts if c <= context]), keep=whole)
@@ -120,13 +119,6 @@ def _degrees(candidates: Candidates) -> None:
         _singles([0, 1]),
         keep=lambda c: mask((c["tensor_parallel"] > 1) | (c["sequence_parallel"] == 0)),
     )
-
-
-def most_context(sequence_tokens: int, num_devices: int | None = None) -> int:
-    """Largest context-parallel degree that is considered unasked, on so many devices; on any number of them if None."""
-    if num_devices is not None and num_devices <= _FEW_DEVICES:
-        return max(sequence_tokens // _CONTEXT_TOKENS, 1)
-    return sequence_tokens // _CONTEXT_TOKENS_OF_MANY if sequence_tokens >= _LONG_SEQUENCE else 1
 
 
 def _check_pins(setting: Setting, pins: Mapping[str, int]) -> None:

@@ -79,4 +79,4 @@ def _warnings(request: FlowRequest, plan: FlowPlan | None) -> tuple[Note, ...]:
         warn("may_not_fit", "host_peak_memory_bytes", "what lies in host memory between calls exceeds that of a node")
     if any(call.basis == "assumed" for call in plan.calls if call.num_gpus):
         warn("uncalibrated", "time_s", "efficiencies are borrowed from other hardware; no timings of this one")
-    return (*notes, *host_notes(request.cluster.groups))
+    return (*notes, *host_notes((group, request.stack) for group in request.cluster.groups))

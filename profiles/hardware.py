@@ -82,6 +82,8 @@ class LinkSpec:
         latency_s: One-way latency of a small message between two devices, library included.
         peer_to_peer: Whether devices reach each other without staging through host memory.
         one_host: Whether the link is that of a single host that was timed, and tells of no other.
+        copied_share: Of the bandwidth, what copies between a device and pinned host memory reach; 1 where nobody timed
+            them.
         source: Document the figures come from.
     """
 
@@ -91,10 +93,8 @@ class LinkSpec:
     latency_s: float
     peer_to_peer: bool = True
     one_host: bool = False
+    copied_share: float = 1.0
     source: str = field(default="", compare=False)
-
-
-_PCIE_COPY_SHARE = 0.878  # of the line rate, see ``NodeSpec.host_copy_bytes_per_s``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,14 +152,8 @@ class NodeSpec:
 
     @property
     def host_copy_bytes_per_s(self) -> float:
-        """What copies between a device and pinned host memory reach, in one direction.
-
-        Source:
-            1 GiB over PCIe 5.0 in 19.3 to 19.8 ms either way, on H100 and on H200 (``profiles/data/timings``): headers
-            of packets take the rest. Links of other kinds were not timed, and are taken at their line rate.
-        """
-        share = _PCIE_COPY_SHARE if self.host_link.kind == "pcie" else 1.0
-        return self.host_link.bandwidth_bytes_per_s * share
+        """What copies between a device and pinned host memory reach, in one direction."""
+        return self.host_link.bandwidth_bytes_per_s * self.host_link.copied_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,7 +134,7 @@ def node(**changes: Any) -> NodeSpec:
         "domain_devices": 8,
         "nic": LinkSpec(name="fabric", kind="infiniband", bandwidth_bytes_per_s=25e9, latency_s=1e-5),
         "nics_per_node": 8,
-        "host_link": LinkSpec(name="host", kind="c2c", bandwidth_bytes_per_s=25e9, latency_s=1e-5),
+        "host_link": LinkSpec(name="host", kind="pcie", bandwidth_bytes_per_s=25e9, latency_s=1e-5),
         "host_memory_bytes": 2e12,
     }
     return NodeSpec(**values | changes)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.calibration.across_tables import HOST_COPIES, OMNIPATH, OMNIPATH_ADAPTER, AcrossTimings
+from costmodels.calibration.across_tables import OMNIPATH, OMNIPATH_ADAPTER, AcrossTimings
 from costmodels.calibration.robust import Price, Range, fit_parameters, significant
 from costmodels.collectives import CollectiveOp
 from costmodels.link_model import OP_NAMES, Network, across_time_s
@@ -186,32 +186,4 @@ def _omnipath(whole: dict[str, Any]) -> dict[str, Any]:
         "low_factor": SPREAD[0],
         "high_factor": SPREAD[1],
         "card": whole["card"] | card,
-    }
-
-
-def host_copy_record() -> dict[str, Any]:
-    """Record of copies between a device and its host, over all links."""
-    catalog = default_catalog()
-    shares = np.array([gb_per_s * 1e9 / catalog.link(link).bandwidth_bytes_per_s for link, gb_per_s in HOST_COPIES])
-    efficiency = float(np.median(shares))
-    relative = np.abs(shares / efficiency - 1)
-    return {
-        "scope": "global",
-        "name": "*",
-        "op": "host_copy",
-        "format": "",
-        "parameters": {"efficiency": significant(efficiency, 3)},
-        "low_factor": significant(efficiency / float(shares.max()), 3),
-        "high_factor": significant(efficiency / float(shares.min()), 3),
-        "domain": {},
-        "card": {
-            "sources": ["NVIDIA/nvbandwidth issues 15, 24, 42", "mpicbg-scicomp/gearshifft pull request 82"],
-            "rows": len(shares),
-            "held_out_rows": 0,
-            "mape": significant(float(relative.mean()), 3),
-            "median_ape": significant(float(np.median(relative)), 3),
-            "log_std": significant(float(np.log(shares).std()), 3),
-            "held_out": "none: error on the fitted rows",
-            "note": "page-locked memory, one direction, one device at a time",
-        },
     }

@@ -39,9 +39,6 @@ UNNAMED_NICS = {"ib?": 8, "net~100-200G": 4}
 # either direction, as its logs there show ("via NET/IB/1").
 OMNIPATH = (5.06, 4.98, 6.8)
 OMNIPATH_ADAPTER = 12.5
-# Bus bandwidth of pinned copies to or from the host over the link's, by link: nvbandwidth issues 15, 24 and 42,
-# mpicbg-scicomp/gearshifft pull request 82.
-HOST_COPIES = (("pcie3", 12.15), ("pcie3", 12.89), ("pcie4", 25.13), ("pcie4", 25.5), ("pcie4", 26.8), ("pcie5", 52.8))
 
 NANOTRON_BYTES = {"all_reduce": 2.0**30, "all_gather": 2.0**29, "reduce_scatter": 2.0**29}
 _NANOTRON_COLUMNS = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.calibration.across_fit import fabric_records, host_copy_record
+from costmodels.calibration.across_fit import fabric_records
 from costmodels.calibration.across_tables import across_timings
 from costmodels.calibration.collective_fit import as_fits, as_plans_place, fit_inside, mesh_records
 from costmodels.calibration.collective_splits import SPLITS, Judged, across_splits, inside_splits
@@ -231,7 +231,7 @@ def main() -> None:
     judged = [*inside_splits(options.data), *across_splits(options.data, inside)]
     spreads = spread_records(judged)
     exchanges = exchange_records(options.data)
-    records = [*as_plans_place(inside), host_copy_record(), *across, *exchanges]
+    records = [*as_plans_place(inside), *across, *exchanges]
     content = {"records": records, "spreads": spreads}
     (options.out / "collectives.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     options.page.write_text(page(judged, spreads, exchanges), encoding="utf-8")

@@ -13,8 +13,9 @@ from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import BoolArray, IntArray, PlanBatch, Recompute
 from costmodels.workload import TrainingJob
 from planner.constraints import rules_for, sieve
+from planner.context_degrees import most_context_anywhere
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, Setting, divisors, overlaps_tensor
-from planner.space import MICRO_BATCH_TOKENS, micro_batch_sizes, most_context
+from planner.space import MICRO_BATCH_TOKENS, micro_batch_sizes
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
 
@@ -89,7 +90,7 @@ def strategies(
     columns = _micro_batched(columns, setting, wanted, exact=call.kind is CallKind.TRAIN)
     if call.kind is CallKind.TRAIN:
         columns = _crossed(columns, recompute=[int(mode) for mode in _RECOMPUTE])
-    columns = _sharded(columns, _ZERO_STAGES.get(framework, (1,)))
+    columns = _sharded(columns, _ZERO_STAGES.get(framework, (1,)), pinned="zero_stage" in pins)
     for name in pins.keys() & columns.keys():
         columns = _kept(columns, columns[name] == pins[name])
     count = len(columns["tensor_parallel"])
@@ -119,7 +120,7 @@ def degrees(
         domains: Most scale-up domains of a tensor-parallel group; it takes part of one, or whole ones.
     """
     rows: list[tuple[int, int, int, int]] = []
-    most = most_context(sequence_tokens) if contexts else 1
+    most = most_context_anywhere(sequence_tokens) if contexts else 1
     for size in sizes:
         for t in divisors(size):
             whole = t <= domain_devices * domains and t % domain_devices == 0
@@ -178,11 +179,11 @@ def _micro_batched(columns: Columns, setting: Setting, wanted: Sequence[int] | N
     return _kept(columns, (size <= per_rank) & ((per_rank % size == 0) | (not exact)))
 
 
-def _sharded(columns: Columns, stages: Sequence[int]) -> Columns:
-    """Every row with every stage of sharding; with nothing to share out, stage 0 alone where that is one of them."""
+def _sharded(columns: Columns, stages: Sequence[int], *, pinned: bool) -> Columns:
+    """Every row with every stage of sharding; with nothing to share out, stage 0 alone unless another is asked for."""
     columns = _crossed(columns, zero_stage=list(stages))
     ranks = columns["data_parallel"] * columns["context_parallel"]
-    return _kept(columns, (ranks > 1) | (columns["zero_stage"] == 0) | (0 not in stages))
+    return _kept(columns, (ranks > 1) | (columns["zero_stage"] == 0) | (0 not in stages) | pinned)
 
 
 def _plans(columns: Columns, setting: Setting, *, overlapped: bool) -> PlanBatch:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from costmodels.collectives import CollectiveCallBatch, CollectiveCostModel, CollectiveOp
+from costmodels.collectives import CollectiveCallBatch, CollectiveCostModel
 from costmodels.context import CostContext
 from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import KernelCallBatch, KernelCostModel, KernelOp, Prediction
@@ -125,11 +125,10 @@ class _LinkProbe:
     def predict(self, calls: CollectiveCallBatch, cluster: ClusterSpec) -> Prediction:
         """Seconds for each call."""
         priced = self.base.predict(calls, cluster)
-        between = calls.op != CollectiveOp.HOST_COPY
         crosses = calls.group_size > calls.ranks_per_domain
         for key, chosen in (
-            (("links.scale_up", "collective_time_scale"), between & ~crosses),
-            (("links.scale_out", "scale_out_time_scale"), between & crosses),
+            (("links.scale_up", "collective_time_scale"), ~crosses),
+            (("links.scale_out", "scale_out_time_scale"), crosses),
         ):
             self.widths.setdefault(key, _Width()).add(priced, chosen)
         return priced

@@ -14,7 +14,7 @@ from planner.results import Request
 from planner.validate.mapping import Mapped, map_files, map_rows
 from planner.validate.predict import Predictions, RowPredictor
 from planner.validate.reader import COLUMNS, REQUIRED, Row
-from planner.validate.rows import ScorableRow, UnscorableRow
+from planner.validate.rows import CONTRADICTION, ScorableRow, UnscorableRow
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError, did_you_mean
 from profiles.scalars import plain
@@ -23,7 +23,6 @@ from profiles.units import GIB
 
 MAX_TRIALS = 500  # trials a decision is updated with; more runs calibrate a stack
 FARTHEST_PEAK = 10.0  # from its prediction, beyond which a peak is in another unit, or of something else
-_CONTRADICTION = "contradiction: "  # of a peak with its device or its model, as rows are read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,8 +175,8 @@ def check_peaks(rows: Sequence[ScorableRow], predicted_bytes: FloatArray) -> Non
     """
     for row, expected in zip(rows, predicted_bytes.tolist(), strict=True):
         where, hint = f"{row.file}:{row.line}", "is measured_peak_mem_gb that of one device, in GiB?"
-        if row.memory_note.startswith(_CONTRADICTION):
-            raise SpecError(where, row.memory_note.removeprefix(_CONTRADICTION), hint)
+        if row.memory_note.startswith(CONTRADICTION):
+            raise SpecError(where, row.memory_note.removeprefix(CONTRADICTION), hint)
         measured = row.memory_bytes or expected
         if not 1 / FARTHEST_PEAK <= expected / measured <= FARTHEST_PEAK and np.isfinite(expected):
             problem = f"peaks at {measured / GIB:.3g} GiB, where about {expected / GIB:.3g} GiB are expected"

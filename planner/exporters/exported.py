@@ -11,6 +11,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch, Schedule
 from costmodels.stages import stage_table
 from planner.phrases import plan_label
 from planner.results import Request
+from planner.rules.offload import moves_together
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
 
@@ -145,8 +146,8 @@ def sharding(plan: ExecutionPlan) -> tuple[int, int]:
 
 
 def offloads_together(plan: ExecutionPlan) -> bool:
-    """Whether weights are on the host along with the optimizer, as FSDP2 moves them; gathered ones (2) are not."""
-    return plan.offload_parameters == (plan.offload_optimizer and plan.zero_stage == 3)
+    """Whether weights are on the host along with the optimizer, as FSDP2 moves them."""
+    return bool(moves_together(PlanBatch.from_plans([plan]))[0])
 
 
 def chunk_layers(plan: ExecutionPlan, model: ModelSpec) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from costmodels.plan import ExecutionPlan, PlanBatch
@@ -53,12 +54,9 @@ def saved_plan(document: Mapping[str, Any], rank: int) -> SavedPlan:
     check_plan(plan, setting_of(request, used))
     time = entries[rank].get("time")
     told = time.get("step_time_s") if isinstance(time, Mapping) else None
-    return SavedPlan(
-        plan=plan,
-        request=request,
-        fits=entries[rank].get("fits") is True,
-        step_time_s=float(told) if isinstance(told, int | float) else None,
-    )
+    if told is not None and (isinstance(told, bool) or not isinstance(told, int | float) or not 0 < told < inf):
+        raise SpecError("document", f"says that a step takes {str(told)[:40]!r}", _WANTED)
+    return SavedPlan(plan=plan, request=request, fits=entries[rank].get("fits") is True, step_time_s=told)
 
 
 def saved_ranks(document: Mapping[str, Any]) -> list[int]:

@@ -133,14 +133,22 @@ ACCELERATE_COLUMNS = frozenset(
 )
 
 
+def accelerate_has(job: TrainingJob) -> bool:
+    """Whether Accelerate has the formats of a job's weights, gradients and moments: fp32."""
+    moments = job.state_dtype == "fp32" or job.optimizer != "adamw"
+    return moments and job.master_dtype == "fp32" and job.gradient_dtype in ("", "fp32")
+
+
+def accelerate_wants(setting: Setting, of_the_plan: str) -> str:
+    """What would let Accelerate run a plan."""
+    return of_the_plan if accelerate_has(setting.job) else "master_dtype, state_dtype and gradient_dtype fp32"
+
+
 def accelerate_runs(plans: PlanBatch, setting: Setting) -> BoolArray:
     """(N,) whether Accelerate runs plans of FSDP, for what torchtitan has not; it holds weights and moments in fp32."""
-    job = setting.job
-    fp32 = job.master_dtype == "fp32" and job.gradient_dtype in ("", "fp32")
-    fp32 = fp32 and (job.state_dtype == "fp32" or job.optimizer != "adamw")
     undivided = (plans.pipeline_parallel == 1) & (plans.expert_parallel == 1)
     whole = (plans.tensor_parallel == 1) | ~plans.tensor_parallel_overlap
-    return mask(undivided & whole & all_recomputed_or_none(plans, setting) & fp32)
+    return mask(undivided & whole & all_recomputed_or_none(plans, setting) & accelerate_has(setting.job))
 
 
 ALL_OR_NONE = "all layers are recomputed or none"

@@ -16,6 +16,7 @@ from planner.rules.base import (
     Rule,
     Setting,
     accelerate_runs,
+    accelerate_wants,
     columns,
     mask,
 )
@@ -26,10 +27,24 @@ def _recomputes_layers(plans: PlanBatch) -> BoolArray:
     return mask((plans.recompute == int(Recompute.FULL)) | (plans.recompute == int(Recompute.BLOCK)))
 
 
+def moves_together(plans: PlanBatch) -> BoolArray:
+    """(N,) whether weights are on the host if the optimizer is, as FSDP2 moves them; gathered ones (2) stay."""
+    return mask(plans.offload_parameters == (plans.offload_optimizer & (plans.zero_stage == 3)))
+
+
 def trainer_runs_fsdp(plans: PlanBatch, setting: Setting) -> BoolArray:
     """(N,) whether the Trainer runs plans under FSDP2: weights are moved along with the optimizer, if at all."""
-    together = plans.offload_parameters == (plans.offload_optimizer & (plans.zero_stage == 3))
-    return mask(together & (plans.zero_stage >= 2) & of_fsdp(setting.job))
+    return mask(moves_together(plans) & (plans.zero_stage >= 2) & of_fsdp(setting.job))
+
+
+def fsdp_wants(setting: Setting) -> str:
+    """What would let the Trainer run a sharded plan under FSDP2."""
+    if not of_fsdp(setting.job):
+        return "master_dtype fp32"
+    return "zero 3 with offload_optimizer and offload_parameters both on, or both off"
+
+
+_FSDP_MOVES = "goes with FSDP2: fp32 master weights; weights (zero 3) and optimizer both on the host, or neither"
 
 
 def _distributed_if_offloaded(plans: PlanBatch, setting: Setting) -> BoolArray:
@@ -108,7 +123,10 @@ OFFLOAD_RULES = (
         source="DeepSpeed activation_checkpointing.cpu_checkpointing; torch save_on_cpu around checkpointed blocks",
         columns=columns("recompute", "offload_activations"),
         holds=lambda plans, _setting: ~plans.offload_activations | _recomputes_layers(plans),
-        complaint=lambda _plan, _setting: ("needs recompute full or block:N", "recompute full"),
+        complaint=lambda _plan, setting: (
+            f"needs recompute full{' or block:N' * (setting.framework == DEEPSPEED)}",
+            "recompute full",
+        ),
     ),
     Rule(
         name="offload_activations_is_accelerates",
@@ -119,9 +137,10 @@ OFFLOAD_RULES = (
         "ParallelismConfig, which has tensor, context and data parallelism",
         columns=ACCELERATE_COLUMNS | columns("offload_activations"),
         holds=lambda plans, setting: ~plans.offload_activations | accelerate_runs(plans, setting),
-        complaint=lambda _plan, _setting: (
+        complaint=lambda _plan, setting: (
             "is Accelerate's, not torchtitan's",
-            "offload_activations off; or pp 1, ep 1, recompute full and tensor_parallel_overlap off",
+            "offload_activations off; or "
+            + accelerate_wants(setting, "pp 1, ep 1, recompute full and tensor_parallel_overlap off"),
         ),
     ),
     Rule(
@@ -156,14 +175,14 @@ OFFLOAD_RULES = (
         source="torch.distributed.fsdp CPUOffloadPolicy: offloads parameters, gradients, and optimizer states; what "
         "stays gathered after the forward pass (2) is on the device when memory peaks",
         columns=columns("zero_stage", "offload_optimizer", "offload_parameters"),
-        holds=lambda plans, _setting: plans.offload_parameters == (plans.offload_optimizer & (plans.zero_stage == 3)),
+        holds=lambda plans, _setting: moves_together(plans),
         complaint=lambda plan, _setting: (
             "needs FSDP (zero 3) with offload_optimizer" if plan.offload_parameters else "goes with offload_optimizer",
             "both on with zero 3, or both off",
         ),
     ),
     Rule(
-        name="trainer_offloads_by_fsdp_or_deepspeed",
+        name="offload_activations_of_shards_is_fsdps",
         frameworks=(HUGGINGFACE,),
         field="offload_activations",
         text="checkpoints of sharded plans go to the host with FSDP2, which moves weights along with the optimizer",
@@ -175,11 +194,11 @@ OFFLOAD_RULES = (
         holds=lambda plans, setting: mask(
             ~plans.offload_activations | (plans.zero_stage == 0) | trainer_runs_fsdp(plans, setting)
         ),
-        complaint=lambda plan, _setting: (
+        complaint=lambda plan, setting: (
             "is not combined with DeepSpeed (zero 1) in the Hugging Face Trainer"
             if plan.zero_stage < 2
-            else "goes with FSDP2: weights (zero 3) and optimizer both on the host, or neither",
-            "offload_activations off, or zero 3 with offload_optimizer and offload_parameters both on, or both off",
+            else _FSDP_MOVES,
+            f"offload_activations off, or {fsdp_wants(setting)}",
         ),
     ),
 )

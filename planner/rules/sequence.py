@@ -16,6 +16,7 @@ from planner.rules.base import (
     Rule,
     Setting,
     accelerate_runs,
+    accelerate_wants,
     columns,
     divisors,
     mask,
@@ -119,9 +120,10 @@ CONTEXT = (
         holds=lambda plans, setting: (
             _context_kinds(plans, ContextKind.ALL_GATHER, ContextKind.ULYSSES) | accelerate_runs(plans, setting)
         ),
-        complaint=lambda _plan, _setting: (
+        complaint=lambda _plan, setting: (
             "is a ring with Accelerate's FSDP2 alone, torchtitan gathers keys and values",
-            "context_kind all_gather; or pp 1, ep 1 and recompute none or full",
+            "context_kind all_gather; or "
+            + accelerate_wants(setting, "pp 1, ep 1, recompute none or full and tensor_parallel_overlap off"),
         ),
     ),
     Rule(

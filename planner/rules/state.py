@@ -23,7 +23,7 @@ from planner.rules.base import (
     one_of,
 )
 from planner.rules.modules import CORE, module_names, overlapping, present_modules
-from planner.rules.offload import trainer_runs_fsdp
+from planner.rules.offload import fsdp_wants, trainer_runs_fsdp
 
 _TITAN_PARALLELIZE = "torchtitan parallelize_llama"
 _SHARDING = columns("data_parallel", "context_parallel", "zero_stage", "zero_shard_degree")
@@ -165,11 +165,11 @@ STATE_RULES = (
         source="accelerate ParallelismConfig dp_replicate_size and dp_shard_size; DeepSpeed 0.19.7 has no MiCS",
         columns=_SHARDING | columns("offload_optimizer", "offload_parameters"),
         holds=_sharded_in_groups_by_fsdp,
-        complaint=lambda plan, _setting: (
+        complaint=lambda plan, setting: (
             f"is FSDP2's in the Hugging Face Trainer, with zero 2 or 3; got zero {plan.zero_stage}"
             if plan.zero_stage < 2
-            else "is FSDP2's: weights (zero 3) and optimizer both on the host, or neither",
-            "no shard degree, or zero 3 with offload_optimizer and offload_parameters both on, or both off",
+            else "is FSDP2's: fp32 master weights; weights (zero 3) and optimizer both on the host, or neither",
+            f"no shard degree, or {fsdp_wants(setting)}",
         ),
     ),
     Rule(

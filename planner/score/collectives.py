@@ -21,7 +21,7 @@ from profiles.units import MICROSECOND
 MOST_RANKS = 1 << 20
 PEAK_TOLERANCE = 1.05  # of a link's bandwidth, by which clocks and rounding may exceed it
 
-_OPS = {name: op for op, name in OP_NAMES.items() if op is not CollectiveOp.HOST_COPY}
+_OPS = {name: op for op, name in OP_NAMES.items()}
 _OTHER_LIBRARY = "an inference library's own kernel, not a collective library's"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from costmodels.plan import AxisOrder, BoolArray, IntArray, Recompute, Schedule
 from planner.candidates import Candidates
 from planner.constraints import rules_for
+from planner.context_degrees import most_context
 from planner.rules.base import FSDP, MEGATRON, Setting, divisors, overlaps_tensor
 from planner.rules.modules import CORE
 from planner.space import (
@@ -26,7 +27,6 @@ from planner.space import (
     ends_apply,
     lone_zero,
     micro_batch_sizes,
-    most_context,
     shard_spans,
 )
 
@@ -81,7 +81,7 @@ class Options:
 def options_of(setting: Setting, domain_devices: int, *, pins: Mapping[str, int], offload: bool) -> Options:
     """The options of every knob, those that the framework lacks altogether left out."""
     parts = divisors(setting.num_devices)
-    most = most_context(setting.job.sequence_length, setting.num_devices)
+    most = most_context(setting)
     moe = setting.model.moe
     megatron = setting.framework == MEGATRON
     unpinned_ends = not {"first_stage_layers", "last_stage_layers"} & pins.keys()

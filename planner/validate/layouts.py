@@ -9,7 +9,7 @@ from costmodels.workload import TrainingJob
 from planner.jobs import default_attention
 from planner.validate import recipes, wording
 from planner.validate.reader import Row
-from planner.validate.rows import CannotScore
+from planner.validate.rows import CannotScore, Contradiction
 from planner.validate.stack_choice import StackDefaults
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -69,10 +69,10 @@ def degrees_of(row: Row, num_devices: int) -> Degrees:
         raise CannotScore(f"plan not stated: {missing} parallel degree missing")
     rest = tensor * pipeline * context
     if num_devices % rest:
-        raise CannotScore(f"contradiction: tp x pp x cp = {rest} does not divide {num_devices} GPUs")
+        raise Contradiction(f"tp x pp x cp = {rest} does not divide {num_devices} GPUs")
     data = cells["dp"] or num_devices // rest
     if data * rest != num_devices:
-        raise CannotScore(f"contradiction: tp x pp x cp x dp = {data * rest}, not {num_devices} GPUs")
+        raise Contradiction(f"tp x pp x cp x dp = {data * rest}, not {num_devices} GPUs")
     expert = cells["ep"] or wording.noted_experts(row) or 1
     return Degrees(tensor=tensor, pipeline=pipeline, data=data, context=context, expert=expert)
 
@@ -103,7 +103,7 @@ def batch_of(reading: Reading, degrees: Degrees) -> tuple[int, int, int]:
     per_micro = micro * degrees.data
     count = max(1, round(batch / per_micro))
     if abs(count * per_micro / batch - 1) > _ROUNDED_BATCH:
-        raise CannotScore(f"contradiction: batch {batch} is not a multiple of micro-batch x replicas = {per_micro}")
+        raise Contradiction(f"batch {batch} is not a multiple of micro-batch x replicas = {per_micro}")
     return micro, count, count * per_micro
 
 

@@ -30,7 +30,7 @@ from planner.validate.measured import Memory, memory_of, step_time_s
 from planner.validate.models import ModelFinder, model_of
 from planner.validate.reader import Row, csv_files, read_rows
 from planner.validate.recipes import MODULES_RECOMPUTED
-from planner.validate.rows import CannotScore, MemoryKind, ScorableRow, UnscorableRow
+from planner.validate.rows import CannotScore, Contradiction, MemoryKind, ScorableRow, UnscorableRow
 from planner.validate.stack_choice import defaults_of
 from planner.validate.user_rows import (
     counted_as,
@@ -42,6 +42,7 @@ from planner.validate.user_rows import (
 from profiles.catalog import Catalog, default_catalog
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
+from profiles.measure.runs import COLLECTOR
 from profiles.model import ModelSpec
 from profiles.parameters import total_parameters
 
@@ -128,6 +129,7 @@ def map_row(printed: Row, catalog: Catalog, finder: ModelFinder, *, users_own: b
     check = _CHECK.search(printed.text("notes"))
     if check:
         raise CannotScore(f"marked as contradictory by its transcriber:{check.group(1).rstrip()}")
+    users_own = users_own and printed.text("source_url_or_path") != COLLECTOR  # which writes as published tables do
     reading = _reading(printed, catalog, finder, users_own=users_own)
     row, model, cluster = reading.row, reading.model, reading.cluster
     degrees = degrees_of(row, cluster.num_devices)
@@ -192,7 +194,7 @@ def _memory(row: Row, cluster: ClusterSpec, job: TrainingJob, least_bytes: float
     if memory and job.paged_optimizer and memory.kind is not MemoryKind.SMI:
         raise CannotScore("PyTorch does not count the states of a paged optimizer")
     if memory and not memory.first_stage and memory.bytes < least_bytes:
-        raise CannotScore("contradiction: peak memory below weights, gradients and moments")
+        raise Contradiction("peak memory below weights, gradients and moments")
     return memory
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from costmodels.flops import attention_core_flops_per_token, matmul_parameters, model_flops_per_step
 from costmodels.workload import TrainingJob
 from planner.validate.reader import Row
-from planner.validate.rows import CannotScore, MemoryKind
+from planner.validate.rows import CannotScore, Contradiction, MemoryKind
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
 from profiles.units import GIB, GIGA, TERA
@@ -104,7 +104,7 @@ def step_time_s(row: Row, model: ModelSpec, cluster: ClusterSpec, job: TrainingJ
     tflops = row.positive("measured_tflops_per_gpu")
     from_tokens = job.tokens_per_step / tokens_per_s if tokens_per_s else None
     if printed and from_tokens and job.padding_efficiency == 1 and abs(from_tokens / printed - 1) > _AGREE:
-        raise CannotScore("contradiction: tokens/s x step time is not batch x sequence length")
+        raise Contradiction("tokens/s x step time is not batch x sequence length")
     time_s = printed or from_tokens
     if time_s is None:
         if tflops is None and row.positive("measured_mfu") is None:
@@ -116,12 +116,12 @@ def step_time_s(row: Row, model: ModelSpec, cluster: ClusterSpec, job: TrainingJ
         flops = flops_per_step(FlopConvention.MEGATRON_96, model, job)
         ratio = tflops * TERA * cluster.num_devices * time_s / flops
         if not _TFLOPS_LOW <= ratio <= _TFLOPS_HIGH:
-            raise CannotScore(f"contradiction: printed TFLOP/s are {ratio:.2f} times what step time and model give")
+            raise Contradiction(f"printed TFLOP/s are {ratio:.2f} times what step time and model give")
     if cluster.num_nodes == 1:
         peak = cluster.device.peak("bf16" if "bf16" in cluster.device.peak_flops_per_s else "fp16")
         used = model_flops_per_step(model, job, causal=True) / (time_s * cluster.num_devices * peak)
         if used < _LEAST_MFU:
-            raise CannotScore(f"contradiction: implied utilisation {used:.1%} within one node")
+            raise Contradiction(f"implied utilisation {used:.1%} within one node")
     return time_s
 
 
@@ -150,7 +150,7 @@ def memory_of(row: Row, cluster: ClusterSpec) -> Memory | None:
     unit = GIGA if "litgpt" in f"{row.text('framework')} {row.text('source')}".lower() else GIB
     peak = figure * unit
     if peak > cluster.device.memory_bytes * 1.03:
-        raise CannotScore("contradiction: peak memory above the device's capacity")
+        raise Contradiction("peak memory above the device's capacity")
     reserved = re.search(r"reserved (GiB)=([0-9.]+)|reserved_(bytes)=([0-9.]+)", notes)
     held = 0.0
     if reserved and kind is MemoryKind.ALLOCATED:

@@ -23,6 +23,7 @@ UNSEEN_ROUNDS = {
     "unseen_fourth_tuning.csv": 4,
 }
 NEVER_FITTED = frozenset(UNSEEN_ROUNDS)
+CONTRADICTION = "contradiction: "  # begins the reason where what a row says cannot all be true
 
 
 class MemoryKind(StrEnum):
@@ -40,6 +41,13 @@ class CannotScore(Exception):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+class Contradiction(CannotScore):
+    """What a row says cannot all be true."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(CONTRADICTION + reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

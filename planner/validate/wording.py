@@ -190,16 +190,15 @@ def lora_of(row: Row) -> LoraSpec:
     NeMo of 24.07 has one adapter of rank 32 on queries, keys and values (NVIDIA/NeMo-Framework-Launcher,
     conf/peft/llama/sft.yaml; NVIDIA/NeMo, nlp/parts/peft_config.py, LoraPEFTConfig).
     """
-    notes, said = row.text("notes"), adapter_columns(row)
+    said = adapter_columns(row)
     if "nemo docs" in row.text("source").lower():
         return LoraSpec(rank=32, targets=_ATTENTION_ONLY[:3])
-    rank = re.search(r"(?:\brank|lora_r|lora r|\br)[ =]*([0-9]+)", notes, re.IGNORECASE)
     mlperf = "mlperf" in row.text("source").lower()
     targets = said[1] or noted_targets(row)
     if targets is None:
         wide = mlperf or re.search(r"nemo|megatron", row.text("framework").lower())
         targets = _ATTENTION_ONLY if wide else ("q", "v")
-    given = said[0] or (int(rank.group(1)) if rank else 16 if mlperf else 8)
+    given = said[0] or noted_rank(row) or (16 if mlperf else 8)
     return LoraSpec(rank=given, targets=targets, dropout=_drops_adapter_inputs(row))
 
 

@@ -20,6 +20,7 @@ COLUMNS = (
     "measured_step_time_s", "measured_peak_mem_gb", "oom", "notes",
 )  # fmt: skip
 # transformers' eager model code is the nearest stack that the planner describes: unfused norms, activations and loss.
+COLLECTOR = "python -m profiles.measure"
 FRAMEWORK = "PyTorch eager, as transformers"
 TUNING_FRAMEWORK = "transformers Trainer, PEFT"
 OUT_OF_MEMORY = "out of memory"
@@ -97,7 +98,7 @@ def _run(row: Mapping[str, Any]) -> dict[str, Any]:
     sequences = config["micro_batch"]
     return {
         "source": row.get("source") or "own measurement",
-        "source_url_or_path": "python -m profiles.measure",
+        "source_url_or_path": COLLECTOR,
         "locator": row["config"],
         "model": config["model"],
         "layers": config["layers"],

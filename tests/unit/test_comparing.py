@@ -11,6 +11,7 @@ import planner
 from planner.document_compare import compare_schema
 from planner.results import PlanResult
 from profiles.errors import SpecError
+from profiles.units import GIB
 from tests.command import Command, command_line
 
 QUESTION = ("llama-2-7b", "8xA100-80GB", {"sequence_length": 2048, "global_batch_size": 64})
@@ -98,6 +99,28 @@ def test_figures_of_other_prices_are_told(wide: PlanResult, ranked: PlanResult) 
     result = planner.compare(changed, ranked)
     assert result.compared[0].estimate == wide.best
     assert result.compared[0].saved_step_time_s == changed["plans"][0]["time"]["step_time_s"]
+
+
+@pytest.mark.parametrize("told", [True, -3.0, "fast", float("inf")])
+def test_a_saved_time_that_is_none_is_refused(wide: PlanResult, told: object) -> None:
+    changed = document(wide)
+    changed["plans"][0]["time"]["step_time_s"] = told
+    with pytest.raises(SpecError, match="says that a step takes"):
+        planner.compare(changed, wide)
+
+
+def test_reserves_are_told_in_gib(
+    wide: PlanResult, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    model, cluster, job = QUESTION
+    less = planner.estimate(model, cluster, job, plan={"tp": 8, "micro_batch_size": 8}, memory_reserve_bytes=4 * GIB)
+    paths = tmp_path / "a.json", tmp_path / "b.json"
+    for path, result in zip(paths, (wide, less), strict=True):
+        path.write_text(json.dumps(planner.to_document(result)))
+    _, shown, _ = command_line(capsys, monkeypatch)("compare", *map(str, paths))
+    (line,) = [line for line in shown.splitlines() if line.startswith("reserve")]
+    assert line.split()[1:] == ["0.0", "GiB", "4.0", "GiB"]
+    assert "usable memory bytes" not in shown
 
 
 def test_the_document_holds_what_its_schema_says(wide: PlanResult, ranked: PlanResult) -> None:

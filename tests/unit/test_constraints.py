@@ -182,7 +182,7 @@ CASES = [
     pytest.param(
         split(d=8, offload_activations=True, zero_stage=1, recompute=Recompute.FULL),
         TRAINER,
-        {"trainer_offloads_by_fsdp_or_deepspeed"},
+        {"offload_activations_of_shards_is_fsdps"},
         id="trainer under deepspeed",
     ),
     pytest.param(
@@ -191,7 +191,7 @@ CASES = [
     pytest.param(
         split(d=8, offload_activations=True, offload_parameters=True, zero_stage=3, recompute=Recompute.FULL),
         TRAINER,
-        {"trainer_offloads_by_fsdp_or_deepspeed"},
+        {"offload_activations_of_shards_is_fsdps"},
         id="trainer with weights alone",
     ),
     pytest.param(

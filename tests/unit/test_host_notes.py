@@ -3,7 +3,7 @@
 import pytest
 
 import planner
-from planner.host_notes import limit_notes
+from planner.host_notes import host_notes
 from planner.request import resolve_cluster
 from profiles.stacks import find_stack
 
@@ -30,9 +30,18 @@ def test_one_group_without_peer_access_is_enough() -> None:
 
 def test_a_framework_s_own_limit_between_nodes_is_told_where_the_network_is_faster() -> None:
     def said(cluster: str, stack: str) -> list[str]:
-        return [note.message for note in limit_notes(resolve_cluster(cluster, None), find_stack(stack))]
+        return [note.message for note in host_notes([(resolve_cluster(cluster, None), find_stack(stack))])]
 
     (message,) = said("4x8xH100", "deepspeed")
     assert message.startswith("groups across nodes run at 23 GB/s at most")
     assert said("8xH100", "deepspeed") == said("4x8xH100", "fsdp") == []
     assert said("4x8xA10G", "deepspeed") == []  # a slower network
+    (message,) = said("4x8xV100", "deepspeed")  # four adapters of 12.5 GB/s
+    assert "23 GB/s" in message
+
+
+def test_a_plan_within_one_node_has_no_limit_between_nodes() -> None:
+    asked = {"model": "llama-2-7b", "cluster": "2x8xH100", "job": JOB, "framework": "deepspeed"}
+    for objective, told in (("step_time", True), ("fewest_gpus", False)):
+        result = planner.plan(**asked, objective=objective)
+        assert ("framework_limit" in {note.code for note in result.warnings}) is told

@@ -197,7 +197,8 @@ def test_a_batch_that_no_ranks_share_is_not_told_of_as_too_much_memory() -> None
 
 
 @pytest.mark.parametrize(
-    ("framework", "optimizer", "states"), [("megatron", "adamw", "fp8"), ("fsdp", "adamw8bit", "int8")]
+    ("framework", "optimizer", "states"),
+    [("megatron", "adamw", "fp8"), ("fsdp", "adamw8bit", "int8"), ("megatron-deepspeed", "adamw8bit", "int8")],
 )
 def test_states_in_8_bits_are_those_that_the_framework_has(framework: str, optimizer: str, states: str) -> None:
     """Megatron-LM has no optimizer of bitsandbytes', and the moments of its own in 8 bits."""

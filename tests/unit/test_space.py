@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch, Recompute, Schedule
-from planner import api
 from planner.candidates import MAX_CANDIDATES
 from planner.constraints import legal, rules_for, violations
 from planner.pins import parse_pins
@@ -16,7 +15,7 @@ from planner.request import Options, resolve_request, setting_of
 from planner.rules.base import FRAMEWORKS, Setting
 from planner.search.question import ask
 from planner.search.uniform import UniformSpace
-from planner.space import Space, micro_batch_sizes, most_context, plan_space
+from planner.space import Space, micro_batch_sizes, plan_space
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
@@ -378,22 +377,3 @@ def test_pcie_joins_no_devices_and_nvlink_a_domain() -> None:
     kinds = ask("llama-2-7b", "1x4xA100-PCIe-40GB+1x4xA100", None, None, Options())
     assert [each.joined_devices for each in kinds.settings] == [1, 4]
     assert [each.joined_devices for each in replace(kinds, runnable=True).settings] == [1, 1]
-
-
-def test_short_sequences_are_split_where_few_devices_leave_few_other_ways() -> None:
-    assert [most_context(length, 8) for length in (1024, 2048, 4096, 8176, 8192)] == [1, 1, 2, 3, 4]
-    assert [most_context(length, 64) for length in (4096, 131072)] == [2, 64]
-    for devices in (128, None):
-        assert [most_context(length, devices) for length in (2048, 8191, 8192, 131072)] == [1, 1, 2, 32]
-    short = job(sequence_length=4096, global_batch_size=64)
-    assert set(space(setting(job=short)).plans.context_parallel.tolist()) == {1, 2}
-    assert set(space(setting(job=short, devices=128)).plans.context_parallel.tolist()) == {1}
-
-
-def test_parts_of_a_cluster_that_allow_too_many_plans_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {"model": "llama-2-7b", "cluster": "8xA100-80GB", "job": {"global_batch_size": 64}}
-    considered = api.plan(**asked, objective="cost").considered
-    monkeypatch.setattr(api, "MOST_TOGETHER", considered - 1)
-    api.plan(**asked)
-    with pytest.raises(SpecError, match=r"cluster: has parts of up to 8 devices that allow more than .* or rank by"):
-        api.plan(**asked, objective="cost")
