@@ -8,6 +8,7 @@ from profiles.precision import Precision, find_recipe
 
 MAX_GLOBAL_BATCH = 1 << 22
 TASKS = ("pretrain", "full", "lora", "qlora")
+ADAPTER_TASKS = ("lora", "qlora")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "sgd", "none")
 # Formats in which a training step can do its sums; 8 bits hold the moments of optimizers that scale them.
 GRADIENT_DTYPES = ("fp32", "bf16", "fp16")
@@ -130,7 +131,7 @@ class TrainingJob:
             raise SpecError("job.frozen_dtype", problem, "task lora, or leave it out")
         if not 0 < self.padding_efficiency <= 1:
             raise SpecError("job.padding_efficiency", f"must be in (0, 1]; got {self.padding_efficiency}")
-        if (self.lora is not None) != (self.task in ("lora", "qlora")):
+        if (self.lora is not None) != self.trains_adapters_only:
             raise SpecError("job.lora", f"must be given exactly when task is lora or qlora; task is {self.task!r}")
 
     @property
@@ -151,7 +152,7 @@ class TrainingJob:
     @property
     def trains_adapters_only(self) -> bool:
         """Whether base weights are frozen."""
-        return self.task in ("lora", "qlora")
+        return self.task in ADAPTER_TASKS
 
 
 def _between(name: str, value: int, low: int, high: int) -> None:

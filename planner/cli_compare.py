@@ -36,7 +36,7 @@ def show_compare(answers: Sequence[str], *, json_: bool, output: str | None, qui
             field = error.field
             for place, answer in enumerate(answers):
                 field = field.replace(f"answers[{place}].", f"{answer[:200]}, ")
-            raise SpecError(field, error.problem, error.hint) from None
+            raise error.at(field) from None
     emit((compare_document(result), lambda console: render_compare(result, console)), json_=json_, output=output)
 
 

@@ -72,7 +72,7 @@ def saved_options() -> Iterator[None]:
     try:
         yield
     except SpecError as error:
-        raise SpecError(names.get(error.field, error.field), error.problem, error.hint) from None
+        raise error.at(names.get(error.field, error.field)) from None
 
 
 def check_question(values: Mapping[str, Any], rank: int | None) -> None:

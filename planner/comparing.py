@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planner.constraints import check_plan
+from costmodels.plan import PlanBatch
 from planner.document_plan import plan_document, request_document
 from planner.estimates import plan_estimates
 from planner.exporters.saved import saved_plan, saved_ranks
-from planner.request import cost_context, part_of, setting_of
+from planner.request import cost_context, on_used_part
 from planner.results import PlanEstimate, PlanResult, Request
 from profiles.errors import SpecError
 from profiles.scalars import plain
@@ -108,8 +108,7 @@ def compare(
         try:
             compared.append(_compared(answer, rank, name))
         except SpecError as error:
-            field = f"answers[{place if len(answers) > 1 else 0}].{error.field}"
-            raise SpecError(field, error.problem, error.hint) from None
+            raise error.at(f"answers[{place if len(answers) > 1 else 0}].{error.field}") from None
     first, *others = compared
     return CompareResult(
         compared=tuple(compared),
@@ -151,7 +150,7 @@ def _ranks(answer: PlanResult | Mapping[str, Any]) -> list[int]:
     try:
         return saved_ranks(answer)
     except SpecError as error:
-        raise SpecError(f"answers[0].{error.field}", error.problem, error.hint) from None
+        raise error.at(f"answers[0].{error.field}") from None
 
 
 def _names(names: Sequence[str] | None, count: int, places: Sequence[int]) -> list[str]:
@@ -167,11 +166,9 @@ def _compared(answer: PlanResult | Mapping[str, Any], rank: int, name: str) -> C
         found = next((item for item in answer.plans if item.rank == rank), None)
         if found is None:
             raise SpecError("rank", f"there is no plan {str(rank)[:20]}", f"{len(answer.plans)} are ranked")
-        used = part_of(answer.request.cluster, found.num_devices)
-        return Compared(name=name, request=replace(answer.request, cluster=used), estimate=found)
+        return Compared(name=name, request=on_used_part(answer.request, found.num_devices), estimate=found)
     saved = saved_plan(answer, rank)
-    request = replace(saved.request, cluster=part_of(saved.request.cluster, saved.plan.num_devices))
-    batch = check_plan(saved.plan, setting_of(request))
+    request, batch = saved.request, PlanBatch.from_plans([saved.plan])
     estimate = replace(plan_estimates(batch, cost_context(request), price=request.price)[0], rank=rank)
     told = saved.step_time_s
     differs = told is not None and abs(told / estimate.step_time_s - 1) > _SAME

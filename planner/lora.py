@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from costmodels.workload import JOINT_TARGET, LoraSpec
+from costmodels.workload import ADAPTER_TASKS, JOINT_TARGET, LoraSpec
 from profiles.errors import SpecError, did_you_mean
 from profiles.model import ModelSpec
 
-ADAPTER_TASKS = ("lora", "qlora")
-MAX_RANK = 1 << 14
+_MAX_RANK = 1 << 14
 _JOINT_NAMES = dict.fromkeys(("c_attn", "query_key_value", "wqkv", "qkv_proj"), JOINT_TARGET)
 _FIELDS = ("rank", "targets", "dropout")
 _USUAL = LoraSpec()
@@ -59,8 +58,7 @@ def adapters_of(
     if rank is None:
         rank = _USUAL.rank
         assumed["rank"] = f"adapters of rank {rank} (not given)"
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
-        raise SpecError(fields["rank"], f"must be a whole number from 1 to {MAX_RANK}; got {str(rank)[:40]}")
+    rank = read_rank(rank, fields["rank"])
     if targets is None:
         targets = _USUAL.targets
         assumed["targets"] = f"adapters on {', '.join(targets)} (not given)"
@@ -97,6 +95,17 @@ def _fields_of(lora: object, where: str) -> Mapping[str, Any]:
         if name not in _FIELDS:
             raise SpecError(f"{where}.lora.{str(name)[:40]}", "unknown field", did_you_mean(str(name), _FIELDS))
     return lora
+
+
+def read_rank(given: object, field: str) -> int:
+    """The rank of adapters; errors name the field that said it.
+
+    Raises:
+        SpecError: If it is no whole number within bounds.
+    """
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= _MAX_RANK:
+        raise SpecError(field, f"must be a whole number from 1 to {_MAX_RANK}; got {str(given)[:40]}")
+    return given
 
 
 def read_targets(given: object, field: str) -> tuple[str, ...]:

@@ -175,8 +175,7 @@ def replan_saved(
         SpecError: If the document is none, or as for ``replan``.
     """
     saved = saved_plan(document, rank)
-    used = part_of(saved.request.cluster, saved.plan.num_devices)
-    running = price_plan(replace(saved.request, cluster=used, pins=pins_of(saved.plan)), saved.plan)
+    running = price_plan(replace(saved.request, pins=pins_of(saved.plan)), saved.plan)
     return _continued(running, onto, batch_change, None)
 
 
@@ -210,7 +209,7 @@ def _new_devices(onto: ClusterInput, fabric: str | None) -> ClusterSpec:
     try:
         return resolve_cluster(onto, fabric)
     except SpecError as error:
-        raise SpecError(f"onto{error.field.removeprefix('cluster')}", error.problem, error.hint) from error
+        raise error.at(f"onto{error.field.removeprefix('cluster')}") from error
 
 
 def _near(asked: Request, part: ClusterSpec, kept: Mapping[str, int], change: float) -> int | None:

@@ -217,6 +217,11 @@ def part_of(cluster: ClusterSpec, num_devices: int) -> ClusterSpec:
     return replace(cluster, node=node, num_nodes=num_devices // node.devices_per_node)
 
 
+def on_used_part(request: Request, num_devices: int) -> Request:
+    """The question on that part of the cluster that a plan uses."""
+    return replace(request, cluster=part_of(request.cluster, num_devices))
+
+
 def resolve_named_model(model: ModelInput, *, allow_files: bool) -> ResolvedModel:
     """The model a user names or describes; text names a file only where that is allowed."""
     if isinstance(model, str):

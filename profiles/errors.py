@@ -30,6 +30,10 @@ class SpecError(PlannerError):
         self.hint = hint
         super().__init__(str(self))
 
+    def at(self, field: str) -> "SpecError":
+        """The same said of another field: as the user of an outer call wrote it."""
+        return SpecError(field, self.problem, self.hint)
+
     def __str__(self) -> str:
         text = f"{self.field}: {self.problem}"
         return f"{text}. Hint: {self.hint}" if self.hint else text

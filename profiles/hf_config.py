@@ -130,8 +130,7 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
         spec = _build(reader, name, source)
     except SpecError as error:
         where = error.field.removeprefix("model.")
-        field_name = where if where == error.field else f"{FIELD}: {where}"
-        raise SpecError(field_name, error.problem, error.hint) from None
+        raise error.at(where if where == error.field else f"{FIELD}: {where}") from None
     form, called = configured_format({**text, **config})
     if called and not form:
         notes.append(f"{FIELD}.quantization_config ({called}) has no price: weights taken in 16 bits")

@@ -141,8 +141,7 @@ def mixed_cluster_from_mapping(mapping: Mapping[str, Any]) -> MixedCluster:
         try:
             groups.append(cluster_from_mapping(group, catalog))
         except SpecError as error:
-            field = error.field.replace("cluster", f"cluster.groups.{index}", 1)
-            raise SpecError(field, error.problem, error.hint) from None
+            raise error.at(error.field.replace("cluster", f"cluster.groups.{index}", 1)) from None
     return _joined(entry.name or "+".join(group.name for group in groups), groups, entry.between, catalog)
 
 

@@ -53,7 +53,7 @@ def model_from_fields(
     try:
         return ModelSpec(name=name, **checked), assumptions
     except SpecError as error:
-        raise SpecError(field + error.field.removeprefix("model"), error.problem, error.hint) from None
+        raise error.at(field + error.field.removeprefix("model")) from None
 
 
 def _fill(values: dict[str, Any], field: str) -> tuple[str, ...]:

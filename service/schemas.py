@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from costmodels.workload import MAX_GLOBAL_BATCH
+from planner.comparing import MOST_COMPARED
 from planner.dataflow.flow_request import MAX_GPUS, MAX_ITERATIONS
 from planner.dataflow.graph import MAX_CALLS, MAX_ROLES
 from planner.dataflow.iterations import MAX_STALENESS
@@ -343,10 +344,10 @@ class CompareRequest(Body):
     """Ask for plans of answers beside each other."""
 
     answers: list[dict[str, Any]] = Field(
-        min_length=1, max_length=8, description="Documents of `/plan` or `/estimate`; of a single one, its first plans."
+        min_length=1, max_length=MOST_COMPARED, description="Of `/plan` or `/estimate`; of one alone, its first plans."
     )
-    ranks: list[int] | None = Field(default=None, max_length=8, description="Which plan of each, from 1.")
-    names: list[Name] | None = Field(default=None, max_length=8, description="What to call them.")
+    ranks: list[int] | None = Field(default=None, max_length=MOST_COMPARED, description="Which plan of each, from 1.")
+    names: list[Name] | None = Field(default=None, max_length=MOST_COMPARED, description="What to call them.")
 
 
 QUESTIONS: dict[str, type[Body]] = {

@@ -1,10 +1,13 @@
 """Plans and settings of which rules are asked."""
 
 from dataclasses import replace
+from typing import Any
 
 from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.constraints import rules_for
+from planner.pins import parse_pins
 from planner.rules.base import FRAMEWORKS, Setting
+from planner.space import Space, plan_space
 from tests.fakes import gpt, job
 
 # An 8-device plan that every framework accepts: data parallelism alone, one micro-batch of one.
@@ -15,6 +18,11 @@ MEGATRON, DEEPSPEED, FSDP, NANOTRON, TRAINER = FRAMEWORKS
 def setting(framework: str = MEGATRON, *, devices: int = 8, **changes: object) -> Setting:
     values: dict[str, object] = {"model": gpt(), "job": job()}
     return Setting(num_devices=devices, framework=framework, **values | changes)  # type: ignore[arg-type]
+
+
+def space(where: Setting, **pins: Any) -> Space:
+    """The legal plans that are considered where some is fixed, on nodes of eight devices."""
+    return plan_space(where, domain_devices=8, pins=parse_pins(pins))
 
 
 def broken(plan: ExecutionPlan, where: Setting) -> set[str]:

@@ -293,7 +293,7 @@ def _models(
         try:
             resolved = resolve_named_model(given[source], allow_files=options.allow_files)
         except SpecError as error:
-            raise SpecError(f"models.{source}{error.field.removeprefix('model')}", error.problem, error.hint) from None
+            raise error.at(f"models.{source}{error.field.removeprefix('model')}") from None
         specs[role.name] = resolved.spec
         if source != role.name:
             notes.append(_assumed(f"models.{role.name}", f"{role.name} is as large as {source}: {resolved.spec.name}"))

@@ -7,9 +7,9 @@ models that are split, on it published steps ran, and by those are its times bet
 
 from collections.abc import Mapping
 
+from costmodels.workload import ADAPTER_TASKS
 from planner.dataflow.flow_pins import CallPin
 from planner.dataflow.graph import GENERATE, TRAIN, Dataflow
-from planner.lora import ADAPTER_TASKS
 from planner.request import MODEL_AXES, names_several
 from planner.results import Note
 from planner.rules.base import HUGGINGFACE, MEGATRON

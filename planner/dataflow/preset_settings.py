@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from costmodels.workload import TASKS
+from costmodels.workload import ADAPTER_TASKS, TASKS
 from planner.dataflow.graph import (
     EXTERNAL,
     LANGUAGE_HEAD,
@@ -16,7 +16,7 @@ from planner.dataflow.graph import (
     Call,
     Role,
 )
-from planner.lora import ADAPTER_TASKS, adapters_of, merged_fields
+from planner.lora import adapters_of, merged_fields
 from profiles.errors import SpecError
 
 MODEL_REWARD = "model"

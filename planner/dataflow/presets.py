@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
+from costmodels.workload import ADAPTER_TASKS
 from planner.dataflow import preset_data, preset_policy
 from planner.dataflow.graph import MAX_FACTOR, Dataflow
 from planner.dataflow.preset_settings import Settings
@@ -237,7 +238,7 @@ def build_preset(name: str, settings: Mapping[str, Any] | None = None, *, allow_
 def unknown_role(graph: Dataflow, role: str) -> SpecError:
     """The error a model for a role that the graph lacks deserves."""
     scored = [call.role for call in graph.calls if call.name == "ref_inf"]
-    if role == "ref" and any(graph.role(name).task in ("lora", "qlora") for name in scored):
+    if role == "ref" and any(graph.role(name).task in ADAPTER_TASKS for name in scored):
         problem = f"{graph.name} has no such role: without its adapters, the {scored[0]} is the reference"
         return SpecError("models.ref", problem, "leave ref out, or task full")
     names = [each.name for each in graph.roles]

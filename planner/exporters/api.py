@@ -20,7 +20,7 @@ from planner.request import (
     Options,
     fixed_by,
     given_options,
-    part_of,
+    on_used_part,
     resolve_request,
 )
 from planner.results import Infeasible, Request
@@ -102,7 +102,7 @@ def export(
     if best is None:
         request, infeasible = result.request, result.infeasible
         return ExportResult(format=format, request=request, plan=None, exported=None, fits=False, infeasible=infeasible)
-    request = _used(result.request, best.num_devices)
+    request = on_used_part(result.request, best.num_devices)
     return ExportResult(
         format=format,
         request=request,
@@ -129,9 +129,8 @@ def export_saved(
     """
     _check_format(format)
     saved = saved_plan(document, rank)
-    request = _used(saved.request, saved.plan.num_devices)
-    exported = _exported(saved.plan, request, format=format, allow_partial=allow_partial)
-    return ExportResult(format=format, request=request, plan=saved.plan, exported=exported, fits=saved.fits)
+    exported = _exported(saved.plan, saved.request, format=format, allow_partial=allow_partial)
+    return ExportResult(format=format, request=saved.request, plan=saved.plan, exported=exported, fits=saved.fits)
 
 
 def _module(format: str) -> Any:
@@ -152,11 +151,6 @@ def _check_stack(request: Request, target: Target) -> None:
     if request.stack.name not in target.stacks:
         problem = f"plans for {request.stack.name} are not plans for {target.title}"
         raise SpecError("framework", problem, f"framework {' or '.join(target.stacks)}")
-
-
-def _used(request: Request, num_devices: int) -> Request:
-    """The request on that part of the cluster that a plan uses."""
-    return replace(request, cluster=part_of(request.cluster, num_devices))
 
 
 def _exported(plan: ExecutionPlan, request: Request, *, format: str, allow_partial: bool) -> Exported:

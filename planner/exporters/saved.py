@@ -8,7 +8,7 @@ from typing import Any
 from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.constraints import check_plan
 from planner.pins import check_values, parse_pins
-from planner.request import Options, part_of, resolve_request, setting_of
+from planner.request import Options, on_used_part, resolve_request, setting_of
 from planner.results import Request
 from planner.schema_types import SCHEMA_VERSION
 from profiles.errors import SpecError
@@ -23,7 +23,7 @@ class SavedPlan:
 
     Attributes:
         plan: The plan.
-        request: The question.
+        request: The question, with the devices that the plan uses.
         fits: Whether the answer says that it fits.
         step_time_s: What the answer says that a step takes; None where it says nothing.
     """
@@ -50,8 +50,9 @@ def saved_plan(document: Mapping[str, Any], rank: int) -> SavedPlan:
         raise SpecError("rank", f"there is no plan {str(rank)[:20]}", known)
     request = _request(document.get("request"))
     plan = _plan(entries[rank].get("plan"))
-    used = part_of(request.cluster, plan.num_devices) if plan.num_devices < request.cluster.num_devices else None
-    check_plan(plan, setting_of(request, used))
+    if plan.num_devices < request.cluster.num_devices:
+        request = on_used_part(request, plan.num_devices)
+    check_plan(plan, setting_of(request))
     time = entries[rank].get("time")
     told = time.get("step_time_s") if isinstance(time, Mapping) else None
     if told is not None and (isinstance(told, bool) or not isinstance(told, int | float) or not 0 < told < inf):

@@ -44,7 +44,7 @@ def fsdp_wants(setting: Setting) -> str:
     return "zero 3 with offload_optimizer and offload_parameters both on, or both off"
 
 
-_FSDP_MOVES = "goes with FSDP2: fp32 master weights; weights (zero 3) and optimizer both on the host, or neither"
+FSDP_NEEDS = "fp32 master weights; weights (zero 3) and optimizer both on the host, or neither"
 
 
 def _distributed_if_offloaded(plans: PlanBatch, setting: Setting) -> BoolArray:
@@ -197,7 +197,7 @@ OFFLOAD_RULES = (
         complaint=lambda plan, setting: (
             "is not combined with DeepSpeed (zero 1) in the Hugging Face Trainer"
             if plan.zero_stage < 2
-            else _FSDP_MOVES,
+            else f"goes with FSDP2: {FSDP_NEEDS}",
             f"offload_activations off, or {fsdp_wants(setting)}",
         ),
     ),

@@ -23,7 +23,7 @@ from planner.rules.base import (
     one_of,
 )
 from planner.rules.modules import CORE, module_names, overlapping, present_modules
-from planner.rules.offload import fsdp_wants, trainer_runs_fsdp
+from planner.rules.offload import FSDP_NEEDS, fsdp_wants, trainer_runs_fsdp
 
 _TITAN_PARALLELIZE = "torchtitan parallelize_llama"
 _SHARDING = columns("data_parallel", "context_parallel", "zero_stage", "zero_shard_degree")
@@ -168,7 +168,7 @@ STATE_RULES = (
         complaint=lambda plan, setting: (
             f"is FSDP2's in the Hugging Face Trainer, with zero 2 or 3; got zero {plan.zero_stage}"
             if plan.zero_stage < 2
-            else "is FSDP2's: fp32 master weights; weights (zero 3) and optimizer both on the host, or neither",
+            else f"is FSDP2's: {FSDP_NEEDS}",
             f"no shard degree, or {fsdp_wants(setting)}",
         ),
     ),

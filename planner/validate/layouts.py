@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule, Schedule
 from costmodels.stage_balance import balanced_stage_layers
-from costmodels.workload import TrainingJob
+from costmodels.workload import ADAPTER_TASKS, TrainingJob
 from planner.jobs import default_attention
 from planner.validate import recipes, wording
 from planner.validate.reader import Row
@@ -182,7 +182,7 @@ def _recompute(reading: Reading, degrees: Degrees) -> tuple[Recompute, int, Reco
     """Kind of recomputation, layers per stage of ``BLOCK``, modules of ``SELECTIVE``."""
     row, core = reading.row, RecomputeModule.CORE_ATTN
     found = wording.recompute_of(row)
-    if found is None and reading.published_on.startswith("litgpt") and wording.task_of(row) in ("lora", "qlora"):
+    if found is None and reading.published_on.startswith("litgpt") and wording.task_of(row) in ADAPTER_TASKS:
         # LitGPT's adapter scripts checkpoint every block where FSDP shards the model, and nothing elsewhere.
         return (Recompute.FULL if degrees.data > 1 else Recompute.NONE), 0, core
     preset = recipes.preset_recompute(row, reading.model)
@@ -329,7 +329,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     row, defaults = reading.row, reading.defaults
     task = wording.task_of(row)
     stack = find_stack(defaults.stack, load_priors())
-    adapters = task in ("lora", "qlora") and stack.adapters == "module"
+    adapters = task in ADAPTER_TASKS and stack.adapters == "module"
     sixteen = _sixteen_bit_states(row, defaults.sixteen_bit_states and not adapters, task)
     optimizer = wording.optimizer_of(row)
     precision = _precision(reading)
@@ -338,7 +338,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     plain = _without_master_copy(reading)  # optax keeps moments in the format of the parameters they belong to
     attention = recipes.attention_of(row, reading.model, precision=precision, default=attention)
     short = sixteen or wording.keeps_short_moments(row)
-    lora = wording.lora_of(row) if task in ("lora", "qlora") else None
+    lora = wording.lora_of(row) if task in ADAPTER_TASKS else None
     state = "int8" if optimizer == "adamw8bit" else "bf16" if short else "fp16" if plain else "fp32"
     try:
         return TrainingJob(

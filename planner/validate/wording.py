@@ -3,11 +3,10 @@
 import re
 
 from costmodels.plan import Recompute, RecomputeModule
-from costmodels.workload import JOINT_TARGET, LORA_TARGETS, LoraSpec
-from planner.lora import MAX_RANK, read_targets
+from costmodels.workload import ADAPTER_TASKS, JOINT_TARGET, LORA_TARGETS, LoraSpec
+from planner.lora import read_rank, read_targets
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore
-from profiles.errors import SpecError
 
 _ATTENTION_ONLY = ("q", "k", "v", "o")
 _ACCUMULATION = (
@@ -173,7 +172,7 @@ def task_of(row: Row) -> str:
         return "pretrain"
     if text in ("full", "full_ft", "sft", "full_finetune"):
         return "full"
-    if text in ("lora", "qlora"):
+    if text in ADAPTER_TASKS:
         variant = re.search(r"\b(?:use_dora=true|dora|bdlora|lorafa|mica|lora\+|loraplus)\b", row.text("notes").lower())
         if variant:
             raise CannotScore(f"LoRA variant {variant.group(0)!r} is not priced")
@@ -209,9 +208,10 @@ def adapter_columns(row: Row) -> tuple[int | None, tuple[str, ...] | None]:
         SpecError: If a cell is none of them.
     """
     rank, words = row.integer("lora_rank"), row.text("lora_targets")
-    if rank is not None and not 1 <= rank <= MAX_RANK:
-        raise SpecError(row.where("lora_rank"), f"must be a whole number from 1 to {MAX_RANK}; got {rank}")
-    return rank, read_targets(words, row.where("lora_targets")) if words else None
+    return (
+        None if rank is None else read_rank(rank, row.where("lora_rank")),
+        read_targets(words, row.where("lora_targets")) if words else None,
+    )
 
 
 def noted_rank(row: Row) -> int | None:

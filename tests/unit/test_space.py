@@ -12,23 +12,16 @@ from planner.candidates import MAX_CANDIDATES
 from planner.constraints import legal, rules_for, violations
 from planner.pins import parse_pins
 from planner.request import Options, resolve_request, setting_of
-from planner.rules.base import FRAMEWORKS, Setting
+from planner.rules.base import FRAMEWORKS
 from planner.search.question import ask
 from planner.search.uniform import UniformSpace
-from planner.space import Space, micro_batch_sizes, plan_space
+from planner.space import micro_batch_sizes, plan_space
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
 from tests.fakes import GPT3, gpt, job, llama, mixture
+from tests.legal import setting, space
 from tests.search_spaces import small_context
-
-
-def setting(framework: str = "megatron", *, devices: int = 8, **changes: Any) -> Setting:
-    return Setting(**{"model": gpt(), "job": job(), "num_devices": devices, "framework": framework} | changes)
-
-
-def space(where: Setting, **pins: Any) -> Space:
-    return plan_space(where, domain_devices=8, pins=parse_pins(pins))
 
 
 def degrees(plans: PlanBatch) -> set[tuple[int, int, int]]:
