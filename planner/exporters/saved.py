@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import inf
+from sys import float_info
 from typing import Any
 
 from costmodels.plan import ExecutionPlan, PlanBatch
@@ -55,7 +55,9 @@ def saved_plan(document: Mapping[str, Any], rank: int) -> SavedPlan:
     check_plan(plan, setting_of(request))
     time = entries[rank].get("time")
     told = time.get("step_time_s") if isinstance(time, Mapping) else None
-    if told is not None and (isinstance(told, bool) or not isinstance(told, int | float) or not 0 < told < inf):
+    if told is not None and (
+        isinstance(told, bool) or not isinstance(told, int | float) or not 0 < told <= float_info.max
+    ):
         raise SpecError("document", f"says that a step takes {str(told)[:40]!r}", _WANTED)
     return SavedPlan(plan=plan, request=request, fits=entries[rank].get("fits") is True, step_time_s=told)
 

@@ -101,7 +101,7 @@ def test_figures_of_other_prices_are_told(wide: PlanResult, ranked: PlanResult) 
     assert result.compared[0].saved_step_time_s == changed["plans"][0]["time"]["step_time_s"]
 
 
-@pytest.mark.parametrize("told", [True, -3.0, "fast", float("inf")])
+@pytest.mark.parametrize("told", [True, -3.0, "fast", float("inf"), pytest.param(10**400, id="huge")])
 def test_a_saved_time_that_is_none_is_refused(wide: PlanResult, told: object) -> None:
     changed = document(wide)
     changed["plans"][0]["time"]["step_time_s"] = told
