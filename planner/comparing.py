@@ -1,7 +1,7 @@
 """The public call ``compare``: plans of several answers beside each other, and what makes the difference.
 
 Plans of saved answers are priced again, so that all are told by one version of the prices; where a file says something
-else of its plan, that is kept to be told.
+else of a step's time, that is kept to be told.
 """
 
 from collections.abc import Mapping, Sequence
