@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.serving import replica_devices
 from costmodels.serving_apart import crossing_s, first_token_s, generated, most_read, running_at
-from planner.serving_layouts import most_replicas
+from planner.serving_layouts import most_beside, most_replicas
 from planner.serving_results import ApartPlan, PoolPart, ServingResult
-from planner.serving_states import Layouts, interval, serving_call, serving_context
+from planner.serving_states import Layouts, interval, last_held, serving_call, serving_context
 from profiles.hardware import ClusterSpec
 from profiles.serving_widths import serving_log_stds
 
@@ -46,11 +46,6 @@ def apart(found: Layouts, asked: ServingResult, top: int) -> tuple[ApartPlan, ..
         top: Most pairs to return.
     """
     cluster, rate = asked.cluster, asked.job.rate_per_s
-    # Replicas of other sizes leave gaps in domains, whatever is put beside them.
-    size, domain = replica_devices(found.plans), cluster.domain_devices
-    found = found.take(np.flatnonzero((domain % size == 0) | (size % domain == 0)))
-    if not len(found.plans):
-        return ()
     pools = _pools(found, asked)
     plans = [
         plan
@@ -72,18 +67,21 @@ def _pools(found: Layouts, asked: ServingResult) -> _Pools:
     moved_s = crossing_s(found.plans, serving_context(serving_call(job, asked.recipe, 1), asked), job.prompt_tokens)
     inf = float("inf")
     latest = min(job.ttft_s or inf, job.latency_s or inf)
-    grid = np.unique(np.geomspace(1, max(int(found.places.max()), 1), _POINTS).round())[None, :]
-    rates, token_s = generated(prices, np.minimum(grid, found.places[:, None]))
+    places = found.places[:, None].astype(np.float64)
     slowest = np.minimum(job.tpot_s or inf, (job.latency_s or inf) / max(job.output.mean - 1, 1))
-    fast = (grid <= found.places[:, None]) & (token_s <= slowest)
-    best = np.where(fast, rates, -1.0).argmax(axis=1)
-    rows = np.arange(len(best))
-    none = ~fast.any(axis=1)
+
+    def fast(running: FloatArray) -> BoolArray:
+        return np.asarray((running <= places) & (generated(prices, np.minimum(running, places))[1] <= slowest))
+
+    grid = np.geomspace(np.ones_like(places[:, 0]), places[:, 0], _POINTS, axis=1).round()
+    running = last_held(grid, fast)[:, None]
+    rates = generated(prices, running)[0]
+    none = ~fast(running)[:, 0]
     return _Pools(
         crossing_s=moved_s,
         read_per_s=groups * most_read(prices, latest - moved_s),
-        running=np.where(none, 0.0, grid[0, best]),
-        generated_per_s=np.where(none, 0.0, groups * rates[rows, best]),
+        running=np.where(none, 0.0, running[:, 0]),
+        generated_per_s=np.where(none, 0.0, groups * rates[:, 0]),
         devices=replica_devices(found.plans),
     )
 
@@ -104,19 +102,19 @@ def _counts(
 ) -> tuple[int, int] | None:
     """Replicas of either: the fewest for a rate, else for the most requests on all devices; None if too many."""
     read, made = float(pools.read_per_s[reading]), float(pools.generated_per_s[generating])
-    size = int(pools.devices[reading])
+    size, room = int(pools.devices[reading]), (cluster.num_devices, cluster.domain_devices)
+    most_readers = int(most_replicas(pools.devices[reading], *room))
 
     def beside(readers: IntArray) -> IntArray:
-        left = cluster.num_devices - readers * size
-        return most_replicas(pools.devices[generating], left, cluster.domain_devices)
+        return most_beside(int(pools.devices[generating]), readers, size, *room)
 
     def enough(asked: float) -> tuple[int, int]:
         return int(np.ceil(asked / read - _ROUNDING)), int(np.ceil(asked / made - _ROUNDING))
 
     if rate is not None:
         counts = enough(rate)
-        return counts if counts[0] * size < cluster.num_devices and beside(np.asarray(counts[0])) >= counts[1] else None
-    readers = np.arange(1, cluster.num_devices // size + 1)
+        return counts if counts[0] <= most_readers and beside(np.asarray(counts[0])) >= counts[1] else None
+    readers = np.arange(1, most_readers + 1)
     most = float(np.minimum(readers * read, beside(readers) * made).max())
     return enough(most) if most else None
 

@@ -65,6 +65,31 @@ def most_replicas(devices: IntArray, num_devices: IntArray | int, domain_devices
     return np.asarray(np.where(devices <= domain_devices, inside, domains // np.maximum(devices // domain_devices, 1)))
 
 
+def most_beside(devices: int, others: IntArray, other_devices: int, num_devices: int, domain_devices: int) -> IntArray:
+    """(K,) replicas that there is room for beside others, which fill one scale-up domain after the other.
+
+    Args:
+        devices: Of one of them, as of ``most_replicas``.
+        others: (K,) at most as many as ``most_replicas`` says.
+        other_devices: Of one of the others.
+        num_devices: As of ``most_replicas``.
+        domain_devices: Likewise.
+    """
+    domains, rest = divmod(num_devices, domain_devices)
+    if other_devices > domain_devices:
+        left = num_devices - others * other_devices
+        return most_replicas(np.asarray(devices), left, domain_devices)
+    each = domain_devices // other_devices
+    full = np.minimum(others // each, domains)
+    more = others - full * each
+    inside = full < domains  # whether the last of the others are in a whole domain, or in the part of one
+    if devices > domain_devices:
+        return np.asarray(np.maximum(domains - full - (more > 0), 0) // (devices // domain_devices))
+    last = np.where(inside, domain_devices, rest) - more * other_devices
+    untouched = np.where(inside, (domains - full - 1) * (domain_devices // devices) + rest // devices, 0)
+    return np.asarray(full * (domain_devices % other_devices // devices) + last // devices + untouched)
+
+
 def fewest_devices(devices: int, replicas: int, cluster: ClusterSpec) -> int:
     """Devices of the smallest part of a cluster that has room for so many replicas of so many devices each.
 

@@ -70,7 +70,7 @@ def no_room(found: Layouts, asked: ServingResult, pins: Mapping[str, int]) -> Se
         f"for steps of {asked.engine.prefill_tokens:,} tokens, graphs and context, {cached} of keys and values)"
     )
     remedy = _first(_roomier(found, asked), pins) or _degrees(asked, pins)
-    remedy = remedy or _first(_lighter(asked), pins) or _devices(asked, pins)
+    remedy = remedy or ", or ".join(filter(None, [_first(_lighter(asked), pins), _devices(asked, pins)]))
     if not remedy:  # what is asked for does not hold there either, or nothing else is asked
         job = replace(asked.job, rate_per_s=None, concurrency=None, requests=None)
         job = replace(job, ttft_s=None, tpot_s=None, latency_s=None, percentile=None)

@@ -1,6 +1,6 @@
 """Layouts of a served model and steady states of deployments of them: what ``planner.serving_plans`` chooses from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,7 @@ from profiles.stacks import find_stack
 EIGHT_BITS = "fp8"  # of keys and values
 STACK = "megatron-core"  # engines bring their own kernels; of a stack only what these leave open is read
 _STEPS = 8  # numbers of requests at once per doubling
+_BETWEEN = 16  # of them looked at between one within bounds and one beyond
 _EVERY_REPLICA = 64  # counts of replicas looked at one by one; beyond, evenly spread over their logarithm
 _COLUMNS = (  # of ``Layouts``, one number each
     *("replicas", "places", "together", "room_bytes", "token_bytes", "cache_bytes", "longest_bytes"),
@@ -186,10 +187,7 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
         return Deployments(points=points, replicas=replicas, requests_per_s=answered, held=held)
 
     if job.rate_per_s is None:
-        wanted = _doubling(int(places.max())) if job.concurrency is None else [job.concurrency]
-        at_once = np.tile(np.asarray(wanted, dtype=np.float64), (len(found.plans), 1))
-        if job.concurrency is None:  # and as many as each layout has places for
-            at_once = np.concatenate([at_once, places], axis=1)
+        at_once = _numbers(found, job, places) if job.concurrency is None else np.full(places.shape, job.concurrency)
         points = at_concurrency(found.prices, np.minimum(at_once, places))
         return deployed(points, np.broadcast_to(most, at_once.shape), at_once <= places)
     rate, room = job.rate_per_s, found.places.astype(np.float64)
@@ -207,6 +205,45 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
         # Between the fewest that hold and those below them lies the answer; what is more is looked at as before.
         between = np.linspace(before + 1, fewest, _EVERY_REPLICA, axis=1).round().astype(np.int64)
         replicas = np.concatenate([between, np.where(replicas >= fewest[:, None], replicas, fewest[:, None])], axis=1)
+
+
+def _numbers(found: Layouts, job: ServingJob, places: FloatArray) -> FloatArray:
+    """(N, G) requests at once that a replica is asked about: some per doubling, all its places, the last in bounds.
+
+    Args:
+        found: The layouts.
+        job: Its bounds are read.
+        places: (N, 1) requests that a replica has room for.
+    """
+    doubling = np.asarray(_doubling(int(places.max())), dtype=np.float64)
+    numbers = np.concatenate([np.broadcast_to(doubling, (len(places), len(doubling))), places], axis=1)
+    if not job.bounds:
+        return numbers
+
+    def held(at_once: FloatArray) -> BoolArray:
+        points = at_concurrency(found.prices, np.minimum(at_once, places))
+        return (at_once <= places) & within_bounds(found, points, job)
+
+    return np.concatenate([numbers, last_held(numbers, held)[:, None]], axis=1)
+
+
+def last_held(numbers: FloatArray, held: Callable[[FloatArray], BoolArray]) -> FloatArray:
+    """(N,) largest whole number that holds, at least 1, of what holds up to some number and not beyond.
+
+    Args:
+        numbers: (N, G) whole numbers to begin with.
+        held: Whether each of (N, H) numbers holds.
+    """
+    low, high = np.zeros(len(numbers)), np.full(len(numbers), np.inf)
+    while True:
+        holds = held(numbers)
+        low = np.maximum(low, np.where(holds, numbers, 0.0).max(axis=1))
+        beyond = ~holds & (numbers > low[:, None])
+        high = np.minimum(high, np.where(beyond, numbers, np.inf).min(axis=1))
+        high = np.where(np.isfinite(high), high, low)
+        if (high - low <= 1).all():
+            return np.asarray(np.maximum(low, 1.0))
+        numbers = np.maximum(np.linspace(low, high, _BETWEEN, axis=1).round(), 1.0)
 
 
 def _runs(found: Layouts, requests: int, concurrency: int | None) -> Deployments:
@@ -229,7 +266,7 @@ def _runs(found: Layouts, requests: int, concurrency: int | None) -> Deployments
 
 def _doubling(most: int, *, every: int = 1) -> list[int]:
     """Whole numbers up to ``most``: each up to ``every``, then some per doubling, and the last."""
-    spread = np.geomspace(1, most, max(round(_STEPS * np.log2(max(most, 2))), 1) + 1)
+    spread = 2 ** (np.arange(_STEPS * np.log2(most) + 1) / _STEPS)
     found = {*range(1, min(every, most) + 1), *np.floor(spread * (1 + 1e-9)).astype(int).tolist(), most}
     return sorted(found)
 

@@ -11,6 +11,7 @@ from typing import Any
 from costmodels.calibration.fold_calibration import DRAWS, FEW_SHOT
 from costmodels.calibration.kernel_bars import bars
 from costmodels.calibration.kernel_models import BOUNDS, MOST_ROWS, MOST_ROWS_OF_A_FOLD, VERSIONS
+from costmodels.calibration.learned_splits import FEWEST_ROWS
 from costmodels.calibration.learned_spreads import FEW_FOLDS, FEWEST_OF_GROUP
 from profiles.learned import LearnedCard, packaged_learned
 from profiles.markdown import table_head, table_row
@@ -38,8 +39,9 @@ Each split is judged by a model fitted without it:
 * `source X`: all rows of a source whose devices other sources measured;
 * `device X`: all rows of a device; products are *related* where another device with its chip was timed in the same
   arithmetic, else *foreign*; the rest is *related* where who runs it was timed on the device's generation, *foreign*
-  where on others only, else *unmet*. *After {FEW_SHOT}*: the same with so many of its kernels, of all formats together
-  and chosen likewise, spent on calibration, the mean of {DRAWS} draws that begin with different kernels;
+  where on others only, else *unmet*; relatives of fewer than {FEWEST_ROWS} rows judge nothing. *After {FEW_SHOT}*: the
+  same with so many of its kernels, of all formats together and chosen likewise, spent on calibration, the mean of
+  {DRAWS} draws that begin with different kernels;
 * `own random`: our own timings of random shapes on an H100 and an H200 ([own-timings.md](own-timings.md)), by a fit
   that has seen our grid of shapes, which ends at a fifth of their largest work;
 * `own kept`: the third of them that no packaged model is fitted on, by the packaged model.

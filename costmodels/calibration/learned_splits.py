@@ -11,7 +11,8 @@ Splits, each with a model fitted without what it judges:
   that no packaged model is fitted on, by the packaged model;
 * ``device``: every row of one device, ``related`` when another device with its chip remains, else ``foreign``. Kernels
   that libraries tell apart are as their prices say: ``related`` where who runs them was timed on the generation,
-  ``unmet`` where nowhere. The same with a hundred of its kernels spent on calibration.
+  ``unmet`` where nowhere; relatives of fewer than fifty rows judge nothing. The same with a hundred of its kernels
+  spent on calibration.
 
 ``learned_spreads`` says where the interval comes from that judges a fold.
 """
@@ -135,25 +136,32 @@ def _by_situation(
     kept = np.isin(part.format, np.unique(known.format))
     part = part.take(kept)
     if rows.op_class in ADDITIVE:
-        situations = _situations(trained, part)
+        situations = _situations(trained, known, part)
     else:
         situations = np.where(related[judged][kept], "related", "foreign")
     share = dict(zip(part.format.tolist(), np.where(situations == "related", 1.0, 0.5).tolist(), strict=True))
     calibrated = few_shot_prices(trained, part, share) if few_shot else ()
-    for situation in np.unique(situations):
+    for situation in np.unique(situations[situations != ""]):
         mine = situations == situation
         fold = _judged(name, str(situation), known, part.take(mine), trained)
         yield replace(fold, few_shot=tuple(part_of(draw, mine) for draw in calibrated))
 
 
-def _situations(trained: Trained, part: TrainingRows) -> NDArray[np.str_]:
-    """(K,) what a price says of each row of one device, ``AdditiveModel``; a few rows of one kind join most others."""
+def _situations(trained: Trained, known: TrainingRows, part: TrainingRows) -> NDArray[np.str_]:
+    """(K,) what a price says of each row of one device, ``AdditiveModel``; a few rows of one kind join most others.
+
+    Empty where a relative was timed, but too little to say how prices of relatives err.
+    """
     spec = default_catalog().device(str(part.device[0]))
     _, steps = added_s(part.op_class, part.calls, spec, trained.reference[COEFFICIENTS])
     found = np.where(unmet(part.op_class, steps), "unmet", np.where(steps == 0, "related", "foreign"))
     names, counts = np.unique(found, return_counts=True)
     few = np.isin(found, names[counts < FEWEST_ROWS])
-    return np.where(few, names[counts.argmax()], found)
+    found = np.where(few, names[counts.argmax()], found)
+    architectures = np.array([default_catalog().device(name).architecture for name in known.device.tolist()])
+    if (architectures == spec.architecture).sum() < FEWEST_ROWS:
+        found = np.where(found == "related", "", found)
+    return found
 
 
 def own_folds(rows: TrainingRows, trained: Trained, most: int) -> Iterator[Fold]:

@@ -10,7 +10,7 @@ from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.attention import tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList
 from costmodels.lowering.elementwise import activation, beside_product, norm_and_residual
-from costmodels.lowering.formats import EIGHT_BIT_BYTES
+from costmodels.lowering.formats import EIGHT_BIT_BYTES, core_format
 from costmodels.lowering.parts import Part
 from costmodels.lowering.routing import masked_dispatch, permuted_dispatch, repeated_dispatch
 from costmodels.lowering.shapes import RankShape
@@ -38,7 +38,11 @@ def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:
 
 
 def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
-    """Calls of the mixture-of-experts block for every distinct rank shape, tokens evenly routed."""
+    """Calls of the mixture-of-experts block for every distinct rank shape, tokens evenly routed.
+
+    The router multiplies in 16 bits, or the job's 32: so Megatron-Core unless ``--moe-router-dtype`` says otherwise,
+    Transformers' mixtures but DeepSeek's, and engines, which leave the router out of narrower formats.
+    """
     calls = CallList(context, len(shape))
     moe = as_run(context.model, context.stack).moe
     if moe is None:
@@ -49,7 +53,7 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
     trained = not context.job.trains_adapters_only
     # Each token is routed once per tensor-parallel group, by the rank that owns it after splitting.
     own_tokens = shape.tokens / shape.tensor
-    calls.linear(own_tokens, hidden, moe.num_experts, trained=trained, gemm_format=router_format(context))
+    calls.linear(own_tokens, hidden, moe.num_experts, trained=trained, gemm_format=core_format(context))
     local_experts = moe.num_experts / shape.expert
     routed_rows = moe.experts_per_token * own_tokens * shape.expert_tensor
     dense_matrices(
@@ -84,12 +88,6 @@ def _tensor_traffic(calls: CallList, shape: RankShape, context: CostContext) -> 
     row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
     apart = context.stack.separate_products and context.model.gated_mlp
     tensor_block_traffic(calls, shape, row_bytes, products=2 if apart else 1)
-
-
-def router_format(context: CostContext) -> str:
-    """Routers run in 32 bits (Megatron-Core, DeepSeek-V3); devices reach them at tf32 or fp32 rates."""
-    peaks = context.cluster.device.peak_flops_per_s
-    return "tf32" if "tf32" in peaks else "fp32"
 
 
 def dense_matrices(

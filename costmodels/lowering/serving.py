@@ -22,7 +22,7 @@ from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import norm_and_residual
 from costmodels.lowering.formats import EIGHT_BIT_BYTES, core_format
 from costmodels.lowering.linear_attention import linear_step
-from costmodels.lowering.mlp import dense_matrices, router_format
+from costmodels.lowering.mlp import dense_matrices
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import FloatArray
 from profiles.model import ModelSpec
@@ -114,7 +114,7 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
         return calls
     norm_and_residual(calls, shape)
     element, hidden = min(context.job.numerics.storage_bytes, 4.0), model.hidden_size
-    calls.linear(shape.tokens, hidden, moe.num_experts, trained=False, gemm_format=router_format(context))
+    calls.linear(shape.tokens, hidden, moe.num_experts, trained=False, gemm_format=core_format(context))
     tokens = shape.tokens * shape.attention_groups
     local = np.maximum(moe.num_experts / shape.expert, 1.0)
     rows = np.maximum(tokens * moe.experts_per_token / shape.expert, 1.0)

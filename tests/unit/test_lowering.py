@@ -271,7 +271,7 @@ def test_formats(precision, linear, core):
     assert formats(attention, KernelOp.GEMM) == {linear}
     assert formats(attention, *ATTENTION) == {core}
     assert formats(experts, KernelOp.GROUPED_GEMM) == {linear}
-    assert formats(experts, KernelOp.GEMM) == {linear, "tf32"}  # the router multiplies in 32 bits
+    assert formats(experts, KernelOp.GEMM) == {linear, core}  # those of shared experts, and the router
     assert formats(head, KernelOp.GEMM) == {core}
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.request import resolve_cluster
-from planner.serving_layouts import fewest_devices, most_replicas
+from planner.serving_layouts import fewest_devices, most_beside, most_replicas
+from planner.serving_states import last_held
 from profiles.errors import SpecError
 from tests.unit.test_serving import best, more, served
 
@@ -51,15 +52,21 @@ def test_what_would_do_keeps_the_bounds_too(ttft_s: float) -> None:
 def test_what_does_not_fit_says_what_would() -> None:
     shortage = served("llama-3.1-405b").shortage
     assert shortage is not None
-    assert (shortage.reason, shortage.remedy) == ("does_not_fit", "weights fp8, an 8-bit checkpoint")
+    eight_bits = "weights fp8, an 8-bit checkpoint"
+    assert (shortage.reason, shortage.remedy) == ("does_not_fit", f"{eight_bits}, or 16 of these devices")
     assert served("llama-3.1-405b", weights="fp8").fits
+    assert served("llama-3.1-405b", "2x8xH100-SXM-80GB").fits
     older = served("llama-3.1-405b", "8xA100-SXM-80GB").shortage
     assert older is not None
-    assert older.remedy == "weights fp8, an 8-bit checkpoint"
+    assert older.remedy == f"{eight_bits}, or 16 of these devices"
     assert served("llama-3.1-405b", "8xA100-SXM-80GB", weights="fp8").fits
+    lone = served("llama-3.1-70b", "1xH100-SXM-80GB").shortage
+    assert lone is not None
+    assert lone.remedy == f"{eight_bits}, or 2 of these devices"
+    assert served("llama-3.1-70b", "2xH100-SXM-80GB").fits
     few = served("llama-3.1-70b", "2xRTX-4090").shortage
     assert few is not None
-    assert few.remedy == "weights int4, a 4-bit checkpoint (AWQ, GPTQ)"
+    assert few.remedy == "weights int4, a 4-bit checkpoint (AWQ, GPTQ), or 8 of these devices"
     assert served("llama-3.1-70b", "2xRTX-4090", weights="int4").fits
     alone = served("llama-3.1-70b", "1xRTX-4090").shortage
     assert alone is not None
@@ -132,9 +139,56 @@ def test_replicas_fill_the_smallest_part_that_holds_them(devices: int, replicas:
     assert most_replicas(np.asarray(devices), fewer, domain) < replicas
 
 
-def test_sizes_that_leave_gaps_have_no_pools_beside_each_other() -> None:
-    result = served("llama-3.1-8b", "7xH100-SXM-80GB", pins={"tp": 4}, disaggregated=True)
-    assert (result.fits, result.apart) == (True, ())
+@given(st.integers(1, 16), st.integers(1, 16), st.integers(0, 30), st.sampled_from([4, 8]), st.integers(1, 40))
+def test_what_has_room_beside_others_does(mine: int, theirs: int, others: int, domain: int, total: int) -> None:
+    mine, theirs = (size if size <= domain else size - size % domain for size in (mine, theirs))
+    others = min(others, int(most_replicas(np.asarray(theirs), total, domain)))
+    beside = int(most_beside(mine, np.asarray(others), theirs, total, domain))
+    free = [domain] * (total // domain) + [total % domain]
+    assert all(_placed(free, size, domain) for size in [theirs] * others + [mine] * beside)
+    assert not _placed(free, mine, domain)
+
+
+def _placed(free: list[int], size: int, domain: int) -> bool:
+    """Whether one more replica has room; it takes the first there is, or the last whole domains."""
+    whole = [place for place, left in enumerate(free) if left == domain]
+    if size > domain:
+        taken = whole[-(size // domain) :] if len(whole) >= size // domain else []
+    else:
+        taken = [place for place, left in enumerate(free) if left >= size][:1]
+    for place in taken:
+        free[place] -= min(size, domain)
+    return bool(taken)
+
+
+def test_pools_have_room_beside_each_other_on_any_number_of_devices() -> None:
+    asked: dict[str, Any] = {"prompt": 1024, "generate": 256, "ttft_s": 0.5, "tpot_s": 0.04, "disaggregated": True}
+    tokens = [served("llama-3.1-70b", f"{count}xH100-SXM-80GB", **asked).apart for count in range(4, 9)]
+    rates = [pairs[0].output_tokens_per_s for pairs in tokens]
+    assert rates == sorted(rates)
+    assert served("llama-3.1-8b", "7xH100-SXM-80GB", pins={"tp": 4}, disaggregated=True).apart == ()
+
+
+@pytest.mark.parametrize("bound", [{"tpot_s": 0.04}, {"ttft_s": 0.2}, {"latency_s": 7.0}])
+def test_the_best_within_bounds_is_the_last(bound: dict[str, float]) -> None:
+    """One more request at once in a replica is too slow."""
+    asked: dict[str, Any] = {
+        "gpus": "8xH100-SXM-80GB",
+        "prompt": 1024,
+        "generate": 256,
+        "pins": {"tp": 4, "pp": 1},
+        **bound,
+    }
+    plan = best("llama-3.1-70b", **asked)
+    count = round(plan.concurrency)
+    assert 1 < count < plan.most_requests
+    assert served("llama-3.1-70b", concurrency=count, **asked).fits
+    assert not served("llama-3.1-70b", concurrency=count + 1, **asked).fits
+
+
+def test_an_unbounded_answer_takes_all_places() -> None:
+    held = last_held(np.asarray([[1.0, 10.0, 100.0], [1.0, 10.0, 100.0]]), lambda numbers: numbers <= [[37.0], [0.5]])
+    assert held.tolist() == [37, 1]
 
 
 def test_fewer_at_once_keep_the_bounds() -> None:
