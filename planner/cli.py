@@ -3,7 +3,6 @@
 Exit codes: 0 answered, 1 a bug, 2 bad input, 3 answered that nothing fits.
 """
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from planner.cli_calibrate import calibrate
 from planner.cli_dataflow import dataflow
 from planner.cli_flow import check_no_workflow, plan_workflow, workflow
 from planner.cli_lists import add_lists
-from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, steady_streams
+from planner.cli_output import EXIT_NOTHING_FITS, emit, leave_stdout, progress, steady_streams
 from planner.cli_profiles import profiles
 from planner.cli_search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
 from planner.cli_serving import serving
@@ -65,8 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InfeasibleError as error:
         _fail(f"error: {error}", EXIT_NOTHING_FITS)
     except BrokenPipeError:
-        # The reader has gone, as in `planner models | head`; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_stdout()
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
@@ -243,6 +241,7 @@ def compare(
             "Of a single file, its first plans."
         ),
     ],
+    stack_fit: option.StackFit = None,
     json_: option.Json = False,
     output: option.Output = None,
     quiet: option.Quiet = False,
@@ -251,7 +250,7 @@ def compare(
     """Set plans of saved answers beside each other, and say what makes the difference."""
     from planner.cli_compare import show_compare
 
-    show_compare(answers, json_=json_, output=output, quiet=quiet)
+    show_compare(answers, stack_fit=stack_fit, json_=json_, output=output, quiet=quiet)
 
 
 add_lists(app)

@@ -8,11 +8,14 @@ from planner.cli_output import emit, progress
 from profiles.errors import SpecError
 
 
-def show_compare(answers: Sequence[str], *, json_: bool, output: str | None, quiet: bool) -> None:
+def show_compare(
+    answers: Sequence[str], *, stack_fit: str | None, json_: bool, output: str | None, quiet: bool
+) -> None:
     """Print the plans of the files, each perhaps with the rank of the plan that is meant.
 
     Args:
         answers: Paths of saved answers, as ``FILE`` or ``FILE#RANK``.
+        stack_fit: Path of the fit of one's own runs that answers among them rest on.
         json_: Print the document.
         output: File to write it to as well.
         quiet: No progress.
@@ -31,7 +34,7 @@ def show_compare(answers: Sequence[str], *, json_: bool, output: str | None, qui
     names = [path.stem if rank is None else f"{path.stem}#{rank}" for path, rank in named] if ranked else None
     with progress("pricing plans", quiet=quiet):
         try:
-            result = compare(*documents, ranks=ranks, names=names)
+            result = compare(*documents, ranks=ranks, names=names, stack_fit=stack_fit)
         except SpecError as error:
             field = error.field
             for place, answer in enumerate(answers):

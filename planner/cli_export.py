@@ -68,7 +68,7 @@ def show_export(
 @contextmanager
 def saved_options() -> Iterator[None]:
     """Errors about a saved answer name the options that give it."""
-    names = {"document": "--plan", "rank": "--rank"}
+    names = {"document": "--plan", "rank": "--rank", "stack_fit": "--stack-fit"}
     try:
         yield
     except SpecError as error:
@@ -87,14 +87,18 @@ def check_question(values: Mapping[str, Any], rank: int | None) -> None:
         raise SpecError("--gpus", "is required", "for example --gpus 8xA100; or --plan FILE, a saved answer")
 
 
-def check_saved(values: Mapping[str, Any]) -> None:
+def check_saved(values: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> None:
     """Refuse what says something about a question where a saved answer holds one.
+
+    Args:
+        values: The options of a question.
+        but: Those among them that it does not hold.
 
     Raises:
         SpecError: Naming the first such option.
     """
     for name in given(values, question):
-        if name not in _OUTPUT and values[name] not in ([], ""):
+        if name not in (*_OUTPUT, *but) and values[name] not in ([], ""):
             flag = "--" + name.rstrip("_").replace("_", "-")
             raise SpecError(flag, "has no effect on a saved answer", "leave it or --plan out")
 

@@ -75,17 +75,25 @@ def _writable(text: str) -> bool:
     return True
 
 
+def leave_stdout() -> None:
+    """What is still written to stdout goes nowhere: the interpreter would complain at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextlib.contextmanager
 def _writing() -> Iterator[None]:
     """What is written to stdout in this block.
 
+    A reader who has gone, as in `planner models | head`, changes nothing of what the command does or exits with.
+
     Raises:
-        SpecError: If it cannot be, as on a full disk; a reader who has gone is left to the caller.
+        SpecError: If it cannot be, as on a full disk.
     """
     try:
         yield
+        sys.stdout.flush()
     except BrokenPipeError:
-        raise
+        leave_stdout()
     except OSError as error:
         raise SpecError("stdout", f"cannot write the answer: {error.strerror}") from None
 

@@ -44,10 +44,10 @@ def show_replan(
             check_question(values, settings["rank"])
             result = replan(**inputs(), **chosen)
         else:
-            check_saved(values)
+            check_saved(values, but=("stack_fit",))
             rank = 1 if settings["rank"] is None else settings["rank"]
             with saved_options():
-                result = replan_saved(read_saved(settings["plan"]), rank=rank, **chosen)
+                result = replan_saved(read_saved(settings["plan"]), rank=rank, stack_fit=values["stack_fit"], **chosen)
     shown = (replan_document(result), lambda console: render_replan(result, console, quiet=values["quiet"]))
     emit(shown, json_=values["json_"], output=values["output"], markup=True)
     if not result.fits:

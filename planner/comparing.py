@@ -1,7 +1,7 @@
 """The public call ``compare``: plans of several answers beside each other, and what makes the difference.
 
 Plans of saved answers are priced again, so that all are told by one version of the prices; where a file says something
-else of a step's time, that is kept to be told.
+else of a step's time or its peak, that is kept to be told.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 from costmodels.plan import PlanBatch
 from planner.document_plan import plan_document, request_document
 from planner.estimates import plan_estimates
-from planner.exporters.saved import saved_plan, saved_ranks
+from planner.exporters.saved import is_fitted, saved_plan, saved_ranks, wrong_fit
 from planner.request import cost_context, on_used_part
 from planner.results import PlanEstimate, PlanResult, Request
 from profiles.errors import SpecError
@@ -32,12 +32,14 @@ class Compared:
         request: The question, with the devices that the plan uses.
         estimate: What it takes.
         saved_step_time_s: What the answer said that a step takes; None where it still does.
+        saved_peak_memory_bytes: The same of the fullest device.
     """
 
     name: str
     request: Request
     estimate: PlanEstimate
     saved_step_time_s: float | None = None
+    saved_peak_memory_bytes: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,10 @@ class CompareResult:
 
 
 def compare(
-    *answers: PlanResult | Mapping[str, Any], ranks: Sequence[int] | None = None, names: Sequence[str] | None = None
+    *answers: PlanResult | Mapping[str, Any],
+    ranks: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+    stack_fit: str | None = None,
 ) -> CompareResult:
     """Plans of several answers beside each other; of a single answer, its first few plans.
 
@@ -90,6 +95,7 @@ def compare(
         *answers: What ``planner.plan`` or ``planner.estimate`` returned, or their documents.
         ranks: Which plan of each, from 1; the first of each if None.
         names: What to call them; their places if None.
+        stack_fit: File of the fit of one's own runs that documents among them rest on.
 
     Raises:
         SpecError: If one is no such answer, has no such plan, or there is nothing to compare.
@@ -106,9 +112,11 @@ def compare(
     compared = []
     for place, (answer, rank, name) in enumerate(zip(given, chosen, called, strict=True)):
         try:
-            compared.append(_compared(answer, rank, name))
+            compared.append(_compared(answer, rank, name, stack_fit))
         except SpecError as error:
             raise error.at(f"answers[{place if len(answers) > 1 else 0}].{error.field}") from None
+    if stack_fit is not None and not any(isinstance(answer, Mapping) and is_fitted(answer) for answer in given):
+        raise wrong_fit(given=True)
     first, *others = compared
     return CompareResult(
         compared=tuple(compared),
@@ -161,18 +169,27 @@ def _names(names: Sequence[str] | None, count: int, places: Sequence[int]) -> li
     return [name if list(names).count(name) == 1 else f"{name} ({place})" for place, name in enumerate(names, 1)]
 
 
-def _compared(answer: PlanResult | Mapping[str, Any], rank: int, name: str) -> Compared:
+def _compared(answer: PlanResult | Mapping[str, Any], rank: int, name: str, stack_fit: str | None) -> Compared:
     if isinstance(answer, PlanResult):
         found = next((item for item in answer.plans if item.rank == rank), None)
         if found is None:
             raise SpecError("rank", f"there is no plan {str(rank)[:20]}", f"{len(answer.plans)} are ranked")
         return Compared(name=name, request=on_used_part(answer.request, found.num_devices), estimate=found)
-    saved = saved_plan(answer, rank)
+    saved = saved_plan(answer, rank, stack_fit=stack_fit if is_fitted(answer) else None)
     request, batch = saved.request, PlanBatch.from_plans([saved.plan])
     estimate = replace(plan_estimates(batch, cost_context(request), price=request.price)[0], rank=rank)
-    told = saved.step_time_s
-    differs = told is not None and abs(told / estimate.step_time_s - 1) > _SAME
-    return Compared(name=name, request=request, estimate=estimate, saved_step_time_s=told if differs else None)
+    return Compared(
+        name=name,
+        request=request,
+        estimate=estimate,
+        saved_step_time_s=_otherwise(saved.step_time_s, estimate.step_time_s),
+        saved_peak_memory_bytes=_otherwise(saved.peak_memory_bytes, estimate.peak_memory_bytes),
+    )
+
+
+def _otherwise(told: float | None, found: float) -> float | None:
+    """What a file tells of a figure, where it is something else than what is found."""
+    return None if told is None or abs(told / found - 1) <= _SAME else told
 
 
 def _question(request: Request) -> dict[str, Any]:

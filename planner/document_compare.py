@@ -30,6 +30,7 @@ def compare_document(result: CompareResult) -> dict[str, Any]:
             {
                 "name": item.name,
                 "saved_step_time_s": item.saved_step_time_s,
+                "saved_peak_memory_bytes": item.saved_peak_memory_bytes,
                 "request": request_document(item.request),
                 "estimate": estimate_document(item.estimate),
             }
@@ -60,6 +61,7 @@ def compare_schema() -> Shape:
     item = closed_object(
         name=TEXT,
         saved_step_time_s=or_null(AMOUNT),
+        saved_peak_memory_bytes=or_null(AMOUNT),
         request=request_shape(),
         estimate={"$ref": "#/$defs/estimate"},
     )

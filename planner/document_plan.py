@@ -67,6 +67,7 @@ def request_document(request: Request) -> dict[str, Any]:
         "job": job,
         "framework": request.stack.framework,
         "stack": request.stack.name,
+        "stack_fitted": request.stack_fitted,
         "objective": request.objective,
         "pins": dict(request.pins),
         "offload": request.offload,

@@ -211,3 +211,9 @@ def remedy_sentence(remedy: Remedy) -> str:
         devices = "1 device" if remedy.num_devices == 1 else f"{remedy.num_devices} devices"
         return f"{remedy.message}: fits, {peak}, {seconds(remedy.step_time_s)} per step on {devices}"
     return f"{remedy.message}: still does not fit, {peak}"
+
+
+def unused_row(file: str, line: int, reason: str) -> str:
+    """Why a row of a table is not used; reasons that are of one cell begin with its place."""
+    place = f"{file}:{line}:"
+    return f"not used: {place} {reason.removeprefix(place)}"

@@ -1,5 +1,6 @@
 """Plans beside each other as a table for a terminal."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,14 @@ _LABELLED = (
 _FOLLOWS = (  # from what else differs
     *("framework", "model.source", "model.published_parameters", "cluster.usable_memory_bytes"),
 )
-_TITLES = {"stack": "framework", "memory_reserve_bytes": "reserve", "price_per_device_hour_usd": "$ per GPU-hour"}
+_ALWAYS = ("cluster.fabric",)  # is no part of what a GPU comes in
+_FEW_FIELDS = 4  # of a model or a cluster, that are told beside its name, and with it
+_TITLES = {
+    "stack": "framework",
+    "stack_fitted": "fit of own runs",
+    "memory_reserve_bytes": "reserve",
+    "price_per_device_hour_usd": "$ per GPU-hour",
+}
 _SMALL = 0.005  # share of every step, or of every device, from which a part is told
 _MINOR = 0.1  # share of the largest change below which one is not worth a word
 _MOST_PARTS = 4
@@ -56,9 +64,16 @@ def render_compare(result: CompareResult, console: Console) -> None:
     for change in result.changes:
         console.print(_sentence(result.compared[0].name, change), highlight=False)
     for item in result.compared:
-        if item.saved_step_time_s is not None:
-            told = f"{item.name} was saved with {seconds(item.saved_step_time_s)} a step, by other prices than these"
-            console.print(told, style="dim", highlight=False)
+        if told := _saved(item):
+            why = "by other prices than these, or of another question than the file's"
+            console.print(f"{item.name} was saved with {told}: {why}", style="dim", highlight=False)
+
+
+def _saved(item: Compared) -> str:
+    """What a file says otherwise."""
+    step, peak = item.saved_step_time_s, item.saved_peak_memory_bytes
+    told = [] if step is None else [f"{seconds(step)} a step"]
+    return " and ".join([*told, *([] if peak is None else [f"a peak of {gib(peak)}"])])
 
 
 def _add_parts(
@@ -77,12 +92,15 @@ def _add_parts(
 
 
 def _question(result: CompareResult) -> Iterator[Row]:
-    """What differs of the questions: a model or a cluster by its name where that does."""
-    named = {field.partition(".")[0] for field in ("model.name", "cluster.name") if field in result.question}
-    for field, values in result.question.items():
+    """What differs of the questions; models and clusters that differ in much by their names."""
+    told = [field for field in result.question if field not in _FOLLOWS]
+    parts = Counter(field.partition(".")[0] for field in told)
+    named = {whole for whole in ("model", "cluster") if f"{whole}.name" in told and parts[whole] > _FEW_FIELDS}
+    for field in told:
         whole, _, part = field.partition(".")
-        if field in _FOLLOWS or (whole in named and part != "name"):
+        if whole in named and part != "name" and field not in _ALWAYS:
             continue
+        values = result.question[field]
         title = whole if part == "name" else _TITLES.get(field, (part or whole).replace("_", " "))
         yield title, map(gib if field.endswith("_bytes") else _word, values)
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from costmodels.uncertainty import NORMAL_90
 from planner.calibrate_runs import LEVEL, RunCalibration, StackCalibration
+from planner.phrases import unused_row
 from planner.schema_types import SCHEMA_VERSION
 from planner.validate.stack_fit import free_parameters
 
@@ -72,4 +73,4 @@ def _print(document: dict[str, Any], console: Console) -> None:
         names = " or ".join(f"--framework {item['stack']}" for item in document["stacks"])
         console.print(f"plans asked for with {names} rest on it")
     for row in document["unused_rows"]:
-        console.print(f"not used: {row['file']}:{row['line']}: {row['reason']}")
+        console.print(unused_row(row["file"], row["line"], row["reason"]))

@@ -161,7 +161,12 @@ def replan(
 
 
 def replan_saved(
-    document: Mapping[str, Any], onto: ClusterInput, *, rank: int = 1, batch_change: float = BATCH_CHANGE
+    document: Mapping[str, Any],
+    onto: ClusterInput,
+    *,
+    rank: int = 1,
+    batch_change: float = BATCH_CHANGE,
+    stack_fit: str | None = None,
 ) -> ReplanResult:
     """The same for a plan of an answer that was saved.
 
@@ -170,11 +175,12 @@ def replan_saved(
         onto: As for ``replan``.
         rank: Which plan of it, from 1.
         batch_change: As for ``replan``.
+        stack_fit: File of the fit of one's own runs that the answer rests on.
 
     Raises:
         SpecError: If the document is none, or as for ``replan``.
     """
-    saved = saved_plan(document, rank)
+    saved = saved_plan(document, rank, stack_fit=stack_fit)
     running = price_plan(replace(saved.request, pins=pins_of(saved.plan)), saved.plan)
     return _continued(running, onto, batch_change, None)
 

@@ -111,6 +111,7 @@ def resolve_request(
         cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
         job=training,
         stack=stack,
+        stack_fitted=options.stack_fit is not None,
         pins=fixed,
         objective=check_objective(options.objective),
         offload=options.offload,
@@ -308,10 +309,27 @@ def _stack(options: Options, job: TrainingJob, pins: Mapping[str, int]) -> tuple
             raise SpecError("stack_fit", "names a file, which is not read here")
         stacks = with_fit(Path(options.stack_fit), job.task)
     stack, notes = _stack_among(stacks, name, job, pins)
-    if options.stack_fit is not None and stack.name not in (fitted := fitted_in(Path(options.stack_fit))):
+    if options.stack_fit is not None:
+        _check_fitted(stack, options.stack_fit)
+    return stack, notes
+
+
+def _check_fitted(stack: StackSpec, path: str) -> None:
+    if stack.name not in (fitted := fitted_in(Path(path))):
         hint = f"give framework {' or '.join(fitted[:3])}" if fitted else "write it with planner calibrate --runs"
         raise SpecError("stack_fit", f"says nothing of {stack.name}, which is what is planned for", hint)
-    return stack, notes
+
+
+def with_stack_fit(request: Request, path: str) -> Request:
+    """The question of a saved answer, priced by the fit of one's own runs that it rests on.
+
+    Raises:
+        SpecError: If the file is no such fit, or says nothing of the framework.
+    """
+    check_options(Options(stack_fit=path))
+    stack = find_stack(request.stack.name, with_fit(Path(path), request.job.task))
+    _check_fitted(stack, path)
+    return replace(request, stack=stack, stack_fitted=True)
 
 
 def _stack_among(

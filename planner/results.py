@@ -41,6 +41,7 @@ class Request:
         cluster: The devices and links.
         job: What is trained.
         stack: The framework that runs it; ``stack.framework`` decides legality.
+        stack_fitted: Whether it is priced as a fit of the user's own runs says (``Options.stack_fit``).
         pins: Plan columns the user fixed, as ``PlanBatch`` codes.
         objective: What "best" means, see ``planner.ranking``.
         offload: Whether offloading to host memory is considered.
@@ -58,6 +59,7 @@ class Request:
     stack: StackSpec
     pins: Mapping[str, int]
     objective: str = "step_time"
+    stack_fitted: bool = False
     offload: bool = False
     named_modules: bool = False
     variants: bool = False

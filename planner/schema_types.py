@@ -188,6 +188,7 @@ def request_shape() -> Shape:
         job=FREE,
         framework={"enum": list(FRAMEWORKS)},
         stack=TEXT,
+        stack_fitted=FLAG,
         objective={"enum": list(OBJECTIVES)},
         pins=map_of(COUNT),
         offload=FLAG,

@@ -13,6 +13,7 @@ from profiles.model import MAX_SEQUENCE
 from profiles.scalars import plain, whole_number
 
 MOST_RATE_PER_S = 1e7
+_LEAST_PERCENT = 5  # below, what should be a share is no percentage either
 LEAST = 1e-9  # of rates and seconds: what is smaller means nothing
 MOST_REQUESTS = 1 << 24
 MOST_RUNNING = 1 << 20
@@ -228,7 +229,7 @@ def _amount(field: str, value: Any, most: float, *, least: float = LEAST) -> flo
         return None
     given = plain(value)
     if isinstance(given, bool) or not isinstance(given, int | float) or not least <= given <= most:
-        percent = isinstance(given, int | float) and most == 1 < given <= 100
+        percent = isinstance(given, int | float) and most == 1 and _LEAST_PERCENT <= given <= 100
         hint = f"{given / 100:g}" if percent else ""
         raise SpecError(field, f"must be a number from {least:g} to {most:g}; got {str(value)[:40]!r}", hint)
     return float(given)

@@ -14,7 +14,7 @@ from planner.decisions.results import (
     SensitivityResult,
     Trial,
 )
-from planner.phrases import dollars, percent, plan_label, seconds
+from planner.phrases import dollars, percent, plan_label, seconds, unused_row
 from planner.render import heading, render_infeasible, render_notes
 
 _MATERIAL = 0.001  # shares below this are not worth a line
@@ -191,7 +191,7 @@ def render_observed(result: ObserveResult, console: Console, *, quiet: bool = Fa
             _say(_OBSERVE_READING, console)
             _say(grounds_sentence(result.grounds), console)
     for row in result.unused:
-        _say(f"not used: {row.file}:{row.line}: {row.reason}", console)
+        _say(unused_row(row.file, row.line, row.reason), console)
     if not quiet:
         render_notes("Warnings", result.warnings, console)
         render_notes("Assumed", result.request.assumptions, console)

@@ -128,7 +128,7 @@ def export_saved(
         SpecError: If the document is none, or as for ``export``.
     """
     _check_format(format)
-    saved = saved_plan(document, rank)
+    saved = saved_plan(document, rank, priced=False)
     exported = _exported(saved.plan, saved.request, format=format, allow_partial=allow_partial)
     return ExportResult(format=format, request=saved.request, plan=saved.plan, exported=exported, fits=saved.fits)
 

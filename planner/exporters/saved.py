@@ -8,7 +8,7 @@ from typing import Any
 from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.constraints import check_plan
 from planner.pins import check_values, parse_pins
-from planner.request import Options, on_used_part, resolve_request, setting_of
+from planner.request import Options, on_used_part, resolve_request, setting_of, with_stack_fit
 from planner.results import Request
 from planner.schema_types import SCHEMA_VERSION
 from profiles.errors import SpecError
@@ -26,40 +26,51 @@ class SavedPlan:
         request: The question, with the devices that the plan uses.
         fits: Whether the answer says that it fits.
         step_time_s: What the answer says that a step takes; None where it says nothing.
+        peak_memory_bytes: The same of the fullest device.
     """
 
     plan: ExecutionPlan
     request: Request
     fits: bool
     step_time_s: float | None
+    peak_memory_bytes: float | None
 
 
-def saved_plan(document: Mapping[str, Any], rank: int) -> SavedPlan:
+def saved_plan(
+    document: Mapping[str, Any], rank: int, *, stack_fit: str | None = None, priced: bool = True
+) -> SavedPlan:
     """The plan of that rank.
 
     Args:
         document: What ``planner.to_document`` made of a ranking or an estimate.
         rank: Its place, from 1.
+        stack_fit: File of the fit of one's own runs that the answer rests on, which it does not hold.
+        priced: Whether it will be priced anew.
 
     Raises:
-        SpecError: If the document is something else, has no such plan, or a plan that its framework would refuse.
+        SpecError: If the document is something else, has no such plan, or a plan that its framework would refuse; if
+            it is to be priced, and rests on a fit that is not given.
     """
     entries = _entries(document)
     if rank not in entries:
         known = f"1 to {len(entries)}" if entries else "the answer has no plans"
         raise SpecError("rank", f"there is no plan {str(rank)[:20]}", known)
     request = _request(document.get("request"))
+    if stack_fit is not None:
+        request = with_stack_fit(request, stack_fit)
+    if is_fitted(document) != request.stack_fitted and priced:
+        raise wrong_fit(given=request.stack_fitted)
     plan = _plan(entries[rank].get("plan"))
     if plan.num_devices < request.cluster.num_devices:
         request = on_used_part(request, plan.num_devices)
     check_plan(plan, setting_of(request))
-    time = entries[rank].get("time")
-    told = time.get("step_time_s") if isinstance(time, Mapping) else None
-    if told is not None and (
-        isinstance(told, bool) or not isinstance(told, int | float) or not 0 < told <= float_info.max
-    ):
-        raise SpecError("document", f"says that a step takes {str(told)[:40]!r}", _WANTED)
-    return SavedPlan(plan=plan, request=request, fits=entries[rank].get("fits") is True, step_time_s=told)
+    return SavedPlan(
+        plan=plan,
+        request=request,
+        fits=entries[rank].get("fits") is True,
+        step_time_s=_figure(entries[rank], "time", "step_time_s"),
+        peak_memory_bytes=_figure(entries[rank], "memory", "peak_memory_bytes"),
+    )
 
 
 def saved_ranks(document: Mapping[str, Any]) -> list[int]:
@@ -73,12 +84,31 @@ def saved_ranks(document: Mapping[str, Any]) -> list[int]:
 
 def _entries(document: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     """Rank to plan and figures."""
-    if not isinstance(document, Mapping) or document.get("kind") not in ("plan", "estimate"):
+    kind = document.get("kind") if isinstance(document, Mapping) else None
+    if kind == "workflow":
+        raise SpecError(
+            "document", "is the plan of a workflow; those of single jobs are read", "plan one without a workflow"
+        )
+    if kind not in ("plan", "estimate"):
         raise SpecError("document", "is not an answer of planner plan or planner estimate", _WANTED)
     version = str(document.get("schema_version", ""))
     if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
         raise SpecError("document", f"has schema version {version[:20]!r}; {SCHEMA_VERSION} is read here", _WANTED)
     return {item["rank"]: item for item in _list(document.get("plans")) if isinstance(item.get("rank"), int)}
+
+
+def wrong_fit(*, given: bool) -> SpecError:
+    """A fit is given where none is needed, or needed where none is given."""
+    if given:
+        return SpecError("stack_fit", "has no effect: the answer rests on no fit of one's own runs", "leave it out")
+    problem = "is not given, and the answer rests on a fit of one's own runs"
+    return SpecError("stack_fit", problem, "give the file that planner calibrate --runs wrote")
+
+
+def is_fitted(document: Mapping[str, Any]) -> bool:
+    """Whether an answer says that it rests on a fit of one's own runs."""
+    asked = document.get("request") if isinstance(document, Mapping) else None
+    return isinstance(asked, Mapping) and asked.get("stack_fitted") is True
 
 
 def _request(asked: object) -> Request:
@@ -98,6 +128,17 @@ def _request(asked: object) -> Request:
         allow_files=False,
     )
     return resolve_request(parts["model"], parts["cluster"], parts["job"], None, options)
+
+
+def _figure(entry: Mapping[str, Any], part: str, name: str) -> float | None:
+    """A figure of a plan; None where it is not told."""
+    within = entry.get(part)
+    told = within.get(name) if isinstance(within, Mapping) else None
+    if told is None:
+        return None
+    if isinstance(told, bool) or not isinstance(told, int | float) or not 0 < told <= float_info.max:
+        raise SpecError("document", f"has a plan whose {part}.{name} is {str(told)[:40]!r}", _WANTED)
+    return float(told)
 
 
 def _plan(given: object) -> ExecutionPlan:

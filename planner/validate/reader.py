@@ -67,7 +67,8 @@ class Row:
         match = _NUMBER.fullmatch(text)
         value = float(match.group(1).replace(",", "")) if match else math.nan
         if not math.isfinite(value):
-            raise SpecError(self.where(column), f"not a number: {text[:40]!r}")
+            below = _NUMBER.fullmatch(text.removeprefix("-")) is not None
+            raise SpecError(self.where(column), f"{'below zero' if below else 'not a number'}: {text[:40]!r}")
         return value
 
     def positive(self, column: str) -> float | None:

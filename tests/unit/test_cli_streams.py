@@ -21,6 +21,12 @@ def test_a_reader_who_leaves_is_no_bug(command: str) -> None:
     assert (done.stdout.strip(), done.stderr) == ("0", "")
 
 
+@pytest.mark.parametrize("shown", ["", "--json"])
+def test_a_reader_who_leaves_changes_no_answer(shown: str) -> None:
+    done = shell(f"{PLANNER} estimate --model llama-3.1-405b --gpus 1xH100 {shown} | true; echo ${{PIPESTATUS[0]}}")
+    assert (done.stdout.strip(), done.stderr) == ("3", "")
+
+
 def test_a_closed_stdout_is_no_bug(tmp_path: Path) -> None:
     done = shell(f"{PLANNER} gpus H100 -o {tmp_path / 'gpu.json'} >&-")
     assert (done.returncode, done.stderr) == (0, "")

@@ -93,20 +93,77 @@ def test_a_single_ranking_shows_its_first_plans(ranked: PlanResult) -> None:
     assert chosen.compared[1].estimate == ranked.plans[6]
 
 
-def test_figures_of_other_prices_are_told(wide: PlanResult, ranked: PlanResult) -> None:
+@pytest.mark.parametrize(
+    ("part", "name", "told"),
+    [("time", "step_time_s", "saved_step_time_s"), ("memory", "peak_memory_bytes", "saved_peak_memory_bytes")],
+)
+def test_figures_of_other_prices_are_told(
+    wide: PlanResult, ranked: PlanResult, part: str, name: str, told: str
+) -> None:
     changed = document(wide)
-    changed["plans"][0]["time"]["step_time_s"] *= 1.5
-    result = planner.compare(changed, ranked)
-    assert result.compared[0].estimate == wide.best
-    assert result.compared[0].saved_step_time_s == changed["plans"][0]["time"]["step_time_s"]
+    changed["plans"][0][part][name] *= 1.5
+    first = planner.compare(changed, ranked).compared[0]
+    assert first.estimate == wide.best
+    assert getattr(first, told) == changed["plans"][0][part][name]
+    assert [first.saved_step_time_s, first.saved_peak_memory_bytes].count(None) == 1
 
 
+@pytest.mark.parametrize("name", ["time.step_time_s", "memory.peak_memory_bytes"])
 @pytest.mark.parametrize("told", [True, -3.0, "fast", float("inf"), pytest.param(10**400, id="huge")])
-def test_a_saved_time_that_is_none_is_refused(wide: PlanResult, told: object) -> None:
+def test_a_saved_figure_that_is_none_is_refused(wide: PlanResult, name: str, told: object) -> None:
     changed = document(wide)
-    changed["plans"][0]["time"]["step_time_s"] = told
-    with pytest.raises(SpecError, match="says that a step takes"):
+    part, figure = name.split(".")
+    changed["plans"][0][part][figure] = told
+    with pytest.raises(SpecError, match=f"a plan whose {name} is"):
         planner.compare(changed, wide)
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> str:
+    """Steps that take a fifth longer than the package's."""
+    path = tmp_path / "fit.json"
+    cards = {"megatron-core": {"values": {"step_time_scale": 1.2}, "rows": 4, "sources": ["runs.csv"]}}
+    path.write_text(json.dumps({"stacks": cards}))
+    return str(path)
+
+
+def test_answers_of_a_fit_of_ones_own_runs_are_priced_by_it(fit: str, wide: PlanResult) -> None:
+    model, cluster, job = QUESTION
+    own = planner.estimate(model, cluster, job, plan={"tp": 8, "micro_batch_size": 8}, stack_fit=fit)
+    live = planner.compare(wide, own)
+    assert live.changes[0].tokens_per_s_ratio == pytest.approx(1 / 1.2)
+    assert live.question == {"stack_fitted": (False, True)}
+    saved = planner.compare(document(wide), document(own), stack_fit=fit)
+    assert saved.changes == live.changes
+    assert [item.saved_step_time_s for item in saved.compared] == [None, None]
+    with pytest.raises(SpecError, match="rests on a fit") as caught:
+        planner.compare(wide, document(own))
+    assert caught.value.field == "answers[1].stack_fit"
+    with pytest.raises(SpecError, match="rests on no fit"):
+        planner.compare(document(wide), wide, stack_fit=fit)
+    assert planner.replan_saved(document(own), "4xA100-80GB", stack_fit=fit).running == own.best
+    for answer, given in ((own, None), (wide, fit)):
+        with pytest.raises(SpecError) as caught:
+            planner.replan_saved(document(answer), "4xA100-80GB", stack_fit=given)
+        assert caught.value.field == "stack_fit"
+    assert planner.export_saved(document(own), format="megatron-lm").exported
+
+
+def test_what_differs_of_one_machine_by_two_names_is_told(
+    wide: PlanResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, _, job = QUESTION
+    asked = {"2x8xA100-80GB": "ib-hdr-200", "2x8xA100-SXM-80GB": "ib-hdr-100", "2x8xH100-SXM-80GB": "ib-ndr-400"}
+    paths = [tmp_path / f"{name}.json" for name in asked]
+    for path, (cluster, fabric) in zip(paths, asked.items(), strict=True):
+        path.write_text(json.dumps(planner.to_document(planner.estimate(model, cluster, job, fabric=fabric))))
+    run = command_line(capsys, monkeypatch, columns=200)
+    _, same, _ = run("compare", *map(str, paths[:2]))
+    assert {line.split()[0] for line in same.splitlines()[:4] if line.strip()} >= {"cluster", "fabric"}
+    _, others, _ = run("compare", *map(str, paths))
+    named = {line.split()[0] for line in others.splitlines() if line.strip()}
+    assert {"cluster", "fabric"} <= named
+    assert "node" not in named
 
 
 def test_reserves_are_told_in_gib(
@@ -144,12 +201,13 @@ def test_the_document_holds_what_its_schema_says(wide: PlanResult, ranked: PlanR
         ("ee", {"names": ["one"]}, "names"),
         ("ex", {}, "answers[1].document"),
         ("x", {}, "answers[0].document"),
+        ("w", {}, "answers[0].document"),
     ],
 )
 def test_what_is_wrong_is_named(
     wide: PlanResult, ranked: PlanResult, places: str, settings: dict[str, Any], field: str
 ) -> None:
-    answers: dict[str, Any] = {"e": wide, "p": ranked, "x": {"kind": "serving"}}
+    answers: dict[str, Any] = {"e": wide, "p": ranked, "x": {"kind": "serving"}, "w": {"kind": "workflow"}}
     with pytest.raises(SpecError) as caught:
         planner.compare(*(answers[place] for place in places), **settings)
     assert caught.value.field == field

@@ -150,12 +150,14 @@ def test_columns_say_what_adapters_there_are() -> None:
     [
         ({"lora_rank": "0"}, "one.csv:2:lora_rank: must be a whole number from 1 to 16384; got 0"),
         ({"lora_rank": "many"}, "one.csv:2:lora_rank: not a number: 'many'"),
+        ({"measured_step_time_s": "-3"}, "one.csv:2:measured_step_time_s: below zero: '-3'"),
+        ({"measured_step_time_s": "nan"}, "one.csv:2:measured_step_time_s: not a number: 'nan'"),
         ({"lora_targets": "q,x"}, "one.csv:2:lora_targets: unknown value 'x'"),
         ({"lora_targets": "q", "task": "full"}, "one.csv:2:lora_targets: is given, but the task is full"),
         ({"lora_rank": "8", "task": "pretrain"}, "one.csv:2:lora_rank: is given, but the task is pretrain"),
     ],
 )
-def test_adapters_that_cannot_be_are_refused(cells: dict[str, str], text: str) -> None:
+def test_cells_that_cannot_be_are_refused(cells: dict[str, str], text: str) -> None:
     with pytest.raises(SpecError) as caught:
         users(**cells)
     assert str(caught.value).startswith(text)
