@@ -298,4 +298,5 @@ def _remedy(remedy: Remedy) -> dict[str, Any]:
         "device": remedy.device,
         "step_time_s": remedy.step_time_s,
         "peak_memory_bytes": remedy.peak_memory_bytes,
+        "oom_probability": remedy.oom_probability,
     }

@@ -109,6 +109,25 @@ def with_attention(
     return replace(job, attention=attention), notes
 
 
+def with_loss(
+    job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, stack: StackSpec
+) -> tuple[TrainingJob, tuple[Note, ...]]:
+    """The job with the loss that its stack has, unless it was said, and what was assumed.
+
+    Args:
+        job: The job in full.
+        given: What was said of it.
+        stack: Who runs it.
+    """
+    most = stack.linear_loss_tokens
+    unsaid = not (_said("linear_cross_entropy", given) or _said("fused_cross_entropy", given))
+    if not most or job.sequence_length <= most or not unsaid:
+        return job, ()
+    message = f"output layer and loss are one, as in {stack.name} beyond {most:,} tokens (not given)"
+    note = Note(code="assumed_default", field="job.linear_cross_entropy", message=message)
+    return replace(job, linear_cross_entropy=True), (note,)
+
+
 def state_notes(job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None) -> tuple[Note, ...]:
     """What is assumed of the copies in which weights that are fine-tuned are updated: most of what they take."""
     if job.task != "full" or _said("master_dtype", given) or _said("state_dtype", given):

@@ -1,7 +1,7 @@
 """Numbers and plans in words: the only place that formats quantities for people."""
 
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule, Schedule
-from planner.results import Explanation, PlanEstimate, Remedy, Rival
+from planner.results import RISKY, Explanation, PlanEstimate, Remedy, Rival
 from planner.rules.modules import module_names
 from planner.rules.pipeline import NAME_OF_SCHEDULE
 from profiles.units import GIB, SECONDS_PER_DAY, SECONDS_PER_HOUR
@@ -204,11 +204,26 @@ def _shown(name: str, value: int, rival: Rival, side: int) -> str:
     return {"zero_shard_degree": "all", **_EVEN}.get(name, "0") if value == 0 else str(value)
 
 
+RISK_MEANS = f"GiB? runs out of memory in {percent(RISKY)} of runs or more"
+
+
+def is_risky(item: PlanEstimate) -> bool:
+    """Whether a plan that fits is likely to run out of memory all the same, as ``RISK_MEANS`` says."""
+    return item.fits and item.oom_probability >= RISKY
+
+
+def peak_cell(item: PlanEstimate, *, marked: bool) -> str:
+    """The peak in GiB, with a question mark where it is at risk; ``marked`` leaves room for those of other rows."""
+    return f"{item.peak_memory_bytes / GIB:.1f}" + ("?" if is_risky(item) else " " * marked)
+
+
 def remedy_sentence(remedy: Remedy) -> str:
     """What one remedy leads to."""
     peak = f"peak {gib(remedy.peak_memory_bytes)}"
     if remedy.fits:
         devices = "1 device" if remedy.num_devices == 1 else f"{remedy.num_devices} devices"
+        if remedy.oom_probability >= RISKY:
+            peak += f" (runs out of memory in {percent(remedy.oom_probability)} of runs)"
         return f"{remedy.message}: fits, {peak}, {seconds(remedy.step_time_s)} per step on {devices}"
     return f"{remedy.message}: still does not fit, {peak}"
 

@@ -11,22 +11,26 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from math import inf
 
+import numpy as np
+
 from costmodels.evaluate import peaks
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec
 from planner.jobs import on_other_devices, rounded_batch
+from planner.memory_law import MemoryLaw, needed_log
 from planner.pricing import nearest_to_fit, price_all, price_contenders
 from planner.ranking import Priced, best_rows
 from planner.request import cost_context, full_node, part_of, space_of
-from planner.results import Remedy, Request
+from planner.results import RISKY, Remedy, Request
 from planner.rules.base import MEGATRON, divisors
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
-from profiles.hardware import MAX_DEVICES, ClusterSpec
+from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
 
 MAX_GROWTH = 2048  # largest multiple of the given devices tried: from one to where a trillion parameters fit
 _SHORTEST = 512  # tokens; shorter sequences are no remedy
 _BATCHES_TRIED = 24
+_SAFE = 64  # of the fastest plans, among which one is looked for that is likely to live
 _MEMORIES_TRIED = 3  # kinds of devices: the smallest that hold the peak should do, but for what grows with memory
 
 # Which pins a remedy lifts, smallest change first.
@@ -120,10 +124,18 @@ def _try(trial: _Trial, searcher: Searcher) -> Remedy | None:
         return None
     if not len(priced):
         return None
-    rows = best_rows(priced, objective="step_time", count=1)
     node = trial.cluster.node
-    row = int(rows[0]) if len(rows) else nearest_to_fit(priced, node)
-    plan = priced.plans.plan(row)
+    fitting = np.concatenate(
+        [
+            best_rows(priced, objective=name, count=count)
+            for name, count in (("step_time", _SAFE), ("memory_headroom", 1))
+        ]
+    )
+    rows = fitting if len(fitting) else np.asarray([nearest_to_fit(priced, node)])
+    context = cost_context(trial.request, trial.cluster)
+    risks = MemoryLaw.of(trial.request.stack).risk(needed_log(priced.plans.take(rows), context))
+    chosen = int((risks < RISKY).argmax())  # the fastest that is likely to live; the fastest where none is
+    row, plan = int(rows[chosen]), priced.plans.plan(int(rows[chosen]))
     return Remedy(
         code=trial.code,
         message=trial.message,
@@ -133,6 +145,7 @@ def _try(trial: _Trial, searcher: Searcher) -> Remedy | None:
         device=node.device.name,
         step_time_s=float(priced.step_time_s[row]),
         peak_memory_bytes=float(priced.peak_memory_bytes[row]),
+        oom_probability=float(risks[chosen]),
     )
 
 
@@ -169,7 +182,7 @@ def _fine_tuning(request: Request) -> Iterator[Iterator[_Trial]]:
         job = replace(request.job, master_dtype="none", state_dtype="bf16", gradient_dtype="bf16")
         message = "train in 16 bits throughout (--master-dtype none --state-dtype bf16 --gradient-dtype bf16)"
         yield iter([_trial(request, "sixteen_bits", message, job=job)])
-    job = replace(request.job, task="lora", lora=LoraSpec())
+    job = replace(request.job, task="lora", lora=LoraSpec(), optimizer_in_backward=False)
     yield iter([_trial(request, "adapters", "train adapters instead (--task lora)", job=job)])
 
 
@@ -253,9 +266,7 @@ def _larger_memories(request: Request, needed_bytes: float) -> Iterator[_Trial]:
         and device.default_node
         and device.usable_memory_bytes > given.usable_memory_bytes
     ]
-    larger.sort(
-        key=lambda d: (d.usable_memory_bytes, d.architecture != given.architecture, -d.memory_bandwidth_bytes_per_s)
-    )
+    larger.sort(key=lambda d: (d.usable_memory_bytes, d.architecture != given.architecture, -_arithmetic(d, request)))
     needed, tried = {request.job: needed_bytes}, 0
     for _, alike in groupby(larger, key=lambda device: device.usable_memory_bytes):
         device = next(alike)
@@ -268,6 +279,12 @@ def _larger_memories(request: Request, needed_bytes: float) -> Iterator[_Trial]:
                 tried += 1
                 message = f"use {device.name} instead of {given.name}"
                 yield _trial(request, "more_memory", message, cluster=cluster, job=job)
+
+
+def _arithmetic(device: DeviceSpec, request: Request) -> float:
+    """FLOP/s of a device in the format of the job, or in 16 bits."""
+    formats = (request.job.numerics.gemm_format, "bf16", "fp16")
+    return next((device.peak_flops_per_s[name] for name in formats if name in device.peak_flops_per_s), 0.0)
 
 
 def _least_peak_bytes(request: Request, cluster: ClusterSpec) -> float:

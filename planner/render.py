@@ -8,10 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.phrases import (
+    RISK_MEANS,
     TIME_NAMES,
     count,
     dollars,
     gib,
+    is_risky,
+    peak_cell,
     percent,
     plan_label,
     recompute_label,
@@ -25,12 +28,11 @@ from planner.phrases import (
 from planner.render_stages import memory_table
 from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request
 from profiles.parameters import active_parameters, total_parameters
-from profiles.units import GIB, SECONDS_PER_HOUR, TERA
+from profiles.units import SECONDS_PER_HOUR, TERA
 
 _BAR_WIDTH = 28
 _MOST_RIVALS = 8
 _MOST_REASONS = 3
-_RISK, _RISKY = 0.2, "?"  # probability of running out of memory from which it is marked
 NARROW = 96  # columns below which tables are set tighter
 _MOST_FRONT = 12
 # Columns of the ranking shown only when some plan uses them.
@@ -119,7 +121,7 @@ def _ranking_table(plans: Sequence[PlanEstimate], devices: int, *, narrow: bool)
     table.add_column("recompute")  # which gives way where a line is short
     for title in ("step", "tok/s/gpu", "MFU %", "GiB"):
         table.add_column(title, justify="right", no_wrap=True)
-    any_risky = any(map(_is_risky, plans))
+    marked = any(map(is_risky, plans))
     for item in plans:
         plan = item.plan
         cells = [item.rank, *([item.num_devices] if sized else [])]
@@ -133,15 +135,10 @@ def _ranking_table(plans: Sequence[PlanEstimate], devices: int, *, narrow: bool)
             seconds(item.step_time_s),
             f"{item.tokens_per_s_per_device:,.0f}",
             f"{item.mfu * 100:.1f}",
-            f"{item.peak_memory_bytes / GIB:.1f}" + (_RISKY if any_risky and _is_risky(item) else " " * any_risky),
+            peak_cell(item, marked=marked),
             style="bold" if item.rank == 1 else "",
         )
     return table
-
-
-def _is_risky(item: PlanEstimate) -> bool:
-    """Whether a plan that fits is as likely as this to run out of memory."""
-    return item.fits and item.oom_probability >= _RISK
 
 
 def _zero_label(item: PlanEstimate) -> str:
@@ -160,8 +157,8 @@ def _legend(plans: Sequence[PlanEstimate]) -> str:
     words = "mbs micro-batch size, m micro-batches per step"
     if any(item.plan.zero_shard_degree for item in plans):
         words += ", zero s/n stage s sharded over n ranks"
-    if any(map(_is_risky, plans)):
-        words += f", GiB{_RISKY} runs out of memory in {percent(_RISK)} of runs or more"
+    if any(map(is_risky, plans)):
+        words += f", {RISK_MEANS}"
     return (
         f"{words}; {gib(best.usable_memory_bytes)} usable; "
         f"90 % interval of the best: {seconds(best.step_time_low_s)} to {seconds(best.step_time_high_s)}"

@@ -3,11 +3,10 @@
 from rich.console import Console
 from rich.table import Table
 
-from planner.phrases import plan_label, seconds, signed_percent
+from planner.phrases import RISK_MEANS, is_risky, peak_cell, plan_label, seconds, signed_percent
 from planner.render import heading, render_infeasible, render_notes
 from planner.replanning import Continuation, ReplanResult
 from planner.results import PlanEstimate
-from profiles.units import GIB
 
 
 def render_replan(result: ReplanResult, console: Console, *, quiet: bool = False) -> None:
@@ -27,6 +26,8 @@ def render_replan(result: ReplanResult, console: Console, *, quiet: bool = False
         shown = option.request.job.global_batch_size if changes else None
         table.add_row(_words(option, batch), *_figures(option.estimate, shown, result.running))
     console.print(table)
+    if any(is_risky(item) for item in (result.running, *(option.estimate for option in result.options))):
+        console.print(RISK_MEANS, style="dim", highlight=False)
     if any(not option.keeps_layout for option in result.options) and result.loads:
         console.print(f"another layout: {result.loads}", style="dim", highlight=False)
     if result.options and not any(option.keeps_layout for option in result.options):
@@ -51,6 +52,6 @@ def _figures(estimate: PlanEstimate, batch: int | None, running: PlanEstimate | 
         *([] if batch is None else [f"{batch:,}"]),
         seconds(estimate.step_time_s),
         f"{estimate.tokens_per_s:,.0f}{change}",
-        f"{estimate.peak_memory_bytes / GIB:.1f}",
+        peak_cell(estimate, marked=False),
         plan_label(estimate.plan),
     ]

@@ -7,12 +7,12 @@ from itertools import compress
 from rich.console import Console
 from rich.table import Table
 
-from planner.phrases import count, dollars, gib, plan_label, seconds
+from planner.phrases import RISK_MEANS, count, dollars, gib, is_risky, peak_cell, plan_label, seconds
 from planner.render import NARROW, render_infeasible, render_notes
 from planner.results import Note, PlanEstimate
 from planner.sizes import KindSizes, Size, SizingResult
 from profiles.parameters import total_parameters
-from profiles.units import GIB, SECONDS_PER_DAY, SECONDS_PER_HOUR
+from profiles.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
 
 _PADDING = (0, 1)
 _LEFT_OUT = ("MFU %", "(90 %)")  # of a narrow table
@@ -30,6 +30,8 @@ def render_sizing(result: SizingResult, console: Console, *, quiet: bool = False
     for kind in result.kinds:
         console.print()
         _render_kind(kind, console)
+    if any(size.best is not None and is_risky(size.best) for kind in result.kinds for size in kind.sizes):
+        console.print(RISK_MEANS, style="dim", highlight=False)
     _cheapest(result, console)
     if result.infeasible is not None:
         render_infeasible(result.infeasible, console)
@@ -108,7 +110,7 @@ def _figures(kind: KindSizes, best: PlanEstimate) -> list[str]:
         seconds(best.step_time_s),
         f"{best.tokens_per_s_per_device:,.0f}",
         f"{best.mfu * 100:.1f}",
-        f"{best.peak_memory_bytes / GIB:.1f}",
+        peak_cell(best, marked=False),
     ]
     price = kind.request.price
     if best.run is None:

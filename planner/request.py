@@ -12,7 +12,7 @@ from costmodels.energy_cost import Price
 from costmodels.layer_costs import joined_devices
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
-from planner.jobs import gradient_notes, resolve_job, state_notes, with_attention
+from planner.jobs import gradient_notes, resolve_job, state_notes, with_attention, with_loss
 from planner.option_kinds import check_kinds
 from planner.pins import check_values, parse_pins
 from planner.price_lists import default_collective_model, kernel_model_of
@@ -106,6 +106,7 @@ def resolve_request(
     training, job_notes = resolve_job(job, resolved.spec, machines, fixed)
     stack, stack_notes = _stack(options, training, fixed)
     training, attention_notes = with_attention(training, job, stack, machines)
+    training, loss_notes = with_loss(training, job, stack)
     return Request(
         model=resolved.spec,
         cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
@@ -123,6 +124,7 @@ def resolve_request(
             *notes,
             *job_notes,
             *attention_notes,
+            *loss_notes,
             *state_notes(training, job),
             *gradient_notes(training, job, stack),
             *stack_notes,
@@ -179,6 +181,7 @@ def setting_of(request: Request, cluster: ClusterSpec | None = None) -> Setting:
         overlaps_experts=request.stack.expert_parallel_overlap > 0,
         transformers_models=request.stack.transformers_models,
         own_optimizer=request.stack.own_optimizer,
+        shards_weights=request.stack.shards_weights,
     )
 
 

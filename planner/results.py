@@ -32,6 +32,9 @@ def assumed_notes(field: str, messages: Iterable[str]) -> tuple[Note, ...]:
     return tuple(Note(code="assumed_default", field=field, message=message) for message in messages)
 
 
+RISKY = 0.2  # probability of running out of memory from which a plan that fits is told to be at risk
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A question, with everything the user left open filled in.
@@ -290,6 +293,7 @@ class Remedy:
         device: Their kind.
         step_time_s: Its step time.
         peak_memory_bytes: Its peak.
+        oom_probability: Probability that it runs out of memory all the same.
     """
 
     code: str
@@ -300,6 +304,7 @@ class Remedy:
     device: str
     step_time_s: float
     peak_memory_bytes: float
+    oom_probability: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

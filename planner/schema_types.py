@@ -223,7 +223,10 @@ def _explanation() -> Shape:
 def infeasible_shape() -> Shape:
     """Why nothing fits, and what would."""
     remedy = _priced_plan()
-    remedy = closed_object(code=TEXT, sentence=TEXT, fits=FLAG, device=TEXT, **remedy["properties"])
+    probability = {"type": "number", "minimum": 0, "maximum": 1}
+    remedy = closed_object(
+        code=TEXT, sentence=TEXT, fits=FLAG, device=TEXT, **remedy["properties"], oom_probability=probability
+    )
     return closed_object(reasons=map_of(COUNT), nearest=or_null({"$ref": "#/$defs/estimate"}), remedies=list_of(remedy))
 
 

@@ -22,7 +22,18 @@ from costmodels.plan import AxisOrder, BoolArray, ContextKind, IntArray, PlanBat
 from planner.candidates import Candidates, Columns
 from planner.constraints import rules_for
 from planner.context_degrees import most_context
-from planner.rules.base import DEEPSPEED, FSDP, MEGATRON, NANOTRON, Setting, divisors, mask, one_of, overlaps_tensor
+from planner.rules.base import (
+    DEEPSPEED,
+    FSDP,
+    HUGGINGFACE,
+    MEGATRON,
+    NANOTRON,
+    Setting,
+    divisors,
+    mask,
+    one_of,
+    overlaps_tensor,
+)
 from planner.rules.formats import least_zero
 from planner.rules.modules import CORE, module_sets
 from profiles.errors import SpecError
@@ -147,10 +158,12 @@ def context_kinds(framework: str) -> tuple[ContextKind, ...]:
 def lone_zero(setting: Setting, *, offload: bool) -> int:
     """ZeRO stage of plans that have nothing to shard over: 0, or what their framework does under the name of another.
 
-    Megatron-LM's distributed optimizer is what offloads; for formats see ``planner.rules.formats.least_zero``.
+    Megatron-LM's distributed optimizer is what offloads, and on a single device DeepSpeed's ZeRO (arXiv:2101.06840),
+    under the Trainer too; for formats see ``planner.rules.formats.least_zero``.
     """
     distributed = setting.framework == MEGATRON and not setting.own_optimizer
-    return max(least_zero(setting), int(offload and distributed))
+    single = setting.framework in (DEEPSPEED, HUGGINGFACE) and setting.num_devices == 1
+    return max(least_zero(setting), (3 if single else int(distributed)) if offload else 0)
 
 
 def _sharding(candidates: Candidates, domain_devices: int, *, lone: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SIXTEEN = "bf16"
+IN_QLORA = "is priced by task qlora alone, in 4 bits"  # of bitsandbytes' formats
 # Endings of names, the first that fits, and the format; "" for one that has no price.
 _ENDINGS = tuple(
     (re.compile(rf"[-_.]({words})(-v\d)?$", re.I), name)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from profiles.checkpoint_names import configured_format
+from profiles.checkpoint_names import IN_QLORA, configured_format
 from profiles.errors import SpecError
 from profiles.hf_families import ENCODERS, FAMILIES, LLAMA, STATE_SPACE, SYNONYMS, VISION, Family, Rule
 from profiles.hf_layers import FIELD, at_least, layer_mask_of_experts, windowed_layers
@@ -133,7 +133,8 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
         raise error.at(where if where == error.field else f"{FIELD}: {where}") from None
     form, called = configured_format({**text, **config})
     if called and not form:
-        notes.append(f"{FIELD}.quantization_config ({called}) has no price: weights taken in 16 bits")
+        why = IN_QLORA if called == "bitsandbytes" else "has no price"
+        notes.append(f"{FIELD}.quantization_config ({called}) {why}: weights taken in 16 bits")
     return replace(spec, checkpoint_weights=form), tuple(notes)
 
 

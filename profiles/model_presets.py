@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from profiles import strict_json
-from profiles.checkpoint_names import PADDED_WIDTHS, SIXTEEN, without_format
+from profiles.checkpoint_names import IN_QLORA, PADDED_WIDTHS, SIXTEEN, without_format
 from profiles.errors import SpecError, did_you_mean
 from profiles.hf_config import read_hf_config
 from profiles.model import ModelSpec
@@ -156,7 +156,8 @@ def _quantised(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
     if form in ("int4", "int8") and name.lower().startswith("qwen/"):
         spec = replace(spec, ffn_hidden_size=PADDED_WIDTHS.get(spec.ffn_hidden_size, spec.ffn_hidden_size))
     taken = f"model {shown(text)} taken as {spec.name}"
-    taken += f", its weights in {form} where engines serve it" if form else ": its own format has no price"
+    why = IN_QLORA if "bnb" in text.lower() else "has no price"
+    taken += f", its weights in {form} where engines serve it" if form else f" in 16 bits: its own format {why}"
     return ResolvedModel(spec=spec, assumptions=(taken,))
 
 

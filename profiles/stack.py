@@ -57,9 +57,13 @@ class StackSpec:
         sorts_arrivals: Tokens are sent in the order of ranks and, on a rank with several experts, copied once more into
             the order of these, and back.
         expert_streams: Streams that experts' products take turns on, a kernel each; 0: one kernel runs them all.
-        expert_library: Library of that one kernel in 16 bits, ``cutlass`` being what torch._grouped_mm runs; empty
+        expert_library: Library of that one kernel in 16 bits, ``cutlass`` being what torch._grouped_mm runs, and
+            ``cutlass_or_triton`` a kernel of Triton's on generations of devices on which that is a loop; empty
             where it is not known or has not been measured: prices learned from inference engines stand in, as they do
             on generations of devices on which its kernel has not been measured.
+        shards_weights: Whether weights may be sharded (ZeRO 3): its code may read them past what gathers them.
+        linear_loss_tokens: Tokens of a sequence beyond which loss and output layer are one unless told otherwise; 0:
+            they never are unasked.
         routing: Whose code brings tokens into the order of their experts and back: ``fused``, ``indexed``,
             ``scattered`` or ``looped`` (``costmodels.lowering.routing``).
         transformers_models: Hugging Face's model code runs, which for some models has another mixture of experts
@@ -235,6 +239,8 @@ class StackSpec:
     sorts_arrivals: bool = False
     expert_streams: int = 0
     expert_library: str = ""
+    shards_weights: bool = True
+    linear_loss_tokens: int = 0
     routing: str = "fused"
     transformers_models: bool = False
     fixed_capacity: bool = False

@@ -8,6 +8,8 @@ the rows has their tiles.
 torch._grouped_mm has one kernel for all of them in bf16 where the device is of a generation it was written for, and
 takes one product after the other elsewhere (pytorch/pytorch, ``_grouped_mm_cuda`` and ``_grouped_mm_fallback``: compute
 capabilities 9 and 10, AMD's gfx942 and gfx950). torchtitan runs a loop of its own there (``_run_experts_for_loop``).
+Unsloth has a grouped kernel of its own for the others, in Triton, and takes either (unsloth.ai/docs/new/faster-moe,
+"automatic backend selection"); nobody timed it alone: prices of grouped kernels at large stand in.
 """
 
 from dataclasses import replace
@@ -20,7 +22,8 @@ from costmodels.kernels.implementations import is_narrow, torch_code
 from costmodels.plan import BoolArray
 from profiles.precision import GEMM_FORMATS
 
-_CUTLASS = "cutlass"  # StackSpec.expert_library of those that call torch._grouped_mm
+# StackSpec.expert_library of those that call torch._grouped_mm, and of who calls it where it has a kernel.
+_CUTLASS, _WHERE_CUTLASS = "cutlass", "cutlass_or_triton"
 _CUTLASS_ON = ("hopper", "blackwell", "cdna3", "cdna4")  # architectures
 _BF16 = GEMM_FORMATS.index("bf16")
 
@@ -35,7 +38,10 @@ def as_run(calls: KernelCallBatch, context: CostContext) -> tuple[KernelCallBatc
     stack = context.stack
     running, rounds = on_streams(calls, stack.expert_streams or in_turn(calls, context).astype(float))
     mine = (running.op == int(KernelOp.GROUPED_GEMM)) & (running.implementation == 0) & ~is_narrow(running)
-    code = torch_code(stack.expert_library)
+    library = stack.expert_library
+    if library == _WHERE_CUTLASS:
+        library = _CUTLASS if context.cluster.device.architecture in _CUTLASS_ON else ""
+    code = torch_code(library)
     return replace(running, implementation=np.where(mine, code, running.implementation)), rounds
 
 

@@ -53,12 +53,12 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         command=[
             *line,
             ["train.py"],
-            *trainer_arguments(plan, request),
+            *trainer_arguments(plan, request, shards=plan.zero_stage > 0),
             *([["--gradient_checkpointing", "true"]] if checkpoints else []),
         ],
         files={CONFIG: "\n".join([*comment(header(TARGET, plan, request)), text])},
-        gaps=(*_gaps(plan, request), *_job_gaps(request), *trainer_gaps(request)),
-        left_to_you=(*script_notes(request), *_moved_in_script(plan), *on_every_node(cluster)),
+        gaps=(*_gaps(plan, request), *_job_gaps(plan, request), *trainer_gaps(request)),
+        left_to_you=(*script_notes(request), *_loaded(request), *_moved_in_script(plan), *on_every_node(cluster)),
     )
 
 
@@ -107,6 +107,14 @@ def _parallelism(plan: ExecutionPlan) -> dict[str, Any]:
     return found
 
 
+def _loaded(request: Request) -> tuple[str, ...]:
+    """Transformers 5 loads weights in the format of the checkpoint; DeepSpeed keeps fp32 copies, Accelerate none."""
+    job = request.job
+    if job.trains_adapters_only or job.master_dtype != "fp32" or job.numerics.storage_bytes == 4:
+        return ()
+    return ("weights: from_pretrained(dtype=torch.float32), or 16 bits of a checkpoint are all there is of them",)
+
+
 def _moved_in_script(plan: ExecutionPlan) -> tuple[str, ...]:
     """Accelerate moves checkpoints of FSDP2 alone."""
     words = "checkpoints on the host: trl's SFTConfig(activation_offloading=True), or torch's save_on_cpu around layers"
@@ -121,7 +129,9 @@ def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
     other = "--format deepspeed" if request.stack.framework == HUGGINGFACE else "both on, or both off"
     unsharded = plan.tensor_parallel > 1 and plan.zero_stage == 0
     splits = plan.tensor_parallel_overlap and plan.tensor_parallel > 1
+    lone = plan.zero_stage > 0 and request.cluster.num_devices == 1
     return gaps(
+        (lone, "plan.zero_stage", "a single process is not sharded", "zero 0, or --format deepspeed"),
         (plan.pipeline_parallel > 1, "plan.pipeline_parallel", "there are no pipeline stages", "pp 1"),
         (plan.expert_parallel > 1, "plan.expert_parallel", "there is no expert parallelism", "ep 1"),
         (unsharded, "plan.tensor_parallel", "goes with FSDP2 alone", "tp 1, or zero 3"),
@@ -135,12 +145,14 @@ def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
     )
 
 
-def _job_gaps(request: Request) -> tuple[Gap, ...]:
+def _job_gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
     job = request.job
+    paged = job.paged_optimizer and plan.zero_stage > 0
     state = job.state_dtype != "fp32" and job.optimizer == "adamw"
     return gaps(
         (job.precision not in _MIXED, "job.precision", f"needs code of one's own for {job.precision}", "bf16"),
         (job.gradient_dtype not in ("", "fp32"), "job.gradient_dtype", f"is not {job.gradient_dtype}", "leave it out"),
         (job.master_dtype != "fp32", "job.master_dtype", "weights are loaded in fp32 and cast", "fp32"),
+        (paged, "job.paged_optimizer", "bitsandbytes knows no shards of FSDP2", "zero 0, or --format deepspeed"),
         (state, "job.state_dtype", "moments have the format of the weights", "fp32, or optimizer adamw8bit"),
     )

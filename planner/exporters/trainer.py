@@ -18,8 +18,18 @@ _OPTIMIZERS = {
 }
 
 
-def trainer_arguments(plan: ExecutionPlan, request: Request) -> list[list[str]]:
-    """Arguments that ``transformers.TrainingArguments`` reads."""
+# Of optimizers whose states are DTensors: bitsandbytes' kernels know none (its issue 1633), those of torchao do.
+_OF_SHARDS = {("adamw8bit", False): "adamw_torch_8bit"}
+
+
+def trainer_arguments(plan: ExecutionPlan, request: Request, *, shards: bool = False) -> list[list[str]]:
+    """Arguments that ``transformers.TrainingArguments`` reads.
+
+    Args:
+        plan: The plan.
+        request: What is trained.
+        shards: Whether FSDP2 shards what the optimizer updates.
+    """
     job = request.job
     options = [
         ["--per_device_train_batch_size", str(plan.micro_batch_size)],
@@ -27,8 +37,9 @@ def trainer_arguments(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     ]
     if job.precision in ("bf16", "fp16", "tf32"):
         options.append([f"--{job.precision}", "true"])
-    if (job.optimizer, job.paged_optimizer) in _OPTIMIZERS:
-        options.append(["--optim", _OPTIMIZERS[job.optimizer, job.paged_optimizer]])
+    asked = (job.optimizer, job.paged_optimizer)
+    if asked in _OPTIMIZERS:
+        options.append(["--optim", _OF_SHARDS.get(asked, _OPTIMIZERS[asked]) if shards else _OPTIMIZERS[asked]])
     steps = steps_in_run(job)
     if steps is not None:
         options.append(["--max_steps", str(max(round(steps), 1))])

@@ -53,6 +53,7 @@ class Setting:
         overlaps_experts: Whether it hides the exchange of tokens with experts under another micro-batch.
         transformers_models: Whether it runs Hugging Face's model code, which was written for one device.
         own_optimizer: Whether the optimizer is another's than the framework's.
+        shards_weights: Whether its code bears sharded weights.
     """
 
     model: ModelSpec
@@ -64,6 +65,7 @@ class Setting:
     overlaps_experts: bool = False
     transformers_models: bool = False
     own_optimizer: bool = False
+    shards_weights: bool = True
 
     @cached_property
     def key_value_heads(self) -> int:

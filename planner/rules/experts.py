@@ -37,10 +37,10 @@ def _expert_ranks(plans: PlanBatch) -> BoolArray:
 
 
 def _titan_expert_ranks(plans: PlanBatch) -> BoolArray:
-    """EP borrows all of cp (and tp when etp is 1) and some of the sharded data ranks."""
+    """EP borrows all of cp (and tp when etp is 1) and some of the sharded data ranks, of which DDP has none."""
     t, c, e = plans.tensor_parallel, plans.context_parallel, plans.expert_parallel
     replicated = np.where(plans.zero_shard_degree > 0, plans.data_parallel * c // plans.shard_degree, 1)
-    sharded = plans.data_parallel // np.maximum(replicated, 1) * c
+    sharded = np.where(plans.zero_stage > 0, plans.data_parallel // np.maximum(replicated, 1), 1) * c
     with_tensor = (e % c == 0) & (sharded % e == 0)
     alone = (e % (c * t) == 0) & (sharded * t % e == 0)
     fits = np.where(plans.expert_tensor_parallel == t, with_tensor, alone)
@@ -162,6 +162,7 @@ EXPERT = (
             "data_parallel",
             "expert_parallel",
             "expert_tensor_parallel",
+            "zero_stage",
             "zero_shard_degree",
         ),
         holds=lambda plans, _setting: _titan_expert_ranks(plans),

@@ -34,7 +34,8 @@ def moves_together(plans: PlanBatch) -> BoolArray:
 
 def trainer_runs_fsdp(plans: PlanBatch, setting: Setting) -> BoolArray:
     """(N,) whether the Trainer runs plans under FSDP2: weights are moved along with the optimizer, if at all."""
-    return mask(moves_together(plans) & (plans.zero_stage >= 2) & of_fsdp(setting.job))
+    several = setting.num_devices > 1  # accelerate launch starts a single process undistributed
+    return mask(moves_together(plans) & (plans.zero_stage >= 2) & of_fsdp(setting.job) & several)
 
 
 def fsdp_wants(setting: Setting) -> str:

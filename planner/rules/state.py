@@ -299,15 +299,30 @@ STATE_RULES = (
         ),
     ),
     Rule(
-        name="qlora_not_model_parallel",
-        frameworks=(DEEPSPEED, FSDP),
-        field="tensor_parallel",
-        text="4-bit base weights are neither split over tensor ranks nor over pipeline stages",
-        source="Hugging Face PEFT documentation: QLoRA with FSDP or DeepSpeed ZeRO (bitsandbytes)",
-        columns=columns("tensor_parallel", "pipeline_parallel"),
-        holds=lambda plans, setting: (
-            (plans.tensor_parallel * plans.pipeline_parallel == 1) | (setting.job.task != "qlora")
+        name="weights_are_read_whole",
+        frameworks=(HUGGINGFACE,),
+        field="zero_stage",
+        text="Unsloth does not run with sharded weights (ZeRO 3)",
+        source="LLaMA-Factory, src/llamafactory/hparams/parser.py: Unsloth is incompatible with DeepSpeed ZeRO-3; "
+        "unsloth/kernels/fast_lora.py reads proj.weight past what gathers it",
+        columns=columns("zero_stage"),
+        holds=lambda plans, setting: mask((plans.zero_stage <= 2) | setting.shards_weights),
+        complaint=lambda _plan, _setting: (
+            "3 shards weights, which Unsloth's kernels read whole",
+            "zero 0 to 2, or framework huggingface",
         ),
-        complaint=lambda _plan, _setting: ("4-bit weights are not split over tp or pp", "tp 1 and pp 1"),
+    ),
+    Rule(
+        name="qlora_not_model_parallel",
+        frameworks=(DEEPSPEED, FSDP, HUGGINGFACE, MEGATRON),
+        field="tensor_parallel",
+        text="4-bit base weights are split neither over tensor ranks nor over pipeline stages, nor are experts spread",
+        source="Hugging Face PEFT documentation: QLoRA with FSDP or DeepSpeed ZeRO (bitsandbytes)",
+        columns=columns("tensor_parallel", "pipeline_parallel", "expert_parallel"),
+        holds=lambda plans, setting: mask(
+            (plans.tensor_parallel * plans.pipeline_parallel * plans.expert_parallel == 1)
+            | (setting.job.task != "qlora")
+        ),
+        complaint=lambda _plan, _setting: ("4-bit weights are not split over tp, pp or ep", "tp 1, pp 1 and ep 1"),
     ),
 )

@@ -357,7 +357,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             lora=lora,
             dropout=defaults.dropout and task == "pretrain",
             fused_cross_entropy=recipes.fuses_cross_entropy(row, reading.published_on),
-            linear_cross_entropy=wording.projects_in_loss(row),
+            linear_cross_entropy=recipes.projects_in_loss(row, None if reading.published_on else stack),
             varied_lengths=wording.varies_lengths(row),
             fp32_unquantised=wording.casts_unquantised(row),
             frozen_dtype="fp32" if task == "lora" and wording.has_fp32_weights(row) else "",

@@ -23,8 +23,10 @@ NVIDIA publishes the scripts of its tables. None of them recomputes a dense mode
 import re
 
 from costmodels.plan import Recompute, RecomputeModule
+from planner.validate import wording
 from planner.validate.reader import Row
 from profiles.model import ModelSpec
+from profiles.stack import StackSpec
 
 PRESET_RECOMPUTE = "recomputation as in its publisher's presets"
 MODULES_RECOMPUTED = "recomputation or offloading of parts of a layer, as in its publisher's presets"
@@ -100,6 +102,18 @@ def fuses_cross_entropy(row: Row, stack: str) -> bool:
     said = re.search("ce fusion|(?:chunked|fused) cross-entropy", row.text("notes").lower()) is not None
     composer = stack.startswith("fsdp-composer") and "loss by F.cross_entropy" not in row.text("notes")
     return said or composer or runs_nemo_scripts(row) or "megatron-bridge" in row.text("source").lower()
+
+
+def projects_in_loss(row: Row, asked: StackSpec | None) -> bool:
+    """Whether the loss projects a part of the tokens at a time, so that logits are never held (Liger).
+
+    Args:
+        row: The row.
+        asked: Stack of a row of a user's own table, which means what the same question would; None of published ones.
+    """
+    said = "fused linear cross-entropy" in row.text("notes").lower()
+    most = 0 if asked is None else asked.linear_loss_tokens
+    return said or 0 < most < wording.sequence_length_of(row)
 
 
 def omits_tensor_overlap(row: Row) -> bool:

@@ -281,11 +281,6 @@ def noted_experts(row: Row) -> int | None:
     return int(found[1]) if found else None
 
 
-def projects_in_loss(row: Row) -> bool:
-    """Whether the loss projects a part of the tokens at a time, so that logits are never held (Liger)."""
-    return "fused linear cross-entropy" in row.text("notes").lower()
-
-
 def bracketed_micro_batch(row: Row, data_parallel: int) -> int | None:
     """Micro-batch of a row whose settings stand in brackets behind those of another, in Megatron-Bridge's columns.
 

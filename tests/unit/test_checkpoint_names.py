@@ -72,7 +72,8 @@ def test_a_copy_in_16_bits_is_one() -> None:
 
 def test_a_format_without_a_price_is_said() -> None:
     notes = resolve_model("unsloth/Llama-3.2-1B-bnb-4bit", default_catalog()).assumptions
-    assert notes == ("model 'unsloth/Llama-3.2-1B-bnb-4bit' taken as llama-3.2-1b: its own format has no price",)
+    taken = "taken as llama-3.2-1b in 16 bits: its own format is priced by task qlora alone, in 4 bits"
+    assert notes == (f"model 'unsloth/Llama-3.2-1B-bnb-4bit' {taken}",)
 
 
 @pytest.mark.parametrize("name", ["fp8", "-FP8", "llama-3.1-8b-FP9", "no-such-FP8", "a/" + "x" * 50 + "-AWQ"])
@@ -147,7 +148,8 @@ def test_what_has_no_price_is_said(given: dict[str, object]) -> None:
     spec, notes = read_hf_config(LLAMA | {"quantization_config": given}, "x")
     assert spec.checkpoint_weights == ""
     assert len(notes) == 1
-    assert "has no price: weights taken in 16 bits" in notes[0]
+    why = "is priced by task qlora alone, in 4 bits" if "bitsandbytes" in given.values() else "has no price"
+    assert f"{why}: weights taken in 16 bits" in notes[0]
 
 
 @pytest.mark.parametrize("given", [None, {}, [], ""])

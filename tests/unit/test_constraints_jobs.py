@@ -70,6 +70,13 @@ from tests.legal import DEEPSPEED, FSDP, MEGATRON, NANOTRON, TRAINER, broken, se
         ),
         pytest.param(
             mixture(),
+            split(d=8, expert_parallel=8),
+            FSDP,
+            {"expert_ranks_in_sharded_ranks"},
+            id="ddp shards nothing for experts",
+        ),
+        pytest.param(
+            mixture(),
             split(t=4, d=2, sequence_parallel=True, zero_stage=3, expert_parallel=2, expert_tensor_parallel=2),
             FSDP,
             {"expert_tensor_parallel_one_or_tp", "expert_ranks_in_sharded_ranks"},
@@ -171,6 +178,10 @@ def test_qlora_is_data_parallel() -> None:
 
     where = setting(FSDP, job=job(task="qlora", lora=LoraSpec()))
     assert "qlora_not_model_parallel" in broken(split(t=2, d=4, sequence_parallel=True, zero_stage=3), where)
+    mixed = setting(FSDP, model=mixture(), job=job(task="qlora", lora=LoraSpec()))
+    assert "qlora_not_model_parallel" in broken(split(d=8, expert_parallel=2, zero_stage=3), mixed)
+    megatron = setting(job=job(task="qlora", lora=LoraSpec()))
+    assert "qlora_not_model_parallel" in broken(split(t=2, d=4), megatron)
 
 
 # The message a user reads, verbatim.

@@ -92,7 +92,10 @@ def test_remedies(fits: bool, words: str) -> None:
         device="H100-SXM-80GB",
         step_time_s=12.0,
         peak_memory_bytes=70.0 * GIB,
+        oom_probability=0.1,
     )
     assert phrases.remedy_sentence(remedy) == words
+    risky = phrases.remedy_sentence(replace(remedy, fits=True, oom_probability=0.31))
+    assert risky.startswith("use 16 devices: fits, peak 70.0 GiB (runs out of memory in 31 % of runs), 12 s")
     alone = replace(remedy, fits=True, num_devices=1)
     assert phrases.remedy_sentence(alone).endswith("12 s per step on 1 device")
