@@ -47,6 +47,12 @@ from profiles.scalars import plain
 MAX_TOP = 1000
 MOST_TOGETHER = 5_000_000  # plans of all parts of a cluster, about 200 bytes each
 _MATERIAL = 0.05  # share of a layer's time from which extrapolated prices are told
+_THINNED = Note(
+    code="thinned",
+    field="cluster",
+    message="too many plans: micro-batches that are powers of two and block recomputation in quarters, at most, were "
+    "considered; fix tp, pp, cp or the micro-batch size for the rest",
+)
 _EXTRAPOLATED = {
     "kernels": "{share} of the time of a layer is kernels larger or smaller than any timed on such hardware",
     "collectives": "{share} of the time of a layer is messages or groups of sizes nobody timed on such links",
@@ -151,17 +157,21 @@ def _answer(kind: str, request: Request, top: int) -> PlanResult:
     whole = space_of(request, request.cluster) if len(clusters) == 1 else None
     if kind == "estimate" and whole is not None and len(whole.plans) == 1:
         return _alone(request, whole.plans, whole.rejected)
-    priced, rejected = _search(request, clusters, whole)
+    priced, rejected, thinned = _search(request, clusters, whole)
     rows = best_rows(priced, objective=request.objective, count=top, variants=request.variants)
     if not len(rows):
         if kind == "plan" or not len(priced):
-            return _result(kind, request, priced, [], rejected)
+            return _result(kind, request, priced, [], rejected, thinned=thinned)
         rows = np.asarray([nearest_to_fit(priced, request.cluster.node)])
-    return _result(kind, request, priced, _estimates(request, priced, rows), rejected)
+    return _result(kind, request, priced, _estimates(request, priced, rows), rejected, thinned=thinned)
 
 
-def _search(request: Request, clusters: list[ClusterSpec], whole: Space | None = None) -> tuple[Priced, dict[str, int]]:
+def _search(
+    request: Request, clusters: list[ClusterSpec], whole: Space | None = None
+) -> tuple[Priced, dict[str, int], bool]:
     """Every legal plan of the request priced, on each of the clusters; ``whole`` is the space of the only one.
+
+    Besides, rules to what they rejected, and whether grids had to be coarser.
 
     Raises:
         SpecError: What the last of them says where no cluster can run what is fixed, or one has too many plans.
@@ -169,7 +179,7 @@ def _search(request: Request, clusters: list[ClusterSpec], whole: Space | None =
     parts: list[Priced] = []
     rejected: dict[str, int] = {}
     refused: SpecError | None = None
-    together = 0
+    together, thinned = 0, False
     for cluster in clusters:
         try:
             space = whole or space_of(request, cluster)
@@ -180,6 +190,7 @@ def _search(request: Request, clusters: list[ClusterSpec], whole: Space | None =
             refused = error  # a part too small for what is fixed is no candidate
             continue
         together += len(space.plans)
+        thinned |= space.thinned > 0
         if together > MOST_TOGETHER:
             problem = f"has parts of up to {cluster.num_devices:,} devices that allow more than {MOST_TOGETHER:,} plans"
             raise SpecError("cluster", problem, "fix tp, pp, cp or the micro-batch size, or rank by step_time")
@@ -193,7 +204,7 @@ def _search(request: Request, clusters: list[ClusterSpec], whole: Space | None =
             break
     if not parts and refused is not None:
         raise refused
-    return join(parts), rejected
+    return join(parts), rejected, thinned
 
 
 def _clusters(request: Request) -> list[ClusterSpec]:
@@ -239,7 +250,7 @@ def _ranked(answer: PlanEstimate, rank: int) -> PlanEstimate:
 
 def what_stands_in_the_way(request: Request) -> Infeasible:
     """Of a request to which no uniform plan fits: the nearest plan, and what would make one fit."""
-    priced, rejected = _search(request, [request.cluster])
+    priced, rejected, _ = _search(request, [request.cluster])
     return _infeasible(request, priced, [], rejected)
 
 
@@ -257,7 +268,13 @@ def _infeasible(request: Request, priced: Priced, answers: list[PlanEstimate], r
 
 
 def _result(
-    kind: str, request: Request, priced: Priced, answers: list[PlanEstimate], rejected: dict[str, int]
+    kind: str,
+    request: Request,
+    priced: Priced,
+    answers: list[PlanEstimate],
+    rejected: dict[str, int],
+    *,
+    thinned: bool = False,
 ) -> PlanResult:
     fitting = int(priced.fits.sum())
     infeasible = None if fitting else _infeasible(request, priced, answers, rejected)
@@ -283,7 +300,7 @@ def _result(
         explanation=explain(answers[0], priced, objective=request.objective) if answers else None,
         switches=switches(request, answers[0], priced) if answers else (),
         infeasible=infeasible,
-        warnings=warnings_about(request, answers[0] if answers else None),
+        warnings=(*warnings_about(request, answers[0] if answers else None), *([_THINNED] if thinned else [])),
     )
 
 

@@ -24,6 +24,10 @@ _DEFAULTS = {
 }
 
 
+class TooManyPlansError(SpecError):
+    """A space has more candidates than are laid out."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Candidates:
     """Columns decided so far, the rules still to apply, and what they have rejected.
@@ -34,6 +38,7 @@ class Candidates:
         pending: Rules not applied yet.
         columns: Decided columns, each of length ``length``.
         length: Rows.
+        thinned: How much coarser grids are to be (``planner.space.plan_space``).
         rejected: Rule name to candidates rejected.
     """
 
@@ -42,6 +47,7 @@ class Candidates:
     pending: list[Rule]
     columns: Columns = field(default_factory=dict)
     length: int = 1
+    thinned: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
 
     def expand(
@@ -68,7 +74,7 @@ class Candidates:
             options = self.offered(names, options)
         table = np.asarray(options, dtype=np.int64).reshape(-1, len(names))
         if self.length * len(table) > MAX_CANDIDATES:
-            raise SpecError(
+            raise TooManyPlansError(
                 "cluster",
                 f"{self.setting.num_devices} devices allow more than {MAX_CANDIDATES:,} plans",
                 "fix tp, pp, cp or the micro-batch size",

@@ -24,6 +24,18 @@ def check_precision(precision: str, device: DeviceSpec) -> None:
     device.peak(numerics.gemm_format)
     if numerics.name == "mxfp8" and device.architecture in _WITHOUT_MXFP8:
         raise SpecError("job.precision", f"no framework trains in mxfp8 on {device.name}", "fp8, or bf16")
+    if numerics.name == "nvfp4" and device.vendor != "nvidia":
+        problem = f"is NVIDIA's, with a scale in 8 bits for 16 elements; {device.name} multiplies MXFP4"
+        raise SpecError("job.precision", problem, "mxfp8, fp8 or bf16")
+
+
+def trains_in(precision: str, device: DeviceSpec) -> bool:
+    """Whether some framework trains in a number format on a device."""
+    try:
+        check_precision(precision, device)
+    except SpecError:
+        return False
+    return True
 
 
 def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:

@@ -256,7 +256,9 @@ def _fill_batch(values: dict[str, Any], cluster: ClusterSpec, pins: Mapping[str,
         target, why = each, "one micro-batch per device"
     elif pretrain and target < least:
         target, why = least, f"one sequence for {PRETRAIN_DEVICES_PER_SEQUENCE} devices"
-    batch = rounded_batch(target, cluster.num_devices, pins)
+    batch = rounded_batch(target, cluster.num_devices, {})
+    if batch % (each * pins.get("num_microbatches", 1)):  # what is fixed cannot share it
+        batch = rounded_batch(target, cluster.num_devices, pins)
     if batch < ranks:
         why += f"; fewer than {ranks} replicas, which rules out data parallelism alone: give the batch you train with"
     values["global_batch_size"] = batch

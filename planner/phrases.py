@@ -105,7 +105,14 @@ def plan_label(plan: ExecutionPlan) -> str:
         ("vpp", plan.virtual_stages),
     )
     words += [f"{name}{degree}" for name, degree in optional if degree > 1]
-    return " ".join([*words, f"zero{plan.zero_stage}", f"mbs{plan.micro_batch_size}", recompute_label(plan)])
+    words += [f"zero{plan.zero_stage}", f"mbs{plan.micro_batch_size}"]
+    return ", ".join([" ".join([*words, recompute_label(plan)]), *offload_words(plan)])
+
+
+def offload_words(plan: ExecutionPlan) -> list[str]:
+    """What is on the host."""
+    moved = {"offload": "optimizer", "ckpt offload": "activations", "weight offload": "parameters"}
+    return [words for words, name in moved.items() if getattr(plan, f"offload_{name}")]
 
 
 def recompute_label(plan: ExecutionPlan) -> str:

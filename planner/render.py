@@ -14,6 +14,7 @@ from planner.phrases import (
     dollars,
     gib,
     is_risky,
+    offload_words,
     peak_cell,
     percent,
     plan_label,
@@ -147,9 +148,7 @@ def _zero_label(item: PlanEstimate) -> str:
 
 
 def _recompute_cell(item: PlanEstimate) -> str:
-    plan = item.plan
-    extra = (", offload" if plan.offload_optimizer else "") + (", ckpt offload" if plan.offload_activations else "")
-    return recompute_label(plan) + extra + (", weight offload" if plan.offload_parameters else "")
+    return ", ".join([recompute_label(item.plan), *offload_words(item.plan)])
 
 
 def _legend(plans: Sequence[PlanEstimate]) -> str:
@@ -191,9 +190,6 @@ def _verdict(best: PlanEstimate, console: Console) -> None:
         f"{plan.first_stage_layers} layers on the first stage" if plan.first_stage_layers else "",
         f"{plan.last_stage_layers} on the last stage" if plan.last_stage_layers else "",
         "pipeline inside data" if plan.axis_order else "",
-        "optimizer offloaded" if plan.offload_optimizer else "",
-        "checkpoints offloaded" if plan.offload_activations else "",
-        "weights offloaded" if plan.offload_parameters else "",
     ]
     told = ", ".join(word for word in extras if word)
     console.print(
@@ -342,13 +338,11 @@ def render_front(result: PlanResult, console: Console) -> None:
         table.add_column(title, justify="right")
     table.add_column("plan")
     for point in result.pareto[:_MOST_FRONT]:
-        plan = point.plan
-        words = f"tp{plan.tensor_parallel} pp{plan.pipeline_parallel} dp{plan.data_parallel} zero{plan.zero_stage} "
         table.add_row(
             seconds(point.step_time_s),
             gib(point.peak_memory_bytes),
             str(point.num_devices),
-            words + f"mbs{plan.micro_batch_size} {recompute_label(plan)}",
+            plan_label(point.plan),
         )
     console.print(table)
 

@@ -27,6 +27,7 @@ _LABELLED = (
     *("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel"),
     *("expert_tensor_parallel", "virtual_stages", "zero_stage", "micro_batch_size"),
     *("recompute", "recompute_layers", "recompute_modules"),
+    *("offload_optimizer", "offload_activations", "offload_parameters"),
 )
 _FOLLOWS = (  # from what else differs
     *("framework", "model.source", "model.published_parameters", "cluster.usable_memory_bytes"),

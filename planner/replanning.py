@@ -6,7 +6,7 @@ loads in any cut (``LOADS``). The global batch is part of the training recipe an
 it, fewer machines may, or a batch close by.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import filterfalse
 from math import lcm
@@ -60,6 +60,7 @@ LOADS = {
 _LOADS_FULLY_SHARDED = "Megatron-FSDP's checkpoints (--ckpt-format fsdp_dtensor) load under it alone, as zero2 or zero3"
 BATCH_CHANGE = 0.1  # of the batch, at most, that another one may differ by unasked
 _WORTHWHILE = 0.01  # share of the speed for which a layout or a batch is changed
+_BATCHES = 2  # other batches tried on each of them where the layout may change
 _FEWER = 8  # numbers of machines, or of devices of one, tried from all of them down
 
 
@@ -194,12 +195,13 @@ def _continued(before: PlanResult, onto: ClusterInput, batch_change: float, fabr
     cluster = with_memory_reserve(_new_devices(onto, fabric), request.memory_reserve_bytes)
     asked = replace(request, cluster=cluster, pins={})
     kept = {name: int(getattr(running.plan, name)) for name in LAYOUT}
-    batches = (lambda _: asked.job.global_batch_size, lambda part: _near(asked, part, kept, change))
-    found = [
-        _fastest(replace(asked, pins=pins), batch_on, keeps_layout=bool(pins))
-        for pins in (kept, {})
-        for batch_on in batches
+    ways: list[tuple[dict[str, int], Callable[[ClusterSpec], Sequence[int]]]] = [
+        (kept, lambda _: [asked.job.global_batch_size]),
+        (kept, lambda part: _near(asked, part, kept, change)),
+        ({}, lambda _: [asked.job.global_batch_size]),
+        ({}, lambda part: [*_near(asked, part, kept, change), *_others(asked, part, change)]),
     ]
+    found = [_fastest(replace(asked, pins=pins), batches_on, keeps_layout=bool(pins)) for pins, batches_on in ways]
     options = _worthwhile([each for each in found if each is not None], asked.job.global_batch_size)
     return ReplanResult(
         request=request,
@@ -218,8 +220,16 @@ def _new_devices(onto: ClusterInput, fabric: str | None) -> ClusterSpec:
         raise error.at(f"onto{error.field.removeprefix('cluster')}") from error
 
 
-def _near(asked: Request, part: ClusterSpec, kept: Mapping[str, int], change: float) -> int | None:
-    """The nearest other batch that all replicas of the layout on these devices can share; None if it is not close.
+def _others(asked: Request, part: ClusterSpec, change: float) -> list[int]:
+    """The nearest batches that replicas of a power of two of the devices share, the fewest devices first."""
+    batch, devices = asked.job.global_batch_size, part.num_devices
+    ranks = [devices >> k for k in range(devices.bit_length()) if devices % (1 << k) == 0]
+    near = dict.fromkeys(max(round(batch / each), 1) * each for each in ranks if each <= batch)
+    return [each for each in near if each != batch and abs(each - batch) <= change * batch][:_BATCHES]
+
+
+def _near(asked: Request, part: ClusterSpec, kept: Mapping[str, int], change: float) -> list[int]:
+    """The nearest other batch that all replicas of the layout on these devices can share; none if it is not close.
 
     Interleaved stages take micro-batches in rounds of as many as there are stages (``planner.rules.pipeline``).
     """
@@ -227,18 +237,15 @@ def _near(asked: Request, part: ClusterSpec, kept: Mapping[str, int], change: fl
     round_of = kept["pipeline_parallel"] if kept["virtual_stages"] > 1 else 1
     near = rounded_batch(batch, part.num_devices, {**kept, "num_microbatches": round_of})
     close = near != batch and abs(near - batch) <= change * batch
-    return near if close and near <= MAX_GLOBAL_BATCH else None
+    return [near] if close and near <= MAX_GLOBAL_BATCH else []
 
 
 def _fastest(
-    asked: Request, batch_on: Callable[[ClusterSpec], int | None], *, keeps_layout: bool
+    asked: Request, batches_on: Callable[[ClusterSpec], Sequence[int]], *, keeps_layout: bool
 ) -> Continuation | None:
     """The plan with the most tokens per second on all the devices or on fewer machines."""
     best: Continuation | None = None
-    for cluster in _parts(asked.cluster, asked.pins):
-        batch = batch_on(cluster)
-        if batch is None:
-            continue
+    for cluster, batch in [(part, batch) for part in _parts(asked.cluster, asked.pins) for batch in batches_on(part)]:
         request = replace(asked, cluster=cluster, job=replace(asked.job, global_batch_size=batch))
         priced = search_if_legal(request)
         found = None if priced is None else fastest_estimate(request, priced)

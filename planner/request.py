@@ -12,6 +12,7 @@ from costmodels.energy_cost import Price
 from costmodels.layer_costs import joined_devices
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
+from planner.candidates import TooManyPlansError
 from planner.jobs import gradient_notes, resolve_job, state_notes, with_attention, with_loss
 from planner.option_kinds import check_kinds
 from planner.pins import check_values, parse_pins
@@ -19,7 +20,7 @@ from planner.price_lists import default_collective_model, kernel_model_of
 from planner.ranking import check_objective
 from planner.results import Note, Request, assumed_notes
 from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
-from planner.space import Space, plan_space
+from planner.space import MOST_THINNED, Space, plan_space
 from profiles.catalog import default_catalog
 from profiles.cluster_string import cluster_from_mapping, parse_cluster
 from profiles.errors import SpecError, did_you_mean
@@ -186,19 +187,25 @@ def setting_of(request: Request, cluster: ClusterSpec | None = None) -> Setting:
 
 
 def space_of(request: Request, cluster: ClusterSpec | None = None) -> Space:
-    """The legal plans of a request, on its cluster or another.
+    """The legal plans of a request, on its cluster or another; on coarser grids where they are too many.
 
     Raises:
         SpecError: As ``plan_space``.
     """
     chosen = cluster or request.cluster
-    return plan_space(
-        setting_of(request, chosen),
-        domain_devices=chosen.domain_devices,
-        pins=request.pins,
-        offload=request.offload,
-        named_modules=request.named_modules,
-    )
+    for thinned in range(MOST_THINNED + 1):
+        try:
+            return plan_space(
+                setting_of(request, chosen),
+                domain_devices=chosen.domain_devices,
+                pins=request.pins,
+                offload=request.offload,
+                named_modules=request.named_modules,
+                thinned=thinned,
+            )
+        except TooManyPlansError as error:
+            refused = error
+    raise refused
 
 
 def full_node(cluster: ClusterSpec) -> NodeSpec:

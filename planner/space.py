@@ -20,8 +20,10 @@ import numpy as np
 
 from costmodels.plan import AxisOrder, BoolArray, ContextKind, IntArray, PlanBatch, Recompute, Schedule
 from planner.candidates import Candidates, Columns
+from planner.chunks import END_CODES, chunk_counts, chunks_fit, end_layers, ends_apply, spread_for_nothing
 from planner.constraints import rules_for
 from planner.context_degrees import most_context
+from planner.micro_batches import micro_batch_sizes
 from planner.rules.base import (
     DEEPSPEED,
     FSDP,
@@ -38,12 +40,8 @@ from planner.rules.formats import least_zero
 from planner.rules.modules import CORE, module_sets
 from profiles.errors import SpecError
 
-MICRO_BATCH_TOKENS = 1 << 19  # largest micro-batch considered unasked, in tokens
-_LARGEST_ODD_PART = 7  # micro-batches are up to this odd number times a power of two: neighbours a quarter apart
 EIGHTHS = 8  # block recomputation in eighths of a virtual stage
-_CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # virtual stages where any number is legal
-_UNEVEN_CHUNKS = (4, 2)  # the first that there are layers for, where layers do not divide over stages
-END_CODES = (0, 1, 2)  # layers over stages: even; the remainder on the last stage; one less on both ends
+MOST_THINNED = 2
 _DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")
 
 
@@ -54,10 +52,12 @@ class Space:
     Attributes:
         plans: Every legal plan.
         rejected: Rule name to candidates it rejected.
+        thinned: How much coarser its grids are than those above, 0 to ``MOST_THINNED``.
     """
 
     plans: PlanBatch
     rejected: dict[str, int]
+    thinned: int = 0
 
 
 def plan_space(
@@ -68,6 +68,7 @@ def plan_space(
     offload: bool = False,
     lone_shards: bool = False,
     named_modules: bool = False,
+    thinned: int = 0,
 ) -> Space:
     """Every legal plan for a model, a job and a number of devices under a framework.
 
@@ -78,6 +79,8 @@ def plan_space(
         offload: Also consider offloading the optimizer, checkpoints and weights to host memory.
         lone_shards: Keep sharding over a single rank where offloading, to be decided later, needs it.
         named_modules: Also consider recomputing named modules of layers.
+        thinned: 1, of too large a space, micro-batches of powers of two and block recomputation in quarters; 2, in
+            halves, and no numbers of their own for first and last stage.
 
     Returns:
         The plans, and how many candidates each rule rejected.
@@ -85,7 +88,8 @@ def plan_space(
     Raises:
         SpecError: If a pinned dimension alone makes every plan illegal, or there are too many plans.
     """
-    candidates = Candidates(setting=setting, pins=dict(pins or {}), pending=list(rules_for(setting.framework)))
+    rules = list(rules_for(setting.framework))
+    candidates = Candidates(setting=setting, pins=dict(pins or {}), pending=rules, thinned=thinned)
     _degrees(candidates)
     offloads = bool(candidates.pins.get("offload_optimizer", offload or lone_shards))
     _sharding(candidates, domain_devices, lone=lone_zero(setting, offload=offloads))
@@ -95,7 +99,7 @@ def plan_space(
     _micro_batches(candidates)
     _recomputation(candidates, named_modules=named_modules)
     _flags(candidates, offload=offload, lone_shards=lone_shards)
-    return Space(plans=candidates.batch(), rejected=candidates.rejected)
+    return Space(plans=candidates.batch(), rejected=candidates.rejected, thinned=thinned)
 
 
 def _singles(values: Sequence[int]) -> list[tuple[int, ...]]:
@@ -212,7 +216,7 @@ def _pipeline(candidates: Candidates) -> None:
     layers = candidates.setting.model.num_layers
     megatron = candidates.setting.framework == MEGATRON
     pinned = bool({"first_stage_layers", "last_stage_layers"} & candidates.pins.keys())
-    _uneven_ends(candidates, layers, allowed=megatron and not pinned)
+    _uneven_ends(candidates, layers, allowed=megatron and not pinned and candidates.thinned < MOST_THINNED)
     candidates.expand(
         ("schedule",),
         _singles([int(code) for code in Schedule]),
@@ -223,54 +227,9 @@ def _pipeline(candidates: Candidates) -> None:
 
     def fits(columns: Columns) -> BoolArray:
         fit = chunks_fit(columns, layers, even=megatron, free_layout=free_layout)
-        return fit if pinned or not free_layout else fit & ~_spread_for_nothing(columns, layers)
+        return fit if pinned or not free_layout else fit & ~spread_for_nothing(columns, layers)
 
     candidates.expand(("virtual_stages",), _singles(chunk_counts(candidates.setting)), keep=fits)
-
-
-def chunks_fit(columns: Columns, layers: int, *, even: bool, free_layout: bool = False) -> BoolArray:
-    """Whether the layers of every stage divide into its chunks, and the schedule interleaves them.
-
-    Args:
-        columns: Stages, chunks, schedule and layers at the ends.
-        layers: Of the model.
-        even: The framework wants chunks of equal size.
-        free_layout: But takes others, of which one of ``_UNEVEN_CHUNKS`` is considered.
-    """
-    p, v = columns["pipeline_parallel"], columns["virtual_stages"]
-    first, last = columns["first_stage_layers"], columns["last_stage_layers"]
-    free_stages = np.maximum(p - (first > 0) - (last > 0), 1)
-    per_stage = (layers - first - last) // free_stages
-    if even:
-        divided = (layers - first - last) % free_stages == 0
-        whole = divided & (per_stage % v == 0) & (first % v == 0) & (last % v == 0)
-        if free_layout:
-            most, fewer = _UNEVEN_CHUNKS
-            uneven = np.where(most * p <= layers, most, fewer)
-            whole |= _unequal(columns, layers) & (v == uneven) & (p * v <= layers)
-    else:
-        whole = p * v <= layers
-    return mask((v == 1) | (whole & (p > 1) & (columns["schedule"] == int(Schedule.ONE_F_ONE_B))))
-
-
-def _spread_for_nothing(columns: Columns, layers: int) -> BoolArray:
-    """(N,) whole stages that differ by a layer, where what is left over can be on the last instead, with the head."""
-    p = columns["pipeline_parallel"]
-    return mask(_unequal(columns, layers) & (columns["virtual_stages"] == 1) & ends_apply(np.ones_like(p), p, layers))
-
-
-def _unequal(columns: Columns, layers: int) -> BoolArray:
-    """(N,) whether layers do not divide over the stages, and first and last take no number of their own."""
-    own = columns["first_stage_layers"] + columns["last_stage_layers"]
-    return mask((layers % columns["pipeline_parallel"] != 0) & (own == 0))
-
-
-def chunk_counts(setting: Setting) -> list[int]:
-    """Virtual stages per rank worth considering."""
-    layers = setting.model.num_layers
-    if setting.framework != MEGATRON:
-        return [v for v in _CHUNKS if v <= layers]
-    return sorted({*divisors(layers), *(_UNEVEN_CHUNKS if setting.free_layout else ())})
 
 
 def _uneven_ends(candidates: Candidates, layers: int, *, allowed: bool) -> None:
@@ -286,20 +245,6 @@ def _uneven_ends(candidates: Candidates, layers: int, *, allowed: bool) -> None:
     candidates.derive(first_stage_layers=first, last_stage_layers=last)
 
 
-def ends_apply(code: IntArray, p: IntArray, layers: int) -> BoolArray:
-    """(N,) whether a way of laying out first and last stage is of use: always when even."""
-    remainder = layers - -(-layers // p) * (p - 1)
-    both = ((layers + 2) % p == 0) & ((layers + 2) // p > 1)
-    legal = np.where(code == 1, remainder > 0, both)
-    return mask((code == 0) | ((layers % p != 0) & legal))
-
-
-def end_layers(code: IntArray, p: IntArray, layers: int) -> tuple[IntArray, IntArray]:
-    """Layers of first and last stage by ``END_CODES``; 0 where the split is even."""
-    remainder, reduced = layers - -(-layers // p) * (p - 1), (layers + 2) // p - 1
-    return np.where(code == 2, reduced, 0), np.select([code == 1, code == 2], [remainder, reduced], 0)
-
-
 def _micro_batches(candidates: Candidates) -> None:
     """Micro-batch size and count; with d they multiply to the global batch."""
     job = candidates.setting.job
@@ -308,24 +253,13 @@ def _micro_batches(candidates: Candidates) -> None:
         per_step = candidates.columns["data_parallel"] * candidates.pins["num_microbatches"]
         candidates.derive(micro_batch_size=np.maximum(total // np.maximum(per_step, 1), 1), num_microbatches=1)
         return
-    sizes = micro_batch_sizes(candidates.setting)
     candidates.expand(
         ("micro_batch_size",),
-        _singles(sizes),
+        _singles(micro_batch_sizes(candidates.setting, coarse=candidates.thinned > 0)),
         keep=lambda c: mask(total % (c["data_parallel"] * c["micro_batch_size"]) == 0),
     )
     per_step = candidates.columns["data_parallel"] * candidates.columns["micro_batch_size"]
     candidates.derive(num_microbatches=np.maximum(total // per_step, 1))
-
-
-def micro_batch_sizes(setting: Setting) -> list[int]:
-    """Sequences per micro-batch worth considering: divisors of the global batch on the grid above."""
-    length = setting.job.sequence_length
-    return [
-        b
-        for b in divisors(setting.job.global_batch_size)
-        if b == 1 or (b * length <= MICRO_BATCH_TOKENS and b // (b & -b) <= _LARGEST_ODD_PART)
-    ]
 
 
 def block_layers(per_stage: IntArray, part: IntArray | int, virtual_stages: IntArray) -> IntArray:
@@ -339,7 +273,11 @@ def _recomputation(candidates: Candidates, *, named_modules: bool) -> None:
     wanted = candidates.pins.get("recompute", int(Recompute.BLOCK) if "recompute_layers" in candidates.pins else None)
     modes = [int(mode) for mode in Recompute] if wanted is None else [wanted]
     offered = candidates.offered(("recompute",), _singles(modes)) if wanted is None else _singles(modes)
-    grid = tuple(range(1, EIGHTHS)) if "recompute_layers" not in candidates.pins else (1,)
+    grid = (
+        tuple(range(step := 2**candidates.thinned, EIGHTHS, step))
+        if "recompute_layers" not in candidates.pins
+        else (1,)
+    )
     sets = module_sets(candidates.setting, named=named_modules and "recompute_modules" not in candidates.pins)
     options = [
         (mode, part, chosen)
@@ -350,7 +288,7 @@ def _recomputation(candidates: Candidates, *, named_modules: bool) -> None:
 
     def distinct(columns: Columns) -> BoolArray:
         per_stage, part = layers // columns["pipeline_parallel"], columns["recompute_layers"]
-        size, before = (block_layers(per_stage, each, columns["virtual_stages"]) for each in (part, part - 1))
+        size, before = (block_layers(per_stage, each, columns["virtual_stages"]) for each in (part, part - step))
         return mask((part == 0) | ((size > before) & (size < per_stage)))
 
     keep = None if "recompute_layers" in candidates.pins else distinct

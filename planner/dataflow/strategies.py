@@ -14,8 +14,8 @@ from costmodels.plan import BoolArray, IntArray, PlanBatch, Recompute
 from costmodels.workload import TrainingJob
 from planner.constraints import rules_for, sieve
 from planner.context_degrees import most_context_anywhere
+from planner.micro_batches import MICRO_BATCH_TOKENS, micro_batch_sizes
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, Setting, divisors, overlaps_tensor
-from planner.space import MICRO_BATCH_TOKENS, micro_batch_sizes
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
 

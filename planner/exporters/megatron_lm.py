@@ -206,10 +206,14 @@ def _of_stack(plan: ExecutionPlan, request: Request) -> list[list[str]]:
 
 
 def _environment(plan: ExecutionPlan, request: Request) -> dict[str, str]:
-    """One queue to the device keeps transfers in the order of kernels, which older devices need; FSDP needs several."""
+    """One queue to the device keeps transfers in the order of kernels, which older devices need; FSDP needs several.
+
+    So does an exchange of tokens under another micro-batch's work, of which ``validate_args`` only warns.
+    """
     if plan.zero_stage in _SHARDING:
         return {"CUDA_DEVICE_MAX_CONNECTIONS": "8"}
     ordered = plan.tensor_parallel > 1 or plan.context_parallel > 1
+    ordered &= plan.expert_parallel == 1 or request.stack.expert_parallel_overlap == 0
     newer = request.cluster.device.architecture.startswith("blackwell")
     return {"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if ordered and not newer else {}
 

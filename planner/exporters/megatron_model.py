@@ -8,6 +8,9 @@ from planner.results import Request
 from profiles.linear_attention import DELTA_NET
 from profiles.model import ModelSpec
 
+# Of Transformer Engine: flash-attn of the version that is installed, or cuDNN's fused attention.
+_BACKENDS = {"": "auto", "flash_2": "flash", "flash_3": "flash", "cudnn": "fused"}
+
 
 def model_options(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     """Options, each with its values; which dispatcher takes tokens to experts hangs on the plan, too."""
@@ -22,7 +25,7 @@ def model_options(plan: ExecutionPlan, request: Request) -> list[list[str]]:
         ["--max-position-embeddings", str(longest)],
         ["--position-embedding-type", "learned_absolute" if model.learned_positions else "rope"],
         ["--normalization", "RMSNorm" if model.rms_norm else "LayerNorm"],
-        ["--attention-backend", "unfused" if job.attention == "unfused" else "auto"],
+        ["--attention-backend", "unfused" if job.attention == "unfused" else _BACKENDS[job.attention_library]],
     ]
     dropout = "0.1" if job.dropout else "0"
     options.append(["--attention-dropout", dropout, "--hidden-dropout", dropout])

@@ -26,6 +26,7 @@ from planner.exporters.exported import (
     sharding,
     torchrun,
 )
+from planner.job_checks import trains_in
 from planner.results import Request
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
@@ -79,9 +80,14 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         left_to_you=(
             f"the tokenizer of {request.model.name} in --hf_assets_path, data, learning rate: as {config} has them",
             *steps,
+            *_attention(request.job.attention_library),
             *on_every_node(request.cluster),
         ),
     )
+
+
+def _attention(library: str) -> tuple[str, ...]:
+    return (f"attention by {library}: torchtitan calls PyTorch's, which picks its own",) if library else ()
 
 
 def _option(name: str, value: str | bool | list[str]) -> list[str]:
@@ -184,7 +190,8 @@ def _stages(plan: ExecutionPlan, request: Request) -> dict[str, str | bool | lis
 
 def _gaps(plan: ExecutionPlan, request: Request, recipes: dict[str, str]) -> tuple[Gap, ...]:
     c, t = plan.context_parallel, plan.tensor_parallel
-    precisions = (*recipes, *(("fp32",) if "bf16" in recipes else ()))
+    named = (*recipes, *(("fp32",) if "bf16" in recipes else ()))
+    precisions = [name for name in named if trains_in(name, request.cluster.device)]
     ring = c > 1 and plan.context_kind != ContextKind.ALL_GATHER
     empty = plan.pipeline_parallel > 1 and 0 in chunk_layers(plan, request.model)
     half = not offloads_together(plan)

@@ -22,6 +22,14 @@ _OPTIMIZERS = {
 _OF_SHARDS = {("adamw8bit", False): "adamw_torch_8bit"}
 
 
+_ATTENTION = {
+    "": "sdpa or flash_attention_2",
+    "flash_2": "flash_attention_2",
+    "flash_3": "flash_attention_3",
+    "cudnn": "sdpa, under torch.nn.attention.sdpa_kernel(SDPBackend.CUDNN_ATTENTION),",
+}
+
+
 def trainer_arguments(plan: ExecutionPlan, request: Request, *, shards: bool = False) -> list[list[str]]:
     """Arguments that ``transformers.TrainingArguments`` reads.
 
@@ -67,7 +75,7 @@ def script_notes(request: Request) -> tuple[str, ...]:
     found = [
         f"train.py: builds {model.name}, reads data in sequences of {job.sequence_length} tokens, sets learning rates"
     ]
-    attention = "eager" if job.attention == "unfused" else "sdpa or flash_attention_2"
+    attention = "eager" if job.attention == "unfused" else _ATTENTION[job.attention_library]
     found.append(f"attention: attn_implementation {attention} in from_pretrained")
     if job.fuses_loss:
         kernel = "fused linear cross-entropy" if job.linear_cross_entropy else "fused cross-entropy"

@@ -17,9 +17,10 @@ from costmodels.lowering.grouping import group_rows
 from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule, concatenate
 from costmodels.stage_plan import CONFIG_COLUMNS, StageConfigs
 from costmodels.stage_prices import StagePrices
+from planner.chunks import chunk_counts
 from planner.search.families import SCHEDULES, Family, passes_per_work, step_s
 from planner.search.question import Question
-from planner.space import chunk_counts, plan_space
+from planner.space import plan_space
 from planner.stage_constraints import pipelines_run
 
 MOST_STAGES = 16

@@ -83,6 +83,14 @@ class Question:
         return {(a, b): cost_context(self.requests[a], self.mixed.joint(a, b)) for a, b in pairs}
 
 
+def _check_vendors(mixed: MixedCluster) -> None:
+    """Refuse GPUs that share no library of collectives: NCCL is NVIDIA's, RCCL AMD's, and PyTorch is built for one."""
+    vendors = {group.device.vendor for group in mixed.groups}
+    if len(vendors) > 1:
+        problem = f"has GPUs of {' and '.join(sorted(vendors))}, which no framework trains one model on"
+        raise SpecError("cluster", problem, "groups of one vendor's")
+
+
 def ask(
     model: ModelInput, cluster: MixedInput, job: JobInput, pins: PinsInput, options: Options, *, runnable: bool = False
 ) -> Question:
@@ -103,6 +111,7 @@ def ask(
     if mixed is None:
         question = Question(requests=(resolve_request(model, cluster, job, pins, options),), runnable=runnable)  # type: ignore[arg-type]
     else:
+        _check_vendors(mixed)
         whole = _alike(mixed)
         first = resolve_request(model, whole, job, pins, options)
         groups = [resolve_request(model, group, first.job, pins, options) for group in mixed.groups]

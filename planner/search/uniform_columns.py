@@ -12,23 +12,13 @@ import numpy as np
 
 from costmodels.plan import AxisOrder, BoolArray, IntArray, Recompute, Schedule
 from planner.candidates import Candidates
+from planner.chunks import END_CODES, chunk_counts, chunks_fit, end_layers, ends_apply
 from planner.constraints import rules_for
 from planner.context_degrees import most_context
+from planner.micro_batches import micro_batch_sizes
 from planner.rules.base import FSDP, MEGATRON, Setting, divisors, overlaps_tensor
 from planner.rules.modules import CORE
-from planner.space import (
-    EIGHTHS,
-    END_CODES,
-    block_layers,
-    chunk_counts,
-    chunks_fit,
-    context_kinds,
-    end_layers,
-    ends_apply,
-    lone_zero,
-    micro_batch_sizes,
-    shard_spans,
-)
+from planner.space import EIGHTHS, block_layers, context_kinds, lone_zero, shard_spans
 
 KNOBS = (
     "tensor_parallel",

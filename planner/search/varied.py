@@ -16,6 +16,7 @@ from costmodels.plan import BoolArray, IntArray, Recompute, Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs, StagePlanBatch
 from planner.candidates import Candidates
+from planner.chunks import chunk_counts
 from planner.constraints import rules_for
 from planner.rules.base import Setting
 from planner.rules.modules import CORE, module_names
@@ -37,7 +38,6 @@ from planner.search.varied_vectors import (
     plans_of,
     settled,
 )
-from planner.space import chunk_counts
 from planner.stage_constraints import pipelines_run
 from profiles.errors import SpecError
 from profiles.model import ModelSpec

@@ -12,6 +12,7 @@ from planner import request as request_module
 from planner.document_plan import infeasible_document
 from planner.document_search import search_schema
 from planner.space import plan_space
+from profiles.errors import SpecError
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.command import command_line
@@ -154,3 +155,8 @@ def test_a_cluster_of_two_types_is_searched_over_rest() -> None:
             wrong = client.post("/search", json=BODY | change)
             assert wrong.status_code == 422
             assert [entry["field"] for entry in wrong.json()["errors"]] == [field]
+
+
+def test_gpus_of_two_vendors_train_nothing_together() -> None:
+    with pytest.raises(SpecError, match="GPUs of amd and nvidia"):
+        planner.search("llama-3-8b", "8xH100+8xMI300X", {"global_batch_size": 128})

@@ -14,8 +14,8 @@ from planner.dataflow.call_costs import CallSetting, call_context, call_costs, p
 from planner.dataflow.dominance import undominated
 from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.strategies import strategies, training_job
+from planner.micro_batches import micro_batch_sizes
 from planner.rules.base import Setting
-from planner.space import micro_batch_sizes
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.engines import find_engine

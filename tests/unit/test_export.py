@@ -151,21 +151,6 @@ def test_the_trainer_is_told_what_its_file_is_told() -> None:
     assert any("rank 16 on q, k, v, o" in words for words in exported.left_to_you)
 
 
-@pytest.mark.parametrize(
-    ("format", "zero", "name"),
-    [("accelerate", 3, "adamw_torch_8bit"), ("accelerate", 0, "adamw_bnb_8bit"), ("deepspeed", 3, "adamw_bnb_8bit")],
-)
-def test_eight_bit_states_are_of_who_can_shard_them(format: str, zero: int, name: str) -> None:
-    """bitsandbytes' kernels do not take the tensors of FSDP2 (its issue 1633)."""
-    job = JOB | {"task": "full", "optimizer": "adamw8bit"}
-    exported = export(
-        format, plan_of(request := request_of("llama-3-8b", "8xA100-80GB", "huggingface", **job), zero=zero), request
-    )
-    assert options(script_words(exported))["--optim"] == [name]
-    loads = any("from_pretrained(dtype=torch.float32)" in words for words in exported.left_to_you)
-    assert loads is (format == "accelerate")
-
-
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", "torch.bfloat16"), ("fp16", "torch.float16")])
 def test_four_bit_weights_are_stored_as_numbers_that_fsdp_shards(precision: str, dtype: str) -> None:
     request = request_of("llama-3-8b", "4xA10G", "huggingface", task="qlora", precision=precision, **JOB)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+import planner
 from costmodels.workload import LoraSpec, TrainingJob
 from planner.jobs import gradient_notes, resolve_job, rounded_batch, with_attention
 from profiles.errors import SpecError
@@ -226,6 +227,21 @@ def test_attention_is_fused_where_the_stack_has_such_a_kernel_for_the_device(
     answer, notes = with_attention(job, given, find_stack(framework), cluster(architecture=architecture))
     assert answer.attention == found
     assert [note.field for note in notes] == (["job.attention"] if found == "unfused" else [])
+
+
+@pytest.mark.parametrize("layout", [{"tp": 4}, {"tp": 4, "pp": 3}, {"dp": 9}])
+def test_what_is_fixed_leaves_the_batch_that_was_not_given(layout: dict[str, int]) -> None:
+    """144 sequences on 72 devices, which 18, 6 or 9 replicas share as well as 72 do."""
+    job = {"sequence_length": 32_768}
+    assert planner.plan("llama-3-70b", "72xGB200", job, top=1).request.job.global_batch_size == 144
+    pinned = planner.plan("llama-3-70b", "72xGB200", job, top=1, pins=layout)
+    assert pinned.request.job.global_batch_size == 144
+
+
+def test_nvfp4_is_nvidias() -> None:
+    assert planner.plan("llama-3-8b", "8xB200", {"precision": "nvfp4"}, top=1).fits
+    with pytest.raises(SpecError, match=r"MI355X multiplies MXFP4. Hint: mxfp8, fp8 or bf16"):
+        planner.plan("llama-3-8b", "8xMI355X", {"precision": "nvfp4"}, top=1)
 
 
 @pytest.mark.parametrize(("architecture", "trains"), [("hopper", False), ("ada", False), ("blackwell", True)])

@@ -71,6 +71,8 @@ def test_dollars(value: float, words: str) -> None:
 def test_plans() -> None:
     plan = ExecutionPlan(recompute=Recompute.BLOCK, recompute_layers=4, schedule=Schedule.ZERO_BUBBLE_V)
     assert phrases.recompute_label(plan) == "block:4"
+    moved = phrases.plan_label(replace(plan, offload_optimizer=True, offload_parameters=True))
+    assert moved == f"{phrases.plan_label(plan)}, offload, weight offload"
     assert phrases.recompute_label(ExecutionPlan(recompute=Recompute.FULL)) == "full"
     assert phrases.schedule_label(plan) == "zb-v"
 

@@ -276,3 +276,13 @@ def test_a_layout_that_cannot_go_on_is_told(run: Command) -> None:
     asked = ("--model", "llama-3-8b", "--gpus", "2x8xH100", "--seq", "4096", "--global-batch", "64")
     _, out, _ = run("replan", *asked, "--tp", "2", "--pp", "8", "--onto", "8xH100")
     assert "same layout: fits on no number of whole replicas" in " ".join(out.split())
+
+
+def test_another_layout_may_have_a_batch_that_its_own_replicas_share() -> None:
+    """504 sequences on 126 machines, 1.6 % from 512; the layout of the checkpoint could share 560."""
+    job = {"sequence_length": 8192, "global_batch_size": 512}
+    pins = {"tp": 8, "pp": 16, "cp": 2, "vpp": 4, "zero": 1, "micro_batch_size": 1}
+    result = planner.replan("llama-3-405b", "128x8xH100", "127x8xH100", job, plan=pins, batch_change=0.02)
+    first = result.options[0]
+    assert (first.request.job.global_batch_size, first.estimate.num_devices) == (504, 1008)
+    assert not first.keeps_layout

@@ -10,12 +10,13 @@ import pytest
 from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch, Recompute, Schedule
 from planner.candidates import MAX_CANDIDATES
 from planner.constraints import legal, rules_for, violations
+from planner.micro_batches import micro_batch_sizes
 from planner.pins import parse_pins
 from planner.request import Options, resolve_request, setting_of
 from planner.rules.base import FRAMEWORKS
 from planner.search.question import ask
 from planner.search.uniform import UniformSpace
-from planner.space import micro_batch_sizes, plan_space
+from planner.space import plan_space
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.model_presets import resolve_model

@@ -48,3 +48,38 @@ def test_blocks_are_eighths_of_a_virtual_stage_times_their_number() -> None:
     assert len(plans) > 0
     found = space(setting(model=gpt(num_layers=16)), vpp=2, pp=2).plans
     assert set(found.recompute_layers[found.recompute == int(Recompute.BLOCK)].tolist()) == {2, 4, 6}
+
+
+@pytest.mark.parametrize(
+    ("model", "cluster", "length", "batch"),
+    [
+        ("qwen3-235b-a22b", "32x8xH100", 4096, 768),  # 94 layers
+        ("glm-4.5-air", "8x8xH100", 4096, 384),  # 46
+        ("deepseek-llm-67b", "8x8xH100", 4096, 256),  # 95
+    ],
+)
+def test_virtual_stages_that_do_not_divide_the_layers_are_found_unasked(
+    model: str, cluster: str, length: int, batch: int
+) -> None:
+    job = {"sequence_length": length, "global_batch_size": batch}
+    unasked = api.plan(model, cluster, job, top=1).best
+    assert unasked is not None
+    for chunks in (2, 3, 4):
+        pinned = api.plan(model, cluster, job, top=1, pins={"vpp": chunks}).best
+        assert pinned is not None
+        assert unasked.step_time_s <= 1.005 * pinned.step_time_s
+
+
+def test_too_many_plans_are_looked_at_on_coarser_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"model": "llama-2-7b", "cluster": "2x8xA100-80GB", "job": {"global_batch_size": 192}}
+    whole = api.plan(**asked)
+    assert "thinned" not in {note.code for note in whole.warnings}
+    assert any(plan.plan.micro_batch_size == 3 for plan in api.plan(**asked, top=1000, variants=True).plans)
+    monkeypatch.setattr("planner.candidates.MAX_CANDIDATES", whole.considered)
+    thinned = api.plan(**asked, top=1000, variants=True)
+    assert "thinned" in {note.code for note in thinned.warnings}
+    assert 0 < thinned.considered < whole.considered
+    assert all(plan.plan.micro_batch_size.bit_count() == 1 for plan in thinned.plans)
+    monkeypatch.setattr("planner.candidates.MAX_CANDIDATES", 100)
+    with pytest.raises(SpecError, match=r"cluster: 16 devices allow more than 100 plans"):
+        api.plan(**asked)
