@@ -119,11 +119,12 @@ def with_loss(
         given: What was said of it.
         stack: Who runs it.
     """
-    most = stack.linear_loss_tokens
-    unsaid = not (_said("linear_cross_entropy", given) or _said("fused_cross_entropy", given))
-    if not most or job.sequence_length <= most or not unsaid:
+    said = _said("linear_cross_entropy", given) or _said("fused_cross_entropy", given)
+    if said or not stack.joins_loss(job.sequence_length):
         return job, ()
-    message = f"output layer and loss are one, as in {stack.name} beyond {most:,} tokens (not given)"
+    message = (
+        f"output layer and loss are one, as in {stack.name} beyond {stack.linear_loss_tokens:,} tokens (not given)"
+    )
     note = Note(code="assumed_default", field="job.linear_cross_entropy", message=message)
     return replace(job, linear_cross_entropy=True), (note,)
 

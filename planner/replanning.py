@@ -6,7 +6,7 @@ loads in any cut (``LOADS``). The global batch is part of the training recipe an
 it, fewer machines may, or a batch close by.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import filterfalse
 from math import lcm
@@ -195,14 +195,23 @@ def _continued(before: PlanResult, onto: ClusterInput, batch_change: float, fabr
     cluster = with_memory_reserve(_new_devices(onto, fabric), request.memory_reserve_bytes)
     asked = replace(request, cluster=cluster, pins={})
     kept = {name: int(getattr(running.plan, name)) for name in LAYOUT}
+    batch = asked.job.global_batch_size
+
+    def of_layout(part: ClusterSpec) -> list[int]:
+        return _close(asked, [_near(batch, part, kept)], change)
+
+    def of_any(part: ClusterSpec) -> list[int]:
+        others = _close(asked, _others(batch, part), change)[:_BATCHES]
+        return list(dict.fromkeys([*of_layout(part), *others]))
+
     ways: list[tuple[dict[str, int], Callable[[ClusterSpec], Sequence[int]]]] = [
-        (kept, lambda _: [asked.job.global_batch_size]),
-        (kept, lambda part: _near(asked, part, kept, change)),
-        ({}, lambda _: [asked.job.global_batch_size]),
-        ({}, lambda part: [*_near(asked, part, kept, change), *_others(asked, part, change)]),
+        (kept, lambda _: [batch]),
+        (kept, of_layout),
+        ({}, lambda _: [batch]),
+        ({}, of_any),
     ]
     found = [_fastest(replace(asked, pins=pins), batches_on, keeps_layout=bool(pins)) for pins, batches_on in ways]
-    options = _worthwhile([each for each in found if each is not None], asked.job.global_batch_size)
+    options = _worthwhile([each for each in found if each is not None], batch)
     return ReplanResult(
         request=request,
         running=running,
@@ -220,24 +229,30 @@ def _new_devices(onto: ClusterInput, fabric: str | None) -> ClusterSpec:
         raise error.at(f"onto{error.field.removeprefix('cluster')}") from error
 
 
-def _others(asked: Request, part: ClusterSpec, change: float) -> list[int]:
-    """The nearest batches that replicas of a power of two of the devices share, the fewest devices first."""
-    batch, devices = asked.job.global_batch_size, part.num_devices
+def _close(asked: Request, batches: Iterable[int], change: float) -> list[int]:
+    """Those of some batches that are other ones, each once, and close to the one asked for."""
+    batch = asked.job.global_batch_size
+    return [
+        each
+        for each in dict.fromkeys(batches)
+        if each != batch and abs(each - batch) <= change * batch and each <= MAX_GLOBAL_BATCH
+    ]
+
+
+def _others(batch: int, part: ClusterSpec) -> list[int]:
+    """The nearest batches that all replicas share where one takes a power of two of devices, the smallest first."""
+    devices = part.num_devices
     ranks = [devices >> k for k in range(devices.bit_length()) if devices % (1 << k) == 0]
-    near = dict.fromkeys(max(round(batch / each), 1) * each for each in ranks if each <= batch)
-    return [each for each in near if each != batch and abs(each - batch) <= change * batch][:_BATCHES]
+    return [max(round(batch / each), 1) * each for each in ranks if each <= batch]
 
 
-def _near(asked: Request, part: ClusterSpec, kept: Mapping[str, int], change: float) -> list[int]:
-    """The nearest other batch that all replicas of the layout on these devices can share; none if it is not close.
+def _near(batch: int, part: ClusterSpec, kept: Mapping[str, int]) -> int:
+    """The nearest batch that all replicas of the layout on these devices can share.
 
     Interleaved stages take micro-batches in rounds of as many as there are stages (``planner.rules.pipeline``).
     """
-    batch = asked.job.global_batch_size
     round_of = kept["pipeline_parallel"] if kept["virtual_stages"] > 1 else 1
-    near = rounded_batch(batch, part.num_devices, {**kept, "num_microbatches": round_of})
-    close = near != batch and abs(near - batch) <= change * batch
-    return [near] if close and near <= MAX_GLOBAL_BATCH else []
+    return rounded_batch(batch, part.num_devices, {**kept, "num_microbatches": round_of})
 
 
 def _fastest(

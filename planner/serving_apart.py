@@ -13,7 +13,6 @@ from planner.serving_states import Layouts, interval, last_held, serving_call, s
 from profiles.hardware import ClusterSpec
 from profiles.serving_widths import serving_log_stds
 
-_POINTS = 64  # numbers of requests at once that a generating replica is asked about
 _PAIRS = 64  # of layouts that numbers of replicas are chosen for
 _ROUNDING = 1e-9
 
@@ -67,14 +66,12 @@ def _pools(found: Layouts, asked: ServingResult) -> _Pools:
     moved_s = crossing_s(found.plans, serving_context(serving_call(job, asked.recipe, 1), asked), job.prompt_tokens)
     inf = float("inf")
     latest = min(job.ttft_s or inf, job.latency_s or inf)
-    places = found.places[:, None].astype(np.float64)
     slowest = np.minimum(job.tpot_s or inf, (job.latency_s or inf) / max(job.output.mean - 1, 1))
 
     def fast(running: FloatArray) -> BoolArray:
-        return np.asarray((running <= places) & (generated(prices, np.minimum(running, places))[1] <= slowest))
+        return np.asarray(generated(prices, running)[1] <= slowest)
 
-    grid = np.geomspace(np.ones_like(places[:, 0]), places[:, 0], _POINTS, axis=1).round()
-    running = last_held(grid, fast)[:, None]
+    running = last_held(found.places.astype(np.float64), fast)[:, None]
     rates = generated(prices, running)[0]
     none = ~fast(running)[:, 0]
     return _Pools(

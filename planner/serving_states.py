@@ -32,7 +32,7 @@ from profiles.stacks import find_stack
 EIGHT_BITS = "fp8"  # of keys and values
 STACK = "megatron-core"  # engines bring their own kernels; of a stack only what these leave open is read
 _STEPS = 8  # numbers of requests at once per doubling
-_BETWEEN = 16  # of them looked at between one within bounds and one beyond
+_BETWEEN = 16  # of them looked at at a time in search of the last within bounds
 _EVERY_REPLICA = 64  # counts of replicas looked at one by one; beyond, evenly spread over their logarithm
 _COLUMNS = (  # of ``Layouts``, one number each
     *("replicas", "places", "together", "room_bytes", "token_bytes", "cache_bytes", "longest_bytes"),
@@ -216,34 +216,27 @@ def _numbers(found: Layouts, job: ServingJob, places: FloatArray) -> FloatArray:
         places: (N, 1) requests that a replica has room for.
     """
     doubling = np.asarray(_doubling(int(places.max())), dtype=np.float64)
-    numbers = np.concatenate([np.broadcast_to(doubling, (len(places), len(doubling))), places], axis=1)
-    if not job.bounds:
-        return numbers
-
-    def held(at_once: FloatArray) -> BoolArray:
-        points = at_concurrency(found.prices, np.minimum(at_once, places))
-        return (at_once <= places) & within_bounds(found, points, job)
-
-    return np.concatenate([numbers, last_held(numbers, held)[:, None]], axis=1)
+    numbers = [np.broadcast_to(doubling, (len(places), len(doubling))), places]
+    if job.bounds:
+        last = last_held(places[:, 0], lambda each: within_bounds(found, at_concurrency(found.prices, each), job))
+        numbers.append(last[:, None])
+    return np.concatenate(numbers, axis=1)
 
 
-def last_held(numbers: FloatArray, held: Callable[[FloatArray], BoolArray]) -> FloatArray:
-    """(N,) largest whole number that holds, at least 1, of what holds up to some number and not beyond.
+def last_held(most: FloatArray, held: Callable[[FloatArray], BoolArray]) -> FloatArray:
+    """(N,) largest whole numbers that hold, at least 1, where all up to some number do and none beyond.
 
     Args:
-        numbers: (N, G) whole numbers to begin with.
+        most: (N,) largest that are asked about.
         held: Whether each of (N, H) numbers holds.
     """
-    low, high = np.zeros(len(numbers)), np.full(len(numbers), np.inf)
-    while True:
+    low, high = np.zeros(len(most)), most + 1.0
+    while (high - low > 1).any():
+        numbers = np.clip(np.linspace(low, high, _BETWEEN, axis=1).round(), 1.0, most[:, None])
         holds = held(numbers)
         low = np.maximum(low, np.where(holds, numbers, 0.0).max(axis=1))
-        beyond = ~holds & (numbers > low[:, None])
-        high = np.minimum(high, np.where(beyond, numbers, np.inf).min(axis=1))
-        high = np.where(np.isfinite(high), high, low)
-        if (high - low <= 1).all():
-            return np.asarray(np.maximum(low, 1.0))
-        numbers = np.maximum(np.linspace(low, high, _BETWEEN, axis=1).round(), 1.0)
+        high = np.minimum(high, np.where(holds, np.inf, numbers).min(axis=1))
+    return np.maximum(low, 1.0)
 
 
 def _runs(found: Layouts, requests: int, concurrency: int | None) -> Deployments:

@@ -341,6 +341,10 @@ class StackSpec:
         """The stack with an allocator that keeps no more than it must: no free blocks, none that wait for a stream."""
         return replace(self, cache_fraction=0.0, varied_cache_fraction=0.0, waiting_tensors=0.0, flat_temporaries=False)
 
+    def joins_loss(self, sequence_length: int) -> bool:
+        """Whether loss and output layer are one, unasked, for sequences of so many tokens."""
+        return 0 < self.linear_loss_tokens < sequence_length
+
     def gradient_format(self, precision: str) -> str:
         """Default format gradients of a model of that precision are accumulated in."""
         return (self.fp16_gradient_dtype if precision == "fp16" else "") or self.gradient_dtype

@@ -112,8 +112,7 @@ def projects_in_loss(row: Row, asked: StackSpec | None) -> bool:
         asked: Stack of a row of a user's own table, which means what the same question would; None of published ones.
     """
     said = "fused linear cross-entropy" in row.text("notes").lower()
-    most = 0 if asked is None else asked.linear_loss_tokens
-    return said or 0 < most < wording.sequence_length_of(row)
+    return said or (asked is not None and asked.joins_loss(wording.sequence_length_of(row)))
 
 
 def omits_tensor_overlap(row: Row) -> bool:

@@ -8,6 +8,7 @@ import jsonschema_rs
 import pytest
 
 import planner
+from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.document_replan import replan_schema
 from planner.replanning import LAYOUT, LOADS, ReplanResult
 from planner.rules.base import FRAMEWORKS, NANOTRON
@@ -286,3 +287,11 @@ def test_another_layout_may_have_a_batch_that_its_own_replicas_share() -> None:
     first = result.options[0]
     assert (first.request.job.global_batch_size, first.estimate.num_devices) == (504, 1008)
     assert not first.keeps_layout
+
+
+def test_no_batch_larger_than_the_largest_is_tried() -> None:
+    """Seven GPUs would share 4,194,305 sequences, one more than any job may have."""
+    job = {"sequence_length": 128, "global_batch_size": 4_194_303}
+    options = planner.replan("llama-3.2-1b", "2x8xH100", "7xH100", job).options
+    batches = {option.request.job.global_batch_size for option in options}
+    assert max(batches) <= MAX_GLOBAL_BATCH

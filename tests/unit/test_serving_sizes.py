@@ -186,9 +186,11 @@ def test_the_best_within_bounds_is_the_last(bound: dict[str, float]) -> None:
     assert not served("llama-3.1-70b", concurrency=count + 1, **asked).fits
 
 
-def test_an_unbounded_answer_takes_all_places() -> None:
-    held = last_held(np.asarray([[1.0, 10.0, 100.0], [1.0, 10.0, 100.0]]), lambda numbers: numbers <= [[37.0], [0.5]])
+def test_the_last_number_that_holds_is_found() -> None:
+    """37 of a hundred; of what not even one holds, one."""
+    held = last_held(np.asarray([100.0, 100.0]), lambda numbers: numbers <= [[37.0], [0.5]])
     assert held.tolist() == [37, 1]
+    assert last_held(np.asarray([1.0, 7.0, 1024.0]), lambda numbers: numbers > 0).tolist() == [1, 7, 1024]
 
 
 def test_fewer_at_once_keep_the_bounds() -> None:
