@@ -37,6 +37,9 @@ STACKS = (
     stack(framework="nanotron", autograd_gradients="freed", gradient_bucket_copies=1, logits_fp32_copies=2),
 )
 
+# Where a framework has fewer than all stages of ZeRO: no plan of it runs the others.
+ZERO_STAGES = {"fsdp": (0, 2, 3), "nanotron": (0, 1)}
+
 
 @st.composite
 def plans(draw) -> ExecutionPlan:
@@ -145,10 +148,9 @@ def test_bigger_micro_batches_and_longer_sequences_never_need_less(where, plan):
 def test_sharding_more_never_needs_more_states(where, plan):
     # The largest moment of a step is split into parts: what shards is their sum. ZeRO-3 gathers, so without buffers.
     states = tuple(name for name in ALLOCATED_PARTS if name != "communication")
-    for zero in (1, 2, 3):
-        assert peak(replace(plan, zero_stage=zero), where, states) <= peak(
-            replace(plan, zero_stage=zero - 1), where, states
-        )
+    stages = ZERO_STAGES.get(where.stack.framework, (0, 1, 2, 3))
+    peaks = [peak(replace(plan, zero_stage=zero), where, states) for zero in stages]
+    assert peaks == sorted(peaks, reverse=True)
 
 
 @given(contexts(), plans())
