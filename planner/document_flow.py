@@ -255,6 +255,8 @@ def _alternative(other: Alternative) -> dict[str, Any]:
         "mesh": {"first_gpu": other.first_gpu, "num_gpus": other.num_gpus},
         "engine": other.engine,
         "plan": plan_document(other.plan),
+        "concurrent_sequences": other.concurrent,
+        "holding": other.holding,
         "time_s": other.time_s,
         "steady_s": other.steady_s,
         "fits": other.fits,
@@ -267,6 +269,7 @@ def _infeasible(infeasible: FlowInfeasible) -> dict[str, Any]:
         "shortages": [
             {
                 "call": item.call,
+                "memory": "host" if item.on_host else "device",
                 "needs_bytes": item.needs_bytes,
                 "usable_bytes": item.usable_bytes,
                 "sentence": shortage_sentence(item),

@@ -1,10 +1,18 @@
 """Plans of workflows in words; numbers are formatted by ``planner.phrases``."""
 
 from costmodels.plan import ExecutionPlan
-from planner.dataflow.flow_results import CallPlan, CallShortage, FlowInfeasible, FlowPlan, Lead, Reason
+from planner.dataflow.flow_results import Alternative, CallPlan, CallShortage, FlowInfeasible, FlowPlan, Lead, Reason
 from planner.dataflow.graph import EXTERNAL, GENERATE
 from planner.phrases import gib, percent, seconds
 from profiles.mixed_cluster import MixedCluster
+
+_HELD = {
+    "resident": "weights that stay",
+    "fetched": "weights on the host",
+    "delivered": "weights that arrive",
+    "states_out": "states on the host",
+    "all_out": "weights and states on the host",
+}
 
 
 def gpu_range(first: int, number: int) -> str:
@@ -54,14 +62,34 @@ def reason_sentence(plan: FlowPlan, reason: Reason) -> str:
     other = reason.alternative
     if other is None:
         return words + " No other way to run it there is faster."
-    where = f"{other.engine} {layout_label(other.plan)} on GPUs {gpu_range(other.first_gpu, other.num_gpus)}"
-    words += f" Alone it would take {seconds(other.time_s)} as {where}"
+    words += f" It would take {seconds(other.time_s)} as {_other_way(call, other)}; with all else as planned, "
     if not other.fits:
-        return words + f", but that needs {gib(other.over_bytes)} more memory than there is."
+        lacking = f"{gib(other.over_bytes)} more memory" if other.over_bytes else "more host memory"
+        return words + f"that needs {lacking} than there is."
     change = other.steady_s / plan.steady_s - 1
     if change > 0.0005:
-        return words + f", but the iteration would be {percent(change)} longer."
-    return words + ", which leaves the iteration as long."
+        return words + f"the iteration would be {percent(change)} longer."
+    return words + "the iteration would be as long."
+
+
+def _other_way(call: CallPlan, other: Alternative) -> str:
+    """Another way to run a call in words; what else differs is told where layout and GPUs are those planned."""
+    where = f"{other.engine} {layout_label(other.plan)} on GPUs {gpu_range(other.first_gpu, other.num_gpus)}"
+    if call.plan is None or (call.first_gpu, call.num_gpus, call.engine, layout_label(call.plan)) != (
+        other.first_gpu,
+        other.num_gpus,
+        other.engine,
+        layout_label(other.plan),
+    ):
+        return where
+    differing = []
+    if other.holding != call.holding:
+        differing.append(_HELD[other.holding])
+    if other.concurrent != call.concurrent:
+        differing.append(f"{other.concurrent} sequences at once")
+    if other.plan.micro_batch_size != call.plan.micro_batch_size and not other.concurrent:
+        differing.append(f"micro-batches of {other.plan.micro_batch_size}")
+    return f"{where} with {' and '.join(differing)}" if differing else where
 
 
 def _pace(call: CallPlan, reason: Reason) -> str:
@@ -85,6 +113,11 @@ def shortage_sentence(item: CallShortage) -> str:
     """What stands in the way of a plan."""
     if item.needs_bytes <= item.usable_bytes and not item.call:
         return "Every call fits alone, but no combination of them was found that fits together."
+    if item.on_host:
+        return (
+            f"All calls fit the GPUs with {gib(item.needs_bytes)} of host memory per node, "
+            f"{gib(item.usable_bytes)} are there."
+        )
     if not item.call:
         return (
             f"Together the calls need at least {gib(item.needs_bytes)} per GPU, {gib(item.usable_bytes)} are usable: "

@@ -98,7 +98,15 @@ def _request_shape() -> Shape:
 def _plan_shape() -> Shape:
     seconds = ("steady_s", "steady_low_s", "steady_high_s", "first_s", "total_s", "mean_s")
     alternative = closed_object(
-        mesh=_MESH, engine=TEXT, plan=_LAYOUT, time_s=AMOUNT, steady_s=AMOUNT, fits=FLAG, over_bytes=AMOUNT
+        mesh=_MESH,
+        engine=TEXT,
+        plan=_LAYOUT,
+        concurrent_sequences=COUNT,
+        holding={"enum": ["", *HOLDING_NAMES]},
+        time_s=AMOUNT,
+        steady_s=AMOUNT,
+        fits=FLAG,
+        over_bytes=AMOUNT,
     )
     reason = closed_object(
         call=TEXT,
@@ -184,7 +192,9 @@ def _call_shape() -> Shape:
 
 
 def _infeasible_shape() -> Shape:
-    shortage = closed_object(call=TEXT, needs_bytes=AMOUNT, usable_bytes=AMOUNT, sentence=TEXT)
+    shortage = closed_object(
+        call=TEXT, memory={"enum": ["device", "host"]}, needs_bytes=AMOUNT, usable_bytes=AMOUNT, sentence=TEXT
+    )
     return closed_object(
         shortages=list_of(shortage),
         sentence=TEXT,

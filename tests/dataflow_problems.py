@@ -1,5 +1,6 @@
 """Small scheduling problems, and a second, slow implementation of what the planner computes on them."""
 
+from dataclasses import replace
 from itertools import permutations, product
 
 import numpy as np
@@ -21,8 +22,10 @@ def call(name, rows, strategies=None):
     )
 
 
-def random_problem(rng, *, calls=4, candidates=3, gpus=4, iterations=1, transfers=False, replicas=False, leads=False):
-    """Any graph, any contiguous meshes, memory that matters; times are whole so that sums are exact."""
+def random_problem(
+    rng, *, calls=4, candidates=3, gpus=4, iterations=1, transfers=False, replicas=False, leads=False, hosts=False
+):
+    """Any graph, any contiguous meshes, memory that matters; times are whole so that sums are exact, as are shares."""
     listed = []
     for index in range(calls):
         rows = []
@@ -44,13 +47,17 @@ def random_problem(rng, *, calls=4, candidates=3, gpus=4, iterations=1, transfer
         for parent, child in rng.integers(0, calls, (2, 2)):
             moved = _transfer(rng, listed, parent, child, transfers and parent != child)
             edges.append(Edge(parent=int(parent), child=int(child), lag=int(rng.integers(1, 3)), transfer=moved))
+    capacity = rng.integers(8, 15, gpus).astype(float)
+    if hosts:
+        listed = [replace(one, host_share=rng.integers(0, 6, candidates) / 8) for one in listed]
     return DataflowProblem(
         calls=tuple(listed),
         edges=tuple(edges),
-        capacity_bytes=rng.integers(8, 15, gpus).astype(float),
+        capacity_bytes=capacity,
         iterations=iterations,
         replicas=((1, 0),) if replicas else (),
         gpus_per_node=2,
+        machine_of=np.arange(gpus) // 2 if hosts else None,
     )
 
 
@@ -107,7 +114,13 @@ def gpus_of(one, row):
 
 
 def slow_fits(problem, choice):
-    """Whether one plan fits, GPU by GPU."""
+    """Whether one plan fits, GPU by GPU and machine by machine."""
+    if problem.machine_of is not None:
+        for machine in set(problem.machine_of.tolist()):
+            there = set(np.flatnonzero(problem.machine_of == machine).tolist())
+            rows = list(zip(problem.calls, choice, strict=True))
+            if sum(one.host_share[row] for one, row in rows if there & gpus_of(one, row)) > 1:
+                return False
     sharing = dict(problem.replicas)
     for gpu in range(problem.num_gpus):
         held, active = 0.0, [0.0]

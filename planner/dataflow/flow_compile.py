@@ -91,17 +91,18 @@ def compile_flow(
         else:
             held = costs.rows[name]
             pin = request.pins.get(name, CallPin())
-            call, row = _candidates(name, held, meshes, regions[name], pin, groups_of(cluster, meshes.start))
+            call, row = _candidates(name, held, meshes, regions[name], pin, cluster)
         if not len(row):
             return None
         calls.append(call)
         rows.append(row)
+    plenty = _plenty_on_host(calls)
     edges, moves, handed = _edges(request, tuple(calls), tuple(rows), costs, transfers)
     return CompiledFlow(
         names=request.graph.order,
         row=tuple(rows),
         problem=DataflowProblem(
-            calls=tuple(calls),
+            calls=tuple(replace(call, host_share=None) for call in calls) if plenty else tuple(calls),
             edges=edges,
             capacity_bytes=np.repeat(
                 [group.device.usable_memory_bytes for group in cluster.groups],
@@ -111,10 +112,16 @@ def compile_flow(
             settled=request.options.iterations > 1,
             replicas=_replicas(request),
             gpus_per_node=cluster.groups[0].node.devices_per_node,
+            machine_of=None if plenty else np.asarray(cluster.node_of),
         ),
         moves=moves,
         handed=handed,
     )
+
+
+def _plenty_on_host(calls: Sequence[CallCandidates]) -> bool:
+    """Whether no machine runs out of host memory, whatever is chosen."""
+    return sum(float(call.host_share.max(initial=0.0)) for call in calls if call.host_share is not None) <= 1
 
 
 def _service(name: str, time_s: float) -> tuple[CallCandidates, IntArray]:
@@ -133,9 +140,10 @@ def _service(name: str, time_s: float) -> tuple[CallCandidates, IntArray]:
 
 
 def _candidates(
-    name: str, held: CallRows, meshes: Meshes, region: Region, pin: CallPin, machines: IntArray
+    name: str, held: CallRows, meshes: Meshes, region: Region, pin: CallPin, cluster: MixedCluster
 ) -> tuple[CallCandidates, IntArray]:
     """Every way on every mesh of its size and kind of machines within the region."""
+    machines = groups_of(cluster, meshes.start)
     usable = region.holds(meshes.start, meshes.size)
     if pin.num_gpus is not None:
         usable = meshes.size == pin.num_gpus
@@ -146,6 +154,10 @@ def _candidates(
     pairs &= held.machines[:, None] == machines[places][None, :]
     row, place = np.nonzero(pairs)
     mesh = places[place]
+    nodes = [group.node for group in cluster.groups]
+    # A mesh is part of a node or whole nodes.
+    on_node = np.minimum(meshes.size[mesh], np.asarray([node.devices_per_node for node in nodes])[held.machines[row]])
+    host_bytes = np.asarray([node.host_memory_bytes for node in nodes])[held.machines[row]]
     call = CallCandidates(
         name=name,
         start=meshes.start[mesh],
@@ -155,6 +167,7 @@ def _candidates(
         active_bytes=held.active_bytes[row],
         # A training call whose weights leave the devices shares none with its siblings.
         strategy_id=2 * held.layout[row] + (held.holding[row] == ALL_OUT),
+        host_share=held.host_bytes[row] * on_node / host_bytes,
     )
     return call, row
 

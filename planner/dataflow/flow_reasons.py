@@ -8,7 +8,8 @@ from planner.dataflow.flow_costs import call_flops, model_call
 from planner.dataflow.flow_request import FlowRequest
 from planner.dataflow.flow_results import Alternative, CallPlan, Reason
 from planner.dataflow.graph import EXTERNAL, GENERATE
-from planner.dataflow.memory import unit_bytes
+from planner.dataflow.holdings import HOLDING_NAMES
+from planner.dataflow.memory import host_shares, unit_bytes
 from planner.dataflow.priced_cluster import PricedCluster
 from planner.dataflow.schedule import PlanRows
 from planner.dataflow.search import Solution
@@ -78,6 +79,7 @@ def _alternative(priced: PricedCluster, compiled: CompiledFlow, found: Solution,
     choice[0, index] = fastest
     units = units_of(compiled.problem)
     over = float((unit_bytes(compiled.problem, units, choice)[0] - units.capacity_bytes).max())
+    hosted = float(host_shares(compiled.problem, choice).max(initial=0.0))
     rows = priced.costs.rows[call.name]
     row = int(compiled.row[index][fastest])
     table, entry = rows.table, int(rows.row[row])
@@ -87,8 +89,10 @@ def _alternative(priced: PricedCluster, compiled: CompiledFlow, found: Solution,
         num_gpus=int(candidates.size[fastest]),
         engine=table.engines[int(table.engine[entry])],
         plan=table.plans.plan(entry),
+        concurrent=int(table.concurrent[entry]),
+        holding=HOLDING_NAMES[int(rows.holding[row])],
         time_s=float(candidates.time_s[fastest]),
         steady_s=_pace_s(compiled, found, choice[0]),
-        fits=over <= 0,
+        fits=over <= 0 and hosted <= 1,
         over_bytes=max(over, 0.0),
     )

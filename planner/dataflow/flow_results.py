@@ -177,10 +177,12 @@ class Alternative:
         first_gpu, num_gpus: Its mesh.
         engine: Who runs it.
         plan: Degrees and micro-batches.
+        concurrent: Sequences a replica generates at once; 0 for calls that do not generate.
+        holding: Where its weights lie between runs, see ``planner.dataflow.holdings``.
         time_s: Seconds per run.
         steady_s: Seconds per iteration with it.
         fits: Whether the plan fits with it.
-        over_bytes: By how much the fullest GPU is exceeded when it does not.
+        over_bytes: By how much the fullest GPU is exceeded when it does not; 0 where it is host memory that lacks.
     """
 
     call: str
@@ -188,6 +190,8 @@ class Alternative:
     num_gpus: int
     engine: str
     plan: ExecutionPlan
+    concurrent: int
+    holding: str
     time_s: float
     steady_s: float
     fits: bool
@@ -332,11 +336,13 @@ class CallShortage:
         needs_bytes: Least bytes per GPU it takes in any layout on the cluster; 0 when no layout is legal. For all
             together: what lies on a GPU at least between calls, spread evenly, and the least that a call needs beyond.
         usable_bytes: What a device offers.
+        on_host: Whether both are about the memory of a host instead: all calls fit the devices, with so much on it.
     """
 
     call: str
     needs_bytes: float
     usable_bytes: float
+    on_host: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

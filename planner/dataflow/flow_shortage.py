@@ -19,6 +19,7 @@ from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import alone
 
 _EFFORT = 0.05  # whether something fits shows early; how fast it can be does not matter here
+_BOUNDLESS = 1e18  # bytes of a host with plenty of memory
 _MOST_TIMES = 64  # how many times larger a cluster is looked at
 
 
@@ -43,10 +44,15 @@ def explain_shortage(request: FlowRequest) -> FlowInfeasible:
 
 
 def _shortages(request: FlowRequest, priced: PricedCluster) -> tuple[CallShortage, ...]:
-    """Calls that fit nowhere alone; if there are none, what all need together."""
+    """Calls that fit nowhere alone; if there are none, what all need together, of hosts where only that lacks."""
     nowhere = [_shortage(request, priced, name) for name, rows in priced.costs.rows.items() if not len(rows)]
     if nowhere:
         return tuple(nowhere)
+    there = min(group.node.host_memory_bytes for group in request.cluster.groups)
+    roomy = [replace(group, node=replace(group.node, host_memory_bytes=_BOUNDLESS)) for group in request.cluster.groups]
+    on_host = best_plan(request, replace(request.cluster, groups=tuple(roomy)), effort=_EFFORT)
+    if on_host is not None:
+        return (CallShortage(call="", needs_bytes=on_host.host_bytes, usable_bytes=there, on_host=True),)
     usable = max(group.device.usable_memory_bytes for group in priced.cluster.groups)
     rows = priced.costs.rows.values()
     held = sum(float((item.static_bytes * item.size).min()) for item in rows) / priced.cluster.num_devices

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from costmodels.plan import FloatArray, IntArray
 from planner.dataflow.flow_answer import flow_plan
 from planner.dataflow.flow_compile import CompiledFlow, compile_flow
 from planner.dataflow.flow_costs import FlowCosts
@@ -13,6 +14,7 @@ from planner.dataflow.flow_transfers import TransferPrices
 from planner.dataflow.memory import pressure
 from planner.dataflow.placement import SMALL_NODE, Region, placements
 from planner.dataflow.priced_cluster import PricedCluster, priced_on
+from planner.dataflow.problem import CallCandidates, DataflowProblem
 from planner.dataflow.schedule import PlanRows
 from planner.dataflow.search import SearchOptions, Solution, explore
 from planner.dataflow.search_anneal import AnnealOptions
@@ -24,7 +26,10 @@ from profiles.mixed_cluster import MixedCluster, alone
 _CHILDREN = 200_000_000  # looked at by the tree search at the usual effort: some five seconds on one core
 _RESTARTS = 2  # of the annealing
 _ANNEAL = AnnealOptions(steps=1000)
-_EQUAL = 1e-9  # of a time: differences below it are rounding
+_ROUNDS = 2  # of easing all calls
+_TRIED = 256  # ways to run a call on other GPUs that easing looks at
+_DIGITS = 9  # of a share of a time: differences beyond them are rounding
+_EQUAL = 10**-_DIGITS
 
 
 def best_plan(request: FlowRequest, cluster: MixedCluster, *, effort: float | None = None) -> FlowPlan | None:
@@ -57,33 +62,57 @@ def best_plan(request: FlowRequest, cluster: MixedCluster, *, effort: float | No
 
 
 def eased(compiled: CompiledFlow, found: Solution, costs: FlowCosts) -> Solution:
-    """The same plan with less in host memory and with faster calls, where it still fits and takes no longer.
+    """A plan as fast with less in host memory, a lower upper end, and faster calls, one call at a time.
 
     The search minimises the time of an iteration alone: a copy on the host that nobody needs to fetch in a hurry costs
-    it nothing, nor does a slow call that others wait for no longer than they would anyway. Calls stay on their GPUs.
+    it nothing, nor does a slow call that others wait for no longer than they would anyway. Such a call may well be what
+    all wait for where prices turn out to be those of the upper end of their intervals.
     """
     problem, choice = compiled.problem, found.choice.copy()
-    units = units_of(problem)
-    for index, name in enumerate(compiled.names):
+    late, units = _at_upper_end(compiled, costs), units_of(compiled.problem)
+
+    def paces_s(timed: DataflowProblem, tried: IntArray) -> FloatArray:
+        return duration_s(timed, found.graph, PlanRows(choice=tried, order=np.full(len(tried), found.order)))
+
+    upper_s = float(paces_s(late, choice[None])[0])
+    for index, name in [*enumerate(compiled.names)] * _ROUNDS:
         rows = costs.rows.get(name)
         if rows is None:
             continue
         call, now = problem.calls[index], choice[index]
-        host_bytes = rows.host_bytes[compiled.row[index]]
-        same = (call.start == call.start[now]) & (call.size == call.size[now])
-        faster = (host_bytes == host_bytes[now]) & (call.time_s < call.time_s[now] * (1 - _EQUAL))
-        others = np.flatnonzero(same & ((host_bytes < host_bytes[now]) | faster))
-        if not len(others):
-            continue
+        host_bytes = rows.host_bytes[compiled.row[index]] * call.size
+        others = _worth_trying(call, now, host_bytes)
         tried = np.repeat(choice[None], len(others), axis=0)
         tried[:, index] = others
-        plans = PlanRows(choice=tried, order=np.full(len(others), found.order))
-        good = (pressure(problem, units, tried) <= 1) & (
-            duration_s(problem, found.graph, plans) <= found.makespan_s * (1 + _EQUAL)
-        )
-        if good.any():
-            choice[index] = min(others[good].tolist(), key=lambda row: (host_bytes[row], call.time_s[row], row))
+        tried = tried[pressure(problem, units, tried) <= 1]
+        tried = tried[paces_s(problem, tried) <= found.makespan_s * (1 + _EQUAL)]
+        if not len(tried):
+            continue
+        others, upper = tried[:, index], np.round(paces_s(late, tried) / upper_s, _DIGITS)
+        best = np.lexsort((others, call.time_s[others], upper, host_bytes[others]))[0]
+        row = others[best]
+        if (host_bytes[row], upper[best], call.time_s[row]) < (host_bytes[now], 1.0, call.time_s[now]):
+            choice[index], upper_s = row, upper_s * float(upper[best])
     return replace(found, choice=choice)
+
+
+def _at_upper_end(compiled: CompiledFlow, costs: FlowCosts) -> DataflowProblem:
+    """The problem with every call at the upper end of its interval."""
+    calls = [
+        replace(call, time_s=costs.rows[name].high_s[row]) if name in costs.rows else call
+        for call, name, row in zip(compiled.problem.calls, compiled.names, compiled.row, strict=True)
+    ]
+    return replace(compiled.problem, calls=tuple(calls))
+
+
+def _worth_trying(call: CallCandidates, now: int, host_bytes: FloatArray) -> IntArray:
+    """Candidates with less on hosts, or with as much and faster: on the same GPUs, and the fastest elsewhere."""
+    less = host_bytes < host_bytes[now]
+    better = less | ((host_bytes == host_bytes[now]) & (call.time_s < call.time_s[now] * (1 - _EQUAL)))
+    here = better & (call.start == call.start[now]) & (call.size == call.size[now])
+    elsewhere = np.flatnonzero(better & ~here)
+    elsewhere = elsewhere[np.lexsort((elsewhere, call.time_s[elsewhere], host_bytes[elsewhere]))[:_TRIED]]
+    return np.concatenate([np.flatnonzero(here), elsewhere])
 
 
 def candidate_clusters(request: FlowRequest) -> list[MixedCluster]:

@@ -141,7 +141,7 @@ def shareable(rows: CallRows, trained: IntArray) -> BoolArray:
 def useful_rows(rows: CallRows, *, slack_s: float, tolerance_s: float, kept: BoolArray) -> CallRows:
     """Rows without those that no plan worth telling apart needs.
 
-    A row goes when another on as many GPUs of the same kind takes no more static and no more active bytes, no fewer
+    A row goes when another on as many GPUs of the same kind takes no more static, active and host bytes, no fewer
     parts of its input, and its time, and that of each part of its output, is no longer by more than the tolerance: of
     the same layout, or shorter by ``slack_s`` of any layout, since no transfer can make up for that.
 
@@ -160,7 +160,7 @@ def useful_rows(rows: CallRows, *, slack_s: float, tolerance_s: float, kept: Boo
 
 
 def _unbeaten(rows: CallRows, group: IntArray, allowance_s: float, stays: BoolArray) -> IntArray:
-    """Rows that no row kept of their group beats: smaller in both kinds of bytes, and slower by the allowance at most.
+    """Rows that no row kept of their group beats: smaller in all kinds of bytes, and slower by the allowance at most.
 
     Rows are looked at from the smallest on, so that what beats a row is itself kept and allowances never add up.
     """
@@ -173,6 +173,7 @@ def _unbeaten(rows: CallRows, group: IntArray, allowance_s: float, stays: BoolAr
         beaten = (
             (rows.static_bytes[kept] <= rows.static_bytes[row])
             & (rows.active_bytes[kept] <= rows.active_bytes[row])
+            & (rows.host_bytes[kept] <= rows.host_bytes[row])
             & (rows.time_s[kept] <= rows.time_s[row] + allowance_s)
             & (rows.ready_s[kept] <= rows.ready_s[row] + allowance_s).all(axis=1)
             & (rows.parts[kept] >= rows.parts[row])

@@ -4,7 +4,7 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.units import Units
+from planner.dataflow.units import Units, machines_of
 
 
 def static_bytes(problem: DataflowProblem, choice: IntArray) -> FloatArray:
@@ -51,8 +51,27 @@ def unit_bytes(problem: DataflowProblem, units: Units, choice: IntArray) -> Floa
     return total + most_active
 
 
+def host_shares(problem: DataflowProblem, choice: IntArray) -> FloatArray:
+    """Share of its host memory that every machine needs; none where it does not matter. [P, machines].
+
+    Args:
+        problem: Candidates and machines.
+        choice: Candidate of each call. [P, calls]
+    """
+    machines = machines_of(problem)
+    if machines is None:
+        return np.zeros((len(choice), 0))
+    total, place = np.zeros((len(choice), len(machines))), np.arange(len(machines))
+    for index, call in enumerate(problem.calls):
+        if call.host_share is not None:
+            rows = choice[:, index]
+            inside = (machines.first[index][rows][:, None] <= place) & (place < machines.stop[index][rows][:, None])
+            total += inside * call.host_share[rows][:, None]
+    return total
+
+
 def pressure(problem: DataflowProblem, units: Units, choice: IntArray) -> FloatArray:
-    """Largest share of its memory that any GPU needs; a plan fits where this is at most 1. [P].
+    """Largest share of its memory that any GPU, or machine, needs; a plan fits where this is at most 1. [P].
 
     Args:
         problem: Candidates, capacities and which calls share weights.
@@ -60,6 +79,7 @@ def pressure(problem: DataflowProblem, units: Units, choice: IntArray) -> FloatA
         choice: Candidate of each call. [P, calls]
     """
     share: FloatArray = (unit_bytes(problem, units, choice) / units.capacity_bytes).max(axis=1)
+    np.maximum(share, host_shares(problem, choice).max(axis=1, initial=0.0), out=share)
     return share
 
 

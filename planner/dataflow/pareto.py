@@ -1,18 +1,19 @@
 """Drops candidates that no best plan needs.
 
 A candidate x of a call gives way to another one, y, if the mesh of y lies within the mesh of x and y takes no more
-time, static bytes or active bytes, no more for any transfer to or from any candidate of the other call, and no more of
-its time beyond what it leads or is led by beside any candidate of the other call.
+time, static bytes, active bytes or host memory, no more for any transfer to or from any candidate of the other call,
+and no more of its time beyond what it leads or is led by beside any candidate of the other call.
 
 Proof. Replace x by y in any plan and keep the order. Every GPU used by y was used by x, so no two tasks compete that
 did not before, and no task or transfer takes longer. In a fixed order each start is a maximum of earlier ends over a
 set of tasks that has not grown; by induction along the order no task ends later. Leads: a call with a lead out of it
-has none into it, so that it starts no later with y, and its child may start after its time less the lead, which has
-not grown. A call with a lead into it may start later with y, but nothing follows its start: it ends after the end of
-its parent, less the lead, and its own time, which has not grown. On every GPU the sum of static bytes and the largest
-active bytes have not grown. So the new plan fits if the old one did and is no slower. Calls that may share weights
-with a sibling need one more condition, since a candidate can be worth its price by sharing: x gives way only to a y
-with the same mesh and layout, unless the sibling has no candidate with the mesh and layout of x.
+has none into it, so that it starts no later with y, and its child may start after its time less the lead, which has not
+grown. A call with a lead into it may start later with y, but nothing follows its start: it ends after the end of its
+parent, less the lead, and its own time, which has not grown. On every GPU the sum of static bytes and the largest
+active bytes have not grown, nor have shares of host memory on any machine. So the new plan fits if the old one did and
+is no slower. Calls that may share weights with a sibling need one more condition, since a candidate can be worth its
+price by sharing: x gives way only to a y with the same mesh and layout, unless the sibling has no candidate with the
+mesh and layout of x.
 """
 
 from dataclasses import dataclass
@@ -40,9 +41,9 @@ def useful_candidates(problem: DataflowProblem) -> tuple[IntArray, ...]:
 class _Costs:
     """What must not grow.
 
-    ``own``: seconds and bytes of each candidate, [candidates, 3]. ``beside``: of each edge with a transfer or a lead,
-    the class of each candidate, and seconds by class and class of the partner. ``after``: seconds that count beside
-    them; those of the candidate where there is a lead.
+    ``own``: seconds, bytes and, where it matters, share of host memory of each candidate, [candidates, columns].
+    ``beside``: of each edge with a transfer or a lead, the class of each candidate, and seconds by class and class of
+    the partner. ``after``: seconds that count beside them; those of the candidate where there is a lead.
     """
 
     own: FloatArray
@@ -76,7 +77,8 @@ def _costs(problem: DataflowProblem, index: int) -> _Costs:
                 if end == index:
                     beside.append((classes, sign * time_s))
                     after.append(call.time_s * (sign < 0))
-    own = np.stack([call.time_s, call.static_bytes, call.active_bytes], axis=1)
+    host = [] if call.host_share is None else [call.host_share]
+    own = np.stack([call.time_s, call.static_bytes, call.active_bytes, *host], axis=1)
     return _Costs(own, tuple(beside), tuple(after))
 
 
@@ -125,7 +127,7 @@ def _block(
     """Which of ``rows`` some candidate among ``others`` dominates."""
     better = call.start[others] >= call.start[rows][:, None]
     better &= call.stop[others] <= call.stop[rows][:, None]
-    for column in range(3):
+    for column in range(costs.own.shape[1]):
         better &= costs.own[others, column] <= costs.own[rows, column][:, None]
     better &= ~shareable[rows][:, None] | (key[others] == key[rows][:, None])
     row, other = np.nonzero(better)

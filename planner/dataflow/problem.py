@@ -31,6 +31,8 @@ class CallCandidates:
         static_bytes: Bytes per GPU of the mesh held for the whole run.
         active_bytes: Further bytes per GPU held only while the call runs.
         strategy_id: Layout of the weights: candidates of one role with equal mesh and equal id hold equal shards.
+        host_share: Share of the host memory of every machine under its mesh that it holds for the whole run; None where
+            host memory does not matter.
     """
 
     name: str
@@ -40,6 +42,7 @@ class CallCandidates:
     static_bytes: FloatArray
     active_bytes: FloatArray
     strategy_id: IntArray
+    host_share: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.start)
@@ -64,6 +67,7 @@ class CallCandidates:
             static_bytes=self.static_bytes[rows],
             active_bytes=self.active_bytes[rows],
             strategy_id=self.strategy_id[rows],
+            host_share=None if self.host_share is None else self.host_share[rows],
         )
 
 
@@ -141,6 +145,8 @@ class DataflowProblem:
         replicas: Pairs (call, sibling) of one role: where both hold the same shards on the same mesh, the call's
             static bytes are those of the sibling and count once. A call has at most one sibling.
         gpus_per_node: Node size, for what nodes have in common; it does not restrict meshes.
+        machine_of: Machine of each GPU, counted from 0, whose host memory its calls share; None where all have plenty.
+            [GPUs]
     """
 
     calls: tuple[CallCandidates, ...]
@@ -150,6 +156,7 @@ class DataflowProblem:
     settled: bool = False
     replicas: tuple[tuple[int, int], ...] = field(default=())
     gpus_per_node: int = 8
+    machine_of: IntArray | None = None
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -203,6 +210,7 @@ class DataflowProblem:
             settled=self.settled,
             replicas=self.replicas,
             gpus_per_node=self.gpus_per_node,
+            machine_of=self.machine_of,
         )
 
 
@@ -239,6 +247,11 @@ def _check_sizes(problem: DataflowProblem) -> None:
         raise SpecError("capacity_bytes", "not every GPU has a positive, finite number of bytes")
     if not 1 <= problem.iterations <= MOST_ITERATIONS:
         raise SpecError("iterations", f"{problem.iterations}", f"1 to {MOST_ITERATIONS}")
+    machines = problem.machine_of
+    if machines is not None and not (
+        machines.shape == capacity.shape and machines[0] == 0 and np.isin(np.diff(machines), (0, 1)).all()
+    ):
+        raise SpecError("machine_of", "must number the machine of every GPU in turn, from 0")
     if problem.gpus_per_node < 1:
         raise SpecError("gpus_per_node", f"{problem.gpus_per_node}", "at least 1")
 
@@ -247,14 +260,17 @@ def _check_call(call: CallCandidates, num_gpus: int) -> None:
     where = f"calls.{call.name[:80]}"
     if not 1 <= len(call) <= MOST_CANDIDATES:
         raise SpecError(where, f"{len(call)} candidates", f"1 to {MOST_CANDIDATES}")
-    columns = ("start", "size", "time_s", "static_bytes", "active_bytes", "strategy_id")
+    columns = ["start", "size", "time_s", "static_bytes", "active_bytes", "strategy_id"]
+    amounts = ["time_s", "static_bytes", "active_bytes"]
+    if call.host_share is not None:
+        columns, amounts = [*columns, "host_share"], [*amounts, "host_share"]
     for column in columns:
         values = getattr(call, column)
         if values.shape != (len(call),):
             raise SpecError(
                 f"{where}.{column}", f"shape {values.shape}", f"one value for each of {len(call)} candidates"
             )
-    for column in ("time_s", "static_bytes", "active_bytes"):
+    for column in amounts:
         values = getattr(call, column)
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise SpecError(f"{where}.{column}", "a value is negative or not finite")

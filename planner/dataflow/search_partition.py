@@ -13,6 +13,7 @@ from itertools import islice, product
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
+from planner.dataflow.memory import host_shares
 from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.schedule import PlanRows, makespan
@@ -186,6 +187,7 @@ class _SetOptions:
 
 def _simulated(problem: DataflowProblem, graph: TaskGraph, choices: Sequence[IntArray]) -> Incumbent:
     nothing = Incumbent(choice=np.zeros(len(problem.calls), dtype=np.int64), order=0, makespan_s=np.inf)
+    choices = [choice for choice in choices if host_shares(problem, choice[None]).max(initial=0.0) <= 1]
     if not choices:
         return nothing
     orders = len(graph.orders)

@@ -13,7 +13,7 @@ from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.bounds import Chains, group_time
 from planner.dataflow.group_tables import GroupTables, passing_s
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.units import RangeMaxima, Units, range_maxima
+from planner.dataflow.units import RangeMaxima, Units, machines_of, range_maxima
 from planner.dataflow.waits import Between, between
 
 SLACK = 1e-12  # relative; absorbs the rounding of sums of times
@@ -40,6 +40,37 @@ class Nodes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Maxima:
+    """Largest values over the places, units or machines, under the mesh of each candidate.
+
+    Attributes:
+        places: The places.
+        over: Maxima over the runs of places that candidates of each call use.
+        run_of: By call: which of those runs each candidate uses.
+    """
+
+    places: Units
+    over: tuple[RangeMaxima, ...]
+    run_of: tuple[IntArray, ...]
+
+    def of(self, call: int, values: FloatArray) -> FloatArray:
+        """Largest value under the mesh of each candidate of a call. [rows, candidates].
+
+        Args:
+            call: Index of the call.
+            values: One value of at least 0 per row and place. [rows, places]
+        """
+        largest: FloatArray = self.over[call].over(values)[:, self.run_of[call]]
+        return largest
+
+    def inside(self, call: int, rows: IntArray) -> BoolArray:
+        """Whether each place is under the mesh of some candidates of a call. [rows, places]."""
+        place = np.arange(len(self.places))
+        first, stop = self.places.first[call][rows], self.places.stop[call][rows]
+        return np.asarray((first[:, None] <= place) & (place < stop[:, None]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
     """What all nodes of a search have in common.
 
@@ -47,9 +78,8 @@ class Tree:
         problem: The problem.
         chains: Its chains.
         tables: Least times of its groups.
-        units: Its units.
-        maxima: Maxima over the meshes of each call.
-        mesh_of: By call: which run of ``maxima`` each candidate uses.
+        units: Maxima over its units.
+        machines: Maxima over its machines; None where host memory does not matter.
         passing: What passes between calls.
         sequence: Calls in the order they are decided.
         twins: Call to an interchangeable call decided before it.
@@ -59,9 +89,8 @@ class Tree:
     problem: DataflowProblem
     chains: Chains
     tables: GroupTables
-    units: Units
-    maxima: tuple[RangeMaxima, ...]
-    mesh_of: tuple[IntArray, ...]
+    units: _Maxima
+    machines: _Maxima | None
     passing: tuple[Between, ...]
     sequence: tuple[int, ...]
     twins: dict[int, int]
@@ -78,18 +107,13 @@ def plant(problem: DataflowProblem, chains: Chains, units: Units, tables: GroupT
         tables: Least times of its groups.
         upper_s: Time of the best plan known; infinite if none is.
     """
-    maxima, mesh_of = [], []
-    for first, last in zip(units.first, units.stop, strict=True):
-        runs, place = np.unique(np.stack([first, last], axis=1), axis=0, return_inverse=True)
-        maxima.append(range_maxima(runs[:, 0], runs[:, 1], len(units)))
-        mesh_of.append(place.ravel())
+    machines = machines_of(problem)
     tree = Tree(
         problem=problem,
         chains=chains,
         tables=tables,
-        units=units,
-        maxima=tuple(maxima),
-        mesh_of=tuple(mesh_of),
+        units=_maxima(units),
+        machines=None if machines is None else _maxima(machines),
         passing=between(problem),
         sequence=_by_memory(problem),
         twins={},
@@ -97,6 +121,15 @@ def plant(problem: DataflowProblem, chains: Chains, units: Units, tables: GroupT
     )
     sequence = _narrowing(tree, upper_s) if np.isfinite(upper_s) else tree.sequence
     return replace(tree, sequence=sequence, twins=_twins(problem, sequence), mirrored=_mirrored(problem, sequence[0]))
+
+
+def _maxima(places: Units) -> _Maxima:
+    over, run_of = [], []
+    for first, last in zip(places.first, places.stop, strict=True):
+        runs, place = np.unique(np.stack([first, last], axis=1), axis=0, return_inverse=True)
+        over.append(range_maxima(runs[:, 0], runs[:, 1], len(places)))
+        run_of.append(place.ravel())
+    return _Maxima(places=places, over=tuple(over), run_of=tuple(run_of))
 
 
 def root(tree: Tree) -> Nodes:
@@ -152,7 +185,8 @@ def _interchangeable(problem: DataflowProblem, one: int, two: int) -> bool:
         return False
     if any({edge.parent, edge.child} & {one, two} for edge in (*problem.moving, *problem.leading)):
         return False
-    columns = ("start", "size", "time_s", "static_bytes", "active_bytes")
+    columns = ["start", "size", "time_s", "static_bytes", "active_bytes"]
+    columns += ["host_share"] if problem.machine_of is not None else []
     if len(first) != len(second) or any(
         not np.array_equal(getattr(first, column), getattr(second, column)) for column in columns
     ):
@@ -166,7 +200,7 @@ def _mirrored(problem: DataflowProblem, first: int) -> BoolArray | None:
     """Candidates of a call whose mirror image stands before them, if the whole problem is its own mirror image."""
     if not np.array_equal(problem.capacity_bytes, problem.capacity_bytes[::-1]):
         return None
-    if problem.moving or problem.leading or problem.replicas:
+    if problem.moving or problem.leading or problem.replicas or problem.machine_of is not None:
         return None
     for call in problem.calls:
         columns = (call.size, call.time_s, call.static_bytes, call.active_bytes)
@@ -226,16 +260,16 @@ def grow(tree: Tree, depth: int, nodes: Nodes, upper_s: float) -> Nodes:
 
 def _fitting(tree: Tree, depth: int, choice: IntArray) -> BoolArray:
     """Whether each candidate of the next call fits beside the calls decided. [nodes, candidates]."""
-    problem, units = tree.problem, tree.units
+    problem = tree.problem
     index = tree.sequence[depth]
-    call, mesh_of = problem.calls[index], tree.mesh_of[index]
+    call = problem.calls[index]
     held, active = _memory(tree, depth, choice)
-    capacity = units.capacity_bytes
+    capacity = tree.units.places.capacity_bytes
     roomiest = capacity.max()
     # As if every GPU had the memory of the roomiest, and the others held the difference already.
     held += roomiest - capacity
-    peak = tree.maxima[index].over(held + active)[:, mesh_of]
-    held = tree.maxima[index].over(held)[:, mesh_of]
+    peak = tree.units.of(index, held + active)
+    held = tree.units.of(index, held)
     static = np.broadcast_to(call.static_bytes, peak.shape)
     for one, other in problem.replicas:
         if one == index and other in tree.sequence[:depth]:
@@ -243,18 +277,29 @@ def _fitting(tree: Tree, depth: int, choice: IntArray) -> BoolArray:
             same = (call.start == sibling.start[rows]) & (call.size == sibling.size[rows])
             static = static * ~(same & (call.strategy_id == sibling.strategy_id[rows]))
     fits: BoolArray = (peak + static <= roomiest) & (held + static + call.active_bytes <= roomiest)
+    if tree.machines is not None and call.host_share is not None:
+        fits &= tree.machines.of(index, _hosted(tree.machines, tree, depth, choice)) + call.host_share <= 1
     return fits
+
+
+def _hosted(machines: _Maxima, tree: Tree, depth: int, choice: IntArray) -> FloatArray:
+    """Share of its host memory that the calls decided take of every machine. [nodes, machines]."""
+    held = np.zeros((len(choice), len(machines.places)))
+    for column, index in enumerate(tree.sequence[:depth]):
+        share, rows = tree.problem.calls[index].host_share, choice[:, column]
+        if share is not None:
+            held += machines.inside(index, rows) * share[rows][:, None]
+    return held
 
 
 def _memory(tree: Tree, depth: int, choice: IntArray) -> tuple[FloatArray, FloatArray]:
     """Static bytes and largest active bytes in every unit under the calls decided. [nodes, units]."""
-    problem, units = tree.problem, tree.units
-    place = np.arange(len(units))
-    held, active = np.zeros((len(choice), len(units))), np.zeros((len(choice), len(units)))
+    problem, units = tree.problem, len(tree.units.places)
+    held, active = np.zeros((len(choice), units)), np.zeros((len(choice), units))
     sharing = dict(problem.replicas)
     for column, index in enumerate(tree.sequence[:depth]):
         call, rows = problem.calls[index], choice[:, column]
-        inside = (units.first[index][rows][:, None] <= place) & (place < units.stop[index][rows][:, None])
+        inside = tree.units.inside(index, rows)
         static = call.static_bytes[rows]
         if index in sharing:
             other = sharing[index]
@@ -285,13 +330,9 @@ class _Decided:
 
 
 def _decided(tree: Tree, depth: int, choice: IntArray) -> _Decided:
-    problem, units, index = tree.problem, tree.units, tree.sequence[depth]
+    problem, index = tree.problem, tree.sequence[depth]
     column_of = {call: column for column, call in enumerate(tree.sequence[:depth])}
-    unit = np.arange(len(units))
-    held = {}
-    for call, column in column_of.items():
-        rows = choice[:, column]
-        held[call] = (units.first[call][rows][:, None] <= unit) & (unit < units.stop[call][rows][:, None])
+    held = {call: tree.units.inside(call, choice[:, column]) for call, column in column_of.items()}
     moved = {}
     everyone = np.arange(len(problem.calls[index]))
     for slot, passing in enumerate(tree.passing):
@@ -318,7 +359,7 @@ def _group_times(tree: Tree, place: int, depth: int, decided: _Decided, times: F
                 there = np.where(decided.held[other], load, 0.0).max(axis=1)
                 np.maximum(later, there[:, None] + moves[slot] * time_s, out=later)
     if load is not None:
-        mine = mine + tree.maxima[index].over(load)[:, tree.mesh_of[index]]
+        mine = mine + tree.units.of(index, load)
     np.maximum(later, mine, out=later)
     before = [other for other in group if other in decided.column_of]
     if before and index in group:

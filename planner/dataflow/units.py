@@ -41,6 +41,24 @@ def units_of(problem: DataflowProblem) -> Units:
     )
 
 
+def machines_of(problem: DataflowProblem) -> Units | None:
+    """The machines as units, of a capacity of 1 each, for shares of host memory; None where it does not matter."""
+    machine = problem.machine_of
+    if machine is None:
+        return None
+    first = [machine[np.minimum(call.start, problem.num_gpus - 1)] for call in problem.calls]
+    return Units(
+        gpus=np.bincount(machine),
+        capacity_bytes=np.ones(int(machine[-1]) + 1),
+        first=tuple(first),
+        # A call without a mesh is on no machine.
+        stop=tuple(
+            np.where(call.size > 0, machine[np.maximum(call.stop, 1) - 1] + 1, begin)
+            for call, begin in zip(problem.calls, first, strict=True)
+        ),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RangeMaxima:
     """Largest value over each of many fixed runs of units, for many rows at once, by a sparse table.

@@ -20,7 +20,9 @@ def solved(problem, engine):
 @pytest.mark.parametrize("seed", range(60))
 def test_branch_and_bound_finds_and_proves_what_brute_force_finds(seed):
     rng = np.random.default_rng(seed)
-    problem = random_problem(rng, calls=3 + seed % 2, candidates=4 - seed % 2, replicas=seed % 3 == 0)
+    problem = random_problem(
+        rng, calls=3 + seed % 2, candidates=4 - seed % 2, replicas=seed % 3 == 0, hosts=seed % 5 < 2
+    )
     best = slow_best(problem, task_graph(problem), task_graph(problem).orders)
     found = solved(problem, "tree")
     if found is None:
@@ -36,7 +38,13 @@ def test_branch_and_bound_finds_and_proves_what_brute_force_finds(seed):
 def test_answers_are_plans_and_bounds_hold(seed, engine):
     rng = np.random.default_rng(seed)
     problem = random_problem(
-        rng, calls=3, candidates=3, iterations=1 + seed % 3, transfers=seed % 2 == 1, replicas=seed % 4 == 0
+        rng,
+        calls=3,
+        candidates=3,
+        iterations=1 + seed % 3,
+        transfers=seed % 2 == 1,
+        replicas=seed % 4 == 0,
+        hosts=seed % 3 == 0,
     )
     graph = task_graph(problem)
     best = slow_best(problem, graph, graph.orders)

@@ -1,0 +1,108 @@
+"""Host memory of workflows: plans keep within it, and say so where it lacks; and calls that others do not wait for."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+from planner.dataflow.flow_results import Alternative, FlowResult
+from planner.document_flow import flow_document
+from planner.flow_phrases import reason_sentence
+from planner.workflows import plan_dataflow
+
+MODELS = {"actor": "qwen2.5-32b", "critic": "qwen2.5-7b"}
+SIZE: dict[str, Any] = {"batch": 64, "prompt": 256, "generate": 256, "effort": 0.05, "iterations": 1}
+
+
+def cluster(host_gb: float, device: str = "H100", num_nodes: int = 1) -> dict[str, Any]:
+    return {"device": device, "gpus_per_node": 8, "num_nodes": num_nodes, "host_memory_gb": host_gb}
+
+
+@cache
+def asked(host_gb: float) -> FlowResult:
+    return plan_dataflow("ppo", MODELS, cluster(host_gb), **SIZE)
+
+
+def test_what_lies_on_a_host_fits_it() -> None:
+    """Replicas of a model that is not trained keep a copy each; where that is too much, fewer replicas do."""
+    copies = {"ref_inf": {"tp": 1, "pp": 1, "dp": 8}}
+    roomy = plan_dataflow("ppo", MODELS, cluster(4000), pins=copies, **SIZE)
+    assert roomy.plan is not None
+    per_copy = 32.76e9 * 2
+    assert roomy.plan.host_bytes > 8 * per_copy
+    assert not plan_dataflow("ppo", MODELS, cluster(8 * per_copy / 1e9), pins=copies, **SIZE).fits
+    free = plan_dataflow("ppo", MODELS, cluster(roomy.plan.host_bytes / 1e9 - 1), **SIZE)
+    assert free.plan is not None
+    assert free.plan.host_bytes < roomy.plan.host_bytes
+    assert not any(note.field == "host_peak_memory_bytes" for note in free.warnings)
+
+
+def test_less_host_memory_is_never_faster() -> None:
+    paces_s = [asked(host_gb).plan for host_gb in (4000, 900, 790)]
+    assert all(plan is not None for plan in paces_s)
+    times = [plan.steady_s for plan in paces_s if plan is not None]
+    assert times == sorted(times)
+
+
+def test_a_shortage_of_host_memory_is_told_as_one() -> None:
+    result = asked(300)
+    assert result.infeasible is not None
+    (shortage,) = result.infeasible.shortages
+    assert shortage.on_host
+    assert shortage.usable_bytes == 300e9 < shortage.needs_bytes
+    told = flow_document(result)["infeasible"]["shortages"][0]
+    assert told["memory"] == "host"
+    assert "of host memory per node" in told["sentence"]
+    enough = asked(shortage.needs_bytes / 1e9 + 1)
+    assert enough.plan is not None
+    assert enough.plan.host_bytes <= shortage.needs_bytes
+
+
+def test_where_plans_are_equally_fast_idle_gpus_help_what_might_take_longer() -> None:
+    """Generation sets the pace; training on two of four GPUs would be as fast, and far slower if prices are off."""
+    result = plan_dataflow(
+        "grpo",
+        "qwen2.5-7b",
+        "8xH100",
+        batch=128,
+        prompt=512,
+        generate="lognormal:mean=2000,sigma=1,max=16384",
+        mode="async",
+        staleness=2,
+        settings={"reward": "external"},
+    )
+    assert result.plan is not None
+    calls = {call.name: call for call in result.plan.calls}
+    assert calls["actor_gen"].time_s == pytest.approx(result.plan.steady_s, rel=2e-3)
+    assert calls["actor_train"].num_gpus + calls["actor_gen"].num_gpus == 8
+    assert calls["actor_train"].time_s < 0.6 * result.plan.steady_s
+    assert result.plan.steady_high_s < 1.8 * result.plan.steady_s
+    assert result.plan.first_s < 1.8 * result.plan.steady_s
+
+
+def test_another_way_to_run_a_call_is_told_apart_from_the_one_planned() -> None:
+    plan = asked(4000).plan
+    assert plan is not None
+    call = next(item for item in plan.calls if item.kind == "train")
+    assert call.plan is not None
+    other = Alternative(
+        call=call.name,
+        first_gpu=call.first_gpu,
+        num_gpus=call.num_gpus,
+        engine=call.engine,
+        plan=replace(call.plan, micro_batch_size=32),
+        concurrent=0,
+        holding="resident" if call.holding != "resident" else "states_out",
+        time_s=call.time_s / 2,
+        steady_s=plan.steady_s * 1.25,
+        fits=True,
+        over_bytes=0.0,
+    )
+    reason = replace(plan.reasons[0], call=call.name, alternative=other)
+    held = "weights that stay" if call.holding != "resident" else "states on the host"
+    assert f" with {held} and micro-batches of 32;" in reason_sentence(plan, reason)
+    assert reason_sentence(plan, reason).endswith("; with all else as planned, the iteration would be 25 % longer.")
+    elsewhere = replace(reason, alternative=replace(other, num_gpus=call.num_gpus // 2, fits=False))
+    assert " with weights" not in reason_sentence(plan, elsewhere)
+    assert reason_sentence(plan, elsewhere).endswith("that needs more host memory than there is.")
