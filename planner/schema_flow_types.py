@@ -95,8 +95,7 @@ def _request_shape() -> Shape:
     )
 
 
-def _plan_shape() -> Shape:
-    seconds = ("steady_s", "steady_low_s", "steady_high_s", "first_s", "total_s", "mean_s")
+def _reason_shape() -> Shape:
     alternative = closed_object(
         mesh=_MESH,
         engine=TEXT,
@@ -108,7 +107,7 @@ def _plan_shape() -> Shape:
         fits=FLAG,
         over_bytes=AMOUNT,
     )
-    reason = closed_object(
+    return closed_object(
         call=TEXT,
         sentence=TEXT,
         share=AMOUNT,
@@ -117,6 +116,10 @@ def _plan_shape() -> Shape:
         mean_tokens=AMOUNT,
         alternative=or_null(alternative),
     )
+
+
+def _plan_shape() -> Shape:
+    seconds = ("steady_s", "steady_low_s", "steady_high_s", "first_s", "total_s", "mean_s")
     data = closed_object(key=TEXT, source=TEXT, readers=list_of(TEXT), size_bytes=AMOUNT, copies=COUNT)
     owner = closed_object(call=TEXT, static_memory_bytes=AMOUNT, active_memory_bytes=AMOUNT)
     return closed_object(
@@ -139,7 +142,7 @@ def _plan_shape() -> Shape:
         leads=list_of(closed_object(source=TEXT, target=TEXT, lead_s=NUMBER)),
         utilisation=closed_object(busy_share=AMOUNT, model_flops=AMOUNT, mfu=AMOUNT),
         cost=closed_object(gpu_seconds_per_iteration=AMOUNT, usd_per_iteration=or_null(AMOUNT)),
-        reasons=list_of(reason),
+        reasons=list_of(_reason_shape()),
         schedule=list_of(
             closed_object(
                 name=TEXT,

@@ -145,10 +145,11 @@ def _candidates(
     """Every way on every mesh of its size and kind of machines within the region."""
     machines = groups_of(cluster, meshes.start)
     usable = region.holds(meshes.start, meshes.size)
-    if pin.num_gpus is not None:
-        usable = meshes.size == pin.num_gpus
-        if pin.first_gpu is not None:
-            usable &= meshes.start == pin.first_gpu
+    # What is fixed counts for more than that all calls use all GPUs, and a range of them for more than pools.
+    if pin.first_gpu is not None:
+        usable = (meshes.start == pin.first_gpu) & (meshes.size == pin.num_gpus)
+    elif pin.num_gpus is not None:
+        usable = replace(region, whole=False).holds(meshes.start, meshes.size) & (meshes.size == pin.num_gpus)
     places = np.flatnonzero(usable)
     pairs = held.size[:, None] == meshes.size[places][None, :]
     pairs &= held.machines[:, None] == machines[places][None, :]

@@ -12,7 +12,7 @@ from typing import Any
 from planner.dataflow.graph import EXTERNAL, Dataflow
 from planner.pins import ALIASES
 from profiles.errors import SpecError, did_you_mean
-from profiles.hardware import MAX_DEVICES
+from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.mixed_cluster import MixedCluster
 from profiles.scalars import whole_number
 
@@ -28,6 +28,7 @@ COLUMNS = (
     "zero_stage",
 )
 _KEYS = ("gpus", "engine", *COLUMNS)
+_MESH = "must be part of one node, or whole nodes"
 _RANGE = re.compile(r"(\d{1,7})(?:\s*-\s*(\d{1,7}))?")
 
 
@@ -112,6 +113,9 @@ def _gpus(where: str, value: object, cluster: MixedCluster) -> tuple[int | None,
         if not 1 <= value <= most:
             kind = "" if len(cluster.groups) == 1 else " of one kind"
             raise SpecError(where, f"must be between 1 and the {most} GPUs{kind}; got {value}")
+        if not any(_is_mesh(0, value, group) for group in cluster.groups):
+            each = cluster.groups[0].node.devices_per_node
+            raise SpecError(where, f"{_MESH}; got {value}", f"{value // each * each} or {-(-value // each) * each}")
         return None, value
     match = _RANGE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
@@ -124,4 +128,21 @@ def _gpus(where: str, value: object, cluster: MixedCluster) -> tuple[int | None,
     if cluster.group_of(first) != cluster.group_of(last):
         name = cluster.groups[cluster.group_of(first)].device.name
         raise SpecError(where, f"must lie within one kind of machines; GPU {first} is {name}, {last} is not")
+    group, start = cluster.groups[cluster.group_of(first)], cluster.starts[cluster.group_of(first)]
+    if not _is_mesh(first - start, last - first + 1, group):
+        hint = _aligned(first, last, start, group.node.devices_per_node)
+        raise SpecError(where, f"{_MESH}; got {first}-{last}", hint)
     return first, last - first + 1
+
+
+def _is_mesh(start: int, size: int, cluster: ClusterSpec) -> bool:
+    """Whether GPUs from one on are part of one node, or whole nodes."""
+    each = cluster.node.devices_per_node
+    whole = start % each == 0 and size % each == 0
+    return size <= cluster.num_devices and (whole or start % each + size <= each)
+
+
+def _aligned(first: int, last: int, start: int, each: int) -> str:
+    """Ranges nearest to one that is no mesh: the part in its first node, and all nodes it touches."""
+    node, after = first - (first - start) % each, last + each - (last - start) % each - 1
+    return f"{first}-{node + each - 1} or {node}-{after}"

@@ -143,12 +143,16 @@ def _larger(cluster: ClusterSpec) -> Iterator[ClusterSpec]:
 
 
 def _narrowed(request: FlowRequest, below: int, cluster: ClusterSpec, plan: FlowPlan) -> tuple[ClusterSpec, FlowPlan]:
-    """The smallest number of whole nodes between one that does not suffice and one that does, and the plan there."""
+    """The smallest part between one that does not suffice and one that does, and the plan there.
+
+    Up to one node any number of GPUs is looked at, whole nodes beyond.
+    """
     each = full_node(cluster).devices_per_node
-    low, high = below // each, cluster.num_devices // each
+    step = 1 if cluster.num_devices <= each else each
+    low, high = below // step, cluster.num_devices // step
     while high - low > 1:
         middle = (low + high) // 2
-        smaller = part_of(cluster, middle * each)
+        smaller = part_of(cluster, middle * step)
         found = _fitting(request, smaller)
         if found is None:
             low = middle

@@ -95,6 +95,14 @@ def cluster_meshes(cluster: ClusterSpec, min_mesh: int | None = None) -> Meshes:
     return Meshes(start=table[:, 1], size=table[:, 0])
 
 
+def _starts(size: int, cluster: ClusterSpec) -> list[int]:
+    """First GPUs of all meshes of so many GPUs: anywhere within a node, or from any node on."""
+    each = cluster.node.devices_per_node
+    if size > each:
+        return [start for start in range(0, cluster.num_devices - size + 1, each) if size % each == 0]
+    return [node + start for node in range(0, cluster.num_devices, each) for start in range(each - size + 1)]
+
+
 def _parts_of_nodes(cluster: ClusterSpec) -> set[tuple[int, int]]:
     """Size and first GPU of meshes within a node."""
     each = cluster.node.devices_per_node
@@ -127,10 +135,16 @@ def groups_of(machines: MixedCluster, gpus: IntArray) -> IntArray:
     return np.asarray(np.searchsorted(machines.starts, gpus, side="right") - 1, dtype=np.int64)
 
 
-def with_pinned(meshes: Meshes, pins: Mapping[str, CallPin]) -> Meshes:
-    """The meshes and those that pins name."""
+def with_pinned(meshes: Meshes, pins: Mapping[str, CallPin], machines: MixedCluster) -> Meshes:
+    """The meshes and those that pins name: where they say so, or anywhere if no mesh has so many GPUs."""
     found = set(zip(meshes.size.tolist(), meshes.start.tolist(), strict=True))
-    found |= {(pin.num_gpus, pin.first_gpu) for pin in pins.values() if pin.num_gpus and pin.first_gpu is not None}
+    sizes = set(meshes.size.tolist())
+    for pin in pins.values():
+        if pin.num_gpus and pin.first_gpu is not None:
+            found.add((pin.num_gpus, pin.first_gpu))
+        elif pin.num_gpus and pin.num_gpus not in sizes:
+            for first, group in zip(machines.starts, machines.groups, strict=True):
+                found |= {(pin.num_gpus, first + start) for start in _starts(pin.num_gpus, group)}
     table = np.asarray(sorted(found), dtype=np.int64)
     return Meshes(start=table[:, 1], size=table[:, 0])
 

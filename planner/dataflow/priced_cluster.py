@@ -31,7 +31,7 @@ def priced_on(request: FlowRequest, cluster: MixedCluster) -> PricedCluster:
     Raises:
         SpecError: If a pin or the smallest mesh is none of the cluster's.
     """
-    meshes = with_pinned(machine_meshes(cluster, request.options.min_mesh), request.pins)
+    meshes = with_pinned(machine_meshes(cluster, request.options.min_mesh), request.pins, cluster)
     kind = groups_of(cluster, meshes.start)
     sizes = [np.unique(meshes.size[kind == group]).tolist() for group in range(len(cluster.groups))]
     costs = flow_costs(request, cluster, sizes)

@@ -106,3 +106,13 @@ def test_another_way_to_run_a_call_is_told_apart_from_the_one_planned() -> None:
     elsewhere = replace(reason, alternative=replace(other, num_gpus=call.num_gpus // 2, fits=False))
     assert " with weights" not in reason_sentence(plan, elsewhere)
     assert reason_sentence(plan, elsewhere).endswith("that needs more host memory than there is.")
+
+
+def test_the_minimum_is_told_to_the_gpu_within_a_node() -> None:
+    asked: dict[str, Any] = {"batch": 48, "prompt": 256, "generate": 256}
+    infeasible = plan_dataflow("grpo", "qwen2.5-7b", "1xH100", **asked).infeasible
+    assert infeasible is not None
+    least = infeasible.minimum_gpus
+    assert least in range(2, 8)
+    assert plan_dataflow("grpo", "qwen2.5-7b", f"{least}xH100", **asked).fits
+    assert not plan_dataflow("grpo", "qwen2.5-7b", f"{least - 1}xH100", **asked).fits

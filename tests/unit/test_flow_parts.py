@@ -17,9 +17,10 @@ from planner.dataflow.holdings import (
     shareable,
     useful_rows,
 )
-from planner.dataflow.placement import Region, cluster_meshes, placements, with_pinned
+from planner.dataflow.placement import Region, cluster_meshes, machine_meshes, placements, with_pinned
 from planner.request import resolve_cluster
 from profiles.errors import SpecError
+from profiles.mixed_cluster import alone
 
 
 @pytest.mark.parametrize(("nodes", "count"), [(2, 7), (4, 18), (16, 168)])
@@ -64,10 +65,21 @@ def test_the_smallest_mesh_may_be_set() -> None:
 
 
 def test_a_pinned_mesh_joins_the_others() -> None:
-    meshes = cluster_meshes(resolve_cluster("2x8xH100", None))
-    more = with_pinned(meshes, {"a": CallPin(first_gpu=2, num_gpus=11)})
-    assert len(more) == len(meshes) + 1
-    assert (2, 11) in set(zip(more.start.tolist(), more.size.tolist(), strict=True))
+    machines = alone(resolve_cluster("4x8xH100", None))
+    meshes = machine_meshes(machines)
+
+    def added(**pin: int) -> list[tuple[int, int]]:
+        more = with_pinned(meshes, {"a": CallPin(**pin)}, machines)
+        both = [set(zip(item.start.tolist(), item.size.tolist(), strict=True)) for item in (more, meshes)]
+        return sorted(both[0] - both[1])
+
+    assert added(first_gpu=2, num_gpus=3) == [(2, 3)]
+    assert added(num_gpus=8) == []
+    assert added(num_gpus=7) == [(first, 7) for first in (0, 1, 8, 9, 16, 17, 24, 25)]
+    assert added(num_gpus=2) == [(8 * node + first, 2) for node in range(4) for first in range(7)]
+    large = alone(resolve_cluster("24x8xH100", None))
+    more = with_pinned(machine_meshes(large), {"a": CallPin(num_gpus=40)}, large)
+    assert more.start[more.size == 40].tolist() == [8 * node for node in range(20)]
 
 
 def test_modes_divide_the_cluster() -> None:

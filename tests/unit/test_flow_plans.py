@@ -11,7 +11,7 @@ import pytest
 from costmodels.flops import matmul_parameters
 from planner.dataflow import flow_solve
 from planner.dataflow.flow_costs import call_flops
-from planner.dataflow.flow_results import FlowPlan, FlowResult
+from planner.dataflow.flow_results import CallPlan, FlowPlan, FlowResult
 from planner.dataflow.presets import PRESETS
 from planner.dataflow.search import Exploration, explore
 from planner.document_flow import flow_document, flow_document_schema
@@ -27,6 +27,7 @@ NEEDED = {
 QUICK: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": 128, "effort": 0.01, "iterations": 2}
 
 
+@cache
 @cache
 def solved(job: str, cluster: str = "2xH100", **settings: Any) -> FlowResult:
     return plan_dataflow(job, NEEDED.get(job, SMALL), cluster, **QUICK | settings)
@@ -191,6 +192,19 @@ def test_what_is_pinned_stays() -> None:
     assert train.plan.tensor_parallel == 2
 
 
+def test_a_number_of_gpus_is_found_wherever_so_many_are() -> None:
+    def planned(cluster: str, **settings: Any) -> tuple[CallPlan, ...]:
+        pins = {"actor_gen": {"gpus": 3}, "actor_train": {"gpus": 4}}
+        return plan_of(plan_dataflow("grpo", SMALL, cluster, pins=pins, **QUICK | settings)).calls
+
+    calls = {call.name: call for call in planned("3x8xH100", iterations=1)}
+    assert (calls["actor_gen"].num_gpus, calls["actor_train"].num_gpus) == (3, 4)
+    apart = {call.name: call for call in planned("8xH100", mode="disaggregated")}
+    gen, train = apart["actor_gen"], apart["actor_train"]
+    assert (gen.num_gpus, train.num_gpus) == (3, 4)
+    assert gen.first_gpu + gen.num_gpus <= train.first_gpu
+
+
 def test_nothing_lies_on_the_host_when_that_is_forbidden() -> None:
     kept = plan_of(solved("ppo", offload=False))
     assert {call.holding for call in kept.calls} <= {"resident", "delivered"}
@@ -257,7 +271,7 @@ def test_what_the_minimum_takes_is_told_of_settled_iterations() -> None:
     infeasible = plan_dataflow("grpo", "llama-3.1-8b", "2xH100", **asked).infeasible
     assert infeasible is not None
     there = plan_of(plan_dataflow("grpo", "llama-3.1-8b", f"{infeasible.minimum_gpus}xH100", **asked))
-    assert there.steady_s < 0.8 * there.first_s
+    assert there.steady_s < 0.9 * there.first_s
     assert infeasible.minimum_steady_s == pytest.approx(there.steady_s, rel=0.05)
 
 

@@ -200,6 +200,9 @@ def test_pins_name_meshes_engines_and_degrees() -> None:
         ({"actor_gen": 8}, "pins.actor_gen", "must be a mapping"),
         ({"actor_gen": {"gpus": "8-99"}}, "pins.actor_gen.gpus", "within GPUs 0-15"),
         ({"actor_gen": {"gpus": 17}}, "pins.actor_gen.gpus", "the 16 GPUs; got 17"),
+        ({"actor_gen": {"gpus": 12}}, "pins.actor_gen.gpus", "part of one node, or whole nodes; got 12"),
+        ({"actor_gen": {"gpus": "0-11"}}, "pins.actor_gen.gpus", "part of one node, or whole nodes; got 0-11"),
+        ({"actor_gen": {"gpus": "6-9"}}, "pins.actor_gen.gpus", "part of one node, or whole nodes; got 6-9"),
         ({"actor_gen": {"gpus": "all"}}, "pins.actor_gen.gpus", "cannot read 'all'"),
         ({"actor_gen": {"tp": "8"}}, "pins.actor_gen.tp", "whole number"),
         ({"actor_gen": {"tp": 0}}, "pins.actor_gen.tp", "whole number from 1 to"),
@@ -213,6 +216,15 @@ def test_pins_are_checked(pins: dict[str, Any], field: str, words: str) -> None:
         parse_call_pins(pins, build_preset("ppo"), alone(resolve_cluster("2x8xH100", None)))
     assert caught.value.field == field
     assert words in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("gpus", "hint"), [(12, "8 or 16"), ("0-11", "0-7 or 0-15"), ("6-9", "6-7 or 0-15"), ("10-20", "10-15 or 8-23")]
+)
+def test_the_nearest_meshes_are_named(gpus: Any, hint: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_call_pins({"actor_gen": {"gpus": gpus}}, build_preset("ppo"), alone(resolve_cluster("4x8xH100", None)))
+    assert caught.value.hint == hint
 
 
 def test_words_that_pin_nothing() -> None:
