@@ -68,9 +68,11 @@ def _warnings(request: FlowRequest, plan: FlowPlan | None) -> tuple[Note, ...]:
         notes.append(Note(code=code, field=name, message=message))
 
     longest = request.prompt_tokens + request.output.most
+    told = set()
     for role, model in request.models.items():
         limit = model.max_sequence_length
-        if limit and longest > limit:
+        if limit and longest > limit and model.name not in told:
+            told.add(model.name)
             warn("beyond_model_length", f"models.{role}", f"{model.name} was built for {limit} tokens")
     if plan is None:
         return tuple(notes)

@@ -105,8 +105,14 @@ def group_time(chains: Chains, times: FloatArray) -> FloatArray:
         chains: Chains of the problem.
         times: Least time of each group. [rows, groups]
     """
-    bound: FloatArray = (times @ chains.counts.T).max(axis=1)
-    return bound
+    endless = np.isinf(times)
+    if not endless.any():
+        bound: FloatArray = (times @ chains.counts.T).max(axis=1)
+        return bound
+    # What fits nowhere takes for ever, along every chain it is part of.
+    bound = np.where(endless, 0.0, times) @ chains.counts.T
+    bound[endless @ (chains.counts.T > 0)] = np.inf
+    return np.asarray(bound.max(axis=1))
 
 
 def choice_bound(problem: DataflowProblem, chains: Chains, choice: IntArray) -> FloatArray:

@@ -34,6 +34,7 @@ from profiles.stack import StackSpec
 from profiles.weights import WeightFormat
 
 _PERSISTENT = ("weights", "gradients", "optimizer")
+_ROUNDING = 1e-9
 MAX_SIZES = 4096
 
 
@@ -79,7 +80,8 @@ def call_costs(
         setting: Cluster, training framework and engines.
         sizes: Numbers of devices: part of a node, or whole nodes.
         pins: Plan columns of a training or inference call that are fixed, if any.
-        fitting: Leave out rows that do not fit a device even on their own.
+        fitting: Leave out rows that do not fit a device even on their own; else engines generate one sequence at a time
+            where there is no room for any.
 
     Returns:
         Rows without dominated ones (``planner.dataflow.dominance``), grouped by layout; empty when no layout is legal.
@@ -95,7 +97,7 @@ def call_costs(
         engines = [find_engine(name) for name in setting.engines]
         engines = [engine for engine in engines if engine.runs_on(setting.cluster.device)]
         engines = [engine.between_training() if setting.between_training else engine for engine in engines]
-        tables = [_generation(call, wanted, setting, sizes, engine) for engine in engines]
+        tables = [_generation(call, wanted, setting, sizes, engine, fitting=fitting) for engine in engines]
         table = concatenated(tables)
     else:
         plans = strategies(
@@ -212,7 +214,7 @@ def _inference(plans: PlanBatch, context: CostContext) -> CallTable:
 
 
 def _generation(
-    call: ModelCall, model: ModelSpec, setting: CallSetting, sizes: Sequence[int], engine: EngineSpec
+    call: ModelCall, model: ModelSpec, setting: CallSetting, sizes: Sequence[int], engine: EngineSpec, *, fitting: bool
 ) -> CallTable:
     """Rows of one engine: every layout with as many sequences at once as fit the engine's memory, and with fewer."""
     plans = engine_strategies(
@@ -223,7 +225,7 @@ def _generation(
         framework=setting.stack.framework,
         domain_devices=setting.cluster.domain_devices,
     )
-    return price_generation(plans, call, model, setting, engine)
+    return price_generation(plans, call, model, setting, engine, at_least_one=not fitting)
 
 
 def price_generation(
@@ -234,6 +236,7 @@ def price_generation(
     engine: EngineSpec,
     *,
     room_bytes: float | None = None,
+    at_least_one: bool = False,
 ) -> CallTable:
     """The given layouts of a generation call, each with several numbers of sequences at once.
 
@@ -244,6 +247,7 @@ def price_generation(
         setting: Cluster and training framework.
         engine: Who generates.
         room_bytes: Device memory the engine may use; its own share unless given.
+        at_least_one: Take room for one sequence where there is none.
 
     Returns:
         Several rows per plan; none for a plan that has no room for a sequence.
@@ -253,6 +257,9 @@ def price_generation(
     memory = generation_memory(plans, call, engine, engine_context(context, engine, prompt_job(call)))
     own = engine.room_bytes(setting.cluster.device, memory.weight_bytes, memory.beside_bytes)
     room = own if room_bytes is None else np.full(len(plans), room_bytes)
+    if at_least_one:
+        alone = memory.active_bytes(np.ones(len(plans), dtype=np.int64), np.zeros(len(plans), dtype=np.bool_))
+        room = np.maximum(room, (memory.weight_bytes + alone) * (1 + _ROUNDING))
     chosen = running_choices(memory, engine, -(-call.num_sequences // plans.data_parallel), room)
     plans, memory = plans.take(chosen.plan), memory.take(chosen.plan)
     priced = generation(plans, call, engine, context, chosen.count, chosen.staggered)

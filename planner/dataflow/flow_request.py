@@ -9,12 +9,13 @@ from costmodels.energy_cost import Price
 from costmodels.lengths import OutputLengths
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.dataflow.flow_engines import engines_of
+from planner.dataflow.flow_lengths import sequence_lengths
 from planner.dataflow.flow_pins import CallPin, parse_call_pins
 from planner.dataflow.flow_stacks import adapter_notes, stacks_of
 from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Dataflow
 from planner.dataflow.graph_file import graph_from_mapping, load_graph
 from planner.dataflow.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
-from planner.dataflow.length_text import LengthInput, parse_lengths, parse_prompt
+from planner.dataflow.length_text import LengthInput
 from planner.dataflow.presets import PRESETS, ROLE_SETTINGS, build_preset, unknown_role
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.streams import streamed
@@ -34,7 +35,7 @@ from planner.results import Note
 from planner.rules.linear import check_trained
 from profiles.errors import SpecError, did_you_mean
 from profiles.mixed_cluster import MixedCluster, alone
-from profiles.model import MAX_SEQUENCE, ModelSpec
+from profiles.model import ModelSpec
 from profiles.scalars import plain
 from profiles.stack import StackSpec
 
@@ -42,8 +43,6 @@ HYBRID, COLOCATED, DISAGGREGATED, ASYNC = "hybrid", "colocated", "disaggregated"
 MODES = (HYBRID, COLOCATED, DISAGGREGATED, ASYNC)
 OBJECTIVES = ("time", "cost", "fewest_gpus")
 DEFAULT_BATCH = 512  # prompts; the batch of ReaLHF's and RLHFuse's experiments (arXiv:2406.14088, 2409.13221)
-DEFAULT_PROMPT = 1024  # tokens, as in HybridFlow's experiments (arXiv:2409.19256 section 8.1)
-DEFAULT_GENERATE = 1024  # tokens, as above
 MAX_ITERATIONS = 16
 MAX_GPUS = 4096
 MAX_FILE_NAME_BYTES = 256  # what file systems take
@@ -185,15 +184,7 @@ def resolve_flow(
     batch = options.batch if options.batch is not None else DEFAULT_BATCH
     if options.batch is None:
         notes.append(_assumed("batch", f"{batch} items per iteration (not given)"))
-    prompt = DEFAULT_PROMPT if options.prompt is None else parse_prompt("prompt", options.prompt)
-    if options.prompt is None:
-        notes.append(_assumed("prompt", f"prompts of {prompt} tokens (not given)"))
-    output = parse_lengths("generate", DEFAULT_GENERATE if options.generate is None else options.generate)
-    if options.generate is None:
-        notes.append(_assumed("generate", f"responses of {DEFAULT_GENERATE} tokens (not given)"))
-    if prompt + output.most > MAX_SEQUENCE:
-        problem = f"prompt and response together have up to {prompt + output.most:.0f} tokens; at most {MAX_SEQUENCE}"
-        raise SpecError("generate", problem)
+    prompt, output = sequence_lengths(options.prompt, options.generate, specs, notes)
     for call in graph.calls:  # whole numbers of sequences, and training ones whole mini-batches
         call.sequences(batch)
     staleness = _staleness(graph, options, notes)

@@ -4,7 +4,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from planner.dataflow.bounds import chains_of, choice_bound
+from planner.dataflow.bounds import Chains, chains_of, choice_bound, group_time
 from planner.dataflow.group_tables import group_tables
 from planner.dataflow.orders import task_graph
 from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
@@ -53,6 +53,15 @@ def test_no_plan_with_transfers_takes_less_than_its_bound_in_any_order(seed):
     orders = list(every_order(graph))
     for choice, bound in zip(choices, bounds, strict=True):
         assert bound <= ROUNDING + min(slow_makespan(problem, graph, choice, order) for order in orders)
+
+
+def test_what_fits_nowhere_takes_for_ever_along_its_chains_alone():
+    groups = ((0,), (1,))
+    chains = Chains(groups=groups, moves=np.zeros((2, 0)), counts=np.array([[0.0, 2.0], [1.0, 0.0]]))
+    times = np.array([[np.inf, 3.0], [1.0, 3.0], [5.0, np.inf], [7.0, 3.0]])
+    assert group_time(chains, times).tolist() == [np.inf, 6.0, np.inf, 7.0]
+    unused = replace(chains, counts=np.array([[0.0, 2.0]]))
+    assert group_time(unused, times).tolist() == [6.0, 6.0, np.inf, 6.0]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

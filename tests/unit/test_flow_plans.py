@@ -266,6 +266,17 @@ def test_what_does_not_fit_is_explained_with_the_minimum() -> None:
     assert document["infeasible"]["sentence"].startswith(f"{result.infeasible.minimum_gpus} GPUs")
 
 
+def test_weights_that_do_not_fit_are_no_matter_of_layouts() -> None:
+    infeasible = plan_dataflow("grpo", "llama-3-70b", "1xH100", **QUICK).infeasible
+    assert infeasible is not None
+    needs = {item.call: item.needs_bytes for item in infeasible.shortages}
+    assert needs["actor_gen"] == pytest.approx(70.55e9 * 2, rel=0.05)
+    # Nothing may be moved to the host, and not even pairs of calls fit.
+    kept = plan_dataflow("grpo", "llama-3-70b", "8xH100", offload=False, **QUICK).infeasible
+    assert kept is not None
+    assert [item.call for item in kept.shortages] == ["actor_train"]
+
+
 def test_what_the_minimum_takes_is_told_of_settled_iterations() -> None:
     asked: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": 128, "mode": "async"}
     infeasible = plan_dataflow("grpo", "llama-3.1-8b", "2xH100", **asked).infeasible

@@ -32,6 +32,20 @@ def test_what_is_left_out_is_filled_in_and_said() -> None:
     assert {"batch", "prompt", "generate", "precision", "models.reward", "models.ref"} <= said
 
 
+def test_usual_lengths_stay_within_what_a_model_can_place() -> None:
+    usual = resolve_flow("ppo", {"": "gpt2"}, "8xH100", FlowOptions())
+    assert (usual.prompt_tokens, usual.output.most) == (512, 512)
+    asked = resolve_flow("ppo", {"": "gpt2"}, "8xH100", FlowOptions(prompt=1000))
+    assert (asked.prompt_tokens, asked.output.most) == (1000, 24)
+
+
+def test_a_model_beyond_its_length_is_told_once() -> None:
+    result = plan_dataflow("sft", "llama-2-7b", "8xH100", batch=64, prompt=4000, generate=200, effort=0.01)
+    assert [note.field for note in result.warnings if note.code == "beyond_model_length"] == ["models.actor"]
+    result = plan_dataflow("dpo", "llama-2-7b", "8xH100", batch=64, prompt=4000, generate=200, effort=0.01)
+    assert [note.field for note in result.warnings if note.code == "beyond_model_length"] == ["models.actor"]
+
+
 def test_one_model_is_that_of_the_first_role() -> None:
     request = resolve_flow("grpo", {"": "llama-2-7b"}, "8xA100-80GB", FlowOptions(batch=64))
     assert request.models["actor"].name == request.models["reward"].name == "llama-2-7b"
@@ -80,6 +94,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": 0}, "prompt", "between 1 and"),
     ({"generate": "long"}, "generate", "cannot read 'long'"),
     ({"prompt": 1 << 24, "generate": 1 << 24}, "generate", "together have up to"),
+    ({"models": "gpt2", "prompt": 800, "generate": 400}, "generate", "1200 tokens; gpt2 (actor) has 1024 learned"),
+    (
+        {"models": {"actor": "llama-2-7b", "critic": "gpt2"}, "prompt": 1024},
+        "prompt",
+        "up to 1025 tokens; gpt2 (critic) has 1024 learned positions",
+    ),
     ({"mode": "asnyc"}, "mode", "unknown value 'asnyc'"),
     ({"staleness": 1}, "staleness", "mode async only; mode is hybrid"),
     ({"mode": "async", "staleness": 65}, "staleness", "from 0 to 64"),
