@@ -38,6 +38,7 @@ from profiles.precision import parse_precision
 
 CALL, TRANSFER = "call", "transfer"
 HANDED_ON = "handed_on"  # route of data
+_EQUAL = 1e-9  # of a time: differences below it are rounding
 
 
 def flow_plan(
@@ -235,7 +236,7 @@ def _tasks(compiled: CompiledFlow, problem: DataflowProblem, graph: TaskGraph, l
 
 
 def _leads(compiled: CompiledFlow, problem: DataflowProblem) -> tuple[Lead, ...]:
-    """What the edges with a lead come to under the only plan of a problem."""
+    """What the edges with a lead come to under the only plan of a problem; those that wait as ever left out."""
     found = []
     for edge in problem.edges:
         if edge.lead is None:
@@ -243,19 +244,22 @@ def _leads(compiled: CompiledFlow, problem: DataflowProblem) -> tuple[Lead, ...]
         parent, child = problem.calls[edge.parent], problem.calls[edge.child]
         apart = parent.stop[0] <= child.start[0] or child.stop[0] <= parent.start[0]
         lead_s = float(edge.lead.time_s[0, 0])
+        if apart and abs(lead_s) <= _EQUAL * float(parent.time_s[0]):
+            continue
         names = (compiled.names[edge.parent], compiled.names[edge.child])
         found.append(Lead(source=names[0], target=names[1], lead_s=lead_s if apart else min(lead_s, 0.0)))
     return tuple(found)
 
 
 def _busy_s(problem: DataflowProblem, num_gpus: int) -> FloatArray:
-    """(G,) seconds per iteration each GPU spends on calls and transfers."""
+    """(G,) seconds per iteration each GPU spends on calls and transfers; a single one has none from earlier ones."""
     times = slot_times(problem, np.zeros((1, len(problem.calls)), dtype=np.int64))[:, 0]
     meshes = [[_mesh(call)] for call in problem.calls]
     meshes += [
         [_mesh(problem.calls[edge.parent]), _mesh(problem.calls[edge.child])]
-        for edge in problem.edges
-        if edge.transfer is not None
+        if edge.lag == 0 or problem.settled
+        else []
+        for edge in problem.moving
     ]
     busy = np.zeros(num_gpus)
     for time_s, places in zip(times, meshes, strict=True):

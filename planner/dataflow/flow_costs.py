@@ -1,7 +1,7 @@
 """Every way to run every call of a workflow, priced: the graph's calls meet models, cluster and workload."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -208,14 +208,24 @@ def _tables(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int]) ->
         call = request.graph.call(name)
         if call.kind == EXTERNAL:
             continue
-        asked, model = model_call(request, call), request.models[call.role]
-        pin = request.pins.get(name, CallPin())
+        model, pin = request.models[call.role], request.pins.get(name, CallPin())
         setting = call_setting(request, call, cluster, _engines(request, call, pin))
-        key = (asked, model, setting, frozenset(pin.columns.items()))
-        if key not in priced:
-            priced[key] = call_costs(asked, model, setting, sizes, pins=pin.columns)
-        tables[name] = _pinned(priced[key], pin)
+        ways = []
+        for asked in _ways(model_call(request, call)):
+            key = (asked, model, setting, frozenset(pin.columns.items()))
+            if key not in priced:
+                priced[key] = call_costs(asked, model, setting, sizes, pins=pin.columns)
+            ways.append(priced[key])
+        tables[name] = _pinned(concatenated(ways), pin)
     return tables
+
+
+def _ways(asked: ModelCall) -> tuple[ModelCall, ...]:
+    """A call as asked; where the next may fill the slots of the last sequences, also without that.
+
+    Engines that run on may let what they hold end before they take more, which ends the last sequences sooner.
+    """
+    return (asked, replace(asked, in_flight=False, read_early=True)) if asked.in_flight else (asked,)
 
 
 def call_setting(request: FlowRequest, call: Call, cluster: ClusterSpec, engines: tuple[str, ...]) -> CallSetting:

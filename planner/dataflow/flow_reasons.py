@@ -18,6 +18,7 @@ from planner.dataflow.units import units_of
 from profiles.precision import parse_precision
 
 _MOST_REASONS = 3
+_LATER = 1.001  # of the time of a call from which on responses count as ended after it
 _FASTER = 0.999  # of its time that another way must take to count as faster
 
 
@@ -34,17 +35,8 @@ def flow_reasons(
     number = parse_precision(request.precision).gemm_format
     reasons = []
     for call in longest:
-        steps = mean = 0.0
-        further, runs_on = 0, False
-        if call.kind == GENERATE and call.plan is not None:
-            asked = model_call(request, request.graph.call(call.name))
-            further = asked.carried_over
-            if asked.output is not None:
-                steps, mean = asked.output.longest_of(call.sequences), asked.output.mean
-                runs_on = asked.in_flight and not asked.output.is_fixed
-            if further or runs_on:
-                refilled = call.sequences * mean / (call.concurrent * call.plan.data_parallel)
-                steps = max(steps / (1 + further), refilled) if further else refilled
+        runs_on = _runs_on(priced, compiled, found, call)
+        steps, mean, further = _decoding(request, call, runs_on=runs_on)
         device = priced.cluster.groups[priced.cluster.group_of(call.first_gpu)].device
         work = device.peak(number) * call.num_gpus * call.time_s
         reasons.append(
@@ -54,12 +46,32 @@ def flow_reasons(
                 mfu=call_flops(request, call.name) / work if work else 0.0,
                 decode_steps=steps,
                 mean_tokens=mean,
-                carries_over=further > 0,
+                carries_over=further,
                 runs_on=runs_on,
                 alternative=None if call.kind == EXTERNAL else _alternative(priced, compiled, found, call),
             )
         )
     return tuple(reasons)
+
+
+def _runs_on(priced: PricedCluster, compiled: CompiledFlow, found: Solution, call: CallPlan) -> bool:
+    """Whether the last sequences of a call as planned go on after it."""
+    if call.kind != GENERATE or call.plan is None:
+        return False
+    index, rows = compiled.names.index(call.name), priced.costs.rows[call.name]
+    row = compiled.row[index][found.choice[index]]
+    return bool(rows.ready_s[row].max(initial=0.0) > rows.time_s[row] * _LATER)
+
+
+def _decoding(request: FlowRequest, call: CallPlan, *, runs_on: bool) -> tuple[float, float, bool]:
+    """Steps of a generating call, mean length of its responses, and whether some are carried over; else zeros."""
+    asked = model_call(request, request.graph.call(call.name)) if call.kind == GENERATE else None
+    if asked is None or asked.output is None or call.plan is None:
+        return 0.0, 0.0, False
+    further, mean = asked.carried_over, asked.output.mean
+    refilled = call.sequences * mean / (call.concurrent * call.plan.data_parallel)
+    steps = refilled if runs_on else asked.output.longest_of(call.sequences)
+    return (max(steps / (1 + further), refilled) if further else steps), mean, further > 0
 
 
 def _pace_s(compiled: CompiledFlow, found: Solution, choice: IntArray) -> float:

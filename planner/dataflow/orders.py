@@ -11,7 +11,7 @@ from costmodels.plan import IntArray
 from planner.dataflow.problem import DataflowProblem, Edge
 
 MOST_EXTENSIONS = 720  # orders of the calls of one iteration that are tried
-_MOST_AHEAD = 4  # iterations by which calls that run ahead do so in the order of turns
+_EVERY_AHEAD = 4  # up to so many iterations, calls that may run ahead do so by every number of them; then by a few
 _AT_ONCE = -np.inf  # position of a transfer that goes before all that is free
 
 
@@ -174,8 +174,8 @@ def _keys(problem: DataflowProblem, extension: Sequence[int], *, several: bool) 
                 key[sink] = 1 + (position + 0.5) / calls
         yield key
     early = {edge.child for edge in problem.edges if edge.lag > 1}
-    ahead = min(max((edge.lag for edge in problem.edges), default=1) - 1, _MOST_AHEAD)
-    for later in range(1, ahead + 1):
+    most = max((edge.lag for edge in problem.edges), default=1) - 1
+    for later in sorted({*range(1, min(most, _EVERY_AHEAD) + 1), most // 2, most} - {0}):
         yield [place + later * (call not in early) for call, place in enumerate(base)]
 
 

@@ -6,13 +6,24 @@ or a few rounds back, equally far in every round. ``planner.dataflow.steady`` re
 there are ends to remember from one round to the next.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
 from costmodels.plan import IntArray
 from planner.dataflow.orders import Rounds, TaskGraph, task_graph
-from planner.dataflow.problem import DataflowProblem
+from planner.dataflow.problem import MOST_ITERATIONS, DataflowProblem, Edge
+
+_ITSELF = Edge(parent=0, child=0, lag=1)  # what every call waits for
+_AROUND = 2  # iterations beyond the longest wait, so that it is met whole
+
+
+def chained_iterations(problem: DataflowProblem) -> int:
+    """Iterations that show the chains of a problem: all, or as many as settled ones need to come back around."""
+    if not problem.settled:
+        return problem.iterations
+    return min(max(edge.lag for edge in (*problem.edges, _ITSELF)) + _AROUND, MOST_ITERATIONS)
 
 
 def settled_graph(problem: DataflowProblem) -> TaskGraph:
@@ -22,11 +33,12 @@ def settled_graph(problem: DataflowProblem) -> TaskGraph:
         problem: Calls and edges; how many iterations it names does not matter.
     """
     slots = len(problem.calls) + len(problem.moving)
-    if not problem.leading:
-        # Waiting for what is further back than there are slots never holds anything up: on the way around such a wait
-        # lie at most that many tasks, and each task alone recurs no faster than it takes.
-        edges = tuple(replace(edge, lag=min(edge.lag, slots + 1)) for edge in problem.edges)
-        problem = replace(problem, edges=edges)
+    # Waiting for what is further back than there are slots never holds anything up: on the way around such a wait lie
+    # at most that many tasks, and what comes late beside them; and each task alone recurs no faster than it takes.
+    late_s = sum(max(-float(edge.lead.time_s.min()), 0.0) for edge in problem.leading if edge.lead is not None)
+    longest_s = max(float(call.time_s.min()) for call in problem.calls)
+    most = slots + 1 + (math.ceil(late_s / longest_s) if late_s else 0)
+    problem = replace(problem, edges=tuple(replace(edge, lag=min(edge.lag, most)) for edge in problem.edges))
     lag = max([1, *(edge.lag for edge in problem.edges)])
     count = 2 * lag + slots + 3
     while True:

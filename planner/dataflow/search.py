@@ -19,11 +19,11 @@ from planner.dataflow.order_cpsat import best_order
 from planner.dataflow.orders import TaskGraph, task_graph
 from planner.dataflow.pareto import useful_candidates
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.rounds import settled_graph
+from planner.dataflow.rounds import chained_iterations, settled_graph
 from planner.dataflow.schedule import PlanRows, Timeline, timeline
 from planner.dataflow.search_anneal import AnnealOptions, AnnealResult, anneal
 from planner.dataflow.search_neighbourhood import polish
-from planner.dataflow.search_tree import Incumbent, branch_and_bound
+from planner.dataflow.search_tree import Incumbent, branch_and_bound, simulation_children
 from planner.dataflow.steady import duration_s
 from planner.dataflow.units import units_of
 from profiles.errors import InfeasibleError, SpecError, did_you_mean
@@ -31,6 +31,7 @@ from profiles.errors import InfeasibleError, SpecError, did_you_mean
 ENGINES = ("auto", "tree", "anneal")
 
 _QUICK_CHILDREN = 20_000_000  # of the tree search that goes before annealing; a few seconds
+_QUICK_SHARE = 0.25  # of what annealing takes that the tree search before it may take where plans settle
 _TREE_SHARE = 0.8  # of the budget left after annealing
 _POLISHED = 2  # plans of each annealing that are improved further
 _SEED_STEP = 7919  # between restarts, so that neighbouring seeds share none
@@ -192,7 +193,7 @@ class _Search:
         self.kept = useful_candidates(problem)
         self.small = problem.restrict(self.kept)
         self.units = units_of(self.small)
-        unrolled = task_graph(self.small)
+        unrolled = task_graph(self.small, chained_iterations(self.small))
         self.chains = chains_of(self.small, unrolled)
         self.graph = settled_graph(self.small) if problem.settled else unrolled
         self.tables = group_tables(self.small, self.chains, self.units)
@@ -204,7 +205,13 @@ class _Search:
 
     @property
     def quick_children(self) -> int:
-        """Budget of the tree search that goes before annealing: large where its bounds are exact."""
+        """Budget of the tree search that goes before annealing: large where its bounds are exact, or plans are costly.
+
+        Plans that are played until they settle are costly to anneal, and a proof in a quarter of that time saves it.
+        """
+        if self.graph.rounds is not None:
+            annealing = self.options.restarts * self.options.anneal.chains * self.options.anneal.steps
+            return int(_QUICK_SHARE * annealing * simulation_children(self.graph))
         return _QUICK_CHILDREN if self.graph.complete else _QUICK_CHILDREN // 20
 
     @property

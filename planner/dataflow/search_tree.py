@@ -149,6 +149,11 @@ def branch_and_bound(
     return TreeResult(best=best, bound_s=bound, children=children)
 
 
+def simulation_children(graph: TaskGraph) -> int:
+    """Children that are looked at in the time that simulating one plan in one order takes."""
+    return _CHILDREN_PER_LEAF if graph.rounds is None else _CHILDREN_PER_SETTLED_TASK * graph.orders.shape[1]
+
+
 def _next_depth(pools: Sequence[_Pool], turn: int) -> int:
     filled = [depth for depth, pool in enumerate(pools) if pool.heap]
     if turn % 2 == 0 or sum(pool.size for pool in pools) > _MOST_WAITING:
@@ -173,8 +178,7 @@ def _harvest(
     choice, bound = grown.choice, grown.bound
     order = np.argsort(bound, kind="stable")
     columns = np.argsort(tree.sequence)
-    orders = len(graph.orders)
-    leaf = _CHILDREN_PER_LEAF if graph.rounds is None else _CHILDREN_PER_SETTLED_TASK * graph.orders.shape[1]
+    orders, leaf = len(graph.orders), simulation_children(graph)
     missed, spent = np.inf, 0
     for begin in range(0, len(order), _LEAF_BLOCK):
         rows = order[begin : begin + _LEAF_BLOCK]

@@ -111,6 +111,14 @@ def test_no_call_is_slower_than_it_need_be_on_its_gpus(job: str, settings: dict[
             assert elsewhere or other.steady_s > plan.steady_s * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_no_gpu_is_busier_than_there_is_time(iterations: int) -> None:
+    plan = plan_of(solved("grpo", iterations=iterations))
+    assert any(move.time_s > 0 for move in plan.reallocations)
+    assert plan.busy_share <= 1 + 1e-9
+    assert all(group.busy_share <= 1 + 1e-9 for group in plan.memory)
+
+
 def test_no_gpu_does_two_things_at_once() -> None:
     plan = plan_of(solved("ppo"))
     for gpu in range(plan.num_gpus):

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
 from costmodels.model_calls import READY_PARTS
-from planner.dataflow.flow_costs import model_call
+from planner.dataflow.flow_costs import flow_costs, model_call
 from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.flow_results import FlowPlan
 from planner.dataflow.graph_file import graph_from_mapping
@@ -184,6 +185,49 @@ def test_a_step_is_told_only_where_every_sequence_runs_from_the_start() -> None:
 
 def test_running_further_ahead_hides_more_of_the_last_responses() -> None:
     assert ahead("in_flight", 1).steady_s > 1.2 * ahead("in_flight", 2).steady_s
+    paces_s = [ahead("in_flight", staleness).steady_s for staleness in (1, 2, 4, 6, 8, 16)]
+    assert all(more <= fewer * (1 + 1e-9) for fewer, more in pairwise(paces_s))
+    # Far enough ahead nothing but the longest call, and what passes between, is left to wait for.
+    furthest = ahead("in_flight", 64)
+    assert furthest.steady_s == pytest.approx(paces_s[-1], rel=1e-9)
+    assert furthest.steady_s < 1.05 * max(call.time_s for call in furthest.calls)
+
+
+def test_what_is_proven_does_not_hang_on_the_iterations_shown() -> None:
+    def proven(iterations: int) -> FlowPlan | None:
+        return plan_dataflow(
+            "grpo",
+            "qwen2.5-7b",
+            "8xH100",
+            batch=128,
+            prompt=512,
+            generate="lognormal:mean=2000,sigma=1,max=16384",
+            mode="async",
+            staleness=4,
+            rollout="in_flight",
+            settings={"reward": "external"},
+            iterations=iterations,
+        ).plan
+
+    few, many = proven(2), proven(8)
+    assert few is not None
+    assert many is not None
+    assert few.search.proven
+    assert many.search.proven
+    assert few.steady_s == pytest.approx(many.steady_s, rel=1e-9)
+
+
+def test_a_batch_may_end_before_the_next_begins_although_it_need_not() -> None:
+    options = FlowOptions(**QUICK, mode="async", staleness=1, rollout="in_flight")
+    request = resolve_flow("grpo", {"": "llama-3.2-1b"}, "2xH100", options)
+    rows = flow_costs(request, request.cluster, [[1]]).rows["actor_gen"]
+    goes_on = rows.ready_s[:, -1] > rows.time_s * 1.001
+    assert goes_on.any()
+    # What ends by itself takes longer, but its last responses are there sooner.
+    assert rows.time_s[goes_on].min() < rows.time_s[~goes_on].min()
+    assert rows.ready_s[~goes_on, -1].min() < rows.ready_s[goes_on, -1].min()
+    for staleness in (1, 2):
+        assert ahead("in_flight", staleness).steady_s <= ahead("whole", staleness).steady_s * (1 + 1e-9)
 
 
 def test_the_staleness_of_weights_in_flight_is_all_spent_on_running_ahead() -> None:
