@@ -3,9 +3,10 @@
 A mesh is part of one node, aligned to its size, or a run of whole nodes, as ReaLHF's are
 (arXiv:2406.14088 section 4). Of a single node with up to ``SMALL_NODE`` GPUs every run is a mesh, so
 that what a call may do with some GPUs it may do with more: five are no worse than four. Up to
-``EVERY_RUN`` nodes every run of nodes is a mesh. Above, there are runs of 2^k and 3 * 2^k nodes and of
-all nodes, at every quarter of their size, from a sixteenth of the nodes on: longer runs that begin one
-node later are no different in kind, and their number grows with the square of the nodes.
+``EVERY_RUN`` nodes every run of nodes is a mesh. Above, there are runs of 2^k and 3 * 2^k nodes, up to
+``_MOST_FACTORS_NODES`` nodes also of 5 * 2^k and 7 * 2^k, at every quarter of their size and at the end, of
+what these leave beside them, and of all nodes, from a sixteenth of the nodes on: longer runs that begin
+one node later are no different in kind, and their number grows with the square of the nodes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ from profiles.mixed_cluster import MixedCluster
 EVERY_RUN = 20  # nodes
 SMALL_NODE = 8  # GPUs
 _CUT_NODES, _CUTS = 2, 4  # of so many nodes pools may end at every quarter
+_FACTORS = (1, 3, 5, 7)  # of powers of two that make lengths of runs on large clusters
+_MOST_FACTORS_NODES = 32  # from which on there are fewer
 _PARTS = 16  # of a cluster of more nodes that the smallest mesh makes up
 
 
@@ -88,9 +91,7 @@ def cluster_meshes(cluster: ClusterSpec, min_mesh: int | None = None) -> Meshes:
         raise SpecError("min_mesh", f"must be at most the {cluster.num_devices} GPUs; got {least}")
     each, nodes = cluster.node.devices_per_node, cluster.num_nodes
     found = {part for part in _parts_of_nodes(cluster) if part[0] >= least}
-    for run in _runs(nodes):
-        step = _step(run) if nodes > EVERY_RUN else 1
-        found |= {(run * each, node * each) for node in range(0, nodes - run + 1, step) if run * each >= least}
+    found |= {(run * each, node * each) for run, node in _runs(nodes) if run * each >= least}
     table = np.asarray(sorted(found), dtype=np.int64)
     return Meshes(start=table[:, 1], size=table[:, 0])
 
@@ -184,11 +185,16 @@ def _may_cut(node_of: Sequence[int], gpu: int) -> bool:
     return nodes <= _CUT_NODES and inside * _CUTS % node_of.count(node) == 0
 
 
-def _runs(nodes: int) -> list[int]:
+def _runs(nodes: int) -> set[tuple[int, int]]:
+    """Nodes and first node of runs of whole nodes."""
     if nodes <= EVERY_RUN:
-        return list(range(1, nodes + 1))
-    sizes = {factor << k for k in range(nodes.bit_length()) for factor in (1, 3)}
-    return sorted({size for size in sizes if size <= nodes} | {nodes})
+        return {(run, node) for run in range(1, nodes + 1) for node in range(nodes - run + 1)}
+    factors = _FACTORS if nodes <= _MOST_FACTORS_NODES else _FACTORS[:2]
+    sizes = {factor << k for k in range(nodes.bit_length()) for factor in factors if factor << k < nodes}
+    found = {(run, node) for run in sizes for node in range(0, nodes - run + 1, _step(run))}
+    # With a run at either end goes what it leaves.
+    ends = {(run, nodes - run) for run in sizes} | {(nodes - run, node) for run in sizes for node in (0, run)}
+    return found | ends | {(nodes, 0)}
 
 
 def _step(run: int) -> int:

@@ -57,6 +57,15 @@ def test_large_clusters_have_about_as_many_meshes_as_medium_ones(nodes: int) -> 
     assert meshes.size.min() == nodes // 16 * 8
 
 
+@pytest.mark.parametrize("nodes", [21, 23, 24, 32, 48, 100])
+def test_with_a_run_at_either_end_of_a_large_cluster_goes_what_it_leaves(nodes: int) -> None:
+    meshes = cluster_meshes(resolve_cluster(f"{nodes}x8xH100", None), 8)
+    found = set(zip((meshes.start // 8).tolist(), (meshes.size // 8).tolist(), strict=True))
+    for run in (1, 2, 3, 4, 6, 8, 12, 16):
+        assert {(0, run), (run, nodes - run), (nodes - run, run), (0, nodes - run)} <= found
+    assert (nodes > 32) or {(0, 5), (0, 7), (0, 10), (0, 14), (0, 20)} <= found
+
+
 def test_the_smallest_mesh_may_be_set() -> None:
     meshes = cluster_meshes(resolve_cluster("128x8xH100", None), 8)
     assert {1024, 768, 512, 8} <= set(meshes.size.tolist())

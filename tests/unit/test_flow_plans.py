@@ -57,6 +57,13 @@ def test_one_more_gpu_is_no_worse(mode: str) -> None:
     assert pace_s[-1] < 0.6 * pace_s[0]
 
 
+def test_one_more_node_than_are_divided_in_every_way_is_no_worse() -> None:
+    """A batch of 4,096 responses is trained on 20 of 21 nodes, not on the next power of two."""
+    asked = {"batch": 512, "prompt": 1024, "generate": 1024, "effort": 0.05}
+    plans = [plan_of(plan_dataflow("grpo", "qwen2.5-32b", f"{nodes}x8xH100", **asked)) for nodes in (20, 21)]
+    assert plans[1].steady_s <= plans[0].steady_s
+
+
 def test_the_smallest_part_of_a_small_node_may_be_any() -> None:
     """8B in full take 128 GB and more: two of seven GPUs."""
     result = plan_dataflow("sft", "llama-3-8b", "7xH100", **QUICK, objective="fewest_gpus", framework="fsdp")
