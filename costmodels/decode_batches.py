@@ -160,6 +160,7 @@ class DecodeBatch:
         at = np.take_along_axis(grid, place, axis=1)  # rounded up to the grid
         going = any_of(1 - ended, (self.per_replica * self.replicas)[:, None])
         last = (np.diff(grid, axis=1) * (going[:, 1:] + going[:, :-1]) / 2).sum(axis=1)
+        last = np.maximum(last, full_steps)  # what starts last ends after all have started; the grid is coarse
         ended_steps = np.minimum(at, last[:, None])
         ended_steps[:, -1] = last
         return Decoded(time_s=full_steps * step_s, steps=full_steps, ended_s=ended_steps * step_s[:, None])

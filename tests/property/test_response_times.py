@@ -112,3 +112,13 @@ def test_batches_that_follow_each_other_without_draining(output, sequences, slot
     mean = np.mean(found_parts, axis=0)
     assert found.ended_s[0] == pytest.approx(mean, rel=0.12, abs=0.06 * mean[-1])
     assert found.ended_s[0, -1] > found.time_s[0]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5, 9, 17, 32])
+def test_the_last_of_many_waves_ends_no_sooner_than_all_have_begun(slots):
+    """Where a batch fills its slots over and over, the steps of the last responses are few beside its own."""
+    for output in (LONG_TAIL, NARROW, log_normal_lengths(mean=6000, sigma=0.8, most=20_480)):
+        for sequences in (64, 512, 3000):
+            found = batch(output, sequences, slots, replicas=1 + slots % 3).in_flight()
+            assert found.ended_s[0, -1] >= found.time_s[0]
+            assert (np.diff(found.ended_s[0]) >= 0).all()
