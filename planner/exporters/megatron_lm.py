@@ -138,6 +138,9 @@ def _sharding(plan: ExecutionPlan) -> list[list[str]]:
     if plan.zero_stage in _SHARDING:
         options.append(["--use-megatron-fsdp", "--data-parallel-sharding-strategy", _SHARDING[plan.zero_stage]])
         options.append(["--ckpt-format", "fsdp_dtensor"])
+    if plan.zero_stage == 3:
+        # Weights are laid out in shards from the start; else every device first holds all of them.
+        options.append(["--init-model-with-meta-device"])
     if plan.zero_shard_degree:
         replicas = plan.data_parallel * plan.context_parallel // plan.zero_shard_degree
         options.append(["--num-distributed-optimizer-instances", str(replicas)])

@@ -48,6 +48,13 @@ def _ulysses_heads(plans: PlanBatch, setting: Setting) -> BoolArray:
     return mask(~_ulysses(plans) | (heads & (setting.key_value_heads % group == 0)))
 
 
+def _windows_and_sinks(setting: Setting) -> tuple[ContextKind, ...]:
+    """Ways to share a context that Transformer Engine has for the attention of a model."""
+    if setting.model.attention_sinks:
+        return (ContextKind.ULYSSES,)
+    return (ContextKind.ULYSSES, ContextKind.ALL_GATHER) if setting.model.sliding_window else tuple(ContextKind)
+
+
 def _context_kinds(plans: PlanBatch, *kinds: ContextKind) -> BoolArray:
     return mask((plans.context_parallel == 1) | np.isin(plans.context_kind, [int(kind) for kind in kinds]))
 
@@ -87,6 +94,21 @@ CONTEXT = (
             f"tp {plan.tensor_parallel} x cp {plan.context_parallel} must divide "
             f"{setting.model.num_attention_heads} heads and {setting.key_value_heads} key/value heads with Ulysses",
             "context_kind ring, or a smaller degree",
+        ),
+    ),
+    Rule(
+        name="context_kind_suits_windows_and_sinks",
+        frameworks=(MEGATRON,),
+        field="context_kind",
+        text="with sliding windows context parallelism is Ulysses or gathers keys and values, with sinks it is Ulysses",
+        source="Transformer Engine attn_forward_func_with_cp: sliding windows with cp_comm_type a2a or all_gather; "
+        "get_attention_backend: softmax other than vanilla with a2a",
+        columns=columns("context_parallel", "context_kind"),
+        holds=lambda plans, setting: _context_kinds(plans, *_windows_and_sinks(setting)),
+        complaint=lambda plan, setting: (
+            f"{setting.model.name} has {'attention sinks' if setting.model.attention_sinks else 'sliding windows'}, "
+            f"which Transformer Engine does not share as {plan.context_kind.name.lower()}",
+            "context_kind " + " or ".join(kind.name.lower() for kind in _windows_and_sinks(setting)),
         ),
     ),
     Rule(

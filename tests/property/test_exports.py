@@ -34,6 +34,8 @@ def from_megatron(exported: Exported, request: Request) -> dict[str, Any]:
     zero = {"optim_grads": 2, "optim_grads_params": 3}.get(
         read.get("--data-parallel-sharding-strategy", [""])[0], int("--use-distributed-optimizer" in read)
     )
+    # Without it every device would first hold all weights.
+    assert ("--init-model-with-meta-device" in read) == (zero == 3)
     copies = first(read, "--num-distributed-optimizer-instances", 0)
     method = read.get("--recompute-method", [""])[0]
     kind = {"uniform": "full", "block": "block"}.get(method, "selective" if "--recompute-modules" in read else "none")
