@@ -37,8 +37,9 @@ def settled_graph(problem: DataflowProblem) -> TaskGraph:
     # at most that many tasks, and what comes late beside them; and each task alone recurs no faster than it takes.
     late_s = sum(max(-float(edge.lead.time_s.min()), 0.0) for edge in problem.leading if edge.lead is not None)
     longest_s = max(float(call.time_s.min()) for call in problem.calls)
-    most = slots + 1 + (math.ceil(late_s / longest_s) if late_s else 0)
-    problem = replace(problem, edges=tuple(replace(edge, lag=min(edge.lag, most)) for edge in problem.edges))
+    if longest_s or not late_s:
+        most = slots + 1 + (math.ceil(late_s / longest_s) if late_s else 0)
+        problem = replace(problem, edges=tuple(replace(edge, lag=min(edge.lag, most)) for edge in problem.edges))
     lag = max([1, *(edge.lag for edge in problem.edges)])
     count = 2 * lag + slots + 3
     while True:

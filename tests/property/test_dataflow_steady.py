@@ -8,7 +8,7 @@ import pytest
 
 from planner.dataflow.bounds import chains_of, choice_bound
 from planner.dataflow.orders import task_graph
-from planner.dataflow.problem import DataflowProblem, Edge
+from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
 from planner.dataflow.rounds import settled_graph
 from planner.dataflow.schedule import PlanRows, timeline
 from planner.dataflow.search import SearchOptions, solve
@@ -136,3 +136,18 @@ def test_of_orders_as_fast_the_one_with_the_shortest_beginning_is_taken():
     found = solve(problem)
     assert found.makespan_s == 6.0
     assert found.timeline.end_s[0][found.graph.iteration < 4].max() == 4 * 6 + 2
+
+
+def test_calls_that_take_no_time_still_wait_for_what_comes_late():
+    late = PairTimes(
+        source_class=np.zeros(1, dtype=int), target_class=np.zeros(1, dtype=int), time_s=np.array([[-3.0]])
+    )
+    problem = DataflowProblem(
+        calls=(call("a", [(0, 1, 0, 0, 0)]), call("b", [(1, 1, 0, 0, 0)])),
+        edges=(Edge(parent=0, child=1, lead=late), Edge(parent=1, child=0, lag=2)),
+        capacity_bytes=np.full(2, 8.0),
+        iterations=2,
+        settled=True,
+    )
+    # Three seconds around a circle of two iterations.
+    assert solve(problem).makespan_s == 1.5
