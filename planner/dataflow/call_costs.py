@@ -34,7 +34,7 @@ from profiles.stack import StackSpec
 from profiles.weights import WeightFormat
 
 _PERSISTENT = ("weights", "gradients", "optimizer")
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # relative, of bytes that are sums
 MAX_SIZES = 4096
 
 

@@ -91,7 +91,7 @@ def _alternative(priced: PricedCluster, compiled: CompiledFlow, found: Solution,
     choice[0, index] = fastest
     units = units_of(compiled.problem)
     over = float((unit_bytes(compiled.problem, units, choice)[0] - units.capacity_bytes).max())
-    hosted = float(host_shares(compiled.problem, choice).max(initial=0.0))
+    hosted = float(host_shares(compiled.problem, units, choice).max(initial=0.0))
     rows = priced.costs.rows[call.name]
     row = int(compiled.row[index][fastest])
     table, entry = rows.table, int(rows.row[row])

@@ -4,7 +4,7 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.units import Units, machines_of
+from planner.dataflow.units import Units
 
 
 def static_bytes(problem: DataflowProblem, choice: IntArray) -> FloatArray:
@@ -42,31 +42,29 @@ def unit_bytes(problem: DataflowProblem, units: Units, choice: IntArray) -> Floa
     held = static_bytes(problem, choice)
     total = np.zeros((len(choice), len(units)))
     most_active = np.zeros_like(total)
-    place = np.arange(len(units))
     for index, call in enumerate(problem.calls):
         rows = choice[:, index]
-        inside = (units.first[index][rows][:, None] <= place) & (place < units.stop[index][rows][:, None])
+        inside = units.inside(index, rows)
         total += inside * held[:, index, None]
         np.maximum(most_active, inside * call.active_bytes[rows][:, None], out=most_active)
     return total + most_active
 
 
-def host_shares(problem: DataflowProblem, choice: IntArray) -> FloatArray:
+def host_shares(problem: DataflowProblem, units: Units, choice: IntArray) -> FloatArray:
     """Share of its host memory that every machine needs; none where it does not matter. [P, machines].
 
     Args:
-        problem: Candidates and machines.
+        problem: Candidates.
+        units: Units of the problem, and its machines.
         choice: Candidate of each call. [P, calls]
     """
-    machines = machines_of(problem)
-    if machines is None:
+    if units.machines is None:
         return np.zeros((len(choice), 0))
-    total, place = np.zeros((len(choice), len(machines))), np.arange(len(machines))
+    total = np.zeros((len(choice), len(units.machines)))
     for index, call in enumerate(problem.calls):
         if call.host_share is not None:
             rows = choice[:, index]
-            inside = (machines.first[index][rows][:, None] <= place) & (place < machines.stop[index][rows][:, None])
-            total += inside * call.host_share[rows][:, None]
+            total += units.machines.inside(index, rows) * call.host_share[rows][:, None]
     return total
 
 
@@ -79,7 +77,7 @@ def pressure(problem: DataflowProblem, units: Units, choice: IntArray) -> FloatA
         choice: Candidate of each call. [P, calls]
     """
     share: FloatArray = (unit_bytes(problem, units, choice) / units.capacity_bytes).max(axis=1)
-    np.maximum(share, host_shares(problem, choice).max(axis=1, initial=0.0), out=share)
+    np.maximum(share, host_shares(problem, units, choice).max(axis=1, initial=0.0), out=share)
     return share
 
 

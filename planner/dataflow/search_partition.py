@@ -18,6 +18,7 @@ from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.schedule import PlanRows, makespan
 from planner.dataflow.search_tree import Incumbent
+from planner.dataflow.units import units_of
 from profiles.errors import SpecError
 
 MOST_MODELS = 8  # 4,140 ways to divide them
@@ -187,12 +188,15 @@ class _SetOptions:
 
 def _simulated(problem: DataflowProblem, graph: TaskGraph, choices: Sequence[IntArray]) -> Incumbent:
     nothing = Incumbent(choice=np.zeros(len(problem.calls), dtype=np.int64), order=0, makespan_s=np.inf)
-    choices = [choice for choice in choices if host_shares(problem, choice[None]).max(initial=0.0) <= 1]
     if not choices:
         return nothing
+    fitting = np.stack(choices)
+    fitting = fitting[host_shares(problem, units_of(problem), fitting).max(axis=1, initial=0.0) <= 1]
+    if not len(fitting):
+        return nothing
     orders = len(graph.orders)
-    rows = np.repeat(np.stack(choices), orders, axis=0)
-    plans = PlanRows(choice=rows, order=np.tile(np.arange(orders), len(choices)))
+    rows = np.repeat(fitting, orders, axis=0)
+    plans = PlanRows(choice=rows, order=np.tile(np.arange(orders), len(fitting)))
     time = makespan(problem, graph, plans)
     winner = int(time.argmin())
     return Incumbent(choice=rows[winner], order=int(plans.order[winner]), makespan_s=float(time[winner]))

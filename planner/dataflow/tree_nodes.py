@@ -13,7 +13,7 @@ from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.bounds import Chains, group_time
 from planner.dataflow.group_tables import GroupTables, passing_s
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.units import RangeMaxima, Units, machines_of, range_maxima
+from planner.dataflow.units import RangeMaxima, Units, range_maxima
 from planner.dataflow.waits import Between, between
 
 SLACK = 1e-12  # relative; absorbs the rounding of sums of times
@@ -63,12 +63,6 @@ class _Maxima:
         largest: FloatArray = self.over[call].over(values)[:, self.run_of[call]]
         return largest
 
-    def inside(self, call: int, rows: IntArray) -> BoolArray:
-        """Whether each place is under the mesh of some candidates of a call. [rows, places]."""
-        place = np.arange(len(self.places))
-        first, stop = self.places.first[call][rows], self.places.stop[call][rows]
-        return np.asarray((first[:, None] <= place) & (place < stop[:, None]))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
@@ -107,13 +101,12 @@ def plant(problem: DataflowProblem, chains: Chains, units: Units, tables: GroupT
         tables: Least times of its groups.
         upper_s: Time of the best plan known; infinite if none is.
     """
-    machines = machines_of(problem)
     tree = Tree(
         problem=problem,
         chains=chains,
         tables=tables,
         units=_maxima(units),
-        machines=None if machines is None else _maxima(machines),
+        machines=None if units.machines is None else _maxima(units.machines),
         passing=between(problem),
         sequence=_by_memory(problem),
         twins={},
@@ -288,7 +281,7 @@ def _hosted(machines: _Maxima, tree: Tree, depth: int, choice: IntArray) -> Floa
     for column, index in enumerate(tree.sequence[:depth]):
         share, rows = tree.problem.calls[index].host_share, choice[:, column]
         if share is not None:
-            held += machines.inside(index, rows) * share[rows][:, None]
+            held += machines.places.inside(index, rows) * share[rows][:, None]
     return held
 
 
@@ -299,7 +292,7 @@ def _memory(tree: Tree, depth: int, choice: IntArray) -> tuple[FloatArray, Float
     sharing = dict(problem.replicas)
     for column, index in enumerate(tree.sequence[:depth]):
         call, rows = problem.calls[index], choice[:, column]
-        inside = tree.units.inside(index, rows)
+        inside = tree.units.places.inside(index, rows)
         static = call.static_bytes[rows]
         if index in sharing:
             other = sharing[index]
@@ -332,7 +325,7 @@ class _Decided:
 def _decided(tree: Tree, depth: int, choice: IntArray) -> _Decided:
     problem, index = tree.problem, tree.sequence[depth]
     column_of = {call: column for column, call in enumerate(tree.sequence[:depth])}
-    held = {call: tree.units.inside(call, choice[:, column]) for call, column in column_of.items()}
+    held = {call: tree.units.places.inside(call, choice[:, column]) for call, column in column_of.items()}
     moved = {}
     everyone = np.arange(len(problem.calls[index]))
     for slot, passing in enumerate(tree.passing):

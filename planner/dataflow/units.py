@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.plan import FloatArray, IntArray
+from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.problem import DataflowProblem
 
 
@@ -17,15 +17,23 @@ class Units:
         capacity_bytes: Memory per GPU of each unit. [units]
         first: First unit of every candidate, by call. [candidates]
         stop: One past its last unit, by call. [candidates]
+        machines: The machines in the same form, of a capacity of 1 each, for shares of host memory; None where that
+            does not matter.
     """
 
     gpus: IntArray
     capacity_bytes: FloatArray
     first: tuple[IntArray, ...]
     stop: tuple[IntArray, ...]
+    machines: "Units | None" = None
 
     def __len__(self) -> int:
         return len(self.gpus)
+
+    def inside(self, call: int, rows: IntArray) -> BoolArray:
+        """Whether each unit is under the mesh of some candidates of a call. [rows, units]."""
+        place = np.arange(len(self))
+        return np.asarray((self.first[call][rows][:, None] <= place) & (place < self.stop[call][rows][:, None]))
 
 
 def units_of(problem: DataflowProblem) -> Units:
@@ -38,14 +46,11 @@ def units_of(problem: DataflowProblem) -> Units:
         capacity_bytes=problem.capacity_bytes[edges[:-1]],
         first=tuple(np.searchsorted(edges, call.start) for call in problem.calls),
         stop=tuple(np.searchsorted(edges, call.stop) for call in problem.calls),
+        machines=None if problem.machine_of is None else _machines(problem, problem.machine_of),
     )
 
 
-def machines_of(problem: DataflowProblem) -> Units | None:
-    """The machines as units, of a capacity of 1 each, for shares of host memory; None where it does not matter."""
-    machine = problem.machine_of
-    if machine is None:
-        return None
+def _machines(problem: DataflowProblem, machine: IntArray) -> Units:
     first = [machine[np.minimum(call.start, problem.num_gpus - 1)] for call in problem.calls]
     return Units(
         gpus=np.bincount(machine),

@@ -28,7 +28,6 @@ QUICK: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": 128, "effort": 
 
 
 @cache
-@cache
 def solved(job: str, cluster: str = "2xH100", **settings: Any) -> FlowResult:
     return plan_dataflow(job, NEEDED.get(job, SMALL), cluster, **QUICK | settings)
 

@@ -1,4 +1,4 @@
-"""Scoring that takes responses as they end, and weights that arrive while they run."""
+"""Scoring that takes responses as they end, weights that arrive while they run, and what waits for neither."""
 
 from dataclasses import replace
 from functools import cache
@@ -25,6 +25,15 @@ QUICK: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": LONG_TAIL, "eff
 
 def planned(job: Any = "grpo", gpus: str = "2xH100", **settings: Any) -> FlowPlan:
     plan = plan_dataflow(job, "llama-3.2-1b", gpus, **QUICK | settings).plan
+    assert plan is not None
+    return plan
+
+
+def waits_for_generation(**settings: Any) -> FlowPlan:
+    """The longest responses set the pace, and training is soon done."""
+    lengths = {"batch": 128, "prompt": 512, "generate": "lognormal:mean=2000,sigma=1,max=16384"}
+    external = {"reward": "external"}
+    plan = plan_dataflow("grpo", "qwen2.5-7b", "8xH100", mode="async", settings=external, **lengths, **settings).plan
     assert plan is not None
     return plan
 
@@ -194,27 +203,22 @@ def test_running_further_ahead_hides_more_of_the_last_responses() -> None:
 
 
 def test_what_is_proven_does_not_hang_on_the_iterations_shown() -> None:
-    def proven(iterations: int) -> FlowPlan | None:
-        return plan_dataflow(
-            "grpo",
-            "qwen2.5-7b",
-            "8xH100",
-            batch=128,
-            prompt=512,
-            generate="lognormal:mean=2000,sigma=1,max=16384",
-            mode="async",
-            staleness=4,
-            rollout="in_flight",
-            settings={"reward": "external"},
-            iterations=iterations,
-        ).plan
-
-    few, many = proven(2), proven(8)
-    assert few is not None
-    assert many is not None
+    settings: dict[str, Any] = {"staleness": 4, "rollout": "in_flight"}
+    few, many = (waits_for_generation(iterations=iterations, **settings) for iterations in (2, 8))
     assert few.search.proven
     assert many.search.proven
     assert few.steady_s == pytest.approx(many.steady_s, rel=1e-9)
+
+
+def test_where_plans_are_equally_fast_idle_gpus_help_what_might_take_longer() -> None:
+    """Generation sets the pace; training on two of four GPUs would be as fast, and far slower if prices are off."""
+    plan = waits_for_generation(staleness=2)
+    calls = {call.name: call for call in plan.calls}
+    assert calls["actor_gen"].time_s == pytest.approx(plan.steady_s, rel=2e-3)
+    assert calls["actor_train"].num_gpus + calls["actor_gen"].num_gpus == 8
+    assert calls["actor_train"].time_s < 0.6 * plan.steady_s
+    assert plan.steady_high_s < 1.8 * plan.steady_s
+    assert plan.first_s < 1.8 * plan.steady_s
 
 
 def test_a_batch_may_end_before_the_next_begins_although_it_need_not() -> None:
