@@ -9,6 +9,7 @@ get done is a bound on the step.
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,11 +19,45 @@ from planner.search.best import Stopped
 from planner.search.capacity import again_s, rooms
 from planner.search.families import Family, least_nodes, least_once_s, passes, step_s
 from planner.search.freedom import Freedom
+from planner.search.mixed_families import Mixed
 from planner.search.places import most_worth
 from planner.search.stage_work import commoner_layers, stage_work_s
 
 _BISECTIONS = 20
+# Families bounded together. Few at first: the plan they give makes it quick to see that most others are no better.
+_FIRST, _MOST = 1024, 4096
 _NEVER = 1e9  # layers that no stage gets done where there is no device for it
+
+
+@dataclass(slots=True, kw_only=True)
+class MixedFurther:
+    """Families across groups as they come in a search: so many at a time, those of the lowest bounds first.
+
+    Attributes:
+        mixed: All families.
+        freedom: What stages may decide.
+        check_time: Called now and then; once it raises ``Stopped``, bounds are no sharper than those of ``mixed``.
+    """
+
+    mixed: Mixed
+    freedom: Freedom
+    check_time: Callable[[], None] = lambda: None
+    _done: int = field(default=0, init=False)
+
+    @property
+    def least_s(self) -> float:
+        """Step time that no family still to come goes below; infinite if there is none."""
+        return float(self.mixed.least_s[self._done]) if self._done < len(self.mixed.least_s) else np.inf
+
+    def more(self, below_s: float) -> tuple[list[Family], FloatArray]:
+        """Of the next families those that may be below a step time, and (F,) what they do not go below."""
+        start, stop = self._done, self._done + min(max(3 * self._done, _FIRST), _MOST)
+        families = self.mixed.families(start, stop)
+        least_s = mixed_least_s(families, self.mixed.prices, self.freedom, below_s=below_s, check_time=self.check_time)
+        least_s = np.maximum(least_s, self.mixed.least_s[start:stop])
+        self._done = stop  # not before: who is interrupted has not looked at them
+        kept = np.flatnonzero(least_s < below_s)
+        return [families[at] for at in kept], least_s[kept]
 
 
 def mixed_least_s(

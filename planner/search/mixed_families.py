@@ -5,11 +5,16 @@ group, and how many, is part of the partition, as is leaving devices idle. Numbe
 powers of two, from an eighth of the group up, and whole groups. Considered are all configurations that the groups
 share, as the frameworks have it; and for groups that run different ones, those with the least work for a size of
 micro-batch; with every schedule and number of chunks that the framework runs with so many stages and micro-batches.
+
+Choices of a configuration for each group multiply with every group, so their number is limited: sizes of micro-batch
+that promise the shortest steps go first, and on each group the configurations that are fastest together. What nobody
+looks at is bounded, too.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 
 import numpy as np
 
@@ -26,21 +31,49 @@ from planner.stage_constraints import pipelines_run
 MOST_STAGES = 16
 MOST_SLOTS = 8  # stages on one group
 OFFERED = 3  # configurations per group, devices of a stage and size of micro-batch
+# Choices of a configuration for each group, in all and for one size of micro-batch: three groups of eight devices have
+# 24,000 that are 420,000 families, which is what a second is enough for. Both bound time and memory.
+_MOST_CHOICES = 30_000
+_MOST_ALIKE_CHOICES = 1 << 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixed:
-    """Families across groups, and the least step of each."""
+    """Families across groups, those with the lowest bounds first.
 
-    families: list[Family]
+    Attributes:
+        prices: Of all configurations.
+        least_s: (F,) step times that no plan of each goes below, ascending.
+        left_out_s: Nor does any plan of choices of configurations that nobody looks at.
+    """
+
     prices: StagePrices
     least_s: FloatArray
+    left_out_s: float
+    _kinds: "_Pipelines"
+    _chosen: list[tuple[int, ...]]
+    _slots: IntArray
+
+    def families(self, start: int = 0, stop: int | None = None) -> list[Family]:
+        """Those at places ``start`` up to ``stop``."""
+        places = np.arange(len(self.least_s))[start:stop]
+        return [
+            Family(
+                num_stages=count,
+                schedule=Schedule(schedule),
+                virtual_stages=chunks,
+                num_microbatches=m,
+                configs=np.asarray(self._chosen[at]),
+                slots=tuple(self._slots[list(self._chosen[at])].tolist()),
+            )
+            for at, count, schedule, chunks, m in self._kinds.take(places).rows()
+        ]
 
 
 def mixed_families(
     question: Question, pins: Mapping[str, int], *, alike: bool = False, below_s: float = np.inf
 ) -> Mixed:
-    """Every family of the question that uses more than one group.
+    """Every family of the question that uses more than one group, as far as they are considered.
 
     Args:
         question: The question, with several groups.
@@ -56,26 +89,15 @@ def mixed_families(
     together = _together(configs, np.arange(len(configs)), alike=True)
     if not alike:
         together += _together(configs, _offered(configs, work_s), alike=False)
-    chosen = sorted({rows for members in together for rows in _across(configs, members)})
-    if not chosen:
-        return Mixed(families=[], prices=prices, least_s=np.zeros(0))
+    chosen, left_out_s = _choices(together, prices, slots / work_s, below_s)
     kinds = _pipelines(question, pins, chosen, slots, configs)
-    least_s = _least_s(chosen, kinds, slots, prices, work_s)
-    kinds = kinds.take(np.flatnonzero(least_s < below_s))
-    rows_of = [np.asarray(rows) for rows in chosen]
-    slots_of = [tuple(slots[rows].tolist()) for rows in rows_of]
-    families = [
-        Family(
-            num_stages=count,
-            schedule=Schedule(schedule),
-            virtual_stages=chunks,
-            num_microbatches=m,
-            configs=rows_of[at],
-            slots=slots_of[at],
-        )
-        for at, count, schedule, chunks, m in kinds.rows()
-    ]
-    return Mixed(families=families, prices=prices, least_s=least_s[least_s < below_s])
+    least_s = _least_s(chosen, kinds, slots, prices, work_s) if chosen else np.zeros(0)
+    hopeful = np.flatnonzero(least_s < below_s)
+    hopeful = hopeful[np.argsort(least_s[hopeful], kind="stable")]
+    return Mixed(
+        prices=prices, least_s=least_s[hopeful], left_out_s=left_out_s, _kinds=kinds.take(hopeful), _chosen=chosen,
+        _slots=slots,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +136,53 @@ def _together(configs: StageConfigs, kept: IntArray, *, alike: bool) -> list[Int
     return np.split(kept[order], np.flatnonzero(np.diff(groups.of_row[order])) + 1)
 
 
-def _across(configs: StageConfigs, members: IntArray) -> list[tuple[int, ...]]:
-    """Every choice of one configuration on each of several groups."""
-    groups = np.unique(configs.group[members])
-    offers = [[None, *members[configs.group[members] == group].tolist()] for group in groups]
-    chosen = (tuple(sorted(row for row in rows if row is not None)) for rows in product(*offers))
-    return [rows for rows in chosen if len(rows) > 1]
+def _choices(
+    together: list[IntArray], prices: StagePrices, rate: FloatArray, below_s: float
+) -> tuple[list[tuple[int, ...]], float]:
+    """Choices of a configuration for each of several groups, and a step time that none left out goes below.
+
+    Args:
+        together: Configurations that stages of one plan can have.
+        prices: Their prices.
+        rate: (K,) micro-batches per second of as many stages as there are devices for, if each did all layers' work.
+        below_s: Step time to beat.
+    """
+    least_s = np.asarray([_fastest_s(members, prices, rate) for members in together])
+    chosen: set[tuple[int, ...]] = set()
+    left_out_s = np.inf
+    for at in np.argsort(least_s, kind="stable").tolist():
+        if least_s[at] >= below_s:
+            break
+        rows, whole = _across(prices.configs, together[at], rate) if len(chosen) < _MOST_CHOICES else ([], False)
+        chosen.update(rows)
+        if not whole:
+            left_out_s = min(left_out_s, float(least_s[at]))
+    return sorted(chosen), left_out_s
+
+
+def _fastest_s(members: IntArray, prices: StagePrices, rate: FloatArray) -> float:
+    """A step that none across groups goes below: every group on its fastest configuration; infinite for one group."""
+    configs = prices.configs
+    fastest = np.zeros(len(prices.contexts))
+    np.maximum.at(fastest, configs.group[members], rate[members])
+    if np.count_nonzero(fastest) < 2:
+        return np.inf
+    known_s = np.asarray([configs.plans.num_microbatches[members[0]] / fastest.sum()])
+    return float(step_s(known_s, nodes=2 * prices.unit["nodes"][members].min(keepdims=True), prices=prices)[0])
+
+
+def _across(configs: StageConfigs, members: IntArray, rate: FloatArray) -> tuple[list[tuple[int, ...]], bool]:
+    """Choices of one configuration on each of several groups, the fastest of a group first, and whether it is all."""
+    members = members[np.argsort(-rate[members], kind="stable")]
+    offers = [members[configs.group[members] == group].tolist() for group in np.unique(configs.group[members])]
+    most = max(len(offer) for offer in offers)
+    while most > 1 and prod(min(len(offer), most) + 1 for offer in offers) > _MOST_ALIKE_CHOICES:
+        most -= 1
+    chosen = (
+        tuple(sorted(row for row in rows if row is not None))
+        for rows in product(*([None, *offer[:most]] for offer in offers))
+    )
+    return [rows for rows in chosen if len(rows) > 1], all(len(offer) <= most for offer in offers)
 
 
 def _pipelines(
@@ -128,13 +191,17 @@ def _pipelines(
     """Every number of stages of every choice, from one on each group to as many as fit, with every legal schedule."""
     setting = question.settings[0]
     layers = setting.model.num_layers
-    fewest = np.asarray([len(rows) for rows in chosen])
-    most = np.minimum([int(slots[list(rows)].sum()) for rows in chosen], min(MOST_STAGES, layers))
+    fewest = np.asarray([len(rows) for rows in chosen], dtype=np.int64)
+    most = np.minimum(
+        np.asarray([slots[list(rows)].sum() for rows in chosen], dtype=np.int64), min(MOST_STAGES, layers)
+    )
     counts = np.maximum(most - fewest + 1, 0)
     which = np.repeat(np.arange(len(chosen)), counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)
     stages = fewest[which] + np.arange(len(which)) - first
-    microbatches = configs.plans.num_microbatches[[rows[0] for rows in chosen]].astype(np.int64)[which]
+    microbatches = configs.plans.num_microbatches[np.asarray([rows[0] for rows in chosen], dtype=np.int64)].astype(
+        np.int64
+    )[which]
     shapes = group_rows(stages, microbatches)
     ways = [(int(schedule), 1) for schedule in SCHEDULES]
     # Chunks that a free layout adds are left to the plans whose stages are alike: they double the families.
@@ -221,7 +288,7 @@ def _least_s(
     """
     width = max(len(rows) for rows in chosen)
     table = np.asarray([rows + rows[-1:] * (width - len(rows)) for rows in chosen])
-    here = np.arange(width) < np.asarray([len(rows) for rows in chosen])[:, None]
+    here = np.arange(width) < np.asarray([len(rows) for rows in chosen], dtype=np.int64)[:, None]
     times_s = np.where(here, work_s[table], np.inf)
     order = np.argsort(times_s, axis=1, kind="stable")
     times_s = np.take_along_axis(times_s, order, axis=1)

@@ -1,5 +1,6 @@
 """Which stages run on which configuration where there are devices for few of each: how much that is worth at most."""
 
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from costmodels.plan import FloatArray, IntArray
 
 _SWEEPS = 2  # over the prices of places of more than two configurations
+_FEW = 4  # configurations of which all subsets are tried; of more those of one or two
 
 
 def most_worth(value: FloatArray, slots: IntArray) -> FloatArray:
@@ -23,8 +25,7 @@ def most_worth(value: FloatArray, slots: IntArray) -> FloatArray:
     """
     count, width, stages = value.shape
     place = np.zeros((count, width))
-    for some in _subsets(width):
-        others = np.setdiff1d(np.arange(width), some)
+    for some, others in _subsets(width):
         net = value - place[:, :, None]
         gain = np.sort(net[:, some].max(axis=1) - net[:, others].max(axis=1), axis=1)[:, ::-1]
         room = slots[:, some].sum(axis=1)
@@ -36,8 +37,13 @@ def most_worth(value: FloatArray, slots: IntArray) -> FloatArray:
     return total
 
 
-def _subsets(width: int) -> list[IntArray]:
-    """Configurations whose prices are changed together, one after the other: of two once, of more again and again."""
-    sizes = range(1, width)
+@cache
+def _subsets(width: int) -> list[tuple[IntArray, IntArray]]:
+    """Configurations whose prices are changed together, and the others, one after the other.
+
+    Of two configurations once, of more again and again; of many only some: any prices give a bound.
+    """
+    sizes = range(1, width if width <= _FEW else 3)
     every = [np.asarray(some) for size in sizes for some in combinations(range(width), size)]
-    return every * (1 if width == 2 else _SWEEPS)
+    both = [(some, np.setdiff1d(np.arange(width), some)) for some in every]
+    return both * (1 if width == 2 else _SWEEPS)

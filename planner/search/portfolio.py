@@ -21,7 +21,7 @@ from planner.search.degrees import degree_families
 from planner.search.families import Family, alike_families, least_step_s
 from planner.search.found import found_plan, groups_alone, warnings_of
 from planner.search.freedom import EIGHTHS, Freedom
-from planner.search.mixed_bounds import mixed_least_s
+from planner.search.mixed_bounds import MixedFurther
 from planner.search.mixed_families import mixed_families
 from planner.search.question import Question
 from planner.search.result import EngineRun, FoundPlan, SearchResult
@@ -276,12 +276,9 @@ def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
         best.check_time()
         mixed = mixed_families(question, request.pins, alike=question.runnable, below_s=best.step_time_s)
         freedom = _freedom(question.uniform_plans(0), request)
-        bounds_s = mixed_least_s(
-            mixed.families, mixed.prices, freedom, below_s=best.step_time_s, check_time=best.check_time
-        )
         search = StagedSearch(
-            families=mixed.families, least_s=np.maximum(mixed.least_s, bounds_s), prices=mixed.prices, best=best,
-            most_layers=np.full(len(mixed.families), request.model.num_layers), engine=engine,
+            further=MixedFurther(mixed=mixed, freedom=freedom, check_time=best.check_time),
+            left_out_s=mixed.left_out_s, prices=mixed.prices, best=best, engine=engine,
             freedoms=_freedoms(question, mixed.prices.configs, freedom),
             sharpen=lambda families, below_s: sharp_least_s(
                 families, mixed.prices, freedom, below_s=below_s, check_time=best.check_time
@@ -302,8 +299,7 @@ def _varied(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
         found = degree_families(question, freedom, best, pins=request.pins)
         search = StagedSearch(
             families=found.families, least_s=np.asarray(found.least_s), prices=found.prices, best=best,
-            most_layers=np.full(len(found.families), request.model.num_layers), freedoms=lambda _: (freedom,),
-            narrowed=found.narrowed,
+            freedoms=lambda _: (freedom,), narrowed=found.narrowed,
             sharpen=lambda families, below_s: found.sharper_s(
                 families, below_s, check_time=best.check_time
             ),

@@ -9,6 +9,7 @@ known. Every plan is priced by the one cost path before it counts.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import Protocol
 
 import numpy as np
 
@@ -29,8 +30,9 @@ from planner.search.stage_table import OptionTable, option_table
 TOLERANCE = 1e-9  # share of the step time below which plans are equally good
 _CLOSE = 1e-6  # share of the step time that CP-SAT's rounding leaves open anyway
 _AT_LEAST = 3  # families tried whatever the evaluations: preparing for them is most of the work of a short search
+_EARLY = 4  # families tried before further ones are taken in
 _LABELS = 20_000  # labels per stage; beyond, CP-SAT takes over
-_SHARPENED = 256  # families whose bounds are worked out together
+_SHARPENED = (4, 256)  # families whose bounds are worked out together: few, as long as no good plan is known; at most
 _FEW_LABELS = (300, 3000)  # of a first look at families of many configurations: to know a good plan before proofs
 _LOOKED_AT = 1 << 28  # labels times options of such a look, above the fewest labels: about a second
 _MOST_OPTIONS = 8000  # of such a family that CP-SAT is asked about
@@ -38,37 +40,52 @@ _MOST_OPTIONS = 8000  # of such a family that CP-SAT is asked about
 Sharpen = Callable[[list[Family], float], FloatArray]  # bounds of families, of which a step time is to be beaten
 
 
+class Further(Protocol):
+    """Families that are not made before their turn."""
+
+    @property
+    def least_s(self) -> float:
+        """Step time that none still to come goes below; infinite if there is none."""
+
+    def more(self, below_s: float) -> tuple[list[Family], FloatArray]:
+        """Of the next families those that may be below a step time, and (F,) what they do not go below."""
+
+
 @dataclass(slots=True, kw_only=True)
 class StagedSearch:
     """The families of one question, as far as they are searched.
 
     Attributes:
-        families: What is searched.
-        least_s: (F,) step times that no plan of each family goes below.
-        most_layers: (F,) most layers of one stage.
-        prices: Prices of their configurations.
+        prices: Prices of the configurations of families.
         freedoms: What the stages of a family may decide: one of these.
         best: The best plan so far, of this engine or another.
+        families: What is searched.
+        least_s: (F,) step times that no plan of each of them goes below.
+        most_layers: (F,) most layers of one stage; None for all layers.
+        further: Families that are taken in once theirs are the lowest bounds; None for none.
         sharpen: Gives better bounds than ``least_s``, for families whose turn it is; None for none.
         narrowed: A family by number with less for its stages to do, given a step time to beat; None if it cannot.
         left_out_s: No plan of families that nobody looked at is below that.
         engine: ``partition``, or ``cpsat`` for CP-SAT on every family, even those that labels solve.
+        waiting_s: No plan of families that wait for their turn is below that.
         bound_s: No plan of the families is below that, once ``run`` has ended.
         found_s: The best plan of theirs that was found.
         open_s: Bounds of the families that labels left open, by number.
         counts: What was done, by name.
     """
 
-    families: list[Family]
-    least_s: FloatArray
-    most_layers: IntArray
     prices: StagePrices
     freedoms: Callable[[Family], tuple[Freedom, ...]]
     best: BestSoFar
+    families: list[Family] = field(default_factory=list)
+    least_s: FloatArray = field(default_factory=lambda: np.zeros(0))
+    most_layers: IntArray | None = None
+    further: Further | None = None
     sharpen: Sharpen | None = None
     narrowed: Callable[[int, float], Family | None] | None = None
     left_out_s: float = np.inf
     engine: str = "partition"
+    waiting_s: float = field(default=np.inf, init=False)
     bound_s: float = field(default=np.inf, init=False)
     found_s: float = field(default=np.inf, init=False)
     open_s: dict[int, float] = field(default_factory=dict, init=False)
@@ -95,14 +112,15 @@ class StagedSearch:
             ),
             0,
         )
-        self.counts["families"] = len(self.families)
         bounds = {int(at): float(self.least_s[at]) for at in np.argsort(self.least_s, kind="stable")}
         status = self._each(bounds, exact=self.engine == "cpsat")
         if not status:
             left, self.open_s = self.open_s, {}
             status = self._each(left, exact=True)
-        self.bound_s = min([self.bound_s, self.left_out_s, self.best.step_time_s, *self.open_s.values()])
-        if not status and self.left_out_s < self.best.step_time_s:
+        self.counts["families"] = len(self.families)
+        left_out_s = min(self.left_out_s, self._further_s)
+        self.bound_s = min([self.bound_s, left_out_s, self.best.step_time_s, *self.open_s.values()])
+        if not status and left_out_s < self.best.step_time_s:
             status = self.best.spent
         if not status:
             proved = self.bound_s >= self.best.step_time_s * (1.0 - _CLOSE)
@@ -123,7 +141,7 @@ class StagedSearch:
     def _each(self, bounds: dict[int, float], *, exact: bool) -> str:
         """Solves families, best bound first, until none can beat the best plan; the limit that ended that before."""
         for at, least_s in self._in_turn(bounds):
-            if least_s >= self.best.step_time_s * (1.0 - TOLERANCE):
+            if not self._hopeful(least_s):
                 break
             tried, done = self.counts["solved"] + self.counts["without_layout"], False
             if not self.best.spent or (tried < _AT_LEAST and not self.best.out_of_time):
@@ -133,33 +151,73 @@ class StagedSearch:
                         self._family(at, freedom, least_s=least_s, exact=exact)
                     done = True
             if not done:
-                self.bound_s = min(self.bound_s, least_s)
+                self.bound_s = min(self.bound_s, least_s, self.waiting_s)
                 return self.best.spent
         return ""
 
     def _in_turn(self, bounds: dict[int, float]) -> Iterator[tuple[int, float]]:
-        """Families and their bounds, ascending; bounds are sharpened, of many families at once, before their turn."""
+        """Families and their bounds, ascending; bounds are sharpened, of many families at once, before their turn.
+
+        Of further families a few are tried at once: with a good plan known most others need no look.
+        """
         blunt = sorted((least_s, at) for at, least_s in bounds.items())
         sharp: list[tuple[float, int]] = []
-        while blunt or sharp:
-            if sharp and (not blunt or sharp[0] <= blunt[0]):
-                least_s, at = heappop(sharp)
-                yield at, least_s
-                continue
-            some, blunt = blunt[:_SHARPENED], blunt[_SHARPENED:]
-            sharper_s, below_s = np.zeros(len(some)), self.best.step_time_s
-            if self.sharpen is not None and some[0][0] < below_s < np.inf:
+        count, early = _SHARPENED[0], 0
+        while True:
+            early = early if self._hopeful(self._lowest_s(blunt, sharp)) else 0
+            if not early and self._further_s < self._lowest_s(blunt, sharp) and not self.best.out_of_time:
                 with self.best.until_stopped():
-                    sharper_s = self.sharpen([self.families[at] for _, at in some], below_s)
-            for (least_s, at), sharper in zip(some, sharper_s.tolist(), strict=True):
-                heappush(sharp, (max(least_s, sharper), at))
+                    blunt = sorted(blunt + self._taken_in())
+                early = _EARLY
+            elif sharp and (not blunt or sharp[0] <= blunt[0] or (early and self._hopeful(sharp[0][0]))):
+                early = max(early - 1, 0)
+                least_s, at = heappop(sharp)
+                self.waiting_s = self._lowest_s(blunt, sharp)
+                yield at, least_s
+            elif blunt:
+                some, blunt = blunt[:count], blunt[count:]
+                count = min(4 * count, _SHARPENED[1])
+                for least_s, at in self._sharpened(some):
+                    heappush(sharp, (least_s, at))
+            else:
+                return
+
+    def _hopeful(self, least_s: float) -> bool:
+        """Whether a plan no better than that would be better than the best."""
+        return least_s < self.best.step_time_s * (1.0 - TOLERANCE)
+
+    def _lowest_s(self, *bounds: list[tuple[float, int]]) -> float:
+        """The step time to beat, or the lowest bound if that is less."""
+        return min([self.best.step_time_s, *(each[0][0] for each in bounds if each)])
+
+    def _sharpened(self, some: list[tuple[float, int]]) -> Iterator[tuple[float, int]]:
+        """Better bounds of some families."""
+        sharper_s, below_s = np.zeros(len(some)), self.best.step_time_s
+        if self.sharpen is not None and some[0][0] < below_s < np.inf:
+            with self.best.until_stopped():
+                sharper_s = self.sharpen([self.families[at] for _, at in some], below_s)
+        for (least_s, at), sharper in zip(some, sharper_s.tolist(), strict=True):
+            yield max(least_s, sharper), at
+
+    @property
+    def _further_s(self) -> float:
+        """What no family still to come goes below."""
+        return np.inf if self.further is None else self.further.least_s
+
+    def _taken_in(self) -> list[tuple[float, int]]:
+        """Bounds and numbers of the next families."""
+        families, least_s = self.further.more(self.best.step_time_s) if self.further is not None else ([], np.zeros(0))
+        first = len(self.families)
+        self.families += families
+        return [(bound_s, first + at) for at, bound_s in enumerate(least_s.tolist())]
 
     def _family(self, at: int, freedom: Freedom, *, least_s: float, exact: bool) -> None:
         """Solves one family, or what one freedom makes of it, by labels alone unless asked for what is exact.
 
         ``least_s`` is what is known of it before.
         """
-        below_s, most_layers = self.best.step_time_s, int(self.most_layers[at])
+        below_s = self.best.step_time_s
+        most_layers = self.prices.context.model.num_layers if self.most_layers is None else int(self.most_layers[at])
         family = self.families[at] if self.narrowed is None else self.narrowed(at, below_s)
         table = None
         if family is not None:

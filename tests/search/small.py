@@ -321,7 +321,7 @@ def spaces(question: Question, shares: tuple[int, ...]) -> Iterator[tuple[list[F
         yield families, StagePrices(configs=configs, contexts=question.contexts), choices
     if len(question.requests) > 1:
         mixed = mixed_families.mixed_families(question, request.pins, alike=question.runnable)
-        yield mixed.families, mixed.prices, choices
+        yield mixed.families(), mixed.prices, choices
     if not question.runnable and not request.offload:
         yield *varied_families(question), choices
 

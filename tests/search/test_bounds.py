@@ -68,7 +68,7 @@ def test_no_layout_of_a_family_is_below_its_bound_and_most_come_close(name: str,
 def test_no_layout_across_groups_is_below_the_bound_of_its_family(name: str) -> None:
     question = BY_NAME[name].question()
     mixed = mixed_families(question, question.requests[0].pins)
-    families = sorted(mixed.families, key=lambda family: family.num_stages)[:60]
+    families = sorted(mixed.families(), key=lambda family: family.num_stages)[:60]
     least_s = least_of_all_s(question, families, mixed.prices)
     for below_s in (np.inf, 2 * least_s.min(), 1.2 * least_s.min()):
         bound_s = mixed_least_s(families, mixed.prices, Freedom(), below_s=below_s)
@@ -81,9 +81,9 @@ def test_no_layout_across_groups_is_below_the_bound_of_its_family(name: str) -> 
 def test_bounds_across_groups_that_there_was_no_time_for_say_nothing() -> None:
     question = BY_NAME["two types, loose"].question()
     mixed = mixed_families(question, question.requests[0].pins)
-    whole_s = mixed_least_s(mixed.families, mixed.prices, Freedom(), below_s=1.0)
-    some_s = mixed_least_s(mixed.families, mixed.prices, Freedom(), below_s=1.0, check_time=stopped_after(1))
-    stages = np.asarray([family.num_stages for family in mixed.families])
+    whole_s = mixed_least_s(mixed.families(), mixed.prices, Freedom(), below_s=1.0)
+    some_s = mixed_least_s(mixed.families(), mixed.prices, Freedom(), below_s=1.0, check_time=stopped_after(1))
+    stages = np.asarray([family.num_stages for family in mixed.families()])
     assert (some_s == np.where(stages == stages.min(), whole_s, 0.0)).all()
     assert (whole_s > 0).all()
 

@@ -1,13 +1,20 @@
 """Pipelines across groups: which schedules and chunks frameworks run with how many stages, and what users fix."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from costmodels.plan import Schedule
+from planner.request import Options
+from planner.search import mixed_bounds
+from planner.search import mixed_families as module
+from planner.search.call import search
 from planner.search.mixed_families import mixed_families
+from planner.search.question import ask
 from tests.search.small import INSTANCES, Small
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
@@ -17,7 +24,7 @@ INTERLEAVED, ZERO_BUBBLE = BY_NAME["two types, interleaved"], BY_NAME["two types
 def shapes(**changes: Any) -> set[tuple[int, Schedule, int, int]]:
     """Stages, schedule, chunks and micro-batches of every family."""
     question = replace(INTERLEAVED, **changes).question()
-    families = mixed_families(question, question.requests[0].pins).families
+    families = mixed_families(question, question.requests[0].pins).families()
     return {(each.num_stages, each.schedule, each.virtual_stages, each.num_microbatches) for each in families}
 
 
@@ -89,4 +96,56 @@ def test_families_that_cannot_be_below_a_step_are_not_built(share: float) -> Non
     below_s = share * float(np.median(every.least_s))
     some = mixed_families(question, question.requests[0].pins, below_s=below_s)
     assert sorted(some.least_s.tolist()) == sorted(every.least_s[every.least_s < below_s].tolist())
-    assert len(some.families) == len(some.least_s)
+    assert len(some.families()) == len(some.least_s)
+
+
+def test_of_many_choices_the_most_promising_are_looked_at_and_the_others_bounded() -> None:
+    question = INTERLEAVED.question()
+    pins = question.requests[0].pins
+    every = mixed_families(question, pins)
+    assert every.left_out_s == np.inf
+    assert (np.diff(every.least_s) >= 0).all()
+    for most, alike in ((5, 1 << 12), (10_000, 4), (5, 4)):
+        with mock.patch.multiple(module, _MOST_CHOICES=most, _MOST_ALIKE_CHOICES=alike):
+            some = mixed_families(question, pins)
+        left_out = Counter(every.least_s.tolist()) - Counter(some.least_s.tolist())
+        assert len(some.least_s) + left_out.total() == len(every.least_s)
+        assert 0 < some.left_out_s <= min(left_out)
+        assert some.least_s[0] < np.median(every.least_s)
+
+
+def test_eight_types_of_devices_are_prepared_for_in_bounded_memory() -> None:
+    kinds = "8xA100+8xH100+8xH200+8xB200+8xL40S+8xH20+8xA10G+8xL4"
+    question = ask("llama-2-13b", kinds, {}, {}, Options())
+    mixed = mixed_families(question, {})
+    assert len(mixed.least_s) < 1_000_000
+    assert 0 < mixed.left_out_s < np.inf
+    assert len(mixed.families(10, 20)) == 10
+
+
+@pytest.mark.parametrize("first", [1, 7])
+def test_families_that_come_a_few_at_a_time_give_the_same_optimum_and_proof(first: int) -> None:
+    best_s, _ = INTERLEAVED.optimum()
+    with mock.patch.multiple(mixed_bounds, _FIRST=first, _MOST=3 * first):
+        result = INTERLEAVED.found()
+    assert result.best is not None
+    assert result.best.step_time_s == pytest.approx(best_s, rel=1e-9)
+    assert result.bound_s == pytest.approx(best_s, rel=1e-6)
+
+
+def test_what_nobody_looked_at_is_not_proved() -> None:
+    best_s, _ = INTERLEAVED.optimum()
+    with mock.patch.multiple(module, _MOST_CHOICES=1, _MOST_ALIKE_CHOICES=4):
+        result = INTERLEAVED.found()
+    across = [run for run in result.engines if run.space.startswith("pipelines across groups,")]
+    assert across
+    assert all(run.bound_s is not None and run.bound_s < 0.9 * best_s for run in across)
+    assert {run.status for run in across} == {"feasible"}
+
+
+def test_a_search_over_five_types_keeps_to_its_time_and_uses_them() -> None:
+    result = search("llama-2-13b", "8xA100+8xH100+8xH200+8xB200+8xL40S", seconds=20.0, strategy="auto")
+    assert result.elapsed_s < 25.0
+    assert result.best is not None
+    assert len({stage.device for stage in result.best.stages}) >= 4
+    assert result.best.step_time_s < 0.75 * (result.uniform_step_time_s or 0.0)
