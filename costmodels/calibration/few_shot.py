@@ -107,8 +107,8 @@ def calibrate(
     points = _Points(calls, group, time_s, predicted_s, device, roofline_of)
     refits = points.refits(np.ones(len(rows), dtype=np.bool_))
     factor = refits.log_factor(calls, group, device)
-    log_ratio, places = _without_outliers(raw - factor), Places.of(calls, predicted_s * np.exp(factor))
     limit = limits(group)
+    log_ratio, places = _without_outliers(raw - factor, limit), Places.of(calls, predicted_s * np.exp(factor))
     amplitudes = {
         int(number): _likeliest(int(number), places.take(mine), log_ratio[mine])
         for number in np.unique(limit)
@@ -189,11 +189,18 @@ def _scales(scores: FloatArray, group: IntArray) -> dict[int, tuple[float, float
     return found
 
 
-def _without_outliers(values: FloatArray) -> FloatArray:
-    """Values more than ``_OUTLIER`` median absolute deviations from the median are pulled in to that distance."""
-    middle = float(np.median(values))
-    reach = _OUTLIER * max(float(np.median(np.abs(values - middle))), 0.02)
-    return np.clip(values, middle - reach, middle + reach)
+def _without_outliers(values: FloatArray, limit: IntArray) -> FloatArray:
+    """Values more than ``_OUTLIER`` median absolute deviations from the median are pulled in to that distance.
+
+    Those of kernels with one limit are compared with each other: products may be off and norms not.
+    """
+    found = np.empty_like(values)
+    for number in np.unique(limit):
+        mine = limit == number
+        middle = float(np.median(values[mine]))
+        reach = _OUTLIER * max(float(np.median(np.abs(values[mine] - middle))), 0.02)
+        found[mine] = np.clip(values[mine], middle - reach, middle + reach)
+    return found
 
 
 def _likeliest(limit: int, places: Places, log_ratio: FloatArray) -> Amplitudes:
@@ -218,6 +225,7 @@ def _left_out(points: _Points, raw: FloatArray, amplitudes: Mapping[int, Amplitu
     """(P,) mean and standard deviation of log(measured / predicted) for each point from the points of other folds."""
     mean, deviation = np.empty(len(raw)), np.empty(len(raw))
     fold: NDArray[np.int64] = np.arange(len(raw)) % min(_FOLDS, len(raw))
+    limit = limits(points.group)
     for number in range(fold.max() + 1):
         out, kept = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
         factor = points.refits(fold != number).log_factor(points.calls, points.group, points.device)
@@ -227,7 +235,7 @@ def _left_out(points: _Points, raw: FloatArray, amplitudes: Mapping[int, Amplitu
         inner = covariance[np.ix_(kept, kept)] + np.diag(rest[kept])
         towards = covariance[np.ix_(out, kept)]
         solved = np.linalg.solve(inner, towards.T)
-        mean[out] = factor[out] + solved.T @ _without_outliers(raw - factor)[kept]
+        mean[out] = factor[out] + solved.T @ _without_outliers(raw - factor, limit)[kept]
         explained = np.einsum("ij,ji->i", towards, solved)
         deviation[out] = np.sqrt(np.maximum(prior[out] - explained, 0.0) + rest[out])
     return mean, deviation

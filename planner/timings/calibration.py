@@ -15,7 +15,7 @@ from planner.price_lists import default_kernel_model, prices_version
 from planner.schema_types import SCHEMA_VERSION
 from planner.timings.admission import Checked, admit
 from planner.validate.metrics import ErrorSummary, error_summary
-from profiles.calibrations import write_calibration
+from profiles.calibrations import calibration_path, write_calibration
 from profiles.catalog import Catalog
 from profiles.errors import SpecError
 from profiles.hardware import DeviceSpec
@@ -60,6 +60,7 @@ class Calibrated:
         rows: Measured kernels it rests on.
         held_out: How many of them were left out to show its effect.
         before, after: Errors on those.
+        corrected: Whether prices are corrected: not if that made errors on those no smaller.
         groups: The same by operation and dtype.
         files: What was written.
         merged: What became of the rows in the store; None when they were there already.
@@ -70,6 +71,7 @@ class Calibrated:
     held_out: int
     before: ErrorSummary
     after: ErrorSummary
+    corrected: bool
     groups: tuple[GroupChange, ...]
     files: tuple[Path, ...]
     merged: Merged | None
@@ -93,7 +95,9 @@ def device_to_calibrate(catalog: Catalog, name: str) -> DeviceSpec:
 
 
 def calibrate_device(device: DeviceSpec, checked: Sequence[Checked], store: TimingStore) -> Calibrated:
-    """Store measurements of a device and a calibration of its prices made with everything stored of it.
+    """Store measurements of a device and a calibration of its prices made with everything of the user's own.
+
+    Rows that come with the package are in the prices already: beside them a user's own would hardly count.
 
     Args:
         device: In the catalogue.
@@ -105,10 +109,10 @@ def calibrate_device(device: DeviceSpec, checked: Sequence[Checked], store: Timi
     """
     directory = store.own_directory
     merged = admit(checked, store) if checked else None
-    rows = measured_rows(store.table(device.name))
+    rows = measured_rows(TimingStore(directories=(directory,)).table(device.name))
     _check_formats(rows, device)
     if len(rows) < _FEWEST:
-        problem = f"needs at least {_FEWEST} measured kernels of {device.name}; {len(rows)} are usable"
+        problem = f"needs at least {_FEWEST} kernels of {device.name} that you measured; {len(rows)} are usable"
         hint = (
             "kernels in a format plans use, timed without the host; 'planner profiles collect' measures a hundred; a "
             "table that does not say how it was timed is imported with 'planner profiles import FILE --method'"
@@ -117,17 +121,23 @@ def calibrate_device(device: DeviceSpec, checked: Sequence[Checked], store: Timi
     base, calls = default_kernel_model(), calls_of(rows)
     held_out = _left_out(len(rows))
     changes, before, after = _effect(base, calls, rows, device, held_out)
-    chosen = spread_out(rows)
-    calibration = calibrate(base, take(calls, chosen), rows.time_s[chosen], device)
-    path = write_calibration(directory, device.name, _document(calibration, len(rows)))
+    files = () if merged is None else merged.files
+    corrected = after.mape < before.mape
+    if corrected:
+        chosen = spread_out(rows)
+        calibration = calibrate(base, take(calls, chosen), rows.time_s[chosen], device)
+        files = (*files, write_calibration(directory, device.name, _document(calibration, len(rows))))
+    else:
+        calibration_path(directory, device.name).unlink(missing_ok=True)
     return Calibrated(
         device=device.name,
         rows=len(rows),
         held_out=len(held_out),
         before=before,
         after=after,
+        corrected=corrected,
         groups=changes,
-        files=(path,) if merged is None else (*merged.files, path),
+        files=files,
         merged=merged,
     )
 
@@ -228,6 +238,7 @@ def calibration_document(found: Calibrated) -> dict[str, Any]:
         "held_out": found.held_out,
         "before": asdict(found.before),
         "after": asdict(found.after),
+        "corrected": found.corrected,
         "groups": [asdict(group) for group in found.groups],
         "store": stored,
         "files": [str(path) for path in found.files],

@@ -23,7 +23,10 @@ def render_calibration(checked: Sequence[Checked], found: Calibrated, console: C
     say(console, "MAPE: mean |predicted / measured - 1| in %; covered: share inside the 90 % interval, in %")
     for path in found.files:
         say(console, f"stored {path}")
-    say(console, "every answer about this device now rests on them, measured kernels first")
+    if found.corrected:
+        say(console, "every answer about this device now rests on them, measured kernels first")
+    else:
+        say(console, "a correction makes errors no smaller: prices stay, but measured kernels take the time measured")
 
 
 def _change(before: ErrorSummary, after: ErrorSummary) -> list[str]:

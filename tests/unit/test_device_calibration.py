@@ -210,9 +210,48 @@ def test_an_unknown_device_gets_the_data_sheet_to_write(
     assert Catalog.load([tmp_path]).device("NewChip-96GB").peak("bf16") == 8e14
 
 
+def test_own_rows_do_not_drown_among_packaged_ones(
+    tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = default_catalog().device("H200-SXM-141GB")
+    rows = pretended().having(device=np.full(60, device.name, dtype=object))
+    priced = default_kernel_model().predict(calls_of(rows), device)
+    write_timings(rows.having(time_s=1.4 * priced.time_s), tmp_path / "mine.parquet")
+    assert run("calibrate", "--device", "H200", "--from", str(tmp_path / "mine.parquet"), "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["rows"], document["corrected"]) == (60, True)
+    assert document["after"]["mape"] < 0.05
+    unseen = calls_of(pretended(seed=1).having(m=np.arange(5000, 5060)))
+    ratio = (
+        kernel_model_from(store, device).predict(unseen, device).time_s
+        / default_kernel_model().predict(unseen, device).time_s
+    )
+    assert np.median(ratio) == pytest.approx(1.4, rel=0.05)
+
+
+def test_a_correction_that_helps_nothing_is_not_kept(
+    tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibrated(tmp_path, capsys)
+    assert calibration_path(store.own_directory, A40.name).is_file()
+    rows = pretended()
+    priced = default_kernel_model().predict(calls_of(rows), A40)
+    write_timings(rows.having(time_s=priced.time_s), tmp_path / "exact.parquet")
+    again = tmp_path / "again"
+    again.mkdir()
+    assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "exact.parquet"), "--out", str(again)) == 0
+    assert "prices stay" in " ".join(capsys.readouterr().out.split())
+    assert [path.name for path in again.rglob("*.*") if not path.name.startswith(".")] == ["A40.parquet"]
+
+
+def test_packaged_rows_alone_calibrate_nothing(store: TimingStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("calibrate", "--device", "H200") == 2
+    assert "that you measured; 0 are usable" in " ".join(capsys.readouterr().err.split())
+
+
 def test_calibration_needs_kernels(tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]) -> None:
     write_timings(pretended(4), tmp_path / "few.parquet")
     assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "few.parquet")) == 2
-    assert "--from: needs at least 8 measured kernels of A40; 4 are usable" in capsys.readouterr().err
+    assert "--from: needs at least 8 kernels of A40 that you measured; 4 are usable" in capsys.readouterr().err
     assert run("calibrate", "--device", "A40", "--out", str(tmp_path / "none")) == 2
     assert "--out: no such directory" in capsys.readouterr().err
