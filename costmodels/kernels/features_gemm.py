@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
 
-from costmodels.kernels.calls import FloatArray, KernelCallBatch
+from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
 from costmodels.kernels.device_features import OPERAND_BYTES, DeviceFormat
 from costmodels.kernels.implementations import copies_of, is_bare, is_narrow
 from costmodels.kernels.roofline import kept_share
@@ -17,6 +19,7 @@ _SMALL_TILE_EXPONENT = 0.15  # loss of a smaller tile; only ranks the tiles (sta
 _MOST_WAVES = 8.0  # beyond, the unfinished last wave no longer shows
 _LAUNCH_S = 3e-6  # of a kernel, as A100, H100 and B200 show for empty work; scales ``size``
 _FP16 = GEMM_FORMATS.index("fp16")
+_BLUR = 3  # tiles to both sides that the rows of an expert may end in
 _MOST_ALIGNMENT = 8  # powers of two that matter: 256 elements, the widest tile
 
 
@@ -55,24 +58,42 @@ def gemm_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, 
         "generation": np.full(len(calls), device.generation),
         "bytes_per_sm": np.full(len(calls), np.log2(device.bytes_per_s / device.num_sms)),
     }
+    grouped = calls.op == int(KernelOp.GROUPED_GEMM)
     for tile_m, tile_n in _TILES:
-        across = np.ceil(m / tile_m) * np.ceil(n / tile_n)
+        across = _row_tiles(m, tile_m, grouped) * np.ceil(n / tile_n)
         waves = batch * across / device.num_sms
         name = f"{tile_m}x{tile_n}"
         found[f"waves_{name}"] = np.log2(waves)
         found[f"tail_{name}"] = np.where(waves < _MOST_WAVES, np.ceil(waves - 1e-9) / waves, 1.0)
         found[f"pad_{name}"] = across * tile_m * tile_n / (m * n)
-    found["best_tile"], found["tile_cost"] = _best_tile(m, n, batch, device.num_sms)
-    for name, size in (("m", m), ("n", n), ("k", k)):
+    found["best_tile"], found["tile_cost"] = _best_tile(m, n, batch, grouped, device.num_sms)
+    rows = np.where(grouped, 1.0, m)  # of experts a mean, whose powers of two no kernel sees
+    for name, size in (("m", rows), ("n", n), ("k", k)):
         found[f"align_{name}"] = _alignment(size)
     return found
 
 
-def _best_tile(m: FloatArray, n: FloatArray, batch: FloatArray, num_sms: float) -> tuple[FloatArray, FloatArray]:
+def _row_tiles(m: FloatArray, tile: int, grouped: NDArray[np.bool_]) -> FloatArray:
+    """Tiles of so many rows that a product has; of experts, whose rows are a mean, those to expect.
+
+    Rows that tokens drawn at random make are about normal, with a variance of their mean.
+    """
+    tiles = m / tile
+    nearest, spread = np.rint(tiles[grouped]), np.sqrt(m[grouped]) / tile
+    bounds = np.maximum(nearest + np.arange(-_BLUR, _BLUR + 1)[:, None], 0)
+    beyond = np.where(bounds > 0, ndtr((tiles[grouped] - bounds) / spread), 1.0)
+    found = np.ceil(tiles)
+    found[grouped] = nearest - _BLUR + beyond.sum(axis=0)
+    return found
+
+
+def _best_tile(
+    m: FloatArray, n: FloatArray, batch: FloatArray, grouped: NDArray[np.bool_], num_sms: float
+) -> tuple[FloatArray, FloatArray]:
     """Which tile computes least in vain, and log of its computed over its wanted outputs, rounds included."""
     costs = np.empty((len(_BEST_TILES), len(m)))
     for row, (tile_m, tile_n) in enumerate(_BEST_TILES):
-        rounds = np.ceil(batch * np.ceil(m / tile_m) * np.ceil(n / tile_n) / num_sms - 1e-9)
+        rounds = np.ceil(batch * _row_tiles(m, tile_m, grouped) * np.ceil(n / tile_n) / num_sms - 1e-9)
         slower = (_BEST_TILES[0][0] * _BEST_TILES[0][1] / (tile_m * tile_n)) ** _SMALL_TILE_EXPONENT
         costs[row] = rounds * num_sms * tile_m * tile_n * slower / (batch * m * n)
     return np.argmin(costs, axis=0).astype(np.float64), np.log(np.min(costs, axis=0))
