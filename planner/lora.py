@@ -8,7 +8,7 @@ from costmodels.workload import ADAPTER_TASKS, JOINT_TARGET, LoraSpec
 from profiles.errors import SpecError, did_you_mean
 from profiles.model import ModelSpec
 
-_MAX_RANK = 1 << 14
+MAX_RANK = 1 << 14
 _JOINT_NAMES = dict.fromkeys(("c_attn", "query_key_value", "wqkv", "qkv_proj"), JOINT_TARGET)
 _FIELDS = ("rank", "targets", "dropout")
 _USUAL = LoraSpec()
@@ -103,8 +103,8 @@ def read_rank(given: object, field: str) -> int:
     Raises:
         SpecError: If it is no whole number within bounds.
     """
-    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= _MAX_RANK:
-        raise SpecError(field, f"must be a whole number from 1 to {_MAX_RANK}; got {str(given)[:40]}")
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= MAX_RANK:
+        raise SpecError(field, f"must be a whole number from 1 to {MAX_RANK}; got {str(given)[:40]}")
     return given
 
 

@@ -120,7 +120,7 @@ def resolve_request(
         named_modules=options.named_modules,
         variants=options.variants,
         price=price_of(options),
-        memory_reserve_bytes=options.memory_reserve_bytes,
+        memory_reserve_bytes=max(options.memory_reserve_bytes, machines.device.reserved_memory_bytes),
         assumptions=(
             *notes,
             *job_notes,
@@ -294,21 +294,18 @@ def _named_cluster(text: str, fabric: str | None) -> ClusterSpec:
 
 
 def with_memory_reserve(cluster: ClusterSpec, reserve_bytes: float) -> ClusterSpec:
-    """The cluster with so much less usable memory per device."""
+    """The cluster with so much of each device's memory left free, or what it leaves free already if that is more."""
     device = cluster.device
-    if not 0 <= reserve_bytes < device.usable_memory_bytes:
+    most = device.reported_memory_bytes
+    if not 0 <= reserve_bytes < most:
         raise SpecError(
             "memory_reserve_bytes",
-            f"must be at least 0 and below the {device.usable_memory_bytes:.0f} usable bytes "
-            f"({device.usable_memory_bytes / GIB:.1f} GiB); got {reserve_bytes:g} ({reserve_bytes / GIB:.1f} GiB)",
+            f"must be at least 0 and below the {most:.0f} usable bytes ({most / GIB:.1f} GiB); "
+            f"got {reserve_bytes:g} ({reserve_bytes / GIB:.1f} GiB)",
         )
-    if not reserve_bytes:
+    if reserve_bytes <= device.reserved_memory_bytes:
         return cluster
-    smaller = replace(
-        device,
-        usable_memory_bytes=device.usable_memory_bytes - reserve_bytes,
-        reserved_memory_bytes=device.reserved_memory_bytes + reserve_bytes,
-    )
+    smaller = replace(device, usable_memory_bytes=most - reserve_bytes, reserved_memory_bytes=reserve_bytes)
     return replace(cluster, node=replace(cluster.node, device=smaller))
 
 

@@ -19,16 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import Field
-
 from profiles.catalog import Catalog, default_catalog
-from profiles.catalog_entries import Entry, validated
+from profiles.catalog_entries import validated
+from profiles.cluster_entries import MAX_NICS_PER_NODE, MAX_TEXT_LENGTH, ClusterEntry, check_num_devices
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, MAX_NODES, ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 from profiles.units import GIGA
 
-MAX_TEXT_LENGTH = 200
-MAX_NICS_PER_NODE = 1024
 _FORMS = "write a device ('H100'), a count and a device ('8xH100') or nodes, devices per node and a device ('2x8xH100')"
 _COUNT = r"[0-9]+"
 _TIMES = r"\s*[x*\u00d7]\s*"
@@ -37,36 +34,6 @@ _CLUSTER = re.compile(
     rf"(?P<device>(?!{_COUNT}{_TIMES})[a-z0-9](?:[a-z0-9 ._/+-]*[a-z0-9])?)(?:\s*:\s*(?P<suffix>{_COUNT}))?",
     re.IGNORECASE | re.ASCII,
 )
-
-
-class ClusterEntry(Entry):
-    """A cluster as a mapping (YAML file, REST body); what is left out comes from the catalogue.
-
-    Attributes:
-        device: Device name; may be left out when ``node`` is given.
-        node: Catalogue name of the node to start from.
-        num_nodes: Hosts.
-        gpus_per_node: Devices per host.
-        domain_devices: Devices that share the scale-up links; a multiple of ``gpus_per_node``.
-        scale_up: Link between devices of one domain.
-        fabric: Link of one network adapter.
-        nics_per_node: Network adapters per host.
-        host_link: Link between device and host memory.
-        host_memory_gb: Host memory per node, decimal GB.
-        name: How to call the cluster.
-    """
-
-    device: str | None = Field(default=None, min_length=1, max_length=MAX_TEXT_LENGTH)
-    node: str | None = Field(default=None, min_length=1, max_length=MAX_TEXT_LENGTH)
-    num_nodes: int = Field(default=1, ge=1, le=MAX_NODES)
-    gpus_per_node: int | None = Field(default=None, ge=1, le=MAX_DEVICES_PER_NODE)
-    domain_devices: int | None = Field(default=None, ge=1, le=MAX_DEVICES)
-    scale_up: str | None = Field(default=None, max_length=MAX_TEXT_LENGTH)
-    fabric: str | None = Field(default=None, max_length=MAX_TEXT_LENGTH)
-    nics_per_node: int | None = Field(default=None, ge=1, le=MAX_NICS_PER_NODE)
-    host_link: str | None = Field(default=None, max_length=MAX_TEXT_LENGTH)
-    host_memory_gb: float | None = Field(default=None, gt=0, le=1e6)
-    name: str | None = Field(default=None, max_length=MAX_TEXT_LENGTH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +135,20 @@ def cluster_from_mapping(mapping: Mapping[str, Any], catalog: Catalog | None = N
         domain_devices=entry.domain_devices,
     )
     name = entry.name or f"{num_nodes}x{base.devices_per_node}x{base.device.name}"
-    return _assemble(name, base, num_nodes, overrides, catalog, assumptions=assumptions)
+    cluster = _assemble(name, base, num_nodes, overrides, catalog, assumptions=assumptions)
+    check_num_devices(entry.num_devices, cluster.num_devices, hint="num_nodes and gpus_per_node say how many")
+    return cluster if entry.usable_memory_bytes is None else _with_usable_memory(cluster, entry.usable_memory_bytes)
+
+
+def _with_usable_memory(cluster: ClusterSpec, usable_bytes: float) -> ClusterSpec:
+    """The cluster with so much usable memory per device, the rest of it left free."""
+    device = cluster.device
+    if usable_bytes > device.usable_memory_bytes:
+        problem = f"must be at most {device.usable_memory_bytes:.0f} on {device.name}; got {usable_bytes:.0f}"
+        raise SpecError("cluster.usable_memory_bytes", problem, "leave it out")
+    left_free = float(round(device.usable_memory_bytes - usable_bytes))
+    device = replace(device, usable_memory_bytes=usable_bytes, reserved_memory_bytes=left_free)
+    return replace(cluster, node=replace(cluster.node, device=device))
 
 
 def cluster_to_mapping(cluster: ClusterSpec) -> dict[str, Any]:

@@ -9,15 +9,12 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, combinations
 from typing import Any
 
-from pydantic import Field
-
 from profiles.catalog import Catalog, default_catalog
-from profiles.catalog_entries import Entry, validated
-from profiles.cluster_string import MAX_TEXT_LENGTH, cluster_from_mapping, cluster_to_mapping, parse_cluster
+from profiles.catalog_entries import validated
+from profiles.cluster_entries import MAX_GROUPS, MAX_TEXT_LENGTH, MixedClusterEntry, check_num_devices
+from profiles.cluster_string import cluster_from_mapping, cluster_to_mapping, parse_cluster
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES, ClusterSpec, LinkSpec
-
-MAX_GROUPS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,20 +80,6 @@ class MixedCluster:
         return ClusterSpec(name=self.name, node=node, num_nodes=sum(group.num_nodes for group in pair))
 
 
-class MixedClusterEntry(Entry):
-    """A cluster of groups as a mapping.
-
-    Attributes:
-        groups: One mapping per group, see ``cluster_string.ClusterEntry``.
-        between: Link of one network adapter between nodes of different groups.
-        name: How to call the cluster.
-    """
-
-    groups: tuple[dict[str, Any], ...] = Field(min_length=1, max_length=MAX_GROUPS)
-    between: str | None = Field(default=None, min_length=1, max_length=MAX_TEXT_LENGTH)
-    name: str | None = Field(default=None, max_length=MAX_TEXT_LENGTH)
-
-
 def alone(cluster: ClusterSpec) -> MixedCluster:
     """A cluster of identical nodes as the only group."""
     return MixedCluster(name=cluster.name, groups=(cluster,), assumptions=cluster.assumptions)
@@ -142,7 +125,9 @@ def mixed_cluster_from_mapping(mapping: Mapping[str, Any]) -> MixedCluster:
             groups.append(cluster_from_mapping(group, catalog))
         except SpecError as error:
             raise error.at(error.field.replace("cluster", f"cluster.groups.{index}", 1)) from None
-    return _joined(entry.name or "+".join(group.name for group in groups), groups, entry.between, catalog)
+    cluster = _joined(entry.name or "+".join(group.name for group in groups), groups, entry.between, catalog)
+    check_num_devices(entry.num_devices, cluster.num_devices, hint="the groups say how many")
+    return cluster
 
 
 def mixed_cluster_to_mapping(cluster: MixedCluster) -> dict[str, Any]:

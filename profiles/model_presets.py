@@ -18,6 +18,7 @@ from profiles.errors import SpecError, did_you_mean
 from profiles.hf_config import read_hf_config
 from profiles.model import ModelSpec
 from profiles.model_fields import MAX_TEXT, model_from_fields, shown
+from profiles.parameters import active_parameters, total_parameters
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_PATH = 4096
@@ -28,6 +29,8 @@ _ENTRY_KEYS = ("aliases", "default_for")
 _VARIANT = re.compile(r"[-_ ](hf|base|chat|instruct|it|pt)$")
 _OWNER_PREFIX = "meta-"  # copies of Meta-Llama-3-8B by others
 _SIZE = re.compile(r"(\d+x)?\d+(\.\d+)?[mbt]")
+# What answers say of a model besides its dimensions.
+_COUNTED = {"total_parameters": total_parameters, "active_parameters": active_parameters}
 _HF_KEYS = ("architectures", "model_type", "num_hidden_layers", "n_layer", "n_layers", "text_config")
 
 
@@ -269,7 +272,12 @@ def _from_own_fields(model: Mapping[str, Any], catalog: ModelCatalog) -> Resolve
         assumptions = found.assumptions
         name = name or f"{found.spec.name} (modified)"
         values = _overridden(_fields_of(found.spec), values)
+    told = {key: values.pop(key) for key in _COUNTED if key in values}
     spec, filled = model_from_fields(name or "custom", values, source="given by the user")
+    for key, value in told.items():
+        count = _COUNTED[key](spec)
+        if value is not None and value != count:
+            raise SpecError(f"model.{key}", f"is {shown(value)}, and the other fields come to {count}", "leave it out")
     return ResolvedModel(spec=spec, assumptions=assumptions + filled)
 
 

@@ -17,13 +17,15 @@ from costmodels.workload import (
     OPTIMIZERS,
     STATE_DTYPES,
     TASKS,
+    LoraSpec,
 )
 from planner.jobs import JOB_FIELDS
 from planner.ranking import OBJECTIVES
 from planner.request import Options
 from planner.rules.pipeline import SCHEDULE_NAMES
 from profiles.precision import PRECISIONS
-from service.schemas import EstimateRequest, JobBody, PlanBody, PlanRequest, given
+from service.job_bodies import JobBody, LoraBody, PlanBody
+from service.schemas import EstimateRequest, PlanRequest, given
 
 
 def words(body: type[BaseModel], field: str) -> set[str]:
@@ -63,7 +65,8 @@ def test_words_are_those_of_the_library(body: type[BaseModel], field: str, known
 
 
 def test_fields_are_those_of_the_library() -> None:
-    assert set(JobBody.model_fields) == set(JOB_FIELDS) - {"lora"}
+    assert set(JobBody.model_fields) == set(JOB_FIELDS)
+    assert set(LoraBody.model_fields) == set(LoraSpec.__dataclass_fields__)
     assert set(PlanBody.model_fields) == set(ExecutionPlan.__dataclass_fields__)
     options = set(Options.__dataclass_fields__) - {"allow_files", "stack_fit"}
     assert options <= set(PlanRequest.model_fields)

@@ -248,7 +248,10 @@ def test_mapping_takes_the_rest_from_the_catalogue() -> None:
     [
         ({}, "cluster.device: is required. Hint: name a device, or a node that implies one"),
         ({"device": "A100", "num_nodes": True}, "cluster.num_nodes: must not be true or false; got True"),
-        ({"devices": "A100"}, "cluster.devices: unknown field. Hint: did you mean 'device' or 'domain_devices'?"),
+        (
+            {"devices": "A100"},
+            "cluster.devices: unknown field. Hint: did you mean 'device' or 'num_devices' or 'domain_devices'?",
+        ),
         (
             {"device": "A100", "num_nodes": 0},
             "cluster.num_nodes: input should be greater than or equal to 1; got 0",
