@@ -39,6 +39,7 @@ def show_compare(
             field = error.field
             for place, answer in enumerate(answers):
                 field = field.replace(f"answers[{place}].", f"{answer[:200]}, ")
+                field = answer[:200] if field in (f"answers[{place}]", f"ranks[{place}]") else field
             raise error.at(field) from None
     emit((compare_document(result), lambda console: render_compare(result, console)), json_=json_, output=output)
 

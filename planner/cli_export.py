@@ -69,10 +69,12 @@ def show_export(
 def saved_options() -> Iterator[None]:
     """Errors about a saved answer name the options that give it."""
     names = {"document": "--plan", "rank": "--rank", "stack_fit": "--stack-fit"}
+    inside = "document."
     try:
         yield
     except SpecError as error:
-        raise error.at(names.get(error.field, error.field)) from None
+        field = names.get(error.field, error.field)
+        raise error.at(f"--plan, {field.removeprefix(inside)}" if field.startswith(inside) else field) from None
 
 
 def check_question(values: Mapping[str, Any], rank: int | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from costmodels.plan import PlanBatch
 from planner.document_plan import plan_document, request_document
 from planner.estimates import plan_estimates
-from planner.exporters.saved import is_fitted, saved_plan, saved_ranks, wrong_fit
+from planner.exporters.saved import DOCUMENT, is_fitted, saved_plan, saved_ranks, wrong_fit
 from planner.request import cost_context, on_used_part
 from planner.results import PlanEstimate, PlanResult, Request
 from profiles.errors import SpecError
@@ -114,7 +114,7 @@ def compare(
         try:
             compared.append(_compared(answer, rank, name, stack_fit))
         except SpecError as error:
-            raise error.at(f"answers[{place if len(answers) > 1 else 0}].{error.field}") from None
+            raise error.at(_field(error.field, place, len(answers), ranked=ranks is not None)) from None
     if stack_fit is not None and not any(isinstance(answer, Mapping) and is_fitted(answer) for answer in given):
         raise wrong_fit(given=True)
     first, *others = compared
@@ -124,6 +124,14 @@ def compare(
         plan=_differing([plan_document(item.estimate.plan) for item in compared]),
         changes=tuple(_change(first, other) for other in others),
     )
+
+
+def _field(field: str, place: int, answers: int, *, ranked: bool) -> str:
+    """What is wrong with the plan of that place, as the caller wrote it."""
+    answer = f"answers[{place if answers > 1 else 0}]"
+    if field == "rank":
+        return f"ranks[{place}]" if ranked else answer
+    return answer + field.removeprefix(DOCUMENT) if field.startswith(DOCUMENT) else f"{answer}.{field}"
 
 
 def _chosen(
@@ -158,7 +166,7 @@ def _ranks(answer: PlanResult | Mapping[str, Any]) -> list[int]:
     try:
         return saved_ranks(answer)
     except SpecError as error:
-        raise error.at(f"answers[0].{error.field}") from None
+        raise error.at(_field(error.field, 0, 1, ranked=False)) from None
 
 
 def _names(names: Sequence[str] | None, count: int, places: Sequence[int]) -> list[str]:

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from profiles.errors import SpecError
 from profiles.model_fields import shown
 from service.schemas import meant_field
-from service.values import TAGS, WORKFLOW_TAG
+from service.values import SAVED_TAG, TAGS, WORKFLOW_TAG
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
@@ -132,8 +132,8 @@ def _of_validation_error(item: Mapping[str, Any], path: str) -> FieldProblem:
     elif isinstance(item.get("input"), bytes):  # JSON is read only where the header says so, and curl -d says otherwise
         field, problem, hint = "body", "is not sent as JSON", "add the header 'Content-Type: application/json'"
     elif item["type"] == "extra_forbidden":
-        workflow = WORKFLOW_TAG in item["loc"]
-        problem, hint = "unknown field", meant_field(location[1:-1], location[-1], path=path, workflow=workflow)
+        tag = next((part for part in (WORKFLOW_TAG, SAVED_TAG) if part in item["loc"]), "")
+        problem, hint = "unknown field", meant_field(location[1:-1], location[-1], path=path, tag=tag)
     else:
         words = item["msg"].removeprefix("Value error, ")
         problem, hint = words[:1].lower() + words[1:], ""

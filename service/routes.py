@@ -21,8 +21,9 @@ from planner.document_plan import (
     model_document,
     models_document,
 )
-from planner.exporters.api import export
-from planner.replanning import replan
+from planner.exporters.api import export, export_saved
+from planner.exporters.saved import DOCUMENT
+from planner.replanning import replan, replan_saved
 from planner.search.call import search
 from planner.serving_plans import serving
 from planner.sizes import sizing
@@ -36,12 +37,14 @@ from service.problems import NotFoundError, declared
 from service.schemas import (
     CompareRequest,
     EstimateRequest,
-    ExportRequest,
+    ExportQuestion,
     Health,
     ObserveRequest,
     PlanQuestion,
     PortfolioRequest,
-    ReplanRequest,
+    ReplanQuestion,
+    SavedExportRequest,
+    SavedReplanRequest,
     SearchRequest,
     SensitivityRequest,
     SizingRequest,
@@ -190,8 +193,11 @@ async def post_serving(body: ServingRequest, request: Request) -> Response:
 
 
 @router.post("/replan", response_model=None, responses=_REPLAN | _SEARCH_PROBLEMS, tags=["planning"])
-async def post_replan(body: ReplanRequest, request: Request) -> Response:
+async def post_replan(body: ReplanQuestion, request: Request) -> Response:
     """Say how a running job goes on on other devices: in the layout of its checkpoint, and at best."""
+    if isinstance(body, SavedReplanRequest):
+        go_on = functools.partial(replan_saved, onto=body.onto, rank=body.rank, batch_change=body.batch_change)
+        return await _answer(request, functools.partial(_of_saved, go_on, body.answer))
     move = functools.partial(replan, onto=body.onto, plan=given(body.plan), batch_change=body.batch_change)
     return await _answer(request, functools.partial(move, **_inputs(body)))
 
@@ -203,8 +209,11 @@ async def post_compare(body: CompareRequest, request: Request) -> Response:
 
 
 @router.post("/export", response_model=None, responses=_EXPORT | _SEARCH_PROBLEMS, tags=["planning"])
-async def post_export(body: ExportRequest, request: Request) -> Response:
+async def post_export(body: ExportQuestion, request: Request) -> Response:
     """Write the files and the launch line of a training framework for the plan that `/estimate` explains."""
+    if isinstance(body, SavedExportRequest):
+        save = functools.partial(export_saved, format=body.format, rank=body.rank, allow_partial=body.allow_partial)
+        return await _answer(request, functools.partial(_of_saved, save, body.answer))
     write = functools.partial(export, plan=given(body.plan), format=body.format, allow_partial=body.allow_partial)
     return await _answer(request, functools.partial(write, **_inputs(body)))
 
@@ -262,6 +271,15 @@ def _unknown_is_404() -> Iterator[None]:
         yield
     except SpecError as error:
         raise NotFoundError(error) from None
+
+
+def _of_saved(work: Callable[[Any], Any], answer: dict[str, Any]) -> Any:
+    """What is made of a plan of an answer; errors name the place in it."""
+    try:
+        return work(answer)
+    except SpecError as error:
+        field = error.field
+        raise error.at(f"answer{field.removeprefix(DOCUMENT)}" if field.startswith(DOCUMENT) else field) from None
 
 
 def _inputs(body: EstimateRequest) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from service.serving_bodies import ServingRequest
 from service.values import (
     JOB_TAG,
     MAX_TOP,
+    SAVED_TAG,
     WORKFLOW_TAG,
     Body,
     Bytes,
@@ -235,15 +236,55 @@ class ReplanRequest(EstimateRequest):
     )
 
 
+class SavedBody(Body):
+    """Say something of a plan of an answer instead of a question."""
+
+    answer: dict[str, Any] = Field(min_length=1, description="Of `/plan` or `/estimate`, whose plan is meant.")
+    rank: int = Field(default=1, ge=1, le=MAX_TOP, description="Which plan of it.")
+
+
+class SavedReplanRequest(SavedBody):
+    """Ask how the plan of an answer goes on on other devices."""
+
+    onto: NameOrMapping = Field(description="The devices to go on on.", examples=["7x8xA100-80GB"])
+    batch_change: float = Field(
+        default=0.1, ge=0, le=1, description="Share by which the global batch may change where it has to."
+    )
+
+
+Format = Literal["megatron-lm", "deepspeed", "torchtitan", "accelerate"]
+
+
 class ExportRequest(EstimateRequest):
     """Ask for the files and the launch line of a training framework."""
 
-    format: Literal["megatron-lm", "deepspeed", "torchtitan", "accelerate"] = Field(
-        description="The target; `framework` is one that it belongs to.", examples=["megatron-lm"]
-    )
+    format: Format = Field(description="The target; `framework` is one that it belongs to.", examples=["megatron-lm"])
     allow_partial: bool = Field(
         default=False, description="Leave out what the target cannot express, and list it under `unsupported`."
     )
+
+
+class SavedExportRequest(SavedBody):
+    """Ask for the files and the launch line of the plan of an answer."""
+
+    format: Format = Field(description="The target; one for the framework of the answer.", examples=["megatron-lm"])
+    allow_partial: bool = Field(
+        default=False, description="Leave out what the target cannot express, and list it under `unsupported`."
+    )
+
+
+def _of_answer(value: object) -> str:
+    """Whether a plan of an answer is meant, or that of a question."""
+    saved = "answer" in value if isinstance(value, dict) else isinstance(value, SavedBody)
+    return SAVED_TAG if saved else JOB_TAG
+
+
+ReplanQuestion = Annotated[
+    Annotated[ReplanRequest, Tag(JOB_TAG)] | Annotated[SavedReplanRequest, Tag(SAVED_TAG)], Discriminator(_of_answer)
+]
+ExportQuestion = Annotated[
+    Annotated[ExportRequest, Tag(JOB_TAG)] | Annotated[SavedExportRequest, Tag(SAVED_TAG)], Discriminator(_of_answer)
+]
 
 
 class CompareRequest(Body):
@@ -271,15 +312,19 @@ QUESTIONS: dict[str, type[Body]] = {
 }
 
 
-def meant_field(parents: Sequence[str], name: str, *, path: str = "", workflow: bool = False) -> str:
+def meant_field(parents: Sequence[str], name: str, *, path: str = "", tag: str = "") -> str:
     """What a client may have meant by an unknown field of the body at that place; empty when nothing is close.
 
     Args:
         parents: Fields that lead to the body, outermost first.
         name: The unknown field.
         path: Of the route that was asked.
-        workflow: Whether the body asks about a workflow.
+        tag: Which of the questions of that route is asked, one of ``service.values.TAGS``.
     """
+    if tag == SAVED_TAG and not parents:
+        known = QUESTIONS[path].model_fields
+        return "leave it out: the answer holds its question" if name in known else ""
+    workflow = tag == WORKFLOW_TAG
     if workflow and name == "model" and not parents:
         return 'models, by role: {"models": {"actor": "llama-2-7b"}}'
     if workflow:

@@ -17,9 +17,11 @@ MAX_INTEGER = 1 << 63
 TEXT_TAG, MAPPING_TAG = "(text)", "(mapping)"
 # Which of the two questions of ``PlanQuestion`` an error lies in.
 JOB_TAG, WORKFLOW_TAG = "(job)", "(workflow)"
+# Of a question about the plan of an answer.
+SAVED_TAG = "(saved)"
 # Which kind of a cell of a trial.
 NUMBER_TAG, FLAG_TAG = "(number)", "(flag)"
-TAGS = frozenset({TEXT_TAG, MAPPING_TAG, JOB_TAG, WORKFLOW_TAG, NUMBER_TAG, FLAG_TAG})
+TAGS = frozenset({TEXT_TAG, MAPPING_TAG, JOB_TAG, WORKFLOW_TAG, SAVED_TAG, NUMBER_TAG, FLAG_TAG})
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._:+()/-]*$"
 PRICED_PATTERN = NAME_PATTERN.replace("/-]", "/@-]")  # what a device-hour costs at the end
 NAMES_PATTERN = NAME_PATTERN.replace("[A-Za-z0-9 ", "[A-Za-z0-9, ")  # with commas between

@@ -1,6 +1,7 @@
 """Plans of answers that were saved as documents, with the question they answer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from sys import float_info
 from typing import Any
@@ -14,6 +15,7 @@ from planner.schema_types import SCHEMA_VERSION
 from profiles.errors import SpecError
 
 _DERIVED = {"model": ("total_parameters", "active_parameters"), "cluster": ("num_devices", "usable_memory_bytes")}
+DOCUMENT = "document"  # what fields of a saved answer begin with in errors
 _WANTED = "save one with planner plan --json"
 
 
@@ -55,21 +57,25 @@ def saved_plan(
     if rank not in entries:
         known = f"1 to {len(entries)}" if entries else "the answer has no plans"
         raise SpecError("rank", f"there is no plan {str(rank)[:20]}", known)
+    entry = entries[rank]
+    in_plan = f"{DOCUMENT}.plans.{document['plans'].index(entry)}"
     request = _request(document.get("request"))
     if stack_fit is not None:
         request = with_stack_fit(request, stack_fit)
     if is_fitted(document) != request.stack_fitted and priced:
         raise wrong_fit(given=request.stack_fitted)
-    plan = _plan(entries[rank].get("plan"))
+    with _said_in(in_plan):
+        plan = _plan(entry.get("plan"))
     if plan.num_devices < request.cluster.num_devices:
         request = on_used_part(request, plan.num_devices)
-    check_plan(plan, setting_of(request))
+    with _said_in(in_plan, only="plan."):
+        check_plan(plan, setting_of(request))
     return SavedPlan(
         plan=plan,
         request=request,
-        fits=entries[rank].get("fits") is True,
-        step_time_s=_figure(entries[rank], "time", "step_time_s"),
-        peak_memory_bytes=_figure(entries[rank], "memory", "peak_memory_bytes"),
+        fits=entry.get("fits") is True,
+        step_time_s=_figure(entry, "time", "step_time_s"),
+        peak_memory_bytes=_figure(entry, "memory", "peak_memory_bytes"),
     )
 
 
@@ -87,13 +93,13 @@ def _entries(document: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     kind = document.get("kind") if isinstance(document, Mapping) else None
     if kind == "workflow":
         raise SpecError(
-            "document", "is the plan of a workflow; those of single jobs are read", "plan one without a workflow"
+            DOCUMENT, "is the plan of a workflow; those of single jobs are read", "plan one without a workflow"
         )
     if kind not in ("plan", "estimate"):
-        raise SpecError("document", "is not an answer of planner plan or planner estimate", _WANTED)
+        raise SpecError(DOCUMENT, "is not an answer of planner plan or planner estimate", _WANTED)
     version = str(document.get("schema_version", ""))
     if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-        raise SpecError("document", f"has schema version {version[:20]!r}; {SCHEMA_VERSION} is read here", _WANTED)
+        raise SpecError(DOCUMENT, f"has schema version {version[:20]!r}; {SCHEMA_VERSION} is read here", _WANTED)
     return {item["rank"]: item for item in _list(document.get("plans")) if isinstance(item.get("rank"), int)}
 
 
@@ -127,7 +133,21 @@ def _request(asked: object) -> Request:
         memory_reserve_bytes=found.get("memory_reserve_bytes") or 0.0,
         allow_files=False,
     )
-    return resolve_request(parts["model"], parts["cluster"], parts["job"], None, options)
+    with _said_in(f"{DOCUMENT}.request"):
+        return resolve_request(parts["model"], parts["cluster"], parts["job"], None, options)
+
+
+@contextmanager
+def _said_in(where: str, *, only: str = "") -> Iterator[None]:
+    """Errors within name the place in the answer, or those of fields that begin so; other ones are the question's."""
+    try:
+        yield
+    except SpecError as error:
+        if error.field.startswith(DOCUMENT):
+            raise
+        inside = where if error.field.startswith(only) else f"{DOCUMENT}.request"
+        field = "stack" if error.field == "framework" else error.field
+        raise error.at(f"{inside}.{field}") from None
 
 
 def _figure(entry: Mapping[str, Any], part: str, name: str) -> float | None:
@@ -137,7 +157,7 @@ def _figure(entry: Mapping[str, Any], part: str, name: str) -> float | None:
     if told is None:
         return None
     if isinstance(told, bool) or not isinstance(told, int | float) or not 0 < told <= float_info.max:
-        raise SpecError("document", f"has a plan whose {part}.{name} is {str(told)[:40]!r}", _WANTED)
+        raise SpecError(DOCUMENT, f"has a plan whose {part}.{name} is {str(told)[:40]!r}", _WANTED)
     return float(told)
 
 
@@ -154,7 +174,7 @@ def _plan(given: object) -> ExecutionPlan:
 
 def _mapping(where: str, value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise SpecError("document", f"holds no {where}", _WANTED)
+        raise SpecError(DOCUMENT, f"holds no {where}", _WANTED)
     return value
 
 

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 import planner
 from planner.exporters.api import FORMATS
 from planner.exporters.document import export_schema
-from service.schemas import ExportRequest
+from service.schemas import ExportRequest, SavedExportRequest
 
 BODY: dict[str, Any] = {
     "model": "llama-2-7b",
@@ -30,7 +30,8 @@ def test_the_answer_is_the_library_s_document(client: TestClient) -> None:
 
 
 def test_the_formats_are_those_of_the_library() -> None:
-    assert get_args(ExportRequest.model_fields["format"].annotation) == FORMATS
+    for body in (ExportRequest, SavedExportRequest):
+        assert get_args(body.model_fields["format"].annotation) == FORMATS
 
 
 def test_nothing_legal_is_an_answer(client: TestClient) -> None:
@@ -53,3 +54,14 @@ def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], fiel
     response = client.post("/export", json=BODY | change)
     assert response.status_code == 422
     assert response.json()["errors"][0]["field"] == field
+
+
+def test_the_plan_of_an_answer_is_written(client: TestClient) -> None:
+    answer = client.post("/plan", json={name: BODY[name] for name in ("model", "cluster", "job")}).json()
+    asked = {"answer": answer, "rank": 2, "format": "megatron-lm"}
+    document = client.post("/export", json=asked).json()
+    result = planner.export_saved(answer, rank=2, format="megatron-lm")
+    assert document == json.loads(json.dumps(planner.to_document(result)))
+    answer["request"]["cluster"]["device"] = "H10O"
+    (error,) = client.post("/export", json=asked | {"answer": answer}).json()["errors"]
+    assert error["field"] == "answer.request.cluster.device"

@@ -41,3 +41,31 @@ def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], fiel
     response = client.post("/replan", json=BODY | change)
     assert response.status_code == 422
     assert response.json()["errors"][0]["field"] == field
+
+
+def test_the_plan_of_an_answer_goes_on(client: TestClient) -> None:
+    asked = {name: BODY[name] for name in ("model", "cluster", "job")}
+    answer = client.post("/plan", json=asked | {"top": 2}).json()
+    response = client.post("/replan", json={"answer": answer, "rank": 2, "onto": "6xA100-80GB"})
+    assert response.status_code == 200
+    result = planner.replan_saved(answer, "6xA100-80GB", rank=2)
+    assert response.json() == json.loads(json.dumps(planner.to_document(result)))
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "hint"),
+    [
+        ({"answer": {"kind": "serving"}}, "answer", "save one with planner plan --json"),
+        ({"rank": 7}, "rank", "1 to 1"),
+        ({"onto": "8xH10O"}, "onto.device", "did you mean 'H100' or 'H20' or 'A10'?"),
+        ({"model": "llama-2-7b"}, "model", "leave it out: the answer holds its question"),
+    ],
+)
+def test_what_is_wrong_with_an_answer_is_named(
+    client: TestClient, change: dict[str, Any], field: str, hint: str
+) -> None:
+    answer = planner.to_document(planner.estimate("llama-2-7b", "8xA100-80GB", BODY["job"]))
+    response = client.post("/replan", json={"answer": answer, "onto": "4xA100-80GB"} | change)
+    assert response.status_code == 422
+    (error,) = response.json()["errors"]
+    assert (error["field"], error["hint"]) == (field, hint)

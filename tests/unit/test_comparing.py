@@ -196,12 +196,12 @@ def test_the_document_holds_what_its_schema_says(wide: PlanResult, ranked: PlanR
         ("eeeeeeeee", {}, "answers"),
         ("ee", {"ranks": [1]}, "ranks"),
         ("ee", {"ranks": "12"}, "ranks"),
-        ("ee", {"ranks": [1, 2]}, "answers[1].rank"),
-        ("p", {"ranks": [1, 8]}, "answers[0].rank"),
+        ("ee", {"ranks": [1, 2]}, "ranks[1]"),
+        ("p", {"ranks": [1, 8]}, "ranks[1]"),
         ("ee", {"names": ["one"]}, "names"),
-        ("ex", {}, "answers[1].document"),
-        ("x", {}, "answers[0].document"),
-        ("w", {}, "answers[0].document"),
+        ("ex", {}, "answers[1]"),
+        ("x", {}, "answers[0]"),
+        ("w", {}, "answers[0]"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -245,9 +245,9 @@ def test_the_command_names_the_file_that_is_wrong(command: Command, files: tuple
     other.write_text('{"kind": "serving"}')
     for arguments, words in (
         ([old], "two are compared"),
-        ([old, f"{new}#9"], f"{new}#9, rank"),
+        ([old, f"{new}#9"], f"{new}#9: there is no plan 9"),
         ([old, f"{new}#one"], "'one' is no rank"),
-        ([old, str(other)], f"{other}, document"),
+        ([old, str(other)], f"{other}: is not an answer"),
         ([old, str(tmp_path / "none.json")], "cannot read"),
     ):
         code, _, said = command("compare", *arguments)

@@ -318,7 +318,7 @@ def test_a_saved_plan_is_the_same_plan() -> None:
         ({"plans": []}, "rank"),
         ({"plans": "none"}, "rank"),
         ({"request": None}, "document"),
-        ({"request": {"model": {"num_layers": "x"}, "cluster": {}, "job": {}}}, "model.num_layers"),
+        ({"request": {"model": {"num_layers": "x"}, "cluster": {}, "job": {}}}, "document.request.model.num_layers"),
     ],
 )
 def test_other_documents_are_refused(change: dict[str, Any], field: str) -> None:
@@ -331,7 +331,7 @@ def test_other_documents_are_refused(change: dict[str, Any], field: str) -> None
 def test_a_saved_plan_that_its_framework_refuses_is_refused() -> None:
     document = planner.to_document(planner.plan("llama-2-7b", "8xA100-80GB", JOB, top=1))
     document["plans"][0]["plan"]["tensor_parallel"] = 3
-    with pytest.raises(SpecError, match="plan"):
+    with pytest.raises(SpecError, match=r"document\.plans\.0\.plan\.data_parallel: "):
         planner.export_saved(document, format="megatron-lm")
 
 

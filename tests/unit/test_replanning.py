@@ -160,6 +160,11 @@ def test_errors_about_a_saved_answer_name_what_was_given(run: Command, tmp_path:
     code, _, err = run("replan", "--plan", str(saved), "--onto", "4xA100-80GB")
     assert code == 2
     assert err.startswith("error: --plan: is not an answer")
+    document["request"]["cluster"]["fabric"] = "string"
+    saved.write_text(json.dumps(document))
+    code, _, err = run("replan", "--plan", str(saved), "--onto", "4xA100-80GB")
+    assert code == 2
+    assert err.startswith("error: --plan, request.cluster.fabric: unknown link 'string'")
 
 
 def test_a_saved_answer_goes_on_alike(run: Command, tmp_path: Path, lost: ReplanResult) -> None:
