@@ -62,7 +62,11 @@ def resolve_job(
         _fill_batch(values, cluster, pins, notes)
         _fill_lora(values, notes)
         job = TrainingJob(**values)
-    check_job(job, model, cluster)
+    try:
+        check_job(job, model, cluster)
+    except SpecError as error:
+        apart = error.field.removeprefix("job.").replace("lora.", "lora_")
+        raise error.at(f"job.{apart}" if isinstance(given, Mapping) and given.get(apart) else error.field) from None
     return job, tuple(notes)
 
 

@@ -43,15 +43,15 @@ def adapters_of(
         SpecError: If something is given twice, out of bounds, or for a task without adapters.
     """
     given = merged_fields(lora, {"rank": rank, "targets": targets}, where=where)
-    fields = {name: f"{where}.lora_{name}" if apart is not None else f"{where}.lora.{name}" for name, apart in (
-        ("rank", rank), ("targets", targets),
-    )}  # fmt: skip
+    apart = {"rank": rank, "targets": targets}
+    fields = {name: f"{where}.lora{'.' if value is None else '_'}{name}" for name, value in apart.items()}
     rank, targets = given.get("rank"), given.get("targets")
     dropout = given.get("dropout", False)
     if task not in ADAPTER_TASKS:
         if rank is not None or targets is not None:
+            said = fields["targets" if rank is None else "rank"]
             raise SpecError(
-                f"{where}.lora", "is given, but the task does not train adapters", "task " + " or ".join(ADAPTER_TASKS)
+                said, "is given, but the task does not train adapters", "task " + " or ".join(ADAPTER_TASKS)
             )
         return Adapters(lora=None, assumed={})
     assumed = {}

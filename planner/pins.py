@@ -106,9 +106,9 @@ def _pin_recompute(pins: dict[str, int], value: Any) -> None:
     if colon and text == "selective":
         if "recompute_modules" in pins:
             raise SpecError("plan.recompute_modules", "is given twice", "give them once")
-        pins["recompute_modules"] = _modules(layers)
+        pins["recompute_modules"] = _modules(layers, "plan.recompute")
     elif colon:
-        if text != "block" or not layers.isascii() or not layers.isdigit() or len(layers) > 6:
+        if text != "block" or not (layers.isascii() and layers.isdigit() and len(layers) <= 6 and int(layers)):
             raise SpecError(
                 "plan.recompute",
                 f"unknown value {str(value)[:40]!r}",
@@ -119,21 +119,19 @@ def _pin_recompute(pins: dict[str, int], value: Any) -> None:
         pins["recompute_layers"] = int(layers)
 
 
-def _modules(value: Any) -> int:
+def _modules(value: Any, field: str = "plan.recompute_modules") -> int:
     """A set of modules: flags, names, or names joined by commas."""
     if isinstance(value, RecomputeModule):
         return int(value)
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names or len(names) > len(MODULE_NAMES):
-        raise SpecError(
-            "plan.recompute_modules", f"must name modules; got {str(value)[:40]!r}", ", ".join(MODULE_NAMES)
-        )
+        raise SpecError(field, f"must name modules; got {str(value)[:40]!r}", ", ".join(MODULE_NAMES))
     found = 0
     for name in names:
         key = str(name).strip().lower()
         if key not in MODULE_NAMES:
             hint = did_you_mean(key, MODULE_NAMES)
-            raise SpecError("plan.recompute_modules", f"unknown name {str(name)[:40]!r}", hint)
+            raise SpecError(field, f"unknown name {str(name)[:40]!r}", hint)
         found |= MODULE_NAMES[key]
     return int(found)
 

@@ -268,6 +268,7 @@ def mixed_of(cluster: object) -> MixedCluster | None:
 
 def resolve_cluster(cluster: ClusterInput, fabric: str | None) -> ClusterSpec:
     """The cluster a user names or describes, with another network link if one is given."""
+    nic = None if fabric is None else default_catalog().link(fabric, field="fabric")
     mixed = mixed_of(cluster)
     if mixed is not None:
         groups = " and ".join(group.name for group in mixed.groups)
@@ -279,9 +280,8 @@ def resolve_cluster(cluster: ClusterInput, fabric: str | None) -> ClusterSpec:
     if isinstance(cluster, str):
         return _named_cluster(cluster, fabric)
     if isinstance(cluster, ClusterSpec):
-        if fabric is None:
+        if nic is None:
             return cluster
-        nic = default_catalog().link(fabric, field="cluster.fabric")
         return replace(cluster, node=replace(cluster.node, nic=nic))
     if not isinstance(cluster, Mapping):
         raise SpecError("cluster", f"must be text or a mapping; got {str(cluster)[:40]!r}", "for example '8xH100'")

@@ -197,9 +197,16 @@ def sizing(
     kinds = given if isinstance(given, list | tuple) else [given]
     if not 1 <= len(kinds) <= MAX_KINDS:
         raise SpecError("cluster", f"one to {MAX_KINDS} kinds of machines are compared; got {len(kinds)}")
-    found = tuple(_kind(model, kind, job, days, pins, chosen) for kind in kinds)
+    found = []
+    for place, kind in enumerate(kinds):
+        try:
+            found.append(_kind(model, kind, job, days, pins, chosen))
+        except SpecError as error:
+            inside = error.field.removeprefix("cluster")
+            several = len(kinds) > 1 and inside != error.field
+            raise error.at(f"clusters[{place}]{inside}" if several else error.field) from None
     nothing = all(kind.fewest is None for kind in found)
-    return SizingResult(kinds=found, infeasible=what_stands_in_the_way(found[0].request) if nothing else None)
+    return SizingResult(kinds=tuple(found), infeasible=what_stands_in_the_way(found[0].request) if nothing else None)
 
 
 def _kind(

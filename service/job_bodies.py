@@ -98,7 +98,8 @@ class PlanBody(Body):
     recompute: str | None = Field(
         default=None,
         max_length=80,
-        pattern=r"^(none|selective(:[a-z_]+(,[a-z_]+)*)?|full|block(:[1-9][0-9]{0,3})?)$",
+        description="`none`, `selective`, `selective:` and names of modules with commas between, `full`, or `block:N`.",
+        examples=["selective:mlp"],
     )
     recompute_modules: list[Name] | None = Field(default=None, min_length=1, max_length=len(MODULE_NAMES))
     schedule: Literal["1f1b", "gpipe", "zb-1p", "zb-2p", "zb-v"] | None = None

@@ -7,7 +7,7 @@ each mistake the field as the client wrote it, what is wrong with it, and a hint
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -20,7 +20,7 @@ from starlette.responses import Response
 from profiles.errors import SpecError
 from profiles.model_fields import shown
 from service.schemas import meant_field
-from service.values import SAVED_TAG, TAGS, WORKFLOW_TAG
+from service.values import PATTERN_WORDS, SAVED_TAG, WORKFLOW_TAG
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
@@ -93,9 +93,10 @@ def _clean(text: str, most_characters: int) -> str:
 
 
 def _of_spec_error(error: SpecError) -> FieldProblem:
-    """What the library says; a config.json is the ``model`` of a body here."""
+    """What the library says; a config.json is the ``model`` of a body here, and ``[0]`` is ``.0``."""
+    field = re.sub(r"^config\.json(\.|: ?)", "model.", error.field)
     return FieldProblem(
-        field=_clean(re.sub(r"^config\.json(\.|: ?)", "model.", error.field), MAX_FIELD_CHARACTERS),
+        field=_clean(re.sub(r"\[(\d+)\]", r".\1", field), MAX_FIELD_CHARACTERS),
         problem=_clean(error.problem, MAX_MESSAGE_CHARACTERS),
         hint=_clean(error.hint, MAX_MESSAGE_CHARACTERS),
     )
@@ -117,35 +118,72 @@ async def _invalid_body(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     path = str(getattr(request.scope.get("route"), "path", ""))
-    errors = [_of_validation_error(item, path) for item in error.errors()[:MAX_ERRORS]]
+    errors = _merged(_of_validation_error(item, path, error.body) for item in error.errors()[:MAX_ERRORS])
     return problem_response(422, _sentence(errors[0]), errors=errors)
 
 
-def _of_validation_error(item: Mapping[str, Any], path: str) -> FieldProblem:
+def _posted(location: Sequence[str | int], body: Any, *, missing: bool) -> list[str]:
+    """Where a value stands in what was posted: of the parts of a place, which may be of types, those that are there."""
+    found: list[str] = []
+    for part in location:
+        there = part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
+        if there:
+            found.append(str(part))
+            body = body[part]
+    return [*found, *map(str, location[-1:])] if missing else found
+
+
+def _merged(problems: Iterable[FieldProblem]) -> list[FieldProblem]:
+    """One problem of each field: what may be of several types is said of each."""
+    found: dict[str, FieldProblem] = {}
+    for item in problems:
+        first = found.setdefault(item.field, item)
+        if first.problem != item.problem:
+            words, got = first.problem.partition("; got ")[::2]
+            also = item.problem.partition("; got ")[0].removeprefix("input should be ")
+            text = f"{words}, or {also}" + (f"; got {got}" if got else "")
+            found[item.field] = first.model_copy(update={"problem": _clean(text, MAX_MESSAGE_CHARACTERS)})
+    return [*found.values()]
+
+
+def _of_validation_error(item: Mapping[str, Any], path: str, body: Any) -> FieldProblem:
     """One of pydantic's errors, with the value at fault and, for an unknown field, what it may have meant."""
-    location = [str(part) for part in item["loc"] if part not in TAGS]
-    field = ".".join(location[1:]) or location[0]
+    source, *location = item["loc"]
+    parts = _posted(location, body, missing=item["type"] == "missing") if source == "body" else [*map(str, location)]
+    field = ".".join(parts) or source
     if item["type"] == "json_invalid":
         reason = str(item.get("ctx", {}).get("error", ""))
-        place = "" if location[-1] == "-1" else f" at character {location[-1]}"
+        place = "" if location[-1:] == [-1] else f" at character {location[-1]}"
         field, problem, hint = "body", f"is not valid JSON{place}: {reason}", ""
     elif isinstance(item.get("input"), bytes):  # JSON is read only where the header says so, and curl -d says otherwise
         field, problem, hint = "body", "is not sent as JSON", "add the header 'Content-Type: application/json'"
-    elif item["type"] == "extra_forbidden":
-        tag = next((part for part in (WORKFLOW_TAG, SAVED_TAG) if part in item["loc"]), "")
-        problem, hint = "unknown field", meant_field(location[1:-1], location[-1], path=path, tag=tag)
+    elif item["type"] == "extra_forbidden" and parts:
+        tag = next((part for part in (WORKFLOW_TAG, SAVED_TAG) if part in location), "")
+        problem, hint = "unknown field", meant_field(parts[:-1], parts[-1], path=path, tag=tag)
     else:
-        words = item["msg"].removeprefix("Value error, ")
-        problem, hint = words[:1].lower() + words[1:], ""
-        if location == ["body", "job"] and isinstance(item.get("input"), str):
-            hint = 'an object of job fields such as {"task": "lora"}; a workflow has models in place of model'
-        if item["type"] != "missing":
-            problem = f"{problem}; got {shown(item.get('input'))}"
+        problem, hint = _wrong_value(item), _hint(parts, item.get("input"))
     return FieldProblem(
         field=_clean(field, MAX_FIELD_CHARACTERS),
         problem=_clean(problem, MAX_MESSAGE_CHARACTERS),
         hint=_clean(hint, MAX_MESSAGE_CHARACTERS),
     )
+
+
+def _wrong_value(item: Mapping[str, Any]) -> str:
+    """What is wrong with a value, in words where pydantic shows a regular expression."""
+    words = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "string_pattern_mismatch":
+        words = PATTERN_WORDS.get(item["ctx"]["pattern"], words)
+    problem: str = words[:1].lower() + words[1:]
+    return problem if item["type"] == "missing" else f"{problem}; got {shown(item.get('input'))}"
+
+
+def _hint(parts: Sequence[str], value: Any) -> str:
+    if parts == ["job"] and isinstance(value, str):
+        return 'an object of job fields such as {"task": "lora"}; a workflow has models in place of model'
+    if parts == ["framework"] and isinstance(value, str) and "," in value:
+        return "name one; POST /search compares several"
+    return ""
 
 
 def _sentence(problem: FieldProblem) -> str:

@@ -3,8 +3,8 @@
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import RedirectResponse
@@ -55,6 +55,7 @@ from service.serving_bodies import ServingRequest
 from service.values import NAME_PATTERN
 from service.views import DeviceList, DeviceView, FrameworkList, ModelList, ModelView
 
+T = TypeVar("T")
 _COMPONENTS = "#/components/schemas/"
 
 
@@ -123,7 +124,8 @@ async def post_plan(body: PlanQuestion, request: Request) -> Response:
         asked = given(body)
         ends = (asked.pop("job"), asked.pop("models", {}), asked.pop("cluster"))
         work = functools.partial(plan_dataflow, *ends, **asked, allow_files=False)
-        return await _answer(request, work)
+        named = {"job.": "settings."} if isinstance(body.job, str) else {}
+        return await _answer(request, _renaming(work, named))
     search = functools.partial(
         api.plan, pins=given(body.plan), objective=body.objective, top=body.top, variants=body.variants
     )
@@ -181,7 +183,9 @@ async def post_sizing(body: SizingRequest, request: Request) -> Response:
     inputs = _inputs(body)
     clusters = [inputs.pop("cluster"), *body.compared_with]
     look = functools.partial(sizing, clusters=clusters, days=body.days, pins=given(body.plan))
-    return await _answer(request, functools.partial(look, **inputs))
+    names = {"clusters[0]": "cluster"}
+    names |= {f"clusters[{place}]": f"compared_with[{place - 1}]" for place in range(1, len(clusters))}
+    return await _answer(request, _renaming(functools.partial(look, **inputs), names))
 
 
 @router.post("/serving", response_model=None, responses=_SERVING | _SEARCH_PROBLEMS, tags=["planning"])
@@ -197,7 +201,7 @@ async def post_replan(body: ReplanQuestion, request: Request) -> Response:
     """Say how a running job goes on on other devices: in the layout of its checkpoint, and at best."""
     if isinstance(body, SavedReplanRequest):
         go_on = functools.partial(replan_saved, onto=body.onto, rank=body.rank, batch_change=body.batch_change)
-        return await _answer(request, functools.partial(_of_saved, go_on, body.answer))
+        return await _answer(request, _renaming(functools.partial(go_on, body.answer), _OF_ANSWER))
     move = functools.partial(replan, onto=body.onto, plan=given(body.plan), batch_change=body.batch_change)
     return await _answer(request, functools.partial(move, **_inputs(body)))
 
@@ -213,7 +217,7 @@ async def post_export(body: ExportQuestion, request: Request) -> Response:
     """Write the files and the launch line of a training framework for the plan that `/estimate` explains."""
     if isinstance(body, SavedExportRequest):
         save = functools.partial(export_saved, format=body.format, rank=body.rank, allow_partial=body.allow_partial)
-        return await _answer(request, functools.partial(_of_saved, save, body.answer))
+        return await _answer(request, _renaming(functools.partial(save, body.answer), _OF_ANSWER))
     write = functools.partial(export, plan=given(body.plan), format=body.format, allow_partial=body.allow_partial)
     return await _answer(request, functools.partial(write, **_inputs(body)))
 
@@ -273,13 +277,22 @@ def _unknown_is_404() -> Iterator[None]:
         raise NotFoundError(error) from None
 
 
-def _of_saved(work: Callable[[Any], Any], answer: dict[str, Any]) -> Any:
-    """What is made of a plan of an answer; errors name the place in it."""
-    try:
-        return work(answer)
-    except SpecError as error:
-        field = error.field
-        raise error.at(f"answer{field.removeprefix(DOCUMENT)}" if field.startswith(DOCUMENT) else field) from None
+_OF_ANSWER = {DOCUMENT: "answer"}
+
+
+def _renaming(work: Callable[[], T], names: Mapping[str, str]) -> Callable[[], T]:
+    """The work, with errors of fields that begin with a name of the library's told of the client's instead."""
+
+    def renamed() -> T:
+        try:
+            return work()
+        except SpecError as error:
+            for name, own in names.items():
+                if error.field.startswith(name):
+                    raise error.at(own + error.field.removeprefix(name)) from None
+            raise
+
+    return renamed
 
 
 def _inputs(body: EstimateRequest) -> dict[str, Any]:

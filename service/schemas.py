@@ -23,8 +23,8 @@ from planner.sizes import MAX_KINDS
 from planner.validate.reader import COLUMNS
 from profiles.errors import did_you_mean
 from profiles.model import MAX_SEQUENCE
-from service.job_bodies import JobBody, Layers, PlanBody
-from service.serving_bodies import ServingRequest
+from service.job_bodies import JobBody, Layers, LoraBody, PlanBody
+from service.serving_bodies import LayoutBody, ServingRequest
 from service.values import (
     JOB_TAG,
     MAX_TOP,
@@ -33,12 +33,13 @@ from service.values import (
     Body,
     Bytes,
     Cell,
-    Lengths,
+    Cluster,
     Machines,
     Name,
     NameOrMapping,
     Names,
     Role,
+    Tokens,
 )
 
 MAX_SEARCH_SECONDS = 60
@@ -56,7 +57,7 @@ class EstimateRequest(Body):
         description="A preset, a size such as `13b`, or the contents of a Hugging Face config.json.",
         examples=["llama-2-13b"],
     )
-    cluster: NameOrMapping = Field(
+    cluster: Cluster = Field(
         description="A cluster string or the mapping a cluster file holds.", examples=["8xA100-80GB"]
     )
     job: JobBody = Field(default=JobBody())
@@ -66,7 +67,7 @@ class EstimateRequest(Body):
     named_modules: bool = Field(default=False, description="Also consider recomputing named modules of layers.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
     price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
-    price_date: str = Field(default="", max_length=10, pattern=r"^([0-9]{4}-[0-9]{2}(-[0-9]{2})?)?$")
+    price_date: str = Field(default="", max_length=10, examples=["2026-11"])
     memory_reserve_bytes: Bytes = Field(default=0.0, description="Device memory to leave free.")
 
 
@@ -88,13 +89,13 @@ class WorkflowRequest(Body):
         max_length=MAX_ROLES,
         description="Role to model; roles left out are as the graph says, or like another one.",
     )
-    cluster: NameOrMapping = Field(description="A cluster string or the mapping a cluster file holds.")
+    cluster: Cluster = Field(description="A cluster string or the mapping a cluster file holds.")
     settings: dict[Role, int | float | bool | Names | Layers] = Field(
         default_factory=dict, max_length=MAX_ROLES, description="Settings of a named workflow, e.g. `group_size`."
     )
     batch: int | None = Field(default=None, ge=1, le=MAX_GLOBAL_BATCH, description="Items per iteration.")
-    prompt: int | None = Field(default=None, ge=1, le=MAX_SEQUENCE, description="Tokens per prompt.")
-    generate: Annotated[int, Field(ge=1, le=MAX_SEQUENCE)] | Lengths | None = Field(
+    prompt: int | None = Field(default=None, ge=1, le=MAX_SEQUENCE - 1, description="Tokens per prompt.")
+    generate: Tokens | None = Field(
         default=None, description="Tokens per response: a number, or `lognormal:mean=800,sigma=1,max=8192`."
     )
     mode: Literal["hybrid", "colocated", "disaggregated", "async"] = "hybrid"
@@ -181,7 +182,8 @@ class ObserveRequest(DecisionRequest):
     trials: list[Annotated[dict[str, Cell], Field(min_length=1, max_length=len(COLUMNS))]] = Field(
         min_length=1,
         max_length=MAX_OBSERVED,
-        description="Trials, each a mapping of the columns that `planner validate` reads to their values.",
+        description="Trials, each a mapping of the columns that `planner validate` reads to their values. Errors count "
+        "them from 0, as places in the list; `line` of an answer counts from 1.",
         examples=[[EXAMPLE_TRIAL]],
     )
     count: int = Field(default=3, ge=1, le=MAX_TRIALS, description="Most plans to try next.")
@@ -230,7 +232,7 @@ class ReplanRequest(EstimateRequest):
     """Ask how a running job goes on on other devices."""
 
     plan: PlanBody = Field(default=PlanBody(), description="The plan that runs; what is left out is chosen.")
-    onto: NameOrMapping = Field(description="The devices to go on on.", examples=["7x8xA100-80GB"])
+    onto: Cluster = Field(description="The devices to go on on.", examples=["7x8xA100-80GB"])
     batch_change: float = Field(
         default=0.1, ge=0, le=1, description="Share by which the global batch may change where it has to."
     )
@@ -246,7 +248,7 @@ class SavedBody(Body):
 class SavedReplanRequest(SavedBody):
     """Ask how the plan of an answer goes on on other devices."""
 
-    onto: NameOrMapping = Field(description="The devices to go on on.", examples=["7x8xA100-80GB"])
+    onto: Cluster = Field(description="The devices to go on on.", examples=["7x8xA100-80GB"])
     batch_change: float = Field(
         default=0.1, ge=0, le=1, description="Share by which the global batch may change where it has to."
     )
@@ -329,10 +331,13 @@ def meant_field(parents: Sequence[str], name: str, *, path: str = "", tag: str =
         return 'models, by role: {"models": {"actor": "llama-2-7b"}}'
     if workflow:
         return "" if parents else did_you_mean(name, WorkflowRequest.model_fields)
-    bodies: dict[str, type[Body]] = {"job": JobBody, "plan": PlanBody}
+    bodies: dict[str, type[Body]] = {"job": JobBody, "lora": LoraBody, "plan": PlanBody, "pins": LayoutBody}
     body = bodies.get(parents[-1]) if parents else QUESTIONS.get(path, PlanRequest)
     if body is None:
         return ""
+    short = {ALIASES[alias]: alias for alias in reversed(LayoutBody.model_fields)}
+    if body is LayoutBody and name in short:
+        return f"did you mean '{short[name]}'?"
     if body is PlanBody and name in ALIASES:
         return f"did you mean '{ALIASES[name]}'?"
     others = [] if parents else [route for route, asked in QUESTIONS.items() if name in asked.model_fields]

@@ -8,7 +8,7 @@ from costmodels.serving_percentiles import LEAST_SHARE, MOST_SHARE
 from planner.serving_job import LEAST, MOST_RATE_PER_S, MOST_REQUESTS, MOST_RUNNING, MOST_SECONDS
 from planner.serving_speculation import MOST_DRAFTED, MOST_VERIFIED
 from profiles.model import MAX_SEQUENCE
-from service.values import MAX_TOP, Body, Bytes, Degree, Lengths, Name, NameOrMapping
+from service.values import MAX_TOP, Body, Bytes, Cluster, Degree, Name, NameOrMapping, Tokens
 
 
 class LayoutBody(Body):
@@ -27,14 +27,12 @@ class ServingRequest(Body):
         description="A preset, a size such as `13b`, or the contents of a Hugging Face config.json.",
         examples=["llama-3.1-8b"],
     )
-    cluster: NameOrMapping = Field(
-        description="A cluster string or the mapping a cluster file holds.", examples=["8xH100"]
-    )
-    prompt: int = Field(ge=1, le=MAX_SEQUENCE, description="Tokens of a prompt.", examples=[1024])
-    generate: int | Lengths = Field(
+    cluster: Cluster = Field(description="A cluster string or the mapping a cluster file holds.", examples=["8xH100"])
+    prompt: int = Field(ge=1, le=MAX_SEQUENCE - 1, description="Tokens of a prompt.", examples=[1024])
+    generate: Tokens = Field(
         description="Tokens generated per request: a number, or `lognormal:mean=300,sigma=1,max=4096`.", examples=[256]
     )
-    prefix: int = Field(default=0, ge=0, le=MAX_SEQUENCE, description="Tokens of the prompt found in the cache.")
+    prefix: int = Field(default=0, ge=0, le=MAX_SEQUENCE - 2, description="Tokens of the prompt found in the cache.")
     rate_per_s: float | None = Field(
         default=None, ge=LEAST, le=MOST_RATE_PER_S, description="Requests a second of all replicas."
     )
@@ -86,5 +84,5 @@ class ServingRequest(Body):
     disaggregated: bool = Field(default=False, description="Look at replicas that only read prompts or generate, too.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
     price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
-    price_date: str = Field(default="", max_length=10, pattern=r"^([0-9]{4}-[0-9]{2}(-[0-9]{2})?)?$")
+    price_date: str = Field(default="", max_length=10, examples=["2026-11"])
     memory_reserve_bytes: Bytes = Field(default=0.0, description="Device memory to leave free.")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from profiles.hardware import MAX_DEVICES
+from profiles.model import MAX_SEQUENCE
 
 MAX_DEPTH = 8
 MAX_VALUES = 4096
@@ -22,9 +23,22 @@ SAVED_TAG = "(saved)"
 # Which kind of a cell of a trial.
 NUMBER_TAG, FLAG_TAG = "(number)", "(flag)"
 TAGS = frozenset({TEXT_TAG, MAPPING_TAG, JOB_TAG, WORKFLOW_TAG, SAVED_TAG, NUMBER_TAG, FLAG_TAG})
+# Every pattern here has its words in ``PATTERN_WORDS``.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._:+()/-]*$"
-PRICED_PATTERN = NAME_PATTERN.replace("/-]", "/@-]")  # what a device-hour costs at the end
+CLUSTER_PATTERN = NAME_PATTERN.replace("/-]", "/*\u00d7-]")  # other signs for times
+PRICED_PATTERN = CLUSTER_PATTERN.replace("/*", "/@*")  # what a device-hour costs at the end
 NAMES_PATTERN = NAME_PATTERN.replace("[A-Za-z0-9 ", "[A-Za-z0-9, ")  # with commas between
+ROLE_PATTERN = r"^[a-z][a-z0-9_]*$"
+LENGTHS_PATTERN = r"^(lognormal|cdf):[a-z0-9=.,+-]+$"
+_OF_NAME = "must be letters, digits, blanks and . _ : + ( ) / -, a letter or digit first"
+PATTERN_WORDS = {
+    NAME_PATTERN: _OF_NAME,
+    CLUSTER_PATTERN: _OF_NAME,
+    PRICED_PATTERN: f"{_OF_NAME}, and may end in @ and a price",
+    NAMES_PATTERN: f"{_OF_NAME}, with commas between several",
+    ROLE_PATTERN: "must be lower-case letters, digits and _, a letter first",
+    LENGTHS_PATTERN: "must be a number, or such as lognormal:mean=800,sigma=1,max=8192 or cdf:0.5=256,1=8192",
+}
 
 
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
@@ -70,13 +84,18 @@ NameOrMapping = Annotated[
     Annotated[Name, Tag(TEXT_TAG)] | Annotated[Mapping, Tag(MAPPING_TAG)],
     Discriminator(_kind, custom_error_type="kind", custom_error_message="must be a text or a mapping"),
 ]
+Machine = Annotated[str, Field(min_length=1, max_length=120, pattern=CLUSTER_PATTERN)]
+Cluster = Annotated[
+    Annotated[Machine, Tag(TEXT_TAG)] | Annotated[Mapping, Tag(MAPPING_TAG)],
+    Discriminator(_kind, custom_error_type="kind", custom_error_message="must be a text or a mapping"),
+]
 PricedName = Annotated[str, Field(min_length=1, max_length=120, pattern=PRICED_PATTERN)]
 Machines = Annotated[
     Annotated[PricedName, Tag(TEXT_TAG)] | Annotated[Mapping, Tag(MAPPING_TAG)],
     Discriminator(_kind, custom_error_type="kind", custom_error_message="must be a text or a mapping"),
 ]
-Role = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z][a-z0-9_]*$")]
-Lengths = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^(lognormal|cdf):[a-z0-9=.,+-]+$")]
+Role = Annotated[str, Field(min_length=1, max_length=40, pattern=ROLE_PATTERN)]
+Lengths = Annotated[str, Field(min_length=1, max_length=2000, pattern=LENGTHS_PATTERN)]
 Degree = Annotated[int, Field(ge=1, le=MAX_DEVICES)]
 Bytes = Annotated[float, Field(ge=0, le=1e15)]
 
@@ -86,6 +105,17 @@ def _cell_kind(value: object) -> str | None:
     return FLAG_TAG if flag else NUMBER_TAG if number else _kind(value)
 
 
+def _length_kind(value: object) -> str | None:
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return NUMBER_TAG if number else TEXT_TAG if isinstance(value, str) else None
+
+
+Tokens = Annotated[
+    Annotated[int, Field(ge=1, le=MAX_SEQUENCE), Tag(NUMBER_TAG)] | Annotated[Lengths, Tag(TEXT_TAG)],
+    Discriminator(
+        _length_kind, custom_error_type="kind", custom_error_message="must be a whole number or a distribution as text"
+    ),
+]  # of a response
 Cell = Annotated[
     Annotated[str, Field(max_length=MAX_TEXT), Tag(TEXT_TAG)]
     | Annotated[float, Field(ge=0, le=1e18), Tag(NUMBER_TAG)]

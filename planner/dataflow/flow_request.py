@@ -1,5 +1,6 @@
 """From what a user writes about a workflow to a ``FlowRequest``: names looked up, defaults filled in and recorded."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -284,7 +285,8 @@ def _models(
         try:
             resolved = resolve_named_model(given[source], allow_files=options.allow_files)
         except SpecError as error:
-            raise error.at(f"models.{source}{error.field.removeprefix('model')}") from None
+            inside = re.sub(r"^(model|config\.json:? ?)\.?", "", error.field)
+            raise error.at(f"models.{source}.{inside}".removesuffix(".")) from None
         specs[role.name] = resolved.spec
         if source != role.name:
             notes.append(_assumed(f"models.{role.name}", f"{role.name} is as large as {source}: {resolved.spec.name}"))

@@ -89,7 +89,7 @@ def read_trials(given: TrialInput | Sequence[TrialInput], *, allow_files: bool =
         raise SpecError("trials", "none given", "name a table, or give rows")
     paths = [Path(item) for item in items if isinstance(item, str | Path)]
     if not paths:
-        rows = [_row(item, number) for number, item in enumerate(items, start=1)]
+        rows = [_row(item, number) for number, item in enumerate(items)]
         return map_rows(rows, default_catalog(), users_own=True)
     if len(paths) < len(items):
         raise SpecError("trials", "tables and rows cannot be mixed")
@@ -111,11 +111,12 @@ def _row(item: Any, number: int) -> Row:
         if value is not None and not isinstance(value, str | int | float):
             raise SpecError(f"{where}.{column}", f"must be a text or a number; got {str(value)[:40]!r}")
         cells[column] = _cell(value)
-    cells = {"source": "trial", **cells}
+    cells["source"] = cells.get("source") or "trial"
     missing = [column for column in REQUIRED if not cells.get(column)]
     if missing:
-        raise SpecError(f"{where}.{missing[0]}", "column is missing", "needed: " + ", ".join(REQUIRED))
-    return Row(file="trials", line=number, cells=cells)
+        wanted = ", ".join(column for column in REQUIRED if column != "source")
+        raise SpecError(f"{where}.{missing[0]}", "is missing", f"every trial says {wanted}")
+    return Row(file="trials", line=number + 1, cells=cells)
 
 
 def _cell(value: str | float | bool | None) -> str:

@@ -41,7 +41,7 @@ def test_plans_of_one_answer(client: TestClient, ranking: dict[str, Any]) -> Non
     ("body", "field"),
     [
         ({"answers": []}, "answers"),
-        ({"answers": [{"kind": "plan"}, {}]}, "answers[0]"),
+        ({"answers": [{"kind": "plan"}, {}]}, "answers.0"),
         ({"answers": [{}], "ranks": [1]}, "answers"),
         ({"answers": [3]}, "answers.0"),
         ({"plans": []}, "plans"),
@@ -56,4 +56,4 @@ def test_what_is_wrong_is_named(client: TestClient, body: dict[str, Any], field:
 def test_a_rank_that_is_not_there(client: TestClient, ranking: dict[str, Any]) -> None:
     response = client.post("/compare", json={"answers": [ranking, ranking], "ranks": [1, 4]})
     assert response.status_code == 422
-    assert response.json()["errors"][0]["field"] == "ranks[1]"
+    assert response.json()["errors"][0]["field"] == "ranks.1"

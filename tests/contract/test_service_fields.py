@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from service.values import PATTERN_WORDS
+
 BODY: dict[str, Any] = {"model": "llama-2-7b", "cluster": "8xA100-80GB"}
 CONFIG = {
     "model_type": "llama",
@@ -14,6 +16,8 @@ CONFIG = {
     "intermediate_size": 1024,
     "vocab_size": 1000,
 }
+SERVED: dict[str, Any] = {"model": "llama-3.1-8b", "cluster": "8xH100", "prompt": 1024, "generate": 256}
+FLOW: dict[str, Any] = {"job": "grpo", "models": {"actor": "llama-3.2-1b"}, "cluster": "8xH100"}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +27,90 @@ CONFIG = {
         ({"model": CONFIG | {"num_key_value_heads": 5}}, "model.num_key_value_heads"),
         ({"job": {"task": "lora", "lora_rank": 1 << 20}}, "job.lora_rank"),
         ({"job": {"task": "lora", "lora_targets": "qkv,q"}}, "job.lora_targets"),
+        ({"job": {"lora_rank": 8}}, "job.lora_rank"),
+        ({"job": {"lora_targets": ["q"]}}, "job.lora_targets"),
+        ({"job": {"lora": {"rank": 8}}}, "job.lora.rank"),
+        ({"model": "deepseek-v3", "job": {"task": "lora", "lora_targets": ["qkv"]}}, "job.lora_targets"),
+        ({"model": "deepseek-v3", "job": {"task": "lora", "lora": {"targets": ["qkv"]}}}, "job.lora.targets"),
+        ({"fabric": "string"}, "fabric"),
+        ({"cluster": {"device": "H100", "fabric": "string"}}, "cluster.fabric"),
+        ({"plan": {"recompute": "selective:mpl"}}, "plan.recompute"),
+        ({"plan": {"recompute_modules": ["mpl"]}}, "plan.recompute_modules"),
     ],
 )
 def test_fields_are_named_as_the_client_wrote_them(client: TestClient, body: dict[str, Any], field: str) -> None:
     assert client.post("/plan", json=BODY | body).json()["errors"][0]["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/sizing", BODY | {"compared_with": ["8xH100", "8xH10O"]}, "compared_with.1.device"),
+        ("/sizing", BODY | {"cluster": "8xH10O", "compared_with": ["8xH100"]}, "cluster.device"),
+        ("/sizing", BODY | {"compared_with": ["8xH100@x"]}, "compared_with.0"),
+        ("/search", BODY | {"fabric": "string"}, "fabric"),
+        ("/serving", SERVED | {"fabric": "string"}, "fabric"),
+        ("/serving", SERVED | {"generate": "abc"}, "generate"),
+        ("/serving", SERVED | {"generate": []}, "generate"),
+        ("/serving", SERVED | {"generate": 0}, "generate"),
+        ("/plan", FLOW | {"generate": 1.5}, "generate"),
+        ("/plan", FLOW | {"settings": {"group_size": []}}, "settings.group_size"),
+        ("/plan", FLOW | {"settings": {"group_siz": 3}}, "settings.group_siz"),
+        ("/plan", FLOW | {"settings": {"lora_rank": 4}}, "settings.lora_rank"),
+        ("/plan", FLOW | {"pins": {"actor_gen": {"tp": []}}}, "pins.actor_gen.tp"),
+        ("/plan", FLOW | {"models": {"actor": CONFIG | {"hidden_size": 0}}}, "models.actor.hidden_size"),
+        ("/plan", FLOW | {"models": {"actor": "llama-9"}}, "models.actor"),
+        ("/observe", BODY | {"trials": [{"model": "llama-2-7b", "gpu": "A100"}]}, "trials.0.num_gpus"),
+        ("/observe", BODY | {"trials": [{"model": "llama-2-7b", "modle": 1}]}, "trials.0.modle"),
+        ("/observe", BODY | {"trials": [{"tp": -1}]}, "trials.0.tp"),
+    ],
+)
+def test_one_problem_names_the_place_in_the_body(
+    client: TestClient, path: str, body: dict[str, Any], field: str
+) -> None:
+    (error,) = client.post(path, json=body).json()["errors"]
+    assert error["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "problem", "hint"),
+    [
+        ("/plan", BODY | {"plan": {"recompute": "fulll"}}, "unknown value 'fulll'", "did you mean 'full'?"),
+        ("/plan", BODY | {"framework": "fsdp,megatron"}, "must be letters,", "name one; POST /search compares several"),
+        ("/plan", FLOW | {"models": {"Actor": "x"}}, "must be lower-case letters", ""),
+        ("/plan", BODY | {"price_date": "20", "price_per_device_hour_usd": 2}, "must be a date; got '20'", "for"),
+        ("/serving", SERVED | {"pins": {"tensor_parallel": 2}}, "unknown field", "did you mean 'tp'?"),
+        ("/serving", SERVED | {"generate": "abc"}, "must be a number, or such as lognormal:", ""),
+        ("/serving", SERVED | {"prompt": 1 << 24}, "input should be less than or equal to 16777215", ""),
+        ("/observe", BODY | {"trials": [{"model": "x"}]}, "is missing", "every trial says model, gpu, num_gpus"),
+        ("/plan", FLOW | {"settings": {"a": {}}}, "input should be a valid integer, or a valid number, or", ""),
+    ],
+)
+def test_what_to_change_is_said_in_words(
+    client: TestClient, path: str, body: dict[str, Any], problem: str, hint: str
+) -> None:
+    (error,) = client.post(path, json=body).json()["errors"]
+    assert error["problem"].startswith(problem)
+    assert error["hint"].startswith(hint)
+
+
+def test_every_pattern_has_its_words(client: TestClient) -> None:
+    found: set[str] = set()
+    nodes: list[Any] = [client.get("/openapi.json").json()]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            found |= {node["pattern"]} if isinstance(node.get("pattern"), str) else set()
+            found |= node.get("patternProperties", {}).keys()
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
+    assert found == set(PATTERN_WORDS)
+
+
+@pytest.mark.parametrize("text", ["8\u00d7A100-80GB", "8 \u00d7 A100-80GB", "8*A100-80GB"])
+def test_any_sign_for_times_is_read(client: TestClient, text: str) -> None:
+    body = BODY | {"cluster": text, "compared_with": [text]}
+    assert client.post("/sizing", json=body).status_code == 200
+    document = client.post("/estimate", json=BODY | {"cluster": text}).json()
+    assert document["request"]["cluster"]["num_devices"] == 8

@@ -38,7 +38,7 @@ def test_the_answer_is_the_library_s_document(client: TestClient) -> None:
     ("change", "field"),
     [
         ({"cluster": "8xH100@x"}, "cluster"),
-        ({"compared_with": ["8xH10O"]}, "cluster.device"),
+        ({"compared_with": ["8xH10O"]}, "compared_with.0.device"),
         ({"compared_with": ["H100"] * 8}, "compared_with"),
         ({"days": 0}, "days"),
         ({"job": {}}, "days"),

@@ -66,19 +66,19 @@ def test_nothing_fits_is_an_answer(client: TestClient) -> None:
     ("change", "field", "words"),
     [
         ({"job": "pppo"}, "job", "unknown workflow 'pppo'"),
-        ({"settings": {"task": "lora", "lora_targets": "q,z"}}, "job.lora_targets", "unknown value 'z'"),
+        ({"settings": {"task": "lora", "lora_targets": "q,z"}}, "settings.lora_targets", "unknown value 'z'"),
         ({"job": "work.yaml"}, "job", "names a file, which is not read here"),
         ({"job": {"roles": {}, "calls": {}}}, "job.roles", "at least 1"),
         ({"models": {}}, "models.actor", "is needed"),
         ({"models": {"aktor": "llama-2-7b"}}, "models.aktor", "no such role"),
-        ({"models": {"actor": "/etc/hostname"}}, "models.actor", "pattern"),
+        ({"models": {"actor": "/etc/hostname"}}, "models.actor", "must be letters"),
         ({"mode": "fast"}, "mode", "input should be"),
         ({"staleness": 1}, "staleness", "mode async only"),
-        ({"generate": "lognormal"}, "generate", "pattern"),
+        ({"generate": "lognormal"}, "generate", "must be a number, or"),
         ({"generate": 0}, "generate", "greater than or equal to 1"),
         ({"effort": 50}, "effort", "less than or equal to 1"),
         ({"bacth": 64}, "bacth", "unknown field"),
-        ({"settings": {"group_size": "many"}}, "job.group_size", "whole number"),
+        ({"settings": {"group_size": "many"}}, "settings.group_size", "whole number"),
         ({"pins": {"actor_gen": {"gpus": "0-9"}}}, "pins.actor_gen.gpus", "within GPUs 0-1"),
         ({"cluster": "1024x8xH100"}, "cluster", "up to 4096 GPUs"),
     ],
@@ -87,7 +87,7 @@ def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], fiel
     response = client.post("/plan", json=BODY | change)
     assert response.status_code == 422, response.text
     errors = response.json()["errors"]
-    assert field in {error["field"].removesuffix(".int").split(".constrained")[0] for error in errors}
+    assert field in {error["field"] for error in errors}
     assert any(words in error["problem"] for error in errors)
 
 

@@ -268,7 +268,7 @@ def test_fabrics_matter() -> None:
         ({"memory_reserve_bytes": 1e12}, "memory_reserve_bytes: must be at least 0 and below the"),
         ({"price_per_device_hour_usd": -1.0}, "price_per_device_hour_usd: must be between 0 and 1e+06; got -1.0"),
         ({"pins": {"tp": 3}}, "plan.tensor_parallel: must divide num_attention_heads=32; got 3. Hint: 1, 2, 4 or 8"),
-        ({"fabric": "string-and-cans"}, "cluster.fabric: unknown link 'string-and-cans'"),
+        ({"fabric": "string-and-cans"}, "fabric: unknown link 'string-and-cans'"),
         ({"job": {"seq": 1}}, "job.seq: unknown field"),
         ({"job": 3}, "job: must be a mapping of job fields; got '3'"),
         ({"job": [1]}, "job: must be a mapping of job fields"),

@@ -149,7 +149,7 @@ def test_a_batch_that_was_asked_for_is_the_nearest() -> None:
             "job.global_batch_tokens: 100 is not a multiple of global_batch_size=7",
         ),
         ({"train_tokens": 0.0}, "job.train_tokens: must be above 0 and at most 1e+18; got 0.0"),
-        ({"lora_rank": 8}, "job.lora: is given, but the task does not train adapters. Hint: task lora or qlora"),
+        ({"lora_rank": 8}, "job.lora_rank: is given, but the task does not train adapters. Hint: task lora or qlora"),
         ({"task": "lora", "lora_rank": 0}, "job.lora_rank: must be a whole number from 1 to 16384; got 0"),
         ({"task": "lora", "lora_targets": "q,z"}, "job.lora_targets: unknown value 'z'. Hint: a list of q, k, v"),
         ({"task": "lora", "lora_targets": "q,,v"}, "job.lora_targets: unknown value ''. Hint: a list of q, k, v"),

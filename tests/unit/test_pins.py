@@ -54,7 +54,8 @@ def test_what_is_understood(given: Any, expected: dict[str, int]) -> None:
             {"recompute": "full:3"},
             "plan.recompute: unknown value 'full:3'. Hint: none, selective, selective:MODULE, ",
         ),
-        ({"recompute": "selective:"}, "plan.recompute_modules: unknown name ''. Hint: known: core_attn"),
+        ({"recompute": "block:0"}, "plan.recompute: unknown value 'block:0'"),
+        ({"recompute": "selective:"}, "plan.recompute: unknown name ''. Hint: known: core_attn"),
         ({"recompute": "block:"}, "plan.recompute: unknown value 'block:'. Hint: none, selective"),
         (
             {"recompute_layers": 3, "recompute": "block:4"},
