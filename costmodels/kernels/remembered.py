@@ -5,6 +5,8 @@ Plans of one model on one kind of device share most of their kernels, and so do 
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from threading import Lock
+from weakref import WeakSet
 
 import numpy as np
 
@@ -12,7 +14,8 @@ from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelCostMode
 from profiles.hardware import DeviceSpec
 
 MOST_DEVICES = 64
-MOST_REMEMBERED = 200_000  # calls per device; about 300 bytes each
+MOST_REMEMBERED = 200_000  # calls per device; about 420 bytes each
+MOST_TOGETHER = 400_000  # calls of all devices and models in a process
 MOST_LOOKED_UP = 5_000  # distinct calls of a batch: larger ones are tables, priced once
 
 
@@ -22,7 +25,7 @@ def with_all_memory(device: DeviceSpec) -> DeviceSpec:
     return replace(device, usable_memory_bytes=device.memory_bytes, reserved_memory_bytes=0.0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class RememberedKernelModel:
     """Prices of another model, each call worked out once. Several threads may ask at once.
 
@@ -60,11 +63,22 @@ class RememberedKernelModel:
         return np.array(rows, dtype=np.float64).T
 
     def _of_device(self, device: DeviceSpec) -> dict[bytes, tuple[float, ...]]:
-        """What is known of a device; all is forgotten before it becomes too much."""
+        """What is known of a device; before all becomes too much, that of the others is forgotten."""
         device = with_all_memory(device)
         if device not in self._remembered and len(self._remembered) >= MOST_DEVICES:
             self._remembered.clear()
         memory = self._remembered.setdefault(device, {})
         if len(memory) > MOST_REMEMBERED:
             memory.clear()
+        with _LOCK:
+            _MODELS.add(self)
+            memories = [each for model in _MODELS for each in list(model._remembered.values())]
+        if sum(map(len, memories)) > MOST_TOGETHER:
+            for other in memories:
+                if other is not memory:
+                    other.clear()
         return memory
+
+
+_MODELS: WeakSet[RememberedKernelModel] = WeakSet()  # those that remember something
+_LOCK = Lock()

@@ -1,6 +1,7 @@
 """Prices that are remembered are those of the model, and neither more calls nor more devices are kept than said."""
 
 from dataclasses import dataclass, field, replace
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -81,3 +82,20 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         model.predict(passes(*range(size, size + 5)), device)
         assert len(model._remembered) <= 3
         assert all(len(memory) <= 15 for memory in model._remembered.values())
+
+
+def test_what_all_devices_and_models_remember_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the device that is asked about stays."""
+    monkeypatch.setattr(remembered, "_MODELS", WeakSet())  # what other tests left
+    monkeypatch.setattr(remembered, "MOST_TOGETHER", 12)
+    counting = [Counting(), Counting()]
+    models = [RememberedKernelModel(each) for each in counting]
+    devices = [A100, replace(A100, memory_bytes=1e9)]
+    for _ in range(2):
+        for model in models:
+            for device in devices:
+                model.predict(passes(*range(1, 6)), device)
+                model.predict(passes(*range(1, 6)), device)
+                kept = [memory for each in models for memory in each._remembered.values()]
+                assert sum(map(len, kept)) <= 12 + 5
+    assert [each.asked for each in counting] == [[5] * 4, [5] * 4]
