@@ -44,7 +44,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         docs_url=None,  # their pages load scripts from a network that clusters often lack
         redoc_url=None,
     )
-    app.state.queue = WorkQueue(limits)
+    app.state.searches = WorkQueue(limits, threads=limits.max_searches)
+    app.state.estimates = WorkQueue(limits, threads=limits.max_estimates)
     app.add_middleware(BodyLimit, max_body_bytes=limits.max_body_bytes)
     install_handlers(app)
     app.include_router(router)

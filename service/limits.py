@@ -3,14 +3,29 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.problems import problem_response
+from profiles.errors import SpecError
+from profiles.units import MIB
+from service.problems import FieldProblem, problem_response
 from service.settings import ServiceSettings
 
 T = TypeVar("T")
+
+
+_MORE = "the service takes more where PLANNER_MAX_BODY_BYTES says so; answers of a smaller top are shorter"
+_MOST_DRAINED_BYTES = 64 * MIB
+
+
+async def _drain(receive: Receive, messages: list[Message]) -> None:
+    """Read what is still sent of a body: a client that is cut off while it writes does not see the answer."""
+    drained_bytes, more = 0, not messages or messages[-1].get("more_body", False)
+    while more and drained_bytes < _MOST_DRAINED_BYTES:
+        message = await receive()
+        drained_bytes += len(message.get("body", b""))
+        more = message.get("more_body", False)
 
 
 class BodyLimit:
@@ -25,7 +40,8 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
         messages: list[Message] = []
         received_bytes = 0
         too_large = declared.isdigit() and int(declared[:20]) > self.max_body_bytes
@@ -37,8 +53,11 @@ class BodyLimit:
             if not message.get("more_body", False):
                 break
         if too_large:
-            response = problem_response(413, f"a request body may have at most {self.max_body_bytes} bytes")
-            await response(scope, receive, send)
+            if headers.get(b"expect", b"").lower() != b"100-continue":  # such a client waits before it sends
+                await _drain(receive, messages)
+            problem = SpecError("body", f"may have at most {self.max_body_bytes} bytes", _MORE)
+            errors = [FieldProblem(field=problem.field, problem=problem.problem, hint=problem.hint)]
+            await problem_response(413, str(problem), errors=errors)(scope, receive, send)
             return
 
         async def replay() -> Message:
@@ -47,15 +66,20 @@ class BodyLimit:
         await self.app(scope, replay, send)
 
 
+class ClientGoneError(Exception):
+    """The client hung up before its request was begun."""
+
+
 class WorkQueue:
     """Runs pricing in a few threads of its own, so that the event loop always answers.
 
     A search has no time-out: its size is bounded by the parsers and by the search itself, and a
-    thread cannot be stopped. What is bounded here is how many run and how many wait.
+    thread cannot be stopped. What is bounded here is how many run and how many wait. What has a thread is
+    finished even if nobody wants it any more; what still waits is dropped.
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
-        self._limiter = CapacityLimiter(settings.max_searches)
+    def __init__(self, settings: ServiceSettings, *, threads: int) -> None:
+        self._limiter = CapacityLimiter(threads)
         self._settings = settings
 
     @property
@@ -63,14 +87,39 @@ class WorkQueue:
         """Requests that wait for a thread."""
         return self._limiter.statistics().tasks_waiting
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T], receive: Receive) -> T:
         """The result of ``work``, computed in a thread once one is free.
+
+        Args:
+            work: What is computed.
+            receive: Says, after the body, when the client hangs up.
 
         Raises:
             HTTPException: 429, if too many requests are waiting already.
+            ClientGoneError: If the client hung up while it waited; ``work`` did not run.
         """
         if self.waiting >= self._settings.max_waiting:
             raise HTTPException(
                 429, "too many searches are waiting", headers={"Retry-After": str(self._settings.retry_after_s)}
             )
-        return await to_thread.run_sync(work, limiter=self._limiter)
+        done: list[T] = []
+        failed: list[Exception] = []
+        async with create_task_group() as group:
+            group.start_soon(_cancel_when_gone, receive, group.cancel_scope)
+            try:  # an error raised in the group would leave it in a group of errors
+                done.append(await to_thread.run_sync(work, limiter=self._limiter))
+            except Exception as error:
+                failed.append(error)
+            group.cancel_scope.cancel()
+        if failed:
+            raise failed[0]
+        if not done:
+            raise ClientGoneError
+        return done[0]
+
+
+async def _cancel_when_gone(receive: Receive, scope: CancelScope) -> None:
+    """Cancel once the client hangs up; a thread that runs is waited for all the same."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()

@@ -32,7 +32,7 @@ from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
 from service.bodies import StrictRoute
-from service.limits import WorkQueue
+from service.limits import ClientGoneError, WorkQueue
 from service.problems import NotFoundError, declared
 from service.schemas import (
     CompareRequest,
@@ -56,6 +56,7 @@ from service.values import NAME_PATTERN
 from service.views import DeviceList, DeviceView, FrameworkList, ModelList, ModelView
 
 T = TypeVar("T")
+_GONE = 499  # as proxies log a client that hung up; nobody reads it
 _COMPONENTS = "#/components/schemas/"
 
 
@@ -135,7 +136,7 @@ async def post_plan(body: PlanQuestion, request: Request) -> Response:
 @router.post("/estimate", response_model=None, responses=_DOCUMENT | _SEARCH_PROBLEMS, tags=["planning"])
 async def post_estimate(body: EstimateRequest, request: Request) -> Response:
     """Price and explain one execution plan."""
-    return await _answer(request, functools.partial(api.estimate, plan=given(body.plan), **_inputs(body)))
+    return await _answer(request, functools.partial(api.estimate, plan=given(body.plan), **_inputs(body)), quick=True)
 
 
 @router.post("/portfolio", response_model=None, responses=_PORTFOLIO | _SEARCH_PROBLEMS, tags=["decisions"])
@@ -209,7 +210,8 @@ async def post_replan(body: ReplanQuestion, request: Request) -> Response:
 @router.post("/compare", response_model=None, responses=_COMPARE | _SEARCH_PROBLEMS, tags=["planning"])
 async def post_compare(body: CompareRequest, request: Request) -> Response:
     """Set plans of answers beside each other, and say what makes the difference."""
-    return await _answer(request, functools.partial(compare, *body.answers, ranks=body.ranks, names=body.names))
+    look = functools.partial(compare, *body.answers, ranks=body.ranks, names=body.names)
+    return await _answer(request, look, quick=True)
 
 
 @router.post("/export", response_model=None, responses=_EXPORT | _SEARCH_PROBLEMS, tags=["planning"])
@@ -217,9 +219,9 @@ async def post_export(body: ExportQuestion, request: Request) -> Response:
     """Write the files and the launch line of a training framework for the plan that `/estimate` explains."""
     if isinstance(body, SavedExportRequest):
         save = functools.partial(export_saved, format=body.format, rank=body.rank, allow_partial=body.allow_partial)
-        return await _answer(request, _renaming(functools.partial(save, body.answer), _OF_ANSWER))
+        return await _answer(request, _renaming(functools.partial(save, body.answer), _OF_ANSWER), quick=True)
     write = functools.partial(export, plan=given(body.plan), format=body.format, allow_partial=body.allow_partial)
-    return await _answer(request, functools.partial(write, **_inputs(body)))
+    return await _answer(request, functools.partial(write, **_inputs(body)), quick=True)
 
 
 @router.get("/models", responses=declared(422), tags=["catalogue"])
@@ -256,6 +258,7 @@ async def get_frameworks() -> FrameworkList:
     return FrameworkList.model_validate(frameworks_document())
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", responses=declared(422), tags=["service"])
 async def get_health() -> Health:
     """Whether the service answers; never waits for a search."""
@@ -312,12 +315,15 @@ def _inputs(body: EstimateRequest) -> dict[str, Any]:
     }
 
 
-async def _answer(request: Request, work: Callable[[], Any]) -> Response:
-    """The document of a result, priced and encoded off the event loop."""
+async def _answer(request: Request, work: Callable[[], Any], *, quick: bool = False) -> Response:
+    """The document of a result, priced and encoded off the event loop; what is quick does not wait for searches."""
 
     def encoded() -> bytes:
         document = documents.to_document(work())
         return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
-    queue: WorkQueue = request.app.state.queue
-    return Response(await queue.run(encoded), media_type="application/json")
+    queue: WorkQueue = request.app.state.estimates if quick else request.app.state.searches
+    try:
+        return Response(await queue.run(encoded, request.receive), media_type="application/json")
+    except ClientGoneError:
+        return Response(status_code=_GONE)

@@ -15,14 +15,16 @@ class ServiceSettings:
     """What one process of the service takes on at once.
 
     Attributes:
-        max_body_bytes: Largest request body; a config.json is a few KiB.
-        max_searches: Searches and estimates computed at the same time, each in a thread of its own.
-        max_waiting: Requests that may wait for one of those threads; further ones get 429.
+        max_body_bytes: Largest request body; a config.json has a few KiB, an answer with a hundred plans 600.
+        max_searches: Searches computed at the same time, each in a thread of its own.
+        max_estimates: Estimates, exports and comparisons computed besides, which take less than a search.
+        max_waiting: Requests that may wait for threads of either kind; further ones get 429.
         retry_after_s: What a refused client is told to wait.
     """
 
-    max_body_bytes: int = MIB
+    max_body_bytes: int = 8 * MIB
     max_searches: int = 2
+    max_estimates: int = 1
     max_waiting: int = 64
     retry_after_s: int = 1
 
