@@ -277,23 +277,14 @@ def show_workflows(name: str) -> tuple[dict[str, Any], Any]:
     """
     from rich.table import Table
 
-    from planner.dataflow.presets import PRESETS, build_preset
+    from planner.document_catalog import workflows_document
     from profiles.errors import did_you_mean
 
-    found = [preset for key, preset in PRESETS.items() if name.strip().lower() in key]
-    if not found:
-        raise SpecError("NAME", f"no workflow is called {name[:40]!r}", did_you_mean(name, PRESETS))
-    entries: list[dict[str, Any]] = [
-        {
-            "name": preset.name,
-            "summary": preset.summary,
-            "source": preset.source,
-            "roles": [role.name for role in build_preset(preset.name).roles],
-            "calls": list(build_preset(preset.name).order),
-            "settings": {setting: _plain(getattr(preset.defaults, setting)) for setting in preset.takes},
-        }
-        for preset in found
-    ]
+    document = workflows_document()
+    entries = [entry for entry in document["workflows"] if name.strip().lower() in entry["name"]]
+    if not entries:
+        names = [entry["name"] for entry in document["workflows"]]
+        raise SpecError("NAME", f"no workflow is called {name[:40]!r}", did_you_mean(name, names))
 
     def tables(console: "Console") -> None:
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -304,9 +295,4 @@ def show_workflows(name: str) -> tuple[dict[str, Any], Any]:
             table.add_row(entry["name"], " ".join(entry["roles"]), entry["summary"], settings)
         console.print(table)
 
-    return {"workflows": entries}, tables
-
-
-def _plain(value: Any) -> Any:
-    """A setting's default as JSON has it."""
-    return value if value is None or isinstance(value, (bool, int, float, str)) else float(value)
+    return document | {"workflows": entries}, tables

@@ -16,14 +16,17 @@ from planner.document_sizing import sizing_schema
 from planner.exporters.document import export_schema
 from planner.schema_flow_types import flow_document_schema
 from planner.schema_types import document_schema
+from profiles.cluster_entries import ClusterEntry, MixedClusterEntry
 from service.docs_page import docs_page
 from service.limits import BodyLimit, WorkQueue
 from service.problems import Problem, install_handlers
 from service.routes import router
 from service.settings import ServiceSettings
+from service.values import CLUSTER_TITLE
 
 _DESCRIPTION = """Which execution plan is best for a model on a cluster, how long a step takes, whether it fits, and how
 sure that is. Quantities are in SI units, named in the key (`step_time_s`, `peak_memory_bytes`)."""
+CLUSTER, MIXED_CLUSTER = "Cluster", "MixedCluster"
 _COMPONENTS = "#/components/schemas/"
 
 
@@ -76,13 +79,33 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             ("Compare", compare_schema()),
             ("Serving", serving_schema()),
             ("Sizing", sizing_schema()),
+            (CLUSTER, ClusterEntry.model_json_schema()),
+            (MIXED_CLUSTER, _groups_of_clusters(MixedClusterEntry.model_json_schema())),
             ("Problem", Problem.model_json_schema(ref_template=_COMPONENTS + "{model}")),
         ):
             _hoist(name, definition, schemas)
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
-        app.openapi_schema = document
+        app.openapi_schema = _with_cluster_fields(document)
     return app.openapi_schema
+
+
+def _groups_of_clusters(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of several kinds of machines, with the fields that each group has."""
+    schema["properties"]["groups"]["items"] = {"$ref": _COMPONENTS + CLUSTER}
+    return schema
+
+
+def _with_cluster_fields(node: Any) -> Any:
+    """The document with the fields of a cluster where one may be posted as a mapping.
+
+    The library checks them, and names them in its errors; to pydantic such a mapping is any.
+    """
+    if isinstance(node, dict):
+        if node.get("title") == CLUSTER_TITLE:
+            return {"anyOf": [{"$ref": _COMPONENTS + name} for name in (CLUSTER, MIXED_CLUSTER)]}
+        return {key: _with_cluster_fields(value) for key, value in node.items()}
+    return [_with_cluster_fields(item) for item in node] if isinstance(node, list) else node
 
 
 def _hoist(name: str, definition: dict[str, Any], schemas: dict[str, Any]) -> None:
@@ -91,6 +114,8 @@ def _hoist(name: str, definition: dict[str, Any], schemas: dict[str, Any]) -> No
     schemas.update(renamed.pop("$defs", {}))
     renamed.pop("$schema", None)
     renamed.pop("$id", None)
+    if "title" in renamed:
+        renamed["title"] = name
     schemas[name] = renamed
 
 

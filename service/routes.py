@@ -14,6 +14,7 @@ from planner import api, documents
 from planner.comparing import compare
 from planner.decisions import api as decisions
 from planner.decisions.results import Terms
+from planner.document_catalog import engines_document, links_document, nodes_document, workflows_document
 from planner.document_plan import (
     device_document,
     devices_document,
@@ -53,7 +54,17 @@ from service.schemas import (
 )
 from service.serving_bodies import ServingRequest
 from service.values import NAME_PATTERN
-from service.views import DeviceList, DeviceView, FrameworkList, ModelList, ModelView
+from service.views import (
+    DeviceList,
+    DeviceView,
+    EngineList,
+    FrameworkList,
+    LinkList,
+    ModelList,
+    ModelView,
+    NodeList,
+    WorkflowList,
+)
 
 T = TypeVar("T")
 _GONE = 499  # as proxies log a client that hung up; nobody reads it
@@ -256,6 +267,30 @@ async def get_device(name: EntryName) -> DeviceView:
 async def get_frameworks() -> FrameworkList:
     """Every framework, and variant of one, that plans can be made for."""
     return FrameworkList.model_validate(frameworks_document())
+
+
+@router.get("/workflows", responses=declared(422), tags=["catalogue"])
+async def get_workflows() -> WorkflowList:
+    """Every workflow known by name, with the settings it takes."""
+    return WorkflowList.model_validate(workflows_document())
+
+
+@router.get("/engines", responses=declared(422), tags=["catalogue"])
+async def get_engines() -> EngineList:
+    """Every engine that serves or generates."""
+    return EngineList.model_validate(engines_document())
+
+
+@router.get("/nodes", responses=declared(422), tags=["catalogue"])
+async def get_nodes() -> NodeList:
+    """Every node that the mapping of a cluster can start from."""
+    return NodeList.model_validate(nodes_document())
+
+
+@router.get("/links", responses=declared(422), tags=["catalogue"])
+async def get_links() -> LinkList:
+    """Every link that the mapping of a cluster can name."""
+    return LinkList.model_validate(links_document())
 
 
 @router.head("/healthz", include_in_schema=False)

@@ -84,14 +84,16 @@ NameOrMapping = Annotated[
     Annotated[Name, Tag(TEXT_TAG)] | Annotated[Mapping, Tag(MAPPING_TAG)],
     Discriminator(_kind, custom_error_type="kind", custom_error_message="must be a text or a mapping"),
 ]
+CLUSTER_TITLE = "Mapping of a cluster"  # whose fields the OpenAPI document has among its components
+ClusterMapping = Annotated[Mapping, Field(title=CLUSTER_TITLE)]
 Machine = Annotated[str, Field(min_length=1, max_length=120, pattern=CLUSTER_PATTERN)]
 Cluster = Annotated[
-    Annotated[Machine, Tag(TEXT_TAG)] | Annotated[Mapping, Tag(MAPPING_TAG)],
+    Annotated[Machine, Tag(TEXT_TAG)] | Annotated[ClusterMapping, Tag(MAPPING_TAG)],
     Discriminator(_kind, custom_error_type="kind", custom_error_message="must be a text or a mapping"),
 ]
 PricedName = Annotated[str, Field(min_length=1, max_length=120, pattern=PRICED_PATTERN)]
 Machines = Annotated[
-    Annotated[PricedName, Tag(TEXT_TAG)] | Annotated[Mapping, Tag(MAPPING_TAG)],
+    Annotated[PricedName, Tag(TEXT_TAG)] | Annotated[ClusterMapping, Tag(MAPPING_TAG)],
     Discriminator(_kind, custom_error_type="kind", custom_error_message="must be a text or a mapping"),
 ]
 Role = Annotated[str, Field(min_length=1, max_length=40, pattern=ROLE_PATTERN)]

@@ -68,3 +68,89 @@ class FrameworkList(BaseModel):
 
     schema_version: str
     frameworks: list[FrameworkView]
+
+
+class WorkflowView(BaseModel):
+    """A workflow as `job` of `POST /plan` names it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    summary: str
+    source: str
+    roles: list[str] = Field(description="Which `models` may name.")
+    calls: list[str] = Field(description="Which `pins` may name.")
+    settings: dict[str, bool | int | float | str | None] = Field(description="What `settings` may say, and defaults.")
+
+
+class WorkflowList(BaseModel):
+    """Every workflow known by name."""
+
+    schema_version: str
+    workflows: list[WorkflowView]
+
+
+class EngineView(BaseModel):
+    """An engine as `engine` of `POST /serving` and of a workflow names it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    description: str
+    splits_stages: bool = Field(description="Whether layers can be split over pipeline stages.")
+    disaggregates: bool = Field(description="Whether prompts can be read by replicas of their own.")
+    speculates: list[str] = Field(description="Methods of speculative decoding it has.")
+    memory_utilization: float = Field(description="Share of the device's memory it uses unless told otherwise.")
+    max_sequences: int = Field(description="Most sequences a replica runs at once unless told otherwise.")
+    prefill_tokens: int = Field(description="Most prompt tokens of one step unless told otherwise.")
+
+
+class EngineList(BaseModel):
+    """Every engine known by name."""
+
+    schema_version: str
+    engines: list[EngineView]
+
+
+class NodeView(BaseModel):
+    """A node as `node` of a cluster names it; its fields are those of a cluster."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    device: str
+    gpus_per_node: int
+    domain_devices: int
+    scale_up: str
+    fabric: str
+    nics_per_node: int
+    host_link: str
+    host_memory_bytes: float
+    source: str
+
+
+class NodeList(BaseModel):
+    """Every node known by name."""
+
+    schema_version: str
+    nodes: list[NodeView]
+
+
+class LinkView(BaseModel):
+    """A link as `scale_up`, `fabric` and `host_link` of a cluster name it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    kind: str
+    bandwidth_bytes_per_s: float = Field(description="Per direction; of a fabric, of one adapter.")
+    latency_s: float
+    peer_to_peer: bool = Field(description="Whether devices reach each other without the host's memory.")
+    source: str
+
+
+class LinkList(BaseModel):
+    """Every link known by name."""
+
+    schema_version: str
+    links: list[LinkView]

@@ -12,6 +12,9 @@ from fastapi.testclient import TestClient
 import planner
 from planner.decisions.document import observe_document, portfolio_document, sensitivity_document
 from planner.decisions.results import Terms
+from profiles.catalog import default_catalog
+from profiles.cluster_entries import ClusterEntry
+from profiles.cluster_string import cluster_from_mapping
 from service import routes
 from service.app import create_app
 from service.schemas import EXAMPLE_TRIAL
@@ -287,6 +290,32 @@ def test_the_catalogue_is_listed_with_sources(client: TestClient) -> None:
     devices = client.get("/devices").json()["devices"]
     assert "A100-SXM-80GB" in {device["name"] for device in devices}
     assert all(device["sources"] for device in devices)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("workflows", "grpo"), ("engines", "vllm"), ("nodes", "dgx-h100"), ("links", "ib-ndr-400")]
+)
+def test_what_a_question_may_name_is_listed(client: TestClient, path: str, name: str) -> None:
+    document = client.get(f"/{path}").json()
+    assert document["schema_version"]
+    assert name in {entry["name"] for entry in document[path]}
+
+
+def test_every_node_of_the_catalogue_makes_a_cluster(client: TestClient) -> None:
+    names = {"name", "host_memory_bytes", "source"}
+    for entry in client.get("/nodes").json()["nodes"]:
+        mapping = {field: value for field, value in entry.items() if field not in names} | {"node": entry["name"]}
+        assert cluster_from_mapping(mapping).node == default_catalog().nodes[entry["name"]]
+
+
+def test_openapi_has_the_fields_of_a_cluster(client: TestClient) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    assert set(schemas["Cluster"]["properties"]) == set(ClusterEntry.model_fields)
+    assert schemas["MixedCluster"]["properties"]["groups"]["items"] == {"$ref": "#/components/schemas/Cluster"}
+    for body in ("PlanRequest", "WorkflowRequest", "ServingRequest", "SearchRequest", "SizingRequest"):
+        text, mapping = schemas[body]["properties"]["cluster"]["oneOf"]
+        assert text["type"] == "string"
+        assert [*references(mapping)] == [f"#/components/schemas/{name}" for name in ("Cluster", "MixedCluster")]
 
 
 def test_one_entry_by_any_of_its_names(client: TestClient) -> None:

@@ -1,5 +1,6 @@
 """The documentation tells the truth: quoted output is current, commands run, every option is explained."""
 
+import dataclasses
 import importlib.util
 import re
 import shlex
@@ -7,6 +8,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
+
+from profiles.cluster_entries import ClusterEntry, MixedClusterEntry
+from profiles.cluster_string import cluster_from_mapping
+from profiles.mixed_cluster import mixed_cluster_from_mapping, parse_mixed_cluster
+from service.app import create_app
+from service.settings import ENVIRONMENT_PREFIX, ServiceSettings
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -118,3 +126,28 @@ def test_every_option_is_explained_in_the_command_reference() -> None:
 
 def test_the_checker_reads_commands() -> None:
     assert all(shlex.split(command)[0] == "planner" for command in unmarked_commands())
+
+
+def test_fields_of_clusters_are_documented_as_the_service_says() -> None:
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    for entry in (ClusterEntry, MixedClusterEntry):
+        for name, item in entry.model_fields.items():
+            assert f"| `{name}` | {item.description} |" in page
+
+
+def test_the_clusters_that_are_shown_can_be_planned_for() -> None:
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    one, several = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    assert cluster_from_mapping(one).num_devices == 32
+    assert mixed_cluster_from_mapping(several).num_devices == 64
+    for row in re.findall(r"^\| (`[^|]*`) \| ", page.partition("## As a mapping")[0], re.MULTILINE):
+        for text in re.findall("`([^`]+)`", row):
+            assert parse_mixed_cluster(text).num_devices
+
+
+def test_settings_and_routes_of_the_service_are_documented() -> None:
+    page = (ROOT / "docs" / "rest.md").read_text()
+    for item in dataclasses.fields(ServiceSettings):
+        assert f"| `{ENVIRONMENT_PREFIX}{item.name.upper()}` | {item.default} |" in page
+    for path in create_app(ServiceSettings()).openapi()["paths"]:
+        assert path.partition("/{")[0] in page
